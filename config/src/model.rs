@@ -1,0 +1,193 @@
+//! The immutable model that every configuration format becomes.
+//!
+//! Everything that is read while a connection is served is here, already validated and resolved as far as that
+//! is possible without I/O: names are lower-cased, references are indexes, precedence is decided.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use crate::{name::HostName, table::RouteTable};
+
+/// One complete, valid configuration.
+#[derive(Debug, Clone)]
+pub struct Model {
+    /// What to listen on; at least one, names unique, no address bound twice.
+    pub listeners: Vec<Listener>,
+    /// Everything a route can point at; [`BackendId`] is an index into this list.
+    pub backends: Vec<Backend>,
+    /// Which datapath the operator asked for.
+    pub datapath: DatapathKind,
+    /// Where `/ready` and `/metrics` are served; nowhere if `None`.
+    pub admin: Option<SocketAddr>,
+    /// Sizes and counts that bound what one client can cost.
+    pub limits: Limits,
+    /// How long each phase of a connection may take.
+    pub timeouts: Timeouts,
+}
+
+/// One named set of addresses and the routes reachable through it.
+#[derive(Debug, Clone)]
+pub struct Listener {
+    /// Unique name; a metric label.
+    pub name: String,
+    /// Addresses to bind, IPv4 and IPv6.
+    pub bind: Vec<SocketAddr>,
+    /// Which rule serves which server name.
+    pub routes: RouteTable,
+    /// What happens to a connection that no rule serves, by verdict.
+    pub policies: Policies,
+}
+
+/// What to do with a connection for each way a hello can fail to name a route.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Policies {
+    /// A valid hello without the `server_name` extension (and no `*` rule).
+    pub no_sni: Policy,
+    /// A valid hello whose name no rule serves.
+    pub unknown_name: Policy,
+    /// The first bytes are not a TLS handshake record.
+    pub not_tls: Policy,
+    /// TLS, but not a valid `ClientHello`.
+    pub malformed: Policy,
+    /// The hello is longer than [`Limits::hello_bytes`].
+    pub too_large: Policy,
+    /// The hello was not complete within [`Timeouts::hello`].
+    pub timeout: Policy,
+}
+
+/// How to end, or where to send, a connection without a route.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Policy {
+    /// FIN without a byte. The default: Gateway API conformance counts only EOF or RST as a rejection.
+    #[default]
+    Close,
+    /// RST.
+    Reset,
+    /// A fatal TLS alert (`unrecognized_name` and so on, RFC 8446 section 6.2), then FIN.
+    Alert,
+    /// Pass the bytes on to this backend all the same.
+    Backend(BackendId),
+}
+
+/// Index into [`Model::backends`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BackendId(pub usize);
+
+/// A named group of endpoints that serve the same thing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Backend {
+    /// Unique name; a metric label. For Istio destinations `host:port`.
+    pub name: String,
+    /// Where it can be reached; may be empty, then connections are rejected.
+    pub endpoints: Vec<Endpoint>,
+    /// Source addresses for the connection to the endpoint, used in turn; empty lets the kernel choose.
+    pub source: Vec<IpAddr>,
+}
+
+/// One address of a backend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Literal address, or a name that userspace resolves.
+    pub host: EndpointHost,
+    /// TCP port, never 0.
+    pub port: u16,
+    /// Share among its siblings; 0 receives nothing.
+    pub weight: u32,
+}
+
+/// Where an endpoint lives.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum EndpointHost {
+    /// A literal address.
+    Ip(IpAddr),
+    /// To be resolved by DNS.
+    Dns(HostName),
+}
+
+/// What a matched name leads to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    /// What people call it: `route NAME` or `VirtualService namespace/name tls[0]`; a metric label.
+    pub name: String,
+    /// Where it was written.
+    pub origin: Origin,
+    /// Where its connections go, in proportion to the weights; never empty.
+    pub targets: Vec<Target>,
+}
+
+/// One weighted destination of a rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Target {
+    /// Share among its siblings. A sum of 0 over a rule rejects its connections.
+    pub weight: u32,
+    /// Where to go; `None` is a destination that cannot be served, which rejects its share of connections.
+    pub backend: Option<BackendId>,
+}
+
+/// The place in a file that something came from.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Origin {
+    /// The file as the operator named it.
+    pub file: String,
+    /// From 1.
+    pub line: usize,
+    /// From 1, in characters.
+    pub column: usize,
+}
+
+/// Which datapath the operator asked for; what is built in the end may be another one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum DatapathKind {
+    /// The fastest one whose probes pass on this kernel.
+    #[default]
+    Auto,
+    /// In the kernel from the first byte; refuses to start where the probes fail.
+    Sockmap,
+    /// A copy in userspace: no privilege needed.
+    Relay,
+}
+
+/// Sizes and counts that bound what one client can cost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Longest accepted `ClientHello`, records included; 512 to 65,536 bytes.
+    pub hello_bytes: usize,
+    /// Connections served at once over all listeners; further ones wait in the backlog.
+    pub connections: usize,
+    /// Worker threads; 0 is one for each core.
+    pub workers: usize,
+    /// Bytes one direction may hold in the kernel between the two sockets before the sender is slowed down.
+    pub in_flight_bytes: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { hello_bytes: 16 * 1024, connections: 8_192, workers: 0, in_flight_bytes: 1024 * 1024 }
+    }
+}
+
+/// How long each phase of a connection may take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timeouts {
+    /// From accept to the complete hello.
+    pub hello: Duration,
+    /// For one attempt to connect to one endpoint.
+    pub connect: Duration,
+    /// Without a byte in either direction.
+    pub idle: Duration,
+    /// From SIGTERM to the end of the last connection.
+    pub drain: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            hello: Duration::from_secs(10),
+            connect: Duration::from_secs(10),
+            idle: Duration::from_secs(3600),
+            drain: Duration::from_secs(30),
+        }
+    }
+}

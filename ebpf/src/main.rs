@@ -1,0 +1,3 @@
+//! The programs that move bytes in the kernel.
+#![no_std]
+#![no_main]

@@ -1,0 +1,2 @@
+//! Runs the contestants side by side and reports ratios.
+fn main() {}

@@ -1,0 +1,75 @@
+//! The seam between one connection's story and the way its bytes move.
+
+use std::{future::Future, io, pin::Pin};
+
+use tokio::net::TcpStream;
+
+use crate::account::Account;
+
+pub mod relay;
+pub mod sockmap;
+
+/// Moves bytes between an accepted client and a connected backend until both directions have ended.
+///
+/// One instance per worker thread, so an implementation may keep per-worker buffers and is not `Send`. What it
+/// cannot carry itself it hands to the next simpler one inside, and counts that; the caller never knows.
+pub trait Datapath {
+    /// How the session must obtain the hello so that this datapath can start.
+    fn hello(&self) -> HelloMode;
+
+    /// Carries the pair to its end. Both sockets are closed (or reset) when the future resolves; dropping the
+    /// future closes both at once.
+    fn relay<'a>(&'a self, pair: Pair, account: &'a Account) -> Carry<'a>;
+}
+
+/// The future of [`Datapath::relay`]. Boxed once per connection, next to a connect(2).
+pub type Carry<'a> = Pin<Box<dyn Future<Output = End> + 'a>>;
+
+/// What happens to the bytes of the hello while it is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HelloMode {
+    /// Looked at with `MSG_PEEK`: they stay in the client's receive queue, [`Pair::hello`] is empty.
+    Peek,
+    /// Read and carried along in [`Pair::hello`].
+    Read,
+}
+
+/// Two established connections that shall become one.
+#[derive(Debug)]
+pub struct Pair {
+    /// The accepted connection.
+    pub client: TcpStream,
+    /// The connection to the chosen endpoint.
+    pub backend: TcpStream,
+    /// Bytes already read from the client that the backend must receive first, verbatim.
+    pub hello: Vec<u8>,
+}
+
+/// How a connection ended.
+#[derive(Debug)]
+pub enum End {
+    /// Both sides sent FIN and every byte was delivered.
+    Finished,
+    /// The client sent RST (passed on to the backend).
+    ClientReset,
+    /// The backend sent RST (passed on to the client).
+    BackendReset,
+    /// No byte in either direction for the idle timeout.
+    Idle,
+    /// The socket of one side failed in another way.
+    Failed(io::Error),
+}
+
+impl End {
+    /// Metric and log label.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Finished => "finished",
+            Self::ClientReset => "client_reset",
+            Self::BackendReset => "backend_reset",
+            Self::Idle => "idle_timeout",
+            Self::Failed(_) => "io_error",
+        }
+    }
+}

@@ -1,0 +1,2 @@
+//! snisplice.
+fn main() {}
