@@ -1,0 +1,115 @@
+//! The one copy step: whatever moves bytes in userspace moves them here.
+//!
+//! It works on raw non-blocking descriptors and never waits, so it serves the relay (sockets registered in tokio)
+//! and the sockmap datapath while it is catching up (sockets in a private epoll) alike.
+
+use std::{cell::RefCell, io, os::fd::AsFd};
+
+use rustix::net::{RecvFlags, SendFlags, recv, send};
+
+/// Bytes one step reads at most. Large reads are what makes a copy fast; one buffer serves a whole worker, so it
+/// costs nothing per connection and stays in the core's cache.
+pub const STEP_BYTES: usize = 256 * 1024;
+
+thread_local! {
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; STEP_BYTES].into_boxed_slice());
+}
+
+/// Lends the worker's shared buffer. Not to be nested.
+pub fn with_scratch<T>(work: impl FnOnce(&mut [u8]) -> T) -> T {
+    SCRATCH.with_borrow_mut(|buffer| work(buffer))
+}
+
+/// One direction's copy: holds bytes only while the receiver does not take them.
+#[derive(Debug, Default)]
+pub struct Pump {
+    /// Read but not yet taken by the receiver; what precedes `taken` already is.
+    pending: Vec<u8>,
+    taken: usize,
+}
+
+/// What one step achieved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// The receiver's socket took this many bytes (at least one).
+    Moved {
+        /// How many.
+        bytes: usize,
+        /// The sender's queue was empty at that moment: the next read would block, or find EOF.
+        drained: bool,
+    },
+    /// The sender has nothing to read; nothing is pending.
+    WantRead,
+    /// The receiver takes no more for now; the rest is pending.
+    WantWrite,
+    /// The sender sent FIN and everything before it was taken.
+    Eof,
+}
+
+/// Which call failed.
+#[derive(Debug)]
+pub enum StepError {
+    /// recv(2) on the sender's socket.
+    Read(io::Error),
+    /// send(2) on the receiver's socket.
+    Write(io::Error),
+}
+
+impl Pump {
+    /// A pump that first delivers `pending`.
+    #[must_use]
+    pub fn starting_with(pending: Vec<u8>) -> Self {
+        Self { pending, taken: 0 }
+    }
+
+    /// Whether bytes that were read still wait for the receiver.
+    #[must_use]
+    pub fn is_blocked(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// Delivers pending bytes, or else reads once and delivers what came.
+    pub fn step(&mut self, from: impl AsFd, to: impl AsFd) -> Result<Step, StepError> {
+        if self.is_blocked() {
+            return self.flush(to);
+        }
+        with_scratch(|scratch| {
+            let read = match recv(&from, &mut scratch[..], RecvFlags::empty()) {
+                Ok((0, _)) => return Ok(Step::Eof),
+                Ok((read, _)) => read,
+                Err(error) if would_block(error) => return Ok(Step::WantRead),
+                Err(error) => return Err(StepError::Read(error.into())),
+            };
+            let drained = read < scratch.len();
+            match send(&to, &scratch[..read], SendFlags::NOSIGNAL) {
+                Ok(sent) => {
+                    self.pending.extend_from_slice(&scratch[sent..read]);
+                    Ok(Step::Moved { bytes: sent, drained })
+                }
+                Err(error) if would_block(error) => {
+                    self.pending.extend_from_slice(&scratch[..read]);
+                    Ok(Step::WantWrite)
+                }
+                Err(error) => Err(StepError::Write(error.into())),
+            }
+        })
+    }
+
+    fn flush(&mut self, to: impl AsFd) -> Result<Step, StepError> {
+        let sent = match send(&to, &self.pending[self.taken..], SendFlags::NOSIGNAL) {
+            Ok(sent) => sent,
+            Err(error) if would_block(error) => return Ok(Step::WantWrite),
+            Err(error) => return Err(StepError::Write(error.into())),
+        };
+        self.taken += sent;
+        if self.taken == self.pending.len() {
+            // Gives the memory back: a receiver that was slow once need not hold a buffer for life.
+            *self = Self::default();
+        }
+        Ok(Step::Moved { bytes: sent, drained: false })
+    }
+}
+
+fn would_block(error: rustix::io::Errno) -> bool {
+    matches!(error, rustix::io::Errno::AGAIN | rustix::io::Errno::INTR)
+}

@@ -1,0 +1,78 @@
+//! Every socket option the standard library does not wrap, and nothing else: one call in, one value out.
+
+use std::{
+    io,
+    mem::{self, MaybeUninit},
+    os::fd::{AsFd, AsRawFd},
+    time::Duration,
+};
+
+use socket2::SockRef;
+
+/// Sets a socket option whose value is a C `int`.
+fn set_int(fd: impl AsFd, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
+    #[expect(clippy::cast_possible_truncation, reason = "the size of a C int is 4")]
+    let length = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the descriptor is open for the life of the borrow, and the pointer and length describe `value`,
+    // which outlives the call.
+    let result = unsafe {
+        libc::setsockopt(fd.as_fd().as_raw_fd(), level, name, (&raw const value).cast(), length)
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// `SO_RCVLOWAT`: the socket polls readable once this many bytes are queued (or at EOF). The kernel caps it at
+/// half the receive buffer, and checks at once whether the queue already satisfies it.
+pub fn set_receive_low_water(fd: impl AsFd, bytes: usize) -> io::Result<()> {
+    let value = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
+    set_int(fd, libc::SOL_SOCKET, libc::SO_RCVLOWAT, value)
+}
+
+/// `IP_BIND_ADDRESS_NO_PORT` (Linux 4.2): a bind to port 0 leaves the choice of the port to connect(2), which may
+/// then share one port between different destinations.
+pub fn set_bind_address_no_port(fd: impl AsFd) -> io::Result<()> {
+    set_int(fd, libc::SOL_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)
+}
+
+/// `SO_SNDBUF` beyond `net.core.wmem_max` where the process may (`CAP_NET_ADMIN`), else up to it. The kernel
+/// doubles the value for its own bookkeeping and stops tuning the buffer by itself.
+pub fn set_send_buffer(fd: impl AsFd, bytes: u32) -> io::Result<()> {
+    let value = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
+    set_int(&fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, value)
+        .or_else(|_| set_int(&fd, libc::SOL_SOCKET, libc::SO_SNDBUF, value))
+}
+
+/// `SIOCOUTQ`: bytes written but not yet acknowledged by the peer (a FIN counts as one).
+pub fn unacknowledged(fd: impl AsFd) -> io::Result<u32> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: SIOCOUTQ writes one int through the pointer, which is valid and outlives the call.
+    let result = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    if result == 0 { Ok(bytes.unsigned_abs()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// `TCP_INFO`, zero-filled where this kernel knows fewer fields than the header this was built with.
+pub fn tcp_info(fd: impl AsFd) -> io::Result<libc::tcp_info> {
+    let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
+    #[expect(clippy::cast_possible_truncation, reason = "the structure is a few hundred bytes")]
+    let mut length = mem::size_of::<libc::tcp_info>() as libc::socklen_t;
+    // SAFETY: pointer and length describe `info`, which outlives the call; the kernel writes at most `length`.
+    let result = unsafe {
+        libc::getsockopt(
+            fd.as_fd().as_raw_fd(),
+            libc::SOL_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the structure consists of integers, for which all zeros is valid, and the kernel overwrote a part.
+    Ok(unsafe { info.assume_init() })
+}
+
+/// Makes the coming close(2) send RST and discard what is still queued.
+pub fn reset_on_close(fd: impl AsFd) -> io::Result<()> {
+    SockRef::from(&fd).set_linger(Some(Duration::ZERO))
+}
