@@ -1,0 +1,38 @@
+//! `cargo xtask demo`: the product at work, with nothing that the build does not bring.
+
+use std::{os::unix::process::CommandExt as _, process::Command};
+
+use anyhow::{Context as _, Result};
+
+use crate::shell::{self, cargo};
+
+/// Shows real TLS connections routed by name, each backend's own certificate verified by the client.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Leave everything running afterwards, until Ctrl-C.
+    #[arg(long)]
+    keep: bool,
+    /// Which datapath to ask for.
+    #[arg(long, value_parser = ["auto", "sockmap", "relay"], default_value = "auto")]
+    datapath: String,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let Args { keep, datapath } = args;
+    build()?;
+    // Both binaries land in the directory beside our own: <target>/debug/xtask, <target>/release/snisplice.
+    let own = std::env::current_exe().context("cannot tell where this program is")?;
+    let target = own.ancestors().nth(2).context("this program is not in a target directory")?;
+    let mut demo = Command::new(target.join("release/snisplice-demo"));
+    demo.args(["--datapath", datapath]);
+    if *keep {
+        demo.arg("--keep");
+    }
+    // Takes our place, so that Ctrl-C reaches the one process that has something to clean up.
+    Err(demo.exec()).context("cannot start the demo")
+}
+
+fn build() -> Result<()> {
+    let packages = ["--package", "snisplice", "--package", "snisplice-tests"];
+    shell::run(cargo().args(["build", "--release", "--bins"]).args(packages))
+}
