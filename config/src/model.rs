@@ -17,6 +17,8 @@ pub struct Model {
     pub listeners: Vec<Listener>,
     /// Everything a route can point at; [`BackendId`] is an index into this list.
     pub backends: Vec<Backend>,
+    /// How many rules the listeners' tables hold in all; [`Rule::id`] is below it.
+    pub rules: usize,
     /// Which datapath the operator asked for.
     pub datapath: DatapathKind,
     /// Where `/ready` and `/metrics` are served; nowhere if `None`.
@@ -109,6 +111,9 @@ pub enum EndpointHost {
 /// What a matched name leads to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
+    /// Dense index over all rules of one model, from 0 to [`Model::rules`]; what changes while the configuration
+    /// serves (counters, the turn of the round robin) is kept beside the model under it.
+    pub id: usize,
     /// What people call it: `route NAME` or `VirtualService namespace/name tls[0]`; a metric label.
     pub name: String,
     /// Where it was written.
