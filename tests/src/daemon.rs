@@ -1,0 +1,156 @@
+//! The daemon under test.
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus},
+};
+
+use anyhow::{Context as _, Result, bail};
+use nix::sys::signal::Signal;
+
+use crate::{
+    lab::Lab,
+    metrics::Metrics,
+    process::{Process, Said, run},
+    tcp, wait,
+};
+
+/// Where every daemon of a lab serves `/ready` and `/metrics`; its namespace is its own.
+pub const ADMIN: &str = "127.0.0.1:9900";
+
+/// The daemon's binary: `SNISPLICE_BIN`, or the one that cargo left beside the tests.
+pub fn binary() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("SNISPLICE_BIN") {
+        return Ok(path.into());
+    }
+    // The tests are in <target>/<profile>/deps.
+    let own = std::env::current_exe()?;
+    let path = own.ancestors().nth(2).context("the tests are not in a target directory")?.join("snisplice");
+    if !path.is_file() {
+        bail!("{} is not there: run `cargo build -p snisplice`", path.display());
+    }
+    Ok(path)
+}
+
+/// How a daemon is started.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    files: Vec<PathBuf>,
+    args: Vec<String>,
+}
+
+impl Options {
+    /// With the native configuration `yaml`.
+    pub fn yaml(lab: &Lab, yaml: &str) -> Result<Self> {
+        let path = lab.dir().join("snisplice.yaml");
+        fs::write(&path, yaml)?;
+        Ok(Self::file(path))
+    }
+
+    /// With the configuration file `path` as it is.
+    #[must_use]
+    pub fn file(path: impl Into<PathBuf>) -> Self {
+        Self { files: vec![path.into()], args: Vec::new() }
+    }
+
+    /// With one more configuration file.
+    #[must_use]
+    pub fn and_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.files.push(path.into());
+        self
+    }
+
+    /// With `arg` on its command line.
+    #[must_use]
+    pub fn arg(mut self, arg: impl Into<String>) -> Self {
+        self.args.push(arg.into());
+        self
+    }
+
+    /// `HOST:PORT` is found at `address` (`ADDR` or `ADDR:PORT`).
+    #[must_use]
+    pub fn resolve(self, host: &str, port: u16, address: &str) -> Self {
+        self.arg("--resolve").arg(format!("{host}:{port}:{address}"))
+    }
+}
+
+/// A running daemon; killed when dropped.
+pub struct Daemon<'lab> {
+    lab: &'lab Lab,
+    process: Process,
+}
+
+impl<'lab> Daemon<'lab> {
+    /// Starts it in the lab's middle namespace under the lab's datapath, and waits until it is ready.
+    pub fn start(lab: &'lab Lab, options: &Options) -> Result<Self> {
+        let Options { files, args } = options;
+        let mut command = Command::new(binary()?);
+        command.arg("run");
+        for file in files {
+            command.arg("-c").arg(file);
+        }
+        command.args(["--datapath", lab.datapath.name(), "--admin", ADMIN]).args(args);
+        let process = Process::start(&lab.lb, lab.dir(), "snisplice", &mut command)?;
+        let mut daemon = Self { lab, process };
+        let probe = daemon.lab;
+        daemon.process.wait_ready(|| get(probe, "/ready").is_ok_and(|(status, _)| status == 200))?;
+        Ok(daemon)
+    }
+
+    /// One scrape of `/metrics`.
+    pub fn metrics(&self) -> Result<Metrics> {
+        let (status, body) = get(self.lab, "/metrics")?;
+        if status != 200 {
+            bail!("/metrics answers {status}");
+        }
+        Metrics::parse(&body)
+    }
+
+    /// Waits until a scrape satisfies `condition`.
+    pub fn wait_metrics(&self, what: &str, condition: impl Fn(&Metrics) -> bool) -> Result<Metrics> {
+        wait::until(what, || {
+            let metrics = self.metrics()?;
+            Ok(condition(&metrics).then_some(metrics))
+        })
+        .with_context(|| self.process.log().unwrap_or_default())
+    }
+
+    /// The process.
+    #[must_use]
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// Asks it to finish.
+    pub fn terminate(&self) -> Result<()> {
+        self.process.signal(Signal::SIGTERM)
+    }
+
+    /// Waits until it has ended.
+    pub fn wait(&mut self) -> Result<ExitStatus> {
+        self.process.wait()
+    }
+}
+
+/// Runs the daemon's binary with `args` inside the lab to its end, for the subcommands that end by themselves.
+pub fn cli(lab: &Lab, args: &[&str]) -> Result<Said> {
+    run(&lab.lb, Command::new(binary()?).args(args))
+}
+
+/// [`cli`] with a `-c` for `file`.
+pub fn cli_with(lab: &Lab, subcommand: &str, file: &Path, args: &[&str]) -> Result<Said> {
+    run(&lab.lb, Command::new(binary()?).args([subcommand, "-c"]).arg(file).args(args))
+}
+
+/// `GET path` from the admin address: status and body.
+fn get(lab: &Lab, path: &str) -> Result<(u16, String)> {
+    let mut stream = tcp::connect(&lab.lb, ADMIN)?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {ADMIN}\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("not an HTTP answer")?;
+    let status = head.split(' ').nth(1).context("no status")?.parse()?;
+    Ok((status, body.to_owned()))
+}

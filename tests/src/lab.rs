@@ -1,0 +1,81 @@
+//! What one test works with: its own namespaces, directory and certificate authority.
+
+use std::path::Path;
+
+use anyhow::Result;
+use tempfile::TempDir;
+
+use crate::{netns::Netns, pki::Ca};
+
+/// Which datapath a test runs under.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Datapath {
+    /// Copied in userspace.
+    Relay,
+    /// Redirected in the kernel from the first byte.
+    Sockmap,
+}
+
+impl Datapath {
+    /// As `--datapath` and the metric label spell it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Relay => "relay",
+            Self::Sockmap => "sockmap",
+        }
+    }
+}
+
+/// One test's world.
+pub struct Lab {
+    /// Which datapath this run of the test is about.
+    pub datapath: Datapath,
+    /// Where clients run.
+    pub client: Netns,
+    /// Where the daemon runs.
+    pub lb: Netns,
+    /// Where servers run.
+    pub backend: Netns,
+    /// Issues the servers' certificates.
+    pub ca: Ca,
+    dir: TempDir,
+}
+
+impl Lab {
+    /// Builds everything anew.
+    pub fn new(datapath: Datapath) -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("snisplice-e2e-").tempdir()?;
+        let ca = Ca::new(dir.path())?;
+        let [client, lb, backend] = Netns::chain()?;
+        Ok(Self { datapath, client, lb, backend, ca, dir })
+    }
+
+    /// Holds configuration, certificates and logs until the test ends.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The end of every log file, for the report of a failure.
+    #[must_use]
+    pub fn logs(&self) -> String {
+        const LINES: usize = 40;
+        let mut report = String::new();
+        for entry in self.dir.path().read_dir().into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.extension().is_none_or(|extension| extension != "log") {
+                continue;
+            }
+            let text = std::fs::read(&path).unwrap_or_default();
+            let text = String::from_utf8_lossy(&text);
+            let lines: Vec<_> = text.lines().collect();
+            let tail = &lines[lines.len().saturating_sub(LINES)..];
+            if !tail.is_empty() {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                report.push_str(&["\n--- end of ", &name, "\n", &tail.join("\n"), "\n"].concat());
+            }
+        }
+        report
+    }
+}

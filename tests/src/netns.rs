@@ -1,0 +1,161 @@
+//! Network namespaces: `client | lb | backend`, joined by two veth pairs, each lab with its own three.
+
+use std::{
+    fs::File,
+    io::Write as _,
+    process::{Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+};
+
+use anyhow::{Context as _, Result, bail};
+use nix::sched::{CloneFlags, setns};
+
+const PREFIX: &str = "snisplice";
+
+/// The balancer's address towards the client.
+pub const LB: &str = "10.0.1.1";
+/// The same in IPv6.
+pub const LB_V6: &str = "fd00:1::1";
+/// The client's own address.
+pub const CLIENT: &str = "10.0.1.2";
+/// The first of the backend's addresses.
+pub const BACKEND: &str = "10.0.2.2";
+/// The second of the backend's addresses.
+pub const BACKEND_2: &str = "10.0.2.3";
+/// The third of the backend's addresses.
+pub const BACKEND_3: &str = "10.0.2.4";
+/// The backend in IPv6.
+pub const BACKEND_V6: &str = "fd00:2::2";
+/// An address behind which nobody answers: a connection to it neither succeeds nor fails.
+pub const BLACKHOLE: &str = "10.0.2.66";
+
+/// One network namespace; deleted when dropped.
+#[derive(Debug)]
+pub struct Netns {
+    name: String,
+    handle: File,
+}
+
+impl Netns {
+    /// Makes the three namespaces of a lab and joins them: client, balancer, backend.
+    pub fn chain() -> Result<[Self; 3]> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let lab = format!("{PREFIX}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let [client, lb, backend] = [
+            Self::new(format!("{lab}-client"))?,
+            Self::new(format!("{lab}-lb"))?,
+            Self::new(format!("{lab}-backend"))?,
+        ];
+        ip(
+            &[],
+            &[
+                format!("link add to-lb netns {client} type veth peer name to-client netns {lb}"),
+                format!("link add to-lb netns {backend} type veth peer name to-backend netns {lb}"),
+            ],
+        )?;
+        client.configure("to-lb", &[&format!("{CLIENT}/24"), "fd00:1::2/64"], &[])?;
+        lb.configure("to-client", &[&format!("{LB}/24"), &format!("{LB_V6}/64")], &[])?;
+        lb.configure(
+            "to-backend",
+            &["10.0.2.1/24", "fd00:2::1/64"],
+            // A neighbour whose hardware address nobody has swallows every packet.
+            &[format!("neigh add {BLACKHOLE} lladdr 02:00:00:00:00:66 dev to-backend nud permanent")],
+        )?;
+        let addresses = [BACKEND, BACKEND_2, BACKEND_3].map(|address| format!("{address}/24"));
+        let [first, second, third] = &addresses;
+        backend.configure("to-lb", &[first, second, third, &format!("{BACKEND_V6}/64")], &[])?;
+        Ok([client, lb, backend])
+    }
+
+    fn new(name: String) -> Result<Self> {
+        ip(&["netns", "add", &name], &[])?;
+        let path = format!("/run/netns/{name}");
+        let handle = File::open(&path).with_context(|| format!("cannot open {path}"))?;
+        Ok(Self { name, handle })
+    }
+
+    fn configure(&self, device: &str, addresses: &[&str], more: &[String]) -> Result<()> {
+        let mut script = vec!["link set lo up".to_owned(), format!("link set {device} up")];
+        // Without duplicate address detection, which would keep an IPv6 address unusable for a second.
+        script.extend(addresses.iter().map(|address| {
+            let flags = if address.contains(':') { "nodad" } else { "" };
+            format!("addr add {address} dev {device} {flags}")
+        }));
+        script.extend_from_slice(more);
+        ip(&["-n", &self.name], &script)
+    }
+
+    /// Runs `work` on a thread inside this namespace. What it opens or starts stays inside.
+    pub fn enter<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                setns(&self.handle, CloneFlags::CLONE_NEWNET)
+                    .with_context(|| format!("cannot enter the namespace {self}"))?;
+                work()
+            });
+            inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+}
+
+impl std::fmt::Display for Netns {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+impl Drop for Netns {
+    fn drop(&mut self) {
+        if let Err(error) = ip(&["netns", "del", &self.name], &[]) {
+            eprintln!("{error:#}");
+        }
+    }
+}
+
+/// Removes what earlier runs left behind when they were killed: namespaces of processes that are gone, and
+/// whatever still runs inside them.
+pub fn sweep() -> Result<()> {
+    let Ok(entries) = std::fs::read_dir("/run/netns") else { return Ok(()) };
+    for entry in entries {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        let mut parts = name.split('-');
+        let owner = (parts.next() == Some(PREFIX)).then(|| parts.next()).flatten();
+        let Some(owner) = owner.and_then(|owner| owner.parse::<u32>().ok()) else { continue };
+        if std::path::Path::new(&format!("/proc/{owner}")).exists() {
+            continue;
+        }
+        eprintln!("removing {name}, left behind by an earlier run");
+        let pids = Command::new("ip").args(["netns", "pids", &name]).output()?;
+        for pid in String::from_utf8_lossy(&pids.stdout).split_whitespace() {
+            let pid = nix::unistd::Pid::from_raw(pid.parse()?);
+            // It may have ended by itself in the meantime.
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+        }
+        ip(&["netns", "del", &name], &[])?;
+    }
+    Ok(())
+}
+
+/// Runs `ip` with `args`; with a `script`, one process does all its lines.
+fn ip(args: &[&str], script: &[String]) -> Result<()> {
+    let mut command = Command::new("ip");
+    command.args(args).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    if !script.is_empty() {
+        command.args(["-batch", "-"]);
+    }
+    let mut child = command.spawn().context("cannot start `ip` (package iproute2)")?;
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(script.join("\n").as_bytes())?;
+    }
+    let output = child.wait_with_output()?;
+    if !output.status.success() {
+        bail!(
+            "`ip {} {}`: {}",
+            args.join(" "),
+            script.join("; "),
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    Ok(())
+}

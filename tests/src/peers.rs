@@ -1,0 +1,74 @@
+//! Real servers and clients: nginx, openssl and curl.
+
+use std::{fmt::Write as _, fs, process::Command};
+
+use anyhow::{Result, ensure};
+
+use crate::{
+    lab::Lab,
+    pki::Leaf,
+    process::{Process, Said, run},
+    tcp,
+};
+
+/// Starts nginx in the backend's namespace: at each address one TLS server with its own certificate.
+///
+/// Every request is answered with the certificate's name and the server name that arrived.
+pub fn nginx(lab: &Lab, servers: &[(&str, &Leaf)]) -> Result<Process> {
+    let mut blocks = String::new();
+    for (address, leaf) in servers {
+        let Leaf { name, certificate, key, .. } = leaf;
+        write!(
+            blocks,
+            "  server {{\n    listen {address} ssl;\n    ssl_certificate {};\n    ssl_certificate_key {};\n    \
+             location / {{ return 200 \"certificate {name}, sni $ssl_server_name\\n\"; }}\n  }}\n",
+            certificate.display(),
+            key.display(),
+        )?;
+    }
+    let dir = lab.dir().display();
+    let conf = format!(
+        "daemon off;\npid {dir}/nginx.pid;\nworker_processes 1;\nevents {{}}\n\
+         http {{\n  access_log off;\n  default_type text/plain;\n{blocks}}}\n"
+    );
+    let file = lab.dir().join("nginx.conf");
+    fs::write(&file, conf)?;
+    let mut command = Command::new("nginx");
+    command.args(["-e", "stderr", "-c"]).arg(&file);
+    let mut nginx = Process::start(&lab.backend, lab.dir(), "nginx", &mut command)?;
+    for (address, _) in servers {
+        nginx.wait_ready(|| tcp::connect(&lab.backend, address).is_ok())?;
+    }
+    Ok(nginx)
+}
+
+/// What [`nginx`] answers through a balancer that leaves the server name alone.
+#[must_use]
+pub fn nginx_answer(leaf: &Leaf) -> String {
+    format!("certificate {0}, sni {0}\n", leaf.name)
+}
+
+/// `curl https://name:port/` in the client's namespace, the name found at `at`, trusting only the lab's authority.
+pub fn curl(lab: &Lab, name: &str, port: u16, at: &str) -> Result<Said> {
+    let mut command = Command::new("curl");
+    command.args(["--silent", "--show-error", "--max-time", "30", "--noproxy", "*"]);
+    command.arg("--cacert").arg(lab.ca.file());
+    command.args(["--resolve", &format!("{name}:{port}:{at}"), &format!("https://{name}:{port}/")]);
+    run(&lab.client, &mut command)
+}
+
+/// `openssl s_client` for `name` at `at`: ends after the handshake; its output holds the verified chain.
+pub fn s_client(lab: &Lab, name: &str, at: &str, more: &[&str]) -> Result<Said> {
+    let mut command = Command::new("openssl");
+    command.args(["s_client", "-connect", at, "-servername", name, "-verify_hostname", name]);
+    command.args(["-verify_return_error", "-CAfile"]).arg(lab.ca.file()).args(more);
+    run(&lab.client, &mut command)
+}
+
+/// Fails unless `said` is a handshake whose certificate for `name` was verified.
+pub fn ensure_verified(said: &Said, name: &str) -> Result<()> {
+    ensure!(said.code == Some(0), "s_client failed: {}\n{}", said.stderr, said.stdout);
+    ensure!(said.stdout.contains("Verify return code: 0 (ok)"), "not verified:\n{}", said.stdout);
+    ensure!(said.stdout.contains(&format!("subject=CN = {name}")), "wrong subject:\n{}", said.stdout);
+    Ok(())
+}

@@ -1,0 +1,96 @@
+//! A throw-away certificate authority and one certificate for each name.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::{Context as _, Result};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use rustls::{
+    ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion,
+    pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer},
+};
+
+/// A certificate authority that exists for one test.
+pub struct Ca {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+    dir: PathBuf,
+}
+
+/// One server's certificate and key, in memory and as PEM files.
+pub struct Leaf {
+    /// The certificate's only name.
+    pub name: String,
+    /// PEM file of the certificate.
+    pub certificate: PathBuf,
+    /// PEM file of the private key.
+    pub key: PathBuf,
+    der: CertificateDer<'static>,
+    pkcs8: Vec<u8>,
+}
+
+impl Ca {
+    /// Makes an authority whose files live in `dir`.
+    pub fn new(dir: &Path) -> Result<Self> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, "snisplice test CA");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
+        fs::write(dir.join("ca.pem"), issuer.pem())?;
+        Ok(Self { issuer, dir: dir.to_owned() })
+    }
+
+    /// PEM file of the authority's own certificate.
+    #[must_use]
+    pub fn file(&self) -> PathBuf {
+        self.dir.join("ca.pem")
+    }
+
+    /// Issues a certificate for `name`.
+    pub fn issue(&self, name: &str) -> Result<Leaf> {
+        let key = KeyPair::generate()?;
+        let mut params = CertificateParams::new([name.to_owned()])?;
+        params.distinguished_name.push(DnType::CommonName, name);
+        let signed = params.signed_by(&key, &self.issuer)?;
+        let file = |ending: &str| self.dir.join(format!("{name}.{ending}"));
+        fs::write(file("pem"), signed.pem())?;
+        fs::write(file("key"), key.serialize_pem())?;
+        Ok(Leaf {
+            name: name.to_owned(),
+            certificate: file("pem"),
+            key: file("key"),
+            der: signed.der().clone(),
+            pkcs8: key.serialize_der(),
+        })
+    }
+
+    /// A client that trusts this authority and nothing else.
+    pub fn client(&self, versions: &[&'static SupportedProtocolVersion]) -> Result<Arc<ClientConfig>> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.issuer.der().clone())?;
+        let config = ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(versions)?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Ok(Arc::new(config))
+    }
+}
+
+impl Leaf {
+    /// A server that shows this certificate.
+    pub fn server(&self, versions: &[&'static SupportedProtocolVersion]) -> Result<Arc<ServerConfig>> {
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.pkcs8.clone()));
+        let config = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(versions)?
+            .with_no_client_auth()
+            .with_single_cert(vec![self.der.clone()], key)
+            .with_context(|| format!("certificate of {}", self.name))?;
+        Ok(Arc::new(config))
+    }
+}
+
+fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}

@@ -1,0 +1,137 @@
+//! Child processes that end with the test, and whose output is kept for the case that it fails.
+
+use std::{
+    fs::{self, File},
+    os::unix::process::{CommandExt as _, ExitStatusExt as _},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Output, Stdio},
+};
+
+use anyhow::{Context as _, Result, bail};
+use nix::{
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
+};
+
+use crate::{netns::Netns, wait};
+
+/// A process of its own group inside a namespace; the whole group is killed when this is dropped.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    name: String,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts `command` inside `netns`; what it prints goes to `name.log` in `dir`.
+    pub fn start(netns: &Netns, dir: &Path, name: &str, command: &mut Command) -> Result<Self> {
+        let log = dir.join(format!("{name}.log"));
+        let output = File::options().create(true).append(true).open(&log)?;
+        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output).process_group(0);
+        let child = netns
+            .enter(|| Ok(command.spawn()?))
+            .with_context(|| format!("cannot start {}", command.get_program().to_string_lossy()))?;
+        Ok(Self { child, name: name.to_owned(), log })
+    }
+
+    /// The process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it has printed so far.
+    pub fn log(&self) -> Result<String> {
+        Ok(String::from_utf8_lossy(&fs::read(&self.log)?).into_owned())
+    }
+
+    /// Sends a signal to the process alone.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        nix::sys::signal::kill(Pid::from_raw(self.child.id().cast_signed()), signal)
+            .with_context(|| format!("cannot send {signal} to {}", self.name))
+    }
+
+    /// The status if it has ended.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
+    /// Waits until it has ended.
+    pub fn wait(&mut self) -> Result<ExitStatus> {
+        let what = format!("{} ends", self.name);
+        wait::until(&what, || Ok(self.child.try_wait()?))
+    }
+
+    /// Waits until `ready`, and fails at once if the process ends before.
+    pub fn wait_ready(&mut self, mut ready: impl FnMut() -> bool) -> Result<()> {
+        let what = format!("{} is ready", self.name);
+        wait::until_true(&what, || {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("{} ended early: {status}\n{}", self.name, self.log()?);
+            }
+            Ok(ready())
+        })
+    }
+
+    /// Descriptors that the process has open.
+    pub fn descriptors(&self) -> Result<usize> {
+        Ok(fs::read_dir(format!("/proc/{}/fd", self.child.id()))?.count())
+    }
+
+    /// Threads that the process has.
+    pub fn threads(&self) -> Result<usize> {
+        Ok(fs::read_dir(format!("/proc/{}/task", self.child.id()))?.count())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // The group outlives its leader: nginx has workers. Gone already is as good.
+        let _ = killpg(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGKILL);
+        if let Err(error) = self.child.wait() {
+            eprintln!("{}: {error}", self.name);
+        }
+    }
+}
+
+/// What a program that ran to its end has said.
+#[derive(Debug)]
+pub struct Said {
+    /// Its exit code, or the negative number of the signal that ended it.
+    pub code: Option<i32>,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+impl Said {
+    /// Fails unless the exit code was 0.
+    pub fn ok(self) -> Result<Self> {
+        if self.code != Some(0) {
+            bail!("exit code {:?}\n--- stdout\n{}\n--- stderr\n{}", self.code, self.stdout, self.stderr);
+        }
+        Ok(self)
+    }
+}
+
+impl From<Output> for Said {
+    fn from(output: Output) -> Self {
+        let Output { status, stdout, stderr } = output;
+        Self {
+            code: status.code().or(status.signal().map(|signal| -signal)),
+            stdout: String::from_utf8_lossy(&stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&stderr).into_owned(),
+        }
+    }
+}
+
+/// Runs `command` inside `netns` to its end. The caller gives it a time limit of its own (`--max-time`).
+pub fn run(netns: &Netns, command: &mut Command) -> Result<Said> {
+    command.stdin(Stdio::null());
+    let output = netns
+        .enter(|| Ok(command.output()?))
+        .with_context(|| format!("cannot run {}", command.get_program().to_string_lossy()))?;
+    Ok(output.into())
+}

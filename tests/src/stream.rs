@@ -1,0 +1,137 @@
+//! Long byte streams whose every byte is known at both ends.
+
+use std::{
+    io::{Read, Write},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+/// A small deterministic generator (splitmix64): a failing run can be repeated from its seed.
+#[derive(Debug, Clone)]
+pub struct Random(u64);
+
+impl Random {
+    /// The sequence of `seed`.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// The next 64 bits.
+    pub fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// A number from 1 to `most`.
+    pub fn up_to(&mut self, most: usize) -> usize {
+        let most = most as u64;
+        usize::try_from(self.bits() % most + 1).unwrap_or(1)
+    }
+}
+
+/// An endless byte stream, random within a block of a prime length, so that no power of two that goes missing
+/// or comes twice can line up with it.
+#[derive(Debug, Clone)]
+pub struct Pattern(Vec<u8>);
+
+impl Pattern {
+    const LENGTH: usize = 1_048_573;
+
+    /// The stream of `seed`.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let words = std::iter::repeat_with(|| random.bits().to_le_bytes()).take(Self::LENGTH.div_ceil(8));
+        let mut block: Vec<u8> = words.flatten().collect();
+        block.truncate(Self::LENGTH);
+        Self(block)
+    }
+
+    /// Up to `most` bytes from `position` on, fewer at the end of the block.
+    #[must_use]
+    pub fn at(&self, position: u64, most: usize) -> &[u8] {
+        let start = usize::try_from(position % Self::LENGTH as u64).unwrap_or_default();
+        &self.0[start..(start + most).min(Self::LENGTH)]
+    }
+
+    /// Checks that `bytes` are what stands at `position`.
+    pub fn check(&self, position: u64, bytes: &[u8]) -> Result<()> {
+        let mut done = 0;
+        while done < bytes.len() {
+            let from = position + done as u64;
+            let expected = self.at(from, bytes.len() - done);
+            let got = &bytes[done..done + expected.len()];
+            if got != expected {
+                let wrong = got.iter().zip(expected).take_while(|(got, expected)| got == expected).count();
+                bail!("wrong byte at position {}", from + wrong as u64);
+            }
+            done += expected.len();
+        }
+        Ok(())
+    }
+}
+
+/// How a sender cuts its stream into writes.
+#[derive(Debug, Clone)]
+pub struct Pace {
+    /// Sizes are drawn from 1 to this.
+    pub largest_write: usize,
+    /// After about one in so many writes the sender pauses for up to two milliseconds.
+    pub pause_every: usize,
+    /// Where sizes and pauses come from.
+    pub random: Random,
+}
+
+impl Pace {
+    /// Writes of up to 64 KiB with a pause now and then.
+    #[must_use]
+    pub fn uneven(seed: u64) -> Self {
+        Self { largest_write: 64 * 1024, pause_every: 200, random: Random::new(seed) }
+    }
+
+    /// The size of the next write, after the pause that may come before it.
+    pub fn next_write(&mut self, left: u64) -> (usize, Option<Duration>) {
+        let size = self.random.up_to(self.largest_write);
+        let pause = (self.random.up_to(self.pause_every) == 1)
+            .then(|| Duration::from_micros(self.random.bits() % 2_000));
+        (size.min(usize::try_from(left).unwrap_or(usize::MAX)), pause)
+    }
+}
+
+/// Writes the first `total` bytes of `pattern`.
+pub fn send(mut to: impl Write, pattern: &Pattern, total: u64, mut pace: Pace) -> Result<()> {
+    let mut position = 0;
+    while position < total {
+        let (size, pause) = pace.next_write(total - position);
+        if let Some(pause) = pause {
+            thread::sleep(pause);
+        }
+        let bytes = pattern.at(position, size);
+        to.write_all(bytes).with_context(|| format!("at position {position} of {total}"))?;
+        position += bytes.len() as u64;
+    }
+    Ok(())
+}
+
+/// Reads the first `total` bytes of `pattern`, checking each.
+pub fn receive(mut from: impl Read, pattern: &Pattern, total: u64) -> Result<()> {
+    let mut buffer = vec![0; 128 * 1024];
+    let mut position = 0;
+    while position < total {
+        let most = buffer.len().min(usize::try_from(total - position).unwrap_or(usize::MAX));
+        let count =
+            from.read(&mut buffer[..most]).with_context(|| format!("at position {position} of {total}"))?;
+        if count == 0 {
+            bail!("the stream ended after {position} of {total} bytes");
+        }
+        pattern.check(position, &buffer[..count])?;
+        position += count as u64;
+    }
+    Ok(())
+}

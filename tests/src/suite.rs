@@ -1,0 +1,138 @@
+//! Runs the end-to-end tests: each in a lab of its own, the same test under every datapath that it is about.
+//!
+//! A test whose needs this machine does not meet is reported as ignored with the reason. With
+//! `SNISPLICE_REQUIRE_ALL=1` it fails instead, so that no test passes by not running where all of them must.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    process::{Command, ExitCode},
+    sync::{PoisonError, RwLock},
+};
+
+use anyhow::Result;
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+
+use crate::{
+    daemon, kernel,
+    lab::{Datapath, Lab},
+    netns,
+};
+
+/// One end-to-end test.
+#[derive(Debug, Clone, Copy)]
+pub struct Case {
+    /// `topic::what_holds`.
+    pub name: &'static str,
+    /// The test itself.
+    pub test: fn(&Lab) -> Result<()>,
+    /// Runs once under each of these.
+    pub datapaths: &'static [Datapath],
+    /// Nothing else runs meanwhile, for tests that measure the whole machine.
+    pub alone: bool,
+}
+
+impl Case {
+    /// A test that must hold under every datapath.
+    #[must_use]
+    pub const fn each(name: &'static str, test: fn(&Lab) -> Result<()>) -> Self {
+        Self { name, test, datapaths: &[Datapath::Relay, Datapath::Sockmap], alone: false }
+    }
+
+    /// A test in which no byte is carried, or that is about the datapath that needs no privilege.
+    #[must_use]
+    pub const fn once(name: &'static str, test: fn(&Lab) -> Result<()>) -> Self {
+        Self { name, test, datapaths: &[Datapath::Relay], alone: false }
+    }
+
+    /// A test of what only the kernel datapath does.
+    #[must_use]
+    pub const fn sockmap(name: &'static str, test: fn(&Lab) -> Result<()>) -> Self {
+        Self { name, test, datapaths: &[Datapath::Sockmap], alone: false }
+    }
+
+    /// The same, but with the machine to itself.
+    #[must_use]
+    pub const fn alone(self) -> Self {
+        Self { alone: true, ..self }
+    }
+}
+
+/// Runs `cases` as cargo expects it of a test binary, then looks for faults in the kernel's log.
+#[must_use]
+pub fn run(cases: &[Case]) -> ExitCode {
+    let mut args = Arguments::from_args();
+    // The tests wait far more than they compute.
+    args.test_threads.get_or_insert(4);
+    let missing = missing();
+    if missing.is_none()
+        && let Err(error) = netns::sweep()
+    {
+        eprintln!("{error:#}");
+    }
+    let log = kernel::Log::from_now();
+    let trials = cases.iter().flat_map(|case| {
+        let missing = missing.clone();
+        case.datapaths.iter().map(move |datapath| trial(*case, *datapath, missing.clone()))
+    });
+    let conclusion = libtest_mimic::run(&args, trials.collect());
+    // Last and on its own, since any of the others may have caused the fault.
+    let last = libtest_mimic::run(
+        &args,
+        vec![Trial::ignorable_test("kernel_log_is_clean", move || {
+            if let Some(reason) = missing {
+                return skip(&reason);
+            }
+            let faults = log.and_then(|mut log| log.faults()).map_err(|error| format!("{error:#}"))?;
+            if faults.is_empty() { Ok(Completion::Completed) } else { Err(faults.join("\n").into()) }
+        })],
+    );
+    if conclusion.has_failed() { conclusion.exit_code() } else { last.exit_code() }
+}
+
+fn trial(case: Case, datapath: Datapath, missing: Option<String>) -> Trial {
+    static MACHINE: RwLock<()> = RwLock::new(());
+    let Case { name, test, datapaths, alone } = case;
+    let name = if datapaths.len() > 1 { format!("{name}::{}", datapath.name()) } else { name.to_owned() };
+    Trial::ignorable_test(name, move || {
+        if let Some(reason) = missing {
+            return skip(&reason);
+        }
+        let shared = (!alone).then(|| MACHINE.read().unwrap_or_else(PoisonError::into_inner));
+        let exclusive = alone.then(|| MACHINE.write().unwrap_or_else(PoisonError::into_inner));
+        let lab = Lab::new(datapath).map_err(|error| format!("cannot build the lab: {error:#}"))?;
+        let result = catch_unwind(AssertUnwindSafe(|| test(&lab)));
+        drop((shared, exclusive));
+        match result {
+            Ok(Ok(())) => Ok(Completion::Completed),
+            Ok(Err(error)) => Err(format!("{error:?}\n{}", lab.logs()).into()),
+            Err(panic) => {
+                let message = panic.downcast_ref::<String>().map(String::as_str);
+                let message = message.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("panicked");
+                Err(format!("{message}\n{}", lab.logs()).into())
+            }
+        }
+    })
+}
+
+fn skip(reason: &str) -> Result<Completion, Failed> {
+    let all_required = std::env::var_os("SNISPLICE_REQUIRE_ALL").is_some_and(|value| value == "1");
+    if all_required { Err(reason.into()) } else { Ok(Completion::ignored_with(reason)) }
+}
+
+/// What keeps the tests from running here.
+fn missing() -> Option<String> {
+    if !nix::unistd::geteuid().is_root() {
+        return Some("needs root: network namespaces and eBPF".to_owned());
+    }
+    if let Err(error) = daemon::binary() {
+        return Some(format!("{error:#}"));
+    }
+    let peers =
+        [("ip", "-V"), ("nginx", "-v"), ("openssl", "version"), ("curl", "-V"), ("bpftool", "version")];
+    let absent: Vec<_> = peers
+        .into_iter()
+        .filter(|(program, version)| Command::new(program).arg(version).output().is_err())
+        .map(|(program, _)| program)
+        .collect();
+    (!absent.is_empty()).then(|| format!("needs {}: run `cargo xtask test`", absent.join(", ")))
+}

@@ -1,0 +1,87 @@
+//! Plain TCP inside namespaces, with deadlines on everything, and a close look at how a connection ends.
+
+use std::{
+    io::{self, Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use socket2::SockRef;
+
+use crate::{netns::Netns, wait::DEADLINE};
+
+/// How a peer ended its direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// FIN.
+    Eof,
+    /// RST.
+    Reset,
+}
+
+/// Connects from inside `netns`.
+pub fn connect(netns: &Netns, address: &str) -> Result<TcpStream> {
+    let to: SocketAddr = address.parse().with_context(|| format!("not an address: {address}"))?;
+    let stream = netns
+        .enter(|| Ok(TcpStream::connect_timeout(&to, DEADLINE)?))
+        .with_context(|| format!("cannot connect to {to}"))?;
+    limit(&stream)?;
+    Ok(stream)
+}
+
+/// Listens inside `netns`.
+pub fn listen(netns: &Netns, address: &str) -> Result<TcpListener> {
+    let listener = netns
+        .enter(|| Ok(TcpListener::bind(address)?))
+        .with_context(|| format!("cannot listen on {address}"))?;
+    // Bounds accept(2) too.
+    SockRef::from(&listener).set_read_timeout(Some(DEADLINE))?;
+    Ok(listener)
+}
+
+/// The next connection that reaches `listener`.
+pub fn accept(listener: &TcpListener) -> Result<TcpStream> {
+    let (stream, _) = listener.accept().context("no connection came")?;
+    limit(&stream)?;
+    Ok(stream)
+}
+
+fn limit(stream: &TcpStream) -> Result<()> {
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(DEADLINE))?;
+    stream.set_write_timeout(Some(DEADLINE))?;
+    Ok(())
+}
+
+/// Closes with RST instead of FIN.
+pub fn reset(stream: TcpStream) -> Result<()> {
+    SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+    drop(stream);
+    Ok(())
+}
+
+/// Reads to the end: what came, and how it ended.
+pub fn read_to_end(stream: &mut TcpStream) -> Result<(Vec<u8>, Ending)> {
+    let mut bytes = Vec::new();
+    match stream.read_to_end(&mut bytes) {
+        Ok(_) => Ok((bytes, Ending::Eof)),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok((bytes, Ending::Reset)),
+        Err(error) => bail!("neither FIN nor RST after {} bytes: {error}", bytes.len()),
+    }
+}
+
+/// Reads exactly `count` bytes.
+pub fn read_exact(stream: &mut TcpStream, count: usize) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; count];
+    stream.read_exact(&mut bytes).with_context(|| format!("expected {count} bytes"))?;
+    Ok(bytes)
+}
+
+/// Sends `bytes` one byte at a time, each in a segment of its own.
+pub fn write_bytewise(stream: &mut TcpStream, bytes: &[u8]) -> Result<()> {
+    for byte in bytes {
+        stream.write_all(std::slice::from_ref(byte))?;
+    }
+    Ok(())
+}
