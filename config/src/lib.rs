@@ -4,3 +4,19 @@
 #![forbid(unsafe_code)]
 
 pub mod model;
+pub mod name;
+pub mod options;
+pub mod report;
+pub mod table;
+
+mod check;
+mod explain;
+mod load;
+
+pub use self::{
+    check::render_check,
+    explain::{Explanation, explain},
+    load::{Source, load},
+    options::{Listen, Options, Resolve},
+    report::{Diagnostic, Severity, Translation},
+};

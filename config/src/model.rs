@@ -4,7 +4,9 @@
 //! is possible without I/O: names are lower-cased, references are indexes, precedence is decided.
 
 use std::{
+    fmt,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
@@ -34,8 +36,13 @@ pub struct Model {
 pub struct Listener {
     /// Unique name; a metric label.
     pub name: String,
-    /// Addresses to bind, IPv4 and IPv6.
+    /// Where it was written.
+    pub origin: Origin,
+    /// Addresses to bind, IPv4 and IPv6. `[::]` means IPv6 alone (`IPV6_V6ONLY`): IPv4 has an address of its own.
     pub bind: Vec<SocketAddr>,
+    /// The ports as the configuration has them, which is what routes and `explain --port` mean; they differ from
+    /// those in `bind` where `--listen` moved them.
+    pub ports: Vec<u16>,
     /// Which rule serves which server name.
     pub routes: RouteTable,
     /// What happens to a connection that no rule serves, by verdict.
@@ -135,11 +142,17 @@ pub struct Target {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Origin {
     /// The file as the operator named it.
-    pub file: String,
+    pub file: Arc<str>,
     /// From 1.
     pub line: usize,
     /// From 1, in characters.
     pub column: usize,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}", self.file, self.line, self.column)
+    }
 }
 
 /// Which datapath the operator asked for; what is built in the end may be another one.

@@ -1,0 +1,169 @@
+//! What the command line adds to the files.
+
+use std::{
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    str::FromStr,
+};
+
+use crate::name::{HostName, NameError};
+
+/// Overrides that come with every load.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Where destinations live; stronger than a `ServiceEntry` and than DNS.
+    pub resolve: Vec<Resolve>,
+    /// Where listener ports are served instead.
+    pub listen: Vec<Listen>,
+}
+
+/// `HOST:PORT:ADDR[,ADDR]...`, the notation of curl's `--resolve`.
+///
+/// `HOST` is a name or `*` for any name. `ADDR` is an IPv4 or IPv6 address, the latter with or without brackets;
+/// beyond curl, `ADDR:PORT` and `[ADDR]:PORT` also replace the port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resolve {
+    /// The name as a destination or endpoint has it; `None` is `*`.
+    pub host: Option<HostName>,
+    /// The port of the destination or endpoint.
+    pub port: u16,
+    /// Where connections go instead; never empty.
+    pub addresses: Vec<SocketAddr>,
+}
+
+impl FromStr for Resolve {
+    type Err = OptionError;
+
+    fn from_str(text: &str) -> Result<Self, OptionError> {
+        let (Some((host, rest)), shape) = (text.split_once(':'), OptionError::ResolveShape) else {
+            return Err(OptionError::ResolveShape);
+        };
+        let (port, addresses) = rest.split_once(':').ok_or(shape)?;
+        let host = match host {
+            "*" => None,
+            name => Some(HostName::parse(name).map_err(|why| OptionError::Host(name.into(), why))?),
+        };
+        let port = nonzero_port(port)?;
+        let addresses = addresses.split(',').map(|text| address(text, port)).collect::<Result<_, _>>()?;
+        Ok(Self { host, port, addresses })
+    }
+}
+
+impl std::fmt::Display for Resolve {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.host {
+            Some(host) => write!(f, "{host}:{}:", self.port)?,
+            None => write!(f, "*:{}:", self.port)?,
+        }
+        for (index, address) in self.addresses.iter().enumerate() {
+            let comma = if index == 0 { "" } else { "," };
+            if address.port() == self.port {
+                write!(f, "{comma}{}", address.ip())?;
+            } else {
+                write!(f, "{comma}{address}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `PORT=IP:PORT`: the listener port on the left is served at the address on the right instead of where the
+/// configuration binds it. Routes keep meaning the port on the left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listen {
+    /// As the configuration has it.
+    pub port: u16,
+    /// Where to bind; port 0 lets the kernel choose.
+    pub address: SocketAddr,
+}
+
+impl FromStr for Listen {
+    type Err = OptionError;
+
+    fn from_str(text: &str) -> Result<Self, OptionError> {
+        let (port, address) = text.split_once('=').ok_or(OptionError::ListenShape)?;
+        let address = address.parse().map_err(|_| OptionError::ListenShape)?;
+        Ok(Self { port: nonzero_port(port)?, address })
+    }
+}
+
+impl std::fmt::Display for Listen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}={}", self.port, self.address)
+    }
+}
+
+/// Why an argument of the command line is none.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OptionError {
+    /// Not of the form `HOST:PORT:ADDR`.
+    #[error("expected HOST:PORT:ADDR[,ADDR]..., for example shop.example.com:443:10.0.0.7")]
+    ResolveShape,
+    /// Not of the form `PORT=IP:PORT`.
+    #[error("expected PORT=IP:PORT, for example 443=127.0.0.1:10443 or 443=[::1]:10443")]
+    ListenShape,
+    /// The host of `--resolve` is no name.
+    #[error("'{0}' is not a host name: {1}")]
+    Host(String, NameError),
+    /// Not a port.
+    #[error("'{0}' is not a port from 1 to 65535")]
+    Port(String),
+    /// Not an address.
+    #[error("'{0}' is not an IP address (with a port it is written 10.0.0.7:8443 or [fd00::7]:8443)")]
+    Address(String),
+}
+
+fn nonzero_port(text: &str) -> Result<u16, OptionError> {
+    match text.parse() {
+        Ok(port) if port != 0 => Ok(port),
+        _ => Err(OptionError::Port(text.into())),
+    }
+}
+
+fn address(text: &str, port: u16) -> Result<SocketAddr, OptionError> {
+    let bracketed = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    if let Some(ip) = bracketed.and_then(|ip| ip.parse::<Ipv6Addr>().ok()) {
+        return Ok(SocketAddr::new(ip.into(), port));
+    }
+    if let Ok(ip) = text.parse::<IpAddr>() {
+        return Ok(SocketAddr::new(ip, port));
+    }
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.port() != 0 => Ok(address),
+        _ => Err(OptionError::Address(text.into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resolve_takes_what_curl_takes_and_a_port() {
+        for (text, host, addresses) in [
+            ("a.example:443:10.0.0.1", Some("a.example"), &["10.0.0.1:443"][..]),
+            ("A.example.:443:10.0.0.1", Some("a.example."), &["10.0.0.1:443"]),
+            ("*:443:::1", None, &["[::1]:443"]),
+            ("a:443:[::1],127.0.0.1", Some("a"), &["[::1]:443", "127.0.0.1:443"]),
+            ("a:443:127.0.0.1:8443", Some("a"), &["127.0.0.1:8443"]),
+            ("a:443:[::1]:8443,::2", Some("a"), &["[::1]:8443", "[::2]:443"]),
+        ] {
+            let resolve: Resolve = text.parse().unwrap();
+            assert_eq!(resolve.host.as_ref().map(HostName::as_str), host, "{text}");
+            let expected: Vec<SocketAddr> = addresses.iter().map(|text| text.parse().unwrap()).collect();
+            assert_eq!(resolve.addresses, expected, "{text}");
+            assert_eq!(resolve.to_string().parse(), Ok(resolve), "{text} prints as it parses");
+        }
+    }
+
+    #[test]
+    fn what_is_no_option_says_why() {
+        for text in ["", "a", "a:443", "a:443:", "a:0:1.2.3.4", "a:x:1.2.3.4", "a b:443:1.2.3.4", "a:443:b"] {
+            assert!(text.parse::<Resolve>().is_err(), "{text}");
+        }
+        assert!("a:443:1.2.3.4:0".parse::<Resolve>().is_err());
+        assert_eq!("443=127.0.0.1:10443".parse::<Listen>().unwrap().to_string(), "443=127.0.0.1:10443");
+        for text in ["", "443", "443=10443", "0=1.2.3.4:1", "x=1.2.3.4:1"] {
+            assert!(text.parse::<Listen>().is_err(), "{text}");
+        }
+    }
+}

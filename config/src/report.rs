@@ -1,0 +1,118 @@
+//! What a load found: the model, and everything there is to say about the files, as data.
+
+use std::fmt;
+
+use crate::model::{Model, Origin};
+
+/// The outcome of [`crate::load`].
+#[derive(Debug, Clone)]
+pub struct Translation {
+    /// The configuration; `None` if there was any [`Severity::Error`].
+    pub model: Option<Model>,
+    /// Everything found, in the order of files and lines.
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+impl Translation {
+    /// What made the load fail.
+    pub fn errors(&self) -> impl Iterator<Item = &Diagnostic> {
+        self.of(Severity::Error)
+    }
+
+    /// Parts of foreign objects that are not served.
+    pub fn rejected(&self) -> impl Iterator<Item = &Diagnostic> {
+        self.of(Severity::Rejected)
+    }
+
+    /// What is served but perhaps not as meant.
+    pub fn warnings(&self) -> impl Iterator<Item = &Diagnostic> {
+        self.of(Severity::Warning)
+    }
+
+    /// Objects and fields that have no meaning here.
+    pub fn ignored(&self) -> impl Iterator<Item = &Diagnostic> {
+        self.of(Severity::Ignored)
+    }
+
+    /// What is good to know.
+    pub fn notes(&self) -> impl Iterator<Item = &Diagnostic> {
+        self.of(Severity::Note)
+    }
+
+    fn of(&self, severity: Severity) -> impl Iterator<Item = &Diagnostic> {
+        self.diagnostics.iter().filter(move |diagnostic| diagnostic.severity == severity)
+    }
+}
+
+/// One finding.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Diagnostic {
+    /// What follows from it.
+    pub severity: Severity,
+    /// Where; `None` for the whole of the files or the command line.
+    pub origin: Option<Origin>,
+    /// Which object, as `Kind namespace/name`.
+    pub object: Option<String>,
+    /// Which field, as `spec.servers[0].tls.mode`; empty for the whole object or document.
+    pub field: String,
+    /// What was found.
+    pub message: String,
+    /// What should be there.
+    pub expected: Option<String>,
+    /// What to do about it.
+    pub remedy: Option<String>,
+}
+
+/// What follows from a finding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Severity {
+    /// Nothing is loaded.
+    Error,
+    /// This part of a foreign object is not served; the rest is.
+    Rejected,
+    /// Served, but perhaps not as meant.
+    Warning,
+    /// Has no meaning here.
+    Ignored,
+    /// Good to know.
+    Note,
+}
+
+impl Severity {
+    /// As printed after the position.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Rejected => "rejected",
+            Self::Warning => "warning",
+            Self::Ignored => "ignored",
+            Self::Note => "note",
+        }
+    }
+}
+
+/// `file:line:column: severity: object: field: message`, then what was expected and what to do on lines of their
+/// own.
+impl fmt::Display for Diagnostic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(origin) = &self.origin {
+            write!(f, "{origin}: ")?;
+        }
+        write!(f, "{}: ", self.severity.as_str())?;
+        if let Some(object) = &self.object {
+            write!(f, "{object}: ")?;
+        }
+        if !self.field.is_empty() {
+            write!(f, "{}: ", self.field)?;
+        }
+        f.write_str(&self.message)?;
+        if let Some(expected) = &self.expected {
+            write!(f, "\n    expected: {expected}")?;
+        }
+        if let Some(remedy) = &self.remedy {
+            write!(f, "\n    remedy: {remedy}")?;
+        }
+        Ok(())
+    }
+}
