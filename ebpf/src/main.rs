@@ -1,3 +1,25 @@
 //! The programs that move bytes in the kernel.
 #![no_std]
 #![no_main]
+
+mod maps;
+mod verdict;
+
+use aya_ebpf::{macros::stream_verdict, programs::SkBuffContext};
+
+/// Runs for each packet that a socket in `SNI_VERDICT` receives, with that socket's lock held.
+#[stream_verdict]
+fn snisplice(ctx: SkBuffContext) -> u32 {
+    verdict::verdict(&ctx)
+}
+
+/// The kernel's GPL-only helpers ask for it.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}

@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 
 mod ci;
 mod demo;
+mod ebpf;
 mod shell;
 mod test;
 
@@ -22,6 +23,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Demo(demo::Args),
+    Ebpf(ebpf::Args),
     Test(test::Args),
     Ci(ci::Args),
 }
@@ -29,6 +31,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Demo(args) => demo::run(&args),
+        Command::Ebpf(args) => ebpf::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Ci(args) => ci::run(&args),
     };

@@ -1,0 +1,236 @@
+//! One direction of a connection, and what becomes of each packet that arrives on it.
+//!
+//! A direction receives on its *own* socket and sends on its *target*. The kernel either redirects a packet from
+//! the one to the other, or passes it to userspace, which reads it and writes it to the target. Two rules keep
+//! the order, whichever way a byte takes:
+//!
+//! - The kernel redirects only while userspace has written to the target everything that was ever passed
+//!   ([`Control::forwarded`] `==` [`Flow::passed`]).
+//! - Userspace writes passed bytes only after the target has taken everything that was redirected before them.
+//!
+//! A redirected packet is charged to nobody: it waits in a queue of the target without bound. So the kernel
+//! redirects only while the target has *room*, that is, while writing the packet there would not fail and the
+//! queue is short. A packet that is passed is charged to its own socket's receive buffer, whose window closes: the
+//! sender is slowed down as it would be without us.
+//!
+//! The functions are pure; the verdict program calls them with what it read from the target, the tests with what
+//! they please.
+
+use crate::Cookie;
+
+/// [`Flow::mode`]: packets are redirected while the target has room. A new flow starts so.
+pub const REDIRECT: u32 = 0;
+/// [`Flow::mode`]: packets are passed until userspace has caught up.
+pub const PASS: u32 = 1;
+
+/// A packet with fewer bytes is a crumb: it costs a multiple of its length in the target's write queue.
+pub const CRUMB_BYTES: u32 = 512;
+/// Crumbs that may follow one another into a backlog that does not become empty in between.
+pub const CRUMBS: u32 = 1_024;
+
+/// The state of one direction. The program that runs for a socket holds its lock, so nobody else writes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Flow {
+    /// The target's cookie.
+    pub peer: Cookie,
+    /// Userspace's name of the direction, echoed in each event.
+    pub token: u64,
+    /// Bytes redirected so far.
+    pub redirected: u64,
+    /// Bytes passed so far.
+    pub passed: u64,
+    /// Packets redirected so far.
+    pub redirected_packets: u64,
+    /// Packets passed so far.
+    pub passed_packets: u64,
+    /// The target's `write_seq` before the first byte of this direction, once [`Flow::base_known`] is 1.
+    pub base: u32,
+    /// Whether [`Flow::base`] has been taken.
+    pub base_known: u32,
+    /// [`REDIRECT`] or [`PASS`].
+    pub mode: u32,
+    /// Crumbs redirected since the backlog was last seen empty.
+    pub crumbs: u32,
+    /// Changes from redirecting to passing.
+    pub falls: u32,
+    /// Changes from passing to redirecting.
+    pub returns: u32,
+}
+
+const _: () = assert!(size_of::<Flow>() == 72, "Flow has padding");
+
+/// What userspace tells the kernel about one direction.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Control {
+    /// Bytes that userspace has written to the target. Raised only after send(2) returned.
+    pub forwarded: u64,
+    /// 1 keeps the direction in userspace.
+    pub hold: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+const _: () = assert!(size_of::<Control>() == 16, "Control has padding");
+
+/// What the program reads from the target socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Target {
+    /// `tcp_sock.write_seq`: its position in its own stream, modulo 2^32.
+    pub write_seq: u32,
+    /// `sk_wmem_queued`: memory in its write queue.
+    pub wmem_queued: u32,
+    /// `sk_sndbuf`: the limit of the former.
+    pub sndbuf: u32,
+    /// `sk_rmem_alloc`: memory of what it received and nobody has read.
+    pub rmem_alloc: u32,
+    /// `sk_rcvbuf`: the limit of the former.
+    pub rcvbuf: u32,
+}
+
+/// How far redirecting may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of one direction that may wait between the two sockets.
+    pub high_water: u32,
+    /// Memory that must stay free in the target's send buffer.
+    pub margin: u32,
+}
+
+/// What becomes of one packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Decision {
+    /// It may go to the target.
+    Redirect,
+    /// To userspace: too much waits between the sockets.
+    OverHighWater,
+    /// To userspace: the target's buffers are too full.
+    NoRoom,
+}
+
+impl Flow {
+    /// A new direction that sends to `peer`.
+    #[must_use]
+    pub const fn new(peer: Cookie, token: u64) -> Self {
+        Self {
+            peer,
+            token,
+            redirected: 0,
+            passed: 0,
+            redirected_packets: 0,
+            passed_packets: 0,
+            base: 0,
+            base_known: 0,
+            mode: REDIRECT,
+            crumbs: 0,
+            falls: 0,
+            returns: 0,
+        }
+    }
+
+    /// Whether passed bytes are still on their way through userspace, or it wants to keep the direction: then
+    /// nothing may be redirected, and the target need not be looked at.
+    #[inline]
+    #[must_use]
+    pub const fn is_held(&self, control: &Control) -> bool {
+        control.hold != 0 || control.forwarded != self.passed
+    }
+
+    /// Bytes of this direction that the target has not taken yet. Only to be asked while not held.
+    #[inline]
+    #[must_use]
+    pub const fn backlog(&self, control: &Control, write_seq: u32) -> u32 {
+        // All of it modulo 2^32, as `write_seq` is; the backlog itself is far smaller.
+        #[expect(clippy::cast_possible_truncation, reason = "sequence numbers are modulo 2^32")]
+        let sent = self.redirected.wrapping_add(control.forwarded) as u32;
+        let backlog = sent.wrapping_sub(write_seq.wrapping_sub(self.base));
+        // A target that took more than we know of has been written to by someone else; then nothing waits.
+        if backlog > i32::MAX as u32 { 0 } else { backlog }
+    }
+
+    /// Decides about a packet of `len` bytes. Only to be asked while not held.
+    #[inline]
+    #[must_use]
+    pub const fn decide(
+        &mut self,
+        len: u32,
+        control: &Control,
+        target: &Target,
+        limits: &Limits,
+    ) -> Decision {
+        if self.base_known == 0 {
+            // Nothing was redirected yet and everything passed has been written: what the target took beyond that
+            // is from before this flow.
+            #[expect(clippy::cast_possible_truncation, reason = "sequence numbers are modulo 2^32")]
+            let forwarded = control.forwarded as u32;
+            self.base = target.write_seq.wrapping_sub(forwarded);
+            self.base_known = 1;
+        }
+        let backlog = self.backlog(control, target.write_seq);
+        if backlog == 0 {
+            self.crumbs = 0;
+        }
+        if backlog > limits.high_water {
+            return Decision::OverHighWater;
+        }
+        if !self.has_room(backlog, len, target, limits) {
+            return Decision::NoRoom;
+        }
+        Decision::Redirect
+    }
+
+    /// Whether the target would take the backlog and the packet at once, so that the worker which writes them
+    /// never has to wait.
+    ///
+    /// It must not: a socket has one queue for what is redirected to it and for its own packets that are passed
+    /// while the queue is not empty. Behind bytes that wait for a full send buffer, a passed packet would be out of
+    /// userspace's reach and charged to nobody; and the other way round, redirected bytes would wait for userspace
+    /// to read.
+    #[inline]
+    const fn has_room(&self, backlog: u32, len: u32, target: &Target, limits: &Limits) -> bool {
+        // Twice the bytes, for the bookkeeping around them.
+        let needed = (target.wmem_queued as u64) + 2 * (backlog as u64 + len as u64) + limits.margin as u64;
+        needed <= target.sndbuf as u64
+            && self.crumbs < CRUMBS
+            && target.rmem_alloc as u64 * 2 <= target.rcvbuf as u64
+    }
+
+    /// Accounts for a packet that was redirected. True if that ended a time of passing.
+    #[inline]
+    pub const fn redirect(&mut self, len: u32) -> bool {
+        self.redirected += len as u64;
+        self.redirected_packets += 1;
+        if len < CRUMB_BYTES {
+            self.crumbs += 1;
+        }
+        let returned = self.mode == PASS;
+        if returned {
+            self.mode = REDIRECT;
+            self.returns += 1;
+        }
+        returned
+    }
+
+    /// Accounts for a packet that was passed. True if that ended a time of redirecting, so that userspace must be
+    /// told.
+    #[inline]
+    pub const fn pass(&mut self, len: u32) -> bool {
+        self.passed += len as u64;
+        self.passed_packets += 1;
+        let fell = self.mode == REDIRECT;
+        if fell {
+            self.mode = PASS;
+            self.falls += 1;
+        }
+        fell
+    }
+}
+
+// SAFETY: `repr(C)`, integers only, no padding (asserted above): every bit pattern is valid.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for Flow {}
+
+// SAFETY: `repr(C)`, integers only, no padding (asserted above): every bit pattern is valid.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for Control {}

@@ -1,0 +1,38 @@
+//! Names and sizes of the maps. The kernel keeps the first 15 bytes of a name, so that is all they have.
+
+/// Sockhash, cookie → socket: where redirected bytes may go. Carries no program.
+pub const TARGETS: &str = "SNI_TARGETS";
+/// Sockhash, cookie → socket: whose received bytes the verdict program sees.
+pub const VERDICT: &str = "SNI_VERDICT";
+/// Hash, cookie of the receiving socket → [`crate::flow::Flow`]. The kernel's once it is inserted.
+pub const FLOWS: &str = "SNI_FLOWS";
+/// Hash, cookie of the receiving socket → [`crate::flow::Control`]. Userspace's; no entry means all zero.
+pub const CONTROL: &str = "SNI_CONTROL";
+/// Ring of [`crate::event::Event`].
+pub const EVENTS: &str = "SNI_EVENTS";
+/// Per-CPU array of one [`crate::counters::Counters`].
+pub const COUNTERS: &str = "SNI_COUNTERS";
+
+/// Directions that the maps have room for unless the loader says otherwise: two for each connection.
+pub const DIRECTIONS: usize = 16_384;
+
+/// Size of the event ring unless the loader says otherwise; see [`crate::event::ring_bytes`].
+pub const RING_BYTES: usize = crate::event::ring_bytes(DIRECTIONS as u32) as usize;
+
+/// The globals that the loader sets before the program is verified.
+pub mod global {
+    /// Offset of `write_seq` in `struct tcp_sock`: bytes of its stream that a socket has taken so far.
+    pub const OFF_WRITE_SEQ: &str = "OFF_WRITE_SEQ";
+    /// Offset of `sk_wmem_queued`: memory that its write queue holds.
+    pub const OFF_WMEM_QUEUED: &str = "OFF_WMEM_QUEUED";
+    /// Offset of `sk_sndbuf`: where writing to it starts to fail.
+    pub const OFF_SNDBUF: &str = "OFF_SNDBUF";
+    /// Offset of `sk_backlog.rmem_alloc`: memory of what it received and nobody has read.
+    pub const OFF_RMEM_ALLOC: &str = "OFF_RMEM_ALLOC";
+    /// Offset of `sk_rcvbuf`: where its window is closed.
+    pub const OFF_RCVBUF: &str = "OFF_RCVBUF";
+    /// [`crate::flow::Limits::high_water`].
+    pub const HIGH_WATER: &str = "HIGH_WATER";
+    /// [`crate::flow::Limits::margin`].
+    pub const MARGIN: &str = "MARGIN";
+}

@@ -1,0 +1,42 @@
+//! The maps, as `snisplice_common::map` names them, and what the loader sets.
+
+use aya_ebpf::{
+    Global,
+    bindings::BPF_F_NO_PREALLOC,
+    btf_maps::{HashMap, PerCpuArray, RingBuf, SockHash},
+    macros::btf_map,
+};
+use snisplice_common::{
+    Cookie,
+    counters::Counters,
+    event::Event,
+    flow::{Control, Flow},
+    map::{DIRECTIONS, RING_BYTES},
+};
+
+/// Entries come and go with connections, so they are not allocated beforehand.
+const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
+
+#[btf_map]
+pub(crate) static SNI_TARGETS: SockHash<Cookie, DIRECTIONS> = SockHash::new();
+#[btf_map]
+pub(crate) static SNI_VERDICT: SockHash<Cookie, DIRECTIONS> = SockHash::new();
+#[btf_map]
+pub(crate) static SNI_FLOWS: HashMap<Cookie, Flow, DIRECTIONS, ON_DEMAND> = HashMap::new();
+#[btf_map]
+pub(crate) static SNI_CONTROL: HashMap<Cookie, Control, DIRECTIONS, ON_DEMAND> = HashMap::new();
+#[btf_map]
+pub(crate) static SNI_EVENTS: RingBuf<Event, RING_BYTES> = RingBuf::new();
+#[btf_map]
+pub(crate) static SNI_COUNTERS: PerCpuArray<Counters, 1> = PerCpuArray::new();
+
+macro_rules! globals {
+    ($($name:ident),+ $(,)?) => {
+        $(
+            #[unsafe(no_mangle)]
+            pub(crate) static $name: Global<u32> = Global::new(0);
+        )+
+    };
+}
+
+globals!(OFF_WRITE_SEQ, OFF_WMEM_QUEUED, OFF_SNDBUF, OFF_RMEM_ALLOC, OFF_RCVBUF, HIGH_WATER, MARGIN);

@@ -1,0 +1,125 @@
+//! The verdict on one packet: read the state and the target, let `common::flow` decide, redirect or pass.
+
+use core::{ffi::c_void, ptr};
+
+use aya_ebpf::{
+    EbpfContext as _, Global,
+    bindings::sk_action::SK_PASS,
+    helpers::{bpf_get_socket_cookie, bpf_map_lookup_elem, bpf_sk_release, bpf_skc_to_tcp_sock},
+    programs::SkBuffContext,
+};
+use snisplice_common::{
+    Cookie,
+    counters::Counters,
+    event::Event,
+    flow::{Control, Decision, Flow, Limits, Target},
+};
+
+use crate::maps::{
+    HIGH_WATER, MARGIN, OFF_RCVBUF, OFF_RMEM_ALLOC, OFF_SNDBUF, OFF_WMEM_QUEUED, OFF_WRITE_SEQ, SNI_CONTROL,
+    SNI_COUNTERS, SNI_EVENTS, SNI_FLOWS, SNI_TARGETS,
+};
+
+/// Never drops: the kernel has already acknowledged what a verdict of `SK_DROP` would throw away.
+#[inline(always)]
+pub(crate) fn verdict(ctx: &SkBuffContext) -> u32 {
+    let len = ctx.len();
+    // A FIN without data. Redirecting it would make the kernel take the target for broken.
+    if len == 0 {
+        return SK_PASS;
+    }
+    let Some(counters) = SNI_COUNTERS.get_ptr_mut(0) else { return SK_PASS };
+    // SAFETY: the entry is this CPU's own. A packet in softirq may interrupt this program where it runs on behalf
+    // of a system call; an addition lost to that is why these totals are statistics, and a flow's own are not.
+    let count = unsafe { &mut *counters };
+    // SAFETY: the context is the one this program was called with.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    let Some(flow) = SNI_FLOWS.get_ptr_mut(cookie) else {
+        count.strays += 1;
+        return SK_PASS;
+    };
+    // SAFETY: userspace removes the entry only after the socket is closed, and this program runs with the lock of
+    // that socket held, so nobody else writes to it.
+    let flow = unsafe { &mut *flow };
+    // SAFETY: userspace replaces the whole element, so the two fields belong together.
+    let control = unsafe { SNI_CONTROL.get(cookie) }.copied().unwrap_or_default();
+    if !flow.is_held(&control) && redirect(ctx, len, flow, &control, count) {
+        count.redirected_bytes += u64::from(len);
+        count.redirected_packets += 1;
+        if flow.redirect(len) {
+            count.returns += 1;
+        }
+        return SK_PASS;
+    }
+    count.passed_bytes += u64::from(len);
+    count.passed_packets += 1;
+    if flow.pass(len) && SNI_EVENTS.output(Event { token: flow.token, cookie }, 0).is_err() {
+        count.lost_events += 1;
+    }
+    SK_PASS
+}
+
+/// Redirects the packet if the target can take it now. A refused packet is still whole and can be passed.
+#[inline(always)]
+fn redirect(ctx: &SkBuffContext, len: u32, flow: &mut Flow, control: &Control, count: &mut Counters) -> bool {
+    let Some(target) = target(flow.peer) else {
+        count.no_target += 1;
+        return false;
+    };
+    let limits = Limits { high_water: HIGH_WATER.load(), margin: MARGIN.load() };
+    match flow.decide(len, control, &target, &limits) {
+        // The helper says SK_DROP when the target has left the map in the meantime.
+        Decision::Redirect => SNI_TARGETS.redirect_skb(ctx, flow.peer, 0) == i64::from(SK_PASS),
+        Decision::OverHighWater => {
+            count.over_high_water += 1;
+            false
+        }
+        Decision::NoRoom => {
+            count.no_room += 1;
+            false
+        }
+    }
+}
+
+/// Reads the socket that redirected bytes go to.
+#[inline(always)]
+fn target(peer: Cookie) -> Option<Target> {
+    let map = ptr::from_ref(&SNI_TARGETS).cast_mut().cast::<c_void>();
+    // SAFETY: map and key are of the types the map was defined with. The reference that a hit returns is released
+    // below on every path.
+    let socket = unsafe { bpf_map_lookup_elem(map, ptr::from_ref(&peer).cast()) };
+    if socket.is_null() {
+        return None;
+    }
+    // SAFETY: `socket` is a referenced socket.
+    let tcp = unsafe { bpf_skc_to_tcp_sock(socket) }.cast::<u8>();
+    let target = if tcp.is_null() {
+        None
+    } else {
+        // SAFETY: `tcp` is a `struct tcp_sock` that the reference keeps alive, and the offsets are those of the
+        // running kernel; the verifier checks each against its BTF.
+        Some(unsafe {
+            Target {
+                write_seq: field(tcp, &OFF_WRITE_SEQ),
+                wmem_queued: field(tcp, &OFF_WMEM_QUEUED),
+                sndbuf: field(tcp, &OFF_SNDBUF),
+                rmem_alloc: field(tcp, &OFF_RMEM_ALLOC),
+                rcvbuf: field(tcp, &OFF_RCVBUF),
+            }
+        })
+    };
+    // SAFETY: the reference that the lookup took, given back once.
+    unsafe { bpf_sk_release(socket) };
+    target
+}
+
+/// Reads a 32-bit field at an offset that the loader has set.
+///
+/// # Safety
+///
+/// `base` points to a live kernel object that has such a field there.
+#[inline(always)]
+unsafe fn field(base: *const u8, offset: &Global<u32>) -> u32 {
+    // SAFETY: as the caller promises.
+    unsafe { base.add(offset.load() as usize).cast::<u32>().read_volatile() }
+}

@@ -1,0 +1,306 @@
+//! `cargo xtask ebpf`: the eBPF object that an ordinary build embeds.
+//!
+//! The object is committed, so that only who changes the programs needs a nightly compiler and bpf-linker. The
+//! same source and compiler give the same bytes on every machine: paths are remapped, DWARF is stripped, and
+//! neither the workspace's profile nor the host's architecture has a say.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use object::{
+    build::elf::{Builder, SectionData},
+    elf::SHT_STRTAB,
+};
+use sha2::{Digest as _, Sha256};
+
+use crate::shell::{self, root, step};
+
+/// Rebuilds the committed eBPF object.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Writes nothing; fails unless the committed object is what the source gives with the recorded compiler.
+    #[arg(long)]
+    check: bool,
+    /// Only compares the source with what the committed object was built from; needs no nightly compiler.
+    #[arg(long, conflicts_with = "check")]
+    check_source: bool,
+    /// The toolchain to build with, as rustup calls it; it needs the component `rust-src`.
+    #[arg(long, default_value = "nightly", value_name = "NAME")]
+    toolchain: String,
+}
+
+/// The target that bpf-linker makes little-endian objects for.
+const TARGET: &str = "bpfel-unknown-none";
+/// The crate's binary.
+const PROGRAM: &str = "snisplice-ebpf";
+/// What an ordinary build embeds.
+const OBJECT: &str = "ebpf/prebuilt/snisplice.bpf.o";
+/// What the object was built with.
+const RECORD: &str = "ebpf/prebuilt/snisplice.bpf.txt";
+/// What the object is made of, besides the crates from the registry.
+const SOURCES: [&str; 4] = ["common/Cargo.toml", "common/src", "ebpf/Cargo.toml", "ebpf/src"];
+/// The crates from the registry that end up in the object.
+const CRATES: [&str; 3] = ["aya-ebpf", "aya-ebpf-bindings", "aya-ebpf-macros"];
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let Args { check, check_source, toolchain } = args;
+    let source = source()?;
+    if *check_source {
+        return committed_is_of(&source);
+    }
+    let mut record = compiler(toolchain)?;
+    if *check {
+        same_compiler(&record)?;
+    }
+    step("build the eBPF object");
+    let object = stripped(&build(toolchain)?)?;
+    record.extend(source);
+    record.insert("object", digest(&object));
+    if *check {
+        let committed = fs::read(root().join(OBJECT)).context(OBJECT)?;
+        ensure!(
+            committed == object && read_record()? == text(&record)?,
+            "{OBJECT} is not what the source gives; run `cargo xtask ebpf` and commit ebpf/prebuilt"
+        );
+        println!("{OBJECT} is what the source gives");
+        return Ok(());
+    }
+    fs::create_dir_all(root().join("ebpf/prebuilt"))?;
+    fs::write(root().join(OBJECT), &object).context(OBJECT)?;
+    fs::write(root().join(RECORD), text(&record)?).context(RECORD)?;
+    println!("{OBJECT}: {} bytes", object.len());
+    Ok(())
+}
+
+type Record = BTreeMap<&'static str, String>;
+
+fn text(record: &Record) -> Result<String> {
+    let mut text = String::from(
+        "# What snisplice.bpf.o was built with and from; `cargo xtask ebpf` writes this file.\n",
+    );
+    for (key, value) in record {
+        writeln!(text, "{key}: {value}")?;
+    }
+    Ok(text)
+}
+
+fn read_record() -> Result<String> {
+    fs::read_to_string(root().join(RECORD)).context(RECORD)
+}
+
+fn recorded(key: &str) -> Result<String> {
+    let record = read_record()?;
+    let value = record.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(": "));
+    Ok(value.with_context(|| format!("{RECORD} has no `{key}`"))?.to_owned())
+}
+
+/// What turns source into bytes here.
+fn compiler(toolchain: &str) -> Result<Record> {
+    let verbose = output(rustup(toolchain).args(["rustc", "--version", "--verbose"])).with_context(|| {
+        format!(
+            "no toolchain `{toolchain}`; `rustup toolchain install {toolchain} --component rust-src` installs it"
+        )
+    })?;
+    let field = |name: &str| {
+        let value = verbose.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+        value.map(str::to_owned).with_context(|| format!("`rustc -vV` does not say its {name}"))
+    };
+    let rustc = verbose.lines().next().context("`rustc -vV` says nothing")?;
+    let linker = output(Command::new("bpf-linker").arg("--version"))
+        .context("no bpf-linker; `cargo install bpf-linker` installs it")?;
+    Ok(Record::from([
+        ("rustc", rustc.trim().to_owned()),
+        ("llvm", field("LLVM version")?),
+        ("linker", linker.trim().to_owned()),
+    ]))
+}
+
+fn same_compiler(here: &Record) -> Result<()> {
+    for (key, here) in here {
+        let recorded = recorded(key)?;
+        if *here != recorded {
+            bail!(
+                "{OBJECT} was built with another {key}: `{recorded}`; here is `{here}`.\n\
+                 Only the recorded one gives the same bytes: pass it as `--toolchain` (a nightly is named \
+                 nightly-YYYY-MM-DD, the day after its commit date), or rebuild with `cargo xtask ebpf` and \
+                 commit ebpf/prebuilt"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// What the object is made of.
+fn source() -> Result<Record> {
+    let mut files = Vec::new();
+    for source in SOURCES {
+        list(&root().join(source), &mut files)?;
+    }
+    files.sort();
+    let mut hash = Sha256::new();
+    for file in files {
+        let name = file.strip_prefix(root())?.to_str().context("a source file's name is not UTF-8")?;
+        hash.update(name);
+        hash.update([0]);
+        hash.update(Sha256::digest(fs::read(&file)?));
+    }
+    let mut record = Record::from([("source", hex(&hash.finalize()))]);
+    let lock = fs::read_to_string(root().join("Cargo.lock")).context("Cargo.lock")?;
+    for name in CRATES {
+        record.insert(name, locked(&lock, name).with_context(|| format!("Cargo.lock has no {name}"))?);
+    }
+    Ok(record)
+}
+
+/// The version that the lock file has of a crate of which there is only one in the eBPF crate's tree: the oldest,
+/// since others may use a later one on the host.
+fn locked(lock: &str, name: &str) -> Option<String> {
+    let entry = format!("name = \"{name}\"\nversion = \"");
+    let (_, rest) = lock.split_once(&entry)?;
+    Some(rest.split_once('"')?.0.to_owned())
+}
+
+fn committed_is_of(source: &Record) -> Result<()> {
+    for (key, here) in source {
+        ensure!(
+            recorded(key)? == *here,
+            "{OBJECT} was built from another source ({key} differs); run `cargo xtask ebpf` and commit ebpf/prebuilt"
+        );
+    }
+    println!("{OBJECT} was built from this source");
+    Ok(())
+}
+
+fn list(path: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+    if path.is_dir() {
+        for entry in fs::read_dir(path)? {
+            list(&entry?.path(), files)?;
+        }
+    } else {
+        files.push(path.to_owned());
+    }
+    Ok(())
+}
+
+/// Compiles the crate and returns where the linked object is.
+fn build(toolchain: &str) -> Result<PathBuf> {
+    let target = target_directory()?.join("ebpf");
+    let mut command = rustup(toolchain);
+    command
+        .args(["cargo", "build", "--locked", "--release", "--package", PROGRAM])
+        .args(["--target", TARGET, "-Z", "build-std=core"])
+        .arg("--target-dir")
+        .arg(&target)
+        .current_dir(root())
+        .env("CARGO_ENCODED_RUSTFLAGS", flags(toolchain)?.join("\u{1f}"))
+        // Which registers the bindings for tracing programs name; ours has none, but a path would differ.
+        .env("AYA_BPF_TARGET_ARCH", "x86_64")
+        .env_remove("RUSTFLAGS")
+        .env_remove("RUSTC")
+        .env_remove("RUSTC_WRAPPER")
+        .env_remove("RUSTC_WORKSPACE_WRAPPER");
+    // The profile of the object is decided here and nowhere else.
+    for (key, value) in [
+        ("OPT_LEVEL", "3"),
+        ("LTO", "fat"),
+        ("CODEGEN_UNITS", "1"),
+        ("DEBUG", "2"),
+        ("STRIP", "none"),
+        ("PANIC", "abort"),
+        ("OVERFLOW_CHECKS", "false"),
+        ("DEBUG_ASSERTIONS", "false"),
+        ("INCREMENTAL", "false"),
+    ] {
+        command.env(format!("CARGO_PROFILE_RELEASE_{key}"), value);
+    }
+    shell::run(&mut command)?;
+    Ok(target.join(TARGET).join("release").join(PROGRAM))
+}
+
+fn flags(toolchain: &str) -> Result<Vec<String>> {
+    let sysroot = output(rustup(toolchain).args(["rustc", "--print", "sysroot"]))?;
+    let mut flags = vec![
+        "-Clinker=bpf-linker".to_owned(),
+        "-Clink-arg=--btf".to_owned(),
+        // Every kernel that the datapath accepts knows this instruction set (Linux 5.1).
+        "-Ctarget-cpu=v3".to_owned(),
+        format!("--remap-path-prefix={}=snisplice", root().display()),
+        format!("--remap-path-prefix={}=rust", sysroot.trim()),
+    ];
+    // One directory for each registry, named after a hash of where it is reached.
+    let registries = cargo_home()?.join("registry/src");
+    for registry in fs::read_dir(&registries).with_context(|| registries.display().to_string())? {
+        flags.push(format!("--remap-path-prefix={}=registry", registry?.path().display()));
+    }
+    Ok(flags)
+}
+
+fn cargo_home() -> Result<PathBuf> {
+    let home = || std::env::home_dir().map(|home| home.join(".cargo"));
+    std::env::var_os("CARGO_HOME").map(PathBuf::from).or_else(home).context("no home directory")
+}
+
+fn target_directory() -> Result<PathBuf> {
+    // Ours is <target>/debug/xtask.
+    let own = std::env::current_exe()?;
+    Ok(own.ancestors().nth(2).context("this program is not in a target directory")?.to_owned())
+}
+
+/// Removes DWARF and what refers to it; BTF stays.
+fn stripped(path: &Path) -> Result<Vec<u8>> {
+    let data = fs::read(path).with_context(|| path.display().to_string())?;
+    let mut elf = Builder::read(&*data)?;
+    for section in &mut elf.sections {
+        let name = section.name.to_string();
+        section.delete = name.starts_with(".debug_") || name.starts_with(".rel.debug_");
+    }
+    elf.delete_orphans();
+    // LLVM keeps the names of sections and symbols in one table, the writer wants two.
+    let names = elf.sections.add();
+    names.name = ".shstrtab".into();
+    names.sh_type = SHT_STRTAB;
+    names.sh_addralign = 1;
+    names.data = SectionData::SectionString;
+    let mut stripped = Vec::new();
+    elf.write(&mut stripped)?;
+    for foreign in [root().as_os_str(), cargo_home()?.as_os_str()] {
+        let foreign = foreign.as_encoded_bytes();
+        ensure!(
+            !stripped.windows(foreign.len()).any(|window| window == foreign),
+            "the object names a path of this machine, so it would differ elsewhere"
+        );
+    }
+    Ok(stripped)
+}
+
+fn rustup(toolchain: &str) -> Command {
+    let mut command = Command::new("rustup");
+    command.args(["run", toolchain]);
+    command
+}
+
+fn output(command: &mut Command) -> Result<String> {
+    let output = command.output()?;
+    if !output.status.success() {
+        bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+fn digest(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut hex, byte| {
+        // Writing to a string cannot fail.
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
+}
