@@ -1,13 +1,14 @@
 //! The seam between one connection's story and the way its bytes move.
 
-use std::{future::Future, io, pin::Pin};
+use std::{future::Future, io, pin::Pin, rc::Rc, time::Duration};
 
+use snisplice_config::model::Model;
 use tokio::net::TcpStream;
 
-use crate::account::Account;
+use crate::{account::Account, metrics::Metrics};
 
+pub mod copy;
 pub mod relay;
-pub mod sockmap;
 
 /// Moves bytes between an accepted client and a connected backend until both directions have ended.
 ///
@@ -61,6 +62,18 @@ pub enum End {
 }
 
 impl End {
+    /// The client's socket failed with `error`.
+    #[must_use]
+    pub fn broken_by_client(error: io::Error) -> Self {
+        if is_reset(&error) { Self::ClientReset } else { Self::Failed(error) }
+    }
+
+    /// The backend's socket failed with `error`.
+    #[must_use]
+    pub fn broken_by_backend(error: io::Error) -> Self {
+        if is_reset(&error) { Self::BackendReset } else { Self::Failed(error) }
+    }
+
     /// Metric and log label.
     #[must_use]
     pub fn reason(&self) -> &'static str {
@@ -71,5 +84,35 @@ impl End {
             Self::Idle => "idle_timeout",
             Self::Failed(_) => "io_error",
         }
+    }
+}
+
+/// RST answers a read with `ECONNRESET` and a write after it with `EPIPE`.
+fn is_reset(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
+}
+
+/// A datapath that was chosen and whose process-wide part exists; every worker builds its own instance from it.
+#[derive(Debug, Clone)]
+pub struct Factory {
+    idle: Duration,
+}
+
+impl Factory {
+    /// Decides what serves, by what the operator asked for and what this kernel can do.
+    pub fn choose(model: &Model, metrics: &mut Metrics) -> anyhow::Result<Self> {
+        let _ = metrics;
+        Ok(Self { idle: model.timeouts.idle })
+    }
+
+    /// Metric label of what was chosen.
+    #[must_use]
+    pub fn label(&self) -> &'static str {
+        "relay"
+    }
+
+    /// One worker's instance; to be called on the worker's thread, inside its runtime.
+    pub fn build(&self) -> io::Result<Rc<dyn Datapath>> {
+        Ok(Rc::new(relay::Relay::new(self.idle)))
     }
 }

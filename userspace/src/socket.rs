@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    mem::{self, MaybeUninit},
+    mem::MaybeUninit,
     os::fd::{AsFd, AsRawFd},
     time::Duration,
 };
@@ -54,7 +54,7 @@ pub fn unacknowledged(fd: impl AsFd) -> io::Result<u32> {
 pub fn tcp_info(fd: impl AsFd) -> io::Result<libc::tcp_info> {
     let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
     #[expect(clippy::cast_possible_truncation, reason = "the structure is a few hundred bytes")]
-    let mut length = mem::size_of::<libc::tcp_info>() as libc::socklen_t;
+    let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
     // SAFETY: pointer and length describe `info`, which outlives the call; the kernel writes at most `length`.
     let result = unsafe {
         libc::getsockopt(

@@ -5,7 +5,10 @@
 
 use std::{cell::RefCell, io, os::fd::AsFd};
 
-use rustix::net::{RecvFlags, SendFlags, recv, send};
+use rustix::{
+    io::{Errno, retry_on_intr},
+    net::{RecvFlags, SendFlags, recv, send},
+};
 
 /// Bytes one step reads at most. Large reads are what makes a copy fast; one buffer serves a whole worker, so it
 /// costs nothing per connection and stays in the core's cache.
@@ -74,19 +77,19 @@ impl Pump {
             return self.flush(to);
         }
         with_scratch(|scratch| {
-            let read = match recv(&from, &mut scratch[..], RecvFlags::empty()) {
+            let read = match retry_on_intr(|| recv(&from, &mut scratch[..], RecvFlags::empty())) {
                 Ok((0, _)) => return Ok(Step::Eof),
                 Ok((read, _)) => read,
-                Err(error) if would_block(error) => return Ok(Step::WantRead),
+                Err(Errno::AGAIN) => return Ok(Step::WantRead),
                 Err(error) => return Err(StepError::Read(error.into())),
             };
             let drained = read < scratch.len();
-            match send(&to, &scratch[..read], SendFlags::NOSIGNAL) {
+            match retry_on_intr(|| send(&to, &scratch[..read], SendFlags::NOSIGNAL)) {
                 Ok(sent) => {
                     self.pending.extend_from_slice(&scratch[sent..read]);
                     Ok(Step::Moved { bytes: sent, drained })
                 }
-                Err(error) if would_block(error) => {
+                Err(Errno::AGAIN) => {
                     self.pending.extend_from_slice(&scratch[..read]);
                     Ok(Step::WantWrite)
                 }
@@ -96,9 +99,9 @@ impl Pump {
     }
 
     fn flush(&mut self, to: impl AsFd) -> Result<Step, StepError> {
-        let sent = match send(&to, &self.pending[self.taken..], SendFlags::NOSIGNAL) {
+        let sent = match retry_on_intr(|| send(&to, &self.pending[self.taken..], SendFlags::NOSIGNAL)) {
             Ok(sent) => sent,
-            Err(error) if would_block(error) => return Ok(Step::WantWrite),
+            Err(Errno::AGAIN) => return Ok(Step::WantWrite),
             Err(error) => return Err(StepError::Write(error.into())),
         };
         self.taken += sent;
@@ -108,8 +111,4 @@ impl Pump {
         }
         Ok(Step::Moved { bytes: sent, drained: false })
     }
-}
-
-fn would_block(error: rustix::io::Errno) -> bool {
-    matches!(error, rustix::io::Errno::AGAIN | rustix::io::Errno::INTR)
 }
