@@ -1,0 +1,191 @@
+//! What is counted, and the label values it is counted under.
+//!
+//! Labels come from the configuration or from closed sets: never a raw server name or a client's address, which
+//! anyone could multiply at will.
+
+use std::{fmt, sync::Arc};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{EncodeLabelSet, text},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+/// The label value for a connection that never had a route, a backend or a datapath.
+pub const NONE: &str = "none";
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByListener {
+    listener: Arc<str>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Closed {
+    listener: Arc<str>,
+    route: Arc<str>,
+    datapath: &'static str,
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Moved {
+    route: Arc<str>,
+    datapath: &'static str,
+    direction: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Unrouted {
+    listener: Arc<str>,
+    verdict: &'static str,
+    policy: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ConnectFailure {
+    backend: Arc<str>,
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct InService {
+    datapath: &'static str,
+}
+
+/// All counters of the process. Cheap to share, never locked across an await.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    opened: Family<ByListener, Counter>,
+    active: Family<ByListener, Gauge>,
+    closed: Family<Closed, Counter>,
+    moved: Family<Moved, Counter>,
+    unrouted: Family<Unrouted, Counter>,
+    connect_failures: Family<ConnectFailure, Counter>,
+    accept_errors: Family<ByListener, Counter>,
+    datapath: Family<InService, Gauge>,
+    /// Configurations put into service since the start.
+    pub config_generation: Gauge,
+    /// Configurations refused since the start; the last good one kept serving.
+    pub config_rejected: Counter,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// All families at zero.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut metrics = Self {
+            registry: Registry::with_prefix("snisplice"),
+            opened: Family::default(),
+            active: Family::default(),
+            closed: Family::default(),
+            moved: Family::default(),
+            unrouted: Family::default(),
+            connect_failures: Family::default(),
+            accept_errors: Family::default(),
+            datapath: Family::default(),
+            config_generation: Gauge::default(),
+            config_rejected: Counter::default(),
+        };
+        let registry = &mut metrics.registry;
+        registry.register("connections_opened", "Connections accepted", metrics.opened.clone());
+        registry.register("connections_active", "Connections being served", metrics.active.clone());
+        registry.register("connections_closed", "Connections ended, by how they ended", metrics.closed.clone());
+        registry.register(
+            "bytes",
+            "Bytes delivered to the receiving side's socket by connections that have ended",
+            metrics.moved.clone(),
+        );
+        registry.register(
+            "unrouted",
+            "Connections whose hello led to no rule, by verdict and by the policy applied",
+            metrics.unrouted.clone(),
+        );
+        registry.register(
+            "connect_failures",
+            "Attempts to connect to an endpoint that failed",
+            metrics.connect_failures.clone(),
+        );
+        registry.register(
+            "accept_errors",
+            "Failures to accept, such as too many open files",
+            metrics.accept_errors.clone(),
+        );
+        registry.register("datapath", "1 for the datapath in service", metrics.datapath.clone());
+        registry.register(
+            "config_generation",
+            "Configurations put into service since the start",
+            metrics.config_generation.clone(),
+        );
+        registry.register(
+            "config_rejected",
+            "Configurations refused since the start; the last good one kept serving",
+            metrics.config_rejected.clone(),
+        );
+        metrics
+    }
+
+    /// Adds counters that live elsewhere, such as in a kernel map, and are read at each scrape.
+    pub fn add(&mut self, collector: Box<dyn Collector>) {
+        self.registry.register_collector(collector);
+    }
+
+    /// The Prometheus text exposition of everything.
+    pub fn encode(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+
+    /// Notes which datapath serves.
+    pub fn serves_with(&self, datapath: &'static str) {
+        self.datapath.get_or_create(&InService { datapath }).set(1);
+    }
+
+    pub(crate) fn listener(&self, listener: &Arc<str>) -> ListenerCounters {
+        let labels = ByListener { listener: listener.clone() };
+        ListenerCounters {
+            listener: listener.clone(),
+            opened: self.opened.get_or_create_owned(&labels),
+            active: self.active.get_or_create_owned(&labels),
+            accept_errors: self.accept_errors.get_or_create_owned(&labels),
+        }
+    }
+
+    pub(crate) fn closed(&self, listener: &Arc<str>, route: &Arc<str>, datapath: &'static str, reason: &'static str) {
+        let labels = Closed { listener: listener.clone(), route: route.clone(), datapath, reason };
+        self.closed.get_or_create(&labels).inc();
+    }
+
+    pub(crate) fn moved(&self, route: &Arc<str>, datapath: &'static str, direction: &'static str, bytes: u64) {
+        self.moved.get_or_create(&Moved { route: route.clone(), datapath, direction }).inc_by(bytes);
+    }
+
+    pub(crate) fn unrouted(&self, listener: &Arc<str>, verdict: &'static str, policy: &'static str) {
+        self.unrouted.get_or_create(&Unrouted { listener: listener.clone(), verdict, policy }).inc();
+    }
+
+    pub(crate) fn connect_failed(&self, backend: &Arc<str>, reason: &'static str) {
+        self.connect_failures.get_or_create(&ConnectFailure { backend: backend.clone(), reason }).inc();
+    }
+}
+
+/// One listener's counters, looked up once and not per connection.
+#[derive(Debug, Clone)]
+pub struct ListenerCounters {
+    /// The listener's name.
+    pub listener: Arc<str>,
+    /// Connections accepted.
+    pub opened: Counter,
+    /// Connections being served.
+    pub active: Gauge,
+    /// Failures to accept.
+    pub accept_errors: Counter,
+}
