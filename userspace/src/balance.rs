@@ -1,0 +1,109 @@
+//! Weighted round robin as a function of a counter.
+//!
+//! Pure: the counter is an argument, so a distribution is exact and testable, and workers share nothing but one
+//! atomic increment.
+
+/// Weights of a group, prepared for picking.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wheel {
+    /// Sums of the weights up to and including each member.
+    sums: Vec<u64>,
+    /// How far the wheel turns for each pick: coprime to the total, so that one whole turn visits every slot
+    /// once, and near the golden section of it, so that the picks of one member are spread out.
+    stride: u64,
+}
+
+impl Wheel {
+    /// Prepares a group; members of weight 0 are never picked.
+    #[must_use]
+    pub fn new(weights: impl IntoIterator<Item = u32>) -> Self {
+        let mut sums: Vec<u64> = weights
+            .into_iter()
+            .scan(0_u64, |sum, weight| {
+                *sum += u64::from(weight);
+                Some(*sum)
+            })
+            .collect();
+        // 100:100 and 1:1 mean the same, and the smaller wheel is exact sooner.
+        let common = sums.iter().fold(0, |divisor, &sum| gcd(divisor, sum));
+        if common > 1 {
+            for sum in &mut sums {
+                *sum /= common;
+            }
+        }
+        let total = sums.last().copied().unwrap_or(0);
+        Self { stride: coprime_near(total, total * 618 / 1000), sums }
+    }
+
+    /// The member for the `turn`th pick; `None` if all weights are 0. Any run of as many picks as the weights add
+    /// up to (after division by their common factor) gives each member exactly its weight.
+    #[must_use]
+    pub fn pick(&self, turn: u64) -> Option<usize> {
+        let total = *self.sums.last().filter(|&&total| total > 0)?;
+        // Both factors are below 2^32 times the number of members; the remainder first keeps the product small.
+        let slot = u128::from(turn % total) * u128::from(self.stride) % u128::from(total);
+        Some(self.sums.partition_point(|&sum| u128::from(sum) <= slot))
+    }
+}
+
+fn gcd(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+/// The number nearest to `wanted`, going up, that shares no factor with `total`.
+fn coprime_near(total: u64, wanted: u64) -> u64 {
+    (wanted.max(1)..).find(|&candidate| gcd(candidate, total.max(1)) == 1).unwrap_or(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counts(weights: &[u32], turns: std::ops::Range<u64>) -> Vec<u64> {
+        let wheel = Wheel::new(weights.iter().copied());
+        let mut counts = vec![0; weights.len()];
+        for turn in turns {
+            counts[wheel.pick(turn).unwrap()] += 1;
+        }
+        counts
+    }
+
+    #[test]
+    fn one_whole_turn_is_exact_from_wherever_it_starts() {
+        for start in [0, 1, 7, u64::from(u32::MAX)] {
+            assert_eq!(counts(&[5, 3, 2, 0, 1], start..start + 11), [5, 3, 2, 0, 1]);
+        }
+    }
+
+    #[test]
+    fn a_common_factor_does_not_make_the_turn_longer() {
+        assert_eq!(counts(&[300, 100], 0..4), [3, 1]);
+    }
+
+    #[test]
+    fn equal_members_take_turns() {
+        let wheel = Wheel::new([1, 1]);
+        let picks: Vec<_> = (0..6).map(|turn| wheel.pick(turn).unwrap()).collect();
+        assert!(picks.windows(2).all(|pair| pair[0] != pair[1]), "{picks:?}");
+    }
+
+    #[test]
+    fn a_light_member_is_not_served_in_one_burst() {
+        let wheel = Wheel::new([90, 10]);
+        let light: Vec<u64> = (0..100).filter(|&turn| wheel.pick(turn) == Some(1)).collect();
+        assert_eq!(light.len(), 10);
+        assert!(light.windows(2).all(|pair| pair[1] - pair[0] >= 5), "{light:?}");
+    }
+
+    #[test]
+    fn without_weight_nobody_is_picked() {
+        assert_eq!(Wheel::new([]).pick(3), None);
+        assert_eq!(Wheel::new([0, 0]).pick(3), None);
+    }
+
+    #[test]
+    fn the_largest_weights_of_the_gateway_api_do_not_overflow() {
+        let wheel = Wheel::new([1_000_000; 16]);
+        assert!((0..1000).all(|turn| wheel.pick(u64::MAX - turn).is_some_and(|member| member < 16)));
+    }
+}
