@@ -1,0 +1,102 @@
+//! Connects to the first endpoint of a backend that answers.
+
+use std::{io, net::SocketAddr, time::Duration};
+
+use thiserror::Error;
+use tokio::{
+    io::Interest,
+    net::{TcpSocket, TcpStream},
+    time::timeout,
+};
+
+use crate::{metrics::Metrics, socket, state::Backend};
+
+/// Why no endpoint could be had.
+#[derive(Debug, Error)]
+pub enum ConnectError {
+    /// Every endpoint was tried; the last one failed like this.
+    #[error("no endpoint of {backend} answered, the last one ({address}): {error}")]
+    Failed {
+        /// The backend's name.
+        backend: String,
+        /// Which address failed last.
+        address: SocketAddr,
+        /// How.
+        error: io::Error,
+    },
+    /// The backend has no endpoint with an address and a weight.
+    #[error("{backend} has no endpoint that could be tried")]
+    NoEndpoint {
+        /// The backend's name.
+        backend: String,
+    },
+    /// The client reset while we were connecting for it.
+    #[error("the client went away")]
+    ClientGone,
+}
+
+impl ConnectError {
+    /// Metric and log label.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Failed { error, .. } => match error.kind() {
+                io::ErrorKind::TimedOut => "connect_timeout",
+                io::ErrorKind::ConnectionRefused => "connect_refused",
+                _ => "connect_failed",
+            },
+            Self::NoEndpoint { .. } => "no_endpoint",
+            Self::ClientGone => "client_gone",
+        }
+    }
+}
+
+/// Tries the backend's endpoints in turn, each for at most `limit`. No byte has been sent yet, so trying the next one
+/// after a failure is safe. A client that resets meanwhile ends the attempt.
+pub async fn connect(
+    backend: &Backend,
+    client: &TcpStream,
+    limit: Duration,
+    metrics: &Metrics,
+) -> Result<(TcpStream, SocketAddr), ConnectError> {
+    let mut last = None;
+    for address in backend.candidates() {
+        let attempt = async {
+            match timeout(limit, connect_to(backend, address)).await {
+                Ok(result) => result,
+                Err(_) => Err(io::ErrorKind::TimedOut.into()),
+            }
+        };
+        let result = tokio::select! {
+            biased;
+            result = attempt => result,
+            () = reset(client) => return Err(ConnectError::ClientGone),
+        };
+        match result {
+            Ok(stream) => return Ok((stream, address)),
+            Err(error) => {
+                let error = ConnectError::Failed { backend: backend.name.to_string(), address, error };
+                metrics.connect_failed(&backend.name, error.reason());
+                tracing::debug!(%error, "trying the next endpoint");
+                last = Some(error);
+            }
+        }
+    }
+    Err(last.unwrap_or_else(|| ConnectError::NoEndpoint { backend: backend.name.to_string() }))
+}
+
+async fn connect_to(backend: &Backend, address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_nodelay(true)?;
+    if let Some(source) = backend.source_for(address) {
+        socket::set_bind_address_no_port(&socket)?;
+        socket.bind(SocketAddr::new(source, 0))?;
+    }
+    socket.connect(address).await
+}
+
+/// Waits until the client's socket has failed. A FIN is not that: the client may still be reading.
+async fn reset(client: &TcpStream) {
+    // An error to wait with is as good as an error on the socket.
+    let _ = client.ready(Interest::ERROR).await;
+}

@@ -1,0 +1,125 @@
+//! Reads from a client until its hello is complete or cannot become one.
+
+use std::io;
+
+use rustix::{
+    io::{Errno, retry_on_intr},
+    net::{RecvFlags, recv},
+};
+use tokio::{io::Interest, net::TcpStream};
+
+use crate::{
+    datapath::{HelloMode, copy::with_scratch},
+    socket,
+    tls::client_hello::{ClientHello, Parse, Rejection, parse},
+};
+
+/// A complete hello.
+#[derive(Debug)]
+pub struct Hello {
+    /// What it says.
+    pub message: ClientHello,
+    /// The bytes read so far, verbatim, with whatever followed the hello; empty when they were only peeked.
+    pub bytes: Vec<u8>,
+}
+
+/// Why there is no hello.
+#[derive(Debug)]
+pub enum NoHello {
+    /// The bytes cannot become an acceptable hello.
+    Rejected(Rejection),
+    /// The client closed or reset before its hello was complete.
+    ClientGone,
+}
+
+/// Waits for a hello of at most `limit` bytes. There is no deadline in here: the caller has one.
+///
+/// `partial` receives what was read so far, so that it survives a deadline that drops this future.
+pub async fn receive(
+    client: &TcpStream,
+    mode: HelloMode,
+    limit: usize,
+    partial: &mut Vec<u8>,
+) -> Result<Hello, NoHello> {
+    match mode {
+        HelloMode::Peek => peek(client, limit).await,
+        HelloMode::Read => read(client, limit, partial).await,
+    }
+}
+
+/// Leaves every byte in the client's receive queue. While the hello is incomplete, `SO_RCVLOWAT` keeps the socket
+/// from waking us before there is enough for another look.
+async fn peek(client: &TcpStream, limit: usize) -> Result<Hello, NoHello> {
+    let mut seen = 0;
+    let mut low_water = 1;
+    loop {
+        let ready = client.ready(Interest::READABLE).await.map_err(|_| NoHello::ClientGone)?;
+        let (length, outcome) = with_scratch(|scratch| {
+            let window = &mut scratch[..=limit];
+            match retry_on_intr(|| recv(client, &mut *window, RecvFlags::PEEK)) {
+                Ok((length, _)) => (length, Some(parse(&window[..length], limit))),
+                Err(Errno::AGAIN) => (0, None),
+                Err(_) => (0, Some(Ok(Parse::Incomplete { need: 1 }))),
+            }
+        });
+        match outcome {
+            Some(Ok(Parse::Done(message))) => {
+                restore(client, low_water);
+                return Ok(Hello { message, bytes: Vec::new() });
+            }
+            Some(Err(rejection)) => {
+                restore(client, low_water);
+                return Err(NoHello::Rejected(rejection));
+            }
+            // Nothing new although the socket woke us: only its end can have.
+            Some(Ok(Parse::Incomplete { .. })) if length == 0 || (ready.is_read_closed() && length == seen) => {
+                return Err(NoHello::ClientGone);
+            }
+            Some(Ok(Parse::Incomplete { need })) => {
+                seen = length;
+                low_water = need;
+                // Where the kernel refuses, the wake-ups come earlier and nothing else changes.
+                let _ = socket::set_receive_low_water(client, need);
+            }
+            None => {}
+        }
+        forget_readable(client);
+    }
+}
+
+/// Undoes the low-water mark, so that the datapath hears of every byte again.
+fn restore(client: &TcpStream, low_water: usize) {
+    if low_water > 1 {
+        let _ = socket::set_receive_low_water(client, 1);
+    }
+}
+
+async fn read(client: &TcpStream, limit: usize, partial: &mut Vec<u8>) -> Result<Hello, NoHello> {
+    loop {
+        client.readable().await.map_err(|_| NoHello::ClientGone)?;
+        let room = limit + 1 - partial.len().min(limit);
+        let received = with_scratch(|scratch| {
+            let (length, _) = retry_on_intr(|| recv(client, &mut scratch[..room], RecvFlags::empty()))?;
+            partial.extend_from_slice(&scratch[..length]);
+            Ok(length)
+        });
+        match received {
+            Ok(0) => return Err(NoHello::ClientGone),
+            Ok(_) => {}
+            Err(Errno::AGAIN) => {
+                forget_readable(client);
+                continue;
+            }
+            Err(_) => return Err(NoHello::ClientGone),
+        }
+        match parse(partial, limit) {
+            Ok(Parse::Done(message)) => return Ok(Hello { message, bytes: std::mem::take(partial) }),
+            Ok(Parse::Incomplete { .. }) => {}
+            Err(rejection) => return Err(NoHello::Rejected(rejection)),
+        }
+    }
+}
+
+fn forget_readable(client: &TcpStream) {
+    let _: io::Result<()> = client.try_io(Interest::READABLE, || Err(io::ErrorKind::WouldBlock.into()));
+}

@@ -1,0 +1,209 @@
+//! One connection's story, from accept to the last byte.
+
+use std::{io, rc::Rc, sync::Arc, time::Duration};
+
+use rustix::{
+    io::retry_on_intr,
+    net::{RecvFlags, SendFlags, recv, send},
+};
+use snisplice_config::model::{BackendId, Listener, Model, Policies, Policy, Rule};
+use socket2::SockRef;
+use tokio::{
+    net::TcpStream,
+    time::{Instant, timeout, timeout_at},
+};
+
+use crate::{
+    account::Account,
+    connect::connect,
+    datapath::{Datapath, Pair, copy::with_scratch},
+    hello::{self, Hello, NoHello},
+    metrics::{ListenerCounters, Metrics},
+    socket,
+    state::{Backend, Current},
+    tls::{
+        alert::{Description, alert},
+        client_hello::{ClientHello, Rejection},
+    },
+};
+
+/// How long a client may take to read our last word before its connection is closed for good.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// What all connections of one worker share.
+pub struct Service {
+    /// The configuration in service.
+    pub current: Arc<Current>,
+    /// Where everything is counted.
+    pub metrics: Arc<Metrics>,
+    /// What moves the bytes.
+    pub datapath: Rc<dyn Datapath>,
+}
+
+/// Serves one accepted connection to its end.
+pub async fn serve(client: TcpStream, counters: Rc<ListenerCounters>, service: Rc<Service>) {
+    let account = Account::open(&service.metrics, &counters);
+    let reason = match establish(client, &counters.listener, &account, &service).await {
+        Ok(pair) => service.datapath.relay(pair, &account).await.reason(),
+        Err(reason) => reason,
+    };
+    account.ended(reason);
+}
+
+/// The part of the story before bytes flow: hello, rule, endpoint, connection. An error is the reason for which the
+/// connection is over.
+async fn establish(
+    client: TcpStream,
+    listener: &Arc<str>,
+    account: &Account,
+    service: &Service,
+) -> Result<Pair, &'static str> {
+    // This connection keeps this configuration until it is established, whatever is reloaded meanwhile.
+    let live = service.current.load_full();
+    let listener_name = listener;
+    let listener = live.listener(listener_name).ok_or("listener_removed")?;
+    let _ = client.set_nodelay(true);
+
+    let mut partial = Vec::new();
+    let (backend, bytes) = match receive_hello(&client, &live.model, service, &mut partial).await? {
+        Ok(Hello { message, bytes }) => match route(listener, &message) {
+            Ok(rule) => {
+                account.routed(live.label(rule));
+                (live.next_target(rule).ok_or("backend_rejected")?, bytes)
+            }
+            Err(verdict) => (turn_away(&client, listener, listener_name, verdict, service, |id| live.backend(id)).await?, bytes),
+        },
+        Err(verdict) => (turn_away(&client, listener, listener_name, verdict, service, |id| live.backend(id)).await?, partial),
+    };
+
+    let (upstream, address) = match connect(backend, &client, live.model.timeouts.connect, &service.metrics).await {
+        Ok(connected) => connected,
+        Err(error) => {
+            tracing::debug!(%error, listener = listener.name, "not connected");
+            return Err(error.reason());
+        }
+    };
+    tracing::trace!(%address, backend = %backend.name, "connected");
+    Ok(Pair { client, backend: upstream, hello: bytes })
+}
+
+/// Waits for the hello within its deadline. The outer error is a client that is gone.
+async fn receive_hello(
+    client: &TcpStream,
+    model: &Model,
+    service: &Service,
+    partial: &mut Vec<u8>,
+) -> Result<Result<Hello, Verdict>, &'static str> {
+    let received = hello::receive(client, service.datapath.hello(), model.limits.hello_bytes, partial);
+    match timeout(model.timeouts.hello, received).await {
+        Ok(Ok(hello)) => Ok(Ok(hello)),
+        Ok(Err(NoHello::ClientGone)) => Err("client_gone"),
+        Ok(Err(NoHello::Rejected(rejection))) => Ok(Err(Verdict::Rejected(rejection))),
+        Err(_) => {
+            // The peeking reader may have left its mark; a policy's backend shall see every byte.
+            let _ = socket::set_receive_low_water(client, 1);
+            Ok(Err(Verdict::Timeout))
+        }
+    }
+}
+
+fn route<'a>(
+    listener: &'a Listener,
+    message: &ClientHello,
+) -> Result<&'a Rule, Verdict> {
+    match &message.server_name {
+        Some(name) => listener.routes.lookup(name).map(AsRef::as_ref).ok_or(Verdict::UnknownName),
+        None => listener.routes.no_sni().map(AsRef::as_ref).ok_or(Verdict::NoSni),
+    }
+}
+
+/// Why a hello led to no rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    NoSni,
+    UnknownName,
+    Rejected(Rejection),
+    Timeout,
+}
+
+impl Verdict {
+    fn label(self) -> &'static str {
+        match self {
+            Self::NoSni => "no_sni",
+            Self::UnknownName => "unknown_name",
+            Self::Rejected(rejection) => rejection.reason(),
+            Self::Timeout => "hello_timeout",
+        }
+    }
+
+    fn policy(self, policies: &Policies) -> Policy {
+        match self {
+            Self::NoSni => policies.no_sni,
+            Self::UnknownName => policies.unknown_name,
+            Self::Rejected(Rejection::NotTls) => policies.not_tls,
+            Self::Rejected(Rejection::Malformed(_)) => policies.malformed,
+            Self::Rejected(Rejection::TooLarge) => policies.too_large,
+            Self::Timeout => policies.timeout,
+        }
+    }
+
+    fn alert(self) -> Description {
+        match self {
+            Self::NoSni => Description::NO_SERVER_NAME,
+            Self::UnknownName => Description::UNKNOWN_NAME,
+            Self::Rejected(rejection) => Description::of(rejection),
+            Self::Timeout => Description::TIMEOUT,
+        }
+    }
+}
+
+/// Applies the policy for a verdict: either it names a backend all the same, or the connection is over.
+async fn turn_away<'a>(
+    client: &TcpStream,
+    listener: &Listener,
+    name: &Arc<str>,
+    verdict: Verdict,
+    service: &Service,
+    backend: impl FnOnce(BackendId) -> &'a Backend,
+) -> Result<&'a Backend, &'static str> {
+    let policy = verdict.policy(&listener.policies);
+    let label = match policy {
+        Policy::Close => "close",
+        Policy::Reset => "reset",
+        Policy::Alert => "alert",
+        Policy::Backend(_) => "backend",
+    };
+    service.metrics.unrouted(name, verdict.label(), label);
+    match policy {
+        Policy::Backend(id) => return Ok(backend(id)),
+        Policy::Reset => {
+            let _ = socket::reset_on_close(client);
+        }
+        Policy::Close => farewell(client, &[]).await,
+        Policy::Alert => farewell(client, &alert(verdict.alert())).await,
+    }
+    Err(verdict.label())
+}
+
+/// Sends `last`, then FIN, and gives the client a moment to read them: closing with bytes of the client unread, or
+/// still arriving, would send RST instead, which may overtake what was sent.
+async fn farewell(client: &TcpStream, last: &[u8]) {
+    if !last.is_empty() {
+        let _ = retry_on_intr(|| send(client, last, SendFlags::NOSIGNAL));
+    }
+    let _ = SockRef::from(client).shutdown(std::net::Shutdown::Write);
+    let deadline = Instant::now() + LINGER;
+    while let Ok(Ok(())) = timeout_at(deadline, client.readable()).await {
+        let discarded = client.try_io(tokio::io::Interest::READABLE, || {
+            with_scratch(|scratch| {
+                let (length, _) = retry_on_intr(|| recv(client, &mut scratch[..], RecvFlags::empty()))?;
+                Ok(length)
+            })
+        });
+        match discarded {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Ok(1..) => {}
+            Ok(0) | Err(_) => return,
+        }
+    }
+}
