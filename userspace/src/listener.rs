@@ -1,0 +1,163 @@
+//! Binds what a configuration says to listen on, and compares two configurations.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+};
+
+use snisplice_config::model::Model;
+use socket2::{Domain, Protocol, Socket, Type};
+use thiserror::Error;
+
+/// Connections that may wait in one socket's accept queue; the kernel caps it at `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+
+/// An address that cannot be listened on.
+#[derive(Debug, Error)]
+#[error("listener {listener}: cannot listen on {address}: {source}{}", remedy(.source, .address))]
+pub struct BindError {
+    /// The listener's name.
+    pub listener: String,
+    /// Its address.
+    pub address: SocketAddr,
+    /// What the kernel said.
+    pub source: io::Error,
+}
+
+fn remedy(error: &io::Error, address: &SocketAddr) -> String {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => format!(
+            "; run as root, with CAP_NET_BIND_SERVICE, or serve it elsewhere with --listen {}=ADDRESS:PORT",
+            address.port()
+        ),
+        io::ErrorKind::AddrInUse => {
+            format!("; find the other process with `ss -ltnp sport = :{}`", address.port())
+        }
+        io::ErrorKind::AddrNotAvailable => "; the address is not on this host".into(),
+        _ => String::new(),
+    }
+}
+
+/// One socket for each worker, bound to the same address.
+#[derive(Debug)]
+pub struct Bound {
+    /// The listener's name in the configuration.
+    pub listener: Arc<str>,
+    /// As the configuration has it.
+    pub wanted: SocketAddr,
+    /// The real address, which differs where port 0 was asked for.
+    pub address: SocketAddr,
+    /// One for each worker.
+    pub sockets: Vec<TcpListener>,
+}
+
+/// Which addresses a configuration listens on, by address.
+#[must_use]
+pub fn wanted(model: &Model) -> BTreeMap<SocketAddr, Arc<str>> {
+    model
+        .listeners
+        .iter()
+        .flat_map(|listener| {
+            let name: Arc<str> = listener.name.as_str().into();
+            listener.bind.iter().map(move |&address| (address, name.clone()))
+        })
+        .collect()
+}
+
+/// Binds `address` once for each of `workers`.
+pub fn bind(listener: &Arc<str>, address: SocketAddr, workers: usize) -> Result<Bound, BindError> {
+    let fail = |source| BindError { listener: listener.to_string(), address, source };
+    // Another process of the same user could join a group of SO_REUSEPORT sockets unnoticed, and would take a share
+    // of the connections: the first socket is bound without it, so that a conflict shows.
+    drop(socket(address, false).map_err(fail)?);
+    let mut sockets: Vec<TcpListener> = Vec::with_capacity(workers);
+    let mut real = address;
+    for _ in 0..workers {
+        let socket = socket(real, true).and_then(|socket| {
+            socket.listen(BACKLOG)?;
+            Ok(TcpListener::from(socket))
+        });
+        let socket = socket.map_err(fail)?;
+        real = socket.local_addr().map_err(fail)?;
+        sockets.push(socket);
+    }
+    Ok(Bound { listener: listener.clone(), wanted: address, address: real, sockets })
+}
+
+fn socket(address: SocketAddr, shared: bool) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    // Restarting must not wait for the TIME_WAIT of former connections.
+    socket.set_reuse_address(true)?;
+    if shared {
+        socket.set_reuse_port(true)?;
+    }
+    if address.is_ipv6() {
+        // `0.0.0.0` and `[::]` are two addresses of one listener, each bound for itself.
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+/// What a reload changes about listening.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// To be bound, with the listener's name.
+    pub added: Vec<(SocketAddr, Arc<str>)>,
+    /// To be closed.
+    pub removed: Vec<SocketAddr>,
+}
+
+/// Compares what is listened on with what a new configuration wants. An address that moves to another listener is
+/// closed and bound again.
+#[must_use]
+pub fn changes(now: &BTreeMap<SocketAddr, Arc<str>>, wanted: &BTreeMap<SocketAddr, Arc<str>>) -> Changes {
+    let kept: BTreeSet<_> =
+        now.iter().filter(|(address, name)| wanted.get(address) == Some(name)).map(|(address, _)| address).collect();
+    Changes {
+        added: wanted
+            .iter()
+            .filter(|(address, _)| !kept.contains(address))
+            .map(|(address, name)| (*address, name.clone()))
+            .collect(),
+        removed: now.keys().filter(|address| !kept.contains(address)).copied().collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addresses(pairs: &[(&str, &str)]) -> BTreeMap<SocketAddr, Arc<str>> {
+        pairs.iter().map(|(address, name)| (address.parse().unwrap(), (*name).into())).collect()
+    }
+
+    #[test]
+    fn a_reload_touches_only_what_differs() {
+        let now = addresses(&[("127.0.0.1:1", "a"), ("127.0.0.1:2", "a"), ("127.0.0.1:3", "b")]);
+        let then = addresses(&[("127.0.0.1:1", "a"), ("127.0.0.1:3", "c"), ("127.0.0.1:4", "c")]);
+        let changes = changes(&now, &then);
+        assert_eq!(changes.removed, ["127.0.0.1:2".parse().unwrap(), "127.0.0.1:3".parse().unwrap()]);
+        let added: Vec<_> = changes.added.iter().map(|(address, name)| (address.port(), &**name)).collect();
+        assert_eq!(added, [(3, "c"), (4, "c")]);
+    }
+
+    #[test]
+    fn an_address_in_use_is_named_with_a_remedy() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap();
+        let error = bind(&"https".into(), address, 2).unwrap_err().to_string();
+        assert!(error.contains("listener https") && error.contains(&address.to_string()), "{error}");
+        assert!(error.contains("ss -ltnp"), "{error}");
+    }
+
+    #[test]
+    fn both_families_of_one_port_bind_side_by_side() {
+        let v4 = bind(&"a".into(), "0.0.0.0:0".parse().unwrap(), 2).unwrap();
+        let v6 = bind(&"a".into(), SocketAddr::new("::".parse().unwrap(), v4.address.port()), 2);
+        assert!(v6.is_ok(), "{v6:?}");
+    }
+}

@@ -1,0 +1,212 @@
+//! One worker: a thread with its own event loop, its own listening sockets and its own connections.
+//!
+//! Workers share nothing per connection. The kernel spreads new connections over their sockets (`SO_REUSEPORT`), and
+//! a connection stays on its worker, so its two directions never need a lock.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::{SocketAddr, TcpListener as StdListener},
+    rc::Rc,
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use rustix::{
+    io::retry_on_intr,
+    net::{SocketFlags, accept_with},
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    runtime,
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    task::LocalSet,
+    time::{sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    datapath,
+    metrics::{ListenerCounters, Metrics},
+    session::{self, Service},
+    state::Current,
+};
+
+/// How long accepting pauses after an error that accepting more at once would only repeat.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// What the main thread tells a worker.
+#[derive(Debug)]
+pub enum Order {
+    /// Accept on this socket from now on.
+    Listen {
+        /// The listener of the configuration that it belongs to.
+        listener: Arc<str>,
+        /// Its address in the configuration, by which it can be told to stop.
+        wanted: SocketAddr,
+        /// A bound, listening, non-blocking socket.
+        socket: StdListener,
+    },
+    /// Stop accepting on this address; its connections live on.
+    Unlisten(SocketAddr),
+    /// Stop accepting everywhere, let connections finish for this long, then end.
+    Drain(Duration),
+}
+
+/// What every worker needs from the process.
+#[derive(Clone)]
+pub struct Shared {
+    /// The configuration in service.
+    pub current: Arc<Current>,
+    /// Where everything is counted.
+    pub metrics: Arc<Metrics>,
+    /// How bytes move: built once per worker.
+    pub datapath: datapath::Factory,
+    /// Connections that may be open at once in the whole process.
+    pub permits: Arc<Semaphore>,
+}
+
+/// A running worker.
+#[derive(Debug)]
+pub struct Handle {
+    /// Where its orders go.
+    pub orders: mpsc::UnboundedSender<Order>,
+    thread: thread::JoinHandle<io::Result<()>>,
+}
+
+impl Handle {
+    /// Starts a worker thread.
+    pub fn start(index: usize, shared: Shared) -> io::Result<Self> {
+        let (orders, received) = mpsc::unbounded_channel();
+        let thread = thread::Builder::new()
+            .name(format!("worker-{index}"))
+            .spawn(move || run(shared, received))?;
+        Ok(Self { orders, thread })
+    }
+
+    /// Whether the thread has ended, which only [`Order::Drain`] makes it do.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Waits for the thread.
+    pub fn join(self) -> io::Result<()> {
+        self.thread.join().unwrap_or_else(|_| Err(io::Error::other("a worker thread panicked")))
+    }
+}
+
+fn run(shared: Shared, orders: mpsc::UnboundedReceiver<Order>) -> io::Result<()> {
+    let runtime = runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+    let local = LocalSet::new();
+    // Dropping the set drops every session that outlived the drain, and with it its sockets.
+    local.block_on(&runtime, work(shared, orders))
+}
+
+async fn work(shared: Shared, mut orders: mpsc::UnboundedReceiver<Order>) -> io::Result<()> {
+    let service = Rc::new(Service {
+        current: shared.current,
+        datapath: shared.datapath.build()?,
+        metrics: shared.metrics.clone(),
+    });
+    let sessions = TaskTracker::new();
+    let acceptors = TaskTracker::new();
+    let mut listening: HashMap<SocketAddr, CancellationToken> = HashMap::new();
+    let patience = loop {
+        match orders.recv().await {
+            Some(Order::Listen { listener, wanted, socket }) => {
+                let acceptor = Acceptor {
+                    socket: TcpListener::from_std(socket)?,
+                    counters: Rc::new(shared.metrics.listener(&listener)),
+                    service: service.clone(),
+                    permits: shared.permits.clone(),
+                    sessions: sessions.clone(),
+                    stop: CancellationToken::new(),
+                };
+                if let Some(former) = listening.insert(wanted, acceptor.stop.clone()) {
+                    former.cancel();
+                }
+                acceptors.spawn_local(acceptor.run());
+            }
+            Some(Order::Unlisten(address)) => {
+                if let Some(stop) = listening.remove(&address) {
+                    stop.cancel();
+                }
+            }
+            Some(Order::Drain(patience)) => break patience,
+            None => break Duration::ZERO,
+        }
+    };
+    for stop in listening.into_values() {
+        stop.cancel();
+    }
+    // Their last act is to take what the kernel has already accepted for them.
+    acceptors.close();
+    acceptors.wait().await;
+    sessions.close();
+    if timeout(patience, sessions.wait()).await.is_err() {
+        tracing::warn!(connections = sessions.len(), "closing connections that outlived the drain");
+    }
+    Ok(())
+}
+
+/// Accepts on one socket until told to stop.
+struct Acceptor {
+    socket: TcpListener,
+    counters: Rc<ListenerCounters>,
+    service: Rc<Service>,
+    permits: Arc<Semaphore>,
+    sessions: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Acceptor {
+    async fn run(self) {
+        loop {
+            let permit = tokio::select! {
+                permit = self.permits.clone().acquire_owned() => permit,
+                () = self.stop.cancelled() => break,
+            };
+            // The semaphore is never closed.
+            let Ok(permit) = permit else { return };
+            tokio::select! {
+                accepted = self.socket.accept() => self.take(accepted, permit).await,
+                () = self.stop.cancelled() => break,
+            }
+        }
+        self.empty_the_backlog();
+    }
+
+    async fn take(&self, accepted: io::Result<(TcpStream, SocketAddr)>, permit: OwnedSemaphorePermit) {
+        match accepted {
+            Ok((client, _)) => self.start(client, permit),
+            // The client gave up before we came; the next one may be fine.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(error) => {
+                self.counters.accept_errors.inc();
+                tracing::warn!(%error, listener = %self.counters.listener, "cannot accept; trying again shortly");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+
+    fn start(&self, client: TcpStream, permit: OwnedSemaphorePermit) {
+        let session = session::serve(client, self.counters.clone(), self.service.clone());
+        self.sessions.spawn_local(async move {
+            session.await;
+            drop(permit);
+        });
+    }
+
+    /// Connections that the kernel has completed for this socket would be reset when it closes: takes them first.
+    fn empty_the_backlog(&self) {
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        while let Ok(permit) = self.permits.clone().try_acquire_owned() {
+            let Ok(client) = retry_on_intr(|| accept_with(&self.socket, flags)) else { return };
+            if let Ok(client) = TcpStream::from_std(client.into()) {
+                self.start(client, permit);
+            }
+        }
+    }
+}
