@@ -1,2 +1,78 @@
-//! snisplice.
-fn main() {}
+//! The `snisplice` command.
+#![forbid(unsafe_code)]
+
+use std::{
+    io::{IsTerminal as _, Write as _},
+    process::ExitCode,
+};
+
+use clap::Parser as _;
+use snisplice::{
+    app::App,
+    cli::{Cli, Command, Explain, LogFormat, Run},
+    source,
+};
+use snisplice_config::{Translation, explain, render_check};
+use tracing_subscriber::EnvFilter;
+
+/// The exit code for a configuration with errors.
+const BAD_CONFIGURATION: u8 = 2;
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("snisplice: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Run(options) => serve(options),
+        Command::Check(config) => {
+            let translation = source::load(&config)?;
+            print(&render_check(&translation))?;
+            Ok(code(&translation))
+        }
+        Command::Explain(Explain { config, sni, port }) => {
+            let translation = source::load(&config)?;
+            let Some(model) = &translation.model else {
+                print(&render_check(&translation))?;
+                return Ok(code(&translation));
+            };
+            print(&explain(model, sni.as_deref(), port).to_string())?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Probe => anyhow::bail!("not here yet"),
+    }
+}
+
+fn serve(options: Run) -> anyhow::Result<ExitCode> {
+    let filter = EnvFilter::try_new(&options.log)?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match options.log_format {
+        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
+        LogFormat::Json => log.json().init(),
+    }
+    let translation = source::load(&options.config)?;
+    if translation.model.is_none() {
+        eprint!("{}", render_check(&translation));
+        return Ok(ExitCode::from(BAD_CONFIGURATION));
+    }
+    App::start(options, translation)?.run()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn code(translation: &Translation) -> ExitCode {
+    if translation.model.is_some() { ExitCode::SUCCESS } else { ExitCode::from(BAD_CONFIGURATION) }
+}
+
+/// Prints to standard output; a reader that went away (`| head`) is no failure.
+fn print(text: &str) -> anyhow::Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,316 @@
+//! The process: what it is made of, and what it does on signals.
+//!
+//! The main thread serves the admin endpoint, resolves names, reads configurations and reacts to signals; it never
+//! touches a connection. Workers do nothing else.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, anyhow};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use snisplice_config::{Severity, Translation, model::Model};
+use tokio::{
+    net::TcpListener,
+    runtime,
+    signal::unix::{Signal, SignalKind, signal},
+    sync::Semaphore,
+    task::JoinHandle,
+};
+
+use crate::{
+    admin::Admin,
+    cli::Run,
+    datapath::Factory,
+    listener::{self, Bound},
+    metrics::Metrics,
+    resolve,
+    source,
+    state::{Current, Live},
+    worker::{self, Order, Shared},
+};
+
+/// A running balancer.
+pub struct App {
+    runtime: runtime::Runtime,
+    options: Run,
+    current: Arc<Current>,
+    metrics: Arc<Metrics>,
+    admin: Arc<Admin>,
+    workers: Vec<worker::Handle>,
+    listening: BTreeMap<SocketAddr, Arc<str>>,
+    resolving: JoinHandle<()>,
+}
+
+impl App {
+    /// Puts a configuration into service: everything that can fail at the start fails in here, before the first
+    /// connection is accepted.
+    pub fn start(options: Run, translation: Translation) -> anyhow::Result<Self> {
+        let report = warnings(&translation);
+        let mut model = translation.model.ok_or_else(|| anyhow!("the configuration has errors"))?;
+        override_with(&mut model, &options);
+        for line in report.lines() {
+            tracing::warn!("{line}");
+        }
+        raise_open_files();
+
+        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        let guard = runtime.enter();
+        let mut metrics = Metrics::new();
+        let datapath = Factory::choose(&model, &mut metrics)?;
+        let metrics = Arc::new(metrics);
+        metrics.serves_with(datapath.label());
+        metrics.config_generation.set(1);
+
+        let count = workers(&model);
+        let permits = Arc::new(Semaphore::new(model.limits.connections));
+        let admin_address = model.admin;
+        let live = Arc::new(Live::new(model, 1));
+        runtime.block_on(resolve::resolve(&live));
+        let resolving = runtime.spawn(resolve::keep_resolving(live.clone()));
+
+        let mut bound = Vec::new();
+        for (address, listener) in listener::wanted(&live.model) {
+            bound.push(listener::bind(&listener, address, count)?);
+        }
+        let admin = Arc::new(Admin { metrics: metrics.clone(), ready: AtomicBool::new(false) });
+        if let Some(address) = admin_address {
+            let socket = runtime.block_on(TcpListener::bind(address)).with_context(|| {
+                format!("cannot serve the admin endpoint on {address}; choose another address with --admin")
+            })?;
+            tracing::info!(address = %socket.local_addr()?, "admin endpoint");
+            runtime.spawn(admin.clone().serve(socket));
+        }
+
+        let current = Arc::new(Current::from(live));
+        let shared = Shared { current: current.clone(), metrics: metrics.clone(), datapath, permits };
+        let workers = (0..count)
+            .map(|index| worker::Handle::start(index, shared.clone()))
+            .collect::<Result<Vec<_>, _>>()
+            .context("cannot start a worker")?;
+        drop(guard);
+        let mut app =
+            Self { runtime, options, current, metrics, admin, workers, listening: BTreeMap::new(), resolving };
+        for bound in bound {
+            app.listen(bound);
+        }
+        app.admin.ready.store(true, Relaxed);
+        Ok(app)
+    }
+
+    /// Serves until SIGTERM or SIGINT, then until the last connection has ended or the drain deadline is over.
+    pub fn run(mut self) -> anyhow::Result<()> {
+        let mut signals = {
+            let _guard = self.runtime.enter();
+            Signals::new()?
+        };
+        loop {
+            match self.runtime.block_on(signals.next()) {
+                Asked::Reload => self.reload(),
+                Asked::Stop => break,
+            }
+        }
+        self.admin.ready.store(false, Relaxed);
+        let patience = self.current.load().model.timeouts.drain;
+        tracing::info!(?patience, "stopping: no new connections; waiting for the open ones");
+        self.order_all(|| Order::Drain(patience));
+        self.runtime.block_on(async {
+            tokio::select! {
+                () = finished(&self.workers) => {}
+                // Whoever asks twice does not want to wait.
+                _ = signals.next() => {
+                    tracing::warn!("asked again: closing the open connections");
+                    std::process::exit(1);
+                }
+            }
+        });
+        for worker in self.workers {
+            worker.join().context("a worker failed")?;
+        }
+        tracing::info!("stopped");
+        Ok(())
+    }
+
+    fn listen(&mut self, bound: Bound) {
+        let Bound { listener, wanted, address, sockets } = bound;
+        tracing::info!(%listener, %address, "listening");
+        for (worker, socket) in self.workers.iter().zip(sockets) {
+            let _ = worker.orders.send(Order::Listen { listener: listener.clone(), wanted, socket });
+        }
+        self.listening.insert(wanted, listener);
+    }
+
+    fn order_all(&self, order: impl Fn() -> Order) {
+        for worker in &self.workers {
+            // A worker that is gone has nothing left to do.
+            let _ = worker.orders.send(order());
+        }
+    }
+
+    /// Reads the configuration again. Whatever is wrong with it, the last good one keeps serving.
+    fn reload(&mut self) {
+        match self.try_reload() {
+            Ok(generation) => tracing::info!(generation, "configuration reloaded"),
+            Err(error) => {
+                self.metrics.config_rejected.inc();
+                tracing::error!("configuration refused, the last good one keeps serving: {error:#}");
+            }
+        }
+    }
+
+    fn try_reload(&mut self) -> anyhow::Result<u64> {
+        let translation = source::load(&self.options.config)?;
+        let report = warnings(&translation);
+        let Some(mut model) = translation.model else { return Err(anyhow!("\n{report}")) };
+        override_with(&mut model, &self.options);
+        let former = self.current.load_full();
+        for setting in needs_restart(&former.model, &model) {
+            tracing::warn!("{setting} takes effect at the next start only");
+        }
+        let wanted = listener::wanted(&model);
+        let changes = listener::changes(&self.listening, &wanted);
+        // An address that changes hands must be closed before it can be bound; all others are bound before anything
+        // is given up.
+        let (moved, fresh): (Vec<_>, Vec<_>) =
+            changes.added.into_iter().partition(|(address, _)| self.listening.contains_key(address));
+        let mut bound = Vec::new();
+        for (address, listener) in fresh {
+            bound.push(listener::bind(&listener, address, self.workers.len())?);
+        }
+        let generation = former.generation + 1;
+        let live = Arc::new(Live::new(model, generation));
+        live.keep_addresses_of(&former);
+        self.runtime.block_on(resolve::resolve(&live));
+        self.resolving.abort();
+        self.resolving = self.runtime.spawn(resolve::keep_resolving(live.clone()));
+        self.current.store(live);
+        for address in changes.removed {
+            self.order_all(|| Order::Unlisten(address));
+            self.listening.remove(&address);
+            tracing::info!(%address, "no longer listening");
+        }
+        for (address, listener) in moved {
+            match rebind(&listener, address, self.workers.len()) {
+                Ok(socket) => bound.push(socket),
+                Err(error) => tracing::error!("{error}"),
+            }
+        }
+        for bound in bound {
+            self.listen(bound);
+        }
+        self.metrics.config_generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
+        for line in report.lines() {
+            tracing::warn!("{line}");
+        }
+        Ok(generation)
+    }
+}
+
+/// Everything the configuration's author should know, as text.
+fn warnings(translation: &Translation) -> String {
+    translation.diagnostics.iter().filter(|finding| finding.severity != Severity::Note).map(ToString::to_string).collect()
+}
+
+/// Binds an address that the workers are about to close.
+fn rebind(listener: &Arc<str>, address: SocketAddr, workers: usize) -> Result<Bound, listener::BindError> {
+    for _ in 0..50 {
+        if let Ok(bound) = listener::bind(listener, address, workers) {
+            return Ok(bound);
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    listener::bind(listener, address, workers)
+}
+
+/// What the command line says wins over the files.
+fn override_with(model: &mut Model, options: &Run) {
+    if let Some(datapath) = options.datapath {
+        model.datapath = datapath.into();
+    }
+    if options.admin.is_some() {
+        model.admin = options.admin;
+    }
+}
+
+/// Settings that differ but are fixed for the life of the process.
+fn needs_restart(now: &Model, then: &Model) -> Vec<&'static str> {
+    let mut settings = Vec::new();
+    if now.datapath != then.datapath {
+        settings.push("datapath");
+    }
+    if now.admin != then.admin {
+        settings.push("admin");
+    }
+    if now.limits.workers != then.limits.workers {
+        settings.push("limits.workers");
+    }
+    if now.limits.connections != then.limits.connections {
+        settings.push("limits.connections");
+    }
+    if now.limits.in_flight_bytes != then.limits.in_flight_bytes {
+        settings.push("limits.in_flight_bytes");
+    }
+    if now.timeouts.idle != then.timeouts.idle {
+        settings.push("timeouts.idle");
+    }
+    settings
+}
+
+fn workers(model: &Model) -> usize {
+    match model.limits.workers {
+        0 => thread::available_parallelism().map_or(1, usize::from),
+        workers => workers,
+    }
+}
+
+/// A connection takes two descriptors: the soft limit is an old default, the hard one is what the operator allows.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+}
+
+async fn finished(workers: &[worker::Handle]) {
+    while !workers.iter().all(worker::Handle::is_finished) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// What a signal asks for.
+enum Asked {
+    Reload,
+    Stop,
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> Asked {
+        tokio::select! {
+            _ = self.terminate.recv() => Asked::Stop,
+            _ = self.interrupt.recv() => Asked::Stop,
+            _ = self.hangup.recv() => Asked::Reload,
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! The command line: types only.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use snisplice_config::{Listen, Resolve, model::DatapathKind};
+
+/// TLS passthrough load balancer whose bytes move inside the kernel.
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve until SIGTERM or SIGINT; SIGHUP reads the configuration again
+    Run(Run),
+    /// Print the route table, shadowed rules and warnings; exit 0, or 2 if there are errors
+    Check(Config),
+    /// Tell which listener, rule and endpoints a server name leads to, and why
+    Explain(Explain),
+    /// Tell what this kernel can do, each probe with its result and remedy
+    Probe,
+}
+
+/// Where the configuration comes from.
+#[derive(Debug, Clone, Args)]
+pub struct Config {
+    /// YAML file, or directory of .yaml and .yml files; native or Istio documents; may be repeated
+    #[arg(short, long = "config", value_name = "PATH", required = true, num_args = 1..)]
+    pub config: Vec<PathBuf>,
+    /// Use ADDR for HOST:PORT instead of asking the DNS, as curl's option does; may be repeated
+    #[arg(long, value_name = "HOST:PORT:ADDR")]
+    pub resolve: Vec<Resolve>,
+    /// Serve the listener port PORT at this address instead; may be repeated
+    #[arg(long, value_name = "PORT=ADDR:PORT")]
+    pub listen: Vec<Listen>,
+}
+
+/// `snisplice run`.
+#[derive(Debug, Clone, Args)]
+pub struct Run {
+    /// The configuration.
+    #[command(flatten)]
+    pub config: Config,
+    /// Overrides the configured datapath
+    #[arg(long, value_enum)]
+    pub datapath: Option<Datapath>,
+    /// Overrides the address on which /ready and /metrics are served
+    #[arg(long, value_name = "ADDR")]
+    pub admin: Option<SocketAddr>,
+    /// What to log, such as `info` or `snisplice=debug`
+    #[arg(long, value_name = "FILTER", env = "SNISPLICE_LOG", default_value = "info")]
+    pub log: String,
+    /// How to log
+    #[arg(long, value_enum, default_value_t)]
+    pub log_format: LogFormat,
+}
+
+/// `snisplice explain`.
+#[derive(Debug, Clone, Args)]
+pub struct Explain {
+    /// The configuration.
+    #[command(flatten)]
+    pub config: Config,
+    /// The server name a client would send; leave it out for a client that sends none
+    #[arg(long, value_name = "NAME")]
+    pub sni: Option<String>,
+    /// Only listeners on this port
+    #[arg(long)]
+    pub port: Option<u16>,
+}
+
+/// Which datapath to use.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Datapath {
+    /// The fastest one whose probes pass on this kernel
+    Auto,
+    /// In the kernel from the first byte; refuses to start where the probes fail
+    Sockmap,
+    /// A copy in userspace: no privilege needed
+    Relay,
+}
+
+impl From<Datapath> for DatapathKind {
+    fn from(datapath: Datapath) -> Self {
+        match datapath {
+            Datapath::Auto => Self::Auto,
+            Datapath::Sockmap => Self::Sockmap,
+            Datapath::Relay => Self::Relay,
+        }
+    }
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+pub enum LogFormat {
+    /// For people
+    #[default]
+    Text,
+    /// One JSON object a line
+    Json,
+}

@@ -1,0 +1,22 @@
+//! snisplice: a TLS passthrough load balancer whose bytes move inside the kernel.
+//!
+//! One connection's story is [`session`]; what the process is made of is [`app`]; the seam between a connection and
+//! the way its bytes move is [`datapath`].
+
+pub mod account;
+pub mod admin;
+pub mod app;
+pub mod balance;
+pub mod cli;
+pub mod connect;
+pub mod datapath;
+pub mod hello;
+pub mod listener;
+pub mod metrics;
+pub mod resolve;
+pub mod session;
+pub mod socket;
+pub mod source;
+pub mod state;
+pub mod tls;
+pub mod worker;
