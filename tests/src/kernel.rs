@@ -84,7 +84,16 @@ pub fn bpftool(args: &[&str]) -> Result<String> {
     Ok(Said::from(output).ok().with_context(|| format!("bpftool {}", args.join(" ")))?.stdout)
 }
 
-/// Sockets inside `netns` in TCP state `state` (as in `/proc/net/tcp`: 2 is SYN_SENT), IPv4.
+/// Keys that are present in the eBPF map `id`. Every index of an array is always present, unless it is one of
+/// sockets.
+pub fn map_entries(id: u32) -> Result<usize> {
+    let dump = Command::new("bpftool").args(["map", "dump", "id", &id.to_string()]).output();
+    let dump = String::from_utf8_lossy(&dump.context("cannot run bpftool")?.stdout).into_owned();
+    // The last line of a dump counts the elements it found; a map type that cannot be dumped has none.
+    Ok(dump.lines().filter(|line| line.contains("key")).count())
+}
+
+/// Sockets inside `netns` in TCP state `state` (as in `/proc/net/tcp`: 2 is `SYN_SENT`), IPv4.
 pub fn sockets(netns: &Netns, state: u8) -> Result<usize> {
     let table = netns.enter(|| Ok(fs::read_to_string("/proc/thread-self/net/tcp")?))?;
     let wanted = format!("{state:02X}");

@@ -24,17 +24,20 @@ impl Metrics {
         Ok(Self(samples?))
     }
 
-    /// The sum of all samples of `name` that carry at least `labels`; 0 without any.
+    /// The sum of all samples of `name` that carry at least `labels`, in whole units; 0 without any.
     #[must_use]
-    pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
-        self.0
+    #[expect(clippy::cast_possible_truncation, reason = "counts of what a test does are far below 2^52")]
+    pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> i64 {
+        let sum: f64 = self
+            .0
             .iter()
             .filter(|sample| sample.name == name)
             .filter(|sample| {
                 labels.iter().all(|(key, value)| sample.labels.get(*key).is_some_and(|own| own == value))
             })
             .map(|sample| sample.value)
-            .sum()
+            .sum();
+        sum.round() as i64
     }
 
     /// Whether there is any sample of `name`.
@@ -70,9 +73,9 @@ mod tests {
     fn sums_what_carries_the_labels() {
         let text = "# HELP x y\nx_total{a=\"1\",b=\"2, 3\"} 4\nx_total{a=\"2\"} 8\ny 1.5\n# EOF\n";
         let metrics = Metrics::parse(text).unwrap();
-        assert!((metrics.sum("x_total", &[]) - 12.0).abs() < f64::EPSILON);
-        assert!((metrics.sum("x_total", &[("b", "2, 3")]) - 4.0).abs() < f64::EPSILON);
-        assert!((metrics.sum("y", &[]) - 1.5).abs() < f64::EPSILON);
+        assert_eq!(metrics.sum("x_total", &[]), 12);
+        assert_eq!(metrics.sum("x_total", &[("b", "2, 3")]), 4);
+        assert_eq!(metrics.sum("y", &[]), 1);
         assert!(!metrics.has("z"));
     }
 }

@@ -52,9 +52,12 @@ impl Process {
             .with_context(|| format!("cannot send {signal} to {}", self.name))
     }
 
-    /// The status if it has ended.
-    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
-        Ok(self.child.try_wait()?)
+    /// Whether it still runs.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
+        // The state follows the name, which is in parentheses; nobody has asked for the status of a zombie yet.
+        stat.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with('Z'))
     }
 
     /// Waits until it has ended.

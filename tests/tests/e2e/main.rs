@@ -5,6 +5,30 @@
 
 use std::process::ExitCode;
 
+use snisplice_tests::suite;
+
+mod cli;
+mod close;
+mod connect;
+mod flow;
+mod integrity;
+mod leak;
+mod lifecycle;
+mod rejection;
+mod routing;
+mod slow;
+
 fn main() -> ExitCode {
-    snisplice_tests::suite::run(&[])
+    let topics = [
+        cli::CASES,
+        close::CASES,
+        connect::CASES,
+        integrity::CASES,
+        leak::CASES,
+        lifecycle::CASES,
+        rejection::CASES,
+        routing::CASES,
+        slow::CASES,
+    ];
+    suite::run(&topics.concat())
 }

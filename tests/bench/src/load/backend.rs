@@ -1,0 +1,293 @@
+//! The backend: a few threads that answer hellos and do what they order.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+        mpsc,
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use anyhow::{Context as _, anyhow};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustls::ServerConfig;
+
+use super::{
+    echo::{Arrival, MessageReceiver, MessageSender},
+    fault::{Fault, Faults},
+    frame::{ACK_BYTES, Ack, Message, Order, Task},
+    hello,
+    reactor::{Reactor, Step},
+    socket::{self, Received},
+    stream::{Bulk, End, Scratch},
+    tally::{self, Counts, Tally},
+    tls::Acceptor,
+};
+use crate::topology::Namespace;
+
+/// Where [`Backend`] speaks its own protocol.
+pub const PLAIN_PORT: u16 = 7001;
+/// Where [`Backend`] completes TLS handshakes.
+pub const TLS_PORT: u16 = 7002;
+
+const POLL: Duration = Duration::from_millis(100);
+
+struct Shared {
+    stop: AtomicBool,
+    tallies: Vec<Tally>,
+    faults: Mutex<Faults>,
+}
+
+/// Running threads; they end when this is dropped.
+pub struct Backend {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Backend {
+    /// Starts `threads` threads in each namespace, all listening on both ports, and waits until they do.
+    pub fn start(
+        namespaces: &[(Namespace, Ipv4Addr)],
+        threads: usize,
+        tls: &Arc<ServerConfig>,
+    ) -> anyhow::Result<Self> {
+        let count = threads * namespaces.len();
+        let shared = Arc::new(Shared {
+            stop: AtomicBool::new(false),
+            tallies: (0..count).map(|_| Tally::default()).collect(),
+            faults: Mutex::new(Faults::default()),
+        });
+        let mut backend = Self { shared, threads: Vec::new() };
+        let (report, reports) = mpsc::channel();
+        for index in 0..count {
+            let (namespace, address) = namespaces[index % namespaces.len()].clone();
+            let (shared, tls, report) = (Arc::clone(&backend.shared), Arc::clone(tls), report.clone());
+            let body = move || {
+                let listeners = namespace.enter().and_then(|()| Listeners::open(address));
+                match listeners {
+                    Ok(listeners) => {
+                        let _: Result<(), _> = report.send(Ok(()));
+                        drop(report);
+                        Worker::new(&shared, index, tls).run(&listeners);
+                    }
+                    Err(error) => drop(report.send(Err(error))),
+                }
+            };
+            let thread = std::thread::Builder::new().name(format!("backend-{index}")).spawn(body);
+            backend.threads.push(thread.context("start a backend thread")?);
+        }
+        drop(report);
+        for _ in 0..count {
+            reports.recv().map_err(|_| anyhow!("a backend thread ended early"))?.context("start the backend")?;
+        }
+        Ok(backend)
+    }
+
+    /// What all threads have counted.
+    pub fn counts(&self) -> Counts {
+        tally::sum(&self.shared.tallies)
+    }
+
+    /// What went wrong since the last call.
+    pub fn take_faults(&self) -> Faults {
+        std::mem::take(&mut *self.shared.faults.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Relaxed);
+        for thread in self.threads.drain(..) {
+            // A thread that panicked has said so on stderr.
+            let _: Result<(), _> = thread.join();
+        }
+    }
+}
+
+struct Listeners {
+    plain: OwnedFd,
+    tls: OwnedFd,
+}
+
+impl Listeners {
+    fn open(address: Ipv4Addr) -> anyhow::Result<Self> {
+        let open = |port| {
+            let address = SocketAddr::from((address, port));
+            socket::listen(&address).with_context(|| format!("listen on {address}"))
+        };
+        Ok(Self { plain: open(PLAIN_PORT)?, tls: open(TLS_PORT)? })
+    }
+}
+
+enum State {
+    Hello(Vec<u8>),
+    Ack { bytes: [u8; ACK_BYTES], sent: usize, order: Order },
+    Wait,
+    Ask { order: Order, sequence: u64, receiver: MessageReceiver },
+    Answer { order: Order, sequence: u64, sender: MessageSender },
+    Bulk(Box<Bulk>),
+    Tls(Box<Acceptor>),
+    Listener { tls: bool },
+}
+
+struct Worker<'a> {
+    shared: &'a Shared,
+    tally: &'a Tally,
+    tls: Arc<ServerConfig>,
+    scratch: Scratch,
+}
+
+impl<'a> Worker<'a> {
+    fn new(shared: &'a Shared, index: usize, tls: Arc<ServerConfig>) -> Self {
+        Self { shared, tally: &shared.tallies[index], tls, scratch: Scratch::new() }
+    }
+
+    fn fault(&self, fault: Fault) {
+        self.shared.faults.lock().unwrap_or_else(PoisonError::into_inner).add(fault);
+    }
+
+    fn run(mut self, listeners: &Listeners) {
+        if let Err(errno) = self.serve(listeners) {
+            self.fault(Fault::Io(errno));
+        }
+    }
+
+    fn serve(&mut self, listeners: &Listeners) -> Result<(), rustix::io::Errno> {
+        let mut reactor = Reactor::new()?;
+        reactor.insert(rustix::io::dup(&listeners.plain)?, State::Listener { tls: false })?;
+        reactor.insert(rustix::io::dup(&listeners.tls)?, State::Listener { tls: true })?;
+        let mut batch = Vec::new();
+        while !self.shared.stop.load(Relaxed) {
+            reactor.next_batch(POLL, &mut batch)?;
+            for index in batch.drain(..) {
+                let Some((socket, state)) = reactor.get_mut(index) else { continue };
+                if let State::Listener { tls } = *state {
+                    let listener = if tls { &listeners.tls } else { &listeners.plain };
+                    self.accept_all(&mut reactor, listener.as_fd(), tls)?;
+                    continue;
+                }
+                match self.drive(socket, state) {
+                    Ok(Step::Wait | Step::Ready) => {}
+                    Ok(Step::Again) => reactor.queue(index),
+                    Ok(Step::Done) => reactor.remove(index),
+                    Err(fault) => {
+                        self.fault(fault);
+                        reactor.remove(index);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn accept_all(
+        &self,
+        reactor: &mut Reactor<State>,
+        listener: BorrowedFd<'_>,
+        tls: bool,
+    ) -> Result<(), rustix::io::Errno> {
+        while let Some(socket) = socket::accept(listener)? {
+            self.tally.connection();
+            let state = if tls {
+                match Acceptor::new(&self.tls) {
+                    Ok(acceptor) => State::Tls(Box::new(acceptor)),
+                    Err(fault) => {
+                        self.fault(fault);
+                        continue;
+                    }
+                }
+            } else {
+                State::Hello(Vec::new())
+            };
+            reactor.insert(socket, state)?;
+        }
+        Ok(())
+    }
+
+    fn drive(&mut self, socket: BorrowedFd<'_>, state: &mut State) -> Result<Step, Fault> {
+        loop {
+            match state {
+                State::Hello(bytes) => {
+                    let Some(order) = read_hello(socket, bytes, &mut self.scratch.receive)? else {
+                        return Ok(Step::Wait);
+                    };
+                    *state = State::Ack { bytes: Ack { nonce: order.nonce }.encode(), sent: 0, order };
+                }
+                State::Ack { bytes, sent, order } => {
+                    *sent += socket::send(socket, &bytes[*sent..])?;
+                    if *sent < ACK_BYTES {
+                        return Ok(Step::Wait);
+                    }
+                    self.tally.hello();
+                    *state = serve_order(*order);
+                }
+                State::Wait => {
+                    return match socket::receive(socket, &mut self.scratch.receive[..1])? {
+                        Received::Nothing => Ok(Step::Wait),
+                        Received::End => Ok(Step::Done),
+                        Received::Bytes(_) => Err(Fault::Protocol("bytes that nobody sent")),
+                    };
+                }
+                State::Ask { order, sequence, receiver } => {
+                    match receiver.receive(socket, &mut self.scratch)? {
+                        Arrival::Partial => return Ok(Step::Wait),
+                        Arrival::End => return Ok(Step::Done),
+                        Arrival::Complete => {
+                            let (order, sequence) = (*order, *sequence);
+                            let sender = MessageSender::new(Message { size: order.size, sequence });
+                            *state = State::Answer { order, sequence, sender };
+                        }
+                    }
+                }
+                State::Answer { order, sequence, sender } => {
+                    if !sender.send(socket, &mut self.scratch)? {
+                        return Ok(Step::Wait);
+                    }
+                    self.tally.message();
+                    *state = ask(*order, *sequence + 1);
+                }
+                State::Bulk(bulk) => match bulk.drive(socket, false, &mut self.scratch, self.tally)? {
+                    Step::Done => *state = State::Wait,
+                    step => return Ok(step),
+                },
+                State::Tls(acceptor) => return acceptor.drive(socket, self.tally),
+                State::Listener { .. } => return Ok(Step::Wait),
+            }
+        }
+    }
+}
+
+/// What comes after the answer to the hello.
+fn serve_order(order: Order) -> State {
+    match order.task {
+        Task::Wait => State::Wait,
+        Task::Echo => ask(order, 0),
+        Task::Upload | Task::Download | Task::Both => {
+            State::Bulk(Box::new(Bulk::new(End::Backend, order.task, order.verify)))
+        }
+    }
+}
+
+fn ask(order: Order, sequence: u64) -> State {
+    let receiver = MessageReceiver::new(Message { size: order.size, sequence }, order.verify);
+    State::Ask { order, sequence, receiver }
+}
+
+/// The order, once the whole hello is here. Clients send nothing more before they have the answer.
+fn read_hello(socket: BorrowedFd<'_>, bytes: &mut Vec<u8>, scratch: &mut [u8]) -> Result<Option<Order>, Fault> {
+    loop {
+        match socket::receive(socket, &mut scratch[..hello::HELLO_BYTES_MAX])? {
+            Received::Bytes(count) => bytes.extend_from_slice(&scratch[..count]),
+            Received::Nothing => return Ok(None),
+            Received::End => return Err(Fault::Closed("a hello was due")),
+        }
+        match hello::read_order(bytes)? {
+            None => {}
+            Some((order, length)) if length == bytes.len() => return Ok(Some(order)),
+            Some(_) => return Err(Fault::Protocol("bytes after a hello")),
+        }
+    }
+}

@@ -1,0 +1,302 @@
+//! What a client connection does, one type for each kind of load.
+
+use std::time::Instant;
+
+use hdrhistogram::Histogram;
+use rustix::{fd::BorrowedFd, io::Errno};
+
+use super::{
+    echo::{Arrival, MessageReceiver, MessageSender},
+    fault::Fault,
+    frame::{ACK_BYTES, Ack, Message, Order, Task},
+    reactor::Step,
+    socket::{self, Received},
+    stream::{Bulk, End, Scratch},
+    tally::Tally,
+};
+
+/// Where a run is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Phase {
+    /// Connections are made.
+    Setup,
+    /// Load runs but does not count.
+    WarmUp,
+    /// Load counts.
+    Measure,
+    /// Connections finish what they began, and close.
+    Stop,
+}
+
+/// What a session has at hand while it is driven.
+pub struct Turn<'a> {
+    /// Where the run is.
+    pub phase: Phase,
+    /// The thread's counters.
+    pub tally: &'a Tally,
+    /// The thread's buffers.
+    pub scratch: &'a mut Scratch,
+    /// The thread's latencies in nanoseconds.
+    pub latencies: &'a mut Histogram<u64>,
+}
+
+impl Turn<'_> {
+    /// Notes how long something took, if it counts.
+    fn took(&mut self, since: Instant) {
+        if self.phase == Phase::Measure {
+            self.latencies.saturating_record(u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX));
+        }
+    }
+}
+
+/// One client connection.
+pub trait Session {
+    /// Goes on until the socket would block.
+    fn drive(&mut self, socket: BorrowedFd<'_>, turn: &mut Turn<'_>) -> Result<Step, Fault>;
+}
+
+/// The hello and the backend's answer: the start of every connection.
+struct Greeting {
+    hello: Vec<u8>,
+    sent: usize,
+    ack: [u8; ACK_BYTES],
+    received: usize,
+    nonce: u64,
+}
+
+impl Greeting {
+    fn new(hello: Vec<u8>, nonce: u64) -> Self {
+        Self { hello, sent: 0, ack: [0; ACK_BYTES], received: 0, nonce }
+    }
+
+    fn send(&mut self, socket: BorrowedFd<'_>) -> Result<bool, Fault> {
+        while self.sent < self.hello.len() {
+            match socket::send(socket, &self.hello[self.sent..])? {
+                0 => return Ok(false),
+                count => self.sent += count,
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether the backend has answered, and this connection.
+    fn drive(&mut self, socket: BorrowedFd<'_>) -> Result<bool, Fault> {
+        if !self.send(socket)? {
+            return Ok(false);
+        }
+        while self.received < ACK_BYTES {
+            match socket::receive(socket, &mut self.ack[self.received..])? {
+                Received::Bytes(count) => self.received += count,
+                Received::Nothing => return Ok(false),
+                Received::End => return Err(Fault::Closed("the answer to the hello was due")),
+            }
+        }
+        if Ack::decode(&self.ack)?.nonce != self.nonce {
+            return Err(Fault::Protocol("the answer to another connection's hello"));
+        }
+        Ok(true)
+    }
+}
+
+/// Hello, short answer, close.
+pub struct Short {
+    greeting: Greeting,
+    opened: Instant,
+}
+
+impl Short {
+    /// The clock starts now, before connect(2).
+    pub fn new(hello: Vec<u8>, nonce: u64) -> Self {
+        Self { greeting: Greeting::new(hello, nonce), opened: Instant::now() }
+    }
+}
+
+impl Session for Short {
+    fn drive(&mut self, socket: BorrowedFd<'_>, turn: &mut Turn<'_>) -> Result<Step, Fault> {
+        if !self.greeting.drive(socket)? {
+            return Ok(Step::Wait);
+        }
+        turn.tally.hello();
+        turn.took(self.opened);
+        Ok(Step::Done)
+    }
+}
+
+/// Hello with a name that nobody serves; any end but an answer from the backend is a rejection.
+pub struct Refused {
+    greeting: Greeting,
+    opened: Instant,
+}
+
+impl Refused {
+    /// The clock starts now, before connect(2).
+    pub fn new(hello: Vec<u8>, nonce: u64) -> Self {
+        Self { greeting: Greeting::new(hello, nonce), opened: Instant::now() }
+    }
+
+    fn rejected(&self, turn: &mut Turn<'_>) -> Step {
+        turn.tally.rejection();
+        turn.took(self.opened);
+        Step::Done
+    }
+}
+
+impl Session for Refused {
+    fn drive(&mut self, socket: BorrowedFd<'_>, turn: &mut Turn<'_>) -> Result<Step, Fault> {
+        const ALERT_RECORD: u8 = 21;
+        if !self.greeting.send(socket)? {
+            return Ok(Step::Wait);
+        }
+        let mut first = [0; ACK_BYTES];
+        match socket::receive(socket, &mut first) {
+            Ok(Received::Nothing) => Ok(Step::Wait),
+            Ok(Received::End) | Err(Fault::Io(Errno::CONNRESET | Errno::PIPE)) => Ok(self.rejected(turn)),
+            Ok(Received::Bytes(_)) if first[0] == ALERT_RECORD => Ok(self.rejected(turn)),
+            Ok(Received::Bytes(_)) => Err(Fault::Served),
+            Err(fault) => Err(fault),
+        }
+    }
+}
+
+/// Opened, then silent until the end.
+pub struct Idle {
+    greeting: Greeting,
+    open: bool,
+}
+
+impl Idle {
+    /// For a hello with [`Task::Wait`].
+    pub fn new(hello: Vec<u8>, nonce: u64) -> Self {
+        Self { greeting: Greeting::new(hello, nonce), open: false }
+    }
+}
+
+impl Session for Idle {
+    fn drive(&mut self, socket: BorrowedFd<'_>, turn: &mut Turn<'_>) -> Result<Step, Fault> {
+        if !self.open {
+            if !self.greeting.drive(socket)? {
+                return Ok(Step::Wait);
+            }
+            turn.tally.hello();
+            self.open = true;
+            return Ok(Step::Ready);
+        }
+        if turn.phase == Phase::Stop {
+            return Ok(Step::Done);
+        }
+        match socket::receive(socket, &mut [0; 1])? {
+            Received::Nothing => Ok(Step::Wait),
+            Received::Bytes(_) => Err(Fault::Protocol("bytes on a connection that is idle")),
+            Received::End => Err(Fault::Closed("the connection was to be held")),
+        }
+    }
+}
+
+enum EchoState {
+    Greeting(Greeting),
+    Parked,
+    Sending(MessageSender),
+    Receiving(MessageReceiver),
+}
+
+/// Messages of one size, each answered by one of the same size.
+pub struct Echo {
+    state: EchoState,
+    order: Order,
+    sequence: u64,
+    asked: Instant,
+}
+
+impl Echo {
+    /// For a hello with [`Task::Echo`].
+    pub fn new(hello: Vec<u8>, order: Order) -> Self {
+        let state = EchoState::Greeting(Greeting::new(hello, order.nonce));
+        Self { state, order, sequence: 0, asked: Instant::now() }
+    }
+
+    fn message(&self) -> Message {
+        Message { size: self.order.size, sequence: self.sequence }
+    }
+}
+
+impl Session for Echo {
+    fn drive(&mut self, socket: BorrowedFd<'_>, turn: &mut Turn<'_>) -> Result<Step, Fault> {
+        loop {
+            match &mut self.state {
+                EchoState::Greeting(greeting) => {
+                    if !greeting.drive(socket)? {
+                        return Ok(Step::Wait);
+                    }
+                    turn.tally.hello();
+                    self.state = EchoState::Parked;
+                    return Ok(Step::Ready);
+                }
+                EchoState::Parked => match turn.phase {
+                    Phase::Setup => return Ok(Step::Wait),
+                    Phase::WarmUp | Phase::Measure => {
+                        self.asked = Instant::now();
+                        self.state = EchoState::Sending(MessageSender::new(self.message()));
+                    }
+                    Phase::Stop => return Ok(Step::Done),
+                },
+                EchoState::Sending(sender) => {
+                    if !sender.send(socket, turn.scratch)? {
+                        return Ok(Step::Wait);
+                    }
+                    self.state =
+                        EchoState::Receiving(MessageReceiver::new(self.message(), self.order.verify));
+                }
+                EchoState::Receiving(receiver) => match receiver.receive(socket, turn.scratch)? {
+                    Arrival::Partial => return Ok(Step::Wait),
+                    Arrival::End => return Err(Fault::Closed("an answer was due")),
+                    Arrival::Complete => {
+                        turn.tally.message();
+                        turn.took(self.asked);
+                        self.sequence += 1;
+                        self.state = EchoState::Parked;
+                    }
+                },
+            }
+        }
+    }
+}
+
+enum BulkState {
+    Greeting(Greeting),
+    Moving(Bulk),
+}
+
+/// As many bytes as will go, in one direction or both.
+pub struct Stream {
+    state: BulkState,
+    task: Task,
+    verify: bool,
+}
+
+impl Stream {
+    /// For a hello with one of the bulk tasks.
+    pub fn new(hello: Vec<u8>, order: Order) -> Self {
+        let state = BulkState::Greeting(Greeting::new(hello, order.nonce));
+        Self { state, task: order.task, verify: order.verify }
+    }
+}
+
+impl Session for Stream {
+    fn drive(&mut self, socket: BorrowedFd<'_>, turn: &mut Turn<'_>) -> Result<Step, Fault> {
+        match &mut self.state {
+            BulkState::Greeting(greeting) => {
+                if !greeting.drive(socket)? {
+                    return Ok(Step::Wait);
+                }
+                turn.tally.hello();
+                self.state = BulkState::Moving(Bulk::new(End::Client, self.task, self.verify));
+                Ok(Step::Ready)
+            }
+            BulkState::Moving(_) if turn.phase == Phase::Setup => Ok(Step::Wait),
+            BulkState::Moving(bulk) => {
+                bulk.drive(socket, turn.phase == Phase::Stop, turn.scratch, turn.tally)
+            }
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! One thread's sockets and the epoll instance that says which of them can make progress.
+
+use std::{collections::VecDeque, time::Duration};
+
+use rustix::{
+    event::{
+        Timespec,
+        epoll::{self, CreateFlags, Event, EventData, EventFlags},
+    },
+    fd::{AsFd, BorrowedFd, OwnedFd},
+    io::Errno,
+};
+
+/// What a session wants after it was driven.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// To be driven when its socket says so.
+    Wait,
+    /// To be driven again soon: it stopped only to let others have a turn.
+    Again,
+    /// Like `Wait`; said once, when it is set up and waits for the start signal.
+    Ready,
+    /// To be closed.
+    Done,
+}
+
+const EVENTS_AT_ONCE: usize = 256;
+
+struct Slot<S> {
+    socket: OwnedFd,
+    session: S,
+    queued: bool,
+}
+
+/// Sockets with their sessions. Registration is edge-triggered for both directions, so a session must go on until
+/// its socket would block, or ask for another turn.
+pub struct Reactor<S> {
+    epoll: OwnedFd,
+    slots: Vec<Option<Slot<S>>>,
+    free: Vec<usize>,
+    again: VecDeque<usize>,
+    events: Vec<Event>,
+}
+
+impl<S> Reactor<S> {
+    /// Without any socket.
+    pub fn new() -> Result<Self, Errno> {
+        Ok(Self {
+            epoll: epoll::create(CreateFlags::CLOEXEC)?,
+            slots: Vec::new(),
+            free: Vec::new(),
+            again: VecDeque::new(),
+            events: Vec::with_capacity(EVENTS_AT_ONCE),
+        })
+    }
+
+    /// How many sockets there are.
+    pub fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    /// Takes a socket over.
+    pub fn insert(&mut self, socket: OwnedFd, session: S) -> Result<usize, Errno> {
+        let index = self.free.last().copied().unwrap_or(self.slots.len());
+        let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
+        epoll::add(&self.epoll, &socket, EventData::new_u64(index as u64), flags)?;
+        let slot = Some(Slot { socket, session, queued: false });
+        if self.free.pop().is_some() {
+            self.slots[index] = slot;
+        } else {
+            self.slots.push(slot);
+        }
+        Ok(index)
+    }
+
+    /// Closes a socket.
+    pub fn remove(&mut self, index: usize) {
+        if self.slots[index].take().is_some() {
+            self.free.push(index);
+        }
+    }
+
+    /// The socket and session at `index`. An event may be older than the slot's present owner; the owner then finds
+    /// that its socket would block.
+    pub fn get_mut(&mut self, index: usize) -> Option<(BorrowedFd<'_>, &mut S)> {
+        let slot = self.slots.get_mut(index)?.as_mut()?;
+        Some((slot.socket.as_fd(), &mut slot.session))
+    }
+
+    /// Puts the session at `index` in the next batch.
+    pub fn queue(&mut self, index: usize) {
+        if let Some(Some(slot)) = self.slots.get_mut(index)
+            && !slot.queued
+        {
+            slot.queued = true;
+            self.again.push_back(index);
+        }
+    }
+
+    /// Puts all sessions in the next batch.
+    pub fn queue_all(&mut self) {
+        for index in 0..self.slots.len() {
+            self.queue(index);
+        }
+    }
+
+    /// Replaces `batch` by the sessions to be driven now; waits for some, but not longer than `timeout`.
+    pub fn next_batch(&mut self, timeout: Duration, batch: &mut Vec<usize>) -> Result<(), Errno> {
+        batch.clear();
+        let timeout = if self.again.is_empty() { timeout } else { Duration::ZERO };
+        #[expect(clippy::cast_possible_wrap, reason = "timeouts are below a minute")]
+        let timeout = Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: timeout.subsec_nanos().into() };
+        self.events.clear();
+        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut self.events), Some(&timeout)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "the value was an index")]
+        batch.extend(self.events.iter().map(|event| event.data.u64() as usize));
+        while let Some(index) = self.again.pop_front() {
+            if let Some(Some(slot)) = self.slots.get_mut(index) {
+                slot.queued = false;
+                batch.push(index);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,101 @@
+//! The way to the backend: refused, unreachable, too slow, or no longer wanted.
+
+use std::{io::Write as _, net::TcpListener};
+
+use anyhow::{Result, ensure};
+use snisplice_tests::{
+    daemon::{Daemon, Options},
+    hello, kernel,
+    lab::Lab,
+    netns::{BACKEND, BACKEND_2, BLACKHOLE},
+    suite::Case,
+    tcp::{self, Ending},
+    wait,
+};
+
+use crate::flow::{self, Flow};
+
+pub(crate) const CASES: &[Case] = &[
+    Case::each("connect::refused_goes_to_the_next_endpoint", refused_goes_to_the_next_endpoint),
+    Case::each("connect::timeout_goes_to_the_next_endpoint", timeout_goes_to_the_next_endpoint),
+    Case::each("connect::all_refused_closes_the_client", all_refused_closes_the_client),
+    Case::each("connect::timeout_closes_the_client", timeout_closes_the_client),
+    Case::each("connect::client_gone_costs_the_backend_nothing", client_gone_costs_the_backend_nothing),
+];
+
+const SYN_SENT: u8 = 2;
+const QUICK: &str = "timeouts: {connect: 300ms}\n";
+
+/// A daemon whose backend has these endpoints.
+fn with_endpoints<'lab>(lab: &'lab Lab, endpoints: &[&str], more: &str) -> Result<Daemon<'lab>> {
+    Daemon::start(lab, &Options::yaml(lab, &flow::yaml_with(endpoints, more))?)
+}
+
+fn serves(lab: &Lab, listener: &TcpListener, times: usize) -> Result<()> {
+    for _ in 0..times {
+        Flow::open(lab, listener)?.exchange()?;
+    }
+    Ok(())
+}
+
+fn refused_goes_to_the_next_endpoint(lab: &Lab) -> Result<()> {
+    let daemon = with_endpoints(lab, &[&format!("{BACKEND_2}:1"), &format!("{BACKEND}:9000")], "")?;
+    serves(lab, &flow::backend(lab)?, 4)?;
+    let failures =
+        daemon.metrics()?.sum("snisplice_connect_failures_total", &[("reason", "connect_refused")]);
+    ensure!(failures == 2, "every second connection tries the dead endpoint first, but {failures} did");
+    Ok(())
+}
+
+fn timeout_goes_to_the_next_endpoint(lab: &Lab) -> Result<()> {
+    let daemon = with_endpoints(lab, &[&format!("{BLACKHOLE}:9000"), &format!("{BACKEND}:9000")], QUICK)?;
+    serves(lab, &flow::backend(lab)?, 4)?;
+    let failures =
+        daemon.metrics()?.sum("snisplice_connect_failures_total", &[("reason", "connect_timeout")]);
+    ensure!(failures == 2, "every second connection tries the deaf endpoint first, but {failures} did");
+    Ok(())
+}
+
+fn all_refused_closes_the_client(lab: &Lab) -> Result<()> {
+    let daemon = with_endpoints(lab, &[&format!("{BACKEND}:1"), &format!("{BACKEND_2}:1")], "")?;
+    turned_away(lab)?;
+    let metrics = daemon.wait_metrics("the connection is counted", |metrics| {
+        metrics.sum("snisplice_connections_closed_total", &[("reason", "connect_refused")]) == 1
+    })?;
+    ensure!(metrics.sum("snisplice_connect_failures_total", &[("backend", "pool")]) == 2);
+    Ok(())
+}
+
+fn timeout_closes_the_client(lab: &Lab) -> Result<()> {
+    let daemon = with_endpoints(lab, &[&format!("{BLACKHOLE}:9000")], QUICK)?;
+    turned_away(lab)?;
+    daemon.wait_metrics("the connection is counted", |metrics| {
+        metrics.sum("snisplice_connections_closed_total", &[("reason", "connect_timeout")]) == 1
+    })?;
+    Ok(())
+}
+
+/// A client that resets while its endpoint is being called: the attempt ends with it.
+fn client_gone_costs_the_backend_nothing(lab: &Lab) -> Result<()> {
+    let daemon = with_endpoints(lab, &[&format!("{BLACKHOLE}:9000")], "")?;
+    let mut client = tcp::connect(&lab.client, &flow::front())?;
+    client.write_all(&hello::naming(flow::NAME)?)?;
+    wait::until_true("the endpoint is being called", || Ok(kernel::sockets(&lab.lb, SYN_SENT)? == 1))?;
+    tcp::reset(client)?;
+    wait::until_true("the attempt is given up", || Ok(kernel::sockets(&lab.lb, SYN_SENT)? == 0))?;
+    daemon.wait_metrics("the connection is counted", |metrics| {
+        metrics.sum("snisplice_connections_closed_total", &[("reason", "client_gone")]) == 1
+            && metrics.sum("snisplice_connections_active", &[]) == 0
+    })?;
+    Ok(())
+}
+
+/// A client without a backend reads no byte, only the end.
+fn turned_away(lab: &Lab) -> Result<()> {
+    let mut client = tcp::connect(&lab.client, &flow::front())?;
+    client.write_all(&hello::naming(flow::NAME)?)?;
+    let (bytes, ending) = tcp::read_to_end(&mut client)?;
+    ensure!(bytes.is_empty(), "{} bytes, then {ending:?}", bytes.len());
+    ensure!(matches!(ending, Ending::Eof | Ending::Reset));
+    Ok(())
+}

@@ -1,0 +1,105 @@
+//! The daemon's own life: stopping without cutting anything short, and reloading without anyone noticing.
+
+use std::{fs, io::ErrorKind, io::Write as _, net::SocketAddr};
+
+use anyhow::{Result, ensure};
+use nix::sys::signal::Signal;
+use snisplice_tests::{
+    daemon::{Daemon, Options},
+    hello,
+    lab::Lab,
+    suite::Case,
+    tcp, wait,
+};
+
+use crate::flow::{self, Flow, NAME};
+
+pub(crate) const CASES: &[Case] = &[
+    Case::each("lifecycle::drain_lets_connections_finish", drain_lets_connections_finish),
+    Case::each("lifecycle::drain_ends_at_its_deadline", drain_ends_at_its_deadline),
+    Case::each("lifecycle::an_idle_daemon_stops_at_once", an_idle_daemon_stops_at_once),
+    Case::each("lifecycle::reload_changes_routes_and_no_connection", reload_changes_routes_and_no_connection),
+    Case::once("lifecycle::a_bad_reload_keeps_the_last_good_configuration", a_bad_reload_keeps_the_last_good),
+];
+
+fn drain_lets_connections_finish(lab: &Lab) -> Result<()> {
+    let (mut daemon, listener) = flow::start(lab, "")?;
+    let mut flow = Flow::open(lab, &listener)?;
+    daemon.terminate()?;
+    let front: SocketAddr = flow::front().parse()?;
+    wait::until_true("new connections are refused", || {
+        let refused = lab.client.enter(|| Ok(std::net::TcpStream::connect(front)))?;
+        Ok(refused.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused))
+    })?;
+    for _ in 0..3 {
+        flow.exchange()?;
+    }
+    ensure!(daemon.process().is_running(), "the daemon ended before its last connection");
+    drop(flow);
+    let status = daemon.wait()?;
+    ensure!(status.code() == Some(0), "{status}");
+    Ok(())
+}
+
+fn drain_ends_at_its_deadline(lab: &Lab) -> Result<()> {
+    let (mut daemon, listener) = flow::start(lab, "timeouts: {drain: 1s}\n")?;
+    let mut flow = Flow::open(lab, &listener)?;
+    flow.exchange()?;
+    daemon.terminate()?;
+    let (rest, _) = tcp::read_to_end(&mut flow.client)?;
+    ensure!(rest.is_empty());
+    let status = daemon.wait()?;
+    ensure!(status.code() == Some(0), "{status}");
+    Ok(())
+}
+
+fn an_idle_daemon_stops_at_once(lab: &Lab) -> Result<()> {
+    let (mut daemon, listener) = flow::start(lab, "timeouts: {drain: 1h}\n")?;
+    Flow::open(lab, &listener)?.exchange()?;
+    daemon.terminate()?;
+    let status = daemon.wait()?;
+    ensure!(status.code() == Some(0), "{status}");
+    Ok(())
+}
+
+/// The plain configuration with its name replaced.
+fn serving(name: &str) -> String {
+    flow::yaml("").replace(NAME, name)
+}
+
+fn reload_changes_routes_and_no_connection(lab: &Lab) -> Result<()> {
+    let listener = flow::backend(lab)?;
+    let file = lab.dir().join("routes.yaml");
+    fs::write(&file, serving(NAME))?;
+    let daemon = Daemon::start(lab, &Options::file(&file))?;
+    let mut flow = Flow::open(lab, &listener)?;
+
+    fs::write(&file, serving("new.example.com"))?;
+    daemon.process().signal(Signal::SIGHUP)?;
+    daemon.wait_metrics("the new configuration serves", |metrics| {
+        metrics.sum("snisplice_config_generation", &[]) == 2
+    })?;
+
+    flow.exchange()?;
+    Flow::open_with(lab, &listener, &hello::naming("new.example.com")?)?.exchange()?;
+    let mut client = tcp::connect(&lab.client, &flow::front())?;
+    client.write_all(&hello::naming(NAME)?)?;
+    ensure!(tcp::read_to_end(&mut client)?.0.is_empty());
+    flow.exchange()
+}
+
+fn a_bad_reload_keeps_the_last_good(lab: &Lab) -> Result<()> {
+    let listener = flow::backend(lab)?;
+    let file = lab.dir().join("routes.yaml");
+    fs::write(&file, serving(NAME))?;
+    let daemon = Daemon::start(lab, &Options::file(&file))?;
+    fs::write(&file, format!("{}surprise: 1\n", serving("new.example.com")))?;
+    daemon.process().signal(Signal::SIGHUP)?;
+    daemon.wait_metrics("the bad configuration is refused", |metrics| {
+        metrics.sum("snisplice_config_rejected_total", &[]) == 1
+    })?;
+    Flow::open(lab, &listener)?.exchange()?;
+    let log = daemon.process().log()?;
+    ensure!(log.contains("routes.yaml") && log.contains("surprise"), "the log names the file and the field");
+    Ok(())
+}

@@ -1,0 +1,73 @@
+//! Peers that do not read: the sender is made to wait, memory stays bounded, and nothing is lost meanwhile.
+
+use std::{
+    io::{ErrorKind, Write as _},
+    net::{Shutdown, TcpStream},
+    time::Duration,
+};
+
+use anyhow::{Result, ensure};
+use snisplice_tests::{
+    kernel,
+    lab::Lab,
+    stream::{self, Pattern},
+    suite::Case,
+    tcp::{self, Ending},
+    wait,
+};
+
+use crate::flow::{self, Flow};
+
+pub(crate) const CASES: &[Case] = &[
+    Case::each("slow::backend_that_never_reads", |lab| deaf(lab, |flow| (flow.client, flow.backend))).alone(),
+    Case::each("slow::client_that_never_reads", |lab| deaf(lab, |flow| (flow.backend, flow.client))).alone(),
+];
+
+const FLOWS: usize = 8;
+/// What one connection may hold in the kernel, everything included: both ends' buffers, since they are on this
+/// machine, and what is between them.
+const MOST_HELD: u64 = 16 * 1024 * 1024;
+/// A sender that has been refused for so long is blocked.
+const BLOCKED: Duration = Duration::from_secs(1);
+
+fn deaf(lab: &Lab, roles: fn(Flow) -> (TcpStream, TcpStream)) -> Result<()> {
+    let (_daemon, listener) = flow::start(lab, "")?;
+    let flows: Result<Vec<_>> = (0..FLOWS).map(|_| Ok(roles(Flow::open(lab, &listener)?))).collect();
+    let mut flows = flows?;
+    let pattern = Pattern::new(10);
+    let before = kernel::held_memory()?;
+
+    let mut written = [0; FLOWS];
+    for (sender, _) in &flows {
+        sender.set_nonblocking(true)?;
+    }
+    let total = wait::settled(BLOCKED, || {
+        for ((sender, _), position) in flows.iter_mut().zip(&mut written) {
+            push(sender, &pattern, position)?;
+        }
+        Ok(written.iter().sum::<u64>())
+    })?;
+    let held = kernel::held_memory()?.saturating_sub(before);
+    ensure!(written.iter().all(|position| *position < MOST_HELD), "taken from the senders: {written:?}");
+    ensure!(held < MOST_HELD * FLOWS as u64, "{held} bytes held for {FLOWS} connections after {total} sent");
+
+    for ((sender, reader), position) in flows.iter_mut().zip(written) {
+        sender.set_nonblocking(false)?;
+        sender.shutdown(Shutdown::Write)?;
+        stream::receive(&mut *reader, &pattern, position)?;
+        ensure!(tcp::read_to_end(reader)? == (Vec::new(), Ending::Eof), "more came than was sent");
+    }
+    Ok(())
+}
+
+/// Writes until the kernel takes no more.
+fn push(sender: &mut TcpStream, pattern: &Pattern, position: &mut u64) -> Result<()> {
+    while *position < 4 * MOST_HELD {
+        match sender.write(pattern.at(*position, 64 * 1024)) {
+            Ok(count) => *position += count as u64,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
