@@ -20,10 +20,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let Args { keep, datapath } = args;
     build()?;
-    // Both binaries land in the directory beside our own: <target>/debug/xtask, <target>/release/snisplice.
-    let own = std::env::current_exe().context("cannot tell where this program is")?;
-    let target = own.ancestors().nth(2).context("this program is not in a target directory")?;
-    let mut demo = Command::new(target.join("release/snisplice-demo"));
+    let mut demo = Command::new(shell::target()?.join("release/snisplice-demo"));
     demo.args(["--datapath", datapath]);
     if *keep {
         demo.arg("--keep");

@@ -35,6 +35,18 @@ pub(crate) struct Args {
     toolchain: String,
 }
 
+impl Args {
+    /// `--check`
+    pub(crate) fn check() -> Self {
+        Self { check: true, check_source: false, toolchain: "nightly".to_owned() }
+    }
+
+    /// `--check-source`
+    pub(crate) fn check_source() -> Self {
+        Self { check: false, check_source: true, ..Self::check() }
+    }
+}
+
 /// The target that bpf-linker makes little-endian objects for.
 const TARGET: &str = "bpfel-unknown-none";
 /// The crate's binary.

@@ -12,6 +12,13 @@ pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
 }
 
+/// The directory of build output that this program was built into.
+pub(crate) fn target() -> Result<PathBuf> {
+    // Ours is <target>/debug/xtask.
+    let own = std::env::current_exe().context("cannot tell where this program is")?;
+    Ok(own.ancestors().nth(2).context("this program is not in a target directory")?.to_owned())
+}
+
 /// The cargo that started us, so that a `+toolchain` carries over.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
