@@ -64,7 +64,7 @@ fn passthrough(lab: &Lab, scenario: &Scenario) -> Result<()> {
     let Scenario { file, name, port, destination, foreign } = scenario;
     let leaf = lab.ca.issue(name)?;
     let _nginx = nginx(lab, &[(&format!("{BACKEND}:443"), &leaf)])?;
-    let yaml = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/testdata/istio").join(file);
+    let yaml = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/istio").join(file);
     let daemon = Daemon::start(lab, &Options::file(yaml).resolve(destination, 443, BACKEND))?;
 
     let said = curl(lab, name, *port, LB)?.ok()?;

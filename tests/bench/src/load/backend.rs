@@ -210,12 +210,13 @@ impl<'a> Worker<'a> {
     fn drive(&mut self, socket: BorrowedFd<'_>, state: &mut State) -> Result<Step, Fault> {
         loop {
             match state {
-                State::Hello(bytes) => {
-                    let Some(order) = read_hello(socket, bytes, &mut self.scratch.receive)? else {
-                        return Ok(Step::Wait);
-                    };
-                    *state = State::Ack { bytes: Ack { nonce: order.nonce }.encode(), sent: 0, order };
-                }
+                State::Hello(bytes) => match read_hello(socket, bytes, &mut self.scratch.receive)? {
+                    Hello::Partial => return Ok(Step::Wait),
+                    Hello::Unused => return Ok(Step::Done),
+                    Hello::Complete(order) => {
+                        *state = State::Ack { bytes: Ack { nonce: order.nonce }.encode(), sent: 0, order };
+                    }
+                },
                 State::Ack { bytes, sent, order } => {
                     *sent += socket::send(socket, &bytes[*sent..])?;
                     if *sent < ACK_BYTES {
@@ -276,17 +277,25 @@ fn ask(order: Order, sequence: u64) -> State {
     State::Ask { order, sequence, receiver }
 }
 
-/// The order, once the whole hello is here. Clients send nothing more before they have the answer.
-fn read_hello(socket: BorrowedFd<'_>, bytes: &mut Vec<u8>, scratch: &mut [u8]) -> Result<Option<Order>, Fault> {
+enum Hello {
+    Partial,
+    Complete(Order),
+    /// Closed before the first byte: a balancer may look whether the backend is there.
+    Unused,
+}
+
+/// Reads a hello. Clients send nothing more before they have the answer.
+fn read_hello(socket: BorrowedFd<'_>, bytes: &mut Vec<u8>, scratch: &mut [u8]) -> Result<Hello, Fault> {
     loop {
         match socket::receive(socket, &mut scratch[..hello::HELLO_BYTES_MAX])? {
             Received::Bytes(count) => bytes.extend_from_slice(&scratch[..count]),
-            Received::Nothing => return Ok(None),
-            Received::End => return Err(Fault::Closed("a hello was due")),
+            Received::Nothing => return Ok(Hello::Partial),
+            Received::End if bytes.is_empty() => return Ok(Hello::Unused),
+            Received::End => return Err(Fault::Closed("the rest of a hello was due")),
         }
         match hello::read_order(bytes)? {
             None => {}
-            Some((order, length)) if length == bytes.len() => return Ok(Some(order)),
+            Some((order, length)) if length == bytes.len() => return Ok(Hello::Complete(order)),
             Some(_) => return Err(Fault::Protocol("bytes after a hello")),
         }
     }

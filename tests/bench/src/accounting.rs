@@ -1,0 +1,349 @@
+//! What the kernel says a contestant costs: CPU time and memory of its control group, and of the whole machine,
+//! because much of a balancer's work is done in softirqs and kernel threads that belong to nobody.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, anyhow};
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::topology;
+
+/// /proc/stat counts in this unit on every Linux that userspace sees (`USER_HZ`).
+const TICKS_A_SECOND: f64 = 100.0;
+
+/// The control group of one contestant; removed when this is dropped.
+///
+/// CPU time comes from the unified hierarchy or from v1's cpuacct; memory from the unified hierarchy if it has the
+/// controller, or from v1's memory.
+#[derive(Debug)]
+pub struct ControlGroup {
+    cpu: Option<(PathBuf, CpuFile)>,
+    memory: Option<(PathBuf, MemoryFiles)>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum CpuFile {
+    Unified,
+    Cpuacct,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum MemoryFiles {
+    Unified,
+    V1,
+}
+
+impl ControlGroup {
+    /// A new group below each hierarchy that can account for something.
+    pub fn create(role: &str) -> anyhow::Result<Self> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
+        let mut group = Self { cpu: None, memory: None };
+        let name = topology::owned_name(role);
+        for mount in cgroup_mounts(&mounts) {
+            sweep(&mount.path);
+            let path = mount.path.join(&name);
+            match mount.kind {
+                Hierarchy::Unified => {
+                    fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))?;
+                    group.cpu = Some((path.clone(), CpuFile::Unified));
+                    // Fails where v1 owns the controller, or where it is on already in a group with processes.
+                    let _: Result<(), _> = fs::write(mount.path.join("cgroup.subtree_control"), "+memory");
+                    if path.join("memory.stat").exists() {
+                        group.memory = Some((path, MemoryFiles::Unified));
+                    }
+                }
+                Hierarchy::Cpuacct if group.cpu.is_none() => {
+                    fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))?;
+                    group.cpu = Some((path, CpuFile::Cpuacct));
+                }
+                Hierarchy::Memory if group.memory.is_none() => {
+                    fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))?;
+                    group.memory = Some((path, MemoryFiles::V1));
+                }
+                Hierarchy::Cpuacct | Hierarchy::Memory => {}
+            }
+        }
+        Ok(group)
+    }
+
+    fn directories(&self) -> impl Iterator<Item = &Path> {
+        let cpu = self.cpu.iter().map(|(path, _)| path.as_path());
+        let memory = self.memory.iter().map(|(path, _)| path.as_path());
+        cpu.chain(memory)
+    }
+
+    /// Files to which a process writes its id to join.
+    pub fn procs_files(&self) -> Vec<PathBuf> {
+        let mut files: Vec<PathBuf> = self.directories().map(|path| path.join("cgroup.procs")).collect();
+        files.dedup();
+        files
+    }
+
+    /// The processes inside.
+    pub fn processes(&self) -> Vec<u32> {
+        let Some(directory) = self.directories().next() else { return Vec::new() };
+        let list = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+        list.lines().filter_map(|line| line.parse().ok()).collect()
+    }
+
+    /// CPU time used by the processes inside; `None` if no hierarchy says so.
+    pub fn cpu(&self) -> Option<Duration> {
+        let (path, file) = self.cpu.as_ref()?;
+        match file {
+            CpuFile::Unified => {
+                let text = fs::read_to_string(path.join("cpu.stat")).ok()?;
+                field(&text, "usage_usec").map(Duration::from_micros)
+            }
+            CpuFile::Cpuacct => {
+                let text = fs::read_to_string(path.join("cpuacct.usage")).ok()?;
+                text.trim().parse().ok().map(Duration::from_nanos)
+            }
+        }
+    }
+
+    /// Kernel memory charged to the processes inside, socket buffers included; `None` if no hierarchy says so.
+    pub fn kernel_memory(&self) -> Option<u64> {
+        let (path, files) = self.memory.as_ref()?;
+        match files {
+            MemoryFiles::Unified => {
+                let text = fs::read_to_string(path.join("memory.stat")).ok()?;
+                Some(field(&text, "kernel")? + field(&text, "sock")?)
+            }
+            MemoryFiles::V1 => {
+                let number = |file| fs::read_to_string(path.join(file)).ok()?.trim().parse::<u64>().ok();
+                Some(number("memory.kmem.usage_in_bytes")? + number("memory.kmem.tcp.usage_in_bytes")?)
+            }
+        }
+    }
+
+    /// Memory of the processes inside, shared pages counted in proportion (PSS).
+    pub fn user_memory(&self) -> u64 {
+        self.processes()
+            .iter()
+            .filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok())
+            .filter_map(|text| field(&text, "Pss:"))
+            .map(|kib| kib * 1024)
+            .sum()
+    }
+}
+
+impl Drop for ControlGroup {
+    fn drop(&mut self) {
+        for directory in self.directories() {
+            // Taken out of the list twice if one directory serves both; a group still in use is swept later.
+            let _: Result<(), _> = fs::remove_dir(directory);
+        }
+    }
+}
+
+/// Removes groups whose owner is gone, and kills what it left running inside them.
+fn sweep(hierarchy: &Path) {
+    let Ok(entries) = fs::read_dir(hierarchy) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if topology::owner(&name).is_some_and(|pid| !topology::is_alive(pid)) {
+            let list = fs::read_to_string(entry.path().join("cgroup.procs")).unwrap_or_default();
+            for pid in list.lines().filter_map(|line| line.parse().ok()).filter_map(rustix::process::Pid::from_raw) {
+                let _: Result<(), _> = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+            let _: Result<(), _> = fs::remove_dir(entry.path());
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hierarchy {
+    Unified,
+    Cpuacct,
+    Memory,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct CgroupMount {
+    path: PathBuf,
+    kind: Hierarchy,
+}
+
+/// The hierarchies of use here, unified first (proc(5), mountinfo).
+fn cgroup_mounts(mountinfo: &str) -> Vec<CgroupMount> {
+    let mut mounts: Vec<CgroupMount> = mountinfo
+        .lines()
+        .filter_map(|line| {
+            let (before, after) = line.split_once(" - ")?;
+            let path = PathBuf::from(before.split(' ').nth(4)?);
+            let mut after = after.split(' ');
+            let (kind, options) = (after.next()?, after.nth(1)?);
+            let has = |controller| options.split(',').any(|option| option == controller);
+            match kind {
+                "cgroup2" => Some(CgroupMount { path, kind: Hierarchy::Unified }),
+                "cgroup" if has("cpuacct") => Some(CgroupMount { path, kind: Hierarchy::Cpuacct }),
+                "cgroup" if has("memory") => Some(CgroupMount { path, kind: Hierarchy::Memory }),
+                _ => None,
+            }
+        })
+        .collect();
+    mounts.sort_by_key(|mount| mount.kind != Hierarchy::Unified);
+    mounts
+}
+
+/// The number after `name` in a file of `name number` lines.
+fn field(text: &str, name: &str) -> Option<u64> {
+    text.lines()
+        .find_map(|line| line.strip_prefix(name).filter(|rest| rest.starts_with([' ', '\t'])))
+        .and_then(|rest| rest.split_whitespace().next())
+        .and_then(|number| number.parse().ok())
+}
+
+/// CPU time at one moment, or between two.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Cpu {
+    /// Wall clock, in seconds.
+    pub wall: f64,
+    /// All processors, everything but idle, I/O wait and steal, in seconds.
+    pub busy: f64,
+    /// Of that, hardware and soft interrupts as the kernel attributes them, in seconds.
+    pub interrupts: f64,
+    /// Taken away by a hypervisor, in seconds.
+    pub steal: f64,
+    /// This process, which is the generator and the backend, in seconds.
+    pub load: f64,
+    /// The contestant's control group, in seconds.
+    pub own: Option<f64>,
+}
+
+impl Cpu {
+    /// Reads all counters now; the wall clock counts from `epoch`.
+    pub fn now(epoch: Instant, group: Option<&ControlGroup>) -> anyhow::Result<Self> {
+        let stat = fs::read_to_string("/proc/stat").context("read /proc/stat")?;
+        let ticks = Ticks::parse(&stat).ok_or_else(|| anyhow!("/proc/stat has no cpu line of the known form"))?;
+        let load = clock_gettime(ClockId::ProcessCPUTime);
+        #[expect(clippy::cast_precision_loss, reason = "seconds and nanoseconds of a run are exact in f64")]
+        let load = load.tv_sec as f64 + load.tv_nsec as f64 / 1e9;
+        Ok(Self {
+            wall: epoch.elapsed().as_secs_f64(),
+            busy: ticks.busy / TICKS_A_SECOND,
+            interrupts: ticks.interrupts / TICKS_A_SECOND,
+            steal: ticks.steal / TICKS_A_SECOND,
+            load,
+            own: group.and_then(ControlGroup::cpu).map(|time| time.as_secs_f64()),
+        })
+    }
+
+    /// What was used since `before`.
+    pub fn since(&self, before: &Self) -> Self {
+        Self {
+            wall: self.wall - before.wall,
+            busy: self.busy - before.busy,
+            interrupts: self.interrupts - before.interrupts,
+            steal: self.steal - before.steal,
+            load: self.load - before.load,
+            own: self.own.zip(before.own).map(|(now, then)| now - then),
+        }
+    }
+}
+
+#[derive(Debug, PartialEq)]
+struct Ticks {
+    busy: f64,
+    interrupts: f64,
+    steal: f64,
+}
+
+impl Ticks {
+    /// The first line of /proc/stat: user nice system idle iowait irq softirq steal guest `guest_nice`; the last two
+    /// are contained in the first two (proc(5)).
+    fn parse(stat: &str) -> Option<Self> {
+        let line = stat.lines().find_map(|line| line.strip_prefix("cpu "))?;
+        let numbers: Vec<f64> = line.split_whitespace().map_while(|number| number.parse().ok()).collect();
+        let [user, nice, system, _idle, _iowait, irq, softirq, steal, ..] = numbers[..] else { return None };
+        Some(Self { busy: user + nice + system + irq + softirq, interrupts: irq + softirq, steal })
+    }
+}
+
+/// Kernel memory that sockets can be in, whole machine: live slab objects and socket buffers, in bytes.
+///
+/// Live objects and not slab pages, because a slab that was in use once stays with its cache for a while and the next
+/// contestant would get its memory for nothing.
+pub fn kernel_memory() -> anyhow::Result<u64> {
+    let slabs = fs::read_to_string("/proc/slabinfo").context("read /proc/slabinfo")?;
+    let sockets = fs::read_to_string("/proc/net/sockstat").context("read /proc/net/sockstat")?;
+    Ok(live_slab_bytes(&slabs) + socket_buffer_pages(&sockets) * rustix::param::page_size() as u64)
+}
+
+/// Sum of `active_objs * objsize` (slabinfo(5)).
+fn live_slab_bytes(slabinfo: &str) -> u64 {
+    slabinfo
+        .lines()
+        .filter_map(|line| {
+            let mut words = line.split_whitespace().skip(1);
+            let active: u64 = words.next()?.parse().ok()?;
+            let size: u64 = words.nth(1)?.parse().ok()?;
+            Some(active * size)
+        })
+        .sum()
+}
+
+/// `mem` of the TCP line. The kernel keeps it for all namespaces together.
+fn socket_buffer_pages(sockstat: &str) -> u64 {
+    sockstat
+        .lines()
+        .find_map(|line| line.strip_prefix("TCP: "))
+        .and_then(|line| line.split_once("mem "))
+        .and_then(|(_, rest)| rest.split_whitespace().next())
+        .and_then(|pages| pages.parse().ok())
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hierarchies_are_found_in_either_layout() {
+        let hybrid = "30 24 0:26 / /sys/fs/cgroup/cpu,cpuacct rw,relatime - cgroup cgroup rw,cpu,cpuacct\n\
+                      31 24 0:27 / /sys/fs/cgroup/memory rw,relatime shared:5 - cgroup cgroup rw,memory\n\
+                      32 24 0:28 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw,nsdelegate\n\
+                      33 24 0:29 / /run rw - tmpfs tmpfs rw";
+        let kinds: Vec<Hierarchy> = cgroup_mounts(hybrid).iter().map(|mount| mount.kind).collect();
+        assert_eq!(kinds, [Hierarchy::Unified, Hierarchy::Cpuacct, Hierarchy::Memory]);
+        let unified = "26 25 0:22 / /sys/fs/cgroup rw shared:9 - cgroup2 cgroup2 rw,nsdelegate,memory_recursiveprot";
+        assert_eq!(
+            cgroup_mounts(unified),
+            [CgroupMount { path: "/sys/fs/cgroup".into(), kind: Hierarchy::Unified }]
+        );
+    }
+
+    #[test]
+    fn processor_time_leaves_idle_and_steal_out() {
+        let stat = "cpu  100 5 50 9000 300 7 20 40 3 0\ncpu0 1 2 3 4\n";
+        assert_eq!(Ticks::parse(stat), Some(Ticks { busy: 182.0, interrupts: 27.0, steal: 40.0 }));
+        assert_eq!(Ticks::parse("cpu 1 2\n"), None);
+    }
+
+    #[test]
+    fn live_objects_count_and_not_their_pages() {
+        let slabinfo = "slabinfo - version: 2.1\n\
+            # name            <active_objs> <num_objs> <objsize> <objperslab> <pagesperslab> : tunables\n\
+            TCP                  10     13   2496   13    8 : tunables    0    0    0 : slabdata      1      1      0\n\
+            kmalloc-64          100    128     64   64    1 : tunables    0    0    0 : slabdata      2      2      0\n";
+        assert_eq!(live_slab_bytes(slabinfo), 10 * 2496 + 100 * 64);
+    }
+
+    #[test]
+    fn socket_buffers_are_read_from_the_tcp_line() {
+        let sockstat = "sockets: used 20\nTCP: inuse 3 orphan 0 tw 0 alloc 3 mem 421\nUDP: inuse 0 mem 7\n";
+        assert_eq!(socket_buffer_pages(sockstat), 421);
+    }
+
+    #[test]
+    fn fields_are_matched_by_their_whole_name() {
+        let text = "kernel_stack 5\nkernel 7\nPss:    12 kB\nPss_Anon: 3 kB\n";
+        assert_eq!(field(text, "kernel"), Some(7));
+        assert_eq!(field(text, "Pss:"), Some(12));
+        assert_eq!(field(text, "sock"), None);
+    }
+}

@@ -1,0 +1,118 @@
+//! HAProxy in TCP mode, with and without splice(2).
+
+use std::{
+    fmt::Write as _,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    BACKLOG, Contestant, Install, Invocation, Layout, PLAIN_NAME, RAW_PORT, Role, SNI_PORT, Search, first_line,
+};
+
+/// HAProxy.
+pub struct Haproxy {
+    /// `option splice-auto`, the documented switch; the default is a copy.
+    pub splice: bool,
+}
+
+/// Follows the configuration manual: "tcp-request inspect-delay" and `req.ssl_hello_type` wait for the hello,
+/// `use_backend` takes the backend from a map of names ("map" converter), which is what the manual has for many
+/// routes. `shards by-thread` (2.5) gives each thread a listening socket, as the manual has it for high connection
+/// rates and as nginx's `reuseport` does. A name outside the map finds no backend and the connection is closed.
+fn config(layout: &Layout, splice: bool, map: &Path) -> String {
+    let splice = if splice { "\n    option splice-auto" } else { "" };
+    let mut text = format!(
+        "global\n    \
+             nbthread {workers}\n    \
+             maxconn 100000\n\
+         defaults\n    \
+             mode tcp\n    \
+             timeout connect 5s\n    \
+             timeout client 1h\n    \
+             timeout server 1h{splice}\n\
+         frontend tls\n    \
+             bind {address}:{SNI_PORT} shards by-thread backlog {BACKLOG}\n    \
+             tcp-request inspect-delay 5s\n    \
+             tcp-request content accept if {{ req.ssl_hello_type 1 }}\n    \
+             use_backend %[req.ssl_sni,lower,map({map})]\n\
+         frontend raw\n    \
+             bind {address}:{RAW_PORT} shards by-thread backlog {BACKLOG}\n    \
+             default_backend raw\n\
+         backend raw\n    \
+             server s0 {first}:{RAW_PORT}\n",
+        workers = layout.workers,
+        address = layout.address,
+        map = map.display(),
+        first = layout.backends[0],
+    );
+    for (name, port) in Layout::services() {
+        // Writing to a String cannot fail.
+        let _: std::fmt::Result = writeln!(text, "backend {name}");
+        for (index, endpoint) in layout.endpoints(port).iter().enumerate() {
+            let _: std::fmt::Result = writeln!(text, "    server s{index} {endpoint}");
+        }
+    }
+    text
+}
+
+fn map(layout: &Layout) -> String {
+    let fixed = Layout::services().into_iter().map(|(name, _)| format!("{name} {name}\n"));
+    fixed.chain(layout.extra_names().map(|name| format!("{name} {PLAIN_NAME}\n"))).collect()
+}
+
+impl Contestant for Haproxy {
+    fn id(&self) -> &'static str {
+        if self.splice { "haproxy-splice" } else { "haproxy-copy" }
+    }
+
+    fn role(&self) -> Role {
+        Role::Peer
+    }
+
+    fn note(&self) -> &'static str {
+        if self.splice { "option splice-auto" } else { "without option splice-auto, which is the default" }
+    }
+
+    fn find(&self, search: &Search) -> Option<PathBuf> {
+        search.program("haproxy")
+    }
+
+    fn version(&self, program: &Path) -> anyhow::Result<String> {
+        first_line(program, &["-v"])
+    }
+
+    fn install(&self) -> Install {
+        Install::Packages(&["haproxy"])
+    }
+
+    fn prepare(&self, program: &Path, layout: &Layout) -> anyhow::Result<Vec<Invocation>> {
+        let map = layout.write("haproxy.map", &map(layout))?;
+        let path = layout.write("haproxy.cfg", &config(layout, self.splice, &map))?;
+        Ok(vec![Invocation::new(program, &["-db", "-f", &path.to_string_lossy()])])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::tests::layout, *};
+
+    #[test]
+    fn splice_is_the_only_difference() {
+        let (_directory, layout) = layout(0);
+        let with = config(&layout, true, Path::new("/m"));
+        let without = config(&layout, false, Path::new("/m"));
+        assert_eq!(with.replace("\n    option splice-auto", ""), without);
+        assert_ne!(with, without);
+        assert!(with.contains("nbthread 3\n"));
+        assert!(with.contains("    server s1 10.202.1.2:7002\n"));
+    }
+
+    #[test]
+    fn the_map_holds_every_name_once() {
+        let (_directory, layout) = layout(1000);
+        let map = map(&layout);
+        assert_eq!(map.lines().count(), 1003);
+        assert!(map.contains("r999.routes.example plain.bench.example\n"));
+        assert!(map.contains("tls.bench.example tls.bench.example\n"));
+    }
+}

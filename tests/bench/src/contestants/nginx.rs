@@ -1,0 +1,171 @@
+//! nginx's stream module, and the nginx that serves HTTPS for the cross-check.
+
+use std::{
+    fmt::Write as _,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    BACKLOG, Contestant, HTTPS_NAME, HTTPS_PORT, Install, Invocation, Layout, PLAIN_NAME, RAW_PORT, Role, SNI_PORT,
+    Search, first_line, output_of,
+};
+
+/// nginx with `ssl_preread`.
+pub struct Nginx;
+
+/// Follows the documentation of `ngx_stream_ssl_preread_module`: a map from `$ssl_preread_server_name` to upstream
+/// groups, with hash sizes as `ngx_stream_map_module` advises for many names; `reuseport` from the documentation of
+/// `listen`. A name outside the map gives an empty address and the connection is closed.
+fn config(layout: &Layout, load_module: &str) -> String {
+    let names = layout.extra_routes + 3;
+    let mut text = format!(
+        "{load_module}\
+         daemon off;\n\
+         pid {directory}/nginx.pid;\n\
+         error_log stderr crit;\n\
+         worker_processes {workers};\n\
+         worker_rlimit_nofile 200000;\n\
+         events {{ worker_connections 65536; }}\n\
+         stream {{\n    \
+             proxy_connect_timeout 5s;\n    \
+             proxy_timeout 1h;\n    \
+             map_hash_max_size {hash};\n    \
+             map_hash_bucket_size 128;\n",
+        directory = layout.directory.display(),
+        workers = layout.workers,
+        hash = (2 * names).max(2048),
+    );
+    // Writing to a String cannot fail.
+    let mut line = |line: String| {
+        let _: std::fmt::Result = writeln!(text, "    {line}");
+    };
+    for (name, port) in Layout::services() {
+        let servers: String = layout.endpoints(port).iter().map(|endpoint| format!(" server {endpoint};")).collect();
+        line(format!("upstream {name} {{{servers} }}"));
+    }
+    line("map $ssl_preread_server_name $route {".to_owned());
+    for (name, _) in Layout::services() {
+        line(format!("    {name} {name};"));
+    }
+    for name in layout.extra_names() {
+        line(format!("    {name} {PLAIN_NAME};"));
+    }
+    line("}".to_owned());
+    let address = layout.address;
+    line("server {".to_owned());
+    line(format!("    listen {address}:{SNI_PORT} reuseport backlog={BACKLOG};"));
+    line("    ssl_preread on;".to_owned());
+    line("    proxy_pass $route;".to_owned());
+    line("}".to_owned());
+    line("server {".to_owned());
+    line(format!("    listen {address}:{RAW_PORT} reuseport backlog={BACKLOG};"));
+    line(format!("    proxy_pass {}:{RAW_PORT};", layout.backends[0]));
+    line("}".to_owned());
+    text.push_str("}\n");
+    text
+}
+
+/// An HTTPS server with a page of 1 KB, for wrk.
+pub fn https_backend_config(address: Ipv4Addr, workers: usize, directory: &Path) -> String {
+    let directory = directory.display();
+    format!(
+        "daemon off;\n\
+         pid {directory}/https.pid;\n\
+         error_log stderr crit;\n\
+         worker_processes {workers};\n\
+         events {{ worker_connections 4096; }}\n\
+         http {{\n    \
+             access_log off;\n    \
+             keepalive_requests 1000000;\n    \
+             client_body_temp_path {directory}/body;\n    \
+             proxy_temp_path {directory}/proxy;\n    \
+             fastcgi_temp_path {directory}/fastcgi;\n    \
+             uwsgi_temp_path {directory}/uwsgi;\n    \
+             scgi_temp_path {directory}/scgi;\n    \
+             server {{\n        \
+                 listen {address}:{HTTPS_PORT} ssl reuseport backlog={BACKLOG};\n        \
+                 server_name {HTTPS_NAME};\n        \
+                 ssl_certificate {directory}/certificate.pem;\n        \
+                 ssl_certificate_key {directory}/key.pem;\n        \
+                 location / {{ return 200 \"{page}\"; }}\n    \
+             }}\n\
+         }}\n",
+        page = "x".repeat(1024),
+    )
+}
+
+/// What loads the stream module, if it was built as one: nginx says so in its build options.
+fn load_module(build_options: &str) -> String {
+    if !build_options.contains("--with-stream=dynamic") {
+        return String::new();
+    }
+    let directory = build_options
+        .split_whitespace()
+        .find_map(|option| option.strip_prefix("--modules-path="))
+        .unwrap_or("/usr/lib/nginx/modules");
+    format!("load_module {directory}/ngx_stream_module.so;\n")
+}
+
+impl Contestant for Nginx {
+    fn id(&self) -> &'static str {
+        "nginx"
+    }
+
+    fn role(&self) -> Role {
+        Role::Peer
+    }
+
+    fn note(&self) -> &'static str {
+        "stream with ssl_preread, listen with reuseport"
+    }
+
+    fn find(&self, search: &Search) -> Option<PathBuf> {
+        let program = search.program("nginx")?;
+        let options = output_of(&program, &["-V"]).ok()?;
+        let module = load_module(&options);
+        let loadable = module
+            .strip_prefix("load_module ")
+            .is_none_or(|rest| Path::new(rest.trim_end_matches(";\n")).is_file());
+        (loadable && options.contains("--with-stream_ssl_preread_module")).then_some(program)
+    }
+
+    fn version(&self, program: &Path) -> anyhow::Result<String> {
+        first_line(program, &["-v"])
+    }
+
+    fn install(&self) -> Install {
+        Install::Packages(&["nginx", "libnginx-mod-stream"])
+    }
+
+    fn prepare(&self, program: &Path, layout: &Layout) -> anyhow::Result<Vec<Invocation>> {
+        let module = load_module(&output_of(program, &["-V"])?);
+        let path = layout.write("nginx.conf", &config(layout, &module))?;
+        let directory = layout.directory.to_string_lossy();
+        let arguments = ["-e", "stderr", "-p", &directory, "-c", &path.to_string_lossy()];
+        Ok(vec![Invocation::new(program, &arguments)])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::tests::layout, *};
+
+    #[test]
+    fn many_names_get_a_hash_that_holds_them() {
+        let (_directory, layout) = layout(100_000);
+        let text = config(&layout, "");
+        assert!(text.contains("map_hash_max_size 200006;\n"), "{}", &text[..400]);
+        assert!(text.contains("        r99999.routes.example plain.bench.example;\n"));
+        assert!(text.contains("worker_processes 3;\n"));
+        assert_eq!(text.matches('{').count(), text.matches('}').count());
+    }
+
+    #[test]
+    fn the_module_is_loaded_only_if_it_is_one() {
+        let built_in = "--with-stream --with-stream_ssl_preread_module";
+        assert_eq!(load_module(built_in), "");
+        let module = "--modules-path=/opt/modules --with-stream=dynamic";
+        assert_eq!(load_module(module), "load_module /opt/modules/ngx_stream_module.so;\n");
+    }
+}

@@ -1,0 +1,131 @@
+//! This project, once for each datapath that can be asked for.
+
+use std::{
+    fmt::Write as _,
+    path::{Path, PathBuf},
+};
+
+use super::{Contestant, Install, Invocation, Layout, PLAIN_NAME, RAW_PORT, Role, SNI_PORT, Search, first_line};
+
+/// Where it says whether it is ready and what it counted; on the loopback of its namespace.
+const ADMIN: &str = "127.0.0.1:9191";
+
+/// What `--datapath` is set to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Datapath {
+    /// The best that this kernel has.
+    Auto,
+    /// In the kernel, by sockmap.
+    Sockmap,
+    /// A copy in userspace.
+    Relay,
+}
+
+impl Datapath {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Sockmap => "sockmap",
+            Self::Relay => "relay",
+        }
+    }
+}
+
+/// snisplice with one datapath.
+pub struct Snisplice(pub Datapath);
+
+/// The native format as its documentation shows it. No setting is tuned but the worker count and the connection
+/// limit, which are raised for all contestants alike.
+fn config(layout: &Layout) -> String {
+    let mut text = format!(
+        "listeners:\n\
+         - {{name: tls, bind: [\"{address}:{SNI_PORT}\"]}}\n\
+         - {{name: raw, bind: [\"{address}:{RAW_PORT}\"], policies: {{not_tls: {{backend: raw}}}}}}\n\
+         limits: {{workers: {workers}, connections: 100000}}\n\
+         backends:\n",
+        address = layout.address,
+        workers = layout.workers,
+    );
+    let backend = |text: &mut String, name: &str, endpoints: &[String]| {
+        // Writing to a String cannot fail.
+        let _: std::fmt::Result = writeln!(text, "- {{name: {name}, endpoints: {endpoints:?}}}");
+    };
+    for (name, port) in Layout::services() {
+        let endpoints: Vec<String> = layout.endpoints(port).iter().map(ToString::to_string).collect();
+        backend(&mut text, name, &endpoints);
+    }
+    // One endpoint: an iperf3 test keeps all its connections on one server.
+    backend(&mut text, "raw", &[format!("{}:{RAW_PORT}", layout.backends[0])]);
+    text.push_str("routes:\n");
+    for (name, _) in Layout::services() {
+        let _: std::fmt::Result =
+            writeln!(text, "- {{listeners: [tls], sni: [{name}], backends: [{{name: {name}}}]}}");
+    }
+    for name in layout.extra_names() {
+        let _: std::fmt::Result =
+            writeln!(text, "- {{listeners: [tls], sni: [{name}], backends: [{{name: {PLAIN_NAME}}}]}}");
+    }
+    text
+}
+
+impl Contestant for Snisplice {
+    fn id(&self) -> &'static str {
+        match self.0 {
+            Datapath::Auto => "snisplice-auto",
+            Datapath::Sockmap => "snisplice-sockmap",
+            Datapath::Relay => "snisplice-relay",
+        }
+    }
+
+    fn role(&self) -> Role {
+        Role::Own
+    }
+
+    fn note(&self) -> &'static str {
+        match self.0 {
+            Datapath::Auto => "the datapath that the daemon chooses on this kernel",
+            Datapath::Sockmap => "bytes move between the sockets in the kernel",
+            Datapath::Relay => "a copy in userspace, without privileges",
+        }
+    }
+
+    fn find(&self, search: &Search) -> Option<PathBuf> {
+        search.snisplice.clone().filter(|path| path.is_file()).or_else(|| search.program("snisplice"))
+    }
+
+    fn version(&self, program: &Path) -> anyhow::Result<String> {
+        first_line(program, &["--version"])
+    }
+
+    fn install(&self) -> Install {
+        Install::Build("snisplice")
+    }
+
+    fn prepare(&self, program: &Path, layout: &Layout) -> anyhow::Result<Vec<Invocation>> {
+        let path = layout.write("snisplice.yaml", &config(layout))?;
+        let path = path.to_string_lossy();
+        let arguments =
+            ["run", "--config", &path, "--datapath", self.0.name(), "--admin", ADMIN, "--log", "warn"];
+        Ok(vec![Invocation::new(program, &arguments)])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::tests::layout, *};
+
+    #[test]
+    fn every_route_leads_to_a_backend_that_exists() {
+        let (_directory, layout) = layout(2);
+        let text = config(&layout);
+        assert!(text.contains("limits: {workers: 3, connections: 100000}"), "{text}");
+        assert!(text.contains(
+            "- {name: plain.bench.example, endpoints: [\"10.202.0.2:7001\", \"10.202.1.2:7001\"]}\n"
+        ));
+        assert!(text.contains(
+            "- {listeners: [tls], sni: [r1.routes.example], backends: [{name: plain.bench.example}]}\n"
+        ));
+        assert!(!text.contains("r2.routes.example"));
+        assert!(!text.contains(super::super::UNKNOWN_NAME));
+    }
+}

@@ -1,0 +1,40 @@
+//! Ctrl-C and SIGTERM end the run early but in order: nothing is left behind.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+
+static REQUESTED: AtomicBool = AtomicBool::new(false);
+
+/// Starts to notice SIGINT, SIGTERM and SIGHUP.
+pub fn watch() -> anyhow::Result<()> {
+    ctrlc::set_handler(|| REQUESTED.store(true, Relaxed)).context("install a signal handler")
+}
+
+/// Whether the run is to end.
+pub fn requested() -> bool {
+    REQUESTED.load(Relaxed)
+}
+
+/// An error if the run is to end.
+pub fn check() -> anyhow::Result<()> {
+    if requested() {
+        bail!("interrupted");
+    }
+    Ok(())
+}
+
+/// Sleeps, but wakes early if the run is to end.
+pub fn sleep_until(deadline: Instant) {
+    const PIECE: Duration = Duration::from_millis(50);
+    while !requested() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            break;
+        }
+        std::thread::sleep(left.min(PIECE));
+    }
+}

@@ -1,0 +1,300 @@
+//! Runs one load: threads in the clients' namespaces, a start signal, a window that counts, a clean end.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        atomic::{AtomicU8, Ordering::Relaxed},
+        mpsc::{self, RecvTimeoutError},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+use hdrhistogram::Histogram;
+
+use super::{
+    client::{Phase, Session, Turn},
+    fault::{Fault, Faults},
+    reactor::{Reactor, Step},
+    socket,
+    stream::Scratch,
+    tally::{self, Counts, Tally},
+};
+use crate::{interrupt, topology::Namespace};
+
+/// How long connections may take to be set up, or to finish what they began.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How often a waiting thread looks for a change of phase.
+const POLL: Duration = Duration::from_millis(5);
+/// Connections that one thread opens at once; more would only overflow somebody's backlog.
+const OPENING_AT_ONCE: usize = 128;
+/// A thread gives up after so many faults; the cell is void anyway.
+const FAULTS_MAX: u64 = 200;
+/// Latencies are kept to three digits, up to a minute.
+const LATENCY_MAX_NANOS: u64 = 60_000_000_000;
+
+/// What happens when a connection is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Renewal {
+    /// It is kept until the end, and all are open before the clock starts.
+    Kept,
+    /// Another takes its place.
+    Renewed,
+}
+
+/// One load.
+#[derive(Debug, Clone)]
+pub struct Plan<'a> {
+    /// Where clients live; threads are spread over them.
+    pub clients: &'a [Namespace],
+    /// Where they connect to, in turn.
+    pub targets: &'a [SocketAddr],
+    /// Client threads; not more than there are connections.
+    pub threads: usize,
+    /// Connections at once.
+    pub connections: usize,
+    /// What happens when one is done.
+    pub renewal: Renewal,
+    /// Load that does not count.
+    pub warm_up: Duration,
+    /// Load that counts.
+    pub window: Duration,
+    /// The window is cut into so many parts with a moment at each cut; at least 1.
+    pub slices: u32,
+}
+
+/// What came of it.
+pub struct Outcome<T> {
+    /// What `moment` returned: at the start of the window, at each cut, and at its end.
+    pub moments: Vec<T>,
+    /// In nanoseconds.
+    pub latencies: Histogram<u64>,
+    /// What the clients counted from the first connection to the last.
+    pub counts: Counts,
+    /// What went wrong at the clients.
+    pub faults: Faults,
+}
+
+/// A histogram for latencies in nanoseconds.
+pub fn latency_histogram() -> anyhow::Result<Histogram<u64>> {
+    Histogram::new_with_max(LATENCY_MAX_NANOS, 3).context("set up a histogram")
+}
+
+/// Runs `plan` with sessions from `make`, which gets the server's address index and a nonce. `moment` is called with
+/// the clients' counters when the window starts, is cut and ends.
+pub fn run<S: Session, T>(
+    plan: &Plan<'_>,
+    make: impl Fn(u64) -> Result<S, Fault> + Sync,
+    mut moment: impl FnMut(Counts) -> T,
+) -> anyhow::Result<Outcome<T>> {
+    let threads = plan.threads.max(plan.clients.len()).min(plan.connections);
+    let tallies: Vec<Tally> = (0..threads).map(|_| Tally::default()).collect();
+    let phase = AtomicU8::new(Phase::Setup as u8);
+    std::thread::scope(|scope| {
+        let (report, reports) = mpsc::channel();
+        let mut workers = Vec::new();
+        for index in 0..threads {
+            let client = Client {
+                plan,
+                make: &make,
+                phase: &phase,
+                tally: &tallies[index],
+                nonce: (index as u64) << 40,
+                connections: share(plan.connections, threads, index),
+                report: Some(report.clone()),
+            };
+            let namespace = &plan.clients[index % plan.clients.len()];
+            workers.push(scope.spawn(move || {
+                namespace.enter()?;
+                client.run()
+            }));
+        }
+        drop(report);
+        let mut moments = Vec::new();
+        if all_ready(&reports, threads) && !interrupt::requested() {
+            phase.store(Phase::WarmUp as u8, Relaxed);
+            let start = Instant::now() + plan.warm_up;
+            interrupt::sleep_until(start);
+            phase.store(Phase::Measure as u8, Relaxed);
+            moments.push(moment(tally::sum(&tallies)));
+            for slice in 1..=plan.slices {
+                interrupt::sleep_until(start + plan.window * slice / plan.slices);
+                moments.push(moment(tally::sum(&tallies)));
+            }
+        }
+        phase.store(Phase::Stop as u8, Relaxed);
+
+        let mut latencies = latency_histogram()?;
+        let mut faults = Faults::default();
+        for worker in workers {
+            let Ok(done) = worker.join() else { bail!("a client thread panicked") };
+            let (thread_latencies, thread_faults) = done.context("run a client thread")?;
+            latencies.add(&thread_latencies).context("merge histograms")?;
+            faults.merge(&thread_faults);
+        }
+        Ok(Outcome { moments, latencies, counts: tally::sum(&tallies), faults })
+    })
+}
+
+/// Waits until every thread has said that its connections are set up.
+fn all_ready(reports: &mpsc::Receiver<bool>, threads: usize) -> bool {
+    let deadline = Instant::now() + PATIENCE + Duration::from_secs(1);
+    for _ in 0..threads {
+        match reports.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(true) => {}
+            Ok(false) | Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return false,
+        }
+    }
+    true
+}
+
+/// Thread `index`'s part of `connections`.
+fn share(connections: usize, threads: usize, index: usize) -> usize {
+    connections / threads + usize::from(index < connections % threads)
+}
+
+struct Client<'a, F> {
+    plan: &'a Plan<'a>,
+    make: &'a F,
+    phase: &'a AtomicU8,
+    tally: &'a Tally,
+    nonce: u64,
+    connections: usize,
+    report: Option<mpsc::Sender<bool>>,
+}
+
+impl<S: Session, F: Fn(u64) -> Result<S, Fault>> Client<'_, F> {
+    fn phase(&self) -> Phase {
+        let code = self.phase.load(Relaxed);
+        [Phase::Setup, Phase::WarmUp, Phase::Measure]
+            .into_iter()
+            .find(|phase| *phase as u8 == code)
+            .unwrap_or(Phase::Stop)
+    }
+
+    fn say_ready(&mut self, ready: bool) {
+        if let Some(report) = self.report.take() {
+            let _: Result<(), _> = report.send(ready);
+        }
+    }
+
+    fn open(&mut self, reactor: &mut Reactor<S>) -> Result<(), Fault> {
+        self.nonce += 1;
+        #[expect(clippy::cast_possible_truncation, reason = "any bits do to choose a target in turn")]
+        let target = &self.plan.targets[self.nonce as usize % self.plan.targets.len()];
+        let session = (self.make)(self.nonce)?;
+        let socket = socket::connect(target)?;
+        reactor.insert(socket, session).map_err(Fault::Io)?;
+        self.tally.connection();
+        Ok(())
+    }
+
+    fn run(mut self) -> anyhow::Result<(Histogram<u64>, Faults)> {
+        let mut reactor = Reactor::new().context("create an epoll instance")?;
+        let mut latencies = latency_histogram()?;
+        let mut faults = Faults::default();
+        let mut scratch = Scratch::new();
+        let mut batch = Vec::new();
+        let renewed = self.plan.renewal == Renewal::Renewed;
+        let mut to_open = self.connections;
+        let (mut opening, mut ready) = (0, 0);
+        let mut last_phase = Phase::Setup;
+        let mut deadline = Instant::now() + PATIENCE;
+        if renewed {
+            self.say_ready(true);
+        }
+        loop {
+            let phase = self.phase();
+            if phase != last_phase {
+                last_phase = phase;
+                deadline = Instant::now() + PATIENCE;
+                reactor.queue_all();
+            }
+            let may_open = match phase {
+                Phase::Setup => !renewed,
+                Phase::WarmUp | Phase::Measure => renewed,
+                Phase::Stop => false,
+            };
+            while may_open
+                && to_open > 0
+                && (renewed || opening < OPENING_AT_ONCE)
+                && faults.total() < FAULTS_MAX
+            {
+                to_open -= 1;
+                match self.open(&mut reactor) {
+                    Ok(()) => opening += 1,
+                    Err(fault) => {
+                        faults.add(fault);
+                        to_open += usize::from(renewed);
+                    }
+                }
+            }
+            if phase == Phase::Setup && !renewed && (!faults.is_empty() || Instant::now() > deadline) {
+                if faults.is_empty() {
+                    faults.add(Fault::Timeout("connections were set up"));
+                }
+                self.say_ready(false);
+            }
+            if phase == Phase::Stop {
+                if reactor.len() == 0 {
+                    break;
+                }
+                if Instant::now() > deadline {
+                    (0..reactor.len()).for_each(|_| faults.add(Fault::Timeout("a connection had to finish")));
+                    break;
+                }
+            }
+
+            reactor.next_batch(POLL, &mut batch).context("wait for sockets")?;
+            for index in batch.drain(..) {
+                let Some((socket, session)) = reactor.get_mut(index) else { continue };
+                let mut turn =
+                    Turn { phase, tally: self.tally, scratch: &mut scratch, latencies: &mut latencies };
+                match session.drive(socket, &mut turn) {
+                    Ok(Step::Wait) => {}
+                    Ok(Step::Again) => reactor.queue(index),
+                    Ok(Step::Ready) => {
+                        opening -= 1;
+                        ready += 1;
+                        if ready == self.connections {
+                            self.say_ready(true);
+                        }
+                    }
+                    Ok(Step::Done) => {
+                        reactor.remove(index);
+                        to_open += usize::from(renewed);
+                    }
+                    Err(fault) => {
+                        faults.add(fault);
+                        reactor.remove(index);
+                        to_open += usize::from(renewed);
+                    }
+                }
+            }
+        }
+        Ok((latencies, faults))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_are_shared_out_evenly_and_completely() {
+        for (connections, threads) in [(1, 1), (32, 2), (33, 2), (256, 3), (7, 7)] {
+            let shares: Vec<usize> = (0..threads).map(|index| share(connections, threads, index)).collect();
+            assert_eq!(shares.iter().sum::<usize>(), connections);
+            assert!(shares.iter().max().unwrap() - shares.iter().min().unwrap() <= 1);
+        }
+    }
+
+    #[test]
+    fn a_thread_that_never_reports_is_not_waited_for_in_vain() {
+        let (sender, receiver) = mpsc::channel();
+        sender.send(true).unwrap();
+        drop(sender);
+        assert!(all_ready(&receiver, 1));
+        assert!(!all_ready(&receiver, 1), "nobody is left who could report");
+    }
+}

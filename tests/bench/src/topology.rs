@@ -1,0 +1,247 @@
+//! client | balancer | backend: network namespaces joined by veth pairs, alike in every setting that matters.
+//!
+//! Names carry the process id of their owner. What a killed run has left behind is therefore told from what a
+//! running one uses, and swept at the next start.
+
+use std::{
+    fs::{self, File},
+    net::Ipv4Addr,
+    path::PathBuf,
+    process::Command,
+};
+
+use anyhow::{Context as _, anyhow, bail, ensure};
+use rustix::{
+    fd::AsFd,
+    thread::{LinkNameSpaceType, move_into_link_name_space},
+};
+
+const PREFIX: &str = "snibench";
+const NETNS_DIR: &str = "/run/netns";
+
+/// Where balancers listen.
+pub const BALANCER: Ipv4Addr = Ipv4Addr::new(10, 201, 0, 1);
+
+/// What every namespace gets. `tcp_tw_reuse` and the port range: connection rates would otherwise end up measuring
+/// the search for a free port. `tcp_no_metrics_save`: no contestant inherits what the kernel learnt about a
+/// destination under the one before.
+pub const SYSCTLS: &[(&str, &str)] = &[
+    ("net.ipv4.tcp_congestion_control", "cubic"),
+    ("net.ipv4.tcp_tw_reuse", "1"),
+    ("net.ipv4.ip_local_port_range", "1024\t65535"),
+    ("net.ipv4.tcp_max_tw_buckets", "262144"),
+    ("net.ipv4.tcp_max_syn_backlog", "8192"),
+    ("net.core.somaxconn", "8192"),
+    ("net.ipv4.tcp_no_metrics_save", "1"),
+];
+
+/// Settings that stay as the kernel has them; they are part of the report because they matter to the figures.
+pub const REPORTED_SYSCTLS: &[&str] = &[
+    "net.ipv4.tcp_rmem",
+    "net.ipv4.tcp_wmem",
+    "net.ipv4.tcp_timestamps",
+    "net.ipv4.tcp_sack",
+    "net.ipv4.tcp_syncookies",
+];
+
+/// One network namespace, by name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Namespace(String);
+
+impl Namespace {
+    /// The file that setns(2) and nsenter(1) take.
+    pub fn path(&self) -> PathBuf {
+        PathBuf::from(NETNS_DIR).join(&self.0)
+    }
+
+    /// Moves the calling thread, and no other, into the namespace for good.
+    pub fn enter(&self) -> anyhow::Result<()> {
+        let path = self.path();
+        let file = File::open(&path).with_context(|| format!("open {}", path.display()))?;
+        move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
+            .with_context(|| format!("enter the namespace {}", self.0))
+    }
+
+    /// Runs `work` on a thread inside the namespace.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> anyhow::Result<T> + Send) -> anyhow::Result<T> {
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                self.enter()?;
+                work()
+            });
+            thread.join().map_err(|_| anyhow!("a thread in namespace {} panicked", self.0))?
+        })
+    }
+
+    /// A command that runs inside. nsenter(1) and not `ip netns exec`, because the latter mounts a /sys of its own and
+    /// hides the BPF and cgroup file systems.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", self.path().display())).arg("--").arg(program);
+        command
+    }
+}
+
+/// The namespaces, removed when this is dropped.
+#[derive(Debug)]
+pub struct Topology {
+    /// Where load comes from.
+    pub clients: Vec<Namespace>,
+    /// Where the contestant runs.
+    pub balancer: Namespace,
+    /// Where load goes, with the address of each.
+    pub backends: Vec<(Namespace, Ipv4Addr)>,
+}
+
+impl Topology {
+    /// One balancer between so many clients and backends, each on a network of its own.
+    pub fn create(clients: u8, backends: u8) -> anyhow::Result<Self> {
+        ensure!(clients > 0 && backends > 0, "a topology needs a client and a backend");
+        sweep()?;
+        let pid = std::process::id();
+        let name = |role: &str| Namespace(format!("{PREFIX}-{pid}-{role}"));
+        // Built before the first command, so that a failure half-way is cleaned up as well.
+        let topology = Self {
+            clients: (0..clients).map(|i| name(&format!("client{i}"))).collect(),
+            balancer: name("balancer"),
+            backends: (0..backends)
+                .map(|i| (name(&format!("backend{i}")), Ipv4Addr::new(10, 202, i, 2)))
+                .collect(),
+        };
+        for namespace in topology.namespaces() {
+            ip(&format!("netns add {}", namespace.0))?;
+            namespace.run(configure).with_context(|| format!("configure {}", namespace.0))?;
+            ip(&format!("-n {} link set lo up", namespace.0))?;
+        }
+        for (i, client) in topology.clients.iter().enumerate() {
+            topology.join(client, 201, i)?;
+        }
+        for (i, (backend, _)) in topology.backends.iter().enumerate() {
+            topology.join(backend, 202, i)?;
+        }
+        topology.balancer.run(|| write_sysctl("net.ipv4.ip_forward", "1"))?;
+        Ok(topology)
+    }
+
+    fn namespaces(&self) -> impl Iterator<Item = &Namespace> {
+        let backends = self.backends.iter().map(|(namespace, _)| namespace);
+        self.clients.iter().chain([&self.balancer]).chain(backends)
+    }
+
+    /// A veth pair from the balancer to `leaf` with the network 10.`net`.`i`.0/24, and the way to all others.
+    fn join(&self, leaf: &Namespace, net: u8, i: usize) -> anyhow::Result<()> {
+        let (hub, leaf) = (&self.balancer.0, &leaf.0);
+        let port = format!("v{net}x{i}");
+        ip(&format!("-n {hub} link add {port} type veth peer name eth0 netns {leaf}"))?;
+        ip(&format!("-n {hub} address add 10.{net}.{i}.1/24 dev {port}"))?;
+        ip(&format!("-n {hub} link set {port} up"))?;
+        ip(&format!("-n {leaf} address add 10.{net}.{i}.2/24 dev eth0"))?;
+        ip(&format!("-n {leaf} link set eth0 up"))?;
+        ip(&format!("-n {leaf} route add default via 10.{net}.{i}.1"))
+    }
+
+    /// The settings that the report quotes, as the balancer's namespace has them.
+    pub fn settings(&self) -> anyhow::Result<Vec<(String, String)>> {
+        self.balancer.run(|| {
+            SYSCTLS
+                .iter()
+                .map(|(key, _)| *key)
+                .chain(REPORTED_SYSCTLS.iter().copied())
+                .map(|key| Ok((key.to_owned(), read_sysctl(key)?)))
+                .collect()
+        })
+    }
+}
+
+impl Drop for Topology {
+    fn drop(&mut self) {
+        for namespace in self.namespaces() {
+            // Not all of them exist if creating them failed.
+            if namespace.path().exists()
+                && let Err(error) = ip(&format!("netns delete {}", namespace.0))
+            {
+                eprintln!("snisplice-bench: {error:#}");
+            }
+        }
+    }
+}
+
+/// Removes namespaces whose owner is gone.
+fn sweep() -> anyhow::Result<()> {
+    let Ok(entries) = fs::read_dir(NETNS_DIR) else { return Ok(()) };
+    for entry in entries.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if owner(&name).is_some_and(|pid| !is_alive(pid)) {
+            ip(&format!("netns delete {name}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// The process that made something of this name, if the name is one of ours.
+pub fn owner(name: &str) -> Option<u32> {
+    name.strip_prefix(PREFIX)?.strip_prefix('-')?.split('-').next()?.parse().ok()
+}
+
+/// A name for something else that [`owner`] shall know, such as a control group.
+pub fn owned_name(role: &str) -> String {
+    format!("{PREFIX}-{}-{role}", std::process::id())
+}
+
+/// Whether a process of this id runs.
+pub fn is_alive(pid: u32) -> bool {
+    fs::exists(format!("/proc/{pid}")).unwrap_or(true)
+}
+
+fn configure() -> anyhow::Result<()> {
+    for (key, value) in SYSCTLS {
+        write_sysctl(key, value)?;
+        let read = read_sysctl(key)?;
+        ensure!(read == *value, "{key} is {read:?} after {value:?} was written: the kernel lacks it");
+    }
+    Ok(())
+}
+
+/// /proc/sys/net shows the namespace of the thread that opens it.
+fn sysctl_path(key: &str) -> PathBuf {
+    PathBuf::from("/proc/sys").join(key.replace('.', "/"))
+}
+
+fn write_sysctl(key: &str, value: &str) -> anyhow::Result<()> {
+    fs::write(sysctl_path(key), value).with_context(|| format!("set {key} to {value}"))
+}
+
+fn read_sysctl(key: &str) -> anyhow::Result<String> {
+    let value = fs::read_to_string(sysctl_path(key)).with_context(|| format!("read {key}"))?;
+    Ok(value.trim().to_owned())
+}
+
+fn ip(arguments: &str) -> anyhow::Result<()> {
+    let output = Command::new("ip")
+        .args(arguments.split(' '))
+        .output()
+        .context("run ip: install iproute2")?;
+    if !output.status.success() {
+        bail!("ip {arguments}: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_own_names_have_an_owner() {
+        assert_eq!(owner("snibench-4711-client0"), Some(4711));
+        assert_eq!(owner(&owned_name("haproxy")), Some(std::process::id()));
+        assert_eq!(owner("snibench-client"), None);
+        assert_eq!(owner("other-4711-client0"), None);
+    }
+
+    #[test]
+    fn this_process_is_alive() {
+        assert!(is_alive(std::process::id()));
+        assert!(!is_alive(u32::MAX));
+    }
+}

@@ -1,0 +1,46 @@
+//! The services: TLS servers that speak just enough HTTP for a browser.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use rustls::ServerConfig;
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufStream},
+    net::{TcpListener, TcpStream},
+};
+use tokio_rustls::TlsAcceptor;
+
+/// What `GET /bulk` answers, to see bytes move.
+pub(crate) const BULK: usize = 16 * 1024 * 1024;
+
+/// Answers every connection with `says`, until dropped.
+pub(crate) async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, says: &'static str) {
+    let acceptor = TlsAcceptor::from(tls);
+    while let Ok((stream, _)) = listener.accept().await {
+        let acceptor = acceptor.clone();
+        tokio::spawn(async move {
+            // A client that leaves early is its own business.
+            let _ = answer(stream, acceptor, says).await;
+        });
+    }
+}
+
+async fn answer(stream: TcpStream, acceptor: TlsAcceptor, says: &str) -> Result<()> {
+    let mut stream = BufStream::new(acceptor.accept(stream).await?);
+    let mut request = String::new();
+    stream.read_line(&mut request).await?;
+    let mut header = String::new();
+    while stream.read_line(&mut header).await? > 2 {
+        header.clear();
+    }
+    let bulk = request.starts_with("GET /bulk ");
+    let body = if bulk { vec![b'.'; BULK] } else { format!("{says}\n").into_bytes() };
+    let head = format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).await?;
+    stream.write_all(&body).await?;
+    stream.shutdown().await?;
+    Ok(())
+}
