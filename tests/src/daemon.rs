@@ -7,7 +7,7 @@ use std::{
     process::{Command, ExitStatus},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::Signal;
 
 use crate::{
@@ -96,6 +96,9 @@ impl<'lab> Daemon<'lab> {
         let mut daemon = Self { lab, process };
         let probe = daemon.lab;
         daemon.process.wait_ready(|| get(probe, "/ready").is_ok_and(|(status, _)| status == 200))?;
+        // A test of one datapath that runs on another would prove nothing.
+        let serving = daemon.metrics()?.sum("snisplice_datapath", &[("datapath", lab.datapath.name())]);
+        ensure!(serving == 1, "the daemon does not serve with {}", lab.datapath.name());
         Ok(daemon)
     }
 

@@ -71,11 +71,11 @@ mod tests {
 
     #[test]
     fn sums_what_carries_the_labels() {
-        let text = "# HELP x y\nx_total{a=\"1\",b=\"2, 3\"} 4\nx_total{a=\"2\"} 8\ny 1.5\n# EOF\n";
+        let text = "# HELP x y\nx_total{a=\"1\",b=\"2, 3\"} 4\nx_total{a=\"2\"} 8\ny 7\n# EOF\n";
         let metrics = Metrics::parse(text).unwrap();
         assert_eq!(metrics.sum("x_total", &[]), 12);
         assert_eq!(metrics.sum("x_total", &[("b", "2, 3")]), 4);
-        assert_eq!(metrics.sum("y", &[]), 1);
+        assert_eq!(metrics.sum("y", &[]), 7);
         assert!(!metrics.has("z"));
     }
 }

@@ -1,7 +1,7 @@
 //! Network namespaces: `client | lb | backend`, joined by two veth pairs, each lab with its own three.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::Write as _,
     process::{Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
@@ -86,6 +86,13 @@ impl Netns {
         ip(&["-n", &self.name], &script)
     }
 
+    /// Sets a network parameter of this namespace, as `net/ipv4/tcp_rmem`.
+    pub fn sysctl(&self, parameter: &str, value: &str) -> Result<()> {
+        // Which namespace's parameters the file shows is decided by the thread that opens it.
+        self.enter(|| Ok(fs::write(format!("/proc/sys/{parameter}"), value)?))
+            .with_context(|| parameter.to_owned())
+    }
+
     /// Runs `work` on a thread inside this namespace. What it opens or starts stays inside.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         thread::scope(|scope| {
@@ -116,7 +123,7 @@ impl Drop for Netns {
 /// Removes what earlier runs left behind when they were killed: namespaces of processes that are gone, and
 /// whatever still runs inside them.
 pub fn sweep() -> Result<()> {
-    let Ok(entries) = std::fs::read_dir("/run/netns") else { return Ok(()) };
+    let Ok(entries) = fs::read_dir("/run/netns") else { return Ok(()) };
     for entry in entries {
         let name = entry?.file_name().to_string_lossy().into_owned();
         let mut parts = name.split('-');

@@ -29,7 +29,7 @@ pub fn nginx(lab: &Lab, servers: &[(&str, &Leaf)]) -> Result<Process> {
     let dir = lab.dir().display();
     let conf = format!(
         "daemon off;\npid {dir}/nginx.pid;\nworker_processes 1;\nevents {{}}\n\
-         http {{\n  access_log off;\n  default_type text/plain;\n{blocks}}}\n"
+         http {{\n  access_log off;\n  default_type text/plain;\n  ssl_protocols TLSv1.2 TLSv1.3;\n{blocks}}}\n"
     );
     let file = lab.dir().join("nginx.conf");
     fs::write(&file, conf)?;

@@ -104,7 +104,7 @@ fn trial(case: Case, datapath: Datapath, missing: Option<String>) -> Trial {
         drop((shared, exclusive));
         match result {
             Ok(Ok(())) => Ok(Completion::Completed),
-            Ok(Err(error)) => Err(format!("{error:?}\n{}", lab.logs()).into()),
+            Ok(Err(error)) => Err(format!("{error:#}\n{}", lab.logs()).into()),
             Err(panic) => {
                 let message = panic.downcast_ref::<String>().map(String::as_str);
                 let message = message.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("panicked");
