@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 mod ci;
 mod demo;
 mod ebpf;
+mod install;
 mod shell;
 mod test;
 

@@ -1,10 +1,13 @@
 //! `cargo xtask test`: everything the tests need, then every test.
 
-use std::{path::Path, process::Command, thread, time::Duration};
+use std::{path::Path, process::Command};
 
 use anyhow::{Result, bail};
 
-use crate::shell::{self, cargo, find, is_root, step};
+use crate::{
+    install,
+    shell::{self, cargo, is_root, step},
+};
 
 /// Installs the peers that the tests need, saying so, and runs every test; what cannot run fails.
 #[derive(Debug, clap::Args)]
@@ -42,7 +45,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         );
     }
     step("peers");
-    install_peers(*no_install)?;
+    install::programs(&PEERS, *no_install)?;
     mount_bpffs()?;
     step("build");
     // Once for all packages: the end-to-end tests run the daemon that this leaves beside them.
@@ -55,50 +58,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             .args(passed_on)
             .env("SNISPLICE_REQUIRE_ALL", "1"),
     )
-}
-
-fn install_peers(no_install: bool) -> Result<()> {
-    let missing: Vec<_> = PEERS.into_iter().filter(|(program, _)| find(program).is_none()).collect();
-    if missing.is_empty() {
-        println!("all there: {}", PEERS.map(|(program, _)| program).join(", "));
-        return Ok(());
-    }
-    let programs: Vec<_> = missing.iter().map(|(program, _)| *program).collect();
-    let packages: Vec<_> = missing.iter().map(|(_, package)| *package).collect();
-    if no_install || find("apt-get").is_none() {
-        bail!("missing programs: {}; install them with the system's package manager", programs.join(", "));
-    }
-    println!("missing programs: {}; installing with apt-get: {}", programs.join(", "), packages.join(", "));
-    apt(&["update"])?;
-    apt(&[["install", "--yes", "--no-install-recommends"].as_slice(), &packages].concat())?;
-    if let Some(program) = programs.iter().find(|program| find(program).is_none()) {
-        bail!("`{program}` is still missing after the installation");
-    }
-    if packages.contains(&"nginx-light") && find("systemctl").is_some() {
-        println!("the package starts a server on port 80, which the tests do not need: stopping it");
-        // Fails where systemd does not run, and then nothing was started.
-        drop(shell::run(Command::new("systemctl").args(["disable", "--now", "nginx"])));
-    }
-    Ok(())
-}
-
-/// Another package manager may hold the lock for minutes, and mirrors fail now and then.
-fn apt(args: &[&str]) -> Result<()> {
-    const ATTEMPTS: usize = 5;
-    for attempt in 1.. {
-        let mut command = Command::new("apt-get");
-        command
-            .args(["-qq", "-o", "DPkg::Lock::Timeout=300"])
-            .args(args)
-            .env("DEBIAN_FRONTEND", "noninteractive");
-        match shell::run(&mut command) {
-            Err(error) if attempt == ATTEMPTS => return Err(error),
-            Err(error) => println!("attempt {attempt} of {ATTEMPTS}: {error:#}"),
-            Ok(()) => break,
-        }
-        thread::sleep(Duration::from_secs(10));
-    }
-    Ok(())
 }
 
 fn mount_bpffs() -> Result<()> {
