@@ -10,8 +10,9 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use nix::fcntl::OFlag;
+use serde_json::Value;
 
-use crate::{netns::Netns, process::Said};
+use crate::netns::Netns;
 
 /// Bytes that the kernel uses for itself and cannot give back: neither page cache nor memory of processes.
 ///
@@ -66,31 +67,50 @@ impl Log {
     }
 }
 
-/// Ids of the eBPF maps that process `pid` holds.
-pub fn maps_of(pid: u32) -> Result<BTreeSet<u32>> {
-    let mut ids = BTreeSet::new();
-    for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
-        // A descriptor may be closed while we look.
-        let info = fs::read_to_string(entry?.path()).unwrap_or_default();
-        let id = info.lines().find_map(|line| line.strip_prefix("map_id:"));
-        ids.extend(id.and_then(|id| id.trim().parse::<u32>().ok()));
+/// An eBPF map as `bpftool` sees it.
+#[derive(Debug)]
+pub struct Map {
+    /// The kernel's id of the map.
+    pub id: u64,
+    /// The name it was made with, at most 15 characters.
+    pub name: String,
+}
+
+impl Map {
+    /// The maps that process `pid` holds.
+    pub fn held_by(pid: u32) -> Result<Vec<Self>> {
+        let mut ids = BTreeSet::new();
+        for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
+            // A descriptor may be closed while we look.
+            let info = fs::read_to_string(entry?.path()).unwrap_or_default();
+            let id = info.lines().find_map(|line| line.strip_prefix("map_id:"));
+            ids.extend(id.and_then(|id| id.trim().parse::<u64>().ok()));
+        }
+        ids.into_iter()
+            .map(|id| {
+                let shown = bpftool(&["map", "show", "id", &id.to_string()])?;
+                let name = shown["name"].as_str().unwrap_or_default().to_owned();
+                Ok(Self { id, name })
+            })
+            .collect()
     }
-    Ok(ids)
+
+    /// Every element. One whose type is known has it under `formatted`, fields by name.
+    pub fn elements(&self) -> Result<Vec<Value>> {
+        let dump = bpftool(&["map", "dump", "id", &self.id.to_string()])?;
+        // A per-CPU map of a known type comes as an object.
+        let elements = dump.as_array().or_else(|| dump["elements"].as_array());
+        Ok(elements.cloned().unwrap_or_default())
+    }
 }
 
-/// `bpftool ARGS`, which must succeed.
-pub fn bpftool(args: &[&str]) -> Result<String> {
-    let output = Command::new("bpftool").args(args).output().context("cannot run bpftool")?;
-    Ok(Said::from(output).ok().with_context(|| format!("bpftool {}", args.join(" ")))?.stdout)
-}
-
-/// Keys that are present in the eBPF map `id`. Every index of an array is always present, unless it is one of
-/// sockets.
-pub fn map_entries(id: u32) -> Result<usize> {
-    let dump = Command::new("bpftool").args(["map", "dump", "id", &id.to_string()]).output();
-    let dump = String::from_utf8_lossy(&dump.context("cannot run bpftool")?.stdout).into_owned();
-    // The last line of a dump counts the elements it found; a map type that cannot be dumped has none.
-    Ok(dump.lines().filter(|line| line.contains("key")).count())
+/// `bpftool --json ARGS`.
+fn bpftool(args: &[&str]) -> Result<Value> {
+    let output = Command::new("bpftool").arg("--json").args(args).output().context("cannot run bpftool")?;
+    // A map of sockets cannot be read completely, which bpftool reports in each element and in its exit code.
+    serde_json::from_slice(&output.stdout).with_context(|| {
+        format!("bpftool {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim())
+    })
 }
 
 /// Sockets inside `netns` in TCP state `state` (as in `/proc/net/tcp`: 2 is `SYN_SENT`), IPv4.

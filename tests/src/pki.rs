@@ -35,7 +35,7 @@ impl Ca {
     /// Makes an authority whose files live in `dir`.
     pub fn new(dir: &Path) -> Result<Self> {
         let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, "snisplice test CA");
+        params.distinguished_name.push(DnType::CommonName, "snisplice throw-away CA");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
         fs::write(dir.join("ca.pem"), issuer.pem())?;

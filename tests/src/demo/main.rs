@@ -4,7 +4,12 @@
 //! for the services behind them, and a client that trusts only the demo's own authority visits both, and a third
 //! name that nobody serves.
 
-use std::{fs, net::SocketAddr, process::ExitCode};
+use std::{
+    fs,
+    io::{self, Write},
+    net::SocketAddr,
+    process::ExitCode,
+};
 
 use anyhow::{Result, bail, ensure};
 use clap::Parser;
@@ -34,9 +39,11 @@ struct Args {
 /// One service of the published settings.
 struct Service {
     name: &'static str,
-    /// Gateway and `VirtualService` as published.
-    yaml: (&'static str, &'static str),
-    /// `destination.host` in them.
+    /// Which setting it is from.
+    setting: &'static str,
+    gateway: &'static str,
+    rules: &'static str,
+    /// `destination.host` of the rule.
     destination: &'static str,
     says: &'static str,
 }
@@ -44,13 +51,17 @@ struct Service {
 const SERVICES: [Service; 2] = [
     Service {
         name: "sample.aliyun.com",
-        yaml: ("asm-tls-passthrough.yaml", include_str!("../../fixtures/istio/asm-tls-passthrough.yaml")),
+        setting: "asm-passthrough",
+        gateway: include_str!("../../../config/testdata/asm-passthrough/2-gateway.yaml"),
+        rules: include_str!("../../../config/testdata/asm-passthrough/3-virtual-service.yaml"),
         destination: "mynginxapp.default.svc.cluster.local",
         says: "Welcome to aliyun.com without TLS termination!",
     },
     Service {
         name: "nginx.example.com",
-        yaml: ("istio-sni-passthrough.yaml", include_str!("../../fixtures/istio/istio-sni-passthrough.yaml")),
+        setting: "istio-sni-passthrough",
+        gateway: include_str!("../../../config/testdata/istio-sni-passthrough/2-gateway.yaml"),
+        rules: include_str!("../../../config/testdata/istio-sni-passthrough/3-virtual-service.yaml"),
         destination: "my-nginx.default.svc.cluster.local",
         says: "Welcome to nginx.example.com!",
     },
@@ -69,6 +80,12 @@ async fn main() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads our output has seen enough.
+        Err(error)
+            if error.downcast_ref::<io::Error>().is_some_and(|io| io.kind() == io::ErrorKind::BrokenPipe) =>
+        {
+            ExitCode::SUCCESS
+        }
         Err(error) => {
             eprintln!("demo: {error:#}");
             ExitCode::FAILURE
@@ -85,21 +102,31 @@ async fn interrupted() -> Result<()> {
 }
 
 async fn tell(Args { keep, datapath }: Args) -> Result<()> {
-    let datapath = allowed(datapath);
+    let out = &mut io::stdout();
+    let mut datapath = datapath;
+    if datapath == "auto" && !nix::unistd::geteuid().is_root() {
+        writeln!(
+            out,
+            "note          not root: bytes are copied in userspace; as root they move in the kernel"
+        )?;
+        "relay".clone_into(&mut datapath);
+    }
     let dir = tempfile::Builder::new().prefix("snisplice-demo-").tempdir()?;
     let ca = Ca::new(dir.path())?;
-    println!("certificates  a throw-away authority, and one certificate for each backend");
+    writeln!(out, "certificates  a throw-away authority, and one certificate for each backend")?;
 
     let mut options = Vec::new();
-    for Service { name, yaml: (file, text), destination, says } in &SERVICES {
-        let path = dir.path().join(file);
-        fs::write(&path, text)?;
+    for Service { name, setting, gateway, rules, destination, says } in &SERVICES {
+        let config = dir.path().join(setting);
+        fs::create_dir(&config)?;
+        fs::write(config.join("gateway.yaml"), gateway)?;
+        fs::write(config.join("virtual-service.yaml"), rules)?;
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
         tokio::spawn(server::serve(listener, ca.issue(name)?.server(rustls::ALL_VERSIONS)?, says));
-        options.extend(["-c".to_owned(), path.display().to_string()]);
+        options.extend(["-c".to_owned(), config.display().to_string()]);
         options.extend(["--resolve".to_owned(), format!("{destination}:{GATEWAY_PORT}:{address}")]);
-        println!("backend       {name:<18} ends TLS itself at {address}");
+        writeln!(out, "backend       {name} ends TLS itself at {address}")?;
     }
 
     let front = free_address().await?;
@@ -107,79 +134,68 @@ async fn tell(Args { keep, datapath }: Args) -> Result<()> {
     options.extend(["--listen".to_owned(), format!("{GATEWAY_PORT}={front}")]);
     options.extend(["--admin".to_owned(), admin.to_string(), "--datapath".to_owned(), datapath]);
     let balancer = Balancer::start(dir.path(), admin, &options).await?;
-    println!("balancer      serves port {GATEWAY_PORT} of both Gateways, unedited, at {front}");
-    for Service { yaml: (file, _), .. } in &SERVICES {
-        println!("              {file}");
-    }
+    let settings = SERVICES.map(|service| service.setting).join(" and ");
+    writeln!(out, "balancer      {settings}, unedited; their port {GATEWAY_PORT} is at {front}")?;
 
     for Service { name, says, .. } in &SERVICES {
         let before = balancer.metrics().await?;
         let Visit { subject, issuer, version, body, bulk } = client::visit(&ca, front, name).await?;
         ensure!(body == *says, "{name} said {body:?}");
         let after = balancer.settled().await?;
-        println!("\n{name}");
-        println!("  certificate {subject}, issued by {issuer}: verified ({version})");
-        println!("  body        {body}");
-        println!("  download    {bulk} bytes");
-        report(&before, &after);
+        writeln!(out, "\n{name}")?;
+        writeln!(out, "  certificate {subject}, verified: issued by {issuer} ({version})")?;
+        writeln!(out, "  body        {body}")?;
+        writeln!(out, "  download    {bulk} bytes")?;
+        report(out, &before, &after)?;
     }
 
-    println!("\n{STRANGER}");
+    writeln!(out, "\n{STRANGER}")?;
     match client::visit(&ca, front, STRANGER).await {
         Ok(_) => bail!("{STRANGER} was served"),
-        Err(error) => println!("  refused     no rule serves it: {}", root_cause(&error)),
+        // The innermost error is the one that says what happened on the wire.
+        Err(error) => writeln!(out, "  refused     no rule serves it ({})", error.root_cause())?,
     }
 
-    let nginx = SERVICES[1].name;
+    let (name, port, ca) = (SERVICES[1].name, front.port(), ca.file());
     let curl = format!(
-        "curl --cacert {} --resolve {nginx}:{}:{} https://{nginx}:{}/",
-        ca.file().display(),
-        front.port(),
-        front.ip(),
-        front.port()
+        "curl --cacert {} --resolve {name}:{port}:{} https://{name}:{port}/",
+        ca.display(),
+        front.ip()
     );
     if keep {
-        println!(
-            "\nStill running, until Ctrl-C. The same with curl, and what is counted:\n\n  {curl}\n  curl http://{admin}/metrics"
-        );
+        writeln!(
+            out,
+            "\nStill running, until Ctrl-C. The same with curl, and everything that is counted:\n"
+        )?;
+        writeln!(out, "  {curl}\n  curl http://{admin}/metrics")?;
         std::future::pending().await
     } else {
-        println!("\nThe same with curl, while the demo runs with --keep:\n\n  {curl}");
+        writeln!(out, "\nThe same with curl, while the demo runs with --keep:\n\n  {curl}")?;
         balancer.stop().await
     }
 }
 
-/// What can be had: without root, `auto` is the relay.
-fn allowed(datapath: String) -> String {
-    if datapath == "auto" && !nix::unistd::geteuid().is_root() {
-        println!(
-            "note          not root: bytes are copied in userspace (relay); as root they move in the kernel"
-        );
-        return "relay".to_owned();
-    }
-    datapath
-}
-
 /// What the balancer and the kernel counted between two scrapes.
-fn report(before: &Metrics, after: &Metrics) {
+fn report(out: &mut impl Write, before: &Metrics, after: &Metrics) -> io::Result<()> {
     let grown = |name: &str, labels: &[(&str, &str)]| after.sum(name, labels) - before.sum(name, labels);
     for datapath in ["sockmap", "relay"] {
-        if grown("snisplice_connections_closed_total", &[("datapath", datapath)]) == 0 {
+        let connections = grown("snisplice_connections_closed_total", &[("datapath", datapath)]);
+        if connections == 0 {
             continue;
         }
         let bytes =
             |direction| grown("snisplice_bytes_total", &[("datapath", datapath), ("direction", direction)]);
-        println!("  carried by  {datapath}: {} bytes up, {} bytes down", bytes("up"), bytes("down"));
+        let (up, down) = (bytes("up"), bytes("down"));
+        writeln!(
+            out,
+            "  carried by  {datapath}: {connections} connections, {up} bytes up, {down} bytes down"
+        )?;
         if datapath == "sockmap" {
             let bytes = grown("snisplice_sockmap_redirected_bytes_total", &[]);
-            println!("  in kernel   {bytes} bytes redirected from socket to socket");
+            writeln!(out, "  the kernel  moved {bytes} bytes from socket to socket, by its own count")?;
         }
     }
-}
-
-/// The innermost error, which is the one that says what happened on the wire.
-fn root_cause(error: &anyhow::Error) -> String {
-    error.root_cause().to_string()
+    Ok(())
 }
 
 /// A free port above 1024 on loopback.

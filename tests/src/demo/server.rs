@@ -42,5 +42,7 @@ async fn answer(stream: TcpStream, acceptor: TlsAcceptor, says: &str) -> Result<
     stream.write_all(head.as_bytes()).await?;
     stream.write_all(&body).await?;
     stream.shutdown().await?;
+    // The client's own goodbye is still to come, and would be answered with RST if nobody read it.
+    tokio::io::copy(&mut stream, &mut tokio::io::sink()).await?;
     Ok(())
 }

@@ -10,7 +10,8 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use snisplice_tests::{
     daemon::Daemon,
-    hello, kernel,
+    hello,
+    kernel::Map,
     lab::{Datapath, Lab},
     suite::Case,
     tcp,
@@ -36,8 +37,8 @@ impl Held {
     fn by(daemon: &Daemon<'_>) -> Result<Self> {
         let process = daemon.process();
         let (descriptors, threads) = (process.descriptors()?, process.threads()?);
-        let maps = kernel::maps_of(process.pid())?;
-        let entries: Result<Vec<_>> = maps.into_iter().map(kernel::map_entries).collect();
+        let maps = Map::held_by(process.pid())?;
+        let entries: Result<Vec<_>> = maps.iter().map(|map| Ok(map.elements()?.len())).collect();
         Ok(Self { descriptors, threads, map_entries: entries?.into_iter().sum() })
     }
 }

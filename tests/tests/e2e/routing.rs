@@ -1,14 +1,16 @@
 //! The right backend for each name: Istio's own YAML with real nginx, curl and openssl, then weights and IPv6.
 
-use std::{io::Write as _, path::Path};
+use std::{io::Write as _, net::TcpStream, path::Path, thread};
 
 use anyhow::{Context as _, Result, ensure};
 use snisplice_tests::{
     daemon::{Daemon, Options},
-    hello, kernel,
-    lab::{Datapath, Lab},
+    hello,
+    kernel::Map,
+    lab::Lab,
     netns::{BACKEND, BACKEND_2, BACKEND_3, BACKEND_V6, LB, LB_V6},
     peers::{curl, ensure_verified, nginx, nginx_answer, s_client},
+    stream::{self, Pace, Pattern},
     suite::Case,
     tcp,
 };
@@ -28,7 +30,8 @@ pub(crate) const CASES: &[Case] = &[
 
 /// One published passthrough setting: its YAML, unedited, and what it should do.
 struct Scenario {
-    file: &'static str,
+    /// Directory of its files.
+    setting: &'static str,
     name: &'static str,
     port: u16,
     destination: &'static str,
@@ -37,7 +40,7 @@ struct Scenario {
 }
 
 const ASM: Scenario = Scenario {
-    file: "asm-tls-passthrough.yaml",
+    setting: "asm-passthrough",
     name: "sample.aliyun.com",
     port: 443,
     destination: "mynginxapp.default.svc.cluster.local",
@@ -45,7 +48,7 @@ const ASM: Scenario = Scenario {
 };
 
 const ISTIO: Scenario = Scenario {
-    file: "istio-sni-passthrough.yaml",
+    setting: "istio-sni-passthrough",
     name: "nginx.example.com",
     port: 443,
     destination: "my-nginx.default.svc.cluster.local",
@@ -53,7 +56,7 @@ const ISTIO: Scenario = Scenario {
 };
 
 const WILDCARD: Scenario = Scenario {
-    file: "istio-termination-and-passthrough.yaml",
+    setting: "wildcard-gateway",
     name: "nginx.tls.danielstechblog.de",
     port: 10443,
     destination: "my-nginx.nginx.svc.cluster.local",
@@ -61,10 +64,10 @@ const WILDCARD: Scenario = Scenario {
 };
 
 fn passthrough(lab: &Lab, scenario: &Scenario) -> Result<()> {
-    let Scenario { file, name, port, destination, foreign } = scenario;
+    let Scenario { setting, name, port, destination, foreign } = scenario;
     let leaf = lab.ca.issue(name)?;
     let _nginx = nginx(lab, &[(&format!("{BACKEND}:443"), &leaf)])?;
-    let yaml = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/istio").join(file);
+    let yaml = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/testdata").join(setting);
     let daemon = Daemon::start(lab, &Options::file(yaml).resolve(destination, 443, BACKEND))?;
 
     let said = curl(lab, name, *port, LB)?.ok()?;
@@ -171,12 +174,42 @@ fn ipv6_on_both_sides(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// That the kernel itself moved the bytes: by its own counters, and by the state that `bpftool` prints.
+/// That the kernel itself moved the bytes: by its own counters, and by the state that `bpftool` prints by name.
 fn the_kernel_counts_what_it_moved(lab: &Lab) -> Result<()> {
-    assert_eq!(lab.datapath, Datapath::Sockmap);
+    const UP: u64 = 3_000_000;
+    const DOWN: u64 = 5_000_000;
     let (daemon, listener) = flow::start(lab, "")?;
     let mut flow = Flow::open(lab, &listener)?;
+    let pattern = Pattern::new(11);
+    send_and_receive(&flow.client, &flow.backend, &pattern, UP)?;
+    send_and_receive(&flow.backend, &flow.client, &pattern, DOWN)?;
+
+    let flows = Map::held_by(daemon.process().pid())?.into_iter().find(|map| map.name == "SNI_FLOWS");
+    let elements = flows.context("no map SNI_FLOWS")?.elements()?;
+    let mut moved = elements
+        .iter()
+        .map(|element| element["formatted"]["value"]["redirected"].as_u64().context("no field `redirected`"))
+        .collect::<Result<Vec<_>>>()?;
+    moved.sort_unstable();
+    let hello = hello::naming(NAME)?.len() as u64;
+    ensure!(moved == [UP + hello, DOWN], "{moved:?}");
+
     flow.exchange()?;
-    let _ = (daemon, kernel::maps_of(0).is_ok());
+    drop(flow);
+    let metrics = daemon.wait_metrics("the connection is counted", |metrics| {
+        metrics.sum("snisplice_connections_closed_total", &[("datapath", "sockmap"), ("reason", "finished")])
+            == 1
+    })?;
+    let redirected = metrics.sum("snisplice_sockmap_redirected_bytes_total", &[]);
+    let all = UP + hello + DOWN + 8 + 6;
+    ensure!(u64::try_from(redirected)? == all, "{redirected} of {all}");
     Ok(())
+}
+
+fn send_and_receive(mut from: &TcpStream, mut to: &TcpStream, pattern: &Pattern, bytes: u64) -> Result<()> {
+    thread::scope(|scope| {
+        let receiving = scope.spawn(|| stream::receive(&mut to, pattern, bytes));
+        stream::send(&mut from, pattern, bytes, Pace::uneven(12))?;
+        receiving.join().expect("the receiver does not panic")
+    })
 }

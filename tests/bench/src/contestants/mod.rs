@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use serde::{Deserialize, Serialize};
 
 use crate::load::backend::{PLAIN_PORT, TLS_PORT};
 
@@ -96,7 +97,8 @@ impl Invocation {
 }
 
 /// How a contestant stands to the others.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Role {
     /// No balancer at all.
     Reference,

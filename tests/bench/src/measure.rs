@@ -1,0 +1,441 @@
+//! One cell: runs its load against whoever is in place and turns counters into figures.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, ensure};
+use hdrhistogram::Histogram;
+use rustls::pki_types::ServerName;
+
+use crate::{
+    accounting::{self, Cpu},
+    contestants::{PLAIN_NAME, SNI_PORT, TLS_NAME, UNKNOWN_NAME, route_name},
+    crosscheck, interrupt,
+    load::{
+        backend::{Backend, PLAIN_PORT, TLS_PORT},
+        client::{Echo, Idle, Refused, Session, Short, Stream},
+        engine::{self, Outcome, Plan, Renewal},
+        fault::{Fault, Faults},
+        frame::{Order, Task},
+        hello::Hello,
+        tally::Counts,
+        tls::{Handshake, Identity},
+    },
+    running::Running,
+    topology::{BALANCER, Namespace, Topology},
+    work::{self, Kind, Metric, Work},
+};
+
+/// What all contestants are measured with.
+pub struct Rig {
+    /// The namespaces.
+    pub topology: Topology,
+    /// The backend in them.
+    pub backend: Backend,
+    /// What TLS handshakes are made with.
+    pub identity: Identity,
+    /// Client threads.
+    pub threads: usize,
+    /// Load before each window.
+    pub warm_up: Duration,
+    /// Load that counts.
+    pub window: Duration,
+    /// Whether both ends compare every byte.
+    pub verify: bool,
+}
+
+/// Who is measured.
+pub struct Subject<'a> {
+    /// Its processes; `None` for no balancer at all.
+    pub running: Option<&'a Running>,
+    /// From start to the first answer.
+    pub start_up: Option<Duration>,
+}
+
+/// Figures by metric key, and what went wrong.
+#[derive(Debug, Default)]
+pub struct Measured {
+    /// Figures by metric key.
+    pub metrics: BTreeMap<String, f64>,
+    /// Anything here voids them.
+    pub faults: Faults,
+}
+
+impl Measured {
+    /// Notes a figure.
+    pub fn set(&mut self, metric: Metric, value: f64) {
+        self.metrics.insert(metric.key.to_owned(), value);
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Moment {
+    cpu: Cpu,
+    client: Counts,
+    backend: Counts,
+}
+
+/// What happened in the window.
+struct Span {
+    seconds: f64,
+    client: Counts,
+    backend: Counts,
+    cpu: Cpu,
+}
+
+impl Span {
+    fn between(before: &Moment, after: &Moment) -> Self {
+        let cpu = after.cpu.since(&before.cpu);
+        Self {
+            seconds: cpu.wall,
+            client: after.client - before.client,
+            backend: after.backend - before.backend,
+            cpu,
+        }
+    }
+
+    /// Milliseconds of CPU time for each `unit` of `amount`.
+    fn set_cpu(&self, measured: &mut Measured, metrics: [Metric; 3], amount: f64) {
+        let [own, interrupts, machine] = metrics;
+        if amount > 0.0 {
+            measured.set(own, self.cpu.own.unwrap_or(0.0) * 1000.0 / amount);
+            measured.set(interrupts, self.cpu.interrupts * 1000.0 / amount);
+            measured.set(machine, self.cpu.busy * 1000.0 / amount);
+        }
+    }
+}
+
+/// How often a message or connection happened, as a rate.
+#[expect(clippy::cast_precision_loss, reason = "counts of a window are exact in f64")]
+fn per_second(count: u64, seconds: f64) -> f64 {
+    count as f64 / seconds
+}
+
+impl Rig {
+    /// Where clients connect to for what the backends serve on `port`.
+    pub fn targets(&self, subject: &Subject<'_>, port: u16) -> Vec<SocketAddr> {
+        if subject.running.is_some() {
+            vec![SocketAddr::from((BALANCER, SNI_PORT))]
+        } else {
+            self.topology.backends.iter().map(|(_, address)| SocketAddr::from((*address, port))).collect()
+        }
+    }
+
+    /// Whether the work has a meaning for this subject.
+    pub fn applies(subject: &Subject<'_>, work: Work) -> bool {
+        // Without a balancer nobody looks at the server name.
+        subject.running.is_some() || !matches!(work, Work::Refused { .. })
+    }
+
+    /// Measures one cell.
+    pub fn measure(&self, subject: &Subject<'_>, kind: Kind, work: Work) -> anyhow::Result<Measured> {
+        interrupt::check()?;
+        match work {
+            Work::Connect { at_once } => self.connect(subject, kind, at_once, |_| PLAIN_NAME.to_owned()),
+            Work::Routed { routes, at_once } => {
+                let name = |nonce| route_name(spread(nonce, routes));
+                let mut measured = self.connect(subject, kind, at_once, name)?;
+                if let (Some(running), Some(start_up)) = (subject.running, subject.start_up) {
+                    measured.set(work::START_UP, start_up.as_secs_f64() * 1000.0);
+                    measured.set(work::RESIDENT, as_f64(running.group().user_memory()));
+                }
+                Ok(measured)
+            }
+            Work::Refused { at_once } => self.refuse(subject, at_once),
+            Work::Request { size, connections } => self.request(subject, size, connections),
+            Work::Bulk { task, streams } => self.bulk(subject, task, streams),
+            Work::Handshake { at_once } => self.handshake(subject, at_once),
+            Work::Idle { connections } => self.idle(subject, connections),
+            Work::Iperf { down, streams } => crosscheck::iperf3(self, subject, down, streams),
+            Work::Wrk { connections } => crosscheck::wrk(self, subject, connections),
+        }
+    }
+
+    fn order(&self, task: Task, size: u32) -> Order {
+        Order { task, size, verify: self.verify, nonce: 0 }
+    }
+
+    fn plan<'a>(&'a self, targets: &'a [SocketAddr], connections: usize, renewal: Renewal) -> Plan<'a> {
+        Plan {
+            clients: &self.topology.clients,
+            targets,
+            threads: self.threads,
+            connections,
+            renewal,
+            warm_up: self.warm_up,
+            window: self.window,
+            slices: 1,
+        }
+    }
+
+    /// Runs a load and checks that both ends counted the same. `None` if it never got to its window.
+    fn run<S: Session>(
+        &self,
+        subject: &Subject<'_>,
+        plan: &Plan<'_>,
+        make: impl Fn(u64) -> Result<S, Fault> + Sync,
+        measured: &mut Measured,
+    ) -> anyhow::Result<Option<(Span, Outcome<Moment>)>> {
+        let epoch = Instant::now();
+        let group = subject.running.map(Running::group);
+        let before = self.backend.counts();
+        drop(self.backend.take_faults());
+        let mut outcome = engine::run(plan, make, |client| {
+            Ok(Moment { cpu: Cpu::now(epoch, group)?, client, backend: self.backend.counts() })
+        })
+        .and_then(transpose)?;
+        interrupt::check()?;
+        self.compare_counts(before, outcome.counts, &mut outcome.faults);
+        outcome.faults.merge(&self.backend.take_faults());
+        measured.faults.merge(&outcome.faults);
+        let (Some(first), Some(last)) = (outcome.moments.first(), outcome.moments.last()) else {
+            measured.faults.note("the load was never set up".to_owned());
+            return Ok(None);
+        };
+        Ok(Some((Span::between(first, last), outcome)))
+    }
+
+    /// What clients saw answered has to be what the backend answered. Its counters may lag a moment behind.
+    fn compare_counts(&self, before: Counts, client: Counts, faults: &mut Faults) {
+        const PATIENCE: Duration = Duration::from_secs(1);
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let backend = self.backend.counts() - before;
+            let differ = [
+                ("hellos", client.hellos, backend.hellos),
+                ("messages", client.messages, backend.messages),
+                ("handshakes", client.handshakes, backend.handshakes),
+            ]
+            .into_iter()
+            .find(|(_, client, backend)| client != backend);
+            let Some((what, client, backend)) = differ else { break };
+            if Instant::now() > deadline {
+                faults.note(format!("clients counted {client} {what}, the backend {backend}"));
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn connect(
+        &self,
+        subject: &Subject<'_>,
+        kind: Kind,
+        at_once: usize,
+        name: impl Fn(u64) -> String + Sync,
+    ) -> anyhow::Result<Measured> {
+        const HOLD: Duration = Duration::from_secs(120);
+        const HOLD_SLICES: u32 = 12;
+        let mut measured = Measured::default();
+        let targets = self.targets(subject, PLAIN_PORT);
+        let mut plan = self.plan(&targets, at_once, Renewal::Renewed);
+        if kind == Kind::Hold {
+            plan.window = HOLD;
+            plan.slices = HOLD_SLICES;
+        }
+        let order = self.order(Task::Wait, 0);
+        let fixed = Hello::new(PLAIN_NAME, order);
+        let make = |nonce| {
+            let hello = match kind {
+                Kind::Routes => Hello::new(&name(nonce), order).with_nonce(nonce),
+                _ => fixed.with_nonce(nonce),
+            };
+            Ok(Short::new(hello, nonce))
+        };
+        let Some((span, outcome)) = self.run(subject, &plan, make, &mut measured)? else { return Ok(measured) };
+        measured.set(work::CONNECTIONS, per_second(span.client.hellos, span.seconds));
+        set_latencies(&mut measured, &outcome.latencies);
+        let thousands = as_f64(span.client.hellos) / 1000.0;
+        span.set_cpu(&mut measured, [work::CPU_OWN_CONN, work::CPU_IRQ_CONN, work::CPU_MACHINE_CONN], thousands);
+        if kind == Kind::Hold {
+            let slowest = outcome
+                .moments
+                .windows(2)
+                .map(|pair| Span::between(&pair[0], &pair[1]))
+                .map(|span| per_second(span.client.hellos, span.seconds))
+                .fold(f64::INFINITY, f64::min);
+            measured.set(work::SLOWEST_SLICE, slowest);
+        }
+        Ok(measured)
+    }
+
+    fn refuse(&self, subject: &Subject<'_>, at_once: usize) -> anyhow::Result<Measured> {
+        let mut measured = Measured::default();
+        let targets = self.targets(subject, PLAIN_PORT);
+        let plan = self.plan(&targets, at_once, Renewal::Renewed);
+        let hello = Hello::new(UNKNOWN_NAME, self.order(Task::Wait, 0));
+        let make = |nonce| Ok(Refused::new(hello.with_nonce(nonce), nonce));
+        let Some((span, outcome)) = self.run(subject, &plan, make, &mut measured)? else { return Ok(measured) };
+        measured.set(work::REJECTIONS, per_second(span.client.rejections, span.seconds));
+        set_latencies(&mut measured, &outcome.latencies);
+        Ok(measured)
+    }
+
+    fn request(&self, subject: &Subject<'_>, size: u32, connections: usize) -> anyhow::Result<Measured> {
+        let mut measured = Measured::default();
+        let targets = self.targets(subject, PLAIN_PORT);
+        let plan = self.plan(&targets, connections, Renewal::Kept);
+        let order = self.order(Task::Echo, size);
+        let hello = Hello::new(PLAIN_NAME, order);
+        let make = |nonce| Ok(Echo::new(hello.with_nonce(nonce), Order { nonce, ..order }));
+        let Some((span, outcome)) = self.run(subject, &plan, make, &mut measured)? else { return Ok(measured) };
+        measured.set(work::REQUESTS, per_second(span.client.messages, span.seconds));
+        set_latencies(&mut measured, &outcome.latencies);
+        Ok(measured)
+    }
+
+    fn bulk(&self, subject: &Subject<'_>, task: Task, streams: usize) -> anyhow::Result<Measured> {
+        let mut measured = Measured::default();
+        let targets = self.targets(subject, PLAIN_PORT);
+        let plan = self.plan(&targets, streams, Renewal::Kept);
+        let order = self.order(task, 0);
+        let hello = Hello::new(PLAIN_NAME, order);
+        let make = |nonce| Ok(Stream::new(hello.with_nonce(nonce), Order { nonce, ..order }));
+        let Some((span, _)) = self.run(subject, &plan, make, &mut measured)? else { return Ok(measured) };
+        // Counted where bytes arrive: what is in a buffer has not been transferred.
+        let bytes = as_f64(span.client.bytes + span.backend.bytes);
+        measured.set(work::THROUGHPUT, bytes * 8.0 / 1e9 / span.seconds);
+        span.set_cpu(&mut measured, [work::CPU_OWN_GB, work::CPU_IRQ_GB, work::CPU_MACHINE_GB], bytes / 1e9);
+        if bytes == 0.0 {
+            measured.faults.note("not a byte arrived".to_owned());
+        }
+        Ok(measured)
+    }
+
+    fn handshake(&self, subject: &Subject<'_>, at_once: usize) -> anyhow::Result<Measured> {
+        let mut measured = Measured::default();
+        let targets = self.targets(subject, TLS_PORT);
+        let plan = self.plan(&targets, at_once, Renewal::Renewed);
+        let name = ServerName::try_from(TLS_NAME).context("the name of the TLS backend")?;
+        let make = |_| Handshake::new(&self.identity.client, &name);
+        let Some((span, outcome)) = self.run(subject, &plan, make, &mut measured)? else { return Ok(measured) };
+        measured.set(work::HANDSHAKES, per_second(span.client.handshakes, span.seconds));
+        set_latencies(&mut measured, &outcome.latencies);
+        Ok(measured)
+    }
+
+    /// Memory before the connections and while they are there, by connection.
+    fn idle(&self, subject: &Subject<'_>, connections: usize) -> anyhow::Result<Measured> {
+        const FIRST_USE: usize = 64;
+        const SETTLE: Duration = Duration::from_millis(300);
+        let mut measured = Measured::default();
+        let targets = self.targets(subject, PLAIN_PORT);
+        let hello = Hello::new(PLAIN_NAME, self.order(Task::Wait, 0));
+        let make = |nonce| Ok(Idle::new(hello.with_nonce(nonce), nonce));
+        // What is allocated once, at first use, is no connection's cost.
+        let first_use = Plan { warm_up: SETTLE, ..self.plan(&targets, FIRST_USE, Renewal::Kept) };
+        self.run(subject, &first_use, make, &mut measured)?;
+        interrupt::sleep_until(Instant::now() + SETTLE);
+
+        let group = subject.running.map(Running::group);
+        let before = Memory::now(group)?;
+        let plan = Plan { warm_up: SETTLE, ..self.plan(&targets, connections, Renewal::Kept) };
+        let outcome = engine::run(&plan, make, |_| Memory::now(group)).and_then(transpose)?;
+        interrupt::check()?;
+        measured.faults.merge(&outcome.faults);
+        measured.faults.merge(&self.backend.take_faults());
+        let Some(held) = outcome.moments.first() else {
+            measured.faults.note("the load was never set up".to_owned());
+            return Ok(measured);
+        };
+        let each = |held: u64, before: u64| as_f64(held.saturating_sub(before)) / as_f64(connections as u64);
+        measured.set(work::KERNEL_MACHINE, each(held.machine, before.machine));
+        if subject.running.is_some() {
+            measured.set(work::USER_MEMORY, each(held.user, before.user));
+            if let (Some(held), Some(before)) = (held.group, before.group) {
+                measured.set(work::KERNEL_MEMORY, each(held, before));
+            }
+        }
+        Ok(measured)
+    }
+
+    /// Waits for the first answer through the balancer, or directly.
+    pub fn wait_until_served(
+        &self,
+        running: Option<&mut Running>,
+        name: &str,
+        patience: Duration,
+    ) -> anyhow::Result<Duration> {
+        let started = Instant::now();
+        let subject = Subject { running: running.as_deref(), start_up: None };
+        let target = self.targets(&subject, PLAIN_PORT)[0];
+        let hello = Hello::new(name, self.order(Task::Wait, 0)).with_nonce(0);
+        let client: &Namespace = &self.topology.clients[0];
+        let mut running = running;
+        loop {
+            interrupt::check()?;
+            let served = client.run(|| Ok(crosscheck::one_answer(&target, &hello)))?;
+            if served {
+                return Ok(started.elapsed());
+            }
+            if let Some(running) = running.as_deref_mut() {
+                running.check()?;
+            }
+            ensure!(
+                started.elapsed() < patience,
+                "no answer through it within {} s; its last words:\n{}",
+                patience.as_secs(),
+                running.map(|running| running.log_tail()).unwrap_or_default()
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Memory {
+    user: u64,
+    group: Option<u64>,
+    machine: u64,
+}
+
+impl Memory {
+    fn now(group: Option<&accounting::ControlGroup>) -> anyhow::Result<Self> {
+        Ok(Self {
+            user: group.map_or(0, accounting::ControlGroup::user_memory),
+            group: group.and_then(accounting::ControlGroup::kernel_memory),
+            machine: accounting::kernel_memory()?,
+        })
+    }
+}
+
+/// Takes the first error out of an outcome's moments.
+fn transpose<T>(outcome: Outcome<anyhow::Result<T>>) -> anyhow::Result<Outcome<T>> {
+    let moments = outcome.moments.into_iter().collect::<anyhow::Result<Vec<T>>>()?;
+    Ok(Outcome { moments, latencies: outcome.latencies, counts: outcome.counts, faults: outcome.faults })
+}
+
+fn set_latencies(measured: &mut Measured, latencies: &Histogram<u64>) {
+    for (metric, quantile) in [(work::P50, 0.5), (work::P99, 0.99), (work::P999, 0.999)] {
+        if !latencies.is_empty() {
+            measured.set(metric, as_f64(latencies.value_at_quantile(quantile)) / 1000.0);
+        }
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "bytes and counts of a run are exact in f64")]
+fn as_f64(number: u64) -> f64 {
+    number as f64
+}
+
+/// An index below `count` that looks random: routes are asked for in no order that a cache could like.
+#[expect(clippy::cast_possible_truncation, reason = "a remainder of a usize fits a usize")]
+fn spread(nonce: u64, count: usize) -> usize {
+    (nonce.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20) as usize % count
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routes_are_asked_for_evenly() {
+        let mut hits = [0; 10];
+        (0..10_000).for_each(|nonce| hits[spread(nonce, 10)] += 1);
+        assert!(hits.iter().all(|count| (800..1200).contains(count)), "{hits:?}");
+        assert_eq!(spread(123, 1), 0);
+    }
+}
