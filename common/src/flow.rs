@@ -18,9 +18,9 @@
 
 use crate::Cookie;
 
-/// [`Flow::mode`]: packets are redirected while the target has room. A new flow starts so.
+/// [`Flow::mode`]: the last packet was redirected. A new flow starts so.
 pub const REDIRECT: u32 = 0;
-/// [`Flow::mode`]: packets are passed until userspace has caught up.
+/// [`Flow::mode`]: the last packet was passed.
 pub const PASS: u32 = 1;
 
 /// A packet with fewer bytes is a crumb: it costs a multiple of its length in the target's write queue.
@@ -212,18 +212,19 @@ impl Flow {
         returned
     }
 
-    /// Accounts for a packet that was passed. True if that ended a time of redirecting, so that userspace must be
-    /// told.
+    /// Accounts for a packet that was passed.
+    ///
+    /// Userspace must be told of one that was passed while nothing held the direction: as far as it knows, it has
+    /// caught up and may rest. Of the ones that follow it learns by itself: it looks for them, under the lock of
+    /// the socket, each time after it has raised [`Control::forwarded`].
     #[inline]
-    pub const fn pass(&mut self, len: u32) -> bool {
+    pub const fn pass(&mut self, len: u32) {
         self.passed += len as u64;
         self.passed_packets += 1;
-        let fell = self.mode == REDIRECT;
-        if fell {
+        if self.mode == REDIRECT {
             self.mode = PASS;
             self.falls += 1;
         }
-        fell
     }
 }
 

@@ -43,7 +43,8 @@ pub(crate) fn verdict(ctx: &SkBuffContext) -> u32 {
     let flow = unsafe { &mut *flow };
     // SAFETY: userspace replaces the whole element, so the two fields belong together.
     let control = unsafe { SNI_CONTROL.get(cookie) }.copied().unwrap_or_default();
-    if !flow.is_held(&control) && redirect(ctx, len, flow, &control, count) {
+    let held = flow.is_held(&control);
+    if !held && redirect(ctx, len, flow, &control, count) {
         count.redirected_bytes += u64::from(len);
         count.redirected_packets += 1;
         if flow.redirect(len) {
@@ -53,7 +54,8 @@ pub(crate) fn verdict(ctx: &SkBuffContext) -> u32 {
     }
     count.passed_bytes += u64::from(len);
     count.passed_packets += 1;
-    if flow.pass(len) && SNI_EVENTS.output(Event { token: flow.token, cookie }, 0).is_err() {
+    flow.pass(len);
+    if !held && SNI_EVENTS.output(Event { token: flow.token, cookie }, 0).is_err() {
         count.lost_events += 1;
     }
     SK_PASS

@@ -9,6 +9,7 @@ use crate::{account::Account, metrics::Metrics};
 
 pub mod copy;
 pub mod relay;
+pub mod sockmap;
 
 /// Moves bytes between an accepted client and a connected backend until both directions have ended.
 ///

@@ -11,6 +11,7 @@ pub mod cli;
 pub mod connect;
 pub mod datapath;
 pub mod hello;
+pub mod kernel;
 pub mod listener;
 pub mod metrics;
 pub mod resolve;

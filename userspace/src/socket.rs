@@ -42,6 +42,19 @@ pub fn set_send_buffer(fd: impl AsFd, bytes: u32) -> io::Result<()> {
         .or_else(|_| set_int(&fd, libc::SOL_SOCKET, libc::SO_SNDBUF, value))
 }
 
+/// `SO_RCVBUF` beyond `net.core.rmem_max` (`CAP_NET_ADMIN`). The kernel doubles the value for its own bookkeeping,
+/// stops tuning the buffer by itself, and lets the window grow to [`set_window_clamp`] only.
+pub fn force_receive_buffer(fd: impl AsFd, bytes: u32) -> io::Result<()> {
+    let value = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
+    set_int(fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, value)
+}
+
+/// `TCP_WINDOW_CLAMP`: how much the peer may send ahead at most.
+pub fn set_window_clamp(fd: impl AsFd, bytes: u32) -> io::Result<()> {
+    let value = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
+    set_int(fd, libc::SOL_TCP, libc::TCP_WINDOW_CLAMP, value)
+}
+
 /// `SIOCOUTQ`: bytes written but not yet acknowledged by the peer (a FIN counts as one).
 pub fn unacknowledged(fd: impl AsFd) -> io::Result<u32> {
     let mut bytes: libc::c_int = 0;

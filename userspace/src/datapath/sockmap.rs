@@ -1,0 +1,259 @@
+//! The sockmap datapath: the kernel moves the bytes, userspace moves those it passes and ends the connection.
+//!
+//! Both sockets go into maps; from then on the verdict program (`ebpf/src/verdict.rs`, `snisplice_common::flow`)
+//! sees each packet that either receives and redirects it to the other, or passes it when the other has no room.
+//! [`connection`] tells what userspace does meanwhile; what cannot be enrolled, the relay carries.
+//!
+//! The order in which a connection is enrolled matters. The sockets become targets before anything can be
+//! redirected to them; the state exists before the program looks for it; the hello, which nobody has read, is in the
+//! client's queue when the program is armed, and takes the same way as all that follows. A socket leaves the maps
+//! only by being closed: the kernel may lose what it receives while it is deleted.
+
+use std::{cell::RefCell, io, os::fd::AsFd as _, rc::Rc, sync::Arc, time::Duration};
+
+use snisplice_common::flow::Flow;
+use tokio::{io::Interest, net::TcpStream, task::AbortHandle};
+
+use self::{
+    connection::{Connection, Leg, Way},
+    maps::Maps,
+    stats::Refusal,
+    watch::Watch,
+};
+use super::{Carry, Datapath, End, HelloMode, Pair, relay::Relay};
+use crate::{
+    account::{Account, Carrier, Direction},
+    kernel::{
+        Kernel,
+        signals::{Side, Signals, Token},
+    },
+    socket,
+};
+
+mod connection;
+mod maps;
+pub mod stats;
+mod watch;
+
+/// What the send buffers of both sockets may hold; the kernel doubles it. Large, since redirecting stops before it is
+/// full.
+///
+/// A direction whose receiver does not read holds twice this, [`Limits::in_flight_bytes`] and twice
+/// [`RECEIVE_BUFFER`]: 15 MiB, however fast the sender is.
+///
+/// [`Limits::in_flight_bytes`]: snisplice_config::model::Limits::in_flight_bytes
+pub const SEND_BUFFER: u32 = 4 * 1024 * 1024;
+
+/// What the receive buffers of both sockets may hold; the kernel doubles it. Its own tuning would let them grow to
+/// `net.ipv4.tcp_rmem[2]`, 32 MiB on recent kernels, since it takes each redirected byte for one that was read.
+pub const RECEIVE_BUFFER: u32 = 3 * 1024 * 1024;
+
+/// How much a peer may send ahead: half of the receive buffer as the kernel counts it.
+const WINDOW: u32 = RECEIVE_BUFFER;
+
+/// What applies to every connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Without a byte in either direction, a connection is given up.
+    pub idle: Duration,
+    /// `SO_SNDBUF` of both sockets, [`SEND_BUFFER`] unless a test wants less.
+    pub send_buffer: u32,
+}
+
+impl Settings {
+    /// The usual ones.
+    #[must_use]
+    pub fn new(idle: Duration) -> Self {
+        Self { idle, send_buffer: SEND_BUFFER }
+    }
+}
+
+/// One worker's instance.
+#[derive(Debug)]
+pub struct Sockmap {
+    kernel: Arc<Kernel>,
+    /// Our number among the workers that the kernel's events go to.
+    worker: u16,
+    signals: Arc<Signals>,
+    watch: Rc<Watch>,
+    watching: AbortHandle,
+    maps: RefCell<Maps>,
+    relay: Relay,
+    settings: Settings,
+}
+
+impl Sockmap {
+    /// To be called on the worker's thread, inside its runtime.
+    pub fn new(kernel: Arc<Kernel>, relay: Relay, settings: Settings) -> io::Result<Self> {
+        let maps = RefCell::new(Maps::of(&kernel)?);
+        let signals = Arc::new(Signals::default());
+        let watch = Watch::new()?;
+        let watching = tokio::spawn(watch.events(signals.clone())?).abort_handle();
+        let worker = kernel.register(signals.clone());
+        Ok(Self { kernel, worker, signals, watch: Rc::new(watch), watching, maps, relay, settings })
+    }
+
+    async fn carry(&self, pair: Pair, account: &Account) -> End {
+        match self.enrol(pair, account).await {
+            Ok(connection) => {
+                self.kernel.stats().enrol();
+                account.carried_by(Carrier::Sockmap);
+                connection.run(self.settings.idle).await
+            }
+            Err(Unenrolled::Refused(why, pair)) => {
+                tracing::debug!(why = why.label(), "not enrolled, relaying");
+                self.kernel.stats().fall_back(why);
+                self.relay.relay(pair, account).await
+            }
+            Err(Unenrolled::Ended(end)) => end,
+        }
+    }
+
+    /// Puts the pair into the kernel's hands.
+    async fn enrol<'a>(&'a self, mut pair: Pair, account: &'a Account) -> Result<Connection<'a>, Unenrolled> {
+        let cookies = match self.admit(&pair) {
+            Ok(cookies) => cookies,
+            Err(error) => return Err(Unenrolled::Refused(Refusal::of(&error), pair)),
+        };
+        if let Err(error) = deliver(&pair.backend, &pair.hello).await {
+            return Err(Unenrolled::Ended(End::broken_by_backend(error)));
+        }
+        account.moved(Direction::Up, pair.hello.len() as u64);
+        pair.hello = Vec::new();
+
+        let slot = Slot { sockmap: self, number: self.signals.insert() };
+        // What the peers have acknowledged is read before any redirected byte can be.
+        let client = Leg::new(Side::Client, pair.client, cookies.client);
+        let backend = Leg::new(Side::Backend, pair.backend, cookies.backend);
+        let (client, backend) = match (client, backend) {
+            (Ok(client), Ok(backend)) => (client, backend),
+            (Err(error), _) => return Err(Unenrolled::Ended(End::broken_by_client(error))),
+            (_, Err(error)) => return Err(Unenrolled::Ended(End::broken_by_backend(error))),
+        };
+        let mut connection = Connection::new(client, backend, slot, account);
+        connection.watch().map_err(|error| Unenrolled::Ended(End::Failed(error)))?;
+        self.arm(&mut connection);
+        Ok(connection)
+    }
+
+    /// Prepares the sockets and makes them targets. The client comes first: one that is gone costs nothing more.
+    fn admit(&self, pair: &Pair) -> io::Result<Cookies> {
+        let cookies = Cookies {
+            client: rustix::net::sockopt::socket_cookie(&pair.client)?,
+            backend: rustix::net::sockopt::socket_cookie(&pair.backend)?,
+        };
+        for stream in [&pair.client, &pair.backend] {
+            prepare(stream, self.settings.send_buffer)?;
+        }
+        let mut maps = self.maps.borrow_mut();
+        maps.add_target(cookies.client, &pair.client)?;
+        maps.add_target(cookies.backend, &pair.backend)?;
+        Ok(cookies)
+    }
+
+    /// Arms both directions. One that cannot be is copied in userspace; the other needs nothing from it.
+    fn arm(&self, connection: &mut Connection<'_>) {
+        for direction in [Direction::Up, Direction::Down] {
+            let (from, to) = connection.ends(direction);
+            let side = from.side;
+            let token = Token { worker: self.worker, slot: connection.slot(), side };
+            let flow = Flow::new(to.cookie, token.pack());
+            if let Err(error) = self.maps.borrow_mut().add_flow(from.cookie, flow) {
+                self.refuse(direction, &error);
+                continue;
+            }
+            connection.way_mut(direction).state_exists();
+        }
+        for direction in [Direction::Up, Direction::Down] {
+            let (from, _) = connection.ends(direction);
+            let way: &Way = connection.way(direction);
+            if !way.has_state() {
+                continue;
+            }
+            match self.maps.borrow_mut().arm(from.cookie, &from.socket) {
+                Ok(()) => {
+                    // The verdict on what came before: the kernel asks the program only when something happens.
+                    let _ = socket::set_receive_low_water(&from.socket, 1);
+                    connection.way_mut(direction).armed();
+                }
+                Err(error) => self.refuse(direction, &error),
+            }
+        }
+    }
+
+    fn refuse(&self, direction: Direction, error: &io::Error) {
+        tracing::debug!(%error, ?direction, "not redirected, copying");
+        self.kernel.stats().copy_direction();
+    }
+}
+
+impl Datapath for Sockmap {
+    fn hello(&self) -> HelloMode {
+        HelloMode::Peek
+    }
+
+    fn relay<'a>(&'a self, pair: Pair, account: &'a Account) -> Carry<'a> {
+        Box::pin(self.carry(pair, account))
+    }
+}
+
+impl Drop for Sockmap {
+    fn drop(&mut self) {
+        self.kernel.unregister(self.worker);
+        self.watching.abort();
+    }
+}
+
+struct Cookies {
+    client: u64,
+    backend: u64,
+}
+
+/// Why a pair is not in the kernel's hands.
+enum Unenrolled {
+    /// It is as it was, and the relay may have it.
+    Refused(Refusal, Pair),
+    /// One of its sockets is broken.
+    Ended(End),
+}
+
+/// A connection's place among the worker's signals.
+struct Slot<'a> {
+    sockmap: &'a Sockmap,
+    number: usize,
+}
+
+impl Drop for Slot<'_> {
+    fn drop(&mut self) {
+        self.sockmap.signals.remove(self.number);
+    }
+}
+
+/// Options that both sockets need. Without the privilege for the large buffers the kernel's own tuning serves, and
+/// the verdict program, which looks at the real sizes, falls back to userspace sooner.
+fn prepare(stream: &TcpStream, send_buffer: u32) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = socket2::SockRef::from(stream);
+    // The host's default may be so low that the kernel could not write what it redirects.
+    socket.set_tcp_notsent_lowat(i32::MAX.unsigned_abs())?;
+    let _ = rustix::net::sockopt::set_socket_send_buffer_size_force(stream.as_fd(), send_buffer as usize);
+    if socket::force_receive_buffer(stream, RECEIVE_BUFFER).is_ok() {
+        socket::set_window_clamp(stream, WINDOW)?;
+    }
+    Ok(())
+}
+
+/// Writes what was read already.
+async fn deliver(to: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        to.writable().await?;
+        match to.try_io(Interest::WRITABLE, || {
+            Ok(rustix::net::send(to, bytes, rustix::net::SendFlags::NOSIGNAL)?)
+        }) {
+            Ok(sent) => bytes = &bytes[sent..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}

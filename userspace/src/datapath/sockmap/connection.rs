@@ -1,0 +1,475 @@
+//! What userspace does for a connection whose bytes the kernel moves.
+//!
+//! Each direction is a story of its own: sleep while the kernel redirects; copy what it passes until it redirects
+//! again; at the peer's FIN copy the rest, wait until the receiver's socket has taken everything, and pass the FIN
+//! on. A reset of one side ends both stories and resets the other.
+
+use std::{
+    cell::Cell,
+    future::poll_fn,
+    io,
+    net::{Shutdown, TcpStream},
+    time::Duration,
+};
+
+use rustix::{
+    io::Errno,
+    net::{RecvFlags, recv},
+};
+use snisplice_common::{
+    Cookie,
+    flow::{Control, Flow},
+};
+use tokio::time::{sleep, timeout};
+
+use super::{Slot, watch::Also};
+use crate::{
+    account::{Account, Direction},
+    datapath::{
+        End,
+        copy::{Pump, Step, StepError},
+        relay::idle,
+    },
+    kernel::signals::{Ready, Side, What},
+    socket,
+};
+
+/// Steps of one copy before the worker's other connections get their turn.
+const STEPS_PER_TURN: u32 = 8;
+
+/// How long bytes that were already received may take to reach the one side after the other has reset.
+const FLUSH_GRACE: Duration = Duration::from_secs(1);
+
+/// Looks at a queue that is about to become empty, before it is left alone for a while.
+const LOOKS: u32 = 16;
+
+
+/// One socket of the connection.
+#[derive(Debug)]
+pub(super) struct Leg {
+    pub(super) side: Side,
+    pub(super) socket: TcpStream,
+    pub(super) cookie: Cookie,
+    also: Cell<Also>,
+    /// Bytes of its stream that the socket had taken before it was enrolled.
+    base: u64,
+}
+
+impl Leg {
+    /// Takes the socket out of the runtime.
+    pub(super) fn new(side: Side, stream: tokio::net::TcpStream, cookie: Cookie) -> io::Result<Self> {
+        let socket = stream.into_std()?;
+        let base = taken(&socket)?;
+        Ok(Self { side, socket, cookie, also: Cell::default(), base })
+    }
+}
+
+/// Bytes of its stream that the socket has taken from whoever writes to it, give or take the SYN. The order of the
+/// two makes it a little less, never more, while acknowledgements come in.
+fn taken(socket: &TcpStream) -> io::Result<u64> {
+    let acknowledged = socket::tcp_info(socket)?.tcpi_bytes_acked;
+    Ok(acknowledged + u64::from(socket::unacknowledged(socket)?))
+}
+
+/// What userspace knows of one direction.
+#[derive(Debug, Default)]
+pub(super) struct Way {
+    /// The kernel has a flow for it.
+    state: bool,
+    /// The program sees its packets.
+    armed: bool,
+    /// Bytes that userspace has written to the receiver.
+    forwarded: Cell<u64>,
+    /// The kernel has been told some value of the former.
+    published: Cell<bool>,
+    /// Redirected bytes that are in the account already.
+    accounted: Cell<u64>,
+}
+
+impl Way {
+    pub(super) fn state_exists(&mut self) {
+        self.state = true;
+    }
+
+    pub(super) fn has_state(&self) -> bool {
+        self.state
+    }
+
+    pub(super) fn armed(&mut self) {
+        self.armed = true;
+    }
+}
+
+/// A connection in the kernel's hands.
+pub(super) struct Connection<'a> {
+    // Fields are dropped in this order: the sockets are closed before their state is removed.
+    client: Leg,
+    backend: Leg,
+    entries: Entries<'a>,
+    /// The side whose failure is known and no news any more.
+    broken: Cell<Option<Side>>,
+}
+
+/// What the kernel keeps for the connection, removed and accounted for at its end.
+struct Entries<'a> {
+    slot: Slot<'a>,
+    account: &'a Account,
+    cookies: [Cookie; 2],
+    ways: [Way; 2],
+}
+
+/// The side whose socket failed.
+#[derive(Debug)]
+struct Broken {
+    side: Side,
+    error: io::Error,
+}
+
+impl<'a> Connection<'a> {
+    pub(super) fn new(client: Leg, backend: Leg, slot: Slot<'a>, account: &'a Account) -> Self {
+        let cookies = [client.cookie, backend.cookie];
+        let entries = Entries { slot, account, cookies, ways: Default::default() };
+        Self { client, backend, entries, broken: Cell::new(None) }
+    }
+
+    /// Has both sockets watched for their end.
+    pub(super) fn watch(&self) -> io::Result<()> {
+        let watch = &self.entries.slot.sockmap.watch;
+        watch.add(&self.client.socket, self.slot(), Side::Client)?;
+        watch.add(&self.backend.socket, self.slot(), Side::Backend)
+    }
+
+    pub(super) fn slot(&self) -> usize {
+        self.entries.slot.number
+    }
+
+    pub(super) fn way(&self, direction: Direction) -> &Way {
+        &self.entries.ways[direction as usize]
+    }
+
+    pub(super) fn way_mut(&mut self, direction: Direction) -> &mut Way {
+        &mut self.entries.ways[direction as usize]
+    }
+
+    /// The sockets that a direction receives from and sends to.
+    pub(super) fn ends(&self, direction: Direction) -> (&Leg, &Leg) {
+        match direction {
+            Direction::Up => (&self.client, &self.backend),
+            Direction::Down => (&self.backend, &self.client),
+        }
+    }
+
+    /// Sees the connection to its end.
+    pub(super) async fn run(self, limit: Duration) -> End {
+        let mut upward = Pump::default();
+        let mut downward = Pump::default();
+        let ended = tokio::select! {
+            ended = async {
+                tokio::try_join!(
+                    self.one_way(Direction::Up, &mut upward),
+                    self.one_way(Direction::Down, &mut downward),
+                )
+            } => ended,
+            () = idle(limit, || self.progress()) => return End::Idle,
+        };
+        match ended {
+            Ok(_) => End::Finished,
+            Err(Broken { side: Side::Client, error }) => {
+                self.pass_on_reset(Direction::Up, &mut upward).await;
+                End::broken_by_client(error)
+            }
+            Err(Broken { side: Side::Backend, error }) => {
+                self.pass_on_reset(Direction::Down, &mut downward).await;
+                End::broken_by_backend(error)
+            }
+        }
+    }
+
+    /// One direction's story.
+    async fn one_way(&self, direction: Direction, pump: &mut Pump) -> Result<(), Broken> {
+        if self.way(direction).armed {
+            self.kernel_until_fin(direction, pump).await?;
+        } else {
+            self.copy_until_fin(direction, pump).await?;
+        }
+        self.until_taken(direction).await?;
+        let (_, to) = self.ends(direction);
+        match to.socket.shutdown(Shutdown::Write) {
+            // The receiver is gone already; its own direction reports how.
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
+            result => result.map_err(|error| Broken { side: to.side, error }),
+        }
+    }
+
+    /// Lets the kernel redirect, and copies what it passes, until the sender's FIN.
+    async fn kernel_until_fin(&self, direction: Direction, pump: &mut Pump) -> Result<(), Broken> {
+        let (from, _) = self.ends(direction);
+        let over = Ready::of(from.side, What::HangUp);
+        loop {
+            let happened = self.wait(Ready::of(from.side, What::Passed) | over).await?;
+            if happened.any(over) {
+                return self.copy_rest(direction, pump).await;
+            }
+            self.catch_up(direction, pump).await?;
+        }
+    }
+
+    /// Copies what the kernel has passed until it may redirect again.
+    async fn catch_up(&self, direction: Direction, pump: &mut Pump) -> Result<(), Broken> {
+        let (from, _) = self.ends(direction);
+        loop {
+            let moved = self.copy_passed(direction, pump).await?;
+            // Takes the socket's lock. A verdict that had not heard of what we just published is over now, and
+            // what it passed shows in the flow; any later one tells us by an event.
+            let _ = self.peek(from);
+            let flow = self.flow(direction)?;
+            if flow.passed == self.way(direction).forwarded.get() {
+                break;
+            }
+            if moved == 0 {
+                // Passed, but still on its way to where it can be read.
+                self.listen(from, |also| also.readable = true)?;
+                let over = Ready::of(from.side, What::HangUp);
+                if self.wait(Ready::of(from.side, What::Readable) | over).await?.any(over) {
+                    // For who called us to see.
+                    break;
+                }
+            }
+        }
+        self.listen(from, |also| also.readable = false)
+    }
+
+    /// Copies what was passed before the FIN. Bytes may come into reach only after it.
+    async fn copy_rest(&self, direction: Direction, pump: &mut Pump) -> Result<(), Broken> {
+        let (from, _) = self.ends(direction);
+        loop {
+            // Takes the socket's lock: whatever came before the FIN has its verdict now.
+            let peeked = self.peek(from);
+            let flow = self.flow(direction)?;
+            if flow.passed == self.way(direction).forwarded.get() {
+                match peeked {
+                    Ok(0) => return Ok(()),
+                    Err(error) if error != Errno::AGAIN => {
+                        return Err(Broken { side: from.side, error: error.into() });
+                    }
+                    _ => sleep(Duration::from_millis(1)).await,
+                }
+            } else if self.copy_passed(direction, pump).await? == 0 {
+                sleep(Duration::from_millis(1)).await;
+            }
+        }
+    }
+
+    /// Copies what the kernel has passed and can be read now, and tells the kernel. Returns how much it was.
+    async fn copy_passed(&self, direction: Direction, pump: &mut Pump) -> Result<u64, Broken> {
+        let (from, _) = self.ends(direction);
+        let flow = self.flow(direction)?;
+        if flow.passed == self.way(direction).forwarded.get() {
+            return Ok(0);
+        }
+        // The kernel has passed more than we have published, so it redirects nothing until we publish again: what
+        // was redirected before is all there is, and must reach the receiver first.
+        self.until_flow_taken(direction, &flow).await?;
+        let before = self.way(direction).forwarded.get();
+        self.copy(direction, pump).await?;
+        let way = self.way(direction);
+        if way.forwarded.get() > before {
+            way.published.set(true);
+            let control = Control { forwarded: way.forwarded.get(), ..Control::default() };
+            let published = self.entries.slot.sockmap.maps.borrow_mut().publish(from.cookie, control);
+            published.map_err(|error| Broken { side: from.side, error })?;
+        }
+        Ok(way.forwarded.get() - before)
+    }
+
+    /// Copies in userspace to the end.
+    async fn copy_until_fin(&self, direction: Direction, pump: &mut Pump) -> Result<(), Broken> {
+        let (from, _) = self.ends(direction);
+        self.listen(from, |also| also.readable = true)?;
+        while !self.copy(direction, pump).await? {
+            self.wait(Ready::of(from.side, What::Readable) | Ready::of(from.side, What::HangUp)).await?;
+        }
+        Ok(())
+    }
+
+    /// Copies until nothing more can be read, and writes all of it. True at the end of the stream.
+    async fn copy(&self, direction: Direction, pump: &mut Pump) -> Result<bool, Broken> {
+        let (from, to) = self.ends(direction);
+        let way = self.way(direction);
+        let mut steps = 0;
+        let ended = loop {
+            match pump.step(&from.socket, &to.socket) {
+                Ok(Step::Moved { bytes, .. }) => {
+                    way.forwarded.set(way.forwarded.get() + bytes as u64);
+                    self.entries.account.moved(direction, bytes as u64);
+                    steps += 1;
+                    if steps == STEPS_PER_TURN {
+                        tokio::task::yield_now().await;
+                        steps = 0;
+                    }
+                }
+                Ok(Step::WantRead) => break false,
+                Ok(Step::Eof) => break true,
+                Ok(Step::WantWrite) => {
+                    self.listen(to, |also| also.writable = true)?;
+                    self.wait(Ready::of(to.side, What::Writable)).await?;
+                }
+                Err(StepError::Read(error)) => return Err(Broken { side: from.side, error }),
+                Err(StepError::Write(error)) => return Err(Broken { side: to.side, error }),
+            }
+        };
+        self.listen(to, |also| also.writable = false)?;
+        Ok(ended)
+    }
+
+    /// Waits until the receiver's socket has taken everything of a direction that has ended.
+    async fn until_taken(&self, direction: Direction) -> Result<(), Broken> {
+        if !self.way(direction).armed {
+            return Ok(());
+        }
+        let flow = self.flow(direction)?;
+        self.until_flow_taken(direction, &flow).await
+    }
+
+    /// Waits until the receiver's socket has taken what was redirected to it. There was room for it, so that takes a
+    /// moment, unless the host has no memory left.
+    async fn until_flow_taken(&self, direction: Direction, flow: &Flow) -> Result<(), Broken> {
+        let (_, to) = self.ends(direction);
+        let sent = flow.redirected + self.way(direction).forwarded.get();
+        let mut looks = 0;
+        loop {
+            let taken = taken(&to.socket).map_err(|error| Broken { side: to.side, error })?;
+            if taken.saturating_sub(to.base) >= sent {
+                return Ok(());
+            }
+            self.check(Ready::both(What::Failed))?;
+            looks += 1;
+            if looks < LOOKS {
+                tokio::task::yield_now().await;
+            } else {
+                sleep(Duration::from_millis(1)).await;
+            }
+        }
+    }
+
+    /// After the sender of a direction has failed: delivers what it sent before, then resets the other side. A
+    /// server that answers and resets because it did not read the whole request must be heard.
+    async fn pass_on_reset(&self, direction: Direction, pump: &mut Pump) {
+        let (from, to) = self.ends(direction);
+        self.broken.set(Some(from.side));
+        let rest = async {
+            if self.way(direction).armed {
+                // Its error is no news, and what it leaves behind is delivered none the less.
+                let _ = self.copy_rest(direction, pump).await;
+            } else {
+                self.copy(direction, pump).await?;
+            }
+            self.until_taken(direction).await
+        };
+        let _ = timeout(FLUSH_GRACE, rest).await;
+        let _ = timeout(FLUSH_GRACE, self.delivered(to)).await;
+        let _ = socket::reset_on_close(&to.socket);
+    }
+
+    /// Waits until the peer has acknowledged everything written, or cannot any more.
+    async fn delivered(&self, to: &Leg) {
+        let mut pause = Duration::from_millis(1);
+        while matches!(socket::unacknowledged(&to.socket), Ok(1..)) {
+            sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(50));
+        }
+    }
+
+    /// Waits until something of `wanted` has happened. Also notices when either socket fails, whatever is awaited.
+    async fn wait(&self, wanted: Ready) -> Result<Ready, Broken> {
+        let failed = match self.broken.get() {
+            None => Ready::both(What::Failed),
+            Some(Side::Client) => Ready::of(Side::Backend, What::Failed),
+            Some(Side::Backend) => Ready::of(Side::Client, What::Failed),
+        };
+        let signals = &self.entries.slot.sockmap.signals;
+        loop {
+            let happened =
+                poll_fn(|context| signals.poll(self.slot(), wanted | failed, context)).await;
+            self.check(happened & failed)?;
+            if happened.any(wanted) {
+                return Ok(happened & wanted);
+            }
+        }
+    }
+
+    /// Looks after sockets that are said to have failed.
+    fn check(&self, failed: Ready) -> Result<(), Broken> {
+        for leg in [&self.client, &self.backend] {
+            let mark = Ready::of(leg.side, What::Failed);
+            if !failed.any(mark) || self.broken.get() == Some(leg.side) {
+                continue;
+            }
+            let broken = |error| Broken { side: leg.side, error };
+            if let Some(error) = leg.socket.take_error().map_err(broken)? {
+                return Err(broken(error));
+            }
+            self.entries.slot.sockmap.signals.clear(self.slot(), mark);
+        }
+        Ok(())
+    }
+
+    /// Changes what a socket is watched for.
+    fn listen(&self, leg: &Leg, change: impl FnOnce(&mut Also)) -> Result<(), Broken> {
+        let mut also = leg.also.get();
+        change(&mut also);
+        if also != leg.also.replace(also) {
+            let watch = &self.entries.slot.sockmap.watch;
+            let modified = watch.modify(&leg.socket, self.slot(), leg.side, also);
+            modified.map_err(|error| Broken { side: leg.side, error })?;
+        }
+        Ok(())
+    }
+
+    /// Looks at the next byte without taking it; none is the end of the stream.
+    fn peek(&self, from: &Leg) -> Result<usize, Errno> {
+        let mut byte = [0];
+        recv(&from.socket, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT).map(|(peeked, _)| peeked)
+    }
+
+    fn flow(&self, direction: Direction) -> Result<Flow, Broken> {
+        let (from, _) = self.ends(direction);
+        let flow = self.entries.slot.sockmap.maps.borrow().flow(from.cookie);
+        flow.map_err(|error| Broken { side: from.side, error })
+    }
+
+    /// Changes whenever a byte has moved.
+    fn progress(&self) -> (u64, u64) {
+        self.entries.bring_account_up_to_date();
+        self.entries.account.bytes()
+    }
+}
+
+impl Entries<'_> {
+    /// Adds what the kernel has redirected since the last time.
+    fn bring_account_up_to_date(&self) {
+        for (direction, (cookie, way)) in
+            [Direction::Up, Direction::Down].into_iter().zip(self.cookies.iter().zip(&self.ways))
+        {
+            if !way.armed {
+                continue;
+            }
+            if let Ok(flow) = self.slot.sockmap.maps.borrow().flow(*cookie) {
+                let before = way.accounted.replace(flow.redirected);
+                self.account.moved(direction, flow.redirected - before);
+            }
+        }
+    }
+}
+
+impl Drop for Entries<'_> {
+    fn drop(&mut self) {
+        self.bring_account_up_to_date();
+        let mut maps = self.slot.sockmap.maps.borrow_mut();
+        for (cookie, way) in self.cookies.iter().zip(&self.ways) {
+            if way.state {
+                maps.remove(*cookie, way.published.get());
+            }
+        }
+    }
+}

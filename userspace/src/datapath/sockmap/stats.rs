@@ -1,0 +1,98 @@
+//! What the sockmap datapath counts in userspace. The kernel's own counters are
+//! [`snisplice_common::counters::Counters`].
+
+use std::{
+    io,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+use rustix::io::Errno;
+
+/// Why a connection, or a direction of it, was not handed to the kernel. The metric label of `fallback_total`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// A socket was no longer established: its peer had already sent FIN or RST.
+    PeerClosed,
+    /// The maps are full.
+    MapFull,
+    /// The kernel has no memory for it.
+    NoMemory,
+    /// Another program already has the socket.
+    Busy,
+    /// The socket has a protocol on top, such as kTLS or MPTCP.
+    Protocol,
+    /// Anything else.
+    Other,
+}
+
+impl Refusal {
+    /// Every reason there is.
+    pub const ALL: [Self; 6] =
+        [Self::PeerClosed, Self::MapFull, Self::NoMemory, Self::Busy, Self::Protocol, Self::Other];
+
+    /// What an error of a map update means.
+    #[must_use]
+    pub fn of(error: &io::Error) -> Self {
+        match Errno::from_io_error(error) {
+            Some(Errno::OPNOTSUPP) => Self::PeerClosed,
+            Some(Errno::TOOBIG | Errno::NOSPC) => Self::MapFull,
+            Some(Errno::NOMEM | Errno::AGAIN) => Self::NoMemory,
+            Some(Errno::BUSY | Errno::EXIST) => Self::Busy,
+            Some(Errno::INVAL) => Self::Protocol,
+            _ => Self::Other,
+        }
+    }
+
+    /// Metric and log label.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::PeerClosed => "peer_closed",
+            Self::MapFull => "map_full",
+            Self::NoMemory => "no_memory",
+            Self::Busy => "busy",
+            Self::Protocol => "protocol",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// Counted by all workers of a process.
+#[derive(Debug, Default)]
+pub struct Stats {
+    enrolled: AtomicU64,
+    fallbacks: [AtomicU64; Refusal::ALL.len()],
+    half: AtomicU64,
+}
+
+impl Stats {
+    /// Connections of which the kernel carries at least one direction.
+    #[must_use]
+    pub fn enrolled(&self) -> u64 {
+        self.enrolled.load(Relaxed)
+    }
+
+    /// Connections that the relay carries instead, for this reason.
+    #[must_use]
+    pub fn fallbacks(&self, why: Refusal) -> u64 {
+        self.fallbacks[why as usize].load(Relaxed)
+    }
+
+    /// Directions of enrolled connections that are copied in userspace all the same.
+    #[must_use]
+    pub fn copied_directions(&self) -> u64 {
+        self.half.load(Relaxed)
+    }
+
+    pub(super) fn enrol(&self) {
+        self.enrolled.fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn fall_back(&self, why: Refusal) {
+        self.fallbacks[why as usize].fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn copy_direction(&self) {
+        self.half.fetch_add(1, Relaxed);
+    }
+}

@@ -1,0 +1,113 @@
+//! A worker's own epoll, which watches the sockets that are in the kernel's hands.
+//!
+//! The runtime would watch for everything, and the kernel wakes whoever watches for readability or writability with
+//! every packet that it redirects. Here only the end of a connection is watched for, and the rest just while
+//! userspace copies. The epoll as a whole is registered in the runtime.
+
+use std::{
+    io,
+    mem::MaybeUninit,
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+};
+
+use rustix::{
+    event::{
+        Timespec,
+        epoll::{self, CreateFlags, Event, EventData, EventFlags},
+    },
+};
+use tokio::io::{Interest, unix::AsyncFd};
+
+use crate::kernel::signals::{Ready, Side, Signals, What};
+
+/// What is always watched for; errors come unasked.
+const END: EventFlags = EventFlags::RDHUP.union(EventFlags::ET);
+
+/// Events taken at a time.
+const BATCH: usize = 128;
+
+/// The epoll.
+#[derive(Debug)]
+pub(super) struct Watch {
+    epoll: Arc<OwnedFd>,
+}
+
+/// What a socket is watched for besides its end.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Also {
+    pub(super) readable: bool,
+    pub(super) writable: bool,
+}
+
+impl Watch {
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Self { epoll: Arc::new(epoll::create(CreateFlags::CLOEXEC)?) })
+    }
+
+    /// Hands what happens to `signals`, for ever.
+    pub(super) fn events(
+        &self,
+        signals: Arc<Signals>,
+    ) -> io::Result<impl Future<Output = ()> + Send + use<>> {
+        // SAFETY: the `Arc` keeps the one descriptor open for as long as the registration has it.
+        let epoll = unsafe { AsyncFd::register_with_interest(self.epoll.clone(), Interest::READABLE)? };
+        Ok(async move {
+            // Fails only when the runtime shuts down.
+            while let Ok(mut guard) = epoll.readable().await {
+                while take(guard.get_inner(), &signals) {}
+                guard.clear_ready();
+            }
+        })
+    }
+
+    /// Watches for the end of a socket. It is forgotten when it is closed.
+    pub(super) fn add(&self, socket: impl AsFd, slot: usize, side: Side) -> io::Result<()> {
+        Ok(epoll::add(&*self.epoll, socket, data(slot, side), END)?)
+    }
+
+    /// Watches for more, or for less again. What is so already is noticed at once.
+    pub(super) fn modify(&self, socket: impl AsFd, slot: usize, side: Side, also: Also) -> io::Result<()> {
+        let mut flags = END;
+        flags.set(EventFlags::IN, also.readable);
+        flags.set(EventFlags::OUT, also.writable);
+        Ok(epoll::modify(&*self.epoll, socket, data(slot, side), flags)?)
+    }
+}
+
+/// Hands over what has happened so far. False if that was all.
+fn take(epoll: &Arc<OwnedFd>, signals: &Signals) -> bool {
+    const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut events = [MaybeUninit::uninit(); BATCH];
+    // It cannot be interrupted, since it does not wait.
+    let Ok((events, _)) = epoll::wait(&**epoll, &mut events, Some(&AT_ONCE)) else { return false };
+    for event in &*events {
+        let (slot, happened) = read(event);
+        signals.raise(slot, happened);
+    }
+    events.len() == BATCH
+}
+
+fn data(slot: usize, side: Side) -> EventData {
+    EventData::new_u64(((slot as u64) << 1) | u64::from(side == Side::Backend))
+}
+
+fn read(event: &Event) -> (usize, Ready) {
+    let data = event.data.u64();
+    let side = if data & 1 == 0 { Side::Client } else { Side::Backend };
+    let flags = event.flags;
+    let mut happened = Ready::default();
+    for (flag, what) in [
+        (EventFlags::IN, What::Readable),
+        (EventFlags::OUT, What::Writable),
+        (EventFlags::RDHUP.union(EventFlags::HUP), What::HangUp),
+        (EventFlags::ERR, What::Failed),
+    ] {
+        if flags.intersects(flag) {
+            happened |= Ready::of(side, what);
+        }
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "it was a usize when it was registered")]
+    let slot = (data >> 1) as usize;
+    (slot, happened)
+}

@@ -1,0 +1,210 @@
+//! What this process has in the kernel: the verdict program, its maps, and the thread that hears its events.
+//!
+//! Nothing is pinned: the maps have names of their own (`bpftool map dump name SNI_FLOWS`), and everything goes
+//! with the process, however it ends.
+
+use std::{
+    fmt, io,
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+};
+
+use aya::{
+    Btf, Ebpf, EbpfError, EbpfLoader,
+    maps::{Map, MapData, MapError, PerCpuArray, RingBuf, SockHash},
+    programs::{ProgramError, SkSkb},
+};
+use snisplice_common::{Cookie, counters::Counters, event::ring_bytes, map};
+use thiserror::Error;
+
+use self::{
+    events::Listener,
+    layout::{Layout, LayoutError},
+    signals::Signals,
+};
+use crate::datapath::sockmap::stats::Stats;
+
+pub mod events;
+pub mod layout;
+pub mod probe;
+pub mod signals;
+
+/// The object that `cargo xtask ebpf` makes of the `ebpf` crate.
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../../ebpf/prebuilt/snisplice.bpf.o");
+
+/// The program's name in the object, and in `bpftool prog`.
+const PROGRAM: &str = "snisplice";
+
+/// Memory that stays free in a target's send buffer while the kernel redirects to it: enough for the bookkeeping
+/// of as many crumbs as may wait there.
+const MARGIN: u32 = 256 * 1024;
+
+/// Sizes of what is loaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Connections that may be enrolled at once; a further one is relayed.
+    pub connections: usize,
+    /// Bytes that one direction may hold in the kernel between its two sockets.
+    pub in_flight_bytes: u32,
+}
+
+/// Why nothing was loaded.
+#[derive(Debug, Error)]
+pub enum LoadError {
+    /// The running kernel's structures do not have what the program reads.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// The object's own types, or the kernel's, cannot be read.
+    #[error("cannot read the kernel's BTF: {0}")]
+    Btf(#[from] aya::BtfError),
+    /// A map was refused.
+    #[error("cannot create the maps: {0}")]
+    Object(#[from] EbpfError),
+    /// The embedded object lacks something that this build expects: it is of another source.
+    #[error("the embedded eBPF object has no {0}; rebuild it with `cargo xtask ebpf`")]
+    Missing(&'static str),
+    /// The program was refused.
+    #[error("the kernel refuses the program: {0}")]
+    Program(#[from] ProgramError),
+    /// A map cannot be used as what it should be.
+    #[error("cannot use a map: {0}")]
+    Map(#[from] MapError),
+    /// The thread that hears events cannot be started.
+    #[error("cannot listen to the kernel's events: {0}")]
+    Listen(#[source] io::Error),
+}
+
+/// The loaded program and its maps; one for the process, shared by its workers.
+pub struct Kernel {
+    // Stops before the maps go.
+    listener: Listener,
+    fds: Fds,
+    counters: Arc<PerCpuArray<MapData, Counters>>,
+    stats: Arc<Stats>,
+    // Detaches the program when it is dropped.
+    _program: Ebpf,
+}
+
+/// One descriptor of each map that workers use.
+#[derive(Debug)]
+struct Fds {
+    targets: OwnedFd,
+    verdict: OwnedFd,
+    flows: OwnedFd,
+    control: OwnedFd,
+}
+
+impl Kernel {
+    /// Loads the program and attaches it. Needs `CAP_BPF`, `CAP_NET_ADMIN` and `CAP_PERFMON`, and a kernel with BTF.
+    pub fn load(settings: &Settings) -> Result<Arc<Self>, LoadError> {
+        let layout = Layout::of_running_kernel()?;
+        let directions = directions(settings.connections);
+        let mut loader = EbpfLoader::new();
+        let btf = Btf::from_sys_fs()?;
+        loader.btf(Some(&btf));
+        for (name, offset) in layout.globals() {
+            loader.override_global(name, offset, true);
+        }
+        let mut ebpf = loader
+            .override_global(map::global::HIGH_WATER, &settings.in_flight_bytes, true)
+            .override_global(map::global::MARGIN, &MARGIN, true)
+            .map_max_entries(map::TARGETS, directions)
+            .map_max_entries(map::VERDICT, directions)
+            .map_max_entries(map::FLOWS, directions)
+            .map_max_entries(map::CONTROL, directions)
+            .map_max_entries(map::EVENTS, ring_bytes(directions))
+            .load(OBJECT)?;
+
+        let fds = Fds {
+            targets: descriptor(&ebpf, map::TARGETS)?,
+            verdict: descriptor(&ebpf, map::VERDICT)?,
+            flows: descriptor(&ebpf, map::FLOWS)?,
+            control: descriptor(&ebpf, map::CONTROL)?,
+        };
+        // Attached before the first socket comes: a program that is attached later leaves members alone.
+        let verdict: SockHash<_, Cookie> = SockHash::try_from(taken(&mut ebpf, map::VERDICT)?)?;
+        let program = ebpf.program_mut(PROGRAM).ok_or(LoadError::Missing(PROGRAM))?;
+        let program: &mut SkSkb = program.try_into()?;
+        program.load()?;
+        program.attach(verdict.fd())?;
+
+        let ring = RingBuf::try_from(taken(&mut ebpf, map::EVENTS)?)?;
+        let counters = Arc::new(PerCpuArray::try_from(taken(&mut ebpf, map::COUNTERS)?)?);
+        let listener = Listener::start(ring, counters.clone()).map_err(LoadError::Listen)?;
+        Ok(Arc::new(Self { listener, fds, counters, stats: Arc::default(), _program: ebpf }))
+    }
+
+    /// What the program has counted since it was loaded, over all CPUs.
+    pub fn counters(&self) -> Result<Counters, MapError> {
+        total(&self.counters)
+    }
+
+    /// What userspace has counted.
+    #[must_use]
+    pub fn stats(&self) -> &Arc<Stats> {
+        &self.stats
+    }
+
+    /// Lets a worker hear of its flows: events whose token has the returned number go to `signals`.
+    pub fn register(&self, signals: Arc<Signals>) -> u16 {
+        self.listener.register(signals)
+    }
+
+    /// Ends what [`Kernel::register`] began.
+    pub fn unregister(&self, worker: u16) {
+        self.listener.unregister(worker);
+    }
+
+    /// A descriptor of `SNI_TARGETS` for another user of the map.
+    pub fn targets(&self) -> io::Result<OwnedFd> {
+        self.fds.targets.try_clone()
+    }
+
+    /// A descriptor of `SNI_VERDICT` for another user of the map.
+    pub fn verdict(&self) -> io::Result<OwnedFd> {
+        self.fds.verdict.try_clone()
+    }
+
+    /// A descriptor of `SNI_FLOWS` for another user of the map.
+    pub fn flows(&self) -> io::Result<OwnedFd> {
+        self.fds.flows.try_clone()
+    }
+
+    /// A descriptor of `SNI_CONTROL` for another user of the map.
+    pub fn control(&self) -> io::Result<OwnedFd> {
+        self.fds.control.try_clone()
+    }
+}
+
+impl fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kernel").field("fds", &self.fds).field("stats", &self.stats).finish_non_exhaustive()
+    }
+}
+
+/// Adds up what each CPU counted.
+fn total(counters: &PerCpuArray<MapData, Counters>) -> Result<Counters, MapError> {
+    let mut total = Counters::default();
+    for cpu in counters.get(&0, 0)?.iter() {
+        total += *cpu;
+    }
+    Ok(total)
+}
+
+/// Map entries for so many connections: one for each socket, and one for each direction.
+fn directions(connections: usize) -> u32 {
+    // The kernel rounds the number of buckets up to a power of two, which must fit.
+    u32::try_from(connections.saturating_mul(2)).unwrap_or(u32::MAX).clamp(2, 1 << 24)
+}
+
+fn taken(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, LoadError> {
+    ebpf.take_map(name).ok_or(LoadError::Missing(name))
+}
+
+fn descriptor(ebpf: &Ebpf, name: &'static str) -> Result<OwnedFd, LoadError> {
+    let data = match ebpf.map(name).ok_or(LoadError::Missing(name))? {
+        Map::SockHash(data) | Map::HashMap(data) => data,
+        _ => return Err(LoadError::Missing(name)),
+    };
+    data.fd().as_fd().try_clone_to_owned().map_err(LoadError::Listen)
+}

@@ -1,0 +1,163 @@
+//! Where the running kernel keeps what the verdict program reads.
+//!
+//! The offsets of a structure's fields differ between kernels and their configurations, so none is compiled in:
+//! they are looked up in the kernel's own type information (BTF) and handed to the program before it is verified.
+
+use std::path::Path;
+
+use btf_rs::{Btf, BtfType, Member, Type};
+use snisplice_common::map::global;
+use thiserror::Error;
+
+/// Where the kernel shows its types, since Linux 5.4 with `CONFIG_DEBUG_INFO_BTF`.
+pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
+
+/// Why the fields were not found.
+#[derive(Debug, Error)]
+pub enum LayoutError {
+    /// The kernel shows no types.
+    #[error("cannot read {VMLINUX}: {0}; the kernel must be built with CONFIG_DEBUG_INFO_BTF=y")]
+    Unreadable(btf_rs::Error),
+    /// The kernel's structures are not what we know.
+    #[error("this kernel's `struct {structure}` has no field `{field}`")]
+    NoField {
+        /// The outermost structure.
+        structure: &'static str,
+        /// The path to the field.
+        field: String,
+    },
+}
+
+/// Offsets in bytes from the start of `struct tcp_sock`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Layout {
+    write_seq: u32,
+    wmem_queued: u32,
+    sndbuf: u32,
+    rmem_alloc: u32,
+    rcvbuf: u32,
+}
+
+impl Layout {
+    /// Looks them up in [`VMLINUX`].
+    pub fn of_running_kernel() -> Result<Self, LayoutError> {
+        Types::of_running_kernel()?.layout()
+    }
+
+    /// Name and value of each global of the program that takes an offset.
+    pub fn globals(&self) -> [(&'static str, &u32); 5] {
+        [
+            (global::OFF_WRITE_SEQ, &self.write_seq),
+            (global::OFF_WMEM_QUEUED, &self.wmem_queued),
+            (global::OFF_SNDBUF, &self.sndbuf),
+            (global::OFF_RMEM_ALLOC, &self.rmem_alloc),
+            (global::OFF_RCVBUF, &self.rcvbuf),
+        ]
+    }
+}
+
+/// The types of a kernel.
+pub struct Types(Btf);
+
+/// A field within its outermost structure.
+#[derive(Debug, Clone)]
+struct Field {
+    /// In bytes.
+    offset: u32,
+    member: Member,
+}
+
+impl Types {
+    /// Reads those of the running kernel.
+    pub fn of_running_kernel() -> Result<Self, LayoutError> {
+        Self::read(VMLINUX)
+    }
+
+    fn read(path: impl AsRef<Path>) -> Result<Self, LayoutError> {
+        // A few names are looked up once: not worth an index over all types.
+        Btf::from_file_with_backend(path, btf_rs::Backend::Mmap).map(Self).map_err(LayoutError::Unreadable)
+    }
+
+    /// The offsets that the program needs.
+    pub fn layout(&self) -> Result<Layout, LayoutError> {
+        // A `tcp_sock` begins with a chain of ever more general sockets.
+        const SOCK: [&str; 3] = ["inet_conn", "icsk_inet", "sk"];
+        let of_sock = |field: &[&str]| self.offset("tcp_sock", &[&SOCK, field].concat());
+        Ok(Layout {
+            write_seq: self.offset("tcp_sock", &["write_seq"])?,
+            wmem_queued: of_sock(&["sk_wmem_queued"])?,
+            sndbuf: of_sock(&["sk_sndbuf"])?,
+            rmem_alloc: of_sock(&["sk_backlog", "rmem_alloc"])?,
+            rcvbuf: of_sock(&["sk_rcvbuf"])?,
+        })
+    }
+
+    /// The type of a field, as far as it is a named structure: `None` if there is no such field or structure.
+    #[must_use]
+    pub fn structure_of_field(&self, structure: &str, field: &str) -> Option<String> {
+        let Type::Struct(found) = self.field(structure, &[field])?.1 else { return None };
+        self.0.resolve_name(&found).ok()
+    }
+
+    /// Whether the structure exists and has such a field.
+    #[must_use]
+    pub fn has_field(&self, structure: &str, field: &str) -> bool {
+        self.field(structure, &[field]).is_some()
+    }
+
+    /// Whether there is such a structure.
+    #[must_use]
+    pub fn has_structure(&self, structure: &str) -> bool {
+        self.structure(structure).is_some()
+    }
+
+    fn offset(&self, structure: &'static str, path: &[&str]) -> Result<u32, LayoutError> {
+        let found = self.field(structure, path);
+        found.map(|(offset, _)| offset).ok_or_else(|| LayoutError::NoField { structure, field: path.join(".") })
+    }
+
+    /// Offset and type of the field that `path` leads to.
+    fn field(&self, structure: &str, path: &[&str]) -> Option<(u32, Type)> {
+        let mut at = (0, self.structure(structure)?);
+        for name in path {
+            let field = self.member(&at.1, name)?;
+            at = (at.0 + field.offset, self.resolved(&field.member)?);
+        }
+        Some(at)
+    }
+
+    fn structure(&self, name: &str) -> Option<Type> {
+        let types = self.0.resolve_types_by_name(name).ok()?;
+        types.into_iter().find(|found| matches!(found, Type::Struct(_)))
+    }
+
+    /// A member by its name, also of the unnamed structures and unions inside: in C their members are the outer
+    /// one's own.
+    fn member(&self, of: &Type, name: &str) -> Option<Field> {
+        let (Type::Struct(of) | Type::Union(of)) = of else { return None };
+        of.members.iter().find_map(|member| {
+            let offset = member.bit_offset() / 8;
+            match self.0.resolve_name(member).as_deref() {
+                Ok(found) if found == name => Some(Field { offset, member: member.clone() }),
+                Ok("") => {
+                    let inner = self.member(&self.resolved(member)?, name)?;
+                    Some(Field { offset: offset + inner.offset, ..inner })
+                }
+                _ => None,
+            }
+        })
+    }
+
+    /// The type of a member, its qualifiers and typedefs taken off.
+    fn resolved(&self, member: &Member) -> Option<Type> {
+        let mut found = self.0.resolve_chained_type(member).ok()?;
+        loop {
+            let inner: &dyn BtfType = match &found {
+                Type::Typedef(inner) => inner,
+                Type::Volatile(inner) | Type::Const(inner) | Type::Restrict(inner) => inner,
+                _ => return Some(found),
+            };
+            found = self.0.resolve_chained_type(inner).ok()?;
+        }
+    }
+}

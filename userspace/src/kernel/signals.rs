@@ -1,0 +1,268 @@
+//! What has happened to a worker's connections, and who waits for it.
+//!
+//! A connection that the kernel carries is not registered in the runtime. Two others notice what happens to it, the
+//! worker's own epoll and the process's event thread; both leave a mark here and wake the connection's task.
+
+use std::{
+    fmt,
+    ops::{BitAnd, BitOr, BitOrAssign, Not},
+    sync::{Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+};
+
+use slab::Slab;
+
+/// One side of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// Who connected to us.
+    Client,
+    /// Whom we connected to.
+    Backend,
+}
+
+/// A set of things that have happened to the two sockets of a connection.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ready(u16);
+
+/// What can happen to one socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u16)]
+pub enum What {
+    /// The kernel passed bytes instead of redirecting them.
+    Passed = 1,
+    /// It may have become readable.
+    Readable = 2,
+    /// It may have become writable.
+    Writable = 4,
+    /// Its peer has sent FIN, or it is closed altogether.
+    HangUp = 8,
+    /// It has failed.
+    Failed = 16,
+}
+
+impl Ready {
+    /// These stay once they have happened; the others are taken by whom they wake.
+    const STATES: Self = Self(0x1818);
+
+    /// One thing on one side.
+    #[must_use]
+    pub const fn of(side: Side, what: What) -> Self {
+        match side {
+            Side::Client => Self(what as u16),
+            Side::Backend => Self((what as u16) << 8),
+        }
+    }
+
+    /// One thing on both sides.
+    #[must_use]
+    pub const fn both(what: What) -> Self {
+        Self(what as u16 | ((what as u16) << 8))
+    }
+
+    /// Whether they have anything in common.
+    #[must_use]
+    pub const fn any(self, of: Self) -> bool {
+        self.0 & of.0 != 0
+    }
+
+    const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+}
+
+impl BitOr for Ready {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+impl BitOrAssign for Ready {
+    fn bitor_assign(&mut self, other: Self) {
+        self.0 |= other.0;
+    }
+}
+
+impl BitAnd for Ready {
+    type Output = Self;
+
+    fn bitand(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+}
+
+impl Not for Ready {
+    type Output = Self;
+
+    fn not(self) -> Self {
+        Self(!self.0)
+    }
+}
+
+impl fmt::Debug for Ready {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Ready(client {:#04x}, backend {:#04x})", self.0 & 0xff, self.0 >> 8)
+    }
+}
+
+/// The connections of one worker, by slot. Shared with the event thread, so behind a lock that is hardly ever
+/// contended: the thread comes only when a direction falls back to userspace.
+#[derive(Debug, Default)]
+pub struct Signals {
+    slots: Mutex<Slab<Slot>>,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    ready: Ready,
+    waiting: Option<Waker>,
+}
+
+impl Signals {
+    /// A slot for a new connection.
+    pub fn insert(&self) -> usize {
+        self.lock().insert(Slot::default())
+    }
+
+    /// Frees a slot. What is still on its way to it may reach the slot's next owner, so whatever is raised is a hint
+    /// to look, never a fact.
+    pub fn remove(&self, slot: usize) {
+        self.lock().try_remove(slot);
+    }
+
+    /// Connections that have a slot.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Whether no connection has a slot.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Marks what has happened and wakes who waits.
+    pub fn raise(&self, slot: usize, happened: Ready) {
+        let waiting = self.lock().get_mut(slot).and_then(|slot| slot.raise(happened));
+        // Outside the lock, which the woken task is about to take.
+        if let Some(waker) = waiting {
+            waker.wake();
+        }
+    }
+
+    /// The same for every connection.
+    pub fn raise_all(&self, happened: Ready) {
+        let waiting: Vec<_> = self.lock().iter_mut().filter_map(|(_, slot)| slot.raise(happened)).collect();
+        for waker in waiting {
+            waker.wake();
+        }
+    }
+
+    /// Takes back a mark that turned out to be wrong.
+    pub fn clear(&self, slot: usize, what: Ready) {
+        if let Some(slot) = self.lock().get_mut(slot) {
+            slot.ready = slot.ready & !what;
+        }
+    }
+
+    /// Waits until something of `wanted` has happened, and returns what of it. All who wait on one slot do so in
+    /// one task.
+    pub fn poll(&self, slot: usize, wanted: Ready, context: &Context<'_>) -> Poll<Ready> {
+        let mut slots = self.lock();
+        let Some(slot) = slots.get_mut(slot) else { return Poll::Pending };
+        let happened = slot.ready & wanted;
+        if !happened.is_empty() {
+            slot.ready = slot.ready & !(happened & !Ready::STATES);
+            return Poll::Ready(happened);
+        }
+        match &mut slot.waiting {
+            Some(waiting) => waiting.clone_from(context.waker()),
+            waiting @ None => *waiting = Some(context.waker().clone()),
+        }
+        Poll::Pending
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Slab<Slot>> {
+        // Nothing that can panic runs with the lock held.
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Slot {
+    fn raise(&mut self, happened: Ready) -> Option<Waker> {
+        self.ready |= happened;
+        self.waiting.take()
+    }
+}
+
+/// Names one direction in the whole process: the number that the kernel echoes in its events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Token {
+    /// The worker's number.
+    pub worker: u16,
+    /// The connection's slot there.
+    pub slot: usize,
+    /// The side that the direction receives from.
+    pub side: Side,
+}
+
+impl Token {
+    /// As the kernel keeps it: worker, slot and side from the highest bit to the lowest.
+    #[must_use]
+    pub fn pack(self) -> u64 {
+        (u64::from(self.worker) << 48) | ((self.slot as u64) << 1) | u64::from(self.side == Side::Backend)
+    }
+
+    /// The inverse of [`Token::pack`].
+    #[must_use]
+    pub fn unpack(packed: u64) -> Self {
+        #[expect(clippy::cast_possible_truncation, reason = "the shift leaves 16 bits")]
+        let worker = (packed >> 48) as u16;
+        #[expect(clippy::cast_possible_truncation, reason = "it was a usize when it was packed")]
+        let slot = ((packed & 0xffff_ffff_ffff) >> 1) as usize;
+        Self { worker, slot, side: if packed & 1 == 0 { Side::Client } else { Side::Backend } }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_survives_the_kernel() {
+        for token in [
+            Token { worker: 0, slot: 0, side: Side::Client },
+            Token { worker: u16::MAX, slot: 0xffff_ffff, side: Side::Backend },
+        ] {
+            assert_eq!(Token::unpack(token.pack()), token);
+        }
+    }
+
+    #[test]
+    fn states_stay_and_edges_are_taken() {
+        let signals = Signals::default();
+        let slot = signals.insert();
+        let hang_up = Ready::of(Side::Client, What::HangUp);
+        let readable = Ready::of(Side::Client, What::Readable);
+        let context = Context::from_waker(Waker::noop());
+        signals.raise(slot, hang_up | readable);
+        assert_eq!(signals.poll(slot, readable | hang_up, &context), Poll::Ready(readable | hang_up));
+        assert_eq!(signals.poll(slot, readable | hang_up, &context), Poll::Ready(hang_up));
+        assert_eq!(signals.poll(slot, readable, &context), Poll::Pending);
+        signals.clear(slot, hang_up);
+        assert_eq!(signals.poll(slot, readable | hang_up, &context), Poll::Pending);
+    }
+
+    #[test]
+    fn sides_do_not_mix() {
+        let signals = Signals::default();
+        let slot = signals.insert();
+        let context = Context::from_waker(Waker::noop());
+        signals.raise(slot, Ready::of(Side::Backend, What::Passed));
+        assert_eq!(signals.poll(slot, Ready::of(Side::Client, What::Passed), &context), Poll::Pending);
+        assert!(signals.poll(slot, Ready::both(What::Passed), &context).is_ready());
+    }
+}

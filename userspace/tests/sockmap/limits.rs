@@ -1,0 +1,154 @@
+//! What a connection may cost, whatever its ends do.
+
+use std::{fs, net::Shutdown, thread, time::Duration};
+
+use libtest_mimic::Trial;
+use snisplice::{account::Carrier, datapath::sockmap::stats::Refusal};
+
+use crate::{
+    data::{Random, Stream, expect_eof},
+    rig::{Options, Rig},
+    trial,
+};
+
+const MIB: u64 = 1024 * 1024;
+
+/// What one direction may hold between its two ends.
+const HELD: u64 = 16 * MIB;
+
+pub(crate) fn trials() -> Vec<Trial> {
+    vec![
+        trial("a_backend_that_does_not_read_stops_the_client", a_backend_that_does_not_read),
+        trial("a_client_that_does_not_read_stops_an_echoing_backend", echo),
+        trial("both_ways_full_then_read", both_ways_full),
+        trial("a_full_way_up_does_not_stop_the_way_down", full_one_way),
+        trial("a_full_map_means_the_relay", a_full_map),
+        trial("2000_connections_leave_nothing_behind", nothing_left_behind),
+    ]
+}
+
+fn a_backend_that_does_not_read() {
+    let rig = Rig::new();
+    let link = rig.tight_link();
+    let mut stream = Stream::new(1);
+    let mut expected = Stream::new(1);
+    // Again after it has read, from which the kernel might learn to let more in.
+    for _ in 0..3 {
+        let sent = stream.send_until_blocked(&link.client, Duration::from_secs(1));
+        eprintln!("{sent} bytes held");
+        assert!(sent < HELD, "{sent} bytes held");
+        expected.expect(&link.backend, sent);
+    }
+    stream.send(&link.client, MIB, 10_000, &mut Random::new(1)).expect("sent");
+    expected.expect(&link.backend, MIB);
+    let counters = rig.kernel.counters().expect("counters");
+    eprintln!("{counters:?}");
+    assert!(counters.no_room + counters.over_high_water > 0 && counters.returns > 0, "{counters:?}");
+}
+
+/// The client sends and does not read; the backend sends back what it reads, and stops reading while it cannot send.
+fn echo() {
+    let rig = Rig::new();
+    let link = rig.tight_link();
+    let mut stream = Stream::new(1);
+    thread::scope(|scope| {
+        let backend = &link.backend;
+        scope.spawn(move || {
+            std::io::copy(&mut &*backend, &mut &*backend).expect("echoed");
+            backend.shutdown(Shutdown::Write).expect("FIN");
+        });
+        let held = stream.send_until_blocked(&link.client, Duration::from_secs(1));
+        eprintln!("{held} bytes held");
+        assert!(held < 2 * HELD, "{held} bytes held");
+        let more = 50 * MIB;
+        let client = &link.client;
+        scope.spawn(move || {
+            stream.send(client, more, 100_000, &mut Random::new(1)).expect("sent");
+            client.shutdown(Shutdown::Write).expect("FIN");
+        });
+        Stream::new(1).expect(&link.client, held + more);
+        expect_eof(&link.client);
+    });
+    assert_eq!(link.outcome().reason, "finished");
+    eprintln!("{:?}", rig.kernel.counters());
+}
+
+fn both_ways_full() {
+    let rig = Rig::new();
+    let link = rig.tight_link();
+    let (mut up, mut down) = (Stream::new(1), Stream::new(2));
+    let (sent_up, sent_down) = thread::scope(|scope| {
+        let up = scope.spawn(|| up.send_until_blocked(&link.client, Duration::from_secs(2)));
+        let down = scope.spawn(|| down.send_until_blocked(&link.backend, Duration::from_secs(2)));
+        (up.join().expect("blocked"), down.join().expect("blocked"))
+    });
+    eprintln!("{sent_up} and {sent_down} bytes held");
+    assert!(sent_up < HELD && sent_down < HELD, "{sent_up} and {sent_down} bytes held");
+    // One way after the other: neither waits for the other.
+    Stream::new(2).expect(&link.client, sent_down);
+    Stream::new(1).expect(&link.backend, sent_up);
+    up.send(&link.client, MIB, 10_000, &mut Random::new(1)).expect("sent");
+    let mut expected = Stream::new(1);
+    expected.skip(sent_up);
+    expected.expect(&link.backend, MIB);
+    eprintln!("{:?}", rig.kernel.counters());
+}
+
+/// A backend that has seen enough of a request, and answers without reading on.
+fn full_one_way() {
+    let rig = Rig::new();
+    let link = rig.tight_link();
+    // Traffic on the way down while the way up fills.
+    let mut down = Stream::new(2);
+    let mut down_expected = Stream::new(2);
+    let mut up = Stream::new(1);
+    let sent = thread::scope(|scope| {
+        let up = scope.spawn(|| up.send_until_blocked(&link.client, Duration::from_secs(1)));
+        scope.spawn(|| down_expected.expect(&link.client, 100 * MIB));
+        down.send(&link.backend, 100 * MIB, 100_000, &mut Random::new(1)).expect("sent");
+        up.join().expect("blocked")
+    });
+    assert!(sent < HELD, "{sent} bytes held");
+    down.send(&link.backend, MIB, 1_000, &mut Random::new(1)).expect("sent");
+    down_expected.expect(&link.client, MIB);
+    Stream::new(1).expect(&link.backend, sent);
+    eprintln!("{:?}", rig.kernel.counters());
+}
+
+fn a_full_map() {
+    let rig = Rig::with(&Options { connections: 1, ..Options::default() });
+    let first = rig.link();
+    let carried = |link: &crate::rig::Link| {
+        Stream::new(1).send(&link.client, 1_000, 100, &mut Random::new(1)).expect("sent");
+        Stream::new(1).expect(&link.backend, 1_000);
+    };
+    carried(&first);
+    let second = rig.link();
+    carried(&second);
+    drop(second.client);
+    drop(second.backend);
+    assert_eq!(rig.kernel.stats().fallbacks(Refusal::MapFull), 1);
+    drop(first);
+}
+
+fn nothing_left_behind() {
+    let rig = Rig::new();
+    let descriptors = || fs::read_dir("/proc/self/fd").expect("procfs").count();
+    let before = descriptors();
+    for round in 0..2_000_u64 {
+        let link = rig.link();
+        Stream::new(round).send(&link.client, 1 + round % 5_000, 10_000, &mut Random::new(1)).expect("sent");
+        Stream::new(round).expect(&link.backend, 1 + round % 5_000);
+        let crate::rig::Link { client, backend, .. } = &link;
+        client.shutdown(Shutdown::Write).expect("FIN");
+        expect_eof(backend);
+        backend.shutdown(Shutdown::Write).expect("FIN");
+        expect_eof(client);
+        let outcome = link.outcome();
+        assert_eq!((outcome.reason, outcome.carrier), ("finished", Some(Carrier::Sockmap)));
+    }
+    assert_eq!(rig.entries(), [0; 4]);
+    // Other tests of this process open some at the same time.
+    let after = descriptors();
+    assert!(after < before + 200, "{before} descriptors became {after}");
+}

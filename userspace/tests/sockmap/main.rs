@@ -1,0 +1,58 @@
+//! The sockmap datapath on loopback, in the running kernel.
+//!
+//! Without the privilege to load programs the tests are reported as ignored; with `SNISPLICE_REQUIRE_ALL=1` they
+//! fail instead.
+
+mod close;
+mod data;
+mod flow;
+mod limits;
+mod rig;
+
+use std::{fs, process::ExitCode};
+
+use libtest_mimic::{Arguments, Trial};
+use snisplice::kernel::{Kernel, Settings};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let usable = Kernel::load(&Settings { connections: 1, in_flight_bytes: 1 });
+    let required = std::env::var_os("SNISPLICE_REQUIRE_ALL").is_some_and(|value| value == "1");
+    if let Err(error) = &usable {
+        eprintln!("the kernel's part cannot be tested here: {error}");
+    }
+    let ignored = usable.is_err() && !required;
+    let trials = [flow::trials(), close::trials(), limits::trials()].into_iter().flatten();
+    let trials = trials.map(|trial| trial.with_ignored_flag(ignored)).collect();
+    let before = warnings();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    let after = warnings();
+    if after > before {
+        eprintln!("the kernel has warned {} times meanwhile; see dmesg", after - before);
+        return ExitCode::FAILURE;
+    }
+    if conclusion.has_failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// A trial that fails by panicking, as a test does.
+fn trial(name: &'static str, test: fn()) -> Trial {
+    Trial::test(name, move || {
+        test();
+        Ok(())
+    })
+}
+
+/// Warnings and worse that the kernel has traced so far.
+fn warnings() -> usize {
+    // Non-blocking: a plain read waits for the next message.
+    use std::{io::Read as _, os::unix::fs::OpenOptionsExt as _};
+    let log = fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open("/dev/kmsg");
+    let Ok(mut log) = log else { return 0 };
+    let mut record = [0; 8192];
+    let mut warnings = 0;
+    while let Ok(size) = log.read(&mut record) {
+        let text = String::from_utf8_lossy(&record[..size]);
+        warnings += usize::from(["WARNING:", "BUG:", "Oops"].iter().any(|mark| text.contains(mark)));
+    }
+    warnings
+}

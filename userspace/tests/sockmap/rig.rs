@@ -1,0 +1,202 @@
+//! A worker with the sockmap datapath, and peers on loopback on both sides of it.
+
+use std::{
+    io,
+    net::{Ipv4Addr, TcpListener, TcpStream},
+    sync::{Arc, mpsc},
+    thread,
+    time::Duration,
+};
+
+use aya::maps::{HashMap, Map, MapData, SockHash};
+use snisplice::{
+    account::{Account, Carrier},
+    datapath::{
+        Datapath as _, Pair,
+        relay::Relay,
+        sockmap::{self, Sockmap},
+    },
+    kernel::{self, Kernel},
+};
+use snisplice_common::{
+    Cookie,
+    flow::{Control, Flow},
+};
+use tokio::{sync::mpsc as tokio_mpsc, task::LocalSet};
+
+/// How long a test waits for something that should happen soon, so that one that hangs fails.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What the sender and receiver of a test may hold themselves, so that the balancer's share can be told.
+pub(crate) const OWN_BUFFER: usize = 64 * 1024;
+
+/// A worker that carries pairs, in a kernel of its own.
+pub(crate) struct Rig {
+    pub(crate) kernel: Arc<Kernel>,
+    orders: tokio_mpsc::UnboundedSender<Order>,
+    listener: TcpListener,
+}
+
+/// How a connection ended.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) reason: &'static str,
+    pub(crate) up: u64,
+    pub(crate) down: u64,
+    pub(crate) carrier: Option<Carrier>,
+}
+
+/// The outer ends of a carried connection.
+pub(crate) struct Link {
+    pub(crate) client: TcpStream,
+    pub(crate) backend: TcpStream,
+    pub(crate) outcome: mpsc::Receiver<Outcome>,
+    /// Dropping it drops the connection's future.
+    pub(crate) leash: tokio::sync::oneshot::Sender<()>,
+}
+
+struct Order {
+    client: TcpStream,
+    backend: TcpStream,
+    leash: tokio::sync::oneshot::Receiver<()>,
+    outcome: mpsc::Sender<Outcome>,
+}
+
+/// What a rig may have otherwise.
+pub(crate) struct Options {
+    pub(crate) connections: usize,
+    pub(crate) in_flight_bytes: u32,
+    pub(crate) send_buffer: u32,
+    pub(crate) idle: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            connections: 4096,
+            in_flight_bytes: 1024 * 1024,
+            send_buffer: sockmap::SEND_BUFFER,
+            idle: Duration::from_secs(3600),
+        }
+    }
+}
+
+impl Rig {
+    pub(crate) fn new() -> Self {
+        Self::with(&Options::default())
+    }
+
+    pub(crate) fn with(options: &Options) -> Self {
+        let settings = kernel::Settings {
+            connections: options.connections,
+            in_flight_bytes: options.in_flight_bytes,
+        };
+        let kernel = Kernel::load(&settings).expect("the kernel takes the program");
+        let settings =
+            sockmap::Settings { send_buffer: options.send_buffer, ..sockmap::Settings::new(options.idle) };
+        let (orders, received) = tokio_mpsc::unbounded_channel();
+        let worker = kernel.clone();
+        thread::spawn(move || work(worker, settings, received));
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback has a free port");
+        Self { kernel, orders, listener }
+    }
+
+    /// Two connected sockets: the outer end and ours.
+    fn pair(&self, sizes: Option<usize>) -> (TcpStream, TcpStream) {
+        let address = self.listener.local_addr().expect("a bound listener has an address");
+        let outer = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+        if let Some(bytes) = sizes {
+            outer.set_send_buffer_size(bytes).expect("SO_SNDBUF");
+            outer.set_recv_buffer_size(bytes).expect("SO_RCVBUF");
+        }
+        outer.connect(&address.into()).expect("connects to loopback");
+        let outer = TcpStream::from(outer);
+        outer.set_nodelay(true).expect("TCP_NODELAY");
+        outer.set_read_timeout(Some(PATIENCE)).expect("SO_RCVTIMEO");
+        outer.set_write_timeout(Some(PATIENCE)).expect("SO_SNDTIMEO");
+        let local = outer.local_addr().expect("a connected socket has an address");
+        loop {
+            let (inner, peer) = self.listener.accept().expect("the connection is complete");
+            if peer == local {
+                return (outer, inner);
+            }
+        }
+    }
+
+    /// A carried connection.
+    pub(crate) fn link(&self) -> Link {
+        self.link_after(|_, _| {})
+    }
+
+    /// A carried connection whose peers hold next to nothing themselves.
+    pub(crate) fn tight_link(&self) -> Link {
+        self.start(self.pair(Some(OWN_BUFFER)), self.pair(Some(OWN_BUFFER)))
+    }
+
+    /// A carried connection whose client and backend did something before it was enrolled.
+    pub(crate) fn link_after(&self, before: impl FnOnce(&TcpStream, &TcpStream)) -> Link {
+        let (client, backend) = (self.pair(None), self.pair(None));
+        before(&client.0, &backend.0);
+        self.start(client, backend)
+    }
+
+    fn start(&self, client: (TcpStream, TcpStream), backend: (TcpStream, TcpStream)) -> Link {
+        let (sender, outcome) = mpsc::channel();
+        let (leash, held) = tokio::sync::oneshot::channel();
+        let order = Order { client: client.1, backend: backend.1, leash: held, outcome: sender };
+        self.orders.send(order).ok().expect("the worker lives");
+        Link { client: client.0, backend: backend.0, outcome, leash }
+    }
+
+    /// Entries in each of the four maps.
+    pub(crate) fn entries(&self) -> [usize; 4] {
+        let data = |fd: io::Result<_>| MapData::from_fd(fd.expect("a descriptor")).expect("a map");
+        let sockets = |fd| {
+            let map = SockHash::<_, Cookie>::try_from(Map::SockHash(data(fd))).expect("a sockhash");
+            map.keys().count()
+        };
+        let flows = HashMap::<_, Cookie, Flow>::try_from(Map::HashMap(data(self.kernel.flows()))).expect("a hash");
+        let control =
+            HashMap::<_, Cookie, Control>::try_from(Map::HashMap(data(self.kernel.control()))).expect("a hash");
+        [
+            sockets(self.kernel.targets()),
+            sockets(self.kernel.verdict()),
+            flows.keys().count(),
+            control.keys().count(),
+        ]
+    }
+}
+
+impl Link {
+    /// Waits for the end.
+    pub(crate) fn outcome(&self) -> Outcome {
+        self.outcome.recv_timeout(PATIENCE).expect("the connection ends")
+    }
+}
+
+fn work(kernel: Arc<Kernel>, settings: sockmap::Settings, mut orders: tokio_mpsc::UnboundedReceiver<Order>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    LocalSet::new().block_on(&runtime, async move {
+        let relay = Relay::new(settings.idle);
+        let sockmap = Sockmap::new(kernel, relay, settings).expect("a worker's part");
+        let sockmap = std::rc::Rc::new(sockmap);
+        while let Some(order) = orders.recv().await {
+            let sockmap = sockmap.clone();
+            tokio::task::spawn_local(async move {
+                let account = Account::default();
+                let stream = |stream: TcpStream| {
+                    stream.set_nonblocking(true).expect("O_NONBLOCK");
+                    tokio::net::TcpStream::from_std(stream).expect("registers")
+                };
+                let pair =
+                    Pair { client: stream(order.client), backend: stream(order.backend), hello: Vec::new() };
+                let end = tokio::select! {
+                    end = sockmap.relay(pair, &account) => end.reason(),
+                    _ = order.leash => "dropped",
+                };
+                let (up, down) = account.bytes();
+                let _ = order.outcome.send(Outcome { reason: end, up, down, carrier: account.carrier() });
+            });
+        }
+    });
+}
