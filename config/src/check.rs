@@ -1,9 +1,234 @@
 //! What `check` prints.
 
-use crate::report::Translation;
+use std::fmt::{self, Write as _};
 
-/// The route table, shadowed rules and every finding.
+use crate::{
+    model::{
+        Backend, BackendId, DatapathKind, Endpoint, EndpointHost, Listener, Model, Policies, Policy, Rule,
+        Target,
+    },
+    report::{Severity, Translation},
+    table::{Entry, Shadowed},
+};
+
+/// The route table with shadowed rules, every finding, and a line that sums up.
 #[must_use]
 pub fn render_check(translation: &Translation) -> String {
-    translation.diagnostics.iter().map(|diagnostic| format!("{diagnostic}\n")).collect()
+    let Translation { model, diagnostics } = translation;
+    let mut out = String::new();
+    if let Some(model) = model {
+        write_infallibly(&mut out, |out| render_model(out, model));
+    }
+    for found in diagnostics {
+        write_infallibly(&mut out, |out| writeln!(out, "{found}"));
+    }
+    if !diagnostics.is_empty() {
+        out.push('\n');
+    }
+    write_infallibly(&mut out, |out| summary(out, translation));
+    out
+}
+
+fn render_model(out: &mut String, model: &Model) -> fmt::Result {
+    for listener in &model.listeners {
+        render_listener(out, listener, model)?;
+        out.push('\n');
+    }
+    writeln!(out, "backends")?;
+    let width = column(model.backends.iter().map(|backend| backend.name.len()));
+    for backend in &model.backends {
+        writeln!(out, "  {:width$}  {}", backend.name, endpoints(backend))?;
+    }
+    out.push('\n');
+    render_settings(out, model)
+}
+
+fn render_listener(out: &mut String, listener: &Listener, model: &Model) -> fmt::Result {
+    let Listener { name, origin, bind, ports: _, routes, policies } = listener;
+    let addresses = bind.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    writeln!(out, "listener {name} on {addresses} ({origin})")?;
+    let rows: Vec<_> = routes
+        .entries()
+        .iter()
+        .map(|Entry { pattern, rule }| (pattern.to_string(), targets(rule, model), rule))
+        .collect();
+    let patterns = column(rows.iter().map(|(pattern, ..)| pattern.len()));
+    let width = column(rows.iter().map(|(_, targets, _)| targets.len()));
+    for (pattern, targets, rule) in &rows {
+        writeln!(out, "  {pattern:patterns$}  {targets:width$}  {} ({})", rule.name, rule.origin)?;
+    }
+    for Shadowed { pattern, rule, by, because } in routes.shadowed() {
+        writeln!(
+            out,
+            "  shadowed: {pattern} of {} ({}) by {}, {}",
+            rule.name,
+            rule.origin,
+            by.name,
+            because.as_str()
+        )?;
+    }
+    let policies = describe_policies(policies, model);
+    writeln!(out, "  otherwise: {policies}")
+}
+
+fn render_settings(out: &mut String, model: &Model) -> fmt::Result {
+    let Model { datapath, admin, limits, timeouts, .. } = model;
+    let datapath = match datapath {
+        DatapathKind::Auto => "auto",
+        DatapathKind::Sockmap => "sockmap",
+        DatapathKind::Relay => "relay",
+    };
+    writeln!(out, "datapath {datapath}")?;
+    match admin {
+        Some(admin) => writeln!(out, "admin {admin}")?,
+        None => writeln!(out, "admin nowhere")?,
+    }
+    writeln!(
+        out,
+        "limits hello_bytes {}, connections {}, workers {}, in_flight_bytes {}",
+        limits.hello_bytes, limits.connections, limits.workers, limits.in_flight_bytes
+    )?;
+    writeln!(
+        out,
+        "timeouts hello {:?}, connect {:?}, idle {:?}, drain {:?}\n",
+        timeouts.hello, timeouts.connect, timeouts.idle, timeouts.drain
+    )
+}
+
+fn summary(out: &mut String, translation: &Translation) -> fmt::Result {
+    match &translation.model {
+        Some(model) => {
+            let patterns: usize = model.listeners.iter().map(|one| one.routes.entries().len()).sum();
+            let shadowed: usize = model.listeners.iter().map(|one| one.routes.shadowed().len()).sum();
+            write!(
+                out,
+                "valid: {}, {}, {}, {shadowed} shadowed",
+                counted(model.listeners.len(), "listener"),
+                counted(patterns, "pattern"),
+                counted(model.backends.len(), "backend"),
+            )?;
+        }
+        None => write!(out, "not valid")?,
+    }
+    let count = |severity| translation.diagnostics.iter().filter(|found| found.severity == severity).count();
+    writeln!(
+        out,
+        "; {}, {} rejected, {}, {} ignored, {}",
+        counted(count(Severity::Error), "error"),
+        count(Severity::Rejected),
+        counted(count(Severity::Warning), "warning"),
+        count(Severity::Ignored),
+        counted(count(Severity::Note), "note"),
+    )
+}
+
+/// `shop:443`, or `shop:443 90 %, refused 10 %`.
+pub(crate) fn targets(rule: &Rule, model: &Model) -> String {
+    let shares = shares(rule, model);
+    let only = shares.len() == 1;
+    let share = |(backend, percent): &(Option<&Backend>, f64)| {
+        let name = backend.map_or("refused", |backend| &*backend.name);
+        if only && *percent > 0.0 { name.to_owned() } else { format!("{name} {}", Percent(*percent)) }
+    };
+    shares.iter().map(share).collect::<Vec<_>>().join(", ")
+}
+
+/// Each backend of a rule with its share of the connections in percent; `None` is what is refused.
+pub(crate) fn shares<'m>(rule: &Rule, model: &'m Model) -> Vec<(Option<&'m Backend>, f64)> {
+    let sum: u64 = rule.targets.iter().map(|target| u64::from(target.weight)).sum();
+    let mut shares: Vec<(Option<BackendId>, u64)> = Vec::new();
+    for Target { weight, backend } in &rule.targets {
+        match shares.iter_mut().find(|(known, _)| known == backend) {
+            Some((_, total)) => *total += u64::from(*weight),
+            None => shares.push((*backend, u64::from(*weight))),
+        }
+    }
+    shares
+        .into_iter()
+        .map(|(id, weight)| {
+            #[expect(clippy::cast_precision_loss, reason = "only for display, and weights are below 2^20")]
+            let percent = if sum == 0 { 0.0 } else { weight as f64 * 100.0 / sum as f64 };
+            (id.and_then(|id| model.backends.get(id.0)), percent)
+        })
+        .collect()
+}
+
+/// With one decimal where it says something.
+pub(crate) struct Percent(pub(crate) f64);
+
+impl fmt::Display for Percent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = format!("{:.1}", self.0);
+        write!(f, "{} %", text.strip_suffix(".0").unwrap_or(&text))
+    }
+}
+
+/// `10.0.0.1:443, shop.internal:443 (DNS, weight 2)`.
+pub(crate) fn endpoints(backend: &Backend) -> String {
+    let mut text = backend.endpoints.iter().map(endpoint).collect::<Vec<_>>().join(", ");
+    if text.is_empty() {
+        "no endpoints".clone_into(&mut text);
+    }
+    if !backend.source.is_empty() {
+        let source = backend.source.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        write_infallibly(&mut text, |text| write!(text, " from {source}"));
+    }
+    text
+}
+
+fn endpoint(Endpoint { host, port, weight }: &Endpoint) -> String {
+    let (address, dns) = match host {
+        EndpointHost::Ip(ip) => (std::net::SocketAddr::new(*ip, *port).to_string(), false),
+        EndpointHost::Dns(name) => (format!("{name}:{port}"), true),
+    };
+    match (dns, weight) {
+        (false, 1) => address,
+        (true, 1) => format!("{address} (DNS)"),
+        (false, weight) => format!("{address} (weight {weight})"),
+        (true, weight) => format!("{address} (DNS, weight {weight})"),
+    }
+}
+
+pub(crate) fn describe_policy(policy: Policy, model: &Model) -> String {
+    match policy {
+        Policy::Close => "close".into(),
+        Policy::Reset => "reset".into(),
+        Policy::Alert => "alert".into(),
+        Policy::Backend(id) => {
+            format!("backend {}", model.backends.get(id.0).map_or("?", |backend| &*backend.name))
+        }
+    }
+}
+
+/// Verdicts of the same policy together: six times `close` is `close`.
+fn describe_policies(policies: &Policies, model: &Model) -> String {
+    let mut groups: Vec<(Policy, Vec<&str>)> = Vec::new();
+    for (verdict, policy) in policies.iter() {
+        match groups.iter_mut().find(|(candidate, _)| *candidate == policy) {
+            Some((_, verdicts)) => verdicts.push(verdict),
+            None => groups.push((policy, vec![verdict])),
+        }
+    }
+    if let [(policy, _)] = &*groups {
+        return describe_policy(*policy, model);
+    }
+    let group = |(policy, verdicts): &(Policy, Vec<&str>)| {
+        format!("{} on {}", describe_policy(*policy, model), verdicts.join(", "))
+    };
+    groups.iter().map(group).collect::<Vec<_>>().join("; ")
+}
+
+/// The width of a column, which a few long cells shall not make unreadable.
+fn column(lengths: impl Iterator<Item = usize>) -> usize {
+    lengths.filter(|length| *length <= 60).max().unwrap_or(0)
+}
+
+fn counted(count: usize, what: &str) -> String {
+    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
+}
+
+/// Writing to a `String` has no error to report.
+fn write_infallibly(out: &mut String, write: impl FnOnce(&mut String) -> fmt::Result) {
+    let done = write(out);
+    debug_assert!(done.is_ok(), "a String takes everything");
 }

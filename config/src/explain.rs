@@ -1,24 +1,219 @@
-//! What `explain` prints.
+//! What `explain` prints: which listener, rule and endpoints serve a name, and why.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
-use crate::model::Model;
+use crate::{
+    check::{Percent, describe_policy, endpoints, shares},
+    model::{Backend, Listener, Model, Origin, Policy, Rule},
+    name::{HostPattern, NameError, ServerName},
+    table::{Entry, Shadowed, TableExplanation},
+};
 
-/// Which listener, rule and endpoints serve a name, and why.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The answer for one name on each listener in question.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Explanation {
-    text: String,
+    /// What was asked.
+    pub question: Question,
+    /// One for each listener in question.
+    pub answers: Vec<Answer>,
+    /// The ports of all listeners, for those who asked for another one.
+    pub ports: Vec<u16>,
+}
+
+impl Explanation {
+    /// Whether at least one listener serves the name by a rule.
+    #[must_use]
+    pub fn is_served(&self) -> bool {
+        self.answers.iter().any(|answer| matches!(answer.outcome, Outcome::Rule { .. }))
+    }
+}
+
+/// What was asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Question {
+    /// The text as asked; `None` is a hello without a name.
+    pub sni: Option<String>,
+    /// Why the text is not a server name.
+    pub invalid: Option<NameError>,
+    /// The port of the listeners; `None` is all of them.
+    pub port: Option<u16>,
+}
+
+/// What one listener does.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Answer {
+    /// The listener's name.
+    pub listener: String,
+    /// Its addresses.
+    pub bind: Vec<std::net::SocketAddr>,
+    /// Where it was written.
+    pub origin: Origin,
+    /// What happens to the connection.
+    pub outcome: Outcome,
+}
+
+/// What happens to a connection.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// A rule serves it.
+    Rule {
+        /// By this pattern.
+        pattern: HostPattern,
+        /// The rule.
+        rule: Arc<Rule>,
+        /// Percent of the connections by backend; `None` is refused.
+        shares: Vec<(Option<Backend>, f64)>,
+        /// What would serve it otherwise, the most specific first.
+        less_specific: Vec<Entry>,
+        /// What claims the name by a pattern that another rule took.
+        shadowed: Vec<Shadowed>,
+    },
+    /// No rule serves it.
+    Policy {
+        /// `no_sni` or `unknown_name`.
+        verdict: &'static str,
+        /// What happens instead.
+        policy: Policy,
+        /// The same in words.
+        described: String,
+    },
+}
+
+/// Answers for a hello that names `sni` (or none) on the listeners of `port`, or on all of them.
+///
+/// `port` is the one of the configuration or the one that `--listen` put in its place.
+#[must_use]
+pub fn explain(model: &Model, sni: Option<&str>, port: Option<u16>) -> Explanation {
+    let mut ports: Vec<u16> = model.listeners.iter().flat_map(|one| &one.ports).copied().collect();
+    ports.sort_unstable();
+    ports.dedup();
+    let (name, invalid) = match sni.map(ServerName::parse) {
+        None => (None, None),
+        Some(Ok(name)) => (Some(name), None),
+        Some(Err(why)) => (None, Some(why)),
+    };
+    let answers = if invalid.is_some() {
+        Vec::new()
+    } else {
+        model
+            .listeners
+            .iter()
+            .filter(|listener| port.is_none_or(|port| has_port(listener, port)))
+            .map(|listener| answer(model, listener, name.as_ref()))
+            .collect()
+    };
+    let question = Question { sni: sni.map(Into::into), invalid, port };
+    Explanation { question, answers, ports }
+}
+
+fn has_port(listener: &Listener, port: u16) -> bool {
+    listener.ports.contains(&port) || listener.bind.iter().any(|address| address.port() == port)
+}
+
+fn answer(model: &Model, listener: &Listener, name: Option<&ServerName>) -> Answer {
+    let TableExplanation { matched, less_specific, shadowed } = listener.routes.explain(name);
+    let outcome = if let Some(Entry { pattern, rule }) = matched {
+        Outcome::Rule {
+            pattern: pattern.clone(),
+            rule: Arc::clone(rule),
+            shares: shares(rule, model)
+                .into_iter()
+                .map(|(backend, percent)| (backend.cloned(), percent))
+                .collect(),
+            less_specific: less_specific.into_iter().cloned().collect(),
+            shadowed: shadowed.into_iter().cloned().collect(),
+        }
+    } else {
+        let (verdict, policy) = match name {
+            Some(_) => ("unknown_name", listener.policies.unknown_name),
+            None => ("no_sni", listener.policies.no_sni),
+        };
+        Outcome::Policy { verdict, policy, described: describe_policy(policy, model) }
+    };
+    Answer {
+        listener: listener.name.clone(),
+        bind: listener.bind.clone(),
+        origin: listener.origin.clone(),
+        outcome,
+    }
 }
 
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
+        let Self { question, answers, ports } = self;
+        let Question { sni, invalid, port } = question;
+        let what = match sni {
+            Some(name) => format!("'{name}'"),
+            None => "a hello without a server name".into(),
+        };
+        if let Some(why) = invalid {
+            return writeln!(f, "{what} is not a server name: {why}");
+        }
+        if let (Some(port), true) = (port, answers.is_empty()) {
+            let ports = ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            return writeln!(f, "no listener has port {port}; the ports are {ports}");
+        }
+        for (index, answer) in answers.iter().enumerate() {
+            let gap = if index == 0 { "" } else { "\n" };
+            write!(f, "{gap}{what} on {answer}")?;
+        }
+        Ok(())
     }
 }
 
-/// Answers for a hello that names `sni` (or none) on the listeners of `port`, or on all of them.
-#[must_use]
-pub fn explain(model: &Model, sni: Option<&str>, port: Option<u16>) -> Explanation {
-    let _ = (model, sni, port);
-    Explanation { text: String::new() }
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { listener, bind, origin, outcome } = self;
+        let bind = bind.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        writeln!(f, "listener {listener}, {bind} ({origin})")?;
+        match outcome {
+            Outcome::Policy { verdict, described, .. } => {
+                writeln!(f, "  no rule serves it: policy {verdict} is {described}")
+            }
+            Outcome::Rule { pattern, rule, shares, less_specific, shadowed } => {
+                writeln!(f, "  {} ({})", rule.name, rule.origin)?;
+                writeln!(f, "  because {} matches{}", quoted(pattern), how(pattern))?;
+                for Entry { pattern, rule } in less_specific {
+                    let pattern = quoted(pattern);
+                    writeln!(
+                        f,
+                        "    which is more specific than {pattern} of {} ({})",
+                        rule.name, rule.origin
+                    )?;
+                }
+                for Shadowed { pattern, rule, by, because } in shadowed {
+                    let (pattern, because) = (quoted(pattern), because.as_str());
+                    writeln!(
+                        f,
+                        "    {pattern} of {} ({}) is shadowed by {}, {because}",
+                        rule.name, rule.origin, by.name
+                    )?;
+                }
+                for (backend, percent) in shares {
+                    match backend {
+                        Some(backend) => {
+                            let to = endpoints(backend);
+                            writeln!(f, "  {} to backend {}: {to}", Percent(*percent), backend.name)?;
+                        }
+                        None => {
+                            writeln!(f, "  {} refused: its destination cannot be served", Percent(*percent))?;
+                        }
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+fn quoted(pattern: &HostPattern) -> String {
+    format!("'{pattern}'")
+}
+
+fn how(pattern: &HostPattern) -> &'static str {
+    match pattern {
+        HostPattern::Exact(_) => " exactly",
+        HostPattern::Suffix(_) => " as the longest suffix",
+        HostPattern::Any => " everything, also a hello without a server name",
+    }
 }

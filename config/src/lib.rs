@@ -10,8 +10,15 @@ pub mod report;
 pub mod table;
 
 mod check;
+mod decode;
+mod draft;
 mod explain;
+mod istio;
 mod load;
+mod native;
+mod resolve;
+mod units;
+mod yaml;
 
 pub use self::{
     check::render_check,

@@ -66,6 +66,22 @@ pub struct Policies {
     pub timeout: Policy,
 }
 
+impl Policies {
+    /// Each verdict by its name in the configuration, with its policy.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, Policy)> {
+        let Self { no_sni, unknown_name, not_tls, malformed, too_large, timeout } = *self;
+        [
+            ("no_sni", no_sni),
+            ("unknown_name", unknown_name),
+            ("not_tls", not_tls),
+            ("malformed", malformed),
+            ("too_large", too_large),
+            ("timeout", timeout),
+        ]
+        .into_iter()
+    }
+}
+
 /// How to end, or where to send, a connection without a route.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Policy {
@@ -136,6 +152,11 @@ pub struct Target {
     pub weight: u32,
     /// Where to go; `None` is a destination that cannot be served, which rejects its share of connections.
     pub backend: Option<BackendId>,
+}
+
+impl Target {
+    /// The largest weight in a configuration, the one that the Gateway API allows: sums stay far from overflow.
+    pub const MAX_WEIGHT: u32 = 1_000_000;
 }
 
 /// The place in a file that something came from.

@@ -99,12 +99,12 @@ impl HostPattern {
     pub fn parse(text: &str) -> Result<Self, NameError> {
         if text == "*" {
             Ok(Self::Any)
-        } else if let Some(rest) = text.strip_prefix("*.") {
-            ServerName::parse(rest).map(Self::Suffix)
-        } else if text.contains('*') {
-            Err(NameError::Wildcard)
         } else {
-            ServerName::parse(text).map(Self::Exact)
+            match text.strip_prefix("*.") {
+                Some(rest) if !rest.contains('*') => ServerName::parse(rest).map(Self::Suffix),
+                None if !text.contains('*') => ServerName::parse(text).map(Self::Exact),
+                _ => Err(NameError::Wildcard),
+            }
         }
     }
 
@@ -304,6 +304,7 @@ mod tests {
         for text in ["*example.com", "a.*.com", "**", "*.*.com", "*."] {
             assert!(HostPattern::parse(text).is_err(), "{text}");
         }
+        assert_eq!(HostPattern::parse("*.*.com"), Err(NameError::Wildcard));
     }
 
     #[test]

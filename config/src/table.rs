@@ -154,10 +154,10 @@ pub struct Shadowed {
 /// What decided between two rules for the same names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Because {
-    /// One of the two cannot be served and only keeps its names from falling to a wider rule.
-    Served,
     /// The winner was written with a more specific pattern, before the listener's hosts narrowed both.
     MoreSpecific,
+    /// The winner is of the native format, which is the operator's own word.
+    Native,
     /// The winner's object has the older `creationTimestamp`.
     Older,
     /// The winner's `namespace/name` comes first.
@@ -171,8 +171,8 @@ impl Because {
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Served => "which can be served",
             Self::MoreSpecific => "which is written more specifically",
+            Self::Native => "which is of the native format",
             Self::Older => "whose object is older",
             Self::NameFirst => "whose namespace/name comes first",
             Self::WrittenFirst => "which is written first",
@@ -191,7 +191,7 @@ pub struct TableExplanation<'t> {
     pub shadowed: Vec<&'t Shadowed>,
 }
 
-/// How a rule competes with others for the very same names; the first in order wins.
+/// How a rule competes with others for the very same names; the first in order wins, the default before all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Rank {
     /// RFC 3339 in UTC to the second, as Kubernetes writes it, which sorts as text; an object without one is
@@ -199,8 +199,12 @@ pub struct Rank {
     pub created: Option<Arc<str>>,
     /// `namespace/name`; empty for our own format, which has no such thing.
     pub object: Arc<str>,
-    /// Serves only while nothing else claims the names: the mark of a rule that cannot be served.
-    pub last_resort: bool,
+}
+
+impl Rank {
+    fn is_native(&self) -> bool {
+        self.object.is_empty()
+    }
 }
 
 /// Collects rules; see [`RouteTable::builder`].
@@ -241,10 +245,9 @@ impl RouteTableBuilder {
         });
     }
 
-    /// Whether nothing was added.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.candidates.is_empty()
+    /// The patterns added so far.
+    pub fn patterns(&self) -> impl Iterator<Item = &HostPattern> {
+        self.candidates.iter().map(|candidate| &candidate.pattern)
     }
 
     /// Decides precedence.
@@ -262,7 +265,10 @@ impl RouteTableBuilder {
             match &winner {
                 Some(first) if first.pattern == candidate.pattern => {
                     // One rule may come to the same pattern by two ways, for example through two listener hosts.
-                    if !Arc::ptr_eq(&first.rule, &candidate.rule) {
+                    let told = table.shadowed.last().is_some_and(|last| {
+                        last.pattern == candidate.pattern && Arc::ptr_eq(&last.rule, &candidate.rule)
+                    });
+                    if !told && !Arc::ptr_eq(&first.rule, &candidate.rule) {
                         table.shadowed.push(Shadowed {
                             because: first.against(&candidate).1,
                             pattern: candidate.pattern,
@@ -292,8 +298,8 @@ impl Candidate {
             (None, None) => Equal,
         };
         [
-            (self.rank.last_resort.cmp(&other.rank.last_resort), Because::Served),
             (other.written.cmp(&self.written), Because::MoreSpecific),
+            (other.rank.is_native().cmp(&self.rank.is_native()), Because::Native),
             (age, Because::Older),
             (self.rank.object.cmp(&other.rank.object), Because::NameFirst),
         ]
@@ -365,7 +371,7 @@ mod tests {
     }
 
     fn rank(created: Option<&str>, object: &str) -> Arc<Rank> {
-        Arc::new(Rank { created: created.map(Into::into), object: object.into(), last_resort: false })
+        Arc::new(Rank { created: created.map(Into::into), object: object.into() })
     }
 
     fn table(patterns: &[&str]) -> RouteTable {
@@ -446,6 +452,7 @@ mod tests {
             (&ageless, &young, Because::Older, "second"),
             (&ageless_b, &ageless, Because::NameFirst, "second"),
             (&ageless, &ageless, Because::WrittenFirst, "first"),
+            (&old, &Arc::default(), Because::Native, "second"),
         ] {
             let mut builder = RouteTable::builder();
             for (name, rank) in [("first", first), ("second", second)] {

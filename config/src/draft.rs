@@ -1,0 +1,287 @@
+//! The model while it is being put together, by all formats alike.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::SocketAddr,
+    sync::Arc,
+};
+
+use crate::{
+    decode::Sink,
+    model::{
+        Backend, BackendId, DatapathKind, Limits, Listener, Model, Origin, Policies, Policy, Rule, Target,
+        Timeouts,
+    },
+    name::HostPattern,
+    options::Options,
+    report::{Diagnostic, Severity},
+    table::{Rank, RouteTable, RouteTableBuilder, Shadowed},
+};
+
+/// Settings that belong to no object.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Settings {
+    pub(crate) datapath: DatapathKind,
+    pub(crate) admin: Option<SocketAddr>,
+    pub(crate) limits: Limits,
+    pub(crate) timeouts: Timeouts,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Draft {
+    pub(crate) listeners: Vec<DraftListener>,
+    backends: Vec<Backend>,
+    by_name: HashMap<String, BackendId>,
+    rules: usize,
+}
+
+#[derive(Debug)]
+pub(crate) struct DraftListener {
+    pub(crate) name: String,
+    pub(crate) origin: Origin,
+    pub(crate) bind: Vec<SocketAddr>,
+    /// What the listener admits at all; a route serves what it has in common with one of these.
+    pub(crate) hosts: Vec<HostPattern>,
+    pub(crate) policies: Policies,
+    table: RouteTableBuilder,
+    /// Names of rules that cannot be served.
+    blocked: Vec<(HostPattern, Arc<Rule>)>,
+}
+
+impl Draft {
+    pub(crate) fn rule(&mut self, name: String, origin: Origin, targets: Vec<Target>) -> Arc<Rule> {
+        let id = self.rules;
+        self.rules += 1;
+        Arc::new(Rule { id, name, origin, targets })
+    }
+
+    /// Adds a backend; `None` if its name is taken.
+    pub(crate) fn backend(&mut self, backend: Backend) -> Option<BackendId> {
+        if self.by_name.contains_key(&backend.name) {
+            return None;
+        }
+        let id = BackendId(self.backends.len());
+        self.by_name.insert(backend.name.clone(), id);
+        self.backends.push(backend);
+        Some(id)
+    }
+
+    pub(crate) fn backend_named(&self, name: &str) -> Option<BackendId> {
+        self.by_name.get(name).copied()
+    }
+
+    pub(crate) fn backend_names(&self) -> impl Iterator<Item = &str> {
+        self.backends.iter().map(|backend| &*backend.name)
+    }
+
+    /// The listener that already has one of these addresses, or all addresses of the port.
+    pub(crate) fn overlap(&self, bind: &[SocketAddr]) -> Option<(&DraftListener, SocketAddr)> {
+        self.listeners
+            .iter()
+            .find_map(|listener| first_overlap(&listener.bind, bind).map(|address| (listener, address)))
+    }
+
+    /// Moves listeners to where `--listen` wants them.
+    fn rebind(&mut self, options: &Options, sink: &mut Sink) {
+        for listener in &mut self.listeners {
+            listener.bind = rebound(&listener.bind, options);
+        }
+        if options.listen.is_empty() {
+            return; // Overlaps as written are told where they are written.
+        }
+        for (index, listener) in self.listeners.iter().enumerate() {
+            let others = &self.listeners[..index];
+            if let Some((other, address)) = others
+                .iter()
+                .find_map(|other| first_overlap(&other.bind, &listener.bind).map(|at| (&other.name, at)))
+            {
+                let message = format!(
+                    "--listen puts the listeners '{other}' and '{}' both at {address}",
+                    listener.name
+                );
+                Diagnostic::general(Severity::Error, message)
+                    .remedy("give each listener's port an address of its own")
+                    .to(sink);
+            }
+        }
+    }
+
+    /// The model; that it could not serve anything is an error in `sink`.
+    pub(crate) fn finish(mut self, settings: Settings, options: &Options, sink: &mut Sink) -> Model {
+        let mut ports = Vec::new();
+        for listener in &self.listeners {
+            let mut own: Vec<_> = listener.bind.iter().map(SocketAddr::port).collect();
+            own.sort_unstable();
+            own.dedup();
+            ports.push(own);
+        }
+        for listen in &options.listen {
+            if !ports.iter().flatten().any(|port| *port == listen.port) {
+                Diagnostic::general(
+                    Severity::Warning,
+                    format!("--listen {listen}: no listener has port {}", listen.port),
+                )
+                .to(sink);
+            }
+        }
+        self.rebind(options, sink);
+
+        // Of what is missing because of an error there is no more to say.
+        let failed = sink.0.iter().any(|found| found.severity == Severity::Error);
+        if failed {
+        } else if self.listeners.is_empty() {
+            Diagnostic::general(Severity::Error, "there is nothing to listen on")
+                .expected("a listener, or a Gateway server with tls.mode PASSTHROUGH")
+                .to(sink);
+        } else if self.serves_nothing() {
+            Diagnostic::general(Severity::Error, "no route is left to serve")
+                .expected("a route that some listener admits")
+                .remedy("see the findings above for why each route is left out")
+                .to(sink);
+        }
+        let Self { listeners, backends, rules, .. } = self;
+        let listeners: Vec<_> = listeners
+            .into_iter()
+            .zip(ports)
+            .map(|(listener, ports)| {
+                let listener = listener.build(ports);
+                report(&listener, failed, sink);
+                listener
+            })
+            .collect();
+        let Settings { datapath, admin, limits, timeouts } = settings;
+        Model { listeners, backends, rules, datapath, admin, limits, timeouts }
+    }
+
+    fn serves_nothing(&self) -> bool {
+        self.listeners.iter().all(|listener| {
+            listener.table.patterns().next().is_none()
+                && !listener.policies.iter().any(|(_, policy)| matches!(policy, Policy::Backend(_)))
+        })
+    }
+}
+
+impl DraftListener {
+    pub(crate) fn new(
+        name: String,
+        origin: Origin,
+        bind: Vec<SocketAddr>,
+        hosts: Vec<HostPattern>,
+        policies: Policies,
+    ) -> Self {
+        let (table, blocked) = (RouteTable::builder(), Vec::new());
+        Self { name, origin, bind, hosts, policies, table, blocked }
+    }
+
+    /// Serves the names that `written` and `host` have in common; tells whether there are any.
+    pub(crate) fn serve(
+        &mut self,
+        written: &HostPattern,
+        host: &HostPattern,
+        rule: &Arc<Rule>,
+        rank: &Arc<Rank>,
+    ) -> bool {
+        match written.intersect(host) {
+            Some(pattern) => {
+                self.table.insert(pattern, written, rule, rank);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Notes names whose rule cannot be served: they must not fall to a wider one that was not meant for them.
+    pub(crate) fn block(&mut self, written: &HostPattern, host: &HostPattern, rule: &Arc<Rule>) {
+        if let Some(pattern) = written.intersect(host) {
+            self.blocked.push((pattern, Arc::clone(rule)));
+        }
+    }
+
+    fn build(self, ports: Vec<u16>) -> Listener {
+        let Self { name, origin, bind, hosts: _, policies, mut table, blocked } = self;
+        if !blocked.is_empty() {
+            let mut served: HashSet<_> = table.patterns().cloned().collect();
+            let mut kept: Vec<_> = blocked
+                .into_iter()
+                .filter(|(pattern, _)| !served.contains(pattern) && has_wider(&served, pattern))
+                .collect();
+            kept.retain(|(pattern, _)| served.insert(pattern.clone()));
+            for (pattern, rule) in kept {
+                table.insert(pattern.clone(), &pattern, &rule, &Arc::default());
+            }
+        }
+        Listener { name, origin, bind, ports, routes: table.build(), policies }
+    }
+}
+
+/// Whether a name of `pattern` would be served by a pattern with more names.
+fn has_wider(served: &HashSet<HostPattern>, pattern: &HostPattern) -> bool {
+    let (HostPattern::Exact(name) | HostPattern::Suffix(name)) = pattern else { return false };
+    served.contains(&HostPattern::Any)
+        || parents(name.as_str()).any(|parent| {
+            HostPattern::parse(&format!("*.{parent}")).is_ok_and(|wider| served.contains(&wider))
+        })
+}
+
+fn parents(name: &str) -> impl Iterator<Item = &str> {
+    std::iter::successors(Some(name), |name| name.split_once('.').map(|(_, parent)| parent)).skip(1)
+}
+
+fn rebound(bind: &[SocketAddr], options: &Options) -> Vec<SocketAddr> {
+    let mut moved = Vec::with_capacity(bind.len());
+    for address in bind {
+        let mut instead =
+            options.listen.iter().filter(|listen| listen.port == address.port()).map(|listen| listen.address);
+        match instead.next() {
+            None => moved.push(*address),
+            Some(first) => {
+                for address in std::iter::once(first).chain(instead) {
+                    if !moved.contains(&address) {
+                        moved.push(address);
+                    }
+                }
+            }
+        }
+    }
+    moved
+}
+
+/// An address of `b` that cannot be bound beside those of `a`.
+pub(crate) fn first_overlap(a: &[SocketAddr], b: &[SocketAddr]) -> Option<SocketAddr> {
+    b.iter().copied().find(|b| a.iter().any(|a| overlaps(a, b)))
+}
+
+/// The wildcard address of a family holds all addresses of that family; port 0 is a new port every time.
+fn overlaps(a: &SocketAddr, b: &SocketAddr) -> bool {
+    a.port() != 0
+        && a.port() == b.port()
+        && a.is_ipv4() == b.is_ipv4()
+        && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
+}
+
+fn report(listener: &Listener, failed: bool, sink: &mut Sink) {
+    if !failed && listener.routes.entries().is_empty() {
+        let mut empty = Diagnostic::general(
+            Severity::Warning,
+            format!("the listener '{}' has no route: every connection meets its policies", listener.name),
+        );
+        empty.origin = Some(listener.origin.clone());
+        empty.to(sink);
+    }
+    for Shadowed { pattern, rule, by, because } in listener.routes.shadowed() {
+        let mut lost = Diagnostic::general(
+            Severity::Warning,
+            format!(
+                "{}: '{pattern}' on the listener '{}' is served by {} ({}) instead, {}",
+                rule.name,
+                listener.name,
+                by.name,
+                by.origin,
+                because.as_str()
+            ),
+        )
+        .remedy("let only one of the two claim the name");
+        lost.origin = Some(rule.origin.clone());
+        lost.to(sink);
+    }
+}

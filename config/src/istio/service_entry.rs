@@ -1,0 +1,239 @@
+//! `ServiceEntry`: where a host lives.
+
+use std::{net::IpAddr, sync::Arc};
+
+use super::object::{ExportTo, Object};
+use crate::{
+    decode::{Sink, View},
+    model::{EndpointHost, Target},
+    name::{HostName, HostPattern, ServerName},
+    report::Severity,
+    table::Rank,
+};
+
+#[derive(Debug)]
+pub(super) struct ServiceEntry<'n> {
+    pub(super) view: View<'n>,
+    pub(super) namespace: &'n str,
+    pub(super) rank: Arc<Rank>,
+    pub(super) export_to: ExportTo<'n>,
+    pub(super) hosts: Vec<ServerName>,
+    pub(super) ports: Vec<EntryPort<'n>>,
+    pub(super) location: Location<'n>,
+}
+
+#[derive(Debug)]
+pub(super) struct EntryPort<'n> {
+    pub(super) number: u16,
+    pub(super) name: &'n str,
+    /// Where endpoints listen unless they say otherwise.
+    pub(super) target: u16,
+}
+
+#[derive(Debug)]
+pub(super) enum Location<'n> {
+    /// The endpoints that are listed.
+    Listed(Vec<EntryEndpoint<'n>>),
+    /// The host itself, by DNS.
+    Host,
+    /// Rejected: the host is not to be found elsewhere instead.
+    Refused,
+}
+
+#[derive(Debug)]
+pub(super) struct EntryEndpoint<'n> {
+    pub(super) host: EndpointHost,
+    /// Ports by name, where they differ.
+    pub(super) ports: Vec<(&'n str, u16)>,
+    pub(super) weight: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Resolution {
+    Static,
+    Dns,
+}
+
+pub(super) fn read<'n>(object: Object<'n>, sink: &mut Sink) -> Option<ServiceEntry<'n>> {
+    let Object { namespace, view, spec, rank, .. } = object;
+    let mut fields = spec.fields("the spec of a ServiceEntry", sink)?;
+    let hosts = fields.require("hosts", "a list of names", sink);
+    let ports = fields.require("ports", "a list of {number, name, protocol}", sink);
+    let resolution = fields.take("resolution");
+    let endpoints = fields.take("endpoints");
+    let selector = fields.take("workloadSelector");
+    let export_to = ExportTo::read(fields.take("exportTo"), namespace, sink);
+    if let Some(names) = fields.take("subjectAltNames") {
+        names.warn("certificates are not looked at: TLS passes through, ignored").to(sink);
+    }
+    fields.known(&["addresses", "location"]);
+    fields.finish(sink);
+
+    let hosts = hosts.map(|view| read_hosts(&view, sink)).unwrap_or_default();
+    let ports = ports.map(|view| read_ports(&view, sink)).unwrap_or_default();
+    let location = if let Some(selector) = &selector {
+        selector
+            .bad("workloads exist only in a cluster: connections for these hosts are refused")
+            .remedy("list the endpoints")
+            .to(sink);
+        Location::Refused
+    } else {
+        match read_resolution(&spec, resolution.as_ref(), sink) {
+            Some(resolution) => locate(&spec, resolution, endpoints.as_ref(), sink),
+            None => Location::Refused,
+        }
+    };
+    Some(ServiceEntry { view, namespace, rank, export_to, hosts, ports, location })
+}
+
+fn read_hosts(view: &View<'_>, sink: &mut Sink) -> Vec<ServerName> {
+    let list = view.list("a list of names", sink);
+    if list.is_empty() {
+        view.bad("the list is empty").expected("a list of names").to(sink);
+    }
+    list.iter()
+        .filter_map(|item| match item.parse("a name such as shop.internal", sink)? {
+            HostPattern::Exact(name) => Some(name),
+            HostPattern::Suffix(_) | HostPattern::Any => {
+                item.warn("a destination is one host, never a wildcard, ignored").to(sink);
+                None
+            }
+        })
+        .collect()
+}
+
+fn read_ports<'n>(view: &View<'n>, sink: &mut Sink) -> Vec<EntryPort<'n>> {
+    let expected = "a list of {number, name, protocol}";
+    let mut ports: Vec<EntryPort<'n>> = Vec::new();
+    for item in view.list(expected, sink) {
+        let Some(mut fields) = item.fields("{number, name, protocol, targetPort}", sink) else { continue };
+        let number = fields.require("number", "a port from 1 to 65535", sink);
+        let name = fields.require("name", "a name that is unique within the ServiceEntry", sink);
+        let target = fields.take("targetPort");
+        fields.known(&["protocol"]);
+        fields.finish(sink);
+        let number = number.and_then(|view| view.port(sink));
+        let name = name.and_then(|view| view.text("a name", sink));
+        let target = target.map(|view| view.port(sink));
+        let (Some(number), Some(name)) = (number, name) else { continue };
+        let target = match target {
+            None => number,
+            Some(Some(target)) => target,
+            Some(None) => continue,
+        };
+        if ports.iter().any(|port| port.number == number || port.name == name) {
+            item.bad("the number or name of the port is there already")
+                .remedy("keep one of the two")
+                .to(sink);
+            continue;
+        }
+        ports.push(EntryPort { number, name, target });
+    }
+    ports
+}
+
+fn read_resolution(spec: &View<'_>, view: Option<&View<'_>>, sink: &mut Sink) -> Option<Resolution> {
+    let expected = "STATIC or DNS";
+    let text = match view {
+        None => "NONE",
+        Some(view) => view.text(expected, sink)?,
+    };
+    let at = view.unwrap_or(spec);
+    let why = match text {
+        "STATIC" => return Some(Resolution::Static),
+        "DNS" => return Some(Resolution::Dns),
+        "DNS_ROUND_ROBIN" => {
+            at.say(Severity::Note, "DNS_ROUND_ROBIN is taken as DNS").to(sink);
+            return Some(Resolution::Dns);
+        }
+        "NONE" => {
+            "resolution NONE (the default) means the address that the client asked for, which is our own"
+        }
+        "DYNAMIC_DNS" => "DYNAMIC_DNS is not implemented",
+        other => {
+            at.bad(format!("there is no resolution '{other}': connections for these hosts are refused"))
+                .expected(expected)
+                .to(sink);
+            return None;
+        }
+    };
+    at.bad(format!("{why}: connections for these hosts are refused"))
+        .expected(expected)
+        .remedy("set spec.resolution to DNS, or to STATIC with endpoints")
+        .to(sink);
+    None
+}
+
+fn locate<'n>(
+    spec: &View<'n>,
+    resolution: Resolution,
+    endpoints: Option<&View<'n>>,
+    sink: &mut Sink,
+) -> Location<'n> {
+    let list =
+        endpoints.map(|view| view.list("a list of {address, ports, weight}", sink)).unwrap_or_default();
+    if list.is_empty() {
+        if resolution == Resolution::Dns {
+            return Location::Host;
+        }
+        spec.bad("resolution STATIC needs endpoints: connections for these hosts are refused")
+            .remedy("list endpoints with IP addresses, or set spec.resolution to DNS")
+            .to(sink);
+        return Location::Refused;
+    }
+    let endpoints: Vec<_> = list.iter().filter_map(|view| endpoint(view, resolution, sink)).collect();
+    if endpoints.is_empty() { Location::Refused } else { Location::Listed(endpoints) }
+}
+
+fn endpoint<'n>(view: &View<'n>, resolution: Resolution, sink: &mut Sink) -> Option<EntryEndpoint<'n>> {
+    let mut fields = view.fields("an endpoint: {address, ports, weight}", sink)?;
+    let address = fields.require("address", "an IP address, or a name with resolution DNS", sink);
+    let ports = fields.take("ports");
+    let weight = fields.take("weight");
+    fields.known(&["labels", "locality", "network", "serviceAccount"]);
+    fields.finish(sink);
+
+    let weight = match weight {
+        None => 1,
+        // Istio cannot tell 0 from no weight either.
+        Some(view) => view.number(0..=Target::MAX_WEIGHT, sink)?.max(1),
+    };
+    let ports = match ports {
+        None => Vec::new(),
+        Some(view) => view
+            .entries("a mapping from names of ports to numbers", sink)
+            .into_iter()
+            .filter_map(|(name, view)| Some((name, view.port(sink)?)))
+            .collect(),
+    };
+    let address = address?;
+    let host = endpoint_host(&address, resolution, sink)?;
+    Some(EntryEndpoint { host, ports, weight })
+}
+
+fn endpoint_host(view: &View<'_>, resolution: Resolution, sink: &mut Sink) -> Option<EndpointHost> {
+    let text = view.text("an IP address", sink)?;
+    if let Ok(ip) = text.parse::<IpAddr>() {
+        return Some(EndpointHost::Ip(ip));
+    }
+    if text.starts_with("unix:") {
+        view.bad("unix domain sockets are not connected to: the endpoint is left out")
+            .expected("an IP address or a name")
+            .to(sink);
+        return None;
+    }
+    if resolution == Resolution::Static {
+        view.bad(format!("'{text}' is not an IP address: the endpoint is left out"))
+            .expected("an IP address, since spec.resolution is STATIC")
+            .remedy("set spec.resolution to DNS for endpoints with names")
+            .to(sink);
+        return None;
+    }
+    match HostName::parse(text) {
+        Ok(name) => Some(EndpointHost::Dns(name)),
+        Err(why) => {
+            view.bad(format!("'{text}': {why}")).expected("an IP address or a name").to(sink);
+            None
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! Our own format.
+//!
+//! A file holds one or more documents, and all documents of all files together are one configuration: lists are
+//! joined, and a setting is written once. Keys are `snake_case`; an unknown key, a key written twice and a
+//! reference to nothing are errors.
+//!
+//! ```yaml
+//! # What to listen on. At least one listener, here or from an Istio Gateway.
+//! listeners:
+//!   - name: public                 # unique; a metric label
+//!     bind:                        # ip:port or [ipv6]:port; one text or a list. [::] is IPv6 only.
+//!       - "0.0.0.0:443"
+//!       - "[::]:443"
+//!     policies:                    # instead of the ones below, verdict by verdict
+//!       unknown_name: alert
+//!
+//! # What happens to a connection without a route, by verdict: close (FIN without a byte, the default), reset
+//! # (RST), alert (a fatal TLS alert, then FIN) or {backend: NAME}. For all listeners, also those of Gateways.
+//! policies:
+//!   no_sni: close                  # a valid hello without a server name, and no route with "*"
+//!   unknown_name: close            # no route serves the name
+//!   not_tls: reset                 # the first bytes are not TLS
+//!   malformed: close               # TLS, but not a valid hello
+//!   too_large: close               # longer than limits.hello_bytes
+//!   timeout: close                 # not complete within timeouts.hello
+//!
+//! # Which names go where. The most specific pattern wins: a name before the longest "*.suffix" before "*". Of
+//! # routes with the same pattern the first one wins and the others are reported.
+//! routes:
+//!   - name: shop                   # optional, unique; a metric label; default: the first of `sni`
+//!     listeners: [public]          # one text or a list; default: all listeners, also those of Gateways
+//!     sni:                         # one text or a list of: name, "*.suffix" (one or more labels), "*"
+//!       - shop.example.com         # "*" also serves a hello without a server name
+//!       - "*.shop.example.com"
+//!     backends:                    # one or more, as {name, weight} or just the name
+//!       - {name: shop, weight: 9}  # weight 0 to 1000000, default 1; 0 receives nothing
+//!       - {name: shop-canary, weight: 1}
+//!
+//! # Where connections can go.
+//! backends:
+//!   - name: shop                   # unique; a metric label
+//!     endpoints:                   # host:port, or {address: host:port, weight}; DNS names are resolved
+//!       - "10.0.0.1:8443"
+//!       - {address: "shop.internal:8443", weight: 2}
+//!     source: [10.0.0.9]           # local addresses to connect from, in turn; default: the kernel's choice
+//!   - name: shop-canary
+//!     endpoints: ["[fd00::2]:8443"]
+//!
+//! datapath: auto                   # auto, sockmap or relay
+//! admin: 127.0.0.1:9090            # /ready and /metrics; default: nowhere
+//!
+//! limits:
+//!   hello_bytes: 16KiB             # longest hello, 512 to 64KiB
+//!   connections: 8192              # at once over all listeners
+//!   workers: 0                     # threads; 0 is one for each core
+//!   in_flight_bytes: 1MiB          # in the kernel, for each direction of each connection; 16KiB to 1GiB
+//!
+//! timeouts:                        # ms, s, m, h, d; also 1h30m
+//!   hello: 10s                     # from accept to the complete hello
+//!   connect: 10s                   # one attempt to one endpoint
+//!   idle: 1h                       # without a byte in either direction
+//!   drain: 30s                     # from SIGTERM to the end of the last connection
+//! ```
+//!
+//! Native routes may name the listeners that Istio Gateways make (`gateway-443` for port 443 on all addresses,
+//! `gateway-192.0.2.1-443` for one address) and then serve what they have in common with the hosts of the
+//! Gateway's servers. Istio's `VirtualService` objects never attach to native listeners.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::SocketAddr,
+    sync::Arc,
+};
+
+pub(crate) use self::read::Native;
+use self::read::{NativeBackend, NativeListener, NativeRoute, RawPolicies, RawPolicy};
+use crate::{
+    decode::{Sink, View, closest},
+    draft::{Draft, DraftListener, first_overlap},
+    model::{Backend, BackendId, Endpoint, EndpointHost, Policies, Policy, Target},
+    name::HostPattern,
+    resolve::Resolver,
+    table::Rank,
+};
+
+mod read;
+mod settings;
+
+impl Native<'_> {
+    /// The backends, which policies and routes refer to.
+    pub(crate) fn add_backends(&self, draft: &mut Draft, resolver: &mut Resolver<'_>, sink: &mut Sink) {
+        let mut seen: HashMap<&str, &View<'_>> = HashMap::new();
+        for NativeBackend { view, name, endpoints, source } in &self.backends {
+            if let Some(first) = seen.insert(name, view) {
+                twice(view, "backend", name, first, sink);
+                continue;
+            }
+            if endpoints.is_empty() {
+                view.warn(format!("the backend '{name}' has no endpoints: its connections are rejected"))
+                    .to(sink);
+            }
+            let endpoints = endpoints.iter().flat_map(|endpoint| overridden(endpoint, resolver)).collect();
+            draft.backend(Backend { name: (*name).into(), endpoints, source: source.clone() });
+        }
+    }
+
+    /// What happens where no listener says otherwise.
+    pub(crate) fn policies(&self, draft: &Draft, sink: &mut Sink) -> Policies {
+        let mut policies = Policies::default();
+        apply(&mut policies, &self.given.policies, draft, sink);
+        policies
+    }
+
+    pub(crate) fn add_listeners(&self, draft: &mut Draft, policies: &Policies, sink: &mut Sink) {
+        let mut seen: HashMap<&str, &View<'_>> = HashMap::new();
+        for NativeListener { view, name, bind, policies: own } in &self.listeners {
+            if let Some(first) = seen.insert(name, view) {
+                twice(view, "listener", name, first, sink);
+                continue;
+            }
+            let addresses: Vec<SocketAddr> = bind.iter().map(|(_, address)| *address).collect();
+            for (index, (view, address)) in bind.iter().enumerate() {
+                if first_overlap(&addresses[..index], &[*address]).is_some() {
+                    view.bad(format!("{address} overlaps with another address of this listener"))
+                        .remedy("keep one of the two; 0.0.0.0 and [::] hold all addresses of their family")
+                        .to(sink);
+                } else if let Some((other, _)) = draft.overlap(&[*address]) {
+                    view.bad(format!(
+                        "{address} overlaps with the listener '{}' ({})",
+                        other.name, other.origin
+                    ))
+                    .remedy("use another port or address, or move the routes to one listener")
+                    .to(sink);
+                }
+            }
+            let mut policies = policies.clone();
+            apply(&mut policies, own, draft, sink);
+            draft.listeners.push(DraftListener::new(
+                (*name).into(),
+                view.origin(),
+                addresses,
+                vec![HostPattern::Any],
+                policies,
+            ));
+        }
+    }
+
+    /// Attaches every route; all listeners are there.
+    pub(crate) fn add_routes(&self, draft: &mut Draft, sink: &mut Sink) {
+        let by_name: HashMap<String, usize> =
+            (draft.listeners.iter().enumerate()).map(|(at, listener)| (listener.name.clone(), at)).collect();
+        let rank = Arc::new(Rank::default());
+        let mut labels = self.route_names(sink);
+        for route in &self.routes {
+            let NativeRoute { view, listeners, sni, backends, .. } = route;
+            let wanted: Vec<usize> = match listeners {
+                None => (0..draft.listeners.len()).collect(),
+                Some(written) => written
+                    .iter()
+                    .filter_map(|(view, name)| {
+                        let found = by_name.get(*name).copied();
+                        if found.is_none() {
+                            let names = by_name.keys().map(String::as_str);
+                            unknown(view, "listener", name, names, sink);
+                        }
+                        found
+                    })
+                    .collect(),
+            };
+            let targets = targets(backends, draft, sink);
+            if targets.is_empty() || sni.is_empty() {
+                continue; // Reported where it was read.
+            }
+            if targets.iter().all(|target| target.weight == 0) {
+                view.warn("all weights are 0: the connections of this route are rejected").to(sink);
+            }
+            let name = labels.of(route);
+            let rule = draft.rule(format!("route {name}"), view.origin(), targets);
+            let mut seen = HashSet::new();
+            for (view, written) in sni {
+                if !seen.insert(written) {
+                    view.warn(format!("'{written}' is there twice")).to(sink);
+                    continue;
+                }
+                let mut served = wanted.is_empty();
+                for &at in &wanted {
+                    let listener = &mut draft.listeners[at];
+                    for host in listener.hosts.clone() {
+                        served |= listener.serve(written, &host, &rule, &rank);
+                    }
+                }
+                if !served {
+                    view.warn(format!("no listener of this route admits '{written}'")).to(sink);
+                }
+            }
+        }
+    }
+
+    fn route_names(&self, sink: &mut Sink) -> RouteNames {
+        let mut seen: HashMap<&str, &View<'_>> = HashMap::new();
+        for NativeRoute { view, name, .. } in &self.routes {
+            if let Some(name) = name
+                && let Some(first) = seen.insert(name, view)
+            {
+                twice(view, "route", name, first, sink);
+            }
+        }
+        RouteNames { taken: seen.into_keys().map(Into::into).collect() }
+    }
+}
+
+/// Gives every route without a name one of its own.
+struct RouteNames {
+    taken: HashSet<String>,
+}
+
+impl RouteNames {
+    fn of(&mut self, route: &NativeRoute<'_>) -> String {
+        if let Some(name) = route.name {
+            return name.into();
+        }
+        let first = route.sni.first().map(|(_, pattern)| pattern.to_string()).unwrap_or_default();
+        let mut name = first.clone();
+        let mut number = 1;
+        while !self.taken.insert(name.clone()) {
+            number += 1;
+            name = format!("{first}#{number}");
+        }
+        name
+    }
+}
+
+fn targets(backends: &[(View<'_>, &str, u32)], draft: &Draft, sink: &mut Sink) -> Vec<Target> {
+    backends
+        .iter()
+        .map(|(view, name, weight)| {
+            let backend = backend_named(view, name, draft, sink);
+            Target { weight: *weight, backend }
+        })
+        .collect()
+}
+
+fn backend_named(view: &View<'_>, name: &str, draft: &Draft, sink: &mut Sink) -> Option<BackendId> {
+    let found = draft.backend_named(name);
+    if found.is_none() {
+        unknown(view, "backend", name, draft.backend_names(), sink);
+    }
+    found
+}
+
+fn apply(policies: &mut Policies, given: &RawPolicies<'_>, draft: &Draft, sink: &mut Sink) {
+    let Policies { no_sni, unknown_name, not_tls, malformed, too_large, timeout } = policies;
+    let all = [no_sni, unknown_name, not_tls, malformed, too_large, timeout];
+    for (policy, given) in all.into_iter().zip(&given.0) {
+        match given {
+            None => {}
+            Some(RawPolicy::Fixed(fixed)) => *policy = *fixed,
+            Some(RawPolicy::Backend(view, name)) => {
+                if let Some(id) = backend_named(view, name, draft, sink) {
+                    *policy = Policy::Backend(id);
+                }
+            }
+        }
+    }
+}
+
+fn overridden(endpoint: &Endpoint, resolver: &mut Resolver<'_>) -> Vec<Endpoint> {
+    let addresses = match &endpoint.host {
+        EndpointHost::Ip(_) => None,
+        EndpointHost::Dns(name) => resolver.addresses(name.without_dot(), endpoint.port),
+    };
+    match addresses {
+        None => vec![endpoint.clone()],
+        Some(addresses) => addresses
+            .iter()
+            .map(|at| Endpoint { host: EndpointHost::Ip(at.ip()), port: at.port(), weight: endpoint.weight })
+            .collect(),
+    }
+}
+
+fn twice(view: &View<'_>, what: &str, name: &str, first: &View<'_>, sink: &mut Sink) {
+    view.bad(format!("the {what} '{name}' is there already ({})", first.origin()))
+        .remedy("give each a name of its own")
+        .to(sink);
+}
+
+fn unknown<'c>(
+    view: &View<'_>,
+    what: &str,
+    name: &str,
+    candidates: impl Iterator<Item = &'c str>,
+    sink: &mut Sink,
+) {
+    let mut found = view.bad(format!("there is no {what} '{name}'"));
+    found.remedy = Some(match closest(name, candidates) {
+        Some(near) => format!("did you mean '{near}'?"),
+        None => format!("define it under '{what}s'"),
+    });
+    found.to(sink);
+}

@@ -1,0 +1,153 @@
+//! `datapath`, `admin`, `policies`, `limits` and `timeouts`: each may be written once over all documents.
+
+use std::{net::SocketAddr, ops::RangeInclusive, time::Duration};
+
+use super::read::RawPolicies;
+use crate::{
+    decode::{Fields, Sink, View},
+    draft::Settings,
+    model::{DatapathKind, Limits, Origin, Timeouts},
+    units::{Bytes, Span},
+};
+
+/// A year: long enough to mean "never", short enough to be added to any clock.
+const LONGEST: Duration = Duration::from_secs(365 * 86_400);
+
+/// What the documents say; what they do not say keeps its default.
+#[derive(Debug, Default)]
+pub(crate) struct Given<'n> {
+    pub(super) policies: RawPolicies<'n>,
+    settings: Settings,
+    /// Which setting was written where.
+    written: Vec<(String, Origin)>,
+}
+
+impl<'n> Given<'n> {
+    pub(crate) fn settings(&self) -> Settings {
+        self.settings.clone()
+    }
+
+    pub(super) fn read(&mut self, fields: &mut Fields<'n>, sink: &mut Sink) {
+        if let Some(view) = fields.take("policies") {
+            let policies = RawPolicies::read(&view, sink);
+            for (own, new) in self.policies.0.iter_mut().zip(policies.0) {
+                if own.is_some() && new.is_some() {
+                    view.bad("a policy of all listeners is written in another place too")
+                        .remedy("keep one of the two")
+                        .to(sink);
+                }
+                *own = new.or(own.take());
+            }
+        }
+        if let Some(view) = fields.take("datapath")
+            && self.first(&view, sink)
+            && let Some(kind) = datapath(&view, sink)
+        {
+            self.settings.datapath = kind;
+        }
+        if let Some(view) = fields.take("admin")
+            && self.first(&view, sink)
+        {
+            self.settings.admin =
+                view.parse::<SocketAddr>("ip:port or [ipv6]:port, for example 127.0.0.1:9090", sink);
+        }
+        if let Some(view) = fields.take("limits") {
+            self.read_limits(&view, sink);
+        }
+        if let Some(view) = fields.take("timeouts") {
+            self.read_timeouts(&view, sink);
+        }
+    }
+
+    fn read_limits(&mut self, view: &View<'n>, sink: &mut Sink) {
+        let Some(mut fields) = view.fields("a mapping of limits", sink) else { return };
+        let mut limits = self.settings.limits.clone();
+        let Limits { hello_bytes, connections, workers, in_flight_bytes } = &mut limits;
+        if let Some(bytes) = self.size(fields.take("hello_bytes"), 512..=65_536, sink) {
+            *hello_bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        }
+        if let Some(view) = self.once(fields.take("connections"), sink) {
+            *connections = view.number(1..=100_000_000, sink).unwrap_or(*connections);
+        }
+        if let Some(view) = self.once(fields.take("workers"), sink) {
+            *workers = view.number(0..=1_024, sink).unwrap_or(*workers);
+        }
+        if let Some(bytes) = self.size(fields.take("in_flight_bytes"), 16 << 10..=1 << 30, sink) {
+            *in_flight_bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        }
+        self.settings.limits = limits;
+        fields.finish(sink);
+    }
+
+    fn read_timeouts(&mut self, view: &View<'n>, sink: &mut Sink) {
+        let Some(mut fields) = view.fields("a mapping of timeouts", sink) else { return };
+        let mut timeouts = self.settings.timeouts.clone();
+        let Timeouts { hello, connect, idle, drain } = &mut timeouts;
+        let least = Duration::from_millis(1);
+        for (key, timeout, least) in [
+            ("hello", hello, least),
+            ("connect", connect, least),
+            ("idle", idle, least),
+            ("drain", drain, Duration::ZERO),
+        ] {
+            if let Some(view) = self.once(fields.take(key), sink) {
+                *timeout = duration(&view, least, sink).unwrap_or(*timeout);
+            }
+        }
+        self.settings.timeouts = timeouts;
+        fields.finish(sink);
+    }
+
+    fn size(&mut self, view: Option<View<'n>>, range: RangeInclusive<u64>, sink: &mut Sink) -> Option<u64> {
+        let view = self.once(view, sink)?;
+        let expected = "a size such as 16KiB, 64k or 1MiB";
+        let Bytes(bytes) = view.parse(expected, sink)?;
+        if range.contains(&bytes) {
+            return Some(bytes);
+        }
+        view.bad(format!("{bytes} bytes are not possible here"))
+            .expected(format!("{} to {} bytes", range.start(), range.end()))
+            .to(sink);
+        None
+    }
+
+    fn once(&mut self, view: Option<View<'n>>, sink: &mut Sink) -> Option<View<'n>> {
+        view.filter(|view| self.first(view, sink))
+    }
+
+    /// Whether no other document has written this setting.
+    fn first(&mut self, view: &View<'_>, sink: &mut Sink) -> bool {
+        let field = view.field();
+        if let Some((_, origin)) = self.written.iter().find(|(written, _)| *written == field) {
+            view.bad(format!("the setting is written already ({origin})"))
+                .remedy("keep one of the two")
+                .to(sink);
+            return false;
+        }
+        self.written.push((field, view.origin()));
+        true
+    }
+}
+
+fn datapath(view: &View<'_>, sink: &mut Sink) -> Option<DatapathKind> {
+    let expected = "auto, sockmap or relay";
+    match view.text(expected, sink)? {
+        "auto" => Some(DatapathKind::Auto),
+        "sockmap" => Some(DatapathKind::Sockmap),
+        "relay" => Some(DatapathKind::Relay),
+        other => {
+            view.bad(format!("there is no datapath '{other}'")).expected(expected).to(sink);
+            None
+        }
+    }
+}
+
+fn duration(view: &View<'_>, least: Duration, sink: &mut Sink) -> Option<Duration> {
+    let expected = "a duration such as 500ms, 10s or 1h30m";
+    let Span(duration) = view.parse(expected, sink)?;
+    if (least..=LONGEST).contains(&duration) {
+        return Some(duration);
+    }
+    view.bad(format!("{duration:?} is not possible here")).expected(format!("{least:?} to 365d")).to(sink);
+    None
+}

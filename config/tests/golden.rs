@@ -1,0 +1,70 @@
+//! Each folder of `testdata` is a load: its `*.yaml` files in order, the command line in `args` (one argument with
+//! its value on a line, then `explain NAME [PORT]` lines, `-` for no name), and `out.txt`, what it must print.
+//!
+//! `BLESS=1 cargo test -p snisplice-config --test golden` writes `out.txt` anew; read the difference before you
+//! commit it.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panic, in its helpers too")]
+
+use std::{
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use snisplice_config::{Options, Source, explain, load, render_check};
+
+#[test]
+fn testdata() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata");
+    let mut failed = Vec::new();
+    let cases = sorted(&root);
+    assert!(cases.len() > 10, "the cases are there");
+    for case in cases {
+        let actual = run(&case);
+        let expected = case.join("out.txt");
+        if std::env::var_os("BLESS").is_some() {
+            fs::write(&expected, actual).unwrap();
+        } else if fs::read_to_string(&expected).ok().as_ref() != Some(&actual) {
+            failed.push(format!("{} should now be:\n{actual}", expected.display()));
+        }
+    }
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+fn run(case: &Path) -> String {
+    let sources: Vec<_> = sorted(case)
+        .into_iter()
+        .filter(|path| path.extension().is_some_and(|extension| extension == "yaml"))
+        .map(|path| Source {
+            name: path.file_name().unwrap().to_str().unwrap().into(),
+            text: fs::read_to_string(&path).unwrap(),
+        })
+        .collect();
+    let args = fs::read_to_string(case.join("args")).unwrap_or_default();
+    let mut options = Options::default();
+    let mut questions = Vec::new();
+    for line in args.lines() {
+        let words: Vec<_> = line.split(' ').collect();
+        match &*words {
+            ["--resolve", value] => options.resolve.push(value.parse().unwrap()),
+            ["--listen", value] => options.listen.push(value.parse().unwrap()),
+            ["explain", name] => questions.push((*name, None)),
+            ["explain", name, port] => questions.push((*name, Some(port.parse().unwrap()))),
+            _ => panic!("{}: {line}", case.display()),
+        }
+    }
+    let translation = load(&sources, &options);
+    let mut out = render_check(&translation);
+    for (name, port) in questions {
+        let model = translation.model.as_ref().expect("a model to explain");
+        let explanation = explain(model, (name != "-").then_some(name), port);
+        write!(out, "\n$ explain {name}\n{explanation}").unwrap();
+    }
+    out
+}
+
+fn sorted(folder: &Path) -> Vec<PathBuf> {
+    let mut paths: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    paths
+}
