@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::{Read as _, Write as _},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Command, ExitStatus},
 };
@@ -39,6 +40,8 @@ pub fn binary() -> Result<PathBuf> {
 pub struct Options {
     files: Vec<PathBuf>,
     args: Vec<String>,
+    datapath: Option<&'static str>,
+    unprivileged: bool,
 }
 
 impl Options {
@@ -52,7 +55,7 @@ impl Options {
     /// With the configuration file `path` as it is.
     #[must_use]
     pub fn file(path: impl Into<PathBuf>) -> Self {
-        Self { files: vec![path.into()], args: Vec::new() }
+        Self { files: vec![path.into()], ..Self::default() }
     }
 
     /// With one more configuration file.
@@ -66,6 +69,20 @@ impl Options {
     #[must_use]
     pub fn arg(mut self, arg: impl Into<String>) -> Self {
         self.args.push(arg.into());
+        self
+    }
+
+    /// With another `--datapath` than the lab's.
+    #[must_use]
+    pub fn datapath(mut self, datapath: &'static str) -> Self {
+        self.datapath = Some(datapath);
+        self
+    }
+
+    /// As an ordinary user without capabilities.
+    #[must_use]
+    pub fn unprivileged(mut self) -> Self {
+        self.unprivileged = true;
         self
     }
 
@@ -85,20 +102,21 @@ pub struct Daemon<'lab> {
 impl<'lab> Daemon<'lab> {
     /// Starts it in the lab's middle namespace under the lab's datapath, and waits until it is ready.
     pub fn start(lab: &'lab Lab, options: &Options) -> Result<Self> {
-        let Options { files, args } = options;
-        let mut command = Command::new(binary()?);
+        let Options { files, args, datapath, unprivileged } = options;
+        let mut command = if *unprivileged { as_nobody(lab)? } else { Command::new(binary()?) };
         command.arg("run");
         for file in files {
             command.arg("-c").arg(file);
         }
-        command.args(["--datapath", lab.datapath.name(), "--admin", ADMIN]).args(args);
+        let datapath = datapath.unwrap_or(lab.datapath.name());
+        command.args(["--datapath", datapath, "--admin", ADMIN]).args(args);
         let process = Process::start(&lab.lb, lab.dir(), "snisplice", &mut command)?;
         let mut daemon = Self { lab, process };
         let probe = daemon.lab;
         daemon.process.wait_ready(|| get(probe, "/ready").is_ok_and(|(status, _)| status == 200))?;
         // A test of one datapath that runs on another would prove nothing.
-        let serving = daemon.metrics()?.sum("snisplice_datapath", &[("datapath", lab.datapath.name())]);
-        ensure!(serving == 1, "the daemon does not serve with {}", lab.datapath.name());
+        let serves = daemon.serves_with(datapath)?;
+        ensure!(datapath == "auto" || serves, "the daemon does not serve with {datapath}");
         Ok(daemon)
     }
 
@@ -109,6 +127,16 @@ impl<'lab> Daemon<'lab> {
             bail!("/metrics answers {status}");
         }
         Metrics::parse(&body)
+    }
+
+    /// Whether this datapath is in service.
+    pub fn serves_with(&self, datapath: &str) -> Result<bool> {
+        Ok(self.metrics()?.sum("snisplice_datapath", &[("datapath", datapath)]) == 1)
+    }
+
+    /// Whether `/ready` says so.
+    pub fn is_ready(&self) -> Result<bool> {
+        Ok(get(self.lab, "/ready")?.0 == 200)
     }
 
     /// Waits until a scrape satisfies `condition`.
@@ -135,6 +163,16 @@ impl<'lab> Daemon<'lab> {
     pub fn wait(&mut self) -> Result<ExitStatus> {
         self.process.wait()
     }
+}
+
+/// The daemon's binary, where everybody may run it, for a user who may do nothing else.
+fn as_nobody(lab: &Lab) -> Result<Command> {
+    let copy = lab.dir().join("snisplice");
+    fs::copy(binary()?, &copy)?;
+    fs::set_permissions(lab.dir(), fs::Permissions::from_mode(0o755))?;
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--no-new-privs"]).arg(copy);
+    Ok(command)
 }
 
 /// Runs the daemon's binary with `args` inside the lab to its end, for the subcommands that end by themselves.

@@ -1,4 +1,4 @@
-//! Real servers and clients: nginx, openssl and curl.
+//! Real servers and clients: nginx, openssl, gnutls-cli and curl.
 
 use std::{fmt::Write as _, fs, process::Command};
 
@@ -71,4 +71,12 @@ pub fn ensure_verified(said: &Said, name: &str) -> Result<()> {
     ensure!(said.stdout.contains("Verify return code: 0 (ok)"), "not verified:\n{}", said.stdout);
     ensure!(said.stdout.contains(&format!("subject=CN = {name}")), "wrong subject:\n{}", said.stdout);
     Ok(())
+}
+
+/// `gnutls-cli` for `name` at `at`: fails unless the certificate is verified; ends after the handshake.
+pub fn gnutls(lab: &Lab, name: &str, at: &str, port: u16) -> Result<Said> {
+    let mut command = Command::new("gnutls-cli");
+    command.arg("--x509cafile").arg(lab.ca.file());
+    command.args(["--sni-hostname", name, "--verify-hostname", name, "--port", &port.to_string(), at]);
+    run(&lab.client, &mut command)
 }

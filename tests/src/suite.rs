@@ -127,8 +127,15 @@ fn missing() -> Option<String> {
     if let Err(error) = daemon::binary() {
         return Some(format!("{error:#}"));
     }
-    let peers =
-        [("ip", "-V"), ("nginx", "-v"), ("openssl", "version"), ("curl", "-V"), ("bpftool", "version")];
+    let peers = [
+        ("ip", "-V"),
+        ("nginx", "-v"),
+        ("openssl", "version"),
+        ("gnutls-cli", "--version"),
+        ("curl", "-V"),
+        ("bpftool", "version"),
+        ("setpriv", "--version"),
+    ];
     let absent: Vec<_> = peers
         .into_iter()
         .filter(|(program, version)| Command::new(program).arg(version).output().is_err())

@@ -20,7 +20,7 @@ const TICKS_A_SECOND: f64 = 100.0;
 /// CPU time comes from the unified hierarchy or from v1's cpuacct; memory from the unified hierarchy if it has the
 /// controller, or from v1's memory.
 #[derive(Debug)]
-pub struct ControlGroup {
+pub(crate) struct ControlGroup {
     cpu: Option<(PathBuf, CpuFile)>,
     memory: Option<(PathBuf, MemoryFiles)>,
 }
@@ -39,7 +39,7 @@ enum MemoryFiles {
 
 impl ControlGroup {
     /// A new group below each hierarchy that can account for something.
-    pub fn create(role: &str) -> anyhow::Result<Self> {
+    pub(crate) fn create(role: &str) -> anyhow::Result<Self> {
         let mounts = fs::read_to_string("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
         let mut group = Self { cpu: None, memory: None };
         let name = topology::owned_name(role);
@@ -77,21 +77,21 @@ impl ControlGroup {
     }
 
     /// Files to which a process writes its id to join.
-    pub fn procs_files(&self) -> Vec<PathBuf> {
+    pub(crate) fn procs_files(&self) -> Vec<PathBuf> {
         let mut files: Vec<PathBuf> = self.directories().map(|path| path.join("cgroup.procs")).collect();
         files.dedup();
         files
     }
 
     /// The processes inside.
-    pub fn processes(&self) -> Vec<u32> {
+    pub(crate) fn processes(&self) -> Vec<u32> {
         let Some(directory) = self.directories().next() else { return Vec::new() };
         let list = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
         list.lines().filter_map(|line| line.parse().ok()).collect()
     }
 
     /// CPU time used by the processes inside; `None` if no hierarchy says so.
-    pub fn cpu(&self) -> Option<Duration> {
+    pub(crate) fn cpu(&self) -> Option<Duration> {
         let (path, file) = self.cpu.as_ref()?;
         match file {
             CpuFile::Unified => {
@@ -106,7 +106,7 @@ impl ControlGroup {
     }
 
     /// Kernel memory charged to the processes inside, socket buffers included; `None` if no hierarchy says so.
-    pub fn kernel_memory(&self) -> Option<u64> {
+    pub(crate) fn kernel_memory(&self) -> Option<u64> {
         let (path, files) = self.memory.as_ref()?;
         match files {
             MemoryFiles::Unified => {
@@ -121,7 +121,7 @@ impl ControlGroup {
     }
 
     /// Memory of the processes inside, shared pages counted in proportion (PSS).
-    pub fn user_memory(&self) -> u64 {
+    pub(crate) fn user_memory(&self) -> u64 {
         self.processes()
             .iter()
             .filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok())
@@ -147,7 +147,9 @@ fn sweep(hierarchy: &Path) {
         let name = entry.file_name().to_string_lossy().into_owned();
         if topology::owner(&name).is_some_and(|pid| !topology::is_alive(pid)) {
             let list = fs::read_to_string(entry.path().join("cgroup.procs")).unwrap_or_default();
-            for pid in list.lines().filter_map(|line| line.parse().ok()).filter_map(rustix::process::Pid::from_raw) {
+            for pid in
+                list.lines().filter_map(|line| line.parse().ok()).filter_map(rustix::process::Pid::from_raw)
+            {
                 let _: Result<(), _> = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
             }
             let _: Result<(), _> = fs::remove_dir(entry.path());
@@ -200,7 +202,7 @@ fn field(text: &str, name: &str) -> Option<u64> {
 
 /// CPU time at one moment, or between two.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Cpu {
+pub(crate) struct Cpu {
     /// Wall clock, in seconds.
     pub wall: f64,
     /// All processors, everything but idle, I/O wait and steal, in seconds.
@@ -217,9 +219,10 @@ pub struct Cpu {
 
 impl Cpu {
     /// Reads all counters now; the wall clock counts from `epoch`.
-    pub fn now(epoch: Instant, group: Option<&ControlGroup>) -> anyhow::Result<Self> {
+    pub(crate) fn now(epoch: Instant, group: Option<&ControlGroup>) -> anyhow::Result<Self> {
         let stat = fs::read_to_string("/proc/stat").context("read /proc/stat")?;
-        let ticks = Ticks::parse(&stat).ok_or_else(|| anyhow!("/proc/stat has no cpu line of the known form"))?;
+        let ticks =
+            Ticks::parse(&stat).ok_or_else(|| anyhow!("/proc/stat has no cpu line of the known form"))?;
         let load = clock_gettime(ClockId::ProcessCPUTime);
         #[expect(clippy::cast_precision_loss, reason = "seconds and nanoseconds of a run are exact in f64")]
         let load = load.tv_sec as f64 + load.tv_nsec as f64 / 1e9;
@@ -234,7 +237,7 @@ impl Cpu {
     }
 
     /// What was used since `before`.
-    pub fn since(&self, before: &Self) -> Self {
+    pub(crate) fn since(&self, before: &Self) -> Self {
         Self {
             wall: self.wall - before.wall,
             busy: self.busy - before.busy,
@@ -267,9 +270,9 @@ impl Ticks {
 /// Kernel memory that sockets can be in, whole machine: live slab objects and socket buffers, in bytes.
 ///
 /// Live objects and not slab pages, because a slab that was in use once stays with its cache for a while and the next
-/// contestant would get its memory for nothing. Sockets in TIME_WAIT are left out: they are not idle connections, and
+/// contestant would get its memory for nothing. Sockets in `TIME_WAIT` are left out: they are not idle connections, and
 /// those of earlier work expire while this is measured.
-pub fn kernel_memory() -> anyhow::Result<u64> {
+pub(crate) fn kernel_memory() -> anyhow::Result<u64> {
     let slabs = fs::read_to_string("/proc/slabinfo").context("read /proc/slabinfo")?;
     let sockets = fs::read_to_string("/proc/net/sockstat").context("read /proc/net/sockstat")?;
     Ok(live_slab_bytes(&slabs) + socket_buffer_pages(&sockets) * rustix::param::page_size() as u64)
@@ -312,7 +315,8 @@ mod tests {
                       33 24 0:29 / /run rw - tmpfs tmpfs rw";
         let kinds: Vec<Hierarchy> = cgroup_mounts(hybrid).iter().map(|mount| mount.kind).collect();
         assert_eq!(kinds, [Hierarchy::Unified, Hierarchy::Cpuacct, Hierarchy::Memory]);
-        let unified = "26 25 0:22 / /sys/fs/cgroup rw shared:9 - cgroup2 cgroup2 rw,nsdelegate,memory_recursiveprot";
+        let unified =
+            "26 25 0:22 / /sys/fs/cgroup rw shared:9 - cgroup2 cgroup2 rw,nsdelegate,memory_recursiveprot";
         assert_eq!(
             cgroup_mounts(unified),
             [CgroupMount { path: "/sys/fs/cgroup".into(), kind: Hierarchy::Unified }]

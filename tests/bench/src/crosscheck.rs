@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// What a cross-check needs on the backend's side.
-pub enum Helper {
+pub(crate) enum Helper {
     /// An iperf3 server.
     Iperf3,
     /// nginx with TLS.
@@ -30,7 +30,12 @@ pub enum Helper {
 
 impl Helper {
     /// Starts it in the first backend's namespace. `None` if the tools are not there.
-    pub fn start(&self, rig: &Rig, search: &Search, directory: &std::path::Path) -> anyhow::Result<Option<Running>> {
+    pub(crate) fn start(
+        &self,
+        rig: &Rig,
+        search: &Search,
+        directory: &std::path::Path,
+    ) -> anyhow::Result<Option<Running>> {
         let (namespace, address) = &rig.topology.backends[0];
         let invocation = match self {
             Self::Iperf3 => search.program("iperf3").map(|program| Invocation {
@@ -50,11 +55,11 @@ impl Helper {
                 };
                 write("certificate.pem", &rig.identity.certificate_pem)?;
                 write("key.pem", &rig.identity.key_pem)?;
-                let config =
-                    write("https.conf", &https_backend_config(*address, rig.threads, directory))?;
-                let arguments = ["-e", "stderr", "-p", &directory.to_string_lossy(), "-c", &config.to_string_lossy()]
-                    .map(ToString::to_string)
-                    .into();
+                let config = write("https.conf", &https_backend_config(*address, rig.threads, directory))?;
+                let arguments =
+                    ["-e", "stderr", "-p", &directory.to_string_lossy(), "-c", &config.to_string_lossy()]
+                        .map(ToString::to_string)
+                        .into();
                 Some(Invocation { program, arguments })
             }
         };
@@ -77,7 +82,7 @@ impl Helper {
 }
 
 /// Opens a connection in the calling thread's namespace, sends a hello and says whether the backend has answered.
-pub fn one_answer(target: &SocketAddr, hello: &[u8]) -> bool {
+pub(crate) fn one_answer(target: &SocketAddr, hello: &[u8]) -> bool {
     const PATIENCE: Duration = Duration::from_millis(500);
     let ask = || -> std::io::Result<[u8; ACK_BYTES]> {
         let mut stream = TcpStream::connect_timeout(target, PATIENCE)?;
@@ -102,7 +107,12 @@ fn run(command: &mut Command) -> anyhow::Result<String> {
 }
 
 /// Bulk with iperf3. It speaks first and not TLS, so the balancer passes it on as what is not TLS.
-pub fn iperf3(rig: &Rig, subject: &Subject<'_>, down: bool, streams: usize) -> anyhow::Result<Measured> {
+pub(crate) fn iperf3(
+    rig: &Rig,
+    subject: &Subject<'_>,
+    down: bool,
+    streams: usize,
+) -> anyhow::Result<Measured> {
     let address = if subject.running.is_some() { BALANCER } else { rig.topology.backends[0].1 };
     let mut command = rig.topology.clients[0].command("iperf3");
     command.args(["-c", &address.to_string(), "-p", &RAW_PORT.to_string(), "-P", &streams.to_string(), "-J"]);
@@ -131,7 +141,7 @@ fn bits_per_second(json: &str) -> Result<f64, String> {
 
 /// Requests with wrk over TLS. It takes the server name from the URL, so the name has to resolve: a private mount
 /// namespace gives it an /etc/hosts of its own.
-pub fn wrk(rig: &Rig, subject: &Subject<'_>, connections: usize) -> anyhow::Result<Measured> {
+pub(crate) fn wrk(rig: &Rig, subject: &Subject<'_>, connections: usize) -> anyhow::Result<Measured> {
     const WITH_HOSTS: &str = "mount --bind \"$1\" /etc/hosts && shift && exec \"$@\"";
     let (address, port) = if subject.running.is_some() {
         (BALANCER, crate::contestants::SNI_PORT)
@@ -175,7 +185,8 @@ mod tests {
 
     #[test]
     fn iperf3_reports_the_receivers_sum_or_an_error() {
-        let good = r#"{"end": {"sum_sent": {"bits_per_second": 9e9}, "sum_received": {"bits_per_second": 8.5e9}}}"#;
+        let good =
+            r#"{"end": {"sum_sent": {"bits_per_second": 9e9}, "sum_received": {"bits_per_second": 8.5e9}}}"#;
         assert_eq!(bits_per_second(good), Ok(8.5e9));
         let bad = r#"{"start": {}, "error": "unable to connect to server"}"#;
         assert_eq!(bits_per_second(bad), Err("unable to connect to server".to_owned()));

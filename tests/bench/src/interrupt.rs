@@ -10,17 +10,17 @@ use anyhow::{Context as _, bail};
 static REQUESTED: AtomicBool = AtomicBool::new(false);
 
 /// Starts to notice SIGINT, SIGTERM and SIGHUP.
-pub fn watch() -> anyhow::Result<()> {
+pub(crate) fn watch() -> anyhow::Result<()> {
     ctrlc::set_handler(|| REQUESTED.store(true, Relaxed)).context("install a signal handler")
 }
 
 /// Whether the run is to end.
-pub fn requested() -> bool {
+pub(crate) fn requested() -> bool {
     REQUESTED.load(Relaxed)
 }
 
 /// An error if the run is to end.
-pub fn check() -> anyhow::Result<()> {
+pub(crate) fn check() -> anyhow::Result<()> {
     if requested() {
         bail!("interrupted");
     }
@@ -28,7 +28,7 @@ pub fn check() -> anyhow::Result<()> {
 }
 
 /// Sleeps, but wakes early if the run is to end.
-pub fn sleep_until(deadline: Instant) {
+pub(crate) fn sleep_until(deadline: Instant) {
     const PIECE: Duration = Duration::from_millis(50);
     while !requested() {
         let left = deadline.saturating_duration_since(Instant::now());

@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// What all contestants are measured with.
-pub struct Rig {
+pub(crate) struct Rig {
     /// The namespaces.
     pub topology: Topology,
     /// The backend in them.
@@ -48,7 +48,7 @@ pub struct Rig {
 }
 
 /// Who is measured.
-pub struct Subject<'a> {
+pub(crate) struct Subject<'a> {
     /// Its processes; `None` for no balancer at all.
     pub running: Option<&'a Running>,
     /// From start to the first answer.
@@ -57,7 +57,7 @@ pub struct Subject<'a> {
 
 /// Figures by metric key, and what went wrong.
 #[derive(Debug, Default)]
-pub struct Measured {
+pub(crate) struct Measured {
     /// Figures by metric key.
     pub metrics: BTreeMap<String, f64>,
     /// Anything here voids them.
@@ -66,7 +66,7 @@ pub struct Measured {
 
 impl Measured {
     /// Notes a figure.
-    pub fn set(&mut self, metric: Metric, value: f64) {
+    pub(crate) fn set(&mut self, metric: Metric, value: f64) {
         self.metrics.insert(metric.key.to_owned(), value);
     }
 }
@@ -116,7 +116,7 @@ fn per_second(count: u64, seconds: f64) -> f64 {
 
 impl Rig {
     /// Where clients connect to for what the backends serve on `port`.
-    pub fn targets(&self, subject: &Subject<'_>, port: u16) -> Vec<SocketAddr> {
+    pub(crate) fn targets(&self, subject: &Subject<'_>, port: u16) -> Vec<SocketAddr> {
         if subject.running.is_some() {
             vec![SocketAddr::from((BALANCER, SNI_PORT))]
         } else {
@@ -125,13 +125,13 @@ impl Rig {
     }
 
     /// Whether the work has a meaning for this subject.
-    pub fn applies(subject: &Subject<'_>, work: Work) -> bool {
+    pub(crate) fn applies(subject: &Subject<'_>, work: Work) -> bool {
         // Without a balancer nobody looks at the server name.
         subject.running.is_some() || !matches!(work, Work::Refused { .. })
     }
 
     /// Measures one cell.
-    pub fn measure(&self, subject: &Subject<'_>, kind: Kind, work: Work) -> anyhow::Result<Measured> {
+    pub(crate) fn measure(&self, subject: &Subject<'_>, kind: Kind, work: Work) -> anyhow::Result<Measured> {
         interrupt::check()?;
         match work {
             Work::Connect { at_once } => self.connect(subject, kind, at_once, |_| PLAIN_NAME.to_owned()),
@@ -245,11 +245,17 @@ impl Rig {
             };
             Ok(Short::new(hello, nonce))
         };
-        let Some((span, outcome)) = self.run(subject, &plan, make, &mut measured)? else { return Ok(measured) };
+        let Some((span, outcome)) = self.run(subject, &plan, make, &mut measured)? else {
+            return Ok(measured);
+        };
         measured.set(work::CONNECTIONS, per_second(span.client.hellos, span.seconds));
         set_latencies(&mut measured, &outcome.latencies);
         let thousands = as_f64(span.client.hellos) / 1000.0;
-        span.set_cpu(&mut measured, [work::CPU_OWN_CONN, work::CPU_IRQ_CONN, work::CPU_MACHINE_CONN], thousands);
+        span.set_cpu(
+            &mut measured,
+            [work::CPU_OWN_CONN, work::CPU_IRQ_CONN, work::CPU_MACHINE_CONN],
+            thousands,
+        );
         if kind == Kind::Hold {
             let slowest = outcome
                 .moments
@@ -268,7 +274,9 @@ impl Rig {
         let plan = self.plan(&targets, at_once, Renewal::Renewed);
         let hello = Hello::new(UNKNOWN_NAME, self.order(Task::Wait, 0));
         let make = |nonce| Ok(Refused::new(hello.with_nonce(nonce), nonce));
-        let Some((span, outcome)) = self.run(subject, &plan, make, &mut measured)? else { return Ok(measured) };
+        let Some((span, outcome)) = self.run(subject, &plan, make, &mut measured)? else {
+            return Ok(measured);
+        };
         measured.set(work::REJECTIONS, per_second(span.client.rejections, span.seconds));
         set_latencies(&mut measured, &outcome.latencies);
         Ok(measured)
@@ -281,7 +289,9 @@ impl Rig {
         let order = self.order(Task::Echo, size);
         let hello = Hello::new(PLAIN_NAME, order);
         let make = |nonce| Ok(Echo::new(hello.with_nonce(nonce), Order { nonce, ..order }));
-        let Some((span, outcome)) = self.run(subject, &plan, make, &mut measured)? else { return Ok(measured) };
+        let Some((span, outcome)) = self.run(subject, &plan, make, &mut measured)? else {
+            return Ok(measured);
+        };
         measured.set(work::REQUESTS, per_second(span.client.messages, span.seconds));
         set_latencies(&mut measured, &outcome.latencies);
         Ok(measured)
@@ -311,7 +321,9 @@ impl Rig {
         let plan = self.plan(&targets, at_once, Renewal::Renewed);
         let name = ServerName::try_from(TLS_NAME).context("the name of the TLS backend")?;
         let make = |_| Handshake::new(&self.identity.client, &name);
-        let Some((span, outcome)) = self.run(subject, &plan, make, &mut measured)? else { return Ok(measured) };
+        let Some((span, outcome)) = self.run(subject, &plan, make, &mut measured)? else {
+            return Ok(measured);
+        };
         measured.set(work::HANDSHAKES, per_second(span.client.handshakes, span.seconds));
         set_latencies(&mut measured, &outcome.latencies);
         Ok(measured)
@@ -353,7 +365,7 @@ impl Rig {
     }
 
     /// Waits for the first answer through the balancer, or directly.
-    pub fn wait_until_served(
+    pub(crate) fn wait_until_served(
         &self,
         running: Option<&mut Running>,
         name: &str,

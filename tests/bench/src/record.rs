@@ -12,11 +12,11 @@ use crate::{
 };
 
 /// Changes whenever an older reader would misread a file.
-pub const SCHEMA: u32 = 1;
+pub(crate) const SCHEMA: u32 = 1;
 
 /// One run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Record {
+pub(crate) struct Record {
     /// [`SCHEMA`] of the writer.
     pub schema: u32,
     /// Seconds since 1970 when it began.
@@ -37,7 +37,7 @@ pub struct Record {
 
 /// Where a run took place.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Machine {
+pub(crate) struct Machine {
     /// `uname -srvm`.
     pub kernel: String,
     /// Model name of the first processor.
@@ -58,7 +58,7 @@ pub struct Machine {
 
 /// How a run was made.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// How much was measured.
     pub extent: Extent,
     /// Rounds asked for.
@@ -81,7 +81,7 @@ pub struct Settings {
 
 /// A contestant of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Entrant {
+pub(crate) struct Entrant {
     /// Its id.
     pub id: String,
     /// How it stands to the others.
@@ -96,7 +96,7 @@ pub struct Entrant {
 
 /// One cell, one contestant, one round.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Sample {
+pub(crate) struct Sample {
     /// Kind of work.
     pub kind: Kind,
     /// Cell within the kind.
@@ -113,7 +113,7 @@ pub struct Sample {
 
 /// What is known of one metric of one cell and contestant.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Figure {
+pub(crate) enum Figure {
     /// Not measured: it has no meaning for this contestant, or the run was cut short.
     Absent,
     /// Something went wrong in at least one round.
@@ -124,7 +124,7 @@ pub enum Figure {
 
 /// A ratio within rounds, then over rounds.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Ratio {
+pub(crate) struct Ratio {
     /// Against whom; for the best peer, the one that was it in most rounds.
     pub against: String,
     /// The ratios of all rounds; above 1 is better for the contestant, whichever way the metric goes.
@@ -133,7 +133,7 @@ pub struct Ratio {
 
 impl Record {
     /// Reads a file that [`Record::write`] has written.
-    pub fn read(path: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
         let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
         let record: Self = serde_json::from_str(&text)
             .with_context(|| format!("{} is not a file that this benchmark wrote", path.display()))?;
@@ -147,13 +147,13 @@ impl Record {
     }
 
     /// Writes it all.
-    pub fn write(&self, path: &Path) -> anyhow::Result<()> {
+    pub(crate) fn write(&self, path: &Path) -> anyhow::Result<()> {
         let text = serde_json::to_string_pretty(self).context("turn the record into JSON")?;
         fs::write(path, text + "\n").with_context(|| format!("write {}", path.display()))
     }
 
     /// Kinds with samples, in the order they were measured first.
-    pub fn kinds(&self) -> Vec<Kind> {
+    pub(crate) fn kinds(&self) -> Vec<Kind> {
         let mut kinds = Vec::new();
         for sample in &self.samples {
             if !kinds.contains(&sample.kind) {
@@ -165,7 +165,7 @@ impl Record {
     }
 
     /// Cells of a kind, in the order they were measured.
-    pub fn cells(&self, kind: Kind) -> Vec<&str> {
+    pub(crate) fn cells(&self, kind: Kind) -> Vec<&str> {
         let mut cells = Vec::new();
         for sample in self.samples.iter().filter(|sample| sample.kind == kind) {
             if !cells.contains(&sample.cell.as_str()) {
@@ -176,18 +176,23 @@ impl Record {
     }
 
     /// Those who took part.
-    pub fn present(&self) -> impl Iterator<Item = &Entrant> {
+    pub(crate) fn present(&self) -> impl Iterator<Item = &Entrant> {
         self.contestants.iter().filter(|entrant| entrant.missing.is_none())
     }
 
-    fn samples_of<'a>(&'a self, kind: Kind, cell: &'a str, contestant: &'a str) -> impl Iterator<Item = &'a Sample> {
-        self.samples
-            .iter()
-            .filter(move |sample| sample.kind == kind && sample.cell == cell && sample.contestant == contestant)
+    fn samples_of<'a>(
+        &'a self,
+        kind: Kind,
+        cell: &'a str,
+        contestant: &'a str,
+    ) -> impl Iterator<Item = &'a Sample> {
+        self.samples.iter().filter(move |sample| {
+            sample.kind == kind && sample.cell == cell && sample.contestant == contestant
+        })
     }
 
     /// One metric of one cell and contestant over all rounds. A single void round voids it.
-    pub fn figure(&self, kind: Kind, cell: &str, contestant: &str, metric: Metric) -> Figure {
+    pub(crate) fn figure(&self, kind: Kind, cell: &str, contestant: &str, metric: Metric) -> Figure {
         let mut values = Vec::new();
         for sample in self.samples_of(kind, cell, contestant) {
             if let Some(reason) = &sample.void {
@@ -210,7 +215,14 @@ impl Record {
     }
 
     /// `contestant` against `other`.
-    pub fn ratio(&self, kind: Kind, cell: &str, contestant: &str, other: &str, metric: Metric) -> Option<Ratio> {
+    pub(crate) fn ratio(
+        &self,
+        kind: Kind,
+        cell: &str,
+        contestant: &str,
+        other: &str,
+        metric: Metric,
+    ) -> Option<Ratio> {
         for id in [contestant, other] {
             if !matches!(self.figure(kind, cell, id, metric), Figure::Measured(_)) {
                 return None;
@@ -222,7 +234,13 @@ impl Record {
     }
 
     /// `contestant` against the peer that was best in each round.
-    pub fn ratio_to_best_peer(&self, kind: Kind, cell: &str, contestant: &str, metric: Metric) -> Option<Ratio> {
+    pub(crate) fn ratio_to_best_peer(
+        &self,
+        kind: Kind,
+        cell: &str,
+        contestant: &str,
+        metric: Metric,
+    ) -> Option<Ratio> {
         if !matches!(self.figure(kind, cell, contestant, metric), Figure::Measured(_)) {
             return None;
         }
@@ -250,7 +268,12 @@ impl Record {
     }
 }
 
-fn ratio_of(against: String, figures: &[Option<f64>], divisors: &[Option<f64>], better: Better) -> Option<Ratio> {
+fn ratio_of(
+    against: String,
+    figures: &[Option<f64>],
+    divisors: &[Option<f64>],
+    better: Better,
+) -> Option<Ratio> {
     let values = match better {
         Better::Higher => ratios(figures, divisors),
         Better::Lower => ratios(divisors, figures),
@@ -259,12 +282,12 @@ fn ratio_of(against: String, figures: &[Option<f64>], divisors: &[Option<f64>], 
 }
 
 #[cfg(test)]
-pub mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::work::{CONNECTIONS, P99};
 
     /// Rounds of connection rates: (contestant, role, rates). A rate of 0 is void.
-    pub fn record(entrants: &[(&str, Role, &[f64])]) -> Record {
+    pub(crate) fn record(entrants: &[(&str, Role, &[f64])]) -> Record {
         let samples = entrants
             .iter()
             .flat_map(|(id, _, rates)| {
@@ -352,8 +375,7 @@ pub mod tests {
 
     #[test]
     fn above_one_is_better_also_where_less_is_better() {
-        let record =
-            record(&[("snisplice-auto", Role::Own, &[200.0]), ("nginx", Role::Peer, &[100.0])]);
+        let record = record(&[("snisplice-auto", Role::Own, &[200.0]), ("nginx", Role::Peer, &[100.0])]);
         let ratio = record.ratio_to_best_peer(Kind::Conn, CELL, "snisplice-auto", P99).unwrap();
         assert!((ratio.summary.median - 2.0).abs() < 1e-9, "half the latency is twice as good");
     }
@@ -376,7 +398,7 @@ pub mod tests {
         let record = record(&[("direct", Role::Reference, &[1.0, 2.5])]);
         record.write(&path).unwrap();
         assert_eq!(Record::read(&path).unwrap(), record);
-        std::fs::write(&path, "{}").unwrap();
+        fs::write(&path, "{}").unwrap();
         assert!(Record::read(&path).is_err());
     }
 }

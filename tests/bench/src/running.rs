@@ -20,7 +20,7 @@ const LOG_TAIL_BYTES: u64 = 2000;
 
 /// Processes under one control group.
 #[derive(Debug)]
-pub struct Running {
+pub(crate) struct Running {
     children: Vec<Child>,
     group: ControlGroup,
     log: PathBuf,
@@ -28,7 +28,7 @@ pub struct Running {
 
 impl Running {
     /// Starts all of them. Their output goes to the file `log`.
-    pub fn start(
+    pub(crate) fn start(
         invocations: &[Invocation],
         namespace: &Namespace,
         role: &str,
@@ -69,12 +69,12 @@ impl Running {
     }
 
     /// Their control group.
-    pub fn group(&self) -> &ControlGroup {
+    pub(crate) fn group(&self) -> &ControlGroup {
         &self.group
     }
 
     /// An error with the end of the log if one of them has ended.
-    pub fn check(&mut self) -> anyhow::Result<()> {
+    pub(crate) fn check(&mut self) -> anyhow::Result<()> {
         for child in &mut self.children {
             if let Some(status) = child.try_wait().context("look after a child process")? {
                 bail!("ended early ({status}); its last words:\n{}", self.log_tail());
@@ -84,7 +84,7 @@ impl Running {
     }
 
     /// The end of what they wrote.
-    pub fn log_tail(&self) -> String {
+    pub(crate) fn log_tail(&self) -> String {
         let read = || -> std::io::Result<String> {
             let mut file = File::open(&self.log)?;
             let length = file.metadata()?.len();
@@ -109,7 +109,8 @@ impl Running {
     fn wait(&mut self, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
         loop {
-            let children_gone = self.children.iter_mut().all(|child| child.try_wait().is_ok_and(|s| s.is_some()));
+            let children_gone =
+                self.children.iter_mut().all(|child| child.try_wait().is_ok_and(|s| s.is_some()));
             if children_gone && self.group.processes().is_empty() {
                 return true;
             }

@@ -3,7 +3,7 @@
 
 /// A set of figures of the same thing, one from each round.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Summary {
+pub(crate) struct Summary {
     /// How many there are.
     pub count: usize,
     /// The middle one.
@@ -19,11 +19,11 @@ pub struct Summary {
 }
 
 /// Interquartile range over median beyond which a figure is marked as too spread out to rely on.
-pub const WIDE: f64 = 0.15;
+pub(crate) const WIDE: f64 = 0.15;
 
 impl Summary {
     /// Of at least one figure, all of them finite.
-    pub fn of(values: &[f64]) -> Option<Self> {
+    pub(crate) fn of(values: &[f64]) -> Option<Self> {
         let mut sorted: Vec<f64> = values.iter().copied().filter(|value| value.is_finite()).collect();
         sorted.sort_by(f64::total_cmp);
         let (min, max) = (*sorted.first()?, *sorted.last()?);
@@ -38,22 +38,22 @@ impl Summary {
     }
 
     /// Interquartile range as a part of the median; 0 if there is only one figure or the median is 0.
-    pub fn spread(&self) -> f64 {
+    pub(crate) fn spread(&self) -> f64 {
         if self.median == 0.0 { 0.0 } else { (self.upper_quartile - self.lower_quartile) / self.median.abs() }
     }
 
     /// Whether the figure is too spread out to rely on.
-    pub fn is_wide(&self) -> bool {
+    pub(crate) fn is_wide(&self) -> bool {
         self.spread() > WIDE
     }
 
     /// Whether every figure of one is greater than every figure of the other.
-    pub fn is_apart(&self, other: &Self) -> bool {
+    pub(crate) fn is_apart(&self, other: &Self) -> bool {
         self.min > other.max || self.max < other.min
     }
 
     /// Whether `value` lies between the least and the greatest.
-    pub fn contains(&self, value: f64) -> bool {
+    pub(crate) fn contains(&self, value: f64) -> bool {
         (self.min..=self.max).contains(&value)
     }
 }
@@ -75,7 +75,7 @@ fn quantile(sorted: &[f64], part: f64) -> f64 {
 
 /// Pairs figures of the same round and divides them. Rounds in which either is missing, or the divisor is not
 /// positive, are left out.
-pub fn ratios(figures: &[Option<f64>], divisors: &[Option<f64>]) -> Vec<f64> {
+pub(crate) fn ratios(figures: &[Option<f64>], divisors: &[Option<f64>]) -> Vec<f64> {
     figures
         .iter()
         .zip(divisors)

@@ -20,12 +20,12 @@ const PREFIX: &str = "snibench";
 const NETNS_DIR: &str = "/run/netns";
 
 /// Where balancers listen.
-pub const BALANCER: Ipv4Addr = Ipv4Addr::new(10, 201, 0, 1);
+pub(crate) const BALANCER: Ipv4Addr = Ipv4Addr::new(10, 201, 0, 1);
 
 /// What every namespace gets. `tcp_tw_reuse` and the port range: connection rates would otherwise end up measuring
 /// the search for a free port. `tcp_no_metrics_save`: no contestant inherits what the kernel learnt about a
 /// destination under the one before.
-pub const SYSCTLS: &[(&str, &str)] = &[
+pub(crate) const SYSCTLS: &[(&str, &str)] = &[
     ("net.ipv4.tcp_congestion_control", "cubic"),
     ("net.ipv4.tcp_tw_reuse", "1"),
     ("net.ipv4.ip_local_port_range", "1024\t65535"),
@@ -36,7 +36,7 @@ pub const SYSCTLS: &[(&str, &str)] = &[
 ];
 
 /// Settings that stay as the kernel has them; they are part of the report because they matter to the figures.
-pub const REPORTED_SYSCTLS: &[&str] = &[
+pub(crate) const REPORTED_SYSCTLS: &[&str] = &[
     "net.ipv4.tcp_rmem",
     "net.ipv4.tcp_wmem",
     "net.ipv4.tcp_timestamps",
@@ -46,16 +46,16 @@ pub const REPORTED_SYSCTLS: &[&str] = &[
 
 /// One network namespace, by name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Namespace(String);
+pub(crate) struct Namespace(String);
 
 impl Namespace {
     /// The file that setns(2) and nsenter(1) take.
-    pub fn path(&self) -> PathBuf {
+    pub(crate) fn path(&self) -> PathBuf {
         PathBuf::from(NETNS_DIR).join(&self.0)
     }
 
     /// Moves the calling thread, and no other, into the namespace for good.
-    pub fn enter(&self) -> anyhow::Result<()> {
+    pub(crate) fn enter(&self) -> anyhow::Result<()> {
         let path = self.path();
         let file = File::open(&path).with_context(|| format!("open {}", path.display()))?;
         move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
@@ -63,7 +63,7 @@ impl Namespace {
     }
 
     /// Runs `work` on a thread inside the namespace.
-    pub fn run<T: Send>(&self, work: impl FnOnce() -> anyhow::Result<T> + Send) -> anyhow::Result<T> {
+    pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> anyhow::Result<T> + Send) -> anyhow::Result<T> {
         std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
                 self.enter()?;
@@ -75,7 +75,7 @@ impl Namespace {
 
     /// A command that runs inside. nsenter(1) and not `ip netns exec`, because the latter mounts a /sys of its own and
     /// hides the BPF and cgroup file systems.
-    pub fn command(&self, program: &str) -> Command {
+    pub(crate) fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={}", self.path().display())).arg("--").arg(program);
         command
@@ -84,7 +84,7 @@ impl Namespace {
 
 /// The namespaces, removed when this is dropped.
 #[derive(Debug)]
-pub struct Topology {
+pub(crate) struct Topology {
     /// Where load comes from.
     pub clients: Vec<Namespace>,
     /// Where the contestant runs.
@@ -95,7 +95,7 @@ pub struct Topology {
 
 impl Topology {
     /// One balancer between so many clients and backends, each on a network of its own.
-    pub fn create(clients: u8, backends: u8) -> anyhow::Result<Self> {
+    pub(crate) fn create(clients: u8, backends: u8) -> anyhow::Result<Self> {
         ensure!(clients > 0 && backends > 0, "a topology needs a client and a backend");
         sweep()?;
         let pid = std::process::id();
@@ -141,7 +141,7 @@ impl Topology {
     }
 
     /// The settings that the report quotes, as the balancer's namespace has them.
-    pub fn settings(&self) -> anyhow::Result<Vec<(String, String)>> {
+    pub(crate) fn settings(&self) -> anyhow::Result<Vec<(String, String)>> {
         self.balancer.run(|| {
             SYSCTLS
                 .iter()
@@ -179,17 +179,17 @@ fn sweep() -> anyhow::Result<()> {
 }
 
 /// The process that made something of this name, if the name is one of ours.
-pub fn owner(name: &str) -> Option<u32> {
+pub(crate) fn owner(name: &str) -> Option<u32> {
     name.strip_prefix(PREFIX)?.strip_prefix('-')?.split('-').next()?.parse().ok()
 }
 
 /// A name for something else that [`owner`] shall know, such as a control group.
-pub fn owned_name(role: &str) -> String {
+pub(crate) fn owned_name(role: &str) -> String {
     format!("{PREFIX}-{}-{role}", std::process::id())
 }
 
 /// Whether a process of this id runs.
-pub fn is_alive(pid: u32) -> bool {
+pub(crate) fn is_alive(pid: u32) -> bool {
     fs::exists(format!("/proc/{pid}")).unwrap_or(true)
 }
 
@@ -217,10 +217,8 @@ fn read_sysctl(key: &str) -> anyhow::Result<String> {
 }
 
 fn ip(arguments: &str) -> anyhow::Result<()> {
-    let output = Command::new("ip")
-        .args(arguments.split(' '))
-        .output()
-        .context("run ip: install iproute2")?;
+    let output =
+        Command::new("ip").args(arguments.split(' ')).output().context("run ip: install iproute2")?;
     if !output.status.success() {
         bail!("ip {arguments}: {}", String::from_utf8_lossy(&output.stderr).trim());
     }

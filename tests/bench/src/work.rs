@@ -8,7 +8,7 @@ use crate::load::frame::Task;
 /// A kind of work; one table and one chart each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Kind {
+pub(crate) enum Kind {
     /// Idle connections held: memory for each
     Idle,
     /// New connections: hello, short answer, close
@@ -33,7 +33,7 @@ pub enum Kind {
 
 /// What is done in one cell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Work {
+pub(crate) enum Work {
     /// Hello, short answer, close; so many at once.
     Connect { at_once: usize },
     /// The same with so many routes, any of which is asked for.
@@ -56,7 +56,7 @@ pub enum Work {
 
 /// One row of a table.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Cell {
+pub(crate) struct Cell {
     /// What the row is called, unique within its kind.
     pub name: String,
     /// What is done.
@@ -69,7 +69,7 @@ impl Cell {
     }
 
     /// How many routes the balancer has to know beyond those all cells use.
-    pub fn extra_routes(&self) -> usize {
+    pub(crate) fn extra_routes(&self) -> usize {
         match self.work {
             Work::Routed { routes, .. } => routes,
             _ => 0,
@@ -80,7 +80,7 @@ impl Cell {
 /// How much is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Extent {
+pub(crate) enum Extent {
     /// Everything.
     Full,
     /// A few telling cells.
@@ -91,7 +91,7 @@ pub enum Extent {
 
 impl Kind {
     /// All but those that run only when asked for.
-    pub fn usual(extent: Extent) -> Vec<Self> {
+    pub(crate) fn usual(extent: Extent) -> Vec<Self> {
         match extent {
             Extent::Full => vec![
                 Self::Idle,
@@ -119,7 +119,7 @@ impl Kind {
     }
 
     /// For options and files.
-    pub fn id(self) -> &'static str {
+    pub(crate) fn id(self) -> &'static str {
         match self {
             Self::Idle => "idle",
             Self::Conn => "conn",
@@ -135,7 +135,7 @@ impl Kind {
     }
 
     /// A heading.
-    pub fn title(self) -> &'static str {
+    pub(crate) fn title(self) -> &'static str {
         match self {
             Self::Idle => "Idle connections held",
             Self::Conn => "New connections (hello, short answer, close)",
@@ -151,7 +151,7 @@ impl Kind {
     }
 
     /// The rows.
-    pub fn cells(self, extent: Extent) -> Vec<Cell> {
+    pub(crate) fn cells(self, extent: Extent) -> Vec<Cell> {
         match self {
             Self::Idle => {
                 let connections = match extent {
@@ -232,7 +232,7 @@ impl Kind {
     }
 
     /// The figures of this kind's cells, the most important one first.
-    pub fn metrics(self) -> &'static [Metric] {
+    pub(crate) fn metrics(self) -> &'static [Metric] {
         match self {
             Self::Idle => &[USER_MEMORY, KERNEL_MEMORY, KERNEL_MACHINE],
             Self::Conn => &[CONNECTIONS, P50, P99, CPU_OWN_CONN, CPU_IRQ_CONN, CPU_MACHINE_CONN],
@@ -250,7 +250,7 @@ impl Kind {
 
 /// Which way a figure is better.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Better {
+pub(crate) enum Better {
     /// More is better.
     Higher,
     /// Less is better.
@@ -259,7 +259,7 @@ pub enum Better {
 
 /// How a figure is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unit {
+pub(crate) enum Unit {
     /// A count in a second.
     PerSecond,
     /// Payload bits delivered in a second, in units of 10^9.
@@ -274,7 +274,7 @@ pub enum Unit {
 
 impl Unit {
     /// With three significant digits.
-    pub fn format(self, value: f64) -> String {
+    pub(crate) fn format(self, value: f64) -> String {
         match self {
             Self::PerSecond => scaled(value, 1000.0, ["", "k", "M"]),
             Self::Gigabits => digits(value),
@@ -287,7 +287,7 @@ impl Unit {
 
 /// One figure of a cell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Metric {
+pub(crate) struct Metric {
     /// For files.
     pub key: &'static str,
     /// For tables.
@@ -300,60 +300,78 @@ pub struct Metric {
     pub compared: bool,
 }
 
-const fn metric(key: &'static str, title: &'static str, unit: Unit, better: Better, compared: bool) -> Metric {
+const fn metric(
+    key: &'static str,
+    title: &'static str,
+    unit: Unit,
+    better: Better,
+    compared: bool,
+) -> Metric {
     Metric { key, title, unit, better, compared }
 }
 
 /// New connections in a second.
-pub const CONNECTIONS: Metric = metric("rate", "connections/s", Unit::PerSecond, Better::Higher, true);
+pub(crate) const CONNECTIONS: Metric = metric("rate", "connections/s", Unit::PerSecond, Better::Higher, true);
 /// The slowest of the parts that a long window is cut into.
-pub const SLOWEST_SLICE: Metric =
+pub(crate) const SLOWEST_SLICE: Metric =
     metric("slowest_slice", "slowest 10 s, connections/s", Unit::PerSecond, Better::Higher, false);
 /// Answered requests in a second.
-pub const REQUESTS: Metric = metric("rate", "requests/s", Unit::PerSecond, Better::Higher, true);
+pub(crate) const REQUESTS: Metric = metric("rate", "requests/s", Unit::PerSecond, Better::Higher, true);
 /// Complete handshakes in a second.
-pub const HANDSHAKES: Metric = metric("rate", "handshakes/s", Unit::PerSecond, Better::Higher, true);
+pub(crate) const HANDSHAKES: Metric = metric("rate", "handshakes/s", Unit::PerSecond, Better::Higher, true);
 /// Refused connections in a second.
-pub const REJECTIONS: Metric = metric("rate", "rejections/s", Unit::PerSecond, Better::Higher, true);
+pub(crate) const REJECTIONS: Metric = metric("rate", "rejections/s", Unit::PerSecond, Better::Higher, true);
 /// Payload received, both directions together.
-pub const THROUGHPUT: Metric = metric("gbps", "Gb/s", Unit::Gigabits, Better::Higher, true);
+pub(crate) const THROUGHPUT: Metric = metric("gbps", "Gb/s", Unit::Gigabits, Better::Higher, true);
 /// Half of all were faster.
-pub const P50: Metric = metric("p50_us", "p50 latency", Unit::Micros, Better::Lower, false);
+pub(crate) const P50: Metric = metric("p50_us", "p50 latency", Unit::Micros, Better::Lower, false);
 /// 99 of 100 were faster.
-pub const P99: Metric = metric("p99_us", "p99 latency", Unit::Micros, Better::Lower, true);
+pub(crate) const P99: Metric = metric("p99_us", "p99 latency", Unit::Micros, Better::Lower, true);
 /// 999 of 1,000 were faster.
-pub const P999: Metric = metric("p999_us", "p99.9 latency", Unit::Micros, Better::Lower, false);
+pub(crate) const P999: Metric = metric("p999_us", "p99.9 latency", Unit::Micros, Better::Lower, false);
 /// Of the contestant's control group.
-pub const CPU_OWN_CONN: Metric =
+pub(crate) const CPU_OWN_CONN: Metric =
     metric("cpu_own_ms_per_1000", "CPU of its own per 1,000 connections", Unit::Millis, Better::Lower, false);
 /// Interrupts of the whole machine.
-pub const CPU_IRQ_CONN: Metric =
+pub(crate) const CPU_IRQ_CONN: Metric =
     metric("cpu_interrupts_ms_per_1000", "softirq per 1,000 connections", Unit::Millis, Better::Lower, false);
 /// Everything, the load included.
-pub const CPU_MACHINE_CONN: Metric =
-    metric("cpu_machine_ms_per_1000", "whole machine's CPU per 1,000 connections", Unit::Millis, Better::Lower, true);
+pub(crate) const CPU_MACHINE_CONN: Metric = metric(
+    "cpu_machine_ms_per_1000",
+    "whole machine's CPU per 1,000 connections",
+    Unit::Millis,
+    Better::Lower,
+    true,
+);
 /// Of the contestant's control group.
-pub const CPU_OWN_GB: Metric =
+pub(crate) const CPU_OWN_GB: Metric =
     metric("cpu_own_ms_per_gb", "CPU of its own per GB", Unit::Millis, Better::Lower, false);
 /// Interrupts of the whole machine.
-pub const CPU_IRQ_GB: Metric =
+pub(crate) const CPU_IRQ_GB: Metric =
     metric("cpu_interrupts_ms_per_gb", "softirq per GB", Unit::Millis, Better::Lower, false);
 /// Everything, the load included.
-pub const CPU_MACHINE_GB: Metric =
+pub(crate) const CPU_MACHINE_GB: Metric =
     metric("cpu_machine_ms_per_gb", "whole machine's CPU per GB", Unit::Millis, Better::Lower, true);
 /// Growth of the processes' PSS for each connection.
-pub const USER_MEMORY: Metric =
+pub(crate) const USER_MEMORY: Metric =
     metric("user_bytes", "userspace per connection", Unit::Bytes, Better::Lower, true);
 /// Growth of the control group's kernel memory for each connection.
-pub const KERNEL_MEMORY: Metric =
-    metric("kernel_group_bytes", "kernel per connection, its control group", Unit::Bytes, Better::Lower, false);
+pub(crate) const KERNEL_MEMORY: Metric = metric(
+    "kernel_group_bytes",
+    "kernel per connection, its control group",
+    Unit::Bytes,
+    Better::Lower,
+    false,
+);
 /// Growth of the machine's socket memory for each connection, client and backend included.
-pub const KERNEL_MACHINE: Metric =
+pub(crate) const KERNEL_MACHINE: Metric =
     metric("kernel_machine_bytes", "kernel per connection, whole machine", Unit::Bytes, Better::Lower, true);
 /// From start to the first answer through the balancer.
-pub const START_UP: Metric = metric("start_ms", "from start to first answer", Unit::Millis, Better::Lower, false);
+pub(crate) const START_UP: Metric =
+    metric("start_ms", "from start to first answer", Unit::Millis, Better::Lower, false);
 /// PSS after start.
-pub const RESIDENT: Metric = metric("resident_bytes", "memory after start", Unit::Bytes, Better::Lower, false);
+pub(crate) const RESIDENT: Metric =
+    metric("resident_bytes", "memory after start", Unit::Bytes, Better::Lower, false);
 
 fn size_name(bytes: u32) -> String {
     if bytes >= 1024 { format!("{} KB", bytes / 1024) } else { format!("{bytes} B") }
@@ -382,7 +400,7 @@ fn scaled(value: f64, step: f64, units: [&str; 3]) -> String {
 }
 
 /// Three significant digits, and never a digit that was not measured.
-pub fn digits(value: f64) -> String {
+pub(crate) fn digits(value: f64) -> String {
     let decimals = match value.abs() {
         size if size >= 99.95 => 0,
         size if size >= 9.995 => 1,

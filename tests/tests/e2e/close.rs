@@ -21,6 +21,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::each("close::reset_by_the_client", reset_by_the_client),
     Case::each("close::reset_by_the_backend", reset_by_the_backend),
     Case::each("close::reset_after_half_close", reset_after_half_close),
+    Case::each("close::idle_connections_end", idle_connections_end),
 ];
 
 fn half_close_by_the_client_is_kept(lab: &Lab) -> Result<()> {
@@ -127,6 +128,15 @@ fn reset_after_half_close(lab: &Lab) -> Result<()> {
     tcp::reset(flow.backend)?;
     ensure!(tcp::read_to_end(&mut flow.client)? == (Vec::new(), Ending::Reset));
     closed(&daemon, "backend_reset")
+}
+
+fn idle_connections_end(lab: &Lab) -> Result<()> {
+    let (daemon, listener) = flow::start(lab, "timeouts: {idle: 1s}\n")?;
+    let mut flow = Flow::open(lab, &listener)?;
+    flow.exchange()?;
+    tcp::read_to_end(&mut flow.client)?;
+    tcp::read_to_end(&mut flow.backend)?;
+    closed(&daemon, "idle_timeout")
 }
 
 /// The daemon has let go of every connection, and says that each ended like this.

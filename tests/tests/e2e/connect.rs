@@ -21,6 +21,8 @@ pub(crate) const CASES: &[Case] = &[
     Case::each("connect::all_refused_closes_the_client", all_refused_closes_the_client),
     Case::each("connect::timeout_closes_the_client", timeout_closes_the_client),
     Case::each("connect::client_gone_costs_the_backend_nothing", client_gone_costs_the_backend_nothing),
+    Case::each("connect::names_are_resolved", names_are_resolved),
+    Case::each("connect::connections_beyond_the_limit_wait", connections_beyond_the_limit_wait),
 ];
 
 const SYN_SENT: u8 = 2;
@@ -98,4 +100,27 @@ fn turned_away(lab: &Lab) -> Result<()> {
     ensure!(bytes.is_empty(), "{} bytes, then {ending:?}", bytes.len());
     ensure!(matches!(ending, Ending::Eof | Ending::Reset));
     Ok(())
+}
+
+fn names_are_resolved(lab: &Lab) -> Result<()> {
+    let listener = tcp::listen(&lab.lb, "127.0.0.1:9000")?;
+    let _daemon = with_endpoints(lab, &["localhost:9000"], "")?;
+    serves(lab, &listener, 2)
+}
+
+/// The client of a connection too many is connected by the kernel, and served when there is room.
+fn connections_beyond_the_limit_wait(lab: &Lab) -> Result<()> {
+    let (daemon, listener) = flow::start(lab, "limits: {connections: 1}\n")?;
+    let mut first = Flow::open(lab, &listener)?;
+    let hello = hello::naming(flow::NAME)?;
+    let mut second = tcp::connect(&lab.client, &flow::front())?;
+    second.write_all(&hello)?;
+    for _ in 0..10 {
+        first.exchange()?;
+    }
+    ensure!(daemon.metrics()?.sum("snisplice_connections_opened_total", &[]) == 1);
+    drop(first);
+    let mut backend = tcp::accept(&listener)?;
+    ensure!(tcp::read_exact(&mut backend, hello.len())? == hello);
+    Flow { client: second, backend }.exchange()
 }

@@ -2,7 +2,7 @@
 
 use std::{fs, io::ErrorKind, io::Write as _, net::SocketAddr};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use snisplice_tests::{
     daemon::{Daemon, Options},
@@ -19,6 +19,11 @@ pub(crate) const CASES: &[Case] = &[
     Case::each("lifecycle::drain_ends_at_its_deadline", drain_ends_at_its_deadline),
     Case::each("lifecycle::an_idle_daemon_stops_at_once", an_idle_daemon_stops_at_once),
     Case::each("lifecycle::reload_changes_routes_and_no_connection", reload_changes_routes_and_no_connection),
+    Case::once("lifecycle::reload_opens_and_closes_listeners", reload_opens_and_closes_listeners),
+    Case::each("lifecycle::a_killed_daemon_can_be_started_again", a_killed_daemon_can_be_started_again),
+    Case::sockmap("lifecycle::auto_takes_the_kernel_where_it_can", auto_takes_the_kernel_where_it_can),
+    Case::once("lifecycle::without_privilege_auto_relays", without_privilege_auto_relays),
+    Case::once("lifecycle::without_privilege_sockmap_refuses", without_privilege_sockmap_refuses),
     Case::once("lifecycle::a_bad_reload_keeps_the_last_good_configuration", a_bad_reload_keeps_the_last_good),
 ];
 
@@ -35,6 +40,7 @@ fn drain_lets_connections_finish(lab: &Lab) -> Result<()> {
         flow.exchange()?;
     }
     ensure!(daemon.process().is_running(), "the daemon ended before its last connection");
+    ensure!(!daemon.is_ready()?, "a draining daemon wants no new connections");
     drop(flow);
     let status = daemon.wait()?;
     ensure!(status.code() == Some(0), "{status}");
@@ -101,5 +107,62 @@ fn a_bad_reload_keeps_the_last_good(lab: &Lab) -> Result<()> {
     Flow::open(lab, &listener)?.exchange()?;
     let log = daemon.process().log()?;
     ensure!(log.contains("routes.yaml") && log.contains("surprise"), "the log names the file and the field");
+    Ok(())
+}
+
+fn reload_opens_and_closes_listeners(lab: &Lab) -> Result<()> {
+    let listener = flow::backend(lab)?;
+    let file = lab.dir().join("routes.yaml");
+    fs::write(&file, serving(NAME))?;
+    let daemon = Daemon::start(lab, &Options::file(&file))?;
+    let mut flow = Flow::open(lab, &listener)?;
+    fs::write(&file, serving(NAME).replace(":8443", ":8444"))?;
+    daemon.process().signal(Signal::SIGHUP)?;
+    let (old, new) = (flow::front(), flow::front().replace(":8443", ":8444"));
+    wait::until_true("the new port is open and the old one closed", || {
+        let connect = |address: &str| tcp::connect(&lab.client, address);
+        Ok(connect(&new).is_ok() && connect(&old).is_err())
+    })?;
+    flow.exchange()
+}
+
+fn a_killed_daemon_can_be_started_again(lab: &Lab) -> Result<()> {
+    let (mut daemon, listener) = flow::start(lab, "")?;
+    let mut flow = Flow::open(lab, &listener)?;
+    flow.exchange()?;
+    daemon.process().signal(Signal::SIGKILL)?;
+    daemon.wait()?;
+    // What it carried ends with it, on both sides.
+    tcp::read_to_end(&mut flow.client)?;
+    tcp::read_to_end(&mut flow.backend)?;
+    let _daemon = Daemon::start(lab, &Options::yaml(lab, &flow::yaml(""))?)?;
+    Flow::open(lab, &listener)?.exchange()
+}
+
+fn auto_takes_the_kernel_where_it_can(lab: &Lab) -> Result<()> {
+    let listener = flow::backend(lab)?;
+    let daemon = Daemon::start(lab, &Options::yaml(lab, &flow::yaml(""))?.datapath("auto"))?;
+    ensure!(daemon.serves_with("sockmap")?);
+    Flow::open(lab, &listener)?.exchange()
+}
+
+fn without_privilege_auto_relays(lab: &Lab) -> Result<()> {
+    let listener = flow::backend(lab)?;
+    let options = Options::yaml(lab, &flow::yaml(""))?.datapath("auto").unprivileged();
+    let daemon = Daemon::start(lab, &options)?;
+    ensure!(daemon.serves_with("relay")?);
+    let log = daemon.process().log()?;
+    ensure!(
+        log.lines().any(|line| line.contains("WARN") && line.contains("sockmap")),
+        "the reason is logged"
+    );
+    Flow::open(lab, &listener)?.exchange()
+}
+
+fn without_privilege_sockmap_refuses(lab: &Lab) -> Result<()> {
+    let options = Options::yaml(lab, &flow::yaml(""))?.datapath("sockmap").unprivileged();
+    let refused = Daemon::start(lab, &options).err();
+    let text = format!("{:#}", refused.context("the daemon started")?);
+    ensure!(text.contains("ended early") && text.contains("sockmap"), "{text}");
     Ok(())
 }

@@ -9,7 +9,7 @@ use snisplice_tests::{
     kernel::Map,
     lab::Lab,
     netns::{BACKEND, BACKEND_2, BACKEND_3, BACKEND_V6, LB, LB_V6},
-    peers::{curl, ensure_verified, nginx, nginx_answer, s_client},
+    peers::{curl, ensure_verified, gnutls, nginx, nginx_answer, s_client},
     stream::{self, Pace, Pattern},
     suite::Case,
     tcp,
@@ -112,6 +112,7 @@ fn each_name_reaches_its_own_backend(lab: &Lab) -> Result<()> {
         let said = curl(lab, &leaf.name, 443, LB)?.ok()?;
         ensure!(said.stdout == nginx_answer(leaf), "{}", said.stdout);
         ensure_verified(&s_client(lab, &leaf.name, &format!("{LB}:443"), &[])?, &leaf.name)?;
+        gnutls(lab, &leaf.name, LB, 443)?.ok()?;
     }
     Ok(())
 }

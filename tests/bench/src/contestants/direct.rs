@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::{Contestant, Install, Invocation, Layout, Role, Search};
 
 /// The physical reference: no balancer in this topology can be cheaper than none.
-pub struct Direct;
+pub(crate) struct Direct;
 
 impl Contestant for Direct {
     fn id(&self) -> &'static str {

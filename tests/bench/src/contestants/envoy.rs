@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::{
-    BACKLOG, Contestant, Install, Invocation, Layout, PLAIN_NAME, RAW_PORT, Role, SNI_PORT, Search, first_line,
+    BACKLOG, Contestant, Install, Invocation, Layout, PLAIN_NAME, RAW_PORT, Role, SNI_PORT, Search,
+    first_line,
 };
 
 /// Envoy.
-pub struct Envoy;
+pub(crate) struct Envoy;
 
 /// Follows the FAQ on SNI and the reference of `FilterChainMatch`: the `tls_inspector` listener filter, then one
 /// filter chain for each destination with the list of its names. (A chain for each name would be equally legal and
@@ -123,8 +124,15 @@ impl Contestant for Envoy {
         let path = layout.write("envoy.json", &config(layout).to_string())?;
         let path = path.to_string_lossy();
         let workers = layout.workers.to_string();
-        let arguments =
-            ["--config-path", &path, "--concurrency", &workers, "--log-level", "error", "--disable-hot-restart"];
+        let arguments = [
+            "--config-path",
+            &path,
+            "--concurrency",
+            &workers,
+            "--log-level",
+            "error",
+            "--disable-hot-restart",
+        ];
         Ok(vec![Invocation::new(program, &arguments)])
     }
 }

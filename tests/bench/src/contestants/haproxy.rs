@@ -1,4 +1,4 @@
-//! HAProxy in TCP mode, with and without splice(2).
+//! `HAProxy` in TCP mode, with and without splice(2).
 
 use std::{
     fmt::Write as _,
@@ -6,11 +6,12 @@ use std::{
 };
 
 use super::{
-    BACKLOG, Contestant, Install, Invocation, Layout, PLAIN_NAME, RAW_PORT, Role, SNI_PORT, Search, first_line,
+    BACKLOG, Contestant, Install, Invocation, Layout, PLAIN_NAME, RAW_PORT, Role, SNI_PORT, Search,
+    first_line,
 };
 
-/// HAProxy.
-pub struct Haproxy {
+/// `HAProxy`.
+pub(crate) struct Haproxy {
     /// `option splice-auto`, the documented switch; the default is a copy.
     pub splice: bool,
 }

@@ -18,34 +18,34 @@ mod nginx;
 mod sniproxy;
 mod snisplice;
 
-pub use nginx::https_backend_config;
+pub(crate) use nginx::https_backend_config;
 
 /// Where every balancer routes by server name.
-pub const SNI_PORT: u16 = 443;
+pub(crate) const SNI_PORT: u16 = 443;
 /// Where balancers that can pass on what is not TLS do so; also iperf3's own port.
-pub const RAW_PORT: u16 = 5201;
+pub(crate) const RAW_PORT: u16 = 5201;
 /// Where the standard HTTPS server for cross-checks listens.
-pub const HTTPS_PORT: u16 = 7003;
+pub(crate) const HTTPS_PORT: u16 = 7003;
 /// Every listener's backlog; the namespaces allow it.
-pub const BACKLOG: u32 = 4096;
+pub(crate) const BACKLOG: u32 = 4096;
 
 /// Routed to the backend's own protocol.
-pub const PLAIN_NAME: &str = "plain.bench.example";
+pub(crate) const PLAIN_NAME: &str = "plain.bench.example";
 /// Routed to the TLS backend.
-pub const TLS_NAME: &str = "tls.bench.example";
+pub(crate) const TLS_NAME: &str = "tls.bench.example";
 /// Routed to the HTTPS server.
-pub const HTTPS_NAME: &str = "https.bench.example";
+pub(crate) const HTTPS_NAME: &str = "https.bench.example";
 /// Routed nowhere.
-pub const UNKNOWN_NAME: &str = "unknown.bench.example";
+pub(crate) const UNKNOWN_NAME: &str = "unknown.bench.example";
 
 /// Further names that all lead to the plain backend.
-pub fn route_name(index: usize) -> String {
+pub(crate) fn route_name(index: usize) -> String {
     format!("r{index}.routes.example")
 }
 
 /// What a configuration is made from; the same for all.
 #[derive(Debug, Clone)]
-pub struct Layout {
+pub(crate) struct Layout {
     /// Address to listen on.
     pub address: Ipv4Addr,
     /// Addresses of the backends; each serves every port.
@@ -60,17 +60,17 @@ pub struct Layout {
 
 impl Layout {
     /// The backends' addresses with one of their ports.
-    pub fn endpoints(&self, port: u16) -> Vec<SocketAddr> {
+    pub(crate) fn endpoints(&self, port: u16) -> Vec<SocketAddr> {
         self.backends.iter().map(|address| SocketAddr::from((*address, port))).collect()
     }
 
     /// Name and port behind it of the fixed routes.
-    pub fn services() -> [(&'static str, u16); 3] {
+    pub(crate) fn services() -> [(&'static str, u16); 3] {
         [(PLAIN_NAME, PLAIN_PORT), (TLS_NAME, TLS_PORT), (HTTPS_NAME, HTTPS_PORT)]
     }
 
     /// The names of the extra routes.
-    pub fn extra_names(&self) -> impl Iterator<Item = String> {
+    pub(crate) fn extra_names(&self) -> impl Iterator<Item = String> {
         (0..self.extra_routes).map(route_name)
     }
 
@@ -83,7 +83,7 @@ impl Layout {
 
 /// One process to start.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Invocation {
+pub(crate) struct Invocation {
     /// An executable file.
     pub program: PathBuf,
     /// Its arguments.
@@ -99,7 +99,7 @@ impl Invocation {
 /// How a contestant stands to the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Role {
+pub(crate) enum Role {
     /// No balancer at all.
     Reference,
     /// This project.
@@ -109,7 +109,7 @@ pub enum Role {
 }
 
 /// One program in one configuration.
-pub trait Contestant: Sync {
+pub(crate) trait Contestant: Sync {
     /// For options and files: lower case, no spaces.
     fn id(&self) -> &'static str;
 
@@ -134,7 +134,7 @@ pub trait Contestant: Sync {
 
 /// How a missing contestant is installed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Install {
+pub(crate) enum Install {
     /// Nothing to install.
     Nothing,
     /// Debian packages.
@@ -158,7 +158,7 @@ impl std::fmt::Display for Install {
 
 /// Where programs are looked for.
 #[derive(Debug, Clone)]
-pub struct Search {
+pub(crate) struct Search {
     /// The snisplice to measure, if it was named.
     pub snisplice: Option<PathBuf>,
     /// Directories, in order.
@@ -167,13 +167,13 @@ pub struct Search {
 
 impl Search {
     /// The first executable of this name.
-    pub fn program(&self, name: &str) -> Option<PathBuf> {
+    pub(crate) fn program(&self, name: &str) -> Option<PathBuf> {
         self.directories.iter().map(|directory| directory.join(name)).find(|path| path.is_file())
     }
 }
 
 /// All there are, in the order of tables.
-pub fn all() -> Vec<Box<dyn Contestant>> {
+pub(crate) fn all() -> Vec<Box<dyn Contestant>> {
     use snisplice::Datapath;
     vec![
         Box::new(direct::Direct),
@@ -190,8 +190,10 @@ pub fn all() -> Vec<Box<dyn Contestant>> {
 
 /// Stdout and stderr of `program arguments`, for version lines.
 fn output_of(program: &Path, arguments: &[&str]) -> anyhow::Result<String> {
-    let output =
-        Command::new(program).args(arguments).output().with_context(|| format!("run {}", program.display()))?;
+    let output = Command::new(program)
+        .args(arguments)
+        .output()
+        .with_context(|| format!("run {}", program.display()))?;
     Ok(format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)))
 }
 

@@ -7,12 +7,12 @@ use std::{
 };
 
 use super::{
-    BACKLOG, Contestant, HTTPS_NAME, HTTPS_PORT, Install, Invocation, Layout, PLAIN_NAME, RAW_PORT, Role, SNI_PORT,
-    Search, first_line, output_of,
+    BACKLOG, Contestant, HTTPS_NAME, HTTPS_PORT, Install, Invocation, Layout, PLAIN_NAME, RAW_PORT, Role,
+    SNI_PORT, Search, first_line, output_of,
 };
 
 /// nginx with `ssl_preread`.
-pub struct Nginx;
+pub(crate) struct Nginx;
 
 /// Follows the documentation of `ngx_stream_ssl_preread_module`: a map from `$ssl_preread_server_name` to upstream
 /// groups, with hash sizes as `ngx_stream_map_module` advises for many names; `reuseport` from the documentation of
@@ -41,8 +41,11 @@ fn config(layout: &Layout, load_module: &str) -> String {
         let _: std::fmt::Result = writeln!(text, "    {line}");
     };
     for (name, port) in Layout::services() {
-        let servers: String = layout.endpoints(port).iter().map(|endpoint| format!(" server {endpoint};")).collect();
-        line(format!("upstream {name} {{{servers} }}"));
+        line(format!("upstream {name} {{"));
+        for endpoint in layout.endpoints(port) {
+            line(format!("    server {endpoint};"));
+        }
+        line("}".to_owned());
     }
     line("map $ssl_preread_server_name $route {".to_owned());
     for (name, _) in Layout::services() {
@@ -67,7 +70,7 @@ fn config(layout: &Layout, load_module: &str) -> String {
 }
 
 /// An HTTPS server with a page of 1 KB, for wrk.
-pub fn https_backend_config(address: Ipv4Addr, workers: usize, directory: &Path) -> String {
+pub(crate) fn https_backend_config(address: Ipv4Addr, workers: usize, directory: &Path) -> String {
     let directory = directory.display();
     format!(
         "daemon off;\n\

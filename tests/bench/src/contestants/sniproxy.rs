@@ -5,10 +5,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Contestant, Install, Invocation, Layout, PLAIN_NAME, RAW_PORT, Role, SNI_PORT, Search, first_line};
+use super::{
+    Contestant, Install, Invocation, Layout, PLAIN_NAME, RAW_PORT, Role, SNI_PORT, Search, first_line,
+};
 
 /// sniproxy.
-pub struct Sniproxy;
+pub(crate) struct Sniproxy;
 
 /// Follows sniproxy.conf(5): a table from patterns to addresses, and `reuseport`, which the manual has for several
 /// processes on one port. Each pattern leads to a single address, so only the first backend is used. What is not TLS
@@ -29,7 +31,8 @@ fn config(layout: &Layout) -> String {
         // Writing to a String cannot fail.
         let _: std::fmt::Result = writeln!(text, "    ^{name}$ {first}:{port}");
     }
-    let plain = Layout::services().into_iter().find(|(name, _)| *name == PLAIN_NAME).map_or(0, |(_, port)| port);
+    let plain =
+        Layout::services().into_iter().find(|(name, _)| *name == PLAIN_NAME).map_or(0, |(_, port)| port);
     for name in layout.extra_names() {
         let _: std::fmt::Result = writeln!(text, "    ^{name}$ {first}:{plain}");
     }

@@ -5,14 +5,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Contestant, Install, Invocation, Layout, PLAIN_NAME, RAW_PORT, Role, SNI_PORT, Search, first_line};
+use super::{
+    Contestant, Install, Invocation, Layout, PLAIN_NAME, RAW_PORT, Role, SNI_PORT, Search, first_line,
+};
 
 /// Where it says whether it is ready and what it counted; on the loopback of its namespace.
 const ADMIN: &str = "127.0.0.1:9191";
 
 /// What `--datapath` is set to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Datapath {
+pub(crate) enum Datapath {
     /// The best that this kernel has.
     Auto,
     /// In the kernel, by sockmap.
@@ -32,7 +34,7 @@ impl Datapath {
 }
 
 /// snisplice with one datapath.
-pub struct Snisplice(pub Datapath);
+pub(crate) struct Snisplice(pub Datapath);
 
 /// The native format as its documentation shows it. No setting is tuned but the worker count and the connection
 /// limit, which are raised for all contestants alike.

@@ -29,9 +29,9 @@ use super::{
 use crate::topology::Namespace;
 
 /// Where [`Backend`] speaks its own protocol.
-pub const PLAIN_PORT: u16 = 7001;
+pub(crate) const PLAIN_PORT: u16 = 7001;
 /// Where [`Backend`] completes TLS handshakes.
-pub const TLS_PORT: u16 = 7002;
+pub(crate) const TLS_PORT: u16 = 7002;
 
 const POLL: Duration = Duration::from_millis(100);
 
@@ -42,14 +42,14 @@ struct Shared {
 }
 
 /// Running threads; they end when this is dropped.
-pub struct Backend {
+pub(crate) struct Backend {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Backend {
     /// Starts `threads` threads in each namespace, all listening on both ports, and waits until they do.
-    pub fn start(
+    pub(crate) fn start(
         namespaces: &[(Namespace, Ipv4Addr)],
         threads: usize,
         tls: &Arc<ServerConfig>,
@@ -81,18 +81,21 @@ impl Backend {
         }
         drop(report);
         for _ in 0..count {
-            reports.recv().map_err(|_| anyhow!("a backend thread ended early"))?.context("start the backend")?;
+            reports
+                .recv()
+                .map_err(|_| anyhow!("a backend thread ended early"))?
+                .context("start the backend")?;
         }
         Ok(backend)
     }
 
     /// What all threads have counted.
-    pub fn counts(&self) -> Counts {
+    pub(crate) fn counts(&self) -> Counts {
         tally::sum(&self.shared.tallies)
     }
 
     /// What went wrong since the last call.
-    pub fn take_faults(&self) -> Faults {
+    pub(crate) fn take_faults(&self) -> Faults {
         std::mem::take(&mut *self.shared.faults.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }

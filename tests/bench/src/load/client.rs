@@ -18,7 +18,7 @@ use super::{
 /// Where a run is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
-pub enum Phase {
+pub(crate) enum Phase {
     /// Connections are made.
     Setup,
     /// Load runs but does not count.
@@ -30,7 +30,7 @@ pub enum Phase {
 }
 
 /// What a session has at hand while it is driven.
-pub struct Turn<'a> {
+pub(crate) struct Turn<'a> {
     /// Where the run is.
     pub phase: Phase,
     /// The thread's counters.
@@ -51,7 +51,7 @@ impl Turn<'_> {
 }
 
 /// One client connection.
-pub trait Session {
+pub(crate) trait Session {
     /// Goes on until the socket would block.
     fn drive(&mut self, socket: BorrowedFd<'_>, turn: &mut Turn<'_>) -> Result<Step, Fault>;
 }
@@ -100,14 +100,14 @@ impl Greeting {
 }
 
 /// Hello, short answer, close.
-pub struct Short {
+pub(crate) struct Short {
     greeting: Greeting,
     opened: Instant,
 }
 
 impl Short {
     /// The clock starts now, before connect(2).
-    pub fn new(hello: Vec<u8>, nonce: u64) -> Self {
+    pub(crate) fn new(hello: Vec<u8>, nonce: u64) -> Self {
         Self { greeting: Greeting::new(hello, nonce), opened: Instant::now() }
     }
 }
@@ -124,14 +124,14 @@ impl Session for Short {
 }
 
 /// Hello with a name that nobody serves; any end but an answer from the backend is a rejection.
-pub struct Refused {
+pub(crate) struct Refused {
     greeting: Greeting,
     opened: Instant,
 }
 
 impl Refused {
     /// The clock starts now, before connect(2).
-    pub fn new(hello: Vec<u8>, nonce: u64) -> Self {
+    pub(crate) fn new(hello: Vec<u8>, nonce: u64) -> Self {
         Self { greeting: Greeting::new(hello, nonce), opened: Instant::now() }
     }
 
@@ -160,14 +160,14 @@ impl Session for Refused {
 }
 
 /// Opened, then silent until the end.
-pub struct Idle {
+pub(crate) struct Idle {
     greeting: Greeting,
     open: bool,
 }
 
 impl Idle {
     /// For a hello with [`Task::Wait`].
-    pub fn new(hello: Vec<u8>, nonce: u64) -> Self {
+    pub(crate) fn new(hello: Vec<u8>, nonce: u64) -> Self {
         Self { greeting: Greeting::new(hello, nonce), open: false }
     }
 }
@@ -201,7 +201,7 @@ enum EchoState {
 }
 
 /// Messages of one size, each answered by one of the same size.
-pub struct Echo {
+pub(crate) struct Echo {
     state: EchoState,
     order: Order,
     sequence: u64,
@@ -210,7 +210,7 @@ pub struct Echo {
 
 impl Echo {
     /// For a hello with [`Task::Echo`].
-    pub fn new(hello: Vec<u8>, order: Order) -> Self {
+    pub(crate) fn new(hello: Vec<u8>, order: Order) -> Self {
         let state = EchoState::Greeting(Greeting::new(hello, order.nonce));
         Self { state, order, sequence: 0, asked: Instant::now() }
     }
@@ -268,7 +268,7 @@ enum BulkState {
 }
 
 /// As many bytes as will go, in one direction or both.
-pub struct Stream {
+pub(crate) struct Stream {
     state: BulkState,
     task: Task,
     verify: bool,
@@ -276,7 +276,7 @@ pub struct Stream {
 
 impl Stream {
     /// For a hello with one of the bulk tasks.
-    pub fn new(hello: Vec<u8>, order: Order) -> Self {
+    pub(crate) fn new(hello: Vec<u8>, order: Order) -> Self {
         let state = BulkState::Greeting(Greeting::new(hello, order.nonce));
         Self { state, task: order.task, verify: order.verify }
     }

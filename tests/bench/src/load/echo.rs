@@ -11,19 +11,19 @@ use super::{
 
 /// Sends one message, in as many pieces as the socket wants.
 #[derive(Debug)]
-pub struct MessageSender {
+pub(crate) struct MessageSender {
     message: Message,
     offset: usize,
 }
 
 impl MessageSender {
     /// Nothing is sent yet.
-    pub fn new(message: Message) -> Self {
+    pub(crate) fn new(message: Message) -> Self {
         Self { message, offset: 0 }
     }
 
     /// Whether the whole message is with the kernel now.
-    pub fn send(&mut self, socket: BorrowedFd<'_>, scratch: &mut Scratch) -> Result<bool, Fault> {
+    pub(crate) fn send(&mut self, socket: BorrowedFd<'_>, scratch: &mut Scratch) -> Result<bool, Fault> {
         let size = self.message.size as usize;
         if self.offset < MESSAGE_HEADER_BYTES {
             scratch.message[..MESSAGE_HEADER_BYTES].copy_from_slice(&self.message.encode());
@@ -41,7 +41,7 @@ impl MessageSender {
 
 /// Receives one message.
 #[derive(Debug)]
-pub struct MessageReceiver {
+pub(crate) struct MessageReceiver {
     expected: Message,
     verify: bool,
     header: [u8; MESSAGE_HEADER_BYTES],
@@ -50,7 +50,7 @@ pub struct MessageReceiver {
 
 /// How a receive ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Arrival {
+pub(crate) enum Arrival {
     /// Some of it is still on its way.
     Partial,
     /// All of it is here.
@@ -61,12 +61,16 @@ pub enum Arrival {
 
 impl MessageReceiver {
     /// For a message that has to be like this one.
-    pub fn new(expected: Message, verify: bool) -> Self {
+    pub(crate) fn new(expected: Message, verify: bool) -> Self {
         Self { expected, verify, header: [0; MESSAGE_HEADER_BYTES], offset: 0 }
     }
 
     /// Receives what is there of the message, and never more.
-    pub fn receive(&mut self, socket: BorrowedFd<'_>, scratch: &mut Scratch) -> Result<Arrival, Fault> {
+    pub(crate) fn receive(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        scratch: &mut Scratch,
+    ) -> Result<Arrival, Fault> {
         let size = self.expected.size as usize;
         while self.offset < size {
             let count = match socket::receive(socket, &mut scratch.receive[..size - self.offset])? {

@@ -35,7 +35,7 @@ const LATENCY_MAX_NANOS: u64 = 60_000_000_000;
 
 /// What happens when a connection is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Renewal {
+pub(crate) enum Renewal {
     /// It is kept until the end, and all are open before the clock starts.
     Kept,
     /// Another takes its place.
@@ -44,7 +44,7 @@ pub enum Renewal {
 
 /// One load.
 #[derive(Debug, Clone)]
-pub struct Plan<'a> {
+pub(crate) struct Plan<'a> {
     /// Where clients live; threads are spread over them.
     pub clients: &'a [Namespace],
     /// Where they connect to, in turn.
@@ -64,7 +64,7 @@ pub struct Plan<'a> {
 }
 
 /// What came of it.
-pub struct Outcome<T> {
+pub(crate) struct Outcome<T> {
     /// What `moment` returned: at the start of the window, at each cut, and at its end.
     pub moments: Vec<T>,
     /// In nanoseconds.
@@ -76,13 +76,13 @@ pub struct Outcome<T> {
 }
 
 /// A histogram for latencies in nanoseconds.
-pub fn latency_histogram() -> anyhow::Result<Histogram<u64>> {
+pub(crate) fn latency_histogram() -> anyhow::Result<Histogram<u64>> {
     Histogram::new_with_max(LATENCY_MAX_NANOS, 3).context("set up a histogram")
 }
 
 /// Runs `plan` with sessions from `make`, which gets the server's address index and a nonce. `moment` is called with
 /// the clients' counters when the window starts, is cut and ends.
-pub fn run<S: Session, T>(
+pub(crate) fn run<S: Session, T>(
     plan: &Plan<'_>,
     make: impl Fn(u64) -> Result<S, Fault> + Sync,
     mut moment: impl FnMut(Counts) -> T,
@@ -93,12 +93,12 @@ pub fn run<S: Session, T>(
     std::thread::scope(|scope| {
         let (report, reports) = mpsc::channel();
         let mut workers = Vec::new();
-        for index in 0..threads {
+        for (index, tally) in tallies.iter().enumerate() {
             let client = Client {
                 plan,
                 make: &make,
                 phase: &phase,
-                tally: &tallies[index],
+                tally,
                 nonce: (index as u64) << 40,
                 connections: share(plan.connections, threads, index),
                 report: Some(report.clone()),

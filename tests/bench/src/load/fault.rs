@@ -6,7 +6,7 @@ use rustix::io::Errno;
 
 /// Why one connection failed. Any of them voids the cell it happened in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// connect(2) or what it led to.
     #[error("connect: {0}")]
     Connect(Errno),
@@ -32,33 +32,33 @@ pub enum Fault {
 
 /// Faults by message.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Faults(BTreeMap<String, u64>);
+pub(crate) struct Faults(BTreeMap<String, u64>);
 
 impl Faults {
     /// Counts one.
-    pub fn add(&mut self, fault: Fault) {
+    pub(crate) fn add(&mut self, fault: Fault) {
         *self.0.entry(fault.to_string()).or_default() += 1;
     }
 
     /// Counts something that is not about one connection.
-    pub fn note(&mut self, message: String) {
+    pub(crate) fn note(&mut self, message: String) {
         *self.0.entry(message).or_default() += 1;
     }
 
     /// Takes over another thread's.
-    pub fn merge(&mut self, other: &Self) {
+    pub(crate) fn merge(&mut self, other: &Self) {
         for (message, count) in &other.0 {
             *self.0.entry(message.clone()).or_default() += count;
         }
     }
 
     /// All together.
-    pub fn total(&self) -> u64 {
+    pub(crate) fn total(&self) -> u64 {
         self.0.values().sum()
     }
 
     /// Whether nothing went wrong.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }

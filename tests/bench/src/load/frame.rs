@@ -11,15 +11,15 @@ use std::sync::LazyLock;
 use super::fault::Fault;
 
 /// Bytes of a block in a bulk stream, its header included.
-pub const BLOCK_BYTES: usize = 1 << 20;
+pub(crate) const BLOCK_BYTES: usize = 1 << 20;
 /// Bytes of a [`BlockHeader`].
-pub const BLOCK_HEADER_BYTES: usize = 24;
+pub(crate) const BLOCK_HEADER_BYTES: usize = 24;
 /// Bytes of a [`Message`] header; no message is shorter.
-pub const MESSAGE_HEADER_BYTES: usize = 16;
+pub(crate) const MESSAGE_HEADER_BYTES: usize = 16;
 /// Longest message of a request/response connection.
-pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
+pub(crate) const MESSAGE_BYTES_MAX: usize = 1 << 20;
 /// Bytes of the backend's answer to the hello.
-pub const ACK_BYTES: usize = 64;
+pub(crate) const ACK_BYTES: usize = 64;
 
 const ORDER_MAGIC: &[u8; 8] = b"snibench";
 const ACK_MAGIC: &[u8; 4] = b"ACK1";
@@ -27,13 +27,13 @@ const BLOCK_MAGIC: &[u8; 4] = b"BLK1";
 const MESSAGE_MAGIC: &[u8; 4] = b"MSG1";
 
 /// Position of the nonce in an encoded order.
-pub const ORDER_NONCE_AT: usize = 16;
+pub(crate) const ORDER_NONCE_AT: usize = 16;
 /// Position of the checksum in an encoded order.
-pub const ORDER_CHECKSUM_AT: usize = 24;
+pub(crate) const ORDER_CHECKSUM_AT: usize = 24;
 
 /// What the backend does after it has answered the hello.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Task {
+pub(crate) enum Task {
     /// Nothing until the client closes.
     Wait,
     /// Answer each message with one of the same size.
@@ -64,19 +64,19 @@ impl Task {
     }
 
     /// Whether the client sends blocks.
-    pub fn uploads(self) -> bool {
+    pub(crate) fn uploads(self) -> bool {
         matches!(self, Self::Upload | Self::Both)
     }
 
     /// Whether the backend sends blocks.
-    pub fn downloads(self) -> bool {
+    pub(crate) fn downloads(self) -> bool {
         matches!(self, Self::Download | Self::Both)
     }
 }
 
 /// What one connection is for; travels in the random field of its `ClientHello`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Order {
+pub(crate) struct Order {
     /// What to do.
     pub task: Task,
     /// Bytes of one message, for [`Task::Echo`].
@@ -89,7 +89,7 @@ pub struct Order {
 
 impl Order {
     /// The 32 bytes of a random field. The checksum is that of the hello outside this field.
-    pub fn encode(&self, checksum: u32) -> [u8; 32] {
+    pub(crate) fn encode(&self, checksum: u32) -> [u8; 32] {
         let mut field = [0; 32];
         field[..8].copy_from_slice(ORDER_MAGIC);
         field[8] = self.task.code();
@@ -101,7 +101,7 @@ impl Order {
     }
 
     /// The order in a random field and the checksum beside it.
-    pub fn decode(field: &[u8; 32]) -> Result<(Self, u32), Fault> {
+    pub(crate) fn decode(field: &[u8; 32]) -> Result<(Self, u32), Fault> {
         if &field[..8] != ORDER_MAGIC {
             return Err(Fault::Protocol("a hello that the generator did not send"));
         }
@@ -122,14 +122,14 @@ impl Order {
 
 /// The backend's short answer to a hello.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ack {
+pub(crate) struct Ack {
     /// That of the [`Order`].
     pub nonce: u64,
 }
 
 impl Ack {
     /// As sent.
-    pub fn encode(self) -> [u8; ACK_BYTES] {
+    pub(crate) fn encode(self) -> [u8; ACK_BYTES] {
         let mut bytes = [0; ACK_BYTES];
         bytes[..4].copy_from_slice(ACK_MAGIC);
         bytes[8..16].copy_from_slice(&self.nonce.to_be_bytes());
@@ -137,7 +137,7 @@ impl Ack {
     }
 
     /// As received.
-    pub fn decode(bytes: &[u8; ACK_BYTES]) -> Result<Self, Fault> {
+    pub(crate) fn decode(bytes: &[u8; ACK_BYTES]) -> Result<Self, Fault> {
         if &bytes[..4] != ACK_MAGIC {
             return Err(Fault::Protocol("an answer that is not the backend's"));
         }
@@ -147,7 +147,7 @@ impl Ack {
 
 /// Starts every block of a bulk stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BlockHeader {
+pub(crate) struct BlockHeader {
     /// Nothing follows this header. The two counts below are set in such a header only.
     pub last: bool,
     /// Bytes sent before this header.
@@ -158,10 +158,10 @@ pub struct BlockHeader {
 
 impl BlockHeader {
     /// What starts all blocks but the last.
-    pub const MORE: Self = Self { last: false, sent: 0, received: 0 };
+    pub(crate) const MORE: Self = Self { last: false, sent: 0, received: 0 };
 
     /// As sent.
-    pub fn encode(self) -> [u8; BLOCK_HEADER_BYTES] {
+    pub(crate) fn encode(self) -> [u8; BLOCK_HEADER_BYTES] {
         let mut bytes = [0; BLOCK_HEADER_BYTES];
         bytes[..4].copy_from_slice(BLOCK_MAGIC);
         bytes[7] = u8::from(self.last);
@@ -171,7 +171,7 @@ impl BlockHeader {
     }
 
     /// As received.
-    pub fn decode(bytes: &[u8; BLOCK_HEADER_BYTES]) -> Result<Self, Fault> {
+    pub(crate) fn decode(bytes: &[u8; BLOCK_HEADER_BYTES]) -> Result<Self, Fault> {
         if &bytes[..4] != BLOCK_MAGIC {
             return Err(Fault::Protocol("a block without its header: bytes were lost or added"));
         }
@@ -181,7 +181,7 @@ impl BlockHeader {
 
 /// Starts every message of a request/response connection, both ways.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Message {
+pub(crate) struct Message {
     /// Bytes, this header included.
     pub size: u32,
     /// Counts the messages of a connection.
@@ -190,7 +190,7 @@ pub struct Message {
 
 impl Message {
     /// As sent.
-    pub fn encode(self) -> [u8; MESSAGE_HEADER_BYTES] {
+    pub(crate) fn encode(self) -> [u8; MESSAGE_HEADER_BYTES] {
         let mut bytes = [0; MESSAGE_HEADER_BYTES];
         bytes[..4].copy_from_slice(MESSAGE_MAGIC);
         bytes[4..8].copy_from_slice(&self.size.to_be_bytes());
@@ -199,7 +199,7 @@ impl Message {
     }
 
     /// As received.
-    pub fn decode(bytes: &[u8; MESSAGE_HEADER_BYTES]) -> Result<Self, Fault> {
+    pub(crate) fn decode(bytes: &[u8; MESSAGE_HEADER_BYTES]) -> Result<Self, Fault> {
         if &bytes[..4] != MESSAGE_MAGIC {
             return Err(Fault::Protocol("a message without its header: bytes were lost or added"));
         }
@@ -209,15 +209,16 @@ impl Message {
 
 /// One block with a [`BlockHeader::MORE`] header; also the body of messages. The bytes differ within any run of
 /// a few hundred, so that a shift is noticed when bodies are compared.
-pub static BLOCK: LazyLock<Vec<u8>> = LazyLock::new(|| {
+pub(crate) static BLOCK: LazyLock<Vec<u8>> = LazyLock::new(|| {
     #[expect(clippy::cast_possible_truncation, reason = "the low byte is what the pattern is made of")]
-    let mut block: Vec<u8> = (0..BLOCK_BYTES).map(|i| (i.wrapping_mul(31) ^ (i >> 8) ^ (i >> 16)) as u8).collect();
+    let mut block: Vec<u8> =
+        (0..BLOCK_BYTES).map(|i| (i.wrapping_mul(31) ^ (i >> 8) ^ (i >> 16)) as u8).collect();
     block[..BLOCK_HEADER_BYTES].copy_from_slice(&BlockHeader::MORE.encode());
     block
 });
 
 /// FNV-1a over several pieces: enough to see that a hello arrived as it was sent.
-pub fn checksum(pieces: &[&[u8]]) -> u32 {
+pub(crate) fn checksum(pieces: &[&[u8]]) -> u32 {
     pieces
         .iter()
         .flat_map(|piece| piece.iter())

@@ -13,11 +13,11 @@ const RECORD_HEADER_BYTES: usize = 5;
 /// Browsers pad their hello to this size with the record header (RFC 7685 says why the range below it is bad).
 const PADDED_BYTES: usize = 517;
 /// The longest hello the backend takes.
-pub const HELLO_BYTES_MAX: usize = 4096;
+pub(crate) const HELLO_BYTES_MAX: usize = 4096;
 
 /// A hello for one server name and one order; only the nonce differs between connections.
 #[derive(Debug, Clone)]
-pub struct Hello {
+pub(crate) struct Hello {
     bytes: Vec<u8>,
     order: Order,
     checksum: u32,
@@ -25,7 +25,7 @@ pub struct Hello {
 
 impl Hello {
     /// For `server_name`, with `order` in its random field.
-    pub fn new(server_name: &str, order: Order) -> Self {
+    pub(crate) fn new(server_name: &str, order: Order) -> Self {
         let mut bytes = hello_bytes(server_name);
         let checksum = checksum_around_random(&bytes);
         bytes[RANDOM_AT..RANDOM_AT + RANDOM_BYTES].copy_from_slice(&order.encode(checksum));
@@ -33,7 +33,7 @@ impl Hello {
     }
 
     /// The same with another nonce.
-    pub fn with_nonce(&self, nonce: u64) -> Vec<u8> {
+    pub(crate) fn with_nonce(&self, nonce: u64) -> Vec<u8> {
         let mut bytes = self.bytes.clone();
         let order = Order { nonce, ..self.order };
         bytes[RANDOM_AT..RANDOM_AT + RANDOM_BYTES].copy_from_slice(&order.encode(self.checksum));
@@ -42,7 +42,7 @@ impl Hello {
 }
 
 /// The order in a hello and the bytes it takes, or `None` if more has to be read first.
-pub fn read_order(bytes: &[u8]) -> Result<Option<(Order, usize)>, Fault> {
+pub(crate) fn read_order(bytes: &[u8]) -> Result<Option<(Order, usize)>, Fault> {
     let Some(header) = bytes.first_chunk::<RECORD_HEADER_BYTES>() else { return Ok(None) };
     if header[0] != 22 {
         return Err(Fault::Protocol("a connection that starts without a handshake record"));
@@ -102,7 +102,7 @@ fn hello_bytes(server_name: &str) -> Vec<u8> {
     // Record and handshake headers, version, random, session id, suites, compression, the two extension lengths.
     let unpadded = 5 + 4 + 2 + 32 + 33 + 2 + suites.len() + 2 + 2 + extensions.len();
     if let Some(padding) = PADDED_BYTES.checked_sub(unpadded + 4) {
-        extension(&mut extensions, 21, |body| body.resize(padding, 0));
+        extension(&mut extensions, 21, |body| body.extend(std::iter::repeat_n(0, padding)));
     }
 
     let mut bytes = vec![22, 3, 1];

@@ -13,7 +13,7 @@ use rustix::{
 
 /// What a session wants after it was driven.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
+pub(crate) enum Step {
     /// To be driven when its socket says so.
     Wait,
     /// To be driven again soon: it stopped only to let others have a turn.
@@ -34,7 +34,7 @@ struct Slot<S> {
 
 /// Sockets with their sessions. Registration is edge-triggered for both directions, so a session must go on until
 /// its socket would block, or ask for another turn.
-pub struct Reactor<S> {
+pub(crate) struct Reactor<S> {
     epoll: OwnedFd,
     slots: Vec<Option<Slot<S>>>,
     free: Vec<usize>,
@@ -44,7 +44,7 @@ pub struct Reactor<S> {
 
 impl<S> Reactor<S> {
     /// Without any socket.
-    pub fn new() -> Result<Self, Errno> {
+    pub(crate) fn new() -> Result<Self, Errno> {
         Ok(Self {
             epoll: epoll::create(CreateFlags::CLOEXEC)?,
             slots: Vec::new(),
@@ -55,12 +55,12 @@ impl<S> Reactor<S> {
     }
 
     /// How many sockets there are.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.slots.len() - self.free.len()
     }
 
     /// Takes a socket over.
-    pub fn insert(&mut self, socket: OwnedFd, session: S) -> Result<usize, Errno> {
+    pub(crate) fn insert(&mut self, socket: OwnedFd, session: S) -> Result<usize, Errno> {
         let index = self.free.last().copied().unwrap_or(self.slots.len());
         let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
         epoll::add(&self.epoll, &socket, EventData::new_u64(index as u64), flags)?;
@@ -74,7 +74,7 @@ impl<S> Reactor<S> {
     }
 
     /// Closes a socket.
-    pub fn remove(&mut self, index: usize) {
+    pub(crate) fn remove(&mut self, index: usize) {
         if self.slots[index].take().is_some() {
             self.free.push(index);
         }
@@ -82,13 +82,13 @@ impl<S> Reactor<S> {
 
     /// The socket and session at `index`. An event may be older than the slot's present owner; the owner then finds
     /// that its socket would block.
-    pub fn get_mut(&mut self, index: usize) -> Option<(BorrowedFd<'_>, &mut S)> {
+    pub(crate) fn get_mut(&mut self, index: usize) -> Option<(BorrowedFd<'_>, &mut S)> {
         let slot = self.slots.get_mut(index)?.as_mut()?;
         Some((slot.socket.as_fd(), &mut slot.session))
     }
 
     /// Puts the session at `index` in the next batch.
-    pub fn queue(&mut self, index: usize) {
+    pub(crate) fn queue(&mut self, index: usize) {
         if let Some(Some(slot)) = self.slots.get_mut(index)
             && !slot.queued
         {
@@ -98,14 +98,14 @@ impl<S> Reactor<S> {
     }
 
     /// Puts all sessions in the next batch.
-    pub fn queue_all(&mut self) {
+    pub(crate) fn queue_all(&mut self) {
         for index in 0..self.slots.len() {
             self.queue(index);
         }
     }
 
     /// Replaces `batch` by the sessions to be driven now; waits for some, but not longer than `timeout`.
-    pub fn next_batch(&mut self, timeout: Duration, batch: &mut Vec<usize>) -> Result<(), Errno> {
+    pub(crate) fn next_batch(&mut self, timeout: Duration, batch: &mut Vec<usize>) -> Result<(), Errno> {
         batch.clear();
         let timeout = if self.again.is_empty() { timeout } else { Duration::ZERO };
         #[expect(clippy::cast_possible_wrap, reason = "timeouts are below a minute")]

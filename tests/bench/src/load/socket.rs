@@ -15,7 +15,7 @@ use super::fault::Fault;
 
 /// What one receive brought.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Received {
+pub(crate) enum Received {
     /// So many bytes.
     Bytes(usize),
     /// Nothing for now.
@@ -29,9 +29,10 @@ fn family(address: &SocketAddr) -> AddressFamily {
 }
 
 /// Starts a connection in the calling thread's network namespace.
-pub fn connect(address: &SocketAddr) -> Result<OwnedFd, Fault> {
+pub(crate) fn connect(address: &SocketAddr) -> Result<OwnedFd, Fault> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let socket = net::socket_with(family(address), SocketType::STREAM, flags, None).map_err(Fault::Connect)?;
+    let socket =
+        net::socket_with(family(address), SocketType::STREAM, flags, None).map_err(Fault::Connect)?;
     // Messages are written whole: waiting for more would only measure Nagle's algorithm.
     set_tcp_nodelay(&socket, true).map_err(Fault::Connect)?;
     match net::connect(&socket, address) {
@@ -41,7 +42,7 @@ pub fn connect(address: &SocketAddr) -> Result<OwnedFd, Fault> {
 }
 
 /// A listener in the calling thread's network namespace, one of several on the same port.
-pub fn listen(address: &SocketAddr) -> Result<OwnedFd, Errno> {
+pub(crate) fn listen(address: &SocketAddr) -> Result<OwnedFd, Errno> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = net::socket_with(family(address), SocketType::STREAM, flags, None)?;
     set_socket_reuseaddr(&socket, true)?;
@@ -52,7 +53,7 @@ pub fn listen(address: &SocketAddr) -> Result<OwnedFd, Errno> {
 }
 
 /// The next connection, if there is one.
-pub fn accept(listener: BorrowedFd<'_>) -> Result<Option<OwnedFd>, Errno> {
+pub(crate) fn accept(listener: BorrowedFd<'_>) -> Result<Option<OwnedFd>, Errno> {
     match net::accept_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
         Ok(socket) => {
             set_tcp_nodelay(&socket, true)?;
@@ -65,23 +66,25 @@ pub fn accept(listener: BorrowedFd<'_>) -> Result<Option<OwnedFd>, Errno> {
 }
 
 /// Sends what the socket takes now; 0 if it takes nothing.
-pub fn send(socket: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize, Fault> {
+pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize, Fault> {
     match net::send(socket, bytes, SendFlags::NOSIGNAL) {
         Ok(count) => Ok(count),
         Err(Errno::AGAIN | Errno::INTR) => Ok(0),
-        Err(errno @ (Errno::CONNREFUSED | Errno::TIMEDOUT | Errno::HOSTUNREACH)) => Err(Fault::Connect(errno)),
+        Err(errno @ (Errno::CONNREFUSED | Errno::TIMEDOUT | Errno::HOSTUNREACH)) => {
+            Err(Fault::Connect(errno))
+        }
         Err(errno) => Err(Fault::Io(errno)),
     }
 }
 
 /// Receives into `buffer`.
-pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Received, Fault> {
+pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Received, Fault> {
     receive_with(socket, buffer, RecvFlags::empty())
 }
 
 /// Receives up to `buffer.len()` bytes and throws them away in the kernel: on TCP, `MSG_TRUNC` skips the copy to
 /// userspace (tcp(7)), which leaves more of the machine to the balancer.
-pub fn discard(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Received, Fault> {
+pub(crate) fn discard(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Received, Fault> {
     receive_with(socket, buffer, RecvFlags::TRUNC)
 }
 
@@ -90,7 +93,9 @@ fn receive_with(socket: BorrowedFd<'_>, buffer: &mut [u8], flags: RecvFlags) -> 
         Ok((_, 0)) => Ok(Received::End),
         Ok((_, count)) => Ok(Received::Bytes(count)),
         Err(Errno::AGAIN | Errno::INTR) => Ok(Received::Nothing),
-        Err(errno @ (Errno::CONNREFUSED | Errno::TIMEDOUT | Errno::HOSTUNREACH)) => Err(Fault::Connect(errno)),
+        Err(errno @ (Errno::CONNREFUSED | Errno::TIMEDOUT | Errno::HOSTUNREACH)) => {
+            Err(Fault::Connect(errno))
+        }
         Err(errno) => Err(Fault::Io(errno)),
     }
 }

@@ -14,7 +14,7 @@ use super::{
 const CALLS_A_TURN: usize = 8;
 
 /// One thread's buffers.
-pub struct Scratch {
+pub(crate) struct Scratch {
     /// Whatever is received.
     pub receive: Vec<u8>,
     /// A message of the greatest length; senders patch its header.
@@ -23,7 +23,7 @@ pub struct Scratch {
 
 impl Scratch {
     /// Filled with the pattern that both ends know.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { receive: vec![0; BLOCK_BYTES], message: BLOCK[..MESSAGE_BYTES_MAX].to_vec() }
     }
 }
@@ -138,7 +138,7 @@ impl BlockReceiver {
 
 /// Which end of a bulk stream this is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
+pub(crate) enum End {
     /// Says when to stop, and closes.
     Client,
     /// Stops when the client has.
@@ -147,7 +147,7 @@ pub enum End {
 
 /// One end of a bulk stream. The client sends its last header when the time is over, also if it sent no block; the
 /// backend answers with its own last header, and each then compares the other's count with its own.
-pub struct Bulk {
+pub(crate) struct Bulk {
     end: End,
     sends: bool,
     verify: bool,
@@ -157,7 +157,7 @@ pub struct Bulk {
 
 impl Bulk {
     /// For one of the three bulk tasks.
-    pub fn new(end: End, task: Task, verify: bool) -> Self {
+    pub(crate) fn new(end: End, task: Task, verify: bool) -> Self {
         let sends = match end {
             End::Client => task.uploads(),
             End::Backend => task.downloads(),
@@ -166,7 +166,7 @@ impl Bulk {
     }
 
     /// Sends and receives what the socket allows. `stop` tells the client to finish.
-    pub fn drive(
+    pub(crate) fn drive(
         &mut self,
         socket: BorrowedFd<'_>,
         stop: bool,
@@ -234,12 +234,12 @@ mod tests {
         while !(client_done && backend_done) {
             let stop = client_tally.counts().bytes + backend_tally.counts().bytes >= bytes;
             if !client_done {
-                let step = client.drive(near.as_fd(), stop, &mut scratch, &client_tally).unwrap();
-                client_done = step == Step::Done;
+                let next = client.drive(near.as_fd(), stop, &mut scratch, &client_tally).unwrap();
+                client_done = next == Step::Done;
             }
             if !backend_done {
-                let step = backend.drive(far.as_fd(), false, &mut scratch, &backend_tally).unwrap();
-                backend_done = step == Step::Done;
+                let next = backend.drive(far.as_fd(), false, &mut scratch, &backend_tally).unwrap();
+                backend_done = next == Step::Done;
             }
         }
         (client_tally, backend_tally)

@@ -8,7 +8,7 @@ use std::{
 /// One thread's counters, on cache lines of their own so that threads do not slow each other down.
 #[derive(Debug, Default)]
 #[repr(align(128))]
-pub struct Tally {
+pub(crate) struct Tally {
     connections: AtomicU64,
     hellos: AtomicU64,
     messages: AtomicU64,
@@ -19,7 +19,7 @@ pub struct Tally {
 
 /// Counters at one moment, or between two.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counts {
+pub(crate) struct Counts {
     /// Connections accepted, or opened.
     pub connections: u64,
     /// Hellos answered by the backend, or answers seen by the client.
@@ -36,37 +36,37 @@ pub struct Counts {
 
 impl Tally {
     /// A connection was accepted, or opened.
-    pub fn connection(&self) {
+    pub(crate) fn connection(&self) {
         self.connections.fetch_add(1, Relaxed);
     }
 
     /// A hello was answered, or its answer seen.
-    pub fn hello(&self) {
+    pub(crate) fn hello(&self) {
         self.hellos.fetch_add(1, Relaxed);
     }
 
     /// A message was answered, or its answer seen.
-    pub fn message(&self) {
+    pub(crate) fn message(&self) {
         self.messages.fetch_add(1, Relaxed);
     }
 
     /// A TLS handshake was completed.
-    pub fn handshake(&self) {
+    pub(crate) fn handshake(&self) {
         self.handshakes.fetch_add(1, Relaxed);
     }
 
     /// A connection was refused.
-    pub fn rejection(&self) {
+    pub(crate) fn rejection(&self) {
         self.rejections.fetch_add(1, Relaxed);
     }
 
     /// Bytes of blocks were received.
-    pub fn bytes(&self, count: usize) {
+    pub(crate) fn bytes(&self, count: usize) {
         self.bytes.fetch_add(count as u64, Relaxed);
     }
 
     /// What was counted so far.
-    pub fn counts(&self) -> Counts {
+    pub(crate) fn counts(&self) -> Counts {
         Counts {
             connections: self.connections.load(Relaxed),
             hellos: self.hellos.load(Relaxed),
@@ -79,7 +79,7 @@ impl Tally {
 }
 
 /// The counts of several threads together.
-pub fn sum<'a>(tallies: impl IntoIterator<Item = &'a Tally>) -> Counts {
+pub(crate) fn sum<'a>(tallies: impl IntoIterator<Item = &'a Tally>) -> Counts {
     let mut total = Counts::default();
     for tally in tallies {
         total += tally.counts();

@@ -27,7 +27,7 @@ use super::{
 };
 
 /// A certificate with its key, and what both ends make of it.
-pub struct Identity {
+pub(crate) struct Identity {
     /// For the generator; trusts the certificate alone.
     pub client: Arc<ClientConfig>,
     /// For the backend.
@@ -40,7 +40,7 @@ pub struct Identity {
 
 impl Identity {
     /// A new self-signed certificate (ECDSA P-256) for these names.
-    pub fn generate(names: &[&str]) -> anyhow::Result<Self> {
+    pub(crate) fn generate(names: &[&str]) -> anyhow::Result<Self> {
         let names: Vec<String> = names.iter().map(ToString::to_string).collect();
         let made = rcgen::generate_simple_self_signed(names).context("make a certificate")?;
         let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).map_err(anyhow::Error::msg)?;
@@ -92,7 +92,9 @@ fn move_records<Data>(
     socket: BorrowedFd<'_>,
 ) -> Result<Moved, Fault> {
     let mut io = Io(socket);
-    let failed = |error: io::Error| Fault::Io(rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO));
+    let failed = |error: io::Error| {
+        Fault::Io(rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO))
+    };
     loop {
         while connection.wants_write() {
             match connection.write_tls(&mut io) {
@@ -115,14 +117,14 @@ fn move_records<Data>(
 }
 
 /// Handshake, one byte from the backend, close.
-pub struct Handshake {
+pub(crate) struct Handshake {
     connection: ClientConnection,
     opened: Instant,
 }
 
 impl Handshake {
     /// The clock starts now, before connect(2).
-    pub fn new(config: &Arc<ClientConfig>, name: &ServerName<'static>) -> Result<Self, Fault> {
+    pub(crate) fn new(config: &Arc<ClientConfig>, name: &ServerName<'static>) -> Result<Self, Fault> {
         let opened = Instant::now();
         let connection = ClientConnection::new(Arc::clone(config), name.clone())
             .map_err(|_| Fault::Tls("the client could not be made"))?;
@@ -150,21 +152,21 @@ impl Session for Handshake {
 }
 
 /// The backend's side.
-pub struct Acceptor {
+pub(crate) struct Acceptor {
     connection: ServerConnection,
     greeted: bool,
 }
 
 impl Acceptor {
     /// For one accepted connection.
-    pub fn new(config: &Arc<ServerConfig>) -> Result<Self, Fault> {
+    pub(crate) fn new(config: &Arc<ServerConfig>) -> Result<Self, Fault> {
         let connection = ServerConnection::new(Arc::clone(config))
             .map_err(|_| Fault::Tls("the backend's side could not be made"))?;
         Ok(Self { connection, greeted: false })
     }
 
     /// Goes on until the socket would block; done when the client has closed.
-    pub fn drive(&mut self, socket: BorrowedFd<'_>, tally: &Tally) -> Result<Step, Fault> {
+    pub(crate) fn drive(&mut self, socket: BorrowedFd<'_>, tally: &Tally) -> Result<Step, Fault> {
         let mut moved = move_records(&mut self.connection, socket)?;
         if !self.greeted && !self.connection.is_handshaking() {
             self.greeted = true;

@@ -1,0 +1,163 @@
+//! What a change did: two records side by side.
+
+use comfy_table::{Cell as TableCell, CellAlignment, ContentArrangement, Table, presets};
+
+use crate::{
+    record::{Figure, Record},
+    stats::Summary,
+    work::{Better, Kind, Metric},
+};
+
+/// What the two sets of rounds say about one figure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    /// Every round after is better than every round before.
+    Better,
+    /// Every round after is worse than every round before.
+    Worse,
+    /// The rounds overlap.
+    Noise,
+}
+
+impl Verdict {
+    fn of(before: &Summary, after: &Summary, better: Better) -> Self {
+        if !before.is_apart(after) {
+            return Self::Noise;
+        }
+        if (after.median > before.median) == (better == Better::Higher) { Self::Better } else { Self::Worse }
+    }
+
+    fn text(self) -> &'static str {
+        match self {
+            Self::Better => "better",
+            Self::Worse => "WORSE",
+            Self::Noise => "within the spread",
+        }
+    }
+}
+
+/// Everything that both records have.
+pub(crate) fn print(before: &Record, after: &Record) {
+    for difference in differences(before, after) {
+        println!("note: {difference}");
+    }
+    for kind in after.kinds() {
+        let mut table = Table::new();
+        table.load_preset(presets::ASCII_MARKDOWN).set_content_arrangement(ContentArrangement::Disabled);
+        table.set_header(["cell", "contestant", "figure", "before", "after", "change", ""]);
+        let mut any = false;
+        for cell in after.cells(kind) {
+            for entrant in after.present() {
+                for metric in kind.metrics().iter().filter(|metric| metric.compared) {
+                    if let Some(row) = row(before, after, kind, cell, &entrant.id, *metric) {
+                        table.add_row(row);
+                        any = true;
+                    }
+                }
+            }
+        }
+        if any {
+            println!("== {} ==\n{table}\n", kind.title());
+        }
+    }
+    println!("Medians. Better and WORSE: no round of one overlaps with any round of the other.");
+}
+
+/// What makes the two hard to compare.
+fn differences(before: &Record, after: &Record) -> Vec<String> {
+    let mut notes = Vec::new();
+    let mut differ = |what: &str, before: &str, after: &str| {
+        if before != after {
+            notes.push(format!("{what} differs: {before} before, {after} after"));
+        }
+    };
+    differ("the kernel", &before.machine.kernel, &after.machine.kernel);
+    differ("the processor", &before.machine.processor, &after.machine.processor);
+    differ(
+        "the window",
+        &before.settings.window_seconds.to_string(),
+        &after.settings.window_seconds.to_string(),
+    );
+    differ(
+        "the number of workers",
+        &before.settings.workers.to_string(),
+        &after.settings.workers.to_string(),
+    );
+    let shape = |record: &Record| format!("{}x{}", record.settings.clients, record.settings.backends);
+    differ("the topology", &shape(before), &shape(after));
+    for entrant in after.present() {
+        let earlier = before.present().find(|other| other.id == entrant.id);
+        if let Some(earlier) = earlier {
+            differ(
+                &format!("the version of {}", entrant.id),
+                earlier.version.as_deref().unwrap_or(""),
+                entrant.version.as_deref().unwrap_or(""),
+            );
+        }
+    }
+    notes
+}
+
+fn row(
+    before: &Record,
+    after: &Record,
+    kind: Kind,
+    cell: &str,
+    contestant: &str,
+    metric: Metric,
+) -> Option<Vec<TableCell>> {
+    let right = |text: String| TableCell::new(text).set_alignment(CellAlignment::Right);
+    let figures = [before, after].map(|record| record.figure(kind, cell, contestant, metric));
+    let text = |figure: &Figure| match figure {
+        Figure::Measured(summary) => metric.unit.format(summary.median),
+        Figure::Void(_) => "void".to_owned(),
+        Figure::Absent => "n/a".to_owned(),
+    };
+    let (change, verdict) = match &figures {
+        [Figure::Absent, _] | [_, Figure::Absent] => return None,
+        [Figure::Measured(old), Figure::Measured(new)] => (
+            format!("{:+.1} %", (new.median / old.median - 1.0) * 100.0),
+            Verdict::of(old, new, metric.better).text(),
+        ),
+        [Figure::Measured(_), Figure::Void(_)] => (String::new(), "WORSE: errors"),
+        _ => (String::new(), ""),
+    };
+    Some(vec![
+        TableCell::new(cell),
+        TableCell::new(contestant),
+        TableCell::new(metric.title),
+        right(text(&figures[0])),
+        right(text(&figures[1])),
+        right(change),
+        TableCell::new(verdict),
+    ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{contestants::Role, record::tests::record};
+
+    #[test]
+    fn only_rounds_that_do_not_overlap_are_a_verdict() {
+        let low = Summary::of(&[100.0, 101.0, 102.0]).unwrap();
+        let high = Summary::of(&[110.0, 111.0]).unwrap();
+        let across = Summary::of(&[101.0, 120.0]).unwrap();
+        assert_eq!(Verdict::of(&low, &high, Better::Higher), Verdict::Better);
+        assert_eq!(Verdict::of(&low, &high, Better::Lower), Verdict::Worse);
+        assert_eq!(Verdict::of(&high, &low, Better::Higher), Verdict::Worse);
+        assert_eq!(Verdict::of(&low, &across, Better::Higher), Verdict::Noise);
+    }
+
+    #[test]
+    fn different_conditions_are_named() {
+        let before = record(&[("nginx", Role::Peer, &[1.0])]);
+        let mut after = before.clone();
+        assert_eq!(differences(&before, &after), Vec::<String>::new());
+        after.contestants[0].version = Some("2".to_owned());
+        after.settings.workers = 4;
+        let notes = differences(&before, &after);
+        assert_eq!(notes.len(), 2);
+        assert!(notes.iter().any(|note| note.contains("version of nginx")), "{notes:?}");
+    }
+}

@@ -1,0 +1,204 @@
+//! Tables on the terminal.
+
+use comfy_table::{Cell as TableCell, CellAlignment, ContentArrangement, Table, presets};
+
+use crate::{
+    contestants::Role,
+    progress::clock,
+    record::{Figure, Ratio, Record},
+    stats::{Summary, WIDE},
+    work::{Kind, Metric, Unit, digits},
+};
+
+const REFERENCE: &str = "direct";
+
+/// Machine, settings and who takes part; before the first measurement.
+pub(crate) fn print_head(record: &Record, estimate: f64) {
+    let (machine, settings) = (&record.machine, &record.settings);
+    println!("{}", machine.kernel);
+    println!(
+        "{} x {}, {:.1} GiB, clock {}, load average {:.2}",
+        machine.processors,
+        machine.processor,
+        gibibytes(machine.memory),
+        machine.clock_source,
+        machine.load_average
+    );
+    println!(
+        "{} rounds of {} s after {} s of warm-up; {} workers a contestant, {} load threads; {} client and {} backend \
+         namespaces; {}; order from seed {}",
+        settings.rounds,
+        settings.window_seconds,
+        settings.warm_up_seconds,
+        settings.workers,
+        settings.load_threads,
+        settings.clients,
+        settings.backends,
+        machine.sysctls.get("net.ipv4.tcp_congestion_control").map_or("", String::as_str),
+        settings.seed,
+    );
+    for entrant in &record.contestants {
+        match (&entrant.missing, &entrant.version) {
+            (Some(reason), _) => println!("  {:<18} MISSING, {reason}", entrant.id),
+            (None, version) => {
+                println!("  {:<18} {} ({})", entrant.id, version.as_deref().unwrap_or(""), entrant.note);
+            }
+        }
+    }
+    if machine.load_average > 0.5 {
+        println!("The machine is not at rest: figures will be lower and wider than they could be.");
+    }
+    println!("This takes about {} minutes.\n", clock(estimate));
+}
+
+#[expect(clippy::cast_precision_loss, reason = "shown with one decimal")]
+fn gibibytes(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 30)
+}
+
+/// Everything that was measured.
+pub(crate) fn print_results(record: &Record) {
+    for kind in record.kinds() {
+        print!("{}", kind_tables(record, kind));
+    }
+    println!("{}", legend(record));
+}
+
+fn legend(record: &Record) -> String {
+    let void: usize = record.samples.iter().filter(|sample| sample.void.is_some()).count();
+    format!(
+        "Median of {} rounds (interquartile range as a part of it). ~ marks a range beyond {:.0} %: do not rely on it. \
+         Ratios are taken within each round, then the median: above 1 is better than the other, [least to greatest]; \
+         = marks ratios that lie on both sides of 1. void: {void} samples had errors. Took {} minutes{}.",
+        record.settings.rounds,
+        WIDE * 100.0,
+        clock(record.took_seconds),
+        if record.complete { "" } else { " and was cut short" },
+    )
+}
+
+/// Figures of every metric, then ratios of those that are compared.
+pub(crate) fn kind_tables(record: &Record, kind: Kind) -> String {
+    let mut out = format!("== {} ==\n", kind.title());
+    let entrants: Vec<&str> = record.present().map(|entrant| entrant.id.as_str()).collect();
+    for metric in kind.metrics() {
+        let mut table = new_table(metric.title, &entrants);
+        let mut any = false;
+        for cell in record.cells(kind) {
+            let mut row = vec![TableCell::new(cell)];
+            for entrant in &entrants {
+                let figure = record.figure(kind, cell, entrant, *metric);
+                any |= figure != Figure::Absent;
+                row.push(TableCell::new(show(&figure, metric.unit)).set_alignment(CellAlignment::Right));
+            }
+            table.add_row(row);
+        }
+        if any {
+            out += &table.to_string();
+            out.push('\n');
+        }
+    }
+    for metric in kind.metrics().iter().filter(|metric| metric.compared) {
+        out.push_str(&ratio_table(record, kind, *metric));
+    }
+    out.push('\n');
+    out
+}
+
+fn ratio_table(record: &Record, kind: Kind, metric: Metric) -> String {
+    let own: Vec<&str> = record
+        .present()
+        .filter(|entrant| entrant.role == Role::Own)
+        .map(|entrant| entrant.id.as_str())
+        .collect();
+    let peers = record.present().any(|entrant| entrant.role == Role::Peer);
+    if own.is_empty() {
+        return String::new();
+    }
+    let headings: Vec<String> =
+        own.iter().flat_map(|id| [format!("{id}\nto the best peer"), format!("{id}\nto direct")]).collect();
+    let headings: Vec<&str> = headings.iter().map(String::as_str).collect();
+    let mut table = new_table(&format!("ratio of {}", metric.title), &headings);
+    let mut any = false;
+    for cell in record.cells(kind) {
+        let mut row = vec![TableCell::new(cell)];
+        for id in &own {
+            let to_peer = if peers { record.ratio_to_best_peer(kind, cell, id, metric) } else { None };
+            let to_direct = record.ratio(kind, cell, id, REFERENCE, metric);
+            any |= to_peer.is_some() || to_direct.is_some();
+            row.push(TableCell::new(show_ratio(to_peer.as_ref(), true)).set_alignment(CellAlignment::Right));
+            row.push(
+                TableCell::new(show_ratio(to_direct.as_ref(), false)).set_alignment(CellAlignment::Right),
+            );
+        }
+        table.add_row(row);
+    }
+    if any { format!("{table}\n") } else { String::new() }
+}
+
+fn new_table(corner: &str, headings: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::ASCII_MARKDOWN).set_content_arrangement(ContentArrangement::Disabled);
+    let mut header = vec![TableCell::new(corner)];
+    header.extend(headings.iter().map(|heading| TableCell::new(heading).set_alignment(CellAlignment::Right)));
+    table.set_header(header);
+    table
+}
+
+fn show(figure: &Figure, unit: Unit) -> String {
+    match figure {
+        Figure::Absent => "n/a".to_owned(),
+        Figure::Void(_) => "void".to_owned(),
+        Figure::Measured(summary) => {
+            let mark = if summary.is_wide() { "~" } else { "" };
+            format!("{mark}{}{}", unit.format(summary.median), spread(summary))
+        }
+    }
+}
+
+/// In percent, where there are enough rounds to have one.
+fn spread(summary: &Summary) -> String {
+    if summary.count < 2 { String::new() } else { format!(" ({:.0} %)", summary.spread() * 100.0) }
+}
+
+fn show_ratio(ratio: Option<&Ratio>, named: bool) -> String {
+    let Some(Ratio { against, summary }) = ratio else { return "n/a".to_owned() };
+    let mark = if summary.count > 1 && summary.contains(1.0) { "=" } else { "" };
+    let name = if named { format!(" {against}") } else { String::new() };
+    let range = if summary.count > 1 {
+        format!(" [{} to {}]", digits(summary.min), digits(summary.max))
+    } else {
+        String::new()
+    };
+    format!("{mark}{}{name}{range}", digits(summary.median))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::tests::record;
+
+    #[test]
+    fn tables_show_medians_marks_and_ratios() {
+        let record = record(&[
+            ("direct", Role::Reference, &[20_000.0, 20_100.0, 19_900.0]),
+            ("snisplice-auto", Role::Own, &[10_000.0, 15_000.0, 10_200.0]),
+            ("nginx", Role::Peer, &[11_000.0, 11_000.0, 11_000.0]),
+            ("envoy", Role::Peer, &[9_000.0, 0.0, 9_000.0]),
+        ]);
+        let text = kind_tables(&record, Kind::Conn);
+        assert!(text.contains("20.0k (0 %)"), "{text}");
+        assert!(text.contains("~10.2k"), "a wide spread is marked: {text}");
+        assert!(text.contains("void"), "{text}");
+        assert!(text.contains("=0.93 nginx [0.91 to 1.36]"), "{text}");
+        assert!(text.contains("0.51 [0.50 to 0.75]"), "{text}");
+    }
+
+    #[test]
+    fn one_round_has_no_spread_to_show() {
+        let record = record(&[("direct", Role::Reference, &[20_000.0])]);
+        let text = kind_tables(&record, Kind::Conn);
+        assert!(text.contains("20.0k") && !text.contains('%'), "{text}");
+        assert!(!text.contains("ratio of"), "nobody of our own took part: {text}");
+    }
+}

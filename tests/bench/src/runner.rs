@@ -1,0 +1,385 @@
+//! The order of things: who is measured when, and what is written down.
+//!
+//! One contestant runs at a time. It is started for one kind of work, measured, and stopped, then the next one's turn
+//! comes, in an order drawn anew for each round and kind. Running all of them side by side, idle but for one, would
+//! save the starts; but a balancer that hooks programs into the kernel's packet path slows down everybody's packets,
+//! and memory is best measured on a fresh process. As all contestants of a kind and round follow each other within a
+//! minute or so, whatever drifts more slowly than that is in both terms of a ratio.
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context as _, bail, ensure};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::{
+    cli,
+    contestants::{self, Contestant, HTTPS_NAME, Layout, PLAIN_NAME, Role, Search, TLS_NAME},
+    crosscheck::Helper,
+    install, interrupt,
+    load::{backend::Backend, tls::Identity},
+    machine,
+    measure::{Rig, Subject},
+    progress::Progress,
+    record::{Entrant, Record, SCHEMA, Sample, Settings},
+    running::Running,
+    topology::{BALANCER, Topology},
+    work::{Cell, Extent, Kind, Work},
+};
+
+/// How long a contestant may take from its start to its first answer. With 100,000 routes some need a while.
+const START_PATIENCE: Duration = Duration::from_secs(60);
+/// Sockets of the largest cell at both ends, several times over. Contestants inherit it.
+const OPEN_FILES: u64 = 200_000;
+
+struct Entry {
+    contestant: Box<dyn Contestant>,
+    program: Option<std::path::PathBuf>,
+    entrant: Entrant,
+}
+
+/// How much is measured, from options and defaults.
+struct Extents {
+    extent: Extent,
+    rounds: u32,
+    window: f64,
+    warm_up: f64,
+    kinds: Vec<Kind>,
+}
+
+impl Extents {
+    fn new(options: &cli::Run) -> Self {
+        let extent = match (options.quick, options.smoke) {
+            (true, _) => Extent::Quick,
+            (_, true) => Extent::Smoke,
+            _ => Extent::Full,
+        };
+        let (rounds, window, warm_up) = match extent {
+            Extent::Full => (5, 0.9, 0.2),
+            Extent::Quick => (3, 0.7, 0.15),
+            Extent::Smoke => (1, 0.2, 0.05),
+        };
+        let kinds = if options.only.is_empty() { Kind::usual(extent) } else { options.only.clone() };
+        Self {
+            extent,
+            rounds: options.rounds.unwrap_or(rounds),
+            window: options.seconds.unwrap_or(window),
+            warm_up,
+            kinds,
+        }
+    }
+
+    /// Roughly, in seconds: what the windows take and what experience says the rest takes.
+    fn estimate(&self, entries: &[Entry]) -> f64 {
+        const START_AND_STOP: f64 = 0.4;
+        const AROUND_A_CELL: f64 = 0.1;
+        let cell_time = |cell: &Cell, kind: Kind| match (cell.work, kind) {
+            (_, Kind::Hold) => 121.0,
+            (Work::Idle { connections }, _) if connections > 1000 => 2.5,
+            (Work::Idle { .. }, _) => 1.7,
+            (Work::Iperf { .. } | Work::Wrk { .. }, _) => self.window.ceil() + 0.3,
+            (Work::Routed { routes, .. }, _) if routes > 10_000 => self.window + self.warm_up + 2.0,
+            (Work::Routed { .. }, _) => self.window + self.warm_up + START_AND_STOP,
+            _ => self.window + self.warm_up + AROUND_A_CELL,
+        };
+        let present = entries.iter().filter(|entry| entry.entrant.missing.is_none()).count();
+        let one: f64 = self
+            .kinds
+            .iter()
+            .map(|kind| {
+                let cells = kind.cells(self.extent);
+                START_AND_STOP + cells.iter().map(|cell| cell_time(cell, *kind)).sum::<f64>()
+            })
+            .sum();
+        #[expect(clippy::cast_precision_loss, reason = "a handful of contestants")]
+        let present = present as f64;
+        one * present * f64::from(self.rounds) + 5.0
+    }
+}
+
+/// Measures everything. An interrupt ends it early; what was measured until then is in the record.
+pub(crate) fn run(options: &cli::Run) -> anyhow::Result<Record> {
+    ensure!(rustix::process::geteuid().is_root(), "root is needed for network namespaces: run it with sudo");
+    interrupt::watch()?;
+    raise_open_files()?;
+    let extents = Extents::new(options);
+    let search = install::search(options.snisplice.as_deref());
+    let entries = enlist(options, &search)?;
+
+    let threads = options.load_threads.unwrap_or_else(|| {
+        std::thread::available_parallelism().map_or(2, |count| usize::from(count).div_ceil(2)).max(2)
+    });
+    let (clients, backends) = options.wide.unwrap_or((1, 1));
+    let topology = Topology::create(clients, backends)?;
+    let identity = Identity::generate(&[TLS_NAME, HTTPS_NAME])?;
+    let backend_threads = threads.div_ceil(usize::from(backends));
+    let backend = Backend::start(&topology.backends, backend_threads, &Arc::clone(&identity.server))?;
+    let rig = Rig {
+        backend,
+        identity,
+        threads,
+        warm_up: Duration::from_secs_f64(extents.warm_up),
+        window: Duration::from_secs_f64(extents.window),
+        verify: extents.extent == Extent::Smoke,
+        topology,
+    };
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    #[expect(clippy::cast_possible_truncation, reason = "any bits make a seed")]
+    let seed = options.seed.unwrap_or(since_1970.as_nanos() as u64);
+    let tools = install::tool_versions(&search);
+    let record = Record {
+        schema: SCHEMA,
+        started_unix: since_1970.as_secs(),
+        took_seconds: 0.0,
+        complete: false,
+        machine: machine::describe(rig.topology.settings()?, tools),
+        settings: Settings {
+            extent: extents.extent,
+            rounds: extents.rounds,
+            warm_up_seconds: extents.warm_up,
+            window_seconds: extents.window,
+            workers: options.workers,
+            load_threads: threads,
+            clients,
+            backends,
+            seed,
+        },
+        contestants: entries.iter().map(|entry| entry.entrant.clone()).collect(),
+        samples: Vec::new(),
+    };
+    let progress = Progress::new(extents.estimate(&entries));
+    let mut run =
+        Run { rig, search, extents, entries, record, progress, random: fastrand::Rng::with_seed(seed) };
+    let started = Instant::now();
+    crate::report::print_head(&run.record, run.extents.estimate(&run.entries));
+    let result = run.all();
+    run.progress.finish();
+    run.record.took_seconds = started.elapsed().as_secs_f64();
+    match result {
+        Ok(()) => run.record.complete = true,
+        Err(error) if interrupt::requested() => {
+            eprintln!("{error:#}: the report is about what was measured so far");
+        }
+        Err(error) => return Err(error),
+    }
+    Ok(run.record)
+}
+
+/// Contestants that were asked for, with their programs and versions.
+fn enlist(options: &cli::Run, search: &Search) -> anyhow::Result<Vec<Entry>> {
+    let mut chosen = contestants::all();
+    if !options.contestants.is_empty() {
+        for wanted in &options.contestants {
+            if !chosen.iter().any(|contestant| contestant.id().starts_with(wanted.as_str())) {
+                let ids: Vec<&str> = chosen.iter().map(|contestant| contestant.id()).collect();
+                bail!("no contestant is called {wanted}: there are {}", ids.join(", "));
+            }
+        }
+        chosen.retain(|contestant| {
+            options.contestants.iter().any(|wanted| contestant.id().starts_with(wanted.as_str()))
+        });
+    }
+    let is_missing = |contestant: &dyn Contestant| {
+        contestant.role() != Role::Reference && contestant.find(search).is_none()
+    };
+    if options.install_peers {
+        let missing: Vec<&dyn Contestant> =
+            chosen.iter().map(AsRef::as_ref).filter(|contestant| is_missing(*contestant)).collect();
+        let tools: Vec<&str> =
+            install::TOOLS.into_iter().filter(|tool| search.program(tool).is_none()).collect();
+        if !missing.is_empty() || !tools.is_empty() {
+            install::install(&missing, &tools)?;
+        }
+    }
+    chosen
+        .into_iter()
+        .map(|contestant| {
+            let program = contestant.find(search);
+            let missing =
+                is_missing(contestant.as_ref()).then(|| format!("not found: {}", contestant.install()));
+            let version = match &missing {
+                Some(_) => None,
+                None => Some(contestant.version(program.as_deref().unwrap_or(Path::new("")))?),
+            };
+            let entrant = Entrant {
+                id: contestant.id().to_owned(),
+                role: contestant.role(),
+                version,
+                note: contestant.note().to_owned(),
+                missing,
+            };
+            Ok(Entry { contestant, program, entrant })
+        })
+        .collect()
+}
+
+fn raise_open_files() -> anyhow::Result<()> {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_some_and(|current| current < OPEN_FILES) {
+        let raised = limit.maximum.map(|maximum| maximum.max(OPEN_FILES));
+        setrlimit(Resource::Nofile, Rlimit { current: Some(OPEN_FILES), maximum: raised })
+            .with_context(|| format!("raise the limit of open files to {OPEN_FILES}"))?;
+    }
+    Ok(())
+}
+
+struct Run {
+    rig: Rig,
+    search: Search,
+    extents: Extents,
+    entries: Vec<Entry>,
+    record: Record,
+    progress: Progress,
+    random: fastrand::Rng,
+}
+
+impl Run {
+    fn all(&mut self) -> anyhow::Result<()> {
+        for round in 0..self.extents.rounds {
+            for kind in self.extents.kinds.clone() {
+                self.block(round, kind)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// One kind of work, all contestants.
+    fn block(&mut self, round: u32, kind: Kind) -> anyhow::Result<()> {
+        let directory = tempfile::tempdir().context("make a temporary directory")?;
+        open_to_all(directory.path())?;
+        let helper = match kind {
+            Kind::Iperf => Some(Helper::Iperf3),
+            Kind::Wrk => Some(Helper::Https),
+            _ => None,
+        };
+        // Held until all contestants had their turn.
+        let mut _helper = None;
+        if let Some(helper) = helper {
+            _helper = helper.start(&self.rig, &self.search, directory.path())?;
+            if _helper.is_none() {
+                if round == 0 {
+                    let reason = "left out, its tools are missing (--install-peers installs them)";
+                    self.progress.note(&format!("{}: {reason}", kind.id()));
+                }
+                return Ok(());
+            }
+        }
+        let mut order: Vec<usize> =
+            (0..self.entries.len()).filter(|&index| self.entries[index].entrant.missing.is_none()).collect();
+        self.random.shuffle(&mut order);
+        for index in order {
+            self.turn(round, kind, index)?;
+        }
+        Ok(())
+    }
+
+    /// One kind of work, one contestant: started anew for each number of routes.
+    fn turn(&mut self, round: u32, kind: Kind, index: usize) -> anyhow::Result<()> {
+        let cells = kind.cells(self.extents.extent);
+        let mut rest = cells.as_slice();
+        while let Some(first) = rest.first() {
+            let alike = rest.iter().take_while(|cell| cell.extra_routes() == first.extra_routes()).count();
+            let (group, others) = rest.split_at(alike);
+            rest = others;
+            interrupt::check()?;
+            if let Err(error) = self.group(round, kind, index, group) {
+                interrupt::check()?;
+                // It does not start, or died: that is a result too.
+                let reason = format!("{error:#}");
+                self.progress.note(&format!("{} {}: {reason}", self.entries[index].entrant.id, kind.id()));
+                for cell in group {
+                    self.keep(round, kind, index, cell, BTreeMap::new(), Some(reason.clone()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn group(&mut self, round: u32, kind: Kind, index: usize, cells: &[Cell]) -> anyhow::Result<()> {
+        let directory = tempfile::tempdir().context("make a temporary directory")?;
+        open_to_all(directory.path())?;
+        let extra_routes = cells.first().map_or(0, Cell::extra_routes);
+        let (mut running, start_up) = self.start(index, extra_routes, directory.path())?;
+        for cell in cells {
+            let id = self.entries[index].entrant.id.clone();
+            self.progress.step(&format!(
+                "round {}/{}  {} {}  {id}",
+                round + 1,
+                self.extents.rounds,
+                kind.id(),
+                cell.name
+            ));
+            let subject = Subject { running: running.as_ref(), start_up };
+            if !Rig::applies(&subject, cell.work) {
+                continue;
+            }
+            let measured = self.rig.measure(&subject, kind, cell.work)?;
+            let void = (!measured.faults.is_empty()).then(|| measured.faults.to_string());
+            if let Some(reason) = &void {
+                self.progress.note(&format!("{id} {} {}: void: {reason}", kind.id(), cell.name));
+            }
+            self.keep(round, kind, index, cell, measured.metrics, void);
+            if let Some(running) = &mut running {
+                running.check()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn start(
+        &self,
+        index: usize,
+        extra_routes: usize,
+        directory: &Path,
+    ) -> anyhow::Result<(Option<Running>, Option<Duration>)> {
+        let Entry { contestant, program, .. } = &self.entries[index];
+        if contestant.role() == Role::Reference {
+            return Ok((None, None));
+        }
+        let program = program.as_deref().context("a contestant without a program")?;
+        let layout = Layout {
+            address: BALANCER,
+            backends: self.rig.topology.backends.iter().map(|(_, address)| *address).collect(),
+            workers: self.record.settings.workers,
+            extra_routes,
+            directory: directory.to_owned(),
+        };
+        let invocations = contestant.prepare(program, &layout)?;
+        let log = directory.join("output.log");
+        let started = Instant::now();
+        let mut running = Running::start(&invocations, &self.rig.topology.balancer, contestant.id(), log)?;
+        self.rig.wait_until_served(Some(&mut running), PLAIN_NAME, START_PATIENCE)?;
+        Ok((Some(running), Some(started.elapsed())))
+    }
+
+    fn keep(
+        &mut self,
+        round: u32,
+        kind: Kind,
+        index: usize,
+        cell: &Cell,
+        metrics: BTreeMap<String, f64>,
+        void: Option<String>,
+    ) {
+        let metrics = if void.is_some() { BTreeMap::new() } else { metrics };
+        self.record.samples.push(Sample {
+            kind,
+            cell: cell.name.clone(),
+            contestant: self.entries[index].entrant.id.clone(),
+            round,
+            metrics,
+            void,
+        });
+    }
+}
+
+/// Some contestants drop their privileges before they open what is in it.
+fn open_to_all(directory: &Path) -> anyhow::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755))
+        .with_context(|| format!("open {} to all", directory.display()))
+}
