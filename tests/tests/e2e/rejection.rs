@@ -46,7 +46,7 @@ fn verdicts() -> Result<[Verdict; 6]> {
         Verdict { key: "not_tls", label: "not_tls", first: b"GET / HTTP/1.1\r\n\r\n".to_vec(), alert: 10 },
         Verdict { key: "malformed", label: "malformed", first: malformed, alert: 50 },
         Verdict { key: "too_large", label: "too_large", first: hello::of_size(NAME, 20_000)?, alert: 47 },
-        Verdict { key: "timeout", label: "hello_timeout", first: partial, alert: 90 },
+        Verdict { key: "timeout", label: "hello_timeout", first: partial, alert: 40 },
     ])
 }
 
