@@ -434,9 +434,10 @@ fn as_f64(number: u64) -> f64 {
 }
 
 /// An index below `count` that looks random: routes are asked for in no order that a cache could like.
-#[expect(clippy::cast_possible_truncation, reason = "a remainder of a usize fits a usize")]
 fn spread(nonce: u64, count: usize) -> usize {
-    (nonce.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20) as usize % count
+    // The product's upper half: its lower bits repeat after few steps.
+    let mixed = nonce.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33;
+    usize::try_from(mixed).unwrap_or(0) % count
 }
 
 #[cfg(test)]

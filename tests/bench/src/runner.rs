@@ -33,8 +33,8 @@ use crate::{
 
 /// How long a contestant may take from its start to its first answer. With 100,000 routes some need a while.
 const START_PATIENCE: Duration = Duration::from_secs(60);
-/// Sockets of the largest cell at both ends, several times over. Contestants inherit it.
-const OPEN_FILES: u64 = 200_000;
+/// Two sockets for each of [`contestants::CONNECTIONS_MAX`], and some.
+const OPEN_FILES: u64 = 20_000;
 
 struct Entry {
     contestant: Box<dyn Contestant>,
@@ -217,14 +217,15 @@ fn enlist(options: &cli::Run, search: &Search) -> anyhow::Result<Vec<Entry>> {
         .collect()
 }
 
+/// Contestants inherit the limit.
 fn raise_open_files() -> anyhow::Result<()> {
     let limit = getrlimit(Resource::Nofile);
-    if limit.current.is_some_and(|current| current < OPEN_FILES) {
-        let raised = limit.maximum.map(|maximum| maximum.max(OPEN_FILES));
-        setrlimit(Resource::Nofile, Rlimit { current: Some(OPEN_FILES), maximum: raised })
-            .with_context(|| format!("raise the limit of open files to {OPEN_FILES}"))?;
+    if limit.current.is_none_or(|current| current >= OPEN_FILES) {
+        return Ok(());
     }
-    Ok(())
+    let maximum = limit.maximum.map(|maximum| maximum.max(OPEN_FILES));
+    setrlimit(Resource::Nofile, Rlimit { current: Some(OPEN_FILES), maximum })
+        .with_context(|| format!("raise the limit of open files to {OPEN_FILES}: see ulimit -n"))
 }
 
 struct Run {
@@ -257,10 +258,10 @@ impl Run {
             _ => None,
         };
         // Held until all contestants had their turn.
-        let mut _helper = None;
+        let mut serving = None;
         if let Some(helper) = helper {
-            _helper = helper.start(&self.rig, &self.search, directory.path())?;
-            if _helper.is_none() {
+            serving = helper.start(&self.rig, &self.search, directory.path())?;
+            if serving.is_none() {
                 if round == 0 {
                     let reason = "left out, its tools are missing (--install-peers installs them)";
                     self.progress.note(&format!("{}: {reason}", kind.id()));
@@ -274,6 +275,7 @@ impl Run {
         for index in order {
             self.turn(round, kind, index)?;
         }
+        drop(serving);
         Ok(())
     }
 

@@ -6,8 +6,8 @@ use std::{
 };
 
 use super::{
-    BACKLOG, Contestant, Install, Invocation, Layout, PLAIN_NAME, RAW_PORT, Role, SNI_PORT, Search,
-    first_line,
+    BACKLOG, CONNECTIONS_MAX, Contestant, Install, Invocation, Layout, PLAIN_NAME, RAW_PORT, Role, SNI_PORT,
+    Search, first_line,
 };
 
 /// `HAProxy`.
@@ -25,7 +25,7 @@ fn config(layout: &Layout, splice: bool, map: &Path) -> String {
     let mut text = format!(
         "global\n    \
              nbthread {workers}\n    \
-             maxconn 100000\n\
+             maxconn {CONNECTIONS_MAX}\n\
          defaults\n    \
              mode tcp\n    \
              timeout connect 5s\n    \

@@ -26,6 +26,8 @@ pub(crate) const SNI_PORT: u16 = 443;
 pub(crate) const RAW_PORT: u16 = 5201;
 /// Where the standard HTTPS server for cross-checks listens.
 pub(crate) const HTTPS_PORT: u16 = 7003;
+/// How many connections at once every contestant is prepared for; the largest cell holds half of them.
+pub(crate) const CONNECTIONS_MAX: usize = 8000;
 /// Every listener's backlog; the namespaces allow it.
 pub(crate) const BACKLOG: u32 = 4096;
 

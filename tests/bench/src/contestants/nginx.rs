@@ -7,8 +7,8 @@ use std::{
 };
 
 use super::{
-    BACKLOG, Contestant, HTTPS_NAME, HTTPS_PORT, Install, Invocation, Layout, PLAIN_NAME, RAW_PORT, Role,
-    SNI_PORT, Search, first_line, output_of,
+    BACKLOG, CONNECTIONS_MAX, Contestant, HTTPS_NAME, HTTPS_PORT, Install, Invocation, Layout, PLAIN_NAME,
+    RAW_PORT, Role, SNI_PORT, Search, first_line, output_of,
 };
 
 /// nginx with `ssl_preread`.
@@ -25,8 +25,7 @@ fn config(layout: &Layout, load_module: &str) -> String {
          pid {directory}/nginx.pid;\n\
          error_log stderr crit;\n\
          worker_processes {workers};\n\
-         worker_rlimit_nofile 200000;\n\
-         events {{ worker_connections 65536; }}\n\
+         events {{ worker_connections {connections}; }}\n\
          stream {{\n    \
              proxy_connect_timeout 5s;\n    \
              proxy_timeout 1h;\n    \
@@ -34,6 +33,8 @@ fn config(layout: &Layout, load_module: &str) -> String {
              map_hash_bucket_size 128;\n",
         directory = layout.directory.display(),
         workers = layout.workers,
+        // One for each side.
+        connections = 2 * CONNECTIONS_MAX,
         hash = (2 * names).max(2048),
     );
     // Writing to a String cannot fail.

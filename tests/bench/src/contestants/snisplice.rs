@@ -6,7 +6,8 @@ use std::{
 };
 
 use super::{
-    Contestant, Install, Invocation, Layout, PLAIN_NAME, RAW_PORT, Role, SNI_PORT, Search, first_line,
+    CONNECTIONS_MAX, Contestant, Install, Invocation, Layout, PLAIN_NAME, RAW_PORT, Role, SNI_PORT, Search,
+    first_line,
 };
 
 /// Where it says whether it is ready and what it counted; on the loopback of its namespace.
@@ -43,7 +44,7 @@ fn config(layout: &Layout) -> String {
         "listeners:\n\
          - {{name: tls, bind: [\"{address}:{SNI_PORT}\"]}}\n\
          - {{name: raw, bind: [\"{address}:{RAW_PORT}\"], policies: {{not_tls: {{backend: raw}}}}}}\n\
-         limits: {{workers: {workers}, connections: 100000}}\n\
+         limits: {{workers: {workers}, connections: {CONNECTIONS_MAX}}}\n\
          backends:\n",
         address = layout.address,
         workers = layout.workers,
@@ -120,7 +121,7 @@ mod tests {
     fn every_route_leads_to_a_backend_that_exists() {
         let (_directory, layout) = layout(2);
         let text = config(&layout);
-        assert!(text.contains("limits: {workers: 3, connections: 100000}"), "{text}");
+        assert!(text.contains("limits: {workers: 3, connections: 8000}"), "{text}");
         assert!(text.contains(
             "- {name: plain.bench.example, endpoints: [\"10.202.0.2:7001\", \"10.202.1.2:7001\"]}\n"
         ));
