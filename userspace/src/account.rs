@@ -2,6 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    rc::Rc,
     sync::Arc,
 };
 
@@ -40,7 +41,7 @@ impl Carrier {
 #[derive(Debug)]
 pub struct Account {
     metrics: Arc<Metrics>,
-    counters: ListenerCounters,
+    counters: Rc<ListenerCounters>,
     route: RefCell<Option<Arc<str>>>,
     up: Cell<u64>,
     down: Cell<u64>,
@@ -52,18 +53,24 @@ impl Account {
     /// Opens the account of a connection that was just accepted. Until [`Account::ended`] says otherwise it counts
     /// as `aborted`, which is what a connection is whose future was dropped.
     #[must_use]
-    pub fn open(metrics: &Arc<Metrics>, counters: &ListenerCounters) -> Self {
+    pub fn open(metrics: &Arc<Metrics>, counters: Rc<ListenerCounters>) -> Self {
         counters.opened.inc();
         counters.active.inc();
         Self {
             metrics: metrics.clone(),
-            counters: counters.clone(),
+            counters,
             route: RefCell::new(None),
             up: Cell::new(0),
             down: Cell::new(0),
             carrier: Cell::new(None),
             reason: Cell::new("aborted"),
         }
+    }
+
+    /// The listener that accepted the connection.
+    #[must_use]
+    pub fn listener(&self) -> &Arc<str> {
+        &self.counters.listener
     }
 
     /// Notes which rule serves the connection.
@@ -107,8 +114,8 @@ impl Default for Account {
     /// An account of its own metrics, for the tests of a datapath.
     fn default() -> Self {
         let metrics = Arc::new(Metrics::new());
-        let counters = metrics.listener(&NONE.into());
-        Self::open(&metrics, &counters)
+        let counters = Rc::new(metrics.listener(&NONE.into()));
+        Self::open(&metrics, counters)
     }
 }
 

@@ -10,6 +10,7 @@ use snisplice_config::model::{BackendId, Listener, Model, Policies, Policy, Rule
 use socket2::SockRef;
 use tokio::{
     net::TcpStream,
+    sync::OwnedSemaphorePermit,
     time::{Instant, timeout, timeout_at},
 };
 
@@ -40,27 +41,30 @@ pub struct Service {
     pub datapath: Rc<dyn Datapath>,
 }
 
-/// Serves one accepted connection to its end.
-pub async fn serve(client: TcpStream, counters: Rc<ListenerCounters>, service: Rc<Service>) {
-    let account = Account::open(&service.metrics, &counters);
-    let reason = match establish(client, &counters.listener, &account, &service).await {
+/// Serves one accepted connection to its end, for as long as it holds a `permit`.
+pub async fn serve(
+    client: TcpStream,
+    counters: Rc<ListenerCounters>,
+    service: Rc<Service>,
+    permit: OwnedSemaphorePermit,
+) {
+    let account = Account::open(&service.metrics, counters);
+    // On the heap, so that an established connection, which may idle for hours, does not carry the room for this.
+    let established = Box::pin(establish(client, &account, &service)).await;
+    let reason = match established {
         Ok(pair) => service.datapath.relay(pair, &account).await.reason(),
         Err(reason) => reason,
     };
     account.ended(reason);
+    drop(permit);
 }
 
 /// The part of the story before bytes flow: hello, rule, endpoint, connection. An error is the reason for which the
 /// connection is over.
-async fn establish(
-    client: TcpStream,
-    listener: &Arc<str>,
-    account: &Account,
-    service: &Service,
-) -> Result<Pair, &'static str> {
+async fn establish(client: TcpStream, account: &Account, service: &Service) -> Result<Pair, &'static str> {
     // This connection keeps this configuration until it is established, whatever is reloaded meanwhile.
     let live = service.current.load_full();
-    let listener_name = listener;
+    let listener_name = account.listener();
     let listener = live.listener(listener_name).ok_or("listener_removed")?;
     let _ = client.set_nodelay(true);
 
@@ -71,18 +75,25 @@ async fn establish(
                 account.routed(live.label(rule));
                 (live.next_target(rule).ok_or("backend_rejected")?, bytes)
             }
-            Err(verdict) => (turn_away(&client, listener, listener_name, verdict, service, |id| live.backend(id)).await?, bytes),
+            Err(verdict) => (
+                turn_away(&client, listener, listener_name, verdict, service, |id| live.backend(id)).await?,
+                bytes,
+            ),
         },
-        Err(verdict) => (turn_away(&client, listener, listener_name, verdict, service, |id| live.backend(id)).await?, partial),
+        Err(verdict) => (
+            turn_away(&client, listener, listener_name, verdict, service, |id| live.backend(id)).await?,
+            partial,
+        ),
     };
 
-    let (upstream, address) = match connect(backend, &client, live.model.timeouts.connect, &service.metrics).await {
-        Ok(connected) => connected,
-        Err(error) => {
-            tracing::debug!(%error, listener = listener.name, "not connected");
-            return Err(error.reason());
-        }
-    };
+    let (upstream, address) =
+        match connect(backend, &client, live.model.timeouts.connect, &service.metrics).await {
+            Ok(connected) => connected,
+            Err(error) => {
+                tracing::debug!(%error, listener = listener.name, "not connected");
+                return Err(error.reason());
+            }
+        };
     tracing::trace!(%address, backend = %backend.name, "connected");
     Ok(Pair { client, backend: upstream, hello: bytes })
 }
@@ -107,10 +118,7 @@ async fn receive_hello(
     }
 }
 
-fn route<'a>(
-    listener: &'a Listener,
-    message: &ClientHello,
-) -> Result<&'a Rule, Verdict> {
+fn route<'a>(listener: &'a Listener, message: &ClientHello) -> Result<&'a Rule, Verdict> {
     match &message.server_name {
         Some(name) => listener.routes.lookup(name).map(AsRef::as_ref).ok_or(Verdict::UnknownName),
         None => listener.routes.no_sni().map(AsRef::as_ref).ok_or(Verdict::NoSni),
@@ -205,5 +213,47 @@ async fn farewell(client: &TcpStream, last: &[u8]) {
             Ok(1..) => {}
             Ok(0) | Err(_) => return,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use snisplice_config::model::{Backend, DatapathKind, Limits, Timeouts};
+
+    use super::*;
+    use crate::{datapath::relay::Relay, state::Live};
+
+    /// What an idle connection holds is its session's future, with the sockets in it, and the datapath's.
+    #[tokio::test]
+    async fn an_idle_connection_stays_small() {
+        let model = Model {
+            listeners: Vec::new(),
+            backends: Vec::<Backend>::new(),
+            rules: 0,
+            datapath: DatapathKind::Relay,
+            admin: None,
+            limits: Limits::default(),
+            timeouts: Timeouts::default(),
+        };
+        let metrics = Arc::new(Metrics::new());
+        let service = Rc::new(Service {
+            current: Arc::new(Current::from_pointee(Live::new(model, 1))),
+            metrics: metrics.clone(),
+            datapath: Rc::new(Relay::new(LINGER)),
+        });
+        let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(socket.local_addr().unwrap()).await.unwrap();
+        let backend = TcpStream::connect(socket.local_addr().unwrap()).await.unwrap();
+        let counters = Rc::new(metrics.listener(&"https".into()));
+        let account = Account::open(&metrics, counters.clone());
+        let relay = Relay::new(LINGER);
+        let carried = relay.relay(Pair { client, backend, hello: Vec::new() }, &account);
+        let carried = size_of_val(&*carried);
+
+        let client = TcpStream::connect(socket.local_addr().unwrap()).await.unwrap();
+        let permit = Arc::new(tokio::sync::Semaphore::new(1)).try_acquire_owned().unwrap();
+        let session = size_of_val(&serve(client, counters, service, permit));
+        assert!(session <= 256, "a session takes {session} bytes");
+        assert!(carried <= 512, "a relayed pair takes {carried} bytes");
     }
 }

@@ -79,9 +79,8 @@ impl Handle {
     /// Starts a worker thread.
     pub fn start(index: usize, shared: Shared) -> io::Result<Self> {
         let (orders, received) = mpsc::unbounded_channel();
-        let thread = thread::Builder::new()
-            .name(format!("worker-{index}"))
-            .spawn(move || run(shared, received))?;
+        let thread =
+            thread::Builder::new().name(format!("worker-{index}")).spawn(move || run(shared, received))?;
         Ok(Self { orders, thread })
     }
 
@@ -192,11 +191,12 @@ impl Acceptor {
     }
 
     fn start(&self, client: TcpStream, permit: OwnedSemaphorePermit) {
-        let session = session::serve(client, self.counters.clone(), self.service.clone());
-        self.sessions.spawn_local(async move {
-            session.await;
-            drop(permit);
-        });
+        self.sessions.spawn_local(session::serve(
+            client,
+            self.counters.clone(),
+            self.service.clone(),
+            permit,
+        ));
     }
 
     /// Connections that the kernel has completed for this socket would be reset when it closes: takes them first.

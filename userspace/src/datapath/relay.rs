@@ -1,13 +1,13 @@
 //! The relay: a copy in userspace. Always available, needs no privilege, and is what every other datapath falls
 //! back to.
 
-use std::{cell::Cell, future::poll_fn, io, net::Shutdown, time::Duration};
+use std::{cell::Cell, future::poll_fn, io, net::Shutdown, pin::pin, time::Duration};
 
 use socket2::SockRef;
 use tokio::{
     io::Interest,
     net::TcpStream,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use super::{
@@ -25,6 +25,9 @@ const STEPS_PER_TURN: u32 = 8;
 /// How long bytes that were already received may take to reach the one side after the other has reset.
 const FLUSH_GRACE: Duration = Duration::from_secs(1);
 
+// A connection that idles for hours holds what is live in its futures: arguments are gathered in structures that are
+// borrowed, and the rare and the short parts are boxed where they are awaited.
+
 /// Copies in userspace.
 #[derive(Debug, Clone)]
 pub struct Relay {
@@ -37,36 +40,6 @@ impl Relay {
     pub fn new(idle: Duration) -> Self {
         Self { idle }
     }
-
-    async fn carry(&self, pair: Pair, account: &Account) -> End {
-        account.carried_by(Carrier::Relay);
-        let Pair { client, backend, hello } = pair;
-        let mut upward = Pump::starting_with(hello);
-        let mut downward = Pump::default();
-        let first_to_finish = Cell::new(true);
-        let ended = tokio::select! {
-            ended = one_way(&client, &backend, &mut upward, Direction::Up, account, &first_to_finish) => ended,
-            ended = one_way(&backend, &client, &mut downward, Direction::Down, account, &first_to_finish) => ended,
-            () = idle(self.idle, || account.bytes()) => return End::Idle,
-        };
-        // What one side sent before it failed is still delivered: a server that answers and then resets because it
-        // did not read the whole request must be heard.
-        match ended {
-            Ok(()) => End::Finished,
-            Err(Broken { side: Side::Client, error }) => {
-                let rest = copy(&client, &backend, &mut upward, Direction::Up, account);
-                let _ = timeout(FLUSH_GRACE, rest).await;
-                reset(backend).await;
-                End::broken_by_client(error)
-            }
-            Err(Broken { side: Side::Backend, error }) => {
-                let rest = copy(&backend, &client, &mut downward, Direction::Down, account);
-                let _ = timeout(FLUSH_GRACE, rest).await;
-                reset(client).await;
-                End::broken_by_backend(error)
-            }
-        }
-    }
 }
 
 impl Datapath for Relay {
@@ -75,7 +48,49 @@ impl Datapath for Relay {
     }
 
     fn relay<'a>(&'a self, pair: Pair, account: &'a Account) -> Carry<'a> {
-        Box::pin(self.carry(pair, account))
+        account.carried_by(Carrier::Relay);
+        let mut connection = Connection {
+            client: pair.client,
+            backend: pair.backend,
+            upward: Pump::starting_with(pair.hello),
+            downward: Pump::default(),
+        };
+        Box::pin(async move { connection.carry(self.idle, account).await })
+    }
+}
+
+/// One relayed connection.
+struct Connection {
+    client: TcpStream,
+    backend: TcpStream,
+    upward: Pump,
+    downward: Pump,
+}
+
+impl Connection {
+    async fn carry(&mut self, limit: Duration, account: &Account) -> End {
+        let Self { client, backend, upward, downward } = self;
+        let finished = Cell::new(false);
+        let up =
+            Way { from: client, to: backend, direction: Direction::Up, account, other_finished: &finished };
+        let down =
+            Way { from: backend, to: client, direction: Direction::Down, account, other_finished: &finished };
+        let ended = tokio::select! {
+            ended = up.one_way(upward) => ended,
+            ended = down.one_way(downward) => ended,
+            () = idle(limit, || account.bytes()) => return End::Idle,
+        };
+        match ended {
+            Ok(()) => End::Finished,
+            Err(Broken { side: Side::Client, error }) => {
+                Box::pin(up.last_words(upward)).await;
+                End::broken_by_client(error)
+            }
+            Err(Broken { side: Side::Backend, error }) => {
+                Box::pin(down.last_words(downward)).await;
+                End::broken_by_backend(error)
+            }
+        }
     }
 }
 
@@ -92,91 +107,99 @@ struct Broken {
     error: io::Error,
 }
 
-impl Direction {
-    fn sender(self) -> Side {
-        match self {
-            Self::Up => Side::Client,
-            Self::Down => Side::Backend,
-        }
-    }
-
-    fn receiver(self) -> Side {
-        match self {
-            Self::Up => Side::Backend,
-            Self::Down => Side::Client,
-        }
-    }
+/// One direction.
+struct Way<'a> {
+    from: &'a TcpStream,
+    to: &'a TcpStream,
+    direction: Direction,
+    account: &'a Account,
+    /// Whether one of the two directions has passed its FIN on.
+    other_finished: &'a Cell<bool>,
 }
 
-/// Copies until `from` has sent FIN, then passes the FIN on.
-///
-/// The direction that finishes second ends the pair. The first one stays to watch its sender: nobody else would
-/// notice that this side, which has sent FIN, now resets.
-async fn one_way(
-    from: &TcpStream,
-    to: &TcpStream,
-    pump: &mut Pump,
-    direction: Direction,
-    account: &Account,
-    first_to_finish: &Cell<bool>,
-) -> Result<(), Broken> {
-    copy(from, to, pump, direction, account).await?;
-    match SockRef::from(to).shutdown(Shutdown::Write) {
-        // The receiver is gone already; its own direction reports how.
-        Err(error) if error.kind() != io::ErrorKind::NotConnected => {
-            return Err(Broken { side: direction.receiver(), error });
+impl Way<'_> {
+    /// Copies until the sender has sent FIN, then passes the FIN on.
+    ///
+    /// The direction that finishes second ends the pair. The first one stays to watch its sender: nobody else would
+    /// notice that this side, which has sent FIN, now resets.
+    async fn one_way(&self, pump: &mut Pump) -> Result<(), Broken> {
+        self.copy(pump).await?;
+        match SockRef::from(self.to).shutdown(Shutdown::Write) {
+            // The receiver is gone already; its own direction reports how.
+            Err(error) if error.kind() != io::ErrorKind::NotConnected => return Err(self.by_receiver(error)),
+            _ => {}
         }
-        _ => {}
+        if !self.other_finished.replace(true) {
+            return Err(self.by_sender(Box::pin(failure(self.from)).await));
+        }
+        Ok(())
     }
-    if first_to_finish.replace(false) {
-        return Err(Broken { side: direction.sender(), error: failure(from).await });
-    }
-    Ok(())
-}
 
-/// Copies until `from` has sent FIN and everything before it was taken by `to`.
-async fn copy(
-    from: &TcpStream,
-    to: &TcpStream,
-    pump: &mut Pump,
-    direction: Direction,
-    account: &Account,
-) -> Result<(), Broken> {
-    let by_sender = |error| Broken { side: direction.sender(), error };
-    let by_receiver = |error| Broken { side: direction.receiver(), error };
-    let mut steps = 0;
-    loop {
-        match pump.step(from, to) {
-            Ok(Step::Moved { bytes, drained }) => {
-                account.moved(direction, bytes as u64);
-                steps += 1;
-                if pump.is_blocked() {
-                    continue;
+    /// Copies until the sender has sent FIN and the receiver has taken everything before it.
+    async fn copy(&self, pump: &mut Pump) -> Result<(), Broken> {
+        let mut steps = 0;
+        loop {
+            match pump.step(self.from, self.to) {
+                Ok(Step::Moved { bytes, drained }) => {
+                    self.account.moved(self.direction, bytes as u64);
+                    steps += 1;
+                    if pump.is_blocked() {
+                        continue;
+                    }
+                    if drained {
+                        until_readable(self.from).await.map_err(|error| self.by_sender(error))?;
+                        steps = 0;
+                    } else if steps >= STEPS_PER_TURN {
+                        tokio::task::yield_now().await;
+                        steps = 0;
+                    }
                 }
-                if drained {
-                    until_readable(from).await.map_err(by_sender)?;
-                    steps = 0;
-                } else if steps >= STEPS_PER_TURN {
-                    tokio::task::yield_now().await;
+                Ok(Step::WantRead) => {
+                    until_readable(self.from).await.map_err(|error| self.by_sender(error))?;
                     steps = 0;
                 }
-            }
-            Ok(Step::WantRead) => {
-                until_readable(from).await.map_err(by_sender)?;
-                steps = 0;
-            }
-            Ok(Step::WantWrite) => {
-                // Nobody reads `from` meanwhile, so its reset must be looked for here.
-                tokio::select! {
-                    writable = until_writable(to) => writable.map_err(by_receiver)?,
-                    failed = failure(from) => return Err(by_sender(failed)),
+                Ok(Step::WantWrite) => {
+                    Box::pin(self.until_taken()).await?;
+                    steps = 0;
                 }
-                steps = 0;
+                Ok(Step::Eof) => return Ok(()),
+                Err(StepError::Read(error)) => return Err(self.by_sender(error)),
+                Err(StepError::Write(error)) => return Err(self.by_receiver(error)),
             }
-            Ok(Step::Eof) => return Ok(()),
-            Err(StepError::Read(error)) => return Err(by_sender(error)),
-            Err(StepError::Write(error)) => return Err(by_receiver(error)),
         }
+    }
+
+    /// Waits until the receiver takes bytes again. Nobody reads from the sender meanwhile, so its reset must be looked
+    /// for here.
+    async fn until_taken(&self) -> Result<(), Broken> {
+        tokio::select! {
+            writable = until_writable(self.to) => writable.map_err(|error| self.by_receiver(error)),
+            error = failure(self.from) => Err(self.by_sender(error)),
+        }
+    }
+
+    /// Passes a failure of the sender on to the receiver, after what it sent before that: a server that answers and
+    /// then resets because it did not read the whole request must be heard.
+    async fn last_words(&self, pump: &mut Pump) {
+        let _ = timeout(FLUSH_GRACE, self.copy(pump)).await;
+        let _ = timeout(FLUSH_GRACE, delivered(self.to)).await;
+        let _ = socket::reset_on_close(self.to);
+    }
+
+    fn by_sender(&self, error: io::Error) -> Broken {
+        let side = match self.direction {
+            Direction::Up => Side::Client,
+            Direction::Down => Side::Backend,
+        };
+        Broken { side, error }
+    }
+
+    fn by_receiver(&self, error: io::Error) -> Broken {
+        let side = match self.direction {
+            Direction::Up => Side::Backend,
+            Direction::Down => Side::Client,
+        };
+        Broken { side, error }
     }
 }
 
@@ -203,18 +226,10 @@ async fn failure(stream: &TcpStream) -> io::Error {
             Err(error) => return error,
             Ok(_) => match stream.take_error() {
                 Err(error) | Ok(Some(error)) => return error,
-                Ok(None) => {
-                    let _: io::Result<()> = stream.try_io(Interest::ERROR, || Err(io::ErrorKind::WouldBlock.into()));
-                }
+                Ok(None) => forget(stream, Interest::ERROR),
             },
         }
     }
-}
-
-/// Passes a reset on: what was already received is delivered first, as far as the receiver takes it.
-pub(super) async fn reset(stream: TcpStream) {
-    let _ = timeout(FLUSH_GRACE, delivered(&stream)).await;
-    let _ = socket::reset_on_close(&stream);
 }
 
 /// Waits until the peer has acknowledged everything written, or cannot any more.
@@ -229,12 +244,14 @@ async fn delivered(stream: &TcpStream) {
 /// Resolves once `progress` has not changed for `limit` (at most twice as late: it looks once in each `limit`).
 pub(super) async fn idle<T: PartialEq>(limit: Duration, progress: impl Fn() -> T) {
     let mut seen = progress();
+    let mut timer = pin!(sleep(limit));
     loop {
-        sleep(limit).await;
+        timer.as_mut().await;
         let now = progress();
         if now == seen {
             return;
         }
         seen = now;
+        timer.as_mut().reset(Instant::now() + limit);
     }
 }
