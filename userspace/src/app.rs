@@ -31,8 +31,7 @@ use crate::{
     datapath::Factory,
     listener::{self, Bound},
     metrics::Metrics,
-    resolve,
-    source,
+    resolve, source,
     state::{Current, Live},
     worker::{self, Order, Shared},
 };
@@ -96,8 +95,16 @@ impl App {
             .collect::<Result<Vec<_>, _>>()
             .context("cannot start a worker")?;
         drop(guard);
-        let mut app =
-            Self { runtime, options, current, metrics, admin, workers, listening: BTreeMap::new(), resolving };
+        let mut app = Self {
+            runtime,
+            options,
+            current,
+            metrics,
+            admin,
+            workers,
+            listening: BTreeMap::new(),
+            resolving,
+        };
         for bound in bound {
             app.listen(bound);
         }
@@ -215,7 +222,12 @@ impl App {
 
 /// Everything the configuration's author should know, as text.
 fn warnings(translation: &Translation) -> String {
-    translation.diagnostics.iter().filter(|finding| finding.severity != Severity::Note).map(ToString::to_string).collect()
+    translation
+        .diagnostics
+        .iter()
+        .filter(|finding| finding.severity != Severity::Note)
+        .map(ToString::to_string)
+        .collect()
 }
 
 /// Binds an address that the workers are about to close.

@@ -72,7 +72,9 @@ async fn peek(client: &TcpStream, limit: usize) -> Result<Hello, NoHello> {
                 return Err(NoHello::Rejected(rejection));
             }
             // Nothing new although the socket woke us: only its end can have.
-            Some(Ok(Parse::Incomplete { .. })) if length == 0 || (ready.is_read_closed() && length == seen) => {
+            Some(Ok(Parse::Incomplete { .. }))
+                if length == 0 || (ready.is_read_closed() && length == seen) =>
+            {
                 return Err(NoHello::ClientGone);
             }
             Some(Ok(Parse::Incomplete { need })) => {

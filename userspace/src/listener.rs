@@ -115,8 +115,11 @@ pub struct Changes {
 /// closed and bound again.
 #[must_use]
 pub fn changes(now: &BTreeMap<SocketAddr, Arc<str>>, wanted: &BTreeMap<SocketAddr, Arc<str>>) -> Changes {
-    let kept: BTreeSet<_> =
-        now.iter().filter(|(address, name)| wanted.get(address) == Some(name)).map(|(address, _)| address).collect();
+    let kept: BTreeSet<_> = now
+        .iter()
+        .filter(|(address, name)| wanted.get(address) == Some(name))
+        .map(|(address, _)| address)
+        .collect();
     Changes {
         added: wanted
             .iter()

@@ -97,7 +97,11 @@ impl Metrics {
         let registry = &mut metrics.registry;
         registry.register("connections_opened", "Connections accepted", metrics.opened.clone());
         registry.register("connections_active", "Connections being served", metrics.active.clone());
-        registry.register("connections_closed", "Connections ended, by how they ended", metrics.closed.clone());
+        registry.register(
+            "connections_closed",
+            "Connections ended, by how they ended",
+            metrics.closed.clone(),
+        );
         registry.register(
             "bytes",
             "Bytes delivered to the receiving side's socket by connections that have ended",
@@ -159,12 +163,24 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn closed(&self, listener: &Arc<str>, route: &Arc<str>, datapath: &'static str, reason: &'static str) {
+    pub(crate) fn closed(
+        &self,
+        listener: &Arc<str>,
+        route: &Arc<str>,
+        datapath: &'static str,
+        reason: &'static str,
+    ) {
         let labels = Closed { listener: listener.clone(), route: route.clone(), datapath, reason };
         self.closed.get_or_create(&labels).inc();
     }
 
-    pub(crate) fn moved(&self, route: &Arc<str>, datapath: &'static str, direction: &'static str, bytes: u64) {
+    pub(crate) fn moved(
+        &self,
+        route: &Arc<str>,
+        datapath: &'static str,
+        direction: &'static str,
+        bytes: u64,
+    ) {
         self.moved.get_or_create(&Moved { route: route.clone(), datapath, direction }).inc_by(bytes);
     }
 

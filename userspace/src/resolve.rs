@@ -60,9 +60,11 @@ pub async fn keep_resolving(live: Arc<Live>) {
 /// Every endpoint that is a name: the indexes of its backend and itself, the name, the port.
 fn named(live: &Live) -> impl Iterator<Item = (usize, usize, String, u16)> + '_ {
     live.backends().iter().enumerate().flat_map(|(index, backend)| {
-        backend.endpoints().iter().enumerate().filter_map(move |(position, resolved)| match &resolved.endpoint.host {
-            EndpointHost::Dns(name) => Some((index, position, name.to_string(), resolved.endpoint.port)),
-            EndpointHost::Ip(_) => None,
+        backend.endpoints().iter().enumerate().filter_map(move |(position, resolved)| {
+            match &resolved.endpoint.host {
+                EndpointHost::Dns(name) => Some((index, position, name.to_string(), resolved.endpoint.port)),
+                EndpointHost::Ip(_) => None,
+            }
         })
     })
 }

@@ -116,7 +116,8 @@ impl Live {
             (only.weight > 0).then_some(only)
         } else {
             let state = &self.rules[rule.id];
-            let wheel = state.wheel.get_or_init(|| Wheel::new(rule.targets.iter().map(|target| target.weight)));
+            let wheel =
+                state.wheel.get_or_init(|| Wheel::new(rule.targets.iter().map(|target| target.weight)));
             wheel.pick(state.turn.fetch_add(1, Relaxed)).map(|member| &rule.targets[member])
         };
         chosen?.backend.map(|id| self.backend(id))
