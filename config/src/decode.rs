@@ -35,7 +35,7 @@ impl Subject {
     }
 
     pub(crate) fn origin(&self, at: At) -> Origin {
-        Origin { file: Arc::clone(&self.file), line: at.line, column: at.column }
+        Origin { file: Arc::clone(&self.file), line: at.line as usize, column: at.column as usize }
     }
 
     pub(crate) fn problem(&self, problem: &Problem, severity: Severity) -> Diagnostic {
@@ -94,23 +94,23 @@ impl Diagnostic {
 #[derive(Debug, Clone)]
 pub(crate) struct View<'n> {
     subject: Rc<Subject>,
-    path: Option<Rc<Path>>,
-    node: &'n Node<'n>,
+    path: Option<Rc<Path<'n>>>,
+    node: &'n Node,
 }
 
 #[derive(Debug)]
-struct Path {
-    parent: Option<Rc<Path>>,
-    step: Step,
+struct Path<'n> {
+    parent: Option<Rc<Path<'n>>>,
+    step: Step<'n>,
 }
 
 #[derive(Debug)]
-enum Step {
-    Key(Box<str>),
+enum Step<'n> {
+    Key(&'n str),
     Index(usize),
 }
 
-impl fmt::Display for Path {
+impl fmt::Display for Path<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(parent) = &self.parent {
             parent.fmt(f)?;
@@ -124,7 +124,7 @@ impl fmt::Display for Path {
 }
 
 impl<'n> View<'n> {
-    pub(crate) fn new(subject: Rc<Subject>, node: &'n Node<'n>) -> Self {
+    pub(crate) fn new(subject: Rc<Subject>, node: &'n Node) -> Self {
         Self { subject, path: None, node }
     }
 
@@ -240,9 +240,7 @@ impl<'n> View<'n> {
     /// A mapping whose keys are names of the writer's choice.
     pub(crate) fn entries(&self, expected: &str, sink: &mut Sink) -> Vec<(&'n str, View<'n>)> {
         if let Value::Map(entries) = &self.node.value {
-            let entry = |(key, node): &'n (Key<'n>, Node<'n>)| {
-                (&*key.text, self.child(Step::Key((*key.text).into()), node))
-            };
+            let entry = |(key, node): &'n (Key, Node)| (&*key.text, self.child(Step::Key(&key.text), node));
             entries.iter().map(entry).collect()
         } else {
             self.wrong_kind(expected, sink);
@@ -262,8 +260,8 @@ impl<'n> View<'n> {
     /// The value under a key, whatever the schema says; for looking before reading.
     pub(crate) fn peek(&self, key: &str) -> Option<View<'n>> {
         let Value::Map(entries) = &self.node.value else { return None };
-        let (_, node) = entries.iter().find(|(candidate, _)| candidate.text == key)?;
-        Some(self.child(Step::Key(key.into()), node))
+        let (key, node) = entries.iter().find(|(candidate, _)| *candidate.text == *key)?;
+        Some(self.child(Step::Key(&key.text), node))
     }
 
     /// The text under a key, if it is one.
@@ -274,7 +272,7 @@ impl<'n> View<'n> {
         }
     }
 
-    fn child(&self, step: Step, node: &'n Node<'n>) -> Self {
+    fn child(&self, step: Step<'n>, node: &'n Node) -> Self {
         let path = Some(Rc::new(Path { parent: self.path.clone(), step }));
         Self { subject: Rc::clone(&self.subject), path, node }
     }
@@ -323,7 +321,7 @@ impl<'n> Fields<'n> {
             if self.asked.contains(&&*key.text) {
                 continue;
             }
-            let view = self.view.child(Step::Key((*key.text).into()), node);
+            let view = self.view.child(Step::Key(&key.text), node);
             let severity = self.view.subject.unknown;
             let ignored = if severity == Severity::Warning { ", ignored" } else { "" };
             let mut found = view.say(severity, format!("unknown key{ignored}"));

@@ -126,6 +126,16 @@ impl Draft {
         }
         self.rebind(options, sink);
 
+        if let Some(admin) = settings.admin
+            && let Some((listener, _)) = self.overlap(&[admin])
+        {
+            Diagnostic::general(
+                Severity::Error,
+                format!("admin {admin} overlaps with the listener '{}' ({})", listener.name, listener.origin),
+            )
+            .remedy("use another port or address")
+            .to(sink);
+        }
         // Of what is missing because of an error there is no more to say.
         let failed = sink.0.iter().any(|found| found.severity == Severity::Error);
         if failed {
@@ -155,7 +165,7 @@ impl Draft {
 
     fn serves_nothing(&self) -> bool {
         self.listeners.iter().all(|listener| {
-            listener.table.patterns().next().is_none()
+            !listener.table.rules().any(|rule| rule.targets.iter().any(|target| target.backend.is_some()))
                 && !listener.policies.iter().any(|(_, policy)| matches!(policy, Policy::Backend(_)))
         })
     }

@@ -1,6 +1,28 @@
 //! Configuration: every format becomes one immutable [`model::Model`].
 //!
+//! ```text
+//!              ┌─ native ─┐
+//! text ─ yaml ─┤          ├─ draft ─ model + diagnostics ─┬─ check, explain
+//!              └─ istio ──┘                               └─ lookup, for each connection
+//! ```
+//!
 //! Pure: no I/O, no clock, no randomness. The caller reads the files, resolves the names and opens the sockets.
+//!
+//! ```
+//! use snisplice_config::{Options, Source, load, name::ServerName};
+//!
+//! let text = r#"
+//! listeners: [{name: public, bind: "0.0.0.0:443"}]
+//! routes: [{sni: "*.example.com", backends: shop}]
+//! backends: [{name: shop, endpoints: "10.0.0.1:8443"}]
+//! "#;
+//! let source = Source { name: "snisplice.yaml".into(), text: text.into() };
+//! let translation = load(&[source], &Options::default());
+//! let model = translation.model.expect("nothing is wrong with it");
+//! let name = ServerName::parse("www.Example.com").expect("a name");
+//! let rule = model.listeners[0].routes.lookup(&name).expect("a route");
+//! assert_eq!(rule.name, "route *.example.com");
+//! ```
 #![forbid(unsafe_code)]
 
 pub mod model;

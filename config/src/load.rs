@@ -44,7 +44,7 @@ pub fn load(sources: &[Source], options: &Options) -> Translation {
     Translation { model: (!failed).then_some(model), diagnostics }
 }
 
-fn parse<'s>(sources: &'s [Source], sink: &mut Sink) -> Vec<(Arc<str>, Document<'s>)> {
+fn parse(sources: &[Source], sink: &mut Sink) -> Vec<(Arc<str>, Document)> {
     let mut all = Vec::new();
     for Source { name, text } in sources {
         let file: Arc<str> = name.as_str().into();
@@ -58,7 +58,7 @@ fn parse<'s>(sources: &'s [Source], sink: &mut Sink) -> Vec<(Arc<str>, Document<
     all
 }
 
-fn translate(documents: &[(Arc<str>, Document<'_>)], options: &Options, sink: &mut Sink) -> Model {
+fn translate(documents: &[(Arc<str>, Document)], options: &Options, sink: &mut Sink) -> Model {
     let mut native = Native::default();
     let mut istio = Istio::default();
     for (file, Document { root, problems }) in documents {

@@ -160,8 +160,8 @@ impl Native<'_> {
                     .filter_map(|(view, name)| {
                         let found = by_name.get(*name).copied();
                         if found.is_none() {
-                            let names = by_name.keys().map(String::as_str);
-                            unknown(view, "listener", name, names, sink);
+                            let known = draft.listeners.iter().map(|listener| &*listener.name);
+                            unknown(view, "listener", name, known, sink);
                         }
                         found
                     })

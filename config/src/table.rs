@@ -250,6 +250,11 @@ impl RouteTableBuilder {
         self.candidates.iter().map(|candidate| &candidate.pattern)
     }
 
+    /// The rules added so far, once for each pattern.
+    pub fn rules(&self) -> impl Iterator<Item = &Rule> {
+        self.candidates.iter().map(|candidate| &*candidate.rule)
+    }
+
     /// Decides precedence.
     #[must_use]
     pub fn build(self) -> RouteTable {

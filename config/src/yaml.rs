@@ -6,9 +6,10 @@
 use std::{
     borrow::Cow,
     collections::{HashMap, HashSet},
+    rc::Rc,
 };
 
-use saphyr_parser::{Event, Marker, Parser, ScalarStyle, ScanError, StrInput, Tag};
+use saphyr_parser::{Event, Marker, Parser, ScalarStyle, ScanError, Tag};
 
 /// Deepest nesting; our schemas need 8, Kubernetes objects about 20.
 const MAX_DEPTH: usize = 64;
@@ -17,39 +18,41 @@ const MAX_ALIASED: usize = 1_000_000;
 
 /// A value with its place.
 #[derive(Debug, Clone)]
-pub(crate) struct Node<'t> {
+pub(crate) struct Node {
     pub(crate) at: At,
-    pub(crate) value: Value<'t>,
+    pub(crate) value: Value,
 }
 
 #[derive(Debug, Clone)]
-pub(crate) enum Value<'t> {
+pub(crate) enum Value {
     /// `~`, `null` or nothing at all.
     Null,
     /// Any other scalar, as written: the schema, not the notation, says what it is.
-    Text(Cow<'t, str>),
-    List(Vec<Node<'t>>),
+    Text(Box<str>),
+    List(Vec<Node>),
     /// In the order of the text, keys unique.
-    Map(Vec<(Key<'t>, Node<'t>)>),
+    Map(Vec<(Key, Node)>),
 }
 
 #[derive(Debug, Clone)]
-pub(crate) struct Key<'t> {
+pub(crate) struct Key {
     pub(crate) at: At,
-    pub(crate) text: Cow<'t, str>,
+    /// Shared by all keys of the text: most are the same few.
+    pub(crate) text: Rc<str>,
 }
 
 /// Line and column, from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct At {
-    pub(crate) line: usize,
-    pub(crate) column: usize,
+    /// Half the size of `usize`, since every node of 100,000 routes has one.
+    pub(crate) line: u32,
+    pub(crate) column: u32,
 }
 
 /// One document of a text.
 #[derive(Debug)]
-pub(crate) struct Document<'t> {
-    pub(crate) root: Node<'t>,
+pub(crate) struct Document {
+    pub(crate) root: Node,
     /// What is wrong with the document although it parses; whose schema it has decides how bad that is.
     pub(crate) problems: Vec<Problem>,
 }
@@ -63,14 +66,14 @@ pub(crate) struct Problem {
 
 /// Reads every document of a text. After a syntax error reading goes on with the next `---` line, so that one
 /// broken document does not hide the faults of the others.
-pub(crate) fn parse(text: &str) -> (Vec<Document<'_>>, Vec<Problem>) {
+pub(crate) fn parse(text: &str) -> (Vec<Document>, Vec<Problem>) {
     let mut loader = Loader::default();
     let mut broken = Vec::new();
     let mut rest = text;
     while let Err(problem) = loader.run(rest) {
-        let line = problem.at.line;
+        let line = problem.at.line as usize;
         broken.push(problem);
-        let Some(offset) = next_document(rest, line - loader.lines_before) else { break };
+        let Some(offset) = next_document(rest, line.saturating_sub(loader.lines_before)) else { break };
         loader.lines_before += rest[..offset].matches('\n').count();
         rest = &rest[offset..];
     }
@@ -92,36 +95,37 @@ fn next_document(text: &str, line: usize) -> Option<usize> {
 }
 
 #[derive(Default)]
-struct Loader<'t> {
-    documents: Vec<Document<'t>>,
+struct Loader {
+    documents: Vec<Document>,
     /// Of the document being read.
     problems: Vec<Problem>,
-    open: Vec<Open<'t>>,
+    open: Vec<Open>,
     /// Finished nodes by anchor, with the number of nodes below each.
-    anchors: HashMap<usize, (Node<'t>, usize)>,
+    anchors: HashMap<usize, (Node, usize)>,
     aliased: usize,
+    keys: HashSet<Rc<str>>,
     lines_before: usize,
 }
 
-struct Open<'t> {
+struct Open {
     at: At,
     anchor: usize,
     /// Of this node so far, itself included.
     count: usize,
-    kind: OpenKind<'t>,
+    kind: OpenKind,
 }
 
-enum OpenKind<'t> {
-    List(Vec<Node<'t>>),
-    Map { entries: Vec<(Key<'t>, Node<'t>)>, key: Option<Key<'t>> },
+enum OpenKind {
+    List(Vec<Node>),
+    Map { entries: Vec<(Key, Node)>, key: Option<Key> },
 }
 
-impl<'t> Loader<'t> {
-    fn run(&mut self, text: &'t str) -> Result<(), Problem> {
+impl Loader {
+    fn run(&mut self, text: &str) -> Result<(), Problem> {
         self.open.clear();
         self.problems.clear();
         self.anchors.clear();
-        let mut parser: Parser<'t, StrInput<'t>> = Parser::new_from_str(text);
+        let mut parser = Parser::new_from_str(text);
         while let Some(event) = parser.next_event() {
             let (event, span) = event.map_err(|error| self.syntax(&error))?;
             self.event(event, self.at(&span.start))?;
@@ -129,7 +133,7 @@ impl<'t> Loader<'t> {
         Ok(())
     }
 
-    fn event(&mut self, event: Event<'t>, at: At) -> Result<(), Problem> {
+    fn event(&mut self, event: Event<'_>, at: At) -> Result<(), Problem> {
         match event {
             Event::Scalar(text, style, anchor, tag) => {
                 let node = Node { at, value: scalar(text, style, tag.as_deref()) };
@@ -142,7 +146,10 @@ impl<'t> Loader<'t> {
             Event::SequenceEnd | Event::MappingEnd => {
                 if let Some(Open { at, anchor, count, kind }) = self.open.pop() {
                     let value = match kind {
-                        OpenKind::List(nodes) => Value::List(nodes),
+                        OpenKind::List(mut nodes) => {
+                            nodes.shrink_to_fit();
+                            Value::List(nodes)
+                        }
                         OpenKind::Map { entries, .. } => Value::Map(self.unique(entries)),
                     };
                     self.finish(Node { at, value }, anchor, count);
@@ -169,7 +176,7 @@ impl<'t> Loader<'t> {
         Ok(())
     }
 
-    fn start(&mut self, at: At, anchor: usize, kind: OpenKind<'t>) -> Result<(), Problem> {
+    fn start(&mut self, at: At, anchor: usize, kind: OpenKind) -> Result<(), Problem> {
         if self.open.len() >= MAX_DEPTH {
             return Err(problem(at, format!("the nesting is deeper than {MAX_DEPTH} levels")));
         }
@@ -177,7 +184,7 @@ impl<'t> Loader<'t> {
         Ok(())
     }
 
-    fn finish(&mut self, node: Node<'t>, anchor: usize, count: usize) {
+    fn finish(&mut self, node: Node, anchor: usize, count: usize) {
         if anchor != 0 {
             self.anchors.insert(anchor, (node.clone(), count));
         }
@@ -192,12 +199,12 @@ impl<'t> Loader<'t> {
             OpenKind::List(nodes) => nodes.push(node),
             OpenKind::Map { entries, key } => match key.take() {
                 Some(key) => entries.push((key, node)),
-                None => *key = Some(key_of(node, &mut self.problems)),
+                None => *key = Some(key_of(node, &mut self.problems, &mut self.keys)),
             },
         }
     }
 
-    fn unique(&mut self, entries: Vec<(Key<'t>, Node<'t>)>) -> Vec<(Key<'t>, Node<'t>)> {
+    fn unique(&mut self, entries: Vec<(Key, Node)>) -> Vec<(Key, Node)> {
         let mut order: Vec<usize> = (0..entries.len()).collect();
         order.sort_by(|&a, &b| (&entries[a].0.text, a).cmp(&(&entries[b].0.text, b)));
         let mut repeated = HashSet::new();
@@ -210,13 +217,13 @@ impl<'t> Loader<'t> {
                 repeated.insert(pair[1]);
             }
         }
-        let kept =
-            |(index, (key, _)): &(usize, (Key<'_>, _))| !key.text.is_empty() && !repeated.contains(index);
+        let kept = |(index, (key, _)): &(usize, (Key, _))| !key.text.is_empty() && !repeated.contains(index);
         entries.into_iter().enumerate().filter(kept).map(|(_, entry)| entry).collect()
     }
 
     fn at(&self, marker: &Marker) -> At {
-        At { line: marker.line() + self.lines_before, column: marker.col() + 1 }
+        let small = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        At { line: small(marker.line() + self.lines_before), column: small(marker.col() + 1) }
     }
 
     fn syntax(&self, error: &ScanError) -> Problem {
@@ -224,27 +231,31 @@ impl<'t> Loader<'t> {
     }
 }
 
-fn key_of<'t>(node: Node<'t>, problems: &mut Vec<Problem>) -> Key<'t> {
+fn key_of(node: Node, problems: &mut Vec<Problem>, known: &mut HashSet<Rc<str>>) -> Key {
     let Node { at, value } = node;
     match value {
-        Value::Text(text) if text == "<<" => {
+        Value::Text(text) if &*text == "<<" => {
             let message = "merge keys are not part of YAML 1.2".into();
             problems.push(Problem { at, message, remedy: Some("write the fields out") });
         }
-        Value::Text(text) if !text.is_empty() => return Key { at, text },
+        Value::Text(text) if !text.is_empty() => {
+            let text = known.get(&*text).cloned().unwrap_or_else(|| text.into());
+            known.insert(Rc::clone(&text));
+            return Key { at, text };
+        }
         _ => problems.push(problem(at, "a key must be text")),
     }
     // Left out with its value when the mapping ends.
-    Key { at, text: Cow::Borrowed("") }
+    Key { at, text: "".into() }
 }
 
-fn scalar<'t>(text: Cow<'t, str>, style: ScalarStyle, tag: Option<&Tag>) -> Value<'t> {
+fn scalar(text: Cow<'_, str>, style: ScalarStyle, tag: Option<&Tag>) -> Value {
     let string = tag.is_some_and(|tag| tag.is_yaml_core_schema() && tag.suffix == "str");
     let plain = style == ScalarStyle::Plain && !string;
     if plain && matches!(&*text, "" | "~" | "null" | "Null" | "NULL") {
         Value::Null
     } else {
-        Value::Text(text)
+        Value::Text(text.into())
     }
 }
 
@@ -256,14 +267,14 @@ fn problem(at: At, message: impl Into<String>) -> Problem {
 mod tests {
     use super::*;
 
-    fn one(text: &str) -> Document<'_> {
+    fn one(text: &str) -> Document {
         let (mut documents, broken) = parse(text);
         assert!(broken.is_empty(), "{broken:?}");
         assert_eq!(documents.len(), 1);
         documents.remove(0)
     }
 
-    fn entries<'n, 't>(node: &'n Node<'t>) -> &'n [(Key<'t>, Node<'t>)] {
+    fn entries(node: &Node) -> &[(Key, Node)] {
         match &node.value {
             Value::Map(entries) => entries,
             other => panic!("{other:?}"),
@@ -277,7 +288,7 @@ mod tests {
         assert_eq!(map[1].0.at, At { line: 2, column: 1 });
         let Value::List(list) = &map[1].1.value else { panic!() };
         assert_eq!(list[0].at, At { line: 3, column: 5 });
-        assert!(matches!(&list[1].value, Value::Text(text) if text == "null"));
+        assert!(matches!(&list[1].value, Value::Text(text) if &**text == "null"));
     }
 
     #[test]
@@ -294,14 +305,14 @@ mod tests {
         assert_eq!(document.problems.len(), 1);
         assert_eq!(document.problems[0].at, At { line: 3, column: 1 });
         let map = entries(&document.root);
-        assert!(matches!(&map[0].1.value, Value::Text(text) if text == "1"));
+        assert!(matches!(&map[0].1.value, Value::Text(text) if &**text == "1"));
         assert_eq!(map.len(), 2);
     }
 
     #[test]
     fn aliases_are_copies() {
         let document = one("a: &x {k: v}\nb: *x\n");
-        assert_eq!(entries(&entries(&document.root)[1].1)[0].0.text, "k");
+        assert_eq!(entries(&entries(&document.root)[1].1)[0].0.text.as_ref(), "k");
     }
 
     #[test]

@@ -1,13 +1,13 @@
 //! From `destination.host` and `.port` to a backend.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::service_entry::{EntryEndpoint, Location, ServiceEntry};
 use crate::{
     decode::{Sink, View},
     draft::Draft,
     model::{Backend, BackendId, Endpoint, EndpointHost},
-    name::{HostName, HostPattern, ServerName},
+    name::{HostName, HostPattern, NameError, ServerName},
     report::Severity,
     resolve::Resolver,
 };
@@ -15,7 +15,7 @@ use crate::{
 pub(super) struct Destinations<'s, 'n, 'r, 'o> {
     entries: &'s [ServiceEntry<'n>],
     /// Indexes into `entries`, the one to prefer first.
-    by_host: HashMap<&'s str, Vec<usize>>,
+    by_host: BTreeMap<&'s str, Vec<usize>>,
     resolver: &'r mut Resolver<'o>,
     made: HashMap<(ServerName, u16, Option<usize>), BackendId>,
 }
@@ -26,7 +26,7 @@ impl<'s, 'n, 'r, 'o> Destinations<'s, 'n, 'r, 'o> {
         resolver: &'r mut Resolver<'o>,
         sink: &mut Sink,
     ) -> Self {
-        let mut by_host: HashMap<&str, Vec<usize>> = HashMap::new();
+        let mut by_host: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
         for (index, entry) in entries.iter().enumerate() {
             for host in &entry.hosts {
                 by_host.entry(host.as_str()).or_default().push(index);
@@ -196,9 +196,12 @@ fn full_name(view: &View<'_>, written: &str, namespace: &str, sink: &mut Sink) -
     match full {
         Ok(name) => Some(name),
         Err(why) => {
-            view.bad(format!("'{written}': {why}: connections for this destination are refused"))
-                .expected(expected)
-                .to(sink);
+            let mut found =
+                view.bad(format!("'{written}': {why}: connections for this destination are refused"));
+            if why == NameError::IpAddress {
+                found = found.remedy("name a ServiceEntry that has the address as its endpoint");
+            }
+            found.expected(expected).to(sink);
             None
         }
     }

@@ -1,0 +1,66 @@
+//! Each example loads without a word said against it, and shows what its comments promise.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panic, in its helpers too")]
+
+use std::{collections::HashSet, fs, path::Path};
+
+use snisplice_config::{Options, Severity, Source, Translation, load, model::Policy, name::ServerName};
+
+fn example(name: &str) -> Translation {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(name);
+    load(&[Source { name: name.into(), text: fs::read_to_string(path).unwrap() }], &Options::default())
+}
+
+#[test]
+fn all_load_cleanly() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    let mut seen = 0;
+    for entry in fs::read_dir(folder).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let translation = example(&name);
+        let worst = translation.diagnostics.iter().find(|found| found.severity <= Severity::Ignored);
+        assert!(worst.is_none(), "{}", worst.unwrap());
+        assert!(translation.model.is_some());
+        seen += 1;
+    }
+    assert!(seen >= 3);
+}
+
+#[test]
+fn the_complete_example_has_the_defaults_it_shows() {
+    let model = example("complete.yaml").model.unwrap();
+    let minimal = example("minimal.yaml").model.unwrap();
+    assert_eq!((model.limits, model.timeouts), (minimal.limits, minimal.timeouts));
+    assert_eq!(model.datapath, minimal.datapath);
+    let [public, internal] = &*model.listeners else { panic!("two listeners") };
+    assert_eq!(public.policies.unknown_name, Policy::Alert);
+    assert_eq!(internal.policies.unknown_name, Policy::Close);
+    assert_eq!(internal.policies.not_tls, Policy::Reset);
+    assert!(matches!(public.policies.timeout, Policy::Backend(id) if model.backends[id.0].name == "shop"));
+    let found = |name: &str| public.routes.lookup(&ServerName::parse(name).unwrap()).is_some();
+    assert!(found("shop.example.com") && found("a.b.shop.example.com") && !found("example.com"));
+    assert!(public.routes.no_sni().is_none() && internal.routes.no_sni().is_some());
+}
+
+/// The doc comment of the native format and the complete example name the same keys.
+#[test]
+fn the_complete_example_is_complete() {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/native.rs");
+    let documented = fs::read_to_string(source).unwrap();
+    let documented = documented.lines().filter_map(|line| line.strip_prefix("//! "));
+    let keys = |text: &mut dyn Iterator<Item = &str>| -> HashSet<String> {
+        text.filter_map(|line| {
+            let code = line.split('#').next()?.trim().trim_start_matches("- ");
+            let (key, _) = code.split_once(':')?;
+            key.chars().all(|c| c.is_ascii_lowercase() || c == '_').then(|| key.to_owned())
+        })
+        .collect()
+    };
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/complete.yaml");
+    let example = fs::read_to_string(path).unwrap();
+    let in_block = documented.skip_while(|line| *line != "```yaml").skip(1).take_while(|line| *line != "```");
+    let (documented, shown) = (keys(&mut { in_block }), keys(&mut example.lines()));
+    assert!(documented.len() > 25, "{documented:?}");
+    assert_eq!(documented.difference(&shown).collect::<Vec<_>>(), Vec::<&String>::new());
+    assert_eq!(shown.difference(&documented).collect::<Vec<_>>(), Vec::<&String>::new());
+}
