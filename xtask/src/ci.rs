@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use crate::{
-    ebpf,
+    demo, ebpf,
     shell::{self, cargo, find, root, step},
     test::{self, WITHOUT_EBPF},
 };
@@ -56,6 +56,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     step("fuzz");
     fuzz(*fuzz_seconds)?;
+    step("demo");
+    shell::run(&mut demo::Args::plain().command()?)?;
+    step("benchmark, to see that it works");
+    shell::run(cargo().args(["build", "--release", "--bins", "--package", "snisplice-bench"]))?;
+    shell::run(Command::new(shell::target()?.join("release/snisplice-bench")).arg("--smoke"))?;
     test::run(test)?;
     println!("\nall checks passed in {} s", started.elapsed().as_secs());
     Ok(())

@@ -17,19 +17,27 @@ pub(crate) struct Args {
     datapath: String,
 }
 
-pub(crate) fn run(args: &Args) -> Result<()> {
-    let Args { keep, datapath } = args;
-    build()?;
-    let mut demo = Command::new(shell::target()?.join("release/snisplice-demo"));
-    demo.args(["--datapath", datapath]);
-    if *keep {
-        demo.arg("--keep");
+impl Args {
+    /// The shortest demo, on the best datapath there is.
+    pub(crate) fn plain() -> Self {
+        Self { keep: false, datapath: "auto".to_owned() }
     }
-    // Takes our place, so that Ctrl-C reaches the one process that has something to clean up.
-    Err(demo.exec()).context("cannot start the demo")
+
+    /// Builds the demo and what it shows, and says how to start it.
+    pub(crate) fn command(&self) -> Result<Command> {
+        let Self { keep, datapath } = self;
+        let packages = ["--package", "snisplice", "--package", "snisplice-tests"];
+        shell::run(cargo().args(["build", "--release", "--bins"]).args(packages))?;
+        let mut demo = Command::new(shell::target()?.join("release/snisplice-demo"));
+        demo.args(["--datapath", datapath]);
+        if *keep {
+            demo.arg("--keep");
+        }
+        Ok(demo)
+    }
 }
 
-fn build() -> Result<()> {
-    let packages = ["--package", "snisplice", "--package", "snisplice-tests"];
-    shell::run(cargo().args(["build", "--release", "--bins"]).args(packages))
+pub(crate) fn run(args: &Args) -> Result<()> {
+    // Takes our place, so that Ctrl-C reaches the one process that has something to clean up.
+    Err(args.command()?.exec()).context("cannot start the demo")
 }
