@@ -1,0 +1,360 @@
+//! What a TLS `ClientHello` says about where its connection shall go.
+//!
+//! [`parse`] is a function of the bytes received so far: call it again with a longer prefix until it gives a
+//! verdict. It follows the hello through any split into records and segments, and it has no "could not tell": a
+//! hello is complete, incomplete, or refused for a stated reason. A refused hello must never reach a default route,
+//! since the server behind it may read a name that the balancer did not.
+//!
+//! Strict where the answer depends on it, that is in framing, the list of extensions, `server_name`, ALPN and
+//! `supported_versions`; everything else is the backend's to judge. GREASE values (RFC 8701) are tolerated wherever
+//! they may stand and left out of what is reported. Bytes after the hello (early data, further records, even further
+//! messages in the same record) are not looked at.
+
+use std::fmt;
+
+use snisplice_config::name::{NameError, ServerName};
+use thiserror::Error;
+use tls_parser::{
+    SNIType, TlsExtension, TlsExtensionType, parse_tls_extension_alpn_content,
+    parse_tls_extension_sni_content, parse_tls_extension_unknown, parse_tls_handshake_client_hello,
+};
+
+use super::record::{self, Found};
+
+#[cfg(test)]
+mod tests;
+
+/// Extension `encrypted_client_hello`, RFC 9849 section 5.
+const ENCRYPTED_CLIENT_HELLO: TlsExtensionType = TlsExtensionType(0xfe0d);
+
+/// A complete `ClientHello`, as far as routing wants to know it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientHello {
+    /// The host name of the `server_name` extension; `None` without that extension.
+    pub server_name: Option<ServerName>,
+    /// The application protocols offered, in the client's order of preference.
+    pub alpn: Alpn,
+    /// Whether the client sent `encrypted_client_hello` (RFC 9849).
+    ///
+    /// [`server_name`](Self::server_name) is then the public name of the outer hello; the inner one cannot be seen.
+    /// A GREASE ECH extension, which browsers send to every server, is made to look the same, so this tells that the
+    /// name *may* not be the one the client wants.
+    pub ech_offered: bool,
+    /// The protocol versions offered.
+    pub versions: Versions,
+}
+
+/// The outcome of [`parse`] for bytes that can still become, or are, a hello.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Parse {
+    /// The hello is complete.
+    Done(ClientHello),
+    /// More bytes are needed.
+    Incomplete {
+        /// The least length of the whole stream, always more than was given, at which the hello can be complete; a
+        /// value for `SO_RCVLOWAT`. Exact when the rest of the hello comes in the current record, a lower bound when
+        /// it comes in records not seen yet, and never more than the limit.
+        need: usize,
+    },
+}
+
+/// Why bytes are not an acceptable hello. The verdict is final: more bytes do not change it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum Rejection {
+    /// The stream does not begin like a TLS handshake record: another protocol, or the hello of SSL 2.0.
+    #[error("not TLS: the stream does not begin with a handshake record")]
+    NotTls,
+    /// TLS, but not a well-formed hello.
+    #[error("malformed hello: {0}")]
+    Malformed(#[from] Fault),
+    /// The hello, with the headers of its records, must be longer than the limit.
+    #[error("the hello is longer than the limit")]
+    TooLarge,
+}
+
+impl Rejection {
+    /// Metric and log label.
+    #[must_use]
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::NotTls => "not_tls",
+            Self::Malformed(_) => "malformed",
+            Self::TooLarge => "too_large",
+        }
+    }
+}
+
+/// What is wrong with a malformed hello.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum Fault {
+    /// RFC 8446 section 5.1 forbids it for handshake records.
+    #[error("a record without content")]
+    EmptyRecord,
+    /// RFC 8446 section 5.1.
+    #[error("a record longer than 16384 bytes")]
+    RecordOverflow,
+    /// RFC 8446 section 5.1: no other record may stand between those of one message.
+    #[error("a record that is not a handshake record inside the message")]
+    ForeignRecord,
+    /// RFC 8446 section 4: a client's first message.
+    #[error("the first handshake message is not a ClientHello")]
+    NotClientHello,
+    /// The fields up to the extensions do not fill the message, or one has a length that RFC 8446 section 4.1.2 does
+    /// not allow.
+    #[error("the fields of the message do not fit its length")]
+    Fields,
+    /// The list of extensions ends inside an extension.
+    #[error("the extensions do not fit their length")]
+    Extensions,
+    /// RFC 8446 section 4.2: at most one extension of each type.
+    #[error("extension {0} occurs twice")]
+    DuplicateExtension(u16),
+    /// RFC 6066 section 3: the list is empty, holds an empty name, or does not fit the extension.
+    #[error("the server_name list is not well-formed")]
+    ServerNameList,
+    /// No type but `host_name` was ever defined (RFC 6066 section 3), and servers refuse others.
+    #[error("server_name holds a name of unknown type {0}")]
+    ServerNameType(u8),
+    /// RFC 6066 section 3: at most one name of each type.
+    #[error("server_name holds more than one host name")]
+    ServerNameCount,
+    /// Not a DNS host name (RFC 6066 section 3): an IP address, NUL, bytes outside ASCII, an overlong label and so on.
+    ///
+    /// An address is refused too, and not taken for a missing or an unknown name: no rule can mean it, and a server
+    /// may make of it what it likes.
+    #[error("server_name: {0}")]
+    ServerName(NameError),
+    /// RFC 7301 section 3.1: the list or one of its names is empty, or it does not fit the extension.
+    #[error("the ALPN list is not well-formed")]
+    Alpn,
+    /// RFC 8446 section 4.2.1: the list is empty, cut inside a version, or does not fit the extension.
+    #[error("the list of supported versions is not well-formed")]
+    Versions,
+}
+
+/// Parses the hello at the start of a connection, of which `bytes` is all that has arrived so far.
+///
+/// `limit` bounds the hello on the wire, record headers included, in bytes. Cost is linear in the length of
+/// `bytes` (times the logarithm of the number of extensions), nothing is allocated before the hello is complete, and
+/// a caller that waits for `need` bytes between calls makes a handful of them even if every record holds one byte.
+///
+/// # Errors
+/// See [`Rejection`]; each falls as soon as the bytes decide it.
+pub fn parse(bytes: &[u8], limit: usize) -> Result<Parse, Rejection> {
+    Ok(match record::find(bytes, limit)? {
+        Found::Incomplete { need } => Parse::Incomplete { need },
+        Found::Complete(body) => Parse::Done(ClientHello::from_body(&body)?),
+    })
+}
+
+impl ClientHello {
+    /// Parses the body of the handshake message.
+    fn from_body(body: &[u8]) -> Result<Self, Fault> {
+        let (rest, fields) = parse_tls_handshake_client_hello(body).map_err(|_| Fault::Fields)?;
+        // The parser takes an extension block that does not fit for none at all, and lets both lists be empty.
+        if !rest.is_empty() || fields.ciphers.is_empty() || fields.comp.is_empty() {
+            return Err(Fault::Fields);
+        }
+        let mut hello = Self {
+            server_name: None,
+            alpn: Alpn::default(),
+            ech_offered: false,
+            versions: Versions::from_legacy(fields.version.0),
+        };
+
+        let mut types = Vec::with_capacity(32);
+        let mut rest = fields.ext.unwrap_or_default();
+        while !rest.is_empty() {
+            // The envelope only: the typed parser refuses and skips extensions that do not matter here.
+            let Ok((after, TlsExtension::Unknown(extension, data))) = parse_tls_extension_unknown(rest)
+            else {
+                return Err(Fault::Extensions);
+            };
+            types.push(extension.0);
+            match extension {
+                TlsExtensionType::ServerName => hello.server_name = Some(server_name(data)?),
+                TlsExtensionType::ApplicationLayerProtocolNegotiation => {
+                    hello.alpn = Alpn::from_extension(data)?;
+                }
+                TlsExtensionType::SupportedVersions => hello.versions = Versions::from_extension(data)?,
+                ENCRYPTED_CLIENT_HELLO => hello.ech_offered = true,
+                _ => {}
+            }
+            rest = after;
+        }
+
+        types.sort_unstable();
+        match types.windows(2).find(|pair| pair[0] == pair[1]) {
+            Some(pair) => Err(Fault::DuplicateExtension(pair[0])),
+            None => Ok(hello),
+        }
+    }
+}
+
+/// The one host name in a `server_name` extension (RFC 6066 section 3).
+fn server_name(data: &[u8]) -> Result<ServerName, Fault> {
+    let Ok((_, TlsExtension::SNI(names))) = parse_tls_extension_sni_content(data) else {
+        return Err(Fault::ServerNameList);
+    };
+    // The parser stops quietly at what it cannot read, in the list and behind it, so count what it has read: the
+    // list's length, and for each name its type and length.
+    let read = names.iter().fold(2, |sum, (_, name)| sum + 3 + name.len());
+    if read != data.len() {
+        return Err(Fault::ServerNameList);
+    }
+    if let Some((other, _)) = names.iter().find(|(kind, _)| *kind != SNIType::HostName) {
+        return Err(Fault::ServerNameType(other.0));
+    }
+    match names[..] {
+        [] | [(_, [])] => Err(Fault::ServerNameList),
+        [(_, name)] => ServerName::parse(name).map_err(Fault::ServerName),
+        _ => Err(Fault::ServerNameCount),
+    }
+}
+
+/// The application protocols that a client offers (RFC 7301), GREASE left out.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Alpn {
+    /// As on the wire, checked: each name with its length in front. One allocation however many there are.
+    names: Box<[u8]>,
+}
+
+impl Alpn {
+    fn from_extension(data: &[u8]) -> Result<Self, Fault> {
+        let Ok((_, TlsExtension::ALPN(names))) = parse_tls_extension_alpn_content(data) else {
+            return Err(Fault::Alpn);
+        };
+        // As for `server_name`: what the parser left unread is missing from the sum.
+        let read = names.iter().fold(2, |sum, name| sum + 1 + name.len());
+        if read != data.len() || names.is_empty() || names.iter().any(|name| name.is_empty()) {
+            return Err(Fault::Alpn);
+        }
+        Ok(Self { names: data[2..].into() })
+    }
+
+    /// The names, most preferred first. They are bytes and need not be text.
+    pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        let mut rest = &self.names[..];
+        let names = std::iter::from_fn(move || {
+            let (length, after) = rest.split_first()?;
+            let (name, after) = after.split_at_checked(usize::from(*length))?;
+            rest = after;
+            Some(name)
+        });
+        names.filter(|name| !<[u8; 2]>::try_from(*name).is_ok_and(is_grease))
+    }
+
+    /// Whether the client offers no protocol, with or without the extension.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.iter().next().is_none()
+    }
+}
+
+impl fmt::Debug for Alpn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter().map(|name| name.escape_ascii().to_string())).finish()
+    }
+}
+
+/// A protocol version that a client can offer over TCP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Version {
+    /// SSL 3.0, 0x0300.
+    Ssl30,
+    /// TLS 1.0, 0x0301.
+    Tls10,
+    /// TLS 1.1, 0x0302.
+    Tls11,
+    /// TLS 1.2, 0x0303.
+    Tls12,
+    /// TLS 1.3, 0x0304.
+    Tls13,
+}
+
+impl Version {
+    /// All of them, oldest first.
+    pub const ALL: [Self; 5] = [Self::Ssl30, Self::Tls10, Self::Tls11, Self::Tls12, Self::Tls13];
+
+    /// As in `ProtocolVersion` on the wire.
+    #[must_use]
+    pub fn wire(self) -> u16 {
+        0x0300 + self as u16
+    }
+
+    /// The field's notation; a log and metric label.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ssl30 => "SSLv3",
+            Self::Tls10 => "TLSv1",
+            Self::Tls11 => "TLSv1.1",
+            Self::Tls12 => "TLSv1.2",
+            Self::Tls13 => "TLSv1.3",
+        }
+    }
+}
+
+/// The set of protocol versions that a client offers.
+///
+/// GREASE, drafts and versions not known yet are left out.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Versions {
+    /// Bit n stands for `Version::ALL[n]`.
+    bits: u8,
+}
+
+impl Versions {
+    /// Of a hello without `supported_versions`: it names the newest version only, and a server chooses TLS 1.2 at
+    /// most (RFC 8446 section 4.2.1).
+    fn from_legacy(legacy_version: u16) -> Self {
+        let newest = legacy_version.min(Version::Tls12.wire());
+        Version::ALL.into_iter().filter(|version| version.wire() == newest).collect()
+    }
+
+    /// Of the extension `supported_versions`. Read here because `tls-parser` ignores the length of the list.
+    fn from_extension(data: &[u8]) -> Result<Self, Fault> {
+        let (length, list) = data.split_first().ok_or(Fault::Versions)?;
+        if usize::from(*length) != list.len() || list.is_empty() || !list.len().is_multiple_of(2) {
+            return Err(Fault::Versions);
+        }
+        let offered =
+            |version: &Version| list.chunks_exact(2).any(|wire| wire == version.wire().to_be_bytes());
+        Ok(Version::ALL.into_iter().filter(offered).collect())
+    }
+
+    /// Whether the client offers `version`.
+    #[must_use]
+    pub fn contains(self, version: Version) -> bool {
+        self.bits & (1 << version as u8) != 0
+    }
+
+    /// The versions, oldest first.
+    #[must_use]
+    pub fn iter(self) -> impl DoubleEndedIterator<Item = Version> {
+        Version::ALL.into_iter().filter(move |version| self.contains(*version))
+    }
+
+    /// The newest one; `None` if the client offers only what is not known here.
+    #[must_use]
+    pub fn newest(self) -> Option<Version> {
+        self.iter().next_back()
+    }
+}
+
+impl FromIterator<Version> for Versions {
+    fn from_iter<I: IntoIterator<Item = Version>>(versions: I) -> Self {
+        Self { bits: versions.into_iter().fold(0, |bits, version| bits | 1 << version as u8) }
+    }
+}
+
+impl fmt::Debug for Versions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.iter()).finish()
+    }
+}
+
+/// Whether a two-byte value is one of the sixteen that RFC 8701 reserves: 0x0a0a, 0x1a1a, … 0xfafa.
+fn is_grease([high, low]: [u8; 2]) -> bool {
+    high == low && high & 0x0f == 0x0a
+}
