@@ -1,0 +1,22 @@
+//! Tests of the hello parser: recorded hellos, hand-made ones, and properties that hold for any bytes.
+
+mod build;
+mod invariants;
+mod limits;
+mod malformed;
+mod properties;
+mod recorded;
+mod splits;
+
+use super::*;
+
+/// The greatest limit that the configuration allows.
+const LIMIT: usize = 64 * 1024;
+
+/// What a complete hello says.
+fn done(bytes: &[u8]) -> ClientHello {
+    match parse(bytes, usize::MAX) {
+        Ok(Parse::Done(hello)) => hello,
+        other => panic!("{other:?}"),
+    }
+}
