@@ -1,11 +1,16 @@
 //! The seam between one connection's story and the way its bytes move.
 
-use std::{future::Future, io, pin::Pin, rc::Rc, time::Duration};
+use std::{future::Future, io, pin::Pin, rc::Rc, sync::Arc, time::Duration};
 
-use snisplice_config::model::Model;
+use anyhow::Context as _;
+use snisplice_config::model::{DatapathKind, Model};
 use tokio::net::TcpStream;
 
-use crate::{account::Account, metrics::Metrics};
+use crate::{
+    account::Account,
+    kernel::{self, Kernel},
+    metrics::{Metrics, kernel::KernelCounters},
+};
 
 pub mod copy;
 pub mod relay;
@@ -97,23 +102,55 @@ fn is_reset(error: &io::Error) -> bool {
 #[derive(Debug, Clone)]
 pub struct Factory {
     idle: Duration,
+    kernel: Option<Arc<Kernel>>,
 }
 
 impl Factory {
     /// Decides what serves, by what the operator asked for and what this kernel can do.
+    ///
+    /// `auto` tries the kernel out first and relays where anything is amiss; `sockmap` refuses to start there.
     pub fn choose(model: &Model, metrics: &mut Metrics) -> anyhow::Result<Self> {
-        let _ = metrics;
-        Ok(Self { idle: model.timeouts.idle })
+        let idle = model.timeouts.idle;
+        let kernel = match model.datapath {
+            DatapathKind::Relay => None,
+            DatapathKind::Sockmap => Some(sockmap_of(model).context("datapath sockmap cannot serve here")?),
+            DatapathKind::Auto => match sockmap_of(model) {
+                Ok(kernel) => Some(kernel),
+                Err(error) => {
+                    tracing::warn!("relaying in userspace: {error:#}");
+                    None
+                }
+            },
+        };
+        if let Some(kernel) = &kernel {
+            metrics.add(Box::new(KernelCounters(kernel.clone())));
+        }
+        Ok(Self { idle, kernel })
     }
 
     /// Metric label of what was chosen.
     #[must_use]
     pub fn label(&self) -> &'static str {
-        "relay"
+        if self.kernel.is_some() { "sockmap" } else { "relay" }
     }
 
     /// One worker's instance; to be called on the worker's thread, inside its runtime.
     pub fn build(&self) -> io::Result<Rc<dyn Datapath>> {
-        Ok(Rc::new(relay::Relay::new(self.idle)))
+        let relay = relay::Relay::new(self.idle);
+        Ok(match &self.kernel {
+            None => Rc::new(relay),
+            Some(kernel) => {
+                Rc::new(sockmap::Sockmap::new(kernel.clone(), relay, sockmap::Settings::new(self.idle))?)
+            }
+        })
     }
+}
+
+/// Loads what serves.
+fn sockmap_of(model: &Model) -> anyhow::Result<Arc<Kernel>> {
+    let settings = kernel::Settings {
+        connections: model.limits.connections,
+        in_flight_bytes: model.limits.in_flight_bytes,
+    };
+    Ok(Kernel::load(&settings)?)
 }

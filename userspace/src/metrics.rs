@@ -12,6 +12,8 @@ use prometheus_client::{
     registry::Registry,
 };
 
+pub mod kernel;
+
 /// The label value for a connection that never had a route, a backend or a datapath.
 pub const NONE: &str = "none";
 

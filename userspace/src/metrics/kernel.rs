@@ -1,0 +1,90 @@
+//! The counters of the kernel program, read from its maps at each scrape.
+
+use std::{fmt, sync::Arc};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric},
+    metrics::counter::ConstCounter,
+};
+
+use crate::{datapath::sockmap::stats::Refusal, kernel::Kernel};
+
+/// Shows a loaded kernel program's counters.
+pub struct KernelCounters(pub Arc<Kernel>);
+
+impl fmt::Debug for KernelCounters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KernelCounters")
+    }
+}
+
+impl Collector for KernelCounters {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
+        let Ok(counters) = self.0.counters() else { return Ok(()) };
+        let stats = self.0.stats();
+        let totals = [
+            (
+                "sockmap_enrolled",
+                "Connections of which the kernel carries at least one direction",
+                stats.enrolled(),
+            ),
+            (
+                "sockmap_copied_directions",
+                "Directions of enrolled connections that are copied in userspace all the same",
+                stats.copied_directions(),
+            ),
+            ("sockmap_redirected_bytes", "Bytes moved in the kernel", counters.redirected_bytes),
+            (
+                "sockmap_redirected_packets",
+                "Packets (after GRO) moved in the kernel",
+                counters.redirected_packets,
+            ),
+            (
+                "sockmap_passed_bytes",
+                "Bytes passed to userspace because the receiver was slow",
+                counters.passed_bytes,
+            ),
+            ("sockmap_passed_packets", "Packets passed to userspace", counters.passed_packets),
+            ("sockmap_returns", "Times a direction came back from userspace to the kernel", counters.returns),
+            ("sockmap_lost_events", "Notices to userspace that found no room", counters.lost_events),
+            ("sockmap_strays", "Packets on a socket without a flow, passed", counters.strays),
+        ];
+        for (name, help, value) in totals {
+            let counter = ConstCounter::new(value);
+            counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
+        }
+        let falls = [
+            ("high_water", counters.over_high_water),
+            ("no_room", counters.no_room),
+            ("no_target", counters.no_target),
+        ];
+        by_reason(
+            &mut encoder,
+            "sockmap_falls",
+            "Times a direction went from the kernel to userspace",
+            falls,
+        )?;
+        let fallbacks = Refusal::ALL.map(|why| (why.label(), stats.fallbacks(why)));
+        by_reason(
+            &mut encoder,
+            "fallback",
+            "Connections relayed although the kernel was asked for",
+            fallbacks,
+        )
+    }
+}
+
+fn by_reason<const N: usize>(
+    encoder: &mut DescriptorEncoder,
+    name: &str,
+    help: &str,
+    values: [(&'static str, u64); N],
+) -> fmt::Result {
+    let kind = ConstCounter::new(0_u64).metric_type();
+    let mut family = encoder.encode_descriptor(name, help, None, kind)?;
+    for (why, value) in values {
+        ConstCounter::new(value).encode(family.encode_family(&[("why", why)])?)?;
+    }
+    Ok(())
+}
