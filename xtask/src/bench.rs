@@ -1,0 +1,25 @@
+//! `cargo xtask bench`: snisplice beside the balancers that people use today.
+
+use std::{os::unix::process::CommandExt as _, process::Command};
+
+use anyhow::{Context as _, Result};
+
+use crate::shell::{self, cargo};
+
+/// Runs snisplice beside other balancers and no balancer at all, and reports ratios.
+#[derive(Debug, clap::Args)]
+#[command(disable_help_flag = true)]
+pub(crate) struct Args {
+    /// Options of the benchmark, for example `--quick`, `--smoke`, `--install-peers`, `compare A.json B.json`.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    options: Vec<String>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let packages = ["--package", "snisplice", "--package", "snisplice-bench"];
+    shell::run(cargo().args(["build", "--release", "--bins"]).args(packages))?;
+    // It finds the daemon beside itself. It takes our place, so that Ctrl-C reaches the one process that has
+    // something to clean up.
+    let mut bench = Command::new(shell::target()?.join("release/snisplice-bench"));
+    Err(bench.args(&args.options).exec()).context("cannot start the benchmark")
+}
