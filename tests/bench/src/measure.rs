@@ -101,7 +101,9 @@ impl Span {
     fn set_cpu(&self, measured: &mut Measured, metrics: [Metric; 3], amount: f64) {
         let [own, interrupts, machine] = metrics;
         if amount > 0.0 {
-            measured.set(own, self.cpu.own.unwrap_or(0.0) * 1000.0 / amount);
+            if let Some(seconds) = self.cpu.own {
+                measured.set(own, seconds * 1000.0 / amount);
+            }
             measured.set(interrupts, self.cpu.interrupts * 1000.0 / amount);
             measured.set(machine, self.cpu.busy * 1000.0 / amount);
         }
@@ -198,7 +200,7 @@ impl Rig {
         Ok(Some((Span::between(first, last), outcome)))
     }
 
-    /// What clients saw answered has to be what the backend answered. Its counters may lag a moment behind.
+    /// What clients saw answered has to be what the backend answered, once both are done.
     fn compare_counts(&self, before: Counts, client: Counts, faults: &mut Faults) {
         const PATIENCE: Duration = Duration::from_secs(1);
         let deadline = Instant::now() + PATIENCE;

@@ -33,6 +33,21 @@ pub(crate) struct Record {
     pub contestants: Vec<Entrant>,
     /// Everything that was measured, in the order it was.
     pub samples: Vec<Sample>,
+    /// Which data paths were really taken, by those who can tell.
+    pub paths: Vec<PathsTaken>,
+}
+
+/// Connections of one contestant, kind of work and round, by the data path they went through.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct PathsTaken {
+    /// Kind of work.
+    pub kind: Kind,
+    /// Contestant's id.
+    pub contestant: String,
+    /// From 0.
+    pub round: u32,
+    /// Connections by the contestant's own name of the path. Those made to see whether it serves are included.
+    pub connections: BTreeMap<String, u64>,
 }
 
 /// Where a run took place.
@@ -173,6 +188,16 @@ impl Record {
             }
         }
         cells
+    }
+
+    /// Connections of a contestant in all rounds of a kind, by data path; empty if it cannot tell.
+    pub(crate) fn paths_taken(&self, kind: Kind, contestant: &str) -> BTreeMap<&str, u64> {
+        let mut total: BTreeMap<&str, u64> = BTreeMap::new();
+        let taken = self.paths.iter().filter(|taken| taken.kind == kind && taken.contestant == contestant);
+        for (path, count) in taken.flat_map(|taken| &taken.connections) {
+            *total.entry(path).or_default() += count;
+        }
+        total
     }
 
     /// Those who took part.
@@ -333,6 +358,7 @@ pub(crate) mod tests {
                 })
                 .collect(),
             samples,
+            paths: Vec::new(),
         }
     }
 

@@ -1,5 +1,7 @@
 //! Tables on the terminal.
 
+use std::{collections::BTreeSet, fmt::Write as _};
+
 use comfy_table::{Cell as TableCell, CellAlignment, ContentArrangement, Table, presets};
 
 use crate::{
@@ -66,8 +68,17 @@ pub(crate) fn print_results(record: &Record) {
 
 fn legend(record: &Record) -> String {
     let void: usize = record.samples.iter().filter(|sample| sample.void.is_some()).count();
+    let reasons: BTreeSet<String> = record
+        .samples
+        .iter()
+        .filter_map(|sample| {
+            let reason = sample.void.as_ref()?.lines().next()?;
+            Some(format!("void: {} {} {}: {reason}\n", sample.contestant, sample.kind.id(), sample.cell))
+        })
+        .collect();
+    let reasons: String = reasons.into_iter().collect();
     format!(
-        "Median of {} rounds (interquartile range as a part of it). ~ marks a range beyond {:.0} %: do not rely on it. \
+        "{reasons}Median of {} round(s) (interquartile range as a part of it). ~ marks a range beyond {:.0} %: do not rely on it. \
          Ratios are taken within each round, then the median: above 1 is better than the other, [least to greatest]; \
          = marks ratios that lie on both sides of 1. void: {void} samples had errors. Took {} minutes{}.",
         record.settings.rounds,
@@ -100,6 +111,15 @@ pub(crate) fn kind_tables(record: &Record, kind: Kind) -> String {
     }
     for metric in kind.metrics().iter().filter(|metric| metric.compared) {
         out.push_str(&ratio_table(record, kind, *metric));
+    }
+    for entrant in &entrants {
+        let paths = record.paths_taken(kind, entrant);
+        if !paths.is_empty() {
+            let list: Vec<String> = paths.iter().map(|(path, count)| format!("{count} {path}")).collect();
+            // Writing to a String cannot fail.
+            let _: std::fmt::Result =
+                writeln!(out, "{entrant}: connections by data path: {}", list.join(", "));
+        }
     }
     out.push('\n');
     out

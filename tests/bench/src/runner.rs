@@ -25,7 +25,7 @@ use crate::{
     machine,
     measure::{Rig, Subject},
     progress::Progress,
-    record::{Entrant, Record, SCHEMA, Sample, Settings},
+    record::{Entrant, PathsTaken, Record, SCHEMA, Sample, Settings},
     running::Running,
     topology::{BALANCER, Topology},
     work::{Cell, Extent, Kind, Work},
@@ -150,6 +150,7 @@ pub(crate) fn run(options: &cli::Run) -> anyhow::Result<Record> {
         },
         contestants: entries.iter().map(|entry| entry.entrant.clone()).collect(),
         samples: Vec::new(),
+        paths: Vec::new(),
     };
     let progress = Progress::new(extents.estimate(&entries));
     let mut run =
@@ -328,6 +329,18 @@ impl Run {
             if let Some(running) = &mut running {
                 running.check()?;
             }
+        }
+        if running.is_some() {
+            self.note_paths(round, kind, index)?;
+        }
+        Ok(())
+    }
+
+    fn note_paths(&mut self, round: u32, kind: Kind, index: usize) -> anyhow::Result<()> {
+        let contestant = &self.entries[index].contestant;
+        if let Some(connections) = self.rig.topology.balancer.run(|| Ok(contestant.paths_taken()))? {
+            let contestant = contestant.id().to_owned();
+            self.record.paths.push(PathsTaken { kind, contestant, round, connections });
         }
         Ok(())
     }

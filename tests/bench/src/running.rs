@@ -128,7 +128,7 @@ impl Drop for Running {
         if !self.wait(GRACE) {
             self.signal(Signal::KILL);
             if !self.wait(GRACE) {
-                eprintln!("snisplice-bench: processes are left in {:?}", self.group.procs_files());
+                eprintln!("bench: processes are left in {:?}", self.group.procs_files());
             }
         }
         // The log is part of a temporary directory in most cases; where it is not, it has served its purpose.

@@ -22,11 +22,15 @@ const NETNS_DIR: &str = "/run/netns";
 /// Where balancers listen.
 pub(crate) const BALANCER: Ipv4Addr = Ipv4Addr::new(10, 201, 0, 1);
 
+/// The kernel's own default. A host may prefer another, and new namespaces would follow it: bbr on a balancer's legs
+/// costs much of the bulk rate.
+pub(crate) const CONGESTION_CONTROL: &str = "cubic";
+
 /// What every namespace gets. `tcp_tw_reuse` and the port range: connection rates would otherwise end up measuring
 /// the search for a free port. `tcp_no_metrics_save`: no contestant inherits what the kernel learnt about a
 /// destination under the one before.
 pub(crate) const SYSCTLS: &[(&str, &str)] = &[
-    ("net.ipv4.tcp_congestion_control", "cubic"),
+    ("net.ipv4.tcp_congestion_control", CONGESTION_CONTROL),
     ("net.ipv4.tcp_tw_reuse", "1"),
     ("net.ipv4.ip_local_port_range", "1024\t65535"),
     ("net.ipv4.tcp_max_tw_buckets", "262144"),
@@ -108,6 +112,7 @@ impl Topology {
                 .map(|i| (name(&format!("backend{i}")), Ipv4Addr::new(10, 202, i, 2)))
                 .collect(),
         };
+        let _allowed = AllowedCongestionControl::widen()?;
         for namespace in topology.namespaces() {
             ip(&format!("netns add {}", namespace.0))?;
             namespace.run(configure).with_context(|| format!("configure {}", namespace.0))?;
@@ -160,8 +165,37 @@ impl Drop for Topology {
             if namespace.path().exists()
                 && let Err(error) = ip(&format!("netns delete {}", namespace.0))
             {
-                eprintln!("snisplice-bench: {error:#}");
+                eprintln!("bench: {error:#}");
             }
+        }
+    }
+}
+
+/// Lets namespaces choose [`CONGESTION_CONTROL`] until this is dropped.
+///
+/// Outside of the initial namespace only algorithms on the host's list of allowed ones can be chosen, and that list
+/// starts with no more than reno and the host's default. A choice made stays valid when the list is narrowed again.
+struct AllowedCongestionControl(Option<String>);
+
+impl AllowedCongestionControl {
+    const KEY: &str = "net.ipv4.tcp_allowed_congestion_control";
+
+    fn widen() -> anyhow::Result<Self> {
+        let allowed = read_sysctl(Self::KEY)?;
+        if allowed.split_whitespace().any(|name| name == CONGESTION_CONTROL) {
+            return Ok(Self(None));
+        }
+        write_sysctl(Self::KEY, &format!("{allowed} {CONGESTION_CONTROL}"))?;
+        Ok(Self(Some(allowed)))
+    }
+}
+
+impl Drop for AllowedCongestionControl {
+    fn drop(&mut self) {
+        if let Some(allowed) = &self.0
+            && let Err(error) = write_sysctl(Self::KEY, allowed)
+        {
+            eprintln!("bench: {error:#}");
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Who is compared: what each needs to run, and how each is configured as its own documentation advises.
 
 use std::{
+    collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::Command,
@@ -26,8 +27,9 @@ pub(crate) const SNI_PORT: u16 = 443;
 pub(crate) const RAW_PORT: u16 = 5201;
 /// Where the standard HTTPS server for cross-checks listens.
 pub(crate) const HTTPS_PORT: u16 = 7003;
-/// How many connections at once every contestant is prepared for; the largest cell holds half of them.
-pub(crate) const CONNECTIONS_MAX: usize = 8000;
+/// How many connections at once every contestant is prepared for; the largest cell holds two thirds of
+/// them. Not more, because an unprivileged limit of 20,000 open files has to do.
+pub(crate) const CONNECTIONS_MAX: usize = 6000;
 /// Every listener's backlog; the namespaces allow it.
 pub(crate) const BACKLOG: u32 = 4096;
 
@@ -129,6 +131,12 @@ pub(crate) trait Contestant: Sync {
 
     /// What installs it.
     fn install(&self) -> Install;
+
+    /// How many connections went through each of its data paths since its start, if it can tell. The thread that
+    /// asks is in its namespace.
+    fn paths_taken(&self) -> Option<BTreeMap<String, u64>> {
+        None
+    }
 
     /// Writes the configuration and says what to start.
     fn prepare(&self, program: &Path, layout: &Layout) -> anyhow::Result<Vec<Invocation>>;

@@ -1,8 +1,12 @@
 //! This project, once for each datapath that can be asked for.
 
 use std::{
+    collections::BTreeMap,
     fmt::Write as _,
+    io::{Read as _, Write as _},
+    net::TcpStream,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use super::{
@@ -71,6 +75,30 @@ fn config(layout: &Layout) -> String {
     text
 }
 
+/// What the admin endpoint counts, in the Prometheus text format.
+fn metrics() -> std::io::Result<String> {
+    const PATIENCE: Duration = Duration::from_secs(1);
+    let mut stream = TcpStream::connect(ADMIN)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    write!(stream, "GET /metrics HTTP/1.1\r\nHost: {ADMIN}\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+/// Closed connections by data path.
+fn paths_in(metrics: &str) -> BTreeMap<String, u64> {
+    let mut paths = BTreeMap::new();
+    for line in metrics.lines().filter(|line| line.starts_with("snisplice_connections_closed_total{")) {
+        let path = line.split_once("datapath=\"").and_then(|(_, rest)| rest.split_once('"'));
+        let count = line.rsplit_once(' ').and_then(|(_, count)| count.parse::<u64>().ok());
+        if let (Some((path, _)), Some(count)) = (path, count) {
+            *paths.entry(path.to_owned()).or_default() += count;
+        }
+    }
+    paths
+}
+
 impl Contestant for Snisplice {
     fn id(&self) -> &'static str {
         match self.0 {
@@ -104,6 +132,10 @@ impl Contestant for Snisplice {
         Install::Build("snisplice")
     }
 
+    fn paths_taken(&self) -> Option<BTreeMap<String, u64>> {
+        Some(paths_in(&metrics().ok()?))
+    }
+
     fn prepare(&self, program: &Path, layout: &Layout) -> anyhow::Result<Vec<Invocation>> {
         let path = layout.write("snisplice.yaml", &config(layout))?;
         let path = path.to_string_lossy();
@@ -118,10 +150,21 @@ mod tests {
     use super::{super::tests::layout, *};
 
     #[test]
+    fn connections_are_added_up_by_data_path() {
+        let metrics = "# TYPE snisplice_connections_closed counter\n\
+            snisplice_connections_closed_total{listener=\"tls\",route=\"a\",datapath=\"sockmap\",reason=\"fin\"} 7\n\
+            snisplice_connections_closed_total{listener=\"tls\",route=\"b\",datapath=\"sockmap\",reason=\"rst\"} 3\n\
+            snisplice_connections_closed_total{listener=\"tls\",route=\"a\",datapath=\"relay\",reason=\"fin\"} 1\n\
+            snisplice_bytes_total{route=\"a\",datapath=\"relay\",direction=\"up\"} 99\n";
+        let expected = [("relay".to_owned(), 1), ("sockmap".to_owned(), 10)].into();
+        assert_eq!(paths_in(metrics), expected);
+    }
+
+    #[test]
     fn every_route_leads_to_a_backend_that_exists() {
         let (_directory, layout) = layout(2);
         let text = config(&layout);
-        assert!(text.contains("limits: {workers: 3, connections: 8000}"), "{text}");
+        assert!(text.contains("limits: {workers: 3, connections: 6000}"), "{text}");
         assert!(text.contains(
             "- {name: plain.bench.example, endpoints: [\"10.202.0.2:7001\", \"10.202.1.2:7001\"]}\n"
         ));

@@ -217,6 +217,8 @@ impl<'a> Worker<'a> {
                     Hello::Partial => return Ok(Step::Wait),
                     Hello::Unused => return Ok(Step::Done),
                     Hello::Complete(order) => {
+                        // Counted before the client can see it, so that the client never is ahead.
+                        self.tally.hello();
                         *state = State::Ack { bytes: Ack { nonce: order.nonce }.encode(), sent: 0, order };
                     }
                 },
@@ -225,7 +227,6 @@ impl<'a> Worker<'a> {
                     if *sent < ACK_BYTES {
                         return Ok(Step::Wait);
                     }
-                    self.tally.hello();
                     *state = serve_order(*order);
                 }
                 State::Wait => {
@@ -240,6 +241,7 @@ impl<'a> Worker<'a> {
                         Arrival::Partial => return Ok(Step::Wait),
                         Arrival::End => return Ok(Step::Done),
                         Arrival::Complete => {
+                            self.tally.message();
                             let (order, sequence) = (*order, *sequence);
                             let sender = MessageSender::new(Message { size: order.size, sequence });
                             *state = State::Answer { order, sequence, sender };
@@ -250,7 +252,6 @@ impl<'a> Worker<'a> {
                     if !sender.send(socket, &mut self.scratch)? {
                         return Ok(Step::Wait);
                     }
-                    self.tally.message();
                     *state = ask(*order, *sequence + 1);
                 }
                 State::Bulk(bulk) => match bulk.drive(socket, false, &mut self.scratch, self.tally)? {
