@@ -1,4 +1,4 @@
-//! What the kernel knows: its log, its memory, its eBPF maps, its sockets.
+//! What the kernel knows: its log, its sockets and what they hold, its eBPF maps.
 
 use std::{
     collections::BTreeSet,
@@ -12,22 +12,37 @@ use anyhow::{Context as _, Result, bail};
 use nix::fcntl::OFlag;
 use serde_json::Value;
 
-use crate::netns::Netns;
+use crate::{netns::Netns, process::run};
 
-/// Bytes that the kernel uses for itself and cannot give back: neither page cache nor memory of processes.
-///
-/// Socket buffers that no socket is charged for show up only here.
-pub fn held_memory() -> Result<u64> {
-    let meminfo = fs::read_to_string("/proc/meminfo")?;
-    let field = |name: &str| -> Result<u64> {
-        let line = meminfo.lines().find(|line| line.split(':').next() == Some(name));
-        let value =
-            line.and_then(|line| line.split_whitespace().nth(1)).with_context(|| format!("no {name}"))?;
-        Ok(value.parse::<u64>()? * 1024)
-    };
-    let others = ["MemFree", "Buffers", "Cached", "SwapCached", "AnonPages", "SReclaimable"];
-    let others: Result<u64> = others.into_iter().map(field).sum();
-    Ok(field("MemTotal")?.saturating_sub(others?))
+/// What the TCP sockets of a namespace hold.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Bytes of the streams: received and not read, or sent and not acknowledged.
+    pub stream: u64,
+    /// Memory that the sockets are charged for, which is more.
+    pub memory: u64,
+}
+
+impl Held {
+    /// By all sockets inside `netns`, those of the daemon's admin port included.
+    pub fn inside(netns: &Netns) -> Result<Self> {
+        let said = run(netns, Command::new("ss").args(["-HtnmO"]))?.ok()?;
+        let mut held = Self::default();
+        for line in said.stdout.lines() {
+            // State, Recv-Q, Send-Q, two addresses, and skmem:(r<receive>,rb..,t..,tb..,f..,w<send>,o..,bl<backlog>,..)
+            let mut columns = line.split_whitespace().skip(1);
+            let (Some(received), Some(sent)) = (columns.next(), columns.next()) else { continue };
+            let Some((_, memory)) = line.split_once("skmem:(") else { continue };
+            held.stream += received.parse::<u64>()? + sent.parse::<u64>()?;
+            for field in memory.trim_end().trim_end_matches(')').split(',') {
+                let digits = field.find(|c: char| c.is_ascii_digit()).unwrap_or(field.len());
+                if let ("r" | "w" | "bl", bytes) = field.split_at(digits) {
+                    held.memory += bytes.parse::<u64>()?;
+                }
+            }
+        }
+        Ok(held)
+    }
 }
 
 /// The kernel's log from the moment that this is opened.

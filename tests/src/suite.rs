@@ -6,7 +6,6 @@
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     process::{Command, ExitCode},
-    sync::{PoisonError, RwLock},
 };
 
 use anyhow::Result;
@@ -27,33 +26,25 @@ pub struct Case {
     pub test: fn(&Lab) -> Result<()>,
     /// Runs once under each of these.
     pub datapaths: &'static [Datapath],
-    /// Nothing else runs meanwhile, for tests that measure the whole machine.
-    pub alone: bool,
 }
 
 impl Case {
     /// A test that must hold under every datapath.
     #[must_use]
     pub const fn each(name: &'static str, test: fn(&Lab) -> Result<()>) -> Self {
-        Self { name, test, datapaths: &[Datapath::Relay, Datapath::Sockmap], alone: false }
+        Self { name, test, datapaths: &[Datapath::Relay, Datapath::Sockmap] }
     }
 
     /// A test in which no byte is carried, or that is about the datapath that needs no privilege.
     #[must_use]
     pub const fn once(name: &'static str, test: fn(&Lab) -> Result<()>) -> Self {
-        Self { name, test, datapaths: &[Datapath::Relay], alone: false }
+        Self { name, test, datapaths: &[Datapath::Relay] }
     }
 
     /// A test of what only the kernel datapath does.
     #[must_use]
     pub const fn sockmap(name: &'static str, test: fn(&Lab) -> Result<()>) -> Self {
-        Self { name, test, datapaths: &[Datapath::Sockmap], alone: false }
-    }
-
-    /// The same, but with the machine to itself.
-    #[must_use]
-    pub const fn alone(self) -> Self {
-        Self { alone: true, ..self }
+        Self { name, test, datapaths: &[Datapath::Sockmap] }
     }
 }
 
@@ -90,18 +81,14 @@ pub fn run(cases: &[Case]) -> ExitCode {
 }
 
 fn trial(case: Case, datapath: Datapath, missing: Option<String>) -> Trial {
-    static MACHINE: RwLock<()> = RwLock::new(());
-    let Case { name, test, datapaths, alone } = case;
+    let Case { name, test, datapaths } = case;
     let name = if datapaths.len() > 1 { format!("{name}::{}", datapath.name()) } else { name.to_owned() };
     Trial::ignorable_test(name, move || {
         if let Some(reason) = missing {
             return skip(&reason);
         }
-        let shared = (!alone).then(|| MACHINE.read().unwrap_or_else(PoisonError::into_inner));
-        let exclusive = alone.then(|| MACHINE.write().unwrap_or_else(PoisonError::into_inner));
         let lab = Lab::new(datapath).map_err(|error| format!("cannot build the lab: {error:#}"))?;
         let result = catch_unwind(AssertUnwindSafe(|| test(&lab)));
-        drop((shared, exclusive));
         match result {
             Ok(Ok(())) => Ok(Completion::Completed),
             Ok(Err(error)) => Err(format!("{error:#}\n{}", lab.logs()).into()),
