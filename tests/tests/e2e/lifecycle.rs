@@ -153,7 +153,7 @@ fn without_privilege_auto_relays(lab: &Lab) -> Result<()> {
     ensure!(daemon.serves_with("relay")?);
     let log = daemon.process().log()?;
     ensure!(
-        log.lines().any(|line| line.contains("WARN") && line.contains("sockmap")),
+        log.lines().any(|line| line.contains("WARN") && line.contains("relaying")),
         "the reason is logged"
     );
     Flow::open(lab, &listener)?.exchange()
