@@ -20,7 +20,8 @@ pub fn check(texts: &[&str]) {
     for found in &translation.diagnostics {
         assert!(!found.message.is_empty(), "{found:?}");
         if let Some(origin) = &found.origin {
-            let source = sources.iter().find(|source| *source.name == *origin.file).expect("a file that was given");
+            let source =
+                sources.iter().find(|source| *source.name == *origin.file).expect("a file that was given");
             // YAML has more line ends than `lines` knows; none is a character of another kind.
             assert!(origin.line >= 1 && origin.line <= source.text.chars().count() + 1, "{found:?}");
             assert!(origin.column >= 1, "{found:?}");

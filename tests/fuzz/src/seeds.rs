@@ -16,14 +16,14 @@ pub fn plant(target: &str, directories: &[&str], wanted: impl Fn(&Path, &[u8]) -
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let corpus = here.join("corpus").join(target);
     fs::create_dir_all(&corpus).expect("the corpus can be made");
+    let project = here.join("../..");
     for directory in directories {
-        let files = files_below(&here.join("../..").join(directory)).expect("the seeds can be listed");
-        for file in files {
+        for file in files_below(&project.join(directory)).expect("the seeds can be listed") {
             let bytes = fs::read(&file).expect("a seed can be read");
             if wanted(&file, &bytes) {
-                // One name for one file, whatever directory it came from.
-                let name = file.to_string_lossy().replace(['/', '.'], "_");
-                fs::write(corpus.join(format!("seed-{}", tail(&name, 100))), bytes).expect("a seed can be written");
+                let inside = file.strip_prefix(&project).expect("it was listed there");
+                let name = inside.to_string_lossy().replace('/', "_");
+                fs::write(corpus.join(name), bytes).expect("a seed can be written");
             }
         }
     }
@@ -40,8 +40,4 @@ fn files_below(directory: &Path) -> io::Result<Vec<PathBuf>> {
         }
     }
     Ok(files)
-}
-
-fn tail(text: &str, length: usize) -> String {
-    text.chars().rev().take(length).collect::<Vec<_>>().into_iter().rev().collect()
 }

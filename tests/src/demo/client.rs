@@ -6,13 +6,13 @@ use anyhow::{Context as _, Result, ensure};
 use rustls::pki_types::ServerName;
 use snisplice_tests::pki::Ca;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufStream},
     net::TcpStream,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use crate::server::BULK;
+use crate::server::PAGE;
 
 /// What one name showed.
 pub(crate) struct Visit {
@@ -24,24 +24,31 @@ pub(crate) struct Visit {
     pub(crate) version: String,
     /// What `GET /` answered.
     pub(crate) body: String,
-    /// Bytes that `GET /bulk` answered.
-    pub(crate) bulk: usize,
+    /// Bytes of all pages after that.
+    pub(crate) bytes: usize,
 }
 
-/// Asks `name` at `front` for its page and for its bulk.
+/// How often `GET /page` is asked.
+const PAGES: usize = 64;
+
+/// Asks `name` at `front` for what it has, on one connection.
 pub(crate) async fn visit(ca: &Ca, front: SocketAddr, name: &str) -> Result<Visit> {
-    let mut stream = connect(ca, front, name).await?;
+    let stream = connect(ca, front, name).await?;
     let (_, session) = stream.get_ref();
     let chain = session.peer_certificates().context("no certificate")?;
     let (_, certificate) = X509Certificate::from_der(chain.first().context("no certificate")?)?;
     let (subject, issuer) = (certificate.subject().to_string(), certificate.issuer().to_string());
     let version =
         session.protocol_version().and_then(|version| version.as_str()).unwrap_or("TLS").replace('_', ".");
-    let page = get(&mut stream, name, "/").await?;
-    let bulk = get(&mut connect(ca, front, name).await?, name, "/bulk").await?;
-    ensure!(bulk.len() == BULK, "{} of {BULK} bytes", bulk.len());
-    let body = String::from_utf8(page)?.trim_end().to_owned();
-    Ok(Visit { subject, issuer, version, body, bulk: bulk.len() })
+    let mut stream = BufStream::new(stream);
+    let body = String::from_utf8(get(&mut stream, name, "/").await?)?.trim_end().to_owned();
+    let mut bytes = 0;
+    for _ in 0..PAGES {
+        bytes += get(&mut stream, name, "/page").await?.len();
+    }
+    ensure!(bytes == PAGES * PAGE, "{bytes} bytes in {PAGES} pages of {PAGE}");
+    stream.shutdown().await?;
+    Ok(Visit { subject, issuer, version, body, bytes })
 }
 
 async fn connect(ca: &Ca, front: SocketAddr, name: &str) -> Result<TlsStream<TcpStream>> {
@@ -50,10 +57,17 @@ async fn connect(ca: &Ca, front: SocketAddr, name: &str) -> Result<TlsStream<Tcp
     connector.connect(ServerName::try_from(name.to_owned())?, tcp).await.context("TLS handshake")
 }
 
-async fn get(stream: &mut TlsStream<TcpStream>, name: &str, path: &str) -> Result<Vec<u8>> {
+async fn get(stream: &mut BufStream<TlsStream<TcpStream>>, name: &str, path: &str) -> Result<Vec<u8>> {
     stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: {name}\r\n\r\n").as_bytes()).await?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).await?;
-    let end = answer.windows(4).position(|window| window == b"\r\n\r\n").context("not an HTTP answer")?;
-    Ok(answer.split_off(end + 4))
+    stream.flush().await?;
+    let (mut length, mut line) = (None, String::new());
+    while stream.read_line(&mut line).await? > 2 {
+        if let Some(value) = line.strip_prefix("Content-Length: ") {
+            length = Some(value.trim().parse()?);
+        }
+        line.clear();
+    }
+    let mut body = vec![0; length.context("an answer without a length")?];
+    stream.read_exact(&mut body).await?;
+    Ok(body)
 }

@@ -71,7 +71,7 @@ const STRANGER: &str = "other.example.com";
 /// The port of both Gateways.
 const GATEWAY_PORT: u16 = 443;
 
-#[tokio::main(flavor = "current_thread")]
+#[tokio::main]
 async fn main() -> ExitCode {
     // Whatever ends the story, its values are dropped on the way out: balancer, servers and directory with them.
     let result = tokio::select! {
@@ -139,13 +139,13 @@ async fn tell(Args { keep, datapath }: Args) -> Result<()> {
 
     for Service { name, says, .. } in &SERVICES {
         let before = balancer.metrics().await?;
-        let Visit { subject, issuer, version, body, bulk } = client::visit(&ca, front, name).await?;
+        let Visit { subject, issuer, version, body, bytes } = client::visit(&ca, front, name).await?;
         ensure!(body == *says, "{name} said {body:?}");
         let after = balancer.settled().await?;
         writeln!(out, "\n{name}")?;
         writeln!(out, "  certificate {subject}, verified: issued by {issuer} ({version})")?;
         writeln!(out, "  body        {body}")?;
-        writeln!(out, "  download    {bulk} bytes")?;
+        writeln!(out, "  and then    {bytes} bytes in pages")?;
         report(out, &before, &after)?;
     }
 
@@ -179,17 +179,13 @@ async fn tell(Args { keep, datapath }: Args) -> Result<()> {
 fn report(out: &mut impl Write, before: &Metrics, after: &Metrics) -> io::Result<()> {
     let grown = |name: &str, labels: &[(&str, &str)]| after.sum(name, labels) - before.sum(name, labels);
     for datapath in ["sockmap", "relay"] {
-        let connections = grown("snisplice_connections_closed_total", &[("datapath", datapath)]);
-        if connections == 0 {
+        if grown("snisplice_connections_closed_total", &[("datapath", datapath)]) == 0 {
             continue;
         }
         let bytes =
             |direction| grown("snisplice_bytes_total", &[("datapath", datapath), ("direction", direction)]);
         let (up, down) = (bytes("up"), bytes("down"));
-        writeln!(
-            out,
-            "  carried by  {datapath}: {connections} connections, {up} bytes up, {down} bytes down"
-        )?;
+        writeln!(out, "  carried by  {datapath}: {up} bytes up, {down} bytes down")?;
         if datapath == "sockmap" {
             let bytes = grown("snisplice_sockmap_redirected_bytes_total", &[]);
             writeln!(out, "  the kernel  moved {bytes} bytes from socket to socket, by its own count")?;

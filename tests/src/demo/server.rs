@@ -10,8 +10,8 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-/// What `GET /bulk` answers, to see bytes move.
-pub(crate) const BULK: usize = 16 * 1024 * 1024;
+/// Bytes that `GET /page` answers with, to see some move.
+pub(crate) const PAGE: usize = 64 * 1024;
 
 /// Answers every connection with `says`, until dropped.
 pub(crate) async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, says: &'static str) {
@@ -28,21 +28,19 @@ pub(crate) async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, says: &
 async fn answer(stream: TcpStream, acceptor: TlsAcceptor, says: &str) -> Result<()> {
     let mut stream = BufStream::new(acceptor.accept(stream).await?);
     let mut request = String::new();
-    stream.read_line(&mut request).await?;
-    let mut header = String::new();
-    while stream.read_line(&mut header).await? > 2 {
-        header.clear();
+    while stream.read_line(&mut request).await? > 0 {
+        let mut header = String::new();
+        while stream.read_line(&mut header).await? > 2 {
+            header.clear();
+        }
+        let page = request.starts_with("GET /page ");
+        let body = if page { vec![b'.'; PAGE] } else { format!("{says}\n").into_bytes() };
+        let length = body.len();
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\n\r\n");
+        stream.write_all(head.as_bytes()).await?;
+        stream.write_all(&body).await?;
+        stream.flush().await?;
+        request.clear();
     }
-    let bulk = request.starts_with("GET /bulk ");
-    let body = if bulk { vec![b'.'; BULK] } else { format!("{says}\n").into_bytes() };
-    let head = format!(
-        "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-        body.len()
-    );
-    stream.write_all(head.as_bytes()).await?;
-    stream.write_all(&body).await?;
-    stream.shutdown().await?;
-    // The client's own goodbye is still to come, and would be answered with RST if nobody read it.
-    tokio::io::copy(&mut stream, &mut tokio::io::sink()).await?;
-    Ok(())
+    Ok(stream.shutdown().await?)
 }
