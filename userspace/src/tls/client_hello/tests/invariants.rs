@@ -8,7 +8,7 @@ use crate::tls::client_hello::{Parse, Rejection, parse};
 /// - a verdict, once given, stays.
 ///
 /// Returns the verdict on the whole.
-pub(crate) fn check_prefixes(bytes: &[u8], limit: usize, most: usize) -> Result<Parse, Rejection> {
+pub fn check_prefixes(bytes: &[u8], limit: usize, most: usize) -> Result<Parse, Rejection> {
     let mut wanted = 0;
     let mut verdict: Option<Result<Parse, Rejection>> = None;
     for length in (0..bytes.len()).step_by(bytes.len() / most + 1).chain([bytes.len()]) {
@@ -40,7 +40,7 @@ pub(crate) fn check_prefixes(bytes: &[u8], limit: usize, most: usize) -> Result<
 
 /// Reads `bytes` as a caller does that waits for the wanted length each time. Returns the verdict and the number of
 /// calls it took; `None` when the bytes ended first.
-pub(crate) fn follow(bytes: &[u8], limit: usize) -> (Option<Result<Parse, Rejection>>, usize) {
+pub fn follow(bytes: &[u8], limit: usize) -> (Option<Result<Parse, Rejection>>, usize) {
     let mut length = 0;
     for calls in 1.. {
         match parse(&bytes[..length], limit) {
