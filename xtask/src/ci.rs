@@ -25,6 +25,8 @@ pub(crate) struct Args {
     test: test::Args,
 }
 
+/// The documentation is for those who work on the project, so it may lead to what is private.
+const DOC_FLAGS: &str = "--deny warnings --allow rustdoc::private-intra-doc-links";
 /// Installed where missing, without the parts that need a network or a C compiler.
 const CARGO_DENY: [&str; 6] =
     ["--locked", "cargo-deny", "--version", "0.20.2", "--no-default-features", "--debug"];
@@ -42,7 +44,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     shell::run(cargo().args(["clippy", "--workspace", "--all-targets"]).args(WITHOUT_EBPF).args(deny))?;
     step("documentation");
     let doc = ["doc", "--workspace", "--no-deps", "--document-private-items"];
-    shell::run(cargo().args(doc).args(WITHOUT_EBPF).env("RUSTDOCFLAGS", "--deny warnings"))?;
+    shell::run(cargo().args(doc).args(WITHOUT_EBPF).env("RUSTDOCFLAGS", DOC_FLAGS))?;
     step("dependencies");
     let deny = tool("cargo-deny", &CARGO_DENY)?;
     let checks = ["check", "--hide-inclusion-graph", "bans", "licenses", "sources"];
@@ -110,6 +112,8 @@ fn fuzz(seconds: u32) -> Result<()> {
     let fuzz = || {
         let mut command = Command::new("rustup");
         command.args(["run", "nightly"]).arg(&program).arg("fuzz").current_dir(root());
+        // Names the cargo that started us, which is not nightly's.
+        command.env_remove("CARGO");
         command
     };
     let list = fuzz().args(["list", "--fuzz-dir", FUZZ]).output()?;
