@@ -120,15 +120,25 @@ impl ControlGroup {
         }
     }
 
-    /// Memory of the processes inside, shared pages counted in proportion (PSS).
+    /// Memory that the processes inside have written to, pages that several of them share counted once. Pages of
+    /// files do not count: their share changes whenever somebody else maps the same library.
     pub(crate) fn user_memory(&self) -> u64 {
         self.processes()
             .iter()
             .filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok())
-            .filter_map(|text| field(&text, "Pss:"))
-            .map(|kib| kib * 1024)
+            .map(|text| written_memory(&text))
             .sum()
     }
+}
+
+/// Bytes of anonymous and shared memory in a smaps_rollup (proc_pid_smaps(5)), in proportion to those who share.
+fn written_memory(rollup: &str) -> u64 {
+    let kib = match (field(rollup, "Pss_Anon:"), field(rollup, "Pss_Shmem:")) {
+        (Some(anonymous), shared) => anonymous + shared.unwrap_or(0),
+        // Before Linux 5.9 there is only the sum with file pages.
+        (None, _) => field(rollup, "Pss:").unwrap_or(0),
+    };
+    kib * 1024
 }
 
 impl Drop for ControlGroup {
@@ -344,6 +354,13 @@ mod tests {
     fn socket_buffers_are_read_from_the_tcp_line() {
         let sockstat = "sockets: used 20\nTCP: inuse 3 orphan 0 tw 0 alloc 3 mem 421\nUDP: inuse 0 mem 7\n";
         assert_eq!(socket_buffer_pages(sockstat), 421);
+    }
+
+    #[test]
+    fn pages_of_files_are_nobodys_memory() {
+        let rollup = "Rss: 900 kB\nPss: 500 kB\nPss_Anon: 100 kB\nPss_File: 390 kB\nPss_Shmem: 10 kB\n";
+        assert_eq!(written_memory(rollup), 110 * 1024);
+        assert_eq!(written_memory("Pss: 500 kB\n"), 500 * 1024);
     }
 
     #[test]

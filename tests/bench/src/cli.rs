@@ -63,7 +63,7 @@ pub(crate) struct Run {
     /// How often everything is measured [default: 5, with --quick 3, with --smoke 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub rounds: Option<u32>,
-    /// Length of each measurement in seconds [default: 0.9, with --quick 0.7, with --smoke 0.2]
+    /// Length of each measurement in seconds [default: 0.9, with --quick 0.6, with --smoke 0.2]
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
     pub seconds: Option<f64>,
     /// Threads or processes of each contestant

@@ -139,10 +139,11 @@ impl Rig {
             Work::Connect { at_once } => self.connect(subject, kind, at_once, |_| PLAIN_NAME.to_owned()),
             Work::Routed { routes, at_once } => {
                 let name = |nonce| route_name(spread(nonce, routes));
+                let resident = subject.running.map(|running| running.group().user_memory());
                 let mut measured = self.connect(subject, kind, at_once, name)?;
-                if let (Some(running), Some(start_up)) = (subject.running, subject.start_up) {
+                if let (Some(resident), Some(start_up)) = (resident, subject.start_up) {
                     measured.set(work::START_UP, start_up.as_secs_f64() * 1000.0);
-                    measured.set(work::RESIDENT, as_f64(running.group().user_memory()));
+                    measured.set(work::RESIDENT, as_f64(resident));
                 }
                 Ok(measured)
             }
@@ -335,18 +336,22 @@ impl Rig {
     fn idle(&self, subject: &Subject<'_>, connections: usize) -> anyhow::Result<Measured> {
         const FIRST_USE: usize = 64;
         const SETTLE: Duration = Duration::from_millis(300);
+        /// Nothing moves, so the moment at the start of the window says it all.
+        const GLANCE: Duration = Duration::from_millis(10);
         let mut measured = Measured::default();
         let targets = self.targets(subject, PLAIN_PORT);
         let hello = Hello::new(PLAIN_NAME, self.order(Task::Wait, 0));
         let make = |nonce| Ok(Idle::new(hello.with_nonce(nonce), nonce));
         // What is allocated once, at first use, is no connection's cost.
-        let first_use = Plan { warm_up: SETTLE, ..self.plan(&targets, FIRST_USE, Renewal::Kept) };
+        let first_use =
+            Plan { warm_up: SETTLE, window: GLANCE, ..self.plan(&targets, FIRST_USE, Renewal::Kept) };
         self.run(subject, &first_use, make, &mut measured)?;
         interrupt::sleep_until(Instant::now() + SETTLE);
 
         let group = subject.running.map(Running::group);
         let before = Memory::now(group)?;
-        let plan = Plan { warm_up: SETTLE, ..self.plan(&targets, connections, Renewal::Kept) };
+        let plan =
+            Plan { warm_up: SETTLE, window: GLANCE, ..self.plan(&targets, connections, Renewal::Kept) };
         let outcome = engine::run(&plan, make, |_| Memory::now(group)).and_then(transpose)?;
         interrupt::check()?;
         measured.faults.merge(&outcome.faults);

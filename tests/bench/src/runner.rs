@@ -8,6 +8,8 @@
 
 use std::{
     collections::BTreeMap,
+    fs::Permissions,
+    os::unix::fs::PermissionsExt as _,
     path::Path,
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -27,7 +29,7 @@ use crate::{
     progress::Progress,
     record::{Entrant, PathsTaken, Record, SCHEMA, Sample, Settings},
     running::Running,
-    topology::{BALANCER, Topology},
+    topology::{self, BALANCER, Topology},
     work::{Cell, Extent, Kind, Work},
 };
 
@@ -60,7 +62,7 @@ impl Extents {
         };
         let (rounds, window, warm_up) = match extent {
             Extent::Full => (5, 0.9, 0.2),
-            Extent::Quick => (3, 0.7, 0.15),
+            Extent::Quick => (3, 0.6, 0.15),
             Extent::Smoke => (1, 0.2, 0.05),
         };
         let kinds = if options.only.is_empty() { Kind::usual(extent) } else { options.only.clone() };
@@ -79,8 +81,7 @@ impl Extents {
         const AROUND_A_CELL: f64 = 0.1;
         let cell_time = |cell: &Cell, kind: Kind| match (cell.work, kind) {
             (_, Kind::Hold) => 121.0,
-            (Work::Idle { connections }, _) if connections > 1000 => 2.5,
-            (Work::Idle { .. }, _) => 1.7,
+            (Work::Idle { .. }, _) => 1.3,
             (Work::Iperf { .. } | Work::Wrk { .. }, _) => self.window.ceil() + 0.3,
             (Work::Routed { routes, .. }, _) if routes > 10_000 => self.window + self.warm_up + 2.0,
             (Work::Routed { .. }, _) => self.window + self.warm_up + START_AND_STOP,
@@ -251,8 +252,7 @@ impl Run {
 
     /// One kind of work, all contestants.
     fn block(&mut self, round: u32, kind: Kind) -> anyhow::Result<()> {
-        let directory = tempfile::tempdir().context("make a temporary directory")?;
-        open_to_all(directory.path())?;
+        let directory = scratch_directory()?;
         let helper = match kind {
             Kind::Iperf => Some(Helper::Iperf3),
             Kind::Wrk => Some(Helper::Https),
@@ -303,8 +303,7 @@ impl Run {
     }
 
     fn group(&mut self, round: u32, kind: Kind, index: usize, cells: &[Cell]) -> anyhow::Result<()> {
-        let directory = tempfile::tempdir().context("make a temporary directory")?;
-        open_to_all(directory.path())?;
+        let directory = scratch_directory()?;
         let extra_routes = cells.first().map_or(0, Cell::extra_routes);
         let (mut running, start_up) = self.start(index, extra_routes, directory.path())?;
         for cell in cells {
@@ -392,9 +391,11 @@ impl Run {
     }
 }
 
-/// Some contestants drop their privileges before they open what is in it.
-fn open_to_all(directory: &Path) -> anyhow::Result<()> {
-    use std::os::unix::fs::PermissionsExt as _;
-    std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755))
-        .with_context(|| format!("open {} to all", directory.display()))
+/// A directory for configurations and logs. Some contestants drop their privileges before they open what is in it.
+fn scratch_directory() -> anyhow::Result<tempfile::TempDir> {
+    tempfile::Builder::new()
+        .prefix(&topology::owned_name("files-"))
+        .permissions(Permissions::from_mode(0o755))
+        .tempdir()
+        .context("make a temporary directory")
 }

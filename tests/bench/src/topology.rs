@@ -200,13 +200,19 @@ impl Drop for AllowedCongestionControl {
     }
 }
 
-/// Removes namespaces whose owner is gone.
+/// Removes namespaces and directories whose owner is gone.
 fn sweep() -> anyhow::Result<()> {
     let Ok(entries) = fs::read_dir(NETNS_DIR) else { return Ok(()) };
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         if owner(&name).is_some_and(|pid| !is_alive(pid)) {
             ip(&format!("netns delete {name}"))?;
+        }
+    }
+    for entry in fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
+        if owner(&entry.file_name().to_string_lossy()).is_some_and(|pid| !is_alive(pid)) {
+            let path = entry.path();
+            fs::remove_dir_all(&path).with_context(|| format!("remove {}", path.display()))?;
         }
     }
     Ok(())

@@ -211,9 +211,7 @@ impl Kind {
                 let all: &[usize] = if extent == Extent::Smoke { &[1000] } else { &[1, 1000, 100_000] };
                 let at_once = if extent == Extent::Smoke { 4 } else { 32 };
                 all.iter()
-                    .map(|&routes| {
-                        Cell::new(format!("{} routes", thousands(routes)), Work::Routed { routes, at_once })
-                    })
+                    .map(|&routes| Cell::new(routes_name(routes), Work::Routed { routes, at_once }))
                     .collect()
             }
             Self::Miss => {
@@ -352,7 +350,7 @@ pub(crate) const CPU_IRQ_GB: Metric =
 /// Everything, the load included.
 pub(crate) const CPU_MACHINE_GB: Metric =
     metric("cpu_machine_ms_per_gb", "whole machine's CPU per GB", Unit::Millis, Better::Lower, true);
-/// Growth of the processes' PSS for each connection.
+/// Growth of the memory that the processes have written to, for each connection.
 pub(crate) const USER_MEMORY: Metric =
     metric("user_bytes", "userspace per connection", Unit::Bytes, Better::Lower, true);
 /// Growth of the control group's kernel memory for each connection.
@@ -369,12 +367,16 @@ pub(crate) const KERNEL_MACHINE: Metric =
 /// From start to the first answer through the balancer.
 pub(crate) const START_UP: Metric =
     metric("start_ms", "from start to first answer", Unit::Millis, Better::Lower, false);
-/// PSS after start.
+/// Memory that the processes have written to after start.
 pub(crate) const RESIDENT: Metric =
     metric("resident_bytes", "memory after start", Unit::Bytes, Better::Lower, false);
 
 fn size_name(bytes: u32) -> String {
     if bytes >= 1024 { format!("{} KB", bytes / 1024) } else { format!("{bytes} B") }
+}
+
+fn routes_name(count: usize) -> String {
+    if count == 1 { "1 route".to_owned() } else { format!("{} routes", thousands(count)) }
 }
 
 fn thousands(number: usize) -> String {
