@@ -131,7 +131,7 @@ impl ControlGroup {
     }
 }
 
-/// Bytes of anonymous and shared memory in a smaps_rollup (proc_pid_smaps(5)), in proportion to those who share.
+/// Bytes of anonymous and shared memory in a `smaps_rollup` file (proc(5)), in proportion to those who share.
 fn written_memory(rollup: &str) -> u64 {
     let kib = match (field(rollup, "Pss_Anon:"), field(rollup, "Pss_Shmem:")) {
         (Some(anonymous), shared) => anonymous + shared.unwrap_or(0),

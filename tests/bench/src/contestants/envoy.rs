@@ -1,6 +1,9 @@
 //! Envoy with `tls_inspector` and filter chains matched by server name.
 
-use std::path::{Path, PathBuf};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 use serde_json::{Value, json};
 
@@ -31,12 +34,11 @@ fn config(layout: &Layout) -> Value {
     let mut clusters: Vec<Value> = Layout::services()
         .into_iter()
         .map(|(name, port)| {
-            let endpoints: Vec<Value> =
-                layout.backends.iter().map(|backend| endpoint(&backend.to_string(), port)).collect();
+            let endpoints: Vec<Value> = layout.endpoints(port).iter().map(endpoint).collect();
             cluster(name, &endpoints)
         })
         .collect();
-    clusters.push(cluster("raw", &[endpoint(&layout.backends[0].to_string(), RAW_PORT)]));
+    clusters.push(cluster("raw", &[endpoint(&SocketAddr::from((layout.backends[0], RAW_PORT)))]));
     let address = layout.address.to_string();
     json!({"static_resources": {
         "listeners": [
@@ -66,8 +68,8 @@ fn socket_address(address: &str, port: u16) -> Value {
     json!({"socket_address": {"address": address, "port_value": port}})
 }
 
-fn endpoint(address: &str, port: u16) -> Value {
-    json!({"endpoint": {"address": socket_address(address, port)}})
+fn endpoint(address: &SocketAddr) -> Value {
+    json!({"endpoint": {"address": socket_address(&address.ip().to_string(), address.port())}})
 }
 
 fn tcp_proxy(cluster: &str) -> Value {

@@ -63,9 +63,10 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// The backends' addresses with one of their ports.
+    /// The backends' addresses with one of their ports. The HTTPS server is on the first backend only.
     pub(crate) fn endpoints(&self, port: u16) -> Vec<SocketAddr> {
-        self.backends.iter().map(|address| SocketAddr::from((*address, port))).collect()
+        let count = if port == HTTPS_PORT { 1 } else { self.backends.len() };
+        self.backends[..count].iter().map(|address| SocketAddr::from((*address, port))).collect()
     }
 
     /// Name and port behind it of the fixed routes.
