@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 
 use crate::{
     account::Account,
-    kernel::{self, Kernel},
+    kernel::{self, Kernel, probe},
     metrics::{Metrics, kernel::KernelCounters},
 };
 
@@ -146,8 +146,10 @@ impl Factory {
     }
 }
 
-/// Loads what serves.
+/// Tries the kernel out on loopback, then loads what serves.
 fn sockmap_of(model: &Model) -> anyhow::Result<Arc<Kernel>> {
+    let report = probe::run_all();
+    anyhow::ensure!(report.passed(), "this kernel does not do it well enough:\n{report}");
     let settings = kernel::Settings {
         connections: model.limits.connections,
         in_flight_bytes: model.limits.in_flight_bytes,

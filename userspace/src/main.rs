@@ -10,6 +10,7 @@ use clap::Parser as _;
 use snisplice::{
     app::App,
     cli::{Cli, Command, Explain, LogFormat, Run},
+    kernel::probe,
     source,
 };
 use snisplice_config::{Translation, explain, render_check};
@@ -49,7 +50,11 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             print(&explain(model, sni.as_deref(), port).to_string())?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Probe => anyhow::bail!("not here yet"),
+        Command::Probe => {
+            let report = probe::run_all();
+            print(&report.to_string())?;
+            Ok(if report.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
     }
 }
 
