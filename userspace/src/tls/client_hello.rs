@@ -53,7 +53,8 @@ pub enum Parse {
     Incomplete {
         /// The least length of the whole stream, always more than was given, at which the hello can be complete; a
         /// value for `SO_RCVLOWAT`. Exact when the rest of the hello comes in the current record, a lower bound when
-        /// it comes in records not seen yet, and never more than the limit.
+        /// it comes in records not seen yet, and never more than the limit. A fault in one of those is noticed at
+        /// that length, or by whoever looks earlier: asking for each header would cost a look for each record.
         need: usize,
     },
 }

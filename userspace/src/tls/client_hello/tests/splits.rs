@@ -81,5 +81,6 @@ fn further_messages_in_the_record_are_not_looked_at() {
     let expected = Ok(Parse::Done(done(&records(&hello, []))));
     let two = [&hello[..], &Hello::to("other.example.com").message()].concat();
     assert_eq!(check_prefixes(&records(&two, []), LIMIT, usize::MAX), expected);
+    assert_eq!(check_prefixes(&records(&two, [10]), LIMIT, usize::MAX), expected);
     assert_eq!(check_prefixes(&records(&two, 1..two.len()), LIMIT, usize::MAX), expected);
 }
