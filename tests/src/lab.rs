@@ -5,7 +5,11 @@ use std::path::Path;
 use anyhow::Result;
 use tempfile::TempDir;
 
-use crate::{netns::Netns, pki::Ca};
+use crate::{
+    netns::{self, Netns},
+    pki::Ca,
+    process::is_left_behind,
+};
 
 /// Which datapath a test runs under.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +31,20 @@ impl Datapath {
     }
 }
 
+const PREFIX: &str = "snisplice-e2e-";
+
+/// Removes what earlier runs left behind because they were killed.
+pub fn sweep() -> Result<()> {
+    netns::sweep()?;
+    for entry in std::env::temp_dir().read_dir()? {
+        let entry = entry?;
+        if is_left_behind(&entry.file_name().to_string_lossy(), PREFIX) {
+            std::fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// One test's world.
 pub struct Lab {
     /// Which datapath this run of the test is about.
@@ -45,7 +63,7 @@ pub struct Lab {
 impl Lab {
     /// Builds everything anew.
     pub fn new(datapath: Datapath) -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("snisplice-e2e-").tempdir()?;
+        let dir = tempfile::Builder::new().prefix(&format!("{PREFIX}{}-", std::process::id())).tempdir()?;
         let ca = Ca::new(dir.path())?;
         let [client, lb, backend] = Netns::chain()?;
         Ok(Self { datapath, client, lb, backend, ca, dir })

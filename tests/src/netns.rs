@@ -9,9 +9,15 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use nix::sched::{CloneFlags, setns};
+use nix::{
+    sched::{CloneFlags, setns},
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
-const PREFIX: &str = "snisplice";
+use crate::process::is_left_behind;
+
+const PREFIX: &str = "snisplice-";
 
 /// The balancer's address towards the client.
 pub const LB: &str = "10.0.1.1";
@@ -41,7 +47,7 @@ impl Netns {
     /// Makes the three namespaces of a lab and joins them: client, balancer, backend.
     pub fn chain() -> Result<[Self; 3]> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let lab = format!("{PREFIX}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let lab = format!("{PREFIX}{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let [client, lb, backend] = [
             Self::new(format!("{lab}-client"))?,
             Self::new(format!("{lab}-lb"))?,
@@ -120,24 +126,19 @@ impl Drop for Netns {
     }
 }
 
-/// Removes what earlier runs left behind when they were killed: namespaces of processes that are gone, and
-/// whatever still runs inside them.
+/// Deletes the namespaces of runs that were killed, and ends whatever still runs inside.
 pub fn sweep() -> Result<()> {
     let Ok(entries) = fs::read_dir("/run/netns") else { return Ok(()) };
     for entry in entries {
         let name = entry?.file_name().to_string_lossy().into_owned();
-        let mut parts = name.split('-');
-        let owner = (parts.next() == Some(PREFIX)).then(|| parts.next()).flatten();
-        let Some(owner) = owner.and_then(|owner| owner.parse::<u32>().ok()) else { continue };
-        if std::path::Path::new(&format!("/proc/{owner}")).exists() {
+        if !is_left_behind(&name, PREFIX) {
             continue;
         }
         eprintln!("removing {name}, left behind by an earlier run");
         let pids = Command::new("ip").args(["netns", "pids", &name]).output()?;
         for pid in String::from_utf8_lossy(&pids.stdout).split_whitespace() {
-            let pid = nix::unistd::Pid::from_raw(pid.parse()?);
             // It may have ended by itself in the meantime.
-            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+            let _ = kill(Pid::from_raw(pid.parse()?), Signal::SIGKILL);
         }
         ip(&["netns", "del", &name], &[])?;
     }

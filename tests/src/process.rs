@@ -138,3 +138,14 @@ pub fn run(netns: &Netns, command: &mut Command) -> Result<Said> {
         .with_context(|| format!("cannot run {}", command.get_program().to_string_lossy()))?;
     Ok(output.into())
 }
+
+/// Whether `name` is `prefix`, the number of a process that is gone, and more: something that the process would have
+/// removed if it had not been killed.
+#[must_use]
+pub fn is_left_behind(name: &str, prefix: &str) -> bool {
+    let owner = name.strip_prefix(prefix).and_then(|rest| rest.split('-').next());
+    // A process that nobody has waited for still has a directory, but no program.
+    owner
+        .and_then(|owner| owner.parse::<u32>().ok())
+        .is_some_and(|owner| fs::read_link(format!("/proc/{owner}/exe")).is_err())
+}

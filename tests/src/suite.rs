@@ -13,8 +13,7 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 use crate::{
     daemon, kernel,
-    lab::{Datapath, Lab},
-    netns,
+    lab::{self, Datapath, Lab},
 };
 
 /// One end-to-end test.
@@ -56,7 +55,7 @@ pub fn run(cases: &[Case]) -> ExitCode {
     args.test_threads.get_or_insert(4);
     let missing = missing();
     if missing.is_none()
-        && let Err(error) = netns::sweep()
+        && let Err(error) = lab::sweep()
     {
         eprintln!("{error:#}");
     }

@@ -37,9 +37,10 @@ impl Verdict {
 }
 
 /// Everything that both records have.
-pub(crate) fn print(before: &Record, after: &Record) {
+pub(crate) fn report(before: &Record, after: &Record) -> String {
+    let mut parts: Vec<String> = Vec::new();
     for difference in differences(before, after) {
-        println!("note: {difference}");
+        parts.push(format!("note: {difference}\n"));
     }
     for kind in after.kinds() {
         let mut table = Table::new();
@@ -57,10 +58,13 @@ pub(crate) fn print(before: &Record, after: &Record) {
             }
         }
         if any {
-            println!("== {} ==\n{table}\n", kind.title());
+            parts.push(format!("== {} ==\n{table}\n\n", kind.title()));
         }
     }
-    println!("Medians. Better and WORSE: no round of one overlaps with any round of the other.");
+    parts.push(
+        "Medians. Better and WORSE: no round of one overlaps with any round of the other.\n".to_owned(),
+    );
+    parts.concat()
 }
 
 /// What makes the two hard to compare.
@@ -115,10 +119,9 @@ fn row(
     };
     let (change, verdict) = match &figures {
         [Figure::Absent, _] | [_, Figure::Absent] => return None,
-        [Figure::Measured(old), Figure::Measured(new)] => (
-            format!("{:+.1} %", (new.median / old.median - 1.0) * 100.0),
-            Verdict::of(old, new, metric.better).text(),
-        ),
+        [Figure::Measured(old), Figure::Measured(new)] => {
+            (change(old.median, new.median), Verdict::of(old, new, metric.better).text())
+        }
         [Figure::Measured(_), Figure::Void(_)] => (String::new(), "WORSE: errors"),
         _ => (String::new(), ""),
     };
@@ -131,6 +134,11 @@ fn row(
         right(change),
         TableCell::new(verdict),
     ])
+}
+
+/// In percent of what it was before, if it was anything.
+fn change(before: f64, after: f64) -> String {
+    if before == 0.0 { String::new() } else { format!("{:+.1} %", (after / before - 1.0) * 100.0) }
 }
 
 #[cfg(test)]
@@ -147,6 +155,21 @@ mod tests {
         assert_eq!(Verdict::of(&low, &high, Better::Lower), Verdict::Worse);
         assert_eq!(Verdict::of(&high, &low, Better::Higher), Verdict::Worse);
         assert_eq!(Verdict::of(&low, &across, Better::Higher), Verdict::Noise);
+    }
+
+    #[test]
+    fn changes_are_in_percent_of_before() {
+        assert_eq!(change(200.0, 150.0), "-25.0 %");
+        assert_eq!(change(0.0, 150.0), "");
+    }
+
+    #[test]
+    fn the_report_has_what_both_have() {
+        let before = record(&[("nginx", Role::Peer, &[100.0, 101.0])]);
+        let after = record(&[("nginx", Role::Peer, &[150.0, 0.0]), ("envoy", Role::Peer, &[1.0, 1.0])]);
+        let text = report(&before, &after);
+        assert!(text.contains("WORSE: errors"), "a void round is a change for the worse: {text}");
+        assert!(!text.contains("envoy"), "{text}");
     }
 
     #[test]

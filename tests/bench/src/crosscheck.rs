@@ -6,7 +6,7 @@ use std::{
     net::{SocketAddr, TcpStream},
     path::PathBuf,
     process::{Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail};
@@ -120,21 +120,38 @@ pub(crate) fn iperf3(
     if down {
         command.arg("-R");
     }
-    let mut text = run(&mut command)?;
-    // The server takes one test at a time, and hears through the balancer when the one before has ended.
-    for _ in 0..BUSY_RETRIES {
-        if !text.contains("server is busy") {
-            break;
-        }
-        std::thread::sleep(BUSY_PAUSE);
-        text = run(&mut command)?;
+    // The server takes one test at a time and turns others away. Through a balancer it hears a little later than the
+    // client that a test is over.
+    let deadline = Instant::now() + Duration::from_secs(2);
+    while rig.topology.backends[0].0.run(|| is_in_use(RAW_PORT))? && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(10));
     }
+    let text = run(&mut command)?;
     let mut measured = Measured::default();
     match bits_per_second(&text) {
         Ok(bits) => measured.set(work::THROUGHPUT, bits / 1e9),
         Err(error) => measured.faults.note(format!("iperf3: {error}")),
     }
     Ok(measured)
+}
+
+/// Whether a connection to `port` is open in the calling thread's namespace.
+fn is_in_use(port: u16) -> anyhow::Result<bool> {
+    let table = fs::read_to_string("/proc/thread-self/net/tcp").context("read /proc/thread-self/net/tcp")?;
+    Ok(has_open(&table, port))
+}
+
+/// Looks for a line with this local port in any state but LISTEN and `TIME_WAIT` (proc(5), /proc/net/tcp).
+fn has_open(table: &str, port: u16) -> bool {
+    const LISTEN: &str = "0A";
+    const TIME_WAIT: &str = "06";
+    let suffix = format!(":{port:04X}");
+    table.lines().any(|line| {
+        let mut words = line.split_whitespace().skip(1);
+        let (local, state) = (words.next(), words.nth(1));
+        local.is_some_and(|local| local.ends_with(&suffix))
+            && ![Some(LISTEN), Some(TIME_WAIT)].contains(&state)
+    })
 }
 
 /// What the receiver says in iperf3's JSON.
@@ -199,6 +216,17 @@ mod tests {
         let bad = r#"{"start": {}, "error": "unable to connect to server"}"#;
         assert_eq!(bits_per_second(bad), Err("unable to connect to server".to_owned()));
         assert!(bits_per_second("iperf3: not found").is_err());
+    }
+
+    #[test]
+    fn listeners_and_what_has_ended_are_not_in_use() {
+        let table = "  sl  local_address rem_address   st tx_queue rx_queue\n\
+             0: 0200CA0A:1451 00000000:0000 0A 00000000:00000000 00:00000000\n\
+             1: 0200CA0A:1451 0100CA0A:9C40 06 00000000:00000000 00:00000000\n\
+             2: 0200CA0A:1B59 0100CA0A:1451 01 00000000:00000000 00:00000000\n";
+        assert!(!has_open(table, 5201));
+        assert!(has_open(table, 7001));
+        assert!(has_open(&table.replace(" 06 ", " 08 "), 5201), "CLOSE_WAIT");
     }
 
     #[test]

@@ -47,11 +47,12 @@ fn main() -> ExitCode {
 
 fn run(options: &cli::Run) -> anyhow::Result<ExitCode> {
     let record = runner::run(options)?;
-    if !record.samples.is_empty() {
-        report::print_results(&record);
-    }
+    // The file first: it is what cannot be made again.
     if let Some(path) = &options.json {
         record.write(path)?;
+    }
+    if !record.samples.is_empty() {
+        report::say(&report::results(&record));
     }
     if let Some(directory) = &options.charts {
         for file in chart::draw_all(&record, directory)? {
@@ -88,14 +89,14 @@ fn smoke_verdict(record: &record::Record) -> ExitCode {
 fn compare(options: &cli::Compare) -> anyhow::Result<ExitCode> {
     let before = record::Record::read(&options.before).context("the run before")?;
     let after = record::Record::read(&options.after).context("the run after")?;
-    compare::print(&before, &after);
+    report::say(&compare::report(&before, &after));
     Ok(ExitCode::SUCCESS)
 }
 
 fn draw(options: &cli::Draw) -> anyhow::Result<ExitCode> {
     let record = record::Record::read(&options.record)?;
     for file in chart::draw_all(&record, &options.directory)? {
-        println!("{}", file.display());
+        report::say(&format!("{}\n", file.display()));
     }
     Ok(ExitCode::SUCCESS)
 }

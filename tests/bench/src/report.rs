@@ -1,6 +1,6 @@
 //! Tables on the terminal.
 
-use std::{collections::BTreeSet, fmt::Write as _};
+use std::{collections::BTreeSet, fmt::Write as _, io::Write as _};
 
 use comfy_table::{Cell as TableCell, CellAlignment, ContentArrangement, Table, presets};
 
@@ -14,43 +14,53 @@ use crate::{
 
 const REFERENCE: &str = "direct";
 
+/// Writes to stdout. A reader that has gone away, such as `head`, is no reason to lose a run.
+pub(crate) fn say(text: &str) {
+    let _: std::io::Result<()> = std::io::stdout().write_all(text.as_bytes());
+}
+
 /// Machine, settings and who takes part; before the first measurement.
-pub(crate) fn print_head(record: &Record, estimate: f64) {
+pub(crate) fn head(record: &Record, estimate: f64) -> String {
     let (machine, settings) = (&record.machine, &record.settings);
-    println!("{}", machine.kernel);
-    println!(
-        "{} x {}, {:.1} GiB, clock {}, load average {:.2}",
-        machine.processors,
-        machine.processor,
-        gibibytes(machine.memory),
-        machine.clock_source,
-        machine.load_average
-    );
-    println!(
-        "{} rounds of {} s after {} s of warm-up; {} workers a contestant, {} load threads; {} client and {} backend \
-         namespaces; {}; order from seed {}",
-        settings.rounds,
-        settings.window_seconds,
-        settings.warm_up_seconds,
-        settings.workers,
-        settings.load_threads,
-        settings.clients,
-        settings.backends,
-        machine.sysctls.get("net.ipv4.tcp_congestion_control").map_or("", String::as_str),
-        settings.seed,
-    );
+    let mut lines = vec![
+        machine.kernel.clone(),
+        format!(
+            "{} x {}, {:.1} GiB, clock {}, load average {:.2}",
+            machine.processors,
+            machine.processor,
+            gibibytes(machine.memory),
+            machine.clock_source,
+            machine.load_average
+        ),
+        format!(
+            "{} round(s) of {} s after {} s of warm-up; {} workers a contestant, {} load threads; {} client and {} \
+             backend namespace(s); {}; order from seed {}",
+            settings.rounds,
+            settings.window_seconds,
+            settings.warm_up_seconds,
+            settings.workers,
+            settings.load_threads,
+            settings.clients,
+            settings.backends,
+            machine.sysctls.get("net.ipv4.tcp_congestion_control").map_or("", String::as_str),
+            settings.seed,
+        ),
+    ];
     for entrant in &record.contestants {
-        match (&entrant.missing, &entrant.version) {
-            (Some(reason), _) => println!("  {:<18} MISSING, {reason}", entrant.id),
+        lines.push(match (&entrant.missing, &entrant.version) {
+            (Some(reason), _) => format!("  {:<18} MISSING, {reason}", entrant.id),
             (None, version) => {
-                println!("  {:<18} {} ({})", entrant.id, version.as_deref().unwrap_or(""), entrant.note);
+                format!("  {:<18} {} ({})", entrant.id, version.as_deref().unwrap_or(""), entrant.note)
             }
-        }
+        });
     }
     if machine.load_average > 0.5 {
-        println!("The machine is not at rest: figures will be lower and wider than they could be.");
+        lines.push(
+            "The machine is not at rest: figures will be lower and wider than they could be.".to_owned(),
+        );
     }
-    println!("This takes about {} minutes.\n", clock(estimate));
+    lines.push(format!("This takes about {} minutes.\n\n", clock(estimate)));
+    lines.join("\n")
 }
 
 #[expect(clippy::cast_precision_loss, reason = "shown with one decimal")]
@@ -59,11 +69,9 @@ fn gibibytes(bytes: u64) -> f64 {
 }
 
 /// Everything that was measured.
-pub(crate) fn print_results(record: &Record) {
-    for kind in record.kinds() {
-        print!("{}", kind_tables(record, kind));
-    }
-    println!("{}", legend(record));
+pub(crate) fn results(record: &Record) -> String {
+    let tables: String = record.kinds().into_iter().map(|kind| kind_tables(record, kind)).collect();
+    tables + &legend(record) + "\n"
 }
 
 fn legend(record: &Record) -> String {

@@ -28,6 +28,7 @@ use crate::{
     measure::{Rig, Subject},
     progress::Progress,
     record::{Entrant, PathsTaken, Record, SCHEMA, Sample, Settings},
+    report,
     running::Running,
     topology::{self, BALANCER, Topology},
     work::{Cell, Extent, Kind, Work},
@@ -157,7 +158,7 @@ pub(crate) fn run(options: &cli::Run) -> anyhow::Result<Record> {
     let mut run =
         Run { rig, search, extents, entries, record, progress, random: fastrand::Rng::with_seed(seed) };
     let started = Instant::now();
-    crate::report::print_head(&run.record, run.extents.estimate(&run.entries));
+    report::say(&report::head(&run.record, run.extents.estimate(&run.entries)));
     let result = run.all();
     run.progress.finish();
     run.record.took_seconds = started.elapsed().as_secs_f64();
