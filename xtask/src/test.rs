@@ -53,7 +53,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     step("test");
     shell::run(
         cargo()
-            .args(["test", "--workspace"])
+            .args(["test", "--workspace", "--no-fail-fast"])
             .args(WITHOUT_EBPF)
             .args(passed_on)
             .env("SNISPLICE_REQUIRE_ALL", "1"),
