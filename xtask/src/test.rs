@@ -11,6 +11,8 @@ use crate::{
 
 /// Installs the peers that the tests need, saying so, and runs every test; what cannot run fails.
 #[derive(Debug, clap::Args)]
+// `cargo xtask ci` takes them too, and clap would name both groups after the struct.
+#[group(skip)]
 pub(crate) struct Args {
     /// Install nothing: a missing peer is an error.
     #[arg(long)]
