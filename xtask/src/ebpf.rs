@@ -19,7 +19,7 @@ use object::{
 };
 use sha2::{Digest as _, Sha256};
 
-use crate::shell::{self, root, step};
+use crate::shell::{self, output, root, step, target_directory};
 
 /// Rebuilds the committed eBPF object.
 #[derive(Debug, clap::Args)]
@@ -258,12 +258,6 @@ fn cargo_home() -> Result<PathBuf> {
     std::env::var_os("CARGO_HOME").map(PathBuf::from).or_else(home).context("no home directory")
 }
 
-fn target_directory() -> Result<PathBuf> {
-    // Ours is <target>/debug/xtask.
-    let own = std::env::current_exe()?;
-    Ok(own.ancestors().nth(2).context("this program is not in a target directory")?.to_owned())
-}
-
 /// Removes DWARF and what refers to it; BTF stays.
 fn stripped(path: &Path) -> Result<Vec<u8>> {
     let data = fs::read(path).with_context(|| path.display().to_string())?;
@@ -295,14 +289,6 @@ fn rustup(toolchain: &str) -> Command {
     let mut command = Command::new("rustup");
     command.args(["run", toolchain]);
     command
-}
-
-fn output(command: &mut Command) -> Result<String> {
-    let output = command.output()?;
-    if !output.status.success() {
-        bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(String::from_utf8(output.stdout)?)
 }
 
 fn digest(bytes: &[u8]) -> String {

@@ -13,6 +13,7 @@ mod ebpf;
 mod install;
 mod shell;
 mod test;
+mod vm;
 
 /// The project's own commands.
 #[derive(Debug, Parser)]
@@ -27,6 +28,7 @@ enum Command {
     Demo(demo::Args),
     Ebpf(ebpf::Args),
     Test(test::Args),
+    Vm(vm::Args),
     Ci(ci::Args),
     Bench(bench::Args),
 }
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Ebpf(args) => ebpf::run(&args),
         Command::Test(args) => test::run(&args),
+        Command::Vm(args) => vm::run(&args),
         Command::Ci(args) => ci::run(&args),
         Command::Bench(args) => bench::run(&args),
     };

@@ -19,6 +19,13 @@ pub(crate) fn target() -> Result<PathBuf> {
     Ok(own.ancestors().nth(2).context("this program is not in a target directory")?.to_owned())
 }
 
+/// Where cargo puts what it builds, and we what takes long to make again.
+pub(crate) fn target_directory() -> Result<PathBuf> {
+    // Ours is <target>/debug/xtask.
+    let own = std::env::current_exe()?;
+    Ok(own.ancestors().nth(2).context("this program is not in a target directory")?.to_owned())
+}
+
 /// The cargo that started us, so that a `+toolchain` carries over.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
@@ -34,6 +41,22 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
         bail!("`{}` failed: {status}", line(command));
     }
     Ok(())
+}
+
+/// Runs the command and returns what it wrote to its standard output; fails unless it succeeds, with what it wrote
+/// to its standard error.
+pub(crate) fn bytes(command: &mut Command) -> Result<Vec<u8>> {
+    let output = command.output().with_context(|| format!("cannot start `{}`", line(command)))?;
+    if !output.status.success() {
+        let error = String::from_utf8_lossy(&output.stderr);
+        bail!("`{}` failed: {}\n{}", line(command), output.status, error.trim());
+    }
+    Ok(output.stdout)
+}
+
+/// The same for what is text.
+pub(crate) fn output(command: &mut Command) -> Result<String> {
+    Ok(String::from_utf8(bytes(command)?)?)
 }
 
 /// A heading between the steps of a longer command.

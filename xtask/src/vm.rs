@@ -1,0 +1,144 @@
+//! `cargo xtask vm`: the datapath's tests under other kernels than this machine's.
+
+use std::{fs, path::PathBuf, time::Duration};
+
+use anyhow::{Context as _, Result, bail};
+
+use self::{
+    kernel::{Kernel, Wanted},
+    machine::{Accelerator, Run},
+    suite::Suite,
+    transcript::{LOG, Section},
+    verdict::Verdict,
+};
+use crate::{
+    install,
+    shell::{step, target_directory},
+};
+
+mod cpio;
+mod debian;
+mod host;
+mod kernel;
+mod machine;
+mod module;
+mod report;
+mod suite;
+mod transcript;
+mod verdict;
+
+/// Boots kernels in virtual machines, and runs the probes and the datapath's tests in each.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Releases, or how they begin: the newest of each is taken, from the directory or else from Debian
+    #[arg(value_name = "RELEASE", default_values = ["6.1", "6.12", "7"])]
+    releases: Vec<Wanted>,
+    /// Where kernels are and come to: RELEASE/vmlinuz and RELEASE/lib/modules/RELEASE in it [default: `kernels` in
+    /// cargo's target directory]
+    #[arg(long, value_name = "DIR")]
+    kernels: Option<PathBuf>,
+    /// Print the kernels that are in the directory, and do nothing else
+    #[arg(long)]
+    list: bool,
+    /// Run only tests with this in their name or in that of their file, such as `relay`
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+    /// Run them under this machine's own kernel too
+    #[arg(long)]
+    host: bool,
+    /// Write the results to this file, as Markdown
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// What executes the guests [default: kvm where the processor can, else tcg]
+    #[arg(long, value_enum)]
+    accelerator: Option<Accelerator>,
+    /// Seconds that one kernel may take
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    limit: u64,
+    /// Install nothing: a missing program is an error
+    #[arg(long)]
+    no_install: bool,
+}
+
+/// Programs that this command runs, and the Debian packages that have them.
+const PROGRAMS: [(&str, &str); 3] =
+    [("qemu-system-x86_64", "qemu-system-x86"), ("busybox", "busybox-static"), ("xz", "xz-utils")];
+
+/// What the tests may want that a cloud kernel has not built in.
+const MODULES: [&str; 8] =
+    ["veth", "dummy", "tls", "sch_ingress", "sch_netem", "sch_fq", "cls_bpf", "cls_flower"];
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let Args { releases, kernels, list, only, host, report, accelerator, limit, no_install } = args;
+    let directory = match kernels {
+        Some(directory) => directory.clone(),
+        None => target_directory()?.join("kernels"),
+    };
+    if *list {
+        for kernel in Kernel::all_in(&directory)? {
+            println!("{}", kernel.release);
+        }
+        return Ok(());
+    }
+    step("programs");
+    install::programs(&PROGRAMS, *no_install)?;
+    step("kernels");
+    let mut kernels = Vec::new();
+    for wanted in releases {
+        let kernel = match Kernel::newest_in(&directory, wanted)? {
+            Some(kernel) => kernel,
+            None => debian::fetch(wanted, &directory)?,
+        };
+        println!("{wanted}: {}", kernel.release);
+        kernels.push(kernel);
+    }
+    step("tests");
+    let suite = Suite::build(only.as_deref())?;
+
+    let accelerator = accelerator.unwrap_or_else(Accelerator::of_this_machine);
+    let limit = Duration::from_secs(*limit);
+    let mut verdicts = Vec::new();
+    if *host {
+        let release = host::release()?;
+        step(&format!("{release}, this machine's own"));
+        verdicts.push(judge(&release, &suite, &host::run(&suite, show)?));
+    }
+    for kernel in &kernels {
+        step(&format!("{} under {accelerator}", kernel.release));
+        let run = boot(kernel, &suite, accelerator, limit).with_context(|| kernel.release.clone())?;
+        verdicts.push(judge(&kernel.release, &suite, &run));
+    }
+    step("summary");
+    print!("{}", report::table(&verdicts));
+    if let Some(path) = report {
+        fs::write(path, report::markdown(&verdicts)).with_context(|| path.display().to_string())?;
+    }
+    let bad: Vec<_> = verdicts.iter().filter(|verdict| !verdict.faults.is_empty()).collect();
+    if !bad.is_empty() {
+        let releases: Vec<_> = bad.iter().map(|verdict| verdict.release.as_str()).collect();
+        bail!("not as it must be: {}", releases.join(", "));
+    }
+    Ok(())
+}
+
+fn boot(kernel: &Kernel, suite: &Suite, accelerator: Accelerator, limit: Duration) -> Result<Run> {
+    let initramfs = tempfile::NamedTempFile::new()?;
+    let modules = module::in_load_order(&kernel.modules, &MODULES)?;
+    suite.write_initramfs(initramfs.path(), &modules)?;
+    machine::boot(kernel, initramfs.path(), accelerator, limit, show)
+}
+
+/// Shows what comes as it comes, but for the kernel's log, of which the verdict tells what matters.
+fn show(section: &Section, line: &str) {
+    if section.name != LOG {
+        println!("{line}");
+    }
+}
+
+fn judge(release: &str, suite: &Suite, run: &Run) -> Verdict {
+    let verdict = Verdict::of(release, run, |file| suite.tests_of(file));
+    for fault in &verdict.faults {
+        println!("FAULT: {fault}");
+    }
+    verdict
+}

@@ -1,0 +1,156 @@
+//! The archive format of an initial file system: `newc`, as the kernel's
+//! Documentation/driver-api/early-userspace/buffer-format.rst has it.
+
+use std::{
+    collections::BTreeSet,
+    io::{self, Write},
+    path::Path,
+};
+
+/// File types and permissions as in stat(2).
+const DIRECTORY: u32 = 0o040_755;
+const CHARACTER_DEVICE: u32 = 0o020_600;
+const REGULAR: u32 = 0o100_000;
+
+/// Writes an archive, entry by entry; all belongs to root.
+#[derive(Debug)]
+pub(super) struct Archive<W> {
+    out: W,
+    inode: u32,
+    directories: BTreeSet<String>,
+}
+
+/// What is in one entry besides its name.
+#[derive(Debug, Clone, Copy, Default)]
+struct Entry<'a> {
+    mode: u32,
+    device: (u32, u32),
+    data: &'a [u8],
+}
+
+impl<W: Write> Archive<W> {
+    pub(super) fn new(out: W) -> Self {
+        Self { out, inode: 0, directories: BTreeSet::new() }
+    }
+
+    /// Adds a directory and those above it, once.
+    pub(super) fn directory(&mut self, path: &str) -> io::Result<()> {
+        let path = path.trim_matches('/');
+        if path.is_empty() || self.directories.contains(path) {
+            return Ok(());
+        }
+        self.parents(path)?;
+        self.directories.insert(path.to_owned());
+        self.entry(path, Entry { mode: DIRECTORY, ..Entry::default() })
+    }
+
+    /// Adds a file with the given permissions, and the directories above it.
+    pub(super) fn file(&mut self, path: &str, permissions: u32, data: &[u8]) -> io::Result<()> {
+        let path = path.trim_matches('/');
+        self.parents(path)?;
+        self.entry(path, Entry { mode: REGULAR | permissions, data, ..Entry::default() })
+    }
+
+    /// Adds a character device with the given major and minor number, and the directories above it.
+    pub(super) fn device(&mut self, path: &str, major: u32, minor: u32) -> io::Result<()> {
+        let path = path.trim_matches('/');
+        self.parents(path)?;
+        self.entry(path, Entry { mode: CHARACTER_DEVICE, device: (major, minor), data: &[] })
+    }
+
+    /// Writes the trailer and returns the writer.
+    pub(super) fn finish(mut self) -> io::Result<W> {
+        self.entry("TRAILER!!!", Entry::default())?;
+        self.out.flush()?;
+        Ok(self.out)
+    }
+
+    fn parents(&mut self, path: &str) -> io::Result<()> {
+        match Path::new(path).parent().and_then(Path::to_str) {
+            Some(parent) => self.directory(parent),
+            None => Ok(()),
+        }
+    }
+
+    fn entry(&mut self, path: &str, entry: Entry<'_>) -> io::Result<()> {
+        let Entry { mode, device: (major, minor), data } = entry;
+        let too_large = |_| io::Error::new(io::ErrorKind::FileTooLarge, format!("{path}: over 4 GiB"));
+        let size = u32::try_from(data.len()).map_err(too_large)?;
+        let name_size = u32::try_from(path.len() + 1).map_err(too_large)?;
+        self.inode += 1;
+        let (owner, links, modified, archive_device, checksum) = (0, 1, 0, 0, 0);
+        write!(self.out, "070701")?;
+        for field in [
+            self.inode,
+            mode,
+            owner,
+            owner,
+            links,
+            modified,
+            size,
+            archive_device,
+            archive_device,
+            major,
+            minor,
+            name_size,
+            checksum,
+        ] {
+            write!(self.out, "{field:08x}")?;
+        }
+        self.out.write_all(path.as_bytes())?;
+        self.out.write_all(&[0])?;
+        self.pad(HEADER + path.len() + 1)?;
+        self.out.write_all(data)?;
+        self.pad(data.len())
+    }
+
+    /// Everything starts at a multiple of four bytes.
+    fn pad(&mut self, written: usize) -> io::Result<()> {
+        self.out.write_all(&[0; 3][..written.wrapping_neg() % 4])
+    }
+}
+
+/// Bytes before the name: a magic number of six and thirteen fields of eight digits.
+const HEADER: usize = 6 + 13 * 8;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_are_aligned_and_have_their_directories_before_them() {
+        let mut archive = Archive::new(Vec::new());
+        archive.file("/a/b/one", 0o755, b"12345").unwrap();
+        archive.file("a/two", 0o644, b"").unwrap();
+        archive.device("dev/console", 5, 1).unwrap();
+        let bytes = archive.finish().unwrap();
+        assert_eq!(bytes.len() % 4, 0);
+
+        let mut entries = Vec::new();
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            let field = |index: usize| {
+                let digits = std::str::from_utf8(&rest[6 + 8 * index..][..8]).unwrap();
+                usize::from_str_radix(digits, 16).unwrap()
+            };
+            assert_eq!(&rest[..6], b"070701");
+            let (mode, size, major, minor, name_size) = (field(1), field(6), field(9), field(10), field(11));
+            let name = std::str::from_utf8(&rest[HEADER..][..name_size - 1]).unwrap();
+            let start = (HEADER + name_size).next_multiple_of(4);
+            entries.push((name.to_owned(), mode, (major, minor), rest[start..][..size].to_vec()));
+            rest = &rest[(start + size).next_multiple_of(4)..];
+        }
+        let expected = [
+            ("a", 0o040_755, (0, 0), &b""[..]),
+            ("a/b", 0o040_755, (0, 0), b""),
+            ("a/b/one", 0o100_755, (0, 0), b"12345"),
+            ("a/two", 0o100_644, (0, 0), b""),
+            ("dev", 0o040_755, (0, 0), b""),
+            ("dev/console", 0o020_600, (5, 1), b""),
+            ("TRAILER!!!", 0, (0, 0), b""),
+        ];
+        let expected =
+            expected.map(|(name, mode, device, data)| (name.to_owned(), mode, device, data.to_vec()));
+        assert_eq!(entries, expected);
+    }
+}

@@ -1,0 +1,163 @@
+//! A virtual machine that runs once, from its kernel's start to its powering off.
+
+use std::{
+    fmt, fs,
+    io::{BufRead as _, BufReader},
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::mpsc::{self, RecvTimeoutError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+
+use super::{
+    kernel::Kernel,
+    transcript::{Section, Transcript},
+};
+
+/// Mebibytes; the initial file system lives in them too.
+const MEMORY: u32 = 2048;
+/// Two, so that what happens on different processors at once can go wrong.
+const PROCESSORS: u32 = 2;
+
+/// `quiet` keeps the console for what is bad; a panic ends the machine at once; the log must hold the whole run.
+const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 log_buf_len=4M printk.devkmsg=on rdinit=/init";
+
+/// What executes the guest's instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Accelerator {
+    /// The processor's own virtualisation
+    Kvm,
+    /// Translation in software: works everywhere, ten to thirty times slower
+    Tcg,
+}
+
+impl Accelerator {
+    /// KVM where the processor has what it takes and we may use it.
+    ///
+    /// The device alone says little: a hypervisor may offer it to guests without passing the extensions on, and
+    /// then no ordinary kernel boots.
+    pub(super) fn of_this_machine() -> Self {
+        let extensions = fs::read_to_string("/proc/cpuinfo").is_ok_and(|cpus| has_extensions(&cpus));
+        let usable = fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
+        if extensions && usable { Self::Kvm } else { Self::Tcg }
+    }
+
+    fn arguments(self) -> [&'static str; 4] {
+        match self {
+            Self::Kvm => ["-accel", "kvm", "-cpu", "host"],
+            // CMPXCHG16B of QEMU 7.2 leaves rubbish in the flags, which the kernel dies of when an interrupt comes
+            // just then; without it kernels take another way. A fifth level of page tables only costs time.
+            Self::Tcg => ["-accel", "tcg,thread=multi", "-cpu", "max,cx16=off,la57=off"],
+        }
+    }
+}
+
+impl fmt::Display for Accelerator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "software emulation",
+        })
+    }
+}
+
+/// Whether /proc/cpuinfo tells of Intel's or AMD's virtualisation extensions.
+fn has_extensions(cpus: &str) -> bool {
+    let flags = cpus.lines().find_map(|line| line.strip_prefix("flags")).unwrap_or_default();
+    flags.split_ascii_whitespace().any(|flag| flag == "vmx" || flag == "svm")
+}
+
+/// What came of a machine.
+#[derive(Debug)]
+pub(super) struct Run {
+    pub(super) transcript: Transcript,
+    /// The kernel's console.
+    pub(super) console: String,
+    /// The limit was reached before the machine powered itself off.
+    pub(super) timed_out: bool,
+    pub(super) took: Duration,
+}
+
+/// Boots `kernel` with `initramfs`, hears what it reports until it powers off, for no longer than `limit`; each line
+/// is shown to `heard` with the section that it belongs to.
+pub(super) fn boot(
+    kernel: &Kernel,
+    initramfs: &Path,
+    accelerator: Accelerator,
+    limit: Duration,
+    mut heard: impl FnMut(&Section, &str),
+) -> Result<Run> {
+    let started = Instant::now();
+    let console = tempfile::NamedTempFile::new()?;
+    let mut qemu = Command::new("qemu-system-x86_64");
+    qemu.args(["-no-user-config", "-nodefaults", "-no-reboot", "-display", "none"])
+        .args(accelerator.arguments())
+        .args(["-m", &MEMORY.to_string(), "-smp", &PROCESSORS.to_string()])
+        .arg("-kernel")
+        .arg(&kernel.image)
+        .arg("-initrd")
+        .arg(initramfs)
+        .args(["-append", COMMAND_LINE])
+        // The first port is the kernel's console, the second is the guest's report: neither tears the other's lines.
+        .arg("-serial")
+        .arg(format!("file:{}", console.path().display()))
+        .args(["-serial", "stdio"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped());
+    let mut machine = Machine(qemu.spawn().context("cannot start qemu-system-x86_64")?);
+    let report = machine.0.stdout.take().context("qemu has no standard output")?;
+
+    let (lines, incoming) = mpsc::channel();
+    let reader = thread::spawn(move || {
+        // Ends with the machine, or with who listens.
+        for line in BufReader::new(report).split(b'\n').map_while(Result::ok) {
+            if lines.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
+                break;
+            }
+        }
+    });
+    let mut transcript = Transcript::default();
+    let timed_out = loop {
+        match incoming.recv_timeout(limit.saturating_sub(started.elapsed())) {
+            Ok(line) => {
+                if let Some(section) = transcript.push(&line) {
+                    heard(section, &line);
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => break true,
+            Err(RecvTimeoutError::Disconnected) => break false,
+        }
+    };
+    drop(machine);
+    // It only reads a pipe whose other end is closed now.
+    drop(reader.join());
+    let console = String::from_utf8_lossy(&fs::read(console.path())?).into_owned();
+    Ok(Run { transcript, console, timed_out, took: started.elapsed() })
+}
+
+/// A running qemu, which ends with its owner.
+struct Machine(Child);
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // Fails if it has ended already.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_processors_flags_count() {
+        assert!(has_extensions("processor\t: 0\nflags\t\t: fpu vmx sse\n"));
+        assert!(has_extensions("flags\t\t: svm\n"));
+        assert!(!has_extensions("model name\t: vmx\nflags\t\t: fpu vmx_lookalike\n"));
+        assert!(!has_extensions(""));
+    }
+}
