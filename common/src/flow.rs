@@ -189,8 +189,9 @@ impl Flow {
     /// to read.
     #[inline]
     const fn has_room(&self, backlog: u32, len: u32, target: &Target, limits: &Limits) -> bool {
-        // Twice the bytes, for the bookkeeping around them.
-        let needed = (target.wmem_queued as u64) + 2 * (backlog as u64 + len as u64) + limits.margin as u64;
+        // Half as much again, for the bookkeeping around the bytes.
+        let bytes = backlog as u64 + len as u64;
+        let needed = target.wmem_queued as u64 + bytes + bytes / 2 + limits.margin as u64;
         needed <= target.sndbuf as u64
             && self.crumbs < CRUMBS
             && target.rmem_alloc as u64 * 2 <= target.rcvbuf as u64

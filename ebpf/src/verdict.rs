@@ -4,7 +4,7 @@ use core::{ffi::c_void, ptr};
 
 use aya_ebpf::{
     EbpfContext as _, Global,
-    bindings::sk_action::SK_PASS,
+    bindings::sk_action::{SK_DROP, SK_PASS},
     helpers::{bpf_get_socket_cookie, bpf_map_lookup_elem, bpf_sk_release, bpf_skc_to_tcp_sock},
     programs::SkBuffContext,
 };
@@ -20,13 +20,15 @@ use crate::maps::{
     SNI_COUNTERS, SNI_EVENTS, SNI_FLOWS, SNI_TARGETS,
 };
 
-/// Never drops: the kernel has already acknowledged what a verdict of `SK_DROP` would throw away.
+/// Never drops a byte: the kernel has already acknowledged what a verdict of `SK_DROP` would throw away.
 #[inline(always)]
 pub(crate) fn verdict(ctx: &SkBuffContext) -> u32 {
     let len = ctx.len();
-    // A FIN without data. Redirecting it would make the kernel take the target for broken.
+    // A FIN without data; userspace learns of it from the socket's state. The kernel takes a queue that yields no
+    // bytes for a broken pipe: the target's if this were redirected, and the socket's own if it were passed while
+    // redirected bytes are queued there.
     if len == 0 {
-        return SK_PASS;
+        return SK_DROP;
     }
     let Some(counters) = SNI_COUNTERS.get_ptr_mut(0) else { return SK_PASS };
     // SAFETY: the entry is this CPU's own. A packet in softirq may interrupt this program where it runs on behalf

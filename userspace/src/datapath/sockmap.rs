@@ -31,6 +31,7 @@ use crate::{
 };
 
 mod connection;
+mod copying;
 mod maps;
 pub mod stats;
 mod watch;
@@ -44,12 +45,14 @@ mod watch;
 /// [`Limits::in_flight_bytes`]: snisplice_config::model::Limits::in_flight_bytes
 pub const SEND_BUFFER: u32 = 4 * 1024 * 1024;
 
-/// What the receive buffers of both sockets may hold; the kernel doubles it. Its own tuning would let them grow to
-/// `net.ipv4.tcp_rmem[2]`, 32 MiB on recent kernels, since it takes each redirected byte for one that was read.
+/// What the receive buffers of both sockets may hold; the kernel doubles it.
+///
+/// Its own tuning would let them grow to `net.ipv4.tcp_rmem[2]`, 32 MiB on recent kernels, since it takes each
+/// redirected byte for one that was read. Much smaller will not do: a sender on the same host can fill the window
+/// while userspace has the socket locked; then the kernel closes it, and nobody is left to open it again, since what
+/// came was redirected and nothing is left to read. A sender cannot have more than `net.ipv4.tcp_wmem[2]` at hand,
+/// 4 MiB by default.
 pub const RECEIVE_BUFFER: u32 = 3 * 1024 * 1024;
-
-/// How much a peer may send ahead: half of the receive buffer as the kernel counts it.
-const WINDOW: u32 = RECEIVE_BUFFER;
 
 /// What applies to every connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -238,7 +241,8 @@ fn prepare(stream: &TcpStream, send_buffer: u32) -> io::Result<()> {
     socket.set_tcp_notsent_lowat(i32::MAX.unsigned_abs())?;
     let _ = rustix::net::sockopt::set_socket_send_buffer_size_force(stream.as_fd(), send_buffer as usize);
     if socket::force_receive_buffer(stream, RECEIVE_BUFFER).is_ok() {
-        socket::set_window_clamp(stream, WINDOW)?;
+        // It was computed from the buffer as it was. Half of the new one, since bytes come with bookkeeping.
+        socket::set_window_clamp(stream, RECEIVE_BUFFER)?;
     }
     Ok(())
 }

@@ -82,8 +82,10 @@ impl Ears {
     fn run(mut self, stop: &OwnedFd) {
         loop {
             self.hear();
-            let mut fds =
-                [PollFd::from_borrowed_fd(self.ring.as_fd(), PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
+            let mut fds = [
+                PollFd::from_borrowed_fd(self.ring.as_fd(), PollFlags::IN),
+                PollFd::new(stop, PollFlags::IN),
+            ];
             match retry_on_intr(|| poll(&mut fds, None)) {
                 Ok(_) if fds[1].revents().is_empty() => {}
                 Ok(_) | Err(Errno::INVAL | Errno::FAULT) => return,

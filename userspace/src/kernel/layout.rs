@@ -113,7 +113,9 @@ impl Types {
 
     fn offset(&self, structure: &'static str, path: &[&str]) -> Result<u32, LayoutError> {
         let found = self.field(structure, path);
-        found.map(|(offset, _)| offset).ok_or_else(|| LayoutError::NoField { structure, field: path.join(".") })
+        found
+            .map(|(offset, _)| offset)
+            .ok_or_else(|| LayoutError::NoField { structure, field: path.join(".") })
     }
 
     /// Offset and type of the field that `path` leads to.

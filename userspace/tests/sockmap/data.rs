@@ -48,7 +48,13 @@ impl Stream {
     }
 
     /// Writes `total` bytes in pieces of up to `piece`, with pauses now and then.
-    pub(crate) fn send(&mut self, to: &TcpStream, total: u64, piece: usize, random: &mut Random) -> io::Result<()> {
+    pub(crate) fn send(
+        &mut self,
+        to: &TcpStream,
+        total: u64,
+        piece: usize,
+        random: &mut Random,
+    ) -> io::Result<()> {
         let mut to = to;
         let mut buffer = vec![0; piece];
         let end = self.position + total;

@@ -87,10 +87,8 @@ impl Rig {
     }
 
     pub(crate) fn with(options: &Options) -> Self {
-        let settings = kernel::Settings {
-            connections: options.connections,
-            in_flight_bytes: options.in_flight_bytes,
-        };
+        let settings =
+            kernel::Settings { connections: options.connections, in_flight_bytes: options.in_flight_bytes };
         let kernel = Kernel::load(&settings).expect("the kernel takes the program");
         let settings =
             sockmap::Settings { send_buffer: options.send_buffer, ..sockmap::Settings::new(options.idle) };
@@ -104,7 +102,8 @@ impl Rig {
     /// Two connected sockets: the outer end and ours.
     fn pair(&self, sizes: Option<usize>) -> (TcpStream, TcpStream) {
         let address = self.listener.local_addr().expect("a bound listener has an address");
-        let outer = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+        let outer =
+            socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
         if let Some(bytes) = sizes {
             outer.set_send_buffer_size(bytes).expect("SO_SNDBUF");
             outer.set_recv_buffer_size(bytes).expect("SO_RCVBUF");
@@ -155,9 +154,10 @@ impl Rig {
             let map = SockHash::<_, Cookie>::try_from(Map::SockHash(data(fd))).expect("a sockhash");
             map.keys().count()
         };
-        let flows = HashMap::<_, Cookie, Flow>::try_from(Map::HashMap(data(self.kernel.flows()))).expect("a hash");
-        let control =
-            HashMap::<_, Cookie, Control>::try_from(Map::HashMap(data(self.kernel.control()))).expect("a hash");
+        let flows =
+            HashMap::<_, Cookie, Flow>::try_from(Map::HashMap(data(self.kernel.flows()))).expect("a hash");
+        let control = HashMap::<_, Cookie, Control>::try_from(Map::HashMap(data(self.kernel.control())))
+            .expect("a hash");
         [
             sockets(self.kernel.targets()),
             sockets(self.kernel.verdict()),

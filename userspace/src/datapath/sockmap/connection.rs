@@ -1,8 +1,8 @@
 //! What userspace does for a connection whose bytes the kernel moves.
 //!
 //! Each direction is a story of its own: sleep while the kernel redirects; copy what it passes until it redirects
-//! again; at the peer's FIN copy the rest, wait until the receiver's socket has taken everything, and pass the FIN
-//! on. A reset of one side ends both stories and resets the other.
+//! again ([`super::copying`]); at the peer's FIN copy the rest, wait until the receiver's socket has taken everything,
+//! and pass the FIN on. A reset of one side ends both stories and resets the other.
 
 use std::{
     cell::Cell,
@@ -16,26 +16,16 @@ use rustix::{
     io::Errno,
     net::{RecvFlags, recv},
 };
-use snisplice_common::{
-    Cookie,
-    flow::{Control, Flow},
-};
+use snisplice_common::{Cookie, flow::Flow};
 use tokio::time::{sleep, timeout};
 
 use super::{Slot, watch::Also};
 use crate::{
     account::{Account, Direction},
-    datapath::{
-        End,
-        copy::{Pump, Step, StepError},
-        relay::idle,
-    },
+    datapath::{End, copy::Pump, relay::idle},
     kernel::signals::{Ready, Side, What},
     socket,
 };
-
-/// Steps of one copy before the worker's other connections get their turn.
-const STEPS_PER_TURN: u32 = 8;
 
 /// How long bytes that were already received may take to reach the one side after the other has reset.
 const FLUSH_GRACE: Duration = Duration::from_secs(1);
@@ -43,14 +33,13 @@ const FLUSH_GRACE: Duration = Duration::from_secs(1);
 /// Looks at a queue that is about to become empty, before it is left alone for a while.
 const LOOKS: u32 = 16;
 
-
 /// One socket of the connection.
 #[derive(Debug)]
 pub(super) struct Leg {
     pub(super) side: Side,
     pub(super) socket: TcpStream,
     pub(super) cookie: Cookie,
-    also: Cell<Also>,
+    pub(super) also: Cell<Also>,
     /// Bytes of its stream that the socket had taken before it was enrolled.
     base: u64,
 }
@@ -79,9 +68,9 @@ pub(super) struct Way {
     /// The program sees its packets.
     armed: bool,
     /// Bytes that userspace has written to the receiver.
-    forwarded: Cell<u64>,
-    /// The kernel has been told some value of the former.
-    published: Cell<bool>,
+    pub(super) forwarded: Cell<u64>,
+    /// How many of them the kernel has been told of.
+    pub(super) published: Cell<u64>,
     /// Redirected bytes that are in the account already.
     accounted: Cell<u64>,
 }
@@ -105,24 +94,24 @@ pub(super) struct Connection<'a> {
     // Fields are dropped in this order: the sockets are closed before their state is removed.
     client: Leg,
     backend: Leg,
-    entries: Entries<'a>,
+    pub(super) entries: Entries<'a>,
     /// The side whose failure is known and no news any more.
     broken: Cell<Option<Side>>,
 }
 
 /// What the kernel keeps for the connection, removed and accounted for at its end.
-struct Entries<'a> {
-    slot: Slot<'a>,
-    account: &'a Account,
+pub(super) struct Entries<'a> {
+    pub(super) slot: Slot<'a>,
+    pub(super) account: &'a Account,
     cookies: [Cookie; 2],
     ways: [Way; 2],
 }
 
 /// The side whose socket failed.
 #[derive(Debug)]
-struct Broken {
-    side: Side,
-    error: io::Error,
+pub(super) struct Broken {
+    pub(super) side: Side,
+    pub(super) error: io::Error,
 }
 
 impl<'a> Connection<'a> {
@@ -214,114 +203,6 @@ impl<'a> Connection<'a> {
         }
     }
 
-    /// Copies what the kernel has passed until it may redirect again.
-    async fn catch_up(&self, direction: Direction, pump: &mut Pump) -> Result<(), Broken> {
-        let (from, _) = self.ends(direction);
-        loop {
-            let moved = self.copy_passed(direction, pump).await?;
-            // Takes the socket's lock. A verdict that had not heard of what we just published is over now, and
-            // what it passed shows in the flow; any later one tells us by an event.
-            let _ = self.peek(from);
-            let flow = self.flow(direction)?;
-            if flow.passed == self.way(direction).forwarded.get() {
-                break;
-            }
-            if moved == 0 {
-                // Passed, but still on its way to where it can be read.
-                self.listen(from, |also| also.readable = true)?;
-                let over = Ready::of(from.side, What::HangUp);
-                if self.wait(Ready::of(from.side, What::Readable) | over).await?.any(over) {
-                    // For who called us to see.
-                    break;
-                }
-            }
-        }
-        self.listen(from, |also| also.readable = false)
-    }
-
-    /// Copies what was passed before the FIN. Bytes may come into reach only after it.
-    async fn copy_rest(&self, direction: Direction, pump: &mut Pump) -> Result<(), Broken> {
-        let (from, _) = self.ends(direction);
-        loop {
-            // Takes the socket's lock: whatever came before the FIN has its verdict now.
-            let peeked = self.peek(from);
-            let flow = self.flow(direction)?;
-            if flow.passed == self.way(direction).forwarded.get() {
-                match peeked {
-                    Ok(0) => return Ok(()),
-                    Err(error) if error != Errno::AGAIN => {
-                        return Err(Broken { side: from.side, error: error.into() });
-                    }
-                    _ => sleep(Duration::from_millis(1)).await,
-                }
-            } else if self.copy_passed(direction, pump).await? == 0 {
-                sleep(Duration::from_millis(1)).await;
-            }
-        }
-    }
-
-    /// Copies what the kernel has passed and can be read now, and tells the kernel. Returns how much it was.
-    async fn copy_passed(&self, direction: Direction, pump: &mut Pump) -> Result<u64, Broken> {
-        let (from, _) = self.ends(direction);
-        let flow = self.flow(direction)?;
-        if flow.passed == self.way(direction).forwarded.get() {
-            return Ok(0);
-        }
-        // The kernel has passed more than we have published, so it redirects nothing until we publish again: what
-        // was redirected before is all there is, and must reach the receiver first.
-        self.until_flow_taken(direction, &flow).await?;
-        let before = self.way(direction).forwarded.get();
-        self.copy(direction, pump).await?;
-        let way = self.way(direction);
-        if way.forwarded.get() > before {
-            way.published.set(true);
-            let control = Control { forwarded: way.forwarded.get(), ..Control::default() };
-            let published = self.entries.slot.sockmap.maps.borrow_mut().publish(from.cookie, control);
-            published.map_err(|error| Broken { side: from.side, error })?;
-        }
-        Ok(way.forwarded.get() - before)
-    }
-
-    /// Copies in userspace to the end.
-    async fn copy_until_fin(&self, direction: Direction, pump: &mut Pump) -> Result<(), Broken> {
-        let (from, _) = self.ends(direction);
-        self.listen(from, |also| also.readable = true)?;
-        while !self.copy(direction, pump).await? {
-            self.wait(Ready::of(from.side, What::Readable) | Ready::of(from.side, What::HangUp)).await?;
-        }
-        Ok(())
-    }
-
-    /// Copies until nothing more can be read, and writes all of it. True at the end of the stream.
-    async fn copy(&self, direction: Direction, pump: &mut Pump) -> Result<bool, Broken> {
-        let (from, to) = self.ends(direction);
-        let way = self.way(direction);
-        let mut steps = 0;
-        let ended = loop {
-            match pump.step(&from.socket, &to.socket) {
-                Ok(Step::Moved { bytes, .. }) => {
-                    way.forwarded.set(way.forwarded.get() + bytes as u64);
-                    self.entries.account.moved(direction, bytes as u64);
-                    steps += 1;
-                    if steps == STEPS_PER_TURN {
-                        tokio::task::yield_now().await;
-                        steps = 0;
-                    }
-                }
-                Ok(Step::WantRead) => break false,
-                Ok(Step::Eof) => break true,
-                Ok(Step::WantWrite) => {
-                    self.listen(to, |also| also.writable = true)?;
-                    self.wait(Ready::of(to.side, What::Writable)).await?;
-                }
-                Err(StepError::Read(error)) => return Err(Broken { side: from.side, error }),
-                Err(StepError::Write(error)) => return Err(Broken { side: to.side, error }),
-            }
-        };
-        self.listen(to, |also| also.writable = false)?;
-        Ok(ended)
-    }
-
     /// Waits until the receiver's socket has taken everything of a direction that has ended.
     async fn until_taken(&self, direction: Direction) -> Result<(), Broken> {
         if !self.way(direction).armed {
@@ -333,7 +214,7 @@ impl<'a> Connection<'a> {
 
     /// Waits until the receiver's socket has taken what was redirected to it. There was room for it, so that takes a
     /// moment, unless the host has no memory left.
-    async fn until_flow_taken(&self, direction: Direction, flow: &Flow) -> Result<(), Broken> {
+    pub(super) async fn until_flow_taken(&self, direction: Direction, flow: &Flow) -> Result<(), Broken> {
         let (_, to) = self.ends(direction);
         let sent = flow.redirected + self.way(direction).forwarded.get();
         let mut looks = 0;
@@ -381,7 +262,7 @@ impl<'a> Connection<'a> {
     }
 
     /// Waits until something of `wanted` has happened. Also notices when either socket fails, whatever is awaited.
-    async fn wait(&self, wanted: Ready) -> Result<Ready, Broken> {
+    pub(super) async fn wait(&self, wanted: Ready) -> Result<Ready, Broken> {
         let failed = match self.broken.get() {
             None => Ready::both(What::Failed),
             Some(Side::Client) => Ready::of(Side::Backend, What::Failed),
@@ -389,8 +270,7 @@ impl<'a> Connection<'a> {
         };
         let signals = &self.entries.slot.sockmap.signals;
         loop {
-            let happened =
-                poll_fn(|context| signals.poll(self.slot(), wanted | failed, context)).await;
+            let happened = poll_fn(|context| signals.poll(self.slot(), wanted | failed, context)).await;
             self.check(happened & failed)?;
             if happened.any(wanted) {
                 return Ok(happened & wanted);
@@ -415,7 +295,7 @@ impl<'a> Connection<'a> {
     }
 
     /// Changes what a socket is watched for.
-    fn listen(&self, leg: &Leg, change: impl FnOnce(&mut Also)) -> Result<(), Broken> {
+    pub(super) fn listen(&self, leg: &Leg, change: impl FnOnce(&mut Also)) -> Result<(), Broken> {
         let mut also = leg.also.get();
         change(&mut also);
         if also != leg.also.replace(also) {
@@ -427,12 +307,12 @@ impl<'a> Connection<'a> {
     }
 
     /// Looks at the next byte without taking it; none is the end of the stream.
-    fn peek(&self, from: &Leg) -> Result<usize, Errno> {
+    pub(super) fn peek(&self, from: &Leg) -> Result<usize, Errno> {
         let mut byte = [0];
         recv(&from.socket, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT).map(|(peeked, _)| peeked)
     }
 
-    fn flow(&self, direction: Direction) -> Result<Flow, Broken> {
+    pub(super) fn flow(&self, direction: Direction) -> Result<Flow, Broken> {
         let (from, _) = self.ends(direction);
         let flow = self.entries.slot.sockmap.maps.borrow().flow(from.cookie);
         flow.map_err(|error| Broken { side: from.side, error })
@@ -468,7 +348,7 @@ impl Drop for Entries<'_> {
         let mut maps = self.slot.sockmap.maps.borrow_mut();
         for (cookie, way) in self.cookies.iter().zip(&self.ways) {
             if way.state {
-                maps.remove(*cookie, way.published.get());
+                maps.remove(*cookie, way.published.get() > 0);
             }
         }
     }

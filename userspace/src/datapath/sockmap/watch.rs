@@ -11,11 +11,9 @@ use std::{
     sync::Arc,
 };
 
-use rustix::{
-    event::{
-        Timespec,
-        epoll::{self, CreateFlags, Event, EventData, EventFlags},
-    },
+use rustix::event::{
+    Timespec,
+    epoll::{self, CreateFlags, Event, EventData, EventFlags},
 };
 use tokio::io::{Interest, unix::AsyncFd};
 

@@ -1,0 +1,151 @@
+//! What userspace does with the bytes that the kernel passes.
+//!
+//! A direction is the kernel's again once everything that it passed has been written to the receiver, and it has been
+//! told so ([`Control::forwarded`]). While a sender is faster than its receiver for long, there is no such moment, and
+//! userspace copies: the receiver sets the pace then, not the way that the bytes take.
+
+use std::time::Duration;
+
+use rustix::io::Errno;
+use snisplice_common::flow::Control;
+use tokio::{task::yield_now, time::sleep};
+
+use super::connection::{Broken, Connection, Leg};
+use crate::{
+    account::Direction,
+    datapath::copy::{Pump, Step, StepError},
+    kernel::signals::{Ready, What},
+};
+
+/// Steps of one copy before the worker's other connections get their turn.
+const STEPS_PER_TURN: u32 = 8;
+
+impl Connection<'_> {
+    /// Copies what the kernel has passed until it may redirect again, or until the end of the stream, which is for
+    /// the caller to see.
+    pub(super) async fn catch_up(&self, direction: Direction, pump: &mut Pump) -> Result<(), Broken> {
+        let (from, _) = self.ends(direction);
+        let way = self.way(direction);
+        let over = Ready::of(from.side, What::HangUp);
+        loop {
+            let flow = self.flow(direction)?;
+            let before = way.forwarded.get();
+            if flow.passed == before && way.published.get() == before {
+                break;
+            }
+            // The kernel has passed more than we have published, so it redirects nothing until we publish again: what
+            // was redirected before is all there is, and must reach the receiver first.
+            self.until_flow_taken(direction, &flow).await?;
+            self.copy(direction, pump).await?;
+            if way.forwarded.get() > before {
+                self.publish(direction)?;
+                // Takes the socket's lock: a verdict that had not heard of it is over after this, and what it passed
+                // shows in the flow. Any later one tells us by an event.
+                let _ = self.peek(from);
+                continue;
+            }
+            // Passed, but still on its way to where it can be read.
+            self.listen(from, |also| also.readable = true)?;
+            if self.wait(Ready::of(from.side, What::Readable) | over).await?.any(over) {
+                break;
+            }
+        }
+        self.listen(from, |also| also.readable = false)
+    }
+
+    /// Copies what was passed before the sender's FIN. Some of it may come into reach only after the FIN.
+    pub(super) async fn copy_rest(&self, direction: Direction, pump: &mut Pump) -> Result<(), Broken> {
+        let (from, _) = self.ends(direction);
+        loop {
+            // Takes the socket's lock: whatever came before the FIN has its verdict now.
+            let peeked = self.peek(from);
+            let flow = self.flow(direction)?;
+            let before = self.way(direction).forwarded.get();
+            if flow.passed == before {
+                match peeked {
+                    Ok(0) => return Ok(()),
+                    Err(error) if error != Errno::AGAIN => {
+                        return Err(Broken { side: from.side, error: error.into() });
+                    }
+                    _ => {}
+                }
+            } else {
+                self.until_flow_taken(direction, &flow).await?;
+                self.copy(direction, pump).await?;
+            }
+            if self.way(direction).forwarded.get() == before {
+                sleep(Duration::from_millis(1)).await;
+            }
+        }
+    }
+
+    /// Copies in userspace to the end.
+    pub(super) async fn copy_until_fin(&self, direction: Direction, pump: &mut Pump) -> Result<(), Broken> {
+        let (from, _) = self.ends(direction);
+        self.listen(from, |also| also.readable = true)?;
+        while !self.copy(direction, pump).await? {
+            self.wait(Ready::of(from.side, What::Readable) | Ready::of(from.side, What::HangUp)).await?;
+        }
+        Ok(())
+    }
+
+    /// Copies until nothing more can be read, and writes all of it. True at the end of the stream.
+    pub(super) async fn copy(&self, direction: Direction, pump: &mut Pump) -> Result<bool, Broken> {
+        let (_, to) = self.ends(direction);
+        let mut steps = 0;
+        let ended = loop {
+            match self.step(direction, pump)? {
+                Step::Moved { .. } => {
+                    steps += 1;
+                    if steps % STEPS_PER_TURN == 0 {
+                        yield_now().await;
+                    }
+                }
+                Step::WantWrite => self.until_writable(to).await?,
+                Step::WantRead => break false,
+                Step::Eof => break true,
+            }
+        };
+        self.listen(to, |also| also.writable = false)?;
+        Ok(ended)
+    }
+
+    fn step(&self, direction: Direction, pump: &mut Pump) -> Result<Step, Broken> {
+        let (from, to) = self.ends(direction);
+        match pump.step(&from.socket, &to.socket) {
+            Ok(step) => {
+                if let Step::Moved { bytes, .. } = step {
+                    self.forwarded(direction, bytes);
+                }
+                Ok(step)
+            }
+            Err(StepError::Read(error)) => Err(Broken { side: from.side, error }),
+            Err(StepError::Write(error)) => Err(Broken { side: to.side, error }),
+        }
+    }
+
+    /// Accounts for bytes that userspace has written.
+    fn forwarded(&self, direction: Direction, bytes: usize) {
+        let way = self.way(direction);
+        way.forwarded.set(way.forwarded.get() + bytes as u64);
+        self.entries.account.moved(direction, bytes as u64);
+    }
+
+    /// Tells the kernel how much userspace has written.
+    fn publish(&self, direction: Direction) -> Result<(), Broken> {
+        let (from, _) = self.ends(direction);
+        let way = self.way(direction);
+        let control = Control { forwarded: way.forwarded.get(), ..Control::default() };
+        let published = self.entries.slot.sockmap.maps.borrow_mut().publish(from.cookie, control);
+        published.map_err(|error| Broken { side: from.side, error })?;
+        way.published.set(control.forwarded);
+        Ok(())
+    }
+
+    /// Watches the receiver until it takes more. The watch goes on: who copies ends it.
+    async fn until_writable(&self, to: &Leg) -> Result<(), Broken> {
+        self.listen(to, |also| also.writable = true)?;
+        self.wait(Ready::of(to.side, What::Writable)).await?;
+        Ok(())
+    }
+}
