@@ -236,3 +236,81 @@ unsafe impl aya::Pod for Flow {}
 // SAFETY: `repr(C)`, integers only, no padding (asserted above): every bit pattern is valid.
 #[cfg(feature = "user")]
 unsafe impl aya::Pod for Control {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits { high_water: 1_000_000, margin: 1_000 };
+
+    fn target(write_seq: u32) -> Target {
+        Target { write_seq, wmem_queued: 0, sndbuf: 8_000_000, rmem_alloc: 0, rcvbuf: 6_000_000 }
+    }
+
+    fn forwarded(forwarded: u64) -> Control {
+        Control { forwarded, ..Control::default() }
+    }
+
+    #[test]
+    fn the_backlog_is_exact_across_the_end_of_the_sequence_space() {
+        let mut flow = Flow::new(1, 2);
+        let start = u32::MAX - 500;
+        assert_eq!(flow.decide(1_000, &forwarded(0), &target(start), &LIMITS), Decision::Redirect);
+        flow.redirect(1_000);
+        assert_eq!(flow.backlog(&forwarded(0), start), 1_000);
+        assert_eq!(flow.backlog(&forwarded(0), start.wrapping_add(600)), 400);
+        assert_eq!(flow.backlog(&forwarded(0), start.wrapping_add(1_000)), 0);
+    }
+
+    #[test]
+    fn the_base_leaves_out_what_userspace_wrote() {
+        let mut flow = Flow::new(1, 2);
+        flow.pass(300);
+        assert!(flow.is_held(&forwarded(299)));
+        assert!(!flow.is_held(&forwarded(300)));
+        // 5,000 bytes before this flow, 300 of it.
+        assert_eq!(flow.decide(10, &forwarded(300), &target(5_300), &LIMITS), Decision::Redirect);
+        assert_eq!(flow.base, 5_000);
+        assert!(flow.redirect(10), "it returns");
+        assert_eq!(flow.backlog(&forwarded(300), 5_300), 10);
+    }
+
+    #[test]
+    fn four_gigabytes_do_not_matter() {
+        let mut flow = Flow::new(1, 2);
+        flow.decide(1, &forwarded(0), &target(7), &LIMITS);
+        flow.redirected = (5 << 32) + 100;
+        assert_eq!(flow.backlog(&forwarded(0), 7 + 60), 40);
+    }
+
+    #[test]
+    fn a_long_backlog_and_full_buffers_stop_redirecting() {
+        let mut flow = Flow::new(1, 2);
+        let decide = |flow: &mut Flow, target: Target| flow.decide(1_000, &forwarded(0), &target, &LIMITS);
+        assert_eq!(decide(&mut flow, target(0)), Decision::Redirect);
+        flow.redirect(1_000_001);
+        assert_eq!(decide(&mut flow, target(0)), Decision::OverHighWater);
+        assert_eq!(decide(&mut flow, target(1)), Decision::Redirect);
+        let taken = target(1_000_001);
+        assert_eq!(decide(&mut flow, Target { wmem_queued: 7_997_500, ..taken }), Decision::Redirect);
+        assert_eq!(decide(&mut flow, Target { wmem_queued: 7_997_501, ..taken }), Decision::NoRoom);
+        assert_eq!(decide(&mut flow, Target { rmem_alloc: 3_000_001, ..taken }), Decision::NoRoom);
+    }
+
+    #[test]
+    fn crumbs_are_counted_until_the_backlog_is_empty() {
+        let mut flow = Flow::new(1, 2);
+        for _ in 0..CRUMBS {
+            assert_eq!(flow.decide(1, &forwarded(0), &target(0), &LIMITS), Decision::Redirect);
+            flow.redirect(1);
+        }
+        assert_eq!(flow.decide(1, &forwarded(0), &target(0), &LIMITS), Decision::NoRoom);
+        assert_eq!(flow.decide(1, &forwarded(0), &target(CRUMBS), &LIMITS), Decision::Redirect);
+    }
+
+    #[test]
+    fn userspace_can_hold_a_direction() {
+        let flow = Flow::new(1, 2);
+        assert!(flow.is_held(&Control { hold: 1, ..Control::default() }));
+    }
+}
