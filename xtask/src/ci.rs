@@ -120,7 +120,16 @@ fn fuzz(seconds: u32) -> Result<()> {
     ensure!(list.status.success(), "{}", String::from_utf8_lossy(&list.stderr).trim());
     for target in String::from_utf8(list.stdout)?.lines() {
         let limit = format!("-max_total_time={seconds}");
-        shell::run(fuzz().args(["run", "--fuzz-dir", FUZZ, target, "--", &limit, "-print_final_stats=1"]))?;
+        shell::run(fuzz().args([
+            "run",
+            "--fuzz-dir",
+            FUZZ,
+            target,
+            "--",
+            &limit,
+            "-verbosity=0",
+            "-print_final_stats=1",
+        ]))?;
     }
     Ok(())
 }
