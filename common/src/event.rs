@@ -14,8 +14,8 @@ pub struct Event {
 
 const _: () = assert!(size_of::<Event>() == 16, "Event has padding");
 
-/// What the kernel puts before each event in the ring (`BPF_RINGBUF_HDR_SZ`).
-const RING_HEADER: u32 = 8;
+/// What an event takes in the ring, with what the kernel puts before each (`BPF_RINGBUF_HDR_SZ`).
+const RING_ENTRY: u32 = 16 + 8;
 
 /// The ring size, a power of two no smaller than a page, in which one unread event of each direction fits.
 ///
@@ -23,7 +23,7 @@ const RING_HEADER: u32 = 8;
 /// full; what is lost all the same is counted and made up for by looking at every connection.
 #[must_use]
 pub const fn ring_bytes(directions: u32) -> u32 {
-    let bytes = directions.saturating_mul(size_of::<Event>() as u32 + RING_HEADER);
+    let bytes = directions.saturating_mul(RING_ENTRY);
     // Large enough for a page of any architecture, and far below where the next power of two would overflow.
     if bytes < 65_536 {
         65_536

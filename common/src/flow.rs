@@ -152,13 +152,7 @@ impl Flow {
     /// Decides about a packet of `len` bytes. Only to be asked while not held.
     #[inline]
     #[must_use]
-    pub const fn decide(
-        &mut self,
-        len: u32,
-        control: &Control,
-        target: &Target,
-        limits: &Limits,
-    ) -> Decision {
+    pub const fn decide(&mut self, len: u32, control: &Control, target: &Target, limits: Limits) -> Decision {
         if self.base_known == 0 {
             // Nothing was redirected yet and everything passed has been written: what the target took beyond that
             // is from before this flow.
@@ -188,7 +182,7 @@ impl Flow {
     /// userspace's reach and charged to nobody; and the other way round, redirected bytes would wait for userspace
     /// to read.
     #[inline]
-    const fn has_room(&self, backlog: u32, len: u32, target: &Target, limits: &Limits) -> bool {
+    const fn has_room(&self, backlog: u32, len: u32, target: &Target, limits: Limits) -> bool {
         // Half as much again, for the bookkeeping around the bytes.
         let bytes = backlog as u64 + len as u64;
         let needed = target.wmem_queued as u64 + bytes + bytes / 2 + limits.margin as u64;
@@ -255,7 +249,7 @@ mod tests {
     fn the_backlog_is_exact_across_the_end_of_the_sequence_space() {
         let mut flow = Flow::new(1, 2);
         let start = u32::MAX - 500;
-        assert_eq!(flow.decide(1_000, &forwarded(0), &target(start), &LIMITS), Decision::Redirect);
+        assert_eq!(flow.decide(1_000, &forwarded(0), &target(start), LIMITS), Decision::Redirect);
         flow.redirect(1_000);
         assert_eq!(flow.backlog(&forwarded(0), start), 1_000);
         assert_eq!(flow.backlog(&forwarded(0), start.wrapping_add(600)), 400);
@@ -269,7 +263,7 @@ mod tests {
         assert!(flow.is_held(&forwarded(299)));
         assert!(!flow.is_held(&forwarded(300)));
         // 5,000 bytes before this flow, 300 of it.
-        assert_eq!(flow.decide(10, &forwarded(300), &target(5_300), &LIMITS), Decision::Redirect);
+        assert_eq!(flow.decide(10, &forwarded(300), &target(5_300), LIMITS), Decision::Redirect);
         assert_eq!(flow.base, 5_000);
         assert!(flow.redirect(10), "it returns");
         assert_eq!(flow.backlog(&forwarded(300), 5_300), 10);
@@ -278,7 +272,7 @@ mod tests {
     #[test]
     fn four_gigabytes_do_not_matter() {
         let mut flow = Flow::new(1, 2);
-        flow.decide(1, &forwarded(0), &target(7), &LIMITS);
+        assert_eq!(flow.decide(1, &forwarded(0), &target(7), LIMITS), Decision::Redirect);
         flow.redirected = (5 << 32) + 100;
         assert_eq!(flow.backlog(&forwarded(0), 7 + 60), 40);
     }
@@ -286,7 +280,7 @@ mod tests {
     #[test]
     fn a_long_backlog_and_full_buffers_stop_redirecting() {
         let mut flow = Flow::new(1, 2);
-        let decide = |flow: &mut Flow, target: Target| flow.decide(1_000, &forwarded(0), &target, &LIMITS);
+        let decide = |flow: &mut Flow, target: Target| flow.decide(1_000, &forwarded(0), &target, LIMITS);
         assert_eq!(decide(&mut flow, target(0)), Decision::Redirect);
         flow.redirect(1_000_001);
         assert_eq!(decide(&mut flow, target(0)), Decision::OverHighWater);
@@ -301,11 +295,11 @@ mod tests {
     fn crumbs_are_counted_until_the_backlog_is_empty() {
         let mut flow = Flow::new(1, 2);
         for _ in 0..CRUMBS {
-            assert_eq!(flow.decide(1, &forwarded(0), &target(0), &LIMITS), Decision::Redirect);
+            assert_eq!(flow.decide(1, &forwarded(0), &target(0), LIMITS), Decision::Redirect);
             flow.redirect(1);
         }
-        assert_eq!(flow.decide(1, &forwarded(0), &target(0), &LIMITS), Decision::NoRoom);
-        assert_eq!(flow.decide(1, &forwarded(0), &target(CRUMBS), &LIMITS), Decision::Redirect);
+        assert_eq!(flow.decide(1, &forwarded(0), &target(0), LIMITS), Decision::NoRoom);
+        assert_eq!(flow.decide(1, &forwarded(0), &target(CRUMBS), LIMITS), Decision::Redirect);
     }
 
     #[test]

@@ -14,10 +14,10 @@ pub const EVENTS: &str = "SNI_EVENTS";
 pub const COUNTERS: &str = "SNI_COUNTERS";
 
 /// Directions that the maps have room for unless the loader says otherwise: two for each connection.
-pub const DIRECTIONS: usize = 16_384;
+pub const DIRECTIONS: u32 = 16_384;
 
 /// Size of the event ring unless the loader says otherwise; see [`crate::event::ring_bytes`].
-pub const RING_BYTES: usize = crate::event::ring_bytes(DIRECTIONS as u32) as usize;
+pub const RING_BYTES: usize = crate::event::ring_bytes(DIRECTIONS) as usize;
 
 /// The globals that the loader sets before the program is verified.
 pub mod global {

@@ -7,7 +7,7 @@ use snisplice_common::flow::{Control, Decision, Flow, Limits, Target};
 
 const LIMITS: Limits = Limits { high_water: 600, margin: 50 };
 const SNDBUF: u64 = 2_000;
-const RCVBUF: u64 = 1_000;
+const RCVBUF: u64 = 300;
 const PACKET: u64 = 200;
 
 type Bytes = Range<u64>;
@@ -114,7 +114,7 @@ impl Model {
             rmem_alloc: 0,
             rcvbuf: u32::MAX,
         };
-        if !held && self.flow.decide(size, &control, &target, &LIMITS) == Decision::Redirect {
+        if !held && self.flow.decide(size, &control, &target, LIMITS) == Decision::Redirect {
             self.flow.redirect(size);
             self.backlog.push_back(bytes);
         } else {
@@ -194,7 +194,7 @@ impl Model {
 
     fn step(&mut self, sending: bool, laziness: u64) {
         // Whatever cannot move now is tried again later.
-        let _ = match self.random.below(5) {
+        let _ = match self.random.below(8) {
             0 => sending && self.arrive(),
             1 => self.finish_verdict(),
             2 => self.work(),
@@ -212,12 +212,12 @@ impl Model {
 #[test]
 fn every_byte_arrives_once_and_in_order() {
     let (mut redirected, mut returns) = (0, 0);
-    for seed in 0..3_000 {
+    for seed in 0..5_000 {
         let mut model = Model::new(seed);
-        for _ in 0..60 {
+        for _ in 0..40 {
             // The sender rests now and then, and the receiver reads more or less eagerly.
             let (sending, laziness) = (model.random.below(2) == 0, model.random.below(4));
-            for _ in 0..40 {
+            for _ in 0..80 {
                 model.step(sending, laziness);
             }
         }
@@ -233,5 +233,5 @@ fn every_byte_arrives_once_and_in_order() {
         redirected += model.flow.redirected;
         returns += model.flow.returns;
     }
-    assert!(redirected > 1_000_000 && returns > 1_000, "{redirected} bytes redirected, {returns} returns");
+    assert!(redirected > 1_000_000 && returns > 500, "{redirected} bytes redirected, {returns} returns");
 }

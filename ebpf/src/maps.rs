@@ -11,8 +11,10 @@ use snisplice_common::{
     counters::Counters,
     event::Event,
     flow::{Control, Flow},
-    map::{DIRECTIONS, RING_BYTES},
+    map::{self, RING_BYTES},
 };
+
+const DIRECTIONS: usize = map::DIRECTIONS as usize;
 
 /// Entries come and go with connections, so they are not allocated beforehand.
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;

@@ -71,7 +71,7 @@ fn redirect(ctx: &SkBuffContext, len: u32, flow: &mut Flow, control: &Control, c
         return false;
     };
     let limits = Limits { high_water: HIGH_WATER.load(), margin: MARGIN.load() };
-    match flow.decide(len, control, &target, &limits) {
+    match flow.decide(len, control, &target, limits) {
         // The helper says SK_DROP when the target has left the map in the meantime.
         Decision::Redirect => SNI_TARGETS.redirect_skb(ctx, flow.peer, 0) == i64::from(SK_PASS),
         Decision::OverHighWater => {

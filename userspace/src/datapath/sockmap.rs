@@ -96,8 +96,12 @@ impl Sockmap {
         Ok(Self { kernel, worker, signals, watch: Rc::new(watch), watching, maps, relay, settings })
     }
 
-    async fn carry(&self, pair: Pair, account: &Account) -> End {
-        match self.enrol(pair, account).await {
+    async fn carry(
+        &self,
+        enrolled: impl Future<Output = Result<Connection<'_>, Unenrolled>>,
+        account: &Account,
+    ) -> End {
+        match enrolled.await {
             Ok(connection) => {
                 self.kernel.stats().enrol();
                 account.carried_by(Carrier::Sockmap);
@@ -196,7 +200,8 @@ impl Datapath for Sockmap {
     }
 
     fn relay<'a>(&'a self, pair: Pair, account: &'a Account) -> Carry<'a> {
-        Box::pin(self.carry(pair, account))
+        // The enrolment lives in a box of its own, and only until it is over.
+        Box::pin(self.carry(Box::pin(self.enrol(pair, account)), account))
     }
 }
 

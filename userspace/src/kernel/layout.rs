@@ -45,6 +45,7 @@ impl Layout {
     }
 
     /// Name and value of each global of the program that takes an offset.
+    #[must_use]
     pub fn globals(&self) -> [(&'static str, &u32); 5] {
         [
             (global::OFF_WRITE_SEQ, &self.write_seq),
@@ -161,5 +162,33 @@ impl Types {
             };
             found = self.0.resolve_chained_type(inner).ok()?;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every kernel that can run the program shows its types to everyone; on others there is nothing to test.
+    fn types() -> Option<Types> {
+        Types::of_running_kernel().ok()
+    }
+
+    #[test]
+    fn fields_of_unnamed_and_nested_structures_are_found() {
+        let Some(types) = types() else { return };
+        // `sk_family` is a macro for a member of the structure that every socket begins with.
+        assert!(types.has_field("sock", "__sk_common"));
+        // In an unnamed union of an unnamed structure.
+        assert!(types.has_field("sk_buff", "next"));
+        let layout = types.layout().expect("a running kernel has TCP");
+        assert!(layout.rcvbuf != layout.sndbuf && layout.write_seq > layout.sndbuf, "{layout:?}");
+    }
+
+    #[test]
+    fn a_missing_field_is_named() {
+        let Some(types) = types() else { return };
+        let error = types.offset("tcp_sock", &["inet_conn", "nonesuch"]).expect_err("there is none");
+        assert_eq!(error.to_string(), "this kernel's `struct tcp_sock` has no field `inet_conn.nonesuch`");
     }
 }

@@ -1,192 +1,432 @@
-//! What this kernel can do, found out by trying.
+//! What this kernel can do: small experiments on loopback, made before the first connection is accepted.
 //!
-//! Version strings lie on distributions' kernels, so nothing is read off them: privileges and types are looked at, and
-//! the datapath itself carries a few connections on loopback, in less than a second, before it is trusted with others'.
+//! Version numbers do not tell: distributions carry fixes back, and some of what the sockmap datapath needs can be
+//! switched off. So the very datapath is tried, on sockets of our own, for what older kernels got wrong. All of it
+//! takes well under a second.
 
-use std::{fmt, fs, time::Instant};
+use std::{cell::Cell, fmt, io, net::Ipv4Addr, rc::Rc, sync::Arc, thread, time::Duration};
 
-use super::{Kernel, Settings, layout::Types};
+use rustix::{
+    thread::{CapabilitySet, capabilities},
+    time::{ClockId, clock_getres},
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    runtime,
+    task::{JoinHandle, LocalSet},
+    time::timeout,
+};
 
-mod stage;
-mod trials;
+use super::{
+    Kernel, Settings,
+    layout::{LayoutError, Types},
+};
+use crate::{
+    account::{Account, Carrier},
+    datapath::{
+        Datapath as _, End, Pair,
+        relay::Relay,
+        sockmap::{self, Sockmap},
+    },
+};
 
-/// What was found, in the order of trying.
-#[derive(Debug)]
-pub struct Report {
-    /// Each probe that was run. After one that others depend on has failed, those are not run.
-    pub probes: Vec<Probe>,
+mod traffic;
+
+use traffic::{Ends, Pattern};
+
+/// What an experiment showed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// As it should be.
+    Passed,
+    /// It works, but not as well as it could.
+    Warning(String),
+    /// The sockmap datapath cannot be used here, for this reason.
+    Failed(String),
 }
 
-/// One probe's outcome.
-#[derive(Debug)]
-pub struct Probe {
-    /// A short name, also for searching the documentation.
+/// One experiment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProbeResult {
+    /// What was looked at.
     pub name: &'static str,
-    /// What was seen, or what is wrong.
-    pub result: Result<String, String>,
-    /// What to do about a failure.
+    /// What it showed.
+    pub outcome: Outcome,
+    /// What to do about a warning or failure.
     pub remedy: &'static str,
-    /// Whether the datapath is unusable without it.
-    pub required: bool,
+}
+
+/// All experiments, in the order they were made. Those that could not be made because an earlier one failed are
+/// missing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// One for each experiment.
+    pub probes: Vec<ProbeResult>,
 }
 
 impl Report {
-    /// Whether the sockmap datapath may serve.
+    /// Whether the sockmap datapath can be used.
     #[must_use]
     pub fn passed(&self) -> bool {
-        self.probes.iter().all(|probe| probe.result.is_ok() || !probe.required)
+        self.failures().next().is_none()
     }
 
-    fn add(
-        &mut self,
-        name: &'static str,
-        remedy: &'static str,
-        required: bool,
-        result: Result<String, String>,
-    ) -> bool {
-        let passed = result.is_ok();
-        self.probes.push(Probe { name, result, remedy, required });
-        passed
+    /// What speaks against it.
+    pub fn failures(&self) -> impl Iterator<Item = &ProbeResult> {
+        self.probes.iter().filter(|probe| matches!(probe.outcome, Outcome::Failed(_)))
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for Probe { name, result, remedy, required } in &self.probes {
-            match result {
-                Ok(seen) => writeln!(f, "{name:<14} passed   {seen}")?,
-                Err(wrong) => {
-                    let verdict = if *required { "failed" } else { "warning" };
-                    writeln!(f, "{name:<14} {verdict:<8} {wrong}")?;
-                    writeln!(f, "{:<23} remedy: {remedy}", "")?;
-                }
+        for ProbeResult { name, outcome, remedy } in &self.probes {
+            match outcome {
+                Outcome::Passed => writeln!(f, "ok       {name}")?,
+                Outcome::Warning(why) => writeln!(f, "warning  {name}: {why}\n         remedy: {remedy}")?,
+                Outcome::Failed(why) => writeln!(f, "failed   {name}: {why}\n         remedy: {remedy}")?,
             }
         }
-        writeln!(f)?;
-        if self.passed() {
-            writeln!(f, "datapath sockmap can serve here, and auto takes it; relay can serve anywhere")
-        } else {
-            writeln!(f, "datapath sockmap cannot serve here: auto takes relay")
-        }
+        let verdict =
+            if self.passed() { "the kernel can move the bytes" } else { "bytes are relayed in userspace" };
+        writeln!(f, "=> {verdict}")
     }
 }
 
-/// Runs every probe. Takes less than a second; needs loopback, and the privileges of the datapath it tries.
+/// Makes all experiments. Blocks the calling thread.
 #[must_use]
 pub fn run_all() -> Report {
-    let mut report = Report { probes: Vec::new() };
-    // Each of these is what the next one stands on.
-    let _ = privileges(&mut report) && types(&mut report) && load(&mut report);
-    tick(&mut report);
+    let mut probes = vec![privileges()];
+    if let (Outcome::Passed, types) = (&probes[0].outcome, Types::of_running_kernel()) {
+        probes.extend(of_types(types.as_ref()));
+    }
+    let mut report = Report { probes };
+    if report.passed() {
+        report.probes.push(timer());
+        report.probes.extend(experiments());
+    }
     report
 }
 
-fn privileges(report: &mut Report) -> bool {
-    /// Bits of `/proc/self/status`, from `linux/capability.h`.
-    const WANTED: [(u32, &str); 3] = [(12, "CAP_NET_ADMIN"), (38, "CAP_PERFMON"), (39, "CAP_BPF")];
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let effective = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok())
-        .unwrap_or(0);
-    // Before these were split off, in Linux 5.8, CAP_SYS_ADMIN (21) stood for all of them.
-    let missing: Vec<_> = WANTED
-        .iter()
-        .filter(|(bit, _)| effective >> bit & 1 == 0 && effective >> 21 & 1 == 0)
-        .map(|(_, name)| *name)
-        .collect();
-    let result = match missing.as_slice() {
-        [] => Ok("CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON are there".into()),
-        missing => Err(format!("{} missing", missing.join(", "))),
+fn privileges() -> ProbeResult {
+    let needed = [
+        (CapabilitySet::NET_ADMIN, "CAP_NET_ADMIN"),
+        (CapabilitySet::BPF, "CAP_BPF"),
+        (CapabilitySet::PERFMON, "CAP_PERFMON"),
+    ];
+    let outcome = match capabilities(None) {
+        Ok(sets) if sets.effective.contains(CapabilitySet::SYS_ADMIN | CapabilitySet::NET_ADMIN) => {
+            Outcome::Passed
+        }
+        Ok(sets) => {
+            let missing: Vec<_> = needed
+                .iter()
+                .filter(|(set, _)| !sets.effective.contains(*set))
+                .map(|(_, name)| *name)
+                .collect();
+            if missing.is_empty() {
+                Outcome::Passed
+            } else {
+                Outcome::Failed(format!("the process has no {}", missing.join(", ")))
+            }
+        }
+        Err(error) => Outcome::Failed(format!("cannot tell the process's capabilities: {error}")),
     };
-    report.add(
-        "privileges",
-        "run as root, or grant the capabilities (a privileged container has them)",
-        true,
-        result,
-    )
+    ProbeResult {
+        name: "privileges",
+        outcome,
+        remedy: "run as root, or grant CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (AmbientCapabilities= in a unit)",
+    }
 }
 
-/// The kernel's own types tell whether fixes that changed a structure are there, whatever its version says.
-fn types(report: &mut Report) -> bool {
-    const UPDATE: &str = "update the kernel: 6.12.75, 6.18 or newer have every fix";
-    let types = match Types::of_running_kernel() {
-        Ok(types) => types,
-        Err(error) => {
-            let remedy = "use a kernel built with CONFIG_DEBUG_INFO_BTF=y, as all distributions' are";
-            return report.add("types", remedy, true, Err(error.to_string()));
-        }
+const NEWER_KERNEL: &str = "use Linux 6.12.75, 6.18 or later, or the latest of an older long-term series";
+
+fn of_types(types: Result<&Types, &LayoutError>) -> Vec<ProbeResult> {
+    let layout = ProbeResult {
+        name: "kernel types",
+        outcome: match types.map(Types::layout) {
+            Ok(Ok(_)) => Outcome::Passed,
+            Ok(Err(error)) => Outcome::Failed(error.to_string()),
+            Err(error) => Outcome::Failed(error.to_string()),
+        },
+        remedy: "use a kernel that is built with CONFIG_DEBUG_INFO_BTF=y, as those of the distributions are",
     };
-    let layout = types.layout().map(|_| "the fields the program reads are there".into());
-    if !report.add("types", "use a kernel from 6.1 on", true, layout.map_err(|error| error.to_string())) {
-        return false;
-    }
-    // Linux 6.4 and 6.1.32: without these, data stalls and FINs are lost.
-    let delayed = types.structure_of_field("sk_psock", "work").as_deref() == Some("delayed_work");
-    let result = if delayed {
-        Ok("fixes of 2023 are there")
+    let Ok(types) = types else { return vec![layout] };
+    // What the fixes left behind in the structures tells whether a kernel has them.
+    let queue = if types.structure_of_field("sk_psock", "work").as_deref() != Some("delayed_work") {
+        Outcome::Failed(
+            "redirected bytes can be lost when they have to wait (fixed in 6.1.32, 6.4)".to_owned(),
+        )
+    } else if types.has_field("sk_psock_work_state", "skb") {
+        Outcome::Failed(
+            "redirected bytes can be lost or doubled (fixed in 6.1.142, 6.6.94, 6.12.34, 6.15.3)".to_owned(),
+        )
     } else {
-        Err("the fixes of 2023 are missing: data stalls")
+        Outcome::Passed
     };
-    if !report.add("stall-fixes", UPDATE, true, result.map(Into::into).map_err(Into::into)) {
-        return false;
-    }
-    // 6.1.142, 6.12.35 and 6.15.3: without these, data is lost or doubled when a send buffer is full. The datapath
-    // does not let that happen, but a packet that was cut by a full buffer once is one too many.
-    let safe = !types.has_field("sk_psock_work_state", "skb");
-    let result = if safe {
-        Ok("fixes of 2025 are there")
+    let window = if types.has_field("sk_psock", "msg_tot_len") {
+        Outcome::Passed
     } else {
-        Err("the fixes of 2025 are missing: a full send buffer loses or doubles data")
+        Outcome::Warning("the window may be miscounted when bytes are passed to userspace".to_owned())
     };
-    if !report.add("retry-fixes", UPDATE, true, result.map(Into::into).map_err(Into::into)) {
-        return false;
-    }
-    // 6.1.165 has it without this field, which came with 6.12.75 and 6.18.
-    let counted = types.has_field("sk_psock", "msg_tot_len");
-    let result = if counted {
-        Ok("fixes of 2026 are there")
-    } else {
-        Err("cannot tell whether the fix of copied_seq is there: a window may be off after a slow phase")
-    };
-    report.add("window-fixes", UPDATE, false, result.map(Into::into).map_err(Into::into));
-    true
+    vec![
+        layout,
+        ProbeResult { name: "queue fixes", outcome: queue, remedy: NEWER_KERNEL },
+        ProbeResult { name: "window fixes", outcome: window, remedy: NEWER_KERNEL },
+    ]
 }
 
-fn load(report: &mut Report) -> bool {
-    let settings = Settings { connections: 64, in_flight_bytes: trials::HIGH_WATER };
-    let kernel = match Kernel::load(&settings) {
-        Ok(kernel) => kernel,
-        Err(error) => {
-            let remedy = "check `sysctl kernel.lockdown`-like restrictions, and CONFIG_BPF_STREAM_PARSER=y";
-            return report.add("load", remedy, true, Err(error.to_string()));
-        }
-    };
-    report.add("load", "", true, Ok("the program and its maps are loaded".into()));
-    for (name, trial) in trials::ALL {
-        let started = Instant::now();
-        let result = trial(&kernel).map(|seen| format!("{seen} ({} ms)", started.elapsed().as_millis()));
-        let remedy = "serve with `datapath: relay`, and report the kernel's version with this output";
-        if !report.add(name, remedy, true, result.map_err(|error| format!("{error:#}"))) {
-            return false;
-        }
+fn timer() -> ProbeResult {
+    // The coarse clock advances with the timer.
+    let tick = clock_getres(ClockId::MonotonicCoarse);
+    let milliseconds = tick.tv_nsec / 1_000_000;
+    ProbeResult {
+        name: "timer",
+        outcome: if tick.tv_sec > 0 || milliseconds >= 10 {
+            Outcome::Warning(format!("redirected bytes that have to wait do so for {milliseconds} ms"))
+        } else {
+            Outcome::Passed
+        },
+        remedy: "use a kernel with CONFIG_HZ of 250 or 1000",
     }
-    true
 }
 
-/// The kernel retries a full send buffer one timer tick later: rare here, and cheap where ticks are short.
-fn tick(report: &mut Report) {
-    let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    let config = fs::read_to_string(format!("/boot/config-{release}")).unwrap_or_default();
-    let hertz =
-        config.lines().find_map(|line| line.strip_prefix("CONFIG_HZ=")).and_then(|hz| hz.parse::<u32>().ok());
-    let result = match hertz {
-        Some(hertz) if hertz < 250 => {
-            Err(format!("{hertz} timer ticks a second: a full send buffer waits up to 10 ms"))
-        }
-        Some(hertz) => Ok(format!("{hertz} timer ticks a second")),
-        None => Ok("timer ticks unknown (the kernel's configuration is not at hand)".into()),
+/// How long one experiment may take before it counts as hanging.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Small, so that everything is reached soon.
+const SMALL_BUFFER: u32 = 300 * 1024;
+
+/// Runs the experiments on a thread of their own, since the caller may be inside a runtime.
+fn experiments() -> Vec<ProbeResult> {
+    let run = || {
+        let settings = Settings { connections: 16, in_flight_bytes: SMALL_BUFFER };
+        let kernel = Kernel::load(&settings);
+        let load = ProbeResult {
+            name: "program",
+            outcome: match &kernel {
+                Ok(_) => Outcome::Passed,
+                Err(error) => Outcome::Failed(error.to_string()),
+            },
+            remedy: "CONFIG_BPF_STREAM_PARSER=y, and no lockdown=confidentiality on the kernel's command line",
+        };
+        let Ok(kernel) = kernel else { return vec![load] };
+        let runtime = runtime::Builder::new_current_thread().enable_all().build();
+        let made = runtime.and_then(|runtime| LocalSet::new().block_on(&runtime, with_traffic(kernel)));
+        let made = made.unwrap_or_else(|error| {
+            vec![ProbeResult {
+                name: "loopback",
+                outcome: Outcome::Failed(error.to_string()),
+                remedy: "bring the loopback interface up, and allow more open files",
+            }]
+        });
+        std::iter::once(load).chain(made).collect()
     };
-    report.add("tick", "prefer a kernel with CONFIG_HZ=250 or more", false, result);
+    let thread = thread::Builder::new().name("probe".to_owned()).spawn(run);
+    thread
+        .and_then(|thread| thread.join().map_err(|_| io::Error::other("an experiment panicked")))
+        .unwrap_or_else(|error| {
+            vec![ProbeResult {
+                name: "experiments",
+                outcome: Outcome::Failed(error.to_string()),
+                remedy: "report this with the output of `snisplice probe`",
+            }]
+        })
+}
+
+async fn with_traffic(kernel: Arc<Kernel>) -> io::Result<Vec<ProbeResult>> {
+    let lab = Lab::new(kernel).await?;
+    let mut probes = Vec::new();
+    for (name, experiment) in [
+        ("queued bytes", Experiment::Queued),
+        ("both ways with small buffers", Experiment::BothWays),
+        ("half-close", Experiment::HalfClose),
+        ("pass and return", Experiment::PassAndReturn),
+        ("back-pressure", Experiment::BackPressure),
+        ("reset", Experiment::Reset),
+    ] {
+        let outcome = match timeout(PATIENCE, Box::pin(lab.make(experiment))).await {
+            Ok(Ok(())) => Outcome::Passed,
+            Ok(Err(error)) => Outcome::Failed(error.to_string()),
+            Err(_) => Outcome::Failed(format!("nothing moves any more after {PATIENCE:?}")),
+        };
+        probes.push(ProbeResult { name, outcome, remedy: NEWER_KERNEL });
+    }
+    Ok(probes)
+}
+
+/// What is tried.
+#[derive(Debug, Clone, Copy)]
+enum Experiment {
+    /// Bytes that were there before the connection was enrolled go first, and at once.
+    Queued,
+    /// A slow reader on each side, both ways at once: nothing is lost, doubled or out of order.
+    BothWays,
+    /// FIN of the client leaves the way back open.
+    HalfClose,
+    /// What the kernel passes to userspace arrives in order, and it redirects again.
+    PassAndReturn,
+    /// A backend that does not read stops the client.
+    BackPressure,
+    /// RST of the client reaches the backend.
+    Reset,
+}
+
+/// Two carriers on loopback: one as in service, one with small buffers.
+struct Lab {
+    kernel: Arc<Kernel>,
+    listener: TcpListener,
+    usual: Rc<Sockmap>,
+    small: Rc<Sockmap>,
+}
+
+impl Lab {
+    async fn new(kernel: Arc<Kernel>) -> io::Result<Self> {
+        let usual = sockmap::Settings::new(PATIENCE);
+        let small = sockmap::Settings { send_buffer: SMALL_BUFFER, ..usual.clone() };
+        let carrier = |settings| Sockmap::new(kernel.clone(), Relay::new(PATIENCE), settings).map(Rc::new);
+        Ok(Self {
+            usual: carrier(usual)?,
+            small: carrier(small)?,
+            listener: TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?,
+            kernel,
+        })
+    }
+
+    async fn pair(&self) -> io::Result<(TcpStream, TcpStream)> {
+        let outer = TcpStream::connect(self.listener.local_addr()?).await?;
+        outer.set_nodelay(true)?;
+        let local = outer.local_addr()?;
+        loop {
+            // Anybody may connect to a port on loopback.
+            let (inner, peer) = self.listener.accept().await?;
+            if peer == local {
+                return Ok((outer, inner));
+            }
+        }
+    }
+
+    /// A carried connection, and how it ends. `before` bytes are sent each way before it is enrolled.
+    async fn link(
+        &self,
+        carrier: &Rc<Sockmap>,
+        before: u64,
+    ) -> io::Result<(Ends, JoinHandle<io::Result<End>>)> {
+        let ((client, our_client), (backend, our_backend)) = (self.pair().await?, self.pair().await?);
+        let ends = Ends::new(client, backend);
+        ends.client.send(before).await?;
+        ends.backend.send(before).await?;
+        let carrier = carrier.clone();
+        let ended = tokio::task::spawn_local(async move {
+            let account = Account::default();
+            let pair = Pair { client: our_client, backend: our_backend, hello: Vec::new() };
+            let end = carrier.relay(pair, &account).await;
+            if account.carrier() == Some(Carrier::Sockmap) {
+                Ok(end)
+            } else {
+                Err(io::Error::other("the kernel did not take the sockets"))
+            }
+        });
+        Ok((ends, ended))
+    }
+
+    async fn make(&self, experiment: Experiment) -> io::Result<()> {
+        match experiment {
+            Experiment::Queued => {
+                let (ends, _ended) = self.link(&self.usual, 4_000).await?;
+                ends.backend.expect(4_000).await?;
+                ends.client.expect(4_000).await
+            }
+            Experiment::BothWays => {
+                const BYTES: u64 = 4 * 1024 * 1024;
+                let (ends, ended) = self.link(&self.small, 0).await?;
+                tokio::try_join!(
+                    ends.client.send_and_finish(BYTES),
+                    ends.backend.send_and_finish(BYTES),
+                    ends.client.expect_slowly(BYTES),
+                    ends.backend.expect_slowly(BYTES),
+                )?;
+                finished(ended).await
+            }
+            Experiment::HalfClose => {
+                let (ends, ended) = self.link(&self.usual, 0).await?;
+                ends.client.send_and_finish(10_000).await?;
+                ends.backend.expect(10_000).await?;
+                ends.backend.expect_end().await?;
+                ends.backend.send_and_finish(10_000).await?;
+                ends.client.expect(10_000).await?;
+                ends.client.expect_end().await?;
+                finished(ended).await
+            }
+            Experiment::PassAndReturn => self.pass_and_return().await,
+            Experiment::BackPressure => self.back_pressure().await,
+            Experiment::Reset => {
+                let (ends, ended) = self.link(&self.usual, 0).await?;
+                ends.client.send(1_000).await?;
+                ends.backend.expect(1_000).await?;
+                let Ends { client, backend } = ends;
+                client.abort()?;
+                backend.expect_reset().await?;
+                match ended.await?? {
+                    End::ClientReset => Ok(()),
+                    other => Err(io::Error::other(format!("it ended as {}", other.reason()))),
+                }
+            }
+        }
+    }
+
+    async fn pass_and_return(&self) -> io::Result<()> {
+        /// More than the small buffer and the receiver's own hold.
+        const BURST: u64 = 2 * 1024 * 1024;
+        let counters = || self.kernel.counters().map_err(io::Error::other);
+        let before = counters()?;
+        let (ends, _ended) = self.link(&self.small, 0).await?;
+        for _ in 0..2 {
+            tokio::try_join!(ends.client.send(BURST), ends.backend.expect_slowly(BURST))?;
+            ends.client.send(1_000).await?;
+            ends.backend.expect(1_000).await?;
+        }
+        let after = counters()?;
+        if after.passed_bytes == before.passed_bytes {
+            return Err(io::Error::other("the program never passed a byte"));
+        }
+        if after.returns == before.returns {
+            return Err(io::Error::other("the program did not redirect again"));
+        }
+        Ok(())
+    }
+
+    async fn back_pressure(&self) -> io::Result<()> {
+        /// The balancer's share, and the peers' own buffers.
+        const CAP: u64 = 32 * 1024 * 1024;
+        /// Without progress for so long, the sender is stopped.
+        const STOPPED: Duration = Duration::from_millis(100);
+        let (ends, _ended) = self.link(&self.small, 0).await?;
+        let sent = Cell::new(0);
+        loop {
+            match timeout(STOPPED, ends.client.send_some()).await {
+                Ok(more) => sent.set(sent.get() + more?),
+                Err(_) => break,
+            }
+            if sent.get() > CAP {
+                return Err(io::Error::other(format!(
+                    "{} bytes went to a backend that does not read",
+                    sent.get()
+                )));
+            }
+        }
+        ends.backend.expect(sent.get()).await
+    }
+}
+
+/// Expects the ordinary end.
+async fn finished(ended: JoinHandle<io::Result<End>>) -> io::Result<()> {
+    match ended.await?? {
+        End::Finished => Ok(()),
+        other => Err(io::Error::other(format!("it ended as {}", other.reason()))),
+    }
+}
+
+/// Keeps the pattern in one place: what one end sends, the other expects.
+fn patterns() -> (Pattern, Pattern) {
+    (Pattern::new(0x5eed), Pattern::new(0xfeed))
 }

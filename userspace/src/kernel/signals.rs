@@ -219,9 +219,7 @@ impl Token {
     /// The inverse of [`Token::pack`].
     #[must_use]
     pub fn unpack(packed: u64) -> Self {
-        #[expect(clippy::cast_possible_truncation, reason = "the shift leaves 16 bits")]
         let worker = (packed >> 48) as u16;
-        #[expect(clippy::cast_possible_truncation, reason = "it was a usize when it was packed")]
         let slot = ((packed & 0xffff_ffff_ffff) >> 1) as usize;
         Self { worker, slot, side: if packed & 1 == 0 { Side::Client } else { Side::Backend } }
     }

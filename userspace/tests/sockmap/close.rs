@@ -142,8 +142,6 @@ struct Ends {
 }
 
 fn taken_apart(link: Link) -> (impl FnOnce() -> &'static str, Ends) {
-    let clone = |stream: &TcpStream| stream.try_clone().expect("a second descriptor");
-    let _ = clone;
     let Link { client, backend, outcome, leash } = link;
     let wait = move || {
         let reason = outcome.recv_timeout(PATIENCE).expect("the connection ends").reason;

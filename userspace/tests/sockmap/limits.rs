@@ -35,14 +35,12 @@ fn a_backend_that_does_not_read() {
     // Again after it has read, from which the kernel might learn to let more in.
     for _ in 0..3 {
         let sent = stream.send_until_blocked(&link.client, Duration::from_secs(1));
-        eprintln!("{sent} bytes held");
         assert!(sent < HELD, "{sent} bytes held");
         expected.expect(&link.backend, sent);
     }
     stream.send(&link.client, MIB, 10_000, &mut Random::new(1)).expect("sent");
     expected.expect(&link.backend, MIB);
     let counters = rig.kernel.counters().expect("counters");
-    eprintln!("{counters:?}");
     assert!(counters.no_room + counters.over_high_water > 0 && counters.returns > 0, "{counters:?}");
 }
 
@@ -58,7 +56,6 @@ fn echo() {
             backend.shutdown(Shutdown::Write).expect("FIN");
         });
         let held = stream.send_until_blocked(&link.client, Duration::from_secs(1));
-        eprintln!("{held} bytes held");
         assert!(held < 2 * HELD, "{held} bytes held");
         let more = 50 * MIB;
         let client = &link.client;
@@ -70,7 +67,6 @@ fn echo() {
         expect_eof(&link.client);
     });
     assert_eq!(link.outcome().reason, "finished");
-    eprintln!("{:?}", rig.kernel.counters());
 }
 
 fn both_ways_full() {
@@ -82,7 +78,6 @@ fn both_ways_full() {
         let down = scope.spawn(|| down.send_until_blocked(&link.backend, Duration::from_secs(2)));
         (up.join().expect("blocked"), down.join().expect("blocked"))
     });
-    eprintln!("{sent_up} and {sent_down} bytes held");
     assert!(sent_up < HELD && sent_down < HELD, "{sent_up} and {sent_down} bytes held");
     // One way after the other: neither waits for the other.
     Stream::new(2).expect(&link.client, sent_down);
@@ -91,7 +86,6 @@ fn both_ways_full() {
     let mut expected = Stream::new(1);
     expected.skip(sent_up);
     expected.expect(&link.backend, MIB);
-    eprintln!("{:?}", rig.kernel.counters());
 }
 
 /// A backend that has seen enough of a request, and answers without reading on.
@@ -112,7 +106,6 @@ fn full_one_way() {
     down.send(&link.backend, MIB, 1_000, &mut Random::new(1)).expect("sent");
     down_expected.expect(&link.client, MIB);
     Stream::new(1).expect(&link.backend, sent);
-    eprintln!("{:?}", rig.kernel.counters());
 }
 
 fn a_full_map() {

@@ -143,7 +143,7 @@ impl Rig {
         let (sender, outcome) = mpsc::channel();
         let (leash, held) = tokio::sync::oneshot::channel();
         let order = Order { client: client.1, backend: backend.1, leash: held, outcome: sender };
-        self.orders.send(order).ok().expect("the worker lives");
+        assert!(self.orders.send(order).is_ok(), "the worker is gone");
         Link { client: client.0, backend: backend.0, outcome, leash }
     }
 

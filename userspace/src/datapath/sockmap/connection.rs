@@ -51,6 +51,12 @@ impl Leg {
         let base = taken(&socket)?;
         Ok(Self { side, socket, cookie, also: Cell::default(), base })
     }
+
+    /// Looks at the next byte without taking it; none is the end of the stream.
+    pub(super) fn peek(&self) -> Result<usize, Errno> {
+        let mut byte = [0];
+        recv(&self.socket, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT).map(|(peeked, _)| peeked)
+    }
 }
 
 /// Bytes of its stream that the socket has taken from whoever writes to it, give or take the SYN. The order of the
@@ -149,7 +155,10 @@ impl<'a> Connection<'a> {
     }
 
     /// Sees the connection to its end.
-    pub(super) async fn run(self, limit: Duration) -> End {
+    ///
+    /// What is live while a connection idles counts for each of them, so the rare and the short parts are boxed where
+    /// they are awaited.
+    pub(super) async fn run(&self, limit: Duration) -> End {
         let mut upward = Pump::default();
         let mut downward = Pump::default();
         let ended = tokio::select! {
@@ -164,11 +173,11 @@ impl<'a> Connection<'a> {
         match ended {
             Ok(_) => End::Finished,
             Err(Broken { side: Side::Client, error }) => {
-                self.pass_on_reset(Direction::Up, &mut upward).await;
+                Box::pin(self.pass_on_reset(Direction::Up, &mut upward)).await;
                 End::broken_by_client(error)
             }
             Err(Broken { side: Side::Backend, error }) => {
-                self.pass_on_reset(Direction::Down, &mut downward).await;
+                Box::pin(self.pass_on_reset(Direction::Down, &mut downward)).await;
                 End::broken_by_backend(error)
             }
         }
@@ -179,9 +188,9 @@ impl<'a> Connection<'a> {
         if self.way(direction).armed {
             self.kernel_until_fin(direction, pump).await?;
         } else {
-            self.copy_until_fin(direction, pump).await?;
+            Box::pin(self.copy_until_fin(direction, pump)).await?;
         }
-        self.until_taken(direction).await?;
+        Box::pin(self.until_taken(direction)).await?;
         let (_, to) = self.ends(direction);
         match to.socket.shutdown(Shutdown::Write) {
             // The receiver is gone already; its own direction reports how.
@@ -197,9 +206,9 @@ impl<'a> Connection<'a> {
         loop {
             let happened = self.wait(Ready::of(from.side, What::Passed) | over).await?;
             if happened.any(over) {
-                return self.copy_rest(direction, pump).await;
+                return Box::pin(self.copy_rest(direction, pump)).await;
             }
-            self.catch_up(direction, pump).await?;
+            Box::pin(self.catch_up(direction, pump)).await?;
         }
     }
 
@@ -304,12 +313,6 @@ impl<'a> Connection<'a> {
             modified.map_err(|error| Broken { side: leg.side, error })?;
         }
         Ok(())
-    }
-
-    /// Looks at the next byte without taking it; none is the end of the stream.
-    pub(super) fn peek(&self, from: &Leg) -> Result<usize, Errno> {
-        let mut byte = [0];
-        recv(&from.socket, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT).map(|(peeked, _)| peeked)
     }
 
     pub(super) fn flow(&self, direction: Direction) -> Result<Flow, Broken> {

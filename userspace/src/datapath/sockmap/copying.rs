@@ -41,7 +41,7 @@ impl Connection<'_> {
                 self.publish(direction)?;
                 // Takes the socket's lock: a verdict that had not heard of it is over after this, and what it passed
                 // shows in the flow. Any later one tells us by an event.
-                let _ = self.peek(from);
+                let _ = from.peek();
                 continue;
             }
             // Passed, but still on its way to where it can be read.
@@ -58,7 +58,7 @@ impl Connection<'_> {
         let (from, _) = self.ends(direction);
         loop {
             // Takes the socket's lock: whatever came before the FIN has its verdict now.
-            let peeked = self.peek(from);
+            let peeked = from.peek();
             let flow = self.flow(direction)?;
             let before = self.way(direction).forwarded.get();
             if flow.passed == before {

@@ -105,7 +105,6 @@ fn read(event: &Event) -> (usize, Ready) {
             happened |= Ready::of(side, what);
         }
     }
-    #[expect(clippy::cast_possible_truncation, reason = "it was a usize when it was registered")]
     let slot = (data >> 1) as usize;
     (slot, happened)
 }
