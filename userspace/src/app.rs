@@ -118,11 +118,8 @@ impl App {
             let _guard = self.runtime.enter();
             Signals::new()?
         };
-        loop {
-            match self.runtime.block_on(signals.next()) {
-                Asked::Reload => self.reload(),
-                Asked::Stop => break,
-            }
+        while let Asked::Reload = self.runtime.block_on(signals.next()) {
+            self.reload();
         }
         self.admin.ready.store(false, Relaxed);
         let patience = self.current.load().model.timeouts.drain;
@@ -226,8 +223,7 @@ fn warnings(translation: &Translation) -> String {
         .diagnostics
         .iter()
         .filter(|finding| finding.severity != Severity::Note)
-        .map(ToString::to_string)
-        .collect()
+        .fold(String::new(), |text, finding| text + &format!("{finding}\n"))
 }
 
 /// Binds an address that the workers are about to close.

@@ -52,7 +52,8 @@ fn gcd(a: u64, b: u64) -> u64 {
 
 /// The number nearest to `wanted`, going up, that shares no factor with `total`.
 fn coprime_near(total: u64, wanted: u64) -> u64 {
-    (wanted.max(1)..).find(|&candidate| gcd(candidate, total.max(1)) == 1).unwrap_or(1)
+    // Among as many numbers in a row as the total there is always one, for example that before a multiple of it.
+    (wanted.max(1)..=wanted + total + 1).find(|&candidate| gcd(candidate, total.max(1)) == 1).unwrap_or(1)
 }
 
 #[cfg(test)]

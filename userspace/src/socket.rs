@@ -15,9 +15,8 @@ fn set_int(fd: impl AsFd, level: libc::c_int, name: libc::c_int, value: libc::c_
     let length = size_of::<libc::c_int>() as libc::socklen_t;
     // SAFETY: the descriptor is open for the life of the borrow, and the pointer and length describe `value`,
     // which outlives the call.
-    let result = unsafe {
-        libc::setsockopt(fd.as_fd().as_raw_fd(), level, name, (&raw const value).cast(), length)
-    };
+    let result =
+        unsafe { libc::setsockopt(fd.as_fd().as_raw_fd(), level, name, (&raw const value).cast(), length) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

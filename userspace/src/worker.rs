@@ -142,9 +142,12 @@ async fn work(shared: Shared, mut orders: mpsc::UnboundedReceiver<Order>) -> io:
     }
     // Their last act is to take what the kernel has already accepted for them.
     acceptors.close();
-    acceptors.wait().await;
-    sessions.close();
-    if timeout(patience, sessions.wait()).await.is_err() {
+    let ended = async {
+        acceptors.wait().await;
+        sessions.close();
+        sessions.wait().await;
+    };
+    if timeout(patience, ended).await.is_err() {
         tracing::warn!(connections = sessions.len(), "closing connections that outlived the drain");
     }
     Ok(())
@@ -163,23 +166,23 @@ struct Acceptor {
 impl Acceptor {
     async fn run(self) {
         loop {
-            let permit = tokio::select! {
-                permit = self.permits.clone().acquire_owned() => permit,
-                () = self.stop.cancelled() => break,
-            };
-            // The semaphore is never closed.
-            let Ok(permit) = permit else { return };
             tokio::select! {
-                accepted = self.socket.accept() => self.take(accepted, permit).await,
+                accepted = self.socket.accept() => self.take(accepted).await,
                 () = self.stop.cancelled() => break,
             }
         }
         self.empty_the_backlog();
     }
 
-    async fn take(&self, accepted: io::Result<(TcpStream, SocketAddr)>, permit: OwnedSemaphorePermit) {
+    async fn take(&self, accepted: io::Result<(TcpStream, SocketAddr)>) {
         match accepted {
-            Ok((client, _)) => self.start(client, permit),
+            Ok((client, _)) => {
+                // At the limit it waits in here, and those after it in the kernel's queue. Asking only now keeps no
+                // permit from a worker that has a connection for it. The semaphore is never closed.
+                if let Ok(permit) = self.permits.clone().acquire_owned().await {
+                    self.start(client, permit);
+                }
+            }
             // The client gave up before we came; the next one may be fine.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {

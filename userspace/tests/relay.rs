@@ -124,10 +124,8 @@ fn a_reset_is_passed_on_after_what_was_sent_before_it() {
             let error = other.read(&mut words).await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::ConnectionReset);
             let (end, _) = rig.ended.await.unwrap();
-            match by_client {
-                true => assert!(matches!(end, End::ClientReset), "{end:?}"),
-                false => assert!(matches!(end, End::BackendReset), "{end:?}"),
-            }
+            let wanted = if by_client { End::ClientReset.reason() } else { End::BackendReset.reason() };
+            assert_eq!(end.reason(), wanted, "{end:?}");
         });
     }
 }

@@ -86,8 +86,11 @@ impl fmt::Display for Report {
                 Outcome::Failed(why) => writeln!(f, "failed   {name}: {why}\n         remedy: {remedy}")?,
             }
         }
-        let verdict =
-            if self.passed() { "the kernel can move the bytes" } else { "bytes are relayed in userspace" };
+        let verdict = if self.passed() {
+            "the kernel can move the bytes: datapath sockmap serves here, auto takes it, and relay serves anywhere"
+        } else {
+            "bytes are copied in userspace: auto takes the datapath relay, and sockmap refuses to start"
+        };
         writeln!(f, "=> {verdict}")
     }
 }
