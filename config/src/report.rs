@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::model::{Model, Origin};
 
-/// The outcome of [`crate::load`].
+/// The outcome of [`crate::load()`].
 #[derive(Debug, Clone)]
 pub struct Translation {
     /// The configuration; `None` if there was any [`Severity::Error`].

@@ -2,7 +2,7 @@
 //!
 //! Both sockets go into maps; from then on the verdict program (`ebpf/src/verdict.rs`, `snisplice_common::flow`)
 //! sees each packet that either receives and redirects it to the other, or passes it when the other has no room.
-//! [`connection`] tells what userspace does meanwhile; what cannot be enrolled, the relay carries.
+//! `sockmap/connection.rs` tells what userspace does meanwhile; what cannot be enrolled, the relay carries.
 //!
 //! The order in which a connection is enrolled matters. The sockets become targets before anything can be
 //! redirected to them; the state exists before the program looks for it; the hello, which nobody has read, is in the
