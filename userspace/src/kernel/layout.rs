@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use btf_rs::{Btf, BtfType, Member, Type};
+use btf_rs::{Backend, Btf, BtfType, Member, Type};
 use snisplice_common::map::global;
 use thiserror::Error;
 
@@ -75,8 +75,8 @@ impl Types {
     }
 
     fn read(path: impl AsRef<Path>) -> Result<Self, LayoutError> {
-        // A few names are looked up once: not worth an index over all types.
-        Btf::from_file_with_backend(path, btf_rs::Backend::Mmap).map(Self).map_err(LayoutError::Unreadable)
+        // Before Linux 6.16 the file cannot be mapped.
+        Btf::from_file_with_backend(path, Backend::Cache).map(Self).map_err(LayoutError::Unreadable)
     }
 
     /// The offsets that the program needs.
