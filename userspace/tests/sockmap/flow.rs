@@ -72,16 +72,36 @@ fn what_came_before_goes_first() {
 
 fn passes_and_returns() {
     let rig = Rig::with(&Options { in_flight_bytes: 1, ..Options::default() });
+    stop_and_go(&rig);
     exchange(&rig.link(), 20 * MIB, 60_000);
-    let counters = rig.kernel.counters().expect("counters");
-    assert!(counters.over_high_water > 2 && counters.returns > 2, "{counters:?}");
 }
 
 fn small_send_buffers() {
     let rig = Rig::with(&Options { send_buffer: 300 * 1024, ..Options::default() });
+    stop_and_go(&rig);
+    assert!(rig.kernel.counters().expect("counters").no_room > 0);
     exchange(&rig.link(), 20 * MIB, 60_000);
+}
+
+/// Has each direction leave the kernel and come back several times: the receiver reads nothing until its sender is
+/// stopped, then everything, then keeps up.
+fn stop_and_go(rig: &Rig) {
+    const ROUNDS: u64 = 4;
+    let link = rig.tight_link();
+    for (from, to, seed) in [(&link.client, &link.backend, 1), (&link.backend, &link.client, 2)] {
+        let (mut stream, mut expected) = (Stream::new(seed), Stream::new(seed));
+        for _ in 0..ROUNDS {
+            let sent = stream.send_until_blocked(from, Duration::from_millis(300));
+            expected.expect(to, sent);
+            for _ in 0..10 {
+                stream.send(from, 1_000, 1_000, &mut Random::new(seed)).expect("the connection holds");
+                expected.expect(to, 1_000);
+            }
+        }
+    }
     let counters = rig.kernel.counters().expect("counters");
-    assert!(counters.no_room > 0 && counters.returns > 0, "{counters:?}");
+    let falls = counters.over_high_water + counters.no_room;
+    assert!(falls >= 2 * ROUNDS && counters.returns >= 2 * ROUNDS, "{counters:?}");
 }
 
 fn one_byte_at_a_time() {
