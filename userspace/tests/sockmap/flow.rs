@@ -86,7 +86,7 @@ fn small_send_buffers() {
 /// Has each direction leave the kernel and come back several times: the receiver reads nothing until its sender is
 /// stopped, then everything, then keeps up.
 fn stop_and_go(rig: &Rig) {
-    const ROUNDS: u64 = 4;
+    const ROUNDS: u64 = 2;
     let link = rig.tight_link();
     for (from, to, seed) in [(&link.client, &link.backend, 1), (&link.backend, &link.client, 2)] {
         let (mut stream, mut expected) = (Stream::new(seed), Stream::new(seed));

@@ -23,6 +23,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("both_ways_full_then_read", both_ways_full),
         trial("a_full_way_up_does_not_stop_the_way_down", full_one_way),
         trial("a_full_map_means_the_relay", a_full_map),
+        trial("an_idle_connection_costs_little", small_future),
         trial("2000_connections_leave_nothing_behind", nothing_left_behind),
     ]
 }
@@ -122,6 +123,14 @@ fn a_full_map() {
     drop(second.backend);
     assert_eq!(rig.kernel.stats().fallbacks(Refusal::MapFull), 1);
     drop(first);
+}
+
+fn small_future() {
+    let rig = Rig::new();
+    let link = rig.link();
+    drop((link.client.shutdown(Shutdown::Write), link.backend.shutdown(Shutdown::Write)));
+    let bytes = link.outcome().future_bytes;
+    assert!(bytes <= 1_100, "the future of a connection has {bytes} bytes");
 }
 
 fn nothing_left_behind() {

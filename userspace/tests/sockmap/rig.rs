@@ -44,6 +44,8 @@ pub(crate) struct Outcome {
     pub(crate) up: u64,
     pub(crate) down: u64,
     pub(crate) carrier: Option<Carrier>,
+    /// What the connection's future takes on the heap.
+    pub(crate) future_bytes: usize,
 }
 
 /// The outer ends of a carried connection.
@@ -190,12 +192,20 @@ fn work(kernel: Arc<Kernel>, settings: sockmap::Settings, mut orders: tokio_mpsc
                 };
                 let pair =
                     Pair { client: stream(order.client), backend: stream(order.backend), hello: Vec::new() };
+                let carry = sockmap.relay(pair, &account);
+                let future_bytes = size_of_val(&*carry);
                 let end = tokio::select! {
-                    end = sockmap.relay(pair, &account) => end.reason(),
+                    end = carry => end.reason(),
                     _ = order.leash => "dropped",
                 };
                 let (up, down) = account.bytes();
-                let _ = order.outcome.send(Outcome { reason: end, up, down, carrier: account.carrier() });
+                let _ = order.outcome.send(Outcome {
+                    reason: end,
+                    up,
+                    down,
+                    carrier: account.carrier(),
+                    future_bytes,
+                });
             });
         }
     });

@@ -183,7 +183,8 @@ impl<'a> Connection<'a> {
         }
     }
 
-    /// One direction's story.
+    /// One direction's story. What happens only now and then is boxed: an idle connection shall not hold memory for
+    /// it.
     async fn one_way(&self, direction: Direction, pump: &mut Pump) -> Result<(), Broken> {
         if self.way(direction).armed {
             self.kernel_until_fin(direction, pump).await?;
