@@ -247,11 +247,12 @@ async fn with_traffic(kernel: Arc<Kernel>) -> io::Result<Vec<ProbeResult>> {
         ("back-pressure", Experiment::BackPressure),
         ("reset", Experiment::Reset),
     ] {
-        let outcome = match timeout(PATIENCE, Box::pin(lab.make(experiment))).await {
-            Ok(Ok(())) => Outcome::Passed,
-            Ok(Err(error)) => Outcome::Failed(error.to_string()),
-            Err(_) => Outcome::Failed(format!("nothing moves any more after {PATIENCE:?}")),
-        };
+        let mut outcome = lab.judge(experiment).await;
+        if let Outcome::Failed(why) = &outcome {
+            // A busy machine is no broken kernel: what fails twice in a row is.
+            tracing::warn!(name, %why, "an experiment failed, making it once more");
+            outcome = lab.judge(experiment).await;
+        }
         probes.push(ProbeResult { name, outcome, remedy: NEWER_KERNEL });
     }
     Ok(probes)
@@ -332,6 +333,14 @@ impl Lab {
         Ok((ends, ended))
     }
 
+    async fn judge(&self, experiment: Experiment) -> Outcome {
+        match timeout(PATIENCE, Box::pin(self.make(experiment))).await {
+            Ok(Ok(())) => Outcome::Passed,
+            Ok(Err(error)) => Outcome::Failed(error.to_string()),
+            Err(_) => Outcome::Failed(format!("nothing moves any more after {PATIENCE:?}")),
+        }
+    }
+
     async fn make(&self, experiment: Experiment) -> io::Result<()> {
         match experiment {
             Experiment::Queued => {
@@ -383,18 +392,20 @@ impl Lab {
         let counters = || self.kernel.counters().map_err(io::Error::other);
         let before = counters()?;
         let (ends, _ended) = self.link(&self.small, 0).await?;
-        for _ in 0..2 {
-            tokio::try_join!(ends.client.send(BURST), ends.backend.expect_slowly(BURST))?;
+        // The receiver waits for the program to pass, however fast this machine is.
+        let read_late = async {
+            while counters()?.passed_bytes == before.passed_bytes {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            ends.backend.expect(BURST).await
+        };
+        tokio::try_join!(ends.client.send(BURST), read_late)?;
+        // Once userspace has caught up, the program redirects again; where it does not, patience ends this.
+        while counters()?.returns == before.returns {
             ends.client.send(1_000).await?;
             ends.backend.expect(1_000).await?;
         }
-        let after = counters()?;
-        if after.passed_bytes == before.passed_bytes {
-            return Err(io::Error::other("the program never passed a byte"));
-        }
-        if after.returns == before.returns {
-            return Err(io::Error::other("the program did not redirect again"));
-        }
+        tokio::try_join!(ends.client.send(BURST), ends.backend.expect_slowly(BURST))?;
         Ok(())
     }
 
