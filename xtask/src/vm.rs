@@ -1,8 +1,14 @@
 //! `cargo xtask vm`: the datapath's tests under other kernels than this machine's.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    num::NonZeroUsize,
+    path::PathBuf,
+    thread::{self, ScopedJoinHandle},
+    time::{Duration, Instant},
+};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 
 use self::{
     kernel::{Kernel, Wanted},
@@ -52,6 +58,9 @@ pub(crate) struct Args {
     /// What executes the guests [default: kvm where the processor can, else tcg]
     #[arg(long, value_enum)]
     accelerator: Option<Accelerator>,
+    /// How many machines run at once [default: one for each two processors, but two at least]
+    #[arg(long, value_name = "NUMBER")]
+    jobs: Option<NonZeroUsize>,
     /// Seconds that one kernel may take
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     limit: u64,
@@ -69,7 +78,7 @@ const MODULES: [&str; 8] =
     ["veth", "dummy", "tls", "sch_ingress", "sch_netem", "sch_fq", "cls_bpf", "cls_flower"];
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let Args { releases, kernels, list, only, host, report, accelerator, limit, no_install } = args;
+    let Args { releases, kernels, list, only, host, report, accelerator, jobs, limit, no_install } = args;
     let directory = match kernels {
         Some(directory) => directory.clone(),
         None => target_directory()?.join("kernels"),
@@ -101,12 +110,21 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if *host {
         let release = host::release()?;
         step(&format!("{release}, this machine's own"));
-        verdicts.push(judge(&release, &suite, &host::run(&suite, show)?));
+        let run = host::run(&suite, show(&release))?;
+        verdicts.push(judge(&release, &suite, &run));
     }
-    for kernel in &kernels {
-        step(&format!("{} under {accelerator}", kernel.release));
-        let run = boot(kernel, &suite, accelerator, limit).with_context(|| kernel.release.clone())?;
-        verdicts.push(judge(&kernel.release, &suite, &run));
+    step(&format!("guests under {accelerator}"));
+    let jobs = jobs.map_or_else(default_jobs, NonZeroUsize::get);
+    for batch in kernels.chunks(jobs) {
+        let runs: Vec<_> = thread::scope(|scope| {
+            let threads: Vec<_> =
+                batch.iter().map(|kernel| scope.spawn(|| boot(kernel, &suite, accelerator, limit))).collect();
+            threads.into_iter().map(ScopedJoinHandle::join).collect()
+        });
+        for (kernel, run) in batch.iter().zip(runs) {
+            let run = run.map_err(|_| anyhow!("the thread of {} panicked", kernel.release))?;
+            verdicts.push(judge(&kernel.release, &suite, &run.with_context(|| kernel.release.clone())?));
+        }
     }
     step("summary");
     print!("{}", report::table(&verdicts));
@@ -125,14 +143,24 @@ fn boot(kernel: &Kernel, suite: &Suite, accelerator: Accelerator, limit: Duratio
     let initramfs = tempfile::NamedTempFile::new()?;
     let modules = module::in_load_order(&kernel.modules, &MODULES)?;
     suite.write_initramfs(initramfs.path(), &modules)?;
-    machine::boot(kernel, initramfs.path(), accelerator, limit, show)
+    machine::boot(kernel, initramfs.path(), accelerator, limit, show(&kernel.release))
 }
 
-/// Shows what comes as it comes, but for the kernel's log, of which the verdict tells what matters.
-fn show(section: &Section, line: &str) {
-    if section.name != LOG {
-        println!("{line}");
+/// Shows what comes as it comes, with the seconds since the start, but for the kernel's log, of which the verdict
+/// tells what matters.
+fn show(release: &str) -> impl FnMut(&Section, &str) {
+    let started = Instant::now();
+    move |section, line| {
+        let line = line.trim_end();
+        if section.name != LOG && !line.is_empty() {
+            println!("{release} {:>5.1}  {line}", started.elapsed().as_secs_f64());
+        }
     }
+}
+
+/// A guest has two processors, but mostly waits.
+fn default_jobs() -> usize {
+    thread::available_parallelism().map_or(2, NonZeroUsize::get).div_ceil(2).max(2)
 }
 
 fn judge(release: &str, suite: &Suite, run: &Run) -> Verdict {
