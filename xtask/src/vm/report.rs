@@ -8,11 +8,16 @@ use super::verdict::{Outcome, Probe, Verdict};
 const HEAD: &str = "# Kernels
 
 What `snisplice probe` and the datapath's tests say under other kernels, each booted in a virtual machine with two
-processors. `sudo -E cargo xtask vm --host --report docs/kernels.md` writes this page.
+processors, and under the one of the machine that did so. `cargo xtask vm` does, as root if its own kernel is to be
+among them, and writes this page:
+
+```
+cargo xtask vm 5.10 6.1 6.12 6.12.43 7 --host --report docs/kernels.md
+```
 
 A datapath whose probes fail is refused: `auto` then relays, and what its tests report is shown only to tell whether
 the probes were right. Under a datapath that `auto` takes, no test may fail or be skipped and the kernel's log must
-stay clean.
+stay clean. 5.10 lacks the fixes of 2023 and later, and must be refused; 6.12 and later must not.
 
 ";
 

@@ -35,9 +35,10 @@ pub(super) struct Probe {
     pub(super) taken: Option<String>,
 }
 
-/// What `auto` must take on the kernels whose fixes are known to be in, so that a probe which refuses everything
-/// does not pass for caution.
-const MUST_TAKE: [(&str, &str); 3] = [("6.12", "sockmap"), ("6.18", "sockmap"), ("7", "sockmap")];
+/// What `auto` must take on kernels of which it is known: a probe that refuses everything must not pass for caution,
+/// nor one that trusts a kernel without the fixes of 2023.
+const MUST_TAKE: [(&str, &str); 4] =
+    [("5.10", RELAY), ("6.12", "sockmap"), ("6.18", "sockmap"), ("7", "sockmap")];
 
 /// The results of one file of tests.
 #[derive(Debug, PartialEq, Eq)]
@@ -125,7 +126,7 @@ impl Probe {
             return Some(format!("the probe does not say what `auto` takes; it printed\n    {printed}"));
         };
         let (_, must) = MUST_TAKE.iter().find(|(series, _)| is_of_series(release, series))?;
-        (taken != must).then(|| format!("`auto` takes {taken}; this kernel must do for {must}"))
+        (taken != must).then(|| format!("`auto` takes {taken} and must take {must} on this kernel"))
     }
 }
 
