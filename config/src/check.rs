@@ -90,8 +90,13 @@ fn render_settings(out: &mut String, model: &Model) -> fmt::Result {
     )?;
     writeln!(
         out,
-        "timeouts hello {:?}, connect {:?}, idle {:?}, drain {:?}\n",
-        timeouts.hello, timeouts.connect, timeouts.idle, timeouts.drain
+        "timeouts hello {:?}, connect {:?}, idle {:?}, keepalive {:?}, unacknowledged {:?}, drain {:?}\n",
+        timeouts.hello,
+        timeouts.connect,
+        timeouts.idle,
+        timeouts.keepalive,
+        timeouts.unacknowledged,
+        timeouts.drain
     )
 }
 

@@ -216,6 +216,11 @@ pub struct Timeouts {
     pub connect: Duration,
     /// Without a byte in either direction.
     pub idle: Duration,
+    /// Of silence of either peer before it is probed (`SO_KEEPALIVE`); zero never probes.
+    pub keepalive: Duration,
+    /// In which a peer must acknowledge what it was sent, or a probe (`TCP_USER_TIMEOUT`, RFC 5482); zero leaves it to
+    /// the kernel. It also ends a peer that answers but has taken nothing for so long.
+    pub unacknowledged: Duration,
     /// From SIGTERM to the end of the last connection.
     pub drain: Duration,
 }
@@ -226,6 +231,8 @@ impl Default for Timeouts {
             hello: Duration::from_secs(10),
             connect: Duration::from_secs(10),
             idle: Duration::from_secs(3600),
+            keepalive: Duration::from_secs(60),
+            unacknowledged: Duration::ZERO,
             drain: Duration::from_secs(30),
         }
     }

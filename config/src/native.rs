@@ -59,6 +59,8 @@
 //!   hello: 10s                     # from accept to the complete hello
 //!   connect: 10s                   # one attempt to one endpoint
 //!   idle: 1h                       # without a byte in either direction
+//!   keepalive: 60s                 # of silence before a peer is asked whether it is there; 0s never asks
+//!   unacknowledged: 0s             # in which a peer must acknowledge and take bytes; 0s leaves it to the kernel
 //!   drain: 30s                     # from SIGTERM to the end of the last connection
 //! ```
 //!

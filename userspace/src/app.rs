@@ -268,6 +268,12 @@ fn needs_restart(now: &Model, then: &Model) -> Vec<&'static str> {
     if now.timeouts.idle != then.timeouts.idle {
         settings.push("timeouts.idle");
     }
+    if now.timeouts.keepalive != then.timeouts.keepalive {
+        settings.push("timeouts.keepalive");
+    }
+    if now.timeouts.unacknowledged != then.timeouts.unacknowledged {
+        settings.push("timeouts.unacknowledged");
+    }
     settings
 }
 

@@ -61,6 +61,10 @@ pub enum End {
     ClientReset,
     /// The backend sent RST (passed on to the client).
     BackendReset,
+    /// The client answered neither probes nor bytes any more (the backend was reset).
+    ClientLost,
+    /// The backend answered neither probes nor bytes any more (the client was reset).
+    BackendLost,
     /// No byte in either direction for the idle timeout.
     Idle,
     /// The socket of one side failed in another way.
@@ -71,13 +75,21 @@ impl End {
     /// The client's socket failed with `error`.
     #[must_use]
     pub fn broken_by_client(error: io::Error) -> Self {
-        if is_reset(&error) { Self::ClientReset } else { Self::Failed(error) }
+        match failure(&error) {
+            Failure::Reset => Self::ClientReset,
+            Failure::Lost => Self::ClientLost,
+            Failure::Other => Self::Failed(error),
+        }
     }
 
     /// The backend's socket failed with `error`.
     #[must_use]
     pub fn broken_by_backend(error: io::Error) -> Self {
-        if is_reset(&error) { Self::BackendReset } else { Self::Failed(error) }
+        match failure(&error) {
+            Failure::Reset => Self::BackendReset,
+            Failure::Lost => Self::BackendLost,
+            Failure::Other => Self::Failed(error),
+        }
     }
 
     /// Metric and log label.
@@ -87,15 +99,31 @@ impl End {
             Self::Finished => "finished",
             Self::ClientReset => "client_reset",
             Self::BackendReset => "backend_reset",
+            Self::ClientLost => "client_lost",
+            Self::BackendLost => "backend_lost",
             Self::Idle => "idle_timeout",
             Self::Failed(_) => "io_error",
         }
     }
 }
 
-/// RST answers a read with `ECONNRESET` and a write after it with `EPIPE`.
-fn is_reset(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
+/// What became of the peer of a socket that failed.
+enum Failure {
+    Reset,
+    Lost,
+    Other,
+}
+
+fn failure(error: &io::Error) -> Failure {
+    match error.kind() {
+        // RST answers a read with `ECONNRESET` and a write after it with `EPIPE`.
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Failure::Reset,
+        // When the kernel gives a peer up, it tells the last ICMP error that it had heard, if any.
+        io::ErrorKind::TimedOut | io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
+            Failure::Lost
+        }
+        _ => Failure::Other,
+    }
 }
 
 /// A datapath that was chosen and whose process-wide part exists; every worker builds its own instance from it.

@@ -13,6 +13,7 @@ pub mod datapath;
 pub mod hello;
 pub mod kernel;
 pub mod listener;
+pub mod liveness;
 pub mod metrics;
 pub mod resolve;
 pub mod session;

@@ -19,6 +19,7 @@ use crate::{
     connect::connect,
     datapath::{Datapath, Pair, copy::with_scratch},
     hello::{self, Hello, NoHello},
+    liveness::Liveness,
     metrics::{ListenerCounters, Metrics},
     socket,
     state::{Backend, Current},
@@ -39,6 +40,8 @@ pub struct Service {
     pub metrics: Arc<Metrics>,
     /// What moves the bytes.
     pub datapath: Rc<dyn Datapath>,
+    /// How peers that are gone are noticed.
+    pub liveness: Liveness,
 }
 
 /// Serves one accepted connection to its end, for as long as it holds a `permit`.
@@ -94,6 +97,8 @@ async fn establish(client: TcpStream, account: &Account, service: &Service) -> R
                 return Err(error.reason());
             }
         };
+    // The client's socket has it from the listening one.
+    let _ = service.liveness.apply(&upstream);
     tracing::trace!(%address, backend = %backend.name, "connected");
     Ok(Pair { client, backend: upstream, hello: bytes })
 }
@@ -240,6 +245,7 @@ mod tests {
             current: Arc::new(Current::from_pointee(Live::new(model, 1))),
             metrics: metrics.clone(),
             datapath: Rc::new(Relay::new(LINGER)),
+            liveness: Liveness::of(&Timeouts::default()),
         });
         let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(socket.local_addr().unwrap()).await.unwrap();

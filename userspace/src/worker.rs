@@ -28,6 +28,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     datapath,
+    liveness::Liveness,
     metrics::{ListenerCounters, Metrics},
     session::{self, Service},
     state::Current,
@@ -105,6 +106,7 @@ fn run(shared: Shared, orders: mpsc::UnboundedReceiver<Order>) -> io::Result<()>
 
 async fn work(shared: Shared, mut orders: mpsc::UnboundedReceiver<Order>) -> io::Result<()> {
     let service = Rc::new(Service {
+        liveness: Liveness::of(&shared.current.load().model.timeouts),
         current: shared.current,
         datapath: shared.datapath.build()?,
         metrics: shared.metrics.clone(),
@@ -115,6 +117,7 @@ async fn work(shared: Shared, mut orders: mpsc::UnboundedReceiver<Order>) -> io:
     let patience = loop {
         match orders.recv().await {
             Some(Order::Listen { listener, wanted, socket }) => {
+                service.liveness.apply(&socket)?;
                 let acceptor = Acceptor {
                     socket: TcpListener::from_std(socket)?,
                     counters: Rc::new(shared.metrics.listener(&listener)),

@@ -82,12 +82,14 @@ impl<'n> Given<'n> {
     fn read_timeouts(&mut self, view: &View<'n>, sink: &mut Sink) {
         let Some(mut fields) = view.fields("a mapping of timeouts", sink) else { return };
         let mut timeouts = self.settings.timeouts.clone();
-        let Timeouts { hello, connect, idle, drain } = &mut timeouts;
+        let Timeouts { hello, connect, idle, keepalive, unacknowledged, drain } = &mut timeouts;
         let least = Duration::from_millis(1);
         for (key, timeout, least) in [
             ("hello", hello, least),
             ("connect", connect, least),
             ("idle", idle, least),
+            ("keepalive", keepalive, Duration::ZERO),
+            ("unacknowledged", unacknowledged, Duration::ZERO),
             ("drain", drain, Duration::ZERO),
         ] {
             if let Some(view) = self.once(fields.take(key), sink) {

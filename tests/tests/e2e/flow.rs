@@ -3,6 +3,7 @@
 use std::{
     io::Write as _,
     net::{TcpListener, TcpStream},
+    time::Duration,
 };
 
 use anyhow::{Result, ensure};
@@ -16,6 +17,8 @@ use snisplice_tests::{
 
 /// The only name that is served.
 pub(crate) const NAME: &str = "www.example.com";
+/// What has not changed for so long is at rest.
+pub(crate) const QUIET: Duration = Duration::from_millis(300);
 const FRONT_PORT: u16 = 8443;
 const BACKEND_PORT: u16 = 9000;
 

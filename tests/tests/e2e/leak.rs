@@ -5,7 +5,6 @@ use std::{
     net::{Shutdown, TcpListener},
     sync::atomic::{AtomicUsize, Ordering},
     thread,
-    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -25,19 +24,16 @@ pub(crate) const CASES: &[Case] =
 
 const CONNECTIONS: usize = 5_000;
 const CLIENTS: usize = 4;
-/// What has not changed for so long is at rest.
-const QUIET: Duration = Duration::from_millis(300);
-
 /// What a daemon holds for its connections.
 #[derive(Debug, PartialEq, Eq)]
-struct Held {
-    descriptors: usize,
-    threads: usize,
-    map_entries: usize,
+pub(crate) struct Held {
+    pub(crate) descriptors: usize,
+    pub(crate) threads: usize,
+    pub(crate) map_entries: usize,
 }
 
 impl Held {
-    fn by(daemon: &Daemon<'_>) -> Result<Self> {
+    pub(crate) fn by(daemon: &Daemon<'_>) -> Result<Self> {
         let process = daemon.process();
         let (descriptors, threads) = (process.descriptors()?, process.threads()?);
         let maps = Map::held_by(process.pid())?;
@@ -52,7 +48,7 @@ fn five_thousand_connections(lab: &Lab) -> Result<()> {
     Flow::open(lab, &listener)?.exchange()?;
     idle(&daemon)?;
     // A scrape's own connection takes a moment to go.
-    let before = wait::settled(QUIET, || Held::by(&daemon))?;
+    let before = wait::settled(flow::QUIET, || Held::by(&daemon))?;
 
     let open = Flow::open(lab, &listener)?;
     let during = Held::by(&daemon)?;
@@ -89,7 +85,7 @@ fn five_thousand_connections(lab: &Lab) -> Result<()> {
     let opened = metrics.sum("snisplice_connections_opened_total", &[]);
     let closed = metrics.sum("snisplice_connections_closed_total", &[]);
     ensure!(opened == 5_002 && closed == opened, "{opened} opened, {closed} closed");
-    let after = wait::settled(QUIET, || Held::by(&daemon))?;
+    let after = wait::settled(flow::QUIET, || Held::by(&daemon))?;
     ensure!(after == before, "before {before:?}, after {after:?}");
     Ok(())
 }

@@ -17,6 +17,7 @@ mod lifecycle;
 mod rejection;
 mod routing;
 mod slow;
+mod vanish;
 
 fn main() -> ExitCode {
     let topics = [
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         rejection::CASES,
         routing::CASES,
         slow::CASES,
+        vanish::CASES,
     ];
     suite::run(&topics.concat())
 }

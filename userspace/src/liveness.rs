@@ -1,0 +1,118 @@
+//! How the kernel finds out that a peer is gone: one that was switched off, or cut off, says nothing any more.
+//!
+//! Both legs of a connection are watched alike. The accepted one inherits the options of the listening socket, so that
+//! accepting costs nothing more.
+
+use std::{io, os::fd::AsFd, time::Duration};
+
+use snisplice_config::model::Timeouts;
+use socket2::{SockRef, TcpKeepalive};
+
+/// Unanswered probes that end a connection, unless [`Timeouts::unacknowledged`] does so sooner.
+const PROBES: u32 = 6;
+/// `MAX_TCP_KEEPIDLE` and `MAX_TCP_KEEPINTVL` of the kernel.
+const LONGEST: Duration = Duration::from_secs(32_767);
+/// The kernel counts probes in whole seconds.
+const SHORTEST: Duration = Duration::from_secs(1);
+
+/// Socket options, computed once from the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Liveness {
+    probes: Option<Probes>,
+    unacknowledged: Option<Duration>,
+}
+
+/// `SO_KEEPALIVE`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Probes {
+    /// Silence before the first one.
+    after: Duration,
+    /// Between one and the next.
+    every: Duration,
+}
+
+impl Liveness {
+    /// What the configuration asks for.
+    ///
+    /// The kernel takes `TCP_USER_TIMEOUT` for the limit of probes too, and gives up with the first one that finds it
+    /// over (`tcp_keepalive_timer`). Probing begins no later than at half of it, so that a peer is never given up for
+    /// one packet that was lost.
+    #[must_use]
+    pub fn of(timeouts: &Timeouts) -> Self {
+        let given = |duration: Duration| (!duration.is_zero()).then_some(duration);
+        let unacknowledged = given(timeouts.unacknowledged);
+        let probes = given(timeouts.keepalive).map(|keepalive| {
+            let latest = unacknowledged.map_or(LONGEST, |limit| limit / 2);
+            let after = keepalive.min(latest).clamp(SHORTEST, LONGEST);
+            Probes { after, every: (after / PROBES).max(SHORTEST) }
+        });
+        Self { probes, unacknowledged }
+    }
+
+    /// Sets them. On a listening socket they hold for every connection that it accepts.
+    pub fn apply(&self, socket: &impl AsFd) -> io::Result<()> {
+        let socket = SockRef::from(socket);
+        if let Some(Probes { after, every }) = self.probes {
+            let keepalive = TcpKeepalive::new().with_time(after).with_interval(every).with_retries(PROBES);
+            socket.set_tcp_keepalive(&keepalive)?;
+        }
+        if let Some(limit) = self.unacknowledged {
+            // Milliseconds in a C int: 24 days, which is as good as never.
+            const MOST: Duration = Duration::from_millis(i32::MAX as u64);
+            socket.set_tcp_user_timeout(Some(limit.min(MOST)))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(keepalive: u64, unacknowledged: u64) -> Liveness {
+        let second = Duration::from_secs;
+        Liveness::of(&Timeouts {
+            keepalive: second(keepalive),
+            unacknowledged: second(unacknowledged),
+            ..Timeouts::default()
+        })
+    }
+
+    fn probes(after: u64, every: u64) -> Probes {
+        Probes { after: Duration::from_secs(after), every: Duration::from_secs(every) }
+    }
+
+    #[test]
+    fn silence_is_probed_and_zero_is_not() {
+        assert_eq!(of(60, 0), Liveness { probes: Some(probes(60, 10)), unacknowledged: None });
+        assert_eq!(of(0, 0), Liveness { probes: None, unacknowledged: None });
+        assert_eq!(of(0, 30).probes, None);
+    }
+
+    #[test]
+    fn one_lost_probe_ends_nothing() {
+        // The second probe comes at 35 s, and the limit is over with the fifth after the first.
+        assert_eq!(of(60, 60).probes, Some(probes(30, 5)));
+        assert_eq!(of(60, 120).probes, Some(probes(60, 10)));
+    }
+
+    #[test]
+    fn what_the_kernel_cannot_count_is_rounded() {
+        assert_eq!(of(1, 1).probes, Some(probes(1, 1)));
+        let rarest = Probes { after: LONGEST, every: LONGEST / PROBES };
+        assert_eq!(of(1_000_000, 0).probes, Some(rarest));
+    }
+
+    #[test]
+    fn an_accepted_socket_inherits_them() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        of(7, 20).apply(&listener).unwrap();
+        let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        let accepted = SockRef::from(&accepted);
+        assert!(accepted.keepalive().unwrap());
+        assert_eq!(accepted.tcp_keepalive_time().unwrap(), Duration::from_secs(7));
+        assert_eq!(accepted.tcp_keepalive_retries().unwrap(), PROBES);
+        assert_eq!(accepted.tcp_user_timeout().unwrap(), Some(Duration::from_secs(20)));
+    }
+}
