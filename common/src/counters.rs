@@ -14,6 +14,8 @@ pub struct Counters {
     pub passed_packets: u64,
     /// Changes from redirecting to passing because the backlog stood above the high-water mark.
     pub over_high_water: u64,
+    /// Changes from redirecting to passing because all directions together had too much waiting.
+    pub over_budget: u64,
     /// Changes from redirecting to passing because the target's send buffer had no room.
     pub no_room: u64,
     /// Changes from redirecting to passing because the target was gone.
@@ -26,7 +28,7 @@ pub struct Counters {
     pub strays: u64,
 }
 
-const _: () = assert!(size_of::<Counters>() == 80, "Counters has padding");
+const _: () = assert!(size_of::<Counters>() == 88, "Counters has padding");
 
 #[cfg(feature = "user")]
 impl core::ops::AddAssign for Counters {
@@ -36,6 +38,7 @@ impl core::ops::AddAssign for Counters {
         self.passed_bytes += other.passed_bytes;
         self.passed_packets += other.passed_packets;
         self.over_high_water += other.over_high_water;
+        self.over_budget += other.over_budget;
         self.no_room += other.no_room;
         self.no_target += other.no_target;
         self.returns += other.returns;

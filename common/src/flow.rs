@@ -16,7 +16,7 @@
 //! The functions are pure; the verdict program calls them with what it read from the target, the tests with what
 //! they please.
 
-use crate::Cookie;
+use crate::{Cookie, budget};
 
 /// [`Flow::mode`]: the last packet was redirected. A new flow starts so.
 pub const REDIRECT: u32 = 0;
@@ -44,6 +44,8 @@ pub struct Flow {
     pub redirected_packets: u64,
     /// Packets passed so far.
     pub passed_packets: u64,
+    /// What this direction has added to the sum of all shares ([`crate::budget`]), modulo 2^64.
+    pub counted: u64,
     /// The target's `write_seq` before the first byte of this direction, once [`Flow::base_known`] is 1.
     pub base: u32,
     /// Whether [`Flow::base`] has been taken.
@@ -58,7 +60,7 @@ pub struct Flow {
     pub returns: u32,
 }
 
-const _: () = assert!(size_of::<Flow>() == 72, "Flow has padding");
+const _: () = assert!(size_of::<Flow>() == 80, "Flow has padding");
 
 /// What userspace tells the kernel about one direction.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -66,13 +68,15 @@ const _: () = assert!(size_of::<Flow>() == 72, "Flow has padding");
 pub struct Control {
     /// Bytes that userspace has written to the target. Raised only after send(2) returned.
     pub forwarded: u64,
+    /// What userspace has given back of [`Flow::counted`], modulo 2^64.
+    pub returned: u64,
     /// 1 keeps the direction in userspace.
     pub hold: u32,
     /// Zero.
     pub reserved: u32,
 }
 
-const _: () = assert!(size_of::<Control>() == 16, "Control has padding");
+const _: () = assert!(size_of::<Control>() == 24, "Control has padding");
 
 /// What the program reads from the target socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,6 +98,8 @@ pub struct Target {
 pub struct Limits {
     /// Bytes of one direction that may wait between the two sockets.
     pub high_water: u32,
+    /// Bytes of all directions that may wait so ([`crate::budget`]).
+    pub total: u64,
     /// Memory that must stay free in the target's send buffer.
     pub margin: u32,
 }
@@ -105,6 +111,8 @@ pub enum Decision {
     Redirect,
     /// To userspace: too much waits between the sockets.
     OverHighWater,
+    /// To userspace: too much waits between the sockets of all directions together.
+    OverBudget,
     /// To userspace: the target's buffers are too full.
     NoRoom,
 }
@@ -120,6 +128,7 @@ impl Flow {
             passed: 0,
             redirected_packets: 0,
             passed_packets: 0,
+            counted: 0,
             base: 0,
             base_known: 0,
             mode: REDIRECT,
@@ -149,10 +158,36 @@ impl Flow {
         if backlog > i32::MAX as u32 { 0 } else { backlog }
     }
 
-    /// Decides about a packet of `len` bytes. Only to be asked while not held.
+    /// Its share in the sum of all directions' waiting bytes, as it stands there.
     #[inline]
     #[must_use]
-    pub const fn decide(&mut self, len: u32, control: &Control, target: &Target, limits: Limits) -> Decision {
+    pub const fn share(&self, control: &Control) -> i64 {
+        budget::sum(self.counted, control.returned)
+    }
+
+    /// Corrects the share, and returns what is to be added to the sum. Only to be asked after
+    /// [`Flow::decide`], and after what it decided was done.
+    #[inline]
+    #[must_use]
+    pub const fn count(&mut self, control: &Control, write_seq: u32) -> i64 {
+        let now = budget::share(self.backlog(control, write_seq)) as i64;
+        let more = now - self.share(control);
+        self.counted = self.counted.wrapping_add_signed(more);
+        more
+    }
+
+    /// Decides about a packet of `len` bytes, while all directions' shares make `sum`. Only to be asked while not
+    /// held.
+    #[inline]
+    #[must_use]
+    pub const fn decide(
+        &mut self,
+        len: u32,
+        control: &Control,
+        target: &Target,
+        sum: i64,
+        limits: Limits,
+    ) -> Decision {
         if self.base_known == 0 {
             // Nothing was redirected yet and everything passed has been written: what the target took beyond that
             // is from before this flow.
@@ -167,6 +202,11 @@ impl Flow {
         }
         if backlog > limits.high_water {
             return Decision::OverHighWater;
+        }
+        let share = budget::share(backlog.saturating_add(len)) as i64;
+        // Whoever keeps up needs nothing of the sum, however the others have used it up.
+        if share > 0 && sum - self.share(control) + share > limits.total.cast_signed() {
+            return Decision::OverBudget;
         }
         if !self.has_room(backlog, len, target, limits) {
             return Decision::NoRoom;
@@ -235,7 +275,7 @@ unsafe impl aya::Pod for Control {}
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits { high_water: 1_000_000, margin: 1_000 };
+    const LIMITS: Limits = Limits { high_water: 1_000_000, total: 2_000_000, margin: 1_000 };
 
     fn target(write_seq: u32) -> Target {
         Target { write_seq, wmem_queued: 0, sndbuf: 8_000_000, rmem_alloc: 0, rcvbuf: 6_000_000 }
@@ -249,7 +289,7 @@ mod tests {
     fn the_backlog_is_exact_across_the_end_of_the_sequence_space() {
         let mut flow = Flow::new(1, 2);
         let start = u32::MAX - 500;
-        assert_eq!(flow.decide(1_000, &forwarded(0), &target(start), LIMITS), Decision::Redirect);
+        assert_eq!(flow.decide(1_000, &forwarded(0), &target(start), 0, LIMITS), Decision::Redirect);
         flow.redirect(1_000);
         assert_eq!(flow.backlog(&forwarded(0), start), 1_000);
         assert_eq!(flow.backlog(&forwarded(0), start.wrapping_add(600)), 400);
@@ -263,7 +303,7 @@ mod tests {
         assert!(flow.is_held(&forwarded(299)));
         assert!(!flow.is_held(&forwarded(300)));
         // 5,000 bytes before this flow, 300 of it.
-        assert_eq!(flow.decide(10, &forwarded(300), &target(5_300), LIMITS), Decision::Redirect);
+        assert_eq!(flow.decide(10, &forwarded(300), &target(5_300), 0, LIMITS), Decision::Redirect);
         assert_eq!(flow.base, 5_000);
         assert!(flow.redirect(10), "it returns");
         assert_eq!(flow.backlog(&forwarded(300), 5_300), 10);
@@ -272,7 +312,7 @@ mod tests {
     #[test]
     fn four_gigabytes_do_not_matter() {
         let mut flow = Flow::new(1, 2);
-        assert_eq!(flow.decide(1, &forwarded(0), &target(7), LIMITS), Decision::Redirect);
+        assert_eq!(flow.decide(1, &forwarded(0), &target(7), 0, LIMITS), Decision::Redirect);
         flow.redirected = (5 << 32) + 100;
         assert_eq!(flow.backlog(&forwarded(0), 7 + 60), 40);
     }
@@ -280,7 +320,7 @@ mod tests {
     #[test]
     fn a_long_backlog_and_full_buffers_stop_redirecting() {
         let mut flow = Flow::new(1, 2);
-        let decide = |flow: &mut Flow, target: Target| flow.decide(1_000, &forwarded(0), &target, LIMITS);
+        let decide = |flow: &mut Flow, target: Target| flow.decide(1_000, &forwarded(0), &target, 0, LIMITS);
         assert_eq!(decide(&mut flow, target(0)), Decision::Redirect);
         flow.redirect(1_000_001);
         assert_eq!(decide(&mut flow, target(0)), Decision::OverHighWater);
@@ -295,11 +335,44 @@ mod tests {
     fn crumbs_are_counted_until_the_backlog_is_empty() {
         let mut flow = Flow::new(1, 2);
         for _ in 0..CRUMBS {
-            assert_eq!(flow.decide(1, &forwarded(0), &target(0), LIMITS), Decision::Redirect);
+            assert_eq!(flow.decide(1, &forwarded(0), &target(0), 0, LIMITS), Decision::Redirect);
             flow.redirect(1);
         }
-        assert_eq!(flow.decide(1, &forwarded(0), &target(0), LIMITS), Decision::NoRoom);
-        assert_eq!(flow.decide(1, &forwarded(0), &target(CRUMBS), LIMITS), Decision::Redirect);
+        assert_eq!(flow.decide(1, &forwarded(0), &target(0), 0, LIMITS), Decision::NoRoom);
+        assert_eq!(flow.decide(1, &forwarded(0), &target(CRUMBS), 0, LIMITS), Decision::Redirect);
+    }
+
+    #[test]
+    fn the_sum_of_all_stops_whoever_does_not_keep_up() {
+        let mut flow = Flow::new(1, 2);
+        let decide = |flow: &mut Flow, len, sum| flow.decide(len, &forwarded(0), &target(0), sum, LIMITS);
+        assert_eq!(decide(&mut flow, 1_000, 2_000_000), Decision::Redirect, "little is free");
+        assert_eq!(decide(&mut flow, 100_000, 1_900_000), Decision::Redirect);
+        assert_eq!(decide(&mut flow, 100_000, 1_900_001), Decision::OverBudget);
+        let _ = flow.redirect(100_000);
+        assert_eq!(flow.count(&forwarded(0), 0), 100_000);
+        // Of the sum, 100,000 are its own.
+        assert_eq!(decide(&mut flow, 50_000, 1_950_000), Decision::Redirect);
+        assert_eq!(decide(&mut flow, 50_001, 1_950_000), Decision::OverBudget);
+    }
+
+    #[test]
+    fn shares_add_up_to_what_waits() {
+        let mut flow = Flow::new(1, 2);
+        let mut control = forwarded(0);
+        assert_eq!(flow.decide(1, &control, &target(0), 0, LIMITS), Decision::Redirect);
+        let _ = flow.redirect(300_000);
+        assert_eq!(flow.count(&control, 0), 300_000);
+        assert_eq!(flow.count(&control, 100_000), -100_000);
+        assert_eq!(flow.count(&control, 290_000), -200_000, "little is not counted");
+        assert_eq!((flow.share(&control), flow.counted), (0, 0));
+        let _ = flow.redirect(100_000);
+        assert_eq!(flow.count(&control, 290_000), 110_000);
+        // Userspace sees that all of it was taken, and gives it back; the program counts on from there.
+        control.returned = 110_000;
+        assert_eq!((flow.share(&control), flow.count(&control, 400_000)), (0, 0));
+        let _ = flow.redirect(70_000);
+        assert_eq!((flow.count(&control, 400_000), flow.counted), (70_000, 180_000));
     }
 
     #[test]

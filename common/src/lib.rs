@@ -4,6 +4,7 @@
 //! Sockets are named by their cookie (`SO_COOKIE`): unique for the life of the machine, never used again.
 #![no_std]
 
+pub mod budget;
 pub mod counters;
 pub mod event;
 pub mod flow;

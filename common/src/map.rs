@@ -12,6 +12,8 @@ pub const CONTROL: &str = "SNI_CONTROL";
 pub const EVENTS: &str = "SNI_EVENTS";
 /// Per-CPU array of one [`crate::counters::Counters`].
 pub const COUNTERS: &str = "SNI_COUNTERS";
+/// Array of two `u64`, the halves of [`crate::budget`].
+pub const IN_FLIGHT: &str = "SNI_IN_FLIGHT";
 
 /// Directions that the maps have room for unless the loader says otherwise: two for each connection.
 pub const DIRECTIONS: u32 = 16_384;
@@ -33,6 +35,8 @@ pub mod global {
     pub const OFF_RCVBUF: &str = "OFF_RCVBUF";
     /// [`crate::flow::Limits::high_water`].
     pub const HIGH_WATER: &str = "HIGH_WATER";
+    /// [`crate::flow::Limits::total`], 64 bits.
+    pub const TOTAL: &str = "TOTAL";
     /// [`crate::flow::Limits::margin`].
     pub const MARGIN: &str = "MARGIN";
 }

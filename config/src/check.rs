@@ -85,8 +85,12 @@ fn render_settings(out: &mut String, model: &Model) -> fmt::Result {
     }
     writeln!(
         out,
-        "limits hello_bytes {}, connections {}, workers {}, in_flight_bytes {}",
-        limits.hello_bytes, limits.connections, limits.workers, limits.in_flight_bytes
+        "limits hello_bytes {}, connections {}, workers {}, in_flight_bytes {}, total_in_flight_bytes {}",
+        limits.hello_bytes,
+        limits.connections,
+        limits.workers,
+        limits.in_flight_bytes,
+        limits.total_in_flight_bytes
     )?;
     writeln!(
         out,

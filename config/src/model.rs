@@ -199,11 +199,19 @@ pub struct Limits {
     pub workers: usize,
     /// Bytes one direction may hold in the kernel between the two sockets before the sender is slowed down.
     pub in_flight_bytes: u32,
+    /// Bytes that all directions together may hold so.
+    pub total_in_flight_bytes: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { hello_bytes: 16 * 1024, connections: 8_192, workers: 0, in_flight_bytes: 1024 * 1024 }
+        Self {
+            hello_bytes: 16 * 1024,
+            connections: 8_192,
+            workers: 0,
+            in_flight_bytes: 1024 * 1024,
+            total_in_flight_bytes: 256 * 1024 * 1024,
+        }
     }
 }
 

@@ -54,6 +54,7 @@
 //!   connections: 8192              # at once over all listeners
 //!   workers: 0                     # threads; 0 is one for each core
 //!   in_flight_bytes: 1MiB          # in the kernel, for each direction of each connection; 16KiB to 1GiB
+//!   total_in_flight_bytes: 256MiB  # the same for all of them together; 1MiB to 1TiB
 //!
 //! timeouts:                        # ms, s, m, h, d; also 1h30m
 //!   hello: 10s                     # from accept to the complete hello

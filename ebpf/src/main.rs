@@ -1,6 +1,9 @@
 //! The programs that move bytes in the kernel.
 #![no_std]
 #![no_main]
+// The target has an instruction for adding to a shared counter, but not all that `core::sync::atomic` asks for.
+#![feature(core_intrinsics)]
+#![expect(internal_features, reason = "see above; the crate needs nightly anyway")]
 
 mod maps;
 mod verdict;

@@ -3,11 +3,11 @@
 use aya_ebpf::{
     Global,
     bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{HashMap, PerCpuArray, RingBuf, SockHash},
+    btf_maps::{Array, HashMap, PerCpuArray, RingBuf, SockHash},
     macros::btf_map,
 };
 use snisplice_common::{
-    Cookie,
+    Cookie, budget,
     counters::Counters,
     event::Event,
     flow::{Control, Flow},
@@ -31,6 +31,8 @@ pub(crate) static SNI_CONTROL: HashMap<Cookie, Control, DIRECTIONS, ON_DEMAND> =
 pub(crate) static SNI_EVENTS: RingBuf<Event, RING_BYTES> = RingBuf::new();
 #[btf_map]
 pub(crate) static SNI_COUNTERS: PerCpuArray<Counters, 1> = PerCpuArray::new();
+#[btf_map]
+pub(crate) static SNI_IN_FLIGHT: Array<u64, { budget::HALVES as usize }> = Array::new();
 
 macro_rules! globals {
     ($($name:ident),+ $(,)?) => {
@@ -42,3 +44,6 @@ macro_rules! globals {
 }
 
 globals!(OFF_WRITE_SEQ, OFF_WMEM_QUEUED, OFF_SNDBUF, OFF_RMEM_ALLOC, OFF_RCVBUF, HIGH_WATER, MARGIN);
+
+#[unsafe(no_mangle)]
+pub(crate) static TOTAL: Global<u64> = Global::new(0);

@@ -1,6 +1,10 @@
 //! The verdict on one packet: read the state and the target, let `common::flow` decide, redirect or pass.
 
-use core::{ffi::c_void, ptr};
+use core::{
+    ffi::c_void,
+    intrinsics::{AtomicOrdering::Relaxed, atomic_xadd},
+    ptr,
+};
 
 use aya_ebpf::{
     EbpfContext as _, Global,
@@ -9,7 +13,7 @@ use aya_ebpf::{
     programs::SkBuffContext,
 };
 use snisplice_common::{
-    Cookie,
+    Cookie, budget,
     counters::Counters,
     event::Event,
     flow::{Control, Decision, Flow, Limits, Target},
@@ -17,7 +21,7 @@ use snisplice_common::{
 
 use crate::maps::{
     HIGH_WATER, MARGIN, OFF_RCVBUF, OFF_RMEM_ALLOC, OFF_SNDBUF, OFF_WMEM_QUEUED, OFF_WRITE_SEQ, SNI_CONTROL,
-    SNI_COUNTERS, SNI_EVENTS, SNI_FLOWS, SNI_TARGETS,
+    SNI_COUNTERS, SNI_EVENTS, SNI_FLOWS, SNI_IN_FLIGHT, SNI_TARGETS, TOTAL,
 };
 
 /// Never drops a byte: the kernel has already acknowledged what a verdict of `SK_DROP` would throw away.
@@ -49,9 +53,6 @@ pub(crate) fn verdict(ctx: &SkBuffContext) -> u32 {
     if !held && redirect(ctx, len, flow, &control, count) {
         count.redirected_bytes += u64::from(len);
         count.redirected_packets += 1;
-        if flow.redirect(len) {
-            count.returns += 1;
-        }
         return SK_PASS;
     }
     count.passed_bytes += u64::from(len);
@@ -70,18 +71,51 @@ fn redirect(ctx: &SkBuffContext, len: u32, flow: &mut Flow, control: &Control, c
         count.no_target += 1;
         return false;
     };
-    let limits = Limits { high_water: HIGH_WATER.load(), margin: MARGIN.load() };
-    match flow.decide(len, control, &target, limits) {
+    let limits = Limits { high_water: HIGH_WATER.load(), total: TOTAL.load(), margin: MARGIN.load() };
+    let redirected = match flow.decide(len, control, &target, sum(), limits) {
         // The helper says SK_DROP when the target has left the map in the meantime.
         Decision::Redirect => SNI_TARGETS.redirect_skb(ctx, flow.peer, 0) == i64::from(SK_PASS),
         Decision::OverHighWater => {
             count.over_high_water += 1;
             false
         }
+        Decision::OverBudget => {
+            count.over_budget += 1;
+            false
+        }
         Decision::NoRoom => {
             count.no_room += 1;
             false
         }
+    };
+    if redirected && flow.redirect(len) {
+        count.returns += 1;
+    }
+    add(flow.count(control, target.write_seq));
+    redirected
+}
+
+/// The sum of all directions' shares.
+#[inline(always)]
+fn sum() -> i64 {
+    let half = |index| match SNI_IN_FLIGHT.get_ptr(index) {
+        // SAFETY: the element is an aligned 64-bit integer that lives as long as the program; others write to it
+        // while it is read, each time as a whole.
+        Some(half) => unsafe { half.read_volatile() },
+        None => 0,
+    };
+    budget::sum(half(budget::COUNTED), half(budget::RETURNED))
+}
+
+/// Corrects the sum.
+#[inline(always)]
+fn add(more: i64) {
+    if more != 0
+        && let Some(counted) = SNI_IN_FLIGHT.get_ptr_mut(budget::COUNTED)
+    {
+        // SAFETY: the element is an aligned 64-bit integer that lives as long as the program, and only this operation
+        // writes to it.
+        unsafe { atomic_xadd::<u64, u64, { Relaxed }>(counted, more.cast_unsigned()) };
     }
 }
 

@@ -7,6 +7,7 @@ pub mod daemon;
 pub mod hello;
 pub mod kernel;
 pub mod lab;
+pub mod limits;
 pub mod metrics;
 pub mod netns;
 pub mod peers;

@@ -265,6 +265,9 @@ fn needs_restart(now: &Model, then: &Model) -> Vec<&'static str> {
     if now.limits.in_flight_bytes != then.limits.in_flight_bytes {
         settings.push("limits.in_flight_bytes");
     }
+    if now.limits.total_in_flight_bytes != then.limits.total_in_flight_bytes {
+        settings.push("limits.total_in_flight_bytes");
+    }
     if now.timeouts.idle != then.timeouts.idle {
         settings.push("timeouts.idle");
     }

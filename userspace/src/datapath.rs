@@ -181,6 +181,7 @@ fn sockmap_of(model: &Model) -> anyhow::Result<Arc<Kernel>> {
     let settings = kernel::Settings {
         connections: model.limits.connections,
         in_flight_bytes: model.limits.in_flight_bytes,
+        total_in_flight_bytes: model.limits.total_in_flight_bytes,
     };
     Ok(Kernel::load(&settings)?)
 }

@@ -11,19 +11,21 @@ use std::{
 
 use aya::{
     Btf, Ebpf, EbpfError, EbpfLoader,
-    maps::{Map, MapData, MapError, PerCpuArray, RingBuf, SockHash},
+    maps::{Array, Map, MapData, MapError, PerCpuArray, RingBuf, SockHash},
     programs::{ProgramError, SkSkb},
 };
 use snisplice_common::{Cookie, counters::Counters, event::ring_bytes, map};
 use thiserror::Error;
 
 use self::{
+    budget::Budget,
     events::Listener,
     layout::{Layout, LayoutError},
     signals::Signals,
 };
 use crate::datapath::sockmap::stats::Stats;
 
+pub mod budget;
 pub mod events;
 pub mod layout;
 pub mod probe;
@@ -46,6 +48,8 @@ pub struct Settings {
     pub connections: usize,
     /// Bytes that one direction may hold in the kernel between its two sockets.
     pub in_flight_bytes: u32,
+    /// Bytes that all directions together may hold so.
+    pub total_in_flight_bytes: u64,
 }
 
 /// Why nothing was loaded.
@@ -80,6 +84,7 @@ pub struct Kernel {
     listener: Listener,
     fds: Fds,
     counters: Arc<PerCpuArray<MapData, Counters>>,
+    budget: Budget,
     stats: Arc<Stats>,
     // Detaches the program when it is dropped.
     _program: Ebpf,
@@ -107,6 +112,7 @@ impl Kernel {
         }
         let mut ebpf = loader
             .override_global(map::global::HIGH_WATER, &settings.in_flight_bytes, true)
+            .override_global(map::global::TOTAL, &settings.total_in_flight_bytes, true)
             .override_global(map::global::MARGIN, &MARGIN, true)
             .map_max_entries(map::TARGETS, directions)
             .map_max_entries(map::VERDICT, directions)
@@ -130,13 +136,20 @@ impl Kernel {
 
         let ring = RingBuf::try_from(taken(&mut ebpf, map::EVENTS)?)?;
         let counters = Arc::new(PerCpuArray::try_from(taken(&mut ebpf, map::COUNTERS)?)?);
+        let budget = Budget::new(Array::try_from(taken(&mut ebpf, map::IN_FLIGHT)?)?);
         let listener = Listener::start(ring, counters.clone()).map_err(LoadError::Listen)?;
-        Ok(Arc::new(Self { listener, fds, counters, stats: Arc::default(), _program: ebpf }))
+        Ok(Arc::new(Self { listener, fds, counters, budget, stats: Arc::default(), _program: ebpf }))
     }
 
     /// What the program has counted since it was loaded, over all CPUs.
     pub fn counters(&self) -> Result<Counters, MapError> {
         total(&self.counters)
+    }
+
+    /// The sum of what waits between the sockets of all directions.
+    #[must_use]
+    pub fn budget(&self) -> &Budget {
+        &self.budget
     }
 
     /// What userspace has counted.

@@ -62,7 +62,8 @@ impl<'n> Given<'n> {
     fn read_limits(&mut self, view: &View<'n>, sink: &mut Sink) {
         let Some(mut fields) = view.fields("a mapping of limits", sink) else { return };
         let mut limits = self.settings.limits.clone();
-        let Limits { hello_bytes, connections, workers, in_flight_bytes } = &mut limits;
+        let Limits { hello_bytes, connections, workers, in_flight_bytes, total_in_flight_bytes } =
+            &mut limits;
         if let Some(bytes) = self.size(fields.take("hello_bytes"), 512..=65_536, sink) {
             *hello_bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
         }
@@ -74,6 +75,9 @@ impl<'n> Given<'n> {
         }
         if let Some(bytes) = self.size(fields.take("in_flight_bytes"), 16 << 10..=1 << 30, sink) {
             *in_flight_bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        }
+        if let Some(bytes) = self.size(fields.take("total_in_flight_bytes"), 1 << 20..=1 << 40, sink) {
+            *total_in_flight_bytes = bytes;
         }
         self.settings.limits = limits;
         fields.finish(sink);

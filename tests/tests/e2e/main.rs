@@ -10,6 +10,7 @@ use snisplice_tests::suite;
 mod cli;
 mod close;
 mod connect;
+mod crowd;
 mod flow;
 mod integrity;
 mod leak;
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
         cli::CASES,
         close::CASES,
         connect::CASES,
+        crowd::CASES,
         integrity::CASES,
         leak::CASES,
         lifecycle::CASES,

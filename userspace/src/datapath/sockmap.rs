@@ -33,6 +33,7 @@ use crate::{
 mod connection;
 mod copying;
 mod maps;
+mod share;
 pub mod stats;
 mod watch;
 

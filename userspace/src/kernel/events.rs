@@ -8,6 +8,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     sync::{Arc, PoisonError, RwLock},
     thread::{self, JoinHandle},
+    time::{Duration, Instant},
 };
 
 use aya::maps::{MapData, PerCpuArray, RingBuf};
@@ -22,6 +23,9 @@ use super::{
     signals::{Ready, Signals, Token, What},
     total,
 };
+
+/// Between two looks at every direction for the sake of the sum of waiting bytes.
+const TIDY_EVERY: Duration = Duration::from_secs(1);
 
 type Workers = RwLock<Slab<Arc<Signals>>>;
 
@@ -40,7 +44,7 @@ impl Listener {
     ) -> io::Result<Self> {
         let workers = Arc::<Workers>::default();
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
-        let ears = Ears { ring, counters, workers: workers.clone(), lost: 0 };
+        let ears = Ears { ring, counters, workers: workers.clone(), lost: 0, tidy: Tidy::default() };
         let thread = {
             let stop = stop.clone();
             thread::Builder::new().name("kernel-events".to_owned()).spawn(move || ears.run(&stop))?
@@ -76,6 +80,16 @@ struct Ears {
     workers: Arc<Workers>,
     /// Lost events that were made up for.
     lost: u64,
+    tidy: Tidy,
+}
+
+/// When every direction is looked at because the sum of waiting bytes has kept packets out: it may be full of shares
+/// that are out of date.
+#[derive(Debug, Default)]
+struct Tidy {
+    /// Packets kept out when it was done last.
+    refused: u64,
+    last: Option<Instant>,
 }
 
 impl Ears {
@@ -111,12 +125,25 @@ impl Ears {
         }
         // An event finds the ring full only while there is something in it, so looking here is soon enough.
         let Ok(now) = total(&self.counters) else { return };
-        if now.lost_events != self.lost {
-            self.lost = now.lost_events;
+        let lost = now.lost_events != std::mem::replace(&mut self.lost, now.lost_events);
+        if lost || self.tidy.is_due(&now, Instant::now()) {
             for (_, signals) in workers.iter() {
                 signals.raise_all(Ready::both(What::Passed));
             }
         }
+    }
+}
+
+impl Tidy {
+    /// Looking costs a moment, so it is done now and then only.
+    fn is_due(&mut self, counted: &Counters, now: Instant) -> bool {
+        let is_soon = self.last.is_some_and(|last| now.duration_since(last) < TIDY_EVERY);
+        if counted.over_budget == self.refused || is_soon {
+            return false;
+        }
+        self.refused = counted.over_budget;
+        self.last = Some(now);
+        true
     }
 }
 

@@ -202,7 +202,11 @@ const SMALL_BUFFER: u32 = 300 * 1024;
 /// Runs the experiments on a thread of their own, since the caller may be inside a runtime.
 fn experiments() -> Vec<ProbeResult> {
     let run = || {
-        let settings = Settings { connections: 16, in_flight_bytes: SMALL_BUFFER };
+        let settings = Settings {
+            connections: 16,
+            in_flight_bytes: SMALL_BUFFER,
+            total_in_flight_bytes: u32::MAX.into(),
+        };
         let kernel = Kernel::load(&settings);
         let load = ProbeResult {
             name: "program",

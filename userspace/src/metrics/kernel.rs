@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric},
-    metrics::counter::ConstCounter,
+    metrics::{counter::ConstCounter, gauge::ConstGauge},
 };
 
 use crate::{datapath::sockmap::stats::Refusal, kernel::Kernel};
@@ -54,8 +54,18 @@ impl Collector for KernelCounters {
             let counter = ConstCounter::new(value);
             counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
         }
+        let in_flight = self.0.budget().in_flight().unwrap_or(0);
+        let gauge = ConstGauge::new(i64::try_from(in_flight).unwrap_or(i64::MAX));
+        let help = "Bytes redirected and not yet taken by the receiver's socket, of directions with more than 64 KiB";
+        gauge.encode(encoder.encode_descriptor(
+            "sockmap_in_flight_bytes",
+            help,
+            None,
+            gauge.metric_type(),
+        )?)?;
         let falls = [
             ("high_water", counters.over_high_water),
+            ("budget", counters.over_budget),
             ("no_room", counters.no_room),
             ("no_target", counters.no_target),
         ];

@@ -7,7 +7,7 @@ use snisplice::account::Carrier;
 
 use crate::{
     data::{Random, Stream, expect_eof},
-    rig::{Link, Options, Rig},
+    rig::{Link, Options, Rig, wait_until},
     trial,
 };
 
@@ -18,6 +18,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("200_mib_both_ways_at_once", both_ways_at_once),
         trial("what_came_before_goes_first", what_came_before_goes_first),
         trial("passes_and_returns_keep_the_order", passes_and_returns),
+        trial("a_spent_budget_keeps_the_order", spent_budget),
         trial("small_send_buffers_keep_the_order", small_send_buffers),
         trial("one_byte_at_a_time", one_byte_at_a_time),
         trial("request_and_response", request_and_response),
@@ -76,6 +77,18 @@ fn passes_and_returns() {
     exchange(&rig.link(), 20 * MIB, 60_000);
 }
 
+/// Whatever does not fit into a packet goes through userspace.
+fn spent_budget() {
+    let rig = Rig::with(&Options { total_in_flight_bytes: 0, ..Options::default() });
+    wait_until("a packet finds others waiting", || {
+        exchange(&rig.link(), 20 * MIB, 300_000);
+        let counters = rig.kernel.counters().expect("counters");
+        counters.over_budget > 0 && counters.returns > 0
+    });
+    let in_flight = || rig.kernel.budget().in_flight().expect("the sum");
+    wait_until("every share is given back", || in_flight() == 0);
+}
+
 fn small_send_buffers() {
     let rig = Rig::with(&Options { send_buffer: 300 * 1024, ..Options::default() });
     stop_and_go(&rig);
@@ -100,7 +113,7 @@ fn stop_and_go(rig: &Rig) {
         }
     }
     let counters = rig.kernel.counters().expect("counters");
-    let falls = counters.over_high_water + counters.no_room;
+    let falls = counters.over_high_water + counters.over_budget + counters.no_room;
     assert!(falls >= 2 * ROUNDS && counters.returns >= 2 * ROUNDS, "{counters:?}");
 }
 

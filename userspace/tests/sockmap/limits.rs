@@ -7,7 +7,7 @@ use snisplice::{account::Carrier, datapath::sockmap::stats::Refusal};
 
 use crate::{
     data::{Random, Stream, expect_eof},
-    rig::{Options, Rig},
+    rig::{Link, Options, Rig, wait_until},
     trial,
 };
 
@@ -22,6 +22,8 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("a_client_that_does_not_read_stops_an_echoing_backend", echo),
         trial("both_ways_full_then_read", both_ways_full),
         trial("a_full_way_up_does_not_stop_the_way_down", full_one_way),
+        trial("the_sum_of_what_waits_is_bounded", bounded_sum),
+        trial("shares_of_the_silent_are_given_back", shares_of_the_silent),
         trial("a_full_map_means_the_relay", a_full_map),
         trial("an_idle_connection_costs_little", small_future),
         trial("2000_connections_leave_nothing_behind", nothing_left_behind),
@@ -109,10 +111,75 @@ fn full_one_way() {
     Stream::new(1).expect(&link.backend, sent);
 }
 
+/// Many flows at once that are faster than the kernel's worker.
+fn bounded_sum() {
+    const FLOWS: u64 = 16;
+    const TOTAL: u64 = 512 * 1024;
+    // Programs on other processors may each let in a packet at the same time.
+    let most = TOTAL + 64 * 1024 * thread::available_parallelism().map_or(1, |count| count.get() as u64);
+    let rig = Rig::with(&Options { total_in_flight_bytes: TOTAL, ..Options::default() });
+    let in_flight = || rig.kernel.budget().in_flight().expect("the sum");
+    let links: Vec<_> = (0..FLOWS).map(|_| rig.link()).collect();
+    let largest = thread::scope(|scope| {
+        let tasks: Vec<_> = links
+            .iter()
+            .zip(0..)
+            .flat_map(|(link, seed)| {
+                let (client, backend) = (&link.client, &link.backend);
+                let sending = scope.spawn(move || {
+                    let sent = Stream::new(seed).send(client, 8 * MIB, 500_000, &mut Random::new(seed));
+                    sent.expect("the connection holds");
+                });
+                [sending, scope.spawn(move || Stream::new(seed).expect(backend, 8 * MIB))]
+            })
+            .collect();
+        let mut largest = 0;
+        while !tasks.iter().all(thread::ScopedJoinHandle::is_finished) {
+            largest = largest.max(in_flight());
+            thread::sleep(Duration::from_micros(100));
+        }
+        largest
+    });
+    assert!(largest <= most, "{largest} bytes waited, at most {most} should");
+    drop(links);
+    wait_until("every share is given back", || rig.entries() == [0; 4] && in_flight() == 0);
+}
+
+/// A direction that falls silent after a burst leaves a share that is out of date: whoever is refused for it has it
+/// looked at.
+fn shares_of_the_silent() {
+    let rig = Rig::with(&Options { total_in_flight_bytes: MIB, ..Options::default() });
+    let in_flight = || rig.kernel.budget().in_flight().expect("the sum");
+    let refused = || rig.kernel.counters().expect("counters").over_budget;
+    let links: Vec<_> = (0..8).map(|_| rig.link()).collect();
+    let burst = |link: &Link| {
+        let (client, backend) = (&link.client, &link.backend);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let sent = Stream::new(1).send(client, 4 * MIB, 1_000_000, &mut Random::new(1));
+                sent.expect("the connection holds");
+            });
+            Stream::new(1).expect(backend, 4 * MIB);
+        });
+    };
+    // Some bursts end with a packet that finds others waiting.
+    wait_until("a silent direction keeps a share", || {
+        links.iter().for_each(burst);
+        in_flight() > 0
+    });
+    let before = refused();
+    wait_until("someone is refused, and the silent ones are looked at", || {
+        burst(&links[0]);
+        refused() > before
+    });
+    drop(links);
+    wait_until("every share is given back", || rig.entries() == [0; 4] && in_flight() == 0);
+}
+
 fn a_full_map() {
     let rig = Rig::with(&Options { connections: 1, ..Options::default() });
     let first = rig.link();
-    let carried = |link: &crate::rig::Link| {
+    let carried = |link: &Link| {
         Stream::new(1).send(&link.client, 1_000, 100, &mut Random::new(1)).expect("sent");
         Stream::new(1).expect(&link.backend, 1_000);
     };
@@ -141,7 +208,7 @@ fn nothing_left_behind() {
         let link = rig.link();
         Stream::new(round).send(&link.client, 1 + round % 5_000, 10_000, &mut Random::new(1)).expect("sent");
         Stream::new(round).expect(&link.backend, 1 + round % 5_000);
-        let crate::rig::Link { client, backend, .. } = &link;
+        let Link { client, backend, .. } = &link;
         client.shutdown(Shutdown::Write).expect("FIN");
         expect_eof(backend);
         backend.shutdown(Shutdown::Write).expect("FIN");

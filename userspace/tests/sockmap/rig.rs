@@ -5,7 +5,7 @@ use std::{
     net::{Ipv4Addr, TcpListener, TcpStream},
     sync::{Arc, mpsc},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use aya::maps::{HashMap, Map, MapData, SockHash};
@@ -29,6 +29,15 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the sender and receiver of a test may hold themselves, so that the balancer's share can be told.
 pub(crate) const OWN_BUFFER: usize = 64 * 1024;
+
+/// Waits for something that should be so soon.
+pub(crate) fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !condition() {
+        assert!(started.elapsed() < PATIENCE, "still waiting: {what}");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
 
 /// A worker that carries pairs, in a kernel of its own.
 pub(crate) struct Rig {
@@ -68,6 +77,7 @@ struct Order {
 pub(crate) struct Options {
     pub(crate) connections: usize,
     pub(crate) in_flight_bytes: u32,
+    pub(crate) total_in_flight_bytes: u64,
     pub(crate) send_buffer: u32,
     pub(crate) idle: Duration,
 }
@@ -77,6 +87,7 @@ impl Default for Options {
         Self {
             connections: 4096,
             in_flight_bytes: 1024 * 1024,
+            total_in_flight_bytes: 256 * 1024 * 1024,
             send_buffer: sockmap::SEND_BUFFER,
             idle: Duration::from_secs(3600),
         }
@@ -89,8 +100,11 @@ impl Rig {
     }
 
     pub(crate) fn with(options: &Options) -> Self {
-        let settings =
-            kernel::Settings { connections: options.connections, in_flight_bytes: options.in_flight_bytes };
+        let settings = kernel::Settings {
+            connections: options.connections,
+            in_flight_bytes: options.in_flight_bytes,
+            total_in_flight_bytes: options.total_in_flight_bytes,
+        };
         let kernel = Kernel::load(&settings).expect("the kernel takes the program");
         let settings =
             sockmap::Settings { send_buffer: options.send_buffer, ..sockmap::Settings::new(options.idle) };

@@ -16,14 +16,20 @@ use rustix::{
     io::Errno,
     net::{RecvFlags, recv},
 };
-use snisplice_common::{Cookie, flow::Flow};
+use snisplice_common::{
+    Cookie,
+    flow::{Control, Flow},
+};
 use tokio::time::{sleep, timeout};
 
 use super::{Slot, watch::Also};
 use crate::{
     account::{Account, Direction},
     datapath::{End, copy::Pump, relay::idle},
-    kernel::signals::{Ready, Side, What},
+    kernel::{
+        budget::Budget,
+        signals::{Ready, Side, What},
+    },
     socket,
 };
 
@@ -77,6 +83,10 @@ pub(super) struct Way {
     pub(super) forwarded: Cell<u64>,
     /// How many of them the kernel has been told of.
     pub(super) published: Cell<u64>,
+    /// What userspace has given back of the direction's share in the sum of all waiting bytes.
+    pub(super) returned: Cell<u64>,
+    /// The kernel has been told anything.
+    pub(super) told: Cell<bool>,
     /// Redirected bytes that are in the account already.
     accounted: Cell<u64>,
 }
@@ -225,12 +235,9 @@ impl<'a> Connection<'a> {
     /// Waits until the receiver's socket has taken what was redirected to it. There was room for it, so that takes a
     /// moment, unless the host has no memory left.
     pub(super) async fn until_flow_taken(&self, direction: Direction, flow: &Flow) -> Result<(), Broken> {
-        let (_, to) = self.ends(direction);
-        let sent = flow.redirected + self.way(direction).forwarded.get();
         let mut looks = 0;
         loop {
-            let taken = taken(&to.socket).map_err(|error| Broken { side: to.side, error })?;
-            if taken.saturating_sub(to.base) >= sent {
+            if self.is_taken(direction, flow)? {
                 return Ok(());
             }
             self.check(Ready::both(What::Failed))?;
@@ -241,6 +248,14 @@ impl<'a> Connection<'a> {
                 sleep(Duration::from_millis(1)).await;
             }
         }
+    }
+
+    /// Whether the receiver's socket has taken everything that was redirected to it.
+    pub(super) fn is_taken(&self, direction: Direction, flow: &Flow) -> Result<bool, Broken> {
+        let (_, to) = self.ends(direction);
+        let sent = flow.redirected + self.way(direction).forwarded.get();
+        let taken = taken(&to.socket).map_err(|error| Broken { side: to.side, error })?;
+        Ok(taken.saturating_sub(to.base) >= sent)
     }
 
     /// After the sender of a direction has failed: delivers what it sent before, then resets the other side. A
@@ -330,6 +345,10 @@ impl<'a> Connection<'a> {
 }
 
 impl Entries<'_> {
+    pub(super) fn budget(&self) -> &Budget {
+        self.slot.sockmap.kernel.budget()
+    }
+
     /// Adds what the kernel has redirected since the last time.
     fn bring_account_up_to_date(&self) {
         for (direction, (cookie, way)) in
@@ -351,9 +370,15 @@ impl Drop for Entries<'_> {
         self.bring_account_up_to_date();
         let mut maps = self.slot.sockmap.maps.borrow_mut();
         for (cookie, way) in self.cookies.iter().zip(&self.ways) {
-            if way.state {
-                maps.remove(*cookie, way.published.get() > 0);
+            if !way.state {
+                continue;
             }
+            // The sockets are closed, so it is final.
+            if let Ok(flow) = maps.flow(*cookie) {
+                let control = Control { returned: way.returned.get(), ..Control::default() };
+                self.budget().give_back(flow.share(&control));
+            }
+            maps.remove(*cookie, way.told.get());
         }
     }
 }

@@ -31,11 +31,13 @@ impl Connection<'_> {
             let flow = self.flow(direction)?;
             let before = way.forwarded.get();
             if flow.passed == before && way.published.get() == before {
+                self.give_back_if_taken(direction, &flow)?;
                 break;
             }
             // The kernel has passed more than we have published, so it redirects nothing until we publish again: what
             // was redirected before is all there is, and must reach the receiver first.
             self.until_flow_taken(direction, &flow).await?;
+            self.give_back(direction, &flow);
             self.copy(direction, pump).await?;
             if way.forwarded.get() > before {
                 self.publish(direction)?;
@@ -131,14 +133,16 @@ impl Connection<'_> {
         self.entries.account.moved(direction, bytes as u64);
     }
 
-    /// Tells the kernel how much userspace has written.
-    fn publish(&self, direction: Direction) -> Result<(), Broken> {
+    /// Tells the kernel how much userspace has written, and given back.
+    pub(super) fn publish(&self, direction: Direction) -> Result<(), Broken> {
         let (from, _) = self.ends(direction);
         let way = self.way(direction);
-        let control = Control { forwarded: way.forwarded.get(), ..Control::default() };
+        let control =
+            Control { forwarded: way.forwarded.get(), returned: way.returned.get(), ..Control::default() };
         let published = self.entries.slot.sockmap.maps.borrow_mut().publish(from.cookie, control);
         published.map_err(|error| Broken { side: from.side, error })?;
         way.published.set(control.forwarded);
+        way.told.set(true);
         Ok(())
     }
 

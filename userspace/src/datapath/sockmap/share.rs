@@ -1,0 +1,38 @@
+//! Gives back what a direction has in the sum of all directions' waiting bytes, when nothing of it waits any more.
+//!
+//! The verdict program corrects a direction's share with each packet. Userspace does what no packet follows: it comes by
+//! anyway when it copies, at the end of the connection, and when the sum has grown so large that others were refused
+//! (`kernel/events.rs`).
+
+use snisplice_common::flow::{Control, Flow};
+
+use super::connection::{Broken, Connection};
+use crate::account::Direction;
+
+impl Connection<'_> {
+    /// After the target has taken everything, while the program leaves the direction to userspace: it learns of it
+    /// with the next [`Control::forwarded`], and counts nothing before.
+    pub(super) fn give_back(&self, direction: Direction, flow: &Flow) {
+        let way = self.way(direction);
+        let returned = way.returned.get();
+        let share = flow.share(&Control { returned, ..Control::default() });
+        way.returned.set(returned.wrapping_add_signed(share));
+        self.entries.budget().give_back(share);
+    }
+
+    /// The same for a direction that the kernel redirects: only if the target has taken everything by now, and the
+    /// program is told at once.
+    pub(super) fn give_back_if_taken(&self, direction: Direction, flow: &Flow) -> Result<(), Broken> {
+        let way = self.way(direction);
+        let control = Control { returned: way.returned.get(), ..Control::default() };
+        if flow.share(&control) == 0 || !self.is_taken(direction, flow)? {
+            return Ok(());
+        }
+        let share = flow.share(&control);
+        way.returned.set(way.returned.get().wrapping_add_signed(share));
+        // In this order the sum is a little too large, never too small, for whoever looks in between.
+        self.publish(direction)?;
+        self.entries.budget().give_back(share);
+        Ok(())
+    }
+}
