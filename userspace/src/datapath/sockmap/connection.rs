@@ -63,6 +63,17 @@ impl Leg {
         let mut byte = [0];
         recv(&self.socket, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT).map(|(peeked, _)| peeked)
     }
+
+    /// Takes the socket's lock and lets it go, after which every verdict that was under way is over.
+    ///
+    /// The kernel tells a failure to the first who asks, and only once: whoever comes after finds an ordinary end of the
+    /// stream. So it must not be overlooked here.
+    pub(super) fn lock(&self) -> Result<(), Broken> {
+        match self.peek() {
+            Ok(_) | Err(Errno::AGAIN) => Ok(()),
+            Err(error) => Err(Broken { side: self.side, error: error.into() }),
+        }
+    }
 }
 
 /// Bytes of its stream that the socket has taken from whoever writes to it, give or take the SYN. The order of the

@@ -41,9 +41,9 @@ impl Connection<'_> {
             self.copy(direction, pump).await?;
             if way.forwarded.get() > before {
                 self.publish(direction)?;
-                // Takes the socket's lock: a verdict that had not heard of it is over after this, and what it passed
-                // shows in the flow. Any later one tells us by an event.
-                let _ = from.peek();
+                // A verdict that had not heard of it is over after this, and what it passed shows in the flow. Any later
+                // one tells us by an event.
+                from.lock()?;
                 continue;
             }
             // Passed, but still on its way to where it can be read.
