@@ -32,6 +32,7 @@ use crate::{
 
 mod connection;
 mod copying;
+mod held;
 mod maps;
 mod share;
 pub mod stats;
@@ -62,13 +63,16 @@ pub struct Settings {
     pub idle: Duration,
     /// `SO_SNDBUF` of both sockets, [`SEND_BUFFER`] unless a test wants less.
     pub send_buffer: u32,
+    /// Every direction changes between the kernel and userspace after so long, each time anew. For tests only: `None`
+    /// leaves it to the kernel.
+    pub hold: Option<Duration>,
 }
 
 impl Settings {
     /// The usual ones.
     #[must_use]
     pub fn new(idle: Duration) -> Self {
-        Self { idle, send_buffer: SEND_BUFFER }
+        Self { idle, send_buffer: SEND_BUFFER, hold: None }
     }
 }
 

@@ -19,8 +19,12 @@ const MIB: u64 = 1024 * 1024;
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
-        trial("a_half_close_of_the_client_is_kept", || half_close(|link| (&link.client, &link.backend))),
-        trial("a_half_close_of_the_backend_is_kept", || half_close(|link| (&link.backend, &link.client))),
+        trial("a_half_close_of_the_client_is_kept", || {
+            half_close(&Rig::new(), |link| (&link.client, &link.backend));
+        }),
+        trial("a_half_close_of_the_backend_is_kept", || {
+            half_close(&Rig::new(), |link| (&link.backend, &link.client));
+        }),
         trial("fin_waits_for_a_slow_reader", fin_waits_for_a_slow_reader),
         trial("a_client_that_is_done_is_relayed", a_client_that_is_done),
         trial("a_backend_that_is_done_is_relayed", a_backend_that_is_done),
@@ -37,8 +41,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     ]
 }
 
-fn half_close(ends: fn(&Link) -> (&TcpStream, &TcpStream)) {
-    let rig = Rig::new();
+pub(crate) fn half_close(rig: &Rig, ends: fn(&Link) -> (&TcpStream, &TcpStream)) {
     let link = rig.link();
     let (first, second) = ends(&link);
     thread::scope(|scope| {

@@ -95,7 +95,6 @@ impl Stream {
     pub(crate) fn expect(&mut self, from: &TcpStream, total: u64) {
         let mut from = from;
         let mut buffer = vec![0; 256 * 1024];
-        let mut expected = vec![0; buffer.len()];
         let end = self.position + total;
         while self.position < end {
             let left = usize::try_from(end - self.position).unwrap_or(usize::MAX).min(buffer.len());
@@ -104,12 +103,18 @@ impl Stream {
                 Ok(read) => read,
                 Err(error) => panic!("at {} of {end}: {error}", self.position),
             };
-            let at = self.position;
-            self.fill(&mut expected[..read]);
-            if buffer[..read] != expected[..read] {
-                let wrong = (0..read).find(|&i| buffer[i] != expected[i]).expect("they differ");
-                panic!("byte {} of {end} is wrong", at + wrong as u64);
-            }
+            self.compare(&buffer[..read]);
+        }
+    }
+
+    /// Compares the next bytes.
+    pub(crate) fn compare(&mut self, read: &[u8]) {
+        let at = self.position;
+        let mut expected = vec![0; read.len()];
+        self.fill(&mut expected);
+        if read != expected {
+            let wrong = (0..read.len()).find(|&i| read[i] != expected[i]).expect("they differ");
+            panic!("byte {} is wrong", at + wrong as u64);
         }
     }
 }

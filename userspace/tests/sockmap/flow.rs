@@ -27,7 +27,7 @@ pub(crate) fn trials() -> Vec<Trial> {
 }
 
 /// Sends both ways at once, checks every byte, half-closes both and checks the account.
-fn exchange(link: &Link, bytes: u64, piece: usize) {
+pub(crate) fn exchange(link: &Link, bytes: u64, piece: usize) {
     let ends = [(&link.client, &link.backend, 1), (&link.backend, &link.client, 2)];
     thread::scope(|scope| {
         for (from, to, seed) in ends {

@@ -7,6 +7,7 @@
 mod close;
 mod data;
 mod flow;
+mod forced;
 mod limits;
 mod rig;
 
@@ -23,7 +24,7 @@ fn main() -> ExitCode {
         eprintln!("the kernel's part cannot be tested here: {error}");
     }
     let ignored = usable.is_err() && !required;
-    let trials = [flow::trials(), close::trials(), limits::trials()].into_iter().flatten();
+    let trials = [flow::trials(), close::trials(), limits::trials(), forced::trials()].into_iter().flatten();
     let trials = trials.map(|trial| trial.with_ignored_flag(ignored)).collect();
     let before = warnings();
     let conclusion = libtest_mimic::run(&arguments, trials);

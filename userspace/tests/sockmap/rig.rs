@@ -31,7 +31,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) const OWN_BUFFER: usize = 64 * 1024;
 
 /// Waits for something that should be so soon.
-pub(crate) fn wait_until(what: &str, condition: impl Fn() -> bool) {
+pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let started = Instant::now();
     while !condition() {
         assert!(started.elapsed() < PATIENCE, "still waiting: {what}");
@@ -80,6 +80,7 @@ pub(crate) struct Options {
     pub(crate) total_in_flight_bytes: u64,
     pub(crate) send_buffer: u32,
     pub(crate) idle: Duration,
+    pub(crate) hold: Option<Duration>,
 }
 
 impl Default for Options {
@@ -90,6 +91,7 @@ impl Default for Options {
             total_in_flight_bytes: 256 * 1024 * 1024,
             send_buffer: sockmap::SEND_BUFFER,
             idle: Duration::from_secs(3600),
+            hold: None,
         }
     }
 }
@@ -106,8 +108,11 @@ impl Rig {
             total_in_flight_bytes: options.total_in_flight_bytes,
         };
         let kernel = Kernel::load(&settings).expect("the kernel takes the program");
-        let settings =
-            sockmap::Settings { send_buffer: options.send_buffer, ..sockmap::Settings::new(options.idle) };
+        let settings = sockmap::Settings {
+            send_buffer: options.send_buffer,
+            hold: options.hold,
+            ..sockmap::Settings::new(options.idle)
+        };
         let (orders, received) = tokio_mpsc::unbounded_channel();
         let worker = kernel.clone();
         thread::spawn(move || work(worker, settings, received));

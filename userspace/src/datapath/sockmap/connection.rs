@@ -96,6 +96,8 @@ pub(super) struct Way {
     pub(super) published: Cell<u64>,
     /// What userspace has given back of the direction's share in the sum of all waiting bytes.
     pub(super) returned: Cell<u64>,
+    /// The kernel is to leave the direction to userspace.
+    pub(super) held: Cell<bool>,
     /// The kernel has been told anything.
     pub(super) told: Cell<bool>,
     /// Redirected bytes that are in the account already.
@@ -226,7 +228,11 @@ impl<'a> Connection<'a> {
         let (from, _) = self.ends(direction);
         let over = Ready::of(from.side, What::HangUp);
         loop {
-            let happened = self.wait(Ready::of(from.side, What::Passed) | over).await?;
+            let wanted = Ready::of(from.side, What::Passed) | over;
+            let happened = match self.spell() {
+                None => self.wait(wanted).await?,
+                Some(spell) => Box::pin(self.wait_or_hold(wanted, direction, pump, spell)).await?,
+            };
             if happened.any(over) {
                 return Box::pin(self.copy_rest(direction, pump)).await;
             }

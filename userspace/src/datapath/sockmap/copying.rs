@@ -137,8 +137,12 @@ impl Connection<'_> {
     pub(super) fn publish(&self, direction: Direction) -> Result<(), Broken> {
         let (from, _) = self.ends(direction);
         let way = self.way(direction);
-        let control =
-            Control { forwarded: way.forwarded.get(), returned: way.returned.get(), ..Control::default() };
+        let control = Control {
+            forwarded: way.forwarded.get(),
+            returned: way.returned.get(),
+            hold: way.held.get().into(),
+            ..Control::default()
+        };
         let published = self.entries.slot.sockmap.maps.borrow_mut().publish(from.cookie, control);
         published.map_err(|error| Broken { side: from.side, error })?;
         way.published.set(control.forwarded);

@@ -1,0 +1,74 @@
+//! Keeps a direction in userspace for a while, although the kernel could redirect it.
+//!
+//! For tests, which thus change a direction between the kernel and userspace as often as they like, wherever its bytes
+//! and its end happen to be.
+
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::connection::{Broken, Connection};
+use crate::{
+    account::Direction,
+    datapath::copy::Pump,
+    kernel::signals::{Ready, What},
+};
+
+impl Connection<'_> {
+    /// After how long a direction changes sides, if that is wanted.
+    pub(super) fn spell(&self) -> Option<Duration> {
+        self.entries.slot.sockmap.settings.hold
+    }
+
+    /// Waits as [`Connection::wait`] does, and holds the direction whenever nothing has happened for a spell.
+    pub(super) async fn wait_or_hold(
+        &self,
+        wanted: Ready,
+        direction: Direction,
+        pump: &mut Pump,
+        spell: Duration,
+    ) -> Result<Ready, Broken> {
+        loop {
+            if let Ok(happened) = timeout(spell, self.wait(wanted)).await {
+                return happened;
+            }
+            self.hold(direction, pump, spell).await?;
+        }
+    }
+
+    /// Takes a direction from the kernel, copies what it receives for a spell or until its end, and gives it back. What
+    /// is left to do then is the same as after any event.
+    async fn hold(&self, direction: Direction, pump: &mut Pump, spell: Duration) -> Result<(), Broken> {
+        let (from, to) = self.ends(direction);
+        self.tell_to_hold(direction, true)?;
+        let flow = self.flow(direction)?;
+        self.until_flow_taken(direction, &flow).await?;
+        self.give_back(direction, &flow);
+        self.listen(from, |also| also.readable = true)?;
+        let copying = async {
+            let over = Ready::of(from.side, What::HangUp);
+            while !self.copy(direction, pump).await? {
+                if self.wait(Ready::of(from.side, What::Readable) | over).await?.any(over) {
+                    break;
+                }
+            }
+            Ok(())
+        };
+        // Stopped anywhere, it leaves what it has read in the pump.
+        if let Ok(result) = timeout(spell, copying).await {
+            result?;
+        }
+        self.listen(from, |also| also.readable = false)?;
+        self.listen(to, |also| also.writable = false)?;
+        self.tell_to_hold(direction, false)?;
+        self.catch_up(direction, pump).await
+    }
+
+    fn tell_to_hold(&self, direction: Direction, hold: bool) -> Result<(), Broken> {
+        self.way(direction).held.set(hold);
+        self.publish(direction)?;
+        let (from, _) = self.ends(direction);
+        // A verdict that had not heard of it is over after this, and what it did shows in the flow.
+        from.lock()
+    }
+}
