@@ -5,6 +5,7 @@ use std::{
     fs::{self, File},
     io::{ErrorKind, Read as _, Seek as _, SeekFrom},
     os::unix::fs::OpenOptionsExt as _,
+    path::PathBuf,
     process::Command,
 };
 
@@ -94,14 +95,8 @@ pub struct Map {
 impl Map {
     /// The maps that process `pid` holds.
     pub fn held_by(pid: u32) -> Result<Vec<Self>> {
-        let mut ids = BTreeSet::new();
-        for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
-            // A descriptor may be closed while we look.
-            let info = fs::read_to_string(entry?.path()).unwrap_or_default();
-            let id = info.lines().find_map(|line| line.strip_prefix("map_id:"));
-            ids.extend(id.and_then(|id| id.trim().parse::<u64>().ok()));
-        }
-        ids.into_iter()
+        ids_held_by(pid, "map_id:")?
+            .into_iter()
             .map(|id| {
                 let shown = bpftool(&["map", "show", "id", &id.to_string()])?;
                 let name = shown["name"].as_str().unwrap_or_default().to_owned();
@@ -110,12 +105,86 @@ impl Map {
             .collect()
     }
 
+    /// The ids of all maps of the machine.
+    pub fn all() -> Result<BTreeSet<u64>> {
+        all("map")
+    }
+
     /// Every element. One whose type is known has it under `formatted`, fields by name.
     pub fn elements(&self) -> Result<Vec<Value>> {
         let dump = bpftool(&["map", "dump", "id", &self.id.to_string()])?;
         // A per-CPU map of a known type comes as an object.
         let elements = dump.as_array().or_else(|| dump["elements"].as_array());
         Ok(elements.cloned().unwrap_or_default())
+    }
+}
+
+/// The eBPF programs of a process.
+#[derive(Debug)]
+pub struct Programs;
+
+impl Programs {
+    /// The ids of those that process `pid` holds.
+    pub fn held_by(pid: u32) -> Result<BTreeSet<u64>> {
+        ids_held_by(pid, "prog_id:")
+    }
+
+    /// The ids of all programs of the machine.
+    pub fn all() -> Result<BTreeSet<u64>> {
+        all("prog")
+    }
+}
+
+/// Numbers behind `key` in what the kernel tells about the descriptors of a process.
+fn ids_held_by(pid: u32, key: &str) -> Result<BTreeSet<u64>> {
+    let mut ids = BTreeSet::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
+        // A descriptor may be closed while we look.
+        let info = fs::read_to_string(entry?.path()).unwrap_or_default();
+        let id = info.lines().find_map(|line| line.strip_prefix(key));
+        ids.extend(id.and_then(|id| id.trim().parse::<u64>().ok()));
+    }
+    Ok(ids)
+}
+
+/// Ids of all objects of a kind.
+fn all(kind: &str) -> Result<BTreeSet<u64>> {
+    let shown = bpftool(&[kind, "show"])?;
+    Ok(shown.as_array().into_iter().flatten().filter_map(|object| object["id"].as_u64()).collect())
+}
+
+/// A map of somebody else, pinned; unpinned when dropped.
+#[derive(Debug)]
+pub struct Pinned {
+    /// The map.
+    pub map: Map,
+    path: PathBuf,
+}
+
+impl Pinned {
+    /// A hash map of 64-bit numbers called `name`, pinned under a name of `owner`'s.
+    pub fn hash(owner: &str, name: &str) -> Result<Self> {
+        let path = PathBuf::from(format!("/sys/fs/bpf/{owner}-{name}"));
+        let file = path.to_string_lossy().into_owned();
+        let made = Command::new("bpftool")
+            .args(["map", "create", &file, "type", "hash", "key", "8", "value", "8", "entries", "16"])
+            .args(["name", name])
+            .output()
+            .context("cannot run bpftool")?;
+        if !made.status.success() {
+            bail!("bpftool: {}", String::from_utf8_lossy(&made.stderr).trim());
+        }
+        let shown = bpftool(&["map", "show", "pinned", &file])?;
+        let id = shown["id"].as_u64().context("a map has an id")?;
+        Ok(Self { map: Map { id, name: name.to_owned() }, path })
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.path) {
+            eprintln!("{}: {error}", self.path.display());
+        }
     }
 }
 

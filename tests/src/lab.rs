@@ -6,6 +6,7 @@ use anyhow::Result;
 use tempfile::TempDir;
 
 use crate::{
+    cgroup,
     netns::{self, Netns},
     pki::Ca,
     process::is_left_behind,
@@ -36,6 +37,7 @@ const PREFIX: &str = "snisplice-e2e-";
 /// Removes what earlier runs left behind because they were killed.
 pub fn sweep() -> Result<()> {
     netns::sweep()?;
+    cgroup::sweep()?;
     for entry in std::env::temp_dir().read_dir()? {
         let entry = entry?;
         if is_left_behind(&entry.file_name().to_string_lossy(), PREFIX) {

@@ -3,6 +3,7 @@
 //! Nothing here asserts what the product should do; that is in `tests/e2e/`. Everything that is started is owned
 //! by a value, and ends with it.
 
+pub mod cgroup;
 pub mod daemon;
 pub mod hello;
 pub mod kernel;

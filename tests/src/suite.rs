@@ -47,6 +47,18 @@ impl Case {
     }
 }
 
+/// The error of a test that finds out by itself that this machine has not what it needs.
+#[derive(Debug)]
+pub struct Unable(pub String);
+
+impl std::fmt::Display for Unable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Unable {}
+
 /// Runs `cases` as cargo expects it of a test binary, then looks for faults in the kernel's log.
 #[must_use]
 pub fn run(cases: &[Case]) -> ExitCode {
@@ -90,7 +102,10 @@ fn trial(case: Case, datapath: Datapath, missing: Option<String>) -> Trial {
         let result = catch_unwind(AssertUnwindSafe(|| test(&lab)));
         match result {
             Ok(Ok(())) => Ok(Completion::Completed),
-            Ok(Err(error)) => Err(format!("{error:#}\n{}", lab.logs()).into()),
+            Ok(Err(error)) => match error.downcast_ref() {
+                Some(Unable(reason)) => skip(reason),
+                None => Err(format!("{error:#}\n{}", lab.logs()).into()),
+            },
             Err(panic) => {
                 let message = panic.downcast_ref::<String>().map(String::as_str);
                 let message = message.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("panicked");
@@ -121,6 +136,7 @@ fn missing() -> Option<String> {
         ("curl", "-V"),
         ("bpftool", "version"),
         ("setpriv", "--version"),
+        ("prlimit", "--version"),
     ];
     let absent: Vec<_> = peers
         .into_iter()

@@ -11,6 +11,7 @@ mod cli;
 mod close;
 mod connect;
 mod crowd;
+mod fault;
 mod flow;
 mod integrity;
 mod leak;
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
         close::CASES,
         connect::CASES,
         crowd::CASES,
+        fault::CASES,
         integrity::CASES,
         leak::CASES,
         lifecycle::CASES,

@@ -1,0 +1,177 @@
+//! What breaks around the daemon: its backend, its descriptors, its memory, itself.
+
+use std::{collections::BTreeSet, fs, net::Shutdown, process::Command, thread};
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
+use snisplice_tests::{
+    cgroup::Cgroup,
+    daemon::{Daemon, Options},
+    kernel::{Map, Pinned, Programs},
+    lab::Lab,
+    netns::BACKEND,
+    process::Process,
+    stream::{self, Pace, Pattern},
+    suite::Case,
+    tcp, wait,
+};
+
+use crate::flow::{self, Flow, NAME};
+
+pub(crate) const CASES: &[Case] = &[
+    Case::each("fault::backend_killed_in_the_middle", backend_killed_in_the_middle),
+    Case::each("fault::no_descriptors_left", no_descriptors_left),
+    Case::each("fault::little_memory_for_sockets", little_memory_for_sockets),
+    Case::sockmap("fault::a_killed_daemon_leaves_nothing", a_killed_daemon_leaves_nothing),
+    Case::sockmap("fault::leftovers_of_others_do_not_disturb", leftovers_of_others_do_not_disturb),
+];
+
+/// The server's process dies while it sends: the client's connection ends with what was sent, and the next is served.
+fn backend_killed_in_the_middle(lab: &Lab) -> Result<()> {
+    const SIZE: usize = 64 * 1024 * 1024;
+    let body: Vec<u8> = Pattern::new(3).at(0, SIZE).to_vec();
+    fs::write(lab.dir().join("big"), body.repeat(SIZE / body.len()))?;
+    let daemon = Daemon::start(lab, &Options::yaml(lab, &flow::yaml(""))?)?;
+    let leaf = lab.ca.issue(NAME)?;
+    let serve = || {
+        let mut command = Command::new("openssl");
+        command.args(["s_server", "-quiet", "-WWW", "-accept", &format!("{BACKEND}:9000")]);
+        command.arg("-cert").arg(&leaf.certificate).arg("-key").arg(&leaf.key).current_dir(lab.dir());
+        let mut server = Process::start(&lab.backend, lab.dir(), "s_server", &mut command)?;
+        server.wait_ready(|| tcp::connect(&lab.backend, &format!("{BACKEND}:9000")).is_ok())?;
+        anyhow::Ok(server)
+    };
+    let server = serve()?;
+    let (front, out) = (flow::front(), lab.dir().join("out"));
+    let (address, port) = front.split_once(':').context("an address")?;
+    let mut command = Command::new("curl");
+    command.args(["--silent", "--show-error", "--max-time", "60", "--noproxy", "*", "--limit-rate", "16M"]);
+    command.arg("--cacert").arg(lab.ca.file()).arg("--output").arg(&out);
+    command.args(["--resolve", &format!("{NAME}:{port}:{address}"), &format!("https://{NAME}:{port}/big")]);
+    let mut curl = Process::start(&lab.client, lab.dir(), "curl", &mut command)?;
+    let size = || fs::metadata(&out).map_or(0, |out| out.len());
+    wait::until_true("the client has some of it", || Ok(size() > 1024 * 1024))?;
+    drop(server);
+    // Whether it takes that for an error is its own business: the server tells no length.
+    curl.wait()?;
+    let (got, sent) = (fs::read(&out)?, fs::read(lab.dir().join("big"))?);
+    ensure!(got.len() < sent.len() && sent.starts_with(&got), "{} bytes, and not the first ones", got.len());
+    daemon.wait_metrics("the connection is over", |metrics| {
+        metrics.sum("snisplice_connections_active", &[]) == 0
+    })?;
+
+    let _server = serve()?;
+    let said = snisplice_tests::peers::s_client(lab, NAME, &front, &[])?;
+    snisplice_tests::peers::ensure_verified(&said, NAME)
+}
+
+/// Accepting pauses while there are none and goes on afterwards; whoever is connected notices nothing.
+fn no_descriptors_left(lab: &Lab) -> Result<()> {
+    const MORE: usize = 7;
+    const TOO_MANY: usize = 30;
+    let (daemon, listener) = flow::start(lab, "")?;
+    let mut open = Flow::open(lab, &listener)?;
+    open.exchange()?;
+    let process = daemon.process();
+    let limit = wait::settled(flow::QUIET, || process.descriptors())? + MORE;
+    let pid = process.pid().to_string();
+    let status =
+        Command::new("prlimit").args(["--pid", &pid, &format!("--nofile={limit}:{limit}")]).status()?;
+    ensure!(status.success(), "prlimit: {status}");
+
+    let waiting: Result<Vec<_>> = (0..TOO_MANY).map(|_| tcp::connect(&lab.client, &flow::front())).collect();
+    let waiting = waiting?;
+    wait::until_true("the daemon has no descriptor left", || {
+        open.exchange()?;
+        Ok(process.log()?.contains("cannot accept"))
+    })?;
+    for _ in 0..100 {
+        open.exchange()?;
+    }
+    drop(waiting);
+    Flow::open(lab, &listener)?.exchange()?;
+    open.exchange()?;
+    let refused = daemon.metrics()?.sum("snisplice_accept_errors_total", &[]);
+    ensure!(refused > 0, "the failures to accept are not counted");
+    Ok(())
+}
+
+/// The daemon's sockets may hold a few megabytes in all: slow, but every byte arrives.
+fn little_memory_for_sockets(lab: &Lab) -> Result<()> {
+    const FLOWS: u64 = 16;
+    const EACH: u64 = 2 * 1024 * 1024;
+    const LIMIT: u64 = 6 * 1024 * 1024;
+    let cgroup = Cgroup::new(&lab.lb.to_string())?;
+    let (daemon, listener) = flow::start(lab, "")?;
+    cgroup.take(daemon.process().pid())?;
+    cgroup.limit_sockets(LIMIT)?;
+    let flows: Result<Vec<_>> = (0..FLOWS).map(|_| Flow::open(lab, &listener)).collect();
+    let flows = flows?;
+    let patterns: Vec<_> = (0..2).map(Pattern::new).collect();
+    thread::scope(|scope| {
+        let ways = || {
+            flows.iter().flat_map(|Flow { client, backend }| {
+                [(client, backend, &patterns[0]), (backend, client, &patterns[1])]
+            })
+        };
+        let senders: Vec<_> = ways()
+            .zip(0..)
+            .map(|((from, _, pattern), seed)| {
+                scope.spawn(move || {
+                    stream::send(from, pattern, EACH, Pace::uneven(seed))?;
+                    anyhow::Ok(from.shutdown(Shutdown::Write)?)
+                })
+            })
+            .collect();
+        // Nobody reads before it has come to that.
+        let full = wait::until_true("the sockets' memory is used up", || cgroup.is_full());
+        let readers: Vec<_> =
+            ways().map(|(_, to, pattern)| scope.spawn(move || stream::receive(to, pattern, EACH))).collect();
+        full?;
+        senders.into_iter().chain(readers).try_for_each(|task| task.join().expect("no task panics"))
+    })?;
+    drop(flows);
+    daemon.wait_metrics("every connection is over", |metrics| {
+        metrics.sum("snisplice_connections_closed_total", &[("reason", "finished")])
+            == i64::try_from(FLOWS).unwrap_or(0)
+    })?;
+    Ok(())
+}
+
+/// Nothing is pinned: whatever the process had in the kernel goes with it, and its ports are free at once.
+fn a_killed_daemon_leaves_nothing(lab: &Lab) -> Result<()> {
+    let (mut daemon, listener) = flow::start(lab, "")?;
+    let mut open = Flow::open(lab, &listener)?;
+    open.exchange()?;
+    let pid = daemon.process().pid();
+    let maps: BTreeSet<_> = Map::held_by(pid)?.into_iter().map(|map| map.id).collect();
+    let programs = Programs::held_by(pid)?;
+    ensure!(maps.len() >= 6 && !programs.is_empty(), "{} maps, {} programs", maps.len(), programs.len());
+
+    daemon.process().signal(Signal::SIGKILL)?;
+    daemon.wait()?;
+    tcp::read_to_end(&mut open.client)?;
+    tcp::read_to_end(&mut open.backend)?;
+    wait::until_true("the kernel has forgotten its maps and its program", || {
+        Ok(Map::all()?.is_disjoint(&maps) && Programs::all()?.is_disjoint(&programs))
+    })?;
+    let _daemon = Daemon::start(lab, &Options::yaml(lab, &flow::yaml(""))?)?;
+    Flow::open(lab, &listener)?.exchange()
+}
+
+/// Another program's maps with the very names of ours, pinned where everybody pins.
+fn leftovers_of_others_do_not_disturb(lab: &Lab) -> Result<()> {
+    let foreign = ["SNI_FLOWS", "SNI_CONTROL"].map(|name| Pinned::hash(&lab.lb.to_string(), name));
+    let (daemon, listener) = flow::start(lab, "")?;
+    let mut open = Flow::open(lab, &listener)?;
+    open.exchange()?;
+    ensure!(
+        daemon.metrics()?.sum("snisplice_sockmap_enrolled_total", &[]) == 1,
+        "the kernel carries nothing"
+    );
+    for foreign in foreign {
+        let map = foreign?;
+        ensure!(map.map.elements()?.is_empty(), "{} of others was written to", map.map.name);
+    }
+    open.exchange()
+}
