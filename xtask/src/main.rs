@@ -12,6 +12,7 @@ mod demo;
 mod ebpf;
 mod install;
 mod shell;
+mod soak;
 mod test;
 mod vm;
 
@@ -29,6 +30,7 @@ enum Command {
     Ebpf(ebpf::Args),
     Test(test::Args),
     Vm(vm::Args),
+    Soak(soak::Args),
     Ci(ci::Args),
     Bench(bench::Args),
 }
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
         Command::Ebpf(args) => ebpf::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Vm(args) => vm::run(&args),
+        Command::Soak(args) => soak::run(&args),
         Command::Ci(args) => ci::run(&args),
         Command::Bench(args) => bench::run(&args),
     };

@@ -19,6 +19,7 @@ mod lifecycle;
 mod rejection;
 mod routing;
 mod slow;
+mod soak;
 mod vanish;
 
 fn main() -> ExitCode {
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         rejection::CASES,
         routing::CASES,
         slow::CASES,
+        soak::CASES,
         vanish::CASES,
     ];
     suite::run(&topics.concat())

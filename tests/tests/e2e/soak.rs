@@ -1,0 +1,310 @@
+//! Many connections at once, each for a while and then another in its place: every byte is checked, and in the end
+//! nothing is left. `cargo xtask soak` runs it longer and with more of them.
+
+use std::{
+    cell::Cell,
+    env,
+    io::{self, ErrorKind},
+    net::{SocketAddr, TcpListener},
+    rc::Rc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use snisplice_tests::{
+    hello,
+    lab::Lab,
+    limits,
+    netns::{BACKEND, Netns},
+    stream::{Pattern, Random},
+    suite::Case,
+    wait,
+};
+use socket2::{Domain, Socket, Type};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    task::LocalSet,
+};
+
+use crate::{flow, leak::Held};
+
+pub(crate) const CASES: &[Case] = &[Case::each("soak::many_connections_for_a_while", soak)];
+
+/// Connections at a time, and for how long they are replaced by others.
+struct Plan {
+    flows: usize,
+    lasting: Duration,
+}
+
+impl Plan {
+    /// `SNISPLICE_SOAK=FLOWS,SECONDS`, or a short one.
+    fn from_environment() -> Result<Self> {
+        let Some(text) = env::var_os("SNISPLICE_SOAK") else {
+            return Ok(Self { flows: 300, lasting: Duration::from_secs(6) });
+        };
+        let text = text.to_str().context("SNISPLICE_SOAK is no text")?;
+        let (flows, seconds) = text.split_once(',').context("SNISPLICE_SOAK is not FLOWS,SECONDS")?;
+        Ok(Self { flows: flows.parse()?, lasting: Duration::from_secs(seconds.parse()?) })
+    }
+}
+
+/// What one connection carries, sent behind the hello: a seed, and how many bytes go up and down.
+#[derive(Clone, Copy)]
+struct Task {
+    seed: u64,
+    up: u64,
+    down: u64,
+}
+
+const TASK_BYTES: usize = 24;
+/// Pieces that each direction is sent in, with a pause after each.
+const PIECES: u64 = 4;
+
+impl Task {
+    fn new(seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        // Most are small, some are not.
+        let mut size = || random.bits() % if random.up_to(10) == 1 { 1_000_000 } else { 20_000 };
+        Self { seed, up: size(), down: size() }
+    }
+
+    fn to_bytes(self) -> Vec<u8> {
+        [self.seed, self.up, self.down].iter().flat_map(|number| number.to_le_bytes()).collect()
+    }
+
+    fn from_bytes(bytes: [u8; TASK_BYTES]) -> Self {
+        let number = |index: usize| {
+            let mut word = [0; 8];
+            word.copy_from_slice(&bytes[index * 8..][..8]);
+            u64::from_le_bytes(word)
+        };
+        Self { seed: number(0), up: number(1), down: number(2) }
+    }
+
+    /// The pause after a piece: short ones, and up to seconds.
+    fn pause(random: &mut Random) -> Duration {
+        Duration::from_millis(random.bits() % if random.up_to(4) == 1 { 4_000 } else { 400 })
+    }
+}
+
+fn soak(lab: &Lab) -> Result<()> {
+    let Plan { flows, lasting } = Plan::from_environment()?;
+    limits::raise_open_files()?;
+    for netns in [&lab.client, &lab.lb] {
+        // Thousands of connections in each minute leave as many ports behind.
+        netns.sysctl("net/ipv4/ip_local_port_range", "1024 65535")?;
+        netns.sysctl("net/ipv4/tcp_tw_reuse", "1")?;
+    }
+    let more = format!("limits: {{connections: {}}}\n", flows + 100);
+    let options = snisplice_tests::daemon::Options::yaml(lab, &flow::yaml(&more))?;
+    let daemon = snisplice_tests::daemon::Daemon::start(lab, &options)?;
+    let before = wait::settled(flow::QUIET, || Held::by(&daemon))?;
+    let process = daemon.process();
+
+    let server = Server::start(&lab.backend)?;
+    let mut memory = Vec::new();
+    let (visits, checked) = thread::scope(|scope| {
+        let clients = scope.spawn(|| lab.client.enter(|| clients(flows, lasting)));
+        let started = Instant::now();
+        while !clients.is_finished() {
+            thread::sleep(Duration::from_millis(200));
+            memory.push((started.elapsed(), process.resident_bytes()?));
+        }
+        clients.join().expect("the clients do not panic")
+    })?;
+    ensure!(visits >= flows, "only {visits} connections");
+    server.stop()?;
+
+    let metrics = daemon.wait_metrics("every connection is over", |metrics| {
+        metrics.sum("snisplice_connections_active", &[]) == 0
+    })?;
+    let finished = metrics.sum("snisplice_connections_closed_total", &[("reason", "finished")]);
+    ensure!(finished == i64::try_from(visits)?, "{visits} connections, {finished} finished");
+    ensure!(metrics.sum("snisplice_sockmap_in_flight_bytes", &[]) == 0, "something is said to wait still");
+    let after = wait::settled(flow::QUIET, || Held::by(&daemon))?;
+    ensure!(after == before, "before {before:?}, after {after:?}");
+    let growth = growth(&memory, lasting);
+    println!(
+        "{visits} connections, {flows} at a time, {checked} bytes checked, resident memory grew by {growth} bytes of {}",
+        memory.last().map_or(0, |(_, bytes)| *bytes)
+    );
+    // Each thread's heap keeps what it once needed; a leak of one small block for each connection shows.
+    ensure!(growth < 16 * 1024 * 1024 + 64 * visits as u64, "memory grew by {growth} bytes: {memory:?}");
+    Ok(())
+}
+
+/// By how much the most in the last third was more than the most in the second: in the first it fills.
+fn growth(memory: &[(Duration, u64)], lasting: Duration) -> u64 {
+    let most = |third: u32| {
+        let bounds = lasting / 3 * third..lasting / 3 * (third + 1);
+        memory.iter().filter(|(at, _)| bounds.contains(at)).map(|(_, bytes)| *bytes).max().unwrap_or(0)
+    };
+    most(2).saturating_sub(most(1))
+}
+
+/// Runs `flows` connections at a time; returns how many there were, and their bytes.
+fn clients(flows: usize, lasting: Duration) -> Result<(usize, u64)> {
+    run(async move {
+        let front: SocketAddr = flow::front().parse()?;
+        let hello = Rc::new(hello::naming(flow::NAME)?);
+        let pattern = Rc::new(Pattern::new(77));
+        let deadline = Instant::now() + lasting;
+        let next = Rc::new(Cell::new(0_u64));
+        let checked = Rc::new(Cell::new(0_u64));
+        let lanes: Vec<_> = (0..flows)
+            .map(|lane| {
+                let (hello, pattern) = (hello.clone(), pattern.clone());
+                let (next, checked) = (next.clone(), checked.clone());
+                tokio::task::spawn_local(async move {
+                    // Not all in the same moment.
+                    tokio::time::sleep(Duration::from_micros(lane as u64 * 300)).await;
+                    while next.get() < flows as u64 || Instant::now() < deadline {
+                        let seed = next.replace(next.get() + 1);
+                        let task = Task::new(seed);
+                        visit(front, &hello, task, &pattern).await.with_context(|| format!("seed {seed}"))?;
+                        checked.set(checked.get() + task.up + task.down);
+                    }
+                    anyhow::Ok(())
+                })
+            })
+            .collect();
+        for lane in lanes {
+            lane.await.context("a client panicked")??;
+        }
+        Ok((usize::try_from(next.get())?, checked.get()))
+    })
+}
+
+async fn visit(front: SocketAddr, hello: &[u8], task: Task, pattern: &Pattern) -> Result<()> {
+    let mut stream = TcpStream::connect(front).await?;
+    stream.set_nodelay(true)?;
+    stream.write_all(&[hello, &task.to_bytes()].concat()).await?;
+    let (mut from, mut to) = stream.split();
+    tokio::try_join!(
+        async {
+            speak(&mut to, pattern, task.seed, task.up).await.context("sending")?;
+            to.shutdown().await.context("FIN")
+        },
+        async { hear(&mut from, pattern, task.seed + 1, task.down).await.context("receiving") },
+    )?;
+    Ok(())
+}
+
+async fn serve(mut stream: TcpStream, hello: usize, pattern: &Pattern) -> Result<()> {
+    stream.set_nodelay(true)?;
+    stream.read_exact(&mut vec![0; hello]).await?;
+    let mut bytes = [0; TASK_BYTES];
+    stream.read_exact(&mut bytes).await?;
+    let task = Task::from_bytes(bytes);
+    let (mut from, mut to) = stream.split();
+    tokio::try_join!(
+        async {
+            speak(&mut to, pattern, task.seed + 1, task.down).await?;
+            Ok(to.shutdown().await?)
+        },
+        hear(&mut from, pattern, task.seed, task.up),
+    )?;
+    Ok(())
+}
+
+/// Sends `bytes` of the pattern from a place that depends on the seed, in pieces with pauses.
+async fn speak(
+    to: &mut (impl tokio::io::AsyncWrite + Unpin),
+    pattern: &Pattern,
+    seed: u64,
+    bytes: u64,
+) -> Result<()> {
+    let (start, mut random, mut sent) = (seed * 7_919, Random::new(!seed), 0);
+    for piece in 1..=PIECES {
+        let end = bytes * piece / PIECES;
+        while sent < end {
+            let part = pattern.at(start + sent, usize::try_from(end - sent)?);
+            to.write_all(part).await?;
+            sent += part.len() as u64;
+        }
+        tokio::time::sleep(Task::pause(&mut random)).await;
+    }
+    Ok(())
+}
+
+/// Expects just that, and FIN.
+async fn hear(
+    from: &mut (impl tokio::io::AsyncRead + Unpin),
+    pattern: &Pattern,
+    seed: u64,
+    bytes: u64,
+) -> Result<()> {
+    let (start, mut heard) = (seed * 7_919, 0);
+    let mut buffer = vec![0; 16 * 1024];
+    loop {
+        match from.read(&mut buffer).await? {
+            0 => break,
+            count => {
+                pattern.check(start + heard, &buffer[..count])?;
+                heard += count as u64;
+            }
+        }
+    }
+    ensure!(heard == bytes, "{heard} of {bytes} bytes, then FIN");
+    Ok(())
+}
+
+/// Serves in a thread of its own until told to stop.
+struct Server {
+    stop: tokio::sync::oneshot::Sender<()>,
+    thread: thread::JoinHandle<Result<()>>,
+}
+
+impl Server {
+    fn start(netns: &Netns) -> Result<Self> {
+        let listener = netns.enter(|| Ok(listen(&format!("{BACKEND}:9000"))?))?;
+        let (stop, mut stopped) = tokio::sync::oneshot::channel();
+        let thread = thread::spawn(move || {
+            run(async move {
+                let listener = tokio::net::TcpListener::from_std(listener)?;
+                let hello = hello::naming(flow::NAME)?.len();
+                let pattern = Rc::new(Pattern::new(77));
+                let failed = Rc::new(Cell::new(None));
+                loop {
+                    tokio::select! {
+                        accepted = listener.accept() => {
+                            let (stream, _) = accepted?;
+                            let (pattern, failed) = (pattern.clone(), failed.clone());
+                            tokio::task::spawn_local(async move {
+                                if let Err(error) = serve(stream, hello, &pattern).await {
+                                    failed.set(Some(error));
+                                }
+                            });
+                        }
+                        _ = &mut stopped => break,
+                    }
+                }
+                failed.take().map_or(Ok(()), |error: anyhow::Error| Err(error.context("the server")))
+            })
+        });
+        Ok(Self { stop, thread })
+    }
+
+    fn stop(self) -> Result<()> {
+        // It has ended already if it has failed.
+        let _ = self.stop.send(());
+        self.thread.join().expect("the server does not panic")
+    }
+}
+
+/// With room for all that may come at once.
+fn listen(address: &str) -> io::Result<TcpListener> {
+    let address: SocketAddr = address.parse().map_err(|_| io::Error::from(ErrorKind::InvalidInput))?;
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.bind(&address.into())?;
+    socket.listen(4_096)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+fn run<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    LocalSet::new().block_on(&runtime, work)
+}

@@ -1,0 +1,32 @@
+//! `cargo xtask soak`: thousands of connections at a time, for as long as you like.
+
+use anyhow::Result;
+
+use crate::shell::{self, cargo};
+
+/// Keeps many connections open at a time, checks every byte, and looks for anything that is left in the end.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// How long.
+    #[arg(long, default_value_t = 10)]
+    minutes: u64,
+    /// Connections at a time; each takes two descriptors here and two in the daemon.
+    #[arg(long, default_value_t = 8_000)]
+    flows: u64,
+    /// Only this datapath.
+    #[arg(long, value_parser = ["relay", "sockmap"], default_value = "sockmap")]
+    datapath: String,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let Args { minutes, flows, datapath } = args;
+    shell::run(cargo().args(["build", "--release", "--bins", "--package", "snisplice"]))?;
+    let filter = format!("soak::many_connections_for_a_while::{datapath}");
+    shell::run(
+        cargo()
+            .args(["test", "--release", "--package", "snisplice-tests", "--test", "e2e", "--"])
+            .args(["--nocapture", &filter])
+            .env("SNISPLICE_SOAK", format!("{flows},{}", minutes * 60))
+            .env("SNISPLICE_REQUIRE_ALL", "1"),
+    )
+}
