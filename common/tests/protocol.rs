@@ -1,14 +1,22 @@
 //! The protocol between the verdict program and userspace, over many random interleavings: the decisions are the
 //! real ones, the kernel's queues and the program's two reads are modelled.
+//!
+//! One direction is followed from its first byte to its end, by FIN or by reset, while userspace takes it from the kernel
+//! and gives it back, and while the shares of other directions in the sum of all waiting bytes come and go.
 
 use std::{collections::VecDeque, ops::Range};
 
-use snisplice_common::flow::{Control, Decision, Flow, Limits, Target};
+use snisplice_common::{
+    budget,
+    flow::{Control, Decision, Flow, Limits, Target},
+};
 
-const LIMITS: Limits = Limits { high_water: 600, margin: 50 };
-const SNDBUF: u64 = 2_000;
-const RCVBUF: u64 = 300;
-const PACKET: u64 = 200;
+const LIMITS: Limits = Limits { high_water: 600_000, total: 1_000_000, margin: 50_000 };
+const SNDBUF: u64 = 2_000_000;
+const RCVBUF: u64 = 300_000;
+const PACKET: u64 = 200_000;
+/// Interleavings that each test tries.
+const SEEDS: u64 = 1_000;
 
 type Bytes = Range<u64>;
 
@@ -36,15 +44,37 @@ enum User {
     /// Waits until the target has taken what was redirected.
     Drain { redirected: u64 },
     /// Reads until nothing is left.
-    Read { before: u64 },
+    Read,
     /// Writes what it has read.
-    Write { before: u64, bytes: Bytes },
-    /// Tells the kernel.
-    Publish,
+    Write { bytes: Bytes },
+    /// Tells the kernel what it has done, and whether it wants the direction for itself.
+    Publish { hold: bool },
     /// Takes the socket's lock.
     Lock,
     /// Waits for bytes to come into reach.
     AwaitReadable,
+    /// Waits until the target has taken the last byte.
+    Flush,
+    /// Has passed the end on.
+    Ended,
+}
+
+/// Why userspace copies.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Why {
+    /// The kernel has passed something.
+    Passed { before: u64 },
+    /// It wants the direction for a while.
+    Held,
+    /// The sender's stream is over.
+    Over,
+}
+
+/// How the sender ended its stream.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum End {
+    Fin,
+    Reset,
 }
 
 struct Model {
@@ -53,6 +83,7 @@ struct Model {
     control: Control,
     /// What the sender has sent.
     sent: u64,
+    end: Option<End>,
     /// A packet whose verdict has read the control but not finished: the socket's lock is held.
     in_verdict: Option<(Bytes, Control)>,
     /// Passed, to be read.
@@ -67,7 +98,17 @@ struct Model {
     received: u64,
     event: bool,
     user: User,
+    why: Why,
+    /// Userspace is asked to keep the direction.
+    wanted: bool,
     forwarded: u64,
+    /// What userspace has given back of the direction's share.
+    returned: u64,
+    /// The sum of all shares, as the map has it.
+    counted_by_all: u64,
+    returned_by_all: u64,
+    /// The part of the sum that is not this direction's.
+    others: i64,
     most: u64,
 }
 
@@ -78,6 +119,7 @@ impl Model {
             flow: Flow::new(1, 2),
             control: Control::default(),
             sent: 0,
+            end: None,
             in_verdict: None,
             passed: VecDeque::new(),
             backlog: VecDeque::new(),
@@ -86,14 +128,33 @@ impl Model {
             received: 0,
             event: false,
             user: User::Rest,
+            why: Why::Passed { before: 0 },
+            wanted: false,
             forwarded: 0,
+            returned: 0,
+            counted_by_all: 0,
+            returned_by_all: 0,
+            others: 0,
             most: 0,
         }
     }
 
+    fn sum(&self) -> i64 {
+        budget::sum(self.counted_by_all, self.returned_by_all)
+    }
+
+    /// The other directions have more or less waiting now.
+    fn others_move(&mut self) -> bool {
+        let total = LIMITS.total.cast_signed();
+        let now = total / 2 * self.random.below(3).cast_signed();
+        self.counted_by_all = self.counted_by_all.wrapping_add_signed(now - self.others);
+        self.others = now;
+        true
+    }
+
     /// A packet arrives, if the window is open, and its verdict begins.
     fn arrive(&mut self) -> bool {
-        if self.in_verdict.is_some() || len(&self.passed) >= RCVBUF {
+        if self.end.is_some() || self.in_verdict.is_some() || len(&self.passed) >= RCVBUF {
             return false;
         }
         let size = 1 + self.random.below(PACKET);
@@ -101,6 +162,16 @@ impl Model {
         self.sent += size;
         self.in_verdict = Some((bytes, self.control));
         true
+    }
+
+    /// The sender's stream is over. Userspace may hear of it before the verdict on the last packet is done.
+    fn end(&mut self, how: End) {
+        self.end = Some(how);
+        self.wanted = false;
+        if how == End::Reset {
+            // The kernel may forget what nobody has read.
+            while self.random.below(3) > 0 && self.passed.pop_back().is_some() {}
+        }
     }
 
     fn finish_verdict(&mut self) -> bool {
@@ -114,13 +185,26 @@ impl Model {
             rmem_alloc: 0,
             rcvbuf: u32::MAX,
         };
-        if !held && self.flow.decide(size, &control, &target, LIMITS) == Decision::Redirect {
-            self.flow.redirect(size);
+        let sum = self.sum();
+        let redirected =
+            !held && self.flow.decide(size, &control, &target, sum, LIMITS) == Decision::Redirect;
+        if redirected {
+            let _ = self.flow.redirect(size);
             self.backlog.push_back(bytes);
         } else {
             self.flow.pass(size);
-            self.passed.push_back(bytes);
+            if self.end != Some(End::Reset) {
+                self.passed.push_back(bytes);
+            }
             self.event |= !held;
+        }
+        if !held {
+            let more = self.flow.count(&control, target.write_seq);
+            self.counted_by_all = self.counted_by_all.wrapping_add_signed(more);
+            // The share is what waits, or nothing; and no packet was let in beyond the bound.
+            let share = self.flow.share(&control);
+            assert_eq!(share, i64::from(budget::share(u32::try_from(len(&self.backlog)).expect("short"))));
+            assert!(!redirected || share == 0 || self.others + share <= LIMITS.total.cast_signed());
         }
         self.most = self.most.max(len(&self.backlog));
         true
@@ -135,6 +219,7 @@ impl Model {
     }
 
     fn take(&mut self, bytes: Bytes) {
+        assert_ne!(self.user, User::Ended, "a byte behind the end");
         assert_eq!(bytes.start, self.taken, "out of order");
         self.taken = bytes.end;
         self.queue.push_back(bytes);
@@ -147,46 +232,102 @@ impl Model {
         true
     }
 
+    fn all_taken(&self, redirected: u64) -> bool {
+        self.taken >= redirected + self.forwarded
+    }
+
+    /// Gives the direction's share back; the kernel is told later.
+    fn give_back(&mut self) {
+        let share = self.flow.share(&Control { returned: self.returned, ..Control::default() });
+        self.returned = self.returned.wrapping_add_signed(share);
+        self.returned_by_all = self.returned_by_all.wrapping_add_signed(share);
+    }
+
     /// One system call of userspace. False if it waits.
     fn user(&mut self) -> bool {
-        self.user = match self.user.clone() {
+        let next = match self.user.clone() {
+            User::Rest if self.end.is_some() => {
+                self.why = Why::Over;
+                User::Look
+            }
             User::Rest if self.event => {
                 self.event = false;
                 User::Look
             }
-            User::Look => {
-                if self.flow.passed == self.forwarded {
-                    User::Rest
-                } else {
-                    User::Drain { redirected: self.flow.redirected }
-                }
+            User::Rest if self.wanted => {
+                self.why = Why::Held;
+                User::Publish { hold: true }
             }
-            User::Drain { redirected } if self.taken >= redirected + self.forwarded => {
-                User::Read { before: self.forwarded }
+            // Takes the lock, to see what came before the end.
+            User::Look if self.why == Why::Over && self.in_verdict.is_some() => return false,
+            User::Look => self.look(),
+            User::Drain { redirected } if self.all_taken(redirected) => {
+                self.give_back();
+                User::Read
             }
             // Takes the lock.
-            User::Read { before } if self.in_verdict.is_none() => match self.passed.pop_front() {
-                Some(bytes) => User::Write { before, bytes },
-                None if self.forwarded > before => User::Publish,
-                None => User::AwaitReadable,
-            },
-            User::Write { before, bytes } if len(&self.queue) < SNDBUF => {
+            User::Read if self.in_verdict.is_none() => self.read(),
+            User::Write { bytes } if len(&self.queue) < SNDBUF => {
                 let size = bytes.end - bytes.start;
                 let sent = (1 + self.random.below(size)).min(SNDBUF - len(&self.queue));
                 self.take(bytes.start..bytes.start + sent);
                 self.forwarded += sent;
-                if sent == size {
-                    User::Read { before }
-                } else {
-                    User::Write { before, bytes: bytes.start + sent..bytes.end }
-                }
+                if sent == size { User::Read } else { User::Write { bytes: bytes.start + sent..bytes.end } }
             }
-            User::Publish => {
-                self.control.forwarded = self.forwarded;
+            User::Publish { hold } => {
+                self.control = Control {
+                    forwarded: self.forwarded,
+                    returned: self.returned,
+                    hold: hold.into(),
+                    reserved: 0,
+                };
                 User::Lock
             }
             User::Lock if self.in_verdict.is_none() => User::Look,
-            User::AwaitReadable if !self.passed.is_empty() => User::Look,
+            User::AwaitReadable => return self.await_readable(),
+            User::Flush if self.all_taken(self.flow.redirected) => {
+                self.give_back();
+                User::Ended
+            }
+            _ => return false,
+        };
+        self.user = next;
+        true
+    }
+
+    fn look(&mut self) -> User {
+        let caught_up = self.flow.passed == self.forwarded;
+        let lost = self.end == Some(End::Reset) && self.passed.is_empty();
+        match self.why {
+            Why::Over if caught_up || lost => User::Flush,
+            Why::Passed { .. } if caught_up && self.control.forwarded == self.forwarded => User::Rest,
+            Why::Passed { .. } => {
+                self.why = Why::Passed { before: self.forwarded };
+                User::Drain { redirected: self.flow.redirected }
+            }
+            Why::Held | Why::Over => User::Drain { redirected: self.flow.redirected },
+        }
+    }
+
+    fn read(&mut self) -> User {
+        match (self.passed.pop_front(), self.why) {
+            (Some(bytes), _) => User::Write { bytes },
+            (None, Why::Over) => User::Look,
+            (None, Why::Passed { before }) if self.forwarded > before => User::Publish { hold: false },
+            (None, Why::Passed { .. } | Why::Held) => User::AwaitReadable,
+        }
+    }
+
+    fn await_readable(&mut self) -> bool {
+        self.user = match self.why {
+            // The kernel redirects nothing before it is told, so nothing has to be waited for before reading.
+            Why::Held if self.end.is_some() || !self.wanted => {
+                self.why = Why::Passed { before: self.forwarded };
+                User::Publish { hold: false }
+            }
+            Why::Held if !self.passed.is_empty() => User::Read,
+            Why::Passed { .. } if self.end.is_some() => User::Rest,
+            Why::Passed { .. } if !self.passed.is_empty() => User::Look,
             _ => return false,
         };
         true
@@ -194,33 +335,41 @@ impl Model {
 
     fn step(&mut self, sending: bool, laziness: u64) {
         // Whatever cannot move now is tried again later.
-        let _ = match self.random.below(8) {
+        let _ = match self.random.below(9) {
             0 => sending && self.arrive(),
             1 => self.finish_verdict(),
             2 => self.work(),
             3 => self.random.below(1 + laziness) == 0 && self.receive(),
+            4 => self.random.below(10) == 0 && self.others_move(),
             _ => self.user(),
         };
     }
 
     /// Lets everything but the sender go on until nothing moves any more.
     fn settle(&mut self) {
+        self.wanted = false;
         while self.finish_verdict() || self.work() || self.receive() || self.user() {}
+    }
+
+    /// Sends and receives for a while, in bouts of different eagerness.
+    fn live(&mut self) {
+        for _ in 0..40 {
+            // The sender rests now and then, and so does userspace's wish; the receiver reads more or less eagerly.
+            let (sending, laziness) = (self.random.below(2) == 0, self.random.below(4));
+            self.wanted = self.end.is_none() && self.random.below(4) == 0;
+            for _ in 0..80 {
+                self.step(sending, laziness);
+            }
+        }
     }
 }
 
 #[test]
 fn every_byte_arrives_once_and_in_order() {
-    let (mut redirected, mut returns) = (0, 0);
-    for seed in 0..5_000 {
+    let (mut redirected, mut returns, mut shares) = (0, 0, 0);
+    for seed in 0..SEEDS {
         let mut model = Model::new(seed);
-        for _ in 0..40 {
-            // The sender rests now and then, and the receiver reads more or less eagerly.
-            let (sending, laziness) = (model.random.below(2) == 0, model.random.below(4));
-            for _ in 0..80 {
-                model.step(sending, laziness);
-            }
-        }
+        model.live();
         model.settle();
         assert_eq!(model.received, model.sent, "seed {seed}: {:?} is left waiting", model.user);
         assert_eq!(model.user, User::Rest, "seed {seed}");
@@ -232,6 +381,39 @@ fn every_byte_arrives_once_and_in_order() {
         assert_eq!(model.flow.redirected + model.flow.passed, model.sent);
         redirected += model.flow.redirected;
         returns += model.flow.returns;
+        shares += u64::from(model.sum() > model.others);
+        model.give_back();
+        assert_eq!(model.sum(), model.others, "seed {seed}: a share is left");
     }
-    assert!(redirected > 1_000_000 && returns > 500, "{redirected} bytes redirected, {returns} returns");
+    assert!(redirected > 1_000_000_000 && returns > 500, "{redirected} bytes redirected, {returns} returns");
+    assert!(shares > 0, "no direction fell silent with a share");
+}
+
+#[test]
+fn the_end_follows_the_last_byte() {
+    for seed in 0..SEEDS {
+        let mut model = Model::new(seed);
+        model.live();
+        model.end(End::Fin);
+        model.live();
+        model.settle();
+        assert_eq!(model.user, User::Ended, "seed {seed}");
+        assert_eq!(model.received, model.sent, "seed {seed}: bytes were cut off");
+        assert_eq!(model.sum(), model.others, "seed {seed}: a share is left");
+    }
+}
+
+#[test]
+fn a_reset_leaves_nothing_waiting() {
+    for seed in 0..SEEDS {
+        let mut model = Model::new(seed);
+        model.live();
+        model.end(End::Reset);
+        model.live();
+        model.settle();
+        // What has arrived is a beginning of what was sent: bytes are taken in order and without a hole, or not at all.
+        assert_eq!(model.user, User::Ended, "seed {seed}");
+        assert_eq!(model.received, model.taken, "seed {seed}");
+        assert_eq!(model.sum(), model.others, "seed {seed}: a share is left");
+    }
 }
