@@ -90,6 +90,17 @@ impl Process {
         Ok(kilobytes.context("the process has no memory")?.parse::<u64>()? * 1024)
     }
 
+    /// How often its threads have gone to sleep to wait for something, so far.
+    pub fn sleeps(&self) -> Result<u64> {
+        let mut sleeps = 0;
+        for task in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
+            let status = fs::read_to_string(task?.path().join("status"))?;
+            let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+            sleeps += count.context("no such counter")?.trim().parse::<u64>()?;
+        }
+        Ok(sleeps)
+    }
+
     /// Threads that the process has.
     pub fn threads(&self) -> Result<usize> {
         Ok(fs::read_dir(format!("/proc/{}/task", self.child.id()))?.count())

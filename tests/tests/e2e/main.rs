@@ -18,6 +18,7 @@ mod leak;
 mod lifecycle;
 mod rejection;
 mod routing;
+mod setting;
 mod slow;
 mod soak;
 mod vanish;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         lifecycle::CASES,
         rejection::CASES,
         routing::CASES,
+        setting::CASES,
         slow::CASES,
         soak::CASES,
         vanish::CASES,

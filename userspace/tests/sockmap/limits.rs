@@ -179,17 +179,29 @@ fn shares_of_the_silent() {
 fn a_full_map() {
     let rig = Rig::with(&Options { connections: 1, ..Options::default() });
     let first = rig.link();
-    let carried = |link: &Link| {
-        Stream::new(1).send(&link.client, 1_000, 100, &mut Random::new(1)).expect("sent");
-        Stream::new(1).expect(&link.backend, 1_000);
+    let carries = |link: &Link, seed| {
+        let (client, backend) = (&link.client, &link.backend);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let sent = Stream::new(seed).send(client, 8 * MIB, 100_000, &mut Random::new(seed));
+                sent.expect("the connection holds");
+            });
+            Stream::new(seed).expect(backend, 8 * MIB);
+        });
     };
-    carried(&first);
+    carries(&first, 1);
     let second = rig.link();
-    carried(&second);
-    drop(second.client);
-    drop(second.backend);
+    carries(&second, 2);
+    second.client.shutdown(Shutdown::Write).expect("FIN");
+    second.backend.shutdown(Shutdown::Write).expect("FIN");
+    assert_eq!(second.outcome().carrier, Some(Carrier::Relay));
     assert_eq!(rig.kernel.stats().fallbacks(Refusal::MapFull), 1);
+    // There is room again once the first is gone.
     drop(first);
+    wait_until("the first is forgotten", || rig.entries() == [0; 4]);
+    let third = rig.link();
+    carries(&third, 3);
+    assert_eq!(rig.kernel.stats().enrolled(), 2);
 }
 
 fn small_future() {
