@@ -220,10 +220,11 @@ fn in_flight(daemon: &Daemon<'_>) -> Result<Vec<(u64, u64)>> {
     };
     let mut ways = flows
         .iter()
-        // The client's socket was there first, and socket cookies only grow.
         .map(|way| {
-            let own = way["formatted"]["key"].as_u64().context("a key that is no number")?;
-            Ok((own, (field(way, "redirected")?, field(way, "passed")?)))
+            // The lowest bit of a token tells the side that the direction receives from: the client's is 0. Cookies
+            // tell nothing, since each processor has a supply of its own.
+            let side = field(way, "token")? & 1;
+            Ok((side, (field(way, "redirected")?, field(way, "passed")?)))
         })
         .collect::<Result<Vec<_>>>()?;
     ways.sort_unstable();
