@@ -1,6 +1,6 @@
 //! Reads from a client until its hello is complete or cannot become one.
 
-use std::io;
+use std::{io, os::fd::AsFd};
 
 use rustix::{
     io::{Errno, retry_on_intr},
@@ -99,26 +99,67 @@ fn restore(client: &TcpStream, low_water: usize) {
 async fn read(client: &TcpStream, limit: usize, partial: &mut Vec<u8>) -> Result<Hello, NoHello> {
     loop {
         client.readable().await.map_err(|_| NoHello::ClientGone)?;
-        let room = limit + 1 - partial.len().min(limit);
-        let received = with_scratch(|scratch| {
-            let (length, _) = retry_on_intr(|| recv(client, &mut scratch[..room], RecvFlags::empty()))?;
-            partial.extend_from_slice(&scratch[..length]);
-            Ok(length)
-        });
-        match received {
-            Ok(0) => return Err(NoHello::ClientGone),
-            Ok(_) => {}
-            Err(Errno::AGAIN) => {
-                forget_readable(client);
-                continue;
+        match take(client, limit, partial) {
+            Taken::Hello(outcome) => return outcome,
+            Taken::More => {}
+            Taken::Nothing => forget_readable(client),
+        }
+    }
+}
+
+/// What one look at the receive queue gave.
+enum Taken {
+    /// A verdict.
+    Hello(Result<Hello, NoHello>),
+    /// Some bytes, but not enough.
+    More,
+    /// Not a byte for now.
+    Nothing,
+}
+
+/// Reads once.
+fn take(client: impl AsFd, limit: usize, partial: &mut Vec<u8>) -> Taken {
+    let room = limit + 1 - partial.len().min(limit);
+    let received = with_scratch(|scratch| {
+        let (length, _) = retry_on_intr(|| recv(&client, &mut scratch[..room], RecvFlags::empty()))?;
+        partial.extend_from_slice(&scratch[..length]);
+        Ok(length)
+    });
+    match received {
+        Ok(1..) => {}
+        Err(Errno::AGAIN) => return Taken::Nothing,
+        Ok(0) | Err(_) => return Taken::Hello(Err(NoHello::ClientGone)),
+    }
+    match parse(partial, limit) {
+        Ok(Parse::Done(message)) => Taken::Hello(Ok(Hello { message, bytes: std::mem::take(partial) })),
+        Ok(Parse::Incomplete { .. }) => Taken::More,
+        Err(rejection) => Taken::Hello(Err(NoHello::Rejected(rejection))),
+    }
+}
+
+/// Looks once without waiting, before the runtime knows the socket: a listener that defers accepting hands over
+/// connections whose hello has arrived, so this is nearly always enough, and spares a trip through the event loop.
+/// `None` leaves it to [`receive`].
+pub fn at_once(
+    client: impl AsFd,
+    mode: HelloMode,
+    limit: usize,
+    partial: &mut Vec<u8>,
+) -> Option<Result<Hello, NoHello>> {
+    match mode {
+        HelloMode::Read => match take(client, limit, partial) {
+            Taken::Hello(outcome) => Some(outcome),
+            Taken::More | Taken::Nothing => None,
+        },
+        HelloMode::Peek => with_scratch(|scratch| {
+            let window = &mut scratch[..=limit];
+            let (length, _) = retry_on_intr(|| recv(&client, &mut *window, RecvFlags::PEEK)).ok()?;
+            match parse(&window[..length], limit) {
+                Ok(Parse::Done(message)) => Some(Ok(Hello { message, bytes: Vec::new() })),
+                Ok(Parse::Incomplete { .. }) => None,
+                Err(rejection) => Some(Err(NoHello::Rejected(rejection))),
             }
-            Err(_) => return Err(NoHello::ClientGone),
-        }
-        match parse(partial, limit) {
-            Ok(Parse::Done(message)) => return Ok(Hello { message, bytes: std::mem::take(partial) }),
-            Ok(Parse::Incomplete { .. }) => {}
-            Err(rejection) => return Err(NoHello::Rejected(rejection)),
-        }
+        }),
     }
 }
 

@@ -5,14 +5,20 @@ use std::{
     io,
     net::{SocketAddr, TcpListener},
     sync::Arc,
+    time::Duration,
 };
 
 use snisplice_config::model::Model;
 use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
 
+use crate::socket;
+
 /// Connections that may wait in one socket's accept queue; the kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
+
+/// How long the kernel keeps a connection without a byte to itself.
+const DEFER_ACCEPT: Duration = Duration::from_secs(1);
 
 /// An address that cannot be listened on.
 #[derive(Debug, Error)]
@@ -71,11 +77,11 @@ pub fn bind(listener: &Arc<str>, address: SocketAddr, workers: usize) -> Result<
     let fail = |source| BindError { listener: listener.to_string(), address, source };
     // Another process of the same user could join a group of SO_REUSEPORT sockets unnoticed, and would take a share
     // of the connections: the first socket is bound without it, so that a conflict shows.
-    drop(socket(address, false).map_err(fail)?);
+    drop(open(address, false).map_err(fail)?);
     let mut sockets: Vec<TcpListener> = Vec::with_capacity(workers);
     let mut real = address;
     for _ in 0..workers {
-        let socket = socket(real, true).and_then(|socket| {
+        let socket = open(real, true).and_then(|socket| {
             socket.listen(BACKLOG)?;
             Ok(TcpListener::from(socket))
         });
@@ -86,7 +92,7 @@ pub fn bind(listener: &Arc<str>, address: SocketAddr, workers: usize) -> Result<
     Ok(Bound { listener: listener.clone(), wanted: address, address: real, sockets })
 }
 
-fn socket(address: SocketAddr, shared: bool) -> io::Result<Socket> {
+fn open(address: SocketAddr, shared: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     // Restarting must not wait for the TIME_WAIT of former connections.
@@ -98,6 +104,11 @@ fn socket(address: SocketAddr, shared: bool) -> io::Result<Socket> {
         // `0.0.0.0` and `[::]` are two addresses of one listener, each bound for itself.
         socket.set_only_v6(true)?;
     }
+    // Inherited by what is accepted, which spares a call for each connection.
+    socket.set_tcp_nodelay(true)?;
+    // In TLS the client speaks first: there is nothing to do for a connection before its hello. The kernel completes
+    // one that stays silent after this time, and then its deadline begins.
+    socket::set_defer_accept(&socket, DEFER_ACCEPT)?;
     socket.bind(&address.into())?;
     Ok(socket)
 }

@@ -1,6 +1,6 @@
 //! One connection's story, from accept to the last byte.
 
-use std::{io, rc::Rc, sync::Arc, time::Duration};
+use std::{io, net::TcpStream as StdStream, rc::Rc, sync::Arc, time::Duration};
 
 use rustix::{
     io::retry_on_intr,
@@ -46,7 +46,7 @@ pub struct Service {
 
 /// Serves one accepted connection to its end, for as long as it holds a `permit`.
 pub async fn serve(
-    client: TcpStream,
+    client: StdStream,
     counters: Rc<ListenerCounters>,
     service: Rc<Service>,
     permit: OwnedSemaphorePermit,
@@ -64,15 +64,21 @@ pub async fn serve(
 
 /// The part of the story before bytes flow: hello, rule, endpoint, connection. An error is the reason for which the
 /// connection is over.
-async fn establish(client: TcpStream, account: &Account, service: &Service) -> Result<Pair, &'static str> {
+async fn establish(client: StdStream, account: &Account, service: &Service) -> Result<Pair, &'static str> {
     // This connection keeps this configuration until it is established, whatever is reloaded meanwhile.
     let live = service.current.load_full();
     let listener_name = account.listener();
     let listener = live.listener(listener_name).ok_or("listener_removed")?;
-    let _ = client.set_nodelay(true);
 
     let mut partial = Vec::new();
-    let (backend, bytes) = match receive_hello(&client, &live.model, service, &mut partial).await? {
+    let early =
+        hello::at_once(&client, service.datapath.hello(), live.model.limits.hello_bytes, &mut partial);
+    let client = TcpStream::from_std(client).map_err(|_| "no_resources")?;
+    let received = match early {
+        Some(received) => judge(received)?,
+        None => wait_for_hello(&client, &live.model, service, &mut partial).await?,
+    };
+    let (backend, bytes) = match received {
         Ok(Hello { message, bytes }) => match route(listener, &message) {
             Ok(rule) => {
                 account.routed(live.label(rule));
@@ -104,22 +110,27 @@ async fn establish(client: TcpStream, account: &Account, service: &Service) -> R
 }
 
 /// Waits for the hello within its deadline. The outer error is a client that is gone.
-async fn receive_hello(
+async fn wait_for_hello(
     client: &TcpStream,
     model: &Model,
     service: &Service,
     partial: &mut Vec<u8>,
 ) -> Result<Result<Hello, Verdict>, &'static str> {
     let received = hello::receive(client, service.datapath.hello(), model.limits.hello_bytes, partial);
-    match timeout(model.timeouts.hello, received).await {
-        Ok(Ok(hello)) => Ok(Ok(hello)),
-        Ok(Err(NoHello::ClientGone)) => Err("client_gone"),
-        Ok(Err(NoHello::Rejected(rejection))) => Ok(Err(Verdict::Rejected(rejection))),
-        Err(_) => {
-            // The peeking reader may have left its mark; a policy's backend shall see every byte.
-            let _ = socket::set_receive_low_water(client, 1);
-            Ok(Err(Verdict::Timeout))
-        }
+    if let Ok(received) = timeout(model.timeouts.hello, received).await {
+        return judge(received);
+    }
+    // The peeking reader may have left its mark; a policy's backend shall see every byte.
+    let _ = socket::set_receive_low_water(client, 1);
+    Ok(Err(Verdict::Timeout))
+}
+
+/// Tells a client that is gone, the outer error, from one that is turned away.
+fn judge(received: Result<Hello, NoHello>) -> Result<Result<Hello, Verdict>, &'static str> {
+    match received {
+        Ok(hello) => Ok(Ok(hello)),
+        Err(NoHello::ClientGone) => Err("client_gone"),
+        Err(NoHello::Rejected(rejection)) => Ok(Err(Verdict::Rejected(rejection))),
     }
 }
 
@@ -256,7 +267,7 @@ mod tests {
         let carried = relay.relay(Pair { client, backend, hello: Vec::new() }, &account);
         let carried = size_of_val(&*carried);
 
-        let client = TcpStream::connect(socket.local_addr().unwrap()).await.unwrap();
+        let client = StdStream::connect(socket.local_addr().unwrap()).unwrap();
         let permit = Arc::new(tokio::sync::Semaphore::new(1)).try_acquire_owned().unwrap();
         let session = size_of_val(&serve(client, counters, service, permit));
         assert!(session <= 320, "a session takes {session} bytes");

@@ -1,13 +1,14 @@
-//! Every socket option the standard library does not wrap, and nothing else: one call in, one value out.
+//! Every socket option the standard library does not wrap, and other calls on descriptors: one call in, one value out.
 
 use std::{
     io,
     mem::MaybeUninit,
-    os::fd::{AsFd, AsRawFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     time::Duration,
 };
 
 use socket2::SockRef;
+use tokio::io::{Interest, unix::AsyncFd};
 
 /// Sets a socket option whose value is a C `int`.
 fn set_int(fd: impl AsFd, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
@@ -52,6 +53,20 @@ pub fn force_receive_buffer(fd: impl AsFd, bytes: u32) -> io::Result<()> {
 pub fn set_window_clamp(fd: impl AsFd, bytes: u32) -> io::Result<()> {
     let value = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
     set_int(fd, libc::SOL_TCP, libc::TCP_WINDOW_CLAMP, value)
+}
+
+/// `TCP_DEFER_ACCEPT`: a listener's connection is completed when its first byte arrives, or after `patience` (in
+/// whole seconds, rounded to what the retransmissions of the SYN-ACK come to) without one.
+pub fn set_defer_accept(fd: impl AsFd, patience: Duration) -> io::Result<()> {
+    let value = libc::c_int::try_from(patience.as_secs()).unwrap_or(libc::c_int::MAX);
+    set_int(fd, libc::SOL_TCP, libc::TCP_DEFER_ACCEPT, value)
+}
+
+/// Has the current runtime watch a descriptor for readability.
+pub fn watch_readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the registration owns the descriptor, and lends it out only by shared reference, through which it can
+    // neither be closed nor replaced.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
 }
 
 /// `SIOCOUTQ`: bytes written but not yet acknowledged by the peer (a FIN counts as one).

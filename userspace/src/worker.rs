@@ -6,7 +6,8 @@
 use std::{
     collections::HashMap,
     io,
-    net::{SocketAddr, TcpListener as StdListener},
+    net::{SocketAddr, TcpListener as StdListener, TcpStream as StdStream},
+    os::fd::OwnedFd,
     rc::Rc,
     sync::Arc,
     thread,
@@ -14,14 +15,13 @@ use std::{
 };
 
 use rustix::{
-    io::retry_on_intr,
+    io::{Errno, retry_on_intr},
     net::{SocketFlags, accept_with},
 };
 use tokio::{
-    net::{TcpListener, TcpStream},
-    runtime,
+    io::unix::AsyncFd,
+    runtime::{self, LocalOptions},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
-    task::LocalSet,
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -31,11 +31,15 @@ use crate::{
     liveness::Liveness,
     metrics::{ListenerCounters, Metrics},
     session::{self, Service},
+    socket::watch_readable,
     state::Current,
 };
 
 /// How long accepting pauses after an error that accepting more at once would only repeat.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Connections accepted in a row before those that are open already get their turn.
+const ACCEPTS_PER_TURN: u32 = 32;
 
 /// What the main thread tells a worker.
 #[derive(Debug)]
@@ -98,10 +102,13 @@ impl Handle {
 }
 
 fn run(shared: Shared, orders: mpsc::UnboundedReceiver<Order>) -> io::Result<()> {
-    let runtime = runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
-    let local = LocalSet::new();
-    // Dropping the set drops every session that outlived the drain, and with it its sockets.
-    local.block_on(&runtime, work(shared, orders))
+    // Not a `LocalSet` in a runtime: whoever is woken by the event loop would be woken through an eventfd as well.
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build_local(LocalOptions::default())?;
+    // Dropping the runtime drops every session that outlived the drain, and with it its sockets.
+    runtime.block_on(work(shared, orders))
 }
 
 async fn work(shared: Shared, mut orders: mpsc::UnboundedReceiver<Order>) -> io::Result<()> {
@@ -119,7 +126,7 @@ async fn work(shared: Shared, mut orders: mpsc::UnboundedReceiver<Order>) -> io:
             Some(Order::Listen { listener, wanted, socket }) => {
                 service.liveness.apply(&socket)?;
                 let acceptor = Acceptor {
-                    socket: TcpListener::from_std(socket)?,
+                    socket: watch_readable(socket.into())?,
                     counters: Rc::new(shared.metrics.listener(&listener)),
                     service: service.clone(),
                     permits: shared.permits.clone(),
@@ -158,7 +165,7 @@ async fn work(shared: Shared, mut orders: mpsc::UnboundedReceiver<Order>) -> io:
 
 /// Accepts on one socket until told to stop.
 struct Acceptor {
-    socket: TcpListener,
+    socket: AsyncFd<OwnedFd>,
     counters: Rc<ListenerCounters>,
     service: Rc<Service>,
     permits: Arc<Semaphore>,
@@ -168,35 +175,54 @@ struct Acceptor {
 
 impl Acceptor {
     async fn run(self) {
-        loop {
-            tokio::select! {
-                accepted = self.socket.accept() => self.take(accepted).await,
-                () = self.stop.cancelled() => break,
-            }
+        tokio::select! {
+            () = self.accept_for_ever() => {}
+            () = self.stop.cancelled() => {}
         }
         self.empty_the_backlog();
     }
 
-    async fn take(&self, accepted: io::Result<(TcpStream, SocketAddr)>) {
-        match accepted {
-            Ok((client, _)) => {
-                // At the limit it waits in here, and those after it in the kernel's queue. Asking only now keeps no
-                // permit from a worker that has a connection for it. The semaphore is never closed.
-                if let Ok(permit) = self.permits.clone().acquire_owned().await {
-                    self.start(client, permit);
+    async fn accept_for_ever(&self) {
+        let mut turn = 0;
+        loop {
+            match self.accept() {
+                Ok(client) => {
+                    // At the limit it waits in here, and those after it in the kernel's queue. Asking only now keeps
+                    // no permit from a worker that has a connection for it. The semaphore is never closed.
+                    if let Ok(permit) = self.permits.clone().acquire_owned().await {
+                        self.start(client, permit);
+                    }
+                    turn += 1;
+                    if turn < ACCEPTS_PER_TURN {
+                        continue;
+                    }
+                    tokio::task::yield_now().await;
+                }
+                // Only now: an event that came before the queue was empty is of no more use. Fails only when the
+                // runtime shuts down.
+                Err(Errno::AGAIN) => {
+                    if let Ok(mut guard) = self.socket.readable().await {
+                        guard.clear_ready();
+                    }
+                }
+                // The client gave up before we came; the next one may be fine.
+                Err(Errno::CONNABORTED) => {}
+                Err(error) => {
+                    self.counters.accept_errors.inc();
+                    tracing::warn!(%error, listener = %self.counters.listener, "cannot accept; trying again shortly");
+                    sleep(ACCEPT_PAUSE).await;
                 }
             }
-            // The client gave up before we came; the next one may be fine.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-            Err(error) => {
-                self.counters.accept_errors.inc();
-                tracing::warn!(%error, listener = %self.counters.listener, "cannot accept; trying again shortly");
-                sleep(ACCEPT_PAUSE).await;
-            }
+            turn = 0;
         }
     }
 
-    fn start(&self, client: TcpStream, permit: OwnedSemaphorePermit) {
+    fn accept(&self) -> Result<StdStream, Errno> {
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        retry_on_intr(|| accept_with(self.socket.get_ref(), flags)).map(StdStream::from)
+    }
+
+    fn start(&self, client: StdStream, permit: OwnedSemaphorePermit) {
         self.sessions.spawn_local(session::serve(
             client,
             self.counters.clone(),
@@ -207,12 +233,9 @@ impl Acceptor {
 
     /// Connections that the kernel has completed for this socket would be reset when it closes: takes them first.
     fn empty_the_backlog(&self) {
-        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         while let Ok(permit) = self.permits.clone().try_acquire_owned() {
-            let Ok(client) = retry_on_intr(|| accept_with(&self.socket, flags)) else { return };
-            if let Ok(client) = TcpStream::from_std(client.into()) {
-                self.start(client, permit);
-            }
+            let Ok(client) = self.accept() else { return };
+            self.start(client, permit);
         }
     }
 }

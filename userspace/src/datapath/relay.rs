@@ -124,40 +124,40 @@ impl Way<'_> {
     /// notice that this side, which has sent FIN, now resets.
     async fn one_way(&self, pump: &mut Pump) -> Result<(), Broken> {
         self.copy(pump).await?;
+        if self.other_finished.replace(true) {
+            // Nothing is left to come from either side, so closing both, which the caller does next, says it.
+            return Ok(());
+        }
         match SockRef::from(self.to).shutdown(Shutdown::Write) {
             // The receiver is gone already; its own direction reports how.
             Err(error) if error.kind() != io::ErrorKind::NotConnected => return Err(self.by_receiver(error)),
             _ => {}
         }
-        if !self.other_finished.replace(true) {
-            return Err(self.by_sender(Box::pin(failure(self.from)).await));
-        }
-        Ok(())
+        Err(self.by_sender(Box::pin(failure(self.from)).await))
     }
 
     /// Copies until the sender has sent FIN and the receiver has taken everything before it.
     async fn copy(&self, pump: &mut Pump) -> Result<(), Broken> {
         let mut steps = 0;
         loop {
+            if !pump.is_blocked() {
+                readable(self.from).await.map_err(|error| self.by_sender(error))?;
+            }
             match pump.step(self.from, self.to) {
                 Ok(Step::Moved { bytes, drained }) => {
                     self.account.moved(self.direction, bytes as u64);
-                    steps += 1;
-                    if pump.is_blocked() {
+                    if drained {
+                        forget(self.from, Interest::READABLE);
+                        steps = 0;
                         continue;
                     }
-                    if drained {
-                        until_readable(self.from).await.map_err(|error| self.by_sender(error))?;
-                        steps = 0;
-                    } else if steps >= STEPS_PER_TURN {
+                    steps += 1;
+                    if steps >= STEPS_PER_TURN {
                         tokio::task::yield_now().await;
                         steps = 0;
                     }
                 }
-                Ok(Step::WantRead) => {
-                    until_readable(self.from).await.map_err(|error| self.by_sender(error))?;
-                    steps = 0;
-                }
+                Ok(Step::WantRead) => forget(self.from, Interest::READABLE),
                 Ok(Step::WantWrite) => {
                     Box::pin(self.until_taken()).await?;
                     steps = 0;
@@ -203,12 +203,12 @@ impl Way<'_> {
     }
 }
 
-/// Forgets the readiness that the last call disproved, then waits for the next.
-async fn until_readable(stream: &TcpStream) -> io::Result<()> {
-    forget(stream, Interest::READABLE);
+/// Waits until there may be something to read, as far as the runtime has heard.
+async fn readable(stream: &TcpStream) -> io::Result<()> {
     poll_fn(|context| stream.poll_read_ready(context)).await
 }
 
+/// Forgets the readiness that the last call disproved, then waits for the next.
 async fn until_writable(stream: &TcpStream) -> io::Result<()> {
     forget(stream, Interest::WRITABLE);
     poll_fn(|context| stream.poll_write_ready(context)).await
