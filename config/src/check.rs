@@ -72,7 +72,7 @@ fn render_listener(out: &mut String, listener: &Listener, model: &Model) -> fmt:
 }
 
 fn render_settings(out: &mut String, model: &Model) -> fmt::Result {
-    let Model { datapath, admin, limits, timeouts, .. } = model;
+    let Model { datapath, admin, limits, handover, timeouts, .. } = model;
     let datapath = match datapath {
         DatapathKind::Auto => "auto",
         DatapathKind::Sockmap => "sockmap",
@@ -92,6 +92,7 @@ fn render_settings(out: &mut String, model: &Model) -> fmt::Result {
         limits.in_flight_bytes,
         limits.total_in_flight_bytes
     )?;
+    writeln!(out, "handover bytes {}, messages {}", handover.bytes, handover.messages)?;
     writeln!(
         out,
         "timeouts hello {:?}, connect {:?}, idle {:?}, keepalive {:?}, unacknowledged {:?}, drain {:?}\n",

@@ -9,8 +9,8 @@ use std::{
 use crate::{
     decode::Sink,
     model::{
-        Backend, BackendId, DatapathKind, Limits, Listener, Model, Origin, Policies, Policy, Rule, Target,
-        Timeouts,
+        Backend, BackendId, DatapathKind, Handover, Limits, Listener, Model, Origin, Policies, Policy, Rule,
+        Target, Timeouts,
     },
     name::HostPattern,
     options::Options,
@@ -24,6 +24,7 @@ pub(crate) struct Settings {
     pub(crate) datapath: DatapathKind,
     pub(crate) admin: Option<SocketAddr>,
     pub(crate) limits: Limits,
+    pub(crate) handover: Handover,
     pub(crate) timeouts: Timeouts,
 }
 
@@ -159,8 +160,8 @@ impl Draft {
                 listener
             })
             .collect();
-        let Settings { datapath, admin, limits, timeouts } = settings;
-        Model { listeners, backends, rules, datapath, admin, limits, timeouts }
+        let Settings { datapath, admin, limits, handover, timeouts } = settings;
+        Model { listeners, backends, rules, datapath, admin, limits, handover, timeouts }
     }
 
     fn serves_nothing(&self) -> bool {

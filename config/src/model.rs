@@ -27,6 +27,8 @@ pub struct Model {
     pub admin: Option<SocketAddr>,
     /// Sizes and counts that bound what one client can cost.
     pub limits: Limits,
+    /// When `auto` moves a direction into the kernel.
+    pub handover: Handover,
     /// How long each phase of a connection may take.
     pub timeouts: Timeouts,
 }
@@ -212,6 +214,23 @@ impl Default for Limits {
             in_flight_bytes: 1024 * 1024,
             total_in_flight_bytes: 256 * 1024 * 1024,
         }
+    }
+}
+
+/// What a direction must have moved in userspace before `auto` moves it into the kernel; either is enough.
+///
+/// The defaults are where it begins to pay: see ARCHITECTURE, "When the kernel takes over".
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Handover {
+    /// Bytes.
+    pub bytes: u64,
+    /// Messages: times that something was read and written.
+    pub messages: u32,
+}
+
+impl Default for Handover {
+    fn default() -> Self {
+        Self { bytes: 512 * 1024, messages: 16 }
     }
 }
 

@@ -56,6 +56,10 @@
 //!   in_flight_bytes: 1MiB          # in the kernel, for each direction of each connection; 16KiB to 1GiB
 //!   total_in_flight_bytes: 256MiB  # the same for all of them together; 1MiB to 1TiB
 //!
+//! handover:                        # when auto moves a direction into the kernel: either is enough
+//!   bytes: 512KiB                  # that were copied
+//!   messages: 16                   # times that something was copied
+//!
 //! timeouts:                        # ms, s, m, h, d; also 1h30m
 //!   hello: 10s                     # from accept to the complete hello
 //!   connect: 10s                   # one attempt to one endpoint

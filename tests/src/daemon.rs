@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::Signal;
 
 use crate::{
-    lab::Lab,
+    lab::{Datapath, Lab},
     metrics::Metrics,
     process::{Process, Said, run},
     tcp, wait,
@@ -108,15 +108,20 @@ impl<'lab> Daemon<'lab> {
         for file in files {
             command.arg("-c").arg(file);
         }
-        let datapath = datapath.unwrap_or(lab.datapath.name());
-        command.args(["--datapath", datapath, "--admin", ADMIN]).args(args);
+        if datapath.is_none() && lab.datapath == Datapath::Adaptive {
+            let path = lab.dir().join("handover.yaml");
+            fs::write(&path, "handover: {messages: 2}\n")?;
+            command.arg("-c").arg(path);
+        }
+        command.args(["--datapath", datapath.unwrap_or(lab.datapath.option()), "--admin", ADMIN]).args(args);
         let process = Process::start(&lab.lb, lab.dir(), "snisplice", &mut command)?;
         let mut daemon = Self { lab, process };
         let probe = daemon.lab;
         daemon.process.wait_ready(|| get(probe, "/ready").is_ok_and(|(status, _)| status == 200))?;
         // A test of one datapath that runs on another would prove nothing.
-        let serves = daemon.serves_with(datapath)?;
-        ensure!(datapath == "auto" || serves, "the daemon does not serve with {datapath}");
+        let expected = datapath.unwrap_or(lab.datapath.name());
+        let serves = daemon.serves_with(expected)?;
+        ensure!(expected == "auto" || serves, "the daemon does not serve with {expected}");
         Ok(daemon)
     }
 

@@ -19,15 +19,38 @@ pub enum Datapath {
     Relay,
     /// Redirected in the kernel from the first byte.
     Sockmap,
+    /// Copied first, and moved into the kernel in mid-flow: as soon as a direction has moved two messages.
+    Adaptive,
 }
 
 impl Datapath {
-    /// As `--datapath` and the metric label spell it.
+    /// As the metrics spell it.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Relay => "relay",
             Self::Sockmap => "sockmap",
+            Self::Adaptive => "adaptive",
+        }
+    }
+
+    /// As `--datapath` spells it.
+    #[must_use]
+    pub fn option(self) -> &'static str {
+        match self {
+            Self::Relay => "relay",
+            Self::Sockmap => "sockmap",
+            Self::Adaptive => "auto",
+        }
+    }
+
+    /// What a single connection may be said to have been carried by.
+    #[must_use]
+    pub fn carriers(self) -> &'static [&'static str] {
+        match self {
+            Self::Relay => &["relay"],
+            Self::Sockmap => &["sockmap"],
+            Self::Adaptive => &["relay", "sockmap"],
         }
     }
 }

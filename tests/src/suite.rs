@@ -31,13 +31,19 @@ impl Case {
     /// A test that must hold under every datapath.
     #[must_use]
     pub const fn each(name: &'static str, test: fn(&Lab) -> Result<()>) -> Self {
-        Self { name, test, datapaths: &[Datapath::Relay, Datapath::Sockmap] }
+        Self { name, test, datapaths: &[Datapath::Relay, Datapath::Sockmap, Datapath::Adaptive] }
     }
 
     /// A test in which no byte is carried, or that is about the datapath that needs no privilege.
     #[must_use]
     pub const fn once(name: &'static str, test: fn(&Lab) -> Result<()>) -> Self {
         Self { name, test, datapaths: &[Datapath::Relay] }
+    }
+
+    /// A test of what happens in mid-flow.
+    #[must_use]
+    pub const fn adaptive(name: &'static str, test: fn(&Lab) -> Result<()>) -> Self {
+        Self { name, test, datapaths: &[Datapath::Adaptive] }
     }
 
     /// A test of what only the kernel datapath does.

@@ -3,7 +3,7 @@
 use std::{future::Future, io, pin::Pin, rc::Rc, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use snisplice_config::model::{DatapathKind, Model};
+use snisplice_config::model::{DatapathKind, Handover, Model};
 use tokio::net::TcpStream;
 
 use crate::{
@@ -12,7 +12,9 @@ use crate::{
     metrics::{Metrics, kernel::KernelCounters},
 };
 
+pub mod adaptive;
 pub mod copy;
+pub mod progress;
 pub mod relay;
 pub mod sockmap;
 
@@ -131,6 +133,8 @@ fn failure(error: &io::Error) -> Failure {
 pub struct Factory {
     idle: Duration,
     kernel: Option<Arc<Kernel>>,
+    /// Copied first, until this is reached; `None` goes into the kernel with the first byte.
+    handover: Option<Handover>,
 }
 
 impl Factory {
@@ -153,23 +157,29 @@ impl Factory {
         if let Some(kernel) = &kernel {
             metrics.add(Box::new(KernelCounters(kernel.clone())));
         }
-        Ok(Self { idle, kernel })
+        let handover = (model.datapath == DatapathKind::Auto).then_some(model.handover);
+        Ok(Self { idle, kernel, handover })
     }
 
     /// Metric label of what was chosen.
     #[must_use]
     pub fn label(&self) -> &'static str {
-        if self.kernel.is_some() { "sockmap" } else { "relay" }
+        match (&self.kernel, self.handover) {
+            (None, _) => "relay",
+            (Some(_), None) => "sockmap",
+            (Some(_), Some(_)) => "adaptive",
+        }
     }
 
     /// One worker's instance; to be called on the worker's thread, inside its runtime.
     pub fn build(&self) -> io::Result<Rc<dyn Datapath>> {
         let relay = relay::Relay::new(self.idle);
-        Ok(match &self.kernel {
-            None => Rc::new(relay),
-            Some(kernel) => {
-                Rc::new(sockmap::Sockmap::new(kernel.clone(), relay, sockmap::Settings::new(self.idle))?)
-            }
+        let Some(kernel) = &self.kernel else { return Ok(Rc::new(relay)) };
+        let settings = sockmap::Settings::new(self.idle);
+        let sockmap = sockmap::Sockmap::new(kernel.clone(), relay.clone(), settings)?;
+        Ok(match self.handover {
+            None => Rc::new(sockmap),
+            Some(rule) => Rc::new(adaptive::Adaptive::new(relay, sockmap, rule)),
         })
     }
 }

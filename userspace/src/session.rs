@@ -234,7 +234,7 @@ async fn farewell(client: &TcpStream, last: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use snisplice_config::model::{Backend, DatapathKind, Limits, Timeouts};
+    use snisplice_config::model::{Backend, DatapathKind, Handover, Limits, Timeouts};
 
     use super::*;
     use crate::{datapath::relay::Relay, state::Live};
@@ -249,6 +249,7 @@ mod tests {
             datapath: DatapathKind::Relay,
             admin: None,
             limits: Limits::default(),
+            handover: Handover::default(),
             timeouts: Timeouts::default(),
         };
         let metrics = Arc::new(Metrics::new());

@@ -10,6 +10,9 @@ use std::{
 use socket2::SockRef;
 use tokio::io::{Interest, unix::AsyncFd};
 
+/// From the kernel's `asm-generic/sockios.h`, which the `libc` crate lacks.
+const SIOCATMARK: libc::Ioctl = 0x8905;
+
 /// Sets a socket option whose value is a C `int`.
 fn set_int(fd: impl AsFd, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
     #[expect(clippy::cast_possible_truncation, reason = "the size of a C int is 4")]
@@ -75,6 +78,14 @@ pub fn unacknowledged(fd: impl AsFd) -> io::Result<u32> {
     // SAFETY: SIOCOUTQ writes one int through the pointer, which is valid and outlives the call.
     let result = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
     if result == 0 { Ok(bytes.unsigned_abs()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// `SIOCATMARK`: whether the next byte is the urgent one. A read that came here has stopped short of what is queued.
+pub fn is_at_urgent_mark(fd: impl AsFd) -> io::Result<bool> {
+    let mut answer: libc::c_int = 0;
+    // SAFETY: SIOCATMARK writes one int through the pointer, which is valid and outlives the call.
+    let result = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), SIOCATMARK, &raw mut answer) };
+    if result == 0 { Ok(answer != 0) } else { Err(io::Error::last_os_error()) }
 }
 
 /// `TCP_INFO`, zero-filled where this kernel knows fewer fields than the header this was built with.

@@ -1,4 +1,4 @@
-//! `datapath`, `admin`, `policies`, `limits` and `timeouts`: each may be written once over all documents.
+//! `datapath`, `admin`, `policies`, `limits`, `handover` and `timeouts`: each may be written once over all documents.
 
 use std::{net::SocketAddr, ops::RangeInclusive, time::Duration};
 
@@ -54,6 +54,9 @@ impl<'n> Given<'n> {
         if let Some(view) = fields.take("limits") {
             self.read_limits(&view, sink);
         }
+        if let Some(view) = fields.take("handover") {
+            self.read_handover(&view, sink);
+        }
         if let Some(view) = fields.take("timeouts") {
             self.read_timeouts(&view, sink);
         }
@@ -80,6 +83,18 @@ impl<'n> Given<'n> {
             *total_in_flight_bytes = bytes;
         }
         self.settings.limits = limits;
+        fields.finish(sink);
+    }
+
+    fn read_handover(&mut self, view: &View<'n>, sink: &mut Sink) {
+        let Some(mut fields) = view.fields("a mapping of bytes and messages", sink) else { return };
+        if let Some(bytes) = self.size(fields.take("bytes"), 1..=1 << 40, sink) {
+            self.settings.handover.bytes = bytes;
+        }
+        if let Some(view) = self.once(fields.take("messages"), sink) {
+            let messages = &mut self.settings.handover.messages;
+            *messages = view.number(1..=u32::MAX, sink).unwrap_or(*messages);
+        }
         fields.finish(sink);
     }
 

@@ -76,13 +76,17 @@ impl AsShutdown for &std::net::TcpStream {
 
 /// The metrics say that the datapath of this run carried the connection, and exactly these bytes.
 fn carried(lab: &Lab, daemon: &Daemon<'_>, up: u64, down: u64) -> Result<()> {
-    let by = lab.datapath.name();
     let finished = |metrics: &Metrics| {
-        metrics.sum("snisplice_connections_closed_total", &[("datapath", by), ("reason", "finished")]) == 1
+        let closed = |by: &&str| {
+            metrics.sum("snisplice_connections_closed_total", &[("datapath", by), ("reason", "finished")])
+        };
+        lab.datapath.carriers().iter().map(closed).sum::<i64>() == 1
     };
     let metrics = daemon.wait_metrics("the connection is counted as finished", finished)?;
     for (direction, bytes) in [("up", up), ("down", down)] {
-        let counted = metrics.sum("snisplice_bytes_total", &[("datapath", by), ("direction", direction)]);
+        let moved =
+            |by: &&str| metrics.sum("snisplice_bytes_total", &[("datapath", by), ("direction", direction)]);
+        let counted: i64 = lab.datapath.carriers().iter().map(moved).sum();
         ensure!(u64::try_from(counted)? == bytes, "{counted} bytes counted {direction}, {bytes} were sent");
     }
     Ok(())

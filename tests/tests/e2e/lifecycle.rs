@@ -142,7 +142,7 @@ fn a_killed_daemon_can_be_started_again(lab: &Lab) -> Result<()> {
 fn auto_takes_the_kernel_where_it_can(lab: &Lab) -> Result<()> {
     let listener = flow::backend(lab)?;
     let daemon = Daemon::start(lab, &Options::yaml(lab, &flow::yaml(""))?.datapath("auto"))?;
-    ensure!(daemon.serves_with("sockmap")?);
+    ensure!(daemon.serves_with("adaptive")?);
     Flow::open(lab, &listener)?.exchange()
 }
 

@@ -13,6 +13,7 @@ mod connect;
 mod crowd;
 mod fault;
 mod flow;
+mod handover;
 mod integrity;
 mod leak;
 mod lifecycle;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         connect::CASES,
         crowd::CASES,
         fault::CASES,
+        handover::CASES,
         integrity::CASES,
         leak::CASES,
         lifecycle::CASES,

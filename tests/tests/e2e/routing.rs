@@ -9,6 +9,7 @@ use snisplice_tests::{
     hello,
     kernel::Map,
     lab::Lab,
+    metrics::Metrics,
     netns::{BACKEND, BACKEND_2, BACKEND_3, BACKEND_V6, LB, LB_V6},
     peers::{curl, ensure_verified, gnutls, nginx, nginx_answer, s_client},
     stream::{self, Pace, Pattern},
@@ -81,12 +82,14 @@ fn passthrough(lab: &Lab, scenario: &Scenario) -> Result<()> {
     let refused = curl(lab, foreign, *port, LB)?;
     ensure!(matches!(refused.code, Some(35 | 56)), "{refused:?}");
 
-    let by = [("datapath", lab.datapath.name())];
+    let by = |name: &str, metrics: &Metrics| -> i64 {
+        lab.datapath.carriers().iter().map(|by| metrics.sum(name, &[("datapath", by)])).sum()
+    };
     let metrics = daemon.wait_metrics("all four connections are counted", |metrics| {
         metrics.sum("snisplice_connections_closed_total", &[]) == 4
     })?;
-    ensure!(metrics.sum("snisplice_connections_closed_total", &by) == 3, "{metrics:?}");
-    ensure!(metrics.sum("snisplice_bytes_total", &by) > 0, "{metrics:?}");
+    ensure!(by("snisplice_connections_closed_total", &metrics) == 3, "{metrics:?}");
+    ensure!(by("snisplice_bytes_total", &metrics) > 0, "{metrics:?}");
     ensure!(metrics.sum("snisplice_unrouted_total", &[("verdict", "unknown_name")]) == 1, "{metrics:?}");
     Ok(())
 }

@@ -3,6 +3,7 @@
 
 use std::{cell::Cell, future::poll_fn, io, net::Shutdown, pin::pin, time::Duration};
 
+use snisplice_config::model::Handover;
 use socket2::SockRef;
 use tokio::{
     io::Interest,
@@ -13,6 +14,7 @@ use tokio::{
 use super::{
     Carry, Datapath, End, HelloMode, Pair,
     copy::{Pump, Step, StepError},
+    progress::Progress,
 };
 use crate::{
     account::{Account, Carrier, Direction},
@@ -35,6 +37,11 @@ pub struct Relay {
 }
 
 impl Relay {
+    /// How long a connection may be silent.
+    pub(super) fn idle(&self) -> Duration {
+        self.idle
+    }
+
     /// A relay that gives up a connection after `idle` without a byte in either direction.
     #[must_use]
     pub fn new(idle: Duration) -> Self {
@@ -49,39 +56,90 @@ impl Datapath for Relay {
 
     fn relay<'a>(&'a self, pair: Pair, account: &'a Account) -> Carry<'a> {
         account.carried_by(Carrier::Relay);
-        let mut connection = Connection {
-            client: pair.client,
-            backend: pair.backend,
-            upward: Pump::starting_with(pair.hello),
-            downward: Pump::default(),
-        };
-        Box::pin(async move { connection.carry(self.idle, account).await })
+        let mut connection = Connection::new(pair);
+        Box::pin(async move {
+            loop {
+                // Without a rule there is no handover.
+                if let Carried::ToEnd(end) = connection.carry(self.idle, account, None).await {
+                    return end;
+                }
+            }
+        })
     }
 }
 
 /// One relayed connection.
-struct Connection {
-    client: TcpStream,
-    backend: TcpStream,
-    upward: Pump,
-    downward: Pump,
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) client: TcpStream,
+    pub(super) backend: TcpStream,
+    pub(super) upward: Pump,
+    pub(super) downward: Pump,
+    /// What has been moved, by [`Direction`].
+    pub(super) progress: [Cell<Progress>; 2],
+}
+
+/// How far a connection was carried.
+pub(super) enum Carried {
+    ToEnd(End),
+    /// Until a direction had moved enough; of it nothing is under way in userspace.
+    ToHandover,
+}
+
+/// Why a direction stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stop {
+    Eof,
+    Due,
 }
 
 impl Connection {
-    async fn carry(&mut self, limit: Duration, account: &Account) -> End {
-        let Self { client, backend, upward, downward } = self;
+    pub(super) fn new(pair: Pair) -> Self {
+        Self {
+            client: pair.client,
+            backend: pair.backend,
+            upward: Pump::starting_with(pair.hello),
+            downward: Pump::default(),
+            progress: Default::default(),
+        }
+    }
+
+    /// Copies until both directions have ended, or until `rule` says that going on in the kernel pays for one of them.
+    pub(super) async fn carry(
+        &mut self,
+        limit: Duration,
+        account: &Account,
+        rule: Option<Handover>,
+    ) -> Carried {
+        let Self { client, backend, upward, downward, progress } = self;
         let finished = Cell::new(false);
-        let up =
-            Way { from: client, to: backend, direction: Direction::Up, account, other_finished: &finished };
-        let down =
-            Way { from: backend, to: client, direction: Direction::Down, account, other_finished: &finished };
-        let ended = tokio::select! {
-            ended = up.one_way(upward) => ended,
-            ended = down.one_way(downward) => ended,
-            () = idle(limit, || account.bytes()) => return End::Idle,
+        let [up, down] = progress;
+        let up = Way {
+            from: client,
+            to: backend,
+            direction: Direction::Up,
+            account,
+            rule,
+            progress: up,
+            other_finished: &finished,
         };
-        match ended {
-            Ok(()) => End::Finished,
+        let down = Way {
+            from: backend,
+            to: client,
+            direction: Direction::Down,
+            account,
+            rule,
+            progress: down,
+            other_finished: &finished,
+        };
+        let stopped = tokio::select! {
+            stopped = up.one_way(upward) => stopped,
+            stopped = down.one_way(downward) => stopped,
+            () = idle(limit, || account.bytes()) => return Carried::ToEnd(End::Idle),
+        };
+        Carried::ToEnd(match stopped {
+            Ok(Stop::Due) => return Carried::ToHandover,
+            Ok(Stop::Eof) => End::Finished,
             Err(Broken { side: Side::Client, error }) => {
                 Box::pin(up.last_words(upward)).await;
                 End::broken_by_client(error)
@@ -90,7 +148,7 @@ impl Connection {
                 Box::pin(down.last_words(downward)).await;
                 End::broken_by_backend(error)
             }
-        }
+        })
     }
 }
 
@@ -108,25 +166,31 @@ struct Broken {
 }
 
 /// One direction.
+#[derive(Clone, Copy)]
 struct Way<'a> {
     from: &'a TcpStream,
     to: &'a TcpStream,
     direction: Direction,
     account: &'a Account,
+    /// When the kernel takes over.
+    rule: Option<Handover>,
+    progress: &'a Cell<Progress>,
     /// Whether one of the two directions has passed its FIN on.
     other_finished: &'a Cell<bool>,
 }
 
 impl Way<'_> {
-    /// Copies until the sender has sent FIN, then passes the FIN on.
+    /// Copies until the sender has sent FIN, then passes the FIN on; or until the kernel is to take over.
     ///
     /// The direction that finishes second ends the pair. The first one stays to watch its sender: nobody else would
     /// notice that this side, which has sent FIN, now resets.
-    async fn one_way(&self, pump: &mut Pump) -> Result<(), Broken> {
-        self.copy(pump).await?;
+    async fn one_way(&self, pump: &mut Pump) -> Result<Stop, Broken> {
+        if self.copy(pump).await? == Stop::Due {
+            return Ok(Stop::Due);
+        }
         if self.other_finished.replace(true) {
             // Nothing is left to come from either side, so closing both, which the caller does next, says it.
-            return Ok(());
+            return Ok(Stop::Eof);
         }
         match SockRef::from(self.to).shutdown(Shutdown::Write) {
             // The receiver is gone already; its own direction reports how.
@@ -136,8 +200,9 @@ impl Way<'_> {
         Err(self.by_sender(Box::pin(failure(self.from)).await))
     }
 
-    /// Copies until the sender has sent FIN and the receiver has taken everything before it.
-    async fn copy(&self, pump: &mut Pump) -> Result<(), Broken> {
+    /// Copies until the sender has sent FIN and the receiver has taken everything before it, or until the direction is
+    /// due: then the receiver has taken everything that was read.
+    async fn copy(&self, pump: &mut Pump) -> Result<Stop, Broken> {
         let mut steps = 0;
         loop {
             if !pump.is_blocked() {
@@ -146,7 +211,11 @@ impl Way<'_> {
             match pump.step(self.from, self.to) {
                 Ok(Step::Moved { bytes, drained }) => {
                     self.account.moved(self.direction, bytes as u64);
+                    self.progress.set(self.progress.get().after(bytes));
                     if drained {
+                        if !pump.is_blocked() && self.is_due() {
+                            return Ok(Stop::Due);
+                        }
                         forget(self.from, Interest::READABLE);
                         steps = 0;
                         continue;
@@ -162,11 +231,17 @@ impl Way<'_> {
                     Box::pin(self.until_taken()).await?;
                     steps = 0;
                 }
-                Ok(Step::Eof) => return Ok(()),
+                Ok(Step::Eof) => return Ok(Stop::Eof),
                 Err(StepError::Read(error)) => return Err(self.by_sender(error)),
                 Err(StepError::Write(error)) => return Err(self.by_receiver(error)),
             }
         }
+    }
+
+    /// Whether the kernel shall take over. It takes only connections of which neither side has sent FIN.
+    fn is_due(&self) -> bool {
+        let pays = self.rule.is_some_and(|rule| self.progress.get().pays(rule));
+        pays && !self.other_finished.get()
     }
 
     /// Waits until the receiver takes bytes again. Nobody reads from the sender meanwhile, so its reset must be looked
@@ -181,7 +256,8 @@ impl Way<'_> {
     /// Passes a failure of the sender on to the receiver, after what it sent before that: a server that answers and
     /// then resets because it did not read the whole request must be heard.
     async fn last_words(&self, pump: &mut Pump) {
-        let _ = timeout(FLUSH_GRACE, self.copy(pump)).await;
+        let rest = Self { rule: None, ..*self };
+        let _ = timeout(FLUSH_GRACE, rest.copy(pump)).await;
         let _ = timeout(FLUSH_GRACE, delivered(self.to)).await;
         let _ = socket::reset_on_close(self.to);
     }

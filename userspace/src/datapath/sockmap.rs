@@ -5,22 +5,28 @@
 //! `sockmap/connection.rs` tells what userspace does meanwhile; what cannot be enrolled, the relay carries.
 //!
 //! The order in which a connection is enrolled matters. The sockets become targets before anything can be
-//! redirected to them; the state exists before the program looks for it; the hello, which nobody has read, is in the
-//! client's queue when the program is armed, and takes the same way as all that follows. A socket leaves the maps
-//! only by being closed: the kernel may lose what it receives while it is deleted.
+//! redirected to them; the state exists before the program looks for it. When the program is armed, what userspace has read
+//! is written, and what it has not read (the hello, for one that is enrolled from the first byte) is whole packets in the
+//! queue, which take the same way as all that follows: the program sees packets, not what is left of them. A socket leaves
+//! the maps only by being closed: the kernel may lose what it receives while it is deleted.
 
 use std::{cell::RefCell, io, os::fd::AsFd as _, rc::Rc, sync::Arc, time::Duration};
 
 use snisplice_common::flow::Flow;
+use snisplice_config::model::Handover;
 use tokio::{io::Interest, net::TcpStream, task::AbortHandle};
 
 use self::{
-    connection::{Connection, Leg, Way},
+    connection::{Connection, Leg},
     maps::Maps,
     stats::Refusal,
     watch::Watch,
 };
-use super::{Carry, Datapath, End, HelloMode, Pair, relay::Relay};
+use super::{
+    Carry, Datapath, End, HelloMode, Pair,
+    copy::Pump,
+    relay::{self, Relay},
+};
 use crate::{
     account::{Account, Carrier, Direction},
     kernel::{
@@ -108,94 +114,140 @@ impl Sockmap {
     ) -> End {
         match enrolled.await {
             Ok(connection) => {
-                self.kernel.stats().enrol();
                 account.carried_by(Carrier::Sockmap);
-                connection.run(self.settings.idle).await
+                connection.run(self.settings.idle, Pump::default(), Pump::default()).await
             }
-            Err(Unenrolled::Refused(why, pair)) => {
-                tracing::debug!(why = why.label(), "not enrolled, relaying");
-                self.kernel.stats().fall_back(why);
+            Err(Unenrolled::Refused(error, pair)) => {
+                self.fall_back(&error);
                 self.relay.relay(pair, account).await
             }
             Err(Unenrolled::Ended(end)) => end,
         }
     }
 
-    /// Puts the pair into the kernel's hands.
+    /// Puts the pair into the kernel's hands, with what was received and nobody has read.
     async fn enrol<'a>(&'a self, mut pair: Pair, account: &'a Account) -> Result<Connection<'a>, Unenrolled> {
-        let cookies = match self.admit(&pair) {
+        let cookies = match self.admit(&pair.client, &pair.backend) {
             Ok(cookies) => cookies,
-            Err(error) => return Err(Unenrolled::Refused(Refusal::of(&error), pair)),
+            Err(error) => return Err(Unenrolled::Refused(error, pair)),
         };
         if let Err(error) = deliver(&pair.backend, &pair.hello).await {
             return Err(Unenrolled::Ended(End::broken_by_backend(error)));
         }
         account.moved(Direction::Up, pair.hello.len() as u64);
         pair.hello = Vec::new();
-
-        let slot = Slot { sockmap: self, number: self.signals.insert() };
-        // What the peers have acknowledged is read before any redirected byte can be.
-        let client = Leg::new(Side::Client, pair.client, cookies.client);
-        let backend = Leg::new(Side::Backend, pair.backend, cookies.backend);
-        let (client, backend) = match (client, backend) {
-            (Ok(client), Ok(backend)) => (client, backend),
-            (Err(error), _) => return Err(Unenrolled::Ended(End::broken_by_client(error))),
-            (_, Err(error)) => return Err(Unenrolled::Ended(End::broken_by_backend(error))),
-        };
-        let mut connection = Connection::new(client, backend, slot, account);
-        connection.watch().map_err(|error| Unenrolled::Ended(End::Failed(error)))?;
-        self.arm(&mut connection);
+        let connection =
+            self.adopt(pair.client, pair.backend, cookies, None, account).map_err(Unenrolled::Ended)?;
+        // One that cannot be armed is copied in userspace; the other needs nothing from it.
+        for direction in [Direction::Up, Direction::Down] {
+            self.arm(&connection, direction);
+        }
         Ok(connection)
     }
 
-    /// Prepares the sockets and makes them targets. The client comes first: one that is gone costs nothing more.
-    fn admit(&self, pair: &Pair) -> io::Result<Cookies> {
-        let cookies = Cookies {
-            client: rustix::net::sockopt::socket_cookie(&pair.client)?,
-            backend: rustix::net::sockopt::socket_cookie(&pair.backend)?,
+    /// Carries on with a connection that was copied so far: each direction goes on being copied until `rule` says that
+    /// the kernel pays for it.
+    pub(super) async fn take_over(
+        &self,
+        mut copied: Box<relay::Connection>,
+        rule: Handover,
+        account: &Account,
+    ) -> End {
+        let cookies = match self.admit(&copied.client, &copied.backend) {
+            Ok(cookies) => cookies,
+            Err(error) => {
+                self.fall_back(&error);
+                loop {
+                    // Without a rule there is no handover.
+                    let carried = copied.carry(self.settings.idle, account, None).await;
+                    if let relay::Carried::ToEnd(end) = carried {
+                        return end;
+                    }
+                }
+            }
         };
-        for stream in [&pair.client, &pair.backend] {
+        let relay::Connection { client, backend, upward, downward, progress } = *copied;
+        match self.adopt(client, backend, cookies, Some(rule), account) {
+            Ok(connection) => {
+                for (direction, progress) in [Direction::Up, Direction::Down].into_iter().zip(progress) {
+                    connection.way(direction).progress.set(progress.get());
+                }
+                account.carried_by(Carrier::Sockmap);
+                connection.run(self.settings.idle, upward, downward).await
+            }
+            Err(end) => end,
+        }
+    }
+
+    /// Prepares the sockets and makes them targets. The client comes first: one that is gone costs nothing more.
+    fn admit(&self, client: &TcpStream, backend: &TcpStream) -> io::Result<Cookies> {
+        let cookies = Cookies {
+            client: rustix::net::sockopt::socket_cookie(client)?,
+            backend: rustix::net::sockopt::socket_cookie(backend)?,
+        };
+        for stream in [client, backend] {
             prepare(stream, self.settings.send_buffer)?;
         }
         let mut maps = self.maps.borrow_mut();
-        maps.add_target(cookies.client, &pair.client)?;
-        maps.add_target(cookies.backend, &pair.backend)?;
+        maps.add_target(cookies.client, client)?;
+        maps.add_target(cookies.backend, backend)?;
         Ok(cookies)
     }
 
-    /// Arms both directions. One that cannot be is copied in userspace; the other needs nothing from it.
-    fn arm(&self, connection: &mut Connection<'_>) {
-        for direction in [Direction::Up, Direction::Down] {
-            let (from, to) = connection.ends(direction);
-            let side = from.side;
-            let token = Token { worker: self.worker, slot: connection.slot(), side };
-            let flow = Flow::new(to.cookie, token.pack());
-            if let Err(error) = self.maps.borrow_mut().add_flow(from.cookie, flow) {
-                self.refuse(direction, &error);
-                continue;
-            }
-            connection.way_mut(direction).state_exists();
+    /// Takes two sockets that are targets out of the runtime.
+    fn adopt<'a>(
+        &'a self,
+        client: TcpStream,
+        backend: TcpStream,
+        cookies: Cookies,
+        rule: Option<Handover>,
+        account: &'a Account,
+    ) -> Result<Connection<'a>, End> {
+        self.kernel.stats().enrol();
+        let slot = Slot { sockmap: self, number: self.signals.insert() };
+        let client = Leg::new(Side::Client, client, cookies.client).map_err(End::broken_by_client)?;
+        let backend = Leg::new(Side::Backend, backend, cookies.backend).map_err(End::broken_by_backend)?;
+        let connection = Connection::new(client, backend, slot, rule, account);
+        connection.watch().map_err(End::Failed)?;
+        Ok(connection)
+    }
+
+    /// Has the kernel redirect a direction of which nothing is under way in userspace. False if it does not.
+    fn arm(&self, connection: &Connection<'_>, direction: Direction) -> bool {
+        let (from, to) = connection.ends(direction);
+        if socket::is_at_urgent_mark(&from.socket).unwrap_or(true) {
+            // Reading has stopped within a packet, of which the program would see the part that was read once more.
+            return false;
         }
-        for direction in [Direction::Up, Direction::Down] {
-            let (from, _) = connection.ends(direction);
-            let way: &Way = connection.way(direction);
-            if !way.has_state() {
-                continue;
+        let way = connection.way(direction);
+        let token = Token { worker: self.worker, slot: connection.slot(), side: from.side };
+        let armed = to.settle().and_then(|()| {
+            way.begin();
+            let mut maps = self.maps.borrow_mut();
+            maps.add_flow(from.cookie, Flow::new(to.cookie, token.pack()))?;
+            way.state.set(true);
+            maps.arm(from.cookie, &from.socket)
+        });
+        match armed {
+            Ok(()) => {
+                way.armed.set(true);
+                // The verdict on what came before: the kernel asks the program only when something happens.
+                let _ = socket::set_receive_low_water(&from.socket, 1);
+                true
             }
-            match self.maps.borrow_mut().arm(from.cookie, &from.socket) {
-                Ok(()) => {
-                    // The verdict on what came before: the kernel asks the program only when something happens.
-                    let _ = socket::set_receive_low_water(&from.socket, 1);
-                    connection.way_mut(direction).armed();
-                }
-                Err(error) => self.refuse(direction, &error),
+            Err(error) => {
+                tracing::debug!(%error, ?direction, "not redirected, copying");
+                way.refused.set(true);
+                self.kernel.stats().copy_direction();
+                false
             }
         }
     }
 
-    fn refuse(&self, direction: Direction, error: &io::Error) {
-        tracing::debug!(%error, ?direction, "not redirected, copying");
-        self.kernel.stats().copy_direction();
+    fn fall_back(&self, error: &io::Error) {
+        let why = Refusal::of(error);
+        tracing::debug!(why = why.label(), "not enrolled, relaying");
+        self.kernel.stats().fall_back(why);
     }
 }
 
@@ -225,7 +277,7 @@ struct Cookies {
 /// Why a pair is not in the kernel's hands.
 enum Unenrolled {
     /// It is as it was, and the relay may have it.
-    Refused(Refusal, Pair),
+    Refused(io::Error, Pair),
     /// One of its sockets is broken.
     Ended(End),
 }

@@ -20,12 +20,13 @@ use snisplice_common::{
     Cookie,
     flow::{Control, Flow},
 };
+use snisplice_config::model::Handover;
 use tokio::time::{sleep, timeout};
 
 use super::{Slot, watch::Also};
 use crate::{
     account::{Account, Direction},
-    datapath::{End, copy::Pump, relay::idle},
+    datapath::{End, copy::Pump, progress::Progress, relay::idle},
     kernel::{
         budget::Budget,
         signals::{Ready, Side, What},
@@ -46,16 +47,30 @@ pub(super) struct Leg {
     pub(super) socket: TcpStream,
     pub(super) cookie: Cookie,
     pub(super) also: Cell<Also>,
-    /// Bytes of its stream that the socket had taken before it was enrolled.
-    base: u64,
+    /// Bytes of its stream that the socket had taken before anything was redirected to it.
+    base: Cell<u64>,
 }
 
 impl Leg {
     /// Takes the socket out of the runtime.
     pub(super) fn new(side: Side, stream: tokio::net::TcpStream, cookie: Cookie) -> io::Result<Self> {
         let socket = stream.into_std()?;
-        let base = taken(&socket)?;
-        Ok(Self { side, socket, cookie, also: Cell::default(), base })
+        Ok(Self { side, socket, cookie, also: Cell::default(), base: Cell::default() })
+    }
+
+    /// Notes what the socket has taken so far, exactly, while nobody writes to it.
+    pub(super) fn settle(&self) -> io::Result<()> {
+        // Acknowledgements move bytes from the one figure to the other; those that come between the two make it too
+        // little.
+        let mut before = taken(&self.socket)?;
+        loop {
+            let now = taken(&self.socket)?;
+            if now == before {
+                self.base.set(now);
+                return Ok(());
+            }
+            before = before.max(now);
+        }
     }
 
     /// Looks at the next byte without taking it; none is the end of the stream.
@@ -87,9 +102,13 @@ fn taken(socket: &TcpStream) -> io::Result<u64> {
 #[derive(Debug, Default)]
 pub(super) struct Way {
     /// The kernel has a flow for it.
-    state: bool,
+    pub(super) state: Cell<bool>,
     /// The program sees its packets.
-    armed: bool,
+    pub(super) armed: Cell<bool>,
+    /// The kernel did not take it.
+    pub(super) refused: Cell<bool>,
+    /// What was copied before the kernel had it.
+    pub(super) progress: Cell<Progress>,
     /// Bytes that userspace has written to the receiver.
     pub(super) forwarded: Cell<u64>,
     /// How many of them the kernel has been told of.
@@ -105,16 +124,9 @@ pub(super) struct Way {
 }
 
 impl Way {
-    pub(super) fn state_exists(&mut self) {
-        self.state = true;
-    }
-
-    pub(super) fn has_state(&self) -> bool {
-        self.state
-    }
-
-    pub(super) fn armed(&mut self) {
-        self.armed = true;
+    /// What has been written so far is no business of the kernel's.
+    pub(super) fn begin(&self) {
+        self.forwarded.set(0);
     }
 }
 
@@ -124,6 +136,8 @@ pub(super) struct Connection<'a> {
     client: Leg,
     backend: Leg,
     pub(super) entries: Entries<'a>,
+    /// When a direction that is copied shall be armed; `None` if there is no such direction.
+    rule: Option<Handover>,
     /// The side whose failure is known and no news any more.
     broken: Cell<Option<Side>>,
 }
@@ -144,10 +158,16 @@ pub(super) struct Broken {
 }
 
 impl<'a> Connection<'a> {
-    pub(super) fn new(client: Leg, backend: Leg, slot: Slot<'a>, account: &'a Account) -> Self {
+    pub(super) fn new(
+        client: Leg,
+        backend: Leg,
+        slot: Slot<'a>,
+        rule: Option<Handover>,
+        account: &'a Account,
+    ) -> Self {
         let cookies = [client.cookie, backend.cookie];
         let entries = Entries { slot, account, cookies, ways: Default::default() };
-        Self { client, backend, entries, broken: Cell::new(None) }
+        Self { client, backend, entries, rule, broken: Cell::new(None) }
     }
 
     /// Has both sockets watched for their end.
@@ -165,8 +185,10 @@ impl<'a> Connection<'a> {
         &self.entries.ways[direction as usize]
     }
 
-    pub(super) fn way_mut(&mut self, direction: Direction) -> &mut Way {
-        &mut self.entries.ways[direction as usize]
+    /// Whether a direction that is copied has moved enough for the kernel to take it.
+    pub(super) fn is_due(&self, direction: Direction) -> bool {
+        let way = self.way(direction);
+        !way.refused.get() && self.rule.is_some_and(|rule| way.progress.get().pays(rule))
     }
 
     /// The sockets that a direction receives from and sends to.
@@ -181,9 +203,9 @@ impl<'a> Connection<'a> {
     ///
     /// What is live while a connection idles counts for each of them, so the rare and the short parts are boxed where
     /// they are awaited.
-    pub(super) async fn run(&self, limit: Duration) -> End {
-        let mut upward = Pump::default();
-        let mut downward = Pump::default();
+    ///
+    /// The pumps hold what was read before and is not yet written.
+    pub(super) async fn run(&self, limit: Duration, mut upward: Pump, mut downward: Pump) -> End {
         let ended = tokio::select! {
             ended = async {
                 tokio::try_join!(
@@ -209,10 +231,9 @@ impl<'a> Connection<'a> {
     /// One direction's story. What happens only now and then is boxed: an idle connection shall not hold memory for
     /// it.
     async fn one_way(&self, direction: Direction, pump: &mut Pump) -> Result<(), Broken> {
-        if self.way(direction).armed {
+        let way = self.way(direction);
+        if way.armed.get() || Box::pin(self.copy_until_armed(direction, pump)).await? {
             self.kernel_until_fin(direction, pump).await?;
-        } else {
-            Box::pin(self.copy_until_fin(direction, pump)).await?;
         }
         Box::pin(self.until_taken(direction)).await?;
         let (_, to) = self.ends(direction);
@@ -242,7 +263,7 @@ impl<'a> Connection<'a> {
 
     /// Waits until the receiver's socket has taken everything of a direction that has ended.
     async fn until_taken(&self, direction: Direction) -> Result<(), Broken> {
-        if !self.way(direction).armed {
+        if !self.way(direction).armed.get() {
             return Ok(());
         }
         let flow = self.flow(direction)?;
@@ -272,7 +293,7 @@ impl<'a> Connection<'a> {
         let (_, to) = self.ends(direction);
         let sent = flow.redirected + self.way(direction).forwarded.get();
         let taken = taken(&to.socket).map_err(|error| Broken { side: to.side, error })?;
-        Ok(taken.saturating_sub(to.base) >= sent)
+        Ok(taken.saturating_sub(to.base.get()) >= sent)
     }
 
     /// After the sender of a direction has failed: delivers what it sent before, then resets the other side. A
@@ -281,7 +302,7 @@ impl<'a> Connection<'a> {
         let (from, to) = self.ends(direction);
         self.broken.set(Some(from.side));
         let rest = async {
-            if self.way(direction).armed {
+            if self.way(direction).armed.get() {
                 // Its error is no news, and what it leaves behind is delivered none the less.
                 let _ = self.copy_rest(direction, pump).await;
             } else {
@@ -371,7 +392,7 @@ impl Entries<'_> {
         for (direction, (cookie, way)) in
             [Direction::Up, Direction::Down].into_iter().zip(self.cookies.iter().zip(&self.ways))
         {
-            if !way.armed {
+            if !way.armed.get() {
                 continue;
             }
             if let Ok(flow) = self.slot.sockmap.maps.borrow().flow(*cookie) {
@@ -387,7 +408,7 @@ impl Drop for Entries<'_> {
         self.bring_account_up_to_date();
         let mut maps = self.slot.sockmap.maps.borrow_mut();
         for (cookie, way) in self.cookies.iter().zip(&self.ways) {
-            if !way.state {
+            if !way.state.get() {
                 continue;
             }
             // The sockets are closed, so it is final.

@@ -81,14 +81,45 @@ impl Connection<'_> {
         }
     }
 
-    /// Copies in userspace to the end.
-    pub(super) async fn copy_until_fin(&self, direction: Direction, pump: &mut Pump) -> Result<(), Broken> {
-        let (from, _) = self.ends(direction);
+    /// Copies in userspace until the kernel has taken the direction over, true, or to its end.
+    pub(super) async fn copy_until_armed(
+        &self,
+        direction: Direction,
+        pump: &mut Pump,
+    ) -> Result<bool, Broken> {
+        let (from, to) = self.ends(direction);
         self.listen(from, |also| also.readable = true)?;
-        while !self.copy(direction, pump).await? {
-            self.wait(Ready::of(from.side, What::Readable) | Ready::of(from.side, What::HangUp)).await?;
+        let mut steps = 0;
+        loop {
+            let step = self.step(direction, pump)?;
+            let at_rest = match step {
+                Step::Moved { drained, .. } => drained && !pump.is_blocked(),
+                Step::WantRead => true,
+                Step::WantWrite => false,
+                Step::Eof => return Ok(false),
+            };
+            // Everything that was received is written, or whole in the queue, and stays so while nothing is awaited.
+            if at_rest && self.is_due(direction) && self.entries.slot.sockmap.arm(self, direction) {
+                self.listen(from, |also| also.readable = false)?;
+                return Ok(true);
+            }
+            match step {
+                Step::WantRead => {
+                    let over = Ready::of(from.side, What::HangUp);
+                    self.wait(Ready::of(from.side, What::Readable) | over).await?;
+                }
+                Step::WantWrite => {
+                    self.until_writable(to).await?;
+                    self.listen(to, |also| also.writable = false)?;
+                }
+                _ => {
+                    steps += 1;
+                    if steps % STEPS_PER_TURN == 0 {
+                        yield_now().await;
+                    }
+                }
+            }
         }
-        Ok(())
     }
 
     /// Copies until nothing more can be read, and writes all of it. True at the end of the stream.
@@ -130,6 +161,7 @@ impl Connection<'_> {
     fn forwarded(&self, direction: Direction, bytes: usize) {
         let way = self.way(direction);
         way.forwarded.set(way.forwarded.get() + bytes as u64);
+        way.progress.set(way.progress.get().after(bytes));
         self.entries.account.moved(direction, bytes as u64);
     }
 

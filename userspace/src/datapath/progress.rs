@@ -1,0 +1,42 @@
+//! What a direction has moved so far, and whether that is enough to move it into the kernel.
+
+use snisplice_config::model::Handover;
+
+/// What userspace has copied in one direction.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes.
+    pub bytes: u64,
+    /// Times that something was read and written.
+    pub messages: u32,
+}
+
+impl Progress {
+    /// After another `bytes` were moved at once.
+    #[must_use]
+    pub fn after(self, bytes: usize) -> Self {
+        Self { bytes: self.bytes + bytes as u64, messages: self.messages.saturating_add(1) }
+    }
+
+    /// Whether a direction that has moved so much is likely to move enough to pay for its way into the kernel.
+    #[must_use]
+    pub fn pays(self, rule: Handover) -> bool {
+        self.bytes >= rule.bytes || self.messages >= rule.messages
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn either_bytes_or_messages_are_enough() {
+        let rule = Handover { bytes: 1_000, messages: 3 };
+        let once = Progress::default().after(10);
+        assert!(!once.pays(rule));
+        assert!(!once.after(10).pays(rule));
+        assert!(once.after(10).after(10).pays(rule));
+        assert!(once.after(990).pays(rule));
+        assert!(Progress::default().pays(Handover { bytes: 0, messages: 3 }));
+    }
+}
