@@ -112,26 +112,11 @@ impl Connection {
         rule: Option<Handover>,
     ) -> Carried {
         let Self { client, backend, upward, downward, progress } = self;
-        let finished = Cell::new(false);
+        let shared = Shared { account, rule, half_closed: Cell::new(false) };
         let [up, down] = progress;
-        let up = Way {
-            from: client,
-            to: backend,
-            direction: Direction::Up,
-            account,
-            rule,
-            progress: up,
-            other_finished: &finished,
-        };
-        let down = Way {
-            from: backend,
-            to: client,
-            direction: Direction::Down,
-            account,
-            rule,
-            progress: down,
-            other_finished: &finished,
-        };
+        let up = Way { from: client, to: backend, direction: Direction::Up, progress: up, shared: &shared };
+        let down =
+            Way { from: backend, to: client, direction: Direction::Down, progress: down, shared: &shared };
         let stopped = tokio::select! {
             stopped = up.one_way(upward) => stopped,
             stopped = down.one_way(downward) => stopped,
@@ -165,18 +150,22 @@ struct Broken {
     error: io::Error,
 }
 
+/// What both directions look at.
+struct Shared<'a> {
+    account: &'a Account,
+    /// When the kernel takes over; `None` is never.
+    rule: Option<Handover>,
+    /// One of the two directions has passed its FIN on.
+    half_closed: Cell<bool>,
+}
+
 /// One direction.
-#[derive(Clone, Copy)]
 struct Way<'a> {
     from: &'a TcpStream,
     to: &'a TcpStream,
     direction: Direction,
-    account: &'a Account,
-    /// When the kernel takes over.
-    rule: Option<Handover>,
     progress: &'a Cell<Progress>,
-    /// Whether one of the two directions has passed its FIN on.
-    other_finished: &'a Cell<bool>,
+    shared: &'a Shared<'a>,
 }
 
 impl Way<'_> {
@@ -188,7 +177,7 @@ impl Way<'_> {
         if self.copy(pump).await? == Stop::Due {
             return Ok(Stop::Due);
         }
-        if self.other_finished.replace(true) {
+        if self.shared.half_closed.replace(true) {
             // Nothing is left to come from either side, so closing both, which the caller does next, says it.
             return Ok(Stop::Eof);
         }
@@ -210,7 +199,7 @@ impl Way<'_> {
             }
             match pump.step(self.from, self.to) {
                 Ok(Step::Moved { bytes, drained }) => {
-                    self.account.moved(self.direction, bytes as u64);
+                    self.shared.account.moved(self.direction, bytes as u64);
                     self.progress.set(self.progress.get().after(bytes));
                     if drained {
                         if !pump.is_blocked() && self.is_due() {
@@ -240,8 +229,8 @@ impl Way<'_> {
 
     /// Whether the kernel shall take over. It takes only connections of which neither side has sent FIN.
     fn is_due(&self) -> bool {
-        let pays = self.rule.is_some_and(|rule| self.progress.get().pays(rule));
-        pays && !self.other_finished.get()
+        let pays = self.shared.rule.is_some_and(|rule| self.progress.get().pays(rule));
+        pays && !self.shared.half_closed.get()
     }
 
     /// Waits until the receiver takes bytes again. Nobody reads from the sender meanwhile, so its reset must be looked
@@ -256,8 +245,8 @@ impl Way<'_> {
     /// Passes a failure of the sender on to the receiver, after what it sent before that: a server that answers and
     /// then resets because it did not read the whole request must be heard.
     async fn last_words(&self, pump: &mut Pump) {
-        let rest = Self { rule: None, ..*self };
-        let _ = timeout(FLUSH_GRACE, rest.copy(pump)).await;
+        let rest = async { while let Ok(Stop::Due) = self.copy(pump).await {} };
+        let _ = timeout(FLUSH_GRACE, rest).await;
         let _ = timeout(FLUSH_GRACE, delivered(self.to)).await;
         let _ = socket::reset_on_close(self.to);
     }

@@ -137,6 +137,9 @@ impl Apt {
         }
         let modules = ["lib/modules", "usr/lib/modules"].map(|path| root.join(path).join(release));
         let modules = modules.iter().find(|path| path.is_dir()).context("the package has no modules")?;
+        // The newest packages keep the image among the modules.
+        let images = [root.join("boot").join(format!("vmlinuz-{release}")), modules.join("vmlinuz")];
+        let image = images.iter().find(|path| path.is_file()).context("the package has no vmlinuz")?;
 
         // Under its own name only when it is complete.
         let partial = directory.join(format!(".{release}"));
@@ -144,7 +147,7 @@ impl Apt {
             fs::remove_dir_all(&partial)?;
         }
         fs::create_dir_all(partial.join("lib/modules"))?;
-        fs::copy(root.join("boot").join(format!("vmlinuz-{release}")), partial.join("vmlinuz"))?;
+        fs::copy(image, partial.join("vmlinuz"))?;
         // Both may be on different file systems, so that a rename would not do.
         shell::output(Command::new("cp").arg("-r").arg(modules).arg(partial.join("lib/modules")))?;
         fs::rename(&partial, directory.join(release))?;
