@@ -109,13 +109,13 @@ impl Sockmap {
 
     async fn carry(
         &self,
-        enrolled: impl Future<Output = Result<Connection<'_>, Unenrolled>>,
+        enrolled: impl Future<Output = Result<Box<Connection<'_>>, Unenrolled>>,
         account: &Account,
     ) -> End {
         match enrolled.await {
             Ok(connection) => {
                 account.carried_by(Carrier::Sockmap);
-                connection.run(self.settings.idle, Pump::default(), Pump::default()).await
+                connection.run(self.settings.idle, &mut Default::default()).await
             }
             Err(Unenrolled::Refused(error, pair)) => {
                 self.fall_back(&error);
@@ -126,7 +126,11 @@ impl Sockmap {
     }
 
     /// Puts the pair into the kernel's hands, with what was received and nobody has read.
-    async fn enrol<'a>(&'a self, mut pair: Pair, account: &'a Account) -> Result<Connection<'a>, Unenrolled> {
+    async fn enrol<'a>(
+        &'a self,
+        mut pair: Pair,
+        account: &'a Account,
+    ) -> Result<Box<Connection<'a>>, Unenrolled> {
         let cookies = match self.admit(&pair.client, &pair.backend) {
             Ok(cookies) => cookies,
             Err(error) => return Err(Unenrolled::Refused(error, pair)),
@@ -166,17 +170,26 @@ impl Sockmap {
                 }
             }
         };
-        let relay::Connection { client, backend, upward, downward, progress } = *copied;
-        match self.adopt(client, backend, cookies, Some(rule), account) {
-            Ok(connection) => {
-                for (direction, progress) in [Direction::Up, Direction::Down].into_iter().zip(progress) {
-                    connection.way(direction).progress.set(progress.get());
-                }
-                account.carried_by(Carrier::Sockmap);
-                connection.run(self.settings.idle, upward, downward).await
-            }
+        match self.resume(*copied, cookies, rule, account) {
+            Ok((connection, mut pumps)) => connection.run(self.settings.idle, &mut pumps).await,
             Err(end) => end,
         }
+    }
+
+    fn resume<'a>(
+        &'a self,
+        copied: relay::Connection,
+        cookies: Cookies,
+        rule: Handover,
+        account: &'a Account,
+    ) -> Result<(Box<Connection<'a>>, [Pump; 2]), End> {
+        let relay::Connection { client, backend, upward, downward, progress } = copied;
+        let connection = self.adopt(client, backend, cookies, Some(rule), account)?;
+        for (direction, progress) in [Direction::Up, Direction::Down].into_iter().zip(progress) {
+            connection.way(direction).progress.set(progress.get());
+        }
+        account.carried_by(Carrier::Sockmap);
+        Ok((connection, [upward, downward]))
     }
 
     /// Prepares the sockets and makes them targets. The client comes first: one that is gone costs nothing more.
@@ -195,6 +208,8 @@ impl Sockmap {
     }
 
     /// Takes two sockets that are targets out of the runtime.
+    ///
+    /// In a box, because a future that is moved from one phase to the next holds room for both.
     fn adopt<'a>(
         &'a self,
         client: TcpStream,
@@ -202,12 +217,12 @@ impl Sockmap {
         cookies: Cookies,
         rule: Option<Handover>,
         account: &'a Account,
-    ) -> Result<Connection<'a>, End> {
+    ) -> Result<Box<Connection<'a>>, End> {
         self.kernel.stats().enrol();
         let slot = Slot { sockmap: self, number: self.signals.insert() };
         let client = Leg::new(Side::Client, client, cookies.client).map_err(End::broken_by_client)?;
         let backend = Leg::new(Side::Backend, backend, cookies.backend).map_err(End::broken_by_backend)?;
-        let connection = Connection::new(client, backend, slot, rule, account);
+        let connection = Box::new(Connection::new(client, backend, slot, rule, account));
         connection.watch().map_err(End::Failed)?;
         Ok(connection)
     }

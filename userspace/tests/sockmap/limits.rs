@@ -209,7 +209,8 @@ fn small_future() {
     let link = rig.link();
     drop((link.client.shutdown(Shutdown::Write), link.backend.shutdown(Shutdown::Write)));
     let bytes = link.outcome().future_bytes;
-    assert!(bytes <= 1_100, "the future of a connection has {bytes} bytes");
+    // Beside it is a box of some 230 bytes with the two sockets.
+    assert!(bytes <= 912, "the future of a connection has {bytes} bytes");
 }
 
 fn nothing_left_behind() {

@@ -205,12 +205,13 @@ impl<'a> Connection<'a> {
     /// they are awaited.
     ///
     /// The pumps hold what was read before and is not yet written.
-    pub(super) async fn run(&self, limit: Duration, mut upward: Pump, mut downward: Pump) -> End {
+    pub(super) async fn run(&self, limit: Duration, pumps: &mut [Pump; 2]) -> End {
+        let [upward, downward] = pumps;
         let ended = tokio::select! {
             ended = async {
                 tokio::try_join!(
-                    self.one_way(Direction::Up, &mut upward),
-                    self.one_way(Direction::Down, &mut downward),
+                    self.one_way(Direction::Up, upward),
+                    self.one_way(Direction::Down, downward),
                 )
             } => ended,
             () = idle(limit, || self.progress()) => return End::Idle,
@@ -218,11 +219,11 @@ impl<'a> Connection<'a> {
         match ended {
             Ok(_) => End::Finished,
             Err(Broken { side: Side::Client, error }) => {
-                Box::pin(self.pass_on_reset(Direction::Up, &mut upward)).await;
+                Box::pin(self.pass_on_reset(Direction::Up, upward)).await;
                 End::broken_by_client(error)
             }
             Err(Broken { side: Side::Backend, error }) => {
-                Box::pin(self.pass_on_reset(Direction::Down, &mut downward)).await;
+                Box::pin(self.pass_on_reset(Direction::Down, downward)).await;
                 End::broken_by_backend(error)
             }
         }
