@@ -62,12 +62,33 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NUMBER")]
     jobs: Option<NonZeroUsize>,
     /// Seconds that one kernel may take
-    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    #[arg(long, value_name = "SECONDS", default_value_t = SECONDS)]
     limit: u64,
     /// Install nothing: a missing program is an error
     #[arg(long)]
     no_install: bool,
 }
+
+impl Args {
+    /// These releases, and otherwise as without options.
+    pub(crate) fn of(releases: &[&str]) -> Result<Self> {
+        Ok(Self {
+            releases: releases.iter().map(|release| release.parse()).collect::<Result<_, _>>()?,
+            kernels: None,
+            list: false,
+            only: None,
+            host: false,
+            report: None,
+            accelerator: None,
+            jobs: None,
+            limit: SECONDS,
+            no_install: false,
+        })
+    }
+}
+
+/// That one kernel may take by default; emulation is slow.
+const SECONDS: u64 = 900;
 
 /// Programs that this command runs, and the Debian packages that have them.
 const PROGRAMS: [(&str, &str); 3] =
