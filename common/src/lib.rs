@@ -9,6 +9,7 @@ pub mod counters;
 pub mod event;
 pub mod flow;
 pub mod map;
+pub mod shortcut;
 
 /// A socket's cookie: the key of every map here.
 pub type Cookie = u64;

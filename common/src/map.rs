@@ -15,6 +15,20 @@ pub const COUNTERS: &str = "SNI_COUNTERS";
 /// Array of two `u64`, the halves of [`crate::budget`].
 pub const IN_FLIGHT: &str = "SNI_IN_FLIGHT";
 
+/// LRU hash, cookie of our socket to a backend that may be on this host → cookie of the backend's, 0 while there is none.
+/// Userspace makes the entry before it connects.
+pub const UPSTREAM: &str = "SNI_UPSTREAM";
+/// LRU hash, [`crate::shortcut::connection`] → cookie of our socket: whose other end may appear on this host.
+pub const EXPECTED: &str = "SNI_EXPECTED";
+/// LRU hash, cookie of a backend's accepted socket → [`crate::shortcut::BackendEnd`].
+pub const BACKEND: &str = "SNI_BACKEND";
+/// Sockhash, cookie → a backend's accepted socket. Carries the message program.
+pub const LOCAL: &str = "SNI_LOCAL";
+/// Hash, cookie of our socket to the backend → [`crate::shortcut::Shortcut`].
+pub const SHORTCUTS: &str = "SNI_SHORTCUTS";
+/// Per-CPU array of one [`crate::shortcut::ShortcutCounters`].
+pub const SHORTCUT_COUNTERS: &str = "SNI_SHORT_STAT";
+
 /// Directions that the maps have room for unless the loader says otherwise: two for each connection.
 pub const DIRECTIONS: u32 = 16_384;
 
@@ -39,4 +53,14 @@ pub mod global {
     pub const TOTAL: &str = "TOTAL";
     /// [`crate::flow::Limits::margin`].
     pub const MARGIN: &str = "MARGIN";
+    /// 1 if backends on this host may take the short cut ([`crate::shortcut`]).
+    pub const SAME_HOST: &str = "SAME_HOST";
+    /// Offset of `skc_cookie`: which socket it is.
+    pub const OFF_COOKIE: &str = "OFF_COOKIE";
+    /// Offset of `icsk_ulp_ops`: what protocol the socket has on top, null for none.
+    pub const OFF_ULP: &str = "OFF_ULP";
+    /// Offset of `skc_prot`: the functions of the socket's protocol.
+    pub const OFF_PROT: &str = "OFF_PROT";
+    /// Offset of `memory_pressure` in `struct proto`: where it is told whether sockets are short of memory.
+    pub const OFF_PRESSURE: &str = "OFF_PRESSURE";
 }
