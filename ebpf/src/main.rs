@@ -6,14 +6,32 @@
 #![expect(internal_features, reason = "see above; the crate needs nightly anyway")]
 
 mod maps;
+mod shortcut;
 mod verdict;
 
-use aya_ebpf::{macros::stream_verdict, programs::SkBuffContext};
+use aya_ebpf::{
+    macros::{sk_msg, sock_ops, stream_verdict},
+    programs::{SkBuffContext, SkMsgContext, SockOpsContext},
+};
 
 /// Runs for each packet that a socket in `SNI_VERDICT` receives, with that socket's lock held.
 #[stream_verdict]
 fn snisplice(ctx: SkBuffContext) -> u32 {
     verdict::verdict(&ctx)
+}
+
+/// Runs for each message that a socket in `SNI_LOCAL` sends, with that socket's lock held.
+#[sk_msg]
+fn snisplice_msg(ctx: SkMsgContext) -> u32 {
+    shortcut::message(&ctx)
+}
+
+/// Runs for each connection of the host that is established, and for much else that is none of our business.
+#[sock_ops]
+fn snisplice_ops(ctx: SockOpsContext) -> u32 {
+    shortcut::established(&ctx);
+    // The only value that the kernel takes.
+    1
 }
 
 /// The kernel's GPL-only helpers ask for it.

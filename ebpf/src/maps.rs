@@ -3,7 +3,7 @@
 use aya_ebpf::{
     Global,
     bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{Array, HashMap, PerCpuArray, RingBuf, SockHash},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, SockHash},
     macros::btf_map,
 };
 use snisplice_common::{
@@ -12,6 +12,7 @@ use snisplice_common::{
     event::Event,
     flow::{Control, Flow},
     map::{self, RING_BYTES},
+    shortcut::{BackendEnd, Shortcut, ShortcutCounters},
 };
 
 const DIRECTIONS: usize = map::DIRECTIONS as usize;
@@ -34,6 +35,21 @@ pub(crate) static SNI_COUNTERS: PerCpuArray<Counters, 1> = PerCpuArray::new();
 #[btf_map]
 pub(crate) static SNI_IN_FLIGHT: Array<u64, { budget::HALVES as usize }> = Array::new();
 
+// What is left behind in the next three, by connections that come to nothing or end elsewhere, makes room by itself; one
+// that is pushed out does without.
+#[btf_map]
+pub(crate) static SNI_UPSTREAM: LruHashMap<Cookie, Cookie, DIRECTIONS> = LruHashMap::new();
+#[btf_map]
+pub(crate) static SNI_EXPECTED: LruHashMap<u64, Cookie, DIRECTIONS> = LruHashMap::new();
+#[btf_map]
+pub(crate) static SNI_BACKEND: LruHashMap<Cookie, BackendEnd, DIRECTIONS> = LruHashMap::new();
+#[btf_map]
+pub(crate) static SNI_LOCAL: SockHash<Cookie, DIRECTIONS> = SockHash::new();
+#[btf_map]
+pub(crate) static SNI_SHORTCUTS: HashMap<Cookie, Shortcut, DIRECTIONS, ON_DEMAND> = HashMap::new();
+#[btf_map]
+pub(crate) static SNI_SHORT_STAT: PerCpuArray<ShortcutCounters, 1> = PerCpuArray::new();
+
 macro_rules! globals {
     ($($name:ident),+ $(,)?) => {
         $(
@@ -44,6 +60,7 @@ macro_rules! globals {
 }
 
 globals!(OFF_WRITE_SEQ, OFF_WMEM_QUEUED, OFF_SNDBUF, OFF_RMEM_ALLOC, OFF_RCVBUF, HIGH_WATER, MARGIN);
+globals!(SAME_HOST, OFF_COOKIE, OFF_ULP, OFF_PROT, OFF_PRESSURE);
 
 #[unsafe(no_mangle)]
 pub(crate) static TOTAL: Global<u64> = Global::new(0);

@@ -19,9 +19,12 @@ use snisplice_common::{
     flow::{Control, Decision, Flow, Limits, Target},
 };
 
-use crate::maps::{
-    HIGH_WATER, MARGIN, OFF_RCVBUF, OFF_RMEM_ALLOC, OFF_SNDBUF, OFF_WMEM_QUEUED, OFF_WRITE_SEQ, SNI_CONTROL,
-    SNI_COUNTERS, SNI_EVENTS, SNI_FLOWS, SNI_IN_FLIGHT, SNI_TARGETS, TOTAL,
+use crate::{
+    maps::{
+        HIGH_WATER, MARGIN, OFF_RCVBUF, OFF_RMEM_ALLOC, OFF_SNDBUF, OFF_WMEM_QUEUED, OFF_WRITE_SEQ,
+        SNI_CONTROL, SNI_COUNTERS, SNI_EVENTS, SNI_FLOWS, SNI_IN_FLIGHT, SNI_TARGETS, TOTAL,
+    },
+    shortcut,
 };
 
 /// Never drops a byte: the kernel has already acknowledged what a verdict of `SK_DROP` would throw away.
@@ -50,7 +53,7 @@ pub(crate) fn verdict(ctx: &SkBuffContext) -> u32 {
     // SAFETY: userspace replaces the whole element, so the two fields belong together.
     let control = unsafe { SNI_CONTROL.get(cookie) }.copied().unwrap_or_default();
     let held = flow.is_held(&control);
-    if !held && redirect(ctx, len, flow, &control, count) {
+    if !held && redirect(ctx, len, cookie, flow, &control, count) {
         count.redirected_bytes += u64::from(len);
         count.redirected_packets += 1;
         return SK_PASS;
@@ -66,13 +69,25 @@ pub(crate) fn verdict(ctx: &SkBuffContext) -> u32 {
 
 /// Redirects the packet if the target can take it now. A refused packet is still whole and can be passed.
 #[inline(always)]
-fn redirect(ctx: &SkBuffContext, len: u32, flow: &mut Flow, control: &Control, count: &mut Counters) -> bool {
-    let Some(target) = target(flow.peer) else {
+fn redirect(
+    ctx: &SkBuffContext,
+    len: u32,
+    cookie: Cookie,
+    flow: &mut Flow,
+    control: &Control,
+    count: &mut Counters,
+) -> bool {
+    let shortcut = shortcut::of(cookie);
+    let Some((address, mut target)) = target(flow.peer) else {
         count.no_target += 1;
         return false;
     };
+    // What came by the short cut is none of this flow's.
+    target.write_seq = target.write_seq.wrapping_sub(shortcut::moved(shortcut) as u32);
     let limits = Limits { high_water: HIGH_WATER.load(), total: TOTAL.load(), margin: MARGIN.load() };
-    let redirected = match flow.decide(len, control, &target, sum(), limits) {
+    let decision = flow.decide(len, control, &target, sum(), limits);
+    shortcut::show(shortcut, address, flow.base);
+    let redirected = match decision {
         // The helper says SK_DROP when the target has left the map in the meantime.
         Decision::Redirect => SNI_TARGETS.redirect_skb(ctx, flow.peer, 0) == i64::from(SK_PASS),
         Decision::OverHighWater => {
@@ -119,9 +134,9 @@ fn add(more: i64) {
     }
 }
 
-/// Reads the socket that redirected bytes go to.
+/// Reads the socket that redirected bytes go to, and tells where it is.
 #[inline(always)]
-fn target(peer: Cookie) -> Option<Target> {
+fn target(peer: Cookie) -> Option<(u64, Target)> {
     let map = ptr::from_ref(&SNI_TARGETS).cast_mut().cast::<c_void>();
     // SAFETY: map and key are of the types the map was defined with. The reference that a hit returns is released
     // below on every path.
@@ -136,7 +151,7 @@ fn target(peer: Cookie) -> Option<Target> {
     } else {
         // SAFETY: `tcp` is a `struct tcp_sock` that the reference keeps alive, and the offsets are those of the
         // running kernel; the verifier checks each against its BTF.
-        Some(unsafe {
+        let target = unsafe {
             Target {
                 write_seq: field(tcp, &OFF_WRITE_SEQ),
                 wmem_queued: field(tcp, &OFF_WMEM_QUEUED),
@@ -144,7 +159,8 @@ fn target(peer: Cookie) -> Option<Target> {
                 rmem_alloc: field(tcp, &OFF_RMEM_ALLOC),
                 rcvbuf: field(tcp, &OFF_RCVBUF),
             }
-        })
+        };
+        Some((tcp as u64, target))
     };
     // SAFETY: the reference that the lookup took, given back once.
     unsafe { bpf_sk_release(socket) };
@@ -157,7 +173,7 @@ fn target(peer: Cookie) -> Option<Target> {
 ///
 /// `base` points to a live kernel object that has such a field there.
 #[inline(always)]
-unsafe fn field(base: *const u8, offset: &Global<u32>) -> u32 {
+pub(crate) unsafe fn field(base: *const u8, offset: &Global<u32>) -> u32 {
     // SAFETY: as the caller promises.
     unsafe { base.add(offset.load() as usize).cast::<u32>().read_volatile() }
 }
