@@ -183,6 +183,9 @@ pub(crate) fn endpoints(backend: &Backend) -> String {
         let source = backend.source.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         write_infallibly(&mut text, |text| write!(text, " from {source}"));
     }
+    if backend.same_host {
+        text.push_str(", same host");
+    }
     text
 }
 

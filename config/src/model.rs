@@ -111,6 +111,8 @@ pub struct Backend {
     pub endpoints: Vec<Endpoint>,
     /// Source addresses for the connection to the endpoint, used in turn; empty lets the kernel choose.
     pub source: Vec<IpAddr>,
+    /// Whether what it sends may take the short cut, where it is on this host and the kernel allows it.
+    pub same_host: bool,
 }
 
 /// One address of a backend.

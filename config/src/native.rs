@@ -43,6 +43,7 @@
 //!       - "10.0.0.1:8443"
 //!       - {address: "shop.internal:8443", weight: 2}
 //!     source: [10.0.0.9]           # local addresses to connect from, in turn; default: the kernel's choice
+//!     same_host: false             # true: on this host, hand what it sends to the client's socket at once
 //!   - name: shop-canary
 //!     endpoints: ["[fd00::2]:8443"]
 //!
@@ -97,7 +98,7 @@ impl Native<'_> {
     /// The backends, which policies and routes refer to.
     pub(crate) fn add_backends(&self, draft: &mut Draft, resolver: &mut Resolver<'_>, sink: &mut Sink) {
         let mut seen: HashMap<&str, &View<'_>> = HashMap::new();
-        for NativeBackend { view, name, endpoints, source } in &self.backends {
+        for NativeBackend { view, name, endpoints, source, same_host } in &self.backends {
             if let Some(first) = seen.insert(name, view) {
                 twice(view, "backend", name, first, sink);
                 continue;
@@ -107,7 +108,12 @@ impl Native<'_> {
                     .to(sink);
             }
             let endpoints = endpoints.iter().flat_map(|endpoint| overridden(endpoint, resolver)).collect();
-            draft.backend(Backend { name: (*name).into(), endpoints, source: source.clone() });
+            draft.backend(Backend {
+                name: (*name).into(),
+                endpoints,
+                source: source.clone(),
+                same_host: *same_host,
+            });
         }
     }
 

@@ -97,7 +97,7 @@ impl<'s, 'n, 'r, 'o> Destinations<'s, 'n, 'r, 'o> {
             number += 1;
             name = format!("{}:{port}#{number}", key.0);
         }
-        let made = draft.backend(Backend { name, endpoints, source: Vec::new() })?;
+        let made = draft.backend(Backend { name, endpoints, source: Vec::new(), same_host: false })?;
         self.made.insert(key, made);
         Some(made)
     }

@@ -42,6 +42,7 @@ pub(super) struct NativeBackend<'n> {
     pub(super) name: &'n str,
     pub(super) endpoints: Vec<Endpoint>,
     pub(super) source: Vec<IpAddr>,
+    pub(super) same_host: bool,
 }
 
 /// The policies that were written, in the order of the fields of [`crate::model::Policies`].
@@ -135,7 +136,7 @@ fn backend_ref<'n>(view: &View<'n>, sink: &mut Sink) -> Option<(View<'n>, &'n st
 }
 
 fn backend<'n>(view: &View<'n>, sink: &mut Sink) -> Option<NativeBackend<'n>> {
-    let mut fields = view.fields("a backend: {name, endpoints, source}", sink)?;
+    let mut fields = view.fields("a backend: {name, endpoints, source, same_host}", sink)?;
     let name = fields.require("name", "a unique name", sink).and_then(|view| name(&view, sink));
     let expected = "host:port, or {address: host:port, weight}";
     let endpoints = fields.require("endpoints", expected, sink).map(|list| {
@@ -147,8 +148,9 @@ fn backend<'n>(view: &View<'n>, sink: &mut Sink) -> Option<NativeBackend<'n>> {
         let items = list.one_or_more(expected, sink);
         items.iter().filter_map(|item| item.parse(expected, sink)).collect()
     });
+    let same_host = fields.take("same_host").is_some_and(|view| view.flag(sink).unwrap_or(false));
     fields.finish(sink);
-    Some(NativeBackend { view: view.clone(), name: name?, endpoints: endpoints?, source })
+    Some(NativeBackend { view: view.clone(), name: name?, endpoints: endpoints?, source, same_host })
 }
 
 fn endpoint(view: &View<'_>, sink: &mut Sink) -> Option<Endpoint> {
