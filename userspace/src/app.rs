@@ -28,7 +28,7 @@ use tokio::{
 use crate::{
     admin::Admin,
     cli::Run,
-    datapath::Factory,
+    datapath::{Factory, wants_same_host},
     listener::{self, Bound},
     metrics::Metrics,
     resolve, source,
@@ -252,6 +252,9 @@ fn needs_restart(now: &Model, then: &Model) -> Vec<&'static str> {
     let mut settings = Vec::new();
     if now.datapath != then.datapath {
         settings.push("datapath");
+    }
+    if wants_same_host(then) && !wants_same_host(now) {
+        settings.push("same_host");
     }
     if now.admin != then.admin {
         settings.push("admin");

@@ -1,6 +1,6 @@
 //! Connects to the first endpoint of a backend that answers.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{io, net::SocketAddr, os::fd::AsFd as _, time::Duration};
 
 use thiserror::Error;
 use tokio::{
@@ -9,7 +9,18 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{metrics::Metrics, socket, state::Backend};
+use crate::{datapath::Datapath, session::Service, socket, state::Backend};
+
+/// A connection to an endpoint.
+#[derive(Debug)]
+pub struct Upstream {
+    /// The connection.
+    pub stream: TcpStream,
+    /// Its other end.
+    pub address: SocketAddr,
+    /// What [`Datapath::announce`] said of it.
+    pub announced: bool,
+}
 
 /// Why no endpoint could be had.
 #[derive(Debug, Error)]
@@ -57,12 +68,12 @@ pub async fn connect(
     backend: &Backend,
     client: &TcpStream,
     limit: Duration,
-    metrics: &Metrics,
-) -> Result<(TcpStream, SocketAddr), ConnectError> {
+    service: &Service,
+) -> Result<Upstream, ConnectError> {
     let mut last = None;
     for address in backend.candidates() {
         let attempt = async {
-            match timeout(limit, connect_to(backend, address)).await {
+            match timeout(limit, connect_to(backend, address, &*service.datapath)).await {
                 Ok(result) => result,
                 Err(_) => Err(io::ErrorKind::TimedOut.into()),
             }
@@ -73,10 +84,10 @@ pub async fn connect(
             () = reset(client) => return Err(ConnectError::ClientGone),
         };
         match result {
-            Ok(stream) => return Ok((stream, address)),
+            Ok(upstream) => return Ok(upstream),
             Err(error) => {
                 let error = ConnectError::Failed { backend: backend.name.to_string(), address, error };
-                metrics.connect_failed(&backend.name, error.reason());
+                service.metrics.connect_failed(&backend.name, error.reason());
                 tracing::debug!(%error, "trying the next endpoint");
                 last = Some(error);
             }
@@ -85,14 +96,16 @@ pub async fn connect(
     Err(last.unwrap_or_else(|| ConnectError::NoEndpoint { backend: backend.name.to_string() }))
 }
 
-async fn connect_to(backend: &Backend, address: SocketAddr) -> io::Result<TcpStream> {
+async fn connect_to(backend: &Backend, address: SocketAddr, datapath: &dyn Datapath) -> io::Result<Upstream> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_nodelay(true)?;
     if let Some(source) = backend.source_for(address) {
         socket::set_bind_address_no_port(&socket)?;
         socket.bind(SocketAddr::new(source, 0))?;
     }
-    socket.connect(address).await
+    let announced = backend.same_host && datapath.announce(socket.as_fd());
+    let stream = socket.connect(address).await?;
+    Ok(Upstream { stream, address, announced })
 }
 
 /// Waits until the client's socket has failed. A FIN is not that: the client may still be reading.

@@ -1,6 +1,14 @@
 //! The seam between one connection's story and the way its bytes move.
 
-use std::{future::Future, io, pin::Pin, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    io,
+    os::fd::{BorrowedFd, OwnedFd},
+    pin::Pin,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use snisplice_config::model::{DatapathKind, Handover, Model};
@@ -8,8 +16,8 @@ use tokio::net::TcpStream;
 
 use crate::{
     account::Account,
-    kernel::{self, Kernel, probe},
-    metrics::{Metrics, kernel::KernelCounters},
+    kernel::{self, Kernel, probe, same_host},
+    metrics::{Metrics, kernel::KernelCounters, same_host::SameHostCounters},
 };
 
 pub mod adaptive;
@@ -25,6 +33,12 @@ pub mod sockmap;
 pub trait Datapath {
     /// How the session must obtain the hello so that this datapath can start.
     fn hello(&self) -> HelloMode;
+
+    /// Prepares for a backend that may be on this host and whose operator wants the short cut; `upstream` is about to
+    /// be connected to it. The answer goes into [`Pair::same_host`].
+    fn announce(&self, _upstream: BorrowedFd<'_>) -> bool {
+        false
+    }
 
     /// Carries the pair to its end. Both sockets are closed (or reset) when the future resolves; dropping the
     /// future closes both at once.
@@ -52,6 +66,8 @@ pub struct Pair {
     pub backend: TcpStream,
     /// Bytes already read from the client that the backend must receive first, verbatim.
     pub hello: Vec<u8>,
+    /// Whether the backend's side was announced ([`Datapath::announce`]).
+    pub same_host: bool,
 }
 
 /// How a connection ended.
@@ -157,6 +173,7 @@ impl Factory {
         if let Some(kernel) = &kernel {
             metrics.add(Box::new(KernelCounters(kernel.clone())));
         }
+        note_same_host(model, kernel.as_ref(), metrics);
         let handover = (model.datapath == DatapathKind::Auto).then_some(model.handover);
         Ok(Self { idle, kernel, handover })
     }
@@ -193,5 +210,38 @@ fn sockmap_of(model: &Model) -> anyhow::Result<Arc<Kernel>> {
         in_flight_bytes: model.limits.in_flight_bytes,
         total_in_flight_bytes: model.limits.total_in_flight_bytes,
     };
-    Ok(Kernel::load(&settings)?)
+    let cgroup = if wants_same_host(model) { same_host_of() } else { None };
+    Ok(match cgroup {
+        Some(cgroup) => Kernel::load_same_host(&settings, &cgroup)?,
+        None => Kernel::load(&settings)?,
+    })
+}
+
+/// Whether a backend asks for the short cut.
+pub(crate) fn wants_same_host(model: &Model) -> bool {
+    model.backends.iter().any(|backend| backend.same_host)
+}
+
+/// Tries the short cut out on loopback. Where it is refused, all backends are served without.
+fn same_host_of() -> Option<OwnedFd> {
+    let report = probe::same_host::run();
+    if !report.passed() {
+        tracing::warn!("same_host is refused here:\n{}", report.describe_same_host());
+        return None;
+    }
+    same_host::cgroup().ok()
+}
+
+/// Shows whether the short cut serves, and what it does.
+fn note_same_host(model: &Model, kernel: Option<&Arc<Kernel>>, metrics: &mut Metrics) {
+    if !wants_same_host(model) {
+        return;
+    }
+    let serves = kernel.is_some_and(|kernel| kernel.same_host().is_some());
+    metrics.same_host(serves);
+    match kernel {
+        Some(kernel) if serves => metrics.add(Box::new(SameHostCounters(kernel.clone()))),
+        Some(_) => {}
+        None => tracing::warn!("same_host needs the datapath sockmap: such backends are served as any other"),
+    }
 }

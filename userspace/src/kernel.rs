@@ -1,4 +1,4 @@
-//! What this process has in the kernel: the verdict program, its maps, and the thread that hears its events.
+//! What this process has in the kernel: the programs, their maps, and the thread that hears their events.
 //!
 //! Nothing is pinned: the maps have names of their own (`bpftool map dump name SNI_FLOWS`), and everything goes
 //! with the process, however it ends.
@@ -21,14 +21,17 @@ use self::{
     budget::Budget,
     events::Listener,
     layout::{Layout, LayoutError},
+    same_host::{Plan, SameHost},
     signals::Signals,
 };
 use crate::datapath::sockmap::stats::Stats;
 
 pub mod budget;
+pub mod cgroup;
 pub mod events;
 pub mod layout;
 pub mod probe;
+pub mod same_host;
 pub mod signals;
 
 /// The object that `cargo xtask ebpf` makes of the `ebpf` crate.
@@ -40,6 +43,9 @@ const PROGRAM: &str = "snisplice";
 /// Memory that stays free in a target's send buffer while the kernel redirects to it: enough for the bookkeeping
 /// of as many crumbs as may wait there.
 const MARGIN: u32 = 256 * 1024;
+
+/// Entries of the smallest LRU map: each CPU sets 128 aside for itself.
+const SMALLEST_LRU: u32 = 8_192;
 
 /// Sizes of what is loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,7 +92,8 @@ pub struct Kernel {
     counters: Arc<PerCpuArray<MapData, Counters>>,
     budget: Budget,
     stats: Arc<Stats>,
-    // Detaches the program when it is dropped.
+    same_host: Option<SameHost>,
+    // Detaches the programs when it is dropped.
     _program: Ebpf,
 }
 
@@ -102,6 +109,16 @@ struct Fds {
 impl Kernel {
     /// Loads the program and attaches it. Needs `CAP_BPF`, `CAP_NET_ADMIN` and `CAP_PERFMON`, and a kernel with BTF.
     pub fn load(settings: &Settings) -> Result<Arc<Self>, LoadError> {
+        Self::load_with(settings, None)
+    }
+
+    /// The same with the short cut of backends on this host, attached to a control group (version 2) that they belong
+    /// to: [`same_host::cgroup`].
+    pub fn load_same_host(settings: &Settings, cgroup: &impl AsFd) -> Result<Arc<Self>, LoadError> {
+        Self::load_with(settings, Some(&Plan::new(cgroup.as_fd())?))
+    }
+
+    fn load_with(settings: &Settings, plan: Option<&Plan<'_>>) -> Result<Arc<Self>, LoadError> {
         let layout = Layout::of_running_kernel()?;
         let directions = directions(settings.connections);
         let mut loader = EbpfLoader::new();
@@ -110,6 +127,11 @@ impl Kernel {
         for (name, offset) in layout.globals() {
             loader.override_global(name, offset, true);
         }
+        if let Some(plan) = plan {
+            plan.apply(&mut loader);
+        }
+        // Nothing, where nobody asks for it. A small map of the kind that makes room by itself does so too early.
+        let local = if plan.is_some() { directions.max(SMALLEST_LRU) } else { 1 };
         let mut ebpf = loader
             .override_global(map::global::HIGH_WATER, &settings.in_flight_bytes, true)
             .override_global(map::global::TOTAL, &settings.total_in_flight_bytes, true)
@@ -119,6 +141,11 @@ impl Kernel {
             .map_max_entries(map::FLOWS, directions)
             .map_max_entries(map::CONTROL, directions)
             .map_max_entries(map::EVENTS, ring_bytes(directions))
+            .map_max_entries(map::UPSTREAM, local)
+            .map_max_entries(map::EXPECTED, local)
+            .map_max_entries(map::BACKEND, local)
+            .map_max_entries(map::LOCAL, local)
+            .map_max_entries(map::SHORTCUTS, local)
             .load(OBJECT)?;
 
         let fds = Fds {
@@ -134,11 +161,20 @@ impl Kernel {
         program.load()?;
         program.attach(verdict.fd())?;
 
+        let same_host = plan.map(|plan| plan.attach(&mut ebpf)).transpose()?;
         let ring = RingBuf::try_from(taken(&mut ebpf, map::EVENTS)?)?;
         let counters = Arc::new(PerCpuArray::try_from(taken(&mut ebpf, map::COUNTERS)?)?);
         let budget = Budget::new(Array::try_from(taken(&mut ebpf, map::IN_FLIGHT)?)?);
         let listener = Listener::start(ring, counters.clone()).map_err(LoadError::Listen)?;
-        Ok(Arc::new(Self { listener, fds, counters, budget, stats: Arc::default(), _program: ebpf }))
+        Ok(Arc::new(Self {
+            listener,
+            fds,
+            counters,
+            budget,
+            stats: Arc::default(),
+            same_host,
+            _program: ebpf,
+        }))
     }
 
     /// What the program has counted since it was loaded, over all CPUs.
@@ -156,6 +192,12 @@ impl Kernel {
     #[must_use]
     pub fn stats(&self) -> &Arc<Stats> {
         &self.stats
+    }
+
+    /// The short cut of backends on this host, where it was loaded.
+    #[must_use]
+    pub fn same_host(&self) -> Option<&SameHost> {
+        self.same_host.as_ref()
     }
 
     /// Lets a worker hear of its flows: events whose token has the returned number go to `signals`.
@@ -216,7 +258,7 @@ fn taken(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, LoadError> {
 
 fn descriptor(ebpf: &Ebpf, name: &'static str) -> Result<OwnedFd, LoadError> {
     let data = match ebpf.map(name).ok_or(LoadError::Missing(name))? {
-        Map::SockHash(data) | Map::HashMap(data) => data,
+        Map::SockHash(data) | Map::HashMap(data) | Map::LruHashMap(data) => data,
         _ => return Err(LoadError::Missing(name)),
     };
     data.fd().as_fd().try_clone_to_owned().map_err(LoadError::Listen)

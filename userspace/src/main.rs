@@ -53,6 +53,9 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Probe => {
             let report = probe::run_all();
             print(&report.to_string())?;
+            if report.passed() {
+                print(&probe::same_host::run().describe_same_host())?;
+            }
             Ok(if report.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
     }

@@ -13,6 +13,7 @@ use prometheus_client::{
 };
 
 pub mod kernel;
+pub mod same_host;
 
 /// The label value for a connection that never had a route, a backend or a datapath.
 pub const NONE: &str = "none";
@@ -67,6 +68,7 @@ pub struct Metrics {
     connect_failures: Family<ConnectFailure, Counter>,
     accept_errors: Family<ByListener, Counter>,
     datapath: Family<InService, Gauge>,
+    same_host: Gauge,
     /// Configurations put into service since the start.
     pub config_generation: Gauge,
     /// Configurations refused since the start; the last good one kept serving.
@@ -93,6 +95,7 @@ impl Metrics {
             connect_failures: Family::default(),
             accept_errors: Family::default(),
             datapath: Family::default(),
+            same_host: Gauge::default(),
             config_generation: Gauge::default(),
             config_rejected: Counter::default(),
         };
@@ -126,6 +129,11 @@ impl Metrics {
         );
         registry.register("datapath", "1 for the datapath in service", metrics.datapath.clone());
         registry.register(
+            "same_host",
+            "1 if same_host serves, -1 if a backend asks for it and it was refused at the start",
+            metrics.same_host.clone(),
+        );
+        registry.register(
             "config_generation",
             "Configurations put into service since the start",
             metrics.config_generation.clone(),
@@ -153,6 +161,11 @@ impl Metrics {
     /// Notes which datapath serves.
     pub fn serves_with(&self, datapath: &'static str) {
         self.datapath.get_or_create(&InService { datapath }).set(1);
+    }
+
+    /// Notes whether what a backend asks for is served.
+    pub fn same_host(&self, serves: bool) {
+        self.same_host.set(if serves { 1 } else { -1 });
     }
 
     pub(crate) fn listener(&self, listener: &Arc<str>) -> ListenerCounters {

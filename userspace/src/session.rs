@@ -95,18 +95,15 @@ async fn establish(client: StdStream, account: &Account, service: &Service) -> R
         ),
     };
 
-    let (upstream, address) =
-        match connect(backend, &client, live.model.timeouts.connect, &service.metrics).await {
-            Ok(connected) => connected,
-            Err(error) => {
-                tracing::debug!(%error, listener = listener.name, "not connected");
-                return Err(error.reason());
-            }
-        };
+    let connected = connect(backend, &client, live.model.timeouts.connect, service).await;
+    let upstream = connected.map_err(|error| {
+        tracing::debug!(%error, listener = listener.name, "not connected");
+        error.reason()
+    })?;
     // The client's socket has it from the listening one.
-    let _ = service.liveness.apply(&upstream);
-    tracing::trace!(%address, backend = %backend.name, "connected");
-    Ok(Pair { client, backend: upstream, hello: bytes })
+    let _ = service.liveness.apply(&upstream.stream);
+    tracing::trace!(address = %upstream.address, backend = %backend.name, "connected");
+    Ok(Pair { client, backend: upstream.stream, hello: bytes, same_host: upstream.announced })
 }
 
 /// Waits for the hello within its deadline. The outer error is a client that is gone.
@@ -265,7 +262,7 @@ mod tests {
         let counters = Rc::new(metrics.listener(&"https".into()));
         let account = Account::open(&metrics, counters.clone());
         let relay = Relay::new(LINGER);
-        let carried = relay.relay(Pair { client, backend, hello: Vec::new() }, &account);
+        let carried = relay.relay(Pair { client, backend, hello: Vec::new(), same_host: false }, &account);
         let carried = size_of_val(&*carried);
 
         let client = StdStream::connect(socket.local_addr().unwrap()).unwrap();

@@ -110,6 +110,34 @@ pub fn tcp_info(fd: impl AsFd) -> io::Result<libc::tcp_info> {
     Ok(unsafe { info.assume_init() })
 }
 
+/// `TCP_ULP` (Linux 4.13): puts a protocol on top of an established socket.
+pub fn set_upper_protocol(fd: impl AsFd, name: &str) -> io::Result<()> {
+    set_bytes(fd, libc::SOL_TCP, libc::TCP_ULP, name.as_bytes())
+}
+
+/// `TLS_TX` (Linux 4.13): from now on the kernel encrypts what is sent, with a key of zeros. For sockets with the
+/// upper protocol `tls`.
+pub fn start_ktls_sending(fd: impl AsFd) -> io::Result<()> {
+    /// `struct tls12_crypto_info_aes_gcm_128`, which begins with the two numbers below.
+    const LENGTH: usize = 40;
+    const TLS_1_2: u16 = 0x0303;
+    const AES_GCM_128: u16 = 51;
+    let mut info = [0; LENGTH];
+    info[..2].copy_from_slice(&TLS_1_2.to_ne_bytes());
+    info[2..4].copy_from_slice(&AES_GCM_128.to_ne_bytes());
+    set_bytes(fd, libc::SOL_TLS, libc::TLS_TX, &info)
+}
+
+/// Sets a socket option whose value is more than a number.
+fn set_bytes(fd: impl AsFd, level: libc::c_int, name: libc::c_int, value: &[u8]) -> io::Result<()> {
+    let length = libc::socklen_t::try_from(value.len()).map_err(io::Error::other)?;
+    // SAFETY: the descriptor is open for the life of the borrow, and the pointer and length describe `value`,
+    // which outlives the call.
+    let result =
+        unsafe { libc::setsockopt(fd.as_fd().as_raw_fd(), level, name, value.as_ptr().cast(), length) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Makes the coming close(2) send RST and discard what is still queued.
 pub fn reset_on_close(fd: impl AsFd) -> io::Result<()> {
     SockRef::from(&fd).set_linger(Some(Duration::ZERO))

@@ -43,6 +43,8 @@ pub type Current = ArcSwap<Live>;
 pub struct Backend {
     /// The configured name; a metric label.
     pub name: Arc<str>,
+    /// Whether it may take the short cut of backends on this host.
+    pub same_host: bool,
     endpoints: Vec<Resolved>,
     wheel: Wheel,
     turn: AtomicU64,
@@ -128,6 +130,7 @@ impl Backend {
     fn new(backend: &snisplice_config::model::Backend) -> Self {
         Self {
             name: backend.name.as_str().into(),
+            same_host: backend.same_host,
             endpoints: backend.endpoints.iter().map(Resolved::new).collect(),
             wheel: Wheel::new(backend.endpoints.iter().map(|endpoint| endpoint.weight)),
             turn: AtomicU64::new(0),

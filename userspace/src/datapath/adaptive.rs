@@ -6,6 +6,8 @@
 //! receiver keeps up; where it does not, it sets the pace, and a copy is as good. A direction never comes back for good:
 //! leaving the maps alive is not safe, and one that falls silent or chatty costs nothing there.
 
+use std::os::fd::BorrowedFd;
+
 use snisplice_config::model::Handover;
 
 use super::{
@@ -42,6 +44,10 @@ impl Adaptive {
 impl Datapath for Adaptive {
     fn hello(&self) -> HelloMode {
         HelloMode::Read
+    }
+
+    fn announce(&self, upstream: BorrowedFd<'_>) -> bool {
+        self.sockmap.announce(upstream)
     }
 
     fn relay<'a>(&'a self, pair: Pair, account: &'a Account) -> Carry<'a> {

@@ -77,6 +77,8 @@ pub(super) struct Connection {
     pub(super) downward: Pump,
     /// What has been moved, by [`Direction`].
     pub(super) progress: [Cell<Progress>; 2],
+    /// As in [`Pair`].
+    pub(super) same_host: bool,
 }
 
 /// How far a connection was carried.
@@ -101,6 +103,7 @@ impl Connection {
             upward: Pump::starting_with(pair.hello),
             downward: Pump::default(),
             progress: Default::default(),
+            same_host: pair.same_host,
         }
     }
 
@@ -111,7 +114,7 @@ impl Connection {
         account: &Account,
         rule: Option<Handover>,
     ) -> Carried {
-        let Self { client, backend, upward, downward, progress } = self;
+        let Self { client, backend, upward, downward, progress, .. } = self;
         let shared = Shared { account, rule, half_closed: Cell::new(false) };
         let [up, down] = progress;
         let up = Way { from: client, to: backend, direction: Direction::Up, progress: up, shared: &shared };

@@ -10,9 +10,16 @@
 //! queue, which take the same way as all that follows: the program sees packets, not what is left of them. A socket leaves
 //! the maps only by being closed: the kernel may lose what it receives while it is deleted.
 
-use std::{cell::RefCell, io, os::fd::AsFd as _, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::RefCell,
+    io,
+    os::fd::{AsFd, BorrowedFd},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
-use snisplice_common::flow::Flow;
+use snisplice_common::{flow::Flow, shortcut::Shortcut};
 use snisplice_config::model::Handover;
 use tokio::{io::Interest, net::TcpStream, task::AbortHandle};
 
@@ -107,6 +114,11 @@ impl Sockmap {
         Ok(Self { kernel, worker, signals, watch: Rc::new(watch), watching, maps, relay, settings })
     }
 
+    /// What [`Datapath::announce`] does. False where the short cut is not served.
+    pub fn mark(&self, upstream: impl AsFd) -> io::Result<bool> {
+        self.maps.borrow_mut().announce(rustix::net::sockopt::socket_cookie(upstream)?)
+    }
+
     async fn carry(
         &self,
         enrolled: impl Future<Output = Result<Box<Connection<'_>>, Unenrolled>>,
@@ -140,8 +152,9 @@ impl Sockmap {
         }
         account.moved(Direction::Up, pair.hello.len() as u64);
         pair.hello = Vec::new();
-        let connection =
-            self.adopt(pair.client, pair.backend, cookies, None, account).map_err(Unenrolled::Ended)?;
+        let connection = self
+            .adopt(pair.client, pair.backend, cookies, None, pair.same_host, account)
+            .map_err(Unenrolled::Ended)?;
         // One that cannot be armed is copied in userspace; the other needs nothing from it.
         for direction in [Direction::Up, Direction::Down] {
             self.arm(&connection, direction);
@@ -183,8 +196,8 @@ impl Sockmap {
         rule: Handover,
         account: &'a Account,
     ) -> Result<(Box<Connection<'a>>, [Pump; 2]), End> {
-        let relay::Connection { client, backend, upward, downward, progress } = copied;
-        let connection = self.adopt(client, backend, cookies, Some(rule), account)?;
+        let relay::Connection { client, backend, upward, downward, progress, same_host } = copied;
+        let connection = self.adopt(client, backend, cookies, Some(rule), same_host, account)?;
         for (direction, progress) in [Direction::Up, Direction::Down].into_iter().zip(progress) {
             connection.way(direction).progress.set(progress.get());
         }
@@ -216,13 +229,14 @@ impl Sockmap {
         backend: TcpStream,
         cookies: Cookies,
         rule: Option<Handover>,
+        same_host: bool,
         account: &'a Account,
     ) -> Result<Box<Connection<'a>>, End> {
         self.kernel.stats().enrol();
         let slot = Slot { sockmap: self, number: self.signals.insert() };
         let client = Leg::new(Side::Client, client, cookies.client).map_err(End::broken_by_client)?;
         let backend = Leg::new(Side::Backend, backend, cookies.backend).map_err(End::broken_by_backend)?;
-        let connection = Box::new(Connection::new(client, backend, slot, rule, account));
+        let connection = Box::new(Connection::new(client, backend, slot, rule, same_host, account));
         connection.watch().map_err(End::Failed)?;
         Ok(connection)
     }
@@ -241,6 +255,14 @@ impl Sockmap {
             let mut maps = self.maps.borrow_mut();
             maps.add_flow(from.cookie, Flow::new(to.cookie, token.pack()))?;
             way.state.set(true);
+            if direction == Direction::Down && connection.same_host {
+                // Without it, all is as usual. Everything copied is in the account, and in the client's socket.
+                let (_, before) = connection.entries.account.bytes();
+                match maps.add_shortcut(from.cookie, Shortcut::new(to.cookie, before)) {
+                    Ok(()) => way.shortcut.set(true),
+                    Err(error) => tracing::debug!(%error, "no short cut"),
+                }
+            }
             maps.arm(from.cookie, &from.socket)
         });
         match armed {
@@ -269,6 +291,13 @@ impl Sockmap {
 impl Datapath for Sockmap {
     fn hello(&self) -> HelloMode {
         HelloMode::Peek
+    }
+
+    fn announce(&self, upstream: BorrowedFd<'_>) -> bool {
+        self.mark(upstream).unwrap_or_else(|error| {
+            tracing::debug!(%error, "not announced");
+            false
+        })
     }
 
     fn relay<'a>(&'a self, pair: Pair, account: &'a Account) -> Carry<'a> {

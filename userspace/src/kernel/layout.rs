@@ -57,6 +57,34 @@ impl Layout {
     }
 }
 
+/// Where it keeps what the programs of the short cut read besides ([`snisplice_common::shortcut`]); offsets in bytes
+/// from the start of `struct tcp_sock`, the last one from the start of `struct proto`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShortcutLayout {
+    cookie: u32,
+    ulp: u32,
+    prot: u32,
+    pressure: u32,
+}
+
+impl ShortcutLayout {
+    /// Looks them up in [`VMLINUX`].
+    pub fn of_running_kernel() -> Result<Self, LayoutError> {
+        Types::of_running_kernel()?.shortcut_layout()
+    }
+
+    /// Name and value of each global of the programs that takes an offset.
+    #[must_use]
+    pub fn globals(&self) -> [(&'static str, &u32); 4] {
+        [
+            (global::OFF_COOKIE, &self.cookie),
+            (global::OFF_ULP, &self.ulp),
+            (global::OFF_PROT, &self.prot),
+            (global::OFF_PRESSURE, &self.pressure),
+        ]
+    }
+}
+
 /// The types of a kernel.
 pub struct Types(Btf);
 
@@ -90,6 +118,18 @@ impl Types {
             sndbuf: of_sock(&["sk_sndbuf"])?,
             rmem_alloc: of_sock(&["sk_backlog", "rmem_alloc"])?,
             rcvbuf: of_sock(&["sk_rcvbuf"])?,
+        })
+    }
+
+    /// The offsets that the programs of the short cut need.
+    pub fn shortcut_layout(&self) -> Result<ShortcutLayout, LayoutError> {
+        const COMMON: [&str; 4] = ["inet_conn", "icsk_inet", "sk", "__sk_common"];
+        let of_common = |field: &str| self.offset("tcp_sock", &[&COMMON[..], &[field]].concat());
+        Ok(ShortcutLayout {
+            cookie: of_common("skc_cookie")?,
+            ulp: self.offset("tcp_sock", &["inet_conn", "icsk_ulp_ops"])?,
+            prot: of_common("skc_prot")?,
+            pressure: self.offset("proto", &["memory_pressure"])?,
         })
     }
 
@@ -183,6 +223,8 @@ mod tests {
         assert!(types.has_field("sk_buff", "next"));
         let layout = types.layout().expect("a running kernel has TCP");
         assert!(layout.rcvbuf != layout.sndbuf && layout.write_seq > layout.sndbuf, "{layout:?}");
+        let shortcut = types.shortcut_layout().expect("a running kernel has TCP");
+        assert!(shortcut.cookie < layout.sndbuf && shortcut.ulp > layout.sndbuf, "{shortcut:?}");
     }
 
     #[test]

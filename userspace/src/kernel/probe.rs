@@ -30,6 +30,7 @@ use crate::{
     },
 };
 
+pub mod same_host;
 mod traffic;
 
 use traffic::{Ends, Pattern};
@@ -77,14 +78,21 @@ impl Report {
     }
 }
 
+impl fmt::Display for ProbeResult {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, outcome, remedy } = self;
+        match outcome {
+            Outcome::Passed => writeln!(f, "ok       {name}"),
+            Outcome::Warning(why) => writeln!(f, "warning  {name}: {why}\n         remedy: {remedy}"),
+            Outcome::Failed(why) => writeln!(f, "failed   {name}: {why}\n         remedy: {remedy}"),
+        }
+    }
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for ProbeResult { name, outcome, remedy } in &self.probes {
-            match outcome {
-                Outcome::Passed => writeln!(f, "ok       {name}")?,
-                Outcome::Warning(why) => writeln!(f, "warning  {name}: {why}\n         remedy: {remedy}")?,
-                Outcome::Failed(why) => writeln!(f, "failed   {name}: {why}\n         remedy: {remedy}")?,
-            }
+        for probe in &self.probes {
+            write!(f, "{probe}")?;
         }
         let verdict = if self.passed() {
             "the kernel can move the bytes: datapath sockmap serves here, auto takes it, and relay serves anywhere"
@@ -199,7 +207,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Small, so that everything is reached soon.
 const SMALL_BUFFER: u32 = 300 * 1024;
 
-/// Runs the experiments on a thread of their own, since the caller may be inside a runtime.
 fn experiments() -> Vec<ProbeResult> {
     let run = || {
         let settings = Settings {
@@ -228,6 +235,11 @@ fn experiments() -> Vec<ProbeResult> {
         });
         std::iter::once(load).chain(made).collect()
     };
+    on_a_thread(run)
+}
+
+/// Makes experiments where no runtime is in the way.
+fn on_a_thread(run: impl FnOnce() -> Vec<ProbeResult> + Send + 'static) -> Vec<ProbeResult> {
     let thread = thread::Builder::new().name("probe".to_owned()).spawn(run);
     thread
         .and_then(|thread| thread.join().map_err(|_| io::Error::other("an experiment panicked")))
@@ -326,7 +338,7 @@ impl Lab {
         let carrier = carrier.clone();
         let ended = tokio::task::spawn_local(async move {
             let account = Account::default();
-            let pair = Pair { client: our_client, backend: our_backend, hello: Vec::new() };
+            let pair = Pair { client: our_client, backend: our_backend, hello: Vec::new(), same_host: false };
             let end = carrier.relay(pair, &account).await;
             if account.carrier() == Some(Carrier::Sockmap) {
                 Ok(end)

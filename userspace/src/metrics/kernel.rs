@@ -85,7 +85,7 @@ impl Collector for KernelCounters {
     }
 }
 
-fn by_reason<const N: usize>(
+pub(super) fn by_reason<const N: usize>(
     encoder: &mut DescriptorEncoder,
     name: &str,
     help: &str,

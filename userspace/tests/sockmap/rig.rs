@@ -69,6 +69,7 @@ pub(crate) struct Link {
 struct Order {
     client: TcpStream,
     backend: TcpStream,
+    same_host: bool,
     leash: tokio::sync::oneshot::Receiver<()>,
     outcome: mpsc::Sender<Outcome>,
 }
@@ -81,6 +82,7 @@ pub(crate) struct Options {
     pub(crate) send_buffer: u32,
     pub(crate) idle: Duration,
     pub(crate) hold: Option<Duration>,
+    pub(crate) same_host: bool,
 }
 
 impl Default for Options {
@@ -92,6 +94,7 @@ impl Default for Options {
             send_buffer: sockmap::SEND_BUFFER,
             idle: Duration::from_secs(3600),
             hold: None,
+            same_host: false,
         }
     }
 }
@@ -107,7 +110,13 @@ impl Rig {
             in_flight_bytes: options.in_flight_bytes,
             total_in_flight_bytes: options.total_in_flight_bytes,
         };
-        let kernel = Kernel::load(&settings).expect("the kernel takes the program");
+        let kernel = if options.same_host {
+            let cgroup = kernel::same_host::cgroup().expect("cgroup2 is mounted");
+            Kernel::load_same_host(&settings, &cgroup)
+        } else {
+            Kernel::load(&settings)
+        };
+        let kernel = kernel.expect("the kernel takes the program");
         let settings = sockmap::Settings {
             send_buffer: options.send_buffer,
             hold: options.hold,
@@ -122,6 +131,15 @@ impl Rig {
 
     /// Two connected sockets: the outer end and ours.
     fn pair(&self, sizes: Option<usize>) -> (TcpStream, TcpStream) {
+        self.pair_after(sizes, |_| {})
+    }
+
+    /// The same, after something was done to the outer end before it is connected.
+    pub(crate) fn pair_after(
+        &self,
+        sizes: Option<usize>,
+        before: impl FnOnce(&socket2::Socket),
+    ) -> (TcpStream, TcpStream) {
         let address = self.listener.local_addr().expect("a bound listener has an address");
         let outer =
             socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
@@ -129,6 +147,7 @@ impl Rig {
             outer.set_send_buffer_size(bytes).expect("SO_SNDBUF");
             outer.set_recv_buffer_size(bytes).expect("SO_RCVBUF");
         }
+        before(&outer);
         outer.connect(&address.into()).expect("connects to loopback");
         let outer = TcpStream::from(outer);
         outer.set_nodelay(true).expect("TCP_NODELAY");
@@ -150,20 +169,26 @@ impl Rig {
 
     /// A carried connection whose peers hold next to nothing themselves.
     pub(crate) fn tight_link(&self) -> Link {
-        self.start(self.pair(Some(OWN_BUFFER)), self.pair(Some(OWN_BUFFER)))
+        self.start(self.pair(Some(OWN_BUFFER)), self.pair(Some(OWN_BUFFER)), false)
     }
 
     /// A carried connection whose client and backend did something before it was enrolled.
     pub(crate) fn link_after(&self, before: impl FnOnce(&TcpStream, &TcpStream)) -> Link {
         let (client, backend) = (self.pair(None), self.pair(None));
         before(&client.0, &backend.0);
-        self.start(client, backend)
+        self.start(client, backend, false)
     }
 
-    fn start(&self, client: (TcpStream, TcpStream), backend: (TcpStream, TcpStream)) -> Link {
+    /// Has a connection carried: of the client's and the backend's the outer end, and ours.
+    pub(crate) fn start(
+        &self,
+        client: (TcpStream, TcpStream),
+        backend: (TcpStream, TcpStream),
+        same_host: bool,
+    ) -> Link {
         let (sender, outcome) = mpsc::channel();
         let (leash, held) = tokio::sync::oneshot::channel();
-        let order = Order { client: client.1, backend: backend.1, leash: held, outcome: sender };
+        let order = Order { client: client.1, backend: backend.1, same_host, leash: held, outcome: sender };
         assert!(self.orders.send(order).is_ok(), "the worker is gone");
         Link { client: client.0, backend: backend.0, outcome, leash }
     }
@@ -209,8 +234,12 @@ fn work(kernel: Arc<Kernel>, settings: sockmap::Settings, mut orders: tokio_mpsc
                     stream.set_nonblocking(true).expect("O_NONBLOCK");
                     tokio::net::TcpStream::from_std(stream).expect("registers")
                 };
-                let pair =
-                    Pair { client: stream(order.client), backend: stream(order.backend), hello: Vec::new() };
+                let pair = Pair {
+                    client: stream(order.client),
+                    backend: stream(order.backend),
+                    hello: Vec::new(),
+                    same_host: order.same_host,
+                };
                 let carry = sockmap.relay(pair, &account);
                 let future_bytes = size_of_val(&*carry);
                 let end = tokio::select! {

@@ -40,6 +40,10 @@ const FLUSH_GRACE: Duration = Duration::from_secs(1);
 /// Looks at a queue that is about to become empty, before it is left alone for a while.
 const LOOKS: u32 = 16;
 
+/// Looks, a millisecond apart, after which bytes that took the short cut are given up. A client's socket that took less
+/// than it had room for, since the host had no memory, took less than we count, if the backend never sent again.
+const LOST: u32 = 60_000;
+
 /// One socket of the connection.
 #[derive(Debug)]
 pub(super) struct Leg {
@@ -121,6 +125,8 @@ pub(super) struct Way {
     pub(super) told: Cell<bool>,
     /// Redirected bytes that are in the account already.
     accounted: Cell<u64>,
+    /// Some of its bytes may take the short cut.
+    pub(super) shortcut: Cell<bool>,
 }
 
 impl Way {
@@ -138,6 +144,8 @@ pub(super) struct Connection<'a> {
     pub(super) entries: Entries<'a>,
     /// When a direction that is copied shall be armed; `None` if there is no such direction.
     rule: Option<Handover>,
+    /// The backend is on this host, and what it sends may take the short cut.
+    pub(super) same_host: bool,
     /// The side whose failure is known and no news any more.
     broken: Cell<Option<Side>>,
 }
@@ -163,11 +171,12 @@ impl<'a> Connection<'a> {
         backend: Leg,
         slot: Slot<'a>,
         rule: Option<Handover>,
+        same_host: bool,
         account: &'a Account,
     ) -> Self {
         let cookies = [client.cookie, backend.cookie];
         let entries = Entries { slot, account, cookies, ways: Default::default() };
-        Self { client, backend, entries, rule, broken: Cell::new(None) }
+        Self { client, backend, entries, rule, same_host, broken: Cell::new(None) }
     }
 
     /// Has both sockets watched for their end.
@@ -281,6 +290,10 @@ impl<'a> Connection<'a> {
             }
             self.check(Ready::both(What::Failed))?;
             looks += 1;
+            if self.way(direction).shortcut.get() && looks > LOST {
+                let (_, to) = self.ends(direction);
+                return Err(Broken { side: to.side, error: io::ErrorKind::TimedOut.into() });
+            }
             if looks < LOOKS {
                 tokio::task::yield_now().await;
             } else {
@@ -292,7 +305,7 @@ impl<'a> Connection<'a> {
     /// Whether the receiver's socket has taken everything that was redirected to it.
     pub(super) fn is_taken(&self, direction: Direction, flow: &Flow) -> Result<bool, Broken> {
         let (_, to) = self.ends(direction);
-        let sent = flow.redirected + self.way(direction).forwarded.get();
+        let sent = flow.redirected + self.way(direction).forwarded.get() + self.by_shortcut(direction)?;
         let taken = taken(&to.socket).map_err(|error| Broken { side: to.side, error })?;
         Ok(taken.saturating_sub(to.base.get()) >= sent)
     }
@@ -376,6 +389,13 @@ impl<'a> Connection<'a> {
         flow.map_err(|error| Broken { side: from.side, error })
     }
 
+    /// Bytes of a direction that took the short cut. None does while bytes of the direction are on the ordinary way.
+    fn by_shortcut(&self, direction: Direction) -> Result<u64, Broken> {
+        let (from, _) = self.ends(direction);
+        let moved = self.entries.by_shortcut(from.cookie, self.way(direction));
+        moved.map_err(|error| Broken { side: from.side, error })
+    }
+
     /// Changes whenever a byte has moved.
     fn progress(&self) -> (u64, u64) {
         self.entries.bring_account_up_to_date();
@@ -396,11 +416,19 @@ impl Entries<'_> {
             if !way.armed.get() {
                 continue;
             }
-            if let Ok(flow) = self.slot.sockmap.maps.borrow().flow(*cookie) {
-                let before = way.accounted.replace(flow.redirected);
-                self.account.moved(direction, flow.redirected - before);
+            if let (Ok(flow), Ok(moved)) =
+                (self.slot.sockmap.maps.borrow().flow(*cookie), self.by_shortcut(*cookie, way))
+            {
+                let moved = flow.redirected + moved;
+                let before = way.accounted.replace(moved);
+                // What took the short cut may turn out to be less: `Shortcut::decide`.
+                self.account.moved(direction, moved.saturating_sub(before));
             }
         }
+    }
+
+    fn by_shortcut(&self, from: Cookie, way: &Way) -> io::Result<u64> {
+        if way.shortcut.get() { self.slot.sockmap.maps.borrow().by_shortcut(from) } else { Ok(0) }
     }
 }
 
@@ -418,6 +446,9 @@ impl Drop for Entries<'_> {
                 self.budget().give_back(flow.share(&control));
             }
             maps.remove(*cookie, way.told.get());
+            if way.shortcut.get() {
+                maps.remove_shortcut(*cookie);
+            }
         }
     }
 }

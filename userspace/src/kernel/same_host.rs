@@ -1,0 +1,120 @@
+//! What this process has in the kernel for backends on this host: two more programs and their maps
+//! ([`snisplice_common::shortcut`]).
+//!
+//! They are loaded only where a backend asks for it (`same_host: true`), since the one that finds the backends' sockets
+//! runs for each connection of the host.
+
+use std::{
+    fmt, io,
+    os::fd::{BorrowedFd, OwnedFd},
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{MapData, MapError, PerCpuArray, SockHash},
+    programs::{CgroupAttachMode, SkMsg, SockOps},
+};
+use snisplice_common::{Cookie, map, shortcut::ShortcutCounters};
+
+use super::{LoadError, cgroup::NoCgroup, descriptor, layout::ShortcutLayout, taken};
+
+/// The program that sees each message of an enrolled socket.
+const MESSAGES: &str = "snisplice_msg";
+/// The program that enrols them.
+const CONNECTIONS: &str = "snisplice_ops";
+
+/// What must be known before the object is loaded.
+#[derive(Debug)]
+pub(super) struct Plan<'a> {
+    cgroup: BorrowedFd<'a>,
+    layout: ShortcutLayout,
+}
+
+/// The loaded programs' maps. The programs are detached when the process's [`Ebpf`] goes.
+pub struct SameHost {
+    upstream: OwnedFd,
+    backend: OwnedFd,
+    shortcuts: OwnedFd,
+    local: OwnedFd,
+    counters: PerCpuArray<MapData, ShortcutCounters>,
+}
+
+impl<'a> Plan<'a> {
+    pub(super) fn new(cgroup: BorrowedFd<'a>) -> Result<Self, LoadError> {
+        Ok(Self { cgroup, layout: ShortcutLayout::of_running_kernel()? })
+    }
+
+    /// Sets what the programs are verified with.
+    pub(super) fn apply<'l>(&'l self, loader: &mut EbpfLoader<'l>) {
+        const ON: u32 = 1;
+        loader.override_global(map::global::SAME_HOST, &ON, true);
+        for (name, offset) in self.layout.globals() {
+            loader.override_global(name, offset, true);
+        }
+    }
+
+    /// Attaches the programs, each before the first socket it could be about.
+    pub(super) fn attach(&self, ebpf: &mut Ebpf) -> Result<SameHost, LoadError> {
+        let same_host = SameHost {
+            upstream: descriptor(ebpf, map::UPSTREAM)?,
+            backend: descriptor(ebpf, map::BACKEND)?,
+            shortcuts: descriptor(ebpf, map::SHORTCUTS)?,
+            local: descriptor(ebpf, map::LOCAL)?,
+            counters: PerCpuArray::try_from(taken(ebpf, map::SHORTCUT_COUNTERS)?)?,
+        };
+        let local: SockHash<_, Cookie> = SockHash::try_from(taken(ebpf, map::LOCAL)?)?;
+        let messages = ebpf.program_mut(MESSAGES).ok_or(LoadError::Missing(MESSAGES))?;
+        let messages: &mut SkMsg = messages.try_into()?;
+        messages.load()?;
+        messages.attach(local.fd())?;
+
+        let connections = ebpf.program_mut(CONNECTIONS).ok_or(LoadError::Missing(CONNECTIONS))?;
+        let connections: &mut SockOps = connections.try_into()?;
+        connections.load()?;
+        // A link to a control group leaves those of others in place, whatever is said here.
+        connections.attach(self.cgroup, CgroupAttachMode::Single)?;
+        Ok(same_host)
+    }
+}
+
+impl SameHost {
+    /// What the programs have counted since they were loaded, over all CPUs.
+    pub fn counters(&self) -> Result<ShortcutCounters, MapError> {
+        let mut total = ShortcutCounters::default();
+        for cpu in self.counters.get(&0, 0)?.iter() {
+            total += *cpu;
+        }
+        Ok(total)
+    }
+
+    /// A descriptor of `SNI_UPSTREAM` for another user of the map.
+    pub fn upstream(&self) -> io::Result<OwnedFd> {
+        self.upstream.try_clone()
+    }
+
+    /// A descriptor of `SNI_BACKEND` for another user of the map.
+    pub fn backend(&self) -> io::Result<OwnedFd> {
+        self.backend.try_clone()
+    }
+
+    /// A descriptor of `SNI_SHORTCUTS` for another user of the map.
+    pub fn shortcuts(&self) -> io::Result<OwnedFd> {
+        self.shortcuts.try_clone()
+    }
+
+    /// A descriptor of `SNI_LOCAL` for another user of the map.
+    pub fn local(&self) -> io::Result<OwnedFd> {
+        self.local.try_clone()
+    }
+}
+
+impl fmt::Debug for SameHost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SameHost")
+    }
+}
+
+/// Opens what [`super::Kernel::load_same_host`] attaches to.
+pub fn cgroup() -> Result<OwnedFd, NoCgroup> {
+    Ok(super::cgroup::open()?.into())
+}
