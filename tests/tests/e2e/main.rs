@@ -19,6 +19,7 @@ mod leak;
 mod lifecycle;
 mod rejection;
 mod routing;
+mod same_host;
 mod setting;
 mod slow;
 mod soak;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         lifecycle::CASES,
         rejection::CASES,
         routing::CASES,
+        same_host::CASES,
         setting::CASES,
         slow::CASES,
         soak::CASES,
