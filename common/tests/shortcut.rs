@@ -8,7 +8,7 @@ use snisplice_common::{
     shortcut::{Receiver, Sender, Shortcut, Way},
 };
 
-const LIMITS: Limits = Limits { high_water: 600, margin: 50 };
+const LIMITS: Limits = Limits { high_water: 600, total: u64::MAX, margin: 50 };
 const SNDBUF: u64 = 2_000;
 const MESSAGE: u64 = 400;
 /// Where the streams of backend and client begin.
@@ -147,7 +147,7 @@ impl Model {
         };
         let mut redirect = false;
         if !self.flow.is_held(&control) {
-            redirect = self.flow.decide(size, &control, &target, LIMITS) == Decision::Redirect;
+            redirect = self.flow.decide(size, &control, &target, 0, LIMITS) == Decision::Redirect;
             if !self.shortcut.is_ready() {
                 self.shortcut.seen(1, self.flow.base);
             }

@@ -313,6 +313,7 @@ impl Drop for Sockmap {
     }
 }
 
+#[derive(Clone, Copy)]
 struct Cookies {
     client: u64,
     backend: u64,
