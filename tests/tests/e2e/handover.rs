@@ -22,7 +22,7 @@ pub(crate) const CASES: &[Case] = &[
 ];
 
 /// With the product's own thresholds.
-fn start<'lab>(lab: &'lab Lab) -> Result<(Daemon<'lab>, std::net::TcpListener)> {
+fn start(lab: &Lab) -> Result<(Daemon<'_>, std::net::TcpListener)> {
     let listener = flow::backend(lab)?;
     let options = Options::yaml(lab, &flow::yaml(""))?.datapath("auto");
     Ok((Daemon::start(lab, &options)?, listener))
@@ -92,8 +92,8 @@ fn while_bytes_flow(lab: &Lab) -> Result<()> {
             .flat_map(|(Flow { client, backend }, seed)| {
                 let (client_in, backend_in) = (client.try_clone(), backend.try_clone());
                 [
-                    scope.spawn(move || send(client, 2 * seed, BYTES)),
-                    scope.spawn(move || send(backend, 2 * seed + 1, BYTES)),
+                    scope.spawn(move || send(&client, 2 * seed, BYTES)),
+                    scope.spawn(move || send(&backend, 2 * seed + 1, BYTES)),
                     scope.spawn(move || receive(backend_in?, 2 * seed, BYTES)),
                     scope.spawn(move || receive(client_in?, 2 * seed + 1, BYTES)),
                 ]
@@ -109,10 +109,10 @@ fn while_bytes_flow(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-fn send(to: std::net::TcpStream, seed: u64, bytes: u64) -> Result<()> {
+fn send(to: &std::net::TcpStream, seed: u64, bytes: u64) -> Result<()> {
     // Small writes and frequent pauses: there are many moments at which a direction can go over.
     let pace = Pace { largest_write: 8 * 1024, pause_every: 20, random: Random::new(seed) };
-    stream::send(&to, &Pattern::new(seed), bytes, pace)?;
+    stream::send(to, &Pattern::new(seed), bytes, pace)?;
     Ok(to.shutdown(Shutdown::Write)?)
 }
 
