@@ -4,11 +4,15 @@
 //! Sockets are named by their cookie (`SO_COOKIE`): unique for the life of the machine, never used again.
 #![no_std]
 
+#[cfg(test)]
+extern crate std;
+
 pub mod budget;
 pub mod counters;
 pub mod event;
 pub mod flow;
 pub mod map;
+pub mod packet;
 pub mod shortcut;
 
 /// A socket's cookie: the key of every map here.

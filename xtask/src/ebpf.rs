@@ -1,6 +1,6 @@
-//! `cargo xtask ebpf`: the eBPF object that an ordinary build embeds.
+//! `cargo xtask ebpf`: the eBPF objects that an ordinary build embeds, one for each kernel datapath.
 //!
-//! The object is committed, so that only who changes the programs needs a nightly compiler and bpf-linker. The
+//! The objects are committed, so that only who changes the programs needs a nightly compiler and bpf-linker. The
 //! same source and compiler give the same bytes on every machine: paths are remapped, DWARF is stripped, and
 //! neither the workspace's profile nor the host's architecture has a say.
 
@@ -21,13 +21,13 @@ use sha2::{Digest as _, Sha256};
 
 use crate::shell::{self, output, root, step, target_directory};
 
-/// Rebuilds the committed eBPF object.
+/// Rebuilds the committed eBPF objects.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Writes nothing; fails unless the committed object is what the source gives with the recorded compiler.
+    /// Writes nothing; fails unless the committed objects are what the source gives with the recorded compiler.
     #[arg(long)]
     check: bool,
-    /// Only compares the source with what the committed object was built from; needs no nightly compiler.
+    /// Only compares the source with what the committed objects were built from; needs no nightly compiler.
     #[arg(long, conflicts_with = "check")]
     check_source: bool,
     /// The toolchain to build with, as rustup calls it; it needs the component `rust-src`.
@@ -49,52 +49,93 @@ impl Args {
 
 /// The target that bpf-linker makes little-endian objects for.
 const TARGET: &str = "bpfel-unknown-none";
-/// The crate's binary.
-const PROGRAM: &str = "snisplice-ebpf";
-/// What an ordinary build embeds.
-const OBJECT: &str = "ebpf/prebuilt/snisplice.bpf.o";
-/// What the object was built with.
-const RECORD: &str = "ebpf/prebuilt/snisplice.bpf.txt";
-/// What the object is made of, besides the crates from the registry.
+/// The crate.
+const PACKAGE: &str = "snisplice-ebpf";
+/// Where what an ordinary build embeds is.
+const PREBUILT: &str = "ebpf/prebuilt";
+
+/// One of the crate's binaries.
+struct Object {
+    binary: &'static str,
+    /// The name of the committed file and of its record, without what follows the dot.
+    name: &'static str,
+}
+
+/// All there are.
+const OBJECTS: [Object; 2] = [
+    Object { binary: "snisplice-ebpf", name: "snisplice" },
+    Object { binary: "snisplice-packet-ebpf", name: "snisplice-packet" },
+];
+
+impl Object {
+    /// What an ordinary build embeds.
+    fn path(&self) -> String {
+        format!("{PREBUILT}/{}.bpf.o", self.name)
+    }
+
+    /// What it was built with.
+    fn record(&self) -> String {
+        format!("{PREBUILT}/{}.bpf.txt", self.name)
+    }
+}
+
+/// What the objects are made of, besides the crates from the registry.
 const SOURCES: [&str; 4] = ["common/Cargo.toml", "common/src", "ebpf/Cargo.toml", "ebpf/src"];
-/// The crates from the registry that end up in the object.
+/// The crates from the registry that end up in the objects.
 const CRATES: [&str; 3] = ["aya-ebpf", "aya-ebpf-bindings", "aya-ebpf-macros"];
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let Args { check, check_source, toolchain } = args;
     let source = source()?;
     if *check_source {
-        return committed_is_of(&source);
+        return OBJECTS.iter().try_for_each(|object| committed_is_of(object, &source));
     }
-    let mut record = compiler(toolchain)?;
+    let compiler = compiler(toolchain)?;
     if *check {
-        same_compiler(&record)?;
+        OBJECTS.iter().try_for_each(|object| same_compiler(object, &compiler))?;
     }
-    step("build the eBPF object");
-    let object = stripped(&build(toolchain)?)?;
-    record.extend(source);
-    record.insert("object", digest(&object));
-    if *check {
-        let committed = fs::read(root().join(OBJECT)).context(OBJECT)?;
-        ensure!(
-            committed == object && read_record()? == text(&record)?,
-            "{OBJECT} is not what the source gives; run `cargo xtask ebpf` and commit ebpf/prebuilt"
-        );
-        println!("{OBJECT} is what the source gives");
-        return Ok(());
+    step("build the eBPF objects");
+    let built = build(toolchain)?;
+    for object in &OBJECTS {
+        let bytes = stripped(&built.join(object.binary))?;
+        let mut record = compiler.clone();
+        record.extend(source.clone());
+        record.insert("object", digest(&bytes));
+        if *check {
+            is_committed(object, &bytes, &record)?;
+        } else {
+            commit(object, &bytes, &record)?;
+        }
     }
-    fs::create_dir_all(root().join("ebpf/prebuilt"))?;
-    fs::write(root().join(OBJECT), &object).context(OBJECT)?;
-    fs::write(root().join(RECORD), text(&record)?).context(RECORD)?;
-    println!("{OBJECT}: {} bytes", object.len());
+    Ok(())
+}
+
+fn is_committed(object: &Object, bytes: &[u8], record: &Record) -> Result<()> {
+    let path = object.path();
+    let committed = fs::read(root().join(&path)).with_context(|| path.clone())?;
+    ensure!(
+        committed == bytes && read_record(object)? == text(object, record)?,
+        "{path} is not what the source gives; run `cargo xtask ebpf` and commit {PREBUILT}"
+    );
+    println!("{path} is what the source gives");
+    Ok(())
+}
+
+fn commit(object: &Object, bytes: &[u8], record: &Record) -> Result<()> {
+    let (path, record_path) = (object.path(), object.record());
+    fs::create_dir_all(root().join(PREBUILT))?;
+    fs::write(root().join(&path), bytes).with_context(|| path.clone())?;
+    fs::write(root().join(&record_path), text(object, record)?).context(record_path)?;
+    println!("{path}: {} bytes", bytes.len());
     Ok(())
 }
 
 type Record = BTreeMap<&'static str, String>;
 
-fn text(record: &Record) -> Result<String> {
-    let mut text = String::from(
-        "# What snisplice.bpf.o was built with and from; `cargo xtask ebpf` writes this file.\n",
+fn text(object: &Object, record: &Record) -> Result<String> {
+    let mut text = format!(
+        "# What {}.bpf.o was built with and from; `cargo xtask ebpf` writes this file.\n",
+        object.name
     );
     for (key, value) in record {
         writeln!(text, "{key}: {value}")?;
@@ -102,14 +143,15 @@ fn text(record: &Record) -> Result<String> {
     Ok(text)
 }
 
-fn read_record() -> Result<String> {
-    fs::read_to_string(root().join(RECORD)).context(RECORD)
+fn read_record(object: &Object) -> Result<String> {
+    let path = object.record();
+    fs::read_to_string(root().join(&path)).context(path)
 }
 
-fn recorded(key: &str) -> Result<String> {
-    let record = read_record()?;
+fn recorded(object: &Object, key: &str) -> Result<String> {
+    let record = read_record(object)?;
     let value = record.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(": "));
-    Ok(value.with_context(|| format!("{RECORD} has no `{key}`"))?.to_owned())
+    Ok(value.with_context(|| format!("{} has no `{key}`", object.record()))?.to_owned())
 }
 
 /// What turns source into bytes here.
@@ -133,22 +175,23 @@ fn compiler(toolchain: &str) -> Result<Record> {
     ]))
 }
 
-fn same_compiler(here: &Record) -> Result<()> {
+fn same_compiler(object: &Object, here: &Record) -> Result<()> {
     for (key, here) in here {
-        let recorded = recorded(key)?;
+        let recorded = recorded(object, key)?;
         if *here != recorded {
             bail!(
-                "{OBJECT} was built with another {key}: `{recorded}`; here is `{here}`.\n\
+                "{} was built with another {key}: `{recorded}`; here is `{here}`.\n\
                  Only the recorded one gives the same bytes: pass it as `--toolchain` (a nightly is named \
                  nightly-YYYY-MM-DD, the day after its commit date), or rebuild with `cargo xtask ebpf` and \
-                 commit ebpf/prebuilt"
+                 commit {PREBUILT}",
+                object.path()
             );
         }
     }
     Ok(())
 }
 
-/// What the object is made of.
+/// What the objects are made of.
 fn source() -> Result<Record> {
     let mut files = Vec::new();
     for source in SOURCES {
@@ -178,14 +221,15 @@ fn locked(lock: &str, name: &str) -> Option<String> {
     Some(rest.split_once('"')?.0.to_owned())
 }
 
-fn committed_is_of(source: &Record) -> Result<()> {
+fn committed_is_of(object: &Object, source: &Record) -> Result<()> {
+    let path = object.path();
     for (key, here) in source {
         ensure!(
-            recorded(key)? == *here,
-            "{OBJECT} was built from another source ({key} differs); run `cargo xtask ebpf` and commit ebpf/prebuilt"
+            recorded(object, key)? == *here,
+            "{path} was built from another source ({key} differs); run `cargo xtask ebpf` and commit {PREBUILT}"
         );
     }
-    println!("{OBJECT} was built from this source");
+    println!("{path} was built from this source");
     Ok(())
 }
 
@@ -200,12 +244,12 @@ fn list(path: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// Compiles the crate and returns where the linked object is.
+/// Compiles the crate and returns where the linked objects are.
 fn build(toolchain: &str) -> Result<PathBuf> {
     let target = target_directory()?.join("ebpf");
     let mut command = rustup(toolchain);
     command
-        .args(["cargo", "build", "--locked", "--release", "--package", PROGRAM])
+        .args(["cargo", "build", "--locked", "--release", "--package", PACKAGE])
         .args(["--target", TARGET, "-Z", "build-std=core"])
         .arg("--target-dir")
         .arg(&target)
@@ -217,7 +261,7 @@ fn build(toolchain: &str) -> Result<PathBuf> {
         .env_remove("RUSTC")
         .env_remove("RUSTC_WRAPPER")
         .env_remove("RUSTC_WORKSPACE_WRAPPER");
-    // The profile of the object is decided here and nowhere else.
+    // The profile of the objects is decided here and nowhere else.
     for (key, value) in [
         ("OPT_LEVEL", "3"),
         ("LTO", "fat"),
@@ -232,7 +276,7 @@ fn build(toolchain: &str) -> Result<PathBuf> {
         command.env(format!("CARGO_PROFILE_RELEASE_{key}"), value);
     }
     shell::run(&mut command)?;
-    Ok(target.join(TARGET).join("release").join(PROGRAM))
+    Ok(target.join(TARGET).join("release"))
 }
 
 fn flags(toolchain: &str) -> Result<Vec<String>> {

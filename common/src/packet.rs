@@ -1,0 +1,136 @@
+//! Splicing at the level of packets: what both sides of the maps agree on, and every decision on a packet as a pure
+//! function.
+//!
+//! A flow is two established connections, A (client to balancer) and B (balancer to backend), whose every byte maps
+//! to a byte of the other by a constant offset. A *leg* is one of the two connections, a *way* one of the two
+//! directions; way 0 leads up, from the client to the backend, and its packets arrive on leg A. [`header`] turns a
+//! packet of the one leg into the packet of the other, [`flow`] follows what the two ends have sent and acknowledged.
+
+#![expect(
+    clippy::inline_always,
+    reason = "the kernel's programs have no stack to spare for calls with headers in hand"
+)]
+
+pub mod checksum;
+pub mod flow;
+pub mod header;
+pub mod look;
+
+/// Names of the maps and programs. The kernel keeps the first 15 bytes of a name, so that is all they have.
+pub mod name {
+    /// Hash, [`super::Tuple`] → [`super::Slot`]: which flow a packet belongs to.
+    pub const TUPLES: &str = "SNI_TUPLES";
+    /// Array of [`super::flow::Rules`], by flow. Userspace's.
+    pub const RULES: &str = "SNI_RULES";
+    /// Array of [`super::flow::State`], by flow. The kernel's while the flow is alive.
+    pub const STATES: &str = "SNI_STATES";
+    /// Ring of tokens ([`super::flow::Rules::token`]) of flows that userspace should look at.
+    pub const EVENTS: &str = "SNI_ENDINGS";
+    /// Per-CPU array of one [`super::Totals`].
+    pub const TOTALS: &str = "SNI_TOTALS";
+    /// The program on what devices receive.
+    pub const INGRESS: &str = "sni_ingress";
+    /// The program on what devices send.
+    pub const EGRESS: &str = "sni_egress";
+    /// The program that userspace runs to look at sockets; see [`super::look`].
+    pub const LOOK: &str = "sni_look";
+}
+
+/// Flows that the maps have room for unless the loader says otherwise.
+pub const FLOWS: u32 = 16_384;
+
+/// Size of the event ring unless the loader says otherwise: one event takes 16 bytes.
+pub const RING_BYTES: usize = 512 * 1024;
+
+/// One connection of ours as its incoming packets show it.
+///
+/// Addresses and ports are as in the packet, in network byte order; IPv4 addresses are mapped into IPv6 (RFC 4291
+/// section 2.5.5.2).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct Tuple {
+    /// The peer's address.
+    pub remote: [u32; 4],
+    /// Our address.
+    pub local: [u32; 4],
+    /// The peer's port.
+    pub remote_port: u16,
+    /// Our port.
+    pub local_port: u16,
+}
+
+const _: () = assert!(size_of::<Tuple>() == 36, "Tuple has padding");
+
+/// The third word of an IPv4 address that is mapped into IPv6.
+pub const MAPPED: u32 = 0xffff_u32.to_be();
+
+/// Maps an IPv4 address, in network byte order, into IPv6.
+#[inline(always)]
+#[must_use]
+pub const fn mapped(address: u32) -> [u32; 4] {
+    [0, 0, MAPPED, address]
+}
+
+/// Whether the address is a mapped one.
+#[inline(always)]
+#[must_use]
+pub const fn is_mapped(address: &[u32; 4]) -> bool {
+    address[0] == 0 && address[1] == 0 && address[2] == MAPPED
+}
+
+/// What a packet of some tuple belongs to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Slot {
+    /// Index of the flow in the arrays.
+    pub flow: u32,
+    /// The way that the packet goes: 0 up, 1 down.
+    pub way: u32,
+}
+
+const _: () = assert!(size_of::<Slot>() == 8, "Slot has padding");
+
+/// Totals over all flows since the programs were loaded; each CPU has its own.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Totals {
+    /// Packets (after GRO) sent on to the other end.
+    pub packets: u64,
+    /// Bytes of payload in them, retransmissions included.
+    pub bytes: u64,
+    /// Packets dropped because their flow was about to begin or to be reset.
+    pub held: u64,
+    /// Packets of our own sockets that were let through: what they had to deliver before the flow began.
+    pub own_passed: u64,
+    /// Packets of our own sockets that were dropped.
+    pub own_dropped: u64,
+    /// Packets of a flow that could not be changed or sent on, dropped.
+    pub failed: u64,
+    /// Events that found the ring full.
+    pub lost_events: u64,
+}
+
+const _: () = assert!(size_of::<Totals>() == 56, "Totals has padding");
+
+#[cfg(feature = "user")]
+impl core::ops::AddAssign for Totals {
+    fn add_assign(&mut self, other: Self) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+        self.held += other.held;
+        self.own_passed += other.own_passed;
+        self.own_dropped += other.own_dropped;
+        self.failed += other.failed;
+        self.lost_events += other.lost_events;
+    }
+}
+
+// SAFETY: `repr(C)`, integers only, no padding (asserted above): every bit pattern is valid.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for Tuple {}
+// SAFETY: as above.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for Slot {}
+// SAFETY: as above.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for Totals {}

@@ -1,0 +1,389 @@
+//! A flow: what userspace decides about it, what the kernel has seen of it, and what follows from both.
+//!
+//! Positions are counted from where the flow began, in 64 bits, the same for both legs: position 0 of a way is the
+//! first byte that userspace had not written to the other side's socket then. Sequence numbers are those of one leg.
+//!
+//! The functions are pure; the programs call them with what they read from the packet and the maps. Nothing that is
+//! noted here changes how a packet is translated: who forges packets can at most confuse the account of a flow, and
+//! only with numbers that lie in the window.
+
+use super::header::{Segment, flag};
+
+/// [`Rules::mode`]: nothing is carried; packets of both legs belong to our own sockets. A new entry starts so.
+pub const OFF: u32 = 0;
+/// [`Rules::mode`]: the flow is about to begin. What arrives is dropped, for its sender to send again.
+pub const HOLD: u32 = 1;
+/// [`Rules::mode`]: packets are sent on, and our own sockets are kept quiet.
+pub const CARRY: u32 = 2;
+/// [`Rules::mode`]: the flow is being torn down: our own sockets' resets pass with numbers that the peers accept.
+pub const RESET: u32 = 3;
+/// [`Rules::mode`]: both ends are done. Late packets are still sent on; a new connection of the same addresses ends
+/// that.
+pub const OVER: u32 = 4;
+
+/// [`Way::flags`]: both legs have negotiated ECN (RFC 3168), so its marks mean the same on both.
+pub const ECN: u32 = 1;
+
+/// How packets of one way are translated.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Way {
+    /// Destination of what is sent on, as in [`super::Tuple`].
+    pub remote: [u32; 4],
+    /// Source of what is sent on.
+    pub local: [u32; 4],
+    /// Source and destination port of what is sent on, as they lie in the header.
+    pub ports: u32,
+    /// Index of the device that it is sent on.
+    pub device: u32,
+    /// Added to the sequence number.
+    pub seq: u32,
+    /// Added to the acknowledgement number and to the edges of selective acknowledgements.
+    pub ack: u32,
+    /// Added to the timestamp.
+    pub stamp: u32,
+    /// Added to the timestamp's echo.
+    pub echo: u32,
+    /// The window scale that the sender of these packets announced on its leg: 0 to 14.
+    pub scale_from: u32,
+    /// The window scale that was announced to their receiver on the other leg: 0 to 14.
+    pub scale_to: u32,
+    /// Sequence number, on the leg that the packets arrive on, of position 0 of this way.
+    pub seq_start: u32,
+    /// Acknowledgement number, on that leg, of position 0 of the other way.
+    pub ack_start: u32,
+    /// [`ECN`] or nothing.
+    pub flags: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// What userspace decides about a flow.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Rules {
+    /// Userspace's name of the flow, echoed in each event.
+    pub token: u64,
+    /// [`OFF`], [`HOLD`], [`CARRY`], [`RESET`] or [`OVER`].
+    pub mode: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// Up and down.
+    pub ways: [Way; 2],
+}
+
+const _: () = assert!(size_of::<Rules>() == 176, "Rules has padding");
+
+/// [`Track::marks`]: the sender has reset the connection.
+pub const WAS_RESET: u32 = 1;
+
+/// What was seen of the packets of one way. As large as a cache line: the two ways may be busy on two CPUs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Track {
+    /// Packets (after GRO) so far.
+    pub packets: u64,
+    /// Bytes of payload in them, retransmissions included.
+    pub bytes: u64,
+    /// When the last one came: nanoseconds of the kernel's monotonic clock, give or take a tick.
+    pub last_seen: u64,
+    /// Position after the last byte sent on this way.
+    pub sent: u64,
+    /// Position on the *other* way that the sender of these packets has acknowledged.
+    pub acked: u64,
+    /// Position on the *other* way up to which the sender of these packets has ever allowed to send.
+    pub allowed: u64,
+    /// Position after the FIN of this way; 0 while there is none.
+    pub fin: u64,
+    /// [`WAS_RESET`] or nothing.
+    pub marks: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// What the kernel has seen of a flow.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct State {
+    /// Up and down.
+    pub ways: [Track; 2],
+}
+
+const _: () = assert!(size_of::<State>() == 128, "State has padding");
+
+/// How a flow stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// At least one end has more to say, or to acknowledge.
+    Open,
+    /// Both have sent FIN and acknowledged all.
+    Finished,
+    /// The sender of this way has reset it.
+    Reset(usize),
+}
+
+/// What becomes of a packet that one of our own sockets sends on a leg of a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Own {
+    /// It goes out as it is.
+    Pass,
+    /// It goes out, and the flow is forgotten: a new connection begins.
+    Forget,
+    /// It goes out with these numbers.
+    Rewrite {
+        /// Sequence number.
+        seq: u32,
+        /// Acknowledgement number.
+        ack: u32,
+    },
+    /// It would confuse the peer.
+    Drop,
+}
+
+impl Way {
+    /// Whether the marks of ECN mean the same on both legs.
+    #[inline(always)]
+    #[must_use]
+    pub const fn has_ecn(&self) -> bool {
+        self.flags & ECN != 0
+    }
+
+    /// A window in the units of the other leg. Rounded down: nobody may send more than the receiver has room for.
+    #[inline(always)]
+    #[must_use]
+    pub const fn window(&self, window: u16) -> u16 {
+        // Shifts are at most 14 (RFC 7323 section 2.3), so nothing is lost at the top.
+        let scaled = ((window as u32) << (self.scale_from & 15)) >> (self.scale_to & 15);
+        #[expect(clippy::cast_possible_truncation, reason = "clamped to what 16 bits hold")]
+        let clamped = if scaled > 0xffff { 0xffff } else { scaled as u16 };
+        clamped
+    }
+
+    /// The byte with the class of service: the marks of ECN where they mean something, else nothing, as the
+    /// balancer's own sockets would send it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn traffic_class(&self, class: u8) -> u8 {
+        if self.has_ecn() { class & 3 } else { 0 }
+    }
+
+    /// The way that undoes this one. For tests, and for who wants to know how a translated packet looked before.
+    #[must_use]
+    pub const fn inverse(&self, remote: [u32; 4], local: [u32; 4], ports: u32) -> Self {
+        Self {
+            remote,
+            local,
+            ports,
+            device: self.device,
+            seq: self.seq.wrapping_neg(),
+            ack: self.ack.wrapping_neg(),
+            stamp: self.stamp.wrapping_neg(),
+            echo: self.echo.wrapping_neg(),
+            scale_from: self.scale_to,
+            scale_to: self.scale_from,
+            seq_start: self.seq_start.wrapping_add(self.seq),
+            ack_start: self.ack_start.wrapping_add(self.ack),
+            flags: self.flags,
+            reserved: 0,
+        }
+    }
+}
+
+/// How far the 32-bit `position` lies beyond the 64-bit one; negative if it lies before.
+#[inline(always)]
+const fn beyond(position: u32, than: u64) -> i32 {
+    #[expect(clippy::cast_possible_truncation, reason = "sequence numbers are modulo 2^32")]
+    let than = than as u32;
+    position.wrapping_sub(than).cast_signed()
+}
+
+/// The 64-bit position that lies `by` further, if that is further at all.
+#[inline(always)]
+const fn advanced(position: u64, by: i32) -> u64 {
+    if by > 0 { position + by.cast_unsigned() as u64 } else { position }
+}
+
+const fn least(one: u64, other: u64) -> u64 {
+    if one < other { one } else { other }
+}
+
+impl Track {
+    /// Notes a packet of this way. True if userspace should look at the flow, since the packet may have ended it.
+    #[inline(always)]
+    pub const fn note(&mut self, other: &Self, way: &Way, segment: &Segment, now: u64) -> bool {
+        let reset_before = self.marks & WAS_RESET != 0;
+        self.packets += 1;
+        self.bytes += segment.payload as u64;
+        self.last_seen = now;
+        if segment.has(flag::RST) {
+            // The receiver of a reset judges it by the same rule (RFC 5961 section 3): what it expects next, which
+            // is what it has acknowledged, or all that was sent if it has not said so yet.
+            let at = segment.seq.wrapping_sub(way.seq_start);
+            if beyond(at, other.acked) == 0 || beyond(at, self.sent) == 0 {
+                self.marks |= WAS_RESET;
+            }
+            return !reset_before && self.marks & WAS_RESET != 0;
+        }
+        if segment.has(flag::ACK) {
+            self.note_ack(other, way, segment);
+        }
+        if !segment.is_empty() {
+            self.note_data(other, way, segment);
+        }
+        // Told with each packet that finds the flow finished: there are few, and one event may be lost.
+        matches!(standing(self, other), Standing::Finished)
+    }
+
+    #[inline(always)]
+    const fn note_ack(&mut self, other: &Self, way: &Way, segment: &Segment) {
+        let ahead = beyond(segment.ack.wrapping_sub(way.ack_start), self.acked);
+        let acked = advanced(self.acked, ahead);
+        // What was never sent cannot be acknowledged; the other end ignores that, too.
+        if acked > other.sent {
+            return;
+        }
+        self.acked = acked;
+        let window = (segment.window as u64) << (way.scale_from & 15);
+        if ahead >= 0 && acked + window > self.allowed {
+            self.allowed = acked + window;
+        }
+    }
+
+    #[inline(always)]
+    const fn note_data(&mut self, other: &Self, way: &Way, segment: &Segment) {
+        let end = segment.seq.wrapping_add(segment.len()).wrapping_sub(way.seq_start);
+        let ahead = beyond(end, self.sent);
+        let end = advanced(self.sent, ahead);
+        // A FIN may follow right behind the window.
+        let sent = least(end, other.allowed + 1);
+        if sent > self.sent {
+            self.sent = sent;
+        }
+        if segment.has(flag::FIN) && ahead >= 0 && end <= self.sent {
+            self.fin = end;
+        }
+    }
+
+    /// Whether the sender of these packets has acknowledged the other way up to `position`, modulo 2^32.
+    #[must_use]
+    pub const fn has_acked(&self, position: u32) -> bool {
+        beyond(position, self.acked) <= 0
+    }
+
+    /// Whether the other end has acknowledged this way's FIN and all before.
+    #[inline(always)]
+    #[must_use]
+    const fn is_done(&self, other: &Self) -> bool {
+        self.fin != 0 && other.acked >= self.fin
+    }
+}
+
+#[inline(always)]
+const fn standing(one: &Track, other: &Track) -> Standing {
+    if one.is_done(other) && other.is_done(one) { Standing::Finished } else { Standing::Open }
+}
+
+impl State {
+    /// A flow of which our own sockets have still to send `pending` bytes on each way, and whose senders may send
+    /// `allowed` bytes.
+    #[must_use]
+    pub fn new(pending: [u64; 2], allowed: [u64; 2]) -> Self {
+        let track = |own: usize, other: usize| Track {
+            sent: pending[own],
+            allowed: allowed[other].max(pending[other]),
+            ..Track::default()
+        };
+        Self { ways: [track(0, 1), track(1, 0)] }
+    }
+
+    /// How the flow stands.
+    #[must_use]
+    pub const fn standing(&self) -> Standing {
+        let [up, down] = &self.ways;
+        if let Standing::Finished = standing(up, down) {
+            Standing::Finished
+        } else if up.marks & WAS_RESET != 0 {
+            Standing::Reset(0)
+        } else if down.marks & WAS_RESET != 0 {
+            Standing::Reset(1)
+        } else {
+            Standing::Open
+        }
+    }
+
+    /// Bytes of a way that its receiver has acknowledged, since the flow began. A FIN is none.
+    #[must_use]
+    pub const fn delivered(&self, way: usize) -> u64 {
+        let (own, other) =
+            if way == 0 { (&self.ways[0], &self.ways[1]) } else { (&self.ways[1], &self.ways[0]) };
+        other.acked - own.is_done(other) as u64
+    }
+
+    /// Changes whenever a byte was sent or acknowledged.
+    #[must_use]
+    pub const fn progress(&self) -> (u64, u64) {
+        let [up, down] = &self.ways;
+        (up.bytes + up.acked, down.bytes + down.acked)
+    }
+}
+
+/// Judges a packet that one of our own sockets sends on the leg on which packets of `way` arrive.
+///
+/// `own` is what was seen of that way, `other` of the other one, whose stream the packet is part of.
+#[inline(always)]
+#[must_use]
+pub const fn judge(mode: u32, way: &Way, own: &Track, other: &mut Track, segment: &Segment) -> Own {
+    match mode {
+        CARRY => {
+            // The process has died, and with it the flow: both ends shall know.
+            if segment.has(flag::RST) {
+                return renumbered(way, own, other);
+            }
+            if segment.has(flag::SYN) || segment.is_empty() {
+                return Own::Drop;
+            }
+            // What userspace wrote before the flow began must arrive, however often it takes.
+            let end = segment.seq.wrapping_add(segment.len()).wrapping_sub(way.ack_start);
+            if beyond(end, own.acked) <= 0 {
+                return Own::Drop;
+            }
+            other.sent = advanced(other.sent, beyond(end, other.sent));
+            Own::Pass
+        }
+        RESET => {
+            if segment.has(flag::RST) {
+                renumbered(way, own, other)
+            } else {
+                Own::Drop
+            }
+        }
+        OVER => {
+            if segment.has(flag::SYN) && !segment.has(flag::ACK) {
+                Own::Forget
+            } else {
+                Own::Drop
+            }
+        }
+        _ => Own::Pass,
+    }
+}
+
+/// A reset to the sender of `way`, with the numbers that it expects: behind all that was sent to it, which is before
+/// the reset on the same path. Where some of that was lost, it asks, and the kernel, which knows the connection no
+/// more, answers with the right number (RFC 5961 section 3.2).
+#[inline(always)]
+const fn renumbered(way: &Way, own: &Track, other: &Track) -> Own {
+    #[expect(clippy::cast_possible_truncation, reason = "sequence numbers are modulo 2^32")]
+    let (to, from) = (other.sent as u32, own.sent as u32);
+    Own::Rewrite { seq: way.ack_start.wrapping_add(to), ack: way.seq_start.wrapping_add(from) }
+}
+
+// SAFETY: `repr(C)`, integers only, no padding (asserted above): every bit pattern is valid.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for Rules {}
+// SAFETY: as above.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for State {}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,197 @@
+use proptest::prelude::*;
+
+use super::*;
+
+/// Leg A numbers the way up from 1,000 below the wrap and the way down from 5; leg B otherwise.
+const UP: Way = way(u32::MAX - 999, 5);
+const DOWN: Way = way(70_000, 90);
+
+const fn way(seq_start: u32, ack_start: u32) -> Way {
+    Way {
+        remote: [0; 4],
+        local: [0; 4],
+        ports: 0,
+        device: 0,
+        seq: 0,
+        ack: 0,
+        stamp: 0,
+        echo: 0,
+        scale_from: 0,
+        scale_to: 0,
+        seq_start,
+        ack_start,
+        flags: 0,
+        reserved: 0,
+    }
+}
+
+fn segment(way: &Way, at: u64, acked: u64, payload: u32, flags: u8) -> Segment {
+    let low = |position: u64| u32::try_from(position & 0xffff_ffff).unwrap();
+    Segment {
+        seq: way.seq_start.wrapping_add(low(at)),
+        ack: way.ack_start.wrapping_add(low(acked)),
+        window: 60_000,
+        flags: flags | flag::ACK,
+        payload,
+    }
+}
+
+/// A flow, and packets into it by position.
+struct Flow(State);
+
+impl Flow {
+    fn new() -> Self {
+        Self(State::new([0, 0], [50_000, 50_000]))
+    }
+
+    fn see(&mut self, up: bool, at: u64, acked: u64, payload: u32, flags: u8) -> bool {
+        let [one, other] = &mut self.0.ways;
+        if up {
+            one.note(other, &UP, &segment(&UP, at, acked, payload, flags), 1)
+        } else {
+            other.note(one, &DOWN, &segment(&DOWN, at, acked, payload, flags), 2)
+        }
+    }
+}
+
+#[test]
+fn both_fins_and_their_acknowledgements_finish_a_flow() {
+    let mut flow = Flow::new();
+    assert!(!flow.see(true, 0, 0, 1_500, 0));
+    assert!(!flow.see(false, 0, 1_500, 300, 0));
+    assert!(!flow.see(true, 1_500, 300, 100, flag::FIN));
+    assert!(!flow.see(false, 300, 1_601, 0, 0));
+    assert_eq!((flow.0.standing(), flow.0.delivered(0), flow.0.delivered(1)), (Standing::Open, 1_600, 300));
+    // Half-closed; the other way goes on.
+    assert!(!flow.see(false, 300, 1_601, 700, flag::FIN));
+    assert!(flow.see(true, 1_601, 1_001, 0, 0));
+    assert_eq!(flow.0.standing(), Standing::Finished);
+    assert_eq!((flow.0.delivered(0), flow.0.delivered(1)), (1_600, 1_000));
+    assert_eq!((flow.0.ways[0].packets, flow.0.ways[0].bytes), (3, 1_600));
+}
+
+#[test]
+fn fins_that_cross_finish_a_flow() {
+    let mut flow = Flow::new();
+    assert!(!flow.see(true, 0, 0, 0, flag::FIN));
+    assert!(!flow.see(false, 0, 0, 0, flag::FIN));
+    assert!(!flow.see(true, 1, 1, 0, 0));
+    assert!(flow.see(false, 1, 1, 0, 0));
+    assert_eq!((flow.0.delivered(0), flow.0.delivered(1)), (0, 0));
+}
+
+#[test]
+fn positions_go_on_where_numbers_wrap() {
+    let mut flow = Flow::new();
+    let step = 30_000_u64;
+    let mut at = 0;
+    while at < 9 << 32 {
+        flow.see(true, at, 0, 30_000, 0);
+        at += step;
+        flow.see(false, 0, at, 0, 0);
+    }
+    assert_eq!((flow.0.delivered(0), flow.0.ways[0].sent), (at, at));
+    assert!(!flow.see(true, at, 0, 0, flag::FIN));
+    assert!(!flow.see(false, 0, at + 1, 0, flag::FIN));
+    assert!(flow.see(true, at + 1, 1, 0, 0));
+}
+
+#[test]
+fn a_reset_counts_only_with_the_number_that_is_expected() {
+    let mut flow = Flow::new();
+    flow.see(true, 0, 0, 1_000, 0);
+    flow.see(false, 0, 600, 0, 0);
+    for (at, counts) in [(599, false), (601, false), (999, false), (1_001, false), (600, true), (1_000, true)]
+    {
+        let mut again = Flow(flow.0);
+        assert_eq!(again.see(true, at, 0, 0, flag::RST), counts, "at {at}");
+        let expected = if counts { Standing::Reset(0) } else { Standing::Open };
+        assert_eq!(again.0.standing(), expected);
+        assert!(!again.see(true, at, 0, 0, flag::RST), "told once");
+    }
+    assert!(flow.see(false, 0, 600, 0, flag::RST));
+    assert_eq!(flow.0.standing(), Standing::Reset(1));
+}
+
+#[test]
+fn what_lies_outside_the_window_is_not_believed() {
+    let mut flow = Flow::new();
+    // Data, an acknowledgement and a FIN from nowhere.
+    flow.see(true, 1 << 30, 0, 1_000, flag::FIN);
+    assert!(flow.0.ways[0].sent <= 50_001 && flow.0.ways[0].fin == 0, "{:?}", flow.0);
+    let mut flow = Flow::new();
+    flow.see(true, 0, 1 << 20, 100, 0);
+    assert_eq!((flow.0.ways[0].acked, flow.0.ways[0].sent), (0, 100));
+}
+
+#[test]
+fn our_own_sockets_say_only_what_is_still_to_be_said() {
+    let mut state = State::new([500, 0], [0, 0]);
+    let [up, down] = &mut state.ways;
+    // The 500 bytes of the hello, on leg B, whose incoming packets are those of the way down.
+    let own = |from: u64, length: u32, flags: u8| Segment {
+        seq: DOWN.ack_start.wrapping_add(u32::try_from(from).unwrap()),
+        ack: 0,
+        window: 1,
+        flags: flags | flag::ACK,
+        payload: length,
+    };
+    assert_eq!(judge(CARRY, &DOWN, down, up, &own(0, 500, 0)), Own::Pass);
+    assert_eq!(judge(CARRY, &DOWN, down, up, &own(500, 0, 0)), Own::Drop);
+    down.acked = 400;
+    assert_eq!(judge(CARRY, &DOWN, down, up, &own(0, 500, 0)), Own::Pass);
+    down.acked = 500;
+    assert_eq!(judge(CARRY, &DOWN, down, up, &own(0, 500, 0)), Own::Drop);
+    // A byte more than was known is known now.
+    assert_eq!(judge(CARRY, &DOWN, down, up, &own(0, 501, 0)), Own::Pass);
+    assert_eq!(up.sent, 501);
+    assert_eq!(judge(OFF, &DOWN, down, up, &own(0, 0, 0)), Own::Pass);
+    assert_eq!(judge(HOLD, &DOWN, down, up, &own(0, 0, 0)), Own::Pass);
+}
+
+#[test]
+fn a_reset_of_ours_has_the_numbers_that_the_peer_expects() {
+    let mut flow = Flow::new();
+    flow.see(true, 0, 0, 1_500, 0);
+    flow.see(false, 0, 1_500, 300, 0);
+    // 50 of the 350 bytes are not acknowledged yet.
+    flow.see(true, 1_500, 300, 0, 0);
+    flow.see(false, 300, 1_500, 50, 0);
+    let [up, down] = &mut flow.0.ways;
+    let reset = Segment { flags: flag::RST, ..Segment::default() };
+    // To the client, to whom 350 were sent, and who has sent 1,500 from 1,000 below the wrap.
+    assert_eq!(judge(RESET, &UP, up, down, &reset), Own::Rewrite { seq: 355, ack: 500 });
+    for mode in [RESET, CARRY] {
+        assert_eq!(judge(mode, &DOWN, down, up, &reset), Own::Rewrite { seq: 1_590, ack: 70_350 });
+    }
+    assert_eq!(judge(RESET, &UP, up, down, &Segment { flags: flag::ACK, ..reset }), Own::Drop);
+    assert_eq!(judge(OVER, &UP, up, down, &Segment { flags: flag::SYN, ..reset }), Own::Forget);
+    assert_eq!(judge(OVER, &UP, up, down, &reset), Own::Drop);
+}
+
+proptest! {
+    /// Whatever comes, positions only grow, and nothing is acknowledged that was not sent.
+    #[test]
+    fn nothing_goes_backwards(packets in proptest::collection::vec(
+        (any::<bool>(), any::<[u32; 2]>(), any::<u16>(), any::<u8>(), 0_u32..70_000), 0..40,
+    )) {
+        let mut state = State::new([10, 20], [1_000, 1_000]);
+        for (up, [seq, ack], window, flags, payload) in packets {
+            let before = state;
+            let [one, other] = &mut state.ways;
+            let segment = Segment { seq, ack, window, flags, payload };
+            if up {
+                one.note(other, &UP, &segment, 1);
+            } else {
+                other.note(one, &DOWN, &segment, 1);
+            }
+            for (now, then) in state.ways.iter().zip(&before.ways) {
+                prop_assert!(now.sent >= then.sent && now.acked >= then.acked && now.allowed >= then.allowed);
+            }
+            let [up, down] = &state.ways;
+            prop_assert!(up.acked <= down.sent && down.acked <= up.sent);
+            let (up, down) = (state.delivered(0), state.delivered(1));
+            prop_assert!(up <= state.ways[0].sent && down <= state.ways[1].sent);
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! A packet's headers in, the headers of the same packet on the other leg out.
+//!
+//! The functions change headers in place and tell how the TCP checksum changes: apart for what the pseudo-header
+//! covers and for the rest, because a packet whose checksum the device shall fill in (`CHECKSUM_PARTIAL`) has only
+//! the former in its field.
+
+use super::{checksum::Change, flow::Way};
+
+/// Room for the longest TCP header, and a power of two so that the verifier sees an index masked by one less.
+pub const TCP_BYTES: usize = 64;
+/// A TCP header without options.
+pub const TCP_MIN: usize = 20;
+/// Where options begin, which is where the header ends without them.
+const FIRST_OPTION: u8 = 20;
+/// The longest TCP header: the data offset has four bits.
+pub const TCP_MAX: usize = 60;
+/// The only IPv4 header that is translated: one without options.
+pub const IPV4_BYTES: usize = 20;
+/// The fixed header of IPv6.
+pub const IPV6_BYTES: usize = 40;
+/// Offset of the checksum in a TCP header.
+pub const TCP_CHECKSUM: usize = 16;
+
+/// The protocol number of TCP.
+pub const PROTOCOL_TCP: u8 = 6;
+
+/// Hop limit of what we send on. We end one connection and begin another, so it does not depend on how far the
+/// sender was, and it is what the balancer's own sockets would send with.
+pub const HOPS: u8 = 64;
+
+/// Bits of a TCP header's flags (RFC 9293 section 3.1).
+pub mod flag {
+    /// The sender has finished.
+    pub const FIN: u8 = 0x01;
+    /// A connection begins.
+    pub const SYN: u8 = 0x02;
+    /// The connection is torn down.
+    pub const RST: u8 = 0x04;
+    /// The acknowledgement number counts.
+    pub const ACK: u8 = 0x10;
+    /// Echo of a congestion mark (RFC 3168).
+    pub const ECE: u8 = 0x40;
+    /// The congestion window was reduced (RFC 3168).
+    pub const CWR: u8 = 0x80;
+}
+
+/// Options of a TCP header, by kind.
+mod option {
+    /// The list ends here.
+    pub(super) const END: u8 = 0;
+    /// One byte of padding.
+    pub(super) const NOP: u8 = 1;
+    /// Selective acknowledgement (RFC 2018).
+    pub(super) const SACK: u8 = 5;
+    /// Timestamps (RFC 7323).
+    pub(super) const TIMESTAMPS: u8 = 8;
+}
+
+/// Most blocks of selective acknowledgement that fit.
+const SACK_BLOCKS: usize = 4;
+
+/// What of a segment matters to the flow.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Segment {
+    /// Sequence number of the first byte.
+    pub seq: u32,
+    /// Acknowledgement number.
+    pub ack: u32,
+    /// The window as it is in the header.
+    pub window: u16,
+    /// Flags, see [`flag`].
+    pub flags: u8,
+    /// Bytes of payload.
+    pub payload: u32,
+}
+
+impl Segment {
+    /// Reads a header.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of(header: &[u8; TCP_BYTES], payload: u32) -> Self {
+        Self {
+            seq: get(header, 4),
+            ack: get(header, 8),
+            window: u16::from_be_bytes([header[14], header[15]]),
+            flags: header[13],
+            payload,
+        }
+    }
+
+    /// Whether one of these flags is set.
+    #[inline(always)]
+    #[must_use]
+    pub const fn has(&self, flags: u8) -> bool {
+        self.flags & flags != 0
+    }
+
+    /// What it takes of the sequence space: the payload, and one for a FIN.
+    #[inline(always)]
+    #[must_use]
+    pub const fn len(&self) -> u32 {
+        self.payload + self.has(flag::FIN) as u32
+    }
+
+    /// Whether it takes nothing of the sequence space.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Bytes of the TCP header, from its data offset; `None` if that is impossible.
+#[inline(always)]
+#[must_use]
+pub const fn tcp_length(offset_byte: u8) -> Option<usize> {
+    let length = (offset_byte >> 4) as usize * 4;
+    if length >= TCP_MIN { Some(length) } else { None }
+}
+
+/// Translates a TCP header. `length` is that of [`tcp_length`].
+#[inline(always)]
+#[must_use]
+pub fn translate(header: &mut [u8; TCP_BYTES], length: usize, way: &Way) -> Change {
+    let mut change = Change::NONE;
+    let flags = header[13];
+    replace(header, 0, u32::from_be(way.ports), &mut change);
+    let seq = get(header, 4).wrapping_add(way.seq);
+    replace(header, 4, seq, &mut change);
+    // A reset that acknowledges nothing has a zero there.
+    if flags & flag::ACK != 0 {
+        let ack = get(header, 8).wrapping_add(way.ack);
+        replace(header, 8, ack, &mut change);
+    }
+    if !way.has_ecn() && flags & (flag::ECE | flag::CWR) != 0 {
+        let cleared = flags & !(flag::ECE | flag::CWR);
+        change.word(u16::from_be_bytes([header[12], flags]), u16::from_be_bytes([header[12], cleared]));
+        header[13] = cleared;
+    }
+    let old = u16::from_be_bytes([header[14], header[15]]);
+    let window = way.window(old);
+    change.word(old, window);
+    let [high, low] = window.to_be_bytes();
+    header[14] = high;
+    header[15] = low;
+    if length > TCP_MIN {
+        options(header, length, way, flags, &mut change);
+    }
+    change
+}
+
+/// Translates timestamps and selective acknowledgements; other options stay as they are. What follows one that does
+/// not fit stays, too: no receiver can read it either.
+///
+/// It goes from byte to byte and not from option to option, and keeps where the next option begins in a byte of
+/// memory: the verifier follows all ways through the loop, and so they do not differ for it in anything.
+#[inline(always)]
+fn options(header: &mut [u8; TCP_BYTES], length: usize, way: &Way, flags: u8, change: &mut Change) {
+    // A byte that is not the first of a word; of a word the verifier would remember what was put there.
+    let mut next = [0, 0, 0, FIRST_OPTION, 0, 0, 0, 0];
+    let mut at = TCP_MIN;
+    while at < TCP_MAX && at < length {
+        core::hint::black_box(&mut next);
+        if at == next[3] as usize {
+            let kind = header[at % TCP_BYTES];
+            if kind == option::END {
+                return;
+            }
+            let mut size = 1;
+            if kind != option::NOP {
+                size = header[(at + 1) % TCP_BYTES] as usize;
+                if at + 1 >= length || size < 2 || at + size > length {
+                    return;
+                }
+                if kind == option::TIMESTAMPS && size == 10 {
+                    timestamps(header, at, way, flags, change);
+                } else if kind == option::SACK {
+                    blocks(header, at, size, way, change);
+                }
+            }
+            #[expect(clippy::cast_possible_truncation, reason = "at most the length of the header")]
+            let following = (at + size) as u8;
+            next[3] = following;
+        }
+        at += 1;
+    }
+}
+
+#[inline(always)]
+const fn timestamps(header: &mut [u8; TCP_BYTES], at: usize, way: &Way, flags: u8, change: &mut Change) {
+    replace(header, at + 2, get(header, at + 2).wrapping_add(way.stamp), change);
+    // Without an acknowledgement nothing is echoed (RFC 7323 section 3.2).
+    if flags & flag::ACK != 0 {
+        replace(header, at + 6, get(header, at + 6).wrapping_add(way.echo), change);
+    }
+}
+
+#[inline(always)]
+const fn blocks(header: &mut [u8; TCP_BYTES], at: usize, size: usize, way: &Way, change: &mut Change) {
+    let mut block = 0;
+    while block < SACK_BLOCKS && 2 + 8 * (block + 1) <= size {
+        let left = at + 2 + 8 * block;
+        replace(header, left, get(header, left).wrapping_add(way.ack), change);
+        replace(header, left + 4, get(header, left + 4).wrapping_add(way.ack), change);
+        block += 1;
+    }
+}
+
+/// Gives an IPv4 header new addresses and a new checksum. Tells the change of the pseudo-header.
+#[inline(always)]
+#[must_use]
+pub const fn readdress_v4(header: &mut [u8; IPV4_BYTES], way: &Way) -> Change {
+    header[1] = way.traffic_class(header[1]);
+    header[8] = HOPS;
+    let mut change = Change::NONE;
+    let (source, destination) = (u32::from_be(way.local[3]), u32::from_be(way.remote[3]));
+    change.words(word(header, 12), source);
+    change.words(word(header, 16), destination);
+    put_word(header, 12, source);
+    put_word(header, 16, destination);
+    header[10] = 0;
+    header[11] = 0;
+    let mut sum = Change::NONE;
+    let mut at = 0;
+    while at < IPV4_BYTES {
+        sum.words(u32::MAX, word(header, at));
+        at += 4;
+    }
+    let [high, low] = sum.apply(u16::MAX).to_be_bytes();
+    header[10] = high;
+    header[11] = low;
+    change
+}
+
+/// Gives an IPv6 header new addresses. Tells the change of the pseudo-header.
+#[inline(always)]
+#[must_use]
+pub const fn readdress_v6(header: &mut [u8; IPV6_BYTES], way: &Way) -> Change {
+    // The traffic class straddles the first two bytes, between the version and the flow label.
+    let class = way.traffic_class(header[0] << 4 | header[1] >> 4);
+    header[0] = header[0] & 0xf0 | class >> 4;
+    header[1] = class << 4 | header[1] & 0x0f;
+    header[7] = HOPS;
+    let mut change = Change::NONE;
+    let mut i = 0;
+    while i < 4 {
+        let (source, destination) = (u32::from_be(way.local[i]), u32::from_be(way.remote[i]));
+        change.words(word(header, 8 + 4 * i), source);
+        change.words(word(header, 24 + 4 * i), destination);
+        put_word(header, 8 + 4 * i, source);
+        put_word(header, 24 + 4 * i, destination);
+        i += 1;
+    }
+    change
+}
+
+/// Four bytes of a header, which the walk over options may ask for anywhere.
+#[inline(always)]
+const fn get(header: &[u8; TCP_BYTES], at: usize) -> u32 {
+    u32::from_be_bytes([
+        header[at % TCP_BYTES],
+        header[(at + 1) % TCP_BYTES],
+        header[(at + 2) % TCP_BYTES],
+        header[(at + 3) % TCP_BYTES],
+    ])
+}
+
+/// Replaces four bytes and keeps account of it.
+#[inline(always)]
+const fn replace(header: &mut [u8; TCP_BYTES], at: usize, new: u32, change: &mut Change) {
+    let old = get(header, at);
+    let bytes = new.to_be_bytes();
+    header[at % TCP_BYTES] = bytes[0];
+    header[(at + 1) % TCP_BYTES] = bytes[1];
+    header[(at + 2) % TCP_BYTES] = bytes[2];
+    header[(at + 3) % TCP_BYTES] = bytes[3];
+    change.words_at(at, old, new);
+}
+
+/// Four bytes at a constant offset.
+#[inline(always)]
+const fn word<const N: usize>(header: &[u8; N], at: usize) -> u32 {
+    u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
+}
+
+#[inline(always)]
+const fn put_word<const N: usize>(header: &mut [u8; N], at: usize, value: u32) {
+    let bytes = value.to_be_bytes();
+    header[at] = bytes[0];
+    header[at + 1] = bytes[1];
+    header[at + 2] = bytes[2];
+    header[at + 3] = bytes[3];
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,72 @@
+//! The maps, as `snisplice_common::packet::name` names them, and what the loader sets.
+
+use aya_ebpf::{
+    Global,
+    bindings::BPF_F_NO_PREALLOC,
+    btf_maps::{Array, HashMap, PerCpuArray, RingBuf},
+    macros::btf_map,
+};
+use snisplice_common::packet::{
+    FLOWS, RING_BYTES, Slot, Totals, Tuple,
+    flow::{Rules, State},
+    header::TCP_BYTES,
+};
+
+use crate::wire::Ip;
+
+const COUNT: usize = FLOWS as usize;
+/// Each flow has one on each leg.
+const TUPLES: usize = 2 * COUNT;
+
+/// Entries come and go with flows, so they are not allocated beforehand.
+const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
+
+#[btf_map]
+pub(crate) static SNI_TUPLES: HashMap<Tuple, Slot, TUPLES, ON_DEMAND> = HashMap::new();
+#[btf_map]
+pub(crate) static SNI_RULES: Array<Rules, COUNT> = Array::new();
+#[btf_map]
+pub(crate) static SNI_STATES: Array<State, COUNT> = Array::new();
+#[btf_map]
+pub(crate) static SNI_ENDINGS: RingBuf<u64, RING_BYTES> = RingBuf::new();
+#[btf_map]
+pub(crate) static SNI_TOTALS: PerCpuArray<Totals, 1> = PerCpuArray::new();
+
+/// Room for headers, which would be too much for the stack. Each CPU has its own, one for each program: neither is ever
+/// interrupted by itself, since both run with softirqs disabled.
+#[repr(C)]
+pub(crate) struct Headers {
+    pub(crate) ip: Ip,
+    pub(crate) tcp: [u8; TCP_BYTES],
+}
+
+/// The place of the program on what devices receive in [`SNI_HEADERS`].
+pub(crate) const OF_INGRESS: u32 = 0;
+/// The place of the program on what devices send.
+pub(crate) const OF_EGRESS: u32 = 1;
+
+#[btf_map]
+pub(crate) static SNI_HEADERS: PerCpuArray<Headers, 2> = PerCpuArray::new();
+
+macro_rules! globals {
+    ($($name:ident),+ $(,)?) => {
+        $(
+            #[unsafe(no_mangle)]
+            pub(crate) static $name: Global<u32> = Global::new(0);
+        )+
+    };
+}
+
+globals!(
+    OFF_COPIED_SEQ,
+    OFF_RCV_NXT,
+    OFF_SND_UNA,
+    OFF_WRITE_SEQ,
+    OFF_SND_WND,
+    OFF_RCV_WND,
+    OFF_TS_RECENT,
+    OFF_RX_IFINDEX,
+    OFF_DST,
+    OFF_DST_DEV,
+    OFF_IFINDEX,
+);

@@ -1,0 +1,78 @@
+//! What our own sockets send on a leg of a flow: hardly anything of it may go out.
+
+use aya_ebpf::{
+    bindings::tcx_action_base::{TCX_DROP, TCX_NEXT},
+    programs::TcContext,
+};
+use snisplice_common::packet::{
+    checksum::Change,
+    flow::{Own, judge},
+    header::Segment,
+};
+
+use crate::{
+    maps::{Headers, OF_EGRESS, SNI_HEADERS, SNI_RULES, SNI_STATES, SNI_TOTALS, SNI_TUPLES},
+    wire,
+};
+
+/// Drops what would confuse the peers of a flow.
+#[inline(always)]
+pub(crate) fn egress(ctx: &TcContext) -> i32 {
+    // What was received on some device is no packet of our own sockets: it was sent on, perhaps by us.
+    // SAFETY: the context is the one that the program was called with.
+    if unsafe { (*ctx.skb.skb).ingress_ifindex } != 0 {
+        return TCX_NEXT;
+    }
+    let Some(headers) = SNI_HEADERS.get_ptr_mut(OF_EGRESS) else { return TCX_NEXT };
+    // SAFETY: nobody else uses this CPU's entry while the program runs.
+    let Headers { ip, tcp } = unsafe { &mut *headers };
+    if wire::read(ctx, ip, tcp).is_none() {
+        return TCX_NEXT;
+    }
+    let tuple = wire::sent(ip, tcp);
+    // SAFETY: an entry is replaced as a whole, and removed only after its flow was over for a while.
+    let Some(slot) = (unsafe { SNI_TUPLES.get(tuple) }).copied() else { return TCX_NEXT };
+    let (Some(rules), Some(state)) = (SNI_RULES.get_ptr(slot.flow), SNI_STATES.get_ptr_mut(slot.flow)) else {
+        return TCX_NEXT;
+    };
+    let Some(totals) = SNI_TOTALS.get_ptr_mut(0) else { return TCX_NEXT };
+    let Some((_, payload)) = wire::lengths(ctx, ip, tcp) else { return TCX_NEXT };
+    let segment = Segment::of(tcp, payload);
+    let own = (slot.way & 1) as usize;
+    // SAFETY: elements of arrays live as long as their maps. Userspace changes no more than the mode of rules in use,
+    // and a position that is lost to another CPU is found again with the next packet.
+    let verdict = unsafe {
+        let rules = &*rules;
+        judge(rules.mode, &rules.ways[own], &(*state).ways[own], &mut (*state).ways[own ^ 1], &segment)
+    };
+    // SAFETY: the entry is this CPU's own.
+    let totals = unsafe { &mut *totals };
+    match verdict {
+        Own::Pass => {
+            totals.own_passed += 1;
+            TCX_NEXT
+        }
+        Own::Forget => {
+            let _ = SNI_TUPLES.remove(tuple);
+            TCX_NEXT
+        }
+        Own::Rewrite { seq, ack } => renumber(ctx, ip.l4(), &segment, seq, ack).unwrap_or(TCX_DROP),
+        Own::Drop => {
+            totals.own_dropped += 1;
+            TCX_DROP
+        }
+    }
+}
+
+#[inline(always)]
+fn renumber(ctx: &TcContext, l4: usize, segment: &Segment, seq: u32, ack: u32) -> Option<i32> {
+    let mut change = Change::NONE;
+    change.words(segment.seq, seq);
+    change.words(segment.ack, ack);
+    let mut numbers = [0; 8];
+    numbers[..4].copy_from_slice(&seq.to_be_bytes());
+    numbers[4..].copy_from_slice(&ack.to_be_bytes());
+    wire::store(ctx, l4 + 4, &numbers, 8)?;
+    wire::update_checksum(ctx, l4, Change::NONE, change)?;
+    Some(TCX_NEXT)
+}

@@ -1,0 +1,220 @@
+//! Reading and writing packets.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::BPF_F_PSEUDO_HDR,
+    helpers::{bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_store_bytes},
+    programs::TcContext,
+};
+use snisplice_common::packet::{
+    Tuple,
+    checksum::Change,
+    header::{IPV4_BYTES, IPV6_BYTES, PROTOCOL_TCP, TCP_BYTES, TCP_CHECKSUM, TCP_MAX, TCP_MIN, tcp_length},
+    mapped,
+};
+
+/// Where the IP header begins: the programs are attached to devices with Ethernet headers only.
+pub(crate) const L3: usize = 14;
+
+/// IPv4 as the protocol of a packet, in network byte order.
+const ETH_P_IP: u32 = (0x0800_u16).to_be() as u32;
+/// IPv6 as the protocol of a packet, in network byte order.
+const ETH_P_IPV6: u32 = (0x86dd_u16).to_be() as u32;
+
+/// An IP header of the only kinds that are translated: IPv4 without options, and IPv6 directly followed by TCP.
+///
+#[repr(C)]
+pub(crate) struct Ip {
+    /// The header; an IPv4 header takes the first half.
+    pub(crate) bytes: [u8; IPV6_BYTES],
+    /// 1 for IPv6.
+    pub(crate) v6: u32,
+}
+
+impl Ip {
+    /// Whether it is IPv6.
+    #[inline(always)]
+    pub(crate) fn is_v6(&self) -> bool {
+        self.v6 != 0
+    }
+
+    /// Where the TCP header begins.
+    #[inline(always)]
+    pub(crate) fn l4(&self) -> usize {
+        if self.is_v6() { L3 + IPV6_BYTES } else { L3 + IPV4_BYTES }
+    }
+}
+
+/// Reads the IP header and the fixed part of the TCP header; `None` for whatever is not ours to touch.
+#[inline(always)]
+pub(crate) fn read(ctx: &TcContext, ip: &mut Ip, tcp: &mut [u8; TCP_BYTES]) -> Option<()> {
+    // SAFETY: the context is the one that the program was called with.
+    let (protocol, vlan) = unsafe { ((*ctx.skb.skb).protocol, (*ctx.skb.skb).vlan_present) };
+    if vlan != 0 {
+        return None;
+    }
+    ip.v6 = u32::from(protocol == ETH_P_IPV6);
+    let bytes = &mut ip.bytes;
+    if protocol == ETH_P_IP {
+        load(ctx, L3, bytes, IPV4_BYTES)?;
+        // The flag "more fragments", or an offset.
+        let fragment = u16::from_be_bytes([bytes[6], bytes[7]]) & 0x3fff;
+        if bytes[0] != 0x45 || bytes[9] != PROTOCOL_TCP || fragment != 0 {
+            return None;
+        }
+        load(ctx, L3 + IPV4_BYTES, tcp, TCP_MIN)?;
+    } else if protocol == ETH_P_IPV6 {
+        load(ctx, L3, bytes, IPV6_BYTES)?;
+        if bytes[6] != PROTOCOL_TCP {
+            return None;
+        }
+        load(ctx, L3 + IPV6_BYTES, tcp, TCP_MIN)?;
+    } else {
+        return None;
+    }
+    Some(())
+}
+
+/// Source and destination address.
+#[inline(always)]
+fn addresses(ip: &Ip) -> ([u32; 4], [u32; 4]) {
+    let bytes = &ip.bytes;
+    if ip.is_v6() {
+        (
+            [at(bytes, 8), at(bytes, 12), at(bytes, 16), at(bytes, 20)],
+            [at(bytes, 24), at(bytes, 28), at(bytes, 32), at(bytes, 36)],
+        )
+    } else {
+        (mapped(at(bytes, 12)), mapped(at(bytes, 16)))
+    }
+}
+
+/// The tuple of a packet that was received.
+#[inline(always)]
+pub(crate) fn received(ip: &Ip, tcp: &[u8; TCP_BYTES]) -> Tuple {
+    let (remote, local) = addresses(ip);
+    Tuple {
+        remote,
+        local,
+        remote_port: u16::from_ne_bytes([tcp[0], tcp[1]]),
+        local_port: u16::from_ne_bytes([tcp[2], tcp[3]]),
+    }
+}
+
+/// The tuple of a packet that is being sent.
+#[inline(always)]
+pub(crate) fn sent(ip: &Ip, tcp: &[u8; TCP_BYTES]) -> Tuple {
+    let (local, remote) = addresses(ip);
+    Tuple {
+        remote,
+        local,
+        remote_port: u16::from_ne_bytes([tcp[2], tcp[3]]),
+        local_port: u16::from_ne_bytes([tcp[0], tcp[1]]),
+    }
+}
+
+/// Length of the TCP header and of the payload behind it.
+#[inline(always)]
+pub(crate) fn lengths(ctx: &TcContext, ip: &Ip, tcp: &[u8; TCP_BYTES]) -> Option<(usize, u32)> {
+    let header = tcp_length(tcp[12])?;
+    // A packet of more than 64 KiB (BIG TCP) has a zero there.
+    let told = if ip.is_v6() { [ip.bytes[4], ip.bytes[5]] } else { [ip.bytes[2], ip.bytes[3]] };
+    let told = u32::from(u16::from_be_bytes(told));
+    let segment = if told == 0 {
+        ctx.len().checked_sub(ip.l4() as u32)?
+    } else {
+        told.checked_sub(if ip.is_v6() { 0 } else { IPV4_BYTES as u32 })?
+    };
+    Some((header, segment.checked_sub(header as u32)?))
+}
+
+/// Reads the options of a TCP header that is `length` long.
+#[inline(always)]
+pub(crate) fn read_options(
+    ctx: &TcContext,
+    l4: usize,
+    tcp: &mut [u8; TCP_BYTES],
+    length: usize,
+) -> Option<()> {
+    if length <= TCP_MIN {
+        return Some(());
+    }
+    let more = length - TCP_MIN;
+    if more > TCP_MAX - TCP_MIN {
+        return None;
+    }
+    load_part(ctx, l4 + TCP_MIN, tcp, TCP_MIN, more)
+}
+
+/// Writes bytes over the packet's.
+#[inline(always)]
+pub(crate) fn store(ctx: &TcContext, offset: usize, bytes: &[u8], length: usize) -> Option<()> {
+    // The compiler knows that already, and would not tell the verifier.
+    let length = core::hint::black_box(length);
+    if length == 0 || length > bytes.len() {
+        return None;
+    }
+    // SAFETY: `length` is no more than the bytes have.
+    let result =
+        unsafe { bpf_skb_store_bytes(ctx.skb.skb, offset as u32, bytes.as_ptr().cast(), length as u32, 0) };
+    (result == 0).then_some(())
+}
+
+/// Brings the TCP checksum up to date, whether it is complete or left to the device.
+#[inline(always)]
+pub(crate) fn update_checksum(ctx: &TcContext, l4: usize, pseudo: Change, header: Change) -> Option<()> {
+    let offset = (l4 + TCP_CHECKSUM) as u32;
+    // SAFETY: the context is the one that the program was called with.
+    let results = unsafe {
+        [
+            bpf_l4_csum_replace(
+                ctx.skb.skb,
+                offset,
+                0,
+                pseudo.in_memory_order().into(),
+                u64::from(BPF_F_PSEUDO_HDR),
+            ),
+            bpf_l4_csum_replace(ctx.skb.skb, offset, 0, header.in_memory_order().into(), 0),
+        ]
+    };
+    (results == [0, 0]).then_some(())
+}
+
+/// Reads `length` bytes to the beginning of a buffer that has as many.
+#[inline(always)]
+fn load<const N: usize>(ctx: &TcContext, offset: usize, to: &mut [u8; N], length: usize) -> Option<()> {
+    // SAFETY: as the caller promises; the verifier checks it.
+    let result = unsafe {
+        bpf_skb_load_bytes(ctx.as_ptr(), offset as u32, to.as_mut_ptr().cast::<c_void>(), length as u32)
+    };
+    (result == 0).then_some(())
+}
+
+/// Reads `length` bytes to position `to`, which together are no more than the buffer has.
+#[inline(always)]
+fn load_part(
+    ctx: &TcContext,
+    offset: usize,
+    buffer: &mut [u8; TCP_BYTES],
+    to: usize,
+    length: usize,
+) -> Option<()> {
+    // SAFETY: as the caller promises; the verifier checks it.
+    let result = unsafe {
+        bpf_skb_load_bytes(
+            ctx.as_ptr(),
+            offset as u32,
+            buffer.as_mut_ptr().add(to).cast::<c_void>(),
+            length as u32,
+        )
+    };
+    (result == 0).then_some(())
+}
+
+/// Four bytes as they lie in memory.
+#[inline(always)]
+fn at<const N: usize>(bytes: &[u8; N], offset: usize) -> u32 {
+    u32::from_ne_bytes([bytes[offset], bytes[offset + 1], bytes[offset + 2], bytes[offset + 3]])
+}
