@@ -76,6 +76,7 @@ fn render_settings(out: &mut String, model: &Model) -> fmt::Result {
     let datapath = match datapath {
         DatapathKind::Auto => "auto",
         DatapathKind::Sockmap => "sockmap",
+        DatapathKind::Packet => "packet",
         DatapathKind::Relay => "relay",
     };
     writeln!(out, "datapath {datapath}")?;

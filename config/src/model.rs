@@ -188,6 +188,9 @@ pub enum DatapathKind {
     Auto,
     /// In the kernel from the first byte; refuses to start where the probes fail.
     Sockmap,
+    /// In the kernel, by rewriting the headers of packets, for connections that allow it; a copy for the others.
+    /// Refuses to start where the probes fail.
+    Packet,
     /// A copy in userspace: no privilege needed.
     Relay,
 }

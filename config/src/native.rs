@@ -47,7 +47,7 @@
 //!   - name: shop-canary
 //!     endpoints: ["[fd00::2]:8443"]
 //!
-//! datapath: auto                   # auto, sockmap or relay
+//! datapath: auto                   # auto, sockmap, packet or relay
 //! admin: 127.0.0.1:9090            # /ready and /metrics; default: nowhere
 //!
 //! limits:

@@ -24,6 +24,8 @@ pub enum Carrier {
     Relay,
     /// Redirected in the kernel between sockets.
     Sockmap,
+    /// Sent on in the kernel, packet by packet.
+    Packet,
 }
 
 impl Carrier {
@@ -33,6 +35,7 @@ impl Carrier {
         match self {
             Self::Relay => "relay",
             Self::Sockmap => "sockmap",
+            Self::Packet => "packet",
         }
     }
 }

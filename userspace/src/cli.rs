@@ -82,6 +82,9 @@ pub enum Datapath {
     Auto,
     /// In the kernel from the first byte; refuses to start where the probes fail
     Sockmap,
+    /// In the kernel, by rewriting the headers of packets, where a connection allows it; refuses to start where the
+    /// probes fail
+    Packet,
     /// A copy in userspace: no privilege needed
     Relay,
 }
@@ -91,6 +94,7 @@ impl From<Datapath> for DatapathKind {
         match datapath {
             Datapath::Auto => Self::Auto,
             Datapath::Sockmap => Self::Sockmap,
+            Datapath::Packet => Self::Packet,
             Datapath::Relay => Self::Relay,
         }
     }

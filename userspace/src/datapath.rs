@@ -16,12 +16,13 @@ use tokio::net::TcpStream;
 
 use crate::{
     account::Account,
-    kernel::{self, Kernel, probe, same_host},
-    metrics::{Metrics, kernel::KernelCounters, same_host::SameHostCounters},
+    kernel::{self, Kernel, packet::Programs, probe, same_host},
+    metrics::{Metrics, kernel::KernelCounters, packet::PacketCounters, same_host::SameHostCounters},
 };
 
 pub mod adaptive;
 pub mod copy;
+pub mod packet;
 pub mod progress;
 pub mod relay;
 pub mod sockmap;
@@ -148,57 +149,90 @@ fn failure(error: &io::Error) -> Failure {
 #[derive(Debug, Clone)]
 pub struct Factory {
     idle: Duration,
-    kernel: Option<Arc<Kernel>>,
-    /// Copied first, until this is reached; `None` goes into the kernel with the first byte.
-    handover: Option<Handover>,
+    chosen: Chosen,
+}
+
+/// The process-wide part.
+#[derive(Debug, Clone)]
+enum Chosen {
+    Relay,
+    Sockmap(Arc<Kernel>),
+    /// Copied first, until this is reached.
+    Adaptive(Arc<Kernel>, Handover),
+    Packet(Arc<Programs>),
 }
 
 impl Factory {
     /// Decides what serves, by what the operator asked for and what this kernel can do.
     ///
-    /// `auto` tries the kernel out first and relays where anything is amiss; `sockmap` refuses to start there.
+    /// `auto` tries the kernel out first and relays where anything is amiss; `sockmap` and `packet` refuse to start
+    /// there.
     pub fn choose(model: &Model, metrics: &mut Metrics) -> anyhow::Result<Self> {
-        let idle = model.timeouts.idle;
-        let kernel = match model.datapath {
-            DatapathKind::Relay => None,
-            DatapathKind::Sockmap => Some(sockmap_of(model).context("datapath sockmap cannot serve here")?),
+        let chosen = match model.datapath {
+            DatapathKind::Relay => Chosen::Relay,
+            DatapathKind::Sockmap => {
+                Chosen::Sockmap(sockmap_of(model).context("datapath sockmap cannot serve here")?)
+            }
+            DatapathKind::Packet => {
+                Chosen::Packet(packet_of(model).context("datapath packet cannot serve here")?)
+            }
             DatapathKind::Auto => match sockmap_of(model) {
-                Ok(kernel) => Some(kernel),
+                Ok(kernel) => Chosen::Adaptive(kernel, model.handover),
                 Err(error) => {
                     tracing::warn!("relaying in userspace: {error:#}");
-                    None
+                    Chosen::Relay
                 }
             },
         };
-        if let Some(kernel) = &kernel {
-            metrics.add(Box::new(KernelCounters(kernel.clone())));
+        let kernel = match &chosen {
+            Chosen::Sockmap(kernel) | Chosen::Adaptive(kernel, _) => Some(kernel),
+            Chosen::Relay | Chosen::Packet(_) => None,
+        };
+        note_same_host(model, kernel, metrics);
+        match &chosen {
+            Chosen::Relay => {}
+            Chosen::Sockmap(kernel) | Chosen::Adaptive(kernel, _) => {
+                metrics.add(Box::new(KernelCounters(kernel.clone())));
+            }
+            Chosen::Packet(programs) => metrics.add(Box::new(PacketCounters(programs.clone()))),
         }
-        note_same_host(model, kernel.as_ref(), metrics);
-        let handover = (model.datapath == DatapathKind::Auto).then_some(model.handover);
-        Ok(Self { idle, kernel, handover })
+        Ok(Self { idle: model.timeouts.idle, chosen })
     }
 
     /// Metric label of what was chosen.
     #[must_use]
     pub fn label(&self) -> &'static str {
-        match (&self.kernel, self.handover) {
-            (None, _) => "relay",
-            (Some(_), None) => "sockmap",
-            (Some(_), Some(_)) => "adaptive",
+        match self.chosen {
+            Chosen::Relay => "relay",
+            Chosen::Sockmap(_) => "sockmap",
+            Chosen::Adaptive(..) => "adaptive",
+            Chosen::Packet(_) => "packet",
         }
     }
 
     /// One worker's instance; to be called on the worker's thread, inside its runtime.
     pub fn build(&self) -> io::Result<Rc<dyn Datapath>> {
         let relay = relay::Relay::new(self.idle);
-        let Some(kernel) = &self.kernel else { return Ok(Rc::new(relay)) };
-        let settings = sockmap::Settings::new(self.idle);
-        let sockmap = sockmap::Sockmap::new(kernel.clone(), relay.clone(), settings)?;
-        Ok(match self.handover {
-            None => Rc::new(sockmap),
-            Some(rule) => Rc::new(adaptive::Adaptive::new(relay, sockmap, rule)),
+        let sockmap = |kernel: &Arc<Kernel>| {
+            sockmap::Sockmap::new(kernel.clone(), relay.clone(), sockmap::Settings::new(self.idle))
+        };
+        Ok(match &self.chosen {
+            Chosen::Relay => Rc::new(relay),
+            Chosen::Sockmap(kernel) => Rc::new(sockmap(kernel)?),
+            Chosen::Adaptive(kernel, rule) => {
+                Rc::new(adaptive::Adaptive::new(relay.clone(), sockmap(kernel)?, *rule))
+            }
+            Chosen::Packet(programs) => Rc::new(packet::Packet::new(programs.clone(), relay, self.idle)?),
         })
     }
+}
+
+/// Loads what carries packets, with room for flows that are over but linger, and tries it out.
+fn packet_of(model: &Model) -> anyhow::Result<Arc<Programs>> {
+    let flows = model.limits.connections.saturating_mul(2);
+    let programs = Programs::load(u32::try_from(flows).unwrap_or(u32::MAX).clamp(16, 1 << 22))?;
+    programs.probe()?;
+    Ok(programs)
 }
 
 /// Tries the kernel out on loopback, then loads what serves.

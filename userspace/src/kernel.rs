@@ -30,6 +30,7 @@ pub mod budget;
 pub mod cgroup;
 pub mod events;
 pub mod layout;
+pub mod packet;
 pub mod probe;
 pub mod same_host;
 pub mod signals;

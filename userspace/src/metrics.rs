@@ -13,6 +13,7 @@ use prometheus_client::{
 };
 
 pub mod kernel;
+pub mod packet;
 pub mod same_host;
 
 /// The label value for a connection that never had a route, a backend or a datapath.

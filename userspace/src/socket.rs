@@ -142,3 +142,72 @@ fn set_bytes(fd: impl AsFd, level: libc::c_int, name: libc::c_int, value: &[u8])
 pub fn reset_on_close(fd: impl AsFd) -> io::Result<()> {
     SockRef::from(&fd).set_linger(Some(Duration::ZERO))
 }
+
+/// Reads a socket option whose value is a C `int`.
+fn get_int(fd: impl AsFd, level: libc::c_int, name: libc::c_int) -> io::Result<libc::c_int> {
+    let mut value: libc::c_int = 0;
+    #[expect(clippy::cast_possible_truncation, reason = "the size of a C int is 4")]
+    let mut length = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: pointer and length describe `value`, which outlives the call; the kernel writes at most `length`.
+    let result = unsafe {
+        libc::getsockopt(fd.as_fd().as_raw_fd(), level, name, (&raw mut value).cast(), &raw mut length)
+    };
+    if result == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
+}
+
+/// `TCP_TIMESTAMP`: what the socket would put into the timestamp of a segment now. The lowest bit is not reliable: it
+/// says in which unit the clock counts (Linux 6.7).
+pub fn timestamp(fd: impl AsFd) -> io::Result<u32> {
+    get_int(fd, libc::SOL_TCP, libc::TCP_TIMESTAMP).map(i32::cast_unsigned)
+}
+
+/// `TCP_REPAIR` (`CAP_NET_ADMIN`): a socket under repair is closed without a packet, also by the end of the process.
+pub fn keep_silent(fd: impl AsFd) -> io::Result<()> {
+    set_int(fd, libc::SOL_TCP, libc::TCP_REPAIR, 1)
+}
+
+/// Ends [`keep_silent`], without the packet that the kernel sends to probe the peer's window (`TCP_REPAIR_OFF_NO_WP`).
+pub fn end_silence(fd: impl AsFd) -> io::Result<()> {
+    set_int(fd, libc::SOL_TCP, libc::TCP_REPAIR, -1)
+}
+
+/// Whether a protocol such as kTLS sits on top of the socket (`TCP_ULP`).
+pub fn has_upper_protocol(fd: impl AsFd) -> bool {
+    // The option is a name, of which the first byte tells enough; without a protocol nothing is written.
+    get_int(fd, libc::SOL_TCP, libc::TCP_ULP).is_ok_and(|name| name != 0)
+}
+
+/// `SO_ORIGINAL_DST`: where the peer of an accepted connection wanted to go, if the kernel tracks connections.
+pub fn original_destination(fd: impl AsFd) -> Option<std::net::SocketAddr> {
+    let socket = SockRef::from(&fd);
+    let address = if socket.domain().ok()? == socket2::Domain::IPV6 {
+        socket.original_dst_v6()
+    } else {
+        socket.original_dst_v4()
+    };
+    address.ok()?.as_socket()
+}
+
+/// `TCP_MAXSEG`: segments of this many bytes, options included, are the largest that are sent or asked for.
+pub fn set_max_segment(fd: impl AsFd, bytes: u32) -> io::Result<()> {
+    let value = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
+    set_int(fd, libc::SOL_TCP, libc::TCP_MAXSEG, value)
+}
+
+/// `SIOCGIFHWADDR`: the hardware type (`ARPHRD_*`) of a device in the socket's network namespace, by its name.
+pub fn hardware_type(fd: impl AsFd, interface: &str) -> io::Result<u16> {
+    // SAFETY: the structure consists of integers, for which all zeros is valid.
+    let mut request: libc::ifreq = unsafe { MaybeUninit::zeroed().assume_init() };
+    // One byte stays zero, so that the name ends.
+    let room = request.ifr_name.len() - 1;
+    for (to, byte) in request.ifr_name.iter_mut().zip(interface.bytes().take(room)) {
+        *to = byte.cast_signed();
+    }
+    // SAFETY: SIOCGIFHWADDR reads the name and writes an address into the structure, which outlives the call.
+    let result = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), libc::SIOCGIFHWADDR, &raw mut request) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: an address is what the call has written.
+    Ok(unsafe { request.ifr_ifru.ifru_hwaddr.sa_family })
+}

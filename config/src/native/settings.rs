@@ -151,10 +151,11 @@ impl<'n> Given<'n> {
 }
 
 fn datapath(view: &View<'_>, sink: &mut Sink) -> Option<DatapathKind> {
-    let expected = "auto, sockmap or relay";
+    let expected = "auto, sockmap, packet or relay";
     match view.text(expected, sink)? {
         "auto" => Some(DatapathKind::Auto),
         "sockmap" => Some(DatapathKind::Sockmap),
+        "packet" => Some(DatapathKind::Packet),
         "relay" => Some(DatapathKind::Relay),
         other => {
             view.bad(format!("there is no datapath '{other}'")).expected(expected).to(sink);

@@ -57,14 +57,7 @@ impl Datapath for Relay {
     fn relay<'a>(&'a self, pair: Pair, account: &'a Account) -> Carry<'a> {
         account.carried_by(Carrier::Relay);
         let mut connection = Connection::new(pair);
-        Box::pin(async move {
-            loop {
-                // Without a rule there is no handover.
-                if let Carried::ToEnd(end) = connection.carry(self.idle, account, None).await {
-                    return end;
-                }
-            }
-        })
+        Box::pin(async move { connection.carry_to_end(self.idle, account).await })
     }
 }
 
@@ -104,6 +97,21 @@ impl Connection {
             downward: Pump::default(),
             progress: Default::default(),
             same_host: pair.same_host,
+        }
+    }
+
+    /// Whether bytes that were read still wait for their receiver.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.upward.is_blocked() || self.downward.is_blocked()
+    }
+
+    /// Copies both ways to the end. Dropping the future loses nothing: what was read and not written is kept.
+    pub(super) async fn carry_to_end(&mut self, limit: Duration, account: &Account) -> End {
+        loop {
+            // Without a rule there is no handover.
+            if let Carried::ToEnd(end) = self.carry(limit, account, None).await {
+                return end;
+            }
         }
     }
 

@@ -174,13 +174,7 @@ impl Sockmap {
             Ok(cookies) => cookies,
             Err(error) => {
                 self.fall_back(&error);
-                loop {
-                    // Without a rule there is no handover.
-                    let carried = copied.carry(self.settings.idle, account, None).await;
-                    if let relay::Carried::ToEnd(end) = carried {
-                        return end;
-                    }
-                }
+                return copied.carry_to_end(self.settings.idle, account).await;
             }
         };
         match self.resume(*copied, cookies, rule, account) {

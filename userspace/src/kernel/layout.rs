@@ -152,7 +152,8 @@ impl Types {
         self.structure(structure).is_some()
     }
 
-    fn offset(&self, structure: &'static str, path: &[&str]) -> Result<u32, LayoutError> {
+    /// The offset, in bytes, of the field that `path` leads to.
+    pub(super) fn offset(&self, structure: &'static str, path: &[&str]) -> Result<u32, LayoutError> {
         let found = self.field(structure, path);
         found
             .map(|(offset, _)| offset)

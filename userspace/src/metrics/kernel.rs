@@ -85,6 +85,7 @@ impl Collector for KernelCounters {
     }
 }
 
+/// A counter for each reason.
 pub(super) fn by_reason<const N: usize>(
     encoder: &mut DescriptorEncoder,
     name: &str,

@@ -1,0 +1,234 @@
+//! What userspace does for a connection that the kernel carries: wait for its end.
+
+use std::{future::poll_fn, io, net::TcpStream, rc::Rc, time::Duration};
+
+use snisplice_common::packet::{
+    Tuple,
+    flow::{OVER, RESET, Rules, Standing, State},
+};
+use tokio::time::sleep;
+
+use super::{Shared, hold, stats::Refusal};
+use crate::{
+    account::{Account, Direction},
+    datapath::{
+        End, Pair,
+        relay::{Connection, idle},
+    },
+    kernel::packet::LOOK,
+    socket,
+};
+
+/// How long the relay goes on, for what arrived while the flow began.
+const SETTLE: Duration = Duration::from_secs(1);
+
+/// Longer than any connection lives.
+const NEVER: Duration = Duration::from_secs(1 << 32);
+
+/// A flow's entries in the maps. Dropped without more, it was never begun, and leaves nothing behind.
+pub(super) struct Entry {
+    shared: Rc<Shared>,
+    /// Its number among the worker's signals.
+    slot: usize,
+    /// Its place in the arrays.
+    flow: u32,
+    tuples: [Tuple; 2],
+    rules: Rules,
+    /// Whether late packets may still come.
+    lingers: bool,
+}
+
+impl Entry {
+    /// Reserves a place. `slot` is the flow's from now on, also if that fails.
+    pub(super) fn new(shared: &Rc<Shared>, slot: usize, tuples: [Tuple; 2]) -> Result<Self, Refusal> {
+        let reserve = || shared.programs.reserve();
+        let place = reserve().or_else(|| shared.forget_oldest().then(reserve).flatten());
+        let Some(flow) = place else {
+            shared.signals.remove(slot);
+            return Err(Refusal::Full);
+        };
+        Ok(Self { shared: shared.clone(), slot, flow, tuples, rules: Rules::default(), lingers: false })
+    }
+
+    pub(super) fn set_rules(&mut self, rules: Rules) -> Result<(), Refusal> {
+        self.rules = rules;
+        self.shared.maps.borrow_mut().set_rules(self.flow, rules).map_err(|error| refusal(&error))
+    }
+
+    pub(super) fn set_state(&self, state: State) -> Result<(), Refusal> {
+        self.shared.maps.borrow_mut().set_state(self.flow, state).map_err(|error| refusal(&error))
+    }
+
+    pub(super) fn add_tuples(&self) -> Result<(), Refusal> {
+        let mut maps = self.shared.maps.borrow_mut();
+        for (tuple, slot) in self.tuples.iter().zip(Shared::slots(self.flow)) {
+            maps.add_tuple(tuple, slot).map_err(|error| refusal(&error))?;
+        }
+        Ok(())
+    }
+
+    fn set_mode(&mut self, mode: u32) {
+        // An array takes every update.
+        let _ = self.set_rules(Rules { mode, ..self.rules });
+    }
+
+    fn state(&self) -> io::Result<State> {
+        self.shared.maps.borrow().state(self.flow)
+    }
+
+    /// Whether our own sockets have nothing left to deliver: all was read, written and acknowledged.
+    fn is_settled(&self) -> bool {
+        let (Ok(state), Ok(looks)) = (self.state(), self.shared.programs.look(self.tuples)) else {
+            return false;
+        };
+        state.ways.iter().zip(&self.rules.ways).zip(&looks).all(|((track, way), look)| {
+            look.unread() == 0 && track.has_acked(look.write_seq.wrapping_sub(way.ack_start))
+        })
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.shared.signals.remove(self.slot);
+        if self.lingers {
+            self.shared.lingering.borrow_mut().add(self.flow, self.tuples);
+        } else {
+            self.shared.forget(self.flow, &self.tuples);
+        }
+    }
+}
+
+fn refusal(error: &io::Error) -> Refusal {
+    use rustix::io::Errno;
+    match Errno::from_io_error(error) {
+        Some(Errno::EXIST) => Refusal::Busy,
+        Some(Errno::TOOBIG | Errno::NOMEM) => Refusal::Full,
+        _ => Refusal::Other,
+    }
+}
+
+/// A connection in the kernel's hands.
+pub(super) struct Flow<'a> {
+    // Fields are dropped in this order: sockets are closed before their addresses are forgotten.
+    sockets: Sockets,
+    entry: Entry,
+    account: &'a Account,
+    /// What the account had when the flow began; everything since is in the kernel's state.
+    before: (u64, u64),
+    ended: bool,
+}
+
+/// What holds the ports.
+enum Sockets {
+    /// The relay, which still delivers what arrived while the flow began.
+    Settling(Box<Connection>),
+    /// Sockets that are left alone, if they could be had.
+    #[expect(dead_code, reason = "sockets hold their ports by being open")]
+    Holding([Option<TcpStream>; 2]),
+}
+
+impl<'a> Flow<'a> {
+    pub(super) fn new(entry: Entry, pair: Pair, account: &'a Account) -> Self {
+        // However they are closed, also by the end of the process, they send a reset, which the program on the devices
+        // drops or gives the right numbers.
+        for socket in [&pair.client, &pair.backend] {
+            let _ = socket::reset_on_close(socket);
+        }
+        let sockets = Sockets::Settling(Box::new(Connection::new(pair)));
+        Self { sockets, entry, account, before: account.bytes(), ended: false }
+    }
+
+    /// Waits for the end.
+    pub(super) async fn run(mut self, limit: Duration) -> End {
+        let end = match Box::pin(self.settle(limit)).await {
+            Some(end) => end,
+            None => self.hold(limit).await,
+        };
+        self.end(&end);
+        end
+    }
+
+    /// Lets the relay deliver what arrived while the flow began. `None` if the flow goes on.
+    async fn settle(&mut self, limit: Duration) -> Option<End> {
+        let Sockets::Settling(connection) = &mut self.sockets else { return None };
+        let entry = &self.entry;
+        loop {
+            tokio::select! {
+                end = ended(entry) => return Some(end),
+                end = connection.carry_to_end(NEVER, self.account) => return Some(end),
+                () = idle(limit, || progress(entry)) => return Some(End::Idle),
+                () = sleep(SETTLE) => {}
+            }
+            if !connection.is_blocked() && entry.is_settled() {
+                break;
+            }
+        }
+        let settled = std::mem::replace(&mut self.sockets, Sockets::Holding([None, None]));
+        if let Sockets::Settling(connection) = settled {
+            let Connection { client, backend, .. } = *connection;
+            self.sockets = Sockets::Holding([client, backend].map(hold::quiet));
+        }
+        None
+    }
+
+    /// Waits for the end while nothing is left to do.
+    async fn hold(&self, limit: Duration) -> End {
+        let entry = &self.entry;
+        tokio::select! {
+            end = ended(entry) => end,
+            () = idle(limit, || progress(entry)) => End::Idle,
+        }
+    }
+
+    /// Closes the sockets as the flow has ended, and accounts for it.
+    fn end(&mut self, end: &End) {
+        self.ended = true;
+        self.bring_account_up_to_date();
+        match end {
+            // The peers have told each other all.
+            End::Finished | End::ClientReset | End::BackendReset => {
+                self.entry.set_mode(OVER);
+                self.entry.lingers = true;
+            }
+            // They have not, and must be told by us.
+            End::Idle | End::ClientLost | End::BackendLost | End::Failed(_) => self.entry.set_mode(RESET),
+        }
+        self.sockets = Sockets::Holding([None, None]);
+    }
+
+    fn bring_account_up_to_date(&self) {
+        let Ok(state) = self.entry.state() else { return };
+        let (up, down) = self.account.bytes();
+        let total = [self.before.0 + state.delivered(0), self.before.1 + state.delivered(1)];
+        self.account.moved(Direction::Up, total[0].saturating_sub(up));
+        self.account.moved(Direction::Down, total[1].saturating_sub(down));
+    }
+}
+
+impl Drop for Flow<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            // The connection's future was dropped: it is to end now.
+            self.end(&End::Idle);
+        }
+    }
+}
+
+/// Waits until the kernel has seen the flow end.
+async fn ended(entry: &Entry) -> End {
+    loop {
+        match entry.state().map(|state| state.standing()) {
+            Ok(Standing::Open) => {}
+            Ok(Standing::Finished) => return End::Finished,
+            Ok(Standing::Reset(0)) => return End::ClientReset,
+            Ok(Standing::Reset(_)) => return End::BackendReset,
+            Err(error) => return End::Failed(error),
+        }
+        poll_fn(|context| entry.shared.signals.poll(entry.slot, LOOK, context)).await;
+    }
+}
+
+/// Changes whenever a byte has moved.
+fn progress(entry: &Entry) -> (u64, u64) {
+    entry.state().map(|state| state.progress()).unwrap_or_default()
+}

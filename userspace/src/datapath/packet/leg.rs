@@ -1,0 +1,101 @@
+//! What the sockets of a pair tell.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+};
+
+use snisplice_common::packet::{Tuple, mapped};
+use tokio::net::TcpStream;
+
+use super::{plan::Leg, stats::Refusal};
+use crate::socket;
+
+/// `TCP_ESTABLISHED`.
+const ESTABLISHED: u8 = 1;
+
+/// Bits of `tcpi_options`.
+mod negotiated {
+    pub(super) const TIMESTAMPS: u8 = 1;
+    pub(super) const SACK: u8 = 2;
+    pub(super) const WINDOW_SCALE: u8 = 4;
+    pub(super) const ECN: u8 = 8;
+}
+
+/// Reads what options tell of a connection; sequence numbers and devices are for the kernel to tell.
+pub(super) fn of(stream: &TcpStream) -> Result<Leg, Refusal> {
+    read(stream).map_err(|error| {
+        tracing::debug!(%error, "cannot read a socket's options");
+        Refusal::Other
+    })
+}
+
+fn read(stream: &TcpStream) -> io::Result<Leg> {
+    let info = socket::tcp_info(stream)?;
+    let has = |option| info.tcpi_options & option != 0;
+    // Both scales are in one byte, the peer's in the lower half; without the option there is none.
+    let scales = if has(negotiated::WINDOW_SCALE) { u32::from(info.tcpi_snd_rcv_wscale) } else { 0 };
+    Ok(Leg {
+        tuple: tuple(stream.local_addr()?, stream.peer_addr()?),
+        established: info.tcpi_state == ESTABLISHED,
+        timestamps: has(negotiated::TIMESTAMPS),
+        sack: has(negotiated::SACK),
+        ecn: has(negotiated::ECN),
+        peer_scale: scales & 15,
+        own_scale: scales >> 4,
+        send_mss: info.tcpi_snd_mss,
+        announced_mss: info.tcpi_advmss,
+        clock: socket::timestamp(stream)?,
+        ..Leg::default()
+    })
+}
+
+/// What speaks against a pair and cannot be told from numbers.
+pub(super) fn admit(client: &TcpStream, backend: &TcpStream) -> Result<(), Refusal> {
+    if socket::has_upper_protocol(client) || socket::has_upper_protocol(backend) {
+        return Err(Refusal::Protocol);
+    }
+    // Who wanted to go elsewhere was led here by a translation that packets sent on would not see.
+    let wanted = socket::original_destination(client);
+    if wanted.is_some_and(|wanted| client.local_addr().is_ok_and(|local| local != wanted)) {
+        return Err(Refusal::Nat);
+    }
+    Ok(())
+}
+
+/// The addresses of a connection as the packets that it receives have them.
+#[must_use]
+pub fn tuple(local: SocketAddr, remote: SocketAddr) -> Tuple {
+    Tuple {
+        remote: address(remote.ip()),
+        local: address(local.ip()),
+        remote_port: remote.port().to_be(),
+        local_port: local.port().to_be(),
+    }
+}
+
+fn address(address: IpAddr) -> [u32; 4] {
+    match address {
+        IpAddr::V4(address) => mapped(u32::from_ne_bytes(address.octets())),
+        IpAddr::V6(address) => {
+            let octets = address.octets();
+            std::array::from_fn(|word| {
+                u32::from_ne_bytes(std::array::from_fn(|byte| octets[4 * word + byte]))
+            })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tuple_is_in_network_byte_order() {
+        let tuple = tuple("10.0.0.1:443".parse().unwrap(), "10.0.0.2:5000".parse().unwrap());
+        assert_eq!(tuple.local[3].to_ne_bytes(), [10, 0, 0, 1]);
+        assert_eq!(tuple.remote[2].to_ne_bytes(), [0, 0, 0xff, 0xff]);
+        assert_eq!(tuple.local_port.to_ne_bytes(), [1, 187]);
+        assert_eq!(tuple.remote_port.to_ne_bytes(), [0x13, 0x88]);
+    }
+}

@@ -1,0 +1,76 @@
+//! Flows that are over, for as long as late packets may come.
+//!
+//! The last acknowledgement may be lost; then a FIN comes once more, and the end that waits for such things
+//! (`TIME_WAIT`) must hear it. Our own sockets are closed by then: the entries in the maps serve alone, and a new
+//! connection of the same addresses ends them at once.
+
+use std::{
+    collections::VecDeque,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use snisplice_common::packet::Tuple;
+
+use super::Shared;
+
+/// How long a flow stays after its end. Long enough for a few retransmissions; where it is not, the kernel answers
+/// the straggler with a reset, which comes after everything was delivered.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// How often it is looked whose time is over.
+const SWEEP: Duration = Duration::from_millis(500);
+
+/// Flows that are over, the oldest first.
+#[derive(Debug, Default)]
+pub(super) struct Lingering(VecDeque<(Instant, u32, [Tuple; 2])>);
+
+impl Lingering {
+    pub(super) fn add(&mut self, flow: u32, tuples: [Tuple; 2]) {
+        self.0.push_back((Instant::now(), flow, tuples));
+    }
+
+    /// Takes one that has been over for at least `age`.
+    fn take_older(&mut self, age: Duration) -> Option<(u32, [Tuple; 2])> {
+        let (since, ..) = self.0.front()?;
+        if since.elapsed() < age {
+            return None;
+        }
+        self.0.pop_front().map(|(_, flow, tuples)| (flow, tuples))
+    }
+}
+
+impl Shared {
+    /// Forgets one flow that is over, the sooner the better. True if there was one.
+    pub(super) fn forget_oldest(&self) -> bool {
+        self.forget_older(Duration::ZERO)
+    }
+
+    /// Forgets all flows that are over.
+    pub(super) fn forget_lingering(&self) {
+        while self.forget_oldest() {}
+    }
+
+    fn forget_older(&self, age: Duration) -> bool {
+        let Some((flow, tuples)) = self.lingering.borrow_mut().take_older(age) else { return false };
+        self.forget(flow, &tuples);
+        true
+    }
+
+    /// Removes a flow from the maps.
+    pub(super) fn forget(&self, flow: u32, tuples: &[Tuple; 2]) {
+        let mut maps = self.maps.borrow_mut();
+        for (tuple, slot) in tuples.iter().zip(Self::slots(flow)) {
+            maps.remove_tuple(tuple, slot);
+        }
+        self.programs.release(flow);
+    }
+}
+
+/// Forgets flows when their time is over, for ever.
+pub(super) async fn sweep(shared: Rc<Shared>) {
+    loop {
+        tokio::time::sleep(SWEEP).await;
+        while shared.forget_older(LINGER) {}
+    }
+}

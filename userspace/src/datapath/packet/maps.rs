@@ -1,0 +1,73 @@
+//! One worker's handles on the maps.
+
+use std::{fmt, io, os::fd::OwnedFd};
+
+use aya::maps::{Array, HashMap, Map, MapData, MapError};
+use snisplice_common::packet::{
+    Slot, Tuple,
+    flow::{Rules, State},
+};
+
+use crate::kernel::packet::Programs;
+
+/// Only where there is no such key yet: `BPF_NOEXIST`.
+const NEW: u64 = 1;
+
+/// Of its own for each worker, so that none waits for another.
+pub(super) struct Maps {
+    tuples: HashMap<MapData, Tuple, Slot>,
+    rules: Array<MapData, Rules>,
+    states: Array<MapData, State>,
+}
+
+impl fmt::Debug for Maps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Maps")
+    }
+}
+
+impl Maps {
+    pub(super) fn of(programs: &Programs) -> io::Result<Self> {
+        let data = |fd: OwnedFd| MapData::from_fd(fd).map_err(cause);
+        Ok(Self {
+            tuples: HashMap::try_from(Map::HashMap(data(programs.tuples()?)?)).map_err(cause)?,
+            rules: Array::try_from(Map::Array(data(programs.rules()?)?)).map_err(cause)?,
+            states: Array::try_from(Map::Array(data(programs.states()?)?)).map_err(cause)?,
+        })
+    }
+
+    /// Lets packets of these addresses belong to a flow. Fails if they belong to one already.
+    pub(super) fn add_tuple(&mut self, tuple: &Tuple, slot: Slot) -> io::Result<()> {
+        self.tuples.insert(tuple, slot, NEW).map_err(cause)
+    }
+
+    /// Forgets addresses, unless they belong to another flow by now.
+    pub(super) fn remove_tuple(&mut self, tuple: &Tuple, slot: Slot) {
+        if self.tuples.get(tuple, 0).is_ok_and(|found| found == slot) {
+            // There is nothing to be done about what cannot be removed.
+            let _ = self.tuples.remove(tuple);
+        }
+    }
+
+    pub(super) fn set_rules(&mut self, flow: u32, rules: Rules) -> io::Result<()> {
+        self.rules.set(flow, rules, 0).map_err(cause)
+    }
+
+    pub(super) fn set_state(&mut self, flow: u32, state: State) -> io::Result<()> {
+        self.states.set(flow, state, 0).map_err(cause)
+    }
+
+    /// What the kernel has seen so far.
+    pub(super) fn state(&self, flow: u32) -> io::Result<State> {
+        self.states.get(&flow, 0).map_err(cause)
+    }
+}
+
+/// What the kernel said.
+fn cause(error: MapError) -> io::Error {
+    match error {
+        MapError::SyscallError(error) => error.io_error,
+        MapError::IoError(error) => error,
+        other => io::Error::other(other),
+    }
+}

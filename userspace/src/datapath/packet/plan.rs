@@ -1,0 +1,224 @@
+//! Whether two connections can become one flow, and with which numbers: a pure function of what is known of both.
+
+use snisplice_common::packet::{
+    Tuple,
+    flow::{ECN, State, Way},
+    is_mapped,
+    look::Look,
+};
+
+use super::stats::Refusal;
+
+/// Bytes that timestamps take of each segment (RFC 7323 appendix A).
+const TIMESTAMP_BYTES: u32 = 12;
+
+/// What our own sockets may still have to deliver when a flow begins: as much as they send without hearing from the
+/// peer, since acknowledgements go to the other end from then on. An initial window (RFC 6928) holds more.
+pub(super) const PENDING_MOST: u64 = 10_000;
+
+/// What is known of one connection through its socket.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
+pub(super) struct Leg {
+    /// Its addresses.
+    pub(super) tuple: Tuple,
+    /// Whether neither side has finished.
+    pub(super) established: bool,
+    /// Timestamps were negotiated.
+    pub(super) timestamps: bool,
+    /// Selective acknowledgements were negotiated.
+    pub(super) sack: bool,
+    /// ECN was negotiated.
+    pub(super) ecn: bool,
+    /// The peer's window scale.
+    pub(super) peer_scale: u32,
+    /// The window scale that we announced.
+    pub(super) own_scale: u32,
+    /// Largest payload of a segment that we may send, with the usual options.
+    pub(super) send_mss: u32,
+    /// Largest segment that we announced, options included.
+    pub(super) announced_mss: u32,
+    /// Our timestamp now.
+    pub(super) clock: u32,
+    /// What the kernel says about sequence numbers and devices.
+    pub(super) look: Look,
+}
+
+/// How the flow begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Plan {
+    /// Up and down.
+    pub(super) ways: [Way; 2],
+    /// What the kernel takes for seen.
+    pub(super) state: State,
+}
+
+/// What can be told before the kernel is asked.
+pub(super) fn admit(client: &Leg, backend: &Leg) -> Result<(), Refusal> {
+    let refuse = |condition: bool, why| if condition { Err(why) } else { Ok(()) };
+    refuse(!client.established || !backend.established, Refusal::PeerClosed)?;
+    refuse(is_mapped(&client.tuple.remote) != is_mapped(&backend.tuple.remote), Refusal::Family)?;
+    refuse(client.tuple.local == client.tuple.remote, Refusal::Local)?;
+    refuse(backend.tuple.local == backend.tuple.remote, Refusal::Local)?;
+    refuse(client.timestamps != backend.timestamps, Refusal::Timestamps)?;
+    refuse(client.sack != backend.sack, Refusal::Sack)?;
+    let fits = |from: &Leg, to: &Leg| from.largest_received() <= to.send_mss;
+    refuse(!fits(client, backend) || !fits(backend, client), Refusal::Mss)
+}
+
+/// Numbers for a flow of which userspace holds `read` bytes of the client that it has not written to the backend.
+pub(super) fn plan(client: &Leg, backend: &Leg, read: usize) -> Result<Plan, Refusal> {
+    let (a, b) = (&client.look, &backend.look);
+    let read = u32::try_from(read).map_err(|_| Refusal::Pending)?;
+    let pending = [u64::from(read) + u64::from(a.unread()), u64::from(b.unread())];
+    // What was written before is not followed, so it must have arrived.
+    let unacknowledged = a.unacknowledged() != 0 || b.unacknowledged() != 0;
+    if unacknowledged || pending.iter().any(|bytes| *bytes > PENDING_MOST) {
+        return Err(Refusal::Pending);
+    }
+    let up = translation(client, backend, a.copied_seq.wrapping_sub(read));
+    let down = translation(backend, client, b.copied_seq);
+    // Either way's acknowledgements are about the other.
+    let ways = [
+        Way { ack: down.seq.wrapping_neg(), ack_start: a.write_seq, echo: down.stamp.wrapping_neg(), ..up },
+        Way { ack: up.seq.wrapping_neg(), ack_start: b.write_seq, echo: up.stamp.wrapping_neg(), ..down },
+    ];
+    // What we have allowed a peer to send, it may; what the other allows us, we may.
+    let allowed =
+        |from: &Leg, to: &Leg, pending: u64| pending + u64::from(from.look.rcv_wnd.max(to.look.snd_wnd));
+    let state =
+        State::new(pending, [allowed(client, backend, pending[0]), allowed(backend, client, pending[1])]);
+    Ok(Plan { ways, state })
+}
+
+/// The part of a way that does not depend on the other one. `first` is the number of the first byte that was not
+/// written to the other side.
+fn translation(from: &Leg, to: &Leg, first: u32) -> Way {
+    Way {
+        remote: to.tuple.remote,
+        local: to.tuple.local,
+        ports: ports(to.tuple.local_port, to.tuple.remote_port),
+        device: to.look.tx_device,
+        seq: to.look.write_seq.wrapping_sub(first),
+        // The peer's clock goes on from ours. It has read no less than when it last told us, so what the receiver
+        // sees never goes back (RFC 7323 section 5); and ours may be one more than it says.
+        stamp: to.clock.wrapping_add(1).wrapping_sub(from.look.ts_recent),
+        scale_from: from.peer_scale,
+        scale_to: to.own_scale,
+        seq_start: first,
+        flags: if from.ecn && to.ecn { ECN } else { 0 },
+        ..Way::default()
+    }
+}
+
+/// Source and destination port as they lie in a header.
+fn ports(source: u16, destination: u16) -> u32 {
+    let ([a, b], [c, d]) = (source.to_ne_bytes(), destination.to_ne_bytes());
+    u32::from_ne_bytes([a, b, c, d])
+}
+
+impl Leg {
+    /// Largest payload of a segment that the peer may send.
+    fn largest_received(&self) -> u32 {
+        self.announced_mss - if self.timestamps { TIMESTAMP_BYTES.min(self.announced_mss) } else { 0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn leg(remote: u8) -> Leg {
+        let address = |last| snisplice_common::packet::mapped(u32::from_ne_bytes([10, 0, 0, last]));
+        Leg {
+            tuple: Tuple { remote: address(remote), local: address(1), remote_port: 5, local_port: 6 },
+            established: true,
+            timestamps: true,
+            sack: true,
+            ecn: false,
+            peer_scale: 7,
+            own_scale: 9,
+            send_mss: 1_448,
+            announced_mss: 1_460,
+            clock: 1_000,
+            look: Look { tx_device: 3, ..Look::default() },
+        }
+    }
+
+    #[test]
+    fn equal_legs_are_admitted() {
+        assert_eq!(admit(&leg(2), &leg(3)), Ok(()));
+    }
+
+    #[test]
+    fn each_difference_is_refused_for_its_own_reason() {
+        let good = leg(2);
+        let other = |change: fn(&mut Leg)| {
+            let mut leg = leg(3);
+            change(&mut leg);
+            leg
+        };
+        for (bad, why) in [
+            (other(|leg| leg.established = false), Refusal::PeerClosed),
+            (other(|leg| leg.tuple.remote = [1, 2, 3, 4]), Refusal::Family),
+            (other(|leg| leg.tuple.local = leg.tuple.remote), Refusal::Local),
+            (other(|leg| leg.timestamps = false), Refusal::Timestamps),
+            (other(|leg| leg.sack = false), Refusal::Sack),
+            (other(|leg| leg.send_mss = 1_447), Refusal::Mss),
+            (other(|leg| leg.announced_mss = 1_461), Refusal::Mss),
+        ] {
+            assert_eq!(admit(&good, &bad), Err(why));
+            assert_eq!(admit(&bad, &good), Err(why));
+        }
+    }
+
+    #[test]
+    fn each_byte_has_one_number_on_each_leg() {
+        let mut client = leg(2);
+        // 100 bytes were read and not written, 30 are unread.
+        client.look = Look {
+            copied_seq: 50,
+            rcv_nxt: 80,
+            write_seq: 7_000,
+            snd_una: 7_000,
+            ts_recent: 60,
+            ..client.look
+        };
+        let mut backend = leg(3);
+        backend.look = Look {
+            copied_seq: 900,
+            rcv_nxt: 900,
+            write_seq: 4_000,
+            snd_una: 4_000,
+            ts_recent: 5_000,
+            ..backend.look
+        };
+        let Plan { ways: [up, down], state } =
+            plan(&client, &backend, 100).expect("nothing speaks against it");
+        assert_eq!(up.seq_start, 0_u32.wrapping_sub(50));
+        assert_eq!(up.seq_start.wrapping_add(up.seq), 4_000);
+        assert_eq!(down.seq_start.wrapping_add(down.seq), 7_000);
+        // What the client acknowledges on its leg, the backend sees acknowledged on its own.
+        assert_eq!(7_000_u32.wrapping_add(up.ack), 900);
+        assert_eq!(4_000_u32.wrapping_add(down.ack), up.seq_start);
+        assert_eq!((up.ack_start, down.ack_start), (7_000, 4_000));
+        // Timestamps go on from ours, and come back as what they were.
+        assert_eq!(60_u32.wrapping_add(up.stamp), 1_001);
+        assert_eq!(1_001_u32.wrapping_add(down.echo), 60);
+        assert_eq!(5_000_u32.wrapping_add(down.stamp).wrapping_add(up.echo), 5_000);
+        assert_eq!((state.ways[0].sent, state.ways[1].sent), (130, 0));
+        assert_eq!((up.scale_from, up.scale_to), (7, 9));
+    }
+
+    #[test]
+    fn what_is_not_delivered_yet_waits() {
+        let clean = leg(2);
+        let late = Leg { look: Look { write_seq: 1, ..clean.look }, ..clean };
+        assert_eq!(plan(&late, &clean, 0), Err(Refusal::Pending));
+        assert_eq!(plan(&clean, &late, 0), Err(Refusal::Pending));
+        let full = Leg { look: Look { rcv_nxt: 10_001, ..clean.look }, ..clean };
+        assert_eq!(plan(&full, &clean, 0), Err(Refusal::Pending));
+        assert_eq!(plan(&clean, &clean, 10_001), Err(Refusal::Pending));
+        assert!(plan(&clean, &clean, 10_000).is_ok());
+    }
+}

@@ -1,0 +1,102 @@
+//! What the packet datapath counts in userspace. The kernel's own totals are [`snisplice_common::packet::Totals`].
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// Why a connection is relayed instead. The metric label of `packet_refused_total`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// One of the peers has already sent FIN or RST.
+    PeerClosed,
+    /// One leg is IPv4, the other IPv6.
+    Family,
+    /// A peer is on this host and in this network namespace.
+    Local,
+    /// A device has no Ethernet headers, or the programs cannot be attached to it.
+    Device,
+    /// One leg has negotiated timestamps, the other not.
+    Timestamps,
+    /// One leg has negotiated selective acknowledgements, the other not.
+    Sack,
+    /// A peer may send segments that are too large for the other leg.
+    Mss,
+    /// A protocol such as kTLS sits on top of a socket.
+    Protocol,
+    /// The kernel translates the addresses of a leg.
+    Nat,
+    /// Too many bytes are still to be delivered by our own sockets.
+    Pending,
+    /// All places for flows are taken.
+    Full,
+    /// Another flow of the same addresses is not over yet.
+    Busy,
+    /// Anything else.
+    Other,
+}
+
+impl Refusal {
+    /// Every reason there is.
+    pub const ALL: [Self; 13] = [
+        Self::PeerClosed,
+        Self::Family,
+        Self::Local,
+        Self::Device,
+        Self::Timestamps,
+        Self::Sack,
+        Self::Mss,
+        Self::Protocol,
+        Self::Nat,
+        Self::Pending,
+        Self::Full,
+        Self::Busy,
+        Self::Other,
+    ];
+
+    /// Metric and log label.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::PeerClosed => "peer_closed",
+            Self::Family => "family",
+            Self::Local => "local",
+            Self::Device => "device",
+            Self::Timestamps => "timestamps",
+            Self::Sack => "sack",
+            Self::Mss => "mss",
+            Self::Protocol => "protocol",
+            Self::Nat => "nat",
+            Self::Pending => "pending",
+            Self::Full => "full",
+            Self::Busy => "busy",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// Counted by all workers of a process.
+#[derive(Debug, Default)]
+pub struct Stats {
+    begun: AtomicU64,
+    refused: [AtomicU64; Refusal::ALL.len()],
+}
+
+impl Stats {
+    /// Connections that are or were carried in packets.
+    #[must_use]
+    pub fn begun(&self) -> u64 {
+        self.begun.load(Relaxed)
+    }
+
+    /// Connections that the relay carries instead, for this reason.
+    #[must_use]
+    pub fn refused(&self, why: Refusal) -> u64 {
+        self.refused[why as usize].load(Relaxed)
+    }
+
+    pub(super) fn begin(&self) {
+        self.begun.fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn refuse(&self, why: Refusal) {
+        self.refused[why as usize].fetch_add(1, Relaxed);
+    }
+}

@@ -1,0 +1,315 @@
+//! What this process has in the kernel for the packet datapath: three programs, their maps, the devices that they are
+//! attached to, and the thread that hears of flows that end.
+//!
+//! Nothing is pinned: the maps can be looked at while the process runs (`bpftool map dump name SNI_STATES`), and
+//! everything goes with it, however it ends.
+
+use std::{
+    collections::HashMap,
+    fmt, io,
+    os::fd::{AsFd, OwnedFd},
+    sync::{Arc, Mutex, PoisonError, RwLock},
+};
+
+use aya::{
+    Btf, Ebpf, EbpfLoader,
+    maps::{Map, MapData, MapError, PerCpuArray, RingBuf},
+    programs::{ProgramError, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions, tc},
+    util::KernelVersion,
+};
+use rustix::{
+    event::{EventfdFlags, eventfd},
+    net::{AddressFamily, SocketType, netdevice::index_to_name_inlined, socket},
+};
+use snisplice_common::packet::{
+    Totals, Tuple,
+    look::{LEGS, Look, OFFSET},
+    name,
+};
+use thiserror::Error;
+
+use self::{endings::Listener, layout::Layout};
+use super::{LoadError, signals::Signals, taken};
+use crate::{datapath::packet::stats::Stats, socket::hardware_type};
+
+mod endings;
+mod layout;
+mod probe;
+
+pub(crate) use endings::LOOK;
+pub use probe::ProbeError;
+
+/// The object that `cargo xtask ebpf` makes of the `ebpf` crate.
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/prebuilt/snisplice-packet.bpf.o");
+
+/// Why the programs are not on a device.
+#[derive(Debug, Error)]
+pub enum AttachError {
+    /// Its packets have no Ethernet headers; the loopback device counts among these.
+    #[error("it is not an Ethernet device")]
+    NotEthernet,
+    /// There is no such device any more.
+    #[error("there is no such device: {0}")]
+    NoDevice(#[source] io::Error),
+    /// The kernel refuses.
+    #[error("cannot attach to it: {0}")]
+    Program(#[from] ProgramError),
+}
+
+/// The loaded programs and their maps; one for the process, shared by its workers.
+pub struct Programs {
+    // Stops before the maps go.
+    listener: Listener,
+    fds: Fds,
+    totals: Arc<PerCpuArray<MapData, Totals>>,
+    stats: Stats,
+    /// Places in the arrays that no flow has.
+    free: Mutex<Vec<u32>>,
+    /// By the index of the device: whether the programs are on it.
+    devices: RwLock<HashMap<u32, bool>>,
+    /// Low descriptors for what keeps the programs on devices.
+    reserved: Mutex<Vec<OwnedFd>>,
+    // Detaches the programs when it is dropped.
+    ebpf: RwLock<Ebpf>,
+}
+
+/// One descriptor of each map that workers use.
+#[derive(Debug)]
+struct Fds {
+    tuples: OwnedFd,
+    rules: OwnedFd,
+    states: OwnedFd,
+}
+
+impl Programs {
+    /// Loads the programs, with room for so many flows. Needs `CAP_BPF`, `CAP_NET_ADMIN` and `CAP_PERFMON`, and a
+    /// kernel with BTF, 5.11 or later.
+    pub fn load(flows: u32) -> Result<Arc<Self>, LoadError> {
+        let layout = Layout::of_running_kernel()?;
+        let mut loader = EbpfLoader::new();
+        let btf = Btf::from_sys_fs()?;
+        loader.btf(Some(&btf));
+        for (name, offset) in layout.globals() {
+            loader.override_global(name, offset, true);
+        }
+        let mut ebpf = loader
+            .map_max_entries(name::TUPLES, flows.saturating_mul(2))
+            .map_max_entries(name::RULES, flows)
+            .map_max_entries(name::STATES, flows)
+            .load(OBJECT)?;
+        for name in [name::INGRESS, name::EGRESS, name::LOOK] {
+            program(&mut ebpf, name)?.load()?;
+        }
+        let fds = Fds {
+            tuples: descriptor(&ebpf, name::TUPLES)?,
+            rules: descriptor(&ebpf, name::RULES)?,
+            states: descriptor(&ebpf, name::STATES)?,
+        };
+        let ring = RingBuf::try_from(taken(&mut ebpf, name::EVENTS)?)?;
+        let totals = Arc::new(PerCpuArray::try_from(taken(&mut ebpf, name::TOTALS)?)?);
+        let listener = Listener::start(ring, totals.clone()).map_err(LoadError::Listen)?;
+        Ok(Arc::new(Self {
+            listener,
+            fds,
+            totals,
+            stats: Stats::default(),
+            // The lowest first, which keeps what is in use together.
+            free: Mutex::new((0..flows).rev().collect()),
+            devices: RwLock::default(),
+            reserved: Mutex::new(reserve()?),
+            ebpf: RwLock::new(ebpf),
+        }))
+    }
+
+    /// What the programs have counted since they were loaded, over all CPUs.
+    pub fn totals(&self) -> Result<Totals, MapError> {
+        total(&self.totals)
+    }
+
+    /// What userspace has counted.
+    #[must_use]
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// Tries out on loopback whether what the programs tell of sockets is true.
+    pub fn probe(&self) -> Result<(), ProbeError> {
+        probe::look(self)
+    }
+
+    /// Lets a worker hear of its flows: those whose token has the returned number are marked in `signals`.
+    pub fn register(&self, signals: Arc<Signals>) -> u16 {
+        self.listener.register(signals)
+    }
+
+    /// Ends what [`Programs::register`] began.
+    pub fn unregister(&self, worker: u16) {
+        self.listener.unregister(worker);
+    }
+
+    /// A place for a flow; `None` if all are taken.
+    #[must_use]
+    pub fn reserve(&self) -> Option<u32> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    }
+
+    /// Gives a place back.
+    pub fn release(&self, flow: u32) {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(flow);
+    }
+
+    /// Whether the programs are on the device; `None` if nobody has asked for it yet.
+    #[must_use]
+    pub fn is_attached(&self, device: u32) -> Option<bool> {
+        self.devices.read().unwrap_or_else(PoisonError::into_inner).get(&device).copied()
+    }
+
+    /// Puts the programs on the device with this index, behind those of others. Where that cannot be, it is not tried
+    /// again.
+    pub fn attach(&self, device: u32) -> Result<(), AttachError> {
+        let mut ebpf = self.ebpf.write().unwrap_or_else(PoisonError::into_inner);
+        // Someone else may have been faster.
+        if self.is_attached(device) == Some(true) {
+            return Ok(());
+        }
+        let mut reserved = self.reserved.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = attach(&mut ebpf, device, &mut reserved);
+        self.devices.write().unwrap_or_else(PoisonError::into_inner).insert(device, result.is_ok());
+        result
+    }
+
+    /// Looks at the sockets of both legs. Fails with `NotFound` if one of them is not there.
+    pub fn look(&self, tuples: [Tuple; LEGS]) -> io::Result<[Look; LEGS]> {
+        let mut packet = [0; OFFSET + LEGS * size_of::<Look>()];
+        for (at, tuple) in tuples.into_iter().enumerate() {
+            write(&mut packet, at, &Look::at(tuple));
+        }
+        let mut answered = packet;
+        let ebpf = self.ebpf.read().unwrap_or_else(PoisonError::into_inner);
+        let program = ebpf.program(name::LOOK).ok_or(io::ErrorKind::NotFound)?;
+        let program: &SchedClassifier = program.try_into().map_err(io::Error::other)?;
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(&packet);
+        options.data_out = Some(&mut answered);
+        let result = program.test_run(options).map_err(io::Error::other)?;
+        if result.return_value != 0 {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        Ok([read(&answered, 0), read(&answered, 1)])
+    }
+
+    /// Runs the program that devices' packets go through on `packet`, and returns its verdict and what became of the
+    /// packet. For tests.
+    pub fn try_packet(&self, packet: &[u8]) -> io::Result<(u32, Vec<u8>)> {
+        let mut out = vec![0; packet.len() + 64];
+        let ebpf = self.ebpf.read().unwrap_or_else(PoisonError::into_inner);
+        let program = ebpf.program(name::INGRESS).ok_or(io::ErrorKind::NotFound)?;
+        let program: &SchedClassifier = program.try_into().map_err(io::Error::other)?;
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(packet);
+        options.data_out = Some(&mut out);
+        let result = program.test_run(options).map_err(io::Error::other)?;
+        out.truncate(result.data_size_out as usize);
+        Ok((result.return_value, out))
+    }
+
+    /// A descriptor of `SNI_TUPLES` for another user of the map.
+    pub fn tuples(&self) -> io::Result<OwnedFd> {
+        self.fds.tuples.try_clone()
+    }
+
+    /// A descriptor of `SNI_RULES` for another user of the map.
+    pub fn rules(&self) -> io::Result<OwnedFd> {
+        self.fds.rules.try_clone()
+    }
+
+    /// A descriptor of `SNI_STATES` for another user of the map.
+    pub fn states(&self) -> io::Result<OwnedFd> {
+        self.fds.states.try_clone()
+    }
+}
+
+impl fmt::Debug for Programs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Programs").field("fds", &self.fds).field("stats", &self.stats).finish_non_exhaustive()
+    }
+}
+
+/// Descriptors of a device: one for each program on it.
+const DESCRIPTORS: usize = 2;
+/// Devices for which descriptors are reserved. Those of further ones are not low, and should the process be killed,
+/// the oldest flows over them may end only with their next packet.
+const DEVICES: usize = 16;
+
+/// Opens descriptors to be closed again.
+fn reserve() -> Result<Vec<OwnedFd>, LoadError> {
+    let open = || Ok(eventfd(0, EventfdFlags::CLOEXEC)?);
+    (0..DEVICES * DESCRIPTORS).map(|_| open().map_err(LoadError::Listen)).collect()
+}
+
+fn attach(ebpf: &mut Ebpf, device: u32, reserved: &mut Vec<OwnedFd>) -> Result<(), AttachError> {
+    // Any socket will do to ask for devices.
+    let asker = socket(AddressFamily::INET, SocketType::DGRAM, None);
+    let asker = asker.map_err(|error| AttachError::NoDevice(error.into()))?;
+    let interface = index_to_name_inlined(&asker, device);
+    let interface = interface.map_err(|error| AttachError::NoDevice(error.into()))?;
+    let interface = interface.as_str();
+    // Packets with other headers, or none, are not understood.
+    if hardware_type(&asker, interface).map_err(AttachError::NoDevice)? != libc::ARPHRD_ETHER {
+        return Err(AttachError::NotEthernet);
+    }
+    if KernelVersion::current().is_ok_and(|version| version < KernelVersion::new(6, 6, 0)) {
+        // It may be there already, and it stays: others may use it meanwhile.
+        let _ = tc::qdisc_add_clsact(interface);
+    }
+    // When a process dies, the kernel closes what was opened last first. The sockets' resets shall still find the
+    // programs, so what keeps those on the device takes the descriptors that are freed here.
+    reserved.truncate(reserved.len().saturating_sub(DESCRIPTORS));
+    // The way out first: from then on our own sockets are quiet in the flows that the way in carries.
+    for (name, side) in [(name::EGRESS, TcAttachType::Egress), (name::INGRESS, TcAttachType::Ingress)] {
+        let program = ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)?;
+        let program: &mut SchedClassifier = program.try_into()?;
+        program.attach(interface, side)?;
+    }
+    tracing::debug!(interface, "carrying packets");
+    Ok(())
+}
+
+fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut SchedClassifier, LoadError> {
+    Ok(ebpf.program_mut(name).ok_or(LoadError::Missing(name))?.try_into()?)
+}
+
+fn descriptor(ebpf: &Ebpf, name: &'static str) -> Result<OwnedFd, LoadError> {
+    let data = match ebpf.map(name).ok_or(LoadError::Missing(name))? {
+        Map::HashMap(data) | Map::Array(data) => data,
+        _ => return Err(LoadError::Missing(name)),
+    };
+    data.fd().as_fd().try_clone_to_owned().map_err(LoadError::Listen)
+}
+
+/// Adds up what each CPU counted.
+fn total(totals: &PerCpuArray<MapData, Totals>) -> Result<Totals, MapError> {
+    let mut sum = Totals::default();
+    for cpu in totals.get(&0, 0)?.iter() {
+        sum += *cpu;
+    }
+    Ok(sum)
+}
+
+/// Where a question or answer is in the made-up packet.
+fn place(at: usize) -> std::ops::Range<usize> {
+    let start = OFFSET + at * size_of::<Look>();
+    start..start + size_of::<Look>()
+}
+
+fn write(packet: &mut [u8], at: usize, look: &Look) {
+    // SAFETY: a `Look` consists of integers without padding, so each of its bytes is initialised.
+    let bytes =
+        unsafe { std::slice::from_raw_parts(std::ptr::from_ref(look).cast::<u8>(), size_of::<Look>()) };
+    packet[place(at)].copy_from_slice(bytes);
+}
+
+fn read(packet: &[u8], at: usize) -> Look {
+    // SAFETY: the slice is as long as a `Look`, which consists of integers: every bit pattern is valid.
+    unsafe { packet[place(at)].as_ptr().cast::<Look>().read_unaligned() }
+}

@@ -1,0 +1,44 @@
+//! The totals of the packet programs, read from their maps at each scrape.
+
+use std::{fmt, sync::Arc};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric},
+    metrics::counter::ConstCounter,
+};
+
+use super::kernel::by_reason;
+use crate::{datapath::packet::stats::Refusal, kernel::packet::Programs};
+
+/// Shows what the loaded programs have counted.
+pub struct PacketCounters(pub Arc<Programs>);
+
+impl fmt::Debug for PacketCounters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PacketCounters")
+    }
+}
+
+impl Collector for PacketCounters {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
+        let Ok(totals) = self.0.totals() else { return Ok(()) };
+        let stats = self.0.stats();
+        let totals = [
+            ("packet_flows", "Connections that are or were carried in packets", stats.begun()),
+            ("packet_packets", "Packets (after GRO) sent on", totals.packets),
+            ("packet_bytes", "Bytes of payload sent on, retransmissions included", totals.bytes),
+            ("packet_held", "Packets dropped while a flow began or was reset", totals.held),
+            ("packet_own_passed", "Packets of own sockets let through in a flow", totals.own_passed),
+            ("packet_own_dropped", "Packets of own sockets dropped in a flow", totals.own_dropped),
+            ("packet_failed", "Packets of flows that could not be sent on", totals.failed),
+            ("packet_lost_events", "Notices to userspace that found no room", totals.lost_events),
+        ];
+        for (name, help, value) in totals {
+            let counter = ConstCounter::new(value);
+            counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
+        }
+        let refused = Refusal::ALL.map(|why| (why.label(), stats.refused(why)));
+        by_reason(&mut encoder, "packet_refused", "Connections relayed instead, by reason", refused)
+    }
+}

@@ -1,0 +1,331 @@
+//! The packet programs on made-up packets, in the running kernel: they must do what the functions do that they are
+//! made of.
+//!
+//! Without the privilege to load programs the tests are reported as ignored; with `SNISPLICE_REQUIRE_ALL=1` they
+//! fail instead.
+
+use std::{process::ExitCode, sync::Arc};
+
+use aya::maps::{Array, HashMap, Map, MapData};
+use libtest_mimic::{Arguments, Trial};
+use snisplice::{datapath::packet::leg::tuple, kernel::packet::Programs};
+use snisplice_common::packet::{
+    Slot, Tuple,
+    flow::{CARRY, HOLD, OFF, OVER, Rules, Standing, State, Way},
+    header::{IPV4_BYTES, IPV6_BYTES, TCP_BYTES, flag, readdress_v4, readdress_v6, translate},
+};
+
+/// The program leaves a packet to whoever comes next (`TCX_NEXT`, which is -1).
+const NEXT: u32 = u32::MAX;
+/// It drops the packet (`TCX_DROP`).
+const DROP: u32 = 2;
+/// It sends the packet to another device (`TCX_REDIRECT`).
+const REDIRECT: u32 = 7;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let usable = Programs::load(16);
+    let required = std::env::var_os("SNISPLICE_REQUIRE_ALL").is_some_and(|value| value == "1");
+    if let Err(error) = &usable {
+        eprintln!("the kernel's part cannot be tested here: {error}");
+    }
+    let ignored = usable.is_err() && !required;
+    let trials = [
+        trial("the_probe_passes", || Programs::load(16).expect("loads").probe().expect("is understood")),
+        trial("ipv4_packets_are_translated", || translated(false)),
+        trial("ipv6_packets_are_translated", || translated(true)),
+        trial("what_belongs_to_no_flow_is_left_alone", left_alone),
+        trial("what_cannot_be_translated_is_left_to_the_stack", not_understood),
+        trial("modes_decide", modes_decide),
+        trial("a_flow_is_followed_to_its_end", followed_to_its_end),
+    ];
+    let trials = trials.into_iter().map(|trial| trial.with_ignored_flag(ignored)).collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// A trial that fails by panicking, as a test does.
+fn trial(name: &'static str, test: fn()) -> Trial {
+    Trial::test(name, move || {
+        test();
+        Ok(())
+    })
+}
+
+/// The programs with one flow in their maps.
+struct Lab {
+    programs: Arc<Programs>,
+    tuples: HashMap<MapData, Tuple, Slot>,
+    rules: Array<MapData, Rules>,
+    states: Array<MapData, State>,
+}
+
+const FLOW: u32 = 3;
+
+impl Lab {
+    fn new(v6: bool) -> Self {
+        let programs = Programs::load(16).expect("the kernel takes the programs");
+        let data = |fd: std::io::Result<_>| MapData::from_fd(fd.expect("a descriptor")).expect("a map");
+        let mut lab = Self {
+            tuples: HashMap::try_from(Map::HashMap(data(programs.tuples()))).expect("a hash"),
+            rules: Array::try_from(Map::Array(data(programs.rules()))).expect("an array"),
+            states: Array::try_from(Map::Array(data(programs.states()))).expect("an array"),
+            programs,
+        };
+        for way in [0, 1] {
+            let slot = Slot { flow: FLOW, way };
+            lab.tuples.insert(leg(v6, way), slot, 0).expect("room for a tuple");
+        }
+        lab.set(rules(v6, CARRY));
+        lab.states.set(FLOW, State::new([0, 0], [60_000, 60_000]), 0).expect("a place in the array");
+        lab
+    }
+
+    fn set(&mut self, rules: Rules) {
+        self.rules.set(FLOW, rules, 0).expect("a place in the array");
+    }
+
+    fn run(&self, packet: &[u8]) -> (u32, Vec<u8>) {
+        self.programs.try_packet(packet).expect("the program runs")
+    }
+
+    fn state(&self) -> State {
+        self.states.get(&FLOW, 0).expect("a place in the array")
+    }
+}
+
+/// The client's leg, or the backend's.
+fn leg(v6: bool, way: u32) -> Tuple {
+    let (local, remote) = match (v6, way) {
+        (false, 0) => ("10.0.1.1:443", "10.0.1.2:40000"),
+        (false, _) => ("10.0.2.1:50000", "10.0.2.2:8443"),
+        (true, 0) => ("[fd00:1::1]:443", "[fd00:1::2]:40000"),
+        (true, _) => ("[fd00:2::1]:50000", "[fd00:2::2]:8443"),
+    };
+    tuple(local.parse().expect("an address"), remote.parse().expect("an address"))
+}
+
+fn rules(v6: bool, mode: u32) -> Rules {
+    let way = |to: Tuple, seq: u32, ack: u32| {
+        let ports = [to.local_port.to_ne_bytes(), to.remote_port.to_ne_bytes()].concat();
+        Way {
+            remote: to.remote,
+            local: to.local,
+            ports: u32::from_ne_bytes(ports.try_into().expect("four bytes")),
+            // The loopback device, which is there in every namespace.
+            device: 1,
+            seq,
+            ack,
+            stamp: 77_777,
+            echo: 0_u32.wrapping_sub(88_888),
+            scale_from: 3,
+            scale_to: 1,
+            seq_start: 1_000,
+            ack_start: 2_000,
+            flags: 0,
+            reserved: 0,
+        }
+    };
+    let ways =
+        [way(leg(v6, 1), 0xffff_0000, 12_345), way(leg(v6, 0), 0x0001_0000, 0_u32.wrapping_sub(12_345))];
+    Rules { token: 0, mode, reserved: 0, ways }
+}
+
+/// What differs between packets.
+#[derive(Clone)]
+struct Segment {
+    seq: u32,
+    ack: u32,
+    flags: u8,
+    options: Vec<u8>,
+    payload: Vec<u8>,
+}
+
+impl Default for Segment {
+    fn default() -> Self {
+        Self { seq: 1_000, ack: 2_000, flags: flag::ACK, options: Vec::new(), payload: vec![9; 101] }
+    }
+}
+
+/// A packet on the client's or the backend's leg, with right checksums.
+fn packet(v6: bool, way: u32, segment: &Segment) -> Vec<u8> {
+    let tuple = leg(v6, way);
+    let options = segment.options.len().div_ceil(4) * 4;
+    let mut tcp = Vec::new();
+    tcp.extend(tuple.remote_port.to_ne_bytes());
+    tcp.extend(tuple.local_port.to_ne_bytes());
+    tcp.extend(segment.seq.to_be_bytes());
+    tcp.extend(segment.ack.to_be_bytes());
+    tcp.extend([u8::try_from((20 + options) / 4).expect("short options") << 4, segment.flags]);
+    tcp.extend([0x10, 0x01, 0, 0, 0, 5]);
+    tcp.extend(&segment.options);
+    tcp.resize(20 + options, 0);
+    tcp.extend(&segment.payload);
+    let words = |words: &[u32]| words.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<_>>();
+    let length = u16::try_from(tcp.len()).expect("a short packet");
+    let mut packet = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+    let addresses = if v6 {
+        packet.extend([0x86, 0xdd, 0x6a, 0xb1, 0x23, 0x45]);
+        packet.extend(length.to_be_bytes());
+        packet.extend([6, 17]);
+        [words(&tuple.remote), words(&tuple.local)].concat()
+    } else {
+        packet.extend([0x08, 0x00, 0x45, 0xb9]);
+        packet.extend((length + 20).to_be_bytes());
+        packet.extend([0xab, 0xcd, 0x40, 0, 17, 6, 0, 0]);
+        [words(&tuple.remote[3..]), words(&tuple.local[3..])].concat()
+    };
+    packet.extend(&addresses);
+    if !v6 {
+        let sum = checksum(&packet[14..34], 0);
+        packet[24..26].copy_from_slice(&sum.to_be_bytes());
+    }
+    let pseudo = [addresses, vec![0, 6], length.to_be_bytes().to_vec()].concat();
+    let sum = checksum(&tcp, u32::from(!checksum(&pseudo, 0)));
+    tcp[16..18].copy_from_slice(&sum.to_be_bytes());
+    packet.extend(tcp);
+    packet
+}
+
+/// The whole checksum, added up anew.
+fn checksum(bytes: &[u8], start: u32) -> u16 {
+    let sum = bytes
+        .chunks(2)
+        .fold(start, |sum, pair| sum + (u32::from(pair[0]) << 8) + pair.get(1).copied().map_or(0, u32::from));
+    let once = (sum >> 16) + (sum & 0xffff);
+    !u16::try_from((once >> 16) + (once & 0xffff)).expect("folded")
+}
+
+/// Whether all checksums of a packet are right.
+fn is_valid(v6: bool, packet: &[u8]) -> bool {
+    let (addresses, tcp) =
+        if v6 { (&packet[22..54], &packet[54..]) } else { (&packet[26..34], &packet[34..]) };
+    let length = u16::try_from(tcp.len()).expect("a short packet");
+    let pseudo = [addresses, &[0, 6], &length.to_be_bytes()].concat();
+    let right = checksum(tcp, u32::from(!checksum(&pseudo, 0))) == 0;
+    right && (v6 || checksum(&packet[14..34], 0) == 0)
+}
+
+/// What the functions make of a packet.
+fn expected(v6: bool, way: &Way, packet: &[u8]) -> Vec<u8> {
+    let mut packet = packet.to_vec();
+    let l4 = if v6 { 14 + IPV6_BYTES } else { 14 + IPV4_BYTES };
+    let length = usize::from(packet[l4 + 12] >> 4) * 4;
+    let mut tcp = [0; TCP_BYTES];
+    tcp[..length].copy_from_slice(&packet[l4..l4 + length]);
+    let header = translate(&mut tcp, length, way);
+    let pseudo = if v6 {
+        let ip: &mut [u8; IPV6_BYTES] = (&mut packet[14..l4]).try_into().expect("a header");
+        readdress_v6(ip, way)
+    } else {
+        let ip: &mut [u8; IPV4_BYTES] = (&mut packet[14..l4]).try_into().expect("a header");
+        readdress_v4(ip, way)
+    };
+    let old = u16::from_be_bytes([tcp[16], tcp[17]]);
+    tcp[16..18].copy_from_slice(&header.apply(pseudo.apply(old)).to_be_bytes());
+    packet[l4..l4 + length].copy_from_slice(&tcp[..length]);
+    packet
+}
+
+fn timestamps() -> Vec<u8> {
+    vec![1, 1, 8, 10, 0, 0, 1, 0, 0, 2, 0, 0]
+}
+
+fn blocks(count: u8) -> Vec<u8> {
+    let edges = (0..count * 2).flat_map(|edge| [0, 0, edge, 7]);
+    [1, 1, 5, 2 + 8 * count].into_iter().chain(edges).collect()
+}
+
+fn translated(v6: bool) {
+    let lab = Lab::new(v6);
+    let segments = [
+        vec![],
+        timestamps(),
+        [timestamps(), blocks(3)].concat(),
+        blocks(4),
+        blocks(1),
+        // At odd offsets, padded with what nobody uses, and cut off.
+        [vec![1], timestamps()[2..].to_vec(), vec![5, 10, 1, 2, 3, 4, 5, 6, 7, 8]].concat(),
+        vec![254, 6, 1, 2, 3, 4, 8, 10, 0, 0],
+        vec![1; 40],
+    ];
+    for options in segments {
+        for way in [0, 1] {
+            for payload in [0, 1, 101, 1_400] {
+                let segment =
+                    Segment { options: options.clone(), payload: vec![3; payload], ..Segment::default() };
+                let original = packet(v6, way, &segment);
+                assert!(is_valid(v6, &original), "the test's own packet");
+                let (verdict, out) = lab.run(&original);
+                assert_eq!(verdict, REDIRECT, "{options:?}");
+                assert_eq!(out, expected(v6, &rules(v6, CARRY).ways[way as usize], &original), "{options:?}");
+                assert!(is_valid(v6, &out), "checksums after {options:?} with {payload} bytes");
+            }
+        }
+    }
+}
+
+fn left_alone() {
+    let mut lab = Lab::new(false);
+    lab.tuples.remove(&leg(false, 1)).expect("it is there");
+    let original = packet(false, 1, &Segment::default());
+    assert_eq!(lab.run(&original), (NEXT, original));
+    // Neither IPv4 nor IPv6.
+    let mut other = packet(false, 0, &Segment::default());
+    other[12..14].copy_from_slice(&[0x08, 0x06]);
+    assert_eq!(lab.run(&other), (NEXT, other));
+}
+
+fn not_understood() {
+    let lab = Lab::new(false);
+    let changed = |at: usize, byte: u8| {
+        let mut packet = packet(false, 0, &Segment::default());
+        packet[at] = byte;
+        packet
+    };
+    // More fragments, a fragment's offset, options, another protocol, another version.
+    for packet in [changed(20, 0x20), changed(21, 1), changed(14, 0x46), changed(23, 17), changed(14, 0x65)] {
+        assert_eq!(lab.run(&packet), (NEXT, packet));
+    }
+    let v6 = Lab::new(true);
+    let mut packet = packet(true, 0, &Segment::default());
+    // An extension header.
+    packet[20] = 0;
+    assert_eq!(v6.run(&packet), (NEXT, packet));
+}
+
+fn modes_decide() {
+    let mut lab = Lab::new(false);
+    let data = packet(false, 0, &Segment::default());
+    let begin = packet(false, 0, &Segment { flags: flag::SYN, ..Segment::default() });
+    for (mode, of_data, of_begin) in
+        [(OFF, NEXT, NEXT), (HOLD, DROP, DROP), (CARRY, REDIRECT, REDIRECT), (OVER, REDIRECT, NEXT)]
+    {
+        lab.set(rules(false, mode));
+        assert_eq!((lab.run(&data).0, lab.run(&begin).0), (of_data, of_begin), "mode {mode}");
+    }
+    // A new connection from the old address.
+    assert_eq!(lab.run(&data).0, NEXT);
+    assert_eq!(lab.run(&packet(false, 1, &Segment::default())).0, REDIRECT);
+}
+
+fn followed_to_its_end() {
+    let lab = Lab::new(false);
+    let see = |way, seq, ack, flags, payload: usize| {
+        let flags = flags | flag::ACK;
+        let segment = Segment { seq, ack, flags, payload: vec![1; payload], ..Segment::default() };
+        assert_eq!(lab.run(&packet(false, way, &segment)).0, REDIRECT);
+    };
+    see(0, 1_000, 2_000, 0, 100);
+    see(1, 1_000, 2_100, 0, 50);
+    see(0, 1_100, 2_050, flag::FIN, 0);
+    assert_eq!(lab.state().standing(), Standing::Open);
+    see(1, 1_050, 2_101, flag::FIN, 0);
+    see(0, 1_101, 2_051, 0, 0);
+    let state = lab.state();
+    assert_eq!(state.standing(), Standing::Finished);
+    assert_eq!((state.delivered(0), state.delivered(1)), (100, 50));
+    assert_eq!((state.ways[0].packets, state.ways[1].packets), (3, 2));
+    assert!(state.ways[0].last_seen > 0);
+    let totals = lab.programs.totals().expect("totals");
+    assert_eq!((totals.packets, totals.bytes, totals.failed), (5, 150, 0));
+}
