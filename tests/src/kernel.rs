@@ -46,6 +46,29 @@ impl Held {
     }
 }
 
+/// The programs that a process has attached to devices, one for each device and side, by their ids.
+pub fn attached_by(pid: u32) -> Result<Vec<u32>> {
+    let mut programs = Vec::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
+        // It may have been closed in the meantime.
+        let Ok(info) = fs::read_to_string(entry?.path()) else { continue };
+        let field = |name| info.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        if field("link_type:") == Some("tcx")
+            && let Some(id) = field("prog_id:")
+        {
+            programs.push(id.parse()?);
+        }
+    }
+    Ok(programs)
+}
+
+/// Whether the kernel still has the program.
+#[must_use]
+pub fn has_program(id: u32) -> bool {
+    let shown = Command::new("bpftool").args(["prog", "show", "id", &id.to_string()]).output();
+    shown.is_ok_and(|shown| shown.status.success())
+}
+
 /// The kernel's log from the moment that this is opened.
 #[derive(Debug)]
 pub struct Log(File);

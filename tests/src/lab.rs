@@ -21,6 +21,8 @@ pub enum Datapath {
     Sockmap,
     /// Copied first, and moved into the kernel in mid-flow: as soon as a direction has moved two messages.
     Adaptive,
+    /// Sent on in the kernel, packet by packet.
+    Packet,
 }
 
 impl Datapath {
@@ -31,6 +33,7 @@ impl Datapath {
             Self::Relay => "relay",
             Self::Sockmap => "sockmap",
             Self::Adaptive => "adaptive",
+            Self::Packet => "packet",
         }
     }
 
@@ -38,9 +41,8 @@ impl Datapath {
     #[must_use]
     pub fn option(self) -> &'static str {
         match self {
-            Self::Relay => "relay",
-            Self::Sockmap => "sockmap",
             Self::Adaptive => "auto",
+            other => other.name(),
         }
     }
 
@@ -51,6 +53,7 @@ impl Datapath {
             Self::Relay => &["relay"],
             Self::Sockmap => &["sockmap"],
             Self::Adaptive => &["relay", "sockmap"],
+            Self::Packet => &["packet"],
         }
     }
 }

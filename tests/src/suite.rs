@@ -31,7 +31,8 @@ impl Case {
     /// A test that must hold under every datapath.
     #[must_use]
     pub const fn each(name: &'static str, test: fn(&Lab) -> Result<()>) -> Self {
-        Self { name, test, datapaths: &[Datapath::Relay, Datapath::Sockmap, Datapath::Adaptive] }
+        const ALL: &[Datapath] = &[Datapath::Relay, Datapath::Sockmap, Datapath::Adaptive, Datapath::Packet];
+        Self { name, test, datapaths: ALL }
     }
 
     /// A test in which no byte is carried, or that is about the datapath that needs no privilege.
@@ -46,7 +47,13 @@ impl Case {
         Self { name, test, datapaths: &[Datapath::Adaptive] }
     }
 
-    /// A test of what only the kernel datapath does.
+    /// A test of what only the packet datapath does.
+    #[must_use]
+    pub const fn packet(name: &'static str, test: fn(&Lab) -> Result<()>) -> Self {
+        Self { name, test, datapaths: &[Datapath::Packet] }
+    }
+
+    /// A test of what only the sockmap datapath does.
     #[must_use]
     pub const fn sockmap(name: &'static str, test: fn(&Lab) -> Result<()>) -> Self {
         Self { name, test, datapaths: &[Datapath::Sockmap] }
@@ -143,6 +150,7 @@ fn missing() -> Option<String> {
         ("bpftool", "version"),
         ("setpriv", "--version"),
         ("prlimit", "--version"),
+        ("nft", "--version"),
     ];
     let absent: Vec<_> = peers
         .into_iter()

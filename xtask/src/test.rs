@@ -23,13 +23,14 @@ pub(crate) struct Args {
 }
 
 /// A program that the tests run, and the Debian package that has it.
-const PEERS: [(&str, &str); 6] = [
+const PEERS: [(&str, &str); 7] = [
     ("nginx", "nginx-light"),
     ("openssl", "openssl"),
     ("curl", "curl"),
     ("gnutls-cli", "gnutls-bin"),
     ("bpftool", "bpftool"),
     ("ip", "iproute2"),
+    ("nft", "nftables"),
 ];
 
 /// The eBPF crate compiles only for its own target.

@@ -17,6 +17,7 @@ mod handover;
 mod integrity;
 mod leak;
 mod lifecycle;
+mod packet;
 mod rejection;
 mod routing;
 mod same_host;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         integrity::CASES,
         leak::CASES,
         lifecycle::CASES,
+        packet::CASES,
         rejection::CASES,
         routing::CASES,
         same_host::CASES,

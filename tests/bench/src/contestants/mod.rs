@@ -190,6 +190,7 @@ pub(crate) fn all() -> Vec<Box<dyn Contestant>> {
         Box::new(direct::Direct),
         Box::new(snisplice::Snisplice(Datapath::Auto)),
         Box::new(snisplice::Snisplice(Datapath::Sockmap)),
+        Box::new(snisplice::Snisplice(Datapath::Packet)),
         Box::new(snisplice::Snisplice(Datapath::Relay)),
         Box::new(haproxy::Haproxy { splice: true }),
         Box::new(haproxy::Haproxy { splice: false }),

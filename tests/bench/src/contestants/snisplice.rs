@@ -24,6 +24,8 @@ pub(crate) enum Datapath {
     Auto,
     /// In the kernel, by sockmap.
     Sockmap,
+    /// In the kernel, by packet.
+    Packet,
     /// A copy in userspace.
     Relay,
 }
@@ -33,6 +35,7 @@ impl Datapath {
         match self {
             Self::Auto => "auto",
             Self::Sockmap => "sockmap",
+            Self::Packet => "packet",
             Self::Relay => "relay",
         }
     }
@@ -104,6 +107,7 @@ impl Contestant for Snisplice {
         match self.0 {
             Datapath::Auto => "snisplice-auto",
             Datapath::Sockmap => "snisplice-sockmap",
+            Datapath::Packet => "snisplice-packet",
             Datapath::Relay => "snisplice-relay",
         }
     }
@@ -116,6 +120,7 @@ impl Contestant for Snisplice {
         match self.0 {
             Datapath::Auto => "the datapath that the daemon chooses on this kernel",
             Datapath::Sockmap => "bytes move between the sockets in the kernel",
+            Datapath::Packet => "packets are rewritten and sent on in the kernel",
             Datapath::Relay => "a copy in userspace, without privileges",
         }
     }

@@ -1,0 +1,334 @@
+//! What only the packet datapath does: which connections it carries, which it refuses and why, and how flows fare on
+//! networks that lose packets.
+
+use std::{
+    io::Write as _,
+    net::{Shutdown, TcpListener, TcpStream},
+    process::Command,
+    thread,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
+use snisplice_tests::{
+    daemon::{Daemon, Options},
+    hello,
+    kernel::{self, Held},
+    lab::Lab,
+    netns::{BACKEND_V6, LB, LB_V6, Netns},
+    process::run,
+    stream::{self, Pace, Pattern},
+    suite::Case,
+    tcp::{self, Ending},
+    wait,
+};
+
+use crate::flow::{self, Flow};
+
+pub(crate) const CASES: &[Case] = &[
+    Case::packet("packet::timestamps_on_one_side_only", |lab| {
+        lab.client.sysctl("net/ipv4/tcp_timestamps", "0")?;
+        refused(lab, "timestamps")
+    }),
+    Case::packet("packet::sack_on_one_side_only", |lab| {
+        lab.backend.sysctl("net/ipv4/tcp_sack", "0")?;
+        refused(lab, "sack")
+    }),
+    Case::packet("packet::segments_too_large_for_the_client", |lab| {
+        set_mtu(&lab.client, "to-lb", 1_400)?;
+        refused(lab, "mss")
+    }),
+    Case::packet("packet::segments_too_large_for_the_backend", |lab| {
+        set_mtu(&lab.backend, "to-lb", 1_400)?;
+        refused(lab, "mss")
+    }),
+    Case::packet("packet::a_backend_on_the_same_host", a_backend_on_the_same_host),
+    Case::packet("packet::without_any_option", |lab| {
+        for netns in [&lab.client, &lab.backend] {
+            for option in ["tcp_timestamps", "tcp_sack", "tcp_window_scaling"] {
+                netns.sysctl(&format!("net/ipv4/{option}"), "0")?;
+            }
+        }
+        carried(lab)
+    }),
+    Case::packet("packet::without_timestamps", |lab| {
+        lab.client.sysctl("net/ipv4/tcp_timestamps", "0")?;
+        lab.backend.sysctl("net/ipv4/tcp_timestamps", "0")?;
+        carried(lab)
+    }),
+    Case::packet("packet::a_small_window_against_a_large_one", |lab| {
+        lab.client.sysctl("net/ipv4/tcp_rmem", "4096 16384 60000")?;
+        lab.backend.sysctl("net/ipv4/tcp_rmem", "4096 131072 67108864")?;
+        carried(lab)
+    }),
+    Case::packet("packet::a_large_window_against_none", |lab| {
+        lab.client.sysctl("net/ipv4/tcp_rmem", "4096 131072 67108864")?;
+        lab.backend.sysctl("net/ipv4/tcp_window_scaling", "0")?;
+        carried(lab)
+    }),
+    Case::packet("packet::a_smaller_mtu_on_both_sides", |lab| {
+        set_mtu(&lab.client, "to-lb", 1_400)?;
+        set_mtu(&lab.lb, "to-client", 1_400)?;
+        set_mtu(&lab.lb, "to-backend", 1_400)?;
+        set_mtu(&lab.backend, "to-lb", 1_400)?;
+        carried(lab)
+    }),
+    Case::packet("packet::large_packets_cut_by_the_sender", |lab| {
+        for (netns, device) in [(&lab.client, "to-lb"), (&lab.backend, "to-lb")] {
+            offload(netns, device, "off")?;
+        }
+        carried(lab)
+    }),
+    Case::packet("packet::ipv6", ipv6),
+    Case::packet("packet::losses_on_both_sides", |lab| {
+        for netns in [&lab.client, &lab.backend] {
+            lose(netns, 2)?;
+        }
+        carried(lab)
+    }),
+    Case::packet("packet::losses_without_timestamps_and_sack", |lab| {
+        for netns in [&lab.client, &lab.backend] {
+            netns.sysctl("net/ipv4/tcp_timestamps", "0")?;
+            netns.sysctl("net/ipv4/tcp_sack", "0")?;
+            lose(netns, 1)?;
+        }
+        carried(lab)
+    }),
+    Case::packet("packet::a_lost_hello_is_sent_again", a_lost_hello_is_sent_again),
+    Case::packet("packet::sockets_come_to_rest", sockets_come_to_rest),
+    Case::packet("packet::idle_flows_are_reset", idle_flows_are_reset),
+    Case::packet("packet::killed_at_rest", |lab| killed(lab, true)),
+    Case::packet("packet::killed_at_work", |lab| killed(lab, false)),
+    Case::packet("packet::nothing_stays_on_the_devices", nothing_stays_on_the_devices),
+    Case::packet("packet::the_same_port_again", the_same_port_again),
+];
+
+/// 4 MB each way, which is a second's work with losses.
+const BYTES: u64 = 4_000_000;
+
+/// The connection works, but is relayed for this reason.
+fn refused(lab: &Lab, why: &str) -> Result<()> {
+    let (daemon, listener) = flow::start(lab, "")?;
+    let mut flow = Flow::open(lab, &listener)?;
+    flow.exchange()?;
+    drop(flow);
+    let metrics = ended(&daemon)?;
+    let refused = metrics.sum("snisplice_packet_refused_total", &[("why", why)]);
+    ensure!(refused == 1, "not refused for {why}: {metrics:?}");
+    ensure!(metrics.sum("snisplice_connections_closed_total", &[("datapath", "relay")]) == 1);
+    Ok(())
+}
+
+fn ended(daemon: &Daemon<'_>) -> Result<snisplice_tests::metrics::Metrics> {
+    daemon.wait_metrics("the connection is over", |metrics| {
+        metrics.sum("snisplice_connections_closed_total", &[]) > 0
+            && metrics.sum("snisplice_connections_active", &[]) == 0
+    })
+}
+
+/// A connection is carried in packets, byte by byte, and every byte is accounted for.
+fn carried(lab: &Lab) -> Result<()> {
+    let (daemon, listener) = flow::start(lab, "")?;
+    let flow = Flow::open(lab, &listener)?;
+    both_ways(flow, &daemon)
+}
+
+fn both_ways(flow: Flow, daemon: &Daemon<'_>) -> Result<()> {
+    let (up, down) = (Pattern::new(1), Pattern::new(2));
+    let Flow { client, backend } = &flow;
+    thread::scope(|scope| {
+        let tasks: [thread::ScopedJoinHandle<'_, Result<()>>; 4] = [
+            scope.spawn(|| send(client, &up, 3)),
+            scope.spawn(|| stream::receive(backend, &up, BYTES).context("backend receives")),
+            scope.spawn(|| send(backend, &down, 4)),
+            scope.spawn(|| stream::receive(client, &down, BYTES).context("client receives")),
+        ];
+        tasks.into_iter().try_for_each(|task| task.join().expect("no task panics"))
+    })?;
+    let Flow { mut client, mut backend } = flow;
+    ensure!(tcp::read_to_end(&mut client)? == (Vec::new(), Ending::Eof));
+    ensure!(tcp::read_to_end(&mut backend)? == (Vec::new(), Ending::Eof));
+    let metrics = ended(daemon)?;
+    let closed = [("datapath", "packet"), ("reason", "finished")];
+    ensure!(metrics.sum("snisplice_connections_closed_total", &closed) == 1, "{metrics:?}");
+    let hello = hello::naming(flow::NAME)?.len() as u64;
+    for (direction, bytes) in [("up", BYTES + hello), ("down", BYTES)] {
+        let labels = [("datapath", "packet"), ("direction", direction)];
+        let counted = metrics.sum("snisplice_bytes_total", &labels);
+        ensure!(u64::try_from(counted)? == bytes, "{counted} bytes counted {direction}, {bytes} were sent");
+    }
+    Ok(())
+}
+
+fn send(to: &TcpStream, pattern: &Pattern, seed: u64) -> Result<()> {
+    stream::send(to, pattern, BYTES, Pace::uneven(seed))?;
+    Ok(to.shutdown(Shutdown::Write)?)
+}
+
+fn a_backend_on_the_same_host(lab: &Lab) -> Result<()> {
+    let listener = tcp::listen(&lab.lb, &format!("{LB}:9000"))?;
+    let options = Options::yaml(lab, &flow::yaml_with(&[&format!("{LB}:9000")], ""))?;
+    let daemon = Daemon::start(lab, &options)?;
+    Flow::open(lab, &listener)?.exchange()?;
+    let metrics = ended(&daemon)?;
+    let why = |why| metrics.sum("snisplice_packet_refused_total", &[("why", why)]);
+    ensure!(why("local") + why("device") == 1, "{metrics:?}");
+    Ok(())
+}
+
+fn ipv6(lab: &Lab) -> Result<()> {
+    let listener = tcp::listen(&lab.backend, &format!("[{BACKEND_V6}]:9000"))?;
+    let yaml = flow::yaml_with(&[&format!("[{BACKEND_V6}]:9000")], "").replace("0.0.0.0", "[::]");
+    let daemon = Daemon::start(lab, &Options::yaml(lab, &yaml)?)?;
+    let front = flow::front().replace(LB, &format!("[{LB_V6}]"));
+    both_ways(open_at(lab, &listener, &front)?, &daemon)
+}
+
+fn open_at(lab: &Lab, listener: &TcpListener, front: &str) -> Result<Flow> {
+    let first = hello::naming(flow::NAME)?;
+    let mut client = tcp::connect(&lab.client, front)?;
+    client.write_all(&first)?;
+    let mut backend = tcp::accept(listener)?;
+    ensure!(tcp::read_exact(&mut backend, first.len())? == first, "the hello was changed on its way");
+    Ok(Flow { client, backend })
+}
+
+/// The only bytes that our own socket answers for.
+fn a_lost_hello_is_sent_again(lab: &Lab) -> Result<()> {
+    let (_daemon, listener) = flow::start(lab, "")?;
+    // The first packet with data is lost.
+    nft(
+        &lab.backend,
+        "table inet first {\n chain in {\n type filter hook input priority 0;\n \
+         meta length > 200 limit rate 1/day burst 1 packets drop\n }\n }",
+    )?;
+    Flow::open(lab, &listener)?.exchange()
+}
+
+/// After a while, our own sockets have nothing left to send again, and the flow goes on.
+fn sockets_come_to_rest(lab: &Lab) -> Result<()> {
+    let (daemon, listener) = flow::start(lab, "")?;
+    let mut flow = Flow::open(lab, &listener)?;
+    flow.exchange()?;
+    let before = Held::inside(&lab.lb)?;
+    ensure!(before.stream > 0, "the hello is acknowledged already: {before:?}");
+    wait::until_true("nothing is left to be sent", || Ok(Held::inside(&lab.lb)?.stream == 0))?;
+    flow.exchange()?;
+    both_ways_after(flow, &daemon)
+}
+
+fn both_ways_after(mut flow: Flow, daemon: &Daemon<'_>) -> Result<()> {
+    flow.client.write_all(b"last")?;
+    flow.client.shutdown(Shutdown::Write)?;
+    ensure!(tcp::read_to_end(&mut flow.backend)? == (b"last".to_vec(), Ending::Eof));
+    drop(flow.backend);
+    ensure!(tcp::read_to_end(&mut flow.client)? == (Vec::new(), Ending::Eof));
+    let metrics = ended(daemon)?;
+    ensure!(metrics.sum("snisplice_connections_closed_total", &[("reason", "finished")]) == 1);
+    Ok(())
+}
+
+fn idle_flows_are_reset(lab: &Lab) -> Result<()> {
+    let (daemon, listener) = flow::start(lab, "timeouts: {idle: 2s}\n")?;
+    let mut flow = Flow::open(lab, &listener)?;
+    flow.exchange()?;
+    ensure!(tcp::read_to_end(&mut flow.client)? == (Vec::new(), Ending::Reset));
+    ensure!(tcp::read_to_end(&mut flow.backend)? == (Vec::new(), Ending::Reset));
+    let metrics = ended(&daemon)?;
+    ensure!(metrics.sum("snisplice_connections_closed_total", &[("reason", "idle_timeout")]) == 1);
+    Ok(())
+}
+
+/// Both ends hear of it when the process is killed.
+fn killed(lab: &Lab, at_rest: bool) -> Result<()> {
+    let (mut daemon, listener) = flow::start(lab, "")?;
+    let flows: Result<Vec<_>> = (0..20).map(|_| Flow::open(lab, &listener)).collect();
+    let mut flows = flows?;
+    for flow in &mut flows {
+        flow.exchange()?;
+    }
+    if at_rest {
+        wait::until_true("nothing is left to be sent", || Ok(Held::inside(&lab.lb)?.stream == 0))?;
+    }
+    daemon.process().signal(Signal::SIGKILL)?;
+    daemon.wait()?;
+    for (number, mut flow) in flows.into_iter().enumerate() {
+        for (side, stream) in [("client", &mut flow.client), ("backend", &mut flow.backend)] {
+            let what = || format!("the {side} of flow {number}");
+            let (_, ending) = tcp::read_to_end(stream).with_context(what)?;
+            ensure!(ending == Ending::Reset, "{} sees a FIN", what());
+        }
+    }
+    Ok(())
+}
+
+fn nothing_stays_on_the_devices(lab: &Lab) -> Result<()> {
+    let (mut daemon, listener) = flow::start(lab, "")?;
+    let attached = || kernel::attached_by(daemon.process().pid());
+    ensure!(attached()?.is_empty(), "attached before there is a connection");
+    Flow::open(lab, &listener)?.exchange()?;
+    // Two programs on each of two devices.
+    let programs = attached()?;
+    ensure!(programs.len() == 4, "attached are {programs:?}");
+    daemon.terminate()?;
+    daemon.wait()?;
+    wait::until_true("the programs are gone", || Ok(!programs.iter().any(|id| kernel::has_program(*id))))
+}
+
+/// A connection from the port of one that has just ended is not taken for it.
+fn the_same_port_again(lab: &Lab) -> Result<()> {
+    let (daemon, listener) = flow::start(lab, "")?;
+    let Flow { client, backend } = Flow::open(lab, &listener)?;
+    let port = client.local_addr()?.port();
+    // The backend keeps the address for a while, the client does not.
+    let mut client = client;
+    drop(backend);
+    ensure!(tcp::read_to_end(&mut client)? == (Vec::new(), Ending::Eof));
+    drop(client);
+    ended(&daemon)?;
+    let front: std::net::SocketAddr = flow::front().parse()?;
+    let client = lab.client.enter(|| {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+        let local: std::net::SocketAddr = format!("0.0.0.0:{port}").parse()?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&local.into())?;
+        socket.connect_timeout(&front.into(), wait::DEADLINE)?;
+        Ok(TcpStream::from(socket))
+    })?;
+    client.set_read_timeout(Some(wait::DEADLINE))?;
+    let first = hello::naming(flow::NAME)?;
+    (&client).write_all(&first)?;
+    let mut backend = tcp::accept(&listener)?;
+    ensure!(tcp::read_exact(&mut backend, first.len())? == first);
+    Flow { client, backend }.exchange()
+}
+
+fn set_mtu(netns: &Netns, device: &str, bytes: u32) -> Result<()> {
+    let bytes = bytes.to_string();
+    run(netns, Command::new("ip").args(["link", "set", device, "mtu", &bytes]))?.ok()?;
+    Ok(())
+}
+
+/// Switches the segmentation of large packets by the device, which on a veth never happens.
+fn offload(netns: &Netns, device: &str, to: &str) -> Result<()> {
+    let size = if to == "off" { "1500" } else { "65536" };
+    run(netns, Command::new("ip").args(["link", "set", device, "gso_max_size", size]))?.ok()?;
+    run(netns, Command::new("ip").args(["link", "set", device, "gso_ipv4_max_size", size]))?;
+    Ok(())
+}
+
+/// Loses so many of a hundred packets that arrive.
+fn lose(netns: &Netns, percent: u32) -> Result<()> {
+    nft(
+        netns,
+        &format!(
+            "table inet lossy {{\n chain in {{\n type filter hook input priority 0;\n \
+             numgen random mod 100 < {percent} drop\n }}\n }}"
+        ),
+    )
+}
+
+fn nft(netns: &Netns, rules: &str) -> Result<()> {
+    run(netns, Command::new("nft").arg(rules))?.ok()?;
+    Ok(())
+}
