@@ -143,6 +143,11 @@ pub fn reset_on_close(fd: impl AsFd) -> io::Result<()> {
     SockRef::from(&fd).set_linger(Some(Duration::ZERO))
 }
 
+/// Ends [`reset_on_close`]: the coming close(2) sends what is queued, then FIN.
+pub fn finish_on_close(fd: impl AsFd) -> io::Result<()> {
+    SockRef::from(&fd).set_linger(None)
+}
+
 /// Reads a socket option whose value is a C `int`.
 fn get_int(fd: impl AsFd, level: libc::c_int, name: libc::c_int) -> io::Result<libc::c_int> {
     let mut value: libc::c_int = 0;

@@ -15,7 +15,7 @@ use snisplice_tests::{
     hello,
     kernel::{self, Held},
     lab::Lab,
-    netns::{BACKEND_V6, LB, LB_V6, Netns},
+    netns::{BACKEND, BACKEND_V6, LB, LB_V6, Netns},
     process::run,
     stream::{self, Pace, Pattern},
     suite::Case,
@@ -43,6 +43,7 @@ pub(crate) const CASES: &[Case] = &[
         refused(lab, "mss")
     }),
     Case::packet("packet::a_backend_on_the_same_host", a_backend_on_the_same_host),
+    Case::packet("packet::a_backend_behind_a_translation", a_backend_behind_a_translation),
     Case::packet("packet::without_any_option", |lab| {
         for netns in [&lab.client, &lab.backend] {
             for option in ["tcp_timestamps", "tcp_sack", "tcp_window_scaling"] {
@@ -173,6 +174,31 @@ fn a_backend_on_the_same_host(lab: &Lab) -> Result<()> {
     let metrics = ended(&daemon)?;
     let why = |why| metrics.sum("snisplice_packet_refused_total", &[("why", why)]);
     ensure!(why("local") + why("device") == 1, "{metrics:?}");
+    Ok(())
+}
+
+/// Packets from the backend come from another address than the balancer has connected to, so the program on the
+/// device does not know them. Userspace notices, and takes the connection back.
+fn a_backend_behind_a_translation(lab: &Lab) -> Result<()> {
+    const SERVICE: &str = "10.0.2.99";
+    nft(
+        &lab.lb,
+        &format!(
+            "table ip nat {{\n chain out {{\n type nat hook output priority -100;\n \
+             ip daddr {SERVICE} dnat to {BACKEND}\n }}\n }}"
+        ),
+    )?;
+    let listener = tcp::listen(&lab.backend, &format!("{BACKEND}:9000"))?;
+    let options = Options::yaml(lab, &flow::yaml_with(&[&format!("{SERVICE}:9000")], ""))?;
+    let daemon = Daemon::start(lab, &options)?;
+    let mut flow = Flow::open(lab, &listener)?;
+    for _ in 0..3 {
+        flow.exchange()?;
+    }
+    drop(flow);
+    let metrics = ended(&daemon)?;
+    ensure!(metrics.sum("snisplice_packet_refused_total", &[("why", "bypassed")]) == 1, "{metrics:?}");
+    ensure!(metrics.sum("snisplice_connections_closed_total", &[("datapath", "relay")]) == 1);
     Ok(())
 }
 

@@ -4,13 +4,13 @@ use std::{future::poll_fn, io, net::TcpStream, rc::Rc, time::Duration};
 
 use snisplice_common::packet::{
     Tuple,
-    flow::{OVER, RESET, Rules, Standing, State},
+    flow::{OFF, OVER, RESET, Rules, Standing, State},
 };
 use tokio::time::sleep;
 
 use super::{Shared, hold, stats::Refusal};
 use crate::{
-    account::{Account, Direction},
+    account::{Account, Carrier, Direction},
     datapath::{
         End, Pair,
         relay::{Connection, idle},
@@ -21,6 +21,9 @@ use crate::{
 
 /// How long the relay goes on, for what arrived while the flow began.
 const SETTLE: Duration = Duration::from_secs(1);
+
+/// When it is first looked whether the kernel really carries the flow.
+const FIRST_LOOK: Duration = Duration::from_millis(20);
 
 /// Longer than any connection lives.
 const NEVER: Duration = Duration::from_secs(1 << 32);
@@ -76,6 +79,12 @@ impl Entry {
         self.shared.maps.borrow().state(self.flow)
     }
 
+    /// Whether our own sockets hear what the peers have to say, which the kernel should have sent on.
+    fn is_bypassed(&self) -> bool {
+        let Ok(looks) = self.shared.programs.look(self.tuples) else { return false };
+        self.rules.ways.iter().zip(&looks).any(|(way, look)| look.snd_una != way.ack_start)
+    }
+
     /// Whether our own sockets have nothing left to deliver: all was read, written and acknowledged.
     fn is_settled(&self) -> bool {
         let (Ok(state), Ok(looks)) = (self.state(), self.shared.programs.look(self.tuples)) else {
@@ -127,6 +136,17 @@ enum Sockets {
     Holding([Option<TcpStream>; 2]),
 }
 
+/// What became of a flow's beginning.
+enum Settled {
+    /// It is over already.
+    Ended(End),
+    /// The kernel carries it, and our own sockets are at rest.
+    Carried,
+    /// Packets of the peers reach our own sockets: they come in by a way on which the program does not see them, or
+    /// with other addresses than the connection has.
+    Bypassed,
+}
+
 impl<'a> Flow<'a> {
     pub(super) fn new(entry: Entry, pair: Pair, account: &'a Account) -> Self {
         // However they are closed, also by the end of the process, they send a reset, which the program on the devices
@@ -141,34 +161,55 @@ impl<'a> Flow<'a> {
     /// Waits for the end.
     pub(super) async fn run(mut self, limit: Duration) -> End {
         let end = match Box::pin(self.settle(limit)).await {
-            Some(end) => end,
-            None => self.hold(limit).await,
+            Settled::Ended(end) => end,
+            Settled::Carried => self.hold(limit).await,
+            Settled::Bypassed => return Box::pin(self.relay(limit)).await,
         };
         self.end(&end);
         end
     }
 
-    /// Lets the relay deliver what arrived while the flow began. `None` if the flow goes on.
-    async fn settle(&mut self, limit: Duration) -> Option<End> {
-        let Sockets::Settling(connection) = &mut self.sockets else { return None };
+    /// Lets the relay deliver what arrived while the flow began, and looks whether the kernel really carries it.
+    async fn settle(&mut self, limit: Duration) -> Settled {
+        let Sockets::Settling(connection) = &mut self.sockets else { return Settled::Carried };
         let entry = &self.entry;
+        let mut pause = FIRST_LOOK;
         loop {
             tokio::select! {
-                end = ended(entry) => return Some(end),
-                end = connection.carry_to_end(NEVER, self.account) => return Some(end),
-                () = idle(limit, || progress(entry)) => return Some(End::Idle),
-                () = sleep(SETTLE) => {}
+                end = ended(entry) => return Settled::Ended(end),
+                end = connection.carry_to_end(NEVER, self.account) => return Settled::Ended(end),
+                () = idle(limit, || progress(entry)) => return Settled::Ended(End::Idle),
+                () = sleep(pause) => {}
             }
-            if !connection.is_blocked() && entry.is_settled() {
+            if entry.is_bypassed() {
+                return Settled::Bypassed;
+            }
+            if pause == SETTLE && !connection.is_blocked() && entry.is_settled() {
                 break;
             }
+            pause = (pause * 4).min(SETTLE);
         }
         let settled = std::mem::replace(&mut self.sockets, Sockets::Holding([None, None]));
         if let Sockets::Settling(connection) = settled {
             let Connection { client, backend, .. } = *connection;
             self.sockets = Sockets::Holding([client, backend].map(hold::quiet));
         }
-        None
+        Settled::Carried
+    }
+
+    /// Goes on in userspace, as if there had never been a flow: the numbers of our own sockets are still those of
+    /// the stream, and what was sent on and lost is sent again to them.
+    async fn relay(mut self, limit: Duration) -> End {
+        tracing::debug!("packets of a flow take another way, relaying");
+        self.entry.shared.programs.stats().refuse(Refusal::Bypassed);
+        self.entry.set_mode(OFF);
+        self.ended = true;
+        self.account.carried_by(Carrier::Relay);
+        let Sockets::Settling(connection) = &mut self.sockets else { return End::Finished };
+        for socket in [&connection.client, &connection.backend] {
+            let _ = socket::finish_on_close(socket);
+        }
+        connection.carry_to_end(limit, self.account).await
     }
 
     /// Waits for the end while nothing is left to do.

@@ -23,6 +23,8 @@ pub enum Refusal {
     Protocol,
     /// The kernel translates the addresses of a leg.
     Nat,
+    /// Packets of a flow that had begun did not come by the program.
+    Bypassed,
     /// Too many bytes are still to be delivered by our own sockets.
     Pending,
     /// All places for flows are taken.
@@ -35,7 +37,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// Every reason there is.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::PeerClosed,
         Self::Family,
         Self::Local,
@@ -45,6 +47,7 @@ impl Refusal {
         Self::Mss,
         Self::Protocol,
         Self::Nat,
+        Self::Bypassed,
         Self::Pending,
         Self::Full,
         Self::Busy,
@@ -64,6 +67,7 @@ impl Refusal {
             Self::Mss => "mss",
             Self::Protocol => "protocol",
             Self::Nat => "nat",
+            Self::Bypassed => "bypassed",
             Self::Pending => "pending",
             Self::Full => "full",
             Self::Busy => "busy",
