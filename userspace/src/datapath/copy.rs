@@ -58,6 +58,15 @@ pub enum StepError {
     Write(io::Error),
 }
 
+/// Whether a send(2) that failed is to be tried again.
+///
+/// While a control group's sockets have used up its memory, the kernel may say `EFAULT` of a buffer that is perfectly
+/// good, and takes nothing: packets that a sockmap's program passes are charged to a socket without being reserved first,
+/// so that what the socket has left is less than nothing (`sk_psock_skb_ingress_self`, `tcp_wmem_schedule`).
+fn is_no_room(error: Errno) -> bool {
+    matches!(error, Errno::AGAIN | Errno::FAULT)
+}
+
 impl Pump {
     /// A pump that first delivers `pending`.
     #[must_use]
@@ -89,7 +98,7 @@ impl Pump {
                     self.pending.extend_from_slice(&scratch[sent..read]);
                     Ok(Step::Moved { bytes: sent, drained })
                 }
-                Err(Errno::AGAIN) => {
+                Err(error) if is_no_room(error) => {
                     self.pending.extend_from_slice(&scratch[..read]);
                     Ok(Step::WantWrite)
                 }
@@ -101,7 +110,7 @@ impl Pump {
     fn flush(&mut self, to: impl AsFd) -> Result<Step, StepError> {
         let sent = match retry_on_intr(|| send(&to, &self.pending[self.taken..], SendFlags::NOSIGNAL)) {
             Ok(sent) => sent,
-            Err(Errno::AGAIN) => return Ok(Step::WantWrite),
+            Err(error) if is_no_room(error) => return Ok(Step::WantWrite),
             Err(error) => return Err(StepError::Write(error.into())),
         };
         self.taken += sent;
