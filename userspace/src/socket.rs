@@ -176,27 +176,11 @@ pub fn end_silence(fd: impl AsFd) -> io::Result<()> {
     set_int(fd, libc::SOL_TCP, libc::TCP_REPAIR, -1)
 }
 
-/// Whether a protocol such as kTLS sits on top of the socket (`TCP_ULP`).
-pub fn has_upper_protocol(fd: impl AsFd) -> bool {
-    // The option is a name, of which the first byte tells enough; without a protocol nothing is written.
-    get_int(fd, libc::SOL_TCP, libc::TCP_ULP).is_ok_and(|name| name != 0)
-}
-
-/// `SO_ORIGINAL_DST`: where the peer of an accepted connection wanted to go, if the kernel tracks connections.
-pub fn original_destination(fd: impl AsFd) -> Option<std::net::SocketAddr> {
+/// `SO_ORIGINAL_DST`: where the peer of an accepted connection, IPv6 or not, wanted to go, if the kernel tracks it.
+pub fn original_destination(fd: impl AsFd, is_v6: bool) -> Option<std::net::SocketAddr> {
     let socket = SockRef::from(&fd);
-    let address = if socket.domain().ok()? == socket2::Domain::IPV6 {
-        socket.original_dst_v6()
-    } else {
-        socket.original_dst_v4()
-    };
+    let address = if is_v6 { socket.original_dst_v6() } else { socket.original_dst_v4() };
     address.ok()?.as_socket()
-}
-
-/// `TCP_MAXSEG`: segments of this many bytes, options included, are the largest that are sent or asked for.
-pub fn set_max_segment(fd: impl AsFd, bytes: u32) -> io::Result<()> {
-    let value = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
-    set_int(fd, libc::SOL_TCP, libc::TCP_MAXSEG, value)
 }
 
 /// `SIOCGIFHWADDR`: the hardware type (`ARPHRD_*`) of a device in the socket's network namespace, by its name.

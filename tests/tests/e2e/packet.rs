@@ -43,6 +43,14 @@ pub(crate) const CASES: &[Case] = &[
         refused(lab, "mss")
     }),
     Case::packet("packet::a_backend_on_the_same_host", a_backend_on_the_same_host),
+    Case::packet("packet::a_client_that_was_redirected", |lab| {
+        nft(
+            &lab.lb,
+            "table ip nat {\n chain in {\n type nat hook prerouting priority -100;\n \
+             tcp dport 8443 redirect to :8444\n }\n }",
+        )?;
+        refused_with(lab, &flow::yaml("").replace("8443", "8444"), "nat")
+    }),
     Case::packet("packet::a_backend_behind_a_translation", a_backend_behind_a_translation),
     Case::packet("packet::without_any_option", |lab| {
         for netns in [&lab.client, &lab.backend] {
@@ -109,7 +117,12 @@ const BYTES: u64 = 4_000_000;
 
 /// The connection works, but is relayed for this reason.
 fn refused(lab: &Lab, why: &str) -> Result<()> {
-    let (daemon, listener) = flow::start(lab, "")?;
+    refused_with(lab, &flow::yaml(""), why)
+}
+
+fn refused_with(lab: &Lab, yaml: &str, why: &str) -> Result<()> {
+    let listener = flow::backend(lab)?;
+    let daemon = Daemon::start(lab, &Options::yaml(lab, yaml)?)?;
     let mut flow = Flow::open(lab, &listener)?;
     flow.exchange()?;
     drop(flow);

@@ -96,7 +96,7 @@ impl Packet {
     fn begin(&self, pair: &Pair) -> Result<Entry, Refusal> {
         let mut legs = [leg::of(&pair.client)?, leg::of(&pair.backend)?];
         plan::admit(&legs[0], &legs[1])?;
-        leg::admit(&pair.client, &pair.backend)?;
+        leg::admit(&pair.client)?;
         let slot = self.shared.signals.insert();
         let token = Token { worker: self.worker, slot, side: Side::Client }.pack();
         let mut entry = Entry::new(&self.shared, slot, [legs[0].tuple, legs[1].tuple])?;

@@ -50,17 +50,15 @@ fn read(stream: &TcpStream) -> io::Result<Leg> {
     })
 }
 
-/// What speaks against a pair and cannot be told from numbers.
-pub(super) fn admit(client: &TcpStream, backend: &TcpStream) -> Result<(), Refusal> {
-    if socket::has_upper_protocol(client) || socket::has_upper_protocol(backend) {
-        return Err(Refusal::Protocol);
-    }
+/// What speaks against an accepted connection and cannot be told from numbers. Nothing sits on top of the sockets: both
+/// are our own.
+pub(super) fn admit(client: &TcpStream) -> Result<(), Refusal> {
+    let local = client.local_addr().map_err(|_| Refusal::PeerClosed)?;
     // Who wanted to go elsewhere was led here by a translation that packets sent on would not see.
-    let wanted = socket::original_destination(client);
-    if wanted.is_some_and(|wanted| client.local_addr().is_ok_and(|local| local != wanted)) {
-        return Err(Refusal::Nat);
+    match socket::original_destination(client, local.is_ipv6()) {
+        Some(wanted) if wanted != local => Err(Refusal::Nat),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// The addresses of a connection as the packets that it receives have them.

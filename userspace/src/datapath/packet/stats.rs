@@ -19,8 +19,6 @@ pub enum Refusal {
     Sack,
     /// A peer may send segments that are too large for the other leg.
     Mss,
-    /// A protocol such as kTLS sits on top of a socket.
-    Protocol,
     /// The kernel translates the addresses of a leg.
     Nat,
     /// Packets of a flow that had begun did not come by the program.
@@ -37,7 +35,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// Every reason there is.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 13] = [
         Self::PeerClosed,
         Self::Family,
         Self::Local,
@@ -45,7 +43,6 @@ impl Refusal {
         Self::Timestamps,
         Self::Sack,
         Self::Mss,
-        Self::Protocol,
         Self::Nat,
         Self::Bypassed,
         Self::Pending,
@@ -65,7 +62,6 @@ impl Refusal {
             Self::Timestamps => "timestamps",
             Self::Sack => "sack",
             Self::Mss => "mss",
-            Self::Protocol => "protocol",
             Self::Nat => "nat",
             Self::Bypassed => "bypassed",
             Self::Pending => "pending",
