@@ -35,6 +35,12 @@ impl Case {
         Self { name, test, datapaths: ALL }
     }
 
+    /// A test of what our own sockets do while they carry bytes, which those of the packet datapath do not.
+    #[must_use]
+    pub const fn sockets(name: &'static str, test: fn(&Lab) -> Result<()>) -> Self {
+        Self { name, test, datapaths: &[Datapath::Relay, Datapath::Sockmap, Datapath::Adaptive] }
+    }
+
     /// A test in which no byte is carried, or that is about the datapath that needs no privilege.
     #[must_use]
     pub const fn once(name: &'static str, test: fn(&Lab) -> Result<()>) -> Self {

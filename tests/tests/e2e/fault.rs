@@ -21,7 +21,7 @@ use crate::flow::{self, Flow, NAME};
 pub(crate) const CASES: &[Case] = &[
     Case::each("fault::backend_killed_in_the_middle", backend_killed_in_the_middle),
     Case::each("fault::no_descriptors_left", no_descriptors_left),
-    Case::each("fault::little_memory_for_sockets", little_memory_for_sockets),
+    Case::sockets("fault::little_memory_for_sockets", little_memory_for_sockets),
     Case::sockmap("fault::a_killed_daemon_leaves_nothing", a_killed_daemon_leaves_nothing),
     Case::sockmap("fault::leftovers_of_others_do_not_disturb", leftovers_of_others_do_not_disturb),
 ];

@@ -24,7 +24,7 @@ use crate::flow::{self, Flow};
 pub(crate) const CASES: &[Case] = &[
     Case::each("setting::multipath_client", multipath_client),
     Case::each("setting::packets_steered_to_all_processors", packets_steered),
-    Case::each("setting::probed_while_idle", probed_while_idle),
+    Case::sockets("setting::probed_while_idle", probed_while_idle),
     Case::sockmap("setting::the_daemon_sleeps_while_the_kernel_carries", the_daemon_sleeps),
 ];
 

@@ -19,7 +19,6 @@ use snisplice_tests::{
     netns::{BACKEND, Netns},
     stream::{Pattern, Random},
     suite::Case,
-    wait,
 };
 use socket2::{Domain, Socket, Type};
 use tokio::{
@@ -28,7 +27,7 @@ use tokio::{
     task::LocalSet,
 };
 
-use crate::{flow, leak::Held};
+use crate::{flow, leak::held_at_rest};
 
 pub(crate) const CASES: &[Case] = &[Case::each("soak::many_connections_for_a_while", soak)];
 
@@ -100,7 +99,7 @@ fn soak(lab: &Lab) -> Result<()> {
     let more = format!("limits: {{connections: {}}}\n", flows + 100);
     let options = snisplice_tests::daemon::Options::yaml(lab, &flow::yaml(&more))?;
     let daemon = snisplice_tests::daemon::Daemon::start(lab, &options)?;
-    let before = wait::settled(flow::QUIET, || Held::by(&daemon))?;
+    let before = held_at_rest(lab, &daemon)?;
     let process = daemon.process();
 
     let server = Server::start(&lab.backend)?;
@@ -123,7 +122,7 @@ fn soak(lab: &Lab) -> Result<()> {
     let finished = metrics.sum("snisplice_connections_closed_total", &[("reason", "finished")]);
     ensure!(finished == i64::try_from(visits)?, "{visits} connections, {finished} finished");
     ensure!(metrics.sum("snisplice_sockmap_in_flight_bytes", &[]) == 0, "something is said to wait still");
-    let after = wait::settled(flow::QUIET, || Held::by(&daemon))?;
+    let after = held_at_rest(lab, &daemon)?;
     ensure!(after == before, "before {before:?}, after {after:?}");
     let growth = growth(&memory, lasting);
     println!(
