@@ -69,24 +69,6 @@ pub(crate) struct Args {
     no_install: bool,
 }
 
-impl Args {
-    /// These releases, and otherwise as without options.
-    pub(crate) fn of(releases: &[&str]) -> Result<Self> {
-        Ok(Self {
-            releases: releases.iter().map(|release| release.parse()).collect::<Result<_, _>>()?,
-            kernels: None,
-            list: false,
-            only: None,
-            host: false,
-            report: None,
-            accelerator: None,
-            jobs: None,
-            limit: SECONDS,
-            no_install: false,
-        })
-    }
-}
-
 /// That one kernel may take by default; emulation is slow.
 const SECONDS: u64 = 900;
 
