@@ -57,7 +57,14 @@ impl Datapath for Relay {
     fn relay<'a>(&'a self, pair: Pair, account: &'a Account) -> Carry<'a> {
         account.carried_by(Carrier::Relay);
         let mut connection = Connection::new(pair);
-        Box::pin(async move { connection.carry_to_end(self.idle, account).await })
+        // Not `carry_to_end`: a future within a future holds what it is called with twice.
+        Box::pin(async move {
+            loop {
+                if let Carried::ToEnd(end) = connection.carry(self.idle, account, None).await {
+                    return end;
+                }
+            }
+        })
     }
 }
 
