@@ -81,12 +81,10 @@ impl Log {
         Ok(Self(log))
     }
 
-    /// Lines since then that tell of a fault in the kernel, but for two that are known (ARCHITECTURE, "What the kernel
-    /// gets wrong"), which are only shown.
+    /// Lines since then that tell of a fault in the kernel.
     pub fn faults(&mut self) -> Result<Vec<String>> {
         const FAULTS: [&str; 7] =
             ["WARNING:", "BUG:", "Oops", "general protection", "refcount_t:", "soft lockup", "hung task"];
-        const KNOWN: [&str; 2] = ["inet_sock_destruct", "tcp_sendmsg_locked"];
         let mut faults = Vec::new();
         let mut record = vec![0; 8192];
         loop {
@@ -94,10 +92,7 @@ impl Log {
                 Ok(0) => break,
                 Ok(count) => {
                     let line = String::from_utf8_lossy(&record[..count]);
-                    let is_fault = FAULTS.iter().any(|fault| line.contains(fault));
-                    if is_fault && KNOWN.iter().any(|known| line.contains(known)) {
-                        eprintln!("known: {}", line.trim_end());
-                    } else if is_fault {
+                    if FAULTS.iter().any(|fault| line.contains(fault)) {
                         faults.push(line.trim_end().to_owned());
                     }
                 }

@@ -51,8 +51,8 @@ fn both_ways_at_once() {
     let rig = Rig::new();
     exchange(&rig.link(), 100 * MIB, 300_000);
     let counters = rig.kernel.counters().expect("counters");
-    // How much was passed, when one side was slower than the other for a while, is the machine's business.
-    assert!(counters.redirected_bytes > 0 && counters.lost_events == 0, "{counters:?}");
+    // The rest was passed, when one side was slower than the other for a while.
+    assert!(counters.redirected_bytes > 20 * MIB, "the kernel moved only {counters:?}");
 }
 
 fn what_came_before_goes_first() {
@@ -121,8 +121,7 @@ fn one_byte_at_a_time() {
     let rig = Rig::new();
     exchange(&rig.link(), 20_000, 1);
     let counters = rig.kernel.counters().expect("counters");
-    // Crumbs pile up where the receiver has no processor for a while, and then they are passed.
-    assert!(counters.redirected_bytes > 0 && counters.lost_events == 0, "{counters:?}");
+    assert!(counters.redirected_bytes > 20_000, "{counters:?}");
 }
 
 fn request_and_response() {

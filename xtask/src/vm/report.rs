@@ -47,7 +47,7 @@ pub(super) fn table(verdicts: &[Verdict]) -> String {
 pub(super) fn markdown(verdicts: &[Verdict]) -> String {
     let mut page = format!("{HEAD}{}", table(verdicts));
     for verdict in verdicts {
-        let Verdict { release, probe, files, refused, known, faults, took, .. } = verdict;
+        let Verdict { release, probe, files, refused, faults, took, .. } = verdict;
         let _ = write!(page, "\n## {release}\n\n{}", block(&probe.lines.join("\n")));
         for file in files {
             let outcomes = |outcome| file.outcomes.values().filter(|went| **went == outcome).count();
@@ -62,10 +62,6 @@ pub(super) fn markdown(verdicts: &[Verdict]) -> String {
         let _ = writeln!(page, "- in {} s altogether", took.as_secs());
         if !refused.is_empty() {
             let _ = write!(page, "\nWhat the probes keep away:\n\n{}", block(&refused.join("\n")));
-        }
-        if !known.is_empty() {
-            let _ =
-                write!(page, "\nWhat is known of the kernel's bookkeeping:\n\n{}", block(&known.join("\n")));
         }
         if !faults.is_empty() {
             let _ = write!(page, "\nWhat must not be:\n\n{}", block(&faults.join("\n")));

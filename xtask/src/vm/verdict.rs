@@ -21,8 +21,6 @@ pub(super) struct Verdict {
     pub(super) refused: Vec<String>,
     /// What must not be; nothing if all is well.
     pub(super) faults: Vec<String>,
-    /// Faults of the kernel's own bookkeeping that are known: ARCHITECTURE, "What the kernel gets wrong".
-    pub(super) known: Vec<String>,
     pub(super) took: Duration,
 }
 
@@ -74,7 +72,7 @@ impl Verdict {
         let probe = Probe::of(probe);
         let version = transcript.lines("system", "boot").last().cloned().unwrap_or_default();
 
-        let (mut faults, mut refused, mut known) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut faults, mut refused) = (Vec::new(), Vec::new());
         if !transcript.is_done() {
             let what = if *timed_out { "did not power off within its limit" } else { "went away too early" };
             // Without the end of the report, the console is what remains of the kernel's log.
@@ -90,15 +88,11 @@ impl Verdict {
             }
         }
         for (job, line) in complaints(transcript.lines("system", LOG)) {
-            let is_refused = probe.refuses(job.split(' ').nth(1).unwrap_or(job));
-            let list = match KNOWN.iter().any(|place| line.contains(place)) {
-                true => &mut known,
-                false if is_refused => &mut refused,
-                false => &mut faults,
-            };
+            let list =
+                if probe.refuses(job.split(' ').nth(1).unwrap_or(job)) { &mut refused } else { &mut faults };
             list.push(format!("kernel log during {job}: {line}"));
         }
-        Self { release: release.to_owned(), version, probe, files, refused, known, faults, took: *took }
+        Self { release: release.to_owned(), version, probe, files, refused, faults, took: *took }
     }
 
     /// How many tests went so.
@@ -214,9 +208,6 @@ fn outcome(line: &str) -> Option<(&str, Outcome)> {
 /// What a kernel writes to its log when it is in trouble.
 const TROUBLE: [&str; 6] =
     ["WARNING:", "BUG:", "Oops", "Kernel panic", "general protection fault", "refcount_t:"];
-
-/// Where it warns of its own bookkeeping: ARCHITECTURE, "What the kernel gets wrong".
-const KNOWN: [&str; 2] = ["inet_sock_destruct", "tcp_sendmsg_locked"];
 
 /// What it also writes when an emulated processor stands still because the machine under it is busy. Where one stands
 /// still for ever, a test does not come to its end.
