@@ -26,9 +26,13 @@ pub struct Counters {
     pub lost_events: u64,
     /// Packets on a socket without a flow, passed.
     pub strays: u64,
+    /// Packets that began with bytes which had arrived before.
+    pub overlaps: u64,
+    /// Those of them that the kernel had no memory to shorten, and with each of them a connection.
+    pub torn: u64,
 }
 
-const _: () = assert!(size_of::<Counters>() == 88, "Counters has padding");
+const _: () = assert!(size_of::<Counters>() == 104, "Counters has padding");
 
 #[cfg(feature = "user")]
 impl core::ops::AddAssign for Counters {
@@ -44,6 +48,8 @@ impl core::ops::AddAssign for Counters {
         self.returns += other.returns;
         self.lost_events += other.lost_events;
         self.strays += other.strays;
+        self.overlaps += other.overlaps;
+        self.torn += other.torn;
     }
 }
 

@@ -23,6 +23,14 @@ pub const REDIRECT: u32 = 0;
 /// [`Flow::mode`]: the last packet was passed.
 pub const PASS: u32 = 1;
 
+/// [`Flow::receiving`]: no packet was looked at yet.
+pub const UNKNOWN: u32 = 0;
+/// [`Flow::receiving`]: [`Flow::received`] tells where the next packet goes on.
+pub const KNOWN: u32 = 1;
+/// [`Flow::receiving`]: the old part of a packet could not be left out, so its bytes are lost and the connection with
+/// them.
+pub const TORN: u32 = 2;
+
 /// A packet with fewer bytes is a crumb: it costs a multiple of its length in the target's write queue.
 pub const CRUMB_BYTES: u32 = 512;
 /// Crumbs that may follow one another into a backlog that does not become empty in between.
@@ -58,9 +66,13 @@ pub struct Flow {
     pub falls: u32,
     /// Changes from passing to redirecting.
     pub returns: u32,
+    /// The sequence number after the last byte that was looked at, once [`Flow::receiving`] is [`KNOWN`].
+    pub received: u32,
+    /// [`UNKNOWN`], [`KNOWN`] or [`TORN`].
+    pub receiving: u32,
 }
 
-const _: () = assert!(size_of::<Flow>() == 80, "Flow has padding");
+const _: () = assert!(size_of::<Flow>() == 88, "Flow has padding");
 
 /// What userspace tells the kernel about one direction.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -135,7 +147,34 @@ impl Flow {
             crumbs: 0,
             falls: 0,
             returns: 0,
+            received: 0,
+            receiving: UNKNOWN,
         }
+    }
+
+    /// Takes note of a packet of `len` bytes whose first one has the sequence number `first`, and returns how many
+    /// of them, from the first on, have arrived before.
+    ///
+    /// A sender that repeats need not cut its stream where it did the first time (RFC 9293, section 3.10.7.4: a segment
+    /// may be trimmed to the part that is new). The kernel queues such a packet whole, and skips the old part when
+    /// somebody reads; its `tcp_read_skb`, which hands packets to the program, does not.
+    ///
+    /// `read` is the sequence number up to which the socket has been read; only asked for the first packet, before
+    /// which nothing was passed.
+    #[inline]
+    pub fn arrive(&mut self, first: u32, len: u32, read: impl FnOnce() -> u32) -> u32 {
+        if self.receiving == UNKNOWN {
+            self.received = read();
+            self.receiving = KNOWN;
+        }
+        let old = self.received.wrapping_sub(first);
+        // What is ahead of the stream cannot be in the queue; by half of the number space it looks like that.
+        let old = if old > i32::MAX as u32 { 0 } else { old };
+        if old >= len {
+            return len;
+        }
+        self.received = first.wrapping_add(len);
+        old
     }
 
     /// Whether passed bytes are still on their way through userspace, or it wants to keep the direction: then
@@ -373,6 +412,20 @@ mod tests {
         assert_eq!((flow.share(&control), flow.count(&control, 400_000)), (0, 0));
         let _ = flow.redirect(70_000);
         assert_eq!((flow.count(&control, 400_000), flow.counted), (70_000, 180_000));
+    }
+
+    #[test]
+    fn what_arrived_before_is_told_apart() {
+        let mut flow = Flow::new(1, 2);
+        let not_asked = || unreachable!("only the first packet needs it");
+        let start = u32::MAX - 150;
+        assert_eq!(flow.arrive(start, 100, || start.wrapping_add(30)), 30, "read in part");
+        assert_eq!(flow.arrive(start.wrapping_add(100), 100, not_asked), 0);
+        assert_eq!(flow.arrive(start.wrapping_add(199), 2, not_asked), 1);
+        assert_eq!(flow.arrive(start, 500, not_asked), 201);
+        assert_eq!(flow.arrive(start, 500, not_asked), 500);
+        assert_eq!(flow.arrive(start.wrapping_add(499), 1, not_asked), 1);
+        assert_eq!(flow.received, start.wrapping_add(500));
     }
 
     #[test]

@@ -47,6 +47,8 @@ pub mod global {
     pub const OFF_RMEM_ALLOC: &str = "OFF_RMEM_ALLOC";
     /// Offset of `sk_rcvbuf`: where its window is closed.
     pub const OFF_RCVBUF: &str = "OFF_RCVBUF";
+    /// Offset of `copied_seq`: the sequence number up to which it has been read.
+    pub const OFF_COPIED_SEQ: &str = "OFF_COPIED_SEQ";
     /// [`crate::flow::Limits::high_water`].
     pub const HIGH_WATER: &str = "HIGH_WATER";
     /// [`crate::flow::Limits::total`], 64 bits.

@@ -16,16 +16,21 @@ use snisplice_common::{
     Cookie, budget,
     counters::Counters,
     event::Event,
-    flow::{Control, Decision, Flow, Limits, Target},
+    flow::{Control, Decision, Flow, Limits, TORN, Target},
 };
 
 use crate::{
     maps::{
-        HIGH_WATER, MARGIN, OFF_RCVBUF, OFF_RMEM_ALLOC, OFF_SNDBUF, OFF_WMEM_QUEUED, OFF_WRITE_SEQ,
-        SNI_CONTROL, SNI_COUNTERS, SNI_EVENTS, SNI_FLOWS, SNI_IN_FLIGHT, SNI_TARGETS, TOTAL,
+        HIGH_WATER, MARGIN, OFF_COPIED_SEQ, OFF_RCVBUF, OFF_RMEM_ALLOC, OFF_SNDBUF, OFF_WMEM_QUEUED,
+        OFF_WRITE_SEQ, SNI_CONTROL, SNI_COUNTERS, SNI_EVENTS, SNI_FLOWS, SNI_IN_FLIGHT, SNI_TARGETS, TOTAL,
     },
     shortcut,
 };
+
+/// Bytes that can be taken off the front of a packet at once.
+const STEP: u32 = 0xfff;
+/// Steps within which the largest packet (512 KiB, with BIG TCP) is gone.
+const STEPS: u32 = 129;
 
 /// Never drops a byte: the kernel has already acknowledged what a verdict of `SK_DROP` would throw away.
 #[inline(always)]
@@ -50,6 +55,13 @@ pub(crate) fn verdict(ctx: &SkBuffContext) -> u32 {
     // SAFETY: userspace removes the entry only after the socket is closed, and this program runs with the lock of
     // that socket held, so nobody else writes to it.
     let flow = unsafe { &mut *flow };
+    let Some(len) = shorten(ctx, len, flow, count) else {
+        let _ = SNI_EVENTS.output(Event { token: flow.token, cookie }, 0);
+        return SK_DROP;
+    };
+    if len == 0 {
+        return SK_DROP;
+    }
     // SAFETY: userspace replaces the whole element, so the two fields belong together.
     let control = unsafe { SNI_CONTROL.get(cookie) }.copied().unwrap_or_default();
     let held = flow.is_held(&control);
@@ -65,6 +77,53 @@ pub(crate) fn verdict(ctx: &SkBuffContext) -> u32 {
         count.lost_events += 1;
     }
     SK_PASS
+}
+
+/// Takes off the packet what has arrived before, and returns the length of the rest. `None` if that cannot be done:
+/// then the flow is torn, since the packet has bytes that will not come again.
+#[inline(always)]
+fn shorten(ctx: &SkBuffContext, len: u32, flow: &mut Flow, count: &mut Counters) -> Option<u32> {
+    if flow.receiving == TORN {
+        return None;
+    }
+    // The kernel's own notes of a packet (`struct tcp_skb_cb`) begin with its sequence number, and are where a program
+    // of this kind sees its own.
+    let old = flow.arrive(ctx.cb()[0], len, || read_so_far(ctx));
+    if old == 0 {
+        return Some(len);
+    }
+    count.overlaps += 1;
+    let mut left = old;
+    for _ in 0..STEPS {
+        if left == 0 {
+            return Some(len - old);
+        }
+        let step = if left > STEP { STEP } else { left };
+        if ctx.adjust_room(-step.cast_signed(), 0, 0).is_err() {
+            break;
+        }
+        left -= step;
+    }
+    count.torn += 1;
+    flow.receiving = TORN;
+    None
+}
+
+/// The sequence number up to which this socket has been read.
+#[inline(always)]
+fn read_so_far(ctx: &SkBuffContext) -> u32 {
+    // SAFETY: the context is the one this program was called with.
+    let socket = unsafe { (*ctx.skb.skb).__bindgen_anon_2.sk };
+    if socket.is_null() {
+        return ctx.cb()[0];
+    }
+    // SAFETY: `socket` is the socket that the packet belongs to.
+    let tcp = unsafe { bpf_skc_to_tcp_sock(socket.cast()) }.cast::<u8>();
+    if tcp.is_null() {
+        return ctx.cb()[0];
+    }
+    // SAFETY: `tcp` is a `struct tcp_sock` whose lock is held, and the offset is that of the running kernel.
+    unsafe { field(tcp, &OFF_COPIED_SEQ) }
 }
 
 /// Redirects the packet if the target can take it now. A refused packet is still whole and can be passed.

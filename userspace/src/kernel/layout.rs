@@ -36,6 +36,7 @@ pub struct Layout {
     sndbuf: u32,
     rmem_alloc: u32,
     rcvbuf: u32,
+    copied_seq: u32,
 }
 
 impl Layout {
@@ -46,13 +47,14 @@ impl Layout {
 
     /// Name and value of each global of the program that takes an offset.
     #[must_use]
-    pub fn globals(&self) -> [(&'static str, &u32); 5] {
+    pub fn globals(&self) -> [(&'static str, &u32); 6] {
         [
             (global::OFF_WRITE_SEQ, &self.write_seq),
             (global::OFF_WMEM_QUEUED, &self.wmem_queued),
             (global::OFF_SNDBUF, &self.sndbuf),
             (global::OFF_RMEM_ALLOC, &self.rmem_alloc),
             (global::OFF_RCVBUF, &self.rcvbuf),
+            (global::OFF_COPIED_SEQ, &self.copied_seq),
         ]
     }
 }
@@ -118,6 +120,7 @@ impl Types {
             sndbuf: of_sock(&["sk_sndbuf"])?,
             rmem_alloc: of_sock(&["sk_backlog", "rmem_alloc"])?,
             rcvbuf: of_sock(&["sk_rcvbuf"])?,
+            copied_seq: self.offset("tcp_sock", &["copied_seq"])?,
         })
     }
 

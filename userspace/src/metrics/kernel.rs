@@ -49,6 +49,16 @@ impl Collector for KernelCounters {
             ("sockmap_returns", "Times a direction came back from userspace to the kernel", counters.returns),
             ("sockmap_lost_events", "Notices to userspace that found no room", counters.lost_events),
             ("sockmap_strays", "Packets on a socket without a flow, passed", counters.strays),
+            (
+                "sockmap_overlaps",
+                "Packets that began with bytes which had arrived before, and which were left out",
+                counters.overlaps,
+            ),
+            (
+                "sockmap_torn",
+                "Connections reset because the kernel had no memory to leave such bytes out",
+                counters.torn,
+            ),
         ];
         for (name, help, value) in totals {
             let counter = ConstCounter::new(value);

@@ -9,6 +9,7 @@ mod data;
 mod flow;
 mod forced;
 mod limits;
+mod overlap;
 mod rig;
 
 use std::{fs, process::ExitCode};
@@ -24,7 +25,9 @@ fn main() -> ExitCode {
         eprintln!("the kernel's part cannot be tested here: {error}");
     }
     let ignored = usable.is_err() && !required;
-    let trials = [flow::trials(), close::trials(), limits::trials(), forced::trials()].into_iter().flatten();
+    let trials = [flow::trials(), close::trials(), limits::trials(), forced::trials(), overlap::trials()]
+        .into_iter()
+        .flatten();
     let trials = trials.map(|trial| trial.with_ignored_flag(ignored)).collect();
     let before = warnings();
     let conclusion = libtest_mimic::run(&arguments, trials);

@@ -18,7 +18,7 @@ use rustix::{
 };
 use snisplice_common::{
     Cookie,
-    flow::{Control, Flow},
+    flow::{Control, Flow, TORN},
 };
 use snisplice_config::model::Handover;
 use tokio::time::{sleep, timeout};
@@ -386,7 +386,14 @@ impl<'a> Connection<'a> {
     pub(super) fn flow(&self, direction: Direction) -> Result<Flow, Broken> {
         let (from, _) = self.ends(direction);
         let flow = self.entries.slot.sockmap.maps.borrow().flow(from.cookie);
-        flow.map_err(|error| Broken { side: from.side, error })
+        let broken = |error| Broken { side: from.side, error };
+        let flow = flow.map_err(broken)?;
+        if flow.receiving == TORN {
+            // The sender must not take its bytes for delivered.
+            let _ = socket::reset_on_close(&from.socket);
+            return Err(broken(io::Error::other("the kernel had no memory to leave repeated bytes out")));
+        }
+        Ok(flow)
     }
 
     /// Bytes of a direction that took the short cut. None does while bytes of the direction are on the ordinary way.
