@@ -133,7 +133,7 @@ impl Packet {
         let length = (bytes.len() - IP_HEADER) as u32;
         let words =
             bytes[12..].chunks(2).map(|word| u32::from(word[0]) << 8 | u32::from(*word.get(1).unwrap_or(&0)));
-        let mut sum = words.fold(length + 6, |sum, word| (sum + word & 0xffff) + (sum + word >> 16));
+        let mut sum = words.fold(length + 6, |sum, word| ((sum + word) & 0xffff) + ((sum + word) >> 16));
         sum = (sum & 0xffff) + (sum >> 16);
         bytes[CHECKSUM..CHECKSUM + 2].copy_from_slice(&(!(sum as u16)).to_be_bytes());
         Self(bytes)
