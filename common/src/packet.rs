@@ -98,19 +98,22 @@ pub struct Totals {
     pub packets: u64,
     /// Bytes of payload in them, retransmissions included.
     pub bytes: u64,
-    /// Packets dropped because their flow was about to begin or to be reset.
+    /// Packets dropped because their flow was about to be reset.
     pub held: u64,
-    /// Packets of our own sockets that were let through: what they had to deliver before the flow began.
+    /// Packets of our own sockets that were let through: what they still had to deliver, and questions whether a peer is
+    /// there.
     pub own_passed: u64,
     /// Packets of our own sockets that were dropped.
     pub own_dropped: u64,
+    /// Packets of which our own sockets were told, too.
+    pub told: u64,
     /// Packets of a flow that could not be changed or sent on, dropped.
     pub failed: u64,
     /// Events that found the ring full.
     pub lost_events: u64,
 }
 
-const _: () = assert!(size_of::<Totals>() == 56, "Totals has padding");
+const _: () = assert!(size_of::<Totals>() == 64, "Totals has padding");
 
 #[cfg(feature = "user")]
 impl core::ops::AddAssign for Totals {
@@ -120,6 +123,7 @@ impl core::ops::AddAssign for Totals {
         self.held += other.held;
         self.own_passed += other.own_passed;
         self.own_dropped += other.own_dropped;
+        self.told += other.told;
         self.failed += other.failed;
         self.lost_events += other.lost_events;
     }

@@ -93,7 +93,11 @@ fn render_settings(out: &mut String, model: &Model) -> fmt::Result {
         limits.in_flight_bytes,
         limits.total_in_flight_bytes
     )?;
-    writeln!(out, "handover bytes {}, messages {}", handover.bytes, handover.messages)?;
+    writeln!(
+        out,
+        "handover bytes {}, messages {}, packet {}",
+        handover.bytes, handover.messages, handover.packet
+    )?;
     writeln!(
         out,
         "timeouts hello {:?}, connect {:?}, idle {:?}, keepalive {:?}, unacknowledged {:?}, drain {:?}\n",

@@ -222,7 +222,8 @@ impl Default for Limits {
     }
 }
 
-/// What a direction must have moved in userspace before `auto` moves it into the kernel; either is enough.
+/// What a direction must have moved in userspace before `auto` moves it into the kernel, of which either is enough; and
+/// how it moves on there.
 ///
 /// The defaults are where it begins to pay: see ARCHITECTURE, "When the kernel takes over".
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -231,11 +232,13 @@ pub struct Handover {
     pub bytes: u64,
     /// Messages: times that something was read and written.
     pub messages: u32,
+    /// Whether a connection goes over to packets where it allows that; the others are redirected.
+    pub packet: bool,
 }
 
 impl Default for Handover {
     fn default() -> Self {
-        Self { bytes: 512 * 1024, messages: 16 }
+        Self { bytes: 512 * 1024, messages: 16, packet: true }
     }
 }
 

@@ -60,6 +60,7 @@
 //! handover:                        # when auto moves a direction into the kernel: either is enough
 //!   bytes: 512KiB                  # that were copied
 //!   messages: 16                   # times that something was copied
+//!   packet: true                   # false: never by rewriting packets
 //!
 //! timeouts:                        # ms, s, m, h, d; also 1h30m
 //!   hello: 10s                     # from accept to the complete hello

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::Signal;
 
 use crate::{
-    lab::{Datapath, Lab},
+    lab::Lab,
     metrics::Metrics,
     process::{Process, Said, run},
     tcp, wait,
@@ -108,9 +108,11 @@ impl<'lab> Daemon<'lab> {
         for file in files {
             command.arg("-c").arg(file);
         }
-        if datapath.is_none() && lab.datapath == Datapath::Adaptive {
+        if datapath.is_none()
+            && let Some(settings) = lab.datapath.settings()
+        {
             let path = lab.dir().join("handover.yaml");
-            fs::write(&path, "handover: {messages: 2}\n")?;
+            fs::write(&path, settings)?;
             command.arg("-c").arg(path);
         }
         command.args(["--datapath", datapath.unwrap_or(lab.datapath.option()), "--admin", ADMIN]).args(args);
@@ -119,7 +121,7 @@ impl<'lab> Daemon<'lab> {
         let probe = daemon.lab;
         daemon.process.wait_ready(|| get(probe, "/ready").is_ok_and(|(status, _)| status == 200))?;
         // A test of one datapath that runs on another would prove nothing.
-        let expected = datapath.unwrap_or(lab.datapath.name());
+        let expected = datapath.unwrap_or(lab.datapath.label());
         let serves = daemon.serves_with(expected)?;
         ensure!(expected == "auto" || serves, "the daemon does not serve with {expected}");
         Ok(daemon)

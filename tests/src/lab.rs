@@ -19,21 +19,43 @@ pub enum Datapath {
     Relay,
     /// Redirected in the kernel from the first byte.
     Sockmap,
-    /// Copied first, and moved into the kernel in mid-flow: as soon as a direction has moved two messages.
+    /// Copied first, and redirected in mid-flow: as soon as a direction has moved two messages.
     Adaptive,
+    /// Copied first, and sent on packet by packet in mid-flow: as soon as a direction has moved two messages.
+    Auto,
     /// Sent on in the kernel, packet by packet.
     Packet,
 }
 
 impl Datapath {
-    /// As the metrics spell it.
+    /// As tests are named.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Relay => "relay",
             Self::Sockmap => "sockmap",
             Self::Adaptive => "adaptive",
+            Self::Auto => "auto",
             Self::Packet => "packet",
+        }
+    }
+
+    /// What the configuration says besides.
+    #[must_use]
+    pub fn settings(self) -> Option<&'static str> {
+        match self {
+            Self::Adaptive => Some("handover: {messages: 2, packet: false}\n"),
+            Self::Auto => Some("handover: {messages: 2}\n"),
+            _ => None,
+        }
+    }
+
+    /// As `snisplice_datapath` spells it.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Auto => "adaptive",
+            other => other.name(),
         }
     }
 
@@ -41,7 +63,7 @@ impl Datapath {
     #[must_use]
     pub fn option(self) -> &'static str {
         match self {
-            Self::Adaptive => "auto",
+            Self::Adaptive | Self::Auto => "auto",
             other => other.name(),
         }
     }
@@ -53,6 +75,7 @@ impl Datapath {
             Self::Relay => &["relay"],
             Self::Sockmap => &["sockmap"],
             Self::Adaptive => &["relay", "sockmap"],
+            Self::Auto => &["relay", "packet"],
             Self::Packet => &["packet"],
         }
     }

@@ -31,7 +31,8 @@ impl Case {
     /// A test that must hold under every datapath.
     #[must_use]
     pub const fn each(name: &'static str, test: fn(&Lab) -> Result<()>) -> Self {
-        const ALL: &[Datapath] = &[Datapath::Relay, Datapath::Sockmap, Datapath::Adaptive, Datapath::Packet];
+        const ALL: &[Datapath] =
+            &[Datapath::Relay, Datapath::Sockmap, Datapath::Adaptive, Datapath::Auto, Datapath::Packet];
         Self { name, test, datapaths: ALL }
     }
 

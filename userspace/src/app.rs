@@ -253,6 +253,9 @@ fn needs_restart(now: &Model, then: &Model) -> Vec<&'static str> {
     if now.datapath != then.datapath {
         settings.push("datapath");
     }
+    if now.handover != then.handover {
+        settings.push("handover");
+    }
     if wants_same_host(then) && !wants_same_host(now) {
         settings.push("same_host");
     }

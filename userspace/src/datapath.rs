@@ -157,8 +157,8 @@ pub struct Factory {
 enum Chosen {
     Relay,
     Sockmap(Arc<Kernel>),
-    /// Copied first, until this is reached.
-    Adaptive(Arc<Kernel>, Handover),
+    /// Copied first, until this is reached. One of the two is there.
+    Adaptive(Option<Arc<Programs>>, Option<Arc<Kernel>>, Handover),
     Packet(Arc<Programs>),
 }
 
@@ -176,25 +176,20 @@ impl Factory {
             DatapathKind::Packet => {
                 Chosen::Packet(packet_of(model).context("datapath packet cannot serve here")?)
             }
-            DatapathKind::Auto => match sockmap_of(model) {
-                Ok(kernel) => Chosen::Adaptive(kernel, model.handover),
-                Err(error) => {
-                    tracing::warn!("relaying in userspace: {error:#}");
-                    Chosen::Relay
-                }
-            },
+            DatapathKind::Auto => adaptive_of(model),
         };
-        let kernel = match &chosen {
-            Chosen::Sockmap(kernel) | Chosen::Adaptive(kernel, _) => Some(kernel),
-            Chosen::Relay | Chosen::Packet(_) => None,
+        let (programs, kernel) = match &chosen {
+            Chosen::Relay => (None, None),
+            Chosen::Sockmap(kernel) => (None, Some(kernel)),
+            Chosen::Packet(programs) => (Some(programs), None),
+            Chosen::Adaptive(programs, kernel, _) => (programs.as_ref(), kernel.as_ref()),
         };
         note_same_host(model, kernel, metrics);
-        match &chosen {
-            Chosen::Relay => {}
-            Chosen::Sockmap(kernel) | Chosen::Adaptive(kernel, _) => {
-                metrics.add(Box::new(KernelCounters(kernel.clone())));
-            }
-            Chosen::Packet(programs) => metrics.add(Box::new(PacketCounters(programs.clone()))),
+        if let Some(kernel) = kernel {
+            metrics.add(Box::new(KernelCounters(kernel.clone())));
+        }
+        if let Some(programs) = programs {
+            metrics.add(Box::new(PacketCounters(programs.clone())));
         }
         Ok(Self { idle: model.timeouts.idle, chosen })
     }
@@ -216,15 +211,33 @@ impl Factory {
         let sockmap = |kernel: &Arc<Kernel>| {
             sockmap::Sockmap::new(kernel.clone(), relay.clone(), sockmap::Settings::new(self.idle))
         };
+        let packet = |programs: &Arc<Programs>| packet::Packet::new(programs.clone(), self.idle);
         Ok(match &self.chosen {
             Chosen::Relay => Rc::new(relay),
             Chosen::Sockmap(kernel) => Rc::new(sockmap(kernel)?),
-            Chosen::Adaptive(kernel, rule) => {
-                Rc::new(adaptive::Adaptive::new(relay.clone(), sockmap(kernel)?, *rule))
+            Chosen::Adaptive(programs, kernel, rule) => {
+                let packet = programs.as_ref().map(packet).transpose()?;
+                let sockmap = kernel.as_ref().map(sockmap).transpose()?;
+                Rc::new(adaptive::Adaptive::new(relay.clone(), packet, sockmap, *rule))
             }
-            Chosen::Packet(programs) => Rc::new(packet::Packet::new(programs.clone(), relay, self.idle)?),
+            Chosen::Packet(programs) => Rc::new(packet(programs)?),
         })
     }
+}
+
+/// Whatever of the two this kernel can do, or else the relay.
+fn adaptive_of(model: &Model) -> Chosen {
+    let programs = if model.handover.packet {
+        packet_of(model).inspect_err(|error| tracing::warn!("not carrying packets: {error:#}")).ok()
+    } else {
+        None
+    };
+    let kernel = sockmap_of(model).inspect_err(|error| tracing::warn!("not redirecting: {error:#}")).ok();
+    if programs.is_none() && kernel.is_none() {
+        tracing::warn!("relaying in userspace");
+        return Chosen::Relay;
+    }
+    Chosen::Adaptive(programs, kernel, model.handover)
 }
 
 /// Loads what carries packets, with room for flows that are over but linger, and tries it out.

@@ -11,7 +11,7 @@ use libtest_mimic::{Arguments, Trial};
 use snisplice::{datapath::packet::leg::tuple, kernel::packet::Programs};
 use snisplice_common::packet::{
     Slot, Tuple,
-    flow::{CARRY, HOLD, OFF, OVER, Rules, Standing, State, Way},
+    flow::{CARRY, OFF, OVER, RESET, Rules, Standing, State, Way},
     header::{IPV4_BYTES, IPV6_BYTES, TCP_BYTES, flag, readdress_v4, readdress_v6, translate},
 };
 
@@ -121,8 +121,9 @@ fn rules(v6: bool, mode: u32) -> Rules {
             scale_to: 1,
             seq_start: 1_000,
             ack_start: 2_000,
+            own: 0,
+            expected: 1_000,
             flags: 0,
-            reserved: 0,
         }
     };
     let ways =
@@ -298,7 +299,7 @@ fn modes_decide() {
     let data = packet(false, 0, &Segment::default());
     let begin = packet(false, 0, &Segment { flags: flag::SYN, ..Segment::default() });
     for (mode, of_data, of_begin) in
-        [(OFF, NEXT, NEXT), (HOLD, DROP, DROP), (CARRY, REDIRECT, REDIRECT), (OVER, REDIRECT, NEXT)]
+        [(OFF, NEXT, NEXT), (RESET, DROP, DROP), (CARRY, REDIRECT, REDIRECT), (OVER, REDIRECT, NEXT)]
     {
         lab.set(rules(false, mode));
         assert_eq!((lab.run(&data).0, lab.run(&begin).0), (of_data, of_begin), "mode {mode}");

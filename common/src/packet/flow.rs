@@ -1,7 +1,11 @@
 //! A flow: what userspace decides about it, what the kernel has seen of it, and what follows from both.
 //!
 //! Positions are counted from where the flow began, in 64 bits, the same for both legs: position 0 of a way is the
-//! first byte that userspace had not written to the other side's socket then. Sequence numbers are those of one leg.
+//! first byte that the receiver had not acknowledged to our own socket then. Sequence numbers are those of one leg.
+//!
+//! What comes first on a way is still for our own sockets to deliver: what the one had received, and what the other had
+//! sent and not yet heard of. All later bytes go from end to end. It does not matter who sends a byte, since it has one
+//! number; so a flow can begin at any moment, and our own sockets come to rest by themselves.
 //!
 //! The functions are pure; the programs call them with what they read from the packet and the maps. Nothing that is
 //! noted here changes how a packet is translated: who forges packets can at most confuse the account of a flow, and
@@ -9,17 +13,16 @@
 
 use super::header::{Segment, flag};
 
-/// [`Rules::mode`]: nothing is carried; packets of both legs belong to our own sockets. A new entry starts so.
+/// [`Rules::mode`]: nothing is carried; packets of both legs belong to our own sockets, and are counted. A new entry
+/// starts so.
 pub const OFF: u32 = 0;
-/// [`Rules::mode`]: the flow is about to begin. What arrives is dropped, for its sender to send again.
-pub const HOLD: u32 = 1;
 /// [`Rules::mode`]: packets are sent on, and our own sockets are kept quiet.
-pub const CARRY: u32 = 2;
+pub const CARRY: u32 = 1;
 /// [`Rules::mode`]: the flow is being torn down: our own sockets' resets pass with numbers that the peers accept.
-pub const RESET: u32 = 3;
+pub const RESET: u32 = 2;
 /// [`Rules::mode`]: both ends are done. Late packets are still sent on; a new connection of the same addresses ends
 /// that.
-pub const OVER: u32 = 4;
+pub const OVER: u32 = 3;
 
 /// [`Way::flags`]: both legs have negotiated ECN (RFC 3168), so its marks mean the same on both.
 pub const ECN: u32 = 1;
@@ -52,10 +55,12 @@ pub struct Way {
     pub seq_start: u32,
     /// Acknowledgement number, on that leg, of position 0 of the other way.
     pub ack_start: u32,
+    /// Bytes of the other way that our own socket on the leg that the packets arrive on has to deliver.
+    pub own: u32,
+    /// The sequence number that this socket expects next: it has received what comes before.
+    pub expected: u32,
     /// [`ECN`] or nothing.
     pub flags: u32,
-    /// Zero.
-    pub reserved: u32,
 }
 
 /// What userspace decides about a flow.
@@ -64,7 +69,7 @@ pub struct Way {
 pub struct Rules {
     /// Userspace's name of the flow, echoed in each event.
     pub token: u64,
-    /// [`OFF`], [`HOLD`], [`CARRY`], [`RESET`] or [`OVER`].
+    /// [`OFF`], [`CARRY`], [`RESET`] or [`OVER`].
     pub mode: u32,
     /// Zero.
     pub reserved: u32,
@@ -72,7 +77,7 @@ pub struct Rules {
     pub ways: [Way; 2],
 }
 
-const _: () = assert!(size_of::<Rules>() == 176, "Rules has padding");
+const _: () = assert!(size_of::<Rules>() == 184, "Rules has padding");
 
 /// [`Track::marks`]: the sender has reset the connection.
 pub const WAS_RESET: u32 = 1;
@@ -97,8 +102,8 @@ pub struct Track {
     pub fin: u64,
     /// [`WAS_RESET`] or nothing.
     pub marks: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Not 0 while our own socket waits to hear whether the sender of these packets is still there.
+    pub asked: u32,
 }
 
 /// What the kernel has seen of a flow.
@@ -183,9 +188,28 @@ impl Way {
             scale_to: self.scale_from,
             seq_start: self.seq_start.wrapping_add(self.seq),
             ack_start: self.ack_start.wrapping_add(self.ack),
+            own: 0,
+            expected: 0,
             flags: self.flags,
-            reserved: 0,
         }
+    }
+
+    /// Whether our own socket on the leg that the packets arrive on has to hear what this one acknowledges. `own` is
+    /// what was seen of the way before it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_for_us_too(&self, own: &Track, segment: &Segment) -> bool {
+        let acknowledges = segment.flags & (flag::ACK | flag::SYN | flag::RST) == flag::ACK;
+        acknowledges && (own.acked < self.own as u64 || own.asked != 0)
+    }
+
+    /// Sequence and acknowledgement number of what is told to our own socket: nothing new, and no more than it has sent.
+    #[inline(always)]
+    #[must_use]
+    pub const fn for_us(&self, ack: u32) -> (u32, u32) {
+        let end = self.ack_start.wrapping_add(self.own);
+        let is_more = ack.wrapping_sub(end).cast_signed() > 0;
+        (self.expected, if is_more { end } else { ack })
     }
 }
 
@@ -332,14 +356,22 @@ impl State {
 /// `own` is what was seen of that way, `other` of the other one, whose stream the packet is part of.
 #[inline(always)]
 #[must_use]
-pub const fn judge(mode: u32, way: &Way, own: &Track, other: &mut Track, segment: &Segment) -> Own {
+pub const fn judge(mode: u32, way: &Way, own: &mut Track, other: &mut Track, segment: &Segment) -> Own {
     match mode {
         CARRY => {
             // The process has died, and with it the flow: both ends shall know.
             if segment.has(flag::RST) {
                 return renumbered(way, own, other);
             }
-            if segment.has(flag::SYN) || segment.is_empty() {
+            if segment.has(flag::SYN) {
+                return Own::Drop;
+            }
+            if segment.is_empty() {
+                // One number behind: it asks whether the peer is there, or has room. What it answers is for the socket.
+                if beyond(segment.seq.wrapping_sub(way.ack_start), own.acked) < 0 {
+                    own.asked = 1;
+                    return Own::Pass;
+                }
                 return Own::Drop;
             }
             // What userspace wrote before the flow began must arrive, however often it takes.

@@ -206,6 +206,79 @@ const fn blocks(header: &mut [u8; TCP_BYTES], at: usize, size: usize, way: &Way,
     }
 }
 
+/// Makes of a TCP header one of a segment that only acknowledges, with these numbers. `pseudo` is the sum over the
+/// addresses. The checksum is complete.
+#[inline(always)]
+pub const fn acknowledge(header: &mut [u8; TCP_BYTES], length: usize, numbers: (u32, u32), pseudo: Change) {
+    put_word(header, 4, numbers.0);
+    put_word(header, 8, numbers.1);
+    header[13] = flag::ACK;
+    // Checksum, and the pointer to what is urgent.
+    put_word(header, 16, 0);
+    let mut sum = pseudo;
+    #[expect(clippy::cast_possible_truncation, reason = "at most the length of the header")]
+    sum.words(u32::MAX, (PROTOCOL_TCP as u32) << 16 | length as u32);
+    let mut at = 0;
+    while at < TCP_MAX {
+        if at < length {
+            sum.words(u32::MAX, word(header, at));
+        }
+        at += 4;
+    }
+    let [high, low] = sum.apply(u16::MAX).to_be_bytes();
+    header[16] = high;
+    header[17] = low;
+}
+
+/// Gives an IPv4 header the length of a packet with so many bytes of TCP, and tells the sum over its addresses.
+#[inline(always)]
+#[must_use]
+pub const fn shorten_v4(header: &mut [u8; IPV4_BYTES], length: usize) -> Change {
+    #[expect(clippy::cast_possible_truncation, reason = "two headers")]
+    let total = (IPV4_BYTES + length) as u16;
+    let [high, low] = total.to_be_bytes();
+    header[2] = high;
+    header[3] = low;
+    sum_v4(header);
+    let mut sum = Change::NONE;
+    sum.words(u32::MAX, word(header, 12));
+    sum.words(u32::MAX, word(header, 16));
+    sum
+}
+
+/// The same of an IPv6 header.
+#[inline(always)]
+#[must_use]
+pub const fn shorten_v6(header: &mut [u8; IPV6_BYTES], length: usize) -> Change {
+    #[expect(clippy::cast_possible_truncation, reason = "at most the length of the header")]
+    let [high, low] = (length as u16).to_be_bytes();
+    header[4] = high;
+    header[5] = low;
+    let mut sum = Change::NONE;
+    let mut at = 8;
+    while at < IPV6_BYTES {
+        sum.words(u32::MAX, word(header, at));
+        at += 4;
+    }
+    sum
+}
+
+/// Writes the checksum of an IPv4 header.
+#[inline(always)]
+const fn sum_v4(header: &mut [u8; IPV4_BYTES]) {
+    header[10] = 0;
+    header[11] = 0;
+    let mut sum = Change::NONE;
+    let mut at = 0;
+    while at < IPV4_BYTES {
+        sum.words(u32::MAX, word(header, at));
+        at += 4;
+    }
+    let [high, low] = sum.apply(u16::MAX).to_be_bytes();
+    header[10] = high;
+    header[11] = low;
+}
+
 /// Gives an IPv4 header new addresses and a new checksum. Tells the change of the pseudo-header.
 #[inline(always)]
 #[must_use]
@@ -218,17 +291,7 @@ pub const fn readdress_v4(header: &mut [u8; IPV4_BYTES], way: &Way) -> Change {
     change.words(word(header, 16), destination);
     put_word(header, 12, source);
     put_word(header, 16, destination);
-    header[10] = 0;
-    header[11] = 0;
-    let mut sum = Change::NONE;
-    let mut at = 0;
-    while at < IPV4_BYTES {
-        sum.words(u32::MAX, word(header, at));
-        at += 4;
-    }
-    let [high, low] = sum.apply(u16::MAX).to_be_bytes();
-    header[10] = high;
-    header[11] = low;
+    sum_v4(header);
     change
 }
 

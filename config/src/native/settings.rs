@@ -87,13 +87,17 @@ impl<'n> Given<'n> {
     }
 
     fn read_handover(&mut self, view: &View<'n>, sink: &mut Sink) {
-        let Some(mut fields) = view.fields("a mapping of bytes and messages", sink) else { return };
+        let Some(mut fields) = view.fields("a mapping of bytes, messages and packet", sink) else { return };
         if let Some(bytes) = self.size(fields.take("bytes"), 1..=1 << 40, sink) {
             self.settings.handover.bytes = bytes;
         }
         if let Some(view) = self.once(fields.take("messages"), sink) {
             let messages = &mut self.settings.handover.messages;
             *messages = view.number(1..=u32::MAX, sink).unwrap_or(*messages);
+        }
+        if let Some(view) = self.once(fields.take("packet"), sink) {
+            let packet = &mut self.settings.handover.packet;
+            *packet = view.flag(sink).unwrap_or(*packet);
         }
         fields.finish(sink);
     }

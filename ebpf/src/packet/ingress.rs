@@ -1,20 +1,29 @@
 //! What arrives on a leg of a flow goes out on the other one.
 
 use aya_ebpf::{
-    bindings::tcx_action_base::{TCX_DROP, TCX_NEXT},
-    helpers::{bpf_ktime_get_coarse_ns, bpf_redirect_neigh},
+    bindings::{
+        BPF_F_INGRESS,
+        tcx_action_base::{TCX_DROP, TCX_NEXT},
+    },
+    helpers::{bpf_clone_redirect, bpf_ktime_get_coarse_ns, bpf_redirect_neigh},
     programs::TcContext,
 };
 use snisplice_common::packet::{
     Slot, Totals,
-    flow::{CARRY, HOLD, OVER, RESET, Way},
-    header::{IPV4_BYTES, IPV6_BYTES, Segment, TCP_BYTES, flag, readdress_v4, readdress_v6, translate},
+    flow::{CARRY, OVER, RESET, State, Way},
+    header::{
+        IPV4_BYTES, IPV6_BYTES, Segment, TCP_BYTES, acknowledge, flag, readdress_v4, readdress_v6,
+        shorten_v4, shorten_v6, translate,
+    },
 };
 
 use crate::{
     maps::{Headers, OF_INGRESS, SNI_ENDINGS, SNI_HEADERS, SNI_RULES, SNI_STATES, SNI_TOTALS, SNI_TUPLES},
     wire::{self, Ip, L3},
 };
+
+/// The mark of a copy on its way to our own socket; it is taken off before anybody else sees it.
+const COPY: u32 = u32::from_be_bytes(*b"sni:");
 
 /// Sends a packet of a flow on; leaves any other to whoever comes next.
 #[inline(always)]
@@ -36,6 +45,15 @@ pub(crate) fn ingress(ctx: &TcContext) -> i32 {
     let rules = unsafe { &*rules };
     // SAFETY: the entry is this CPU's own.
     let totals = unsafe { &mut *totals };
+    let way = &rules.ways[(slot.way & 1) as usize];
+    // SAFETY: the context is the one that the program was called with.
+    if unsafe { (*ctx.skb.skb).mark } == COPY {
+        mark(ctx, 0);
+        return match rules.mode {
+            CARRY => tell(ctx, ip, tcp, way).unwrap_or(TCX_DROP),
+            _ => TCX_DROP,
+        };
+    }
     match rules.mode {
         CARRY => {}
         OVER if tcp[13] & (flag::SYN | flag::ACK) == flag::SYN => {
@@ -43,13 +61,18 @@ pub(crate) fn ingress(ctx: &TcContext) -> i32 {
             return TCX_NEXT;
         }
         OVER => {}
-        HOLD | RESET => {
+        RESET => {
             totals.held += 1;
             return TCX_DROP;
         }
-        _ => return TCX_NEXT,
+        _ => {
+            if let Some(state) = SNI_STATES.get_ptr_mut(slot.flow) {
+                // SAFETY: elements of an array live as long as the map.
+                unsafe { (*state).ways[(slot.way & 1) as usize].packets += 1 };
+            }
+            return TCX_NEXT;
+        }
     }
-    let way = &rules.ways[(slot.way & 1) as usize];
     match carry(ctx, ip, tcp, way, slot, rules.token, totals) {
         Some(sent) => sent,
         None => {
@@ -73,8 +96,14 @@ fn carry(
     let (length, payload) = wire::lengths(ctx, ip, tcp)?;
     wire::read_options(ctx, l4, tcp, length)?;
     let segment = Segment::of(tcp, payload);
-    if note(slot, way, &segment) && SNI_ENDINGS.output(token, 0).is_err() {
-        totals.lost_events += 1;
+    if let Some(state) = SNI_STATES.get_ptr_mut(slot.flow) {
+        if is_for_us_too(state, slot, way, &segment) {
+            totals.told += 1;
+            copy(ctx);
+        }
+        if note(state, slot, way, &segment) && SNI_ENDINGS.output(token, 0).is_err() {
+            totals.lost_events += 1;
+        }
     }
     let header = translate(tcp, length, way);
     let pseudo = if ip.is_v6() {
@@ -94,10 +123,58 @@ fn carry(
     Some(unsafe { bpf_redirect_neigh(way.device, core::ptr::null_mut(), 0, 0) } as i32)
 }
 
+/// Whether our own socket on this leg waits for what the packet says.
+#[inline(always)]
+fn is_for_us_too(state: *mut State, slot: Slot, way: &Way, segment: &Segment) -> bool {
+    // SAFETY: elements of an array live as long as the map.
+    let track = unsafe { &mut (*state).ways[(slot.way & 1) as usize] };
+    let is = way.is_for_us_too(track, segment);
+    track.asked = 0;
+    is
+}
+
+/// Has this program see the packet once more, for our own socket.
+#[inline(always)]
+fn copy(ctx: &TcContext) {
+    // SAFETY: the context is the one that the program was called with.
+    let (before, device) = unsafe { ((*ctx.skb.skb).mark, (*ctx.skb.skb).ifindex) };
+    mark(ctx, COPY);
+    // A copy that is lost is as good as a lost packet: there will be another.
+    // SAFETY: as above.
+    let _ = unsafe { bpf_clone_redirect(ctx.skb.skb, device, u64::from(BPF_F_INGRESS)) };
+    mark(ctx, before);
+}
+
+#[inline(always)]
+fn mark(ctx: &TcContext, mark: u32) {
+    // SAFETY: the context is the one that the program was called with.
+    unsafe { (*ctx.skb.skb).mark = mark };
+}
+
+/// Leaves of a copy what our own socket on this leg may hear: what is acknowledged of its own bytes.
+#[inline(always)]
+fn tell(ctx: &TcContext, ip: &mut Ip, tcp: &mut [u8; TCP_BYTES], way: &Way) -> Option<i32> {
+    let l4 = ip.l4();
+    let (length, _) = wire::lengths(ctx, ip, tcp)?;
+    wire::read_options(ctx, l4, tcp, length)?;
+    let numbers = way.for_us(Segment::of(tcp, 0).ack);
+    wire::shorten(ctx, l4 + length)?;
+    if ip.is_v6() {
+        let pseudo = shorten_v6(&mut ip.bytes, length);
+        acknowledge(tcp, length, numbers, pseudo);
+        wire::store_summed(ctx, L3, &ip.bytes, IPV6_BYTES)?;
+    } else {
+        let pseudo = shorten_v4(ip.bytes.first_chunk_mut()?, length);
+        acknowledge(tcp, length, numbers, pseudo);
+        wire::store_summed(ctx, L3, &ip.bytes, IPV4_BYTES)?;
+    }
+    wire::store_summed(ctx, l4, tcp, length)?;
+    Some(TCX_NEXT)
+}
+
 /// Follows the flow. True if userspace should look at it.
 #[inline(always)]
-fn note(slot: Slot, way: &Way, segment: &Segment) -> bool {
-    let Some(state) = SNI_STATES.get_ptr_mut(slot.flow) else { return false };
+fn note(state: *mut State, slot: Slot, way: &Way, segment: &Segment) -> bool {
     let own = (slot.way & 1) as usize;
     // SAFETY: elements of an array live as long as the map. Packets of one way may come on two CPUs at once; a
     // position that is lost to that is found again with the next packet.

@@ -43,7 +43,7 @@ pub(crate) fn egress(ctx: &TcContext) -> i32 {
     // and a position that is lost to another CPU is found again with the next packet.
     let verdict = unsafe {
         let rules = &*rules;
-        judge(rules.mode, &rules.ways[own], &(*state).ways[own], &mut (*state).ways[own ^ 1], &segment)
+        judge(rules.mode, &rules.ways[own], &mut (*state).ways[own], &mut (*state).ways[own ^ 1], &segment)
     };
     // SAFETY: the entry is this CPU's own.
     let totals = unsafe { &mut *totals };

@@ -4,8 +4,8 @@ use core::ffi::c_void;
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::BPF_F_PSEUDO_HDR,
-    helpers::{bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_store_bytes},
+    bindings::{BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM},
+    helpers::{bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes},
     programs::TcContext,
 };
 use snisplice_common::packet::{
@@ -148,17 +148,36 @@ pub(crate) fn read_options(
     load_part(ctx, l4 + TCP_MIN, tcp, TCP_MIN, more)
 }
 
-/// Writes bytes over the packet's.
+/// Cuts the packet off after `length` bytes.
+#[inline(always)]
+pub(crate) fn shorten(ctx: &TcContext, length: usize) -> Option<()> {
+    // SAFETY: the context is the one that the program was called with.
+    (unsafe { bpf_skb_change_tail(ctx.skb.skb, length as u32, 0) } == 0).then_some(())
+}
+
+/// Writes bytes over those of a packet that goes out.
 #[inline(always)]
 pub(crate) fn store(ctx: &TcContext, offset: usize, bytes: &[u8], length: usize) -> Option<()> {
+    write(ctx, offset, bytes, length, 0)
+}
+
+/// Writes bytes over those of a packet that goes to the stack, which may rely on a sum that the device has made.
+#[inline(always)]
+pub(crate) fn store_summed(ctx: &TcContext, offset: usize, bytes: &[u8], length: usize) -> Option<()> {
+    write(ctx, offset, bytes, length, BPF_F_RECOMPUTE_CSUM.into())
+}
+
+#[inline(always)]
+fn write(ctx: &TcContext, offset: usize, bytes: &[u8], length: usize, flags: u64) -> Option<()> {
     // The compiler knows that already, and would not tell the verifier.
     let length = core::hint::black_box(length);
     if length == 0 || length > bytes.len() {
         return None;
     }
     // SAFETY: `length` is no more than the bytes have.
-    let result =
-        unsafe { bpf_skb_store_bytes(ctx.skb.skb, offset as u32, bytes.as_ptr().cast(), length as u32, 0) };
+    let result = unsafe {
+        bpf_skb_store_bytes(ctx.skb.skb, offset as u32, bytes.as_ptr().cast(), length as u32, flags)
+    };
     (result == 0).then_some(())
 }
 

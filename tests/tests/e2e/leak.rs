@@ -46,7 +46,11 @@ impl Held {
 /// What it holds when nothing changes any more.
 pub(crate) fn held_at_rest(lab: &Lab, daemon: &Daemon<'_>) -> Result<Held> {
     // Flows of the packet datapath linger for two seconds, and are looked after twice a second.
-    let quiet = if lab.datapath == Datapath::Packet { Duration::from_secs(3) } else { flow::QUIET };
+    let quiet = if matches!(lab.datapath, Datapath::Packet | Datapath::Auto) {
+        Duration::from_secs(3)
+    } else {
+        flow::QUIET
+    };
     wait::settled(quiet, || Held::by(daemon))
 }
 

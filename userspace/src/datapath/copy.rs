@@ -80,6 +80,12 @@ impl Pump {
         !self.pending.is_empty()
     }
 
+    /// How many bytes that is.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.pending.len() - self.taken
+    }
+
     /// Delivers pending bytes, or else reads once and delivers what came.
     pub fn step(&mut self, from: impl AsFd, to: impl AsFd) -> Result<Step, StepError> {
         if self.is_blocked() {

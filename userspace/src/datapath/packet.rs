@@ -1,9 +1,9 @@
 //! The packet datapath: the kernel turns each packet of one connection into one of the other and sends it on.
 //!
-//! A flow begins before its first byte was written to the backend. Userspace has read the hello, and every byte that
-//! either side will send has its number on the other leg already: the numbers differ by a constant. So nothing needs
-//! to come to rest; the kernel takes over, our own socket sends the hello as it would anyway, and the relay, which
-//! goes on for a moment, delivers what may have arrived in between. From then on the sockets only hold the ports.
+//! Every byte that either side will send has its number on the other leg: the numbers differ by a constant. So nothing
+//! needs to come to rest for a flow to begin, be it with the hello or in the middle of a stream. Userspace stops for a
+//! moment, looks at both sockets' numbers, and the kernel takes over; what our own sockets have received or sent by then
+//! they deliver, with the relay's help, and hear of its acknowledgement. From then on they only hold the ports.
 //!
 //! Loss, congestion, flow control and the end of the connection are between client and backend. What cannot be
 //! carried so is relayed, for a reason that is counted ([`stats::Refusal`]).
@@ -12,19 +12,20 @@ use std::{cell::RefCell, io, rc::Rc, sync::Arc, time::Duration};
 
 use snisplice_common::packet::{
     Slot,
-    flow::{CARRY, HOLD, Rules},
+    flow::{CARRY, OFF, Rules, State},
     look::Look,
 };
 use tokio::task::AbortHandle;
 
+pub(super) use self::flow::Flow;
 use self::{
-    flow::{Entry, Flow},
+    flow::Entry,
     linger::Lingering,
     maps::Maps,
     plan::{Leg, Plan},
     stats::Refusal,
 };
-use super::{Carry, Datapath, End, HelloMode, Pair, relay::Relay};
+use super::{Carry, Datapath, End, HelloMode, Pair, relay};
 use crate::{
     account::{Account, Carrier},
     kernel::{
@@ -48,8 +49,26 @@ pub struct Packet {
     /// Our number among the workers that the kernel's events go to.
     worker: u16,
     sweeping: AbortHandle,
-    relay: Relay,
     idle: Duration,
+}
+
+/// A connection whose packets are counted, to see whether they come by the programs at all: where addresses are translated
+/// or another device is taken, they do not.
+pub(super) struct Watched {
+    entry: Entry,
+    legs: [Leg; 2],
+    looks: u32,
+}
+
+/// How often it is looked for packets, each time after something was copied.
+const LOOKS: u32 = 64;
+
+/// Whether packets of both peers come by the programs.
+pub(super) enum Seen {
+    Yes(Watched),
+    NotYet(Watched),
+    /// There is no use in waiting longer.
+    Never,
 }
 
 /// What a worker's flows have in common.
@@ -63,7 +82,7 @@ struct Shared {
 
 impl Packet {
     /// To be called on the worker's thread, inside its runtime and a `LocalSet`.
-    pub fn new(programs: Arc<Programs>, relay: Relay, idle: Duration) -> io::Result<Self> {
+    pub fn new(programs: Arc<Programs>, idle: Duration) -> io::Result<Self> {
         let signals = Arc::new(Signals::default());
         let shared = Rc::new(Shared {
             maps: RefCell::new(Maps::of(&programs)?),
@@ -73,61 +92,155 @@ impl Packet {
         });
         let worker = shared.programs.register(signals);
         let sweeping = tokio::task::spawn_local(linger::sweep(shared.clone())).abort_handle();
-        Ok(Self { shared, worker, sweeping, relay, idle })
+        Ok(Self { shared, worker, sweeping, idle })
     }
 
     async fn carry(&self, pair: Pair, account: &Account) -> End {
-        match self.begin(&pair) {
-            Ok(entry) => {
-                self.shared.programs.stats().begin();
-                account.carried_by(Carrier::Packet);
-                Flow::new(entry, pair, account).run(self.idle).await
-            }
-            Err(why) => {
-                tracing::debug!(why = why.label(), "not carried in packets, relaying");
-                self.shared.programs.stats().refuse(why);
-                self.relay.relay(pair, account).await
+        let connection = Box::new(relay::Connection::new(pair));
+        let begun = self.admit(&connection).and_then(|(entry, legs)| self.begin(entry, legs, &connection));
+        match self.flow(begun, connection, account) {
+            Ok(flow) => Box::new(flow).run(self.idle).await,
+            Err(mut connection) => {
+                account.carried_by(Carrier::Relay);
+                connection.carry_to_end(self.idle, account).await
             }
         }
     }
 
-    /// Puts the pair into the kernel's hands. After a refusal everything is as it was, but for packets that were
-    /// dropped meanwhile, which their senders repeat.
-    fn begin(&self, pair: &Pair) -> Result<Entry, Refusal> {
-        let mut legs = [leg::of(&pair.client)?, leg::of(&pair.backend)?];
+    /// Looks whether a connection that is being copied can be carried, and whether its packets come by the programs from
+    /// now on.
+    pub(super) fn watch(&self, connection: &relay::Connection) -> Option<Watched> {
+        let watched = self.admit(connection).and_then(|(entry, mut legs)| {
+            self.look(&mut legs)?;
+            Ok(Watched { entry, legs, looks: 0 })
+        });
+        watched.inspect_err(|why| self.refuse(*why)).ok()
+    }
+
+    /// Looks whether both peers' packets were seen.
+    pub(super) fn is_seen(&self, mut watched: Watched) -> Seen {
+        watched.looks += 1;
+        if watched.entry.is_seen() {
+            Seen::Yes(watched)
+        } else if watched.looks < LOOKS {
+            Seen::NotYet(watched)
+        } else {
+            self.refuse(Refusal::Bypassed);
+            Seen::Never
+        }
+    }
+
+    /// Carries on with a connection that was watched; gives it back where that cannot be.
+    pub(super) fn take_over<'a>(
+        &self,
+        watched: Watched,
+        connection: Box<relay::Connection>,
+        account: &'a Account,
+    ) -> Result<Flow<'a>, Box<relay::Connection>> {
+        let Watched { entry, legs, .. } = watched;
+        self.flow(self.begin(entry, legs, &connection), connection, account)
+    }
+
+    fn refuse(&self, why: Refusal) {
+        tracing::debug!(why = why.label(), "not carried in packets");
+        self.shared.programs.stats().refuse(why);
+    }
+
+    fn flow<'a>(
+        &self,
+        begun: Result<Entry, Refusal>,
+        connection: Box<relay::Connection>,
+        account: &'a Account,
+    ) -> Result<Flow<'a>, Box<relay::Connection>> {
+        match begun {
+            Ok(entry) => {
+                self.shared.programs.stats().begin();
+                account.carried_by(Carrier::Packet);
+                Ok(Flow::new(entry, connection, account))
+            }
+            Err(why) => {
+                self.refuse(why);
+                Err(connection)
+            }
+        }
+    }
+
+    /// Gives a connection a place in the maps, if nothing speaks against it. Its packets are its own sockets' still.
+    fn admit(&self, connection: &relay::Connection) -> Result<(Entry, [Leg; 2]), Refusal> {
+        let legs = [leg::of(&connection.client)?, leg::of(&connection.backend)?];
         plan::admit(&legs[0], &legs[1])?;
-        leg::admit(&pair.client)?;
+        leg::admit(&connection.client)?;
         let slot = self.shared.signals.insert();
         let token = Token { worker: self.worker, slot, side: Side::Client }.pack();
         let mut entry = Entry::new(&self.shared, slot, [legs[0].tuple, legs[1].tuple])?;
-        // Until the flow begins, what arrives is dropped, so that what the sockets say stays true.
-        let rules = Rules { token, mode: HOLD, ..Rules::default() };
-        entry.set_rules(rules)?;
+        entry.set_state(State::default(), [0, 0])?;
+        entry.set_rules(Rules { token, mode: OFF, ..Rules::default() })?;
         entry.add_tuples()?;
+        Ok((entry, legs))
+    }
+
+    /// Puts a connection into the kernel's hands. After a refusal everything is as it was.
+    fn begin(
+        &self,
+        mut entry: Entry,
+        mut legs: [Leg; 2],
+        connection: &relay::Connection,
+    ) -> Result<Entry, Refusal> {
+        let relay::Connection { client, backend, upward, downward, .. } = connection;
         self.look(&mut legs)?;
-        let Plan { ways, state } = plan::plan(&legs[0], &legs[1], pair.hello.len())?;
-        entry.set_state(state)?;
-        entry.set_rules(Rules { mode: CARRY, ways, ..rules })?;
+        for (leg, stream) in legs.iter_mut().zip([client, backend]) {
+            *leg = Leg { look: leg.look, ..leg::of(stream)? };
+        }
+        // Nobody has finished before the look, so nobody's FIN is among what was received.
+        plan::admit(&legs[0], &legs[1])?;
+        let Plan { ways, state, written } = plan::plan(&legs[0], &legs[1], [upward.held(), downward.held()])?;
+        entry.set_state(state, written)?;
+        let rules = Rules { mode: CARRY, ways, ..entry.rules() };
+        entry.set_rules(rules)?;
+        // What arrives from now on is sent on. Our own sockets may have received something since they were looked at,
+        // which is theirs to deliver then; a FIN or a reset would be lost on the other end.
+        let late = self.late(&mut legs, connection)?;
+        entry.set_late(Rules { ways: plan::with_late(ways, late), ..rules }, late)?;
         Ok(entry)
+    }
+
+    /// Looks again, after the kernel has begun to carry.
+    fn late<'l>(
+        &self,
+        legs: &'l mut [Leg; 2],
+        connection: &relay::Connection,
+    ) -> Result<[&'l Look; 2], Refusal> {
+        let before = legs.each_ref().map(|leg| leg.look.rcv_nxt);
+        self.look_at(legs)?;
+        let is_open = |stream| leg::of(stream).map(|leg| leg.established);
+        for (leg, (before, stream)) in
+            legs.iter().zip(before.iter().zip([&connection.client, &connection.backend]))
+        {
+            if leg.look.rcv_nxt != *before && !is_open(stream)? {
+                return Err(Refusal::PeerClosed);
+            }
+        }
+        Ok(legs.each_ref().map(|leg| &leg.look))
     }
 
     /// Completes what is known of both legs, and has the programs on the devices that they use.
     fn look(&self, legs: &mut [Leg; 2]) -> Result<(), Refusal> {
-        let look = |legs: &mut [Leg; 2]| {
-            let tuples = [legs[0].tuple, legs[1].tuple];
-            let looks = self.shared.programs.look(tuples).map_err(|error| match error.kind() {
-                io::ErrorKind::NotFound => Refusal::PeerClosed,
-                _ => Refusal::Other,
-            })?;
-            for (leg, look) in legs.iter_mut().zip(looks) {
-                leg.look = look;
-            }
-            Ok(())
-        };
-        look(legs)?;
+        self.look_at(legs)?;
         if self.attach(legs.each_ref().map(|leg| &leg.look))? {
-            // Only now is it certain that nothing arrives unnoticed.
-            look(legs)?;
+            // That takes a while.
+            self.look_at(legs)?;
+        }
+        Ok(())
+    }
+
+    fn look_at(&self, legs: &mut [Leg; 2]) -> Result<(), Refusal> {
+        let tuples = [legs[0].tuple, legs[1].tuple];
+        let looks = self.shared.programs.look(tuples).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => Refusal::PeerClosed,
+            _ => Refusal::Other,
+        })?;
+        for (leg, look) in legs.iter_mut().zip(looks) {
+            leg.look = look;
         }
         Ok(())
     }

@@ -31,12 +31,12 @@ mod tests {
 
     #[test]
     fn either_bytes_or_messages_are_enough() {
-        let rule = Handover { bytes: 1_000, messages: 3 };
+        let rule = Handover { bytes: 1_000, messages: 3, packet: true };
         let once = Progress::default().after(10);
         assert!(!once.pays(rule));
         assert!(!once.after(10).pays(rule));
         assert!(once.after(10).after(10).pays(rule));
         assert!(once.after(990).pays(rule));
-        assert!(Progress::default().pays(Handover { bytes: 0, messages: 3 }));
+        assert!(Progress::default().pays(Handover { bytes: 0, ..rule }));
     }
 }

@@ -81,6 +81,15 @@ pub(super) struct Connection {
     pub(super) same_host: bool,
 }
 
+/// At which moment a direction that has moved enough may go over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Moment {
+    /// When nothing of it is under way in userspace.
+    AtRest,
+    /// At once.
+    Any,
+}
+
 /// How far a connection was carried.
 pub(super) enum Carried {
     ToEnd(End),
@@ -127,7 +136,7 @@ impl Connection {
         &mut self,
         limit: Duration,
         account: &Account,
-        rule: Option<Handover>,
+        rule: Option<(Handover, Moment)>,
     ) -> Carried {
         let Self { client, backend, upward, downward, progress, .. } = self;
         let shared = Shared { account, rule, half_closed: Cell::new(false) };
@@ -172,7 +181,7 @@ struct Broken {
 struct Shared<'a> {
     account: &'a Account,
     /// When the kernel takes over; `None` is never.
-    rule: Option<Handover>,
+    rule: Option<(Handover, Moment)>,
     /// One of the two directions has passed its FIN on.
     half_closed: Cell<bool>,
 }
@@ -219,10 +228,10 @@ impl Way<'_> {
                 Ok(Step::Moved { bytes, drained }) => {
                     self.shared.account.moved(self.direction, bytes as u64);
                     self.progress.set(self.progress.get().after(bytes));
+                    if self.is_due(drained && !pump.is_blocked()) {
+                        return Ok(Stop::Due);
+                    }
                     if drained {
-                        if !pump.is_blocked() && self.is_due() {
-                            return Ok(Stop::Due);
-                        }
                         forget(self.from, Interest::READABLE);
                         steps = 0;
                         continue;
@@ -246,9 +255,9 @@ impl Way<'_> {
     }
 
     /// Whether the kernel shall take over. It takes only connections of which neither side has sent FIN.
-    fn is_due(&self) -> bool {
-        let pays = self.shared.rule.is_some_and(|rule| self.progress.get().pays(rule));
-        pays && !self.shared.half_closed.get()
+    fn is_due(&self, at_rest: bool) -> bool {
+        let Some((rule, moment)) = self.shared.rule else { return false };
+        (at_rest || moment == Moment::Any) && self.progress.get().pays(rule) && !self.shared.half_closed.get()
     }
 
     /// Waits until the receiver takes bytes again. Nobody reads from the sender meanwhile, so its reset must be looked

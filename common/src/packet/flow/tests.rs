@@ -20,8 +20,9 @@ const fn way(seq_start: u32, ack_start: u32) -> Way {
         scale_to: 0,
         seq_start,
         ack_start,
+        own: 0,
+        expected: 0,
         flags: 0,
-        reserved: 0,
     }
 }
 
@@ -146,7 +147,39 @@ fn our_own_sockets_say_only_what_is_still_to_be_said() {
     assert_eq!(judge(CARRY, &DOWN, down, up, &own(0, 501, 0)), Own::Pass);
     assert_eq!(up.sent, 501);
     assert_eq!(judge(OFF, &DOWN, down, up, &own(0, 0, 0)), Own::Pass);
-    assert_eq!(judge(HOLD, &DOWN, down, up, &own(0, 0, 0)), Own::Pass);
+}
+
+#[test]
+fn our_own_sockets_hear_what_they_wait_for() {
+    // On leg B our own socket has 500 bytes to deliver, and expects what follows 40 that it has received.
+    let way = Way { own: 500, expected: DOWN.seq_start.wrapping_add(40), ..DOWN };
+    let ack = |position: u32| DOWN.ack_start.wrapping_add(position);
+    let mut track = Track::default();
+    let some = Segment { ack: ack(300), flags: flag::ACK, payload: 1_000, ..Segment::default() };
+    assert!(way.is_for_us_too(&track, &some));
+    assert_eq!(way.for_us(some.ack), (way.expected, some.ack));
+    assert_eq!(way.for_us(ack(9_000)), (way.expected, ack(500)), "the rest is none of its business");
+    assert!(!way.is_for_us_too(&track, &Segment { flags: flag::RST | flag::ACK, ..some }));
+    track.acked = 499;
+    assert!(way.is_for_us_too(&track, &some));
+    track.acked = 500;
+    assert!(!way.is_for_us_too(&track, &some));
+    track.asked = 1;
+    assert!(way.is_for_us_too(&track, &some));
+}
+
+#[test]
+fn our_own_sockets_may_ask_whether_a_peer_is_there() {
+    let mut state = State::new([500, 0], [0, 0]);
+    let [up, down] = &mut state.ways;
+    let empty =
+        |at: u32| Segment { seq: DOWN.ack_start.wrapping_add(at), flags: flag::ACK, ..Segment::default() };
+    assert_eq!(judge(CARRY, &DOWN, down, up, &empty(0)), Own::Drop);
+    assert_eq!(judge(CARRY, &DOWN, down, up, &empty(0_u32.wrapping_sub(1))), Own::Pass);
+    assert_eq!(down.asked, 1);
+    down.acked = 500;
+    assert_eq!(judge(CARRY, &DOWN, down, up, &empty(500)), Own::Drop);
+    assert_eq!(judge(CARRY, &DOWN, down, up, &empty(499)), Own::Pass);
 }
 
 #[test]

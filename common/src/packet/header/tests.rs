@@ -130,6 +130,26 @@ proptest! {
     }
 
     #[test]
+    fn an_acknowledgement_is_valid(
+        fixed: [u8; TCP_MIN], options in options(), mut v4: [u8; IPV4_BYTES], mut v6: [u8; IPV6_BYTES], numbers: (u32, u32),
+    ) {
+        let (original, length) = header(fixed, &options);
+        let sum = |tcp: &[u8; TCP_BYTES]| sum_of(&tcp[..length]) + 6 + u32::try_from(length).unwrap();
+        let mut bytes = original;
+        acknowledge(&mut bytes, length, numbers, shorten_v4(&mut v4, length));
+        prop_assert_eq!(fold(sum(&bytes) + sum_of(&v4[12..])), 0xffff);
+        prop_assert_eq!(fold(sum_of(&v4)), 0xffff);
+        prop_assert_eq!(usize::from(u16::from_be_bytes([v4[2], v4[3]])), IPV4_BYTES + length);
+        let segment = Segment::of(&bytes, 0);
+        prop_assert_eq!((segment.seq, segment.ack, segment.flags), (numbers.0, numbers.1, flag::ACK));
+        prop_assert_eq!(segment.window, Segment::of(&original, 0).window);
+        prop_assert_eq!(&bytes[TCP_MIN..], &original[TCP_MIN..]);
+        acknowledge(&mut bytes, length, numbers, shorten_v6(&mut v6, length));
+        prop_assert_eq!(fold(sum(&bytes) + sum_of(&v6[8..])), 0xffff);
+        prop_assert_eq!(usize::from(u16::from_be_bytes([v6[4], v6[5]])), length);
+    }
+
+    #[test]
     fn an_ipv6_header_has_the_new_addresses(
         low: [u8; 32], high: [u8; 8], way in way(), remote: [u32; 4], local: [u32; 4],
     ) {
@@ -160,8 +180,9 @@ const WAY: Way = Way {
     scale_to: 2,
     seq_start: 0,
     ack_start: 0,
+    own: 0,
+    expected: 0,
     flags: 0,
-    reserved: 0,
 };
 
 #[test]

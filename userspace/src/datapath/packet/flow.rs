@@ -5,6 +5,7 @@ use std::{future::poll_fn, io, net::TcpStream, rc::Rc, time::Duration};
 use snisplice_common::packet::{
     Tuple,
     flow::{OFF, OVER, RESET, Rules, Standing, State},
+    look::Look,
 };
 use tokio::time::sleep;
 
@@ -12,7 +13,7 @@ use super::{Shared, hold, stats::Refusal};
 use crate::{
     account::{Account, Carrier, Direction},
     datapath::{
-        End, Pair,
+        End,
         relay::{Connection, idle},
     },
     kernel::packet::LOOK,
@@ -37,6 +38,10 @@ pub(super) struct Entry {
     flow: u32,
     tuples: [Tuple; 2],
     rules: Rules,
+    /// Bytes on each way that the flow begins with and that userspace had written before.
+    written: [u64; 2],
+    /// What our own sockets had heard when the kernel began to carry.
+    heard: [u32; 2],
     /// Whether late packets may still come.
     lingers: bool,
 }
@@ -50,7 +55,16 @@ impl Entry {
             shared.signals.remove(slot);
             return Err(Refusal::Full);
         };
-        Ok(Self { shared: shared.clone(), slot, flow, tuples, rules: Rules::default(), lingers: false })
+        Ok(Self {
+            shared: shared.clone(),
+            slot,
+            flow,
+            tuples,
+            rules: Rules::default(),
+            written: [0, 0],
+            heard: [0, 0],
+            lingers: false,
+        })
     }
 
     pub(super) fn set_rules(&mut self, rules: Rules) -> Result<(), Refusal> {
@@ -58,8 +72,24 @@ impl Entry {
         self.shared.maps.borrow_mut().set_rules(self.flow, rules).map_err(|error| refusal(&error))
     }
 
-    pub(super) fn set_state(&self, state: State) -> Result<(), Refusal> {
+    pub(super) fn set_state(&mut self, state: State, written: [u64; 2]) -> Result<(), Refusal> {
+        self.written = written;
         self.shared.maps.borrow_mut().set_state(self.flow, state).map_err(|error| refusal(&error))
+    }
+
+    pub(super) fn rules(&self) -> Rules {
+        self.rules
+    }
+
+    /// The rules once more, after a look at what had come before they were there.
+    pub(super) fn set_late(&mut self, rules: Rules, looks: [&Look; 2]) -> Result<(), Refusal> {
+        self.heard = looks.map(|look| look.snd_una);
+        self.set_rules(rules)
+    }
+
+    /// Whether the programs have seen packets of both peers.
+    pub(super) fn is_seen(&self) -> bool {
+        self.state().is_ok_and(|state| state.ways.iter().all(|track| track.packets > 0))
     }
 
     pub(super) fn add_tuples(&self) -> Result<(), Refusal> {
@@ -79,10 +109,18 @@ impl Entry {
         self.shared.maps.borrow().state(self.flow)
     }
 
-    /// Whether our own sockets hear what the peers have to say, which the kernel should have sent on.
+    /// Whether our own sockets hear from the peers what the program has not told them: bytes, or acknowledgements that
+    /// it has not seen.
     fn is_bypassed(&self) -> bool {
+        // In this order: what the one has been told, the other has noted.
         let Ok(looks) = self.shared.programs.look(self.tuples) else { return false };
-        self.rules.ways.iter().zip(&looks).any(|(way, look)| look.snd_una != way.ack_start)
+        let Ok(state) = self.state() else { return false };
+        let ways = self.rules.ways.iter().zip(&state.ways);
+        ways.zip(looks.iter().zip(&self.heard)).any(|((way, track), (look, heard))| {
+            let heard_more =
+                look.snd_una != *heard && !track.has_acked(look.snd_una.wrapping_sub(way.ack_start));
+            look.rcv_nxt != way.expected || heard_more
+        })
     }
 
     /// Whether our own sockets have nothing left to deliver: all was read, written and acknowledged.
@@ -117,12 +155,12 @@ fn refusal(error: &io::Error) -> Refusal {
 }
 
 /// A connection in the kernel's hands.
-pub(super) struct Flow<'a> {
+pub(in crate::datapath) struct Flow<'a> {
     // Fields are dropped in this order: sockets are closed before their addresses are forgotten.
     sockets: Sockets,
     entry: Entry,
     account: &'a Account,
-    /// What the account had when the flow began; everything since is in the kernel's state.
+    /// What had arrived when the flow began; everything since is in the kernel's state.
     before: (u64, u64),
     ended: bool,
 }
@@ -140,6 +178,8 @@ enum Sockets {
 enum Settled {
     /// It is over already.
     Ended(End),
+    /// One of our own sockets has failed.
+    Failed(End),
     /// The kernel carries it, and our own sockets are at rest.
     Carried,
     /// Packets of the peers reach our own sockets: they come in by a way on which the program does not see them, or
@@ -148,20 +188,25 @@ enum Settled {
 }
 
 impl<'a> Flow<'a> {
-    pub(super) fn new(entry: Entry, pair: Pair, account: &'a Account) -> Self {
+    pub(super) fn new(entry: Entry, connection: Box<Connection>, account: &'a Account) -> Self {
         // However they are closed, also by the end of the process, they send a reset, which the program on the devices
         // drops or gives the right numbers.
-        for socket in [&pair.client, &pair.backend] {
+        for socket in [&connection.client, &connection.backend] {
             let _ = socket::reset_on_close(socket);
         }
-        let sockets = Sockets::Settling(Box::new(Connection::new(pair)));
-        Self { sockets, entry, account, before: account.bytes(), ended: false }
+        let (up, down) = account.bytes();
+        let before = (up.saturating_sub(entry.written[0]), down.saturating_sub(entry.written[1]));
+        Self { sockets: Sockets::Settling(connection), entry, account, before, ended: false }
     }
 
     /// Waits for the end.
-    pub(super) async fn run(mut self, limit: Duration) -> End {
+    pub(in crate::datapath) async fn run(mut self: Box<Self>, limit: Duration) -> End {
         let end = match Box::pin(self.settle(limit)).await {
             Settled::Ended(end) => end,
+            Settled::Failed(end) => {
+                self.abort();
+                return end;
+            }
             Settled::Carried => self.hold(limit).await,
             Settled::Bypassed => return Box::pin(self.relay(limit)).await,
         };
@@ -177,7 +222,7 @@ impl<'a> Flow<'a> {
         loop {
             tokio::select! {
                 end = ended(entry) => return Settled::Ended(end),
-                end = connection.carry_to_end(NEVER, self.account) => return Settled::Ended(end),
+                end = connection.carry_to_end(NEVER, self.account) => return Settled::Failed(end),
                 () = idle(limit, || progress(entry)) => return Settled::Ended(End::Idle),
                 () = sleep(pause) => {}
             }
@@ -199,7 +244,7 @@ impl<'a> Flow<'a> {
 
     /// Goes on in userspace, as if there had never been a flow: the numbers of our own sockets are still those of
     /// the stream, and what was sent on and lost is sent again to them.
-    async fn relay(mut self, limit: Duration) -> End {
+    async fn relay(mut self: Box<Self>, limit: Duration) -> End {
         tracing::debug!("packets of a flow take another way, relaying");
         self.entry.shared.programs.stats().refuse(Refusal::Bypassed);
         self.entry.set_mode(OFF);
@@ -219,6 +264,11 @@ impl<'a> Flow<'a> {
             end = ended(entry) => end,
             () = idle(limit, || progress(entry)) => End::Idle,
         }
+    }
+
+    /// Ends a flow of which the peers have not told each other.
+    fn abort(&mut self) {
+        self.end(&End::Idle);
     }
 
     /// Closes the sockets as the flow has ended, and accounts for it.
@@ -250,7 +300,7 @@ impl Drop for Flow<'_> {
     fn drop(&mut self) {
         if !self.ended {
             // The connection's future was dropped: it is to end now.
-            self.end(&End::Idle);
+            self.abort();
         }
     }
 }

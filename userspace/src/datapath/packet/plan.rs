@@ -12,9 +12,9 @@ use super::stats::Refusal;
 /// Bytes that timestamps take of each segment (RFC 7323 appendix A).
 const TIMESTAMP_BYTES: u32 = 12;
 
-/// What our own sockets may still have to deliver when a flow begins: as much as they send without hearing from the
-/// peer, since acknowledgements go to the other end from then on. An initial window (RFC 6928) holds more.
-pub(super) const PENDING_MOST: u64 = 10_000;
+/// What our own sockets may still have to deliver when a flow begins: far less than half of the number space, and more
+/// than any buffer holds.
+pub(super) const PENDING_MOST: u64 = 1 << 28;
 
 /// What is known of one connection through its socket.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -51,6 +51,8 @@ pub(super) struct Plan {
     pub(super) ways: [Way; 2],
     /// What the kernel takes for seen.
     pub(super) state: State,
+    /// Bytes on each way that were written to the receiver's socket before, and that the flow begins with.
+    pub(super) written: [u64; 2],
 }
 
 /// What can be told before the kernel is asked.
@@ -66,40 +68,73 @@ pub(super) fn admit(client: &Leg, backend: &Leg) -> Result<(), Refusal> {
     refuse(!fits(client, backend) || !fits(backend, client), Refusal::Mss)
 }
 
-/// Numbers for a flow of which userspace holds `read` bytes of the client that it has not written to the backend.
-pub(super) fn plan(client: &Leg, backend: &Leg, read: usize) -> Result<Plan, Refusal> {
+/// Numbers for a flow of which userspace holds `read` bytes of either way that it has not written yet.
+pub(super) fn plan(client: &Leg, backend: &Leg, read: [usize; 2]) -> Result<Plan, Refusal> {
+    let read = |way: usize| u32::try_from(read[way]).map_err(|_| Refusal::Pending);
     let (a, b) = (&client.look, &backend.look);
-    let read = u32::try_from(read).map_err(|_| Refusal::Pending)?;
-    let pending = [u64::from(read) + u64::from(a.unread()), u64::from(b.unread())];
-    // What was written before is not followed, so it must have arrived.
-    let unacknowledged = a.unacknowledged() != 0 || b.unacknowledged() != 0;
-    if unacknowledged || pending.iter().any(|bytes| *bytes > PENDING_MOST) {
+    let up = Stretch { read: read(0)?, unread: a.unread(), written: b.unacknowledged() };
+    let down = Stretch { read: read(1)?, unread: b.unread(), written: a.unacknowledged() };
+    if up.bytes() > PENDING_MOST || down.bytes() > PENDING_MOST {
         return Err(Refusal::Pending);
     }
-    let up = translation(client, backend, a.copied_seq.wrapping_sub(read));
-    let down = translation(backend, client, b.copied_seq);
+    let up_way = translation(client, backend, &up);
+    let down_way = translation(backend, client, &down);
     // Either way's acknowledgements are about the other.
-    let ways = [
-        Way { ack: down.seq.wrapping_neg(), ack_start: a.write_seq, echo: down.stamp.wrapping_neg(), ..up },
-        Way { ack: up.seq.wrapping_neg(), ack_start: b.write_seq, echo: up.stamp.wrapping_neg(), ..down },
-    ];
+    let complete = |way: Way, other: &Way, from: &Leg, next: &Stretch| Way {
+        ack: other.seq.wrapping_neg(),
+        ack_start: from.look.snd_una,
+        echo: other.stamp.wrapping_neg(),
+        own: u32::try_from(next.bytes()).unwrap_or(u32::MAX),
+        expected: from.look.rcv_nxt,
+        ..way
+    };
+    let ways = [complete(up_way, &down_way, client, &down), complete(down_way, &up_way, backend, &up)];
     // What we have allowed a peer to send, it may; what the other allows us, we may.
     let allowed =
         |from: &Leg, to: &Leg, pending: u64| pending + u64::from(from.look.rcv_wnd.max(to.look.snd_wnd));
-    let state =
-        State::new(pending, [allowed(client, backend, pending[0]), allowed(backend, client, pending[1])]);
-    Ok(Plan { ways, state })
+    let state = State::new(
+        [up.bytes(), down.bytes()],
+        [allowed(client, backend, up.bytes()), allowed(backend, client, down.bytes())],
+    );
+    Ok(Plan { ways, state, written: [up.written.into(), down.written.into()] })
 }
 
-/// The part of a way that does not depend on the other one. `first` is the number of the first byte that was not
-/// written to the other side.
-fn translation(from: &Leg, to: &Leg, first: u32) -> Way {
+/// The ways once more, after what has arrived on each leg until the kernel carried.
+pub(super) fn with_late(ways: [Way; 2], late: [&Look; 2]) -> [Way; 2] {
+    let [up, down] = ways;
+    let came = |way: &Way, look: &Look| look.rcv_nxt.wrapping_sub(way.expected);
+    [
+        Way { expected: late[0].rcv_nxt, own: up.own.wrapping_add(came(&down, late[1])), ..up },
+        Way { expected: late[1].rcv_nxt, own: down.own.wrapping_add(came(&up, late[0])), ..down },
+    ]
+}
+
+/// What a way begins with, from the first byte on: it is for our own sockets to deliver.
+struct Stretch {
+    /// Written to the receiver's socket, and not acknowledged.
+    written: u32,
+    /// In userspace.
+    read: u32,
+    /// In the sender's socket.
+    unread: u32,
+}
+
+impl Stretch {
+    fn bytes(&self) -> u64 {
+        u64::from(self.written) + u64::from(self.read) + u64::from(self.unread)
+    }
+}
+
+/// The part of a way that does not depend on the other one.
+fn translation(from: &Leg, to: &Leg, begin: &Stretch) -> Way {
+    // The numbers of its first byte on either leg.
+    let first = from.look.copied_seq.wrapping_sub(begin.read).wrapping_sub(begin.written);
     Way {
         remote: to.tuple.remote,
         local: to.tuple.local,
         ports: ports(to.tuple.local_port, to.tuple.remote_port),
         device: to.look.tx_device,
-        seq: to.look.write_seq.wrapping_sub(first),
+        seq: to.look.snd_una.wrapping_sub(first),
         // The peer's clock goes on from ours. It has read no less than when it last told us, so what the receiver
         // sees never goes back (RFC 7323 section 5); and ours may be one more than it says.
         stamp: to.clock.wrapping_add(1).wrapping_sub(from.look.ts_recent),
@@ -193,8 +228,8 @@ mod tests {
             ts_recent: 5_000,
             ..backend.look
         };
-        let Plan { ways: [up, down], state } =
-            plan(&client, &backend, 100).expect("nothing speaks against it");
+        let Plan { ways: [up, down], state, written } =
+            plan(&client, &backend, [100, 0]).expect("nothing speaks against it");
         assert_eq!(up.seq_start, 0_u32.wrapping_sub(50));
         assert_eq!(up.seq_start.wrapping_add(up.seq), 4_000);
         assert_eq!(down.seq_start.wrapping_add(down.seq), 7_000);
@@ -206,19 +241,41 @@ mod tests {
         assert_eq!(60_u32.wrapping_add(up.stamp), 1_001);
         assert_eq!(1_001_u32.wrapping_add(down.echo), 60);
         assert_eq!(5_000_u32.wrapping_add(down.stamp).wrapping_add(up.echo), 5_000);
-        assert_eq!((state.ways[0].sent, state.ways[1].sent), (130, 0));
+        assert_eq!((state.ways[0].sent, state.ways[1].sent, written), (130, 0, [0, 0]));
+        assert_eq!((down.own, down.expected), (130, 900));
+        assert_eq!((up.own, up.expected), (0, 80));
         assert_eq!((up.scale_from, up.scale_to), (7, 9));
     }
 
     #[test]
-    fn what_is_not_delivered_yet_waits() {
+    fn a_flow_begins_with_what_is_under_way() {
+        // Up: 5 bytes written and not acknowledged, 10 in userspace, 20 unread. Down: 300, 0 and 7.
+        let mut client = leg(2);
+        client.look = Look { copied_seq: 1_000, rcv_nxt: 1_020, write_seq: 500, snd_una: 200, ..client.look };
+        let mut backend = leg(3);
+        backend.look = Look { copied_seq: 90, rcv_nxt: 97, write_seq: 3_005, snd_una: 3_000, ..backend.look };
+        let Plan { ways: [up, down], state, written } =
+            plan(&client, &backend, [10, 0]).expect("nothing speaks against it");
+        assert_eq!((state.ways[0].sent, state.ways[1].sent, written), (35, 307, [5, 300]));
+        // The first byte that the backend has not acknowledged has its number on either leg.
+        assert_eq!((up.seq_start, up.seq_start.wrapping_add(up.seq)), (985, 3_000));
+        assert_eq!((down.seq_start, down.seq_start.wrapping_add(down.seq)), (0_u32.wrapping_sub(210), 200));
+        // So has the first that nobody of us has seen.
+        assert_eq!(1_020_u32.wrapping_add(up.seq), 3_035);
+        assert_eq!((up.ack_start, down.ack_start), (200, 3_000));
+        assert_eq!((up.own, up.expected, down.own, down.expected), (307, 1_020, 35, 97));
+        // 100 bytes more have come from the client, and 3 from the backend.
+        let late = [Look { rcv_nxt: 1_120, ..client.look }, Look { rcv_nxt: 100, ..backend.look }];
+        let [up, down] = with_late([up, down], late.each_ref());
+        assert_eq!((up.own, up.expected, down.own, down.expected), (310, 1_120, 135, 100));
+    }
+
+    #[test]
+    fn no_buffer_holds_so_much() {
         let clean = leg(2);
-        let late = Leg { look: Look { write_seq: 1, ..clean.look }, ..clean };
-        assert_eq!(plan(&late, &clean, 0), Err(Refusal::Pending));
-        assert_eq!(plan(&clean, &late, 0), Err(Refusal::Pending));
-        let full = Leg { look: Look { rcv_nxt: 10_001, ..clean.look }, ..clean };
-        assert_eq!(plan(&full, &clean, 0), Err(Refusal::Pending));
-        assert_eq!(plan(&clean, &clean, 10_001), Err(Refusal::Pending));
-        assert!(plan(&clean, &clean, 10_000).is_ok());
+        let full = Leg { look: Look { rcv_nxt: 1 << 29, ..clean.look }, ..clean };
+        assert_eq!(plan(&full, &clean, [0, 0]), Err(Refusal::Pending));
+        assert_eq!(plan(&clean, &full, [0, 0]), Err(Refusal::Pending));
+        assert_eq!(plan(&clean, &clean, [0, 1 << 29]), Err(Refusal::Pending));
     }
 }
