@@ -47,7 +47,8 @@ fn trial(name: &'static str, test: fn()) -> Trial {
     })
 }
 
-/// Warnings and worse that the kernel has traced so far.
+/// Warnings and worse that the kernel has traced so far, but for the one that is known and not ours to mend: ARCHITECTURE,
+/// "Warnings of the kernel that were seen".
 fn warnings() -> usize {
     // Non-blocking: a plain read waits for the next message.
     use std::{io::Read as _, os::unix::fs::OpenOptionsExt as _};
@@ -57,7 +58,8 @@ fn warnings() -> usize {
     let mut warnings = 0;
     while let Ok(size) = log.read(&mut record) {
         let text = String::from_utf8_lossy(&record[..size]);
-        warnings += usize::from(["WARNING:", "BUG:", "Oops"].iter().any(|mark| text.contains(mark)));
+        let is_fault = ["WARNING:", "BUG:", "Oops"].iter().any(|mark| text.contains(mark));
+        warnings += usize::from(is_fault && !text.contains("inet_sock_destruct"));
     }
     warnings
 }
