@@ -166,16 +166,6 @@ pub fn timestamp(fd: impl AsFd) -> io::Result<u32> {
     get_int(fd, libc::SOL_TCP, libc::TCP_TIMESTAMP).map(i32::cast_unsigned)
 }
 
-/// `TCP_REPAIR` (`CAP_NET_ADMIN`): a socket under repair is closed without a packet, also by the end of the process.
-pub fn keep_silent(fd: impl AsFd) -> io::Result<()> {
-    set_int(fd, libc::SOL_TCP, libc::TCP_REPAIR, 1)
-}
-
-/// Ends [`keep_silent`], without the packet that the kernel sends to probe the peer's window (`TCP_REPAIR_OFF_NO_WP`).
-pub fn end_silence(fd: impl AsFd) -> io::Result<()> {
-    set_int(fd, libc::SOL_TCP, libc::TCP_REPAIR, -1)
-}
-
 /// `SO_ORIGINAL_DST`: where the peer of an accepted connection, IPv6 or not, wanted to go, if the kernel tracks it.
 pub fn original_destination(fd: impl AsFd, is_v6: bool) -> Option<std::net::SocketAddr> {
     let socket = SockRef::from(&fd);

@@ -374,10 +374,11 @@ pub const fn judge(mode: u32, way: &Way, own: &mut Track, other: &mut Track, seg
                 }
                 return Own::Drop;
             }
-            // What userspace wrote before the flow began must arrive, however often it takes.
+            // What userspace wrote must arrive, however often it takes. If it has, the socket has not heard of that: what
+            // the peer answers to the repetition is for the socket.
             let end = segment.seq.wrapping_add(segment.len()).wrapping_sub(way.ack_start);
             if beyond(end, own.acked) <= 0 {
-                return Own::Drop;
+                own.asked = 1;
             }
             other.sent = advanced(other.sent, beyond(end, other.sent));
             Own::Pass

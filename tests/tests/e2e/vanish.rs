@@ -22,10 +22,10 @@ use crate::{
 };
 
 pub(crate) const CASES: &[Case] = &[
-    Case::sockets("vanish::client_while_idle", |lab| while_idle(lab, Side::Client)),
-    Case::sockets("vanish::backend_while_idle", |lab| while_idle(lab, Side::Backend)),
-    Case::sockets("vanish::client_while_receiving", |lab| while_receiving(lab, Side::Client)),
-    Case::sockets("vanish::backend_while_receiving", |lab| while_receiving(lab, Side::Backend)),
+    Case::each("vanish::client_while_idle", |lab| while_idle(lab, Side::Client)),
+    Case::each("vanish::backend_while_idle", |lab| while_idle(lab, Side::Backend)),
+    Case::each("vanish::client_while_receiving", |lab| while_receiving(lab, Side::Client)),
+    Case::each("vanish::backend_while_receiving", |lab| while_receiving(lab, Side::Backend)),
 ];
 
 const IMPATIENT: &str = "timeouts: {keepalive: 1s, unacknowledged: 2s}\n";

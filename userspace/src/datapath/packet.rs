@@ -35,7 +35,6 @@ use crate::{
 };
 
 mod flow;
-mod hold;
 pub mod leg;
 mod linger;
 mod maps;

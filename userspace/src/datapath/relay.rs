@@ -312,7 +312,7 @@ fn forget(stream: &TcpStream, interest: Interest) {
 }
 
 /// Waits until the socket has failed, whatever is still queued on it.
-async fn failure(stream: &TcpStream) -> io::Error {
+pub(super) async fn failure(stream: &TcpStream) -> io::Error {
     loop {
         match stream.ready(Interest::ERROR).await {
             Err(error) => return error,

@@ -141,8 +141,10 @@ fn our_own_sockets_say_only_what_is_still_to_be_said() {
     assert_eq!(judge(CARRY, &DOWN, down, up, &own(500, 0, 0)), Own::Drop);
     down.acked = 400;
     assert_eq!(judge(CARRY, &DOWN, down, up, &own(0, 500, 0)), Own::Pass);
+    assert_eq!(down.asked, 0);
     down.acked = 500;
-    assert_eq!(judge(CARRY, &DOWN, down, up, &own(0, 500, 0)), Own::Drop);
+    assert_eq!(judge(CARRY, &DOWN, down, up, &own(0, 500, 0)), Own::Pass);
+    assert_eq!(down.asked, 1, "the socket has not heard that it arrived");
     // A byte more than was known is known now.
     assert_eq!(judge(CARRY, &DOWN, down, up, &own(0, 501, 0)), Own::Pass);
     assert_eq!(up.sent, 501);

@@ -1,20 +1,20 @@
 //! What userspace does for a connection that the kernel carries: wait for its end.
 
-use std::{future::poll_fn, io, net::TcpStream, rc::Rc, time::Duration};
+use std::{future::poll_fn, io, rc::Rc, time::Duration};
 
 use snisplice_common::packet::{
     Tuple,
     flow::{OFF, OVER, RESET, Rules, Standing, State},
     look::Look,
 };
-use tokio::time::sleep;
+use tokio::{net::TcpStream, time::sleep};
 
-use super::{Shared, hold, stats::Refusal};
+use super::{Shared, stats::Refusal};
 use crate::{
     account::{Account, Carrier, Direction},
     datapath::{
         End,
-        relay::{Connection, idle},
+        relay::{Connection, failure, idle},
     },
     kernel::packet::LOOK,
     socket,
@@ -169,9 +169,16 @@ pub(in crate::datapath) struct Flow<'a> {
 enum Sockets {
     /// The relay, which still delivers what arrived while the flow began.
     Settling(Box<Connection>),
-    /// Sockets that are left alone, if they could be had.
-    #[expect(dead_code, reason = "sockets hold their ports by being open")]
-    Holding([Option<TcpStream>; 2]),
+    /// Sockets that are left alone: the client's and the backend's.
+    Holding([TcpStream; 2]),
+    Closed,
+}
+
+/// How a flow came to its end.
+enum Held {
+    Ended(End),
+    /// A peer is gone.
+    Lost(End),
 }
 
 /// What became of a flow's beginning.
@@ -207,7 +214,13 @@ impl<'a> Flow<'a> {
                 self.abort();
                 return end;
             }
-            Settled::Carried => self.hold(limit).await,
+            Settled::Carried => match self.hold(limit).await {
+                Held::Ended(end) => end,
+                Held::Lost(end) => {
+                    self.abort();
+                    return end;
+                }
+            },
             Settled::Bypassed => return Box::pin(self.relay(limit)).await,
         };
         self.end(&end);
@@ -234,10 +247,9 @@ impl<'a> Flow<'a> {
             }
             pause = (pause * 4).min(SETTLE);
         }
-        let settled = std::mem::replace(&mut self.sockets, Sockets::Holding([None, None]));
-        if let Sockets::Settling(connection) = settled {
+        if let Sockets::Settling(connection) = std::mem::replace(&mut self.sockets, Sockets::Closed) {
             let Connection { client, backend, .. } = *connection;
-            self.sockets = Sockets::Holding([client, backend].map(hold::quiet));
+            self.sockets = Sockets::Holding([client, backend]);
         }
         Settled::Carried
     }
@@ -257,12 +269,16 @@ impl<'a> Flow<'a> {
         connection.carry_to_end(limit, self.account).await
     }
 
-    /// Waits for the end while nothing is left to do.
-    async fn hold(&self, limit: Duration) -> End {
+    /// Waits for the end while nothing is left to do. Our own sockets ask now and then whether their peers are there
+    /// ([`crate::liveness`]), and fail where no answer comes.
+    async fn hold(&self, limit: Duration) -> Held {
         let entry = &self.entry;
+        let Sockets::Holding([client, backend]) = &self.sockets else { return Held::Ended(End::Idle) };
         tokio::select! {
-            end = ended(entry) => end,
-            () = idle(limit, || progress(entry)) => End::Idle,
+            end = ended(entry) => Held::Ended(end),
+            error = failure(client) => Held::Lost(End::broken_by_client(error)),
+            error = failure(backend) => Held::Lost(End::broken_by_backend(error)),
+            () = idle(limit, || progress(entry)) => Held::Ended(End::Idle),
         }
     }
 
@@ -284,7 +300,7 @@ impl<'a> Flow<'a> {
             // They have not, and must be told by us.
             End::Idle | End::ClientLost | End::BackendLost | End::Failed(_) => self.entry.set_mode(RESET),
         }
-        self.sockets = Sockets::Holding([None, None]);
+        self.sockets = Sockets::Closed;
     }
 
     fn bring_account_up_to_date(&self) {
