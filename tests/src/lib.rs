@@ -18,3 +18,4 @@ pub mod stream;
 pub mod suite;
 pub mod tcp;
 pub mod wait;
+pub mod wan;

@@ -36,6 +36,71 @@ pub const BACKEND_V6: &str = "fd00:2::2";
 /// An address behind which nobody answers: a connection to it neither succeeds nor fails.
 pub const BLACKHOLE: &str = "10.0.2.66";
 
+/// The device of the outer two namespaces.
+const OUTER: &str = "to-lb";
+
+/// One of the two links of a lab.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Link {
+    /// Between the client and the balancer.
+    Client,
+    /// Between the balancer and the backend.
+    Backend,
+}
+
+impl Link {
+    /// The device at the balancer's end.
+    fn inner(self) -> &'static str {
+        match self {
+            Self::Client => "to-client",
+            Self::Backend => "to-backend",
+        }
+    }
+
+    /// Gives both devices their addresses, and switches them on.
+    fn address(self, outer: &Netns, lb: &Netns) -> Result<()> {
+        match self {
+            Self::Client => {
+                outer.configure(OUTER, &[&format!("{CLIENT}/24"), "fd00:1::2/64"], &[])?;
+                lb.configure(self.inner(), &[&format!("{LB}/24"), &format!("{LB_V6}/64")], &[])
+            }
+            Self::Backend => {
+                lb.configure(
+                    self.inner(),
+                    &["10.0.2.1/24", "fd00:2::1/64"],
+                    // A neighbour whose hardware address nobody has swallows every packet.
+                    &[format!("neigh add {BLACKHOLE} lladdr 02:00:00:00:00:66 dev to-backend nud permanent")],
+                )?;
+                let addresses = [BACKEND, BACKEND_2, BACKEND_3].map(|address| format!("{address}/24"));
+                let [first, second, third] = &addresses;
+                outer.configure(OUTER, &[first, second, third, &format!("{BACKEND_V6}/64")], &[])
+            }
+        }
+    }
+
+    /// Puts devices that `make` makes by their names in the place of both ends: the outer one and the balancer's.
+    pub(crate) fn replace<T: Send>(
+        self,
+        outer: &Netns,
+        lb: &Netns,
+        mtu: u32,
+        make: impl Fn(&str) -> Result<T> + Sync,
+    ) -> Result<[T; 2]> {
+        // Room for all that a sender has under way: what is lost shall be lost on purpose.
+        const QUEUE: u32 = 10_000;
+        ip(&["-n", &outer.name, "link", "del", OUTER], &[])?;
+        let ends = [(outer, OUTER), (lb, self.inner())];
+        let [near, far] = ends.map(|(netns, device)| {
+            let end = netns.enter(|| make(device))?;
+            ip(&["-n", &netns.name], &[format!("link set {device} mtu {mtu} txqueuelen {QUEUE}")])?;
+            anyhow::Ok(end)
+        });
+        let pair = [near?, far?];
+        self.address(outer, lb)?;
+        Ok(pair)
+    }
+}
+
 /// One network namespace; deleted when dropped.
 #[derive(Debug)]
 pub struct Netns {
@@ -56,21 +121,12 @@ impl Netns {
         ip(
             &[],
             &[
-                format!("link add to-lb netns {client} type veth peer name to-client netns {lb}"),
-                format!("link add to-lb netns {backend} type veth peer name to-backend netns {lb}"),
+                format!("link add {OUTER} netns {client} type veth peer name to-client netns {lb}"),
+                format!("link add {OUTER} netns {backend} type veth peer name to-backend netns {lb}"),
             ],
         )?;
-        client.configure("to-lb", &[&format!("{CLIENT}/24"), "fd00:1::2/64"], &[])?;
-        lb.configure("to-client", &[&format!("{LB}/24"), &format!("{LB_V6}/64")], &[])?;
-        lb.configure(
-            "to-backend",
-            &["10.0.2.1/24", "fd00:2::1/64"],
-            // A neighbour whose hardware address nobody has swallows every packet.
-            &[format!("neigh add {BLACKHOLE} lladdr 02:00:00:00:00:66 dev to-backend nud permanent")],
-        )?;
-        let addresses = [BACKEND, BACKEND_2, BACKEND_3].map(|address| format!("{address}/24"));
-        let [first, second, third] = &addresses;
-        backend.configure("to-lb", &[first, second, third, &format!("{BACKEND_V6}/64")], &[])?;
+        Link::Client.address(&client, &lb)?;
+        Link::Backend.address(&backend, &lb)?;
         Ok([client, lb, backend])
     }
 
@@ -101,7 +157,7 @@ impl Netns {
 
     /// Takes the cable out: what is inside hears and says nothing any more, and nobody is told. For the outer two.
     pub fn unplug(&self) -> Result<()> {
-        ip(&["-n", &self.name, "link", "set", "to-lb", "down"], &[])
+        ip(&["-n", &self.name, "link", "set", OUTER, "down"], &[])
     }
 
     /// Runs `work` on a thread inside this namespace. What it opens or starts stays inside.

@@ -126,12 +126,14 @@ impl Drop for Account {
     fn drop(&mut self) {
         let route = self.route.take().unwrap_or_else(|| NONE.into());
         let datapath = self.carrier.get().map_or(NONE, Carrier::label);
-        self.counters.active.dec();
-        self.metrics.closed(&self.counters.listener, &route, datapath, self.reason.get());
+        // In this order, and a scrape reads them in the opposite one: who finds the connection gone, or its end counted,
+        // finds its bytes.
         for (direction, bytes) in [("up", self.up.get()), ("down", self.down.get())] {
             if bytes > 0 {
                 self.metrics.moved(&route, datapath, direction, bytes);
             }
         }
+        self.metrics.closed(&self.counters.listener, &route, datapath, self.reason.get());
+        self.counters.active.dec();
     }
 }

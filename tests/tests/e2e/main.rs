@@ -25,6 +25,7 @@ mod setting;
 mod slow;
 mod soak;
 mod vanish;
+mod wan;
 
 fn main() -> ExitCode {
     let topics = [
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         slow::CASES,
         soak::CASES,
         vanish::CASES,
+        wan::CASES,
     ];
     suite::run(&topics.concat())
 }
