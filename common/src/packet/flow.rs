@@ -81,6 +81,8 @@ const _: () = assert!(size_of::<Rules>() == 184, "Rules has padding");
 
 /// [`Track::marks`]: the sender has reset the connection.
 pub const WAS_RESET: u32 = 1;
+/// [`Track::marks`]: a reset of the sender's had a number that the receiver may have expected.
+pub const MAY_BE_RESET: u32 = 2;
 
 /// What was seen of the packets of one way. As large as a cache line: the two ways may be busy on two CPUs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -100,7 +102,7 @@ pub struct Track {
     pub allowed: u64,
     /// Position after the FIN of this way; 0 while there is none.
     pub fin: u64,
-    /// [`WAS_RESET`] or nothing.
+    /// [`WAS_RESET`], [`MAY_BE_RESET`], both or nothing.
     pub marks: u32,
     /// Not 0 while our own socket waits to hear whether the sender of these packets is still there.
     pub asked: u32,
@@ -243,8 +245,14 @@ impl Track {
             // The receiver of a reset judges it by the same rule (RFC 5961 section 3): what it expects next, which
             // is what it has acknowledged, or all that was sent if it has not said so yet.
             let at = segment.seq.wrapping_sub(way.seq_start);
-            if beyond(at, other.acked) == 0 || beyond(at, self.sent) == 0 {
+            if other.marks & WAS_RESET != 0 {
+                // What was on its way to an end that has reset is answered by a reset, which is no news.
+            } else if beyond(at, other.acked) == 0 || beyond(at, self.sent) == 0 {
                 self.marks |= WAS_RESET;
+            } else if beyond(at, other.acked) > 0 && beyond(at, other.allowed) <= 0 {
+                // Packets before it took another way or were lost behind us, or so was what the receiver acknowledged. Its
+                // own reset will tell.
+                self.marks |= MAY_BE_RESET;
             }
             return !reset_before && self.marks & WAS_RESET != 0;
         }
@@ -325,13 +333,14 @@ impl State {
     pub const fn standing(&self) -> Standing {
         let [up, down] = &self.ways;
         if let Standing::Finished = standing(up, down) {
-            Standing::Finished
-        } else if up.marks & WAS_RESET != 0 {
-            Standing::Reset(0)
-        } else if down.marks & WAS_RESET != 0 {
-            Standing::Reset(1)
-        } else {
-            Standing::Open
+            return Standing::Finished;
+        }
+        // Of two resets the first is the cause, and one that may have counted came before the one that did.
+        let resets = [up.marks & WAS_RESET != 0, down.marks & WAS_RESET != 0];
+        match resets {
+            [true, _] => Standing::Reset((down.marks & MAY_BE_RESET != 0) as usize),
+            [_, true] => Standing::Reset((up.marks & MAY_BE_RESET == 0) as usize),
+            _ => Standing::Open,
         }
     }
 

@@ -115,6 +115,28 @@ fn a_reset_counts_only_with_the_number_that_is_expected() {
 }
 
 #[test]
+fn an_answer_to_a_reset_is_not_its_cause() {
+    let mut flow = Flow::new();
+    flow.see(true, 0, 0, 1_000, 0);
+    flow.see(false, 0, 600, 0, 0);
+    assert!(flow.see(false, 0, 600, 0, flag::RST));
+    assert!(!flow.see(true, 1_000, 0, 0, flag::RST));
+    assert_eq!(flow.0.standing(), Standing::Reset(1));
+}
+
+#[test]
+fn a_reset_that_overtook_is_known_by_the_answer() {
+    let mut flow = Flow::new();
+    flow.see(false, 0, 0, 1_000, 0);
+    flow.see(true, 0, 1_000, 0, 0);
+    // 500 bytes before it come later, if at all.
+    assert!(!flow.see(false, 1_500, 0, 0, flag::RST));
+    assert_eq!(flow.0.standing(), Standing::Open, "the receiver may not have been there yet");
+    assert!(flow.see(true, 0, 0, 0, flag::RST));
+    assert_eq!(flow.0.standing(), Standing::Reset(1));
+}
+
+#[test]
 fn what_lies_outside_the_window_is_not_believed() {
     let mut flow = Flow::new();
     // Data, an acknowledgement and a FIN from nowhere.
