@@ -103,6 +103,8 @@ async fn connect_to(backend: &Backend, address: SocketAddr, datapath: &dyn Datap
         socket::set_bind_address_no_port(&socket)?;
         socket.bind(SocketAddr::new(source, 0))?;
     }
+    // The hello is at hand, so its packet may complete the handshake, and the bare acknowledgement before it is spared.
+    let _ = socket::expect_to_answer(&socket);
     let announced = backend.same_host && datapath.announce(socket.as_fd());
     let stream = socket.connect(address).await?;
     Ok(Upstream { stream, address, announced })

@@ -52,6 +52,11 @@ pub fn force_receive_buffer(fd: impl AsFd, bytes: u32) -> io::Result<()> {
     set_int(fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, value)
 }
 
+/// `TCP_QUICKACK`, off: an acknowledgement waits for bytes to go with, as in a dialogue, for some 40 ms at most.
+pub fn expect_to_answer(fd: impl AsFd) -> io::Result<()> {
+    set_int(fd, libc::SOL_TCP, libc::TCP_QUICKACK, 0)
+}
+
 /// `TCP_WINDOW_CLAMP`: how much the peer may send ahead at most.
 pub fn set_window_clamp(fd: impl AsFd, bytes: u32) -> io::Result<()> {
     let value = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
