@@ -123,6 +123,8 @@ pub struct Map {
     pub id: u64,
     /// The name it was made with, at most 15 characters.
     pub name: String,
+    /// Whether it always has all its elements.
+    pub is_array: bool,
 }
 
 impl Map {
@@ -132,8 +134,9 @@ impl Map {
             .into_iter()
             .map(|id| {
                 let shown = bpftool(&["map", "show", "id", &id.to_string()])?;
-                let name = shown["name"].as_str().unwrap_or_default().to_owned();
-                Ok(Self { id, name })
+                let text = |field: &str| shown[field].as_str().unwrap_or_default();
+                let is_array = matches!(text("type"), "array" | "percpu_array");
+                Ok(Self { id, name: text("name").to_owned(), is_array })
             })
             .collect()
     }
@@ -209,7 +212,7 @@ impl Pinned {
         }
         let shown = bpftool(&["map", "show", "pinned", &file])?;
         let id = shown["id"].as_u64().context("a map has an id")?;
-        Ok(Self { map: Map { id, name: name.to_owned() }, path })
+        Ok(Self { map: Map { id, name: name.to_owned(), is_array: false }, path })
     }
 }
 

@@ -38,7 +38,8 @@ impl Held {
         let process = daemon.process();
         let (descriptors, threads) = (process.descriptors()?, process.threads()?);
         let maps = Map::held_by(process.pid())?;
-        let entries: Result<Vec<_>> = maps.iter().map(|map| Ok(map.elements()?.len())).collect();
+        let changing = maps.iter().filter(|map| !map.is_array);
+        let entries: Result<Vec<_>> = changing.map(|map| Ok(map.elements()?.len())).collect();
         Ok(Self { descriptors, threads, map_entries: entries?.into_iter().sum() })
     }
 }
