@@ -74,15 +74,31 @@ pub enum LoadError {
     /// The embedded object lacks something that this build expects: it is of another source.
     #[error("the embedded eBPF object has no {0}; rebuild it with `cargo xtask ebpf`")]
     Missing(&'static str),
-    /// The program was refused.
+    /// A program was refused, for this reason.
     #[error("the kernel refuses the program: {0}")]
-    Program(#[from] ProgramError),
+    Program(String),
     /// A map cannot be used as what it should be.
     #[error("cannot use a map: {0}")]
     Map(#[from] MapError),
     /// The thread that hears events cannot be started.
     #[error("cannot listen to the kernel's events: {0}")]
     Listen(#[source] io::Error),
+}
+
+impl From<ProgramError> for LoadError {
+    /// Of what the verifier says, all steps on its way, only the end matters to who operates.
+    fn from(error: ProgramError) -> Self {
+        const LINES: usize = 4;
+        Self::Program(match &error {
+            ProgramError::LoadError { io_error, verifier_log } => {
+                let log = verifier_log.to_string();
+                let mut end: Vec<_> = log.lines().rev().filter(|line| !line.is_empty()).take(LINES).collect();
+                end.reverse();
+                format!("{io_error}; the verifier says: {}", end.join("; "))
+            }
+            other => other.to_string(),
+        })
+    }
 }
 
 /// The loaded program and its maps; one for the process, shared by its workers.

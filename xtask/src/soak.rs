@@ -14,7 +14,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 8_000)]
     flows: u64,
     /// Only this datapath.
-    #[arg(long, value_parser = ["relay", "sockmap"], default_value = "sockmap")]
+    #[arg(long, value_parser = ["relay", "sockmap", "adaptive", "auto", "packet"], default_value = "auto")]
     datapath: String,
 }
 

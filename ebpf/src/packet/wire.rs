@@ -141,11 +141,13 @@ pub(crate) fn read_options(
     if length <= TCP_MIN {
         return Some(());
     }
-    let more = length - TCP_MIN;
-    if more > TCP_MAX - TCP_MIN {
+    // The verifier of 6.1 forgets where a number came from when it is copied, and learns nothing from one that is not 0:
+    // so the very number is compared, and one is added last.
+    let less = core::hint::black_box(length - TCP_MIN - 1);
+    if less >= TCP_MAX - TCP_MIN {
         return None;
     }
-    load_part(ctx, l4 + TCP_MIN, tcp, TCP_MIN, more)
+    load_part(ctx, l4 + TCP_MIN, tcp, TCP_MIN, less + 1)
 }
 
 /// Cuts the packet off after `length` bytes.
@@ -169,11 +171,12 @@ pub(crate) fn store_summed(ctx: &TcContext, offset: usize, bytes: &[u8], length:
 
 #[inline(always)]
 fn write(ctx: &TcContext, offset: usize, bytes: &[u8], length: usize, flags: u64) -> Option<()> {
-    // The compiler knows that already, and would not tell the verifier.
-    let length = core::hint::black_box(length);
-    if length == 0 || length > bytes.len() {
+    // The compiler knows that already, and would not tell the verifier; as above.
+    let less = core::hint::black_box(length.wrapping_sub(1));
+    if less >= bytes.len() {
         return None;
     }
+    let length = less + 1;
     // SAFETY: `length` is no more than the bytes have.
     let result = unsafe {
         bpf_skb_store_bytes(ctx.skb.skb, offset as u32, bytes.as_ptr().cast(), length as u32, flags)
