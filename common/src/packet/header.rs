@@ -221,12 +221,7 @@ pub const fn acknowledge(header: &mut [u8; TCP_BYTES], length: usize, numbers: (
     let mut at = 0;
     while at < TCP_MAX {
         // All ones before the end of the header, and nothing behind it. The verifier would follow both ways of a choice.
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_possible_wrap,
-            clippy::cast_sign_loss,
-            reason = "a sign, 64 times"
-        )]
+        #[expect(clippy::cast_possible_wrap, clippy::cast_sign_loss, reason = "a sign, 64 times")]
         let mask = ((at as i64 - length as i64) >> 63) as u32;
         sum.words(u32::MAX, word(header, at) & mask);
         at += 4;
