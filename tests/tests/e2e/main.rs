@@ -24,6 +24,7 @@ mod same_host;
 mod setting;
 mod slow;
 mod soak;
+mod survive;
 mod vanish;
 
 fn main() -> ExitCode {
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         setting::CASES,
         slow::CASES,
         soak::CASES,
+        survive::CASES,
         vanish::CASES,
     ];
     suite::run(&topics.concat())
