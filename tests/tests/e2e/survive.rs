@@ -24,7 +24,10 @@ use snisplice_tests::{
     wait,
 };
 
-use crate::flow::{self, Flow};
+use crate::{
+    flow::{self, Flow},
+    packet,
+};
 
 pub(crate) const CASES: &[Case] = &[
     Case::packet("survive::flows_go_on_without_a_process_and_with_the_next", flows_go_on),
@@ -32,6 +35,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::packet("survive::ipv6", ipv6),
     Case::packet("survive::an_idle_flow_of_an_earlier_process_is_reset", idle),
     Case::packet("survive::a_peer_that_vanished_is_noticed", vanished),
+    Case::packet("survive::peers_that_never_answer_are_not_taken_for_lost", unanswered),
     Case::packet("survive::what_is_not_delivered_does_not_survive", unsettled),
     Case::packet("survive::an_orderly_stop_leaves_nothing", |lab| stopped(lab, false)),
     Case::packet("survive::an_orderly_stop_ends_flows_of_an_earlier_process", |lab| stopped(lab, true)),
@@ -357,6 +361,27 @@ fn vanished(lab: &Lab) -> Result<()> {
     lab.client.unplug()?;
     ensure!(tcp::read_to_end(&mut backend)? == (Vec::new(), Ending::Reset));
     closed(&daemon, "client_lost")?;
+    stop(lab, daemon)
+}
+
+/// Some systems do not hear packets without timestamps, which those are that ask for an earlier process' peers.
+fn unanswered(lab: &Lab) -> Result<()> {
+    for netns in [&lab.client, &lab.backend] {
+        packet::nft(
+            netns,
+            "table inet strict {\n chain in {\n type filter hook input priority 0;\n \
+             tcp flags & (rst | ack) == ack tcp option timestamp missing drop\n }\n }",
+        )?;
+    }
+    let (daemon, mut flow) = orphan(lab, "timeouts: {keepalive: 1s}\n")?;
+    let asked = || -> Result<i64> { Ok(daemon.metrics()?.sum("snisplice_packet_own_passed_total", &[])) };
+    wait::until_true("both are asked until nobody would wait any longer", || Ok(asked()? >= 12))?;
+    wait::settled(Duration::from_secs(4), asked)?;
+    flow.exchange()?;
+    ensure!(daemon.metrics()?.sum("snisplice_connections_closed_total", &[]) == 0);
+    wait::until_true("the ports are held", || Ok(kernel::sockets(&lab.lb, 1)? >= 2))?;
+    end(vec![flow])?;
+    closed(&daemon, "finished")?;
     stop(lab, daemon)
 }
 
