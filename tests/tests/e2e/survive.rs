@@ -33,6 +33,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::packet("survive::flows_go_on_without_a_process_and_with_the_next", flows_go_on),
     Case::packet("survive::killed_time_and_again", killed_time_and_again),
     Case::packet("survive::ipv6", ipv6),
+    Case::packet("survive::a_flow_that_was_copied_first", copied_first),
     Case::packet("survive::an_idle_flow_of_an_earlier_process_is_reset", idle),
     Case::packet("survive::a_peer_that_vanished_is_noticed", vanished),
     Case::packet("survive::peers_that_never_answer_are_not_taken_for_lost", unanswered),
@@ -290,6 +291,26 @@ fn killed_time_and_again(lab: &Lab) -> Result<()> {
     daemon.wait_metrics("all have ended", |metrics| {
         metrics.sum("snisplice_connections_closed_total", &[("listener", "none")]) == 3
     })?;
+    stop(lab, daemon)
+}
+
+/// With `auto`, a flow begins in mid-stream.
+fn copied_first(lab: &Lab) -> Result<()> {
+    let listener = flow::backend(lab)?;
+    let yaml = flow::yaml(&format!("{SETTINGS}handover: {{messages: 2}}\n"));
+    let options = Options::yaml(lab, &yaml)?.datapath("auto");
+    let daemon = Daemon::start(lab, &options)?;
+    let mut flow = Flow::open(lab, &listener)?;
+    for _ in 0..10 {
+        flow.exchange()?;
+    }
+    wait_kept(&daemon, 1)?;
+    kill(daemon)?;
+    flow.exchange()?;
+    let daemon = Daemon::start(lab, &options)?;
+    flow.exchange()?;
+    end(vec![flow])?;
+    closed(&daemon, "finished")?;
     stop(lab, daemon)
 }
 
