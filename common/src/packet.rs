@@ -28,6 +28,9 @@ pub mod name {
     pub const EVENTS: &str = "SNI_ENDINGS";
     /// Per-CPU array of one [`super::Totals`].
     pub const TOTALS: &str = "SNI_TOTALS";
+    /// Of the maps that outlive the process, as they are laid out. One that is laid out otherwise gets another number, so
+    /// that nobody takes over what he does not understand.
+    pub const LAYOUT: &str = "v1";
     /// The program on what devices receive.
     pub const INGRESS: &str = "sni_ingress";
     /// The program on what devices send.

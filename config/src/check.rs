@@ -72,7 +72,7 @@ fn render_listener(out: &mut String, listener: &Listener, model: &Model) -> fmt:
 }
 
 fn render_settings(out: &mut String, model: &Model) -> fmt::Result {
-    let Model { datapath, admin, limits, handover, timeouts, .. } = model;
+    let Model { datapath, admin, limits, handover, survive, timeouts, .. } = model;
     let datapath = match datapath {
         DatapathKind::Auto => "auto",
         DatapathKind::Sockmap => "sockmap",
@@ -98,6 +98,7 @@ fn render_settings(out: &mut String, model: &Model) -> fmt::Result {
         "handover bytes {}, messages {}, packet {}",
         handover.bytes, handover.messages, handover.packet
     )?;
+    writeln!(out, "survive {survive}")?;
     writeln!(
         out,
         "timeouts hello {:?}, connect {:?}, idle {:?}, keepalive {:?}, unacknowledged {:?}, drain {:?}\n",

@@ -25,6 +25,7 @@ pub(crate) struct Settings {
     pub(crate) admin: Option<SocketAddr>,
     pub(crate) limits: Limits,
     pub(crate) handover: Handover,
+    pub(crate) survive: bool,
     pub(crate) timeouts: Timeouts,
 }
 
@@ -160,8 +161,8 @@ impl Draft {
                 listener
             })
             .collect();
-        let Settings { datapath, admin, limits, handover, timeouts } = settings;
-        Model { listeners, backends, rules, datapath, admin, limits, handover, timeouts }
+        let Settings { datapath, admin, limits, handover, survive, timeouts } = settings;
+        Model { listeners, backends, rules, datapath, admin, limits, handover, survive, timeouts }
     }
 
     fn serves_nothing(&self) -> bool {

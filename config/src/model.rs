@@ -29,6 +29,8 @@ pub struct Model {
     pub limits: Limits,
     /// When `auto` moves a direction into the kernel.
     pub handover: Handover,
+    /// Whether connections that are carried in packets outlive the process, unless it is asked to stop.
+    pub survive: bool,
     /// How long each phase of a connection may take.
     pub timeouts: Timeouts,
 }

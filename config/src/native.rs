@@ -62,6 +62,8 @@
 //!   messages: 16                   # times that something was copied
 //!   packet: true                   # false: never by rewriting packets
 //!
+//! survive: false                   # true: connections in packets outlive the process when it is killed
+//!
 //! timeouts:                        # ms, s, m, h, d; also 1h30m
 //!   hello: 10s                     # from accept to the complete hello
 //!   connect: 10s                   # one attempt to one endpoint

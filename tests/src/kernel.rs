@@ -4,7 +4,7 @@ use std::{
     collections::BTreeSet,
     fs::{self, File},
     io::{ErrorKind, Read as _, Seek as _, SeekFrom},
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::PathBuf,
     process::Command,
 };
@@ -60,6 +60,25 @@ pub fn attached_by(pid: u32) -> Result<Vec<u32>> {
         }
     }
     Ok(programs)
+}
+
+/// Where daemons pin what outlives them, in a directory for each network namespace.
+pub const PINS: &str = "/sys/fs/bpf/snisplice";
+
+/// Removes what daemons have pinned for network namespaces that are gone.
+pub fn sweep() -> Result<()> {
+    let spaces = fs::read_dir("/run/netns").into_iter().flatten().flatten().map(|entry| entry.path());
+    let own = PathBuf::from("/proc/self/ns/net");
+    let alive: BTreeSet<_> =
+        spaces.chain([own]).filter_map(|path| Some(fs::metadata(path).ok()?.ino())).collect();
+    for entry in fs::read_dir(PINS).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let space = name.rsplit_once('-').and_then(|(_, space)| space.parse().ok());
+        if space.is_some_and(|space| !alive.contains(&space)) {
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether the kernel still has the program.

@@ -6,7 +6,7 @@ use anyhow::Result;
 use tempfile::TempDir;
 
 use crate::{
-    cgroup,
+    cgroup, kernel,
     netns::{self, Netns},
     pki::Ca,
     process::is_left_behind,
@@ -87,6 +87,7 @@ const PREFIX: &str = "snisplice-e2e-";
 pub fn sweep() -> Result<()> {
     netns::sweep()?;
     cgroup::sweep()?;
+    kernel::sweep()?;
     for entry in std::env::temp_dir().read_dir()? {
         let entry = entry?;
         if is_left_behind(&entry.file_name().to_string_lossy(), PREFIX) {

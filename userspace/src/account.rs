@@ -31,7 +31,7 @@ pub enum Carrier {
 impl Carrier {
     /// Metric and log label.
     #[must_use]
-    pub fn label(self) -> &'static str {
+    pub const fn label(self) -> &'static str {
         match self {
             Self::Relay => "relay",
             Self::Sockmap => "sockmap",

@@ -23,12 +23,15 @@ use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::Semaphore,
     task::JoinHandle,
+    time::timeout,
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin::Admin,
     cli::Run,
     datapath::{Factory, wants_same_host},
+    kernel::packet::Programs,
     listener::{self, Bound},
     metrics::Metrics,
     resolve, source,
@@ -46,6 +49,26 @@ pub struct App {
     workers: Vec<worker::Handle>,
     listening: BTreeMap<SocketAddr, Arc<str>>,
     resolving: JoinHandle<()>,
+    /// What carries packets.
+    programs: Option<Arc<Programs>>,
+    orphans: Option<Watch>,
+}
+
+/// The task that brings the flows of an earlier process to their end.
+struct Watch {
+    task: JoinHandle<()>,
+    stop: CancellationToken,
+}
+
+impl Watch {
+    /// Waits until all have ended, and ends them after a while.
+    async fn finish(mut self, patience: Duration) {
+        if timeout(patience, &mut self.task).await.is_err() {
+            tracing::warn!("closing connections of an earlier process that outlived the drain");
+            self.stop.cancel();
+            let _ = self.task.await;
+        }
+    }
 }
 
 impl App {
@@ -68,6 +91,9 @@ impl App {
         metrics.serves_with(datapath.label());
         metrics.config_generation.set(1);
 
+        // Before anything is bound: their ports are in use.
+        let orphans = datapath.orphans(&model, &metrics)?;
+        let programs = datapath.programs().cloned();
         let count = workers(&model);
         let permits = Arc::new(Semaphore::new(model.limits.connections));
         let admin_address = model.admin;
@@ -94,6 +120,10 @@ impl App {
             .map(|index| worker::Handle::start(index, shared.clone()))
             .collect::<Result<Vec<_>, _>>()
             .context("cannot start a worker")?;
+        let orphans = orphans.map(|orphans| {
+            let stop = CancellationToken::new();
+            Watch { task: runtime.spawn(orphans.watch(stop.clone())), stop }
+        });
         drop(guard);
         let mut app = Self {
             runtime,
@@ -104,6 +134,8 @@ impl App {
             workers,
             listening: BTreeMap::new(),
             resolving,
+            programs,
+            orphans,
         };
         for bound in bound {
             app.listen(bound);
@@ -125,18 +157,30 @@ impl App {
         let patience = self.current.load().model.timeouts.drain;
         tracing::info!(?patience, "stopping: no new connections; waiting for the open ones");
         self.order_all(|| Order::Drain(patience));
+        let orphans = self.orphans.take();
+        let orphans = async {
+            if let Some(orphans) = orphans {
+                orphans.finish(patience).await;
+            }
+        };
         self.runtime.block_on(async {
             tokio::select! {
-                () = finished(&self.workers) => {}
+                ((), ()) = async { tokio::join!(finished(&self.workers), orphans) } => {}
                 // Whoever asks twice does not want to wait.
                 _ = signals.next() => {
                     tracing::warn!("asked again: closing the open connections");
+                    if let Some(programs) = &self.programs {
+                        programs.abandon();
+                    }
                     std::process::exit(1);
                 }
             }
         });
         for worker in self.workers {
             worker.join().context("a worker failed")?;
+        }
+        if let Some(programs) = &self.programs {
+            programs.unpin();
         }
         tracing::info!("stopped");
         Ok(())
@@ -255,6 +299,9 @@ fn needs_restart(now: &Model, then: &Model) -> Vec<&'static str> {
     }
     if now.handover != then.handover {
         settings.push("handover");
+    }
+    if now.survive != then.survive {
+        settings.push("survive");
     }
     if wants_same_host(then) && !wants_same_host(now) {
         settings.push("same_host");

@@ -14,9 +14,15 @@ use anyhow::Context as _;
 use snisplice_config::model::{DatapathKind, Handover, Model};
 use tokio::net::TcpStream;
 
+use self::packet::orphan::Orphans;
 use crate::{
     account::Account,
-    kernel::{self, Kernel, packet::Programs, probe, same_host},
+    kernel::{
+        self, Kernel,
+        packet::{Pins, Programs},
+        probe, same_host,
+    },
+    liveness::Liveness,
     metrics::{Metrics, kernel::KernelCounters, packet::PacketCounters, same_host::SameHostCounters},
 };
 
@@ -184,6 +190,9 @@ impl Factory {
             Chosen::Packet(programs) => (Some(programs), None),
             Chosen::Adaptive(programs, kernel, _) => (programs.as_ref(), kernel.as_ref()),
         };
+        if !programs.is_some_and(|programs| programs.survives()) {
+            Pins::discard();
+        }
         note_same_host(model, kernel, metrics);
         if let Some(kernel) = kernel {
             metrics.add(Box::new(KernelCounters(kernel.clone())));
@@ -192,6 +201,24 @@ impl Factory {
             metrics.add(Box::new(PacketCounters(programs.clone())));
         }
         Ok(Self { idle: model.timeouts.idle, chosen })
+    }
+
+    /// What carries packets, if anything does.
+    #[must_use]
+    pub fn programs(&self) -> Option<&Arc<Programs>> {
+        match &self.chosen {
+            Chosen::Packet(programs) => Some(programs),
+            Chosen::Adaptive(programs, ..) => programs.as_ref(),
+            Chosen::Relay | Chosen::Sockmap(_) => None,
+        }
+    }
+
+    /// Flows of an earlier process, to be watched from now on; see [`packet::orphan`].
+    pub fn orphans(&self, model: &Model, metrics: &Arc<Metrics>) -> anyhow::Result<Option<Orphans>> {
+        let Some(programs) = self.programs().filter(|programs| programs.survives()) else { return Ok(None) };
+        let liveness = Liveness::of(&model.timeouts);
+        let orphans = Orphans::take(programs, self.idle, &liveness, metrics);
+        orphans.map(Some).context("cannot take over the flows of an earlier process")
     }
 
     /// Metric label of what was chosen.
@@ -243,9 +270,16 @@ fn adaptive_of(model: &Model) -> Chosen {
 /// Loads what carries packets, with room for flows that are over but linger, and tries it out.
 fn packet_of(model: &Model) -> anyhow::Result<Arc<Programs>> {
     let flows = model.limits.connections.saturating_mul(2);
-    let programs = Programs::load(u32::try_from(flows).unwrap_or(u32::MAX).clamp(16, 1 << 22))?;
+    let flows = u32::try_from(flows).unwrap_or(u32::MAX).clamp(16, 1 << 22);
+    let programs = Programs::load_with(flows, if model.survive { pins() } else { None })?;
     programs.probe()?;
     Ok(programs)
+}
+
+/// What makes flows outlive the process; where it cannot be had, they end with it.
+fn pins() -> Option<Pins> {
+    let pins = Pins::take();
+    pins.inspect_err(|error| tracing::info!("connections will not outlive the process: {error}")).ok()
 }
 
 /// Tries the kernel out on loopback, then loads what serves.

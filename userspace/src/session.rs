@@ -247,6 +247,7 @@ mod tests {
             admin: None,
             limits: Limits::default(),
             handover: Handover::default(),
+            survive: false,
             timeouts: Timeouts::default(),
         };
         let metrics = Arc::new(Metrics::new());

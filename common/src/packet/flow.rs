@@ -23,6 +23,16 @@ pub const RESET: u32 = 2;
 /// [`Rules::mode`]: both ends are done. Late packets are still sent on; a new connection of the same addresses ends
 /// that.
 pub const OVER: u32 = 3;
+/// [`Rules::mode`]: as [`CARRY`], for a flow that outlives the process: our own sockets have nothing left to deliver, and
+/// what they say when they die is dropped.
+pub const KEPT: u32 = 4;
+
+/// Whether packets are sent on and the flow goes on.
+#[inline(always)]
+#[must_use]
+pub const fn is_carried(mode: u32) -> bool {
+    matches!(mode, CARRY | KEPT)
+}
 
 /// [`Way::flags`]: both legs have negotiated ECN (RFC 3168), so its marks mean the same on both.
 pub const ECN: u32 = 1;
@@ -69,7 +79,7 @@ pub struct Way {
 pub struct Rules {
     /// Userspace's name of the flow, echoed in each event.
     pub token: u64,
-    /// [`OFF`], [`CARRY`], [`RESET`] or [`OVER`].
+    /// [`OFF`], [`CARRY`], [`RESET`], [`OVER`] or [`KEPT`].
     pub mode: u32,
     /// Zero.
     pub reserved: u32,
@@ -367,7 +377,11 @@ impl State {
 #[must_use]
 pub const fn judge(mode: u32, way: &Way, own: &mut Track, other: &mut Track, segment: &Segment) -> Own {
     match mode {
-        CARRY => {
+        CARRY | KEPT => {
+            // The process has died, and the flow lives on.
+            if mode == KEPT && segment.flags & (flag::RST | flag::FIN) != 0 {
+                return Own::Drop;
+            }
             // The process has died, and with it the flow: both ends shall know.
             if segment.has(flag::RST) {
                 return renumbered(way, own, other);

@@ -1,4 +1,4 @@
-//! `datapath`, `admin`, `policies`, `limits`, `handover` and `timeouts`: each may be written once over all documents.
+//! `datapath`, `admin`, `policies`, `limits`, `handover`, `survive` and `timeouts`: each may be written once over all documents.
 
 use std::{net::SocketAddr, ops::RangeInclusive, time::Duration};
 
@@ -56,6 +56,11 @@ impl<'n> Given<'n> {
         }
         if let Some(view) = fields.take("handover") {
             self.read_handover(&view, sink);
+        }
+        // Not by default: where the process is killed and nobody starts it again, the connections end as their peers
+        // like, but what carries them stays in the kernel.
+        if let Some(view) = self.once(fields.take("survive"), sink) {
+            self.settings.survive = view.flag(sink).unwrap_or(self.settings.survive);
         }
         if let Some(view) = fields.take("timeouts") {
             self.read_timeouts(&view, sink);

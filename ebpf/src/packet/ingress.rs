@@ -10,7 +10,7 @@ use aya_ebpf::{
 };
 use snisplice_common::packet::{
     Slot, Totals,
-    flow::{CARRY, OVER, RESET, State, Way},
+    flow::{CARRY, KEPT, OVER, RESET, State, Way, is_carried},
     header::{
         IPV4_BYTES, IPV6_BYTES, Segment, TCP_BYTES, acknowledge, flag, readdress_v4, readdress_v6,
         shorten_v4, shorten_v6, translate,
@@ -41,7 +41,7 @@ pub(crate) fn ingress(ctx: &TcContext) -> i32 {
         return TCX_NEXT;
     };
     // SAFETY: elements of an array live as long as the map; one that userspace changes meanwhile differs in its mode
-    // alone.
+    // and token alone.
     let rules = unsafe { &*rules };
     // SAFETY: the entry is this CPU's own.
     let totals = unsafe { &mut *totals };
@@ -49,13 +49,13 @@ pub(crate) fn ingress(ctx: &TcContext) -> i32 {
     // SAFETY: the context is the one that the program was called with.
     if unsafe { (*ctx.skb.skb).mark } == COPY {
         mark(ctx, 0);
-        return match rules.mode {
-            CARRY => tell(ctx, ip, tcp, way).unwrap_or(TCX_DROP),
-            _ => TCX_DROP,
-        };
+        if !is_carried(rules.mode) {
+            return TCX_DROP;
+        }
+        return tell(ctx, ip, tcp, way).unwrap_or(TCX_DROP);
     }
     match rules.mode {
-        CARRY => {}
+        CARRY | KEPT => {}
         OVER if tcp[13] & (flag::SYN | flag::ACK) == flag::SYN => {
             let _ = SNI_TUPLES.remove(tuple);
             return TCX_NEXT;

@@ -24,6 +24,7 @@ mod same_host;
 mod setting;
 mod slow;
 mod soak;
+mod survive;
 mod vanish;
 mod wan;
 
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         setting::CASES,
         slow::CASES,
         soak::CASES,
+        survive::CASES,
         vanish::CASES,
         wan::CASES,
     ];

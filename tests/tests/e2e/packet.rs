@@ -371,7 +371,8 @@ fn lose(netns: &Netns, percent: u32) -> Result<()> {
     )
 }
 
-fn nft(netns: &Netns, rules: &str) -> Result<()> {
+/// Adds rules of a packet filter.
+pub(crate) fn nft(netns: &Netns, rules: &str) -> Result<()> {
     run(netns, Command::new("nft").arg(rules))?.ok()?;
     Ok(())
 }

@@ -38,6 +38,7 @@ mod flow;
 pub mod leg;
 mod linger;
 mod maps;
+pub mod orphan;
 mod plan;
 pub mod stats;
 

@@ -1,11 +1,11 @@
 //! What this process has in the kernel for the packet datapath: three programs, their maps, the devices that they are
 //! attached to, and the thread that hears of flows that end.
 //!
-//! Nothing is pinned: the maps can be looked at while the process runs (`bpftool map dump name SNI_STATES`), and
-//! everything goes with it, however it ends.
+//! Unless flows are to outlive the process ([`Pins`]), nothing is pinned: the maps can be looked at while the process
+//! runs (`bpftool map dump name SNI_STATES`), and everything goes with it, however it ends.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fmt, io,
     os::fd::{AsFd, OwnedFd},
     sync::{Arc, Mutex, PoisonError, RwLock},
@@ -13,8 +13,13 @@ use std::{
 
 use aya::{
     Btf, Ebpf, EbpfLoader,
-    maps::{Map, MapData, MapError, PerCpuArray, RingBuf},
-    programs::{ProgramError, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions, tc},
+    maps::{Array, Map, MapData, MapError, PerCpuArray, RingBuf},
+    pin::PinError,
+    programs::{
+        ProgramError, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions,
+        links::{FdLink, LinkError, PinnedLink},
+        tc::{self, SchedClassifierLinkId},
+    },
     util::KernelVersion,
 };
 use rustix::{
@@ -23,20 +28,23 @@ use rustix::{
 };
 use snisplice_common::packet::{
     Totals, Tuple,
+    flow::{RESET, Rules, is_carried},
     look::{LEGS, Look, OFFSET},
     name,
 };
 use thiserror::Error;
 
-use self::{endings::Listener, layout::Layout};
+use self::{endings::Listener, layout::Layout, pins::Side};
 use super::{LoadError, signals::Signals, taken};
 use crate::{datapath::packet::stats::Stats, socket::hardware_type};
 
 mod endings;
 mod layout;
+mod pins;
 mod probe;
 
 pub(crate) use endings::LOOK;
+pub use pins::{Pins, PinsError};
 pub use probe::ProbeError;
 
 /// The object that `cargo xtask ebpf` makes of the `ebpf` crate.
@@ -54,6 +62,12 @@ pub enum AttachError {
     /// The kernel refuses.
     #[error("cannot attach to it: {0}")]
     Program(#[from] ProgramError),
+    /// What keeps the program there cannot be pinned.
+    #[error("cannot be kept on it: {0}")]
+    Pin(#[from] PinError),
+    /// The kernel does not show it.
+    #[error("cannot be kept on it: {0}")]
+    Link(#[from] LinkError),
 }
 
 /// The loaded programs and their maps; one for the process, shared by its workers.
@@ -63,12 +77,18 @@ pub struct Programs {
     fds: Fds,
     totals: Arc<PerCpuArray<MapData, Totals>>,
     stats: Stats,
-    /// Places in the arrays that no flow has.
+    /// Places in the arrays.
+    flows: u32,
+    /// Those that no flow has.
     free: Mutex<Vec<u32>>,
     /// By the index of the device: whether the programs are on it.
     devices: RwLock<HashMap<u32, bool>>,
     /// Low descriptors for what keeps the programs on devices.
     reserved: Mutex<Vec<OwnedFd>>,
+    /// What makes flows outlive the process.
+    pins: Option<Pins>,
+    /// Links that are pinned.
+    links: Mutex<Vec<FdLink>>,
     // Detaches the programs when it is dropped.
     ebpf: RwLock<Ebpf>,
 }
@@ -85,12 +105,24 @@ impl Programs {
     /// Loads the programs, with room for so many flows. Needs `CAP_BPF`, `CAP_NET_ADMIN` and `CAP_PERFMON`, and a
     /// kernel with BTF, 5.11 or later.
     pub fn load(flows: u32) -> Result<Arc<Self>, LoadError> {
+        Self::load_with(flows, None)
+    }
+
+    /// The same with maps that are pinned, those of an earlier process if they fit. Flows of its are the caller's to
+    /// take over ([`Programs::take_devices`]), or to forget.
+    pub fn load_with(flows: u32, pins: Option<Pins>) -> Result<Arc<Self>, LoadError> {
         let layout = Layout::of_running_kernel()?;
         let mut loader = EbpfLoader::new();
         let btf = Btf::from_sys_fs()?;
         loader.btf(Some(&btf));
         for (name, offset) in layout.globals() {
             loader.override_global(name, offset, true);
+        }
+        if let Some(pins) = &pins {
+            pins.fit(flows);
+            for name in [name::TUPLES, name::RULES, name::STATES] {
+                loader.map_pin_path(name, pins.map(name));
+            }
         }
         let mut ebpf = loader
             .map_max_entries(name::TUPLES, flows.saturating_mul(2))
@@ -113,10 +145,13 @@ impl Programs {
             fds,
             totals,
             stats: Stats::default(),
+            flows,
             // The lowest first, which keeps what is in use together.
             free: Mutex::new((0..flows).rev().collect()),
             devices: RwLock::default(),
             reserved: Mutex::new(reserve()?),
+            pins,
+            links: Mutex::default(),
             ebpf: RwLock::new(ebpf),
         }))
     }
@@ -158,6 +193,77 @@ impl Programs {
         self.free.lock().unwrap_or_else(PoisonError::into_inner).push(flow);
     }
 
+    /// Keeps these places from being given away, until each is given back.
+    pub fn occupy(&self, flows: &BTreeSet<u32>) {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).retain(|flow| !flows.contains(flow));
+    }
+
+    /// Whether flows may outlive the process.
+    #[must_use]
+    pub fn survives(&self) -> bool {
+        self.pins.is_some()
+    }
+
+    /// Puts the programs in the place of those of an earlier process, on every device that still has them. No packet
+    /// finds none.
+    pub fn take_devices(&self) {
+        let Some(pins) = &self.pins else { return };
+        for device in pins.devices() {
+            match self.take_device(pins, device) {
+                Ok(()) => {
+                    self.devices.write().unwrap_or_else(PoisonError::into_inner).insert(device, true);
+                }
+                Err(error) => {
+                    // The device is gone, perhaps with its network namespace, whose number is ours now.
+                    tracing::info!(device, %error, "no programs were taken over");
+                    pins.forget(device);
+                }
+            }
+        }
+    }
+
+    fn take_device(&self, pins: &Pins, device: u32) -> Result<(), AttachError> {
+        let mut ebpf = self.ebpf.write().unwrap_or_else(PoisonError::into_inner);
+        let mut links = Vec::new();
+        for (name, side) in [(name::EGRESS, Side::Egress), (name::INGRESS, Side::Ingress)] {
+            let link = PinnedLink::from_pin(pins.link(device, side))?;
+            let program = ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)?;
+            let program: &mut SchedClassifier = program.try_into()?;
+            let id = program.attach_to_link(FdLink::from(link).try_into()?)?;
+            links.push(FdLink::try_from(program.take_link(id)?)?);
+        }
+        self.links.lock().unwrap_or_else(PoisonError::into_inner).append(&mut links);
+        Ok(())
+    }
+
+    /// Has nothing outlive the process any more: for an end that was asked for.
+    pub fn unpin(&self) {
+        if let Some(pins) = &self.pins {
+            pins.remove();
+        }
+    }
+
+    /// Has all flows end with the process, which is about to exit without closing its sockets in good order.
+    pub fn abandon(&self) {
+        let Some(pins) = &self.pins else { return };
+        if let Err(error) = self.reset_all() {
+            tracing::warn!(%error, "peers of open flows are not told");
+        }
+        pins.remove();
+    }
+
+    fn reset_all(&self) -> Result<(), MapError> {
+        let data = MapData::from_fd(self.rules()?)?;
+        let mut all = Array::<_, Rules>::try_from(Map::Array(data))?;
+        for flow in 0..all.len() {
+            let rules = all.get(&flow, 0)?;
+            if is_carried(rules.mode) {
+                all.set(flow, Rules { mode: RESET, ..rules }, 0)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Whether the programs are on the device; `None` if nobody has asked for it yet.
     #[must_use]
     pub fn is_attached(&self, device: u32) -> Option<bool> {
@@ -173,9 +279,32 @@ impl Programs {
             return Ok(());
         }
         let mut reserved = self.reserved.lock().unwrap_or_else(PoisonError::into_inner);
-        let result = attach(&mut ebpf, device, &mut reserved);
+        let mut result = attach(&mut ebpf, device, &mut reserved);
+        if let (Ok(attached), Some(pins)) = (&mut result, &self.pins) {
+            result = self.pin(pins, &mut ebpf, device, std::mem::take(attached)).map(|()| Vec::new());
+        }
         self.devices.write().unwrap_or_else(PoisonError::into_inner).insert(device, result.is_ok());
-        result
+        result.map(drop)
+    }
+
+    fn pin(
+        &self,
+        pins: &Pins,
+        ebpf: &mut Ebpf,
+        device: u32,
+        attached: Vec<SchedClassifierLinkId>,
+    ) -> Result<(), AttachError> {
+        // What has no place on the device any more would be in the way.
+        pins.forget(device);
+        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        let sides = [(name::EGRESS, Side::Egress), (name::INGRESS, Side::Ingress)];
+        for ((name, side), id) in sides.into_iter().zip(attached) {
+            let program = ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)?;
+            let program: &mut SchedClassifier = program.try_into()?;
+            let link = FdLink::try_from(program.take_link(id)?)?;
+            links.push(link.pin(pins.link(device, side))?.into());
+        }
+        Ok(())
     }
 
     /// Looks at the sockets of both legs. Fails with `NotFound` if one of them is not there.
@@ -229,6 +358,16 @@ impl Programs {
     }
 }
 
+impl Drop for Programs {
+    fn drop(&mut self) {
+        let free = self.free.get_mut().unwrap_or_else(PoisonError::into_inner).len();
+        // A start that failed leaves the flows to the next one, if there are any.
+        if free == self.flows as usize {
+            self.unpin();
+        }
+    }
+}
+
 impl fmt::Debug for Programs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Programs").field("fds", &self.fds).field("stats", &self.stats).finish_non_exhaustive()
@@ -247,7 +386,12 @@ fn reserve() -> Result<Vec<OwnedFd>, LoadError> {
     (0..DEVICES * DESCRIPTORS).map(|_| open().map_err(LoadError::Listen)).collect()
 }
 
-fn attach(ebpf: &mut Ebpf, device: u32, reserved: &mut Vec<OwnedFd>) -> Result<(), AttachError> {
+/// Puts the programs on a device: first the one on the way out, then the one on the way in.
+fn attach(
+    ebpf: &mut Ebpf,
+    device: u32,
+    reserved: &mut Vec<OwnedFd>,
+) -> Result<Vec<SchedClassifierLinkId>, AttachError> {
     // Any socket will do to ask for devices.
     let asker = socket(AddressFamily::INET, SocketType::DGRAM, None);
     let asker = asker.map_err(|error| AttachError::NoDevice(error.into()))?;
@@ -266,13 +410,14 @@ fn attach(ebpf: &mut Ebpf, device: u32, reserved: &mut Vec<OwnedFd>) -> Result<(
     // programs, so what keeps those on the device takes the descriptors that are freed here.
     reserved.truncate(reserved.len().saturating_sub(DESCRIPTORS));
     // The way out first: from then on our own sockets are quiet in the flows that the way in carries.
+    let mut attached = Vec::new();
     for (name, side) in [(name::EGRESS, TcAttachType::Egress), (name::INGRESS, TcAttachType::Ingress)] {
         let program = ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)?;
         let program: &mut SchedClassifier = program.try_into()?;
-        program.attach(interface, side)?;
+        attached.push(program.attach(interface, side)?);
     }
     tracing::debug!(interface, "carrying packets");
-    Ok(())
+    Ok(attached)
 }
 
 fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut SchedClassifier, LoadError> {

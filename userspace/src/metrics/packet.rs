@@ -26,6 +26,7 @@ impl Collector for PacketCounters {
         let stats = self.0.stats();
         let totals = [
             ("packet_flows", "Connections that are or were carried in packets", stats.begun()),
+            ("packet_taken_over", "Connections that an earlier process began", stats.taken_over()),
             ("packet_packets", "Packets (after GRO) sent on", totals.packets),
             ("packet_bytes", "Bytes of payload sent on, retransmissions included", totals.bytes),
             ("packet_held", "Packets dropped while a flow began or was reset", totals.held),

@@ -226,6 +226,22 @@ fn a_reset_of_ours_has_the_numbers_that_the_peer_expects() {
     assert_eq!(judge(OVER, &UP, up, down, &reset), Own::Drop);
 }
 
+#[test]
+fn what_dying_sockets_say_of_a_flow_that_is_kept_is_dropped() {
+    let mut state = State::new([500, 0], [0, 0]);
+    let [up, down] = &mut state.ways;
+    let empty =
+        |at: u32, flags: u8| Segment { seq: DOWN.ack_start.wrapping_add(at), flags, ..Segment::default() };
+    for flags in [flag::RST, flag::RST | flag::ACK, flag::FIN | flag::ACK, flag::SYN] {
+        assert_eq!(judge(KEPT, &DOWN, down, up, &empty(500, flags)), Own::Drop);
+    }
+    assert_eq!(up.sent, 500);
+    // What has come to rest may still ask.
+    down.acked = 500;
+    assert_eq!(judge(KEPT, &DOWN, down, up, &empty(499, flag::ACK)), Own::Pass);
+    assert_eq!(down.asked, 1);
+}
+
 proptest! {
     /// Whatever comes, positions only grow, and nothing is acknowledged that was not sent.
     #[test]

@@ -4,7 +4,7 @@ use std::{future::poll_fn, io, rc::Rc, time::Duration};
 
 use snisplice_common::packet::{
     Tuple,
-    flow::{OFF, OVER, RESET, Rules, Standing, State},
+    flow::{KEPT, OFF, OVER, RESET, Rules, Standing, State},
     look::Look,
 };
 use tokio::{net::TcpStream, time::sleep};
@@ -250,6 +250,10 @@ impl<'a> Flow<'a> {
         if let Sockets::Settling(connection) = std::mem::replace(&mut self.sockets, Sockets::Closed) {
             let Connection { client, backend, .. } = *connection;
             self.sockets = Sockets::Holding([client, backend]);
+        }
+        // Only now: what our own sockets have still to deliver would be missing in the stream.
+        if self.entry.shared.programs.survives() {
+            self.entry.set_mode(KEPT);
         }
         Settled::Carried
     }

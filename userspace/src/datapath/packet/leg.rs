@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use snisplice_common::packet::{Tuple, mapped};
+use snisplice_common::packet::{Tuple, is_mapped, mapped};
 use tokio::net::TcpStream;
 
 use super::{plan::Leg, stats::Refusal};
@@ -72,6 +72,23 @@ pub fn tuple(local: SocketAddr, remote: SocketAddr) -> Tuple {
     }
 }
 
+/// Our own address and the peer's.
+pub(super) fn ends(tuple: &Tuple) -> (SocketAddr, SocketAddr) {
+    let end = |address: &[u32; 4], port: u16| SocketAddr::new(ip(address), u16::from_be(port));
+    (end(&tuple.local, tuple.local_port), end(&tuple.remote, tuple.remote_port))
+}
+
+fn ip(address: &[u32; 4]) -> IpAddr {
+    if is_mapped(address) {
+        return IpAddr::from(address[3].to_ne_bytes());
+    }
+    let mut octets = [0; 16];
+    for (to, word) in octets.chunks_exact_mut(4).zip(address) {
+        to.copy_from_slice(&word.to_ne_bytes());
+    }
+    IpAddr::from(octets)
+}
+
 fn address(address: IpAddr) -> [u32; 4] {
     match address {
         IpAddr::V4(address) => mapped(u32::from_ne_bytes(address.octets())),
@@ -95,5 +112,13 @@ mod tests {
         assert_eq!(tuple.remote[2].to_ne_bytes(), [0, 0, 0xff, 0xff]);
         assert_eq!(tuple.local_port.to_ne_bytes(), [1, 187]);
         assert_eq!(tuple.remote_port.to_ne_bytes(), [0x13, 0x88]);
+    }
+
+    #[test]
+    fn a_tuple_tells_both_ends() {
+        for (local, remote) in [("10.0.0.1:443", "10.0.0.2:5000"), ("[fd00::1]:443", "[fd00:1::2]:5000")] {
+            let both = (local.parse().unwrap(), remote.parse().unwrap());
+            assert_eq!(ends(&tuple(both.0, both.1)), both);
+        }
     }
 }

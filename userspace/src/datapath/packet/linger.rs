@@ -16,7 +16,7 @@ use super::Shared;
 
 /// How long a flow stays after its end. Long enough for a few retransmissions; where it is not, the kernel answers
 /// the straggler with a reset, which comes after everything was delivered.
-const LINGER: Duration = Duration::from_secs(2);
+pub(super) const LINGER: Duration = Duration::from_secs(2);
 
 /// How often it is looked whose time is over.
 const SWEEP: Duration = Duration::from_millis(500);

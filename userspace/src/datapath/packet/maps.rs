@@ -57,6 +57,15 @@ impl Maps {
         self.states.set(flow, state, 0).map_err(cause)
     }
 
+    /// All addresses that belong to flows.
+    pub(super) fn tuples(&self) -> io::Result<Vec<(Tuple, Slot)>> {
+        self.tuples.iter().collect::<Result<_, _>>().map_err(cause)
+    }
+
+    pub(super) fn rules(&self, flow: u32) -> io::Result<Rules> {
+        self.rules.get(&flow, 0).map_err(cause)
+    }
+
     /// What the kernel has seen so far.
     pub(super) fn state(&self, flow: u32) -> io::Result<State> {
         self.states.get(&flow, 0).map_err(cause)

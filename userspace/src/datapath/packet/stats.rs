@@ -76,6 +76,7 @@ impl Refusal {
 #[derive(Debug, Default)]
 pub struct Stats {
     begun: AtomicU64,
+    taken_over: AtomicU64,
     refused: [AtomicU64; Refusal::ALL.len()],
 }
 
@@ -86,10 +87,20 @@ impl Stats {
         self.begun.load(Relaxed)
     }
 
+    /// Flows of an earlier process that go on.
+    #[must_use]
+    pub fn taken_over(&self) -> u64 {
+        self.taken_over.load(Relaxed)
+    }
+
     /// Connections that the relay carries instead, for this reason.
     #[must_use]
     pub fn refused(&self, why: Refusal) -> u64 {
         self.refused[why as usize].load(Relaxed)
+    }
+
+    pub(super) fn take_over(&self) {
+        self.taken_over.fetch_add(1, Relaxed);
     }
 
     pub(super) fn begin(&self) {

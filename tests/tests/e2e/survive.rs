@@ -1,0 +1,475 @@
+//! Flows that outlive the process: while nobody serves them they go on, and who comes next brings them to their end.
+
+use std::{
+    fs,
+    io::{ErrorKind, Read as _, Write as _},
+    net::{Shutdown, TcpListener, TcpStream},
+    os::unix::fs::MetadataExt as _,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::signal::Signal;
+use snisplice_tests::{
+    daemon::{Daemon, Options},
+    hello,
+    kernel::{self, Map},
+    lab::Lab,
+    netns::{BACKEND_V6, LB, LB_V6},
+    stream::Pattern,
+    suite::Case,
+    tcp::{self, Ending},
+    wait,
+};
+
+use crate::{
+    flow::{self, Flow},
+    packet,
+};
+
+pub(crate) const CASES: &[Case] = &[
+    Case::packet("survive::flows_go_on_without_a_process_and_with_the_next", flows_go_on),
+    Case::packet("survive::killed_time_and_again", killed_time_and_again),
+    Case::packet("survive::ipv6", ipv6),
+    Case::packet("survive::a_flow_that_was_copied_first", copied_first),
+    Case::packet("survive::an_idle_flow_of_an_earlier_process_is_reset", idle),
+    Case::packet("survive::a_peer_that_vanished_is_noticed", vanished),
+    Case::packet("survive::peers_that_never_answer_are_not_taken_for_lost", unanswered),
+    Case::packet("survive::what_is_not_delivered_does_not_survive", unsettled),
+    Case::packet("survive::an_orderly_stop_leaves_nothing", |lab| stopped(lab, false)),
+    Case::packet("survive::an_orderly_stop_ends_flows_of_an_earlier_process", |lab| stopped(lab, true)),
+    Case::packet("survive::asked_twice_to_stop", asked_twice),
+    Case::packet("survive::the_next_one_does_not_want_them", |lab| {
+        ended_by(lab, "limits: {connections: 64}\n")
+    }),
+    Case::packet("survive::maps_of_another_size", |lab| {
+        ended_by(lab, "survive: true\nlimits: {connections: 65}\n")
+    }),
+];
+
+const FLOWS: usize = 20;
+
+/// What flows need to survive. With few places, so that a look at the maps is quick.
+const SETTINGS: &str = "survive: true\nlimits: {connections: 64}\n";
+
+/// The mode of a flow that outlives the process.
+const KEPT: u64 = 4;
+
+/// What every way moves in each phase.
+const ENOUGH: u64 = 50_000;
+
+fn start<'lab>(lab: &'lab Lab, more: &str) -> Result<(Daemon<'lab>, TcpListener)> {
+    flow::start(lab, &format!("{SETTINGS}{more}"))
+}
+
+fn again<'lab>(lab: &'lab Lab, more: &str) -> Result<Daemon<'lab>> {
+    Daemon::start(lab, &Options::yaml(lab, &flow::yaml(&format!("{SETTINGS}{more}")))?)
+}
+
+fn kill(mut daemon: Daemon<'_>) -> Result<()> {
+    daemon.process().signal(Signal::SIGKILL)?;
+    daemon.wait()?;
+    Ok(())
+}
+
+fn map(daemon: &Daemon<'_>, name: &str) -> Result<Map> {
+    let maps = Map::held_by(daemon.process().pid())?;
+    maps.into_iter().find(|map| map.name == name).with_context(|| format!("there is no {name}"))
+}
+
+/// Waits until so many flows outlive the process.
+fn wait_kept(daemon: &Daemon<'_>, flows: usize) -> Result<()> {
+    let rules = map(daemon, "SNI_RULES")?;
+    wait::until_true("the flows are kept", || {
+        let elements = rules.elements()?;
+        let modes = elements.iter().map(|element| element["formatted"]["value"]["mode"].as_u64());
+        Ok(modes.filter(|mode| *mode == Some(KEPT)).count() == flows)
+    })
+}
+
+/// Directories of this lab's balancer in bpffs.
+fn pins(lab: &Lab) -> Result<Vec<String>> {
+    let netns = lab.lb.enter(|| Ok(fs::metadata("/proc/thread-self/ns/net")?.ino()))?;
+    let suffix = format!("-{netns}");
+    let entries = fs::read_dir(kernel::PINS).into_iter().flatten().flatten();
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    Ok(names.filter(|name| name.ends_with(&suffix)).collect())
+}
+
+/// Stops the daemon, which leaves nothing.
+fn stop(lab: &Lab, mut daemon: Daemon<'_>) -> Result<()> {
+    let programs = kernel::attached_by(daemon.process().pid())?;
+    ensure!(programs.len() == 4, "attached are {programs:?}");
+    daemon.terminate()?;
+    ensure!(daemon.wait()?.success());
+    nothing_is_left(lab, &programs)
+}
+
+fn nothing_is_left(lab: &Lab, programs: &[u32]) -> Result<()> {
+    ensure!(pins(lab)?.is_empty(), "pins are left: {:?}", pins(lab)?);
+    wait::until_true("the programs are gone", || Ok(!programs.iter().any(|id| kernel::has_program(*id))))?;
+    wait::until_true("the sockets are gone", || Ok(kernel::sockets(&lab.lb, 1)? == 0))
+}
+
+/// Bytes that go one way until they are told to stop.
+struct Traffic {
+    pattern: Pattern,
+    stop: AtomicBool,
+    received: AtomicU64,
+    /// How many there are in all, once that is known.
+    total: AtomicU64,
+}
+
+impl Traffic {
+    fn new(seed: u64) -> Self {
+        Self {
+            pattern: Pattern::new(seed),
+            stop: AtomicBool::new(false),
+            received: AtomicU64::new(0),
+            total: AtomicU64::new(u64::MAX),
+        }
+    }
+
+    fn send(&self, mut to: &TcpStream) -> Result<()> {
+        let mut position = 0;
+        while !self.stop.load(Relaxed) {
+            let bytes = self.pattern.at(position, 1_024);
+            to.write_all(bytes).with_context(|| format!("sending at position {position}"))?;
+            position += bytes.len() as u64;
+            thread::sleep(Duration::from_millis(2));
+        }
+        self.total.store(position, Relaxed);
+        Ok(())
+    }
+
+    fn receive(&self, mut from: &TcpStream) -> Result<()> {
+        from.set_read_timeout(Some(Duration::from_millis(50)))?;
+        let mut buffer = vec![0; 64 * 1024];
+        let (mut position, mut last) = (0, Instant::now());
+        while position != self.total.load(Relaxed) {
+            match from.read(&mut buffer) {
+                Ok(0) => bail!("ended at position {position}"),
+                Ok(count) => {
+                    self.pattern.check(position, &buffer[..count])?;
+                    position += count as u64;
+                    self.received.store(position, Relaxed);
+                    last = Instant::now();
+                }
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                    ensure!(last.elapsed() < wait::DEADLINE, "nothing comes at position {position}");
+                }
+                Err(error) => bail!("receiving at position {position}: {error}"),
+            }
+        }
+        from.set_read_timeout(Some(wait::DEADLINE))?;
+        Ok(())
+    }
+}
+
+/// Waits until every way has moved more.
+fn moved(what: &str, traffic: &[[Traffic; 2]]) -> Result<()> {
+    let now = || traffic.iter().flatten().map(|way| way.received.load(Relaxed)).collect::<Vec<_>>();
+    let before = now();
+    wait::until_true(what, || Ok(now().iter().zip(&before).all(|(now, before)| *now >= before + ENOUGH)))
+}
+
+/// Runs `scenario` while bytes go both ways in each flow; they all arrive.
+fn under_traffic(flows: &[Flow], scenario: impl FnOnce(&[[Traffic; 2]]) -> Result<()>) -> Result<[u64; 2]> {
+    let traffic: Vec<_> =
+        (0..flows.len() as u64).map(|flow| [2 * flow, 2 * flow + 1].map(Traffic::new)).collect();
+    thread::scope(|scope| {
+        let mut tasks = Vec::new();
+        for (Flow { client, backend }, [up, down]) in flows.iter().zip(&traffic) {
+            tasks.push(scope.spawn(|| up.send(client).context("client")));
+            tasks.push(scope.spawn(|| up.receive(backend).context("backend")));
+            tasks.push(scope.spawn(|| down.send(backend).context("backend")));
+            tasks.push(scope.spawn(|| down.receive(client).context("client")));
+        }
+        let done = scenario(&traffic);
+        for way in traffic.iter().flatten() {
+            way.stop.store(true, Relaxed);
+        }
+        tasks.into_iter().try_for_each(|task| task.join().expect("no task panics"))?;
+        done
+    })?;
+    let sum = |way: usize| traffic.iter().map(|ways| ways[way].received.load(Relaxed)).sum();
+    Ok([sum(0), sum(1)])
+}
+
+/// Ends flows in three ways, each of which both peers see as it was meant.
+fn end(flows: Vec<Flow>) -> Result<[i64; 3]> {
+    let mut ended = [0; 3];
+    for (number, Flow { mut client, mut backend }) in flows.into_iter().enumerate() {
+        ended[number % 3] += 1;
+        match number % 3 {
+            0 => {
+                client.write_all(b"last")?;
+                client.shutdown(Shutdown::Write)?;
+                ensure!(tcp::read_to_end(&mut backend)? == (b"last".to_vec(), Ending::Eof));
+                backend.write_all(b"word")?;
+                drop(backend);
+                ensure!(tcp::read_to_end(&mut client)? == (b"word".to_vec(), Ending::Eof));
+            }
+            1 => {
+                tcp::reset(client)?;
+                ensure!(tcp::read_to_end(&mut backend)? == (Vec::new(), Ending::Reset));
+            }
+            _ => {
+                tcp::reset(backend)?;
+                ensure!(tcp::read_to_end(&mut client)? == (Vec::new(), Ending::Reset));
+            }
+        }
+    }
+    Ok(ended)
+}
+
+fn flows_go_on(lab: &Lab) -> Result<()> {
+    let (daemon, listener) = start(lab, "")?;
+    let flows: Vec<_> = (0..FLOWS).map(|_| Flow::open(lab, &listener)).collect::<Result<_>>()?;
+    let mut killed = Some(daemon);
+    let mut next = None;
+    let [up, down] = under_traffic(&flows, |traffic| {
+        if let Some(daemon) = killed.take() {
+            wait_kept(&daemon, FLOWS)?;
+            kill(daemon)?;
+        }
+        moved("bytes move while nobody serves", traffic)?;
+        next = Some(again(lab, "")?);
+        moved("bytes move while the next one serves", traffic)?;
+        // Whoever holds a port keeps it from new connections.
+        wait::until_true("the ports are held", || Ok(kernel::sockets(&lab.lb, 1)? >= 2 * FLOWS))?;
+        // Each takes a port, and none of those in use.
+        for _ in 0..FLOWS {
+            Flow::open(lab, &listener)?.exchange()?;
+        }
+        moved("bytes move beside other connections", traffic)
+    })?;
+    let daemon = next.context("the next one serves")?;
+    let metrics = daemon.metrics()?;
+    ensure!(metrics.sum("snisplice_packet_taken_over_total", &[]) == i64::try_from(FLOWS)?, "{metrics:?}");
+    let [finished, client_reset, backend_reset] = end(flows)?;
+    let metrics = daemon
+        .wait_metrics("all have ended", |metrics| metrics.sum("snisplice_connections_active", &[]) == 0)?;
+    for (reason, count) in
+        [("finished", finished), ("client_reset", client_reset), ("backend_reset", backend_reset)]
+    {
+        let closed = [("listener", "none"), ("datapath", "packet"), ("reason", reason)];
+        let found = metrics.sum("snisplice_connections_closed_total", &closed);
+        ensure!(found == count, "{found} instead of {count}: {reason}");
+    }
+    // The hello may have been delivered before the flow began.
+    let hellos = hello::naming(flow::NAME)?.len() * FLOWS;
+    for (direction, bytes, more) in [("up", up, hellos), ("down", down, 0)] {
+        let labels = [("route", "none"), ("datapath", "packet"), ("direction", direction)];
+        let counted = u64::try_from(metrics.sum("snisplice_bytes_total", &labels))?;
+        let last = 4 * u64::try_from(finished)?;
+        let range = bytes + last..=bytes + last + more as u64;
+        ensure!(range.contains(&counted), "{counted} bytes counted {direction}, {range:?} were sent");
+    }
+    let tuples = map(&daemon, "SNI_TUPLES")?;
+    wait::until_true("no addresses are left", || Ok(tuples.elements()?.is_empty()))?;
+    stop(lab, daemon)
+}
+
+/// Every process takes over what the one before has taken over, and what it has begun.
+fn killed_time_and_again(lab: &Lab) -> Result<()> {
+    let (mut daemon, listener) = start(lab, "")?;
+    let mut flows = Vec::new();
+    for generation in 1..=3 {
+        let mut flow = Flow::open(lab, &listener)?;
+        flow.exchange()?;
+        flows.push(flow);
+        wait_kept(&daemon, generation)?;
+        kill(daemon)?;
+        flows.iter_mut().try_for_each(Flow::exchange)?;
+        daemon = again(lab, "")?;
+        flows.iter_mut().try_for_each(Flow::exchange)?;
+    }
+    end(flows)?;
+    daemon.wait_metrics("all have ended", |metrics| {
+        metrics.sum("snisplice_connections_closed_total", &[("listener", "none")]) == 3
+    })?;
+    stop(lab, daemon)
+}
+
+/// With `auto`, a flow begins in mid-stream.
+fn copied_first(lab: &Lab) -> Result<()> {
+    let listener = flow::backend(lab)?;
+    let yaml = flow::yaml(&format!("{SETTINGS}handover: {{messages: 2}}\n"));
+    let options = Options::yaml(lab, &yaml)?.datapath("auto");
+    let daemon = Daemon::start(lab, &options)?;
+    let mut flow = Flow::open(lab, &listener)?;
+    for _ in 0..10 {
+        flow.exchange()?;
+    }
+    wait_kept(&daemon, 1)?;
+    kill(daemon)?;
+    flow.exchange()?;
+    let daemon = Daemon::start(lab, &options)?;
+    flow.exchange()?;
+    end(vec![flow])?;
+    closed(&daemon, "finished")?;
+    stop(lab, daemon)
+}
+
+fn ipv6(lab: &Lab) -> Result<()> {
+    let listener = tcp::listen(&lab.backend, &format!("[{BACKEND_V6}]:9000"))?;
+    let yaml = flow::yaml_with(&[&format!("[{BACKEND_V6}]:9000")], SETTINGS).replace("0.0.0.0", "[::]");
+    let daemon = Daemon::start(lab, &Options::yaml(lab, &yaml)?)?;
+    let first = hello::naming(flow::NAME)?;
+    let open = || -> Result<Flow> {
+        let mut client = tcp::connect(&lab.client, &flow::front().replace(LB, &format!("[{LB_V6}]")))?;
+        client.write_all(&first)?;
+        let mut backend = tcp::accept(&listener)?;
+        ensure!(tcp::read_exact(&mut backend, first.len())? == first);
+        Ok(Flow { client, backend })
+    };
+    let mut flows: Vec<_> = (0..3).map(|_| open()).collect::<Result<_>>()?;
+    wait_kept(&daemon, flows.len())?;
+    kill(daemon)?;
+    flows.iter_mut().try_for_each(Flow::exchange)?;
+    let daemon = Daemon::start(lab, &Options::yaml(lab, &yaml)?)?;
+    flows.iter_mut().try_for_each(Flow::exchange)?;
+    open()?.exchange()?;
+    end(flows)?;
+    stop(lab, daemon)
+}
+
+/// A flow that a second process has taken over from a first.
+fn orphan<'lab>(lab: &'lab Lab, more: &str) -> Result<(Daemon<'lab>, Flow)> {
+    let (daemon, listener) = start(lab, more)?;
+    let mut flow = Flow::open(lab, &listener)?;
+    flow.exchange()?;
+    wait_kept(&daemon, 1)?;
+    kill(daemon)?;
+    let daemon = again(lab, more)?;
+    flow.exchange()?;
+    Ok((daemon, flow))
+}
+
+fn are_reset(Flow { mut client, mut backend }: Flow) -> Result<()> {
+    ensure!(tcp::read_to_end(&mut client).context("client")? == (Vec::new(), Ending::Reset));
+    ensure!(tcp::read_to_end(&mut backend).context("backend")? == (Vec::new(), Ending::Reset));
+    Ok(())
+}
+
+fn closed(daemon: &Daemon<'_>, reason: &str) -> Result<()> {
+    daemon.wait_metrics(reason, |metrics| {
+        let closed = [("listener", "none"), ("reason", reason)];
+        metrics.sum("snisplice_connections_closed_total", &closed) == 1
+            && metrics.sum("snisplice_connections_active", &[]) == 0
+    })?;
+    Ok(())
+}
+
+fn idle(lab: &Lab) -> Result<()> {
+    let (daemon, flow) = orphan(lab, "timeouts: {idle: 4s}\n")?;
+    are_reset(flow)?;
+    closed(&daemon, "idle_timeout")?;
+    stop(lab, daemon)
+}
+
+fn vanished(lab: &Lab) -> Result<()> {
+    let (daemon, flow) = orphan(lab, "timeouts: {keepalive: 1s}\n")?;
+    // The questions are answered: nobody is taken for lost who is there.
+    let passed = || -> Result<i64> { Ok(daemon.metrics()?.sum("snisplice_packet_own_passed_total", &[])) };
+    let before = passed()?;
+    wait::until_true("peers are asked more often than they may be silent", || Ok(passed()? >= before + 20))?;
+    ensure!(daemon.metrics()?.sum("snisplice_connections_closed_total", &[]) == 0);
+    let Flow { client: _client, mut backend } = flow;
+    lab.client.unplug()?;
+    ensure!(tcp::read_to_end(&mut backend)? == (Vec::new(), Ending::Reset));
+    closed(&daemon, "client_lost")?;
+    stop(lab, daemon)
+}
+
+/// Some systems do not hear packets without timestamps, which those are that ask for an earlier process' peers.
+fn unanswered(lab: &Lab) -> Result<()> {
+    for netns in [&lab.client, &lab.backend] {
+        packet::nft(
+            netns,
+            "table inet strict {\n chain in {\n type filter hook input priority 0;\n \
+             tcp flags & (rst | ack) == ack tcp option timestamp missing drop\n }\n }",
+        )?;
+    }
+    let (daemon, mut flow) = orphan(lab, "timeouts: {keepalive: 1s}\n")?;
+    let asked = || -> Result<i64> { Ok(daemon.metrics()?.sum("snisplice_packet_own_passed_total", &[])) };
+    wait::until_true("both are asked until nobody would wait any longer", || Ok(asked()? >= 12))?;
+    wait::settled(Duration::from_secs(4), asked)?;
+    flow.exchange()?;
+    ensure!(daemon.metrics()?.sum("snisplice_connections_closed_total", &[]) == 0);
+    wait::until_true("the ports are held", || Ok(kernel::sockets(&lab.lb, 1)? >= 2))?;
+    end(vec![flow])?;
+    closed(&daemon, "finished")?;
+    stop(lab, daemon)
+}
+
+/// Where our own sockets have still something to deliver, nobody could do so in their place.
+fn unsettled(lab: &Lab) -> Result<()> {
+    let (daemon, listener) = start(lab, "")?;
+    let mut flow = Flow::open(lab, &listener)?;
+    flow.exchange()?;
+    kill(daemon)?;
+    // It may have been kept by now, on a machine that is slow enough.
+    let mut bytes = [0; 1];
+    flow.client.set_read_timeout(Some(Duration::from_secs(2)))?;
+    match flow.client.read(&mut bytes) {
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => {
+            ensure!(tcp::read_to_end(&mut flow.backend)? == (Vec::new(), Ending::Reset));
+        }
+        _ => flow.exchange()?,
+    }
+    let daemon = again(lab, "")?;
+    Flow::open(lab, &listener)?.exchange()?;
+    stop(lab, daemon)
+}
+
+fn stopped(lab: &Lab, orphaned: bool) -> Result<()> {
+    const DRAIN: &str = "timeouts: {drain: 1s}\n";
+    let (daemon, flow) = if orphaned {
+        orphan(lab, DRAIN)?
+    } else {
+        let (daemon, listener) = start(lab, DRAIN)?;
+        let flow = Flow::open(lab, &listener)?;
+        wait_kept(&daemon, 1)?;
+        (daemon, flow)
+    };
+    ensure!(pins(lab)?.len() == 1);
+    stop(lab, daemon)?;
+    are_reset(flow)
+}
+
+/// Whoever asks twice does not want anything to go on.
+fn asked_twice(lab: &Lab) -> Result<()> {
+    let (mut daemon, listener) = start(lab, "")?;
+    let flow = Flow::open(lab, &listener)?;
+    wait_kept(&daemon, 1)?;
+    let programs = kernel::attached_by(daemon.process().pid())?;
+    daemon.terminate()?;
+    wait::until_true("it is stopping", || Ok(!daemon.is_ready()?))?;
+    daemon.terminate()?;
+    daemon.wait()?;
+    are_reset(flow)?;
+    nothing_is_left(lab, &programs)
+}
+
+/// A process with other settings ends the flows of the one before.
+fn ended_by(lab: &Lab, settings: &str) -> Result<()> {
+    let (daemon, listener) = start(lab, "")?;
+    let mut flow = Flow::open(lab, &listener)?;
+    flow.exchange()?;
+    wait_kept(&daemon, 1)?;
+    let programs = kernel::attached_by(daemon.process().pid())?;
+    kill(daemon)?;
+    flow.exchange()?;
+    let daemon = Daemon::start(lab, &Options::yaml(lab, &flow::yaml(settings))?)?;
+    wait::until_true("the programs are gone", || Ok(!programs.iter().any(|id| kernel::has_program(*id))))?;
+    // With its next packet each peer hears of it.
+    (&flow.client).write_all(b"question")?;
+    (&flow.backend).write_all(b"answer")?;
+    are_reset(flow)?;
+    Flow::open(lab, &listener)?.exchange()?;
+    stop(lab, daemon)
+}

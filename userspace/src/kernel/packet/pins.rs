@@ -1,0 +1,265 @@
+//! What keeps flows alive while no process serves them: maps and links that are pinned in bpffs.
+//!
+//! Each network namespace has a directory of its own, and one process at a time holds its lock. What an earlier process
+//! has left there is taken over if its maps are laid out as ours are; else it is removed, and with the programs gone
+//! from the devices, the kernel resets the flows at their next packet.
+
+use std::{
+    fs, io,
+    os::{fd::OwnedFd, unix::fs::MetadataExt as _},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    thread,
+    time::{Duration, Instant},
+};
+
+use aya::{maps::MapData, util::KernelVersion};
+use rustix::{
+    fs::{FlockOperation, Mode, OFlags, flock, fstatfs, open},
+    io::Errno,
+};
+use snisplice_common::packet::{
+    Slot, Tuple,
+    flow::{Rules, State},
+    name,
+};
+use thiserror::Error;
+
+/// Where everybody's bpffs is mounted.
+const BPFFS: &str = "/sys/fs/bpf";
+/// Of ours in there.
+const DIRECTORY: &str = "snisplice";
+/// `BPF_FS_MAGIC`.
+const MAGIC: u32 = 0xcafe_4a11;
+
+/// How long a process that was killed may take to be gone.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Why nothing can be pinned.
+#[derive(Debug, Error)]
+pub enum PinsError {
+    /// Nothing that can be pinned keeps a program on a device (tcx).
+    #[error("the kernel is older than 6.6")]
+    Kernel,
+    /// There is no bpffs.
+    #[error("{BPFFS} is not a bpffs")]
+    NoBpffs,
+    /// Another process serves this network namespace.
+    #[error("another process in this network namespace holds {0}")]
+    Held(PathBuf),
+    /// The directory cannot be made or opened.
+    #[error("{0}: {1}")]
+    Directory(PathBuf, #[source] io::Error),
+}
+
+/// The side of a device that a program is on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    Egress,
+    Ingress,
+}
+
+impl Side {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Egress => "egress",
+            Self::Ingress => "ingress",
+        }
+    }
+}
+
+/// The pins of this network namespace, which are ours alone.
+#[derive(Debug)]
+pub struct Pins {
+    directory: PathBuf,
+    /// Whether they are gone: the directory may be another process' then.
+    removed: AtomicBool,
+    _lock: OwnedFd,
+}
+
+impl Pins {
+    /// Takes possession of them. Those of other layouts are removed.
+    pub fn take() -> Result<Self, PinsError> {
+        if KernelVersion::current().is_ok_and(|version| version < KernelVersion::new(6, 6, 0)) {
+            return Err(PinsError::Kernel);
+        }
+        let parent = parent()?;
+        let own = own_name().map_err(|error| PinsError::Directory(parent.clone(), error))?;
+        let suffix = suffix(&own);
+        for other in entries(&parent) {
+            if other != own
+                && other.ends_with(suffix)
+                && let Ok(_lock) = lock(&parent.join(&other), false)
+            {
+                tracing::warn!(directory = other, "ending flows of a version that is not understood");
+                remove(&parent.join(other));
+            }
+        }
+        let directory = parent.join(own);
+        let lock = lock(&directory, true)?;
+        Ok(Self { directory, removed: AtomicBool::new(false), _lock: lock })
+    }
+
+    /// Removes what an earlier process has left in this network namespace, if none that is alive holds it.
+    pub fn discard() {
+        let Ok(parent) = parent() else { return };
+        let Ok(own) = own_name() else { return };
+        let suffix = suffix(&own);
+        for name in entries(&parent).into_iter().filter(|name| name.ends_with(suffix)) {
+            let directory = parent.join(name);
+            // Held for as long as it takes.
+            let Ok(_lock) = lock(&directory, false) else { continue };
+            tracing::warn!(directory = %directory.display(), "ending flows of an earlier process");
+            remove(&directory);
+        }
+    }
+
+    /// Whether an earlier process has left maps that fit. Others are removed.
+    pub(super) fn fit(&self, flows: u32) -> bool {
+        let slots = size_of::<Slot>();
+        let fits = [
+            self.is(name::TUPLES, size_of::<Tuple>(), slots, flows.saturating_mul(2)),
+            self.is(name::RULES, 4, size_of::<Rules>(), flows),
+            self.is(name::STATES, 4, size_of::<State>(), flows),
+        ];
+        if fits == [true; 3] {
+            return true;
+        }
+        if !entries(&self.directory).is_empty() {
+            tracing::warn!("flows of an earlier process end: their maps have another size");
+            self.empty();
+        }
+        false
+    }
+
+    fn is(&self, name: &str, key: usize, value: usize, entries: u32) -> bool {
+        let info = MapData::from_pin(self.map(name)).and_then(|map| map.info());
+        info.is_ok_and(|info| {
+            info.key_size() as usize == key
+                && info.value_size() as usize == value
+                && info.max_entries() == entries
+        })
+    }
+
+    /// Where this map is pinned.
+    pub(super) fn map(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// Where the link is pinned that keeps a program on a device.
+    pub(super) fn link(&self, device: u32, side: Side) -> PathBuf {
+        self.directory.join(format!("{device}-{}", side.label()))
+    }
+
+    /// The devices with links.
+    pub(super) fn devices(&self) -> Vec<u32> {
+        let device = |name: String| name.split_once('-')?.0.parse().ok();
+        let mut devices: Vec<_> = entries(&self.directory).into_iter().filter_map(device).collect();
+        devices.sort_unstable();
+        devices.dedup();
+        devices
+    }
+
+    /// Removes the links of a device.
+    pub(super) fn forget(&self, device: u32) {
+        for side in [Side::Egress, Side::Ingress] {
+            let _ = fs::remove_file(self.link(device, side));
+        }
+    }
+
+    /// Removes everything: what is pinned lives on only as long as somebody has it open.
+    pub(super) fn remove(&self) {
+        if !self.removed.swap(true, Relaxed) {
+            remove(&self.directory);
+        }
+    }
+
+    fn empty(&self) {
+        empty(&self.directory);
+    }
+}
+
+/// The directory above those of the network namespaces.
+fn parent() -> Result<PathBuf, PinsError> {
+    let mount = open(BPFFS, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    let kind = mount.and_then(fstatfs).map_err(|_| PinsError::NoBpffs)?;
+    if u32::try_from(kind.f_type) != Ok(MAGIC) {
+        return Err(PinsError::NoBpffs);
+    }
+    Ok(Path::new(BPFFS).join(DIRECTORY))
+}
+
+/// The name of this network namespace's directory: the layout, and the namespace's number.
+fn own_name() -> io::Result<String> {
+    Ok(format!("{}-{}", name::LAYOUT, fs::metadata("/proc/thread-self/ns/net")?.ino()))
+}
+
+/// What names of all layouts end with.
+fn suffix(own: &str) -> &str {
+    own.find('-').map_or(own, |at| &own[at..])
+}
+
+fn entries(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// The lock of a directory, which is made where that is wanted. The kernel takes it back when the process ends.
+fn lock(directory: &Path, make: bool) -> Result<OwnedFd, PinsError> {
+    let started = Instant::now();
+    let failed = |error: io::Error| PinsError::Directory(directory.to_owned(), error);
+    loop {
+        if make && let Err(error) = fs::create_dir_all(directory) {
+            // Another process, in another namespace, may just have removed what is above.
+            if error.kind() == io::ErrorKind::NotFound && started.elapsed() < PATIENCE {
+                continue;
+            }
+            return Err(failed(error));
+        }
+        let held = match open(directory, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(opened) => flock(&opened, FlockOperation::NonBlockingLockExclusive).map(|()| opened),
+            Err(error) => Err(error),
+        };
+        match held {
+            // Whoever held it before may have removed it meanwhile.
+            Ok(lock) if !make || directory.exists() => return Ok(lock),
+            Ok(_) => {}
+            Err(Errno::AGAIN) if started.elapsed() < PATIENCE && make => {
+                thread::sleep(Duration::from_millis(10));
+            }
+            Err(Errno::AGAIN) => return Err(PinsError::Held(directory.to_owned())),
+            Err(error) => return Err(failed(error.into())),
+        }
+    }
+}
+
+fn empty(directory: &Path) {
+    for name in entries(directory) {
+        if let Err(error) = fs::remove_file(directory.join(&name)) {
+            tracing::warn!(%error, name, "cannot be unpinned");
+        }
+    }
+}
+
+fn remove(directory: &Path) {
+    empty(directory);
+    let _ = fs::remove_dir(directory);
+    // Others may have theirs in it.
+    if let Some(parent) = directory.parent() {
+        let _ = fs::remove_dir(parent);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_one_of_a_namespace_and_a_layout() {
+        let own = own_name().unwrap();
+        assert!(own.starts_with("v1-"));
+        assert_eq!(suffix("v1-4026531840"), "-4026531840");
+        assert!("v12-4026531840".ends_with(suffix("v1-4026531840")));
+        assert!(!"v1-14026531840".ends_with(suffix("v1-4026531840")));
+    }
+}
