@@ -3,7 +3,7 @@
 use std::{
     fs,
     num::NonZeroUsize,
-    path::PathBuf,
+    path::{Path, PathBuf},
     thread::{self, ScopedJoinHandle},
     time::{Duration, Instant},
 };
@@ -35,6 +35,7 @@ mod verdict;
 
 /// Boots kernels in virtual machines, and runs the probes and the datapath's tests in each.
 #[derive(Debug, clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "options of a command line")]
 pub(crate) struct Args {
     /// Releases, or how they begin: the newest of each is taken, from the directory or else from Debian
     #[arg(value_name = "RELEASE", default_values = ["6.1", "6.12", "7"])]
@@ -46,6 +47,9 @@ pub(crate) struct Args {
     /// Print the kernels that are in the directory, and do nothing else
     #[arg(long)]
     list: bool,
+    /// Fetch what is missing, and do nothing else
+    #[arg(long)]
+    fetch: bool,
     /// Run only tests with this in their name or in that of their file, such as `relay`
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
@@ -80,8 +84,26 @@ const PROGRAMS: [(&str, &str); 3] =
 const MODULES: [&str; 8] =
     ["veth", "dummy", "tls", "sch_ingress", "sch_netem", "sch_fq", "cls_bpf", "cls_flower"];
 
+/// Programs to boot kernels with, and the kernels.
+fn obtain(releases: &[Wanted], directory: &Path, no_install: bool) -> Result<Vec<Kernel>> {
+    step("programs");
+    install::programs(&PROGRAMS, no_install)?;
+    step("kernels");
+    let mut kernels = Vec::new();
+    for wanted in releases {
+        let kernel = match Kernel::newest_in(directory, wanted)? {
+            Some(kernel) => kernel,
+            None => debian::fetch(wanted, directory)?,
+        };
+        println!("{wanted}: {}", kernel.release);
+        kernels.push(kernel);
+    }
+    Ok(kernels)
+}
+
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let Args { releases, kernels, list, only, host, report, accelerator, jobs, limit, no_install } = args;
+    let Args { releases, kernels, list, fetch, only, host, report, accelerator, jobs, limit, no_install } =
+        args;
     let directory = match kernels {
         Some(directory) => directory.clone(),
         None => target_directory()?.join("kernels"),
@@ -92,17 +114,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         return Ok(());
     }
-    step("programs");
-    install::programs(&PROGRAMS, *no_install)?;
-    step("kernels");
-    let mut kernels = Vec::new();
-    for wanted in releases {
-        let kernel = match Kernel::newest_in(&directory, wanted)? {
-            Some(kernel) => kernel,
-            None => debian::fetch(wanted, &directory)?,
-        };
-        println!("{wanted}: {}", kernel.release);
-        kernels.push(kernel);
+    let kernels = obtain(releases, &directory, *no_install)?;
+    if *fetch {
+        return Ok(());
     }
     step("tests");
     let suite = Suite::build(only.as_deref())?;

@@ -51,8 +51,9 @@ fn both_ways_at_once() {
     let rig = Rig::new();
     exchange(&rig.link(), 100 * MIB, 300_000);
     let counters = rig.kernel.counters().expect("counters");
-    // The rest was passed, when one side was slower than the other for a while.
-    assert!(counters.redirected_bytes > 20 * MIB, "the kernel moved only {counters:?}");
+    // What was not redirected was passed, while one side was slower than the other: how much of it is up to the machine.
+    assert_eq!(counters.redirected_bytes + counters.passed_bytes, 200 * MIB, "{counters:?}");
+    assert!(counters.redirected_bytes > 0, "{counters:?}");
 }
 
 fn what_came_before_goes_first() {
