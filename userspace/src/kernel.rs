@@ -88,11 +88,15 @@ pub enum LoadError {
 impl From<ProgramError> for LoadError {
     /// Of what the verifier says, all steps on its way, only the end matters to who operates.
     fn from(error: ProgramError) -> Self {
-        const LINES: usize = 4;
+        const LINES: usize = 3;
+        /// How lines begin that tell what it took.
+        const TOLL: [&str; 5] =
+            ["processed ", "verification time", "stack depth", "insns processed", "max_states"];
         Self::Program(match &error {
             ProgramError::LoadError { io_error, verifier_log } => {
                 let log = verifier_log.to_string();
-                let mut end: Vec<_> = log.lines().rev().filter(|line| !line.is_empty()).take(LINES).collect();
+                let says = |line: &&str| !line.is_empty() && !TOLL.iter().any(|toll| line.starts_with(toll));
+                let mut end: Vec<_> = log.lines().rev().filter(says).take(LINES).collect();
                 end.reverse();
                 format!("{io_error}; the verifier says: {}", end.join("; "))
             }

@@ -44,6 +44,9 @@ pub(super) struct Leg {
     pub(super) look: Look,
 }
 
+/// By how much a window may have grown beyond what is known of it: as much as a receive buffer may.
+const SLACK: u64 = 1 << 26;
+
 /// How the flow begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Plan {
@@ -89,9 +92,11 @@ pub(super) fn plan(client: &Leg, backend: &Leg, read: [usize; 2]) -> Result<Plan
         ..way
     };
     let ways = [complete(up_way, &down_way, client, &down), complete(down_way, &up_way, backend, &up)];
-    // What we have allowed a peer to send, it may; what the other allows us, we may.
-    let allowed =
-        |from: &Leg, to: &Leg, pending: u64| pending + u64::from(from.look.rcv_wnd.max(to.look.snd_wnd));
+    // What we have allowed a peer to send, it may; what the other allows us, we may. Either may have changed since the
+    // look, and more than is known here must not look like a forgery.
+    let allowed = |from: &Leg, to: &Leg, pending: u64| {
+        pending + u64::from(from.look.rcv_wnd.max(to.look.snd_wnd)) + SLACK
+    };
     let state = State::new(
         [up.bytes(), down.bytes()],
         [allowed(client, backend, up.bytes()), allowed(backend, client, down.bytes())],
