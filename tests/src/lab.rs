@@ -75,7 +75,7 @@ impl Datapath {
             Self::Relay => &["relay"],
             Self::Sockmap => &["sockmap"],
             Self::Adaptive => &["relay", "sockmap"],
-            Self::Auto => &["relay", "packet", "sockmap"],
+            Self::Auto => &["relay", "packet"],
             Self::Packet => &["packet"],
         }
     }

@@ -238,8 +238,13 @@ fn framed(lab: &Lab, mtus: [u32; 2]) -> Result<()> {
     let links = [client?, backend?];
     let (daemon, listener) = flow::start(lab, "")?;
     exchange(Flow::open(lab, &listener)?, BYTES, 1)?;
-    let refused = lab.datapath == Datapath::Packet && mtus[0] != mtus[1];
-    let carriers = if refused { &["relay"] } else { lab.datapath.carriers() };
+    let refused = matches!(lab.datapath, Datapath::Packet | Datapath::Auto) && mtus[0] != mtus[1];
+    let carriers: &[&str] = match lab.datapath {
+        Datapath::Packet if refused => &["relay"],
+        // It goes on to the other way into the kernel.
+        Datapath::Auto if refused => &["sockmap"],
+        other => other.carriers(),
+    };
     let metrics = carried(&daemon, carriers, 1, BYTES)?;
     let counted = metrics.sum("snisplice_packet_refused_total", &[("why", "mss")]);
     ensure!(counted == i64::from(refused), "refused {counted} times: {metrics:?}");
