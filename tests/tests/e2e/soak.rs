@@ -13,12 +13,15 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use snisplice_tests::{
-    hello,
-    lab::Lab,
+    daemon::{Daemon, Options},
+    hello, kernel,
+    lab::{Datapath, Lab},
     limits,
+    metrics::Metrics,
     netns::{BACKEND, Netns},
     stream::{Pattern, Random},
     suite::Case,
+    wait,
 };
 use socket2::{Domain, Socket, Type};
 use tokio::{
@@ -27,7 +30,10 @@ use tokio::{
     task::LocalSet,
 };
 
-use crate::{flow, leak::held_at_rest};
+use self::rest::Rest;
+use crate::flow;
+
+mod rest;
 
 pub(crate) const CASES: &[Case] = &[Case::each("soak::many_connections_for_a_while", soak)];
 
@@ -97,42 +103,131 @@ fn soak(lab: &Lab) -> Result<()> {
         netns.sysctl("net/ipv4/tcp_tw_reuse", "1")?;
     }
     let more = format!("limits: {{connections: {}}}\n", flows + 100);
-    let options = snisplice_tests::daemon::Options::yaml(lab, &flow::yaml(&more))?;
-    let daemon = snisplice_tests::daemon::Daemon::start(lab, &options)?;
-    let before = held_at_rest(lab, &daemon)?;
+    let options = Options::yaml(lab, &flow::yaml(&more))?;
+    let daemon = Daemon::start(lab, &options)?;
+    let before = Rest::of(lab, &daemon)?;
     let process = daemon.process();
 
     let server = Server::start(&lab.backend)?;
     let mut memory = Vec::new();
+    let started = Instant::now();
     let (visits, checked) = thread::scope(|scope| {
         let clients = scope.spawn(|| lab.client.enter(|| clients(flows, lasting)));
-        let started = Instant::now();
         while !clients.is_finished() {
             thread::sleep(Duration::from_millis(200));
             memory.push((started.elapsed(), process.resident_bytes()?));
         }
         clients.join().expect("the clients do not panic")
     })?;
+    let took = started.elapsed().as_secs();
     ensure!(visits >= flows, "only {visits} connections");
     server.stop()?;
 
     let metrics = daemon.wait_metrics("every connection is over", |metrics| {
         metrics.sum("snisplice_connections_active", &[]) == 0
     })?;
+    println!("{visits} connections in {took} s, {flows} at a time, {checked} bytes checked");
+    show(&metrics);
     let finished = metrics.sum("snisplice_connections_closed_total", &[("reason", "finished")]);
     ensure!(finished == i64::try_from(visits)?, "{visits} connections, {finished} finished");
+    let counted = u64::try_from(metrics.sum("snisplice_bytes_total", &[]))?;
+    let moved = checked + (hello::naming(flow::NAME)?.len() + TASK_BYTES) as u64 * visits as u64;
+    ensure!(counted == moved, "{moved} bytes moved, {counted} counted");
     ensure!(metrics.sum("snisplice_sockmap_in_flight_bytes", &[]) == 0, "something is said to wait still");
-    let after = held_at_rest(lab, &daemon)?;
-    ensure!(after == before, "before {before:?}, after {after:?}");
+    really_carried(lab.datapath, &metrics, visits)?;
+
+    for netns in [&lab.client, &lab.lb, &lab.backend] {
+        wait::until_true("no socket is open", || Ok(OPEN.iter().all(|state| nothing_in(netns, *state))))?;
+    }
+    let after = Rest::of(lab, &daemon)?;
+    println!("at rest: {after}");
+    ensure!(after == before, "before: {before}\nafter: {after}");
+    // What lives as long as the process is in arrays; whatever else belongs to a connection.
+    ensure!(after.entries.values().all(|count| *count == 0), "entries are left: {after}");
     let growth = growth(&memory, lasting);
-    println!(
-        "{visits} connections, {flows} at a time, {checked} bytes checked, resident memory grew by {growth} bytes of {}",
-        memory.last().map_or(0, |(_, bytes)| *bytes)
-    );
+    let [first, last] = [memory.first(), memory.last()].map(|sample| sample.map_or(0, |(_, bytes)| *bytes));
+    let most = memory.iter().map(|(_, bytes)| *bytes).max().unwrap_or(0);
+    println!("resident memory: {first} bytes at first, {most} at most, {last} in the end, grew by {growth}");
     // Each thread's heap keeps what it once needed; a leak of one small block for each connection shows.
     ensure!(growth < 16 * 1024 * 1024 + 64 * visits as u64, "memory grew by {growth} bytes: {memory:?}");
     Ok(())
 }
+
+/// States of TCP in which a socket is one of somebody who has not closed it: `ESTABLISHED` and `CLOSE_WAIT`.
+const OPEN: [u8; 2] = [1, 8];
+
+fn nothing_in(netns: &Netns, state: u8) -> bool {
+    kernel::sockets(netns, state).is_ok_and(|count| count == 0)
+}
+
+/// The kernel has carried what this test is about, and not some relay in its place.
+fn really_carried(datapath: Datapath, metrics: &Metrics, visits: usize) -> Result<()> {
+    // Reasons to relay that a healthy connection may have: its peer was quicker than the handover.
+    const FAST: &str = "peer_closed";
+    let closed = |carrier| metrics.sum("snisplice_connections_closed_total", &[("datapath", carrier)]);
+    let [packet, sockmap, relay] = CARRIERS.map(closed);
+    let visits = i64::try_from(visits)?;
+    let refused = metrics.sum("snisplice_packet_refused_total", &[]);
+    let fast = metrics.sum("snisplice_packet_refused_total", &[("why", FAST)]);
+    match datapath {
+        Datapath::Packet => {
+            ensure!(packet + refused == visits, "{packet} in packets, {refused} refused, of {visits}");
+            ensure!(refused == fast, "{refused} refused, {fast} of them because a peer had finished");
+            ensure!(packet * 100 >= visits * 99, "only {packet} of {visits} were carried in packets");
+        }
+        Datapath::Auto => {
+            ensure!(refused == fast, "{refused} refused, {fast} of them because a peer had finished");
+            ensure!(packet * 100 >= visits * 90, "only {packet} of {visits} were carried in packets");
+        }
+        Datapath::Sockmap => ensure!(sockmap * 100 >= visits * 99, "only {sockmap} of {visits} redirected"),
+        Datapath::Adaptive => ensure!(sockmap * 100 >= visits * 90, "only {sockmap} of {visits} redirected"),
+        Datapath::Relay => ensure!(relay == visits, "{relay} of {visits} relayed"),
+    }
+    Ok(())
+}
+
+/// Says how many connections were carried by what, how they ended, and why they were relayed.
+fn show(metrics: &Metrics) {
+    for (name, label, values) in [
+        ("snisplice_connections_closed_total", "datapath", &CARRIERS[..]),
+        ("snisplice_connections_closed_total", "reason", &ENDINGS),
+        ("snisplice_packet_refused_total", "why", &REASONS),
+        ("snisplice_fallback_total", "why", &REASONS),
+    ] {
+        for value in values {
+            let count = metrics.sum(name, &[(label, value)]);
+            if count > 0 {
+                println!("{name} {label}={value}: {count}");
+            }
+        }
+    }
+}
+
+const CARRIERS: [&str; 3] = ["packet", "sockmap", "relay"];
+
+/// How a connection may have ended.
+const ENDINGS: [&str; 7] =
+    ["finished", "client_reset", "backend_reset", "client_lost", "backend_lost", "idle_timeout", "io_error"];
+
+/// Why a connection may have been relayed, by either of the two counters.
+const REASONS: [&str; 16] = [
+    "peer_closed",
+    "family",
+    "local",
+    "device",
+    "timestamps",
+    "sack",
+    "mss",
+    "nat",
+    "bypassed",
+    "pending",
+    "full",
+    "busy",
+    "map_full",
+    "no_memory",
+    "protocol",
+    "other",
+];
 
 /// By how much the most in the last third was more than the most in the second: in the first it fills.
 fn growth(memory: &[(Duration, u64)], lasting: Duration) -> u64 {

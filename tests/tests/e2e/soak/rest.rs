@@ -1,0 +1,52 @@
+//! What is left when every connection is over.
+
+use std::{collections::BTreeMap, fmt, fs};
+
+use anyhow::Result;
+use snisplice_tests::{daemon::Daemon, kernel::Map, lab::Lab};
+
+use crate::leak::held_at_rest;
+
+/// What a daemon has when it has no connection, by kind.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Rest {
+    threads: usize,
+    /// Of what they are: `socket`, `bpf-map`, ...
+    descriptors: BTreeMap<String, usize>,
+    /// Of each map that is no array.
+    pub(super) entries: BTreeMap<String, usize>,
+}
+
+impl Rest {
+    pub(super) fn of(lab: &Lab, daemon: &Daemon<'_>) -> Result<Self> {
+        held_at_rest(lab, daemon)?;
+        let process = daemon.process();
+        let mut descriptors = BTreeMap::new();
+        for entry in fs::read_dir(format!("/proc/{}/fd", process.pid()))? {
+            let target = fs::read_link(entry?.path())?.to_string_lossy().into_owned();
+            *descriptors.entry(kind(&target).to_owned()).or_default() += 1;
+        }
+        let mut entries = BTreeMap::new();
+        for map in Map::held_by(process.pid())?.into_iter().filter(|map| !map.is_array) {
+            *entries.entry(map.name.clone()).or_default() += map.elements()?.len();
+        }
+        Ok(Self { threads: process.threads()?, descriptors, entries })
+    }
+}
+
+/// What a descriptor is of, by the target of its link in `/proc/PID/fd`.
+fn kind(target: &str) -> &str {
+    match target.strip_prefix("anon_inode:") {
+        // Links come when the first connection does, in the place of descriptors that were kept free for them.
+        Some("bpf_link") => "[eventfd]",
+        Some(kind) => kind,
+        None => target.split_once(":[").map_or(target, |(kind, _)| kind),
+    }
+}
+
+impl fmt::Display for Rest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { threads, descriptors, entries } = self;
+        write!(f, "{threads} threads, descriptors {descriptors:?}, entries {entries:?}")
+    }
+}
