@@ -17,7 +17,7 @@ use plotters::{
 use crate::{
     contestants::Role,
     record::{Entrant, Figure, Record},
-    work::{Better, Kind, Metric},
+    work::{Better, Kind, Metric, Unit},
 };
 
 const COLUMNS: usize = 3;
@@ -90,7 +90,11 @@ pub(crate) fn draw(record: &Record, kind: Kind, metric: Metric) -> anyhow::Resul
         for (index, cell) in cells.iter().enumerate() {
             let left = PANEL_WIDTH * as_i32(index % columns);
             let top = HEAD + panel_height * as_i32(index / columns);
-            write(cell, (left + MARGIN, top + PANEL_HEAD / 2), 16, &INK, HPos::Left)?;
+            let title = match record.pace(kind, cell) {
+                Some(pace) => format!("{cell} at {}/s", Unit::PerSecond.format(pace.rate.into())),
+                None => (*cell).to_owned(),
+            };
+            write(&title, (left + MARGIN, top + PANEL_HEAD / 2), 16, &INK, HPos::Left)?;
             let figures: Vec<Figure> =
                 entrants.iter().map(|entrant| record.figure(kind, cell, &entrant.id, metric)).collect();
             let greatest = figures.iter().map(greatest).fold(0.0, f64::max);

@@ -87,6 +87,12 @@ fn differences(before: &Record, after: &Record) -> Vec<String> {
         &before.settings.workers.to_string(),
         &after.settings.workers.to_string(),
     );
+    for pace in &after.paces {
+        if let Some(earlier) = before.paces.iter().find(|other| other.cell == pace.cell) {
+            let what = format!("the rate of {} {}", Kind::Paced.id(), pace.cell);
+            differ(&what, &earlier.rate.to_string(), &pace.rate.to_string());
+        }
+    }
     let shape = |record: &Record| format!("{}x{}", record.settings.clients, record.settings.backends);
     differ("the topology", &shape(before), &shape(after));
     for entrant in after.present() {

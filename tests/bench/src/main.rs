@@ -20,6 +20,7 @@ mod interrupt;
 mod load;
 mod machine;
 mod measure;
+mod pace;
 mod progress;
 mod record;
 mod report;

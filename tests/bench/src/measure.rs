@@ -24,6 +24,7 @@ use crate::{
         tally::Counts,
         tls::{Handshake, Identity},
     },
+    pace,
     running::Running,
     topology::{BALANCER, Namespace, Topology},
     work::{self, Kind, Metric, Work},
@@ -148,7 +149,8 @@ impl Rig {
                 Ok(measured)
             }
             Work::Refused { at_once } => self.refuse(subject, at_once),
-            Work::Request { size, connections } => self.request(subject, size, connections),
+            Work::Request { size, connections } => self.request(subject, size, connections, None),
+            Work::Paced { size, connections, rate } => self.request(subject, size, connections, Some(rate)),
             Work::Bulk { task, streams } => self.bulk(subject, task, streams),
             Work::Handshake { at_once } => self.handshake(subject, at_once),
             Work::Idle { connections } => self.idle(subject, connections),
@@ -170,6 +172,7 @@ impl Rig {
             renewal,
             warm_up: self.warm_up,
             window: self.window,
+            rate: None,
             slices: 1,
         }
     }
@@ -285,18 +288,40 @@ impl Rig {
         Ok(measured)
     }
 
-    fn request(&self, subject: &Subject<'_>, size: u32, connections: usize) -> anyhow::Result<Measured> {
+    /// Messages there and back: as fast as answers come, or as many as a rate asks for.
+    fn request(
+        &self,
+        subject: &Subject<'_>,
+        size: u32,
+        connections: usize,
+        rate: Option<u32>,
+    ) -> anyhow::Result<Measured> {
         let mut measured = Measured::default();
         let targets = self.targets(subject, PLAIN_PORT);
-        let plan = self.plan(&targets, connections, Renewal::Kept);
+        let plan = Plan { rate, ..self.plan(&targets, connections, Renewal::Kept) };
         let order = self.order(Task::Echo, size);
         let hello = Hello::new(PLAIN_NAME, order);
-        let make = |nonce| Ok(Echo::new(hello.with_nonce(nonce), Order { nonce, ..order }));
+        let make = |nonce| {
+            let (hello, order) = (hello.with_nonce(nonce), Order { nonce, ..order });
+            Ok(if rate.is_some() { Echo::paced(hello, order) } else { Echo::new(hello, order) })
+        };
         let Some((span, outcome)) = self.run(subject, &plan, make, &mut measured)? else {
             return Ok(measured);
         };
-        measured.set(work::REQUESTS, per_second(span.client.messages, span.seconds));
+        let achieved = per_second(span.client.messages, span.seconds);
+        measured.set(work::REQUESTS, achieved);
         set_latencies(&mut measured, &outcome.latencies);
+        let millions = as_f64(span.client.messages) / 1e6;
+        span.set_cpu(&mut measured, [work::CPU_OWN_REQ, work::CPU_IRQ_REQ, work::CPU_MACHINE_REQ], millions);
+        if !outcome.delays.is_empty() {
+            measured.set(work::DELAY, as_f64(outcome.delays.value_at_quantile(0.99)) / 1000.0);
+        }
+        // The smoke run is no measurement: a window of it holds too few requests for such a rule.
+        if let Some(rate) = rate.filter(|_| !self.verify)
+            && !pace::kept_up(achieved, rate)
+        {
+            measured.faults.note(format!("{achieved:.0} requests/s, where {rate} were asked for"));
+        }
         Ok(measured)
     }
 
@@ -424,7 +449,8 @@ impl Memory {
 /// Takes the first error out of an outcome's moments.
 fn transpose<T>(outcome: Outcome<anyhow::Result<T>>) -> anyhow::Result<Outcome<T>> {
     let moments = outcome.moments.into_iter().collect::<anyhow::Result<Vec<T>>>()?;
-    Ok(Outcome { moments, latencies: outcome.latencies, counts: outcome.counts, faults: outcome.faults })
+    let Outcome { latencies, delays, counts, faults, .. } = outcome;
+    Ok(Outcome { moments, latencies, delays, counts, faults })
 }
 
 fn set_latencies(measured: &mut Measured, latencies: &Histogram<u64>) {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     contestants::Role,
+    pace::Pace,
     stats::{Summary, ratios},
     work::{Better, Extent, Kind, Metric},
 };
@@ -35,6 +36,9 @@ pub(crate) struct Record {
     pub samples: Vec<Sample>,
     /// Which data paths were really taken, by those who can tell.
     pub paths: Vec<PathsTaken>,
+    /// What was asked for where the rate is given; files of earlier versions have none.
+    #[serde(default)]
+    pub paces: Vec<Pace>,
 }
 
 /// Connections of one contestant, kind of work and round, by the data path they went through.
@@ -177,6 +181,11 @@ impl Record {
         }
         kinds.sort();
         kinds
+    }
+
+    /// What was asked for in a cell, if its rate was given.
+    pub(crate) fn pace(&self, kind: Kind, cell: &str) -> Option<&Pace> {
+        self.paces.iter().find(|pace| kind == Kind::Paced && pace.cell == cell)
     }
 
     /// Cells of a kind, in the order they were measured.
@@ -359,6 +368,7 @@ pub(crate) mod tests {
                 .collect(),
             samples,
             paths: Vec::new(),
+            paces: Vec::new(),
         }
     }
 
@@ -423,6 +433,11 @@ pub(crate) mod tests {
         let path = directory.path().join("a.json");
         let record = record(&[("direct", Role::Reference, &[1.0, 2.5])]);
         record.write(&path).unwrap();
+        assert_eq!(Record::read(&path).unwrap(), record);
+        // One of before there were paces.
+        let mut old = serde_json::to_value(&record).unwrap();
+        old.as_object_mut().unwrap().remove("paces");
+        fs::write(&path, old.to_string()).unwrap();
         assert_eq!(Record::read(&path).unwrap(), record);
         fs::write(&path, "{}").unwrap();
         assert!(Record::read(&path).is_err());

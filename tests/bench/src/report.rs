@@ -6,6 +6,7 @@ use comfy_table::{Cell as TableCell, CellAlignment, ContentArrangement, Table, p
 
 use crate::{
     contestants::Role,
+    pace::{PART, Pace},
     progress::clock,
     record::{Figure, Ratio, Record},
     stats::{Summary, WIDE},
@@ -100,6 +101,15 @@ fn legend(record: &Record) -> String {
 pub(crate) fn kind_tables(record: &Record, kind: Kind) -> String {
     let mut out = format!("== {} ==\n", kind.title());
     let entrants: Vec<&str> = record.present().map(|entrant| entrant.id.as_str()).collect();
+    for pace in record.cells(kind).iter().filter_map(|cell| record.pace(kind, cell)) {
+        let Pace { cell, rate, best, by } = pace;
+        let [rate, best] = [f64::from(*rate), *best].map(|rate| Unit::PerSecond.format(rate));
+        let _: std::fmt::Result = writeln!(
+            out,
+            "{cell}: {rate} requests/s are due, {:.0} % of the {best} that {by} reached",
+            PART * 100.0
+        );
+    }
     for metric in kind.metrics() {
         let mut table = new_table(metric.title, &entrants);
         let mut any = false;
@@ -220,6 +230,21 @@ mod tests {
         assert!(text.contains("void"), "{text}");
         assert!(text.contains("=0.93 nginx [0.91 to 1.36]"), "{text}");
         assert!(text.contains("0.51 [0.50 to 0.75]"), "{text}");
+    }
+
+    #[test]
+    fn a_given_rate_is_told_with_where_it_comes_from() {
+        let mut record = record(&[("nginx", Role::Peer, &[20_000.0])]);
+        record.samples[0].kind = Kind::Paced;
+        record.paces = vec![Pace {
+            cell: "32 at once".to_owned(),
+            rate: 24_000,
+            best: 40_000.0,
+            by: "envoy".to_owned(),
+        }];
+        let text = kind_tables(&record, Kind::Paced);
+        let line = "32 at once: 24.0k requests/s are due, 60 % of the 40.0k that envoy reached\n";
+        assert!(text.contains(line), "{text}");
     }
 
     #[test]

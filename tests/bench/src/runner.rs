@@ -36,8 +36,13 @@ use crate::{
 
 /// How long a contestant may take from its start to its first answer. With 100,000 routes some need a while.
 const START_PATIENCE: Duration = Duration::from_secs(60);
+/// What it takes to start a contestant and to stop it, and what is around a window, in seconds.
+const START_AND_STOP: f64 = 0.4;
+const AROUND_A_CELL: f64 = 0.1;
 /// Two sockets for each of [`contestants::CONNECTIONS_MAX`], and some.
 const OPEN_FILES: u64 = 20_000;
+
+mod calibrate;
 
 struct Entry {
     contestant: Box<dyn Contestant>,
@@ -76,10 +81,19 @@ impl Extents {
         }
     }
 
+    /// What it takes to find the rates of the kind `paced`.
+    fn calibration(&self) -> f64 {
+        const PEERS: f64 = 5.0;
+        if !self.kinds.contains(&Kind::Paced) {
+            return 0.0;
+        }
+        #[expect(clippy::cast_precision_loss, reason = "a few cells")]
+        let cells = Kind::Paced.cells(self.extent).len() as f64;
+        PEERS * (START_AND_STOP + cells * (self.window + self.warm_up + AROUND_A_CELL))
+    }
+
     /// Roughly, in seconds: what the windows take and what experience says the rest takes.
     fn estimate(&self, entries: &[Entry]) -> f64 {
-        const START_AND_STOP: f64 = 0.4;
-        const AROUND_A_CELL: f64 = 0.1;
         let cell_time = |cell: &Cell, kind: Kind| match (cell.work, kind) {
             (_, Kind::Hold) => 121.0,
             (Work::Idle { .. }, _) => 1.3,
@@ -99,7 +113,7 @@ impl Extents {
             .sum();
         #[expect(clippy::cast_precision_loss, reason = "a handful of contestants")]
         let present = present as f64;
-        one * present * f64::from(self.rounds) + 5.0
+        one * present * f64::from(self.rounds) + self.calibration() + 5.0
     }
 }
 
@@ -153,6 +167,7 @@ pub(crate) fn run(options: &cli::Run) -> anyhow::Result<Record> {
         contestants: entries.iter().map(|entry| entry.entrant.clone()).collect(),
         samples: Vec::new(),
         paths: Vec::new(),
+        paces: Vec::new(),
     };
     let progress = Progress::new(extents.estimate(&entries));
     let mut run =
@@ -243,6 +258,7 @@ struct Run {
 
 impl Run {
     fn all(&mut self) -> anyhow::Result<()> {
+        self.calibrate()?;
         for round in 0..self.extents.rounds {
             for kind in self.extents.kinds.clone() {
                 self.block(round, kind)?;
@@ -306,7 +322,9 @@ impl Run {
     fn group(&mut self, round: u32, kind: Kind, index: usize, cells: &[Cell]) -> anyhow::Result<()> {
         let directory = scratch_directory()?;
         let extra_routes = cells.first().map_or(0, Cell::extra_routes);
-        let (mut running, start_up) = self.start(index, extra_routes, directory.path())?;
+        let Entry { contestant, program, .. } = &self.entries[index];
+        let (mut running, start_up) =
+            self.start(contestant.as_ref(), program.as_deref(), extra_routes, directory.path())?;
         for cell in cells {
             let id = self.entries[index].entrant.id.clone();
             self.progress.step(&format!(
@@ -320,7 +338,7 @@ impl Run {
             if !Rig::applies(&subject, cell.work) {
                 continue;
             }
-            let measured = self.rig.measure(&subject, kind, cell.work)?;
+            let measured = self.rig.measure(&subject, kind, self.work(cell))?;
             let void = (!measured.faults.is_empty()).then(|| measured.faults.to_string());
             if let Some(reason) = &void {
                 self.progress.note(&format!("{id} {} {}: void: {reason}", kind.id(), cell.name));
@@ -347,15 +365,15 @@ impl Run {
 
     fn start(
         &self,
-        index: usize,
+        contestant: &dyn Contestant,
+        program: Option<&Path>,
         extra_routes: usize,
         directory: &Path,
     ) -> anyhow::Result<(Option<Running>, Option<Duration>)> {
-        let Entry { contestant, program, .. } = &self.entries[index];
         if contestant.role() == Role::Reference {
             return Ok((None, None));
         }
-        let program = program.as_deref().context("a contestant without a program")?;
+        let program = program.context("a contestant without a program")?;
         let layout = Layout {
             address: BALANCER,
             backends: self.rig.topology.backends.iter().map(|(_, address)| *address).collect(),

@@ -5,6 +5,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::load::frame::Task;
 
+mod metric;
+
+pub(crate) use metric::*;
+
 /// A kind of work; one table and one chart each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -15,6 +19,8 @@ pub(crate) enum Kind {
     Conn,
     /// Request and response of one size on kept connections
     Rr,
+    /// The same at a rate that is equal for all
+    Paced,
     /// Bulk upload, download and both at once
     Bulk,
     /// Complete TLS handshakes
@@ -42,6 +48,8 @@ pub(crate) enum Work {
     Refused { at_once: usize },
     /// Messages of `size` bytes there and back.
     Request { size: u32, connections: usize },
+    /// The same, with requests that are due at `rate` in a second, all connections together; 0 before it is known.
+    Paced { size: u32, connections: usize, rate: u32 },
     /// Blocks on so many streams.
     Bulk { task: Task, streams: usize },
     /// TLS handshakes, so many at once.
@@ -97,6 +105,7 @@ impl Kind {
                 Self::Idle,
                 Self::Conn,
                 Self::Rr,
+                Self::Paced,
                 Self::Bulk,
                 Self::Tls,
                 Self::Routes,
@@ -109,6 +118,7 @@ impl Kind {
                 Self::Idle,
                 Self::Conn,
                 Self::Rr,
+                Self::Paced,
                 Self::Bulk,
                 Self::Tls,
                 Self::Routes,
@@ -124,6 +134,7 @@ impl Kind {
             Self::Idle => "idle",
             Self::Conn => "conn",
             Self::Rr => "rr",
+            Self::Paced => "paced",
             Self::Bulk => "bulk",
             Self::Tls => "tls",
             Self::Routes => "routes",
@@ -140,6 +151,7 @@ impl Kind {
             Self::Idle => "Idle connections held",
             Self::Conn => "New connections (hello, short answer, close)",
             Self::Rr => "Request/response on kept connections",
+            Self::Paced => "Request/response at a given rate",
             Self::Bulk => "Bulk transfer",
             Self::Tls => "Complete TLS handshakes",
             Self::Routes => "New connections by number of routes",
@@ -171,17 +183,23 @@ impl Kind {
                     .map(|&at_once| Cell::new(format!("{at_once} at once"), Work::Connect { at_once }))
                     .collect()
             }
-            Self::Rr => {
-                let (sizes, counts): (&[u32], &[usize]) = match extent {
-                    Extent::Full => (&[64, 1 << 10, 16 << 10, 256 << 10], &[1, 32, 256]),
-                    Extent::Quick => (&[1 << 10, 16 << 10], &[32]),
-                    Extent::Smoke => (&[64, 16 << 10, 256 << 10], &[4]),
+            Self::Rr => requests(extent)
+                .iter()
+                .flat_map(|&(size, counts)| counts.iter().map(move |&count| (size, count)))
+                .map(|(size, connections)| {
+                    Cell::new(requests_name(size, connections), Work::Request { size, connections })
+                })
+                .collect(),
+            Self::Paced => {
+                let all: &[(u32, usize)] = match extent {
+                    Extent::Full => &[(64, 32), (1 << 10, 32), (1 << 10, 128)],
+                    Extent::Quick => &[(1 << 10, 32)],
+                    Extent::Smoke => &[(1 << 10, 4)],
                 };
-                let pairs = sizes.iter().flat_map(|&size| counts.iter().map(move |&count| (size, count)));
-                pairs
-                    .map(|(size, connections)| {
-                        let name = format!("{} x {connections}", size_name(size));
-                        Cell::new(name, Work::Request { size, connections })
+                all.iter()
+                    .map(|&(size, connections)| {
+                        let work = Work::Paced { size, connections, rate: 0 };
+                        Cell::new(requests_name(size, connections), work)
                     })
                     .collect()
             }
@@ -234,7 +252,8 @@ impl Kind {
         match self {
             Self::Idle => &[USER_MEMORY, KERNEL_MEMORY, KERNEL_MACHINE],
             Self::Conn => &[CONNECTIONS, P50, P99, CPU_OWN_CONN, CPU_IRQ_CONN, CPU_MACHINE_CONN],
-            Self::Rr => &[REQUESTS, P50, P99, P999],
+            Self::Rr => &[REQUESTS, P50, P99, P999, CPU_OWN_REQ, CPU_IRQ_REQ, CPU_MACHINE_REQ],
+            Self::Paced => &[P99, P50, P999, ACHIEVED, DELAY, CPU_OWN_REQ, CPU_IRQ_REQ, CPU_MACHINE_REQ],
             Self::Bulk => &[THROUGHPUT, CPU_OWN_GB, CPU_IRQ_GB, CPU_MACHINE_GB],
             Self::Tls => &[HANDSHAKES, P50, P99],
             Self::Routes => &[CONNECTIONS, START_UP, RESIDENT],
@@ -246,130 +265,24 @@ impl Kind {
     }
 }
 
-/// Which way a figure is better.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Better {
-    /// More is better.
-    Higher,
-    /// Less is better.
-    Lower,
-}
-
-/// How a figure is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Unit {
-    /// A count in a second.
-    PerSecond,
-    /// Payload bits delivered in a second, in units of 10^9.
-    Gigabits,
-    /// Microseconds.
-    Micros,
-    /// Milliseconds.
-    Millis,
-    /// Bytes.
-    Bytes,
-}
-
-impl Unit {
-    /// With three significant digits.
-    pub(crate) fn format(self, value: f64) -> String {
-        match self {
-            Self::PerSecond => scaled(value, 1000.0, ["", "k", "M"]),
-            Self::Gigabits => digits(value),
-            Self::Micros => scaled(value, 1000.0, [" us", " ms", " s"]),
-            Self::Millis => scaled(value * 1000.0, 1000.0, [" us", " ms", " s"]),
-            Self::Bytes => scaled(value, 1024.0, [" B", " KiB", " MiB"]),
-        }
+/// Sizes of messages, and on how many connections each is measured. Few connections keep the machine busy where messages
+/// are large; more would only wait.
+fn requests(extent: Extent) -> &'static [(u32, &'static [usize])] {
+    match extent {
+        Extent::Full => &[
+            (64, &[1, 32, 128, 256]),
+            (1 << 10, &[1, 32, 128, 256]),
+            (16 << 10, &[1, 32, 128]),
+            (256 << 10, &[1, 32]),
+        ],
+        Extent::Quick => &[(1 << 10, &[32]), (16 << 10, &[32])],
+        Extent::Smoke => &[(64, &[4]), (16 << 10, &[4]), (256 << 10, &[4])],
     }
 }
 
-/// One figure of a cell.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Metric {
-    /// For files.
-    pub key: &'static str,
-    /// For tables.
-    pub title: &'static str,
-    /// How it is written.
-    pub unit: Unit,
-    /// Which way is better.
-    pub better: Better,
-    /// Whether ratios of it are reported.
-    pub compared: bool,
+fn requests_name(size: u32, connections: usize) -> String {
+    format!("{} x {connections}", size_name(size))
 }
-
-const fn metric(
-    key: &'static str,
-    title: &'static str,
-    unit: Unit,
-    better: Better,
-    compared: bool,
-) -> Metric {
-    Metric { key, title, unit, better, compared }
-}
-
-/// New connections in a second.
-pub(crate) const CONNECTIONS: Metric = metric("rate", "connections/s", Unit::PerSecond, Better::Higher, true);
-/// The slowest of the parts that a long window is cut into.
-pub(crate) const SLOWEST_SLICE: Metric =
-    metric("slowest_slice", "slowest 10 s, connections/s", Unit::PerSecond, Better::Higher, false);
-/// Answered requests in a second.
-pub(crate) const REQUESTS: Metric = metric("rate", "requests/s", Unit::PerSecond, Better::Higher, true);
-/// Complete handshakes in a second.
-pub(crate) const HANDSHAKES: Metric = metric("rate", "handshakes/s", Unit::PerSecond, Better::Higher, true);
-/// Refused connections in a second.
-pub(crate) const REJECTIONS: Metric = metric("rate", "rejections/s", Unit::PerSecond, Better::Higher, true);
-/// Payload received, both directions together.
-pub(crate) const THROUGHPUT: Metric = metric("gbps", "Gb/s", Unit::Gigabits, Better::Higher, true);
-/// Half of all were faster.
-pub(crate) const P50: Metric = metric("p50_us", "p50 latency", Unit::Micros, Better::Lower, false);
-/// 99 of 100 were faster.
-pub(crate) const P99: Metric = metric("p99_us", "p99 latency", Unit::Micros, Better::Lower, true);
-/// 999 of 1,000 were faster.
-pub(crate) const P999: Metric = metric("p999_us", "p99.9 latency", Unit::Micros, Better::Lower, false);
-/// Of the contestant's control group.
-pub(crate) const CPU_OWN_CONN: Metric =
-    metric("cpu_own_ms_per_1000", "CPU of its own per 1,000 connections", Unit::Millis, Better::Lower, false);
-/// Interrupts of the whole machine.
-pub(crate) const CPU_IRQ_CONN: Metric =
-    metric("cpu_interrupts_ms_per_1000", "softirq per 1,000 connections", Unit::Millis, Better::Lower, false);
-/// Everything, the load included.
-pub(crate) const CPU_MACHINE_CONN: Metric = metric(
-    "cpu_machine_ms_per_1000",
-    "whole machine's CPU per 1,000 connections",
-    Unit::Millis,
-    Better::Lower,
-    true,
-);
-/// Of the contestant's control group.
-pub(crate) const CPU_OWN_GB: Metric =
-    metric("cpu_own_ms_per_gb", "CPU of its own per GB", Unit::Millis, Better::Lower, false);
-/// Interrupts of the whole machine.
-pub(crate) const CPU_IRQ_GB: Metric =
-    metric("cpu_interrupts_ms_per_gb", "softirq per GB", Unit::Millis, Better::Lower, false);
-/// Everything, the load included.
-pub(crate) const CPU_MACHINE_GB: Metric =
-    metric("cpu_machine_ms_per_gb", "whole machine's CPU per GB", Unit::Millis, Better::Lower, true);
-/// Growth of the memory that the processes have written to, for each connection.
-pub(crate) const USER_MEMORY: Metric =
-    metric("user_bytes", "userspace per connection", Unit::Bytes, Better::Lower, true);
-/// Growth of the control group's kernel memory for each connection.
-pub(crate) const KERNEL_MEMORY: Metric = metric(
-    "kernel_group_bytes",
-    "kernel per connection, its control group",
-    Unit::Bytes,
-    Better::Lower,
-    false,
-);
-/// Growth of the machine's socket memory for each connection, client and backend included.
-pub(crate) const KERNEL_MACHINE: Metric =
-    metric("kernel_machine_bytes", "kernel per connection, whole machine", Unit::Bytes, Better::Lower, true);
-/// From start to the first answer through the balancer.
-pub(crate) const START_UP: Metric =
-    metric("start_ms", "from start to first answer", Unit::Millis, Better::Lower, false);
-/// Memory that the processes have written to after start.
-pub(crate) const RESIDENT: Metric =
-    metric("resident_bytes", "memory after start", Unit::Bytes, Better::Lower, false);
 
 fn size_name(bytes: u32) -> String {
     if bytes >= 1024 { format!("{} KB", bytes / 1024) } else { format!("{bytes} B") }
@@ -391,36 +304,17 @@ fn thousands(number: usize) -> String {
     out
 }
 
-fn scaled(value: f64, step: f64, units: [&str; 3]) -> String {
-    let mut value = value;
-    let mut unit = 0;
-    while value.abs() >= step && unit + 1 < units.len() {
-        value /= step;
-        unit += 1;
-    }
-    format!("{}{}", digits(value), units[unit])
-}
-
-/// Three significant digits, and never a digit that was not measured.
-pub(crate) fn digits(value: f64) -> String {
-    let decimals = match value.abs() {
-        size if size >= 99.95 => 0,
-        size if size >= 9.995 => 1,
-        _ => 2,
-    };
-    format!("{value:.decimals$}")
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
 
     use super::*;
 
-    const ALL: [Kind; 10] = [
+    const ALL: [Kind; 11] = [
         Kind::Idle,
         Kind::Conn,
         Kind::Rr,
+        Kind::Paced,
         Kind::Bulk,
         Kind::Tls,
         Kind::Routes,
@@ -446,22 +340,10 @@ mod tests {
 
     #[test]
     fn the_full_extent_has_every_combination() {
-        assert_eq!(Kind::Rr.cells(Extent::Full).len(), 12);
+        assert_eq!(Kind::Rr.cells(Extent::Full).len(), 13);
+        assert_eq!(Kind::Paced.cells(Extent::Full).len(), 3);
         assert_eq!(Kind::Bulk.cells(Extent::Full).len(), 9);
         assert_eq!(Kind::Routes.cells(Extent::Full)[2].name, "100,000 routes");
         assert_eq!(Kind::Routes.cells(Extent::Full)[2].extra_routes(), 100_000);
-    }
-
-    #[test]
-    fn figures_have_three_digits_and_a_unit() {
-        assert_eq!(Unit::PerSecond.format(84_123.0), "84.1k");
-        assert_eq!(Unit::PerSecond.format(999.4), "999");
-        assert_eq!(Unit::Gigabits.format(9.3), "9.30");
-        assert_eq!(Unit::Gigabits.format(42.06), "42.1");
-        assert_eq!(Unit::Micros.format(4204.0), "4.20 ms");
-        assert_eq!(Unit::Millis.format(0.5), "500 us");
-        assert_eq!(Unit::Bytes.format(112.0), "112 B");
-        assert_eq!(Unit::Bytes.format(15_431.0), "15.1 KiB");
-        assert_eq!(digits(99.96), "100");
     }
 }

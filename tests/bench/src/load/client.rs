@@ -1,6 +1,6 @@
 //! What a client connection does, one type for each kind of load.
 
-use std::time::Instant;
+use std::{collections::VecDeque, time::Instant};
 
 use hdrhistogram::Histogram;
 use rustix::{fd::BorrowedFd, io::Errno};
@@ -45,15 +45,32 @@ impl Turn<'_> {
     /// Notes how long something took, if it counts.
     fn took(&mut self, since: Instant) {
         if self.phase == Phase::Measure {
-            self.latencies.saturating_record(u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX));
+            record(self.latencies, since);
         }
     }
+}
+
+/// Notes how long ago that was, in nanoseconds.
+pub(crate) fn record(histogram: &mut Histogram<u64>, since: Instant) {
+    histogram.saturating_record(u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX));
 }
 
 /// One client connection.
 pub(crate) trait Session {
     /// Goes on until the socket would block.
     fn drive(&mut self, socket: BorrowedFd<'_>, turn: &mut Turn<'_>) -> Result<Step, Fault>;
+
+    /// Hears that another request is due, where the [`Plan`](super::engine::Plan) has a rate.
+    fn owe(&mut self, _: Due) {}
+}
+
+/// A request that is to be sent.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Due {
+    /// Since when. Its latency counts from here, however long it had to wait for its turn.
+    pub since: Instant,
+    /// Whether its latency counts at all.
+    pub counts: bool,
 }
 
 /// The hello and the backend's answer: the start of every connection.
@@ -206,13 +223,40 @@ pub(crate) struct Echo {
     order: Order,
     sequence: u64,
     asked: Instant,
+    pace: Pace,
+}
+
+/// What makes a client send its next message.
+enum Pace {
+    /// The answer to the last one.
+    Answers,
+    /// That it is due; and whether the last one counts.
+    Given { owed: VecDeque<Due>, counts: bool },
 }
 
 impl Echo {
     /// For a hello with [`Task::Echo`].
     pub(crate) fn new(hello: Vec<u8>, order: Order) -> Self {
         let state = EchoState::Greeting(Greeting::new(hello, order.nonce));
-        Self { state, order, sequence: 0, asked: Instant::now() }
+        Self { state, order, sequence: 0, asked: Instant::now(), pace: Pace::Answers }
+    }
+
+    /// One that sends a message whenever it owes one.
+    pub(crate) fn paced(hello: Vec<u8>, order: Order) -> Self {
+        Self { pace: Pace::Given { owed: VecDeque::new(), counts: false }, ..Self::new(hello, order) }
+    }
+
+    /// Since when the next message is due, if one is.
+    fn next(&mut self, phase: Phase) -> Option<Instant> {
+        match &mut self.pace {
+            Pace::Answers => matches!(phase, Phase::WarmUp | Phase::Measure).then(Instant::now),
+            // What came due before the end is sent after it, if need be: it counts.
+            Pace::Given { owed, counts } => {
+                let due = owed.pop_front()?;
+                *counts = due.counts;
+                Some(due.since)
+            }
+        }
     }
 
     fn message(&self) -> Message {
@@ -232,13 +276,13 @@ impl Session for Echo {
                     self.state = EchoState::Parked;
                     return Ok(Step::Ready);
                 }
-                EchoState::Parked => match turn.phase {
-                    Phase::Setup => return Ok(Step::Wait),
-                    Phase::WarmUp | Phase::Measure => {
-                        self.asked = Instant::now();
+                EchoState::Parked => match self.next(turn.phase) {
+                    Some(since) => {
+                        self.asked = since;
                         self.state = EchoState::Sending(MessageSender::new(self.message()));
                     }
-                    Phase::Stop => return Ok(Step::Done),
+                    None if turn.phase == Phase::Stop => return Ok(Step::Done),
+                    None => return Ok(Step::Wait),
                 },
                 EchoState::Sending(sender) => {
                     if !sender.send(socket, turn.scratch)? {
@@ -252,12 +296,22 @@ impl Session for Echo {
                     Arrival::End => return Err(Fault::Closed("an answer was due")),
                     Arrival::Complete => {
                         turn.tally.message();
-                        turn.took(self.asked);
+                        match self.pace {
+                            Pace::Answers => turn.took(self.asked),
+                            Pace::Given { counts: true, .. } => record(turn.latencies, self.asked),
+                            Pace::Given { .. } => {}
+                        }
                         self.sequence += 1;
                         self.state = EchoState::Parked;
                     }
                 },
             }
+        }
+    }
+
+    fn owe(&mut self, due: Due) {
+        if let Pace::Given { owed, .. } = &mut self.pace {
+            owed.push_back(due);
         }
     }
 }

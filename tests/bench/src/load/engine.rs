@@ -13,9 +13,10 @@ use anyhow::{Context as _, bail};
 use hdrhistogram::Histogram;
 
 use super::{
-    client::{Phase, Session, Turn},
+    client::{Due, Phase, Session, Turn, record},
     fault::{Fault, Faults},
-    reactor::{Reactor, Step},
+    reactor::{BELL, Reactor, Step},
+    schedule::Schedule,
     socket,
     stream::Scratch,
     tally::{self, Counts, Tally},
@@ -59,6 +60,8 @@ pub(crate) struct Plan<'a> {
     pub warm_up: Duration,
     /// Load that counts.
     pub window: Duration,
+    /// Requests that are due in a second, all connections together; `None` where the next follows the answer.
+    pub rate: Option<u32>,
     /// The window is cut into so many parts with a moment at each cut; at least 1.
     pub slices: u32,
 }
@@ -69,6 +72,8 @@ pub(crate) struct Outcome<T> {
     pub moments: Vec<T>,
     /// In nanoseconds.
     pub latencies: Histogram<u64>,
+    /// How long after they were due requests were taken up, where there is a rate; in nanoseconds.
+    pub delays: Histogram<u64>,
     /// What the clients counted from the first connection to the last.
     pub counts: Counts,
     /// What went wrong at the clients.
@@ -95,6 +100,7 @@ pub(crate) fn run<S: Session, T>(
         let mut workers = Vec::new();
         for (index, tally) in tallies.iter().enumerate() {
             let client = Client {
+                part: (index, threads),
                 plan,
                 make: &make,
                 phase: &phase,
@@ -124,15 +130,16 @@ pub(crate) fn run<S: Session, T>(
         }
         phase.store(Phase::Stop as u8, Relaxed);
 
-        let mut latencies = latency_histogram()?;
+        let (mut latencies, mut delays) = (latency_histogram()?, latency_histogram()?);
         let mut faults = Faults::default();
         for worker in workers {
             let Ok(done) = worker.join() else { bail!("a client thread panicked") };
-            let (thread_latencies, thread_faults) = done.context("run a client thread")?;
-            latencies.add(&thread_latencies).context("merge histograms")?;
-            faults.merge(&thread_faults);
+            let done = done.context("run a client thread")?;
+            latencies.add(&done.latencies).context("merge histograms")?;
+            delays.add(&done.delays).context("merge histograms")?;
+            faults.merge(&done.faults);
         }
-        Ok(Outcome { moments, latencies, counts: tally::sum(&tallies), faults })
+        Ok(Outcome { moments, latencies, delays, counts: tally::sum(&tallies), faults })
     })
 }
 
@@ -153,7 +160,16 @@ fn share(connections: usize, threads: usize, index: usize) -> usize {
     connections / threads + usize::from(index < connections % threads)
 }
 
+/// What one thread brings home.
+struct Done {
+    latencies: Histogram<u64>,
+    delays: Histogram<u64>,
+    faults: Faults,
+}
+
 struct Client<'a, F> {
+    /// Which thread of how many.
+    part: (usize, usize),
     plan: &'a Plan<'a>,
     make: &'a F,
     phase: &'a AtomicU8,
@@ -170,6 +186,17 @@ impl<S: Session, F: Fn(u64) -> Result<S, Fault>> Client<'_, F> {
             .into_iter()
             .find(|phase| *phase as u8 == code)
             .unwrap_or(Phase::Stop)
+    }
+
+    /// What this thread has to send from now on, if there is a rate.
+    fn schedule(&self, reactor: &Reactor<S>) -> anyhow::Result<Option<Schedule>> {
+        let Some(rate) = self.plan.rate else { return Ok(None) };
+        #[expect(clippy::cast_precision_loss, reason = "a few hundred connections")]
+        let share = self.connections as f64 / self.plan.connections as f64;
+        let schedule = Schedule::start(f64::from(rate) * share, self.connections, self.part)
+            .context("set up a timer")?;
+        reactor.watch(schedule.timer()).context("wait for a timer")?;
+        Ok(Some(schedule))
     }
 
     fn say_ready(&mut self, ready: bool) {
@@ -189,15 +216,16 @@ impl<S: Session, F: Fn(u64) -> Result<S, Fault>> Client<'_, F> {
         Ok(())
     }
 
-    fn run(mut self) -> anyhow::Result<(Histogram<u64>, Faults)> {
+    fn run(mut self) -> anyhow::Result<Done> {
         let mut reactor = Reactor::new().context("create an epoll instance")?;
-        let mut latencies = latency_histogram()?;
+        let (mut latencies, mut delays) = (latency_histogram()?, latency_histogram()?);
         let mut faults = Faults::default();
         let mut scratch = Scratch::new();
         let mut batch = Vec::new();
         let renewed = self.plan.renewal == Renewal::Renewed;
         let mut to_open = self.connections;
         let (mut opening, mut ready) = (0, 0);
+        let mut schedule = None;
         let mut last_phase = Phase::Setup;
         let mut deadline = Instant::now() + PATIENCE;
         if renewed {
@@ -209,6 +237,24 @@ impl<S: Session, F: Fn(u64) -> Result<S, Fault>> Client<'_, F> {
                 last_phase = phase;
                 deadline = Instant::now() + PATIENCE;
                 reactor.queue_all();
+                match phase {
+                    Phase::WarmUp => schedule = self.schedule(&reactor)?,
+                    Phase::Stop => schedule = None,
+                    Phase::Setup | Phase::Measure => {}
+                }
+            }
+            if let Some(schedule) = &mut schedule {
+                let counts = phase == Phase::Measure;
+                schedule.due(|index, since| {
+                    if counts {
+                        record(&mut delays, since);
+                    }
+                    // One that has failed owes nothing more.
+                    if let Some((_, session)) = reactor.get_mut(index) {
+                        session.owe(Due { since, counts });
+                        reactor.queue(index);
+                    }
+                });
             }
             let may_open = match phase {
                 Phase::Setup => !renewed,
@@ -247,6 +293,9 @@ impl<S: Session, F: Fn(u64) -> Result<S, Fault>> Client<'_, F> {
 
             reactor.next_batch(POLL, &mut batch).context("wait for sockets")?;
             for index in batch.drain(..) {
+                if let (BELL, Some(schedule)) = (index, &schedule) {
+                    schedule.heard();
+                }
                 let Some((socket, session)) = reactor.get_mut(index) else { continue };
                 let mut turn =
                     Turn { phase, tally: self.tally, scratch: &mut scratch, latencies: &mut latencies };
@@ -272,7 +321,7 @@ impl<S: Session, F: Fn(u64) -> Result<S, Fault>> Client<'_, F> {
                 }
             }
         }
-        Ok((latencies, faults))
+        Ok(Done { latencies, delays, faults })
     }
 }
 

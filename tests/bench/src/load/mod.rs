@@ -8,6 +8,7 @@ pub(crate) mod fault;
 pub(crate) mod frame;
 pub(crate) mod hello;
 pub(crate) mod reactor;
+pub(crate) mod schedule;
 pub(crate) mod socket;
 pub(crate) mod stream;
 pub(crate) mod tally;

@@ -24,6 +24,9 @@ pub(crate) enum Step {
     Done,
 }
 
+/// No session has this place.
+pub(crate) const BELL: usize = usize::MAX;
+
 const EVENTS_AT_ONCE: usize = 256;
 
 struct Slot<S> {
@@ -71,6 +74,11 @@ impl<S> Reactor<S> {
             self.slots.push(slot);
         }
         Ok(index)
+    }
+
+    /// Wakes up for each edge of `bell`, which has no session and stays the caller's. The batch then has [`BELL`].
+    pub(crate) fn watch(&self, bell: BorrowedFd<'_>) -> Result<(), Errno> {
+        epoll::add(&self.epoll, bell, EventData::new_u64(BELL as u64), EventFlags::IN | EventFlags::ET)
     }
 
     /// Closes a socket.
