@@ -75,6 +75,19 @@ pub struct Pair {
     pub hello: Vec<u8>,
     /// Whether the backend's side was announced ([`Datapath::announce`]).
     pub same_host: bool,
+    /// What the backend's socket is still to be given, which a short connection is spared; the client's has it from the
+    /// listening one.
+    pub liveness: Option<Rc<Liveness>>,
+}
+
+impl Pair {
+    /// Has the kernel look after the backend's socket now.
+    pub fn watch(&mut self) {
+        if let Some(liveness) = self.liveness.take() {
+            // Where it fails, a peer that is gone is noticed later.
+            let _ = liveness.apply(&self.backend);
+        }
+    }
 }
 
 /// How a connection ended.
@@ -245,7 +258,7 @@ impl Factory {
             Chosen::Adaptive(programs, kernel, rule) => {
                 let packet = programs.as_ref().map(packet).transpose()?;
                 let sockmap = kernel.as_ref().map(sockmap).transpose()?;
-                Rc::new(adaptive::Adaptive::new(relay.clone(), packet, sockmap, *rule))
+                Rc::new(adaptive::Adaptive::new(&relay, packet, sockmap, *rule))
             }
             Chosen::Packet(programs) => Rc::new(packet(programs)?),
         })

@@ -41,7 +41,7 @@ pub struct Service {
     /// What moves the bytes.
     pub datapath: Rc<dyn Datapath>,
     /// How peers that are gone are noticed.
-    pub liveness: Liveness,
+    pub liveness: Rc<Liveness>,
 }
 
 /// Serves one accepted connection to its end, for as long as it holds a `permit`.
@@ -100,10 +100,14 @@ async fn establish(client: StdStream, account: &Account, service: &Service) -> R
         tracing::debug!(%error, listener = listener.name, "not connected");
         error.reason()
     })?;
-    // The client's socket has it from the listening one.
-    let _ = service.liveness.apply(&upstream.stream);
     tracing::trace!(address = %upstream.address, backend = %backend.name, "connected");
-    Ok(Pair { client, backend: upstream.stream, hello: bytes, same_host: upstream.announced })
+    Ok(Pair {
+        client,
+        backend: upstream.stream,
+        hello: bytes,
+        same_host: upstream.announced,
+        liveness: Some(service.liveness.clone()),
+    })
 }
 
 /// Waits for the hello within its deadline. The outer error is a client that is gone.
@@ -255,7 +259,7 @@ mod tests {
             current: Arc::new(Current::from_pointee(Live::new(model, 1))),
             metrics: metrics.clone(),
             datapath: Rc::new(Relay::new(LINGER)),
-            liveness: Liveness::of(&Timeouts::default()),
+            liveness: Rc::new(Liveness::of(&Timeouts::default())),
         });
         let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(socket.local_addr().unwrap()).await.unwrap();
@@ -263,13 +267,14 @@ mod tests {
         let counters = Rc::new(metrics.listener(&"https".into()));
         let account = Account::open(&metrics, counters.clone());
         let relay = Relay::new(LINGER);
-        let carried = relay.relay(Pair { client, backend, hello: Vec::new(), same_host: false }, &account);
+        let carried = relay
+            .relay(Pair { client, backend, hello: Vec::new(), same_host: false, liveness: None }, &account);
         let carried = size_of_val(&*carried);
 
         let client = StdStream::connect(socket.local_addr().unwrap()).unwrap();
         let permit = Arc::new(tokio::sync::Semaphore::new(1)).try_acquire_owned().unwrap();
         let session = size_of_val(&serve(client, counters, service, permit));
         assert!(session <= 320, "a session takes {session} bytes");
-        assert!(carried <= 896, "a relayed pair takes {carried} bytes");
+        assert!(carried <= 384, "a relayed pair takes {carried} bytes");
     }
 }

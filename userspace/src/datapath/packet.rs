@@ -95,7 +95,8 @@ impl Packet {
         Ok(Self { shared, worker, sweeping, idle })
     }
 
-    async fn carry(&self, pair: Pair, account: &Account) -> End {
+    async fn carry(&self, mut pair: Pair, account: &Account) -> End {
+        pair.watch();
         let connection = Box::new(relay::Connection::new(pair));
         let begun = self.admit(&connection).and_then(|(entry, legs)| self.begin(entry, legs, &connection));
         match self.flow(begun, connection, account) {

@@ -143,6 +143,7 @@ impl Sockmap {
         mut pair: Pair,
         account: &'a Account,
     ) -> Result<Box<Connection<'a>>, Unenrolled> {
+        pair.watch();
         let cookies = match self.admit(&pair.client, &pair.backend) {
             Ok(cookies) => cookies,
             Err(error) => return Err(Unenrolled::Refused(error, pair)),
@@ -190,7 +191,7 @@ impl Sockmap {
         rule: Handover,
         account: &'a Account,
     ) -> Result<(Box<Connection<'a>>, [Pump; 2]), End> {
-        let relay::Connection { client, backend, upward, downward, progress, same_host } = copied;
+        let relay::Connection { client, backend, upward, downward, progress, same_host, .. } = copied;
         let connection = self.adopt(client, backend, cookies, Some(rule), same_host, account)?;
         for (direction, progress) in [Direction::Up, Direction::Down].into_iter().zip(progress) {
             connection.way(direction).progress.set(progress.get());

@@ -338,7 +338,13 @@ impl Lab {
         let carrier = carrier.clone();
         let ended = tokio::task::spawn_local(async move {
             let account = Account::default();
-            let pair = Pair { client: our_client, backend: our_backend, hello: Vec::new(), same_host: false };
+            let pair = Pair {
+                client: our_client,
+                backend: our_backend,
+                hello: Vec::new(),
+                same_host: false,
+                liveness: None,
+            };
             let end = carrier.relay(pair, &account).await;
             if account.carrier() == Some(Carrier::Sockmap) {
                 Ok(end)
