@@ -48,6 +48,12 @@ pub trait Datapath {
         false
     }
 
+    /// Largest segment (without options) that a connection for `client` should announce to its backend, so that what the
+    /// backend sends can be sent on as it is.
+    fn largest_segment(&self, _client: BorrowedFd<'_>) -> Option<u32> {
+        None
+    }
+
     /// Carries the pair to its end. Both sockets are closed (or reset) when the future resolves; dropping the
     /// future closes both at once.
     fn relay<'a>(&'a self, pair: Pair, account: &'a Account) -> Carry<'a>;
