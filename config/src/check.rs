@@ -44,9 +44,10 @@ fn render_model(out: &mut String, model: &Model) -> fmt::Result {
 }
 
 fn render_listener(out: &mut String, listener: &Listener, model: &Model) -> fmt::Result {
-    let Listener { name, origin, bind, ports: _, routes, policies } = listener;
+    let Listener { name, origin, bind, mss, ports: _, routes, policies } = listener;
     let addresses = bind.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    writeln!(out, "listener {name} on {addresses} ({origin})")?;
+    let segments = mss.map(|bytes| format!(", segments of {bytes} bytes")).unwrap_or_default();
+    writeln!(out, "listener {name} on {addresses}{segments} ({origin})")?;
     let rows: Vec<_> = routes
         .entries()
         .iter()

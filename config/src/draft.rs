@@ -45,6 +45,7 @@ pub(crate) struct DraftListener {
     /// What the listener admits at all; a route serves what it has in common with one of these.
     pub(crate) hosts: Vec<HostPattern>,
     pub(crate) policies: Policies,
+    pub(crate) mss: Option<u16>,
     table: RouteTableBuilder,
     /// Names of rules that cannot be served.
     blocked: Vec<(HostPattern, Arc<Rule>)>,
@@ -182,7 +183,7 @@ impl DraftListener {
         policies: Policies,
     ) -> Self {
         let (table, blocked) = (RouteTable::builder(), Vec::new());
-        Self { name, origin, bind, hosts, policies, table, blocked }
+        Self { name, origin, bind, hosts, policies, mss: None, table, blocked }
     }
 
     /// Serves the names that `written` and `host` have in common; tells whether there are any.
@@ -210,7 +211,7 @@ impl DraftListener {
     }
 
     fn build(self, ports: Vec<u16>) -> Listener {
-        let Self { name, origin, bind, hosts: _, policies, mut table, blocked } = self;
+        let Self { name, origin, bind, hosts: _, policies, mss, mut table, blocked } = self;
         if !blocked.is_empty() {
             let mut served: HashSet<_> = table.patterns().cloned().collect();
             let mut kept: Vec<_> = blocked
@@ -222,7 +223,7 @@ impl DraftListener {
                 table.insert(pattern.clone(), &pattern, &rule, &Arc::default());
             }
         }
-        Listener { name, origin, bind, ports, routes: table.build(), policies }
+        Listener { name, origin, bind, mss, ports, routes: table.build(), policies }
     }
 }
 

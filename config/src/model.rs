@@ -44,6 +44,8 @@ pub struct Listener {
     pub origin: Origin,
     /// Addresses to bind, IPv4 and IPv6. `[::]` means IPv6 alone (`IPV6_V6ONLY`): IPv4 has an address of its own.
     pub bind: Vec<SocketAddr>,
+    /// Largest segment to announce to clients, in bytes without options (`TCP_MAXSEG`).
+    pub mss: Option<u16>,
     /// The ports as the configuration has them, which is what routes and `explain --port` mean; they differ from
     /// those in `bind` where `--listen` moved them.
     pub ports: Vec<u16>,

@@ -13,6 +13,7 @@
 //!       - "[::]:443"
 //!     policies:                    # instead of the ones below, verdict by verdict
 //!       unknown_name: alert
+//!     mss: 1360                    # largest segment to announce to clients, 536 to 32767; default: what the device takes
 //!
 //! # What happens to a connection without a route, by verdict: close (FIN without a byte, the default), reset
 //! # (RST), alert (a fatal TLS alert, then FIN) or {backend: NAME}. For all listeners, also those of Gateways.
@@ -129,7 +130,7 @@ impl Native<'_> {
 
     pub(crate) fn add_listeners(&self, draft: &mut Draft, policies: &Policies, sink: &mut Sink) {
         let mut seen: HashMap<&str, &View<'_>> = HashMap::new();
-        for NativeListener { view, name, bind, policies: own } in &self.listeners {
+        for NativeListener { view, name, bind, policies: own, mss } in &self.listeners {
             if let Some(first) = seen.insert(name, view) {
                 twice(view, "listener", name, first, sink);
                 continue;
@@ -151,13 +152,15 @@ impl Native<'_> {
             }
             let mut policies = policies.clone();
             apply(&mut policies, own, draft, sink);
-            draft.listeners.push(DraftListener::new(
+            let mut listener = DraftListener::new(
                 (*name).into(),
                 view.origin(),
                 addresses,
                 vec![HostPattern::Any],
                 policies,
-            ));
+            );
+            listener.mss = *mss;
+            draft.listeners.push(listener);
         }
     }
 

@@ -41,7 +41,8 @@ pub struct Options {
     files: Vec<PathBuf>,
     args: Vec<String>,
     datapath: Option<&'static str>,
-    unprivileged: bool,
+    /// Runs as an ordinary user with these capabilities.
+    capabilities: Option<&'static str>,
 }
 
 impl Options {
@@ -82,7 +83,14 @@ impl Options {
     /// As an ordinary user without capabilities.
     #[must_use]
     pub fn unprivileged(mut self) -> Self {
-        self.unprivileged = true;
+        self.capabilities = Some("-all");
+        self
+    }
+
+    /// As an ordinary user who may load programs and attach them to devices, as in a container with no more than that.
+    #[must_use]
+    pub fn in_a_container(mut self) -> Self {
+        self.capabilities = Some("-all,+net_admin,+bpf,+perfmon");
         self
     }
 
@@ -102,8 +110,11 @@ pub struct Daemon<'lab> {
 impl<'lab> Daemon<'lab> {
     /// Starts it in the lab's middle namespace under the lab's datapath, and waits until it is ready.
     pub fn start(lab: &'lab Lab, options: &Options) -> Result<Self> {
-        let Options { files, args, datapath, unprivileged } = options;
-        let mut command = if *unprivileged { as_nobody(lab)? } else { Command::new(binary()?) };
+        let Options { files, args, datapath, capabilities } = options;
+        let mut command = match capabilities {
+            Some(capabilities) => as_nobody(lab, capabilities)?,
+            None => Command::new(binary()?),
+        };
         command.arg("run");
         for file in files {
             command.arg("-c").arg(file);
@@ -172,13 +183,14 @@ impl<'lab> Daemon<'lab> {
     }
 }
 
-/// The daemon's binary, where everybody may run it, for a user who may do nothing else.
-fn as_nobody(lab: &Lab) -> Result<Command> {
+/// The daemon's binary, where everybody may run it, for a user who has no more than these capabilities.
+fn as_nobody(lab: &Lab, capabilities: &str) -> Result<Command> {
     let copy = lab.dir().join("snisplice");
     fs::copy(binary()?, &copy)?;
     fs::set_permissions(lab.dir(), fs::Permissions::from_mode(0o755))?;
     let mut command = Command::new("setpriv");
-    command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--no-new-privs"]).arg(copy);
+    command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--no-new-privs"]);
+    command.args(["--inh-caps", capabilities, "--ambient-caps", capabilities]).arg(copy);
     Ok(command)
 }
 

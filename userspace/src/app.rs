@@ -47,7 +47,7 @@ pub struct App {
     metrics: Arc<Metrics>,
     admin: Arc<Admin>,
     workers: Vec<worker::Handle>,
-    listening: BTreeMap<SocketAddr, Arc<str>>,
+    listening: BTreeMap<SocketAddr, listener::Front>,
     resolving: JoinHandle<()>,
     /// What carries packets.
     programs: Option<Arc<Programs>>,
@@ -102,8 +102,8 @@ impl App {
         let resolving = runtime.spawn(resolve::keep_resolving(live.clone()));
 
         let mut bound = Vec::new();
-        for (address, listener) in listener::wanted(&live.model) {
-            bound.push(listener::bind(&listener, address, count)?);
+        for (address, front) in listener::wanted(&live.model) {
+            bound.push(listener::bind(&front, address, count)?);
         }
         let admin = Arc::new(Admin { metrics: metrics.clone(), ready: AtomicBool::new(false) });
         if let Some(address) = admin_address {
@@ -187,12 +187,13 @@ impl App {
     }
 
     fn listen(&mut self, bound: Bound) {
-        let Bound { listener, wanted, address, sockets } = bound;
+        let Bound { front, wanted, address, sockets } = bound;
+        let listener = &front.listener;
         tracing::info!(%listener, %address, "listening");
         for (worker, socket) in self.workers.iter().zip(sockets) {
             let _ = worker.orders.send(Order::Listen { listener: listener.clone(), wanted, socket });
         }
-        self.listening.insert(wanted, listener);
+        self.listening.insert(wanted, front);
     }
 
     fn order_all(&self, order: impl Fn() -> Order) {
@@ -229,8 +230,8 @@ impl App {
         let (moved, fresh): (Vec<_>, Vec<_>) =
             changes.added.into_iter().partition(|(address, _)| self.listening.contains_key(address));
         let mut bound = Vec::new();
-        for (address, listener) in fresh {
-            bound.push(listener::bind(&listener, address, self.workers.len())?);
+        for (address, front) in fresh {
+            bound.push(listener::bind(&front, address, self.workers.len())?);
         }
         let generation = former.generation + 1;
         let live = Arc::new(Live::new(model, generation));
@@ -244,8 +245,8 @@ impl App {
             self.listening.remove(&address);
             tracing::info!(%address, "no longer listening");
         }
-        for (address, listener) in moved {
-            match rebind(&listener, address, self.workers.len()) {
+        for (address, front) in moved {
+            match rebind(&front, address, self.workers.len()) {
                 Ok(socket) => bound.push(socket),
                 Err(error) => tracing::error!("{error}"),
             }
@@ -271,14 +272,18 @@ fn warnings(translation: &Translation) -> String {
 }
 
 /// Binds an address that the workers are about to close.
-fn rebind(listener: &Arc<str>, address: SocketAddr, workers: usize) -> Result<Bound, listener::BindError> {
+fn rebind(
+    front: &listener::Front,
+    address: SocketAddr,
+    workers: usize,
+) -> Result<Bound, listener::BindError> {
     for _ in 0..50 {
-        if let Ok(bound) = listener::bind(listener, address, workers) {
+        if let Ok(bound) = listener::bind(front, address, workers) {
             return Ok(bound);
         }
         thread::sleep(Duration::from_millis(10));
     }
-    listener::bind(listener, address, workers)
+    listener::bind(front, address, workers)
 }
 
 /// What the command line says wins over the files.

@@ -11,6 +11,7 @@ use rustix::{
     io::Errno,
     net::{AddressFamily, SocketFlags, SocketType, bind, socket_with},
 };
+use socket2::SockRef;
 use thiserror::Error;
 use tokio::{io::Interest, net::TcpStream, time::timeout};
 
@@ -78,7 +79,7 @@ pub async fn connect(
     let mut last = None;
     for address in backend.candidates() {
         let attempt = async {
-            match timeout(limit, connect_to(backend, address, &*service.datapath)).await {
+            match timeout(limit, connect_to(backend, address, client, &*service.datapath)).await {
                 Ok(result) => result,
                 Err(_) => Err(io::ErrorKind::TimedOut.into()),
             }
@@ -101,7 +102,12 @@ pub async fn connect(
     Err(last.unwrap_or_else(|| ConnectError::NoEndpoint { backend: backend.name.to_string() }))
 }
 
-async fn connect_to(backend: &Backend, address: SocketAddr, datapath: &dyn Datapath) -> io::Result<Upstream> {
+async fn connect_to(
+    backend: &Backend,
+    address: SocketAddr,
+    client: &TcpStream,
+    datapath: &dyn Datapath,
+) -> io::Result<Upstream> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = StdStream::from(socket_with(family, SocketType::STREAM, flags, None)?);
@@ -113,6 +119,14 @@ async fn connect_to(backend: &Backend, address: SocketAddr, datapath: &dyn Datap
     // The hello is at hand, so its packet may complete the handshake, and the bare acknowledgement before it is spared.
     let _ = socket::expect_to_answer(&socket);
     let announced = backend.same_host && datapath.announce(socket.as_fd());
+    // What is announced or goes over loopback will not be sent on in packets.
+    if !announced
+        && !address.ip().is_loopback()
+        && let Some(bytes) = datapath.largest_segment(client.as_fd())
+    {
+        // More than any device takes is no bound, and refused.
+        let _ = SockRef::from(&socket).set_tcp_mss(bytes);
+    }
     match rustix::net::connect(&socket, &address) {
         Ok(()) | Err(Errno::INPROGRESS) => {}
         Err(error) => return Err(error.into()),

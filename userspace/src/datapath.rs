@@ -20,7 +20,8 @@ use crate::{
     kernel::{
         self, Kernel,
         packet::{Pins, Programs},
-        probe, same_host,
+        probe::{self, ProbeResult, packet::Trial},
+        same_host,
     },
     liveness::Liveness,
     metrics::{Metrics, kernel::KernelCounters, packet::PacketCounters, same_host::SameHostCounters},
@@ -45,6 +46,12 @@ pub trait Datapath {
     /// be connected to it. The answer goes into [`Pair::same_host`].
     fn announce(&self, _upstream: BorrowedFd<'_>) -> bool {
         false
+    }
+
+    /// Largest segment (without options) that a connection for `client` should announce to its backend, so that what the
+    /// backend sends can be sent on as it is.
+    fn largest_segment(&self, _client: BorrowedFd<'_>) -> Option<u32> {
+        None
     }
 
     /// Carries the pair to its end. Both sockets are closed (or reset) when the future resolves; dropping the
@@ -193,7 +200,7 @@ impl Factory {
                 Chosen::Sockmap(sockmap_of(model).context("datapath sockmap cannot serve here")?)
             }
             DatapathKind::Packet => {
-                Chosen::Packet(packet_of(model).context("datapath packet cannot serve here")?)
+                Chosen::Packet(packet_of(model, Trial::begin()).context("datapath packet cannot serve here")?)
             }
             DatapathKind::Auto => adaptive_of(model),
         };
@@ -267,12 +274,12 @@ impl Factory {
 
 /// Whatever of the two this kernel can do, or else the relay.
 fn adaptive_of(model: &Model) -> Chosen {
-    let programs = if model.handover.packet {
-        packet_of(model).inspect_err(|error| tracing::warn!("not carrying packets: {error:#}")).ok()
-    } else {
-        None
-    };
+    // Its experiments are made beside the others.
+    let trial = model.handover.packet.then(Trial::begin);
     let kernel = sockmap_of(model).inspect_err(|error| tracing::warn!("not redirecting: {error:#}")).ok();
+    let programs = trial.and_then(|trial| {
+        packet_of(model, trial).inspect_err(|error| tracing::warn!("not carrying packets: {error:#}")).ok()
+    });
     if programs.is_none() && kernel.is_none() {
         tracing::warn!("relaying in userspace");
         return Chosen::Relay;
@@ -280,8 +287,13 @@ fn adaptive_of(model: &Model) -> Chosen {
     Chosen::Adaptive(programs, kernel, model.handover)
 }
 
-/// Loads what carries packets, with room for flows that are over but linger, and tries it out.
-fn packet_of(model: &Model) -> anyhow::Result<Arc<Programs>> {
+/// Loads what carries packets, with room for flows that are over but linger, where the `trial` shows nothing against it.
+fn packet_of(model: &Model, trial: Trial) -> anyhow::Result<Arc<Programs>> {
+    let report = trial.finish();
+    anyhow::ensure!(report.passed(), "this kernel does not do it well enough:\n{}", report.describe_packet());
+    for ProbeResult { name, outcome, .. } in report.untried() {
+        tracing::info!(name, ?outcome, "carrying packets, which could not be tried out");
+    }
     let flows = model.limits.connections.saturating_mul(2);
     let flows = u32::try_from(flows).unwrap_or(u32::MAX).clamp(16, 1 << 22);
     let programs = Programs::load_with(flows, if model.survive { pins() } else { None })?;

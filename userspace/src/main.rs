@@ -53,6 +53,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Probe => {
             let report = probe::run_all();
             print(&report.to_string())?;
+            print(&probe::packet::Trial::begin().finish().describe_packet())?;
             if report.passed() {
                 print(&probe::same_host::run().describe_same_host())?;
             }

@@ -17,6 +17,8 @@ mod handover;
 mod integrity;
 mod leak;
 mod lifecycle;
+mod negotiation;
+mod network;
 mod packet;
 mod rejection;
 mod routing;
@@ -39,6 +41,8 @@ fn main() -> ExitCode {
         integrity::CASES,
         leak::CASES,
         lifecycle::CASES,
+        negotiation::CASES,
+        network::CASES,
         packet::CASES,
         rejection::CASES,
         routing::CASES,

@@ -174,6 +174,10 @@ impl Datapath for Adaptive {
         self.sockmap.as_ref().is_some_and(|sockmap| sockmap.announce(upstream))
     }
 
+    fn largest_segment(&self, client: BorrowedFd<'_>) -> Option<u32> {
+        self.packet.as_ref().and_then(|packet| packet.largest_segment(client))
+    }
+
     fn relay<'a>(&'a self, pair: Pair, account: &'a Account) -> Carry<'a> {
         account.carried_by(Carrier::Relay);
         Box::pin(Stages(Box::pin(self.copy(Connection::new(pair), account))))

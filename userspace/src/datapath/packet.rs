@@ -8,7 +8,7 @@
 //! Loss, congestion, flow control and the end of the connection are between client and backend. What cannot be
 //! carried so is relayed, for a reason that is counted ([`stats::Refusal`]).
 
-use std::{cell::RefCell, io, rc::Rc, sync::Arc, time::Duration};
+use std::{cell::RefCell, io, os::fd::BorrowedFd, rc::Rc, sync::Arc, time::Duration};
 
 use snisplice_common::packet::{
     Slot,
@@ -281,6 +281,10 @@ fn unattached(device: u32, error: &AttachError) -> Refusal {
 impl Datapath for Packet {
     fn hello(&self) -> HelloMode {
         HelloMode::Read
+    }
+
+    fn largest_segment(&self, client: BorrowedFd<'_>) -> Option<u32> {
+        leg::largest_segment(client)
     }
 
     fn relay<'a>(&'a self, pair: Pair, account: &'a Account) -> Carry<'a> {

@@ -3,12 +3,16 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
+    os::fd::BorrowedFd,
 };
 
 use snisplice_common::packet::{Tuple, is_mapped, mapped};
 use tokio::net::TcpStream;
 
-use super::{plan::Leg, stats::Refusal};
+use super::{
+    plan::{self, Leg},
+    stats::Refusal,
+};
 use crate::socket;
 
 /// `TCP_ESTABLISHED`.
@@ -48,6 +52,13 @@ fn read(stream: &TcpStream) -> io::Result<Leg> {
         clock: socket::timestamp(stream)?,
         ..Leg::default()
     })
+}
+
+/// Largest segment that the backend may send so that it fits the client's connection; `None` where that would be in vain.
+pub(super) fn largest_segment(client: BorrowedFd<'_>) -> Option<u32> {
+    let info = socket::tcp_info(client).ok()?;
+    let timestamps = info.tcpi_options & negotiated::TIMESTAMPS != 0;
+    plan::largest_segment(info.tcpi_snd_mss, info.tcpi_advmss, timestamps)
 }
 
 /// What speaks against an accepted connection and cannot be told from numbers. Nothing sits on top of the sockets: both

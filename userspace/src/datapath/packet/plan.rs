@@ -71,6 +71,17 @@ pub(super) fn admit(client: &Leg, backend: &Leg) -> Result<(), Refusal> {
     refuse(!fits(client, backend) || !fits(backend, client), Refusal::Mss)
 }
 
+/// Largest segment that a backend's connection should announce for the sake of the client's, on which we may send segments
+/// with so much payload and have announced so much.
+///
+/// What bounds that connection bounds what we may send to the backend, too, or rather what is known of it. So a client
+/// that may send more than it takes is not carried however the other leg is, and there is no use in a bound; its
+/// listener must announce less.
+pub(super) fn largest_segment(send_mss: u32, announced_mss: u32, timestamps: bool) -> Option<u32> {
+    let takes = send_mss + if timestamps { TIMESTAMP_BYTES } else { 0 };
+    (announced_mss <= takes).then_some(takes)
+}
+
 /// Numbers for a flow of which userspace holds `read` bytes of either way that it has not written yet.
 pub(super) fn plan(client: &Leg, backend: &Leg, read: [usize; 2]) -> Result<Plan, Refusal> {
     let read = |way: usize| u32::try_from(read[way]).map_err(|_| Refusal::Pending);
@@ -210,6 +221,20 @@ mod tests {
             assert_eq!(admit(&good, &bad), Err(why));
             assert_eq!(admit(&bad, &good), Err(why));
         }
+    }
+
+    #[test]
+    fn the_backend_may_send_what_the_client_takes() {
+        assert_eq!(largest_segment(1_348, 1_360, true), Some(1_360));
+        assert_eq!(largest_segment(1_360, 1_360, false), Some(1_360));
+        // Its path is smaller than what it may send, or its window is.
+        assert_eq!(largest_segment(1_348, 1_460, true), None);
+        let client = Leg { send_mss: 1_348, announced_mss: 1_360, ..leg(2) };
+        let takes = largest_segment(client.send_mss, client.announced_mss, true).expect("a bound");
+        // A backend on a path with more, and what the bound makes of it.
+        assert_eq!(admit(&client, &leg(3)), Err(Refusal::Mss));
+        let bounded = Leg { send_mss: takes - 12, announced_mss: takes, ..leg(3) };
+        assert_eq!(admit(&client, &bounded), Ok(()));
     }
 
     #[test]
