@@ -55,7 +55,7 @@ pub struct Bound {
     pub wanted: SocketAddr,
     /// The real address, which differs where port 0 was asked for.
     pub address: SocketAddr,
-    /// One for each worker.
+    /// One for each worker, or more.
     pub sockets: Vec<TcpListener>,
 }
 
@@ -78,9 +78,23 @@ pub fn bind(listener: &Arc<str>, address: SocketAddr, workers: usize) -> Result<
     // Another process of the same user could join a group of SO_REUSEPORT sockets unnoticed, and would take a share
     // of the connections: the first socket is bound without it, so that a conflict shows.
     drop(open(address, false).map_err(fail)?);
-    let mut sockets: Vec<TcpListener> = Vec::with_capacity(workers);
-    let mut real = address;
-    for _ in 0..workers {
+    complete(listener, address, Vec::with_capacity(workers), workers)
+}
+
+/// The same, with sockets of another process that are bound to `address`. There may be more than workers: closing one of a
+/// group would reset the connections in its queue.
+pub fn complete(
+    listener: &Arc<str>,
+    address: SocketAddr,
+    mut sockets: Vec<TcpListener>,
+    workers: usize,
+) -> Result<Bound, BindError> {
+    let fail = |source| BindError { listener: listener.to_string(), address, source };
+    let mut real = match sockets.first() {
+        Some(socket) => socket.local_addr().map_err(fail)?,
+        None => address,
+    };
+    while sockets.len() < workers {
         let socket = open(real, true).and_then(|socket| {
             socket.listen(BACKLOG)?;
             Ok(TcpListener::from(socket))

@@ -25,6 +25,7 @@ mod setting;
 mod slow;
 mod soak;
 mod survive;
+mod takeover;
 mod vanish;
 mod wan;
 
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         slow::CASES,
         soak::CASES,
         survive::CASES,
+        takeover::CASES,
         vanish::CASES,
         wan::CASES,
     ];
