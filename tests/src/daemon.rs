@@ -110,6 +110,26 @@ pub struct Daemon<'lab> {
 impl<'lab> Daemon<'lab> {
     /// Starts it in the lab's middle namespace under the lab's datapath, and waits until it is ready.
     pub fn start(lab: &'lab Lab, options: &Options) -> Result<Self> {
+        let mut daemon = Self::spawn(lab, options, "snisplice")?;
+        let probe = daemon.lab;
+        daemon.process.wait_ready(|| get(probe, "/ready").is_ok_and(|(status, _)| status == 200))?;
+        // A test of one datapath that runs on another would prove nothing.
+        let expected = options.datapath.unwrap_or(lab.datapath.label());
+        let serves = daemon.serves_with(expected)?;
+        ensure!(expected == "auto" || serves, "the daemon does not serve with {expected}");
+        Ok(daemon)
+    }
+
+    /// Starts one that takes over from the one that runs, and waits until it has. Its log is of this name.
+    pub fn take_over(lab: &'lab Lab, options: &Options, name: &str) -> Result<Self> {
+        let mut daemon = Self::spawn(lab, &options.clone().arg("--takeover"), name)?;
+        let log = lab.dir().join(format!("{name}.log"));
+        daemon.process.wait_ready(|| fs::read_to_string(&log).is_ok_and(|log| log.contains("taken over")))?;
+        Ok(daemon)
+    }
+
+    /// Starts it, and waits for nothing. Its log is of this name.
+    pub fn spawn(lab: &'lab Lab, options: &Options, name: &str) -> Result<Self> {
         let Options { files, args, datapath, capabilities } = options;
         let mut command = match capabilities {
             Some(capabilities) => as_nobody(lab, capabilities)?,
@@ -127,15 +147,8 @@ impl<'lab> Daemon<'lab> {
             command.arg("-c").arg(path);
         }
         command.args(["--datapath", datapath.unwrap_or(lab.datapath.option()), "--admin", ADMIN]).args(args);
-        let process = Process::start(&lab.lb, lab.dir(), "snisplice", &mut command)?;
-        let mut daemon = Self { lab, process };
-        let probe = daemon.lab;
-        daemon.process.wait_ready(|| get(probe, "/ready").is_ok_and(|(status, _)| status == 200))?;
-        // A test of one datapath that runs on another would prove nothing.
-        let expected = datapath.unwrap_or(lab.datapath.label());
-        let serves = daemon.serves_with(expected)?;
-        ensure!(expected == "auto" || serves, "the daemon does not serve with {expected}");
-        Ok(daemon)
+        let process = Process::start(&lab.lb, lab.dir(), name, &mut command)?;
+        Ok(Self { lab, process })
     }
 
     /// One scrape of `/metrics`.

@@ -53,6 +53,12 @@ pub struct Run {
     /// Overrides the address on which /ready and /metrics are served
     #[arg(long, value_name = "ADDR")]
     pub admin: Option<SocketAddr>,
+    /// Take the place of the process that serves here, if there is one, without a connection lost
+    #[arg(long)]
+    pub takeover: bool,
+    /// The name by which processes that take over find each other, for several daemons in one network namespace
+    #[arg(long, value_name = "NAME")]
+    pub takeover_name: Option<String>,
     /// What to log, such as `info` or `snisplice=debug`
     #[arg(long, value_name = "FILTER", env = "SNISPLICE_LOG", default_value = "info")]
     pub log: String,

@@ -20,5 +20,6 @@ pub mod session;
 pub mod socket;
 pub mod source;
 pub mod state;
+pub mod takeover;
 pub mod tls;
 pub mod worker;

@@ -4,12 +4,13 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     net::{SocketAddr, TcpListener},
+    os::fd::AsFd,
     sync::Arc,
     time::Duration,
 };
 
 use snisplice_config::model::Model;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use thiserror::Error;
 
 use crate::socket;
@@ -55,7 +56,7 @@ pub struct Bound {
     pub wanted: SocketAddr,
     /// The real address, which differs where port 0 was asked for.
     pub address: SocketAddr,
-    /// One for each worker.
+    /// One for each worker, or more.
     pub sockets: Vec<TcpListener>,
 }
 
@@ -87,14 +88,28 @@ pub fn bind(front: &Front, address: SocketAddr, workers: usize) -> Result<Bound,
     // Another process of the same user could join a group of SO_REUSEPORT sockets unnoticed, and would take a share
     // of the connections: the first socket is bound without it, so that a conflict shows.
     drop(open(address, false).map_err(fail)?);
-    let mut sockets: Vec<TcpListener> = Vec::with_capacity(workers);
-    let mut real = address;
-    for _ in 0..workers {
+    complete(front, address, Vec::with_capacity(workers), workers)
+}
+
+/// The same, with sockets of another process that are bound to `address`. There may be more than workers: closing one of a
+/// group would reset the connections in its queue.
+pub fn complete(
+    front: &Front,
+    address: SocketAddr,
+    mut sockets: Vec<TcpListener>,
+    workers: usize,
+) -> Result<Bound, BindError> {
+    let fail = |source| BindError { listener: front.listener.to_string(), address, source };
+    for socket in &sockets {
+        announce(socket, front).map_err(fail)?;
+    }
+    let mut real = match sockets.first() {
+        Some(socket) => socket.local_addr().map_err(fail)?,
+        None => address,
+    };
+    while sockets.len() < workers {
         let socket = open(real, true).and_then(|socket| {
-            if let Some(bytes) = front.mss {
-                // Inherited by what is accepted.
-                socket.set_tcp_mss(bytes.into())?;
-            }
+            announce(&socket, front)?;
             socket.listen(BACKLOG)?;
             Ok(TcpListener::from(socket))
         });
@@ -103,6 +118,11 @@ pub fn bind(front: &Front, address: SocketAddr, workers: usize) -> Result<Bound,
         sockets.push(socket);
     }
     Ok(Bound { front: front.clone(), wanted: address, address: real, sockets })
+}
+
+/// Has what is accepted announce no larger segments than it shall.
+fn announce(socket: &impl AsFd, front: &Front) -> io::Result<()> {
+    front.mss.map_or(Ok(()), |bytes| SockRef::from(socket).set_tcp_mss(bytes.into()))
 }
 
 fn open(address: SocketAddr, shared: bool) -> io::Result<Socket> {

@@ -132,11 +132,9 @@ async fn work(shared: Shared, mut orders: mpsc::UnboundedReceiver<Order>) -> io:
                     service: service.clone(),
                     permits: shared.permits.clone(),
                     sessions: sessions.clone(),
-                    stop: CancellationToken::new(),
+                    // Several sockets of one address have come from a process with more workers.
+                    stop: listening.entry(wanted).or_default().clone(),
                 };
-                if let Some(former) = listening.insert(wanted, acceptor.stop.clone()) {
-                    former.cancel();
-                }
                 acceptors.spawn_local(acceptor.run());
             }
             Some(Order::Unlisten(address)) => {

@@ -27,6 +27,7 @@ mod setting;
 mod slow;
 mod soak;
 mod survive;
+mod takeover;
 mod vanish;
 mod wan;
 
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
         slow::CASES,
         soak::CASES,
         survive::CASES,
+        takeover::CASES,
         vanish::CASES,
         wan::CASES,
     ];

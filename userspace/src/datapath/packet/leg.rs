@@ -6,7 +6,7 @@ use std::{
     os::fd::BorrowedFd,
 };
 
-use snisplice_common::packet::{Tuple, is_mapped, mapped};
+use snisplice_common::packet::{Tuple, flow::Way, is_mapped, mapped};
 use tokio::net::TcpStream;
 
 use super::{
@@ -80,6 +80,18 @@ pub fn tuple(local: SocketAddr, remote: SocketAddr) -> Tuple {
         local: address(local.ip()),
         remote_port: remote.port().to_be(),
         local_port: local.port().to_be(),
+    }
+}
+
+/// The addresses of the connection that this way's packets are sent on to.
+pub(super) fn of_receiver(way: &Way) -> Tuple {
+    // As they lie in the header: our own port first.
+    let [a, b, c, d] = way.ports.to_ne_bytes();
+    Tuple {
+        remote: way.remote,
+        local: way.local,
+        remote_port: u16::from_ne_bytes([c, d]),
+        local_port: u16::from_ne_bytes([a, b]),
     }
 }
 

@@ -26,7 +26,7 @@ pub(crate) const LOOK: Ready = Ready::both(What::Passed);
 /// Runs the thread for as long as it lives.
 #[derive(Debug)]
 pub(super) struct Listener {
-    workers: Arc<Workers>,
+    pub(super) workers: Arc<Workers>,
     stop: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
 }

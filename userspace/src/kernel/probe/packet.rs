@@ -220,7 +220,13 @@ async fn connect(net: &Net, way: Way) -> io::Result<(Ends, Pair)> {
     };
     let (client, our_client) = one(net.in_client(new)?, front).await?;
     let (our_backend, backend) = one(new()?, back).await?;
-    let pair = Pair { client: our_client, backend: our_backend, hello: Vec::new(), same_host: false };
+    let pair = Pair {
+        client: our_client,
+        backend: our_backend,
+        hello: Vec::new(),
+        same_host: false,
+        liveness: None,
+    };
     Ok((Ends::new(client, backend), pair))
 }
 
