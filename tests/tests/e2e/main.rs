@@ -17,6 +17,7 @@ mod handover;
 mod integrity;
 mod leak;
 mod lifecycle;
+mod mtu;
 mod packet;
 mod rejection;
 mod routing;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         integrity::CASES,
         leak::CASES,
         lifecycle::CASES,
+        mtu::CASES,
         packet::CASES,
         rejection::CASES,
         routing::CASES,
