@@ -14,6 +14,7 @@
 pub mod checksum;
 pub mod flow;
 pub mod header;
+pub mod icmp;
 pub mod look;
 
 /// Names of the maps and programs. The kernel keeps the first 15 bytes of a name, so that is all they have.
@@ -114,9 +115,11 @@ pub struct Totals {
     pub failed: u64,
     /// Events that found the ring full.
     pub lost_events: u64,
+    /// ICMP errors about packets of flows that were passed on to who sent them.
+    pub errors: u64,
 }
 
-const _: () = assert!(size_of::<Totals>() == 64, "Totals has padding");
+const _: () = assert!(size_of::<Totals>() == 72, "Totals has padding");
 
 #[cfg(feature = "user")]
 impl core::ops::AddAssign for Totals {
@@ -129,6 +132,7 @@ impl core::ops::AddAssign for Totals {
         self.told += other.told;
         self.failed += other.failed;
         self.lost_events += other.lost_events;
+        self.errors += other.errors;
     }
 }
 

@@ -185,6 +185,7 @@ impl Way {
     }
 
     /// The way that undoes this one. For tests, and for who wants to know how a translated packet looked before.
+    #[inline(always)]
     #[must_use]
     pub const fn inverse(&self, remote: [u32; 4], local: [u32; 4], ports: u32) -> Self {
         Self {
@@ -227,7 +228,7 @@ impl Way {
 
 /// How far the 32-bit `position` lies beyond the 64-bit one; negative if it lies before.
 #[inline(always)]
-const fn beyond(position: u32, than: u64) -> i32 {
+pub(super) const fn beyond(position: u32, than: u64) -> i32 {
     #[expect(clippy::cast_possible_truncation, reason = "sequence numbers are modulo 2^32")]
     let than = than as u32;
     position.wrapping_sub(than).cast_signed()

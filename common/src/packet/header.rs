@@ -386,12 +386,12 @@ const fn replace(header: &mut [u8; TCP_BYTES], at: usize, new: u32, change: &mut
 
 /// Four bytes at a constant offset.
 #[inline(always)]
-const fn word<const N: usize>(header: &[u8; N], at: usize) -> u32 {
+pub(super) const fn word<const N: usize>(header: &[u8; N], at: usize) -> u32 {
     u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
 }
 
 #[inline(always)]
-const fn put_word<const N: usize>(header: &mut [u8; N], at: usize, value: u32) {
+pub(super) const fn put_word<const N: usize>(header: &mut [u8; N], at: usize, value: u32) {
     let bytes = value.to_be_bytes();
     header[at] = bytes[0];
     header[at + 1] = bytes[1];

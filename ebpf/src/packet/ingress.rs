@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::{
-        BPF_F_INGRESS,
+        __sk_buff, BPF_F_INGRESS,
         tcx_action_base::{TCX_DROP, TCX_NEXT},
     },
     helpers::{bpf_clone_redirect, bpf_ktime_get_coarse_ns, bpf_redirect_neigh},
@@ -25,14 +25,19 @@ use crate::{
 /// The mark of a copy on its way to our own socket; it is taken off before anybody else sees it.
 const COPY: u32 = u32::from_be_bytes(*b"sni:");
 
-/// Sends a packet of a flow on; leaves any other to whoever comes next.
-#[inline(always)]
-pub(crate) fn ingress(ctx: &TcContext) -> i32 {
+/// What [`ingress`] says of packets that are not TCP: the number of no action.
+pub(crate) const OTHER: i32 = i32::MIN;
+
+/// Sends a packet of a flow on; leaves any other to whoever comes next. A subprogram, so that it shares its stack with
+/// the one for other packets.
+#[inline(never)]
+pub(crate) fn ingress(skb: *mut __sk_buff) -> i32 {
+    let ctx = &TcContext::new(skb);
     let Some(headers) = SNI_HEADERS.get_ptr_mut(OF_INGRESS) else { return TCX_NEXT };
     // SAFETY: nobody else uses this CPU's entry while the program runs.
     let Headers { ip, tcp } = unsafe { &mut *headers };
     if wire::read(ctx, ip, tcp).is_none() {
-        return TCX_NEXT;
+        return OTHER;
     }
     let tuple = wire::received(ip, tcp);
     // SAFETY: an entry is replaced as a whole, and removed only after its flow was over for a while.

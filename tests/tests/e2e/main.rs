@@ -17,6 +17,7 @@ mod handover;
 mod integrity;
 mod leak;
 mod lifecycle;
+mod mtu;
 mod negotiation;
 mod network;
 mod packet;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         integrity::CASES,
         leak::CASES,
         lifecycle::CASES,
+        mtu::CASES,
         negotiation::CASES,
         network::CASES,
         packet::CASES,

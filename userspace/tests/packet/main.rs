@@ -4,6 +4,8 @@
 //! Without the privilege to load programs the tests are reported as ignored; with `SNISPLICE_REQUIRE_ALL=1` they
 //! fail instead.
 
+mod icmp;
+
 use std::{
     collections::BTreeSet,
     fs::read_dir,
@@ -53,6 +55,10 @@ fn main() -> ExitCode {
         trial("ipv6_packets_are_translated", || translated(true)),
         trial("what_belongs_to_no_flow_is_left_alone", left_alone),
         trial("what_cannot_be_translated_is_left_to_the_stack", not_understood),
+        trial("icmp_errors_are_translated", || icmp::translated(false)),
+        trial("icmpv6_errors_are_translated", || icmp::translated(true)),
+        trial("only_errors_about_what_is_under_way_are_passed_on", icmp::only_what_is_under_way),
+        trial("errors_that_cannot_be_understood_are_left_to_the_stack", icmp::not_understood),
         trial("modes_decide", modes_decide),
         trial("a_flow_is_followed_to_its_end", followed_to_its_end),
     ];
