@@ -14,7 +14,7 @@ use snisplice_tests::{
     lab::{Datapath, Lab},
     netns::Netns,
     process::run,
-    suite::{Case, Unable},
+    suite::{Case, Lacking},
     tcp::{self, Ending},
     wait,
 };
@@ -50,7 +50,7 @@ fn ip(netns: &Netns, lines: &[&str]) -> Result<()> {
 fn able(netns: &Netns, command: &str, args: &[&str]) -> Result<()> {
     match run(netns, Command::new(command).args(args))?.ok() {
         Ok(_) => Ok(()),
-        Err(error) => Err(Unable(format!("`{command} {}`: {error:#}", args.join(" "))).into()),
+        Err(error) => Err(Lacking(format!("`{command} {}`: {error:#}", args.join(" "))).into()),
     }
 }
 
