@@ -2,14 +2,14 @@
 
 use aya_ebpf::{
     bindings::{
-        __sk_buff, BPF_F_INGRESS,
+        __sk_buff, BPF_F_INGRESS, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP,
         tcx_action_base::{TCX_DROP, TCX_NEXT},
     },
     helpers::{bpf_clone_redirect, bpf_ktime_get_coarse_ns, bpf_redirect_neigh},
     programs::TcContext,
 };
 use snisplice_common::packet::{
-    Slot, Totals,
+    END, Event, Slot, Totals,
     flow::{CARRY, KEPT, OVER, RESET, State, Way, is_carried},
     header::{
         IPV4_BYTES, IPV6_BYTES, Segment, TCP_BYTES, acknowledge, flag, readdress_v4, readdress_v6,
@@ -106,8 +106,13 @@ fn carry(
             totals.told += 1;
             copy(ctx);
         }
-        if note(state, slot, way, &segment) && SNI_ENDINGS.output(token, 0).is_err() {
-            totals.lost_events += 1;
+        let what = note(state, slot, way, &segment);
+        if what != 0 {
+            // Without a word the kernel wakes only who has read all that came before, the quiet events included.
+            let flags = if what & END == 0 { BPF_RB_NO_WAKEUP } else { BPF_RB_FORCE_WAKEUP };
+            if SNI_ENDINGS.output(Event { token, what, way: slot.way }, flags.into()).is_err() {
+                totals.lost_events += 1;
+            }
         }
     }
     let header = translate(tcp, length, way);
@@ -177,9 +182,9 @@ fn tell(ctx: &TcContext, ip: &mut Ip, tcp: &mut [u8; TCP_BYTES], way: &Way) -> O
     Some(TCX_NEXT)
 }
 
-/// Follows the flow. True if userspace should look at it.
+/// Follows the flow. What userspace is to hear.
 #[inline(always)]
-fn note(state: *mut State, slot: Slot, way: &Way, segment: &Segment) -> bool {
+fn note(state: *mut State, slot: Slot, way: &Way, segment: &Segment) -> u32 {
     let own = (slot.way & 1) as usize;
     // SAFETY: elements of an array live as long as the map. Packets of one way may come on two CPUs at once; a
     // position that is lost to that is found again with the next packet.

@@ -172,6 +172,11 @@ pub(crate) fn both_ways(flow: Flow, daemon: &Daemon<'_>) -> Result<()> {
     ensure!(tcp::read_to_end(&mut client)? == (Vec::new(), Ending::Eof));
     ensure!(tcp::read_to_end(&mut backend)? == (Vec::new(), Ending::Eof));
     let metrics = ended(daemon)?;
+    daemon.wait_metrics("both first packets and both FINs are told of", |metrics| {
+        ["snisplice_packet_first_total", "snisplice_packet_fins_total"]
+            .iter()
+            .all(|told| metrics.sum(told, &[]) == 2)
+    })?;
     let closed = [("datapath", "packet"), ("reason", "finished")];
     ensure!(metrics.sum("snisplice_connections_closed_total", &closed) == 1, "{metrics:?}");
     let hello = hello::naming(flow::NAME)?.len() as u64;

@@ -48,6 +48,7 @@ mod pins;
 mod probe;
 mod succession;
 
+pub use endings::Heard;
 pub(crate) use endings::LOOK;
 pub use pins::{Pins, PinsError};
 pub use probe::ProbeError;
@@ -172,6 +173,12 @@ impl Programs {
     /// What the programs have counted since they were loaded, over all CPUs.
     pub fn totals(&self) -> Result<Totals, MapError> {
         total(&self.totals)
+    }
+
+    /// What the programs have told.
+    #[must_use]
+    pub fn heard(&self) -> &Heard {
+        self.listener.heard()
     }
 
     /// What userspace has counted.
