@@ -50,9 +50,12 @@ pub struct Run {
     /// Overrides the configured datapath
     #[arg(long, value_enum)]
     pub datapath: Option<Datapath>,
-    /// Overrides the address on which /ready and /metrics are served
+    /// Overrides the address on which /ready, /metrics and /connections are served, for whoever gets there
     #[arg(long, value_name = "ADDR")]
     pub admin: Option<SocketAddr>,
+    /// Lets connections be closed on that address
+    #[arg(long)]
+    pub admin_close: bool,
     /// What to log, such as `info` or `snisplice=debug`
     #[arg(long, value_name = "FILTER", env = "SNISPLICE_LOG", default_value = "info")]
     pub log: String,
