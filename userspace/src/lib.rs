@@ -8,6 +8,7 @@ pub mod admin;
 pub mod app;
 pub mod balance;
 pub mod cli;
+pub mod command;
 pub mod connect;
 pub mod connections;
 pub mod datapath;

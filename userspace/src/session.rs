@@ -279,7 +279,7 @@ mod tests {
         let seat = Roster::seat(Account::open(&ledger));
         // The future, its account, and its place in the roster.
         let session = size_of_val(&serve(client, seat, service, permit)) + Roster::BYTES_EACH;
-        assert!(session <= 384, "a session takes {session} bytes");
+        assert!(session <= 344, "a session takes {session} bytes");
         assert!(carried <= 384, "a relayed pair takes {carried} bytes");
     }
 }

@@ -115,7 +115,8 @@ pub fn tcp_info(fd: impl AsFd) -> io::Result<libc::tcp_info> {
     Ok(unsafe { info.assume_init() })
 }
 
-/// Bytes of its stream that a connected socket has taken from whoever writes to it, without SYN and FIN.
+/// Bytes of its stream that a connected socket has taken from whoever writes to it, without a FIN. For a socket that
+/// was not accepted but connected, the SYN is among them.
 pub fn sent(fd: impl AsFd) -> io::Result<u64> {
     /// `TCP_FIN_WAIT1`, `TCP_FIN_WAIT2`, `TCP_TIME_WAIT`, `TCP_LAST_ACK` and `TCP_CLOSING`: a FIN is among them.
     const FINISHED: [u8; 5] = [4, 5, 6, 9, 11];

@@ -306,9 +306,9 @@ impl Datapath for Sockmap {
             return (up, down);
         }
         // Whoever wrote them: userspace, the program, or a backend on this host.
-        let [to_client, to_backend] = account
-            .sockets()
-            .map(|number| socket::by_number(number, |socket| socket::sent(socket).ok()).flatten());
+        let sent = |number| socket::by_number(number, |socket| socket::sent(socket).ok()).flatten();
+        let [to_client, to_backend] = account.sockets().map(sent);
+        let to_backend = to_backend.map(|sent| sent.saturating_sub(1));
         (to_backend.map_or(up, |sent| sent.max(up)), to_client.map_or(down, |sent| sent.max(down)))
     }
 }
