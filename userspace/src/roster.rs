@@ -234,20 +234,23 @@ async fn list(service: Rc<Service>, filter: Filter, most: usize, reply: Unbounde
         .take(most)
         .collect();
     for places in places.chunks(DESCRIBED_PER_TURN) {
-        let seats = roster.seats.borrow();
-        let part = places
-            .iter()
-            .filter_map(|place| seats.get(*place))
-            // The place may have another one by now.
-            .filter(|seated| roster.matches(&filter, &seated.account))
-            .map(|Seated { account, .. }| roster.describe(account, service.datapath.moved(account)))
-            .collect();
-        drop(seats);
-        if reply.send(part).is_err() {
+        if reply.send(describe_some(&service, &filter, places)).is_err() {
             return;
         }
         yield_now().await;
     }
+}
+
+fn describe_some(service: &Service, filter: &Filter, places: &[usize]) -> Vec<Connection> {
+    let roster = &service.roster;
+    let seats = roster.seats.borrow();
+    places
+        .iter()
+        .filter_map(|place| seats.get(*place))
+        // The place may have another one by now.
+        .filter(|seated| roster.matches(filter, &seated.account))
+        .map(|Seated { account, .. }| roster.describe(account, service.datapath.moved(account)))
+        .collect()
 }
 
 #[cfg(test)]

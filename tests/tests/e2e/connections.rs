@@ -31,7 +31,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::once("connections::the_commands_print_and_close", the_commands_print_and_close),
 ];
 
-fn start<'lab>(lab: &'lab Lab) -> Result<(Daemon<'lab>, TcpListener)> {
+fn start(lab: &Lab) -> Result<(Daemon<'_>, TcpListener)> {
     let listener = flow::backend(lab)?;
     let options = Options::yaml(lab, &flow::yaml(""))?.arg("--admin-close");
     Ok((Daemon::start(lab, &options)?, listener))
@@ -289,7 +289,7 @@ fn the_commands_print_and_close(lab: &Lab) -> Result<()> {
     let id = id.with_context(|| said.stdout.clone())?;
     let said = cli(lab, &["connections", "--admin", ADMIN, "--json", "--carrier", "relay"])?.ok()?;
     let listing: Value = serde_json::from_str(&said.stdout)?;
-    ensure!(listing["connections"][0]["id"].to_string() == id, "{listing}");
+    ensure!(listing["connections"][0]["id"].as_u64() == Some(id.parse()?), "{listing}");
     ensure!(cli(lab, &["close", "--admin", ADMIN])?.code == Some(2), "nothing to close is named");
     let said = cli(lab, &["close", "--admin", ADMIN, id])?.ok()?;
     ensure!(said.stdout == "1 closed\n", "{said:?}");
