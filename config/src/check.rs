@@ -73,7 +73,7 @@ fn render_listener(out: &mut String, listener: &Listener, model: &Model) -> fmt:
 }
 
 fn render_settings(out: &mut String, model: &Model) -> fmt::Result {
-    let Model { datapath, admin, limits, handover, survive, timeouts, .. } = model;
+    let Model { datapath, admin, admin_close, limits, handover, survive, timeouts, .. } = model;
     let datapath = match datapath {
         DatapathKind::Auto => "auto",
         DatapathKind::Sockmap => "sockmap",
@@ -82,6 +82,7 @@ fn render_settings(out: &mut String, model: &Model) -> fmt::Result {
     };
     writeln!(out, "datapath {datapath}")?;
     match admin {
+        Some(admin) if *admin_close => writeln!(out, "admin {admin}, allow_close")?,
         Some(admin) => writeln!(out, "admin {admin}")?,
         None => writeln!(out, "admin nowhere")?,
     }
@@ -100,16 +101,21 @@ fn render_settings(out: &mut String, model: &Model) -> fmt::Result {
         handover.bytes, handover.messages, handover.packet
     )?;
     writeln!(out, "survive {survive}")?;
-    writeln!(
+    write!(
         out,
-        "timeouts hello {:?}, connect {:?}, idle {:?}, keepalive {:?}, unacknowledged {:?}, drain {:?}\n",
+        "timeouts hello {:?}, connect {:?}, idle {:?}, keepalive {:?}, unacknowledged {:?}, drain {:?}",
         timeouts.hello,
         timeouts.connect,
         timeouts.idle,
         timeouts.keepalive,
         timeouts.unacknowledged,
         timeouts.drain
-    )
+    )?;
+    if !timeouts.max_duration.is_zero() {
+        write!(out, ", max_duration {:?}", timeouts.max_duration)?;
+    }
+    out.push_str("\n\n");
+    Ok(())
 }
 
 fn summary(out: &mut String, translation: &Translation) -> fmt::Result {

@@ -23,6 +23,7 @@ use crate::{
 pub(crate) struct Settings {
     pub(crate) datapath: DatapathKind,
     pub(crate) admin: Option<SocketAddr>,
+    pub(crate) admin_close: bool,
     pub(crate) limits: Limits,
     pub(crate) handover: Handover,
     pub(crate) survive: bool,
@@ -162,8 +163,19 @@ impl Draft {
                 listener
             })
             .collect();
-        let Settings { datapath, admin, limits, handover, survive, timeouts } = settings;
-        Model { listeners, backends, rules, datapath, admin, limits, handover, survive, timeouts }
+        let Settings { datapath, admin, admin_close, limits, handover, survive, timeouts } = settings;
+        Model {
+            listeners,
+            backends,
+            rules,
+            datapath,
+            admin,
+            admin_close,
+            limits,
+            handover,
+            survive,
+            timeouts,
+        }
     }
 
     fn serves_nothing(&self) -> bool {

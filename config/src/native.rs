@@ -49,7 +49,9 @@
 //!     endpoints: ["[fd00::2]:8443"]
 //!
 //! datapath: auto                   # auto, sockmap, packet or relay
-//! admin: 127.0.0.1:9090            # /ready and /metrics; default: nowhere
+//! admin:                           # default: nowhere; or just the address
+//!   address: 127.0.0.1:9090        # /ready, /metrics and /connections, for whoever gets there
+//!   allow_close: false             # true: connections can be closed there
 //!
 //! limits:
 //!   hello_bytes: 16KiB             # longest hello, 512 to 64KiB
@@ -71,6 +73,7 @@
 //!   idle: 1h                       # without a byte in either direction
 //!   keepalive: 60s                 # of silence before a peer is asked whether it is there; 0s never asks
 //!   unacknowledged: 0s             # in which a peer must acknowledge and take bytes; 0s leaves it to the kernel
+//!   max_duration: 0s               # from accept to the end, however much is moved; 0s is for ever
 //!   drain: 30s                     # from SIGTERM to the end of the last connection
 //! ```
 //!

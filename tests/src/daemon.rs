@@ -165,6 +165,11 @@ impl<'lab> Daemon<'lab> {
         Ok(self.metrics()?.sum("snisplice_datapath", &[("datapath", datapath)]) == 1)
     }
 
+    /// Sends a request without a body to the admin address: status and body.
+    pub fn ask(&self, method: &str, target: &str) -> Result<(u16, String)> {
+        ask(self.lab, method, target)
+    }
+
     /// Whether `/ready` says so.
     pub fn is_ready(&self) -> Result<bool> {
         Ok(get(self.lab, "/ready")?.0 == 200)
@@ -219,8 +224,12 @@ pub fn cli_with(lab: &Lab, subcommand: &str, file: &Path, args: &[&str]) -> Resu
 
 /// `GET path` from the admin address: status and body.
 fn get(lab: &Lab, path: &str) -> Result<(u16, String)> {
+    ask(lab, "GET", path)
+}
+
+fn ask(lab: &Lab, method: &str, target: &str) -> Result<(u16, String)> {
     let mut stream = tcp::connect(&lab.lb, ADMIN)?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {ADMIN}\r\nConnection: close\r\n\r\n")?;
+    write!(stream, "{method} {target} HTTP/1.1\r\nHost: {ADMIN}\r\nConnection: close\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let (head, body) = answer.split_once("\r\n\r\n").context("not an HTTP answer")?;

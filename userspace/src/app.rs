@@ -6,10 +6,7 @@
 use std::{
     collections::BTreeMap,
     net::{SocketAddr, TcpListener as StdListener},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::{Arc, atomic::Ordering::Relaxed},
     thread,
     time::Duration,
 };
@@ -115,7 +112,7 @@ impl App {
         let mut orphans = if heir.is_some() { None } else { datapath.orphans(&model, &metrics, None)? };
         let count = workers(&model);
         let permits = Arc::new(Semaphore::new(model.limits.connections));
-        let admin_address = model.admin;
+        let (admin_address, allow_close) = (model.admin, model.admin_close);
         let live = Arc::new(Live::new(model, 1));
         runtime.block_on(resolve::resolve(&live));
         let resolving = runtime.spawn(resolve::keep_resolving(live.clone()));
@@ -127,7 +124,7 @@ impl App {
                 None => listener::bind(&front, address, count)?,
             });
         }
-        let admin = Arc::new(Admin { metrics: metrics.clone(), ready: AtomicBool::new(false) });
+        let admin = Arc::new(Admin::new(metrics.clone(), allow_close));
         let mut endpoint = None;
         if let Some(address) = admin_address {
             let inherited = heir.as_mut().and_then(|heir| heir.admin(address));
@@ -141,11 +138,13 @@ impl App {
         }
 
         let current = Arc::new(Current::from(live));
-        let shared = Shared { current: current.clone(), metrics: metrics.clone(), datapath, permits };
+        let shared =
+            Shared { current: current.clone(), metrics: metrics.clone(), datapath, workers: count, permits };
         let workers = (0..count)
             .map(|index| worker::Handle::start(index, shared.clone()))
             .collect::<Result<Vec<_>, _>>()
             .context("cannot start a worker")?;
+        admin.asks(workers.iter().map(|worker| worker.orders.clone()).collect());
         let endpoint = endpoint.map(|endpoint| endpoint.serve(&admin, &runtime));
         drop(guard);
         let mut app = Self {
@@ -352,6 +351,7 @@ fn override_with(model: &mut Model, options: &Run) {
     if options.admin.is_some() {
         model.admin = options.admin;
     }
+    model.admin_close |= options.admin_close;
 }
 
 /// Settings that differ but are fixed for the life of the process.
@@ -369,7 +369,7 @@ fn needs_restart(now: &Model, then: &Model) -> Vec<&'static str> {
     if wants_same_host(then) && !wants_same_host(now) {
         settings.push("same_host");
     }
-    if now.admin != then.admin {
+    if (now.admin, now.admin_close) != (then.admin, then.admin_close) {
         settings.push("admin");
     }
     if now.limits.workers != then.limits.workers {

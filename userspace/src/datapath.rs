@@ -58,6 +58,12 @@ pub trait Datapath {
     /// Carries the pair to its end. Both sockets are closed (or reset) when the future resolves; dropping the
     /// future closes both at once.
     fn relay<'a>(&'a self, pair: Pair, account: &'a Account) -> Carry<'a>;
+
+    /// Bytes up and down so far of a connection that it carries, for whoever looks: what the account knows, and what the
+    /// kernel has moved since it last asked.
+    fn moved(&self, account: &Account) -> (u64, u64) {
+        account.bytes()
+    }
 }
 
 /// The future of [`Datapath::relay`]. Boxed once per connection, next to a connect(2).

@@ -10,6 +10,7 @@ use snisplice_tests::suite;
 mod cli;
 mod close;
 mod connect;
+mod connections;
 mod crowd;
 mod fault;
 mod flow;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         cli::CASES,
         close::CASES,
         connect::CASES,
+        connections::CASES,
         crowd::CASES,
         fault::CASES,
         handover::CASES,

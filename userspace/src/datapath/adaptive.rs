@@ -148,10 +148,10 @@ impl Adaptive {
         account: &'a Account,
     ) -> ControlFlow<Stage<'a>, (Connection, Option<Box<Watched>>)> {
         let Some(watched) = watched else {
-            let watched = packet.watch(&copied).map(Box::new);
+            let watched = packet.watch(&copied, account).map(Box::new);
             return ControlFlow::Continue((copied, watched));
         };
-        match packet.is_seen(*watched) {
+        match packet.is_seen(*watched, account) {
             Seen::Yes(watched) => match packet.take_over(watched, Box::new(copied), account) {
                 Ok(flow) => {
                     let carried = Box::new(flow).run(self.terms(Aim::End).idle);
@@ -181,6 +181,14 @@ impl Datapath for Adaptive {
     fn relay<'a>(&'a self, pair: Pair, account: &'a Account) -> Carry<'a> {
         account.carried_by(Carrier::Relay);
         Box::pin(Stages(Box::pin(self.copy(Connection::new(pair), account))))
+    }
+
+    fn moved(&self, account: &Account) -> (u64, u64) {
+        match (account.carrier(), &self.packet, &self.sockmap) {
+            (Some(Carrier::Packet), Some(packet), _) => packet.moved(account),
+            (Some(Carrier::Sockmap), _, Some(sockmap)) => sockmap.moved(account),
+            _ => account.bytes(),
+        }
     }
 }
 

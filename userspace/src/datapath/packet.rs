@@ -27,7 +27,7 @@ use self::{
 };
 use super::{Carry, Datapath, End, HelloMode, Pair, relay};
 use crate::{
-    account::{Account, Carrier},
+    account::{Account, Carrier, InPackets},
     kernel::{
         packet::{AttachError, Programs},
         signals::{Side, Signals, Token},
@@ -110,23 +110,23 @@ impl Packet {
 
     /// Looks whether a connection that is being copied can be carried, and whether its packets come by the programs from
     /// now on.
-    pub(super) fn watch(&self, connection: &relay::Connection) -> Option<Watched> {
+    pub(super) fn watch(&self, connection: &relay::Connection, account: &Account) -> Option<Watched> {
         let watched = self.admit(connection).and_then(|(entry, mut legs)| {
             self.look(&mut legs)?;
             Ok(Watched { entry, legs, looks: 0 })
         });
-        watched.inspect_err(|why| self.refuse(*why)).ok()
+        watched.inspect_err(|why| self.refuse(*why, account)).ok()
     }
 
     /// Looks whether both peers' packets were seen.
-    pub(super) fn is_seen(&self, mut watched: Watched) -> Seen {
+    pub(super) fn is_seen(&self, mut watched: Watched, account: &Account) -> Seen {
         watched.looks += 1;
         if watched.entry.is_seen() {
             Seen::Yes(watched)
         } else if watched.looks < LOOKS {
             Seen::NotYet(watched)
         } else {
-            self.refuse(Refusal::Bypassed);
+            self.refuse(Refusal::Bypassed, account);
             Seen::Never
         }
     }
@@ -142,7 +142,8 @@ impl Packet {
         self.flow(self.begin(entry, legs, &connection), connection, account)
     }
 
-    fn refuse(&self, why: Refusal) {
+    fn refuse(&self, why: Refusal, account: &Account) {
+        account.refused_in_packets(why);
         tracing::debug!(why = why.label(), "not carried in packets");
         self.shared.programs.stats().refuse(why);
     }
@@ -160,7 +161,7 @@ impl Packet {
                 Ok(Flow::new(entry, connection, account))
             }
             Err(why) => {
-                self.refuse(why);
+                self.refuse(why, account);
                 Err(connection)
             }
         }
@@ -289,6 +290,19 @@ impl Datapath for Packet {
 
     fn relay<'a>(&'a self, pair: Pair, account: &'a Account) -> Carry<'a> {
         Box::pin(self.carry(pair, account))
+    }
+
+    fn moved(&self, account: &Account) -> (u64, u64) {
+        let (up, down) = account.bytes();
+        if account.carrier() != Some(Carrier::Packet) {
+            return (up, down);
+        }
+        let delivered = account.in_packets().and_then(|InPackets { flow, before }| {
+            let state = self.shared.maps.borrow().state(flow).ok()?;
+            Some((before.0 + state.delivered(0), before.1 + state.delivered(1)))
+        });
+        // What the relay delivers while a flow begins is in the account first.
+        delivered.map_or((up, down), |delivered| (up.max(delivered.0), down.max(delivered.1)))
     }
 }
 

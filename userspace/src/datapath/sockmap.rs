@@ -299,6 +299,18 @@ impl Datapath for Sockmap {
         // The enrolment lives in a box of its own, and only until it is over.
         Box::pin(self.carry(Box::pin(self.enrol(pair, account)), account))
     }
+
+    fn moved(&self, account: &Account) -> (u64, u64) {
+        let (up, down) = account.bytes();
+        if account.carrier() != Some(Carrier::Sockmap) {
+            return (up, down);
+        }
+        // Whoever wrote them: userspace, the program, or a backend on this host.
+        let sent = |number| socket::by_number(number, |socket| socket::sent(socket).ok()).flatten();
+        let [to_client, to_backend] = account.sockets().map(sent);
+        let to_backend = to_backend.map(|sent| sent.saturating_sub(1));
+        (to_backend.map_or(up, |sent| sent.max(up)), to_client.map_or(down, |sent| sent.max(down)))
+    }
 }
 
 impl Drop for Sockmap {

@@ -11,7 +11,7 @@ use tokio::{net::TcpStream, time::sleep};
 
 use super::{Shared, stats::Refusal};
 use crate::{
-    account::{Account, Carrier, Direction},
+    account::{Account, Carrier, Direction, InPackets},
     datapath::{
         End,
         relay::{Connection, failure, idle},
@@ -218,6 +218,7 @@ impl<'a> Flow<'a> {
         }
         let (up, down) = account.bytes();
         let before = (up.saturating_sub(entry.written[0]), down.saturating_sub(entry.written[1]));
+        account.is_in_packets(InPackets { flow: entry.flow, before });
         Self { sockets: Sockets::Settling(connection), entry, account, before, ended: false }
     }
 
@@ -281,6 +282,7 @@ impl<'a> Flow<'a> {
         self.entry.set_mode(OFF);
         self.ended = true;
         self.account.carried_by(Carrier::Relay);
+        self.account.refused_in_packets(Refusal::Bypassed);
         let Sockets::Settling(connection) = &mut self.sockets else { return End::Finished };
         for socket in [&connection.client, &connection.backend] {
             let _ = socket::finish_on_close(socket);
