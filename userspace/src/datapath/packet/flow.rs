@@ -9,7 +9,7 @@ use snisplice_common::packet::{
 };
 use tokio::{net::TcpStream, time::sleep};
 
-use super::{Shared, stats::Refusal};
+use super::{Shared, plan, stats::Refusal};
 use crate::{
     account::{Account, Carrier, Direction, InPackets},
     datapath::{
@@ -136,6 +136,20 @@ impl Entry {
         })
     }
 
+    /// Has the program tell our own sockets of as much as they have sent, and with the numbers that they expect.
+    ///
+    /// A packet that came by the program before the flow began may reach its socket only after the second look: it waited in
+    /// another processor's queue, or in the socket's own while userspace held it. What it brought, the other socket sends, and
+    /// would never hear that it has arrived.
+    fn follow_own_sockets(&mut self) {
+        let Ok(looks) = self.shared.programs.look(self.tuples) else { return };
+        let ways = plan::with_stragglers(self.rules.ways, looks.each_ref());
+        if ways != self.rules.ways {
+            // An array takes every update.
+            let _ = self.set_rules(Rules { ways, ..self.rules });
+        }
+    }
+
     /// Whether our own sockets have nothing left to deliver: all was read, written and acknowledged.
     fn is_settled(&self) -> bool {
         let (Ok(state), Ok(looks)) = (self.state(), self.shared.programs.look(self.tuples)) else {
@@ -246,13 +260,13 @@ impl<'a> Flow<'a> {
     /// Lets the relay deliver what arrived while the flow began, and looks whether the kernel really carries it.
     async fn settle(&mut self, limit: Duration) -> Settled {
         let Sockets::Settling(connection) = &mut self.sockets else { return Settled::Carried };
-        let entry = &self.entry;
+        let entry = &mut self.entry;
         let mut pause = FIRST_LOOK;
         loop {
             tokio::select! {
-                end = ended(entry) => return Settled::Ended(end),
+                end = ended(&*entry) => return Settled::Ended(end),
                 end = connection.carry_to_end(NEVER, self.account) => return Settled::Failed(end),
-                () = idle(limit, || progress(entry)) => return Settled::Ended(End::Idle),
+                () = idle(limit, || progress(&*entry)) => return Settled::Ended(End::Idle),
                 () = sleep(pause) => {}
             }
             if entry.is_bypassed() {
@@ -261,6 +275,7 @@ impl<'a> Flow<'a> {
             if pause == SETTLE && !connection.is_blocked() && entry.is_settled() {
                 break;
             }
+            entry.follow_own_sockets();
             pause = (pause * 4).min(SETTLE);
         }
         if let Sockets::Settling(connection) = std::mem::replace(&mut self.sockets, Sockets::Closed) {

@@ -125,6 +125,17 @@ pub(super) fn with_late(ways: [Way; 2], late: [&Look; 2]) -> [Way; 2] {
     ]
 }
 
+/// The ways once more, after our own sockets have received and sent more than was known when the flow began.
+pub(super) fn with_stragglers(ways: [Way; 2], looks: [&Look; 2]) -> [Way; 2] {
+    let mut ways = ways;
+    for (way, look) in ways.iter_mut().zip(looks) {
+        way.expected = look.rcv_nxt;
+        // Less while not all is written that has to be delivered.
+        way.own = way.own.max(look.write_seq.wrapping_sub(way.ack_start));
+    }
+    ways
+}
+
 /// What a way begins with, from the first byte on: it is for our own sockets to deliver.
 struct Stretch {
     /// Written to the receiver's socket, and not acknowledged.
@@ -298,6 +309,20 @@ mod tests {
         let late = [Look { rcv_nxt: 1_120, ..client.look }, Look { rcv_nxt: 100, ..backend.look }];
         let [up, down] = with_late([up, down], late.each_ref());
         assert_eq!((up.own, up.expected, down.own, down.expected), (310, 1_120, 135, 100));
+    }
+
+    #[test]
+    fn own_sockets_hear_of_what_came_late() {
+        let way = |ack_start, own, expected| Way { ack_start, own, expected, ..Way::default() };
+        let ways = [way(u32::MAX - 9, 30, 500), way(70, 10, 900)];
+        // 4 bytes more have come from the client, and the backend's socket has sent them; the client's still has to.
+        let looks = [
+            Look { rcv_nxt: 504, write_seq: 5, ..Look::default() },
+            Look { rcv_nxt: 900, write_seq: 84, ..Look::default() },
+        ];
+        let [up, down] = with_stragglers(ways, looks.each_ref());
+        assert_eq!((up.own, up.expected), (30, 504));
+        assert_eq!((down.own, down.expected), (14, 900));
     }
 
     #[test]
