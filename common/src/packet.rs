@@ -14,6 +14,7 @@
 pub mod checksum;
 pub mod flow;
 pub mod header;
+pub mod icmp;
 pub mod look;
 
 /// Names of the maps and programs. The kernel keeps the first 15 bytes of a name, so that is all they have.
@@ -24,7 +25,7 @@ pub mod name {
     pub const RULES: &str = "SNI_RULES";
     /// Array of [`super::flow::State`], by flow. The kernel's while the flow is alive.
     pub const STATES: &str = "SNI_STATES";
-    /// Ring of tokens ([`super::flow::Rules::token`]) of flows that userspace should look at.
+    /// Ring of [`super::Event`].
     pub const EVENTS: &str = "SNI_ENDINGS";
     /// Per-CPU array of one [`super::Totals`].
     pub const TOTALS: &str = "SNI_TOTALS";
@@ -42,8 +43,30 @@ pub mod name {
 /// Flows that the maps have room for unless the loader says otherwise.
 pub const FLOWS: u32 = 16_384;
 
-/// Size of the event ring unless the loader says otherwise: one event takes 16 bytes.
+/// Size of the event ring unless the loader says otherwise: one event takes 24 bytes.
 pub const RING_BYTES: usize = 512 * 1024;
+
+/// [`Event::what`]: the first packet of a way was sent on.
+pub const FIRST: u32 = 1;
+/// [`Event::what`]: a way has ended with FIN.
+pub const FIN: u32 = 2;
+/// [`Event::what`]: the flow may be over, by a reset or with both FINs acknowledged: userspace should look at it. Only this
+/// wakes it; the others wait in the ring until then.
+pub const END: u32 = 4;
+
+/// What a packet was to a flow, told through the ring.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Event {
+    /// Userspace's name of the flow ([`flow::Rules::token`]).
+    pub token: u64,
+    /// [`FIRST`], [`FIN`], [`END`], or several of them.
+    pub what: u32,
+    /// The way of the packet: 0 up, 1 down.
+    pub way: u32,
+}
+
+const _: () = assert!(size_of::<Event>() == 16, "Event has padding");
 
 /// One connection of ours as its incoming packets show it.
 ///
@@ -114,9 +137,11 @@ pub struct Totals {
     pub failed: u64,
     /// Events that found the ring full.
     pub lost_events: u64,
+    /// ICMP errors about packets of flows that were passed on to who sent them.
+    pub errors: u64,
 }
 
-const _: () = assert!(size_of::<Totals>() == 64, "Totals has padding");
+const _: () = assert!(size_of::<Totals>() == 72, "Totals has padding");
 
 #[cfg(feature = "user")]
 impl core::ops::AddAssign for Totals {
@@ -129,6 +154,7 @@ impl core::ops::AddAssign for Totals {
         self.told += other.told;
         self.failed += other.failed;
         self.lost_events += other.lost_events;
+        self.errors += other.errors;
     }
 }
 

@@ -44,9 +44,10 @@ fn render_model(out: &mut String, model: &Model) -> fmt::Result {
 }
 
 fn render_listener(out: &mut String, listener: &Listener, model: &Model) -> fmt::Result {
-    let Listener { name, origin, bind, ports: _, routes, policies } = listener;
+    let Listener { name, origin, bind, mss, ports: _, routes, policies } = listener;
     let addresses = bind.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    writeln!(out, "listener {name} on {addresses} ({origin})")?;
+    let segments = mss.map(|bytes| format!(", segments of {bytes} bytes")).unwrap_or_default();
+    writeln!(out, "listener {name} on {addresses}{segments} ({origin})")?;
     let rows: Vec<_> = routes
         .entries()
         .iter()
@@ -72,7 +73,7 @@ fn render_listener(out: &mut String, listener: &Listener, model: &Model) -> fmt:
 }
 
 fn render_settings(out: &mut String, model: &Model) -> fmt::Result {
-    let Model { datapath, admin, limits, handover, survive, timeouts, .. } = model;
+    let Model { datapath, admin, admin_close, limits, handover, survive, timeouts, .. } = model;
     let datapath = match datapath {
         DatapathKind::Auto => "auto",
         DatapathKind::Sockmap => "sockmap",
@@ -81,6 +82,7 @@ fn render_settings(out: &mut String, model: &Model) -> fmt::Result {
     };
     writeln!(out, "datapath {datapath}")?;
     match admin {
+        Some(admin) if *admin_close => writeln!(out, "admin {admin}, allow_close")?,
         Some(admin) => writeln!(out, "admin {admin}")?,
         None => writeln!(out, "admin nowhere")?,
     }
@@ -99,16 +101,21 @@ fn render_settings(out: &mut String, model: &Model) -> fmt::Result {
         handover.bytes, handover.messages, handover.packet
     )?;
     writeln!(out, "survive {survive}")?;
-    writeln!(
+    write!(
         out,
-        "timeouts hello {:?}, connect {:?}, idle {:?}, keepalive {:?}, unacknowledged {:?}, drain {:?}\n",
+        "timeouts hello {:?}, connect {:?}, idle {:?}, keepalive {:?}, unacknowledged {:?}, drain {:?}",
         timeouts.hello,
         timeouts.connect,
         timeouts.idle,
         timeouts.keepalive,
         timeouts.unacknowledged,
         timeouts.drain
-    )
+    )?;
+    if !timeouts.max_duration.is_zero() {
+        write!(out, ", max_duration {:?}", timeouts.max_duration)?;
+    }
+    out.push_str("\n\n");
+    Ok(())
 }
 
 fn summary(out: &mut String, translation: &Translation) -> fmt::Result {

@@ -23,6 +23,7 @@ use crate::{
 pub(crate) struct Settings {
     pub(crate) datapath: DatapathKind,
     pub(crate) admin: Option<SocketAddr>,
+    pub(crate) admin_close: bool,
     pub(crate) limits: Limits,
     pub(crate) handover: Handover,
     pub(crate) survive: bool,
@@ -45,6 +46,7 @@ pub(crate) struct DraftListener {
     /// What the listener admits at all; a route serves what it has in common with one of these.
     pub(crate) hosts: Vec<HostPattern>,
     pub(crate) policies: Policies,
+    pub(crate) mss: Option<u16>,
     table: RouteTableBuilder,
     /// Names of rules that cannot be served.
     blocked: Vec<(HostPattern, Arc<Rule>)>,
@@ -161,8 +163,19 @@ impl Draft {
                 listener
             })
             .collect();
-        let Settings { datapath, admin, limits, handover, survive, timeouts } = settings;
-        Model { listeners, backends, rules, datapath, admin, limits, handover, survive, timeouts }
+        let Settings { datapath, admin, admin_close, limits, handover, survive, timeouts } = settings;
+        Model {
+            listeners,
+            backends,
+            rules,
+            datapath,
+            admin,
+            admin_close,
+            limits,
+            handover,
+            survive,
+            timeouts,
+        }
     }
 
     fn serves_nothing(&self) -> bool {
@@ -182,7 +195,7 @@ impl DraftListener {
         policies: Policies,
     ) -> Self {
         let (table, blocked) = (RouteTable::builder(), Vec::new());
-        Self { name, origin, bind, hosts, policies, table, blocked }
+        Self { name, origin, bind, hosts, policies, mss: None, table, blocked }
     }
 
     /// Serves the names that `written` and `host` have in common; tells whether there are any.
@@ -210,7 +223,7 @@ impl DraftListener {
     }
 
     fn build(self, ports: Vec<u16>) -> Listener {
-        let Self { name, origin, bind, hosts: _, policies, mut table, blocked } = self;
+        let Self { name, origin, bind, hosts: _, policies, mss, mut table, blocked } = self;
         if !blocked.is_empty() {
             let mut served: HashSet<_> = table.patterns().cloned().collect();
             let mut kept: Vec<_> = blocked
@@ -222,7 +235,7 @@ impl DraftListener {
                 table.insert(pattern.clone(), &pattern, &rule, &Arc::default());
             }
         }
-        Listener { name, origin, bind, ports, routes: table.build(), policies }
+        Listener { name, origin, bind, mss, ports, routes: table.build(), policies }
     }
 }
 

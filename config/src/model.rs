@@ -23,8 +23,10 @@ pub struct Model {
     pub rules: usize,
     /// Which datapath the operator asked for.
     pub datapath: DatapathKind,
-    /// Where `/ready` and `/metrics` are served; nowhere if `None`.
+    /// Where `/ready`, `/metrics` and `/connections` are served; nowhere if `None`.
     pub admin: Option<SocketAddr>,
+    /// Whether connections can be closed there.
+    pub admin_close: bool,
     /// Sizes and counts that bound what one client can cost.
     pub limits: Limits,
     /// When `auto` moves a direction into the kernel.
@@ -44,6 +46,8 @@ pub struct Listener {
     pub origin: Origin,
     /// Addresses to bind, IPv4 and IPv6. `[::]` means IPv6 alone (`IPV6_V6ONLY`): IPv4 has an address of its own.
     pub bind: Vec<SocketAddr>,
+    /// Largest segment to announce to clients, in bytes without options (`TCP_MAXSEG`).
+    pub mss: Option<u16>,
     /// The ports as the configuration has them, which is what routes and `explain --port` mean; they differ from
     /// those in `bind` where `--listen` moved them.
     pub ports: Vec<u16>,
@@ -258,6 +262,8 @@ pub struct Timeouts {
     /// In which a peer must acknowledge what it was sent, or a probe (`TCP_USER_TIMEOUT`, RFC 5482); zero leaves it to
     /// the kernel. It also ends a peer that answers but has taken nothing for so long.
     pub unacknowledged: Duration,
+    /// From accept to the end, however much is moved; zero is for ever.
+    pub max_duration: Duration,
     /// From SIGTERM to the end of the last connection.
     pub drain: Duration,
 }
@@ -270,6 +276,7 @@ impl Default for Timeouts {
             idle: Duration::from_secs(3600),
             keepalive: Duration::from_secs(60),
             unacknowledged: Duration::ZERO,
+            max_duration: Duration::ZERO,
             drain: Duration::from_secs(30),
         }
     }

@@ -13,6 +13,7 @@
 //!       - "[::]:443"
 //!     policies:                    # instead of the ones below, verdict by verdict
 //!       unknown_name: alert
+//!     mss: 1360                    # largest segment to announce to clients, 536 to 32767; default: what the device takes
 //!
 //! # What happens to a connection without a route, by verdict: close (FIN without a byte, the default), reset
 //! # (RST), alert (a fatal TLS alert, then FIN) or {backend: NAME}. For all listeners, also those of Gateways.
@@ -48,7 +49,9 @@
 //!     endpoints: ["[fd00::2]:8443"]
 //!
 //! datapath: auto                   # auto, sockmap, packet or relay
-//! admin: 127.0.0.1:9090            # /ready and /metrics; default: nowhere
+//! admin:                           # default: nowhere; or just the address
+//!   address: 127.0.0.1:9090        # /ready, /metrics and /connections, for whoever gets there
+//!   allow_close: false             # true: connections can be closed there
 //!
 //! limits:
 //!   hello_bytes: 16KiB             # longest hello, 512 to 64KiB
@@ -70,6 +73,7 @@
 //!   idle: 1h                       # without a byte in either direction
 //!   keepalive: 60s                 # of silence before a peer is asked whether it is there; 0s never asks
 //!   unacknowledged: 0s             # in which a peer must acknowledge and take bytes; 0s leaves it to the kernel
+//!   max_duration: 0s               # from accept to the end, however much is moved; 0s is for ever
 //!   drain: 30s                     # from SIGTERM to the end of the last connection
 //! ```
 //!
@@ -129,7 +133,7 @@ impl Native<'_> {
 
     pub(crate) fn add_listeners(&self, draft: &mut Draft, policies: &Policies, sink: &mut Sink) {
         let mut seen: HashMap<&str, &View<'_>> = HashMap::new();
-        for NativeListener { view, name, bind, policies: own } in &self.listeners {
+        for NativeListener { view, name, bind, policies: own, mss } in &self.listeners {
             if let Some(first) = seen.insert(name, view) {
                 twice(view, "listener", name, first, sink);
                 continue;
@@ -151,13 +155,15 @@ impl Native<'_> {
             }
             let mut policies = policies.clone();
             apply(&mut policies, own, draft, sink);
-            draft.listeners.push(DraftListener::new(
+            let mut listener = DraftListener::new(
                 (*name).into(),
                 view.origin(),
                 addresses,
                 vec![HostPattern::Any],
                 policies,
-            ));
+            );
+            listener.mss = *mss;
+            draft.listeners.push(listener);
         }
     }
 

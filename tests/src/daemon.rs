@@ -41,7 +41,8 @@ pub struct Options {
     files: Vec<PathBuf>,
     args: Vec<String>,
     datapath: Option<&'static str>,
-    unprivileged: bool,
+    /// Runs as an ordinary user with these capabilities.
+    capabilities: Option<&'static str>,
 }
 
 impl Options {
@@ -82,7 +83,14 @@ impl Options {
     /// As an ordinary user without capabilities.
     #[must_use]
     pub fn unprivileged(mut self) -> Self {
-        self.unprivileged = true;
+        self.capabilities = Some("-all");
+        self
+    }
+
+    /// As an ordinary user who may load programs and attach them to devices, as in a container with no more than that.
+    #[must_use]
+    pub fn in_a_container(mut self) -> Self {
+        self.capabilities = Some("-all,+net_admin,+bpf,+perfmon");
         self
     }
 
@@ -102,8 +110,31 @@ pub struct Daemon<'lab> {
 impl<'lab> Daemon<'lab> {
     /// Starts it in the lab's middle namespace under the lab's datapath, and waits until it is ready.
     pub fn start(lab: &'lab Lab, options: &Options) -> Result<Self> {
-        let Options { files, args, datapath, unprivileged } = options;
-        let mut command = if *unprivileged { as_nobody(lab)? } else { Command::new(binary()?) };
+        let mut daemon = Self::spawn(lab, options, "snisplice")?;
+        let probe = daemon.lab;
+        daemon.process.wait_ready(|| get(probe, "/ready").is_ok_and(|(status, _)| status == 200))?;
+        // A test of one datapath that runs on another would prove nothing.
+        let expected = options.datapath.unwrap_or(lab.datapath.label());
+        let serves = daemon.serves_with(expected)?;
+        ensure!(expected == "auto" || serves, "the daemon does not serve with {expected}");
+        Ok(daemon)
+    }
+
+    /// Starts one that takes over from the one that runs, and waits until it has. Its log is of this name.
+    pub fn take_over(lab: &'lab Lab, options: &Options, name: &str) -> Result<Self> {
+        let mut daemon = Self::spawn(lab, &options.clone().arg("--takeover"), name)?;
+        let log = lab.dir().join(format!("{name}.log"));
+        daemon.process.wait_ready(|| fs::read_to_string(&log).is_ok_and(|log| log.contains("taken over")))?;
+        Ok(daemon)
+    }
+
+    /// Starts it, and waits for nothing. Its log is of this name.
+    pub fn spawn(lab: &'lab Lab, options: &Options, name: &str) -> Result<Self> {
+        let Options { files, args, datapath, capabilities } = options;
+        let mut command = match capabilities {
+            Some(capabilities) => as_nobody(lab, capabilities)?,
+            None => Command::new(binary()?),
+        };
         command.arg("run");
         for file in files {
             command.arg("-c").arg(file);
@@ -116,15 +147,8 @@ impl<'lab> Daemon<'lab> {
             command.arg("-c").arg(path);
         }
         command.args(["--datapath", datapath.unwrap_or(lab.datapath.option()), "--admin", ADMIN]).args(args);
-        let process = Process::start(&lab.lb, lab.dir(), "snisplice", &mut command)?;
-        let mut daemon = Self { lab, process };
-        let probe = daemon.lab;
-        daemon.process.wait_ready(|| get(probe, "/ready").is_ok_and(|(status, _)| status == 200))?;
-        // A test of one datapath that runs on another would prove nothing.
-        let expected = datapath.unwrap_or(lab.datapath.label());
-        let serves = daemon.serves_with(expected)?;
-        ensure!(expected == "auto" || serves, "the daemon does not serve with {expected}");
-        Ok(daemon)
+        let process = Process::start(&lab.lb, lab.dir(), name, &mut command)?;
+        Ok(Self { lab, process })
     }
 
     /// One scrape of `/metrics`.
@@ -139,6 +163,11 @@ impl<'lab> Daemon<'lab> {
     /// Whether this datapath is in service.
     pub fn serves_with(&self, datapath: &str) -> Result<bool> {
         Ok(self.metrics()?.sum("snisplice_datapath", &[("datapath", datapath)]) == 1)
+    }
+
+    /// Sends a request without a body to the admin address: status and body.
+    pub fn ask(&self, method: &str, target: &str) -> Result<(u16, String)> {
+        ask(self.lab, method, target)
     }
 
     /// Whether `/ready` says so.
@@ -172,13 +201,14 @@ impl<'lab> Daemon<'lab> {
     }
 }
 
-/// The daemon's binary, where everybody may run it, for a user who may do nothing else.
-fn as_nobody(lab: &Lab) -> Result<Command> {
+/// The daemon's binary, where everybody may run it, for a user who has no more than these capabilities.
+fn as_nobody(lab: &Lab, capabilities: &str) -> Result<Command> {
     let copy = lab.dir().join("snisplice");
     fs::copy(binary()?, &copy)?;
     fs::set_permissions(lab.dir(), fs::Permissions::from_mode(0o755))?;
     let mut command = Command::new("setpriv");
-    command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--no-new-privs"]).arg(copy);
+    command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--no-new-privs"]);
+    command.args(["--inh-caps", capabilities, "--ambient-caps", capabilities]).arg(copy);
     Ok(command)
 }
 
@@ -194,8 +224,12 @@ pub fn cli_with(lab: &Lab, subcommand: &str, file: &Path, args: &[&str]) -> Resu
 
 /// `GET path` from the admin address: status and body.
 fn get(lab: &Lab, path: &str) -> Result<(u16, String)> {
+    ask(lab, "GET", path)
+}
+
+fn ask(lab: &Lab, method: &str, target: &str) -> Result<(u16, String)> {
     let mut stream = tcp::connect(&lab.lb, ADMIN)?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {ADMIN}\r\nConnection: close\r\n\r\n")?;
+    write!(stream, "{method} {target} HTTP/1.1\r\nHost: {ADMIN}\r\nConnection: close\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let (head, body) = answer.split_once("\r\n\r\n").context("not an HTTP answer")?;

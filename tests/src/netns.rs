@@ -17,6 +17,8 @@ use nix::{
 
 use crate::process::is_left_behind;
 
+pub mod router;
+
 const PREFIX: &str = "snisplice-";
 
 /// The balancer's address towards the client.

@@ -1,7 +1,8 @@
 //! Runs the end-to-end tests: each in a lab of its own, the same test under every datapath that it is about.
 //!
 //! A test whose needs this machine does not meet is reported as ignored with the reason. With
-//! `SNISPLICE_REQUIRE_ALL=1` it fails instead, so that no test passes by not running where all of them must.
+//! `SNISPLICE_REQUIRE_ALL=1` it fails instead, so that no test passes by not running where all of them must; only what the
+//! running kernel itself lacks ([`Lacking`]) is ignored even then.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -79,6 +80,19 @@ impl std::fmt::Display for Unable {
 
 impl std::error::Error for Unable {}
 
+/// The error of a test of something that the running kernel was built without, which no package could bring. It is ignored
+/// with the reason wherever it happens.
+#[derive(Debug)]
+pub struct Lacking(pub String);
+
+impl std::fmt::Display for Lacking {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Lacking {}
+
 /// Runs `cases` as cargo expects it of a test binary, then looks for faults in the kernel's log.
 #[must_use]
 pub fn run(cases: &[Case]) -> ExitCode {
@@ -122,9 +136,10 @@ fn trial(case: Case, datapath: Datapath, missing: Option<String>) -> Trial {
         let result = catch_unwind(AssertUnwindSafe(|| test(&lab)));
         match result {
             Ok(Ok(())) => Ok(Completion::Completed),
-            Ok(Err(error)) => match error.downcast_ref() {
-                Some(Unable(reason)) => skip(reason),
-                None => Err(format!("{error:#}\n{}", lab.logs()).into()),
+            Ok(Err(error)) => match (error.downcast_ref(), error.downcast_ref()) {
+                (Some(Unable(reason)), _) => skip(reason),
+                (_, Some(Lacking(reason))) => Ok(Completion::ignored_with(reason)),
+                _ => Err(format!("{error:#}\n{}", lab.logs()).into()),
             },
             Err(panic) => {
                 let message = panic.downcast_ref::<String>().map(String::as_str);

@@ -1,12 +1,17 @@
 //! Accounting by ownership: an [`Account`] is opened at accept and records exactly once, when it is dropped.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, OnceCell},
+    os::fd::RawFd,
     rc::Rc,
     sync::Arc,
 };
 
-use crate::metrics::{ListenerCounters, Metrics, NONE};
+use crate::{
+    datapath::packet::stats::Refusal,
+    metrics::{ListenerCounters, Metrics, NONE},
+    roster::Roster,
+};
 
 /// Which way bytes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -40,45 +45,148 @@ impl Carrier {
     }
 }
 
+/// What all accounts of one listener on one worker share.
+#[derive(Debug)]
+pub struct Ledger {
+    metrics: Arc<Metrics>,
+    /// The listener's own counters.
+    pub counters: ListenerCounters,
+    /// Where its connections are found.
+    pub roster: Rc<Roster>,
+}
+
+impl Ledger {
+    /// For the listener of this name.
+    #[must_use]
+    pub fn new(metrics: &Arc<Metrics>, listener: &Arc<str>, roster: &Rc<Roster>) -> Self {
+        Self { metrics: metrics.clone(), counters: metrics.listener(listener), roster: roster.clone() }
+    }
+}
+
 /// One connection's account. The datapath adds bytes as they move, so an error loses no count.
+///
+/// Each open connection has one, for hours perhaps: what is only wanted when somebody looks, such as the addresses, is
+/// asked of the kernel then.
 #[derive(Debug)]
 pub struct Account {
-    metrics: Arc<Metrics>,
-    counters: Rc<ListenerCounters>,
-    route: RefCell<Option<Arc<str>>>,
+    ledger: Rc<Ledger>,
+    route: OnceCell<Arc<str>>,
+    backend: OnceCell<Arc<str>>,
     up: Cell<u64>,
     down: Cell<u64>,
-    carrier: Cell<Option<Carrier>>,
+    in_packets: OnceCell<Box<InPackets>>,
     reason: Cell<&'static str>,
+    /// The client's and the backend's, or -1.
+    sockets: Cell<[RawFd; 2]>,
+    /// See [`Roster`].
+    pub(crate) seat: Cell<u32>,
+    pub(crate) serial: u32,
+    pub(crate) opened: u32,
+    carrier: Cell<Option<Carrier>>,
+    refused: Cell<Option<Refusal>>,
+}
+
+/// Where the kernel counts for a connection that is carried in packets.
+#[derive(Debug, Clone, Copy)]
+pub struct InPackets {
+    /// The flow's place in the maps.
+    pub flow: u32,
+    /// Bytes up and down of before.
+    pub before: (u64, u64),
 }
 
 impl Account {
     /// Opens the account of a connection that was just accepted. Until [`Account::ended`] says otherwise it counts
     /// as `aborted`, which is what a connection is whose future was dropped.
     #[must_use]
-    pub fn open(metrics: &Arc<Metrics>, counters: Rc<ListenerCounters>) -> Self {
-        counters.opened.inc();
-        counters.active.inc();
+    pub fn open(ledger: &Rc<Ledger>) -> Self {
+        ledger.counters.opened.inc();
+        ledger.counters.active.inc();
+        let (serial, opened) = ledger.roster.stamp();
         Self {
-            metrics: metrics.clone(),
-            counters,
-            route: RefCell::new(None),
+            ledger: ledger.clone(),
+            route: OnceCell::new(),
+            backend: OnceCell::new(),
             up: Cell::new(0),
             down: Cell::new(0),
-            carrier: Cell::new(None),
+            in_packets: OnceCell::new(),
             reason: Cell::new("aborted"),
+            sockets: Cell::new([-1, -1]),
+            seat: Cell::new(0),
+            serial,
+            opened,
+            carrier: Cell::new(None),
+            refused: Cell::new(None),
         }
     }
 
     /// The listener that accepted the connection.
     #[must_use]
     pub fn listener(&self) -> &Arc<str> {
-        &self.counters.listener
+        &self.ledger.counters.listener
     }
 
     /// Notes which rule serves the connection.
     pub fn routed(&self, route: Arc<str>) {
-        self.route.replace(Some(route));
+        // Asked once for each connection.
+        let _ = self.route.set(route);
+    }
+
+    /// The rule that serves the connection, once it is known.
+    #[must_use]
+    pub fn route(&self) -> Option<&Arc<str>> {
+        self.route.get()
+    }
+
+    /// Notes the backend to which the connection goes.
+    pub fn goes_to(&self, backend: Arc<str>) {
+        let _ = self.backend.set(backend);
+    }
+
+    /// The backend, once it is known.
+    #[must_use]
+    pub fn backend(&self) -> Option<&Arc<str>> {
+        self.backend.get()
+    }
+
+    /// Notes the numbers of the client's and the backend's socket, which stay open for as long as the connection's future
+    /// is polled; -1 is none.
+    pub fn has_sockets(&self, sockets: [RawFd; 2]) {
+        self.sockets.set(sockets);
+    }
+
+    /// The numbers of the client's and the backend's socket, or -1.
+    #[must_use]
+    pub fn sockets(&self) -> [RawFd; 2] {
+        self.sockets.get()
+    }
+
+    /// Notes where the kernel counts for a connection that goes over to packets, which it does at most once.
+    pub fn is_in_packets(&self, place: InPackets) {
+        let _ = self.in_packets.set(Box::new(place));
+    }
+
+    /// Where the kernel counts for a connection in packets.
+    #[must_use]
+    pub fn in_packets(&self) -> Option<InPackets> {
+        self.in_packets.get().map(|place| **place)
+    }
+
+    /// Notes why packets do not carry the connection.
+    pub fn refused_in_packets(&self, why: Refusal) {
+        self.refused.set(Some(why));
+    }
+
+    /// Why packets do not carry the connection, if that was tried.
+    #[must_use]
+    pub fn refusal(&self) -> Option<Refusal> {
+        self.refused.get()
+    }
+
+    /// What all accounts of the listener share.
+    #[must_use]
+    pub fn ledger(&self) -> &Rc<Ledger> {
+        &self.ledger
     }
 
     /// Adds `bytes` that were delivered to the receiving side's socket.
@@ -117,23 +225,23 @@ impl Default for Account {
     /// An account of its own metrics, for the tests of a datapath.
     fn default() -> Self {
         let metrics = Arc::new(Metrics::new());
-        let counters = Rc::new(metrics.listener(&NONE.into()));
-        Self::open(&metrics, counters)
+        Self::open(&Rc::new(Ledger::new(&metrics, &NONE.into(), &Rc::default())))
     }
 }
 
 impl Drop for Account {
     fn drop(&mut self) {
+        let Ledger { metrics, counters, .. } = &*self.ledger;
         let route = self.route.take().unwrap_or_else(|| NONE.into());
         let datapath = self.carrier.get().map_or(NONE, Carrier::label);
         // In this order, and a scrape reads them in the opposite one: who finds the connection gone, or its end counted,
         // finds its bytes.
         for (direction, bytes) in [("up", self.up.get()), ("down", self.down.get())] {
             if bytes > 0 {
-                self.metrics.moved(&route, datapath, direction, bytes);
+                metrics.moved(&route, datapath, direction, bytes);
             }
         }
-        self.metrics.closed(&self.counters.listener, &route, datapath, self.reason.get());
-        self.counters.active.dec();
+        metrics.closed(&counters.listener, &route, datapath, self.reason.get());
+        counters.active.dec();
     }
 }

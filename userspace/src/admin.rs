@@ -1,21 +1,33 @@
-//! The admin endpoint: read-only HTTP for probes and scrapers, on the main thread, away from the workers.
+//! The admin endpoint: HTTP for probes, scrapers and operators, on the main thread, away from the workers.
+//!
+//! It asks nobody who they are: it is for an address that only operators reach.
 
 use std::{
     convert::Infallible,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
 };
 
 use http_body_util::Full;
 use hyper::{
-    Method, Request, Response, StatusCode, body::Bytes, header, server::conn::http1, service::service_fn,
+    Method, Request, Response, StatusCode,
+    body::Bytes,
+    header::{self, HeaderValue},
+    server::conn::http1,
+    service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpListener;
+use serde::Serialize;
+use tokio::{net::TcpListener, sync::mpsc};
 
-use crate::metrics::Metrics;
+use crate::{
+    connections::{Closed, Filter, Listing, MOST, Query},
+    metrics::Metrics,
+    roster::Request as Asked,
+    worker::Order,
+};
 
 /// Prometheus' current text exposition format.
 const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -27,9 +39,54 @@ pub struct Admin {
     pub metrics: Arc<Metrics>,
     /// Whether new connections are welcome: true from the last bind to the first SIGTERM.
     pub ready: AtomicBool,
+    allow_close: bool,
+    workers: OnceLock<Vec<mpsc::UnboundedSender<Order>>>,
+}
+
+/// What a request is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Target {
+    Ready,
+    Metrics,
+    Connections(Option<u64>),
+    Unknown,
+}
+
+impl Target {
+    fn of(path: &str) -> Self {
+        match path {
+            "/ready" => Self::Ready,
+            "/metrics" => Self::Metrics,
+            "/connections" => Self::Connections(None),
+            _ => {
+                let id = path.strip_prefix("/connections/").and_then(|id| id.parse().ok());
+                id.map_or(Self::Unknown, |id| Self::Connections(Some(id)))
+            }
+        }
+    }
+
+    /// The methods that can be used on it.
+    fn allow(&self) -> &'static str {
+        match self {
+            Self::Connections(_) => "GET, HEAD, DELETE",
+            Self::Ready | Self::Metrics | Self::Unknown => "GET, HEAD",
+        }
+    }
 }
 
 impl Admin {
+    /// Not ready yet.
+    #[must_use]
+    pub fn new(metrics: Arc<Metrics>, allow_close: bool) -> Self {
+        Self { metrics, ready: AtomicBool::new(false), allow_close, workers: OnceLock::new() }
+    }
+
+    /// From now on these workers are asked for their connections.
+    pub fn asks(&self, workers: Vec<mpsc::UnboundedSender<Order>>) {
+        // Only the first time counts; there is no second.
+        let _ = self.workers.set(workers);
+    }
+
     /// Serves until dropped.
     pub async fn serve(self: Arc<Self>, socket: TcpListener) {
         loop {
@@ -44,8 +101,8 @@ impl Admin {
             let admin = self.clone();
             tokio::spawn(async move {
                 let service = service_fn(move |request| {
-                    let response = admin.answer(&request);
-                    async move { Ok::<_, Infallible>(response) }
+                    let admin = admin.clone();
+                    async move { Ok::<_, Infallible>(admin.answer(&request).await) }
                 });
                 let served = http1::Builder::new()
                     .timer(TokioTimer::new())
@@ -57,29 +114,150 @@ impl Admin {
         }
     }
 
-    fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
-        if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n".into());
-        }
-        match request.uri().path() {
-            "/ready" if self.ready.load(Relaxed) => text(StatusCode::OK, "ready\n".into()),
-            "/ready" => text(StatusCode::SERVICE_UNAVAILABLE, "not accepting connections\n".into()),
-            "/metrics" => match self.metrics.encode() {
-                Ok(metrics) => {
-                    let mut response = text(StatusCode::OK, metrics);
-                    let kind = header::HeaderValue::from_static(METRICS_TYPE);
-                    response.headers_mut().insert(header::CONTENT_TYPE, kind);
-                    response
-                }
-                Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
-            },
-            _ => text(StatusCode::NOT_FOUND, "/ready\n/metrics\n".into()),
+    async fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
+        let target = Target::of(request.uri().path());
+        let query = request.uri().query().unwrap_or_default();
+        match (request.method(), &target) {
+            (_, Target::Unknown) => text(StatusCode::NOT_FOUND, "/ready\n/metrics\n/connections\n".into()),
+            (&Method::GET | &Method::HEAD, Target::Ready) => self.ready(),
+            (&Method::GET | &Method::HEAD, Target::Metrics) => self.metrics(),
+            (&Method::GET | &Method::HEAD, Target::Connections(id)) => self.list(*id, query).await,
+            (&Method::DELETE, Target::Connections(id)) => self.close(*id, query).await,
+            _ => {
+                let mut response = text(StatusCode::METHOD_NOT_ALLOWED, format!("only {}\n", target.allow()));
+                response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(target.allow()));
+                response
+            }
         }
     }
+
+    fn ready(&self) -> Response<Full<Bytes>> {
+        if self.ready.load(Relaxed) {
+            text(StatusCode::OK, "ready\n".into())
+        } else {
+            text(StatusCode::SERVICE_UNAVAILABLE, "not accepting connections\n".into())
+        }
+    }
+
+    fn metrics(&self) -> Response<Full<Bytes>> {
+        match self.metrics.encode() {
+            Ok(metrics) => of_type(METRICS_TYPE, text(StatusCode::OK, metrics)),
+            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+        }
+    }
+
+    async fn list(&self, id: Option<u64>, query: &str) -> Response<Full<Bytes>> {
+        let Query { filter, limit } = match Query::parse(query) {
+            Ok(query) => query,
+            Err(why) => return text(StatusCode::BAD_REQUEST, format!("{why}\n")),
+        };
+        let filter = Filter { id, ..filter };
+        let limit = limit.unwrap_or(MOST);
+        // One more than wanted tells that there are more.
+        let most = limit.saturating_add(1);
+        let parts = self.ask(|reply| Asked::List { filter: filter.clone(), most, reply }).await;
+        let mut connections: Vec<_> = parts.into_iter().flatten().collect();
+        if id.is_some() && connections.is_empty() {
+            return text(StatusCode::NOT_FOUND, "there is no such connection\n".into());
+        }
+        connections.sort_by_key(|one| one.id);
+        let more = connections.len() > limit;
+        connections.truncate(limit);
+        json(&Listing { connections, more })
+    }
+
+    async fn close(&self, id: Option<u64>, query: &str) -> Response<Full<Bytes>> {
+        if !self.allow_close {
+            let remedy = "closing is not allowed here: start with --admin-close, or set admin.allow_close\n";
+            return text(StatusCode::FORBIDDEN, remedy.into());
+        }
+        let filter = match Query::parse(query) {
+            Ok(Query { limit: Some(_), .. }) => {
+                return text(StatusCode::BAD_REQUEST, "a limit is for GET only\n".into());
+            }
+            Ok(Query { filter, limit: None }) => Filter { id, ..filter },
+            Err(why) => return text(StatusCode::BAD_REQUEST, format!("{why}\n")),
+        };
+        if filter.is_empty() {
+            let which = "say which: /connections/ID, or a filter such as /connections?backend=NAME\n";
+            return text(StatusCode::BAD_REQUEST, which.into());
+        }
+        let closed = self.ask(|reply| Asked::Close { filter: filter.clone(), reply }).await.into_iter().sum();
+        tracing::info!(?filter, closed, "admin: closing connections");
+        if id.is_some() && closed == 0 {
+            return text(StatusCode::NOT_FOUND, "there is no such connection\n".into());
+        }
+        json(&Closed { closed })
+    }
+
+    /// Asks all workers, and waits for their answers. One that has ended has none.
+    async fn ask<T>(&self, request: impl Fn(mpsc::UnboundedSender<T>) -> Asked) -> Vec<T> {
+        let (reply, mut replies) = mpsc::unbounded_channel();
+        for worker in self.workers.get().into_iter().flatten() {
+            let _ = worker.send(Order::Ask(request(reply.clone())));
+        }
+        drop(reply);
+        let mut answers = Vec::new();
+        while let Some(answer) = replies.recv().await {
+            answers.push(answer);
+        }
+        answers
+    }
+}
+
+fn json(value: &impl Serialize) -> Response<Full<Bytes>> {
+    match serde_json::to_string(value) {
+        Ok(body) => of_type("application/json", text(StatusCode::OK, body + "\n")),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+    }
+}
+
+fn of_type(kind: &'static str, mut response: Response<Full<Bytes>>) -> Response<Full<Bytes>> {
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
 }
 
 fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn ask(allow_close: bool, method: Method, uri: &str) -> Response<Full<Bytes>> {
+        let admin = Admin::new(Arc::new(Metrics::new()), allow_close);
+        admin.answer(&Request::builder().method(method).uri(uri).body(()).unwrap()).await
+    }
+
+    #[tokio::test]
+    async fn every_request_has_its_status() {
+        for (allow_close, method, uri, status) in [
+            (false, Method::GET, "/connections", 200),
+            (false, Method::HEAD, "/connections?limit=3", 200),
+            (false, Method::GET, "/connections?surprise=1", 400),
+            (false, Method::GET, "/connections/7", 404),
+            (false, Method::GET, "/connections/x", 404),
+            (false, Method::GET, "/", 404),
+            (false, Method::GET, "/ready", 503),
+            (false, Method::GET, "/metrics", 200),
+            (false, Method::DELETE, "/connections/7", 403),
+            (false, Method::DELETE, "/connections", 403),
+            (true, Method::DELETE, "/connections", 400),
+            (true, Method::DELETE, "/connections?limit=1", 400),
+            (true, Method::DELETE, "/connections?carrier=fast", 400),
+            (true, Method::DELETE, "/connections?backend=shop", 200),
+            (true, Method::DELETE, "/connections/7", 404),
+            (true, Method::POST, "/connections", 405),
+            (true, Method::DELETE, "/metrics", 405),
+        ] {
+            let response = ask(allow_close, method.clone(), uri).await;
+            assert_eq!(response.status().as_u16(), status, "{method} {uri}");
+        }
+        let refused = ask(true, Method::POST, "/connections").await;
+        assert_eq!(refused.headers()[header::ALLOW], "GET, HEAD, DELETE");
+        assert_eq!(ask(true, Method::PUT, "/ready").await.headers()[header::ALLOW], "GET, HEAD");
+    }
 }

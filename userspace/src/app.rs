@@ -5,11 +5,8 @@
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    net::{SocketAddr, TcpListener as StdListener},
+    sync::{Arc, atomic::Ordering::Relaxed},
     thread,
     time::Duration,
 };
@@ -18,10 +15,9 @@ use anyhow::{Context as _, anyhow};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use snisplice_config::{Severity, Translation, model::Model};
 use tokio::{
-    net::TcpListener,
     runtime,
     signal::unix::{Signal, SignalKind, signal},
-    sync::Semaphore,
+    sync::{Semaphore, mpsc},
     task::JoinHandle,
     time::timeout,
 };
@@ -30,14 +26,22 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     admin::Admin,
     cli::Run,
-    datapath::{Factory, wants_same_host},
+    datapath::{Factory, places, wants_same_host},
     kernel::packet::Programs,
     listener::{self, Bound},
     metrics::Metrics,
     resolve, source,
     state::{Current, Live},
+    takeover::{
+        door::{Door, Visit},
+        heir::Heir,
+    },
     worker::{self, Order, Shared},
 };
+
+use self::succession::Endpoint;
+
+mod succession;
 
 /// A running balancer.
 pub struct App {
@@ -46,8 +50,12 @@ pub struct App {
     current: Arc<Current>,
     metrics: Arc<Metrics>,
     admin: Arc<Admin>,
+    endpoint: Option<Endpoint>,
     workers: Vec<worker::Handle>,
-    listening: BTreeMap<SocketAddr, Arc<str>>,
+    listening: BTreeMap<SocketAddr, listener::Front>,
+    /// The workers' sockets once more, for who takes over.
+    sockets: BTreeMap<SocketAddr, Vec<StdListener>>,
+    visits: mpsc::UnboundedReceiver<Visit>,
     resolving: JoinHandle<()>,
     /// What carries packets.
     programs: Option<Arc<Programs>>,
@@ -86,44 +94,58 @@ impl App {
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
         let guard = runtime.enter();
         let mut metrics = Metrics::new();
-        let datapath = Factory::choose(&model, &mut metrics)?;
+        let own_name = options.takeover_name.as_deref();
+        let mut heir = if options.takeover { Heir::find(own_name)? } else { None };
+        let pins = match &mut heir {
+            Some(heir) if model.survive => heir.pins(places(&model))?,
+            _ => None,
+        };
+        let jointly = pins.is_some();
+        let datapath = Factory::choose(&model, &mut metrics, pins)?;
         let metrics = Arc::new(metrics);
         metrics.serves_with(datapath.label());
         metrics.config_generation.set(1);
 
-        // Before anything is bound: their ports are in use.
-        let orphans = datapath.orphans(&model, &metrics)?;
         let programs = datapath.programs().cloned();
+        let jointly = jointly && programs.as_ref().is_some_and(|programs| programs.survives());
+        // Before anything is bound: their ports are in use. Those of a process that lives stay with it for now.
+        let mut orphans = if heir.is_some() { None } else { datapath.orphans(&model, &metrics, None)? };
         let count = workers(&model);
         let permits = Arc::new(Semaphore::new(model.limits.connections));
-        let admin_address = model.admin;
+        let (admin_address, allow_close) = (model.admin, model.admin_close);
         let live = Arc::new(Live::new(model, 1));
         runtime.block_on(resolve::resolve(&live));
         let resolving = runtime.spawn(resolve::keep_resolving(live.clone()));
 
         let mut bound = Vec::new();
-        for (address, listener) in listener::wanted(&live.model) {
-            bound.push(listener::bind(&listener, address, count)?);
+        for (address, front) in listener::wanted(&live.model) {
+            bound.push(match heir.as_mut().and_then(|heir| heir.sockets(address)) {
+                Some(sockets) => listener::complete(&front, address, sockets, count)?,
+                None => listener::bind(&front, address, count)?,
+            });
         }
-        let admin = Arc::new(Admin { metrics: metrics.clone(), ready: AtomicBool::new(false) });
+        let admin = Arc::new(Admin::new(metrics.clone(), allow_close));
+        let mut endpoint = None;
         if let Some(address) = admin_address {
-            let socket = runtime.block_on(TcpListener::bind(address)).with_context(|| {
-                format!("cannot serve the admin endpoint on {address}; choose another address with --admin")
-            })?;
-            tracing::info!(address = %socket.local_addr()?, "admin endpoint");
-            runtime.spawn(admin.clone().serve(socket));
+            let inherited = heir.as_mut().and_then(|heir| heir.admin(address));
+            endpoint = Some(Endpoint::bind(address, inherited)?);
+        }
+        if let Some(heir) = &heir {
+            let alive = heir.prepare(jointly)?;
+            // If it has ended meanwhile, all that it has left is ours.
+            let alive = if jointly { alive } else { None };
+            orphans = datapath.orphans(&live.model, &metrics, alive)?;
         }
 
         let current = Arc::new(Current::from(live));
-        let shared = Shared { current: current.clone(), metrics: metrics.clone(), datapath, permits };
+        let shared =
+            Shared { current: current.clone(), metrics: metrics.clone(), datapath, workers: count, permits };
         let workers = (0..count)
             .map(|index| worker::Handle::start(index, shared.clone()))
             .collect::<Result<Vec<_>, _>>()
             .context("cannot start a worker")?;
-        let orphans = orphans.map(|orphans| {
-            let stop = CancellationToken::new();
-            Watch { task: runtime.spawn(orphans.watch(stop.clone())), stop }
-        });
+        admin.asks(workers.iter().map(|worker| worker.orders.clone()).collect());
+        let endpoint = endpoint.map(|endpoint| endpoint.serve(&admin, &runtime));
         drop(guard);
         let mut app = Self {
             runtime,
@@ -131,16 +153,25 @@ impl App {
             current,
             metrics,
             admin,
+            endpoint,
             workers,
             listening: BTreeMap::new(),
+            sockets: BTreeMap::new(),
+            visits: mpsc::unbounded_channel().1,
             resolving,
             programs,
-            orphans,
+            orphans: None,
         };
         for bound in bound {
-            app.listen(bound);
+            app.listen(bound)?;
         }
         app.admin.ready.store(true, Relaxed);
+        let (door, flows) = app.succeed(heir, jointly)?;
+        app.orphans = orphans.map(|orphans| {
+            let stop = CancellationToken::new();
+            Watch { task: app.runtime.spawn(orphans.watch(stop.clone(), flows)), stop }
+        });
+        app.visits = Door::open(app.options.takeover_name.as_deref(), door);
         Ok(app)
     }
 
@@ -150,12 +181,33 @@ impl App {
             let _guard = self.runtime.enter();
             Signals::new()?
         };
-        while let Asked::Reload = self.runtime.block_on(signals.next()) {
-            self.reload();
-        }
+        let succeeded = loop {
+            let asked = async {
+                tokio::select! {
+                    asked = signals.next() => asked,
+                    Some(visit) = self.visits.recv() => Asked::Takeover(visit),
+                }
+            };
+            match self.runtime.block_on(asked) {
+                Asked::Reload => self.reload(),
+                Asked::Stop => break false,
+                Asked::Takeover(visit) => {
+                    if self.receive(visit) {
+                        break true;
+                    }
+                }
+            }
+        };
+        // Whoever asks from now on is told so.
+        self.visits.close();
+        self.sockets.clear();
         self.admin.ready.store(false, Relaxed);
         let patience = self.current.load().model.timeouts.drain;
-        tracing::info!(?patience, "stopping: no new connections; waiting for the open ones");
+        if succeeded {
+            tracing::info!(?patience, "another process has taken over; waiting for the open connections");
+        } else {
+            tracing::info!(?patience, "stopping: no new connections; waiting for the open ones");
+        }
         self.order_all(|| Order::Drain(patience));
         let orphans = self.orphans.take();
         let orphans = async {
@@ -182,17 +234,22 @@ impl App {
         if let Some(programs) = &self.programs {
             programs.unpin();
         }
-        tracing::info!("stopped");
+        let moved = |direction| self.metrics.total("bytes", &format!("direction=\"{direction}\""));
+        tracing::info!(bytes_up = moved("up"), bytes_down = moved("down"), "stopped");
         Ok(())
     }
 
-    fn listen(&mut self, bound: Bound) {
-        let Bound { listener, wanted, address, sockets } = bound;
+    fn listen(&mut self, bound: Bound) -> anyhow::Result<()> {
+        let Bound { front, wanted, address, sockets } = bound;
+        let listener = &front.listener;
         tracing::info!(%listener, %address, "listening");
-        for (worker, socket) in self.workers.iter().zip(sockets) {
+        let copies = sockets.iter().map(StdListener::try_clone).collect::<Result<_, _>>();
+        self.sockets.insert(wanted, copies.context("cannot keep a listening socket")?);
+        for (worker, socket) in self.workers.iter().cycle().zip(sockets) {
             let _ = worker.orders.send(Order::Listen { listener: listener.clone(), wanted, socket });
         }
-        self.listening.insert(wanted, listener);
+        self.listening.insert(wanted, front);
+        Ok(())
     }
 
     fn order_all(&self, order: impl Fn() -> Order) {
@@ -229,8 +286,8 @@ impl App {
         let (moved, fresh): (Vec<_>, Vec<_>) =
             changes.added.into_iter().partition(|(address, _)| self.listening.contains_key(address));
         let mut bound = Vec::new();
-        for (address, listener) in fresh {
-            bound.push(listener::bind(&listener, address, self.workers.len())?);
+        for (address, front) in fresh {
+            bound.push(listener::bind(&front, address, self.workers.len())?);
         }
         let generation = former.generation + 1;
         let live = Arc::new(Live::new(model, generation));
@@ -242,16 +299,17 @@ impl App {
         for address in changes.removed {
             self.order_all(|| Order::Unlisten(address));
             self.listening.remove(&address);
+            self.sockets.remove(&address);
             tracing::info!(%address, "no longer listening");
         }
-        for (address, listener) in moved {
-            match rebind(&listener, address, self.workers.len()) {
+        for (address, front) in moved {
+            match rebind(&front, address, self.workers.len()) {
                 Ok(socket) => bound.push(socket),
                 Err(error) => tracing::error!("{error}"),
             }
         }
         for bound in bound {
-            self.listen(bound);
+            self.listen(bound)?;
         }
         self.metrics.config_generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
         for line in report.lines() {
@@ -271,14 +329,18 @@ fn warnings(translation: &Translation) -> String {
 }
 
 /// Binds an address that the workers are about to close.
-fn rebind(listener: &Arc<str>, address: SocketAddr, workers: usize) -> Result<Bound, listener::BindError> {
+fn rebind(
+    front: &listener::Front,
+    address: SocketAddr,
+    workers: usize,
+) -> Result<Bound, listener::BindError> {
     for _ in 0..50 {
-        if let Ok(bound) = listener::bind(listener, address, workers) {
+        if let Ok(bound) = listener::bind(front, address, workers) {
             return Ok(bound);
         }
         thread::sleep(Duration::from_millis(10));
     }
-    listener::bind(listener, address, workers)
+    listener::bind(front, address, workers)
 }
 
 /// What the command line says wins over the files.
@@ -289,6 +351,7 @@ fn override_with(model: &mut Model, options: &Run) {
     if options.admin.is_some() {
         model.admin = options.admin;
     }
+    model.admin_close |= options.admin_close;
 }
 
 /// Settings that differ but are fixed for the life of the process.
@@ -306,7 +369,7 @@ fn needs_restart(now: &Model, then: &Model) -> Vec<&'static str> {
     if wants_same_host(then) && !wants_same_host(now) {
         settings.push("same_host");
     }
-    if now.admin != then.admin {
+    if (now.admin, now.admin_close) != (then.admin, then.admin_close) {
         settings.push("admin");
     }
     if now.limits.workers != then.limits.workers {
@@ -359,6 +422,7 @@ async fn finished(workers: &[worker::Handle]) {
 enum Asked {
     Reload,
     Stop,
+    Takeover(Visit),
 }
 
 struct Signals {

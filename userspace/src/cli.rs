@@ -5,6 +5,8 @@ use std::{net::SocketAddr, path::PathBuf};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use snisplice_config::{Listen, Resolve, model::DatapathKind};
 
+use crate::{account::Carrier, connections::MOST};
+
 /// TLS passthrough load balancer whose bytes move inside the kernel.
 #[derive(Debug, Parser)]
 #[command(version, arg_required_else_help = true)]
@@ -25,6 +27,10 @@ pub enum Command {
     Explain(Explain),
     /// Tell what this kernel can do, each probe with its result and remedy
     Probe,
+    /// List the open connections of a running balancer
+    Connections(Connections),
+    /// End connections of a running balancer; both peers see a reset
+    Close(Close),
 }
 
 /// Where the configuration comes from.
@@ -50,9 +56,18 @@ pub struct Run {
     /// Overrides the configured datapath
     #[arg(long, value_enum)]
     pub datapath: Option<Datapath>,
-    /// Overrides the address on which /ready and /metrics are served
+    /// Overrides the address on which /ready, /metrics and /connections are served, for whoever gets there
     #[arg(long, value_name = "ADDR")]
     pub admin: Option<SocketAddr>,
+    /// Take the place of the process that serves here, if there is one, without a connection lost
+    #[arg(long)]
+    pub takeover: bool,
+    /// The name by which processes that take over find each other, for several daemons in one network namespace
+    #[arg(long, value_name = "NAME")]
+    pub takeover_name: Option<String>,
+    /// Lets connections be closed on that address
+    #[arg(long)]
+    pub admin_close: bool,
     /// What to log, such as `info` or `snisplice=debug`
     #[arg(long, value_name = "FILTER", env = "SNISPLICE_LOG", default_value = "info")]
     pub log: String,
@@ -73,6 +88,52 @@ pub struct Explain {
     /// Only listeners on this port
     #[arg(long)]
     pub port: Option<u16>,
+}
+
+/// Where a running balancer is asked.
+#[derive(Debug, Clone, Args)]
+pub struct Ask {
+    /// Its admin address
+    #[arg(long, value_name = "ADDR")]
+    pub admin: SocketAddr,
+}
+
+/// `snisplice connections`.
+#[derive(Debug, Clone, Args)]
+pub struct Connections {
+    /// Whom to ask.
+    #[command(flatten)]
+    pub ask: Ask,
+    /// Only those that this listener accepted
+    #[arg(long, value_name = "NAME")]
+    pub listener: Option<String>,
+    /// Only those to this backend
+    #[arg(long, value_name = "NAME")]
+    pub backend: Option<String>,
+    /// Only those that are carried so: relay, sockmap or packet
+    #[arg(long, value_name = "HOW")]
+    pub carrier: Option<Carrier>,
+    /// At most so many
+    #[arg(long, value_name = "COUNT", default_value_t = MOST)]
+    pub limit: usize,
+    /// Print what the balancer answers, as it is
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `snisplice close`.
+#[derive(Debug, Clone, Args)]
+#[command(group = clap::ArgGroup::new("which").required(true).args(["ids", "backend"]))]
+pub struct Close {
+    /// Whom to ask.
+    #[command(flatten)]
+    pub ask: Ask,
+    /// Numbers of connections, as `connections` prints them
+    #[arg(value_name = "ID")]
+    pub ids: Vec<u64>,
+    /// All connections to this backend
+    #[arg(long, value_name = "NAME")]
+    pub backend: Option<String>,
 }
 
 /// Which datapath to use.

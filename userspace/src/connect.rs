@@ -1,13 +1,19 @@
 //! Connects to the first endpoint of a backend that answers.
 
-use std::{io, net::SocketAddr, os::fd::AsFd as _, time::Duration};
-
-use thiserror::Error;
-use tokio::{
-    io::Interest,
-    net::{TcpSocket, TcpStream},
-    time::timeout,
+use std::{
+    io,
+    net::{SocketAddr, TcpStream as StdStream},
+    os::fd::AsFd as _,
+    time::Duration,
 };
+
+use rustix::{
+    io::Errno,
+    net::{AddressFamily, SocketFlags, SocketType, bind, socket_with},
+};
+use socket2::SockRef;
+use thiserror::Error;
+use tokio::{io::Interest, net::TcpStream, time::timeout};
 
 use crate::{datapath::Datapath, session::Service, socket, state::Backend};
 
@@ -73,7 +79,7 @@ pub async fn connect(
     let mut last = None;
     for address in backend.candidates() {
         let attempt = async {
-            match timeout(limit, connect_to(backend, address, &*service.datapath)).await {
+            match timeout(limit, connect_to(backend, address, client, &*service.datapath)).await {
                 Ok(result) => result,
                 Err(_) => Err(io::ErrorKind::TimedOut.into()),
             }
@@ -96,17 +102,43 @@ pub async fn connect(
     Err(last.unwrap_or_else(|| ConnectError::NoEndpoint { backend: backend.name.to_string() }))
 }
 
-async fn connect_to(backend: &Backend, address: SocketAddr, datapath: &dyn Datapath) -> io::Result<Upstream> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+async fn connect_to(
+    backend: &Backend,
+    address: SocketAddr,
+    client: &TcpStream,
+    datapath: &dyn Datapath,
+) -> io::Result<Upstream> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = StdStream::from(socket_with(family, SocketType::STREAM, flags, None)?);
     socket.set_nodelay(true)?;
     if let Some(source) = backend.source_for(address) {
         socket::set_bind_address_no_port(&socket)?;
-        socket.bind(SocketAddr::new(source, 0))?;
+        bind(&socket, &SocketAddr::new(source, 0))?;
     }
     // The hello is at hand, so its packet may complete the handshake, and the bare acknowledgement before it is spared.
     let _ = socket::expect_to_answer(&socket);
     let announced = backend.same_host && datapath.announce(socket.as_fd());
-    let stream = socket.connect(address).await?;
+    // What is announced or goes over loopback will not be sent on in packets.
+    if !announced
+        && !address.ip().is_loopback()
+        && let Some(bytes) = datapath.largest_segment(client.as_fd())
+    {
+        // More than any device takes is no bound, and refused.
+        let _ = SockRef::from(&socket).set_tcp_mss(bytes);
+    }
+    match rustix::net::connect(&socket, &address) {
+        Ok(()) | Err(Errno::INPROGRESS) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let stream = TcpStream::from_std(socket)?;
+    // The runtime's own connect asks the socket for an error in any case.
+    let ready = stream.ready(Interest::WRITABLE | Interest::ERROR).await?;
+    if (ready.is_error() || ready.is_write_closed())
+        && let Some(error) = stream.take_error()?
+    {
+        return Err(error);
+    }
     Ok(Upstream { stream, address, announced })
 }
 

@@ -1,6 +1,7 @@
 //! The seam between one connection's story and the way its bytes move.
 
 use std::{
+    collections::BTreeSet,
     future::Future,
     io,
     os::fd::{BorrowedFd, OwnedFd},
@@ -20,7 +21,8 @@ use crate::{
     kernel::{
         self, Kernel,
         packet::{Pins, Programs},
-        probe, same_host,
+        probe::{self, ProbeResult, packet::Trial},
+        same_host,
     },
     liveness::Liveness,
     metrics::{Metrics, kernel::KernelCounters, packet::PacketCounters, same_host::SameHostCounters},
@@ -47,9 +49,21 @@ pub trait Datapath {
         false
     }
 
+    /// Largest segment (without options) that a connection for `client` should announce to its backend, so that what the
+    /// backend sends can be sent on as it is.
+    fn largest_segment(&self, _client: BorrowedFd<'_>) -> Option<u32> {
+        None
+    }
+
     /// Carries the pair to its end. Both sockets are closed (or reset) when the future resolves; dropping the
     /// future closes both at once.
     fn relay<'a>(&'a self, pair: Pair, account: &'a Account) -> Carry<'a>;
+
+    /// Bytes up and down so far of a connection that it carries, for whoever looks: what the account knows, and what the
+    /// kernel has moved since it last asked.
+    fn moved(&self, account: &Account) -> (u64, u64) {
+        account.bytes()
+    }
 }
 
 /// The future of [`Datapath::relay`]. Boxed once per connection, next to a connect(2).
@@ -75,6 +89,19 @@ pub struct Pair {
     pub hello: Vec<u8>,
     /// Whether the backend's side was announced ([`Datapath::announce`]).
     pub same_host: bool,
+    /// What the backend's socket is still to be given, which a short connection is spared; the client's has it from the
+    /// listening one.
+    pub liveness: Option<Rc<Liveness>>,
+}
+
+impl Pair {
+    /// Has the kernel look after the backend's socket now.
+    pub fn watch(&mut self) {
+        if let Some(liveness) = self.liveness.take() {
+            // Where it fails, a peer that is gone is noticed later.
+            let _ = liveness.apply(&self.backend);
+        }
+    }
 }
 
 /// How a connection ended.
@@ -92,6 +119,8 @@ pub enum End {
     BackendLost,
     /// No byte in either direction for the idle timeout.
     Idle,
+    /// Another process goes on with it.
+    HandedOver,
     /// The socket of one side failed in another way.
     Failed(io::Error),
 }
@@ -127,6 +156,7 @@ impl End {
             Self::ClientLost => "client_lost",
             Self::BackendLost => "backend_lost",
             Self::Idle => "idle_timeout",
+            Self::HandedOver => "handed_over",
             Self::Failed(_) => "io_error",
         }
     }
@@ -173,16 +203,19 @@ impl Factory {
     ///
     /// `auto` tries the kernel out first and relays where anything is amiss; `sockmap` and `packet` refuse to start
     /// there.
-    pub fn choose(model: &Model, metrics: &mut Metrics) -> anyhow::Result<Self> {
+    ///
+    /// With `pins`, those of a process that is taken over from, flows share its maps.
+    pub fn choose(model: &Model, metrics: &mut Metrics, pins: Option<Pins>) -> anyhow::Result<Self> {
         let chosen = match model.datapath {
             DatapathKind::Relay => Chosen::Relay,
             DatapathKind::Sockmap => {
                 Chosen::Sockmap(sockmap_of(model).context("datapath sockmap cannot serve here")?)
             }
             DatapathKind::Packet => {
-                Chosen::Packet(packet_of(model).context("datapath packet cannot serve here")?)
+                let packet = packet_of(model, Trial::begin(), pins);
+                Chosen::Packet(packet.context("datapath packet cannot serve here")?)
             }
-            DatapathKind::Auto => adaptive_of(model),
+            DatapathKind::Auto => adaptive_of(model, pins),
         };
         let (programs, kernel) = match &chosen {
             Chosen::Relay => (None, None),
@@ -213,11 +246,17 @@ impl Factory {
         }
     }
 
-    /// Flows of an earlier process, to be watched from now on; see [`packet::orphan`].
-    pub fn orphans(&self, model: &Model, metrics: &Arc<Metrics>) -> anyhow::Result<Option<Orphans>> {
+    /// Flows of an earlier process, to be watched from now on; see [`packet::orphan`]. Those of a process that lives,
+    /// which are in these places, come by and by.
+    pub fn orphans(
+        &self,
+        model: &Model,
+        metrics: &Arc<Metrics>,
+        alive: Option<BTreeSet<u32>>,
+    ) -> anyhow::Result<Option<Orphans>> {
         let Some(programs) = self.programs().filter(|programs| programs.survives()) else { return Ok(None) };
         let liveness = Liveness::of(&model.timeouts);
-        let orphans = Orphans::take(programs, self.idle, &liveness, metrics);
+        let orphans = Orphans::take(programs, self.idle, liveness, metrics, alive);
         orphans.map(Some).context("cannot take over the flows of an earlier process")
     }
 
@@ -245,7 +284,7 @@ impl Factory {
             Chosen::Adaptive(programs, kernel, rule) => {
                 let packet = programs.as_ref().map(packet).transpose()?;
                 let sockmap = kernel.as_ref().map(sockmap).transpose()?;
-                Rc::new(adaptive::Adaptive::new(relay.clone(), packet, sockmap, *rule))
+                Rc::new(adaptive::Adaptive::new(&relay, packet, sockmap, *rule))
             }
             Chosen::Packet(programs) => Rc::new(packet(programs)?),
         })
@@ -253,13 +292,14 @@ impl Factory {
 }
 
 /// Whatever of the two this kernel can do, or else the relay.
-fn adaptive_of(model: &Model) -> Chosen {
-    let programs = if model.handover.packet {
-        packet_of(model).inspect_err(|error| tracing::warn!("not carrying packets: {error:#}")).ok()
-    } else {
-        None
-    };
+fn adaptive_of(model: &Model, pins: Option<Pins>) -> Chosen {
+    // Its experiments are made beside the others.
+    let trial = model.handover.packet.then(Trial::begin);
     let kernel = sockmap_of(model).inspect_err(|error| tracing::warn!("not redirecting: {error:#}")).ok();
+    let programs = trial.and_then(|trial| {
+        let packet = packet_of(model, trial, pins);
+        packet.inspect_err(|error| tracing::warn!("not carrying packets: {error:#}")).ok()
+    });
     if programs.is_none() && kernel.is_none() {
         tracing::warn!("relaying in userspace");
         return Chosen::Relay;
@@ -267,13 +307,23 @@ fn adaptive_of(model: &Model) -> Chosen {
     Chosen::Adaptive(programs, kernel, model.handover)
 }
 
-/// Loads what carries packets, with room for flows that are over but linger, and tries it out.
-fn packet_of(model: &Model) -> anyhow::Result<Arc<Programs>> {
-    let flows = model.limits.connections.saturating_mul(2);
-    let flows = u32::try_from(flows).unwrap_or(u32::MAX).clamp(16, 1 << 22);
-    let programs = Programs::load_with(flows, if model.survive { pins() } else { None })?;
+/// Loads what carries packets, with room for flows that are over but linger, where the `trial` shows nothing against it.
+fn packet_of(model: &Model, trial: Trial, inherited: Option<Pins>) -> anyhow::Result<Arc<Programs>> {
+    let report = trial.finish();
+    anyhow::ensure!(report.passed(), "this kernel does not do it well enough:\n{}", report.describe_packet());
+    for ProbeResult { name, outcome, .. } in report.untried() {
+        tracing::info!(name, ?outcome, "carrying packets, which could not be tried out");
+    }
+    let pins = if model.survive { inherited.or_else(pins) } else { None };
+    let programs = Programs::load_with(places(model), pins)?;
     programs.probe()?;
     Ok(programs)
+}
+
+/// Places for flows in packets.
+pub(crate) fn places(model: &Model) -> u32 {
+    let flows = model.limits.connections.saturating_mul(2);
+    u32::try_from(flows).unwrap_or(u32::MAX).clamp(16, 1 << 22)
 }
 
 /// What makes flows outlive the process; where it cannot be had, they end with it.

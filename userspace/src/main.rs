@@ -10,6 +10,7 @@ use clap::Parser as _;
 use snisplice::{
     app::App,
     cli::{Cli, Command, Explain, LogFormat, Run},
+    command,
     kernel::probe,
     source,
 };
@@ -53,10 +54,19 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Probe => {
             let report = probe::run_all();
             print(&report.to_string())?;
+            print(&probe::packet::Trial::begin().finish().describe_packet())?;
             if report.passed() {
                 print(&probe::same_host::run().describe_same_host())?;
             }
             Ok(if report.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Command::Connections(options) => {
+            print(&command::connections(&options)?)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Close(options) => {
+            print(&command::close(&options)?)?;
+            Ok(ExitCode::SUCCESS)
         }
     }
 }

@@ -159,6 +159,15 @@ impl Metrics {
         Ok(text)
     }
 
+    /// The sum of all samples of the counter `name` that have `label`, which is written as in the text.
+    #[must_use]
+    pub fn total(&self, name: &str, label: &str) -> u64 {
+        let series = format!("snisplice_{name}_total{{");
+        let text = self.encode().unwrap_or_default();
+        let samples = text.lines().filter(|line| line.starts_with(&series) && line.contains(label));
+        samples.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok()).sum()
+    }
+
     /// Notes which datapath serves.
     pub fn serves_with(&self, datapath: &'static str) {
         self.datapath.get_or_create(&InService { datapath }).set(1);

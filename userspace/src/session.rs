@@ -1,6 +1,6 @@
 //! One connection's story, from accept to the last byte.
 
-use std::{io, net::TcpStream as StdStream, rc::Rc, sync::Arc, time::Duration};
+use std::{io, net::TcpStream as StdStream, os::fd::AsRawFd as _, rc::Rc, sync::Arc, time::Duration};
 
 use rustix::{
     io::retry_on_intr,
@@ -20,7 +20,8 @@ use crate::{
     datapath::{Datapath, Pair, copy::with_scratch},
     hello::{self, Hello, NoHello},
     liveness::Liveness,
-    metrics::{ListenerCounters, Metrics},
+    metrics::Metrics,
+    roster::{Roster, Seat},
     socket,
     state::{Backend, Current},
     tls::{
@@ -41,17 +42,13 @@ pub struct Service {
     /// What moves the bytes.
     pub datapath: Rc<dyn Datapath>,
     /// How peers that are gone are noticed.
-    pub liveness: Liveness,
+    pub liveness: Rc<Liveness>,
+    /// All connections.
+    pub roster: Rc<Roster>,
 }
 
 /// Serves one accepted connection to its end, for as long as it holds a `permit`.
-pub async fn serve(
-    client: StdStream,
-    counters: Rc<ListenerCounters>,
-    service: Rc<Service>,
-    permit: OwnedSemaphorePermit,
-) {
-    let account = Account::open(&service.metrics, counters);
+pub async fn serve(client: StdStream, account: Seat, service: Rc<Service>, permit: OwnedSemaphorePermit) {
     // On the heap, so that an established connection, which may idle for hours, does not carry the room for this.
     let established = Box::pin(establish(client, &account, &service)).await;
     let reason = match established {
@@ -70,6 +67,8 @@ async fn establish(client: StdStream, account: &Account, service: &Service) -> R
     let listener_name = account.listener();
     let listener = live.listener(listener_name).ok_or("listener_removed")?;
 
+    let number = client.as_raw_fd();
+    account.has_sockets([number, -1]);
     let mut partial = Vec::new();
     let early =
         hello::at_once(&client, service.datapath.hello(), live.model.limits.hello_bytes, &mut partial);
@@ -95,15 +94,21 @@ async fn establish(client: StdStream, account: &Account, service: &Service) -> R
         ),
     };
 
+    account.goes_to(backend.name.clone());
     let connected = connect(backend, &client, live.model.timeouts.connect, service).await;
     let upstream = connected.map_err(|error| {
         tracing::debug!(%error, listener = listener.name, "not connected");
         error.reason()
     })?;
-    // The client's socket has it from the listening one.
-    let _ = service.liveness.apply(&upstream.stream);
     tracing::trace!(address = %upstream.address, backend = %backend.name, "connected");
-    Ok(Pair { client, backend: upstream.stream, hello: bytes, same_host: upstream.announced })
+    account.has_sockets([number, upstream.stream.as_raw_fd()]);
+    Ok(Pair {
+        client,
+        backend: upstream.stream,
+        hello: bytes,
+        same_host: upstream.announced,
+        liveness: Some(service.liveness.clone()),
+    })
 }
 
 /// Waits for the hello within its deadline. The outer error is a client that is gone.
@@ -234,7 +239,7 @@ mod tests {
     use snisplice_config::model::{Backend, DatapathKind, Handover, Limits, Timeouts};
 
     use super::*;
-    use crate::{datapath::relay::Relay, state::Live};
+    use crate::{account::Ledger, datapath::relay::Relay, state::Live};
 
     /// What an idle connection holds is its session's future, with the sockets in it, and the datapath's.
     #[tokio::test]
@@ -245,6 +250,7 @@ mod tests {
             rules: 0,
             datapath: DatapathKind::Relay,
             admin: None,
+            admin_close: false,
             limits: Limits::default(),
             handover: Handover::default(),
             survive: false,
@@ -255,21 +261,25 @@ mod tests {
             current: Arc::new(Current::from_pointee(Live::new(model, 1))),
             metrics: metrics.clone(),
             datapath: Rc::new(Relay::new(LINGER)),
-            liveness: Liveness::of(&Timeouts::default()),
+            liveness: Rc::new(Liveness::of(&Timeouts::default())),
+            roster: Rc::default(),
         });
         let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(socket.local_addr().unwrap()).await.unwrap();
         let backend = TcpStream::connect(socket.local_addr().unwrap()).await.unwrap();
-        let counters = Rc::new(metrics.listener(&"https".into()));
-        let account = Account::open(&metrics, counters.clone());
+        let ledger = Rc::new(Ledger::new(&metrics, &"https".into(), &service.roster));
+        let account = Account::open(&ledger);
         let relay = Relay::new(LINGER);
-        let carried = relay.relay(Pair { client, backend, hello: Vec::new(), same_host: false }, &account);
+        let carried = relay
+            .relay(Pair { client, backend, hello: Vec::new(), same_host: false, liveness: None }, &account);
         let carried = size_of_val(&*carried);
 
         let client = StdStream::connect(socket.local_addr().unwrap()).unwrap();
         let permit = Arc::new(tokio::sync::Semaphore::new(1)).try_acquire_owned().unwrap();
-        let session = size_of_val(&serve(client, counters, service, permit));
-        assert!(session <= 320, "a session takes {session} bytes");
-        assert!(carried <= 896, "a relayed pair takes {carried} bytes");
+        let seat = Roster::seat(Account::open(&ledger));
+        // The future, its account, and its place in the roster.
+        let session = size_of_val(&serve(client, seat, service, permit)) + Roster::BYTES_EACH;
+        assert!(session <= 344, "a session takes {session} bytes");
+        assert!(carried <= 384, "a relayed pair takes {carried} bytes");
     }
 }

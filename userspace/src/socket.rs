@@ -3,7 +3,7 @@
 use std::{
     io,
     mem::MaybeUninit,
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
     time::Duration,
 };
 
@@ -113,6 +113,32 @@ pub fn tcp_info(fd: impl AsFd) -> io::Result<libc::tcp_info> {
     }
     // SAFETY: the structure consists of integers, for which all zeros is valid, and the kernel overwrote a part.
     Ok(unsafe { info.assume_init() })
+}
+
+/// Bytes of its stream that a connected socket has taken from whoever writes to it, without a FIN. For a socket that
+/// was not accepted but connected, the SYN is among them.
+pub fn sent(fd: impl AsFd) -> io::Result<u64> {
+    /// `TCP_FIN_WAIT1`, `TCP_FIN_WAIT2`, `TCP_TIME_WAIT`, `TCP_LAST_ACK` and `TCP_CLOSING`: a FIN is among them.
+    const FINISHED: [u8; 5] = [4, 5, 6, 9, 11];
+    let info = tcp_info(&fd)?;
+    let taken = info.tcpi_bytes_acked + u64::from(unacknowledged(&fd)?);
+    Ok(taken.saturating_sub(u64::from(FINISHED.contains(&info.tcpi_state))))
+}
+
+/// Lends the descriptor of this number for one call; `None` for a negative one.
+///
+/// For sockets of the calling thread's own futures, which nobody closes meanwhile, and of which only the number is kept.
+pub(crate) fn by_number<T>(number: RawFd, call: impl FnOnce(BorrowedFd<'_>) -> T) -> Option<T> {
+    // SAFETY: it is not -1, and borrowed only for the call. The future that owns it notes the number, belongs to the
+    // thread that calls, and does not run meanwhile, so it is open.
+    (number >= 0).then(|| call(unsafe { BorrowedFd::borrow_raw(number) }))
+}
+
+/// Addresses of a connected socket: ours, and the peer's.
+pub(crate) fn addresses(fd: BorrowedFd<'_>) -> (Option<std::net::SocketAddr>, Option<std::net::SocketAddr>) {
+    let socket = SockRef::from(&fd);
+    let address = |found: io::Result<socket2::SockAddr>| found.ok().and_then(|address| address.as_socket());
+    (address(socket.local_addr()), address(socket.peer_addr()))
 }
 
 /// `TCP_ULP` (Linux 4.13): puts a protocol on top of an established socket.

@@ -5,6 +5,7 @@
 
 use std::{
     collections::HashMap,
+    future::pending,
     io,
     net::{SocketAddr, TcpListener as StdListener, TcpStream as StdStream},
     os::fd::OwnedFd,
@@ -27,9 +28,11 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    account::{Account, Ledger},
     datapath,
     liveness::Liveness,
-    metrics::{ListenerCounters, Metrics},
+    metrics::Metrics,
+    roster::{self, Request, Roster},
     session::{self, Service},
     socket::watch_readable,
     state::Current,
@@ -55,6 +58,8 @@ pub enum Order {
     },
     /// Stop accepting on this address; its connections live on.
     Unlisten(SocketAddr),
+    /// Tell of the connections, or end some of them.
+    Ask(Request),
     /// Stop accepting everywhere, let connections finish for this long, then end.
     Drain(Duration),
 }
@@ -68,6 +73,8 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// How bytes move: built once per worker.
     pub datapath: datapath::Factory,
+    /// How many workers there are.
+    pub workers: usize,
     /// Connections that may be open at once in the whole process.
     pub permits: Arc<Semaphore>,
 }
@@ -84,8 +91,8 @@ impl Handle {
     /// Starts a worker thread.
     pub fn start(index: usize, shared: Shared) -> io::Result<Self> {
         let (orders, received) = mpsc::unbounded_channel();
-        let thread =
-            thread::Builder::new().name(format!("worker-{index}")).spawn(move || run(shared, received))?;
+        let run = move || run(index, shared, received);
+        let thread = thread::Builder::new().name(format!("worker-{index}")).spawn(run)?;
         Ok(Self { orders, thread })
     }
 
@@ -101,23 +108,25 @@ impl Handle {
     }
 }
 
-fn run(shared: Shared, orders: mpsc::UnboundedReceiver<Order>) -> io::Result<()> {
+fn run(index: usize, shared: Shared, orders: mpsc::UnboundedReceiver<Order>) -> io::Result<()> {
     // Not a `LocalSet` in a runtime: whoever is woken by the event loop would be woken through an eventfd as well.
     let runtime = runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
         .build_local(LocalOptions::default())?;
     // Dropping the runtime drops every session that outlived the drain, and with it its sockets.
-    runtime.block_on(work(shared, orders))
+    runtime.block_on(work(index, shared, orders))
 }
 
-async fn work(shared: Shared, mut orders: mpsc::UnboundedReceiver<Order>) -> io::Result<()> {
+async fn work(index: usize, shared: Shared, mut orders: mpsc::UnboundedReceiver<Order>) -> io::Result<()> {
     let service = Rc::new(Service {
-        liveness: Liveness::of(&shared.current.load().model.timeouts),
+        liveness: Rc::new(Liveness::of(&shared.current.load().model.timeouts)),
         current: shared.current,
         datapath: shared.datapath.build()?,
         metrics: shared.metrics.clone(),
+        roster: Rc::new(Roster::new(index, shared.workers)),
     });
+    tokio::task::spawn_local(tick(service.roster.clone(), service.current.clone()));
     let sessions = TaskTracker::new();
     let acceptors = TaskTracker::new();
     let mut listening: HashMap<SocketAddr, CancellationToken> = HashMap::new();
@@ -127,15 +136,13 @@ async fn work(shared: Shared, mut orders: mpsc::UnboundedReceiver<Order>) -> io:
                 service.liveness.apply(&socket)?;
                 let acceptor = Acceptor {
                     socket: watch_readable(socket.into())?,
-                    counters: Rc::new(shared.metrics.listener(&listener)),
+                    ledger: Rc::new(Ledger::new(&shared.metrics, &listener, &service.roster)),
                     service: service.clone(),
                     permits: shared.permits.clone(),
                     sessions: sessions.clone(),
-                    stop: CancellationToken::new(),
+                    // Several sockets of one address have come from a process with more workers.
+                    stop: listening.entry(wanted).or_default().clone(),
                 };
-                if let Some(former) = listening.insert(wanted, acceptor.stop.clone()) {
-                    former.cancel();
-                }
                 acceptors.spawn_local(acceptor.run());
             }
             Some(Order::Unlisten(address)) => {
@@ -143,6 +150,7 @@ async fn work(shared: Shared, mut orders: mpsc::UnboundedReceiver<Order>) -> io:
                     stop.cancel();
                 }
             }
+            Some(Order::Ask(request)) => roster::answer(&service, request),
             Some(Order::Drain(patience)) => break patience,
             None => break Duration::ZERO,
         }
@@ -157,16 +165,44 @@ async fn work(shared: Shared, mut orders: mpsc::UnboundedReceiver<Order>) -> io:
         sessions.close();
         sessions.wait().await;
     };
+    let answering = async {
+        while let Some(order) = orders.recv().await {
+            if let Order::Ask(request) = order {
+                roster::answer(&service, request);
+            }
+        }
+    };
+    let ended = async {
+        tokio::select! {
+            () = ended => {}
+            () = async { answering.await; pending().await } => {}
+        }
+    };
     if timeout(patience, ended).await.is_err() {
         tracing::warn!(connections = sessions.len(), "closing connections that outlived the drain");
     }
     Ok(())
 }
 
+/// Ends connections that have lasted too long, and keeps the event loop from ever sleeping long.
+///
+/// A timer that is set to an earlier moment than the one at which the loop means to wake up wakes it at once (a write to an
+/// eventfd, and an event). Without this, where few connections are open, each connect(2) with its deadline would.
+async fn tick(roster: Rc<Roster>, current: Arc<Current>) {
+    const PERIOD: Duration = Duration::from_secs(1);
+    loop {
+        sleep(PERIOD).await;
+        let longest = current.load().model.timeouts.max_duration;
+        if !longest.is_zero() {
+            roster.end_older(longest);
+        }
+    }
+}
+
 /// Accepts on one socket until told to stop.
 struct Acceptor {
     socket: AsyncFd<OwnedFd>,
-    counters: Rc<ListenerCounters>,
+    ledger: Rc<Ledger>,
     service: Rc<Service>,
     permits: Arc<Semaphore>,
     sessions: TaskTracker,
@@ -208,8 +244,9 @@ impl Acceptor {
                 // The client gave up before we came; the next one may be fine.
                 Err(Errno::CONNABORTED) => {}
                 Err(error) => {
-                    self.counters.accept_errors.inc();
-                    tracing::warn!(%error, listener = %self.counters.listener, "cannot accept; trying again shortly");
+                    let counters = &self.ledger.counters;
+                    counters.accept_errors.inc();
+                    tracing::warn!(%error, listener = %counters.listener, "cannot accept; trying again shortly");
                     sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -223,12 +260,10 @@ impl Acceptor {
     }
 
     fn start(&self, client: StdStream, permit: OwnedSemaphorePermit) {
-        self.sessions.spawn_local(session::serve(
-            client,
-            self.counters.clone(),
-            self.service.clone(),
-            permit,
-        ));
+        let seat = Roster::seat(Account::open(&self.ledger));
+        let place = seat.place();
+        let session = session::serve(client, seat, self.service.clone(), permit);
+        self.service.roster.is_served_by(place, self.sessions.spawn_local(session).abort_handle());
     }
 
     /// Connections that the kernel has completed for this socket would be reset when it closes: takes them first.

@@ -33,6 +33,13 @@ impl Change {
         self.0 += rotated & 0xffff;
     }
 
+    /// Both changes.
+    #[inline(always)]
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 + other.0)
+    }
+
     /// As the kernel's helpers take it: in the byte order of memory.
     #[inline(always)]
     #[must_use]

@@ -11,7 +11,10 @@
 //! noted here changes how a packet is translated: who forges packets can at most confuse the account of a flow, and
 //! only with numbers that lie in the window.
 
-use super::header::{Segment, flag};
+use super::{
+    END, FIN, FIRST,
+    header::{Segment, flag},
+};
 
 /// [`Rules::mode`]: nothing is carried; packets of both legs belong to our own sockets, and are counted. A new entry
 /// starts so.
@@ -185,6 +188,7 @@ impl Way {
     }
 
     /// The way that undoes this one. For tests, and for who wants to know how a translated packet looked before.
+    #[inline(always)]
     #[must_use]
     pub const fn inverse(&self, remote: [u32; 4], local: [u32; 4], ports: u32) -> Self {
         Self {
@@ -227,7 +231,7 @@ impl Way {
 
 /// How far the 32-bit `position` lies beyond the 64-bit one; negative if it lies before.
 #[inline(always)]
-const fn beyond(position: u32, than: u64) -> i32 {
+pub(super) const fn beyond(position: u32, than: u64) -> i32 {
     #[expect(clippy::cast_possible_truncation, reason = "sequence numbers are modulo 2^32")]
     let than = than as u32;
     position.wrapping_sub(than).cast_signed()
@@ -244,10 +248,12 @@ const fn least(one: u64, other: u64) -> u64 {
 }
 
 impl Track {
-    /// Notes a packet of this way. True if userspace should look at the flow, since the packet may have ended it.
+    /// Notes a packet of this way. What userspace is to hear of it: [`super::FIRST`], [`super::FIN`] and [`super::END`].
     #[inline(always)]
-    pub const fn note(&mut self, other: &Self, way: &Way, segment: &Segment, now: u64) -> bool {
+    pub const fn note(&mut self, other: &Self, way: &Way, segment: &Segment, now: u64) -> u32 {
         let reset_before = self.marks & WAS_RESET != 0;
+        let fin_before = self.fin;
+        let first = if self.packets == 0 { FIRST } else { 0 };
         self.packets += 1;
         self.bytes += segment.payload as u64;
         self.last_seen = now;
@@ -264,7 +270,8 @@ impl Track {
                 // own reset will tell.
                 self.marks |= MAY_BE_RESET;
             }
-            return !reset_before && self.marks & WAS_RESET != 0;
+            let is_news = !reset_before && self.marks & WAS_RESET != 0;
+            return if is_news { first | END } else { first };
         }
         if segment.has(flag::ACK) {
             self.note_ack(other, way, segment);
@@ -272,8 +279,10 @@ impl Track {
         if !segment.is_empty() {
             self.note_data(other, way, segment);
         }
+        let fin = if fin_before == 0 && self.fin != 0 { FIN } else { 0 };
         // Told with each packet that finds the flow finished: there are few, and one event may be lost.
-        matches!(standing(self, other), Standing::Finished)
+        let end = if let Standing::Finished = standing(self, other) { END } else { 0 };
+        first | fin | end
     }
 
     #[inline(always)]

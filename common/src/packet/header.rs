@@ -149,40 +149,75 @@ pub fn translate(header: &mut [u8; TCP_BYTES], length: usize, way: &Way) -> Chan
     change
 }
 
-/// Translates timestamps and selective acknowledgements; other options stay as they are. What follows one that does
-/// not fit stays, too: no receiver can read it either.
-///
-/// It goes from byte to byte and not from option to option, and keeps where the next option begins in a byte of
-/// memory: the verifier follows all ways through the loop, and so they do not differ for it in anything.
+/// Where options are; 0 for one that is not there.
+#[derive(Debug, Clone, Copy, Default)]
+struct Found {
+    timestamps: usize,
+    sack: usize,
+    /// Bytes of the latter.
+    sack_size: usize,
+}
+
+/// Translates timestamps and selective acknowledgements; other options stay as they are.
 #[inline(always)]
 fn options(header: &mut [u8; TCP_BYTES], length: usize, way: &Way, flags: u8, change: &mut Change) {
-    // A byte that is not the first of a word; of a word the verifier would remember what was put there.
-    let mut next = [0, 0, 0, FIRST_OPTION, 0, 0, 0, 0];
+    let Found { timestamps: stamps, sack, sack_size } = find(header, length);
+    if stamps != 0 {
+        timestamps(header, stamps, way, flags, change);
+    }
+    if sack != 0 {
+        blocks(header, sack, sack_size, way, change);
+    }
+}
+
+/// Finds the first of each. What follows an option that does not fit is none: no receiver can read it either.
+///
+/// It goes from byte to byte and not from option to option, and keeps what it knows in bytes of memory: the verifier
+/// follows all ways through the loop, and so they do not differ for it in anything.
+#[inline(always)]
+fn find(header: &[u8; TCP_BYTES], length: usize) -> Found {
+    const NEXT: usize = 1;
+    const STAMPS: usize = 3;
+    const SACK: usize = 5;
+    const SACK_SIZE: usize = 7;
+    // Bytes that are not the first of a word; of a word the verifier would remember what was put there.
+    let mut known = [0, FIRST_OPTION, 0, 0, 0, 0, 0, 0];
     let mut at = TCP_MIN;
+    // The verifier of 6.1 needs a bound that is a number; a compiler that knew that `length` is less would drop it.
+    let length = core::hint::black_box(length);
     while at < TCP_MAX && at < length {
-        core::hint::black_box(&mut next);
-        if at == next[3] as usize {
+        core::hint::black_box(&mut known);
+        if at == known[NEXT] as usize {
             let kind = header[at % TCP_BYTES];
             if kind == option::END {
-                return;
+                break;
             }
             let mut size = 1;
             if kind != option::NOP {
-                size = header[(at + 1) % TCP_BYTES] as usize;
-                if at + 1 >= length || size < 2 || at + size > length {
-                    return;
+                size = header[(at + 1) % TCP_BYTES];
+                if at + 1 >= length || size < 2 || at + size as usize > length {
+                    break;
                 }
-                if kind == option::TIMESTAMPS && size == 10 {
-                    timestamps(header, at, way, flags, change);
-                } else if kind == option::SACK {
-                    blocks(header, at, size, way, change);
+                #[expect(clippy::cast_possible_truncation, reason = "at most the length of the header")]
+                let here = at as u8;
+                if kind == option::TIMESTAMPS && size == 10 && known[STAMPS] == 0 {
+                    known[STAMPS] = here;
+                } else if kind == option::SACK && known[SACK] == 0 {
+                    known[SACK] = here;
+                    known[SACK_SIZE] = size;
                 }
             }
             #[expect(clippy::cast_possible_truncation, reason = "at most the length of the header")]
-            let following = (at + size) as u8;
-            next[3] = following;
+            let following = (at + size as usize) as u8;
+            known[NEXT] = following;
         }
         at += 1;
+    }
+    core::hint::black_box(&mut known);
+    Found {
+        timestamps: known[STAMPS] as usize,
+        sack: known[SACK] as usize,
+        sack_size: known[SACK_SIZE] as usize,
     }
 }
 
@@ -209,7 +244,7 @@ const fn blocks(header: &mut [u8; TCP_BYTES], at: usize, size: usize, way: &Way,
 /// Makes of a TCP header one of a segment that only acknowledges, with these numbers. `pseudo` is the sum over the
 /// addresses. The checksum is complete.
 #[inline(always)]
-pub const fn acknowledge(header: &mut [u8; TCP_BYTES], length: usize, numbers: (u32, u32), pseudo: Change) {
+pub fn acknowledge(header: &mut [u8; TCP_BYTES], length: usize, numbers: (u32, u32), pseudo: Change) {
     put_word(header, 4, numbers.0);
     put_word(header, 8, numbers.1);
     header[13] = flag::ACK;
@@ -217,18 +252,26 @@ pub const fn acknowledge(header: &mut [u8; TCP_BYTES], length: usize, numbers: (
     put_word(header, 16, 0);
     let mut sum = pseudo;
     #[expect(clippy::cast_possible_truncation, reason = "at most the length of the header")]
-    sum.words(u32::MAX, (PROTOCOL_TCP as u32) << 16 | length as u32);
-    let mut at = 0;
-    while at < TCP_MAX {
-        // All ones before the end of the header, and nothing behind it. The verifier would follow both ways of a choice.
-        #[expect(clippy::cast_possible_wrap, clippy::cast_sign_loss, reason = "a sign, 64 times")]
-        let mask = ((at as i64 - length as i64) >> 63) as u32;
-        sum.words(u32::MAX, word(header, at) & mask);
-        at += 4;
+    sum.words(u32::MAX, u32::from(PROTOCOL_TCP) << 16 | length as u32);
+    // Word by word and without a choice: of a loop that ends with the header the verifier of 6.1 follows all ways, and that of
+    // 7.2 takes no index which a compiler lets begin below zero.
+    macro_rules! add {
+        ($($at:literal)+) => { $( sum.words(u32::MAX, word(header, $at) & before($at, length)); )+ };
     }
+    add!(0 4 8 12 16 20 24 28 32 36 40 44 48 52 56);
     let [high, low] = sum.apply(u16::MAX).to_be_bytes();
     header[16] = high;
     header[17] = low;
+}
+
+/// All ones if the word at `at` is one of a header of this length, else nothing.
+#[inline(always)]
+fn before(at: i64, length: usize) -> u32 {
+    #[expect(clippy::cast_possible_wrap, reason = "at most the length of the header")]
+    let beyond = core::hint::black_box(at - length as i64);
+    #[expect(clippy::cast_sign_loss, reason = "a sign, 64 times")]
+    let mask = (beyond >> 63) as u32;
+    mask
 }
 
 /// Gives an IPv4 header the length of a packet with so many bytes of TCP, and tells the sum over its addresses.
@@ -343,12 +386,12 @@ const fn replace(header: &mut [u8; TCP_BYTES], at: usize, new: u32, change: &mut
 
 /// Four bytes at a constant offset.
 #[inline(always)]
-const fn word<const N: usize>(header: &[u8; N], at: usize) -> u32 {
+pub(super) const fn word<const N: usize>(header: &[u8; N], at: usize) -> u32 {
     u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
 }
 
 #[inline(always)]
-const fn put_word<const N: usize>(header: &mut [u8; N], at: usize, value: u32) {
+pub(super) const fn put_word<const N: usize>(header: &mut [u8; N], at: usize, value: u32) {
     let bytes = value.to_be_bytes();
     header[at] = bytes[0];
     header[at + 1] = bytes[1];

@@ -24,6 +24,7 @@ pub(super) struct NativeListener<'n> {
     pub(super) name: &'n str,
     pub(super) bind: Vec<(View<'n>, SocketAddr)>,
     pub(super) policies: RawPolicies<'n>,
+    pub(super) mss: Option<u16>,
 }
 
 #[derive(Debug)]
@@ -76,8 +77,11 @@ impl<'n> Native<'n> {
     }
 }
 
+/// From what every host takes over IPv4 (RFC 9293 section 3.7.1) to the most that the kernel does (`MAX_TCP_WINDOW`).
+const SEGMENT_BYTES: std::ops::RangeInclusive<u16> = 536..=32_767;
+
 fn listener<'n>(view: &View<'n>, sink: &mut Sink) -> Option<NativeListener<'n>> {
-    let mut fields = view.fields("a listener: {name, bind, policies}", sink)?;
+    let mut fields = view.fields("a listener: {name, bind, policies, mss}", sink)?;
     let name = fields.require("name", "a unique name", sink).and_then(|view| name(&view, sink));
     let expected = "ip:port or [ipv6]:port, for example 0.0.0.0:443";
     let bind = fields.require("bind", expected, sink).map(|list| {
@@ -88,8 +92,9 @@ fn listener<'n>(view: &View<'n>, sink: &mut Sink) -> Option<NativeListener<'n>> 
         items.into_iter().filter_map(|item| Some((item.clone(), item.parse(expected, sink)?))).collect()
     });
     let policies = fields.take("policies").map(|view| RawPolicies::read(&view, sink)).unwrap_or_default();
+    let mss = fields.take("mss").and_then(|view| view.number(SEGMENT_BYTES, sink));
     fields.finish(sink);
-    Some(NativeListener { view: view.clone(), name: name?, bind: bind?, policies })
+    Some(NativeListener { view: view.clone(), name: name?, bind: bind?, policies, mss })
 }
 
 fn route<'n>(view: &View<'n>, sink: &mut Sink) -> Option<NativeRoute<'n>> {

@@ -48,8 +48,7 @@ impl<'n> Given<'n> {
         if let Some(view) = fields.take("admin")
             && self.first(&view, sink)
         {
-            self.settings.admin =
-                view.parse::<SocketAddr>("ip:port or [ipv6]:port, for example 127.0.0.1:9090", sink);
+            self.read_admin(&view, sink);
         }
         if let Some(view) = fields.take("limits") {
             self.read_limits(&view, sink);
@@ -65,6 +64,22 @@ impl<'n> Given<'n> {
         if let Some(view) = fields.take("timeouts") {
             self.read_timeouts(&view, sink);
         }
+    }
+
+    fn read_admin(&mut self, view: &View<'n>, sink: &mut Sink) {
+        let expected = "ip:port or [ipv6]:port, for example 127.0.0.1:9090";
+        if view.is_text() {
+            self.settings.admin = view.parse::<SocketAddr>(expected, sink);
+            return;
+        }
+        let Some(mut fields) = view.fields("ip:port, or {address: ip:port, allow_close}", sink) else {
+            return;
+        };
+        let address = fields.require("address", expected, sink);
+        self.settings.admin = address.and_then(|view| view.parse::<SocketAddr>(expected, sink));
+        self.settings.admin_close =
+            fields.take("allow_close").and_then(|view| view.flag(sink)).unwrap_or_default();
+        fields.finish(sink);
     }
 
     fn read_limits(&mut self, view: &View<'n>, sink: &mut Sink) {
@@ -110,7 +125,7 @@ impl<'n> Given<'n> {
     fn read_timeouts(&mut self, view: &View<'n>, sink: &mut Sink) {
         let Some(mut fields) = view.fields("a mapping of timeouts", sink) else { return };
         let mut timeouts = self.settings.timeouts.clone();
-        let Timeouts { hello, connect, idle, keepalive, unacknowledged, drain } = &mut timeouts;
+        let Timeouts { hello, connect, idle, keepalive, unacknowledged, max_duration, drain } = &mut timeouts;
         let least = Duration::from_millis(1);
         for (key, timeout, least) in [
             ("hello", hello, least),
@@ -118,6 +133,7 @@ impl<'n> Given<'n> {
             ("idle", idle, least),
             ("keepalive", keepalive, Duration::ZERO),
             ("unacknowledged", unacknowledged, Duration::ZERO),
+            ("max_duration", max_duration, Duration::ZERO),
             ("drain", drain, Duration::ZERO),
         ] {
             if let Some(view) = self.once(fields.take(key), sink) {

@@ -2,14 +2,14 @@
 
 use aya_ebpf::{
     bindings::{
-        BPF_F_INGRESS,
+        __sk_buff, BPF_F_INGRESS, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP,
         tcx_action_base::{TCX_DROP, TCX_NEXT},
     },
     helpers::{bpf_clone_redirect, bpf_ktime_get_coarse_ns, bpf_redirect_neigh},
     programs::TcContext,
 };
 use snisplice_common::packet::{
-    Slot, Totals,
+    END, Event, Slot, Totals,
     flow::{CARRY, KEPT, OVER, RESET, State, Way, is_carried},
     header::{
         IPV4_BYTES, IPV6_BYTES, Segment, TCP_BYTES, acknowledge, flag, readdress_v4, readdress_v6,
@@ -25,14 +25,19 @@ use crate::{
 /// The mark of a copy on its way to our own socket; it is taken off before anybody else sees it.
 const COPY: u32 = u32::from_be_bytes(*b"sni:");
 
-/// Sends a packet of a flow on; leaves any other to whoever comes next.
-#[inline(always)]
-pub(crate) fn ingress(ctx: &TcContext) -> i32 {
+/// What [`ingress`] says of packets that are not TCP: the number of no action.
+pub(crate) const OTHER: i32 = i32::MIN;
+
+/// Sends a packet of a flow on; leaves any other to whoever comes next. A subprogram, so that it shares its stack with
+/// the one for other packets.
+#[inline(never)]
+pub(crate) fn ingress(skb: *mut __sk_buff) -> i32 {
+    let ctx = &TcContext::new(skb);
     let Some(headers) = SNI_HEADERS.get_ptr_mut(OF_INGRESS) else { return TCX_NEXT };
     // SAFETY: nobody else uses this CPU's entry while the program runs.
     let Headers { ip, tcp } = unsafe { &mut *headers };
     if wire::read(ctx, ip, tcp).is_none() {
-        return TCX_NEXT;
+        return OTHER;
     }
     let tuple = wire::received(ip, tcp);
     // SAFETY: an entry is replaced as a whole, and removed only after its flow was over for a while.
@@ -101,8 +106,13 @@ fn carry(
             totals.told += 1;
             copy(ctx);
         }
-        if note(state, slot, way, &segment) && SNI_ENDINGS.output(token, 0).is_err() {
-            totals.lost_events += 1;
+        let what = note(state, slot, way, &segment);
+        if what != 0 {
+            // Without a word the kernel wakes only who has read all that came before, the quiet events included.
+            let flags = if what & END == 0 { BPF_RB_NO_WAKEUP } else { BPF_RB_FORCE_WAKEUP };
+            if SNI_ENDINGS.output(Event { token, what, way: slot.way }, flags.into()).is_err() {
+                totals.lost_events += 1;
+            }
         }
     }
     let header = translate(tcp, length, way);
@@ -172,9 +182,9 @@ fn tell(ctx: &TcContext, ip: &mut Ip, tcp: &mut [u8; TCP_BYTES], way: &Way) -> O
     Some(TCX_NEXT)
 }
 
-/// Follows the flow. True if userspace should look at it.
+/// Follows the flow. What userspace is to hear.
 #[inline(always)]
-fn note(state: *mut State, slot: Slot, way: &Way, segment: &Segment) -> bool {
+fn note(state: *mut State, slot: Slot, way: &Way, segment: &Segment) -> u32 {
     let own = (slot.way & 1) as usize;
     // SAFETY: elements of an array live as long as the map. Packets of one way may come on two CPUs at once; a
     // position that is lost to that is found again with the next packet.

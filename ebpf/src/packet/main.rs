@@ -5,6 +5,7 @@
 #![no_std]
 #![no_main]
 
+mod icmp;
 mod ingress;
 mod look;
 mod maps;
@@ -16,7 +17,10 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 /// Runs for each packet that a device receives.
 #[classifier]
 fn sni_ingress(ctx: TcContext) -> i32 {
-    ingress::ingress(&ctx)
+    match ingress::ingress(ctx.skb.skb) {
+        ingress::OTHER => icmp::ingress(ctx.skb.skb),
+        action => action,
+    }
 }
 
 /// Runs for each packet that a device sends.

@@ -7,7 +7,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use snisplice_common::packet::{
-    FLOWS, RING_BYTES, Slot, Totals, Tuple,
+    Event, FLOWS, RING_BYTES, Slot, Totals, Tuple,
     flow::{Rules, State},
     header::TCP_BYTES,
 };
@@ -28,7 +28,7 @@ pub(crate) static SNI_RULES: Array<Rules, COUNT> = Array::new();
 #[btf_map]
 pub(crate) static SNI_STATES: Array<State, COUNT> = Array::new();
 #[btf_map]
-pub(crate) static SNI_ENDINGS: RingBuf<u64, RING_BYTES> = RingBuf::new();
+pub(crate) static SNI_ENDINGS: RingBuf<Event, RING_BYTES> = RingBuf::new();
 #[btf_map]
 pub(crate) static SNI_TOTALS: PerCpuArray<Totals, 1> = PerCpuArray::new();
 

@@ -19,9 +19,9 @@ use snisplice_common::packet::{
 pub(crate) const L3: usize = 14;
 
 /// IPv4 as the protocol of a packet, in network byte order.
-const ETH_P_IP: u32 = (0x0800_u16).to_be() as u32;
+pub(crate) const ETH_P_IP: u32 = (0x0800_u16).to_be() as u32;
 /// IPv6 as the protocol of a packet, in network byte order.
-const ETH_P_IPV6: u32 = (0x86dd_u16).to_be() as u32;
+pub(crate) const ETH_P_IPV6: u32 = (0x86dd_u16).to_be() as u32;
 
 /// An IP header of the only kinds that are translated: IPv4 without options, and IPv6 directly followed by TCP.
 ///
@@ -59,9 +59,7 @@ pub(crate) fn read(ctx: &TcContext, ip: &mut Ip, tcp: &mut [u8; TCP_BYTES]) -> O
     let bytes = &mut ip.bytes;
     if protocol == ETH_P_IP {
         load(ctx, L3, bytes, IPV4_BYTES)?;
-        // The flag "more fragments", or an offset.
-        let fragment = u16::from_be_bytes([bytes[6], bytes[7]]) & 0x3fff;
-        if bytes[0] != 0x45 || bytes[9] != PROTOCOL_TCP || fragment != 0 {
+        if bytes[0] != 0x45 || bytes[9] != PROTOCOL_TCP || is_fragment(bytes) {
             return None;
         }
         load(ctx, L3 + IPV4_BYTES, tcp, TCP_MIN)?;
@@ -75,6 +73,18 @@ pub(crate) fn read(ctx: &TcContext, ip: &mut Ip, tcp: &mut [u8; TCP_BYTES]) -> O
         return None;
     }
     Some(())
+}
+
+/// Whether an IPv4 header has the flag "more fragments", or an offset.
+#[inline(always)]
+pub(crate) fn is_fragment(bytes: &[u8; IPV6_BYTES]) -> bool {
+    u16::from_be_bytes([bytes[6], bytes[7]]) & 0x3fff != 0
+}
+
+/// The address that a packet is sent to.
+#[inline(always)]
+pub(crate) fn destination(ip: &Ip) -> [u32; 4] {
+    addresses(ip).1
 }
 
 /// Source and destination address.
@@ -206,7 +216,12 @@ pub(crate) fn update_checksum(ctx: &TcContext, l4: usize, pseudo: Change, header
 
 /// Reads `length` bytes to the beginning of a buffer that has as many.
 #[inline(always)]
-fn load<const N: usize>(ctx: &TcContext, offset: usize, to: &mut [u8; N], length: usize) -> Option<()> {
+pub(crate) fn load<const N: usize>(
+    ctx: &TcContext,
+    offset: usize,
+    to: &mut [u8; N],
+    length: usize,
+) -> Option<()> {
     // SAFETY: as the caller promises; the verifier checks it.
     let result = unsafe {
         bpf_skb_load_bytes(ctx.as_ptr(), offset as u32, to.as_mut_ptr().cast::<c_void>(), length as u32)

@@ -72,7 +72,7 @@ fn explain_names_what_serves(lab: &Lab) -> Result<()> {
 
 fn probe_judges_each_datapath(lab: &Lab) -> Result<()> {
     let said = cli(lab, &["probe"])?;
-    for word in ["sockmap", "relay"] {
+    for word in ["sockmap", "relay", "ok       packets over IPv4", "packets can be carried"] {
         ensure!(said.stdout.contains(word), "{word} is missing in:\n{}", said.stdout);
     }
     Ok(())

@@ -26,7 +26,7 @@ pub(crate) const CASES: &[Case] =
 const CONNECTIONS: usize = 5_000;
 const CLIENTS: usize = 4;
 /// What a daemon holds for its connections.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Held {
     pub(crate) descriptors: usize,
     pub(crate) threads: usize,

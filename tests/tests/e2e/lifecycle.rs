@@ -24,6 +24,8 @@ pub(crate) const CASES: &[Case] = &[
     Case::sockmap("lifecycle::auto_takes_the_kernel_where_it_can", auto_takes_the_kernel_where_it_can),
     Case::once("lifecycle::without_privilege_auto_relays", without_privilege_auto_relays),
     Case::once("lifecycle::without_privilege_sockmap_refuses", without_privilege_sockmap_refuses),
+    Case::once("lifecycle::without_privilege_packet_refuses", without_privilege_packet_refuses),
+    Case::packet("lifecycle::packets_that_could_not_be_tried_are_carried", untried),
     Case::once("lifecycle::a_bad_reload_keeps_the_last_good_configuration", a_bad_reload_keeps_the_last_good),
 ];
 
@@ -164,5 +166,26 @@ fn without_privilege_sockmap_refuses(lab: &Lab) -> Result<()> {
     let refused = Daemon::start(lab, &options).err();
     let text = format!("{:#}", refused.context("the daemon started")?);
     ensure!(text.contains("ended early") && text.contains("sockmap"), "{text}");
+    Ok(())
+}
+
+fn without_privilege_packet_refuses(lab: &Lab) -> Result<()> {
+    let options = Options::yaml(lab, &flow::yaml(""))?.datapath("packet").unprivileged();
+    let refused = Daemon::start(lab, &options).err();
+    let text = format!("{:#}", refused.context("the daemon started")?);
+    ensure!(text.contains("datapath packet cannot serve here") && text.contains("packet programs"), "{text}");
+    Ok(())
+}
+
+/// No namespaces can be made to try packets in, which says nothing about the kernel.
+fn untried(lab: &Lab) -> Result<()> {
+    let listener = flow::backend(lab)?;
+    let daemon = Daemon::start(lab, &Options::yaml(lab, &flow::yaml(""))?.in_a_container())?;
+    let log = daemon.process().log()?;
+    let told = |line: &str| line.contains("could not be tried out") && line.contains("network namespace");
+    ensure!(log.lines().any(told), "the reason is not logged: {log}");
+    let mut flow = Flow::open(lab, &listener)?;
+    flow.exchange()?;
+    ensure!(daemon.metrics()?.sum("snisplice_packet_flows_total", &[]) == 1);
     Ok(())
 }

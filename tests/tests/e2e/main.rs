@@ -10,6 +10,7 @@ use snisplice_tests::suite;
 mod cli;
 mod close;
 mod connect;
+mod connections;
 mod crowd;
 mod fault;
 mod flow;
@@ -17,6 +18,9 @@ mod handover;
 mod integrity;
 mod leak;
 mod lifecycle;
+mod mtu;
+mod negotiation;
+mod network;
 mod packet;
 mod rejection;
 mod routing;
@@ -25,6 +29,7 @@ mod setting;
 mod slow;
 mod soak;
 mod survive;
+mod takeover;
 mod vanish;
 mod wan;
 
@@ -33,12 +38,16 @@ fn main() -> ExitCode {
         cli::CASES,
         close::CASES,
         connect::CASES,
+        connections::CASES,
         crowd::CASES,
         fault::CASES,
         handover::CASES,
         integrity::CASES,
         leak::CASES,
         lifecycle::CASES,
+        mtu::CASES,
+        negotiation::CASES,
+        network::CASES,
         packet::CASES,
         rejection::CASES,
         routing::CASES,
@@ -47,6 +56,7 @@ fn main() -> ExitCode {
         slow::CASES,
         soak::CASES,
         survive::CASES,
+        takeover::CASES,
         vanish::CASES,
         wan::CASES,
     ];

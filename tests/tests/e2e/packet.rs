@@ -120,14 +120,19 @@ const BYTES: u64 = 4_000_000;
 const QUIET: Duration = Duration::from_millis(300);
 
 /// The connection works, but is relayed for this reason.
-fn refused(lab: &Lab, why: &str) -> Result<()> {
+pub(crate) fn refused(lab: &Lab, why: &str) -> Result<()> {
     refused_with(lab, &flow::yaml(""), why)
 }
 
 fn refused_with(lab: &Lab, yaml: &str, why: &str) -> Result<()> {
+    refused_at(lab, yaml, &flow::front(), why)
+}
+
+/// The same for a client that connects to `front`.
+pub(crate) fn refused_at(lab: &Lab, yaml: &str, front: &str, why: &str) -> Result<()> {
     let listener = flow::backend(lab)?;
     let daemon = Daemon::start(lab, &Options::yaml(lab, yaml)?)?;
-    let mut flow = Flow::open(lab, &listener)?;
+    let mut flow = open_at(lab, &listener, front)?;
     flow.exchange()?;
     drop(flow);
     let metrics = ended(&daemon)?;
@@ -145,13 +150,13 @@ fn ended(daemon: &Daemon<'_>) -> Result<snisplice_tests::metrics::Metrics> {
 }
 
 /// A connection is carried in packets, byte by byte, and every byte is accounted for.
-fn carried(lab: &Lab) -> Result<()> {
+pub(crate) fn carried(lab: &Lab) -> Result<()> {
     let (daemon, listener) = flow::start(lab, "")?;
     let flow = Flow::open(lab, &listener)?;
     both_ways(flow, &daemon)
 }
 
-fn both_ways(flow: Flow, daemon: &Daemon<'_>) -> Result<()> {
+pub(crate) fn both_ways(flow: Flow, daemon: &Daemon<'_>) -> Result<()> {
     let (up, down) = (Pattern::new(1), Pattern::new(2));
     let Flow { client, backend } = &flow;
     thread::scope(|scope| {
@@ -167,6 +172,11 @@ fn both_ways(flow: Flow, daemon: &Daemon<'_>) -> Result<()> {
     ensure!(tcp::read_to_end(&mut client)? == (Vec::new(), Ending::Eof));
     ensure!(tcp::read_to_end(&mut backend)? == (Vec::new(), Ending::Eof));
     let metrics = ended(daemon)?;
+    daemon.wait_metrics("both first packets and both FINs are told of", |metrics| {
+        ["snisplice_packet_first_total", "snisplice_packet_fins_total"]
+            .iter()
+            .all(|told| metrics.sum(told, &[]) == 2)
+    })?;
     let closed = [("datapath", "packet"), ("reason", "finished")];
     ensure!(metrics.sum("snisplice_connections_closed_total", &closed) == 1, "{metrics:?}");
     let hello = hello::naming(flow::NAME)?.len() as u64;
@@ -227,7 +237,7 @@ fn ipv6(lab: &Lab) -> Result<()> {
     both_ways(open_at(lab, &listener, &front)?, &daemon)
 }
 
-fn open_at(lab: &Lab, listener: &TcpListener, front: &str) -> Result<Flow> {
+pub(crate) fn open_at(lab: &Lab, listener: &TcpListener, front: &str) -> Result<Flow> {
     let first = hello::naming(flow::NAME)?;
     let mut client = tcp::connect(&lab.client, front)?;
     client.write_all(&first)?;
@@ -346,7 +356,7 @@ fn the_same_port_again(lab: &Lab) -> Result<()> {
     Flow { client, backend }.exchange()
 }
 
-fn set_mtu(netns: &Netns, device: &str, bytes: u32) -> Result<()> {
+pub(crate) fn set_mtu(netns: &Netns, device: &str, bytes: u32) -> Result<()> {
     let bytes = bytes.to_string();
     run(netns, Command::new("ip").args(["link", "set", device, "mtu", &bytes]))?.ok()?;
     Ok(())

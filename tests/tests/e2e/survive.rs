@@ -52,7 +52,7 @@ pub(crate) const CASES: &[Case] = &[
 const FLOWS: usize = 20;
 
 /// What flows need to survive. With few places, so that a look at the maps is quick.
-const SETTINGS: &str = "survive: true\nlimits: {connections: 64}\n";
+pub(crate) const SETTINGS: &str = "survive: true\nlimits: {connections: 64}\n";
 
 /// The mode of a flow that outlives the process.
 const KEPT: u64 = 4;
@@ -68,19 +68,19 @@ fn again<'lab>(lab: &'lab Lab, more: &str) -> Result<Daemon<'lab>> {
     Daemon::start(lab, &Options::yaml(lab, &flow::yaml(&format!("{SETTINGS}{more}")))?)
 }
 
-fn kill(mut daemon: Daemon<'_>) -> Result<()> {
+pub(crate) fn kill(mut daemon: Daemon<'_>) -> Result<()> {
     daemon.process().signal(Signal::SIGKILL)?;
     daemon.wait()?;
     Ok(())
 }
 
-fn map(daemon: &Daemon<'_>, name: &str) -> Result<Map> {
+pub(crate) fn map(daemon: &Daemon<'_>, name: &str) -> Result<Map> {
     let maps = Map::held_by(daemon.process().pid())?;
     maps.into_iter().find(|map| map.name == name).with_context(|| format!("there is no {name}"))
 }
 
 /// Waits until so many flows outlive the process.
-fn wait_kept(daemon: &Daemon<'_>, flows: usize) -> Result<()> {
+pub(crate) fn wait_kept(daemon: &Daemon<'_>, flows: usize) -> Result<()> {
     let rules = map(daemon, "SNI_RULES")?;
     wait::until_true("the flows are kept", || {
         let elements = rules.elements()?;
@@ -99,7 +99,7 @@ fn pins(lab: &Lab) -> Result<Vec<String>> {
 }
 
 /// Stops the daemon, which leaves nothing.
-fn stop(lab: &Lab, mut daemon: Daemon<'_>) -> Result<()> {
+pub(crate) fn stop(lab: &Lab, mut daemon: Daemon<'_>) -> Result<()> {
     let programs = kernel::attached_by(daemon.process().pid())?;
     ensure!(programs.len() == 4, "attached are {programs:?}");
     daemon.terminate()?;
@@ -114,10 +114,10 @@ fn nothing_is_left(lab: &Lab, programs: &[u32]) -> Result<()> {
 }
 
 /// Bytes that go one way until they are told to stop.
-struct Traffic {
+pub(crate) struct Traffic {
     pattern: Pattern,
     stop: AtomicBool,
-    received: AtomicU64,
+    pub(crate) received: AtomicU64,
     /// How many there are in all, once that is known.
     total: AtomicU64,
 }
@@ -169,14 +169,17 @@ impl Traffic {
 }
 
 /// Waits until every way has moved more.
-fn moved(what: &str, traffic: &[[Traffic; 2]]) -> Result<()> {
+pub(crate) fn moved(what: &str, traffic: &[[Traffic; 2]]) -> Result<()> {
     let now = || traffic.iter().flatten().map(|way| way.received.load(Relaxed)).collect::<Vec<_>>();
     let before = now();
     wait::until_true(what, || Ok(now().iter().zip(&before).all(|(now, before)| *now >= before + ENOUGH)))
 }
 
 /// Runs `scenario` while bytes go both ways in each flow; they all arrive.
-fn under_traffic(flows: &[Flow], scenario: impl FnOnce(&[[Traffic; 2]]) -> Result<()>) -> Result<[u64; 2]> {
+pub(crate) fn under_traffic(
+    flows: &[Flow],
+    scenario: impl FnOnce(&[[Traffic; 2]]) -> Result<()>,
+) -> Result<[u64; 2]> {
     let traffic: Vec<_> =
         (0..flows.len() as u64).map(|flow| [2 * flow, 2 * flow + 1].map(Traffic::new)).collect();
     thread::scope(|scope| {
@@ -199,7 +202,7 @@ fn under_traffic(flows: &[Flow], scenario: impl FnOnce(&[[Traffic; 2]]) -> Resul
 }
 
 /// Ends flows in three ways, each of which both peers see as it was meant.
-fn end(flows: Vec<Flow>) -> Result<[i64; 3]> {
+pub(crate) fn end(flows: Vec<Flow>) -> Result<[i64; 3]> {
     let mut ended = [0; 3];
     for (number, Flow { mut client, mut backend }) in flows.into_iter().enumerate() {
         ended[number % 3] += 1;

@@ -9,14 +9,20 @@
 //! of it is under way in userspace. Such a moment comes only while the receiver keeps up; where it does not, it sets the
 //! pace, and a copy is as good. Nothing comes back for good: one that falls silent or chatty costs nothing there.
 
-use std::os::fd::BorrowedFd;
+use std::{
+    future::Future,
+    ops::ControlFlow,
+    os::fd::BorrowedFd,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
 
 use snisplice_config::model::Handover;
 
 use super::{
     Carry, Datapath, End, HelloMode, Pair,
-    packet::{Flow, Packet, Seen},
-    relay::{self, Carried, Moment, Relay},
+    packet::{Packet, Seen, Watched},
+    relay::{Carried, Connection, Job, Moment, Relay, Terms},
     sockmap::Sockmap,
 };
 use crate::account::{Account, Carrier};
@@ -24,82 +30,137 @@ use crate::account::{Account, Carrier};
 /// One worker's instance.
 #[derive(Debug)]
 pub struct Adaptive {
-    relay: Relay,
     packet: Option<Packet>,
     sockmap: Option<Sockmap>,
     rule: Handover,
+    /// How a connection is copied, by [`Aim`].
+    terms: [Terms; 3],
 }
 
-/// What comes of a connection that was copied.
+/// What a connection that is copied waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Aim {
+    /// To be carried in packets.
+    Packets,
+    /// That a direction is redirected.
+    Redirection,
+    /// Its end.
+    End,
+}
+
+/// One of the ways in which a connection is carried, for as long as it is.
+type Stage<'a> = Pin<Box<dyn Future<Output = Next<'a>> + 'a>>;
+
+/// What comes after a stage.
 enum Next<'a> {
-    Ended(End),
-    Carried(Box<Flow<'a>>),
-    Copied(Box<relay::Connection>),
+    End(End),
+    Stage(Stage<'a>),
+}
+
+/// The stages of one connection: each is gone before the next one begins.
+struct Stages<'a>(Stage<'a>);
+
+impl Future for Stages<'_> {
+    type Output = End;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<End> {
+        loop {
+            match ready!(self.0.as_mut().poll(context)) {
+                Next::End(end) => return Poll::Ready(end),
+                Next::Stage(next) => self.0 = next,
+            }
+        }
+    }
 }
 
 impl Adaptive {
     /// Copies with `relay` until `rule` hands over to one of the others.
     #[must_use]
-    pub fn new(relay: Relay, packet: Option<Packet>, sockmap: Option<Sockmap>, rule: Handover) -> Self {
-        Self { relay, packet, sockmap, rule }
+    pub fn new(relay: &Relay, packet: Option<Packet>, sockmap: Option<Sockmap>, rule: Handover) -> Self {
+        let until = |moment| Terms { idle: relay.idle(), handover: Some((rule, moment)) };
+        let terms = [until(Moment::Any), until(Moment::AtRest), Terms::to_end(relay.idle())];
+        Self { packet, sockmap, rule, terms }
     }
 
-    // Each stage lives in a box of its own, which is gone before the next one begins.
-    async fn carry(&self, copied: Box<relay::Connection>, account: &Account) -> End {
-        let copied = match &self.packet {
-            None => copied,
-            // Whoever asks for the short cut shall have it.
-            Some(_) if copied.same_host && self.sockmap.is_some() => copied,
-            Some(packet) => match Box::pin(self.until_packets(packet, copied, account)).await {
-                Next::Ended(end) => return end,
-                Next::Carried(flow) => return flow.run(self.relay.idle()).await,
-                Next::Copied(copied) => copied,
-            },
-        };
-        Box::pin(self.until_redirected(copied, account)).await
+    fn terms(&self, aim: Aim) -> &Terms {
+        &self.terms[aim as usize]
     }
 
-    /// Copies until the connection is carried in packets, or until it is known that it cannot be.
-    async fn until_packets<'a>(
-        &self,
-        packet: &Packet,
-        mut copied: Box<relay::Connection>,
+    fn first_aim(&self, same_host: bool) -> Aim {
+        // Whoever asks for the short cut shall have it.
+        if self.packet.is_some() && !(same_host && self.sockmap.is_some()) {
+            Aim::Packets
+        } else {
+            self.second_aim()
+        }
+    }
+
+    fn second_aim(&self) -> Aim {
+        if self.sockmap.is_some() { Aim::Redirection } else { Aim::End }
+    }
+
+    /// Copies a connection until the kernel takes it.
+    #[expect(clippy::manual_async_fn, reason = "an `async fn` would hold the connection twice")]
+    fn copy<'a>(
+        &'a self,
+        mut copied: Connection,
         account: &'a Account,
-    ) -> Next<'a> {
-        let mut watched = None;
-        loop {
-            let carried = copied.carry(self.relay.idle(), account, Some((self.rule, Moment::Any)));
-            if let Carried::ToEnd(end) = Box::pin(carried).await {
-                return Next::Ended(end);
-            }
-            watched = match watched.take() {
-                None => packet.watch(&copied),
-                Some(seen) => match packet.is_seen(seen) {
-                    Seen::Yes(seen) => {
-                        return match packet.take_over(seen, copied, account) {
-                            Ok(flow) => Next::Carried(Box::new(flow)),
-                            Err(copied) => Next::Copied(copied),
-                        };
+    ) -> impl Future<Output = Next<'a>> + 'a {
+        async move {
+            let mut aim = self.first_aim(copied.same_host);
+            let mut watched = None;
+            loop {
+                let job = Job { terms: self.terms(aim), account };
+                if let Carried::ToEnd(end) = copied.carry(&job).await {
+                    return Next::End(end);
+                }
+                copied.watch();
+                match (aim, &self.packet, &self.sockmap) {
+                    (Aim::Packets, Some(packet), _) => {
+                        match self.to_packets(packet, watched.take(), copied, account) {
+                            ControlFlow::Break(stage) => return Next::Stage(stage),
+                            ControlFlow::Continue((back, seen)) => {
+                                copied = back;
+                                watched = seen;
+                            }
+                        }
+                        if watched.is_none() {
+                            aim = self.second_aim();
+                        }
                     }
-                    Seen::NotYet(watched) => Some(watched),
-                    Seen::Never => None,
-                },
-            };
-            if watched.is_none() {
-                return Next::Copied(copied);
+                    (Aim::Redirection, _, Some(sockmap)) => {
+                        let redirected = sockmap.take_over(Box::new(copied), self.rule, account);
+                        return Next::Stage(Box::pin(async move { Next::End(redirected.await) }));
+                    }
+                    _ => aim = Aim::End,
+                }
             }
         }
     }
 
-    /// Copies until a direction is redirected, and stays with it.
-    async fn until_redirected(&self, mut copied: Box<relay::Connection>, account: &Account) -> End {
-        let Some(sockmap) = &self.sockmap else {
-            return copied.carry_to_end(self.relay.idle(), account).await;
+    /// Has a connection carried in packets. Gives it back if it is not yet known whether it can be, with what is watched
+    /// for that, or if it cannot.
+    fn to_packets<'a>(
+        &'a self,
+        packet: &'a Packet,
+        watched: Option<Box<Watched>>,
+        copied: Connection,
+        account: &'a Account,
+    ) -> ControlFlow<Stage<'a>, (Connection, Option<Box<Watched>>)> {
+        let Some(watched) = watched else {
+            let watched = packet.watch(&copied, account).map(Box::new);
+            return ControlFlow::Continue((copied, watched));
         };
-        let carried = copied.carry(self.relay.idle(), account, Some((self.rule, Moment::AtRest)));
-        match Box::pin(carried).await {
-            Carried::ToEnd(end) => end,
-            Carried::ToHandover => Box::pin(sockmap.take_over(copied, self.rule, account)).await,
+        match packet.is_seen(*watched, account) {
+            Seen::Yes(watched) => match packet.take_over(watched, Box::new(copied), account) {
+                Ok(flow) => {
+                    let carried = Box::new(flow).run(self.terms(Aim::End).idle);
+                    ControlFlow::Break(Box::pin(async move { Next::End(carried.await) }))
+                }
+                Err(copied) => ControlFlow::Continue((*copied, None)),
+            },
+            Seen::NotYet(watched) => ControlFlow::Continue((copied, Some(Box::new(watched)))),
+            Seen::Never => ControlFlow::Continue((copied, None)),
         }
     }
 }
@@ -113,8 +174,42 @@ impl Datapath for Adaptive {
         self.sockmap.as_ref().is_some_and(|sockmap| sockmap.announce(upstream))
     }
 
+    fn largest_segment(&self, client: BorrowedFd<'_>) -> Option<u32> {
+        self.packet.as_ref().and_then(|packet| packet.largest_segment(client))
+    }
+
     fn relay<'a>(&'a self, pair: Pair, account: &'a Account) -> Carry<'a> {
         account.carried_by(Carrier::Relay);
-        Box::pin(self.carry(Box::new(relay::Connection::new(pair)), account))
+        Box::pin(Stages(Box::pin(self.copy(Connection::new(pair), account))))
+    }
+
+    fn moved(&self, account: &Account) -> (u64, u64) {
+        match (account.carrier(), &self.packet, &self.sockmap) {
+            (Some(Carrier::Packet), Some(packet), _) => packet.moved(account),
+            (Some(Carrier::Sockmap), _, Some(sockmap)) => sockmap.moved(account),
+            _ => account.bytes(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    /// As [`crate::session`]'s test of an idle connection.
+    #[tokio::test]
+    async fn an_idle_connection_stays_small() {
+        let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(socket.local_addr().unwrap()).await.unwrap();
+        let backend = TcpStream::connect(socket.local_addr().unwrap()).await.unwrap();
+        let pair = Pair { client, backend, hello: Vec::new(), same_host: false, liveness: None };
+        let account = Account::default();
+        let adaptive = Adaptive::new(&Relay::new(Duration::MAX), None, None, Handover::default());
+        let copied = size_of_val(&adaptive.copy(Connection::new(pair), &account));
+        assert!(copied <= 448, "a connection that is copied takes {copied} bytes");
     }
 }

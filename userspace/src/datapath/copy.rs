@@ -25,9 +25,13 @@ pub fn with_scratch<T>(work: impl FnOnce(&mut [u8]) -> T) -> T {
 
 /// One direction's copy: holds bytes only while the receiver does not take them.
 #[derive(Debug, Default)]
-pub struct Pump {
-    /// Read but not yet taken by the receiver; what precedes `taken` already is.
-    pending: Vec<u8>,
+pub struct Pump(Option<Box<Pending>>);
+
+/// Read but not yet taken by the receiver. In a box, since there is hardly ever any.
+#[derive(Debug)]
+struct Pending {
+    bytes: Vec<u8>,
+    /// Of the bytes, those that the receiver has taken.
     taken: usize,
 }
 
@@ -68,28 +72,33 @@ fn is_no_room(error: Errno) -> bool {
 }
 
 impl Pump {
-    /// A pump that first delivers `pending`.
+    /// A pump that first delivers `bytes`.
     #[must_use]
-    pub fn starting_with(pending: Vec<u8>) -> Self {
-        Self { pending, taken: 0 }
+    pub fn starting_with(bytes: Vec<u8>) -> Self {
+        Self((!bytes.is_empty()).then(|| Box::new(Pending { bytes, taken: 0 })))
     }
 
     /// Whether bytes that were read still wait for the receiver.
     #[must_use]
     pub fn is_blocked(&self) -> bool {
-        !self.pending.is_empty()
+        self.0.is_some()
     }
 
     /// How many bytes that is.
     #[must_use]
     pub fn held(&self) -> usize {
-        self.pending.len() - self.taken
+        self.0.as_ref().map_or(0, |pending| pending.bytes.len() - pending.taken)
     }
 
     /// Delivers pending bytes, or else reads once and delivers what came.
     pub fn step(&mut self, from: impl AsFd, to: impl AsFd) -> Result<Step, StepError> {
-        if self.is_blocked() {
-            return self.flush(to);
+        if let Some(pending) = &mut self.0 {
+            let step = pending.flush(to)?;
+            if pending.taken == pending.bytes.len() {
+                // Gives the memory back: a receiver that was slow once need not hold a buffer for life.
+                self.0 = None;
+            }
+            return Ok(step);
         }
         with_scratch(|scratch| {
             let read = match retry_on_intr(|| recv(&from, &mut scratch[..], RecvFlags::empty())) {
@@ -101,29 +110,27 @@ impl Pump {
             let drained = read < scratch.len();
             match retry_on_intr(|| send(&to, &scratch[..read], SendFlags::NOSIGNAL)) {
                 Ok(sent) => {
-                    self.pending.extend_from_slice(&scratch[sent..read]);
+                    *self = Self::starting_with(scratch[sent..read].to_vec());
                     Ok(Step::Moved { bytes: sent, drained })
                 }
                 Err(error) if is_no_room(error) => {
-                    self.pending.extend_from_slice(&scratch[..read]);
+                    *self = Self::starting_with(scratch[..read].to_vec());
                     Ok(Step::WantWrite)
                 }
                 Err(error) => Err(StepError::Write(error.into())),
             }
         })
     }
+}
 
+impl Pending {
     fn flush(&mut self, to: impl AsFd) -> Result<Step, StepError> {
-        let sent = match retry_on_intr(|| send(&to, &self.pending[self.taken..], SendFlags::NOSIGNAL)) {
+        let sent = match retry_on_intr(|| send(&to, &self.bytes[self.taken..], SendFlags::NOSIGNAL)) {
             Ok(sent) => sent,
             Err(error) if is_no_room(error) => return Ok(Step::WantWrite),
             Err(error) => return Err(StepError::Write(error.into())),
         };
         self.taken += sent;
-        if self.taken == self.pending.len() {
-            // Gives the memory back: a receiver that was slow once need not hold a buffer for life.
-            *self = Self::default();
-        }
         Ok(Step::Moved { bytes: sent, drained: false })
     }
 }

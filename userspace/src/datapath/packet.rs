@@ -8,7 +8,7 @@
 //! Loss, congestion, flow control and the end of the connection are between client and backend. What cannot be
 //! carried so is relayed, for a reason that is counted ([`stats::Refusal`]).
 
-use std::{cell::RefCell, io, rc::Rc, sync::Arc, time::Duration};
+use std::{cell::RefCell, io, os::fd::BorrowedFd, rc::Rc, sync::Arc, time::Duration};
 
 use snisplice_common::packet::{
     Slot,
@@ -27,7 +27,7 @@ use self::{
 };
 use super::{Carry, Datapath, End, HelloMode, Pair, relay};
 use crate::{
-    account::{Account, Carrier},
+    account::{Account, Carrier, InPackets},
     kernel::{
         packet::{AttachError, Programs},
         signals::{Side, Signals, Token},
@@ -95,7 +95,8 @@ impl Packet {
         Ok(Self { shared, worker, sweeping, idle })
     }
 
-    async fn carry(&self, pair: Pair, account: &Account) -> End {
+    async fn carry(&self, mut pair: Pair, account: &Account) -> End {
+        pair.watch();
         let connection = Box::new(relay::Connection::new(pair));
         let begun = self.admit(&connection).and_then(|(entry, legs)| self.begin(entry, legs, &connection));
         match self.flow(begun, connection, account) {
@@ -109,23 +110,23 @@ impl Packet {
 
     /// Looks whether a connection that is being copied can be carried, and whether its packets come by the programs from
     /// now on.
-    pub(super) fn watch(&self, connection: &relay::Connection) -> Option<Watched> {
+    pub(super) fn watch(&self, connection: &relay::Connection, account: &Account) -> Option<Watched> {
         let watched = self.admit(connection).and_then(|(entry, mut legs)| {
             self.look(&mut legs)?;
             Ok(Watched { entry, legs, looks: 0 })
         });
-        watched.inspect_err(|why| self.refuse(*why)).ok()
+        watched.inspect_err(|why| self.refuse(*why, account)).ok()
     }
 
     /// Looks whether both peers' packets were seen.
-    pub(super) fn is_seen(&self, mut watched: Watched) -> Seen {
+    pub(super) fn is_seen(&self, mut watched: Watched, account: &Account) -> Seen {
         watched.looks += 1;
         if watched.entry.is_seen() {
             Seen::Yes(watched)
         } else if watched.looks < LOOKS {
             Seen::NotYet(watched)
         } else {
-            self.refuse(Refusal::Bypassed);
+            self.refuse(Refusal::Bypassed, account);
             Seen::Never
         }
     }
@@ -141,7 +142,8 @@ impl Packet {
         self.flow(self.begin(entry, legs, &connection), connection, account)
     }
 
-    fn refuse(&self, why: Refusal) {
+    fn refuse(&self, why: Refusal, account: &Account) {
+        account.refused_in_packets(why);
         tracing::debug!(why = why.label(), "not carried in packets");
         self.shared.programs.stats().refuse(why);
     }
@@ -159,7 +161,7 @@ impl Packet {
                 Ok(Flow::new(entry, connection, account))
             }
             Err(why) => {
-                self.refuse(why);
+                self.refuse(why, account);
                 Err(connection)
             }
         }
@@ -282,8 +284,25 @@ impl Datapath for Packet {
         HelloMode::Read
     }
 
+    fn largest_segment(&self, client: BorrowedFd<'_>) -> Option<u32> {
+        leg::largest_segment(client)
+    }
+
     fn relay<'a>(&'a self, pair: Pair, account: &'a Account) -> Carry<'a> {
         Box::pin(self.carry(pair, account))
+    }
+
+    fn moved(&self, account: &Account) -> (u64, u64) {
+        let (up, down) = account.bytes();
+        if account.carrier() != Some(Carrier::Packet) {
+            return (up, down);
+        }
+        let delivered = account.in_packets().and_then(|InPackets { flow, before }| {
+            let state = self.shared.maps.borrow().state(flow).ok()?;
+            Some((before.0 + state.delivered(0), before.1 + state.delivered(1)))
+        });
+        // What the relay delivers while a flow begins is in the account first.
+        delivered.map_or((up, down), |delivered| (up.max(delivered.0), down.max(delivered.1)))
     }
 }
 

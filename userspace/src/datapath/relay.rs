@@ -1,16 +1,29 @@
 //! The relay: a copy in userspace. Always available, needs no privilege, and is what every other datapath falls
 //! back to.
+//!
+//! What a connection does nearly all the time, copying from whoever speaks to whoever keeps up, needs no more state than
+//! the connection itself, and is polled in here. The rest ([`waiting`]) lives in a box, for as long as it lasts.
 
-use std::{cell::Cell, future::poll_fn, io, net::Shutdown, pin::pin, time::Duration};
+use std::{
+    cell::Cell,
+    future::{Future as _, poll_fn},
+    io,
+    mem::replace,
+    pin::{Pin, pin},
+    rc::Rc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
 use snisplice_config::model::Handover;
-use socket2::SockRef;
 use tokio::{
     io::Interest,
     net::TcpStream,
-    time::{Instant, sleep, timeout},
+    task::yield_now,
+    time::{Instant, Sleep, sleep},
 };
 
+pub(super) use self::waiting::failure;
 use super::{
     Carry, Datapath, End, HelloMode, Pair,
     copy::{Pump, Step, StepError},
@@ -18,14 +31,17 @@ use super::{
 };
 use crate::{
     account::{Account, Carrier, Direction},
-    socket,
+    liveness::Liveness,
 };
+
+mod waiting;
 
 /// Steps of one direction before the worker's other connections get their turn.
 const STEPS_PER_TURN: u32 = 8;
 
-/// How long bytes that were already received may take to reach the one side after the other has reset.
-const FLUSH_GRACE: Duration = Duration::from_secs(1);
+/// How long a connection has lasted when its backend's socket gets the options of [`Liveness`]: they cost four system
+/// calls, and a peer that is gone is looked for only after a second of silence at the earliest.
+const SHORT: Duration = Duration::from_secs(1);
 
 // A connection that idles for hours holds what is live in its futures: arguments are gathered in structures that are
 // borrowed, and the rare and the short parts are boxed where they are awaited.
@@ -33,19 +49,42 @@ const FLUSH_GRACE: Duration = Duration::from_secs(1);
 /// Copies in userspace.
 #[derive(Debug, Clone)]
 pub struct Relay {
-    idle: Duration,
+    terms: Terms,
+}
+
+/// How far a connection is carried.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Terms {
+    /// How long it may be silent.
+    pub(super) idle: Duration,
+    /// When the kernel takes over, and at which moment; `None` is never.
+    pub(super) handover: Option<(Handover, Moment)>,
+}
+
+/// What carrying one connection is about.
+#[derive(Clone, Copy)]
+pub(super) struct Job<'a> {
+    pub(super) terms: &'a Terms,
+    pub(super) account: &'a Account,
+}
+
+impl Terms {
+    /// To the end.
+    pub(super) const fn to_end(idle: Duration) -> Self {
+        Self { idle, handover: None }
+    }
 }
 
 impl Relay {
     /// How long a connection may be silent.
     pub(super) fn idle(&self) -> Duration {
-        self.idle
+        self.terms.idle
     }
 
     /// A relay that gives up a connection after `idle` without a byte in either direction.
     #[must_use]
     pub fn new(idle: Duration) -> Self {
-        Self { idle }
+        Self { terms: Terms::to_end(idle) }
     }
 }
 
@@ -57,10 +96,11 @@ impl Datapath for Relay {
     fn relay<'a>(&'a self, pair: Pair, account: &'a Account) -> Carry<'a> {
         account.carried_by(Carrier::Relay);
         let mut connection = Connection::new(pair);
+        let job = Job { terms: &self.terms, account };
         // Not `carry_to_end`: a future within a future holds what it is called with twice.
         Box::pin(async move {
             loop {
-                if let Carried::ToEnd(end) = connection.carry(self.idle, account, None).await {
+                if let Carried::ToEnd(end) = connection.carry(&job).await {
                     return end;
                 }
             }
@@ -79,6 +119,8 @@ pub(super) struct Connection {
     pub(super) progress: [Cell<Progress>; 2],
     /// As in [`Pair`].
     pub(super) same_host: bool,
+    /// Options that the backend's socket is still to be given.
+    unwatched: Option<Rc<Liveness>>,
 }
 
 /// At which moment a direction that has moved enough may go over.
@@ -97,11 +139,17 @@ pub(super) enum Carried {
     ToHandover,
 }
 
-/// Why a direction stopped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stop {
-    Eof,
+/// What interrupts the copying of a connection.
+enum Turn {
+    /// Others have waited long enough.
+    Yield,
+    /// A direction has moved enough.
     Due,
+    /// It is time to look at the clock.
+    Clock,
+    /// A receiver does not keep up, or the sender of this direction has sent FIN.
+    Wait(Option<Direction>),
+    Broken(Broken),
 }
 
 impl Connection {
@@ -113,6 +161,7 @@ impl Connection {
             downward: Pump::default(),
             progress: Default::default(),
             same_host: pair.same_host,
+            unwatched: pair.liveness,
         }
     }
 
@@ -121,47 +170,123 @@ impl Connection {
         self.upward.is_blocked() || self.downward.is_blocked()
     }
 
+    /// Has the kernel look after the backend's socket, unless it does already.
+    pub(super) fn watch(&mut self) {
+        watch(&self.backend, &mut self.unwatched);
+    }
+
     /// Copies both ways to the end. Dropping the future loses nothing: what was read and not written is kept.
-    pub(super) async fn carry_to_end(&mut self, limit: Duration, account: &Account) -> End {
+    pub(super) async fn carry_to_end(&mut self, idle: Duration, account: &Account) -> End {
+        let terms = Terms::to_end(idle);
         loop {
             // Without a rule there is no handover.
-            if let Carried::ToEnd(end) = self.carry(limit, account, None).await {
+            if let Carried::ToEnd(end) = self.carry(&Job { terms: &terms, account }).await {
                 return end;
             }
         }
     }
 
-    /// Copies until both directions have ended, or until `rule` says that going on in the kernel pays for one of them.
-    pub(super) async fn carry(
-        &mut self,
-        limit: Duration,
-        account: &Account,
-        rule: Option<(Handover, Moment)>,
-    ) -> Carried {
-        let Self { client, backend, upward, downward, progress, .. } = self;
-        let shared = Shared { account, rule, half_closed: Cell::new(false) };
-        let [up, down] = progress;
-        let up = Way { from: client, to: backend, direction: Direction::Up, progress: up, shared: &shared };
-        let down =
-            Way { from: backend, to: client, direction: Direction::Down, progress: down, shared: &shared };
-        let stopped = tokio::select! {
-            stopped = up.one_way(upward) => stopped,
-            stopped = down.one_way(downward) => stopped,
-            () = idle(limit, || account.bytes()) => return Carried::ToEnd(End::Idle),
-        };
-        Carried::ToEnd(match stopped {
-            Ok(Stop::Due) => return Carried::ToHandover,
-            Ok(Stop::Eof) => End::Finished,
-            Err(Broken { side: Side::Client, error }) => {
-                Box::pin(up.last_words(upward)).await;
-                End::broken_by_client(error)
+    /// Copies until both directions have ended, or until it pays for one of them to go on in the kernel.
+    pub(super) async fn carry(&mut self, job: &Job<'_>) -> Carried {
+        let first = if self.unwatched.is_some() { SHORT.min(job.terms.idle) } else { job.terms.idle };
+        let mut timer = pin!(sleep(first));
+        let mut seen = if first == job.terms.idle { moved(job.account) } else { UNSEEN };
+        loop {
+            let turn = poll_fn(|context| {
+                if let Poll::Ready(turn) = self.poll(context, job) {
+                    return Poll::Ready(turn);
+                }
+                timer.as_mut().poll(context).map(|()| Turn::Clock)
+            });
+            match turn.await {
+                Turn::Yield => yield_now().await,
+                Turn::Due => return Carried::ToHandover,
+                Turn::Clock => {
+                    self.watch();
+                    if is_silent(&mut seen, timer.as_mut(), job) {
+                        return Carried::ToEnd(End::Idle);
+                    }
+                }
+                Turn::Wait(ended) => {
+                    let (ways, pumps, backend, unwatched) = self.split(job);
+                    let mut waiting = Box::pin(waiting::carry(ways, pumps, ended));
+                    let over = loop {
+                        let either = poll_fn(|context| match waiting.as_mut().poll(context) {
+                            Poll::Ready(over) => Poll::Ready(Some(over)),
+                            Poll::Pending => timer.as_mut().poll(context).map(|()| None),
+                        });
+                        if let Some(over) = either.await {
+                            break over;
+                        }
+                        watch(backend, unwatched);
+                        if is_silent(&mut seen, timer.as_mut(), job) {
+                            return Carried::ToEnd(End::Idle);
+                        }
+                    };
+                    if let Some(carried) = over {
+                        return carried;
+                    }
+                }
+                Turn::Broken(broken) => {
+                    let (ways, pumps, ..) = self.split(job);
+                    return Carried::ToEnd(Box::pin(waiting::broken(ways, pumps, broken)).await);
+                }
             }
-            Err(Broken { side: Side::Backend, error }) => {
-                Box::pin(down.last_words(downward)).await;
-                End::broken_by_backend(error)
-            }
-        })
+        }
     }
+
+    /// Copies until both senders have nothing more to say for now, or until something rare happens.
+    fn poll(&mut self, context: &mut Context<'_>, job: &Job<'_>) -> Poll<Turn> {
+        let ([up, down], [upward, downward], ..) = self.split(job);
+        let first = up.poll(upward, context);
+        if let Poll::Ready(Turn::Broken(_) | Turn::Due) = first {
+            return first;
+        }
+        // Both have their turn, however much the first one has to copy.
+        let second = down.poll(downward, context);
+        match (first, second) {
+            (Poll::Ready(turn), Poll::Pending | Poll::Ready(Turn::Yield)) => Poll::Ready(turn),
+            (_, second) => second,
+        }
+    }
+
+    /// Both directions, and what the clock looks after.
+    fn split<'a>(
+        &'a mut self,
+        job: &Job<'a>,
+    ) -> ([Way<'a>; 2], [&'a mut Pump; 2], &'a TcpStream, &'a mut Option<Rc<Liveness>>) {
+        let Self { client, backend, upward, downward, progress: [up, down], unwatched, .. } = self;
+        let (client, backend) = (&*client, &*backend);
+        let up = Way { from: client, to: backend, direction: Direction::Up, progress: up, job: *job };
+        let down = Way { from: backend, to: client, direction: Direction::Down, progress: down, job: *job };
+        ([up, down], [upward, downward], backend, unwatched)
+    }
+}
+
+fn watch(backend: &TcpStream, unwatched: &mut Option<Rc<Liveness>>) {
+    if let Some(liveness) = unwatched.take() {
+        // Where it fails, a peer that is gone is noticed later.
+        let _ = liveness.apply(backend);
+    }
+}
+
+/// No look at the clock has begun a span of silence yet.
+const UNSEEN: u64 = u64::MAX;
+
+/// Whether nothing has moved since the last look, a whole span ago. Sets the clock anew.
+fn is_silent(seen: &mut u64, timer: Pin<&mut Sleep>, job: &Job<'_>) -> bool {
+    let before = replace(seen, moved(job.account));
+    if *seen == before {
+        return true;
+    }
+    timer.reset(Instant::now() + job.terms.idle);
+    false
+}
+
+/// Changes whenever a byte has moved.
+fn moved(account: &Account) -> u64 {
+    let (up, down) = account.bytes();
+    up.wrapping_add(down)
 }
 
 /// The side whose socket failed.
@@ -177,59 +302,30 @@ struct Broken {
     error: io::Error,
 }
 
-/// What both directions look at.
-struct Shared<'a> {
-    account: &'a Account,
-    /// When the kernel takes over; `None` is never.
-    rule: Option<(Handover, Moment)>,
-    /// One of the two directions has passed its FIN on.
-    half_closed: Cell<bool>,
-}
-
 /// One direction.
+#[derive(Clone, Copy)]
 struct Way<'a> {
     from: &'a TcpStream,
     to: &'a TcpStream,
     direction: Direction,
     progress: &'a Cell<Progress>,
-    shared: &'a Shared<'a>,
+    job: Job<'a>,
 }
 
 impl Way<'_> {
-    /// Copies until the sender has sent FIN, then passes the FIN on; or until the kernel is to take over.
-    ///
-    /// The direction that finishes second ends the pair. The first one stays to watch its sender: nobody else would
-    /// notice that this side, which has sent FIN, now resets.
-    async fn one_way(&self, pump: &mut Pump) -> Result<Stop, Broken> {
-        if self.copy(pump).await? == Stop::Due {
-            return Ok(Stop::Due);
-        }
-        if self.shared.half_closed.replace(true) {
-            // Nothing is left to come from either side, so closing both, which the caller does next, says it.
-            return Ok(Stop::Eof);
-        }
-        match SockRef::from(self.to).shutdown(Shutdown::Write) {
-            // The receiver is gone already; its own direction reports how.
-            Err(error) if error.kind() != io::ErrorKind::NotConnected => return Err(self.by_receiver(error)),
-            _ => {}
-        }
-        Err(self.by_sender(Box::pin(failure(self.from)).await))
-    }
-
-    /// Copies until the sender has sent FIN and the receiver has taken everything before it, or until the direction is
-    /// due: then the receiver has taken everything that was read.
-    async fn copy(&self, pump: &mut Pump) -> Result<Stop, Broken> {
+    /// Copies what there is.
+    fn poll(&self, pump: &mut Pump, context: &mut Context<'_>) -> Poll<Turn> {
         let mut steps = 0;
         loop {
-            if !pump.is_blocked() {
-                readable(self.from).await.map_err(|error| self.by_sender(error))?;
+            if !pump.is_blocked()
+                && let Err(error) = ready!(self.from.poll_read_ready(context))
+            {
+                return Poll::Ready(Turn::Broken(self.by_sender(error)));
             }
             match pump.step(self.from, self.to) {
                 Ok(Step::Moved { bytes, drained }) => {
-                    self.shared.account.moved(self.direction, bytes as u64);
-                    self.progress.set(self.progress.get().after(bytes));
-                    if self.is_due(drained && !pump.is_blocked()) {
-                        return Ok(Stop::Due);
+                    if self.moved(bytes, drained && !pump.is_blocked()) {
+                        return Poll::Ready(Turn::Due);
                     }
                     if drained {
                         forget(self.from, Interest::READABLE);
@@ -238,44 +334,32 @@ impl Way<'_> {
                     }
                     steps += 1;
                     if steps >= STEPS_PER_TURN {
-                        tokio::task::yield_now().await;
-                        steps = 0;
+                        return Poll::Ready(Turn::Yield);
                     }
                 }
                 Ok(Step::WantRead) => forget(self.from, Interest::READABLE),
-                Ok(Step::WantWrite) => {
-                    Box::pin(self.until_taken()).await?;
-                    steps = 0;
-                }
-                Ok(Step::Eof) => return Ok(Stop::Eof),
-                Err(StepError::Read(error)) => return Err(self.by_sender(error)),
-                Err(StepError::Write(error)) => return Err(self.by_receiver(error)),
+                Ok(Step::WantWrite) => return Poll::Ready(Turn::Wait(None)),
+                Ok(Step::Eof) => return Poll::Ready(Turn::Wait(Some(self.direction))),
+                Err(error) => return Poll::Ready(Turn::Broken(self.broken_by(error))),
             }
         }
     }
 
-    /// Whether the kernel shall take over. It takes only connections of which neither side has sent FIN.
-    fn is_due(&self, at_rest: bool) -> bool {
-        let Some((rule, moment)) = self.shared.rule else { return false };
-        (at_rest || moment == Moment::Any) && self.progress.get().pays(rule) && !self.shared.half_closed.get()
+    /// Notes what was moved. Whether the kernel shall take over, if both sides are still speaking.
+    fn moved(&self, bytes: usize, at_rest: bool) -> bool {
+        self.job.account.moved(self.direction, bytes as u64);
+        let progress = self.progress.get().after(bytes);
+        self.progress.set(progress);
+        let due =
+            |(rule, moment): (Handover, Moment)| (at_rest || moment == Moment::Any) && progress.pays(rule);
+        self.job.terms.handover.is_some_and(due)
     }
 
-    /// Waits until the receiver takes bytes again. Nobody reads from the sender meanwhile, so its reset must be looked
-    /// for here.
-    async fn until_taken(&self) -> Result<(), Broken> {
-        tokio::select! {
-            writable = until_writable(self.to) => writable.map_err(|error| self.by_receiver(error)),
-            error = failure(self.from) => Err(self.by_sender(error)),
+    fn broken_by(&self, error: StepError) -> Broken {
+        match error {
+            StepError::Read(error) => self.by_sender(error),
+            StepError::Write(error) => self.by_receiver(error),
         }
-    }
-
-    /// Passes a failure of the sender on to the receiver, after what it sent before that: a server that answers and
-    /// then resets because it did not read the whole request must be heard.
-    async fn last_words(&self, pump: &mut Pump) {
-        let rest = async { while let Ok(Stop::Due) = self.copy(pump).await {} };
-        let _ = timeout(FLUSH_GRACE, rest).await;
-        let _ = timeout(FLUSH_GRACE, delivered(self.to)).await;
-        let _ = socket::reset_on_close(self.to);
     }
 
     fn by_sender(&self, error: io::Error) -> Broken {
@@ -295,42 +379,10 @@ impl Way<'_> {
     }
 }
 
-/// Waits until there may be something to read, as far as the runtime has heard.
-async fn readable(stream: &TcpStream) -> io::Result<()> {
-    poll_fn(|context| stream.poll_read_ready(context)).await
-}
-
-/// Forgets the readiness that the last call disproved, then waits for the next.
-async fn until_writable(stream: &TcpStream) -> io::Result<()> {
-    forget(stream, Interest::WRITABLE);
-    poll_fn(|context| stream.poll_write_ready(context)).await
-}
-
+/// Forgets the readiness that the last call disproved.
 fn forget(stream: &TcpStream, interest: Interest) {
     // The call exists for its side effect: an operation that "would block" clears the cached readiness.
     let _: io::Result<()> = stream.try_io(interest, || Err(io::ErrorKind::WouldBlock.into()));
-}
-
-/// Waits until the socket has failed, whatever is still queued on it.
-pub(super) async fn failure(stream: &TcpStream) -> io::Error {
-    loop {
-        match stream.ready(Interest::ERROR).await {
-            Err(error) => return error,
-            Ok(_) => match stream.take_error() {
-                Err(error) | Ok(Some(error)) => return error,
-                Ok(None) => forget(stream, Interest::ERROR),
-            },
-        }
-    }
-}
-
-/// Waits until the peer has acknowledged everything written, or cannot any more.
-async fn delivered(stream: &TcpStream) {
-    let mut pause = Duration::from_millis(1);
-    while matches!(socket::unacknowledged(stream), Ok(1..)) {
-        sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_millis(50));
-    }
 }
 
 /// Resolves once `progress` has not changed for `limit` (at most twice as late: it looks once in each `limit`).

@@ -143,6 +143,7 @@ impl Sockmap {
         mut pair: Pair,
         account: &'a Account,
     ) -> Result<Box<Connection<'a>>, Unenrolled> {
+        pair.watch();
         let cookies = match self.admit(&pair.client, &pair.backend) {
             Ok(cookies) => cookies,
             Err(error) => return Err(Unenrolled::Refused(error, pair)),
@@ -190,7 +191,7 @@ impl Sockmap {
         rule: Handover,
         account: &'a Account,
     ) -> Result<(Box<Connection<'a>>, [Pump; 2]), End> {
-        let relay::Connection { client, backend, upward, downward, progress, same_host } = copied;
+        let relay::Connection { client, backend, upward, downward, progress, same_host, .. } = copied;
         let connection = self.adopt(client, backend, cookies, Some(rule), same_host, account)?;
         for (direction, progress) in [Direction::Up, Direction::Down].into_iter().zip(progress) {
             connection.way(direction).progress.set(progress.get());
@@ -297,6 +298,18 @@ impl Datapath for Sockmap {
     fn relay<'a>(&'a self, pair: Pair, account: &'a Account) -> Carry<'a> {
         // The enrolment lives in a box of its own, and only until it is over.
         Box::pin(self.carry(Box::pin(self.enrol(pair, account)), account))
+    }
+
+    fn moved(&self, account: &Account) -> (u64, u64) {
+        let (up, down) = account.bytes();
+        if account.carrier() != Some(Carrier::Sockmap) {
+            return (up, down);
+        }
+        // Whoever wrote them: userspace, the program, or a backend on this host.
+        let sent = |number| socket::by_number(number, |socket| socket::sent(socket).ok()).flatten();
+        let [to_client, to_backend] = account.sockets().map(sent);
+        let to_backend = to_backend.map(|sent| sent.saturating_sub(1));
+        (to_backend.map_or(up, |sent| sent.max(up)), to_client.map_or(down, |sent| sent.max(down)))
     }
 }
 

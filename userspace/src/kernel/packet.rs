@@ -8,7 +8,10 @@ use std::{
     collections::{BTreeSet, HashMap},
     fmt, io,
     os::fd::{AsFd, OwnedFd},
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
 };
 
 use aya::{
@@ -33,16 +36,19 @@ use snisplice_common::packet::{
     name,
 };
 use thiserror::Error;
+use tokio_util::sync::CancellationToken;
 
 use self::{endings::Listener, layout::Layout, pins::Side};
 use super::{LoadError, signals::Signals, taken};
-use crate::{datapath::packet::stats::Stats, socket::hardware_type};
+use crate::{datapath::packet::stats::Stats, socket::hardware_type, takeover::Channel};
 
 mod endings;
 mod layout;
 mod pins;
 mod probe;
+mod succession;
 
+pub use endings::Heard;
 pub(crate) use endings::LOOK;
 pub use pins::{Pins, PinsError};
 pub use probe::ProbeError;
@@ -81,6 +87,11 @@ pub struct Programs {
     flows: u32,
     /// Those that no flow has.
     free: Mutex<Vec<u32>>,
+    /// Whether none is given away any more, because another process shares the maps.
+    frozen: AtomicBool,
+    /// The process that takes over, once it serves.
+    successor: OnceLock<Arc<Channel>>,
+    succeeded: CancellationToken,
     /// By the index of the device: whether the programs are on it.
     devices: RwLock<HashMap<u32, bool>>,
     /// Low descriptors for what keeps the programs on devices.
@@ -148,6 +159,9 @@ impl Programs {
             flows,
             // The lowest first, which keeps what is in use together.
             free: Mutex::new((0..flows).rev().collect()),
+            frozen: AtomicBool::new(false),
+            successor: OnceLock::new(),
+            succeeded: CancellationToken::new(),
             devices: RwLock::default(),
             reserved: Mutex::new(reserve()?),
             pins,
@@ -159,6 +173,12 @@ impl Programs {
     /// What the programs have counted since they were loaded, over all CPUs.
     pub fn totals(&self) -> Result<Totals, MapError> {
         total(&self.totals)
+    }
+
+    /// What the programs have told.
+    #[must_use]
+    pub fn heard(&self) -> &Heard {
+        self.listener.heard()
     }
 
     /// What userspace has counted.
@@ -185,7 +205,8 @@ impl Programs {
     /// A place for a flow; `None` if all are taken.
     #[must_use]
     pub fn reserve(&self) -> Option<u32> {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).pop()
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.frozen.load(Relaxed) { None } else { free.pop() }
     }
 
     /// Gives a place back.
@@ -245,7 +266,8 @@ impl Programs {
 
     /// Has all flows end with the process, which is about to exit without closing its sockets in good order.
     pub fn abandon(&self) {
-        let Some(pins) = &self.pins else { return };
+        // Those of another process go on; our own end with our sockets.
+        let Some(pins) = self.pins.as_ref().filter(|pins| !pins.are_foreign()) else { return };
         if let Err(error) = self.reset_all() {
             tracing::warn!(%error, "peers of open flows are not told");
         }

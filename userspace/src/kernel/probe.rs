@@ -30,6 +30,7 @@ use crate::{
     },
 };
 
+pub mod packet;
 pub mod same_host;
 mod traffic;
 
@@ -42,8 +43,10 @@ pub enum Outcome {
     Passed,
     /// It works, but not as well as it could.
     Warning(String),
-    /// The sockmap datapath cannot be used here, for this reason.
+    /// What it is about cannot be used here, for this reason.
     Failed(String),
+    /// It could not be tried, for this reason, which says nothing about the kernel.
+    Untried(String),
 }
 
 /// One experiment.
@@ -85,6 +88,7 @@ impl fmt::Display for ProbeResult {
             Outcome::Passed => writeln!(f, "ok       {name}"),
             Outcome::Warning(why) => writeln!(f, "warning  {name}: {why}\n         remedy: {remedy}"),
             Outcome::Failed(why) => writeln!(f, "failed   {name}: {why}\n         remedy: {remedy}"),
+            Outcome::Untried(why) => writeln!(f, "untried  {name}: {why}\n         remedy: {remedy}"),
         }
     }
 }
@@ -338,7 +342,13 @@ impl Lab {
         let carrier = carrier.clone();
         let ended = tokio::task::spawn_local(async move {
             let account = Account::default();
-            let pair = Pair { client: our_client, backend: our_backend, hello: Vec::new(), same_host: false };
+            let pair = Pair {
+                client: our_client,
+                backend: our_backend,
+                hello: Vec::new(),
+                same_host: false,
+                liveness: None,
+            };
             let end = carrier.relay(pair, &account).await;
             if account.carrier() == Some(Carrier::Sockmap) {
                 Ok(end)

@@ -23,15 +23,19 @@ impl fmt::Debug for PacketCounters {
 impl Collector for PacketCounters {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
         let Ok(totals) = self.0.totals() else { return Ok(()) };
-        let stats = self.0.stats();
+        let (stats, heard) = (self.0.stats(), self.0.heard());
         let totals = [
             ("packet_flows", "Connections that are or were carried in packets", stats.begun()),
             ("packet_taken_over", "Connections that an earlier process began", stats.taken_over()),
             ("packet_packets", "Packets (after GRO) sent on", totals.packets),
             ("packet_bytes", "Bytes of payload sent on, retransmissions included", totals.bytes),
+            ("packet_first", "Ways whose first packet was told of", heard.first()),
+            ("packet_fins", "Ways whose FIN was told of", heard.fin()),
             ("packet_held", "Packets dropped while a flow began or was reset", totals.held),
             ("packet_own_passed", "Packets of own sockets let through in a flow", totals.own_passed),
             ("packet_own_dropped", "Packets of own sockets dropped in a flow", totals.own_dropped),
+            ("packet_told", "Packets of which own sockets were told, too", totals.told),
+            ("packet_errors", "ICMP errors about packets sent on, passed on to their senders", totals.errors),
             ("packet_failed", "Packets of flows that could not be sent on", totals.failed),
             ("packet_lost_events", "Notices to userspace that found no room", totals.lost_events),
         ];

@@ -49,9 +49,6 @@ pub(super) struct Job {
     pub(super) arguments: Vec<String>,
 }
 
-/// An emulated processor is ten to thirty times slower, which is enough without unoptimised loops over megabytes.
-const OPTIMISED: &str = "profile.dev.package.snisplice.opt-level=2";
-
 /// What one job may take, so that one that hangs leaves time to the others. Tests have limits of their own.
 pub(super) const LIMIT: Duration = Duration::from_secs(400);
 
@@ -64,7 +61,7 @@ impl Suite {
     /// Builds all; takes those tests that have `only` in their name or in that of their file.
     pub(super) fn build(only: Option<&str>) -> Result<Self> {
         let mut command = cargo();
-        command.args(["test", "--config", OPTIMISED, "--package", PACKAGE, "--test", "*", "--no-run"]);
+        command.args(["test", "--package", PACKAGE, "--test", "*", "--no-run"]);
         command.args(["--message-format", "json-render-diagnostics"]).stderr(Stdio::inherit());
         let built = executables(&shell::output(&mut command)?)?;
         let daemon = built.iter().find(|built| built.kind == "bin" && built.name == PACKAGE);

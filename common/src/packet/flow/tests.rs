@@ -45,7 +45,12 @@ impl Flow {
         Self(State::new([0, 0], [50_000, 50_000]))
     }
 
+    /// Whether userspace should look at the flow.
     fn see(&mut self, up: bool, at: u64, acked: u64, payload: u32, flags: u8) -> bool {
+        self.told(up, at, acked, payload, flags) & END != 0
+    }
+
+    fn told(&mut self, up: bool, at: u64, acked: u64, payload: u32, flags: u8) -> u32 {
         let [one, other] = &mut self.0.ways;
         if up {
             one.note(other, &UP, &segment(&UP, at, acked, payload, flags), 1)
@@ -53,6 +58,20 @@ impl Flow {
             other.note(one, &DOWN, &segment(&DOWN, at, acked, payload, flags), 2)
         }
     }
+}
+
+#[test]
+fn the_first_packet_and_the_fin_of_each_way_are_told_of_once() {
+    let mut flow = Flow::new();
+    assert_eq!(flow.told(true, 0, 0, 1_500, 0), FIRST);
+    assert_eq!(flow.told(true, 1_500, 0, 1_500, 0), 0);
+    assert_eq!(flow.told(false, 0, 3_000, 0, flag::FIN), FIRST | FIN);
+    assert_eq!(flow.told(false, 0, 3_000, 0, flag::FIN), 0);
+    assert_eq!(flow.told(true, 3_000, 1, 0, flag::FIN), FIN);
+    assert_eq!(flow.told(false, 1, 3_001, 0, 0), END);
+    let mut reset = Flow::new();
+    assert_eq!(reset.told(true, 0, 0, 0, flag::RST), FIRST | END);
+    assert_eq!(reset.told(true, 0, 0, 0, flag::RST), 0);
 }
 
 #[test]

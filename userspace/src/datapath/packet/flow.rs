@@ -1,6 +1,6 @@
 //! What userspace does for a connection that the kernel carries: wait for its end.
 
-use std::{future::poll_fn, io, rc::Rc, time::Duration};
+use std::{future::poll_fn, io, os::fd::AsFd as _, rc::Rc, time::Duration};
 
 use snisplice_common::packet::{
     Tuple,
@@ -9,15 +9,16 @@ use snisplice_common::packet::{
 };
 use tokio::{net::TcpStream, time::sleep};
 
-use super::{Shared, stats::Refusal};
+use super::{Shared, plan, stats::Refusal};
 use crate::{
-    account::{Account, Carrier, Direction},
+    account::{Account, Carrier, Direction, InPackets},
     datapath::{
         End,
         relay::{Connection, failure, idle},
     },
     kernel::packet::LOOK,
     socket,
+    takeover::message::Message,
 };
 
 /// How long the relay goes on, for what arrived while the flow began.
@@ -44,6 +45,8 @@ pub(super) struct Entry {
     heard: [u32; 2],
     /// Whether late packets may still come.
     lingers: bool,
+    /// Whether another process goes on with it.
+    given: bool,
 }
 
 impl Entry {
@@ -64,6 +67,7 @@ impl Entry {
             written: [0, 0],
             heard: [0, 0],
             lingers: false,
+            given: false,
         })
     }
 
@@ -105,6 +109,10 @@ impl Entry {
         let _ = self.set_rules(Rules { mode, ..self.rules });
     }
 
+    fn is_to_go_over(&self) -> bool {
+        self.rules.mode == KEPT && self.shared.programs.successor().is_some()
+    }
+
     fn state(&self) -> io::Result<State> {
         self.shared.maps.borrow().state(self.flow)
     }
@@ -128,6 +136,20 @@ impl Entry {
         })
     }
 
+    /// Has the program tell our own sockets of as much as they have sent, and with the numbers that they expect.
+    ///
+    /// A packet that came by the program before the flow began may reach its socket only after the second look: it waited in
+    /// another processor's queue, or in the socket's own while userspace held it. What it brought, the other socket sends, and
+    /// would never hear that it has arrived.
+    fn follow_own_sockets(&mut self) {
+        let Ok(looks) = self.shared.programs.look(self.tuples) else { return };
+        let ways = plan::with_stragglers(self.rules.ways, looks.each_ref());
+        if ways != self.rules.ways {
+            // An array takes every update.
+            let _ = self.set_rules(Rules { ways, ..self.rules });
+        }
+    }
+
     /// Whether our own sockets have nothing left to deliver: all was read, written and acknowledged.
     fn is_settled(&self) -> bool {
         let (Ok(state), Ok(looks)) = (self.state(), self.shared.programs.look(self.tuples)) else {
@@ -142,7 +164,9 @@ impl Entry {
 impl Drop for Entry {
     fn drop(&mut self) {
         self.shared.signals.remove(self.slot);
-        if self.lingers {
+        if self.given {
+            // Its place, too, is the other's to give away.
+        } else if self.lingers {
             self.shared.lingering.borrow_mut().add(self.flow, self.tuples);
         } else {
             self.shared.forget(self.flow, &self.tuples);
@@ -208,6 +232,7 @@ impl<'a> Flow<'a> {
         }
         let (up, down) = account.bytes();
         let before = (up.saturating_sub(entry.written[0]), down.saturating_sub(entry.written[1]));
+        account.is_in_packets(InPackets { flow: entry.flow, before });
         Self { sockets: Sockets::Settling(connection), entry, account, before, ended: false }
     }
 
@@ -235,13 +260,13 @@ impl<'a> Flow<'a> {
     /// Lets the relay deliver what arrived while the flow began, and looks whether the kernel really carries it.
     async fn settle(&mut self, limit: Duration) -> Settled {
         let Sockets::Settling(connection) = &mut self.sockets else { return Settled::Carried };
-        let entry = &self.entry;
+        let entry = &mut self.entry;
         let mut pause = FIRST_LOOK;
         loop {
             tokio::select! {
-                end = ended(entry) => return Settled::Ended(end),
+                end = ended(&*entry) => return Settled::Ended(end),
                 end = connection.carry_to_end(NEVER, self.account) => return Settled::Failed(end),
-                () = idle(limit, || progress(entry)) => return Settled::Ended(End::Idle),
+                () = idle(limit, || progress(&*entry)) => return Settled::Ended(End::Idle),
                 () = sleep(pause) => {}
             }
             if entry.is_bypassed() {
@@ -250,6 +275,7 @@ impl<'a> Flow<'a> {
             if pause == SETTLE && !connection.is_blocked() && entry.is_settled() {
                 break;
             }
+            entry.follow_own_sockets();
             pause = (pause * 4).min(SETTLE);
         }
         if let Sockets::Settling(connection) = std::mem::replace(&mut self.sockets, Sockets::Closed) {
@@ -271,6 +297,7 @@ impl<'a> Flow<'a> {
         self.entry.set_mode(OFF);
         self.ended = true;
         self.account.carried_by(Carrier::Relay);
+        self.account.refused_in_packets(Refusal::Bypassed);
         let Sockets::Settling(connection) = &mut self.sockets else { return End::Finished };
         for socket in [&connection.client, &connection.backend] {
             let _ = socket::finish_on_close(socket);
@@ -298,6 +325,9 @@ impl<'a> Flow<'a> {
 
     /// Closes the sockets as the flow has ended, and accounts for it.
     fn end(&mut self, end: &End) {
+        if matches!(end, End::HandedOver) && self.pass_on() {
+            return;
+        }
         self.ended = true;
         self.bring_account_up_to_date();
         match end {
@@ -307,9 +337,32 @@ impl<'a> Flow<'a> {
                 self.entry.lingers = true;
             }
             // They have not, and must be told by us.
-            End::Idle | End::ClientLost | End::BackendLost | End::Failed(_) => self.entry.set_mode(RESET),
+            End::Idle | End::ClientLost | End::BackendLost | End::HandedOver | End::Failed(_) => {
+                self.entry.set_mode(RESET);
+            }
         }
         self.sockets = Sockets::Closed;
+    }
+
+    /// Gives the flow to the process that has taken over, which accounts for all that the kernel carried. False if that
+    /// process is gone.
+    fn pass_on(&mut self) -> bool {
+        let (Some(successor), Sockets::Holding([client, backend])) =
+            (self.entry.shared.programs.successor(), &self.sockets)
+        else {
+            return false;
+        };
+        let (up, down) = self.account.bytes();
+        let counted = [up.saturating_sub(self.before.0), down.saturating_sub(self.before.1)];
+        let flow = Message::Flow { place: self.entry.flow, counted, answers: [Some(true); 2] };
+        if let Err(error) = successor.send(&flow, &[client.as_fd(), backend.as_fd()]) {
+            tracing::warn!(%error, "a connection does not go over to the process that has taken over");
+            return false;
+        }
+        self.ended = true;
+        self.entry.given = true;
+        self.sockets = Sockets::Closed;
+        true
     }
 
     fn bring_account_up_to_date(&self) {
@@ -330,10 +383,11 @@ impl Drop for Flow<'_> {
     }
 }
 
-/// Waits until the kernel has seen the flow end.
+/// Waits until the kernel has seen the flow end, or another process is to go on with it.
 async fn ended(entry: &Entry) -> End {
     loop {
         match entry.state().map(|state| state.standing()) {
+            Ok(Standing::Open) if entry.is_to_go_over() => return End::HandedOver,
             Ok(Standing::Open) => {}
             Ok(Standing::Finished) => return End::Finished,
             Ok(Standing::Reset(0)) => return End::ClientReset,

@@ -3,12 +3,16 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
+    os::fd::BorrowedFd,
 };
 
-use snisplice_common::packet::{Tuple, is_mapped, mapped};
+use snisplice_common::packet::{Tuple, flow::Way, is_mapped, mapped};
 use tokio::net::TcpStream;
 
-use super::{plan::Leg, stats::Refusal};
+use super::{
+    plan::{self, Leg},
+    stats::Refusal,
+};
 use crate::socket;
 
 /// `TCP_ESTABLISHED`.
@@ -50,6 +54,13 @@ fn read(stream: &TcpStream) -> io::Result<Leg> {
     })
 }
 
+/// Largest segment that the backend may send so that it fits the client's connection; `None` where that would be in vain.
+pub(super) fn largest_segment(client: BorrowedFd<'_>) -> Option<u32> {
+    let info = socket::tcp_info(client).ok()?;
+    let timestamps = info.tcpi_options & negotiated::TIMESTAMPS != 0;
+    plan::largest_segment(info.tcpi_snd_mss, info.tcpi_advmss, timestamps)
+}
+
 /// What speaks against an accepted connection and cannot be told from numbers. Nothing sits on top of the sockets: both
 /// are our own.
 pub(super) fn admit(client: &TcpStream) -> Result<(), Refusal> {
@@ -69,6 +80,18 @@ pub fn tuple(local: SocketAddr, remote: SocketAddr) -> Tuple {
         local: address(local.ip()),
         remote_port: remote.port().to_be(),
         local_port: local.port().to_be(),
+    }
+}
+
+/// The addresses of the connection that this way's packets are sent on to.
+pub(super) fn of_receiver(way: &Way) -> Tuple {
+    // As they lie in the header: our own port first.
+    let [a, b, c, d] = way.ports.to_ne_bytes();
+    Tuple {
+        remote: way.remote,
+        local: way.local,
+        remote_port: u16::from_ne_bytes([c, d]),
+        local_port: u16::from_ne_bytes([a, b]),
     }
 }
 

@@ -1,11 +1,13 @@
-//! Flows of an earlier process, which was killed: the kernel carries them on, and this process brings them to their end.
+//! Flows of an earlier process: the kernel carries them on, and this process brings them to their end.
 //!
-//! Sockets that never sent a packet take the place of those that died. They hold the ports, ask now and then whether the
-//! peers are there, and their resets end what must be ended.
+//! Where that was killed, sockets that never sent a packet take the place of those that died. They hold the ports, ask now
+//! and then whether the peers are there, and their resets end what must be ended. A process that is taken over from gives
+//! its own sockets instead ([`crate::takeover`]), each flow as soon as nothing is left to deliver.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt, io,
+    os::fd::AsFd as _,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -25,6 +27,10 @@ use crate::{
     liveness::Liveness,
     metrics::{Metrics, NONE},
     socket,
+    takeover::{
+        heir::{Flows, Inherited},
+        message::Message,
+    },
 };
 
 /// How often it is looked for ends: nobody waits for them but the account.
@@ -32,6 +38,8 @@ const SWEEP: Duration = Duration::from_secs(1);
 
 /// How long sockets of a process that was killed may stay.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+const PACKET: &str = crate::account::Carrier::Packet.label();
 
 /// No worker's token: events of these flows wake nobody.
 const NOBODY: u64 = u64::MAX;
@@ -42,7 +50,10 @@ pub struct Orphans {
     maps: Maps,
     metrics: Arc<Metrics>,
     idle: Duration,
+    liveness: Liveness,
     flows: Vec<Orphan>,
+    /// Places of flows that are still those of a process that is being taken over from.
+    alive: BTreeSet<u32>,
 }
 
 impl fmt::Debug for Orphans {
@@ -59,6 +70,8 @@ struct Orphan {
     /// What holds the ports, and was to be had.
     sockets: Vec<Holder>,
     progress: (u64, u64),
+    /// Bytes up and down that an earlier process has accounted for.
+    counted: [u64; 2],
     /// Since when nothing has moved, or since when it is over.
     since: Instant,
 }
@@ -83,12 +96,14 @@ enum Peer {
 
 impl Orphans {
     /// Takes over what an earlier process has left, and forgets what cannot go on. To be called before anything is
-    /// bound or connected: the ports of these flows are in use.
+    /// bound or connected: the ports of these flows are in use. If that process lives, in the places `alive`, its flows are
+    /// left to it until they come.
     pub fn take(
         programs: &Arc<Programs>,
         idle: Duration,
-        liveness: &Liveness,
+        liveness: Liveness,
         metrics: &Arc<Metrics>,
+        alive: Option<BTreeSet<u32>>,
     ) -> io::Result<Self> {
         programs.take_devices();
         let mut orphans = Self {
@@ -96,26 +111,119 @@ impl Orphans {
             programs: programs.clone(),
             metrics: metrics.clone(),
             idle,
+            liveness,
             flows: Vec::new(),
+            alive: BTreeSet::new(),
         };
-        let mut found = BTreeMap::<u32, [Option<Tuple>; 2]>::new();
-        for (tuple, Slot { flow, way }) in orphans.maps.tuples()? {
-            found.entry(flow).or_default()[(way & 1) as usize] = Some(tuple);
-        }
-        programs.occupy(&found.keys().copied().collect());
-        for (flow, tuples) in found {
-            orphans.adopt(flow, tuples, liveness)?;
-        }
-        if !orphans.flows.is_empty() {
-            tracing::info!(flows = orphans.flows.len(), "flows of an earlier process go on");
+        if let Some(alive) = alive {
+            programs.occupy(&alive);
+            orphans.alive = alive;
+        } else {
+            let found = orphans.find()?;
+            programs.occupy(&found.keys().copied().collect());
+            orphans.adopt_all(found)?;
         }
         Ok(orphans)
     }
 
-    fn adopt(&mut self, flow: u32, tuples: [Option<Tuple>; 2], liveness: &Liveness) -> io::Result<()> {
+    /// All flows that have addresses, by their places.
+    fn find(&self) -> io::Result<BTreeMap<u32, [Option<Tuple>; 2]>> {
+        let mut found = BTreeMap::<u32, [Option<Tuple>; 2]>::new();
+        for (tuple, Slot { flow, way }) in self.maps.tuples()? {
+            found.entry(flow).or_default()[(way & 1) as usize] = Some(tuple);
+        }
+        Ok(found)
+    }
+
+    fn adopt_all(&mut self, found: BTreeMap<u32, [Option<Tuple>; 2]>) -> io::Result<()> {
+        let before = self.flows.len();
+        for (flow, tuples) in found {
+            self.adopt(flow, tuples)?;
+        }
+        if self.flows.len() > before {
+            tracing::info!(flows = self.flows.len() - before, "flows of an earlier process go on");
+        }
+        Ok(())
+    }
+
+    /// Takes what a process has left that was taken over from: it has ended, and its places are free.
+    fn take_rest(&mut self) -> io::Result<()> {
+        let mut found = self.find()?;
+        found.retain(|flow, _| self.alive.contains(flow));
+        for flow in std::mem::take(&mut self.alive) {
+            if !found.contains_key(&flow) {
+                self.programs.release(flow);
+            }
+        }
+        self.adopt_all(found)
+    }
+
+    /// Takes a flow that a living process gives.
+    fn inherit(&mut self, inherited: Inherited) -> io::Result<()> {
+        let Inherited { place: flow, counted, sockets } = inherited;
+        if !self.alive.remove(&flow) {
+            return Ok(());
+        }
         let rules = Rules { token: NOBODY, ..self.maps.rules(flow)? };
-        let mut orphan =
-            Orphan { flow, tuples, rules, sockets: Vec::new(), progress: (0, 0), since: Instant::now() };
+        self.maps.set_rules(flow, rules)?;
+        // What goes up is sent to the backend.
+        let [up, down] = rules.ways.each_ref().map(leg::of_receiver);
+        let mut orphan = Orphan {
+            flow,
+            tuples: [Some(down), Some(up)],
+            rules,
+            sockets: Vec::new(),
+            progress: (0, 0),
+            counted,
+            since: Instant::now(),
+        };
+        for (peer, socket) in [Peer::Client, Peer::Backend].into_iter().zip(sockets) {
+            let Some((socket, answers)) = socket else { continue };
+            orphan.sockets.push(Holder { peer, socket: socket.into(), since: Instant::now(), answers });
+        }
+        self.programs.stats().take_over();
+        self.metrics.listener(&NONE.into()).active.inc();
+        self.flows.push(orphan);
+        Ok(())
+    }
+
+    /// Gives all flows to the process that takes over, if one does. What it does not take is as after a kill.
+    fn pass_on(&mut self) {
+        let Some(successor) = self.programs.successor().cloned() else { return };
+        for orphan in std::mem::take(&mut self.flows) {
+            if !orphan.is_open() {
+                self.forget(&orphan);
+                continue;
+            }
+            let mut answers = [None; 2];
+            let mut sockets = Vec::new();
+            let mut holders: Vec<_> = orphan.sockets.iter().collect();
+            holders.sort_unstable_by_key(|holder| holder.peer as usize);
+            for holder in holders {
+                answers[holder.peer as usize] = Some(holder.answers);
+                sockets.push(holder.socket.as_fd());
+            }
+            let flow = Message::Flow { place: orphan.flow, counted: orphan.counted, answers };
+            if let Err(error) = successor.send(&flow, &sockets) {
+                tracing::warn!(%error, "a connection is left to who comes next");
+            }
+            self.metrics.listener(&NONE.into()).active.dec();
+            self.metrics.closed(&NONE.into(), &NONE.into(), PACKET, End::HandedOver.reason());
+        }
+    }
+
+    fn adopt(&mut self, flow: u32, tuples: [Option<Tuple>; 2]) -> io::Result<()> {
+        let liveness = self.liveness;
+        let rules = Rules { token: NOBODY, ..self.maps.rules(flow)? };
+        let mut orphan = Orphan {
+            flow,
+            tuples,
+            rules,
+            sockets: Vec::new(),
+            progress: (0, 0),
+            counted: [0, 0],
+            since: Instant::now(),
+        };
         let is_attached = |way: &Way| self.programs.is_attached(way.device) == Some(true);
         let goes_on = match rules.mode {
             KEPT => tuples.iter().all(Option::is_some),
@@ -132,7 +240,7 @@ impl Orphans {
             for ((tuple, way), peer) in
                 tuples.iter().flatten().zip(&rules.ways).zip([Peer::Client, Peer::Backend])
             {
-                match Holder::new(peer, tuple, way, Some(liveness)) {
+                match Holder::new(peer, tuple, way, Some(&liveness)) {
                     Ok(holder) => orphan.sockets.push(holder),
                     Err(error) => tracing::warn!(%error, "a port of an earlier process' flow is not held"),
                 }
@@ -144,10 +252,28 @@ impl Orphans {
         Ok(())
     }
 
-    /// Brings each of them to its end, until there are none. When `stop` says so, all end at once.
-    pub async fn watch(mut self, stop: CancellationToken) {
-        while !self.flows.is_empty() {
+    /// Brings each of them to its end, until there are none and none come any more by `flows`, from a process that was
+    /// taken over from. When `stop` says so, all end at once.
+    pub async fn watch(mut self, stop: CancellationToken, mut flows: Option<Flows>) {
+        let programs = self.programs.clone();
+        while !self.flows.is_empty() || flows.is_some() {
             tokio::select! {
+                inherited = next(&mut flows) => {
+                    let done = if let Some(inherited) = inherited {
+                        self.inherit(inherited)
+                    } else {
+                        flows = None;
+                        self.take_rest()
+                    };
+                    if let Err(error) = done {
+                        tracing::warn!(%error, "a flow of the process before is lost");
+                    }
+                    continue;
+                }
+                () = programs.succeeded() => {
+                    self.pass_on();
+                    return;
+                }
                 () = stop.cancelled() => {
                     for mut orphan in std::mem::take(&mut self.flows) {
                         if orphan.is_open() {
@@ -211,13 +337,12 @@ impl Orphans {
 
     /// Counts all that was delivered since the flow began: the earlier process has not lived to count it.
     fn account(&self, orphan: &Orphan, reason: &'static str) {
-        const PACKET: &str = crate::account::Carrier::Packet.label();
         let none: Arc<str> = NONE.into();
         self.metrics.listener(&none).active.dec();
         self.metrics.closed(&none, &none, PACKET, reason);
         let Ok(state) = self.maps.state(orphan.flow) else { return };
         for (direction, way) in [("up", 0), ("down", 1)] {
-            let bytes = state.delivered(way);
+            let bytes = state.delivered(way).saturating_sub(orphan.counted[way]);
             if bytes > 0 {
                 self.metrics.moved(&none, PACKET, direction, bytes);
             }
@@ -232,6 +357,25 @@ impl Orphans {
         }
         self.programs.release(orphan.flow);
     }
+}
+
+/// What comes next from the process before, which has ended where there is nothing.
+async fn next(flows: &mut Option<Flows>) -> Option<Inherited> {
+    match flows {
+        Some(flows) => flows.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Removes flows of a process that had begun to take over and came to nothing.
+pub fn forget_strangers(programs: &Programs) -> io::Result<()> {
+    let mut maps = Maps::of(programs)?;
+    for (tuple, slot) in maps.tuples()? {
+        if programs.is_free(slot.flow) {
+            maps.remove_tuple(&tuple, slot);
+        }
+    }
+    Ok(())
 }
 
 impl Orphan {

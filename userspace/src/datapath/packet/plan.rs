@@ -71,6 +71,17 @@ pub(super) fn admit(client: &Leg, backend: &Leg) -> Result<(), Refusal> {
     refuse(!fits(client, backend) || !fits(backend, client), Refusal::Mss)
 }
 
+/// Largest segment that a backend's connection should announce for the sake of the client's, on which we may send segments
+/// with so much payload and have announced so much.
+///
+/// What bounds that connection bounds what we may send to the backend, too, or rather what is known of it. So a client
+/// that may send more than it takes is not carried however the other leg is, and there is no use in a bound; its
+/// listener must announce less.
+pub(super) fn largest_segment(send_mss: u32, announced_mss: u32, timestamps: bool) -> Option<u32> {
+    let takes = send_mss + if timestamps { TIMESTAMP_BYTES } else { 0 };
+    (announced_mss <= takes).then_some(takes)
+}
+
 /// Numbers for a flow of which userspace holds `read` bytes of either way that it has not written yet.
 pub(super) fn plan(client: &Leg, backend: &Leg, read: [usize; 2]) -> Result<Plan, Refusal> {
     let read = |way: usize| u32::try_from(read[way]).map_err(|_| Refusal::Pending);
@@ -112,6 +123,17 @@ pub(super) fn with_late(ways: [Way; 2], late: [&Look; 2]) -> [Way; 2] {
         Way { expected: late[0].rcv_nxt, own: up.own.wrapping_add(came(&down, late[1])), ..up },
         Way { expected: late[1].rcv_nxt, own: down.own.wrapping_add(came(&up, late[0])), ..down },
     ]
+}
+
+/// The ways once more, after our own sockets have received and sent more than was known when the flow began.
+pub(super) fn with_stragglers(ways: [Way; 2], looks: [&Look; 2]) -> [Way; 2] {
+    let mut ways = ways;
+    for (way, look) in ways.iter_mut().zip(looks) {
+        way.expected = look.rcv_nxt;
+        // Less while not all is written that has to be delivered.
+        way.own = way.own.max(look.write_seq.wrapping_sub(way.ack_start));
+    }
+    ways
 }
 
 /// What a way begins with, from the first byte on: it is for our own sockets to deliver.
@@ -213,6 +235,20 @@ mod tests {
     }
 
     #[test]
+    fn the_backend_may_send_what_the_client_takes() {
+        assert_eq!(largest_segment(1_348, 1_360, true), Some(1_360));
+        assert_eq!(largest_segment(1_360, 1_360, false), Some(1_360));
+        // Its path is smaller than what it may send, or its window is.
+        assert_eq!(largest_segment(1_348, 1_460, true), None);
+        let client = Leg { send_mss: 1_348, announced_mss: 1_360, ..leg(2) };
+        let takes = largest_segment(client.send_mss, client.announced_mss, true).expect("a bound");
+        // A backend on a path with more, and what the bound makes of it.
+        assert_eq!(admit(&client, &leg(3)), Err(Refusal::Mss));
+        let bounded = Leg { send_mss: takes - 12, announced_mss: takes, ..leg(3) };
+        assert_eq!(admit(&client, &bounded), Ok(()));
+    }
+
+    #[test]
     fn each_byte_has_one_number_on_each_leg() {
         let mut client = leg(2);
         // 100 bytes were read and not written, 30 are unread.
@@ -273,6 +309,20 @@ mod tests {
         let late = [Look { rcv_nxt: 1_120, ..client.look }, Look { rcv_nxt: 100, ..backend.look }];
         let [up, down] = with_late([up, down], late.each_ref());
         assert_eq!((up.own, up.expected, down.own, down.expected), (310, 1_120, 135, 100));
+    }
+
+    #[test]
+    fn own_sockets_hear_of_what_came_late() {
+        let way = |ack_start, own, expected| Way { ack_start, own, expected, ..Way::default() };
+        let ways = [way(u32::MAX - 9, 30, 500), way(70, 10, 900)];
+        // 4 bytes more have come from the client, and the backend's socket has sent them; the client's still has to.
+        let looks = [
+            Look { rcv_nxt: 504, write_seq: 5, ..Look::default() },
+            Look { rcv_nxt: 900, write_seq: 84, ..Look::default() },
+        ];
+        let [up, down] = with_stragglers(ways, looks.each_ref());
+        assert_eq!((up.own, up.expected), (30, 504));
+        assert_eq!((down.own, down.expected), (14, 900));
     }
 
     #[test]

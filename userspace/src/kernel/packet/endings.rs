@@ -1,9 +1,12 @@
-//! The thread that hears of flows that may have ended, and wakes their tasks.
+//! The thread that hears what packets were to their flows: it wakes the tasks of those that may have ended, and counts.
 
 use std::{
     io,
     os::fd::{AsFd, OwnedFd},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     thread::{self, JoinHandle},
 };
 
@@ -13,7 +16,7 @@ use rustix::{
     io::{Errno, retry_on_intr, write},
 };
 use slab::Slab;
-use snisplice_common::packet::Totals;
+use snisplice_common::packet::{END, FIN, FIRST, Totals};
 
 use super::total;
 use crate::kernel::signals::{Ready, Signals, Token, What};
@@ -23,10 +26,40 @@ type Workers = RwLock<Slab<Arc<Signals>>>;
 /// What a flow's task waits for: that it should look.
 pub(crate) const LOOK: Ready = Ready::both(What::Passed);
 
+/// What was heard so far, by what it was.
+#[derive(Debug, Default)]
+pub struct Heard {
+    first: AtomicU64,
+    fin: AtomicU64,
+}
+
+impl Heard {
+    /// Ways whose first packet was sent on.
+    #[must_use]
+    pub fn first(&self) -> u64 {
+        self.first.load(Relaxed)
+    }
+
+    /// Ways that have ended with FIN.
+    #[must_use]
+    pub fn fin(&self) -> u64 {
+        self.fin.load(Relaxed)
+    }
+
+    fn add(&self, what: u32) {
+        for (kind, counter) in [(FIRST, &self.first), (FIN, &self.fin)] {
+            if what & kind != 0 {
+                counter.fetch_add(1, Relaxed);
+            }
+        }
+    }
+}
+
 /// Runs the thread for as long as it lives.
 #[derive(Debug)]
 pub(super) struct Listener {
-    workers: Arc<Workers>,
+    pub(super) workers: Arc<Workers>,
+    heard: Arc<Heard>,
     stop: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
 }
@@ -38,12 +71,17 @@ impl Listener {
     ) -> io::Result<Self> {
         let workers = Arc::<Workers>::default();
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
-        let ears = Ears { ring, totals, workers: workers.clone(), lost: 0 };
+        let heard = Arc::<Heard>::default();
+        let ears = Ears { ring, totals, workers: workers.clone(), heard: heard.clone(), lost: 0 };
         let thread = {
             let stop = stop.clone();
             thread::Builder::new().name("flow-endings".to_owned()).spawn(move || ears.run(&stop))?
         };
-        Ok(Self { workers, stop, thread: Some(thread) })
+        Ok(Self { workers, heard, stop, thread: Some(thread) })
+    }
+
+    pub(super) fn heard(&self) -> &Heard {
+        &self.heard
     }
 
     pub(super) fn register(&self, signals: Arc<Signals>) -> u16 {
@@ -72,6 +110,7 @@ struct Ears {
     ring: RingBuf<MapData>,
     totals: Arc<PerCpuArray<MapData, Totals>>,
     workers: Arc<Workers>,
+    heard: Arc<Heard>,
     /// Lost events that were made up for.
     lost: u64,
 }
@@ -98,7 +137,13 @@ impl Ears {
         let mut heard = false;
         while let Some(item) = self.ring.next() {
             heard = true;
-            let Some((token, _)) = item.split_first_chunk() else { continue };
+            let Some((token, rest)) = item.split_first_chunk() else { continue };
+            let Some((what, _)) = rest.split_first_chunk() else { continue };
+            let what = u32::from_ne_bytes(*what);
+            self.heard.add(what);
+            if what & END == 0 {
+                continue;
+            }
             let token = Token::unpack(u64::from_ne_bytes(*token));
             if let Some(signals) = workers.get(token.worker.into()) {
                 signals.raise(token.slot, LOOK);

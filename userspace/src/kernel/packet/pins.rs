@@ -8,7 +8,10 @@ use std::{
     fs, io,
     os::{fd::OwnedFd, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -50,6 +53,9 @@ pub enum PinsError {
     /// The directory cannot be made or opened.
     #[error("{0}: {1}")]
     Directory(PathBuf, #[source] io::Error),
+    /// It is of another version.
+    #[error("pins are in {0} there, and in {1} here")]
+    Other(String, String),
 }
 
 /// The side of a device that a program is on.
@@ -72,9 +78,11 @@ impl Side {
 #[derive(Debug)]
 pub struct Pins {
     directory: PathBuf,
-    /// Whether they are gone: the directory may be another process' then.
-    removed: AtomicBool,
-    _lock: OwnedFd,
+    /// Whether they are not ours to remove: they are gone, and the directory may be another process' then, or another
+    /// process shares them.
+    foreign: AtomicBool,
+    /// Until another process has it alone.
+    lock: Mutex<Option<OwnedFd>>,
 }
 
 impl Pins {
@@ -97,7 +105,41 @@ impl Pins {
         }
         let directory = parent.join(own);
         let lock = lock(&directory, true)?;
-        Ok(Self { directory, removed: AtomicBool::new(false), _lock: lock })
+        Ok(Self { directory, foreign: AtomicBool::new(false), lock: Mutex::new(Some(lock)) })
+    }
+
+    /// Shares those of a process that lives, with its lock: its until [`Pins::own`].
+    pub fn inherit(directory: &str, lock: OwnedFd) -> Result<Self, PinsError> {
+        let parent = parent()?;
+        let own = own_name().map_err(|error| PinsError::Directory(parent.clone(), error))?;
+        if own != directory {
+            return Err(PinsError::Other(directory.to_owned(), own));
+        }
+        let directory = parent.join(own);
+        Ok(Self { directory, foreign: AtomicBool::new(true), lock: Mutex::new(Some(lock)) })
+    }
+
+    /// What [`Pins::inherit`] wants.
+    pub(super) fn share(&self) -> io::Result<Option<(String, OwnedFd)>> {
+        let lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let (Some(lock), Some(name)) = (&*lock, self.directory.file_name()) else { return Ok(None) };
+        Ok(Some((name.to_string_lossy().into_owned(), lock.try_clone()?)))
+    }
+
+    /// Makes them ours, since the process that shared them gives them up.
+    pub(super) fn own(&self) {
+        self.foreign.store(false, Relaxed);
+    }
+
+    /// Leaves them to the process that shares them.
+    pub(super) fn disown(&self) {
+        self.foreign.store(true, Relaxed);
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    /// Whether they are another process'.
+    pub(super) fn are_foreign(&self) -> bool {
+        self.foreign.load(Relaxed)
     }
 
     /// Removes what an earlier process has left in this network namespace, if none that is alive holds it.
@@ -124,6 +166,10 @@ impl Pins {
         ];
         if fits == [true; 3] {
             return true;
+        }
+        if self.are_foreign() {
+            // The maps are refused, and stay with their owner.
+            return false;
         }
         if !entries(&self.directory).is_empty() {
             tracing::warn!("flows of an earlier process end: their maps have another size");
@@ -169,7 +215,7 @@ impl Pins {
 
     /// Removes everything: what is pinned lives on only as long as somebody has it open.
     pub(super) fn remove(&self) {
-        if !self.removed.swap(true, Relaxed) {
+        if !self.foreign.swap(true, Relaxed) {
             remove(&self.directory);
         }
     }

@@ -153,7 +153,13 @@ async fn link(lab: &Lab, carrier: &Rc<Sockmap>) -> io::Result<Ends> {
     let carrier = carrier.clone();
     tokio::task::spawn_local(async move {
         let account = Account::default();
-        let pair = Pair { client: our_client, backend: our_backend, hello: Vec::new(), same_host: true };
+        let pair = Pair {
+            client: our_client,
+            backend: our_backend,
+            hello: Vec::new(),
+            same_host: true,
+            liveness: None,
+        };
         carrier.relay(pair, &account).await
     });
     let ends = Ends::new(client, backend);

@@ -4,11 +4,27 @@
 //! Without the privilege to load programs the tests are reported as ignored; with `SNISPLICE_REQUIRE_ALL=1` they
 //! fail instead.
 
-use std::{process::ExitCode, sync::Arc};
+mod icmp;
+
+use std::{
+    collections::BTreeSet,
+    fs::read_dir,
+    path::PathBuf,
+    process::ExitCode,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    thread::{self, sleep},
+    time::{Duration, Instant},
+};
 
 use aya::maps::{Array, HashMap, Map, MapData};
 use libtest_mimic::{Arguments, Trial};
-use snisplice::{datapath::packet::leg::tuple, kernel::packet::Programs};
+use snisplice::{
+    datapath::packet::leg::tuple,
+    kernel::{packet::Programs, probe::packet::Trial as Experiments},
+};
 use snisplice_common::packet::{
     Slot, Tuple,
     flow::{CARRY, OFF, OVER, RESET, Rules, Standing, State, Way},
@@ -32,10 +48,17 @@ fn main() -> ExitCode {
     let ignored = usable.is_err() && !required;
     let trials = [
         trial("the_probe_passes", || Programs::load(16).expect("loads").probe().expect("is understood")),
+        trial("packets_are_carried_between_namespaces", carried_between_namespaces),
+        trial("a_connection_that_is_not_carried_is_told", not_carried),
+        trial("a_flow_whose_packets_get_lost_is_told", packets_get_lost),
         trial("ipv4_packets_are_translated", || translated(false)),
         trial("ipv6_packets_are_translated", || translated(true)),
         trial("what_belongs_to_no_flow_is_left_alone", left_alone),
         trial("what_cannot_be_translated_is_left_to_the_stack", not_understood),
+        trial("icmp_errors_are_translated", || icmp::translated(false)),
+        trial("icmpv6_errors_are_translated", || icmp::translated(true)),
+        trial("only_errors_about_what_is_under_way_are_passed_on", icmp::only_what_is_under_way),
+        trial("errors_that_cannot_be_understood_are_left_to_the_stack", icmp::not_understood),
         trial("modes_decide", modes_decide),
         trial("a_flow_is_followed_to_its_end", followed_to_its_end),
     ];
@@ -49,6 +72,60 @@ fn trial(name: &'static str, test: fn()) -> Trial {
         test();
         Ok(())
     })
+}
+
+fn carried_between_namespaces() {
+    let report = Experiments::begin().finish();
+    assert!(report.passed() && report.untried().next().is_none(), "{}", report.describe_packet());
+    assert!(report.describe_packet().contains("ok       packets over IPv4"), "{report:?}");
+    // Other tests have namespaces of their own meanwhile.
+    let own = BTreeSet::from([PathBuf::from("/proc/self/ns/net").read_link().expect("a link")]);
+    let started = Instant::now();
+    while namespaces() != own {
+        assert!(started.elapsed() < Duration::from_secs(60), "left behind: {:?}", namespaces());
+        sleep(Duration::from_millis(5));
+    }
+}
+
+/// The network namespaces that threads of this process are in and that it has open.
+fn namespaces() -> BTreeSet<PathBuf> {
+    let entries = |path: &str| read_dir(path).expect("a directory").flatten().map(|entry| entry.path());
+    let threads = entries("/proc/self/task").map(|task| task.join("ns/net"));
+    let links = threads.chain(entries("/proc/self/fd")).filter_map(|path| path.read_link().ok());
+    links.filter(|link| link.to_string_lossy().starts_with("net:")).collect()
+}
+
+fn not_carried() {
+    let trial = Experiments::begin_with(|programs| while programs.reserve().is_some() {});
+    let told = trial.finish().describe_packet();
+    assert!(told.contains("failed   packets over IPv4: the connection was not carried (full)"), "{told}");
+    assert!(told.contains("=> no packets are carried"), "{told}");
+}
+
+fn packets_get_lost() {
+    let over = Arc::new(AtomicBool::new(false));
+    let spoil = {
+        let over = over.clone();
+        move |programs: &Arc<Programs>| {
+            let data = MapData::from_fd(programs.rules().expect("a descriptor")).expect("a map");
+            let mut all = Array::<_, Rules>::try_from(Map::Array(data)).expect("an array");
+            // What the client sends goes to a device behind which there is nobody.
+            thread::spawn(move || {
+                while !over.load(Relaxed) {
+                    for flow in 0..all.len() {
+                        let mut rules = all.get(&flow, 0).expect("a place in the array");
+                        if rules.mode == CARRY && rules.ways[0].device != 1 {
+                            rules.ways[0].device = 1;
+                            all.set(flow, rules, 0).expect("a place in the array");
+                        }
+                    }
+                }
+            });
+        }
+    };
+    let told = Experiments::begin_with(spoil).finish().describe_packet();
+    over.store(true, Relaxed);
+    assert!(told.contains("failed   packets over IPv4: nothing moves any more"), "{told}");
 }
 
 /// The programs with one flow in their maps.

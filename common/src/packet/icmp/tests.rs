@@ -1,0 +1,152 @@
+use std::vec::Vec;
+
+use proptest::prelude::*;
+
+use super::{
+    super::{
+        checksum::{fold, tests::sum_of},
+        flow::ECN,
+        header::{HOPS, readdress_v4, readdress_v6},
+        mapped,
+    },
+    *,
+};
+
+/// How the packet goes, and how packets come back from where it goes.
+fn ways() -> impl Strategy<Value = [Way; 2]> {
+    (any::<[[u32; 4]; 4]>(), any::<[u32; 4]>(), 0_u32..=14, any::<bool>()).prop_map(
+        |([sender, front, rear, receiver], [ports, seq, ack, ports_back], scale, v6)| {
+            let address = |address: [u32; 4]| if v6 { address } else { mapped(address[3]) };
+            let of = Way {
+                remote: address(receiver),
+                local: address(rear),
+                ports,
+                seq,
+                ack,
+                // A window loses what the other scale cannot say.
+                scale_from: scale,
+                scale_to: scale,
+                flags: ECN,
+                ..Way::default()
+            };
+            let back =
+                Way { remote: address(sender), local: address(front), ports: ports_back, ..Way::default() };
+            [of, back]
+        },
+    )
+}
+
+/// The same sum may show as either zero, and which does not matter to a receiver.
+fn one_zero(sum: u16) -> u16 {
+    if sum == 0xffff { 0 } else { sum }
+}
+
+/// A TCP header from the sender, without options, and as it was sent on.
+fn sent_on(fixed: [u8; TCP_MIN], ways: &[Way; 2], pseudo: Change) -> [[u8; TCP_BYTES]; 2] {
+    let mut first = [0; TCP_BYTES];
+    first[..TCP_MIN].copy_from_slice(&fixed);
+    let ports = ways[1].ports.rotate_left(16);
+    first[..4].copy_from_slice(&ports.to_ne_bytes());
+    let mut then = first;
+    let change = translate(&mut then, TCP_MIN, &ways[0]);
+    let sum = u16::from_be_bytes([first[16], first[17]]);
+    then[16..18].copy_from_slice(&pseudo.and(change).apply(sum).to_be_bytes());
+    [first, then]
+}
+
+/// An error about the packet: the header, what is in it, and the sum over it all.
+fn sum_with(ip: &[u8], tcp: &[u8]) -> u16 {
+    fold(sum_of(ip) + sum_of(tcp))
+}
+
+proptest! {
+    #[test]
+    fn an_ipv4_packet_becomes_what_it_was(
+        fixed: [u8; TCP_MIN], low: [u8; 12], ways in ways(), cut: bool,
+    ) {
+        let ways = ways.map(|way| Way { remote: mapped(way.remote[3]), local: mapped(way.local[3]), ..way });
+        let mut first = [0; IPV4_BYTES];
+        first[..12].copy_from_slice(&low);
+        // What the program sends with, so that it need not be restored.
+        first[8] = HOPS;
+        first[12..16].copy_from_slice(&ways[1].remote[3].to_ne_bytes());
+        first[16..20].copy_from_slice(&ways[1].local[3].to_ne_bytes());
+        first[1] &= 3;
+        first[10..12].fill(0);
+        let sum = !fold(sum_of(&first));
+        first[10..12].copy_from_slice(&sum.to_be_bytes());
+        let mut ip = first;
+        let pseudo = readdress_v4(&mut ip, &ways[0]);
+        let [tcp_first, tcp_then] = sent_on(fixed, &ways, pseudo);
+        let known = if cut { TCP_LEAST } else { TCP_MIN };
+        let mut tcp = [0; TCP_BYTES];
+        tcp[..known].copy_from_slice(&tcp_then[..known]);
+        let before = sum_with(&ip, &tcp);
+        let change = restore_v4(&mut ip, &mut tcp, known, &ways[0], &ways[1]);
+        let told = |ip: &[u8; IPV4_BYTES]| one_zero(u16::from_be_bytes([ip[10], ip[11]]));
+        prop_assert_eq!((told(&ip), &ip[..10], &ip[12..]), (told(&first), &first[..10], &first[12..]));
+        prop_assert_eq!(fold(sum_of(&ip)), 0xffff);
+        prop_assert_eq!(&tcp[..16.min(known)], &tcp_first[..16.min(known)]);
+        prop_assert_eq!(&tcp[known..], &[0; TCP_BYTES][known..]);
+        if known == TCP_MIN {
+            let told = |tcp: &[u8; TCP_BYTES]| one_zero(u16::from_be_bytes([tcp[16], tcp[17]]));
+            prop_assert_eq!(told(&tcp), told(&tcp_first));
+            prop_assert_eq!(&tcp[18..20], &tcp_first[18..20]);
+        }
+        prop_assert_eq!(one_zero(!change.apply(!before)), one_zero(sum_with(&ip, &tcp)));
+    }
+
+    #[test]
+    fn an_ipv6_packet_becomes_what_it_was(
+        fixed: [u8; TCP_MIN], low: [u8; 8], ways in ways(), cut: bool,
+    ) {
+        let mut first = [0; IPV6_BYTES];
+        first[..8].copy_from_slice(&low);
+        first[7] = HOPS;
+        // Of the class of service, the marks alone.
+        first[0] &= 0xf0;
+        first[1] &= 0x3f;
+        let words = |address: [u32; 4]| address.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<_>>();
+        first[8..24].copy_from_slice(&words(ways[1].remote));
+        first[24..40].copy_from_slice(&words(ways[1].local));
+        let mut ip = first;
+        let pseudo = readdress_v6(&mut ip, &ways[0]);
+        let [tcp_first, tcp_then] = sent_on(fixed, &ways, pseudo);
+        let known = if cut { TCP_LEAST } else { TCP_MIN };
+        let mut tcp = [0; TCP_BYTES];
+        tcp[..known].copy_from_slice(&tcp_then[..known]);
+        let before = sum_with(&ip, &tcp);
+        let change = restore_v6(&mut ip, &mut tcp, known, &ways[0], &ways[1]);
+        prop_assert_eq!(ip, first);
+        prop_assert_eq!(&tcp[..16.min(known)], &tcp_first[..16.min(known)]);
+        if known == TCP_MIN {
+            let told = |tcp: &[u8; TCP_BYTES]| one_zero(u16::from_be_bytes([tcp[16], tcp[17]]));
+            prop_assert_eq!(told(&tcp), told(&tcp_first));
+        }
+        prop_assert_eq!(one_zero(!change.apply(!before)), one_zero(sum_with(&ip, &tcp)));
+    }
+
+    #[test]
+    fn only_what_is_under_way_counts(
+        start: u32, offset: u32, acked in 0_u64..1 << 33, under_way in 0_u64..1 << 20, own in 0_u32..1 << 28,
+        at in -2_000_000_i64..2_000_000,
+    ) {
+        let of = Way { seq: offset, seq_start: start, ..Way::default() };
+        let back = Way { own, ..Way::default() };
+        let sent = Track { sent: acked + under_way, ..Track::default() };
+        let other = Track { acked, ..Track::default() };
+        let position = i64::try_from(acked).unwrap() + at;
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "numbers are modulo 2^32")]
+        let seq = (position as u32).wrapping_add(start).wrapping_add(offset);
+        let from = i64::try_from(acked.max(own.into())).unwrap();
+        let expected = position >= from && at < i64::try_from(under_way).unwrap();
+        prop_assert_eq!(is_under_way(seq, &of, &sent, &back, &other), expected);
+    }
+}
+
+#[test]
+fn errors_are_told_from_other_messages() {
+    let kinds = |v6| (0..=u8::MAX).filter(|kind| is_error(v6, *kind)).collect::<Vec<_>>();
+    assert_eq!(kinds(false), [3, 11, 12]);
+    assert_eq!(kinds(true), [1, 2, 3, 4]);
+}

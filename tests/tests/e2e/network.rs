@@ -1,0 +1,211 @@
+//! What stands between the peers and the balancer, or comes and goes there, while packets are carried: VLANs, packet
+//! filters, programs of others, devices.
+
+use std::{
+    io::Write as _,
+    net::{SocketAddr, TcpStream},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use snisplice_tests::{
+    daemon::{Daemon, Options},
+    hello,
+    lab::{Datapath, Lab},
+    netns::Netns,
+    process::run,
+    suite::{Case, Lacking},
+    tcp::{self, Ending},
+    wait,
+};
+use socket2::{Domain, Socket, Type};
+
+use crate::{
+    flow::{self, Flow},
+    packet::{both_ways, nft, open_at},
+};
+
+pub(crate) const CASES: &[Case] = &[
+    Case::packet("network::a_vlan_towards_the_client", a_vlan_towards_the_client),
+    Case::packet("network::a_vlan_towards_the_backend", a_vlan_towards_the_backend),
+    Case {
+        name: "network::a_stateful_firewall",
+        test: a_stateful_firewall,
+        datapaths: &[Datapath::Auto, Datapath::Packet],
+    },
+    Case::packet("network::programs_of_others_stay", programs_of_others_stay),
+    Case::packet("network::a_device_that_came_later", a_device_that_came_later),
+    Case::packet("network::a_device_that_goes", a_device_that_goes),
+];
+
+/// Runs `ip` inside, once for each line.
+fn ip(netns: &Netns, lines: &[&str]) -> Result<()> {
+    for line in lines {
+        run(netns, Command::new("ip").args(line.split(' ')))?.ok().with_context(|| (*line).to_owned())?;
+    }
+    Ok(())
+}
+
+/// Not every kernel has everything.
+fn able(netns: &Netns, command: &str, args: &[&str]) -> Result<()> {
+    match run(netns, Command::new(command).args(args))?.ok() {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Lacking(format!("`{command} {}`: {error:#}", args.join(" "))).into()),
+    }
+}
+
+/// A tagged network of its own beside the untagged one of a link.
+fn vlan(ends: [(&Netns, &str, &str); 2]) -> Result<()> {
+    for (netns, device, address) in ends {
+        let link = format!("link add link {device} name vlan5 type vlan id 5");
+        able(netns, "ip", &link.split(' ').collect::<Vec<_>>())?;
+        ip(netns, &[&format!("addr add {address}/24 dev vlan5"), "link set vlan5 up"])?;
+    }
+    Ok(())
+}
+
+fn a_vlan_towards_the_client(lab: &Lab) -> Result<()> {
+    vlan([(&lab.client, "to-lb", "10.0.3.2"), (&lab.lb, "to-client", "10.0.3.1")])?;
+    let (daemon, listener) = flow::start(lab, "")?;
+    // Has the programs on the device below, which must leave tagged frames alone.
+    let mut plain = Flow::open(lab, &listener)?;
+    plain.exchange()?;
+    let mut tagged = open_at(lab, &listener, "10.0.3.1:8443")?;
+    tagged.exchange()?;
+    plain.exchange()?;
+    drop(plain);
+    daemon
+        .wait_metrics("the first is over", |metrics| metrics.sum("snisplice_connections_active", &[]) == 1)?;
+    tagged.exchange()?;
+    drop(tagged);
+    carried_in_packets(&daemon, 2)
+}
+
+fn a_vlan_towards_the_backend(lab: &Lab) -> Result<()> {
+    vlan([(&lab.backend, "to-lb", "10.0.3.2"), (&lab.lb, "to-backend", "10.0.3.1")])?;
+    let listener = tcp::listen(&lab.backend, "10.0.3.2:9000")?;
+    let yaml = flow::yaml_with(&["10.0.3.2:9000"], "");
+    let daemon = Daemon::start(lab, &Options::yaml(lab, &yaml)?)?;
+    both_ways(Flow::open(lab, &listener)?, &daemon)
+}
+
+fn carried_in_packets(daemon: &Daemon<'_>, count: i64) -> Result<()> {
+    let closed = [("datapath", "packet"), ("reason", "finished")];
+    daemon.wait_metrics("all were carried in packets", |metrics| {
+        metrics.sum("snisplice_connections_closed_total", &closed) == count
+    })?;
+    Ok(())
+}
+
+/// It sees the beginnings of connections, and nothing of what is carried; then a connection from the same port.
+fn a_stateful_firewall(lab: &Lab) -> Result<()> {
+    nft(
+        &lab.lb,
+        "table inet wall {\n chain in {\n type filter hook input priority 0; policy drop;\n iif lo accept\n \
+         meta l4proto icmpv6 accept\n ct state invalid drop\n ct state established,related accept\n \
+         tcp dport 8443 ct state new accept\n }\n \
+         chain through {\n type filter hook forward priority 0; policy drop;\n }\n }",
+    )?;
+    let (daemon, listener) = flow::start(lab, "")?;
+    let mut flow = Flow::open(lab, &listener)?;
+    for _ in 0..20 {
+        flow.exchange()?;
+    }
+    let port = flow.client.local_addr()?.port();
+    let Flow { mut client, mut backend } = flow;
+    backend.write_all(b"last")?;
+    // The backend keeps the address for a while, the client does not.
+    drop(backend);
+    ensure!(tcp::read_to_end(&mut client)? == (b"last".to_vec(), Ending::Eof));
+    drop(client);
+    daemon.wait_metrics("it is over", |metrics| {
+        metrics.sum("snisplice_connections_closed_total", &[("datapath", "packet")]) == 1
+    })?;
+    let front: SocketAddr = flow::front().parse()?;
+    let client = lab.client.enter(|| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        let local: SocketAddr = format!("0.0.0.0:{port}").parse()?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&local.into())?;
+        socket.connect_timeout(&front.into(), wait::DEADLINE)?;
+        Ok(TcpStream::from(socket))
+    })?;
+    client.set_read_timeout(Some(wait::DEADLINE))?;
+    let first = hello::naming(flow::NAME)?;
+    (&client).write_all(&first)?;
+    backend = tcp::accept(&listener)?;
+    ensure!(tcp::read_exact(&mut backend, first.len())? == first);
+    let mut flow = Flow { client, backend };
+    for _ in 0..20 {
+        flow.exchange()?;
+    }
+    Ok(())
+}
+
+/// A classifier that somebody else has on a device is there when we are gone.
+fn programs_of_others_stay(lab: &Lab) -> Result<()> {
+    let tc = |line: &str| run(&lab.lb, Command::new("tc").args(line.split(' ')))?.ok();
+    tc("qdisc add dev to-client clsact")?;
+    for side in ["ingress", "egress"] {
+        // It takes every packet, and has no opinion of any.
+        let mut filter: Vec<_> = "filter add dev to-client SIDE bpf bytecode".split(' ').collect();
+        filter[4] = side;
+        filter.push("1,6 0 0 4294967295,");
+        able(&lab.lb, "tc", &filter)?;
+    }
+    let stays = || -> Result<()> {
+        for side in ["ingress", "egress"] {
+            let said = tc(&format!("filter show dev to-client {side}"))?.stdout;
+            ensure!(said.contains("bytecode"), "{side}: {said}");
+        }
+        Ok(())
+    };
+    let (mut daemon, listener) = flow::start(lab, "")?;
+    both_ways(Flow::open(lab, &listener)?, &daemon)?;
+    stays()?;
+    daemon.terminate()?;
+    daemon.wait()?;
+    stays()
+}
+
+/// A second link between balancer and backend, which the route to the backend leads over from then on.
+fn second_link(lab: &Lab) -> Result<()> {
+    let script = format!("link add to-backend2 type veth peer name to-lb2 netns {}", lab.backend);
+    ip(&lab.lb, &[&script, "addr add 10.0.5.1/24 dev to-backend2", "link set to-backend2 up"])?;
+    ip(&lab.backend, &["addr add 10.0.5.2/24 dev to-lb2", "link set to-lb2 up"])?;
+    ip(&lab.lb, &["route replace 10.0.2.2/32 via 10.0.5.2 dev to-backend2 src 10.0.5.1"])
+}
+
+fn a_device_that_came_later(lab: &Lab) -> Result<()> {
+    let (daemon, listener) = flow::start(lab, "")?;
+    let mut old = Flow::open(lab, &listener)?;
+    old.exchange()?;
+    second_link(lab)?;
+    let mut new = Flow::open(lab, &listener)?;
+    ensure!(new.backend.peer_addr()?.ip().to_string() == "10.0.5.1", "it takes the old link");
+    for _ in 0..10 {
+        new.exchange()?;
+        old.exchange()?;
+    }
+    drop((old, new));
+    carried_in_packets(&daemon, 2)
+}
+
+/// Whoever is left is told, and new connections go on over whatever there is.
+fn a_device_that_goes(lab: &Lab) -> Result<()> {
+    let (daemon, listener) = flow::start(lab, "timeouts: {keepalive: 1s, unacknowledged: 3s}\n")?;
+    let mut flow = Flow::open(lab, &listener)?;
+    flow.exchange()?;
+    second_link(lab)?;
+    ip(&lab.lb, &["link del to-backend"])?;
+    ip(&lab.backend, &["addr add 10.0.2.2/32 dev lo"])?;
+    ensure!(tcp::read_to_end(&mut flow.client)? == (Vec::new(), Ending::Reset));
+    let metrics =
+        daemon.wait_metrics("it is over", |metrics| metrics.sum("snisplice_connections_active", &[]) == 0)?;
+    let lost = [("datapath", "packet"), ("reason", "backend_lost")];
+    ensure!(metrics.sum("snisplice_connections_closed_total", &lost) == 1, "{metrics:?}");
+    let mut flow = Flow::open(lab, &listener)?;
+    flow.exchange()?;
+    drop(flow);
+    carried_in_packets(&daemon, 1)
+}

@@ -1,0 +1,437 @@
+//! A new process takes the place of a running one: nobody who connects, or is connected, notices.
+
+use std::{
+    io::Write as _,
+    net::{Shutdown, TcpListener},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+    thread,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
+use snisplice_tests::{
+    daemon::{Daemon, Options},
+    hello,
+    lab::Lab,
+    stream::Pattern,
+    suite::Case,
+    tcp::{self, Ending},
+    wait,
+};
+
+use crate::{
+    flow::{self, Flow},
+    survive::{self, kill, moved, under_traffic, wait_kept},
+};
+
+pub(crate) const CASES: &[Case] = &[
+    Case::each("takeover::new_connections_are_all_served", new_connections),
+    Case::each("takeover::open_connections_live_on_in_the_old_one", open_connections),
+    Case::each("takeover::large_transfers_go_on", transfers),
+    Case::packet("takeover::flows_that_survive_go_over", flows_go_over),
+    Case::packet("takeover::killed_after_flows_have_gone_over", killed_afterwards),
+    Case::packet("takeover::three_in_a_row_leave_one", three_in_a_row),
+    Case::once("takeover::more_workers_and_fewer", workers),
+    Case::once("takeover::other_listeners", other_listeners),
+    Case::once("takeover::a_configuration_that_is_refused", refused),
+    Case::once("takeover::who_comes_first_starts_as_ever", first),
+    Case::once("takeover::the_old_one_is_killed_in_the_middle", killed_in_the_middle),
+    Case::packet("takeover::the_new_one_is_killed_in_the_middle", aborted),
+];
+
+const CONNECTIONS: usize = 2_000;
+const CLIENTS: usize = 4;
+
+fn options(lab: &Lab, more: &str) -> Result<Options> {
+    // What is drained is waited for.
+    Options::yaml(lab, &flow::yaml(&format!("timeouts: {{drain: 60s}}\n{more}")))
+}
+
+fn start<'lab>(lab: &'lab Lab, more: &str) -> Result<(Daemon<'lab>, TcpListener)> {
+    let listener = flow::backend(lab)?;
+    Ok((Daemon::start(lab, &options(lab, more)?)?, listener))
+}
+
+fn next<'lab>(lab: &'lab Lab, more: &str, name: &str) -> Result<Daemon<'lab>> {
+    Daemon::take_over(lab, &options(lab, more)?, name)
+}
+
+fn ends(mut daemon: Daemon<'_>) -> Result<()> {
+    let status = daemon.wait()?;
+    ensure!(status.success(), "{status}");
+    Ok(())
+}
+
+/// Connections one after another, from several clients, while `scenario` runs; not one of them fails.
+fn visited(
+    lab: &Lab,
+    listener: &TcpListener,
+    least: usize,
+    scenario: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    let first = hello::naming(flow::NAME)?;
+    let (served, done) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let failed = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let accepting = scope.spawn(|| -> Result<()> {
+            loop {
+                let mut stream = tcp::accept(listener)?;
+                let got = tcp::read_exact(&mut stream, first.len())?;
+                if got != first {
+                    ensure!(done.load(Relaxed), "the hello was changed on its way");
+                    return Ok(());
+                }
+                stream.write_all(b"welcome")?;
+                stream.shutdown(Shutdown::Write)?;
+                tcp::read_to_end(&mut stream)?;
+            }
+        });
+        let clients: Vec<_> = (0..CLIENTS)
+            .map(|_| {
+                scope.spawn(|| -> Result<()> {
+                    while !failed.load(Relaxed) && (!done.load(Relaxed) || served.load(Relaxed) < least) {
+                        let number = served.load(Relaxed);
+                        let visit = || -> Result<()> {
+                            let mut client = tcp::connect(&lab.client, &flow::front())?;
+                            client.write_all(&first)?;
+                            let said = tcp::read_to_end(&mut client)?;
+                            ensure!(said == (b"welcome".to_vec(), Ending::Eof), "{said:?}");
+                            Ok(())
+                        };
+                        if let Err(error) = visit() {
+                            failed.store(true, Relaxed);
+                            return Err(error.context(format!("connection {number}")));
+                        }
+                        served.fetch_add(1, Relaxed);
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+        let result = wait::until_true("connections are served", || {
+            Ok(failed.load(Relaxed) || served.load(Relaxed) >= least / 10)
+        })
+        .and_then(|()| scenario());
+        done.store(true, Relaxed);
+        for client in clients {
+            client.join().expect("no client panics")?;
+        }
+        // The server's last visitor says something else.
+        let mut visitor = tcp::connect(&lab.backend, &listener.local_addr()?.to_string())?;
+        visitor.write_all(&vec![0; first.len()])?;
+        accepting.join().expect("the server does not panic")?;
+        result
+    })
+}
+
+fn new_connections(lab: &Lab) -> Result<()> {
+    let (old, listener) = start(lab, "")?;
+    let mut new = None;
+    visited(lab, &listener, CONNECTIONS, || {
+        new = Some(next(lab, "", "second")?);
+        ends(old)?;
+        Ok(())
+    })?;
+    let new = new.context("it has taken over")?;
+    ensure!(new.is_ready()?);
+    ensure!(new.serves_with(lab.datapath.label())?);
+    new.wait_metrics("the new one has served", |metrics| {
+        metrics.sum("snisplice_connections_closed_total", &[("reason", "finished")]) > 0
+    })?;
+    Ok(())
+}
+
+fn open_connections(lab: &Lab) -> Result<()> {
+    let (old, listener) = start(lab, "")?;
+    let mut flow = Flow::open(lab, &listener)?;
+    for _ in 0..4 {
+        flow.exchange()?;
+    }
+    let new = next(lab, "", "second")?;
+    for _ in 0..4 {
+        flow.exchange()?;
+    }
+    // For a moment both accept.
+    let mut other = wait::until("the new one alone accepts", || {
+        let other = Flow::open(lab, &listener)?;
+        let opened = new.metrics()?.sum("snisplice_connections_opened_total", &[]);
+        Ok((opened > 0).then_some(other))
+    })?;
+    for _ in 0..4 {
+        other.exchange()?;
+        flow.exchange()?;
+    }
+    ensure!(old.process().is_running(), "the old one ended before its last connection");
+    drop(flow);
+    ends(old)?;
+    other.exchange()?;
+    drop(other);
+    let metrics = new.wait_metrics("the other one is over", |metrics| {
+        metrics.sum("snisplice_connections_closed_total", &[]) == 1
+    })?;
+    ensure!(metrics.sum("snisplice_connections_opened_total", &[]) == 1);
+    Ok(())
+}
+
+const LARGE: u64 = 50_000_000;
+
+fn transfers(lab: &Lab) -> Result<()> {
+    let (old, listener) = start(lab, "")?;
+    let Flow { client, backend } = Flow::open(lab, &listener)?;
+    let (up, down) = (Pattern::new(1), Pattern::new(2));
+    let send = |mut to: &std::net::TcpStream, pattern: &Pattern| -> Result<()> {
+        let mut position = 0;
+        while position < LARGE {
+            let bytes = pattern.at(position, usize::try_from(LARGE - position)?.min(10_000));
+            to.write_all(bytes)?;
+            position += bytes.len() as u64;
+        }
+        to.shutdown(Shutdown::Write)?;
+        Ok(())
+    };
+    let receive = |mut from: &std::net::TcpStream, pattern: &Pattern| -> Result<()> {
+        let mut buffer = vec![0; 64 * 1024];
+        let mut position = 0;
+        loop {
+            let count = std::io::Read::read(&mut from, &mut buffer)?;
+            if count == 0 {
+                break;
+            }
+            pattern.check(position, &buffer[..count])?;
+            position += count as u64;
+        }
+        ensure!(position == LARGE, "ended at position {position}");
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let tasks = [
+            scope.spawn(|| send(&client, &up)),
+            scope.spawn(|| receive(&backend, &up)),
+            scope.spawn(|| send(&backend, &down)),
+            scope.spawn(|| receive(&client, &down)),
+        ];
+        let new = next(lab, "", "second");
+        tasks.into_iter().try_for_each(|task| task.join().expect("no task panics"))?;
+        let _new = new?;
+        ends(old)
+    })
+}
+
+const FLOWS: usize = 10;
+
+/// What the log of a process that has ended says of bytes.
+fn moved_by(daemon: &Daemon<'_>) -> Result<[u64; 2]> {
+    let log = daemon.process().log()?;
+    let last = log.lines().rev().find(|line| line.contains("bytes_up")).context("no bytes in the log")?;
+    let number = |name: &str| -> Result<u64> {
+        let (_, rest) = last.split_once(name).with_context(|| format!("no {name}"))?;
+        let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+        Ok(digits.parse()?)
+    };
+    Ok([number("bytes_up=")?, number("bytes_down=")?])
+}
+
+/// Every byte is accounted for by one of the two.
+fn flows_go_over(lab: &Lab) -> Result<()> {
+    let (mut old, listener) = start_surviving(lab)?;
+    let mut flows: Vec<_> = (0..FLOWS).map(|_| Flow::open(lab, &listener)).collect::<Result<_>>()?;
+    flows.iter_mut().try_for_each(Flow::exchange)?;
+    let mut new = None;
+    let [up, down] = under_traffic(&flows, |traffic| {
+        // One that is not settled goes over later.
+        moved("bytes move in the old one", traffic)?;
+        new = Some(next(lab, survive::SETTINGS, "second")?);
+        moved("bytes move while flows go over", traffic)?;
+        ensure!(old.wait()?.success());
+        moved("bytes move without the old one", traffic)
+    })?;
+    let new = new.context("it has taken over")?;
+    let metrics = new.metrics()?;
+    let taken = metrics.sum("snisplice_packet_taken_over_total", &[]);
+    ensure!(taken == i64::try_from(FLOWS)?, "{taken} flows were taken over");
+    ensure!(metrics.sum("snisplice_packet_packets_total", &[]) > 0);
+    flows.iter_mut().try_for_each(Flow::exchange)?;
+    for _ in 0..FLOWS {
+        Flow::open(lab, &listener)?.exchange()?;
+    }
+    let [finished, ..] = survive::end(flows)?;
+    let metrics =
+        new.wait_metrics("all have ended", |metrics| metrics.sum("snisplice_connections_active", &[]) == 0)?;
+    let by_old = moved_by(&old)?;
+    let hellos = (hello::naming(flow::NAME)?.len() * FLOWS) as u64;
+    let last = 4 * u64::try_from(finished)?;
+    let each = [8, 6].map(|bytes| 2 * bytes * FLOWS as u64);
+    let expected = [up + hellos + last + each[0], down + last + each[1]];
+    for (way, direction) in ["up", "down"].into_iter().enumerate() {
+        // Those that the new one has opened are of a route.
+        let inherited = [("route", "none"), ("datapath", "packet"), ("direction", direction)];
+        let by_new = u64::try_from(metrics.sum("snisplice_bytes_total", &inherited))?;
+        ensure!(
+            by_old[way] + by_new == expected[way],
+            "{direction}: {} and {by_new} bytes counted instead of {}",
+            by_old[way],
+            expected[way]
+        );
+    }
+    survive::stop(lab, new)
+}
+
+fn start_surviving(lab: &Lab) -> Result<(Daemon<'_>, TcpListener)> {
+    start(lab, survive::SETTINGS)
+}
+
+fn killed_afterwards(lab: &Lab) -> Result<()> {
+    let (mut old, listener) = start_surviving(lab)?;
+    let mut flow = Flow::open(lab, &listener)?;
+    flow.exchange()?;
+    let new = next(lab, survive::SETTINGS, "second")?;
+    ensure!(old.wait()?.success());
+    flow.exchange()?;
+    let mut own = Flow::open(lab, &listener)?;
+    wait_kept(&new, 2)?;
+    kill(new)?;
+    flow.exchange()?;
+    let third = Daemon::start(lab, &options(lab, survive::SETTINGS)?)?;
+    flow.exchange()?;
+    own.exchange()?;
+    ensure!(third.metrics()?.sum("snisplice_packet_taken_over_total", &[]) == 2);
+    survive::end(vec![flow, own])?;
+    survive::stop(lab, third)
+}
+
+fn three_in_a_row(lab: &Lab) -> Result<()> {
+    let (mut old, listener) = start_surviving(lab)?;
+    let mut flows = vec![Flow::open(lab, &listener)?];
+    let mut held = None;
+    for name in ["second", "third", "fourth"] {
+        let new = next(lab, survive::SETTINGS, name)?;
+        ensure!(old.wait()?.success());
+        old = new;
+        flows.iter_mut().try_for_each(Flow::exchange)?;
+        let mut flow = Flow::open(lab, &listener)?;
+        flow.exchange()?;
+        drop(flow);
+        // The first flow alone is left, in each generation.
+        old.wait_metrics("one is left", |metrics| metrics.sum("snisplice_connections_active", &[]) == 1)?;
+        let now = crate::leak::held_at_rest(lab, &old)?;
+        let before = held.get_or_insert_with(|| now.clone());
+        ensure!(*before == now, "{name}: {now:?} are held instead of {before:?}");
+    }
+    survive::end(flows)?;
+    survive::stop(lab, old)
+}
+
+fn workers(lab: &Lab) -> Result<()> {
+    let (mut old, listener) = start(lab, "limits: {workers: 2}\n")?;
+    for (workers, name) in [(4, "second"), (1, "third")] {
+        let mut new = None;
+        visited(lab, &listener, 500, || {
+            new = Some(next(lab, &format!("limits: {{workers: {workers}}}\n"), name)?);
+            ensure!(old.wait()?.success());
+            Ok(())
+        })?;
+        old = new.context("it has taken over")?;
+    }
+    Ok(())
+}
+
+fn other_listeners(lab: &Lab) -> Result<()> {
+    let (old, listener) = start(lab, "")?;
+    let mut flow = Flow::open(lab, &listener)?;
+    let yaml = flow::yaml("timeouts: {drain: 60s}\n").replace(":8443", ":8444");
+    let _new = Daemon::take_over(lab, &Options::yaml(lab, &yaml)?, "second")?;
+    let (closed, opened) = (flow::front(), flow::front().replace(":8443", ":8444"));
+    let connects = |address: &str| tcp::connect(&lab.client, address).is_ok();
+    wait::until_true("the old address is closed, and the new one open", || {
+        Ok(connects(&opened) && !connects(&closed))
+    })?;
+    flow.exchange()?;
+    drop(flow);
+    ends(old)
+}
+
+/// Whatever is wrong with the new one, the old one is left alone.
+fn refused(lab: &Lab) -> Result<()> {
+    let (old, listener) = start(lab, "")?;
+    let mut flow = Flow::open(lab, &listener)?;
+    let yaml = flow::yaml("").replace("0.0.0.0:8443", "127.0.0.1:9902");
+    let occupied = lab.lb.enter(|| Ok(TcpListener::bind("127.0.0.1:9902")?))?;
+    for (yaml, names) in [
+        (
+            flow::yaml(
+                "surprise: 1
+",
+            ),
+            "surprise",
+        ),
+        (yaml, "9902"),
+    ] {
+        let mut new = Daemon::spawn(lab, &Options::yaml(lab, &yaml)?.arg("--takeover"), "refused")?;
+        let status = new.wait()?;
+        ensure!(!status.success(), "{status}");
+        ensure!(new.process().log()?.contains(names), "{}", new.process().log()?);
+        flow.exchange()?;
+        Flow::open(lab, &listener)?.exchange()?;
+        ensure!(old.is_ready()?);
+    }
+    drop(occupied);
+    let _new = next(lab, "", "second")?;
+    drop(flow);
+    ends(old)
+}
+
+fn first(lab: &Lab) -> Result<()> {
+    let listener = flow::backend(lab)?;
+    let daemon = Daemon::start(lab, &options(lab, "")?.arg("--takeover"))?;
+    Flow::open(lab, &listener)?.exchange()?;
+    let second = next(lab, "", "second")?;
+    ends(daemon)?;
+    Flow::open(lab, &listener)?.exchange()?;
+    second.terminate()?;
+    ends(second)
+}
+
+/// The new one serves, whenever the old one is killed.
+fn killed_in_the_middle(lab: &Lab) -> Result<()> {
+    let (old, listener) = start(lab, "")?;
+    // It answers nothing any more, and the new one has asked.
+    old.process().signal(Signal::SIGSTOP)?;
+    let new = Daemon::spawn(lab, &options(lab, "")?.arg("--takeover"), "second")?;
+    wait::until_true("the new one waits", || {
+        let sockets = lab.lb.enter(|| Ok(std::fs::read_to_string("/proc/thread-self/net/unix")?))?;
+        Ok(sockets.matches("@snisplice").count() >= 2)
+    })?;
+    kill(old)?;
+    wait::until_true("the new one serves", || Ok(new.is_ready().unwrap_or(false)))?;
+    Flow::open(lab, &listener)?.exchange()
+}
+
+/// The old one goes on, wherever the new one is killed.
+fn aborted(lab: &Lab) -> Result<()> {
+    let (mut old, listener) = start_surviving(lab)?;
+    let mut flow = Flow::open(lab, &listener)?;
+    flow.exchange()?;
+    wait_kept(&old, 1)?;
+    // As late as can be: the old one is told nothing after this.
+    let log = lab.dir().join("aborted.log");
+    let new = Daemon::spawn(lab, &options(lab, survive::SETTINGS)?.arg("--takeover"), "aborted")?;
+    wait::until_true("it is about to serve", || {
+        Ok(std::fs::read_to_string(&log).is_ok_and(|log| log.contains("admin endpoint")))
+    })?;
+    kill(new)?;
+    if old.process().log()?.contains("has taken over") {
+        // It was too fast to be killed before.
+        flow.exchange()?;
+        ensure!(old.wait()?.success());
+        return Ok(());
+    }
+    flow.exchange()?;
+    let mut other = Flow::open(lab, &listener)?;
+    other.exchange()?;
+    let new = next(lab, survive::SETTINGS, "second")?;
+    ensure!(old.wait()?.success());
+    flow.exchange()?;
+    other.exchange()?;
+    survive::end(vec![flow, other])?;
+    survive::stop(lab, new)
+}

@@ -1,0 +1,219 @@
+//! What is rare in a relayed connection, and takes more state: a receiver that does not keep up, a side that has sent
+//! FIN, a side that is gone.
+
+use std::{cell::Cell, future::poll_fn, io, net::Shutdown, time::Duration};
+
+use socket2::SockRef;
+use tokio::{
+    io::Interest,
+    net::TcpStream,
+    time::{sleep, timeout},
+};
+
+use super::{Broken, Carried, STEPS_PER_TURN, Side, Way, forget};
+use crate::{
+    account::Direction,
+    datapath::{
+        End,
+        copy::{Pump, Step},
+    },
+    socket,
+};
+
+/// How long bytes that were already received may take to reach the one side after the other has reset.
+const FLUSH_GRACE: Duration = Duration::from_secs(1);
+
+/// Why a direction stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stop {
+    Eof,
+    Due,
+    /// Both receivers keep up again, and nobody has sent FIN.
+    AtEase,
+}
+
+/// What both directions look at.
+#[derive(Default)]
+struct Shared {
+    /// One of the two directions has passed its FIN on.
+    half_closed: Cell<bool>,
+    /// Of either direction: whether its receiver does not keep up.
+    blocked: [Cell<bool>; 2],
+}
+
+/// Carries on until there is nothing to wait for any more, which is `None`, or to the end. `ended` is a direction whose
+/// sender has sent FIN.
+pub(super) async fn carry(
+    ways: [Way<'_>; 2],
+    pumps: [&mut Pump; 2],
+    ended: Option<Direction>,
+) -> Option<Carried> {
+    let shared = Shared::default();
+    let [up, down] = ways.map(|way| Waiting { way, shared: &shared });
+    let [upward, downward] = pumps;
+    up.note(upward);
+    down.note(downward);
+    let stopped = tokio::select! {
+        stopped = up.one_way(upward, ended == Some(Direction::Up)) => stopped,
+        stopped = down.one_way(downward, ended == Some(Direction::Down)) => stopped,
+    };
+    match stopped {
+        Ok(Stop::AtEase) => None,
+        Ok(Stop::Due) => Some(Carried::ToHandover),
+        Ok(Stop::Eof) => Some(Carried::ToEnd(End::Finished)),
+        Err(error) => Some(Carried::ToEnd(Box::pin(broken(ways, [upward, downward], error)).await)),
+    }
+}
+
+/// Ends a connection of which one side is gone.
+pub(super) async fn broken(ways: [Way<'_>; 2], pumps: [&mut Pump; 2], broken: Broken) -> End {
+    let shared = Shared::default();
+    let [up, down] = ways.map(|way| Waiting { way, shared: &shared });
+    let [upward, downward] = pumps;
+    match broken {
+        Broken { side: Side::Client, error } => {
+            up.last_words(upward).await;
+            End::broken_by_client(error)
+        }
+        Broken { side: Side::Backend, error } => {
+            down.last_words(downward).await;
+            End::broken_by_backend(error)
+        }
+    }
+}
+
+/// One direction.
+struct Waiting<'a> {
+    way: Way<'a>,
+    shared: &'a Shared,
+}
+
+impl Waiting<'_> {
+    /// Copies until the sender has sent FIN, then passes the FIN on; or until there is no need to wait any more.
+    ///
+    /// The direction that finishes second ends the pair. The first one stays to watch its sender: nobody else would
+    /// notice that this side, which has sent FIN, now resets.
+    async fn one_way(&self, pump: &mut Pump, is_ended: bool) -> Result<Stop, Broken> {
+        if !is_ended {
+            match self.copy(pump).await? {
+                Stop::Eof => {}
+                other => return Ok(other),
+            }
+        }
+        if self.shared.half_closed.replace(true) {
+            // Nothing is left to come from either side, so closing both, which the caller does next, says it.
+            return Ok(Stop::Eof);
+        }
+        match SockRef::from(self.way.to).shutdown(Shutdown::Write) {
+            // The receiver is gone already; its own direction reports how.
+            Err(error) if error.kind() != io::ErrorKind::NotConnected => {
+                return Err(self.way.by_receiver(error));
+            }
+            _ => {}
+        }
+        Err(self.way.by_sender(Box::pin(failure(self.way.from)).await))
+    }
+
+    /// Copies until the sender has sent FIN and the receiver has taken everything before it; or until the direction is
+    /// due: then the receiver has taken everything that was read.
+    async fn copy(&self, pump: &mut Pump) -> Result<Stop, Broken> {
+        let Way { from, to, .. } = self.way;
+        let mut steps = 0;
+        loop {
+            if !pump.is_blocked() {
+                readable(from).await.map_err(|error| self.way.by_sender(error))?;
+            }
+            let step = pump.step(from, to).map_err(|error| self.way.broken_by(error))?;
+            self.note(pump);
+            match step {
+                Step::Moved { bytes, drained } => {
+                    let is_due = self.way.moved(bytes, drained && !pump.is_blocked());
+                    // The kernel takes only connections of which neither side has sent FIN.
+                    if is_due && !self.shared.half_closed.get() {
+                        return Ok(Stop::Due);
+                    }
+                    if drained {
+                        forget(from, Interest::READABLE);
+                        steps = 0;
+                    }
+                    if self.shared.is_at_ease() {
+                        return Ok(Stop::AtEase);
+                    }
+                    steps += 1;
+                    if steps >= STEPS_PER_TURN {
+                        tokio::task::yield_now().await;
+                        steps = 0;
+                    }
+                }
+                Step::WantRead => forget(from, Interest::READABLE),
+                Step::WantWrite => {
+                    Box::pin(self.until_taken()).await?;
+                    steps = 0;
+                }
+                Step::Eof => return Ok(Stop::Eof),
+            }
+        }
+    }
+
+    /// Notes whether the receiver keeps up.
+    fn note(&self, pump: &Pump) {
+        self.shared.blocked[self.way.direction as usize].set(pump.is_blocked());
+    }
+
+    /// Waits until the receiver takes bytes again. Nobody reads from the sender meanwhile, so its reset must be looked
+    /// for here.
+    async fn until_taken(&self) -> Result<(), Broken> {
+        tokio::select! {
+            writable = until_writable(self.way.to) => writable.map_err(|error| self.way.by_receiver(error)),
+            error = failure(self.way.from) => Err(self.way.by_sender(error)),
+        }
+    }
+
+    /// Passes a failure of the sender on to the receiver, after what it sent before that: a server that answers and
+    /// then resets because it did not read the whole request must be heard.
+    async fn last_words(&self, pump: &mut Pump) {
+        let rest = async { while let Ok(Stop::Due | Stop::AtEase) = self.copy(pump).await {} };
+        let _ = timeout(FLUSH_GRACE, rest).await;
+        let _ = timeout(FLUSH_GRACE, delivered(self.way.to)).await;
+        let _ = socket::reset_on_close(self.way.to);
+    }
+}
+
+impl Shared {
+    fn is_at_ease(&self) -> bool {
+        !self.half_closed.get() && self.blocked.iter().all(|blocked| !blocked.get())
+    }
+}
+
+/// Waits until there may be something to read, as far as the runtime has heard.
+async fn readable(stream: &TcpStream) -> io::Result<()> {
+    poll_fn(|context| stream.poll_read_ready(context)).await
+}
+
+/// Forgets the readiness that the last call disproved, then waits for the next.
+async fn until_writable(stream: &TcpStream) -> io::Result<()> {
+    forget(stream, Interest::WRITABLE);
+    poll_fn(|context| stream.poll_write_ready(context)).await
+}
+
+/// Waits until the socket has failed, whatever is still queued on it.
+pub(in crate::datapath) async fn failure(stream: &TcpStream) -> io::Error {
+    loop {
+        match stream.ready(Interest::ERROR).await {
+            Err(error) => return error,
+            Ok(_) => match stream.take_error() {
+                Err(error) | Ok(Some(error)) => return error,
+                Ok(None) => forget(stream, Interest::ERROR),
+            },
+        }
+    }
+}
+
+/// Waits until the peer has acknowledged everything written, or cannot any more.
+async fn delivered(stream: &TcpStream) {
+    let mut pause = Duration::from_millis(1);
+    while matches!(socket::unacknowledged(stream), Ok(1..)) {
+        sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_millis(50));
+    }
+}

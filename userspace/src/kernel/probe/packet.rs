@@ -1,0 +1,275 @@
+//! Whether packets can be carried: a connection through network namespaces of the probe's own, whose packets the very
+//! programs and the very datapath carry that are to serve.
+//!
+//! A look at a socket on loopback ([`Programs::probe`]) tells whether the kernel's numbers are understood. What it cannot
+//! tell is whether packets that are rewritten and sent on arrive: that takes devices, and three hosts. They are made
+//! by a thread of its own, and vanish with it.
+
+use std::{io, net::IpAddr, rc::Rc, sync::Arc, thread, time::Duration};
+
+use snisplice_common::packet::Totals;
+use tokio::{
+    net::{TcpListener, TcpSocket, TcpStream},
+    runtime,
+    task::LocalSet,
+    time::timeout,
+};
+
+use self::netns::Net;
+use super::{Outcome, ProbeResult, Report, traffic::Ends};
+use crate::{
+    account::{Account, Carrier},
+    datapath::{
+        Datapath as _, End, Pair,
+        packet::{Packet, stats::Refusal},
+    },
+    kernel::packet::Programs,
+    socket,
+};
+
+mod netns;
+
+/// How long one connection may take before it counts as hanging. A lost packet of its beginning costs a second.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Bytes that each side sends: more than a window, so that the flow has to be kept up.
+const BYTES: u64 = 384 * 1024;
+
+/// Places for flows.
+const FLOWS: u32 = 16;
+
+const REMEDY: &str =
+    "serve with handover: {packet: false} or another datapath, and report this with the kernel's version";
+
+/// Experiments that are under way.
+#[derive(Debug)]
+pub struct Trial(io::Result<thread::JoinHandle<Vec<ProbeResult>>>);
+
+impl Trial {
+    /// Begins to make them, on a thread of its own.
+    #[must_use]
+    pub fn begin() -> Self {
+        Self::begin_with(|_| {})
+    }
+
+    /// The same with programs that `spoil` has had in its hands. For tests.
+    #[must_use]
+    pub fn begin_with(spoil: impl FnOnce(&Arc<Programs>) + Send + 'static) -> Self {
+        Self(thread::Builder::new().name("probe-packets".to_owned()).spawn(|| experiments(spoil)))
+    }
+
+    /// Waits for what they show.
+    #[must_use]
+    pub fn finish(self) -> Report {
+        let joined =
+            self.0.and_then(|thread| thread.join().map_err(|_| io::Error::other("an experiment panicked")));
+        Report {
+            probes: joined.unwrap_or_else(|error| {
+                vec![result("packet experiments", Outcome::Failed(error.to_string()), REMEDY)]
+            }),
+        }
+    }
+}
+
+impl Report {
+    /// As text, where it is a [`Trial`]'s.
+    #[must_use]
+    pub fn describe_packet(&self) -> String {
+        let untried = self.probes.iter().any(|probe| matches!(probe.outcome, Outcome::Untried(_)));
+        let verdict = match (self.passed(), untried) {
+            (true, false) => {
+                "packets can be carried: datapath packet serves here, and auto takes it where it may"
+            }
+            (true, true) => "packets are carried as far as could be tried: datapath packet serves here",
+            (false, _) => "no packets are carried: auto redirects or relays, and packet refuses to start",
+        };
+        let probes: String = self.probes.iter().map(ToString::to_string).collect();
+        format!("{probes}=> {verdict}\n")
+    }
+
+    /// What could not be tried.
+    pub fn untried(&self) -> impl Iterator<Item = &ProbeResult> {
+        self.probes.iter().filter(|probe| matches!(probe.outcome, Outcome::Untried(_)))
+    }
+}
+
+fn result(name: &'static str, outcome: Outcome, remedy: &'static str) -> ProbeResult {
+    ProbeResult { name, outcome, remedy }
+}
+
+fn judged<E: ToString>(
+    name: &'static str,
+    made: &Result<impl Sized, E>,
+    remedy: &'static str,
+) -> ProbeResult {
+    let outcome = match made {
+        Ok(_) => Outcome::Passed,
+        Err(error) => Outcome::Failed(error.to_string()),
+    };
+    result(name, outcome, remedy)
+}
+
+fn experiments(spoil: impl FnOnce(&Arc<Programs>)) -> Vec<ProbeResult> {
+    let programs = Programs::load(FLOWS);
+    let mut probes = vec![judged(
+        "packet programs",
+        &programs,
+        "run with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, on a kernel with BTF whose verifier takes the programs",
+    )];
+    let Ok(programs) = programs else { return probes };
+    let look = programs.probe();
+    probes.push(judged("packet numbers", &look, REMEDY));
+    if look.is_ok() {
+        spoil(&programs);
+        probes.extend(with_traffic(&programs));
+    }
+    probes
+}
+
+/// Why a connection was not carried to its end.
+enum Failure {
+    /// There was none to be carried.
+    NoConnection(io::Error),
+    Spoilt(String),
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Spoilt(error.to_string())
+    }
+}
+
+fn with_traffic(programs: &Arc<Programs>) -> Vec<ProbeResult> {
+    const V4: &str = "packets over IPv4";
+    const V6: &str = "packets over IPv6";
+    const NAMESPACES: &str =
+        "grant CAP_SYS_ADMIN, with which namespaces are made; without, packets are carried untried";
+    let untried = |name, why: &io::Error| result(name, Outcome::Untried(why.to_string()), NAMESPACES);
+    let made = Net::new().and_then(|net| {
+        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        Ok((net, runtime))
+    });
+    let (net, runtime) = match made {
+        Ok(made) => made,
+        Err(why) => return vec![untried(V4, &why)],
+    };
+    let mut probes = Vec::new();
+    for (name, way) in [(V4, net.v4()), (V6, net.v6())] {
+        let way = match way {
+            Ok(Some(way)) => way,
+            // This kernel is without.
+            Ok(None) => continue,
+            Err(why) => {
+                probes.push(untried(name, &why));
+                continue;
+            }
+        };
+        let attempt = || LocalSet::new().block_on(&runtime, judge(&net, way, programs));
+        let mut made = attempt();
+        if made.is_err() {
+            // A busy machine is no broken kernel: what fails twice in a row is.
+            made = attempt();
+        }
+        probes.push(match made {
+            Ok(()) => result(name, Outcome::Passed, REMEDY),
+            Err(Failure::NoConnection(why)) => untried(name, &why),
+            Err(Failure::Spoilt(why)) => result(name, Outcome::Failed(why), REMEDY),
+        });
+        if probes.iter().any(|probe| matches!(probe.outcome, Outcome::Failed(_))) {
+            break;
+        }
+    }
+    probes
+}
+
+async fn judge(net: &Net, way: Way, programs: &Arc<Programs>) -> Result<(), Failure> {
+    let connected = timeout(PATIENCE, connect(net, way)).await;
+    let (ends, pair) =
+        connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(Failure::NoConnection)?;
+    let made = timeout(PATIENCE, Box::pin(carried(ends, pair, programs))).await;
+    made.unwrap_or_else(|_| Err(Failure::Spoilt(format!("nothing moves any more after {PATIENCE:?}"))))
+}
+
+/// Addresses of one family: those that connections are made to.
+#[derive(Debug, Clone, Copy)]
+struct Way {
+    balancer: IpAddr,
+    backend: IpAddr,
+}
+
+/// Connections from the client to the balancer and from there to the backend.
+async fn connect(net: &Net, way: Way) -> io::Result<(Ends, Pair)> {
+    let new = || if way.backend.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+    let listen = |address| {
+        let socket = new()?;
+        socket.bind((address, 0).into())?;
+        socket.listen(1)
+    };
+    let front = listen(way.balancer)?;
+    let back = net.in_backend(|| listen(way.backend))?;
+    let one = |from: TcpSocket, to: TcpListener| async move {
+        let (near, far) = tokio::join!(from.connect(to.local_addr()?), to.accept());
+        let (near, far): (TcpStream, TcpStream) = (near?, far?.0);
+        for stream in [&near, &far] {
+            stream.set_nodelay(true)?;
+            // Whatever becomes of the connection, nothing of it is to stay when it is closed: a socket that goes on
+            // would keep its namespace.
+            socket::reset_on_close(stream)?;
+        }
+        io::Result::Ok((near, far))
+    };
+    let (client, our_client) = one(net.in_client(new)?, front).await?;
+    let (our_backend, backend) = one(new()?, back).await?;
+    let pair = Pair {
+        client: our_client,
+        backend: our_backend,
+        hello: Vec::new(),
+        same_host: false,
+        liveness: None,
+    };
+    Ok((Ends::new(client, backend), pair))
+}
+
+/// Both sides send and finish; the other one reads just that.
+async fn carried(ends: Ends, pair: Pair, programs: &Arc<Programs>) -> Result<(), Failure> {
+    let refused = || Refusal::ALL.map(|why| programs.stats().refused(why));
+    let (before, refused_before) = (totals(programs)?, refused());
+    let packet = Rc::new(Packet::new(programs.clone(), PATIENCE)?);
+    let Ends { client, backend } = &ends;
+    let exchange = async {
+        tokio::try_join!(
+            client.send_and_finish(BYTES),
+            backend.send_and_finish(BYTES),
+            client.expect(BYTES),
+            backend.expect(BYTES),
+        )?;
+        tokio::try_join!(client.expect_end(), backend.expect_end())?;
+        io::Result::Ok(())
+    };
+    let account = Account::default();
+    let (end, exchanged) = tokio::join!(packet.relay(pair, &account), exchange);
+    let why = Refusal::ALL.into_iter().zip(refused_before.into_iter().zip(refused()));
+    if let Some((why, _)) = why.into_iter().find(|(_, (before, after))| after > before) {
+        return Err(Failure::Spoilt(format!("the connection was not carried ({})", why.label())));
+    }
+    exchanged?;
+    let after = totals(programs)?;
+    let bytes = account.bytes();
+    match end {
+        End::Finished if account.carrier() != Some(Carrier::Packet) => {
+            Err(Failure::Spoilt("the connection was relayed".to_owned()))
+        }
+        End::Finished if after.packets == before.packets => {
+            Err(Failure::Spoilt("the program has seen no packet".to_owned()))
+        }
+        End::Finished if bytes != (BYTES, BYTES) => {
+            Err(Failure::Spoilt(format!("{bytes:?} bytes were counted, {BYTES} were sent each way")))
+        }
+        End::Finished => Ok(()),
+        other => Err(Failure::Spoilt(format!("it ended as {}", other.reason()))),
+    }
+}
+
+fn totals(programs: &Programs) -> io::Result<Totals> {
+    programs.totals().map_err(io::Error::other)
+}

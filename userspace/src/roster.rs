@@ -1,0 +1,313 @@
+//! One worker's open connections: where whoever asks the main thread finds them, and where they are ended from outside.
+//!
+//! Nothing is shared between threads: the main thread sends a [`Request`], and the worker answers. A connection costs a
+//! place in a table; what is told of it is asked of the kernel when somebody looks.
+
+use std::{
+    cell::{Cell, RefCell},
+    ops::Deref,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use slab::Slab;
+use tokio::{
+    sync::mpsc::UnboundedSender,
+    task::{AbortHandle, yield_now},
+};
+
+use crate::{
+    account::{Account, Carrier},
+    connections::{Connection, Filter},
+    session::Service,
+    socket,
+};
+
+/// Connections that are described before others get their turn: each takes four system calls.
+const DESCRIBED_PER_TURN: usize = 64;
+
+/// What the main thread asks a worker.
+#[derive(Debug)]
+pub enum Request {
+    /// Which connections there are, at most so many.
+    List {
+        /// Which ones.
+        filter: Filter,
+        /// How many at most.
+        most: usize,
+        /// Where they are told, in as many parts as it takes.
+        reply: UnboundedSender<Vec<Connection>>,
+    },
+    /// End connections; both peers see a reset.
+    Close {
+        /// Which ones.
+        filter: Filter,
+        /// Where it is told how many.
+        reply: UnboundedSender<usize>,
+    },
+}
+
+/// The connections of one worker, from accept to their end.
+#[derive(Debug)]
+pub struct Roster {
+    worker: usize,
+    workers: usize,
+    began: Instant,
+    next: Cell<u32>,
+    seats: RefCell<Slab<Seated>>,
+}
+
+#[derive(Debug)]
+struct Seated {
+    account: Rc<Account>,
+    /// The task that serves it; none once it is told to end.
+    task: Option<AbortHandle>,
+}
+
+impl Default for Roster {
+    /// That of an only worker.
+    fn default() -> Self {
+        Self::new(0, 1)
+    }
+}
+
+impl Roster {
+    /// What a connection takes here and for its account.
+    pub const BYTES_EACH: usize = size_of::<Account>() + 2 * size_of::<usize>() + size_of::<Seated>();
+
+    /// That of a worker, by its index among so many.
+    #[must_use]
+    pub fn new(worker: usize, workers: usize) -> Self {
+        let seats = RefCell::default();
+        Self { worker, workers, began: Instant::now(), next: Cell::new(0), seats }
+    }
+
+    /// A number for the next connection, and the time in tenths of a second since the beginning.
+    pub(crate) fn stamp(&self) -> (u32, u32) {
+        let serial = self.next.get();
+        self.next.set(serial.wrapping_add(1));
+        (serial, self.now())
+    }
+
+    fn now(&self) -> u32 {
+        u32::try_from(self.began.elapsed().as_millis() / 100).unwrap_or(u32::MAX)
+    }
+
+    /// Enters a connection into the roster of its listener's worker, until what is returned is dropped.
+    #[must_use]
+    pub fn seat(account: Account) -> Seat {
+        let account = Rc::new(account);
+        let place = account
+            .ledger()
+            .roster
+            .seats
+            .borrow_mut()
+            .insert(Seated { account: account.clone(), task: None });
+        // As many as 2^32 would need more descriptors than there are.
+        account.seat.set(u32::try_from(place).unwrap_or(u32::MAX));
+        Seat(account)
+    }
+
+    /// Notes the task that serves a connection, which is dropped to end it.
+    pub fn is_served_by(&self, place: usize, task: AbortHandle) {
+        if let Some(seated) = self.seats.borrow_mut().get_mut(place) {
+            seated.task = Some(task);
+        }
+    }
+
+    /// Ends connections that have lasted for `longest`.
+    pub fn end_older(&self, longest: Duration) {
+        let now = self.now();
+        let longest = longest.as_millis() / 100;
+        self.end("max_duration", |account| u128::from(now.saturating_sub(account.opened)) >= longest);
+    }
+
+    /// Ends all that match: both peers see a reset. How many were not ending already.
+    fn end(&self, reason: &'static str, matches: impl Fn(&Account) -> bool) -> usize {
+        let mut ended = 0;
+        for (_, Seated { account, task }) in self.seats.borrow_mut().iter_mut() {
+            if !matches(account) {
+                continue;
+            }
+            // Its future is dropped when the task's turn comes, never in here.
+            let Some(task) = task.take() else { continue };
+            account.ended(reason);
+            for number in account.sockets() {
+                socket::by_number(number, |socket| {
+                    let _ = socket::reset_on_close(socket);
+                });
+            }
+            task.abort();
+            ended += 1;
+        }
+        ended
+    }
+
+    /// Unique among all workers, until a worker has accepted 2^32 more.
+    fn id(&self, account: &Account) -> u64 {
+        u64::from(account.serial) * self.workers as u64 + self.worker as u64
+    }
+
+    fn matches(&self, filter: &Filter, account: &Account) -> bool {
+        filter.id.is_none_or(|id| id == self.id(account))
+            && filter.listener.as_deref().is_none_or(|name| name == &**account.listener())
+            && filter
+                .backend
+                .as_deref()
+                .is_none_or(|name| account.backend().is_some_and(|own| name == &**own))
+            && filter.carrier.is_none_or(|carrier| account.carrier() == Some(carrier))
+    }
+
+    fn describe(&self, account: &Account, moved: (u64, u64)) -> Connection {
+        let [(accepted_at, client), (connected_from, backend_address)] =
+            account.sockets().map(|number| socket::by_number(number, socket::addresses).unwrap_or_default());
+        Connection {
+            id: self.id(account),
+            listener: account.listener().to_string(),
+            route: account.route().map(ToString::to_string),
+            backend: account.backend().map(ToString::to_string),
+            client,
+            accepted_at,
+            connected_from,
+            backend_address,
+            age_seconds: f64::from(self.now().saturating_sub(account.opened)) / 10.0,
+            carrier: account.carrier().map(|carrier| carrier.label().to_owned()),
+            packet_refused: account
+                .refusal()
+                .filter(|_| account.carrier() != Some(Carrier::Packet))
+                .map(|why| why.label().to_owned()),
+            bytes_up: moved.0,
+            bytes_down: moved.1,
+        }
+    }
+}
+
+/// A connection's place in the roster; its session holds it.
+#[derive(Debug)]
+pub struct Seat(Rc<Account>);
+
+impl Seat {
+    /// Which one it is.
+    #[must_use]
+    pub fn place(&self) -> usize {
+        self.0.seat.get() as usize
+    }
+}
+
+impl Deref for Seat {
+    type Target = Account;
+
+    fn deref(&self) -> &Account {
+        &self.0
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let gone = self.0.ledger().roster.seats.borrow_mut().try_remove(self.place());
+        drop(gone);
+    }
+}
+
+/// Answers on the worker's thread, inside its runtime.
+pub fn answer(service: &Rc<Service>, request: Request) {
+    match request {
+        Request::List { filter, most, reply } => {
+            tokio::task::spawn_local(list(service.clone(), filter, most, reply));
+        }
+        Request::Close { filter, reply } => {
+            let roster = &service.roster;
+            let _ = reply.send(roster.end("closed_by_admin", |account| roster.matches(&filter, account)));
+        }
+    }
+}
+
+/// Tells of the connections bit by bit, while others go on.
+async fn list(service: Rc<Service>, filter: Filter, most: usize, reply: UnboundedSender<Vec<Connection>>) {
+    let roster = &service.roster;
+    let places: Vec<usize> = roster
+        .seats
+        .borrow()
+        .iter()
+        .filter(|(_, seated)| roster.matches(&filter, &seated.account))
+        .map(|(place, _)| place)
+        .take(most)
+        .collect();
+    for places in places.chunks(DESCRIBED_PER_TURN) {
+        if reply.send(describe_some(&service, &filter, places)).is_err() {
+            return;
+        }
+        yield_now().await;
+    }
+}
+
+fn describe_some(service: &Service, filter: &Filter, places: &[usize]) -> Vec<Connection> {
+    let roster = &service.roster;
+    let seats = roster.seats.borrow();
+    places
+        .iter()
+        .filter_map(|place| seats.get(*place))
+        // The place may have another one by now.
+        .filter(|seated| roster.matches(filter, &seated.account))
+        .map(|Seated { account, .. }| roster.describe(account, service.datapath.moved(account)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{account::Ledger, metrics::Metrics};
+
+    fn seat(ledger: &Rc<Ledger>, backend: &str) -> Seat {
+        let account = Account::open(ledger);
+        account.goes_to(backend.into());
+        Roster::seat(account)
+    }
+
+    #[tokio::test]
+    async fn ends_what_matches_once_and_says_why() {
+        tokio::task::LocalSet::new()
+            .run_until(async {
+                let metrics = Arc::new(Metrics::new());
+                let roster = Rc::new(Roster::new(1, 2));
+                let ledger = Rc::new(Ledger::new(&metrics, &"https".into(), &roster));
+                for backend in ["a", "b"] {
+                    let seat = seat(&ledger, backend);
+                    let place = seat.place();
+                    let task = tokio::task::spawn_local(async move {
+                        let _seat = seat;
+                        std::future::pending::<()>().await;
+                    });
+                    roster.is_served_by(place, task.abort_handle());
+                }
+                let filter = Filter { backend: Some("b".into()), ..Filter::default() };
+                assert_eq!(roster.end("closed_by_admin", |account| roster.matches(&filter, account)), 1);
+                assert_eq!(roster.end("closed_by_admin", |account| roster.matches(&filter, account)), 0);
+                while roster.seats.borrow().len() > 1 {
+                    yield_now().await;
+                }
+                let ids: Vec<u64> =
+                    roster.seats.borrow().iter().map(|(_, one)| roster.id(&one.account)).collect();
+                assert_eq!(ids, [1], "the other one is there still");
+                let text = metrics.encode().unwrap();
+                assert!(text.contains("reason=\"closed_by_admin\"} 1"), "{text}");
+            })
+            .await;
+    }
+
+    #[tokio::test]
+    async fn only_what_has_lasted_long_enough_ends() {
+        let ledger = Rc::new(Ledger::new(&Arc::new(Metrics::new()), &"https".into(), &Rc::default()));
+        let seat = seat(&ledger, "a");
+        let roster = &ledger.roster;
+        let task = tokio::spawn(std::future::pending::<()>());
+        roster.is_served_by(seat.place(), task.abort_handle());
+        roster.end_older(Duration::from_secs(60));
+        assert!(roster.seats.borrow()[seat.place()].task.is_some());
+        roster.end_older(Duration::ZERO);
+        assert!(roster.seats.borrow()[seat.place()].task.is_none());
+        assert!(task.await.unwrap_err().is_cancelled());
+    }
+}

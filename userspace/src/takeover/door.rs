@@ -1,0 +1,181 @@
+//! The side of the process that is taken over from.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    os::fd::{AsFd, OwnedFd},
+    sync::{Arc, mpsc as replies},
+    thread,
+    time::Duration,
+};
+
+use tokio::sync::mpsc;
+
+use super::{
+    Channel, channel,
+    message::{Message, PLACES, VERSION},
+    name,
+};
+
+/// How long a visitor may take to say hello.
+const HELLO: Duration = Duration::from_secs(5);
+/// How long it may take to load and to bind everything.
+const PREPARE: Duration = Duration::from_secs(300);
+/// How long it may take to serve after that.
+const SERVE: Duration = Duration::from_secs(30);
+/// How long the main thread may take to answer, which resolves names now and then.
+const ANSWER: Duration = Duration::from_secs(30);
+
+/// What is handed over.
+#[derive(Debug, Default)]
+pub struct Offer {
+    /// Listening sockets, by their address in the configuration, and their listener's name.
+    pub listeners: Vec<(SocketAddr, Arc<str>, TcpListener)>,
+    /// That of the admin endpoint.
+    pub admin: Option<(SocketAddr, TcpListener)>,
+    /// What is pinned: the directory's name, how many places the maps have, and the lock.
+    pub pins: Option<(String, u32, OwnedFd)>,
+}
+
+/// What a visitor wants of the main thread.
+#[derive(Debug)]
+pub enum Visit {
+    /// What there is to hand over.
+    Offer(replies::Sender<io::Result<Offer>>),
+    /// Begin no flow any more, and tell which places are in use. Nothing, if the maps are not shared.
+    Prepare(bool, replies::Sender<Vec<u32>>),
+    /// The visitor is gone: go on as before. True if the maps were to be shared.
+    Abort(bool),
+    /// It serves. Flows go over by this.
+    Serving(Option<Arc<Channel>>),
+}
+
+/// Where new processes ask; one thread serves them, one after another.
+#[derive(Debug)]
+pub struct Door {
+    socket: OwnedFd,
+    visits: mpsc::UnboundedSender<Visit>,
+}
+
+/// Why a visit came to nothing.
+type Left = Box<dyn std::error::Error + Send + Sync>;
+
+impl Door {
+    /// Opens the door of this name, unless it is an inherited one. What visitors want comes by the receiver; where
+    /// another daemon has this name, nothing ever does.
+    pub fn open(own: Option<&str>, inherited: Option<OwnedFd>) -> mpsc::UnboundedReceiver<Visit> {
+        let (visits, wanted) = mpsc::unbounded_channel();
+        let opened = inherited.map_or_else(|| channel::open(&name(own)), Ok).and_then(|socket| {
+            let door = Self { socket, visits };
+            thread::Builder::new().name("takeover".to_owned()).spawn(move || door.serve())
+        });
+        if let Err(error) = opened {
+            tracing::info!(%error, "nobody can take over from this process; --takeover-name gives it another name");
+        }
+        wanted
+    }
+
+    fn serve(self) {
+        loop {
+            match Channel::accept(&self.socket) {
+                Ok(channel) => match self.receive(channel) {
+                    Ok(()) => return,
+                    Err(error) => tracing::warn!(%error, "no takeover; serving as before"),
+                },
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    tracing::warn!(%error, "a takeover is refused");
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot wait for who takes over; trying again shortly");
+                    thread::sleep(Duration::from_secs(1));
+                }
+            }
+        }
+    }
+
+    /// Listens to one visitor. Ends well only when that has taken over.
+    fn receive(&self, channel: Channel) -> Result<(), Left> {
+        channel.wait_at_most(Some(HELLO))?;
+        match channel.receive()? {
+            Some((Message::Hello { version: VERSION }, _)) => {}
+            Some((Message::Hello { version }, _)) => {
+                let why = format!(
+                    "the running process takes over by protocol {VERSION}, not {version}: stop it, which drains it, \
+                     and start the new one then"
+                );
+                channel.send(&Message::Refused(why.clone()), &[])?;
+                return Err(why.into());
+            }
+            other => return Err(unexpected(other)),
+        }
+        tracing::info!("another process wants to take over");
+        let offer = match self.ask(Visit::Offer) {
+            Ok(offer) => offer.map_err(Left::from),
+            Err(error) => Err(error),
+        };
+        let offer = match offer {
+            Ok(offer) => offer,
+            Err(error) => {
+                channel.send(&Message::Refused(error.to_string()), &[])?;
+                return Err(error);
+            }
+        };
+        self.send(&channel, &offer)?;
+        drop(offer);
+        channel.wait_at_most(Some(PREPARE))?;
+        let shared = match channel.receive()? {
+            Some((Message::Prepare { shared }, _)) => shared,
+            other => return Err(unexpected(other)),
+        };
+        let done = self.prepare(&channel, shared);
+        if done.is_err() {
+            let _ = self.visits.send(Visit::Abort(shared));
+        }
+        done?;
+        let _ = self.visits.send(Visit::Serving(shared.then(|| Arc::new(channel))));
+        Ok(())
+    }
+
+    fn send(&self, channel: &Channel, offer: &Offer) -> io::Result<()> {
+        for (address, name, socket) in &offer.listeners {
+            let message = Message::Listener { address: *address, name: name.to_string() };
+            channel.send(&message, &[socket.as_fd()])?;
+        }
+        if let Some((address, socket)) = &offer.admin {
+            channel.send(&Message::Admin { address: *address }, &[socket.as_fd()])?;
+        }
+        if let Some((directory, places, lock)) = &offer.pins {
+            let message = Message::Pins { directory: directory.clone(), places: *places };
+            channel.send(&message, &[lock.as_fd()])?;
+        }
+        channel.send(&Message::Door, &[self.socket.as_fd()])?;
+        channel.send(&Message::End, &[])
+    }
+
+    fn prepare(&self, channel: &Channel, shared: bool) -> Result<(), Left> {
+        let used = self.ask(|reply| Visit::Prepare(shared, reply))?;
+        for places in used.chunks(PLACES) {
+            channel.send(&Message::Used(places.to_vec()), &[])?;
+        }
+        channel.send(&Message::End, &[])?;
+        channel.wait_at_most(Some(SERVE))?;
+        match channel.receive()? {
+            Some((Message::Serving { .. }, _)) => Ok(()),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    fn ask<T>(&self, visit: impl FnOnce(replies::Sender<T>) -> Visit) -> Result<T, Left> {
+        let (reply, answer) = replies::channel();
+        let stopping = || "the running process is stopping: start the new one when it has ended".into();
+        self.visits.send(visit(reply)).map_err(|_| -> Left { stopping() })?;
+        answer.recv_timeout(ANSWER).map_err(|_| stopping())
+    }
+}
+
+fn unexpected(heard: Option<(Message, Vec<OwnedFd>)>) -> Left {
+    match heard {
+        None => "the other process has gone".into(),
+        Some((message, _)) => format!("not expected: {message}").into(),
+    }
+}

@@ -1,0 +1,159 @@
+//! The side of the process that takes over.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::{SocketAddr, TcpListener},
+    os::fd::OwnedFd,
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail, ensure};
+use tokio::sync::mpsc;
+
+use super::{
+    Channel,
+    message::{Message, VERSION},
+    name,
+};
+use crate::kernel::packet::Pins;
+
+/// How long the old process may take to answer; another takeover may be under way.
+const ANSWER: Duration = Duration::from_secs(60);
+
+/// What the running process hands over. Dropped, it goes on as before.
+#[derive(Debug)]
+pub struct Heir {
+    channel: Channel,
+    listeners: BTreeMap<SocketAddr, Vec<TcpListener>>,
+    admin: Option<(SocketAddr, TcpListener)>,
+    door: Option<OwnedFd>,
+    pins: Option<(String, u32, OwnedFd)>,
+}
+
+/// A flow of the old process, from now on of this one.
+#[derive(Debug)]
+pub struct Inherited {
+    /// Its place.
+    pub place: u32,
+    /// What the old one has accounted for.
+    pub counted: [u64; 2],
+    /// The client's and the backend's socket, and whether the peer is known to answer it.
+    pub sockets: [Option<(OwnedFd, bool)>; 2],
+}
+
+/// Flows as they come over; closed when the old process has ended.
+pub type Flows = mpsc::UnboundedReceiver<Inherited>;
+
+impl Heir {
+    /// Asks the process that has this name for what it has. `None` if there is none.
+    pub fn find(own: Option<&str>) -> anyhow::Result<Option<Self>> {
+        const WHAT: &str = "cannot take over";
+        let Some(channel) = Channel::connect(&name(own)).context(WHAT)? else {
+            tracing::info!("nobody serves here: nothing to take over");
+            return Ok(None);
+        };
+        channel.wait_at_most(Some(ANSWER)).context(WHAT)?;
+        let said = channel.send(&Message::Hello { version: VERSION }, &[]);
+        let mut heir = Self { channel, listeners: BTreeMap::new(), admin: None, door: None, pins: None };
+        if said.is_ok() && heir.listen().context(WHAT)? {
+            return Ok(Some(heir));
+        }
+        tracing::info!("the running process has just ended: nothing to take over");
+        Ok(None)
+    }
+
+    /// Takes what is offered. False if the other process ends meanwhile.
+    fn listen(&mut self) -> anyhow::Result<bool> {
+        loop {
+            let Some((message, descriptors)) = self.channel.receive()? else { return Ok(false) };
+            let mut descriptors = descriptors.into_iter();
+            let mut descriptor = || descriptors.next().context("a descriptor is missing");
+            match message {
+                Message::Listener { address, .. } => {
+                    self.listeners.entry(address).or_default().push(descriptor()?.into());
+                }
+                Message::Admin { address } => self.admin = Some((address, descriptor()?.into())),
+                Message::Pins { directory, places } => self.pins = Some((directory, places, descriptor()?)),
+                Message::Door => self.door = Some(descriptor()?),
+                Message::End => return Ok(true),
+                Message::Refused(why) => bail!("{why}"),
+                other => bail!("not expected: {other}"),
+            }
+        }
+    }
+
+    /// What makes flows outlive both processes, if the old one has that. Fails if these maps are not for so many places.
+    pub fn pins(&mut self, wanted: u32) -> anyhow::Result<Option<Pins>> {
+        let Some((directory, places, lock)) = self.pins.take() else { return Ok(None) };
+        ensure!(
+            places == wanted,
+            "the running process has flows that survive, in maps of another size ({places} places, not {wanted}): set \
+             limits.connections as it was, or stop the running process, which drains it, and start this one then"
+        );
+        let pins = Pins::inherit(&directory, lock).context(
+            "the running process has flows that survive and that this version does not understand: stop it, which \
+             drains it, and start this one then",
+        )?;
+        Ok(Some(pins))
+    }
+
+    /// The sockets of an address, one for each worker of the old process.
+    pub fn sockets(&mut self, address: SocketAddr) -> Option<Vec<TcpListener>> {
+        self.listeners.remove(&address)
+    }
+
+    /// The socket of the admin endpoint, if it is the same.
+    pub fn admin(&mut self, wanted: SocketAddr) -> Option<TcpListener> {
+        self.admin.take_if(|(address, _)| *address == wanted).map(|(_, socket)| socket)
+    }
+
+    /// Where the next one will ask.
+    pub fn door(&mut self) -> Option<OwnedFd> {
+        self.door.take()
+    }
+
+    /// Tells the old process that nothing can fail any more, and asks for the places that are not free. `None` if it has
+    /// ended meanwhile: then what it has left is as after any end.
+    pub fn prepare(&self, shared: bool) -> anyhow::Result<Option<BTreeSet<u32>>> {
+        const WHAT: &str = "cannot take over";
+        if self.channel.send(&Message::Prepare { shared }, &[]).is_err() {
+            return Ok(None);
+        }
+        let mut used = BTreeSet::new();
+        loop {
+            match self.channel.receive().context(WHAT)? {
+                None => return Ok(None),
+                Some((Message::Used(places), _)) => used.extend(places),
+                Some((Message::End, _)) => return Ok(Some(used)),
+                Some((other, _)) => bail!("{WHAT}: not expected: {other}"),
+            }
+        }
+    }
+
+    /// Tells the old process that this one serves.
+    pub fn serve(self, shared: bool) -> io::Result<Flows> {
+        let (heard, flows) = mpsc::unbounded_channel();
+        let channel = self.channel;
+        // Whoever is gone needs not be told.
+        let _ = channel.send(&Message::Serving { shared }, &[]);
+        if shared {
+            channel.wait_at_most(None)?;
+            thread::Builder::new().name("inheriting".to_owned()).spawn(move || {
+                while let Ok(Some((message, descriptors))) = channel.receive() {
+                    let Message::Flow { place, counted, answers } = message else { continue };
+                    let mut descriptors = descriptors.into_iter();
+                    let sockets = answers.map(|answers| {
+                        let answers = answers?;
+                        Some((descriptors.next()?, answers))
+                    });
+                    if heard.send(Inherited { place, counted, sockets }).is_err() {
+                        return;
+                    }
+                }
+            })?;
+        }
+        Ok(flows)
+    }
+}
