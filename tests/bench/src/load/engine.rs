@@ -167,6 +167,25 @@ struct Done {
     faults: Faults,
 }
 
+/// Tells sessions what has come due. `delays` gets how late that is, if it counts.
+fn owe<S: Session>(
+    schedule: &mut Schedule,
+    reactor: &mut Reactor<S>,
+    counts: bool,
+    delays: &mut Histogram<u64>,
+) {
+    schedule.due(|index, since| {
+        if counts {
+            record(delays, since);
+        }
+        // One that has failed owes nothing more.
+        if let Some((_, session)) = reactor.get_mut(index) {
+            session.owe(Due { since, counts });
+            reactor.queue(index);
+        }
+    });
+}
+
 struct Client<'a, F> {
     /// Which thread of how many.
     part: (usize, usize),
@@ -244,17 +263,7 @@ impl<S: Session, F: Fn(u64) -> Result<S, Fault>> Client<'_, F> {
                 }
             }
             if let Some(schedule) = &mut schedule {
-                let counts = phase == Phase::Measure;
-                schedule.due(|index, since| {
-                    if counts {
-                        record(&mut delays, since);
-                    }
-                    // One that has failed owes nothing more.
-                    if let Some((_, session)) = reactor.get_mut(index) {
-                        session.owe(Due { since, counts });
-                        reactor.queue(index);
-                    }
-                });
+                owe(schedule, &mut reactor, phase == Phase::Measure, &mut delays);
             }
             let may_open = match phase {
                 Phase::Setup => !renewed,
