@@ -29,6 +29,7 @@ use crate::{
     datapath::{Factory, places, wants_same_host},
     kernel::packet::Programs,
     listener::{self, Bound},
+    memory,
     metrics::Metrics,
     resolve, source,
     state::{Current, Live},
@@ -102,6 +103,7 @@ impl App {
         };
         let jointly = pins.is_some();
         let datapath = Factory::choose(&model, &mut metrics, pins)?;
+        memory::give_back();
         let metrics = Arc::new(metrics);
         metrics.serves_with(datapath.label());
         metrics.config_generation.set(1);

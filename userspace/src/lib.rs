@@ -16,6 +16,7 @@ pub mod hello;
 pub mod kernel;
 pub mod listener;
 pub mod liveness;
+pub mod memory;
 pub mod metrics;
 pub mod resolve;
 pub mod roster;

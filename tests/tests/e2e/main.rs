@@ -14,6 +14,7 @@ mod connections;
 mod crowd;
 mod fault;
 mod flow;
+mod footprint;
 mod handover;
 mod integrity;
 mod leak;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         connections::CASES,
         crowd::CASES,
         fault::CASES,
+        footprint::CASES,
         handover::CASES,
         integrity::CASES,
         leak::CASES,
