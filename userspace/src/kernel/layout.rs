@@ -3,9 +3,9 @@
 //! The offsets of a structure's fields differ between kernels and their configurations, so none is compiled in:
 //! they are looked up in the kernel's own type information (BTF) and handed to the program before it is verified.
 
-use std::path::Path;
+use std::{fs, path::Path};
 
-use btf_rs::{Backend, Btf, BtfType, Member, Type};
+use btf_rs::{Btf, BtfType, Member, Type};
 use snisplice_common::map::global;
 use thiserror::Error;
 
@@ -105,8 +105,9 @@ impl Types {
     }
 
     fn read(path: impl AsRef<Path>) -> Result<Self, LayoutError> {
-        // Before Linux 6.16 the file cannot be mapped.
-        Btf::from_file_with_backend(path, Backend::Cache).map(Self).map_err(LayoutError::Unreadable)
+        // Before Linux 6.16 the file cannot be mapped, and read in pieces it costs a system call for each of its types.
+        let types = fs::read(path).map_err(btf_rs::Error::from).and_then(|bytes| Btf::from_bytes(&bytes));
+        types.map(Self).map_err(LayoutError::Unreadable)
     }
 
     /// The offsets that the program needs.
