@@ -40,7 +40,16 @@ pub struct Admin {
     /// Whether new connections are welcome: true from the last bind to the first SIGTERM.
     pub ready: AtomicBool,
     allow_close: bool,
-    workers: OnceLock<Vec<mpsc::UnboundedSender<Order>>>,
+    asked: OnceLock<Askable>,
+}
+
+/// Who is asked for connections.
+#[derive(Debug)]
+pub struct Askable {
+    /// Each has those that it accepted.
+    pub workers: Vec<mpsc::UnboundedSender<Order>>,
+    /// Those that were taken over from another process.
+    pub orphans: mpsc::UnboundedSender<Asked>,
 }
 
 /// What a request is about.
@@ -78,13 +87,13 @@ impl Admin {
     /// Not ready yet.
     #[must_use]
     pub fn new(metrics: Arc<Metrics>, allow_close: bool) -> Self {
-        Self { metrics, ready: AtomicBool::new(false), allow_close, workers: OnceLock::new() }
+        Self { metrics, ready: AtomicBool::new(false), allow_close, asked: OnceLock::new() }
     }
 
-    /// From now on these workers are asked for their connections.
-    pub fn asks(&self, workers: Vec<mpsc::UnboundedSender<Order>>) {
+    /// From now on these are asked for their connections.
+    pub fn asks(&self, asked: Askable) {
         // Only the first time counts; there is no second.
-        let _ = self.workers.set(workers);
+        let _ = self.asked.set(asked);
     }
 
     /// Serves until dropped.
@@ -190,11 +199,14 @@ impl Admin {
         json(&Closed { closed })
     }
 
-    /// Asks all workers, and waits for their answers. One that has ended has none.
+    /// Asks all, and waits for their answers. One that has ended has none.
     async fn ask<T>(&self, request: impl Fn(mpsc::UnboundedSender<T>) -> Asked) -> Vec<T> {
         let (reply, mut replies) = mpsc::unbounded_channel();
-        for worker in self.workers.get().into_iter().flatten() {
-            let _ = worker.send(Order::Ask(request(reply.clone())));
+        if let Some(Askable { workers, orphans }) = self.asked.get() {
+            for worker in workers {
+                let _ = worker.send(Order::Ask(request(reply.clone())));
+            }
+            let _ = orphans.send(request(reply.clone()));
         }
         drop(reply);
         let mut answers = Vec::new();

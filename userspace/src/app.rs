@@ -24,7 +24,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    admin::Admin,
+    admin::{Admin, Askable},
     cli::Run,
     datapath::{Factory, places, wants_same_host},
     kernel::packet::Programs,
@@ -110,9 +110,10 @@ impl App {
 
         let programs = datapath.programs().cloned();
         let jointly = jointly && programs.as_ref().is_some_and(|programs| programs.survives());
-        // Before anything is bound: their ports are in use. Those of a process that lives stay with it for now.
-        let mut orphans = if heir.is_some() { None } else { datapath.orphans(&model, &metrics, None)? };
         let count = workers(&model);
+        // Before anything is bound: their ports are in use. Those of a process that lives stay with it for now.
+        let mut orphans =
+            if heir.is_some() { None } else { datapath.orphans(&model, &metrics, None, count)? };
         let permits = Arc::new(Semaphore::new(model.limits.connections));
         let (admin_address, allow_close) = (model.admin, model.admin_close);
         let live = Arc::new(Live::new(model, 1));
@@ -136,7 +137,7 @@ impl App {
             let alive = heir.prepare(jointly)?;
             // If it has ended meanwhile, all that it has left is ours.
             let alive = if jointly { alive } else { None };
-            orphans = datapath.orphans(&live.model, &metrics, alive)?;
+            orphans = datapath.orphans(&live.model, &metrics, alive, count)?;
         }
 
         let current = Arc::new(Current::from(live));
@@ -146,7 +147,11 @@ impl App {
             .map(|index| worker::Handle::start(index, shared.clone()))
             .collect::<Result<Vec<_>, _>>()
             .context("cannot start a worker")?;
-        admin.asks(workers.iter().map(|worker| worker.orders.clone()).collect());
+        let (ask_orphans, orphans_asked) = mpsc::unbounded_channel();
+        admin.asks(Askable {
+            workers: workers.iter().map(|worker| worker.orders.clone()).collect(),
+            orphans: ask_orphans,
+        });
         let endpoint = endpoint.map(|endpoint| endpoint.serve(&admin, &runtime));
         drop(guard);
         let mut app = Self {
@@ -171,7 +176,8 @@ impl App {
         let (door, flows) = app.succeed(heir, jointly)?;
         app.orphans = orphans.map(|orphans| {
             let stop = CancellationToken::new();
-            Watch { task: app.runtime.spawn(orphans.watch(stop.clone(), flows)), stop }
+            let watch = orphans.watch(stop.clone(), flows, orphans_asked, app.current.clone());
+            Watch { task: app.runtime.spawn(watch), stop }
         });
         app.visits = Door::open(app.options.takeover_name.as_deref(), door);
         Ok(app)

@@ -14,7 +14,8 @@ pub const MOST: usize = 1_000;
 pub struct Connection {
     /// Its number, by which it can be closed.
     pub id: u64,
-    /// The listener that accepted it.
+    /// The listener that accepted it; `none` where it was taken over from another process, which is why route and backend
+    /// are not known either.
     pub listener: String,
     /// The rule that serves it.
     pub route: Option<String>,

@@ -247,16 +247,17 @@ impl Factory {
     }
 
     /// Flows of an earlier process, to be watched from now on; see [`packet::orphan`]. Those of a process that lives,
-    /// which are in these places, come by and by.
+    /// which are in these places, come by and by. They are numbered after the connections of so many workers.
     pub fn orphans(
         &self,
         model: &Model,
         metrics: &Arc<Metrics>,
         alive: Option<BTreeSet<u32>>,
+        workers: usize,
     ) -> anyhow::Result<Option<Orphans>> {
         let Some(programs) = self.programs().filter(|programs| programs.survives()) else { return Ok(None) };
         let liveness = Liveness::of(&model.timeouts);
-        let orphans = Orphans::take(programs, self.idle, liveness, metrics, alive);
+        let orphans = Orphans::take(programs, self.idle, liveness, metrics, alive, workers);
         orphans.map(Some).context("cannot take over the flows of an earlier process")
     }
 

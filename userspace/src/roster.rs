@@ -47,6 +47,13 @@ pub enum Request {
     },
 }
 
+/// The number of a connection: unique among all of so many workers, and those that were taken over from another process,
+/// which count as one more worker; until one of them has had 2^32 more.
+#[must_use]
+pub fn number(serial: u32, worker: usize, workers: usize) -> u64 {
+    u64::from(serial) * (workers as u64 + 1) + worker as u64
+}
+
 /// The connections of one worker, from accept to their end.
 #[derive(Debug)]
 pub struct Roster {
@@ -89,6 +96,11 @@ impl Roster {
         (serial, self.now())
     }
 
+    /// How long a connection of this roster has been open, in tenths of a second.
+    pub(crate) fn age(&self, account: &Account) -> u32 {
+        self.now().saturating_sub(account.opened)
+    }
+
     fn now(&self) -> u32 {
         u32::try_from(self.began.elapsed().as_millis() / 100).unwrap_or(u32::MAX)
     }
@@ -117,9 +129,8 @@ impl Roster {
 
     /// Ends connections that have lasted for `longest`.
     pub fn end_older(&self, longest: Duration) {
-        let now = self.now();
         let longest = longest.as_millis() / 100;
-        self.end("max_duration", |account| u128::from(now.saturating_sub(account.opened)) >= longest);
+        self.end("max_duration", |account| u128::from(self.age(account)) >= longest);
     }
 
     /// Ends all that match: both peers see a reset. How many were not ending already.
@@ -143,9 +154,8 @@ impl Roster {
         ended
     }
 
-    /// Unique among all workers, until a worker has accepted 2^32 more.
     fn id(&self, account: &Account) -> u64 {
-        u64::from(account.serial) * self.workers as u64 + self.worker as u64
+        number(account.serial, self.worker, self.workers)
     }
 
     fn matches(&self, filter: &Filter, account: &Account) -> bool {
@@ -170,7 +180,7 @@ impl Roster {
             accepted_at,
             connected_from,
             backend_address,
-            age_seconds: f64::from(self.now().saturating_sub(account.opened)) / 10.0,
+            age_seconds: f64::from(self.age(account)) / 10.0,
             carrier: account.carrier().map(|carrier| carrier.label().to_owned()),
             packet_refused: account
                 .refusal()

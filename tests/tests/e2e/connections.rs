@@ -38,7 +38,7 @@ fn start(lab: &Lab) -> Result<(Daemon<'_>, TcpListener)> {
 }
 
 /// All connections that match.
-fn list(daemon: &Daemon<'_>, query: &str) -> Result<Vec<Value>> {
+pub(crate) fn list(daemon: &Daemon<'_>, query: &str) -> Result<Vec<Value>> {
     let (status, body) = daemon.ask("GET", &format!("/connections{query}"))?;
     ensure!(status == 200, "{status}: {body}");
     let listing: Value = serde_json::from_str(&body)?;
@@ -47,21 +47,21 @@ fn list(daemon: &Daemon<'_>, query: &str) -> Result<Vec<Value>> {
 }
 
 /// The one of this client.
-fn of(daemon: &Daemon<'_>, flow: &Flow) -> Result<Value> {
+pub(crate) fn of(daemon: &Daemon<'_>, flow: &Flow) -> Result<Value> {
     let client = flow.client.local_addr()?.to_string();
     let all = list(daemon, "")?;
     let one = all.iter().find(|one| one["client"] == client.as_str());
     one.cloned().with_context(|| format!("{client} is missing in {all:?}"))
 }
 
-fn delete(daemon: &Daemon<'_>, target: &str) -> Result<u64> {
+pub(crate) fn delete(daemon: &Daemon<'_>, target: &str) -> Result<u64> {
     let (status, body) = daemon.ask("DELETE", target)?;
     ensure!(status == 200, "{status}: {body}");
     serde_json::from_str::<Value>(&body)?["closed"].as_u64().context("no number")
 }
 
 /// Both peers see a reset, whether or not they have read everything.
-fn both_are_reset(flow: &mut Flow) -> Result<()> {
+pub(crate) fn both_are_reset(flow: &mut Flow) -> Result<()> {
     for stream in [&mut flow.client, &mut flow.backend] {
         let (_, ending) = tcp::read_to_end(stream)?;
         ensure!(ending == Ending::Reset, "{ending:?}");

@@ -1,10 +1,12 @@
 //! A new process takes the place of a running one: nobody who connects, or is connected, notices.
 
 use std::{
+    collections::BTreeSet,
     io::Write as _,
     net::{Shutdown, TcpListener},
     sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     thread,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -20,6 +22,7 @@ use snisplice_tests::{
 };
 
 use crate::{
+    connections,
     flow::{self, Flow},
     survive::{self, kill, moved, under_traffic, wait_kept},
 };
@@ -31,6 +34,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::packet("takeover::flows_that_survive_go_over", flows_go_over),
     Case::packet("takeover::killed_after_flows_have_gone_over", killed_afterwards),
     Case::packet("takeover::three_in_a_row_leave_one", three_in_a_row),
+    Case::packet("takeover::flows_that_went_over_are_listed_and_closed", listed_and_closed),
     Case::once("takeover::more_workers_and_fewer", workers),
     Case::once("takeover::other_listeners", other_listeners),
     Case::once("takeover::a_configuration_that_is_refused", refused),
@@ -113,14 +117,14 @@ fn visited(
         })
         .and_then(|()| scenario());
         done.store(true, Relaxed);
-        for client in clients {
-            client.join().expect("no client panics")?;
-        }
+        let clients: Vec<_> =
+            clients.into_iter().map(|client| client.join().expect("no client panics")).collect();
         // The server's last visitor says something else.
-        let mut visitor = tcp::connect(&lab.backend, &listener.local_addr()?.to_string())?;
-        visitor.write_all(&vec![0; first.len()])?;
-        accepting.join().expect("the server does not panic")?;
-        result
+        let visitor = tcp::connect(&lab.backend, &listener.local_addr()?.to_string())
+            .and_then(|mut visitor| Ok(visitor.write_all(&vec![0; first.len()])?));
+        // What the server says of it comes first: clients suffer from that.
+        let accepted = accepting.join().expect("the server does not panic").context("the server");
+        accepted.and(clients.into_iter().collect::<Result<()>>()).and(visitor).and(result)
     })
 }
 
@@ -319,6 +323,52 @@ fn three_in_a_row(lab: &Lab) -> Result<()> {
     }
     survive::end(flows)?;
     survive::stop(lab, old)
+}
+
+/// Whoever operates the new one sees them beside its own, and ends them alike.
+fn listed_and_closed(lab: &Lab) -> Result<()> {
+    let (mut old, listener) = start_surviving(lab)?;
+    let mut flows: Vec<_> = (0..3).map(|_| Flow::open(lab, &listener)).collect::<Result<_>>()?;
+    flows.iter_mut().try_for_each(Flow::exchange)?;
+    wait_kept(&old, 3)?;
+    let allowed = options(lab, survive::SETTINGS)?.arg("--admin-close");
+    let mut new = Daemon::take_over(lab, &allowed, "second")?;
+    ensure!(old.wait()?.success());
+    let mut own = Flow::open(lab, &listener)?;
+    own.exchange()?;
+    let all = connections::list(&new, "")?;
+    let ids: BTreeSet<_> = all.iter().filter_map(|one| one["id"].as_u64()).collect();
+    ensure!(all.len() == 4 && ids.len() == 4, "{all:?}");
+    let mut closed = flows.remove(0);
+    let one = connections::of(&new, &closed)?;
+    for (key, expected) in [
+        ("listener", "none".to_owned()),
+        ("carrier", "packet".to_owned()),
+        ("accepted_at", flow::front()),
+        ("connected_from", closed.backend.peer_addr()?.to_string()),
+        ("backend_address", closed.backend.local_addr()?.to_string()),
+    ] {
+        ensure!(one[key] == expected.as_str(), "{key} is not {expected}: {one}");
+    }
+    // As many as since they are in packets.
+    ensure!(one["bytes_down"].as_u64().is_some_and(|bytes| bytes <= 6), "{one}");
+    ensure!(connections::delete(&new, &format!("/connections/{}", one["id"]))? == 1);
+    connections::both_are_reset(&mut closed)?;
+    flows.iter_mut().try_for_each(Flow::exchange)?;
+    ensure!(connections::delete(&new, "/connections?listener=none")? == 2);
+    flows.iter_mut().try_for_each(connections::both_are_reset)?;
+    own.exchange()?;
+    // How long it has lasted goes over, too.
+    wait_kept(&new, 1)?;
+    thread::sleep(Duration::from_secs(3));
+    let limited = flow::yaml(&format!("timeouts: {{drain: 60s, max_duration: 3s}}\n{}", survive::SETTINGS));
+    let last = Daemon::take_over(lab, &Options::yaml(lab, &limited)?, "third")?;
+    connections::both_are_reset(&mut own)?;
+    ensure!(new.wait()?.success());
+    last.wait_metrics("it is over", |metrics| {
+        metrics.sum("snisplice_connections_closed_total", &[("reason", "max_duration")]) == 1
+    })?;
+    survive::stop(lab, last)
 }
 
 fn workers(lab: &Lab) -> Result<()> {

@@ -39,6 +39,8 @@ pub struct Inherited {
     pub place: u32,
     /// What the old one has accounted for.
     pub counted: [u64; 2],
+    /// How long it has been open.
+    pub age: Duration,
     /// The client's and the backend's socket, and whether the peer is known to answer it.
     pub sockets: [Option<(OwnedFd, bool)>; 2],
 }
@@ -142,13 +144,14 @@ impl Heir {
             channel.wait_at_most(None)?;
             thread::Builder::new().name("inheriting".to_owned()).spawn(move || {
                 while let Ok(Some((message, descriptors))) = channel.receive() {
-                    let Message::Flow { place, counted, answers } = message else { continue };
+                    let Message::Flow { place, counted, age, answers } = message else { continue };
                     let mut descriptors = descriptors.into_iter();
                     let sockets = answers.map(|answers| {
                         let answers = answers?;
                         Some((descriptors.next()?, answers))
                     });
-                    if heard.send(Inherited { place, counted, sockets }).is_err() {
+                    let age = Duration::from_secs(age.into());
+                    if heard.send(Inherited { place, counted, age, sockets }).is_err() {
                         return;
                     }
                 }

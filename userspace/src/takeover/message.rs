@@ -65,6 +65,8 @@ pub enum Message {
         place: u32,
         /// Bytes up and down of what the kernel's state shows that are accounted for.
         counted: [u64; 2],
+        /// Seconds since it was accepted.
+        age: u32,
         /// For the client's and the backend's socket, if it is there: whether the peer is known to answer it.
         answers: [Option<bool>; 2],
     },
@@ -91,8 +93,8 @@ impl fmt::Display for Message {
                 places.iter().try_for_each(|place| write!(f, " {place}"))
             }
             Self::Serving { shared } => write!(f, "serving {shared}"),
-            Self::Flow { place, counted: [up, down], answers: [client, backend] } => {
-                write!(f, "flow {place} {up} {down} {} {}", word(*client), word(*backend))
+            Self::Flow { place, counted: [up, down], age, answers: [client, backend] } => {
+                write!(f, "flow {place} {up} {down} {age} {} {}", word(*client), word(*backend))
             }
         }
     }
@@ -135,10 +137,11 @@ fn parse(text: &str) -> Option<Message> {
         "serving" => Message::Serving { shared: rest.parse().ok()? },
         "flow" => {
             let words: Vec<_> = rest.split(' ').collect();
-            let [place, up, down, client, backend] = words[..] else { return None };
+            let [place, up, down, age, client, backend] = words[..] else { return None };
             Message::Flow {
                 place: place.parse().ok()?,
                 counted: [up.parse().ok()?, down.parse().ok()?],
+                age: age.parse().ok()?,
                 answers: [answers(client).ok()?, answers(backend).ok()?],
             }
         }
@@ -169,8 +172,8 @@ mod tests {
             Message::Used(vec![]),
             Message::Used(vec![0, 7, u32::MAX]),
             Message::Serving { shared: false },
-            Message::Flow { place: 3, counted: [u64::MAX, 0], answers: [Some(true), None] },
-            Message::Flow { place: 0, counted: [1, 2], answers: [None, Some(false)] },
+            Message::Flow { place: 3, counted: [u64::MAX, 0], age: 9, answers: [Some(true), None] },
+            Message::Flow { place: 0, counted: [1, 2], age: u32::MAX, answers: [None, Some(false)] },
         ] {
             assert_eq!(message.to_string().parse(), Ok(message));
         }
@@ -179,7 +182,7 @@ mod tests {
     #[test]
     fn nonsense_is_not_understood() {
         for text in
-            ["", "hello", "hello you", "listener 443 x", "flow 1 2 3", "flow 1 2 3 maybe none", "used 1 x"]
+            ["", "hello", "hello you", "listener 443 x", "flow 1 2 3", "flow 1 2 3 4 maybe none", "used 1 x"]
         {
             assert!(text.parse::<Message>().is_err(), "{text:?}");
         }

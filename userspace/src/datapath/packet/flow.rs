@@ -354,7 +354,12 @@ impl<'a> Flow<'a> {
         };
         let (up, down) = self.account.bytes();
         let counted = [up.saturating_sub(self.before.0), down.saturating_sub(self.before.1)];
-        let flow = Message::Flow { place: self.entry.flow, counted, answers: [Some(true); 2] };
+        let flow = Message::Flow {
+            place: self.entry.flow,
+            counted,
+            age: self.account.ledger().roster.age(self.account) / 10,
+            answers: [Some(true); 2],
+        };
         if let Err(error) = successor.send(&flow, &[client.as_fd(), backend.as_fd()]) {
             tracing::warn!(%error, "a connection does not go over to the process that has taken over");
             return false;

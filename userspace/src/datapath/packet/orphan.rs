@@ -18,15 +18,20 @@ use snisplice_common::packet::{
     flow::{KEPT, OVER, RESET, Rules, Standing, State, Way},
 };
 use socket2::Socket;
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_util::sync::CancellationToken;
 
 use super::{Shared, leg, linger::LINGER, maps::Maps};
 use crate::{
+    account::Carrier,
+    connections::{Connection, Filter},
     datapath::End,
     kernel::packet::Programs,
     liveness::Liveness,
     metrics::{Metrics, NONE},
+    roster::{self, Request},
     socket,
+    state::Current,
     takeover::{
         heir::{Flows, Inherited},
         message::Message,
@@ -39,7 +44,7 @@ const SWEEP: Duration = Duration::from_secs(1);
 /// How long sockets of a process that was killed may stay.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-const PACKET: &str = crate::account::Carrier::Packet.label();
+const PACKET: &str = Carrier::Packet.label();
 
 /// No worker's token: events of these flows wake nobody.
 const NOBODY: u64 = u64::MAX;
@@ -54,6 +59,10 @@ pub struct Orphans {
     flows: Vec<Orphan>,
     /// Places of flows that are still those of a process that is being taken over from.
     alive: BTreeSet<u32>,
+    /// How many were taken over so far.
+    serial: u32,
+    /// How many workers have connections beside these.
+    workers: usize,
 }
 
 impl fmt::Debug for Orphans {
@@ -64,6 +73,10 @@ impl fmt::Debug for Orphans {
 
 struct Orphan {
     flow: u32,
+    /// See [`roster::number`].
+    id: u64,
+    /// When it was accepted, as far as that is known: otherwise when it was taken over.
+    opened: Instant,
     /// One may have been taken by a new connection.
     tuples: [Option<Tuple>; 2],
     rules: Rules,
@@ -97,13 +110,14 @@ enum Peer {
 impl Orphans {
     /// Takes over what an earlier process has left, and forgets what cannot go on. To be called before anything is
     /// bound or connected: the ports of these flows are in use. If that process lives, in the places `alive`, its flows are
-    /// left to it until they come.
+    /// left to it until they come. They are numbered after the connections of so many `workers`.
     pub fn take(
         programs: &Arc<Programs>,
         idle: Duration,
         liveness: Liveness,
         metrics: &Arc<Metrics>,
         alive: Option<BTreeSet<u32>>,
+        workers: usize,
     ) -> io::Result<Self> {
         programs.take_devices();
         let mut orphans = Self {
@@ -114,6 +128,8 @@ impl Orphans {
             liveness,
             flows: Vec::new(),
             alive: BTreeSet::new(),
+            serial: 0,
+            workers,
         };
         if let Some(alive) = alive {
             programs.occupy(&alive);
@@ -160,7 +176,7 @@ impl Orphans {
 
     /// Takes a flow that a living process gives.
     fn inherit(&mut self, inherited: Inherited) -> io::Result<()> {
-        let Inherited { place: flow, counted, sockets } = inherited;
+        let Inherited { place: flow, counted, age, sockets } = inherited;
         if !self.alive.remove(&flow) {
             return Ok(());
         }
@@ -168,14 +184,17 @@ impl Orphans {
         self.maps.set_rules(flow, rules)?;
         // What goes up is sent to the backend.
         let [up, down] = rules.ways.each_ref().map(leg::of_receiver);
+        let now = Instant::now();
         let mut orphan = Orphan {
             flow,
+            id: self.number(),
+            opened: now.checked_sub(age).unwrap_or(now),
             tuples: [Some(down), Some(up)],
             rules,
             sockets: Vec::new(),
             progress: (0, 0),
             counted,
-            since: Instant::now(),
+            since: now,
         };
         for (peer, socket) in [Peer::Client, Peer::Backend].into_iter().zip(sockets) {
             let Some((socket, answers)) = socket else { continue };
@@ -203,7 +222,8 @@ impl Orphans {
                 answers[holder.peer as usize] = Some(holder.answers);
                 sockets.push(holder.socket.as_fd());
             }
-            let flow = Message::Flow { place: orphan.flow, counted: orphan.counted, answers };
+            let age = u32::try_from(orphan.opened.elapsed().as_secs()).unwrap_or(u32::MAX);
+            let flow = Message::Flow { place: orphan.flow, counted: orphan.counted, age, answers };
             if let Err(error) = successor.send(&flow, &sockets) {
                 tracing::warn!(%error, "a connection is left to who comes next");
             }
@@ -212,11 +232,20 @@ impl Orphans {
         }
     }
 
+    /// For the next one.
+    fn number(&mut self) -> u64 {
+        let serial = self.serial;
+        self.serial = serial.wrapping_add(1);
+        roster::number(serial, self.workers, self.workers)
+    }
+
     fn adopt(&mut self, flow: u32, tuples: [Option<Tuple>; 2]) -> io::Result<()> {
         let liveness = self.liveness;
         let rules = Rules { token: NOBODY, ..self.maps.rules(flow)? };
         let mut orphan = Orphan {
             flow,
+            id: self.number(),
+            opened: Instant::now(),
             tuples,
             rules,
             sockets: Vec::new(),
@@ -253,9 +282,16 @@ impl Orphans {
     }
 
     /// Brings each of them to its end, until there are none and none come any more by `flows`, from a process that was
-    /// taken over from. When `stop` says so, all end at once.
-    pub async fn watch(mut self, stop: CancellationToken, mut flows: Option<Flows>) {
+    /// taken over from. When `stop` says so, all end at once. Answers what is `asked` meanwhile.
+    pub async fn watch(
+        mut self,
+        stop: CancellationToken,
+        mut flows: Option<Flows>,
+        mut asked: UnboundedReceiver<Request>,
+        current: Arc<Current>,
+    ) {
         let programs = self.programs.clone();
+        let mut sweep = tokio::time::interval(SWEEP);
         while !self.flows.is_empty() || flows.is_some() {
             tokio::select! {
                 inherited = next(&mut flows) => {
@@ -274,16 +310,22 @@ impl Orphans {
                     self.pass_on();
                     return;
                 }
+                Some(request) = asked.recv() => {
+                    self.answer(request);
+                    continue;
+                }
                 () = stop.cancelled() => {
-                    for mut orphan in std::mem::take(&mut self.flows) {
-                        if orphan.is_open() {
-                            self.reset(&mut orphan, "aborted");
-                        }
+                    self.end("aborted", |_| true);
+                    for orphan in std::mem::take(&mut self.flows) {
                         self.forget(&orphan);
                     }
                     return;
                 }
-                () = tokio::time::sleep(SWEEP) => {}
+                _ = sweep.tick() => {}
+            }
+            let longest = current.load().model.timeouts.max_duration;
+            if !longest.is_zero() {
+                self.end("max_duration", |orphan| orphan.opened.elapsed() >= longest);
             }
             for mut orphan in std::mem::take(&mut self.flows) {
                 if self.goes_on(&mut orphan) {
@@ -292,6 +334,54 @@ impl Orphans {
                     self.forget(&orphan);
                 }
             }
+        }
+    }
+
+    /// Ends open flows at once; how many.
+    fn end(&mut self, reason: &'static str, which: impl Fn(&Orphan) -> bool) -> usize {
+        let (ended, rest): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.flows).into_iter().partition(|orphan| orphan.is_open() && which(orphan));
+        self.flows = rest;
+        let count = ended.len();
+        for mut orphan in ended {
+            self.reset(&mut orphan, reason);
+            self.forget(&orphan);
+        }
+        count
+    }
+
+    /// Tells of open flows, or ends them, as workers do with theirs.
+    fn answer(&mut self, request: Request) {
+        // Whoever does not wait for the answer has gone.
+        match request {
+            Request::List { filter, most, reply } => {
+                let found = self.flows.iter().filter(|orphan| orphan.is_open() && orphan.matches(&filter));
+                let _ = reply.send(found.take(most).map(|orphan| self.describe(orphan)).collect());
+            }
+            Request::Close { filter, reply } => {
+                let _ = reply.send(self.end("closed_by_admin", |orphan| orphan.matches(&filter)));
+            }
+        }
+    }
+
+    fn describe(&self, orphan: &Orphan) -> Connection {
+        let [client, backend] = orphan.tuples.map(|tuple| tuple.map(|tuple| leg::ends(&tuple)));
+        let state = self.maps.state(orphan.flow).ok();
+        let delivered = |way| state.as_ref().map_or(0, |state| state.delivered(way));
+        Connection {
+            id: orphan.id,
+            listener: NONE.to_owned(),
+            route: None,
+            backend: None,
+            client: client.map(|(_, remote)| remote),
+            accepted_at: client.map(|(local, _)| local),
+            connected_from: backend.map(|(local, _)| local),
+            backend_address: backend.map(|(_, remote)| remote),
+            age_seconds: orphan.opened.elapsed().as_secs_f64(),
+            carrier: Some(PACKET.to_owned()),
+            packet_refused: None,
+            bytes_up: delivered(0),
+            bytes_down: delivered(1),
         }
     }
 
@@ -381,6 +471,14 @@ pub fn forget_strangers(programs: &Programs) -> io::Result<()> {
 impl Orphan {
     fn is_open(&self) -> bool {
         self.rules.mode == KEPT
+    }
+
+    /// Which listener, route and backend it is of, the earlier process has known.
+    fn matches(&self, filter: &Filter) -> bool {
+        filter.id.is_none_or(|id| id == self.id)
+            && filter.listener.as_deref().is_none_or(|name| name == NONE)
+            && filter.backend.is_none()
+            && filter.carrier.is_none_or(|carrier| carrier == Carrier::Packet)
     }
 
     /// How a socket has failed: its peer does not answer any more.
