@@ -8,6 +8,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use nix::{
+    libc,
+    sys::socket::{setsockopt, sockopt::SetStruct},
+};
 use snisplice_tests::{
     daemon::{Daemon, Options},
     hello,
@@ -46,6 +50,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::packet("negotiation::ecn_on_one_side_only", |lab| ecn(lab, false)),
     Case::packet("negotiation::ipv6_in_front_of_ipv4", ipv6_in_front_of_ipv4),
     Case::packet("negotiation::urgent_data", urgent_data),
+    Case::packet("negotiation::a_client_whose_packets_have_ip_options", ip_options),
     Case::packet("negotiation::a_client_with_small_frames_whose_listener_announces_them", |lab| {
         set_mtu(&lab.client, "to-lb", 1_400)?;
         announced(lab)
@@ -177,6 +182,46 @@ fn urgent_data(lab: &Lab) -> Result<()> {
     drop(flow);
     daemon.wait_metrics("it was carried", |metrics| {
         metrics.sum("snisplice_connections_closed_total", &[("datapath", "packet")]) == 1
+    })?;
+    Ok(())
+}
+
+nix::setsockopt_impl!(IpOptions, libc::IPPROTO_IP, libc::IP_OPTIONS, u32, SetStruct<'_, u32>);
+
+/// What a socket writes into the IP header of all it sends.
+#[derive(Clone, Copy)]
+struct IpOptions;
+
+/// Packets with IP options are left to our own sockets; that nobody else gets the client's is noticed, and it is served.
+fn ip_options(lab: &Lab) -> Result<()> {
+    /// Four times "no operation".
+    const PADDING: u32 = 0x0101_0101;
+    let (daemon, listener) = flow::start(lab, "")?;
+    let first = hello::naming(flow::NAME)?;
+    let front: SocketAddr = flow::front().parse()?;
+    let mut client = lab.client.enter(|| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        setsockopt(&socket, IpOptions, &PADDING)?;
+        socket.connect_timeout(&front.into(), wait::DEADLINE)?;
+        Ok(TcpStream::from(socket))
+    })?;
+    client.set_nodelay(true)?;
+    client.set_read_timeout(Some(wait::DEADLINE))?;
+    client.write_all(&first)?;
+    let mut backend = tcp::accept(&listener)?;
+    ensure!(tcp::read_exact(&mut backend, first.len())? == first);
+    let mut flow = Flow { client, backend };
+    wait::until_true("it is noticed", || {
+        flow.exchange()?;
+        Ok(daemon.metrics()?.sum("snisplice_packet_refused_total", &[("why", "bypassed")]) == 1)
+    })?;
+    for _ in 0..20 {
+        flow.exchange()?;
+    }
+    drop(flow);
+    daemon.wait_metrics("it was relayed", |metrics| {
+        let labels = [("datapath", "relay"), ("reason", "finished")];
+        metrics.sum("snisplice_connections_closed_total", &labels) == 1
     })?;
     Ok(())
 }
