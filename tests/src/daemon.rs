@@ -146,7 +146,10 @@ impl<'lab> Daemon<'lab> {
             fs::write(&path, settings)?;
             command.arg("-c").arg(path);
         }
-        command.args(["--datapath", datapath.unwrap_or(lab.datapath.option()), "--admin", ADMIN]).args(args);
+        command.args(["--datapath", datapath.unwrap_or(lab.datapath.option())]).args(args);
+        if !args.iter().any(|arg| arg == "--admin") {
+            command.args(["--admin", ADMIN]);
+        }
         let process = Process::start(&lab.lb, lab.dir(), name, &mut command)?;
         Ok(Self { lab, process })
     }

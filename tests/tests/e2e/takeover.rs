@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    io::Write as _,
+    io::{Read as _, Write as _},
     net::{Shutdown, TcpListener},
     sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     thread,
@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use snisplice_tests::{
-    daemon::{Daemon, Options},
+    daemon::{ADMIN, Daemon, Options},
     hello,
     lab::Lab,
     stream::Pattern,
@@ -20,6 +20,7 @@ use snisplice_tests::{
     tcp::{self, Ending},
     wait,
 };
+use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::{
     connections,
@@ -38,6 +39,9 @@ pub(crate) const CASES: &[Case] = &[
     Case::once("takeover::more_workers_and_fewer", workers),
     Case::once("takeover::other_listeners", other_listeners),
     Case::once("takeover::a_configuration_that_is_refused", refused),
+    Case::packet("takeover::maps_of_another_size_are_refused", other_size),
+    Case::once("takeover::who_speaks_another_protocol_is_refused", other_protocol),
+    Case::once("takeover::two_daemons_have_names", named),
     Case::once("takeover::who_comes_first_starts_as_ever", first),
     Case::once("takeover::the_old_one_is_killed_in_the_middle", killed_in_the_middle),
     Case::packet("takeover::the_new_one_is_killed_in_the_middle", aborted),
@@ -428,6 +432,74 @@ fn refused(lab: &Lab) -> Result<()> {
     let _new = next(lab, "", "second")?;
     drop(flow);
     ends(old)
+}
+
+/// Flows cannot move to where their places mean something else.
+fn other_size(lab: &Lab) -> Result<()> {
+    let (mut old, listener) = start_surviving(lab)?;
+    let mut flow = Flow::open(lab, &listener)?;
+    flow.exchange()?;
+    let other = options(lab, "survive: true\nlimits: {connections: 65}\n")?.arg("--takeover");
+    let mut new = Daemon::spawn(lab, &other, "refused")?;
+    ensure!(!new.wait()?.success());
+    let log = new.process().log()?;
+    ensure!(log.contains("limits.connections"), "{log}");
+    flow.exchange()?;
+    Flow::open(lab, &listener)?.exchange()?;
+    let new = next(lab, survive::SETTINGS, "second")?;
+    ensure!(old.wait()?.success());
+    flow.exchange()?;
+    survive::end(vec![flow])?;
+    survive::stop(lab, new)
+}
+
+/// Says `words` where processes that take over ask, and returns the answer; none is empty.
+fn ask_at_the_door(lab: &Lab, words: &[u8]) -> Result<String> {
+    let socket = lab.lb.enter(|| Ok(Socket::new(Domain::UNIX, Type::SEQPACKET, None)?))?;
+    lab.lb.enter(|| Ok(socket.connect(&SockAddr::unix("\0snisplice")?)?))?;
+    socket.set_read_timeout(Some(wait::DEADLINE))?;
+    ensure!(socket.send(words)? == words.len());
+    let mut answer = vec![0; 4_096];
+    let count = (&socket).read(&mut answer)?;
+    Ok(String::from_utf8(answer[..count].to_vec())?)
+}
+
+/// Whatever is said there, the process that runs goes on, and the next one is heard.
+fn other_protocol(lab: &Lab) -> Result<()> {
+    let (old, listener) = start(lab, "")?;
+    let answer = ask_at_the_door(lab, b"hello 4294967295")?;
+    ensure!(answer.starts_with("refused ") && answer.contains("stop it"), "{answer:?}");
+    let endless = vec![b'x'; 20_000];
+    for nonsense in [&b"hello"[..], b"serving true", b"\xff\xfe", &endless, b"flow 1 2 3 4 true true"] {
+        let answer = ask_at_the_door(lab, nonsense)?;
+        ensure!(answer.is_empty(), "{answer:?}");
+    }
+    Flow::open(lab, &listener)?.exchange()?;
+    ensure!(old.is_ready()?);
+    let _new = next(lab, "", "second")?;
+    ends(old)?;
+    Flow::open(lab, &listener)?.exchange()
+}
+
+/// Each is taken over by its own successor.
+fn named(lab: &Lab) -> Result<()> {
+    let listener = flow::backend(lab)?;
+    let admin = ADMIN.replace(":9", ":8");
+    let yaml = flow::yaml("timeouts: {drain: 60s}\n");
+    let other = Options::yaml(lab, &yaml.replace(":8443", ":8444"))?.arg("--takeover-name").arg("other");
+    let mut second = Daemon::spawn(lab, &other.clone().arg("--admin").arg(&admin), "other")?;
+    let opened = flow::front().replace(":8443", ":8444");
+    wait::until_true("the other one serves", || Ok(tcp::connect(&lab.client, &opened).is_ok()))?;
+    let one = Daemon::start(lab, &options(lab, "")?.arg("--takeover-name").arg("one"))?;
+    let new = Daemon::take_over(lab, &options(lab, "")?.arg("--takeover-name").arg("one"), "second")?;
+    ends(one)?;
+    ensure!(second.process().is_running(), "the wrong one was taken over from");
+    Flow::open(lab, &listener)?.exchange()?;
+    tcp::connect(&lab.client, &opened)?;
+    second.terminate()?;
+    ensure!(second.wait()?.success());
+    ensure!(new.is_ready()?);
+    Ok(())
 }
 
 fn first(lab: &Lab) -> Result<()> {
