@@ -5,6 +5,7 @@ use std::{
     io::{ErrorKind, Read as _, Write as _},
     net::{Shutdown, TcpListener, TcpStream},
     os::unix::fs::MetadataExt as _,
+    process::Command,
     sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     thread,
     time::{Duration, Instant},
@@ -18,6 +19,7 @@ use snisplice_tests::{
     kernel::{self, Map},
     lab::Lab,
     netns::{BACKEND_V6, LB, LB_V6},
+    process::run,
     stream::Pattern,
     suite::Case,
     tcp::{self, Ending},
@@ -228,6 +230,21 @@ pub(crate) fn end(flows: Vec<Flow>) -> Result<[i64; 3]> {
     Ok(ended)
 }
 
+/// Waits until neither client nor backend wait for an acknowledgement, which may take its time (RFC 1122, 4.2.3.2): what
+/// one that is reset has not acknowledged is in no account.
+pub(crate) fn wait_acknowledged(lab: &Lab) -> Result<()> {
+    wait::until_true("everything is acknowledged", || {
+        for netns in [&lab.client, &lab.backend] {
+            let said = run(netns, Command::new("ss").args(["-Htn", "state", "established"]))?.ok()?;
+            // The second column is what was sent and not acknowledged.
+            if !said.stdout.lines().all(|line| line.split_whitespace().nth(1) == Some("0")) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    })
+}
+
 fn flows_go_on(lab: &Lab) -> Result<()> {
     let (daemon, listener) = start(lab, "")?;
     let flows: Vec<_> = (0..FLOWS).map(|_| Flow::open(lab, &listener)).collect::<Result<_>>()?;
@@ -252,6 +269,7 @@ fn flows_go_on(lab: &Lab) -> Result<()> {
     let daemon = next.context("the next one serves")?;
     let metrics = daemon.metrics()?;
     ensure!(metrics.sum("snisplice_packet_taken_over_total", &[]) == i64::try_from(FLOWS)?, "{metrics:?}");
+    wait_acknowledged(lab)?;
     let [finished, client_reset, backend_reset] = end(flows)?;
     let metrics = daemon
         .wait_metrics("all have ended", |metrics| metrics.sum("snisplice_connections_active", &[]) == 0)?;

@@ -262,6 +262,7 @@ fn flows_go_over(lab: &Lab) -> Result<()> {
     for _ in 0..FLOWS {
         Flow::open(lab, &listener)?.exchange()?;
     }
+    survive::wait_acknowledged(lab)?;
     let [finished, ..] = survive::end(flows)?;
     let metrics =
         new.wait_metrics("all have ended", |metrics| metrics.sum("snisplice_connections_active", &[]) == 0)?;
