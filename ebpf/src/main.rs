@@ -9,15 +9,21 @@ mod maps;
 mod shortcut;
 mod verdict;
 
+use core::ffi::c_void;
+
 use aya_ebpf::{
-    macros::{sk_msg, sock_ops, stream_verdict},
+    macros::{sk_msg, sock_ops},
     programs::{SkBuffContext, SkMsgContext, SockOpsContext},
 };
 
 /// Runs for each packet that a socket in `SNI_VERDICT` receives, with that socket's lock held.
-#[stream_verdict]
-fn snisplice(ctx: SkBuffContext) -> u32 {
-    verdict::verdict(&ctx)
+///
+/// Not declared by a macro, because its argument has no type on purpose: the structure's description leads to two more that
+/// are only named in it, and the compiler puts those in an order that differs from build to build.
+#[unsafe(link_section = "sk_skb/stream_verdict")]
+#[unsafe(no_mangle)]
+extern "C" fn snisplice(ctx: *mut c_void) -> u32 {
+    verdict::verdict(&SkBuffContext::new(ctx.cast()))
 }
 
 /// Runs for each message that a socket in `SNI_LOCAL` sends, with that socket's lock held.

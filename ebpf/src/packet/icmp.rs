@@ -7,7 +7,7 @@ use core::ffi::c_void;
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{
-        __sk_buff, BPF_F_PSEUDO_HDR,
+        BPF_F_PSEUDO_HDR,
         tcx_action_base::{TCX_DROP, TCX_NEXT},
     },
     btf_maps::PerCpuArray,
@@ -47,8 +47,8 @@ static SNI_REPORTS: PerCpuArray<Report, 1> = PerCpuArray::new();
 
 /// Passes an error about a packet of a flow on; leaves any other packet to whoever comes next.
 #[inline(never)]
-pub(crate) fn ingress(skb: *mut __sk_buff) -> i32 {
-    pass_on(&TcContext::new(skb)).unwrap_or(TCX_NEXT)
+pub(crate) fn ingress(skb: *mut c_void) -> i32 {
+    pass_on(&TcContext::new(skb.cast())).unwrap_or(TCX_NEXT)
 }
 
 #[inline(always)]

@@ -1,8 +1,10 @@
 //! What arrives on a leg of a flow goes out on the other one.
 
+use core::ffi::c_void;
+
 use aya_ebpf::{
     bindings::{
-        __sk_buff, BPF_F_INGRESS, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP,
+        BPF_F_INGRESS, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP,
         tcx_action_base::{TCX_DROP, TCX_NEXT},
     },
     helpers::{bpf_clone_redirect, bpf_ktime_get_coarse_ns, bpf_redirect_neigh},
@@ -31,8 +33,8 @@ pub(crate) const OTHER: i32 = i32::MIN;
 /// Sends a packet of a flow on; leaves any other to whoever comes next. A subprogram, so that it shares its stack with
 /// the one for other packets.
 #[inline(never)]
-pub(crate) fn ingress(skb: *mut __sk_buff) -> i32 {
-    let ctx = &TcContext::new(skb);
+pub(crate) fn ingress(skb: *mut c_void) -> i32 {
+    let ctx = &TcContext::new(skb.cast());
     let Some(headers) = SNI_HEADERS.get_ptr_mut(OF_INGRESS) else { return TCX_NEXT };
     // SAFETY: nobody else uses this CPU's entry while the program runs.
     let Headers { ip, tcp } = unsafe { &mut *headers };

@@ -12,27 +12,35 @@ mod maps;
 mod own;
 mod wire;
 
-use aya_ebpf::{macros::classifier, programs::TcContext};
+use core::ffi::c_void;
+
+use aya_ebpf::programs::TcContext;
+
+// The programs are not declared by macros, because their argument has no type on purpose: the structure's description leads to
+// two more that are only named in it, and the compiler puts those in an order that differs from build to build.
 
 /// Runs for each packet that a device receives.
-#[classifier]
-fn sni_ingress(ctx: TcContext) -> i32 {
-    match ingress::ingress(ctx.skb.skb) {
-        ingress::OTHER => icmp::ingress(ctx.skb.skb),
+#[unsafe(link_section = "classifier")]
+#[unsafe(no_mangle)]
+extern "C" fn sni_ingress(skb: *mut c_void) -> i32 {
+    match ingress::ingress(skb) {
+        ingress::OTHER => icmp::ingress(skb),
         action => action,
     }
 }
 
 /// Runs for each packet that a device sends.
-#[classifier]
-fn sni_egress(ctx: TcContext) -> i32 {
-    own::egress(&ctx)
+#[unsafe(link_section = "classifier")]
+#[unsafe(no_mangle)]
+extern "C" fn sni_egress(skb: *mut c_void) -> i32 {
+    own::egress(&TcContext::new(skb.cast()))
 }
 
 /// Attached nowhere: userspace runs it on a made-up packet.
-#[classifier]
-fn sni_look(ctx: TcContext) -> i32 {
-    look::look(&ctx)
+#[unsafe(link_section = "classifier")]
+#[unsafe(no_mangle)]
+extern "C" fn sni_look(skb: *mut c_void) -> i32 {
+    look::look(&TcContext::new(skb.cast()))
 }
 
 /// The kernel's GPL-only helpers ask for it.
