@@ -8,7 +8,14 @@
 //! Loss, congestion, flow control and the end of the connection are between client and backend. What cannot be
 //! carried so is relayed, for a reason that is counted ([`stats::Refusal`]).
 
-use std::{cell::RefCell, io, os::fd::BorrowedFd, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::RefCell,
+    io,
+    os::fd::BorrowedFd,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use snisplice_common::packet::{
     Slot,
@@ -58,10 +65,15 @@ pub(super) struct Watched {
     entry: Entry,
     legs: [Leg; 2],
     looks: u32,
+    since: Instant,
 }
 
 /// How often it is looked for packets, each time after something was copied.
 const LOOKS: u32 = 64;
+
+/// How long packets are waited for at least: what is copied may have arrived long ago, and its sender may not have had its
+/// turn since.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Whether packets of both peers come by the programs.
 pub(super) enum Seen {
@@ -113,17 +125,21 @@ impl Packet {
     pub(super) fn watch(&self, connection: &relay::Connection, account: &Account) -> Option<Watched> {
         let watched = self.admit(connection).and_then(|(entry, mut legs)| {
             self.look(&mut legs)?;
-            Ok(Watched { entry, legs, looks: 0 })
+            Ok(Watched { entry, legs, looks: 0, since: Instant::now() })
         });
         watched.inspect_err(|why| self.refuse(*why, account)).ok()
     }
 
     /// Looks whether both peers' packets were seen.
     pub(super) fn is_seen(&self, mut watched: Watched, account: &Account) -> Seen {
-        watched.looks += 1;
-        if watched.entry.is_seen() {
+        watched.looks = watched.looks.saturating_add(1);
+        let is_last = watched.looks > LOOKS;
+        if is_last && watched.since.elapsed() < PATIENCE {
+            // A look costs a system call, so there is only one more.
+            Seen::NotYet(watched)
+        } else if watched.entry.is_seen() {
             Seen::Yes(watched)
-        } else if watched.looks < LOOKS {
+        } else if !is_last {
             Seen::NotYet(watched)
         } else {
             self.refuse(Refusal::Bypassed, account);
