@@ -71,7 +71,7 @@ const STRANGER: &str = "other.example.com";
 /// The port of both Gateways.
 const GATEWAY_PORT: u16 = 443;
 
-#[tokio::main]
+#[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     // Whatever ends the story, its values are dropped on the way out: balancer, servers and directory with them.
     let result = tokio::select! {
