@@ -12,7 +12,7 @@ processors, and under the one of the machine that did so. `cargo xtask vm` does,
 among them, and writes this page:
 
 ```
-cargo xtask vm 5.10 6.1 6.12 6.12.43 7 --host --report docs/kernels.md
+cargo xtask vm 5.10 6.1 6.12 7 --host --report docs/kernels.md
 ```
 
 A datapath whose probes fail is refused: `auto` then relays, and what its tests report is shown only to tell whether
