@@ -12,12 +12,12 @@ processors, and under the one of the machine that did so. `cargo xtask vm` does,
 among them, and writes this page:
 
 ```
-cargo xtask vm 5.10 6.1 6.12 7 --host --report docs/kernels.md
+cargo xtask vm 6.1 6.12 7 --host --report docs/kernels.md
 ```
 
 A datapath whose probes fail is refused: `auto` then relays, and what its tests report is shown only to tell whether
 the probes were right. Under a datapath that `auto` takes, no test may fail or be skipped and the kernel's log must
-stay clean. 5.10 lacks the fixes of 2023 and later, and must be refused; 6.12 and later must not.
+stay clean. 5.10 lacks the fixes of 2023 and later, and must be refused where it is asked for; 6.12 and later must not.
 
 ";
 
