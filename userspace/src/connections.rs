@@ -35,7 +35,8 @@ pub struct Connection {
     pub carrier: Option<String>,
     /// Why packets do not carry it, where that was tried; as in `snisplice_packet_refused_total`.
     pub packet_refused: Option<String>,
-    /// Bytes of the client that the backend's socket has taken so far.
+    /// Bytes of the client that the backend's socket has taken so far; of a connection that was taken over, since packets
+    /// carry it.
     pub bytes_up: u64,
     /// Bytes of the backend that the client's socket has taken so far.
     pub bytes_down: u64,

@@ -54,6 +54,18 @@ pub(crate) fn of(daemon: &Daemon<'_>, flow: &Flow) -> Result<Value> {
     one.cloned().with_context(|| format!("{client} is missing in {all:?}"))
 }
 
+/// Our own addresses and the backend's are told as the peers have them.
+pub(crate) fn ensure_addresses(one: &Value, flow: &Flow) -> Result<()> {
+    for (key, expected) in [
+        ("accepted_at", flow.client.peer_addr()?),
+        ("connected_from", flow.backend.peer_addr()?),
+        ("backend_address", flow.backend.local_addr()?),
+    ] {
+        ensure!(one[key] == expected.to_string().as_str(), "{key} is not {expected}: {one}");
+    }
+    Ok(())
+}
+
 pub(crate) fn delete(daemon: &Daemon<'_>, target: &str) -> Result<u64> {
     let (status, body) = daemon.ask("DELETE", target)?;
     ensure!(status == 200, "{status}: {body}");
@@ -104,16 +116,10 @@ fn each_is_told(lab: &Lab) -> Result<()> {
         ensure!(told.0 <= up && told.1 <= down, "{told:?} of {:?}: {one}", (up, down));
         Ok((told == (up, down)).then_some(one))
     })?;
-    for (key, expected) in [
-        ("listener", "front".to_owned()),
-        ("route", "route www".to_owned()),
-        ("backend", "pool".to_owned()),
-        ("accepted_at", flow::front()),
-        ("connected_from", flow.backend.peer_addr()?.to_string()),
-        ("backend_address", flow.backend.local_addr()?.to_string()),
-    ] {
-        ensure!(one[key] == expected.as_str(), "{key} is not {expected}: {one}");
+    for (key, expected) in [("listener", "front"), ("route", "route www"), ("backend", "pool")] {
+        ensure!(one[key] == expected, "{key} is not {expected}: {one}");
     }
+    ensure_addresses(&one, &flow)?;
     ensure!(one["connected_from"].as_str().is_some_and(|ours| !ours.starts_with(LB)), "{one}");
     let carrier = match lab.datapath {
         Datapath::Relay => "relay",

@@ -6,7 +6,6 @@ use std::{
     net::{Shutdown, TcpListener},
     sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     thread,
-    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -346,15 +345,8 @@ fn listed_and_closed(lab: &Lab) -> Result<()> {
     ensure!(all.len() == 4 && ids.len() == 4, "{all:?}");
     let mut closed = flows.remove(0);
     let one = connections::of(&new, &closed)?;
-    for (key, expected) in [
-        ("listener", "none".to_owned()),
-        ("carrier", "packet".to_owned()),
-        ("accepted_at", flow::front()),
-        ("connected_from", closed.backend.peer_addr()?.to_string()),
-        ("backend_address", closed.backend.local_addr()?.to_string()),
-    ] {
-        ensure!(one[key] == expected.as_str(), "{key} is not {expected}: {one}");
-    }
+    ensure!(one["listener"] == "none" && one["carrier"] == "packet", "{one}");
+    connections::ensure_addresses(&one, &closed)?;
     // As many as since they are in packets.
     ensure!(one["bytes_down"].as_u64().is_some_and(|bytes| bytes <= 6), "{one}");
     ensure!(connections::delete(&new, &format!("/connections/{}", one["id"]))? == 1);
@@ -365,11 +357,17 @@ fn listed_and_closed(lab: &Lab) -> Result<()> {
     own.exchange()?;
     // How long it has lasted goes over, too.
     wait_kept(&new, 1)?;
-    thread::sleep(Duration::from_secs(3));
-    let limited = flow::yaml(&format!("timeouts: {{drain: 60s, max_duration: 3s}}\n{}", survive::SETTINGS));
-    let last = Daemon::take_over(lab, &Options::yaml(lab, &limited)?, "third")?;
-    connections::both_are_reset(&mut own)?;
+    let age =
+        |daemon: &Daemon<'_>| connections::of(daemon, &own)?["age_seconds"].as_f64().context("it has no age");
+    wait::until_true("it has lasted for a while", || Ok(age(&new)? >= 3.0))?;
+    let last = next(lab, survive::SETTINGS, "third")?;
     ensure!(new.wait()?.success());
+    let then = age(&last)?;
+    ensure!(then >= 3.0, "it has lasted for {then} s");
+    // One that takes effect now, and has passed long ago.
+    Options::yaml(lab, &flow::yaml(&format!("timeouts: {{max_duration: 2s}}\n{}", survive::SETTINGS)))?;
+    last.process().signal(Signal::SIGHUP)?;
+    connections::both_are_reset(&mut own)?;
     last.wait_metrics("it is over", |metrics| {
         metrics.sum("snisplice_connections_closed_total", &[("reason", "max_duration")]) == 1
     })?;
@@ -488,7 +486,7 @@ fn named(lab: &Lab) -> Result<()> {
     let admin = ADMIN.replace(":9", ":8");
     let yaml = flow::yaml("timeouts: {drain: 60s}\n");
     let other = Options::yaml(lab, &yaml.replace(":8443", ":8444"))?.arg("--takeover-name").arg("other");
-    let mut second = Daemon::spawn(lab, &other.clone().arg("--admin").arg(&admin), "other")?;
+    let mut second = Daemon::spawn(lab, &other.arg("--admin").arg(&admin), "other")?;
     let opened = flow::front().replace(":8443", ":8444");
     wait::until_true("the other one serves", || Ok(tcp::connect(&lab.client, &opened).is_ok()))?;
     let one = Daemon::start(lab, &options(lab, "")?.arg("--takeover-name").arg("one"))?;
