@@ -541,10 +541,13 @@ fn aborted(lab: &Lab) -> Result<()> {
     })?;
     kill(new)?;
     if old.process().log()?.contains("has taken over") {
-        // It was too fast to be killed before.
+        // It was too fast to be killed before, and what it has left is for who comes next.
         flow.exchange()?;
         ensure!(old.wait()?.success());
-        return Ok(());
+        let third = Daemon::start(lab, &options(lab, survive::SETTINGS)?)?;
+        flow.exchange()?;
+        survive::end(vec![flow])?;
+        return survive::stop(lab, third);
     }
     flow.exchange()?;
     let mut other = Flow::open(lab, &listener)?;
