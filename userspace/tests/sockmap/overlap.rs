@@ -85,15 +85,17 @@ impl Wire {
     /// The packet that completes the first `bytes` bytes which the socket sends.
     fn last_of(&self, bytes: usize) -> Packet {
         let mut buffer = vec![0; 70_000];
-        let mut seen = 0;
+        let mut first = None;
         loop {
             let size = (&self.raw).read(&mut buffer).expect("a packet");
             let packet = Packet(buffer[..size].to_vec());
-            if packet.0[IP_HEADER..IP_HEADER + 4] != self.ports {
+            if packet.0[IP_HEADER..IP_HEADER + 4] != self.ports || packet.data_bytes() == 0 {
                 continue;
             }
-            seen += packet.data_bytes();
-            if seen == bytes {
+            // By number and not by sum: a sender that had to wait repeats some of them.
+            let first = *first.get_or_insert(packet.sequence());
+            let end = packet.sequence().wrapping_add(packet.data_bytes() as u32);
+            if end.wrapping_sub(first) == bytes as u32 {
                 return packet;
             }
         }
@@ -118,14 +120,17 @@ impl Packet {
         IP_HEADER + usize::from(self.0[IP_HEADER + 12] >> 4) * 4
     }
 
+    fn sequence(&self) -> u32 {
+        u32::from_be_bytes(self.0[SEQUENCE..SEQUENCE + 4].try_into().expect("four bytes"))
+    }
+
     fn data_bytes(&self) -> usize {
         self.0.len() - self.headers()
     }
 
     /// The same with other data, that begins `before` bytes before the end of its own.
     fn repeating(&self, before: usize, data: &[u8]) -> Self {
-        let sequence = u32::from_be_bytes(self.0[SEQUENCE..SEQUENCE + 4].try_into().expect("four bytes"));
-        let first = sequence.wrapping_add(self.data_bytes() as u32).wrapping_sub(before as u32);
+        let first = self.sequence().wrapping_add(self.data_bytes() as u32).wrapping_sub(before as u32);
         // The kernel writes length and checksum of the IPv4 header itself.
         let mut bytes = [&self.0[..self.headers()], data].concat();
         bytes[SEQUENCE..SEQUENCE + 4].copy_from_slice(&first.to_be_bytes());
