@@ -121,15 +121,27 @@ pub struct Track {
     pub asked: u32,
 }
 
+/// What a program holds while it changes a [`State`]. The kernel knows it by this very name, and keeps its value to
+/// itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct bpf_spin_lock {
+    val: u32,
+}
+
 /// What the kernel has seen of a flow.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct State {
     /// Up and down.
     pub ways: [Track; 2],
+    /// Packets may come on several CPUs at once, and what was lost of a connection's last ones nobody says again.
+    pub lock: bpf_spin_lock,
+    /// Zero.
+    pub reserved: u32,
 }
 
-const _: () = assert!(size_of::<State>() == 128, "State has padding");
+const _: () = assert!(size_of::<State>() == 136, "State has padding");
 
 /// How a flow stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -344,7 +356,7 @@ impl State {
             allowed: allowed[other].max(pending[other]),
             ..Track::default()
         };
-        Self { ways: [track(0, 1), track(1, 0)] }
+        Self { ways: [track(0, 1), track(1, 0)], ..Self::default() }
     }
 
     /// How the flow stands.

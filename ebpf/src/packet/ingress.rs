@@ -20,7 +20,9 @@ use snisplice_common::packet::{
 };
 
 use crate::{
-    maps::{Headers, OF_INGRESS, SNI_ENDINGS, SNI_HEADERS, SNI_RULES, SNI_STATES, SNI_TOTALS, SNI_TUPLES},
+    maps::{
+        Headers, OF_INGRESS, SNI_ENDINGS, SNI_HEADERS, SNI_RULES, SNI_STATES, SNI_TOTALS, SNI_TUPLES, locked,
+    },
     wire::{self, Ip, L3},
 };
 
@@ -74,8 +76,7 @@ pub(crate) fn ingress(skb: *mut c_void) -> i32 {
         }
         _ => {
             if let Some(state) = SNI_STATES.get_ptr_mut(slot.flow) {
-                // SAFETY: elements of an array live as long as the map.
-                unsafe { (*state).ways[(slot.way & 1) as usize].packets += 1 };
+                locked(state, slot, |own, _| own.packets += 1);
             }
             return TCX_NEXT;
         }
@@ -104,11 +105,11 @@ fn carry(
     wire::read_options(ctx, l4, tcp, length)?;
     let segment = Segment::of(tcp, payload);
     if let Some(state) = SNI_STATES.get_ptr_mut(slot.flow) {
-        if is_for_us_too(state, slot, way, &segment) {
+        let (is_for_us_too, what) = note(state, slot, way, &segment);
+        if is_for_us_too {
             totals.told += 1;
             copy(ctx);
         }
-        let what = note(state, slot, way, &segment);
         if what != 0 {
             // Without a word the kernel wakes only who has read all that came before, the quiet events included.
             let flags = if what & END == 0 { BPF_RB_NO_WAKEUP } else { BPF_RB_FORCE_WAKEUP };
@@ -133,16 +134,6 @@ fn carry(
     totals.bytes += u64::from(payload);
     // SAFETY: without parameters the kernel looks up the next hop itself, as it would for the balancer's own packets.
     Some(unsafe { bpf_redirect_neigh(way.device, core::ptr::null_mut(), 0, 0) } as i32)
-}
-
-/// Whether our own socket on this leg waits for what the packet says.
-#[inline(always)]
-fn is_for_us_too(state: *mut State, slot: Slot, way: &Way, segment: &Segment) -> bool {
-    // SAFETY: elements of an array live as long as the map.
-    let track = unsafe { &mut (*state).ways[(slot.way & 1) as usize] };
-    let is = way.is_for_us_too(track, segment);
-    track.asked = 0;
-    is
 }
 
 /// Has this program see the packet once more, for our own socket.
@@ -184,14 +175,14 @@ fn tell(ctx: &TcContext, ip: &mut Ip, tcp: &mut [u8; TCP_BYTES], way: &Way) -> O
     Some(TCX_NEXT)
 }
 
-/// Follows the flow. What userspace is to hear.
+/// Follows the flow. Whether our own socket on this leg waits for what the packet says, and what userspace is to hear.
 #[inline(always)]
-fn note(state: *mut State, slot: Slot, way: &Way, segment: &Segment) -> u32 {
-    let own = (slot.way & 1) as usize;
-    // SAFETY: elements of an array live as long as the map. Packets of one way may come on two CPUs at once; a
-    // position that is lost to that is found again with the next packet.
-    let (track, other) = unsafe { (&mut (*state).ways[own], &(*state).ways[own ^ 1]) };
+fn note(state: *mut State, slot: Slot, way: &Way, segment: &Segment) -> (bool, u32) {
     // SAFETY: takes nothing.
     let now = unsafe { bpf_ktime_get_coarse_ns() };
-    track.note(other, way, segment, now)
+    locked(state, slot, |own, other| {
+        let is_for_us_too = way.is_for_us_too(own, segment);
+        own.asked = 0;
+        (is_for_us_too, own.note(other, way, segment, now))
+    })
 }

@@ -11,7 +11,7 @@ use snisplice_common::packet::{
 };
 
 use crate::{
-    maps::{Headers, OF_EGRESS, SNI_HEADERS, SNI_RULES, SNI_STATES, SNI_TOTALS, SNI_TUPLES},
+    maps::{Headers, OF_EGRESS, SNI_HEADERS, SNI_RULES, SNI_STATES, SNI_TOTALS, SNI_TUPLES, locked},
     wire,
 };
 
@@ -38,13 +38,10 @@ pub(crate) fn egress(ctx: &TcContext) -> i32 {
     let Some(totals) = SNI_TOTALS.get_ptr_mut(0) else { return TCX_NEXT };
     let Some((_, payload)) = wire::lengths(ctx, ip, tcp) else { return TCX_NEXT };
     let segment = Segment::of(tcp, payload);
-    let own = (slot.way & 1) as usize;
-    // SAFETY: elements of arrays live as long as their maps. Userspace changes no more than the mode of rules in use,
-    // and a position that is lost to another CPU is found again with the next packet.
-    let verdict = unsafe {
-        let rules = &*rules;
-        judge(rules.mode, &rules.ways[own], &mut (*state).ways[own], &mut (*state).ways[own ^ 1], &segment)
-    };
+    // SAFETY: elements of an array live as long as the map; userspace changes no more than the mode of rules in use.
+    let rules = unsafe { &*rules };
+    let way = &rules.ways[(slot.way & 1) as usize];
+    let verdict = locked(state, slot, |own, other| judge(rules.mode, way, own, other, &segment));
     // SAFETY: the entry is this CPU's own.
     let totals = unsafe { &mut *totals };
     match verdict {

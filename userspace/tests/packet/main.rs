@@ -9,6 +9,8 @@ mod icmp;
 use std::{
     collections::BTreeSet,
     fs::read_dir,
+    io,
+    os::fd::OwnedFd,
     path::PathBuf,
     process::ExitCode,
     sync::{
@@ -61,6 +63,7 @@ fn main() -> ExitCode {
         trial("errors_that_cannot_be_understood_are_left_to_the_stack", icmp::not_understood),
         trial("modes_decide", modes_decide),
         trial("a_flow_is_followed_to_its_end", followed_to_its_end),
+        trial("processors_do_not_forget_what_another_has_noted", noted_at_once),
     ];
     let trials = trials.into_iter().map(|trial| trial.with_ignored_flag(ignored)).collect();
     libtest_mimic::run(&arguments, trials).exit_code()
@@ -138,10 +141,13 @@ struct Lab {
 
 const FLOW: u32 = 3;
 
+fn data(fd: io::Result<OwnedFd>) -> MapData {
+    MapData::from_fd(fd.expect("a descriptor")).expect("a map")
+}
+
 impl Lab {
     fn new(v6: bool) -> Self {
         let programs = Programs::load(16).expect("the kernel takes the programs");
-        let data = |fd: std::io::Result<_>| MapData::from_fd(fd.expect("a descriptor")).expect("a map");
         let mut lab = Self {
             tuples: HashMap::try_from(Map::HashMap(data(programs.tuples()))).expect("a hash"),
             rules: Array::try_from(Map::Array(data(programs.rules()))).expect("an array"),
@@ -406,4 +412,32 @@ fn followed_to_its_end() {
     assert!(state.ways[0].last_seen > 0);
     let totals = lab.programs.totals().expect("totals");
     assert_eq!((totals.packets, totals.bytes, totals.failed), (5, 150, 0));
+}
+
+/// Packets of one way may be on two processors at once, and what was lost of the last ones nobody says again.
+fn noted_at_once() {
+    const ROUNDS: u32 = 20_000;
+    const STEP: u32 = 2;
+    let lab = Lab::new(false);
+    let mut state = State::new([0, 0], [60_000, 60_000]);
+    state.ways[1].sent = u64::from(STEP * ROUNDS);
+    let mut states = Array::try_from(Map::Array(data(lab.programs.states()))).expect("an array");
+    states.set(FLOW, state, 0).expect("a place in the array");
+    thread::scope(|scope| {
+        for first in 1..=STEP {
+            let lab = &lab;
+            scope.spawn(move || {
+                for round in 0..ROUNDS {
+                    let at = STEP * round + first;
+                    let segment =
+                        Segment { seq: 999 + at, ack: 2_000 + at, payload: vec![1], ..Segment::default() };
+                    assert_eq!(lab.run(&packet(false, 0, &segment)).0, REDIRECT);
+                }
+            });
+        }
+    });
+    let track = lab.state().ways[0];
+    let all = u64::from(STEP * ROUNDS);
+    assert_eq!((track.sent, track.acked), (all, all));
+    assert_eq!((track.packets, track.bytes), (all, all));
 }

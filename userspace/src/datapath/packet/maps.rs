@@ -12,6 +12,8 @@ use crate::kernel::packet::Programs;
 
 /// Only where there is no such key yet: `BPF_NOEXIST`.
 const NEW: u64 = 1;
+/// Not while a program changes it: `BPF_F_LOCK`, kernel 5.1.
+const LOCKED: u64 = 4;
 
 /// Of its own for each worker, so that none waits for another.
 pub(super) struct Maps {
@@ -54,7 +56,7 @@ impl Maps {
     }
 
     pub(super) fn set_state(&mut self, flow: u32, state: State) -> io::Result<()> {
-        self.states.set(flow, state, 0).map_err(cause)
+        self.states.set(flow, state, LOCKED).map_err(cause)
     }
 
     /// All addresses that belong to flows.
@@ -68,7 +70,7 @@ impl Maps {
 
     /// What the kernel has seen so far.
     pub(super) fn state(&self, flow: u32) -> io::Result<State> {
-        self.states.get(&flow, 0).map_err(cause)
+        self.states.get(&flow, LOCKED).map_err(cause)
     }
 }
 
