@@ -40,6 +40,20 @@ impl Change {
         Self(self.0 + other.0)
     }
 
+    /// As a number, for [`Self::from_bits`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn to_bits(self) -> u32 {
+        self.0
+    }
+
+    /// What [`Self::to_bits`] gave.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_bits(bits: u32) -> Self {
+        Self(bits)
+    }
+
     /// As the kernel's helpers take it: in the byte order of memory.
     #[inline(always)]
     #[must_use]

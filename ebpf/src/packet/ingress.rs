@@ -7,11 +7,14 @@ use aya_ebpf::{
         BPF_F_INGRESS, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP,
         tcx_action_base::{TCX_DROP, TCX_NEXT},
     },
-    helpers::{bpf_clone_redirect, bpf_ktime_get_coarse_ns, bpf_redirect_neigh},
+    helpers::{
+        bpf_clone_redirect, bpf_ktime_get_coarse_ns, bpf_redirect_neigh, bpf_spin_lock, bpf_spin_unlock,
+    },
     programs::TcContext,
 };
 use snisplice_common::packet::{
     END, Event, Slot, Totals,
+    checksum::Change,
     flow::{CARRY, KEPT, OVER, RESET, State, Way, is_carried},
     header::{
         IPV4_BYTES, IPV6_BYTES, Segment, TCP_BYTES, acknowledge, flag, readdress_v4, readdress_v6,
@@ -25,6 +28,10 @@ use crate::{
     },
     wire::{self, Ip, L3},
 };
+
+/// The bytes of a TCP header. Of an array the kernel would not know the size.
+#[repr(transparent)]
+struct TcpHeader([u8; TCP_BYTES]);
 
 /// The mark of a copy on its way to our own socket; it is taken off before anybody else sees it.
 const COPY: u32 = u32::from_be_bytes(*b"sni:");
@@ -76,7 +83,7 @@ pub(crate) fn ingress(skb: *mut c_void) -> i32 {
         }
         _ => {
             if let Some(state) = SNI_STATES.get_ptr_mut(slot.flow) {
-                locked(state, slot, |own, _| own.packets += 1);
+                locked!(state, slot, |own, _other| own.packets += 1);
             }
             return TCX_NEXT;
         }
@@ -118,7 +125,7 @@ fn carry(
             }
         }
     }
-    let header = translate(tcp, length, way);
+    let header = Change::from_bits(sni_translate((&raw mut *tcp).cast(), length as u32, way));
     let pseudo = if ip.is_v6() {
         let change = readdress_v6(&mut ip.bytes, way);
         wire::store(ctx, L3, &ip.bytes, IPV6_BYTES)?;
@@ -134,6 +141,18 @@ fn carry(
     totals.bytes += u64::from(payload);
     // SAFETY: without parameters the kernel looks up the next hop itself, as it would for the balancer's own packets.
     Some(unsafe { bpf_redirect_neigh(way.device, core::ptr::null_mut(), 0, 0) } as i32)
+}
+
+/// Translates a TCP header; what this changes in its checksum.
+///
+/// A function of its own with a name for others, so the verifier follows its ways once, whatever comes before and after.
+/// It takes no pointer of the caller's for granted.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn sni_translate(tcp: *mut TcpHeader, length: u32, way: *const Way) -> u32 {
+    // SAFETY: the caller's are references; the verifier knows no more than that they are either null or valid.
+    let (Some(tcp), Some(way)) = (unsafe { tcp.as_mut() }, unsafe { way.as_ref() }) else { return 0 };
+    translate(&mut tcp.0, length as usize, way).to_bits()
 }
 
 /// Has this program see the packet once more, for our own socket.
@@ -180,7 +199,7 @@ fn tell(ctx: &TcContext, ip: &mut Ip, tcp: &mut [u8; TCP_BYTES], way: &Way) -> O
 fn note(state: *mut State, slot: Slot, way: &Way, segment: &Segment) -> (bool, u32) {
     // SAFETY: takes nothing.
     let now = unsafe { bpf_ktime_get_coarse_ns() };
-    locked(state, slot, |own, other| {
+    locked!(state, slot, |own, other| {
         let is_for_us_too = way.is_for_us_too(own, segment);
         own.asked = 0;
         (is_for_us_too, own.note(other, way, segment, now))

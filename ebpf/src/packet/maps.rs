@@ -4,12 +4,11 @@ use aya_ebpf::{
     Global,
     bindings::BPF_F_NO_PREALLOC,
     btf_maps::{Array, HashMap, PerCpuArray, RingBuf},
-    helpers::{bpf_spin_lock, bpf_spin_unlock},
     macros::btf_map,
 };
 use snisplice_common::packet::{
     Event, FLOWS, RING_BYTES, Slot, Totals, Tuple,
-    flow::{Rules, State, Track},
+    flow::{Rules, State},
     header::TCP_BYTES,
 };
 
@@ -33,25 +32,31 @@ pub(crate) static SNI_ENDINGS: RingBuf<Event, RING_BYTES> = RingBuf::new();
 #[btf_map]
 pub(crate) static SNI_TOTALS: PerCpuArray<Totals, 1> = PerCpuArray::new();
 
-/// Changes what is known of a flow: of the way that packets of `slot` come by, and of the other. `change` may call
-/// nothing of the kernel's.
-#[inline(always)]
-pub(crate) fn locked<T>(
-    state: *mut State,
-    slot: Slot,
-    change: impl FnOnce(&mut Track, &mut Track) -> T,
-) -> T {
-    // SAFETY: elements of an array live as long as the map, and between the two calls nobody else changes this one.
-    unsafe {
-        let lock = (&raw mut (*state).lock).cast();
-        bpf_spin_lock(lock);
-        let [up, down] = &mut (*state).ways;
+/// Changes what is known of a flow: of the way that packets of the slot come by, and of the other. No function may be called
+/// meanwhile, which is why this is a macro; a closure is not always inlined.
+macro_rules! locked {
+    ($state:expr, $slot:expr, |$own:ident, $other:ident| $change:expr) => {{
+        let (state, slot): (*mut State, Slot) = ($state, $slot);
+        // SAFETY: elements of an array live as long as the map.
+        let lock = unsafe { (&raw mut (*state).lock).cast() };
+        // SAFETY: it is the lock of that very element, which is not held.
+        unsafe { bpf_spin_lock(lock) };
+        // SAFETY: while the lock is held nobody else changes the element.
+        let [up, down] = unsafe { &mut (*state).ways };
         // At known places the verifier is done in a third of the time.
-        let changed = if slot.way & 1 == 0 { change(up, down) } else { change(down, up) };
-        bpf_spin_unlock(lock);
+        let changed = if slot.way & 1 == 0 {
+            let ($own, $other) = (up, down);
+            $change
+        } else {
+            let ($own, $other) = (down, up);
+            $change
+        };
+        // SAFETY: it is held.
+        unsafe { bpf_spin_unlock(lock) };
         changed
-    }
+    }};
 }
+pub(crate) use locked;
 
 /// Room for headers, which would be too much for the stack. Each CPU has its own, one for each program: neither is ever
 /// interrupted by itself, since both run with softirqs disabled.

@@ -2,11 +2,13 @@
 
 use aya_ebpf::{
     bindings::tcx_action_base::{TCX_DROP, TCX_NEXT},
+    helpers::{bpf_spin_lock, bpf_spin_unlock},
     programs::TcContext,
 };
 use snisplice_common::packet::{
+    Slot,
     checksum::Change,
-    flow::{Own, judge},
+    flow::{Own, State, judge},
     header::Segment,
 };
 
@@ -41,7 +43,7 @@ pub(crate) fn egress(ctx: &TcContext) -> i32 {
     // SAFETY: elements of an array live as long as the map; userspace changes no more than the mode of rules in use.
     let rules = unsafe { &*rules };
     let way = &rules.ways[(slot.way & 1) as usize];
-    let verdict = locked(state, slot, |own, other| judge(rules.mode, way, own, other, &segment));
+    let verdict = locked!(state, slot, |own, other| judge(rules.mode, way, own, other, &segment));
     // SAFETY: the entry is this CPU's own.
     let totals = unsafe { &mut *totals };
     match verdict {

@@ -8,7 +8,7 @@ mod icmp;
 
 use std::{
     collections::BTreeSet,
-    fs::read_dir,
+    fs::{read_dir, read_to_string},
     io,
     os::fd::OwnedFd,
     path::PathBuf,
@@ -63,6 +63,7 @@ fn main() -> ExitCode {
         trial("errors_that_cannot_be_understood_are_left_to_the_stack", icmp::not_understood),
         trial("modes_decide", modes_decide),
         trial("a_flow_is_followed_to_its_end", followed_to_its_end),
+        trial("the_verifier_is_soon_done", soon_verified),
         trial("processors_do_not_forget_what_another_has_noted", noted_at_once),
     ];
     let trials = trials.into_iter().map(|trial| trial.with_ignored_flag(ignored)).collect();
@@ -440,4 +441,21 @@ fn noted_at_once() {
     let all = u64::from(STEP * ROUNDS);
     assert_eq!((track.sent, track.acked), (all, all));
     assert_eq!((track.packets, track.bytes), (all, all));
+}
+
+/// Of a million instructions that it would follow; each start waits for it.
+fn soon_verified() {
+    const MOST: u64 = 200_000;
+    let _lab = Lab::new(false);
+    let descriptors = read_dir("/proc/self/fdinfo").expect("/proc is mounted");
+    // One that is closed meanwhile is none of ours.
+    let texts = descriptors.filter_map(|entry| read_to_string(entry.ok()?.path()).ok());
+    let verified: Vec<u64> = texts
+        .filter_map(|text| {
+            let count = text.lines().find_map(|line| line.strip_prefix("verified_insns:"))?;
+            Some(count.trim().parse().expect("a number"))
+        })
+        .collect();
+    assert!(!verified.is_empty(), "no program is loaded");
+    assert!(verified.iter().all(|count| *count < MOST), "{verified:?}");
 }
