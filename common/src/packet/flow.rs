@@ -425,7 +425,7 @@ pub const fn judge(mode: u32, way: &Way, own: &mut Track, other: &mut Track, seg
                 own.asked = 1;
             }
             other.sent = advanced(other.sent, beyond(end, other.sent));
-            Own::Pass
+            not_too_old(way, other, segment)
         }
         RESET => {
             if segment.has(flag::RST) {
@@ -442,6 +442,21 @@ pub const fn judge(mode: u32, way: &Way, own: &mut Track, other: &mut Track, seg
             }
         }
         _ => Own::Pass,
+    }
+}
+
+/// What userspace wrote, with an acknowledgement that the peer takes: one that is older by more than the largest window ever
+/// announced to it would have the packet thrown away (RFC 5961 section 5.2), and our own socket hears of nothing that
+/// comes from end to end. One byte less than the other end has acknowledged says nothing new, of the window neither, which
+/// is the other end's to announce.
+#[inline(always)]
+const fn not_too_old(way: &Way, other: &Track, segment: &Segment) -> Own {
+    #[expect(clippy::cast_possible_truncation, reason = "sequence numbers are modulo 2^32")]
+    let ack = way.seq_start.wrapping_add(other.acked as u32).wrapping_sub(1);
+    if ack.wrapping_sub(segment.ack).cast_signed() > 0 {
+        Own::Rewrite { seq: segment.seq, ack }
+    } else {
+        Own::Pass
     }
 }
 

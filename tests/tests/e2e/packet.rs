@@ -105,6 +105,7 @@ pub(crate) const CASES: &[Case] = &[
         carried(lab)
     }),
     Case::packet("packet::a_lost_hello_is_sent_again", a_lost_hello_is_sent_again),
+    Case::packet("packet::a_hello_arrives_behind_much", a_hello_arrives_behind_much),
     Case::packet("packet::sockets_come_to_rest", sockets_come_to_rest),
     Case::packet("packet::idle_flows_are_reset", idle_flows_are_reset),
     Case::packet("packet::killed_at_rest", |lab| killed(lab, true)),
@@ -256,6 +257,32 @@ fn a_lost_hello_is_sent_again(lab: &Lab) -> Result<()> {
          meta length > 200 limit rate 1/day burst 1 packets drop\n }\n }",
     )?;
     Flow::open(lab, &listener)?.exchange()
+}
+
+/// What our own socket repeats has the acknowledgement of its time, which a peer takes for too old once more than a
+/// window has been acknowledged since (RFC 5961 section 5.2).
+fn a_hello_arrives_behind_much(lab: &Lab) -> Result<()> {
+    let (daemon, listener) = flow::start(lab, "")?;
+    // Of the first bytes only one packet arrives, with which the backend takes the connection for established.
+    offload(&lab.lb, "to-backend", "off")?;
+    nft(
+        &lab.backend,
+        "table inet deaf {\n chain in {\n type filter hook input priority 0;\n \
+         meta length > 200 limit rate over 1/day burst 1 packets drop\n }\n }",
+    )?;
+    let first = [&hello::naming(flow::NAME)?[..], &[7; 8_000]].concat();
+    let mut client = tcp::connect(&lab.client, &flow::front())?;
+    client.write_all(&first)?;
+    let mut backend = tcp::accept(&listener)?;
+    let down = Pattern::new(2);
+    thread::scope(|scope| {
+        let sending = scope.spawn(|| send(&backend, &down, 4));
+        stream::receive(&client, &down, BYTES).context("client receives")?;
+        sending.join().expect("no task panics")
+    })?;
+    nft(&lab.backend, "delete table inet deaf")?;
+    ensure!(tcp::read_exact(&mut backend, first.len())? == first, "the hello was changed on its way");
+    both_ways_after(Flow { client, backend }, &daemon)
 }
 
 /// After a while, our own sockets have nothing left to send again, and the flow goes on.

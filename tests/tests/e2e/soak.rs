@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use snisplice_tests::{
     daemon::{Daemon, Options},
     hello, kernel,
@@ -27,7 +27,7 @@ use socket2::{Domain, Socket, Type};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
-    task::LocalSet,
+    task::{JoinSet, LocalSet},
 };
 
 use self::rest::Rest;
@@ -360,22 +360,29 @@ impl Server {
                 let listener = tokio::net::TcpListener::from_std(listener)?;
                 let hello = hello::naming(flow::NAME)?.len();
                 let pattern = Rc::new(Pattern::new(77));
-                let failed = Rc::new(Cell::new(None));
+                let mut visits = JoinSet::new();
                 loop {
                     tokio::select! {
                         accepted = listener.accept() => {
                             let (stream, _) = accepted?;
-                            let (pattern, failed) = (pattern.clone(), failed.clone());
-                            tokio::task::spawn_local(async move {
-                                if let Err(error) = serve(stream, hello, &pattern).await {
-                                    failed.set(Some(error));
-                                }
-                            });
+                            let pattern = pattern.clone();
+                            visits.spawn_local(async move { serve(stream, hello, &pattern).await });
                         }
+                        Some(visit) = visits.join_next() => visit?.context("the server")?,
                         _ = &mut stopped => break,
                     }
                 }
-                failed.take().map_or(Ok(()), |error: anyhow::Error| Err(error.context("the server")))
+                // Clients go when they have heard all, be what they said still under way.
+                let rest = async {
+                    while let Some(visit) = visits.join_next().await {
+                        visit?.context("the server")?;
+                    }
+                    anyhow::Ok(())
+                };
+                match tokio::time::timeout(wait::DEADLINE, rest).await {
+                    Ok(heard) => heard,
+                    Err(_) => bail!("{} visits were not heard to their end", visits.len()),
+                }
             })
         });
         Ok(Self { stop, thread })

@@ -173,7 +173,7 @@ fn our_own_sockets_say_only_what_is_still_to_be_said() {
     // The 500 bytes of the hello, on leg B, whose incoming packets are those of the way down.
     let own = |from: u64, length: u32, flags: u8| Segment {
         seq: DOWN.ack_start.wrapping_add(u32::try_from(from).unwrap()),
-        ack: 0,
+        ack: DOWN.seq_start,
         window: 1,
         flags: flags | flag::ACK,
         payload: length,
@@ -190,6 +190,29 @@ fn our_own_sockets_say_only_what_is_still_to_be_said() {
     assert_eq!(judge(CARRY, &DOWN, down, up, &own(0, 501, 0)), Own::Pass);
     assert_eq!(up.sent, 501);
     assert_eq!(judge(OFF, &DOWN, down, up, &own(0, 0, 0)), Own::Pass);
+}
+
+#[test]
+fn our_own_sockets_acknowledge_nothing_too_old() {
+    let mut state = State::new([500, 0], [0, 0]);
+    let [up, down] = &mut state.ways;
+    // Our own socket has received 40 bytes from the backend, and the client all in all 100,000.
+    let own = Segment {
+        seq: DOWN.ack_start,
+        ack: DOWN.seq_start.wrapping_add(40),
+        flags: flag::ACK,
+        payload: 500,
+        ..Segment::default()
+    };
+    for (acked, verdict) in [
+        (0, Own::Pass),
+        (41, Own::Pass),
+        (42, Own::Rewrite { seq: own.seq, ack: DOWN.seq_start.wrapping_add(41) }),
+        (100_000, Own::Rewrite { seq: own.seq, ack: DOWN.seq_start.wrapping_add(99_999) }),
+    ] {
+        up.acked = acked;
+        assert_eq!(judge(CARRY, &DOWN, down, up, &own), verdict, "{acked}");
+    }
 }
 
 #[test]
