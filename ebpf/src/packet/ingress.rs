@@ -126,15 +126,8 @@ fn carry(
         }
     }
     let header = Change::from_bits(sni_translate((&raw mut *tcp).cast(), length as u32, way));
-    let pseudo = if ip.is_v6() {
-        let change = readdress_v6(&mut ip.bytes, way);
-        wire::store(ctx, L3, &ip.bytes, IPV6_BYTES)?;
-        change
-    } else {
-        let change = readdress_v4(ip.bytes.first_chunk_mut()?, way);
-        wire::store(ctx, L3, &ip.bytes, IPV4_BYTES)?;
-        change
-    };
+    let pseudo = Change::from_bits(readdress(ip, way));
+    wire::store(ctx, L3, &ip.bytes, if ip.is_v6() { IPV6_BYTES } else { IPV4_BYTES })?;
     wire::store(ctx, l4, tcp, length)?;
     wire::update_checksum(ctx, l4, pseudo, header)?;
     totals.packets += 1;
@@ -153,6 +146,20 @@ extern "C" fn sni_translate(tcp: *mut TcpHeader, length: u32, way: *const Way) -
     // SAFETY: the caller's are references; the verifier knows no more than that they are either null or valid.
     let (Some(tcp), Some(way)) = (unsafe { tcp.as_mut() }, unsafe { way.as_ref() }) else { return 0 };
     translate(&mut tcp.0, length as usize, way).to_bits()
+}
+
+/// Gives an IP header the addresses of the other leg; what this changes in the pseudo-header. A subprogram, since six
+/// registers are not enough for that: what does not fit takes of the stack, of which three functions share 512 bytes.
+#[inline(never)]
+fn readdress(ip: &mut Ip, way: &Way) -> u32 {
+    let change = if ip.is_v6() {
+        readdress_v6(&mut ip.bytes, way)
+    } else {
+        // An IPv4 header takes the first half.
+        let Some(header) = ip.bytes.first_chunk_mut() else { return 0 };
+        readdress_v4(header, way)
+    };
+    change.to_bits()
 }
 
 /// Has this program see the packet once more, for our own socket.
