@@ -40,6 +40,15 @@ impl Metrics {
         sum.round() as i64
     }
 
+    /// The samples of `name` that are not 0, for people.
+    pub fn describe(&self, name: &str) -> impl Iterator<Item = String> {
+        let samples = self.0.iter().filter(move |sample| sample.name == name && sample.value != 0.0);
+        samples.map(|Sample { name, labels, value }| {
+            let labels: Vec<_> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+            format!("{name} {}: {value}", labels.join(" "))
+        })
+    }
+
     /// Whether there is any sample of `name`.
     #[must_use]
     pub fn has(&self, name: &str) -> bool {
