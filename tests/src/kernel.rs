@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::fcntl::OFlag;
 use serde_json::Value;
 
-use crate::{netns::Netns, process::run};
+use crate::{netns::Netns, process::run, suite::not_started};
 
 /// What the TCP sockets of a namespace hold.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -221,11 +221,10 @@ impl Pinned {
     pub fn hash(owner: &str, name: &str) -> Result<Self> {
         let path = PathBuf::from(format!("/sys/fs/bpf/{owner}-{name}"));
         let file = path.to_string_lossy().into_owned();
-        let made = Command::new("bpftool")
-            .args(["map", "create", &file, "type", "hash", "key", "8", "value", "8", "entries", "16"])
-            .args(["name", name])
-            .output()
-            .context("cannot run bpftool")?;
+        let mut create = Command::new("bpftool");
+        create.args(["map", "create", &file, "type", "hash", "key", "8", "value", "8", "entries", "16"]);
+        create.args(["name", name]);
+        let made = create.output().map_err(|error| not_started(&create, error))?;
         if !made.status.success() {
             bail!("bpftool: {}", String::from_utf8_lossy(&made.stderr).trim());
         }
@@ -245,7 +244,9 @@ impl Drop for Pinned {
 
 /// `bpftool --json ARGS`.
 fn bpftool(args: &[&str]) -> Result<Value> {
-    let output = Command::new("bpftool").arg("--json").args(args).output().context("cannot run bpftool")?;
+    let mut command = Command::new("bpftool");
+    command.arg("--json").args(args);
+    let output = command.output().map_err(|error| not_started(&command, error))?;
     // A map of sockets cannot be read completely, which bpftool reports in each element and in its exit code.
     serde_json::from_slice(&output.stdout).with_context(|| {
         format!("bpftool {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim())

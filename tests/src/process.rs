@@ -13,7 +13,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{netns::Netns, wait};
+use crate::{netns::Netns, suite::not_started, wait};
 
 /// A process of its own group inside a namespace; the whole group is killed when this is dropped.
 #[derive(Debug)]
@@ -29,9 +29,7 @@ impl Process {
         let log = dir.join(format!("{name}.log"));
         let output = File::options().create(true).append(true).open(&log)?;
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output).process_group(0);
-        let child = netns
-            .enter(|| Ok(command.spawn()?))
-            .with_context(|| format!("cannot start {}", command.get_program().to_string_lossy()))?;
+        let child = netns.enter(|| command.spawn().map_err(|error| not_started(command, error)))?;
         Ok(Self { child, name: name.to_owned(), log })
     }
 
@@ -152,9 +150,7 @@ impl From<Output> for Said {
 /// Runs `command` inside `netns` to its end. The caller gives it a time limit of its own (`--max-time`).
 pub fn run(netns: &Netns, command: &mut Command) -> Result<Said> {
     command.stdin(Stdio::null());
-    let output = netns
-        .enter(|| Ok(command.output()?))
-        .with_context(|| format!("cannot run {}", command.get_program().to_string_lossy()))?;
+    let output = netns.enter(|| command.output().map_err(|error| not_started(command, error)))?;
     Ok(output.into())
 }
 

@@ -5,6 +5,7 @@
 //! running kernel itself lacks ([`Lacking`]) is ignored even then.
 
 use std::{
+    io,
     panic::{AssertUnwindSafe, catch_unwind},
     process::{Command, ExitCode},
 };
@@ -79,6 +80,22 @@ impl std::fmt::Display for Unable {
 }
 
 impl std::error::Error for Unable {}
+
+/// That a program is not there.
+#[must_use]
+pub fn needs(program: &str) -> Unable {
+    Unable(format!("needs {program}: `cargo xtask test` installs it"))
+}
+
+/// What is said of a program that could not be started.
+#[must_use]
+pub fn not_started(command: &Command, error: io::Error) -> anyhow::Error {
+    let program = command.get_program().to_string_lossy();
+    match error.kind() {
+        io::ErrorKind::NotFound => needs(&program).into(),
+        _ => anyhow::Error::new(error).context(format!("cannot start {program}")),
+    }
+}
 
 /// The error of a test of something that the running kernel was built without, which no package could bring. It is ignored
 /// with the reason wherever it happens.
@@ -163,21 +180,6 @@ fn missing() -> Option<String> {
     if let Err(error) = daemon::binary() {
         return Some(format!("{error:#}"));
     }
-    let peers = [
-        ("ip", "-V"),
-        ("nginx", "-v"),
-        ("openssl", "version"),
-        ("gnutls-cli", "--version"),
-        ("curl", "-V"),
-        ("bpftool", "version"),
-        ("setpriv", "--version"),
-        ("prlimit", "--version"),
-        ("nft", "--version"),
-    ];
-    let absent: Vec<_> = peers
-        .into_iter()
-        .filter(|(program, version)| Command::new(program).arg(version).output().is_err())
-        .map(|(program, _)| program)
-        .collect();
-    (!absent.is_empty()).then(|| format!("needs {}: run `cargo xtask test`", absent.join(", ")))
+    let absent = Command::new("ip").arg("-V").output().is_err();
+    absent.then(|| needs("ip").to_string())
 }

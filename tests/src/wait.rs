@@ -7,8 +7,9 @@ use std::{
 
 use anyhow::{Result, bail};
 
-/// How long anything may take before the test fails. Generous: it is only ever reached by a failure.
-pub const DEADLINE: Duration = Duration::from_secs(30);
+/// How long anything may take before the test fails. Generous: it is only ever reached by a failure, and an emulated
+/// processor takes half a minute for the start of a daemon.
+pub const DEADLINE: Duration = Duration::from_secs(90);
 
 const POLL: Duration = Duration::from_millis(5);
 

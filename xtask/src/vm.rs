@@ -77,12 +77,16 @@ pub(crate) struct Args {
 const SECONDS: u64 = 900;
 
 /// Programs that this command runs, and the Debian packages that have them.
-const PROGRAMS: [(&str, &str); 3] =
-    [("qemu-system-x86_64", "qemu-system-x86"), ("busybox", "busybox-static"), ("xz", "xz-utils")];
+const PROGRAMS: [(&str, &str); 4] = [
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("busybox", "busybox-static"),
+    ("xz", "xz-utils"),
+    ("ip", "iproute2"),
+];
 
 /// What the tests may want that a cloud kernel has not built in.
-const MODULES: [&str; 8] =
-    ["veth", "dummy", "tls", "sch_ingress", "sch_netem", "sch_fq", "cls_bpf", "cls_flower"];
+const MODULES: [&str; 9] =
+    ["veth", "dummy", "8021q", "tls", "sch_ingress", "sch_netem", "sch_fq", "cls_bpf", "cls_flower"];
 
 /// Programs to boot kernels with, and the kernels.
 fn obtain(releases: &[Wanted], directory: &Path, no_install: bool) -> Result<Vec<Kernel>> {

@@ -10,7 +10,7 @@ use snisplice_tests::{
     kernel::{Map, Pinned, Programs},
     lab::Lab,
     netns::BACKEND,
-    process::Process,
+    process::{Process, run},
     stream::{self, Pace, Pattern},
     suite::Case,
     tcp, wait,
@@ -75,9 +75,8 @@ fn no_descriptors_left(lab: &Lab) -> Result<()> {
     let process = daemon.process();
     let limit = wait::settled(flow::QUIET, || process.descriptors())? + MORE;
     let pid = process.pid().to_string();
-    let status =
-        Command::new("prlimit").args(["--pid", &pid, &format!("--nofile={limit}:{limit}")]).status()?;
-    ensure!(status.success(), "prlimit: {status}");
+    run(&lab.lb, Command::new("prlimit").args(["--pid", &pid, &format!("--nofile={limit}:{limit}")]))?
+        .ok()?;
 
     let waiting: Result<Vec<_>> = (0..TOO_MANY).map(|_| tcp::connect(&lab.client, &flow::front())).collect();
     let waiting = waiting?;

@@ -1,4 +1,5 @@
-//! What runs in a guest: the daemon's probes and every integration test of its crate, as this machine builds them.
+//! What runs in a guest: the daemon's probes, every integration test of its crate, and those from end to end that not every
+//! kernel can run, as this machine builds them.
 
 use std::{
     collections::BTreeSet,
@@ -17,6 +18,11 @@ use crate::shell::{self, cargo, find, root};
 
 /// The crate whose binary and integration tests these are.
 const PACKAGE: &str = "snisplice";
+/// The crate of the tests from end to end, their binary, and which of them run: of VLANs, which some kernels are built
+/// without. All would take hours.
+const END_TO_END: (&str, &str, &str) = ("snisplice-tests", "e2e", "network::a_vlan");
+/// What these need besides, with its libraries.
+const PROGRAMS: [&str; 1] = ["ip"];
 /// Where they are in the guest.
 const DIRECTORY: &str = "/suite";
 /// The first process of the guest.
@@ -60,20 +66,20 @@ pub(super) const TESTS: &str = "tests";
 impl Suite {
     /// Builds all; takes those tests that have `only` in their name or in that of their file.
     pub(super) fn build(only: Option<&str>) -> Result<Self> {
-        let mut command = cargo();
-        command.args(["test", "--package", PACKAGE, "--test", "*", "--no-run"]);
-        command.args(["--message-format", "json-render-diagnostics"]).stderr(Stdio::inherit());
-        let built = executables(&shell::output(&mut command)?)?;
+        let built = build(PACKAGE, "*")?;
         let daemon = built.iter().find(|built| built.kind == "bin" && built.name == PACKAGE);
         let daemon = daemon.context("cargo built no daemon")?.path.clone();
         let mut tests = Vec::new();
         for Executable { name, path, .. } in built.into_iter().filter(|built| built.kind == "test") {
             let filter = only.filter(|part| !name.contains(part)).map(str::to_owned);
-            let mut list = Command::new(&path);
-            let list = shell::output(list.args(["--list", "--format", "terse"]).args(&filter))?;
-            let names =
-                list.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect();
-            tests.push(TestBinary { name, path, filter, tests: names });
+            tests.push(TestBinary::of(name, path, filter)?);
+        }
+        let (package, name, filter) = END_TO_END;
+        if only.is_none_or(|part| name.contains(part) || filter.contains(part)) {
+            let built = build(package, name)?;
+            let binary = built.into_iter().find(|built| built.kind == "test" && built.name == name);
+            let path = binary.with_context(|| format!("cargo built no {name}"))?.path;
+            tests.push(TestBinary::of(name.to_owned(), path, Some(filter.to_owned()))?);
         }
         tests.retain(|binary| !binary.tests.is_empty());
         tests.sort_by(|one, other| one.name.cmp(&other.name));
@@ -94,7 +100,12 @@ impl Suite {
             name: name.clone(),
             program: path.clone(),
             // A serial port looks like a terminal.
-            arguments: ["--color", "never"].into_iter().map(str::to_owned).chain(filter.clone()).collect(),
+            arguments: ["--color", "never"]
+                .into_iter()
+                .chain((name == END_TO_END.1).then_some("--test-threads=1"))
+                .map(str::to_owned)
+                .chain(filter.clone())
+                .collect(),
         });
         std::iter::once(probe).chain(tests).collect()
     }
@@ -120,11 +131,15 @@ impl Suite {
             archive.file(&format!("{DIRECTORY}/modules/{number:03}-{name}.ko"), 0o644, image)?;
         }
 
-        let binaries = self.binaries();
         let mut libraries = BTreeSet::new();
-        for binary in &binaries {
+        for binary in self.binaries() {
             archive.file(&in_guest(binary)?, 0o755, &without_debug_information(binary)?)?;
             libraries.extend(libraries_of(&shell::output(Command::new("ldd").arg(binary))?));
+        }
+        for program in PROGRAMS {
+            let path = find(program).with_context(|| format!("no {program}"))?;
+            archive.file(&format!("{DIRECTORY}/bin/{program}"), 0o755, &fs::read(&path)?)?;
+            libraries.extend(libraries_of(&shell::output(Command::new("ldd").arg(&path))?));
         }
         for library in libraries {
             let data = fs::read(&library).with_context(|| library.clone())?;
@@ -141,6 +156,24 @@ impl Suite {
             .chain(self.tests.iter().map(|binary| &binary.path))
             .map(PathBuf::as_path)
             .collect()
+    }
+}
+
+/// Builds a package's tests of this name, and its binaries.
+fn build(package: &str, test: &str) -> Result<Vec<Executable>> {
+    let mut command = cargo();
+    command.args(["test", "--package", package, "--test", test, "--no-run"]);
+    command.args(["--message-format", "json-render-diagnostics"]).stderr(Stdio::inherit());
+    executables(&shell::output(&mut command)?)
+}
+
+impl TestBinary {
+    /// With the names of the tests that `filter` lets run.
+    fn of(name: String, path: PathBuf, filter: Option<String>) -> Result<Self> {
+        let mut list = Command::new(&path);
+        let list = shell::output(list.args(["--list", "--format", "terse"]).args(&filter))?;
+        let tests = list.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect();
+        Ok(Self { name, path, filter, tests })
     }
 }
 
