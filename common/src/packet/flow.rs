@@ -231,6 +231,17 @@ impl Way {
         acknowledges && (own.acked < self.own as u64 || own.asked != 0)
     }
 
+    /// Sequence and acknowledgement number of a question to the other end, in those of the leg that the packets arrive on: one
+    /// behind what it expects, as a keepalive has it (RFC 9293 section 3.8.4), so it must answer; and if it knows the
+    /// connection no more, with a reset that counts. `own` is what was seen of the way.
+    #[inline(always)]
+    #[must_use]
+    pub const fn question(&self, own: &Track) -> (u32, u32) {
+        #[expect(clippy::cast_possible_truncation, reason = "sequence numbers are modulo 2^32")]
+        let (sent, acked) = (own.sent as u32, own.acked as u32);
+        (self.seq_start.wrapping_add(sent).wrapping_sub(1), self.ack_start.wrapping_add(acked))
+    }
+
     /// Sequence and acknowledgement number of what is told to our own socket: nothing new, and no more than it has sent.
     #[inline(always)]
     #[must_use]

@@ -102,6 +102,13 @@ impl Segment {
         self.payload + self.has(flag::FIN) as u32
     }
 
+    /// Whether it would begin a connection.
+    #[inline(always)]
+    #[must_use]
+    pub const fn begins(&self) -> bool {
+        self.flags & (flag::SYN | flag::ACK) == flag::SYN
+    }
+
     /// Whether it takes nothing of the sequence space.
     #[inline(always)]
     #[must_use]
@@ -146,6 +153,18 @@ pub fn translate(header: &mut [u8; TCP_BYTES], length: usize, way: &Way) -> Chan
     if length > TCP_MIN {
         options(header, length, way, flags, &mut change);
     }
+    change
+}
+
+/// Makes a header ask whether the receiver is there, with these numbers, whatever it was before.
+#[inline(always)]
+#[must_use]
+pub fn ask(header: &mut [u8; TCP_BYTES], seq: u32, ack: u32) -> Change {
+    let mut change = Change::NONE;
+    replace(header, 4, seq, &mut change);
+    replace(header, 8, ack, &mut change);
+    change.word(u16::from_be_bytes([header[12], header[13]]), u16::from_be_bytes([header[12], flag::ACK]));
+    header[13] = flag::ACK;
     change
 }
 

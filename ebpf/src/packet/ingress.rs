@@ -17,7 +17,7 @@ use snisplice_common::packet::{
     checksum::Change,
     flow::{CARRY, KEPT, OVER, RESET, State, Way, is_carried},
     header::{
-        IPV4_BYTES, IPV6_BYTES, Segment, TCP_BYTES, acknowledge, flag, readdress_v4, readdress_v6,
+        IPV4_BYTES, IPV6_BYTES, Segment, TCP_BYTES, acknowledge, ask, flag, readdress_v4, readdress_v6,
         shorten_v4, shorten_v6, translate,
     },
 };
@@ -111,7 +111,17 @@ fn carry(
     let (length, payload) = wire::lengths(ctx, ip, tcp)?;
     wire::read_options(ctx, l4, tcp, length)?;
     let segment = Segment::of(tcp, payload);
-    if let Some(state) = SNI_STATES.get_ptr_mut(slot.flow) {
+    let mut asked = Change::NONE;
+    let state = SNI_STATES.get_ptr_mut(slot.flow)?;
+    if segment.begins() {
+        // Its sender knows the connection no more, and begins another: that is for the daemon to route, once this one has been
+        // reset. Whom the other end answers, the sender resets; and if there is no other end either, its reset ends the flow.
+        if payload != 0 {
+            return None;
+        }
+        let (seq, ack) = locked!(state, slot, |own, _other| way.question(own));
+        asked = ask(tcp, seq, ack);
+    } else {
         let (is_for_us_too, what) = note(state, slot, way, &segment);
         if is_for_us_too {
             totals.told += 1;
@@ -125,7 +135,7 @@ fn carry(
             }
         }
     }
-    let header = Change::from_bits(sni_translate((&raw mut *tcp).cast(), length as u32, way));
+    let header = asked.and(Change::from_bits(sni_translate((&raw mut *tcp).cast(), length as u32, way)));
     let pseudo = Change::from_bits(readdress(ip, way));
     wire::store(ctx, L3, &ip.bytes, if ip.is_v6() { IPV6_BYTES } else { IPV4_BYTES })?;
     wire::store(ctx, l4, tcp, length)?;

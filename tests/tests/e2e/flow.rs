@@ -67,7 +67,15 @@ impl Flow {
 
     /// The same with a hello (and perhaps more) of the caller's.
     pub(crate) fn open_with(lab: &Lab, listener: &TcpListener, first: &[u8]) -> Result<Self> {
-        let mut client = tcp::connect(&lab.client, &front())?;
+        Self::begin_with(tcp::connect(&lab.client, &front())?, listener, first)
+    }
+
+    /// The same for a client that has connected.
+    pub(crate) fn begin(client: TcpStream, listener: &TcpListener) -> Result<Self> {
+        Self::begin_with(client, listener, &hello::naming(NAME)?)
+    }
+
+    fn begin_with(mut client: TcpStream, listener: &TcpListener, first: &[u8]) -> Result<Self> {
         client.write_all(first)?;
         let mut backend = tcp::accept(listener)?;
         ensure!(tcp::read_exact(&mut backend, first.len())? == first, "the hello was changed on its way");

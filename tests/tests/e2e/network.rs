@@ -3,14 +3,13 @@
 
 use std::{
     io::Write as _,
-    net::{SocketAddr, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream},
     process::Command,
 };
 
 use anyhow::{Context as _, Result, ensure};
 use snisplice_tests::{
     daemon::{Daemon, Options},
-    hello,
     lab::{Datapath, Lab},
     netns::Netns,
     process::run,
@@ -33,6 +32,8 @@ pub(crate) const CASES: &[Case] = &[
         test: a_stateful_firewall,
         datapaths: &[Datapath::Auto, Datapath::Packet],
     },
+    Case::packet("network::a_client_that_has_forgotten", a_client_that_has_forgotten),
+    Case::packet("network::peers_that_have_forgotten", peers_that_have_forgotten),
     Case::packet("network::programs_of_others_stay", programs_of_others_stay),
     Case::packet("network::a_device_that_came_later", a_device_that_came_later),
     Case::packet("network::a_device_that_goes", a_device_that_goes),
@@ -121,6 +122,16 @@ fn a_stateful_firewall(lab: &Lab) -> Result<()> {
     daemon.wait_metrics("it is over", |metrics| {
         metrics.sum("snisplice_connections_closed_total", &[("datapath", "packet")]) == 1
     })?;
+    client = connect_from(lab, port)?;
+    let mut flow = Flow::begin(client, &listener)?;
+    for _ in 0..20 {
+        flow.exchange()?;
+    }
+    Ok(())
+}
+
+/// Connects from a port that had a connection before.
+fn connect_from(lab: &Lab, port: u16) -> Result<TcpStream> {
     let front: SocketAddr = flow::front().parse()?;
     let client = lab.client.enter(|| {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
@@ -131,14 +142,50 @@ fn a_stateful_firewall(lab: &Lab) -> Result<()> {
         Ok(TcpStream::from(socket))
     })?;
     client.set_read_timeout(Some(wait::DEADLINE))?;
-    let first = hello::naming(flow::NAME)?;
-    (&client).write_all(&first)?;
-    backend = tcp::accept(&listener)?;
-    ensure!(tcp::read_exact(&mut backend, first.len())? == first);
-    let mut flow = Flow { client, backend };
-    for _ in 0..20 {
-        flow.exchange()?;
-    }
+    Ok(client)
+}
+
+/// Ends a connection at one end without a word to the other.
+fn forget(netns: &Netns, stream: TcpStream) -> Result<()> {
+    nft(
+        netns,
+        "table inet mute {\n chain out {\n type filter hook output priority 0;\n tcp flags rst drop\n }\n }",
+    )?;
+    tcp::reset(stream)?;
+    nft(netns, "delete table inet mute")
+}
+
+/// A client that has lost its memory, and comes from the same port: what it had is reset, and it is served.
+fn a_client_that_has_forgotten(lab: &Lab) -> Result<()> {
+    let (daemon, listener) = flow::start(lab, "")?;
+    let mut flow = Flow::open(lab, &listener)?;
+    flow.exchange()?;
+    let port = flow.client.local_addr()?.port();
+    forget(&lab.client, flow.client)?;
+    let client = connect_from(lab, port)?;
+    ensure!(tcp::read_to_end(&mut flow.backend)? == (Vec::new(), Ending::Reset));
+    served_anew(client, &listener, &daemon, "client_reset")
+}
+
+/// Both ends have: what begins a connection must not go on to the backend, past the daemon and its rules.
+fn peers_that_have_forgotten(lab: &Lab) -> Result<()> {
+    let (daemon, listener) = flow::start(lab, "")?;
+    let mut flow = Flow::open(lab, &listener)?;
+    flow.exchange()?;
+    let port = flow.client.local_addr()?.port();
+    forget(&lab.client, flow.client)?;
+    forget(&lab.backend, flow.backend)?;
+    let client = connect_from(lab, port)?;
+    served_anew(client, &listener, &daemon, "backend_reset")
+}
+
+fn served_anew(client: TcpStream, listener: &TcpListener, daemon: &Daemon<'_>, reason: &str) -> Result<()> {
+    let mut flow = Flow::begin(client, listener)?;
+    flow.exchange()?;
+    let metrics = daemon.metrics()?;
+    let opened = metrics.sum("snisplice_connections_opened_total", &[]);
+    let closed = metrics.sum("snisplice_connections_closed_total", &[("reason", reason)]);
+    ensure!((opened, closed) == (2, 1), "{opened} opened, {closed} closed as {reason}");
     Ok(())
 }
 

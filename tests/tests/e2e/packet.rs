@@ -239,12 +239,7 @@ fn ipv6(lab: &Lab) -> Result<()> {
 }
 
 pub(crate) fn open_at(lab: &Lab, listener: &TcpListener, front: &str) -> Result<Flow> {
-    let first = hello::naming(flow::NAME)?;
-    let mut client = tcp::connect(&lab.client, front)?;
-    client.write_all(&first)?;
-    let mut backend = tcp::accept(listener)?;
-    ensure!(tcp::read_exact(&mut backend, first.len())? == first, "the hello was changed on its way");
-    Ok(Flow { client, backend })
+    Flow::begin(tcp::connect(&lab.client, front)?, listener)
 }
 
 /// The only bytes that our own socket answers for.

@@ -63,6 +63,8 @@ fn main() -> ExitCode {
         trial("errors_that_cannot_be_understood_are_left_to_the_stack", icmp::not_understood),
         trial("modes_decide", modes_decide),
         trial("a_flow_is_followed_to_its_end", followed_to_its_end),
+        trial("what_begins_a_connection_becomes_a_question", || begins(false)),
+        trial("what_begins_a_connection_becomes_a_question_over_ipv6", || begins(true)),
         trial("the_verifier_is_soon_done", soon_verified),
         trial("processors_do_not_forget_what_another_has_noted", noted_at_once),
     ];
@@ -381,7 +383,7 @@ fn not_understood() {
 fn modes_decide() {
     let mut lab = Lab::new(false);
     let data = packet(false, 0, &Segment::default());
-    let begin = packet(false, 0, &Segment { flags: flag::SYN, ..Segment::default() });
+    let begin = packet(false, 0, &Segment { flags: flag::SYN, payload: Vec::new(), ..Segment::default() });
     for (mode, of_data, of_begin) in
         [(OFF, NEXT, NEXT), (RESET, DROP, DROP), (CARRY, REDIRECT, REDIRECT), (OVER, REDIRECT, NEXT)]
     {
@@ -413,6 +415,29 @@ fn followed_to_its_end() {
     assert!(state.ways[0].last_seen > 0);
     let totals = lab.programs.totals().expect("totals");
     assert_eq!((totals.packets, totals.bytes, totals.failed), (5, 150, 0));
+}
+
+/// A flow's peer that has forgotten it must not begin another one that nobody has routed.
+fn begins(v6: bool) {
+    let lab = Lab::new(v6);
+    assert_eq!(lab.run(&packet(v6, 1, &Segment { payload: vec![3; 40], ..Segment::default() })).0, REDIRECT);
+    assert_eq!(lab.run(&packet(v6, 0, &Segment { ack: 2_040, ..Segment::default() })).0, REDIRECT);
+    let state = lab.state();
+    let begin = Segment {
+        seq: 77_777,
+        ack: 0,
+        flags: flag::SYN,
+        options: [vec![2, 4, 5, 0xb4], timestamps()[2..].to_vec()].concat(),
+        payload: Vec::new(),
+    };
+    let question = Segment { seq: 1_100, ack: 2_040, flags: flag::ACK, ..begin.clone() };
+    let (verdict, out) = lab.run(&packet(v6, 0, &begin));
+    assert_eq!(verdict, REDIRECT);
+    assert_eq!(out, expected(v6, &rules(v6, CARRY).ways[0], &packet(v6, 0, &question)));
+    assert!(is_valid(v6, &out));
+    assert_eq!(lab.state(), state, "it is no packet of the flow");
+    // With data (RFC 7413) it is dropped; it comes again without.
+    assert_eq!(lab.run(&packet(v6, 0, &Segment { payload: vec![1; 9], ..begin })).0, DROP);
 }
 
 /// Packets of one way may be on two processors at once, and what was lost of the last ones nobody says again.
