@@ -8,6 +8,7 @@ use std::{
 };
 
 use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
     io::retry_on_intr,
     net::{
         AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
@@ -15,7 +16,7 @@ use rustix::{
         accept_with, bind, connect, listen, recvmsg, sendmsg, socket_with,
         sockopt::{Timeout, set_socket_timeout, socket_peercred},
     },
-    process::geteuid,
+    process::{PidfdFlags, geteuid, pidfd_open},
 };
 
 use super::message::Message;
@@ -58,6 +59,19 @@ impl Channel {
         }
         set_socket_timeout(&socket, Timeout::Send, Some(SEND))?;
         Ok(Self(socket))
+    }
+
+    /// Waits until the process at the other end has ended, and with it everything that it had open. False if it lives on.
+    /// Linux 5.3.
+    pub(super) fn wait_for_end(&self, limit: Duration) -> io::Result<bool> {
+        let process = match pidfd_open(socket_peercred(&self.0)?.pid, PidfdFlags::empty()) {
+            Ok(process) => process,
+            Err(rustix::io::Errno::SRCH) => return Ok(true),
+            Err(error) => return Err(error.into()),
+        };
+        let limit = Timespec::try_from(limit).map_err(io::Error::other)?;
+        let mut ended = [PollFd::new(&process, PollFlags::IN)];
+        Ok(retry_on_intr(|| poll(&mut ended, Some(&limit)))? == 1)
     }
 
     /// Bounds how long [`Channel::receive`] waits.

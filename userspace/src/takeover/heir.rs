@@ -22,6 +22,9 @@ use crate::kernel::packet::Pins;
 /// How long the old process may take to answer; another takeover may be under way.
 const ANSWER: Duration = Duration::from_secs(60);
 
+/// How long it may take the kernel to close everything that an old process has open.
+const ENDING: Duration = Duration::from_secs(10);
+
 /// What the running process hands over. Dropped, it goes on as before.
 #[derive(Debug)]
 pub struct Heir {
@@ -62,7 +65,11 @@ impl Heir {
         if said.is_ok() && heir.listen().context(WHAT)? {
             return Ok(Some(heir));
         }
-        tracing::info!("the running process has just ended: nothing to take over");
+        tracing::info!("the running process is ending: nothing to take over");
+        // One that was killed closes one descriptor after another, and its listening sockets may come last.
+        if !heir.channel.wait_for_end(ENDING).context(WHAT)? {
+            tracing::warn!("it still has not ended; its addresses may be in use");
+        }
         Ok(None)
     }
 
