@@ -111,14 +111,19 @@ fn soak(lab: &Lab) -> Result<()> {
     let server = Server::start(&lab.backend)?;
     let mut memory = Vec::new();
     let started = Instant::now();
-    let (visits, checked) = thread::scope(|scope| {
+    let outcome = thread::scope(|scope| {
         let clients = scope.spawn(|| lab.client.enter(|| clients(flows, lasting)));
         while !clients.is_finished() {
             thread::sleep(Duration::from_millis(200));
             memory.push((started.elapsed(), process.resident_bytes()?));
         }
         clients.join().expect("the clients do not panic")
-    })?;
+    });
+    if outcome.is_err() {
+        // What the daemon knows of it is gone with the test.
+        show(&daemon.metrics()?);
+    }
+    let (visits, checked) = outcome?;
     let took = started.elapsed().as_secs();
     ensure!(visits >= flows, "only {visits} connections");
     server.stop()?;
@@ -193,6 +198,8 @@ fn show(metrics: &Metrics) {
         "snisplice_connections_closed_total",
         "snisplice_packet_refused_total",
         "snisplice_fallback_total",
+        "snisplice_connect_failures_total",
+        "snisplice_unrouted_total",
     ] {
         metrics.describe(name).for_each(|sample| println!("{sample}"));
     }
