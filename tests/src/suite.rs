@@ -82,8 +82,7 @@ impl std::fmt::Display for Unable {
 impl std::error::Error for Unable {}
 
 /// That a program is not there.
-#[must_use]
-pub fn needs(program: &str) -> Unable {
+fn needs(program: &str) -> Unable {
     Unable(format!("needs {program}: `cargo xtask test` installs it"))
 }
 

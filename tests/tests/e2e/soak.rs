@@ -123,10 +123,14 @@ fn soak(lab: &Lab) -> Result<()> {
         // What the daemon knows of it is gone with the test.
         show(&daemon.metrics()?);
     }
-    let (visits, checked) = outcome?;
+    let (visits, checked) = match (outcome, server.stop()) {
+        (Ok(done), Ok(())) => done,
+        (Ok(_), Err(error)) | (Err(error), Ok(())) => return Err(error),
+        // It ends with the first visit that fails, and then all others do.
+        (Err(clients), Err(server)) => bail!("{server:#}; the clients: {clients:#}"),
+    };
     let took = started.elapsed().as_secs();
     ensure!(visits >= flows, "only {visits} connections");
-    server.stop()?;
 
     let metrics = daemon.wait_metrics("every connection is over", |metrics| {
         metrics.sum("snisplice_connections_active", &[]) == 0

@@ -11,6 +11,7 @@ mod forced;
 mod limits;
 mod overlap;
 mod rig;
+mod verifier;
 
 use std::{fs, process::ExitCode};
 
