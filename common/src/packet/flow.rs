@@ -39,6 +39,9 @@ pub const fn is_carried(mode: u32) -> bool {
 
 /// [`Way::flags`]: both legs have negotiated ECN (RFC 3168), so its marks mean the same on both.
 pub const ECN: u32 = 1;
+/// [`Way::flags`]: the sender of these packets may not have heard of the receiver yet, and echoes older times than the
+/// receiver has told: see [`Way::least_echo`].
+pub const BEGINS: u32 = 2;
 
 /// How packets of one way are translated.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -72,7 +75,13 @@ pub struct Way {
     pub own: u32,
     /// The sequence number that this socket expects next: it has received what comes before.
     pub expected: u32,
-    /// [`ECN`] or nothing.
+    /// With [`BEGINS`], what a timestamp's echo is at least: what the receiver had told when the flow began.
+    ///
+    /// The sender echoes what our own socket had told it, maybe long before the receiver's connection was there. A kernel may
+    /// compare that with its own answer to the SYN (Linux 6.18 does), for as long as it has not heard that this has arrived:
+    /// the last packet of the handshake may be lost, and one of the flow be what it hears of first.
+    pub least_echo: u32,
+    /// [`ECN`], [`BEGINS`], both or nothing.
     pub flags: u32,
 }
 
@@ -90,7 +99,7 @@ pub struct Rules {
     pub ways: [Way; 2],
 }
 
-const _: () = assert!(size_of::<Rules>() == 184, "Rules has padding");
+const _: () = assert!(size_of::<Rules>() == 192, "Rules has padding");
 
 /// [`Track::marks`]: the sender has reset the connection.
 pub const WAS_RESET: u32 = 1;
@@ -180,6 +189,15 @@ impl Way {
         self.flags & ECN != 0
     }
 
+    /// The echo of a timestamp as the other leg has it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn echoed(&self, echo: u32) -> u32 {
+        let echo = echo.wrapping_add(self.echo);
+        let is_too_old = self.flags & BEGINS != 0 && echo.wrapping_sub(self.least_echo).cast_signed() < 0;
+        if is_too_old { self.least_echo } else { echo }
+    }
+
     /// A window in the units of the other leg. Rounded down: nobody may send more than the receiver has room for.
     #[inline(always)]
     #[must_use]
@@ -218,7 +236,8 @@ impl Way {
             ack_start: self.ack_start.wrapping_add(self.ack),
             own: 0,
             expected: 0,
-            flags: self.flags,
+            least_echo: 0,
+            flags: self.flags & ECN,
         }
     }
 

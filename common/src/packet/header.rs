@@ -245,7 +245,7 @@ const fn timestamps(header: &mut [u8; TCP_BYTES], at: usize, way: &Way, flags: u
     replace(header, at + 2, get(header, at + 2).wrapping_add(way.stamp), change);
     // Without an acknowledgement nothing is echoed (RFC 7323 section 3.2).
     if flags & flag::ACK != 0 {
-        replace(header, at + 6, get(header, at + 6).wrapping_add(way.echo), change);
+        replace(header, at + 6, way.echoed(get(header, at + 6)), change);
     }
 }
 

@@ -106,6 +106,7 @@ pub(crate) const CASES: &[Case] = &[
     }),
     Case::packet("packet::a_lost_hello_is_sent_again", a_lost_hello_is_sent_again),
     Case::packet("packet::a_hello_arrives_behind_much", a_hello_arrives_behind_much),
+    Case::packet("packet::a_lost_hello_and_what_follows", a_lost_hello_and_what_follows),
     Case::packet("packet::sockets_come_to_rest", sockets_come_to_rest),
     Case::packet("packet::idle_flows_are_reset", idle_flows_are_reset),
     Case::packet("packet::killed_at_rest", |lab| killed(lab, true)),
@@ -276,6 +277,27 @@ fn a_hello_arrives_behind_much(lab: &Lab) -> Result<()> {
         sending.join().expect("no task panics")
     })?;
     nft(&lab.backend, "delete table inet deaf")?;
+    ensure!(tcp::read_exact(&mut backend, first.len())? == first, "the hello was changed on its way");
+    both_ways_after(Flow { client, backend }, &daemon)
+}
+
+/// The hello is what ends the handshake with the backend. If it is lost, the next packet does, which is the client's and
+/// must be taken for a part of the same connection: it echoes a time from before the backend answered, and a kernel from
+/// 6.15 on compares.
+fn a_lost_hello_and_what_follows(lab: &Lab) -> Result<()> {
+    let (daemon, listener) = flow::start(lab, "")?;
+    nft(
+        &lab.backend,
+        "table inet deaf {\n chain in {\n type filter hook input priority 0;\n meta length > 200 drop\n }\n }",
+    )?;
+    let first = hello::naming(flow::NAME)?;
+    let mut client = tcp::connect(&lab.client, &flow::front())?;
+    client.write_all(&first)?;
+    daemon.wait_metrics("it is carried", |metrics| metrics.sum("snisplice_packet_flows_total", &[]) == 1)?;
+    client.write_all(b"question")?;
+    let mut backend = tcp::accept(&listener)?;
+    nft(&lab.backend, "delete table inet deaf")?;
+    let first = [&first[..], b"question"].concat();
     ensure!(tcp::read_exact(&mut backend, first.len())? == first, "the hello was changed on its way");
     both_ways_after(Flow { client, backend }, &daemon)
 }

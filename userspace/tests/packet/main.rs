@@ -209,6 +209,7 @@ fn rules(v6: bool, mode: u32) -> Rules {
             ack_start: 2_000,
             own: 0,
             expected: 1_000,
+            least_echo: 0,
             flags: 0,
         }
     };

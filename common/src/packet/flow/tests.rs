@@ -22,6 +22,7 @@ const fn way(seq_start: u32, ack_start: u32) -> Way {
         ack_start,
         own: 0,
         expected: 0,
+        least_echo: 0,
         flags: 0,
     }
 }

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::{
     super::{
         checksum::{fold, tests::sum_of},
-        flow::ECN,
+        flow::{BEGINS, ECN},
         mapped,
     },
     *,
@@ -182,6 +182,7 @@ const WAY: Way = Way {
     ack_start: 0,
     own: 0,
     expected: 0,
+    least_echo: 0,
     flags: 0,
 };
 
@@ -208,6 +209,21 @@ fn timestamps_and_blocks_are_found_behind_padding() {
     assert_eq!((get(&bytes, 24), get(&bytes, 28)), (8, 1));
     let edges: Vec<_> = (0..4).map(|edge| get(&bytes, 36 + 4 * edge)).collect();
     assert_eq!(edges, [95, u32::MAX - 1, 195, 295]);
+}
+
+#[test]
+fn at_first_no_echo_is_older_than_the_flow() {
+    // Around the wrap, too.
+    let way = Way { least_echo: 3, flags: BEGINS, ..WAY };
+    for (echo, of, when_begun) in [(12, 3, 3), (13, 4, 4), (11, 2, 3), (0, 0_u32.wrapping_sub(9), 3)] {
+        for (way, expected) in [(WAY, of), (way, when_begun)] {
+            let options = [&[1, 1, 8, 10, 0, 0, 0, 1][..], &u32::to_be_bytes(echo)].concat();
+            let (mut bytes, length) = header([0; TCP_MIN], &options);
+            bytes[13] = flag::ACK;
+            let _ = translate(&mut bytes, length, &way);
+            assert_eq!((get(&bytes, 24), get(&bytes, 28)), (8, expected), "{echo} with {way:?}");
+        }
+    }
 }
 
 #[test]

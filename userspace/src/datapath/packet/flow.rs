@@ -4,7 +4,7 @@ use std::{future::poll_fn, io, os::fd::AsFd as _, rc::Rc, time::Duration};
 
 use snisplice_common::packet::{
     Tuple,
-    flow::{KEPT, OFF, OVER, RESET, Rules, Standing, State},
+    flow::{BEGINS, KEPT, OFF, OVER, RESET, Rules, Standing, State, Way},
     look::Look,
 };
 use tokio::{net::TcpStream, time::sleep};
@@ -107,6 +107,14 @@ impl Entry {
     fn set_mode(&mut self, mode: u32) {
         // An array takes every update.
         let _ = self.set_rules(Rules { mode, ..self.rules });
+    }
+
+    /// The peers have heard of each other.
+    fn has_begun(&mut self) {
+        let mode = if self.shared.programs.survives() { KEPT } else { self.rules.mode };
+        let ways = self.rules.ways.map(|way| Way { flags: way.flags & !BEGINS, ..way });
+        // An array takes every update.
+        let _ = self.set_rules(Rules { mode, ways, ..self.rules });
     }
 
     fn is_to_go_over(&self) -> bool {
@@ -283,9 +291,7 @@ impl<'a> Flow<'a> {
             self.sockets = Sockets::Holding([client, backend]);
         }
         // Only now: what our own sockets have still to deliver would be missing in the stream.
-        if self.entry.shared.programs.survives() {
-            self.entry.set_mode(KEPT);
-        }
+        self.entry.has_begun();
         Settled::Carried
     }
 

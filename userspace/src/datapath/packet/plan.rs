@@ -2,7 +2,7 @@
 
 use snisplice_common::packet::{
     Tuple,
-    flow::{ECN, State, Way},
+    flow::{BEGINS, ECN, State, Way},
     is_mapped,
     look::Look,
 };
@@ -94,15 +94,19 @@ pub(super) fn plan(client: &Leg, backend: &Leg, read: [usize; 2]) -> Result<Plan
     let up_way = translation(client, backend, &up);
     let down_way = translation(backend, client, &down);
     // Either way's acknowledgements are about the other.
-    let complete = |way: Way, other: &Way, from: &Leg, next: &Stretch| Way {
+    let complete = |way: Way, other: &Way, [from, to]: [&Leg; 2], next: &Stretch| Way {
         ack: other.seq.wrapping_neg(),
         ack_start: from.look.snd_una,
         echo: other.stamp.wrapping_neg(),
+        least_echo: to.look.ts_recent,
         own: u32::try_from(next.bytes()).unwrap_or(u32::MAX),
         expected: from.look.rcv_nxt,
         ..way
     };
-    let ways = [complete(up_way, &down_way, client, &down), complete(down_way, &up_way, backend, &up)];
+    let ways = [
+        complete(up_way, &down_way, [client, backend], &down),
+        complete(down_way, &up_way, [backend, client], &up),
+    ];
     // What we have allowed a peer to send, it may; what the other allows us, we may. Either may have changed since the
     // look, and more than is known here must not look like a forgery.
     let allowed = |from: &Leg, to: &Leg, pending: u64| {
@@ -168,7 +172,7 @@ fn translation(from: &Leg, to: &Leg, begin: &Stretch) -> Way {
         scale_from: from.peer_scale,
         scale_to: to.own_scale,
         seq_start: first,
-        flags: if from.ecn && to.ecn { ECN } else { 0 },
+        flags: BEGINS | if from.ecn && to.ecn { ECN } else { 0 },
         ..Way::default()
     }
 }
@@ -282,6 +286,8 @@ mod tests {
         assert_eq!(60_u32.wrapping_add(up.stamp), 1_001);
         assert_eq!(1_001_u32.wrapping_add(down.echo), 60);
         assert_eq!(5_000_u32.wrapping_add(down.stamp).wrapping_add(up.echo), 5_000);
+        // What the backend has told is not what the client echoes yet.
+        assert_eq!((up.echoed(1_000), down.echoed(1_000)), (5_000, 60));
         assert_eq!((state.ways[0].sent, state.ways[1].sent, written), (130, 0, [0, 0]));
         assert_eq!((down.own, down.expected), (130, 900));
         assert_eq!((up.own, up.expected), (0, 80));
