@@ -50,6 +50,20 @@ impl Process {
             .with_context(|| format!("cannot send {signal} to {}", self.name))
     }
 
+    /// Stops it (`SIGSTOP`), and waits until all of its threads have. Let it go on with `SIGCONT`.
+    pub fn stop(&self) -> Result<()> {
+        self.signal(Signal::SIGSTOP)?;
+        wait::until_true("all threads are stopped", || {
+            for task in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
+                let stat = fs::read_to_string(task?.path().join("stat"))?;
+                if !stat.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with('T')) {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        })
+    }
+
     /// Whether it still runs.
     #[must_use]
     pub fn is_running(&self) -> bool {

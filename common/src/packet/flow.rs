@@ -363,6 +363,13 @@ impl Track {
         beyond(position, self.acked) <= 0
     }
 
+    /// Whether the flow is at its end: finished, or reset by one of them.
+    #[inline(always)]
+    #[must_use]
+    pub const fn has_ended(&self, other: &Self) -> bool {
+        (self.marks | other.marks) & WAS_RESET != 0 || matches!(standing(self, other), Standing::Finished)
+    }
+
     /// Whether the other end has acknowledged this way's FIN and all before.
     #[inline(always)]
     #[must_use]

@@ -260,13 +260,13 @@ const fn blocks(header: &mut [u8; TCP_BYTES], at: usize, size: usize, way: &Way,
     }
 }
 
-/// Makes of a TCP header one of a segment that only acknowledges, with these numbers. `pseudo` is the sum over the
-/// addresses. The checksum is complete.
+/// Makes of a TCP header one of an empty segment with these flags and numbers. `pseudo` is the sum over the addresses. The
+/// checksum is complete.
 #[inline(always)]
-pub fn acknowledge(header: &mut [u8; TCP_BYTES], length: usize, numbers: (u32, u32), pseudo: Change) {
+pub fn empty(header: &mut [u8; TCP_BYTES], length: usize, flags: u8, numbers: (u32, u32), pseudo: Change) {
     put_word(header, 4, numbers.0);
     put_word(header, 8, numbers.1);
-    header[13] = flag::ACK;
+    header[13] = flags;
     // Checksum, and the pointer to what is urgent.
     put_word(header, 16, 0);
     let mut sum = pseudo;

@@ -17,8 +17,8 @@ use snisplice_common::packet::{
     checksum::Change,
     flow::{CARRY, KEPT, OVER, RESET, State, Way, is_carried},
     header::{
-        IPV4_BYTES, IPV6_BYTES, Segment, TCP_BYTES, acknowledge, ask, flag, readdress_v4, readdress_v6,
-        shorten_v4, shorten_v6, translate,
+        IPV4_BYTES, IPV6_BYTES, Segment, TCP_BYTES, ask, empty, flag, readdress_v4, readdress_v6, shorten_v4,
+        shorten_v6, translate,
     },
 };
 
@@ -52,7 +52,7 @@ pub(crate) fn ingress(skb: *mut c_void) -> i32 {
     }
     let tuple = wire::received(ip, tcp);
     // SAFETY: an entry is replaced as a whole, and removed only after its flow was over for a while.
-    let Some(slot) = (unsafe { SNI_TUPLES.get(tuple) }).copied() else { return TCX_NEXT };
+    let Some(slot) = (unsafe { SNI_TUPLES.get(tuple) }).copied() else { return of_no_flow(ctx, tcp) };
     let (Some(rules), Some(totals)) = (SNI_RULES.get_ptr(slot.flow), SNI_TOTALS.get_ptr_mut(0)) else {
         return TCX_NEXT;
     };
@@ -62,21 +62,23 @@ pub(crate) fn ingress(skb: *mut c_void) -> i32 {
     // SAFETY: the entry is this CPU's own.
     let totals = unsafe { &mut *totals };
     let way = &rules.ways[(slot.way & 1) as usize];
-    // SAFETY: the context is the one that the program was called with.
-    if unsafe { (*ctx.skb.skb).mark } == COPY {
+    let segment = Segment::of(tcp, 0);
+    if is_copy(ctx) {
         mark(ctx, 0);
         if !is_carried(rules.mode) {
             return TCX_DROP;
         }
-        return tell(ctx, ip, tcp, way).unwrap_or(TCX_DROP);
+        return tell(ctx, ip, tcp, flag::ACK, way.for_us(segment.ack)).unwrap_or(TCX_DROP);
+    }
+    if segment.begins() && is_over(rules.mode, slot) {
+        // The port is used again. Our own socket may not be closed yet, so it hears of that first, and the copy is what begins
+        // the connection.
+        let _ = SNI_TUPLES.remove(tuple);
+        copy(ctx);
+        return tell(ctx, ip, tcp, flag::RST, (way.expected, 0)).unwrap_or(TCX_DROP);
     }
     match rules.mode {
-        CARRY | KEPT => {}
-        OVER if tcp[13] & (flag::SYN | flag::ACK) == flag::SYN => {
-            let _ = SNI_TUPLES.remove(tuple);
-            return TCX_NEXT;
-        }
-        OVER => {}
+        CARRY | KEPT | OVER => {}
         RESET => {
             totals.held += 1;
             return TCX_DROP;
@@ -95,6 +97,26 @@ pub(crate) fn ingress(skb: *mut c_void) -> i32 {
             TCX_DROP
         }
     }
+}
+
+/// A copy whose flow was forgotten meanwhile. One that begins a connection is for whoever listens.
+#[inline(always)]
+fn of_no_flow(ctx: &TcContext, tcp: &[u8; TCP_BYTES]) -> i32 {
+    if !is_copy(ctx) {
+        return TCX_NEXT;
+    }
+    mark(ctx, 0);
+    if Segment::of(tcp, 0).begins() { TCX_NEXT } else { TCX_DROP }
+}
+
+/// Whether nothing more will come on a flow, so that what begins a connection is none of it.
+#[inline(always)]
+fn is_over(mode: u32, slot: Slot) -> bool {
+    if mode == OVER {
+        return true;
+    }
+    let Some(state) = SNI_STATES.get_ptr_mut(slot.flow) else { return false };
+    is_carried(mode) && locked!(state, slot, |own, other| own.has_ended(other))
 }
 
 #[inline(always)]
@@ -184,27 +206,39 @@ fn copy(ctx: &TcContext) {
     mark(ctx, before);
 }
 
+/// Whether the packet is a copy that we have made.
+#[inline(always)]
+fn is_copy(ctx: &TcContext) -> bool {
+    // SAFETY: the context is the one that the program was called with.
+    unsafe { (*ctx.skb.skb).mark == COPY }
+}
+
 #[inline(always)]
 fn mark(ctx: &TcContext, mark: u32) {
     // SAFETY: the context is the one that the program was called with.
     unsafe { (*ctx.skb.skb).mark = mark };
 }
 
-/// Leaves of a copy what our own socket on this leg may hear: what is acknowledged of its own bytes.
+/// Leaves of a packet what our own socket on this leg may hear: flags with these numbers.
 #[inline(always)]
-fn tell(ctx: &TcContext, ip: &mut Ip, tcp: &mut [u8; TCP_BYTES], way: &Way) -> Option<i32> {
+fn tell(
+    ctx: &TcContext,
+    ip: &mut Ip,
+    tcp: &mut [u8; TCP_BYTES],
+    flags: u8,
+    numbers: (u32, u32),
+) -> Option<i32> {
     let l4 = ip.l4();
     let (length, _) = wire::lengths(ctx, ip, tcp)?;
     wire::read_options(ctx, l4, tcp, length)?;
-    let numbers = way.for_us(Segment::of(tcp, 0).ack);
     wire::shorten(ctx, l4 + length)?;
     if ip.is_v6() {
         let pseudo = shorten_v6(&mut ip.bytes, length);
-        acknowledge(tcp, length, numbers, pseudo);
+        empty(tcp, length, flags, numbers, pseudo);
         wire::store_summed(ctx, L3, &ip.bytes, IPV6_BYTES)?;
     } else {
         let pseudo = shorten_v4(ip.bytes.first_chunk_mut()?, length);
-        acknowledge(tcp, length, numbers, pseudo);
+        empty(tcp, length, flags, numbers, pseudo);
         wire::store_summed(ctx, L3, &ip.bytes, IPV4_BYTES)?;
     }
     wire::store_summed(ctx, l4, tcp, length)?;

@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
 use snisplice_tests::{
     daemon::{Daemon, Options},
     lab::{Datapath, Lab},
@@ -34,6 +35,8 @@ pub(crate) const CASES: &[Case] = &[
     },
     Case::packet("network::a_client_that_has_forgotten", a_client_that_has_forgotten),
     Case::packet("network::peers_that_have_forgotten", peers_that_have_forgotten),
+    Case::packet("network::a_port_again_at_once", |lab| a_port_again_at_once(lab, "finished")),
+    Case::packet("network::a_port_again_after_a_reset", |lab| a_port_again_at_once(lab, "client_reset")),
     Case::packet("network::programs_of_others_stay", programs_of_others_stay),
     Case::packet("network::a_device_that_came_later", a_device_that_came_later),
     Case::packet("network::a_device_that_goes", a_device_that_goes),
@@ -177,6 +180,27 @@ fn peers_that_have_forgotten(lab: &Lab) -> Result<()> {
     forget(&lab.backend, flow.backend)?;
     let client = connect_from(lab, port)?;
     served_anew(client, &listener, &daemon, "backend_reset")
+}
+
+/// A client that uses its port again before the daemon has heard of the end of what it had.
+fn a_port_again_at_once(lab: &Lab, reason: &str) -> Result<()> {
+    let (daemon, listener) = flow::start(lab, "")?;
+    let Flow { mut client, mut backend } = Flow::open(lab, &listener)?;
+    let port = client.local_addr()?.port();
+    daemon.process().stop()?;
+    if reason == "finished" {
+        // The backend keeps the address for a while, the client does not.
+        drop(backend);
+        ensure!(tcp::read_to_end(&mut client)? == (Vec::new(), Ending::Eof));
+        drop(client);
+    } else {
+        tcp::reset(client)?;
+        ensure!(tcp::read_to_end(&mut backend)? == (Vec::new(), Ending::Reset));
+    }
+    // This is for the kernel alone.
+    let client = connect_from(lab, port)?;
+    daemon.process().signal(Signal::SIGCONT)?;
+    served_anew(client, &listener, &daemon, reason)
 }
 
 fn served_anew(client: TcpStream, listener: &TcpListener, daemon: &Daemon<'_>, reason: &str) -> Result<()> {

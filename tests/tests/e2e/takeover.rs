@@ -516,7 +516,7 @@ fn first(lab: &Lab) -> Result<()> {
 fn killed_in_the_middle(lab: &Lab) -> Result<()> {
     let (old, listener) = start(lab, "")?;
     // It answers nothing any more, and the new one has asked.
-    old.process().signal(Signal::SIGSTOP)?;
+    old.process().stop()?;
     let new = Daemon::spawn(lab, &options(lab, "")?.arg("--takeover"), "second")?;
     wait::until_true("the new one waits", || {
         let sockets = lab.lb.enter(|| Ok(std::fs::read_to_string("/proc/thread-self/net/unix")?))?;

@@ -65,6 +65,8 @@ fn main() -> ExitCode {
         trial("a_flow_is_followed_to_its_end", followed_to_its_end),
         trial("what_begins_a_connection_becomes_a_question", || begins(false)),
         trial("what_begins_a_connection_becomes_a_question_over_ipv6", || begins(true)),
+        trial("what_begins_after_the_end_is_let_in", || let_in(false)),
+        trial("what_begins_after_the_end_is_let_in_over_ipv6", || let_in(true)),
         trial("the_verifier_is_soon_done", || {
             let _lab = Lab::new(false);
             verifier::is_soon_done(200_000);
@@ -396,19 +398,24 @@ fn modes_decide() {
     assert_eq!(lab.run(&packet(false, 1, &Segment::default())).0, REDIRECT);
 }
 
-fn followed_to_its_end() {
-    let lab = Lab::new(false);
+/// The packets of a flow of 100 bytes up and 50 down. `halfway` is called before the second FIN.
+fn to_the_end(lab: &Lab, v6: bool, halfway: impl FnOnce()) {
     let see = |way, seq, ack, flags, payload: usize| {
         let flags = flags | flag::ACK;
         let segment = Segment { seq, ack, flags, payload: vec![1; payload], ..Segment::default() };
-        assert_eq!(lab.run(&packet(false, way, &segment)).0, REDIRECT);
+        assert_eq!(lab.run(&packet(v6, way, &segment)).0, REDIRECT);
     };
     see(0, 1_000, 2_000, 0, 100);
     see(1, 1_000, 2_100, 0, 50);
     see(0, 1_100, 2_050, flag::FIN, 0);
-    assert_eq!(lab.state().standing(), Standing::Open);
+    halfway();
     see(1, 1_050, 2_101, flag::FIN, 0);
     see(0, 1_101, 2_051, 0, 0);
+}
+
+fn followed_to_its_end() {
+    let lab = Lab::new(false);
+    to_the_end(&lab, false, || assert_eq!(lab.state().standing(), Standing::Open));
     let state = lab.state();
     assert_eq!(state.standing(), Standing::Finished);
     assert_eq!((state.delivered(0), state.delivered(1)), (100, 50));
@@ -439,6 +446,40 @@ fn begins(v6: bool) {
     assert_eq!(lab.state(), state, "it is no packet of the flow");
     // With data (RFC 7413) it is dropped; it comes again without.
     assert_eq!(lab.run(&packet(v6, 0, &Segment { payload: vec![1; 9], ..begin })).0, DROP);
+}
+
+/// A port that is used again before userspace has closed the socket that had it: the socket is reset, and the addresses
+/// belong to no flow any more. What begins the connection comes once more, as a copy.
+fn let_in(v6: bool) {
+    let mut lab = Lab::new(v6);
+    let begin = Segment {
+        seq: 77_777,
+        ack: 0,
+        flags: flag::SYN,
+        options: [vec![2, 4, 5, 0xb4], timestamps()[2..].to_vec()].concat(),
+        payload: Vec::new(),
+    };
+    for reset in [false, true] {
+        for way in [0, 1] {
+            lab.tuples.insert(leg(v6, way), Slot { flow: FLOW, way }, 0).expect("room for a tuple");
+        }
+        lab.states.set(FLOW, State::new([0, 0], [60_000, 60_000]), 0).expect("a place in the array");
+        if reset {
+            let reset = Segment { flags: flag::RST | flag::ACK, payload: Vec::new(), ..Segment::default() };
+            assert_eq!(lab.run(&packet(v6, 0, &reset)).0, REDIRECT);
+        } else {
+            to_the_end(&lab, v6, || ());
+        }
+        let (verdict, out) = lab.run(&packet(v6, 0, &begin));
+        assert_eq!(verdict, NEXT);
+        assert!(is_valid(v6, &out));
+        let tcp = &out[if v6 { 54 } else { 34 }..];
+        let number = |at: usize| u32::from_be_bytes(tcp[at..at + 4].try_into().expect("four bytes"));
+        let expected = rules(v6, CARRY).ways[0].expected;
+        assert_eq!((number(4), number(8), tcp[13]), (expected, 0, flag::RST));
+        let data = packet(v6, 0, &Segment::default());
+        assert_eq!(lab.run(&data), (NEXT, data));
+    }
 }
 
 /// Packets of one way may be on two processors at once, and what was lost of the last ones nobody says again.

@@ -136,7 +136,7 @@ proptest! {
         let (original, length) = header(fixed, &options);
         let sum = |tcp: &[u8; TCP_BYTES]| sum_of(&tcp[..length]) + 6 + u32::try_from(length).unwrap();
         let mut bytes = original;
-        acknowledge(&mut bytes, length, numbers, shorten_v4(&mut v4, length));
+        empty(&mut bytes, length, flag::ACK, numbers, shorten_v4(&mut v4, length));
         prop_assert_eq!(fold(sum(&bytes) + sum_of(&v4[12..])), 0xffff);
         prop_assert_eq!(fold(sum_of(&v4)), 0xffff);
         prop_assert_eq!(usize::from(u16::from_be_bytes([v4[2], v4[3]])), IPV4_BYTES + length);
@@ -144,7 +144,7 @@ proptest! {
         prop_assert_eq!((segment.seq, segment.ack, segment.flags), (numbers.0, numbers.1, flag::ACK));
         prop_assert_eq!(segment.window, Segment::of(&original, 0).window);
         prop_assert_eq!(&bytes[TCP_MIN..], &original[TCP_MIN..]);
-        acknowledge(&mut bytes, length, numbers, shorten_v6(&mut v6, length));
+        empty(&mut bytes, length, flag::ACK, numbers, shorten_v6(&mut v6, length));
         prop_assert_eq!(fold(sum(&bytes) + sum_of(&v6[8..])), 0xffff);
         prop_assert_eq!(usize::from(u16::from_be_bytes([v6[4], v6[5]])), length);
     }

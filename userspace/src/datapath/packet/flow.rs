@@ -121,6 +121,17 @@ impl Entry {
         self.rules.mode == KEPT && self.shared.programs.successor().is_some()
     }
 
+    /// The end that the kernel has seen, if it has.
+    fn seen_end(&self) -> Option<End> {
+        match self.state().map(|state| state.standing()) {
+            Ok(Standing::Open) => None,
+            Ok(Standing::Finished) => Some(End::Finished),
+            Ok(Standing::Reset(0)) => Some(End::ClientReset),
+            Ok(Standing::Reset(_)) => Some(End::BackendReset),
+            Err(error) => Some(End::Failed(error)),
+        }
+    }
+
     fn state(&self) -> io::Result<State> {
         self.shared.maps.borrow().state(self.flow)
     }
@@ -218,6 +229,14 @@ enum Held {
     Lost(End),
 }
 
+impl Held {
+    /// The end of one of our own sockets, which also comes where the kernel has seen that of the flow, and the client uses its
+    /// port again before we have.
+    fn of(seen: Option<End>, socket: End) -> Self {
+        seen.map_or(Self::Lost(socket), Self::Ended)
+    }
+}
+
 /// What became of a flow's beginning.
 enum Settled {
     /// It is over already.
@@ -273,7 +292,9 @@ impl<'a> Flow<'a> {
         loop {
             tokio::select! {
                 end = ended(&*entry) => return Settled::Ended(end),
-                end = connection.carry_to_end(NEVER, self.account) => return Settled::Failed(end),
+                end = connection.carry_to_end(NEVER, self.account) => {
+                    return entry.seen_end().map_or(Settled::Failed(end), Settled::Ended);
+                }
                 () = idle(limit, || progress(&*entry)) => return Settled::Ended(End::Idle),
                 () = sleep(pause) => {}
             }
@@ -318,8 +339,8 @@ impl<'a> Flow<'a> {
         let Sockets::Holding([client, backend]) = &self.sockets else { return Held::Ended(End::Idle) };
         tokio::select! {
             end = ended(entry) => Held::Ended(end),
-            error = failure(client) => Held::Lost(End::broken_by_client(error)),
-            error = failure(backend) => Held::Lost(End::broken_by_backend(error)),
+            error = failure(client) => Held::of(entry.seen_end(), End::broken_by_client(error)),
+            error = failure(backend) => Held::of(entry.seen_end(), End::broken_by_backend(error)),
             () = idle(limit, || progress(entry)) => Held::Ended(End::Idle),
         }
     }
@@ -397,13 +418,11 @@ impl Drop for Flow<'_> {
 /// Waits until the kernel has seen the flow end, or another process is to go on with it.
 async fn ended(entry: &Entry) -> End {
     loop {
-        match entry.state().map(|state| state.standing()) {
-            Ok(Standing::Open) if entry.is_to_go_over() => return End::HandedOver,
-            Ok(Standing::Open) => {}
-            Ok(Standing::Finished) => return End::Finished,
-            Ok(Standing::Reset(0)) => return End::ClientReset,
-            Ok(Standing::Reset(_)) => return End::BackendReset,
-            Err(error) => return End::Failed(error),
+        if let Some(end) = entry.seen_end() {
+            return end;
+        }
+        if entry.is_to_go_over() {
+            return End::HandedOver;
         }
         poll_fn(|context| entry.shared.signals.poll(entry.slot, LOOK, context)).await;
     }
