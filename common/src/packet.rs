@@ -137,7 +137,8 @@ pub struct Totals {
     pub failed: u64,
     /// Events that found the ring full.
     pub lost_events: u64,
-    /// ICMP errors about packets of flows that were passed on to who sent them.
+    /// ICMP errors about packets of flows that who sent them was told: those of routers, and our own about packets too large
+    /// for a device.
     pub errors: u64,
 }
 

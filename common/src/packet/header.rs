@@ -328,7 +328,7 @@ pub const fn shorten_v6(header: &mut [u8; IPV6_BYTES], length: usize) -> Change 
 
 /// Writes the checksum of an IPv4 header.
 #[inline(always)]
-const fn sum_v4(header: &mut [u8; IPV4_BYTES]) {
+pub(super) const fn sum_v4(header: &mut [u8; IPV4_BYTES]) {
     header[10] = 0;
     header[11] = 0;
     let mut sum = Change::NONE;

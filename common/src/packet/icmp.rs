@@ -11,7 +11,9 @@
 use super::{
     checksum::Change,
     flow::{Track, Way, beyond},
-    header::{IPV4_BYTES, IPV6_BYTES, TCP_BYTES, TCP_CHECKSUM, TCP_MIN, put_word, translate, word},
+    header::{
+        HOPS, IPV4_BYTES, IPV6_BYTES, TCP_BYTES, TCP_CHECKSUM, TCP_MIN, put_word, sum_v4, translate, word,
+    },
 };
 
 /// The protocol number of ICMP.
@@ -109,6 +111,102 @@ fn restore_tcp(tcp: &mut [u8; TCP_BYTES], known: usize, addresses: Change, of: &
         [tcp[TCP_CHECKSUM], tcp[TCP_CHECKSUM + 1]] = new.to_be_bytes();
     }
     change
+}
+
+/// Bytes of a TCP header that are quoted when a packet is too large: those without options.
+pub const QUOTED: usize = TCP_MIN;
+
+/// Makes of an IPv4 header that of an answer to its sender, that a packet of [`QUOTED`] bytes behind such a header is too
+/// large for a link which takes `mtu` bytes ("fragmentation needed", RFC 792 and RFC 1191 section 4). The header of the message;
+/// its checksum is right if what is quoted of TCP is [`weightless`].
+#[inline(always)]
+#[must_use]
+pub fn too_large_v4(ip: &mut [u8; IPV4_BYTES], mtu: u32) -> [u8; ICMP_BYTES] {
+    const LENGTH: usize = 2 * IPV4_BYTES + ICMP_BYTES + QUOTED;
+    let [.., high, low] = mtu.to_be_bytes();
+    let mut message = [3, 4, 0, 0, 0, 0, high, low];
+    let mut sum = Change::NONE;
+    let mut at = 0;
+    while at < IPV4_BYTES {
+        sum.words(u32::MAX, word(ip, at));
+        at += 4;
+    }
+    sum_up(&mut message, sum);
+    // What was read above would be kept on the stack, of which there is not enough.
+    core::hint::black_box(&mut *ip);
+    let (source, destination) = (word(ip, 12), word(ip, 16));
+    #[expect(clippy::cast_possible_truncation, reason = "a few headers")]
+    put_word(ip, 0, 0x4500_0000 | LENGTH as u32);
+    put_word(ip, 4, 0);
+    put_word(ip, 8, u32::from(HOPS) << 24 | u32::from(PROTOCOL_ICMP) << 16);
+    put_word(ip, 12, destination);
+    put_word(ip, 16, source);
+    sum_v4(ip);
+    message
+}
+
+/// The same for IPv6 ("packet too big", RFC 4443 section 3.2).
+#[inline(always)]
+#[must_use]
+pub fn too_large_v6(ip: &mut [u8; IPV6_BYTES], mtu: u32) -> [u8; ICMP_BYTES] {
+    const LENGTH: usize = ICMP_BYTES + IPV6_BYTES + QUOTED;
+    let [a, b, c, d] = mtu.to_be_bytes();
+    let mut message = [2, 0, 0, 0, a, b, c, d];
+    let mut sum = Change::NONE;
+    let mut at = 0;
+    while at < IPV6_BYTES {
+        sum.words(u32::MAX, word(ip, at));
+        // The addresses are in the pseudo-header, too.
+        if at >= 8 {
+            sum.words(u32::MAX, word(ip, at));
+        }
+        at += 4;
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "a few headers")]
+    sum.words(u32::MAX, (LENGTH as u32) << 16 | u32::from(PROTOCOL_ICMPV6));
+    sum_up(&mut message, sum);
+    core::hint::black_box(&mut *ip);
+    #[expect(clippy::cast_possible_truncation, reason = "a few headers")]
+    put_word(ip, 4, (LENGTH as u32) << 16 | u32::from(PROTOCOL_ICMPV6) << 8 | u32::from(HOPS));
+    put_word(ip, 0, 0x6000_0000);
+    let mut at = 8;
+    while at < 24 {
+        let (source, destination) = (word(ip, at), word(ip, at + 16));
+        put_word(ip, at, destination);
+        put_word(ip, at + 16, source);
+        at += 4;
+    }
+    message
+}
+
+/// Writes the checksum of a message that `rest` is the sum of what comes with.
+#[inline(always)]
+const fn sum_up(message: &mut [u8; ICMP_BYTES], rest: Change) {
+    let mut sum = rest;
+    sum.words(u32::MAX, word(message, 0));
+    sum.words(u32::MAX, word(message, 4));
+    let [high, low] = sum.apply(u16::MAX).to_be_bytes();
+    message[ICMP_CHECKSUM] = high;
+    message[ICMP_CHECKSUM + 1] = low;
+}
+
+/// Makes the beginning of a TCP header count nothing in a sum over it: the checksum becomes zero, and the pointer to what is
+/// urgent makes up for the rest. Neither matters to who is told of a packet.
+///
+/// Where the checksum is left to the device (`CHECKSUM_PARTIAL`), it will be written into the middle of the quotation, and
+/// nobody can tell whether that is so. Of a header that counts nothing it is a zero of the other kind, which counts nothing either.
+#[inline(always)]
+pub const fn weightless(tcp: &mut [u8; TCP_BYTES]) {
+    put_word(tcp, TCP_CHECKSUM, 0);
+    let mut sum = Change::NONE;
+    let mut at = 0;
+    while at < TCP_CHECKSUM {
+        sum.words(u32::MAX, word(tcp, at));
+        at += 4;
+    }
+    let [high, low] = sum.apply(u16::MAX).to_be_bytes();
+    tcp[TCP_CHECKSUM + 2] = high;
+    tcp[TCP_CHECKSUM + 3] = low;
 }
 
 #[cfg(test)]

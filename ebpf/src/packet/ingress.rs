@@ -15,7 +15,7 @@ use aya_ebpf::{
 use snisplice_common::packet::{
     END, Event, Slot, Totals,
     checksum::Change,
-    flow::{CARRY, KEPT, OVER, RESET, State, Way, is_carried},
+    flow::{CARRY, KEPT, OVER, RESET, Rules, State, Way, is_carried},
     header::{
         IPV4_BYTES, IPV6_BYTES, Segment, TCP_BYTES, ask, empty, flag, readdress_v4, readdress_v6, shorten_v4,
         shorten_v6, translate,
@@ -23,6 +23,7 @@ use snisplice_common::packet::{
 };
 
 use crate::{
+    large,
     maps::{
         Headers, OF_INGRESS, SNI_ENDINGS, SNI_HEADERS, SNI_RULES, SNI_STATES, SNI_TOTALS, SNI_TUPLES, locked,
     },
@@ -90,7 +91,7 @@ pub(crate) fn ingress(skb: *mut c_void) -> i32 {
             return TCX_NEXT;
         }
     }
-    match carry(ctx, ip, tcp, way, slot, rules.token, totals) {
+    match carry(ctx, ip, tcp, rules, slot, totals) {
         Some(sent) => sent,
         None => {
             totals.failed += 1;
@@ -124,13 +125,20 @@ fn carry(
     ctx: &TcContext,
     ip: &mut Ip,
     tcp: &mut [u8; TCP_BYTES],
-    way: &Way,
+    rules: &Rules,
     slot: Slot,
-    token: u64,
     totals: &mut Totals,
 ) -> Option<i32> {
+    let up = (slot.way & 1) as usize;
+    let (way, back) = (&rules.ways[up], &rules.ways[up ^ 1]);
     let l4 = ip.l4();
     let (length, payload) = wire::lengths(ctx, ip, tcp)?;
+    let headers = (l4 - L3 + length) as u32;
+    if let Some(mtu) = large::exceeded(ctx, way.device, headers, headers + payload) {
+        let told = large::tell(ctx.skb.skb.cast(), ip, tcp, back.device, mtu);
+        totals.errors += 1;
+        return (told >= 0).then_some(told);
+    }
     wire::read_options(ctx, l4, tcp, length)?;
     let segment = Segment::of(tcp, payload);
     let mut asked = Change::NONE;
@@ -152,7 +160,7 @@ fn carry(
         if what != 0 {
             // Without a word the kernel wakes only who has read all that came before, the quiet events included.
             let flags = if what & END == 0 { BPF_RB_NO_WAKEUP } else { BPF_RB_FORCE_WAKEUP };
-            if SNI_ENDINGS.output(Event { token, what, way: slot.way }, flags.into()).is_err() {
+            if SNI_ENDINGS.output(Event { token: rules.token, what, way: slot.way }, flags.into()).is_err() {
                 totals.lost_events += 1;
             }
         }

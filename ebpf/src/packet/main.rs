@@ -7,6 +7,7 @@
 
 mod icmp;
 mod ingress;
+mod large;
 mod look;
 mod maps;
 mod own;

@@ -23,13 +23,23 @@ use snisplice_tests::{
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::flow::{self, Flow};
+use crate::{
+    flow::{self, Flow},
+    packet::{offload, set_mtu},
+};
 
 pub(crate) const CASES: &[Case] = &[
     Case::each("mtu::both_links_shrink", |lab| shrunk(lab, false, &[Link::Client, Link::Backend])),
     Case::each("mtu::both_links_shrink_ipv6", |lab| shrunk(lab, true, &[Link::Client, Link::Backend])),
     Case::each("mtu::the_clients_link_shrinks", |lab| shrunk(lab, false, &[Link::Client])),
     Case::each("mtu::the_backends_link_shrinks_ipv6", |lab| shrunk(lab, true, &[Link::Backend])),
+    Case::each("mtu::the_way_out_to_the_backend_shrinks", |lab| {
+        // What the client sends is cut before it is sent.
+        offload(&lab.client, "to-lb", "off")?;
+        shrunk_here(lab, false, Link::Backend)
+    }),
+    Case::each("mtu::the_way_out_to_the_backend_shrinks_ipv6", |lab| shrunk_here(lab, true, Link::Backend)),
+    Case::each("mtu::the_way_out_to_the_client_shrinks", |lab| shrunk_here(lab, false, Link::Client)),
     Case::packet("mtu::forged_errors_are_not_passed_on", forged),
 ];
 
@@ -41,9 +51,29 @@ const AFTER: u64 = 40_000_000;
 /// IPv4 and IPv6, whose smallest this is (RFC 8200 section 5).
 const SMALL: [u32; 2] = [1_400, 1_280];
 
-/// Bytes are under way in both directions when the path gets narrower, and all arrive.
+/// Links shrink behind the next hop, which says so.
 fn shrunk(lab: &Lab, v6: bool, links: &[Link]) -> Result<()> {
     let routers = [Router::new(lab, Link::Client)?, Router::new(lab, Link::Backend)?];
+    survives(lab, v6, || {
+        let both = routers.iter().zip([Link::Client, Link::Backend]);
+        both.filter(|(_, link)| links.contains(link)).try_for_each(|(router, _)| router.narrow(SMALL))
+    })
+}
+
+/// The balancer's own device takes less, so it is the balancer that must say so.
+fn shrunk_here(lab: &Lab, v6: bool, link: Link) -> Result<()> {
+    let (outer, inner) = match link {
+        Link::Client => (&lab.client, "to-client"),
+        Link::Backend => (&lab.backend, "to-backend"),
+    };
+    survives(lab, v6, || {
+        set_mtu(outer, "to-lb", SMALL[0])?;
+        set_mtu(&lab.lb, inner, SMALL[0])
+    })
+}
+
+/// Bytes are under way in both directions when the path gets narrower, and all arrive.
+fn survives(lab: &Lab, v6: bool, narrow: impl Fn() -> Result<()>) -> Result<()> {
     let (daemon, flow) = open(lab, v6)?;
     let (up, down) = ([Pattern::new(1), Pattern::new(2)], [Pattern::new(3), Pattern::new(4)]);
     let Flow { client, backend } = &flow;
@@ -71,11 +101,7 @@ fn shrunk(lab: &Lab, v6: bool, links: &[Link]) -> Result<()> {
         for _ in &waiting {
             receipts.recv_timeout(wait::DEADLINE).context("the beginning does not arrive")?;
         }
-        for (router, link) in routers.iter().zip([Link::Client, Link::Backend]) {
-            if links.contains(&link) {
-                router.narrow(SMALL)?;
-            }
-        }
+        narrow()?;
         for go in waiting {
             // Who has failed does not listen.
             let _ = go.send(());

@@ -407,7 +407,7 @@ pub(crate) fn set_mtu(netns: &Netns, device: &str, bytes: u32) -> Result<()> {
 }
 
 /// Switches the segmentation of large packets by the device, which on a veth never happens.
-fn offload(netns: &Netns, device: &str, to: &str) -> Result<()> {
+pub(crate) fn offload(netns: &Netns, device: &str, to: &str) -> Result<()> {
     let size = if to == "off" { "1500" } else { "65536" };
     run(netns, Command::new("ip").args(["link", "set", device, "gso_max_size", size]))?.ok()?;
     run(netns, Command::new("ip").args(["link", "set", device, "gso_ipv4_max_size", size]))?;

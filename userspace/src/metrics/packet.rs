@@ -35,7 +35,11 @@ impl Collector for PacketCounters {
             ("packet_own_passed", "Packets of own sockets let through in a flow", totals.own_passed),
             ("packet_own_dropped", "Packets of own sockets dropped in a flow", totals.own_dropped),
             ("packet_told", "Packets of which own sockets were told, too", totals.told),
-            ("packet_errors", "ICMP errors about packets sent on, passed on to their senders", totals.errors),
+            (
+                "packet_errors",
+                "ICMP errors about packets of flows that their senders were told",
+                totals.errors,
+            ),
             ("packet_failed", "Packets of flows that could not be sent on", totals.failed),
             ("packet_lost_events", "Notices to userspace that found no room", totals.lost_events),
         ];

@@ -61,6 +61,47 @@ fn sum_with(ip: &[u8], tcp: &[u8]) -> u16 {
 
 proptest! {
     #[test]
+    fn who_sends_too_much_is_told(ip: [u8; IPV6_BYTES], tcp: [u8; TCP_MIN], mtu in 1_280_u32..=0xffff, v6: bool) {
+        let mut quoted = [0; TCP_BYTES];
+        quoted[..TCP_MIN].copy_from_slice(&tcp);
+        weightless(&mut quoted);
+        let mut header = ip;
+        let (message, ip, header) = if v6 {
+            (too_large_v6(&mut header, mtu), &ip[..], &header[..])
+        } else {
+            let message = too_large_v4(header.first_chunk_mut().unwrap(), mtu);
+            (message, &ip[..IPV4_BYTES], &header[..IPV4_BYTES])
+        };
+        // From the one that it was sent to, to the one who sent it.
+        let (at, size) = if v6 { (8, 16) } else { (12, 4) };
+        prop_assert_eq!(&header[at..at + size], &ip[at + size..]);
+        prop_assert_eq!(&header[at + size..], &ip[at..at + size]);
+        let length = ICMP_BYTES + ip.len() + QUOTED;
+        let told = if v6 { [header[4], header[5]] } else { [header[2], header[3]] };
+        let whole = if v6 { length } else { length + ip.len() };
+        prop_assert_eq!(usize::from(u16::from_be_bytes(told)), whole);
+        let pseudo = if v6 {
+            prop_assert_eq!((header[0], header[6], header[7]), (0x60, PROTOCOL_ICMPV6, HOPS));
+            prop_assert_eq!((message[0], u32::from_be_bytes(*message.last_chunk().unwrap())), (2, mtu));
+            sum_of(&header[8..]) + u32::try_from(length).unwrap() + u32::from(PROTOCOL_ICMPV6)
+        } else {
+            prop_assert_eq!((header[0], header[8], header[9]), (0x45, HOPS, PROTOCOL_ICMP));
+            prop_assert_eq!(fold(sum_of(header)), 0xffff);
+            let told = u16::from_be_bytes(*message.last_chunk().unwrap());
+            prop_assert_eq!((&message[..2], u32::from(told)), (&[3, 4][..], mtu));
+            0
+        };
+        // As it is, and as a device leaves it.
+        let mut filled = quoted;
+        filled[TCP_CHECKSUM..TCP_CHECKSUM + 2].fill(0xff);
+        for quoted in [quoted, filled] {
+            let sum = pseudo + sum_of(&message) + sum_of(ip) + sum_of(&quoted[..TCP_MIN]);
+            prop_assert_eq!(fold(sum), 0xffff);
+            prop_assert_eq!(&quoted[..TCP_CHECKSUM], &tcp[..TCP_CHECKSUM]);
+        }
+    }
+
+    #[test]
     fn an_ipv4_packet_becomes_what_it_was(
         fixed: [u8; TCP_MIN], low: [u8; 12], ways in ways(), cut: bool,
     ) {
