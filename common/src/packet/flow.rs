@@ -312,11 +312,16 @@ impl Track {
                 // own reset will tell.
                 self.marks |= MAY_BE_RESET;
             }
-            let is_news = !reset_before && self.marks & WAS_RESET != 0;
-            return if is_news { first | END } else { first };
+            if reset_before || self.marks & WAS_RESET == 0 {
+                return first;
+            }
         }
+        // A reset says for the last time what its sender has received.
         if segment.has(flag::ACK) {
             self.note_ack(other, way, segment);
+        }
+        if segment.has(flag::RST) {
+            return first | END;
         }
         if !segment.is_empty() {
             self.note_data(other, way, segment);

@@ -135,6 +135,17 @@ fn a_reset_counts_only_with_the_number_that_is_expected() {
 }
 
 #[test]
+fn a_reset_acknowledges() {
+    let mut flow = Flow::new();
+    flow.see(true, 0, 0, 1_000, 0);
+    // Not with a number from nowhere.
+    assert!(!flow.see(false, 77, 900, 0, flag::RST));
+    assert_eq!(flow.0.delivered(0), 0);
+    assert!(flow.see(false, 0, 600, 0, flag::RST));
+    assert_eq!((flow.0.delivered(0), flow.0.standing()), (600, Standing::Reset(1)));
+}
+
+#[test]
 fn an_answer_to_a_reset_is_not_its_cause() {
     let mut flow = Flow::new();
     flow.see(true, 0, 0, 1_000, 0);
