@@ -32,7 +32,7 @@ use self::{
     plan::{Leg, Plan},
     stats::Refusal,
 };
-use super::{Carry, Datapath, End, HelloMode, Pair, relay};
+use super::{Carry, Datapath, HelloMode, Pair, relay};
 use crate::{
     account::{Account, Carrier, InPackets},
     kernel::{
@@ -107,15 +107,16 @@ impl Packet {
         Ok(Self { shared, worker, sweeping, idle })
     }
 
-    async fn carry(&self, mut pair: Pair, account: &Account) -> End {
+    /// Puts a connection into the kernel's hands at once: the future holds no room for that.
+    fn carry<'a>(&'a self, mut pair: Pair, account: &'a Account) -> Carry<'a> {
         pair.watch();
         let connection = Box::new(relay::Connection::new(pair));
         let begun = self.admit(&connection).and_then(|(entry, legs)| self.begin(entry, legs, &connection));
         match self.flow(begun, connection, account) {
-            Ok(flow) => Box::new(flow).run(self.idle).await,
+            Ok(flow) => Box::pin(Box::new(flow).run(self.idle)),
             Err(mut connection) => {
                 account.carried_by(Carrier::Relay);
-                connection.carry_to_end(self.idle, account).await
+                Box::pin(async move { connection.carry_to_end(self.idle, account).await })
             }
         }
     }
@@ -305,7 +306,7 @@ impl Datapath for Packet {
     }
 
     fn relay<'a>(&'a self, pair: Pair, account: &'a Account) -> Carry<'a> {
-        Box::pin(self.carry(pair, account))
+        self.carry(pair, account)
     }
 
     fn moved(&self, account: &Account) -> (u64, u64) {

@@ -271,7 +271,8 @@ impl<'a> Flow<'a> {
                 self.abort();
                 return end;
             }
-            Settled::Carried => match self.hold(limit).await {
+            // On the heap, where the beginning was, and not beside it.
+            Settled::Carried => match Box::pin(self.hold(limit)).await {
                 Held::Ended(end) => end,
                 Held::Lost(end) => {
                     self.abort();
