@@ -10,8 +10,9 @@ use std::{
     time::Duration,
 };
 
+use libc::{BPF_ABS, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W};
 use libtest_mimic::Trial;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
 use crate::{
     rig::{Link, Options, PATIENCE, Rig},
@@ -62,7 +63,7 @@ fn repeated(link: &Link, old: usize, new: usize) {
     }
 }
 
-/// All TCP packets of this host, of which one socket's are looked at.
+/// The packets that one socket sends.
 struct Wire {
     raw: Socket,
     ports: [u8; 4],
@@ -79,6 +80,13 @@ impl Wire {
         let mut ports = [0; 4];
         ports[..2].copy_from_slice(&source.to_be_bytes());
         ports[2..].copy_from_slice(&destination.to_be_bytes());
+        // Those of other tests would fill its buffer, and these would be lost.
+        let word_at = |offset| SockFilter::new((BPF_LD | BPF_W | BPF_ABS) as u16, 0, 0, offset);
+        let unless = |value, skip| SockFilter::new((BPF_JMP | BPF_JEQ | BPF_K) as u16, 0, skip, value);
+        let take = |bytes| SockFilter::new((BPF_RET | BPF_K) as u16, 0, 0, bytes);
+        let filter =
+            [word_at(IP_HEADER as u32), unless(u32::from_be_bytes(ports), 1), take(u32::MAX), take(0)];
+        raw.attach_filter(&filter).expect("SO_ATTACH_FILTER");
         Self { raw, ports, to: SocketAddrV4::new(Ipv4Addr::LOCALHOST, destination) }
     }
 
