@@ -57,8 +57,7 @@ pub(crate) fn ingress(skb: *mut c_void) -> i32 {
     let (Some(rules), Some(totals)) = (SNI_RULES.get_ptr(slot.flow), SNI_TOTALS.get_ptr_mut(0)) else {
         return TCX_NEXT;
     };
-    // SAFETY: elements of an array live as long as the map; one that userspace changes meanwhile differs in its mode
-    // and token alone.
+    // SAFETY: elements of an array live as long as the map; one that userspace changes meanwhile differs in single numbers.
     let rules = unsafe { &*rules };
     // SAFETY: the entry is this CPU's own.
     let totals = unsafe { &mut *totals };
@@ -129,15 +128,18 @@ fn carry(
     slot: Slot,
     totals: &mut Totals,
 ) -> Option<i32> {
-    let up = (slot.way & 1) as usize;
-    let (way, back) = (&rules.ways[up], &rules.ways[up ^ 1]);
+    let index = (slot.way & 1) as usize;
+    let (way, back) = (&rules.ways[index], &rules.ways[index ^ 1]);
     let l4 = ip.l4();
     let (length, payload) = wire::lengths(ctx, ip, tcp)?;
     let headers = (l4 - L3 + length) as u32;
     if let Some(mtu) = large::exceeded(ctx, way.device, headers, headers + payload) {
         let told = large::tell(ctx.skb.skb.cast(), ip, tcp, back.device, mtu);
-        totals.errors += 1;
-        return (told >= 0).then_some(told);
+        if told >= 0 {
+            totals.errors += 1;
+            return Some(told);
+        }
+        return None;
     }
     wire::read_options(ctx, l4, tcp, length)?;
     let segment = Segment::of(tcp, payload);
