@@ -12,10 +12,11 @@ use std::{
 
 use libc::{BPF_ABS, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W};
 use libtest_mimic::Trial;
+use snisplice::socket::unacknowledged;
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
 use crate::{
-    rig::{Link, Options, PATIENCE, Rig},
+    rig::{Link, Options, PATIENCE, Rig, wait_until},
     trial,
 };
 
@@ -47,6 +48,8 @@ pub(crate) fn trials() -> Vec<Trial> {
 fn repeated(link: &Link, old: usize, new: usize) {
     for (from, to) in [(&link.client, &link.backend), (&link.backend, &link.client)] {
         let bytes: Vec<u8> = (0..old + new + 5_000).map(|at| (at * 7 + at / 251) as u8).collect();
+        // Whatever is repeated later would pass for the first packet.
+        wait_until("all is acknowledged", || unacknowledged(from).expect("SIOCOUTQ") == 0);
         let wire = Wire::of(from);
         let (mut from, mut to) = (from, to);
         from.write_all(&bytes[..old]).expect("sent");
