@@ -90,6 +90,11 @@ impl Wire {
         let filter =
             [word_at(IP_HEADER as u32), unless(u32::from_be_bytes(ports), 1), take(u32::MAX), take(0)];
         raw.attach_filter(&filter).expect("SO_ATTACH_FILTER");
+        // What came before that has no place in the buffer either.
+        raw.set_nonblocking(true).expect("O_NONBLOCK");
+        let mut buffer = vec![0; 70_000];
+        while (&raw).read(&mut buffer).is_ok() {}
+        raw.set_nonblocking(false).expect("O_NONBLOCK");
         Self { raw, ports, to: SocketAddrV4::new(Ipv4Addr::LOCALHOST, destination) }
     }
 
