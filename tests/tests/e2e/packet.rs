@@ -282,8 +282,8 @@ fn a_hello_arrives_behind_much(lab: &Lab) -> Result<()> {
 }
 
 /// The hello is what ends the handshake with the backend. If it is lost, the next packet does, which is the client's and
-/// must be taken for a part of the same connection: it echoes a time from before the backend answered, and a kernel from
-/// 6.15 on compares.
+/// must be taken for a part of the same connection: it echoes a time from before the backend answered, and a kernel may
+/// compare (6.18 does).
 fn a_lost_hello_and_what_follows(lab: &Lab) -> Result<()> {
     let (daemon, listener) = flow::start(lab, "")?;
     nft(
