@@ -303,10 +303,7 @@ pub const fn shorten_v4(header: &mut [u8; IPV4_BYTES], length: usize) -> Change 
     header[2] = high;
     header[3] = low;
     sum_v4(header);
-    let mut sum = Change::NONE;
-    sum.words(u32::MAX, word(header, 12));
-    sum.words(u32::MAX, word(header, 16));
-    sum
+    sum_between(header, 12, IPV4_BYTES)
 }
 
 /// The same of an IPv6 header.
@@ -317,13 +314,7 @@ pub const fn shorten_v6(header: &mut [u8; IPV6_BYTES], length: usize) -> Change 
     let [high, low] = (length as u16).to_be_bytes();
     header[4] = high;
     header[5] = low;
-    let mut sum = Change::NONE;
-    let mut at = 8;
-    while at < IPV6_BYTES {
-        sum.words(u32::MAX, word(header, at));
-        at += 4;
-    }
-    sum
+    sum_between(header, 8, IPV6_BYTES)
 }
 
 /// Writes the checksum of an IPv4 header.
@@ -331,12 +322,7 @@ pub const fn shorten_v6(header: &mut [u8; IPV6_BYTES], length: usize) -> Change 
 pub(super) const fn sum_v4(header: &mut [u8; IPV4_BYTES]) {
     header[10] = 0;
     header[11] = 0;
-    let mut sum = Change::NONE;
-    let mut at = 0;
-    while at < IPV4_BYTES {
-        sum.words(u32::MAX, word(header, at));
-        at += 4;
-    }
+    let sum = sum_between(header, 0, IPV4_BYTES);
     let [high, low] = sum.apply(u16::MAX).to_be_bytes();
     header[10] = high;
     header[11] = low;
@@ -401,6 +387,18 @@ const fn replace(header: &mut [u8; TCP_BYTES], at: usize, new: u32, change: &mut
     header[(at + 2) % TCP_BYTES] = bytes[2];
     header[(at + 3) % TCP_BYTES] = bytes[3];
     change.words_at(at, old, new);
+}
+
+/// The sum over the words of a header from one multiple of four to another.
+#[inline(always)]
+pub(super) const fn sum_between<const N: usize>(header: &[u8; N], from: usize, to: usize) -> Change {
+    let mut sum = Change::NONE;
+    let mut at = from;
+    while at < to {
+        sum.words(u32::MAX, word(header, at));
+        at += 4;
+    }
+    sum
 }
 
 /// Four bytes at a constant offset.

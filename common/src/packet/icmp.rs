@@ -12,7 +12,8 @@ use super::{
     checksum::Change,
     flow::{Track, Way, beyond},
     header::{
-        HOPS, IPV4_BYTES, IPV6_BYTES, TCP_BYTES, TCP_CHECKSUM, TCP_MIN, put_word, sum_v4, translate, word,
+        HOPS, IPV4_BYTES, IPV6_BYTES, TCP_BYTES, TCP_CHECKSUM, TCP_MIN, put_word, sum_between, sum_v4,
+        translate, word,
     },
 };
 
@@ -125,13 +126,7 @@ pub fn too_large_v4(ip: &mut [u8; IPV4_BYTES], mtu: u32) -> [u8; ICMP_BYTES] {
     const LENGTH: usize = 2 * IPV4_BYTES + ICMP_BYTES + QUOTED;
     let [.., high, low] = mtu.to_be_bytes();
     let mut message = [3, 4, 0, 0, 0, 0, high, low];
-    let mut sum = Change::NONE;
-    let mut at = 0;
-    while at < IPV4_BYTES {
-        sum.words(u32::MAX, word(ip, at));
-        at += 4;
-    }
-    sum_up(&mut message, sum);
+    sum_up(&mut message, sum_between(ip, 0, IPV4_BYTES));
     // What was read above would be kept on the stack, of which there is not enough.
     core::hint::black_box(&mut *ip);
     let (source, destination) = (word(ip, 12), word(ip, 16));
@@ -152,16 +147,8 @@ pub fn too_large_v6(ip: &mut [u8; IPV6_BYTES], mtu: u32) -> [u8; ICMP_BYTES] {
     const LENGTH: usize = ICMP_BYTES + IPV6_BYTES + QUOTED;
     let [a, b, c, d] = mtu.to_be_bytes();
     let mut message = [2, 0, 0, 0, a, b, c, d];
-    let mut sum = Change::NONE;
-    let mut at = 0;
-    while at < IPV6_BYTES {
-        sum.words(u32::MAX, word(ip, at));
-        // The addresses are in the pseudo-header, too.
-        if at >= 8 {
-            sum.words(u32::MAX, word(ip, at));
-        }
-        at += 4;
-    }
+    // The addresses are in the pseudo-header, too.
+    let mut sum = sum_between(ip, 0, IPV6_BYTES).and(sum_between(ip, 8, IPV6_BYTES));
     #[expect(clippy::cast_possible_truncation, reason = "a few headers")]
     sum.words(u32::MAX, (LENGTH as u32) << 16 | u32::from(PROTOCOL_ICMPV6));
     sum_up(&mut message, sum);
@@ -198,13 +185,7 @@ const fn sum_up(message: &mut [u8; ICMP_BYTES], rest: Change) {
 #[inline(always)]
 pub const fn weightless(tcp: &mut [u8; TCP_BYTES]) {
     put_word(tcp, TCP_CHECKSUM, 0);
-    let mut sum = Change::NONE;
-    let mut at = 0;
-    while at < TCP_CHECKSUM {
-        sum.words(u32::MAX, word(tcp, at));
-        at += 4;
-    }
-    let [high, low] = sum.apply(u16::MAX).to_be_bytes();
+    let [high, low] = sum_between(tcp, 0, TCP_CHECKSUM).apply(u16::MAX).to_be_bytes();
     tcp[TCP_CHECKSUM + 2] = high;
     tcp[TCP_CHECKSUM + 3] = low;
 }
