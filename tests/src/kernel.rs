@@ -95,6 +95,7 @@ pub struct Log(File);
 impl Log {
     /// Starts at the end of the log.
     pub fn from_now() -> Result<Self> {
+        rearm();
         let mut log = File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open("/dev/kmsg")?;
         log.seek(SeekFrom::End(0))?;
         Ok(Self(log))
@@ -132,6 +133,14 @@ impl Log {
             }
         }
         Ok(faults)
+    }
+}
+
+/// Has the kernel give the warnings again that it gives once for each boot: one of a run long ago would hide those of this
+/// one. Without debugfs, which `cargo xtask test` mounts, it stays so.
+fn rearm() {
+    if let Err(error) = fs::write("/sys/kernel/debug/clear_warn_once", "1") {
+        eprintln!("warnings that were given since the kernel was started are not given again: {error}");
     }
 }
 

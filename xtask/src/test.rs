@@ -36,7 +36,8 @@ const PEERS: [(&str, &str); 7] = [
 /// The eBPF crate compiles only for its own target.
 pub(crate) const WITHOUT_EBPF: [&str; 2] = ["--exclude", "snisplice-ebpf"];
 
-const BPFFS: &str = "/sys/fs/bpf";
+/// What the tests need mounted: where a file system is, and its type.
+const MOUNTS: [(&str, &str); 2] = [("/sys/fs/bpf", "bpf"), ("/sys/kernel/debug", "debugfs")];
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let Args { no_install, cargo: passed_on } = args;
@@ -48,7 +49,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     step("peers");
     install::programs(&PEERS, *no_install)?;
-    mount_bpffs()?;
+    mount()?;
     step("build");
     // Once for all packages: the end-to-end tests run the daemon that this leaves beside them.
     shell::run(cargo().args(["build", "--workspace", "--bins"]).args(WITHOUT_EBPF))?;
@@ -62,12 +63,17 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     )
 }
 
-fn mount_bpffs() -> Result<()> {
+fn mount() -> Result<()> {
     let mounts = std::fs::read_to_string("/proc/mounts")?;
-    let is_mounted = mounts.lines().any(|mount| mount.split(' ').nth(1) == Some(BPFFS));
-    if is_mounted || !Path::new(BPFFS).exists() {
-        return Ok(());
+    for (place, kind) in MOUNTS {
+        let is_mounted = mounts.lines().any(|mount| mount.split(' ').nth(1) == Some(place));
+        if !is_mounted && Path::new(place).exists() {
+            println!("{place} is not mounted: mounting it");
+            if let Err(error) = shell::run(Command::new("mount").args(["-t", kind, kind, place])) {
+                // What cannot do without it says so, and fails.
+                println!("{error:#}");
+            }
+        }
     }
-    println!("{BPFFS} is not mounted: mounting it");
-    shell::run(Command::new("mount").args(["-t", "bpf", "bpf", BPFFS]))
+    Ok(())
 }

@@ -30,6 +30,8 @@ fn main() -> ExitCode {
         .into_iter()
         .flatten();
     let trials = trials.map(|trial| trial.with_ignored_flag(ignored)).collect();
+    // Without debugfs, what the kernel warned of once it does not warn of again.
+    let _ = fs::write("/sys/kernel/debug/clear_warn_once", "1");
     let before = warnings();
     let conclusion = libtest_mimic::run(&arguments, trials);
     let after = warnings();
