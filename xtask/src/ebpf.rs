@@ -19,7 +19,7 @@ use object::{
 };
 use sha2::{Digest as _, Sha256};
 
-use crate::shell::{self, output, root, step, target_directory};
+use crate::shell::{self, output, root, step};
 
 /// Rebuilds the committed eBPF objects.
 #[derive(Debug, clap::Args)]
@@ -246,7 +246,7 @@ fn list(path: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
 
 /// Compiles the crate and returns where the linked objects are.
 fn build(toolchain: &str) -> Result<PathBuf> {
-    let target = target_directory()?.join("ebpf");
+    let target = shell::target()?.join("ebpf");
     let mut command = rustup(toolchain);
     command
         .args(["cargo", "build", "--locked", "--release", "--package", PACKAGE])

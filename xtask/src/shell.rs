@@ -12,17 +12,10 @@ pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
 }
 
-/// The directory of build output that this program was built into.
+/// Where cargo puts what it builds, this program included, and we what takes long to make again.
 pub(crate) fn target() -> Result<PathBuf> {
     // Ours is <target>/debug/xtask.
     let own = std::env::current_exe().context("cannot tell where this program is")?;
-    Ok(own.ancestors().nth(2).context("this program is not in a target directory")?.to_owned())
-}
-
-/// Where cargo puts what it builds, and we what takes long to make again.
-pub(crate) fn target_directory() -> Result<PathBuf> {
-    // Ours is <target>/debug/xtask.
-    let own = std::env::current_exe()?;
     Ok(own.ancestors().nth(2).context("this program is not in a target directory")?.to_owned())
 }
 

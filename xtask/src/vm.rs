@@ -19,7 +19,7 @@ use self::{
 };
 use crate::{
     install,
-    shell::{step, target_directory},
+    shell::{self, step},
 };
 
 mod cpio;
@@ -110,7 +110,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         args;
     let directory = match kernels {
         Some(directory) => directory.clone(),
-        None => target_directory()?.join("kernels"),
+        None => shell::target()?.join("kernels"),
     };
     if *list {
         for kernel in Kernel::all_in(&directory)? {

@@ -425,19 +425,24 @@ fn followed_to_its_end() {
     assert_eq!((totals.packets, totals.bytes, totals.failed), (5, 150, 0));
 }
 
+/// What begins a connection, on addresses that a flow had.
+fn beginning() -> Segment {
+    Segment {
+        seq: 77_777,
+        ack: 0,
+        flags: flag::SYN,
+        options: [vec![2, 4, 5, 0xb4], timestamps()[2..].to_vec()].concat(),
+        payload: Vec::new(),
+    }
+}
+
 /// A flow's peer that has forgotten it must not begin another one that nobody has routed.
 fn begins(v6: bool) {
     let lab = Lab::new(v6);
     assert_eq!(lab.run(&packet(v6, 1, &Segment { payload: vec![3; 40], ..Segment::default() })).0, REDIRECT);
     assert_eq!(lab.run(&packet(v6, 0, &Segment { ack: 2_040, ..Segment::default() })).0, REDIRECT);
     let state = lab.state();
-    let begin = Segment {
-        seq: 77_777,
-        ack: 0,
-        flags: flag::SYN,
-        options: [vec![2, 4, 5, 0xb4], timestamps()[2..].to_vec()].concat(),
-        payload: Vec::new(),
-    };
+    let begin = beginning();
     let question = Segment { seq: 1_100, ack: 2_040, flags: flag::ACK, ..begin.clone() };
     let (verdict, out) = lab.run(&packet(v6, 0, &begin));
     assert_eq!(verdict, REDIRECT);
@@ -452,13 +457,7 @@ fn begins(v6: bool) {
 /// belong to no flow any more. What begins the connection comes once more, as a copy.
 fn let_in(v6: bool) {
     let mut lab = Lab::new(v6);
-    let begin = Segment {
-        seq: 77_777,
-        ack: 0,
-        flags: flag::SYN,
-        options: [vec![2, 4, 5, 0xb4], timestamps()[2..].to_vec()].concat(),
-        payload: Vec::new(),
-    };
+    let begin = beginning();
     for reset in [false, true] {
         for way in [0, 1] {
             lab.tuples.insert(leg(v6, way), Slot { flow: FLOW, way }, 0).expect("room for a tuple");
