@@ -48,26 +48,32 @@ enum Aim {
     End,
 }
 
-/// One of the ways in which a connection is carried, for as long as it is.
-type Stage<'a> = Pin<Box<dyn Future<Output = Next<'a>> + 'a>>;
+/// A connection that is copied, until it ends or is carried on in another way.
+type Copying<'a> = Pin<Box<dyn Future<Output = Next<'a>> + 'a>>;
 
-/// What comes after a stage.
+/// What comes after that.
 enum Next<'a> {
     End(End),
-    Stage(Stage<'a>),
+    Carried(Carry<'a>),
 }
 
-/// The stages of one connection: each is gone before the next one begins.
-struct Stages<'a>(Stage<'a>);
+/// How one connection is carried. What it was copied with is gone before the other begins.
+enum Stages<'a> {
+    Copied(Copying<'a>),
+    Carried(Carry<'a>),
+}
 
 impl Future for Stages<'_> {
     type Output = End;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<End> {
         loop {
-            match ready!(self.0.as_mut().poll(context)) {
-                Next::End(end) => return Poll::Ready(end),
-                Next::Stage(next) => self.0 = next,
+            match &mut *self {
+                Self::Copied(copying) => match ready!(copying.as_mut().poll(context)) {
+                    Next::End(end) => return Poll::Ready(end),
+                    Next::Carried(carried) => *self = Self::Carried(carried),
+                },
+                Self::Carried(carried) => return carried.as_mut().poll(context),
             }
         }
     }
@@ -118,7 +124,7 @@ impl Adaptive {
                 match (aim, &self.packet, &self.sockmap) {
                     (Aim::Packets, Some(packet), _) => {
                         match self.to_packets(packet, watched.take(), copied, account) {
-                            ControlFlow::Break(stage) => return Next::Stage(stage),
+                            ControlFlow::Break(carried) => return Next::Carried(carried),
                             ControlFlow::Continue((back, seen)) => {
                                 copied = back;
                                 watched = seen;
@@ -129,8 +135,7 @@ impl Adaptive {
                         }
                     }
                     (Aim::Redirection, _, Some(sockmap)) => {
-                        let redirected = sockmap.take_over(Box::new(copied), self.rule, account);
-                        return Next::Stage(Box::pin(async move { Next::End(redirected.await) }));
+                        return Next::Carried(sockmap.take_over(Box::new(copied), self.rule, account));
                     }
                     _ => aim = Aim::End,
                 }
@@ -146,17 +151,14 @@ impl Adaptive {
         watched: Option<Box<Watched>>,
         copied: Connection,
         account: &'a Account,
-    ) -> ControlFlow<Stage<'a>, (Connection, Option<Box<Watched>>)> {
+    ) -> ControlFlow<Carry<'a>, (Connection, Option<Box<Watched>>)> {
         let Some(watched) = watched else {
             let watched = packet.watch(&copied, account).map(Box::new);
             return ControlFlow::Continue((copied, watched));
         };
         match packet.is_seen(*watched, account) {
             Seen::Yes(watched) => match packet.take_over(watched, Box::new(copied), account) {
-                Ok(flow) => {
-                    let carried = Box::new(flow).run(self.terms(Aim::End).idle);
-                    ControlFlow::Break(Box::pin(async move { Next::End(carried.await) }))
-                }
+                Ok(flow) => ControlFlow::Break(Box::pin(Box::new(flow).run(self.terms(Aim::End).idle))),
                 Err(copied) => ControlFlow::Continue((*copied, None)),
             },
             Seen::NotYet(watched) => ControlFlow::Continue((copied, Some(Box::new(watched)))),
@@ -180,7 +182,7 @@ impl Datapath for Adaptive {
 
     fn relay<'a>(&'a self, pair: Pair, account: &'a Account) -> Carry<'a> {
         account.carried_by(Carrier::Relay);
-        Box::pin(Stages(Box::pin(self.copy(Connection::new(pair), account))))
+        Box::pin(Stages::Copied(Box::pin(self.copy(Connection::new(pair), account))))
     }
 
     fn moved(&self, account: &Account) -> (u64, u64) {

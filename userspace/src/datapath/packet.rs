@@ -107,20 +107,6 @@ impl Packet {
         Ok(Self { shared, worker, sweeping, idle })
     }
 
-    /// Puts a connection into the kernel's hands at once: the future holds no room for that.
-    fn carry<'a>(&'a self, mut pair: Pair, account: &'a Account) -> Carry<'a> {
-        pair.watch();
-        let connection = Box::new(relay::Connection::new(pair));
-        let begun = self.admit(&connection).and_then(|(entry, legs)| self.begin(entry, legs, &connection));
-        match self.flow(begun, connection, account) {
-            Ok(flow) => Box::pin(Box::new(flow).run(self.idle)),
-            Err(mut connection) => {
-                account.carried_by(Carrier::Relay);
-                Box::pin(async move { connection.carry_to_end(self.idle, account).await })
-            }
-        }
-    }
-
     /// Looks whether a connection that is being copied can be carried, and whether its packets come by the programs from
     /// now on.
     pub(super) fn watch(&self, connection: &relay::Connection, account: &Account) -> Option<Watched> {
@@ -305,8 +291,18 @@ impl Datapath for Packet {
         leg::largest_segment(client)
     }
 
-    fn relay<'a>(&'a self, pair: Pair, account: &'a Account) -> Carry<'a> {
-        self.carry(pair, account)
+    /// Puts the connection into the kernel's hands at once: the future holds no room for that.
+    fn relay<'a>(&'a self, mut pair: Pair, account: &'a Account) -> Carry<'a> {
+        pair.watch();
+        let connection = Box::new(relay::Connection::new(pair));
+        let begun = self.admit(&connection).and_then(|(entry, legs)| self.begin(entry, legs, &connection));
+        match self.flow(begun, connection, account) {
+            Ok(flow) => Box::pin(Box::new(flow).run(self.idle)),
+            Err(mut connection) => {
+                account.carried_by(Carrier::Relay);
+                Box::pin(async move { connection.carry_to_end(self.idle, account).await })
+            }
+        }
     }
 
     fn moved(&self, account: &Account) -> (u64, u64) {

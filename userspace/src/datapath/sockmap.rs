@@ -12,6 +12,7 @@
 
 use std::{
     cell::RefCell,
+    future::ready,
     io,
     os::fd::{AsFd, BorrowedFd},
     rc::Rc,
@@ -165,22 +166,24 @@ impl Sockmap {
 
     /// Carries on with a connection that was copied so far: each direction goes on being copied until `rule` says that
     /// the kernel pays for it.
-    pub(super) async fn take_over(
-        &self,
+    pub(super) fn take_over<'a>(
+        &'a self,
         mut copied: Box<relay::Connection>,
         rule: Handover,
-        account: &Account,
-    ) -> End {
-        let cookies = match self.admit(&copied.client, &copied.backend) {
-            Ok(cookies) => cookies,
+        account: &'a Account,
+    ) -> Carry<'a> {
+        let idle = self.settings.idle;
+        match self.admit(&copied.client, &copied.backend) {
+            Ok(cookies) => match self.resume(*copied, cookies, rule, account) {
+                Ok((connection, mut pumps)) => {
+                    Box::pin(async move { connection.run(idle, &mut pumps).await })
+                }
+                Err(end) => Box::pin(ready(end)),
+            },
             Err(error) => {
                 self.fall_back(&error);
-                return copied.carry_to_end(self.settings.idle, account).await;
+                Box::pin(async move { copied.carry_to_end(idle, account).await })
             }
-        };
-        match self.resume(*copied, cookies, rule, account) {
-            Ok((connection, mut pumps)) => connection.run(self.settings.idle, &mut pumps).await,
-            Err(end) => end,
         }
     }
 
