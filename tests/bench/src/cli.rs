@@ -69,7 +69,7 @@ pub(crate) struct Run {
     /// Threads or processes of each contestant
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = parse_threads)]
     pub workers: usize,
-    /// Threads of the load generator, and of the backend [default: half the processors, at least 2]
+    /// Threads of the load generator, and of the backend [default: half the processors; for bulk at least 2]
     #[arg(long, value_name = "N", value_parser = parse_threads)]
     pub load_threads: Option<usize>,
     /// Several clients and backends, each in a namespace of its own: clients x backends [without a value: 3x3]

@@ -90,6 +90,9 @@ pub(crate) struct Settings {
     pub workers: usize,
     /// Client threads; the backend has as many.
     pub load_threads: usize,
+    /// The same where bytes are many; `None` in records of a time when there was no difference.
+    #[serde(default)]
+    pub bulk_threads: Option<usize>,
     /// Client and backend namespaces.
     pub clients: u8,
     /// Client and backend namespaces.
@@ -351,7 +354,8 @@ pub(crate) mod tests {
                 warm_up_seconds: 0.1,
                 window_seconds: 1.0,
                 workers: 2,
-                load_threads: 2,
+                load_threads: 1,
+                bulk_threads: Some(2),
                 clients: 1,
                 backends: 1,
                 seed: 1,

@@ -34,13 +34,14 @@ pub(crate) fn head(record: &Record, estimate: f64) -> String {
             machine.load_average
         ),
         format!(
-            "{} round(s) of {} s after {} s of warm-up; {} workers a contestant, {} load threads; {} client and {} \
-             backend namespace(s); {}; order from seed {}",
+            "{} round(s) of {} s after {} s of warm-up; {} workers a contestant, {} load thread(s), {} for bulk; {} client \
+             and {} backend namespace(s); {}; order from seed {}",
             settings.rounds,
             settings.window_seconds,
             settings.warm_up_seconds,
             settings.workers,
             settings.load_threads,
+            settings.bulk_threads.unwrap_or(settings.load_threads),
             settings.clients,
             settings.backends,
             machine.sysctls.get("net.ipv4.tcp_congestion_control").map_or("", String::as_str),

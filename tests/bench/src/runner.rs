@@ -126,14 +126,13 @@ pub(crate) fn run(options: &cli::Run) -> anyhow::Result<Record> {
     let search = install::search(options.snisplice.as_deref());
     let entries = enlist(options, &search)?;
 
-    let threads = options.load_threads.unwrap_or_else(|| {
-        std::thread::available_parallelism().map_or(2, |count| usize::from(count).div_ceil(2)).max(2)
-    });
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = load_threads(options.load_threads, Kind::Rr, processors);
+    let bulk_threads = load_threads(options.load_threads, Kind::Bulk, processors);
     let (clients, backends) = options.wide.unwrap_or((1, 1));
     let topology = Topology::create(clients, backends)?;
     let identity = Identity::generate(&[TLS_NAME, HTTPS_NAME])?;
-    let backend_threads = threads.div_ceil(usize::from(backends));
-    let backend = Backend::start(&topology.backends, backend_threads, &Arc::clone(&identity.server))?;
+    let backend = start_backend(&topology, threads, &identity)?;
     let rig = Rig {
         backend,
         identity,
@@ -160,6 +159,7 @@ pub(crate) fn run(options: &cli::Run) -> anyhow::Result<Record> {
             window_seconds: extents.window,
             workers: options.workers,
             load_threads: threads,
+            bulk_threads: Some(bulk_threads),
             clients,
             backends,
             seed,
@@ -170,8 +170,17 @@ pub(crate) fn run(options: &cli::Run) -> anyhow::Result<Record> {
         paces: Vec::new(),
     };
     let progress = Progress::new(extents.estimate(&entries));
-    let mut run =
-        Run { rig, search, extents, entries, record, progress, random: fastrand::Rng::with_seed(seed) };
+    let mut run = Run {
+        rig,
+        search,
+        extents,
+        entries,
+        record,
+        progress,
+        random: fastrand::Rng::with_seed(seed),
+        load_threads: options.load_threads,
+        processors,
+    };
     let started = Instant::now();
     report::say(&report::head(&run.record, run.extents.estimate(&run.entries)));
     let result = run.all();
@@ -185,6 +194,18 @@ pub(crate) fn run(options: &cli::Run) -> anyhow::Result<Record> {
         Err(error) => return Err(error),
     }
     Ok(run.record)
+}
+
+/// How many threads the generator has, and the backend. They leave half of the processors to the balancer: with more, a
+/// request waits for its turn in the load itself. Many bytes want two of them, or the load would be the limit.
+fn load_threads(asked: Option<usize>, kind: Kind, processors: usize) -> usize {
+    let least = if matches!(kind, Kind::Bulk | Kind::Iperf) { 2 } else { 1 };
+    asked.unwrap_or_else(|| processors.div_ceil(2).max(least))
+}
+
+fn start_backend(topology: &Topology, threads: usize, identity: &Identity) -> anyhow::Result<Backend> {
+    let each = threads.div_ceil(topology.backends.len());
+    Backend::start(&topology.backends, each, &Arc::clone(&identity.server))
 }
 
 /// Contestants that were asked for, with their programs and versions.
@@ -254,6 +275,9 @@ struct Run {
     record: Record,
     progress: Progress,
     random: fastrand::Rng,
+    /// What was asked for with `--load-threads`.
+    load_threads: Option<usize>,
+    processors: usize,
 }
 
 impl Run {
@@ -269,6 +293,7 @@ impl Run {
 
     /// One kind of work, all contestants.
     fn block(&mut self, round: u32, kind: Kind) -> anyhow::Result<()> {
+        self.staff(kind)?;
         let directory = scratch_directory()?;
         let helper = match kind {
             Kind::Iperf => Some(Helper::Iperf3),
@@ -354,6 +379,18 @@ impl Run {
         Ok(())
     }
 
+    /// Gives the load as many threads as this kind of work wants.
+    fn staff(&mut self, kind: Kind) -> anyhow::Result<()> {
+        let Rig { topology, identity, .. } = &self.rig;
+        let threads = load_threads(self.load_threads, kind, self.processors);
+        if threads != self.rig.threads {
+            // It takes connections beside the one before, which ends then.
+            self.rig.backend = start_backend(topology, threads, identity)?;
+            self.rig.threads = threads;
+        }
+        Ok(())
+    }
+
     fn note_paths(&mut self, round: u32, kind: Kind, index: usize) -> anyhow::Result<()> {
         let contestant = &self.entries[index].contestant;
         if let Some(connections) = self.rig.topology.balancer.run(|| Ok(contestant.paths_taken()))? {
@@ -417,4 +454,18 @@ fn scratch_directory() -> anyhow::Result<tempfile::TempDir> {
         .permissions(Permissions::from_mode(0o755))
         .tempdir()
         .context("make a temporary directory")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_load_leaves_half_of_the_processors_and_bulk_has_two_threads() {
+        for (processors, messages, bulk) in [(1, 1, 2), (2, 1, 2), (3, 2, 2), (8, 4, 4)] {
+            assert_eq!(load_threads(None, Kind::Paced, processors), messages);
+            assert_eq!(load_threads(None, Kind::Bulk, processors), bulk);
+            assert_eq!(load_threads(Some(3), Kind::Bulk, processors), 3);
+        }
+    }
 }

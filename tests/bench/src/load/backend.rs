@@ -253,6 +253,8 @@ impl<'a> Worker<'a> {
                         return Ok(Step::Wait);
                     }
                     *state = ask(*order, *sequence + 1);
+                    // The next message comes after the answer, with an edge of its own.
+                    return Ok(Step::Wait);
                 }
                 State::Bulk(bulk) => match bulk.drive(socket, false, &mut self.scratch, self.tally)? {
                     Step::Done => *state = State::Wait,

@@ -290,6 +290,8 @@ impl Session for Echo {
                     }
                     self.state =
                         EchoState::Receiving(MessageReceiver::new(self.message(), self.order.verify));
+                    // The answer makes an edge of its own. To look for it now would cost the balancer processor time.
+                    return Ok(Step::Wait);
                 }
                 EchoState::Receiving(receiver) => match receiver.receive(socket, turn.scratch)? {
                     Arrival::Partial => return Ok(Step::Wait),
