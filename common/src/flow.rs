@@ -37,7 +37,7 @@ pub const CRUMB_BYTES: u32 = 512;
 pub const CRUMBS: u32 = 1_024;
 
 /// The state of one direction. The program that runs for a socket holds its lock, so nobody else writes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct Flow {
     /// The target's cookie.
@@ -75,7 +75,7 @@ pub struct Flow {
 const _: () = assert!(size_of::<Flow>() == 88, "Flow has padding");
 
 /// What userspace tells the kernel about one direction.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct Control {
     /// Bytes that userspace has written to the target. Raised only after send(2) returned.

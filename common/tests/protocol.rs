@@ -1,10 +1,14 @@
-//! The protocol between the verdict program and userspace, over many random interleavings: the decisions are the
-//! real ones, the kernel's queues and the program's two reads are modelled.
+//! The protocol between the verdict program and userspace, in all orders in which a few packets can take it and in many
+//! random ones of very many: the decisions are the real ones, the kernel's queues and the program's two reads are modelled.
 //!
 //! One direction is followed from its first byte to its end, by FIN or by reset, while userspace takes it from the kernel
 //! and gives it back, and while the shares of other directions in the sum of all waiting bytes come and go.
 
-use std::{collections::VecDeque, ops::Range};
+use std::{
+    collections::{HashSet, VecDeque},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    ops::Range,
+};
 
 use snisplice_common::{
     budget,
@@ -20,13 +24,38 @@ const SEEDS: u64 = 1_000;
 
 type Bytes = Range<u64>;
 
-/// A small generator: each seed is one interleaving.
-struct Random(u64);
+/// How sizes are chosen.
+#[derive(Debug, Clone, Copy, Hash)]
+enum Choice {
+    /// By a small generator: each seed is one interleaving.
+    Random(u64),
+    /// Always the least.
+    Least,
+    /// Always the most.
+    Most,
+}
 
-impl Random {
+impl Choice {
     fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % limit
+        match self {
+            Self::Random(state) => {
+                *state =
+                    state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (*state >> 33) % limit
+            }
+            Self::Least => 0,
+            Self::Most => limit - 1,
+        }
+    }
+
+    /// How much of `size` bytes is written at once.
+    fn part_of(&mut self, size: u64) -> u64 {
+        match self {
+            Self::Random(_) => 1 + self.below(size),
+            // Byte by byte there would be no end of it.
+            Self::Least => size.min(PACKET / 2),
+            Self::Most => size,
+        }
     }
 }
 
@@ -35,7 +64,7 @@ fn len(queue: &VecDeque<Bytes>) -> u64 {
 }
 
 /// Where userspace is in its story; one step is one system call.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Hash)]
 enum User {
     /// Waits for an event.
     Rest,
@@ -60,7 +89,7 @@ enum User {
 }
 
 /// Why userspace copies.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Hash)]
 enum Why {
     /// The kernel has passed something.
     Passed { before: u64 },
@@ -71,14 +100,15 @@ enum Why {
 }
 
 /// How the sender ended its stream.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Hash)]
 enum End {
     Fin,
     Reset,
 }
 
+#[derive(Debug, Clone, Hash)]
 struct Model {
-    random: Random,
+    choice: Choice,
     flow: Flow,
     control: Control,
     /// What the sender has sent.
@@ -115,7 +145,7 @@ struct Model {
 impl Model {
     fn new(seed: u64) -> Self {
         Self {
-            random: Random(seed),
+            choice: Choice::Random(seed),
             flow: Flow::new(1, 2),
             control: Control::default(),
             sent: 0,
@@ -146,7 +176,7 @@ impl Model {
     /// The other directions have more or less waiting now.
     fn others_move(&mut self) -> bool {
         let total = LIMITS.total.cast_signed();
-        let now = total / 2 * self.random.below(3).cast_signed();
+        let now = total / 2 * self.choice.below(3).cast_signed();
         self.counted_by_all = self.counted_by_all.wrapping_add_signed(now - self.others);
         self.others = now;
         true
@@ -157,7 +187,7 @@ impl Model {
         if self.end.is_some() || self.in_verdict.is_some() || len(&self.passed) >= RCVBUF {
             return false;
         }
-        let size = 1 + self.random.below(PACKET);
+        let size = 1 + self.choice.below(PACKET);
         let bytes = self.sent..self.sent + size;
         self.sent += size;
         self.in_verdict = Some((bytes, self.control));
@@ -170,7 +200,7 @@ impl Model {
         self.wanted = false;
         if how == End::Reset {
             // The kernel may forget what nobody has read.
-            while self.random.below(3) > 0 && self.passed.pop_back().is_some() {}
+            while self.choice.below(3) > 0 && self.passed.pop_back().is_some() {}
         }
     }
 
@@ -269,7 +299,7 @@ impl Model {
             User::Read if self.in_verdict.is_none() => self.read(),
             User::Write { bytes } if len(&self.queue) < SNDBUF => {
                 let size = bytes.end - bytes.start;
-                let sent = (1 + self.random.below(size)).min(SNDBUF - len(&self.queue));
+                let sent = self.choice.part_of(size).min(SNDBUF - len(&self.queue));
                 self.take(bytes.start..bytes.start + sent);
                 self.forwarded += sent;
                 if sent == size { User::Read } else { User::Write { bytes: bytes.start + sent..bytes.end } }
@@ -335,12 +365,12 @@ impl Model {
 
     fn step(&mut self, sending: bool, laziness: u64) {
         // Whatever cannot move now is tried again later.
-        let _ = match self.random.below(9) {
+        let _ = match self.choice.below(9) {
             0 => sending && self.arrive(),
             1 => self.finish_verdict(),
             2 => self.work(),
-            3 => self.random.below(1 + laziness) == 0 && self.receive(),
-            4 => self.random.below(10) == 0 && self.others_move(),
+            3 => self.choice.below(1 + laziness) == 0 && self.receive(),
+            4 => self.choice.below(10) == 0 && self.others_move(),
             _ => self.user(),
         };
     }
@@ -355,13 +385,113 @@ impl Model {
     fn live(&mut self) {
         for _ in 0..40 {
             // The sender rests now and then, and so does userspace's wish; the receiver reads more or less eagerly.
-            let (sending, laziness) = (self.random.below(2) == 0, self.random.below(4));
-            self.wanted = self.end.is_none() && self.random.below(4) == 0;
+            let (sending, laziness) = (self.choice.below(2) == 0, self.choice.below(4));
+            self.wanted = self.end.is_none() && self.choice.below(4) == 0;
             for _ in 0..80 {
                 self.step(sending, laziness);
             }
         }
     }
+}
+
+/// What may happen next.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Next {
+    Arrive,
+    Verdict,
+    Work,
+    Receive,
+    Others,
+    Want(bool),
+    User,
+    End(End),
+}
+
+impl Model {
+    /// False if it cannot happen now, or changes nothing.
+    fn happens(&mut self, next: Next) -> bool {
+        match next {
+            Next::Arrive => self.arrive(),
+            Next::Verdict => self.finish_verdict(),
+            Next::Work => self.work(),
+            Next::Receive => self.receive(),
+            Next::Others => self.others_move(),
+            Next::Want(wanted) => {
+                let changes = self.end.is_none() && wanted != self.wanted;
+                if changes {
+                    self.wanted = wanted;
+                }
+                changes
+            }
+            Next::User => self.user(),
+            Next::End(how) => {
+                let changes = self.end.is_none();
+                if changes {
+                    self.end(how);
+                }
+                changes
+            }
+        }
+    }
+
+    /// What must hold once nothing moves any more, whatever came before.
+    fn check(mut self) {
+        let before = self.clone();
+        self.settle();
+        let ended = if self.end.is_some() { User::Ended } else { User::Rest };
+        assert_eq!(self.user, ended, "{before:?}");
+        assert_eq!(self.received, self.taken, "{before:?}");
+        if self.end != Some(End::Reset) {
+            assert_eq!(self.received, self.sent, "{before:?}");
+        }
+        self.give_back();
+        assert_eq!(self.sum(), self.others, "{before:?}");
+    }
+
+    /// Tells one state from another.
+    fn key(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.hash(&mut hasher);
+        hasher.finish()
+    }
+}
+
+/// Follows a direction through all states that it can come to with so many packets, each a byte or as large as they get.
+#[test]
+fn all_orders_of_a_few_packets() {
+    const PACKETS: usize = 3;
+    const ALL: [Next; 10] = [
+        Next::Arrive,
+        Next::Verdict,
+        Next::Work,
+        Next::Receive,
+        Next::Others,
+        Next::Want(true),
+        Next::Want(false),
+        Next::User,
+        Next::End(End::Fin),
+        Next::End(End::Reset),
+    ];
+    let mut seen = HashSet::new();
+    let mut left = vec![(Model::new(0), PACKETS)];
+    while let Some((model, packets)) = left.pop() {
+        model.clone().check();
+        for next in ALL {
+            if next == Next::Arrive && packets == 0 {
+                continue;
+            }
+            for choice in [Choice::Least, Choice::Most] {
+                let mut model = Model { choice, ..model.clone() };
+                if model.happens(next) {
+                    model.choice = Choice::Least;
+                    if seen.insert(model.key()) {
+                        left.push((model, packets - usize::from(next == Next::Arrive)));
+                    }
+                }
+            }
+        }
+    }
+    assert!(seen.len() > 100_000, "{} states", seen.len());
 }
 
 #[test]
