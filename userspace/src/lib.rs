@@ -27,3 +27,8 @@ pub mod state;
 pub mod takeover;
 pub mod tls;
 pub mod worker;
+
+/// What threads meet by in [`kernel::signals`]. The test that takes them through all orders (`tests/signals`) has loom's.
+mod sync {
+    pub(crate) use std::sync::{Mutex, MutexGuard, PoisonError};
+}

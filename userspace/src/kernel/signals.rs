@@ -6,11 +6,12 @@
 use std::{
     fmt,
     ops::{BitAnd, BitOr, BitOrAssign, Not},
-    sync::{Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
 };
 
 use slab::Slab;
+
+use crate::sync::{Mutex, MutexGuard, PoisonError};
 
 /// One side of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
