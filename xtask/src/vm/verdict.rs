@@ -33,12 +33,17 @@ pub(super) struct Probe {
     pub(super) counts: [usize; 3],
     /// The datapath that `auto` takes, if it says so.
     pub(super) taken: Option<String>,
+    /// Whether `auto` carries packets where it may.
+    pub(super) packets: bool,
 }
 
 /// What `auto` must take on kernels of which it is known: a probe that refuses everything must not pass for caution,
 /// nor one that trusts a kernel without the fixes of 2023.
 const MUST_TAKE: [(&str, &str); 4] =
     [("5.10", RELAY), ("6.12", "sockmap"), ("6.18", "sockmap"), ("7", "sockmap")];
+
+/// Kernels that must carry packets.
+const MUST_CARRY: [&str; 4] = ["6.1", "6.12", "6.18", "7"];
 
 /// The results of one file of tests.
 #[derive(Debug, PartialEq, Eq)]
@@ -83,7 +88,7 @@ impl Verdict {
         for file in &files {
             let list = if probe.refuses(&file.name) { &mut refused } else { &mut faults };
             list.extend(file.faults());
-            if probe.taken.as_deref().is_some_and(|taken| file.is_about(taken)) {
+            if probe.takes().any(|taken| file.is_about(taken)) {
                 list.extend(file.skipped_fault());
             }
         }
@@ -112,7 +117,13 @@ impl Probe {
         for index in lines.iter().filter_map(result) {
             counts[index] += 1;
         }
-        Self { counts, taken: lines.iter().find_map(|line| taken(line)), lines }
+        let packets = lines.iter().any(|line| line.starts_with("=> packets can be carried"));
+        Self { counts, taken: lines.iter().find_map(|line| taken(line)), packets, lines }
+    }
+
+    /// What `auto` takes, the best first.
+    pub(super) fn takes(&self) -> impl Iterator<Item = &str> {
+        self.packets.then_some(PACKET).into_iter().chain(self.taken.as_deref())
     }
 
     /// Whether the tests in the file `name` are about a datapath that `auto` does not dare to take here.
@@ -125,6 +136,9 @@ impl Probe {
             let printed = self.lines.join("\n    ");
             return Some(format!("the probe does not say what `auto` takes; it printed\n    {printed}"));
         };
+        if !self.packets && MUST_CARRY.iter().any(|series| is_of_series(release, series)) {
+            return Some("`auto` does not carry packets and must do so on this kernel".to_owned());
+        }
         let (_, must) = MUST_TAKE.iter().find(|(series, _)| is_of_series(release, series))?;
         (taken != must).then(|| format!("`auto` takes {taken} and must take {must} on this kernel"))
     }
@@ -132,6 +146,8 @@ impl Probe {
 
 /// The datapath that needs nothing of the kernel.
 const RELAY: &str = "relay";
+/// The one that carries packets.
+const PACKET: &str = "packet";
 
 /// In a sentence such as `datapath X serves here, auto takes it`, or `auto takes the datapath X`.
 fn taken(line: &str) -> Option<String> {
@@ -328,17 +344,24 @@ mod tests {
             "warning  window fixes: the window may be miscounted",
             "         remedy: update",
             "=> the kernel can move the bytes: datapath sockmap serves here, auto takes it, and relay serves anywhere",
+            "ok       packet programs",
+            "=> packets can be carried: datapath packet serves here, and auto takes it where it may",
         ]));
-        assert_eq!((probe.counts, probe.taken.as_deref()), ([1, 1, 0], Some("sockmap")));
+        assert_eq!((probe.counts, probe.taken.as_deref()), ([2, 1, 0], Some("sockmap")));
+        assert!(probe.takes().eq(["packet", "sockmap"]));
         assert_eq!(probe.fault("6.12.107+deb13"), None);
         assert!(!probe.refuses("sockmap"));
+        let probe = Probe { packets: false, ..probe };
+        assert!(probe.takes().eq(["sockmap"]));
+        assert!(probe.fault("6.12.107+deb13").is_some());
 
         let probe = Probe::of(strings(&[
             "failed   kernel types: no field",
             "=> bytes are copied in userspace: auto takes the datapath relay, and sockmap refuses to start",
         ]));
         assert_eq!((probe.counts, probe.taken.as_deref()), ([0, 0, 1], Some("relay")));
-        assert_eq!(probe.fault("6.1.0-50"), None);
+        assert_eq!(probe.fault("5.10.0-32"), None);
+        assert!(probe.fault("6.1.0-50").is_some());
         assert!(probe.fault("6.12.107+deb13").is_some());
         assert!(probe.refuses("sockmap") && !probe.refuses("relay"));
 
