@@ -10,7 +10,10 @@ use snisplice_tests::{
     tcp::{self, Ending},
 };
 
-use crate::flow::{self, Flow};
+use crate::{
+    flow::{self, Flow},
+    packet::nft,
+};
 
 pub(crate) const CASES: &[Case] = &[
     Case::each("close::half_close_by_the_client_is_kept", half_close_by_the_client_is_kept),
@@ -22,6 +25,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::each("close::reset_by_the_backend", reset_by_the_backend),
     Case::each("close::reset_after_half_close", reset_after_half_close),
     Case::each("close::idle_connections_end", idle_connections_end),
+    Case::each("close::idle_connections_end_whose_hello_nobody_acknowledges", unacknowledged_connections_end),
 ];
 
 fn half_close_by_the_client_is_kept(lab: &Lab) -> Result<()> {
@@ -136,6 +140,18 @@ fn idle_connections_end(lab: &Lab) -> Result<()> {
     flow.exchange()?;
     tcp::read_to_end(&mut flow.client)?;
     tcp::read_to_end(&mut flow.backend)?;
+    closed(&daemon, "idle_timeout")
+}
+
+/// As far as the daemon's own sockets know, such a connection has not even begun.
+fn unacknowledged_connections_end(lab: &Lab) -> Result<()> {
+    nft(
+        &lab.backend,
+        "table inet mute {\n chain out {\n type filter hook output priority 0;\n \
+         tcp flags & (syn | ack) == ack drop\n }\n }",
+    )?;
+    let (daemon, listener) = flow::start(lab, "timeouts: {idle: 2s, unacknowledged: 1h}\n")?;
+    let _flow = Flow::open(lab, &listener)?;
     closed(&daemon, "idle_timeout")
 }
 

@@ -7,7 +7,10 @@ use snisplice_common::packet::{
     flow::{BEGINS, KEPT, OFF, OVER, RESET, Rules, Standing, State, Way},
     look::Look,
 };
-use tokio::{net::TcpStream, time::sleep};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, sleep},
+};
 
 use super::{Shared, plan, stats::Refusal};
 use crate::{
@@ -290,14 +293,21 @@ impl<'a> Flow<'a> {
         let Sockets::Settling(connection) = &mut self.sockets else { return Settled::Carried };
         let entry = &mut self.entry;
         let mut pause = FIRST_LOOK;
+        // Not [`idle`], which would begin anew with each look.
+        let (mut seen, mut since) = (progress(entry), Instant::now());
         loop {
             tokio::select! {
                 end = ended(&*entry) => return Settled::Ended(end),
                 end = connection.carry_to_end(NEVER, self.account) => {
                     return entry.seen_end().map_or(Settled::Failed(end), Settled::Ended);
                 }
-                () = idle(limit, || progress(&*entry)) => return Settled::Ended(End::Idle),
-                () = sleep(pause) => {}
+                () = sleep(pause.min(limit)) => {}
+            }
+            let now = progress(entry);
+            if now != seen {
+                (seen, since) = (now, Instant::now());
+            } else if since.elapsed() >= limit {
+                return Settled::Ended(End::Idle);
             }
             if entry.is_bypassed() {
                 return Settled::Bypassed;
