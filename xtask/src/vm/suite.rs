@@ -1,5 +1,5 @@
-//! What runs in a guest: the daemon's probes, every integration test of its crate, and those from end to end that not every
-//! kernel can run, as this machine builds them.
+//! What runs in a guest: the daemon's probes, every integration test of its crate that asks something of the kernel, and
+//! those from end to end that not every kernel can run, as this machine builds them.
 
 use std::{
     collections::BTreeSet,
@@ -18,6 +18,8 @@ use crate::shell::{self, cargo, find, root};
 
 /// The crate whose binary and integration tests these are.
 const PACKAGE: &str = "snisplice";
+/// Those of them that are about threads alone.
+const OF_NO_KERNEL: &str = "signals";
 /// The crate of the tests from end to end, their binary, and which of them run: of VLANs, which some kernels are built
 /// without. All would take hours.
 const END_TO_END: (&str, &str, &str) = ("snisplice-tests", "e2e", "network::a_vlan");
@@ -70,7 +72,7 @@ impl Suite {
         let daemon = built.iter().find(|built| built.kind == "bin" && built.name == PACKAGE);
         let daemon = daemon.context("cargo built no daemon")?.path.clone();
         let mut tests = Vec::new();
-        for Executable { name, path, .. } in built.into_iter().filter(|built| built.kind == "test") {
+        for Executable { name, path, .. } in built.into_iter().filter(Executable::is_for_guests) {
             let filter = only.filter(|part| !name.contains(part)).map(str::to_owned);
             tests.push(TestBinary::of(name, path, filter)?);
         }
@@ -213,6 +215,12 @@ struct Executable {
     kind: String,
     name: String,
     path: PathBuf,
+}
+
+impl Executable {
+    fn is_for_guests(&self) -> bool {
+        self.kind == "test" && self.name != OF_NO_KERNEL
+    }
 }
 
 /// What cargo says that it has built.
