@@ -1,7 +1,7 @@
 //! Long byte streams whose every byte is known at both ends.
 
 use std::{
-    io::{Read, Write},
+    io::{self, ErrorKind, Read, Write},
     thread,
     time::Duration,
 };
@@ -119,14 +119,36 @@ pub fn send(mut to: impl Write, pattern: &Pattern, total: u64, mut pace: Pace) -
     Ok(())
 }
 
+/// As [`Read::read`], and again where nothing came but an interruption. A socket with a time limit gives up with `EINTR`
+/// whenever its thread is made to look up, even if no signal is delivered in the end: by a debugger, by a freezer of
+/// cgroups, by the kernel that patches itself.
+pub fn read(mut from: impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match from.read(buffer) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            read => return read,
+        }
+    }
+}
+
+/// [`read`] for the other way.
+pub fn write(mut to: impl Write, bytes: &[u8]) -> io::Result<usize> {
+    loop {
+        match to.write(bytes) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            written => return written,
+        }
+    }
+}
+
 /// Reads the first `total` bytes of `pattern`, checking each.
 pub fn receive(mut from: impl Read, pattern: &Pattern, total: u64) -> Result<()> {
     let mut buffer = vec![0; 128 * 1024];
     let mut position = 0;
     while position < total {
         let most = buffer.len().min(usize::try_from(total - position).unwrap_or(usize::MAX));
-        let count =
-            from.read(&mut buffer[..most]).with_context(|| format!("at position {position} of {total}"))?;
+        let count = read(&mut from, &mut buffer[..most])
+            .with_context(|| format!("at position {position} of {total}"))?;
         if count == 0 {
             bail!("the stream ended after {position} of {total} bytes");
         }
@@ -134,4 +156,57 @@ pub fn receive(mut from: impl Read, pattern: &Pattern, total: u64) -> Result<()>
         position += count as u64;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Is interrupted before each byte that it moves.
+    struct Interrupted<S> {
+        inner: S,
+        again: bool,
+    }
+
+    impl<S> Interrupted<S> {
+        fn before_each(inner: S) -> Self {
+            Self { inner, again: false }
+        }
+
+        fn turn(&mut self) -> io::Result<()> {
+            self.again = !self.again;
+            if self.again { Err(ErrorKind::Interrupted.into()) } else { Ok(()) }
+        }
+    }
+
+    impl<S: Read> Read for Interrupted<S> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            self.turn()?;
+            self.inner.read(&mut buffer[..1])
+        }
+    }
+
+    impl<S: Write> Write for Interrupted<S> {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.turn()?;
+            self.inner.write(&bytes[..1])
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            self.inner.flush()
+        }
+    }
+
+    #[test]
+    fn an_interruption_is_no_error() {
+        let (pattern, mut sent) = (Pattern::new(1), Vec::new());
+        send(Interrupted::before_each(&mut sent), &pattern, 1_000, Pace::uneven(1)).expect("sent");
+        receive(Interrupted::before_each(&*sent), &pattern, 1_000).expect("received");
+        assert_eq!(write(Interrupted::before_each(&mut sent), b"more").expect("written"), 1);
+        let more = receive(Interrupted::before_each(&*sent), &pattern, 1_002).expect_err("wrong or short");
+        assert!(
+            more.to_string().contains("wrong byte at position 1000") || more.to_string().contains("ended"),
+            "{more}"
+        );
+    }
 }

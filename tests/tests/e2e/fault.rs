@@ -11,7 +11,7 @@ use snisplice_tests::{
     lab::Lab,
     netns::BACKEND,
     process::{Process, run},
-    stream::{self, Pace, Pattern},
+    stream::{self, Pace, Pattern, Random},
     suite::Case,
     tcp, wait,
 };
@@ -21,6 +21,7 @@ use crate::flow::{self, Flow, NAME};
 pub(crate) const CASES: &[Case] = &[
     Case::each("fault::backend_killed_in_the_middle", backend_killed_in_the_middle),
     Case::each("fault::no_descriptors_left", no_descriptors_left),
+    Case::each("fault::stopped_again_and_again", stopped_again_and_again),
     Case::sockets("fault::little_memory_for_sockets", little_memory_for_sockets),
     Case::sockmap("fault::a_killed_daemon_leaves_nothing", a_killed_daemon_leaves_nothing),
     Case::sockmap("fault::leftovers_of_others_do_not_disturb", leftovers_of_others_do_not_disturb),
@@ -95,6 +96,51 @@ fn no_descriptors_left(lab: &Lab) -> Result<()> {
     open.exchange()?;
     let refused = daemon.metrics()?.sum("snisplice_accept_errors_total", &[]);
     ensure!(refused > 0, "the failures to accept are not counted");
+    Ok(())
+}
+
+/// As a freezer of cgroups or a debugger does it, in the middle of everything.
+fn stopped_again_and_again(lab: &Lab) -> Result<()> {
+    const FLOWS: u64 = 8;
+    const EACH: u64 = 2 * 1024 * 1024;
+    let (daemon, listener) = flow::start(lab, "")?;
+    let flows: Result<Vec<_>> = (0..FLOWS).map(|_| Flow::open(lab, &listener)).collect();
+    let flows = flows?;
+    let patterns: Vec<_> = (0..2).map(Pattern::new).collect();
+    thread::scope(|scope| {
+        let tasks: Vec<thread::ScopedJoinHandle<'_, Result<()>>> = flows
+            .iter()
+            .flat_map(|Flow { client, backend }| {
+                [(client, backend, &patterns[0]), (backend, client, &patterns[1])]
+            })
+            .zip(0..)
+            .flat_map(|((from, to, pattern), seed)| {
+                let pace = Pace { largest_write: 4 * 1024, pause_every: 2, random: Random::new(seed) };
+                [
+                    scope.spawn(move || {
+                        stream::send(from, pattern, EACH, pace)?;
+                        Ok(from.shutdown(Shutdown::Write)?)
+                    }),
+                    scope.spawn(move || stream::receive(to, pattern, EACH)),
+                ]
+            })
+            .collect();
+        let mut stops = 0;
+        while !tasks.iter().all(thread::ScopedJoinHandle::is_finished) {
+            daemon.process().stop()?;
+            // One that comes just then waits.
+            let late = tcp::connect(&lab.client, &flow::front())?;
+            daemon.process().signal(Signal::SIGCONT)?;
+            Flow::begin(late, &listener)?.exchange()?;
+            stops += 1;
+        }
+        ensure!(stops >= 5, "stopped {stops} times only");
+        tasks.into_iter().try_for_each(|task| task.join().expect("no task panics"))
+    })?;
+    drop(flows);
+    daemon.wait_metrics("every connection is over", |metrics| {
+        metrics.sum("snisplice_connections_active", &[]) == 0
+    })?;
     Ok(())
 }
 

@@ -60,7 +60,7 @@ fn send_all(mut to: impl Write + AsShutdown, pattern: &Pattern, seed: u64) -> Re
 
 fn receive_all(mut from: impl Read, pattern: &Pattern) -> Result<()> {
     stream::receive(&mut from, pattern, BYTES)?;
-    ensure!(from.read(&mut [0])? == 0, "more bytes than were sent");
+    ensure!(stream::read(&mut from, &mut [0])? == 0, "more bytes than were sent");
     Ok(())
 }
 

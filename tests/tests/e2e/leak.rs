@@ -1,7 +1,7 @@
 //! Thousands of connections leave nothing behind.
 
 use std::{
-    io::{Read as _, Write as _},
+    io::Write as _,
     net::{Shutdown, TcpListener},
     sync::atomic::{AtomicUsize, Ordering},
     thread,
@@ -14,6 +14,7 @@ use snisplice_tests::{
     hello,
     kernel::Map,
     lab::{Datapath, Lab},
+    stream,
     suite::Case,
     tcp, wait,
 };
@@ -138,7 +139,7 @@ fn serve(listener: &TcpListener) -> Result<()> {
             b'B' => tcp::reset(stream)?,
             _ => {
                 // FIN or RST, which is the client's to choose.
-                let _ = stream.read(&mut [0]);
+                let _ = stream::read(&stream, &mut [0]);
             }
         }
     }

@@ -117,7 +117,8 @@ fn read_slowly(from: &mut impl Read, pattern: &Pattern, bytes: u64) -> Result<()
 fn read_rest(from: &mut impl Read, pattern: &Pattern, from_position: u64, size: u64) -> Result<()> {
     let (mut position, mut buffer) = (from_position, vec![0; 128 * 1024]);
     loop {
-        let count = from.read(&mut buffer).with_context(|| format!("at {position} of {size}"))?;
+        let count =
+            stream::read(&mut *from, &mut buffer).with_context(|| format!("at {position} of {size}"))?;
         if count == 0 {
             ensure!(position == size, "{position} of {size} bytes");
             return Ok(());
@@ -250,7 +251,7 @@ fn killed(lab: &Lab) -> Result<()> {
     stream::receive(&flow.client, &pattern, 1_000_000)?;
     // As the operating system does it: nothing is asked.
     drop(daemon);
-    let told = |stream: &mut TcpStream| stream.read(&mut [0]).map_or(true, |count| count == 0);
+    let told = |socket: &mut TcpStream| stream::read(socket, &mut [0]).map_or(true, |count| count == 0);
     ensure!(told(&mut flow.client) && told(&mut flow.backend), "a connection outlives its balancer");
     // Nothing stays behind that would see the backend's sockets.
     let mut direct = Flow {

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{ErrorKind, Read as _, Write as _},
+    io::{ErrorKind, Write as _},
     net::{Shutdown, TcpListener, TcpStream},
     os::unix::fs::MetadataExt as _,
     process::Command,
@@ -20,7 +20,7 @@ use snisplice_tests::{
     lab::Lab,
     netns::{BACKEND_V6, LB, LB_V6},
     process::run,
-    stream::Pattern,
+    stream::{self, Pattern},
     suite::Case,
     tcp::{self, Ending},
     wait,
@@ -146,12 +146,12 @@ impl Traffic {
         Ok(())
     }
 
-    fn receive(&self, mut from: &TcpStream) -> Result<()> {
+    fn receive(&self, from: &TcpStream) -> Result<()> {
         from.set_read_timeout(Some(Duration::from_millis(50)))?;
         let mut buffer = vec![0; 64 * 1024];
         let (mut position, mut last) = (0, Instant::now());
         while position != self.total.load(Relaxed) {
-            match from.read(&mut buffer) {
+            match stream::read(from, &mut buffer) {
                 Ok(0) => bail!("ended at position {position}"),
                 Ok(count) => {
                     self.pattern.check(position, &buffer[..count])?;
@@ -436,7 +436,7 @@ fn unsettled(lab: &Lab) -> Result<()> {
     // It may have been kept by now, on a machine that is slow enough.
     let mut bytes = [0; 1];
     flow.client.set_read_timeout(Some(Duration::from_secs(2)))?;
-    match flow.client.read(&mut bytes) {
+    match stream::read(&flow.client, &mut bytes) {
         Err(error) if error.kind() == ErrorKind::ConnectionReset => {
             ensure!(tcp::read_to_end(&mut flow.backend)? == (Vec::new(), Ending::Reset));
         }

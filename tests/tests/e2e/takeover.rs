@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    io::{Read as _, Write as _},
+    io::Write as _,
     net::{Shutdown, TcpListener},
     sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     thread,
@@ -14,7 +14,7 @@ use snisplice_tests::{
     daemon::{ADMIN, Daemon, Options},
     hello,
     lab::Lab,
-    stream::Pattern,
+    stream::{self, Pattern},
     suite::Case,
     tcp::{self, Ending},
     wait,
@@ -459,7 +459,7 @@ fn ask_at_the_door(lab: &Lab, words: &[u8]) -> Result<String> {
     socket.set_read_timeout(Some(wait::DEADLINE))?;
     ensure!(socket.send(words)? == words.len());
     let mut answer = vec![0; 4_096];
-    let count = (&socket).read(&mut answer)?;
+    let count = stream::read(&socket, &mut answer)?;
     Ok(String::from_utf8(answer[..count].to_vec())?)
 }
 

@@ -1,7 +1,7 @@
 //! Peers that are gone without a word, as after a power cut: the connection ends, and the other side learns of it.
 
 use std::{
-    io::{ErrorKind, Read as _, Write as _},
+    io::{ErrorKind, Read as _},
     net::TcpStream,
 };
 
@@ -10,7 +10,7 @@ use snisplice_tests::{
     daemon::Daemon,
     lab::Lab,
     netns::Netns,
-    stream::Pattern,
+    stream::{self, Pattern},
     suite::Case,
     tcp::{self, Ending},
     wait,
@@ -76,18 +76,17 @@ fn while_receiving(lab: &Lab, side: Side) -> Result<()> {
     const SOME: usize = 4 * 1024 * 1024;
     let (daemon, listener) = flow::start(lab, IMPATIENT)?;
     let before = wait::settled(flow::QUIET, || Held::by(&daemon))?;
-    let (mut receiver, mut sender) = side.ends(Flow::open(lab, &listener)?);
+    let (mut receiver, sender) = side.ends(Flow::open(lab, &listener)?);
     let sending = std::thread::spawn(move || -> Result<()> {
         let pattern = Pattern::new(1);
         let mut position = 0;
         loop {
-            match sender.write(pattern.at(position, 64 * 1024)) {
+            match stream::write(&sender, pattern.at(position, 64 * 1024)) {
                 Ok(count) => position += count as u64,
                 // The second of them if the reset came between two writes.
                 Err(error) if matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => {
                     return Ok(());
                 }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => bail!("the sender was not told after {position} bytes: {error}"),
             }
         }

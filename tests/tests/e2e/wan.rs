@@ -2,7 +2,7 @@
 //! connection ends as it should, whatever becomes of the packets.
 
 use std::{
-    io::{self, ErrorKind, Write as _},
+    io::{self, ErrorKind},
     net::{Shutdown, TcpStream},
     thread,
 };
@@ -216,7 +216,7 @@ fn reset(lab: &Lab, reason: &str, roles: fn(Flow) -> [TcpStream; 2]) -> Result<(
 fn fill(to: &mut TcpStream, pattern: &Pattern) -> Result<()> {
     let mut position = 0;
     loop {
-        match to.write(pattern.at(position, 64 * 1024)) {
+        match stream::write(&*to, pattern.at(position, 64 * 1024)) {
             Ok(count) => position += count as u64,
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
             Err(error) => return Err(error.into()),

@@ -10,9 +10,12 @@ use std::{
 
 use aya::maps::{HashMap, Map, MapData, SockHash};
 use libtest_mimic::Trial;
-use rustix::event::{
-    Timespec,
-    epoll::{self, CreateFlags, EventData, EventFlags},
+use rustix::{
+    event::{
+        Timespec,
+        epoll::{self, CreateFlags, EventData, EventFlags},
+    },
+    io::retry_on_intr,
 };
 use snisplice::{account::Carrier, socket};
 use snisplice_common::{
@@ -21,7 +24,7 @@ use snisplice_common::{
 };
 
 use crate::{
-    data::{Random, Stream, expect_eof},
+    data::{Random, Stream, expect_eof, read},
     rig::{Link, Options, PATIENCE, Rig},
     trial,
 };
@@ -105,9 +108,9 @@ fn exchange(link: &Link, number: u64) {
 
 /// How the backend's stream ends. A blocking read of a socket in a sockmap gives up with `EAGAIN` whenever the state of
 /// the connection changes (`tcp_msg_wait_data`), so it is told to try again.
-fn end(mut backend: &TcpStream) -> std::io::Result<usize> {
+fn end(backend: &TcpStream) -> std::io::Result<usize> {
     for _ in 0..100 {
-        match backend.read(&mut [0]) {
+        match read(backend, &mut [0]) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             ended => return ended,
         }
@@ -273,7 +276,8 @@ impl Sender {
     fn wait(&mut self, limit: Option<Duration>) -> bool {
         let limit = Timespec::try_from(limit.unwrap_or(PATIENCE)).expect("a short time");
         let mut events = Vec::with_capacity(4);
-        epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), Some(&limit)).expect("waits");
+        retry_on_intr(|| epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), Some(&limit)))
+            .expect("waits");
         self.wakes += events.len() as u64;
         !events.is_empty()
     }
@@ -341,7 +345,7 @@ fn resets() {
     let Link { client, backend, outcome, leash } = link;
     reset(backend);
     Stream::new(1).expect(&client, 100_000);
-    let error = (&client).read(&mut [0]).expect_err("a reset");
+    let error = read(&client, &mut [0]).expect_err("a reset");
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
     assert_eq!(outcome.recv_timeout(PATIENCE).expect("an end").reason, "backend_reset");
     drop(leash);

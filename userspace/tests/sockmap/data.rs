@@ -86,6 +86,7 @@ impl Stream {
                     to.set_write_timeout(Some(crate::rig::PATIENCE)).expect("SO_SNDTIMEO");
                     return self.position - start;
                 }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => self.position = before,
                 Err(error) => panic!("the connection broke: {error}"),
             }
         }
@@ -93,12 +94,11 @@ impl Stream {
 
     /// Reads `total` bytes and compares each.
     pub(crate) fn expect(&mut self, from: &TcpStream, total: u64) {
-        let mut from = from;
         let mut buffer = vec![0; 256 * 1024];
         let end = self.position + total;
         while self.position < end {
             let left = usize::try_from(end - self.position).unwrap_or(usize::MAX).min(buffer.len());
-            let read = match from.read(&mut buffer[..left]) {
+            let read = match read(from, &mut buffer[..left]) {
                 Ok(0) => panic!("EOF at {} of {end}", self.position),
                 Ok(read) => read,
                 // A read without a limit gives up only where something else than bytes woke it, which the kernel lets
@@ -122,11 +122,20 @@ impl Stream {
     }
 }
 
+/// As [`Read::read`], and again where nothing came but an interruption: a socket with a time limit gives up with `EINTR`
+/// whenever its thread is made to look up, by a debugger or a freezer of cgroups, even if no signal is delivered.
+pub(crate) fn read(mut from: impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match from.read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            read => return read,
+        }
+    }
+}
+
 /// Expects FIN.
 pub(crate) fn expect_eof(from: &TcpStream) {
-    let mut from = from;
-    let mut byte = [0];
-    match from.read(&mut byte) {
+    match read(from, &mut [0]) {
         Ok(0) => {}
         Ok(_) => panic!("a byte instead of EOF"),
         Err(error) => panic!("{error} instead of EOF"),
@@ -135,10 +144,9 @@ pub(crate) fn expect_eof(from: &TcpStream) {
 
 /// Expects RST.
 pub(crate) fn expect_reset(from: &TcpStream) {
-    let mut from = from;
     let mut buffer = [0; 4096];
     loop {
-        match from.read(&mut buffer) {
+        match read(from, &mut buffer) {
             Ok(0) => panic!("EOF instead of a reset"),
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return,

@@ -2,7 +2,7 @@
 //! its bytes and its end happen to be.
 
 use std::{
-    io::{ErrorKind, Read as _},
+    io::ErrorKind,
     net::{Shutdown, TcpStream},
     sync::Mutex,
     thread,
@@ -13,7 +13,7 @@ use libtest_mimic::Trial;
 
 use crate::{
     close,
-    data::{Random, Stream, expect_eof},
+    data::{Random, Stream, expect_eof, read},
     flow,
     rig::{Link, Options, Rig, wait_until},
     trial,
@@ -161,10 +161,10 @@ fn reset(link: &Link, seed: u64) {
 
 /// Reads to the end, checking every byte: how many there were before the FIN, or nothing for a reset.
 fn hear(from: &TcpStream, seed: u64) -> Option<u64> {
-    let (mut from, mut stream, mut heard) = (from, Stream::new(seed), 0);
+    let (mut stream, mut heard) = (Stream::new(seed), 0);
     let mut buffer = vec![0; 64 * 1024];
     loop {
-        match from.read(&mut buffer) {
+        match read(from, &mut buffer) {
             Ok(0) => return Some(heard),
             Ok(count) => {
                 stream.compare(&buffer[..count]);

@@ -16,6 +16,7 @@ use snisplice::socket::unacknowledged;
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
 use crate::{
+    data::read,
     rig::{Link, Options, PATIENCE, Rig, wait_until},
     trial,
 };
@@ -103,7 +104,7 @@ impl Wire {
         let mut buffer = vec![0; 70_000];
         let mut first = None;
         loop {
-            let size = (&self.raw).read(&mut buffer).expect("a packet");
+            let size = read(&self.raw, &mut buffer).expect("a packet");
             let packet = Packet(buffer[..size].to_vec());
             if packet.0[IP_HEADER..IP_HEADER + 4] != self.ports || packet.data_bytes() == 0 {
                 continue;
