@@ -110,7 +110,17 @@ pub struct Daemon<'lab> {
 impl<'lab> Daemon<'lab> {
     /// Starts it in the lab's middle namespace under the lab's datapath, and waits until it is ready.
     pub fn start(lab: &'lab Lab, options: &Options) -> Result<Self> {
+        Self::start_while(lab, options, |_| Ok(()))
+    }
+
+    /// The same, and `meanwhile` happens to it before it is waited for.
+    pub fn start_while(
+        lab: &'lab Lab,
+        options: &Options,
+        meanwhile: impl FnOnce(&Process) -> Result<()>,
+    ) -> Result<Self> {
         let mut daemon = Self::spawn(lab, options, "snisplice")?;
+        meanwhile(&daemon.process)?;
         let probe = daemon.lab;
         daemon.process.wait_ready(|| get(probe, "/ready").is_ok_and(|(status, _)| status == 200))?;
         // A test of one datapath that runs on another would prove nothing.

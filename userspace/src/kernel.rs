@@ -7,6 +7,7 @@ use std::{
     fmt, io,
     os::fd::{AsFd, OwnedFd},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use aya::{
@@ -105,6 +106,20 @@ impl From<ProgramError> for LoadError {
     }
 }
 
+/// Has the kernel verify a program: `load` is its `load` method. The verifier gives up (`EAGAIN`) when something wants its
+/// thread meanwhile, a freezer or a debugger, which says nothing of the program; then it is asked again, for ten seconds.
+fn verified(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
+    const PATIENCE: Duration = Duration::from_secs(10);
+    let started = Instant::now();
+    loop {
+        match load() {
+            Err(ProgramError::LoadError { io_error, .. })
+                if io_error.kind() == io::ErrorKind::WouldBlock && started.elapsed() < PATIENCE => {}
+            loaded => return loaded,
+        }
+    }
+}
+
 /// The loaded program and its maps; one for the process, shared by its workers.
 pub struct Kernel {
     // Stops before the maps go.
@@ -179,7 +194,7 @@ impl Kernel {
         let verdict: SockHash<_, Cookie> = SockHash::try_from(taken(&mut ebpf, map::VERDICT)?)?;
         let program = ebpf.program_mut(PROGRAM).ok_or(LoadError::Missing(PROGRAM))?;
         let program: &mut SkSkb = program.try_into()?;
-        program.load()?;
+        verified(|| program.load())?;
         program.attach(verdict.fd())?;
 
         let same_host = plan.map(|plan| plan.attach(&mut ebpf)).transpose()?;

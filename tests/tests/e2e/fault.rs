@@ -1,6 +1,13 @@
 //! What breaks around the daemon: its backend, its descriptors, its memory, itself.
 
-use std::{collections::BTreeSet, fs, net::Shutdown, process::Command, thread};
+use std::{
+    collections::BTreeSet,
+    fs,
+    net::Shutdown,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
@@ -22,6 +29,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::each("fault::backend_killed_in_the_middle", backend_killed_in_the_middle),
     Case::each("fault::no_descriptors_left", no_descriptors_left),
     Case::each("fault::stopped_again_and_again", stopped_again_and_again),
+    Case::each("fault::stopped_while_it_starts", stopped_while_it_starts),
     Case::sockets("fault::little_memory_for_sockets", little_memory_for_sockets),
     Case::sockmap("fault::a_killed_daemon_leaves_nothing", a_killed_daemon_leaves_nothing),
     Case::sockmap("fault::leftovers_of_others_do_not_disturb", leftovers_of_others_do_not_disturb),
@@ -142,6 +150,26 @@ fn stopped_again_and_again(lab: &Lab) -> Result<()> {
         metrics.sum("snisplice_connections_active", &[]) == 0
     })?;
     Ok(())
+}
+
+/// The verifier gives up (`EAGAIN`) where it sees its thread interrupted. That says nothing of the program, nor of what
+/// this kernel can do.
+fn stopped_while_it_starts(lab: &Lab) -> Result<()> {
+    // Longer than it takes to come so far, and shorter than it goes on trying.
+    const RESTLESS: Duration = Duration::from_secs(1);
+    let listener = flow::backend(lab)?;
+    let daemon = Daemon::start_while(lab, &Options::yaml(lab, &flow::yaml(""))?, |process| {
+        let started = Instant::now();
+        while started.elapsed() < RESTLESS {
+            process.signal(Signal::SIGSTOP)?;
+            process.signal(Signal::SIGCONT)?;
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    })?;
+    let log = daemon.process().log()?;
+    ensure!(!log.contains("not carrying"), "{log}");
+    Flow::open(lab, &listener)?.exchange()
 }
 
 /// The daemon's sockets may hold a few megabytes in all: slow, but every byte arrives.

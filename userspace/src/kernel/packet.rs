@@ -39,7 +39,7 @@ use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
 use self::{endings::Listener, layout::Layout, pins::Side};
-use super::{LoadError, signals::Signals, taken};
+use super::{LoadError, signals::Signals, taken, verified};
 use crate::{datapath::packet::stats::Stats, socket::hardware_type, takeover::Channel};
 
 mod endings;
@@ -141,7 +141,8 @@ impl Programs {
             .map_max_entries(name::STATES, flows)
             .load(OBJECT)?;
         for name in [name::INGRESS, name::EGRESS, name::LOOK] {
-            program(&mut ebpf, name)?.load()?;
+            let program = program(&mut ebpf, name)?;
+            verified(|| program.load())?;
         }
         let fds = Fds {
             tuples: descriptor(&ebpf, name::TUPLES)?,

@@ -16,7 +16,7 @@ use aya::{
 };
 use snisplice_common::{Cookie, map, shortcut::ShortcutCounters};
 
-use super::{LoadError, cgroup::NoCgroup, descriptor, layout::ShortcutLayout, taken};
+use super::{LoadError, cgroup::NoCgroup, descriptor, layout::ShortcutLayout, taken, verified};
 
 /// The program that sees each message of an enrolled socket.
 const MESSAGES: &str = "snisplice_msg";
@@ -65,12 +65,12 @@ impl<'a> Plan<'a> {
         let local: SockHash<_, Cookie> = SockHash::try_from(taken(ebpf, map::LOCAL)?)?;
         let messages = ebpf.program_mut(MESSAGES).ok_or(LoadError::Missing(MESSAGES))?;
         let messages: &mut SkMsg = messages.try_into()?;
-        messages.load()?;
+        verified(|| messages.load())?;
         messages.attach(local.fd())?;
 
         let connections = ebpf.program_mut(CONNECTIONS).ok_or(LoadError::Missing(CONNECTIONS))?;
         let connections: &mut SockOps = connections.try_into()?;
-        connections.load()?;
+        verified(|| connections.load())?;
         // A link to a control group leaves those of others in place, whatever is said here.
         connections.attach(self.cgroup, CgroupAttachMode::Single)?;
         Ok(same_host)
