@@ -14,7 +14,7 @@ use snisplice_tests::{
     daemon::{ADMIN, Daemon, Options},
     hello,
     lab::Lab,
-    stream::{self, Pattern},
+    stream::{self, Pace, Pattern},
     suite::Case,
     tcp::{self, Ending},
     wait,
@@ -186,28 +186,13 @@ fn transfers(lab: &Lab) -> Result<()> {
     let (old, listener) = start(lab, "")?;
     let Flow { client, backend } = Flow::open(lab, &listener)?;
     let (up, down) = (Pattern::new(1), Pattern::new(2));
-    let send = |mut to: &std::net::TcpStream, pattern: &Pattern| -> Result<()> {
-        let mut position = 0;
-        while position < LARGE {
-            let bytes = pattern.at(position, usize::try_from(LARGE - position)?.min(10_000));
-            to.write_all(bytes)?;
-            position += bytes.len() as u64;
-        }
-        to.shutdown(Shutdown::Write)?;
-        Ok(())
+    let send = |to: &std::net::TcpStream, pattern: &Pattern| -> Result<()> {
+        stream::send(to, pattern, LARGE, Pace::uneven(1))?;
+        Ok(to.shutdown(Shutdown::Write)?)
     };
-    let receive = |mut from: &std::net::TcpStream, pattern: &Pattern| -> Result<()> {
-        let mut buffer = vec![0; 64 * 1024];
-        let mut position = 0;
-        loop {
-            let count = std::io::Read::read(&mut from, &mut buffer)?;
-            if count == 0 {
-                break;
-            }
-            pattern.check(position, &buffer[..count])?;
-            position += count as u64;
-        }
-        ensure!(position == LARGE, "ended at position {position}");
+    let receive = |from: &std::net::TcpStream, pattern: &Pattern| -> Result<()> {
+        stream::receive(from, pattern, LARGE)?;
+        ensure!(stream::read(from, &mut [0])? == 0, "more bytes than were sent");
         Ok(())
     };
     thread::scope(|scope| {
