@@ -5,7 +5,7 @@ use std::{
     net::{Shutdown, TcpStream},
     os::fd::OwnedFd,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use aya::maps::{HashMap, Map, MapData, SockHash};
@@ -274,10 +274,13 @@ impl Sender {
 
     /// Waits for the next edge.
     fn wait(&mut self, limit: Option<Duration>) -> bool {
-        let limit = Timespec::try_from(limit.unwrap_or(PATIENCE)).expect("a short time");
+        let deadline = Instant::now() + limit.unwrap_or(PATIENCE);
         let mut events = Vec::with_capacity(4);
-        retry_on_intr(|| epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), Some(&limit)))
-            .expect("waits");
+        retry_on_intr(|| {
+            let left = Timespec::try_from(deadline.saturating_duration_since(Instant::now())).expect("short");
+            epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), Some(&left))
+        })
+        .expect("waits");
         self.wakes += events.len() as u64;
         !events.is_empty()
     }

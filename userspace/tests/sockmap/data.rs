@@ -4,7 +4,7 @@ use std::{
     io::{self, Read, Write},
     net::TcpStream,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// A small generator: a test must be the same each time.
@@ -75,18 +75,24 @@ impl Stream {
         to.set_write_timeout(Some(patience)).expect("SO_SNDTIMEO");
         let mut to = to;
         let mut buffer = vec![0; 64 * 1024];
-        let start = self.position;
+        let (start, mut last) = (self.position, Instant::now());
         loop {
             let before = self.position;
             self.fill(&mut buffer);
             match to.write(&buffer) {
-                Ok(written) => self.position = before + written as u64,
-                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                Ok(written) => {
+                    self.position = before + written as u64;
+                    last = Instant::now();
+                }
+                // As in `read`; it would wait from the beginning each time.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted && last.elapsed() < patience => {
+                    self.position = before;
+                }
+                Err(error) if is_over(&error) => {
                     self.position = before;
                     to.set_write_timeout(Some(crate::rig::PATIENCE)).expect("SO_SNDTIMEO");
                     return self.position - start;
                 }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => self.position = before,
                 Err(error) => panic!("the connection broke: {error}"),
             }
         }
@@ -120,6 +126,12 @@ impl Stream {
             panic!("byte {} is wrong", at + wrong as u64);
         }
     }
+}
+
+/// Whether a call gave up because time went by.
+fn is_over(error: &io::Error) -> bool {
+    use io::ErrorKind::{Interrupted, TimedOut, WouldBlock};
+    matches!(error.kind(), WouldBlock | TimedOut | Interrupted)
 }
 
 /// As [`Read::read`], and again where nothing came but an interruption: a socket with a time limit gives up with `EINTR`
