@@ -1,7 +1,7 @@
 //! What must hold, whichever way the bytes take.
 
 use std::{
-    io::{ErrorKind, Read as _, Write as _},
+    io::{ErrorKind, Read, Write as _},
     net::{Shutdown, TcpStream},
     os::fd::OwnedFd,
     thread,
@@ -99,23 +99,32 @@ fn exchange(link: &Link, number: u64) {
     let question = number.to_be_bytes();
     let mut got = [0; 8];
     (&link.client).write_all(&question).expect("sent");
-    (&link.backend).read_exact(&mut got).expect("received");
+    Ear(&link.backend).read_exact(&mut got).expect("received");
     assert_eq!(got, question);
     (&link.backend).write_all(&question).expect("answered");
     (&link.client).read_exact(&mut got).expect("received");
     assert_eq!(got, question);
 }
 
-/// How the backend's stream ends. A blocking read of a socket in a sockmap gives up with `EAGAIN` whenever the state of
-/// the connection changes (`tcp_msg_wait_data`), so it is told to try again.
-fn end(backend: &TcpStream) -> std::io::Result<usize> {
-    for _ in 0..100 {
-        match read(backend, &mut [0]) {
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            ended => return ended,
+/// Reads what a backend does. A blocking read of a socket in a sockmap gives up with `EAGAIN` whenever something else than
+/// bytes wakes it, be it an interruption (`tcp_msg_wait_data`), so it is told to try again.
+struct Ear<'a>(&'a TcpStream);
+
+impl Read for Ear<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        for _ in 0..100 {
+            match read(self.0, buffer) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                heard => return heard,
+            }
         }
+        panic!("a hundred times EAGAIN")
     }
-    panic!("a hundred times EAGAIN")
+}
+
+/// How the backend's stream ends.
+fn end(backend: &TcpStream) -> std::io::Result<usize> {
+    Ear(backend).read(&mut [0])
 }
 
 fn takes_it() {
@@ -151,7 +160,7 @@ fn from_way_to_way() {
                 stream.send(&link.backend, *size, piece, &mut Random::new(round)).expect("sent");
                 // A pause in which everything arrives.
                 let mut mark = [0];
-                (&link.backend).read_exact(&mut mark).expect("the client has caught up");
+                Ear(&link.backend).read_exact(&mut mark).expect("the client has caught up");
             }
         });
         for size in &sizes {
