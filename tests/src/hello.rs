@@ -27,6 +27,25 @@ pub fn of_size(name: &str, bytes: usize) -> Result<Vec<u8>> {
     write(&Arc::new(config), name)
 }
 
+/// The hello of a client that asks for `name` and announces early data.
+pub fn with_early_data(name: &str) -> Result<Vec<u8>> {
+    const EXTENSION: [u8; 4] = [0, 42, 0, 0];
+    const MORE: u16 = 4;
+    /// Record and message header, version and random.
+    const FIXED: usize = RECORD_HEADER + 4 + 2 + 32;
+    let mut hello = naming(name)?;
+    let ciphers = FIXED + 1 + usize::from(hello[FIXED]);
+    let compression = ciphers + 2 + usize::from(u16::from_be_bytes([hello[ciphers], hello[ciphers + 1]]));
+    let extensions = compression + 1 + usize::from(hello[compression]);
+    hello.extend(EXTENSION);
+    // Of the record, of the message (the lower two of three bytes), and of the extensions.
+    for length in [RECORD_HEADER - 2, RECORD_HEADER + 2, extensions] {
+        let longer = u16::from_be_bytes([hello[length], hello[length + 1]]) + MORE;
+        hello[length..length + 2].copy_from_slice(&longer.to_be_bytes());
+    }
+    Ok(hello)
+}
+
 /// The same handshake message, cut into `count` records.
 ///
 /// # Panics

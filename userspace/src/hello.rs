@@ -163,6 +163,18 @@ pub fn at_once(
     }
 }
 
+/// Takes the complete hello that [`at_once`] has found out of the receive queue, if it is there still, and says whether
+/// that leaves nothing behind.
+pub fn is_all(client: impl AsFd, mode: HelloMode, limit: usize, read: &[u8]) -> bool {
+    match mode {
+        HelloMode::Read => read.len() <= limit,
+        HelloMode::Peek => with_scratch(|scratch| {
+            let read = retry_on_intr(|| recv(&client, &mut *scratch, RecvFlags::empty()));
+            read.is_ok_and(|(length, _)| length < scratch.len())
+        }),
+    }
+}
+
 fn forget_readable(client: &TcpStream) {
     let _: io::Result<()> = client.try_io(Interest::READABLE, || Err(io::ErrorKind::WouldBlock.into()));
 }

@@ -17,7 +17,7 @@ use tokio::{
 use crate::{
     account::Account,
     connect::connect,
-    datapath::{Datapath, Pair, copy::with_scratch},
+    datapath::{Datapath, HelloMode, Pair, copy::with_scratch},
     hello::{self, Hello, NoHello},
     liveness::Liveness,
     metrics::Metrics,
@@ -70,28 +70,30 @@ async fn establish(client: StdStream, account: &Account, service: &Service) -> R
     let number = client.as_raw_fd();
     account.has_sockets([number, -1]);
     let mut partial = Vec::new();
-    let early =
-        hello::at_once(&client, service.datapath.hello(), live.model.limits.hello_bytes, &mut partial);
+    let (mode, limit) = (service.datapath.hello(), live.model.limits.hello_bytes);
+    let early = hello::at_once(&client, mode, limit, &mut partial);
+    let early = early.map(judge).transpose()?.map(|received| decide(listener, received));
+    if let Some(Err(refused)) = &early
+        && let Some(policy) = refused.ends_at_once(&listener.policies, &client, mode, limit)
+    {
+        service.metrics.unrouted(listener_name, refused.verdict.label(), label(policy));
+        return Err(refused.verdict.label());
+    }
     let client = TcpStream::from_std(client).map_err(|_| "no_resources")?;
-    let received = match early {
-        Some(received) => judge(received)?,
-        None => wait_for_hello(&client, &live.model, service, &mut partial).await?,
+    let decided = match early {
+        Some(decided) => decided,
+        None => decide(listener, wait_for_hello(&client, &live.model, service, &mut partial).await?),
     };
-    let (backend, bytes) = match received {
-        Ok(Hello { message, bytes }) => match route(listener, &message) {
-            Ok(rule) => {
-                account.routed(live.label(rule));
-                (live.next_target(rule).ok_or("backend_rejected")?, bytes)
-            }
-            Err(verdict) => (
-                turn_away(&client, listener, listener_name, verdict, service, |id| live.backend(id)).await?,
-                bytes,
-            ),
-        },
-        Err(verdict) => (
-            turn_away(&client, listener, listener_name, verdict, service, |id| live.backend(id)).await?,
-            partial,
-        ),
+    let (backend, bytes) = match decided {
+        Ok((rule, bytes)) => {
+            account.routed(live.label(rule));
+            (live.next_target(rule).ok_or("backend_rejected")?, bytes)
+        }
+        Err(Refused { verdict, hello, .. }) => {
+            let backend = |id| live.backend(id);
+            let backend = turn_away(&client, listener, listener_name, verdict, service, backend).await?;
+            (backend, hello.unwrap_or(partial))
+        }
     };
 
     account.goes_to(backend.name.clone());
@@ -133,6 +135,49 @@ fn judge(received: Result<Hello, NoHello>) -> Result<Result<Hello, Verdict>, &'s
         Ok(hello) => Ok(Ok(hello)),
         Err(NoHello::ClientGone) => Err("client_gone"),
         Err(NoHello::Rejected(rejection)) => Ok(Err(Verdict::Rejected(rejection))),
+    }
+}
+
+/// A client whom no rule serves.
+struct Refused {
+    verdict: Verdict,
+    /// The bytes of its hello, if that was a whole one.
+    hello: Option<Vec<u8>>,
+    /// Whether it sends nothing more before it has heard something.
+    listens: bool,
+}
+
+impl Refused {
+    /// Whether dropping the socket is all that is left to do, which spares the runtime a socket that waits for nothing:
+    /// the policy for which that is so.
+    fn ends_at_once(
+        &self,
+        policies: &Policies,
+        client: &StdStream,
+        mode: HelloMode,
+        limit: usize,
+    ) -> Option<Policy> {
+        let policy = self.verdict.policy(policies);
+        let ends = match policy {
+            Policy::Reset => socket::reset_on_close(client).is_ok(),
+            // Nothing comes then that would make the close a reset.
+            Policy::Close => {
+                let is_all = |hello: &Vec<u8>| hello::is_all(client, mode, limit, hello);
+                self.listens && self.hello.as_ref().is_some_and(is_all)
+            }
+            Policy::Alert | Policy::Backend(_) => false,
+        };
+        ends.then_some(policy)
+    }
+}
+
+/// Where that leads which was received, and the bytes of the hello.
+fn decide(listener: &Listener, received: Result<Hello, Verdict>) -> Result<(&Rule, Vec<u8>), Refused> {
+    let Hello { message, bytes } =
+        received.map_err(|verdict| Refused { verdict, hello: None, listens: false })?;
+    match route(listener, &message) {
+        Ok(rule) => Ok((rule, bytes)),
+        Err(verdict) => Err(Refused { verdict, hello: Some(bytes), listens: !message.early_data }),
     }
 }
 
@@ -183,6 +228,16 @@ impl Verdict {
     }
 }
 
+/// As metrics name it.
+fn label(policy: Policy) -> &'static str {
+    match policy {
+        Policy::Close => "close",
+        Policy::Reset => "reset",
+        Policy::Alert => "alert",
+        Policy::Backend(_) => "backend",
+    }
+}
+
 /// Applies the policy for a verdict: either it names a backend all the same, or the connection is over.
 async fn turn_away<'a>(
     client: &TcpStream,
@@ -193,13 +248,7 @@ async fn turn_away<'a>(
     backend: impl FnOnce(BackendId) -> &'a Backend,
 ) -> Result<&'a Backend, &'static str> {
     let policy = verdict.policy(&listener.policies);
-    let label = match policy {
-        Policy::Close => "close",
-        Policy::Reset => "reset",
-        Policy::Alert => "alert",
-        Policy::Backend(_) => "backend",
-    };
-    service.metrics.unrouted(name, verdict.label(), label);
+    service.metrics.unrouted(name, verdict.label(), label(policy));
     match policy {
         Policy::Backend(id) => return Ok(backend(id)),
         Policy::Reset => {

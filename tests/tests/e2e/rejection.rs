@@ -3,6 +3,8 @@
 use std::{
     fmt::Write as _,
     io::{ErrorKind, Write as _},
+    thread,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -20,6 +22,7 @@ use crate::flow::{self, NAME};
 pub(crate) const CASES: &[Case] = &[
     Case::each("rejection::every_verdict_under_every_policy", every_verdict_under_every_policy),
     Case::each("rejection::closing_is_the_default", closing_is_the_default),
+    Case::each("rejection::who_goes_on_talking_sees_no_reset", who_goes_on_talking_sees_no_reset),
     Case::each("rejection::client_that_leaves_during_the_hello", client_that_leaves_during_the_hello),
 ];
 
@@ -121,6 +124,21 @@ fn closing_is_the_default(lab: &Lab) -> Result<()> {
         let counted =
             daemon.metrics()?.sum("snisplice_unrouted_total", &[("verdict", label), ("policy", "close")]);
         ensure!(counted == 1, "{label} was counted {counted} times");
+    }
+    no_connection(&listener)
+}
+
+/// Closing while something arrives would send RST after FIN, so this is waited for where the hello announces it.
+fn who_goes_on_talking_sees_no_reset(lab: &Lab) -> Result<()> {
+    let (_daemon, listener) = flow::start(lab, "")?;
+    for bytes in [1_000, 300_000] {
+        let mut client = tcp::connect(&lab.client, &flow::front())?;
+        client.write_all(&hello::with_early_data("other.example.com")?)?;
+        thread::sleep(Duration::from_millis(50));
+        client.write_all(&vec![23; bytes])?;
+        thread::sleep(Duration::from_millis(50));
+        let end = tcp::read_to_end(&mut client)?;
+        ensure!(end == (Vec::new(), Ending::Eof), "{bytes} bytes: {end:?}");
     }
     no_connection(&listener)
 }

@@ -40,6 +40,9 @@ pub struct ClientHello {
     /// A GREASE ECH extension, which browsers send to every server, is made to look the same, so this tells that the
     /// name *may* not be the one the client wants.
     pub ech_offered: bool,
+    /// Whether the client sent `early_data` (RFC 8446, section 4.2.10): then more than the hello comes before it has
+    /// heard anything.
+    pub early_data: bool,
     /// The protocol versions offered.
     pub versions: Versions,
 }
@@ -160,6 +163,7 @@ impl ClientHello {
             server_name: None,
             alpn: Alpn::default(),
             ech_offered: false,
+            early_data: false,
             versions: Versions::from_legacy(fields.version.0),
         };
 
@@ -178,6 +182,7 @@ impl ClientHello {
                     hello.alpn = Alpn::from_extension(data)?;
                 }
                 TlsExtensionType::SupportedVersions => hello.versions = Versions::from_extension(data)?,
+                TlsExtensionType::EarlyData => hello.early_data = true,
                 ENCRYPTED_CLIENT_HELLO => hello.ech_offered = true,
                 _ => {}
             }

@@ -294,6 +294,12 @@ fn versions_of_old_hellos() {
 }
 
 #[test]
+fn early_data() {
+    assert!(done(&Hello::with(&[(42, b"")]).bytes()).early_data);
+    assert!(!done(&Hello::to("www.example").bytes()).early_data);
+}
+
+#[test]
 fn encrypted_client_hello() {
     let outer = server_name_list(&[(0, b"public.example")]);
     let hello = done(&Hello::with(&[(SERVER_NAME, &outer), (0xfe0d, b"\0\0\x01")]).bytes());

@@ -84,6 +84,7 @@ proptest! {
                 prop_assert!(!twice, "accepted an extension twice");
                 prop_assert_eq!(hello.server_name.is_some(), kinds.contains(&0));
                 prop_assert_eq!(hello.ech_offered, kinds.contains(&0xfe0d));
+                prop_assert_eq!(hello.early_data, kinds.contains(&42));
             }
             Err(Rejection::Malformed(_)) => {}
             other => prop_assert!(false, "{:?}", other),

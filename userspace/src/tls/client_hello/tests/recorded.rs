@@ -107,6 +107,7 @@ impl Recorded {
         }
         assert_eq!(hello.alpn.is_empty(), alpn.is_empty(), "{file}");
         assert_eq!(hello.ech_offered, self.ech_offered, "{file}");
+        assert!(!hello.early_data, "{file}");
         assert_eq!(hello.versions.iter().collect::<Vec<_>>(), self.versions, "{file}");
         assert_eq!(hello.versions.newest(), self.versions.last().copied(), "{file}");
     }
