@@ -9,6 +9,7 @@ use crate::{
     },
     report::{Severity, Translation},
     table::{Entry, Shadowed},
+    units::Span,
 };
 
 /// The route table with shadowed rules, every finding, and a line that sums up.
@@ -101,18 +102,20 @@ fn render_settings(out: &mut String, model: &Model) -> fmt::Result {
         handover.bytes, handover.messages, handover.packet
     )?;
     writeln!(out, "survive {survive}")?;
-    write!(
-        out,
-        "timeouts hello {:?}, connect {:?}, idle {:?}, keepalive {:?}, unacknowledged {:?}, drain {:?}",
-        timeouts.hello,
-        timeouts.connect,
-        timeouts.idle,
-        timeouts.keepalive,
-        timeouts.unacknowledged,
-        timeouts.drain
-    )?;
-    if !timeouts.max_duration.is_zero() {
-        write!(out, ", max_duration {:?}", timeouts.max_duration)?;
+    for (index, (name, limit)) in [
+        ("hello", timeouts.hello),
+        ("connect", timeouts.connect),
+        ("idle", timeouts.idle),
+        ("keepalive", timeouts.keepalive),
+        ("unacknowledged", timeouts.unacknowledged),
+        ("drain", timeouts.drain),
+        ("max_duration", timeouts.max_duration),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        out.push_str(if index == 0 { "timeouts " } else { ", " });
+        write!(out, "{name} {}", Span(limit))?;
     }
     out.push_str("\n\n");
     Ok(())

@@ -1,6 +1,6 @@
 //! Durations and sizes with units.
 
-use std::{str::FromStr, time::Duration};
+use std::{fmt, str::FromStr, time::Duration};
 
 /// `10s`, `500ms`, `1h30m`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +22,18 @@ pub(crate) enum UnitError {
     Ambiguous,
     #[error("the number is too large")]
     TooLarge,
+}
+
+/// As it could be written: whole seconds, or milliseconds.
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let milliseconds = self.0.as_millis();
+        if milliseconds.is_multiple_of(1_000) {
+            write!(f, "{}s", milliseconds / 1_000)
+        } else {
+            write!(f, "{milliseconds}ms")
+        }
+    }
 }
 
 impl FromStr for Span {
@@ -87,7 +99,9 @@ mod tests {
         for (text, milliseconds) in
             [("10s", 10_000), ("500ms", 500), ("1h", 3_600_000), ("1h30m", 5_400_000), ("0s", 0)]
         {
-            assert_eq!(text.parse(), Ok(Span(Duration::from_millis(milliseconds))), "{text}");
+            let span = Span(Duration::from_millis(milliseconds));
+            assert_eq!(text.parse(), Ok(span), "{text}");
+            assert_eq!(span.to_string().parse(), Ok(span), "{text}");
         }
         for (text, error) in [
             ("", UnitError::Number),

@@ -195,6 +195,8 @@ fn duration(view: &View<'_>, least: Duration, sink: &mut Sink) -> Option<Duratio
     if (least..=LONGEST).contains(&duration) {
         return Some(duration);
     }
-    view.bad(format!("{duration:?} is not possible here")).expected(format!("{least:?} to 365d")).to(sink);
+    view.bad(format!("{} is not possible here", Span(duration)))
+        .expected(format!("{} to 365d", Span(least)))
+        .to(sink);
     None
 }
