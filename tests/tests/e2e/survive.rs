@@ -5,6 +5,7 @@ use std::{
     io::{ErrorKind, Write as _},
     net::{Shutdown, TcpListener, TcpStream},
     os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     thread,
@@ -43,6 +44,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::packet("survive::an_orderly_stop_leaves_nothing", |lab| stopped(lab, false)),
     Case::packet("survive::an_orderly_stop_ends_flows_of_an_earlier_process", |lab| stopped(lab, true)),
     Case::packet("survive::asked_twice_to_stop", asked_twice),
+    Case::packet("survive::what_a_namespace_has_left_that_is_gone", namespace_gone),
     Case::packet("survive::the_next_one_does_not_want_them", |lab| {
         ended_by(lab, "limits: {connections: 64}\n")
     }),
@@ -425,6 +427,33 @@ fn unanswered(lab: &Lab) -> Result<()> {
     end(vec![flow])?;
     closed(&daemon, "finished")?;
     stop(lab, daemon)
+}
+
+/// Nobody comes next in a network namespace that is gone. Whoever starts in another one removes what it has left; what is
+/// on devices that are there stays.
+fn namespace_gone(lab: &Lab) -> Result<()> {
+    let killed = |lab: &Lab| -> Result<Vec<PathBuf>> {
+        let (daemon, listener) = start(lab, "")?;
+        let mut flow = Flow::open(lab, &listener)?;
+        flow.exchange()?;
+        wait_kept(&daemon, 1)?;
+        kill(daemon)?;
+        Ok(pins(lab)?.into_iter().map(|name| Path::new(kernel::PINS).join(name)).collect())
+    };
+    let (gone, alive) = (Lab::new(lab.datapath)?, Lab::new(lab.datapath)?);
+    // It is gone with the last socket: those of the process that was killed say their FIN again and again.
+    gone.lb.sysctl("net/ipv4/tcp_orphan_retries", "1")?;
+    let (left, kept) = (killed(&gone)?, killed(&alive)?);
+    ensure!(left.len() == 1 && kept.len() == 1, "{left:?} and {kept:?}");
+    drop(gone);
+    wait::until_true("what it has left is removed", || {
+        let mut daemon = again(lab, "")?;
+        daemon.terminate()?;
+        ensure!(daemon.wait()?.success() && kept[0].exists());
+        Ok(!left[0].exists())
+    })?;
+    let daemon = again(&alive, "")?;
+    stop(&alive, daemon)
 }
 
 /// Where our own sockets have still something to deliver, nobody could do so in their place.

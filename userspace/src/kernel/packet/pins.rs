@@ -16,7 +16,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aya::{maps::MapData, util::KernelVersion};
+use aya::{
+    maps::MapData,
+    programs::links::{FdLink, PinnedLink},
+    util::KernelVersion,
+};
 use rustix::{
     fs::{FlockOperation, Mode, OFlags, flock, fstatfs, open},
     io::Errno,
@@ -86,7 +90,7 @@ pub struct Pins {
 }
 
 impl Pins {
-    /// Takes possession of them. Those of other layouts are removed.
+    /// Takes possession of them. Those of other layouts are removed, and those of network namespaces that are gone.
     pub fn take() -> Result<Self, PinsError> {
         if KernelVersion::current().is_ok_and(|version| version < KernelVersion::new(6, 6, 0)) {
             return Err(PinsError::Kernel);
@@ -94,13 +98,24 @@ impl Pins {
         let parent = parent()?;
         let own = own_name().map_err(|error| PinsError::Directory(parent.clone(), error))?;
         let suffix = suffix(&own);
-        for other in entries(&parent) {
-            if other != own
-                && other.ends_with(suffix)
-                && let Ok(_lock) = lock(&parent.join(&other), false)
+        for other in entries(&parent).into_iter().filter(|other| *other != own) {
+            let directory = parent.join(&other);
+            let is_here = other.ends_with(suffix);
+            // Before it is locked, too: who starts there would find it held.
+            if (is_here || is_abandoned(&directory))
+                && let Ok(_lock) = lock(&directory, false)
             {
-                tracing::warn!(directory = other, "ending flows of a version that is not understood");
-                remove(&parent.join(other));
+                if is_here {
+                    tracing::warn!(directory = other, "ending flows of a version that is not understood");
+                } else if is_abandoned(&directory) {
+                    tracing::info!(
+                        directory = other,
+                        "removing what a network namespace has left that is gone"
+                    );
+                } else {
+                    continue;
+                }
+                remove(&directory);
             }
         }
         let directory = parent.join(own);
@@ -248,6 +263,23 @@ fn suffix(own: &str) -> &str {
 fn entries(directory: &Path) -> Vec<String> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// Whether nothing comes by the programs of a directory: no device is left that they were on.
+fn is_abandoned(directory: &Path) -> bool {
+    let links = entries(directory).into_iter().filter(|name| name.contains('-'));
+    links.into_iter().all(|link| device_of(&directory.join(link)).is_some_and(|device| device == 0))
+}
+
+/// The device that a pinned link is on, 0 once that is gone. The library does not say, but the kernel does of each
+/// descriptor (Linux 6.6).
+fn device_of(link: &Path) -> Option<u32> {
+    let link = FdLink::from(PinnedLink::from_pin(link).ok()?);
+    let id = format!("link_id:\t{}", link.info().ok()?.id());
+    let descriptors = fs::read_dir("/proc/self/fdinfo").ok()?.flatten();
+    let mut texts = descriptors.filter_map(|entry| fs::read_to_string(entry.path()).ok());
+    let text = texts.find(|text| text.lines().any(|line| line == id))?;
+    text.lines().find_map(|line| line.strip_prefix("ifindex:\t"))?.parse().ok()
 }
 
 /// The lock of a directory, which is made where that is wanted. The kernel takes it back when the process ends.
