@@ -158,7 +158,10 @@ fn open_connections(lab: &Lab) -> Result<()> {
     for _ in 0..4 {
         flow.exchange()?;
     }
-    // For a moment both accept.
+    // Until then both answer who asks for metrics, and for a moment more both accept.
+    wait::until_true("the old one has heard of it", || {
+        Ok(old.process().log()?.contains("another process has taken over"))
+    })?;
     let mut other = wait::until("the new one alone accepts", || {
         let other = Flow::open(lab, &listener)?;
         let opened = new.metrics()?.sum("snisplice_connections_opened_total", &[]);
