@@ -165,7 +165,7 @@ pub fn at_once(
 
 /// Takes the complete hello that [`at_once`] has found out of the receive queue, if it is there still, and says whether
 /// that leaves nothing behind.
-pub fn is_the_last(client: impl AsFd, mode: HelloMode, limit: usize, read: &[u8]) -> bool {
+pub fn is_drained(client: impl AsFd, mode: HelloMode, limit: usize, read: &[u8]) -> bool {
     match mode {
         HelloMode::Read => read.len() <= limit,
         HelloMode::Peek => with_scratch(|scratch| {

@@ -162,8 +162,8 @@ impl Refused {
             Policy::Reset => socket::reset_on_close(client).is_ok(),
             // Nothing comes then that would make the close a reset.
             Policy::Close => {
-                let is_the_last = |hello: &Vec<u8>| hello::is_the_last(client, mode, limit, hello);
-                self.listens && self.hello.as_ref().is_some_and(is_the_last)
+                let is_drained = |hello: &Vec<u8>| hello::is_drained(client, mode, limit, hello);
+                self.listens && self.hello.as_ref().is_some_and(is_drained)
             }
             Policy::Alert | Policy::Backend(_) => false,
         };
