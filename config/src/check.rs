@@ -102,7 +102,7 @@ fn render_settings(out: &mut String, model: &Model) -> fmt::Result {
         handover.bytes, handover.messages, handover.packet
     )?;
     writeln!(out, "survive {survive}")?;
-    for (index, (name, limit)) in [
+    let timeouts = [
         ("hello", timeouts.hello),
         ("connect", timeouts.connect),
         ("idle", timeouts.idle),
@@ -111,13 +111,8 @@ fn render_settings(out: &mut String, model: &Model) -> fmt::Result {
         ("drain", timeouts.drain),
         ("max_duration", timeouts.max_duration),
     ]
-    .into_iter()
-    .enumerate()
-    {
-        out.push_str(if index == 0 { "timeouts " } else { ", " });
-        write!(out, "{name} {}", Span(limit))?;
-    }
-    out.push_str("\n\n");
+    .map(|(name, limit)| format!("{name} {}", Span(limit)));
+    writeln!(out, "timeouts {}\n", timeouts.join(", "))?;
     Ok(())
 }
 

@@ -203,10 +203,5 @@ mod tests {
         send(Interrupted::before_each(&mut sent), &pattern, 1_000, Pace::uneven(1)).expect("sent");
         receive(Interrupted::before_each(&*sent), &pattern, 1_000).expect("received");
         assert_eq!(write(Interrupted::before_each(&mut sent), b"more").expect("written"), 1);
-        let more = receive(Interrupted::before_each(&*sent), &pattern, 1_002).expect_err("wrong or short");
-        assert!(
-            more.to_string().contains("wrong byte at position 1000") || more.to_string().contains("ended"),
-            "{more}"
-        );
     }
 }

@@ -267,8 +267,8 @@ fn entries(directory: &Path) -> Vec<String> {
 
 /// Whether nothing comes by the programs of a directory: no device is left that they were on.
 fn is_abandoned(directory: &Path) -> bool {
-    let links = entries(directory).into_iter().filter(|name| name.contains('-'));
-    links.into_iter().all(|link| device_of(&directory.join(link)).is_some_and(|device| device == 0))
+    let mut links = entries(directory).into_iter().filter(|name| name.contains('-'));
+    links.all(|link| device_of(&directory.join(link)) == Some(0))
 }
 
 /// The device that a pinned link is on, 0 once that is gone. The library does not say, but the kernel does of each
