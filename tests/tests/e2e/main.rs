@@ -23,6 +23,7 @@ mod mtu;
 mod negotiation;
 mod network;
 mod packet;
+mod queue;
 mod rejection;
 mod routing;
 mod same_host;
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
         negotiation::CASES,
         network::CASES,
         packet::CASES,
+        queue::CASES,
         rejection::CASES,
         routing::CASES,
         same_host::CASES,

@@ -312,7 +312,7 @@ fn sockets_come_to_rest(lab: &Lab) -> Result<()> {
     both_ways_after(flow, &daemon)
 }
 
-fn both_ways_after(mut flow: Flow, daemon: &Daemon<'_>) -> Result<()> {
+pub(crate) fn both_ways_after(mut flow: Flow, daemon: &Daemon<'_>) -> Result<()> {
     flow.client.write_all(b"last")?;
     flow.client.shutdown(Shutdown::Write)?;
     ensure!(tcp::read_to_end(&mut flow.backend)? == (b"last".to_vec(), Ending::Eof));

@@ -171,21 +171,26 @@ fn nothing_in(netns: &Netns, state: u8) -> bool {
 
 /// The kernel has carried what this test is about, and not some relay in its place.
 fn really_carried(datapath: Datapath, metrics: &Metrics, visits: usize) -> Result<()> {
-    // Reasons to relay that a healthy connection may have: its peer was quicker than the handover.
+    const REFUSED: &str = "snisplice_packet_refused_total";
+    // The reason to relay that a healthy connection may have: its peer was quicker than the handover.
     const FAST: &str = "peer_closed";
     let closed = |carrier| metrics.sum("snisplice_connections_closed_total", &[("datapath", carrier)]);
     let [packet, sockmap, relay] = ["packet", "sockmap", "relay"].map(closed);
     let visits = i64::try_from(visits)?;
-    let refused = metrics.sum("snisplice_packet_refused_total", &[]);
-    let fast = metrics.sum("snisplice_packet_refused_total", &[("why", FAST)]);
+    let [refused, fast] = [&[][..], &[("why", FAST)]].map(|of| metrics.sum(REFUSED, of));
+    let only_fast = || {
+        let why: Vec<_> = metrics.describe(REFUSED).collect();
+        ensure!(refused == fast, "refused, not only because a peer had finished: {}", why.join(", "));
+        Ok(())
+    };
     match datapath {
         Datapath::Packet => {
             ensure!(packet + refused == visits, "{packet} in packets, {refused} refused, of {visits}");
-            ensure!(refused == fast, "{refused} refused, {fast} of them because a peer had finished");
+            only_fast()?;
             ensure!(packet * 100 >= visits * 99, "only {packet} of {visits} were carried in packets");
         }
         Datapath::Auto => {
-            ensure!(refused == fast, "{refused} refused, {fast} of them because a peer had finished");
+            only_fast()?;
             ensure!(packet * 100 >= visits * 90, "only {packet} of {visits} were carried in packets");
         }
         Datapath::Sockmap => ensure!(sockmap * 100 >= visits * 99, "only {sockmap} of {visits} redirected"),

@@ -41,6 +41,7 @@ use crate::{
     },
 };
 
+mod bypass;
 mod flow;
 pub mod leg;
 mod linger;

@@ -12,7 +12,12 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{Shared, plan, stats::Refusal};
+use super::{
+    Shared,
+    bypass::{self, Doubt},
+    plan,
+    stats::Refusal,
+};
 use crate::{
     account::{Account, Carrier, Direction, InPackets},
     datapath::{
@@ -44,8 +49,10 @@ pub(super) struct Entry {
     rules: Rules,
     /// Bytes on each way that the flow begins with and that userspace had written before.
     written: [u64; 2],
-    /// What our own sockets had heard when the kernel began to carry.
+    /// What our own sockets had heard acknowledged at the last look.
     heard: [u32; 2],
+    /// Whether the peers' packets may come by another way.
+    doubt: Doubt,
     /// Whether late packets may still come.
     lingers: bool,
     /// Whether another process goes on with it.
@@ -69,6 +76,7 @@ impl Entry {
             rules: Rules::default(),
             written: [0, 0],
             heard: [0, 0],
+            doubt: Doubt::None,
             lingers: false,
             given: false,
         })
@@ -141,21 +149,14 @@ impl Entry {
 
     /// Whether our own sockets hear from the peers what the program has not told them: bytes, or acknowledgements that
     /// it has not seen.
-    fn is_bypassed(&self) -> bool {
+    fn is_bypassed(&mut self) -> bool {
         // In this order: what the one has been told, the other has noted.
         let Ok(looks) = self.shared.programs.look(self.tuples) else { return false };
         let Ok(state) = self.state() else { return false };
-        // Where both peers' packets come by the programs, there is no other way; and what one has acknowledged to the
-        // other could not be had back.
-        if state.ways.iter().all(|track| track.packets > 0) {
-            return false;
-        }
-        let ways = self.rules.ways.iter().zip(&state.ways);
-        ways.zip(looks.iter().zip(&self.heard)).any(|((way, track), (look, heard))| {
-            let heard_more =
-                look.snd_una != *heard && !track.has_acked(look.snd_una.wrapping_sub(way.ack_start));
-            look.rcv_nxt != way.expected || heard_more
-        })
+        let found = bypass::look(&self.rules.ways, &state, looks.each_ref(), self.heard, self.written);
+        self.doubt = self.doubt.after(found);
+        self.heard = looks.map(|look| look.snd_una);
+        self.doubt == Doubt::Bypassed
     }
 
     /// Has the program tell our own sockets of as much as they have sent, and with the numbers that they expect.
@@ -177,9 +178,10 @@ impl Entry {
         let (Ok(state), Ok(looks)) = (self.state(), self.shared.programs.look(self.tuples)) else {
             return false;
         };
-        state.ways.iter().zip(&self.rules.ways).zip(&looks).all(|((track, way), look)| {
-            look.unread() == 0 && track.has_acked(look.write_seq.wrapping_sub(way.ack_start))
-        })
+        self.doubt == Doubt::None
+            && state.ways.iter().zip(&self.rules.ways).zip(&looks).all(|((track, way), look)| {
+                look.unread() == 0 && track.has_acked(look.write_seq.wrapping_sub(way.ack_start))
+            })
     }
 }
 

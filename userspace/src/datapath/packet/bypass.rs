@@ -1,0 +1,151 @@
+//! Whether the packets of a flow that has begun come by the programs: a pure function of what our own sockets and the
+//! programs have heard.
+
+use snisplice_common::packet::{
+    flow::{State, Way},
+    look::Look,
+};
+
+/// What a look shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Found {
+    /// Packets of both peers came by the programs. There is no other way then; and what one has acknowledged to the
+    /// other could not be had back.
+    BothSeen,
+    /// Nothing that the programs do not know.
+    Nothing,
+    /// Nothing; but a peer of whom they have seen no packet was sent bytes.
+    Unanswered,
+    /// A peer's packet that they have not seen since the flow began. It may have come by them before, and have been
+    /// in a queue.
+    Early,
+    /// An acknowledgement that they have not seen, of what was sent since the flow began.
+    Late,
+}
+
+/// What was found by all looks so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Doubt {
+    /// Nothing speaks against it.
+    None,
+    /// There was a packet that may have come by the programs before the flow began.
+    Once,
+    /// There was, and since then its sender was sent bytes, and is yet to be heard of.
+    Unanswered,
+    /// They do not.
+    Bypassed,
+}
+
+impl Doubt {
+    pub(super) fn after(self, found: Found) -> Self {
+        match (self, found) {
+            (_, Found::BothSeen) => Self::None,
+            (Self::None, Found::Early) => Self::Once,
+            (Self::Once, Found::Unanswered) => Self::Unanswered,
+            // What was in a queue has arrived long ago, and who was sent something has had a look's time to answer.
+            (_, Found::Early | Found::Late) | (Self::Unanswered, Found::Unanswered) => Self::Bypassed,
+            (doubt, Found::Nothing | Found::Unanswered) => doubt,
+        }
+    }
+}
+
+/// Compares what our own sockets have heard with what the programs have. `heard` is what they had heard acknowledged at
+/// the look before, and `written` how many bytes of each way had been sent when the flow began.
+pub(super) fn look(
+    ways: &[Way; 2],
+    state: &State,
+    looks: [&Look; 2],
+    heard: [u32; 2],
+    written: [u64; 2],
+) -> Found {
+    if state.ways.iter().all(|track| track.packets > 0) {
+        return Found::BothSeen;
+    }
+    let mut found = Found::Nothing;
+    for (from, to) in [(0, 1), (1, 0)] {
+        let (way, track, look) = (&ways[from], &state.ways[from], looks[from]);
+        let acked = look.snd_una.wrapping_sub(way.ack_start);
+        if look.snd_una != heard[from] && !track.has_acked(acked) {
+            if u64::from(acked) > written[to] {
+                return Found::Late;
+            }
+            found = Found::Early;
+        } else if look.rcv_nxt != way.expected {
+            found = Found::Early;
+        } else if found == Found::Nothing && track.packets == 0 && state.ways[to].sent > u64::from(way.own) {
+            // More than our own sockets deliver.
+            found = Found::Unanswered;
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use snisplice_common::packet::flow::Track;
+
+    use super::*;
+
+    /// A flow of which 50 bytes of each way were sent before it began, and 20 more since, by our own sockets.
+    fn flow() -> ([Way; 2], State, [Look; 2]) {
+        let way = Way { ack_start: 1_000, own: 70, expected: 500, ..Way::default() };
+        let track = Track { sent: 70, ..Track::default() };
+        let look = Look { snd_una: 1_000, rcv_nxt: 500, ..Look::default() };
+        ([way; 2], State { ways: [track; 2], ..State::default() }, [look; 2])
+    }
+
+    fn found((ways, state, looks): &([Way; 2], State, [Look; 2])) -> Found {
+        look(ways, state, looks.each_ref(), [1_000; 2], [50; 2])
+    }
+
+    #[test]
+    fn each_thing_that_was_heard_tells_something() {
+        for (peer, other) in [(0, 1), (1, 0)] {
+            let quiet = flow();
+            assert_eq!(found(&quiet), Found::Nothing);
+            let heard = |change: &dyn Fn(&mut State, &mut [Look; 2])| {
+                let mut flow = quiet;
+                change(&mut flow.1, &mut flow.2);
+                found(&flow)
+            };
+            assert_eq!(heard(&|_, looks| looks[peer].rcv_nxt += 1), Found::Early);
+            assert_eq!(heard(&|_, looks| looks[peer].snd_una += 50), Found::Early);
+            assert_eq!(heard(&|_, looks| looks[peer].snd_una += 51), Found::Late);
+            // Told by the program.
+            let told = |state: &mut State, looks: &mut [Look; 2]| {
+                looks[peer].snd_una += 51;
+                state.ways[peer].acked = 51;
+            };
+            assert_eq!(heard(&told), Found::Nothing);
+            assert_eq!(heard(&|state, _| state.ways[other].sent += 1), Found::Unanswered);
+            let answered = |state: &mut State, _: &mut [Look; 2]| {
+                state.ways[other].sent += 1;
+                state.ways[peer].packets = 1;
+            };
+            assert_eq!(heard(&answered), Found::Nothing);
+            let both = |state: &mut State, looks: &mut [Look; 2]| {
+                looks[peer].snd_una += 51;
+                looks[other].rcv_nxt += 1;
+                state.ways.iter_mut().for_each(|track| track.packets = 1);
+            };
+            assert_eq!(heard(&both), Found::BothSeen);
+        }
+    }
+
+    #[test]
+    fn what_came_early_comes_once() {
+        use Found::{BothSeen, Early, Late, Nothing, Unanswered};
+        let after = |found: &[Found]| found.iter().fold(Doubt::None, |doubt, found| doubt.after(*found));
+        for (looks, doubt) in [
+            (&[Nothing, Unanswered, Unanswered, Nothing][..], Doubt::None),
+            (&[Late], Doubt::Bypassed),
+            (&[Early, Nothing, Nothing], Doubt::Once),
+            (&[Early, Nothing, Early], Doubt::Bypassed),
+            (&[Early, Unanswered], Doubt::Unanswered),
+            (&[Early, Unanswered, Nothing, Unanswered], Doubt::Bypassed),
+            (&[Early, Unanswered, BothSeen], Doubt::None),
+        ] {
+            assert_eq!(after(looks), doubt, "{looks:?}");
+        }
+    }
+}
