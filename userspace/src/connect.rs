@@ -8,6 +8,7 @@ use std::{
 };
 
 use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
     net::{AddressFamily, SocketFlags, SocketType, bind, socket_with},
 };
@@ -131,15 +132,26 @@ async fn connect_to(
         Ok(()) | Err(Errno::INPROGRESS) => {}
         Err(error) => return Err(error.into()),
     }
+    let is_connected = is_connected(&socket);
     let stream = TcpStream::from_std(socket)?;
-    // The runtime's own connect asks the socket for an error in any case.
-    let ready = stream.ready(Interest::WRITABLE | Interest::ERROR).await?;
-    if (ready.is_error() || ready.is_write_closed())
-        && let Some(error) = stream.take_error()?
-    {
-        return Err(error);
+    if !is_connected {
+        // The runtime's own connect asks the socket for an error in any case.
+        let ready = stream.ready(Interest::WRITABLE | Interest::ERROR).await?;
+        if (ready.is_error() || ready.is_write_closed())
+            && let Some(error) = stream.take_error()?
+        {
+            return Err(error);
+        }
     }
     Ok(Upstream { stream, address, announced })
+}
+
+/// Whether the backend has answered already, as one on the same host does within connect(2). The hello then goes out
+/// before the event loop has had its turn.
+fn is_connected(socket: &StdStream) -> bool {
+    let mut event = [PollFd::new(socket, PollFlags::OUT)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut event, Some(&now)).is_ok_and(|events| events == 1) && event[0].revents() == PollFlags::OUT
 }
 
 /// Waits until the client's socket has failed. A FIN is not that: the client may still be reading.
