@@ -30,7 +30,8 @@ mod negotiated {
 pub(super) fn of(stream: &TcpStream) -> Result<Leg, Refusal> {
     read(stream).map_err(|error| {
         tracing::debug!(%error, "cannot read a socket's options");
-        Refusal::Other
+        // It has no peer any more once that has reset it.
+        if error.kind() == io::ErrorKind::NotConnected { Refusal::PeerClosed } else { Refusal::Other }
     })
 }
 
