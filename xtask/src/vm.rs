@@ -76,6 +76,9 @@ pub(crate) struct Args {
 /// That one kernel may take by default; emulation is slow.
 const SECONDS: u64 = 900;
 
+/// How often a kernel is booted that each time dies of its emulation.
+const BOOTS: u32 = 3;
+
 /// Programs that this command runs, and the Debian packages that have them.
 const PROGRAMS: [(&str, &str); 4] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
@@ -164,7 +167,19 @@ fn boot(kernel: &Kernel, suite: &Suite, accelerator: Accelerator, limit: Duratio
     let initramfs = tempfile::NamedTempFile::new()?;
     let modules = module::in_load_order(&kernel.modules, &MODULES)?;
     suite.write_initramfs(initramfs.path(), &modules)?;
-    machine::boot(kernel, initramfs.path(), accelerator, limit, show(&kernel.release))
+    let boot = || machine::boot(kernel, initramfs.path(), accelerator, limit, show(&kernel.release));
+    let mut run = boot()?;
+    for _ in 1..BOOTS {
+        if !run.died_of_emulation(accelerator) {
+            break;
+        }
+        println!(
+            "{} died of a breakpoint of its own, which is the emulation's fault: once more",
+            kernel.release
+        );
+        run = boot()?;
+    }
+    Ok(run)
 }
 
 /// Shows what comes as it comes, with the seconds since the start, but for the kernel's log, of which the verdict

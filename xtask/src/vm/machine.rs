@@ -81,6 +81,19 @@ pub(super) struct Run {
     pub(super) took: Duration,
 }
 
+impl Run {
+    /// Whether the kernel stumbled over a breakpoint with which it patches its own code. A processor never shows that to
+    /// another one that runs there; QEMU does at times, when it executes them on several threads.
+    pub(super) fn died_of_emulation(&self, accelerator: Accelerator) -> bool {
+        accelerator == Accelerator::Tcg && !self.transcript.is_done() && is_stray_breakpoint(&self.console)
+    }
+}
+
+/// Whether a kernel's last words are of a breakpoint that nobody had set.
+fn is_stray_breakpoint(console: &str) -> bool {
+    console.lines().any(|line| line.contains("int3: 0000 [#1]"))
+}
+
 /// Boots `kernel` with `initramfs`, hears what it reports until it powers off, for no longer than `limit`; each line
 /// is shown to `heard` with the section that it belongs to.
 pub(super) fn boot(
@@ -152,6 +165,15 @@ impl Drop for Machine {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stray_breakpoint_is_told_from_other_ends() {
+        assert!(is_stray_breakpoint("[   71.2] Oops: int3: 0000 [#1] SMP NOPTI\n"));
+        assert!(is_stray_breakpoint("noise\n[    3.0] int3: 0000 [#1] PREEMPT SMP NOPTI\n"));
+        assert!(!is_stray_breakpoint("[    3.0] Oops: general protection fault: 0000 [#1] SMP\n"));
+        assert!(!is_stray_breakpoint("[    3.0] asm_exc_int3+0x35/0x40\n"));
+        assert!(!is_stray_breakpoint(""));
+    }
 
     #[test]
     fn only_the_processors_flags_count() {
