@@ -36,7 +36,7 @@ impl<'lab> Queue<'lab> {
     const DEVICE: &'static str = "ifb0";
 
     fn new(lab: &'lab Lab) -> Result<Self> {
-        // One packet is more than it lets go in an hour.
+        // It lets one packet go, and the next one in an hour.
         const SLOW: &str = "rate 8bit burst 4000 overhead 2000 limit 1000000";
         let filler = lab.client.enter(|| Ok(UdpSocket::bind("0.0.0.0:0")?))?;
         let queue = Self { lb: &lab.lb, filler };
@@ -55,7 +55,6 @@ impl<'lab> Queue<'lab> {
                 Self::DEVICE
             ),
         )?;
-        // One packet is let go.
         queue.fill()?;
         queue.fill()?;
         wait::until_true("it holds", || Ok(queue.held()? > 0))?;
@@ -90,8 +89,8 @@ impl<'lab> Queue<'lab> {
 
 fn what_came_before_the_flow(lab: &Lab) -> Result<()> {
     let (daemon, listener) = flow::start(lab, "")?;
-    // The client repeats nothing meanwhile.
-    let route = "route change 10.0.1.0/24 dev to-lb rto_min 30s";
+    // The client repeats nothing meanwhile, unless all this takes very long: nobody would hear of it else.
+    let route = "route change 10.0.1.0/24 dev to-lb rto_min 3s";
     run(&lab.client, Command::new("ip").args(route.split(' ')))?.ok()?;
     lab.client.sysctl("net/ipv4/tcp_early_retrans", "0")?;
     nft(
