@@ -8,7 +8,7 @@ use std::{
 };
 
 use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
+    event::PollFlags,
     io::Errno,
     net::{AddressFamily, SocketFlags, SocketType, bind, socket_with},
 };
@@ -132,7 +132,8 @@ async fn connect_to(
         Ok(()) | Err(Errno::INPROGRESS) => {}
         Err(error) => return Err(error.into()),
     }
-    let is_connected = is_connected(&socket);
+    // A backend on the same host answers within connect(2). The hello then goes out before the event loop has had its turn.
+    let is_connected = socket::poll_writable(&socket)? == PollFlags::OUT;
     let stream = TcpStream::from_std(socket)?;
     if !is_connected {
         // The runtime's own connect asks the socket for an error in any case.
@@ -144,14 +145,6 @@ async fn connect_to(
         }
     }
     Ok(Upstream { stream, address, announced })
-}
-
-/// Whether the backend has answered already, as one on the same host does within connect(2). The hello then goes out
-/// before the event loop has had its turn.
-fn is_connected(socket: &StdStream) -> bool {
-    let mut event = [PollFd::new(socket, PollFlags::OUT)];
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    poll(&mut event, Some(&now)).is_ok_and(|events| events == 1) && event[0].revents() == PollFlags::OUT
 }
 
 /// Waits until the client's socket has failed. A FIN is not that: the client may still be reading.

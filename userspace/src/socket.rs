@@ -7,6 +7,10 @@ use std::{
     time::Duration,
 };
 
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::retry_on_intr,
+};
 use socket2::SockRef;
 use tokio::io::{Interest, unix::AsyncFd};
 
@@ -83,6 +87,14 @@ pub fn unacknowledged(fd: impl AsFd) -> io::Result<u32> {
     // SAFETY: SIOCOUTQ writes one int through the pointer, which is valid and outlives the call.
     let result = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
     if result == 0 { Ok(bytes.unsigned_abs()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// poll(2) for writing, without waiting. Where there is no room, the socket's next event is sure to come when there is.
+pub fn poll_writable(fd: impl AsFd) -> io::Result<PollFlags> {
+    const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut event = [PollFd::new(&fd, PollFlags::OUT)];
+    retry_on_intr(|| poll(&mut event, Some(&AT_ONCE)))?;
+    Ok(event[0].revents())
 }
 
 /// `SIOCATMARK`: whether the next byte is the urgent one. A read that came here has stopped short of what is queued.

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use rustix::io::Errno;
+use rustix::{event::PollFlags, io::Errno};
 use snisplice_common::flow::Control;
 use tokio::{task::yield_now, time::sleep};
 
@@ -15,10 +15,14 @@ use crate::{
     account::Direction,
     datapath::copy::{Pump, Step, StepError},
     kernel::signals::{Ready, What},
+    socket,
 };
 
 /// Steps of one copy before the worker's other connections get their turn.
 const STEPS_PER_TURN: u32 = 8;
+
+/// Between two tries at something of which no event tells.
+const PAUSE: Duration = Duration::from_millis(1);
 
 impl Connection<'_> {
     /// Copies what the kernel has passed until it may redirect again, or until the end of the stream, which is for
@@ -76,7 +80,7 @@ impl Connection<'_> {
                 self.copy(direction, pump).await?;
             }
             if self.way(direction).forwarded.get() == before {
-                sleep(Duration::from_millis(1)).await;
+                sleep(PAUSE).await;
             }
         }
     }
@@ -184,8 +188,19 @@ impl Connection<'_> {
 
     /// Watches the receiver until it takes more. The watch goes on: who copies ends it.
     async fn until_writable(&self, to: &Leg) -> Result<(), Broken> {
+        // While the host has no memory, a socket may refuse what it has room for, and then no event tells when it will not.
+        if to.also.get().writable && has_room(to)? {
+            sleep(PAUSE).await;
+            return Ok(());
+        }
         self.listen(to, |also| also.writable = true)?;
         self.wait(Ready::of(to.side, What::Writable)).await?;
         Ok(())
     }
+}
+
+/// Whether a socket has room. Where it has none, an event is sure to come when it has.
+fn has_room(leg: &Leg) -> Result<bool, Broken> {
+    let polled = socket::poll_writable(&leg.socket).map_err(|error| Broken { side: leg.side, error })?;
+    Ok(polled.contains(PollFlags::OUT))
 }
