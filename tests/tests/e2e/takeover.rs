@@ -538,6 +538,13 @@ fn aborted(lab: &Lab) -> Result<()> {
         return survive::stop(lab, third);
     }
     flow.exchange()?;
+    // It gives no place away before it has noticed that, and relays.
+    wait::until_true("it carries packets as before", || {
+        let refused = || anyhow::Ok(old.metrics()?.sum("snisplice_packet_refused_total", &[]));
+        let before = refused()?;
+        Flow::open(lab, &listener)?.exchange()?;
+        Ok(refused()? == before)
+    })?;
     let mut other = Flow::open(lab, &listener)?;
     other.exchange()?;
     let new = next(lab, survive::SETTINGS, "second")?;
