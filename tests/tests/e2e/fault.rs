@@ -5,6 +5,7 @@ use std::{
     fs,
     net::Shutdown,
     process::Command,
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
     thread,
     time::{Duration, Instant},
 };
@@ -110,11 +111,15 @@ fn no_descriptors_left(lab: &Lab) -> Result<()> {
 /// As a freezer of cgroups or a debugger does it, in the middle of everything.
 fn stopped_again_and_again(lab: &Lab) -> Result<()> {
     const FLOWS: u64 = 8;
-    const EACH: u64 = 2 * 1024 * 1024;
+    /// Each is sent after one stop more.
+    const PARTS: usize = 6;
+    const PART: u64 = 350_000;
     let (daemon, listener) = flow::start(lab, "")?;
     let flows: Result<Vec<_>> = (0..FLOWS).map(|_| Flow::open(lab, &listener)).collect();
     let flows = flows?;
     let patterns: Vec<_> = (0..2).map(Pattern::new).collect();
+    let stops = AtomicUsize::new(0);
+    let stopped = |times| wait::until_true("it is stopped", || Ok(stops.load(Relaxed) >= times));
     thread::scope(|scope| {
         let tasks: Vec<thread::ScopedJoinHandle<'_, Result<()>>> = flows
             .iter()
@@ -126,23 +131,24 @@ fn stopped_again_and_again(lab: &Lab) -> Result<()> {
                 let pace = Pace { largest_write: 4 * 1024, pause_every: 2, random: Random::new(seed) };
                 [
                     scope.spawn(move || {
-                        stream::send(from, pattern, EACH, pace)?;
+                        for part in 0..PARTS {
+                            stopped(part)?;
+                            stream::send(from, pattern, PART, pace.clone())?;
+                        }
                         Ok(from.shutdown(Shutdown::Write)?)
                     }),
-                    scope.spawn(move || stream::receive(to, pattern, EACH)),
+                    scope.spawn(move || (0..PARTS).try_for_each(|_| stream::receive(to, pattern, PART))),
                 ]
             })
             .collect();
-        let mut stops = 0;
         while !tasks.iter().all(thread::ScopedJoinHandle::is_finished) {
             daemon.process().stop()?;
             // One that comes just then waits.
             let late = tcp::connect(&lab.client, &flow::front())?;
             daemon.process().signal(Signal::SIGCONT)?;
             Flow::begin(late, &listener)?.exchange()?;
-            stops += 1;
+            stops.fetch_add(1, Relaxed);
         }
-        ensure!(stops >= 5, "stopped {stops} times only");
         tasks.into_iter().try_for_each(|task| task.join().expect("no task panics"))
     })?;
     drop(flows);
