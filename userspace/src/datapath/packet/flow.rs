@@ -147,8 +147,8 @@ impl Entry {
         self.shared.maps.borrow().state(self.flow)
     }
 
-    /// Whether our own sockets hear from the peers what the program has not told them: bytes, or acknowledgements that
-    /// it has not seen.
+    /// Looks whether our own sockets hear from the peers what the program has not told them: bytes, or acknowledgements
+    /// that it has not seen. What one look finds, the next one knows.
     fn is_bypassed(&mut self) -> bool {
         // In this order: what the one has been told, the other has noted.
         let Ok(looks) = self.shared.programs.look(self.tuples) else { return false };
