@@ -6,7 +6,7 @@ use std::{borrow::Cow, fmt, ops::RangeInclusive, rc::Rc, str::FromStr, sync::Arc
 use crate::{
     model::Origin,
     report::{Diagnostic, Severity},
-    yaml::{At, Key, Node, Problem, Value},
+    yaml::{At, Node, Problem, Shown, Value},
 };
 
 /// Whose text this is: it decides how bad a fault is.
@@ -34,6 +34,10 @@ impl Subject {
         Rc::new(Self { file, object, bad: Severity::Rejected, unknown: Severity::Warning })
     }
 
+    fn is_foreign(&self) -> bool {
+        self.object.is_some()
+    }
+
     pub(crate) fn origin(&self, at: At) -> Origin {
         Origin { file: Arc::clone(&self.file), line: at.line as usize, column: at.column as usize }
     }
@@ -51,13 +55,59 @@ impl Subject {
     }
 }
 
+/// How many findings of one severity are kept. Nobody reads more, and a file of nothing but faults costs no more.
+const MOST_FINDINGS: usize = 10_000;
+/// How many findings get a suggestion. Each is a comparison with every name that might be meant.
+const MOST_SUGGESTIONS: usize = 100;
+/// How many names a suggestion is chosen from.
+const MOST_CANDIDATES: usize = 1_000;
+
 /// Collects what is found.
 #[derive(Debug, Default)]
-pub(crate) struct Sink(pub(crate) Vec<Diagnostic>);
+pub(crate) struct Sink {
+    pub(crate) found: Vec<Diagnostic>,
+    /// By severity.
+    counts: [usize; Severity::ALL.len()],
+    suggested: usize,
+}
 
 impl Sink {
     pub(crate) fn push(&mut self, diagnostic: Diagnostic) {
-        self.0.push(diagnostic);
+        let count = &mut self.counts[diagnostic.severity as usize];
+        *count += 1;
+        if *count <= MOST_FINDINGS {
+            self.found.push(diagnostic);
+        }
+    }
+
+    /// Whether nothing can be loaded.
+    pub(crate) fn failed(&self) -> bool {
+        self.counts[Severity::Error as usize] > 0
+    }
+
+    /// Everything that was found, and how much was left out.
+    pub(crate) fn finish(mut self) -> Vec<Diagnostic> {
+        for severity in Severity::ALL {
+            let more = self.counts[severity as usize].saturating_sub(MOST_FINDINGS);
+            if more > 0 {
+                let message = format!("and {more} more findings of this kind, which are left out");
+                self.found.push(Diagnostic::general(severity, message));
+            }
+        }
+        self.found
+    }
+
+    /// The candidate that somebody probably meant; nothing after many findings have been given one.
+    pub(crate) fn closest<'c>(
+        &mut self,
+        text: &str,
+        candidates: impl Iterator<Item = &'c str>,
+    ) -> Option<&'c str> {
+        if self.suggested >= MOST_SUGGESTIONS {
+            return None;
+        }
+        self.suggested += 1;
+        closest(text, candidates)
     }
 }
 
@@ -85,6 +135,17 @@ impl Diagnostic {
         self
     }
 
+    /// Says instead what to do about a place to fill in, if that is what `text` is.
+    pub(crate) fn or_placeholder(mut self, text: &str) -> Self {
+        if let Some(placeholder) = placeholder(text) {
+            self.remedy = Some(format!(
+                "'{}' is a placeholder of a template: render the file first (helm template, kustomize build, envsubst)",
+                Shown(placeholder)
+            ));
+        }
+        self
+    }
+
     pub(crate) fn to(self, sink: &mut Sink) {
         sink.push(self);
     }
@@ -94,38 +155,14 @@ impl Diagnostic {
 #[derive(Debug, Clone)]
 pub(crate) struct View<'n> {
     subject: Rc<Subject>,
-    path: Option<Rc<Path<'n>>>,
-    node: &'n Node,
-}
-
-#[derive(Debug)]
-struct Path<'n> {
-    parent: Option<Rc<Path<'n>>>,
-    step: Step<'n>,
-}
-
-#[derive(Debug)]
-enum Step<'n> {
-    Key(&'n str),
-    Index(usize),
-}
-
-impl fmt::Display for Path<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(parent) = &self.parent {
-            parent.fmt(f)?;
-        }
-        match &self.step {
-            Step::Key(key) if self.parent.is_some() => write!(f, ".{key}"),
-            Step::Key(key) => f.write_str(key),
-            Step::Index(index) => write!(f, "[{index}]"),
-        }
-    }
+    /// Where the path of the value begins.
+    root: Node<'n>,
+    node: Node<'n>,
 }
 
 impl<'n> View<'n> {
-    pub(crate) fn new(subject: Rc<Subject>, node: &'n Node) -> Self {
-        Self { subject, path: None, node }
+    pub(crate) fn new(subject: Rc<Subject>, node: Node<'n>) -> Self {
+        Self { subject, root: node, node }
     }
 
     /// The same value as the root of another subject: an object within a list of objects.
@@ -138,7 +175,7 @@ impl<'n> View<'n> {
     }
 
     pub(crate) fn origin(&self) -> Origin {
-        self.subject.origin(self.node.at)
+        self.subject.origin(self.node.at())
     }
 
     pub(crate) fn object(&self) -> &str {
@@ -146,7 +183,7 @@ impl<'n> View<'n> {
     }
 
     pub(crate) fn field(&self) -> String {
-        self.path.as_ref().map(ToString::to_string).unwrap_or_default()
+        self.node.path_from(self.root)
     }
 
     /// A finding about this value.
@@ -159,6 +196,11 @@ impl<'n> View<'n> {
         }
     }
 
+    /// What is wrong with the notation of this value.
+    pub(crate) fn problems(&self) -> impl Iterator<Item = &'n Problem> + use<'n> {
+        self.node.problems()
+    }
+
     /// A finding that makes the value unusable.
     pub(crate) fn bad(&self, message: impl Into<String>) -> Diagnostic {
         self.say(self.subject.bad, message)
@@ -169,11 +211,26 @@ impl<'n> View<'n> {
     }
 
     pub(crate) fn is_text(&self) -> bool {
-        matches!(self.node.value, Value::Text(_))
+        matches!(self.node.value(), Value::Text(_))
+    }
+
+    /// Whether it is what a field looks like that is not set, in an object that a program wrote: `""`, `{}` or `[]`.
+    /// protobuf knows no difference, but for messages.
+    pub(crate) fn is_unset(&self) -> bool {
+        match self.node.value() {
+            Value::Null => true,
+            Value::Text(text) => text.is_empty(),
+            Value::List | Value::Map => self.node.children().next().is_none(),
+        }
+    }
+
+    /// Whether this is 0, which is a number that is not set.
+    pub(crate) fn is_zero(&self) -> bool {
+        matches!(self.node.value(), Value::Text(text) if integer(text) == Some(0))
     }
 
     pub(crate) fn text(&self, expected: &str, sink: &mut Sink) -> Option<&'n str> {
-        if let Value::Text(text) = &self.node.value {
+        if let Value::Text(text) = self.node.value() {
             Some(text)
         } else {
             self.wrong_kind(expected, sink);
@@ -186,7 +243,8 @@ impl<'n> View<'n> {
         match text.parse() {
             Ok(value) => Some(value),
             Err(why) => {
-                self.bad(format!("'{text}': {why}")).expected(expected).to(sink);
+                let found = self.bad(format!("'{}': {why}", Shown(text))).expected(expected);
+                found.or_placeholder(text).to(sink);
                 None
             }
         }
@@ -195,14 +253,22 @@ impl<'n> View<'n> {
     /// A whole number within `range`.
     pub(crate) fn number<T>(&self, range: RangeInclusive<T>, sink: &mut Sink) -> Option<T>
     where
-        T: FromStr + PartialOrd + fmt::Display,
+        T: TryFrom<u64> + PartialOrd + fmt::Display,
     {
         let expected = format!("a whole number from {} to {}", range.start(), range.end());
         let text = self.text(&expected, sink)?;
-        match text.parse() {
-            Ok(value) if range.contains(&value) => Some(value),
+        match integer(text).and_then(|value| T::try_from(value).ok()) {
+            Some(value) if range.contains(&value) => {
+                if is_octal(text) {
+                    self.warn(format!("'{text}' is an octal number in YAML 1.1: {value}"))
+                        .remedy(format!("write {value}, or leave the leading zeros out"))
+                        .to(sink);
+                }
+                Some(value)
+            }
             _ => {
-                self.bad(format!("'{text}' is not possible here")).expected(expected).to(sink);
+                let found = self.bad(format!("'{}' is not possible here", Shown(text))).expected(expected);
+                found.or_placeholder(text).to(sink);
                 None
             }
         }
@@ -212,20 +278,20 @@ impl<'n> View<'n> {
         self.number(1..=u16::MAX, sink)
     }
 
+    /// Yes or no, in all the spellings of YAML 1.1, which kubectl takes.
     pub(crate) fn flag(&self, sink: &mut Sink) -> Option<bool> {
-        match self.text("true or false", sink)? {
-            "true" | "True" | "TRUE" => Some(true),
-            "false" | "False" | "FALSE" => Some(false),
-            other => {
-                self.bad(format!("'{other}' is not possible here")).expected("true or false").to(sink);
-                None
-            }
+        let text = self.text("true or false", sink)?;
+        let flag = boolean(text);
+        if flag.is_none() {
+            let found = self.bad(format!("'{}' is not possible here", Shown(text))).expected("true or false");
+            found.or_placeholder(text).to(sink);
         }
+        flag
     }
 
     pub(crate) fn list(&self, expected: &str, sink: &mut Sink) -> Vec<View<'n>> {
-        if let Value::List(nodes) = &self.node.value {
-            nodes.iter().enumerate().map(|(index, node)| self.child(Step::Index(index), node)).collect()
+        if self.node.value() == Value::List {
+            self.children().collect()
         } else {
             self.wrong_kind(expected, sink);
             Vec::new()
@@ -239,9 +305,8 @@ impl<'n> View<'n> {
 
     /// A mapping whose keys are names of the writer's choice.
     pub(crate) fn entries(&self, expected: &str, sink: &mut Sink) -> Vec<(&'n str, View<'n>)> {
-        if let Value::Map(entries) = &self.node.value {
-            let entry = |(key, node): &'n (Key, Node)| (&*key.text, self.child(Step::Key(&key.text), node));
-            entries.iter().map(entry).collect()
+        if self.node.value() == Value::Map {
+            self.children().filter_map(|view| Some((view.node.key()?.0, view))).collect()
         } else {
             self.wrong_kind(expected, sink);
             Vec::new()
@@ -249,8 +314,8 @@ impl<'n> View<'n> {
     }
 
     pub(crate) fn fields(&self, expected: &str, sink: &mut Sink) -> Option<Fields<'n>> {
-        if matches!(self.node.value, Value::Map(_)) {
-            Some(Fields { view: self.clone(), asked: Vec::new() })
+        if self.node.value() == Value::Map {
+            Some(Fields { view: self.clone(), asked: Vec::new(), old: Vec::new() })
         } else {
             self.wrong_kind(expected, sink);
             None
@@ -259,32 +324,35 @@ impl<'n> View<'n> {
 
     /// The value under a key, whatever the schema says; for looking before reading.
     pub(crate) fn peek(&self, key: &str) -> Option<View<'n>> {
-        let Value::Map(entries) = &self.node.value else { return None };
-        let (key, node) = entries.iter().find(|(candidate, _)| *candidate.text == *key)?;
-        Some(self.child(Step::Key(&key.text), node))
+        self.node.get(key).map(|node| self.child(node))
     }
 
     /// The text under a key, if it is one.
     pub(crate) fn peek_text(&self, key: &str) -> Option<&'n str> {
-        match &self.peek(key)?.node.value {
+        match self.node.get(key)?.value() {
             Value::Text(text) => Some(text),
             _ => None,
         }
     }
 
-    fn child(&self, step: Step<'n>, node: &'n Node) -> Self {
-        let path = Some(Rc::new(Path { parent: self.path.clone(), step }));
-        Self { subject: Rc::clone(&self.subject), path, node }
+    fn children(&self) -> impl Iterator<Item = View<'n>> {
+        self.node.children().map(|node| self.child(node))
+    }
+
+    fn child(&self, node: Node<'n>) -> Self {
+        Self { subject: Rc::clone(&self.subject), root: self.root, node }
     }
 
     fn wrong_kind(&self, expected: &str, sink: &mut Sink) {
-        let found = match &self.node.value {
+        let value = self.node.value();
+        let found = match value {
             Value::Null => Cow::Borrowed("nothing"),
-            Value::Text(text) => Cow::Owned(format!("'{text}'")),
-            Value::List(_) => "a list".into(),
-            Value::Map(_) => "a mapping".into(),
+            Value::Text(text) => Cow::Owned(format!("'{}'", Shown(text))),
+            Value::List => "a list".into(),
+            Value::Map => "a mapping".into(),
         };
-        self.bad(format!("found {found}")).expected(expected).to(sink);
+        let text = if let Value::Text(text) = value { text } else { "" };
+        self.bad(format!("found {found}")).expected(expected).or_placeholder(text).to(sink);
     }
 }
 
@@ -293,19 +361,51 @@ impl<'n> View<'n> {
 pub(crate) struct Fields<'n> {
     view: View<'n>,
     asked: Vec<&'static str>,
+    /// Values under keys in their old spelling.
+    old: Vec<View<'n>>,
 }
 
 impl<'n> Fields<'n> {
-    /// The value under a key; `None` if the key is not there or empty.
+    /// The value under a key; `None` if the key is not there or its value is not set: null, and in a foreign object `""`
+    /// and `[]` too, which is how a program writes a field without a value.
+    ///
+    /// A foreign object may spell the key as protobuf does, `sni_hosts` for `sniHosts`.
     pub(crate) fn take(&mut self, key: &'static str) -> Option<View<'n>> {
         self.asked.push(key);
-        self.view.peek(key).filter(|view| !matches!(view.node.value, Value::Null))
+        let foreign = self.view.subject.is_foreign();
+        let mut found = self.view.peek(key);
+        if found.is_none() && foreign && key.contains(|c: char| c.is_ascii_uppercase()) {
+            found = self
+                .view
+                .children()
+                .find(|view| view.node.key().is_some_and(|(old, _)| is_snake_of(old, key)));
+            self.old.extend(found.clone());
+        }
+        found.filter(|view| {
+            let message = view.node.value() == Value::Map;
+            view.node.value() != Value::Null && !(foreign && !message && view.is_unset())
+        })
+    }
+
+    /// As [`Fields::take`], where a mapping that says nothing is as good as none.
+    pub(crate) fn take_set(&mut self, key: &'static str) -> Option<View<'n>> {
+        self.take(key).filter(|view| !view.is_unset())
+    }
+
+    /// As [`Fields::take`], for a number: 0 is not set.
+    pub(crate) fn take_number(&mut self, key: &'static str) -> Option<View<'n>> {
+        self.take(key).filter(|view| !view.is_zero())
     }
 
     pub(crate) fn require(&mut self, key: &'static str, expected: &str, sink: &mut Sink) -> Option<View<'n>> {
         let value = self.take(key);
         if value.is_none() {
-            self.view.bad(format!("'{key}' is missing")).expected(expected).to(sink);
+            match self.view.peek(key) {
+                Some(view) => view.bad(format!("'{key}' is empty")),
+                None => self.view.bad(format!("'{key}' is missing")),
+            }
+            .expected(expected)
+            .to(sink);
         }
         value
     }
@@ -316,35 +416,121 @@ impl<'n> Fields<'n> {
     }
 
     pub(crate) fn finish(self, sink: &mut Sink) {
-        let Value::Map(entries) = &self.view.node.value else { return };
-        for (key, node) in entries {
-            if self.asked.contains(&&*key.text) {
+        for view in self.view.children() {
+            let Some((key, at)) = view.node.key().filter(|(key, _)| !self.asked.contains(key)) else {
+                continue;
+            };
+            if self.old.iter().any(|old| old.node.key() == Some((key, at))) {
+                view.say(
+                    Severity::Note,
+                    format!("'{key}' is the old spelling, which a cluster of today would refuse"),
+                )
+                .to(sink);
                 continue;
             }
-            let view = self.view.child(Step::Key(&key.text), node);
             let severity = self.view.subject.unknown;
             let ignored = if severity == Severity::Warning { ", ignored" } else { "" };
             let mut found = view.say(severity, format!("unknown key{ignored}"));
-            found.origin = Some(self.view.subject.origin(key.at));
-            found.remedy = closest(&key.text, self.asked.iter().copied())
-                .map(|near| format!("did you mean '{near}'?"))
-                .or_else(|| Some(format!("the keys here are: {}", self.asked.join(", "))));
+            found.origin = Some(self.view.subject.origin(at));
+            found.remedy = match sink.closest(key, self.asked.iter().copied()) {
+                Some(near) => Some(format!("did you mean '{near}'?")),
+                None => Some(format!("the keys here are: {}", self.asked.join(", "))),
+            };
             found.to(sink);
         }
     }
 }
 
 /// The candidate that somebody probably meant.
-pub(crate) fn closest<'c>(text: &str, candidates: impl Iterator<Item = &'c str>) -> Option<&'c str> {
+fn closest<'c>(text: &str, candidates: impl Iterator<Item = &'c str>) -> Option<&'c str> {
     // Long texts are no typing errors, and the distance is quadratic.
-    let text = text.get(..64).unwrap_or(text).to_ascii_lowercase().replace('-', "_");
+    if text.len() > 64 {
+        return None;
+    }
+    let text = text.to_ascii_lowercase().replace('-', "_");
     // So is a file with as many wrong names as right ones.
     candidates
-        .take(1_000)
+        .take(MOST_CANDIDATES)
+        .filter(|candidate| candidate.len().abs_diff(text.len()) <= allowed(candidate))
         .map(|candidate| (strsim::damerau_levenshtein(&text, &candidate.to_ascii_lowercase()), candidate))
-        .filter(|(distance, candidate)| *distance <= 1 + candidate.len() / 4)
+        .filter(|(distance, candidate)| *distance <= allowed(candidate))
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
+}
+
+/// How many characters a typing error may be away from a word.
+fn allowed(candidate: &str) -> usize {
+    1 + candidate.len() / 4
+}
+
+/// Whether `old` is `key` as protobuf spells it: `sni_hosts` for `sniHosts`.
+fn is_snake_of(old: &str, key: &str) -> bool {
+    let mut rest = old.chars();
+    key.chars().all(|c| {
+        let expected = c.to_ascii_lowercase();
+        (!c.is_ascii_uppercase() || rest.next() == Some('_')) && rest.next() == Some(expected)
+    }) && rest.next().is_none()
+}
+
+/// A boolean of YAML 1.1 (yaml.org/type/bool.html).
+fn boolean(text: &str) -> Option<bool> {
+    match text {
+        "true" | "True" | "TRUE" | "y" | "Y" | "yes" | "Yes" | "YES" | "on" | "On" | "ON" => Some(true),
+        "false" | "False" | "FALSE" | "n" | "N" | "no" | "No" | "NO" | "off" | "Off" | "OFF" => Some(false),
+        _ => None,
+    }
+}
+
+/// A whole number as YAML 1.1 and 1.2 write it: `443`, `+443`, `4_43`, `0x1bb`, `0o673`, `0673`, `0b110111011`, `443.0`.
+fn integer(text: &str) -> Option<u64> {
+    let digits = text.strip_prefix('+').unwrap_or(text);
+    if !digits.starts_with(|first: char| first.is_ascii_digit()) {
+        return None;
+    }
+    let digits = digits.replace('_', "");
+    let based = |prefix: &str, base| digits.strip_prefix(prefix).map(|rest| u64::from_str_radix(rest, base));
+    let number = based("0x", 16)
+        .or_else(|| based("0o", 8))
+        .or_else(|| based("0b", 2))
+        .or_else(|| is_octal(&digits).then(|| u64::from_str_radix(&digits, 8)));
+    match number {
+        Some(number) => number.ok(),
+        // A fraction of nothing is none.
+        None => digits
+            .split_once('.')
+            .filter(|(_, rest)| rest.bytes().all(|digit| digit == b'0'))
+            .map_or(&*digits, |(whole, _)| whole)
+            .parse()
+            .ok(),
+    }
+}
+
+/// Whether a number begins with a zero that makes it octal in YAML 1.1, and can be one.
+fn is_octal(text: &str) -> bool {
+    let digits = text.strip_prefix('+').unwrap_or(text);
+    digits.len() > 1
+        && digits.starts_with('0')
+        && digits.bytes().all(|digit| matches!(digit, b'0'..=b'7' | b'_'))
+}
+
+/// What in a text stands for something that was to be filled in: `{{ x }}`, `${X}`, `$X`, `$(X)`, `<x>` or `%X%`.
+pub(crate) fn placeholder(text: &str) -> Option<&str> {
+    let between = |open: &str, close: &str| {
+        let start = text.find(open)?;
+        let end = text[start + open.len()..].find(close)?;
+        text.get(start..start + open.len() + end + close.len())
+    };
+    let variable = || {
+        let start = text.find('$')?;
+        let name = &text[start + 1..];
+        let length = name.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(name.len());
+        (length > 0).then(|| &text[start..start + 1 + length])
+    };
+    between("{{", "}}")
+        .or_else(|| between("${", "}"))
+        .or_else(|| between("$(", ")"))
+        .or_else(variable)
+        .or_else(|| between("<", ">"))
 }
 
 #[cfg(test)]
@@ -358,5 +544,79 @@ mod tests {
         assert_eq!(closest("Backend", keys.into_iter()), Some("backends"));
         assert_eq!(closest("data-path", keys.into_iter()), Some("datapath"));
         assert_eq!(closest("upstreams", keys.into_iter()), None);
+    }
+
+    #[test]
+    fn suggestions_come_to_an_end() {
+        let mut sink = Sink::default();
+        let given = (0..1_000).filter(|_| sink.closest("rotes", ["routes"].into_iter()).is_some()).count();
+        assert_eq!(given, MOST_SUGGESTIONS);
+    }
+
+    #[test]
+    fn findings_come_to_an_end_and_are_counted() {
+        let mut sink = Sink::default();
+        for _ in 0..MOST_FINDINGS + 3 {
+            Diagnostic::general(Severity::Warning, "x").to(&mut sink);
+        }
+        Diagnostic::general(Severity::Error, "y").to(&mut sink);
+        assert!(sink.failed());
+        let found = sink.finish();
+        assert_eq!(found.len(), MOST_FINDINGS + 2);
+        assert!(found[MOST_FINDINGS + 1].message.contains("and 3 more"), "{:?}", found[MOST_FINDINGS + 1]);
+    }
+
+    #[test]
+    fn numbers_and_booleans_are_those_of_yaml_1_1() {
+        for (text, number) in [
+            ("443", Some(443)),
+            ("+443", Some(443)),
+            ("0", Some(0)),
+            ("4_43", Some(443)),
+            ("0x1bb", Some(443)),
+            ("0673", Some(443)),
+            ("0o673", Some(443)),
+            ("0b110111011", Some(443)),
+            ("443.0", Some(443)),
+            ("443.5", None),
+            ("0489", Some(489)),
+            ("-1", None),
+            ("", None),
+            ("_1", None),
+            ("0x", None),
+            ("99999999999999999999", None),
+        ] {
+            assert_eq!(integer(text), number, "{text}");
+        }
+        assert_eq!(
+            ["yes", "On", "n", "OFF", "maybe", "tRue"].map(boolean),
+            [Some(true), Some(true), Some(false), Some(false), None, None]
+        );
+    }
+
+    #[test]
+    fn placeholders_are_recognised() {
+        for (text, found) in [
+            ("a.${DOMAIN}", Some("${DOMAIN}")),
+            ("$DOMAIN.x", Some("$DOMAIN")),
+            ("gw-{{$i}}", Some("{{$i}}")),
+            ("$(HOST)", Some("$(HOST)")),
+            ("<your-name>.example.com", Some("<your-name>")),
+            ("a.example.com", None),
+            ("a{b}", None),
+            ("$", None),
+        ] {
+            assert_eq!(placeholder(text), found, "{text}");
+        }
+    }
+
+    #[test]
+    fn old_spellings_are_known() {
+        assert!(is_snake_of("sni_hosts", "sniHosts") && is_snake_of("host", "host"));
+        assert!(
+            !is_snake_of("sniHosts", "sniHosts")
+                && !is_snake_of("sni_hostsx", "sniHosts")
+                && !is_snake_of("sni", "sniHosts")
+        );
     }
 }

@@ -141,7 +141,7 @@ impl Draft {
             .to(sink);
         }
         // Of what is missing because of an error there is no more to say.
-        let failed = sink.0.iter().any(|found| found.severity == Severity::Error);
+        let failed = sink.failed();
         if failed {
         } else if self.listeners.is_empty() {
             Diagnostic::general(Severity::Error, "there is nothing to listen on")

@@ -23,22 +23,21 @@
 use std::{
     collections::HashMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    rc::Rc,
 };
 
 use self::{
     gateway::{Gateway, Server},
+    object::Object,
     service_entry::ServiceEntry,
     virtual_service::VirtualService,
 };
 use crate::{
-    decode::{Sink, Subject, View},
+    decode::{Sink, View},
     draft::{Draft, DraftListener},
     model::Policies,
     name::HostPattern,
     report::Severity,
     resolve::Resolver,
-    yaml::Problem,
 };
 
 mod attach;
@@ -62,21 +61,18 @@ pub(crate) struct Istio<'n> {
 
 impl<'n> Istio<'n> {
     /// Reads a document with `apiVersion` or `kind`; a `List` is read item by item.
-    pub(crate) fn read(&mut self, document: &View<'n>, problems: &[Problem], sink: &mut Sink) {
+    pub(crate) fn read(&mut self, document: &View<'n>, sink: &mut Sink) {
         let kind = document.peek_text("kind").unwrap_or_default();
         if kind.ends_with("List")
             && let Some(items) = document.peek("items")
         {
             for item in items.list("a list of objects", sink) {
-                self.read(&item, &[], sink);
+                self.read(&item, sink);
             }
-            let subject = Subject::foreign(document.file(), kind.to_owned());
-            reject_problems(&subject, problems, sink);
             return;
         }
         let Some(object) = object::read(document, sink) else { return };
-        let subject = object.subject();
-        if reject_problems(&subject, problems, sink) {
+        if reject_problems(&object, sink) {
             return;
         }
         if let Some(first) = self.seen.insert(object.view.object().to_owned(), object.view.clone()) {
@@ -176,9 +172,12 @@ fn listener(
 }
 
 /// Whether there were any.
-fn reject_problems(subject: &Rc<Subject>, problems: &[Problem], sink: &mut Sink) -> bool {
-    for problem in problems {
+fn reject_problems(object: &Object<'_>, sink: &mut Sink) -> bool {
+    let subject = object.subject();
+    let mut any = false;
+    for problem in object.view.problems() {
         sink.push(subject.problem(problem, Severity::Rejected));
+        any = true;
     }
-    !problems.is_empty()
+    any
 }

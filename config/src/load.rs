@@ -32,7 +32,7 @@ pub fn load(sources: &[Source], options: &Options) -> Translation {
     let mut sink = Sink::default();
     let documents = parse(sources, &mut sink);
     let model = translate(&documents, options, &mut sink);
-    let Sink(mut diagnostics) = sink;
+    let mut diagnostics = sink.finish();
     let file = |name: &Arc<str>| sources.iter().position(|source| source.name == **name);
     diagnostics.sort_by_cached_key(|found| {
         // What belongs to no place comes last: it sums up.
@@ -48,12 +48,14 @@ fn parse(sources: &[Source], sink: &mut Sink) -> Vec<(Arc<str>, Document)> {
     let mut all = Vec::new();
     for Source { name, text } in sources {
         let file: Arc<str> = name.as_str().into();
-        let (documents, broken) = yaml::parse(text);
         let subject = Subject::native(&file);
-        for problem in &broken {
-            sink.push(subject.problem(problem, Severity::Error));
+        for chunk in yaml::chunks(text) {
+            let (documents, broken) = yaml::parse(chunk);
+            if let Some(problem) = broken {
+                sink.push(subject.problem(&problem, Severity::Error));
+            }
+            all.extend(documents.into_iter().map(|document| (Arc::clone(&file), document)));
         }
-        all.extend(documents.into_iter().map(|document| (Arc::clone(&file), document)));
     }
     all
 }
@@ -61,13 +63,13 @@ fn parse(sources: &[Source], sink: &mut Sink) -> Vec<(Arc<str>, Document)> {
 fn translate(documents: &[(Arc<str>, Document)], options: &Options, sink: &mut Sink) -> Model {
     let mut native = Native::default();
     let mut istio = Istio::default();
-    for (file, Document { root, problems }) in documents {
+    for (file, document) in documents {
         let subject = Subject::native(file);
-        let view = View::new(Rc::clone(&subject), root);
+        let view = View::new(Rc::clone(&subject), document.root());
         if istio::is_object(&view) {
-            istio.read(&view, problems, sink);
-        } else if !matches!(root.value, Value::Null) {
-            for problem in problems {
+            istio.read(&view, sink);
+        } else if document.root().value() != Value::Null {
+            for problem in view.problems() {
                 sink.push(subject.problem(problem, Severity::Error));
             }
             native.read(&view, sink);

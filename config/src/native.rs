@@ -90,7 +90,7 @@ use std::{
 pub(crate) use self::read::Native;
 use self::read::{NativeBackend, NativeListener, NativeRoute, RawPolicies, RawPolicy};
 use crate::{
-    decode::{Sink, View, closest},
+    decode::{Sink, View},
     draft::{Draft, DraftListener, first_overlap},
     model::{Backend, BackendId, Endpoint, EndpointHost, Policies, Policy, Target},
     name::HostPattern,
@@ -314,7 +314,7 @@ fn unknown<'c>(
     sink: &mut Sink,
 ) {
     let mut found = view.bad(format!("there is no {what} '{name}'"));
-    found.remedy = Some(match closest(name, candidates) {
+    found.remedy = Some(match sink.closest(name, candidates) {
         Some(near) => format!("did you mean '{near}'?"),
         None => format!("define it under '{what}s'"),
     });

@@ -79,6 +79,9 @@ pub enum Severity {
 }
 
 impl Severity {
+    /// From the worst on.
+    pub const ALL: [Self; 5] = [Self::Error, Self::Rejected, Self::Warning, Self::Ignored, Self::Note];
+
     /// As printed after the position.
     #[must_use]
     pub fn as_str(self) -> &'static str {

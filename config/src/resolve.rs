@@ -89,7 +89,7 @@ mod tests {
         assert_eq!(resolver.addresses("other", 8443), None);
         let mut sink = Sink::default();
         resolver.report_unused(&mut sink);
-        let unused: Vec<_> = sink.0.iter().map(|found| &*found.message).collect();
+        let unused: Vec<_> = sink.found.iter().map(|found| &*found.message).collect();
         assert_eq!(
             unused,
             [

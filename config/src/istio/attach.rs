@@ -6,7 +6,7 @@ use super::{
     virtual_service::{GatewayRef, Match, TlsRoute, VirtualService},
 };
 use crate::{
-    decode::{Sink, View, closest},
+    decode::{Sink, View},
     draft::Draft,
     model::Target,
     name::HostPattern,
@@ -78,7 +78,7 @@ fn referenced<'g, 'n>(
                     .map(|gateway| format!("{}/{}", gateway.namespace, gateway.name))
                     .collect();
                 let mut unknown = view.bad(format!("there is no Gateway '{full}'"));
-                unknown.remedy = match closest(&full, known.iter().map(String::as_str)) {
+                unknown.remedy = match sink.closest(&full, known.iter().map(String::as_str)) {
                     Some(near) => Some(format!("did you mean '{near}'?")),
                     None => Some("load the file with the Gateway too".into()),
                 };

@@ -3,7 +3,7 @@
 use std::{rc::Rc, sync::Arc};
 
 use crate::{
-    decode::{Sink, Subject, View, closest},
+    decode::{Sink, Subject, View},
     report::Severity,
     table::Rank,
 };
@@ -114,7 +114,8 @@ fn kind_of(view: &View<'_>, kind: &str, version: &str, sink: &mut Sink) -> Optio
         }
         other => {
             let mut found = view.say(Severity::Ignored, "not a kind that is translated");
-            found.remedy = closest(other, ["Gateway", "VirtualService", "ServiceEntry"].into_iter())
+            found.remedy = sink
+                .closest(other, ["Gateway", "VirtualService", "ServiceEntry"].into_iter())
                 .map(|near| format!("did you mean '{near}'?"));
             found.to(sink);
             return None;

@@ -172,7 +172,7 @@ fn read_match<'n>(
     let mut fields = view.fields("a match: {port, sniHosts, gateways}", sink)?;
     let expected = "server names within the hosts of the VirtualService";
     let sni_hosts = fields.require("sniHosts", expected, sink);
-    let port = fields.take("port");
+    let port = fields.take_number("port");
     let gateways = fields.take("gateways");
     let mut refused = false;
     for (key, why) in [
@@ -180,7 +180,7 @@ fn read_match<'n>(
         ("sourceLabels", "labels of workloads exist only in a cluster"),
         ("sourceNamespace", "namespaces of workloads exist only in a cluster"),
     ] {
-        if let Some(condition) = fields.take(key) {
+        if let Some(condition) = fields.take_set(key) {
             condition
                 .bad(format!("the condition is not implemented ({why}): the match is not served"))
                 .remedy("remove it if the match shall hold without it")

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::settings::Given;
 use crate::{
-    decode::{Sink, View, closest},
+    decode::{Sink, View},
     model::{Endpoint, EndpointHost, Policy, Target},
     name::{HostName, HostPattern},
 };
@@ -235,7 +235,8 @@ fn policy<'n>(view: &View<'n>, sink: &mut Sink) -> Option<RawPolicy<'n>> {
         "alert" => Policy::Alert,
         _ => {
             let mut found = view.bad(format!("there is no policy '{text}'")).expected(expected);
-            found.remedy = closest(text, ["close", "reset", "alert"].into_iter())
+            found.remedy = sink
+                .closest(text, ["close", "reset", "alert"].into_iter())
                 .map(|near| format!("did you mean '{near}'?"));
             found.to(sink);
             return None;
