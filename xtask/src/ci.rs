@@ -1,18 +1,14 @@
 //! `cargo xtask ci`: the very steps of the continuous integration, in its order.
 
-use std::{
-    fs,
-    path::PathBuf,
-    process::{Command, Stdio},
-    time::Instant,
-};
+use std::{process::Command, time::Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 
 use crate::{
     demo, ebpf,
-    shell::{self, cargo, find, root, step},
+    shell::{self, cargo, root, step},
     test::{self, WITHOUT_EBPF},
+    tools::Tool,
 };
 
 /// Checks everything that must hold before a change is merged; the tests come last.
@@ -27,11 +23,10 @@ pub(crate) struct Args {
 
 /// The documentation is for those who work on the project, so it may lead to what is private.
 const DOC_FLAGS: &str = "--deny warnings --allow rustdoc::private-intra-doc-links";
-/// Installed where missing, without the parts that need a network or a C compiler.
-const CARGO_DENY: [&str; 6] =
-    ["--locked", "cargo-deny", "--version", "0.20.2", "--no-default-features", "--debug"];
-const CARGO_FUZZ: [&str; 4] = ["--locked", "cargo-fuzz", "--version", "0.13.2"];
-/// The packages with fuzz targets are workspaces of their own: nightly only.
+/// Built without the parts that need a network or a C compiler.
+const CARGO_DENY: Tool = Tool { program: "cargo-deny", version: "0.20.2", exact: false };
+const CARGO_FUZZ: Tool = Tool { program: "cargo-fuzz", version: "0.13.2", exact: false };
+/// The fuzz targets are a workspace of their own, since they are built with a sanitizer.
 const FUZZ: &str = "tests/fuzz";
 
 /// The datapaths' tests under two kernels besides this machine's, where they can be had. Emulated processors that stand
@@ -65,16 +60,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let doc = ["doc", "--workspace", "--no-deps", "--document-private-items"];
     shell::run(cargo().args(doc).args(WITHOUT_EBPF).env("RUSTDOCFLAGS", DOC_FLAGS))?;
     step("dependencies");
-    let deny = tool("cargo-deny", &CARGO_DENY)?;
+    let deny = CARGO_DENY.path(&["--no-default-features", "--debug"])?;
     let checks = ["check", "--hide-inclusion-graph", "bans", "licenses", "sources"];
     shell::run(Command::new(deny).args(checks).current_dir(root()))?;
     step("kernel object");
-    ebpf::run(&ebpf::Args::check_source())?;
-    if has_recorded_compiler()? {
-        ebpf::run(&ebpf::Args::check())?;
-    } else {
-        println!("the compiler that made it is not here: its bytes are not compared");
-    }
+    ebpf::run(&ebpf::Args::check())?;
     step("other kernels");
     other_kernels()?;
     step("fuzz");
@@ -89,52 +79,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Where `program` is; installs it beside our own build output if it is nowhere.
-fn tool(program: &str, install: &[&str]) -> Result<PathBuf> {
-    if let Some(path) = find(program) {
-        return Ok(path);
-    }
-    let tools = shell::target()?.join("tools");
-    let path = tools.join("bin").join(program);
-    if !path.is_file() {
-        println!("{program} is not installed: building it");
-        shell::run(cargo().args(["install", "--quiet", "--root"]).arg(&tools).args(install))?;
-    }
-    Ok(path)
-}
-
-fn has_nightly() -> bool {
-    let version = Command::new("rustup")
-        .args(["run", "nightly", "rustc", "--version"])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status();
-    version.is_ok_and(|status| status.success())
-}
-
-/// Whether `cargo xtask ebpf --check` can be answered here.
-fn has_recorded_compiler() -> Result<bool> {
-    if !has_nightly() || find("bpf-linker").is_none() {
-        return Ok(false);
-    }
-    let here = Command::new("rustup").args(["run", "nightly", "rustc", "--version"]).output()?;
-    let record = root().join("ebpf/prebuilt/snisplice.bpf.txt");
-    let record = fs::read_to_string(&record).with_context(|| record.display().to_string())?;
-    let here = format!("rustc: {}", String::from_utf8_lossy(&here.stdout).trim());
-    Ok(record.lines().any(|line| line == here))
-}
-
 fn fuzz(seconds: u32) -> Result<()> {
-    if !has_nightly() {
-        println!("no nightly toolchain: the fuzz targets are not run");
-        return Ok(());
-    }
-    let program = tool("cargo-fuzz", &CARGO_FUZZ)?;
+    let program = CARGO_FUZZ.path(&[])?;
     let fuzz = || {
-        let mut command = Command::new("rustup");
-        command.args(["run", "nightly"]).arg(&program).arg("fuzz").current_dir(root());
-        // Names the cargo that started us, which is not nightly's.
-        command.env_remove("CARGO");
+        let mut command = Command::new(&program);
+        // The sanitizers are part of every stable toolchain on this platform; the flags that name them are unstable.
+        command.arg("fuzz").current_dir(root()).env("RUSTC_BOOTSTRAP", "1");
         command
     };
     let list = fuzz().args(["list", "--fuzz-dir", FUZZ]).output()?;

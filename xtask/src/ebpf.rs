@@ -1,7 +1,7 @@
 //! `cargo xtask ebpf`: the eBPF objects that an ordinary build embeds, one for each kernel datapath.
 //!
-//! The objects are committed, so that only who changes the programs needs a nightly compiler and bpf-linker. The
-//! same source and compiler give the same bytes on every machine: paths are remapped, DWARF is stripped, and
+//! The objects are committed, so that only who changes the programs needs bpf-linker and the standard library's source.
+//! [`crate::toolchain`] fetches both for a stable compiler. The same source and compiler give the same bytes on every machine: paths are remapped, DWARF is stripped, and
 //! neither the workspace's profile nor the host's architecture has a say.
 
 use std::{
@@ -19,7 +19,10 @@ use object::{
 };
 use sha2::{Digest as _, Sha256};
 
-use crate::shell::{self, output, root, step};
+use crate::{
+    shell::{self, output, root, step},
+    toolchain::{Toolchain, field},
+};
 
 /// Rebuilds the committed eBPF objects.
 #[derive(Debug, clap::Args)]
@@ -27,23 +30,18 @@ pub(crate) struct Args {
     /// Writes nothing; fails unless the committed objects are what the source gives with the recorded compiler.
     #[arg(long)]
     check: bool,
-    /// Only compares the source with what the committed objects were built from; needs no nightly compiler.
+    /// Only compares the source with what the committed objects were built from; builds nothing.
     #[arg(long, conflicts_with = "check")]
     check_source: bool,
-    /// The toolchain to build with, as rustup calls it; it needs the component `rust-src`.
-    #[arg(long, default_value = "nightly", value_name = "NAME")]
-    toolchain: String,
+    /// The toolchain to build with, as rustup calls it [default: the stable release of the committed objects]
+    #[arg(long, value_name = "NAME")]
+    toolchain: Option<String>,
 }
 
 impl Args {
     /// `--check`
     pub(crate) fn check() -> Self {
-        Self { check: true, check_source: false, toolchain: "nightly".to_owned() }
-    }
-
-    /// `--check-source`
-    pub(crate) fn check_source() -> Self {
-        Self { check: false, check_source: true, ..Self::check() }
+        Self { check: true, check_source: false, toolchain: None }
     }
 }
 
@@ -90,12 +88,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if *check_source {
         return OBJECTS.iter().try_for_each(|object| committed_is_of(object, &source));
     }
-    let compiler = compiler(toolchain)?;
+    let toolchain = Toolchain::ready(toolchain.as_deref())?;
+    let compiler = compiler(&toolchain)?;
     if *check {
         OBJECTS.iter().try_for_each(|object| same_compiler(object, &compiler))?;
     }
     step("build the eBPF objects");
-    let built = build(toolchain)?;
+    let built = build(&toolchain)?;
     for object in &OBJECTS {
         let bytes = stripped(&built.join(object.binary))?;
         let mut record = compiler.clone();
@@ -155,22 +154,13 @@ fn recorded(object: &Object, key: &str) -> Result<String> {
 }
 
 /// What turns source into bytes here.
-fn compiler(toolchain: &str) -> Result<Record> {
-    let verbose = output(rustup(toolchain).args(["rustc", "--version", "--verbose"])).with_context(|| {
-        format!(
-            "no toolchain `{toolchain}`; `rustup toolchain install {toolchain} --component rust-src` installs it"
-        )
-    })?;
-    let field = |name: &str| {
-        let value = verbose.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
-        value.map(str::to_owned).with_context(|| format!("`rustc -vV` does not say its {name}"))
-    };
+fn compiler(toolchain: &Toolchain) -> Result<Record> {
+    let verbose = toolchain.version()?;
     let rustc = verbose.lines().next().context("`rustc -vV` says nothing")?;
-    let linker = output(Command::new("bpf-linker").arg("--version"))
-        .context("no bpf-linker; `cargo install bpf-linker` installs it")?;
+    let linker = output(Command::new(&toolchain.linker).arg("--version"))?;
     Ok(Record::from([
         ("rustc", rustc.trim().to_owned()),
-        ("llvm", field("LLVM version")?),
+        ("llvm", field(&verbose, "LLVM version")?.to_owned()),
         ("linker", linker.trim().to_owned()),
     ]))
 }
@@ -181,9 +171,8 @@ fn same_compiler(object: &Object, here: &Record) -> Result<()> {
         if *here != recorded {
             bail!(
                 "{} was built with another {key}: `{recorded}`; here is `{here}`.\n\
-                 Only the recorded one gives the same bytes: pass it as `--toolchain` (a nightly is named \
-                 nightly-YYYY-MM-DD, the day after its commit date), or rebuild with `cargo xtask ebpf` and \
-                 commit {PREBUILT}",
+                 Only the recorded one gives the same bytes: pass it as `--toolchain`, or rebuild with \
+                 `cargo xtask ebpf` and commit {PREBUILT}",
                 object.path()
             );
         }
@@ -245,9 +234,9 @@ fn list(path: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
 }
 
 /// Compiles the crate and returns where the linked objects are.
-fn build(toolchain: &str) -> Result<PathBuf> {
+fn build(toolchain: &Toolchain) -> Result<PathBuf> {
     let target = shell::target()?.join("ebpf");
-    let mut command = rustup(toolchain);
+    let mut command = toolchain.command();
     command
         .args(["cargo", "build", "--locked", "--release", "--package", PACKAGE])
         .args(["--target", TARGET, "-Z", "build-std=core"])
@@ -279,15 +268,14 @@ fn build(toolchain: &str) -> Result<PathBuf> {
     Ok(target.join(TARGET).join("release"))
 }
 
-fn flags(toolchain: &str) -> Result<Vec<String>> {
-    let sysroot = output(rustup(toolchain).args(["rustc", "--print", "sysroot"]))?;
+fn flags(toolchain: &Toolchain) -> Result<Vec<String>> {
     let mut flags = vec![
-        "-Clinker=bpf-linker".to_owned(),
+        format!("-Clinker={}", toolchain.linker.display()),
         "-Clink-arg=--btf".to_owned(),
         // Every kernel that the datapath accepts knows this instruction set (Linux 5.1).
         "-Ctarget-cpu=v3".to_owned(),
         format!("--remap-path-prefix={}=snisplice", root().display()),
-        format!("--remap-path-prefix={}=rust", sysroot.trim()),
+        format!("--remap-path-prefix={}=rust", toolchain.sysroot.display()),
     ];
     // One directory for each registry, named after a hash of where it is reached.
     let registries = cargo_home()?.join("registry/src");
@@ -327,12 +315,6 @@ fn stripped(path: &Path) -> Result<Vec<u8>> {
         );
     }
     Ok(stripped)
-}
-
-fn rustup(toolchain: &str) -> Command {
-    let mut command = Command::new("rustup");
-    command.args(["run", toolchain]);
-    command
 }
 
 fn digest(bytes: &[u8]) -> String {

@@ -8,12 +8,15 @@ use clap::{Parser, Subcommand};
 
 mod bench;
 mod ci;
+mod debian;
 mod demo;
 mod ebpf;
 mod install;
 mod shell;
 mod soak;
 mod test;
+mod toolchain;
+mod tools;
 mod vm;
 
 /// The project's own commands.

@@ -1,21 +1,11 @@
 //! Fetches Debian's cloud kernels, which are small and have everything built in that a virtual machine boots with.
-//!
-//! From the archive that this system's own apt uses, with apt's own tools and signature checks, but with state of
-//! our own: the system's package lists stay as they are.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::kernel::{Kernel, Wanted, version};
-use crate::{
-    install,
-    shell::{self, find},
-};
+use crate::{debian::Apt, shell};
 
 /// The suites that have a series from its first to its last day.
 const HOMES: [(&str, &str); 3] = [("5.10", "bullseye"), ("6.1", "bookworm"), ("6.12", "trixie")];
@@ -25,24 +15,20 @@ const ELSEWHERE: [&str; 3] = ["sid", "trixie-backports", "bookworm-backports"];
 const PREFIX: &str = "linux-image-";
 const FLAVOUR: &str = "-cloud-amd64";
 
-/// The keys of all suites, in Debian's package `debian-archive-keyring`.
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-
 /// Fetches the newest cloud kernel that is `wanted` into `directory`, as [`Kernel::all_in`] expects it.
 pub(super) fn fetch(wanted: &Wanted, directory: &Path) -> Result<Kernel> {
     ensure!(
-        find("apt-get").is_some() && find("dpkg-deb").is_some(),
+        Apt::is_here(),
         "no kernel {wanted} in {}, and fetching one takes Debian's apt-get and dpkg-deb; put one there as \
          RELEASE/vmlinuz and RELEASE/lib/modules/RELEASE, or name another directory with --kernels",
         directory.display()
     );
-    let archive = archive()?;
     let suites = suites(wanted);
     for suite in &suites {
-        let apt = Apt::new(&archive, suite)?;
-        let Some(release) = apt.newest(wanted)? else { continue };
+        let kernels = Kernels(Apt::new(suite)?);
+        let Some(release) = kernels.newest(wanted)? else { continue };
         println!("{release}: fetching from {suite}");
-        apt.unpack(&release, directory).with_context(|| release.clone())?;
+        kernels.unpack(&release, directory).with_context(|| release.clone())?;
         return Kernel::newest_in(directory, &release.parse()?)?
             .with_context(|| format!("{release} is gone"));
     }
@@ -58,63 +44,12 @@ fn suites(wanted: &Wanted) -> Vec<&'static str> {
     home.map(|(_, suite)| suite).into_iter().chain(ELSEWHERE).collect()
 }
 
-/// Where this system's apt gets Debian from.
-fn archive() -> Result<String> {
-    let configured = || -> Result<Option<String>> {
-        let mut command = Command::new("apt-get");
-        command.args(["indextargets", "--format", "$(ORIGIN) $(LABEL) $(REPO_URI)", "Created-By: Packages"]);
-        let targets = shell::output(&mut command)?;
-        Ok(targets.lines().find_map(|target| target.strip_prefix("Debian Debian ")).map(str::to_owned))
-    };
-    if let Some(uri) = configured()? {
-        return Ok(uri);
-    }
-    // Sources without downloaded lists are not shown; images often come without them.
-    install::apt(&["update"])?;
-    configured()?.context("apt's sources name no Debian archive; name a directory of kernels with --kernels")
-}
+/// What a suite has of cloud kernels.
+struct Kernels(Apt);
 
-/// apt, looking at one suite only.
-#[derive(Debug)]
-struct Apt {
-    state: tempfile::TempDir,
-}
-
-impl Apt {
-    fn new(archive: &str, suite: &str) -> Result<Self> {
-        let apt = Self { state: tempfile::tempdir()? };
-        for directory in ["lists/partial", "cache/archives/partial"] {
-            fs::create_dir_all(apt.path(directory))?;
-        }
-        let signed =
-            if Path::new(KEYRING).exists() { format!("[signed-by={KEYRING}] ") } else { String::new() };
-        fs::write(apt.path("sources.list"), format!("deb {signed}{archive} {suite} main\n"))?;
-        shell::output(apt.command("apt-get").arg("update")).with_context(|| format!("suite {suite}"))?;
-        Ok(apt)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.state.path().join(name)
-    }
-
-    fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
-        command.current_dir(self.state.path()).args(["-qq", "-o", "Acquire::Retries=3"]);
-        for (option, name) in [
-            ("Dir::Etc::sourcelist", "sources.list"),
-            ("Dir::Etc::sourceparts", "none"),
-            ("Dir::State::lists", "lists"),
-            ("Dir::Cache", "cache"),
-        ] {
-            command.arg("-o").arg(format!("{option}={}", self.path(name).display()));
-        }
-        // The user that apt downloads as cannot write to a directory of ours.
-        command.args(["-o", "APT::Sandbox::User=root"]);
-        command
-    }
-
+impl Kernels {
     fn newest(&self, wanted: &Wanted) -> Result<Option<String>> {
-        let names = shell::output(self.command("apt-cache").args(["pkgnames", PREFIX]))?;
+        let names = shell::output(self.0.command("apt-cache").args(["pkgnames", PREFIX]))?;
         let releases = names.lines().filter_map(|name| name.strip_prefix(PREFIX));
         Ok(releases
             .filter(|release| is_release(release) && wanted.matches(release))
@@ -124,17 +59,10 @@ impl Apt {
 
     fn unpack(&self, release: &str, directory: &Path) -> Result<()> {
         let image = format!("{PREFIX}{release}");
-        let depends = shell::output(self.command("apt-cache").args(["depends", &image]))?;
-        let root = self.path("root");
+        let depends = shell::output(self.0.command("apt-cache").args(["depends", &image]))?;
         let mut packages = vec![image.as_str()];
         packages.extend(parts(&depends, release));
-        shell::output(self.command("apt-get").arg("download").args(packages))?;
-        for file in fs::read_dir(self.state.path())? {
-            let file = file?.path();
-            if file.extension().is_some_and(|extension| extension == "deb") {
-                shell::output(Command::new("dpkg-deb").arg("--extract").args([&file, &root]))?;
-            }
-        }
+        let root = self.0.unpack(&packages)?;
         let modules = ["lib/modules", "usr/lib/modules"].map(|path| root.join(path).join(release));
         let modules = modules.iter().find(|path| path.is_dir()).context("the package has no modules")?;
         // The newest packages keep the image among the modules.

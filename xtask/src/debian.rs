@@ -1,0 +1,97 @@
+//! Debian packages of other suites than this system's, downloaded and unpacked without being installed.
+//!
+//! They come from the archive that the system's own apt uses, with apt's own tools and signature checks. The state is
+//! separate: the system's package lists stay as they are.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    install,
+    shell::{self, find},
+};
+
+/// The keys of all suites, in Debian's package `debian-archive-keyring`.
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
+/// Where this system's apt gets Debian from.
+fn archive() -> Result<String> {
+    let configured = || -> Result<Option<String>> {
+        let mut command = Command::new("apt-get");
+        command.args(["indextargets", "--format", "$(ORIGIN) $(LABEL) $(REPO_URI)", "Created-By: Packages"]);
+        let targets = shell::output(&mut command)?;
+        Ok(targets.lines().find_map(|target| target.strip_prefix("Debian Debian ")).map(str::to_owned))
+    };
+    if let Some(uri) = configured()? {
+        return Ok(uri);
+    }
+    // Sources without downloaded lists are not shown; images often come without them.
+    install::apt(&["update"])?;
+    configured()?.context("apt's sources name no Debian archive; add one to /etc/apt/sources.list.d")
+}
+
+/// apt, looking at one suite only.
+#[derive(Debug)]
+pub(crate) struct Apt {
+    state: tempfile::TempDir,
+}
+
+impl Apt {
+    /// Whether this system has apt's tools.
+    pub(crate) fn is_here() -> bool {
+        find("apt-get").is_some() && find("dpkg-deb").is_some()
+    }
+
+    /// Reads the index of `suite`, which need not be one that the system uses.
+    pub(crate) fn new(suite: &str) -> Result<Self> {
+        let archive = archive()?;
+        let apt = Self { state: tempfile::tempdir()? };
+        for directory in ["lists/partial", "cache/archives/partial"] {
+            fs::create_dir_all(apt.path(directory))?;
+        }
+        let signed =
+            if Path::new(KEYRING).exists() { format!("[signed-by={KEYRING}] ") } else { String::new() };
+        fs::write(apt.path("sources.list"), format!("deb {signed}{archive} {suite} main\n"))?;
+        shell::output(apt.command("apt-get").arg("update")).with_context(|| format!("suite {suite}"))?;
+        Ok(apt)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.state.path().join(name)
+    }
+
+    /// `program` of apt, with this state.
+    pub(crate) fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.current_dir(self.state.path()).args(["-qq", "-o", "Acquire::Retries=3"]);
+        for (option, name) in [
+            ("Dir::Etc::sourcelist", "sources.list"),
+            ("Dir::Etc::sourceparts", "none"),
+            ("Dir::State::lists", "lists"),
+            ("Dir::Cache", "cache"),
+        ] {
+            command.arg("-o").arg(format!("{option}={}", self.path(name).display()));
+        }
+        // The user that apt downloads as cannot write to a directory of ours.
+        command.args(["-o", "APT::Sandbox::User=root"]);
+        command
+    }
+
+    /// Downloads packages and unpacks them into one directory, which lasts as long as this value.
+    pub(crate) fn unpack(&self, packages: &[&str]) -> Result<PathBuf> {
+        let root = self.path("root");
+        shell::output(self.command("apt-get").arg("download").args(packages))?;
+        for file in fs::read_dir(self.state.path())? {
+            let file = file?.path();
+            if file.extension().is_some_and(|extension| extension == "deb") {
+                shell::output(Command::new("dpkg-deb").arg("--extract").args([&file, &root]))?;
+            }
+        }
+        Ok(root)
+    }
+}
