@@ -229,6 +229,11 @@ impl<'n> View<'n> {
         matches!(self.node.value(), Value::Text(text) if integer(text) == Some(0))
     }
 
+    /// Whether it is this text.
+    pub(crate) fn says(&self, text: &str) -> bool {
+        self.node.value() == Value::Text(text)
+    }
+
     pub(crate) fn text(&self, expected: &str, sink: &mut Sink) -> Option<&'n str> {
         if let Value::Text(text) = self.node.value() {
             Some(text)

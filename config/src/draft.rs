@@ -15,7 +15,7 @@ use crate::{
     name::HostPattern,
     options::Options,
     report::{Diagnostic, Severity},
-    table::{Rank, RouteTable, RouteTableBuilder, Shadowed},
+    table::{Rank, RouteTable, RouteTableBuilder, ServerRank, Shadowed},
 };
 
 /// Settings that belong to no object.
@@ -47,8 +47,11 @@ pub(crate) struct DraftListener {
     pub(crate) hosts: Vec<HostPattern>,
     pub(crate) policies: Policies,
     pub(crate) mss: Option<u16>,
+    /// Whether it is of a Gateway: it may then be at one address beside another one of the kind at all addresses of
+    /// the port. The kernel gives a connection to the more specific one.
+    pub(crate) beside: bool,
     table: RouteTableBuilder,
-    /// Names of rules that cannot be served.
+    /// Names of rules that cannot be served and have no place among others.
     blocked: Vec<(HostPattern, Arc<Rule>)>,
 }
 
@@ -85,29 +88,49 @@ impl Draft {
             .find_map(|listener| first_overlap(&listener.bind, bind).map(|address| (listener, address)))
     }
 
-    /// Moves listeners to where `--listen` wants them.
-    fn rebind(&mut self, options: &Options, sink: &mut Sink) {
+    /// Moves listeners to where `--listen` wants them; those that meet at the same addresses become one.
+    fn rebind(&mut self, ports: &mut Vec<Vec<u16>>, options: &Options, sink: &mut Sink) {
         for listener in &mut self.listeners {
             listener.bind = rebound(&listener.bind, options);
         }
         if options.listen.is_empty() {
             return; // Overlaps as written are told where they are written.
         }
-        for (index, listener) in self.listeners.iter().enumerate() {
-            let others = &self.listeners[..index];
-            if let Some((other, address)) = others
-                .iter()
-                .find_map(|other| first_overlap(&other.bind, &listener.bind).map(|at| (&other.name, at)))
-            {
+        let mut listeners: Vec<DraftListener> = Vec::new();
+        let mut kept: Vec<Vec<u16>> = Vec::new();
+        for (listener, mut own) in std::mem::take(&mut self.listeners).into_iter().zip(ports.drain(..)) {
+            if let Some(at) = listeners.iter().position(|other| other.can_take(&listener)) {
+                let other = &mut listeners[at];
+                let message = format!(
+                    "--listen puts the listeners '{}' and '{}' both at {}: they are one listener",
+                    other.name, listener.name, listener.bind[0]
+                );
+                Diagnostic::general(Severity::Note, message).to(sink);
+                other.hosts.extend(listener.hosts);
+                other.table.append(listener.table);
+                other.blocked.extend(listener.blocked);
+                kept[at].append(&mut own);
+                kept[at].sort_unstable();
+                kept[at].dedup();
+                continue;
+            }
+            if let Some((other, address)) = listeners.iter().find_map(|other| {
+                let besides = other.beside && listener.beside;
+                first_conflict(&other.bind, &listener.bind, besides).map(|at| (&other.name, at))
+            }) {
                 let message = format!(
                     "--listen puts the listeners '{other}' and '{}' both at {address}",
                     listener.name
                 );
                 Diagnostic::general(Severity::Error, message)
-                    .remedy("give each listener's port an address of its own")
+                    .remedy("give each listener's port an address of its own, or both exactly the same ones")
                     .to(sink);
             }
+            listeners.push(listener);
+            kept.push(own);
         }
+        self.listeners = listeners;
+        *ports = kept;
     }
 
     /// The model; that it could not serve anything is an error in `sink`.
@@ -128,7 +151,7 @@ impl Draft {
                 .to(sink);
             }
         }
-        self.rebind(options, sink);
+        self.rebind(&mut ports, options, sink);
 
         if let Some(admin) = settings.admin
             && let Some((listener, _)) = self.overlap(&[admin])
@@ -195,7 +218,7 @@ impl DraftListener {
         policies: Policies,
     ) -> Self {
         let (table, blocked) = (RouteTable::builder(), Vec::new());
-        Self { name, origin, bind, hosts, policies, mss: None, table, blocked }
+        Self { name, origin, bind, hosts, policies, mss: None, beside: false, table, blocked }
     }
 
     /// Serves the names that `written` and `host` have in common; tells whether there are any.
@@ -208,22 +231,39 @@ impl DraftListener {
     ) -> bool {
         match written.intersect(host) {
             Some(pattern) => {
-                self.table.insert(pattern, written, rule, rank);
+                self.table.insert(pattern, written, host, rule, rank);
                 true
             }
             None => false,
         }
     }
 
-    /// Notes names whose rule cannot be served: they must not fall to a wider one that was not meant for them.
-    pub(crate) fn block(&mut self, written: &HostPattern, host: &HostPattern, rule: &Arc<Rule>) {
-        if let Some(pattern) = written.intersect(host) {
-            self.blocked.push((pattern, Arc::clone(rule)));
+    /// Notes names that a server has which is not served; see [`RouteTableBuilder::claim`].
+    pub(crate) fn claim(&mut self, host: &HostPattern, rule: &Arc<Rule>, server: &Arc<ServerRank>) {
+        self.table.claim(host.clone(), rule, server);
+    }
+
+    /// Notes names of a rule that cannot be served and whose place is not known: they must not fall to a wider rule
+    /// that was not meant for them, and stay with a rule for the very same names.
+    pub(crate) fn block(&mut self, written: &HostPattern, rule: &Arc<Rule>) {
+        for host in &self.hosts {
+            if let Some(pattern) = written.intersect(host) {
+                self.blocked.push((pattern, Arc::clone(rule)));
+            }
         }
     }
 
+    /// Whether `other` is of a Gateway too, at exactly the same addresses, and treats connections alike. Ports of a
+    /// Service that lead to one target port are one listener in Istio; a native listener is what its name says.
+    fn can_take(&self, other: &Self) -> bool {
+        (self.beside && other.beside)
+            && self.policies == other.policies
+            && self.mss == other.mss
+            && same_addresses(&self.bind, &other.bind)
+    }
+
     fn build(self, ports: Vec<u16>) -> Listener {
-        let Self { name, origin, bind, hosts: _, policies, mss, mut table, blocked } = self;
+        let Self { name, origin, bind, hosts: _, policies, mss, beside: _, mut table, blocked } = self;
         if !blocked.is_empty() {
             let mut served: HashSet<_> = table.patterns().cloned().collect();
             let mut kept: Vec<_> = blocked
@@ -232,11 +272,16 @@ impl DraftListener {
                 .collect();
             kept.retain(|(pattern, _)| served.insert(pattern.clone()));
             for (pattern, rule) in kept {
-                table.insert(pattern.clone(), &pattern, &rule, &Arc::default());
+                table.insert(pattern.clone(), &pattern, &pattern, &rule, &Arc::default());
             }
         }
         Listener { name, origin, bind, mss, ports, routes: table.build(), policies }
     }
+}
+
+/// Whether the two lists hold the same addresses, in whatever order. Port 0 is a new port every time.
+fn same_addresses(a: &[SocketAddr], b: &[SocketAddr]) -> bool {
+    a.len() == b.len() && a.iter().all(|address| address.port() != 0 && b.contains(address))
 }
 
 /// Whether a name of `pattern` would be served by a pattern with more names.
@@ -274,6 +319,11 @@ fn rebound(bind: &[SocketAddr], options: &Options) -> Vec<SocketAddr> {
 /// An address of `b` that cannot be bound beside those of `a`.
 pub(crate) fn first_overlap(a: &[SocketAddr], b: &[SocketAddr]) -> Option<SocketAddr> {
     b.iter().copied().find(|b| a.iter().any(|a| overlaps(a, b)))
+}
+
+/// The same, where `beside` allows an address beside all addresses of its port.
+fn first_conflict(a: &[SocketAddr], b: &[SocketAddr], beside: bool) -> Option<SocketAddr> {
+    if beside { b.iter().copied().find(|b| b.port() != 0 && a.contains(b)) } else { first_overlap(a, b) }
 }
 
 /// The wildcard address of a family holds all addresses of that family; port 0 is a new port every time.

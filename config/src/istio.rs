@@ -1,65 +1,91 @@
-//! Istio objects of `networking.istio.io` (v1alpha3, v1beta1, v1): `Gateway`, `VirtualService` and `ServiceEntry`.
+//! Istio objects of `networking.istio.io` (v1alpha3, v1beta1, v1), and the `Service` objects of Kubernetes that they
+//! name.
 //!
 //! What is served is served as Istio serves it; what is not is said, with the object, the field and what to do.
 //! A fault costs the smallest part that it makes meaningless and the rest is served. Names whose route is lost
-//! that way are refused: they never fall to a wider route that was not meant for them.
+//! that way are refused: they never fall to a wider route that was not meant for them. `docs/istio.md` has every field,
+//! the rules for ties, and where Istio differs.
 //!
 //! | Object | Field | Here |
 //! |---|---|---|
 //! | `Gateway` | `servers[]` with `tls.mode: PASSTHROUGH` | a listener for each port and `bind`; servers of several Gateways share it |
 //! | | `servers[].bind` | one address; without it `0.0.0.0` and `[::]` |
 //! | | `servers[].hosts[]` | `[namespace/]name`; narrows what attached routes serve |
-//! | | other modes, protocols, `httpsRedirect` | rejected; the other servers are served |
-//! | | `selector` | no meaning outside a cluster, noted |
-//! | `VirtualService` | `gateways[]`, `exportTo[]` | as in Istio; `mesh` has no meaning here |
-//! | | `tls[].match[]` | `port`, `sniHosts` (within `hosts`), `gateways`; others are rejected |
-//! | | `tls[].route[]` | `weight`, `destination.host` and `.port.number`; `subset` is rejected |
-//! | | `http[]`, `tcp[]` | rejected |
-//! | `ServiceEntry` | `resolution: STATIC`, `DNS` | endpoints with `ports` and `weight`, else the host by DNS |
+//! | | other modes, protocols, `httpsRedirect` | rejected, their names are refused; the other servers are served |
+//! | | `selector` | held against `--selector` |
+//! | `VirtualService` | `gateways[]`, `exportTo[]` | as in Istio, with `--namespace`; `mesh` has no meaning here |
+//! | | `tls[].match[]` | `port`, `sniHosts` (within `hosts`), `gateways`; `destinationSubnets` is rejected |
+//! | | `tls[].route[]` | `weight`, `destination.host`, `.port.number` and `.subset` |
+//! | | `tcp[]` | what has no other route, where a TCP server shares the port of a TLS server |
+//! | | `http[]` | rejected |
+//! | `ServiceEntry` | `resolution: STATIC`, `DNS` | endpoints, or `WorkloadEntry` objects that it selects, else the host by DNS |
+//! | `Service` | `ports`, `type: ExternalName` | endpoints of `EndpointSlice` or `Endpoints` objects, else by DNS |
+//! | `DestinationRule` | `subsets` | labels of endpoints; policies that change what is sent are warned of |
 //!
-//! A destination is looked for in `--resolve`, then among the `ServiceEntry` objects that its `VirtualService` can
-//! see, and is else left to DNS. A host without a dot is a service of the `VirtualService`'s namespace.
+//! A destination is looked for in `--resolve`, then among these objects, and is else left to DNS. A host without a dot
+//! is a service of the `VirtualService`'s namespace.
 
-use std::{
-    collections::HashMap,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-};
+use std::collections::HashMap;
 
 use self::{
-    gateway::{Gateway, Server},
-    object::Object,
-    service_entry::ServiceEntry,
+    attach::Attachment,
+    gateway::Gateway,
+    object::{Kind, Object},
+    policy::Policy,
+    registry::{Registry, Sources},
     virtual_service::VirtualService,
 };
 use crate::{
     decode::{Sink, View},
-    draft::{Draft, DraftListener},
+    draft::Draft,
     model::Policies,
-    name::HostPattern,
+    options::Options,
     report::Severity,
     resolve::Resolver,
 };
 
 mod attach;
 mod destination;
+mod endpoints;
+mod export_to;
 mod gateway;
+mod labels;
+mod listeners;
 mod object;
+mod policy;
+mod registry;
+mod service;
 mod service_entry;
+mod subset;
 mod virtual_service;
+mod workload_entry;
 
 pub(crate) use object::is_object;
 
 /// All Istio objects together.
-#[derive(Debug, Default)]
-pub(crate) struct Istio<'n> {
+#[derive(Debug)]
+pub(crate) struct Istio<'n, 'o> {
+    options: &'o Options,
     gateways: Vec<Gateway<'n>>,
     virtual_services: Vec<VirtualService<'n>>,
-    service_entries: Vec<ServiceEntry<'n>>,
+    sources: Sources<'n>,
+    policies: Vec<Policy<'n>>,
     /// Every object by kind, namespace and name.
     seen: HashMap<String, View<'n>>,
 }
 
-impl<'n> Istio<'n> {
+impl<'n, 'o> Istio<'n, 'o> {
+    pub(crate) fn new(options: &'o Options) -> Self {
+        Self {
+            options,
+            gateways: Vec::new(),
+            virtual_services: Vec::new(),
+            sources: Sources::default(),
+            policies: Vec::new(),
+            seen: HashMap::new(),
+        }
+    }
+
     /// Reads a document with `apiVersion` or `kind`; a `List` is read item by item.
     pub(crate) fn read(&mut self, document: &View<'n>, sink: &mut Sink) {
         let kind = document.peek_text("kind").unwrap_or_default();
@@ -71,104 +97,65 @@ impl<'n> Istio<'n> {
             }
             return;
         }
-        let Some(object) = object::read(document, sink) else { return };
-        if reject_problems(&object, sink) {
-            return;
-        }
-        if let Some(first) = self.seen.insert(object.view.object().to_owned(), object.view.clone()) {
-            object
-                .view
-                .bad(format!("there is another object of this kind and name ({})", first.origin()))
-                .remedy("keep one of the two, or give each a name or namespace of its own")
-                .to(sink);
-            self.seen.insert(object.view.object().to_owned(), first);
-            return;
-        }
-        match object.kind {
-            object::Kind::Gateway => self.gateways.extend(gateway::read(object, sink)),
-            object::Kind::VirtualService => {
-                self.virtual_services.extend(virtual_service::read(object, sink));
+        let Some(mut object) = object::read(document, sink) else { return };
+        object.lost |= reject_problems(&object, sink);
+        if !object.name.is_empty() {
+            if let Some(first) = self.seen.get(object.view.object()) {
+                object
+                    .view
+                    .bad(format!(
+                        "there is another object of this kind and name ({}): this one is not served",
+                        first.origin()
+                    ))
+                    .remedy("keep one of the two, or give each a name or namespace of its own")
+                    .to(sink);
+                object.lost = true;
+            } else {
+                self.seen.insert(object.view.object().to_owned(), object.view.clone());
             }
-            object::Kind::ServiceEntry => self.service_entries.extend(service_entry::read(object, sink)),
+        }
+        if object.lost {
+            // What is wrong with it is told. What it names is noted all the same, to be refused.
+            self.take(object, &mut Sink::default());
+        } else {
+            self.take(object, sink);
+        }
+    }
+
+    fn take(&mut self, object: Object<'n>, sink: &mut Sink) {
+        let namespace = self.options.namespace.as_deref();
+        let sources = &mut self.sources;
+        match object.kind {
+            Kind::Gateway => self.gateways.extend(gateway::read(object, sink)),
+            Kind::VirtualService => {
+                self.virtual_services.extend(virtual_service::read(object, namespace, sink));
+            }
+            Kind::ServiceEntry => sources.entries.extend(service_entry::read(object, namespace, sink)),
+            Kind::DestinationRule => sources.rules.extend(subset::read(object, sink)),
+            Kind::WorkloadEntry => sources.workloads.push(workload_entry::read(object, sink)),
+            Kind::Service => sources.services.push(service::read(object, sink)),
+            Kind::Endpoints => sources.endpoints.extend(service::read_endpoints(object, sink)),
+            Kind::EndpointSlice => sources.slices.extend(service::read_slice(object, sink)),
+            Kind::Policy => self.policies.push(policy::read(&object)),
         }
     }
 
     /// One listener for each port and address of a served server.
     pub(crate) fn add_listeners(&mut self, draft: &mut Draft, policies: &Policies, sink: &mut Sink) {
-        let mut made: HashMap<(u16, Option<IpAddr>), usize> = HashMap::new();
-        for server in self.gateways.iter_mut().flat_map(|gateway| &mut gateway.servers) {
-            if !server.passthrough {
-                continue;
-            }
-            let key = (server.port, server.bind);
-            let at = if let Some(&at) = made.get(&key) {
-                at
-            } else {
-                let Some(listener) = listener(server, draft, policies, sink) else { continue };
-                draft.listeners.push(listener);
-                made.insert(key, draft.listeners.len() - 1);
-                draft.listeners.len() - 1
-            };
-            server.listener = Some(at);
-            let hosts = &mut draft.listeners[at].hosts;
-            for host in &server.hosts {
-                if !hosts.contains(&host.pattern) {
-                    hosts.push(host.pattern.clone());
-                }
-            }
-        }
-        // What a server of another mode would serve on the same port must not fall to a passed-through wildcard.
-        for server in self.gateways.iter_mut().flat_map(|gateway| &mut gateway.servers) {
-            if server.passthrough {
-                continue;
-            }
-            let Some(&at) = made.get(&(server.port, server.bind)) else { continue };
-            let name = format!("{} servers[{}]", server.view.object(), server.index);
-            let rule = draft.rule(name, server.view.origin(), attach::refused());
-            for host in &server.hosts {
-                draft.listeners[at].block(&host.pattern, &HostPattern::Any, &rule);
-            }
-        }
+        listeners::add(&mut self.gateways, draft, policies, self.options, sink);
+        policy::tell(&self.policies, &self.gateways, self.options.namespace.as_deref(), sink);
     }
 
     /// Attaches every route; all listeners are there.
-    pub(crate) fn add_routes(&self, draft: &mut Draft, resolver: &mut Resolver<'_>, sink: &mut Sink) {
-        let mut destinations = destination::Destinations::new(&self.service_entries, resolver, sink);
+    pub(crate) fn add_routes(&self, draft: &mut Draft, resolver: &mut Resolver<'o>, sink: &mut Sink) {
+        let mut registry = Registry::new(&self.sources, self.options, resolver, sink);
         for service in &self.virtual_services {
-            attach::attach(service, &self.gateways, &mut destinations, draft, sink);
+            if let Some(attachment) = Attachment::of(service, &self.gateways, self.options, sink) {
+                attachment.add(&mut registry, draft, sink);
+            }
         }
+        registry.finish(sink);
     }
-}
-
-fn listener(
-    server: &Server<'_>,
-    draft: &Draft,
-    policies: &Policies,
-    sink: &mut Sink,
-) -> Option<DraftListener> {
-    let port = server.port;
-    let (name, addresses) = match server.bind {
-        Some(address) => (format!("gateway-{address}-{port}"), vec![address]),
-        None => (format!("gateway-{port}"), vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()]),
-    };
-    let bind: Vec<_> = addresses.into_iter().map(|address| SocketAddr::new(address, port)).collect();
-    if let Some((other, address)) = draft.overlap(&bind) {
-        server
-            .view
-            .bad(format!("{address} overlaps with the listener '{}' ({})", other.name, other.origin))
-            .remedy("give both the same bind, or ports of their own")
-            .to(sink);
-        return None;
-    }
-    if draft.listeners.iter().any(|listener| listener.name == name) {
-        server
-            .view
-            .bad(format!("its listener would be named '{name}', which is the name of a native one"))
-            .remedy("rename the native listener")
-            .to(sink);
-        return None;
-    }
-    Some(DraftListener::new(name, server.view.origin(), bind, Vec::new(), policies.clone()))
 }
 
 /// Whether there were any.

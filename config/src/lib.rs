@@ -46,6 +46,6 @@ pub use self::{
     check::render_check,
     explain::{Explanation, explain},
     load::{Source, load},
-    options::{Listen, Options, Resolve},
+    options::{Label, Listen, Options, Resolve},
     report::{Diagnostic, Severity, Translation},
 };

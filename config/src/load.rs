@@ -62,7 +62,7 @@ fn parse(sources: &[Source], sink: &mut Sink) -> Vec<(Arc<str>, Document)> {
 
 fn translate(documents: &[(Arc<str>, Document)], options: &Options, sink: &mut Sink) -> Model {
     let mut native = Native::default();
-    let mut istio = Istio::default();
+    let mut istio = Istio::new(options);
     for (file, document) in documents {
         let subject = Subject::native(file);
         let view = View::new(Rc::clone(&subject), document.root());

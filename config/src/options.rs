@@ -14,6 +14,12 @@ pub struct Options {
     pub resolve: Vec<Resolve>,
     /// Where listener ports are served instead.
     pub listen: Vec<Listen>,
+    /// The namespace that a gateway's workload would have in a cluster: `exportTo` is held against it. Without one,
+    /// objects that are exported to any namespace are admitted.
+    pub namespace: Option<String>,
+    /// The labels that a gateway's workload would have in a cluster: a `Gateway` whose selector asks for others is
+    /// left out. Without any, every `Gateway` is served.
+    pub selector: Vec<Label>,
 }
 
 /// `HOST:PORT:ADDR[,ADDR]...`, the notation of curl's `--resolve`.
@@ -92,6 +98,32 @@ impl std::fmt::Display for Listen {
     }
 }
 
+/// `KEY=VALUE`, a label of a workload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Label {
+    /// Before the `=`, never empty.
+    pub key: String,
+    /// After it.
+    pub value: String,
+}
+
+impl FromStr for Label {
+    type Err = OptionError;
+
+    fn from_str(text: &str) -> Result<Self, OptionError> {
+        match text.split_once('=') {
+            Some((key, value)) if !key.is_empty() => Ok(Self { key: key.into(), value: value.into() }),
+            _ => Err(OptionError::LabelShape),
+        }
+    }
+}
+
+impl std::fmt::Display for Label {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}={}", self.key, self.value)
+    }
+}
+
 /// Why an argument of the command line is none.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OptionError {
@@ -101,6 +133,9 @@ pub enum OptionError {
     /// Not of the form `PORT=IP:PORT`.
     #[error("expected PORT=IP:PORT, for example 443=127.0.0.1:10443 or 443=[::1]:10443")]
     ListenShape,
+    /// Not of the form `KEY=VALUE`.
+    #[error("expected KEY=VALUE, for example istio=ingressgateway")]
+    LabelShape,
     /// The host of `--resolve` is no name.
     #[error("'{0}' is not a host name: {1}")]
     Host(String, NameError),

@@ -48,6 +48,8 @@ fn run(case: &Path) -> String {
         match &*words {
             ["--resolve", value] => options.resolve.push(value.parse().unwrap()),
             ["--listen", value] => options.listen.push(value.parse().unwrap()),
+            ["--namespace", value] => options.namespace = Some((*value).into()),
+            ["--selector", value] => options.selector.push(value.parse().unwrap()),
             ["explain", name] => questions.push((*name, None)),
             ["explain", name, port] => questions.push((*name, Some(port.parse().unwrap()))),
             _ => panic!("{}: {line}", case.display()),

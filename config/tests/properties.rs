@@ -42,7 +42,7 @@ proptest! {
     fn the_most_specific_pattern_serves(patterns in prop::collection::vec(pattern(), 0..12), name in name()) {
         let mut builder = RouteTable::builder();
         for (id, pattern) in patterns.iter().enumerate() {
-            builder.insert(pattern.clone(), pattern, &rule(id), &Arc::new(Rank::default()));
+            builder.insert(pattern.clone(), pattern, &HostPattern::Any, &rule(id), &Arc::new(Rank::default()));
         }
         let table = builder.build();
         // Of the matching patterns the narrowest; of equal ones the first.
@@ -101,6 +101,7 @@ fn survives(texts: &[String]) {
     let options = Options {
         resolve: vec!["*:443:127.0.0.1".parse().unwrap()],
         listen: vec!["443=127.0.0.1:10443".parse().unwrap()],
+        ..Options::default()
     };
     let translation = load(&sources, &options);
     assert_eq!(translation.model.is_none(), translation.errors().next().is_some(), "a model or an error");

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use snisplice_config::{Listen, Resolve, model::DatapathKind};
+use snisplice_config::{Label, Listen, Resolve, model::DatapathKind};
 
 use crate::{account::Carrier, connections::MOST};
 
@@ -45,6 +45,12 @@ pub struct Config {
     /// Serve the listener port PORT at this address instead; may be repeated
     #[arg(long, value_name = "PORT=ADDR:PORT")]
     pub listen: Vec<Listen>,
+    /// Hold `exportTo` of Istio objects against this namespace, the one of the gateway's pods in a cluster
+    #[arg(long, value_name = "NAME")]
+    pub namespace: Option<String>,
+    /// Serve only Gateways whose selector these labels satisfy; separated by commas, may be repeated
+    #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',')]
+    pub selector: Vec<Label>,
 }
 
 /// `snisplice run`.

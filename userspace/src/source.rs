@@ -14,7 +14,12 @@ pub fn load(config: &Config) -> anyhow::Result<Translation> {
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         sources.push(Source { name: path.display().to_string(), text });
     }
-    let options = Options { resolve: config.resolve.clone(), listen: config.listen.clone() };
+    let options = Options {
+        resolve: config.resolve.clone(),
+        listen: config.listen.clone(),
+        namespace: config.namespace.clone(),
+        selector: config.selector.clone(),
+    };
     Ok(snisplice_config::load(&sources, &options))
 }
 

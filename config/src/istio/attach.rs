@@ -1,15 +1,21 @@
 //! A `VirtualService` meets the servers of its Gateways.
 
+use std::{collections::BTreeMap, sync::Arc};
+
 use super::{
-    destination::Destinations,
-    gateway::{Gateway, Server},
-    virtual_service::{GatewayRef, Match, TlsRoute, VirtualService},
+    destination::Destination,
+    export_to::Exported,
+    gateway::{Gateway, Server, ServerKind},
+    registry::Registry,
+    virtual_service::{GatewayRef, Match, Place, TcpRoute, TlsRoute, VirtualService},
 };
 use crate::{
     decode::{Sink, View},
     draft::Draft,
     model::Target,
     name::HostPattern,
+    options::Options,
+    table::{Rank, ServerRank},
 };
 
 /// The targets of a rule that cannot be served.
@@ -17,86 +23,287 @@ pub(super) fn refused() -> Vec<Target> {
     vec![Target { weight: 1, backend: None }]
 }
 
-pub(super) fn attach(
-    service: &VirtualService<'_>,
-    gateways: &[Gateway<'_>],
-    destinations: &mut Destinations<'_, '_, '_, '_>,
-    draft: &mut Draft,
-    sink: &mut Sink,
-) {
-    let own = referenced(service, &service.gateways, gateways, sink);
-    for route in &service.tls {
-        let TlsRoute { view, index, matches, destinations: written } = route;
-        let mut served = Vec::new();
-        let mut blocked = Vec::new();
-        for one in matches {
-            let overriding = one.gateways.as_ref().map(|refs| referenced(service, refs, gateways, sink));
-            let meetings = meetings(service, one, overriding.as_ref().unwrap_or(&own), sink);
-            if one.refused || written.is_empty() { &mut blocked } else { &mut served }.extend(meetings);
-        }
-        // What nobody can reach needs no backend, but its faults are told all the same.
-        let wanted = !served.is_empty();
-        let targets = written
-            .iter()
-            .map(|one| Target {
-                weight: one.weight,
-                backend: (one.to.as_ref())
-                    .and_then(|to| destinations.backend(service.namespace, to, wanted, draft, sink)),
-            })
-            .collect();
-        let name = format!("{} tls[{index}]", service.view.object());
-        if wanted {
-            let rule = draft.rule(name.clone(), view.origin(), targets);
-            for Meeting { written, host, listener } in served {
-                draft.listeners[listener].serve(written, host, &rule, &service.rank);
+/// What a `VirtualService` attaches to.
+pub(super) struct Attachment<'a, 'n> {
+    service: &'a VirtualService<'n>,
+    exported: Exported,
+    /// The Gateways that are there and meant for us.
+    gateways: Vec<&'a Gateway<'n>>,
+    /// Whether it names a Gateway that is not there or not served as a whole: its names are lost to whatever that
+    /// Gateway would have been.
+    lost: bool,
+}
+
+impl<'a, 'n> Attachment<'a, 'n> {
+    /// `None` if the `VirtualService` is not for us.
+    pub(super) fn of(
+        service: &'a VirtualService<'n>,
+        gateways: &'a [Gateway<'n>],
+        options: &Options,
+        sink: &mut Sink,
+    ) -> Option<Self> {
+        let exported = service.export_to.seen_from(options.namespace.as_deref())?;
+        let mut own = Self { service, exported, gateways: Vec::new(), lost: false };
+        for GatewayRef { view, namespace, name } in &service.gateways {
+            let named =
+                gateways.iter().filter(|gateway| gateway.namespace == *namespace && gateway.name == *name);
+            let mut found = false;
+            for gateway in named {
+                found = true;
+                own.lost |= gateway.lost;
+                if gateway.is_selected(options)
+                    && !gateway.lost
+                    && !own.gateways.iter().any(|other| std::ptr::eq(*other, gateway))
+                {
+                    own.gateways.push(gateway);
+                }
+            }
+            if !found {
+                own.lost = true;
+                tell_unknown(view, namespace, name, gateways, sink);
             }
         }
-        if !blocked.is_empty() {
-            let rule = draft.rule(name, view.origin(), refused());
-            for Meeting { written, host, listener } in blocked {
-                draft.listeners[listener].block(written, host, &rule);
+        Some(own)
+    }
+
+    /// Adds what its routes serve, and refuses what they should.
+    pub(super) fn add(&self, registry: &mut Registry<'_, '_, '_, '_>, draft: &mut Draft, sink: &mut Sink) {
+        for route in &self.service.tls {
+            self.add_tls(route, registry, draft, sink);
+        }
+        self.add_tcp(registry, draft, sink);
+    }
+
+    fn add_tls(
+        &self,
+        route: &TlsRoute<'_>,
+        registry: &mut Registry<'_, '_, '_, '_>,
+        draft: &mut Draft,
+        sink: &mut Sink,
+    ) {
+        let TlsRoute { view, index, matches, destinations } = route;
+        let name = format!("{} tls[{index}]", self.service.view.object());
+        let mut served: BTreeMap<Option<u16>, Vec<Meeting<'_>>> = BTreeMap::new();
+        let mut kept = Vec::new();
+        // Only a destination without a port is another one for each port of a server.
+        let by_port = destinations.iter().any(Destination::needs_port);
+        for one in matches {
+            for meeting in self.meetings(one, sink) {
+                if meeting.refused || one.refused || destinations.is_empty() {
+                    kept.push(meeting);
+                } else {
+                    served.entry(by_port.then_some(meeting.server.port)).or_default().push(meeting);
+                }
+            }
+        }
+        if served.is_empty() {
+            // What nobody can reach needs no backend, but its faults are told all the same.
+            self.targets(destinations, None, false, registry, draft, sink);
+        }
+        for (port, meetings) in served {
+            let targets = self.targets(destinations, port, true, registry, draft, sink);
+            let rule = draft.rule(name.clone(), view.origin(), targets);
+            for meeting in meetings {
+                draft.listeners[meeting.listener].serve(
+                    meeting.written,
+                    meeting.host,
+                    &rule,
+                    &self.rank(&meeting.server.rank),
+                );
+            }
+        }
+        if kept.is_empty() && !self.lost {
+            return;
+        }
+        let rule = draft.rule(name, view.origin(), refused());
+        for Meeting { written, host, listener, server, assumed, .. } in kept {
+            if assumed {
+                draft.listeners[listener].block(written, &rule);
+            } else {
+                draft.listeners[listener].serve(written, host, &rule, &self.rank(&server.rank));
+            }
+        }
+        if self.lost {
+            let names = matches.iter().flat_map(|one| &one.sni_hosts);
+            for sni in names {
+                for listener in draft.listeners.iter_mut().filter(|listener| listener.beside) {
+                    listener.block(&sni.pattern, &rule);
+                }
             }
         }
     }
-}
 
-/// The Gateways that are there and may be attached to.
-fn referenced<'g, 'n>(
-    service: &VirtualService<'_>,
-    refs: &[GatewayRef<'_>],
-    gateways: &'g [Gateway<'n>],
-    sink: &mut Sink,
-) -> Vec<&'g Gateway<'n>> {
-    refs.iter()
-        .filter_map(|GatewayRef { view, namespace, name }| {
-            let found =
-                gateways.iter().find(|gateway| gateway.namespace == *namespace && gateway.name == *name);
-            let Some(gateway) = found else {
-                let full = format!("{namespace}/{name}");
-                let known: Vec<_> = gateways
+    fn rank(&self, server: &Arc<ServerRank>) -> Arc<Rank> {
+        let (server, object) = (Arc::clone(server), Arc::clone(&self.service.seniority));
+        Arc::new(Rank::Object { server, exported: self.exported.place(), object })
+    }
+
+    fn targets(
+        &self,
+        destinations: &[Destination<'_>],
+        port: Option<u16>,
+        wanted: bool,
+        registry: &mut Registry<'_, '_, '_, '_>,
+        draft: &mut Draft,
+        sink: &mut Sink,
+    ) -> Vec<Target> {
+        destinations
+            .iter()
+            .map(|one| Target {
+                weight: one.weight,
+                backend: one
+                    .to
+                    .as_ref()
+                    .and_then(|to| registry.backend(self.service.namespace, to, port, wanted, draft, sink)),
+            })
+            .collect()
+    }
+
+    /// The Gateways of the `VirtualService` that a match is for: `match.gateways` narrows `spec.gateways`.
+    fn narrowed(&self, place: &Place<'_>, sink: &mut Sink) -> Vec<&'a Gateway<'n>> {
+        let Some(named) = &place.gateways else { return self.gateways.clone() };
+        for one in named {
+            if !self.service.gateways.iter().any(|own| own.is_same(one)) {
+                let own: Vec<_> = self
+                    .service
+                    .gateways
                     .iter()
-                    .map(|gateway| format!("{}/{}", gateway.namespace, gateway.name))
+                    .map(|GatewayRef { namespace, name, .. }| format!("{namespace}/{name}"))
                     .collect();
-                let mut unknown = view.bad(format!("there is no Gateway '{full}'"));
-                unknown.remedy = match sink.closest(&full, known.iter().map(String::as_str)) {
-                    Some(near) => Some(format!("did you mean '{near}'?")),
-                    None => Some("load the file with the Gateway too".into()),
-                };
-                unknown.to(sink);
-                return None;
-            };
-            if !service.export_to.admits(gateway.namespace) {
-                view.bad(format!(
-                    "exportTo hides the VirtualService from the namespace '{}': it is not attached",
-                    gateway.namespace
-                ))
-                .remedy("add the namespace to spec.exportTo")
-                .to(sink);
-                return None;
+                one.view
+                    .warn(format!(
+                        "'{}/{}' is not among spec.gateways ({}), which the gateways of a match only narrow: it \
+                         serves nothing there",
+                        one.namespace,
+                        one.name,
+                        own.join(", ")
+                    ))
+                    .remedy("add it to spec.gateways")
+                    .to(sink);
             }
-            Some(gateway)
-        })
-        .collect()
+        }
+        let is_named = |gateway: &&Gateway<'_>| {
+            named.iter().any(|one| one.namespace == gateway.namespace && one.name == gateway.name)
+        };
+        self.gateways.iter().copied().filter(is_named).collect()
+    }
+
+    /// What a match and the hosts of servers have in common.
+    fn meetings<'m>(&self, one: &'m Match<'_>, sink: &mut Sink) -> Vec<Meeting<'m>>
+    where
+        'a: 'm,
+    {
+        let Match { at, sni_hosts, .. } = one;
+        let gateways = self.narrowed(at, sink);
+        let all: Vec<(&'a Server<'n>, usize)> = gateways
+            .iter()
+            .flat_map(|gateway| &gateway.servers)
+            .filter(|server| server.kind == ServerKind::Passthrough)
+            .filter_map(|server| Some((server, server.listener?)))
+            .collect();
+        if all.is_empty() {
+            if !gateways.is_empty() {
+                self.service.view.warn("none of its Gateways has a server that is served").to(sink);
+            }
+            return Vec::new();
+        }
+        let on_port: Vec<_> = all
+            .iter()
+            .filter(|(server, _)| at.port.as_ref().is_none_or(|(_, port)| server.port == *port))
+            .collect();
+        if let (Some((view, port)), true) = (&at.port, on_port.is_empty()) {
+            let mut ports: Vec<_> = all.iter().map(|(server, _)| server.port.to_string()).collect();
+            ports.sort_unstable();
+            ports.dedup();
+            view.warn(format!("no served server of its Gateways has port {port}: the match serves nothing"))
+                .expected(format!("the port of a server: {}", ports.join(", ")))
+                .to(sink);
+            return Vec::new();
+        }
+        let mut meetings = Vec::new();
+        for sni in sni_hosts {
+            let before = meetings.len();
+            for &&(server, listener) in &on_port {
+                let admitted = server
+                    .hosts
+                    .iter()
+                    .filter(|host| host.namespace.is_none_or(|namespace| namespace == self.service.namespace))
+                    .filter(|host| sni.pattern.intersect(&host.pattern).is_some())
+                    .map(|host| Meeting {
+                        written: &sni.pattern,
+                        host: &host.pattern,
+                        listener,
+                        server,
+                        refused: sni.refused,
+                        assumed: sni.assumed,
+                    });
+                meetings.extend(admitted);
+            }
+            if meetings.len() == before && !sni.refused {
+                tell_not_admitted(
+                    &sni.view,
+                    &sni.pattern,
+                    self.service.namespace,
+                    on_port.iter().map(|(server, _)| *server),
+                    sink,
+                );
+            }
+        }
+        meetings
+    }
+
+    /// The first `tcp` route serves what has no name of a route, on the ports of TCP servers that TLS servers share.
+    fn add_tcp(&self, registry: &mut Registry<'_, '_, '_, '_>, draft: &mut Draft, sink: &mut Sink) {
+        let Some(first) = self.service.tcp.first() else { return };
+        let servers = self.gateways.iter().flat_map(|gateway| &gateway.servers).filter(|server| {
+            let admits = server.hosts.iter().any(|host| {
+                host.namespace.is_none_or(|namespace| namespace == self.service.namespace)
+                    && self.service.hosts.iter().any(|own| own.intersect(&host.pattern).is_some())
+            });
+            server.kind == ServerKind::Tcp && admits
+        });
+        let mut served = false;
+        for (server, listener) in servers.filter_map(|server| Some((server, server.listener?))) {
+            let answer = |(place, refused): &(Place<'_>, bool), sink: &mut Sink| {
+                let here = place.port.as_ref().is_none_or(|(_, port)| server.port == *port)
+                    && self
+                        .narrowed(place, sink)
+                        .iter()
+                        .any(|gateway| gateway.servers.iter().any(|other| std::ptr::eq(other, server)));
+                here.then_some(*refused)
+            };
+            // A route without destinations is passed over, as in Istio.
+            let route =
+                self.service.tcp.iter().filter(|route| !route.destinations.is_empty()).find_map(|route| {
+                    if route.matches.is_empty() {
+                        return Some((route, false));
+                    }
+                    route.matches.iter().find_map(|one| answer(one, sink)).map(|refused| (route, refused))
+                });
+            let Some((TcpRoute { view, index, destinations, .. }, is_refused)) = route else { continue };
+            served = true;
+            let targets = if is_refused {
+                refused()
+            } else {
+                self.targets(destinations, Some(server.port), true, registry, draft, sink)
+            };
+            let name = format!("{} tcp[{index}]", self.service.view.object());
+            let rule = draft.rule(name, view.origin(), targets);
+            let rank = self.rank(&server.rank);
+            draft.listeners[listener].serve(&HostPattern::Any, &HostPattern::Any, &rule, &rank);
+        }
+        if !served {
+            first
+                .view
+                .bad("a TCP route has no server name to route by: it is not served")
+                .expected("tls routes with sniHosts, or a TCP server on the port of a TLS server")
+                .remedy(
+                    "route by server name with 'tls'; the policies unknown_name and no_sni of the native format \
+                     send what has no route to a backend",
+                )
+                .to(sink);
+        }
+    }
 }
 
 /// Names that a match and a host of a server have in common.
@@ -104,64 +311,55 @@ struct Meeting<'a> {
     written: &'a HostPattern,
     host: &'a HostPattern,
     listener: usize,
+    server: &'a Server<'a>,
+    /// Whether they are refused whatever the match says.
+    refused: bool,
+    /// Whether they stand for names that cannot be read.
+    assumed: bool,
 }
 
-fn meetings<'a>(
-    service: &VirtualService<'_>,
-    one: &'a Match<'_>,
-    gateways: &[&'a Gateway<'_>],
-    sink: &mut Sink,
-) -> Vec<Meeting<'a>> {
-    let Match { port, sni_hosts, .. } = one;
-    let all: Vec<(&Server<'_>, usize)> = gateways
-        .iter()
-        .flat_map(|gateway| &gateway.servers)
-        .filter_map(|server| Some((server, server.listener?)))
-        .collect();
-    if all.is_empty() {
-        if !gateways.is_empty() {
-            service.view.warn("none of its Gateways has a server that is served").to(sink);
+fn tell_unknown(view: &View<'_>, namespace: &str, name: &str, gateways: &[Gateway<'_>], sink: &mut Sink) {
+    let full = format!("{namespace}/{name}");
+    let mut unknown = view.bad(format!("there is no Gateway '{full}': its names are refused"));
+    let elsewhere = gateways.iter().find(|gateway| gateway.name == name);
+    unknown.remedy = Some(if let Some(Gateway { namespace, namespace_assumed, .. }) = elsewhere {
+        let there = if *namespace_assumed {
+            format!("there is '{namespace}/{name}', whose file names no namespace: name one there")
+        } else {
+            format!("there is '{namespace}/{name}'")
+        };
+        format!("{there}, or write '{namespace}/{name}' here")
+    } else {
+        let known: Vec<_> =
+            gateways.iter().map(|gateway| format!("{}/{}", gateway.namespace, gateway.name)).collect();
+        match sink.closest(&full, known.iter().map(String::as_str)) {
+            Some(near) => format!("did you mean '{near}'?"),
+            None => "load the file with the Gateway too".into(),
         }
-        return Vec::new();
-    }
-    let on_port: Vec<_> =
-        all.iter().filter(|(server, _)| port.as_ref().is_none_or(|(_, port)| server.port == *port)).collect();
-    if let (Some((view, port)), true) = (port, on_port.is_empty()) {
-        let mut ports: Vec<_> = all.iter().map(|(server, _)| server.port.to_string()).collect();
-        ports.sort_unstable();
-        ports.dedup();
-        view.warn(format!("no served server of its Gateways has port {port}: the match serves nothing"))
-            .expected(format!("the port of a server: {}", ports.join(", ")))
-            .to(sink);
-        return Vec::new();
-    }
-    let mut meetings = Vec::new();
-    for (view, written) in sni_hosts {
-        let before = meetings.len();
-        for &&(server, listener) in &on_port {
-            let admitted = server
-                .hosts
-                .iter()
-                .filter(|host| host.namespace.is_none_or(|namespace| namespace == service.namespace))
-                .filter(|host| written.intersect(&host.pattern).is_some())
-                .map(|host| Meeting { written, host: &host.pattern, listener });
-            meetings.extend(admitted);
-        }
-        if meetings.len() == before {
-            report_not_admitted(view, written, on_port.iter().map(|(server, _)| *server), sink);
-        }
-    }
-    meetings
+    });
+    unknown.to(sink);
 }
 
-fn report_not_admitted<'a>(
+fn tell_not_admitted<'a>(
     view: &View<'_>,
     written: &HostPattern,
+    own: &str,
     servers: impl Iterator<Item = &'a Server<'a>>,
     sink: &mut Sink,
 ) {
-    let hosts: Vec<_> = servers
-        .flat_map(|server| &server.hosts)
+    let hosts: Vec<_> = servers.flat_map(|server| &server.hosts).collect();
+    let hidden = hosts.iter().find(|host| host.pattern.intersect(written).is_some());
+    if let Some(namespace) = hidden.and_then(|host| host.namespace) {
+        view.warn(format!(
+            "a server of its Gateways admits '{written}' from the namespace '{namespace}' only, and the \
+             VirtualService is in '{own}': it serves nothing"
+        ))
+        .remedy(format!("write '{own}/{written}' or '{written}' in the hosts of the server"))
+        .to(sink);
+        return;
+    }
+    let hosts: Vec<_> = hosts
+        .iter()
         .map(|host| match host.namespace {
             Some(namespace) => format!("{namespace}/{}", host.pattern),
             None => host.pattern.to_string(),

@@ -1,208 +1,88 @@
-//! From `destination.host` and `.port` to a backend.
+//! `route[]`: weighted destinations as they are written.
 
-use std::collections::{BTreeMap, HashMap};
-
-use super::service_entry::{EntryEndpoint, Location, ServiceEntry};
 use crate::{
     decode::{Sink, View},
-    draft::Draft,
-    model::{Backend, BackendId, Endpoint, EndpointHost},
-    name::{HostName, HostPattern, NameError, ServerName},
-    report::Severity,
-    resolve::Resolver,
+    model::Target,
 };
 
-pub(super) struct Destinations<'s, 'n, 'r, 'o> {
-    entries: &'s [ServiceEntry<'n>],
-    /// Indexes into `entries`, the one to prefer first.
-    by_host: BTreeMap<&'s str, Vec<usize>>,
-    resolver: &'r mut Resolver<'o>,
-    made: HashMap<(ServerName, u16, Option<usize>), BackendId>,
+/// One weighted destination of a route.
+#[derive(Debug)]
+pub(super) struct Destination<'n> {
+    pub(super) weight: u32,
+    /// `None` if it was rejected; its share of the connections is too.
+    pub(super) to: Option<Service<'n>>,
 }
 
-impl<'s, 'n, 'r, 'o> Destinations<'s, 'n, 'r, 'o> {
-    pub(super) fn new(
-        entries: &'s [ServiceEntry<'n>],
-        resolver: &'r mut Resolver<'o>,
-        sink: &mut Sink,
-    ) -> Self {
-        let mut by_host: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
-        for (index, entry) in entries.iter().enumerate() {
-            for host in &entry.hosts {
-                by_host.entry(host.as_str()).or_default().push(index);
-            }
-        }
-        for (host, indexes) in &mut by_host {
-            indexes.sort_by(|&a, &b| {
-                let age = |index: usize| {
-                    let created = &entries[index].rank.created;
-                    (created.is_none(), created, &entries[index].rank.object)
-                };
-                age(a).cmp(&age(b))
-            });
-            indexes.dedup();
-            for pair in indexes.windows(2) {
-                let (first, second) = (&entries[pair[0]], &entries[pair[1]]);
-                if first.namespace == second.namespace {
-                    second
-                        .view
-                        .warn(format!(
-                            "'{host}' is taken from {} ({})",
-                            first.view.object(),
-                            first.view.origin()
-                        ))
-                        .remedy("list all endpoints of a host in one ServiceEntry")
-                        .to(sink);
-                }
-            }
-        }
-        Self { entries, by_host, resolver, made: HashMap::new() }
-    }
-
-    /// The backend for a destination of a `VirtualService` in `namespace`; `None` is reported, or not `wanted`.
-    pub(super) fn backend(
-        &mut self,
-        namespace: &str,
-        (view, written, port): &(View<'_>, &str, Option<u16>),
-        wanted: bool,
-        draft: &mut Draft,
-        sink: &mut Sink,
-    ) -> Option<BackendId> {
-        let host = full_name(view, written, namespace, sink)?;
-        let entry = self.entry(&host, namespace);
-        let Some(port) = port.or_else(|| self.only_port(entry)) else {
-            let mut found = view
-                .bad(format!(
-                    "the port for '{host}' is missing: connections for this destination are refused"
-                ))
-                .expected(
-                    "port: {number}, which only a ServiceEntry with exactly one port makes unnecessary",
-                );
-            found.remedy = Some("write destination.port.number".into());
-            found.to(sink);
-            return None;
-        };
-        let key = (host, port, entry);
-        if let Some(&made) = self.made.get(&key) {
-            return Some(made);
-        }
-        let endpoints = self.endpoints(view, &key.0, port, entry, sink)?;
-        if !wanted {
-            return None;
-        }
-        // Another backend of the name comes from another ServiceEntry or from the native format.
-        let mut name = format!("{}:{port}", key.0);
-        let mut number = 1;
-        while draft.backend_named(&name).is_some() {
-            number += 1;
-            name = format!("{}:{port}#{number}", key.0);
-        }
-        let made = draft.backend(Backend { name, endpoints, source: Vec::new(), same_host: false })?;
-        self.made.insert(key, made);
-        Some(made)
-    }
-
-    /// The entry for a host that `namespace` can see: of its own namespace, else the oldest.
-    fn entry(&self, host: &ServerName, namespace: &str) -> Option<usize> {
-        let candidates = self.by_host.get(host.as_str())?;
-        let visible =
-            || candidates.iter().copied().filter(|&at| self.entries[at].export_to.admits(namespace));
-        visible().find(|&at| self.entries[at].namespace == namespace).or_else(|| visible().next())
-    }
-
-    fn only_port(&self, entry: Option<usize>) -> Option<u16> {
-        match &*self.entries[entry?].ports {
-            [port] => Some(port.number),
-            _ => None,
-        }
-    }
-
-    fn endpoints(
-        &mut self,
-        view: &View<'_>,
-        host: &ServerName,
-        port: u16,
-        entry: Option<usize>,
-        sink: &mut Sink,
-    ) -> Option<Vec<Endpoint>> {
-        if let Some(addresses) = self.resolver.addresses(host.as_str(), port) {
-            if let Some(entry) = entry {
-                let entry = self.entries[entry].view.object();
-                view.say(Severity::Note, format!("--resolve replaces {entry} for {host}:{port}")).to(sink);
-            }
-            let endpoint = |at: &std::net::SocketAddr| Endpoint {
-                host: EndpointHost::Ip(at.ip()),
-                port: at.port(),
-                weight: 1,
-            };
-            return Some(addresses.iter().map(endpoint).collect());
-        }
-        let Some(entry) = entry.map(|at| &self.entries[at]) else {
-            let message = format!("in no ServiceEntry: left to DNS (or to --resolve {host}:{port}:ADDRESS)");
-            view.say(Severity::Note, message).to(sink);
-            return Some(vec![Endpoint { host: EndpointHost::Dns(host.clone().into()), port, weight: 1 }]);
-        };
-        let Some(entry_port) = entry.ports.iter().find(|candidate| candidate.number == port) else {
-            let ports = entry.ports.iter().map(|port| port.number.to_string()).collect::<Vec<_>>().join(", ");
-            view.bad(format!(
-                "{} ({}) has no port {port}: connections for this destination are refused",
-                entry.view.object(),
-                entry.view.origin()
-            ))
-            .expected(format!("one of its ports: {ports}"))
-            .to(sink);
-            return None;
-        };
-        match &entry.location {
-            Location::Refused => {
-                view.bad(format!(
-                    "{} ({}) cannot be served: connections for this destination are refused",
-                    entry.view.object(),
-                    entry.view.origin()
-                ))
-                .to(sink);
-                None
-            }
-            Location::Host => {
-                let host = EndpointHost::Dns(host.clone().into());
-                Some(vec![Endpoint { host, port: entry_port.target, weight: 1 }])
-            }
-            Location::Listed(listed) => {
-                let endpoint = |EntryEndpoint { host, ports, weight }: &EntryEndpoint<'_>| {
-                    let own = ports.iter().find(|(name, _)| *name == entry_port.name);
-                    let port = own.map_or(entry_port.target, |(_, port)| *port);
-                    Endpoint { host: host.clone(), port, weight: *weight }
-                };
-                Some(listed.iter().map(endpoint).collect())
-            }
-        }
+impl Destination<'_> {
+    /// Whether the port of the server may be the one that is meant.
+    pub(super) fn needs_port(&self) -> bool {
+        self.to.as_ref().is_some_and(|to| to.port.is_none())
     }
 }
 
-/// A name without a dot is a service of `namespace`; with a dot it is complete.
-fn full_name(view: &View<'_>, written: &str, namespace: &str, sink: &mut Sink) -> Option<ServerName> {
-    let expected = "the name of one service, for example web or web.default.svc.cluster.local";
-    if HostPattern::parse(written).is_ok_and(|pattern| !matches!(pattern, HostPattern::Exact(_))) {
-        view.bad(format!("'{written}' is no single host: connections for this destination are refused"))
-            .expected(expected)
-            .to(sink);
-        return None;
+/// The service that a destination names.
+#[derive(Debug)]
+pub(super) struct Service<'n> {
+    /// Of the host.
+    pub(super) view: View<'n>,
+    pub(super) host: &'n str,
+    pub(super) port: Option<u16>,
+    pub(super) subset: Option<(View<'n>, &'n str)>,
+}
+
+/// Empty if the list can serve nothing.
+pub(super) fn read<'n>(view: &View<'n>, sink: &mut Sink) -> Vec<Destination<'n>> {
+    let list = view.list("a list of weighted destinations", sink);
+    if list.is_empty() {
+        view.bad("the list is empty: the route is not served").expected("at least one destination").to(sink);
     }
-    let full = match HostName::parse(written) {
-        Ok(_) if written.contains('.') => ServerName::parse(written),
-        Ok(_) => ServerName::parse(format!("{written}.{namespace}.svc.cluster.local")),
-        Err(why) => Err(why),
+    let only = list.len() == 1;
+    let destinations: Vec<_> = list.iter().map(|item| read_one(item, only, sink)).collect();
+    if !destinations.is_empty() && destinations.iter().all(|one| one.weight == 0) {
+        view.bad("the weights add up to 0: the route is not served")
+            .expected("weights that add up to more than 0; a destination without a weight has 0")
+            .to(sink);
+        return Vec::new();
+    }
+    destinations
+}
+
+fn read_one<'n>(view: &View<'n>, only: bool, sink: &mut Sink) -> Destination<'n> {
+    let refused = Destination { weight: u32::from(only), to: None };
+    let Some(mut fields) = view.fields("{destination, weight}", sink) else { return refused };
+    let weight = match fields.take("weight").map(|view| view.number(0..=Target::MAX_WEIGHT, sink)) {
+        // A destination alone receives everything, whatever its weight.
+        _ if only => 1,
+        None => 0,
+        Some(weight) => weight.unwrap_or(0),
     };
-    match full {
-        Ok(name) => Some(name),
-        Err(why) => {
-            let mut found =
-                view.bad(format!("'{written}': {why}: connections for this destination are refused"));
-            if why == NameError::IpAddress {
-                found = found.remedy("name a ServiceEntry that has the address as its endpoint");
-            }
-            found.expected(expected).to(sink);
-            None
-        }
-    }
+    let destination = fields.require("destination", "{host, port: {number}}", sink);
+    fields.finish(sink);
+    Destination { weight, to: destination.and_then(|view| read_service(&view, sink)) }
+}
+
+fn read_service<'n>(view: &View<'n>, sink: &mut Sink) -> Option<Service<'n>> {
+    let mut fields = view.fields("{host, port: {number}, subset}", sink)?;
+    let host = fields.require("host", "the name of a service", sink);
+    let subset = fields.take_set("subset");
+    let port = fields.take_set("port").map(|view| {
+        let mut fields = view.fields("{number}", sink)?;
+        let number = fields.require("number", "a port from 1 to 65535", sink);
+        fields.finish(sink);
+        number?.port(sink)
+    });
+    fields.finish(sink);
+    let port = match port {
+        None => None,
+        // Written, and wrong.
+        Some(None) => return None,
+        Some(port) => port,
+    };
+    let subset = match subset {
+        None => None,
+        Some(view) => Some((view.clone(), view.text("the name of a subset", sink)?)),
+    };
+    let view = host?;
+    let host = view.text("the name of a service", sink)?;
+    Some(Service { view, host, port, subset })
 }

@@ -1,36 +1,69 @@
 //! `Gateway`: what to listen on.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
-use super::object::Object;
+use super::{labels::Labels, object::Object};
 use crate::{
     decode::{Fields, Sink, View},
     name::HostPattern,
+    options::Options,
     report::Severity,
+    table::{Seniority, ServerRank},
 };
 
 const PROTOCOLS: &str = "HTTPS or TLS, with tls.mode PASSTHROUGH";
 
 #[derive(Debug)]
 pub(super) struct Gateway<'n> {
+    pub(super) view: View<'n>,
     pub(super) namespace: &'n str,
     pub(super) name: &'n str,
+    /// Whether its file names no namespace, so that it is in the default one.
+    pub(super) namespace_assumed: bool,
+    pub(super) seniority: Arc<Seniority>,
+    /// The selector, where it is written.
+    pub(super) selector: Option<(View<'n>, Labels<'n>)>,
+    /// Whether the whole object is lost.
+    pub(super) lost: bool,
     pub(super) servers: Vec<Server<'n>>,
 }
 
-/// A server that speaks TLS on a port of its own or shares one.
+impl Gateway<'_> {
+    /// Whether it is for a workload with the labels of `--selector`; every one is without it.
+    pub(super) fn is_selected(&self, options: &Options) -> bool {
+        options.selector.is_empty()
+            || self.selector.as_ref().is_none_or(|(_, labels)| labels.selected_by(&options.selector))
+    }
+}
+
+/// A server on a port of its own or one that it shares.
 #[derive(Debug)]
 pub(super) struct Server<'n> {
     pub(super) view: View<'n>,
     /// Place in the list.
     pub(super) index: usize,
     pub(super) port: u16,
+    pub(super) protocol: &'n str,
+    /// As written; all addresses without one.
     pub(super) bind: Option<IpAddr>,
     pub(super) hosts: Vec<ServerHost<'n>>,
-    /// Whether we serve it.
-    pub(super) passthrough: bool,
-    /// The listener it became a part of.
+    pub(super) kind: ServerKind,
+    /// The listener it became a part of, or is on the port of.
     pub(super) listener: Option<usize>,
+    /// Its place on the port; decided when all servers are known.
+    pub(super) rank: Arc<ServerRank>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ServerKind {
+    /// Served.
+    Passthrough,
+    /// Speaks TLS and is not served: what it names is refused.
+    Claims,
+    /// TCP without TLS: serves what has no name, beside servers with TLS.
+    Tcp,
+    /// HTTP without TLS: not served.
+    Http,
 }
 
 /// `[namespace/]name`.
@@ -42,13 +75,12 @@ pub(super) struct ServerHost<'n> {
 }
 
 pub(super) fn read<'n>(object: Object<'n>, sink: &mut Sink) -> Option<Gateway<'n>> {
-    let Object { namespace, name, spec, .. } = object;
+    let Object { namespace, name, view, spec, seniority, lost, .. } = object;
     let mut fields = spec.fields("the spec of a Gateway", sink)?;
-    if let Some(selector) = fields.take("selector") {
-        selector
-            .say(Severity::Note, "a selector has no meaning outside a cluster: the Gateway is served")
-            .to(sink);
-    }
+    let selector = fields.take_set("selector").map(|view| {
+        let labels = Labels::read(&view, sink);
+        (view, labels)
+    });
     let servers = fields.require("servers", "a list of servers", sink);
     fields.finish(sink);
     let servers = servers?;
@@ -57,15 +89,24 @@ pub(super) fn read<'n>(object: Object<'n>, sink: &mut Sink) -> Option<Gateway<'n
         servers.bad("the list is empty").expected("a list of servers").to(sink);
     }
     let mut names = Names::default();
-    let servers = list
+    let mut servers: Vec<_> = list
         .iter()
         .enumerate()
         .filter_map(|(index, view)| server(view, index, namespace, &mut names, sink))
         .collect();
-    Some(Gateway { namespace, name, servers })
+    if lost {
+        for server in &mut servers {
+            if server.kind == ServerKind::Passthrough {
+                server.kind = ServerKind::Claims;
+            }
+        }
+    }
+    let namespace_assumed =
+        view.peek("metadata").is_none_or(|metadata| metadata.peek_text("namespace").is_none());
+    Some(Gateway { view, namespace, name, namespace_assumed, seniority, selector, lost, servers })
 }
 
-/// The names that must be unique within one Gateway.
+/// The names that are compared within one Gateway.
 #[derive(Default)]
 struct Names<'n> {
     ports: HashMap<&'n str, View<'n>>,
@@ -81,55 +122,76 @@ fn server<'n>(
 ) -> Option<Server<'n>> {
     let mut fields = view.fields("a server: {port, hosts, tls}", sink)?;
     let port = fields.require("port", "{number, name, protocol}", sink);
-    let bind = fields.take("bind");
+    let bind = fields.take_set("bind");
     let hosts = fields.require("hosts", "a list of [namespace/]name", sink);
     let tls = fields.take("tls");
-    let own_name = fields.take("name");
-    let default_endpoint = fields.take("defaultEndpoint");
+    let own_name = fields.take_set("name");
+    if let Some(default) = fields.take_set("defaultEndpoint") {
+        default.warn("Istio does not look at the field either, ignored").to(sink);
+    }
     fields.finish(sink);
 
-    let unique = match own_name.and_then(|view| Some((view.text("a name", sink)?, view))) {
-        Some((name, view)) => is_first(&mut names.servers, "server", name, &view, sink),
-        None => true,
-    };
-    let port = port.and_then(|view| read_port(&view, names, sink));
+    if let Some(name_view) = own_name
+        && let Some(name) = name_view.text("a name", sink)
+        && let Some(first) = first(&mut names.servers, name, &name_view)
+    {
+        name_view
+            .say(Severity::Note, format!("the server name '{name}' is there already ({})", first.origin()))
+            .to(sink);
+    }
+    let port = port.and_then(|view| read_port(&view, names, tls.as_ref(), sink));
     let bind = match &bind {
         None => Some(None),
         Some(view) => read_bind(view, sink).map(Some),
     };
     let hosts = hosts.map(|view| read_hosts(&view, namespace, sink)).unwrap_or_default();
-    if let Some(view) = &default_endpoint {
-        view.bad("a default endpoint is not implemented: the server is not served")
-            .remedy("remove it and route with a VirtualService")
-            .to(sink);
-    }
 
-    let Port { number, tls: speaks_tls, good, .. } = port?;
-    let mode = if speaks_tls {
-        tls_mode(view, tls.as_ref(), sink)
-    } else {
-        if good {
+    let Port { number, protocol, kind, good } = port?;
+    let kind = match kind {
+        ServerKind::Passthrough if !tls_mode(view, tls.as_ref(), sink) || !good => ServerKind::Claims,
+        ServerKind::Http if good => {
             report_plain(view, tls.as_ref(), sink);
+            ServerKind::Http
         }
-        false
+        other => other,
     };
-    let bind = bind?;
-    if !speaks_tls || hosts.is_empty() {
+    // A server at an address that cannot be read is taken for one at all of them: its names are refused.
+    let (kind, bind) = match (kind, bind) {
+        (kind, Some(bind)) => (kind, bind),
+        (ServerKind::Http | ServerKind::Tcp, None) => return None,
+        (_, None) => (ServerKind::Claims, None),
+    };
+    if hosts.is_empty() {
         return None;
     }
-    let passthrough = mode && good && unique && default_endpoint.is_none();
-    Some(Server { view: view.clone(), index, port: number, bind, hosts, passthrough, listener: None })
+    Some(Server {
+        view: view.clone(),
+        index,
+        port: number,
+        protocol,
+        bind,
+        hosts,
+        kind,
+        listener: None,
+        rank: Arc::default(),
+    })
 }
 
-struct Port {
+struct Port<'n> {
     number: u16,
-    /// Whether the protocol is HTTPS or TLS.
-    tls: bool,
+    protocol: &'n str,
+    /// What the protocol makes of the server, as far as it goes.
+    kind: ServerKind,
     /// Whether nothing is wrong with it.
     good: bool,
 }
 
-fn read_port<'n>(view: &View<'n>, names: &mut Names<'n>, sink: &mut Sink) -> Option<Port> {
+fn read_port<'n>(
+    view: &View<'n>,
+    names: &mut Names<'n>,
+    tls: Option<&View<'n>>,
+    sink: &mut Sink,
+) -> Option<Port<'n>> {
     let mut fields = view.fields("{number, name, protocol}", sink)?;
     let number = fields.require("number", "a port from 1 to 65535", sink);
     let protocol = fields.require("protocol", PROTOCOLS, sink);
@@ -139,50 +201,63 @@ fn read_port<'n>(view: &View<'n>, names: &mut Names<'n>, sink: &mut Sink) -> Opt
     }
     fields.finish(sink);
     let number = number.and_then(|view| view.port(sink));
-    let unique = match name.and_then(|view| Some((view.text("a name", sink)?, view))) {
-        Some((name, view)) => is_first(&mut names.ports, "port", name, &view, sink),
-        None => false,
-    };
-    let protocol_view = protocol?;
-    let protocol = protocol_view.text(PROTOCOLS, sink)?;
-    let tls = match &*protocol.to_ascii_uppercase() {
-        "HTTPS" | "TLS" => true,
-        "HTTP" | "HTTP2" | "GRPC" | "GRPC-WEB" => false,
-        "TCP" | "MONGO" | "MYSQL" | "REDIS" | "UDP" => {
-            protocol_view
+    let mut good = false;
+    if let Some(name_view) = name
+        && let Some(name) = name_view.text("a name", sink)
+    {
+        match first(&mut names.ports, name, &name_view) {
+            None => good = true,
+            Some(first) => name_view
                 .bad(format!(
-                    "the protocol {protocol} has no server name to route by: the server is not served"
+                    "the port name '{name}' is there already ({}): the server is not served",
+                    first.origin()
                 ))
-                .expected(PROTOCOLS)
-                .to(sink);
-            return None;
+                .remedy("give each server of a Gateway a port name of its own")
+                .to(sink),
         }
-        _ => {
-            protocol_view.bad(format!("there is no protocol '{protocol}'")).expected(PROTOCOLS).to(sink);
-            return None;
-        }
+    }
+    let (protocol, kind) = match protocol.and_then(|view| Some((view.text(PROTOCOLS, sink)?, view))) {
+        Some((protocol, view)) => (protocol, kind_of(protocol, &view, tls, sink)),
+        None => ("", None),
     };
-    Some(Port { number: number?, tls, good: unique })
+    // Whatever an unknown protocol means, its names are not for others.
+    Some(Port { number: number?, protocol, kind: kind.unwrap_or(ServerKind::Claims), good })
 }
 
-fn is_first<'n>(
-    seen: &mut HashMap<&'n str, View<'n>>,
-    what: &str,
-    name: &'n str,
-    view: &View<'n>,
-    sink: &mut Sink,
-) -> bool {
-    let first = seen.entry(name).or_insert_with(|| view.clone());
-    let is_first = first.origin() == view.origin();
-    if !is_first {
-        view.bad(format!(
-            "the {what} name '{name}' is there already ({}): the server is not served",
-            first.origin()
-        ))
-        .remedy("give each server of a Gateway a name of its own")
-        .to(sink);
+fn kind_of(protocol: &str, view: &View<'_>, tls: Option<&View<'_>>, sink: &mut Sink) -> Option<ServerKind> {
+    match &*protocol.to_ascii_uppercase() {
+        "HTTPS" | "TLS" => Some(ServerKind::Passthrough),
+        "HTTP" | "HTTP2" | "GRPC" | "GRPC-WEB" => Some(ServerKind::Http),
+        "TCP" | "MONGO" | "MYSQL" | "REDIS" | "UDP" => {
+            if tls.is_none() {
+                return Some(ServerKind::Tcp);
+            }
+            view.bad(format!(
+                "the protocol {protocol} goes without 'tls' in Istio: the server is not served"
+            ))
+            .expected(PROTOCOLS)
+            .remedy("write protocol: TLS, whatever is spoken inside the TLS connection")
+            .to(sink);
+            None
+        }
+        _ => {
+            view.bad(format!("there is no protocol '{protocol}': the server is not served"))
+                .expected(PROTOCOLS)
+                .to(sink);
+            None
+        }
     }
-    is_first
+}
+
+/// The value that was there before under this name.
+fn first<'n>(seen: &mut HashMap<&'n str, View<'n>>, name: &'n str, view: &View<'n>) -> Option<View<'n>> {
+    match seen.entry(name) {
+        std::collections::hash_map::Entry::Occupied(first) => Some(first.get().clone()),
+        std::collections::hash_map::Entry::Vacant(place) => {
+            place.insert(view.clone());
+            None
+        }
+    }
 }
 
 fn read_bind(view: &View<'_>, sink: &mut Sink) -> Option<IpAddr> {
@@ -233,7 +308,7 @@ fn tls_mode(server: &View<'_>, tls: Option<&View<'_>>, sink: &mut Sink) -> bool 
         return false;
     };
     let Some(mut fields) = tls.fields("{mode: PASSTHROUGH}", sink) else { return false };
-    let mode_view = fields.take("mode");
+    let mode_view = fields.take_set("mode");
     let redirect = fields.take("httpsRedirect");
     let others = termination(&mut fields);
     fields.finish(sink);
@@ -252,6 +327,7 @@ fn tls_mode(server: &View<'_>, tls: Option<&View<'_>>, sink: &mut Sink) -> bool 
             if mode_view.is_none() {
                 tls.say(Severity::Note, "no mode is given, which means PASSTHROUGH").to(sink);
             }
+            let redirect = redirect.filter(|view| !view.says("false"));
             for other in others.iter().chain(&redirect) {
                 other.warn("the field has no meaning with PASSTHROUGH, ignored").to(sink);
             }
@@ -292,17 +368,21 @@ fn termination<'n>(fields: &mut Fields<'n>) -> Vec<View<'n>> {
         "minProtocolVersion",
         "maxProtocolVersion",
         "cipherSuites",
+        "ecdhCurves",
         "insecureSkipVerify",
     ]
     .into_iter()
-    .filter_map(|key| fields.take(key))
+    .filter_map(|key| fields.take_set(key))
     .collect()
 }
 
 fn report_plain(server: &View<'_>, tls: Option<&View<'_>>, sink: &mut Sink) {
     if let Some(redirect) = tls.and_then(|tls| tls.peek("httpsRedirect"))
-        && redirect.flag(sink) != Some(false)
+        && !redirect.says("false")
     {
+        if redirect.flag(sink) != Some(true) {
+            return;
+        }
         redirect
             .bad("redirecting HTTP to HTTPS is not implemented: the server is not served")
             .remedy("keep this server in Istio, or let another program answer on the port")

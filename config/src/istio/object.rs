@@ -2,23 +2,32 @@
 
 use std::{rc::Rc, sync::Arc};
 
+use super::labels::Labels;
 use crate::{
-    decode::{Sink, Subject, View},
+    decode::{Sink, Subject, View, placeholder},
     report::Severity,
-    table::Rank,
+    table::Seniority,
 };
 
 const GROUP: &str = "networking.istio.io";
 const VERSIONS: [&str; 3] = ["v1alpha3", "v1beta1", "v1"];
 
+/// The kinds that are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Gateway,
     VirtualService,
     ServiceEntry,
+    DestinationRule,
+    WorkloadEntry,
+    Service,
+    Endpoints,
+    EndpointSlice,
+    /// What changes who is let in or what is sent, and is not done here.
+    Policy,
 }
 
-/// An object of a kind that we translate.
+/// An object of a kind that we read.
 #[derive(Debug)]
 pub(super) struct Object<'n> {
     pub(super) kind: Kind,
@@ -26,13 +35,27 @@ pub(super) struct Object<'n> {
     pub(super) name: &'n str,
     /// Of the whole object.
     pub(super) view: View<'n>,
+    /// The whole object for kinds without a spec.
     pub(super) spec: View<'n>,
-    pub(super) rank: Arc<Rank>,
+    pub(super) seniority: Arc<Seniority>,
+    /// Whether it cannot be served as a whole, which is told: its names are refused.
+    pub(super) lost: bool,
 }
 
-impl Object<'_> {
+impl<'n> Object<'n> {
     pub(super) fn subject(&self) -> Rc<Subject> {
         Subject::foreign(self.view.file(), self.view.object().to_owned())
+    }
+
+    /// `metadata.labels`.
+    pub(super) fn labels(&self) -> Labels<'n> {
+        let labels = self.view.peek("metadata").and_then(|metadata| metadata.peek("labels"));
+        labels.map(|view| Labels::read(&view, &mut Sink::default())).unwrap_or_default()
+    }
+
+    /// The text of `metadata.annotations.KEY`.
+    pub(super) fn annotation(&self, key: &str) -> Option<View<'n>> {
+        self.view.peek("metadata")?.peek("annotations")?.peek(key)
     }
 }
 
@@ -41,7 +64,7 @@ pub(crate) fn is_object(document: &View<'_>) -> bool {
     document.peek("apiVersion").is_some() || document.peek("kind").is_some()
 }
 
-/// Reads what surrounds the spec; reports objects that we do not translate.
+/// Reads what surrounds the spec; reports objects that we do not read.
 pub(super) fn read<'n>(document: &View<'n>, sink: &mut Sink) -> Option<Object<'n>> {
     let kind = document.peek_text("kind").unwrap_or_default();
     let version = document.peek_text("apiVersion").unwrap_or_default();
@@ -54,86 +77,118 @@ pub(super) fn read<'n>(document: &View<'n>, sink: &mut Sink) -> Option<Object<'n
     let label = if name.is_empty() { what.to_owned() } else { format!("{what} {namespace}/{name}") };
     let view = document.with_subject(Subject::foreign(document.file(), label));
 
-    let kind = kind_of(&view, kind, version, sink)?;
+    let (kind, mut lost) = kind_of(&view, kind, version, sink)?;
     let mut fields = view.fields("an object", sink)?;
     fields.known(&["apiVersion", "kind", "status"]);
-    let created = fields.require("metadata", "{name, namespace}", sink).and_then(|metadata| {
-        let mut fields = metadata.fields("{name, namespace}", sink)?;
-        fields.require("name", "the name of the object", sink);
-        fields.take("namespace");
-        fields.known(&[
-            "annotations",
-            "deletionGracePeriodSeconds",
-            "deletionTimestamp",
-            "finalizers",
-            "generateName",
-            "generation",
-            "labels",
-            "managedFields",
-            "ownerReferences",
-            "resourceVersion",
-            "selfLink",
-            "uid",
-        ]);
-        let created = fields.take("creationTimestamp").and_then(|view| timestamp(&view, sink));
-        fields.finish(sink);
-        created
-    });
-    let spec = fields.require("spec", "the spec of the object", sink);
-    fields.finish(sink);
-    let spec = spec?;
-    if name.is_empty() {
-        return None;
+    let mut created = None;
+    match fields.require("metadata", "{name, namespace}", sink) {
+        None => lost = true,
+        Some(metadata) => {
+            if let Some(mut fields) = metadata.fields("{name, namespace}", sink) {
+                lost |= !is_name(fields.require("name", NAME, sink).as_ref(), NAME, sink);
+                if let Some(namespace) = fields.take("namespace") {
+                    lost |= !is_name(Some(&namespace), "the name of a namespace", sink);
+                }
+                fields.known(&[
+                    "annotations",
+                    "deletionGracePeriodSeconds",
+                    "deletionTimestamp",
+                    "finalizers",
+                    "generateName",
+                    "generation",
+                    "labels",
+                    "managedFields",
+                    "ownerReferences",
+                    "resourceVersion",
+                    "selfLink",
+                    "uid",
+                ]);
+                created = fields.take("creationTimestamp").and_then(|view| timestamp(&view, sink));
+                fields.finish(sink);
+            } else {
+                lost = true;
+            }
+        }
     }
-    let rank = Arc::new(Rank { created, object: format!("{namespace}/{name}").into() });
-    Some(Object { kind, namespace, name, view, spec, rank })
+    let spec = if matches!(kind, Kind::Endpoints | Kind::EndpointSlice) {
+        view.clone()
+    } else {
+        let spec = fields.require("spec", "the spec of the object", sink);
+        if kind != Kind::Service {
+            fields.finish(sink);
+        }
+        spec?
+    };
+    let seniority = Arc::new(Seniority { created, name: name.into(), namespace: namespace.into() });
+    Some(Object { kind, namespace, name, view, spec, seniority, lost })
 }
 
-fn kind_of(view: &View<'_>, kind: &str, version: &str, sink: &mut Sink) -> Option<Kind> {
-    let Some((GROUP, version)) = version.split_once('/') else {
-        let because = match kind {
-            "" => "an object without a kind",
-            "IstioOperator" => "how Istio itself is installed has no meaning here",
-            "Service" | "Endpoints" | "EndpointSlice" => {
-                "destinations are found through ServiceEntry, --resolve or DNS"
-            }
-            "Gateway" | "TLSRoute" => "only the Istio kinds of networking.istio.io are translated",
-            _ => "not a kind that routes TLS connections",
-        };
-        view.say(Severity::Ignored, because).to(sink);
-        return None;
-    };
+const NAME: &str = "the name of the object";
+
+/// Whether it can be the name of an object or a namespace; says so if not.
+fn is_name(view: Option<&View<'_>>, expected: &str, sink: &mut Sink) -> bool {
+    let Some(view) = view else { return false };
+    let Some(name) = view.text(expected, sink) else { return false };
+    if placeholder(name).is_some() {
+        view.bad(format!("'{name}' is no name: the object is not served"))
+            .expected(expected)
+            .or_placeholder(name)
+            .to(sink);
+        return false;
+    }
+    true
+}
+
+/// The kind, and whether the object is lost for its version.
+fn kind_of(view: &View<'_>, kind: &str, version: &str, sink: &mut Sink) -> Option<(Kind, bool)> {
+    let (group, version) = version.split_once('/').unwrap_or(("", version));
+    match (group, kind) {
+        ("", "Service") => return Some((Kind::Service, false)),
+        ("", "Endpoints") => return Some((Kind::Endpoints, false)),
+        ("discovery.k8s.io", "EndpointSlice") => return Some((Kind::EndpointSlice, false)),
+        ("security.istio.io", "AuthorizationPolicy")
+        | (GROUP, "EnvoyFilter")
+        | ("extensions.istio.io", "WasmPlugin" | "TrafficExtension") => return Some((Kind::Policy, false)),
+        (GROUP, _) => {}
+        _ => {
+            let because = match kind {
+                "" => "an object without a kind",
+                "IstioOperator" => "how Istio itself is installed has no meaning here",
+                "Gateway" | "TLSRoute" => "only the Istio kinds of networking.istio.io are translated",
+                _ => "not a kind that routes TLS connections",
+            };
+            view.say(Severity::Ignored, because).to(sink);
+            return None;
+        }
+    }
     let kind = match kind {
         "Gateway" => Kind::Gateway,
         "VirtualService" => Kind::VirtualService,
         "ServiceEntry" => Kind::ServiceEntry,
-        "DestinationRule" => {
-            let because = "its traffic policies and subsets are not implemented";
-            view.say(Severity::Ignored, because).to(sink);
-            return None;
-        }
+        "DestinationRule" => Kind::DestinationRule,
+        "WorkloadEntry" => Kind::WorkloadEntry,
         other => {
+            let kinds = ["Gateway", "VirtualService", "ServiceEntry", "DestinationRule", "WorkloadEntry"];
             let mut found = view.say(Severity::Ignored, "not a kind that is translated");
-            found.remedy = sink
-                .closest(other, ["Gateway", "VirtualService", "ServiceEntry"].into_iter())
-                .map(|near| format!("did you mean '{near}'?"));
+            found.remedy =
+                sink.closest(other, kinds.into_iter()).map(|near| format!("did you mean '{near}'?"));
             found.to(sink);
             return None;
         }
     };
-    if VERSIONS.contains(&version) {
-        return Some(kind);
+    let known = VERSIONS.contains(&version);
+    if !known {
+        view.peek("apiVersion")
+            .unwrap_or_else(|| view.clone())
+            .bad(format!("the version '{version}' is not known: the object is not served"))
+            .expected(VERSIONS.map(|version| format!("{GROUP}/{version}")).join(", "))
+            .to(sink);
     }
-    view.peek("apiVersion")
-        .unwrap_or_else(|| view.clone())
-        .bad(format!("the version '{version}' is not known"))
-        .expected(VERSIONS.map(|version| format!("{GROUP}/{version}")).join(", "))
-        .to(sink);
-    None
+    Some((kind, !known))
 }
 
 /// RFC 3339 in UTC to the second is what Kubernetes writes, and sorts as text.
-fn timestamp(view: &View<'_>, sink: &mut Sink) -> Option<Arc<str>> {
+fn timestamp(view: &View<'_>, sink: &mut Sink) -> Option<Box<str>> {
     let expected = "a time such as 2024-05-01T12:00:00Z";
     let text = view.text(expected, sink)?;
     let shape = b"0000-00-00T00:00:00Z";
@@ -151,35 +206,4 @@ fn timestamp(view: &View<'_>, sink: &mut Sink) -> Option<Arc<str>> {
         return None;
     }
     Some(text.into())
-}
-
-/// Which namespaces may see an object; `None` in the list is all of them.
-#[derive(Debug, Default)]
-pub(super) struct ExportTo<'n>(Vec<Option<&'n str>>);
-
-impl<'n> ExportTo<'n> {
-    /// `exportTo` of an object in `own`: `*`, `.`, `~` or names of namespaces; all if there is none.
-    pub(super) fn read(view: Option<View<'n>>, own: &'n str, sink: &mut Sink) -> Self {
-        let Some(list) = view else { return Self(vec![None]) };
-        let expected = "a list of '.', '*' or names of namespaces";
-        let items = list.list(expected, sink);
-        if items.is_empty() {
-            return Self(vec![None]);
-        }
-        Self(
-            items
-                .iter()
-                .filter_map(|item| match item.text(expected, sink)? {
-                    "*" => Some(None),
-                    "." => Some(Some(own)),
-                    "~" => None,
-                    namespace => Some(Some(namespace)),
-                })
-                .collect(),
-        )
-    }
-
-    pub(super) fn admits(&self, namespace: &str) -> bool {
-        self.0.iter().any(|one| one.is_none_or(|one| one == namespace))
-    }
 }

@@ -2,24 +2,27 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use super::object::{ExportTo, Object};
+use super::{export_to::ExportTo, labels::Labels, object::Object};
 use crate::{
     decode::{Sink, View},
     model::{EndpointHost, Target},
-    name::{HostName, HostPattern, ServerName},
+    name::{HostName, HostPattern},
     report::Severity,
-    table::Rank,
+    table::Seniority,
 };
 
 #[derive(Debug)]
 pub(super) struct ServiceEntry<'n> {
     pub(super) view: View<'n>,
     pub(super) namespace: &'n str,
-    pub(super) rank: Arc<Rank>,
+    pub(super) seniority: Arc<Seniority>,
     pub(super) export_to: ExportTo<'n>,
-    pub(super) hosts: Vec<ServerName>,
+    pub(super) hosts: Vec<HostPattern>,
     pub(super) ports: Vec<EntryPort<'n>>,
+    pub(super) resolution: Option<Resolution>,
     pub(super) location: Location<'n>,
+    /// `metadata.labels`: entries with other ones are not merged.
+    pub(super) labels: Labels<'n>,
 }
 
 #[derive(Debug)]
@@ -28,78 +31,104 @@ pub(super) struct EntryPort<'n> {
     pub(super) name: &'n str,
     /// Where endpoints listen unless they say otherwise.
     pub(super) target: u16,
+    /// Whether it is for datagrams: no connection goes there.
+    pub(super) udp: bool,
 }
 
 #[derive(Debug)]
 pub(super) enum Location<'n> {
     /// The endpoints that are listed.
     Listed(Vec<EntryEndpoint<'n>>),
+    /// The `WorkloadEntry` objects of the namespace with these labels.
+    Selected(Labels<'n>),
     /// The host itself, by DNS.
     Host,
     /// Rejected: the host is not to be found elsewhere instead.
     Refused,
 }
 
+/// An endpoint of a `ServiceEntry`, or a `WorkloadEntry`.
 #[derive(Debug)]
 pub(super) struct EntryEndpoint<'n> {
     pub(super) host: EndpointHost,
     /// Ports by name, where they differ.
     pub(super) ports: Vec<(&'n str, u16)>,
     pub(super) weight: u32,
+    pub(super) labels: Labels<'n>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Resolution {
+pub(super) enum Resolution {
     Static,
     Dns,
 }
 
-pub(super) fn read<'n>(object: Object<'n>, sink: &mut Sink) -> Option<ServiceEntry<'n>> {
-    let Object { namespace, view, spec, rank, .. } = object;
+pub(super) fn read<'n>(
+    object: Object<'n>,
+    namespace: Option<&str>,
+    sink: &mut Sink,
+) -> Option<ServiceEntry<'n>> {
+    let labels = object.labels();
+    let Object { namespace: own, view, spec, seniority, lost, .. } = object;
     let mut fields = spec.fields("the spec of a ServiceEntry", sink)?;
     let hosts = fields.require("hosts", "a list of names", sink);
-    let ports = fields.require("ports", "a list of {number, name, protocol}", sink);
-    let resolution = fields.take("resolution");
-    let endpoints = fields.take("endpoints");
+    let ports = fields.take_set("ports");
+    let resolution = fields.take_set("resolution");
+    let endpoints = fields.take_set("endpoints");
     let selector = fields.take("workloadSelector");
-    let export_to = ExportTo::read(fields.take("exportTo"), namespace, sink);
-    if let Some(names) = fields.take("subjectAltNames") {
+    let export_view = fields.take_set("exportTo");
+    if let Some(names) = fields.take_set("subjectAltNames") {
         names.warn("certificates are not looked at: TLS passes through, ignored").to(sink);
     }
     fields.known(&["addresses", "location"]);
     fields.finish(sink);
 
+    let export_to = ExportTo::read(export_view.as_ref(), own, sink);
+    export_to.tell(export_view.as_ref(), namespace, sink);
     let hosts = hosts.map(|view| read_hosts(&view, sink)).unwrap_or_default();
     let ports = ports.map(|view| read_ports(&view, sink)).unwrap_or_default();
-    let location = if let Some(selector) = &selector {
-        selector
-            .bad("workloads exist only in a cluster: connections for these hosts are refused")
-            .remedy("list the endpoints")
-            .to(sink);
-        Location::Refused
-    } else {
-        match read_resolution(&spec, resolution.as_ref(), sink) {
-            Some(resolution) => locate(&spec, resolution, endpoints.as_ref(), sink),
-            None => Location::Refused,
-        }
+    let resolution = read_resolution(&spec, resolution.as_ref(), sink);
+    let location = match (resolution, selector) {
+        _ if lost => Location::Refused,
+        (None, _) => Location::Refused,
+        (Some(_), Some(selector)) => read_selector(&selector, endpoints.as_ref(), sink),
+        (Some(resolution), None) => locate(&spec, resolution, endpoints.as_ref(), sink),
     };
-    Some(ServiceEntry { view, namespace, rank, export_to, hosts, ports, location })
+    Some(ServiceEntry {
+        view,
+        namespace: own,
+        seniority,
+        export_to,
+        hosts,
+        ports,
+        resolution,
+        location,
+        labels,
+    })
 }
 
-fn read_hosts(view: &View<'_>, sink: &mut Sink) -> Vec<ServerName> {
+fn read_selector<'n>(selector: &View<'n>, endpoints: Option<&View<'n>>, sink: &mut Sink) -> Location<'n> {
+    if let Some(endpoints) = endpoints {
+        endpoints
+            .bad("endpoints and workloadSelector exclude each other: connections for these hosts are refused")
+            .remedy("keep one of the two")
+            .to(sink);
+        return Location::Refused;
+    }
+    let labels = selector.fields("{labels}", sink).map(|mut fields| {
+        let labels = fields.take_set("labels").map(|view| Labels::read(&view, sink));
+        fields.finish(sink);
+        labels.unwrap_or_default()
+    });
+    labels.map_or(Location::Refused, Location::Selected)
+}
+
+fn read_hosts(view: &View<'_>, sink: &mut Sink) -> Vec<HostPattern> {
     let list = view.list("a list of names", sink);
     if list.is_empty() {
         view.bad("the list is empty").expected("a list of names").to(sink);
     }
-    list.iter()
-        .filter_map(|item| match item.parse("a name such as shop.internal", sink)? {
-            HostPattern::Exact(name) => Some(name),
-            HostPattern::Suffix(_) | HostPattern::Any => {
-                item.warn("a destination is one host, never a wildcard, ignored").to(sink);
-                None
-            }
-        })
-        .collect()
+    list.iter().filter_map(|item| item.parse("a name such as shop.internal", sink)).collect()
 }
 
 fn read_ports<'n>(view: &View<'n>, sink: &mut Sink) -> Vec<EntryPort<'n>> {
@@ -109,8 +138,10 @@ fn read_ports<'n>(view: &View<'n>, sink: &mut Sink) -> Vec<EntryPort<'n>> {
         let Some(mut fields) = item.fields("{number, name, protocol, targetPort}", sink) else { continue };
         let number = fields.require("number", "a port from 1 to 65535", sink);
         let name = fields.require("name", "a name that is unique within the ServiceEntry", sink);
-        let target = fields.take("targetPort");
-        fields.known(&["protocol"]);
+        let target = fields.take_number("targetPort");
+        let udp = fields.take_set("protocol").is_some_and(|view| {
+            view.text("a protocol", sink).is_some_and(|text| text.eq_ignore_ascii_case("UDP"))
+        });
         fields.finish(sink);
         let number = number.and_then(|view| view.port(sink));
         let name = name.and_then(|view| view.text("a name", sink));
@@ -127,7 +158,7 @@ fn read_ports<'n>(view: &View<'n>, sink: &mut Sink) -> Vec<EntryPort<'n>> {
                 .to(sink);
             continue;
         }
-        ports.push(EntryPort { number, name, target });
+        ports.push(EntryPort { number, name, target, udp });
     }
     ports
 }
@@ -185,12 +216,18 @@ fn locate<'n>(
     if endpoints.is_empty() { Location::Refused } else { Location::Listed(endpoints) }
 }
 
-fn endpoint<'n>(view: &View<'n>, resolution: Resolution, sink: &mut Sink) -> Option<EntryEndpoint<'n>> {
+/// An endpoint of a `ServiceEntry`, or the spec of a `WorkloadEntry`.
+pub(super) fn endpoint<'n>(
+    view: &View<'n>,
+    resolution: Resolution,
+    sink: &mut Sink,
+) -> Option<EntryEndpoint<'n>> {
     let mut fields = view.fields("an endpoint: {address, ports, weight}", sink)?;
     let address = fields.require("address", "an IP address, or a name with resolution DNS", sink);
-    let ports = fields.take("ports");
+    let ports = fields.take_set("ports");
     let weight = fields.take("weight");
-    fields.known(&["labels", "locality", "network", "serviceAccount"]);
+    let labels = fields.take("labels").map(|view| Labels::read(&view, sink)).unwrap_or_default();
+    fields.known(&["locality", "network", "serviceAccount"]);
     fields.finish(sink);
 
     let weight = match weight {
@@ -208,7 +245,7 @@ fn endpoint<'n>(view: &View<'n>, resolution: Resolution, sink: &mut Sink) -> Opt
     };
     let address = address?;
     let host = endpoint_host(&address, resolution, sink)?;
-    Some(EntryEndpoint { host, ports, weight })
+    Some(EntryEndpoint { host, ports, weight, labels })
 }
 
 fn endpoint_host(view: &View<'_>, resolution: Resolution, sink: &mut Sink) -> Option<EndpointHost> {

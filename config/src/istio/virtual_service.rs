@@ -2,31 +2,42 @@
 
 use std::sync::Arc;
 
-use super::object::{ExportTo, Object};
+use super::{
+    destination::{self, Destination},
+    export_to::ExportTo,
+    object::Object,
+};
 use crate::{
-    decode::{Sink, View},
-    model::Target,
+    decode::{Fields, Sink, View},
     name::HostPattern,
     report::Severity,
-    table::Rank,
+    table::Seniority,
 };
 
 #[derive(Debug)]
 pub(super) struct VirtualService<'n> {
     pub(super) namespace: &'n str,
     pub(super) view: View<'n>,
-    pub(super) rank: Arc<Rank>,
+    pub(super) seniority: Arc<Seniority>,
     pub(super) gateways: Vec<GatewayRef<'n>>,
     pub(super) export_to: ExportTo<'n>,
+    pub(super) hosts: Vec<HostPattern>,
     pub(super) tls: Vec<TlsRoute<'n>>,
+    pub(super) tcp: Vec<TcpRoute<'n>>,
 }
 
-/// `name`, or `namespace/name`.
+/// The Gateway that a text names.
 #[derive(Debug, Clone)]
 pub(super) struct GatewayRef<'n> {
     pub(super) view: View<'n>,
     pub(super) namespace: &'n str,
     pub(super) name: &'n str,
+}
+
+impl GatewayRef<'_> {
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        self.namespace == other.namespace && self.name == other.name
+    }
 }
 
 #[derive(Debug)]
@@ -40,70 +51,109 @@ pub(super) struct TlsRoute<'n> {
 
 #[derive(Debug)]
 pub(super) struct Match<'n> {
-    pub(super) port: Option<(View<'n>, u16)>,
-    pub(super) sni_hosts: Vec<(View<'n>, HostPattern)>,
-    /// Instead of those of the `VirtualService`.
-    pub(super) gateways: Option<Vec<GatewayRef<'n>>>,
-    /// Whether it has a condition that we cannot test.
+    pub(super) at: Place<'n>,
+    pub(super) sni_hosts: Vec<SniHost<'n>>,
+    /// Whether it has a condition that we cannot test: its names are refused.
     pub(super) refused: bool,
 }
 
 #[derive(Debug)]
-pub(super) struct Destination<'n> {
-    pub(super) weight: u32,
-    /// `None` if it was rejected; its share of the connections is too.
-    pub(super) to: Option<(View<'n>, &'n str, Option<u16>)>,
+pub(super) struct SniHost<'n> {
+    pub(super) view: View<'n>,
+    pub(super) pattern: HostPattern,
+    /// Whether it must not be served.
+    pub(super) refused: bool,
+    /// Whether it stands for names that cannot be read: it keeps nothing from another route of the very same name.
+    pub(super) assumed: bool,
 }
 
-pub(super) fn read<'n>(object: Object<'n>, sink: &mut Sink) -> Option<VirtualService<'n>> {
-    let Object { namespace, view, spec, rank, .. } = object;
-    let mut fields = spec.fields("the spec of a VirtualService", sink)?;
-    let hosts = fields.require("hosts", "a list of names", sink);
-    let gateways = fields.take("gateways");
-    let export_to = ExportTo::read(fields.take("exportTo"), namespace, sink);
-    let tls = fields.take("tls");
-    let mut routes_something = tls.is_some();
-    for (key, why) in [
-        ("http", "HTTP routes need TLS to be terminated, which is not implemented"),
-        ("tcp", "TCP routes have no server name to route by"),
-    ] {
-        if let Some(routes) = fields.take(key) {
-            routes_something = true;
-            routes
-                .bad(format!("{why}: these routes are not served"))
-                .expected("tls routes with sniHosts")
-                .remedy("route by server name with 'tls', or keep these routes in Istio")
-                .to(sink);
-        }
-    }
-    fields.finish(sink);
-    if !routes_something {
-        spec.warn("there are no routes").expected("tls: [{match, route}]").to(sink);
-    }
+/// The servers that a match is for.
+#[derive(Debug)]
+pub(super) struct Place<'n> {
+    pub(super) port: Option<(View<'n>, u16)>,
+    /// Of those of the `VirtualService`; all of them without any.
+    pub(super) gateways: Option<Vec<GatewayRef<'n>>>,
+}
 
-    let hosts = read_hosts(&hosts?, sink);
-    let Some(gateways) = gateways.map(|view| read_gateways(&view, namespace, sink)) else {
+#[derive(Debug)]
+pub(super) struct TcpRoute<'n> {
+    pub(super) view: View<'n>,
+    pub(super) index: usize,
+    /// Without any it is for all servers.
+    pub(super) matches: Vec<(Place<'n>, bool)>,
+    pub(super) destinations: Vec<Destination<'n>>,
+}
+
+pub(super) fn read<'n>(
+    object: Object<'n>,
+    namespace: Option<&str>,
+    sink: &mut Sink,
+) -> Option<VirtualService<'n>> {
+    let Object { namespace: own, view, spec, seniority, lost, .. } = object;
+    let mut fields = spec.fields("the spec of a VirtualService", sink)?;
+    let hosts = fields.take_set("hosts");
+    let gateways = fields.take_set("gateways");
+    let export_view = fields.take_set("exportTo");
+    let tls = fields.take_set("tls");
+    let tcp = fields.take_set("tcp");
+    let http = fields.take_set("http");
+    fields.finish(sink);
+
+    let Some(hosts) = hosts else {
+        if http.is_some() && tls.is_none() && tcp.is_none() {
+            view.say(
+                Severity::Ignored,
+                "without 'hosts' it is a delegate of another VirtualService, for HTTP only",
+            )
+            .to(sink);
+        } else {
+            spec.bad("'hosts' is missing: the routes are not served").expected("a list of names").to(sink);
+        }
+        return None;
+    };
+    let hosts = read_hosts(&hosts, sink);
+    let Some(gateways) = gateways.map(|view| read_gateways(&view, own, sink)) else {
         view.say(Severity::Ignored, "without 'gateways' it is for the sidecars of a mesh only")
             .remedy("name the Gateway under 'gateways'")
             .to(sink);
         return None;
     };
+    if let Some(http) = &http {
+        http.bad(
+            "HTTP routes need TLS to be terminated, which is not implemented: these routes are not served",
+        )
+        .expected("tls routes with sniHosts")
+        .remedy("route by server name with 'tls', or keep these routes in Istio")
+        .to(sink);
+    }
+    if tls.is_none() && tcp.is_none() && http.is_none() {
+        spec.warn("there are no routes").expected("tls: [{match, route}]").to(sink);
+    }
+    let export_to = ExportTo::read(export_view.as_ref(), own, sink);
+    if !gateways.is_empty() {
+        export_to.tell(export_view.as_ref(), namespace, sink);
+    }
+
     let list = tls.map(|view| view.list("a list of tls routes", sink)).unwrap_or_default();
-    let tls = list
+    let mut tls: Vec<_> = list
         .iter()
         .enumerate()
-        .filter_map(|(index, view)| tls_route(view, index, namespace, &hosts, sink))
+        .filter_map(|(index, view)| tls_route(view, index, own, &hosts, sink))
         .collect();
-    Some(VirtualService { namespace, view, rank, gateways, export_to, tls })
+    let list = tcp.map(|view| view.list("a list of tcp routes", sink)).unwrap_or_default();
+    let tcp = list.iter().enumerate().filter_map(|(index, view)| tcp_route(view, index, own, sink)).collect();
+    if lost {
+        for one in tls.iter_mut().flat_map(|route| &mut route.matches) {
+            one.refused = true;
+        }
+    }
+    Some(VirtualService { namespace: own, view, seniority, gateways, export_to, hosts, tls, tcp })
 }
 
 fn read_hosts(view: &View<'_>, sink: &mut Sink) -> Vec<HostPattern> {
     let expected = "names: www.example.com, *.example.com or *";
-    let list = view.list(expected, sink);
-    if list.is_empty() {
-        view.bad("the list is empty").expected(expected).to(sink);
-    }
-    list.iter()
+    view.list(expected, sink)
+        .iter()
         .filter_map(|item| {
             let text = item.text(expected, sink)?;
             match HostPattern::parse(text) {
@@ -117,21 +167,24 @@ fn read_hosts(view: &View<'_>, sink: &mut Sink) -> Vec<HostPattern> {
         .collect()
 }
 
-/// The references other than `mesh`.
+/// The references other than `mesh`: `name`, `namespace/name`, or `name.namespace` with what may follow it in the
+/// name of a service (Istio's `resolveGatewayName`).
 fn read_gateways<'n>(view: &View<'n>, own: &'n str, sink: &mut Sink) -> Vec<GatewayRef<'n>> {
     let expected = "a list of [namespace/]name";
     view.list(expected, sink)
         .into_iter()
         .filter_map(|view| {
             let text = view.text(expected, sink)?;
-            let (namespace, name) = match text.split_once('/') {
-                None if text == "mesh" => {
+            let (namespace, name) = match (text.split_once('/'), text.split_once('.')) {
+                (None, _) if text == "mesh" => {
                     view.say(Severity::Ignored, "'mesh' is the sidecars of a mesh, which are not here")
                         .to(sink);
                     return None;
                 }
-                None | Some((".", _)) => (own, text.trim_start_matches("./")),
-                Some((namespace, name)) => (namespace, name),
+                (Some((".", name)), _) => (own, name),
+                (Some((namespace, name)), _) => (namespace, name),
+                (None, Some((name, rest))) => (rest.split('.').next().unwrap_or(rest), name),
+                (None, None) => (own, text),
             };
             Some(GatewayRef { view, namespace, name })
         })
@@ -146,21 +199,37 @@ fn tls_route<'n>(
     sink: &mut Sink,
 ) -> Option<TlsRoute<'n>> {
     let mut fields = view.fields("a tls route: {match, route}", sink)?;
-    let matches = fields.require("match", "a list with port and sniHosts", sink);
-    let route = fields.require("route", "a list of weighted destinations", sink);
-    fields.finish(sink);
-
-    let matches_view = matches?;
-    let list = matches_view.list("a list of matches", sink);
-    if list.is_empty() {
-        matches_view
-            .bad("the list is empty: the route is not served")
-            .expected("at least one match")
+    let matches = fields.take_set("match");
+    let route = fields.take_set("route");
+    let matches = if let Some(matches) = matches {
+        let list = matches.list("a list of matches", sink);
+        let ours: Vec<_> = list.iter().filter(|view| !is_for_mesh(view)).collect();
+        if ours.is_empty() && !list.is_empty() {
+            return None; // All of it is for the sidecars of a mesh.
+        }
+        ours.into_iter().filter_map(|view| read_match(view, own, hosts, sink)).collect()
+    } else {
+        view.bad("'match' is missing: the hosts of the VirtualService are refused")
+            .expected("a list with port and sniHosts")
+            .to(sink);
+        let at = Place { port: None, gateways: None };
+        vec![Match { at, sni_hosts: all_refused(view, hosts), refused: true }]
+    };
+    if route.is_none() {
+        view.bad("'route' is missing: the names are refused")
+            .expected("a list of weighted destinations")
             .to(sink);
     }
-    let matches = list.iter().filter_map(|view| read_match(view, own, hosts, sink)).collect();
-    let destinations = route.map(|view| read_destinations(&view, sink)).unwrap_or_default();
+    fields.finish(sink);
+    let destinations = route.map(|view| destination::read(&view, sink)).unwrap_or_default();
     Some(TlsRoute { view: view.clone(), index, matches, destinations })
+}
+
+/// Whether all gateways that a match names are the sidecars of a mesh.
+fn is_for_mesh(one: &View<'_>) -> bool {
+    let Some(gateways) = one.peek("gateways").filter(|view| !view.is_unset()) else { return false };
+    let list = gateways.list("a list", &mut Sink::default());
+    !list.is_empty() && list.iter().all(|one| one.says("mesh"))
 }
 
 fn read_match<'n>(
@@ -171,107 +240,110 @@ fn read_match<'n>(
 ) -> Option<Match<'n>> {
     let mut fields = view.fields("a match: {port, sniHosts, gateways}", sink)?;
     let expected = "server names within the hosts of the VirtualService";
-    let sni_hosts = fields.require("sniHosts", expected, sink);
-    let port = fields.take_number("port");
-    let gateways = fields.take("gateways");
+    let list_view = fields.take_set("sniHosts");
+    let (at, mut refused) = read_place(&mut fields, &["destinationSubnets"], own, sink);
+    fields.finish(sink);
+
+    let mut sni_hosts = Vec::new();
+    match list_view {
+        None => view
+            .bad("'sniHosts' is missing: the hosts of the VirtualService are refused")
+            .expected(expected)
+            .to(sink),
+        Some(list) => {
+            sni_hosts.extend(list.list(expected, sink).iter().filter_map(|view| sni_host(view, hosts, sink)));
+        }
+    }
+    if sni_hosts.is_empty() {
+        sni_hosts = all_refused(view, hosts);
+        refused = true;
+    }
+    Some(Match { at, sni_hosts, refused })
+}
+
+/// What remains of a match whose names cannot be read.
+fn all_refused<'n>(view: &View<'n>, hosts: &[HostPattern]) -> Vec<SniHost<'n>> {
+    let one = |pattern: &HostPattern| SniHost {
+        view: view.clone(),
+        pattern: pattern.clone(),
+        refused: true,
+        assumed: true,
+    };
+    hosts.iter().map(one).collect()
+}
+
+/// Where a match applies, and whether it has a condition that is not tested here.
+///
+/// Istio's gateways look at the port and the gateways alone (`l4SingleMatch`). `subnets` narrow what the author wants
+/// to be reached, so a match with them is refused; the other conditions are for sidecars and mean nothing here.
+fn read_place<'n>(
+    fields: &mut Fields<'n>,
+    subnets: &[&'static str],
+    own: &'n str,
+    sink: &mut Sink,
+) -> (Place<'n>, bool) {
     let mut refused = false;
-    for (key, why) in [
-        ("destinationSubnets", "the address that the client asked for is not looked at"),
-        ("sourceLabels", "labels of workloads exist only in a cluster"),
-        ("sourceNamespace", "namespaces of workloads exist only in a cluster"),
-    ] {
+    for key in subnets {
         if let Some(condition) = fields.take_set(key) {
             condition
-                .bad(format!("the condition is not implemented ({why}): the match is not served"))
+                .bad(
+                    "the condition is not implemented (addresses are not looked at): the match is not served",
+                )
                 .remedy("remove it if the match shall hold without it")
                 .to(sink);
             refused = true;
         }
     }
-    fields.finish(sink);
-
+    for key in ["sourceLabels", "sourceNamespace"] {
+        if let Some(condition) = fields.take_set(key) {
+            condition
+                .say(
+                    Severity::Note,
+                    format!("{key} is for sidecars: a gateway serves the match to everybody"),
+                )
+                .to(sink);
+        }
+    }
+    let port = fields.take_number("port");
     let written = port.is_some();
     let port = port.and_then(|view| Some((view.clone(), view.port(sink)?)));
     refused |= written && port.is_none();
-    let gateways = gateways.map(|view| read_gateways(&view, own, sink));
-    let list_view = sni_hosts?;
-    let list = list_view.list(expected, sink);
-    if list.is_empty() {
-        list_view.bad("the list is empty: the match is not served").expected(expected).to(sink);
-    }
-    let sni_hosts =
-        list.into_iter().filter_map(|view| Some((view.clone(), sni_host(&view, hosts, sink)?))).collect();
-    Some(Match { port, sni_hosts, gateways, refused })
+    let gateways = fields.take_set("gateways").map(|view| read_gateways(&view, own, sink));
+    (Place { port, gateways }, refused)
 }
 
-fn sni_host(view: &View<'_>, hosts: &[HostPattern], sink: &mut Sink) -> Option<HostPattern> {
+fn sni_host<'n>(view: &View<'n>, hosts: &[HostPattern], sink: &mut Sink) -> Option<SniHost<'n>> {
     let pattern: HostPattern = view.parse("www.example.com, *.example.com or *", sink)?;
-    if hosts.iter().any(|host| pattern.is_subset_of(host)) {
-        return Some(pattern);
-    }
-    let hosts = hosts.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    view.bad(format!("'{pattern}' is not within the hosts of the VirtualService: it is not served"))
-        .expected(format!("a name within {hosts}"))
-        .remedy(format!("add '{pattern}' to spec.hosts"))
-        .to(sink);
-    None
-}
-
-fn read_destinations<'n>(view: &View<'n>, sink: &mut Sink) -> Vec<Destination<'n>> {
-    let list = view.list("a list of weighted destinations", sink);
-    if list.is_empty() {
-        view.bad("the list is empty: the route is not served").expected("at least one destination").to(sink);
-    }
-    let only = list.len() == 1;
-    let destinations: Vec<_> = list.iter().map(|item| read_destination(item, only, sink)).collect();
-    if !destinations.is_empty() && destinations.iter().all(|one| one.weight == 0) {
-        view.bad("the weights add up to 0: the route is not served")
-            .expected("weights that add up to more than 0; a destination without a weight has 0")
+    let refused = !hosts.iter().any(|host| pattern.is_subset_of(host));
+    if refused {
+        let hosts = hosts.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        view.bad(format!("'{pattern}' is not within the hosts of the VirtualService: it is not served"))
+            .expected(format!("a name within {hosts}"))
+            .remedy(format!("add '{pattern}' to spec.hosts"))
             .to(sink);
-        return Vec::new();
     }
-    destinations
+    Some(SniHost { view: view.clone(), pattern, refused, assumed: false })
 }
 
-fn read_destination<'n>(view: &View<'n>, only: bool, sink: &mut Sink) -> Destination<'n> {
-    let refused = Destination { weight: u32::from(only), to: None };
-    let Some(mut fields) = view.fields("{destination, weight}", sink) else { return refused };
-    let weight = match fields.take("weight").map(|view| view.number(0..=Target::MAX_WEIGHT, sink)) {
-        // A destination alone receives everything, whatever its weight.
-        _ if only => 1,
-        None => 0,
-        Some(weight) => weight.unwrap_or(0),
-    };
-    let destination = fields.require("destination", "{host, port: {number}}", sink);
+fn tcp_route<'n>(view: &View<'n>, index: usize, own: &'n str, sink: &mut Sink) -> Option<TcpRoute<'n>> {
+    let mut fields = view.fields("a tcp route: {match, route}", sink)?;
+    let matches = fields.take_set("match");
+    let route = fields.take_set("route");
     fields.finish(sink);
-    Destination { weight, to: destination.and_then(|view| read_target(&view, sink)) }
-}
-
-fn read_target<'n>(view: &View<'n>, sink: &mut Sink) -> Option<(View<'n>, &'n str, Option<u16>)> {
-    let mut fields = view.fields("{host, port: {number}}", sink)?;
-    let host = fields.require("host", "the name of a service", sink);
-    let subset = fields.take("subset");
-    let port = fields.take("port").map(|view| {
-        let mut fields = view.fields("{number}", sink)?;
-        let number = fields.require("number", "a port from 1 to 65535", sink);
-        fields.finish(sink);
-        number?.port(sink)
-    });
-    fields.finish(sink);
-    if let Some(subset) = &subset {
-        subset
-            .bad("subsets are not implemented: connections for this destination are refused")
-            .remedy("name a host that stands for the subset alone")
-            .to(sink);
+    let list = matches.map(|view| view.list("a list of matches", sink)).unwrap_or_default();
+    let ours: Vec<_> = list.iter().filter(|view| !is_for_mesh(view)).collect();
+    if ours.is_empty() && !list.is_empty() {
         return None;
     }
-    let port = match port {
-        None => None,
-        // Written, and wrong.
-        Some(None) => return None,
-        Some(port) => port,
-    };
-    let host = host?;
-    let text = host.text("the name of a service", sink)?;
-    Some((host, text, port))
+    let matches = ours
+        .into_iter()
+        .filter_map(|view| {
+            let mut fields = view.fields("a match: {port, gateways}", sink)?;
+            let place = read_place(&mut fields, &["destinationSubnets", "sourceSubnet"], own, sink);
+            fields.finish(sink);
+            Some(place)
+        })
+        .collect();
+    let destinations = route.map(|view| destination::read(&view, sink)).unwrap_or_default();
+    Some(TcpRoute { view: view.clone(), index, matches, destinations })
 }

@@ -1,0 +1,162 @@
+//! The endpoints of one port of a service.
+
+use std::net::IpAddr;
+
+use super::{
+    labels::Labels,
+    registry::{Sources, is_dns},
+    service::{Addresses, Service, ServicePort, TargetPort},
+    service_entry::{EntryEndpoint, EntryPort, Location, ServiceEntry},
+    workload_entry::WorkloadEntry,
+};
+use crate::{
+    model::{Endpoint, EndpointHost},
+    name::{HostName, HostPattern},
+};
+
+/// What there is at a port.
+#[derive(Debug)]
+pub(super) enum Found {
+    /// These; none is a service that nobody serves.
+    Endpoints(Vec<Endpoint>),
+    /// Endpoints, of which nobody says which labels they have.
+    Unlabelled,
+    /// The object that should say it is rejected.
+    Refused,
+}
+
+/// The endpoints of all entries of one host, of one namespace and resolution.
+pub(super) fn of_entries<'s, 'n: 's>(
+    entries: impl Iterator<Item = &'s ServiceEntry<'n>>,
+    workloads: &[WorkloadEntry<'n>],
+    host: &HostPattern,
+    port: u16,
+    labels: &Labels<'_>,
+) -> Found {
+    let mut all = Vec::new();
+    let mut refused = false;
+    for entry in entries {
+        let Some(port) = entry.ports.iter().find(|candidate| candidate.number == port && !candidate.udp)
+        else {
+            continue;
+        };
+        let mut take = |endpoint: &EntryEndpoint<'n>, own: &Labels<'n>| {
+            if labels.select(own) {
+                all.push(at_entry_port(endpoint, port));
+            }
+        };
+        match &entry.location {
+            Location::Refused => refused = true,
+            Location::Listed(listed) => {
+                for endpoint in listed {
+                    take(endpoint, &endpoint.labels);
+                }
+            }
+            Location::Selected(selector) => {
+                for workload in workloads.iter().filter(|one| one.namespace == entry.namespace) {
+                    if let Some(endpoint) = &workload.endpoint
+                        && selector.select(&workload.labels)
+                        && (is_dns(entry.resolution) || matches!(endpoint.host, EndpointHost::Ip(_)))
+                    {
+                        take(endpoint, &workload.labels);
+                    }
+                }
+            }
+            Location::Host => match host {
+                HostPattern::Exact(name) if labels.is_empty() => {
+                    let host = EndpointHost::Dns(HostName::from(name.clone()));
+                    all.push(Endpoint { host, port: port.target, weight: 1 });
+                }
+                HostPattern::Exact(_) => {}
+                HostPattern::Suffix(_) | HostPattern::Any => refused = true,
+            },
+        }
+    }
+    all.dedup();
+    if refused && all.is_empty() { Found::Refused } else { Found::Endpoints(all) }
+}
+
+fn at_entry_port(endpoint: &EntryEndpoint<'_>, port: &EntryPort<'_>) -> Endpoint {
+    let own = endpoint.ports.iter().find(|(name, _)| *name == port.name);
+    Endpoint {
+        host: endpoint.host.clone(),
+        port: own.map_or(port.target, |(_, port)| *port),
+        weight: endpoint.weight,
+    }
+}
+
+/// The endpoints of a `Service`: what its slices or its `Endpoints` hold, and the `WorkloadEntry` objects that it
+/// selects; without any of these its name, by DNS.
+pub(super) fn of_service<'n>(
+    service: &Service<'n>,
+    sources: &Sources<'n>,
+    port: u16,
+    labels: &Labels<'_>,
+) -> Found {
+    if service.lost {
+        return Found::Refused;
+    }
+    let Some(port) = service.ports.iter().find(|one| one.number == port && !one.other_protocol) else {
+        return Found::Refused;
+    };
+    let is_own = |one: &&Addresses<'n>| one.namespace == service.namespace && one.service == service.name;
+    // `kubectl get` of everything has the same addresses in both.
+    let mut slices: Vec<_> = sources.slices.iter().filter(is_own).collect();
+    if slices.is_empty() {
+        slices = sources.endpoints.iter().filter(is_own).collect();
+    }
+    let workloads: Vec<_> = sources
+        .workloads
+        .iter()
+        .filter(|one| one.namespace == service.namespace && !service.selector.is_empty())
+        .filter(|one| service.selector.select(&one.labels))
+        .collect();
+    if slices.is_empty() && workloads.is_empty() {
+        if !labels.is_empty() {
+            return Found::Unlabelled;
+        }
+        let name = format!("{}.{}.svc.cluster.local", service.name, service.namespace);
+        let Ok(name) = HostName::parse(&name) else { return Found::Refused };
+        // The name of a service without an address resolves to its endpoints.
+        let port = match port.target {
+            TargetPort::Number(target) if service.headless => target,
+            _ => port.number,
+        };
+        return Found::Endpoints(vec![Endpoint { host: EndpointHost::Dns(name), port, weight: 1 }]);
+    }
+    if !labels.is_empty() && !slices.is_empty() {
+        return Found::Unlabelled;
+    }
+    let mut all: Vec<Endpoint> = Vec::new();
+    for slice in slices {
+        for number in slice.ports.iter().filter(|(name, _)| *name == port.name).map(|(_, number)| *number) {
+            for address in &slice.ready {
+                push(&mut all, *address, number, 1);
+            }
+        }
+    }
+    for workload in workloads.iter().filter(|workload| labels.select(&workload.labels)) {
+        if let Some(EntryEndpoint { host: EndpointHost::Ip(address), ports, weight, .. }) = &workload.endpoint
+        {
+            push(&mut all, *address, workload_port(port, ports), *weight);
+        }
+    }
+    Found::Endpoints(all)
+}
+
+/// Where a `WorkloadEntry` serves a port of a `Service`.
+fn workload_port(port: &ServicePort<'_>, ports: &[(&str, u16)]) -> u16 {
+    match port.target {
+        TargetPort::Number(number) => number,
+        TargetPort::Name(name) => {
+            ports.iter().find(|(other, _)| *other == name).map_or(port.number, |(_, number)| *number)
+        }
+    }
+}
+
+fn push(all: &mut Vec<Endpoint>, address: IpAddr, port: u16, weight: u32) {
+    let endpoint = Endpoint { host: EndpointHost::Ip(address), port, weight };
+    if !all.contains(&endpoint) {
+        all.push(endpoint);
+    }
+}

@@ -1,0 +1,249 @@
+//! The servers of all Gateways become listeners, one for each port and address.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+};
+
+use super::{
+    attach::refused,
+    gateway::{Gateway, Server, ServerKind},
+};
+use crate::{
+    decode::Sink,
+    draft::{Draft, DraftListener, first_overlap},
+    model::Policies,
+    options::Options,
+    report::Severity,
+    table::ServerRank,
+};
+
+/// A port and an address, or all addresses.
+type Place = (u16, Option<IpAddr>);
+
+/// Makes the listeners and notes in each server which one is its own.
+pub(super) fn add(
+    gateways: &mut [Gateway<'_>],
+    draft: &mut Draft,
+    policies: &Policies,
+    options: &Options,
+    sink: &mut Sink,
+) {
+    tell_selectors(gateways, options, sink);
+    rank(gateways, options);
+    let places = Places::of(gateways, options);
+    let natives = draft.listeners.len();
+    let mut made: HashMap<Place, usize> = HashMap::new();
+    for server in selected(gateways, options).filter(|server| server.kind == ServerKind::Passthrough) {
+        let place = places.of_server(server);
+        let at = if let Some(&at) = made.get(&place) {
+            at
+        } else {
+            let Some(listener) = listener(server, place, &draft.listeners[..natives], policies, sink) else {
+                // Its names are nobody else's on the port.
+                server.kind = ServerKind::Claims;
+                continue;
+            };
+            draft.listeners.push(listener);
+            made.insert(place, draft.listeners.len() - 1);
+            draft.listeners.len() - 1
+        };
+        server.listener = Some(at);
+        let hosts = &mut draft.listeners[at].hosts;
+        for host in &server.hosts {
+            if !hosts.contains(&host.pattern) {
+                hosts.push(host.pattern.clone());
+            }
+        }
+    }
+    for server in selected(gateways, options).filter(|server| server.kind != ServerKind::Passthrough) {
+        server.listener = made.get(&places.of_server(server)).copied();
+    }
+    for gateway in gateways.iter().filter(|gateway| gateway.is_selected(options)) {
+        for server in &gateway.servers {
+            if let (ServerKind::Claims, Some(at)) = (server.kind, server.listener) {
+                let name = format!("{} servers[{}]", server.view.object(), server.index);
+                let rule = draft.rule(name, server.view.origin(), refused());
+                for host in &server.hosts {
+                    draft.listeners[at].claim(&host.pattern, &rule, &server.rank);
+                }
+            }
+        }
+    }
+    tell_plain(gateways, options, sink);
+}
+
+fn selected<'s, 'n>(
+    gateways: &'s mut [Gateway<'n>],
+    options: &'s Options,
+) -> impl Iterator<Item = &'s mut Server<'n>> {
+    gateways
+        .iter_mut()
+        .filter(|gateway| gateway.is_selected(options))
+        .flat_map(|gateway| &mut gateway.servers)
+}
+
+/// Decides the order of the servers of each port: see [`ServerRank`].
+fn rank(gateways: &mut [Gateway<'_>], options: &Options) {
+    let mut order: Vec<usize> = (0..gateways.len()).filter(|at| gateways[*at].is_selected(options)).collect();
+    order.sort_by(|a, b| gateways[*a].seniority.cmp(&gateways[*b].seniority));
+    let mut protocols: HashMap<Place, Vec<&str>> = HashMap::new();
+    for at in order {
+        let Gateway { seniority, servers, .. } = &mut gateways[at];
+        for server in servers {
+            let seen = protocols.entry((server.port, server.bind)).or_default();
+            let protocol = seen.iter().position(|seen| *seen == server.protocol).unwrap_or_else(|| {
+                seen.push(server.protocol);
+                seen.len() - 1
+            });
+            let gateway = Arc::clone(seniority);
+            server.rank = Arc::new(ServerRank { protocol, gateway, index: server.index });
+        }
+    }
+}
+
+/// Which ports have a server at all addresses.
+struct Places(Vec<u16>);
+
+impl Places {
+    fn of(gateways: &mut [Gateway<'_>], options: &Options) -> Self {
+        Self(
+            selected(gateways, options)
+                .filter(|server| server.kind == ServerKind::Passthrough && server.bind.is_none())
+                .map(|server| server.port)
+                .collect(),
+        )
+    }
+
+    /// `0.0.0.0` and `::` are the listener of all addresses if the port has one, as in Istio.
+    fn of_server(&self, server: &Server<'_>) -> Place {
+        let bind = server.bind.filter(|bind| !(bind.is_unspecified() && self.0.contains(&server.port)));
+        (server.port, bind)
+    }
+}
+
+fn listener(
+    server: &Server<'_>,
+    (port, bind): Place,
+    natives: &[DraftListener],
+    policies: &Policies,
+    sink: &mut Sink,
+) -> Option<DraftListener> {
+    let (name, addresses) = match bind {
+        Some(address) => (format!("gateway-{address}-{port}"), vec![address]),
+        None => (format!("gateway-{port}"), vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()]),
+    };
+    let bind: Vec<_> = addresses.into_iter().map(|address| SocketAddr::new(address, port)).collect();
+    let overlapping =
+        natives.iter().find_map(|native| first_overlap(&native.bind, &bind).map(|address| (native, address)));
+    if let Some((other, address)) = overlapping {
+        server
+            .view
+            .bad(format!("{address} overlaps with the listener '{}' ({})", other.name, other.origin))
+            .remedy("give both the same bind, or ports of their own")
+            .to(sink);
+        return None;
+    }
+    if natives.iter().any(|listener| listener.name == name) {
+        server
+            .view
+            .bad(format!("its listener would be named '{name}', which is the name of a native one"))
+            .remedy("rename the native listener")
+            .to(sink);
+        return None;
+    }
+    let mut listener = DraftListener::new(name, server.view.origin(), bind, Vec::new(), policies.clone());
+    listener.beside = true;
+    Some(listener)
+}
+
+/// Says what becomes of selectors.
+fn tell_selectors(gateways: &[Gateway<'_>], options: &Options, sink: &mut Sink) {
+    let mut written = gateways
+        .iter()
+        .filter_map(|gateway| gateway.selector.as_ref().map(|(view, labels)| (gateway, view, labels)));
+    if !options.selector.is_empty() {
+        for (_, view, labels) in written.filter(|(_, _, labels)| !labels.selected_by(&options.selector)) {
+            view.say(
+                Severity::Ignored,
+                format!("{labels} is not selected (--selector): the Gateway is not served"),
+            )
+            .to(sink);
+        }
+        return;
+    }
+    let Some((first, view, labels)) = written.next() else { return };
+    let others: Vec<_> = written.collect();
+    if others.iter().all(|(_, _, other)| labels.same(other)) {
+        for view in std::iter::once(view).chain(others.iter().map(|(_, view, _)| *view)) {
+            view.say(Severity::Note, "a selector has no meaning outside a cluster: the Gateway is served")
+                .to(sink);
+        }
+        return;
+    }
+    for (_, view, other) in others.iter().filter(|(_, _, other)| !labels.same(other)) {
+        view.warn(format!(
+            "the selector {other} is another one than {labels} of {} ({}): in Istio these Gateways are different \
+             proxies, here both are served and share their ports",
+            first.view.object(),
+            first.view.origin()
+        ))
+        .remedy(format!("serve only one of them, for example with --selector {labels}"))
+        .to(sink);
+    }
+}
+
+/// Says what becomes of servers without TLS beside some with it.
+fn tell_plain(gateways: &[Gateway<'_>], options: &Options, sink: &mut Sink) {
+    let all: Vec<(&Gateway<'_>, &Server<'_>)> = gateways
+        .iter()
+        .filter(|gateway| gateway.is_selected(options))
+        .flat_map(|gateway| gateway.servers.iter().map(move |server| (gateway, server)))
+        .collect();
+    for (_, plain) in &all {
+        if !matches!(plain.kind, ServerKind::Http | ServerKind::Tcp) {
+            continue;
+        }
+        let beside = all.iter().filter(|(_, other)| {
+            other.kind == ServerKind::Passthrough
+                && plain.listener.is_some()
+                && other.listener == plain.listener
+        });
+        let Some((_, tls)) = beside.max_by(|(_, a), (_, b)| place(a).cmp(&place(b))) else {
+            if plain.kind == ServerKind::Tcp {
+                plain
+                    .view
+                    .bad(format!(
+                        "the protocol {} has no server name to route by: the server is not served",
+                        plain.protocol
+                    ))
+                    .expected("HTTPS or TLS, with tls.mode PASSTHROUGH")
+                    .remedy(
+                        "write protocol: TLS and tls: {mode: PASSTHROUGH} if the connections begin with TLS",
+                    )
+                    .to(sink);
+            }
+            continue;
+        };
+        if plain.kind == ServerKind::Tcp && place(tls) < place(plain) {
+            continue;
+        }
+        plain
+            .view
+            .warn(format!(
+                "shares port {} with the TLS server of {} ({}): in Istio the one that comes first takes the port; \
+                 here the TLS server is served all the same",
+                plain.port,
+                tls.view.object(),
+                tls.view.origin()
+            ))
+            .remedy("give servers with and without TLS ports of their own")
+            .to(sink);
+    }
+}
+
+/// The order in which Istio meets the servers of all ports.
+fn place(server: &Server<'_>) -> impl Ord + use<> {
+    (Arc::clone(&server.rank.gateway), server.rank.index)
+}

@@ -1,0 +1,548 @@
+//! The services that the files define, and the backends of the destinations that name them.
+//!
+//! As for a gateway of Istio, a host is looked up among what is exported to the workload's namespace
+//! (`servicesExportedToNamespace`): a `Service` of Kubernetes before a `ServiceEntry`, what is exported by name before
+//! what is public, then the oldest. What no object defines is left to DNS.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use super::{
+    destination,
+    endpoints::{self, Found},
+    export_to::Exported,
+    labels::Labels,
+    service::{Addresses, Service},
+    service_entry::{Location, Resolution, ServiceEntry},
+    subset::{self, DestinationRule},
+    workload_entry::WorkloadEntry,
+};
+use crate::{
+    decode::{Sink, View},
+    draft::Draft,
+    model::{Backend, BackendId, Endpoint, EndpointHost},
+    name::{HostName, HostPattern, NameError},
+    options::Options,
+    report::Severity,
+    resolve::Resolver,
+};
+
+/// How often an `ExternalName` may lead to another one.
+const ALIASES: usize = 8;
+
+/// Everything that says where a host lives.
+#[derive(Debug, Default)]
+pub(super) struct Sources<'n> {
+    pub(super) entries: Vec<ServiceEntry<'n>>,
+    pub(super) services: Vec<Service<'n>>,
+    pub(super) slices: Vec<Addresses<'n>>,
+    pub(super) endpoints: Vec<Addresses<'n>>,
+    pub(super) workloads: Vec<WorkloadEntry<'n>>,
+    pub(super) rules: Vec<DestinationRule<'n>>,
+}
+
+/// What one object says about one host.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Known<'s, 'n> {
+    Entry(&'s ServiceEntry<'n>),
+    Service(&'s Service<'n>),
+}
+
+impl<'s, 'n> Known<'s, 'n> {
+    pub(super) fn view(self) -> &'s View<'n> {
+        match self {
+            Self::Entry(entry) => &entry.view,
+            Self::Service(service) => &service.view,
+        }
+    }
+
+    pub(super) fn namespace(self) -> &'n str {
+        match self {
+            Self::Entry(entry) => entry.namespace,
+            Self::Service(service) => service.namespace,
+        }
+    }
+
+    /// Its ports, and whether each is for TCP.
+    fn ports(self) -> Vec<(u16, bool)> {
+        match self {
+            Self::Entry(entry) => entry.ports.iter().map(|port| (port.number, !port.udp)).collect(),
+            Self::Service(service) => {
+                service.ports.iter().map(|port| (port.number, !port.other_protocol)).collect()
+            }
+        }
+    }
+
+    /// The order in which services of one host are taken.
+    fn against(self, other: Self) -> std::cmp::Ordering {
+        let kubernetes = |one: Self| matches!(one, Self::Entry(_));
+        let seniority = |one: Self| match one {
+            Self::Entry(entry) => &entry.seniority,
+            Self::Service(service) => &service.seniority,
+        };
+        let (a, b) = (seniority(self), seniority(other));
+        (kubernetes(self).cmp(&kubernetes(other)))
+            .then_with(|| a.age(b))
+            .then_with(|| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)))
+    }
+
+    /// Whether the ports of two entries of one host add up (Istio's `canMergeServices`).
+    fn merges_with(self, other: Self) -> bool {
+        let (Self::Entry(a), Self::Entry(b)) = (self, other) else { return false };
+        let selectors = match (&a.location, &b.location) {
+            (Location::Selected(a), Location::Selected(b)) => a.same(b),
+            (Location::Selected(_), _) | (_, Location::Selected(_)) => false,
+            _ => true,
+        };
+        a.namespace == b.namespace
+            && a.resolution == b.resolution
+            && selectors
+            && a.labels.same(&b.labels)
+            && a.export_to == b.export_to
+    }
+}
+
+/// What defines a host: the object that is taken, and the entries of its namespace for the same host.
+struct Defined<'s, 'n> {
+    first: Known<'s, 'n>,
+    siblings: Vec<Known<'s, 'n>>,
+}
+
+impl Defined<'_, '_> {
+    /// The ports of the first, and those that others add to it.
+    fn ports(&self) -> Vec<(u16, bool)> {
+        let mut ports = self.first.ports();
+        for other in self.siblings.iter().filter(|other| self.first.merges_with(**other)) {
+            for (number, tcp) in other.ports() {
+                if !ports.iter().any(|(known, _)| *known == number) {
+                    ports.push((number, tcp));
+                }
+            }
+        }
+        ports
+    }
+}
+
+pub(super) struct Registry<'s, 'n, 'r, 'o> {
+    sources: &'s Sources<'n>,
+    /// The one to prefer first.
+    by_host: BTreeMap<String, Vec<Known<'s, 'n>>>,
+    options: &'o Options,
+    resolver: &'r mut Resolver<'o>,
+    made: HashMap<(String, u16, Option<String>), BackendId>,
+    /// Rules whose policies have been told, by index.
+    told: HashSet<usize>,
+}
+
+impl<'s, 'n, 'r, 'o> Registry<'s, 'n, 'r, 'o> {
+    pub(super) fn new(
+        sources: &'s Sources<'n>,
+        options: &'o Options,
+        resolver: &'r mut Resolver<'o>,
+        sink: &mut Sink,
+    ) -> Self {
+        let namespace = options.namespace.as_deref();
+        let mut found: BTreeMap<String, Vec<(Exported, Known<'s, 'n>)>> = BTreeMap::new();
+        for entry in &sources.entries {
+            if let Some(exported) = entry.export_to.seen_from(namespace) {
+                for host in &entry.hosts {
+                    found.entry(host.to_string()).or_default().push((exported, Known::Entry(entry)));
+                }
+            }
+        }
+        for service in &sources.services {
+            let host = format!("{}.{}.svc.cluster.local", service.name, service.namespace);
+            if let (Some(exported), Ok(host)) =
+                (service.export_to.seen_from(namespace), HostPattern::parse(&host))
+            {
+                found.entry(host.to_string()).or_default().push((exported, Known::Service(service)));
+            }
+        }
+        let by_host = found
+            .into_iter()
+            .map(|(host, mut known)| {
+                let public = |exported| exported == Exported::Public;
+                known.sort_by(|(a, one), (b, other)| {
+                    let services = matches!(one, Known::Entry(_)).cmp(&matches!(other, Known::Entry(_)));
+                    services.then_with(|| public(*a).cmp(&public(*b))).then_with(|| one.against(*other))
+                });
+                let mut known: Vec<_> = known.into_iter().map(|(_, known)| known).collect();
+                known.dedup_by_key(|known| known.view().origin());
+                tell_rivals(&host, &known, sink);
+                (host, known)
+            })
+            .collect();
+        Self { sources, by_host, options, resolver, made: HashMap::new(), told: HashSet::new() }
+    }
+
+    /// The backend for a destination of a `VirtualService` in `namespace` on a server at `server_port`; `None` is
+    /// reported, or not `wanted`.
+    pub(super) fn backend(
+        &mut self,
+        namespace: &str,
+        to: &destination::Service<'_>,
+        server_port: Option<u16>,
+        wanted: bool,
+        draft: &mut Draft,
+        sink: &mut Sink,
+    ) -> Option<BackendId> {
+        let view = &to.view;
+        let host = self.host(view, to.host, namespace, sink)?;
+        let defined = self.defined(&host);
+        let defined = defined.as_ref();
+        let port = Self::port(view, to, defined, server_port, wanted, sink)?;
+        let labels = match &to.subset {
+            None => None,
+            Some((view, name)) => Some((*name, self.subset(view, name, &host, defined, sink)?)),
+        };
+        self.tell_policies(&host, defined, sink);
+        // A subset without labels is the whole service.
+        let labels = labels.filter(|(_, labels)| !labels.is_empty());
+        let key = (host.to_string(), port, labels.as_ref().map(|(name, _)| (*name).to_owned()));
+        if let Some(&made) = self.made.get(&key) {
+            return Some(made);
+        }
+        let none = Labels::default();
+        let wanted_labels = labels.as_ref().map_or(&none, |(_, labels)| labels);
+        let endpoints = self.endpoints(view, host, port, wanted_labels, sink)?;
+        if !wanted {
+            return None;
+        }
+        let base = match &key.2 {
+            None => format!("{}:{port}", key.0),
+            Some(subset) => format!("{}:{port}/{subset}", key.0),
+        };
+        // Another backend of the name comes from the native format.
+        let mut name = base.clone();
+        let mut number = 1;
+        while draft.backend_named(&name).is_some() {
+            number += 1;
+            name = format!("{base}#{number}");
+        }
+        let made = draft.backend(Backend { name, endpoints, source: Vec::new(), same_host: false })?;
+        self.made.insert(key, made);
+        Some(made)
+    }
+
+    /// Says what becomes of rules that are for no destination.
+    pub(super) fn finish(self, sink: &mut Sink) {
+        for (index, rule) in self.sources.rules.iter().enumerate() {
+            if !self.told.contains(&index) && !rule.lost {
+                rule.view.say(Severity::Ignored, "it is for no destination of a route here").to(sink);
+            }
+        }
+    }
+
+    fn defined(&self, host: &HostPattern) -> Option<Defined<'s, 'n>> {
+        let all = self.by_host.get(&host.to_string())?;
+        let first = *all.first()?;
+        let siblings = all[1..].iter().copied().filter(|other| {
+            matches!((first, other), (Known::Entry(a), Known::Entry(b)) if a.namespace == b.namespace)
+        });
+        Some(Defined { first, siblings: siblings.collect() })
+    }
+
+    fn host(&self, view: &View<'_>, written: &str, namespace: &str, sink: &mut Sink) -> Option<HostPattern> {
+        let expected = "the name of one service, for example web or web.default.svc.cluster.local";
+        let why = match pattern(written, namespace) {
+            Ok(host @ HostPattern::Exact(_)) => return Some(host),
+            Ok(host) if self.by_host.contains_key(&host.to_string()) => return Some(host),
+            Ok(_) => {
+                view.bad(format!(
+                    "'{written}' is no single host, and no ServiceEntry has it: connections for this destination \
+                     are refused"
+                ))
+                .expected(expected)
+                .to(sink);
+                return None;
+            }
+            Err(why) => why,
+        };
+        let mut found = view.bad(format!("'{written}': {why}: connections for this destination are refused"));
+        if why == NameError::IpAddress {
+            found = found.remedy("name a ServiceEntry that has the address as its endpoint");
+        }
+        found.expected(expected).to(sink);
+        None
+    }
+
+    /// The port that is written, else the only one of the service, else the one of the server (Istio's
+    /// `GetDestinationCluster`).
+    fn port(
+        view: &View<'_>,
+        to: &destination::Service<'_>,
+        defined: Option<&Defined<'s, 'n>>,
+        server_port: Option<u16>,
+        wanted: bool,
+        sink: &mut Sink,
+    ) -> Option<u16> {
+        if to.port.is_some() {
+            return to.port;
+        }
+        let ports = defined.map(Defined::ports).unwrap_or_default();
+        if let [(port, _)] = *ports {
+            return Some(port);
+        }
+        let port = server_port?;
+        if wanted {
+            view.say(Severity::Note, format!("no port is given: the server's port {port} is taken")).to(sink);
+        }
+        Some(port)
+    }
+
+    /// The labels of a subset.
+    fn subset(
+        &self,
+        view: &View<'_>,
+        name: &str,
+        host: &HostPattern,
+        defined: Option<&Defined<'s, 'n>>,
+        sink: &mut Sink,
+    ) -> Option<&'s Labels<'n>> {
+        let text = host.to_string();
+        let owner = defined.map(|defined| defined.first.namespace()).or_else(|| service_namespace(&text));
+        let rules = subset::rules_for(&self.sources.rules, host, owner, self.options.namespace.as_deref());
+        let found = rules.iter().flat_map(|rule| &rule.subsets).find(|subset| subset.name == name);
+        if let Some(lost) = rules.iter().find(|rule| rule.lost) {
+            view.bad(format!(
+                "{} ({}) cannot be used: connections for this destination are refused",
+                lost.view.object(),
+                lost.view.origin()
+            ))
+            .to(sink);
+            return None;
+        }
+        if found.is_none() {
+            let mut missing = view.bad(format!(
+                "no DestinationRule for '{host}' has a subset '{name}': connections for this destination are refused"
+            ));
+            let elsewhere = self.sources.rules.iter().find(|rule| {
+                host.is_subset_of(&rule.host) && rule.subsets.iter().any(|subset| subset.name == name)
+            });
+            missing.remedy = Some(match (elsewhere, rules.first()) {
+                (Some(rule), _) => format!(
+                    "{} ({}) has one, but another namespace, exportTo, workloadSelector or a rule for a more \
+                     specific host keeps it away",
+                    rule.view.object(),
+                    rule.view.origin()
+                ),
+                (None, Some(rule)) => format!("add it to {}", rule.view.object()),
+                (None, None) => "load the file with the DestinationRule too".into(),
+            });
+            missing.to(sink);
+        }
+        found.map(|subset| &subset.labels)
+    }
+
+    fn tell_policies(&mut self, host: &HostPattern, defined: Option<&Defined<'s, 'n>>, sink: &mut Sink) {
+        if self.sources.rules.is_empty() {
+            return;
+        }
+        let text = host.to_string();
+        let owner = defined.map(|defined| defined.first.namespace()).or_else(|| service_namespace(&text));
+        let rules = subset::rules_for(&self.sources.rules, host, owner, self.options.namespace.as_deref());
+        for rule in rules {
+            let index = self.sources.rules.iter().position(|other| std::ptr::eq(other, rule));
+            if index.is_some_and(|index| self.told.insert(index)) {
+                subset::tell_policies(rule, sink);
+            }
+        }
+    }
+
+    fn endpoints(
+        &mut self,
+        view: &View<'_>,
+        mut host: HostPattern,
+        port: u16,
+        labels: &Labels<'_>,
+        sink: &mut Sink,
+    ) -> Option<Vec<Endpoint>> {
+        for _ in 0..ALIASES {
+            let text = host.to_string();
+            let defined = self.defined(&host);
+            if let Some(addresses) = self.resolver.addresses(&text, port) {
+                if let Some(Defined { first, .. }) = defined {
+                    let object = first.view().object();
+                    view.say(Severity::Note, format!("--resolve replaces {object} for {host}:{port}"))
+                        .to(sink);
+                }
+                let endpoint = |at: &std::net::SocketAddr| Endpoint {
+                    host: EndpointHost::Ip(at.ip()),
+                    port: at.port(),
+                    weight: 1,
+                };
+                return Some(addresses.iter().map(endpoint).collect());
+            }
+            let Some(defined) = defined else { return left_to_dns(view, &host, port, labels, sink) };
+            let alias = match defined.first {
+                Known::Service(Service { external_name, lost: false, .. }) => external_name.as_ref(),
+                _ => None,
+            };
+            let Some((name_view, name)) = alias else {
+                return self.listed(view, &host, &defined, port, labels, sink);
+            };
+            host = self.host(name_view, name, defined.first.namespace(), sink)?;
+        }
+        view.bad("its ExternalName leads in a circle: connections for this destination are refused").to(sink);
+        None
+    }
+
+    fn listed(
+        &self,
+        view: &View<'_>,
+        host: &HostPattern,
+        defined: &Defined<'s, 'n>,
+        port: u16,
+        labels: &Labels<'_>,
+        sink: &mut Sink,
+    ) -> Option<Vec<Endpoint>> {
+        let Defined { first, siblings } = defined;
+        let object = || format!("{} ({})", first.view().object(), first.view().origin());
+        let ports = defined.ports();
+        match ports.iter().find(|(number, _)| *number == port) {
+            Some((_, true)) => {}
+            Some((_, false)) => {
+                view.bad(format!(
+                    "the port {port} of {} is not for TCP: connections for this destination are refused",
+                    object()
+                ))
+                .to(sink);
+                return None;
+            }
+            None => {
+                let ports = ports.iter().map(|(port, _)| port.to_string()).collect::<Vec<_>>().join(", ");
+                let mut missing = view.bad(format!(
+                    "{} has no port {port}: connections for this destination are refused",
+                    object()
+                ));
+                if !ports.is_empty() {
+                    missing = missing.expected(format!("one of its ports: {ports}"));
+                }
+                missing.to(sink);
+                return None;
+            }
+        }
+        let found = match *first {
+            Known::Entry(entry) => {
+                let others = siblings.iter().filter_map(|other| match other {
+                    Known::Entry(other) if other.resolution == entry.resolution => Some(*other),
+                    _ => None,
+                });
+                endpoints::of_entries(
+                    std::iter::once(entry).chain(others),
+                    &self.sources.workloads,
+                    host,
+                    port,
+                    labels,
+                )
+            }
+            Known::Service(service) => endpoints::of_service(service, self.sources, port, labels),
+        };
+        match found {
+            Found::Endpoints(endpoints) if !endpoints.is_empty() => Some(endpoints),
+            Found::Endpoints(_) => {
+                let what = if labels.is_empty() {
+                    "no endpoint that can be used".to_owned()
+                } else {
+                    format!("no endpoint with the labels {labels} of the subset")
+                };
+                view.bad(format!("{} has {what}: connections for this destination are refused", object()))
+                    .to(sink);
+                None
+            }
+            Found::Unlabelled => {
+                view.bad(format!(
+                    "the files do not say which endpoints of {} have the labels {labels} of the subset: \
+                     connections for this destination are refused",
+                    object()
+                ))
+                .remedy("list the endpoints with their labels in a ServiceEntry")
+                .to(sink);
+                None
+            }
+            Found::Refused => {
+                view.bad(format!(
+                    "{} cannot be served: connections for this destination are refused",
+                    object()
+                ))
+                .to(sink);
+                None
+            }
+        }
+    }
+}
+
+fn left_to_dns(
+    view: &View<'_>,
+    host: &HostPattern,
+    port: u16,
+    labels: &Labels<'_>,
+    sink: &mut Sink,
+) -> Option<Vec<Endpoint>> {
+    if !labels.is_empty() {
+        view.bad(format!(
+            "in no ServiceEntry and no Service, so that nothing says which of its endpoints have the labels \
+             {labels} of the subset: connections for this destination are refused"
+        ))
+        .remedy("list the endpoints with their labels in a ServiceEntry")
+        .to(sink);
+        return None;
+    }
+    let HostPattern::Exact(name) = host else {
+        view.bad(format!("'{host}' is no single host: connections for this destination are refused"))
+            .to(sink);
+        return None;
+    };
+    let message =
+        format!("in no ServiceEntry and no Service: left to DNS (or to --resolve {host}:{port}:ADDRESS)");
+    view.say(Severity::Note, message).to(sink);
+    Some(vec![Endpoint { host: EndpointHost::Dns(HostName::from(name.clone())), port, weight: 1 }])
+}
+
+/// Says which objects define a host in vain.
+fn tell_rivals(host: &str, known: &[Known<'_, '_>], sink: &mut Sink) {
+    let Some((first, others)) = known.split_first() else { return };
+    for other in others {
+        let (one, view) = (first.view(), other.view());
+        let taken = format!("'{host}' is taken from {} ({})", one.object(), one.origin());
+        if first.namespace() != other.namespace() || matches!(first, Known::Service(_)) {
+            view.warn(format!(
+                "{taken}: a Service comes before a ServiceEntry, then the oldest, then the first namespace"
+            ))
+            .remedy("define a host in one namespace, or export it to where it is meant for")
+            .to(sink);
+        } else if !first.merges_with(*other) && first.ports() != other.ports() {
+            view.warn(format!(
+                "{taken} alone: entries of one host are merged only if resolution, labels, exportTo and \
+                 workloadSelector are the same"
+            ))
+            .remedy("list all ports and endpoints of a host in one ServiceEntry")
+            .to(sink);
+        } else if let (Known::Entry(a), Known::Entry(b)) = (first, other)
+            && a.resolution != b.resolution
+        {
+            view.warn(format!("{taken} alone, since the resolution is another one")).to(sink);
+        }
+    }
+}
+
+/// A host as a destination or a `DestinationRule` in `namespace` writes it: without a dot it is a service of the
+/// namespace, else it is complete.
+pub(super) fn pattern(written: &str, namespace: &str) -> Result<HostPattern, NameError> {
+    if written.contains('.') || written.contains('*') {
+        HostPattern::parse(written)
+    } else {
+        HostName::parse(written)?;
+        HostPattern::parse(&format!("{written}.{namespace}.svc.cluster.local"))
+    }
+}
+
+/// `namespace` of `service.namespace.svc.cluster.local`.
+fn service_namespace(host: &str) -> Option<&str> {
+    let (_, namespace) = host.strip_suffix(".svc.cluster.local")?.split_once('.')?;
+    (!namespace.contains('.')).then_some(namespace)
+}
+
+/// Whether a resolution asks DNS.
+pub(super) fn is_dns(resolution: Option<Resolution>) -> bool {
+    resolution == Some(Resolution::Dns)
+}

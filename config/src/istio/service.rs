@@ -1,0 +1,144 @@
+//! `Service`, `Endpoints` and `EndpointSlice` of Kubernetes: the ports of a host, and its addresses where they are in
+//! the files (`kubectl get -o yaml`).
+
+use std::{net::IpAddr, sync::Arc};
+
+use super::{export_to::ExportTo, labels::Labels, object::Object};
+use crate::{
+    decode::{Sink, View},
+    table::Seniority,
+};
+
+#[derive(Debug)]
+pub(super) struct Service<'n> {
+    pub(super) view: View<'n>,
+    pub(super) namespace: &'n str,
+    pub(super) name: &'n str,
+    pub(super) seniority: Arc<Seniority>,
+    pub(super) export_to: ExportTo<'n>,
+    pub(super) ports: Vec<ServicePort<'n>>,
+    pub(super) selector: Labels<'n>,
+    /// Of the type `ExternalName`: the host that it stands for.
+    pub(super) external_name: Option<(View<'n>, &'n str)>,
+    /// Without an address of its own: its name resolves to its endpoints.
+    pub(super) headless: bool,
+    pub(super) lost: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct ServicePort<'n> {
+    pub(super) number: u16,
+    pub(super) name: &'n str,
+    pub(super) target: TargetPort<'n>,
+    /// Whether it is not TCP.
+    pub(super) other_protocol: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum TargetPort<'n> {
+    Number(u16),
+    Name(&'n str),
+}
+
+/// What an `Endpoints` or `EndpointSlice` object adds to a service.
+#[derive(Debug)]
+pub(super) struct Addresses<'n> {
+    pub(super) namespace: &'n str,
+    pub(super) service: &'n str,
+    /// Of the ready endpoints.
+    pub(super) ready: Vec<IpAddr>,
+    /// By name; Kubernetes leaves the name out where there is one port.
+    pub(super) ports: Vec<(&'n str, u16)>,
+}
+
+/// Only what matters is read: the API server has checked the object, and most of it is about other things.
+pub(super) fn read<'n>(object: Object<'n>, sink: &mut Sink) -> Service<'n> {
+    let exported = object.annotation("networking.istio.io/exportTo");
+    let Object { namespace, name, view, spec, seniority, lost, .. } = object;
+    let exported = exported.and_then(|view| view.text("names of namespaces", sink));
+    let list = spec.peek("ports").filter(|view| !view.is_unset());
+    let ports = list
+        .map(|view| view.list("a list of {name, port}", sink))
+        .unwrap_or_default()
+        .iter()
+        .filter_map(|view| {
+            let number = view.peek("port")?.port(sink)?;
+            let target = match view.peek_text("targetPort") {
+                None | Some("" | "0") => TargetPort::Number(number),
+                Some(text) => text.parse().map_or(TargetPort::Name(text), TargetPort::Number),
+            };
+            let protocol = view.peek_text("protocol").unwrap_or("TCP");
+            Some(ServicePort {
+                number,
+                name: view.peek_text("name").unwrap_or_default(),
+                target,
+                other_protocol: protocol != "TCP",
+            })
+        })
+        .collect();
+    let external_name = (spec.peek_text("type") == Some("ExternalName"))
+        .then(|| spec.peek("externalName"))
+        .flatten()
+        .and_then(|view| Some((view.clone(), view.text("the name of a host", sink)?)));
+    let selector = spec.peek("selector").filter(|view| !view.is_unset());
+    Service {
+        namespace,
+        name,
+        seniority,
+        export_to: ExportTo::of_annotation(exported, namespace),
+        ports,
+        selector: selector.map(|view| Labels::read(&view, sink)).unwrap_or_default(),
+        external_name,
+        headless: spec.peek_text("clusterIP") == Some("None"),
+        lost,
+        view,
+    }
+}
+
+/// `None` for a slice that belongs to no service.
+pub(super) fn read_slice<'n>(object: Object<'n>, sink: &mut Sink) -> Option<Addresses<'n>> {
+    let service = object.labels().get("kubernetes.io/service-name")?;
+    let Object { namespace, spec, lost, .. } = object;
+    let mut addresses = Vec::new();
+    for endpoint in list(&spec, "endpoints", sink) {
+        if !lost && endpoint.peek("conditions").is_none_or(|view| is_ready(&view)) {
+            let own = list(&endpoint, "addresses", sink);
+            addresses.extend(own.iter().filter_map(|view| view.parse::<IpAddr>("an IP address", sink)));
+        }
+    }
+    Some(Addresses { namespace, service, ready: addresses, ports: ports(&spec, sink) })
+}
+
+fn is_ready(conditions: &View<'_>) -> bool {
+    conditions.peek("ready").is_none_or(|ready| !ready.says("false"))
+}
+
+/// One for each subset.
+pub(super) fn read_endpoints<'n>(object: Object<'n>, sink: &mut Sink) -> Vec<Addresses<'n>> {
+    let Object { namespace, name, spec, lost, .. } = object;
+    list(&spec, "subsets", sink)
+        .iter()
+        .map(|subset| Addresses {
+            namespace,
+            service: name,
+            ready: list(subset, "addresses", sink)
+                .iter()
+                .filter(|_| !lost)
+                .filter_map(|view| view.peek("ip")?.parse("an IP address", sink))
+                .collect(),
+            ports: ports(subset, sink),
+        })
+        .collect()
+}
+
+fn list<'n>(view: &View<'n>, key: &str, sink: &mut Sink) -> Vec<View<'n>> {
+    let list = view.peek(key).filter(|view| !view.is_unset());
+    list.map(|view| view.list("a list", sink)).unwrap_or_default()
+}
+
+fn ports<'n>(view: &View<'n>, sink: &mut Sink) -> Vec<(&'n str, u16)> {
+    list(view, "ports", sink)
+        .iter()
+        .filter_map(|view| Some((view.peek_text("name").unwrap_or_default(), view.peek("port")?.port(sink)?)))
+        .collect()
+}

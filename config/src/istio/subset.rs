@@ -1,0 +1,152 @@
+//! `DestinationRule`: subsets of a service, and policies that are not applied here.
+
+use std::sync::Arc;
+
+use super::{export_to::ExportTo, labels::Labels, object::Object};
+use crate::{
+    decode::{Sink, View},
+    name::HostPattern,
+    table::Seniority,
+};
+
+/// Where Istio keeps what is for the whole mesh, unless it is told otherwise.
+const ROOT: &str = "istio-system";
+
+#[derive(Debug)]
+pub(super) struct DestinationRule<'n> {
+    pub(super) view: View<'n>,
+    pub(super) spec: View<'n>,
+    pub(super) namespace: &'n str,
+    pub(super) seniority: Arc<Seniority>,
+    pub(super) export_to: ExportTo<'n>,
+    /// Complete, in lower case.
+    pub(super) host: HostPattern,
+    /// Whether it is for some workloads of its namespace only.
+    pub(super) for_workloads: bool,
+    pub(super) subsets: Vec<Subset<'n>>,
+    pub(super) lost: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Subset<'n> {
+    pub(super) name: &'n str,
+    pub(super) labels: Labels<'n>,
+}
+
+pub(super) fn read<'n>(object: Object<'n>, sink: &mut Sink) -> Option<DestinationRule<'n>> {
+    let Object { namespace, view, spec, seniority, lost, .. } = object;
+    let mut fields = spec.fields("the spec of a DestinationRule", sink)?;
+    let host = fields.require("host", "the name of a service", sink);
+    let subsets = fields.take_set("subsets");
+    let export_to = fields.take_set("exportTo");
+    let for_workloads = fields.take("workloadSelector").is_some();
+    fields.known(&["trafficPolicy"]);
+    fields.finish(sink);
+    let host_view = host?;
+    let host = host_view.text("the name of a service", sink)?;
+    let host = match super::registry::pattern(host, namespace) {
+        Ok(host) => host,
+        Err(why) => {
+            host_view.bad(format!("'{host}': {why}: its subsets are not there")).to(sink);
+            return None;
+        }
+    };
+    let subsets = subsets
+        .map(|view| view.list("a list of subsets", sink))
+        .unwrap_or_default()
+        .iter()
+        .filter_map(|view| {
+            let mut fields = view.fields("a subset: {name, labels}", sink)?;
+            let name = fields.require("name", "the name of the subset", sink)?.text("a name", sink)?;
+            let labels = fields.take_set("labels").map(|view| Labels::read(&view, sink)).unwrap_or_default();
+            fields.known(&["trafficPolicy"]);
+            fields.finish(sink);
+            Some(Subset { name, labels })
+        })
+        .collect();
+    let export_to = ExportTo::read(export_to.as_ref(), namespace, sink);
+    Some(DestinationRule { view, spec, namespace, seniority, export_to, host, for_workloads, subsets, lost })
+}
+
+/// The rules for a host of a service in `owner`, as the gateway's workload in `namespace` sees it.
+///
+/// They are taken from the workload's own namespace if it has one for the host, else from the service's, else from the
+/// root namespace; within one, a rule for the exact host hides those for wildcards (Istio's `destinationRule`).
+/// Several rules of one host add up.
+pub(super) fn rules_for<'r, 'n>(
+    rules: &'r [DestinationRule<'n>],
+    host: &HostPattern,
+    owner: Option<&str>,
+    namespace: Option<&str>,
+) -> Vec<&'r DestinationRule<'n>> {
+    let own = |rule: &&DestinationRule<'_>| match namespace {
+        // Of the root namespace, only what stays within it comes before a service's own rules.
+        Some(ROOT) => rule.namespace == ROOT && rule.export_to.is_private(),
+        Some(namespace) => {
+            rule.namespace == namespace && rule.export_to.seen_from(Some(rule.namespace)).is_some()
+        }
+        None => false,
+    };
+    let exported = |rule: &&DestinationRule<'_>, of: &str| {
+        rule.namespace == of
+            && match namespace {
+                Some(namespace) => {
+                    !rule.export_to.is_private() && rule.export_to.seen_from(Some(namespace)).is_some()
+                }
+                None => rule.export_to.seen_from(None).is_some(),
+            }
+    };
+    let candidates = |wanted: &dyn Fn(&&DestinationRule<'_>) -> bool| {
+        let mut found: Vec<&'r DestinationRule<'n>> = rules
+            .iter()
+            .filter(|rule| !rule.for_workloads && host.is_subset_of(&rule.host) && wanted(rule))
+            .collect();
+        let best = found.iter().map(|rule| rule.host.specificity()).max();
+        found.retain(|rule| Some(rule.host.specificity()) == best);
+        found.sort_by(|a, b| a.seniority.cmp(&b.seniority));
+        found
+    };
+    let mut found = candidates(&own);
+    if let (true, Some(owner)) = (found.is_empty(), owner) {
+        found = candidates(&|rule| exported(rule, owner));
+    }
+    if found.is_empty() {
+        found = candidates(&|rule| exported(rule, ROOT));
+    }
+    found
+}
+
+/// Warns of what a rule for a destination would change on the wire.
+pub(super) fn tell_policies(rule: &DestinationRule<'_>, sink: &mut Sink) {
+    let subsets = rule.spec.peek("subsets").map(|view| view.list("a list", &mut Sink::default()));
+    let policies = subsets
+        .unwrap_or_default()
+        .into_iter()
+        .chain([rule.spec.clone()])
+        .filter_map(|view| view.peek("trafficPolicy"));
+    for policy in policies {
+        let ports = policy.peek("portLevelSettings").map(|view| view.list("a list", &mut Sink::default()));
+        for policy in ports.unwrap_or_default().iter().chain([&policy]) {
+            tell_policy(policy, sink);
+        }
+    }
+}
+
+fn tell_policy(policy: &View<'_>, sink: &mut Sink) {
+    let originates = policy
+        .peek("tls")
+        .filter(|tls| !tls.is_unset() && !matches!(tls.peek_text("mode"), Some("DISABLE") | None));
+    if let Some(tls) = originates {
+        tls.warn("TLS is not originated: the client's own TLS connection goes to the destination as it is")
+            .remedy("let the destination take the client's TLS, or keep this route in Istio")
+            .to(sink);
+    }
+    for (key, why) in [
+        ("proxyProtocol", "the destination gets no PROXY protocol header"),
+        ("tunnel", "connections are not tunnelled"),
+    ] {
+        if let Some(policy) = policy.peek(key).filter(|view| !view.is_unset()) {
+            policy.warn(format!("not applied: {why}")).to(sink);
+        }
+    }
+}
