@@ -126,6 +126,8 @@ pub(super) struct Registry<'s, 'n, 'r, 'o> {
     sources: &'s Sources<'n>,
     /// The one to prefer first.
     by_host: BTreeMap<String, Vec<Known<'s, 'n>>>,
+    /// Hosts that are only defined for workloads of other namespaces, and by what.
+    hidden: HashMap<String, Known<'s, 'n>>,
     options: &'o Options,
     resolver: &'r mut Resolver<'o>,
     made: HashMap<(String, u16, Option<String>), BackendId>,
@@ -142,19 +144,20 @@ impl<'s, 'n, 'r, 'o> Registry<'s, 'n, 'r, 'o> {
     ) -> Self {
         let namespace = options.namespace.as_deref();
         let mut found: BTreeMap<String, Vec<(Exported, Known<'s, 'n>)>> = BTreeMap::new();
-        for entry in &sources.entries {
-            if let Some(exported) = entry.export_to.seen_from(namespace) {
-                for host in &entry.hosts {
-                    found.entry(host.to_string()).or_default().push((exported, Known::Entry(entry)));
-                }
-            }
-        }
-        for service in &sources.services {
+        let mut hidden = HashMap::new();
+        let entries = sources.entries.iter().flat_map(|entry| {
+            entry.hosts.iter().map(move |host| (host.to_string(), &entry.export_to, Known::Entry(entry)))
+        });
+        let services = sources.services.iter().filter_map(|service| {
             let host = format!("{}.{}.svc.cluster.local", service.name, service.namespace);
-            if let (Some(exported), Ok(host)) =
-                (service.export_to.seen_from(namespace), HostPattern::parse(&host))
-            {
-                found.entry(host.to_string()).or_default().push((exported, Known::Service(service)));
+            let host = HostPattern::parse(&host).ok()?.to_string();
+            Some((host, &service.export_to, Known::Service(service)))
+        });
+        for (host, export_to, known) in entries.chain(services) {
+            if let Some(exported) = export_to.seen_from(namespace) {
+                found.entry(host).or_default().push((exported, known));
+            } else {
+                hidden.entry(host).or_insert(known);
             }
         }
         let by_host = found
@@ -171,7 +174,7 @@ impl<'s, 'n, 'r, 'o> Registry<'s, 'n, 'r, 'o> {
                 (host, known)
             })
             .collect();
-        Self { sources, by_host, options, resolver, made: HashMap::new(), told: HashSet::new() }
+        Self { sources, by_host, hidden, options, resolver, made: HashMap::new(), told: HashSet::new() }
     }
 
     /// The backend for a destination of a `VirtualService` in `namespace` on a server at `server_port`; `None` is
@@ -372,7 +375,21 @@ impl<'s, 'n, 'r, 'o> Registry<'s, 'n, 'r, 'o> {
                 };
                 return Some(addresses.iter().map(endpoint).collect());
             }
-            let Some(defined) = defined else { return left_to_dns(view, &host, port, labels, sink) };
+            let Some(defined) = defined else {
+                // What is defined for others is not for DNS to define for us.
+                if let Some(hidden) = self.hidden.get(&text) {
+                    view.bad(format!(
+                        "{} ({}) defines '{host}' and is not exported to us: connections for this destination are \
+                         refused",
+                        hidden.view().object(),
+                        hidden.view().origin()
+                    ))
+                    .remedy("add the namespace of the gateway's pods to its spec.exportTo")
+                    .to(sink);
+                    return None;
+                }
+                return left_to_dns(view, &host, port, labels, sink);
+            };
             let alias = match defined.first {
                 Known::Service(Service { external_name, lost: false, .. }) => external_name.as_ref(),
                 _ => None,

@@ -135,12 +135,12 @@ fn settle(
     shadowed: &mut Vec<Shadowed>,
 ) -> Vec<Candidate> {
     // The first server's claim to a pattern is the one that counts.
-    claims.sort_by(|a, b| a.server.cmp(&b.server));
+    claims.sort_by(|a, b| a.server.of_hosts().cmp(&b.server.of_hosts()));
     let mut first: HashMap<HostPattern, Claim> = HashMap::new();
     for claim in claims {
         first.entry(claim.pattern.clone()).or_insert(claim);
     }
-    let mut routed = HashSet::new();
+    let mut served = HashSet::new();
     candidates.retain(|candidate| {
         let Some(claim) = first.get(&candidate.pattern) else { return true };
         let because = if *candidate.rank == Rank::Native {
@@ -149,13 +149,15 @@ fn settle(
             Some(Because::HostMoreSpecific)
         } else {
             match &*candidate.rank {
-                Rank::Object { server, .. } if claim.server < *server => Some(Because::ServerFirst),
+                Rank::Object { server, .. } if claim.server.of_hosts() < server.of_hosts() => {
+                    Some(Because::ServerFirst)
+                }
                 _ => None,
             }
         };
         match because {
             None => {
-                routed.insert(candidate.pattern.clone());
+                served.insert((candidate.pattern.clone(), candidate.rule.id));
                 true
             }
             Some(because) => {
@@ -169,6 +171,10 @@ fn settle(
             }
         }
     });
+    // One rule may come to a pattern by several hosts: it has lost the pattern if it has lost all of them.
+    shadowed.retain(|lost| !served.contains(&(lost.pattern.clone(), lost.rule.id)));
+    shadowed.dedup();
+    let routed: HashSet<_> = served.into_iter().map(|(pattern, _)| pattern).collect();
     let beaten_any = shadowed.iter().any(|lost| lost.pattern == HostPattern::Any);
     let mut left: Vec<_> = first
         .into_values()

@@ -59,6 +59,14 @@ pub struct ServerRank {
     pub index: usize,
 }
 
+impl ServerRank {
+    /// The order in which servers get their hosts, whatever their protocol: the second of two that name a host is
+    /// skipped as a whole in Istio.
+    pub(super) fn of_hosts(&self) -> (&Seniority, usize) {
+        (&self.gateway, self.index)
+    }
+}
+
 /// How a rule competes with others for the very same names; the first in order wins, the default before all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Rank {
