@@ -6,7 +6,7 @@ use std::{borrow::Cow, fmt, ops::RangeInclusive, rc::Rc, str::FromStr, sync::Arc
 use crate::{
     model::Origin,
     report::{Diagnostic, Severity},
-    yaml::{At, Node, Problem, Shown, Value},
+    yaml::{At, Node, Problem, Root, Shown, Value},
 };
 
 /// Whose text this is: it decides how bad a fault is.
@@ -156,13 +156,13 @@ impl Diagnostic {
 pub(crate) struct View<'n> {
     subject: Rc<Subject>,
     /// Where the path of the value begins.
-    root: Node<'n>,
+    root: Root,
     node: Node<'n>,
 }
 
 impl<'n> View<'n> {
     pub(crate) fn new(subject: Rc<Subject>, node: Node<'n>) -> Self {
-        Self { subject, root: node, node }
+        Self { subject, root: node.as_root(), node }
     }
 
     /// The same value as the root of another subject: an object within a list of objects.
@@ -199,6 +199,11 @@ impl<'n> View<'n> {
     /// What is wrong with the notation of this value.
     pub(crate) fn problems(&self) -> impl Iterator<Item = &'n Problem> + use<'n> {
         self.node.problems()
+    }
+
+    /// Says what is wrong with the notation.
+    pub(crate) fn tell(&self, problem: &Problem, sink: &mut Sink) {
+        sink.push(self.subject.problem(problem, self.subject.bad));
     }
 
     /// A finding that makes the value unusable.
@@ -418,6 +423,15 @@ impl<'n> Fields<'n> {
     /// Keys that are part of the schema and mean nothing to us, without a word to say about it.
     pub(crate) fn known(&mut self, keys: &[&'static str]) {
         self.asked.extend(keys);
+    }
+
+    /// Whether any of the keys that were asked for is there, or one that is probably meant for one of them.
+    pub(crate) fn has_any(&self) -> bool {
+        /// A document of ours has no more.
+        const MOST: usize = 16;
+        let keys = || self.view.children().filter_map(|view| view.node.key());
+        keys().any(|(key, _)| self.asked.contains(&key))
+            || keys().take(MOST).any(|(key, _)| closest(key, self.asked.iter().copied()).is_some())
     }
 
     pub(crate) fn finish(self, sink: &mut Sink) {

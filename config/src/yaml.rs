@@ -5,10 +5,15 @@
 
 use std::fmt;
 
-pub(crate) use self::{build::parse, chunks::chunks};
+pub(crate) use self::{
+    build::parse,
+    chunks::{Chunk, chunks},
+};
 
 mod build;
 mod chunks;
+#[cfg(test)]
+mod corpus;
 mod syntax;
 #[cfg(test)]
 mod tests;
@@ -18,11 +23,11 @@ mod tests;
 /// One allocation holds all nodes and another one all texts, since a file of 100,000 routes has millions of them.
 #[derive(Debug, Default)]
 pub(crate) struct Document {
-    nodes: Vec<Entry>,
+    nodes: Box<[Entry]>,
     /// Every text once, however many aliases stand for it.
-    texts: String,
+    texts: Box<str>,
     /// What is wrong with the document although it parses, in the order of the text.
-    problems: Vec<Problem>,
+    problems: Box<[Problem]>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -95,6 +100,10 @@ pub(crate) struct Node<'d> {
     document: &'d Document,
     index: u32,
 }
+
+/// A node from which paths are counted.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Root(u32);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Value<'d> {
@@ -174,12 +183,17 @@ impl<'d> Node<'d> {
         self.document.problems.iter().filter(move |problem| within.contains(&problem.node))
     }
 
+    /// This node as the start of paths.
+    pub(crate) fn as_root(&self) -> Root {
+        Root(self.index)
+    }
+
     /// `spec.servers[0].tls`, counted from another node above this one.
-    pub(crate) fn path_from(&self, root: Node<'d>) -> String {
+    pub(crate) fn path_from(&self, root: Root) -> String {
         use fmt::Write as _;
         let mut steps = Vec::new();
         let mut node = *self;
-        while node.index != root.index && node.index != 0 {
+        while node.index != root.0 && node.index != 0 {
             steps.push(node.entry().step);
             node.index = node.entry().parent;
         }

@@ -60,13 +60,27 @@ struct Builder<'t> {
     chunk: Chunk<'t>,
     documents: Vec<Document>,
     /// The one being read.
-    document: Document,
+    document: Draft,
     open: Vec<Open>,
     /// The first nodes of finished values.
     anchors: HashMap<String, u32>,
-    /// Where each key is in the texts, since most are the same few.
+    /// Where each key is in the texts: once, so that keys are equal where their places are.
     keys: HashMap<String, Text>,
     aliased: usize,
+}
+
+/// A [`Document`] that grows.
+#[derive(Default)]
+struct Draft {
+    nodes: Vec<Entry>,
+    texts: String,
+    problems: Vec<Problem>,
+}
+
+impl Draft {
+    fn text(&self, Text { start, length }: Text) -> &str {
+        self.texts.get(start as usize..(start + length) as usize).unwrap_or_default()
+    }
 }
 
 /// A list or mapping of which the end has not come.
@@ -119,7 +133,7 @@ impl<'t> Builder<'t> {
         Self {
             chunk,
             documents: Vec::new(),
-            document: Document::default(),
+            document: Draft::default(),
             open: Vec::new(),
             anchors: HashMap::new(),
             keys: HashMap::new(),
@@ -156,10 +170,17 @@ impl<'t> Builder<'t> {
         self.anchors.clear();
         self.keys.clear();
         self.open.clear();
-        let mut document = std::mem::take(&mut self.document);
-        document.nodes.shrink_to_fit();
-        document.texts.shrink_to_fit();
-        document.problems.sort_by_key(|problem| problem.at);
+        let Draft { nodes, texts, problems } = &mut self.document;
+        problems.sort_by_key(|problem| problem.at);
+        // Copies of the right size: what grew step by step has room for as much again.
+        let document = Document {
+            nodes: nodes.as_slice().into(),
+            texts: texts.as_str().into(),
+            problems: problems.as_slice().into(),
+        };
+        nodes.clear();
+        texts.clear();
+        problems.clear();
         document
     }
 
@@ -275,6 +296,8 @@ impl<'t> Builder<'t> {
         if let Some(Open { kind: OpenKind::Map { key: None, .. }, node, .. }) = self.open.last() {
             let node = *node;
             if let Kind::Text(text) = self.document.nodes[from as usize].kind {
+                let value = self.document.text(text).to_owned();
+                let text = self.key(&value);
                 self.set_key(Key::Text(text, at));
             } else {
                 self.set_key(Key::Lost);
@@ -379,7 +402,7 @@ impl<'t> Builder<'t> {
     fn unique(&mut self, map: u32) -> Result<(), Problem> {
         let end = self.document.nodes.len();
         let mut merges = Vec::new();
-        let mut seen: HashMap<String, u32> = HashMap::new();
+        let mut seen: HashMap<u32, u32> = HashMap::new();
         let mut index = map as usize + 1;
         while index < end {
             let Entry { end, step, .. } = self.document.nodes[index];
@@ -388,7 +411,7 @@ impl<'t> Builder<'t> {
                 if text.is_merge() {
                     merges.push(number);
                     self.document.nodes[index].step = Step::Dropped;
-                } else if let Some(former) = seen.insert(self.document.text(text).to_owned(), number) {
+                } else if let Some(former) = seen.insert(text.start, number) {
                     let first = self.document.nodes[former as usize];
                     self.document.nodes[former as usize].step = Step::Dropped;
                     let before = if let Step::Key(_, before) = first.step { before } else { first.at };
@@ -406,7 +429,7 @@ impl<'t> Builder<'t> {
     }
 
     /// Copies into a mapping what it does not have itself.
-    fn merge(&mut self, map: u32, from: u32, seen: &mut HashMap<String, u32>) -> Result<(), Problem> {
+    fn merge(&mut self, map: u32, from: u32, seen: &mut HashMap<u32, u32>) -> Result<(), Problem> {
         let Entry { at, end, kind, .. } = self.document.nodes[from as usize];
         let sources = match kind {
             Kind::Map => vec![from],
@@ -435,14 +458,13 @@ impl<'t> Builder<'t> {
             for child in self.children(source, end) {
                 let step = self.document.nodes[child as usize].step;
                 let Step::Key(text, _) = step else { continue };
-                let key = self.document.text(text).to_owned();
-                if seen.contains_key(&key) {
+                if seen.contains_key(&text.start) {
                     continue;
                 }
                 let at = self.document.nodes[child as usize].at;
                 let index = u32::try_from(self.document.nodes.len()).unwrap_or(u32::MAX);
                 self.document.nodes.push(Entry { at, parent: map, end: index + 1, step, kind: Kind::Null });
-                seen.insert(key, index);
+                seen.insert(text.start, index);
                 self.copy(child, index)?;
             }
         }

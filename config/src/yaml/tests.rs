@@ -44,7 +44,7 @@ fn places_count_from_one() {
     let items: Vec<_> = list.children().collect();
     assert_eq!(items[0].at(), At { line: 3, column: 5 });
     assert_eq!(items[1].value(), Value::Text("null"));
-    assert_eq!(items[1].path_from(document.root()), "b[1]");
+    assert_eq!(items[1].path_from(document.root().as_root()), "b[1]");
 }
 
 #[test]
@@ -76,7 +76,7 @@ fn aliases_are_copies() {
     assert_eq!(reads("a: &x k\n*x : v\n"), r#"{a: "k", k: "v"}"#);
     let document = one("a: &x [{k: v}]\nb: *x\n");
     let copy = document.root().get("b").unwrap().children().next().unwrap().get("k").unwrap();
-    assert_eq!(copy.path_from(document.root()), "b[0].k");
+    assert_eq!(copy.path_from(document.root().as_root()), "b[0].k");
 }
 
 #[test]

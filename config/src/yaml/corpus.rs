@@ -1,0 +1,60 @@
+//! The reader beside libyaml: what that makes of some 800 texts is recorded in `tests/libyaml` (`python3 record.py` there
+//! records it anew).
+
+use serde_json::Value as Json;
+
+use super::{Node, Value, chunks, parse};
+
+/// Whether a text is read otherwise on purpose.
+fn is_meant(text: &str) -> bool {
+    // An alias inside its own anchor has no end.
+    text.contains("[*x]")
+        // A block text in a last line without a line end has one here.
+        || (!text.ends_with('\n') && text.contains("- |\n"))
+}
+
+#[test]
+fn reads_what_libyaml_reads() {
+    let corpus: Json = serde_json::from_str(include_str!("../../tests/libyaml/corpus.json")).unwrap();
+    let entries = corpus.as_array().unwrap();
+    assert!(entries.len() > 700);
+    let mut wrong = Vec::new();
+    for entry in entries {
+        let text = entry["text"].as_str().unwrap();
+        if is_meant(text) {
+            continue;
+        }
+        let (read, wanted) = (read(text), &entry["documents"]);
+        if read != *wanted {
+            wrong.push(format!("{text:?}\n  libyaml {wanted}\n  here    {read}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), entries.len(), wrong.join("\n"));
+}
+
+/// The documents of a text; null for a syntax error.
+fn read(text: &str) -> Json {
+    let mut documents = Vec::new();
+    for chunk in chunks(text) {
+        let (found, broken) = parse(chunk);
+        if broken.is_some() {
+            return Json::Null;
+        }
+        documents.extend(found.iter().map(|document| {
+            serde_json::json!({"value": value(document.root()), "problem": !document.problems.is_empty()})
+        }));
+    }
+    documents.into()
+}
+
+fn value(node: Node<'_>) -> Json {
+    match node.value() {
+        Value::Null => Json::Null,
+        Value::Text(text) => text.into(),
+        Value::List => node.children().map(value).collect(),
+        Value::Map => {
+            let entry = |child: Node<'_>| (child.key().unwrap().0.to_owned(), value(child));
+            Json::Object(node.children().map(entry).collect())
+        }
+    }
+}
