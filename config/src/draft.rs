@@ -9,8 +9,8 @@ use std::{
 use crate::{
     decode::Sink,
     model::{
-        Backend, BackendId, DatapathKind, Handover, Limits, Listener, Model, Origin, Policies, Policy, Rule,
-        Target, Timeouts,
+        Backend, BackendId, Claim, DatapathKind, Handover, Limits, Listener, Model, Origin, Policies, Policy,
+        Rule, Target, Timeouts,
     },
     name::HostPattern,
     options::Options,
@@ -36,6 +36,8 @@ pub(crate) struct Draft {
     backends: Vec<Backend>,
     by_name: HashMap<String, BackendId>,
     rules: usize,
+    /// Of servers that are not served.
+    pub(crate) claims: Vec<Claim>,
 }
 
 #[derive(Debug)]
@@ -176,7 +178,7 @@ impl Draft {
                 .remedy("see the findings above for why each route is left out")
                 .to(sink);
         }
-        let Self { listeners, backends, rules, .. } = self;
+        let Self { listeners, backends, rules, claims, .. } = self;
         let listeners: Vec<_> = listeners
             .into_iter()
             .zip(ports)
@@ -191,6 +193,7 @@ impl Draft {
             listeners,
             backends,
             rules,
+            claims,
             datapath,
             admin,
             admin_close,

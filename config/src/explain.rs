@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use crate::{
     check::{Percent, describe_policy, endpoints, shares},
-    model::{Backend, Listener, Model, Origin, Policy, Rule},
+    model::{Backend, Claim, Listener, Model, Origin, Policy, Rule},
     name::{HostPattern, NameError, ServerName},
     table::{Entry, Shadowed, TableExplanation},
 };
@@ -18,6 +18,8 @@ pub struct Explanation {
     pub answers: Vec<Answer>,
     /// The ports of all listeners, for those who asked for another one.
     pub ports: Vec<u16>,
+    /// Servers that ask for the name where no listener is asked, and are not served.
+    pub claims: Vec<Claim>,
 }
 
 impl Explanation {
@@ -70,6 +72,8 @@ pub enum Outcome {
     },
     /// No rule serves it.
     Policy {
+        /// Servers that ask for the name and are not served.
+        claims: Vec<Claim>,
         /// `no_sni` or `unknown_name`.
         verdict: &'static str,
         /// What happens instead.
@@ -103,7 +107,16 @@ pub fn explain(model: &Model, sni: Option<&str>, port: Option<u16>) -> Explanati
             .collect()
     };
     let question = Question { sni: sni.map(Into::into), invalid, port };
-    Explanation { question, answers, ports }
+    let elsewhere = |at: u16| port.is_none_or(|port| port == at);
+    let claims = if answers.is_empty() { claims(model, name.as_ref(), elsewhere) } else { Vec::new() };
+    Explanation { question, answers, ports, claims }
+}
+
+/// Who asks for a name on a port that `asked` is about.
+fn claims(model: &Model, name: Option<&ServerName>, asked: impl Fn(u16) -> bool) -> Vec<Claim> {
+    let Some(name) = name else { return Vec::new() };
+    let is_asked = |claim: &&Claim| asked(claim.port) && claim.pattern.matches(name);
+    model.claims.iter().filter(is_asked).cloned().collect()
 }
 
 fn has_port(listener: &Listener, port: u16) -> bool {
@@ -128,7 +141,8 @@ fn answer(model: &Model, listener: &Listener, name: Option<&ServerName>) -> Answ
             Some(_) => ("unknown_name", listener.policies.unknown_name),
             None => ("no_sni", listener.policies.no_sni),
         };
-        Outcome::Policy { verdict, policy, described: describe_policy(policy, model) }
+        let claims = claims(model, name, |port| listener.ports.contains(&port));
+        Outcome::Policy { claims, verdict, policy, described: describe_policy(policy, model) }
     };
     Answer {
         listener: listener.name.clone(),
@@ -140,7 +154,7 @@ fn answer(model: &Model, listener: &Listener, name: Option<&ServerName>) -> Answ
 
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { question, answers, ports } = self;
+        let Self { question, answers, ports, claims } = self;
         let Question { sni, invalid, port } = question;
         let what = match sni {
             Some(name) => format!("'{name}'"),
@@ -148,6 +162,10 @@ impl fmt::Display for Explanation {
         };
         if let Some(why) = invalid {
             return writeln!(f, "{what} is not a server name: {why}");
+        }
+        if let (Some(port), true, false) = (port, answers.is_empty(), claims.is_empty()) {
+            writeln!(f, "{what} on port {port}, where nothing listens")?;
+            return claims.iter().try_for_each(|claim| write_claim(f, claim));
         }
         if let (Some(port), true) = (port, answers.is_empty()) {
             let ports = ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
@@ -167,8 +185,12 @@ impl fmt::Display for Answer {
         let bind = bind.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         writeln!(f, "listener {listener}, {bind} ({origin})")?;
         match outcome {
-            Outcome::Policy { verdict, described, .. } => {
+            Outcome::Policy { claims, verdict, described, .. } if claims.is_empty() => {
                 writeln!(f, "  no rule serves it: policy {verdict} is {described}")
+            }
+            Outcome::Policy { claims, verdict, described, .. } => {
+                claims.iter().try_for_each(|claim| write_claim(f, claim))?;
+                writeln!(f, "  so policy {verdict} is {described}")
             }
             Outcome::Rule { pattern, rule, shares, less_specific, shadowed } => {
                 writeln!(f, "  {} ({})", rule.name, rule.origin)?;
@@ -204,6 +226,12 @@ impl fmt::Display for Answer {
             }
         }
     }
+}
+
+fn write_claim(f: &mut fmt::Formatter<'_>, claim: &Claim) -> fmt::Result {
+    let Claim { pattern, by, origin, .. } = claim;
+    writeln!(f, "  {by} ({origin})")?;
+    writeln!(f, "    asks for {} and is not served: check says why", quoted(pattern))
 }
 
 fn quoted(pattern: &HostPattern) -> String {

@@ -38,7 +38,7 @@ use self::{
 use crate::{
     decode::{Sink, View},
     draft::Draft,
-    model::Policies,
+    model::{Origin, Policies},
     options::Options,
     report::Severity,
     resolve::Resolver,
@@ -70,9 +70,14 @@ pub(crate) struct Istio<'n, 'o> {
     virtual_services: Vec<VirtualService<'n>>,
     sources: Sources<'n>,
     policies: Vec<Policy<'n>>,
-    /// Every object by kind, namespace and name.
-    seen: HashMap<String, View<'n>>,
+    seen: Seen,
 }
+
+/// Every object by kind, namespace and name, and where it is.
+type Seen = HashMap<String, Origin>;
+
+/// The kind of the objects that may come last, to [`Routes::add`].
+pub(crate) const ROUTES: &str = "VirtualService";
 
 impl<'n, 'o> Istio<'n, 'o> {
     pub(crate) fn new(options: &'o Options) -> Self {
@@ -97,23 +102,7 @@ impl<'n, 'o> Istio<'n, 'o> {
             }
             return;
         }
-        let Some(mut object) = object::read(document, sink) else { return };
-        object.lost |= reject_problems(&object, sink);
-        if !object.name.is_empty() {
-            if let Some(first) = self.seen.get(object.view.object()) {
-                object
-                    .view
-                    .bad(format!(
-                        "there is another object of this kind and name ({}): this one is not served",
-                        first.origin()
-                    ))
-                    .remedy("keep one of the two, or give each a name or namespace of its own")
-                    .to(sink);
-                object.lost = true;
-            } else {
-                self.seen.insert(object.view.object().to_owned(), object.view.clone());
-            }
-        }
+        let Some(object) = admit(document, &mut self.seen, sink) else { return };
         if object.lost {
             // What is wrong with it is told. What it names is noted all the same, to be refused.
             self.take(object, &mut Sink::default());
@@ -146,16 +135,81 @@ impl<'n, 'o> Istio<'n, 'o> {
         policy::tell(&self.policies, &self.gateways, self.options.namespace.as_deref(), sink);
     }
 
-    /// Attaches every route; all listeners are there.
-    pub(crate) fn add_routes(&self, draft: &mut Draft, resolver: &mut Resolver<'o>, sink: &mut Sink) {
-        let mut registry = Registry::new(&self.sources, self.options, resolver, sink);
-        for service in &self.virtual_services {
-            if let Some(attachment) = Attachment::of(service, &self.gateways, self.options, sink) {
-                attachment.add(&mut registry, draft, sink);
+    /// Begins to attach routes; all listeners are there.
+    pub(crate) fn routes<'s, 'r>(
+        &'s mut self,
+        resolver: &'r mut Resolver<'o>,
+        sink: &mut Sink,
+    ) -> Routes<'s, 'n, 'r, 'o> {
+        let seen = std::mem::take(&mut self.seen);
+        let istio = &*self;
+        Routes { istio, registry: Registry::new(&istio.sources, istio.options, resolver, sink), seen }
+    }
+}
+
+/// Routes that are being attached.
+pub(crate) struct Routes<'s, 'n, 'r, 'o> {
+    istio: &'s Istio<'n, 'o>,
+    registry: Registry<'s, 'n, 'r, 'o>,
+    seen: Seen,
+}
+
+impl Routes<'_, '_, '_, '_> {
+    /// Attaches every route that has been read.
+    pub(crate) fn add_known(&mut self, draft: &mut Draft, sink: &mut Sink) {
+        for service in &self.istio.virtual_services {
+            self.attach(service, draft, sink);
+        }
+    }
+
+    /// Reads and attaches one more `VirtualService`, of which nothing stays; false if the document is none.
+    pub(crate) fn add(&mut self, document: &View<'_>, draft: &mut Draft, sink: &mut Sink) -> bool {
+        if document.peek_text("kind") != Some(ROUTES) {
+            return false;
+        }
+        let Some(object) = admit(document, &mut self.seen, sink) else { return true };
+        if object.kind == Kind::VirtualService {
+            let namespace = self.istio.options.namespace.as_deref();
+            let mut unheard = Sink::default();
+            let said = if object.lost { &mut unheard } else { &mut *sink };
+            if let Some(service) = virtual_service::read(object, namespace, said) {
+                self.attach(&service, draft, sink);
             }
         }
-        registry.finish(sink);
+        true
     }
+
+    fn attach(&mut self, service: &VirtualService<'_>, draft: &mut Draft, sink: &mut Sink) {
+        if let Some(attachment) = Attachment::of(service, &self.istio.gateways, self.istio.options, sink) {
+            attachment.add(&mut self.registry, draft, sink);
+        }
+    }
+
+    /// Says what can only be said of all routes together.
+    pub(crate) fn finish(self, sink: &mut Sink) {
+        self.registry.finish(sink);
+    }
+}
+
+/// Reads what surrounds an object; it is lost if its notation is wrong or it is there already.
+fn admit<'d>(document: &View<'d>, seen: &mut Seen, sink: &mut Sink) -> Option<Object<'d>> {
+    let mut object = object::read(document, sink)?;
+    object.lost |= reject_problems(&object, sink);
+    if !object.name.is_empty() {
+        if let Some(first) = seen.get(object.view.object()) {
+            object
+                .view
+                .bad(format!(
+                    "there is another object of this kind and name ({first}): this one is not served"
+                ))
+                .remedy("keep one of the two, or give each a name or namespace of its own")
+                .to(sink);
+            object.lost = true;
+        } else {
+            seen.insert(object.view.object().to_owned(), object.view.origin());
+        }
+    }
+    Some(object)
 }
 
 /// Whether there were any.

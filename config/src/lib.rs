@@ -45,7 +45,7 @@ mod yaml;
 pub use self::{
     check::render_check,
     explain::{Explanation, explain},
-    load::{Source, load},
+    load::{Source, load, try_load},
     options::{Label, Listen, Options, Resolve},
     report::{Diagnostic, Severity, Translation},
 };

@@ -1,17 +1,17 @@
 //! From texts to one model.
 
-use std::{rc::Rc, sync::Arc};
+use std::{collections::HashMap, convert::Infallible, sync::Arc};
 
 use crate::{
     decode::{Sink, Subject, View},
     draft::Draft,
     istio::{self, Istio},
     model::Model,
-    native::Native,
+    native::{self, Native},
     options::Options,
     report::{Severity, Translation},
     resolve::Resolver,
-    yaml::{self, Document, Value},
+    yaml::{self, Chunk, Document, Value},
 };
 
 /// One file.
@@ -27,51 +27,104 @@ pub struct Source {
 ///
 /// A file holds any number of documents. One with `apiVersion` or `kind` is a Kubernetes object, any other one is
 /// of the native format (see `config/examples`). The same sources and options always give the same result.
+///
+/// A document with none of the native format's keys is somebody else's and passed over, as long as there are others.
 #[must_use]
 pub fn load(sources: &[Source], options: &Options) -> Translation {
-    let mut sink = Sink::default();
-    let documents = parse(sources, &mut sink);
-    let model = translate(&documents, options, &mut sink);
+    let loaded = try_load(sources.iter().cloned().map(Ok::<_, Infallible>), options);
+    loaded.unwrap_or_else(|never| match never {})
+}
+
+/// As [`load()`], where the texts come one after another, and none stays longer than it is needed.
+///
+/// # Errors
+/// The first error of `sources`.
+pub fn try_load<E>(
+    sources: impl IntoIterator<Item = Result<Source, E>>,
+    options: &Options,
+) -> Result<Translation, E> {
+    let mut files: Vec<(Arc<str>, String)> = Vec::new();
+    for source in sources {
+        let Source { name, text } = source?;
+        files.push((name.into(), text));
+    }
+    let (model, sink) =
+        translate(&files, options, true).or_else(|| translate(&files, options, false)).unwrap_or_default();
+    let failed = sink.failed() || model.is_none();
     let mut diagnostics = sink.finish();
-    let file = |name: &Arc<str>| sources.iter().position(|source| source.name == **name);
+    // The first of a name that is there twice.
+    let order: HashMap<&str, usize> =
+        files.iter().enumerate().rev().map(|(at, (file, _))| (&**file, at)).collect();
     diagnostics.sort_by_cached_key(|found| {
         // What belongs to no place comes last: it sums up.
-        let place = found.origin.as_ref().map(|origin| (file(&origin.file), origin.line, origin.column));
+        let place = found
+            .origin
+            .as_ref()
+            .map(|origin| (order.get(&*origin.file).copied(), origin.line, origin.column));
         (place.is_none(), place, found.severity)
     });
     diagnostics.dedup();
-    let failed = diagnostics.iter().any(|found| found.severity == Severity::Error);
-    Translation { model: (!failed).then_some(model), diagnostics }
+    Ok(Translation { model: model.filter(|_| !failed), diagnostics })
 }
 
-fn parse(sources: &[Source], sink: &mut Sink) -> Vec<(Arc<str>, Document)> {
-    let mut all = Vec::new();
-    for Source { name, text } in sources {
-        let file: Arc<str> = name.as_str().into();
-        let subject = Subject::native(&file);
+/// The documents of a part of a file; a fault is an error.
+fn parse(file: &Arc<str>, chunk: Chunk<'_>, sink: &mut Sink) -> Vec<Document> {
+    let (documents, broken) = yaml::parse(chunk);
+    if let Some(problem) = broken {
+        sink.push(Subject::native(file).problem(&problem, Severity::Error));
+    }
+    documents
+}
+
+/// Nearly all of a large configuration are its `VirtualService` objects. With `late`, they are parsed at the end, one after
+/// another, so that at no time more than one of their trees is in memory. `None` if that is not possible, since one of
+/// them turns out to be something else.
+fn translate(files: &[(Arc<str>, String)], options: &Options, late: bool) -> Option<(Option<Model>, Sink)> {
+    let mut sink = Sink::default();
+    let mut documents: Vec<(&Arc<str>, Document)> = Vec::new();
+    let mut routes: Vec<(&Arc<str>, Chunk<'_>)> = Vec::new();
+    for (file, text) in files {
         for chunk in yaml::chunks(text) {
-            let (documents, broken) = yaml::parse(chunk);
-            if let Some(problem) = broken {
-                sink.push(subject.problem(&problem, Severity::Error));
+            if late && chunk.is_of_kind(istio::ROUTES) {
+                routes.push((file, chunk));
+            } else {
+                documents.extend(parse(file, chunk, &mut sink).into_iter().map(|document| (file, document)));
             }
-            all.extend(documents.into_iter().map(|document| (Arc::clone(&file), document)));
         }
     }
-    all
+    let model = translate_documents(&documents, &routes, options, &mut sink)?;
+    Some((Some(model), sink))
 }
 
-fn translate(documents: &[(Arc<str>, Document)], options: &Options, sink: &mut Sink) -> Model {
+fn translate_documents(
+    documents: &[(&Arc<str>, Document)],
+    late: &[(&Arc<str>, Chunk<'_>)],
+    options: &Options,
+    sink: &mut Sink,
+) -> Option<Model> {
     let mut native = Native::default();
     let mut istio = Istio::new(options);
+    let mut others = Vec::new();
+    let mut any = !late.is_empty();
     for (file, document) in documents {
-        let subject = Subject::native(file);
-        let view = View::new(Rc::clone(&subject), document.root());
+        let view = View::new(Subject::native(file), document.root());
         if istio::is_object(&view) {
+            any = true;
             istio.read(&view, sink);
-        } else if document.root().value() != Value::Null {
-            for problem in view.problems() {
-                sink.push(subject.problem(problem, Severity::Error));
-            }
+        } else if document.root().value() == Value::Null {
+            // A comment, or nothing.
+        } else if native::is_own(&view) {
+            any = true;
+            native.read(&view, sink);
+        } else {
+            others.push(view);
+        }
+    }
+    for view in others {
+        if any {
+            pass_over(&view, sink);
+        } else {
+            // All that there is: then it is meant for us.
             native.read(&view, sink);
         }
     }
@@ -83,7 +136,30 @@ fn translate(documents: &[(Arc<str>, Document)], options: &Options, sink: &mut S
     native.add_listeners(&mut draft, &policies, sink);
     istio.add_listeners(&mut draft, &policies, sink);
     native.add_routes(&mut draft, sink);
-    istio.add_routes(&mut draft, &mut resolver, sink);
+    let mut routes = istio.routes(&mut resolver, sink);
+    routes.add_known(&mut draft, sink);
+    for (file, chunk) in late {
+        for document in parse(file, *chunk, sink) {
+            let view = View::new(Subject::native(file), document.root());
+            if !routes.add(&view, &mut draft, sink) {
+                return None;
+            }
+        }
+    }
+    routes.finish(sink);
     resolver.report_unused(sink);
-    draft.finish(native.given.settings(), options, sink)
+    Some(draft.finish(native.given.settings(), options, sink))
+}
+
+/// Says of a document that it is not of the native format, and whose it seems to be.
+fn pass_over(view: &View<'_>, sink: &mut Sink) {
+    let file = view.file().rsplit('/').next().unwrap_or_default();
+    let whose = match file {
+        "kustomization.yaml" | "kustomization.yml" => "a kustomization",
+        _ if file.starts_with("values") || file.ends_with("values.yaml") => "values of a Helm chart",
+        _ => "somebody else's",
+    };
+    view.say(Severity::Ignored, format!("none of its keys means anything here: passed over as {whose}"))
+        .remedy("a document of the native format has listeners, routes or backends, a Kubernetes object apiVersion and kind")
+        .to(sink);
 }

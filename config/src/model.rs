@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use crate::{name::HostName, table::RouteTable};
+use crate::{
+    name::{HostName, HostPattern},
+    table::RouteTable,
+};
 
 /// One complete, valid configuration.
 #[derive(Debug, Clone)]
@@ -21,6 +24,8 @@ pub struct Model {
     pub backends: Vec<Backend>,
     /// How many rules the listeners' tables hold in all; [`Rule::id`] is below it.
     pub rules: usize,
+    /// What servers of foreign objects ask for that are not served, for [`crate::explain()`].
+    pub claims: Vec<Claim>,
     /// Which datapath the operator asked for.
     pub datapath: DatapathKind,
     /// Where `/ready`, `/metrics` and `/connections` are served; nowhere if `None`.
@@ -35,6 +40,19 @@ pub struct Model {
     pub survive: bool,
     /// How long each phase of a connection may take.
     pub timeouts: Timeouts,
+}
+
+/// Names that a server asks for which is not served.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Claim {
+    /// The names.
+    pub pattern: HostPattern,
+    /// The port of the server, as the configuration has it.
+    pub port: u16,
+    /// Which server, as `Gateway namespace/name servers[0]`.
+    pub by: String,
+    /// Where it was written.
+    pub origin: Origin,
 }
 
 /// One named set of addresses and the routes reachable through it.

@@ -87,7 +87,7 @@ use std::{
     sync::Arc,
 };
 
-pub(crate) use self::read::Native;
+pub(crate) use self::read::{Native, is_own};
 use self::read::{NativeBackend, NativeListener, NativeRoute, RawPolicies, RawPolicy};
 use crate::{
     decode::{Sink, View},

@@ -276,6 +276,8 @@ impl App {
                 tracing::error!("configuration refused, the last good one keeps serving: {error:#}");
             }
         }
+        // Reading takes many times what the model keeps. The former model goes with its last connection.
+        memory::give_back();
     }
 
     fn try_reload(&mut self) -> anyhow::Result<u64> {

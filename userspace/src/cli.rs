@@ -21,8 +21,8 @@ pub struct Cli {
 pub enum Command {
     /// Serve until SIGTERM or SIGINT; SIGHUP reads the configuration again
     Run(Run),
-    /// Print the route table, shadowed rules and warnings; exit 0, or 2 if there are errors
-    Check(Config),
+    /// Print the route table, shadowed rules and warnings; exit 0, or 2 if there are errors, or 3 with --strict
+    Check(Check),
     /// Tell which listener, rule and endpoints a server name leads to, and why
     Explain(Explain),
     /// Tell what this kernel can do, each probe with its result and remedy
@@ -36,7 +36,7 @@ pub enum Command {
 /// Where the configuration comes from.
 #[derive(Debug, Clone, Args)]
 pub struct Config {
-    /// YAML file, or directory of .yaml and .yml files; native or Istio documents; may be repeated
+    /// YAML file, or directory of .yaml, .yml and .json files; native or Istio documents; may be repeated
     #[arg(short, long = "config", value_name = "PATH", required = true, num_args = 1..)]
     pub config: Vec<PathBuf>,
     /// Use ADDR for HOST:PORT instead of asking the DNS, as curl's option does; may be repeated
@@ -51,6 +51,17 @@ pub struct Config {
     /// Serve only Gateways whose selector these labels satisfy; separated by commas, may be repeated
     #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',')]
     pub selector: Vec<Label>,
+}
+
+/// `snisplice check`.
+#[derive(Debug, Clone, Args)]
+pub struct Check {
+    /// The configuration.
+    #[command(flatten)]
+    pub config: Config,
+    /// Exit 3 if anything is rejected or warned of, for a pipeline that lets nothing of the kind pass
+    #[arg(long)]
+    pub strict: bool,
 }
 
 /// `snisplice run`.

@@ -9,7 +9,7 @@ use std::{
 use clap::Parser as _;
 use snisplice::{
     app::App,
-    cli::{Cli, Command, Explain, LogFormat, Run},
+    cli::{Check, Cli, Command, Explain, LogFormat, Run},
     command,
     kernel::probe,
     source,
@@ -24,6 +24,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// The exit code for a configuration with errors.
 const BAD_CONFIGURATION: u8 = 2;
 
+/// The exit code of `check --strict` for a configuration of which not everything is served as it is written.
+const DOUBTFUL_CONFIGURATION: u8 = 3;
+
 fn main() -> ExitCode {
     match run(Cli::parse().command) {
         Ok(code) => code,
@@ -37,9 +40,13 @@ fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(options) => serve(options),
-        Command::Check(config) => {
+        Command::Check(Check { config, strict }) => {
             let translation = source::load(&config)?;
             print(&render_check(&translation))?;
+            let doubtful = translation.rejected().chain(translation.warnings()).next().is_some();
+            if strict && doubtful && translation.model.is_some() {
+                return Ok(ExitCode::from(DOUBTFUL_CONFIGURATION));
+            }
             Ok(code(&translation))
         }
         Command::Explain(Explain { config, sni, port }) => {

@@ -297,6 +297,7 @@ mod tests {
             listeners: Vec::new(),
             backends: Vec::<Backend>::new(),
             rules: 0,
+            claims: Vec::new(),
             datapath: DatapathKind::Relay,
             admin: None,
             admin_close: false,

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     decode::Sink,
     draft::{Draft, DraftListener, first_overlap},
-    model::Policies,
+    model::{Claim, Policies},
     options::Options,
     report::Severity,
     table::ServerRank,
@@ -69,6 +69,16 @@ pub(super) fn add(
                     draft.listeners[at].claim(&host.pattern, &rule, &server.rank);
                 }
             }
+        }
+    }
+    for gateway in gateways.iter().filter(|gateway| gateway.is_selected(options)) {
+        for server in gateway.servers.iter().filter(|server| server.kind != ServerKind::Passthrough) {
+            draft.claims.extend(server.hosts.iter().map(|host| Claim {
+                pattern: host.pattern.clone(),
+                port: server.port,
+                by: format!("{} servers[{}]", server.view.object(), server.index),
+                origin: server.view.origin(),
+            }));
         }
     }
     tell_plain(gateways, options, sink);

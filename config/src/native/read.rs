@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::settings::Given;
 use crate::{
-    decode::{Sink, View},
+    decode::{Fields, Sink, View},
     model::{Endpoint, EndpointHost, Policy, Target},
     name::{HostName, HostPattern},
 };
@@ -59,7 +59,15 @@ pub(super) enum RawPolicy<'n> {
 impl<'n> Native<'n> {
     pub(crate) fn read(&mut self, document: &View<'n>, sink: &mut Sink) {
         let expected = "a mapping with listeners, routes and backends, or a Kubernetes object";
+        for problem in document.problems() {
+            document.tell(problem, sink);
+        }
         let Some(mut fields) = document.fields(expected, sink) else { return };
+        self.read_fields(&mut fields, sink);
+        fields.finish(sink);
+    }
+
+    fn read_fields(&mut self, fields: &mut Fields<'n>, sink: &mut Sink) {
         if let Some(list) = fields.take("listeners") {
             let items = list.list("a list of listeners", sink);
             self.listeners.extend(items.iter().filter_map(|view| listener(view, sink)));
@@ -72,9 +80,18 @@ impl<'n> Native<'n> {
             let items = list.list("a list of backends", sink);
             self.backends.extend(items.iter().filter_map(|view| backend(view, sink)));
         }
-        self.given.read(&mut fields, sink);
-        fields.finish(sink);
+        self.given.read(fields, sink);
     }
+}
+
+/// Whether a document has a key of this format, or one that may be meant for it.
+pub(crate) fn is_own(document: &View<'_>) -> bool {
+    let mut probe = Native::default();
+    // Whatever it says is said again when the document is read.
+    let mut sink = Sink::default();
+    let Some(mut fields) = document.fields("", &mut sink) else { return false };
+    probe.read_fields(&mut fields, &mut sink);
+    fields.has_any()
 }
 
 /// From what every host takes over IPv4 (RFC 9293 section 3.7.1) to the most that the kernel does (`MAX_TCP_WINDOW`).
