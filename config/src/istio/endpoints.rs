@@ -25,9 +25,13 @@ pub(super) enum Found {
     Refused,
 }
 
-/// The endpoints of all entries of one host, of one namespace and resolution.
+/// The endpoints of an entry and of the others of its namespace for the same host.
+///
+/// As in Istio, the endpoints of all of them serve a port: of a resolution `STATIC` those at a port of the same name,
+/// else those at a port of the same number.
 pub(super) fn of_entries<'s, 'n: 's>(
-    entries: impl Iterator<Item = &'s ServiceEntry<'n>>,
+    first: &'s ServiceEntry<'n>,
+    others: impl Iterator<Item = &'s ServiceEntry<'n>>,
     workloads: &[WorkloadEntry<'n>],
     host: &HostPattern,
     port: u16,
@@ -35,13 +39,17 @@ pub(super) fn of_entries<'s, 'n: 's>(
 ) -> Found {
     let mut all = Vec::new();
     let mut refused = false;
+    let entries: Vec<_> = std::iter::once(first).chain(others).collect();
+    let find = |entry: &'s ServiceEntry<'n>| entry.ports.iter().find(|one| one.number == port && !one.udp);
+    let Some(named) = entries.iter().find_map(|entry| find(entry)) else { return Found::Refused };
     for entry in entries {
-        let Some(port) = entry.ports.iter().find(|candidate| candidate.number == port && !candidate.udp)
-        else {
-            continue;
-        };
+        let by_name = |one: &&EntryPort<'_>| one.name == named.name && !one.udp;
+        let found = if is_dns(first.resolution) { find(entry) } else { entry.ports.iter().find(by_name) };
+        let Some(port) = found else { continue };
         let mut take = |endpoint: &EntryEndpoint<'n>, own: &Labels<'n>| {
-            if labels.select(own) {
+            // Names are only asked for where the entry that is taken resolves names.
+            let reachable = is_dns(first.resolution) || matches!(endpoint.host, EndpointHost::Ip(_));
+            if labels.select(own) && reachable {
                 all.push(at_entry_port(endpoint, port));
             }
         };
@@ -56,12 +64,12 @@ pub(super) fn of_entries<'s, 'n: 's>(
                 for workload in workloads.iter().filter(|one| one.namespace == entry.namespace) {
                     if let Some(endpoint) = &workload.endpoint
                         && selector.select(&workload.labels)
-                        && (is_dns(entry.resolution) || matches!(endpoint.host, EndpointHost::Ip(_)))
                     {
                         take(endpoint, &workload.labels);
                     }
                 }
             }
+            Location::Host if !is_dns(first.resolution) => {}
             Location::Host => match host {
                 HostPattern::Exact(name) if labels.is_empty() => {
                     let host = EndpointHost::Dns(HostName::from(name.clone()));

@@ -14,6 +14,7 @@ use crate::{
     decode::Sink,
     draft::{Draft, DraftListener, first_overlap},
     model::{Claim, Policies},
+    name::HostPattern,
     options::Options,
     report::Severity,
     table::ServerRank,
@@ -65,7 +66,8 @@ pub(super) fn add(
             if let (ServerKind::Claims, Some(at)) = (server.kind, server.listener) {
                 let name = format!("{} servers[{}]", server.view.object(), server.index);
                 let rule = draft.rule(name, server.view.origin(), refused());
-                for host in &server.hosts {
+                for host in server.hosts.iter().filter(|host| !is_taken(gateways, server, at, &host.pattern))
+                {
                     draft.listeners[at].claim(&host.pattern, &rule, &server.rank);
                 }
             }
@@ -82,6 +84,16 @@ pub(super) fn add(
         }
     }
     tell_plain(gateways, options, sink);
+}
+
+/// Whether a server that comes before and is served has a host already.
+fn is_taken(gateways: &[Gateway<'_>], claimant: &Server<'_>, listener: usize, host: &HostPattern) -> bool {
+    gateways.iter().flat_map(|gateway| &gateway.servers).any(|server| {
+        server.kind == ServerKind::Passthrough
+            && server.listener == Some(listener)
+            && place(server) < place(claimant)
+            && server.hosts.iter().any(|own| own.pattern == *host)
+    })
 }
 
 fn selected<'s, 'n>(

@@ -197,13 +197,13 @@ impl<'s, 'n, 'r, 'o> Registry<'s, 'n, 'r, 'o> {
             None => None,
             Some((view, name)) => Some((*name, self.subset(view, name, &host, defined, sink)?)),
         };
-        self.tell_policies(&host, defined, sink);
         // A subset without labels is the whole service.
         let labels = labels.filter(|(_, labels)| !labels.is_empty());
         let key = (host.to_string(), port, labels.as_ref().map(|(name, _)| (*name).to_owned()));
         if let Some(&made) = self.made.get(&key) {
             return Some(made);
         }
+        self.tell_policies(&host, defined, sink);
         let none = Labels::default();
         let wanted_labels = labels.as_ref().map_or(&none, |(_, labels)| labels);
         let endpoints = self.endpoints(view, host, port, wanted_labels, sink)?;
@@ -441,16 +441,10 @@ impl<'s, 'n, 'r, 'o> Registry<'s, 'n, 'r, 'o> {
         let found = match *first {
             Known::Entry(entry) => {
                 let others = siblings.iter().filter_map(|other| match other {
-                    Known::Entry(other) if other.resolution == entry.resolution => Some(*other),
-                    _ => None,
+                    Known::Entry(other) => Some(*other),
+                    Known::Service(_) => None,
                 });
-                endpoints::of_entries(
-                    std::iter::once(entry).chain(others),
-                    &self.sources.workloads,
-                    host,
-                    port,
-                    labels,
-                )
+                endpoints::of_entries(entry, others, &self.sources.workloads, host, port, labels)
             }
             Known::Service(service) => endpoints::of_service(service, self.sources, port, labels),
         };
@@ -529,15 +523,11 @@ fn tell_rivals(host: &str, known: &[Known<'_, '_>], sink: &mut Sink) {
             .to(sink);
         } else if !first.merges_with(*other) && first.ports() != other.ports() {
             view.warn(format!(
-                "{taken} alone: entries of one host are merged only if resolution, labels, exportTo and \
-                 workloadSelector are the same"
+                "{taken}, and has no other ports: those of entries of one host add up only if resolution, labels, \
+                 exportTo and workloadSelector are the same"
             ))
             .remedy("list all ports and endpoints of a host in one ServiceEntry")
             .to(sink);
-        } else if let (Known::Entry(a), Known::Entry(b)) = (first, other)
-            && a.resolution != b.resolution
-        {
-            view.warn(format!("{taken} alone, since the resolution is another one")).to(sink);
         }
     }
 }

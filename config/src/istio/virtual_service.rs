@@ -251,7 +251,7 @@ fn read_match<'n>(
             .expected(expected)
             .to(sink),
         Some(list) => {
-            sni_hosts.extend(list.list(expected, sink).iter().filter_map(|view| sni_host(view, hosts, sink)));
+            sni_hosts.extend(list.list(expected, sink).iter().flat_map(|view| sni_host(view, hosts, sink)));
         }
     }
     if sni_hosts.is_empty() {
@@ -312,17 +312,21 @@ fn read_place<'n>(
     (Place { port, gateways }, refused)
 }
 
-fn sni_host<'n>(view: &View<'n>, hosts: &[HostPattern], sink: &mut Sink) -> Option<SniHost<'n>> {
-    let pattern: HostPattern = view.parse("www.example.com, *.example.com or *", sink)?;
-    let refused = !hosts.iter().any(|host| pattern.is_subset_of(host));
-    if refused {
-        let hosts = hosts.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        view.bad(format!("'{pattern}' is not within the hosts of the VirtualService: it is not served"))
-            .expected(format!("a name within {hosts}"))
-            .remedy(format!("add '{pattern}' to spec.hosts"))
-            .to(sink);
+/// One that is not within the hosts is refused, for the names that they have in common.
+fn sni_host<'n>(view: &View<'n>, hosts: &[HostPattern], sink: &mut Sink) -> Vec<SniHost<'n>> {
+    let Some(pattern) = view.parse::<HostPattern>("www.example.com, *.example.com or *", sink) else {
+        return Vec::new();
+    };
+    let one = |pattern, refused| SniHost { view: view.clone(), pattern, refused, assumed: false };
+    if hosts.iter().any(|host| pattern.is_subset_of(host)) {
+        return vec![one(pattern, false)];
     }
-    Some(SniHost { view: view.clone(), pattern, refused, assumed: false })
+    let written = hosts.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    view.bad(format!("'{pattern}' is not within the hosts of the VirtualService: it is not served"))
+        .expected(format!("a name within {written}"))
+        .remedy(format!("add '{pattern}' to spec.hosts"))
+        .to(sink);
+    hosts.iter().filter_map(|host| Some(one(pattern.intersect(host)?, true))).collect()
 }
 
 fn tcp_route<'n>(view: &View<'n>, index: usize, own: &'n str, sink: &mut Sink) -> Option<TcpRoute<'n>> {
