@@ -81,7 +81,7 @@ proptest! {
                 0 => text.insert_str(place, &word),
                 1 => text.insert_str(place, &piece),
                 2 => text.replace_range(start..end.max(start), ""),
-                _ => text.truncate(place.max(text.len() / 2).min(text.len())),
+                _ => text.truncate(boundary(&text, place.max(text.len() / 2))),
             }
             while !text.is_char_boundary(text.len()) {
                 text.pop();
