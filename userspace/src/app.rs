@@ -140,6 +140,12 @@ impl App {
             orphans = datapath.orphans(&live.model, &metrics, alive, count)?;
         }
 
+        if let Some(programs) = &programs
+            && let Err(error) = programs.follow_routes()
+        {
+            tracing::warn!(%error, "connections in packets do not follow changes of routes");
+        }
+
         let current = Arc::new(Current::from(live));
         let shared =
             Shared { current: current.clone(), metrics: metrics.clone(), datapath, workers: count, permits };

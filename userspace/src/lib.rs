@@ -18,6 +18,7 @@ pub mod listener;
 pub mod liveness;
 pub mod memory;
 pub mod metrics;
+pub mod net;
 pub mod resolve;
 pub mod roster;
 pub mod session;

@@ -25,6 +25,7 @@ mod network;
 mod packet;
 mod queue;
 mod rejection;
+mod route;
 mod routing;
 mod same_host;
 mod setting;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         packet::CASES,
         queue::CASES,
         rejection::CASES,
+        route::CASES,
         routing::CASES,
         same_host::CASES,
         setting::CASES,

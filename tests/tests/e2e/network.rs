@@ -43,7 +43,7 @@ pub(crate) const CASES: &[Case] = &[
 ];
 
 /// Runs `ip` inside, once for each line.
-fn ip(netns: &Netns, lines: &[&str]) -> Result<()> {
+pub(crate) fn ip(netns: &Netns, lines: &[&str]) -> Result<()> {
     for line in lines {
         run(netns, Command::new("ip").args(line.split(' ')))?.ok().with_context(|| (*line).to_owned())?;
     }
@@ -93,7 +93,7 @@ fn a_vlan_towards_the_backend(lab: &Lab) -> Result<()> {
     both_ways(Flow::open(lab, &listener)?, &daemon)
 }
 
-fn carried_in_packets(daemon: &Daemon<'_>, count: i64) -> Result<()> {
+pub(crate) fn carried_in_packets(daemon: &Daemon<'_>, count: i64) -> Result<()> {
     let closed = [("datapath", "packet"), ("reason", "finished")];
     daemon.wait_metrics("all were carried in packets", |metrics| {
         metrics.sum("snisplice_connections_closed_total", &closed) == count

@@ -10,7 +10,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     sync::{
         Arc, Mutex, OnceLock, PoisonError, RwLock,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
     },
 };
 
@@ -38,7 +38,12 @@ use snisplice_common::packet::{
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
-use self::{endings::Listener, layout::Layout, pins::Side};
+use self::{
+    endings::Listener,
+    layout::Layout,
+    pins::Side,
+    routes::{Routes, Watcher},
+};
 use super::{LoadError, signals::Signals, taken, verified};
 use crate::{datapath::packet::stats::Stats, socket::hardware_type, takeover::Channel};
 
@@ -46,12 +51,14 @@ mod endings;
 mod layout;
 mod pins;
 mod probe;
+mod routes;
 mod succession;
 
 pub use endings::Heard;
 pub(crate) use endings::LOOK;
 pub use pins::{Pins, PinsError};
 pub use probe::ProbeError;
+pub use routes::Lead;
 
 /// The object that `cargo xtask ebpf` makes of the `ebpf` crate.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/prebuilt/snisplice-packet.bpf.o");
@@ -78,8 +85,10 @@ pub enum AttachError {
 
 /// The loaded programs and their maps; one for the process, shared by its workers.
 pub struct Programs {
-    // Stops before the maps go.
+    // Both stop before the maps go.
+    watcher: OnceLock<Watcher>,
     listener: Listener,
+    routes: Arc<Routes>,
     fds: Fds,
     totals: Arc<PerCpuArray<MapData, Totals>>,
     stats: Stats,
@@ -87,6 +96,8 @@ pub struct Programs {
     flows: u32,
     /// Those that no flow has.
     free: Mutex<Vec<u32>>,
+    /// None beyond has ever had a flow.
+    highest: AtomicU32,
     /// Whether none is given away any more, because another process shares the maps.
     frozen: AtomicBool,
     /// The process that takes over, once it serves.
@@ -98,11 +109,16 @@ pub struct Programs {
     reserved: Mutex<Vec<OwnedFd>>,
     /// What makes flows outlive the process.
     pins: Option<Pins>,
-    /// Links that are pinned.
-    links: Mutex<Vec<FdLink>>,
+    /// What keeps the programs on devices and is not pinned, by the index of the device.
+    attached: Mutex<HashMap<u32, Attached>>,
+    /// Links that are pinned, likewise.
+    links: Mutex<HashMap<u32, Vec<FdLink>>>,
     // Detaches the programs when it is dropped.
     ebpf: RwLock<Ebpf>,
 }
+
+/// What keeps the programs on a device, each with its program's name.
+type Attached = Vec<(&'static str, SchedClassifierLinkId)>;
 
 /// One descriptor of each map that workers use.
 #[derive(Debug)]
@@ -153,19 +169,23 @@ impl Programs {
         let totals = Arc::new(PerCpuArray::try_from(taken(&mut ebpf, name::TOTALS)?)?);
         let listener = Listener::start(ring, totals.clone()).map_err(LoadError::Listen)?;
         Ok(Arc::new(Self {
+            watcher: OnceLock::new(),
             listener,
+            routes: Arc::new(Routes::new(flows).map_err(LoadError::Listen)?),
             fds,
             totals,
             stats: Stats::default(),
             flows,
             // The lowest first, which keeps what is in use together.
             free: Mutex::new((0..flows).rev().collect()),
+            highest: AtomicU32::new(0),
             frozen: AtomicBool::new(false),
             successor: OnceLock::new(),
             succeeded: CancellationToken::new(),
             devices: RwLock::default(),
             reserved: Mutex::new(reserve()?),
             pins,
+            attached: Mutex::default(),
             links: Mutex::default(),
             ebpf: RwLock::new(ebpf),
         }))
@@ -207,7 +227,22 @@ impl Programs {
     #[must_use]
     pub fn reserve(&self) -> Option<u32> {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.frozen.load(Relaxed) { None } else { free.pop() }
+        let place = if self.frozen.load(Relaxed) { None } else { free.pop() };
+        if let Some(place) = place {
+            self.highest.fetch_max(place + 1, Relaxed);
+            self.forget_leads(place);
+        }
+        place
+    }
+
+    /// No place from this one on has ever had a flow.
+    fn highest(&self) -> u32 {
+        self.highest.load(Relaxed)
+    }
+
+    /// Whether no place is given away any more.
+    fn is_frozen(&self) -> bool {
+        self.frozen.load(Relaxed)
     }
 
     /// Gives a place back.
@@ -217,6 +252,7 @@ impl Programs {
 
     /// Keeps these places from being given away, until each is given back.
     pub fn occupy(&self, flows: &BTreeSet<u32>) {
+        self.highest.fetch_max(flows.last().map_or(0, |last| last + 1), Relaxed);
         self.free.lock().unwrap_or_else(PoisonError::into_inner).retain(|flow| !flows.contains(flow));
     }
 
@@ -254,8 +290,31 @@ impl Programs {
             let id = program.attach_to_link(FdLink::from(link).try_into()?)?;
             links.push(FdLink::try_from(program.take_link(id)?)?);
         }
-        self.links.lock().unwrap_or_else(PoisonError::into_inner).append(&mut links);
+        self.links.lock().unwrap_or_else(PoisonError::into_inner).insert(device, links);
         Ok(())
+    }
+
+    /// Forgets all devices but those that are there: an index that is free may be given to another one.
+    fn forget_devices(&self, present: &BTreeSet<u32>) {
+        // Before the devices, as where the programs are put on one.
+        let mut ebpf = self.ebpf.write().unwrap_or_else(PoisonError::into_inner);
+        let mut devices = self.devices.write().unwrap_or_else(PoisonError::into_inner);
+        let gone: Vec<u32> = devices.keys().copied().filter(|device| !present.contains(device)).collect();
+        for device in gone {
+            devices.remove(&device);
+            let kept = self.attached.lock().unwrap_or_else(PoisonError::into_inner).remove(&device);
+            for (name, link) in kept.unwrap_or_default() {
+                if let Ok(program) = program(&mut ebpf, name) {
+                    // With the device, the kernel has dropped it already.
+                    let _ = program.detach(link);
+                }
+            }
+            let pinned = self.links.lock().unwrap_or_else(PoisonError::into_inner).remove(&device);
+            if let (Some(_), Some(pins)) = (pinned, &self.pins) {
+                pins.forget(device);
+            }
+            tracing::debug!(device, "a device is gone");
+        }
     }
 
     /// Has nothing outlive the process any more: for an end that was asked for.
@@ -302,26 +361,23 @@ impl Programs {
             return Ok(());
         }
         let mut reserved = self.reserved.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut result = attach(&mut ebpf, device, &mut reserved);
-        if let (Ok(attached), Some(pins)) = (&mut result, &self.pins) {
-            result = self.pin(pins, &mut ebpf, device, std::mem::take(attached)).map(|()| Vec::new());
-        }
+        let result = attach(&mut ebpf, device, &mut reserved).and_then(|attached| {
+            if let Some(pins) = &self.pins {
+                return self.pin(pins, &mut ebpf, device, attached);
+            }
+            self.attached.lock().unwrap_or_else(PoisonError::into_inner).insert(device, attached);
+            Ok(())
+        });
         self.devices.write().unwrap_or_else(PoisonError::into_inner).insert(device, result.is_ok());
-        result.map(drop)
+        result
     }
 
-    fn pin(
-        &self,
-        pins: &Pins,
-        ebpf: &mut Ebpf,
-        device: u32,
-        attached: Vec<SchedClassifierLinkId>,
-    ) -> Result<(), AttachError> {
+    fn pin(&self, pins: &Pins, ebpf: &mut Ebpf, device: u32, attached: Attached) -> Result<(), AttachError> {
         // What has no place on the device any more would be in the way.
         pins.forget(device);
         let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
-        let sides = [(name::EGRESS, Side::Egress), (name::INGRESS, Side::Ingress)];
-        for ((name, side), id) in sides.into_iter().zip(attached) {
+        let links = links.entry(device).or_default();
+        for (side, (name, id)) in [Side::Egress, Side::Ingress].into_iter().zip(attached) {
             let program = ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)?;
             let program: &mut SchedClassifier = program.try_into()?;
             let link = FdLink::try_from(program.take_link(id)?)?;
@@ -410,11 +466,7 @@ fn reserve() -> Result<Vec<OwnedFd>, LoadError> {
 }
 
 /// Puts the programs on a device: first the one on the way out, then the one on the way in.
-fn attach(
-    ebpf: &mut Ebpf,
-    device: u32,
-    reserved: &mut Vec<OwnedFd>,
-) -> Result<Vec<SchedClassifierLinkId>, AttachError> {
+fn attach(ebpf: &mut Ebpf, device: u32, reserved: &mut Vec<OwnedFd>) -> Result<Attached, AttachError> {
     // Any socket will do to ask for devices.
     let asker = socket(AddressFamily::INET, SocketType::DGRAM, None);
     let asker = asker.map_err(|error| AttachError::NoDevice(error.into()))?;
@@ -437,7 +489,7 @@ fn attach(
     for (name, side) in [(name::EGRESS, TcAttachType::Egress), (name::INGRESS, TcAttachType::Ingress)] {
         let program = ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)?;
         let program: &mut SchedClassifier = program.try_into()?;
-        attached.push(program.attach(interface, side)?);
+        attached.push((name, program.attach(interface, side)?));
     }
     tracing::debug!(interface, "carrying packets");
     Ok(attached)

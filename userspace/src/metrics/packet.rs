@@ -41,6 +41,16 @@ impl Collector for PacketCounters {
                 totals.errors,
             ),
             ("packet_failed", "Packets of flows that could not be sent on", totals.failed),
+            (
+                "packet_rerouted",
+                "Ways of flows that went on over another device when the routing changed",
+                self.0.moved(),
+            ),
+            (
+                "route_changes",
+                "Changes of links, addresses and routes, bursts counted once",
+                self.0.route_changes(),
+            ),
             ("packet_lost_events", "Notices to userspace that found no room", totals.lost_events),
         ];
         for (name, help, value) in totals {

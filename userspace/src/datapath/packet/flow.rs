@@ -1,6 +1,6 @@
 //! What userspace does for a connection that the kernel carries: wait for its end.
 
-use std::{future::poll_fn, io, os::fd::AsFd as _, rc::Rc, time::Duration};
+use std::{cell::Cell, future::poll_fn, io, os::fd::AsFd as _, rc::Rc, time::Duration};
 
 use snisplice_common::packet::{
     Tuple,
@@ -24,7 +24,7 @@ use crate::{
         End,
         relay::{Connection, failure, idle},
     },
-    kernel::packet::LOOK,
+    kernel::packet::{LOOK, Lead},
     socket,
     takeover::message::Message,
 };
@@ -46,7 +46,7 @@ pub(super) struct Entry {
     /// Its place in the arrays.
     flow: u32,
     tuples: [Tuple; 2],
-    rules: Rules,
+    rules: Cell<Rules>,
     /// Bytes on each way that the flow begins with and that userspace had written before.
     written: [u64; 2],
     /// What our own sockets had heard acknowledged at the last look.
@@ -73,7 +73,7 @@ impl Entry {
             slot,
             flow,
             tuples,
-            rules: Rules::default(),
+            rules: Cell::default(),
             written: [0, 0],
             heard: [0, 0],
             doubt: Doubt::None,
@@ -82,8 +82,8 @@ impl Entry {
         })
     }
 
-    pub(super) fn set_rules(&mut self, rules: Rules) -> Result<(), Refusal> {
-        self.rules = rules;
+    pub(super) fn set_rules(&self, rules: Rules) -> Result<(), Refusal> {
+        self.rules.set(rules);
         self.shared.maps.borrow_mut().set_rules(self.flow, rules).map_err(|error| refusal(&error))
     }
 
@@ -93,7 +93,34 @@ impl Entry {
     }
 
     pub(super) fn rules(&self) -> Rules {
-        self.rules
+        self.rules.get()
+    }
+
+    /// Its place in the arrays.
+    pub(super) fn place(&self) -> u32 {
+        self.flow
+    }
+
+    /// Has the kernel send on over the devices that the routes lead to by now. False where one leads beyond the programs.
+    fn follow_routes(&self) -> bool {
+        let leads = self.shared.programs.leads(self.flow);
+        let rules = self.rules();
+        let mut ways = rules.ways;
+        for (way, lead) in ways.iter_mut().zip(leads) {
+            if let Lead::Device(device) = lead {
+                way.device = device;
+            }
+        }
+        if ways != rules.ways {
+            // An array takes every update.
+            let _ = self.set_rules(Rules { ways, ..rules });
+            let moved = ways.iter().zip(&rules.ways).filter(|(now, before)| now != before).count();
+            tracing::debug!(?leads, "a flow follows the routes");
+            self.shared.programs.count_moved(moved as u64);
+            // They may have changed once more.
+            self.shared.programs.look_where_it_leads(self.flow, NEVER);
+        }
+        !leads.contains(&Lead::Beyond)
     }
 
     /// The rules once more, after a look at what had come before they were there.
@@ -115,21 +142,22 @@ impl Entry {
         Ok(())
     }
 
-    fn set_mode(&mut self, mode: u32) {
+    fn set_mode(&self, mode: u32) {
         // An array takes every update.
-        let _ = self.set_rules(Rules { mode, ..self.rules });
+        let _ = self.set_rules(Rules { mode, ..self.rules() });
     }
 
     /// The peers have heard of each other.
-    fn has_begun(&mut self) {
-        let mode = if self.shared.programs.survives() { KEPT } else { self.rules.mode };
-        let ways = self.rules.ways.map(|way| Way { flags: way.flags & !BEGINS, ..way });
+    fn has_begun(&self) {
+        let rules = self.rules();
+        let mode = if self.shared.programs.survives() { KEPT } else { rules.mode };
+        let ways = rules.ways.map(|way| Way { flags: way.flags & !BEGINS, ..way });
         // An array takes every update.
-        let _ = self.set_rules(Rules { mode, ways, ..self.rules });
+        let _ = self.set_rules(Rules { mode, ways, ..rules });
     }
 
     fn is_to_go_over(&self) -> bool {
-        self.rules.mode == KEPT && self.shared.programs.successor().is_some()
+        self.rules().mode == KEPT && self.shared.programs.successor().is_some()
     }
 
     /// The end that the kernel has seen, if it has.
@@ -153,7 +181,7 @@ impl Entry {
         // In this order: what the one has been told, the other has noted.
         let Ok(looks) = self.shared.programs.look(self.tuples) else { return false };
         let Ok(state) = self.state() else { return false };
-        let found = bypass::look(&self.rules.ways, &state, looks.each_ref(), self.heard, self.written);
+        let found = bypass::look(&self.rules().ways, &state, looks.each_ref(), self.heard, self.written);
         self.doubt = self.doubt.after(found);
         self.heard = looks.map(|look| look.snd_una);
         self.doubt == Doubt::Bypassed
@@ -164,12 +192,13 @@ impl Entry {
     /// A packet that came by the program before the flow began may reach its socket only after the second look: it waited in
     /// another processor's queue, or in the socket's own while userspace held it. What it brought, the other socket sends, and
     /// would never hear that it has arrived.
-    fn follow_own_sockets(&mut self) {
+    fn follow_own_sockets(&self) {
         let Ok(looks) = self.shared.programs.look(self.tuples) else { return };
-        let ways = plan::with_stragglers(self.rules.ways, looks.each_ref());
-        if ways != self.rules.ways {
+        let rules = self.rules();
+        let ways = plan::with_stragglers(rules.ways, looks.each_ref());
+        if ways != rules.ways {
             // An array takes every update.
-            let _ = self.set_rules(Rules { ways, ..self.rules });
+            let _ = self.set_rules(Rules { ways, ..rules });
         }
     }
 
@@ -179,7 +208,7 @@ impl Entry {
             return false;
         };
         self.doubt == Doubt::None
-            && state.ways.iter().zip(&self.rules.ways).zip(&looks).all(|((track, way), look)| {
+            && state.ways.iter().zip(&self.rules().ways).zip(&looks).all(|((track, way), look)| {
                 look.unread() == 0 && track.has_acked(look.write_seq.wrapping_sub(way.ack_start))
             })
     }
@@ -437,6 +466,7 @@ async fn ended(entry: &Entry) -> End {
         if entry.is_to_go_over() {
             return End::HandedOver;
         }
+        entry.follow_routes();
         poll_fn(|context| entry.shared.signals.poll(entry.slot, LOOK, context)).await;
     }
 }

@@ -85,7 +85,7 @@ pub fn tuple(local: SocketAddr, remote: SocketAddr) -> Tuple {
 }
 
 /// The addresses of the connection that this way's packets are sent on to.
-pub(super) fn of_receiver(way: &Way) -> Tuple {
+pub(crate) fn of_receiver(way: &Way) -> Tuple {
     // As they lie in the header: our own port first.
     let [a, b, c, d] = way.ports.to_ne_bytes();
     Tuple {
@@ -97,7 +97,7 @@ pub(super) fn of_receiver(way: &Way) -> Tuple {
 }
 
 /// Our own address and the peer's.
-pub(super) fn ends(tuple: &Tuple) -> (SocketAddr, SocketAddr) {
+pub(crate) fn ends(tuple: &Tuple) -> (SocketAddr, SocketAddr) {
     let end = |address: &[u32; 4], port: u16| SocketAddr::new(ip(address), u16::from_be(port));
     (end(&tuple.local, tuple.local_port), end(&tuple.remote, tuple.remote_port))
 }

@@ -26,7 +26,7 @@ use crate::{
     account::Carrier,
     connections::{Connection, Filter},
     datapath::End,
-    kernel::packet::Programs,
+    kernel::packet::{Lead, Programs},
     liveness::Liveness,
     metrics::{Metrics, NONE},
     roster::{self, Request},
@@ -314,6 +314,10 @@ impl Orphans {
                     self.answer(request);
                     continue;
                 }
+                () = programs.leads_changed() => {
+                    self.follow_routes();
+                    continue;
+                }
                 () = stop.cancelled() => {
                     self.end("aborted", |_| true);
                     for orphan in std::mem::take(&mut self.flows) {
@@ -333,6 +337,26 @@ impl Orphans {
                 } else {
                     self.forget(&orphan);
                 }
+            }
+        }
+    }
+
+    /// Has the kernel send on over the devices that the routes lead to by now.
+    fn follow_routes(&mut self) {
+        for orphan in &mut self.flows {
+            let mut moved = 0;
+            for (way, lead) in orphan.rules.ways.iter_mut().zip(self.programs.leads(orphan.flow)) {
+                if let Lead::Device(device) = lead
+                    && device != way.device
+                {
+                    way.device = device;
+                    moved += 1;
+                }
+            }
+            if moved > 0 {
+                // An array takes every update.
+                let _ = self.maps.set_rules(orphan.flow, orphan.rules);
+                self.programs.count_moved(moved);
             }
         }
     }

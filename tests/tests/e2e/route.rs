@@ -1,0 +1,325 @@
+//! Links, addresses and routes that change under a connection. A relayed one goes on, since its sockets ask for the route
+//! whenever they send; so must one in packets.
+
+use std::{
+    io::Write as _,
+    net::{SocketAddr, TcpListener, TcpStream},
+};
+
+use anyhow::{Result, ensure};
+use snisplice_tests::{
+    daemon::{Daemon, Options},
+    lab::{Datapath, Lab},
+    netns::{LB, LB_V6, Netns},
+    suite::Case,
+    tcp, wait,
+};
+use socket2::{Domain, Socket, Type};
+
+use crate::{
+    flow::{self, Flow},
+    network::ip,
+    packet::open_at,
+};
+
+/// What a connection survives in the relay, it survives in packets.
+const BOTH: &[Datapath] = &[Datapath::Relay, Datapath::Auto, Datapath::Packet];
+
+const fn both(name: &'static str, test: fn(&Lab) -> Result<()>) -> Case {
+    Case { name, test, datapaths: BOTH }
+}
+
+pub(crate) const CASES: &[Case] = &[
+    both("route::to_the_backend_moves", |lab| moves(lab, &V4)),
+    both("route::to_the_backend_moves_v6", |lab| moves(lab, &V6)),
+    both("route::to_the_backend_moves_and_back", moves_and_back),
+    both("route::to_the_client_moves", to_the_client_moves),
+    both("route::a_link_goes_down", a_link_goes_down),
+    both("route::a_device_is_made_anew", a_device_is_made_anew),
+    both("route::a_gateway_changes_its_hardware_address", a_gateway_changes),
+    both("route::one_of_two_uplinks_goes", one_of_two_uplinks_goes),
+    both("route::an_address_moves_out_and_in", an_address_moves),
+];
+
+/// A service that is reached over either of two links, from an address of the balancer's that is on neither.
+struct Uplinks {
+    service: &'static str,
+    source: &'static str,
+    bits: u8,
+    gateways: [&'static str; 2],
+    ours: [&'static str; 2],
+}
+
+const V4: Uplinks = Uplinks {
+    service: "10.99.0.1",
+    source: "10.99.1.1",
+    bits: 32,
+    gateways: ["10.0.2.2", "10.0.5.2"],
+    ours: ["10.0.2.1", "10.0.5.1"],
+};
+
+const V6: Uplinks = Uplinks {
+    service: "fd99::1",
+    source: "fd99:1::1",
+    bits: 128,
+    gateways: ["fd00:2::2", "fd00:5::2"],
+    ours: ["fd00:2::1", "fd00:5::1"],
+};
+
+impl Uplinks {
+    /// Makes the second link, and prefers the first.
+    fn prepare(&self, lab: &Lab) -> Result<()> {
+        second_link(lab)?;
+        let Self { service, source, bits, .. } = self;
+        ip(&lab.backend, &[&format!("addr add {service}/{bits} dev lo")])?;
+        ip(&lab.lb, &[&format!("addr add {source}/{bits} dev lo")])?;
+        for link in [0, 1] {
+            self.route(lab, "add", link)?;
+        }
+        Ok(())
+    }
+
+    /// Adds or removes the routes over one link, both ways.
+    fn route(&self, lab: &Lab, verb: &str, link: usize) -> Result<()> {
+        let Self { service, source, bits, gateways, ours } = self;
+        let metric = 10 * (link + 1);
+        let (gateway, our) = (gateways[link], ours[link]);
+        ip(&lab.lb, &[&format!("route {verb} {service}/{bits} via {gateway} src {source} metric {metric}")])?;
+        ip(&lab.backend, &[&format!("route {verb} {source}/{bits} via {our} metric {metric}")])
+    }
+
+    fn start<'lab>(&self, lab: &'lab Lab) -> Result<(Daemon<'lab>, TcpListener)> {
+        let endpoint = SocketAddr::new(self.service.parse()?, 9000).to_string();
+        let listener = tcp::listen(&lab.backend, &endpoint)?;
+        let yaml = flow::yaml_with(&[&endpoint], "");
+        let yaml = if self.bits == 32 { yaml } else { yaml.replace("0.0.0.0", "[::]") };
+        Ok((Daemon::start(lab, &Options::yaml(lab, &yaml)?)?, listener))
+    }
+
+    fn open(&self, lab: &Lab, listener: &TcpListener) -> Result<Flow> {
+        let front = flow::front();
+        let front = if self.bits == 32 { front } else { front.replace(LB, &format!("[{LB_V6}]")) };
+        open_at(lab, listener, &front)
+    }
+}
+
+/// A second link between balancer and backend, which nothing leads over yet.
+fn second_link(lab: &Lab) -> Result<()> {
+    for netns in [&lab.lb, &lab.backend, &lab.client] {
+        let devices = ["all", "default", "to-lb", "to-client", "to-backend"];
+        for device in devices {
+            // Whoever answers may do so over another link than he was asked.
+            let _ = netns.sysctl(&format!("net/ipv4/conf/{device}/rp_filter"), "0");
+        }
+    }
+    let script = format!("link add to-backend2 type veth peer name to-lb2 netns {}", lab.backend);
+    for (netns, device, v4, v6) in [
+        (&lab.lb, "to-backend2", "10.0.5.1/24", "fd00:5::1/64"),
+        (&lab.backend, "to-lb2", "10.0.5.2/24", "fd00:5::2/64"),
+    ] {
+        if device == "to-backend2" {
+            ip(netns, &[&script])?;
+        }
+        ip(
+            netns,
+            &[
+                &format!("addr add {v4} dev {device}"),
+                &format!("addr add {v6} dev {device} nodad"),
+                &format!("link set {device} up"),
+            ],
+        )?;
+    }
+    Ok(())
+}
+
+/// A flow that is carried as the datapath has it.
+fn carried(lab: &Lab, daemon: &Daemon<'_>, flow: Flow) -> Result<Flow> {
+    Ok(all_carried(lab, daemon, vec![flow])?.remove(0))
+}
+
+fn all_carried(lab: &Lab, daemon: &Daemon<'_>, mut flows: Vec<Flow>) -> Result<Vec<Flow>> {
+    let count = i64::try_from(flows.len())?;
+    wait::until("all are carried", || {
+        for flow in &mut flows {
+            flow.exchange()?;
+        }
+        let begun = daemon.metrics()?.sum("snisplice_packet_flows_total", &[]);
+        Ok((lab.datapath == Datapath::Relay || begun == count).then_some(()))
+    })?;
+    Ok(flows)
+}
+
+/// The connection goes on, carried by what it was.
+fn goes_on(lab: &Lab, daemon: &Daemon<'_>, mut flow: Flow) -> Result<()> {
+    for _ in 0..10 {
+        flow.exchange()?;
+    }
+    drop(flow);
+    let carrier = if lab.datapath == Datapath::Relay { "relay" } else { "packet" };
+    let closed = [("datapath", carrier), ("reason", "finished")];
+    daemon.wait_metrics("it is over in good order", |metrics| {
+        metrics.sum("snisplice_connections_closed_total", &closed) == 1
+    })?;
+    Ok(())
+}
+
+/// In packets, flows were led over another device.
+fn rerouted(lab: &Lab, daemon: &Daemon<'_>) -> Result<()> {
+    if lab.datapath != Datapath::Relay {
+        daemon.wait_metrics("flows were led over another device", |metrics| {
+            metrics.sum("snisplice_packet_rerouted_total", &[]) > 0
+                && metrics.sum("snisplice_route_changes_total", &[]) > 0
+        })?;
+    }
+    Ok(())
+}
+
+fn moves(lab: &Lab, uplinks: &Uplinks) -> Result<()> {
+    uplinks.prepare(lab)?;
+    let (daemon, listener) = uplinks.start(lab)?;
+    let flow = carried(lab, &daemon, uplinks.open(lab, &listener)?)?;
+    uplinks.route(lab, "del", 0)?;
+    rerouted(lab, &daemon)?;
+    goes_on(lab, &daemon, flow)
+}
+
+fn moves_and_back(lab: &Lab) -> Result<()> {
+    V4.prepare(lab)?;
+    let (daemon, listener) = V4.start(lab)?;
+    let mut flow = carried(lab, &daemon, Flow::open(lab, &listener)?)?;
+    for _ in 0..3 {
+        for verb in ["del", "add"] {
+            V4.route(lab, verb, 0)?;
+            flow.exchange()?;
+        }
+    }
+    goes_on(lab, &daemon, flow)
+}
+
+fn a_link_goes_down(lab: &Lab) -> Result<()> {
+    V4.prepare(lab)?;
+    let (daemon, listener) = V4.start(lab)?;
+    let flow = carried(lab, &daemon, Flow::open(lab, &listener)?)?;
+    ip(&lab.lb, &["link set to-backend down"])?;
+    lab.backend.unplug()?;
+    rerouted(lab, &daemon)?;
+    goes_on(lab, &daemon, flow)
+}
+
+/// A client that is reached over either of two links.
+fn to_the_client_moves(lab: &Lab) -> Result<()> {
+    let link = format!("link add to-client2 type veth peer name to-lb2 netns {}", lab.client);
+    ip(
+        &lab.lb,
+        &[
+            &link,
+            "addr add 10.0.6.1/24 dev to-client2",
+            "link set to-client2 up",
+            "addr add 10.98.1.1/32 dev lo",
+            "route add 10.98.0.1/32 via 10.0.1.2 metric 10",
+            "route add 10.98.0.1/32 via 10.0.6.2 metric 20",
+        ],
+    )?;
+    ip(
+        &lab.client,
+        &[
+            "addr add 10.0.6.2/24 dev to-lb2",
+            "link set to-lb2 up",
+            "addr add 10.98.0.1/32 dev lo",
+            "route add 10.98.1.1/32 via 10.0.1.1 src 10.98.0.1 metric 10",
+            "route add 10.98.1.1/32 via 10.0.6.1 src 10.98.0.1 metric 20",
+        ],
+    )?;
+    for (netns, devices) in [(&lab.lb, ["to-client", "to-client2"]), (&lab.client, ["to-lb", "to-lb2"])] {
+        for device in devices.into_iter().chain(["all"]) {
+            netns.sysctl(&format!("net/ipv4/conf/{device}/rp_filter"), "0")?;
+        }
+    }
+    let (daemon, listener) = flow::start(lab, "")?;
+    let client = lab.client.enter(|| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        let front: SocketAddr = "10.98.1.1:8443".parse()?;
+        socket.connect_timeout(&front.into(), wait::DEADLINE)?;
+        Ok(TcpStream::from(socket))
+    })?;
+    client.set_read_timeout(Some(wait::DEADLINE))?;
+    let flow = carried(lab, &daemon, Flow::begin(client, &listener)?)?;
+    ip(&lab.lb, &["route del 10.98.0.1/32 via 10.0.1.2 metric 10"])?;
+    ip(&lab.client, &["route del 10.98.1.1/32 via 10.0.1.1 metric 10"])?;
+    rerouted(lab, &daemon)?;
+    goes_on(lab, &daemon, flow)
+}
+
+/// The same name and addresses, another index; for a moment there is no link at all.
+fn a_device_is_made_anew(lab: &Lab) -> Result<()> {
+    let (daemon, listener) = flow::start(lab, "")?;
+    let mut flow = carried(lab, &daemon, Flow::open(lab, &listener)?)?;
+    ip(&lab.lb, &["link del to-backend"])?;
+    flow.client.write_all(b"question")?;
+    let link = format!("link add to-backend type veth peer name to-lb netns {}", lab.backend);
+    ip(&lab.lb, &[&link, "addr add 10.0.2.1/24 dev to-backend", "link set to-backend up"])?;
+    ip(&lab.backend, &["addr add 10.0.2.2/24 dev to-lb", "link set to-lb up"])?;
+    ensure!(tcp::read_exact(&mut flow.backend, 8)? == b"question");
+    flow.backend.write_all(b"answer")?;
+    ensure!(tcp::read_exact(&mut flow.client, 6)? == b"answer");
+    rerouted(lab, &daemon)?;
+    goes_on(lab, &daemon, flow)
+}
+
+/// Nobody is told: the balancer's kernel finds out when it hears nothing from the old one.
+fn a_gateway_changes(lab: &Lab) -> Result<()> {
+    for (parameter, value) in
+        [("base_reachable_time_ms", "500"), ("delay_first_probe_time", "1"), ("retrans_time_ms", "100")]
+    {
+        lab.lb.sysctl(&format!("net/ipv4/neigh/to-backend/{parameter}"), value)?;
+    }
+    let (daemon, listener) = flow::start(lab, "")?;
+    let flow = carried(lab, &daemon, Flow::open(lab, &listener)?)?;
+    ip(&lab.backend, &["link set to-lb address 02:00:00:00:77:77"])?;
+    goes_on(lab, &daemon, flow)
+}
+
+fn one_of_two_uplinks_goes(lab: &Lab) -> Result<()> {
+    const FLOWS: usize = 8;
+    second_link(lab)?;
+    let Uplinks { service, source, .. } = V4;
+    ip(&lab.backend, &[&format!("addr add {service}/32 dev lo")])?;
+    ip(&lab.lb, &[&format!("addr add {source}/32 dev lo")])?;
+    let paths = |netns: &Netns, to: &str, gateways: [&str; 2], more: &str| {
+        netns.sysctl("net/ipv4/fib_multipath_hash_policy", "1")?;
+        let [one, other] = gateways;
+        ip(netns, &[&format!("route add {to}/32{more} nexthop via {one} nexthop via {other}")])
+    };
+    paths(&lab.lb, service, V4.gateways, &format!(" src {source}"))?;
+    paths(&lab.backend, source, V4.ours, "")?;
+    let (daemon, listener) = V4.start(lab)?;
+    let flows = (0..FLOWS).map(|_| Flow::open(lab, &listener)).collect::<Result<Vec<_>>>()?;
+    let mut flows = all_carried(lab, &daemon, flows)?;
+    ip(&lab.lb, &["link set to-backend2 down"])?;
+    ip(&lab.backend, &["link set to-lb2 down"])?;
+    for _ in 0..3 {
+        for flow in &mut flows {
+            flow.exchange()?;
+        }
+    }
+    let active = daemon.metrics()?.sum("snisplice_connections_active", &[]);
+    ensure!(usize::try_from(active)? == FLOWS, "{active} are left");
+    // With so many ports, both uplinks are in use but once in a hundred.
+    Ok(())
+}
+
+/// As when another host is the master for a moment, and says nothing.
+fn an_address_moves(lab: &Lab) -> Result<()> {
+    const OURS: &str = "addr add 10.0.1.1/24 dev to-client";
+    let (daemon, listener) = flow::start(lab, "")?;
+    let mut flow = carried(lab, &daemon, Flow::open(lab, &listener)?)?;
+    for _ in 0..3 {
+        ip(&lab.lb, &["addr del 10.0.1.1/24 dev to-client"])?;
+        flow.client.write_all(b"question")?;
+        ip(&lab.lb, &[OURS])?;
+        ensure!(tcp::read_exact(&mut flow.backend, 8)? == b"question");
+        flow.backend.write_all(b"answer")?;
+        ensure!(tcp::read_exact(&mut flow.client, 6)? == b"answer");
+    }
+    goes_on(lab, &daemon, flow)
+}

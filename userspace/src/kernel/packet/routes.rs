@@ -1,0 +1,390 @@
+//! Flows follow the routing: a thread that hears of changed links, addresses, rules and routes, has the programs on every
+//! device that routes may lead to, and looks again where the packets of each flow leave this host.
+//!
+//! What it finds it notes ([`Lead`]) and wakes the flow's task, which alone writes the flow's rules. The kernel keeps the next
+//! hop's hardware address up to date by itself (`bpf_redirect_neigh`), so that neighbours are no matter of this thread.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    os::fd::{AsFd as _, OwnedFd},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use aya::maps::{Array, Map, MapData, MapError};
+use rustix::{
+    event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll},
+    io::{Errno, retry_on_intr, write},
+};
+use snisplice_common::packet::flow::{Rules, is_carried};
+use tokio::sync::Notify;
+
+use super::{AttachError, LOOK, Programs};
+use crate::{
+    datapath::packet::leg,
+    kernel::signals::Token,
+    net::rtnetlink::{Asker, Changes, Hop},
+};
+
+/// Between one look at all flows and the next, at least: a routing daemon that reconverges changes thousands of routes one by
+/// one, and the first of them may be all that matters.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// And so many times as long as the look took, so that a network that never rests takes a fifth of a processor at most.
+const SHARE: u32 = 4;
+
+/// When it is tried again after the kernel did not answer.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Where the packets that a way sends on should leave this host, as the routing is now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lead {
+    /// As the flow's rules have had it from the beginning.
+    Unchanged,
+    /// By the device with this index, which has the programs.
+    Device(u32),
+    /// Where no program can send it: by a device without Ethernet headers, or to this very host.
+    Beyond,
+}
+
+impl Lead {
+    /// No device has that index.
+    const BEYOND: u32 = u32::MAX;
+
+    fn pack(self) -> u32 {
+        match self {
+            Self::Unchanged => 0,
+            Self::Device(device) => device,
+            Self::Beyond => Self::BEYOND,
+        }
+    }
+
+    fn unpack(packed: u32) -> Self {
+        match packed {
+            0 => Self::Unchanged,
+            Self::BEYOND => Self::Beyond,
+            device => Self::Device(device),
+        }
+    }
+}
+
+/// What the thread and the workers share.
+#[derive(Debug)]
+pub(super) struct Routes {
+    /// By place: up in the lower half, down in the upper one.
+    leads: Box<[AtomicU64]>,
+    /// Places that are to be looked at although nothing has changed since.
+    asked: Mutex<Vec<u32>>,
+    /// When something changed last: milliseconds since `began`, and one.
+    changed: AtomicU64,
+    began: Instant,
+    /// Changes, bursts counted once.
+    looks: AtomicU64,
+    /// Ways of flows that were led over another device.
+    moved: AtomicU64,
+    /// Whether the thread runs.
+    watching: AtomicBool,
+    /// Wakes it.
+    bell: OwnedFd,
+    /// For flows without a task of their own.
+    found: Notify,
+}
+
+impl Routes {
+    pub(super) fn new(flows: u32) -> io::Result<Self> {
+        Ok(Self {
+            leads: (0..flows).map(|_| AtomicU64::new(0)).collect(),
+            asked: Mutex::default(),
+            changed: AtomicU64::new(0),
+            began: Instant::now(),
+            looks: AtomicU64::new(0),
+            moved: AtomicU64::new(0),
+            watching: AtomicBool::new(false),
+            bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            found: Notify::new(),
+        })
+    }
+
+    fn note(&self, flow: u32, leads: [Lead; 2]) {
+        let [up, down] = leads.map(|lead| u64::from(lead.pack()));
+        if let Some(place) = self.leads.get(flow as usize) {
+            place.store(up | (down << 32), Relaxed);
+        }
+    }
+
+    fn ring(&self) {
+        // It is full only if nobody listens.
+        let _ = write(&self.bell, &1_u64.to_ne_bytes());
+    }
+}
+
+/// The thread, for as long as this lives.
+#[derive(Debug)]
+pub(super) struct Watcher {
+    routes: Arc<Routes>,
+    thread: Option<JoinHandle<()>>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.stop.store(true, Relaxed);
+        self.routes.ring();
+        if let Some(thread) = self.thread.take()
+            // The thread itself may be the last to let go.
+            && thread.thread().id() != thread::current().id()
+        {
+            // It ends in the ordinary way or has panicked, which was reported then.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Programs {
+    /// Has flows follow the routing from now on. To be called once, when the devices of an earlier process are taken
+    /// ([`Programs::take_devices`]), in the network namespace that is served.
+    pub fn follow_routes(self: &Arc<Self>) -> io::Result<()> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut thread = Thread {
+            programs: Arc::downgrade(self),
+            routes: self.routes.clone(),
+            rules: Array::try_from(Map::Array(MapData::from_fd(self.rules()?).map_err(io::Error::other)?))
+                .map_err(io::Error::other)?,
+            asker: Asker::new()?,
+            changes: Changes::new()?,
+            stop: stop.clone(),
+        };
+        // What is there already has the programs before anything is carried.
+        thread.attach(self)?;
+        self.routes.watching.store(true, Relaxed);
+        let routes = self.routes.clone();
+        let thread = thread::Builder::new().name("routes".to_owned()).spawn(move || thread.run())?;
+        let _ = self.watcher.set(Watcher { routes, thread: Some(thread), stop });
+        Ok(())
+    }
+
+    /// Where the ways of a flow lead now.
+    #[must_use]
+    pub fn leads(&self, flow: u32) -> [Lead; 2] {
+        let packed = self.routes.leads.get(flow as usize).map_or(0, |place| place.load(Relaxed));
+        #[expect(clippy::cast_possible_truncation, reason = "each half is a lead")]
+        let halves = [packed as u32, (packed >> 32) as u32];
+        halves.map(Lead::unpack)
+    }
+
+    /// Forgets where the ways of a flow led that had this place before.
+    pub fn forget_leads(&self, flow: u32) {
+        self.routes.note(flow, [Lead::Unchanged; 2]);
+    }
+
+    /// Has the thread look where a flow leads that has just begun, if the routing has changed within `age`: its sockets may
+    /// have kept a route since then.
+    pub fn look_where_it_leads(&self, flow: u32, age: Duration) {
+        let changed = Duration::from_millis(self.routes.changed.load(Relaxed));
+        if changed.is_zero() || self.routes.began.elapsed() > changed + age {
+            return;
+        }
+        self.routes.asked.lock().unwrap_or_else(PoisonError::into_inner).push(flow);
+        self.routes.ring();
+    }
+
+    /// Counts ways that go on over another device.
+    pub fn count_moved(&self, ways: u64) {
+        self.routes.moved.fetch_add(ways, Relaxed);
+    }
+
+    /// Ways of flows that were led over another device.
+    #[must_use]
+    pub fn moved(&self) -> u64 {
+        self.routes.moved.load(Relaxed)
+    }
+
+    /// How often the routing has changed, bursts counted once.
+    #[must_use]
+    pub fn route_changes(&self) -> u64 {
+        self.routes.looks.load(Relaxed)
+    }
+
+    /// Resolves when flows may lead elsewhere.
+    pub async fn leads_changed(&self) {
+        self.routes.found.notified().await;
+    }
+}
+
+struct Thread {
+    programs: Weak<Programs>,
+    routes: Arc<Routes>,
+    rules: Array<MapData, Rules>,
+    asker: Asker,
+    changes: Changes,
+    stop: Arc<AtomicBool>,
+}
+
+impl Thread {
+    fn run(&mut self) {
+        // When all flows may be looked at again, while there is a reason to.
+        let mut quiet_until = Instant::now();
+        // Flows of an earlier process are looked at without one.
+        let mut due = Some(quiet_until);
+        while !self.stop.load(Relaxed) {
+            self.wait(due.map(|due| due.saturating_duration_since(Instant::now())));
+            if self.stop.load(Relaxed) {
+                return;
+            }
+            match self.changes.take() {
+                Ok(true) => {
+                    let now = u64::try_from(self.routes.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+                    self.routes.changed.store(now.saturating_add(1), Relaxed);
+                    if due.is_none() {
+                        self.routes.looks.fetch_add(1, Relaxed);
+                    }
+                    due.get_or_insert(quiet_until);
+                }
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "changes of routes are not heard of any more");
+                    return;
+                }
+            }
+            let asked =
+                std::mem::take(&mut *self.routes.asked.lock().unwrap_or_else(PoisonError::into_inner));
+            let Some(programs) = self.programs.upgrade() else { return };
+            if due.is_some_and(|due| due <= Instant::now()) {
+                let started = Instant::now();
+                let looked = self.look(&programs);
+                let took = started.elapsed();
+                quiet_until = Instant::now() + (took * SHARE).max(PAUSE);
+                due = None;
+                if let Err(error) = looked {
+                    tracing::warn!(%error, "cannot ask where flows lead, trying again");
+                    due = Some(Instant::now() + AGAIN);
+                }
+            } else if let Err(error) = asked.into_iter().try_for_each(|flow| self.look_at(&programs, flow)) {
+                tracing::debug!(%error, "cannot ask where a flow leads");
+                due.get_or_insert(quiet_until);
+            }
+        }
+    }
+
+    /// Waits for a change, for the bell, or for so long.
+    fn wait(&self, limit: Option<Duration>) {
+        let limit = limit.map(|limit| Timespec {
+            tv_sec: limit.as_secs().try_into().unwrap_or(i64::MAX),
+            tv_nsec: limit.subsec_nanos().into(),
+        });
+        let mut fds = [
+            PollFd::from_borrowed_fd(self.changes.as_fd(), PollFlags::IN),
+            PollFd::new(&self.routes.bell, PollFlags::IN),
+        ];
+        if let Err(Errno::NOMEM) = retry_on_intr(|| poll(&mut fds, limit.as_ref())) {
+            thread::yield_now();
+        }
+        let _ = rustix::io::read(&self.routes.bell, &mut [0_u8; 8]);
+    }
+
+    /// Looks at all devices and flows.
+    fn look(&mut self, programs: &Arc<Programs>) -> io::Result<()> {
+        self.attach(programs)?;
+        for flow in 0..programs.highest() {
+            self.look_at(programs, flow)?;
+        }
+        self.routes.found.notify_one();
+        Ok(())
+    }
+
+    /// Has the programs on all devices that routes may lead to.
+    fn attach(&mut self, programs: &Programs) -> io::Result<()> {
+        let devices = self.asker.devices()?;
+        let present: BTreeSet<u32> = devices.iter().map(|device| device.index).collect();
+        programs.forget_devices(&present);
+        for device in devices.iter().filter(|device| device.is_candidate()) {
+            has_programs(programs, device.index);
+        }
+        Ok(())
+    }
+
+    /// Notes where the ways of a flow lead, if that is elsewhere, and wakes who is to know.
+    fn look_at(&mut self, programs: &Programs, flow: u32) -> io::Result<()> {
+        let rules = match self.rules.get(&flow, 0) {
+            Ok(rules) if is_carried(rules.mode) => rules,
+            Ok(_) => return Ok(()),
+            Err(MapError::SyscallError(error)) => return Err(error.io_error),
+            Err(error) => return Err(io::Error::other(error)),
+        };
+        // Always by name: the task may be about to follow what was found before.
+        let noted = programs.leads(flow);
+        let mut leads = noted;
+        let mut differs = false;
+        for (lead, way) in leads.iter_mut().zip(&rules.ways) {
+            let (local, remote) = leg::ends(&leg::of_receiver(way));
+            *lead = match self.asker.hop(local, remote, way.device)? {
+                Hop::Device(device) if device == way.device || has_programs(programs, device) => {
+                    Lead::Device(device)
+                }
+                Hop::Device(_) | Hop::Local => Lead::Beyond,
+                // There may be a route again in a moment. Until then nobody could send anything.
+                Hop::None => continue,
+            };
+            differs |= *lead != Lead::Device(way.device);
+        }
+        if leads == noted || (noted == [Lead::Unchanged; 2] && !differs) {
+            return Ok(());
+        }
+        self.routes.note(flow, leads);
+        programs.listener.raise(Token::unpack(rules.token));
+        Ok(())
+    }
+}
+
+/// Whether the programs are on a device, where they are put if that was not tried before.
+fn has_programs(programs: &Programs, device: u32) -> bool {
+    if let Some(attached) = programs.is_attached(device) {
+        return attached;
+    }
+    // The process that takes over sees to it.
+    if programs.is_frozen() {
+        return true;
+    }
+    match programs.attach(device) {
+        Ok(()) => true,
+        Err(error @ AttachError::NotEthernet) => {
+            tracing::debug!(device, %error, "connections over this device are relayed");
+            false
+        }
+        Err(error) => {
+            tracing::warn!(device, %error, "connections over this device are relayed");
+            false
+        }
+    }
+}
+
+impl super::Listener {
+    /// Has a flow be looked at.
+    fn raise(&self, token: Token) {
+        let workers = self.workers.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(signals) = workers.get(token.worker.into()) {
+            signals.raise(token.slot, LOOK);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lead_is_kept_as_it_is() {
+        for lead in [Lead::Unchanged, Lead::Device(7), Lead::Device(i32::MAX.cast_unsigned()), Lead::Beyond] {
+            assert_eq!(Lead::unpack(lead.pack()), lead);
+        }
+        let routes = Routes::new(2).unwrap();
+        routes.note(1, [Lead::Device(3), Lead::Beyond]);
+        assert_eq!(routes.leads[0].load(Relaxed), 0);
+        assert_eq!(routes.leads[1].load(Relaxed), 3 | (u64::from(u32::MAX) << 32));
+    }
+}

@@ -1,0 +1,3 @@
+//! What the daemon asks the kernel about the network around it.
+
+pub mod rtnetlink;
