@@ -121,8 +121,7 @@ impl<'lab> Daemon<'lab> {
     ) -> Result<Self> {
         let mut daemon = Self::spawn(lab, options, "snisplice")?;
         meanwhile(&daemon.process)?;
-        let probe = daemon.lab;
-        daemon.process.wait_ready(|| get(probe, "/ready").is_ok_and(|(status, _)| status == 200))?;
+        daemon.wait_settled()?;
         // A test of one datapath that runs on another would prove nothing.
         let expected = options.datapath.unwrap_or(lab.datapath.label());
         let serves = daemon.serves_with(expected)?;
@@ -162,6 +161,19 @@ impl<'lab> Daemon<'lab> {
         }
         let process = Process::start(&lab.lb, lab.dir(), name, &mut command)?;
         Ok(Self { lab, process })
+    }
+
+    /// Waits until it serves. It may not know yet what the kernel can do.
+    pub fn wait_ready(&mut self) -> Result<()> {
+        let lab = self.lab;
+        self.process.wait_ready(|| get(lab, "/ready").is_ok_and(|(status, _)| status == 200))
+    }
+
+    /// Waits until it serves and knows what the kernel can do.
+    pub fn wait_settled(&mut self) -> Result<()> {
+        let lab = self.lab;
+        let settled = |(status, state): (u16, String)| status == 200 && !state.contains("probing");
+        self.process.wait_ready(|| get(lab, "/ready").is_ok_and(settled))
     }
 
     /// One scrape of `/metrics`.

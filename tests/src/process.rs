@@ -89,6 +89,20 @@ impl Process {
         })
     }
 
+    /// The child process that runs the subcommand `name`, if there is one.
+    pub fn child(&self, name: &str) -> Result<Option<Pid>> {
+        let pid = self.child.id();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
+        for child in children.split_whitespace() {
+            // One that has just ended has no command line.
+            let command = fs::read(format!("/proc/{child}/cmdline")).unwrap_or_default();
+            if command.split(|byte| *byte == 0).nth(1) == Some(name.as_bytes()) {
+                return Ok(Some(Pid::from_raw(child.parse()?)));
+            }
+        }
+        Ok(None)
+    }
+
     /// Descriptors that the process has open.
     pub fn descriptors(&self) -> Result<usize> {
         Ok(fs::read_dir(format!("/proc/{}/fd", self.child.id()))?.count())

@@ -39,6 +39,8 @@ pub struct Admin {
     pub metrics: Arc<Metrics>,
     /// Whether new connections are welcome: true from the last bind to the first SIGTERM.
     pub ready: AtomicBool,
+    /// Whether connections are relayed because it is not known yet what the kernel can do.
+    pub probing: AtomicBool,
     allow_close: bool,
     asked: OnceLock<Askable>,
 }
@@ -87,7 +89,13 @@ impl Admin {
     /// Not ready yet.
     #[must_use]
     pub fn new(metrics: Arc<Metrics>, allow_close: bool) -> Self {
-        Self { metrics, ready: AtomicBool::new(false), allow_close, asked: OnceLock::new() }
+        Self {
+            metrics,
+            ready: AtomicBool::new(false),
+            probing: AtomicBool::new(false),
+            allow_close,
+            asked: OnceLock::new(),
+        }
     }
 
     /// From now on these are asked for their connections.
@@ -142,7 +150,8 @@ impl Admin {
 
     fn ready(&self) -> Response<Full<Bytes>> {
         if self.ready.load(Relaxed) {
-            text(StatusCode::OK, "ready\n".into())
+            let state = if self.probing.load(Relaxed) { "ready, probing the kernel\n" } else { "ready\n" };
+            text(StatusCode::OK, state.into())
         } else {
             text(StatusCode::SERVICE_UNAVAILABLE, "not accepting connections\n".into())
         }

@@ -26,8 +26,11 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     admin::{Admin, Askable},
     cli::Run,
-    datapath::{Factory, places, wants_same_host},
-    kernel::packet::Programs,
+    datapath::{self, Factory, InKernel, Needs, places, wants_same_host},
+    kernel::{
+        packet::{Pins, Programs},
+        probe::answers::Answers,
+    },
     listener::{self, Bound},
     memory,
     metrics::Metrics,
@@ -40,9 +43,13 @@ use crate::{
     worker::{self, Order, Shared},
 };
 
-use self::succession::Endpoint;
+use self::{
+    succession::Endpoint,
+    trial::{Event, Trial},
+};
 
 mod succession;
+mod trial;
 
 /// A running balancer.
 pub struct App {
@@ -57,6 +64,9 @@ pub struct App {
     /// The workers' sockets once more, for who takes over.
     sockets: BTreeMap<SocketAddr, Vec<StdListener>>,
     visits: mpsc::UnboundedReceiver<Visit>,
+    /// What the experiments that are under way lead to.
+    trial: mpsc::UnboundedReceiver<Event>,
+    needs: Needs,
     resolving: JoinHandle<()>,
     /// What carries packets.
     programs: Option<Arc<Programs>>,
@@ -94,7 +104,10 @@ impl App {
 
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
         let guard = runtime.enter();
-        let mut metrics = Metrics::new();
+        let needs = Needs::of(&model);
+        // First of all, since it takes longest, and with every privilege that there is.
+        let mut trial = Trial::begin(&needs);
+        let metrics = Arc::new(Metrics::new());
         let own_name = options.takeover_name.as_deref();
         let mut heir = if options.takeover { Heir::find(own_name)? } else { None };
         let pins = match &mut heir {
@@ -102,13 +115,15 @@ impl App {
             _ => None,
         };
         let jointly = pins.is_some();
-        let datapath = Factory::choose(&model, &mut metrics, pins)?;
-        memory::give_back();
-        let metrics = Arc::new(metrics);
+        let datapath = choose(&model, &needs, trial.as_mut(), pins)?;
+        let in_kernel = datapath.in_kernel();
+        if let Some(found) = &in_kernel {
+            datapath::show(&needs, found, &metrics);
+        }
         metrics.serves_with(datapath.label());
         metrics.config_generation.set(1);
 
-        let programs = datapath.programs().cloned();
+        let programs = datapath.programs();
         let jointly = jointly && programs.as_ref().is_some_and(|programs| programs.survives());
         let count = workers(&model);
         // Before anything is bound: their ports are in use. Those of a process that lives stay with it for now.
@@ -120,13 +135,7 @@ impl App {
         runtime.block_on(resolve::resolve(&live));
         let resolving = runtime.spawn(resolve::keep_resolving(live.clone()));
 
-        let mut bound = Vec::new();
-        for (address, front) in listener::wanted(&live.model) {
-            bound.push(match heir.as_mut().and_then(|heir| heir.sockets(address)) {
-                Some(sockets) => listener::complete(&front, address, sockets, count)?,
-                None => listener::bind(&front, address, count)?,
-            });
-        }
+        let bound = bind(&live.model, heir.as_mut(), count)?;
         let admin = Arc::new(Admin::new(metrics.clone(), allow_close));
         let mut endpoint = None;
         if let Some(address) = admin_address {
@@ -171,6 +180,8 @@ impl App {
             listening: BTreeMap::new(),
             sockets: BTreeMap::new(),
             visits: mpsc::unbounded_channel().1,
+            trial: mpsc::unbounded_channel().1,
+            needs,
             resolving,
             programs,
             orphans: None,
@@ -178,6 +189,7 @@ impl App {
         for bound in bound {
             app.listen(bound)?;
         }
+        app.watch_trial(trial, in_kernel.is_some());
         app.admin.ready.store(true, Relaxed);
         let (door, flows) = app.succeed(heir, jointly)?;
         app.orphans = orphans.map(|orphans| {
@@ -200,11 +212,13 @@ impl App {
                 tokio::select! {
                     asked = signals.next() => asked,
                     Some(visit) = self.visits.recv() => Asked::Takeover(visit),
+                    Some(event) = self.trial.recv() => Asked::Heed(event),
                 }
             };
             match self.runtime.block_on(asked) {
                 Asked::Reload => self.reload(),
                 Asked::Stop => break false,
+                Asked::Heed(event) => self.heed(event),
                 Asked::Takeover(visit) => {
                     if self.receive(visit) {
                         break true;
@@ -214,6 +228,7 @@ impl App {
         };
         // Whoever asks from now on is told so.
         self.visits.close();
+        self.trial.close();
         self.sockets.clear();
         self.admin.ready.store(false, Relaxed);
         let patience = self.current.load().model.timeouts.drain;
@@ -251,6 +266,47 @@ impl App {
         let moved = |direction| self.metrics.total("bytes", &format!("direction=\"{direction}\""));
         tracing::info!(bytes_up = moved("up"), bytes_down = moved("down"), "stopped");
         Ok(())
+    }
+
+    /// Does what the experiments lead to.
+    fn heed(&mut self, event: Event) {
+        match event {
+            Event::Found { found, remembered } => {
+                let datapath = if found.is_empty() { "relay" } else { "adaptive" };
+                let InKernel { programs, kernel } = &found;
+                tracing::info!(
+                    packets = programs.is_some(),
+                    sockets = kernel.is_some(),
+                    remembered,
+                    "it is known what this kernel can do"
+                );
+                self.metrics.serves_with(datapath);
+                datapath::show(&self.needs, &found, &self.metrics);
+                self.programs.clone_from(programs);
+                self.order_all(|| Order::Gain(found.clone()));
+                self.is_probing(false);
+            }
+            Event::Lost => {
+                tracing::warn!("no further connection moves into the kernel until the next start");
+                self.order_all(|| Order::Withdraw);
+            }
+        }
+    }
+
+    /// Serves while the experiments go on.
+    fn watch_trial(&mut self, trial: Option<Trial>, is_loaded: bool) {
+        if !is_loaded {
+            self.is_probing(true);
+            tracing::info!("serving; connections are relayed until it is known what this kernel can do");
+        }
+        if let Some(trial) = trial {
+            self.trial = trial.go_on(is_loaded);
+        }
+    }
+
+    fn is_probing(&self, probing: bool) {
+        self.metrics.is_probing(probing);
+        self.admin.probing.store(probing, Relaxed);
     }
 
     fn listen(&mut self, bound: Bound) -> anyhow::Result<()> {
@@ -333,6 +389,34 @@ impl App {
         }
         Ok(generation)
     }
+}
+
+/// Decides what moves bytes, at once where the configuration allows it.
+fn choose(
+    model: &Model,
+    needs: &Needs,
+    trial: Option<&mut Trial>,
+    pins: Option<Pins>,
+) -> anyhow::Result<Factory> {
+    let datapath = match trial {
+        Some(_) if needs.can_wait() => Factory::undecided(model),
+        Some(trial) => Factory::choose(model, &trial.answers(), pins)?,
+        None => Factory::choose(model, &Answers::default(), pins)?,
+    };
+    memory::give_back();
+    Ok(datapath)
+}
+
+/// Has all listening sockets, those of a process that is taken over from among them.
+fn bind(model: &Model, mut heir: Option<&mut Heir>, workers: usize) -> anyhow::Result<Vec<Bound>> {
+    let mut bound = Vec::new();
+    for (address, front) in listener::wanted(model) {
+        bound.push(match heir.as_mut().and_then(|heir| heir.sockets(address)) {
+            Some(sockets) => listener::complete(&front, address, sockets, workers)?,
+            None => listener::bind(&front, address, workers)?,
+        });
+    }
+    Ok(bound)
 }
 
 /// Everything the configuration's author should know, as text.
@@ -439,6 +523,7 @@ enum Asked {
     Reload,
     Stop,
     Takeover(Visit),
+    Heed(Event),
 }
 
 struct Signals {

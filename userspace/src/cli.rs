@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use snisplice_config::{Label, Listen, Resolve, model::DatapathKind};
 
-use crate::{account::Carrier, connections::MOST};
+use crate::{account::Carrier, connections::MOST, kernel::probe::answers::Questions};
 
 /// TLS passthrough load balancer whose bytes move inside the kernel.
 #[derive(Debug, Parser)]
@@ -25,8 +25,8 @@ pub enum Command {
     Check(Check),
     /// Tell which listener, rule and endpoints a server name leads to, and why
     Explain(Explain),
-    /// Tell what this kernel can do, each probe with its result and remedy
-    Probe,
+    /// Tell what this kernel can do, each probe with its result and remedy; exit 0 if it can move bytes, or else 1
+    Probe(Probe),
     /// List the open connections of a running balancer
     Connections(Connections),
     /// End connections of a running balancer; both peers see a reset
@@ -105,6 +105,45 @@ pub struct Explain {
     /// Only listeners on this port
     #[arg(long)]
     pub port: Option<u16>,
+}
+
+/// `snisplice probe`.
+#[derive(Debug, Clone, Args)]
+pub struct Probe {
+    /// What to try out; everything unless given
+    #[arg(value_enum, value_name = "WHAT")]
+    pub what: Vec<Feature>,
+    /// Print one JSON object: for each of `sockmap`, `packet` and `same_host` whether it `passed`, the `text` for people,
+    /// and what is `untried`
+    #[arg(long)]
+    pub json: bool,
+    /// End when the process that started this one ends
+    #[arg(long, hide = true)]
+    pub with_parent: bool,
+}
+
+/// What can be tried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Feature {
+    /// Redirecting bytes between sockets
+    Sockmap,
+    /// Carrying packets
+    Packet,
+    /// The short cut for backends on this host
+    SameHost,
+}
+
+impl Probe {
+    /// What has to be answered.
+    #[must_use]
+    pub fn questions(&self) -> Questions {
+        let asked = |feature| self.what.is_empty() || self.what.contains(&feature);
+        Questions {
+            sockmap: asked(Feature::Sockmap),
+            packet: asked(Feature::Packet),
+            same_host: asked(Feature::SameHost),
+        }
+    }
 }
 
 /// Where a running balancer is asked.

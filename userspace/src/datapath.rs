@@ -21,11 +21,11 @@ use crate::{
     kernel::{
         self, Kernel,
         packet::{Pins, Programs},
-        probe::{self, ProbeResult, packet::Trial},
+        probe::answers::{Answers, Questions},
         same_host,
     },
     liveness::Liveness,
-    metrics::{Metrics, kernel::KernelCounters, packet::PacketCounters, same_host::SameHostCounters},
+    metrics::Metrics,
 };
 
 pub mod adaptive;
@@ -63,6 +63,32 @@ pub trait Datapath {
     /// kernel has moved since it last asked.
     fn moved(&self, account: &Account) -> (u64, u64) {
         account.bytes()
+    }
+
+    /// Uses this of the kernel from now on, also for connections that are open. Does nothing where what the kernel can do
+    /// was known when the datapath was built. To be called on the worker's thread, inside its runtime.
+    fn gain(&self, _found: &InKernel) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Moves no further connection into the kernel.
+    fn withdraw(&self) {}
+}
+
+/// What this process has in the kernel to move bytes with.
+#[derive(Debug, Clone, Default)]
+pub struct InKernel {
+    /// What carries packets.
+    pub programs: Option<Arc<Programs>>,
+    /// What redirects between sockets.
+    pub kernel: Option<Arc<Kernel>>,
+}
+
+impl InKernel {
+    /// Whether there is nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.programs.is_none() && self.kernel.is_none()
     }
 }
 
@@ -181,7 +207,7 @@ fn failure(error: &io::Error) -> Failure {
     }
 }
 
-/// A datapath that was chosen and whose process-wide part exists; every worker builds its own instance from it.
+/// A datapath that was chosen; every worker builds its own instance from it.
 #[derive(Debug, Clone)]
 pub struct Factory {
     idle: Duration,
@@ -193,57 +219,59 @@ pub struct Factory {
 enum Chosen {
     Relay,
     Sockmap(Arc<Kernel>),
-    /// Copied first, until this is reached. One of the two is there.
-    Adaptive(Option<Arc<Programs>>, Option<Arc<Kernel>>, Handover),
+    /// Copied first, until this is reached. What is in the kernel may come later ([`Datapath::gain`]).
+    Adaptive(Option<InKernel>, Handover),
     Packet(Arc<Programs>),
 }
 
 impl Factory {
     /// Decides what serves, by what the operator asked for and what this kernel can do.
     ///
-    /// `auto` tries the kernel out first and relays where anything is amiss; `sockmap` and `packet` refuse to start
-    /// there.
+    /// `auto` relays where anything is amiss; `sockmap` and `packet` refuse to start there.
     ///
     /// With `pins`, those of a process that is taken over from, flows share its maps.
-    pub fn choose(model: &Model, metrics: &mut Metrics, pins: Option<Pins>) -> anyhow::Result<Self> {
+    pub fn choose(model: &Model, answers: &Answers, pins: Option<Pins>) -> anyhow::Result<Self> {
+        let needs = Needs::of(model);
         let chosen = match model.datapath {
             DatapathKind::Relay => Chosen::Relay,
             DatapathKind::Sockmap => {
-                Chosen::Sockmap(sockmap_of(model).context("datapath sockmap cannot serve here")?)
+                Chosen::Sockmap(sockmap_of(&needs, answers).context("datapath sockmap cannot serve here")?)
             }
             DatapathKind::Packet => {
-                let packet = packet_of(model, Trial::begin(), pins);
+                let packet = packet_of(&needs, answers, pins);
                 Chosen::Packet(packet.context("datapath packet cannot serve here")?)
             }
-            DatapathKind::Auto => adaptive_of(model, pins),
+            DatapathKind::Auto => Chosen::Adaptive(Some(load(&needs, answers, pins)), model.handover),
         };
-        let (programs, kernel) = match &chosen {
-            Chosen::Relay => (None, None),
-            Chosen::Sockmap(kernel) => (None, Some(kernel)),
-            Chosen::Packet(programs) => (Some(programs), None),
-            Chosen::Adaptive(programs, kernel, _) => (programs.as_ref(), kernel.as_ref()),
-        };
-        if !programs.is_some_and(|programs| programs.survives()) {
+        let factory = Self { idle: model.timeouts.idle, chosen };
+        if !factory.programs().is_some_and(|programs| programs.survives()) {
             Pins::discard();
         }
-        note_same_host(model, kernel, metrics);
-        if let Some(kernel) = kernel {
-            metrics.add(Box::new(KernelCounters(kernel.clone())));
+        Ok(factory)
+    }
+
+    /// Serves by copying until it is known what this kernel can do.
+    #[must_use]
+    pub fn undecided(model: &Model) -> Self {
+        Pins::discard();
+        Self { idle: model.timeouts.idle, chosen: Chosen::Adaptive(None, model.handover) }
+    }
+
+    /// What it has in the kernel; `None` while that is not decided.
+    #[must_use]
+    pub fn in_kernel(&self) -> Option<InKernel> {
+        match &self.chosen {
+            Chosen::Relay => Some(InKernel::default()),
+            Chosen::Sockmap(kernel) => Some(InKernel { programs: None, kernel: Some(kernel.clone()) }),
+            Chosen::Packet(programs) => Some(InKernel { programs: Some(programs.clone()), kernel: None }),
+            Chosen::Adaptive(found, _) => found.clone(),
         }
-        if let Some(programs) = programs {
-            metrics.add(Box::new(PacketCounters(programs.clone())));
-        }
-        Ok(Self { idle: model.timeouts.idle, chosen })
     }
 
     /// What carries packets, if anything does.
     #[must_use]
-    pub fn programs(&self) -> Option<&Arc<Programs>> {
-        match &self.chosen {
-            Chosen::Packet(programs) => Some(programs),
-            Chosen::Adaptive(programs, ..) => programs.as_ref(),
-            Chosen::Relay | Chosen::Sockmap(_) => None,
-        }
+    pub fn programs(&self) -> Option<Arc<Programs>> {
+        self.in_kernel()?.programs
     }
 
     /// Flows of an earlier process, to be watched from now on; see [`packet::orphan`]. Those of a process that lives,
@@ -257,16 +285,17 @@ impl Factory {
     ) -> anyhow::Result<Option<Orphans>> {
         let Some(programs) = self.programs().filter(|programs| programs.survives()) else { return Ok(None) };
         let liveness = Liveness::of(&model.timeouts);
-        let orphans = Orphans::take(programs, self.idle, liveness, metrics, alive, workers);
+        let orphans = Orphans::take(&programs, self.idle, liveness, metrics, alive, workers);
         orphans.map(Some).context("cannot take over the flows of an earlier process")
     }
 
     /// Metric label of what was chosen.
     #[must_use]
     pub fn label(&self) -> &'static str {
-        match self.chosen {
+        match &self.chosen {
             Chosen::Relay => "relay",
             Chosen::Sockmap(_) => "sockmap",
+            Chosen::Adaptive(Some(found), _) if found.is_empty() => "relay",
             Chosen::Adaptive(..) => "adaptive",
             Chosen::Packet(_) => "packet",
         }
@@ -275,48 +304,101 @@ impl Factory {
     /// One worker's instance; to be called on the worker's thread, inside its runtime.
     pub fn build(&self) -> io::Result<Rc<dyn Datapath>> {
         let relay = relay::Relay::new(self.idle);
-        let sockmap = |kernel: &Arc<Kernel>| {
-            sockmap::Sockmap::new(kernel.clone(), relay.clone(), sockmap::Settings::new(self.idle))
-        };
-        let packet = |programs: &Arc<Programs>| packet::Packet::new(programs.clone(), self.idle);
         Ok(match &self.chosen {
             Chosen::Relay => Rc::new(relay),
-            Chosen::Sockmap(kernel) => Rc::new(sockmap(kernel)?),
-            Chosen::Adaptive(programs, kernel, rule) => {
-                let packet = programs.as_ref().map(packet).transpose()?;
-                let sockmap = kernel.as_ref().map(sockmap).transpose()?;
-                Rc::new(adaptive::Adaptive::new(&relay, packet, sockmap, *rule))
+            Chosen::Sockmap(kernel) => {
+                Rc::new(sockmap::Sockmap::new(kernel.clone(), relay, sockmap::Settings::new(self.idle))?)
             }
-            Chosen::Packet(programs) => Rc::new(packet(programs)?),
+            Chosen::Adaptive(found, rule) => {
+                let adaptive = adaptive::Adaptive::new(relay, *rule);
+                if let Some(found) = found {
+                    adaptive.gain(found)?;
+                }
+                Rc::new(adaptive)
+            }
+            Chosen::Packet(programs) => Rc::new(packet::Packet::new(programs.clone(), self.idle)?),
         })
     }
 }
 
-/// Whatever of the two this kernel can do, or else the relay.
-fn adaptive_of(model: &Model, pins: Option<Pins>) -> Chosen {
-    // Its experiments are made beside the others.
-    let trial = model.handover.packet.then(Trial::begin);
-    let kernel = sockmap_of(model).inspect_err(|error| tracing::warn!("not redirecting: {error:#}")).ok();
-    let programs = trial.and_then(|trial| {
-        let packet = packet_of(model, trial, pins);
-        packet.inspect_err(|error| tracing::warn!("not carrying packets: {error:#}")).ok()
-    });
-    if programs.is_none() && kernel.is_none() {
-        tracing::warn!("relaying in userspace");
-        return Chosen::Relay;
-    }
-    Chosen::Adaptive(programs, kernel, model.handover)
+/// What a configuration wants of the kernel.
+#[derive(Debug, Clone)]
+pub struct Needs {
+    datapath: DatapathKind,
+    settings: kernel::Settings,
+    /// Places for flows in packets.
+    places: u32,
+    packet: bool,
+    same_host: bool,
+    survive: bool,
 }
 
-/// Loads what carries packets, with room for flows that are over but linger, where the `trial` shows nothing against it.
-fn packet_of(model: &Model, trial: Trial, inherited: Option<Pins>) -> anyhow::Result<Arc<Programs>> {
-    let report = trial.finish();
-    anyhow::ensure!(report.passed(), "this kernel does not do it well enough:\n{}", report.describe_packet());
-    for ProbeResult { name, outcome, .. } in report.untried() {
-        tracing::info!(name, ?outcome, "carrying packets, which could not be tried out");
+impl Needs {
+    /// What `model` wants.
+    #[must_use]
+    pub fn of(model: &Model) -> Self {
+        Self {
+            datapath: model.datapath,
+            settings: kernel::Settings {
+                connections: model.limits.connections,
+                in_flight_bytes: model.limits.in_flight_bytes,
+                total_in_flight_bytes: model.limits.total_in_flight_bytes,
+            },
+            places: places(model),
+            packet: match model.datapath {
+                DatapathKind::Auto => model.handover.packet,
+                other => other == DatapathKind::Packet,
+            },
+            same_host: wants_same_host(model),
+            survive: model.survive,
+        }
     }
-    let pins = if model.survive { inherited.or_else(pins) } else { None };
-    let programs = Programs::load_with(places(model), pins)?;
+
+    /// What has to be known of the kernel for that.
+    #[must_use]
+    pub fn questions(&self) -> Questions {
+        let sockmap = matches!(self.datapath, DatapathKind::Auto | DatapathKind::Sockmap);
+        Questions { sockmap, packet: self.packet, same_host: sockmap && self.same_host }
+    }
+
+    /// Whether the process can serve before the answers are known: nothing is refused for them, and no flow of an earlier
+    /// process waits.
+    #[must_use]
+    pub fn can_wait(&self) -> bool {
+        self.datapath == DatapathKind::Auto && !self.survive
+    }
+
+    /// Whether a backend asks for the short cut.
+    #[must_use]
+    pub fn same_host(&self) -> bool {
+        self.same_host
+    }
+}
+
+/// Loads whatever of the two this kernel can do. What it cannot, and why, is logged.
+#[must_use]
+pub fn load(needs: &Needs, answers: &Answers, pins: Option<Pins>) -> InKernel {
+    let kernel = sockmap_of(needs, answers);
+    let kernel = kernel.inspect_err(|error| tracing::warn!("not redirecting: {error:#}")).ok();
+    let programs = needs.packet.then(|| packet_of(needs, answers, pins)).and_then(|packet| {
+        packet.inspect_err(|error| tracing::warn!("not carrying packets: {error:#}")).ok()
+    });
+    let found = InKernel { programs, kernel };
+    if found.is_empty() {
+        tracing::warn!("relaying in userspace");
+    }
+    found
+}
+
+/// Loads what carries packets, with room for flows that are over but linger, where the experiments show nothing against it.
+fn packet_of(needs: &Needs, answers: &Answers, inherited: Option<Pins>) -> anyhow::Result<Arc<Programs>> {
+    let answer = answers.packet.as_ref().context("not tried out")?;
+    anyhow::ensure!(answer.passed, "this kernel does not do it well enough:\n{}", answer.text);
+    for untried in &answer.untried {
+        tracing::info!(untried, "carrying packets, which could not be tried out");
+    }
+    let pins = if needs.survive { inherited.or_else(pins) } else { None };
+    let programs = Programs::load_with(needs.places, pins)?;
     programs.probe()?;
     Ok(programs)
 }
@@ -333,19 +415,14 @@ fn pins() -> Option<Pins> {
     pins.inspect_err(|error| tracing::info!("connections will not outlive the process: {error}")).ok()
 }
 
-/// Tries the kernel out on loopback, then loads what serves.
-fn sockmap_of(model: &Model) -> anyhow::Result<Arc<Kernel>> {
-    let report = probe::run_all();
-    anyhow::ensure!(report.passed(), "this kernel does not do it well enough:\n{report}");
-    let settings = kernel::Settings {
-        connections: model.limits.connections,
-        in_flight_bytes: model.limits.in_flight_bytes,
-        total_in_flight_bytes: model.limits.total_in_flight_bytes,
-    };
-    let cgroup = if wants_same_host(model) { same_host_of() } else { None };
+/// Loads what redirects, where the experiments show nothing against it.
+fn sockmap_of(needs: &Needs, answers: &Answers) -> anyhow::Result<Arc<Kernel>> {
+    let answer = answers.sockmap.as_ref().context("not tried out")?;
+    anyhow::ensure!(answer.passed, "this kernel does not do it well enough:\n{}", answer.text);
+    let cgroup = if needs.same_host { same_host_of(answers) } else { None };
     Ok(match cgroup {
-        Some(cgroup) => Kernel::load_same_host(&settings, &cgroup)?,
-        None => Kernel::load(&settings)?,
+        Some(cgroup) => Kernel::load_same_host(&needs.settings, &cgroup)?,
+        None => Kernel::load(&needs.settings)?,
     })
 }
 
@@ -354,26 +431,23 @@ pub(crate) fn wants_same_host(model: &Model) -> bool {
     model.backends.iter().any(|backend| backend.same_host)
 }
 
-/// Tries the short cut out on loopback. Where it is refused, all backends are served without.
-fn same_host_of() -> Option<OwnedFd> {
-    let report = probe::same_host::run();
-    if !report.passed() {
-        tracing::warn!("same_host is refused here:\n{}", report.describe_same_host());
+/// Where the short cut is refused, all backends are served without.
+fn same_host_of(answers: &Answers) -> Option<OwnedFd> {
+    let answer = answers.same_host.as_ref()?;
+    if !answer.passed {
+        tracing::warn!("same_host is refused here:\n{}", answer.text);
         return None;
     }
     same_host::cgroup().ok()
 }
 
-/// Shows whether the short cut serves, and what it does.
-fn note_same_host(model: &Model, kernel: Option<&Arc<Kernel>>, metrics: &mut Metrics) {
-    if !wants_same_host(model) {
-        return;
+/// Shows what was found in the metrics.
+pub fn show(needs: &Needs, found: &InKernel, metrics: &Metrics) {
+    if needs.same_host {
+        metrics.same_host(found.kernel.as_ref().is_some_and(|kernel| kernel.same_host().is_some()));
+        if found.kernel.is_none() {
+            tracing::warn!("same_host needs the datapath sockmap: such backends are served as any other");
+        }
     }
-    let serves = kernel.is_some_and(|kernel| kernel.same_host().is_some());
-    metrics.same_host(serves);
-    match kernel {
-        Some(kernel) if serves => metrics.add(Box::new(SameHostCounters(kernel.clone()))),
-        Some(_) => {}
-        None => tracing::warn!("same_host needs the datapath sockmap: such backends are served as any other"),
-    }
+    metrics.has_in_kernel(found);
 }

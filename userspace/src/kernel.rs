@@ -4,7 +4,9 @@
 //! with the process, however it ends.
 
 use std::{
-    fmt, io,
+    fmt,
+    hash::{DefaultHasher, Hasher as _},
+    io,
     os::fd::{AsFd, OwnedFd},
     sync::Arc,
     time::{Duration, Instant},
@@ -38,6 +40,15 @@ pub mod signals;
 
 /// The object that `cargo xtask ebpf` makes of the `ebpf` crate.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../ebpf/prebuilt/snisplice.bpf.o");
+
+/// A number that differs where the programs that this process would load differ.
+#[must_use]
+pub fn objects() -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(OBJECT);
+    hasher.write(packet::OBJECT);
+    hasher.finish()
+}
 
 /// The program's name in the object, and in `bpftool prog`.
 const PROGRAM: &str = "snisplice";

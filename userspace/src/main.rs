@@ -7,11 +7,12 @@ use std::{
 };
 
 use clap::Parser as _;
+use rustix::process::{Signal, set_parent_process_death_signal};
 use snisplice::{
     app::App,
     cli::{Check, Cli, Command, Explain, LogFormat, Run},
     command,
-    kernel::probe,
+    kernel::probe::answers::Answers,
     source,
 };
 use snisplice_config::{Translation, explain, render_check};
@@ -58,14 +59,27 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             print(&explain(model, sni.as_deref(), port).to_string())?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Probe => {
-            let report = probe::run_all();
-            print(&report.to_string())?;
-            print(&probe::packet::Trial::begin().finish().describe_packet())?;
-            if report.passed() {
-                print(&probe::same_host::run().describe_same_host())?;
+        Command::Probe(options) => {
+            if options.with_parent {
+                // Where it fails, this process ends by itself a little later.
+                let _ = set_parent_process_death_signal(Some(Signal::KILL));
             }
-            Ok(if report.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+            let answers = options.questions().answer();
+            if options.json {
+                print(&(serde_json::to_string(&answers)? + "\n"))?;
+            } else {
+                let Answers { sockmap, packet, same_host } = &answers;
+                for answer in [sockmap, packet, same_host].into_iter().flatten() {
+                    print(&answer.text)?;
+                }
+            }
+            // What decides is what was asked about first; the others may be missing from a kernel that serves.
+            let decides = answers.sockmap.or(answers.packet);
+            Ok(if decides.is_some_and(|answer| answer.passed) {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            })
         }
         Command::Connections(options) => {
             print(&command::connections(&options)?)?;

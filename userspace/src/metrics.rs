@@ -3,14 +3,20 @@
 //! Labels come from the configuration or from closed sets: never a raw server name or a client's address, which
 //! anyone could multiply at will.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+};
 
 use prometheus_client::{
     collector::Collector,
-    encoding::{EncodeLabelSet, text},
+    encoding::{DescriptorEncoder, EncodeLabelSet, text},
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
+
+use self::{kernel::KernelCounters, packet::PacketCounters, same_host::SameHostCounters};
+use crate::datapath::InKernel;
 
 pub mod kernel;
 pub mod packet;
@@ -69,6 +75,10 @@ pub struct Metrics {
     connect_failures: Family<ConnectFailure, Counter>,
     accept_errors: Family<ByListener, Counter>,
     datapath: Family<InService, Gauge>,
+    probing: Gauge,
+    kernel: Later<KernelCounters>,
+    packet: Later<PacketCounters>,
+    short_cut: Later<SameHostCounters>,
     same_host: Gauge,
     /// Configurations put into service since the start.
     pub config_generation: Gauge,
@@ -96,6 +106,10 @@ impl Metrics {
             connect_failures: Family::default(),
             accept_errors: Family::default(),
             datapath: Family::default(),
+            probing: Gauge::default(),
+            kernel: Later::default(),
+            packet: Later::default(),
+            short_cut: Later::default(),
             same_host: Gauge::default(),
             config_generation: Gauge::default(),
             config_rejected: Counter::default(),
@@ -130,6 +144,11 @@ impl Metrics {
         );
         registry.register("datapath", "1 for the datapath in service", metrics.datapath.clone());
         registry.register(
+            "probing",
+            "1 while connections are relayed because it is not known yet what this kernel can do",
+            metrics.probing.clone(),
+        );
+        registry.register(
             "same_host",
             "1 if same_host serves, -1 if a backend asks for it and it was refused at the start",
             metrics.same_host.clone(),
@@ -144,12 +163,30 @@ impl Metrics {
             "Configurations refused since the start; the last good one kept serving",
             metrics.config_rejected.clone(),
         );
+        registry.register_collector(Box::new(metrics.kernel.clone()));
+        registry.register_collector(Box::new(metrics.short_cut.clone()));
+        registry.register_collector(Box::new(metrics.packet.clone()));
         metrics
     }
 
-    /// Adds counters that live elsewhere, such as in a kernel map, and are read at each scrape.
-    pub fn add(&mut self, collector: Box<dyn Collector>) {
-        self.registry.register_collector(collector);
+    /// Shows the counters of what is in the kernel from now on; they are read from its maps at each scrape. Only the first
+    /// time counts.
+    pub fn has_in_kernel(&self, found: &InKernel) {
+        let InKernel { programs, kernel } = found;
+        if let Some(kernel) = kernel {
+            let _ = self.kernel.0.set(KernelCounters(kernel.clone()));
+            if kernel.same_host().is_some() {
+                let _ = self.short_cut.0.set(SameHostCounters(kernel.clone()));
+            }
+        }
+        if let Some(programs) = programs {
+            let _ = self.packet.0.set(PacketCounters(programs.clone()));
+        }
+    }
+
+    /// Notes whether it is still to be found out what this kernel can do.
+    pub fn is_probing(&self, probing: bool) {
+        self.probing.set(probing.into());
     }
 
     /// The Prometheus text exposition of everything.
@@ -168,8 +205,9 @@ impl Metrics {
         samples.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok()).sum()
     }
 
-    /// Notes which datapath serves.
+    /// Notes which datapath serves from now on.
     pub fn serves_with(&self, datapath: &'static str) {
+        self.datapath.clear();
         self.datapath.get_or_create(&InService { datapath }).set(1);
     }
 
@@ -215,6 +253,28 @@ impl Metrics {
 
     pub(crate) fn connect_failed(&self, backend: &Arc<str>, reason: &'static str) {
         self.connect_failures.get_or_create(&ConnectFailure { backend: backend.clone(), reason }).inc();
+    }
+}
+
+/// Counters of something that may be loaded only after the metrics are there.
+#[derive(Debug)]
+struct Later<C>(Arc<OnceLock<C>>);
+
+impl<C> Default for Later<C> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+impl<C> Clone for Later<C> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<C: Collector> Collector for Later<C> {
+    fn encode(&self, encoder: DescriptorEncoder) -> fmt::Result {
+        self.0.get().map_or(Ok(()), |counters| counters.encode(encoder))
     }
 }
 

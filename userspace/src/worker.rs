@@ -29,7 +29,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     account::{Account, Ledger},
-    datapath,
+    datapath::{self, InKernel},
     liveness::Liveness,
     metrics::Metrics,
     roster::{self, Request, Roster},
@@ -60,6 +60,10 @@ pub enum Order {
     Unlisten(SocketAddr),
     /// Tell of the connections, or end some of them.
     Ask(Request),
+    /// Use this of the kernel from now on.
+    Gain(InKernel),
+    /// Move no further connection into the kernel.
+    Withdraw,
     /// Stop accepting everywhere, let connections finish for this long, then end.
     Drain(Duration),
 }
@@ -151,6 +155,12 @@ async fn work(index: usize, shared: Shared, mut orders: mpsc::UnboundedReceiver<
                 }
             }
             Some(Order::Ask(request)) => roster::answer(&service, request),
+            Some(Order::Gain(found)) => {
+                if let Err(error) = service.datapath.gain(&found) {
+                    tracing::error!(%error, "this worker cannot use the kernel's programs: it relays");
+                }
+            }
+            Some(Order::Withdraw) => service.datapath.withdraw(),
             Some(Order::Drain(patience)) => break patience,
             None => break Duration::ZERO,
         }

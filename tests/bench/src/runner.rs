@@ -423,7 +423,18 @@ impl Run {
         let started = Instant::now();
         let mut running = Running::start(&invocations, &self.rig.topology.balancer, contestant.id(), log)?;
         self.rig.wait_until_served(Some(&mut running), PLAIN_NAME, START_PATIENCE)?;
-        Ok((Some(running), Some(started.elapsed())))
+        let served_after = started.elapsed();
+        while !self.rig.topology.balancer.run(|| Ok(contestant.is_settled()))? {
+            interrupt::check()?;
+            running.check()?;
+            ensure!(
+                started.elapsed() < START_PATIENCE,
+                "it does not settle; its log ends:\n{}",
+                running.log_tail()
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok((Some(running), Some(served_after)))
     }
 
     fn keep(

@@ -43,7 +43,7 @@ impl Balancer {
             .with_context(|| format!("cannot start {}", program.display()))?;
         let mut balancer = Self { child, admin };
         let started = Instant::now();
-        while !balancer.get("/ready").await.is_ok_and(|(status, _)| status == 200) {
+        while !balancer.get("/ready").await.is_ok_and(|(_, state)| state == "ready\n") {
             if let Some(status) = balancer.child.try_wait()? {
                 bail!("the balancer ended: {status}\n{}", fs::read_to_string(&log)?);
             }

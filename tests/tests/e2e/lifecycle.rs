@@ -3,7 +3,7 @@
 use std::{fs, io::ErrorKind, io::Write as _, net::SocketAddr};
 
 use anyhow::{Context as _, Result, ensure};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{self, Signal};
 use snisplice_tests::{
     daemon::{Daemon, Options},
     hello,
@@ -22,6 +22,8 @@ pub(crate) const CASES: &[Case] = &[
     Case::once("lifecycle::reload_opens_and_closes_listeners", reload_opens_and_closes_listeners),
     Case::each("lifecycle::a_killed_daemon_can_be_started_again", a_killed_daemon_can_be_started_again),
     Case::sockmap("lifecycle::auto_takes_the_kernel_where_it_can", auto_takes_the_kernel_where_it_can),
+    Case::packet("lifecycle::it_serves_before_the_kernel_is_known", it_serves_before_the_kernel_is_known),
+    Case::sockmap("lifecycle::what_was_found_out_is_remembered", what_was_found_out_is_remembered),
     Case::once("lifecycle::without_privilege_auto_relays", without_privilege_auto_relays),
     Case::once("lifecycle::without_privilege_sockmap_refuses", without_privilege_sockmap_refuses),
     Case::once("lifecycle::without_privilege_packet_refuses", without_privilege_packet_refuses),
@@ -145,6 +147,47 @@ fn auto_takes_the_kernel_where_it_can(lab: &Lab) -> Result<()> {
     let listener = flow::backend(lab)?;
     let daemon = Daemon::start(lab, &Options::yaml(lab, &flow::yaml(""))?.datapath("auto"))?;
     ensure!(daemon.serves_with("adaptive")?);
+    Flow::open(lab, &listener)?.exchange()
+}
+
+/// Connections are relayed while the kernel is tried out, and the very same ones move into the kernel later.
+fn it_serves_before_the_kernel_is_known(lab: &Lab) -> Result<()> {
+    let listener = flow::backend(lab)?;
+    // Nothing is remembered for a user who cannot write the file, so the experiments have to be waited for.
+    let options =
+        Options::yaml(lab, &flow::yaml("handover: {messages: 2}\n"))?.datapath("auto").in_a_container();
+    let mut daemon = Daemon::spawn(lab, &options, "snisplice")?;
+    let experiments = wait::until("the experiments begin", || daemon.process().child("probe"))?;
+    signal::kill(experiments, Signal::SIGSTOP)?;
+    daemon.wait_ready()?;
+    let mut flow = Flow::open(lab, &listener)?;
+    for _ in 0..8 {
+        flow.exchange()?;
+    }
+    ensure!(daemon.ask("GET", "/ready")?.1.contains("probing"), "it does not say that it is probing");
+    let carried = |daemon: &Daemon<'_>, carrier: &str| {
+        daemon.ask("GET", &format!("/connections?carrier={carrier}")).map(|(_, list)| list.contains("\"id\""))
+    };
+    ensure!(carried(&daemon, "relay")?, "the connection is not relayed");
+    signal::kill(experiments, Signal::SIGCONT)?;
+    daemon.wait_settled()?;
+    wait::until_true("the kernel carries the connection", || {
+        flow.exchange()?;
+        Ok(carried(&daemon, "packet")? || carried(&daemon, "sockmap")?)
+    })?;
+    flow.exchange()
+}
+
+/// The second start of a boot knows at once what the first has found out.
+fn what_was_found_out_is_remembered(lab: &Lab) -> Result<()> {
+    let listener = flow::backend(lab)?;
+    let options = Options::yaml(lab, &flow::yaml(""))?.datapath("auto");
+    let mut first = Daemon::start(lab, &options)?;
+    first.terminate()?;
+    first.wait()?;
+    let second = Daemon::start(lab, &options)?;
+    let log = second.process().log()?;
+    ensure!(log.contains("remembered=true"), "{log}");
     Flow::open(lab, &listener)?.exchange()
 }
 

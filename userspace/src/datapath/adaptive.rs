@@ -8,9 +8,13 @@
 //! come by the programs. Otherwise each direction by itself is redirected ([`super::sockmap`]), at a moment when nothing
 //! of it is under way in userspace. Such a moment comes only while the receiver keeps up; where it does not, it sets the
 //! pace, and a copy is as good. Nothing comes back for good: one that falls silent or chatty costs nothing there.
+//!
+//! What the kernel can do may not be known yet when the first connections come. They are copied, and go over when it is.
 
 use std::{
+    cell::{Cell, OnceCell},
     future::Future,
+    io,
     ops::ControlFlow,
     os::fd::BorrowedFd,
     pin::Pin,
@@ -20,26 +24,38 @@ use std::{
 use snisplice_config::model::Handover;
 
 use super::{
-    Carry, Datapath, End, HelloMode, Pair,
-    packet::{Packet, Seen, Watched},
+    Carry, Datapath, End, HelloMode, InKernel, Pair,
+    packet::{Packet, Seen, Watched, leg},
     relay::{Carried, Connection, Job, Moment, Relay, Terms},
-    sockmap::Sockmap,
+    sockmap::{self, Sockmap},
 };
 use crate::account::{Account, Carrier};
 
 /// One worker's instance.
 #[derive(Debug)]
 pub struct Adaptive {
-    packet: Option<Packet>,
-    sockmap: Option<Sockmap>,
+    relay: Relay,
+    /// What connections go over to, once that is known.
+    carriers: OnceCell<Carriers>,
     rule: Handover,
     /// How a connection is copied, by [`Aim`].
-    terms: [Terms; 3],
+    terms: [Terms; 4],
+}
+
+/// What connections go over to.
+#[derive(Debug)]
+struct Carriers {
+    packet: Option<Packet>,
+    sockmap: Option<Sockmap>,
+    /// Whether the kernel has turned out to do it wrong, so that no further connection goes over.
+    withdrawn: Cell<bool>,
 }
 
 /// What a connection that is copied waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Aim {
+    /// That it is known what the kernel can do.
+    Knowledge,
     /// To be carried in packets.
     Packets,
     /// That a direction is redirected.
@@ -80,12 +96,21 @@ impl Future for Stages<'_> {
 }
 
 impl Adaptive {
-    /// Copies with `relay` until `rule` hands over to one of the others.
+    /// Copies with `relay` until `rule` hands over to what [`Datapath::gain`] brings.
     #[must_use]
-    pub fn new(relay: &Relay, packet: Option<Packet>, sockmap: Option<Sockmap>, rule: Handover) -> Self {
+    pub fn new(relay: Relay, rule: Handover) -> Self {
         let until = |moment| Terms { idle: relay.idle(), handover: Some((rule, moment)) };
-        let terms = [until(Moment::Any), until(Moment::AtRest), Terms::to_end(relay.idle())];
-        Self { packet, sockmap, rule, terms }
+        let terms =
+            [until(Moment::Any), until(Moment::Any), until(Moment::AtRest), Terms::to_end(relay.idle())];
+        Self { relay, carriers: OnceCell::new(), rule, terms }
+    }
+
+    fn packet(&self) -> Option<&Packet> {
+        self.carriers.get()?.packet.as_ref()
+    }
+
+    fn sockmap(&self) -> Option<&Sockmap> {
+        self.carriers.get()?.sockmap.as_ref()
     }
 
     fn terms(&self, aim: Aim) -> &Terms {
@@ -93,16 +118,19 @@ impl Adaptive {
     }
 
     fn first_aim(&self, same_host: bool) -> Aim {
-        // Whoever asks for the short cut shall have it.
-        if self.packet.is_some() && !(same_host && self.sockmap.is_some()) {
-            Aim::Packets
-        } else {
-            self.second_aim()
+        match self.carriers.get() {
+            None => Aim::Knowledge,
+            Some(Carriers { withdrawn, .. }) if withdrawn.get() => Aim::End,
+            // Whoever asks for the short cut shall have it.
+            Some(Carriers { packet: Some(_), sockmap, .. }) if !(same_host && sockmap.is_some()) => {
+                Aim::Packets
+            }
+            Some(_) => self.second_aim(),
         }
     }
 
     fn second_aim(&self) -> Aim {
-        if self.sockmap.is_some() { Aim::Redirection } else { Aim::End }
+        if self.sockmap().is_some() { Aim::Redirection } else { Aim::End }
     }
 
     /// Copies a connection until the kernel takes it.
@@ -121,7 +149,8 @@ impl Adaptive {
                     return Next::End(end);
                 }
                 copied.watch();
-                match (aim, &self.packet, &self.sockmap) {
+                match (aim, self.packet(), self.sockmap()) {
+                    (Aim::Knowledge, ..) => aim = self.first_aim(copied.same_host),
                     (Aim::Packets, Some(packet), _) => {
                         match self.to_packets(packet, watched.take(), copied, account) {
                             ControlFlow::Break(carried) => return Next::Carried(carried),
@@ -173,11 +202,33 @@ impl Datapath for Adaptive {
     }
 
     fn announce(&self, upstream: BorrowedFd<'_>) -> bool {
-        self.sockmap.as_ref().is_some_and(|sockmap| sockmap.announce(upstream))
+        self.sockmap().is_some_and(|sockmap| sockmap.announce(upstream))
     }
 
     fn largest_segment(&self, client: BorrowedFd<'_>) -> Option<u32> {
-        self.packet.as_ref().and_then(|packet| packet.largest_segment(client))
+        match self.carriers.get() {
+            Some(carriers) => carriers.packet.as_ref()?.largest_segment(client),
+            // It may be carried in packets later.
+            None if self.rule.packet => leg::largest_segment(client),
+            None => None,
+        }
+    }
+
+    fn gain(&self, found: &InKernel) -> io::Result<()> {
+        let idle = self.relay.idle();
+        let packet = found.programs.clone().map(|programs| Packet::new(programs, idle)).transpose()?;
+        let settings = sockmap::Settings::new(idle);
+        let sockmap = found.kernel.clone().map(|kernel| Sockmap::new(kernel, self.relay.clone(), settings));
+        let carriers = Carriers { packet, sockmap: sockmap.transpose()?, withdrawn: Cell::new(false) };
+        // Only the first time counts: connections may be carried already.
+        let _ = self.carriers.set(carriers);
+        Ok(())
+    }
+
+    fn withdraw(&self) {
+        if let Some(carriers) = self.carriers.get() {
+            carriers.withdrawn.set(true);
+        }
     }
 
     fn relay<'a>(&'a self, pair: Pair, account: &'a Account) -> Carry<'a> {
@@ -186,7 +237,7 @@ impl Datapath for Adaptive {
     }
 
     fn moved(&self, account: &Account) -> (u64, u64) {
-        match (account.carrier(), &self.packet, &self.sockmap) {
+        match (account.carrier(), self.packet(), self.sockmap()) {
             (Some(Carrier::Packet), Some(packet), _) => packet.moved(account),
             (Some(Carrier::Sockmap), _, Some(sockmap)) => sockmap.moved(account),
             _ => account.bytes(),
@@ -210,8 +261,23 @@ mod tests {
         let backend = TcpStream::connect(socket.local_addr().unwrap()).await.unwrap();
         let pair = Pair { client, backend, hello: Vec::new(), same_host: false, liveness: None };
         let account = Account::default();
-        let adaptive = Adaptive::new(&Relay::new(Duration::MAX), None, None, Handover::default());
+        let adaptive = Adaptive::new(Relay::new(Duration::MAX), Handover::default());
         let copied = size_of_val(&adaptive.copy(Connection::new(pair), &account));
         assert!(copied <= 448, "a connection that is copied takes {copied} bytes");
+    }
+
+    #[tokio::test]
+    async fn what_the_kernel_can_do_comes_later_and_may_go() {
+        let adaptive = Adaptive::new(Relay::new(Duration::MAX), Handover::default());
+        assert_eq!(adaptive.first_aim(false), Aim::Knowledge);
+        adaptive.withdraw();
+        assert_eq!(adaptive.first_aim(false), Aim::Knowledge);
+        adaptive.gain(&InKernel::default()).unwrap();
+        assert_eq!(adaptive.first_aim(false), Aim::End);
+        assert_eq!(adaptive.first_aim(true), Aim::End);
+
+        let carriers = Carriers { packet: None, sockmap: None, withdrawn: Cell::new(true) };
+        let withdrawn = Adaptive { carriers: OnceCell::from(carriers), ..adaptive };
+        assert_eq!(withdrawn.first_aim(false), Aim::End);
     }
 }

@@ -61,7 +61,8 @@ pub use probe::ProbeError;
 pub use routes::Lead;
 
 /// The object that `cargo xtask ebpf` makes of the `ebpf` crate.
-static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/prebuilt/snisplice-packet.bpf.o");
+pub(super) static OBJECT: &[u8] =
+    aya::include_bytes_aligned!("../../../ebpf/prebuilt/snisplice-packet.bpf.o");
 
 /// Why the programs are not on a device.
 #[derive(Debug, Error)]

@@ -30,6 +30,7 @@ use crate::{
     },
 };
 
+pub mod answers;
 pub mod packet;
 pub mod same_host;
 mod traffic;

@@ -139,6 +139,12 @@ pub(crate) trait Contestant: Sync {
         None
     }
 
+    /// Whether it serves as it will from then on; some get faster a moment after their start. The thread that asks is in
+    /// its namespace.
+    fn is_settled(&self) -> bool {
+        true
+    }
+
     /// Writes the configuration and says what to start.
     fn prepare(&self, program: &Path, layout: &Layout) -> anyhow::Result<Vec<Invocation>>;
 }

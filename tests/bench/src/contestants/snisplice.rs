@@ -141,6 +141,10 @@ impl Contestant for Snisplice {
         Some(paths_in(&metrics().ok()?))
     }
 
+    fn is_settled(&self) -> bool {
+        metrics().is_ok_and(|metrics| metrics.contains("snisplice_probing 0\n"))
+    }
+
     fn prepare(&self, program: &Path, layout: &Layout) -> anyhow::Result<Vec<Invocation>> {
         let path = layout.write("snisplice.yaml", &config(layout))?;
         let path = path.to_string_lossy();

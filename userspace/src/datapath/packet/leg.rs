@@ -56,7 +56,7 @@ fn read(stream: &TcpStream) -> io::Result<Leg> {
 }
 
 /// Largest segment that the backend may send so that it fits the client's connection; `None` where that would be in vain.
-pub(super) fn largest_segment(client: BorrowedFd<'_>) -> Option<u32> {
+pub(in crate::datapath) fn largest_segment(client: BorrowedFd<'_>) -> Option<u32> {
     let info = socket::tcp_info(client).ok()?;
     let timestamps = info.tcpi_options & negotiated::TIMESTAMPS != 0;
     plan::largest_segment(info.tcpi_snd_mss, info.tcpi_advmss, timestamps)

@@ -1,0 +1,166 @@
+//! What the experiments showed, in a form that another process can be told and a file can keep.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Outcome, Report, packet::Trial, run_all, same_host};
+
+/// Which experiments are to be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Questions {
+    /// Whether the kernel can redirect between sockets.
+    pub sockmap: bool,
+    /// Whether it can carry packets.
+    pub packet: bool,
+    /// Whether backends on this host can take the short cut.
+    pub same_host: bool,
+}
+
+/// What the experiments about one datapath showed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// Whether the datapath can serve.
+    pub passed: bool,
+    /// Each experiment with its result and remedy, for people.
+    pub text: String,
+    /// The experiments that could not be made, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub untried: Vec<String>,
+}
+
+/// What the experiments showed; `None` where none was asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answers {
+    /// Whether the kernel can redirect between sockets.
+    pub sockmap: Option<Answer>,
+    /// Whether it can carry packets.
+    pub packet: Option<Answer>,
+    /// Whether backends on this host can take the short cut.
+    pub same_host: Option<Answer>,
+}
+
+impl Questions {
+    /// Everything.
+    pub const ALL: Self = Self { sockmap: true, packet: true, same_host: true };
+
+    /// Whether nothing is asked.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        !self.sockmap && !self.packet && !self.same_host
+    }
+
+    /// Makes the experiments. Blocks the calling thread.
+    #[must_use]
+    pub fn answer(self) -> Answers {
+        // The one about packets waits for its devices most of the time, so it goes on beside the others.
+        let packet = self.packet.then(Trial::begin);
+        let sockmap = (self.sockmap || self.same_host).then(run_all);
+        let passed = sockmap.as_ref().is_some_and(Report::passed);
+        let same_host = (self.same_host && passed).then(|| {
+            let report = same_host::run();
+            Answer::new(&report, report.describe_same_host())
+        });
+        Answers {
+            sockmap: sockmap.as_ref().map(|report| Answer::new(report, report.to_string())),
+            packet: packet.map(|trial| {
+                let report = trial.finish();
+                Answer::new(&report, report.describe_packet())
+            }),
+            same_host,
+        }
+    }
+}
+
+impl Answer {
+    fn new(report: &Report, text: String) -> Self {
+        let untried = report.untried().map(|probe| match &probe.outcome {
+            Outcome::Untried(why) => format!("{}: {why}", probe.name),
+            _ => probe.name.to_owned(),
+        });
+        let untried = untried.collect();
+        Self { passed: report.passed(), text, untried }
+    }
+}
+
+impl Answers {
+    /// Whether the answers to all these questions are here.
+    #[must_use]
+    pub fn cover(&self, questions: Questions) -> bool {
+        let Self { sockmap, packet, same_host } = self;
+        // Without the one, the other is not asked.
+        let same_host = same_host.is_some() || sockmap.as_ref().is_some_and(|sockmap| !sockmap.passed);
+        (sockmap.is_some() || !questions.sockmap)
+            && (packet.is_some() || !questions.packet)
+            && (same_host || !questions.same_host)
+    }
+
+    /// These answers, with those of `later` in the place of what it answers anew.
+    #[must_use]
+    pub fn updated(self, later: &Self) -> Self {
+        let Self { sockmap, packet, same_host } = later.clone();
+        Self {
+            sockmap: sockmap.or(self.sockmap),
+            packet: packet.or(self.packet),
+            same_host: same_host.or(self.same_host),
+        }
+    }
+
+    /// The names of datapaths that `self` says can serve and `later` says cannot.
+    #[must_use]
+    pub fn lost(&self, later: &Self) -> Vec<&'static str> {
+        let passed = |answer: &Option<Answer>| answer.as_ref().is_some_and(|answer| answer.passed);
+        let pairs = [
+            ("sockmap", &self.sockmap, &later.sockmap),
+            ("packet", &self.packet, &later.packet),
+            ("same_host", &self.same_host, &later.same_host),
+        ];
+        pairs
+            .into_iter()
+            .filter(|(_, before, after)| passed(before) && !passed(after))
+            .map(|(name, ..)| name)
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(passed: bool) -> Answer {
+        Answer { passed, text: String::new(), untried: Vec::new() }
+    }
+
+    #[test]
+    fn answers_cover_what_they_answer() {
+        let answers = Answers { sockmap: Some(answer(true)), packet: Some(answer(false)), same_host: None };
+        assert!(answers.cover(Questions { same_host: false, ..Questions::ALL }));
+        assert!(!answers.cover(Questions::ALL));
+        // Where sockets cannot be redirected between, the short cut is no question.
+        assert!(Answers { sockmap: Some(answer(false)), ..answers }.cover(Questions::ALL));
+        assert!(!Answers::default().cover(Questions { sockmap: false, same_host: false, packet: true }));
+    }
+
+    #[test]
+    fn what_is_lost_is_named() {
+        let before = Answers { sockmap: Some(answer(true)), packet: Some(answer(true)), same_host: None };
+        let after = Answers {
+            sockmap: Some(answer(true)),
+            packet: Some(answer(false)),
+            same_host: Some(answer(false)),
+        };
+        assert_eq!(before.lost(&after), ["packet"]);
+        assert_eq!(after.lost(&before), [""; 0]);
+        assert_eq!(before.lost(&before), [""; 0]);
+    }
+
+    #[test]
+    fn answers_survive_being_written() {
+        let text = "ok       x\n=> y\n".to_owned();
+        let answers = Answers {
+            sockmap: Some(Answer { passed: true, text, untried: vec!["packets over IPv4".into()] }),
+            packet: Some(answer(false)),
+            same_host: None,
+        };
+        let written = serde_json::to_string(&answers).unwrap();
+        assert_eq!(serde_json::from_str::<Answers>(&written).unwrap(), answers);
+    }
+}
