@@ -24,6 +24,7 @@ use tokio::{net::TcpListener, sync::mpsc};
 
 use crate::{
     connections::{Closed, Filter, Listing, MOST, Query},
+    log::log_limit,
     metrics::Metrics,
     roster::Request as Asked,
     worker::Order,
@@ -110,7 +111,7 @@ impl Admin {
             let stream = match socket.accept().await {
                 Ok((stream, _)) => stream,
                 Err(error) => {
-                    tracing::warn!(%error, "admin: cannot accept");
+                    log_limit!(warn, %error, "admin: cannot accept; trying again shortly");
                     tokio::time::sleep(std::time::Duration::from_millis(50)).await;
                     continue;
                 }

@@ -3,6 +3,9 @@
 //! One connection's story is [`session`]; what the process is made of is [`app`]; the seam between a connection and
 //! the way its bytes move is [`datapath`].
 
+// It waits for whoever reads standard error, and panics where nobody does: see [`log`].
+#![deny(clippy::print_stderr)]
+
 pub mod account;
 pub mod admin;
 pub mod app;
@@ -16,6 +19,7 @@ pub mod hello;
 pub mod kernel;
 pub mod listener;
 pub mod liveness;
+pub mod log;
 pub mod memory;
 pub mod metrics;
 pub mod net;

@@ -16,6 +16,7 @@ use super::{
     message::{Message, PLACES, VERSION},
     name,
 };
+use crate::log::log_limit;
 
 /// How long a visitor may take to say hello.
 const HELLO: Duration = Duration::from_secs(5);
@@ -80,13 +81,13 @@ impl Door {
             match Channel::accept(&self.socket) {
                 Ok(channel) => match self.receive(channel) {
                     Ok(()) => return,
-                    Err(error) => tracing::warn!(%error, "no takeover; serving as before"),
+                    Err(error) => log_limit!(warn, %error, "no takeover; serving as before"),
                 },
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                    tracing::warn!(%error, "a takeover is refused");
+                    log_limit!(warn, %error, "a takeover is refused");
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "cannot wait for who takes over; trying again shortly");
+                    log_limit!(warn, %error, "cannot wait for who takes over; trying again shortly");
                     thread::sleep(Duration::from_secs(1));
                 }
             }
@@ -108,7 +109,7 @@ impl Door {
             }
             other => return Err(unexpected(other)),
         }
-        tracing::info!("another process wants to take over");
+        log_limit!(info, "another process wants to take over");
         let offer = match self.ask(Visit::Offer) {
             Ok(offer) => offer.map_err(Left::from),
             Err(error) => Err(error),

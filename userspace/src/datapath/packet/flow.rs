@@ -25,6 +25,7 @@ use crate::{
         relay::{Connection, failure, idle},
     },
     kernel::packet::{LOOK, Lead},
+    log::log_limit,
     socket,
     takeover::message::Message,
 };
@@ -430,7 +431,7 @@ impl<'a> Flow<'a> {
             answers: [Some(true); 2],
         };
         if let Err(error) = successor.send(&flow, &[client.as_fd(), backend.as_fd()]) {
-            tracing::warn!(%error, "a connection does not go over to the process that has taken over");
+            log_limit!(warn, %error, "a connection does not go over to the process that has taken over");
             return false;
         }
         self.ended = true;

@@ -28,6 +28,7 @@ use crate::{
     datapath::End,
     kernel::packet::{Lead, Programs},
     liveness::Liveness,
+    log::log_limit,
     metrics::{Metrics, NONE},
     roster::{self, Request},
     socket,
@@ -225,7 +226,7 @@ impl Orphans {
             let age = u32::try_from(orphan.opened.elapsed().as_secs()).unwrap_or(u32::MAX);
             let flow = Message::Flow { place: orphan.flow, counted: orphan.counted, age, answers };
             if let Err(error) = successor.send(&flow, &sockets) {
-                tracing::warn!(%error, "a connection is left to who comes next");
+                log_limit!(warn, %error, "a connection is left to who comes next");
             }
             self.metrics.listener(&NONE.into()).active.dec();
             self.metrics.closed(&NONE.into(), &NONE.into(), PACKET, End::HandedOver.reason());
@@ -271,7 +272,7 @@ impl Orphans {
             {
                 match Holder::new(peer, tuple, way, Some(&liveness)) {
                     Ok(holder) => orphan.sockets.push(holder),
-                    Err(error) => tracing::warn!(%error, "a port of an earlier process' flow is not held"),
+                    Err(error) => log_limit!(warn, %error, "a port of an earlier process' flow is not held"),
                 }
             }
             self.programs.stats().take_over();
@@ -302,7 +303,7 @@ impl Orphans {
                         self.take_rest()
                     };
                     if let Err(error) = done {
-                        tracing::warn!(%error, "a flow of the process before is lost");
+                        log_limit!(warn, %error, "a flow of the process before is lost");
                     }
                     continue;
                 }
