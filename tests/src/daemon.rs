@@ -1,9 +1,10 @@
 //! The daemon under test.
 
 use std::{
+    ffi::OsString,
     fs,
     io::{Read as _, Write as _},
-    os::unix::fs::PermissionsExt as _,
+    os::{fd::OwnedFd, unix::fs::PermissionsExt as _},
     path::{Path, PathBuf},
     process::{Command, ExitStatus},
 };
@@ -43,6 +44,7 @@ pub struct Options {
     datapath: Option<&'static str>,
     /// Runs as an ordinary user with these capabilities.
     capabilities: Option<&'static str>,
+    environment: Vec<(&'static str, OsString)>,
 }
 
 impl Options {
@@ -70,6 +72,13 @@ impl Options {
     #[must_use]
     pub fn arg(mut self, arg: impl Into<String>) -> Self {
         self.args.push(arg.into());
+        self
+    }
+
+    /// With `value` as the environment's `name`.
+    #[must_use]
+    pub fn env(mut self, name: &'static str, value: impl Into<OsString>) -> Self {
+        self.environment.push((name, value.into()));
         self
     }
 
@@ -139,7 +148,26 @@ impl<'lab> Daemon<'lab> {
 
     /// Starts it, and waits for nothing. Its log is of this name.
     pub fn spawn(lab: &'lab Lab, options: &Options, name: &str) -> Result<Self> {
-        let Options { files, args, datapath, capabilities } = options;
+        let process = Process::start(&lab.lb, lab.dir(), name, &mut Self::command(lab, options)?)?;
+        Ok(Self { lab, process })
+    }
+
+    /// The same, and it logs to `log` instead of a file of the lab.
+    pub fn spawn_logging_to(lab: &'lab Lab, options: &Options, log: impl Into<OwnedFd>) -> Result<Self> {
+        let mut command = Self::command(lab, options)?;
+        let process = Process::start_logging_to(&lab.lb, lab.dir(), "snisplice", &mut command, log.into())?;
+        Ok(Self { lab, process })
+    }
+
+    /// [`Daemon::start`] of one that logs to `log`.
+    pub fn start_logging_to(lab: &'lab Lab, options: &Options, log: impl Into<OwnedFd>) -> Result<Self> {
+        let mut daemon = Self::spawn_logging_to(lab, options, log)?;
+        daemon.wait_settled()?;
+        Ok(daemon)
+    }
+
+    fn command(lab: &Lab, options: &Options) -> Result<Command> {
+        let Options { files, args, datapath, capabilities, environment } = options;
         let mut command = match capabilities {
             Some(capabilities) => as_nobody(lab, capabilities)?,
             None => Command::new(binary()?),
@@ -159,8 +187,8 @@ impl<'lab> Daemon<'lab> {
         if !args.iter().any(|arg| arg == "--admin") {
             command.args(["--admin", ADMIN]);
         }
-        let process = Process::start(&lab.lb, lab.dir(), name, &mut command)?;
-        Ok(Self { lab, process })
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
+        Ok(command)
     }
 
     /// Waits until it serves. It may not know yet what the kernel can do.
@@ -213,6 +241,13 @@ impl<'lab> Daemon<'lab> {
     #[must_use]
     pub fn process(&self) -> &Process {
         &self.process
+    }
+
+    /// Waits until its log contains `words`.
+    pub fn wait_log(&self, words: &str) -> Result<()> {
+        let logged = || Ok(self.process.log()?.contains(words));
+        wait::until_true(&format!("{words:?} is logged"), logged)
+            .with_context(|| self.process.log().unwrap_or_default())
     }
 
     /// Asks it to finish.

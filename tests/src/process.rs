@@ -2,6 +2,8 @@
 
 use std::{
     fs::{self, File},
+    io::ErrorKind,
+    os::fd::OwnedFd,
     os::unix::process::{CommandExt as _, ExitStatusExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
@@ -26,11 +28,23 @@ pub struct Process {
 impl Process {
     /// Starts `command` inside `netns`; what it prints goes to `name.log` in `dir`.
     pub fn start(netns: &Netns, dir: &Path, name: &str, command: &mut Command) -> Result<Self> {
-        let log = dir.join(format!("{name}.log"));
-        let output = File::options().create(true).append(true).open(&log)?;
+        let output = File::options().create(true).append(true).open(log_of(dir, name))?;
+        Self::start_logging_to(netns, dir, name, command, output.into())
+    }
+
+    /// The same, and what it prints goes to `output`.
+    pub fn start_logging_to(
+        netns: &Netns,
+        dir: &Path,
+        name: &str,
+        command: &mut Command,
+        output: OwnedFd,
+    ) -> Result<Self> {
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output).process_group(0);
         let child = netns.enter(|| command.spawn().map_err(|error| not_started(command, error)))?;
-        Ok(Self { child, name: name.to_owned(), log })
+        // The command keeps its copies of the descriptor, which would keep a pipe open.
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        Ok(Self { child, name: name.to_owned(), log: log_of(dir, name) })
     }
 
     /// The process id.
@@ -39,9 +53,12 @@ impl Process {
         self.child.id()
     }
 
-    /// What it has printed so far.
+    /// What it has printed so far. Nothing where that goes elsewhere.
     pub fn log(&self) -> Result<String> {
-        Ok(String::from_utf8_lossy(&fs::read(&self.log)?).into_owned())
+        match fs::read(&self.log) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(String::new()),
+            read => Ok(String::from_utf8_lossy(&read?).into_owned()),
+        }
     }
 
     /// Sends a signal to the process alone.
@@ -131,6 +148,10 @@ impl Process {
     pub fn threads(&self) -> Result<usize> {
         Ok(fs::read_dir(format!("/proc/{}/task", self.child.id()))?.count())
     }
+}
+
+fn log_of(dir: &Path, name: &str) -> PathBuf {
+    dir.join(format!("{name}.log"))
 }
 
 impl Drop for Process {

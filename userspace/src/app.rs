@@ -11,12 +11,11 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, anyhow};
+use anyhow::{Context as _, anyhow, bail};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use snisplice_config::{Severity, Translation, model::Model};
 use tokio::{
     runtime,
-    signal::unix::{Signal, SignalKind, signal},
     sync::{Semaphore, mpsc},
     task::JoinHandle,
     time::timeout,
@@ -32,6 +31,7 @@ use crate::{
         probe::answers::Answers,
     },
     listener::{self, Bound},
+    log::{self, log_limit},
     memory,
     metrics::Metrics,
     resolve, source,
@@ -44,22 +44,35 @@ use crate::{
 };
 
 use self::{
+    signals::Asked,
     succession::Endpoint,
+    supervisor::Supervisor,
     trial::{Event, Trial},
 };
 
+pub use self::signals::Signals;
+
+mod signals;
 mod succession;
+mod supervisor;
 mod trial;
+
+/// How long it may hold something up to have the log written out, so that whoever reads it knows all of what led there.
+const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// A running balancer.
 pub struct App {
     runtime: runtime::Runtime,
     options: Run,
+    signals: Signals,
+    supervisor: Supervisor,
     current: Arc<Current>,
     metrics: Arc<Metrics>,
     admin: Arc<Admin>,
     endpoint: Option<Endpoint>,
     workers: Vec<worker::Handle>,
+    /// Those whose thread has ended without having been told to.
+    lost_workers: mpsc::UnboundedReceiver<usize>,
     listening: BTreeMap<SocketAddr, listener::Front>,
     /// The workers' sockets once more, for who takes over.
     sockets: BTreeMap<SocketAddr, Vec<StdListener>>,
@@ -93,7 +106,8 @@ impl Watch {
 impl App {
     /// Puts a configuration into service: everything that can fail at the start fails in here, before the first
     /// connection is accepted.
-    pub fn start(options: Run, translation: Translation) -> anyhow::Result<Self> {
+    pub fn start(options: Run, translation: Translation, signals: Signals) -> anyhow::Result<Self> {
+        let supervisor = Supervisor::of_environment();
         let report = warnings(&translation);
         let mut model = translation.model.ok_or_else(|| anyhow!("the configuration has errors"))?;
         override_with(&mut model, &options);
@@ -149,19 +163,14 @@ impl App {
             orphans = datapath.orphans(&live.model, &metrics, alive, count)?;
         }
 
-        if let Some(programs) = &programs
-            && let Err(error) = programs.follow_routes()
-        {
-            tracing::warn!(%error, "connections in packets do not follow changes of routes");
+        if let Some(programs) = &programs {
+            follow_routes(programs);
         }
-
         let current = Arc::new(Current::from(live));
-        let shared =
-            Shared { current: current.clone(), metrics: metrics.clone(), datapath, workers: count, permits };
-        let workers = (0..count)
-            .map(|index| worker::Handle::start(index, shared.clone()))
-            .collect::<Result<Vec<_>, _>>()
-            .context("cannot start a worker")?;
+        let (ended, lost_workers) = mpsc::unbounded_channel();
+        let (live, counted) = (current.clone(), metrics.clone());
+        let shared = Shared { current: live, metrics: counted, datapath, workers: count, permits, ended };
+        let workers = start_workers(&shared)?;
         let (ask_orphans, orphans_asked) = mpsc::unbounded_channel();
         admin.asks(Askable {
             workers: workers.iter().map(|worker| worker.orders.clone()).collect(),
@@ -172,11 +181,14 @@ impl App {
         let mut app = Self {
             runtime,
             options,
+            signals,
+            supervisor,
             current,
             metrics,
             admin,
             endpoint,
             workers,
+            lost_workers,
             listening: BTreeMap::new(),
             sockets: BTreeMap::new(),
             visits: mpsc::unbounded_channel().1,
@@ -186,11 +198,12 @@ impl App {
             programs,
             orphans: None,
         };
+        app.signals.serving();
         for bound in bound {
             app.listen(bound)?;
         }
         app.watch_trial(trial, in_kernel.is_some());
-        app.admin.ready.store(true, Relaxed);
+        app.is_ready();
         let (door, flows) = app.succeed(heir, jointly)?;
         app.orphans = orphans.map(|orphans| {
             let stop = CancellationToken::new();
@@ -198,31 +211,35 @@ impl App {
             Watch { task: app.runtime.spawn(watch), stop }
         });
         app.visits = Door::open(app.options.takeover_name.as_deref(), door);
+        app.supervisor.ready("Serving");
         Ok(app)
     }
 
     /// Serves until SIGTERM or SIGINT, then until the last connection has ended or the drain deadline is over.
     pub fn run(mut self) -> anyhow::Result<()> {
-        let mut signals = {
-            let _guard = self.runtime.enter();
-            Signals::new()?
-        };
         let succeeded = loop {
-            let asked = async {
+            let next = async {
                 tokio::select! {
-                    asked = signals.next() => asked,
-                    Some(visit) = self.visits.recv() => Asked::Takeover(visit),
-                    Some(event) = self.trial.recv() => Asked::Heed(event),
+                    asked = self.signals.next() => Next::Signal(asked),
+                    Some(visit) = self.visits.recv() => Next::Takeover(visit),
+                    Some(event) = self.trial.recv() => Next::Heed(event),
+                    Some(worker) = self.lost_workers.recv() => Next::Lost(worker),
                 }
             };
-            match self.runtime.block_on(asked) {
-                Asked::Reload => self.reload(),
-                Asked::Stop => break false,
-                Asked::Heed(event) => self.heed(event),
-                Asked::Takeover(visit) => {
+            match self.runtime.block_on(next) {
+                Next::Signal(Asked::Reload) => self.reload(),
+                Next::Signal(Asked::Stop) => break false,
+                Next::Heed(event) => self.heed(event),
+                Next::Takeover(visit) => {
                     if self.receive(visit) {
                         break true;
                     }
+                }
+                // Its share of the new connections would wait for ever. Whoever supervises the process starts it again.
+                Next::Lost(worker) => {
+                    let why = self.workers.swap_remove(worker).join().err();
+                    let why = why.map_or_else(|| "it ended".to_owned(), |error| error.to_string());
+                    bail!("worker {worker} is lost: {why}");
                 }
             }
         };
@@ -236,6 +253,7 @@ impl App {
             tracing::info!(?patience, "another process has taken over; waiting for the open connections");
         } else {
             tracing::info!(?patience, "stopping: no new connections; waiting for the open ones");
+            self.supervisor.stopping("Waiting for the open connections");
         }
         self.order_all(|| Order::Drain(patience));
         let orphans = self.orphans.take();
@@ -248,12 +266,14 @@ impl App {
             tokio::select! {
                 ((), ()) = async { tokio::join!(finished(&self.workers), orphans) } => {}
                 // Whoever asks twice does not want to wait.
-                _ = signals.next() => {
-                    tracing::warn!("asked again: closing the open connections");
+                () = asked_not_to_wait(&self.signals, succeeded) => {
+                    tracing::warn!("asked to stop again: closing the open connections");
                     if let Some(programs) = &self.programs {
                         programs.abandon();
                     }
-                    std::process::exit(1);
+                    let _ = log::flush(LAST_LINES);
+                    // That is what was asked for, and no failure.
+                    std::process::exit(0);
                 }
             }
         });
@@ -322,6 +342,12 @@ impl App {
         Ok(())
     }
 
+    /// Connections are welcome. Whoever waits for that finds in the log how it came to be.
+    fn is_ready(&self) {
+        let _ = log::flush(LAST_LINES);
+        self.admin.ready.store(true, Relaxed);
+    }
+
     fn order_all(&self, order: impl Fn() -> Order) {
         for worker in &self.workers {
             // A worker that is gone has nothing left to do.
@@ -331,11 +357,18 @@ impl App {
 
     /// Reads the configuration again. Whatever is wrong with it, the last good one keeps serving.
     fn reload(&mut self) {
+        self.supervisor.reloading();
         match self.try_reload() {
-            Ok(generation) => tracing::info!(generation, "configuration reloaded"),
+            Ok(generation) => {
+                tracing::info!(generation, "configuration reloaded");
+                self.supervisor.ready("Serving");
+            }
             Err(error) => {
                 self.metrics.config_rejected.inc();
                 tracing::error!("configuration refused, the last good one keeps serving: {error:#}");
+                // The manager knows no reload that has failed: whoever asks for the status is told.
+                self.supervisor
+                    .ready("Serving the last good configuration: the new one has errors, see the log");
             }
         }
         // Reading takes many times what the model keeps. The former model goes with its last connection.
@@ -417,6 +450,19 @@ fn bind(model: &Model, mut heir: Option<&mut Heir>, workers: usize) -> anyhow::R
         });
     }
     Ok(bound)
+}
+
+fn follow_routes(programs: &Arc<Programs>) {
+    if let Err(error) = programs.follow_routes() {
+        tracing::warn!(%error, "connections in packets do not follow changes of routes");
+    }
+}
+
+fn start_workers(shared: &Shared) -> anyhow::Result<Vec<worker::Handle>> {
+    (0..shared.workers)
+        .map(|index| worker::Handle::start(index, shared.clone()))
+        .collect::<Result<_, _>>()
+        .context("cannot start a worker")
 }
 
 /// Everything the configuration's author should know, as text.
@@ -518,34 +564,28 @@ async fn finished(workers: &[worker::Handle]) {
     }
 }
 
-/// What a signal asks for.
-enum Asked {
-    Reload,
-    Stop,
-    Takeover(Visit),
-    Heed(Event),
-}
-
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    hangup: Signal,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            hangup: signal(SignalKind::hangup())?,
-        })
-    }
-
-    async fn next(&mut self) -> Asked {
-        tokio::select! {
-            _ = self.terminate.recv() => Asked::Stop,
-            _ = self.interrupt.recv() => Asked::Stop,
-            _ = self.hangup.recv() => Asked::Reload,
+/// Waits until a process that drains is asked to stop once more. One that drains because another has taken over was not
+/// asked yet.
+async fn asked_not_to_wait(signals: &Signals, succeeded: bool) {
+    let mut asked = !succeeded;
+    loop {
+        match signals.next().await {
+            Asked::Reload => {
+                log_limit!(info, "the configuration is not read again: this process is stopping");
+            }
+            Asked::Stop if asked => return,
+            Asked::Stop => {
+                asked = true;
+                tracing::info!("asked to stop, which it does; asked again, it closes the open connections");
+            }
         }
     }
+}
+
+/// What the main thread waits for.
+enum Next {
+    Signal(Asked),
+    Takeover(Visit),
+    Heed(Event),
+    Lost(usize),
 }

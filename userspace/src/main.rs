@@ -1,22 +1,19 @@
 //! The `snisplice` command.
 #![forbid(unsafe_code)]
+#![deny(clippy::print_stderr)]
 
-use std::{
-    io::{IsTerminal as _, Write as _},
-    process::ExitCode,
-};
+use std::{io::Write as _, process::ExitCode, time::Duration};
 
 use clap::Parser as _;
 use rustix::process::{Signal, set_parent_process_death_signal};
 use snisplice::{
-    app::App,
-    cli::{Check, Cli, Command, Explain, LogFormat, Run},
+    app::{App, Signals},
+    cli::{Cli, Command, Explain, Run},
     command,
     kernel::probe::answers::Answers,
-    source,
+    log, source,
 };
 use snisplice_config::{Translation, explain, render_check};
-use tracing_subscriber::EnvFilter;
 
 /// The small, aligned blocks of one connection cost the system's allocator a third more than they hold.
 #[global_allocator]
@@ -25,29 +22,25 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// The exit code for a configuration with errors.
 const BAD_CONFIGURATION: u8 = 2;
 
-/// The exit code of `check --strict` for a configuration of which not everything is served as it is written.
-const DOUBTFUL_CONFIGURATION: u8 = 3;
+/// How long the end of the process waits for its last lines to be written.
+const LAST_LINES: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
-    match run(Cli::parse().command) {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("snisplice: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    let code = run(Cli::parse().command).unwrap_or_else(|error| {
+        log::say(&format!("snisplice: {error:#}\n"));
+        ExitCode::FAILURE
+    });
+    // Whoever hangs instead of reading them loses them.
+    let _ = log::flush(LAST_LINES);
+    code
 }
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(options) => serve(options),
-        Command::Check(Check { config, strict }) => {
+        Command::Check(config) => {
             let translation = source::load(&config)?;
             print(&render_check(&translation))?;
-            let doubtful = translation.rejected().chain(translation.warnings()).next().is_some();
-            if strict && doubtful && translation.model.is_some() {
-                return Ok(ExitCode::from(DOUBTFUL_CONFIGURATION));
-            }
             Ok(code(&translation))
         }
         Command::Explain(Explain { config, sni, port }) => {
@@ -93,18 +86,15 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
 }
 
 fn serve(options: Run) -> anyhow::Result<ExitCode> {
-    let filter = EnvFilter::try_new(&options.log)?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match options.log_format {
-        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
-        LogFormat::Json => log.json().init(),
-    }
+    // First of all: until then, a signal is death.
+    let signals = Signals::install()?;
+    log::init(&options.log, options.log_format)?;
     let translation = source::load(&options.config)?;
     if translation.model.is_none() {
-        eprint!("{}", render_check(&translation));
+        log::say(&render_check(&translation));
         return Ok(ExitCode::from(BAD_CONFIGURATION));
     }
-    App::start(options, translation)?.run()?;
+    App::start(options, translation, signals)?.run()?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -163,6 +163,7 @@ impl Metrics {
             "Configurations refused since the start; the last good one kept serving",
             metrics.config_rejected.clone(),
         );
+        registry.register_collector(Box::new(crate::log::Counters));
         registry.register_collector(Box::new(metrics.kernel.clone()));
         registry.register_collector(Box::new(metrics.short_cut.clone()));
         registry.register_collector(Box::new(metrics.packet.clone()));

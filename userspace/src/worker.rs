@@ -23,6 +23,7 @@ use tokio::{
     io::unix::AsyncFd,
     runtime::{self, LocalOptions},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    task::{JoinHandle, spawn_local},
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -31,6 +32,7 @@ use crate::{
     account::{Account, Ledger},
     datapath::{self, InKernel},
     liveness::Liveness,
+    log::log_limit,
     metrics::Metrics,
     roster::{self, Request, Roster},
     session::{self, Service},
@@ -81,6 +83,21 @@ pub struct Shared {
     pub workers: usize,
     /// Connections that may be open at once in the whole process.
     pub permits: Arc<Semaphore>,
+    /// Where the number of a worker goes whose thread has ended, however that came.
+    pub ended: mpsc::UnboundedSender<usize>,
+}
+
+/// Tells that a worker's thread ends when it is dropped, as by a panic.
+struct Ending {
+    worker: usize,
+    tell: mpsc::UnboundedSender<usize>,
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        // Nobody listens once the process has begun to end.
+        let _ = self.tell.send(self.worker);
+    }
 }
 
 /// A running worker.
@@ -95,7 +112,11 @@ impl Handle {
     /// Starts a worker thread.
     pub fn start(index: usize, shared: Shared) -> io::Result<Self> {
         let (orders, received) = mpsc::unbounded_channel();
-        let run = move || run(index, shared, received);
+        let ending = Ending { worker: index, tell: shared.ended.clone() };
+        let run = move || {
+            let _ending = ending;
+            run(index, shared, received)
+        };
         let thread = thread::Builder::new().name(format!("worker-{index}")).spawn(run)?;
         Ok(Self { orders, thread })
     }
@@ -130,7 +151,7 @@ async fn work(index: usize, shared: Shared, mut orders: mpsc::UnboundedReceiver<
         metrics: shared.metrics.clone(),
         roster: Rc::new(Roster::new(index, shared.workers)),
     });
-    tokio::task::spawn_local(tick(service.roster.clone(), service.current.clone()));
+    spawn_local(tick(service.roster.clone(), service.current.clone()));
     let sessions = TaskTracker::new();
     let acceptors = TaskTracker::new();
     let mut listening: HashMap<SocketAddr, CancellationToken> = HashMap::new();
@@ -147,7 +168,8 @@ async fn work(index: usize, shared: Shared, mut orders: mpsc::UnboundedReceiver<
                     // Several sockets of one address have come from a process with more workers.
                     stop: listening.entry(wanted).or_default().clone(),
                 };
-                acceptors.spawn_local(acceptor.run());
+                let acceptor = Rc::new(acceptor);
+                acceptors.spawn_local(accept_always(acceptor, |one| spawn_local(one.run())));
             }
             Some(Order::Unlisten(address)) => {
                 if let Some(stop) = listening.remove(&address) {
@@ -209,6 +231,15 @@ async fn tick(roster: Rc<Roster>, current: Arc<Current>) {
     }
 }
 
+/// Has the socket accepted from until that ends well: one that nobody accepts from keeps its clients waiting. A panic in a
+/// task ends that task alone, so that whoever does not look never learns of it.
+async fn accept_always<A>(acceptor: Rc<A>, start: impl Fn(Rc<A>) -> JoinHandle<()>) {
+    while start(acceptor.clone()).await.is_err_and(|error| error.is_panic()) {
+        log_limit!(error, "accepting has failed; going on");
+        sleep(ACCEPT_PAUSE).await;
+    }
+}
+
 /// Accepts on one socket until told to stop.
 struct Acceptor {
     socket: AsyncFd<OwnedFd>,
@@ -220,7 +251,7 @@ struct Acceptor {
 }
 
 impl Acceptor {
-    async fn run(self) {
+    async fn run(self: Rc<Self>) {
         tokio::select! {
             () = self.accept_for_ever() => {}
             () = self.stop.cancelled() => {}
@@ -256,7 +287,7 @@ impl Acceptor {
                 Err(error) => {
                     let counters = &self.ledger.counters;
                     counters.accept_errors.inc();
-                    tracing::warn!(%error, listener = %counters.listener, "cannot accept; trying again shortly");
+                    log_limit!(warn, %error, listener = %counters.listener, "cannot accept; trying again shortly");
                     sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -282,5 +313,40 @@ impl Acceptor {
             let Ok(client) = self.accept() else { return };
             self.start(client, permit);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[test]
+    fn accepting_goes_on_after_a_panic() {
+        let runtime = runtime::Builder::new_current_thread()
+            .enable_time()
+            .build_local(LocalOptions::default())
+            .unwrap();
+        let starts = Rc::new(Cell::new(0));
+        runtime.block_on(accept_always(starts.clone(), |starts| {
+            spawn_local(async move {
+                starts.set(starts.get() + 1);
+                assert!(starts.get() > 2, "a fault");
+            })
+        }));
+        assert_eq!(starts.get(), 3);
+    }
+
+    #[test]
+    fn a_worker_that_ends_is_told_of() {
+        let (tell, mut ended) = mpsc::unbounded_channel();
+        let ending = Ending { worker: 3, tell };
+        let thread = thread::spawn(move || {
+            let _ending = ending;
+            panic!("a fault");
+        });
+        assert!(thread.join().is_err());
+        assert_eq!(ended.try_recv(), Ok(3));
     }
 }

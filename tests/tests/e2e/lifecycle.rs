@@ -1,9 +1,15 @@
 //! The daemon's own life: stopping without cutting anything short, and reloading without anyone noticing.
 
-use std::{fs, io::ErrorKind, io::Write as _, net::SocketAddr};
+use std::{fs, io::ErrorKind, io::Write as _, net::SocketAddr, os::unix::net::UnixDatagram};
 
 use anyhow::{Context as _, Result, ensure};
-use nix::sys::signal::{self, Signal};
+use nix::{
+    sys::{
+        signal::{self, Signal},
+        time::TimeValLike as _,
+    },
+    time::{ClockId, clock_gettime},
+};
 use snisplice_tests::{
     daemon::{Daemon, Options},
     hello,
@@ -15,6 +21,12 @@ use snisplice_tests::{
 use crate::flow::{self, Flow, NAME};
 
 pub(crate) const CASES: &[Case] = &[
+    Case::each("lifecycle::hangups_at_every_moment", hangups),
+    Case::each("lifecycle::only_a_second_stop_ends_a_drain", second_stop),
+    Case::once("lifecycle::a_reload_and_a_stop_at_once", reload_and_stop),
+    Case::once("lifecycle::a_stop_while_starting", stop_while_starting),
+    Case::once("lifecycle::other_signals_mean_nothing", other_signals),
+    Case::once("lifecycle::the_service_manager_is_told", service_manager),
     Case::each("lifecycle::drain_lets_connections_finish", drain_lets_connections_finish),
     Case::each("lifecycle::drain_ends_at_its_deadline", drain_ends_at_its_deadline),
     Case::each("lifecycle::an_idle_daemon_stops_at_once", an_idle_daemon_stops_at_once),
@@ -109,9 +121,9 @@ fn a_bad_reload_keeps_the_last_good(lab: &Lab) -> Result<()> {
         metrics.sum("snisplice_config_rejected_total", &[]) == 1
     })?;
     Flow::open(lab, &listener)?.exchange()?;
-    let log = daemon.process().log()?;
-    ensure!(log.contains("routes.yaml") && log.contains("surprise"), "the log names the file and the field");
-    Ok(())
+    // The log names the file and the field.
+    daemon.wait_log("routes.yaml")?;
+    daemon.wait_log("surprise")
 }
 
 fn reload_opens_and_closes_listeners(lab: &Lab) -> Result<()> {
@@ -230,5 +242,157 @@ fn untried(lab: &Lab) -> Result<()> {
     let mut flow = Flow::open(lab, &listener)?;
     flow.exchange()?;
     ensure!(daemon.metrics()?.sum("snisplice_packet_flows_total", &[]) == 1);
+    Ok(())
+}
+
+/// SIGHUP asks for a reload, and never does more than that: while the process starts, and while it drains.
+fn hangups(lab: &Lab) -> Result<()> {
+    let listener = flow::backend(lab)?;
+    let mut daemon =
+        Daemon::spawn(lab, &Options::yaml(lab, &flow::yaml("timeouts: {drain: 60s}\n"))?, "snisplice")?;
+    wait::until_true("it hears signals", || catches(daemon.process().pid(), Signal::SIGHUP))?;
+    let mut hangups = 0;
+    wait::until_true("it serves, whatever comes meanwhile", || {
+        daemon.process().signal(Signal::SIGHUP)?;
+        hangups += 1;
+        ensure!(daemon.process().is_running(), "{}", daemon.process().log()?);
+        Ok(daemon.is_ready().unwrap_or(false))
+    })?;
+    daemon.wait_metrics("the configuration was read again", |metrics| {
+        metrics.sum("snisplice_config_generation", &[]) >= 2
+    })?;
+    let mut flow = Flow::open(lab, &listener)?;
+    flow.exchange()?;
+    daemon.terminate()?;
+    daemon.wait_log("stopping")?;
+    daemon.process().signal(Signal::SIGHUP)?;
+    daemon.wait_log("not read again")?;
+    for _ in 0..20 {
+        daemon.process().signal(Signal::SIGHUP)?;
+        flow.exchange()?;
+    }
+    drop(flow);
+    let status = daemon.wait()?;
+    ensure!(status.code() == Some(0), "{status} after {hangups} hangups");
+    Ok(())
+}
+
+/// Whether a process has a handler for the signal.
+fn catches(pid: u32, signal: Signal) -> Result<bool> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).context("no such line")?;
+    Ok(u64::from_str_radix(caught.trim(), 16)? & (1 << (signal as u32 - 1)) != 0)
+}
+
+/// An operator who does not want to wait says so, and that is no failure.
+fn second_stop(lab: &Lab) -> Result<()> {
+    let (mut daemon, listener) = flow::start(lab, "timeouts: {drain: 1h}\n")?;
+    let mut flow = Flow::open(lab, &listener)?;
+    flow.exchange()?;
+    daemon.terminate()?;
+    daemon.wait_log("stopping")?;
+    flow.exchange()?;
+    wait::until_true("it ends", || {
+        daemon.terminate()?;
+        Ok(!daemon.process().is_running())
+    })?;
+    let status = daemon.wait()?;
+    ensure!(status.code() == Some(0), "{status}");
+    tcp::read_to_end(&mut flow.client)?;
+    tcp::read_to_end(&mut flow.backend)?;
+    Ok(())
+}
+
+/// In either order they are one reload at most, and one stop.
+fn reload_and_stop(lab: &Lab) -> Result<()> {
+    for _ in 0..5 {
+        for order in [[Signal::SIGHUP, Signal::SIGTERM], [Signal::SIGTERM, Signal::SIGHUP]] {
+            let (mut daemon, listener) = flow::start(lab, "timeouts: {drain: 60s}\n")?;
+            let mut flow = Flow::open(lab, &listener)?;
+            flow.exchange()?;
+            for signal in order {
+                daemon.process().signal(signal)?;
+            }
+            daemon.wait_log("stopping")?;
+            for _ in 0..20 {
+                flow.exchange()?;
+            }
+            drop(flow);
+            let status = daemon.wait()?;
+            ensure!(status.code() == Some(0), "{order:?}: {status}");
+            fs::remove_file(lab.dir().join("snisplice.log"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Nobody is served yet, so that nothing is waited for.
+fn stop_while_starting(lab: &Lab) -> Result<()> {
+    let options = Options::yaml(lab, &flow::yaml(""))?;
+    let mut daemon = Daemon::spawn(lab, &options, "snisplice")?;
+    wait::until_true("it hears signals", || catches(daemon.process().pid(), Signal::SIGTERM))?;
+    daemon.terminate()?;
+    let status = daemon.wait()?;
+    ensure!(status.code() == Some(0), "{status}");
+    Ok(())
+}
+
+fn other_signals(lab: &Lab) -> Result<()> {
+    let (mut daemon, listener) = flow::start(lab, "")?;
+    let mut flow = Flow::open(lab, &listener)?;
+    for signal in [
+        Signal::SIGUSR1,
+        Signal::SIGUSR2,
+        Signal::SIGALRM,
+        Signal::SIGVTALRM,
+        Signal::SIGPROF,
+        Signal::SIGIO,
+        Signal::SIGPWR,
+        Signal::SIGPIPE,
+        Signal::SIGXFSZ,
+    ] {
+        daemon.process().signal(signal)?;
+        flow.exchange()?;
+    }
+    daemon.wait_log("means nothing here")?;
+    ensure!(daemon.process().is_running());
+    drop(flow);
+    daemon.terminate()?;
+    let status = daemon.wait()?;
+    ensure!(status.code() == Some(0), "{status}");
+    Ok(())
+}
+
+/// As `sd_notify(3)` and systemd.service(5) (`Type=notify-reload`) have it.
+fn service_manager(lab: &Lab) -> Result<()> {
+    let path = lab.dir().join("notify");
+    let manager = UnixDatagram::bind(&path)?;
+    manager.set_read_timeout(Some(wait::DEADLINE))?;
+    let heard = || -> Result<String> {
+        let mut message = [0; 4_096];
+        let count = manager.recv(&mut message)?;
+        Ok(String::from_utf8(message[..count].to_vec())?)
+    };
+    let options = Options::yaml(lab, &flow::yaml(""))?.env("NOTIFY_SOCKET", &path);
+    let mut daemon = Daemon::start(lab, &options)?;
+    let message = heard()?;
+    ensure!(message.lines().any(|line| line == "READY=1"), "{message}");
+    for yaml in [flow::yaml(""), flow::yaml("surprise: 1\n")] {
+        let before = clock_gettime(ClockId::CLOCK_MONOTONIC)?;
+        Options::yaml(lab, &yaml)?;
+        daemon.process().signal(Signal::SIGHUP)?;
+        let message = heard()?;
+        ensure!(message.lines().any(|line| line == "RELOADING=1"), "{message}");
+        let moment =
+            message.lines().find_map(|line| line.strip_prefix("MONOTONIC_USEC=")).context("no moment")?;
+        ensure!(moment.parse::<i64>()? >= before.num_microseconds(), "{message}");
+        let message = heard()?;
+        ensure!(message.lines().any(|line| line == "READY=1"), "{message}");
+        ensure!(message.contains("has errors") == yaml.contains("surprise"), "{message}");
+    }
+    daemon.terminate()?;
+    let message = heard()?;
+    ensure!(message.lines().any(|line| line == "STOPPING=1"), "{message}");
+    ensure!(daemon.wait()?.success());
     Ok(())
 }

@@ -19,6 +19,7 @@ mod handover;
 mod integrity;
 mod leak;
 mod lifecycle;
+mod log;
 mod mtu;
 mod negotiation;
 mod network;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         integrity::CASES,
         leak::CASES,
         lifecycle::CASES,
+        log::CASES,
         mtu::CASES,
         negotiation::CASES,
         network::CASES,

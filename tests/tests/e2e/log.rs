@@ -1,0 +1,174 @@
+//! Whatever becomes of the log, nothing else suffers from it.
+
+use std::{
+    fs::File,
+    io::{PipeReader, Read as _, Write as _, pipe},
+    os::fd::OwnedFd,
+    thread,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use nix::{
+    fcntl::{FcntlArg, fcntl},
+    sys::signal::Signal,
+};
+use snisplice_tests::{
+    daemon::{Daemon, Options},
+    lab::Lab,
+    process::run,
+    suite::Case,
+    tcp, wait,
+};
+
+use crate::flow::{self, Flow};
+
+pub(crate) const CASES: &[Case] = &[
+    Case::each("log::its_reader_goes_away", reader_goes_away),
+    Case::each("log::its_reader_hangs", reader_hangs),
+    Case::once("log::its_disk_is_full", full_disk),
+    Case::once("log::its_file_may_not_grow", file_may_not_grow),
+    Case::once("log::errors_of_accepting_are_limited", accept_errors),
+    Case::once("log::its_last_lines_are_written", last_lines),
+];
+
+fn options(lab: &Lab) -> Result<Options> {
+    Options::yaml(lab, &flow::yaml("timeouts: {drain: 60s}\n"))
+}
+
+/// Everything that makes lines works, and nobody who is connected notices: reloads good and bad, and a stop.
+fn goes_on(lab: &Lab, mut daemon: Daemon<'_>) -> Result<()> {
+    let listener = flow::backend(lab)?;
+    let mut flow = Flow::open(lab, &listener)?;
+    flow.exchange()?;
+    for (yaml, counter, value) in [
+        (flow::yaml(""), "snisplice_config_generation", 2),
+        (flow::yaml("surprise: 1\n"), "snisplice_config_rejected_total", 1),
+        (flow::yaml("timeouts: {drain: 60s}\n"), "snisplice_config_generation", 3),
+    ] {
+        Options::yaml(lab, &yaml)?;
+        daemon.process().signal(Signal::SIGHUP)?;
+        daemon.wait_metrics("it has read its configuration", |metrics| metrics.sum(counter, &[]) == value)?;
+        flow.exchange()?;
+        Flow::open(lab, &listener)?.exchange()?;
+    }
+    daemon.wait_metrics("lines are lost, and counted", |metrics| {
+        metrics.sum("snisplice_log_lines_lost_total", &[]) > 0
+    })?;
+    daemon.terminate()?;
+    wait::until_true("it drains", || Ok(tcp::connect(&lab.client, &flow::front()).is_err()))?;
+    flow.exchange()?;
+    drop(flow);
+    let status = daemon.wait()?;
+    ensure!(status.code() == Some(0), "{status}");
+    Ok(())
+}
+
+fn reader_goes_away(lab: &Lab) -> Result<()> {
+    let (reader, log) = pipe()?;
+    let daemon = Daemon::start_logging_to(lab, &options(lab)?, log)?;
+    drop(reader);
+    goes_on(lab, daemon)
+}
+
+fn full_disk(lab: &Lab) -> Result<()> {
+    let full = File::options().write(true).open("/dev/full")?;
+    goes_on(lab, Daemon::start_logging_to(lab, &options(lab)?, full)?)
+}
+
+/// The kernel sends SIGXFSZ to who makes a file too large.
+fn file_may_not_grow(lab: &Lab) -> Result<()> {
+    let daemon = Daemon::start(lab, &options(lab)?)?;
+    let pid = daemon.process().pid().to_string();
+    run(&lab.lb, std::process::Command::new("prlimit").args(["--pid", &pid, "--fsize=1:1"]))?.ok()?;
+    goes_on(lab, daemon)
+}
+
+/// Everything that waits in the pipe, as text; the pipe goes on being read until its other end is closed.
+fn read_on(mut reader: PipeReader) -> thread::JoinHandle<Result<String>> {
+    thread::spawn(move || {
+        let mut text = Vec::new();
+        reader.read_to_end(&mut text)?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    })
+}
+
+/// Lines that nobody reads are dropped; once somebody does again, it is told how many.
+fn reader_hangs(lab: &Lab) -> Result<()> {
+    let listener = flow::backend(lab)?;
+    let (reader, mut log) = pipe()?;
+    // One page, which is full.
+    fcntl(&log, FcntlArg::F_SETPIPE_SZ(4_096))?;
+    let size = usize::try_from(fcntl(&log, FcntlArg::F_GETPIPE_SZ)?)?;
+    log.write_all(&vec![b'\n'; size])?;
+    let options = options(lab)?.arg("--log").arg("trace");
+    let mut daemon = Daemon::start_logging_to(lab, &options, OwnedFd::from(log))?;
+    let mut flow = Flow::open(lab, &listener)?;
+    wait::until_true("more lines come than may wait", || {
+        daemon.process().signal(Signal::SIGHUP)?;
+        flow.exchange()?;
+        Flow::open(lab, &listener)?.exchange()?;
+        Ok(daemon.metrics()?.sum("snisplice_log_lines_lost_total", &[]) > 0)
+    })?;
+    ensure!(daemon.is_ready()?);
+    let reading = read_on(reader);
+    daemon.wait_metrics("it reads its configuration still", |metrics| {
+        metrics.sum("snisplice_config_generation", &[]) > 1
+    })?;
+    flow.exchange()?;
+    drop(flow);
+    daemon.terminate()?;
+    let status = daemon.wait()?;
+    ensure!(status.code() == Some(0), "{status}");
+    let text = reading.join().expect("the reader does not panic")?;
+    ensure!(text.contains("log lines were lost"), "nobody is told");
+    ensure!(text.contains("stopped"), "the last line is missing");
+    Ok(())
+}
+
+/// One line tells of it, not twenty a second.
+fn accept_errors(lab: &Lab) -> Result<()> {
+    let (daemon, listener) = flow::start(lab, "limits: {workers: 1}\n")?;
+    let mut open = Flow::open(lab, &listener)?;
+    open.exchange()?;
+    let process = daemon.process();
+    let limit = wait::settled(flow::QUIET, || process.descriptors())?;
+    let pid = process.pid().to_string();
+    run(
+        &lab.lb,
+        std::process::Command::new("prlimit").args(["--pid", &pid, &format!("--nofile={limit}:65536")]),
+    )?
+    .ok()?;
+    let waiting: Result<Vec<_>> = (0..10).map(|_| tcp::connect(&lab.client, &flow::front())).collect();
+    let waiting = waiting?;
+    let clients = waiting.iter().map(|mut client| Ok(client.write_all(b"x")?)).collect::<Result<Vec<_>>>()?;
+    ensure!(clients.len() == 10);
+    daemon.wait_log("cannot accept")?;
+    // Each further try is one error, and none is a line.
+    let mut tries = 0;
+    wait::until_true("it has tried many times", || {
+        open.exchange()?;
+        tries += 1;
+        Ok(tries > 200)
+    })?;
+    run(&lab.lb, std::process::Command::new("prlimit").args(["--pid", &pid, "--nofile=65536:65536"]))?
+        .ok()?;
+    drop(waiting);
+    daemon.wait_metrics("errors are counted", |metrics| {
+        metrics.sum("snisplice_accept_errors_total", &[]) > 5
+            && metrics.sum("snisplice_log_lines_limited_total", &[]) > 4
+    })?;
+    let lines = process.log()?.matches("cannot accept").count();
+    ensure!(lines <= 2, "{lines} lines");
+    Ok(())
+}
+
+fn last_lines(lab: &Lab) -> Result<()> {
+    let (mut daemon, listener) = flow::start(lab, "")?;
+    Flow::open(lab, &listener)?.exchange()?;
+    daemon.terminate()?;
+    ensure!(daemon.wait()?.success());
+    let log = daemon.process().log()?;
+    let last = log.lines().last().context("nothing is logged")?;
+    ensure!(last.contains("stopped") && last.contains("bytes_up="), "{last}");
+    Ok(())
+}

@@ -1,0 +1,107 @@
+//! Tells the service manager what the process does: the protocol of `sd_notify(3)`.
+//!
+//! Nothing here waits: a message that the manager does not take at once is lost. (The crates for this protocol block.)
+
+use std::{
+    ffi::OsStr,
+    io,
+    os::{
+        linux::net::SocketAddrExt as _,
+        unix::{
+            ffi::OsStrExt as _,
+            net::{SocketAddr, UnixDatagram},
+        },
+    },
+};
+
+use rustix::time::{ClockId, clock_gettime};
+
+/// The service manager, if there is one that wants to know.
+#[derive(Debug)]
+pub(super) struct Supervisor(Option<UnixDatagram>);
+
+impl Supervisor {
+    /// The one that `NOTIFY_SOCKET` names.
+    pub(super) fn of_environment() -> Self {
+        let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return Self(None) };
+        match connect(&name) {
+            Ok(socket) => Self(Some(socket)),
+            Err(error) => {
+                tracing::warn!(?name, %error, "the service manager cannot be told of anything");
+                Self(None)
+            }
+        }
+    }
+
+    /// The process serves, or does so again after a reload; `status` is for people.
+    pub(super) fn ready(&self, status: &str) {
+        self.tell(&format!("READY=1\nSTATUS={status}"));
+    }
+
+    /// The configuration is being read again. The moment tells this reload from an earlier one: systemd 253.
+    pub(super) fn reloading(&self) {
+        let now = clock_gettime(ClockId::Monotonic);
+        let microseconds = i128::from(now.tv_sec) * 1_000_000 + i128::from(now.tv_nsec) / 1_000;
+        self.tell(&format!("RELOADING=1\nMONOTONIC_USEC={microseconds}\nSTATUS=Reading the configuration"));
+    }
+
+    /// The process drains and ends.
+    pub(super) fn stopping(&self, status: &str) {
+        self.tell(&format!("STOPPING=1\nSTATUS={status}"));
+    }
+
+    fn tell(&self, state: &str) {
+        if let Some(socket) = &self.0 {
+            // Whoever manages services notices by other means what it was not told.
+            let _ = socket.send(state.as_bytes());
+        }
+    }
+}
+
+/// A name that begins with `@` is one of the abstract namespace.
+fn connect(name: &OsStr) -> io::Result<UnixDatagram> {
+    let address = match name.as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name)?,
+        None => SocketAddr::from_pathname(name)?,
+    };
+    let socket = UnixDatagram::unbound()?;
+    socket.connect_addr(&address)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn either_kind_of_name_is_reached_and_nobody_waits() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("notify");
+        let named = format!("snisplice-test-{}", std::process::id());
+        let abstract_name = SocketAddr::from_abstract_name(&named).unwrap();
+        for (manager, name) in [
+            (UnixDatagram::bind(&path).unwrap(), path.into_os_string()),
+            (UnixDatagram::bind_addr(&abstract_name).unwrap(), format!("@{named}").into()),
+        ] {
+            let supervisor = Supervisor(Some(connect(&name).unwrap()));
+            supervisor.ready("Serving");
+            supervisor.reloading();
+            let mut message = [0; 200];
+            let count = manager.recv(&mut message).unwrap();
+            assert_eq!(&message[..count], b"READY=1\nSTATUS=Serving");
+            let count = manager.recv(&mut message).unwrap();
+            let text = std::str::from_utf8(&message[..count]).unwrap();
+            let moment =
+                text.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").and_then(|rest| rest.split('\n').next());
+            assert!(
+                moment.is_some_and(|moment| moment.parse::<u64>().is_ok_and(|moment| moment > 0)),
+                "{text}"
+            );
+            // Nobody reads any more.
+            for _ in 0..10_000 {
+                supervisor.stopping("Draining");
+            }
+        }
+    }
+}
