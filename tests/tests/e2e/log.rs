@@ -4,6 +4,7 @@ use std::{
     fs::File,
     io::{PipeReader, Read as _, Write as _, pipe},
     os::fd::OwnedFd,
+    sync::Mutex,
     thread,
 };
 
@@ -83,13 +84,16 @@ fn file_may_not_grow(lab: &Lab) -> Result<()> {
     goes_on(lab, daemon)
 }
 
-/// Everything that waits in the pipe, as text; the pipe goes on being read until its other end is closed.
-fn read_on(mut reader: PipeReader) -> thread::JoinHandle<Result<String>> {
-    thread::spawn(move || {
-        let mut text = Vec::new();
-        reader.read_to_end(&mut text)?;
-        Ok(String::from_utf8_lossy(&text).into_owned())
-    })
+/// Adds to `text` what comes out of the pipe, until its other end is closed.
+fn read_on(mut reader: PipeReader, text: &Mutex<Vec<u8>>) -> Result<()> {
+    let mut some = vec![0; 65_536];
+    loop {
+        let count = reader.read(&mut some)?;
+        if count == 0 {
+            return Ok(());
+        }
+        text.lock().expect("nobody panics").extend_from_slice(&some[..count]);
+    }
 }
 
 /// Lines that nobody reads are dropped; once somebody does again, it is told how many.
@@ -110,18 +114,28 @@ fn reader_hangs(lab: &Lab) -> Result<()> {
         Ok(daemon.metrics()?.sum("snisplice_log_lines_lost_total", &[]) > 0)
     })?;
     ensure!(daemon.is_ready()?);
-    let reading = read_on(reader);
     daemon.wait_metrics("it reads its configuration still", |metrics| {
         metrics.sum("snisplice_config_generation", &[]) > 1
     })?;
     flow.exchange()?;
-    drop(flow);
-    daemon.terminate()?;
-    let status = daemon.wait()?;
-    ensure!(status.code() == Some(0), "{status}");
-    let text = reading.join().expect("the reader does not panic")?;
-    ensure!(text.contains("log lines were lost"), "nobody is told");
-    ensure!(text.contains("stopped"), "the last line is missing");
+    let text = Mutex::new(Vec::new());
+    let read = || String::from_utf8_lossy(&text.lock().expect("nobody panics")).into_owned();
+    thread::scope(|scope| {
+        let reading = scope.spawn(|| read_on(reader, &text));
+        let stopped = (|| {
+            // Before that, there may be no room for the last line either.
+            wait::until_true("it is told how many were lost", || Ok(read().contains("log lines were lost")))?;
+            drop(flow);
+            daemon.terminate()?;
+            let status = daemon.wait()?;
+            ensure!(status.code() == Some(0), "{status}");
+            Ok(())
+        })();
+        drop(daemon);
+        reading.join().expect("the reader does not panic")?;
+        stopped
+    })?;
+    ensure!(read().contains("stopped"), "the last line is missing");
     Ok(())
 }
 
@@ -133,11 +147,8 @@ fn accept_errors(lab: &Lab) -> Result<()> {
     let process = daemon.process();
     let limit = wait::settled(flow::QUIET, || process.descriptors())?;
     let pid = process.pid().to_string();
-    run(
-        &lab.lb,
-        std::process::Command::new("prlimit").args(["--pid", &pid, &format!("--nofile={limit}:65536")]),
-    )?
-    .ok()?;
+    run(&lab.lb, std::process::Command::new("prlimit").args(["--pid", &pid, &format!("--nofile={limit}:")]))?
+        .ok()?;
     let waiting: Result<Vec<_>> = (0..10).map(|_| tcp::connect(&lab.client, &flow::front())).collect();
     let waiting = waiting?;
     let clients = waiting.iter().map(|mut client| Ok(client.write_all(b"x")?)).collect::<Result<Vec<_>>>()?;
@@ -150,8 +161,7 @@ fn accept_errors(lab: &Lab) -> Result<()> {
         tries += 1;
         Ok(tries > 200)
     })?;
-    run(&lab.lb, std::process::Command::new("prlimit").args(["--pid", &pid, "--nofile=65536:65536"]))?
-        .ok()?;
+    run(&lab.lb, std::process::Command::new("prlimit").args(["--pid", &pid, "--nofile=1024:"]))?.ok()?;
     drop(waiting);
     daemon.wait_metrics("errors are counted", |metrics| {
         metrics.sum("snisplice_accept_errors_total", &[]) > 5

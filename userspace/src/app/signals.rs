@@ -16,6 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::sys::signal::{SigSet, Signal as Number};
 use tokio::{
     runtime,
     signal::unix::{Signal, SignalKind, signal},
@@ -145,6 +146,7 @@ impl Signals {
             });
         })?;
         heard.recv().map_err(io::Error::other)??;
+        block()?;
         Ok(Self(shared))
     }
 
@@ -162,6 +164,15 @@ impl Signals {
             self.0.changed.notified().await;
         }
     }
+}
+
+/// Leaves signals to the thread that hears them: this one, and those that it starts from now on, are never interrupted. The
+/// kernel gives the verification of a program up (`EAGAIN`) when a signal comes to the thread that asks for it.
+fn block() -> io::Result<()> {
+    let heard = [libc::SIGHUP, libc::SIGTERM, libc::SIGINT];
+    let all = heard.into_iter().chain(IGNORED).map(Number::try_from);
+    all.collect::<nix::Result<SigSet>>()?.thread_block()?;
+    Ok(())
 }
 
 /// Where tokio tells of signals.
