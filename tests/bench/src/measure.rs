@@ -130,7 +130,7 @@ impl Rig {
     /// Whether the work has a meaning for this subject.
     pub(crate) fn applies(subject: &Subject<'_>, work: Work) -> bool {
         // Without a balancer nobody looks at the server name.
-        subject.running.is_some() || !matches!(work, Work::Refused { .. })
+        subject.running.is_some() || !matches!(work, Work::Refused { .. } | Work::Start { .. })
     }
 
     /// Measures one cell.
@@ -148,6 +148,8 @@ impl Rig {
                 }
                 Ok(measured)
             }
+            // The one that is measured by who starts contestants.
+            Work::Start { .. } => Ok(Measured::default()),
             Work::Refused { at_once } => self.refuse(subject, at_once),
             Work::Request { size, connections } => self.request(subject, size, connections, None),
             Work::Paced { size, connections, rate } => self.request(subject, size, connections, Some(rate)),
@@ -396,12 +398,13 @@ impl Rig {
         Ok(measured)
     }
 
-    /// Waits for the first answer through the balancer, or directly.
+    /// Waits for the first answer through the balancer, or directly. `meanwhile` is called before each attempt.
     pub(crate) fn wait_until_served(
         &self,
         running: Option<&mut Running>,
         name: &str,
         patience: Duration,
+        mut meanwhile: impl FnMut(&Running),
     ) -> anyhow::Result<Duration> {
         let started = Instant::now();
         let subject = Subject { running: running.as_deref(), start_up: None };
@@ -411,6 +414,9 @@ impl Rig {
         let mut running = running;
         loop {
             interrupt::check()?;
+            if let Some(running) = running.as_deref() {
+                meanwhile(running);
+            }
             let served = client.run(|| Ok(crosscheck::one_answer(&target, &hello)))?;
             if served {
                 return Ok(started.elapsed());
@@ -462,7 +468,7 @@ fn set_latencies(measured: &mut Measured, latencies: &Histogram<u64>) {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "bytes and counts of a run are exact in f64")]
-fn as_f64(number: u64) -> f64 {
+pub(crate) fn as_f64(number: u64) -> f64 {
     number as f64
 }
 

@@ -43,6 +43,7 @@ const AROUND_A_CELL: f64 = 0.1;
 const OPEN_FILES: u64 = 20_000;
 
 mod calibrate;
+mod reload;
 
 struct Entry {
     contestant: Box<dyn Contestant>,
@@ -100,6 +101,7 @@ impl Extents {
             (Work::Iperf { .. } | Work::Wrk { .. }, _) => self.window.ceil() + 0.3,
             (Work::Routed { routes, .. }, _) if routes > 10_000 => self.window + self.warm_up + 2.0,
             (Work::Routed { .. }, _) => self.window + self.warm_up + START_AND_STOP,
+            (Work::Start { .. }, _) => START_AND_STOP + 3.0,
             _ => self.window + self.warm_up + AROUND_A_CELL,
         };
         let present = entries.iter().filter(|entry| entry.entrant.missing.is_none()).count();
@@ -348,8 +350,13 @@ impl Run {
         let directory = scratch_directory()?;
         let extra_routes = cells.first().map_or(0, Cell::extra_routes);
         let Entry { contestant, program, .. } = &self.entries[index];
-        let (mut running, start_up) =
-            self.start(contestant.as_ref(), program.as_deref(), extra_routes, directory.path())?;
+        let (mut running, start_up) = self.start(
+            contestant.as_ref(),
+            program.as_deref(),
+            extra_routes,
+            kind == Kind::Start,
+            directory.path(),
+        )?;
         for cell in cells {
             let id = self.entries[index].entrant.id.clone();
             self.progress.step(&format!(
@@ -359,11 +366,18 @@ impl Run {
                 kind.id(),
                 cell.name
             ));
-            let subject = Subject { running: running.as_ref(), start_up };
-            if !Rig::applies(&subject, cell.work) {
+            if !Rig::applies(&Subject { running: running.as_ref(), start_up }, cell.work) {
                 continue;
             }
-            let measured = self.rig.measure(&subject, kind, self.work(cell))?;
+            let measured = match (cell.work, &mut running) {
+                (Work::Start { routes }, Some(running)) => {
+                    self.reload(index, routes, directory.path(), running, start_up)?
+                }
+                (_, running) => {
+                    let subject = Subject { running: running.as_ref(), start_up };
+                    self.rig.measure(&subject, kind, self.work(cell))?
+                }
+            };
             let void = (!measured.faults.is_empty()).then(|| measured.faults.to_string());
             if let Some(reason) = &void {
                 self.progress.note(&format!("{id} {} {}: void: {reason}", kind.id(), cell.name));
@@ -405,24 +419,19 @@ impl Run {
         contestant: &dyn Contestant,
         program: Option<&Path>,
         extra_routes: usize,
+        reloads: bool,
         directory: &Path,
     ) -> anyhow::Result<(Option<Running>, Option<Duration>)> {
         if contestant.role() == Role::Reference {
             return Ok((None, None));
         }
         let program = program.context("a contestant without a program")?;
-        let layout = Layout {
-            address: BALANCER,
-            backends: self.rig.topology.backends.iter().map(|(_, address)| *address).collect(),
-            workers: self.record.settings.workers,
-            extra_routes,
-            directory: directory.to_owned(),
-        };
+        let layout = self.layout(extra_routes, reloads, directory);
         let invocations = contestant.prepare(program, &layout)?;
         let log = directory.join("output.log");
         let started = Instant::now();
         let mut running = Running::start(&invocations, &self.rig.topology.balancer, contestant.id(), log)?;
-        self.rig.wait_until_served(Some(&mut running), PLAIN_NAME, START_PATIENCE)?;
+        self.rig.wait_until_served(Some(&mut running), PLAIN_NAME, START_PATIENCE, |_| {})?;
         let served_after = started.elapsed();
         while !self.rig.topology.balancer.run(|| Ok(contestant.is_settled()))? {
             interrupt::check()?;
@@ -435,6 +444,17 @@ impl Run {
             std::thread::sleep(Duration::from_millis(10));
         }
         Ok((Some(running), Some(served_after)))
+    }
+
+    fn layout(&self, extra_routes: usize, reloads: bool, directory: &Path) -> Layout {
+        Layout {
+            address: BALANCER,
+            backends: self.rig.topology.backends.iter().map(|(_, address)| *address).collect(),
+            workers: self.record.settings.workers,
+            extra_routes,
+            reloads,
+            directory: directory.to_owned(),
+        }
     }
 
     fn keep(

@@ -96,6 +96,16 @@ impl Running {
         read().unwrap_or_default()
     }
 
+    /// Sends a signal to the processes that were started, and not to those that they have started.
+    pub(crate) fn ask(&self, signal: Signal) {
+        for child in &self.children {
+            if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
+                // Whether it has ended is looked at elsewhere.
+                let _: Result<(), _> = kill_process(pid, signal);
+            }
+        }
+    }
+
     fn signal(&self, signal: Signal) {
         for pid in self.group.processes() {
             if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {

@@ -27,6 +27,8 @@ pub(crate) enum Kind {
     Tls,
     /// New connections with 1 to 100,000 routes configured
     Routes,
+    /// Start with 1,000 and 100,000 names, and a reload with one more: time and memory
+    Start,
     /// Connections with a server name that no route serves
     Miss,
     /// Cross-check of bulk with iperf3
@@ -44,7 +46,9 @@ pub(crate) enum Work {
     Connect { at_once: usize },
     /// The same with so many routes, any of which is asked for.
     Routed { routes: usize, at_once: usize },
-    /// The same with a name that nobody serves.
+    /// The start with so many routes, and a reload with one more.
+    Start { routes: usize },
+    /// New connections with a name that nobody serves.
     Refused { at_once: usize },
     /// Messages of `size` bytes there and back.
     Request { size: u32, connections: usize },
@@ -79,7 +83,7 @@ impl Cell {
     /// How many routes the balancer has to know beyond those all cells use.
     pub(crate) fn extra_routes(&self) -> usize {
         match self.work {
-            Work::Routed { routes, .. } => routes,
+            Work::Routed { routes, .. } | Work::Start { routes } => routes,
             _ => 0,
         }
     }
@@ -109,6 +113,7 @@ impl Kind {
                 Self::Bulk,
                 Self::Tls,
                 Self::Routes,
+                Self::Start,
                 Self::Miss,
                 Self::Iperf,
                 Self::Wrk,
@@ -122,6 +127,7 @@ impl Kind {
                 Self::Bulk,
                 Self::Tls,
                 Self::Routes,
+                Self::Start,
                 Self::Miss,
                 Self::Wrk,
             ],
@@ -138,6 +144,7 @@ impl Kind {
             Self::Bulk => "bulk",
             Self::Tls => "tls",
             Self::Routes => "routes",
+            Self::Start => "start",
             Self::Miss => "miss",
             Self::Iperf => "iperf",
             Self::Wrk => "wrk",
@@ -155,6 +162,7 @@ impl Kind {
             Self::Bulk => "Bulk transfer",
             Self::Tls => "Complete TLS handshakes",
             Self::Routes => "New connections by number of routes",
+            Self::Start => "Start and reload",
             Self::Miss => "Rejection of unknown server names",
             Self::Iperf => "Cross-check: iperf3",
             Self::Wrk => "Cross-check: wrk over TLS against nginx",
@@ -232,6 +240,10 @@ impl Kind {
                     .map(|&routes| Cell::new(routes_name(routes), Work::Routed { routes, at_once }))
                     .collect()
             }
+            Self::Start => {
+                let all: &[usize] = if extent == Extent::Smoke { &[1000] } else { &[1000, 100_000] };
+                all.iter().map(|&routes| Cell::new(routes_name(routes), Work::Start { routes })).collect()
+            }
             Self::Miss => {
                 let at_once = if extent == Extent::Smoke { 4 } else { 32 };
                 vec![Cell::new(format!("{at_once} at once"), Work::Refused { at_once })]
@@ -257,6 +269,7 @@ impl Kind {
             Self::Bulk => &[THROUGHPUT, CPU_OWN_GB, CPU_IRQ_GB, CPU_MACHINE_GB],
             Self::Tls => &[HANDSHAKES, P50, P99],
             Self::Routes => &[CONNECTIONS, START_UP, RESIDENT],
+            Self::Start => &[RELOAD, START_UP, RESIDENT, RELOAD_PEAK, RESIDENT_RELOADED],
             Self::Miss => &[REJECTIONS, P50, P99],
             Self::Iperf => &[THROUGHPUT],
             Self::Wrk => &[REQUESTS],
@@ -310,7 +323,7 @@ mod tests {
 
     use super::*;
 
-    const ALL: [Kind; 11] = [
+    const ALL: [Kind; 12] = [
         Kind::Idle,
         Kind::Conn,
         Kind::Rr,
@@ -318,6 +331,7 @@ mod tests {
         Kind::Bulk,
         Kind::Tls,
         Kind::Routes,
+        Kind::Start,
         Kind::Miss,
         Kind::Iperf,
         Kind::Wrk,

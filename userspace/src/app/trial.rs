@@ -83,10 +83,7 @@ impl Trial {
     /// comes of it is heard from the receiver, which is closed when everything is known.
     pub(super) fn go_on(self, is_loaded: bool) -> mpsc::UnboundedReceiver<Event> {
         let (events, heard) = mpsc::unbounded_channel();
-        let run = move || {
-            self.run(is_loaded, &events);
-            memory::give_back();
-        };
+        let run = move || self.run(is_loaded, &events);
         if let Err(error) = thread::Builder::new().name("trial".to_owned()).spawn(run) {
             tracing::error!(%error, "cannot find out what this kernel can do: relaying in userspace");
         }
@@ -97,6 +94,8 @@ impl Trial {
         // Whoever does not hear it any more is stopping.
         let found = |answers: &Answers, remembered| {
             let found = datapath::load(&self.needs, answers, None);
+            // What reading the kernel's types has taken.
+            memory::give_back();
             let _ = events.send(Event::Found { found, remembered });
         };
         if let (Some(remembered), false) = (&self.remembered, is_loaded) {

@@ -5,6 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustix::process::Signal;
+
 use super::{
     BACKLOG, CONNECTIONS_MAX, Contestant, Install, Invocation, Layout, PLAIN_NAME, RAW_PORT, Role, SNI_PORT,
     Search, first_line,
@@ -86,10 +88,16 @@ impl Contestant for Haproxy {
         Install::Packages(&["haproxy"])
     }
 
+    fn reload_signal(&self) -> Option<Signal> {
+        Some(Signal::USR2)
+    }
+
     fn prepare(&self, program: &Path, layout: &Layout) -> anyhow::Result<Vec<Invocation>> {
         let map = layout.write("haproxy.map", &map(layout))?;
         let path = layout.write("haproxy.cfg", &config(layout, self.splice, &map))?;
-        Ok(vec![Invocation::new(program, &["-db", "-f", &path.to_string_lossy()])])
+        // A master process is needed for reloads, and costs memory.
+        let mode = if layout.reloads { "-W" } else { "-db" };
+        Ok(vec![Invocation::new(program, &[mode, "-f", &path.to_string_lossy()])])
     }
 }
 

@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
 use crate::load::backend::{PLAIN_PORT, TLS_PORT};
@@ -58,6 +59,8 @@ pub(crate) struct Layout {
     pub workers: usize,
     /// How many names of [`route_name`] are routed beside the three fixed ones.
     pub extra_routes: usize,
+    /// Whether it will be asked to read its configuration again.
+    pub reloads: bool,
     /// For the configuration and whatever the contestant writes; empty at the start.
     pub directory: PathBuf,
 }
@@ -136,6 +139,11 @@ pub(crate) trait Contestant: Sync {
     /// How many connections went through each of its data paths since its start, if it can tell. The thread that
     /// asks is in its namespace.
     fn paths_taken(&self) -> Option<BTreeMap<String, u64>> {
+        None
+    }
+
+    /// The signal with which its processes read the configuration again, if they do so.
+    fn reload_signal(&self) -> Option<Signal> {
         None
     }
 
@@ -233,6 +241,7 @@ mod tests {
             backends: vec![Ipv4Addr::new(10, 202, 0, 2), Ipv4Addr::new(10, 202, 1, 2)],
             workers: 3,
             extra_routes,
+            reloads: false,
             directory: directory.path().to_owned(),
         };
         (directory, layout)

@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustix::process::Signal;
+
 use super::{
     BACKLOG, CONNECTIONS_MAX, Contestant, HTTPS_NAME, HTTPS_PORT, Install, Invocation, Layout, PLAIN_NAME,
     RAW_PORT, Role, SNI_PORT, Search, first_line, output_of,
@@ -140,6 +142,10 @@ impl Contestant for Nginx {
 
     fn install(&self) -> Install {
         Install::Packages(&["nginx", "libnginx-mod-stream"])
+    }
+
+    fn reload_signal(&self) -> Option<Signal> {
+        Some(Signal::HUP)
     }
 
     fn prepare(&self, program: &Path, layout: &Layout) -> anyhow::Result<Vec<Invocation>> {

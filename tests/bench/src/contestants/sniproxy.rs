@@ -5,6 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustix::process::Signal;
+
 use super::{
     Contestant, Install, Invocation, Layout, PLAIN_NAME, RAW_PORT, Role, SNI_PORT, Search, first_line,
 };
@@ -63,6 +65,10 @@ impl Contestant for Sniproxy {
 
     fn install(&self) -> Install {
         Install::Packages(&["sniproxy"])
+    }
+
+    fn reload_signal(&self) -> Option<Signal> {
+        Some(Signal::HUP)
     }
 
     fn prepare(&self, program: &Path, layout: &Layout) -> anyhow::Result<Vec<Invocation>> {

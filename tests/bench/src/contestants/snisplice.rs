@@ -9,6 +9,8 @@ use std::{
     time::Duration,
 };
 
+use rustix::process::Signal;
+
 use super::{
     CONNECTIONS_MAX, Contestant, Install, Invocation, Layout, PLAIN_NAME, RAW_PORT, Role, SNI_PORT, Search,
     first_line,
@@ -143,6 +145,10 @@ impl Contestant for Snisplice {
 
     fn is_settled(&self) -> bool {
         metrics().is_ok_and(|metrics| metrics.contains("snisplice_probing 0\n"))
+    }
+
+    fn reload_signal(&self) -> Option<Signal> {
+        Some(Signal::HUP)
     }
 
     fn prepare(&self, program: &Path, layout: &Layout) -> anyhow::Result<Vec<Invocation>> {

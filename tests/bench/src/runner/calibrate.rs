@@ -53,7 +53,7 @@ impl Run {
         let id = contestant.id();
         let Some(program) = contestant.find(&self.search) else { return Ok(()) };
         let directory = scratch_directory()?;
-        let (running, start_up) = match self.start(contestant, Some(&program), 0, directory.path()) {
+        let (running, start_up) = match self.start(contestant, Some(&program), 0, false, directory.path()) {
             Ok(started) => started,
             Err(error) => {
                 interrupt::check()?;

@@ -155,6 +155,16 @@ pub(crate) const START_UP: Metric =
 pub(crate) const RESIDENT: Metric =
     metric("resident_bytes", "memory after start", Unit::Bytes, Better::Lower, false);
 
+/// From the request to read the configuration again to the first answer for a name that is new in it.
+pub(crate) const RELOAD: Metric =
+    metric("reload_ms", "until a changed name is served", Unit::Millis, Better::Lower, true);
+/// The most memory that the processes have had written to until then.
+pub(crate) const RELOAD_PEAK: Metric =
+    metric("reload_peak_bytes", "most memory during the reload", Unit::Bytes, Better::Lower, false);
+/// Memory that the processes have written to a second after the reload.
+pub(crate) const RESIDENT_RELOADED: Metric =
+    metric("reloaded_bytes", "memory after the reload", Unit::Bytes, Better::Lower, false);
+
 fn scaled(value: f64, step: f64, units: [&str; 3]) -> String {
     let mut value = value;
     let mut unit = 0;
