@@ -29,9 +29,12 @@ pub mod name {
     pub const EVENTS: &str = "SNI_ENDINGS";
     /// Per-CPU array of one [`super::Totals`].
     pub const TOTALS: &str = "SNI_TOTALS";
+    /// Hash that forgets what was not used for long, [`super::Tuple`] → 1: connections whose beginning came by the programs,
+    /// with the addresses that our own sockets have.
+    pub const BEGUN: &str = "SNI_BEGUN";
     /// Of the maps that outlive the process, as they are laid out. One that is laid out otherwise gets another number, so
     /// that nobody takes over what he does not understand.
-    pub const LAYOUT: &str = "v1";
+    pub const LAYOUT: &str = "v2";
     /// The program on what devices receive.
     pub const INGRESS: &str = "sni_ingress";
     /// The program on what devices send.
@@ -54,13 +57,17 @@ pub const FIN: u32 = 2;
 /// wakes it; the others wait in the ring until then.
 pub const END: u32 = 4;
 
+/// [`Event::what`]: one of our own sockets has answered something that came to it past the programs: a fragment, a packet with
+/// IP options, or one that came in elsewhere. Wakes userspace, too.
+pub const BYPASS: u32 = 8;
+
 /// What a packet was to a flow, told through the ring.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Event {
     /// Userspace's name of the flow ([`flow::Rules::token`]).
     pub token: u64,
-    /// [`FIRST`], [`FIN`], [`END`], or several of them.
+    /// [`FIRST`], [`FIN`], [`END`], [`BYPASS`], or several of them.
     pub what: u32,
     /// The way of the packet: 0 up, 1 down.
     pub way: u32,

@@ -150,6 +150,11 @@ impl Netns {
         ip(&["-n", &self.name], &script)
     }
 
+    /// Switches a device on.
+    pub(crate) fn switch_on(&self, device: &str) -> Result<()> {
+        ip(&["-n", &self.name, "link", "set", device, "up"], &[])
+    }
+
     /// Sets a network parameter of this namespace, as `net/ipv4/tcp_rmem`.
     pub fn sysctl(&self, parameter: &str, value: &str) -> Result<()> {
         // Which namespace's parameters the file shows is decided by the thread that opens it.

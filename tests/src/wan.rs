@@ -24,7 +24,10 @@ use nix::{
 };
 
 use self::{path::Paths, tap::Tap};
-use crate::{lab::Lab, netns::Link};
+use crate::{
+    lab::Lab,
+    netns::{Link, Netns},
+};
 
 /// What happens to the segments of a link, each in so many of a thousand. Other frames than TCP over IPv4 just pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,7 +102,22 @@ impl Wan {
             Link::Client => &lab.client,
             Link::Backend => &lab.backend,
         };
-        let taps = link.replace(outer, &lab.lb, mtu, Tap::new)?;
+        Self::between(link.replace(outer, &lab.lb, mtu, Tap::new)?, weather)
+    }
+
+    /// One more link between the balancer and the backend, with a device of this name at each end that has no Ethernet
+    /// headers, as tunnels have none.
+    pub fn tunnel(lab: &Lab, name: &str) -> Result<Self> {
+        let end = |netns: &Netns| {
+            let tap = netns.enter(|| Tap::tunnel(name))?;
+            // Before anything comes, which a device that is off refuses.
+            netns.switch_on(name)?;
+            anyhow::Ok(tap)
+        };
+        Self::between([end(&lab.lb)?, end(&lab.backend)?], Weather::FAIR)
+    }
+
+    fn between(taps: [Tap; 2], weather: Weather) -> Result<Self> {
         let (stopped, stop) = pipe()?;
         let carrying = thread::Builder::new().name("wan".to_owned());
         let carrying = carrying.spawn(move || carry(&taps, &stopped, Paths::new(weather)))?;

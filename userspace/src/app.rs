@@ -166,6 +166,7 @@ impl App {
         if let Some(programs) = &programs {
             follow_routes(programs);
         }
+
         let current = Arc::new(Current::from(live));
         let (ended, lost_workers) = mpsc::unbounded_channel();
         let (live, counted) = (current.clone(), metrics.clone());
@@ -294,6 +295,9 @@ impl App {
             Event::Found { found, remembered } => {
                 let datapath = if found.is_empty() { "relay" } else { "adaptive" };
                 let InKernel { programs, kernel } = &found;
+                if let Some(programs) = programs {
+                    follow_routes(programs);
+                }
                 tracing::info!(
                     packets = programs.is_some(),
                     sockets = kernel.is_some(),

@@ -145,6 +145,8 @@ pub enum End {
     BackendLost,
     /// No byte in either direction for the idle timeout.
     Idle,
+    /// Its packets got through no more, and it could not be taken back into sockets (both peers were reset).
+    Stalled,
     /// Another process goes on with it.
     HandedOver,
     /// The socket of one side failed in another way.
@@ -182,6 +184,7 @@ impl End {
             Self::ClientLost => "client_lost",
             Self::BackendLost => "backend_lost",
             Self::Idle => "idle_timeout",
+            Self::Stalled => "stalled",
             Self::HandedOver => "handed_over",
             Self::Failed(_) => "io_error",
         }

@@ -1,3 +1,4 @@
 //! What the daemon asks the kernel about the network around it.
 
+pub mod repair;
 pub mod rtnetlink;

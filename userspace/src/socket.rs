@@ -18,7 +18,12 @@ use tokio::io::{Interest, unix::AsyncFd};
 const SIOCATMARK: libc::Ioctl = 0x8905;
 
 /// Sets a socket option whose value is a C `int`.
-fn set_int(fd: impl AsFd, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
+pub(crate) fn set_int(
+    fd: impl AsFd,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
     #[expect(clippy::cast_possible_truncation, reason = "the size of a C int is 4")]
     let length = size_of::<libc::c_int>() as libc::socklen_t;
     // SAFETY: the descriptor is open for the life of the borrow, and the pointer and length describe `value`,
@@ -172,7 +177,12 @@ pub fn start_ktls_sending(fd: impl AsFd) -> io::Result<()> {
 }
 
 /// Sets a socket option whose value is more than a number.
-fn set_bytes(fd: impl AsFd, level: libc::c_int, name: libc::c_int, value: &[u8]) -> io::Result<()> {
+pub(crate) fn set_bytes(
+    fd: impl AsFd,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: &[u8],
+) -> io::Result<()> {
     let length = libc::socklen_t::try_from(value.len()).map_err(io::Error::other)?;
     // SAFETY: the descriptor is open for the life of the borrow, and the pointer and length describe `value`,
     // which outlives the call.
@@ -192,7 +202,7 @@ pub fn finish_on_close(fd: impl AsFd) -> io::Result<()> {
 }
 
 /// Reads a socket option whose value is a C `int`.
-fn get_int(fd: impl AsFd, level: libc::c_int, name: libc::c_int) -> io::Result<libc::c_int> {
+pub(crate) fn get_int(fd: impl AsFd, level: libc::c_int, name: libc::c_int) -> io::Result<libc::c_int> {
     let mut value: libc::c_int = 0;
     #[expect(clippy::cast_possible_truncation, reason = "the size of a C int is 4")]
     let mut length = size_of::<libc::c_int>() as libc::socklen_t;

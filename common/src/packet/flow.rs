@@ -13,7 +13,7 @@
 
 use super::{
     END, FIN, FIRST,
-    header::{Segment, flag},
+    header::{Segment, TCP_BYTES, flag},
 };
 
 /// [`Rules::mode`]: nothing is carried; packets of both legs belong to our own sockets, and are counted. A new entry
@@ -29,6 +29,9 @@ pub const OVER: u32 = 3;
 /// [`Rules::mode`]: as [`CARRY`], for a flow that outlives the process: our own sockets have nothing left to deliver, and
 /// what they say when they die is dropped.
 pub const KEPT: u32 = 4;
+
+/// [`Rules::mode`]: packets are noted and not sent on, for the moment in which other sockets take the places of our own.
+pub const HOLD: u32 = 5;
 
 /// Whether packets are sent on and the flow goes on.
 #[inline(always)]
@@ -91,7 +94,7 @@ pub struct Way {
 pub struct Rules {
     /// Userspace's name of the flow, echoed in each event.
     pub token: u64,
-    /// [`OFF`], [`CARRY`], [`RESET`], [`OVER`] or [`KEPT`].
+    /// [`OFF`], [`CARRY`], [`RESET`], [`OVER`], [`KEPT`] or [`HOLD`].
     pub mode: u32,
     /// Zero.
     pub reserved: u32,
@@ -105,6 +108,10 @@ const _: () = assert!(size_of::<Rules>() == 192, "Rules has padding");
 pub const WAS_RESET: u32 = 1;
 /// [`Track::marks`]: a reset of the sender's had a number that the receiver may have expected.
 pub const MAY_BE_RESET: u32 = 2;
+
+/// [`Track::marks`]: our own socket on the leg that these packets arrive on has answered something that came to it past the
+/// programs.
+pub const BYPASSED: u32 = 8;
 
 /// What was seen of the packets of one way. As large as a cache line: the two ways may be busy on two CPUs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -124,7 +131,7 @@ pub struct Track {
     pub allowed: u64,
     /// Position after the FIN of this way; 0 while there is none.
     pub fin: u64,
-    /// [`WAS_RESET`], [`MAY_BE_RESET`], both or nothing.
+    /// [`WAS_RESET`], [`MAY_BE_RESET`], [`BYPASSED`], several or nothing.
     pub marks: u32,
     /// Not 0 while our own socket waits to hear whether the sender of these packets is still there.
     pub asked: u32,
@@ -146,11 +153,14 @@ pub struct State {
     pub ways: [Track; 2],
     /// Packets may come on several CPUs at once, and what was lost of a connection's last ones nobody says again.
     pub lock: bpf_spin_lock,
-    /// Zero.
-    pub reserved: u32,
+    /// Packets of either way that could not be sent on, give or take some that came at once.
+    pub failed: u32,
+    /// The last timestamps of either way as their receivers saw them, give or take some that came at once; 0 while none was
+    /// seen where nearly all put it ([`stamp`]).
+    pub stamps: [u32; 2],
 }
 
-const _: () = assert!(size_of::<State>() == 136, "State has padding");
+const _: () = assert!(size_of::<State>() == 144, "State has padding");
 
 /// How a flow stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -179,6 +189,8 @@ pub enum Own {
     },
     /// It would confuse the peer.
     Drop,
+    /// As [`Own::Drop`]; and it answers something that the socket should never have got, for the first time.
+    Bypassed,
 }
 
 impl Way {
@@ -453,6 +465,16 @@ pub const fn judge(mode: u32, way: &Way, own: &mut Track, other: &mut Track, seg
                 return Own::Drop;
             }
             if segment.is_empty() {
+                // Of all that it has sent: once our own sockets are at rest they say this only when they are sent something
+                // themselves.
+                let position = segment.seq.wrapping_sub(way.ack_start);
+                if way.flags & BEGINS == 0 && position.wrapping_sub(way.own).cast_signed() >= 0 {
+                    if own.marks & BYPASSED != 0 {
+                        return Own::Drop;
+                    }
+                    own.marks |= BYPASSED;
+                    return Own::Bypassed;
+                }
                 // One number behind: it asks whether the peer is there, or has room. What it answers is for the socket.
                 if beyond(segment.seq.wrapping_sub(way.ack_start), own.acked) < 0 {
                     own.asked = 1;
@@ -469,7 +491,7 @@ pub const fn judge(mode: u32, way: &Way, own: &mut Track, other: &mut Track, seg
             other.sent = advanced(other.sent, beyond(end, other.sent));
             not_too_old(way, other, segment)
         }
-        RESET => {
+        RESET | HOLD => {
             if segment.has(flag::RST) {
                 renumbered(way, own, other)
             } else {
@@ -500,6 +522,15 @@ const fn not_too_old(way: &Way, other: &Track, segment: &Segment) -> Own {
     } else {
         Own::Pass
     }
+}
+
+/// The timestamp of a segment's header that is `length` bytes long, if it comes where nearly all put it: first, behind two
+/// bytes that say nothing (RFC 7323 appendix A).
+#[inline(always)]
+#[must_use]
+pub const fn stamp(tcp: &[u8; TCP_BYTES], length: usize) -> Option<u32> {
+    let is_there = length >= 32 && tcp[20] == 1 && tcp[21] == 1 && tcp[22] == 8 && tcp[23] == 10;
+    if is_there { Some(u32::from_be_bytes([tcp[24], tcp[25], tcp[26], tcp[27]])) } else { None }
 }
 
 /// A reset to the sender of `way`, with the numbers that it expects: behind all that was sent to it, which is before

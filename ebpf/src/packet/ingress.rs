@@ -13,9 +13,9 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use snisplice_common::packet::{
-    END, Event, Slot, Totals,
+    END, Event, Slot, Totals, Tuple,
     checksum::Change,
-    flow::{CARRY, KEPT, OVER, RESET, Rules, State, Way, is_carried},
+    flow::{CARRY, HOLD, KEPT, OVER, RESET, Rules, State, Way, is_carried, stamp},
     header::{
         IPV4_BYTES, IPV6_BYTES, Segment, TCP_BYTES, ask, empty, flag, readdress_v4, readdress_v6, shorten_v4,
         shorten_v6, translate,
@@ -25,7 +25,8 @@ use snisplice_common::packet::{
 use crate::{
     large,
     maps::{
-        Headers, OF_INGRESS, SNI_ENDINGS, SNI_HEADERS, SNI_RULES, SNI_STATES, SNI_TOTALS, SNI_TUPLES, locked,
+        Headers, OF_INGRESS, SNI_BEGUN, SNI_ENDINGS, SNI_HEADERS, SNI_RULES, SNI_STATES, SNI_TOTALS,
+        SNI_TUPLES, locked,
     },
     wire::{self, Ip, L3},
 };
@@ -53,7 +54,9 @@ pub(crate) fn ingress(skb: *mut c_void) -> i32 {
     }
     let tuple = wire::received(ip, tcp);
     // SAFETY: an entry is replaced as a whole, and removed only after its flow was over for a while.
-    let Some(slot) = (unsafe { SNI_TUPLES.get(tuple) }).copied() else { return of_no_flow(ctx, tcp) };
+    let Some(slot) = (unsafe { SNI_TUPLES.get(tuple) }).copied() else {
+        return of_no_flow(ctx, tcp, &tuple);
+    };
     let (Some(rules), Some(totals)) = (SNI_RULES.get_ptr(slot.flow), SNI_TOTALS.get_ptr_mut(0)) else {
         return TCX_NEXT;
     };
@@ -78,7 +81,7 @@ pub(crate) fn ingress(skb: *mut c_void) -> i32 {
         return tell(ctx, ip, tcp, flag::RST, (way.expected, 0)).unwrap_or(TCX_DROP);
     }
     match rules.mode {
-        CARRY | KEPT | OVER => {}
+        CARRY | KEPT | OVER | HOLD => {}
         RESET => {
             totals.held += 1;
             return TCX_DROP;
@@ -94,6 +97,10 @@ pub(crate) fn ingress(skb: *mut c_void) -> i32 {
         Some(sent) => sent,
         None => {
             totals.failed += 1;
+            if let Some(state) = SNI_STATES.get_ptr_mut(slot.flow) {
+                // SAFETY: elements of an array live as long as the map; a count that two CPUs change at once may miss one.
+                unsafe { (*state).failed = (*state).failed.wrapping_add(1) };
+            }
             TCX_DROP
         }
     }
@@ -101,7 +108,11 @@ pub(crate) fn ingress(skb: *mut c_void) -> i32 {
 
 /// A copy whose flow was forgotten meanwhile. One that begins a connection is for whoever listens.
 #[inline(always)]
-fn of_no_flow(ctx: &TcContext, tcp: &[u8; TCP_BYTES]) -> i32 {
+fn of_no_flow(ctx: &TcContext, tcp: &[u8; TCP_BYTES], tuple: &Tuple) -> i32 {
+    // A connection begins, in either direction: it comes by here, with the addresses that our own socket will have.
+    if Segment::of(tcp, 0).has(flag::SYN) {
+        let _ = SNI_BEGUN.insert(tuple, 1, 0);
+    }
     if !is_copy(ctx) {
         return TCX_NEXT;
     }
@@ -145,6 +156,11 @@ fn carry(
     let segment = Segment::of(tcp, payload);
     let mut asked = Change::NONE;
     let state = SNI_STATES.get_ptr_mut(slot.flow)?;
+    let is_held = rules.mode == HOLD;
+    if is_held && segment.begins() {
+        totals.held += 1;
+        return Some(TCX_DROP);
+    }
     if segment.begins() {
         // Its sender knows the connection no more, and begins another: that is for the daemon to route, once this one has been
         // reset. Whom the other end answers, the sender resets; and if there is no other end either, its reset ends the flow.
@@ -155,6 +171,11 @@ fn carry(
         asked = ask(tcp, seq, ack);
     } else {
         let (is_for_us_too, what) = note(state, slot, way, &segment);
+        if is_held {
+            // What it acknowledges counts, so that the sockets that take over begin where its sender stands.
+            totals.held += 1;
+            return Some(TCX_DROP);
+        }
         if is_for_us_too {
             totals.told += 1;
             copy(ctx);
@@ -168,6 +189,10 @@ fn carry(
         }
     }
     let header = asked.and(Change::from_bits(sni_translate((&raw mut *tcp).cast(), length as u32, way)));
+    if let Some(stamp) = stamp(tcp, length) {
+        // SAFETY: as above; which of two that come at once is kept does not matter.
+        unsafe { (*state).stamps[index] = stamp };
+    }
     let pseudo = Change::from_bits(readdress(ip, way));
     wire::store(ctx, L3, &ip.bytes, if ip.is_v6() { IPV6_BYTES } else { IPV4_BYTES })?;
     wire::store(ctx, l4, tcp, length)?;

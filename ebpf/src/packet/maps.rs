@@ -3,7 +3,7 @@
 use aya_ebpf::{
     Global,
     bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{Array, HashMap, PerCpuArray, RingBuf},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
     macros::btf_map,
 };
 use snisplice_common::packet::{
@@ -27,6 +27,8 @@ pub(crate) static SNI_TUPLES: HashMap<Tuple, Slot, TUPLES, ON_DEMAND> = HashMap:
 pub(crate) static SNI_RULES: Array<Rules, COUNT> = Array::new();
 #[btf_map]
 pub(crate) static SNI_STATES: Array<State, COUNT> = Array::new();
+#[btf_map]
+pub(crate) static SNI_BEGUN: LruHashMap<Tuple, u32, TUPLES> = LruHashMap::new();
 #[btf_map]
 pub(crate) static SNI_ENDINGS: RingBuf<Event, RING_BYTES> = RingBuf::new();
 #[btf_map]

@@ -1,19 +1,24 @@
 //! What our own sockets send on a leg of a flow: hardly anything of it may go out.
 
 use aya_ebpf::{
-    bindings::tcx_action_base::{TCX_DROP, TCX_NEXT},
+    bindings::{
+        BPF_RB_FORCE_WAKEUP,
+        tcx_action_base::{TCX_DROP, TCX_NEXT},
+    },
     helpers::{bpf_spin_lock, bpf_spin_unlock},
     programs::TcContext,
 };
 use snisplice_common::packet::{
-    Slot,
+    BYPASS, Event, Slot,
     checksum::Change,
     flow::{Own, State, judge},
     header::Segment,
 };
 
 use crate::{
-    maps::{Headers, OF_EGRESS, SNI_HEADERS, SNI_RULES, SNI_STATES, SNI_TOTALS, SNI_TUPLES, locked},
+    maps::{
+        Headers, OF_EGRESS, SNI_ENDINGS, SNI_HEADERS, SNI_RULES, SNI_STATES, SNI_TOTALS, SNI_TUPLES, locked,
+    },
     wire,
 };
 
@@ -58,6 +63,14 @@ pub(crate) fn egress(ctx: &TcContext) -> i32 {
         Own::Rewrite { seq, ack } => renumber(ctx, ip.l4(), &segment, seq, ack).unwrap_or(TCX_DROP),
         Own::Drop => {
             totals.own_dropped += 1;
+            TCX_DROP
+        }
+        Own::Bypassed => {
+            totals.own_dropped += 1;
+            let event = Event { token: rules.token, what: BYPASS, way: slot.way };
+            if SNI_ENDINGS.output(event, BPF_RB_FORCE_WAKEUP.into()).is_err() {
+                totals.lost_events += 1;
+            }
             TCX_DROP
         }
     }

@@ -72,6 +72,11 @@ impl Router {
         self.route("replace", &[NEAR], mtus)
     }
 
+    /// The same for its link towards the balancer. Whose packets may be cut in pieces, it cuts.
+    pub fn narrow_inwards(&self, mtus: [u32; 2]) -> Result<()> {
+        self.route("replace", &[FAR], mtus)
+    }
+
     fn route(&self, verb: &str, devices: &[&str], mtus: [u32; 2]) -> Result<()> {
         let sides = self.hosts().into_iter().filter(|(device, _)| devices.contains(device));
         let routes = sides.flat_map(|(device, hosts)| {

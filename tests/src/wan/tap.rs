@@ -28,6 +28,15 @@ pub(super) struct Tap(File);
 impl Tap {
     /// Makes `name` in the namespace of this thread.
     pub(super) fn new(name: &str) -> Result<Self> {
+        Self::open(name, libc::IFF_TAP)
+    }
+
+    /// The same without Ethernet headers: what is read and written are packets.
+    pub(super) fn tunnel(name: &str) -> Result<Self> {
+        Self::open(name, libc::IFF_TUN)
+    }
+
+    fn open(name: &str, kind: libc::c_int) -> Result<Self> {
         let file = File::options()
             .read(true)
             .write(true)
@@ -39,7 +48,7 @@ impl Tap {
         for (to, from) in ifr_name.iter_mut().zip(name.bytes()) {
             *to = c_char::from_ne_bytes([from]);
         }
-        let ifru_flags = c_short::try_from(libc::IFF_TAP | libc::IFF_NO_PI)?;
+        let ifru_flags = c_short::try_from(kind | libc::IFF_NO_PI)?;
         let request = libc::ifreq { ifr_name, ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags } };
         // SAFETY: the call reads a request, which lives until it returns, and of the union the flags, which are set.
         unsafe { attach(file.as_raw_fd(), &raw const request) }

@@ -15,7 +15,7 @@ use snisplice_tests::{
     daemon::{Daemon, Options},
     hello,
     kernel::{self, Held},
-    lab::Lab,
+    lab::{Datapath, Lab},
     netns::{BACKEND, BACKEND_V6, LB, LB_V6, Netns},
     process::run,
     stream::{self, Pace, Pattern},
@@ -24,7 +24,10 @@ use snisplice_tests::{
     wait,
 };
 
-use crate::flow::{self, Flow};
+use crate::{
+    flow::{self, Flow},
+    network::ip,
+};
 
 pub(crate) const CASES: &[Case] = &[
     Case::packet("packet::timestamps_on_one_side_only", |lab| {
@@ -53,6 +56,11 @@ pub(crate) const CASES: &[Case] = &[
         refused_with(lab, &flow::yaml("").replace("8443", "8444"), "nat")
     }),
     Case::packet("packet::a_backend_behind_a_translation", a_backend_behind_a_translation),
+    Case {
+        name: "packet::a_translation_of_our_own_address",
+        test: a_translation_of_our_own_address,
+        datapaths: &[Datapath::Relay, Datapath::Auto, Datapath::Packet],
+    },
     Case::packet("packet::without_any_option", |lab| {
         for netns in [&lab.client, &lab.backend] {
             for option in ["tcp_timestamps", "tcp_sack", "tcp_window_scaling"] {
@@ -228,6 +236,36 @@ fn a_backend_behind_a_translation(lab: &Lab) -> Result<()> {
     let metrics = ended(&daemon)?;
     ensure!(metrics.sum("snisplice_packet_refused_total", &[("why", "bypassed")]) == 1, "{metrics:?}");
     ensure!(metrics.sum("snisplice_connections_closed_total", &[("datapath", "relay")]) == 1);
+    Ok(())
+}
+
+/// What is sent on would go out with an address that the backend does not know the connection by.
+fn a_translation_of_our_own_address(lab: &Lab) -> Result<()> {
+    const OUTSIDE: &str = "10.0.2.77";
+    ip(&lab.lb, &[&format!("addr add {OUTSIDE}/32 dev to-backend")])?;
+    nft(
+        &lab.lb,
+        &format!(
+            "table ip nat {{\n chain out {{\n type nat hook postrouting priority 100;\n \
+             ip daddr {BACKEND} snat to {OUTSIDE}\n }}\n }}"
+        ),
+    )?;
+    let (daemon, listener) = flow::start(lab, "")?;
+    for _ in 0..3 {
+        let mut flow = Flow::open(lab, &listener)?;
+        ensure!(flow.backend.peer_addr()?.ip().to_string() == OUTSIDE, "nothing is translated");
+        for _ in 0..10 {
+            flow.exchange()?;
+        }
+    }
+    let relayed = [("datapath", "relay"), ("reason", "finished")];
+    let metrics = daemon.wait_metrics("all are over in good order", |metrics| {
+        metrics.sum("snisplice_connections_closed_total", &relayed) == 3
+    })?;
+    if lab.datapath == Datapath::Packet {
+        let refused = metrics.sum("snisplice_packet_refused_total", &[("why", "bypassed")]);
+        ensure!(refused == 3, "{metrics:?}");
+    }
     Ok(())
 }
 

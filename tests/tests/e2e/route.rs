@@ -3,23 +3,27 @@
 
 use std::{
     io::Write as _,
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    thread,
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use snisplice_tests::{
     daemon::{Daemon, Options},
     lab::{Datapath, Lab},
-    netns::{LB, LB_V6, Netns},
+    netns::{LB, LB_V6, Link, Netns, router::Router},
+    stream::{self, Pace, Pattern},
     suite::Case,
-    tcp, wait,
+    tcp::{self, Ending},
+    wait,
+    wan::Wan,
 };
 use socket2::{Domain, Socket, Type};
 
 use crate::{
     flow::{self, Flow},
     network::ip,
-    packet::open_at,
+    packet::{nft, open_at},
 };
 
 /// What a connection survives in the relay, it survives in packets.
@@ -39,6 +43,10 @@ pub(crate) const CASES: &[Case] = &[
     both("route::a_gateway_changes_its_hardware_address", a_gateway_changes),
     both("route::one_of_two_uplinks_goes", one_of_two_uplinks_goes),
     both("route::an_address_moves_out_and_in", an_address_moves),
+    both("route::leads_over_a_tunnel", leads_over_a_tunnel),
+    both("route::a_router_begins_to_fragment", a_router_begins_to_fragment),
+    both("route::a_path_swallows_large_packets", a_path_swallows_large_packets),
+    Case::packet("route::a_stalled_flow_that_is_half_over", a_stalled_flow_that_is_half_over),
 ];
 
 /// A service that is reached over either of two links, from an address of the balancer's that is on neither.
@@ -322,4 +330,154 @@ fn an_address_moves(lab: &Lab) -> Result<()> {
         ensure!(tcp::read_exact(&mut flow.client, 6)? == b"answer");
     }
     goes_on(lab, &daemon, flow)
+}
+
+/// So much goes each way before something has happened, and so much afterwards.
+const BYTES: u64 = 2_000_000;
+
+/// Streams both ways, during which something happens, and once more. Then the connection is over in good order, carried by the
+/// relay in the end, and every byte is there and counted.
+fn streams(daemon: &Daemon<'_>, mut flow: Flow, happens: impl FnOnce() -> Result<()>) -> Result<()> {
+    let mut happens = Some(happens);
+    for _ in 0..2 {
+        let (up, down) = (Pattern::new(1), Pattern::new(2));
+        let Flow { client, backend } = &flow;
+        thread::scope(|scope| {
+            let tasks: [thread::ScopedJoinHandle<'_, Result<()>>; 4] = [
+                scope.spawn(|| stream::send(client, &up, BYTES, Pace::uneven(3)).context("client sends")),
+                scope.spawn(|| stream::receive(backend, &up, BYTES).context("backend receives")),
+                scope.spawn(|| stream::send(backend, &down, BYTES, Pace::uneven(4)).context("backend sends")),
+                scope.spawn(|| stream::receive(client, &down, BYTES).context("client receives")),
+            ];
+            happens.take().map_or(Ok(()), |happens| happens())?;
+            tasks.into_iter().try_for_each(|task| task.join().expect("no task panics"))
+        })?;
+    }
+    flow.exchange()?;
+    let Flow { mut client, mut backend } = flow;
+    client.shutdown(Shutdown::Write)?;
+    ensure!(tcp::read_to_end(&mut backend)? == (Vec::new(), Ending::Eof));
+    backend.shutdown(Shutdown::Write)?;
+    ensure!(tcp::read_to_end(&mut client)? == (Vec::new(), Ending::Eof));
+    let closed = [("datapath", "relay"), ("reason", "finished")];
+    daemon.wait_metrics("it is over in good order", |metrics| {
+        metrics.sum("snisplice_connections_closed_total", &closed) == 1
+    })?;
+    let streamed = 2 * i64::try_from(BYTES)?;
+    // Some hundred bytes come beside: the hello, questions and answers.
+    let is_right = |counted: &i64| (streamed..streamed + 10_000).contains(counted);
+    let counted = moved(daemon)?;
+    ensure!(counted.iter().all(is_right), "{counted:?} counted, {streamed} were streamed each way");
+    Ok(())
+}
+
+fn moved(daemon: &Daemon<'_>) -> Result<[i64; 2]> {
+    let metrics = daemon.metrics()?;
+    Ok(["up", "down"].map(|direction| metrics.sum("snisplice_bytes_total", &[("direction", direction)])))
+}
+
+fn taken_back(daemon: &Daemon<'_>, why: &str) -> Result<i64> {
+    Ok(daemon.metrics()?.sum("snisplice_packet_taken_back_total", &[("why", why)]))
+}
+
+fn was_taken_back(lab: &Lab, daemon: &Daemon<'_>, why: &str) -> Result<()> {
+    let expected = i64::from(lab.datapath != Datapath::Relay);
+    let count = taken_back(daemon, why)?;
+    ensure!(count == expected, "{count} taken back as {why}");
+    Ok(())
+}
+
+/// The programs cannot be on such a device, so the connection goes back into its sockets.
+fn leads_over_a_tunnel(lab: &Lab) -> Result<()> {
+    let tunnel = Wan::tunnel(lab, "tunnel")?;
+    let Uplinks { service, source, .. } = V4;
+    ip(
+        &lab.lb,
+        &[
+            &format!("addr add {source}/32 dev lo"),
+            &format!("route add {service}/32 via 10.0.2.2 src {source} metric 10"),
+            &format!("route add {service}/32 dev tunnel src {source} metric 20"),
+        ],
+    )?;
+    ip(
+        &lab.backend,
+        &[
+            &format!("addr add {service}/32 dev lo"),
+            &format!("route add {source}/32 via 10.0.2.1 metric 10"),
+            &format!("route add {source}/32 dev tunnel metric 20"),
+        ],
+    )?;
+    for (netns, device) in [(&lab.lb, "to-backend"), (&lab.backend, "to-lb")] {
+        for device in [device, "tunnel", "all"] {
+            netns.sysctl(&format!("net/ipv4/conf/{device}/rp_filter"), "0")?;
+        }
+    }
+    let (daemon, listener) = V4.start(lab)?;
+    let flow = settled(lab, &daemon, Flow::open(lab, &listener)?)?;
+    streams(&daemon, flow, || V4.route_over_ethernet_is_gone(lab))?;
+    was_taken_back(lab, &daemon, "route")?;
+    drop(tunnel);
+    Ok(())
+}
+
+impl Uplinks {
+    fn route_over_ethernet_is_gone(&self, lab: &Lab) -> Result<()> {
+        let Self { service, source, bits, .. } = self;
+        ip(&lab.lb, &[&format!("route del {service}/{bits} metric 10")])?;
+        ip(&lab.backend, &[&format!("route del {source}/{bits} metric 10")])
+    }
+}
+
+/// A flow whose own sockets are at rest: they are left alone from then on.
+fn settled(lab: &Lab, daemon: &Daemon<'_>, flow: Flow) -> Result<Flow> {
+    let flow = carried(lab, daemon, flow)?;
+    if lab.datapath != Datapath::Relay {
+        daemon.wait_metrics("its own sockets are at rest", |metrics| {
+            metrics.sum("snisplice_packet_settled_total", &[]) == 1
+        })?;
+    }
+    Ok(flow)
+}
+
+/// The programs cannot carry fragments, which have no ports.
+fn a_router_begins_to_fragment(lab: &Lab) -> Result<()> {
+    let router = Router::new(lab, Link::Client)?;
+    lab.client.sysctl("net/ipv4/ip_no_pmtu_disc", "1")?;
+    let (daemon, listener) = flow::start(lab, "")?;
+    let flow = settled(lab, &daemon, Flow::open(lab, &listener)?)?;
+    streams(&daemon, flow, || router.narrow_inwards([1_200, 1_500]))?;
+    was_taken_back(lab, &daemon, "bypassed")
+}
+
+/// Has the backend's side swallow packets of full size, without a word to their senders.
+fn swallow(lab: &Lab) -> Result<()> {
+    nft(
+        &lab.backend,
+        "table inet hole {\n chain in {\n type filter hook prerouting priority 0;\n meta length > 1300 drop\n }\n }",
+    )
+}
+
+/// Nobody tells the client; our own socket finds out by trying (RFC 4821).
+fn a_path_swallows_large_packets(lab: &Lab) -> Result<()> {
+    lab.lb.sysctl("net/ipv4/tcp_mtu_probing", "1")?;
+    let (daemon, listener) = flow::start(lab, "")?;
+    let flow = settled(lab, &daemon, Flow::open(lab, &listener)?)?;
+    streams(&daemon, flow, || swallow(lab))?;
+    was_taken_back(lab, &daemon, "stalled")
+}
+
+/// There are no sockets for a connection one way of which is over, so both peers are told that it is at its end.
+fn a_stalled_flow_that_is_half_over(lab: &Lab) -> Result<()> {
+    let (daemon, listener) = flow::start(lab, "")?;
+    let mut flow = settled(lab, &daemon, Flow::open(lab, &listener)?)?;
+    flow.backend.shutdown(Shutdown::Write)?;
+    ensure!(tcp::read_to_end(&mut flow.client)? == (Vec::new(), Ending::Eof));
+    swallow(lab)?;
+    // More than fits anywhere, so that it waits until it is over.
+    ensure!(flow.client.write_all(&vec![7; 50_000_000]).is_err(), "it was taken");
+    daemon.wait_metrics("it is ended", |metrics| {
+        metrics.sum("snisplice_connections_closed_total", &[("reason", "stalled")]) == 1
+    })?;
+    ensure!(tcp::read_to_end(&mut flow.backend)?.1 == Ending::Reset);
+    Ok(())
 }

@@ -48,6 +48,7 @@ mod linger;
 mod maps;
 pub mod orphan;
 mod plan;
+mod retake;
 pub mod stats;
 
 /// One worker's instance.
@@ -143,7 +144,7 @@ impl Packet {
         account: &'a Account,
     ) -> Result<Flow<'a>, Box<relay::Connection>> {
         let Watched { entry, legs, .. } = watched;
-        self.flow(self.begin(entry, legs, &connection), connection, account)
+        self.flow(self.begin(entry, legs, &connection, true), connection, account)
     }
 
     fn refuse(&self, why: Refusal, account: &Account) {
@@ -189,15 +190,27 @@ impl Packet {
         Ok((entry, legs))
     }
 
-    /// Puts a connection into the kernel's hands. After a refusal everything is as it was.
+    /// Puts a connection into the kernel's hands. After a refusal everything is as it was. Unless its packets were `watched`,
+    /// its beginning must have come by the programs: where addresses are translated, it has not, and what is sent on would be
+    /// answered by a reset.
     fn begin(
         &self,
         mut entry: Entry,
         mut legs: [Leg; 2],
         connection: &relay::Connection,
+        watched: bool,
     ) -> Result<Entry, Refusal> {
         let relay::Connection { client, backend, upward, downward, .. } = connection;
-        self.look(&mut legs)?;
+        let fresh = self.look(&mut legs)?;
+        if !watched {
+            let mut maps = self.shared.maps.borrow_mut();
+            // Of both, since each is forgotten with that.
+            let begun = legs.each_ref().map(|leg| maps.take_begun(&leg.tuple));
+            // Where the programs have only just come, they have not seen the beginning of anything.
+            if begun != [true; 2] && !fresh {
+                return Err(Refusal::Bypassed);
+            }
+        }
         for (leg, stream) in legs.iter_mut().zip([client, backend]) {
             *leg = Leg { look: leg.look, ..leg::of(stream)? };
         }
@@ -233,14 +246,16 @@ impl Packet {
         Ok(legs.each_ref().map(|leg| &leg.look))
     }
 
-    /// Completes what is known of both legs, and has the programs on the devices that they use.
-    fn look(&self, legs: &mut [Leg; 2]) -> Result<(), Refusal> {
+    /// Completes what is known of both legs, and has the programs on the devices that they use. True if they were not there
+    /// before.
+    fn look(&self, legs: &mut [Leg; 2]) -> Result<bool, Refusal> {
         self.look_at(legs)?;
-        if self.attach(legs.each_ref().map(|leg| &leg.look))? {
+        let attached = self.attach(legs.each_ref().map(|leg| &leg.look))?;
+        if attached {
             // That takes a while.
             self.look_at(legs)?;
         }
-        Ok(())
+        Ok(attached)
     }
 
     fn look_at(&self, legs: &mut [Leg; 2]) -> Result<(), Refusal> {
@@ -300,7 +315,8 @@ impl Datapath for Packet {
     fn relay<'a>(&'a self, mut pair: Pair, account: &'a Account) -> Carry<'a> {
         pair.watch();
         let connection = Box::new(relay::Connection::new(pair));
-        let begun = self.admit(&connection).and_then(|(entry, legs)| self.begin(entry, legs, &connection));
+        let begun =
+            self.admit(&connection).and_then(|(entry, legs)| self.begin(entry, legs, &connection, false));
         match self.flow(begun, connection, account) {
             Ok(flow) => Box::pin(Box::new(flow).run(self.idle)),
             Err(mut connection) => {

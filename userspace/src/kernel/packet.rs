@@ -12,6 +12,7 @@ use std::{
         Arc, Mutex, OnceLock, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use aya::{
@@ -28,6 +29,7 @@ use aya::{
 use rustix::{
     event::{EventfdFlags, eventfd},
     net::{AddressFamily, SocketType, netdevice::index_to_name_inlined, socket},
+    thread::{MembarrierCommand, membarrier},
 };
 use snisplice_common::packet::{
     Totals, Tuple,
@@ -52,6 +54,7 @@ mod layout;
 mod pins;
 mod probe;
 mod routes;
+mod stall;
 mod succession;
 
 pub use endings::Heard;
@@ -127,6 +130,7 @@ struct Fds {
     tuples: OwnedFd,
     rules: OwnedFd,
     states: OwnedFd,
+    begun: OwnedFd,
 }
 
 impl Programs {
@@ -156,6 +160,7 @@ impl Programs {
             .map_max_entries(name::TUPLES, flows.saturating_mul(2))
             .map_max_entries(name::RULES, flows)
             .map_max_entries(name::STATES, flows)
+            .map_max_entries(name::BEGUN, flows.clamp(BEGUN_LEAST, BEGUN_MOST))
             .load(OBJECT)?;
         for name in [name::INGRESS, name::EGRESS, name::LOOK] {
             let program = program(&mut ebpf, name)?;
@@ -165,6 +170,7 @@ impl Programs {
             tuples: descriptor(&ebpf, name::TUPLES)?,
             rules: descriptor(&ebpf, name::RULES)?,
             states: descriptor(&ebpf, name::STATES)?,
+            begun: descriptor(&ebpf, name::BEGUN)?,
         };
         let ring = RingBuf::try_from(taken(&mut ebpf, name::EVENTS)?)?;
         let totals = Arc::new(PerCpuArray::try_from(taken(&mut ebpf, name::TOTALS)?)?);
@@ -231,7 +237,11 @@ impl Programs {
         let place = if self.frozen.load(Relaxed) { None } else { free.pop() };
         if let Some(place) = place {
             self.highest.fetch_max(place + 1, Relaxed);
-            self.forget_leads(place);
+            self.forget_found(place);
+            if free.len() + 1 == self.flows as usize {
+                // The first: who looks whether flows stand still has slept.
+                self.routes.ring();
+            }
         }
         place
     }
@@ -239,6 +249,11 @@ impl Programs {
     /// No place from this one on has ever had a flow.
     fn highest(&self) -> u32 {
         self.highest.load(Relaxed)
+    }
+
+    /// Whether any place is taken.
+    fn in_use(&self) -> bool {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).len() < self.flows as usize
     }
 
     /// Whether no place is given away any more.
@@ -432,6 +447,11 @@ impl Programs {
         self.fds.rules.try_clone()
     }
 
+    /// A descriptor of `SNI_BEGUN` for another user of the map.
+    pub fn begun(&self) -> io::Result<OwnedFd> {
+        self.fds.begun.try_clone()
+    }
+
     /// A descriptor of `SNI_STATES` for another user of the map.
     pub fn states(&self) -> io::Result<OwnedFd> {
         self.fds.states.try_clone()
@@ -454,11 +474,29 @@ impl fmt::Debug for Programs {
     }
 }
 
+/// Beginnings of connections that are remembered until they are asked for: fewer would be forgotten early, since each processor
+/// sets some aside, and more are never under way.
+const BEGUN_LEAST: u32 = 1_024;
+const BEGUN_MOST: u32 = 65_536;
+
 /// Descriptors of a device: one for each program on it.
 const DESCRIPTORS: usize = 2;
 /// Devices for which descriptors are reserved. Those of further ones are not low, and should the process be killed,
 /// the oldest flows over them may end only with their next packet.
 const DEVICES: usize = 16;
+
+/// Resolves when no packet is being handled any more by what was in the maps before.
+///
+/// A program that had begun then may have read the old rules. It runs within a section that the kernel waits for here
+/// (`MEMBARRIER_CMD_GLOBAL` is `synchronize_rcu`, Linux 4.3).
+pub(crate) async fn grace() {
+    /// Far longer than a packet takes, for kernels that isolate processors from such calls.
+    const LONG: Duration = Duration::from_millis(100);
+    let waited = tokio::task::spawn_blocking(|| membarrier(MembarrierCommand::Global)).await;
+    if !matches!(waited, Ok(Ok(()))) {
+        tokio::time::sleep(LONG).await;
+    }
+}
 
 /// Opens descriptors to be closed again.
 fn reserve() -> Result<Vec<OwnedFd>, LoadError> {
@@ -502,7 +540,7 @@ fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut SchedCl
 
 fn descriptor(ebpf: &Ebpf, name: &'static str) -> Result<OwnedFd, LoadError> {
     let data = match ebpf.map(name).ok_or(LoadError::Missing(name))? {
-        Map::HashMap(data) | Map::Array(data) => data,
+        Map::HashMap(data) | Map::LruHashMap(data) | Map::Array(data) => data,
         _ => return Err(LoadError::Missing(name)),
     };
     data.fd().as_fd().try_clone_to_owned().map_err(LoadError::Listen)

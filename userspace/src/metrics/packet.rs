@@ -9,7 +9,10 @@ use prometheus_client::{
 };
 
 use super::kernel::by_reason;
-use crate::{datapath::packet::stats::Refusal, kernel::packet::Programs};
+use crate::{
+    datapath::packet::stats::{Refusal, TakenBack},
+    kernel::packet::Programs,
+};
 
 /// Shows what the loaded programs have counted.
 pub struct PacketCounters(pub Arc<Programs>);
@@ -26,6 +29,7 @@ impl Collector for PacketCounters {
         let (stats, heard) = (self.0.stats(), self.0.heard());
         let totals = [
             ("packet_flows", "Connections that are or were carried in packets", stats.begun()),
+            ("packet_settled", "Connections whose own sockets have nothing left to deliver", stats.settled()),
             ("packet_taken_over", "Connections that an earlier process began", stats.taken_over()),
             ("packet_packets", "Packets (after GRO) sent on", totals.packets),
             ("packet_bytes", "Bytes of payload sent on, retransmissions included", totals.bytes),
@@ -57,6 +61,8 @@ impl Collector for PacketCounters {
             let counter = ConstCounter::new(value);
             counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
         }
+        let back = TakenBack::ALL.map(|why| (why.label(), stats.taken_back(why)));
+        by_reason(&mut encoder, "packet_taken_back", "Connections taken back into sockets, by reason", back)?;
         let refused = Refusal::ALL.map(|why| (why.label(), stats.refused(why)));
         by_reason(&mut encoder, "packet_refused", "Connections relayed instead, by reason", refused)
     }

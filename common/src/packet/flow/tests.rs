@@ -6,6 +6,9 @@ use super::*;
 const UP: Way = way(u32::MAX - 999, 5);
 const DOWN: Way = way(70_000, 90);
 
+/// The same while our own sockets have still to come to rest.
+const BEGINNING: Way = Way { flags: BEGINS, ..DOWN };
+
 const fn way(seq_start: u32, ack_start: u32) -> Way {
     Way {
         remote: [0; 4],
@@ -190,18 +193,18 @@ fn our_own_sockets_say_only_what_is_still_to_be_said() {
         flags: flags | flag::ACK,
         payload: length,
     };
-    assert_eq!(judge(CARRY, &DOWN, down, up, &own(0, 500, 0)), Own::Pass);
-    assert_eq!(judge(CARRY, &DOWN, down, up, &own(500, 0, 0)), Own::Drop);
+    assert_eq!(judge(CARRY, &BEGINNING, down, up, &own(0, 500, 0)), Own::Pass);
+    assert_eq!(judge(CARRY, &BEGINNING, down, up, &own(500, 0, 0)), Own::Drop);
     down.acked = 400;
-    assert_eq!(judge(CARRY, &DOWN, down, up, &own(0, 500, 0)), Own::Pass);
+    assert_eq!(judge(CARRY, &BEGINNING, down, up, &own(0, 500, 0)), Own::Pass);
     assert_eq!(down.asked, 0);
     down.acked = 500;
-    assert_eq!(judge(CARRY, &DOWN, down, up, &own(0, 500, 0)), Own::Pass);
+    assert_eq!(judge(CARRY, &BEGINNING, down, up, &own(0, 500, 0)), Own::Pass);
     assert_eq!(down.asked, 1, "the socket has not heard that it arrived");
     // A byte more than was known is known now.
-    assert_eq!(judge(CARRY, &DOWN, down, up, &own(0, 501, 0)), Own::Pass);
+    assert_eq!(judge(CARRY, &BEGINNING, down, up, &own(0, 501, 0)), Own::Pass);
     assert_eq!(up.sent, 501);
-    assert_eq!(judge(OFF, &DOWN, down, up, &own(0, 0, 0)), Own::Pass);
+    assert_eq!(judge(OFF, &BEGINNING, down, up, &own(0, 0, 0)), Own::Pass);
 }
 
 #[test]
@@ -252,12 +255,12 @@ fn our_own_sockets_may_ask_whether_a_peer_is_there() {
     let [up, down] = &mut state.ways;
     let empty =
         |at: u32| Segment { seq: DOWN.ack_start.wrapping_add(at), flags: flag::ACK, ..Segment::default() };
-    assert_eq!(judge(CARRY, &DOWN, down, up, &empty(0)), Own::Drop);
-    assert_eq!(judge(CARRY, &DOWN, down, up, &empty(0_u32.wrapping_sub(1))), Own::Pass);
+    assert_eq!(judge(CARRY, &BEGINNING, down, up, &empty(0)), Own::Drop);
+    assert_eq!(judge(CARRY, &BEGINNING, down, up, &empty(0_u32.wrapping_sub(1))), Own::Pass);
     assert_eq!(down.asked, 1);
     down.acked = 500;
-    assert_eq!(judge(CARRY, &DOWN, down, up, &empty(500)), Own::Drop);
-    assert_eq!(judge(CARRY, &DOWN, down, up, &empty(499)), Own::Pass);
+    assert_eq!(judge(CARRY, &BEGINNING, down, up, &empty(500)), Own::Drop);
+    assert_eq!(judge(CARRY, &BEGINNING, down, up, &empty(499)), Own::Pass);
 }
 
 #[test]
@@ -287,13 +290,41 @@ fn what_dying_sockets_say_of_a_flow_that_is_kept_is_dropped() {
     let empty =
         |at: u32, flags: u8| Segment { seq: DOWN.ack_start.wrapping_add(at), flags, ..Segment::default() };
     for flags in [flag::RST, flag::RST | flag::ACK, flag::FIN | flag::ACK, flag::SYN] {
-        assert_eq!(judge(KEPT, &DOWN, down, up, &empty(500, flags)), Own::Drop);
+        assert_eq!(judge(KEPT, &Way { own: 500, ..DOWN }, down, up, &empty(500, flags)), Own::Drop);
     }
     assert_eq!(up.sent, 500);
     // What has come to rest may still ask.
     down.acked = 500;
-    assert_eq!(judge(KEPT, &DOWN, down, up, &empty(499, flag::ACK)), Own::Pass);
+    assert_eq!(judge(KEPT, &Way { own: 500, ..DOWN }, down, up, &empty(499, flag::ACK)), Own::Pass);
     assert_eq!(down.asked, 1);
+}
+
+#[test]
+fn what_comes_past_the_programs_is_noticed_once() {
+    let mut state = State::new([500, 0], [0, 0]);
+    let [up, down] = &mut state.ways;
+    down.acked = 9_000;
+    let way = Way { own: 500, ..DOWN };
+    let empty =
+        |at: u32| Segment { seq: DOWN.ack_start.wrapping_add(at), flags: flag::ACK, ..Segment::default() };
+    // Of all that it has sent: it has been sent something that it does not expect.
+    assert_eq!(judge(CARRY, &Way { flags: BEGINS, ..way }, down, up, &empty(500)), Own::Pass);
+    assert_eq!(judge(KEPT, &way, down, up, &empty(499)), Own::Pass);
+    assert_eq!(down.marks & BYPASSED, 0);
+    assert_eq!(judge(KEPT, &way, down, up, &empty(500)), Own::Bypassed);
+    assert_eq!(down.marks & BYPASSED, BYPASSED);
+    assert_eq!(judge(KEPT, &way, down, up, &empty(500)), Own::Drop);
+    assert_eq!(judge(HOLD, &way, down, up, &empty(499)), Own::Drop);
+}
+
+#[test]
+fn a_timestamp_is_found_where_nearly_all_put_it() {
+    let mut tcp = [0; TCP_BYTES];
+    tcp[20..28].copy_from_slice(&[1, 1, 8, 10, 0, 0, 1, 2]);
+    assert_eq!(stamp(&tcp, 32), Some(258));
+    assert_eq!(stamp(&tcp, 28), None);
+    tcp[22] = 5;
+    assert_eq!(stamp(&tcp, 32), None);
 }
 
 proptest! {

@@ -16,7 +16,7 @@ use super::{
     Shared,
     bypass::{self, Doubt},
     plan,
-    stats::Refusal,
+    stats::{Refusal, TakenBack},
 };
 use crate::{
     account::{Account, Carrier, Direction, InPackets},
@@ -29,6 +29,8 @@ use crate::{
     socket,
     takeover::message::Message,
 };
+
+mod back;
 
 /// How long the relay goes on, for what arrived while the flow began.
 const SETTLE: Duration = Duration::from_secs(1);
@@ -262,6 +264,8 @@ enum Held {
     Ended(End),
     /// A peer is gone.
     Lost(End),
+    /// It has not, but cannot stay in packets.
+    TakenBack(TakenBack),
 }
 
 impl Held {
@@ -313,6 +317,7 @@ impl<'a> Flow<'a> {
                     self.abort();
                     return end;
                 }
+                Held::TakenBack(why) => return Box::pin(self.take_back(why, limit)).await,
             },
             Settled::Bypassed => return Box::pin(self.relay(limit)).await,
         };
@@ -344,6 +349,10 @@ impl<'a> Flow<'a> {
             if entry.is_bypassed() {
                 return Settled::Bypassed;
             }
+            if entry.shared.programs.is_stalled(entry.flow) {
+                // Our own sockets have still to deliver something, so others cannot take their places.
+                return Settled::Ended(End::Stalled);
+            }
             if pause == SETTLE && !connection.is_blocked() && entry.is_settled() {
                 break;
             }
@@ -356,6 +365,7 @@ impl<'a> Flow<'a> {
         }
         // Only now: what our own sockets have still to deliver would be missing in the stream.
         self.entry.has_begun();
+        self.entry.shared.programs.stats().settle();
         Settled::Carried
     }
 
@@ -381,7 +391,7 @@ impl<'a> Flow<'a> {
         let entry = &self.entry;
         let Sockets::Holding([client, backend]) = &self.sockets else { return Held::Ended(End::Idle) };
         tokio::select! {
-            end = ended(entry) => Held::Ended(end),
+            held = back::held(entry) => held,
             error = failure(client) => Held::of(entry.seen_end(), End::broken_by_client(error)),
             error = failure(backend) => Held::of(entry.seen_end(), End::broken_by_backend(error)),
             () = idle(limit, || progress(entry)) => Held::Ended(End::Idle),
@@ -407,7 +417,12 @@ impl<'a> Flow<'a> {
                 self.entry.lingers = true;
             }
             // They have not, and must be told by us.
-            End::Idle | End::ClientLost | End::BackendLost | End::HandedOver | End::Failed(_) => {
+            End::Idle
+            | End::Stalled
+            | End::ClientLost
+            | End::BackendLost
+            | End::HandedOver
+            | End::Failed(_) => {
                 self.entry.set_mode(RESET);
             }
         }

@@ -20,6 +20,7 @@ pub(super) struct Maps {
     tuples: HashMap<MapData, Tuple, Slot>,
     rules: Array<MapData, Rules>,
     states: Array<MapData, State>,
+    begun: HashMap<MapData, Tuple, u32>,
 }
 
 impl fmt::Debug for Maps {
@@ -35,7 +36,13 @@ impl Maps {
             tuples: HashMap::try_from(Map::HashMap(data(programs.tuples()?)?)).map_err(cause)?,
             rules: Array::try_from(Map::Array(data(programs.rules()?)?)).map_err(cause)?,
             states: Array::try_from(Map::Array(data(programs.states()?)?)).map_err(cause)?,
+            begun: HashMap::try_from(Map::LruHashMap(data(programs.begun()?)?)).map_err(cause)?,
         })
+    }
+
+    /// Whether the beginning of this connection has come by the programs. It is forgotten with that.
+    pub(super) fn take_begun(&mut self, tuple: &Tuple) -> bool {
+        self.begun.remove(tuple).is_ok()
     }
 
     /// Lets packets of these addresses belong to a flow. Fails if they belong to one already.

@@ -421,7 +421,10 @@ impl Orphans {
             Standing::Reset(0) => End::ClientReset,
             Standing::Reset(_) => End::BackendReset,
             Standing::Open => {
-                let Some(end) = orphan.failure().or_else(|| orphan.idle(&state, self.idle)) else {
+                // Nobody could relay it here.
+                let stalled = || self.programs.is_stalled(orphan.flow).then_some(End::Stalled);
+                let end = stalled().or_else(|| orphan.failure()).or_else(|| orphan.idle(&state, self.idle));
+                let Some(end) = end else {
                     return true;
                 };
                 self.reset(orphan, end.reason());

@@ -72,10 +72,39 @@ impl Refusal {
     }
 }
 
+/// Why a connection that packets carried is taken back into two sockets, and relayed from then on. The metric label of
+/// `packet_taken_back_total`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TakenBack {
+    /// A route leads over a device that cannot have the programs, or to this host.
+    Route,
+    /// A peer's packets come past the programs: in fragments, with IP options, or over another device.
+    Bypassed,
+    /// It stood still for a reason that nobody foresaw.
+    Stalled,
+}
+
+impl TakenBack {
+    /// Every reason there is.
+    pub const ALL: [Self; 3] = [Self::Route, Self::Bypassed, Self::Stalled];
+
+    /// Metric and log label.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Route => "route",
+            Self::Bypassed => "bypassed",
+            Self::Stalled => "stalled",
+        }
+    }
+}
+
 /// Counted by all workers of a process.
 #[derive(Debug, Default)]
 pub struct Stats {
+    taken_back: [AtomicU64; TakenBack::ALL.len()],
     begun: AtomicU64,
+    settled: AtomicU64,
     taken_over: AtomicU64,
     refused: [AtomicU64; Refusal::ALL.len()],
 }
@@ -85,6 +114,16 @@ impl Stats {
     #[must_use]
     pub fn begun(&self) -> u64 {
         self.begun.load(Relaxed)
+    }
+
+    /// Connections that the kernel carries alone: our own sockets have delivered all that was theirs.
+    #[must_use]
+    pub fn settled(&self) -> u64 {
+        self.settled.load(Relaxed)
+    }
+
+    pub(super) fn settle(&self) {
+        self.settled.fetch_add(1, Relaxed);
     }
 
     /// Flows of an earlier process that go on.
@@ -97,6 +136,16 @@ impl Stats {
     #[must_use]
     pub fn refused(&self, why: Refusal) -> u64 {
         self.refused[why as usize].load(Relaxed)
+    }
+
+    /// Connections that were taken back into sockets, for this reason.
+    #[must_use]
+    pub fn taken_back(&self, why: TakenBack) -> u64 {
+        self.taken_back[why as usize].load(Relaxed)
+    }
+
+    pub(super) fn take_back(&self, why: TakenBack) {
+        self.taken_back[why as usize].fetch_add(1, Relaxed);
     }
 
     pub(super) fn take_over(&self) {

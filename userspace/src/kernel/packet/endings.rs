@@ -16,7 +16,7 @@ use rustix::{
     io::{Errno, retry_on_intr, write},
 };
 use slab::Slab;
-use snisplice_common::packet::{END, FIN, FIRST, Totals};
+use snisplice_common::packet::{BYPASS, END, FIN, FIRST, Totals};
 
 use super::total;
 use crate::kernel::signals::{Ready, Signals, Token, What};
@@ -141,7 +141,7 @@ impl Ears {
             let Some((what, _)) = rest.split_first_chunk() else { continue };
             let what = u32::from_ne_bytes(*what);
             self.heard.add(what);
-            if what & END == 0 {
+            if what & (END | BYPASS) == 0 {
                 continue;
             }
             let token = Token::unpack(u64::from_ne_bytes(*token));

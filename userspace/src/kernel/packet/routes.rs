@@ -5,7 +5,7 @@
 //! hop's hardware address up to date by itself (`bpf_redirect_neigh`), so that neighbours are no matter of this thread.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     io,
     os::fd::{AsFd as _, OwnedFd},
     sync::{
@@ -21,10 +21,10 @@ use rustix::{
     event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll},
     io::{Errno, retry_on_intr, write},
 };
-use snisplice_common::packet::flow::{Rules, is_carried};
+use snisplice_common::packet::flow::{Rules, State, is_carried};
 use tokio::sync::Notify;
 
-use super::{AttachError, LOOK, Programs};
+use super::{AttachError, LOOK, Programs, stall::Stall};
 use crate::{
     datapath::packet::leg,
     kernel::signals::Token,
@@ -37,6 +37,9 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 /// And so many times as long as the look took, so that a network that never rests takes a fifth of a processor at most.
 const SHARE: u32 = 4;
+
+/// How often it is looked whether flows stand still, while there are any.
+const SWEEP: Duration = Duration::from_secs(2);
 
 /// When it is tried again after the kernel did not answer.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -78,6 +81,8 @@ impl Lead {
 pub(super) struct Routes {
     /// By place: up in the lower half, down in the upper one.
     leads: Box<[AtomicU64]>,
+    /// By place: whether a flow stands still.
+    stalled: Box<[AtomicBool]>,
     /// Places that are to be looked at although nothing has changed since.
     asked: Mutex<Vec<u32>>,
     /// When something changed last: milliseconds since `began`, and one.
@@ -99,6 +104,7 @@ impl Routes {
     pub(super) fn new(flows: u32) -> io::Result<Self> {
         Ok(Self {
             leads: (0..flows).map(|_| AtomicU64::new(0)).collect(),
+            stalled: (0..flows).map(|_| AtomicBool::new(false)).collect(),
             asked: Mutex::default(),
             changed: AtomicU64::new(0),
             began: Instant::now(),
@@ -117,7 +123,7 @@ impl Routes {
         }
     }
 
-    fn ring(&self) {
+    pub(super) fn ring(&self) {
         // It is full only if nobody listens.
         let _ = write(&self.bell, &1_u64.to_ne_bytes());
     }
@@ -155,6 +161,9 @@ impl Programs {
             routes: self.routes.clone(),
             rules: Array::try_from(Map::Array(MapData::from_fd(self.rules()?).map_err(io::Error::other)?))
                 .map_err(io::Error::other)?,
+            states: Array::try_from(Map::Array(MapData::from_fd(self.states()?).map_err(io::Error::other)?))
+                .map_err(io::Error::other)?,
+            stalls: HashMap::new(),
             asker: Asker::new()?,
             changes: Changes::new()?,
             stop: stop.clone(),
@@ -177,9 +186,18 @@ impl Programs {
         halves.map(Lead::unpack)
     }
 
-    /// Forgets where the ways of a flow led that had this place before.
-    pub fn forget_leads(&self, flow: u32) {
+    /// Whether a flow stands still for a reason that nobody foresaw.
+    #[must_use]
+    pub fn is_stalled(&self, flow: u32) -> bool {
+        self.routes.stalled.get(flow as usize).is_some_and(|stalled| stalled.load(Relaxed))
+    }
+
+    /// Forgets what was found of the flow that had this place before.
+    pub(super) fn forget_found(&self, flow: u32) {
         self.routes.note(flow, [Lead::Unchanged; 2]);
+        if let Some(stalled) = self.routes.stalled.get(flow as usize) {
+            stalled.store(false, Relaxed);
+        }
     }
 
     /// Has the thread look where a flow leads that has just begun, if the routing has changed within `age`: its sockets may
@@ -220,6 +238,9 @@ struct Thread {
     programs: Weak<Programs>,
     routes: Arc<Routes>,
     rules: Array<MapData, Rules>,
+    states: Array<MapData, State>,
+    /// By place, of flows that were looked at.
+    stalls: HashMap<u32, Stall>,
     asker: Asker,
     changes: Changes,
     stop: Arc<AtomicBool>,
@@ -231,8 +252,11 @@ impl Thread {
         let mut quiet_until = Instant::now();
         // Flows of an earlier process are looked at without one.
         let mut due = Some(quiet_until);
+        // When it is looked whether flows stand still, while there are any.
+        let mut sweep: Option<Instant> = None;
         while !self.stop.load(Relaxed) {
-            self.wait(due.map(|due| due.saturating_duration_since(Instant::now())));
+            let next = due.into_iter().chain(sweep).min();
+            self.wait(next.map(|next| next.saturating_duration_since(Instant::now())));
             if self.stop.load(Relaxed) {
                 return;
             }
@@ -267,6 +291,32 @@ impl Thread {
             } else if let Err(error) = asked.into_iter().try_for_each(|flow| self.look_at(&programs, flow)) {
                 tracing::debug!(%error, "cannot ask where a flow leads");
                 due.get_or_insert(quiet_until);
+            }
+            if sweep.is_some_and(|sweep| sweep <= Instant::now()) {
+                self.sweep(&programs);
+                sweep = None;
+            }
+            if sweep.is_none() && programs.in_use() {
+                sweep = Some(Instant::now() + SWEEP);
+            }
+        }
+    }
+
+    /// Looks whether flows stand still, and wakes those who look after them.
+    fn sweep(&mut self, programs: &Programs) {
+        /// Not while a program changes it: `BPF_F_LOCK`, kernel 5.1.
+        const LOCKED: u64 = 4;
+        for flow in 0..programs.highest() {
+            let Ok(state) = self.states.get(&flow, LOCKED) else { continue };
+            if !self.stalls.entry(flow).or_default().look(&state) || programs.is_stalled(flow) {
+                continue;
+            }
+            let Ok(rules) = self.rules.get(&flow, 0) else { continue };
+            if is_carried(rules.mode) {
+                if let Some(stalled) = self.routes.stalled.get(flow as usize) {
+                    stalled.store(true, Relaxed);
+                }
+                programs.listener.raise(Token::unpack(rules.token));
             }
         }
     }

@@ -1,0 +1,128 @@
+//! The way back from packets into two sockets, in the middle of a connection.
+
+use std::{future::poll_fn, io, time::Duration};
+
+use snisplice_common::packet::flow::{BYPASSED, HOLD, OFF, State};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, sleep},
+};
+
+use super::{Entry, Flow, Held, Sockets};
+use crate::{
+    account::Carrier,
+    datapath::{
+        End, Pair,
+        packet::{retake, stats::TakenBack},
+        relay::Connection,
+    },
+    kernel::packet::{LOOK, grace},
+    net::repair,
+    socket,
+};
+
+impl Entry {
+    /// Why the flow cannot stay in packets, if it cannot.
+    fn is_to_go_back(&self, state: &State) -> Option<TakenBack> {
+        if !self.follow_routes() {
+            Some(TakenBack::Route)
+        } else if state.ways.iter().any(|track| track.marks & BYPASSED != 0) {
+            Some(TakenBack::Bypassed)
+        } else if self.shared.programs.is_stalled(self.flow) {
+            Some(TakenBack::Stalled)
+        } else {
+            None
+        }
+    }
+}
+
+impl Flow<'_> {
+    /// Goes on in userspace, wherever the flow stands: with sockets in the place of our own, whose numbers have stayed behind.
+    pub(super) async fn take_back(mut self: Box<Self>, why: TakenBack, limit: Duration) -> End {
+        // Nothing is sent on any more. What the peers say meanwhile they will say again.
+        self.entry.set_mode(HOLD);
+        grace().await;
+        self.hear_last_acknowledgements().await;
+        if let Some(end) = self.entry.seen_end() {
+            self.end(&end);
+            return end;
+        }
+        let shared = self.entry.shared.clone();
+        match self.retake() {
+            Ok(pair) => {
+                tracing::info!(why = why.label(), "a connection goes from packets back into sockets");
+                shared.programs.stats().take_back(why);
+                self.account.carried_by(Carrier::Relay);
+                Connection::new(pair).carry_to_end(limit, self.account).await
+            }
+            Err(error) => {
+                tracing::warn!(why = why.label(), %error, "a connection in packets cannot go on, and is reset");
+                self.end(&End::Stalled);
+                End::Stalled
+            }
+        }
+    }
+
+    /// Waits until the peers have acknowledged what is still on its way to them. A socket does not look at a packet that
+    /// acknowledges what it has not sent; where each of the two had to hear of the other first, they would wait for ever.
+    async fn hear_last_acknowledgements(&self) {
+        const LOOK_EVERY: Duration = Duration::from_millis(50);
+        /// Longer than an acknowledgement is delayed, and than the shortest time after which something is sent again.
+        const LEAST: Duration = Duration::from_millis(250);
+        const MOST: Duration = Duration::from_secs(1);
+        let Sockets::Holding(sockets) = &self.sockets else { return };
+        let round_trips = sockets.each_ref().map(|socket| {
+            Duration::from_micros(socket::tcp_info(socket).map_or(0, |info| info.tcpi_rtt.into()))
+        });
+        let quiet = (2 * (round_trips[0] + round_trips[1])).clamp(LEAST, MOST);
+        let acknowledged = || self.entry.state().map(|state| state.ways.map(|track| track.acked)).ok();
+        let (mut seen, mut since) = (acknowledged(), Instant::now());
+        let latest = since + 3 * quiet;
+        while since.elapsed() < quiet && Instant::now() < latest {
+            sleep(LOOK_EVERY).await;
+            let now = acknowledged();
+            if now != seen {
+                (seen, since) = (now, Instant::now());
+            }
+        }
+    }
+
+    /// Two sockets that go on where the peers stand.
+    fn retake(&mut self) -> io::Result<Pair> {
+        let state = self.entry.state()?;
+        let numbers = retake::numbers(&self.entry.rules(), &state);
+        let numbers = numbers.ok_or_else(|| io::Error::other("one way has finished"))?;
+        self.bring_account_up_to_date();
+        let Sockets::Holding(held) = std::mem::replace(&mut self.sockets, Sockets::Closed) else {
+            return Err(io::Error::other("its sockets are still in use"));
+        };
+        let [client, backend] = held;
+        let replaced = [
+            repair::replace(client.into_std()?, numbers[0])?,
+            repair::replace(backend.into_std()?, numbers[1])?,
+        ];
+        // Now packets are for them.
+        self.entry.set_mode(OFF);
+        self.ended = true;
+        let [client, backend] = replaced;
+        let resume = |socket: repair::Repaired| TcpStream::from_std(socket.resume()?);
+        let (client, backend) = (resume(client)?, resume(backend)?);
+        Ok(Pair { client, backend, hello: Vec::new(), same_host: false, liveness: None })
+    }
+}
+
+/// The same for a flow whose own sockets are at rest, which may also go back into sockets.
+pub(super) async fn held(entry: &Entry) -> Held {
+    loop {
+        if let Some(end) = entry.seen_end() {
+            return Held::Ended(end);
+        }
+        if entry.is_to_go_over() {
+            return Held::Ended(End::HandedOver);
+        }
+        if let Some(why) = entry.state().ok().and_then(|state| entry.is_to_go_back(&state)) {
+            return Held::TakenBack(why);
+        }
+        poll_fn(|context| entry.shared.signals.poll(entry.slot, LOOK, context)).await;
+    }
+}
