@@ -400,11 +400,12 @@ fn killed(lab: &Lab, at_rest: bool) -> Result<()> {
 fn nothing_stays_on_the_devices(lab: &Lab) -> Result<()> {
     let (mut daemon, listener) = flow::start(lab, "")?;
     let attached = || kernel::attached_by(daemon.process().pid());
-    ensure!(attached()?.is_empty(), "attached before there is a connection");
-    Flow::open(lab, &listener)?.exchange()?;
-    // Two programs on each of two devices.
+    // Two programs on each of two devices, before a connection comes: its beginning must come by them.
     let programs = attached()?;
     ensure!(programs.len() == 4, "attached are {programs:?}");
+    Flow::open(lab, &listener)?.exchange()?;
+    let after = attached()?;
+    ensure!(after == programs, "attached are {after:?}, and were {programs:?}");
     daemon.terminate()?;
     daemon.wait()?;
     wait::until_true("the programs are gone", || Ok(!programs.iter().any(|id| kernel::has_program(*id))))
