@@ -74,7 +74,7 @@ fn render_listener(out: &mut String, listener: &Listener, model: &Model) -> fmt:
 }
 
 fn render_settings(out: &mut String, model: &Model) -> fmt::Result {
-    let Model { datapath, admin, admin_close, limits, handover, survive, timeouts, .. } = model;
+    let Model { datapath, admin, admin_close, limits, handover, survive, timeouts, dns, .. } = model;
     let datapath = match datapath {
         DatapathKind::Auto => "auto",
         DatapathKind::Sockmap => "sockmap",
@@ -112,8 +112,12 @@ fn render_settings(out: &mut String, model: &Model) -> fmt::Result {
         ("max_duration", timeouts.max_duration),
     ]
     .map(|(name, limit)| format!("{name} {}", Span(limit)));
-    writeln!(out, "timeouts {}\n", timeouts.join(", "))?;
-    Ok(())
+    writeln!(out, "timeouts {}", timeouts.join(", "))?;
+    if !dns.servers.is_empty() {
+        let servers: Vec<_> = dns.servers.iter().map(ToString::to_string).collect();
+        writeln!(out, "dns servers {}", servers.join(", "))?;
+    }
+    writeln!(out)
 }
 
 fn summary(out: &mut String, translation: &Translation) -> fmt::Result {

@@ -9,8 +9,8 @@ use std::{
 use crate::{
     decode::Sink,
     model::{
-        Backend, BackendId, Claim, DatapathKind, Handover, Limits, Listener, Model, Origin, Policies, Policy,
-        Rule, Target, Timeouts,
+        Backend, BackendId, Claim, DatapathKind, Dns, EndpointHost, Handover, Limits, Listener, Model, Origin,
+        Policies, Policy, Rule, Target, Timeouts,
     },
     name::HostPattern,
     options::Options,
@@ -28,6 +28,7 @@ pub(crate) struct Settings {
     pub(crate) handover: Handover,
     pub(crate) survive: bool,
     pub(crate) timeouts: Timeouts,
+    pub(crate) dns: Dns,
 }
 
 #[derive(Debug, Default)]
@@ -154,6 +155,7 @@ impl Draft {
             }
         }
         self.rebind(&mut ports, options, sink);
+        self.report_loops(sink);
 
         if let Some(admin) = settings.admin
             && let Some((listener, _)) = self.overlap(&[admin])
@@ -188,7 +190,7 @@ impl Draft {
                 listener
             })
             .collect();
-        let Settings { datapath, admin, admin_close, limits, handover, survive, timeouts } = settings;
+        let Settings { datapath, admin, admin_close, limits, handover, survive, timeouts, dns } = settings;
         Model {
             listeners,
             backends,
@@ -201,6 +203,37 @@ impl Draft {
             handover,
             survive,
             timeouts,
+            dns,
+        }
+    }
+
+    /// Warns of endpoints that are listeners of the same process. Of a name only the daemon knows where it leads.
+    fn report_loops(&self, sink: &mut Sink) {
+        let ports: HashSet<_> =
+            self.listeners.iter().flat_map(|listener| &listener.bind).map(SocketAddr::port).collect();
+        for backend in &self.backends {
+            for endpoint in &backend.endpoints {
+                let EndpointHost::Ip(ip) = endpoint.host else { continue };
+                if !ports.contains(&endpoint.port) {
+                    continue;
+                }
+                let address = SocketAddr::new(ip, endpoint.port);
+                let own =
+                    |listener: &&DraftListener| listener.bind.iter().any(|bind| leads_to(address, bind));
+                if let Some(listener) = self.listeners.iter().find(own) {
+                    let mut found = Diagnostic::general(
+                        Severity::Warning,
+                        format!(
+                            "the endpoint {address} of the backend '{}' is the listener '{}': its connections would \
+                             come back for ever and are refused",
+                            backend.name, listener.name
+                        ),
+                    )
+                    .remedy("write the address of the server that is meant, or another port for the listener");
+                    found.origin = Some(listener.origin.clone());
+                    found.to(sink);
+                }
+            }
         }
     }
 
@@ -327,6 +360,14 @@ pub(crate) fn first_overlap(a: &[SocketAddr], b: &[SocketAddr]) -> Option<Socket
 /// The same, where `beside` allows an address beside all addresses of its port.
 fn first_conflict(a: &[SocketAddr], b: &[SocketAddr], beside: bool) -> Option<SocketAddr> {
     if beside { b.iter().copied().find(|b| b.port() != 0 && a.contains(b)) } else { first_overlap(a, b) }
+}
+
+/// Whether a connection to `address` surely reaches a socket that is bound to `bind`. Which other addresses a wildcard
+/// address holds depends on the host.
+fn leads_to(address: SocketAddr, bind: &SocketAddr) -> bool {
+    address.port() == bind.port()
+        && address.is_ipv4() == bind.is_ipv4()
+        && (address.ip() == bind.ip() || bind.ip().is_unspecified() && address.ip().is_loopback())
 }
 
 /// The wildcard address of a family holds all addresses of that family; port 0 is a new port every time.

@@ -40,6 +40,15 @@ pub struct Model {
     pub survive: bool,
     /// How long each phase of a connection may take.
     pub timeouts: Timeouts,
+    /// How the names of endpoints are resolved.
+    pub dns: Dns,
+}
+
+/// How the names of endpoints are resolved.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Dns {
+    /// Name servers, asked in this order, instead of those in `/etc/resolv.conf`.
+    pub servers: Vec<SocketAddr>,
 }
 
 /// Names that a server asks for which is not served.
@@ -271,7 +280,7 @@ impl Default for Handover {
 pub struct Timeouts {
     /// From accept to the complete hello.
     pub hello: Duration,
-    /// For one attempt to connect to one endpoint.
+    /// From the hello to a connection with an endpoint, however many are tried.
     pub connect: Duration,
     /// Without a byte in either direction.
     pub idle: Duration,

@@ -69,12 +69,15 @@
 //!
 //! timeouts:                        # ms, s, m, h, d; also 1h30m
 //!   hello: 10s                     # from accept to the complete hello
-//!   connect: 10s                   # one attempt to one endpoint
+//!   connect: 10s                   # from the hello to an endpoint that answers, however many are tried
 //!   idle: 1h                       # without a byte in either direction
 //!   keepalive: 60s                 # of silence before a peer is asked whether it is there; 0s never asks
 //!   unacknowledged: 0s             # in which a peer must acknowledge and take bytes; 0s leaves it to the kernel
 //!   max_duration: 0s               # from accept to the end, however much is moved; 0s is for ever
 //!   drain: 30s                     # from SIGTERM to the end of the last connection
+//!
+//! dns:                             # how names of endpoints are resolved
+//!   servers: [10.0.0.53]           # instead of those in /etc/resolv.conf; port 53 unless one is written
 //! ```
 //!
 //! Native routes may name the listeners that Istio Gateways make (`gateway-443` for port 443 on all addresses,

@@ -34,7 +34,8 @@ use crate::{
     log::{self, log_limit},
     memory,
     metrics::Metrics,
-    resolve, source,
+    resolve::Resolver,
+    source,
     state::{Current, Live},
     takeover::{
         door::{Door, Visit},
@@ -80,7 +81,7 @@ pub struct App {
     /// What the experiments that are under way lead to.
     trial: mpsc::UnboundedReceiver<Event>,
     needs: Needs,
-    resolving: JoinHandle<()>,
+    resolver: Resolver,
     /// What carries packets.
     programs: Option<Arc<Programs>>,
     orphans: Option<Watch>,
@@ -146,8 +147,8 @@ impl App {
         let permits = Arc::new(Semaphore::new(model.limits.connections));
         let (admin_address, allow_close) = (model.admin, model.admin_close);
         let live = Arc::new(Live::new(model, 1));
-        runtime.block_on(resolve::resolve(&live));
-        let resolving = runtime.spawn(resolve::keep_resolving(live.clone()));
+        let resolver = Resolver::start();
+        resolver.serve(live.clone());
 
         let bound = bind(&live.model, heir.as_mut(), count)?;
         let admin = Arc::new(Admin::new(metrics.clone(), allow_close));
@@ -195,7 +196,7 @@ impl App {
             visits: mpsc::unbounded_channel().1,
             trial: mpsc::unbounded_channel().1,
             needs,
-            resolving,
+            resolver,
             programs,
             orphans: None,
         };
@@ -399,12 +400,9 @@ impl App {
             bound.push(listener::bind(&front, address, self.workers.len())?);
         }
         let generation = former.generation + 1;
-        let live = Arc::new(Live::new(model, generation));
-        live.keep_addresses_of(&former);
-        self.runtime.block_on(resolve::resolve(&live));
-        self.resolving.abort();
-        self.resolving = self.runtime.spawn(resolve::keep_resolving(live.clone()));
-        self.current.store(live);
+        let live = Arc::new(former.succeeded_by(model));
+        self.current.store(live.clone());
+        self.resolver.serve(live);
         for address in changes.removed {
             self.order_all(|| Order::Unlisten(address));
             self.listening.remove(&address);

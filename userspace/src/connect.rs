@@ -1,9 +1,14 @@
-//! Connects to the first endpoint of a backend that answers.
+//! Connects to an endpoint of a backend: the one whose turn it is, or one of its siblings.
+//!
+//! One attempt is the rule. Where it fails, or takes longer than its head start, others follow (`race.rs`).
 
 use std::{
     io,
-    net::{SocketAddr, TcpStream as StdStream},
+    net::{IpAddr, SocketAddr, TcpStream as StdStream},
     os::fd::AsFd as _,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{self, Poll},
     time::Duration,
 };
 
@@ -14,9 +19,23 @@ use rustix::{
 };
 use socket2::SockRef;
 use thiserror::Error;
-use tokio::{io::Interest, net::TcpStream, time::timeout};
+use tokio::{
+    io::Interest,
+    net::TcpStream,
+    time::{Instant, sleep, timeout},
+};
 
-use crate::{datapath::Datapath, session::Service, socket, state::Backend};
+use self::race::{Attempt, Race};
+use crate::{
+    datapath::Datapath,
+    log::log_limit,
+    session::Service,
+    socket,
+    state::Backend,
+    upstream::{candidates::Candidates, endpoint::Endpoint},
+};
+
+mod race;
 
 /// A connection to an endpoint.
 #[derive(Debug)]
@@ -24,7 +43,7 @@ pub struct Upstream {
     /// The connection.
     pub stream: TcpStream,
     /// Its other end.
-    pub address: SocketAddr,
+    pub endpoint: Arc<Endpoint>,
     /// What [`Datapath::announce`] said of it.
     pub announced: bool,
 }
@@ -40,7 +59,7 @@ pub enum ConnectError {
         /// Which address failed last.
         address: SocketAddr,
         /// How.
-        error: io::Error,
+        error: AttemptError,
     },
     /// The backend has no endpoint with an address and a weight.
     #[error("{backend} has no endpoint that could be tried")]
@@ -58,64 +77,234 @@ impl ConnectError {
     #[must_use]
     pub fn reason(&self) -> &'static str {
         match self {
-            Self::Failed { error, .. } => match error.kind() {
-                io::ErrorKind::TimedOut => "connect_timeout",
-                io::ErrorKind::ConnectionRefused => "connect_refused",
-                _ => "connect_failed",
-            },
+            Self::Failed { error, .. } => error.reason(),
             Self::NoEndpoint { .. } => "no_endpoint",
             Self::ClientGone => "client_gone",
         }
     }
 }
 
-/// Tries the backend's endpoints in turn, each for at most `limit`. No byte has been sent yet, so trying the next one
-/// after a failure is safe. A client that resets meanwhile ends the attempt.
+/// Why one attempt failed.
+#[derive(Debug, Error)]
+pub enum AttemptError {
+    /// The kernel said so, or the time was over.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// All local ports are in use towards this address (`EADDRNOTAVAIL` of connect(2)), from each source address.
+    #[error("no local port is left for a connection to this address")]
+    NoLocalPort,
+    /// The address is one on which this process listens.
+    #[error("the endpoint is a listener of this process")]
+    SelfLoop,
+}
+
+impl AttemptError {
+    /// Metric and log label.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::NoLocalPort => "no_local_port",
+            Self::SelfLoop => "self_loop",
+            Self::Io(error) => match error.kind() {
+                io::ErrorKind::TimedOut => "connect_timeout",
+                io::ErrorKind::ConnectionRefused => "connect_refused",
+                _ => "connect_failed",
+            },
+        }
+    }
+
+    /// Whether the next connection would most likely fail alike, and wait for it. A refusal costs one round trip, and ends
+    /// when the server is there again; what is amiss on this host says nothing about the endpoint.
+    fn is_remembered(&self) -> bool {
+        let Self::Io(error) = self else { return false };
+        matches!(
+            error.kind(),
+            io::ErrorKind::TimedOut | io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable
+        )
+    }
+
+    fn timed_out() -> Self {
+        Self::Io(io::ErrorKind::TimedOut.into())
+    }
+}
+
+/// What an attempt needs beside its endpoint.
+#[derive(Clone, Copy)]
+struct Context<'a> {
+    backend: &'a Backend,
+    client: &'a TcpStream,
+    service: &'a Service,
+}
+
+impl Context<'_> {
+    /// Counts and remembers an attempt that failed.
+    fn failed(self, endpoint: &Endpoint, error: AttemptError) -> ConnectError {
+        let Self { backend, service, .. } = self;
+        let address = endpoint.address();
+        service.metrics.connect_failed(&backend.name, error.reason());
+        if error.is_remembered() {
+            endpoint.failed();
+        }
+        match &error {
+            AttemptError::NoLocalPort => log_limit!(
+                warn,
+                backend = %backend.name, %address,
+                "no local port is left for connections to this address; give the backend more `source` addresses, or \
+                 widen net.ipv4.ip_local_port_range"
+            ),
+            AttemptError::SelfLoop => log_limit!(
+                warn,
+                backend = %backend.name, %address,
+                "refused: this endpoint is a listener of this process, so each connection would come back; correct the \
+                 backend's endpoints, or what its name resolves to"
+            ),
+            AttemptError::Io(error) => {
+                tracing::debug!(backend = %backend.name, %address, %error, "connect failed");
+            }
+        }
+        ConnectError::Failed { backend: backend.name.to_string(), address, error }
+    }
+}
+
+/// Tries the backend's endpoints until one answers, for at most `limit` in all. No byte has been sent yet, so a second
+/// attempt is safe, after a failure and also beside one that takes long. A client that resets meanwhile ends the attempts.
 pub async fn connect(
     backend: &Backend,
     client: &TcpStream,
     limit: Duration,
     service: &Service,
 ) -> Result<Upstream, ConnectError> {
-    let mut last = None;
-    for address in backend.candidates() {
-        let attempt = async {
-            match timeout(limit, connect_to(backend, address, client, &*service.datapath)).await {
-                Ok(result) => result,
-                Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    let context = Context { backend, client, service };
+    let mut candidates = backend.candidates();
+    let Some(first) = candidates.next() else {
+        return Box::pin(connect_once_looked_up(context, limit)).await;
+    };
+    let begun = Instant::now();
+    let patience = if candidates.remaining() > 0 {
+        service.races.set(true);
+        first.head_start().min(limit)
+    } else {
+        limit
+    };
+    // Here and not on the heap, since one attempt is the rule.
+    let mut attempt = First(pin!(Some(connect_to(context, first.clone()))));
+    let result = tokio::select! {
+        biased;
+        result = &mut attempt => Some(result),
+        () = reset(client) => return Err(ConnectError::ClientGone),
+        () = sleep(patience) => None,
+    };
+    match result {
+        Some(Ok(upstream)) => Ok(upstream),
+        Some(Err(error)) => {
+            let last = context.failed(&first, error);
+            if candidates.remaining() == 0 {
+                return Err(last);
             }
-        };
-        let result = tokio::select! {
-            biased;
-            result = attempt => result,
-            () = reset(client) => return Err(ConnectError::ClientGone),
-        };
-        match result {
-            Ok(upstream) => return Ok(upstream),
-            Err(error) => {
-                let error = ConnectError::Failed { backend: backend.name.to_string(), address, error };
-                service.metrics.connect_failed(&backend.name, error.reason());
-                tracing::debug!(%error, "trying the next endpoint");
-                last = Some(error);
-            }
+            Box::pin(Race::new(context, candidates, begun, limit).failed(last).run()).await
+        }
+        None => {
+            let running = Attempt::new(first, begun, attempt);
+            Box::pin(Race::new(context, candidates, begun, limit).with(running).run()).await
         }
     }
-    Err(last.unwrap_or_else(|| ConnectError::NoEndpoint { backend: backend.name.to_string() }))
 }
 
-async fn connect_to(
-    backend: &Backend,
+/// The first attempt, which is given up when this is dropped.
+struct First<'p, F>(Pin<&'p mut Option<F>>);
+
+impl<F: Future> Future for First<'_, F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<F::Output> {
+        match self.0.as_mut().as_pin_mut() {
+            Some(attempt) => attempt.poll(cx),
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl<F> Drop for First<'_, F> {
+    fn drop(&mut self) {
+        self.0.set(None);
+    }
+}
+
+/// The same for a backend without an endpoint: waits for the first look-up of its names.
+async fn connect_once_looked_up(context: Context<'_>, limit: Duration) -> Result<Upstream, ConnectError> {
+    let begun = Instant::now();
+    tokio::select! {
+        biased;
+        _ = timeout(limit, context.backend.looked_up()) => {}
+        () = reset(context.client) => return Err(ConnectError::ClientGone),
+    }
+    let candidates: Candidates = context.backend.candidates();
+    if candidates.remaining() == 0 {
+        return Err(ConnectError::NoEndpoint { backend: context.backend.name.to_string() });
+    }
+    Race::new(context, candidates, begun, limit).run().await
+}
+
+/// One attempt.
+async fn connect_to(context: Context<'_>, endpoint: Arc<Endpoint>) -> Result<Upstream, AttemptError> {
+    let address = endpoint.address();
+    if context.service.listens_on(address) {
+        return Err(AttemptError::SelfLoop);
+    }
+    let (socket, announced) = begin(context, address)?;
+    // A backend on the same host answers within connect(2). The hello then goes out before the event loop has had its turn.
+    let is_connected = socket::poll_writable(&socket)? == PollFlags::OUT;
+    let stream = TcpStream::from_std(socket)?;
+    if is_connected {
+        endpoint.answered_at_once();
+    } else {
+        let begun = Instant::now();
+        // The runtime's own connect asks the socket for an error in any case.
+        let ready = stream.ready(Interest::WRITABLE | Interest::ERROR).await?;
+        if (ready.is_error() || ready.is_write_closed())
+            && let Some(error) = stream.take_error()?
+        {
+            return Err(error.into());
+        }
+        endpoint.answered(begun.elapsed());
+    }
+    Ok(Upstream { stream, endpoint, announced })
+}
+
+/// A socket that connects, and what [`Datapath::announce`] said of it. A source address whose ports are all in use, or which
+/// is not on this host, is passed over.
+fn begin(context: Context<'_>, address: SocketAddr) -> Result<(StdStream, bool), AttemptError> {
+    let mut sources = context.backend.sources_for(address);
+    let mut source = sources.next();
+    loop {
+        let result = begin_from(context, address, source);
+        let is_local = match &result {
+            Err(AttemptError::NoLocalPort) => true,
+            Err(AttemptError::Io(error)) => error.kind() == io::ErrorKind::AddrNotAvailable,
+            _ => false,
+        };
+        match sources.next() {
+            next @ Some(_) if is_local => source = next,
+            _ => return result,
+        }
+    }
+}
+
+fn begin_from(
+    context: Context<'_>,
     address: SocketAddr,
-    client: &TcpStream,
-    datapath: &dyn Datapath,
-) -> io::Result<Upstream> {
+    source: Option<IpAddr>,
+) -> Result<(StdStream, bool), AttemptError> {
+    let Context { backend, client, service } = context;
+    let datapath: &dyn Datapath = &*service.datapath;
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let socket = StdStream::from(socket_with(family, SocketType::STREAM, flags, None)?);
+    let socket =
+        StdStream::from(socket_with(family, SocketType::STREAM, flags, None).map_err(io::Error::from)?);
     socket.set_nodelay(true)?;
-    if let Some(source) = backend.source_for(address) {
+    if let Some(source) = source {
         socket::set_bind_address_no_port(&socket)?;
-        bind(&socket, &SocketAddr::new(source, 0))?;
+        bind(&socket, &SocketAddr::new(source, 0)).map_err(io::Error::from)?;
     }
     // The hello is at hand, so its packet may complete the handshake, and the bare acknowledgement before it is spared.
     let _ = socket::expect_to_answer(&socket);
@@ -129,22 +318,11 @@ async fn connect_to(
         let _ = SockRef::from(&socket).set_tcp_mss(bytes);
     }
     match rustix::net::connect(&socket, &address) {
-        Ok(()) | Err(Errno::INPROGRESS) => {}
-        Err(error) => return Err(error.into()),
+        Ok(()) | Err(Errno::INPROGRESS) => Ok((socket, announced)),
+        // The source address was accepted, so what is not available is a port of it.
+        Err(Errno::ADDRNOTAVAIL) => Err(AttemptError::NoLocalPort),
+        Err(error) => Err(io::Error::from(error).into()),
     }
-    // A backend on the same host answers within connect(2). The hello then goes out before the event loop has had its turn.
-    let is_connected = socket::poll_writable(&socket)? == PollFlags::OUT;
-    let stream = TcpStream::from_std(socket)?;
-    if !is_connected {
-        // The runtime's own connect asks the socket for an error in any case.
-        let ready = stream.ready(Interest::WRITABLE | Interest::ERROR).await?;
-        if (ready.is_error() || ready.is_write_closed())
-            && let Some(error) = stream.take_error()?
-        {
-            return Err(error);
-        }
-    }
-    Ok(Upstream { stream, address, announced })
 }
 
 /// Waits until the client's socket has failed. A FIN is not that: the client may still be reading.

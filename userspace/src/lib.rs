@@ -31,6 +31,7 @@ pub mod source;
 pub mod state;
 pub mod takeover;
 pub mod tls;
+pub mod upstream;
 pub mod worker;
 
 /// What threads meet by in [`kernel::signals`]. The test that takes them through all orders (`tests/signals`) has loom's.

@@ -1,4 +1,5 @@
 //! What the daemon asks the kernel about the network around it.
 
+pub mod local_address;
 pub mod repair;
 pub mod rtnetlink;

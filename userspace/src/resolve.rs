@@ -1,70 +1,179 @@
 //! Keeps the addresses of endpoints that are configured by name.
+//!
+//! One task looks names up, in the background and a few at a time (`upstream/names.rs` says when). Nobody waits for it but
+//! connections to a backend of which no address is known yet: neither the start nor a reload, nor the end of the process.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    sync::{Arc, Weak},
+};
 
-use snisplice_config::model::EndpointHost;
-use tokio::{net::lookup_host, task::JoinSet, time::timeout};
+use snisplice_config::{model::Dns, name::HostName};
+use tokio::{
+    sync::mpsc,
+    task::JoinSet,
+    time::{Instant, sleep_until},
+};
 
-use crate::state::Live;
+use self::system::System;
+use crate::{
+    state::Live,
+    upstream::{
+        line_budget::Budget,
+        names::{Change, Found, Names, Next},
+    },
+};
 
-/// How often names are looked up again. The system's resolver does not tell how long an answer is good.
-pub const INTERVAL: Duration = Duration::from_secs(15);
+mod runtime;
+mod system;
 
-/// How long one look-up may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Where configurations are sent that come into service.
+#[derive(Debug, Clone)]
+pub struct Resolver(mpsc::UnboundedSender<Arc<Live>>);
 
-/// Looks up every name of a configuration once, all at the same time. A name that does not resolve keeps the addresses
-/// it had; its endpoint is skipped while it has none.
-pub async fn resolve(live: &Arc<Live>) {
-    let mut lookups = JoinSet::new();
-    for (backend, endpoint, name, port) in named(live) {
-        lookups.spawn(async move {
-            let found = match timeout(PATIENCE, lookup_host((name.as_str(), port))).await {
-                Ok(Ok(addresses)) => Ok(addresses.collect::<Vec<SocketAddr>>()),
-                Ok(Err(error)) => Err(error.to_string()),
-                Err(_) => Err(format!("no answer within {PATIENCE:?}")),
-            };
-            (backend, endpoint, name, found)
-        });
+impl Resolver {
+    /// Starts the task, inside the current runtime. It ends with the last handle, and with the runtime.
+    #[must_use]
+    pub fn start() -> Self {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        tokio::spawn(run(receiver));
+        Self(sender)
     }
-    while let Some(Ok((backend, endpoint, name, found))) = lookups.join_next().await {
-        let backend = &live.backends()[backend];
-        let addresses = &backend.endpoints()[endpoint].addresses;
-        match found {
-            Ok(found) if !found.is_empty() => {
-                if **addresses.load() != found {
-                    tracing::info!(backend = %backend.name, %name, ?found, "resolved");
-                    addresses.store(Arc::new(found));
+
+    /// Looks up the names of this configuration from now on, instead of those of the one before.
+    pub fn serve(&self, live: Arc<Live>) {
+        // Without the task the process is about to end.
+        let _ = self.0.send(live);
+    }
+}
+
+/// Lines about names in a minute. There is one for each change of state, unless very many change at once.
+const LINES: u32 = 30;
+
+/// What the task works with.
+struct Task {
+    names: Names,
+    /// Configurations that some connection still waits in.
+    lives: Vec<Weak<Live>>,
+    settings: Dns,
+    system: Option<System>,
+    lookups: JoinSet<(HostName, [Found; 2])>,
+    budget: Budget,
+}
+
+async fn run(mut lives: mpsc::UnboundedReceiver<Arc<Live>>) {
+    let mut task = Task {
+        names: Names::default(),
+        lives: Vec::new(),
+        settings: Dns::default(),
+        system: None,
+        lookups: JoinSet::new(),
+        budget: Budget::new(LINES),
+    };
+    loop {
+        let next = task.begin();
+        tokio::select! {
+            live = lives.recv() => match live {
+                Some(live) => task.serve(&live),
+                None => return,
+            },
+            Some(ended) = task.lookups.join_next(), if !task.lookups.is_empty() => {
+                // None of them panics, and none is aborted.
+                if let Ok((name, found)) = ended {
+                    task.ended(&name, found);
                 }
             }
-            failed => {
-                let error = failed.err().unwrap_or_else(|| "no addresses".into());
-                let kept = addresses.load().len();
-                tracing::warn!(backend = %backend.name, %name, %error, kept, "cannot resolve an endpoint");
-            }
+            () = async { sleep_until(next.unwrap_or_else(Instant::now)).await }, if next.is_some() => {}
         }
     }
 }
 
-/// Resolves again and again; to be dropped when the configuration is replaced.
-pub async fn keep_resolving(live: Arc<Live>) {
-    if named(&live).next().is_none() {
-        return;
+impl Task {
+    /// Begins what is due, and tells when there is more.
+    fn begin(&mut self) -> Option<Instant> {
+        loop {
+            match self.names.next(Instant::now().into_std()) {
+                Next::LookUp(name) => {
+                    let system = System::current(&mut self.system, &self.settings);
+                    self.lookups.spawn(async move {
+                        let found = system.look_up(&name).await;
+                        (name, found)
+                    });
+                }
+                Next::At(moment) => return Some(moment.into()),
+                Next::Wait => return None,
+            }
+        }
     }
-    loop {
-        tokio::time::sleep(INTERVAL).await;
-        resolve(&live).await;
+
+    fn serve(&mut self, live: &Arc<Live>) {
+        if self.settings != live.model.dns {
+            self.settings = live.model.dns.clone();
+            self.system = None;
+        }
+        let names = live.backends().iter().flat_map(|backend| backend.names_of_places().cloned());
+        self.names.want(names, Instant::now().into_std());
+        self.lives.retain(|live| live.strong_count() > 0);
+        self.lives.push(Arc::downgrade(live));
+        // Answers that came while the configuration was made ready.
+        self.apply(live);
+    }
+
+    fn apply(&self, live: &Live) {
+        for backend in live.backends() {
+            backend.names(|name| self.names.addresses(name));
+        }
+    }
+
+    fn ended(&mut self, name: &HostName, found: [Found; 2]) {
+        let now = Instant::now();
+        let Some(change) = self.names.ended(name, found, now.into_std()) else { return };
+        if matches!(change, Change::Addresses { .. } | Change::Lost { kept: 0, .. }) {
+            self.lives.retain(|live| live.strong_count() > 0);
+            for live in self.lives.iter().filter_map(Weak::upgrade) {
+                let addresses = self.names.addresses(name);
+                for backend in live.backends() {
+                    backend.names(|other| if other == name { addresses.clone() } else { None });
+                }
+            }
+        }
+        if let Some(suppressed) = self.budget.admit(now.into_std()) {
+            report(name, &change, (suppressed > 0).then_some(suppressed));
+        }
     }
 }
 
-/// Every endpoint that is a name: the indexes of its backend and itself, the name, the port.
-fn named(live: &Live) -> impl Iterator<Item = (usize, usize, String, u16)> + '_ {
-    live.backends().iter().enumerate().flat_map(|(index, backend)| {
-        backend.endpoints().iter().enumerate().filter_map(move |(position, resolved)| {
-            match &resolved.endpoint.host {
-                EndpointHost::Dns(name) => Some((index, position, name.to_string(), resolved.endpoint.port)),
-                EndpointHost::Ip(_) => None,
+fn report(name: &HostName, change: &Change, suppressed: Option<u64>) {
+    match change {
+        Change::Addresses { before, now, was_lost } if before.is_empty() || *was_lost => {
+            tracing::info!(suppressed, %name, addresses = %List(now), "resolved");
+        }
+        Change::Addresses { before, now, .. } => {
+            tracing::info!(suppressed, %name, before = %List(before), now = %List(now), "the addresses have changed");
+        }
+        Change::Back => tracing::info!(suppressed, %name, "resolved again, the addresses are the same"),
+        Change::Lost { kept, error } => tracing::warn!(
+            suppressed, %name, %error, kept,
+            "cannot resolve the name of an endpoint; it keeps the addresses that are known"
+        ),
+    }
+}
+
+/// The first few of many addresses.
+struct List<'a>(&'a [IpAddr]);
+
+impl std::fmt::Display for List<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        const SHOWN: usize = 8;
+        for (index, address) in self.0.iter().take(SHOWN).enumerate() {
+            if index > 0 {
+                f.write_str(", ")?;
             }
-        })
-    })
+            write!(f, "{address}")?;
+        }
+        match self.0.len().checked_sub(SHOWN) {
+            Some(more @ 1..) => write!(f, " and {more} more"),
+            _ => Ok(()),
+        }
+    }
 }

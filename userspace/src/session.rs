@@ -1,6 +1,14 @@
 //! One connection's story, from accept to the last byte.
 
-use std::{io, net::TcpStream as StdStream, os::fd::AsRawFd as _, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    io,
+    net::{SocketAddr, TcpStream as StdStream},
+    os::fd::AsRawFd as _,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
 use rustix::{
     io::retry_on_intr,
@@ -21,6 +29,7 @@ use crate::{
     hello::{self, Hello, NoHello},
     liveness::Liveness,
     metrics::Metrics,
+    net::local_address,
     roster::{Roster, Seat},
     socket,
     state::{Backend, Current},
@@ -45,6 +54,19 @@ pub struct Service {
     pub liveness: Rc<Liveness>,
     /// All connections.
     pub roster: Rc<Roster>,
+    /// Whether a connection has begun lately that may try a second endpoint after a while.
+    pub races: Cell<bool>,
+    /// The addresses on which this process listens: as the configuration has each, and the real one.
+    pub listening: RefCell<Vec<(SocketAddr, SocketAddr)>>,
+}
+
+impl Service {
+    /// Whether a connection to this address would come back to this process.
+    #[must_use]
+    pub fn listens_on(&self, address: SocketAddr) -> bool {
+        let listening = self.listening.borrow();
+        local_address::reaches(listening.iter().map(|(_, own)| *own), address, local_address::is_local)
+    }
 }
 
 /// Serves one accepted connection to its end, for as long as it holds a `permit`.
@@ -102,7 +124,7 @@ async fn establish(client: StdStream, account: &Account, service: &Service) -> R
         tracing::debug!(%error, listener = listener.name, "not connected");
         error.reason()
     })?;
-    tracing::trace!(address = %upstream.address, backend = %backend.name, "connected");
+    tracing::trace!(address = %upstream.endpoint.address(), backend = %backend.name, "connected");
     account.has_sockets([number, upstream.stream.as_raw_fd()]);
     Ok(Pair {
         client,
@@ -285,7 +307,7 @@ async fn farewell(client: &TcpStream, last: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use snisplice_config::model::{Backend, DatapathKind, Handover, Limits, Timeouts};
+    use snisplice_config::model::{Backend, DatapathKind, Dns, Handover, Limits, Timeouts};
 
     use super::*;
     use crate::{account::Ledger, datapath::relay::Relay, state::Live};
@@ -305,6 +327,7 @@ mod tests {
             handover: Handover::default(),
             survive: false,
             timeouts: Timeouts::default(),
+            dns: Dns::default(),
         };
         let metrics = Arc::new(Metrics::new());
         let service = Rc::new(Service {
@@ -313,6 +336,8 @@ mod tests {
             datapath: Rc::new(Relay::new(LINGER)),
             liveness: Rc::new(Liveness::of(&Timeouts::default())),
             roster: Rc::default(),
+            races: Cell::default(),
+            listening: RefCell::default(),
         });
         let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(socket.local_addr().unwrap()).await.unwrap();

@@ -4,15 +4,25 @@ use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
 };
 
 use arc_swap::ArcSwap;
-use snisplice_config::model::{BackendId, Endpoint, EndpointHost, Listener, Model, Rule};
+use snisplice_config::{
+    model::{BackendId, Endpoint, EndpointHost, Listener, Model, Rule},
+    name::HostName,
+};
+use tokio::sync::Notify;
 
-use crate::balance::Wheel;
+use crate::{
+    balance::Wheel,
+    upstream::{
+        candidates::{Candidates, Members},
+        endpoint::Endpoints,
+    },
+};
 
 /// One configuration in service. A connection takes it once and keeps it, so a reload changes nothing under it.
 #[derive(Debug)]
@@ -24,6 +34,8 @@ pub struct Live {
     backends: Vec<Backend>,
     /// By [`Rule::id`].
     rules: Vec<RuleState>,
+    /// All endpoints of the process.
+    endpoints: Arc<Endpoints>,
 }
 
 /// What one rule needs beside its immutable part; filled in when the first connection takes it, since most of a
@@ -45,51 +57,56 @@ pub struct Backend {
     pub name: Arc<str>,
     /// Whether it may take the short cut of backends on this host.
     pub same_host: bool,
-    endpoints: Vec<Resolved>,
-    wheel: Wheel,
+    /// Where it is, as configured.
+    places: Vec<Endpoint>,
+    /// The addresses of each place that is a name; `None` before its first look-up has ended.
+    addresses: Mutex<Vec<Option<Arc<[IpAddr]>>>>,
+    /// What places and addresses come to.
+    members: ArcSwap<Members>,
+    /// Told when the first look-up of a name ends.
+    looked_up: Notify,
+    endpoints: Arc<Endpoints>,
     turn: AtomicU64,
     sources: Vec<IpAddr>,
     source_turn: AtomicUsize,
-}
-
-/// One endpoint with the addresses that its name stands for right now.
-#[derive(Debug)]
-pub struct Resolved {
-    /// As configured.
-    pub endpoint: Endpoint,
-    /// Never empty for a literal address; empty while a name does not resolve.
-    pub addresses: ArcSwap<Vec<SocketAddr>>,
 }
 
 impl Live {
     /// Prepares `model` for service. Names are not resolved yet: see [`crate::resolve`].
     #[must_use]
     pub fn new(model: Model, generation: u64) -> Self {
-        let backends = model.backends.iter().map(Backend::new).collect();
+        Self::with_endpoints(model, generation, Arc::default())
+    }
+
+    /// Prepares `model` to replace this configuration. What is known of endpoints and of the addresses of names stays
+    /// known, so that a reload loses no endpoint while the DNS is silent.
+    #[must_use]
+    pub fn succeeded_by(&self, model: Model) -> Self {
+        let successor = Self::with_endpoints(model, self.generation + 1, self.endpoints.clone());
+        let mut known = HashMap::new();
+        for backend in &self.backends {
+            for (place, addresses) in backend.places.iter().zip(&*backend.addresses()) {
+                if let (EndpointHost::Dns(name), Some(addresses)) = (&place.host, addresses) {
+                    known.insert(name, addresses.clone());
+                }
+            }
+        }
+        for backend in &successor.backends {
+            backend.names(|name| known.get(name).cloned());
+        }
+        successor
+    }
+
+    fn with_endpoints(model: Model, generation: u64, endpoints: Arc<Endpoints>) -> Self {
+        let backends = model.backends.iter().map(|backend| Backend::new(backend, &endpoints)).collect();
         let rules = (0..model.rules).map(|_| RuleState::default()).collect();
-        Self { model, generation, backends, rules }
+        Self { model, generation, backends, rules, endpoints }
     }
 
     /// The listener with this name, if this configuration has it.
     #[must_use]
     pub fn listener(&self, name: &str) -> Option<&Listener> {
         self.model.listeners.iter().find(|listener| listener.name == name)
-    }
-
-    /// Takes over what the `former` configuration knew of the addresses of names, so that a reload does not lose an
-    /// endpoint while the DNS is silent.
-    pub fn keep_addresses_of(&self, former: &Self) {
-        let known: HashMap<_, _> = former
-            .backends
-            .iter()
-            .flat_map(|backend| &backend.endpoints)
-            .map(|resolved| ((&resolved.endpoint.host, resolved.endpoint.port), &resolved.addresses))
-            .collect();
-        for resolved in self.backends.iter().flat_map(|backend| &backend.endpoints) {
-            if let Some(addresses) = known.get(&(&resolved.endpoint.host, resolved.endpoint.port)) {
-                resolved.addresses.store(addresses.load_full());
-            }
-        }
     }
 
     /// All backends, in the order of [`BackendId`].
@@ -127,53 +144,100 @@ impl Live {
 }
 
 impl Backend {
-    fn new(backend: &snisplice_config::model::Backend) -> Self {
-        Self {
+    fn new(backend: &snisplice_config::model::Backend, endpoints: &Arc<Endpoints>) -> Self {
+        let new = Self {
             name: backend.name.as_str().into(),
             same_host: backend.same_host,
-            endpoints: backend.endpoints.iter().map(Resolved::new).collect(),
-            wheel: Wheel::new(backend.endpoints.iter().map(|endpoint| endpoint.weight)),
+            places: backend.endpoints.clone(),
+            addresses: Mutex::new(vec![None; backend.endpoints.len()]),
+            members: ArcSwap::from_pointee(Members::new([])),
+            looked_up: Notify::new(),
+            endpoints: endpoints.clone(),
             turn: AtomicU64::new(0),
             sources: backend.source.clone(),
             source_turn: AtomicUsize::new(0),
+        };
+        new.assemble(&new.addresses());
+        new
+    }
+
+    fn addresses(&self) -> std::sync::MutexGuard<'_, Vec<Option<Arc<[IpAddr]>>>> {
+        self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its places that are names. The same name comes once for each of its ports.
+    pub fn names_of_places(&self) -> impl Iterator<Item = &HostName> {
+        self.places.iter().filter_map(|place| match &place.host {
+            EndpointHost::Dns(name) => Some(name),
+            EndpointHost::Ip(_) => None,
+        })
+    }
+
+    /// Takes over what `found` knows of the names among its places: their addresses, none if their look-up has failed.
+    pub fn names(&self, found: impl Fn(&HostName) -> Option<Arc<[IpAddr]>>) {
+        let mut addresses = self.addresses();
+        let mut changed = false;
+        for (place, known) in self.places.iter().zip(&mut *addresses) {
+            if let EndpointHost::Dns(name) = &place.host
+                && let Some(found) = found(name)
+                && known.as_ref() != Some(&found)
+            {
+                *known = Some(found);
+                changed = true;
+            }
+        }
+        if changed {
+            self.assemble(&addresses);
+            drop(addresses);
+            self.looked_up.notify_waiters();
         }
     }
 
-    /// The endpoints.
-    #[must_use]
-    pub fn endpoints(&self) -> &[Resolved] {
-        &self.endpoints
+    /// Makes each address an endpoint of its own, which has the weight of its place.
+    fn assemble(&self, addresses: &[Option<Arc<[IpAddr]>>]) {
+        let mut members = Vec::with_capacity(self.places.len());
+        for (place, found) in self.places.iter().zip(addresses) {
+            let found = match &place.host {
+                EndpointHost::Ip(address) => std::slice::from_ref(address),
+                EndpointHost::Dns(_) => found.as_deref().unwrap_or_default(),
+            };
+            let endpoint = |&address| self.endpoints.at(SocketAddr::new(address, place.port));
+            members.extend(found.iter().map(|address| (endpoint(address), place.weight)));
+        }
+        self.members.store(Arc::new(Members::new(members)));
     }
 
-    /// The addresses to try for one connection, best first: the endpoint whose turn it is, then its siblings.
-    pub fn candidates(&self) -> impl Iterator<Item = SocketAddr> + '_ {
-        let first = self.wheel.pick(self.turn.fetch_add(1, Relaxed));
-        let count = self.endpoints.len();
-        first
-            .into_iter()
-            .flat_map(move |first| (first..first + count).map(move |index| &self.endpoints[index % count]))
-            .filter(|resolved| resolved.endpoint.weight > 0)
-            .flat_map(|resolved| {
-                let addresses = resolved.addresses.load_full();
-                (0..addresses.len()).map(move |index| addresses[index])
-            })
+    /// The endpoints to try for one connection, best first.
+    pub fn candidates(&self) -> Candidates {
+        Candidates::new(self.members.load_full(), self.turn.fetch_add(1, Relaxed))
     }
 
-    /// The source address for the next connection to `destination`; `None` leaves it to the kernel.
-    #[must_use]
-    pub fn source_for(&self, destination: SocketAddr) -> Option<IpAddr> {
-        let count = self.sources.iter().filter(|source| source.is_ipv4() == destination.is_ipv4()).count();
-        let turn = (count > 0).then(|| self.source_turn.fetch_add(1, Relaxed) % count)?;
-        self.sources.iter().copied().filter(|source| source.is_ipv4() == destination.is_ipv4()).nth(turn)
+    /// Whether it has no endpoint only because its names have not been looked up yet.
+    fn is_pending(&self) -> bool {
+        let addresses = self.addresses();
+        let mut places = self.places.iter().zip(&*addresses);
+        self.members.load().endpoints().is_empty()
+            && places.any(|(place, found)| matches!(place.host, EndpointHost::Dns(_)) && found.is_none())
     }
-}
 
-impl Resolved {
-    fn new(endpoint: &Endpoint) -> Self {
-        let addresses = match endpoint.host {
-            EndpointHost::Ip(address) => vec![SocketAddr::new(address, endpoint.port)],
-            EndpointHost::Dns(_) => Vec::new(),
-        };
-        Self { endpoint: endpoint.clone(), addresses: ArcSwap::from_pointee(addresses) }
+    /// Waits while it has no endpoint only because its names have not been looked up yet.
+    pub async fn looked_up(&self) {
+        loop {
+            let told = self.looked_up.notified();
+            let mut told = std::pin::pin!(told);
+            told.as_mut().enable();
+            if !self.is_pending() {
+                return;
+            }
+            told.await;
+        }
+    }
+
+    /// The source addresses for connections to `destination`, beginning with the one whose turn it is.
+    pub fn sources_for(&self, destination: SocketAddr) -> impl Iterator<Item = IpAddr> {
+        let fits = move |source: &&IpAddr| source.is_ipv4() == destination.is_ipv4();
+        let count = self.sources.iter().filter(fits).count();
+        let turn = if count > 0 { self.source_turn.fetch_add(1, Relaxed) % count } else { 0 };
+        self.sources.iter().filter(fits).cycle().skip(turn).take(count).copied()
     }
 }

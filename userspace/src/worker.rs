@@ -4,6 +4,7 @@
 //! a connection stays on its worker, so its two directions never need a lock.
 
 use std::{
+    cell::{Cell, RefCell},
     collections::HashMap,
     future::pending,
     io,
@@ -24,7 +25,7 @@ use tokio::{
     runtime::{self, LocalOptions},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     task::{JoinHandle, spawn_local},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -150,8 +151,10 @@ async fn work(index: usize, shared: Shared, mut orders: mpsc::UnboundedReceiver<
         datapath: shared.datapath.build()?,
         metrics: shared.metrics.clone(),
         roster: Rc::new(Roster::new(index, shared.workers)),
+        races: Cell::default(),
+        listening: RefCell::default(),
     });
-    spawn_local(tick(service.roster.clone(), service.current.clone()));
+    spawn_local(tick(service.clone()));
     let sessions = TaskTracker::new();
     let acceptors = TaskTracker::new();
     let mut listening: HashMap<SocketAddr, CancellationToken> = HashMap::new();
@@ -159,6 +162,7 @@ async fn work(index: usize, shared: Shared, mut orders: mpsc::UnboundedReceiver<
         match orders.recv().await {
             Some(Order::Listen { listener, wanted, socket }) => {
                 service.liveness.apply(&socket)?;
+                service.listening.borrow_mut().push((wanted, socket.local_addr()?));
                 let acceptor = Acceptor {
                     socket: watch_readable(socket.into())?,
                     ledger: Rc::new(Ledger::new(&shared.metrics, &listener, &service.roster)),
@@ -172,6 +176,7 @@ async fn work(index: usize, shared: Shared, mut orders: mpsc::UnboundedReceiver<
                 acceptors.spawn_local(accept_always(acceptor, |one| spawn_local(one.run())));
             }
             Some(Order::Unlisten(address)) => {
+                service.listening.borrow_mut().retain(|(wanted, _)| *wanted != address);
                 if let Some(stop) = listening.remove(&address) {
                     stop.cancel();
                 }
@@ -220,13 +225,20 @@ async fn work(index: usize, shared: Shared, mut orders: mpsc::UnboundedReceiver<
 ///
 /// A timer that is set to an earlier moment than the one at which the loop means to wake up wakes it at once (a write to an
 /// eventfd, and an event). Without this, where few connections are open, each connect(2) with its deadline would.
-async fn tick(roster: Rc<Roster>, current: Arc<Current>) {
+async fn tick(service: Rc<Service>) {
     const PERIOD: Duration = Duration::from_secs(1);
+    /// While connections begin that have a second endpoint to try: shorter than the head start of the first.
+    const SHORT: Duration = Duration::from_millis(200);
+    let mut ticked = Instant::now();
     loop {
-        sleep(PERIOD).await;
-        let longest = current.load().model.timeouts.max_duration;
+        sleep(if service.races.take() { SHORT } else { PERIOD }).await;
+        if ticked.elapsed() < PERIOD {
+            continue;
+        }
+        ticked = Instant::now();
+        let longest = service.current.load().model.timeouts.max_duration;
         if !longest.is_zero() {
-            roster.end_older(longest);
+            service.roster.end_older(longest);
         }
     }
 }

@@ -1,6 +1,11 @@
-//! `datapath`, `admin`, `policies`, `limits`, `handover`, `survive` and `timeouts`: each may be written once over all documents.
+//! `datapath`, `admin`, `policies`, `limits`, `handover`, `survive`, `timeouts` and `dns`: each may be written once over all documents.
 
-use std::{net::SocketAddr, ops::RangeInclusive, time::Duration};
+use std::{
+    net::{AddrParseError, IpAddr, SocketAddr},
+    ops::RangeInclusive,
+    str::FromStr,
+    time::Duration,
+};
 
 use super::read::RawPolicies;
 use crate::{
@@ -63,6 +68,9 @@ impl<'n> Given<'n> {
         }
         if let Some(view) = fields.take("timeouts") {
             self.read_timeouts(&view, sink);
+        }
+        if let Some(view) = fields.take("dns") {
+            self.read_dns(&view, sink);
         }
     }
 
@@ -144,6 +152,17 @@ impl<'n> Given<'n> {
         fields.finish(sink);
     }
 
+    fn read_dns(&mut self, view: &View<'n>, sink: &mut Sink) {
+        let expected = "an address of a name server, for example 10.0.0.53 or [fd00::53]:5353";
+        let Some(mut fields) = view.fields("a mapping: {servers}", sink) else { return };
+        if let Some(view) = self.once(fields.take("servers"), sink) {
+            let servers = view.list("a list of addresses of name servers", sink);
+            let servers = servers.iter().filter_map(|view| view.parse::<NameServer>(expected, sink));
+            self.settings.dns.servers = servers.map(|NameServer(address)| address).collect();
+        }
+        fields.finish(sink);
+    }
+
     fn size(&mut self, view: Option<View<'n>>, range: RangeInclusive<u64>, sink: &mut Sink) -> Option<u64> {
         let view = self.once(view, sink)?;
         let expected = "a size such as 16KiB, 64k or 1MiB";
@@ -172,6 +191,18 @@ impl<'n> Given<'n> {
         }
         self.written.push((field, view.origin()));
         true
+    }
+}
+
+/// A name server's address; the port is 53 where there is none.
+struct NameServer(SocketAddr);
+
+impl FromStr for NameServer {
+    type Err = AddrParseError;
+
+    fn from_str(text: &str) -> Result<Self, AddrParseError> {
+        let with_port = || text.parse().map(Self);
+        text.parse().map(|ip: IpAddr| Self(SocketAddr::new(ip, 53))).or_else(|_| with_port())
     }
 }
 

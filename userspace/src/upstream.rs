@@ -1,0 +1,8 @@
+//! The endpoints that connections go to: which addresses there are, and which of them have lately failed to answer.
+
+pub mod candidates;
+pub mod endpoint;
+pub(crate) mod line_budget;
+pub mod names;
+pub mod recent_failures;
+pub mod schedule;

@@ -1,0 +1,187 @@
+//! One address that connections go to, and what is remembered of it.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError, Weak,
+        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use super::recent_failures::{Record, Standing};
+
+/// How long an attempt is waited for before the next address is tried beside it (RFC 8305, section 5, "Connection
+/// Attempt Delay").
+pub const HEAD_START: Duration = Duration::from_millis(250);
+
+/// The head start of an address that is known to be far away (RFC 8305, section 8, recommends no more).
+const LONGEST_HEAD_START: Duration = Duration::from_secs(2);
+
+/// An address, shared by all backends that have it and by the configurations that follow each other.
+#[derive(Debug)]
+pub struct Endpoint {
+    address: SocketAddr,
+    /// A [`Record`] as a number.
+    record: AtomicU64,
+    /// Milliseconds that the last connect took.
+    took: AtomicU32,
+}
+
+impl Endpoint {
+    fn new(address: SocketAddr) -> Self {
+        Self { address, record: AtomicU64::new(0), took: AtomicU32::new(0) }
+    }
+
+    /// The address, which is what the endpoint is known by.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Whether a connection should try this address before its siblings. When the time to avoid the address is over, this
+    /// is true for one connection only, whose attempt decides for the others.
+    #[must_use]
+    pub fn is_preferred(&self) -> bool {
+        let bits = self.record.load(Relaxed);
+        if bits == 0 {
+            return true;
+        }
+        let (record, now) = (Record::from_bits(bits), uptime());
+        match record.standing(now) {
+            Standing::Good => true,
+            Standing::Failed => false,
+            Standing::Due => {
+                let trial = record.on_trial(now).to_bits();
+                self.record.compare_exchange(bits, trial, Relaxed, Relaxed).is_ok()
+            }
+        }
+    }
+
+    /// Notes that a connect took so long.
+    pub fn answered(&self, took: Duration) {
+        let took = u32::try_from(took.as_millis()).unwrap_or(u32::MAX);
+        if self.took.load(Relaxed) != took {
+            self.took.store(took, Relaxed);
+        }
+        self.answered_at_once();
+    }
+
+    /// Notes that a connect succeeded without waiting.
+    pub fn answered_at_once(&self) {
+        // Most addresses have nothing to forget, and a line of memory that nobody writes is shared by all processors.
+        if self.record.load(Relaxed) != 0 {
+            self.record.store(0, Relaxed);
+        }
+    }
+
+    /// Notes that an attempt failed.
+    pub fn failed(&self) {
+        self.update(Record::failed);
+    }
+
+    /// Notes that a sibling answered while this address was silent for longer than its head start.
+    pub fn overtaken(&self) {
+        self.update(Record::overtaken);
+    }
+
+    fn update(&self, change: impl Fn(Record, Duration) -> Record) {
+        let now = uptime();
+        let change = |bits| Some(change(Record::from_bits(bits), now).to_bits());
+        let _ = self.record.fetch_update(Relaxed, Relaxed, change);
+    }
+
+    /// How long this address may take before another is tried beside it: longer where it is known to be far away, so that
+    /// a healthy endpoint costs one SYN.
+    #[must_use]
+    pub fn head_start(&self) -> Duration {
+        let usual = Duration::from_millis(self.took.load(Relaxed).into());
+        (usual * 2).clamp(HEAD_START, LONGEST_HEAD_START)
+    }
+}
+
+/// Time since the first call.
+fn uptime() -> Duration {
+    static START: OnceLock<Instant> = OnceLock::new();
+    START.get_or_init(Instant::now).elapsed()
+}
+
+/// The endpoints of a process by their address: who asks for one that is in use gets the same.
+#[derive(Debug, Default)]
+pub struct Endpoints {
+    by_address: Mutex<Table>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    known: HashMap<SocketAddr, Weak<Endpoint>>,
+    /// How many there may be before those that nobody uses any more are removed.
+    room: usize,
+}
+
+impl Endpoints {
+    /// The endpoint with this address.
+    #[must_use]
+    pub fn at(&self, address: SocketAddr) -> Arc<Endpoint> {
+        let mut table = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = table.known.get(&address).and_then(Weak::upgrade) {
+            return known;
+        }
+        if table.known.len() >= table.room {
+            table.known.retain(|_, endpoint| endpoint.strong_count() > 0);
+            table.room = 2 * table.known.len() + 64;
+        }
+        let endpoint = Arc::new(Endpoint::new(address));
+        table.known.insert(address, Arc::downgrade(&endpoint));
+        endpoint
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(number: u16) -> SocketAddr {
+        SocketAddr::from(([10, 0, 0, 1], number))
+    }
+
+    #[test]
+    fn who_asks_for_an_address_twice_gets_one_endpoint() {
+        let endpoints = Endpoints::default();
+        let first = endpoints.at(address(1));
+        assert!(Arc::ptr_eq(&first, &endpoints.at(address(1))));
+        assert!(!Arc::ptr_eq(&first, &endpoints.at(address(2))));
+    }
+
+    #[test]
+    fn addresses_that_nobody_uses_are_forgotten() {
+        let endpoints = Endpoints::default();
+        let kept = endpoints.at(address(1));
+        kept.failed();
+        for number in 2..10_000 {
+            drop(endpoints.at(address(number)));
+        }
+        assert!(endpoints.by_address.lock().unwrap().known.len() < 200);
+        assert!(!endpoints.at(address(1)).is_preferred(), "one in use is remembered");
+    }
+
+    #[test]
+    fn an_answer_ends_the_memory_of_failures() {
+        let endpoint = Endpoint::new(address(1));
+        endpoint.failed();
+        assert!(!endpoint.is_preferred());
+        endpoint.answered(Duration::from_millis(1));
+        assert!(endpoint.is_preferred());
+    }
+
+    #[test]
+    fn the_head_start_follows_the_distance() {
+        let endpoint = Endpoint::new(address(1));
+        assert_eq!(endpoint.head_start(), HEAD_START);
+        endpoint.answered(Duration::from_millis(400));
+        assert_eq!(endpoint.head_start(), Duration::from_millis(800));
+        endpoint.answered(Duration::from_secs(30));
+        assert_eq!(endpoint.head_start(), LONGEST_HEAD_START);
+    }
+}
