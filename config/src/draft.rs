@@ -9,8 +9,8 @@ use std::{
 use crate::{
     decode::Sink,
     model::{
-        Backend, BackendId, Claim, DatapathKind, Dns, EndpointHost, Handover, Limits, Listener, Model, Origin,
-        Policies, Policy, Rule, Target, Timeouts,
+        Backend, BackendId, Claim, DatapathKind, Dns, EndpointHost, Handover, Limits, Listener, Model,
+        Origin, Policies, Policy, Rule, Target, Timeouts,
     },
     name::HostPattern,
     options::Options,

@@ -64,3 +64,20 @@ fn the_complete_example_is_complete() {
     assert_eq!(documented.difference(&shown).collect::<Vec<_>>(), Vec::<&String>::new());
     assert_eq!(shown.difference(&documented).collect::<Vec<_>>(), Vec::<&String>::new());
 }
+
+/// A literal endpoint that is the listener itself: its own address, or all addresses of the host by loopback.
+#[test]
+fn an_endpoint_that_is_a_listener_is_warned_of() {
+    let text = "listeners: [{name: a, bind: ['192.0.2.1:443', '0.0.0.0:8443']}]\n\
+                routes: [{sni: '*', backends: pool}]\n\
+                backends: [{name: pool, endpoints: ['192.0.2.1:443', '192.0.2.2:443', '127.0.0.1:8443', '127.0.0.1:443']}]\n\
+                dns: {servers: [192.0.2.53, '[2001:db8::53]:5353']}\n";
+    let translation = load(&[Source { name: "a.yaml".into(), text: text.into() }], &Options::default());
+    let found: Vec<_> = translation.diagnostics.iter().map(|found| found.message.as_str()).collect();
+    assert!(
+        matches!(&*found, [one, all] if one.contains("192.0.2.1:443") && all.contains("127.0.0.1:8443")),
+        "{found:?}"
+    );
+    let servers: Vec<_> = translation.model.unwrap().dns.servers.iter().map(ToString::to_string).collect();
+    assert_eq!(servers, ["192.0.2.53:53", "[2001:db8::53]:5353"]);
+}

@@ -5,6 +5,7 @@
 
 pub mod cgroup;
 pub mod daemon;
+pub mod dns;
 pub mod hello;
 pub mod kernel;
 pub mod lab;

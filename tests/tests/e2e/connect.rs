@@ -1,6 +1,12 @@
 //! The way to the backend: refused, unreachable, too slow, or no longer wanted.
 
-use std::{io::Write as _, net::TcpListener};
+use std::{
+    cell::Cell,
+    io::Write as _,
+    net::TcpListener,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, ensure};
 use snisplice_tests::{
@@ -8,6 +14,7 @@ use snisplice_tests::{
     hello, kernel,
     lab::Lab,
     netns::{BACKEND, BACKEND_2, BLACKHOLE},
+    process::run,
     suite::Case,
     tcp::{self, Ending},
     wait,
@@ -23,6 +30,16 @@ pub(crate) const CASES: &[Case] = &[
     Case::each("connect::client_gone_costs_the_backend_nothing", client_gone_costs_the_backend_nothing),
     Case::each("connect::names_are_resolved", names_are_resolved),
     Case::each("connect::connections_beyond_the_limit_wait", connections_beyond_the_limit_wait),
+    Case::each("connect::a_silent_endpoint_is_remembered", a_silent_endpoint_is_remembered),
+    Case::once("connect::the_whole_phase_is_bounded", the_whole_phase_is_bounded),
+    Case::each(
+        "connect::an_endpoint_that_is_the_listener_is_refused",
+        an_endpoint_that_is_the_listener_is_refused,
+    ),
+    Case::once(
+        "connect::without_a_local_port_the_next_source_is_tried",
+        without_a_local_port_the_next_source_is_tried,
+    ),
 ];
 
 const SYN_SENT: u8 = 2;
@@ -52,9 +69,88 @@ fn refused_goes_to_the_next_endpoint(lab: &Lab) -> Result<()> {
 fn timeout_goes_to_the_next_endpoint(lab: &Lab) -> Result<()> {
     let daemon = with_endpoints(lab, &[&format!("{BLACKHOLE}:9000"), &format!("{BACKEND}:9000")], QUICK)?;
     serves(lab, &flow::backend(lab)?, 4)?;
-    let failures =
-        daemon.metrics()?.sum("snisplice_connect_failures_total", &[("reason", "connect_timeout")]);
+    let metrics = daemon.metrics()?;
+    let failures: i64 = ["connect_overtaken", "connect_timeout"]
+        .map(|reason| metrics.sum("snisplice_connect_failures_total", &[("reason", reason)]))
+        .iter()
+        .sum();
     ensure!(failures == 2, "every second connection tries the deaf endpoint first, but {failures} did");
+    Ok(())
+}
+
+/// Others are tried beside it after a moment, and after it was silent twice, none tries it first.
+fn a_silent_endpoint_is_remembered(lab: &Lab) -> Result<()> {
+    const PATIENCE: &str = "timeouts: {connect: 60s}\n";
+    let daemon = with_endpoints(lab, &[&format!("{BLACKHOLE}:9000"), &format!("{BACKEND}:9000")], PATIENCE)?;
+    let listener = flow::backend(lab)?;
+    let begun = Instant::now();
+    serves(lab, &listener, 12)?;
+    let took = begun.elapsed();
+    ensure!(took < Duration::from_secs(30), "12 connections took {took:?}");
+    let failures =
+        daemon.metrics()?.sum("snisplice_connect_failures_total", &[("reason", "connect_overtaken")]);
+    // Under load the memory of five seconds may end meanwhile, and one connection tries it again.
+    ensure!((2..=4).contains(&failures), "the deaf endpoint was tried {failures} times");
+    ensure!(kernel::sockets(&lab.lb, SYN_SENT)? == 0, "an attempt that was overtaken goes on");
+    Ok(())
+}
+
+/// Many silent endpoints cost a client no more than one, and few descriptors at a time.
+fn the_whole_phase_is_bounded(lab: &Lab) -> Result<()> {
+    let silent: Vec<_> = (9000..9012).map(|port| format!("{BLACKHOLE}:{port}")).collect();
+    let silent: Vec<_> = silent.iter().map(String::as_str).collect();
+    let daemon = with_endpoints(lab, &silent, "timeouts: {connect: 2s}\n")?;
+    let begun = Instant::now();
+    let mut client = tcp::connect(&lab.client, &flow::front())?;
+    client.write_all(&hello::naming(flow::NAME)?)?;
+    let most = Cell::new(0);
+    daemon.wait_metrics("the connection is over", |metrics| {
+        most.set(most.get().max(kernel::sockets(&lab.lb, SYN_SENT).unwrap_or_default()));
+        metrics.sum("snisplice_connections_closed_total", &[("reason", "connect_timeout")]) == 1
+    })?;
+    let took = begun.elapsed();
+    // One after another they would take 24 s.
+    ensure!(took < Duration::from_secs(15), "{took:?} for endpoints that may take 2 s in all");
+    let most = most.get();
+    ensure!((1..=3).contains(&most), "{most} attempts at once");
+    Ok(())
+}
+
+fn an_endpoint_that_is_the_listener_is_refused(lab: &Lab) -> Result<()> {
+    // The listener has all addresses of the host.
+    let daemon = with_endpoints(lab, &[&flow::front()], "")?;
+    for _ in 0..3 {
+        turned_away(lab)?;
+    }
+    let metrics = daemon.wait_metrics("the connections are counted", |metrics| {
+        metrics.sum("snisplice_connections_closed_total", &[("reason", "self_loop")]) == 3
+    })?;
+    ensure!(metrics.sum("snisplice_connections_opened_total", &[]) == 3, "no connection comes back");
+    ensure!(daemon.process().log()?.matches("is a listener of this process").count() == 1);
+    Ok(())
+}
+
+fn without_a_local_port_the_next_source_is_tried(lab: &Lab) -> Result<()> {
+    const SECOND: &str = "10.0.2.9";
+    run(&lab.lb, Command::new("ip").args(["addr", "add", &format!("{SECOND}/24"), "dev", "to-backend"]))?
+        .ok()?;
+    lab.lb.sysctl("net/ipv4/ip_local_port_range", "40000 40003")?;
+    let listener = flow::backend(lab)?;
+    let yaml = flow::yaml("").replace("endpoints:", &format!("source: [10.0.2.1, {SECOND}]\n    endpoints:"));
+    let daemon = Daemon::start(lab, &Options::yaml(lab, &yaml)?)?;
+    let mut flows = Vec::new();
+    for _ in 0..8 {
+        let mut flow = Flow::open(lab, &listener)?;
+        flow.exchange()?;
+        flows.push(flow);
+    }
+    turned_away(lab)?;
+    turned_away(lab)?;
+    daemon.wait_metrics("the connections are counted", |metrics| {
+        metrics.sum("snisplice_connections_closed_total", &[("reason", "no_local_port")]) == 2
+    })?;
+    let log = daemon.process().log()?;
+    ensure!(log.matches("ip_local_port_range").count() == 1, "{log}");
     Ok(())
 }
 

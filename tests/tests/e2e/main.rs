@@ -12,6 +12,7 @@ mod close;
 mod connect;
 mod connections;
 mod crowd;
+mod dns;
 mod fault;
 mod flow;
 mod footprint;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         connect::CASES,
         connections::CASES,
         crowd::CASES,
+        dns::CASES,
         fault::CASES,
         footprint::CASES,
         handover::CASES,

@@ -1,0 +1,219 @@
+//! A name server for the tests (RFC 1035), which can also be silent or fail.
+
+use std::{
+    collections::HashMap,
+    io::{self, Read as _, Write as _},
+    net::{IpAddr, TcpListener, TcpStream, UdpSocket},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use anyhow::Result;
+
+use crate::netns::Netns;
+
+/// How often the server looks whether it shall end.
+const TICK: Duration = Duration::from_millis(20);
+
+/// The longest answer over UDP (RFC 1035, section 4.2.1).
+const MOST_UDP: usize = 512;
+
+const TYPE_A: u16 = 1;
+const TYPE_AAAA: u16 = 28;
+
+/// What the server does with questions.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Mood {
+    /// It answers; with NXDOMAIN for names that it does not have.
+    #[default]
+    Answers,
+    /// It takes questions and says nothing.
+    Silent,
+    /// It answers SERVFAIL.
+    Fails,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    mood: Mood,
+    /// Addresses and TTL in seconds by lower-case name without a dot at its end.
+    names: HashMap<String, (Vec<IpAddr>, u32)>,
+    /// Each answer begins with another address.
+    turn: usize,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    questions: AtomicUsize,
+    ends: AtomicBool,
+}
+
+/// A name server over UDP and TCP; ends when dropped.
+#[derive(Debug)]
+pub struct DnsServer {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl DnsServer {
+    /// Serves at `address` inside `netns`.
+    pub fn start(netns: &Netns, address: &str) -> Result<Self> {
+        let (udp, tcp) = netns.enter(|| Ok((UdpSocket::bind(address)?, TcpListener::bind(address)?)))?;
+        udp.set_read_timeout(Some(TICK))?;
+        tcp.set_nonblocking(true)?;
+        let shared = Arc::new(Shared::default());
+        let (over_udp, over_tcp) = (shared.clone(), shared.clone());
+        let threads = vec![
+            thread::spawn(move || over_udp.serve_udp(&udp)),
+            thread::spawn(move || over_tcp.serve_tcp(&tcp)),
+        ];
+        Ok(Self { shared, threads })
+    }
+
+    /// From now on it is in this mood.
+    pub fn is(&self, mood: Mood) {
+        self.shared.state().mood = mood;
+    }
+
+    /// From now on `name` has these addresses.
+    pub fn has(&self, name: &str, addresses: &[&str], ttl: u32) -> Result<()> {
+        let addresses = addresses.iter().map(|address| address.parse()).collect::<Result<_, _>>()?;
+        self.shared.state().names.insert(name.to_owned(), (addresses, ttl));
+        Ok(())
+    }
+
+    /// How many questions have come.
+    #[must_use]
+    pub fn questions(&self) -> usize {
+        self.shared.questions.load(Relaxed)
+    }
+}
+
+impl Drop for DnsServer {
+    fn drop(&mut self) {
+        self.shared.ends.store(true, Relaxed);
+        for thread in self.threads.drain(..) {
+            // A thread that panicked has said so.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn serve_udp(&self, socket: &UdpSocket) {
+        let mut question = [0; 4_096];
+        while !self.ends.load(Relaxed) {
+            let Ok((length, from)) = socket.recv_from(&mut question) else { continue };
+            let Some(mut answer) = self.answer(&question[..length]) else { continue };
+            if answer.len() > MOST_UDP {
+                // Truncated: ask over TCP.
+                answer.truncate(question_end(&question[..length]).unwrap_or(12));
+                answer[2] |= 2;
+                answer[6..12].fill(0);
+            }
+            let _ = socket.send_to(&answer, from);
+        }
+    }
+
+    fn serve_tcp(&self, listener: &TcpListener) {
+        while !self.ends.load(Relaxed) {
+            match listener.accept() {
+                // One after another: the daemon asks little over TCP.
+                Ok((stream, _)) => drop(self.converse(stream)),
+                Err(_) => thread::sleep(TICK),
+            }
+        }
+    }
+
+    fn converse(&self, mut stream: TcpStream) -> io::Result<()> {
+        stream.set_nonblocking(false)?;
+        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+        let mut length = [0; 2];
+        stream.read_exact(&mut length)?;
+        let mut question = vec![0; u16::from_be_bytes(length).into()];
+        stream.read_exact(&mut question)?;
+        if let Some(answer) = self.answer(&question) {
+            let length = u16::try_from(answer.len()).map_err(io::Error::other)?;
+            stream.write_all(&length.to_be_bytes())?;
+            stream.write_all(&answer)?;
+        }
+        Ok(())
+    }
+
+    fn answer(&self, question: &[u8]) -> Option<Vec<u8>> {
+        self.questions.fetch_add(1, Relaxed);
+        let end = question_end(question)?;
+        let kind = u16::from_be_bytes([question[end - 4], question[end - 3]]);
+        let name = name(&question[12..end - 4]);
+        let mut state = self.state();
+        if state.mood == Mood::Silent {
+            return None;
+        }
+        state.turn += 1;
+        let turn = state.turn;
+        let found = state.names.get(&name).filter(|_| state.mood == Mood::Answers);
+        let code = match (state.mood, found) {
+            (Mood::Fails, _) => 2,
+            (_, None) => 3,
+            _ => 0,
+        };
+        let (mut addresses, ttl) = found.cloned().unwrap_or_default();
+        addresses.retain(|address| kind == if address.is_ipv4() { TYPE_A } else { TYPE_AAAA });
+        if !addresses.is_empty() {
+            let first = turn % addresses.len();
+            addresses.rotate_left(first);
+        }
+        let mut answer = question[..2].to_vec();
+        // An answer of a server that recurses, with one question.
+        answer.extend([0x81, 0x80 | code, 0, 1]);
+        answer.extend(u16::try_from(addresses.len()).ok()?.to_be_bytes());
+        answer.extend([0; 4]);
+        answer.extend(&question[12..end]);
+        for address in addresses {
+            // The name is the one of the question, at offset 12; the class is IN.
+            answer.extend([0xc0, 12]);
+            answer.extend(kind.to_be_bytes());
+            answer.extend([0, 1]);
+            answer.extend(ttl.to_be_bytes());
+            match address {
+                IpAddr::V4(address) => answer.extend([&[0, 4], &address.octets()[..]].concat()),
+                IpAddr::V6(address) => answer.extend([&[0, 16], &address.octets()[..]].concat()),
+            }
+        }
+        Some(answer)
+    }
+}
+
+/// Where the first question of a message ends.
+fn question_end(message: &[u8]) -> Option<usize> {
+    let mut at = 12;
+    loop {
+        match usize::from(*message.get(at)?) {
+            0 => return (message.len() >= at + 5).then_some(at + 5),
+            length => at += length + 1,
+        }
+    }
+}
+
+/// A name of labels with their lengths before them, as text.
+fn name(labels: &[u8]) -> String {
+    let mut name = Vec::new();
+    let mut at = 0;
+    while let Some(&length) = labels.get(at).filter(|&&length| length > 0) {
+        if !name.is_empty() {
+            name.push(b'.');
+        }
+        name.extend(labels.get(at + 1..=at + usize::from(length)).unwrap_or_default());
+        at += usize::from(length) + 1;
+    }
+    String::from_utf8_lossy(&name).to_lowercase()
+}
