@@ -153,6 +153,8 @@ pub struct Map {
     pub name: String,
     /// Whether it always has all its elements.
     pub is_array: bool,
+    /// Whether the kernel forgets the oldest of its elements by itself.
+    pub is_cache: bool,
 }
 
 impl Map {
@@ -164,7 +166,8 @@ impl Map {
                 let shown = bpftool(&["map", "show", "id", &id.to_string()])?;
                 let text = |field: &str| shown[field].as_str().unwrap_or_default();
                 let is_array = matches!(text("type"), "array" | "percpu_array");
-                Ok(Self { id, name: text("name").to_owned(), is_array })
+                let is_cache = matches!(text("type"), "lru_hash" | "lru_percpu_hash");
+                Ok(Self { id, name: text("name").to_owned(), is_array, is_cache })
             })
             .collect()
     }
@@ -239,7 +242,7 @@ impl Pinned {
         }
         let shown = bpftool(&["map", "show", "pinned", &file])?;
         let id = shown["id"].as_u64().context("a map has an id")?;
-        Ok(Self { map: Map { id, name: name.to_owned(), is_array: false }, path })
+        Ok(Self { map: Map { id, name: name.to_owned(), is_array: false, is_cache: false }, path })
     }
 }
 

@@ -120,6 +120,18 @@ impl Process {
         Ok(None)
     }
 
+    /// Whether one of its threads has this name.
+    pub fn has_thread(&self, name: &str) -> Result<bool> {
+        for thread in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
+            // One that has just ended has no name.
+            let found = fs::read_to_string(thread?.path().join("comm")).unwrap_or_default();
+            if found.trim_end() == name {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Descriptors that the process has open.
     pub fn descriptors(&self) -> Result<usize> {
         Ok(fs::read_dir(format!("/proc/{}/fd", self.child.id()))?.count())

@@ -32,7 +32,7 @@ use crate::{
     },
     listener::{self, Bound},
     log::{self, log_limit},
-    memory,
+    memory::{self, Thrift},
     metrics::Metrics,
     resolve::Resolver,
     source,
@@ -81,6 +81,8 @@ pub struct App {
     /// What the experiments that are under way lead to.
     trial: mpsc::UnboundedReceiver<Event>,
     needs: Needs,
+    /// Until it is known what the kernel can do.
+    thrift: Option<Thrift>,
     resolver: Resolver,
     /// What carries packets.
     programs: Option<Arc<Programs>>,
@@ -119,7 +121,7 @@ impl App {
 
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
         let guard = runtime.enter();
-        let needs = Needs::of(&model);
+        let (thrift, needs) = (Thrift::begin(), Needs::of(&model));
         // First of all, since it takes longest, and with every privilege that there is.
         let mut trial = Trial::begin(&needs);
         let metrics = Arc::new(Metrics::new());
@@ -196,6 +198,7 @@ impl App {
             visits: mpsc::unbounded_channel().1,
             trial: mpsc::unbounded_channel().1,
             needs,
+            thrift: Some(thrift),
             resolver,
             programs,
             orphans: None,
@@ -310,6 +313,7 @@ impl App {
                 self.programs.clone_from(programs);
                 self.order_all(|| Order::Gain(found.clone()));
                 self.is_probing(false);
+                self.thrift = None;
             }
             Event::Lost => {
                 tracing::warn!("no further connection moves into the kernel until the next start");
@@ -323,6 +327,9 @@ impl App {
         if !is_loaded {
             self.is_probing(true);
             tracing::info!("serving; connections are relayed until it is known what this kernel can do");
+        }
+        if is_loaded {
+            self.thrift = None;
         }
         if let Some(trial) = trial {
             self.trial = trial.go_on(is_loaded);
@@ -362,6 +369,8 @@ impl App {
 
     /// Reads the configuration again. Whatever is wrong with it, the last good one keeps serving.
     fn reload(&mut self) {
+        // Reading takes many times what the model keeps. The former model goes with its last connection.
+        let _thrift = Thrift::begin();
         self.supervisor.reloading();
         match self.try_reload() {
             Ok(generation) => {
@@ -376,8 +385,6 @@ impl App {
                     .ready("Serving the last good configuration: the new one has errors, see the log");
             }
         }
-        // Reading takes many times what the model keeps. The former model goes with its last connection.
-        memory::give_back();
     }
 
     fn try_reload(&mut self) -> anyhow::Result<u64> {

@@ -39,7 +39,7 @@ impl Held {
         let process = daemon.process();
         let (descriptors, threads) = (process.descriptors()?, process.threads()?);
         let maps = Map::held_by(process.pid())?;
-        let changing = maps.iter().filter(|map| !map.is_array);
+        let changing = maps.iter().filter(|map| !map.is_array && !map.is_cache);
         let entries: Result<Vec<_>> = changing.map(|map| Ok(map.elements()?.len())).collect();
         Ok(Self { descriptors, threads, map_entries: entries?.into_iter().sum() })
     }

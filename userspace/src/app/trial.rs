@@ -64,7 +64,7 @@ impl Trial {
             return None;
         }
         let memory = Memory::of_this_boot(MEMORY.into());
-        let remembered = memory.read().filter(|answers| answers.cover(questions));
+        let remembered = memory.read().filter(|answers| answers.affirm(questions));
         Some(Self { needs: needs.clone(), asking: Asking::begin(questions), memory, remembered })
     }
 
@@ -105,7 +105,13 @@ impl Trial {
         if self.asking.is_over() {
             return;
         }
-        let answers = self.asking.wait();
+        let mut answers = self.asking.wait();
+        if let Some(remembered) = &self.remembered
+            && !remembered.lost(&answers).is_empty()
+        {
+            // A busy machine is no broken kernel: what fails twice in a row is.
+            answers = Asking::begin(self.needs.questions()).wait();
+        }
         self.memory.write(&answers);
         if !is_loaded {
             found(&answers, false);

@@ -82,15 +82,14 @@ impl Answer {
 }
 
 impl Answers {
-    /// Whether the answers to all these questions are here.
+    /// Whether the kernel can do all that is asked for. What it cannot is tried out again at each start: it may have been
+    /// a busy machine.
     #[must_use]
-    pub fn cover(&self, questions: Questions) -> bool {
+    pub fn affirm(&self, questions: Questions) -> bool {
         let Self { sockmap, packet, same_host } = self;
-        // Without the one, the other is not asked.
-        let same_host = same_host.is_some() || sockmap.as_ref().is_some_and(|sockmap| !sockmap.passed);
-        (sockmap.is_some() || !questions.sockmap)
-            && (packet.is_some() || !questions.packet)
-            && (same_host || !questions.same_host)
+        (passed(sockmap.as_ref()) || !questions.sockmap)
+            && (passed(packet.as_ref()) || !questions.packet)
+            && (passed(same_host.as_ref()) || !questions.same_host)
     }
 
     /// These answers, with those of `later` in the place of what it answers anew.
@@ -104,10 +103,9 @@ impl Answers {
         }
     }
 
-    /// The names of datapaths that `self` says can serve and `later` says cannot.
+    /// The names of datapaths that `self` says can serve and `later` says cannot. What was not asked later is not lost.
     #[must_use]
     pub fn lost(&self, later: &Self) -> Vec<&'static str> {
-        let passed = |answer: &Option<Answer>| answer.as_ref().is_some_and(|answer| answer.passed);
         let pairs = [
             ("sockmap", &self.sockmap, &later.sockmap),
             ("packet", &self.packet, &later.packet),
@@ -115,10 +113,16 @@ impl Answers {
         ];
         pairs
             .into_iter()
-            .filter(|(_, before, after)| passed(before) && !passed(after))
+            .filter(|(_, before, after)| {
+                passed(before.as_ref()) && after.is_some() && !passed(after.as_ref())
+            })
             .map(|(name, ..)| name)
             .collect()
     }
+}
+
+fn passed(answer: Option<&Answer>) -> bool {
+    answer.is_some_and(|answer| answer.passed)
 }
 
 #[cfg(test)]
@@ -130,13 +134,13 @@ mod tests {
     }
 
     #[test]
-    fn answers_cover_what_they_answer() {
+    fn only_what_passed_is_affirmed() {
         let answers = Answers { sockmap: Some(answer(true)), packet: Some(answer(false)), same_host: None };
-        assert!(answers.cover(Questions { same_host: false, ..Questions::ALL }));
-        assert!(!answers.cover(Questions::ALL));
-        // Where sockets cannot be redirected between, the short cut is no question.
-        assert!(Answers { sockmap: Some(answer(false)), ..answers }.cover(Questions::ALL));
-        assert!(!Answers::default().cover(Questions { sockmap: false, same_host: false, packet: true }));
+        let nothing = Questions { sockmap: false, packet: false, same_host: false };
+        assert!(answers.affirm(nothing));
+        assert!(answers.affirm(Questions { sockmap: true, ..nothing }));
+        assert!(!answers.affirm(Questions { packet: true, ..nothing }));
+        assert!(!answers.affirm(Questions { same_host: true, ..nothing }));
     }
 
     #[test]
@@ -150,6 +154,8 @@ mod tests {
         assert_eq!(before.lost(&after), ["packet"]);
         assert_eq!(after.lost(&before), [""; 0]);
         assert_eq!(before.lost(&before), [""; 0]);
+        // Another configuration asks for less.
+        assert_eq!(before.lost(&Answers::default()), [""; 0]);
     }
 
     #[test]
