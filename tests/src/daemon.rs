@@ -45,6 +45,8 @@ pub struct Options {
     /// Runs as an ordinary user with these capabilities.
     capabilities: Option<&'static str>,
     environment: Vec<(&'static str, OsString)>,
+    /// A program and its arguments that runs the daemon.
+    within: Vec<String>,
 }
 
 impl Options {
@@ -79,6 +81,13 @@ impl Options {
     #[must_use]
     pub fn env(mut self, name: &'static str, value: impl Into<OsString>) -> Self {
         self.environment.push((name, value.into()));
+        self
+    }
+
+    /// Run by this program with these arguments, which the daemon's command line follows.
+    #[must_use]
+    pub fn within(mut self, program: &[&str]) -> Self {
+        self.within = program.iter().copied().map(str::to_owned).collect();
         self
     }
 
@@ -169,10 +178,15 @@ impl<'lab> Daemon<'lab> {
     }
 
     fn command(lab: &Lab, options: &Options) -> Result<Command> {
-        let Options { files, args, datapath, capabilities, environment } = options;
-        let mut command = match capabilities {
-            Some(capabilities) => as_nobody(lab, capabilities)?,
-            None => Command::new(binary()?),
+        let Options { files, args, datapath, capabilities, environment, within } = options;
+        let mut command = match (capabilities, within.split_first()) {
+            (Some(capabilities), _) => as_nobody(lab, capabilities)?,
+            (None, None) => Command::new(binary()?),
+            (None, Some((program, args))) => {
+                let mut command = Command::new(program);
+                command.args(args).arg(binary()?);
+                command
+            }
         };
         command.arg("run");
         for file in files {
@@ -186,6 +200,10 @@ impl<'lab> Daemon<'lab> {
             command.arg("-c").arg(path);
         }
         command.args(["--datapath", datapath.unwrap_or(lab.datapath.option())]).args(args);
+        // Nobody else has anything in the lab's own directory; it is root's.
+        if capabilities.is_none() && !args.iter().any(|arg| arg == "--takeover-path") {
+            command.arg("--takeover-path").arg(takeover_path(lab));
+        }
         if !args.iter().any(|arg| arg == "--admin") {
             command.args(["--admin", ADMIN]);
         }
@@ -261,6 +279,12 @@ impl<'lab> Daemon<'lab> {
     pub fn wait(&mut self) -> Result<ExitStatus> {
         self.process.wait()
     }
+}
+
+/// The directory in which the daemons of a lab find each other, unless they are given another one.
+#[must_use]
+pub fn takeover_path(lab: &Lab) -> PathBuf {
+    lab.dir().join("run")
 }
 
 /// The daemon's binary, where everybody may run it, for a user who has no more than these capabilities.

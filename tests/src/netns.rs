@@ -155,6 +155,12 @@ impl Netns {
         ip(&["-n", &self.name, "link", "set", device, "up"], &[])
     }
 
+    /// Its file, for programs that enter it by themselves.
+    #[must_use]
+    pub fn path(&self) -> String {
+        format!("/run/netns/{}", self.name)
+    }
+
     /// Sets a network parameter of this namespace, as `net/ipv4/tcp_rmem`.
     pub fn sysctl(&self, parameter: &str, value: &str) -> Result<()> {
         // Which namespace's parameters the file shows is decided by the thread that opens it.

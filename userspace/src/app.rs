@@ -37,10 +37,7 @@ use crate::{
     resolve::Resolver,
     source,
     state::{Current, Live},
-    takeover::{
-        door::{Door, Visit},
-        heir::Heir,
-    },
+    takeover::{Place, door::Visit, heir::Heir},
     worker::{self, Order, Shared},
 };
 
@@ -78,6 +75,8 @@ pub struct App {
     /// The workers' sockets once more, for who takes over.
     sockets: BTreeMap<SocketAddr, Vec<StdListener>>,
     visits: mpsc::UnboundedReceiver<Visit>,
+    /// Where this process can be taken over from.
+    place: Option<Arc<Place>>,
     /// What the experiments that are under way lead to.
     trial: mpsc::UnboundedReceiver<Event>,
     needs: Needs,
@@ -125,8 +124,7 @@ impl App {
         // First of all, since it takes longest, and with every privilege that there is.
         let mut trial = Trial::begin(&needs);
         let metrics = Arc::new(Metrics::new());
-        let own_name = options.takeover_name.as_deref();
-        let mut heir = if options.takeover { Heir::find(own_name)? } else { None };
+        let (place, mut heir) = succession::look(&options)?;
         let pins = match &mut heir {
             Some(heir) if model.survive => heir.pins(places(&model))?,
             _ => None,
@@ -196,6 +194,7 @@ impl App {
             listening: BTreeMap::new(),
             sockets: BTreeMap::new(),
             visits: mpsc::unbounded_channel().1,
+            place: None,
             trial: mpsc::unbounded_channel().1,
             needs,
             thrift: Some(thrift),
@@ -215,7 +214,7 @@ impl App {
             let watch = orphans.watch(stop.clone(), flows, orphans_asked, app.current.clone());
             Watch { task: app.runtime.spawn(watch), stop }
         });
-        app.visits = Door::open(app.options.takeover_name.as_deref(), door);
+        app.open_door(place, door);
         app.supervisor.ready("Serving");
         Ok(app)
     }
@@ -254,6 +253,8 @@ impl App {
         self.sockets.clear();
         self.admin.ready.store(false, Relaxed);
         let patience = self.current.load().model.timeouts.drain;
+        // The next one has it from now on.
+        let place = self.place.take().filter(|_| !succeeded);
         if succeeded {
             tracing::info!(?patience, "another process has taken over; waiting for the open connections");
         } else {
@@ -277,6 +278,9 @@ impl App {
                         programs.abandon();
                     }
                     let _ = log::flush(LAST_LINES);
+                    if let Some(place) = &place {
+                        place.remove();
+                    }
                     // That is what was asked for, and no failure.
                     std::process::exit(0);
                 }
@@ -289,6 +293,9 @@ impl App {
             programs.unpin();
         }
         let moved = |direction| self.metrics.total("bytes", &format!("direction=\"{direction}\""));
+        if let Some(place) = &place {
+            place.remove();
+        }
         tracing::info!(bytes_up = moved("up"), bytes_down = moved("down"), "stopped");
         Ok(())
     }

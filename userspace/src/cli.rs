@@ -82,6 +82,13 @@ pub struct Run {
     /// The name by which processes that take over find each other, for several daemons in one network namespace
     #[arg(long, value_name = "NAME")]
     pub takeover_name: Option<String>,
+    /// The directory in which they find each other: /run/snisplice unless given. It is made where it is not there, and has to be
+    /// this user's alone (mode 0700)
+    #[arg(long, value_name = "DIRECTORY")]
+    pub takeover_path: Option<PathBuf>,
+    /// Let the other process have another mount namespace and another root directory, as a container has
+    #[arg(long)]
+    pub takeover_across_mounts: bool,
     /// Lets connections be closed on that address
     #[arg(long)]
     pub admin_close: bool,

@@ -3,7 +3,7 @@
 use std::{
     io,
     mem::MaybeUninit,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
     time::Duration,
 };
 
@@ -100,6 +100,47 @@ pub fn poll_writable(fd: impl AsFd) -> io::Result<PollFlags> {
     let mut event = [PollFd::new(&fd, PollFlags::OUT)];
     retry_on_intr(|| poll(&mut event, Some(&AT_ONCE)))?;
     Ok(event[0].revents())
+}
+
+/// `SO_PEERCRED`: the process at the other end of a unix socket when it connected or listened: its number, which is 0 if it
+/// cannot be seen from this process id namespace, and its user.
+pub fn peer_credentials(fd: impl AsFd) -> io::Result<(i32, u32)> {
+    let mut credentials = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
+    #[expect(clippy::cast_possible_truncation, reason = "twelve bytes")]
+    let mut length = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: pointer and length describe `credentials`, which outlives the call; the kernel writes at most `length`.
+    let result = unsafe {
+        libc::getsockopt(
+            fd.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut credentials).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 { Ok((credentials.pid, credentials.uid)) } else { Err(io::Error::last_os_error()) }
+}
+
+/// `SO_PEERPIDFD` (Linux 6.5): the process at the other end of a unix socket, whatever becomes of its number.
+pub fn peer_process(fd: impl AsFd) -> io::Result<OwnedFd> {
+    let mut process: libc::c_int = -1;
+    #[expect(clippy::cast_possible_truncation, reason = "four bytes")]
+    let mut length = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: pointer and length describe `process`, which outlives the call; the kernel writes at most `length`.
+    let result = unsafe {
+        libc::getsockopt(
+            fd.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERPIDFD,
+            (&raw mut process).cast(),
+            &raw mut length,
+        )
+    };
+    if result != 0 || process < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made the descriptor for this call, and nobody else knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(process) })
 }
 
 /// `SIOCATMARK`: whether the next byte is the urgent one. A read that came here has stopped short of what is queued.

@@ -1,7 +1,7 @@
 //! A new process takes the place of a running one, and nobody who connects notices.
 //!
-//! The one that runs listens on an abstract unix socket, whose name belongs to the network namespace ([`door`]). The new
-//! one asks it there for what it has ([`heir`]): listening sockets as descriptors, so that no queue of connections is ever
+//! The one that runs listens on a unix socket in a directory of its user alone ([`place`], [`door`]). The new one asks it
+//! there for what it has ([`heir`]), and each looks whether the other may have it or give it (`peer`): listening sockets as descriptors, so that no queue of connections is ever
 //! without an owner, and the lock of what is pinned. Everything that may fail comes before the last word of the new one,
 //! which is that it serves; until then the old one goes on as if nothing were, and it does so again if that word never
 //! comes.
@@ -16,13 +16,8 @@ mod channel;
 pub mod door;
 pub mod heir;
 pub mod message;
+mod peer;
+pub mod place;
 
 pub use channel::Channel;
-
-/// What everybody's name begins with.
-const NAME: &str = "snisplice";
-
-/// The abstract name of a daemon's socket.
-fn name(own: Option<&str>) -> String {
-    own.map_or_else(|| NAME.to_owned(), |own| format!("{NAME}-{own}"))
-}
+pub use place::Place;

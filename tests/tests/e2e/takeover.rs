@@ -2,8 +2,11 @@
 
 use std::{
     collections::BTreeSet,
+    fs,
     io::Write as _,
     net::{Shutdown, TcpListener},
+    os::unix::{fs::PermissionsExt as _, net::UnixDatagram},
+    path::PathBuf,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     thread,
 };
@@ -11,7 +14,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use snisplice_tests::{
-    daemon::{ADMIN, Daemon, Options},
+    daemon::{ADMIN, Daemon, Options, takeover_path},
     hello,
     lab::Lab,
     stream::{self, Pace, Pattern},
@@ -44,6 +47,14 @@ pub(crate) const CASES: &[Case] = &[
     Case::once("takeover::who_comes_first_starts_as_ever", first),
     Case::once("takeover::the_old_one_is_killed_in_the_middle", killed_in_the_middle),
     Case::packet("takeover::the_new_one_is_killed_in_the_middle", aborted),
+    Case::once("takeover::strangers_are_refused", strangers),
+    Case::once("takeover::another_mount_namespace_with_the_same_root", across_mounts),
+    Case::once("takeover::nobody_can_squat", squatters),
+    Case::once("takeover::what_a_killed_one_left_is_replaced", left_behind),
+    Case::once("takeover::other_network_namespaces_are_left_alone", other_namespace),
+    Case::each("takeover::hangups_of_the_old_one", hangups),
+    Case::once("takeover::many_who_knock_make_few_lines", knocks),
+    Case::once("takeover::the_service_manager_is_told_of_the_new_one", service_manager),
 ];
 
 const CONNECTIONS: usize = 2_000;
@@ -440,10 +451,18 @@ fn other_size(lab: &Lab) -> Result<()> {
     survive::stop(lab, new)
 }
 
+/// The socket at which the only daemon of a lab can be asked.
+fn door(lab: &Lab) -> Result<PathBuf> {
+    let mut files = fs::read_dir(takeover_path(lab))?;
+    let file = files.next().context("there is no socket")??;
+    ensure!(files.next().is_none(), "there are several sockets");
+    Ok(file.path())
+}
+
 /// Says `words` where processes that take over ask, and returns the answer; none is empty.
 fn ask_at_the_door(lab: &Lab, words: &[u8]) -> Result<String> {
     let socket = lab.lb.enter(|| Ok(Socket::new(Domain::UNIX, Type::SEQPACKET, None)?))?;
-    lab.lb.enter(|| Ok(socket.connect(&SockAddr::unix("\0snisplice")?)?))?;
+    lab.lb.enter(|| Ok(socket.connect(&SockAddr::unix(door(lab)?)?)?))?;
     socket.set_read_timeout(Some(wait::DEADLINE))?;
     ensure!(socket.send(words)? == words.len());
     let mut answer = vec![0; 4_096];
@@ -507,8 +526,8 @@ fn killed_in_the_middle(lab: &Lab) -> Result<()> {
     old.process().stop()?;
     let new = Daemon::spawn(lab, &options(lab, "")?.arg("--takeover"), "second")?;
     wait::until_true("the new one waits", || {
-        let sockets = lab.lb.enter(|| Ok(std::fs::read_to_string("/proc/thread-self/net/unix")?))?;
-        Ok(sockets.matches("@snisplice").count() >= 2)
+        let sockets = lab.lb.enter(|| Ok(fs::read_to_string("/proc/thread-self/net/unix")?))?;
+        Ok(sockets.matches("/takeover-").count() >= 2)
     })?;
     kill(old)?;
     wait::until_true("the new one serves", || Ok(new.is_ready().unwrap_or(false)))?;
@@ -525,7 +544,7 @@ fn aborted(lab: &Lab) -> Result<()> {
     let log = lab.dir().join("aborted.log");
     let new = Daemon::spawn(lab, &options(lab, survive::SETTINGS)?.arg("--takeover"), "aborted")?;
     wait::until_true("it is about to serve", || {
-        Ok(std::fs::read_to_string(&log).is_ok_and(|log| log.contains("admin endpoint")))
+        Ok(fs::read_to_string(&log).is_ok_and(|log| log.contains("admin endpoint")))
     })?;
     kill(new)?;
     if old.process().log()?.contains("has taken over") {
@@ -553,4 +572,171 @@ fn aborted(lab: &Lab) -> Result<()> {
     other.exchange()?;
     survive::end(vec![flow, other])?;
     survive::stop(lab, new)
+}
+
+/// One that is run so is of user 0 and has no capability, as in a container that shares the host's network.
+const POWERLESS: &[&str] = &[
+    "setpriv",
+    "--bounding-set",
+    "-all",
+    "--inh-caps",
+    "-all",
+    "--ambient-caps",
+    "-all",
+    "--no-new-privs",
+    "--securebits",
+    "+noroot",
+];
+
+/// A process that may not have the sockets gets none, and the one that serves goes on.
+fn strangers(lab: &Lab) -> Result<()> {
+    let (old, listener) = start(lab, "")?;
+    let mut flow = Flow::open(lab, &listener)?;
+    let stranger = options(lab, "")?.within(POWERLESS).arg("--takeover");
+    let mut stranger = Daemon::spawn(lab, &stranger, "stranger")?;
+    let status = stranger.wait()?;
+    let log = stranger.process().log()?;
+    ensure!(!status.success() && log.contains("CAP_NET_ADMIN"), "{status}\n{log}");
+    flow.exchange()?;
+    Flow::open(lab, &listener)?.exchange()?;
+    ensure!(old.is_ready()?);
+    old.wait_log("a takeover is refused")?;
+    let _new = next(lab, "", "second")?;
+    drop(flow);
+    ends(old)
+}
+
+/// As `ip netns exec` and systemd's sandboxes have it: a mount namespace for each process, and the root of the host.
+fn across_mounts(lab: &Lab) -> Result<()> {
+    let listener = flow::backend(lab)?;
+    let meant = |options: Options| options.within(&["unshare", "--mount"]);
+    let old = Daemon::start(lab, &meant(options(lab, "")?))?;
+    let new = Daemon::take_over(lab, &meant(options(lab, "")?), "second")?;
+    ends(old)?;
+    Flow::open(lab, &listener)?.exchange()?;
+    ensure!(new.is_ready()?);
+    Ok(())
+}
+
+/// Another user's name in the abstract namespace keeps nobody from starting; another user's directory, or one that others
+/// get into, is refused with a remedy.
+fn squatters(lab: &Lab) -> Result<()> {
+    let listener = flow::backend(lab)?;
+    let squatter = lab.lb.enter(|| Ok(Socket::new(Domain::UNIX, Type::SEQPACKET, None)?))?;
+    lab.lb.enter(|| Ok(squatter.bind(&SockAddr::unix("\0snisplice")?)?))?;
+    squatter.listen(1)?;
+    let directory = lab.dir().join("theirs");
+    fs::create_dir(&directory)?;
+    for (owner, mode, why) in [(65_534, 0o700, "belongs to user 65534"), (0, 0o755, "chmod 0700")] {
+        std::os::unix::fs::chown(&directory, Some(owner), None)?;
+        fs::set_permissions(&directory, fs::Permissions::from_mode(mode))?;
+        for takeover in [&["--takeover"][..], &[]] {
+            let mut refused = options(lab, "")?.arg("--takeover-path").arg(directory.to_string_lossy());
+            for arg in takeover {
+                refused = refused.arg(*arg);
+            }
+            let mut refused = Daemon::spawn(lab, &refused, "refused")?;
+            let status = refused.wait()?;
+            let log = refused.process().log()?;
+            ensure!(
+                !status.success() && log.contains(why) && log.contains("--takeover-path"),
+                "{status}\n{log}"
+            );
+        }
+    }
+    let first = Daemon::start(lab, &options(lab, "")?.arg("--takeover"))?;
+    let _new = next(lab, "", "second")?;
+    ends(first)?;
+    Flow::open(lab, &listener)?.exchange()
+}
+
+/// One that ends removes its socket; who was killed could not, and its socket is in nobody's way.
+fn left_behind(lab: &Lab) -> Result<()> {
+    let (old, listener) = start(lab, "")?;
+    let path = door(lab)?;
+    kill(old)?;
+    ensure!(path.exists());
+    let old = Daemon::start(lab, &options(lab, "")?.arg("--takeover"))?;
+    let new = next(lab, "", "second")?;
+    ends(old)?;
+    Flow::open(lab, &listener)?.exchange()?;
+    ensure!(door(lab)? == path);
+    new.terminate()?;
+    ends(new)?;
+    ensure!(!path.exists(), "the socket is left");
+    Ok(())
+}
+
+/// Daemons of two network namespaces that see one directory have nothing to do with each other.
+fn other_namespace(lab: &Lab) -> Result<()> {
+    let (old, listener) = start(lab, "")?;
+    let namespace = format!("--net={}", lab.client.path());
+    let other = options(lab, "")?.within(&["nsenter", &namespace]).arg("--takeover");
+    let other = Daemon::spawn(lab, &other, "other")?;
+    other.wait_log("nobody serves here")?;
+    wait::until_true("it has a socket of its own", || Ok(fs::read_dir(takeover_path(lab))?.count() == 2))?;
+    ensure!(old.process().is_running() && old.is_ready()?);
+    Flow::open(lab, &listener)?.exchange()
+}
+
+/// SIGHUP reaches both where an operator names them by their program; it takes two stops to end the old one's drain.
+fn hangups(lab: &Lab) -> Result<()> {
+    let (mut old, listener) = start(lab, "")?;
+    let mut flow = Flow::open(lab, &listener)?;
+    let _new = next(lab, "", "second")?;
+    old.wait_log("another process has taken over")?;
+    for _ in 0..20 {
+        old.process().signal(Signal::SIGHUP)?;
+        flow.exchange()?;
+    }
+    old.wait_log("not read again")?;
+    old.terminate()?;
+    old.wait_log("asked again")?;
+    flow.exchange()?;
+    wait::until_true("it ends", || {
+        old.terminate()?;
+        Ok(!old.process().is_running())
+    })?;
+    let status = old.wait()?;
+    ensure!(status.code() == Some(0), "{status}");
+    tcp::read_to_end(&mut flow.client)?;
+    Ok(())
+}
+
+fn knocks(lab: &Lab) -> Result<()> {
+    const KNOCKS: usize = 200;
+    let (old, listener) = start(lab, "")?;
+    for _ in 0..KNOCKS {
+        ask_at_the_door(lab, b"hello")?;
+    }
+    old.wait_metrics("lines are left out", |metrics| {
+        metrics.sum("snisplice_log_lines_limited_total", &[]) >= i64::try_from(KNOCKS / 2).unwrap_or(0)
+    })?;
+    let lines = old.process().log()?.lines().count();
+    ensure!(lines < 20, "{lines} lines");
+    Flow::open(lab, &listener)?.exchange()
+}
+
+/// Both are of one service here (one control group): the old one says which process the service is about from now on, and not
+/// that the service stops.
+fn service_manager(lab: &Lab) -> Result<()> {
+    let _listener = flow::backend(lab)?;
+    let path = lab.dir().join("notify");
+    let manager = UnixDatagram::bind(&path)?;
+    manager.set_read_timeout(Some(wait::DEADLINE))?;
+    let with_it = || -> Result<Options> { Ok(options(lab, "")?.env("NOTIFY_SOCKET", &path)) };
+    let old = Daemon::start(lab, &with_it()?)?;
+    let new = Daemon::take_over(lab, &with_it()?, "second")?;
+    ends(old)?;
+    let mut messages = Vec::new();
+    let wanted = ["READY=1".to_owned(), format!("MAINPID={}", new.process().pid())];
+    wait::until_true("the manager is told", || {
+        let mut message = [0; 4_096];
+        let count = manager.recv(&mut message)?;
+        messages.extend(std::str::from_utf8(&message[..count])?.lines().map(str::to_owned));
+        let ready = messages.iter().filter(|line| **line == wanted[0]).count();
+        Ok(ready == 2 && messages.contains(&wanted[1]))
+    })?;
+    ensure!(!messages.iter().any(|line| line == "STOPPING=1"), "{messages:?}");
+    Ok(())
 }

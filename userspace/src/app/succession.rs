@@ -4,19 +4,23 @@ use std::{
     io,
     net::{SocketAddr, TcpListener as StdListener},
     os::fd::OwnedFd,
+    path::Path,
     sync::Arc,
 };
 
 use anyhow::Context as _;
-use tokio::{net::TcpListener, runtime::Runtime, task::JoinHandle};
+use tokio::{net::TcpListener, runtime::Runtime, sync::mpsc, task::JoinHandle};
 
 use super::App;
 use crate::{
     admin::Admin,
+    cli::Run,
     datapath::packet::orphan,
     takeover::{
-        door::{Offer, Visit},
+        Place,
+        door::{Door, Offer, Visit},
         heir::{Flows, Heir},
+        place::DIRECTORY,
     },
 };
 
@@ -49,7 +53,47 @@ impl Endpoint {
     }
 }
 
+/// Where this process takes over, and from whom, if it is to and there is somebody.
+pub(super) fn look(options: &Run) -> anyhow::Result<(Option<Arc<Place>>, Option<Heir>)> {
+    let place = place(options)?;
+    let heir = match &place {
+        Some(place) if options.takeover => Heir::find(place)?,
+        _ => None,
+    };
+    Ok((place, heir))
+}
+
+/// Where this process takes over, and can be taken over from. `None` where there is no such place, and nobody has asked
+/// for one.
+fn place(options: &Run) -> anyhow::Result<Option<Arc<Place>>> {
+    let directory = options.takeover_path.as_deref().unwrap_or(Path::new(DIRECTORY));
+    match Place::new(directory, options.takeover_name.as_deref(), options.takeover_across_mounts) {
+        Ok(place) => Ok(Some(Arc::new(place))),
+        Err(error) if options.takeover || options.takeover_path.is_some() => Err(error.into()),
+        Err(error) => {
+            tracing::info!(%error, "nobody can take over from this process");
+            Ok(None)
+        }
+    }
+}
+
 impl App {
+    /// From now on, another process can take over from this one.
+    pub(super) fn open_door(&mut self, place: Option<Arc<Place>>, inherited: Option<OwnedFd>) {
+        let Some(place) = place else { return };
+        let (visits, wanted) = mpsc::unbounded_channel();
+        match Door::open(place.clone(), inherited, visits) {
+            Ok(()) => {
+                self.place = Some(place);
+                self.visits = wanted;
+            }
+            Err(error) => tracing::info!(
+                %error,
+                "nobody can take over from this process; --takeover-name gives it another name"
+            ),
+        }
+    }
+
     /// Tells the process that is taken over from that this one serves. What it still has comes by and by.
     pub(super) fn succeed(
         &self,
@@ -85,10 +129,11 @@ impl App {
                     programs.thaw();
                 }
             }
-            Visit::Serving(channel) => {
-                if let (Some(programs), Some(channel)) = (&self.programs, channel) {
+            Visit::Serving { process, flows } => {
+                if let (Some(programs), Some(channel)) = (&self.programs, flows) {
                     programs.pass_on(channel);
                 }
+                self.supervisor.succeeded_by(process);
                 if let Some(task) = self.endpoint.take().and_then(|endpoint| endpoint.task) {
                     task.abort();
                 }

@@ -4,7 +4,7 @@
 
 use std::{
     ffi::OsStr,
-    io,
+    fs, io,
     os::{
         linux::net::SocketAddrExt as _,
         unix::{
@@ -48,6 +48,18 @@ impl Supervisor {
     /// The process drains and ends.
     pub(super) fn stopping(&self, status: &str) {
         self.tell(&format!("STOPPING=1\nSTATUS={status}"));
+    }
+
+    /// Another process has taken over, and this one drains. In one service, that one is what the service is about from now on;
+    /// in a service of its own, it leaves this one to end.
+    pub(super) fn succeeded_by(&self, process: i32) {
+        let service = |process: &str| fs::read(format!("/proc/{process}/cgroup")).ok();
+        let own = service("self");
+        if own.is_some() && own == service(&process.to_string()) {
+            self.tell(&format!("MAINPID={process}\nSTATUS=Serving"));
+        } else {
+            self.stopping("Another process has taken over; waiting for the open connections");
+        }
     }
 
     fn tell(&self, state: &str) {

@@ -8,18 +8,20 @@ use std::{
 };
 
 use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
-    io::retry_on_intr,
+    event::Timespec,
+    io::{Errno, retry_on_intr},
     net::{
         AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
-        SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
-        accept_with, bind, connect, listen, recvmsg, sendmsg, socket_with,
-        sockopt::{Timeout, set_socket_timeout, socket_peercred},
+        SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, accept_with, recvmsg,
+        sendmsg, socket_with,
+        sockopt::{Timeout, set_socket_timeout},
     },
-    process::{PidfdFlags, geteuid, pidfd_open},
 };
 
-use super::message::Message;
+use super::{
+    message::Message,
+    peer::{Identity, Peer, Role},
+};
 
 /// The longest message, in bytes.
 pub(super) const LONGEST: usize = 16 * 1024;
@@ -32,51 +34,48 @@ const SEND: Duration = Duration::from_secs(5);
 
 /// One end. Messages are sent whole, so several threads may do so.
 #[derive(Debug)]
-pub struct Channel(OwnedFd);
+pub struct Channel {
+    socket: OwnedFd,
+    peer: Peer,
+}
 
 impl Channel {
-    /// Connects to who listens on `name`. `None` if nobody does.
-    pub(super) fn connect(name: &str) -> io::Result<Option<Self>> {
-        let socket = socket()?;
-        match connect(&socket, &SocketAddrUnix::new_abstract_name(name.as_bytes())?) {
-            Ok(()) => Self::new(socket).map(Some),
-            Err(rustix::io::Errno::CONNREFUSED) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Waits for who connects to `door`.
-    pub(super) fn accept(door: &OwnedFd) -> io::Result<Self> {
-        Self::new(retry_on_intr(|| accept_with(door, SocketFlags::CLOEXEC))?)
-    }
-
-    fn new(socket: OwnedFd) -> io::Result<Self> {
-        // Whoever is there gets, or gives, sockets and flows: only who could take them anyway.
-        let peer = socket_peercred(&socket)?.uid;
-        if peer != geteuid() && !peer.is_root() {
-            let text = format!("the other process belongs to user {}, not to this one", peer.as_raw());
-            return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
-        }
+    /// Over this socket, if whoever is at its other end may take over from this process, or be taken over from. `None` if
+    /// that has ended.
+    pub(super) fn new(socket: OwnedFd, own: &Identity, role: Role, across: bool) -> io::Result<Option<Self>> {
+        let peer = match Peer::of(&socket, own, role, across) {
+            Ok(Some(peer)) => peer,
+            Ok(None) => return Ok(None),
+            Err(error) => {
+                if role == Role::Heir && error.kind() == io::ErrorKind::PermissionDenied {
+                    // Its operator shall know, and nobody waits for it to listen.
+                    let refused = Message::Refused(error.to_string()).to_string();
+                    let _ = rustix::net::send(
+                        &socket,
+                        refused.as_bytes(),
+                        SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
+                    );
+                }
+                return Err(error);
+            }
+        };
         set_socket_timeout(&socket, Timeout::Send, Some(SEND))?;
-        Ok(Self(socket))
+        Ok(Some(Self { socket, peer }))
+    }
+
+    /// The number of the process at the other end.
+    pub(super) fn process(&self) -> i32 {
+        self.peer.pid
     }
 
     /// Waits until the process at the other end has ended, and with it everything that it had open. False if it lives on.
-    /// Linux 5.3.
     pub(super) fn wait_for_end(&self, limit: Duration) -> io::Result<bool> {
-        let process = match pidfd_open(socket_peercred(&self.0)?.pid, PidfdFlags::empty()) {
-            Ok(process) => process,
-            Err(rustix::io::Errno::SRCH) => return Ok(true),
-            Err(error) => return Err(error.into()),
-        };
-        let limit = Timespec::try_from(limit).map_err(io::Error::other)?;
-        let mut ended = [PollFd::new(&process, PollFlags::IN)];
-        Ok(retry_on_intr(|| poll(&mut ended, Some(&limit)))? == 1)
+        self.peer.has_ended(Timespec::try_from(limit).map_err(io::Error::other)?)
     }
 
     /// Bounds how long [`Channel::receive`] waits.
     pub(super) fn wait_at_most(&self, time: Option<Duration>) -> io::Result<()> {
-        Ok(set_socket_timeout(&self.0, Timeout::Recv, time)?)
+        Ok(set_socket_timeout(&self.socket, Timeout::Recv, time)?)
     }
 
     /// Sends a message, and copies of descriptors, of which there are at most two.
@@ -88,7 +87,7 @@ impl Channel {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let text = [IoSlice::new(text.as_bytes())];
-        retry_on_intr(|| sendmsg(&self.0, &text, &mut control, SendFlags::NOSIGNAL))?;
+        retry_on_intr(|| sendmsg(&self.socket, &text, &mut control, SendFlags::NOSIGNAL))?;
         Ok(())
     }
 
@@ -97,11 +96,17 @@ impl Channel {
         let mut text = vec![0; LONGEST];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
-        let received = retry_on_intr(|| {
-            recvmsg(&self.0, &mut [IoSliceMut::new(&mut text)], &mut control, RecvFlags::CMSG_CLOEXEC)
-        });
+        let mut receive = || {
+            let flags = RecvFlags::CMSG_CLOEXEC;
+            retry_on_intr(|| recvmsg(&self.socket, &mut [IoSliceMut::new(&mut text)], &mut control, flags))
+        };
+        let received = match receive() {
+            // The other end is gone and has not read all that it was told. What it has said before is there still.
+            Err(Errno::CONNRESET) => receive(),
+            other => other,
+        };
         let received = match received {
-            Err(rustix::io::Errno::CONNRESET) => return Ok(None),
+            Err(Errno::CONNRESET) => return Ok(None),
             other => other?,
         };
         let mut descriptors = Vec::new();
@@ -122,14 +127,12 @@ impl Channel {
     }
 }
 
-/// Listens on `name`.
-pub(super) fn open(name: &str) -> io::Result<OwnedFd> {
-    let socket = socket()?;
-    bind(&socket, &SocketAddrUnix::new_abstract_name(name.as_bytes())?)?;
-    listen(&socket, 4)?;
-    Ok(socket)
+/// Waits for who connects to `door`.
+pub(super) fn accept(door: &OwnedFd) -> io::Result<OwnedFd> {
+    Ok(retry_on_intr(|| accept_with(door, SocketFlags::CLOEXEC))?)
 }
 
-fn socket() -> io::Result<OwnedFd> {
+/// One that is not connected yet.
+pub(super) fn socket() -> io::Result<OwnedFd> {
     Ok(socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
 }

@@ -12,9 +12,8 @@ use std::{
 use tokio::sync::mpsc;
 
 use super::{
-    Channel, channel,
+    Channel, Place,
     message::{Message, PLACES, VERSION},
-    name,
 };
 use crate::log::log_limit;
 
@@ -47,14 +46,20 @@ pub enum Visit {
     Prepare(bool, replies::Sender<Vec<u32>>),
     /// The visitor is gone: go on as before. True if the maps were to be shared.
     Abort(bool),
-    /// It serves. Flows go over by this.
-    Serving(Option<Arc<Channel>>),
+    /// It serves.
+    Serving {
+        /// The number of its process.
+        process: i32,
+        /// Flows go over by this.
+        flows: Option<Arc<Channel>>,
+    },
 }
 
 /// Where new processes ask; one thread serves them, one after another.
 #[derive(Debug)]
 pub struct Door {
     socket: OwnedFd,
+    place: Arc<Place>,
     visits: mpsc::UnboundedSender<Visit>,
 }
 
@@ -62,27 +67,30 @@ pub struct Door {
 type Left = Box<dyn std::error::Error + Send + Sync>;
 
 impl Door {
-    /// Opens the door of this name, unless it is an inherited one. What visitors want comes by the receiver; where
-    /// another daemon has this name, nothing ever does.
-    pub fn open(own: Option<&str>, inherited: Option<OwnedFd>) -> mpsc::UnboundedReceiver<Visit> {
-        let (visits, wanted) = mpsc::unbounded_channel();
-        let opened = inherited.map_or_else(|| channel::open(&name(own)), Ok).and_then(|socket| {
-            let door = Self { socket, visits };
-            thread::Builder::new().name("takeover".to_owned()).spawn(move || door.serve())
-        });
-        if let Err(error) = opened {
-            tracing::info!(%error, "nobody can take over from this process; --takeover-name gives it another name");
-        }
-        wanted
+    /// Opens the door there, unless it is an inherited one. What visitors want comes by the sender.
+    ///
+    /// # Errors
+    ///
+    /// Where another daemon has this place, among others: nobody can take over from this one then.
+    pub fn open(
+        place: Arc<Place>,
+        inherited: Option<OwnedFd>,
+        visits: mpsc::UnboundedSender<Visit>,
+    ) -> io::Result<()> {
+        let socket = place.listen(inherited)?;
+        let door = Self { socket, place, visits };
+        thread::Builder::new().name("takeover".to_owned()).spawn(move || door.serve())?;
+        Ok(())
     }
 
     fn serve(self) {
         loop {
-            match Channel::accept(&self.socket) {
-                Ok(channel) => match self.receive(channel) {
+            match self.place.accept(&self.socket) {
+                Ok(Some(channel)) => match self.receive(channel) {
                     Ok(()) => return,
                     Err(error) => log_limit!(warn, %error, "no takeover; serving as before"),
                 },
+                Ok(None) => {}
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                     log_limit!(warn, %error, "a takeover is refused");
                 }
@@ -133,7 +141,8 @@ impl Door {
             let _ = self.visits.send(Visit::Abort(shared));
         }
         done?;
-        let _ = self.visits.send(Visit::Serving(shared.then(|| Arc::new(channel))));
+        let process = channel.process();
+        let _ = self.visits.send(Visit::Serving { process, flows: shared.then(|| Arc::new(channel)) });
         Ok(())
     }
 

@@ -13,9 +13,8 @@ use anyhow::{Context as _, bail, ensure};
 use tokio::sync::mpsc;
 
 use super::{
-    Channel,
+    Channel, Place,
     message::{Message, VERSION},
-    name,
 };
 use crate::kernel::packet::Pins;
 
@@ -52,17 +51,18 @@ pub struct Inherited {
 pub type Flows = mpsc::UnboundedReceiver<Inherited>;
 
 impl Heir {
-    /// Asks the process that has this name for what it has. `None` if there is none.
-    pub fn find(own: Option<&str>) -> anyhow::Result<Option<Self>> {
+    /// Asks the process that is at this place for what it has. `None` if there is none.
+    pub fn find(place: &Place) -> anyhow::Result<Option<Self>> {
         const WHAT: &str = "cannot take over";
-        let Some(channel) = Channel::connect(&name(own)).context(WHAT)? else {
+        let Some(channel) = place.connect().context(WHAT)? else {
             tracing::info!("nobody serves here: nothing to take over");
             return Ok(None);
         };
         channel.wait_at_most(Some(ANSWER)).context(WHAT)?;
-        let said = channel.send(&Message::Hello { version: VERSION }, &[]);
+        // One that refuses at once does not hear it, and one that ends neither.
+        let _ = channel.send(&Message::Hello { version: VERSION }, &[]);
         let mut heir = Self { channel, listeners: BTreeMap::new(), admin: None, door: None, pins: None };
-        if said.is_ok() && heir.listen().context(WHAT)? {
+        if heir.listen().context(WHAT)? {
             return Ok(Some(heir));
         }
         tracing::info!("the running process is ending: nothing to take over");

@@ -1,0 +1,320 @@
+//! Where processes that take over from each other meet: a unix socket in a directory that nobody else gets into.
+//!
+//! The file is named after the network namespace, since daemons of several namespaces may see the same directory, and after
+//! `--takeover-name`.
+
+use std::{
+    fs, io,
+    os::{
+        fd::OwnedFd,
+        unix::fs::{MetadataExt as _, PermissionsExt as _},
+    },
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    fs::{FlockOperation, Mode, OFlags, flock, mkdir, open},
+    io::Errno,
+    net::{SocketAddrUnix, bind, connect, listen},
+    process::geteuid,
+};
+use thiserror::Error;
+
+use super::{
+    channel::{self, Channel},
+    peer::{Identity, Role},
+};
+
+/// The directory unless another one is given. systemd makes it for a unit with `RuntimeDirectory=snisplice`.
+pub const DIRECTORY: &str = "/run/snisplice";
+
+/// Processes that wait to be heard, at most.
+const BACKLOG: i32 = 4;
+
+/// How long another process may take that is making its socket.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Why there is no place to meet.
+#[derive(Debug, Error)]
+pub enum PlaceError {
+    /// The directory is not there, and cannot be made.
+    #[error(
+        "cannot make {0} for the takeover socket: {1}; make it (mode 0700, owned by this user), or give another directory \
+         with --takeover-path"
+    )]
+    Make(PathBuf, io::Error),
+    /// The directory cannot be looked at.
+    #[error("cannot use {0} for the takeover socket: {1}; give another directory with --takeover-path")]
+    Use(PathBuf, io::Error),
+    /// Somebody else has made the directory.
+    #[error(
+        "{path} belongs to user {owner}, and this process is of user {own}: who owns the directory of the takeover socket \
+         could take all connections; remove it, or give another one with --takeover-path"
+    )]
+    Owner {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+        /// Who we are.
+        own: u32,
+    },
+    /// Others get in.
+    #[error(
+        "others get into {path} (mode {mode:04o}), where the takeover socket is: chmod 0700 it, or give another directory \
+         with --takeover-path"
+    )]
+    Mode {
+        /// The directory.
+        path: PathBuf,
+        /// Its permissions.
+        mode: u32,
+    },
+    /// Others can put something else in its place.
+    #[error(
+        "others can replace what is in {0}, where the directory of the takeover socket is: give another directory with \
+         --takeover-path, such as {DIRECTORY}"
+    )]
+    Parent(PathBuf),
+    /// The name is no part of a file's name.
+    #[error(
+        "{0:?} cannot be a --takeover-name: it becomes part of a file's name, so that it has no '/' and is not empty"
+    )]
+    Name(String),
+    /// The path does not fit into an address.
+    #[error("{0} is too long for a socket (107 bytes): give a shorter directory with --takeover-path")]
+    Long(PathBuf),
+}
+
+/// A place to meet, whether anybody is there or not.
+#[derive(Debug)]
+pub struct Place {
+    path: PathBuf,
+    /// Locked while a socket is made.
+    directory: OwnedFd,
+    own: Identity,
+    across: bool,
+}
+
+impl Place {
+    /// In this directory, which is made if it is not there, for daemons of this name. `across` lets the other process be in
+    /// another mount namespace.
+    ///
+    /// # Errors
+    ///
+    /// Where others could get at the socket.
+    pub fn new(directory: &Path, name: Option<&str>, across: bool) -> Result<Self, PlaceError> {
+        let unusable = |error: io::Error| PlaceError::Use(directory.to_owned(), error);
+        if let Some(name) = name.filter(|name| name.is_empty() || name.contains(['/', '\0'])) {
+            return Err(PlaceError::Name(name.to_owned()));
+        }
+        match mkdir(directory, Mode::RWXU) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(PlaceError::Make(directory.to_owned(), error.into())),
+        }
+        // A link is followed, as systemd makes one for units with a user of their own; what counts is where it leads.
+        let path = fs::canonicalize(directory).map_err(unusable)?;
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+        let opened = open(&path, flags, Mode::empty()).map_err(|error| unusable(error.into()))?;
+        check(&path).map_err(unusable)??;
+        let network = fs::metadata("/proc/thread-self/ns/net").map_err(unusable)?.ino();
+        let file = match name {
+            None => format!("takeover-{network}"),
+            Some(name) => format!("takeover-{network}-{name}"),
+        };
+        let path = path.join(file);
+        SocketAddrUnix::new(&path).map_err(|_| PlaceError::Long(path.clone()))?;
+        Ok(Self { path, directory: opened, own: Identity::own().map_err(unusable)?, across })
+    }
+
+    /// Connects to who listens there. `None` if nobody does.
+    pub(super) fn connect(&self) -> io::Result<Option<Channel>> {
+        match self.reach()? {
+            Some(socket) => Channel::new(socket, &self.own, Role::Server, self.across),
+            None => Ok(None),
+        }
+    }
+
+    fn reach(&self) -> io::Result<Option<OwnedFd>> {
+        let socket = channel::socket()?;
+        match connect(&socket, &SocketAddrUnix::new(&self.path)?) {
+            Ok(()) => Ok(Some(socket)),
+            // Nobody has made it, or who made it has ended without removing it.
+            Err(Errno::NOENT | Errno::CONNREFUSED) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Waits for who connects to `door`. `None` if that has gone again.
+    pub(super) fn accept(&self, door: &OwnedFd) -> io::Result<Option<Channel>> {
+        Channel::new(channel::accept(door)?, &self.own, Role::Heir, self.across)
+    }
+
+    /// Listens there, or goes on where another process has listened.
+    pub(super) fn listen(&self, inherited: Option<OwnedFd>) -> io::Result<OwnedFd> {
+        let _lock = self.lock()?;
+        if let Some(socket) = inherited.filter(|_| self.path.exists()) {
+            // Once more: whoever connects sees then that it is this process that listens.
+            listen(&socket, BACKLOG)?;
+            return Ok(socket);
+        }
+        if self.reach()?.is_some() {
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, "another daemon runs here under this name"));
+        }
+        match fs::remove_file(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let socket = channel::socket()?;
+        bind(&socket, &SocketAddrUnix::new(&self.path)?)?;
+        fs::set_permissions(&self.path, fs::Permissions::from_mode(0o600))?;
+        listen(&socket, BACKLOG)?;
+        Ok(socket)
+    }
+
+    /// Removes the socket of this process, which ends.
+    pub fn remove(&self) {
+        // What is left is replaced by who comes next.
+        let _ = fs::remove_file(&self.path);
+    }
+
+    /// Keeps others from making their socket meanwhile.
+    fn lock(&self) -> io::Result<Lock<'_>> {
+        let started = Instant::now();
+        loop {
+            match flock(&self.directory, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Lock(&self.directory)),
+                Err(Errno::WOULDBLOCK) if started.elapsed() < PATIENCE => {
+                    thread::sleep(Duration::from_millis(5));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+struct Lock<'d>(&'d OwnedFd);
+
+impl Drop for Lock<'_> {
+    fn drop(&mut self) {
+        let _ = flock(self.0, FlockOperation::Unlock);
+    }
+}
+
+/// Whether a directory is ours alone. Its path has no links.
+fn check(path: &Path) -> io::Result<Result<(), PlaceError>> {
+    let own = geteuid().as_raw();
+    let directory = fs::metadata(path)?;
+    if directory.uid() != own {
+        return Ok(Err(PlaceError::Owner { path: path.to_owned(), owner: directory.uid(), own }));
+    }
+    let mode = directory.mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        return Ok(Err(PlaceError::Mode { path: path.to_owned(), mode }));
+    }
+    // Where users are mapped, root's files may be of a user whom nobody can be here.
+    let root = fs::metadata("/")?.uid();
+    for parent in path.ancestors().skip(1) {
+        let directory = fs::metadata(parent)?;
+        let (owner, mode) = (directory.uid(), directory.mode());
+        let sticky = mode & 0o1000 != 0;
+        if ![0, own, root].contains(&owner) || (mode & 0o022 != 0 && !sticky) {
+            return Ok(Err(PlaceError::Parent(parent.to_owned())));
+        }
+    }
+    Ok(Ok(()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A directory of mode 0700 of its own.
+    fn directory() -> tempfile::TempDir {
+        let owner_alone = fs::Permissions::from_mode(0o700);
+        tempfile::Builder::new().permissions(owner_alone).tempdir().unwrap()
+    }
+
+    fn place(directory: &Path, name: Option<&str>) -> Place {
+        Place::new(directory, name, false).unwrap()
+    }
+
+    #[test]
+    fn a_directory_is_made_for_its_owner_alone() {
+        let within = directory();
+        let path = within.path().join("run");
+        place(&path, None);
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o700);
+        // It is taken as it is the next time.
+        place(&path, Some("other"));
+    }
+
+    #[test]
+    fn a_directory_that_others_get_into_is_refused_with_a_remedy() {
+        let within = directory();
+        for mode in [0o755, 0o710, 0o701, 0o1777] {
+            fs::set_permissions(within.path(), fs::Permissions::from_mode(mode)).unwrap();
+            let error = Place::new(within.path(), None, false).unwrap_err().to_string();
+            assert!(error.contains("chmod 0700") && error.contains("--takeover-path"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_directory_that_others_can_replace_is_refused() {
+        let within = directory();
+        fs::set_permissions(within.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        let error = Place::new(&within.path().join("run"), None, false).unwrap_err();
+        assert!(matches!(error, PlaceError::Parent(_)), "{error}");
+        // As in /tmp, where everybody can make something, and remove only what is theirs.
+        fs::set_permissions(within.path(), fs::Permissions::from_mode(0o1777)).unwrap();
+        place(&within.path().join("run"), None);
+    }
+
+    #[test]
+    fn a_link_leads_where_systemd_has_the_directory() {
+        let within = directory();
+        fs::create_dir(within.path().join("private")).unwrap();
+        fs::set_permissions(within.path().join("private"), fs::Permissions::from_mode(0o700)).unwrap();
+        std::os::unix::fs::symlink("private", within.path().join("run")).unwrap();
+        assert!(place(&within.path().join("run"), None).path.starts_with(within.path().join("private")));
+    }
+
+    #[test]
+    fn what_cannot_be_a_file_is_refused() {
+        let within = directory();
+        for name in ["", "a/b", "../x"] {
+            let error = Place::new(within.path(), Some(name), false).unwrap_err();
+            assert!(matches!(error, PlaceError::Name(_)), "{error}");
+        }
+        let long = within.path().join("x".repeat(120));
+        assert!(matches!(Place::new(&long, None, false).unwrap_err(), PlaceError::Long(_)));
+        let nowhere = within.path().join("not/there");
+        assert!(matches!(Place::new(&nowhere, None, false).unwrap_err(), PlaceError::Make(..)));
+    }
+
+    #[test]
+    fn one_daemon_of_a_name_listens_and_what_a_dead_one_left_is_replaced() {
+        let within = directory();
+        let place = place(within.path(), None);
+        assert!(place.connect().unwrap().is_none());
+        let door = place.listen(None).unwrap();
+        assert_eq!(place.listen(None).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        let other = Place::new(within.path(), Some("other"), false).unwrap();
+        assert!(other.connect().unwrap().is_none());
+        assert!(place.connect().unwrap().is_some());
+        // As after a kill: the file is there, and nobody listens.
+        drop(door);
+        assert!(place.path.exists() && place.connect().unwrap().is_none());
+        let door = place.listen(None).unwrap();
+        assert_eq!(fs::metadata(&place.path).unwrap().mode() & 0o777, 0o600);
+        // Whoever inherits it needs no other.
+        let again = place.listen(Some(door.try_clone().unwrap())).unwrap();
+        drop(door);
+        assert!(place.connect().unwrap().is_some());
+        drop(again);
+        place.remove();
+        assert!(!place.path.exists());
+    }
+}
