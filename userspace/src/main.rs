@@ -8,7 +8,7 @@ use clap::Parser as _;
 use rustix::process::{Signal, set_parent_process_death_signal};
 use snisplice::{
     app::{App, Signals},
-    cli::{Cli, Command, Explain, Run},
+    cli::{Check, Cli, Command, Explain, Run},
     command,
     kernel::probe::answers::Answers,
     log, source,
@@ -21,6 +21,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// The exit code for a configuration with errors.
 const BAD_CONFIGURATION: u8 = 2;
+
+/// The exit code of `check --strict` for a configuration of which not everything is served as it is written.
+const DOUBTFUL_CONFIGURATION: u8 = 3;
 
 /// How long the end of the process waits for its last lines to be written.
 const LAST_LINES: Duration = Duration::from_secs(1);
@@ -38,9 +41,13 @@ fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(options) => serve(options),
-        Command::Check(config) => {
+        Command::Check(Check { config, strict }) => {
             let translation = source::load(&config)?;
             print(&render_check(&translation))?;
+            let doubtful = translation.rejected().chain(translation.warnings()).next().is_some();
+            if strict && doubtful && translation.model.is_some() {
+                return Ok(ExitCode::from(DOUBTFUL_CONFIGURATION));
+            }
             Ok(code(&translation))
         }
         Command::Explain(Explain { config, sni, port }) => {
