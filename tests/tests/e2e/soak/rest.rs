@@ -13,7 +13,7 @@ pub(super) struct Rest {
     threads: usize,
     /// Of what they are: `socket`, `bpf-map`, ...
     descriptors: BTreeMap<String, usize>,
-    /// Of each map that is no array.
+    /// Of each map that is no array, and none from which the kernel drops old entries by itself.
     pub(super) entries: BTreeMap<String, usize>,
 }
 
@@ -27,7 +27,8 @@ impl Rest {
             *descriptors.entry(kind(&target).to_owned()).or_default() += 1;
         }
         let mut entries = BTreeMap::new();
-        for map in Map::held_by(process.pid())?.into_iter().filter(|map| !map.is_array) {
+        let maps = Map::held_by(process.pid())?;
+        for map in maps.into_iter().filter(|map| !map.is_array && !map.is_cache) {
             *entries.entry(map.name.clone()).or_default() += map.elements()?.len();
         }
         Ok(Self { threads: process.threads()?, descriptors, entries })
