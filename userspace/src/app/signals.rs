@@ -72,8 +72,9 @@ impl Pending {
             Asked::Stop => {
                 if self.last_stop.is_none_or(|last| now.duration_since(last) >= SAME) {
                     self.stops += 1;
+                    // Only a stop that counts: signals in quick succession would otherwise hide one another for ever.
+                    self.last_stop = Some(now);
                 }
-                self.last_stop = Some(now);
             }
         }
     }
@@ -258,6 +259,16 @@ mod tests {
         pending.note(Asked::Stop, now + SAME / 2);
         assert_eq!(pending.stops, 1);
         pending.note(Asked::Stop, now + Duration::from_secs(1));
+        assert_eq!(all(pending), [Asked::Stop, Asked::Stop]);
+    }
+
+    #[test]
+    fn stops_in_quick_succession_do_not_hide_each_other() {
+        let now = Instant::now();
+        let mut pending = Pending::default();
+        for moment in 0..4 {
+            pending.note(Asked::Stop, now + moment * (SAME / 2));
+        }
         assert_eq!(all(pending), [Asked::Stop, Asked::Stop]);
     }
 }
