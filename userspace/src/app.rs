@@ -27,7 +27,7 @@ use crate::{
     cli::Run,
     datapath::{self, Factory, InKernel, Needs, places, wants_same_host},
     kernel::{
-        packet::{Pins, Programs},
+        packet::{Pins, Programs, low_descriptors},
         probe::answers::Answers,
     },
     listener::{self, Bound},
@@ -117,6 +117,7 @@ impl App {
             tracing::warn!("{line}");
         }
         raise_open_files();
+        low_descriptors::reserve();
 
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
         let guard = runtime.enter();

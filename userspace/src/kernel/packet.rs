@@ -27,7 +27,6 @@ use aya::{
     util::KernelVersion,
 };
 use rustix::{
-    event::{EventfdFlags, eventfd},
     net::{AddressFamily, SocketType, netdevice::index_to_name_inlined, socket},
     thread::{MembarrierCommand, membarrier},
 };
@@ -51,6 +50,7 @@ use crate::{datapath::packet::stats::Stats, socket::hardware_type, takeover::Cha
 
 mod endings;
 mod layout;
+pub mod low_descriptors;
 mod pins;
 mod probe;
 mod routes;
@@ -109,8 +109,6 @@ pub struct Programs {
     succeeded: CancellationToken,
     /// By the index of the device: whether the programs are on it.
     devices: RwLock<HashMap<u32, bool>>,
-    /// Low descriptors for what keeps the programs on devices.
-    reserved: Mutex<Vec<OwnedFd>>,
     /// What makes flows outlive the process.
     pins: Option<Pins>,
     /// What keeps the programs on devices and is not pinned, by the index of the device.
@@ -174,6 +172,7 @@ impl Programs {
         };
         let ring = RingBuf::try_from(taken(&mut ebpf, name::EVENTS)?)?;
         let totals = Arc::new(PerCpuArray::try_from(taken(&mut ebpf, name::TOTALS)?)?);
+        low_descriptors::reserve();
         let listener = Listener::start(ring, totals.clone()).map_err(LoadError::Listen)?;
         Ok(Arc::new(Self {
             watcher: OnceLock::new(),
@@ -190,7 +189,6 @@ impl Programs {
             successor: OnceLock::new(),
             succeeded: CancellationToken::new(),
             devices: RwLock::default(),
-            reserved: Mutex::new(reserve()?),
             pins,
             attached: Mutex::default(),
             links: Mutex::default(),
@@ -376,8 +374,7 @@ impl Programs {
         if self.is_attached(device) == Some(true) {
             return Ok(());
         }
-        let mut reserved = self.reserved.lock().unwrap_or_else(PoisonError::into_inner);
-        let result = attach(&mut ebpf, device, &mut reserved).and_then(|attached| {
+        let result = attach(&mut ebpf, device).and_then(|attached| {
             if let Some(pins) = &self.pins {
                 return self.pin(pins, &mut ebpf, device, attached);
             }
@@ -479,12 +476,6 @@ impl fmt::Debug for Programs {
 const BEGUN_LEAST: u32 = 1_024;
 const BEGUN_MOST: u32 = 65_536;
 
-/// Descriptors of a device: one for each program on it.
-const DESCRIPTORS: usize = 2;
-/// Devices for which descriptors are reserved. Those of further ones are not low, and should the process be killed,
-/// the oldest flows over them may end only with their next packet.
-const DEVICES: usize = 16;
-
 /// Resolves when no packet is being handled any more by what was in the maps before.
 ///
 /// A program that had begun then may have read the old rules. It runs within a section that the kernel waits for here
@@ -498,14 +489,8 @@ pub(crate) async fn grace() {
     }
 }
 
-/// Opens descriptors to be closed again.
-fn reserve() -> Result<Vec<OwnedFd>, LoadError> {
-    let open = || Ok(eventfd(0, EventfdFlags::CLOEXEC)?);
-    (0..DEVICES * DESCRIPTORS).map(|_| open().map_err(LoadError::Listen)).collect()
-}
-
 /// Puts the programs on a device: first the one on the way out, then the one on the way in.
-fn attach(ebpf: &mut Ebpf, device: u32, reserved: &mut Vec<OwnedFd>) -> Result<Attached, AttachError> {
+fn attach(ebpf: &mut Ebpf, device: u32) -> Result<Attached, AttachError> {
     // Any socket will do to ask for devices.
     let asker = socket(AddressFamily::INET, SocketType::DGRAM, None);
     let asker = asker.map_err(|error| AttachError::NoDevice(error.into()))?;
@@ -522,7 +507,7 @@ fn attach(ebpf: &mut Ebpf, device: u32, reserved: &mut Vec<OwnedFd>) -> Result<A
     }
     // When a process dies, the kernel closes what was opened last first. The sockets' resets shall still find the
     // programs, so what keeps those on the device takes the descriptors that are freed here.
-    reserved.truncate(reserved.len().saturating_sub(DESCRIPTORS));
+    low_descriptors::free_for_device();
     // The way out first: from then on our own sockets are quiet in the flows that the way in carries.
     let mut attached = Vec::new();
     for (name, side) in [(name::EGRESS, TcAttachType::Egress), (name::INGRESS, TcAttachType::Ingress)] {
