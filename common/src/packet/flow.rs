@@ -30,7 +30,8 @@ pub const OVER: u32 = 3;
 /// what they say when they die is dropped.
 pub const KEPT: u32 = 4;
 
-/// [`Rules::mode`]: packets are noted and not sent on, for the moment in which other sockets take the places of our own.
+/// [`Rules::mode`]: packets are noted and not sent on, for the moment in which other sockets take the places of our own. These
+/// may ask where the peers stand.
 pub const HOLD: u32 = 5;
 
 /// Whether packets are sent on and the flow goes on.
@@ -194,6 +195,14 @@ pub enum Own {
 }
 
 impl Way {
+    /// Whether one of our own sockets asks with this packet whether the peer is there, or has room: its number is one that the
+    /// peer has acknowledged, and any socket answers such a packet. `own` is what the peer has sent.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_question(&self, own: &Track, segment: &Segment) -> bool {
+        segment.is_empty() && beyond(segment.seq.wrapping_sub(self.ack_start), own.acked) < 0
+    }
+
     /// Whether the marks of ECN mean the same on both legs.
     #[inline(always)]
     #[must_use]
@@ -475,8 +484,8 @@ pub const fn judge(mode: u32, way: &Way, own: &mut Track, other: &mut Track, seg
                     own.marks |= BYPASSED;
                     return Own::Bypassed;
                 }
-                // One number behind: it asks whether the peer is there, or has room. What it answers is for the socket.
-                if beyond(segment.seq.wrapping_sub(way.ack_start), own.acked) < 0 {
+                // What the peer answers is for the socket.
+                if way.is_question(own, segment) {
                     own.asked = 1;
                     return Own::Pass;
                 }
@@ -494,6 +503,9 @@ pub const fn judge(mode: u32, way: &Way, own: &mut Track, other: &mut Track, seg
         RESET | HOLD => {
             if segment.has(flag::RST) {
                 renumbered(way, own, other)
+            } else if mode == HOLD && way.is_question(own, segment) {
+                // Userspace wants to know where the peer stands. Its answer is noted as any other packet.
+                Own::Pass
             } else {
                 Own::Drop
             }

@@ -62,6 +62,16 @@ mod kind {
     pub(super) const TIMESTAMP: u32 = 8;
 }
 
+/// Has a socket send its peer a number that the peer has acknowledged. The peer answers where it stands (RFC 9293 section
+/// 3.10.7.4), though not more often than its own limit allows: Linux answers such questions twice a second.
+pub fn ask(socket: &impl AsFd) -> io::Result<()> {
+    set_int(socket, libc::SOL_TCP, libc::TCP_REPAIR, 1)?;
+    // The end of a repair probes the peer's window.
+    set_int(socket, libc::SOL_TCP, libc::TCP_REPAIR, 0)?;
+    // The end of the repair ended the sharing of the port, too.
+    SockRef::from(socket).set_reuse_address(true)
+}
+
 /// Closes the socket of a connection without a word, and has another one take its place and its descriptor's number.
 ///
 /// Nothing of the connection may reach the kernel meanwhile: it would be answered by a reset. After an error the

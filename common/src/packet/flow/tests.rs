@@ -314,7 +314,9 @@ fn what_comes_past_the_programs_is_noticed_once() {
     assert_eq!(judge(KEPT, &way, down, up, &empty(500)), Own::Bypassed);
     assert_eq!(down.marks & BYPASSED, BYPASSED);
     assert_eq!(judge(KEPT, &way, down, up, &empty(500)), Own::Drop);
-    assert_eq!(judge(HOLD, &way, down, up, &empty(499)), Own::Drop);
+    assert_eq!(judge(HOLD, &way, down, up, &empty(9_000)), Own::Drop);
+    // Where does the peer stand?
+    assert_eq!(judge(HOLD, &way, down, up, &empty(499)), Own::Pass);
 }
 
 #[test]

@@ -63,27 +63,49 @@ impl Flow<'_> {
         }
     }
 
-    /// Waits until the peers have acknowledged what is still on its way to them. A socket does not look at a packet that
-    /// acknowledges what it has not sent; where each of the two had to hear of the other first, they would wait for ever.
+    /// Waits until both peers have said where they stand, and until they have acknowledged what is still on its way to them. A
+    /// socket does not look at a packet that acknowledges what it has not sent; where each of the two had to hear of the
+    /// other first, they would wait for ever.
+    ///
+    /// The peers are asked. A peer that has data to send acknowledges with this data only, and the programs do not see such a
+    /// packet where it comes in fragments.
     async fn hear_last_acknowledgements(&self) {
         const LOOK_EVERY: Duration = Duration::from_millis(50);
+        /// A peer may answer twice a second only.
+        const ASK_EVERY: Duration = Duration::from_millis(300);
         /// Longer than an acknowledgement is delayed, and than the shortest time after which something is sent again.
         const LEAST: Duration = Duration::from_millis(250);
         const MOST: Duration = Duration::from_secs(1);
+        /// For two answers of a peer that has just answered something else.
+        const LONGEST: Duration = Duration::from_secs(1);
         let Sockets::Holding(sockets) = &self.sockets else { return };
         let round_trips = sockets.each_ref().map(|socket| {
             Duration::from_micros(socket::tcp_info(socket).map_or(0, |info| info.tcpi_rtt.into()))
         });
         let quiet = (2 * (round_trips[0] + round_trips[1])).clamp(LEAST, MOST);
-        let acknowledged = || self.entry.state().map(|state| state.ways.map(|track| track.acked)).ok();
-        let (mut seen, mut since) = (acknowledged(), Instant::now());
-        let latest = since + 3 * quiet;
-        while since.elapsed() < quiet && Instant::now() < latest {
-            sleep(LOOK_EVERY).await;
-            let now = acknowledged();
-            if now != seen {
-                (seen, since) = (now, Instant::now());
+        let ways = || self.entry.state().map(|state| state.ways).ok();
+        let (begun, mut since) = (Instant::now(), Instant::now());
+        // What was on its way to the peers arrives, so that what they say from then on is their last word.
+        sleep(quiet / 2).await;
+        let Some(first) = ways() else { return };
+        let (mut seen, mut asked) = (first.map(|track| track.acked), None::<Instant>);
+        while begun.elapsed() < 3 * quiet + LONGEST {
+            let Some(now) = ways() else { return };
+            let silent = [0, 1].map(|way| now[way].packets == first[way].packets);
+            if now.map(|track| track.acked) != seen {
+                (seen, since) = (now.map(|track| track.acked), Instant::now());
             }
+            if silent == [false; 2] && since.elapsed() >= quiet {
+                return;
+            }
+            if silent != [false; 2] && asked.is_none_or(|last| last.elapsed() >= ASK_EVERY) {
+                asked = Some(Instant::now());
+                for (socket, _) in sockets.iter().zip(silent).filter(|(_, silent)| *silent) {
+                    // Without the question, the peer speaks when it has to.
+                    let _ = repair::ask(socket);
+                }
+            }
+            sleep(LOOK_EVERY).await;
         }
     }
 
