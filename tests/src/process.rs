@@ -137,6 +137,17 @@ impl Process {
         Ok(fs::read_dir(format!("/proc/{}/fd", self.child.id()))?.count())
     }
 
+    /// Sockets that the process has open.
+    pub fn sockets(&self) -> Result<usize> {
+        let mut sockets = 0;
+        for entry in fs::read_dir(format!("/proc/{}/fd", self.child.id()))? {
+            // A descriptor may be closed meanwhile.
+            let target = fs::read_link(entry?.path()).unwrap_or_default();
+            sockets += usize::from(target.to_string_lossy().starts_with("socket:"));
+        }
+        Ok(sockets)
+    }
+
     /// Memory that the process has in use (`VmRSS`).
     pub fn resident_bytes(&self) -> Result<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;

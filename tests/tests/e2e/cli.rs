@@ -13,6 +13,7 @@ use crate::flow::{self, NAME};
 
 pub(crate) const CASES: &[Case] = &[
     Case::once("cli::check_prints_the_routes", check_prints_the_routes),
+    Case::once("cli::check_can_be_strict", check_can_be_strict),
     Case::once("cli::a_bad_file_is_refused_with_every_error_and_its_place", bad_file_is_refused),
     Case::once("cli::a_missing_file_is_named", missing_file_is_named),
     Case::once("cli::explain_names_listener_rule_and_endpoint", explain_names_what_serves),
@@ -25,6 +26,25 @@ fn check_prints_the_routes(lab: &Lab) -> Result<()> {
     let said = cli_with(lab, "check", &file, &[])?.ok()?;
     for word in ["front", NAME, "pool"] {
         ensure!(said.stdout.contains(word), "{word} is missing in:\n{}", said.stdout);
+    }
+    Ok(())
+}
+
+/// What is served, but not all of it as it is written, is worth its own exit code to a pipeline.
+fn check_can_be_strict(lab: &Lab) -> Result<()> {
+    let file = lab.dir().join("doubtful.yaml");
+    let other = "  - name: again\n    listeners: [front]\n    sni: [\"www.example.com\"]\n    backends: [{name: pool}]\nbackends:";
+    let cases = [
+        (flow::yaml(""), 0, 0),
+        (flow::yaml("").replace("backends:\n  -", &format!("{other}\n  -")), 0, 3),
+        (flow::yaml("surprise: 1\n"), 2, 2),
+    ];
+    for (yaml, plain, strict) in cases {
+        fs::write(&file, &yaml)?;
+        for (args, expected) in [(&[][..], plain), (&["--strict"][..], strict)] {
+            let said = cli_with(lab, "check", &file, args)?;
+            ensure!(said.code == Some(expected), "{args:?} of\n{yaml}\n{said:?}");
+        }
     }
     Ok(())
 }

@@ -189,16 +189,16 @@ fn hundreds_of_names_wait_for_nobody(lab: &Lab) -> Result<()> {
     let mut daemon = Daemon::start(lab, &Options::yaml(lab, &yaml(0..300))?)?;
     Flow::open(lab, &listener)?.exchange()?;
     wait::until_true("names are looked up", || Ok(server.questions() >= 32))?;
-    let (threads, descriptors) = (daemon.process().threads()?, daemon.process().descriptors()?);
+    let (threads, sockets) = (daemon.process().threads()?, daemon.process().sockets()?);
     ensure!(threads < 16, "{threads} threads");
-    ensure!(descriptors < 200, "{descriptors} descriptors");
+    ensure!(sockets < 200, "{sockets} sockets");
 
     fs::write(lab.dir().join("snisplice.yaml"), yaml(200..500))?;
     daemon.process().signal(Signal::SIGHUP)?;
     wait::until_true("the configuration is reloaded", || Ok(says(&daemon, "configuration reloaded")? == 1))?;
     Flow::open(lab, &listener)?.exchange()?;
-    let descriptors = daemon.process().descriptors()?;
-    ensure!(descriptors < 200, "{descriptors} descriptors");
+    let sockets = daemon.process().sockets()?;
+    ensure!(sockets < 200, "{sockets} sockets");
     daemon.terminate()?;
     ensure!(daemon.wait()?.success());
     ensure!(server.questions() < ALL, "all names were looked up: {} questions", server.questions());

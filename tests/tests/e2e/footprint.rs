@@ -1,19 +1,22 @@
 //! How much memory a daemon has when nobody is connected, and what each connection adds that says nothing.
 
-use std::{fs, net::TcpListener};
+use std::{fmt::Write as _, fs, net::TcpListener};
 
 use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
 use snisplice_tests::{
-    daemon::Daemon,
+    daemon::{Daemon, Options},
     lab::{Datapath, Lab},
     limits,
     suite::Case,
+    wait,
 };
 
 use crate::flow::{self, Flow};
 
 pub(crate) const CASES: &[Case] = &[
     Case::each("footprint::a_started_daemon_is_small", a_started_daemon_is_small),
+    Case::once("footprint::many_routes_take_a_bounded_part_of_their_file", many_routes),
     Case::each("footprint::an_idle_connection_is_small", an_idle_connection_is_small),
 ];
 
@@ -29,9 +32,62 @@ fn a_started_daemon_is_small(lab: &Lab) -> Result<()> {
 
 /// What the process has and no file backs.
 fn memory(daemon: &Daemon<'_>) -> Result<u64> {
+    status(daemon, "RssAnon:")
+}
+
+/// A line of the process' status that is a size, in bytes.
+fn status(daemon: &Daemon<'_>, name: &str) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{}/status", daemon.process().pid()))?;
-    let kilobytes = status.lines().find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix(" kB"));
+    let kilobytes = status.lines().find_map(|line| line.strip_prefix(name)?.trim().strip_suffix(" kB"));
     Ok(kilobytes.context("the process has no memory")?.parse::<u64>()? * 1024)
+}
+
+/// Istio objects in the size of a large mesh: reading them takes a bounded part of the file's size at its peak, and a reload
+/// leaves no more behind than the start did.
+fn many_routes(lab: &Lab) -> Result<()> {
+    const ROUTES: usize = 20_000;
+    let mut yaml = "apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: gateway, namespace: ingress}
+spec:
+  selector: {istio: ingressgateway}
+  servers:
+  - {port: {number: 8444, name: tls, protocol: TLS}, tls: {mode: PASSTHROUGH}, hosts: ['*/*.example.com']}
+"
+    .to_owned();
+    for number in 0..ROUTES {
+        write!(
+            yaml,
+            "---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: route-{number}, namespace: of-{}}}
+spec:
+  hosts: [host-{number}.example.com]
+  gateways: [ingress/gateway]
+  tls:
+  - match: [{{port: 8444, sniHosts: [host-{number}.example.com]}}]
+    route: [{{destination: {{host: pool.default.svc.cluster.local, port: {{number: 9000}}}}}}]
+",
+            number % 100
+        )?;
+    }
+    let file = lab.dir().join("many.yaml");
+    fs::write(&file, &yaml)?;
+    let size = yaml.len() as u64;
+    let options = Options::yaml(lab, &flow::yaml(""))?.and_file(&file);
+    let daemon = Daemon::start(lab, &options.resolve("pool.default.svc.cluster.local", 9000, "10.0.2.2"))?;
+    let started = wait::settled(flow::QUIET, || memory(&daemon))?;
+    for reload in 1..=3 {
+        daemon.process().signal(Signal::SIGHUP)?;
+        wait::until_true("the configuration is reloaded", || {
+            Ok(daemon.process().log()?.matches("configuration reloaded").count() == reload)
+        })?;
+    }
+    wait::until_true("memory of reading is given back", || Ok(memory(&daemon)? <= started * 3 / 2))?;
+    let peak = status(&daemon, "VmHWM:")?;
+    ensure!(peak < 10 * size, "{peak} bytes at the peak for a file of {size}");
+    Ok(())
 }
 
 /// Connections whose memory nobody counts: the first ones bring buffers and tables that serve all.
