@@ -43,6 +43,14 @@ impl Held {
         let entries: Result<Vec<_>> = changing.map(|map| Ok(map.elements()?.len())).collect();
         Ok(Self { descriptors, threads, map_entries: entries?.into_iter().sum() })
     }
+
+    /// Whether nothing is held beside what was held before. That may have included a scrape's connection, which a daemon
+    /// without a processor closes late.
+    pub(crate) fn is_within(&self, before: &Self) -> bool {
+        self.descriptors <= before.descriptors
+            && self.threads <= before.threads
+            && self.map_entries <= before.map_entries
+    }
 }
 
 /// What it holds when nothing changes any more.

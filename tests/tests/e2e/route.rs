@@ -80,9 +80,9 @@ impl Uplinks {
         second_link(lab)?;
         let Self { service, source, bits, .. } = self;
         // Even there, an address of IPv6 is tentative for a moment, and no route may name it as its source.
-        let flags = if *bits == 32 { "" } else { "nodad" };
-        ip(&lab.backend, &[&format!("addr add {service}/{bits} dev lo {flags}")])?;
-        ip(&lab.lb, &[&format!("addr add {source}/{bits} dev lo {flags}")])?;
+        let flags = if *bits == 32 { "" } else { " nodad" };
+        ip(&lab.backend, &[&format!("addr add {service}/{bits} dev lo{flags}")])?;
+        ip(&lab.lb, &[&format!("addr add {source}/{bits} dev lo{flags}")])?;
         for link in [0, 1] {
             self.route(lab, "add", link)?;
         }
