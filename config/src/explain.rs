@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc};
 use crate::{
     check::{Percent, describe_policy, endpoints, shares},
     model::{Backend, Claim, Listener, Model, Origin, Policy, Rule},
-    name::{HostPattern, NameError, ServerName},
+    name::{HostPattern, NameError, ServerName, is_address},
     table::{Entry, Shadowed, TableExplanation},
 };
 
@@ -94,6 +94,8 @@ pub fn explain(model: &Model, sni: Option<&str>, port: Option<u16>) -> Explanati
     let (name, invalid) = match sni.map(ServerName::parse) {
         None => (None, None),
         Some(Ok(name)) => (Some(name), None),
+        // As in a hello: such a client is served as one without a name.
+        Some(Err(_)) if sni.is_some_and(|text| is_address(text.as_bytes())) => (None, None),
         Some(Err(why)) => (None, Some(why)),
     };
     let answers = if invalid.is_some() {

@@ -2,7 +2,11 @@
 //!
 //! Each is valid and lower-case by construction, so nothing after it checks or folds again.
 
-use std::{fmt, net::Ipv4Addr, str::FromStr};
+use std::{
+    fmt,
+    net::{Ipv4Addr, Ipv6Addr},
+    str::FromStr,
+};
 
 /// Longest name, without the trailing dot (RFC 1035 section 2.3.4 counts 255 octets with length bytes).
 const MAX_NAME: usize = 253;
@@ -198,6 +202,17 @@ pub enum NameError {
     Wildcard,
 }
 
+/// Whether the bytes are a literal IPv4 or IPv6 address, as in a URL (RFC 3986 section 3.2.2) or without brackets; a zone
+/// (RFC 4007 section 11.2) may follow the latter, and a final dot the former.
+#[must_use]
+pub fn is_address(name: &[u8]) -> bool {
+    let Ok(text) = str::from_utf8(name) else { return false };
+    let inner = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+    let v6 = inner.split_once('%').map_or(inner, |(address, _)| address);
+    let v4 = text.strip_suffix('.').unwrap_or(text);
+    v6.parse::<Ipv6Addr>().is_ok() || v4.parse::<Ipv4Addr>().is_ok()
+}
+
 fn canonical(bytes: &[u8]) -> Result<Box<str>, NameError> {
     let bytes = bytes.strip_suffix(b".").unwrap_or(bytes);
     if bytes.is_empty() {
@@ -315,6 +330,27 @@ mod tests {
         assert!(!wild.matches(&name("example.com")));
         assert!(!wild.matches(&name("newexample.com")));
         assert!(pattern("*").matches(&name("anything")));
+    }
+
+    #[test]
+    fn an_address_is_told_from_a_name() {
+        for address in [
+            "10.0.0.1",
+            "10.0.0.1.",
+            "::",
+            "2001:db8::1",
+            "[2001:db8::1]",
+            "::ffff:192.0.2.1",
+            "fe80::1%eth0",
+        ] {
+            assert!(is_address(address.as_bytes()), "{address}");
+        }
+        for name in
+            ["", ".", "[]", "[10.0.0.1]", "10.0.0", "10.0.0.1.example", "10.0.0.256", "a::example", "%eth0"]
+        {
+            assert!(!is_address(name.as_bytes()), "{name}");
+        }
+        assert!(!is_address(b"\xff"));
     }
 
     #[test]

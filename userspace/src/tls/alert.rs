@@ -95,7 +95,7 @@ mod tests {
             (Fault::ForeignRecord.into(), 10),
             (Fault::RecordOverflow.into(), 22),
             (Fault::DuplicateExtension(0).into(), 47),
-            (Fault::ServerName(NameError::IpAddress).into(), 47),
+            (Fault::ServerName(NameError::Empty).into(), 47),
             (Fault::ServerNameList.into(), 50),
             (Fault::Fields.into(), 50),
         ];

@@ -12,7 +12,7 @@
 
 use std::fmt;
 
-use snisplice_config::name::{NameError, ServerName};
+use snisplice_config::name::{NameError, ServerName, is_address};
 use thiserror::Error;
 use tls_parser::{
     SNIType, TlsExtension, TlsExtensionType, parse_tls_extension_alpn_content,
@@ -30,7 +30,7 @@ const ENCRYPTED_CLIENT_HELLO: TlsExtensionType = TlsExtensionType(0xfe0d);
 /// A complete `ClientHello`, as far as routing wants to know it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientHello {
-    /// The host name of the `server_name` extension; `None` without that extension.
+    /// The host name of the `server_name` extension; `None` without that extension, or if it holds an IP address.
     pub server_name: Option<ServerName>,
     /// The application protocols offered, in the client's order of preference.
     pub alpn: Alpn,
@@ -122,10 +122,7 @@ pub enum Fault {
     /// RFC 6066 section 3: at most one name of each type.
     #[error("server_name holds more than one host name")]
     ServerNameCount,
-    /// Not a DNS host name (RFC 6066 section 3): an IP address, NUL, bytes outside ASCII, an overlong label and so on.
-    ///
-    /// An address is refused too, and not taken for a missing or an unknown name: no rule can mean it, and a server
-    /// may make of it what it likes.
+    /// Not a DNS host name (RFC 6066 section 3): NUL, bytes outside ASCII, an overlong label and so on.
     #[error("server_name: {0}")]
     ServerName(NameError),
     /// RFC 7301 section 3.1: the list or one of its names is empty, or it does not fit the extension.
@@ -177,7 +174,7 @@ impl ClientHello {
             };
             types.push(extension.0);
             match extension {
-                TlsExtensionType::ServerName => hello.server_name = Some(server_name(data)?),
+                TlsExtensionType::ServerName => hello.server_name = server_name(data)?,
                 TlsExtensionType::ApplicationLayerProtocolNegotiation => {
                     hello.alpn = Alpn::from_extension(data)?;
                 }
@@ -198,7 +195,10 @@ impl ClientHello {
 }
 
 /// The one host name in a `server_name` extension (RFC 6066 section 3).
-fn server_name(data: &[u8]) -> Result<ServerName, Fault> {
+///
+/// A literal address is none. The RFC forbids a client to send it, and small devices that connect by address do; it names
+/// no server, as if the extension were missing.
+fn server_name(data: &[u8]) -> Result<Option<ServerName>, Fault> {
     let Ok((_, TlsExtension::SNI(names))) = parse_tls_extension_sni_content(data) else {
         return Err(Fault::ServerNameList);
     };
@@ -213,7 +213,8 @@ fn server_name(data: &[u8]) -> Result<ServerName, Fault> {
     }
     match names[..] {
         [] | [(_, [])] => Err(Fault::ServerNameList),
-        [(_, name)] => ServerName::parse(name).map_err(Fault::ServerName),
+        [(_, name)] if is_address(name) => Ok(None),
+        [(_, name)] => ServerName::parse(name).map(Some).map_err(Fault::ServerName),
         _ => Err(Fault::ServerNameCount),
     }
 }

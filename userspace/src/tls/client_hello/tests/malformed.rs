@@ -185,15 +185,26 @@ fn server_names_that_are_none() {
         (server_name_list(&[(0, b"\xff\xfe")]), Fault::ServerName(NameError::Character)),
         (server_name_list(&[(0, b"*.example")]), Fault::ServerName(NameError::Character)),
         (server_name_list(&[(0, b"a.example:443")]), Fault::ServerName(NameError::Character)),
-        (server_name_list(&[(0, b"192.0.2.1")]), Fault::ServerName(NameError::IpAddress)),
-        (server_name_list(&[(0, b"2001:db8::1")]), Fault::ServerName(NameError::Character)),
-        (server_name_list(&[(0, b"[2001:db8::1]")]), Fault::ServerName(NameError::Character)),
+        (server_name_list(&[(0, b"192.0.2.1:443")]), Fault::ServerName(NameError::Character)),
+        (server_name_list(&[(0, b"[192.0.2.1]")]), Fault::ServerName(NameError::Character)),
+        (server_name_list(&[(0, b"192.0.2.1\0")]), Fault::ServerName(NameError::Character)),
+        (server_name_list(&[(0, b"2001:db8::1"), (0, b"a.example")]), Fault::ServerNameCount),
         (server_name_list(&[(0, b"a..example")]), Fault::ServerName(NameError::EmptyLabel)),
         (server_name_list(&[(0, b".")]), Fault::ServerName(NameError::Empty)),
         (server_name_list(&[(0, &long_label)]), Fault::ServerName(NameError::LabelTooLong)),
         (server_name_list(&[(0, &overlong)]), Fault::ServerName(NameError::TooLong)),
     ] {
         assert_eq!(fault(&[(SERVER_NAME, &list)]), expected, "{}", list.escape_ascii());
+    }
+}
+
+/// Small devices that connect by address put it there (RFC 6066 section 3 forbids it).
+#[test]
+fn an_address_as_name_is_no_name() {
+    for address in ["192.0.2.1", "192.0.2.1.", "2001:db8::1", "[2001:db8::1]", "fe80::1%eth0"] {
+        let list = server_name_list(&[(0, address.as_bytes())]);
+        let hello = Hello::with(&[(SERVER_NAME, &list)]);
+        assert_eq!(done(&hello.bytes()).server_name, None, "{address}");
     }
 }
 
@@ -333,10 +344,7 @@ fn grease_is_told_from_its_neighbours() {
 fn labels_are_those_of_the_metrics() {
     assert_eq!(Rejection::NotTls.reason(), "not_tls");
     assert_eq!(Rejection::TooLarge.reason(), "too_large");
-    let rejection = Rejection::from(Fault::ServerName(NameError::IpAddress));
+    let rejection = Rejection::from(Fault::ServerName(NameError::EmptyLabel));
     assert_eq!(rejection.reason(), "malformed");
-    assert_eq!(
-        rejection.to_string(),
-        "malformed hello: server_name: an IP address is not a server name (RFC 6066 section 3)"
-    );
+    assert_eq!(rejection.to_string(), "malformed hello: server_name: the name has an empty label");
 }

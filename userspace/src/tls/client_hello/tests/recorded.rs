@@ -56,7 +56,7 @@ pub(super) const RECORDED: [Recorded; 24] = recorded! {
     "java": NAME, HTTP, false, FROM_12;
     "nginx-upstream": NAME, NO_ALPN, false, &[Tls12];
     "nodejs": NAME, HTTP, false, FROM_12;
-    "openssl-address": Err(Fault::ServerName(NameError::IpAddress)), NO_ALPN, false, FROM_10;
+    "openssl-address": Ok(None), NO_ALPN, false, FROM_10;
     "openssl-alpn": NAME, Offers::These(&["h2", "http/1.1", "acme-tls/1"]), false, FROM_10;
     "openssl-big": NAME, Offers::Many("example-protocol-001", 200), false, FROM_10;
     "openssl-fragments": NAME, Offers::Many("example-protocol-001", 60), false, FROM_10;
