@@ -45,10 +45,11 @@ fn render_model(out: &mut String, model: &Model) -> fmt::Result {
 }
 
 fn render_listener(out: &mut String, listener: &Listener, model: &Model) -> fmt::Result {
-    let Listener { name, origin, bind, mss, ports: _, routes, policies } = listener;
+    let Listener { name, origin, bind, mss, freebind, any_address: _, ports: _, routes, policies } = listener;
     let addresses = bind.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let segments = mss.map(|bytes| format!(", segments of {bytes} bytes")).unwrap_or_default();
-    writeln!(out, "listener {name} on {addresses}{segments} ({origin})")?;
+    let early = if *freebind { ", freebind" } else { "" };
+    writeln!(out, "listener {name} on {addresses}{segments}{early} ({origin})")?;
     let rows: Vec<_> = routes
         .entries()
         .iter()
@@ -89,9 +90,14 @@ fn render_settings(out: &mut String, model: &Model) -> fmt::Result {
     }
     writeln!(
         out,
-        "limits hello_bytes {}, connections {}, workers {}, in_flight_bytes {}, total_in_flight_bytes {}",
+        "limits hello_bytes {}, connections {}, connections_per_source {} of /{} or /{}, hellos {}, workers {}, \
+         in_flight_bytes {}, total_in_flight_bytes {}",
         limits.hello_bytes,
         limits.connections,
+        limits.per_source().map_or_else(|| "none".into(), |most| most.to_string()),
+        limits.source_prefix_ipv4,
+        limits.source_prefix_ipv6,
+        limits.unfinished_hellos(),
         limits.workers,
         limits.in_flight_bytes,
         limits.total_in_flight_bytes
@@ -106,6 +112,7 @@ fn render_settings(out: &mut String, model: &Model) -> fmt::Result {
         ("hello", timeouts.hello),
         ("connect", timeouts.connect),
         ("idle", timeouts.idle),
+        ("half_closed", timeouts.half_closed),
         ("keepalive", timeouts.keepalive),
         ("unacknowledged", timeouts.unacknowledged),
         ("drain", timeouts.drain),
@@ -200,6 +207,14 @@ pub(crate) fn endpoints(backend: &Backend) -> String {
     }
     if backend.same_host {
         text.push_str(", same host");
+    }
+    if let Some(most) = backend.max_connections {
+        write_infallibly(&mut text, |text| write!(text, ", at most {most} connections"));
+    }
+    match backend.max_pending {
+        None => {}
+        Some(0) => text.push_str(", any number pending"),
+        Some(most) => write_infallibly(&mut text, |text| write!(text, ", at most {most} pending")),
     }
     text
 }

@@ -53,6 +53,9 @@ pub(crate) struct DraftListener {
     /// Whether it is of a Gateway: it may then be at one address beside another one of the kind at all addresses of
     /// the port. The kernel gives a connection to the more specific one.
     pub(crate) beside: bool,
+    pub(crate) freebind: bool,
+    /// Whether no address is written: see [`Listener::any_address`].
+    pub(crate) any_address: bool,
     table: RouteTableBuilder,
     /// Names of rules that cannot be served and have no place among others.
     blocked: Vec<(HostPattern, Arc<Rule>)>,
@@ -254,7 +257,19 @@ impl DraftListener {
         policies: Policies,
     ) -> Self {
         let (table, blocked) = (RouteTable::builder(), Vec::new());
-        Self { name, origin, bind, hosts, policies, mss: None, beside: false, table, blocked }
+        Self {
+            name,
+            origin,
+            bind,
+            hosts,
+            policies,
+            mss: None,
+            freebind: false,
+            any_address: false,
+            beside: false,
+            table,
+            blocked,
+        }
     }
 
     /// Serves the names that `written` and `host` have in common; tells whether there are any.
@@ -299,7 +314,19 @@ impl DraftListener {
     }
 
     fn build(self, ports: Vec<u16>) -> Listener {
-        let Self { name, origin, bind, hosts: _, policies, mss, beside: _, mut table, blocked } = self;
+        let Self {
+            name,
+            origin,
+            bind,
+            hosts: _,
+            policies,
+            mss,
+            freebind,
+            any_address,
+            beside: _,
+            mut table,
+            blocked,
+        } = self;
         if !blocked.is_empty() {
             let mut served: HashSet<_> = table.patterns().cloned().collect();
             let mut kept: Vec<_> = blocked
@@ -311,7 +338,8 @@ impl DraftListener {
                 table.insert(pattern.clone(), &pattern, &pattern, &rule, &Arc::default());
             }
         }
-        Listener { name, origin, bind, mss, ports, routes: table.build(), policies }
+        let routes = table.build();
+        Listener { name, origin, bind, mss, freebind, any_address, ports, routes, policies }
     }
 }
 

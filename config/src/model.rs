@@ -75,6 +75,10 @@ pub struct Listener {
     pub bind: Vec<SocketAddr>,
     /// Largest segment to announce to clients, in bytes without options (`TCP_MAXSEG`).
     pub mss: Option<u16>,
+    /// Whether addresses are bound that this host does not have yet (`IP_FREEBIND`, ip(7)).
+    pub freebind: bool,
+    /// Whether the configuration names no address: a family that the kernel lacks is left out then.
+    pub any_address: bool,
     /// The ports as the configuration has them, which is what routes and `explain --port` mean; they differ from
     /// those in `bind` where `--listen` moved them.
     pub ports: Vec<u16>,
@@ -136,7 +140,7 @@ pub enum Policy {
 pub struct BackendId(pub usize);
 
 /// A named group of endpoints that serve the same thing.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Backend {
     /// Unique name; a metric label. For Istio destinations `host:port`.
     pub name: String,
@@ -146,6 +150,11 @@ pub struct Backend {
     pub source: Vec<IpAddr>,
     /// Whether what it sends may take the short cut, where it is on this host and the kernel allows it.
     pub same_host: bool,
+    /// Connections to it at once; `None` is no limit. Further ones are refused.
+    pub max_connections: Option<usize>,
+    /// Connections at once that wait for one of its endpoints to answer; 0 is no limit. See [`Limits::pending`] for the
+    /// default.
+    pub max_pending: Option<usize>,
 }
 
 /// One address of a backend.
@@ -235,6 +244,17 @@ pub struct Limits {
     pub hello_bytes: usize,
     /// Connections served at once over all listeners; further ones wait in the backlog.
     pub connections: usize,
+    /// Connections at once from one source: an address, or all addresses of one prefix; 0 is no limit. See
+    /// [`Limits::per_source`] for the default.
+    pub connections_per_source: Option<usize>,
+    /// Leading bits of an IPv4 address that make a source; 0 to 32.
+    pub source_prefix_ipv4: u8,
+    /// Leading bits of an IPv6 address that make a source; 0 to 128. Who is given a network is given 64 bits at least
+    /// (RFC 6177), and may use them all.
+    pub source_prefix_ipv6: u8,
+    /// Connections at once whose hello is not complete; one more ends the oldest silent one. See
+    /// [`Limits::unfinished_hellos`] for the default.
+    pub hellos: Option<usize>,
     /// Worker threads; 0 is one for each core.
     pub workers: usize,
     /// Bytes one direction may hold in the kernel between the two sockets before the sender is slowed down.
@@ -248,11 +268,45 @@ impl Default for Limits {
         Self {
             hello_bytes: 16 * 1024,
             connections: 8_192,
+            connections_per_source: None,
+            source_prefix_ipv4: 32,
+            source_prefix_ipv6: 64,
+            hellos: None,
             workers: 0,
             in_flight_bytes: 1024 * 1024,
             total_in_flight_bytes: 256 * 1024 * 1024,
         }
     }
+}
+
+impl Limits {
+    /// Connections that one source may have at once; `None` is no limit. Half of all places unless it is written, so
+    /// that no source can keep another one out.
+    #[must_use]
+    pub fn per_source(&self) -> Option<usize> {
+        match self.connections_per_source {
+            None => Some((self.connections / 2).max(Self::FEW)),
+            Some(0) => None,
+            most => most,
+        }
+    }
+
+    /// Connections whose hello may be incomplete at once. A quarter of all places unless it is written.
+    #[must_use]
+    pub fn unfinished_hellos(&self) -> usize {
+        self.hellos.unwrap_or_else(|| (self.connections / 4).max(Self::FEW))
+    }
+
+    /// Connections that may wait at once for an endpoint of a backend without [`Backend::max_pending`]. An eighth of all
+    /// places: 1,024 by default, as in Envoy (`max_pending_requests`).
+    #[must_use]
+    pub fn pending(&self) -> usize {
+        (self.connections / 8).max(Self::FEW)
+    }
+
+    /// So many connections are let in whatever share of few places that would be: a limit that follows from another
+    /// one shall not refuse two clients that come at the same moment.
+    pub const FEW: usize = 16;
 }
 
 /// What a direction must have moved in userspace before `auto` moves it into the kernel, of which either is enough; and
@@ -282,8 +336,12 @@ pub struct Timeouts {
     pub hello: Duration,
     /// From the hello to a connection with an endpoint, however many are tried.
     pub connect: Duration,
-    /// Without a byte in either direction.
+    /// Without a byte in either direction. Until the backend has sent one, also without a byte from it: a client alone
+    /// keeps no connection open.
     pub idle: Duration,
+    /// Without a byte of the side that still speaks, after the other one has sent FIN; [`Self::idle`] where that is
+    /// shorter. Like `timeout client-fin` and `server-fin` of `HAProxy`.
+    pub half_closed: Duration,
     /// Of silence of either peer before it is probed (`SO_KEEPALIVE`); zero never probes.
     pub keepalive: Duration,
     /// In which a peer must acknowledge what it was sent, or a probe (`TCP_USER_TIMEOUT`, RFC 5482); zero leaves it to
@@ -301,6 +359,7 @@ impl Default for Timeouts {
             hello: Duration::from_secs(10),
             connect: Duration::from_secs(10),
             idle: Duration::from_secs(3600),
+            half_closed: Duration::from_secs(300),
             keepalive: Duration::from_secs(60),
             unacknowledged: Duration::ZERO,
             max_duration: Duration::ZERO,

@@ -14,6 +14,7 @@
 //!     policies:                    # instead of the ones below, verdict by verdict
 //!       unknown_name: alert
 //!     mss: 1360                    # largest segment to announce to clients, 536 to 32767; default: what the device takes
+//!     freebind: false              # true: bind addresses that this host does not have yet
 //!
 //! # What happens to a connection without a route, by verdict: close (FIN without a byte, the default), reset
 //! # (RST), alert (a fatal TLS alert, then FIN) or {backend: NAME}. For all listeners, also those of Gateways.
@@ -45,6 +46,8 @@
 //!       - {address: "shop.internal:8443", weight: 2}
 //!     source: [10.0.0.9]           # local addresses to connect from, in turn; default: the kernel's choice
 //!     same_host: false             # true: on this host, hand what it sends to the client's socket at once
+//!     max_connections: 5000        # at once; further ones are refused; default: no limit
+//!     max_pending: 500             # that wait for an endpoint; 0 is no limit; default: an eighth of limits.connections
 //!   - name: shop-canary
 //!     endpoints: ["[fd00::2]:8443"]
 //!
@@ -56,6 +59,10 @@
 //! limits:
 //!   hello_bytes: 16KiB             # longest hello, 512 to 64KiB
 //!   connections: 8192              # at once over all listeners
+//!   connections_per_source: auto   # at once from one source, or none; auto is half of connections
+//!   source_prefix_ipv4: 32         # leading bits of an IPv4 address that make a source
+//!   source_prefix_ipv6: 64         # and of an IPv6 address
+//!   hellos: auto                   # incomplete at once; one more ends the oldest silent one; auto is a quarter of connections
 //!   workers: 0                     # threads; 0 is one for each core
 //!   in_flight_bytes: 1MiB          # in the kernel, for each direction of each connection; 16KiB to 1GiB
 //!   total_in_flight_bytes: 256MiB  # the same for all of them together; 1MiB to 1TiB
@@ -71,6 +78,7 @@
 //!   hello: 10s                     # from accept to the complete hello
 //!   connect: 10s                   # from the hello to an endpoint that answers, however many are tried
 //!   idle: 1h                       # without a byte in either direction
+//!   half_closed: 5m                # the same, once one side has sent FIN
 //!   keepalive: 60s                 # of silence before a peer is asked whether it is there; 0s never asks
 //!   unacknowledged: 0s             # in which a peer must acknowledge and take bytes; 0s leaves it to the kernel
 //!   max_duration: 0s               # from accept to the end, however much is moved; 0s is for ever
@@ -108,7 +116,7 @@ impl Native<'_> {
     /// The backends, which policies and routes refer to.
     pub(crate) fn add_backends(&self, draft: &mut Draft, resolver: &mut Resolver<'_>, sink: &mut Sink) {
         let mut seen: HashMap<&str, &View<'_>> = HashMap::new();
-        for NativeBackend { view, name, endpoints, source, same_host } in &self.backends {
+        for NativeBackend { view, name, endpoints, backend } in &self.backends {
             if let Some(first) = seen.insert(name, view) {
                 twice(view, "backend", name, first, sink);
                 continue;
@@ -118,12 +126,7 @@ impl Native<'_> {
                     .to(sink);
             }
             let endpoints = endpoints.iter().flat_map(|endpoint| overridden(endpoint, resolver)).collect();
-            draft.backend(Backend {
-                name: (*name).into(),
-                endpoints,
-                source: source.clone(),
-                same_host: *same_host,
-            });
+            draft.backend(Backend { name: (*name).into(), endpoints, ..backend.clone() });
         }
     }
 
@@ -136,7 +139,7 @@ impl Native<'_> {
 
     pub(crate) fn add_listeners(&self, draft: &mut Draft, policies: &Policies, sink: &mut Sink) {
         let mut seen: HashMap<&str, &View<'_>> = HashMap::new();
-        for NativeListener { view, name, bind, policies: own, mss } in &self.listeners {
+        for NativeListener { view, name, bind, policies: own, mss, freebind } in &self.listeners {
             if let Some(first) = seen.insert(name, view) {
                 twice(view, "listener", name, first, sink);
                 continue;
@@ -166,6 +169,7 @@ impl Native<'_> {
                 policies,
             );
             listener.mss = *mss;
+            listener.freebind = *freebind;
             draft.listeners.push(listener);
         }
     }

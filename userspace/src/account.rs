@@ -2,6 +2,7 @@
 
 use std::{
     cell::{Cell, OnceCell},
+    net::SocketAddr,
     os::fd::RawFd,
     rc::Rc,
     sync::Arc,
@@ -53,13 +54,33 @@ pub struct Ledger {
     pub counters: ListenerCounters,
     /// Where its connections are found.
     pub roster: Rc<Roster>,
+    /// The address that accepts them, as the configuration has it: by it their listener is found.
+    pub address: SocketAddr,
 }
 
 impl Ledger {
     /// For the listener of this name.
     #[must_use]
     pub fn new(metrics: &Arc<Metrics>, listener: &Arc<str>, roster: &Rc<Roster>) -> Self {
-        Self { metrics: metrics.clone(), counters: metrics.listener(listener), roster: roster.clone() }
+        let address = SocketAddr::from(([0, 0, 0, 0], 0));
+        Self {
+            metrics: metrics.clone(),
+            counters: metrics.listener(listener),
+            roster: roster.clone(),
+            address,
+        }
+    }
+
+    /// The same, of what this address accepts.
+    #[must_use]
+    pub fn at(self, address: SocketAddr) -> Self {
+        Self { address, ..self }
+    }
+
+    /// That of the same address for a listener of another name.
+    #[must_use]
+    pub fn renamed(&self, listener: &Arc<str>) -> Self {
+        Self::new(&self.metrics, listener, &self.roster).at(self.address)
     }
 }
 

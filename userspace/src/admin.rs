@@ -24,6 +24,7 @@ use tokio::{net::TcpListener, sync::mpsc};
 
 use crate::{
     connections::{Closed, Filter, Listing, MOST, Query},
+    limits::admission::Admission,
     log::log_limit,
     metrics::Metrics,
     roster::Request as Asked,
@@ -42,6 +43,8 @@ pub struct Admin {
     pub ready: AtomicBool,
     /// Whether connections are relayed because it is not known yet what the kernel can do.
     pub probing: AtomicBool,
+    /// Tells whether every place is taken.
+    admission: Arc<Admission>,
     allow_close: bool,
     asked: OnceLock<Askable>,
 }
@@ -89,11 +92,12 @@ impl Target {
 impl Admin {
     /// Not ready yet.
     #[must_use]
-    pub fn new(metrics: Arc<Metrics>, allow_close: bool) -> Self {
+    pub fn new(metrics: Arc<Metrics>, admission: Arc<Admission>, allow_close: bool) -> Self {
         Self {
             metrics,
             ready: AtomicBool::new(false),
             probing: AtomicBool::new(false),
+            admission,
             allow_close,
             asked: OnceLock::new(),
         }
@@ -137,7 +141,7 @@ impl Admin {
         let query = request.uri().query().unwrap_or_default();
         match (request.method(), &target) {
             (_, Target::Unknown) => text(StatusCode::NOT_FOUND, "/ready\n/metrics\n/connections\n".into()),
-            (&Method::GET | &Method::HEAD, Target::Ready) => self.ready(),
+            (&Method::GET | &Method::HEAD, Target::Ready) => self.ready(query),
             (&Method::GET | &Method::HEAD, Target::Metrics) => self.metrics(),
             (&Method::GET | &Method::HEAD, Target::Connections(id)) => self.list(*id, query).await,
             (&Method::DELETE, Target::Connections(id)) => self.close(*id, query).await,
@@ -149,13 +153,30 @@ impl Admin {
         }
     }
 
-    fn ready(&self) -> Response<Full<Bytes>> {
-        if self.ready.load(Relaxed) {
-            let state = if self.probing.load(Relaxed) { "ready, probing the kernel\n" } else { "ready\n" };
-            text(StatusCode::OK, state.into())
-        } else {
-            text(StatusCode::SERVICE_UNAVAILABLE, "not accepting connections\n".into())
+    /// Whether new connections are welcome. A process that is full goes on serving, and clients wait for a place: only who
+    /// asks with `fail=full` is told that it is not ready. Otherwise a crowd would have one process after another taken out
+    /// of service.
+    fn ready(&self, query: &str) -> Response<Full<Bytes>> {
+        let fails_when_full = match fails_when_full(query) {
+            Ok(asked) => asked,
+            Err(why) => return text(StatusCode::BAD_REQUEST, why),
+        };
+        if !self.ready.load(Relaxed) {
+            return text(StatusCode::SERVICE_UNAVAILABLE, "not accepting connections\n".into());
         }
+        let mut state =
+            if self.probing.load(Relaxed) { "ready, probing the kernel" } else { "ready" }.to_owned();
+        let mut status = StatusCode::OK;
+        if self.admission.is_full() {
+            let (most, _) = self.admission.standing().connections;
+            let full = format!("full: all {most} places are taken, and clients wait; see limits.connections");
+            if fails_when_full {
+                (status, state) = (StatusCode::SERVICE_UNAVAILABLE, full);
+            } else {
+                state = format!("{state}, {full}");
+            }
+        }
+        text(status, state + "\n")
     }
 
     fn metrics(&self) -> Response<Full<Bytes>> {
@@ -227,6 +248,19 @@ impl Admin {
     }
 }
 
+/// Whether `/ready` was asked to fail while every place is taken. Other keys are for others, such as caches on the way.
+fn fails_when_full(query: &str) -> Result<bool, String> {
+    let mut asked = false;
+    for (key, value) in query.split('&').filter_map(|pair| pair.split_once('=')) {
+        match (key, value) {
+            ("fail", "full") => asked = true,
+            ("fail", other) => return Err(format!("fail={other} is not known; fail=full is\n")),
+            _ => {}
+        }
+    }
+    Ok(asked)
+}
+
 fn json(value: &impl Serialize) -> Response<Full<Bytes>> {
     match serde_json::to_string(value) {
         Ok(body) => of_type("application/json", text(StatusCode::OK, body + "\n")),
@@ -247,10 +281,15 @@ fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
+    use snisplice_config::model::Limits;
+
     use super::*;
 
     async fn ask(allow_close: bool, method: Method, uri: &str) -> Response<Full<Bytes>> {
-        let admin = Admin::new(Arc::new(Metrics::new()), allow_close);
+        let admission = Admission::new(&Limits::default());
+        let admin = Admin::new(Arc::new(Metrics::new()), admission, allow_close);
         admin.answer(&Request::builder().method(method).uri(uri).body(()).unwrap()).await
     }
 
@@ -264,6 +303,7 @@ mod tests {
             (false, Method::GET, "/connections/x", 404),
             (false, Method::GET, "/", 404),
             (false, Method::GET, "/ready", 503),
+            (false, Method::GET, "/ready?fail=all", 400),
             (false, Method::GET, "/metrics", 200),
             (false, Method::DELETE, "/connections/7", 403),
             (false, Method::DELETE, "/connections", 403),
@@ -281,5 +321,25 @@ mod tests {
         let refused = ask(true, Method::POST, "/connections").await;
         assert_eq!(refused.headers()[header::ALLOW], "GET, HEAD, DELETE");
         assert_eq!(ask(true, Method::PUT, "/ready").await.headers()[header::ALLOW], "GET, HEAD");
+    }
+
+    #[tokio::test]
+    async fn who_asks_is_told_that_every_place_is_taken() {
+        let admission = Admission::new(&Limits { connections: 1, ..Limits::default() });
+        let admin = Admin::new(Arc::new(Metrics::new()), admission.clone(), false);
+        admin.ready.store(true, Relaxed);
+        let statuses = async || {
+            let status = async |uri| {
+                let request = Request::builder().uri(uri).body(()).unwrap();
+                admin.answer(&request).await.status().as_u16()
+            };
+            [status("/ready").await, status("/ready?fail=full").await]
+        };
+        assert_eq!(statuses().await, [200, 200]);
+        let admitted = admission.admit([192, 0, 2, 1].into(), Instant::now()).unwrap();
+        let permit = admitted.try_place().unwrap();
+        assert_eq!(statuses().await, [200, 503]);
+        drop(permit);
+        assert_eq!(statuses().await, [200, 200]);
     }
 }

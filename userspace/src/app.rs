@@ -14,12 +14,7 @@ use std::{
 use anyhow::{Context as _, anyhow, bail};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use snisplice_config::{Severity, Translation, model::Model};
-use tokio::{
-    runtime,
-    sync::{Semaphore, mpsc},
-    task::JoinHandle,
-    time::timeout,
-};
+use tokio::{runtime, sync::mpsc, task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -30,10 +25,11 @@ use crate::{
         packet::{Pins, Programs, low_descriptors},
         probe::answers::Answers,
     },
+    limits::admission::Admission,
     listener::{self, Bound},
     log::{self, log_limit},
     memory::{self, Thrift},
-    metrics::Metrics,
+    metrics::{Metrics, limits::LimitCounters},
     resolve::Resolver,
     source,
     state::{Current, Live},
@@ -66,6 +62,7 @@ pub struct App {
     supervisor: Supervisor,
     current: Arc<Current>,
     metrics: Arc<Metrics>,
+    admission: Arc<Admission>,
     admin: Arc<Admin>,
     endpoint: Option<Endpoint>,
     workers: Vec<worker::Handle>,
@@ -124,7 +121,8 @@ impl App {
         let (thrift, needs) = (Thrift::begin(), Needs::of(&model));
         // First of all, since it takes longest, and with every privilege that there is.
         let mut trial = Trial::begin(&needs);
-        let metrics = Arc::new(Metrics::new());
+        let admission = Admission::new(&model.limits);
+        let metrics = metrics_with(&admission);
         let (place, mut heir) = succession::look(&options)?;
         let pins = match &mut heir {
             Some(heir) if model.survive => heir.pins(places(&model))?,
@@ -145,14 +143,13 @@ impl App {
         // Before anything is bound: their ports are in use. Those of a process that lives stay with it for now.
         let mut orphans =
             if heir.is_some() { None } else { datapath.orphans(&model, &metrics, None, count)? };
-        let permits = Arc::new(Semaphore::new(model.limits.connections));
         let (admin_address, allow_close) = (model.admin, model.admin_close);
         let live = Arc::new(Live::new(model, 1));
         let resolver = Resolver::start();
         resolver.serve(live.clone());
 
         let bound = bind(&live.model, heir.as_mut(), count)?;
-        let admin = Arc::new(Admin::new(metrics.clone(), allow_close));
+        let admin = Arc::new(Admin::new(metrics.clone(), admission.clone(), allow_close));
         let mut endpoint = None;
         if let Some(address) = admin_address {
             let inherited = heir.as_mut().and_then(|heir| heir.admin(address));
@@ -165,14 +162,11 @@ impl App {
             orphans = datapath.orphans(&live.model, &metrics, alive, count)?;
         }
 
-        if let Some(programs) = &programs {
-            follow_routes(programs);
-        }
+        follow_routes(programs.as_ref());
 
         let current = Arc::new(Current::from(live));
         let (ended, lost_workers) = mpsc::unbounded_channel();
-        let (live, counted) = (current.clone(), metrics.clone());
-        let shared = Shared { current: live, metrics: counted, datapath, workers: count, permits, ended };
+        let shared = Shared { current, metrics, datapath, workers: count, admission, ended };
         let workers = start_workers(&shared)?;
         let (ask_orphans, orphans_asked) = mpsc::unbounded_channel();
         admin.asks(Askable {
@@ -186,8 +180,9 @@ impl App {
             options,
             signals,
             supervisor,
-            current,
-            metrics,
+            current: shared.current,
+            metrics: shared.metrics,
+            admission: shared.admission,
             admin,
             endpoint,
             workers,
@@ -307,9 +302,7 @@ impl App {
             Event::Found { found, remembered } => {
                 let datapath = if found.is_empty() { "relay" } else { "adaptive" };
                 let InKernel { programs, kernel } = &found;
-                if let Some(programs) = programs {
-                    follow_routes(programs);
-                }
+                follow_routes(programs.as_ref());
                 tracing::info!(
                     packets = programs.is_some(),
                     sockets = kernel.is_some(),
@@ -368,6 +361,18 @@ impl App {
         self.admin.ready.store(true, Relaxed);
     }
 
+    /// Has the sockets of an address go on for what a new configuration says. Whom they serve, each worker finds by the
+    /// address.
+    fn follow(&mut self, address: SocketAddr, front: listener::Front) {
+        for socket in self.sockets.get(&address).into_iter().flatten() {
+            if let Err(error) = listener::announce(socket, &front) {
+                tracing::error!(%error, %address, "cannot set the largest segment");
+            }
+        }
+        tracing::info!(listener = %front.listener, %address, "listening as before");
+        self.listening.insert(address, front);
+    }
+
     fn order_all(&self, order: impl Fn() -> Order) {
         for worker in &self.workers {
             // A worker that is gone has nothing left to do.
@@ -406,16 +411,15 @@ impl App {
         }
         let wanted = listener::wanted(&model);
         let changes = listener::changes(&self.listening, &wanted);
-        // An address that changes hands must be closed before it can be bound; all others are bound before anything
-        // is given up.
-        let (moved, fresh): (Vec<_>, Vec<_>) =
-            changes.added.into_iter().partition(|(address, _)| self.listening.contains_key(address));
+        // All are bound before anything is given up.
         let mut bound = Vec::new();
-        for (address, front) in fresh {
-            bound.push(listener::bind(&front, address, self.workers.len())?);
+        for (address, front) in changes.added {
+            bound.extend(listener::bind_if_possible(&front, address, self.workers.len())?);
         }
         let generation = former.generation + 1;
         let live = Arc::new(former.succeeded_by(model));
+        self.admission.follow(&live.model.limits);
+        self.admission.reachability.keep(|name| live.backends().iter().any(|backend| *backend.name == *name));
         self.current.store(live.clone());
         self.resolver.serve(live);
         for address in changes.removed {
@@ -424,11 +428,8 @@ impl App {
             self.sockets.remove(&address);
             tracing::info!(%address, "no longer listening");
         }
-        for (address, front) in moved {
-            match rebind(&front, address, self.workers.len()) {
-                Ok(socket) => bound.push(socket),
-                Err(error) => tracing::error!("{error}"),
-            }
+        for (address, front) in changes.changed {
+            self.follow(address, front);
         }
         for bound in bound {
             self.listen(bound)?;
@@ -457,20 +458,29 @@ fn choose(
     Ok(datapath)
 }
 
+/// Metrics that show how the limits stand, too.
+fn metrics_with(admission: &Arc<Admission>) -> Arc<Metrics> {
+    let mut metrics = Metrics::new();
+    metrics.add(Box::new(LimitCounters(admission.clone())));
+    Arc::new(metrics)
+}
+
 /// Has all listening sockets, those of a process that is taken over from among them.
 fn bind(model: &Model, mut heir: Option<&mut Heir>, workers: usize) -> anyhow::Result<Vec<Bound>> {
     let mut bound = Vec::new();
     for (address, front) in listener::wanted(model) {
-        bound.push(match heir.as_mut().and_then(|heir| heir.sockets(address)) {
-            Some(sockets) => listener::complete(&front, address, sockets, workers)?,
-            None => listener::bind(&front, address, workers)?,
+        bound.extend(match heir.as_mut().and_then(|heir| heir.sockets(address)) {
+            Some(sockets) => Some(listener::complete(&front, address, sockets, workers)?),
+            None => listener::bind_if_possible(&front, address, workers)?,
         });
     }
     Ok(bound)
 }
 
-fn follow_routes(programs: &Arc<Programs>) {
-    if let Err(error) = programs.follow_routes() {
+fn follow_routes(programs: Option<&Arc<Programs>>) {
+    if let Some(programs) = programs
+        && let Err(error) = programs.follow_routes()
+    {
         tracing::warn!(%error, "connections in packets do not follow changes of routes");
     }
 }
@@ -489,21 +499,6 @@ fn warnings(translation: &Translation) -> String {
         .iter()
         .filter(|finding| finding.severity != Severity::Note)
         .fold(String::new(), |text, finding| text + &format!("{finding}\n"))
-}
-
-/// Binds an address that the workers are about to close.
-fn rebind(
-    front: &listener::Front,
-    address: SocketAddr,
-    workers: usize,
-) -> Result<Bound, listener::BindError> {
-    for _ in 0..50 {
-        if let Ok(bound) = listener::bind(front, address, workers) {
-            return Ok(bound);
-        }
-        thread::sleep(Duration::from_millis(10));
-    }
-    listener::bind(front, address, workers)
 }
 
 /// What the command line says wins over the files.
@@ -549,6 +544,9 @@ fn needs_restart(now: &Model, then: &Model) -> Vec<&'static str> {
     }
     if now.timeouts.idle != then.timeouts.idle {
         settings.push("timeouts.idle");
+    }
+    if now.timeouts.half_closed != then.timeouts.half_closed {
+        settings.push("timeouts.half_closed");
     }
     if now.timeouts.keepalive != then.timeouts.keepalive {
         settings.push("timeouts.keepalive");

@@ -82,6 +82,16 @@ impl ConnectError {
             Self::ClientGone => "client_gone",
         }
     }
+
+    /// Whether the backend is the cause, and not the client or this host, which have reasons and lines of their own.
+    #[must_use]
+    pub fn is_of_the_backend(&self) -> bool {
+        match self {
+            Self::Failed { error, .. } => matches!(error, AttemptError::Io(_)),
+            Self::NoEndpoint { .. } => true,
+            Self::ClientGone => false,
+        }
+    }
 }
 
 /// Why one attempt failed.

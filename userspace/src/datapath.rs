@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use snisplice_config::model::{DatapathKind, Handover, Model};
+use snisplice_config::model::{DatapathKind, Handover, Model, Timeouts};
 use tokio::net::TcpStream;
 
 use self::packet::orphan::Orphans;
@@ -130,6 +130,37 @@ impl Pair {
     }
 }
 
+/// How long a connection may be silent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Patience {
+    /// While both sides can speak.
+    pub idle: Duration,
+    /// After one of them has sent FIN.
+    pub half_closed: Duration,
+}
+
+impl Patience {
+    /// As configured.
+    #[must_use]
+    pub fn of(timeouts: &Timeouts) -> Self {
+        Self { idle: timeouts.idle, half_closed: timeouts.half_closed }
+    }
+
+    /// What is counted while waiting for silence: it changes when `up` or `down`, the bytes so far, do. Until the backend
+    /// has sent a byte, what the client sends counts for nothing.
+    #[must_use]
+    pub fn progress(up: u64, down: u64) -> (u64, u64) {
+        if down == 0 { (0, 0) } else { (up, down) }
+    }
+}
+
+impl From<Duration> for Patience {
+    /// The same in any case.
+    fn from(idle: Duration) -> Self {
+        Self { idle, half_closed: idle }
+    }
+}
+
 /// How a connection ended.
 #[derive(Debug)]
 pub enum End {
@@ -147,6 +178,8 @@ pub enum End {
     Idle,
     /// Its packets got through no more, and it could not be taken back into sockets (both peers were reset).
     Stalled,
+    /// One side has sent FIN, and the other one nothing for the timeout of half-closed connections.
+    HalfClosed,
     /// Another process goes on with it.
     HandedOver,
     /// The socket of one side failed in another way.
@@ -185,6 +218,7 @@ impl End {
             Self::BackendLost => "backend_lost",
             Self::Idle => "idle_timeout",
             Self::Stalled => "stalled",
+            Self::HalfClosed => "half_closed_timeout",
             Self::HandedOver => "handed_over",
             Self::Failed(_) => "io_error",
         }
@@ -213,7 +247,7 @@ fn failure(error: &io::Error) -> Failure {
 /// A datapath that was chosen; every worker builds its own instance from it.
 #[derive(Debug, Clone)]
 pub struct Factory {
-    idle: Duration,
+    patience: Patience,
     chosen: Chosen,
 }
 
@@ -246,7 +280,7 @@ impl Factory {
             }
             DatapathKind::Auto => Chosen::Adaptive(Some(load(&needs, answers, pins)), model.handover),
         };
-        let factory = Self { idle: model.timeouts.idle, chosen };
+        let factory = Self { patience: Patience::of(&model.timeouts), chosen };
         if !factory.programs().is_some_and(|programs| programs.survives()) {
             Pins::discard();
         }
@@ -257,7 +291,7 @@ impl Factory {
     #[must_use]
     pub fn undecided(model: &Model) -> Self {
         Pins::discard();
-        Self { idle: model.timeouts.idle, chosen: Chosen::Adaptive(None, model.handover) }
+        Self { patience: Patience::of(&model.timeouts), chosen: Chosen::Adaptive(None, model.handover) }
     }
 
     /// What it has in the kernel; `None` while that is not decided.
@@ -288,7 +322,7 @@ impl Factory {
     ) -> anyhow::Result<Option<Orphans>> {
         let Some(programs) = self.programs().filter(|programs| programs.survives()) else { return Ok(None) };
         let liveness = Liveness::of(&model.timeouts);
-        let orphans = Orphans::take(&programs, self.idle, liveness, metrics, alive, workers);
+        let orphans = Orphans::take(&programs, self.patience, liveness, metrics, alive, workers);
         orphans.map(Some).context("cannot take over the flows of an earlier process")
     }
 
@@ -306,11 +340,11 @@ impl Factory {
 
     /// One worker's instance; to be called on the worker's thread, inside its runtime.
     pub fn build(&self) -> io::Result<Rc<dyn Datapath>> {
-        let relay = relay::Relay::new(self.idle);
+        let relay = relay::Relay::new(self.patience);
         Ok(match &self.chosen {
             Chosen::Relay => Rc::new(relay),
             Chosen::Sockmap(kernel) => {
-                Rc::new(sockmap::Sockmap::new(kernel.clone(), relay, sockmap::Settings::new(self.idle))?)
+                Rc::new(sockmap::Sockmap::new(kernel.clone(), relay, sockmap::Settings::new(self.patience))?)
             }
             Chosen::Adaptive(found, rule) => {
                 let adaptive = adaptive::Adaptive::new(relay, *rule);
@@ -319,7 +353,7 @@ impl Factory {
                 }
                 Rc::new(adaptive)
             }
-            Chosen::Packet(programs) => Rc::new(packet::Packet::new(programs.clone(), self.idle)?),
+            Chosen::Packet(programs) => Rc::new(packet::Packet::new(programs.clone(), self.patience)?),
         })
     }
 }

@@ -34,22 +34,24 @@ pub enum NoHello {
 
 /// Waits for a hello of at most `limit` bytes. There is no deadline in here: the caller has one.
 ///
-/// `partial` receives what was read so far, so that it survives a deadline that drops this future.
+/// `partial` receives what was read so far, so that it survives a deadline that drops this future. `heard` is called when
+/// the client has sent something that is not the whole.
 pub async fn receive(
     client: &TcpStream,
     mode: HelloMode,
     limit: usize,
     partial: &mut Vec<u8>,
+    heard: impl Fn(),
 ) -> Result<Hello, NoHello> {
     match mode {
-        HelloMode::Peek => peek(client, limit).await,
-        HelloMode::Read => read(client, limit, partial).await,
+        HelloMode::Peek => peek(client, limit, heard).await,
+        HelloMode::Read => read(client, limit, partial, heard).await,
     }
 }
 
 /// Leaves every byte in the client's receive queue. While the hello is incomplete, `SO_RCVLOWAT` keeps the socket
 /// from waking us before there is enough for another look.
-async fn peek(client: &TcpStream, limit: usize) -> Result<Hello, NoHello> {
+async fn peek(client: &TcpStream, limit: usize, heard: impl Fn()) -> Result<Hello, NoHello> {
     let mut seen = 0;
     let mut low_water = 1;
     loop {
@@ -78,6 +80,7 @@ async fn peek(client: &TcpStream, limit: usize) -> Result<Hello, NoHello> {
                 return Err(NoHello::ClientGone);
             }
             Some(Ok(Parse::Incomplete { need })) => {
+                heard();
                 seen = length;
                 low_water = need;
                 // Where the kernel refuses, the wake-ups come earlier and nothing else changes.
@@ -96,12 +99,17 @@ fn restore(client: &TcpStream, low_water: usize) {
     }
 }
 
-async fn read(client: &TcpStream, limit: usize, partial: &mut Vec<u8>) -> Result<Hello, NoHello> {
+async fn read(
+    client: &TcpStream,
+    limit: usize,
+    partial: &mut Vec<u8>,
+    heard: impl Fn(),
+) -> Result<Hello, NoHello> {
     loop {
         client.readable().await.map_err(|_| NoHello::ClientGone)?;
         match take(client, limit, partial) {
             Taken::Hello(outcome) => return outcome,
-            Taken::More => {}
+            Taken::More => heard(),
             Taken::Nothing => forget_readable(client),
         }
     }

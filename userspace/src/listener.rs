@@ -1,7 +1,7 @@
 //! Binds what a configuration says to listen on, and compares two configurations.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     io,
     net::{SocketAddr, TcpListener},
     os::fd::AsFd,
@@ -42,7 +42,11 @@ fn remedy(error: &io::Error, address: &SocketAddr) -> String {
         io::ErrorKind::AddrInUse => {
             format!("; find the other process with `ss -ltnp sport = :{}`", address.port())
         }
-        io::ErrorKind::AddrNotAvailable => "; the address is not on this host".into(),
+        io::ErrorKind::AddrNotAvailable => {
+            "; the address is not on this host; `freebind: true` on the listener \
+                                            binds it before it is, as on a standby of VRRP"
+                .into()
+        }
         _ => String::new(),
     }
 }
@@ -67,6 +71,10 @@ pub struct Front {
     pub listener: Arc<str>,
     /// Largest segment to announce to clients.
     pub mss: Option<u16>,
+    /// Whether it is bound although this host does not have it.
+    pub freebind: bool,
+    /// Whether it is left out where the kernel lacks its family.
+    pub optional: bool,
 }
 
 /// Which addresses a configuration listens on, by address.
@@ -76,10 +84,43 @@ pub fn wanted(model: &Model) -> BTreeMap<SocketAddr, Front> {
         .listeners
         .iter()
         .flat_map(|listener| {
-            let front = Front { listener: listener.name.as_str().into(), mss: listener.mss };
-            listener.bind.iter().map(move |&address| (address, front.clone()))
+            let name: Arc<str> = listener.name.as_str().into();
+            listener.bind.iter().map(move |&address| {
+                let front = Front {
+                    listener: name.clone(),
+                    mss: listener.mss,
+                    freebind: listener.freebind,
+                    optional: listener.any_address && address.ip().is_unspecified(),
+                };
+                (address, front)
+            })
         })
         .collect()
+}
+
+/// The same as [`bind`]. `None`, and a warning, where the kernel lacks the address' family (`ipv6.disable=1`) and the
+/// configuration did not ask for it by name.
+pub fn bind_if_possible(
+    front: &Front,
+    address: SocketAddr,
+    workers: usize,
+) -> Result<Option<Bound>, BindError> {
+    match bind(front, address, workers) {
+        Err(error) if is_left_out(front, &error.source) => {
+            let family = if address.is_ipv6() { "IPv6" } else { "IPv4" };
+            tracing::warn!(
+                listener = %front.listener, %address,
+                "the kernel has no {family}: the listener serves its other addresses; write `bind` to have this an error"
+            );
+            Ok(None)
+        }
+        bound => bound.map(Some),
+    }
+}
+
+/// Whether nobody asked for the family that socket(2) does not know.
+fn is_left_out(front: &Front, error: &io::Error) -> bool {
+    front.optional && error.raw_os_error() == Some(libc::EAFNOSUPPORT)
 }
 
 /// Binds `address` once for each of `workers`.
@@ -87,7 +128,7 @@ pub fn bind(front: &Front, address: SocketAddr, workers: usize) -> Result<Bound,
     let fail = |source| BindError { listener: front.listener.to_string(), address, source };
     // Another process of the same user could join a group of SO_REUSEPORT sockets unnoticed, and would take a share
     // of the connections: the first socket is bound without it, so that a conflict shows.
-    drop(open(address, false).map_err(fail)?);
+    drop(open(address, front, false).map_err(fail)?);
     complete(front, address, Vec::with_capacity(workers), workers)
 }
 
@@ -108,7 +149,7 @@ pub fn complete(
         None => address,
     };
     while sockets.len() < workers {
-        let socket = open(real, true).and_then(|socket| {
+        let socket = open(real, front, true).and_then(|socket| {
             announce(&socket, front)?;
             socket.listen(BACKLOG)?;
             Ok(TcpListener::from(socket))
@@ -120,12 +161,13 @@ pub fn complete(
     Ok(Bound { front: front.clone(), wanted: address, address: real, sockets })
 }
 
-/// Has what is accepted announce no larger segments than it shall.
-fn announce(socket: &impl AsFd, front: &Front) -> io::Result<()> {
-    front.mss.map_or(Ok(()), |bytes| SockRef::from(socket).set_tcp_mss(bytes.into()))
+/// Has what is accepted from now on announce no larger segments than it shall, also on a socket that listens already.
+pub fn announce(socket: &impl AsFd, front: &Front) -> io::Result<()> {
+    // 0 is what a socket has that was never told: as large as the device takes (`do_tcp_setsockopt`).
+    SockRef::from(socket).set_tcp_mss(front.mss.unwrap_or(0).into())
 }
 
-fn open(address: SocketAddr, shared: bool) -> io::Result<Socket> {
+fn open(address: SocketAddr, front: &Front, shared: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     // Restarting must not wait for the TIME_WAIT of former connections.
@@ -136,6 +178,9 @@ fn open(address: SocketAddr, shared: bool) -> io::Result<Socket> {
     if address.is_ipv6() {
         // `0.0.0.0` and `[::]` are two addresses of one listener, each bound for itself.
         socket.set_only_v6(true)?;
+    }
+    if front.freebind {
+        if address.is_ipv6() { socket.set_freebind_v6(true)? } else { socket.set_freebind_v4(true)? }
     }
     // Inherited by what is accepted, which spares a call for each connection.
     socket.set_tcp_nodelay(true)?;
@@ -153,24 +198,22 @@ pub struct Changes {
     pub added: Vec<(SocketAddr, Front)>,
     /// To be closed.
     pub removed: Vec<SocketAddr>,
+    /// Listened on as before, for something else.
+    pub changed: Vec<(SocketAddr, Front)>,
 }
 
-/// Compares what is listened on with what a new configuration wants. An address that moves to another listener, or whose
-/// segments change, is closed and bound again.
+/// Compares what is listened on with what a new configuration wants. A socket is known by its address: whatever else
+/// changes, it goes on listening, with the connections in its queue.
 #[must_use]
 pub fn changes(now: &BTreeMap<SocketAddr, Front>, wanted: &BTreeMap<SocketAddr, Front>) -> Changes {
-    let kept: BTreeSet<_> = now
-        .iter()
-        .filter(|(address, front)| wanted.get(address) == Some(front))
-        .map(|(address, _)| address)
-        .collect();
+    let with = |pick: fn(Option<&Front>, &Front) -> bool| {
+        let picked = wanted.iter().filter(move |(address, front)| pick(now.get(address), front));
+        picked.map(|(address, front)| (*address, front.clone())).collect()
+    };
     Changes {
-        added: wanted
-            .iter()
-            .filter(|(address, _)| !kept.contains(address))
-            .map(|(address, front)| (*address, front.clone()))
-            .collect(),
-        removed: now.keys().filter(|address| !kept.contains(address)).copied().collect(),
+        added: with(|now, _| now.is_none()),
+        changed: with(|now, then| now.is_some_and(|now| now != then)),
+        removed: now.keys().filter(|address| !wanted.contains_key(address)).copied().collect(),
     }
 }
 
@@ -179,32 +222,65 @@ mod tests {
     use super::*;
 
     fn front(name: &str) -> Front {
-        Front { listener: name.into(), mss: None }
+        Front { listener: name.into(), mss: None, freebind: false, optional: false }
     }
 
     fn addresses(pairs: &[(&str, &str)]) -> BTreeMap<SocketAddr, Front> {
         pairs.iter().map(|(address, name)| (address.parse().unwrap(), front(name))).collect()
     }
 
-    #[test]
-    fn a_reload_touches_only_what_differs() {
-        let now = addresses(&[("127.0.0.1:1", "a"), ("127.0.0.1:2", "a"), ("127.0.0.1:3", "b")]);
-        let then = addresses(&[("127.0.0.1:1", "a"), ("127.0.0.1:3", "c"), ("127.0.0.1:4", "c")]);
-        let changes = changes(&now, &then);
-        assert_eq!(changes.removed, ["127.0.0.1:2".parse().unwrap(), "127.0.0.1:3".parse().unwrap()]);
-        let added: Vec<_> =
-            changes.added.iter().map(|(address, front)| (address.port(), &*front.listener)).collect();
-        assert_eq!(added, [(3, "c"), (4, "c")]);
+    fn names(fronts: &[(SocketAddr, Front)]) -> Vec<(u16, &str)> {
+        fronts.iter().map(|(address, front)| (address.port(), &*front.listener)).collect()
     }
 
     #[test]
-    fn other_segments_want_another_socket() {
-        let now = addresses(&[("127.0.0.1:1", "a"), ("127.0.0.1:2", "a")]);
-        let mut then = now.clone();
-        then.insert("127.0.0.1:2".parse().unwrap(), Front { mss: Some(1_360), ..front("a") });
-        let changes = changes(&now, &then);
-        assert_eq!(changes.removed, ["127.0.0.1:2".parse().unwrap()]);
-        assert_eq!(changes.added.len(), 1);
+    fn a_socket_stays_as_long_as_its_address_does() {
+        let now = addresses(&[("127.0.0.1:1", "a"), ("127.0.0.1:2", "a"), ("127.0.0.1:3", "b")]);
+        let mut then = addresses(&[("127.0.0.1:1", "a"), ("127.0.0.1:3", "c"), ("127.0.0.1:4", "c")]);
+        let Changes { added, removed, changed } = changes(&now, &then);
+        assert_eq!(removed, ["127.0.0.1:2".parse().unwrap()]);
+        assert_eq!((names(&added), names(&changed)), (vec![(4, "c")], vec![(3, "c")]));
+
+        then.insert("127.0.0.1:1".parse().unwrap(), Front { mss: Some(1_360), ..front("a") });
+        let Changes { added, removed, changed } = changes(&now, &then);
+        assert_eq!((added.len(), removed.len()), (1, 1));
+        assert_eq!(names(&changed), [(1, "a"), (3, "c")]);
+    }
+
+    #[test]
+    fn segments_are_set_on_a_socket_that_listens() {
+        let bound = bind(&front("a"), "127.0.0.1:0".parse().unwrap(), 1).unwrap();
+        let socket = SockRef::from(&bound.sockets[0]);
+        let usual = socket.tcp_mss().unwrap();
+        announce(&bound.sockets[0], &Front { mss: Some(600), ..front("a") }).unwrap();
+        assert_eq!(socket.tcp_mss().unwrap(), 600);
+        announce(&bound.sockets[0], &front("a")).unwrap();
+        assert_eq!(socket.tcp_mss().unwrap(), usual);
+    }
+
+    #[test]
+    fn an_address_that_is_not_here_yet_is_bound_if_that_is_wanted() {
+        for address in ["192.0.2.1:0", "[2001:db8::1]:0"] {
+            let address = address.parse().unwrap();
+            let error = bind(&front("https"), address, 1).unwrap_err().to_string();
+            assert!(error.contains("freebind: true"), "{error}");
+            let bound = bind(&Front { freebind: true, ..front("https") }, address, 2).unwrap();
+            assert_eq!(bound.address.ip(), address.ip());
+        }
+    }
+
+    #[test]
+    fn only_a_family_that_nobody_asked_for_is_left_out() {
+        let optional = Front { optional: true, ..front("https") };
+        for (front, error, left_out) in [
+            (&optional, libc::EAFNOSUPPORT, true),
+            (&optional, libc::EADDRNOTAVAIL, false),
+            (&front("https"), libc::EAFNOSUPPORT, false),
+        ] {
+            assert_eq!(is_left_out(front, &io::Error::from_raw_os_error(error)), left_out, "{error}");
+        }
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        assert!(bind_if_possible(&optional, taken.local_addr().unwrap(), 1).is_err());
     }
 
     #[test]

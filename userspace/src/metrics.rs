@@ -19,6 +19,7 @@ use self::{kernel::KernelCounters, packet::PacketCounters, same_host::SameHostCo
 use crate::datapath::InKernel;
 
 pub mod kernel;
+pub mod limits;
 pub mod packet;
 pub mod same_host;
 
@@ -168,6 +169,11 @@ impl Metrics {
         registry.register_collector(Box::new(metrics.short_cut.clone()));
         registry.register_collector(Box::new(metrics.packet.clone()));
         metrics
+    }
+
+    /// Adds counters that live elsewhere and are read at each scrape.
+    pub fn add(&mut self, collector: Box<dyn Collector>) {
+        self.registry.register_collector(collector);
     }
 
     /// Shows the counters of what is in the kernel from now on; they are read from its maps at each scrape. Only the first

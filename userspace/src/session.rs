@@ -7,7 +7,7 @@ use std::{
     os::fd::AsRawFd as _,
     rc::Rc,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant as StdInstant},
 };
 
 use rustix::{
@@ -18,7 +18,6 @@ use snisplice_config::model::{BackendId, Listener, Model, Policies, Policy, Rule
 use socket2::SockRef;
 use tokio::{
     net::TcpStream,
-    sync::OwnedSemaphorePermit,
     time::{Instant, timeout, timeout_at},
 };
 
@@ -27,6 +26,7 @@ use crate::{
     connect::connect,
     datapath::{Datapath, HelloMode, Pair, copy::with_scratch},
     hello::{self, Hello, NoHello},
+    limits::{Overload, admission::Permit},
     liveness::Liveness,
     metrics::Metrics,
     net::local_address,
@@ -70,9 +70,9 @@ impl Service {
 }
 
 /// Serves one accepted connection to its end, for as long as it holds a `permit`.
-pub async fn serve(client: StdStream, account: Seat, service: Rc<Service>, permit: OwnedSemaphorePermit) {
+pub async fn serve(client: StdStream, account: Seat, service: Rc<Service>, permit: Permit) {
     // On the heap, so that an established connection, which may idle for hours, does not carry the room for this.
-    let established = Box::pin(establish(client, &account, &service)).await;
+    let established = Box::pin(establish(client, &account, &service, &permit)).await;
     let reason = match established {
         Ok(pair) => service.datapath.relay(pair, &account).await.reason(),
         Err(reason) => reason,
@@ -83,11 +83,16 @@ pub async fn serve(client: StdStream, account: Seat, service: Rc<Service>, permi
 
 /// The part of the story before bytes flow: hello, rule, endpoint, connection. An error is the reason for which the
 /// connection is over.
-async fn establish(client: StdStream, account: &Account, service: &Service) -> Result<Pair, &'static str> {
+async fn establish(
+    client: StdStream,
+    account: &Account,
+    service: &Service,
+    permit: &Permit,
+) -> Result<Pair, &'static str> {
     // This connection keeps this configuration until it is established, whatever is reloaded meanwhile.
     let live = service.current.load_full();
     let listener_name = account.listener();
-    let listener = live.listener(listener_name).ok_or("listener_removed")?;
+    let listener = live.listener_at(account.ledger().address).ok_or("listener_removed")?;
 
     let number = client.as_raw_fd();
     account.has_sockets([number, -1]);
@@ -104,7 +109,7 @@ async fn establish(client: StdStream, account: &Account, service: &Service) -> R
     let client = TcpStream::from_std(client).map_err(|_| "no_resources")?;
     let decided = match early {
         Some(decided) => decided,
-        None => decide(listener, wait_for_hello(&client, &live.model, service, &mut partial).await?),
+        None => decide(listener, wait_for_hello(&client, &live.model, service, permit, &mut partial).await?),
     };
     let (backend, bytes) = match decided {
         Ok((rule, bytes)) => {
@@ -119,11 +124,19 @@ async fn establish(client: StdStream, account: &Account, service: &Service) -> R
     };
 
     account.goes_to(backend.name.clone());
+    let Backend { max_connections, max_pending, .. } = *backend;
+    let pending = permit.connect(&backend.name, max_connections, max_pending, StdInstant::now());
+    let pending = pending.map_err(Overload::label)?;
     let connected = connect(backend, &client, live.model.timeouts.connect, service).await;
+    drop(pending);
     let upstream = connected.map_err(|error| {
+        if error.is_of_the_backend() {
+            permit.reachability().lost(&backend.name, &error);
+        }
         tracing::debug!(%error, listener = listener.name, "not connected");
         error.reason()
     })?;
+    permit.reachability().found(&backend.name);
     tracing::trace!(address = %upstream.endpoint.address(), backend = %backend.name, "connected");
     account.has_sockets([number, upstream.stream.as_raw_fd()]);
     Ok(Pair {
@@ -135,16 +148,29 @@ async fn establish(client: StdStream, account: &Account, service: &Service) -> R
     })
 }
 
-/// Waits for the hello within its deadline. The outer error is a client that is gone.
+/// Waits for the hello within its deadline. The outer error is a client that is gone, or has had to make room.
 async fn wait_for_hello(
     client: &TcpStream,
     model: &Model,
     service: &Service,
+    permit: &Permit,
     partial: &mut Vec<u8>,
 ) -> Result<Result<Hello, Verdict>, &'static str> {
-    let received = hello::receive(client, service.datapath.hello(), model.limits.hello_bytes, partial);
-    if let Ok(received) = timeout(model.timeouts.hello, received).await {
-        return judge(received);
+    let waiting = permit.hello(!partial.is_empty(), StdInstant::now());
+    let (mode, limit) = (service.datapath.hello(), model.limits.hello_bytes);
+    let received = hello::receive(client, mode, limit, partial, || waiting.heard());
+    tokio::select! {
+        biased;
+        received = timeout(model.timeouts.hello, received) => {
+            if let Ok(received) = received {
+                return judge(received);
+            }
+        }
+        () = waiting.made_room() => {
+            // Whatever it has sent is no reason to remember it.
+            let _ = socket::reset_on_close(client);
+            return Err(Overload::Hellos.label());
+        }
     }
     // The peeking reader may have left its mark; a policy's backend shall see every byte.
     let _ = socket::set_receive_low_water(client, 1);
@@ -310,7 +336,7 @@ mod tests {
     use snisplice_config::model::{Backend, DatapathKind, Dns, Handover, Limits, Timeouts};
 
     use super::*;
-    use crate::{account::Ledger, datapath::relay::Relay, state::Live};
+    use crate::{account::Ledger, datapath::relay::Relay, limits::admission::Admission, state::Live};
 
     /// What an idle connection holds is its session's future, with the sockets in it, and the datapath's.
     #[tokio::test]
@@ -350,7 +376,9 @@ mod tests {
         let carried = size_of_val(&*carried);
 
         let client = StdStream::connect(socket.local_addr().unwrap()).unwrap();
-        let permit = Arc::new(tokio::sync::Semaphore::new(1)).try_acquire_owned().unwrap();
+        let peer = client.local_addr().unwrap().ip();
+        let admitted = Admission::new(&Limits::default()).admit(peer, StdInstant::now()).unwrap();
+        let permit = admitted.place().await;
         let seat = Roster::seat(Account::open(&ledger));
         // The future, its account, and its place in the roster.
         let session = size_of_val(&serve(client, seat, service, permit)) + Roster::BYTES_EACH;

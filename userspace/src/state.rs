@@ -31,6 +31,8 @@ pub struct Live {
     pub model: Model,
     /// Counts reloads, from 1.
     pub generation: u64,
+    /// Which of the model's listeners has each address.
+    by_address: HashMap<SocketAddr, usize>,
     backends: Vec<Backend>,
     /// By [`Rule::id`].
     rules: Vec<RuleState>,
@@ -57,6 +59,10 @@ pub struct Backend {
     pub name: Arc<str>,
     /// Whether it may take the short cut of backends on this host.
     pub same_host: bool,
+    /// As configured; see [`crate::limits`].
+    pub max_connections: Option<usize>,
+    /// As configured.
+    pub max_pending: Option<usize>,
     /// Where it is, as configured.
     places: Vec<Endpoint>,
     /// The addresses of each place that is a name; `None` before its first look-up has ended.
@@ -100,13 +106,19 @@ impl Live {
     fn with_endpoints(model: Model, generation: u64, endpoints: Arc<Endpoints>) -> Self {
         let backends = model.backends.iter().map(|backend| Backend::new(backend, &endpoints)).collect();
         let rules = (0..model.rules).map(|_| RuleState::default()).collect();
-        Self { model, generation, backends, rules, endpoints }
+        let by_address = model
+            .listeners
+            .iter()
+            .enumerate()
+            .flat_map(|(at, listener)| listener.bind.iter().map(move |address| (*address, at)))
+            .collect();
+        Self { model, generation, by_address, backends, rules, endpoints }
     }
 
-    /// The listener with this name, if this configuration has it.
+    /// The listener of an address as the configuration has it, if this one does.
     #[must_use]
-    pub fn listener(&self, name: &str) -> Option<&Listener> {
-        self.model.listeners.iter().find(|listener| listener.name == name)
+    pub fn listener_at(&self, address: SocketAddr) -> Option<&Listener> {
+        self.by_address.get(&address).and_then(|at| self.model.listeners.get(*at))
     }
 
     /// All backends, in the order of [`BackendId`].
@@ -148,6 +160,8 @@ impl Backend {
         let new = Self {
             name: backend.name.as_str().into(),
             same_host: backend.same_host,
+            max_connections: backend.max_connections,
+            max_pending: backend.max_pending,
             places: backend.endpoints.clone(),
             addresses: Mutex::new(vec![None; backend.endpoints.len()]),
             members: ArcSwap::from_pointee(Members::new([])),

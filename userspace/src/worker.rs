@@ -8,36 +8,40 @@ use std::{
     collections::HashMap,
     future::pending,
     io,
-    net::{SocketAddr, TcpListener as StdListener, TcpStream as StdStream},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener as StdListener, TcpStream as StdStream},
     os::fd::OwnedFd,
     rc::Rc,
     sync::Arc,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustix::{
     io::{Errno, retry_on_intr},
-    net::{SocketFlags, accept_with},
+    net::{SocketFlags, acceptfrom_with},
 };
 use tokio::{
     io::unix::AsyncFd,
     runtime::{self, LocalOptions},
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::mpsc,
     task::{JoinHandle, spawn_local},
-    time::{Instant, sleep, timeout},
+    time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     account::{Account, Ledger},
     datapath::{self, InKernel},
+    limits::{
+        Overload,
+        admission::{Admission, Permit},
+    },
     liveness::Liveness,
     log::log_limit,
     metrics::Metrics,
     roster::{self, Request, Roster},
     session::{self, Service},
-    socket::watch_readable,
+    socket::{self, watch_readable},
     state::Current,
 };
 
@@ -82,8 +86,8 @@ pub struct Shared {
     pub datapath: datapath::Factory,
     /// How many workers there are.
     pub workers: usize,
-    /// Connections that may be open at once in the whole process.
-    pub permits: Arc<Semaphore>,
+    /// Who is let in.
+    pub admission: Arc<Admission>,
     /// Where the number of a worker goes whose thread has ended, however that came.
     pub ended: mpsc::UnboundedSender<usize>,
 }
@@ -165,9 +169,12 @@ async fn work(index: usize, shared: Shared, mut orders: mpsc::UnboundedReceiver<
                 service.listening.borrow_mut().push((wanted, socket.local_addr()?));
                 let acceptor = Acceptor {
                     socket: watch_readable(socket.into())?,
-                    ledger: Rc::new(Ledger::new(&shared.metrics, &listener, &service.roster)),
+                    ledger: RefCell::new(Followed {
+                        generation: 0,
+                        ledger: Rc::new(Ledger::new(&shared.metrics, &listener, &service.roster).at(wanted)),
+                    }),
                     service: service.clone(),
-                    permits: shared.permits.clone(),
+                    admission: shared.admission.clone(),
                     sessions: sessions.clone(),
                     // Several sockets of one address have come from a process with more workers.
                     stop: listening.entry(wanted).or_default().clone(),
@@ -255,14 +262,36 @@ async fn accept_always<A>(acceptor: Rc<A>, start: impl Fn(Rc<A>) -> JoinHandle<(
 /// Accepts on one socket until told to stop.
 struct Acceptor {
     socket: AsyncFd<OwnedFd>,
-    ledger: Rc<Ledger>,
+    ledger: RefCell<Followed>,
     service: Rc<Service>,
-    permits: Arc<Semaphore>,
+    admission: Arc<Admission>,
     sessions: TaskTracker,
     stop: CancellationToken,
 }
 
+/// What is accepted is accounted for here, under a configuration of this generation.
+struct Followed {
+    generation: u64,
+    ledger: Rc<Ledger>,
+}
+
 impl Acceptor {
+    /// Whose connection it is that is accepted now: the listener may have another name since the last one.
+    fn ledger(&self) -> Rc<Ledger> {
+        let live = self.service.current.load();
+        let mut followed = self.ledger.borrow_mut();
+        let Followed { generation, ledger } = &mut *followed;
+        if *generation != live.generation {
+            *generation = live.generation;
+            if let Some(listener) = live.listener_at(ledger.address)
+                && *listener.name != *ledger.counters.listener
+            {
+                *ledger = Rc::new(ledger.renamed(&listener.name.as_str().into()));
+            }
+        }
+        ledger.clone()
+    }
+
     async fn run(self: Rc<Self>) {
         tokio::select! {
             () = self.accept_for_ever() => {}
@@ -275,11 +304,12 @@ impl Acceptor {
         let mut turn = 0;
         loop {
             match self.accept() {
-                Ok(client) => {
-                    // At the limit it waits in here, and those after it in the kernel's queue. Asking only now keeps
-                    // no permit from a worker that has a connection for it. The semaphore is never closed.
-                    if let Ok(permit) = self.permits.clone().acquire_owned().await {
-                        self.start(client, permit);
+                Ok((client, peer)) => {
+                    match self.admission.admit(peer, Instant::now()) {
+                        // At the limit it waits in here, and those after it in the kernel's queue. Asking only now
+                        // keeps no place from a worker that has a connection for it.
+                        Ok(admitted) => self.start(client, admitted.place().await),
+                        Err(why) => self.refuse(&client, why),
                     }
                     turn += 1;
                     if turn < ACCEPTS_PER_TURN {
@@ -297,7 +327,8 @@ impl Acceptor {
                 // The client gave up before we came; the next one may be fine.
                 Err(Errno::CONNABORTED) => {}
                 Err(error) => {
-                    let counters = &self.ledger.counters;
+                    let ledger = self.ledger();
+                    let counters = &ledger.counters;
                     counters.accept_errors.inc();
                     log_limit!(warn, %error, listener = %counters.listener, "cannot accept; trying again shortly");
                     sleep(ACCEPT_PAUSE).await;
@@ -307,13 +338,22 @@ impl Acceptor {
         }
     }
 
-    fn accept(&self) -> Result<StdStream, Errno> {
+    fn accept(&self) -> Result<(StdStream, IpAddr), Errno> {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        retry_on_intr(|| accept_with(self.socket.get_ref(), flags)).map(StdStream::from)
+        let (client, peer) = retry_on_intr(|| acceptfrom_with(self.socket.get_ref(), flags))?;
+        // A socket of TCP over IP has one that can be read.
+        let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
+        Ok((StdStream::from(client), peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip())))
     }
 
-    fn start(&self, client: StdStream, permit: OwnedSemaphorePermit) {
-        let seat = Roster::seat(Account::open(&self.ledger));
+    /// Resets a connection, which costs less than anything else, and counts it.
+    fn refuse(&self, client: &StdStream, why: Overload) {
+        let _ = socket::reset_on_close(client);
+        Account::open(&self.ledger()).ended(why.label());
+    }
+
+    fn start(&self, client: StdStream, permit: Permit) {
+        let seat = Roster::seat(Account::open(&self.ledger()));
         let place = seat.place();
         let session = session::serve(client, seat, self.service.clone(), permit);
         self.service.roster.is_served_by(place, self.sessions.spawn_local(session).abort_handle());
@@ -321,9 +361,16 @@ impl Acceptor {
 
     /// Connections that the kernel has completed for this socket would be reset when it closes: takes them first.
     fn empty_the_backlog(&self) {
-        while let Ok(permit) = self.permits.clone().try_acquire_owned() {
-            let Ok(client) = self.accept() else { return };
-            self.start(client, permit);
+        while !self.admission.is_full() {
+            let Ok((client, peer)) = self.accept() else { return };
+            match self.admission.admit(peer, Instant::now()) {
+                // None is left if another worker was faster.
+                Ok(admitted) => match admitted.try_place() {
+                    Ok(permit) => self.start(client, permit),
+                    Err(_) => return,
+                },
+                Err(why) => self.refuse(&client, why),
+            }
         }
     }
 }

@@ -152,13 +152,14 @@ fn listener(
     policies: &Policies,
     sink: &mut Sink,
 ) -> Option<DraftListener> {
-    let (name, addresses) = match bind {
+    let (name, ips) = match bind {
         Some(address) => (format!("gateway-{address}-{port}"), vec![address]),
         None => (format!("gateway-{port}"), vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()]),
     };
-    let bind: Vec<_> = addresses.into_iter().map(|address| SocketAddr::new(address, port)).collect();
-    let overlapping =
-        natives.iter().find_map(|native| first_overlap(&native.bind, &bind).map(|address| (native, address)));
+    let addresses: Vec<_> = ips.into_iter().map(|address| SocketAddr::new(address, port)).collect();
+    let overlapping = natives
+        .iter()
+        .find_map(|native| first_overlap(&native.bind, &addresses).map(|address| (native, address)));
     if let Some((other, address)) = overlapping {
         server
             .view
@@ -175,8 +176,10 @@ fn listener(
             .to(sink);
         return None;
     }
-    let mut listener = DraftListener::new(name, server.view.origin(), bind, Vec::new(), policies.clone());
+    let mut listener =
+        DraftListener::new(name, server.view.origin(), addresses, Vec::new(), policies.clone());
     listener.beside = true;
+    listener.any_address = bind.is_none();
     Some(listener)
 }
 

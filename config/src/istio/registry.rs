@@ -221,7 +221,7 @@ impl<'s, 'n, 'r, 'o> Registry<'s, 'n, 'r, 'o> {
             number += 1;
             name = format!("{base}#{number}");
         }
-        let made = draft.backend(Backend { name, endpoints, source: Vec::new(), same_host: false })?;
+        let made = draft.backend(Backend { name, endpoints, ..Backend::default() })?;
         self.made.insert(key, made);
         Some(made)
     }

@@ -1,11 +1,11 @@
 //! From the tree to lists of what was written; references are still names.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
-use super::settings::Given;
+use super::settings::{Given, MOST};
 use crate::{
     decode::{Fields, Sink, View},
-    model::{Endpoint, EndpointHost, Policy, Target},
+    model::{Backend, Endpoint, EndpointHost, Policy, Target},
     name::{HostName, HostPattern},
 };
 
@@ -25,6 +25,7 @@ pub(super) struct NativeListener<'n> {
     pub(super) bind: Vec<(View<'n>, SocketAddr)>,
     pub(super) policies: RawPolicies<'n>,
     pub(super) mss: Option<u16>,
+    pub(super) freebind: bool,
 }
 
 #[derive(Debug)]
@@ -42,8 +43,8 @@ pub(super) struct NativeBackend<'n> {
     pub(super) view: View<'n>,
     pub(super) name: &'n str,
     pub(super) endpoints: Vec<Endpoint>,
-    pub(super) source: Vec<IpAddr>,
-    pub(super) same_host: bool,
+    /// Everything else, under no name and without endpoints.
+    pub(super) backend: Backend,
 }
 
 /// The policies that were written, in the order of the fields of [`crate::model::Policies`].
@@ -98,7 +99,7 @@ pub(crate) fn is_own(document: &View<'_>) -> bool {
 const SEGMENT_BYTES: std::ops::RangeInclusive<u16> = 536..=32_767;
 
 fn listener<'n>(view: &View<'n>, sink: &mut Sink) -> Option<NativeListener<'n>> {
-    let mut fields = view.fields("a listener: {name, bind, policies, mss}", sink)?;
+    let mut fields = view.fields("a listener: {name, bind, policies, mss, freebind}", sink)?;
     let name = fields.require("name", "a unique name", sink).and_then(|view| name(&view, sink));
     let expected = "ip:port or [ipv6]:port, for example 0.0.0.0:443";
     let bind = fields.require("bind", expected, sink).map(|list| {
@@ -110,8 +111,9 @@ fn listener<'n>(view: &View<'n>, sink: &mut Sink) -> Option<NativeListener<'n>> 
     });
     let policies = fields.take("policies").map(|view| RawPolicies::read(&view, sink)).unwrap_or_default();
     let mss = fields.take("mss").and_then(|view| view.number(SEGMENT_BYTES, sink));
+    let freebind = fields.take("freebind").and_then(|view| view.flag(sink)).unwrap_or_default();
     fields.finish(sink);
-    Some(NativeListener { view: view.clone(), name: name?, bind: bind?, policies, mss })
+    Some(NativeListener { view: view.clone(), name: name?, bind: bind?, policies, mss, freebind })
 }
 
 fn route<'n>(view: &View<'n>, sink: &mut Sink) -> Option<NativeRoute<'n>> {
@@ -158,7 +160,8 @@ fn backend_ref<'n>(view: &View<'n>, sink: &mut Sink) -> Option<(View<'n>, &'n st
 }
 
 fn backend<'n>(view: &View<'n>, sink: &mut Sink) -> Option<NativeBackend<'n>> {
-    let mut fields = view.fields("a backend: {name, endpoints, source, same_host}", sink)?;
+    let mut fields =
+        view.fields("a backend: {name, endpoints, source, same_host, max_connections, max_pending}", sink)?;
     let name = fields.require("name", "a unique name", sink).and_then(|view| name(&view, sink));
     let expected = "host:port, or {address: host:port, weight}";
     let endpoints = fields.require("endpoints", expected, sink).map(|list| {
@@ -171,8 +174,11 @@ fn backend<'n>(view: &View<'n>, sink: &mut Sink) -> Option<NativeBackend<'n>> {
         items.iter().filter_map(|item| item.parse(expected, sink)).collect()
     });
     let same_host = fields.take("same_host").is_some_and(|view| view.flag(sink).unwrap_or(false));
+    let max_connections = fields.take("max_connections").and_then(|view| view.number(1..=MOST, sink));
+    let max_pending = fields.take("max_pending").and_then(|view| view.number(0..=MOST, sink));
     fields.finish(sink);
-    Some(NativeBackend { view: view.clone(), name: name?, endpoints: endpoints?, source, same_host })
+    let backend = Backend { source, same_host, max_connections, max_pending, ..Backend::default() };
+    Some(NativeBackend { view: view.clone(), name: name?, endpoints: endpoints?, backend })
 }
 
 fn endpoint(view: &View<'_>, sink: &mut Sink) -> Option<Endpoint> {

@@ -15,6 +15,9 @@ use crate::{
     units::{Bytes, Span},
 };
 
+/// More connections than any machine has.
+pub(super) const MOST: usize = 100_000_000;
+
 /// A year: long enough to mean "never", short enough to be added to any clock.
 const LONGEST: Duration = Duration::from_secs(365 * 86_400);
 
@@ -93,13 +96,35 @@ impl<'n> Given<'n> {
     fn read_limits(&mut self, view: &View<'n>, sink: &mut Sink) {
         let Some(mut fields) = view.fields("a mapping of limits", sink) else { return };
         let mut limits = self.settings.limits.clone();
-        let Limits { hello_bytes, connections, workers, in_flight_bytes, total_in_flight_bytes } =
-            &mut limits;
+        let Limits {
+            hello_bytes,
+            connections,
+            connections_per_source,
+            source_prefix_ipv4,
+            source_prefix_ipv6,
+            hellos,
+            workers,
+            in_flight_bytes,
+            total_in_flight_bytes,
+        } = &mut limits;
         if let Some(bytes) = self.size(fields.take("hello_bytes"), 512..=65_536, sink) {
             *hello_bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
         }
         if let Some(view) = self.once(fields.take("connections"), sink) {
-            *connections = view.number(1..=100_000_000, sink).unwrap_or(*connections);
+            *connections = view.number(1..=MOST, sink).unwrap_or(*connections);
+        }
+        if let Some(view) = self.once(fields.take("connections_per_source"), sink) {
+            *connections_per_source =
+                if view.says("none") { Some(0) } else { number_or_auto(&view, 0, sink) };
+        }
+        if let Some(view) = self.once(fields.take("source_prefix_ipv4"), sink) {
+            *source_prefix_ipv4 = view.number(0..=32, sink).unwrap_or(*source_prefix_ipv4);
+        }
+        if let Some(view) = self.once(fields.take("source_prefix_ipv6"), sink) {
+            *source_prefix_ipv6 = view.number(0..=128, sink).unwrap_or(*source_prefix_ipv6);
+        }
+        if let Some(view) = self.once(fields.take("hellos"), sink) {
+            *hellos = number_or_auto(&view, 1, sink);
         }
         if let Some(view) = self.once(fields.take("workers"), sink) {
             *workers = view.number(0..=1_024, sink).unwrap_or(*workers);
@@ -133,12 +158,14 @@ impl<'n> Given<'n> {
     fn read_timeouts(&mut self, view: &View<'n>, sink: &mut Sink) {
         let Some(mut fields) = view.fields("a mapping of timeouts", sink) else { return };
         let mut timeouts = self.settings.timeouts.clone();
-        let Timeouts { hello, connect, idle, keepalive, unacknowledged, max_duration, drain } = &mut timeouts;
+        let Timeouts { hello, connect, idle, half_closed, keepalive, unacknowledged, max_duration, drain } =
+            &mut timeouts;
         let least = Duration::from_millis(1);
         for (key, timeout, least) in [
             ("hello", hello, least),
             ("connect", connect, least),
             ("idle", idle, least),
+            ("half_closed", half_closed, least),
             ("keepalive", keepalive, Duration::ZERO),
             ("unacknowledged", unacknowledged, Duration::ZERO),
             ("max_duration", max_duration, Duration::ZERO),
@@ -204,6 +231,11 @@ impl FromStr for NameServer {
         let with_port = || text.parse().map(Self);
         text.parse().map(|ip: IpAddr| Self(SocketAddr::new(ip, 53))).or_else(|_| with_port())
     }
+}
+
+/// `None` is what follows from other limits.
+fn number_or_auto(view: &View<'_>, least: usize, sink: &mut Sink) -> Option<usize> {
+    if view.says("auto") { None } else { view.number(least..=MOST, sink) }
 }
 
 fn datapath(view: &View<'_>, sink: &mut Sink) -> Option<DatapathKind> {

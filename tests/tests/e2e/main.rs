@@ -20,6 +20,7 @@ mod handover;
 mod integrity;
 mod leak;
 mod lifecycle;
+mod limits;
 mod log;
 mod mtu;
 mod negotiation;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         integrity::CASES,
         leak::CASES,
         lifecycle::CASES,
+        limits::CASES,
         log::CASES,
         mtu::CASES,
         negotiation::CASES,

@@ -102,8 +102,10 @@ fn soak(lab: &Lab) -> Result<()> {
         netns.sysctl("net/ipv4/ip_local_port_range", "1024 65535")?;
         netns.sysctl("net/ipv4/tcp_tw_reuse", "1")?;
     }
-    let more = format!("limits: {{connections: {}}}\n", flows + 100);
-    let options = Options::yaml(lab, &flow::yaml(&more))?;
+    let more = format!("limits: {{connections: {}, connections_per_source: none}}\n", flows + 100);
+    // All of them begin at once, at one address and for one backend.
+    let yaml = flow::yaml(&more).replace("  - name: pool\n", "  - name: pool\n    max_pending: 0\n");
+    let options = Options::yaml(lab, &yaml)?;
     let daemon = Daemon::start(lab, &options)?;
     let before = Rest::of(lab, &daemon)?;
     let process = daemon.process();

@@ -99,9 +99,9 @@ impl Adaptive {
     /// Copies with `relay` until `rule` hands over to what [`Datapath::gain`] brings.
     #[must_use]
     pub fn new(relay: Relay, rule: Handover) -> Self {
-        let until = |moment| Terms { idle: relay.idle(), handover: Some((rule, moment)) };
-        let terms =
-            [until(Moment::Any), until(Moment::Any), until(Moment::AtRest), Terms::to_end(relay.idle())];
+        let to_end = *relay.terms();
+        let until = |moment| Terms { handover: Some((rule, moment)), ..to_end };
+        let terms = [until(Moment::Any), until(Moment::Any), until(Moment::AtRest), to_end];
         Self { relay, carriers: OnceCell::new(), rule, terms }
     }
 
@@ -187,7 +187,7 @@ impl Adaptive {
         };
         match packet.is_seen(*watched, account) {
             Seen::Yes(watched) => match packet.take_over(watched, Box::new(copied), account) {
-                Ok(flow) => ControlFlow::Break(Box::pin(Box::new(flow).run(self.terms(Aim::End).idle))),
+                Ok(flow) => ControlFlow::Break(Box::pin(Box::new(flow).run(self.terms(Aim::End)))),
                 Err(copied) => ControlFlow::Continue((*copied, None)),
             },
             Seen::NotYet(watched) => ControlFlow::Continue((copied, Some(Box::new(watched)))),
@@ -215,9 +215,9 @@ impl Datapath for Adaptive {
     }
 
     fn gain(&self, found: &InKernel) -> io::Result<()> {
-        let idle = self.relay.idle();
-        let packet = found.programs.clone().map(|programs| Packet::new(programs, idle)).transpose()?;
-        let settings = sockmap::Settings::new(idle);
+        let patience = self.relay.terms().patience;
+        let packet = found.programs.clone().map(|programs| Packet::new(programs, patience)).transpose()?;
+        let settings = sockmap::Settings::new(patience);
         let sockmap = found.kernel.clone().map(|kernel| Sockmap::new(kernel, self.relay.clone(), settings));
         let carriers = Carriers { packet, sockmap: sockmap.transpose()?, withdrawn: Cell::new(false) };
         // Only the first time counts: connections may be carried already.

@@ -32,7 +32,10 @@ use self::{
     plan::{Leg, Plan},
     stats::Refusal,
 };
-use super::{Carry, Datapath, HelloMode, Pair, relay};
+use super::{
+    Carry, Datapath, HelloMode, Pair, Patience,
+    relay::{self, Terms},
+};
 use crate::{
     account::{Account, Carrier, InPackets},
     kernel::{
@@ -58,7 +61,7 @@ pub struct Packet {
     /// Our number among the workers that the kernel's events go to.
     worker: u16,
     sweeping: AbortHandle,
-    idle: Duration,
+    terms: Terms,
 }
 
 /// A connection whose packets are counted, to see whether they come by the programs at all: where addresses are translated
@@ -96,7 +99,7 @@ struct Shared {
 
 impl Packet {
     /// To be called on the worker's thread, inside its runtime and a `LocalSet`.
-    pub fn new(programs: Arc<Programs>, idle: Duration) -> io::Result<Self> {
+    pub fn new(programs: Arc<Programs>, patience: impl Into<Patience>) -> io::Result<Self> {
         let signals = Arc::new(Signals::default());
         let shared = Rc::new(Shared {
             maps: RefCell::new(Maps::of(&programs)?),
@@ -106,7 +109,7 @@ impl Packet {
         });
         let worker = shared.programs.register(signals);
         let sweeping = tokio::task::spawn_local(linger::sweep(shared.clone())).abort_handle();
-        Ok(Self { shared, worker, sweeping, idle })
+        Ok(Self { shared, worker, sweeping, terms: Terms::to_end(patience.into()) })
     }
 
     /// Looks whether a connection that is being copied can be carried, and whether its packets come by the programs from
@@ -318,10 +321,10 @@ impl Datapath for Packet {
         let begun =
             self.admit(&connection).and_then(|(entry, legs)| self.begin(entry, legs, &connection, false));
         match self.flow(begun, connection, account) {
-            Ok(flow) => Box::pin(Box::new(flow).run(self.idle)),
+            Ok(flow) => Box::pin(Box::new(flow).run(&self.terms)),
             Err(mut connection) => {
                 account.carried_by(Carrier::Relay);
-                Box::pin(async move { connection.carry_to_end(self.idle, account).await })
+                Box::pin(async move { connection.carry_to_end(&self.terms, account).await })
             }
         }
     }

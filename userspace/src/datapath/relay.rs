@@ -25,7 +25,7 @@ use tokio::{
 
 pub(super) use self::waiting::failure;
 use super::{
-    Carry, Datapath, End, HelloMode, Pair,
+    Carry, Datapath, End, HelloMode, Pair, Patience,
     copy::{Pump, Step, StepError},
     progress::Progress,
 };
@@ -56,7 +56,7 @@ pub struct Relay {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Terms {
     /// How long it may be silent.
-    pub(super) idle: Duration,
+    pub(super) patience: Patience,
     /// When the kernel takes over, and at which moment; `None` is never.
     pub(super) handover: Option<(Handover, Moment)>,
 }
@@ -70,21 +70,21 @@ pub(super) struct Job<'a> {
 
 impl Terms {
     /// To the end.
-    pub(super) const fn to_end(idle: Duration) -> Self {
-        Self { idle, handover: None }
+    pub(super) const fn to_end(patience: Patience) -> Self {
+        Self { patience, handover: None }
     }
 }
 
 impl Relay {
-    /// How long a connection may be silent.
-    pub(super) fn idle(&self) -> Duration {
-        self.terms.idle
+    /// How a connection is copied to its end.
+    pub(super) fn terms(&self) -> &Terms {
+        &self.terms
     }
 
-    /// A relay that gives up a connection after `idle` without a byte in either direction.
+    /// A relay that gives up a connection that is silent for longer.
     #[must_use]
-    pub fn new(idle: Duration) -> Self {
-        Self { terms: Terms::to_end(idle) }
+    pub fn new(patience: impl Into<Patience>) -> Self {
+        Self { terms: Terms::to_end(patience.into()) }
     }
 }
 
@@ -176,11 +176,10 @@ impl Connection {
     }
 
     /// Copies both ways to the end. Dropping the future loses nothing: what was read and not written is kept.
-    pub(super) async fn carry_to_end(&mut self, idle: Duration, account: &Account) -> End {
-        let terms = Terms::to_end(idle);
+    /// `terms` are such that nothing else takes over.
+    pub(super) async fn carry_to_end(&mut self, terms: &Terms, account: &Account) -> End {
         loop {
-            // Without a rule there is no handover.
-            if let Carried::ToEnd(end) = self.carry(&Job { terms: &terms, account }).await {
+            if let Carried::ToEnd(end) = self.carry(&Job { terms, account }).await {
                 return end;
             }
         }
@@ -188,9 +187,8 @@ impl Connection {
 
     /// Copies until both directions have ended, or until it pays for one of them to go on in the kernel.
     pub(super) async fn carry(&mut self, job: &Job<'_>) -> Carried {
-        let first = if self.unwatched.is_some() { SHORT.min(job.terms.idle) } else { job.terms.idle };
+        let (first, mut seen) = first_look(job, self.unwatched.is_some());
         let mut timer = pin!(sleep(first));
-        let mut seen = if first == job.terms.idle { moved(job.account) } else { UNSEEN };
         loop {
             let turn = poll_fn(|context| {
                 if let Poll::Ready(turn) = self.poll(context, job) {
@@ -273,19 +271,26 @@ fn watch(backend: &TcpStream, unwatched: &mut Option<Rc<Liveness>>) {
 /// No look at the clock has begun a span of silence yet.
 const UNSEEN: u64 = u64::MAX;
 
+/// When the clock is first looked at, and what has been seen until then.
+fn first_look(job: &Job<'_>, is_unwatched: bool) -> (Duration, u64) {
+    let idle = job.terms.patience.idle;
+    if is_unwatched && SHORT < idle { (SHORT, UNSEEN) } else { (idle, moved(job.account)) }
+}
+
 /// Whether nothing has moved since the last look, a whole span ago. Sets the clock anew.
 fn is_silent(seen: &mut u64, timer: Pin<&mut Sleep>, job: &Job<'_>) -> bool {
     let before = replace(seen, moved(job.account));
     if *seen == before {
         return true;
     }
-    timer.reset(Instant::now() + job.terms.idle);
+    timer.reset(Instant::now() + job.terms.patience.idle);
     false
 }
 
-/// Changes whenever a byte has moved.
+/// Changes whenever a byte has moved that counts.
 fn moved(account: &Account) -> u64 {
     let (up, down) = account.bytes();
+    let (up, down) = Patience::progress(up, down);
     up.wrapping_add(down)
 }
 

@@ -31,7 +31,7 @@ use self::{
     watch::Watch,
 };
 use super::{
-    Carry, Datapath, End, HelloMode, Pair,
+    Carry, Datapath, End, HelloMode, Pair, Patience,
     copy::Pump,
     relay::{self, Relay},
 };
@@ -75,6 +75,8 @@ pub const RECEIVE_BUFFER: u32 = 3 * 1024 * 1024;
 pub struct Settings {
     /// Without a byte in either direction, a connection is given up.
     pub idle: Duration,
+    /// The same after one side has sent FIN.
+    pub half_closed: Duration,
     /// `SO_SNDBUF` of both sockets, [`SEND_BUFFER`] unless a test wants less.
     pub send_buffer: u32,
     /// Every direction changes between the kernel and userspace after so long, each time anew. For tests only: `None`
@@ -85,8 +87,9 @@ pub struct Settings {
 impl Settings {
     /// The usual ones.
     #[must_use]
-    pub fn new(idle: Duration) -> Self {
-        Self { idle, send_buffer: SEND_BUFFER, hold: None }
+    pub fn new(patience: impl Into<Patience>) -> Self {
+        let Patience { idle, half_closed } = patience.into();
+        Self { idle, half_closed, send_buffer: SEND_BUFFER, hold: None }
     }
 }
 
@@ -128,7 +131,7 @@ impl Sockmap {
         match enrolled.await {
             Ok(connection) => {
                 account.carried_by(Carrier::Sockmap);
-                connection.run(self.settings.idle, &mut Default::default()).await
+                connection.run(&mut Default::default()).await
             }
             Err(Unenrolled::Refused(error, pair)) => {
                 self.fall_back(&error);
@@ -172,17 +175,14 @@ impl Sockmap {
         rule: Handover,
         account: &'a Account,
     ) -> Carry<'a> {
-        let idle = self.settings.idle;
         match self.admit(&copied.client, &copied.backend) {
             Ok(cookies) => match self.resume(*copied, cookies, rule, account) {
-                Ok((connection, mut pumps)) => {
-                    Box::pin(async move { connection.run(idle, &mut pumps).await })
-                }
+                Ok((connection, mut pumps)) => Box::pin(async move { connection.run(&mut pumps).await }),
                 Err(end) => Box::pin(ready(end)),
             },
             Err(error) => {
                 self.fall_back(&error);
-                Box::pin(async move { copied.carry_to_end(idle, account).await })
+                Box::pin(async move { copied.carry_to_end(self.relay.terms(), account).await })
             }
         }
     }

@@ -102,10 +102,21 @@ pub(super) fn by_reason<const N: usize>(
     help: &str,
     values: [(&'static str, u64); N],
 ) -> fmt::Result {
+    by_label(encoder, name, help, "why", values)
+}
+
+/// A counter for each value of a label.
+pub(super) fn by_label<const N: usize>(
+    encoder: &mut DescriptorEncoder,
+    name: &str,
+    help: &str,
+    label: &'static str,
+    values: [(&'static str, u64); N],
+) -> fmt::Result {
     let kind = ConstCounter::new(0_u64).metric_type();
     let mut family = encoder.encode_descriptor(name, help, None, kind)?;
     for (why, value) in values {
-        ConstCounter::new(value).encode(family.encode_family(&[("why", why)])?)?;
+        ConstCounter::new(value).encode(family.encode_family(&[(label, why)])?)?;
     }
     Ok(())
 }

@@ -46,21 +46,22 @@ impl Datapath {
 /// snisplice with one datapath.
 pub(crate) struct Snisplice(pub Datapath);
 
-/// The native format as its documentation shows it. No setting is tuned but the worker count and the connection
-/// limit, which are raised for all contestants alike.
+/// The native format as its documentation shows it. No setting is tuned but the worker count and the limits of connections,
+/// which are raised for all contestants alike: the load comes from one address and goes to few backends.
 fn config(layout: &Layout) -> String {
     let mut text = format!(
         "listeners:\n\
          - {{name: tls, bind: [\"{address}:{SNI_PORT}\"]}}\n\
          - {{name: raw, bind: [\"{address}:{RAW_PORT}\"], policies: {{not_tls: {{backend: raw}}}}}}\n\
-         limits: {{workers: {workers}, connections: {CONNECTIONS_MAX}}}\n\
+         limits: {{workers: {workers}, connections: {CONNECTIONS_MAX}, connections_per_source: {CONNECTIONS_MAX}}}\n\
          backends:\n",
         address = layout.address,
         workers = layout.workers,
     );
     let backend = |text: &mut String, name: &str, endpoints: &[String]| {
         // Writing to a String cannot fail.
-        let _: std::fmt::Result = writeln!(text, "- {{name: {name}, endpoints: {endpoints:?}}}");
+        let _: std::fmt::Result =
+            writeln!(text, "- {{name: {name}, max_pending: 0, endpoints: {endpoints:?}}}");
     };
     for (name, port) in Layout::services() {
         let endpoints: Vec<String> = layout.endpoints(port).iter().map(ToString::to_string).collect();
@@ -179,9 +180,12 @@ mod tests {
     fn every_route_leads_to_a_backend_that_exists() {
         let (_directory, layout) = layout(2);
         let text = config(&layout);
-        assert!(text.contains("limits: {workers: 3, connections: 6000}"), "{text}");
+        assert!(
+            text.contains("limits: {workers: 3, connections: 6000, connections_per_source: 6000}"),
+            "{text}"
+        );
         assert!(text.contains(
-            "- {name: plain.bench.example, endpoints: [\"10.202.0.2:7001\", \"10.202.1.2:7001\"]}\n"
+            "- {name: plain.bench.example, max_pending: 0, endpoints: [\"10.202.0.2:7001\", \"10.202.1.2:7001\"]}\n"
         ));
         assert!(text.contains(
             "- {listeners: [tls], sni: [r1.routes.example], backends: [{name: plain.bench.example}]}\n"

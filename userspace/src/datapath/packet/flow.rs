@@ -21,8 +21,8 @@ use super::{
 use crate::{
     account::{Account, Carrier, Direction, InPackets},
     datapath::{
-        End,
-        relay::{Connection, failure, idle},
+        End, Patience,
+        relay::{Connection, Terms, failure},
     },
     kernel::packet::{LOOK, Lead},
     log::log_limit,
@@ -40,6 +40,9 @@ const FIRST_LOOK: Duration = Duration::from_millis(20);
 
 /// Longer than any connection lives.
 const NEVER: Duration = Duration::from_secs(1 << 32);
+
+/// How our own sockets deliver what they have, while the flow itself is looked after.
+const TO_END: Terms = Terms::to_end(Patience { idle: NEVER, half_closed: NEVER });
 
 /// A flow's entries in the maps. Dropped without more, it was never begun, and leaves nothing behind.
 pub(super) struct Entry {
@@ -303,48 +306,44 @@ impl<'a> Flow<'a> {
     }
 
     /// Waits for the end.
-    pub(in crate::datapath) async fn run(mut self: Box<Self>, limit: Duration) -> End {
-        let end = match Box::pin(self.settle(limit)).await {
+    pub(in crate::datapath) async fn run(mut self: Box<Self>, terms: &Terms) -> End {
+        let end = match Box::pin(self.settle(terms)).await {
             Settled::Ended(end) => end,
             Settled::Failed(end) => {
                 self.abort();
                 return end;
             }
             // On the heap, where the beginning was, and not beside it.
-            Settled::Carried => match Box::pin(self.hold(limit)).await {
+            Settled::Carried => match Box::pin(self.hold(terms)).await {
                 Held::Ended(end) => end,
                 Held::Lost(end) => {
                     self.abort();
                     return end;
                 }
-                Held::TakenBack(why) => return Box::pin(self.take_back(why, limit)).await,
+                Held::TakenBack(why) => return Box::pin(self.take_back(why, terms)).await,
             },
-            Settled::Bypassed => return Box::pin(self.relay(limit)).await,
+            Settled::Bypassed => return Box::pin(self.relay(terms)).await,
         };
         self.end(&end);
         end
     }
 
     /// Lets the relay deliver what arrived while the flow began, and looks whether the kernel really carries it.
-    async fn settle(&mut self, limit: Duration) -> Settled {
+    async fn settle(&mut self, terms: &Terms) -> Settled {
         let Sockets::Settling(connection) = &mut self.sockets else { return Settled::Carried };
         let entry = &mut self.entry;
         let mut pause = FIRST_LOOK;
-        // Not [`idle`], which would begin anew with each look.
-        let (mut seen, mut since) = (progress(entry), Instant::now());
+        let mut silence = Silence::begin(entry, self.account);
         loop {
             tokio::select! {
                 end = ended(&*entry) => return Settled::Ended(end),
-                end = connection.carry_to_end(NEVER, self.account) => {
+                end = connection.carry_to_end(&TO_END, self.account) => {
                     return entry.seen_end().map_or(Settled::Failed(end), Settled::Ended);
                 }
-                () = sleep(pause.min(limit)) => {}
+                () = sleep(pause.min(terms.patience.idle)) => {}
             }
-            let now = progress(entry);
-            if now != seen {
-                (seen, since) = (now, Instant::now());
-            } else if since.elapsed() >= limit {
-                return Settled::Ended(End::Idle);
+            if let Some(end) = silence.look(entry, self.account, terms.patience) {
+                return Settled::Ended(end);
             }
             if entry.is_bypassed() {
                 return Settled::Bypassed;
@@ -371,7 +370,7 @@ impl<'a> Flow<'a> {
 
     /// Goes on in userspace, as if there had never been a flow: the numbers of our own sockets are still those of
     /// the stream, and what was sent on and lost is sent again to them.
-    async fn relay(mut self: Box<Self>, limit: Duration) -> End {
+    async fn relay(mut self: Box<Self>, terms: &Terms) -> End {
         tracing::debug!("packets of a flow take another way, relaying");
         self.entry.shared.programs.stats().refuse(Refusal::Bypassed);
         self.entry.set_mode(OFF);
@@ -382,19 +381,19 @@ impl<'a> Flow<'a> {
         for socket in [&connection.client, &connection.backend] {
             let _ = socket::finish_on_close(socket);
         }
-        connection.carry_to_end(limit, self.account).await
+        connection.carry_to_end(terms, self.account).await
     }
 
     /// Waits for the end while nothing is left to do. Our own sockets ask now and then whether their peers are there
     /// ([`crate::liveness`]), and fail where no answer comes.
-    async fn hold(&self, limit: Duration) -> Held {
+    async fn hold(&self, terms: &Terms) -> Held {
         let entry = &self.entry;
         let Sockets::Holding([client, backend]) = &self.sockets else { return Held::Ended(End::Idle) };
         tokio::select! {
             held = back::held(entry) => held,
             error = failure(client) => Held::of(entry.seen_end(), End::broken_by_client(error)),
             error = failure(backend) => Held::of(entry.seen_end(), End::broken_by_backend(error)),
-            () = idle(limit, || progress(entry)) => Held::Ended(End::Idle),
+            end = silence(entry, self.account, terms.patience) => Held::Ended(end),
         }
     }
 
@@ -419,6 +418,7 @@ impl<'a> Flow<'a> {
             // They have not, and must be told by us.
             End::Idle
             | End::Stalled
+            | End::HalfClosed
             | End::ClientLost
             | End::BackendLost
             | End::HandedOver
@@ -487,7 +487,52 @@ async fn ended(entry: &Entry) -> End {
     }
 }
 
-/// Changes whenever a byte has moved.
-fn progress(entry: &Entry) -> (u64, u64) {
-    entry.state().map(|state| state.progress()).unwrap_or_default()
+/// Whether one end has sent FIN.
+pub(super) fn is_half_closed(state: &State) -> bool {
+    state.ways.iter().any(|track| track.fin > 0)
+}
+
+/// Since when nothing has moved.
+struct Silence {
+    seen: (u64, u64),
+    since: Instant,
+}
+
+impl Silence {
+    fn begin(entry: &Entry, account: &Account) -> Self {
+        Self { seen: progress(entry, account), since: Instant::now() }
+    }
+
+    /// The end that it comes to, if it has lasted too long.
+    fn look(&mut self, entry: &Entry, account: &Account, patience: Patience) -> Option<End> {
+        let now = progress(entry, account);
+        if now != self.seen {
+            *self = Self { seen: now, since: Instant::now() };
+            return None;
+        }
+        let silent = self.since.elapsed();
+        if silent >= patience.idle {
+            return Some(End::Idle);
+        }
+        let half_closed = || entry.state().is_ok_and(|state| is_half_closed(&state));
+        (silent >= patience.half_closed && half_closed()).then_some(End::HalfClosed)
+    }
+}
+
+/// Waits until nothing has moved for too long.
+async fn silence(entry: &Entry, account: &Account, patience: Patience) -> End {
+    let mut silence = Silence::begin(entry, account);
+    loop {
+        sleep(patience.idle.min(patience.half_closed)).await;
+        if let Some(end) = silence.look(entry, account, patience) {
+            return end;
+        }
+    }
+}
+
+/// Changes whenever a byte has moved that counts.
+fn progress(entry: &Entry, account: &Account) -> (u64, u64) {
+    let Ok(state) = entry.state() else { return (0, 0) };
+    // As in [`Patience::progress`]; what the relay copied before counts too.
+    if account.bytes().1 == 0 && state.ways[1].bytes == 0 { (0, 0) } else { state.progress() }
 }

@@ -21,11 +21,11 @@ use socket2::Socket;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_util::sync::CancellationToken;
 
-use super::{Shared, leg, linger::LINGER, maps::Maps};
+use super::{Shared, flow::is_half_closed, leg, linger::LINGER, maps::Maps};
 use crate::{
     account::Carrier,
     connections::{Connection, Filter},
-    datapath::End,
+    datapath::{End, Patience},
     kernel::packet::{Lead, Programs},
     liveness::Liveness,
     log::log_limit,
@@ -55,7 +55,7 @@ pub struct Orphans {
     programs: Arc<Programs>,
     maps: Maps,
     metrics: Arc<Metrics>,
-    idle: Duration,
+    patience: Patience,
     liveness: Liveness,
     flows: Vec<Orphan>,
     /// Places of flows that are still those of a process that is being taken over from.
@@ -114,7 +114,7 @@ impl Orphans {
     /// left to it until they come. They are numbered after the connections of so many `workers`.
     pub fn take(
         programs: &Arc<Programs>,
-        idle: Duration,
+        patience: Patience,
         liveness: Liveness,
         metrics: &Arc<Metrics>,
         alive: Option<BTreeSet<u32>>,
@@ -125,7 +125,7 @@ impl Orphans {
             maps: Maps::of(programs)?,
             programs: programs.clone(),
             metrics: metrics.clone(),
-            idle,
+            patience,
             liveness,
             flows: Vec::new(),
             alive: BTreeSet::new(),
@@ -423,7 +423,8 @@ impl Orphans {
             Standing::Open => {
                 // Nobody could relay it here.
                 let stalled = || self.programs.is_stalled(orphan.flow).then_some(End::Stalled);
-                let end = stalled().or_else(|| orphan.failure()).or_else(|| orphan.idle(&state, self.idle));
+                let end = stalled().or_else(|| orphan.failure());
+                let end = end.or_else(|| orphan.silence(&state, self.patience));
                 let Some(end) = end else {
                     return true;
                 };
@@ -535,13 +536,17 @@ impl Orphan {
         None
     }
 
-    fn idle(&mut self, state: &State, limit: Duration) -> Option<End> {
+    fn silence(&mut self, state: &State, patience: Patience) -> Option<End> {
         let progress = state.progress();
         if progress != self.progress {
             self.progress = progress;
             self.since = Instant::now();
         }
-        (self.since.elapsed() >= limit).then_some(End::Idle)
+        match self.since.elapsed() {
+            silent if silent >= patience.idle => Some(End::Idle),
+            silent if silent >= patience.half_closed && is_half_closed(state) => Some(End::HalfClosed),
+            _ => None,
+        }
     }
 }
 

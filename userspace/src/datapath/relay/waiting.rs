@@ -10,7 +10,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{Broken, Carried, STEPS_PER_TURN, Side, Way, forget};
+use super::{Broken, Carried, STEPS_PER_TURN, Side, Way, forget, idle, moved};
 use crate::{
     account::Direction,
     datapath::{
@@ -30,6 +30,8 @@ enum Stop {
     Due,
     /// Both receivers keep up again, and nobody has sent FIN.
     AtEase,
+    /// The other side has sent FIN, and this one nothing for too long.
+    Silent,
 }
 
 /// What both directions look at.
@@ -61,6 +63,7 @@ pub(super) async fn carry(
         Ok(Stop::AtEase) => None,
         Ok(Stop::Due) => Some(Carried::ToHandover),
         Ok(Stop::Eof) => Some(Carried::ToEnd(End::Finished)),
+        Ok(Stop::Silent) => Some(Carried::ToEnd(End::HalfClosed)),
         Err(error) => Some(Carried::ToEnd(Box::pin(broken(ways, [upward, downward], error)).await)),
     }
 }
@@ -111,7 +114,15 @@ impl Waiting<'_> {
             }
             _ => {}
         }
-        Err(self.way.by_sender(Box::pin(failure(self.way.from)).await))
+        let Way { from, job, .. } = self.way;
+        let silence = idle(job.terms.patience.half_closed, || moved(job.account));
+        Box::pin(async {
+            tokio::select! {
+                error = failure(from) => Err(self.way.by_sender(error)),
+                () = silence => Ok(Stop::Silent),
+            }
+        })
+        .await
     }
 
     /// Copies until the sender has sent FIN and the receiver has taken everything before it; or until the direction is

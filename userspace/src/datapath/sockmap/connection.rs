@@ -6,6 +6,7 @@
 
 use std::{
     cell::Cell,
+    convert::Infallible,
     future::poll_fn,
     io,
     net::{Shutdown, TcpStream},
@@ -26,7 +27,7 @@ use tokio::time::{sleep, timeout};
 use super::{Slot, watch::Also};
 use crate::{
     account::{Account, Direction},
-    datapath::{End, copy::Pump, progress::Progress, relay::idle},
+    datapath::{End, Patience, copy::Pump, progress::Progress, relay::idle},
     kernel::{
         budget::Budget,
         signals::{Ready, Side, What},
@@ -148,6 +149,8 @@ pub(super) struct Connection<'a> {
     pub(super) same_host: bool,
     /// The side whose failure is known and no news any more.
     broken: Cell<Option<Side>>,
+    /// One direction has passed its FIN on.
+    half_closed: Cell<bool>,
 }
 
 /// What the kernel keeps for the connection, removed and accounted for at its end.
@@ -165,6 +168,21 @@ pub(super) struct Broken {
     pub(super) error: io::Error,
 }
 
+/// How a connection comes to its end.
+enum Over {
+    /// Both sides have sent FIN, and all before it was delivered.
+    Finished,
+    /// One side has sent FIN, and the other one nothing for too long.
+    Silent,
+    Broken(Broken),
+}
+
+impl From<Broken> for Over {
+    fn from(broken: Broken) -> Self {
+        Self::Broken(broken)
+    }
+}
+
 impl<'a> Connection<'a> {
     pub(super) fn new(
         client: Leg,
@@ -176,7 +194,15 @@ impl<'a> Connection<'a> {
     ) -> Self {
         let cookies = [client.cookie, backend.cookie];
         let entries = Entries { slot, account, cookies, ways: Default::default() };
-        Self { client, backend, entries, rule, same_host, broken: Cell::new(None) }
+        Self {
+            client,
+            backend,
+            entries,
+            rule,
+            same_host,
+            broken: Cell::new(None),
+            half_closed: Cell::new(false),
+        }
     }
 
     /// Has both sockets watched for their end.
@@ -214,24 +240,28 @@ impl<'a> Connection<'a> {
     /// they are awaited.
     ///
     /// The pumps hold what was read before and is not yet written.
-    pub(super) async fn run(&self, limit: Duration, pumps: &mut [Pump; 2]) -> End {
+    pub(super) async fn run(&self, pumps: &mut [Pump; 2]) -> End {
         let [upward, downward] = pumps;
-        let ended = tokio::select! {
+        let over = tokio::select! {
             ended = async {
                 tokio::try_join!(
                     self.one_way(Direction::Up, upward),
                     self.one_way(Direction::Down, downward),
                 )
-            } => ended,
-            () = idle(limit, || self.progress()) => return End::Idle,
+            } => match ended {
+                Ok((never, _)) => match never {},
+                Err(over) => over,
+            },
+            () = idle(self.entries.slot.sockmap.settings.idle, || self.progress()) => return End::Idle,
         };
-        match ended {
-            Ok(_) => End::Finished,
-            Err(Broken { side: Side::Client, error }) => {
+        match over {
+            Over::Finished => End::Finished,
+            Over::Silent => End::HalfClosed,
+            Over::Broken(Broken { side: Side::Client, error }) => {
                 Box::pin(self.pass_on_reset(Direction::Up, upward)).await;
                 End::broken_by_client(error)
             }
-            Err(Broken { side: Side::Backend, error }) => {
+            Over::Broken(Broken { side: Side::Backend, error }) => {
                 Box::pin(self.pass_on_reset(Direction::Down, downward)).await;
                 End::broken_by_backend(error)
             }
@@ -240,7 +270,9 @@ impl<'a> Connection<'a> {
 
     /// One direction's story. What happens only now and then is boxed: an idle connection shall not hold memory for
     /// it.
-    async fn one_way(&self, direction: Direction, pump: &mut Pump) -> Result<(), Broken> {
+    ///
+    /// The direction that finishes second ends the pair.
+    async fn one_way(&self, direction: Direction, pump: &mut Pump) -> Result<Infallible, Over> {
         let way = self.way(direction);
         if way.armed.get() || Box::pin(self.copy_until_armed(direction, pump)).await? {
             self.kernel_until_fin(direction, pump).await?;
@@ -249,9 +281,15 @@ impl<'a> Connection<'a> {
         let (_, to) = self.ends(direction);
         match to.socket.shutdown(Shutdown::Write) {
             // The receiver is gone already; its own direction reports how.
-            Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
-            result => result.map_err(|error| Broken { side: to.side, error }),
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => {}
+            result => result.map_err(|error| Broken { side: to.side, error })?,
         }
+        if self.half_closed.replace(true) {
+            return Err(Over::Finished);
+        }
+        let limit = self.entries.slot.sockmap.settings.half_closed;
+        Box::pin(idle(limit, || self.progress())).await;
+        Err(Over::Silent)
     }
 
     /// Lets the kernel redirect, and copies what it passes, until the sender's FIN.
@@ -403,10 +441,11 @@ impl<'a> Connection<'a> {
         moved.map_err(|error| Broken { side: from.side, error })
     }
 
-    /// Changes whenever a byte has moved.
+    /// Changes whenever a byte has moved that counts.
     fn progress(&self) -> (u64, u64) {
         self.entries.bring_account_up_to_date();
-        self.entries.account.bytes()
+        let (up, down) = self.entries.account.bytes();
+        Patience::progress(up, down)
     }
 }
 

@@ -14,7 +14,7 @@ use crate::{
     datapath::{
         End, Pair,
         packet::{retake, stats::TakenBack},
-        relay::Connection,
+        relay::{Connection, Terms},
     },
     kernel::packet::{LOOK, grace},
     net::repair,
@@ -38,7 +38,7 @@ impl Entry {
 
 impl Flow<'_> {
     /// Goes on in userspace, wherever the flow stands: with sockets in the place of our own, whose numbers have stayed behind.
-    pub(super) async fn take_back(mut self: Box<Self>, why: TakenBack, limit: Duration) -> End {
+    pub(super) async fn take_back(mut self: Box<Self>, why: TakenBack, terms: &Terms) -> End {
         // Nothing is sent on any more. What the peers say meanwhile they will say again.
         self.entry.set_mode(HOLD);
         grace().await;
@@ -53,7 +53,7 @@ impl Flow<'_> {
                 tracing::info!(why = why.label(), "a connection goes from packets back into sockets");
                 shared.programs.stats().take_back(why);
                 self.account.carried_by(Carrier::Relay);
-                Connection::new(pair).carry_to_end(limit, self.account).await
+                Connection::new(pair).carry_to_end(terms, self.account).await
             }
             Err(error) => {
                 tracing::warn!(why = why.label(), %error, "a connection in packets cannot go on, and is reset");

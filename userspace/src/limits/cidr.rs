@@ -1,0 +1,83 @@
+//! Prefixes of addresses (RFC 4632, RFC 4291 section 2.3).
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+/// All addresses that begin with the same bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Cidr {
+    first: IpAddr,
+    bits: u8,
+}
+
+impl Cidr {
+    /// The prefix of `bits` bits that holds `address`. More bits than the family has are all of them. An IPv4-mapped
+    /// IPv6 address (RFC 4291 section 2.5.5.2) must be given as the IPv4 address that it is.
+    #[must_use]
+    pub fn of(address: IpAddr, bits: u8) -> Self {
+        match address {
+            IpAddr::V4(address) => {
+                let bits = bits.min(32);
+                // A shift by all bits is no shift.
+                let mask = u32::MAX.checked_shl(32 - u32::from(bits)).unwrap_or(0);
+                Self { first: Ipv4Addr::from_bits(address.to_bits() & mask).into(), bits }
+            }
+            IpAddr::V6(address) => {
+                let bits = bits.min(128);
+                let mask = u128::MAX.checked_shl(128 - u32::from(bits)).unwrap_or(0);
+                Self { first: Ipv6Addr::from_bits(address.to_bits() & mask).into(), bits }
+            }
+        }
+    }
+
+    /// Whether `address` is in it.
+    #[must_use]
+    pub fn contains(&self, address: IpAddr) -> bool {
+        address.is_ipv4() == self.first.is_ipv4() && Self::of(address, self.bits) == *self
+    }
+}
+
+impl fmt::Display for Cidr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let whole = if self.first.is_ipv4() { 32 } else { 128 };
+        if self.bits == whole {
+            write!(f, "{}", self.first)
+        } else {
+            write!(f, "{}/{}", self.first, self.bits)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(address: &str, bits: u8) -> String {
+        Cidr::of(address.parse().unwrap(), bits).to_string()
+    }
+
+    #[test]
+    fn cuts_at_any_bit_of_either_family() {
+        assert_eq!(of("192.0.2.77", 32), "192.0.2.77");
+        assert_eq!(of("192.0.2.77", 24), "192.0.2.0/24");
+        assert_eq!(of("192.0.2.255", 31), "192.0.2.254/31");
+        assert_eq!(of("192.0.2.77", 0), "0.0.0.0/0");
+        assert_eq!(of("192.0.2.77", 99), "192.0.2.77");
+        assert_eq!(of("2001:db8:1:2:3:4:5:6", 64), "2001:db8:1:2::/64");
+        assert_eq!(of("2001:db8:1:2:3:4:5:6", 128), "2001:db8:1:2:3:4:5:6");
+        assert_eq!(of("2001:db8::1", 0), "::/0");
+    }
+
+    #[test]
+    fn contains_what_begins_alike_and_nothing_of_the_other_family() {
+        let prefix = Cidr::of("192.0.2.1".parse().unwrap(), 24);
+        for (address, inside) in
+            [("192.0.2.0", true), ("192.0.2.255", true), ("192.0.3.0", false), ("2001:db8::1", false)]
+        {
+            assert_eq!(prefix.contains(address.parse().unwrap()), inside, "{address}");
+        }
+        assert!(!Cidr::of("::".parse().unwrap(), 0).contains("192.0.2.1".parse().unwrap()));
+    }
+}

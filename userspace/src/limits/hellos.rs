@@ -1,0 +1,135 @@
+//! Connections whose hello is not complete yet, and which of them makes room for another.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+/// The connections whose hello is not complete. `T` is how one of them is told that it has made room.
+///
+/// A client that says nothing goes first, then one that says little; of these the one that came first. What counts is
+/// when it came, not when it last sent a byte: one byte now and then is cheap.
+#[derive(Debug)]
+pub struct Hellos<T> {
+    next: Ticket,
+    /// By ticket, that is in the order in which they came.
+    silent: BTreeMap<Ticket, Waiting<T>>,
+    begun: BTreeMap<Ticket, Waiting<T>>,
+}
+
+/// The number of a connection among them. Each is given once.
+pub type Ticket = u64;
+
+#[derive(Debug)]
+struct Waiting<T> {
+    since: Instant,
+    call: T,
+}
+
+impl<T> Default for Hellos<T> {
+    fn default() -> Self {
+        Self { next: 0, silent: BTreeMap::new(), begun: BTreeMap::new() }
+    }
+}
+
+impl<T> Hellos<T> {
+    /// Lets one more wait since `now`. Where that makes more than `most`, another one makes room, and is returned.
+    pub fn enter(&mut self, most: usize, begun: bool, now: Instant, call: T) -> (Ticket, Option<T>) {
+        let gone = if self.len() >= most { self.first_to_go() } else { None };
+        let ticket = self.next;
+        self.next += 1;
+        let queue = if begun { &mut self.begun } else { &mut self.silent };
+        queue.insert(ticket, Waiting { since: now, call });
+        (ticket, gone)
+    }
+
+    /// This one has sent something.
+    pub fn heard(&mut self, ticket: Ticket) {
+        if let Some(waiting) = self.silent.remove(&ticket) {
+            self.begun.insert(ticket, waiting);
+        }
+    }
+
+    /// This one waits no more. Nothing happens if it has made room.
+    pub fn leave(&mut self, ticket: Ticket) {
+        if self.silent.remove(&ticket).is_none() {
+            self.begun.remove(&ticket);
+        }
+    }
+
+    /// Takes out the one that makes room for a connection with a better claim, if it has waited for `least`.
+    pub fn make_room(&mut self, least: Duration, now: Instant) -> Option<T> {
+        let first = self.silent.first_entry().or_else(|| self.begun.first_entry())?;
+        let waited = now.saturating_duration_since(first.get().since);
+        (waited >= least).then(|| first.remove().call)
+    }
+
+    fn first_to_go(&mut self) -> Option<T> {
+        let first = self.silent.pop_first().or_else(|| self.begun.pop_first());
+        first.map(|(_, waiting)| waiting.call)
+    }
+
+    /// How many wait.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.silent.len() + self.begun.len()
+    }
+
+    /// Whether nobody waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.silent.is_empty() && self.begun.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_silent_one_makes_room() {
+        let (mut hellos, now) = (Hellos::default(), Instant::now());
+        let (first, none) = hellos.enter(3, false, now, 1);
+        assert_eq!(none, None);
+        hellos.enter(3, true, now, 2);
+        hellos.enter(3, false, now, 3);
+        hellos.heard(first);
+        assert_eq!(hellos.enter(3, false, now, 4).1, Some(3), "it alone has said nothing");
+        assert_eq!(hellos.enter(3, true, now, 5).1, Some(4));
+        assert_eq!(hellos.enter(3, true, now, 6).1, Some(1), "the oldest of those that have begun");
+        assert_eq!(hellos.len(), 3);
+    }
+
+    #[test]
+    fn never_more_than_its_budget() {
+        let (mut hellos, now) = (Hellos::default(), Instant::now());
+        let gone = (0..10_000).filter(|call| hellos.enter(64, call % 3 == 0, now, *call).1.is_some()).count();
+        assert_eq!((hellos.len(), gone), (64, 10_000 - 64));
+    }
+
+    #[test]
+    fn who_has_just_come_makes_no_room_for_a_place() {
+        let (mut hellos, now) = (Hellos::default(), Instant::now());
+        let least = Duration::from_millis(500);
+        assert_eq!(hellos.make_room(least, now), None);
+        hellos.enter(8, false, now, 1);
+        hellos.enter(8, false, now + least, 2);
+        assert_eq!(hellos.make_room(least, now + least / 2), None);
+        assert_eq!(hellos.make_room(least, now + least), Some(1));
+        assert_eq!(hellos.make_room(least, now + least), None);
+        assert_eq!(hellos.make_room(least, now + 2 * least), Some(2));
+    }
+
+    #[test]
+    fn who_is_done_or_has_made_room_leaves_nothing() {
+        let (mut hellos, now) = (Hellos::default(), Instant::now());
+        let (first, _) = hellos.enter(1, false, now, 1);
+        let (second, gone) = hellos.enter(1, true, now, 2);
+        assert_eq!(gone, Some(1));
+        hellos.heard(first);
+        hellos.leave(first);
+        assert_eq!(hellos.len(), 1);
+        hellos.leave(second);
+        assert!(hellos.is_empty());
+    }
+}
