@@ -9,7 +9,10 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use socket2::SockRef;
 
-use crate::{netns::Netns, wait::DEADLINE};
+use crate::{
+    netns::Netns,
+    wait::{self, DEADLINE},
+};
 
 /// How a peer ended its direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,10 +34,17 @@ pub fn connect(netns: &Netns, address: &str) -> Result<TcpStream> {
 }
 
 /// Listens inside `netns`.
+///
+/// An address that is in use is tried again: a process that another trial starts at that moment keeps a former listener of
+/// this address open from fork(2) to exec(2).
 pub fn listen(netns: &Netns, address: &str) -> Result<TcpListener> {
-    let listener = netns
-        .enter(|| Ok(TcpListener::bind(address)?))
-        .with_context(|| format!("cannot listen on {address}"))?;
+    let what = format!("cannot listen on {address}");
+    let listener = wait::until(&what, || {
+        netns.enter(|| match TcpListener::bind(address) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => Ok(None),
+            bound => Ok(Some(bound.with_context(|| what.clone())?)),
+        })
+    })?;
     // Bounds accept(2) too.
     SockRef::from(&listener).set_read_timeout(Some(DEADLINE))?;
     Ok(listener)
