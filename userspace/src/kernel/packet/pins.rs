@@ -6,7 +6,10 @@
 
 use std::{
     fs, io,
-    os::{fd::OwnedFd, unix::fs::MetadataExt as _},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{DirBuilderExt as _, MetadataExt as _},
+    },
     path::{Path, PathBuf},
     sync::{
         Mutex, PoisonError,
@@ -22,8 +25,9 @@ use aya::{
     util::KernelVersion,
 };
 use rustix::{
-    fs::{FlockOperation, Mode, OFlags, flock, fstatfs, open},
+    fs::{FlockOperation, Mode, OFlags, fchmod, flock, fstat, fstatfs, open},
     io::Errno,
+    process::geteuid,
 };
 use snisplice_common::packet::{
     Slot, Tuple,
@@ -57,6 +61,9 @@ pub enum PinsError {
     /// The directory cannot be made or opened.
     #[error("{0}: {1}")]
     Directory(PathBuf, #[source] io::Error),
+    /// Somebody else could move or hold what is pinned there.
+    #[error("{0} {1}")]
+    Unsafe(PathBuf, String),
     /// It is of another version.
     #[error("pins are in {0} there, and in {1} here")]
     Other(String, String),
@@ -240,14 +247,64 @@ impl Pins {
     }
 }
 
-/// The directory above those of the network namespaces.
+/// The directory above those of the network namespaces. It is ours alone, and nobody else can put another in its place.
 fn parent() -> Result<PathBuf, PinsError> {
-    let mount = open(BPFFS, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
-    let kind = mount.and_then(fstatfs).map_err(|_| PinsError::NoBpffs)?;
+    let mount =
+        open(BPFFS, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(|_| PinsError::NoBpffs)?;
+    let kind = fstatfs(&mount).map_err(|_| PinsError::NoBpffs)?;
     if u32::try_from(kind.f_type) != Ok(MAGIC) {
         return Err(PinsError::NoBpffs);
     }
-    Ok(Path::new(BPFFS).join(DIRECTORY))
+    let own = geteuid().as_raw();
+    let status = fstat(&mount).map_err(|_| PinsError::NoBpffs)?;
+    if let Err(why) = names_are_kept(status.st_uid, status.st_mode, own) {
+        return Err(PinsError::Unsafe(BPFFS.into(), why));
+    }
+    let directory = Path::new(BPFFS).join(DIRECTORY);
+    match is_ours(&directory) {
+        // It is made with the first lock.
+        Err(PinsError::Directory(_, error)) if error.kind() == io::ErrorKind::NotFound => Ok(directory),
+        other => other.map(|()| directory),
+    }
+}
+
+/// Whether nobody but user `own` and root can rename what is in a directory of this owner and mode.
+fn names_are_kept(owner: u32, mode: u32, own: u32) -> Result<(), String> {
+    const OTHERS_WRITE: u32 = 0o022;
+    const STICKY: u32 = 0o1000;
+    if owner != 0 && owner != own {
+        return Err(format!("belongs to user {owner}: mount bpffs as root, or give it away with chown"));
+    }
+    if mode & OTHERS_WRITE != 0 && mode & STICKY == 0 {
+        return Err(format!("can be written to by others (mode {:o}): chmod go-w, or +t, it", mode & 0o7777));
+    }
+    Ok(())
+}
+
+/// Whether a directory is this user's alone. One that an earlier version has left open to others is closed to them.
+fn is_ours(directory: &Path) -> Result<(), PinsError> {
+    const OTHERS: u32 = 0o077;
+    let failed = |error: Errno| PinsError::Directory(directory.to_owned(), error.into());
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let opened = open(directory, flags, Mode::empty()).map_err(failed)?;
+    let status = fstat(&opened).map_err(failed)?;
+    let own = geteuid().as_raw();
+    if status.st_uid != own {
+        let why = format!(
+            "belongs to user {}, and this process is user {own}: if no snisplice of that user runs, remove it (rm -r)",
+            status.st_uid
+        );
+        return Err(PinsError::Unsafe(directory.to_owned(), why));
+    }
+    if status.st_mode & OTHERS != 0 {
+        fchmod(&opened, Mode::RWXU).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// Makes a directory, and those above it that are missing, for this user alone.
+fn make(directory: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)
 }
 
 /// The name of this network namespace's directory: the layout, and the namespace's number.
@@ -287,12 +344,20 @@ fn lock(directory: &Path, make: bool) -> Result<OwnedFd, PinsError> {
     let started = Instant::now();
     let failed = |error: io::Error| PinsError::Directory(directory.to_owned(), error);
     loop {
-        if make && let Err(error) = fs::create_dir_all(directory) {
+        if make && let Err(error) = self::make(directory) {
             // Another process, in another namespace, may just have removed what is above.
             if error.kind() == io::ErrorKind::NotFound && started.elapsed() < PATIENCE {
                 continue;
             }
             return Err(failed(error));
+        }
+        if make {
+            for directory in directory.parent().into_iter().chain([directory]) {
+                match is_ours(directory) {
+                    Err(PinsError::Directory(_, error)) if error.kind() == io::ErrorKind::NotFound => {}
+                    other => other?,
+                }
+            }
         }
         let held = match open(directory, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
             Ok(opened) => flock(&opened, FlockOperation::NonBlockingLockExclusive).map(|()| opened),
@@ -330,7 +395,42 @@ fn remove(directory: &Path) {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
+
+    #[test]
+    fn names_that_others_can_change_are_not_relied_on() {
+        for (owner, mode, own, kept) in [
+            (0, 0o700, 0, true),
+            (0, 0o755, 0, true),
+            (0, 0o1777, 0, true),
+            (0, 0o1777, 7, true),
+            (7, 0o700, 7, true),
+            (0, 0o777, 0, false),
+            (0, 0o775, 0, false),
+            (0, 0o757, 7, false),
+            (8, 0o700, 7, false),
+            (8, 0o700, 0, false),
+        ] {
+            let found = names_are_kept(owner, mode, own);
+            assert_eq!(found.is_ok(), kept, "{owner} {mode:o} {own}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn a_directory_that_was_open_to_others_is_closed() {
+        let dir = tempfile::tempdir().unwrap();
+        let below = dir.path().join("a/b");
+        make(&below).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o7777;
+        assert_eq!((mode(below.parent().unwrap()), mode(&below)), (0o700, 0o700));
+        fs::set_permissions(&below, fs::Permissions::from_mode(0o755)).unwrap();
+        is_ours(&below).unwrap();
+        assert_eq!(mode(&below), 0o700);
+        std::os::unix::fs::symlink(&below, dir.path().join("link")).unwrap();
+        assert!(is_ours(&dir.path().join("link")).is_err(), "a link is not followed");
+    }
 
     #[test]
     fn a_directory_is_one_of_a_namespace_and_a_layout() {
