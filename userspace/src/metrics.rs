@@ -5,23 +5,30 @@
 
 use std::{
     fmt,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, text},
     metrics::{counter::Counter, family::Family, gauge::Gauge},
-    registry::Registry,
+    registry::{Metric, Registry},
 };
 
-use self::{kernel::KernelCounters, packet::PacketCounters, same_host::SameHostCounters};
+pub use self::series::{Gone, Names};
+use self::{
+    kernel::KernelCounters,
+    packet::PacketCounters,
+    same_host::SameHostCounters,
+    series::{Kind, Labels, Series},
+};
 use crate::datapath::InKernel;
 
 pub mod kernel;
 pub mod limits;
 pub mod packet;
 pub mod same_host;
+mod series;
 
 /// The label value for a connection that never had a route, a backend or a datapath.
 pub const NONE: &str = "none";
@@ -64,23 +71,99 @@ struct InService {
     datapath: &'static str,
 }
 
+impl Labels for ByListener {
+    fn detached(&self) -> Self {
+        Self { listener: copy(&self.listener) }
+    }
+
+    fn has(&self, kind: Kind, name: &str) -> bool {
+        kind == Kind::Listener && &*self.listener == name
+    }
+}
+
+impl Labels for Closed {
+    fn detached(&self) -> Self {
+        Self { listener: copy(&self.listener), route: copy(&self.route), ..*self }
+    }
+
+    fn has(&self, kind: Kind, name: &str) -> bool {
+        (kind == Kind::Listener && &*self.listener == name) || (kind == Kind::Route && &*self.route == name)
+    }
+}
+
+impl Labels for Moved {
+    fn detached(&self) -> Self {
+        Self { route: copy(&self.route), ..*self }
+    }
+
+    fn has(&self, kind: Kind, name: &str) -> bool {
+        kind == Kind::Route && &*self.route == name
+    }
+}
+
+impl Labels for Unrouted {
+    fn detached(&self) -> Self {
+        Self { listener: copy(&self.listener), ..*self }
+    }
+
+    fn has(&self, kind: Kind, name: &str) -> bool {
+        kind == Kind::Listener && &*self.listener == name
+    }
+}
+
+impl Labels for ConnectFailure {
+    fn detached(&self) -> Self {
+        Self { backend: copy(&self.backend), ..*self }
+    }
+
+    fn has(&self, kind: Kind, name: &str) -> bool {
+        kind == Kind::Backend && &*self.backend == name
+    }
+}
+
+/// The same text, shared with nobody.
+fn copy(name: &Arc<str>) -> Arc<str> {
+    Arc::from(&**name)
+}
+
+/// Registries with one family or one collector each, so that they can be shown one after another.
+#[derive(Debug, Default)]
+struct Families(Vec<Registry>);
+
+impl Families {
+    fn register(&mut self, name: &str, help: &str, metric: impl Metric) {
+        self.next().register(name, help, metric);
+    }
+
+    fn register_collector(&mut self, collector: Box<dyn Collector>) {
+        self.next().register_collector(collector);
+    }
+
+    fn next(&mut self) -> &mut Registry {
+        let index = self.0.len();
+        self.0.push(Registry::with_prefix("snisplice"));
+        &mut self.0[index]
+    }
+}
+
 /// All counters of the process. Cheap to share, never locked across an await.
 #[derive(Debug)]
 pub struct Metrics {
-    registry: Registry,
-    opened: Family<ByListener, Counter>,
-    active: Family<ByListener, Gauge>,
-    closed: Family<Closed, Counter>,
-    moved: Family<Moved, Counter>,
-    unrouted: Family<Unrouted, Counter>,
-    connect_failures: Family<ConnectFailure, Counter>,
-    accept_errors: Family<ByListener, Counter>,
+    registry: Families,
+    opened: Series<ByListener, Counter>,
+    active: Series<ByListener, Gauge>,
+    closed: Series<Closed, Counter>,
+    moved: Series<Moved, Counter>,
+    unrouted: Series<Unrouted, Counter>,
+    connect_failures: Series<ConnectFailure, Counter>,
+    accept_errors: Series<ByListener, Counter>,
     datapath: Family<InService, Gauge>,
     probing: Gauge,
     kernel: Later<KernelCounters>,
     packet: Later<PacketCounters>,
     short_cut: Later<SameHostCounters>,
     same_host: Gauge,
+    gone: Mutex<Gone>,
     /// Configurations put into service since the start.
     pub config_generation: Gauge,
     /// Configurations refused since the start; the last good one kept serving.
@@ -98,20 +181,21 @@ impl Metrics {
     #[must_use]
     pub fn new() -> Self {
         let mut metrics = Self {
-            registry: Registry::with_prefix("snisplice"),
-            opened: Family::default(),
-            active: Family::default(),
-            closed: Family::default(),
-            moved: Family::default(),
-            unrouted: Family::default(),
-            connect_failures: Family::default(),
-            accept_errors: Family::default(),
+            registry: Families::default(),
+            opened: Series::default(),
+            active: Series::default(),
+            closed: Series::default(),
+            moved: Series::default(),
+            unrouted: Series::default(),
+            connect_failures: Series::default(),
+            accept_errors: Series::default(),
             datapath: Family::default(),
             probing: Gauge::default(),
             kernel: Later::default(),
             packet: Later::default(),
             short_cut: Later::default(),
             same_host: Gauge::default(),
+            gone: Mutex::default(),
             config_generation: Gauge::default(),
             config_rejected: Counter::default(),
         };
@@ -196,11 +280,65 @@ impl Metrics {
         self.probing.set(probing.into());
     }
 
+    /// Notes names that a configuration has removed. Their series are forgotten by [`Metrics::forget_gone`].
+    pub fn removed(&self, gone: Gone) {
+        self.gone().extend(gone);
+    }
+
+    /// Notes that names which were removed are there again.
+    pub fn returned<'m>(&self, is_there: impl FnOnce() -> Names<'m>) {
+        let mut gone = self.gone();
+        if gone.is_empty() {
+            return;
+        }
+        let is_there = is_there();
+        gone.listeners.retain(|name| !is_there.listeners.contains(&**name));
+        gone.routes.retain(|name| !is_there.routes.contains(&**name));
+        gone.backends.retain(|name| !is_there.backends.contains(&**name));
+    }
+
+    /// Forgets the series of listeners, routes and backends that are gone and that no connection uses any more.
+    pub fn forget_gone(&self) {
+        let active = |listener: &Arc<str>| {
+            self.active.get_or_create(&ByListener { listener: listener.clone() }).get() > 0
+        };
+        for (kind, name) in self.gone().unused(active) {
+            self.opened.forget(kind, &name);
+            self.active.forget(kind, &name);
+            self.accept_errors.forget(kind, &name);
+            self.closed.forget(kind, &name);
+            self.moved.forget(kind, &name);
+            self.unrouted.forget(kind, &name);
+            self.connect_failures.forget(kind, &name);
+        }
+    }
+
+    fn gone(&self) -> MutexGuard<'_, Gone> {
+        self.gone.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The Prometheus text exposition of everything.
     pub fn encode(&self) -> Result<String, fmt::Error> {
         let mut text = String::new();
-        text::encode(&mut text, &self.registry)?;
+        for family in &self.registry.0 {
+            text::encode_registry(&mut text, family)?;
+        }
+        text::encode_eof(&mut text)?;
         Ok(text)
+    }
+
+    /// One part of that, from 0 on: a family, or what a collector tells, and the last one is the end. `None` behind it.
+    #[must_use]
+    pub fn encode_family(&self, index: usize) -> Option<String> {
+        let mut text = String::new();
+        let families = &self.registry.0;
+        let encoded = match families.get(index) {
+            Some(family) => text::encode_registry(&mut text, family),
+            None if index == families.len() => text::encode_eof(&mut text),
+            None => return None,
+        };
+        // Writing to a string does not fail.
+        encoded.is_ok().then_some(text)
     }
 
     /// The sum of all samples of the counter `name` that have `label`, which is written as in the text.
@@ -296,4 +434,45 @@ pub struct ListenerCounters {
     pub active: Gauge,
     /// Failures to accept.
     pub accept_errors: Counter,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(metrics: &Metrics, name: &str) -> bool {
+        metrics.forget_gone();
+        metrics.encode().unwrap().contains(name)
+    }
+
+    #[test]
+    fn series_go_with_the_last_who_uses_a_name() {
+        let metrics = Metrics::new();
+        let (listener, route, backend): (Arc<str>, Arc<str>, Arc<str>) =
+            ("door".into(), "way".into(), "house".into());
+        let counters = metrics.listener(&listener);
+        counters.active.inc();
+        metrics.closed(&listener, &route, "relay", "finished");
+        metrics.moved(&route, "relay", "up", 7);
+        metrics.connect_failed(&backend, "refused");
+        let connection = (route.clone(), backend.clone());
+        metrics.removed(Gone { listeners: vec![listener], routes: vec![route], backends: vec![backend] });
+        for name in ["door", "way", "house"] {
+            assert!(shown(&metrics, name), "{name} is in use");
+        }
+        drop(connection);
+        assert!(!shown(&metrics, "way") && !shown(&metrics, "house"));
+        counters.active.dec();
+        assert!(!shown(&metrics, "door"));
+    }
+
+    #[test]
+    fn what_has_come_back_stays() {
+        let metrics = Metrics::new();
+        let route: Arc<str> = "way".into();
+        metrics.moved(&route, "relay", "up", 7);
+        metrics.removed(Gone { routes: vec![route], ..Gone::default() });
+        metrics.returned(|| Names { routes: ["way"].into(), ..Names::default() });
+        assert!(shown(&metrics, "way"));
+    }
 }

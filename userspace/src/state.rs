@@ -1,7 +1,7 @@
 //! What a configuration becomes while it serves: the immutable model, and beside it what changes per connection.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 
 use crate::{
     balance::Wheel,
+    metrics::{Gone, Names},
     upstream::{
         candidates::{Candidates, Members},
         endpoint::Endpoints,
@@ -119,6 +120,52 @@ impl Live {
     #[must_use]
     pub fn listener_at(&self, address: SocketAddr) -> Option<&Listener> {
         self.by_address.get(&address).and_then(|at| self.model.listeners.get(*at))
+    }
+
+    /// Takes over the names of the `former` configuration, so that connections of both share them, and tells which of its names
+    /// this one has not.
+    pub fn keep_names_of(&mut self, former: &Self) -> Gone {
+        let mut gone = Gone::default();
+        let mut backends: HashMap<&str, &Arc<str>> =
+            former.backends.iter().map(|backend| (&*backend.name, &backend.name)).collect();
+        for backend in &mut self.backends {
+            if let Some(name) = backends.remove(&*backend.name) {
+                backend.name = name.clone();
+            }
+        }
+        gone.backends.extend(backends.into_values().cloned());
+        let used = former.rules.iter().filter_map(|rule| rule.label.get());
+        let used: HashMap<&str, &Arc<str>> = used.map(|label| (&**label, label)).collect();
+        let mut kept = HashSet::new();
+        if !used.is_empty() {
+            let entries = self.model.listeners.iter().flat_map(|listener| listener.routes.entries());
+            for rule in entries.map(|entry| &entry.rule) {
+                if let Some((name, label)) = used.get_key_value(&*rule.name) {
+                    kept.insert(*name);
+                    // One rule may have several entries.
+                    let _ = self.rules[rule.id].label.set((*label).clone());
+                }
+            }
+        }
+        gone.routes.extend(
+            used.into_iter().filter(|(name, _)| !kept.contains(name)).map(|(_, label)| label.clone()),
+        );
+        let still: HashSet<&str> = self.model.listeners.iter().map(|listener| &*listener.name).collect();
+        let listeners = former.model.listeners.iter().map(|listener| &*listener.name);
+        gone.listeners.extend(listeners.filter(|name| !still.contains(name)).map(Arc::from));
+        gone
+    }
+
+    /// The names of listeners, rules and backends.
+    #[must_use]
+    pub fn names(&self) -> Names<'_> {
+        let Model { listeners, backends, .. } = &self.model;
+        let rules = listeners.iter().flat_map(|listener| listener.routes.entries()).map(|entry| &entry.rule);
+        Names {
+            listeners: listeners.iter().map(|listener| &*listener.name).collect(),
+            routes: rules.map(|rule| &*rule.name).collect(),
+            backends: backends.iter().map(|backend| &*backend.name).collect(),
+        }
     }
 
     /// All backends, in the order of [`BackendId`].
