@@ -3,10 +3,12 @@
 use std::fmt::{self, Write as _};
 
 use crate::{
+    admin::Admin,
     model::{
         Backend, BackendId, DatapathKind, Endpoint, EndpointHost, Listener, Model, Policies, Policy, Rule,
         Target,
     },
+    name::HostName,
     report::{Severity, Translation},
     table::{Entry, Shadowed},
     units::Span,
@@ -74,8 +76,21 @@ fn render_listener(out: &mut String, listener: &Listener, model: &Model) -> fmt:
     writeln!(out, "  otherwise: {policies}")
 }
 
+fn describe_admin(admin: &Admin) -> String {
+    let Admin { address, ready, hosts, allow_close } = admin;
+    let mut parts = vec![address.as_ref().map_or_else(|| "nowhere".to_owned(), ToString::to_string)];
+    parts.extend(ready.map(|ready| format!("ready {ready}")));
+    if !hosts.is_empty() {
+        parts.push(format!("hosts {}", hosts.iter().map(HostName::as_str).collect::<Vec<_>>().join(" ")));
+    }
+    if *allow_close {
+        parts.push("allow_close".to_owned());
+    }
+    parts.join(", ")
+}
+
 fn render_settings(out: &mut String, model: &Model) -> fmt::Result {
-    let Model { datapath, admin, admin_close, limits, handover, survive, timeouts, dns, .. } = model;
+    let Model { datapath, admin, limits, handover, survive, timeouts, dns, .. } = model;
     let datapath = match datapath {
         DatapathKind::Auto => "auto",
         DatapathKind::Sockmap => "sockmap",
@@ -83,11 +98,7 @@ fn render_settings(out: &mut String, model: &Model) -> fmt::Result {
         DatapathKind::Relay => "relay",
     };
     writeln!(out, "datapath {datapath}")?;
-    match admin {
-        Some(admin) if *admin_close => writeln!(out, "admin {admin}, allow_close")?,
-        Some(admin) => writeln!(out, "admin {admin}")?,
-        None => writeln!(out, "admin nowhere")?,
-    }
+    writeln!(out, "admin {}", describe_admin(admin))?;
     writeln!(
         out,
         "limits hello_bytes {}, connections {}, connections_per_source {} of /{} or /{}, hellos {}, workers {}, \

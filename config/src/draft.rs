@@ -7,6 +7,7 @@ use std::{
 };
 
 use crate::{
+    admin::{Admin, AdminAddress},
     decode::Sink,
     model::{
         Backend, BackendId, Claim, DatapathKind, Dns, EndpointHost, Handover, Limits, Listener, Model,
@@ -22,8 +23,7 @@ use crate::{
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Settings {
     pub(crate) datapath: DatapathKind,
-    pub(crate) admin: Option<SocketAddr>,
-    pub(crate) admin_close: bool,
+    pub(crate) admin: Admin,
     pub(crate) limits: Limits,
     pub(crate) handover: Handover,
     pub(crate) survive: bool,
@@ -160,12 +160,17 @@ impl Draft {
         self.rebind(&mut ports, options, sink);
         self.report_loops(sink);
 
-        if let Some(admin) = settings.admin
-            && let Some((listener, _)) = self.overlap(&[admin])
-        {
+        let Admin { address, ready, .. } = &settings.admin;
+        let addresses = [("admin", address.as_ref().and_then(AdminAddress::tcp)), ("admin.ready", *ready)];
+        for (field, address) in addresses {
+            let Some(address) = address else { continue };
+            let Some((listener, _)) = self.overlap(&[address]) else { continue };
             Diagnostic::general(
                 Severity::Error,
-                format!("admin {admin} overlaps with the listener '{}' ({})", listener.name, listener.origin),
+                format!(
+                    "{field} {address} overlaps with the listener '{}' ({})",
+                    listener.name, listener.origin
+                ),
             )
             .remedy("use another port or address")
             .to(sink);
@@ -193,7 +198,7 @@ impl Draft {
                 listener
             })
             .collect();
-        let Settings { datapath, admin, admin_close, limits, handover, survive, timeouts, dns } = settings;
+        let Settings { datapath, admin, limits, handover, survive, timeouts, dns } = settings;
         Model {
             listeners,
             backends,
@@ -201,7 +206,6 @@ impl Draft {
             claims,
             datapath,
             admin,
-            admin_close,
             limits,
             handover,
             survive,

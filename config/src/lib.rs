@@ -25,6 +25,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod admin;
 pub mod model;
 pub mod name;
 pub mod options;

@@ -11,6 +11,7 @@ use std::{
 };
 
 use crate::{
+    admin::Admin,
     name::{HostName, HostPattern},
     table::RouteTable,
 };
@@ -28,10 +29,8 @@ pub struct Model {
     pub claims: Vec<Claim>,
     /// Which datapath the operator asked for.
     pub datapath: DatapathKind,
-    /// Where `/ready`, `/metrics` and `/connections` are served; nowhere if `None`.
-    pub admin: Option<SocketAddr>,
-    /// Whether connections can be closed there.
-    pub admin_close: bool,
+    /// Where the process is asked how it is.
+    pub admin: Admin,
     /// Sizes and counts that bound what one client can cost.
     pub limits: Limits,
     /// When `auto` moves a direction into the kernel.

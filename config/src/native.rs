@@ -53,7 +53,9 @@
 //!
 //! datapath: auto                   # auto, sockmap, packet or relay
 //! admin:                           # default: nowhere; or just the address
-//!   address: 127.0.0.1:9090        # /ready, /metrics and /connections, for whoever gets there
+//!   address: 127.0.0.1:9090        # /ready, /metrics and /connections, for whoever gets there; or unix:/PATH
+//!   ready: "0.0.0.0:9091"          # /ready alone, for probes from elsewhere; default: nowhere
+//!   hosts: [lb.example.com]        # names that a Host header may have, beside addresses and localhost
 //!   allow_close: false             # true: connections can be closed there
 //!
 //! limits:

@@ -1,13 +1,15 @@
 //! The subcommands that ask a running balancer, over its admin address.
 
 use std::{
-    io::{self, Read as _, Write as _},
+    io::{self, Read, Write},
     net::{SocketAddr, TcpStream},
+    os::unix::net::UnixStream,
     time::Duration,
 };
 
 use anyhow::{Context as _, anyhow, bail};
 use comfy_table::{CellAlignment, Table, presets};
+use snisplice_config::admin::AdminAddress;
 
 use crate::{
     cli,
@@ -23,11 +25,22 @@ pub fn connections(options: &cli::Connections) -> anyhow::Result<String> {
     let filter = Filter { id: None, listener: listener.clone(), backend: backend.clone(), carrier: *carrier };
     let query = filter.to_query();
     let sign = if query.is_empty() { '?' } else { '&' };
-    let body = request(ask.admin, "GET", &format!("/connections{query}{sign}limit={limit}"))?;
-    if *json {
-        return Ok(body);
+    let mut listing = Listing { connections: Vec::new(), more: true };
+    while listing.more && listing.connections.len() < *limit {
+        let left = limit - listing.connections.len();
+        let after = listing.connections.last().map(|last| format!("&after={}", last.id)).unwrap_or_default();
+        let body = request(&ask.admin, "GET", &format!("/connections{query}{sign}limit={left}{after}"))?;
+        let mut page: Listing =
+            serde_json::from_str(&body).context("the answer is not that of a snisplice of this version")?;
+        let told = !page.connections.is_empty();
+        listing.connections.append(&mut page.connections);
+        listing.more = page.more && told;
+        // The usual case: as it came.
+        if *json && !page.more && after.is_empty() {
+            return Ok(body);
+        }
     }
-    Ok(render(&serde_json::from_str(&body).context("the answer is not that of a snisplice of this version")?))
+    if *json { Ok(serde_json::to_string(&listing)? + "\n") } else { Ok(render(&listing)) }
 }
 
 /// `snisplice close`: says how many were closed. Fails at the first that cannot be.
@@ -35,7 +48,7 @@ pub fn close(options: &cli::Close) -> anyhow::Result<String> {
     let cli::Close { ask, ids, backend } = options;
     let mut closed = 0;
     let mut close = |target: &str| -> anyhow::Result<()> {
-        let body = request(ask.admin, "DELETE", target)?;
+        let body = request(&ask.admin, "DELETE", target)?;
         let answer: Closed =
             serde_json::from_str(&body).context("the answer is not that of a snisplice of this version")?;
         closed += answer.closed;
@@ -97,7 +110,7 @@ fn row(one: &Connection) -> [String; COLUMNS] {
 }
 
 /// The body of a good answer; whatever else comes is an error that says what to do.
-fn request(admin: SocketAddr, method: &str, target: &str) -> anyhow::Result<String> {
+fn request(admin: &AdminAddress, method: &str, target: &str) -> anyhow::Result<String> {
     let answer = exchange(admin, method, target).with_context(|| {
         format!(
             "nothing answers at {admin}: give the balancer this address with 'run --admin {admin}' or 'admin:' in its \
@@ -112,11 +125,26 @@ fn request(admin: SocketAddr, method: &str, target: &str) -> anyhow::Result<Stri
     Ok(body.to_owned())
 }
 
-fn exchange(admin: SocketAddr, method: &str, target: &str) -> io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&admin, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    write!(stream, "{method} {target} HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n")?;
+fn exchange(admin: &AdminAddress, method: &str, target: &str) -> io::Result<String> {
+    match admin {
+        AdminAddress::Tcp(address) => {
+            let stream = TcpStream::connect_timeout(address, PATIENCE)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.set_write_timeout(Some(PATIENCE))?;
+            converse(stream, &address.to_string(), method, target)
+        }
+        AdminAddress::Unix(path) => {
+            let stream = UnixStream::connect(path)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.set_write_timeout(Some(PATIENCE))?;
+            converse(stream, "localhost", method, target)
+        }
+    }
+}
+
+/// In HTTP/1.0, whose answers come in one piece.
+fn converse(mut stream: impl Read + Write, host: &str, method: &str, target: &str) -> io::Result<String> {
+    write!(stream, "{method} {target} HTTP/1.0\r\nHost: {host}\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     Ok(answer)
@@ -159,7 +187,7 @@ mod tests {
     #[test]
     fn what_does_not_answer_is_told_with_a_remedy() {
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let error = format!("{:#}", request(free, "GET", "/connections").unwrap_err());
+        let error = format!("{:#}", request(&free.into(), "GET", "/connections").unwrap_err());
         assert!(error.contains("--admin") && error.contains(&free.to_string()), "{error}");
     }
 }

@@ -9,8 +9,11 @@ use crate::account::Carrier;
 /// How many are told unless somebody wants more.
 pub const MOST: usize = 1_000;
 
+/// How many are told at once at most; the rest is asked for with `after`.
+pub const LONGEST: usize = 10_000;
+
 /// One open connection. What is not known yet, such as the backend while the hello is read, is null.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Connection {
     /// Its number, by which it can be closed.
     pub id: u64,
@@ -102,8 +105,10 @@ impl Filter {
 pub struct Query {
     /// Which ones.
     pub filter: Filter,
-    /// How many at most.
+    /// How many at most; more than [`LONGEST`] are never told at once.
     pub limit: Option<usize>,
+    /// Only those of a greater number.
+    pub after: Option<u64>,
 }
 
 impl Query {
@@ -122,7 +127,16 @@ impl Query {
                     let limit = value.parse().ok().filter(|limit| *limit > 0);
                     query.limit = Some(limit.ok_or_else(|| format!("'{value}' is not a number above 0"))?);
                 }
-                _ => return Err(format!("there is no '{key}': use listener, backend, carrier or limit")),
+                "after" => {
+                    query.after = Some(
+                        value.parse().map_err(|_| format!("'{value}' is not the number of a connection"))?,
+                    );
+                }
+                _ => {
+                    return Err(format!(
+                        "there is no '{key}': use listener, backend, carrier, limit or after"
+                    ));
+                }
             }
         }
         Ok(query)
@@ -174,14 +188,14 @@ mod tests {
 
     #[test]
     fn a_query_says_which() {
-        let query = Query::parse("listener=a&backend=b%20%c3%a4&carrier=packet&limit=7").unwrap();
+        let query = Query::parse("listener=a&backend=b%20%c3%a4&carrier=packet&limit=7&after=9").unwrap();
         let filter = Filter {
             id: None,
             listener: Some("a".into()),
             backend: Some("b ä".into()),
             carrier: Some(Carrier::Packet),
         };
-        assert_eq!(query, Query { filter: filter.clone(), limit: Some(7) });
+        assert_eq!(query, Query { filter: filter.clone(), limit: Some(7), after: Some(9) });
         assert_eq!(Query::parse(filter.to_query().strip_prefix('?').unwrap()).unwrap().filter, filter);
         assert!(Query::parse("").unwrap().filter.is_empty());
         assert_eq!(Filter::default().to_query(), "");
@@ -195,6 +209,7 @@ mod tests {
             ("carrier=fast", "'fast'"),
             ("limit=0", "'0'"),
             ("limit=-1", "'-1'"),
+            ("after=x", "'x'"),
             ("backend=%x0", "encoded"),
             ("backend=%f", "encoded"),
             ("backend=%ff", "encoded"),

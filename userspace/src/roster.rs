@@ -29,10 +29,12 @@ const DESCRIBED_PER_TURN: usize = 64;
 /// What the main thread asks a worker.
 #[derive(Debug)]
 pub enum Request {
-    /// Which connections there are, at most so many.
+    /// Which connections there are: those with the least numbers, at most so many.
     List {
         /// Which ones.
         filter: Filter,
+        /// Only those of a greater number.
+        after: Option<u64>,
         /// How many at most.
         most: usize,
         /// Where they are told, in as many parts as it takes.
@@ -154,6 +156,22 @@ impl Roster {
         ended
     }
 
+    /// The places of those with the least numbers above `after`, at most so many.
+    fn first(&self, filter: &Filter, after: Option<u64>, most: usize) -> Vec<usize> {
+        let seats = self.seats.borrow();
+        let mut found: Vec<(u64, usize)> = seats
+            .iter()
+            .filter(|(_, seated)| self.matches(filter, &seated.account))
+            .map(|(place, seated)| (self.id(&seated.account), place))
+            .filter(|(id, _)| after.is_none_or(|after| *id > after))
+            .collect();
+        if most < found.len() {
+            found.select_nth_unstable(most);
+            found.truncate(most);
+        }
+        found.into_iter().map(|(_, place)| place).collect()
+    }
+
     fn id(&self, account: &Account) -> u64 {
         number(account.serial, self.worker, self.workers)
     }
@@ -222,8 +240,9 @@ impl Drop for Seat {
 /// Answers on the worker's thread, inside its runtime.
 pub fn answer(service: &Rc<Service>, request: Request) {
     match request {
-        Request::List { filter, most, reply } => {
-            tokio::task::spawn_local(list(service.clone(), filter, most, reply));
+        Request::List { filter, after, most, reply } => {
+            let places = service.roster.first(&filter, after, most);
+            tokio::task::spawn_local(list(service.clone(), filter, places, reply));
         }
         Request::Close { filter, reply } => {
             let roster = &service.roster;
@@ -233,16 +252,12 @@ pub fn answer(service: &Rc<Service>, request: Request) {
 }
 
 /// Tells of the connections bit by bit, while others go on.
-async fn list(service: Rc<Service>, filter: Filter, most: usize, reply: UnboundedSender<Vec<Connection>>) {
-    let roster = &service.roster;
-    let places: Vec<usize> = roster
-        .seats
-        .borrow()
-        .iter()
-        .filter(|(_, seated)| roster.matches(&filter, &seated.account))
-        .map(|(place, _)| place)
-        .take(most)
-        .collect();
+async fn list(
+    service: Rc<Service>,
+    filter: Filter,
+    places: Vec<usize>,
+    reply: UnboundedSender<Vec<Connection>>,
+) {
     for places in places.chunks(DESCRIBED_PER_TURN) {
         if reply.send(describe_some(&service, &filter, places)).is_err() {
             return;

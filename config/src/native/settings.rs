@@ -9,9 +9,11 @@ use std::{
 
 use super::read::RawPolicies;
 use crate::{
+    admin::AdminAddress,
     decode::{Fields, Sink, View},
     draft::Settings,
     model::{DatapathKind, Limits, Origin, Timeouts},
+    name::HostName,
     units::{Bytes, Span},
 };
 
@@ -78,18 +80,32 @@ impl<'n> Given<'n> {
     }
 
     fn read_admin(&mut self, view: &View<'n>, sink: &mut Sink) {
-        let expected = "ip:port or [ipv6]:port, for example 127.0.0.1:9090";
+        let expected = "ip:port, [ipv6]:port or unix:/path, for example 127.0.0.1:9090";
+        let admin = &mut self.settings.admin;
         if view.is_text() {
-            self.settings.admin = view.parse::<SocketAddr>(expected, sink);
+            admin.address = view.parse::<AdminAddress>(expected, sink);
             return;
         }
-        let Some(mut fields) = view.fields("ip:port, or {address: ip:port, allow_close}", sink) else {
-            return;
-        };
-        let address = fields.require("address", expected, sink);
-        self.settings.admin = address.and_then(|view| view.parse::<SocketAddr>(expected, sink));
-        self.settings.admin_close =
-            fields.take("allow_close").and_then(|view| view.flag(sink)).unwrap_or_default();
+        let known = "ip:port, unix:/path, or {address, ready, hosts, allow_close}";
+        let Some(mut fields) = view.fields(known, sink) else { return };
+        if let Some(view) = fields.take("ready") {
+            admin.ready = view.parse::<SocketAddr>("ip:port or [ipv6]:port", sink);
+            admin.address = fields.take("address").and_then(|view| view.parse(expected, sink));
+        } else {
+            let address = fields.require("address", expected, sink);
+            admin.address = address.and_then(|view| view.parse(expected, sink));
+        }
+        if let Some(view) = fields.take("hosts") {
+            let expected = "a name such as balancer.example.com";
+            for view in view.one_or_more(expected, sink) {
+                let Some(text) = view.text(expected, sink) else { continue };
+                match HostName::parse(text) {
+                    Ok(name) => admin.hosts.push(name),
+                    Err(error) => view.bad(error.to_string()).expected(expected).to(sink),
+                }
+            }
+        }
+        admin.allow_close = fields.take("allow_close").and_then(|view| view.flag(sink)).unwrap_or_default();
         fields.finish(sink);
     }
 

@@ -1,19 +1,14 @@
 //! What the process does when it takes over from another, and when another takes over from it.
 
-use std::{
-    io,
-    net::{SocketAddr, TcpListener as StdListener},
-    os::fd::OwnedFd,
-    path::Path,
-    sync::Arc,
-};
+use std::{fs, io, os::fd::OwnedFd, path::Path, sync::Arc};
 
 use anyhow::Context as _;
-use tokio::{net::TcpListener, runtime::Runtime, sync::mpsc, task::JoinHandle};
+use snisplice_config::admin::{Admin as Settings, AdminAddress};
+use tokio::{runtime::Runtime, sync::mpsc, task::JoinHandle};
 
 use super::App;
 use crate::{
-    admin::Admin,
+    admin::{Admin, Scope, server::Socket},
     cli::Run,
     datapath::packet::orphan,
     takeover::{
@@ -24,32 +19,61 @@ use crate::{
     },
 };
 
-/// The admin endpoint's task, and its socket once more.
+/// The task of one address of the admin endpoint, and its socket once more.
 pub(super) struct Endpoint {
-    address: SocketAddr,
-    socket: StdListener,
+    address: AdminAddress,
+    scope: Scope,
+    socket: Socket,
     task: Option<JoinHandle<()>>,
 }
 
 impl Endpoint {
-    /// Binds the address, unless another process hands its socket over.
-    pub(super) fn bind(address: SocketAddr, inherited: Option<StdListener>) -> anyhow::Result<Self> {
-        let bound = inherited.map_or_else(|| StdListener::bind(address), Ok);
+    /// Binds all addresses, unless another process hands their sockets over.
+    pub(super) fn bind_all(settings: &Settings, mut heir: Option<&mut Heir>) -> anyhow::Result<Vec<Self>> {
+        let mut endpoints = Vec::new();
+        let own = settings.address.clone().map(|address| match address {
+            AdminAddress::Tcp(_) => (address, Scope::Network),
+            AdminAddress::Unix(_) => (address, Scope::Local),
+        });
+        let ready = settings.ready.map(|address| (AdminAddress::Tcp(address), Scope::Ready));
+        for (address, scope) in own.into_iter().chain(ready) {
+            let inherited = heir.as_mut().and_then(|heir| heir.admin(&address));
+            endpoints.push(Self::bind(address, scope, inherited)?);
+        }
+        Ok(endpoints)
+    }
+
+    fn bind(address: AdminAddress, scope: Scope, inherited: Option<Socket>) -> anyhow::Result<Self> {
+        let bound = inherited.map_or_else(|| Socket::bind(&address), Ok);
         let socket =
-            bound.and_then(|socket| socket.set_nonblocking(true).map(|()| socket)).with_context(|| {
-                format!("cannot serve the admin endpoint on {address}; choose another address with --admin")
+            bound.and_then(|socket| socket.set_nonblocking().map(|()| socket)).with_context(|| {
+                let option = if scope == Scope::Ready { "--ready" } else { "--admin" };
+                format!("cannot serve the admin endpoint on {address}; choose another address with {option}")
             })?;
-        tracing::info!(address = %socket.local_addr()?, "admin endpoint");
-        Ok(Self { address, socket, task: None })
+        let real = socket.local_addr()?.map_or_else(|| address.to_string(), |real| real.to_string());
+        match scope {
+            Scope::Ready => tracing::info!(address = %real, "/ready for probes"),
+            Scope::Local | Scope::Network => tracing::info!(address = %real, "admin endpoint"),
+        }
+        Ok(Self { address, scope, socket, task: None })
     }
 
     /// Serves from now on. To be called inside the runtime.
     pub(super) fn serve(mut self, admin: &Arc<Admin>, runtime: &Runtime) -> Self {
-        match self.socket.try_clone().and_then(TcpListener::from_std) {
-            Ok(socket) => self.task = Some(runtime.spawn(admin.clone().serve(socket))),
+        match self.socket.try_clone() {
+            Ok(socket) => self.task = Some(runtime.spawn(admin.clone().serve(socket, self.scope))),
             Err(error) => tracing::error!(%error, "the admin endpoint does not serve"),
         }
         self
+    }
+
+    /// Removes the file of a unix socket, which no other process goes on to serve.
+    pub(super) fn remove(self) {
+        if let AdminAddress::Unix(path) = self.address
+            && let Err(error) = fs::remove_file(&path)
+        {
+            tracing::debug!(%error, path = %path.display(), "the socket of the admin endpoint stays");
+        }
     }
 }
 
@@ -134,7 +158,7 @@ impl App {
                     programs.pass_on(channel);
                 }
                 self.supervisor.succeeded_by(process);
-                if let Some(task) = self.endpoint.take().and_then(|endpoint| endpoint.task) {
+                for task in self.endpoints.drain(..).filter_map(|endpoint| endpoint.task) {
                     task.abort();
                 }
                 return true;
@@ -151,8 +175,8 @@ impl App {
                 offer.listeners.push((*address, name.listener.clone(), socket.try_clone()?));
             }
         }
-        if let Some(Endpoint { address, socket, .. }) = &self.endpoint {
-            offer.admin = Some((*address, socket.try_clone()?));
+        for Endpoint { address, socket, .. } in &self.endpoints {
+            offer.admin.push((address.clone(), socket.try_clone()?));
         }
         if let Some(programs) = &self.programs {
             offer.pins = programs.share()?;

@@ -9,13 +9,14 @@ use std::{
     time::Duration,
 };
 
+use snisplice_config::admin::AdminAddress;
 use tokio::sync::mpsc;
 
 use super::{
     Channel, Place,
     message::{Message, PLACES, VERSION},
 };
-use crate::log::log_limit;
+use crate::{admin::server::Socket, log::log_limit};
 
 /// How long a visitor may take to say hello.
 const HELLO: Duration = Duration::from_secs(5);
@@ -31,8 +32,8 @@ const ANSWER: Duration = Duration::from_secs(30);
 pub struct Offer {
     /// Listening sockets, by their address in the configuration, and their listener's name.
     pub listeners: Vec<(SocketAddr, Arc<str>, TcpListener)>,
-    /// That of the admin endpoint.
-    pub admin: Option<(SocketAddr, TcpListener)>,
+    /// Those of the admin endpoint.
+    pub admin: Vec<(AdminAddress, Socket)>,
     /// What is pinned: the directory's name, how many places the maps have, and the lock.
     pub pins: Option<(String, u32, OwnedFd)>,
 }
@@ -151,8 +152,8 @@ impl Door {
             let message = Message::Listener { address: *address, name: name.to_string() };
             channel.send(&message, &[socket.as_fd()])?;
         }
-        if let Some((address, socket)) = &offer.admin {
-            channel.send(&Message::Admin { address: *address }, &[socket.as_fd()])?;
+        for (address, socket) in &offer.admin {
+            channel.send(&Message::Admin { address: address.clone() }, &[socket.as_fd()])?;
         }
         if let Some((directory, places, lock)) = &offer.pins {
             let message = Message::Pins { directory: directory.clone(), places: *places };

@@ -10,13 +10,14 @@ use std::{
 };
 
 use anyhow::{Context as _, bail, ensure};
+use snisplice_config::admin::AdminAddress;
 use tokio::sync::mpsc;
 
 use super::{
     Channel, Place,
     message::{Message, VERSION},
 };
-use crate::kernel::packet::Pins;
+use crate::{admin::server::Socket, kernel::packet::Pins};
 
 /// How long the old process may take to answer; another takeover may be under way.
 const ANSWER: Duration = Duration::from_secs(60);
@@ -29,7 +30,7 @@ const ENDING: Duration = Duration::from_secs(10);
 pub struct Heir {
     channel: Channel,
     listeners: BTreeMap<SocketAddr, Vec<TcpListener>>,
-    admin: Option<(SocketAddr, TcpListener)>,
+    admin: Vec<(AdminAddress, OwnedFd)>,
     door: Option<OwnedFd>,
     pins: Option<(String, u32, OwnedFd)>,
 }
@@ -61,7 +62,8 @@ impl Heir {
         channel.wait_at_most(Some(ANSWER)).context(WHAT)?;
         // One that refuses at once does not hear it, and one that ends neither.
         let _ = channel.send(&Message::Hello { version: VERSION }, &[]);
-        let mut heir = Self { channel, listeners: BTreeMap::new(), admin: None, door: None, pins: None };
+        let mut heir =
+            Self { channel, listeners: BTreeMap::new(), admin: Vec::new(), door: None, pins: None };
         if heir.listen().context(WHAT)? {
             return Ok(Some(heir));
         }
@@ -83,7 +85,7 @@ impl Heir {
                 Message::Listener { address, .. } => {
                     self.listeners.entry(address).or_default().push(descriptor()?.into());
                 }
-                Message::Admin { address } => self.admin = Some((address, descriptor()?.into())),
+                Message::Admin { address } => self.admin.push((address, descriptor()?)),
                 Message::Pins { directory, places } => self.pins = Some((directory, places, descriptor()?)),
                 Message::Door => self.door = Some(descriptor()?),
                 Message::End => return Ok(true),
@@ -113,9 +115,11 @@ impl Heir {
         self.listeners.remove(&address)
     }
 
-    /// The socket of the admin endpoint, if it is the same.
-    pub fn admin(&mut self, wanted: SocketAddr) -> Option<TcpListener> {
-        self.admin.take_if(|(address, _)| *address == wanted).map(|(_, socket)| socket)
+    /// The socket of the admin endpoint that has this address.
+    pub fn admin(&mut self, wanted: &AdminAddress) -> Option<Socket> {
+        let found = self.admin.iter().position(|(address, _)| address == wanted)?;
+        let (address, socket) = self.admin.swap_remove(found);
+        Some(Socket::inherited(&address, socket))
     }
 
     /// Where the next one will ask.

@@ -6,6 +6,7 @@ use std::{
     str::{FromStr, ParseBoolError},
 };
 
+use snisplice_config::admin::AdminAddress;
 use thiserror::Error;
 
 /// Changes whenever a message changes its meaning.
@@ -31,10 +32,10 @@ pub enum Message {
         /// The listener's name.
         name: String,
     },
-    /// With the socket of the admin endpoint.
+    /// With a socket of the admin endpoint.
     Admin {
         /// As the configuration has it.
-        address: SocketAddr,
+        address: AdminAddress,
     },
     /// With the lock of what is pinned.
     Pins {
@@ -164,7 +165,8 @@ mod tests {
             Message::Hello { version: VERSION },
             Message::Refused("it is stopping; wait".into()),
             Message::Listener { address, name: "a name with spaces".into() },
-            Message::Admin { address },
+            Message::Admin { address: AdminAddress::Tcp(address) },
+            Message::Admin { address: AdminAddress::Unix("/run/a b/admin.sock".into()) },
             Message::Pins { directory: "v1-4026531840".into(), places: 128 },
             Message::Door,
             Message::End,
