@@ -141,6 +141,8 @@ impl Programs {
     /// The same with maps that are pinned, those of an earlier process if they fit. Flows of its are the caller's to
     /// take over ([`Programs::take_devices`]), or to forget.
     pub fn load_with(flows: u32, pins: Option<Pins>) -> Result<Arc<Self>, LoadError> {
+        low_descriptors::reserve();
+        low_descriptors::free_for_object();
         let layout = Layout::of_running_kernel()?;
         let mut loader = EbpfLoader::new();
         let btf = Btf::from_sys_fs()?;
@@ -172,7 +174,6 @@ impl Programs {
         };
         let ring = RingBuf::try_from(taken(&mut ebpf, name::EVENTS)?)?;
         let totals = Arc::new(PerCpuArray::try_from(taken(&mut ebpf, name::TOTALS)?)?);
-        low_descriptors::reserve();
         let listener = Listener::start(ring, totals.clone()).map_err(LoadError::Listen)?;
         Ok(Arc::new(Self {
             watcher: OnceLock::new(),

@@ -22,7 +22,14 @@ const OF_DEVICE: usize = 2;
 /// flows over these may end only with the next packet of a peer.
 const DEVICES: usize = 256;
 
-/// The part of all descriptors that is not set aside, whatever the limit of open files is.
+/// Descriptors of one object: its programs and maps, and what workers have of them. They are set aside because objects are
+/// loaded while the process serves. Connections cannot take them, and what the process holds open does not grow then.
+const OF_OBJECT: usize = 48;
+
+/// What redirects, and what carries packets.
+const OBJECTS: usize = 2;
+
+/// At most one descriptor in so many is set aside, whatever the limit of open files is.
 const FREE_PART: u64 = 4;
 
 static RESERVED: Mutex<Reserved> = Mutex::new(Reserved { begun: false, descriptors: Vec::new() });
@@ -32,6 +39,13 @@ struct Reserved {
     descriptors: Vec<OwnedFd>,
 }
 
+/// How many numbers are set aside where at most `open_files` can be open (`None`: without a limit).
+#[must_use]
+pub fn set_aside(open_files: Option<u64>) -> usize {
+    let part = open_files.unwrap_or(u64::MAX) / FREE_PART;
+    usize::try_from(part).unwrap_or(usize::MAX).min(DEVICES * OF_DEVICE + OBJECTS * OF_OBJECT)
+}
+
 /// Sets the numbers aside, once for the process. To be called before any connection is accepted. All descriptors are of
 /// one empty file, so that a number costs its place in the kernel's table only.
 pub fn reserve() {
@@ -39,8 +53,7 @@ pub fn reserve() {
     if std::mem::replace(&mut reserved.begun, true) {
         return;
     }
-    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX) / FREE_PART;
-    let count = usize::try_from(limit).unwrap_or(usize::MAX).min(DEVICES * OF_DEVICE);
+    let count = set_aside(getrlimit(Resource::Nofile).current);
     let Ok(first) = eventfd(0, EventfdFlags::CLOEXEC) else { return };
     for _ in 1..count {
         // Where none is left, fewer devices have low numbers.
@@ -52,8 +65,17 @@ pub fn reserve() {
 
 /// Frees the numbers for the links of one device. The next descriptors that the process opens get them.
 pub(super) fn free_for_device() {
+    free(OF_DEVICE);
+}
+
+/// Frees the numbers for one object that is about to be loaded.
+pub(in crate::kernel) fn free_for_object() {
+    free(OF_OBJECT);
+}
+
+fn free(count: usize) {
     let mut reserved = lock();
-    let rest = reserved.descriptors.len().saturating_sub(OF_DEVICE);
+    let rest = reserved.descriptors.len().saturating_sub(count);
     reserved.descriptors.truncate(rest);
 }
 
