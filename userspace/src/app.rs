@@ -13,7 +13,10 @@ use std::{
 
 use anyhow::{Context as _, anyhow, bail};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use snisplice_config::{Severity, Translation, model::Model};
+use snisplice_config::{
+    Severity, Translation,
+    model::{Limits, Model},
+};
 use tokio::{runtime, sync::mpsc, task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -21,6 +24,7 @@ use crate::{
     admin::{Admin, Askable},
     cli::Run,
     datapath::{self, Factory, InKernel, Needs, places, wants_same_host},
+    descriptors::{self, Allowance},
     kernel::{
         packet::{Pins, Programs, low_descriptors},
         probe::answers::Answers,
@@ -30,6 +34,7 @@ use crate::{
     log::{self, log_limit},
     memory::{self, Thrift},
     metrics::{Metrics, limits::LimitCounters},
+    privileges,
     resolve::Resolver,
     source,
     state::{Current, Live},
@@ -64,7 +69,7 @@ pub struct App {
     metrics: Arc<Metrics>,
     admission: Arc<Admission>,
     admin: Arc<Admin>,
-    endpoint: Option<Endpoint>,
+    endpoints: Vec<Endpoint>,
     workers: Vec<worker::Handle>,
     /// Those whose thread has ended without having been told to.
     lost_workers: mpsc::UnboundedReceiver<usize>,
@@ -107,21 +112,15 @@ impl App {
     /// connection is accepted.
     pub fn start(options: Run, translation: Translation, signals: Signals) -> anyhow::Result<Self> {
         let supervisor = Supervisor::of_environment();
-        let report = warnings(&translation);
-        let mut model = translation.model.ok_or_else(|| anyhow!("the configuration has errors"))?;
-        override_with(&mut model, &options);
-        for line in report.lines() {
-            tracing::warn!("{line}");
-        }
-        raise_open_files();
-        low_descriptors::reserve();
-
+        let model = decided(translation, &options)?;
+        let open_files = prepare_process(&options)?;
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
         let guard = runtime.enter();
         let (thrift, needs) = (Thrift::begin(), Needs::of(&model));
         // First of all, since it takes longest, and with every privilege that there is.
         let mut trial = Trial::begin(&needs);
-        let admission = Admission::new(&model.limits);
+        let count = workers(&model);
+        let admission = Admission::new(&limits(&model, open_files, count));
         let metrics = metrics_with(&admission);
         let (place, mut heir) = succession::look(&options)?;
         let pins = match &mut heir {
@@ -135,26 +134,22 @@ impl App {
             datapath::show(&needs, found, &metrics);
         }
         metrics.serves_with(datapath.label());
+        let kernel = datapath.uses_kernel();
         metrics.config_generation.set(1);
 
         let programs = datapath.programs();
         let jointly = jointly && programs.as_ref().is_some_and(|programs| programs.survives());
-        let count = workers(&model);
         // Before anything is bound: their ports are in use. Those of a process that lives stay with it for now.
         let mut orphans =
             if heir.is_some() { None } else { datapath.orphans(&model, &metrics, None, count)? };
-        let (admin_address, allow_close) = (model.admin, model.admin_close);
+        let settings = model.admin.clone();
         let live = Arc::new(Live::new(model, 1));
         let resolver = Resolver::start();
         resolver.serve(live.clone());
 
         let bound = bind(&live.model, heir.as_mut(), count)?;
-        let admin = Arc::new(Admin::new(metrics.clone(), admission.clone(), allow_close));
-        let mut endpoint = None;
-        if let Some(address) = admin_address {
-            let inherited = heir.as_mut().and_then(|heir| heir.admin(address));
-            endpoint = Some(Endpoint::bind(address, inherited)?);
-        }
+        let admin = Arc::new(Admin::new(metrics.clone(), admission.clone(), &settings));
+        let endpoints = Endpoint::bind_all(&settings, heir.as_mut())?;
         if let Some(heir) = &heir {
             let alive = heir.prepare(jointly)?;
             // If it has ended meanwhile, all that it has left is ours.
@@ -173,7 +168,7 @@ impl App {
             workers: workers.iter().map(|worker| worker.orders.clone()).collect(),
             orphans: ask_orphans,
         });
-        let endpoint = endpoint.map(|endpoint| endpoint.serve(&admin, &runtime));
+        let endpoints = endpoints.into_iter().map(|endpoint| endpoint.serve(&admin, &runtime)).collect();
         drop(guard);
         let mut app = Self {
             runtime,
@@ -184,7 +179,7 @@ impl App {
             metrics: shared.metrics,
             admission: shared.admission,
             admin,
-            endpoint,
+            endpoints,
             workers,
             lost_workers,
             listening: BTreeMap::new(),
@@ -211,8 +206,25 @@ impl App {
             Watch { task: app.runtime.spawn(watch), stop }
         });
         app.open_door(place, door);
+        app.reduce_privileges(kernel)?;
         app.supervisor.ready("Serving");
         Ok(app)
+    }
+
+    /// Gives up what serving does not need. The last step of a start: the experiments are a process of their own, which has
+    /// begun with all privileges, and what is loaded when they end takes those that stay.
+    fn reduce_privileges(&self, kernel: bool) -> anyhow::Result<()> {
+        let needs = privileges::Needs { kernel, filter: !self.options.privileges.no_seccomp };
+        let left = privileges::reduce(needs).context("cannot reduce the privileges of the process")?;
+        match &left.filter {
+            Ok(filtered) => tracing::info!(capabilities = %left, seccomp = filtered, "privileges reduced"),
+            Err(error) => tracing::warn!(
+                %error,
+                capabilities = %left,
+                "privileges reduced, but system calls are not filtered; --no-seccomp silences this"
+            ),
+        }
+        Ok(())
     }
 
     /// Serves until SIGTERM or SIGINT, then until the last connection has ended or the drain deadline is over.
@@ -285,6 +297,9 @@ impl App {
         for worker in self.workers {
             worker.join().context("a worker failed")?;
         }
+        for endpoint in self.endpoints {
+            endpoint.remove();
+        }
         if let Some(programs) = &self.programs {
             programs.unpin();
         }
@@ -312,6 +327,14 @@ impl App {
                 self.metrics.serves_with(datapath);
                 datapath::show(&self.needs, &found, &self.metrics);
                 self.programs.clone_from(programs);
+                if found.is_empty() {
+                    // The filter is there already.
+                    let relays = privileges::Needs { kernel: false, filter: false };
+                    match privileges::reduce(relays) {
+                        Ok(left) => tracing::info!(capabilities = %left, "privileges reduced further"),
+                        Err(error) => tracing::error!(%error, "privileges are not reduced further"),
+                    }
+                }
                 self.order_all(|| Order::Gain(found.clone()));
                 self.is_probing(false);
                 self.thrift = None;
@@ -417,7 +440,11 @@ impl App {
             bound.extend(listener::bind_if_possible(&front, address, self.workers.len())?);
         }
         let generation = former.generation + 1;
-        let live = Arc::new(former.succeeded_by(model));
+        let mut live = former.succeeded_by(model);
+        let gone = live.keep_names_of(&former);
+        let live = Arc::new(live);
+        self.metrics.returned(|| live.names());
+        self.metrics.removed(gone);
         self.admission.follow(&live.model.limits);
         self.admission.reachability.keep(|name| live.backends().iter().any(|backend| *backend.name == *name));
         self.current.store(live.clone());
@@ -440,6 +467,29 @@ impl App {
         }
         Ok(generation)
     }
+}
+
+/// What is to be served. What its author should know is logged.
+fn decided(translation: Translation, options: &Run) -> anyhow::Result<Model> {
+    let report = warnings(&translation);
+    let mut model = translation.model.ok_or_else(|| anyhow!("the configuration has errors"))?;
+    override_with(&mut model, options);
+    for line in report.lines() {
+        tracing::warn!("{line}");
+    }
+    Ok(model)
+}
+
+/// Makes the process what it is to be before it opens anything. How many files it may open, if there is a limit.
+fn prepare_process(options: &Run) -> anyhow::Result<Option<u64>> {
+    privileges::raise();
+    if let Some(user) = &options.privileges.user {
+        // Before any file is made: all are this user's.
+        privileges::become_user(user.look_up().context("--user")?)?;
+    }
+    let open_files = raise_open_files();
+    low_descriptors::reserve();
+    Ok(open_files)
 }
 
 /// Decides what moves bytes, at once where the configuration allows it.
@@ -507,9 +557,12 @@ fn override_with(model: &mut Model, options: &Run) {
         model.datapath = datapath.into();
     }
     if options.admin.is_some() {
-        model.admin = options.admin;
+        model.admin.address.clone_from(&options.admin);
     }
-    model.admin_close |= options.admin_close;
+    if options.ready.is_some() {
+        model.admin.ready = options.ready;
+    }
+    model.admin.allow_close |= options.admin_close;
 }
 
 /// Settings that differ but are fixed for the life of the process.
@@ -527,7 +580,7 @@ fn needs_restart(now: &Model, then: &Model) -> Vec<&'static str> {
     if wants_same_host(then) && !wants_same_host(now) {
         settings.push("same_host");
     }
-    if (now.admin, now.admin_close) != (then.admin, then.admin_close) {
+    if now.admin != then.admin {
         settings.push("admin");
     }
     if now.limits.workers != then.limits.workers {
@@ -564,13 +617,32 @@ fn workers(model: &Model) -> usize {
     }
 }
 
-/// A connection takes two descriptors: the soft limit is an old default, the hard one is what the operator allows.
-fn raise_open_files() {
+/// A connection takes two descriptors: the soft limit is an old default, the hard one is what the operator allows. The limit
+/// that holds then, if there is one.
+fn raise_open_files() -> Option<u64> {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
         tracing::warn!(%error, "cannot raise the limit of open files");
     }
+    getrlimit(Resource::Nofile).current
+}
+
+/// The limits, with as many connections as are configured, or as there are descriptors for.
+fn limits(model: &Model, open_files: Option<u64>, workers: usize) -> Limits {
+    let wanted = model.limits.connections;
+    let sockets = listener::wanted(model).len() * workers;
+    let Allowance { connections, reserve } = descriptors::allowance(wanted, open_files, sockets);
+    if connections < wanted {
+        tracing::warn!(
+            "limits.connections is {wanted}, but {} open files allow {connections}: two for each, {reserve} for the rest. \
+             At most {connections} connections are served at once; raise the limit to {} (LimitNOFILE= of systemd, ulimit \
+             -n), or lower limits.connections",
+            open_files.unwrap_or(u64::MAX),
+            descriptors::enough(wanted, sockets),
+        );
+    }
+    Limits { connections, ..model.limits.clone() }
 }
 
 async fn finished(workers: &[worker::Handle]) {

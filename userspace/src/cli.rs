@@ -3,9 +3,9 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use snisplice_config::{Label, Listen, Resolve, model::DatapathKind};
+use snisplice_config::{Label, Listen, Resolve, admin::AdminAddress, model::DatapathKind};
 
-use crate::{account::Carrier, connections::MOST, kernel::probe::answers::Questions};
+use crate::{account::Carrier, connections::MOST, kernel::probe::answers::Questions, privileges::UserOption};
 
 /// TLS passthrough load balancer whose bytes move inside the kernel.
 #[derive(Debug, Parser)]
@@ -74,8 +74,11 @@ pub struct Run {
     #[arg(long, value_enum)]
     pub datapath: Option<Datapath>,
     /// Overrides the address on which /ready, /metrics and /connections are served, for whoever gets there
+    #[arg(long, value_name = "ADDR|unix:PATH")]
+    pub admin: Option<AdminAddress>,
+    /// Overrides the address on which /ready alone is served, for probes that come from elsewhere
     #[arg(long, value_name = "ADDR")]
-    pub admin: Option<SocketAddr>,
+    pub ready: Option<SocketAddr>,
     /// Take the place of the process that serves here, if there is one, without a connection lost
     #[arg(long)]
     pub takeover: bool,
@@ -92,12 +95,26 @@ pub struct Run {
     /// Lets connections be closed on that address
     #[arg(long)]
     pub admin_close: bool,
+    /// What the process may do.
+    #[command(flatten)]
+    pub privileges: Privileges,
     /// What to log, such as `info` or `snisplice=debug`
     #[arg(long, value_name = "FILTER", env = "SNISPLICE_LOG", default_value = "info")]
     pub log: String,
     /// How to log
     #[arg(long, value_enum, default_value_t)]
     pub log_format: LogFormat,
+}
+
+/// What `snisplice run` may do once it serves.
+#[derive(Debug, Clone, Args)]
+pub struct Privileges {
+    /// Become this user, and of this group alone, before anything is opened; wants to be started as root
+    #[arg(long, value_name = "USER[:GROUP]")]
+    pub user: Option<UserOption>,
+    /// Do not filter system calls, for who debugs the daemon
+    #[arg(long)]
+    pub no_seccomp: bool,
 }
 
 /// `snisplice explain`.
@@ -127,6 +144,9 @@ pub struct Probe {
     /// End when the process that started this one ends
     #[arg(long, hide = true)]
     pub with_parent: bool,
+    /// Try out once more what fails
+    #[arg(long, hide = true)]
+    pub twice: bool,
 }
 
 /// What can be tried out.
@@ -157,8 +177,8 @@ impl Probe {
 #[derive(Debug, Clone, Args)]
 pub struct Ask {
     /// Its admin address
-    #[arg(long, value_name = "ADDR")]
-    pub admin: SocketAddr,
+    #[arg(long, value_name = "ADDR|unix:PATH")]
+    pub admin: AdminAddress,
 }
 
 /// `snisplice connections`.

@@ -11,7 +11,7 @@ use snisplice::{
     cli::{Check, Cli, Command, Explain, Run},
     command,
     kernel::probe::answers::Answers,
-    log, source,
+    log, privileges, source,
 };
 use snisplice_config::{Translation, explain, render_check};
 
@@ -64,7 +64,14 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
                 // Where it fails, this process ends by itself a little later.
                 let _ = set_parent_process_death_signal(Some(Signal::KILL));
             }
-            let answers = options.questions().answer();
+            // Capabilities of the program's file may be merely permitted.
+            privileges::raise();
+            let questions = options.questions();
+            let mut answers = questions.answer();
+            if options.twice && !answers.affirm(questions) {
+                // A busy machine is no broken kernel: what fails twice in a row is.
+                answers = questions.answer();
+            }
             if options.json {
                 print(&(serde_json::to_string(&answers)? + "\n"))?;
             } else {

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use snisplice_tests::suite;
 
+mod admin;
 mod cli;
 mod close;
 mod connect;
@@ -26,6 +27,7 @@ mod mtu;
 mod negotiation;
 mod network;
 mod packet;
+mod privileges;
 mod queue;
 mod rejection;
 mod route;
@@ -41,6 +43,7 @@ mod wan;
 
 fn main() -> ExitCode {
     let topics = [
+        admin::CASES,
         cli::CASES,
         close::CASES,
         connect::CASES,
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         negotiation::CASES,
         network::CASES,
         packet::CASES,
+        privileges::CASES,
         queue::CASES,
         rejection::CASES,
         route::CASES,

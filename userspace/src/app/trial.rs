@@ -1,7 +1,8 @@
 //! Finds out what this kernel can do, while the process already serves.
 //!
-//! The experiments take a second or two. A process of its own makes them (`snisplice probe --json`): it may need more
-//! privileges than the one that serves, and what it takes of memory goes with it. What an earlier start of this boot found
+//! The experiments take a second or two. A process of its own makes them (`snisplice probe --json`): it needs more
+//! privileges than the one that serves, and what it takes of memory goes with it. It begins before this process gives its
+//! own privileges up, which starts no other program after that. What an earlier start of this boot found
 //! is remembered in a file, so that the next one moves connections into the kernel at once, and checks beside.
 
 use std::{
@@ -65,7 +66,8 @@ impl Trial {
         }
         let memory = Memory::of_this_boot(MEMORY.into());
         let remembered = memory.read().filter(|answers| answers.affirm(questions));
-        Some(Self { needs: needs.clone(), asking: Asking::begin(questions), memory, remembered })
+        let asking = Asking::begin(questions, remembered.is_some());
+        Some(Self { needs: needs.clone(), asking, memory, remembered })
     }
 
     /// What is remembered, or else what the experiments show, which takes a while.
@@ -73,7 +75,7 @@ impl Trial {
         if let Some(remembered) = &self.remembered {
             return remembered.clone();
         }
-        let answers = self.asking.wait();
+        let answers = self.asking.wait().unwrap_or_else(|| self.needs.questions().answer());
         self.memory.write(&answers);
         self.remembered = Some(answers.clone());
         answers
@@ -105,13 +107,16 @@ impl Trial {
         if self.asking.is_over() {
             return;
         }
-        let mut answers = self.asking.wait();
-        if let Some(remembered) = &self.remembered
-            && !remembered.lost(&answers).is_empty()
-        {
-            // A busy machine is no broken kernel: what fails twice in a row is.
-            answers = Asking::begin(self.needs.questions()).wait();
-        }
+        let Some(answers) = self.asking.wait() else {
+            // This process has not the privileges any more to find it out itself.
+            if is_loaded {
+                tracing::warn!("what is remembered of this kernel could not be checked: it stays in use");
+            } else {
+                tracing::error!("cannot find out what this kernel can do: relaying in userspace");
+                found(&Answers::default(), false);
+            }
+            return;
+        };
         self.memory.write(&answers);
         if !is_loaded {
             found(&answers, false);
@@ -134,13 +139,18 @@ impl Trial {
 
 /// The process that makes the experiments.
 #[derive(Debug)]
-struct Asking {
-    questions: Questions,
-    child: Option<io::Result<Child>>,
+enum Asking {
+    /// It runs.
+    Child(Child),
+    /// No process could be made, so this one has made the experiments.
+    Done(Answers),
+    /// The answers have been taken.
+    Over,
 }
 
 impl Asking {
-    fn begin(questions: Questions) -> Self {
+    /// `twice` has what fails tried once more.
+    fn begin(questions: Questions, twice: bool) -> Self {
         let mut command = Command::new("/proc/self/exe");
         command.args(["probe", "--json", "--with-parent"]);
         let asked = [
@@ -149,29 +159,38 @@ impl Asking {
             (questions.same_host, "same-host"),
         ];
         command.args(asked.iter().filter(|(asked, _)| *asked).map(|(_, name)| name));
+        if twice {
+            command.arg("--twice");
+        }
         // What the experiments log is in the answers.
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-        Self { questions, child: Some(command.spawn()) }
+        match command.spawn() {
+            Ok(child) => Self::Child(child),
+            Err(error) => {
+                tracing::debug!(%error, "no process can be made that tries the kernel out; trying it here");
+                Self::Done(questions.answer())
+            }
+        }
     }
 
     fn is_over(&self) -> bool {
-        self.child.is_none()
+        matches!(self, Self::Over)
     }
 
-    /// Waits for the answers. Where no process could be made, this one makes the experiments.
-    fn wait(&mut self) -> Answers {
-        let heard = self.child.take().map(|child| {
-            let output = child.and_then(Child::wait_with_output)?;
-            serde_json::from_slice(&output.stdout).map_err(io::Error::from)
-        });
-        match heard {
-            Some(Ok(answers)) => answers,
-            heard => {
-                if let Some(Err(error)) = heard {
-                    tracing::debug!(%error, "the process that tries the kernel out has failed; trying it here");
-                }
-                self.questions.answer()
+    /// Waits for the answers. `None` if the process has died without any.
+    fn wait(&mut self) -> Option<Answers> {
+        match std::mem::replace(self, Self::Over) {
+            Self::Child(child) => {
+                let heard = child.wait_with_output();
+                let heard = heard.and_then(|output| Ok(serde_json::from_slice(&output.stdout)?));
+                heard
+                    .inspect_err(|error| {
+                        tracing::warn!(%error, "the process that tries the kernel out has failed");
+                    })
+                    .ok()
             }
+            Self::Done(answers) => Some(answers),
+            Self::Over => None,
         }
     }
 }
@@ -318,6 +337,17 @@ mod tests {
             assert_eq!(Memory { path: memory.path.clone(), key: Some(other) }.read(), None);
         }
         assert_eq!(memory.read(), Some(answers()));
+    }
+
+    #[test]
+    fn a_process_that_dies_has_no_answers() {
+        let mut command = Command::new("/bin/true");
+        let mut asking = Asking::Child(command.stdout(Stdio::piped()).spawn().unwrap());
+        assert!(!asking.is_over());
+        assert_eq!(asking.wait(), None);
+        assert!(asking.is_over());
+        let mut asking = Asking::Done(answers());
+        assert_eq!(asking.wait(), Some(answers()));
     }
 
     #[test]

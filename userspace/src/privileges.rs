@@ -1,0 +1,133 @@
+//! What the process may do: all that a start wants, and after that no more than serving does.
+//!
+//! A start that root has asked for binds low ports, makes network namespaces to try packets in, loads programs and pins
+//! them. What is left to do then is little, and it is done by threads that read the bytes of strangers: [`reduce`] takes
+//! everything else away, from all threads and for good. What stays, and why, is in docs/security.md.
+
+use std::{fmt, io};
+
+use rustix::{
+    io::Errno,
+    process::{getegid, geteuid},
+    thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities},
+};
+use thiserror::Error;
+
+pub use self::user::{User, UserError, UserOption};
+
+mod filter;
+mod threads;
+mod user;
+
+/// What serving wants to be able to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Needs {
+    /// Whether the kernel moves bytes: maps are read and changed, programs are loaded and attached to devices that appear,
+    /// and sockets are set up by `TCP_REPAIR`.
+    pub kernel: bool,
+    /// Whether system calls are filtered.
+    pub filter: bool,
+}
+
+impl Needs {
+    /// The capabilities that stay, where the process has them.
+    fn capabilities(self) -> CapabilitySet {
+        // A reload binds the ports of new listeners.
+        let mut needed = CapabilitySet::NET_BIND_SERVICE;
+        if self.kernel {
+            needed |= CapabilitySet::NET_ADMIN | CapabilitySet::BPF | CapabilitySet::PERFMON;
+        }
+        needed
+    }
+}
+
+/// What is left.
+#[derive(Debug)]
+pub struct Left {
+    /// Capabilities that the process has still.
+    pub capabilities: CapabilitySet,
+    /// Whether system calls are filtered; the error says why they are not though they should be.
+    pub filter: Result<bool, FilterError>,
+}
+
+/// Why privileges are not reduced.
+#[derive(Debug, Error)]
+pub enum PrivilegesError {
+    /// The kernel refuses to change what a thread may do.
+    #[error("cannot {what}: {error}")]
+    Refused {
+        /// What for.
+        what: &'static str,
+        /// What the kernel says.
+        error: io::Error,
+    },
+    /// A thread has not done it in time.
+    #[error("thread {0} does not give up its privileges")]
+    Stuck(u32),
+    /// The threads cannot be seen.
+    #[error("cannot read /proc/self/task: {0}; mount /proc")]
+    Threads(io::Error),
+}
+
+/// Why system calls are not filtered.
+#[derive(Debug, Error)]
+#[error("{0}")]
+pub struct FilterError(String);
+
+/// Makes all capabilities that the process has effective: those of a file may be merely permitted, so that it starts also where
+/// some of them are not to be had.
+pub fn raise() {
+    if let Ok(sets) = capabilities(None) {
+        // What is permitted can always be made effective.
+        let _ = set_capabilities(None, CapabilitySets { effective: sets.permitted, ..sets });
+    }
+}
+
+/// Makes every thread one of this user, with all capabilities that the process has. For the start, before any file is made.
+pub fn become_user(user: User) -> Result<(), PrivilegesError> {
+    let User { uid, gid } = user;
+    if uid == geteuid() && gid == getegid() {
+        return Ok(());
+    }
+    let what = "change to the user of --user (it takes CAP_SETUID and CAP_SETGID: start as root)";
+    threads::change(threads::Change::User(user)).map_err(|error| error.during(what))
+}
+
+/// Takes away from every thread what serving does not need, for good: capabilities, also those that a program could get
+/// that is executed (bounding set, `PR_SET_NO_NEW_PRIVS`), and system calls. To be called when the last probe has ended, or
+/// has begun in a process of its own.
+pub fn reduce(needs: Needs) -> Result<Left, PrivilegesError> {
+    let refused = |error: Errno| PrivilegesError::Refused { what: "read capabilities", error: error.into() };
+    let kept = capabilities(None).map_err(refused)?.permitted & needs.capabilities();
+    threads::change(threads::Change::Keep(kept)).map_err(|error| error.during("give up capabilities"))?;
+    let filter = if needs.filter { filter::install().map(|()| true) } else { Ok(false) };
+    Ok(Left { capabilities: kept, filter })
+}
+
+impl fmt::Display for Left {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.capabilities.is_empty() {
+            return f.write_str("no capabilities");
+        }
+        for (index, (name, _)) in self.capabilities.iter_names().enumerate() {
+            let space = if index > 0 { " " } else { "" };
+            write!(f, "{space}{name}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_relay_keeps_what_binds_ports_and_the_kernel_wants_three_more() {
+        let left = |kernel| {
+            let capabilities = Needs { kernel, filter: true }.capabilities();
+            Left { capabilities, filter: Ok(true) }.to_string()
+        };
+        assert_eq!(left(false), "NET_BIND_SERVICE");
+        assert_eq!(left(true), "NET_BIND_SERVICE NET_ADMIN PERFMON BPF");
+    }
+}
