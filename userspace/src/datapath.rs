@@ -338,6 +338,16 @@ impl Factory {
         }
     }
 
+    /// Whether the kernel moves bytes, or may do so once it is known what it can do.
+    #[must_use]
+    pub fn uses_kernel(&self) -> bool {
+        match &self.chosen {
+            Chosen::Relay => false,
+            Chosen::Adaptive(found, _) => found.as_ref().is_none_or(|found| !found.is_empty()),
+            Chosen::Sockmap(_) | Chosen::Packet(_) => true,
+        }
+    }
+
     /// One worker's instance; to be called on the worker's thread, inside its runtime.
     pub fn build(&self) -> io::Result<Rc<dyn Datapath>> {
         let relay = relay::Relay::new(self.patience);

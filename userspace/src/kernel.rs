@@ -29,6 +29,7 @@ use self::{
 };
 use crate::datapath::sockmap::stats::Stats;
 
+mod btf;
 pub mod budget;
 pub mod cgroup;
 pub mod events;
@@ -166,6 +167,7 @@ impl Kernel {
     }
 
     fn load_with(settings: &Settings, plan: Option<&Plan<'_>>) -> Result<Arc<Self>, LoadError> {
+        packet::low_descriptors::free_for_object();
         let layout = Layout::of_running_kernel()?;
         let directions = directions(settings.connections);
         let mut loader = EbpfLoader::new();

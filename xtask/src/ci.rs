@@ -1,11 +1,11 @@
 //! `cargo xtask ci`: the very steps of the continuous integration, in its order.
 
-use std::{process::Command, time::Instant};
+use std::{path::Path, process::Command, time::Instant};
 
 use anyhow::{Result, ensure};
 
 use crate::{
-    demo, ebpf,
+    demo, ebpf, notice,
     shell::{self, cargo, root, step},
     test::{self, WITHOUT_EBPF},
     tools::Tool,
@@ -62,7 +62,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     step("dependencies");
     let deny = CARGO_DENY.path(&["--no-default-features", "--debug"])?;
     let checks = ["check", "--hide-inclusion-graph", "bans", "licenses", "sources"];
-    shell::run(Command::new(deny).args(checks).current_dir(root()))?;
+    shell::run(Command::new(&deny).args(checks).current_dir(root()))?;
+    advisories(&deny)?;
+    notice::run(&notice::Args::check())?;
     step("kernel object");
     ebpf::run(&ebpf::Args::check())?;
     step("other kernels");
@@ -77,6 +79,17 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     test::run(test)?;
     println!("\nall checks passed in {} s", started.elapsed().as_secs());
     Ok(())
+}
+
+/// Looks for known weaknesses of what is in `Cargo.lock`, where their database can be had.
+fn advisories(deny: &Path) -> Result<()> {
+    let fetched = Command::new(deny).args(["fetch", "db"]).current_dir(root()).output()?;
+    if !fetched.status.success() {
+        println!("the database of advisories cannot be had here: they are not checked");
+        return Ok(());
+    }
+    let checks = ["check", "--disable-fetch", "--hide-inclusion-graph", "advisories"];
+    shell::run(Command::new(deny).args(checks).current_dir(root()))
 }
 
 fn fuzz(seconds: u32) -> Result<()> {

@@ -12,6 +12,7 @@ mod debian;
 mod demo;
 mod ebpf;
 mod install;
+mod notice;
 mod shell;
 mod soak;
 mod test;
@@ -31,6 +32,7 @@ struct Cli {
 enum Command {
     Demo(demo::Args),
     Ebpf(ebpf::Args),
+    Notice(notice::Args),
     Test(test::Args),
     Vm(vm::Args),
     Soak(soak::Args),
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Demo(args) => demo::run(&args),
         Command::Ebpf(args) => ebpf::run(&args),
+        Command::Notice(args) => notice::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Vm(args) => vm::run(&args),
         Command::Soak(args) => soak::run(&args),

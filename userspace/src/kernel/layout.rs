@@ -3,11 +3,13 @@
 //! The offsets of a structure's fields differ between kernels and their configurations, so none is compiled in:
 //! they are looked up in the kernel's own type information (BTF) and handed to the program before it is verified.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
-use btf_rs::{Btf, BtfType, Member, Type};
 use snisplice_common::map::global;
 use thiserror::Error;
+
+pub use super::btf::BtfError;
+use super::btf::{Btf, Id};
 
 /// Where the kernel shows its types, since Linux 5.4 with `CONFIG_DEBUG_INFO_BTF`.
 pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
@@ -17,7 +19,7 @@ pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 pub enum LayoutError {
     /// The kernel shows no types.
     #[error("cannot read {VMLINUX}: {0}; the kernel must be built with CONFIG_DEBUG_INFO_BTF=y")]
-    Unreadable(btf_rs::Error),
+    Unreadable(BtfError),
     /// The kernel's structures are not what we know.
     #[error("this kernel's `struct {structure}` has no field `{field}`")]
     NoField {
@@ -90,14 +92,6 @@ impl ShortcutLayout {
 /// The types of a kernel.
 pub struct Types(Btf);
 
-/// A field within its outermost structure.
-#[derive(Debug, Clone)]
-struct Field {
-    /// In bytes.
-    offset: u32,
-    member: Member,
-}
-
 impl Types {
     /// Reads those of the running kernel.
     pub fn of_running_kernel() -> Result<Self, LayoutError> {
@@ -105,9 +99,7 @@ impl Types {
     }
 
     fn read(path: impl AsRef<Path>) -> Result<Self, LayoutError> {
-        // Before Linux 6.16 the file cannot be mapped, and read in pieces it costs a system call for each of its types.
-        let types = fs::read(path).map_err(btf_rs::Error::from).and_then(|bytes| Btf::from_bytes(&bytes));
-        types.map(Self).map_err(LayoutError::Unreadable)
+        Btf::read(path).map(Self).map_err(LayoutError::Unreadable)
     }
 
     /// The offsets that the program needs.
@@ -140,8 +132,8 @@ impl Types {
     /// The type of a field, as far as it is a named structure: `None` if there is no such field or structure.
     #[must_use]
     pub fn structure_of_field(&self, structure: &str, field: &str) -> Option<String> {
-        let Type::Struct(found) = self.field(structure, &[field])?.1 else { return None };
-        self.0.resolve_name(&found).ok()
+        let (_, found) = self.field(structure, &[field])?;
+        self.0.is_structure(found).then(|| self.0.name(found).map(ToOwned::to_owned))?
     }
 
     /// Whether the structure exists and has such a field.
@@ -153,7 +145,7 @@ impl Types {
     /// Whether there is such a structure.
     #[must_use]
     pub fn has_structure(&self, structure: &str) -> bool {
-        self.structure(structure).is_some()
+        self.0.structure(structure).is_some()
     }
 
     /// The offset, in bytes, of the field that `path` leads to.
@@ -165,48 +157,23 @@ impl Types {
     }
 
     /// Offset and type of the field that `path` leads to.
-    fn field(&self, structure: &str, path: &[&str]) -> Option<(u32, Type)> {
-        let mut at = (0, self.structure(structure)?);
+    fn field(&self, structure: &str, path: &[&str]) -> Option<(u32, Id)> {
+        let mut at = (0, self.0.structure(structure)?);
         for name in path {
-            let field = self.member(&at.1, name)?;
-            at = (at.0 + field.offset, self.resolved(&field.member)?);
+            let (offset, of) = self.member(at.1, name)?;
+            at = (at.0 + offset, of);
         }
         Some(at)
     }
 
-    fn structure(&self, name: &str) -> Option<Type> {
-        let types = self.0.resolve_types_by_name(name).ok()?;
-        types.into_iter().find(|found| matches!(found, Type::Struct(_)))
-    }
-
     /// A member by its name, also of the unnamed structures and unions inside: in C their members are the outer
     /// one's own.
-    fn member(&self, of: &Type, name: &str) -> Option<Field> {
-        let (Type::Struct(of) | Type::Union(of)) = of else { return None };
-        of.members.iter().find_map(|member| {
-            let offset = member.bit_offset() / 8;
-            match self.0.resolve_name(member).as_deref() {
-                Ok(found) if found == name => Some(Field { offset, member: member.clone() }),
-                Ok("") => {
-                    let inner = self.member(&self.resolved(member)?, name)?;
-                    Some(Field { offset: offset + inner.offset, ..inner })
-                }
-                _ => None,
-            }
+    fn member(&self, of: Id, name: &str) -> Option<(u32, Id)> {
+        self.0.members(of).find_map(|member| match member.name {
+            found if found == name => Some((member.offset, member.of)),
+            "" => self.member(member.of, name).map(|(offset, of)| (member.offset + offset, of)),
+            _ => None,
         })
-    }
-
-    /// The type of a member, its qualifiers and typedefs taken off.
-    fn resolved(&self, member: &Member) -> Option<Type> {
-        let mut found = self.0.resolve_chained_type(member).ok()?;
-        loop {
-            let inner: &dyn BtfType = match &found {
-                Type::Typedef(inner) => inner,
-                Type::Volatile(inner) | Type::Const(inner) | Type::Restrict(inner) => inner,
-                _ => return Some(found),
-            };
-            found = self.0.resolve_chained_type(inner).ok()?;
-        }
     }
 }
 

@@ -379,9 +379,14 @@ impl Orphans {
     fn answer(&mut self, request: Request) {
         // Whoever does not wait for the answer has gone.
         match request {
-            Request::List { filter, most, reply } => {
-                let found = self.flows.iter().filter(|orphan| orphan.is_open() && orphan.matches(&filter));
-                let _ = reply.send(found.take(most).map(|orphan| self.describe(orphan)).collect());
+            Request::List { filter, after, most, reply } => {
+                let wanted = |orphan: &&Orphan| {
+                    orphan.is_open() && orphan.matches(&filter) && after.is_none_or(|after| orphan.id > after)
+                };
+                let mut found: Vec<_> = self.flows.iter().filter(wanted).collect();
+                found.sort_by_key(|orphan| orphan.id);
+                let _ =
+                    reply.send(found.into_iter().take(most).map(|orphan| self.describe(orphan)).collect());
             }
             Request::Close { filter, reply } => {
                 let _ = reply.send(self.end("closed_by_admin", |orphan| orphan.matches(&filter)));
