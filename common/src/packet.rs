@@ -32,6 +32,11 @@ pub mod name {
     /// Hash that forgets what was not used for long, [`super::Tuple`] → 1: connections whose beginning came by the programs,
     /// with the addresses that our own sockets have.
     pub const BEGUN: &str = "SNI_BEGUN";
+    /// Longest-prefix trie of networks: clients whose packets are not carried. An IPv4 address is mapped into IPv6. Userspace's.
+    pub const DENIED: &str = "SNI_DENIED";
+    /// Hash, index of a device → 1: those on which the host takes packets only from whom it would answer over them
+    /// (`rp_filter`, RFC 3704 section 2.2). Userspace's.
+    pub const STRICT: &str = "SNI_STRICT";
     /// Of the maps that outlive the process, as they are laid out. One that is laid out otherwise gets another number, so
     /// that nobody takes over what he does not understand.
     pub const LAYOUT: &str = "v2";
@@ -41,10 +46,16 @@ pub mod name {
     pub const EGRESS: &str = "sni_egress";
     /// The program that userspace runs to look at sockets; see [`super::look`].
     pub const LOOK: &str = "sni_look";
+    /// A program that does what others' do: it writes a mark into all packets and leaves them to whoever comes next. For probes
+    /// and tests.
+    pub const MARK: &str = "sni_mark";
 }
 
 /// Flows that the maps have room for unless the loader says otherwise.
 pub const FLOWS: u32 = 16_384;
+
+/// Networks that can be denied.
+pub const DENIED: usize = 65_536;
 
 /// Size of the event ring unless the loader says otherwise: one event takes 24 bytes.
 pub const RING_BYTES: usize = 512 * 1024;
@@ -131,7 +142,7 @@ pub struct Totals {
     pub packets: u64,
     /// Bytes of payload in them, retransmissions included.
     pub bytes: u64,
-    /// Packets dropped because their flow was about to be reset.
+    /// Packets left to the stack because their flow was about to be reset.
     pub held: u64,
     /// Packets of our own sockets that were let through: what they still had to deliver, and questions whether a peer is
     /// there.
@@ -147,9 +158,13 @@ pub struct Totals {
     /// ICMP errors about packets of flows that who sent them was told: those of routers, and our own about packets too large
     /// for a device.
     pub errors: u64,
+    /// Packets of clients that are not served, dropped.
+    pub denied: u64,
+    /// Packets that came in by another side than the peer that they say they are of, dropped.
+    pub strays: u64,
 }
 
-const _: () = assert!(size_of::<Totals>() == 72, "Totals has padding");
+const _: () = assert!(size_of::<Totals>() == 88, "Totals has padding");
 
 #[cfg(feature = "user")]
 impl core::ops::AddAssign for Totals {
@@ -163,6 +178,8 @@ impl core::ops::AddAssign for Totals {
         self.failed += other.failed;
         self.lost_events += other.lost_events;
         self.errors += other.errors;
+        self.denied += other.denied;
+        self.strays += other.strays;
     }
 }
 

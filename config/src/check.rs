@@ -90,7 +90,7 @@ fn describe_admin(admin: &Admin) -> String {
 }
 
 fn render_settings(out: &mut String, model: &Model) -> fmt::Result {
-    let Model { datapath, admin, limits, handover, survive, timeouts, dns, .. } = model;
+    let Model { datapath, admin, limits, handover, survive, deny, timeouts, dns, .. } = model;
     let datapath = match datapath {
         DatapathKind::Auto => "auto",
         DatapathKind::Sockmap => "sockmap",
@@ -119,6 +119,10 @@ fn render_settings(out: &mut String, model: &Model) -> fmt::Result {
         handover.bytes, handover.messages, handover.packet
     )?;
     writeln!(out, "survive {survive}")?;
+    if !deny.is_empty() {
+        let networks: Vec<_> = deny.iter().map(|network| network.to_string()).collect();
+        writeln!(out, "deny {}", networks.join(", "))?;
+    }
     let timeouts = [
         ("hello", timeouts.hello),
         ("connect", timeouts.connect),

@@ -14,6 +14,7 @@ use crate::{
         Origin, Policies, Policy, Rule, Target, Timeouts,
     },
     name::HostPattern,
+    networks::Networks,
     options::Options,
     report::{Diagnostic, Severity},
     table::{Rank, RouteTable, RouteTableBuilder, ServerRank, Shadowed},
@@ -27,6 +28,7 @@ pub(crate) struct Settings {
     pub(crate) limits: Limits,
     pub(crate) handover: Handover,
     pub(crate) survive: bool,
+    pub(crate) deny: Networks,
     pub(crate) timeouts: Timeouts,
     pub(crate) dns: Dns,
 }
@@ -198,7 +200,7 @@ impl Draft {
                 listener
             })
             .collect();
-        let Settings { datapath, admin, limits, handover, survive, timeouts, dns } = settings;
+        let Settings { datapath, admin, limits, handover, survive, deny, timeouts, dns } = settings;
         Model {
             listeners,
             backends,
@@ -209,6 +211,7 @@ impl Draft {
             limits,
             handover,
             survive,
+            deny,
             timeouts,
             dns,
         }

@@ -28,6 +28,7 @@
 pub mod admin;
 pub mod model;
 pub mod name;
+pub mod networks;
 pub mod options;
 pub mod report;
 pub mod table;

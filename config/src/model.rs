@@ -13,6 +13,7 @@ use std::{
 use crate::{
     admin::Admin,
     name::{HostName, HostPattern},
+    networks::Networks,
     table::RouteTable,
 };
 
@@ -37,6 +38,8 @@ pub struct Model {
     pub handover: Handover,
     /// Whether connections that are carried in packets outlive the process, unless it is asked to stop.
     pub survive: bool,
+    /// Clients that are not served: their connections are reset, when they come and when they are there already.
+    pub deny: Networks,
     /// How long each phase of a connection may take.
     pub timeouts: Timeouts,
     /// How the names of endpoints are resolved.

@@ -76,6 +76,8 @@
 //!
 //! survive: false                   # true: connections in packets outlive the process when it is killed
 //!
+//! deny: [192.0.2.0/24]             # clients that are not served, networks or addresses; default: none
+//!
 //! timeouts:                        # ms, s, m, h, d; also 1h30m
 //!   hello: 10s                     # from accept to the complete hello
 //!   connect: 10s                   # from the hello to an endpoint that answers, however many are tried

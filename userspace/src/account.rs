@@ -2,10 +2,11 @@
 
 use std::{
     cell::{Cell, OnceCell},
+    hash::{BuildHasher as _, Hasher as _, RandomState},
     net::SocketAddr,
     os::fd::RawFd,
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, LazyLock},
 };
 
 use crate::{
@@ -105,6 +106,26 @@ pub struct Account {
     pub(crate) opened: u32,
     carrier: Cell<Option<Carrier>>,
     refused: Cell<Option<Refusal>>,
+    asked_for: Cell<NameMark>,
+}
+
+/// What stands for a server name: eight bytes, which two names have in common by chance only, and nobody can choose names that do.
+/// A connection need not keep the name itself, and nothing can tell it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct NameMark(u64);
+
+impl NameMark {
+    /// Of a name as hellos and people write it: case and a dot at the end do not matter.
+    #[must_use]
+    pub fn of(name: &str) -> Self {
+        static KEYS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+        let mut hasher = KEYS.build_hasher();
+        for byte in name.strip_suffix('.').unwrap_or(name).bytes() {
+            hasher.write_u8(byte.to_ascii_lowercase());
+        }
+        // Zero is no name.
+        Self(hasher.finish().max(1))
+    }
 }
 
 /// Where the kernel counts for a connection that is carried in packets.
@@ -138,6 +159,7 @@ impl Account {
             opened,
             carrier: Cell::new(None),
             refused: Cell::new(None),
+            asked_for: Cell::default(),
         }
     }
 
@@ -145,6 +167,17 @@ impl Account {
     #[must_use]
     pub fn listener(&self) -> &Arc<str> {
         &self.ledger.counters.listener
+    }
+
+    /// Notes the server name that the client has asked for.
+    pub fn asks_for(&self, name: &str) {
+        self.asked_for.set(NameMark::of(name));
+    }
+
+    /// What stands for that name; the default where there was none.
+    #[must_use]
+    pub fn asked_for(&self) -> NameMark {
+        self.asked_for.get()
     }
 
     /// Notes which rule serves the connection.

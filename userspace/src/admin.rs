@@ -236,12 +236,18 @@ impl Admin {
             let which = "say which: /connections/ID, or a filter such as /connections?backend=NAME\n";
             return text(StatusCode::BAD_REQUEST, which.into());
         }
-        let closed = self.ask(|reply| Asked::Close { filter: filter.clone(), reply }).await.into_iter().sum();
+        let closed = self.close_all(&filter, "closed_by_admin").await;
         tracing::info!(?filter, closed, "admin: closing connections");
         if id.is_some() && closed == 0 {
             return text(StatusCode::NOT_FOUND, "there is no such connection\n".into());
         }
         json(&Closed { closed })
+    }
+
+    /// Ends connections for this reason; how many.
+    pub async fn close_all(&self, filter: &Filter, reason: &'static str) -> usize {
+        let closed = self.ask(|reply| Asked::Close { filter: filter.clone(), reason, reply }).await;
+        closed.into_iter().sum()
     }
 
     /// Asks all, and waits for their answers. One that has ended has none.
@@ -417,6 +423,9 @@ mod tests {
             (true, Method::DELETE, "/connections?backend=shop&after=1", 400),
             (true, Method::DELETE, "/connections?carrier=fast", 400),
             (true, Method::DELETE, "/connections?backend=shop", 200),
+            (true, Method::DELETE, "/connections?client=10.0.0.0/8", 200),
+            (true, Method::DELETE, "/connections?client=10.0.0.0/40", 400),
+            (true, Method::DELETE, "/connections?sni=www.example.com", 200),
             (true, Method::DELETE, "/connections/7", 404),
             (true, Method::POST, "/connections", 405),
             (true, Method::DELETE, "/metrics", 405),

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     admin::{Admin, Askable},
     cli::Run,
+    connections::Filter,
     datapath::{self, Factory, InKernel, Needs, places, wants_same_host},
     descriptors::{self, Allowance},
     kernel::{
@@ -157,7 +158,7 @@ impl App {
             orphans = datapath.orphans(&live.model, &metrics, alive, count)?;
         }
 
-        follow_routes(programs.as_ref());
+        begin(programs.as_ref(), &live.model);
 
         let current = Arc::new(Current::from(live));
         let (ended, lost_workers) = mpsc::unbounded_channel();
@@ -205,6 +206,8 @@ impl App {
             let watch = orphans.watch(stop.clone(), flows, orphans_asked, app.current.clone());
             Watch { task: app.runtime.spawn(watch), stop }
         });
+        // Clients of an earlier process may be denied by now.
+        app.close_denied();
         app.open_door(place, door);
         app.reduce_privileges(kernel)?;
         app.supervisor.ready("Serving");
@@ -335,6 +338,8 @@ impl App {
                         Err(error) => tracing::error!(%error, "privileges are not reduced further"),
                     }
                 }
+                // Before a connection is carried.
+                deny(self.programs.as_ref(), &self.current.load().model);
                 self.order_all(|| Order::Gain(found.clone()));
                 self.is_probing(false);
                 self.thrift = None;
@@ -423,6 +428,19 @@ impl App {
         }
     }
 
+    /// Ends the connections of clients that are not served any more, however they are carried.
+    fn close_denied(&self) {
+        let deny = self.current.load().model.deny.clone();
+        if deny.is_empty() {
+            return;
+        }
+        let filter = Filter { client: Some(deny), ..Filter::default() };
+        let closed = self.runtime.block_on(self.admin.close_all(&filter, "denied"));
+        if closed > 0 {
+            tracing::info!(closed, "closing connections of clients that are denied");
+        }
+    }
+
     fn try_reload(&mut self) -> anyhow::Result<u64> {
         let translation = source::load(&self.options.config)?;
         let report = warnings(&translation);
@@ -447,8 +465,11 @@ impl App {
         self.metrics.removed(gone);
         self.admission.follow(&live.model.limits);
         self.admission.reachability.keep(|name| live.backends().iter().any(|backend| *backend.name == *name));
+        // First the packets, then who comes, then who is there: nobody slips through between.
+        deny(self.programs.as_ref(), &live.model);
         self.current.store(live.clone());
         self.resolver.serve(live);
+        self.close_denied();
         for address in changes.removed {
             self.order_all(|| Order::Unlisten(address));
             self.listening.remove(&address);
@@ -490,6 +511,20 @@ fn prepare_process(options: &Run) -> anyhow::Result<Option<u64>> {
     let open_files = raise_open_files();
     low_descriptors::reserve();
     Ok(open_files)
+}
+
+/// What is to be done with the programs before they carry anything.
+fn begin(programs: Option<&Arc<Programs>>, model: &Model) {
+    follow_routes(programs);
+    deny(programs, model);
+}
+
+/// Has the kernel drop the packets of clients that are not served any more.
+fn deny(programs: Option<&Arc<Programs>>, model: &Model) {
+    let Some(programs) = programs else { return };
+    if let Err(error) = programs.deny(&model.deny).and_then(|()| programs.heed_reverse_paths()) {
+        tracing::error!(%error, "packets of clients that are denied may be carried until their connections are closed");
+    }
 }
 
 /// Decides what moves bytes, at once where the configuration allows it.

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use snisplice_config::{Label, Listen, Resolve, admin::AdminAddress, model::DatapathKind};
+use snisplice_config::{Label, Listen, Resolve, admin::AdminAddress, model::DatapathKind, networks::Network};
 
 use crate::{account::Carrier, connections::MOST, kernel::probe::answers::Questions, privileges::UserOption};
 
@@ -196,6 +196,12 @@ pub struct Connections {
     /// Only those that are carried so: relay, sockmap or packet
     #[arg(long, value_name = "HOW")]
     pub carrier: Option<Carrier>,
+    /// Only those of clients in this network, or of this client
+    #[arg(long, value_name = "CIDR")]
+    pub client: Option<Network>,
+    /// Only those whose clients have asked for this server name
+    #[arg(long, value_name = "NAME")]
+    pub sni: Option<String>,
     /// At most so many
     #[arg(long, value_name = "COUNT", default_value_t = MOST)]
     pub limit: usize,
@@ -206,7 +212,7 @@ pub struct Connections {
 
 /// `snisplice close`.
 #[derive(Debug, Clone, Args)]
-#[command(group = clap::ArgGroup::new("which").required(true).args(["ids", "backend"]))]
+#[command(group = clap::ArgGroup::new("which").required(true).args(["ids", "backend", "client", "sni"]))]
 pub struct Close {
     /// Whom to ask.
     #[command(flatten)]
@@ -217,6 +223,12 @@ pub struct Close {
     /// All connections to this backend
     #[arg(long, value_name = "NAME")]
     pub backend: Option<String>,
+    /// All connections of clients in this network, or of this client; new ones are served, see `deny` in the configuration
+    #[arg(long, value_name = "CIDR")]
+    pub client: Option<Network>,
+    /// All connections whose clients have asked for this server name
+    #[arg(long, value_name = "NAME")]
+    pub sni: Option<String>,
 }
 
 /// Which datapath to use.

@@ -21,8 +21,15 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// `snisplice connections`: a table, or what the balancer answers.
 pub fn connections(options: &cli::Connections) -> anyhow::Result<String> {
-    let cli::Connections { ask, listener, backend, carrier, limit, json } = options;
-    let filter = Filter { id: None, listener: listener.clone(), backend: backend.clone(), carrier: *carrier };
+    let cli::Connections { ask, listener, backend, carrier, client, sni, limit, json } = options;
+    let filter = Filter {
+        id: None,
+        listener: listener.clone(),
+        backend: backend.clone(),
+        carrier: *carrier,
+        client: client.map(|network| [network].into_iter().collect()),
+        sni: sni.clone(),
+    };
     let query = filter.to_query();
     let sign = if query.is_empty() { '?' } else { '&' };
     let mut listing = Listing { connections: Vec::new(), more: true };
@@ -45,7 +52,7 @@ pub fn connections(options: &cli::Connections) -> anyhow::Result<String> {
 
 /// `snisplice close`: says how many were closed. Fails at the first that cannot be.
 pub fn close(options: &cli::Close) -> anyhow::Result<String> {
-    let cli::Close { ask, ids, backend } = options;
+    let cli::Close { ask, ids, backend, client, sni } = options;
     let mut closed = 0;
     let mut close = |target: &str| -> anyhow::Result<()> {
         let body = request(&ask.admin, "DELETE", target)?;
@@ -57,8 +64,13 @@ pub fn close(options: &cli::Close) -> anyhow::Result<String> {
     for id in ids {
         close(&format!("/connections/{id}")).with_context(|| format!("connection {id}"))?;
     }
-    if let Some(backend) = backend {
-        let filter = Filter { backend: Some(backend.clone()), ..Filter::default() };
+    let filter = Filter {
+        backend: backend.clone(),
+        client: client.map(|network| [network].into_iter().collect()),
+        sni: sni.clone(),
+        ..Filter::default()
+    };
+    if !filter.is_empty() {
         close(&format!("/connections{}", filter.to_query()))?;
     }
     Ok(format!("{closed} closed\n"))

@@ -4,6 +4,8 @@ use std::{fmt::Write as _, net::SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+use snisplice_config::networks::{Network, Networks};
+
 use crate::account::Carrier;
 
 /// How many are told unless somebody wants more.
@@ -72,6 +74,10 @@ pub struct Filter {
     pub backend: Option<String>,
     /// Carried so.
     pub carrier: Option<Carrier>,
+    /// Of a client in one of these networks.
+    pub client: Option<Networks>,
+    /// Whose client has asked for this server name.
+    pub sni: Option<String>,
 }
 
 impl Filter {
@@ -84,10 +90,16 @@ impl Filter {
     /// The query part of an address that means this; empty for everything.
     #[must_use]
     pub fn to_query(&self) -> String {
+        let networks = |networks: &Networks| {
+            networks.iter().map(|network| network.to_string()).collect::<Vec<_>>().join(",")
+        };
+        let client = self.client.as_ref().map(networks);
         let given = [
             ("listener", self.listener.as_deref()),
             ("backend", self.backend.as_deref()),
             ("carrier", self.carrier.map(Carrier::label)),
+            ("client", client.as_deref()),
+            ("sni", self.sni.as_deref()),
         ];
         let mut query = String::new();
         for (key, value) in given {
@@ -118,11 +130,13 @@ impl Query {
         for pair in text.split('&').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').ok_or_else(|| format!("'{pair}' is not key=value"))?;
             let value = decoded(value).ok_or_else(|| format!("'{value}' is not encoded as it should be"))?;
-            let Filter { listener, backend, carrier, .. } = &mut query.filter;
+            let Filter { listener, backend, carrier, client, sni, .. } = &mut query.filter;
             match key {
                 "listener" => *listener = Some(value),
                 "backend" => *backend = Some(value),
                 "carrier" => *carrier = Some(value.parse()?),
+                "client" => *client = Some(networks(&value)?),
+                "sni" => *sni = Some(value),
                 "limit" => {
                     let limit = value.parse().ok().filter(|limit| *limit > 0);
                     query.limit = Some(limit.ok_or_else(|| format!("'{value}' is not a number above 0"))?);
@@ -152,6 +166,11 @@ impl std::str::FromStr for Carrier {
             .find(|carrier| carrier.label() == text)
             .ok_or_else(|| format!("'{text}' is not relay, sockmap or packet"))
     }
+}
+
+/// Networks or addresses with commas between.
+fn networks(text: &str) -> Result<Networks, String> {
+    text.split(',').map(str::parse::<Network>).collect()
 }
 
 /// Percent-encoding of everything that is not unreserved (RFC 3986, 2.3).
@@ -188,12 +207,17 @@ mod tests {
 
     #[test]
     fn a_query_says_which() {
-        let query = Query::parse("listener=a&backend=b%20%c3%a4&carrier=packet&limit=7&after=9").unwrap();
+        let query = "listener=a&backend=b%20%c3%a4&carrier=packet&client=10.1.0.0/16,2001:db8::1&sni=x.example&limit=7&after=9";
+        let query = Query::parse(query).unwrap();
         let filter = Filter {
             id: None,
             listener: Some("a".into()),
             backend: Some("b ä".into()),
             carrier: Some(Carrier::Packet),
+            client: Some(
+                ["10.1.0.0/16", "2001:db8::1"].map(|net| net.parse().unwrap()).into_iter().collect(),
+            ),
+            sni: Some("x.example".into()),
         };
         assert_eq!(query, Query { filter: filter.clone(), limit: Some(7), after: Some(9) });
         assert_eq!(Query::parse(filter.to_query().strip_prefix('?').unwrap()).unwrap().filter, filter);
@@ -207,6 +231,8 @@ mod tests {
             ("backend", "key=value"),
             ("backends=x", "'backends'"),
             ("carrier=fast", "'fast'"),
+            ("client=10.0.0.0%2F33", "'10.0.0.0/33'"),
+            ("client=", "''"),
             ("limit=0", "'0'"),
             ("limit=-1", "'-1'"),
             ("after=x", "'x'"),

@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use crate::{
-    account::{Account, Carrier},
+    account::{Account, Carrier, NameMark},
     connections::{Connection, Filter},
     session::Service,
     socket,
@@ -44,6 +44,8 @@ pub enum Request {
     Close {
         /// Which ones.
         filter: Filter,
+        /// Why, as `snisplice_connections_closed_total` has it.
+        reason: &'static str,
         /// Where it is told how many.
         reply: UnboundedSender<usize>,
     },
@@ -184,6 +186,13 @@ impl Roster {
                 .as_deref()
                 .is_none_or(|name| account.backend().is_some_and(|own| name == &**own))
             && filter.carrier.is_none_or(|carrier| account.carrier() == Some(carrier))
+            && filter.sni.as_deref().is_none_or(|name| account.asked_for() == NameMark::of(name))
+            && filter.client.as_ref().is_none_or(|networks| {
+                let [number, _] = account.sockets();
+                // The last condition, as it is the only one that the kernel is asked about.
+                let client = socket::by_number(number, socket::addresses).and_then(|(_, client)| client);
+                client.is_some_and(|client| networks.contains(client.ip()))
+            })
     }
 
     fn describe(&self, account: &Account, moved: (u64, u64)) -> Connection {
@@ -244,9 +253,9 @@ pub fn answer(service: &Rc<Service>, request: Request) {
             let places = service.roster.first(&filter, after, most);
             tokio::task::spawn_local(list(service.clone(), filter, places, reply));
         }
-        Request::Close { filter, reply } => {
+        Request::Close { filter, reason, reply } => {
             let roster = &service.roster;
-            let _ = reply.send(roster.end("closed_by_admin", |account| roster.matches(&filter, account)));
+            let _ = reply.send(roster.end(reason, |account| roster.matches(&filter, account)));
         }
     }
 }

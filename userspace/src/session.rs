@@ -96,10 +96,16 @@ async fn establish(
 
     let number = client.as_raw_fd();
     account.has_sockets([number, -1]);
+    let deny = &live.model.deny;
+    // Whose client is gone by now is let on, and found gone.
+    if !deny.is_empty() && client.peer_addr().is_ok_and(|client| deny.contains(client.ip())) {
+        let _ = socket::reset_on_close(&client);
+        return Err("denied");
+    }
     let mut partial = Vec::new();
     let (mode, limit) = (service.datapath.hello(), live.model.limits.hello_bytes);
     let early = hello::at_once(&client, mode, limit, &mut partial);
-    let early = early.map(judge).transpose()?.map(|received| decide(listener, received));
+    let early = early.map(judge).transpose()?.map(|received| decide(listener, account, received));
     if let Some(Err(refused)) = &early
         && let Some(policy) = refused.ends_at_once(&listener.policies, &client, mode, limit)
     {
@@ -107,9 +113,11 @@ async fn establish(
         return Err(refused.verdict.label());
     }
     let client = TcpStream::from_std(client).map_err(|_| "no_resources")?;
-    let decided = match early {
-        Some(decided) => decided,
-        None => decide(listener, wait_for_hello(&client, &live.model, service, permit, &mut partial).await?),
+    let decided = if let Some(decided) = early {
+        decided
+    } else {
+        let hello = wait_for_hello(&client, &live.model, service, permit, &mut partial).await?;
+        decide(listener, account, hello)
     };
     let (backend, bytes) = match decided {
         Ok((rule, bytes)) => {
@@ -220,9 +228,16 @@ impl Refused {
 }
 
 /// Where that leads which was received, and the bytes of the hello.
-fn decide(listener: &Listener, received: Result<Hello, Verdict>) -> Result<(&Rule, Vec<u8>), Refused> {
+fn decide<'a>(
+    listener: &'a Listener,
+    account: &Account,
+    received: Result<Hello, Verdict>,
+) -> Result<(&'a Rule, Vec<u8>), Refused> {
     let Hello { message, bytes } =
         received.map_err(|verdict| Refused { verdict, hello: None, listens: false })?;
+    if let Some(name) = &message.server_name {
+        account.asks_for(name.as_str());
+    }
     match route(listener, &message) {
         Ok(rule) => Ok((rule, bytes)),
         Err(verdict) => Err(Refused { verdict, hello: Some(bytes), listens: !message.early_data }),
@@ -333,7 +348,10 @@ async fn farewell(client: &TcpStream, last: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use snisplice_config::model::{Backend, DatapathKind, Dns, Handover, Limits, Timeouts};
+    use snisplice_config::{
+        model::{Backend, DatapathKind, Dns, Handover, Limits, Timeouts},
+        networks::Networks,
+    };
 
     use super::*;
     use crate::{account::Ledger, datapath::relay::Relay, limits::admission::Admission, state::Live};
@@ -351,6 +369,7 @@ mod tests {
             limits: Limits::default(),
             handover: Handover::default(),
             survive: false,
+            deny: Networks::default(),
             timeouts: Timeouts::default(),
             dns: Dns::default(),
         };

@@ -8,8 +8,9 @@
 //! number; so a flow can begin at any moment, and our own sockets come to rest by themselves.
 //!
 //! The functions are pure; the programs call them with what they read from the packet and the maps. Nothing that is
-//! noted here changes how a packet is translated: who forges packets can at most confuse the account of a flow, and
-//! only with numbers that lie in the window.
+//! noted here changes how a packet is translated. What a receiver would throw away is not noted: a packet with no part in the
+//! window (RFC 9293 section 3.10.7.4) changes nothing. A forged packet in the window leaves a hole in the stream, and what lies
+//! behind a hole is never taken for what the receiver expects.
 
 use super::{
     END, FIN, FIRST,
@@ -87,6 +88,11 @@ pub struct Way {
     pub least_echo: u32,
     /// [`ECN`], [`BEGINS`], both or nothing.
     pub flags: u32,
+    /// Position of this way up to which our own socket had ever allowed the sender to send. The sender may do so, whatever
+    /// the receiver has allowed since.
+    pub granted: u32,
+    /// Index of the device that the packets come in by, as far as our own socket knew when the flow began; 0 if it did not.
+    pub from: u32,
 }
 
 /// What userspace decides about a flow.
@@ -103,18 +109,20 @@ pub struct Rules {
     pub ways: [Way; 2],
 }
 
-const _: () = assert!(size_of::<Rules>() == 192, "Rules has padding");
+const _: () = assert!(size_of::<Rules>() == 208, "Rules has padding");
 
 /// [`Track::marks`]: the sender has reset the connection.
 pub const WAS_RESET: u32 = 1;
 /// [`Track::marks`]: a reset of the sender's had a number that the receiver may have expected.
 pub const MAY_BE_RESET: u32 = 2;
+/// [`Track::marks`]: a copy of a packet of this way is on its way to our own socket, and will come by the program once more.
+pub const COPYING: u32 = 4;
 
 /// [`Track::marks`]: our own socket on the leg that these packets arrive on has answered something that came to it past the
 /// programs.
 pub const BYPASSED: u32 = 8;
 
-/// What was seen of the packets of one way. As large as a cache line: the two ways may be busy on two CPUs.
+/// What was seen of the packets of one way.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Track {
@@ -132,10 +140,19 @@ pub struct Track {
     pub allowed: u64,
     /// Position after the FIN of this way; 0 while there is none.
     pub fin: u64,
-    /// [`WAS_RESET`], [`MAY_BE_RESET`], [`BYPASSED`], several or nothing.
+    /// [`WAS_RESET`], [`MAY_BE_RESET`], [`COPYING`], [`BYPASSED`], several or nothing.
     pub marks: u32,
     /// Not 0 while our own socket waits to hear whether the sender of these packets is still there.
     pub asked: u32,
+    /// Bytes before `sent` behind the first that is missing: they were lost or overtook others on their way here, or were never
+    /// sent by the sender.
+    pub behind_hole: u32,
+    /// With [`COPYING`], the sequence number of the packet that was copied.
+    pub copied_seq: u32,
+    /// With [`COPYING`], its acknowledgement number.
+    pub copied_ack: u32,
+    /// With [`COPYING`], what it takes of the sequence space.
+    pub copied_len: u32,
 }
 
 /// What a program holds while it changes a [`State`]. The kernel knows it by this very name, and keeps its value to
@@ -161,7 +178,7 @@ pub struct State {
     pub stamps: [u32; 2],
 }
 
-const _: () = assert!(size_of::<State>() == 144, "State has padding");
+const _: () = assert!(size_of::<State>() == 176, "State has padding");
 
 /// How a flow stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -259,26 +276,57 @@ impl Way {
             expected: 0,
             least_echo: 0,
             flags: self.flags & ECN,
+            granted: 0,
+            from: 0,
         }
+    }
+
+    /// Whether packets of this way may come in by a device: by the one that the sender's packets came by when the flow began, or
+    /// that packets to the sender go out on at present, which is that of `back`, the other way. Where the host does not look
+    /// at that itself, any other will do but the one on the receiver's side: whoever sends there is not the sender.
+    #[inline(always)]
+    #[must_use]
+    pub const fn comes_by(&self, back: &Self, device: u32, is_strict: bool) -> bool {
+        device == self.from || device == back.device || !is_strict && device != self.device
+    }
+
+    /// Whether a receiver would look at a packet of this way, because a part of it lies in the window (RFC 9293
+    /// section 3.10.7.4). `other` is what was seen of the other way before it.
+    ///
+    /// The window begins where the receiver has acknowledged to, and ends where it allows to send, or where our own socket
+    /// did. A packet that begins right at the end counts, since receivers take a FIN there (Linux, `tcp_data_queue`) and the
+    /// byte that asks whether there is room.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_in_window(&self, other: &Track, segment: &Segment) -> bool {
+        let start = segment.seq.wrapping_sub(self.seq_start);
+        let end = start.wrapping_add(segment.len());
+        beyond(end, other.acked) >= 0 && beyond(start, most(other.allowed, self.granted as u64)) <= 0
     }
 
     /// Whether our own socket on the leg that the packets arrive on has to hear what this one acknowledges. `own` is
     /// what was seen of the way before it.
+    ///
+    /// It comes by the program again then ([`Track::copies`]). Which one is the copy is known by what is noted here, and not by
+    /// anything that another program could change on the way; should it not be known again, nothing goes round for ever: while
+    /// a copy is under way, only what acknowledges more than any packet before is copied.
     #[inline(always)]
     #[must_use]
     pub const fn is_for_us_too(&self, own: &Track, segment: &Segment) -> bool {
         let acknowledges = segment.flags & (flag::ACK | flag::SYN | flag::RST) == flag::ACK;
-        acknowledges && (own.acked < self.own as u64 || own.asked != 0)
+        let is_waited_for = own.acked < self.own as u64
+            && (own.marks & COPYING == 0 || beyond(segment.ack.wrapping_sub(self.ack_start), own.acked) > 0);
+        acknowledges && (is_waited_for || own.asked != 0)
     }
 
     /// Sequence and acknowledgement number of a question to the other end, in those of the leg that the packets arrive on: one
     /// behind what it expects, as a keepalive has it (RFC 9293 section 3.8.4), so it must answer; and if it knows the
-    /// connection no more, with a reset that counts. `own` is what was seen of the way.
+    /// connection no more, with a reset that counts. `own` is what was seen of the way, `other` what was seen of the other one.
     #[inline(always)]
     #[must_use]
-    pub const fn question(&self, own: &Track) -> (u32, u32) {
+    pub const fn question(&self, own: &Track, other: &Track) -> (u32, u32) {
         #[expect(clippy::cast_possible_truncation, reason = "sequence numbers are modulo 2^32")]
-        let (sent, acked) = (own.sent as u32, own.acked as u32);
+        let (sent, acked) = (own.without_hole(other.acked) as u32, own.acked as u32);
         (self.seq_start.wrapping_add(sent).wrapping_sub(1), self.ack_start.wrapping_add(acked))
     }
 
@@ -306,14 +354,52 @@ const fn advanced(position: u64, by: i32) -> u64 {
     if by > 0 { position + by.cast_unsigned() as u64 } else { position }
 }
 
+#[inline(always)]
 const fn least(one: u64, other: u64) -> u64 {
     if one < other { one } else { other }
 }
 
+#[inline(always)]
+const fn most(one: u64, other: u64) -> u64 {
+    if one > other { one } else { other }
+}
+
 impl Track {
-    /// Notes a packet of this way. What userspace is to hear of it: [`super::FIRST`], [`super::FIN`] and [`super::END`].
+    /// Whether a packet is the copy that is on its way to our own socket: it is not to be sent on once more, and none is under
+    /// way then.
+    ///
+    /// A packet that was sent twice may be taken for the copy, and the copy for that packet: it makes no difference.
+    #[inline(always)]
+    pub const fn is_copy(&mut self, segment: &Segment) -> bool {
+        let is_copy = self.marks & COPYING != 0
+            && segment.flags & (flag::ACK | flag::SYN | flag::RST) == flag::ACK
+            && segment.seq == self.copied_seq
+            && segment.ack == self.copied_ack
+            && segment.len() == self.copied_len;
+        if is_copy {
+            self.marks &= !COPYING;
+        }
+        is_copy
+    }
+
+    /// Notes that a packet of this way is copied for our own socket.
+    #[inline(always)]
+    pub const fn copies(&mut self, segment: &Segment) {
+        self.marks |= COPYING;
+        self.copied_seq = segment.seq;
+        self.copied_ack = segment.ack;
+        self.copied_len = segment.len();
+        self.asked = 0;
+    }
+
+    /// Notes a packet of this way. What userspace is to hear of it: [`super::FIRST`], [`super::FIN`] and [`super::END`], each
+    /// when it becomes so and not again. Nothing if it is not in the window.
     #[inline(always)]
     pub const fn note(&mut self, other: &Self, way: &Way, segment: &Segment, now: u64) -> u32 {
+        if !way.is_in_window(other, segment) {
+            return 0;
+        }
+        let ended_before = self.has_ended(other);
         let reset_before = self.marks & WAS_RESET != 0;
         let fin_before = self.fin;
         let first = if self.packets == 0 { FIRST } else { 0 };
@@ -326,9 +412,9 @@ impl Track {
             let at = segment.seq.wrapping_sub(way.seq_start);
             if other.marks & WAS_RESET != 0 {
                 // What was on its way to an end that has reset is answered by a reset, which is no news.
-            } else if beyond(at, other.acked) == 0 || beyond(at, self.sent) == 0 {
+            } else if beyond(at, other.acked) == 0 || beyond(at, self.without_hole(other.acked)) == 0 {
                 self.marks |= WAS_RESET;
-            } else if beyond(at, other.acked) > 0 && beyond(at, other.allowed) <= 0 {
+            } else if beyond(at, other.acked) > 0 {
                 // Packets before it took another way or were lost behind us, or so was what the receiver acknowledged. Its
                 // own reset will tell.
                 self.marks |= MAY_BE_RESET;
@@ -341,15 +427,12 @@ impl Track {
         if segment.has(flag::ACK) {
             self.note_ack(other, way, segment);
         }
-        if segment.has(flag::RST) {
-            return first | END;
-        }
-        if !segment.is_empty() {
+        if !segment.has(flag::RST) && !segment.is_empty() {
             self.note_data(other, way, segment);
         }
         let fin = if fin_before == 0 && self.fin != 0 { FIN } else { 0 };
-        // Told with each packet that finds the flow finished: there are few, and one event may be lost.
-        let end = if let Standing::Finished = standing(self, other) { END } else { 0 };
+        // Once: late packets find it so, and must not wake anybody. Whoever hears of a lost event looks at all flows.
+        let end = if !ended_before && self.has_ended(other) { END } else { 0 };
         first | fin | end
     }
 
@@ -370,17 +453,50 @@ impl Track {
 
     #[inline(always)]
     const fn note_data(&mut self, other: &Self, way: &Way, segment: &Segment) {
-        let end = segment.seq.wrapping_add(segment.len()).wrapping_sub(way.seq_start);
-        let ahead = beyond(end, self.sent);
-        let end = advanced(self.sent, ahead);
-        // A FIN may follow right behind the window.
-        let sent = least(end, other.allowed + 1);
-        if sent > self.sent {
-            self.sent = sent;
+        let start = segment.seq.wrapping_sub(way.seq_start);
+        let end = start.wrapping_add(segment.len());
+        self.extend(other.acked, start, end);
+        if segment.has(flag::FIN) {
+            // In the window, so it is a 64-bit position not before what is acknowledged.
+            self.note_fin(other.acked, advanced(other.acked, beyond(end, other.acked)));
         }
-        if segment.has(flag::FIN) && ahead >= 0 && end <= self.sent {
+    }
+
+    /// Of two FINs the earlier one counts: behind the real one the sender sends nothing. One that the receiver has acknowledged
+    /// more than was none. A FIN whose end the receiver has acknowledged changes nothing there, so it counts only if it shows
+    /// what the one before it was not.
+    #[inline(always)]
+    const fn note_fin(&mut self, acked: u64, end: u64) {
+        let is_first = end > acked && (self.fin == 0 || end < self.fin);
+        let was_none = self.fin != 0 && self.fin < acked;
+        if is_first || was_none {
             self.fin = end;
         }
+    }
+
+    /// Notes bytes between two positions of this way, of which the receiver has acknowledged `acked`.
+    #[inline(always)]
+    const fn extend(&mut self, acked: u64, start: u32, end: u32) {
+        let mut whole = self.without_hole(acked);
+        if beyond(start, whole) <= 0 {
+            whole = advanced(whole, beyond(end, whole));
+        }
+        self.sent = advanced(self.sent, beyond(end, self.sent));
+        let behind = self.sent.saturating_sub(whole);
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "less than that is under way (RFC 7323 section 2.3)"
+        )]
+        let behind = behind as u32;
+        self.behind_hole = behind;
+    }
+
+    /// Position on this way before which nothing is missing: what the receiver expects next if all of that has arrived. `acked`
+    /// is what it has acknowledged.
+    #[inline(always)]
+    #[must_use]
+    pub const fn without_hole(&self, acked: u64) -> u64 {
+        most(self.sent.saturating_sub(self.behind_hole as u64), acked)
     }
 
     /// Whether the sender of these packets has acknowledged the other way up to `position`, modulo 2^32.
@@ -396,11 +512,12 @@ impl Track {
         (self.marks | other.marks) & WAS_RESET != 0 || matches!(standing(self, other), Standing::Finished)
     }
 
-    /// Whether the other end has acknowledged this way's FIN and all before.
+    /// Whether the other end has acknowledged this way's FIN and all before. Behind a FIN comes nothing that could be
+    /// acknowledged.
     #[inline(always)]
     #[must_use]
     const fn is_done(&self, other: &Self) -> bool {
-        self.fin != 0 && other.acked >= self.fin
+        self.fin != 0 && other.acked == self.fin
     }
 }
 
@@ -410,13 +527,13 @@ const fn standing(one: &Track, other: &Track) -> Standing {
 }
 
 impl State {
-    /// A flow of which our own sockets have still to send `pending` bytes on each way, and whose senders may send
-    /// `allowed` bytes.
+    /// A flow of which our own sockets have still to send `pending` bytes on each way, and on which the receivers have
+    /// allowed to send `allowed` bytes.
     #[must_use]
     pub fn new(pending: [u64; 2], allowed: [u64; 2]) -> Self {
         let track = |own: usize, other: usize| Track {
             sent: pending[own],
-            allowed: allowed[other].max(pending[other]),
+            allowed: allowed[other],
             ..Track::default()
         };
         Self { ways: [track(0, 1), track(1, 0)], ..Self::default() }
@@ -446,11 +563,11 @@ impl State {
         other.acked - own.is_done(other) as u64
     }
 
-    /// Changes whenever a byte was sent or acknowledged.
+    /// Changes whenever a byte was sent for the first time or acknowledged.
     #[must_use]
     pub const fn progress(&self) -> (u64, u64) {
         let [up, down] = &self.ways;
-        (up.bytes + up.acked, down.bytes + down.acked)
+        (up.sent + up.acked, down.sent + down.acked)
     }
 }
 
@@ -493,21 +610,31 @@ pub const fn judge(mode: u32, way: &Way, own: &mut Track, other: &mut Track, seg
             }
             // What userspace wrote must arrive, however often it takes. If it has, the socket has not heard of that: what
             // the peer answers to the repetition is for the socket.
-            let end = segment.seq.wrapping_add(segment.len()).wrapping_sub(way.ack_start);
+            let start = segment.seq.wrapping_sub(way.ack_start);
+            let end = start.wrapping_add(segment.len());
             if beyond(end, own.acked) <= 0 {
                 own.asked = 1;
             }
-            other.sent = advanced(other.sent, beyond(end, other.sent));
+            other.extend(own.acked, start, end);
             not_too_old(way, other, segment)
         }
-        RESET | HOLD => {
+        HOLD => {
             if segment.has(flag::RST) {
                 renumbered(way, own, other)
-            } else if mode == HOLD && way.is_question(own, segment) {
+            } else if way.is_question(own, segment) {
                 // Userspace wants to know where the peer stands. Its answer is noted as any other packet.
                 Own::Pass
             } else {
                 Own::Drop
+            }
+        }
+        RESET => {
+            match segment.flags & (flag::RST | flag::ACK) {
+                // The stack's answer to a packet of the peer, whose own acknowledgement is its number (RFC 9293
+                // section 3.10.7.1): nobody knows better.
+                flag::RST => Own::Pass,
+                flag::RESETS => renumbered(way, own, other),
+                _ => Own::Drop,
             }
         }
         OVER => {
@@ -545,13 +672,15 @@ pub const fn stamp(tcp: &[u8; TCP_BYTES], length: usize) -> Option<u32> {
     if is_there { Some(u32::from_be_bytes([tcp[24], tcp[25], tcp[26], tcp[27]])) } else { None }
 }
 
-/// A reset to the sender of `way`, with the numbers that it expects: behind all that was sent to it, which is before
-/// the reset on the same path. Where some of that was lost, it asks, and the kernel, which knows the connection no
-/// more, answers with the right number (RFC 5961 section 3.2).
+/// A reset to the sender of `way`, with the numbers that it expects: behind all that was sent to it without a hole, which is
+/// before the reset on the same path. It is never behind the peer's window, where it would not be looked at: where some was lost
+/// the peer asks, and the kernel, which knows the connection no more, answers with the right number (RFC 5961 section 3.2).
 #[inline(always)]
 const fn renumbered(way: &Way, own: &Track, other: &Track) -> Own {
+    let to = least(other.without_hole(own.acked), most(own.allowed, own.acked));
+    let from = own.without_hole(other.acked);
     #[expect(clippy::cast_possible_truncation, reason = "sequence numbers are modulo 2^32")]
-    let (to, from) = (other.sent as u32, own.sent as u32);
+    let (to, from) = (to as u32, from as u32);
     Own::Rewrite { seq: way.ack_start.wrapping_add(to), ack: way.seq_start.wrapping_add(from) }
 }
 

@@ -38,6 +38,8 @@ pub mod flag {
     pub const RST: u8 = 0x04;
     /// The acknowledgement number counts.
     pub const ACK: u8 = 0x10;
+    /// [`RST`] and [`ACK`]: what a socket sends that is torn down.
+    pub const RESETS: u8 = RST | ACK;
     /// Echo of a congestion mark (RFC 3168).
     pub const ECE: u8 = 0x40;
     /// The congestion window was reduced (RFC 3168).
@@ -326,6 +328,13 @@ pub(super) const fn sum_v4(header: &mut [u8; IPV4_BYTES]) {
     let [high, low] = sum.apply(u16::MAX).to_be_bytes();
     header[10] = high;
     header[11] = low;
+}
+
+/// Whether the checksum of an IPv4 header is right. `header` has room for either kind.
+#[inline(always)]
+#[must_use]
+pub const fn is_whole_v4(header: &[u8; IPV6_BYTES]) -> bool {
+    sum_between(header, 0, IPV4_BYTES).in_memory_order() == 0xffff
 }
 
 /// Gives an IPv4 header new addresses and a new checksum. Tells the change of the pseudo-header.

@@ -1,4 +1,5 @@
-//! `datapath`, `admin`, `policies`, `limits`, `handover`, `survive`, `timeouts` and `dns`: each may be written once over all documents.
+//! `datapath`, `admin`, `policies`, `limits`, `handover`, `survive`, `deny`, `timeouts` and `dns`: each may be written once over all
+//! documents.
 
 use std::{
     net::{AddrParseError, IpAddr, SocketAddr},
@@ -14,6 +15,7 @@ use crate::{
     draft::Settings,
     model::{DatapathKind, Limits, Origin, Timeouts},
     name::HostName,
+    networks::{Network, Networks},
     units::{Bytes, Span},
 };
 
@@ -22,6 +24,9 @@ pub(super) const MOST: usize = 100_000_000;
 
 /// A year: long enough to mean "never", short enough to be added to any clock.
 const LONGEST: Duration = Duration::from_secs(365 * 86_400);
+
+/// Networks in `deny`: as many as the kernel's map has room for.
+const MOST_DENIED: usize = 65_536;
 
 /// What the documents say; what they do not say keeps its default.
 #[derive(Debug, Default)]
@@ -70,6 +75,9 @@ impl<'n> Given<'n> {
         // like, but what carries them stays in the kernel.
         if let Some(view) = self.once(fields.take("survive"), sink) {
             self.settings.survive = view.flag(sink).unwrap_or(self.settings.survive);
+        }
+        if let Some(view) = self.once(fields.take("deny"), sink) {
+            self.read_deny(&view, sink);
         }
         if let Some(view) = fields.take("timeouts") {
             self.read_timeouts(&view, sink);
@@ -169,6 +177,18 @@ impl<'n> Given<'n> {
             *packet = view.flag(sink).unwrap_or(*packet);
         }
         fields.finish(sink);
+    }
+
+    fn read_deny(&mut self, view: &View<'n>, sink: &mut Sink) {
+        let expected = "networks or addresses, such as 192.0.2.0/24 or 2001:db8::7";
+        let items = view.one_or_more(expected, sink);
+        let deny: Networks = items.iter().filter_map(|item| item.parse::<Network>(expected, sink)).collect();
+        if deny.iter().count() > MOST_DENIED {
+            view.bad(format!("more than {MOST_DENIED} networks cannot be denied"))
+                .remedy("name larger networks, or leave it to a firewall and set handover: {packet: false}")
+                .to(sink);
+        }
+        self.settings.deny = deny;
     }
 
     fn read_timeouts(&mut self, view: &View<'n>, sink: &mut Sink) {

@@ -7,6 +7,7 @@ use aya_ebpf::{
         BPF_F_INGRESS, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP,
         tcx_action_base::{TCX_DROP, TCX_NEXT},
     },
+    btf_maps::lpm_trie::Key,
     helpers::{
         bpf_clone_redirect, bpf_ktime_get_coarse_ns, bpf_redirect_neigh, bpf_spin_lock, bpf_spin_unlock,
     },
@@ -17,26 +18,24 @@ use snisplice_common::packet::{
     checksum::Change,
     flow::{CARRY, HOLD, KEPT, OVER, RESET, Rules, State, Way, is_carried, stamp},
     header::{
-        IPV4_BYTES, IPV6_BYTES, Segment, TCP_BYTES, ask, empty, flag, readdress_v4, readdress_v6, shorten_v4,
-        shorten_v6, translate,
+        IPV4_BYTES, IPV6_BYTES, Segment, TCP_BYTES, ask, empty, flag, is_whole_v4, readdress_v4,
+        readdress_v6, shorten_v4, shorten_v6, translate,
     },
 };
 
 use crate::{
     large,
     maps::{
-        Headers, OF_INGRESS, SNI_BEGUN, SNI_ENDINGS, SNI_HEADERS, SNI_RULES, SNI_STATES, SNI_TOTALS,
-        SNI_TUPLES, locked,
+        Headers, OF_INGRESS, SNI_BEGUN, SNI_DENIED, SNI_ENDINGS, SNI_HEADERS, SNI_NOTED, SNI_RULES,
+        SNI_STATES, SNI_STRICT, SNI_TOTALS, SNI_TUPLES, locked,
     },
+    sum,
     wire::{self, Ip, L3},
 };
 
 /// The bytes of a TCP header. Of an array the kernel would not know the size.
 #[repr(transparent)]
 struct TcpHeader([u8; TCP_BYTES]);
-
-/// The mark of a copy on its way to our own socket; it is taken off before anybody else sees it.
-const COPY: u32 = u32::from_be_bytes(*b"sni:");
 
 /// What [`ingress`] says of packets that are not TCP: the number of no action.
 pub(crate) const OTHER: i32 = i32::MIN;
@@ -48,14 +47,14 @@ pub(crate) fn ingress(skb: *mut c_void) -> i32 {
     let ctx = &TcContext::new(skb.cast());
     let Some(headers) = SNI_HEADERS.get_ptr_mut(OF_INGRESS) else { return TCX_NEXT };
     // SAFETY: nobody else uses this CPU's entry while the program runs.
-    let Headers { ip, tcp } = unsafe { &mut *headers };
+    let Headers { ip, tcp, tuple, client } = unsafe { &mut *headers };
     if wire::read(ctx, ip, tcp).is_none() {
         return OTHER;
     }
-    let tuple = wire::received(ip, tcp);
+    *tuple = wire::received(ip, tcp);
     // SAFETY: an entry is replaced as a whole, and removed only after its flow was over for a while.
-    let Some(slot) = (unsafe { SNI_TUPLES.get(tuple) }).copied() else {
-        return of_no_flow(ctx, tcp, &tuple);
+    let Some(slot) = (unsafe { SNI_TUPLES.get(&*tuple) }).copied() else {
+        return of_no_flow(tcp, tuple);
     };
     let (Some(rules), Some(totals)) = (SNI_RULES.get_ptr(slot.flow), SNI_TOTALS.get_ptr_mut(0)) else {
         return TCX_NEXT;
@@ -66,31 +65,33 @@ pub(crate) fn ingress(skb: *mut c_void) -> i32 {
     let totals = unsafe { &mut *totals };
     let way = &rules.ways[(slot.way & 1) as usize];
     let segment = Segment::of(tcp, 0);
-    if is_copy(ctx) {
-        mark(ctx, 0);
-        if !is_carried(rules.mode) {
-            return TCX_DROP;
-        }
-        return tell(ctx, ip, tcp, flag::ACK, way.for_us(segment.ack)).unwrap_or(TCX_DROP);
-    }
     if segment.begins() && is_over(rules.mode, slot) {
         // The port is used again. Our own socket may not be closed yet, so it hears of that first, and the copy is what begins
         // the connection.
-        let _ = SNI_TUPLES.remove(tuple);
+        let _ = SNI_TUPLES.remove(&*tuple);
         copy(ctx);
         return tell(ctx, ip, tcp, flag::RST, (way.expected, 0)).unwrap_or(TCX_DROP);
     }
     match rules.mode {
         CARRY | KEPT | OVER | HOLD => {}
+        // Who asks whether the reset was meant (RFC 5961 section 3) may be answered by the stack, which has no socket for that
+        // any more, with the number that is asked for. If it has one still, nobody hears what that says.
         RESET => {
             totals.held += 1;
-            return TCX_DROP;
+            return TCX_NEXT;
         }
         _ => {
             if let Some(state) = SNI_STATES.get_ptr_mut(slot.flow) {
                 locked!(state, slot, |own, _other| own.packets += 1);
             }
             return TCX_NEXT;
+        }
+    }
+    if slot.way & 1 == 0 {
+        *client = Key::new(128, tuple.remote);
+        if SNI_DENIED.get(client).is_some() {
+            totals.denied += 1;
+            return TCX_DROP;
         }
     }
     match carry(ctx, ip, tcp, rules, slot, totals) {
@@ -106,18 +107,13 @@ pub(crate) fn ingress(skb: *mut c_void) -> i32 {
     }
 }
 
-/// A copy whose flow was forgotten meanwhile. One that begins a connection is for whoever listens.
+/// Notes where a connection begins, in either direction: it comes by here, with the addresses that our own socket will have.
 #[inline(always)]
-fn of_no_flow(ctx: &TcContext, tcp: &[u8; TCP_BYTES], tuple: &Tuple) -> i32 {
-    // A connection begins, in either direction: it comes by here, with the addresses that our own socket will have.
+fn of_no_flow(tcp: &[u8; TCP_BYTES], tuple: &Tuple) -> i32 {
     if Segment::of(tcp, 0).has(flag::SYN) {
         let _ = SNI_BEGUN.insert(tuple, 1, 0);
     }
-    if !is_copy(ctx) {
-        return TCX_NEXT;
-    }
-    mark(ctx, 0);
-    if Segment::of(tcp, 0).begins() { TCX_NEXT } else { TCX_DROP }
+    TCX_NEXT
 }
 
 /// Whether nothing more will come on a flow, so that what begins a connection is none of it.
@@ -141,8 +137,15 @@ fn carry(
 ) -> Option<i32> {
     let index = (slot.way & 1) as usize;
     let (way, back) = (&rules.ways[index], &rules.ways[index ^ 1]);
+    if !is_of_its_side(ctx, way, back) {
+        totals.strays += 1;
+        return Some(TCX_DROP);
+    }
     let l4 = ip.l4();
-    let (length, payload) = wire::lengths(ctx, ip, tcp)?;
+    if !ip.is_v6() && !is_whole_v4(&ip.bytes) {
+        return malformed(totals);
+    }
+    let Some((length, payload)) = wire::lengths(ctx, ip, tcp) else { return malformed(totals) };
     let headers = (l4 - L3 + length) as u32;
     if let Some(mtu) = large::exceeded(ctx, way.device, headers, headers + payload) {
         let told = large::tell(ctx.skb.skb.cast(), ip, tcp, back.device, mtu);
@@ -165,21 +168,33 @@ fn carry(
         // Its sender knows the connection no more, and begins another: that is for the daemon to route, once this one has been
         // reset. Whom the other end answers, the sender resets; and if there is no other end either, its reset ends the flow.
         if payload != 0 {
-            return None;
+            return malformed(totals);
         }
-        let (seq, ack) = locked!(state, slot, |own, _other| way.question(own));
+        let (seq, ack) = locked!(state, slot, |own, other| way.question(own, other));
         asked = ask(tcp, seq, ack);
     } else {
-        let (is_for_us_too, what) = note(state, slot, way, &segment);
+        let is_damaged =
+            is_to_be_whole(state, slot, way, &segment) && sum::is_damaged(ctx, ip, tcp, length, payload);
+        let what = if is_damaged { 0 } else { note(state, slot, way, &segment) };
         if is_held {
             // What it acknowledges counts, so that the sockets that take over begin where its sender stands.
             totals.held += 1;
             return Some(TCX_DROP);
         }
-        if is_for_us_too {
+        if what & ONLY_FOR_US != 0 {
+            return tell(ctx, ip, tcp, flag::ACK, way.for_us(segment.ack));
+        }
+        if what & FOR_US_TOO != 0 {
             totals.told += 1;
             copy(ctx);
         }
+        if what & NOTED != 0
+            && let Some(stamp) = stamp(tcp, length)
+        {
+            // SAFETY: as above; which of two that come at once is kept does not matter.
+            unsafe { (*state).stamps[index] = stamp.wrapping_add(way.stamp) };
+        }
+        let what = what & !(FOR_US_TOO | NOTED);
         if what != 0 {
             // Without a word the kernel wakes only who has read all that came before, the quiet events included.
             let flags = if what & END == 0 { BPF_RB_NO_WAKEUP } else { BPF_RB_FORCE_WAKEUP };
@@ -189,10 +204,6 @@ fn carry(
         }
     }
     let header = asked.and(Change::from_bits(sni_translate((&raw mut *tcp).cast(), length as u32, way)));
-    if let Some(stamp) = stamp(tcp, length) {
-        // SAFETY: as above; which of two that come at once is kept does not matter.
-        unsafe { (*state).stamps[index] = stamp };
-    }
     let pseudo = Change::from_bits(readdress(ip, way));
     wire::store(ctx, L3, &ip.bytes, if ip.is_v6() { IPV6_BYTES } else { IPV4_BYTES })?;
     wire::store(ctx, l4, tcp, length)?;
@@ -201,6 +212,24 @@ fn carry(
     totals.bytes += u64::from(payload);
     // SAFETY: without parameters the kernel looks up the next hop itself, as it would for the balancer's own packets.
     Some(unsafe { bpf_redirect_neigh(way.device, core::ptr::null_mut(), 0, 0) } as i32)
+}
+
+/// Drops a packet that no stack would take. It is no sign that the flow fails: anybody can send it.
+#[inline(always)]
+fn malformed(totals: &mut Totals) -> Option<i32> {
+    totals.failed += 1;
+    Some(TCX_DROP)
+}
+
+/// Whether a packet came in by the side of its sender.
+#[inline(always)]
+fn is_of_its_side(ctx: &TcContext, way: &Way, back: &Way) -> bool {
+    // SAFETY: the context is the one that the program was called with.
+    let device = unsafe { (*ctx.skb.skb).ifindex };
+    // Nearly always without a look at the map.
+    way.comes_by(back, device, true)
+        // SAFETY: it is looked for, and not at what is there.
+        || way.comes_by(back, device, unsafe { SNI_STRICT.get(device) }.is_some())
 }
 
 /// Translates a TCP header; what this changes in its checksum.
@@ -233,25 +262,10 @@ fn readdress(ip: &mut Ip, way: &Way) -> u32 {
 #[inline(always)]
 fn copy(ctx: &TcContext) {
     // SAFETY: the context is the one that the program was called with.
-    let (before, device) = unsafe { ((*ctx.skb.skb).mark, (*ctx.skb.skb).ifindex) };
-    mark(ctx, COPY);
+    let device = unsafe { (*ctx.skb.skb).ifindex };
     // A copy that is lost is as good as a lost packet: there will be another.
     // SAFETY: as above.
     let _ = unsafe { bpf_clone_redirect(ctx.skb.skb, device, u64::from(BPF_F_INGRESS)) };
-    mark(ctx, before);
-}
-
-/// Whether the packet is a copy that we have made.
-#[inline(always)]
-fn is_copy(ctx: &TcContext) -> bool {
-    // SAFETY: the context is the one that the program was called with.
-    unsafe { (*ctx.skb.skb).mark == COPY }
-}
-
-#[inline(always)]
-fn mark(ctx: &TcContext, mark: u32) {
-    // SAFETY: the context is the one that the program was called with.
-    unsafe { (*ctx.skb.skb).mark = mark };
 }
 
 /// Leaves of a packet what our own socket on this leg may hear: flags with these numbers.
@@ -280,14 +294,48 @@ fn tell(
     Some(TCX_NEXT)
 }
 
-/// Follows the flow. Whether our own socket on this leg waits for what the packet says, and what userspace is to hear.
+/// Whether a packet that was damaged on its way, which its receiver throws away, would be missed by somebody: it would end
+/// something, or our own socket would hear of it, which cannot tell any more.
 #[inline(always)]
-fn note(state: *mut State, slot: Slot, way: &Way, segment: &Segment) -> (bool, u32) {
+fn is_to_be_whole(state: *mut State, slot: Slot, way: &Way, segment: &Segment) -> bool {
+    if segment.has(flag::RST | flag::FIN) {
+        return true;
+    }
+    // SAFETY: elements of an array live as long as the map; what is being written now is as good as what was before.
+    let own = unsafe { &(*state).ways[(slot.way & 1) as usize] };
+    way.is_for_us_too(own, segment)
+}
+
+/// With what userspace is to hear: the packet lies in the window.
+const NOTED: u32 = 1 << 29;
+/// With what userspace is to hear: our own socket on this leg waits for what the packet says.
+const FOR_US_TOO: u32 = 1 << 30;
+/// The packet has gone to the other end already, and is for our own socket now.
+const ONLY_FOR_US: u32 = 1 << 31;
+
+/// Follows the flow. What userspace is to hear, [`NOTED`], [`FOR_US_TOO`] and [`ONLY_FOR_US`].
+#[inline(always)]
+fn note(state: *mut State, slot: Slot, way: &Way, segment: &Segment) -> u32 {
     // SAFETY: takes nothing.
     let now = unsafe { bpf_ktime_get_coarse_ns() };
-    locked!(state, slot, |own, other| {
-        let is_for_us_too = way.is_for_us_too(own, segment);
-        own.asked = 0;
-        (is_for_us_too, own.note(other, way, segment, now))
-    })
+    let what = locked!(state, slot, |own, other| {
+        if own.is_copy(segment) {
+            ONLY_FOR_US
+        } else if !way.is_in_window(other, segment) {
+            0
+        } else {
+            let is_for_us_too = way.is_for_us_too(own, segment);
+            if is_for_us_too {
+                own.copies(segment);
+            }
+            own.note(other, way, segment, now) | if is_for_us_too { NOTED | FOR_US_TOO } else { NOTED }
+        }
+    });
+    // Of one that was kept among numbers of its own the verifier would follow what comes next once for each.
+    let Some(noted) = SNI_NOTED.get_ptr_mut(0) else { return 0 };
+    // SAFETY: nobody else uses this CPU's entry while the program runs.
+    unsafe {
+        noted.write_volatile(what);
+        noted.read_volatile()
+    }
 }

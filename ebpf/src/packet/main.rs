@@ -11,11 +11,12 @@ mod large;
 mod look;
 mod maps;
 mod own;
+mod sum;
 mod wire;
 
 use core::ffi::c_void;
 
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::{bindings::tcx_action_base::TCX_NEXT, programs::TcContext};
 
 // The programs are not declared by macros, because their argument has no type on purpose: the structure's description leads to
 // two more that are only named in it, and the compiler puts those in an order that differs from build to build.
@@ -42,6 +43,16 @@ extern "C" fn sni_egress(skb: *mut c_void) -> i32 {
 #[unsafe(no_mangle)]
 extern "C" fn sni_look(skb: *mut c_void) -> i32 {
     look::look(&TcContext::new(skb.cast()))
+}
+
+/// Attached in probes only, before the others.
+#[unsafe(link_section = "classifier")]
+#[unsafe(no_mangle)]
+extern "C" fn sni_mark(skb: *mut c_void) -> i32 {
+    let ctx = TcContext::new(skb.cast());
+    // SAFETY: the context is the one that the program was called with.
+    unsafe { (*ctx.skb.skb).mark = 0x1234 };
+    TCX_NEXT
 }
 
 /// The kernel's GPL-only helpers ask for it.

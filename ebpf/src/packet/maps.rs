@@ -3,11 +3,11 @@
 use aya_ebpf::{
     Global,
     bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, lpm_trie::Key},
     macros::btf_map,
 };
 use snisplice_common::packet::{
-    Event, FLOWS, RING_BYTES, Slot, Totals, Tuple,
+    DENIED, Event, FLOWS, RING_BYTES, Slot, Totals, Tuple,
     flow::{Rules, State},
     header::TCP_BYTES,
 };
@@ -31,6 +31,11 @@ pub(crate) static SNI_STATES: Array<State, COUNT> = Array::new();
 pub(crate) static SNI_BEGUN: LruHashMap<Tuple, u32, TUPLES> = LruHashMap::new();
 #[btf_map]
 pub(crate) static SNI_ENDINGS: RingBuf<Event, RING_BYTES> = RingBuf::new();
+#[btf_map]
+pub(crate) static SNI_DENIED: LpmTrie<[u32; 4], u32, DENIED> = LpmTrie::new();
+/// As many devices as a host may have.
+#[btf_map]
+pub(crate) static SNI_STRICT: HashMap<u32, u32, 4096, ON_DEMAND> = HashMap::new();
 #[btf_map]
 pub(crate) static SNI_TOTALS: PerCpuArray<Totals, 1> = PerCpuArray::new();
 
@@ -66,6 +71,10 @@ pub(crate) use locked;
 pub(crate) struct Headers {
     pub(crate) ip: Ip,
     pub(crate) tcp: [u8; TCP_BYTES],
+    /// What the packet is looked up by.
+    pub(crate) tuple: Tuple,
+    /// The packet's client, as [`SNI_DENIED`] is asked.
+    pub(crate) client: Key<[u32; 4]>,
 }
 
 /// The place of the program on what devices receive in [`SNI_HEADERS`].
@@ -75,6 +84,10 @@ pub(crate) const OF_EGRESS: u32 = 1;
 
 #[btf_map]
 pub(crate) static SNI_HEADERS: PerCpuArray<Headers, 2> = PerCpuArray::new();
+
+/// What was noted of a packet.
+#[btf_map]
+pub(crate) static SNI_NOTED: PerCpuArray<u32, 1> = PerCpuArray::new();
 
 macro_rules! globals {
     ($($name:ident),+ $(,)?) => {

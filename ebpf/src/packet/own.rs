@@ -32,13 +32,13 @@ pub(crate) fn egress(ctx: &TcContext) -> i32 {
     }
     let Some(headers) = SNI_HEADERS.get_ptr_mut(OF_EGRESS) else { return TCX_NEXT };
     // SAFETY: nobody else uses this CPU's entry while the program runs.
-    let Headers { ip, tcp } = unsafe { &mut *headers };
+    let Headers { ip, tcp, tuple, .. } = unsafe { &mut *headers };
     if wire::read(ctx, ip, tcp).is_none() {
         return TCX_NEXT;
     }
-    let tuple = wire::sent(ip, tcp);
+    *tuple = wire::sent(ip, tcp);
     // SAFETY: an entry is replaced as a whole, and removed only after its flow was over for a while.
-    let Some(slot) = (unsafe { SNI_TUPLES.get(tuple) }).copied() else { return TCX_NEXT };
+    let Some(slot) = (unsafe { SNI_TUPLES.get(&*tuple) }).copied() else { return TCX_NEXT };
     let (Some(rules), Some(state)) = (SNI_RULES.get_ptr(slot.flow), SNI_STATES.get_ptr_mut(slot.flow)) else {
         return TCX_NEXT;
     };
@@ -57,7 +57,7 @@ pub(crate) fn egress(ctx: &TcContext) -> i32 {
             TCX_NEXT
         }
         Own::Forget => {
-            let _ = SNI_TUPLES.remove(tuple);
+            let _ = SNI_TUPLES.remove(&*tuple);
             TCX_NEXT
         }
         Own::Rewrite { seq, ack } => renumber(ctx, ip.l4(), &segment, seq, ack).unwrap_or(TCX_DROP),

@@ -125,18 +125,27 @@ pub(crate) fn sent(ip: &Ip, tcp: &[u8; TCP_BYTES]) -> Tuple {
     }
 }
 
-/// Length of the TCP header and of the payload behind it.
+/// Length of the TCP header and of the payload behind it; `None` if that is more than there is, or said to be nothing.
 #[inline(always)]
 pub(crate) fn lengths(ctx: &TcContext, ip: &Ip, tcp: &[u8; TCP_BYTES]) -> Option<(usize, u32)> {
     let header = tcp_length(tcp[12])?;
     // A packet of more than 64 KiB (BIG TCP) has a zero there.
     let told = if ip.is_v6() { [ip.bytes[4], ip.bytes[5]] } else { [ip.bytes[2], ip.bytes[3]] };
     let told = u32::from(u16::from_be_bytes(told));
+    let there = ctx.len().checked_sub(ip.l4() as u32)?;
     let segment = if told == 0 {
-        ctx.len().checked_sub(ip.l4() as u32)?
+        // SAFETY: the context is the one that the program was called with.
+        if unsafe { (*ctx.skb.skb).gso_size } == 0 {
+            return None;
+        }
+        there
     } else {
         told.checked_sub(if ip.is_v6() { 0 } else { IPV4_BYTES as u32 })?
     };
+    // What is shorter than it says is thrown away by everybody.
+    if segment > there {
+        return None;
+    }
     Some((header, segment.checked_sub(header as u32)?))
 }
 
@@ -252,6 +261,6 @@ fn load_part(
 
 /// Four bytes as they lie in memory.
 #[inline(always)]
-fn at<const N: usize>(bytes: &[u8; N], offset: usize) -> u32 {
+pub(crate) fn at<const N: usize>(bytes: &[u8; N], offset: usize) -> u32 {
     u32::from_ne_bytes([bytes[offset], bytes[offset + 1], bytes[offset + 2], bytes[offset + 3]])
 }

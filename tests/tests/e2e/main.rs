@@ -17,6 +17,7 @@ mod dns;
 mod fault;
 mod flow;
 mod footprint;
+mod guard;
 mod handover;
 mod integrity;
 mod leak;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         dns::CASES,
         fault::CASES,
         footprint::CASES,
+        guard::CASES,
         handover::CASES,
         integrity::CASES,
         leak::CASES,

@@ -20,9 +20,9 @@ use aya::{
     maps::{Array, Map, MapData, MapError, PerCpuArray, RingBuf},
     pin::PinError,
     programs::{
-        ProgramError, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions,
+        LinkOrder, ProgramError, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions,
         links::{FdLink, LinkError, PinnedLink},
-        tc::{self, SchedClassifierLinkId},
+        tc::{self, NlOptions, SchedClassifierLinkId, TcAttachOptions},
     },
     util::KernelVersion,
 };
@@ -36,11 +36,13 @@ use snisplice_common::packet::{
     look::{LEGS, Look, OFFSET},
     name,
 };
+use snisplice_config::networks::Networks;
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
 use self::{
     endings::Listener,
+    filters::Filters,
     layout::Layout,
     pins::Side,
     routes::{Routes, Watcher},
@@ -49,6 +51,7 @@ use super::{LoadError, signals::Signals, taken, verified};
 use crate::{datapath::packet::stats::Stats, socket::hardware_type, takeover::Channel};
 
 mod endings;
+mod filters;
 mod layout;
 pub mod low_descriptors;
 mod pins;
@@ -109,6 +112,8 @@ pub struct Programs {
     succeeded: CancellationToken,
     /// By the index of the device: whether the programs are on it.
     devices: RwLock<HashMap<u32, bool>>,
+    /// Who is not to be carried.
+    filters: Mutex<Filters>,
     /// What makes flows outlive the process.
     pins: Option<Pins>,
     /// What keeps the programs on devices and is not pinned, by the index of the device.
@@ -174,6 +179,7 @@ impl Programs {
         };
         let ring = RingBuf::try_from(taken(&mut ebpf, name::EVENTS)?)?;
         let totals = Arc::new(PerCpuArray::try_from(taken(&mut ebpf, name::TOTALS)?)?);
+        let filters = Filters::new(taken(&mut ebpf, name::DENIED)?, taken(&mut ebpf, name::STRICT)?)?;
         let listener = Listener::start(ring, totals.clone()).map_err(LoadError::Listen)?;
         Ok(Arc::new(Self {
             watcher: OnceLock::new(),
@@ -190,6 +196,7 @@ impl Programs {
             successor: OnceLock::new(),
             succeeded: CancellationToken::new(),
             devices: RwLock::default(),
+            filters: Mutex::new(filters),
             pins,
             attached: Mutex::default(),
             links: Mutex::default(),
@@ -200,6 +207,43 @@ impl Programs {
     /// What the programs have counted since they were loaded, over all CPUs.
     pub fn totals(&self) -> Result<Totals, MapError> {
         total(&self.totals)
+    }
+
+    /// Has the programs drop the packets of clients in these networks from now on, and of no others.
+    pub fn deny(&self, networks: &Networks) -> Result<(), MapError> {
+        self.filters.lock().unwrap_or_else(PoisonError::into_inner).deny(networks)
+    }
+
+    /// Looks again on which devices the host takes packets only from whom it would answer over them. To be called when that may
+    /// have changed; a device is looked at when the programs are put on it.
+    pub fn heed_reverse_paths(&self) -> Result<(), MapError> {
+        let devices: Vec<_> = {
+            let devices = self.devices.read().unwrap_or_else(PoisonError::into_inner);
+            devices.iter().filter_map(|(device, attached)| attached.then_some(*device)).collect()
+        };
+        let mut filters = self.filters.lock().unwrap_or_else(PoisonError::into_inner);
+        devices.into_iter().try_for_each(|device| filters.heed_reverse_path(device))
+    }
+
+    /// Has another program run before ours on a device, which writes the packets' mark. For the probe.
+    pub fn precede(&self, device: u32) -> Result<(), AttachError> {
+        let mut ebpf = self.ebpf.write().unwrap_or_else(PoisonError::into_inner);
+        let program = ebpf.program_mut(name::MARK).ok_or(ProgramError::NotLoaded)?;
+        let program: &mut SchedClassifier = program.try_into()?;
+        match program.load() {
+            Ok(()) | Err(ProgramError::AlreadyLoaded) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let interface = ethernet(device)?;
+        let order = if has_links() {
+            TcAttachOptions::TcxOrder(LinkOrder::first())
+        } else {
+            // It may be there already, and it stays: others may use it meanwhile.
+            let _ = tc::qdisc_add_clsact(&interface);
+            TcAttachOptions::Netlink(NlOptions { priority: 1, ..NlOptions::default() })
+        };
+        program.attach_with_options(&interface, TcAttachType::Ingress, order)?;
+        Ok(())
     }
 
     /// What the programs have told.
@@ -285,6 +329,7 @@ impl Programs {
             match self.take_device(pins, device) {
                 Ok(()) => {
                     self.devices.write().unwrap_or_else(PoisonError::into_inner).insert(device, true);
+                    self.heed(device);
                 }
                 Err(error) => {
                     // The device is gone, perhaps with its network namespace, whose number is ours now.
@@ -375,6 +420,7 @@ impl Programs {
         if self.is_attached(device) == Some(true) {
             return Ok(());
         }
+        self.heed(device);
         let result = attach(&mut ebpf, device).and_then(|attached| {
             if let Some(pins) = &self.pins {
                 return self.pin(pins, &mut ebpf, device, attached);
@@ -384,6 +430,13 @@ impl Programs {
         });
         self.devices.write().unwrap_or_else(PoisonError::into_inner).insert(device, result.is_ok());
         result
+    }
+
+    fn heed(&self, device: u32) {
+        let mut filters = self.filters.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(error) = filters.heed_reverse_path(device) {
+            tracing::warn!(device, %error, "the reverse-path filter of this device is not heeded");
+        }
     }
 
     fn pin(&self, pins: &Pins, ebpf: &mut Ebpf, device: u32, attached: Attached) -> Result<(), AttachError> {
@@ -492,17 +545,8 @@ pub(crate) async fn grace() {
 
 /// Puts the programs on a device: first the one on the way out, then the one on the way in.
 fn attach(ebpf: &mut Ebpf, device: u32) -> Result<Attached, AttachError> {
-    // Any socket will do to ask for devices.
-    let asker = socket(AddressFamily::INET, SocketType::DGRAM, None);
-    let asker = asker.map_err(|error| AttachError::NoDevice(error.into()))?;
-    let interface = index_to_name_inlined(&asker, device);
-    let interface = interface.map_err(|error| AttachError::NoDevice(error.into()))?;
-    let interface = interface.as_str();
-    // Packets with other headers, or none, are not understood.
-    if hardware_type(&asker, interface).map_err(AttachError::NoDevice)? != libc::ARPHRD_ETHER {
-        return Err(AttachError::NotEthernet);
-    }
-    if KernelVersion::current().is_ok_and(|version| version < KernelVersion::new(6, 6, 0)) {
+    let interface = &*ethernet(device)?;
+    if !has_links() {
         // It may be there already, and it stays: others may use it meanwhile.
         let _ = tc::qdisc_add_clsact(interface);
     }
@@ -518,6 +562,25 @@ fn attach(ebpf: &mut Ebpf, device: u32) -> Result<Attached, AttachError> {
     }
     tracing::debug!(interface, "carrying packets");
     Ok(attached)
+}
+
+/// The name of a device with Ethernet headers: packets with other headers, or none, are not understood.
+fn ethernet(device: u32) -> Result<String, AttachError> {
+    // Any socket will do to ask for devices.
+    let asker = socket(AddressFamily::INET, SocketType::DGRAM, None);
+    let asker = asker.map_err(|error| AttachError::NoDevice(error.into()))?;
+    let interface = index_to_name_inlined(&asker, device);
+    let interface = interface.map_err(|error| AttachError::NoDevice(error.into()))?;
+    let interface = interface.as_str();
+    if hardware_type(&asker, interface).map_err(AttachError::NoDevice)? != libc::ARPHRD_ETHER {
+        return Err(AttachError::NotEthernet);
+    }
+    Ok(interface.to_owned())
+}
+
+/// Whether the kernel has links for devices (tcx, Linux 6.6).
+fn has_links() -> bool {
+    !KernelVersion::current().is_ok_and(|version| version < KernelVersion::new(6, 6, 0))
 }
 
 fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut SchedClassifier, LoadError> {

@@ -35,7 +35,7 @@ impl Collector for PacketCounters {
             ("packet_bytes", "Bytes of payload sent on, retransmissions included", totals.bytes),
             ("packet_first", "Ways whose first packet was told of", heard.first()),
             ("packet_fins", "Ways whose FIN was told of", heard.fin()),
-            ("packet_held", "Packets dropped while a flow began or was reset", totals.held),
+            ("packet_held", "Packets left to the stack while a flow was reset", totals.held),
             ("packet_own_passed", "Packets of own sockets let through in a flow", totals.own_passed),
             ("packet_own_dropped", "Packets of own sockets dropped in a flow", totals.own_dropped),
             ("packet_told", "Packets of which own sockets were told, too", totals.told),
@@ -54,6 +54,12 @@ impl Collector for PacketCounters {
                 "route_changes",
                 "Changes of links, addresses and routes, bursts counted once",
                 self.0.route_changes(),
+            ),
+            ("packet_denied", "Packets of clients that are not served, dropped", totals.denied),
+            (
+                "packet_strays",
+                "Packets that came in by another side than their sender's, dropped",
+                totals.strays,
             ),
             ("packet_lost_events", "Notices to userspace that found no room", totals.lost_events),
         ];

@@ -26,13 +26,18 @@ use aya::maps::{Array, HashMap, Map, MapData};
 use libtest_mimic::{Arguments, Trial};
 use snisplice::{
     datapath::packet::leg::tuple,
-    kernel::{packet::Programs, probe::packet::Trial as Experiments},
+    kernel::{
+        packet::Programs,
+        probe::packet::Trial as Experiments,
+        signals::{Ready, Side, Signals, Token, What},
+    },
 };
 use snisplice_common::packet::{
     Slot, Tuple,
     flow::{CARRY, OFF, OVER, RESET, Rules, Standing, State, Way},
     header::{IPV4_BYTES, IPV6_BYTES, TCP_BYTES, flag, readdress_v4, readdress_v6, translate},
 };
+use snisplice_config::networks::Network;
 
 /// The program leaves a packet to whoever comes next (`TCX_NEXT`, which is -1).
 const NEXT: u32 = u32::MAX;
@@ -64,6 +69,15 @@ fn main() -> ExitCode {
         trial("errors_that_cannot_be_understood_are_left_to_the_stack", icmp::not_understood),
         trial("modes_decide", modes_decide),
         trial("a_flow_is_followed_to_its_end", followed_to_its_end),
+        trial("what_was_damaged_ends_nothing", || damaged_ends_nothing(false)),
+        trial("what_was_damaged_ends_nothing_over_ipv6", || damaged_ends_nothing(true)),
+        trial("our_own_socket_is_not_told_of_what_was_damaged", damaged_is_not_told),
+        trial("lengths_that_are_not_there_are_not_believed", lengths_are_not_believed),
+        trial("forgeries_change_nothing_that_is_noted", forgeries_change_nothing),
+        trial("packets_of_denied_clients_are_dropped", denied_clients),
+        trial("packets_that_come_by_another_side_are_dropped", another_side),
+        trial("a_copy_that_comes_by_again_is_told_and_not_carried", a_copy_comes_by_again),
+        trial("the_end_wakes_once", the_end_wakes_once),
         trial("what_begins_a_connection_becomes_a_question", || begins(false)),
         trial("what_begins_a_connection_becomes_a_question_over_ipv6", || begins(true)),
         trial("what_begins_after_the_end_is_let_in", || let_in(false)),
@@ -230,6 +244,8 @@ fn rules(v6: bool, mode: u32) -> Rules {
             expected: 1_000,
             least_echo: 0,
             flags: 0,
+            granted: 0,
+            from: 0,
         }
     };
     let ways =
@@ -405,7 +421,7 @@ fn modes_decide() {
     let data = packet(false, 0, &Segment::default());
     let begin = packet(false, 0, &Segment { flags: flag::SYN, payload: Vec::new(), ..Segment::default() });
     for (mode, of_data, of_begin) in
-        [(OFF, NEXT, NEXT), (RESET, DROP, DROP), (CARRY, REDIRECT, REDIRECT), (OVER, REDIRECT, NEXT)]
+        [(OFF, NEXT, NEXT), (RESET, NEXT, NEXT), (CARRY, REDIRECT, REDIRECT), (OVER, REDIRECT, NEXT)]
     {
         lab.set(rules(false, mode));
         assert_eq!((lab.run(&data).0, lab.run(&begin).0), (of_data, of_begin), "mode {mode}");
@@ -523,4 +539,196 @@ fn noted_at_once() {
     let all = u64::from(STEP * ROUNDS);
     assert_eq!((track.sent, track.acked), (all, all));
     assert_eq!((track.packets, track.bytes), (all, all));
+}
+
+/// The same packet with a bit of its TCP checksum or payload that has changed on the way.
+fn damaged(v6: bool, mut packet: Vec<u8>, at_end: bool) -> Vec<u8> {
+    let at = if at_end {
+        packet.len() - 1
+    } else if v6 {
+        54 + 16
+    } else {
+        34 + 16
+    };
+    packet[at] ^= 4;
+    assert!(!is_valid(v6, &packet));
+    packet
+}
+
+/// A trial run takes packets of up to a page. Larger ones need a device.
+fn damaged_ends_nothing(v6: bool) {
+    let lab = Lab::new(v6);
+    let before = lab.state();
+    for flags in [flag::RST, flag::RST | flag::ACK, flag::FIN | flag::ACK] {
+        for payload in [0, 1, 3, 101, 511, 512, 513, 1_400, 3_600] {
+            for way in [0, 1] {
+                let segment = Segment { flags, payload: vec![7; payload], ..Segment::default() };
+                let bad = damaged(v6, packet(v6, way, &segment), payload > 0);
+                // Its receiver throws it away.
+                let (verdict, out) = lab.run(&bad);
+                assert_eq!((verdict, is_valid(v6, &out)), (REDIRECT, false));
+                assert_eq!(lab.state(), before, "{flags:#x} with {payload} bytes");
+            }
+        }
+    }
+    for payload in [0, 1, 511, 512, 513, 3_600] {
+        let lab = Lab::new(v6);
+        let segment = Segment { flags: flag::RST, payload: vec![7; payload], ..Segment::default() };
+        assert_eq!(lab.run(&packet(v6, 0, &segment)).0, REDIRECT);
+        assert_eq!(lab.state().standing(), Standing::Reset(0), "a sound one with {payload} bytes");
+    }
+}
+
+/// It could not know any more: what it is told has a checksum of its own.
+fn damaged_is_not_told() {
+    let mut lab = Lab::new(false);
+    let mut rules = rules(false, CARRY);
+    rules.ways[0].own = 500;
+    lab.set(rules);
+    lab.states.set(FLOW, State::new([0, 500], [60_000, 60_000]), 0).expect("a place in the array");
+    let ack = packet(false, 0, &Segment { ack: 2_300, ..Segment::default() });
+    assert_eq!(lab.run(&damaged(false, ack.clone(), true)).0, REDIRECT);
+    assert_eq!(lab.programs.totals().expect("totals").told, 0);
+    assert_eq!(lab.run(&ack).0, REDIRECT);
+    assert_eq!(lab.programs.totals().expect("totals").told, 1);
+}
+
+fn lengths_are_not_believed() {
+    let lab = Lab::new(false);
+    let sound = packet(false, 0, &Segment::default());
+    let told = |length: u16| {
+        let mut packet = sound.clone();
+        packet[16..18].copy_from_slice(&length.to_be_bytes());
+        packet[24..26].copy_from_slice(&[0, 0]);
+        let sum = checksum(&packet[14..34], 0);
+        packet[24..26].copy_from_slice(&sum.to_be_bytes());
+        packet
+    };
+    let whole = u16::try_from(sound.len() - 14).expect("a short packet");
+    for length in [0, 19, 39, whole + 1, 1_500, u16::MAX] {
+        assert_eq!(lab.run(&told(length)).0, DROP, "{length}");
+    }
+    let mut header = sound.clone();
+    header[24] ^= 1;
+    assert_eq!(lab.run(&header).0, DROP, "the header's checksum is wrong");
+    let begins = Segment { flags: flag::SYN, ..Segment::default() };
+    assert_eq!(lab.run(&packet(false, 0, &begins)).0, DROP, "it begins a connection, with data");
+    let state = lab.state();
+    assert_eq!((state.ways[0].packets, state.failed), (0, 0), "the flow itself fails");
+    assert_eq!(lab.run(&told(whole)).0, REDIRECT);
+    let v6 = Lab::new(true);
+    let mut packet = packet(true, 0, &Segment::default());
+    for length in [0, 121 + 1, u16::MAX] {
+        packet[18..20].copy_from_slice(&length.to_be_bytes());
+        assert_eq!(v6.run(&packet).0, DROP, "{length}");
+    }
+}
+
+fn forgeries_change_nothing() {
+    let lab = Lab::new(false);
+    let before = lab.state();
+    for seq in [1_000 + 60_001, 16 << 20, 1 << 30, 998 - 101, 0, u32::MAX] {
+        for flags in [flag::ACK, flag::FIN | flag::ACK, flag::RST, flag::RST | flag::ACK, 0, 0xff] {
+            let forged = Segment { seq, flags, ..Segment::default() };
+            lab.run(&packet(false, 0, &forged));
+            assert_eq!(lab.state(), before, "{seq} {flags:#x}");
+        }
+    }
+    to_the_end(&lab, false, || ());
+    assert_eq!(lab.state().standing(), Standing::Finished);
+}
+
+fn denied_clients() {
+    for v6 in [false, true] {
+        let lab = Lab::new(v6);
+        let (own, others) = if v6 { ("fd00:1::/64", "fd00:2::/64") } else { ("10.0.1.0/24", "10.0.2.0/24") };
+        let deny = |written: &[&str]| {
+            let networks = written.iter().map(|net| net.parse::<Network>().expect("a network")).collect();
+            lab.programs.deny(&networks).expect("there is room");
+        };
+        let verdict = || lab.run(&packet(v6, 0, &Segment::default())).0;
+        assert_eq!(verdict(), REDIRECT);
+        deny(&[others, "192.0.2.0/24", "2001:db8::/32"]);
+        assert_eq!(verdict(), REDIRECT);
+        deny(&[own, "192.0.2.0/24"]);
+        assert_eq!(verdict(), DROP);
+        assert_eq!(lab.run(&packet(v6, 1, &Segment::default())).0, REDIRECT, "what is sent to it is not its");
+        deny(&[]);
+        assert_eq!(verdict(), REDIRECT);
+        assert_eq!(lab.programs.totals().expect("totals").denied, 1);
+    }
+}
+
+/// Made-up packets come in by the loopback device.
+fn another_side() {
+    const OWN: u32 = 1;
+    let mut lab = Lab::new(false);
+    let mut verdict = |devices: [u32; 2], from: u32| {
+        let mut rules = rules(false, CARRY);
+        rules.ways[0].device = devices[0];
+        rules.ways[1].device = devices[1];
+        rules.ways[0].from = from;
+        lab.set(rules);
+        lab.run(&packet(false, 0, &Segment::default())).0
+    };
+    assert_eq!(verdict([OWN, 7], 0), DROP, "it comes from the backend's side");
+    assert_eq!(verdict([OWN, 7], 8), DROP);
+    assert_eq!(verdict([OWN, OWN], 8), REDIRECT, "both peers are there");
+    assert_eq!(verdict([OWN, 7], OWN), REDIRECT, "it came so when the flow began");
+    assert_eq!(lab.programs.totals().expect("totals").strays, 2);
+    assert_eq!(lab.state().ways[0].packets, 2);
+}
+
+/// Whatever mark it has by then: it is known by what was noted.
+fn a_copy_comes_by_again() {
+    let mut lab = Lab::new(false);
+    let mut rules = rules(false, CARRY);
+    rules.ways[0].own = 500;
+    lab.set(rules);
+    lab.states.set(FLOW, State::new([0, 500], [60_000, 60_000]), 0).expect("a place in the array");
+    let ack = packet(false, 0, &Segment { ack: 2_300, ..Segment::default() });
+    assert_eq!(lab.run(&ack).0, REDIRECT);
+    let (verdict, out) = lab.run(&ack);
+    assert_eq!((verdict, out.len(), is_valid(false, &out)), (NEXT, 54, true));
+    assert_eq!(lab.state().ways[0].packets, 1);
+}
+
+/// However many packets come late.
+fn the_end_wakes_once() {
+    const LOOK: Ready = Ready::both(What::Passed);
+    let mut lab = Lab::new(false);
+    let woken = Arc::new(Signals::default());
+    let slot = woken.insert();
+    let worker = lab.programs.register(woken.clone());
+    let token = Token { worker, slot, side: Side::Client }.pack();
+    lab.set(Rules { token, ..rules(false, CARRY) });
+    to_the_end(&lab, false, || ());
+    let look = || {
+        let context = std::task::Context::from_waker(std::task::Waker::noop());
+        woken.poll(slot, LOOK, &context).is_ready()
+    };
+    let started = Instant::now();
+    while !look() {
+        assert!(started.elapsed() < Duration::from_secs(60), "nobody hears of the end");
+        sleep(Duration::from_millis(1));
+    }
+    for _ in 0..1_000 {
+        let late = Segment { seq: 1_101, ack: 2_051, payload: Vec::new(), ..Segment::default() };
+        assert_eq!(lab.run(&packet(false, 0, &late)).0, REDIRECT);
+        let fin = Segment { seq: 1_050, ack: 2_101, flags: flag::FIN | flag::ACK, ..late };
+        assert_eq!(lab.run(&packet(false, 1, &fin)).0, REDIRECT);
+    }
+    // The next event of all is another flow's: when it is heard, all before it were.
+    lab.states.set(FLOW, State::new([0, 0], [60_000, 60_000]), 0).expect("a place in the array");
+    let other = woken.insert();
+    let token = Token { worker, slot: other, side: Side::Client }.pack();
+    lab.set(Rules { token, ..rules(false, CARRY) });
+    to_the_end(&lab, false, || ());
+    let started = Instant::now();
+    let context = std::task::Context::from_waker(std::task::Waker::noop());
+    while woken.poll(other, LOOK, &context).is_pending() {
+        assert!(started.elapsed() < Duration::from_secs(60), "nobody hears of the other end");
+        sleep(Duration::from_millis(1));
+    }
+    assert!(!look(), "late packets wake somebody");
 }

@@ -27,6 +27,8 @@ const fn way(seq_start: u32, ack_start: u32) -> Way {
         expected: 0,
         least_echo: 0,
         flags: 0,
+        granted: 0,
+        from: 0,
     }
 }
 
@@ -170,15 +172,231 @@ fn a_reset_that_overtook_is_known_by_the_answer() {
     assert_eq!(flow.0.standing(), Standing::Reset(1));
 }
 
+/// A flow at rest: 1,000 bytes up, 300 down, all acknowledged, and each may send up to 60,000 more.
+fn at_rest() -> Flow {
+    let mut flow = Flow::new();
+    flow.see(true, 0, 0, 1_000, 0);
+    flow.see(false, 0, 1_000, 300, 0);
+    flow.see(true, 1_000, 300, 0, 0);
+    flow
+}
+
+/// Both finish in good order.
+fn finish(flow: &mut Flow) {
+    assert!(!flow.see(true, 1_000, 300, 0, flag::FIN));
+    assert!(!flow.see(false, 300, 1_001, 0, flag::FIN));
+    assert!(flow.see(true, 1_001, 301, 0, 0));
+    assert_eq!(flow.0.standing(), Standing::Finished);
+    assert_eq!((flow.0.delivered(0), flow.0.delivered(1)), (1_000, 300));
+}
+
 #[test]
-fn what_lies_outside_the_window_is_not_believed() {
-    let mut flow = Flow::new();
-    // Data, an acknowledgement and a FIN from nowhere.
-    flow.see(true, 1 << 30, 0, 1_000, flag::FIN);
-    assert!(flow.0.ways[0].sent <= 50_001 && flow.0.ways[0].fin == 0, "{:?}", flow.0);
-    let mut flow = Flow::new();
-    flow.see(true, 0, 1 << 20, 100, 0);
-    assert_eq!((flow.0.ways[0].acked, flow.0.ways[0].sent), (0, 100));
+fn what_lies_outside_the_window_changes_nothing() {
+    const EDGE: u64 = 1_000 + 60_000;
+    let rest = at_rest();
+    for at in [EDGE + 1, EDGE + (1 << 16), 16 << 20, 1 << 30, (1 << 31) - 1, u64::MAX, 0, 997] {
+        for flags in [0, flag::FIN, flag::RST, flag::SYN, 0xff] {
+            for payload in [0, 1] {
+                let mut flow = Flow(rest.0);
+                let payload = u32::try_from(payload).unwrap();
+                assert_eq!(flow.told(true, at, 300, payload, flags), 0, "{at} {flags:#x} {payload}");
+                assert_eq!(flow.0, rest.0, "{at} {flags:#x} {payload}");
+                finish(&mut flow);
+            }
+        }
+    }
+    // What was never sent.
+    let mut flow = Flow(rest.0);
+    flow.see(true, 1_000, 1 << 20, 100, 0);
+    assert_eq!((flow.0.ways[0].acked, flow.0.ways[0].sent), (300, 1_100));
+}
+
+/// Its receiver has all of it, a FIN included: it looks at the acknowledgement, and at nothing else.
+#[test]
+fn what_ends_where_the_receiver_has_acknowledged_to_ends_nothing() {
+    for payload in [0, 1, 400] {
+        for flags in [flag::FIN, flag::RST, flag::FIN | flag::RST] {
+            let len = payload + u32::from(flags & flag::FIN != 0);
+            if len == 0 {
+                // A reset with the very number.
+                continue;
+            }
+            let mut flow = at_rest();
+            assert_eq!(
+                flow.told(true, 1_000 - u64::from(len), 300, payload, flags),
+                0,
+                "{flags:#x} {payload}"
+            );
+            let up = flow.0.ways[0];
+            assert_eq!((up.fin, up.marks, up.sent), (0, 0, 1_000), "{flags:#x} {payload}");
+            finish(&mut flow);
+        }
+    }
+}
+
+#[test]
+fn what_our_own_socket_has_granted_may_be_sent() {
+    let way = Way { granted: 90_000, ..UP };
+    let mut state = State::new([0, 0], [50_000, 50_000]);
+    let [up, down] = &mut state.ways;
+    up.note(down, &way, &segment(&UP, 90_001, 0, 1_000, 0), 1);
+    assert_eq!(up.sent, 0);
+    up.note(down, &way, &segment(&UP, 89_999, 0, 1_000, 0), 1);
+    assert_eq!(up.sent, 90_999);
+}
+
+#[test]
+fn a_forgery_in_the_window_leaves_a_hole_and_the_end_is_known() {
+    let expected = Own::Rewrite { seq: DOWN.ack_start + 1_000, ack: DOWN.seq_start + 300 };
+    let reset = Segment { flags: flag::RST | flag::ACK, ..Segment::default() };
+    for (at, payload, flags) in [
+        (1_001, 4, 0),
+        (5_000, 4, flag::FIN),
+        (1_077, 0, flag::RST),
+        (60_999, 1_400, 0),
+        (61_000, 0, flag::FIN),
+    ] {
+        let mut flow = at_rest();
+        assert!(!flow.see(true, at, 300, payload, flags), "{at}");
+        // An end that is asked for arrives: the backend has received 1,000 bytes.
+        let [up, down] = &mut flow.0.ways;
+        assert_eq!(judge(RESET, &DOWN, down, up, &reset), expected, "{at}");
+        let question = DOWN.ack_start + 999;
+        assert_eq!(UP.question(up, down).0.wrapping_sub(UP.seq_start), question - DOWN.ack_start, "{at}");
+        finish(&mut flow);
+    }
+    // Again and again, until the very end.
+    let mut flow = at_rest();
+    for at in 1_001..1_100 {
+        flow.see(true, at, 300, 1, flag::FIN);
+        flow.see(false, at, 1_000, 1, flag::FIN);
+    }
+    finish(&mut flow);
+}
+
+#[test]
+fn packets_come_by_the_side_of_their_sender() {
+    let up = Way { device: 8, from: 6, ..UP };
+    let down = Way { device: 7, from: 8, ..DOWN };
+    for (device, strict, loose) in [(6, true, true), (7, true, true), (8, false, false), (9, false, true)] {
+        assert_eq!(up.comes_by(&down, device, true), strict, "{device}");
+        assert_eq!(up.comes_by(&down, device, false), loose, "{device}");
+    }
+    // Both peers are on the same side.
+    let back = Way { device: 8, ..down };
+    assert!(up.comes_by(&back, 8, true));
+}
+
+#[test]
+fn a_fin_that_was_none_is_forgotten() {
+    let mut flow = at_rest();
+    flow.see(true, 1_010, 300, 0, flag::FIN);
+    flow.see(true, 1_000, 300, 500, 0);
+    flow.see(false, 300, 1_500, 0, flag::FIN);
+    flow.see(true, 1_500, 301, 0, 0);
+    assert_eq!((flow.0.standing(), flow.0.delivered(0)), (Standing::Open, 500 + 1_000));
+    flow.see(true, 1_500, 301, 0, flag::FIN);
+    assert!(flow.see(false, 301, 1_501, 0, 0));
+    assert_eq!((flow.0.standing(), flow.0.delivered(0)), (Standing::Finished, 1_500));
+}
+
+#[test]
+fn a_hole_is_filled_by_what_was_missing_or_acknowledged() {
+    let to = |state: &State| {
+        let [mut up, mut down] = state.ways;
+        let reset = Segment { flags: flag::RST | flag::ACK, ..Segment::default() };
+        match judge(RESET, &DOWN, &mut down, &mut up, &reset) {
+            Own::Rewrite { seq, .. } => seq - DOWN.ack_start,
+            other => panic!("{other:?}"),
+        }
+    };
+    let mut flow = at_rest();
+    flow.see(true, 2_000, 300, 500, 0);
+    assert_eq!(to(&flow.0), 1_000);
+    flow.see(true, 1_000, 300, 400, 0);
+    assert_eq!(to(&flow.0), 1_400);
+    flow.see(true, 1_400, 300, 600, 0);
+    assert_eq!(to(&flow.0), 2_000, "what came before is not known any more");
+    flow.see(false, 300, 2_500, 0, 0);
+    assert_eq!(to(&flow.0), 2_500);
+    flow.see(true, 2_500, 300, 10, 0);
+    assert_eq!(to(&flow.0), 2_510);
+}
+
+#[test]
+fn the_end_is_told_once() {
+    let mut flow = at_rest();
+    finish(&mut flow);
+    for _ in 0..3 {
+        assert_eq!(flow.told(true, 1_001, 301, 0, 0), 0);
+        assert_eq!(flow.told(false, 300, 1_001, 0, flag::FIN), 0);
+        assert_eq!(flow.told(false, 301, 1_001, 0, flag::RST), 0);
+    }
+    let mut flow = at_rest();
+    assert!(flow.see(true, 1_000, 300, 0, flag::RST));
+    assert_eq!(flow.told(true, 1_000, 300, 0, flag::RST), 0);
+    assert_eq!(flow.told(true, 1_000, 300, 10, 0), 0);
+    assert_eq!(flow.told(false, 300, 1_000, 10, 0), 0);
+}
+
+/// What goes round is known, whatever other programs write into it, and if it is not, it ends.
+#[test]
+fn a_copy_is_known_by_what_was_noted() {
+    let way = Way { own: 5_000, ..UP };
+    let mut state = State::new([0, 5_000], [60_000, 60_000]);
+    let ack = |acked: u64, payload: u32| segment(&UP, 0, acked, payload, 0);
+    let [up, down] = &mut state.ways;
+    // Like the program: true if the packet goes to our own socket too.
+    let mut sees = |segment: &Segment| {
+        if up.is_copy(segment) {
+            return None;
+        }
+        let copies = way.is_for_us_too(up, segment);
+        if copies {
+            up.copies(segment);
+        }
+        up.note(down, &way, segment, 1);
+        Some(copies)
+    };
+    assert_eq!(sees(&ack(1_000, 0)), Some(true));
+    // Others overtake it: one that says nothing new has its turn later.
+    assert_eq!(sees(&ack(1_000, 100)), Some(false));
+    assert_eq!(sees(&ack(900, 0)), Some(false));
+    assert_eq!(sees(&ack(1_000, 0)), None);
+    assert_eq!(sees(&ack(1_000, 0)), Some(true), "the same again is worth a copy");
+    assert_eq!(sees(&ack(1_000, 0)), None);
+    // Two under way: the first one is not known again, and not copied again.
+    assert_eq!(sees(&ack(2_000, 0)), Some(true));
+    assert_eq!(sees(&ack(3_000, 0)), Some(true));
+    assert_eq!(sees(&ack(2_000, 0)), Some(false));
+    assert_eq!(sees(&ack(3_000, 0)), None);
+    // A packet that ends something is none.
+    assert_eq!(sees(&ack(4_000, 0)), Some(true));
+    assert_eq!(sees(&segment(&UP, 0, 4_000, 0, flag::FIN)), Some(false));
+    assert_eq!(sees(&ack(4_000, 0)), None);
+    assert_eq!(sees(&ack(5_000, 0)), Some(true));
+    assert_eq!(sees(&ack(5_000, 0)), None);
+    assert_eq!(sees(&ack(5_000, 0)), Some(false), "our own socket knows all");
+}
+
+/// A program before ours hides from ours what comes by once more: still nothing goes round for ever.
+#[test]
+fn copies_that_are_never_known_again_end() {
+    let way = Way { own: 5_000, ..UP };
+    let mut state = State::new([0, 5_000], [60_000, 60_000]);
+    let [up, down] = &mut state.ways;
+    let mut queue: std::collections::VecDeque<Segment> =
+        (1..=50).map(|at| segment(&UP, 0, at * 90, 0, 0)).collect();
+    let mut turns = 0;
+    while let Some(one) = queue.pop_front() {
+        turns += 1;
+        assert!(turns < 200, "for ever");
+        if way.is_for_us_too(up, &one) {
+            up.copies(&one);
+            queue.push_back(Segment { seq: one.seq.wrapping_sub(1), ..one });
+        }
+        up.note(down, &way, &one, 1);
+    }
 }
 
 #[test]
@@ -272,12 +490,15 @@ fn a_reset_of_ours_has_the_numbers_that_the_peer_expects() {
     flow.see(true, 1_500, 300, 0, 0);
     flow.see(false, 300, 1_500, 50, 0);
     let [up, down] = &mut flow.0.ways;
-    let reset = Segment { flags: flag::RST, ..Segment::default() };
+    let reset = Segment { flags: flag::RST | flag::ACK, ..Segment::default() };
     // To the client, to whom 350 were sent, and who has sent 1,500 from 1,000 below the wrap.
     assert_eq!(judge(RESET, &UP, up, down, &reset), Own::Rewrite { seq: 355, ack: 500 });
     for mode in [RESET, CARRY] {
         assert_eq!(judge(mode, &DOWN, down, up, &reset), Own::Rewrite { seq: 1_590, ack: 70_350 });
     }
+    // The stack's answer to what the peer says.
+    let answer = Segment { flags: flag::RST, seq: 77, ..reset };
+    assert_eq!(judge(RESET, &UP, up, down, &answer), Own::Pass);
     assert_eq!(judge(RESET, &UP, up, down, &Segment { flags: flag::ACK, ..reset }), Own::Drop);
     assert_eq!(judge(OVER, &UP, up, down, &Segment { flags: flag::SYN, ..reset }), Own::Forget);
     assert_eq!(judge(OVER, &UP, up, down, &reset), Own::Drop);

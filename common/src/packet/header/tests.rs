@@ -184,6 +184,8 @@ const WAY: Way = Way {
     expected: 0,
     least_echo: 0,
     flags: 0,
+    granted: 0,
+    from: 0,
 };
 
 #[test]
@@ -251,4 +253,19 @@ fn an_impossible_length_is_refused() {
     assert_eq!(tcp_length(0x40), None);
     assert_eq!(tcp_length(0x50), Some(20));
     assert_eq!(tcp_length(0xff), Some(60));
+}
+
+#[test]
+fn a_damaged_ipv4_header_is_noticed() {
+    let mut header = [0; IPV6_BYTES];
+    header[..IPV4_BYTES]
+        .copy_from_slice(&[0x45, 0, 0, 60, 1, 2, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+    sum_v4(header.first_chunk_mut().unwrap());
+    header[IPV4_BYTES..].fill(7);
+    assert!(is_whole_v4(&header));
+    for at in 0..IPV4_BYTES {
+        let mut damaged = header;
+        damaged[at] ^= 0x10;
+        assert!(!is_whole_v4(&damaged), "{at}");
+    }
 }

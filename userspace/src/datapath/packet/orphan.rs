@@ -388,8 +388,8 @@ impl Orphans {
                 let _ =
                     reply.send(found.into_iter().take(most).map(|orphan| self.describe(orphan)).collect());
             }
-            Request::Close { filter, reply } => {
-                let _ = reply.send(self.end("closed_by_admin", |orphan| orphan.matches(&filter)));
+            Request::Close { filter, reason, reply } => {
+                let _ = reply.send(self.end(reason, |orphan| orphan.matches(&filter)));
             }
         }
     }
@@ -507,12 +507,17 @@ impl Orphan {
         self.rules.mode == KEPT
     }
 
-    /// Which listener, route and backend it is of, the earlier process has known.
+    /// Which listener, route and backend it is of, and which name was asked for, the earlier process has known.
     fn matches(&self, filter: &Filter) -> bool {
         filter.id.is_none_or(|id| id == self.id)
             && filter.listener.as_deref().is_none_or(|name| name == NONE)
             && filter.backend.is_none()
+            && filter.sni.is_none()
             && filter.carrier.is_none_or(|carrier| carrier == Carrier::Packet)
+            && filter.client.as_ref().is_none_or(|networks| {
+                let client = self.tuples[Peer::Client as usize].map(|tuple| leg::ends(&tuple).1);
+                client.is_some_and(|client| networks.contains(client.ip()))
+            })
     }
 
     /// How a socket has failed: its peer does not answer any more.

@@ -44,9 +44,6 @@ pub(super) struct Leg {
     pub(super) look: Look,
 }
 
-/// By how much a window may have grown beyond what is known of it: as much as a receive buffer may.
-const SLACK: u64 = 1 << 26;
-
 /// How the flow begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Plan {
@@ -101,21 +98,17 @@ pub(super) fn plan(client: &Leg, backend: &Leg, read: [usize; 2]) -> Result<Plan
         least_echo: to.look.ts_recent,
         own: u32::try_from(next.bytes()).unwrap_or(u32::MAX),
         expected: from.look.rcv_nxt,
+        // More by the second look at most, which tells: what had arrived by then has had it grow.
+        granted: granted(&from.look, &way).saturating_add(from.look.rcv_wnd),
+        from: from.look.rx_device,
         ..way
     };
     let ways = [
         complete(up_way, &down_way, [client, backend], &down),
         complete(down_way, &up_way, [backend, client], &up),
     ];
-    // What we have allowed a peer to send, it may; what the other allows us, we may. Either may have changed since the
-    // look, and more than is known here must not look like a forgery.
-    let allowed = |from: &Leg, to: &Leg, pending: u64| {
-        pending + u64::from(from.look.rcv_wnd.max(to.look.snd_wnd)) + SLACK
-    };
-    let state = State::new(
-        [up.bytes(), down.bytes()],
-        [allowed(client, backend, up.bytes()), allowed(backend, client, down.bytes())],
-    );
+    // What our own sockets have allowed beyond that is in the ways.
+    let state = State::new([up.bytes(), down.bytes()], [b.snd_wnd.into(), a.snd_wnd.into()]);
     Ok(Plan { ways, state, written: [up.written.into(), down.written.into()] })
 }
 
@@ -123,10 +116,20 @@ pub(super) fn plan(client: &Leg, backend: &Leg, read: [usize; 2]) -> Result<Plan
 pub(super) fn with_late(ways: [Way; 2], late: [&Look; 2]) -> [Way; 2] {
     let [up, down] = ways;
     let came = |way: &Way, look: &Look| look.rcv_nxt.wrapping_sub(way.expected);
-    [
-        Way { expected: late[0].rcv_nxt, own: up.own.wrapping_add(came(&down, late[1])), ..up },
-        Way { expected: late[1].rcv_nxt, own: down.own.wrapping_add(came(&up, late[0])), ..down },
-    ]
+    let complete = |way: Way, look: &Look, own: u32| Way {
+        expected: look.rcv_nxt,
+        own,
+        granted: granted(look, &way),
+        ..way
+    };
+    let own = [up.own.wrapping_add(came(&down, late[1])), down.own.wrapping_add(came(&up, late[0]))];
+    [complete(up, late[0], own[0]), complete(down, late[1], own[1])]
+}
+
+/// Position of a way up to which our own socket allows the sender to send. It says no more when the kernel carries, so it
+/// stays so.
+fn granted(look: &Look, way: &Way) -> u32 {
+    look.rcv_nxt.wrapping_sub(way.seq_start).saturating_add(look.rcv_wnd)
 }
 
 /// The ways once more, after our own sockets have received and sent more than was known when the flow began.
@@ -134,6 +137,7 @@ pub(super) fn with_stragglers(ways: [Way; 2], looks: [&Look; 2]) -> [Way; 2] {
     let mut ways = ways;
     for (way, look) in ways.iter_mut().zip(looks) {
         way.expected = look.rcv_nxt;
+        way.granted = way.granted.max(granted(look, way));
         // Less while not all is written that has to be delivered.
         way.own = way.own.max(look.write_seq.wrapping_sub(way.ack_start));
     }
@@ -298,9 +302,23 @@ mod tests {
     fn a_flow_begins_with_what_is_under_way() {
         // Up: 5 bytes written and not acknowledged, 10 in userspace, 20 unread. Down: 300, 0 and 7.
         let mut client = leg(2);
-        client.look = Look { copied_seq: 1_000, rcv_nxt: 1_020, write_seq: 500, snd_una: 200, ..client.look };
+        client.look = Look {
+            copied_seq: 1_000,
+            rcv_nxt: 1_020,
+            rcv_wnd: 10_000,
+            write_seq: 500,
+            snd_una: 200,
+            ..client.look
+        };
         let mut backend = leg(3);
-        backend.look = Look { copied_seq: 90, rcv_nxt: 97, write_seq: 3_005, snd_una: 3_000, ..backend.look };
+        backend.look = Look {
+            copied_seq: 90,
+            rcv_nxt: 97,
+            write_seq: 3_005,
+            snd_una: 3_000,
+            snd_wnd: 50_000,
+            ..backend.look
+        };
         let Plan { ways: [up, down], state, written } =
             plan(&client, &backend, [10, 0]).expect("nothing speaks against it");
         assert_eq!((state.ways[0].sent, state.ways[1].sent, written), (35, 307, [5, 300]));
@@ -311,24 +329,27 @@ mod tests {
         assert_eq!(1_020_u32.wrapping_add(up.seq), 3_035);
         assert_eq!((up.ack_start, down.ack_start), (200, 3_000));
         assert_eq!((up.own, up.expected, down.own, down.expected), (307, 1_020, 35, 97));
+        // The backend has allowed 50,000 bytes, and we have allowed the client 10,000 behind what has arrived.
+        assert_eq!((state.ways[1].allowed, up.granted), (50_000, 35 + 2 * 10_000));
         // 100 bytes more have come from the client, and 3 from the backend.
         let late = [Look { rcv_nxt: 1_120, ..client.look }, Look { rcv_nxt: 100, ..backend.look }];
         let [up, down] = with_late([up, down], late.each_ref());
+        assert_eq!((up.granted, down.granted), (35 + 100 + 10_000, 307 + 3));
         assert_eq!((up.own, up.expected, down.own, down.expected), (310, 1_120, 135, 100));
     }
 
     #[test]
     fn own_sockets_hear_of_what_came_late() {
-        let way = |ack_start, own, expected| Way { ack_start, own, expected, ..Way::default() };
+        let way = |ack_start, own, expected| Way { ack_start, own, expected, granted: 600, ..Way::default() };
         let ways = [way(u32::MAX - 9, 30, 500), way(70, 10, 900)];
         // 4 bytes more have come from the client, and the backend's socket has sent them; the client's still has to.
         let looks = [
-            Look { rcv_nxt: 504, write_seq: 5, ..Look::default() },
-            Look { rcv_nxt: 900, write_seq: 84, ..Look::default() },
+            Look { rcv_nxt: 504, rcv_wnd: 100, write_seq: 5, ..Look::default() },
+            Look { rcv_nxt: 900, rcv_wnd: 0, write_seq: 84, ..Look::default() },
         ];
         let [up, down] = with_stragglers(ways, looks.each_ref());
-        assert_eq!((up.own, up.expected), (30, 504));
-        assert_eq!((down.own, down.expected), (14, 900));
+        assert_eq!((up.own, up.expected, up.granted), (30, 504, 604));
+        assert_eq!((down.own, down.expected, down.granted), (14, 900, 900));
     }
 
     #[test]

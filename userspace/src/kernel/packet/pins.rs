@@ -436,7 +436,7 @@ mod tests {
     fn a_directory_is_one_of_a_namespace_and_a_layout() {
         let own = own_name().unwrap();
         assert!(own.starts_with("v2-"));
-        assert_eq!(suffix("v1-4026531840"), "-4026531840");
+        assert_eq!(suffix("v2-4026531840"), "-4026531840");
         assert!("v12-4026531840".ends_with(suffix("v1-4026531840")));
         assert!(!"v1-14026531840".ends_with(suffix("v1-4026531840")));
     }

@@ -55,7 +55,8 @@ impl Seen {
         if own.packets < before.packets || other.acked < before.acked {
             return false;
         }
-        let waits = own.sent > other.acked && other.allowed > other.acked;
+        // Behind a hole nothing can be acknowledged, and anybody may have sent it.
+        let waits = own.without_hole(other.acked) > other.acked && other.allowed > other.acked;
         if other.acked != before.acked || !(waits || failed) {
             return false;
         }
@@ -110,6 +111,17 @@ mod tests {
             }),
             None
         );
+    }
+
+    #[test]
+    fn what_strangers_repeat_is_no_stall() {
+        let forge = |state: &mut State| {
+            let [up, down] = &mut state.ways;
+            (down.acked, up.sent, up.behind_hole) = (100, 900, 800);
+            up.packets += 1;
+            up.bytes += 60;
+        };
+        assert_eq!(looks(forge), None);
     }
 
     #[test]

@@ -35,6 +35,10 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Bytes that each side sends: more than a window, so that the flow has to be kept up.
 const BYTES: u64 = 384 * 1024;
 
+/// Packets that one connection takes at the very most: each byte in the smallest segments, twice, and as many acknowledgements.
+/// More go round and round.
+const PACKETS: u64 = 4 * 2 * BYTES / 536;
+
 /// Places for flows.
 const FLOWS: u32 = 16;
 
@@ -142,6 +146,7 @@ impl From<io::Error> for Failure {
 fn with_traffic(programs: &Arc<Programs>) -> Vec<ProbeResult> {
     const V4: &str = "packets over IPv4";
     const V6: &str = "packets over IPv6";
+    const BESIDE: &str = "packets beside another program";
     const NAMESPACES: &str =
         "grant CAP_SYS_ADMIN, with which namespaces are made; without, packets are carried untried";
     let untried = |name, why: &io::Error| result(name, Outcome::Untried(why.to_string()), NAMESPACES);
@@ -154,7 +159,9 @@ fn with_traffic(programs: &Arc<Programs>) -> Vec<ProbeResult> {
         Err(why) => return vec![untried(V4, &why)],
     };
     let mut probes = Vec::new();
-    for (name, way) in [(V4, net.v4()), (V6, net.v6())] {
+    let ways = [(V4, net.v4()), (V6, net.v6())];
+    let again = ways[0].1.as_ref().ok().copied().flatten();
+    for (name, way) in ways.into_iter().chain([(BESIDE, Ok(again))]) {
         let way = match way {
             Ok(Some(way)) => way,
             // This kernel is without.
@@ -164,6 +171,13 @@ fn with_traffic(programs: &Arc<Programs>) -> Vec<ProbeResult> {
                 continue;
             }
         };
+        if name == BESIDE
+            && let Err(why) = Net::devices().into_iter().try_for_each(|device| programs.precede(device))
+        {
+            let why = Outcome::Untried(why.to_string());
+            probes.push(result(name, why, "packets are carried beside other programs untried"));
+            continue;
+        }
         let attempt = || LocalSet::new().block_on(&runtime, judge(&net, way, programs));
         let mut made = attempt();
         if made.is_err() {
@@ -261,6 +275,10 @@ async fn carried(ends: Ends, pair: Pair, programs: &Arc<Programs>) -> Result<(),
         }
         End::Finished if after.packets == before.packets => {
             Err(Failure::Spoilt("the program has seen no packet".to_owned()))
+        }
+        End::Finished if after.packets - before.packets > PACKETS => {
+            let count = after.packets - before.packets;
+            Err(Failure::Spoilt(format!("packets go round: {count} were sent on")))
         }
         End::Finished if bytes != (BYTES, BYTES) => {
             Err(Failure::Spoilt(format!("{bytes:?} bytes were counted, {BYTES} were sent each way")))

@@ -68,6 +68,11 @@ impl Net {
         Ok(net)
     }
 
+    /// The balancer's devices.
+    pub(super) const fn devices() -> [u32; 2] {
+        [FIRST, SECOND]
+    }
+
     /// Gives everybody IPv4 addresses.
     pub(super) fn v4(&self) -> io::Result<Option<Way>> {
         self.address(V4.map(|pair| pair.map(IpAddr::from)), 24).map(Some)

@@ -1,0 +1,137 @@
+//! Whether a packet has arrived as it was sent.
+//!
+//! The stack looks at TCP's checksum when a packet has reached its socket, which those of flows never do. So it is looked at
+//! here where a damaged packet would do harm.
+
+use core::{ffi::c_void, hint::black_box};
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::BPF_CSUM_LEVEL_QUERY,
+    btf_maps::PerCpuArray,
+    helpers::{bpf_csum_diff, bpf_csum_level, bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_store_bytes},
+    macros::btf_map,
+    programs::TcContext,
+};
+use snisplice_common::packet::{
+    checksum::fold,
+    header::{PROTOCOL_TCP, TCP_BYTES, TCP_CHECKSUM},
+};
+
+use crate::wire::{self, Ip};
+
+/// Bytes that are summed up at a time: the most that the kernel does in one call.
+const CHUNK: usize = 512;
+/// As many as the largest frames have that are in use; larger packets were put together by a device or the kernel, which have
+/// looked at the sums of their parts.
+const CHUNKS: usize = 19;
+
+/// Room for a part of a packet, and for what makes its length a multiple of four.
+#[repr(C)]
+struct Part([u8; CHUNK + 4]);
+
+#[btf_map]
+static SNI_PARTS: PerCpuArray<Part, 1> = PerCpuArray::new();
+
+/// Whether the checksum of a packet is wrong. `length` is that of the TCP header, as it was read, and `payload` what follows.
+#[inline(always)]
+pub(crate) fn is_damaged(
+    ctx: &TcContext,
+    ip: &Ip,
+    tcp: &[u8; TCP_BYTES],
+    length: usize,
+    payload: u32,
+) -> bool {
+    // SAFETY: the context is the one that the program was called with.
+    if unsafe { bpf_csum_level(ctx.skb.skb, BPF_CSUM_LEVEL_QUERY.into()) } >= 0 {
+        // The device has looked.
+        return false;
+    }
+    let told = u16::from_ne_bytes([tcp[TCP_CHECKSUM], tcp[TCP_CHECKSUM + 1]]);
+    is_wrong(ctx.as_ptr(), ip, told, length as u32 + payload)
+}
+
+/// A subprogram, since the verifier follows its loop once for each way in.
+#[inline(never)]
+fn is_wrong(skb: *mut c_void, ip: &Ip, told: u16, length: u32) -> bool {
+    let ctx = TcContext::new(skb.cast());
+    let l4 = ip.l4();
+    if is_left_to_device(&ctx, l4, told).unwrap_or(true) {
+        return false;
+    }
+    let Some(part) = SNI_PARTS.get_ptr_mut(0) else { return false };
+    // SAFETY: nobody else uses this CPU's entry while the program runs.
+    let Part(part) = unsafe { &mut *part };
+    // Words in the order of memory, which a sum does not depend on (RFC 1071 section 2 B).
+    let mut sum = u64::from((length as u16).to_be()) + u64::from(u16::from(PROTOCOL_TCP).to_be());
+    sum += addresses(ip);
+    let mut at = 0;
+    let mut rest = length as usize;
+    while at < CHUNKS * CHUNK {
+        if rest == 0 {
+            let sum = (sum & 0xffff_ffff) + (sum >> 32);
+            let sum = (sum & 0xffff_ffff) + (sum >> 32);
+            return fold(sum as u32) != 0xffff;
+        }
+        let size = if rest < CHUNK { rest } else { CHUNK };
+        let Some(more) = sum_of(&ctx, l4 + at, part, size) else { return true };
+        sum += more;
+        rest -= size;
+        at += CHUNK;
+    }
+    false
+}
+
+/// The sum over a part of the packet.
+#[inline(always)]
+fn sum_of(ctx: &TcContext, offset: usize, part: &mut [u8; CHUNK + 4], size: usize) -> Option<u64> {
+    // As in [`wire`]: the verifier learns from a comparison of the very number.
+    let less = black_box(size.wrapping_sub(1));
+    if less >= CHUNK {
+        return None;
+    }
+    let size = less + 1;
+    let to = part.as_mut_ptr();
+    // SAFETY: the buffer has four bytes more than are read.
+    let result = unsafe { bpf_skb_load_bytes(ctx.as_ptr(), offset as u32, to.cast(), size as u32) };
+    if result != 0 {
+        return None;
+    }
+    // SAFETY: as above.
+    unsafe { to.add(size).cast::<u32>().write_unaligned(0) };
+    let words = (size as u32 + 3) & !3;
+    // SAFETY: as above.
+    let sum = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, to.cast(), words, 0) };
+    u32::try_from(sum).ok().map(u64::from)
+}
+
+/// The sum over both addresses.
+#[inline(always)]
+fn addresses(ip: &Ip) -> u64 {
+    let word = |at: usize| u64::from(wire::at(&ip.bytes, at));
+    if ip.is_v6() {
+        word(8) + word(12) + word(16) + word(20) + word(24) + word(28) + word(32) + word(36)
+    } else {
+        word(12) + word(16)
+    }
+}
+
+/// Whether the checksum is for the device to fill in, so that the packet has never been on a wire, or was put together
+/// after its parts had been looked at (`CHECKSUM_PARTIAL`). A program is not told; but a change of what the sum covers leaves
+/// the field as it is only then.
+#[inline(always)]
+fn is_left_to_device(ctx: &TcContext, l4: usize, told: u16) -> Option<bool> {
+    let offset = (l4 + TCP_CHECKSUM) as u32;
+    let mut now = 0_u16;
+    // SAFETY: the context is the one that the program was called with, and the buffers are as long as is said.
+    let results = unsafe {
+        [
+            bpf_l4_csum_replace(ctx.skb.skb, offset, 0, 1, 0),
+            bpf_skb_load_bytes(ctx.as_ptr(), offset, (&raw mut now).cast(), 2),
+            bpf_skb_store_bytes(ctx.skb.skb, offset, (&raw const told).cast(), 2, 0),
+        ]
+    };
+    // Not as a whole: that would be a call, of which there may not be so many.
+    let [changed, read, restored] = results;
+    (changed == 0 && read == 0 && restored == 0).then_some(now == told)
+}
