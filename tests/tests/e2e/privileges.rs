@@ -142,8 +142,8 @@ fn no_such_user(lab: &Lab) -> Result<()> {
 fn open_files(lab: &Lab) -> Result<()> {
     const CLIENTS: usize = 300;
     let listener = flow::backend(lab)?;
-    let options =
-        Options::yaml(lab, &flow::yaml("limits: {workers: 1}\n"))?.within(&["prlimit", "--nofile=600:600"]);
+    let options = Options::yaml(lab, &flow::yaml("limits: {workers: 1, connections_per_source: none}\n"))?
+        .within(&["prlimit", "--nofile=600:600"]);
     let daemon = Daemon::start(lab, &options)?;
     let log = daemon.process().log()?;
     let told = log.lines().find(|line| line.contains("limits.connections is 8192"));
