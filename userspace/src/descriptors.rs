@@ -50,7 +50,7 @@ mod tests {
 
     #[test]
     fn a_connection_takes_two_and_the_rest_has_a_reserve() {
-        let reserve = 608 + REST + 64 + 16 + 12;
+        let reserve = 640 + REST + 64 + 16 + 12;
         assert_eq!(allowance(8_192, None, 4), Allowance { connections: 8_192, reserve });
         assert_eq!(allowance(8_192, Some(1_000_000), 4), Allowance { connections: 8_192, reserve });
         let connections = usize::try_from((3_000 - reserve) / 2).unwrap();

@@ -24,7 +24,7 @@ const DEVICES: usize = 256;
 
 /// Descriptors of one object: its programs and maps, and what workers have of them. They are set aside because objects are
 /// loaded while the process serves. Connections cannot take them, and what the process holds open does not grow then.
-const OF_OBJECT: usize = 48;
+const OF_OBJECT: usize = 64;
 
 /// What redirects, and what carries packets.
 const OBJECTS: usize = 2;
