@@ -3,11 +3,11 @@
 //! The stack looks at TCP's checksum when a packet has reached its socket, which those of flows never do. So it is looked at
 //! here where a damaged packet would do harm.
 
-use core::{ffi::c_void, hint::black_box};
+use core::hint::black_box;
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::BPF_CSUM_LEVEL_QUERY,
+    bindings::{__sk_buff, BPF_CSUM_LEVEL_QUERY},
     btf_maps::PerCpuArray,
     helpers::{bpf_csum_diff, bpf_csum_level, bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_store_bytes},
     macros::btf_map,
@@ -48,15 +48,24 @@ pub(crate) fn is_damaged(
         return false;
     }
     let told = u16::from_ne_bytes([tcp[TCP_CHECKSUM], tcp[TCP_CHECKSUM + 1]]);
-    is_wrong(ctx.as_ptr(), ip, told, length as u32 + payload)
+    sni_is_wrong(ctx.skb.skb, ip, told.into(), length as u32 + payload) != 0
 }
 
-/// A subprogram, since the verifier follows its loop once for each way in.
+/// Whether the sum over a TCP segment of `length` bytes is not what it is `told` to be: not 0.
+///
+/// A function of its own with a name for others, so the verifier follows its loop once, whatever comes before.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn is_wrong(skb: *mut c_void, ip: &Ip, told: u16, length: u32) -> bool {
-    let ctx = TcContext::new(skb.cast());
+extern "C" fn sni_is_wrong(skb: *mut __sk_buff, ip: *const Ip, told: u32, length: u32) -> u32 {
+    // SAFETY: the caller's is a reference; the verifier knows no more than that it is either null or valid.
+    let Some(ip) = (unsafe { ip.as_ref() }) else { return 0 };
+    u32::from(is_wrong(&TcContext::new(skb), ip, told as u16, length))
+}
+
+#[inline(always)]
+fn is_wrong(ctx: &TcContext, ip: &Ip, told: u16, length: u32) -> bool {
     let l4 = ip.l4();
-    if is_left_to_device(&ctx, l4, told).unwrap_or(true) {
+    if is_left_to_device(ctx, l4, told).unwrap_or(true) {
         return false;
     }
     let Some(part) = SNI_PARTS.get_ptr_mut(0) else { return false };
@@ -74,7 +83,7 @@ fn is_wrong(skb: *mut c_void, ip: &Ip, told: u16, length: u32) -> bool {
             return fold(sum as u32) != 0xffff;
         }
         let size = if rest < CHUNK { rest } else { CHUNK };
-        let Some(more) = sum_of(&ctx, l4 + at, part, size) else { return true };
+        let Some(more) = sum_of(ctx, l4 + at, part, size) else { return true };
         sum += more;
         rest -= size;
         at += CHUNK;
