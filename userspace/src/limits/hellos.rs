@@ -57,11 +57,14 @@ impl<T> Hellos<T> {
         }
     }
 
-    /// Takes out the one that makes room for a connection with a better claim, if it has waited for `least`.
+    /// Takes out the one that makes room for a connection with a better claim: the oldest silent one, or else the oldest, if
+    /// it has waited for `least`. A silent one that is too young protects nobody.
     pub fn make_room(&mut self, least: Duration, now: Instant) -> Option<T> {
-        let first = self.silent.first_entry().or_else(|| self.begun.first_entry())?;
-        let waited = now.saturating_duration_since(first.get().since);
-        (waited >= least).then(|| first.remove().call)
+        [&mut self.silent, &mut self.begun].into_iter().find_map(|queue| {
+            let first = queue.first_entry()?;
+            let waited = now.saturating_duration_since(first.get().since);
+            (waited >= least).then(|| first.remove().call)
+        })
     }
 
     fn first_to_go(&mut self) -> Option<T> {
@@ -118,6 +121,16 @@ mod tests {
         assert_eq!(hellos.make_room(least, now + least), Some(1));
         assert_eq!(hellos.make_room(least, now + least), None);
         assert_eq!(hellos.make_room(least, now + 2 * least), Some(2));
+    }
+
+    #[test]
+    fn one_that_has_just_come_and_is_silent_protects_nobody() {
+        let (mut hellos, now) = (Hellos::default(), Instant::now());
+        let least = Duration::from_millis(500);
+        hellos.enter(8, true, now, 1);
+        hellos.enter(8, false, now + least, 2);
+        assert_eq!(hellos.make_room(least, now + least), Some(1), "it has begun long ago");
+        assert_eq!(hellos.make_room(least, now + least), None);
     }
 
     #[test]
