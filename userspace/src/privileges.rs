@@ -86,7 +86,9 @@ pub fn raise() {
 /// Makes every thread one of this user, with all capabilities that the process has. For the start, before any file is made.
 pub fn become_user(user: User) -> Result<(), PrivilegesError> {
     let User { uid, gid } = user;
-    if uid == geteuid() && gid == getegid() {
+    // As this user already, further groups are left where that is allowed.
+    let may = || capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SETGID));
+    if uid == geteuid() && gid == getegid() && !may() {
         return Ok(());
     }
     let what = "change to the user of --user (it takes CAP_SETUID and CAP_SETGID: start as root)";

@@ -173,8 +173,17 @@ fn interrupt_all() -> Result<(), ChangeError> {
         for thread in new {
             let done = DONE.load(SeqCst);
             told.push(thread);
-            if !interrupt(thread) {
-                continue;
+            loop {
+                match interrupt(thread) {
+                    // One that has ended is missing from the list of threads below.
+                    Ok(()) | Err(Errno::SRCH) => break,
+                    // The user has as many signals pending as are allowed (`RLIMIT_SIGPENDING`).
+                    Err(Errno::AGAIN) if started.elapsed() <= PATIENCE => {
+                        thread::sleep(Duration::from_micros(100));
+                    }
+                    Err(Errno::AGAIN) => return Err(ChangeError::Stuck(thread)),
+                    Err(error) => return Err(ChangeError::Refused(error)),
+                }
             }
             while DONE.load(SeqCst) == done {
                 if !threads().map_err(ChangeError::Threads)?.contains(&thread) {
@@ -198,10 +207,15 @@ fn threads() -> io::Result<Vec<u32>> {
     Ok(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
 }
 
-/// False if the thread has ended.
-fn interrupt(thread: u32) -> bool {
+/// Sends the signal to one thread; `ESRCH` if it has ended.
+fn interrupt(thread: u32) -> Result<(), Errno> {
     // SAFETY: the call reads no memory, and the signal has a handler.
-    unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, signal()) == 0 }
+    let result = unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, signal()) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::INVAL))
+    }
 }
 
 fn install(handle: extern "C" fn(i32)) -> io::Result<libc::sigaction> {
