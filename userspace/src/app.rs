@@ -195,11 +195,12 @@ impl App {
             orphans: None,
         };
         app.signals.serving();
-        for bound in bound {
-            app.listen(bound)?;
+        for (bound, copies) in with_copies(bound)? {
+            app.listen(bound, copies);
         }
         app.watch_trial(trial, in_kernel.is_some());
         app.is_ready();
+        let takes_over = heir.is_some();
         let (door, flows) = app.succeed(heir, jointly)?;
         app.orphans = orphans.map(|orphans| {
             let stop = CancellationToken::new();
@@ -209,16 +210,24 @@ impl App {
         // Clients of an earlier process may be denied by now.
         app.close_denied();
         app.open_door(place, door);
-        app.reduce_privileges(kernel)?;
+        app.reduce_privileges(kernel, takes_over)?;
         app.supervisor.ready("Serving");
         Ok(app)
     }
 
     /// Gives up what serving does not need. The last step of a start: the experiments are a process of their own, which has
     /// begun with all privileges, and what is loaded when they end takes those that stay.
-    fn reduce_privileges(&self, kernel: bool) -> anyhow::Result<()> {
+    ///
+    /// A process that has taken over serves on with all privileges where they cannot be given up: nobody else serves by then.
+    fn reduce_privileges(&self, kernel: bool, takes_over: bool) -> anyhow::Result<()> {
         let needs = privileges::Needs { kernel, filter: !self.options.privileges.no_seccomp };
-        let left = privileges::reduce(needs).context("cannot reduce the privileges of the process")?;
+        let left = match privileges::reduce(needs).context("cannot reduce the privileges of the process") {
+            Err(error) if takes_over => {
+                tracing::error!("serving with all privileges: {error:#}");
+                return Ok(());
+            }
+            left => left?,
+        };
         match &left.filter {
             Ok(filtered) => tracing::info!(capabilities = %left, seccomp = filtered, "privileges reduced"),
             Err(error) => tracing::warn!(
@@ -370,17 +379,15 @@ impl App {
         self.admin.probing.store(probing, Relaxed);
     }
 
-    fn listen(&mut self, bound: Bound) -> anyhow::Result<()> {
+    fn listen(&mut self, bound: Bound, copies: Vec<StdListener>) {
         let Bound { front, wanted, address, sockets } = bound;
         let listener = &front.listener;
         tracing::info!(%listener, %address, "listening");
-        let copies = sockets.iter().map(StdListener::try_clone).collect::<Result<_, _>>();
-        self.sockets.insert(wanted, copies.context("cannot keep a listening socket")?);
+        self.sockets.insert(wanted, copies);
         for (worker, socket) in self.workers.iter().cycle().zip(sockets) {
             let _ = worker.orders.send(Order::Listen { listener: listener.clone(), wanted, socket });
         }
         self.listening.insert(wanted, front);
-        Ok(())
     }
 
     /// Connections are welcome. Whoever waits for that finds in the log how it came to be.
@@ -457,6 +464,8 @@ impl App {
         for (address, front) in changes.added {
             bound.extend(listener::bind_if_possible(&front, address, self.workers.len())?);
         }
+        let bound = with_copies(bound)?;
+        // From here on nothing fails: the new configuration serves.
         let generation = former.generation + 1;
         let mut live = former.succeeded_by(model);
         let gone = live.keep_names_of(&former);
@@ -479,8 +488,8 @@ impl App {
         for (address, front) in changes.changed {
             self.follow(address, front);
         }
-        for bound in bound {
-            self.listen(bound)?;
+        for (bound, copies) in bound {
+            self.listen(bound, copies);
         }
         self.metrics.config_generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
         for line in report.lines() {
@@ -488,6 +497,15 @@ impl App {
         }
         Ok(generation)
     }
+}
+
+/// The same sockets with a copy of each, for a process that takes over.
+fn with_copies(bound: Vec<Bound>) -> anyhow::Result<Vec<(Bound, Vec<StdListener>)>> {
+    let copied = |bound: Bound| {
+        let copies = bound.sockets.iter().map(StdListener::try_clone).collect::<Result<_, _>>();
+        Ok((bound, copies.context("cannot keep a listening socket")?))
+    };
+    bound.into_iter().map(copied).collect()
 }
 
 /// What is to be served. What its author should know is logged.
