@@ -265,10 +265,17 @@ fn bpftool(args: &[&str]) -> Result<Value> {
     })
 }
 
-/// Sockets inside `netns` in TCP state `state` (as in `/proc/net/tcp`: 2 is `SYN_SENT`), IPv4.
+/// Sockets inside `netns` in TCP state `state` (as in `/proc/net/tcp`: 2 is `SYN_SENT`), IPv4, but for those of the loopback
+/// device. The kernel shows no moment of the table: a socket may be in it twice, and one that was closed meanwhile beside one
+/// that was opened.
 pub fn sockets(netns: &Netns, state: u8) -> Result<usize> {
     let table = netns.enter(|| Ok(fs::read_to_string("/proc/thread-self/net/tcp")?))?;
     let wanted = format!("{state:02X}");
     let Some((_, rows)) = table.split_once('\n') else { bail!("/proc/net/tcp is empty") };
-    Ok(rows.lines().filter(|row| row.split_whitespace().nth(3) == Some(&wanted)).count())
+    let rows = rows.lines().filter_map(|row| {
+        let mut columns = row.split_whitespace().skip(1);
+        let (local, remote, state) = (columns.next()?, columns.next()?, columns.next()?);
+        (state == wanted && !remote.starts_with("0100007F")).then_some((local, remote))
+    });
+    Ok(rows.collect::<BTreeSet<_>>().len())
 }
