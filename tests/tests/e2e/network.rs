@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use snisplice_tests::{
     daemon::{Daemon, Options},
+    kernel,
     lab::{Datapath, Lab},
     netns::Netns,
     process::run,
@@ -247,11 +248,19 @@ fn second_link(lab: &Lab) -> Result<()> {
     ip(&lab.lb, &["route replace 10.0.2.2/32 via 10.0.5.2 dev to-backend2 src 10.0.5.1"])
 }
 
+/// Waits until the programs are on so many devices. A connection that begins before that is relayed.
+fn has_programs(daemon: &Daemon<'_>, devices: usize) -> Result<()> {
+    wait::until_true("the programs are on the devices", || {
+        Ok(kernel::attached_by(daemon.process().pid())?.len() == 2 * devices)
+    })
+}
+
 fn a_device_that_came_later(lab: &Lab) -> Result<()> {
     let (daemon, listener) = flow::start(lab, "")?;
     let mut old = Flow::open(lab, &listener)?;
     old.exchange()?;
     second_link(lab)?;
+    has_programs(&daemon, 3)?;
     let mut new = Flow::open(lab, &listener)?;
     ensure!(new.backend.peer_addr()?.ip().to_string() == "10.0.5.1", "it takes the old link");
     for _ in 0..10 {
@@ -268,6 +277,7 @@ fn a_device_that_goes(lab: &Lab) -> Result<()> {
     let mut flow = Flow::open(lab, &listener)?;
     flow.exchange()?;
     second_link(lab)?;
+    has_programs(&daemon, 3)?;
     ip(&lab.lb, &["link del to-backend"])?;
     ip(&lab.backend, &["addr add 10.0.2.2/32 dev lo"])?;
     ensure!(tcp::read_to_end(&mut flow.client)? == (Vec::new(), Ending::Reset));
