@@ -6,7 +6,7 @@ use std::{
     io::Read as _,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     os::unix::fs::MetadataExt as _,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -45,6 +45,10 @@ const LONGEST_ATTEMPT: Duration = Duration::from_secs(2);
 /// who waits; here nobody does.
 const OTHER_FAMILY: Duration = Duration::from_millis(500);
 
+/// How long a server that did not answer is asked after the others. Without this rule each search domain would wait for a dead
+/// first server, and a look-up would end before it comes to the right name.
+const ASKED_LAST: Duration = Duration::from_secs(30);
+
 /// How long an entry of `/etc/hosts` is good. It is read again when it has changed.
 const HOSTS_TTL: Duration = Duration::from_secs(15);
 
@@ -61,8 +65,27 @@ struct Settings {
     attempts: u32,
     timeout: Duration,
     no_aaaa: bool,
-    /// One for each server, so that they are asked in their order.
-    servers: Vec<Resolver>,
+    /// In the order of the file.
+    servers: Vec<Server>,
+}
+
+/// A name server.
+struct Server {
+    resolver: Resolver,
+    /// When it last did not answer, unless it has answered since.
+    silent: Mutex<Option<Instant>>,
+}
+
+impl Server {
+    fn is_silent(&self, now: Instant) -> bool {
+        let silent = *self.silent.lock().unwrap_or_else(PoisonError::into_inner);
+        silent.is_some_and(|since| now.duration_since(since) < ASKED_LAST)
+    }
+
+    fn note(&self, answered: bool) {
+        let silent = (!answered).then(Instant::now);
+        *self.silent.lock().unwrap_or_else(PoisonError::into_inner) = silent;
+    }
 }
 
 /// What changes when a file is written or replaced: device, inode, length, time of the change.
@@ -208,12 +231,23 @@ impl Settings {
         }
     }
 
+    /// The servers in the order in which they are asked now: that of the file, but silent ones come last.
+    fn in_turn(&self) -> Vec<&Server> {
+        let now = Instant::now();
+        let (silent, mut turn): (Vec<_>, Vec<_>) =
+            self.servers.iter().partition(|server| server.is_silent(now));
+        turn.extend(silent);
+        turn
+    }
+
     /// Asks one server after another, as often as `options attempts` says.
     async fn ask(&self, name: &Name, family: RecordType) -> Result<Answer, Failure> {
         let mut last = Failure::Silent;
         for _ in 0..self.attempts {
-            for server in &self.servers {
-                match timeout(self.timeout, server.lookup(name.clone(), family)).await {
+            for server in self.in_turn() {
+                let answer = timeout(self.timeout, server.resolver.lookup(name.clone(), family)).await;
+                server.note(!matches!(answer, Ok(Err(NetError::Timeout)) | Err(_)));
+                match answer {
                     Ok(Ok(lookup)) => {
                         let ttl = lookup.answers().iter().map(|record| record.ttl).min().unwrap_or_default();
                         let ttl = Duration::from_secs(ttl.into());
@@ -262,7 +296,7 @@ fn addresses(lookup: &Lookup) -> Vec<IpAddr> {
 
 /// A resolver that asks one server, over UDP, and over TCP where the answer does not fit. It remembers nothing: what is good
 /// for how long is decided in `upstream/names.rs`.
-fn server(address: SocketAddr, edns0: bool, timeout: Duration) -> Option<Resolver> {
+fn server(address: SocketAddr, edns0: bool, timeout: Duration) -> Option<Server> {
     let mut connections = vec![ConnectionConfig::udp(), ConnectionConfig::tcp()];
     for connection in &mut connections {
         connection.port = address.port();
@@ -278,10 +312,65 @@ fn server(address: SocketAddr, edns0: bool, timeout: Duration) -> Option<Resolve
     let mut builder = Resolver::builder_with_config(config, Runtime::default());
     *builder.options_mut() = options;
     match builder.build() {
-        Ok(resolver) => Some(resolver),
+        Ok(resolver) => Some(Server { resolver, silent: Mutex::default() }),
         Err(error) => {
             tracing::warn!(%error, %address, "the name server cannot be used");
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hickory_resolver::proto::{
+        op::Message,
+        rr::{Record, rdata::A},
+    };
+    use tokio::net::UdpSocket;
+
+    use super::*;
+
+    /// Answers for one name, and that there is no other.
+    async fn serve(socket: UdpSocket, known: &str) {
+        let known = Name::from_ascii(known).unwrap();
+        let mut bytes = [0; 512];
+        loop {
+            let (length, from) = socket.recv_from(&mut bytes).await.unwrap();
+            let question = Message::from_vec(&bytes[..length]).unwrap();
+            let query = question.queries[0].clone();
+            let mut answer = Message::response(question.metadata.id, question.metadata.op_code);
+            if query.name() != &known {
+                answer.metadata.response_code = ResponseCode::NXDomain;
+            } else if query.query_type() == RecordType::A {
+                let address = RData::A(A::new(192, 0, 2, 7));
+                answer.add_answer(Record::from_rdata(known.clone(), 60, address));
+            }
+            answer.add_query(query);
+            socket.send_to(&answer.to_vec().unwrap(), from).await.unwrap();
+        }
+    }
+
+    /// As in a pod: four absolute names are asked for, the right one last.
+    #[tokio::test]
+    async fn a_dead_first_server_is_waited_for_once() {
+        let dead = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let alive = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let timeout = Duration::from_secs(2);
+        let servers =
+            [&dead, &alive].map(|socket| server(socket.local_addr().unwrap(), true, timeout).unwrap());
+        tokio::spawn(serve(alive, "pool.example.com."));
+        let settings = Settings {
+            stamps: [None, None],
+            hosts: Hosts::default(),
+            search: ["default.svc.cluster.test", "svc.cluster.test", "cluster.test"].map(String::from).into(),
+            ndots: 5,
+            attempts: 2,
+            timeout,
+            no_aaaa: false,
+            servers: servers.into(),
+        };
+        let system = System(Arc::new(settings));
+        let [v4, _] = system.look_up(&HostName::parse("pool.example.com").unwrap()).await;
+        assert_eq!(v4.unwrap().addresses, [IpAddr::from([192, 0, 2, 7])]);
     }
 }
