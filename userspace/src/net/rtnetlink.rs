@@ -7,7 +7,9 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{
+    NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer, NetlinkMessage, NetlinkPayload,
+};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressMessage, AddressScope},
@@ -71,6 +73,18 @@ impl Device {
         self.ethernet && !self.enslaved && (!self.veth || self.addressed)
     }
 }
+
+/// All devices at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Devices {
+    /// Those that were seen.
+    pub seen: Vec<Device>,
+    /// Whether these are all. If not, devices kept changing while the kernel listed them, and one may be missing.
+    pub complete: bool,
+}
+
+/// How often a dump is asked for whose objects change meanwhile (`NLM_F_DUMP_INTR`).
+const DUMPS: usize = 5;
 
 /// A socket that asks.
 #[derive(Debug)]
@@ -141,29 +155,40 @@ impl Asker {
         match answered {
             // No route, a forbidden one, or an address that is not ours any more.
             Err(error) if has_no_route(&error) => Ok(Hop::None),
-            answered => answered.map(|()| hop),
+            answered => answered.map(|_| hop),
         }
     }
 
     /// All devices.
-    pub fn devices(&mut self) -> io::Result<Vec<Device>> {
+    pub fn devices(&mut self) -> io::Result<Devices> {
+        let mut devices = Devices { seen: Vec::new(), complete: false };
+        for _ in 0..DUMPS {
+            devices = self.devices_once()?;
+            if devices.complete {
+                break;
+            }
+        }
+        Ok(devices)
+    }
+
+    fn devices_once(&mut self) -> io::Result<Devices> {
         let mut addressed = BTreeSet::new();
         self.send(RouteNetlinkMessage::GetAddress(AddressMessage::default()), NLM_F_DUMP)?;
-        self.answers(true, |answer| {
+        let listed = self.answers(true, |answer| {
             if let RouteNetlinkMessage::NewAddress(address) = answer
                 && address.header.scope == AddressScope::Universe
             {
                 addressed.insert(address.header.index);
             }
         })?;
-        let mut devices = Vec::new();
+        let mut seen = Vec::new();
         self.send(RouteNetlinkMessage::GetLink(LinkMessage::default()), NLM_F_DUMP)?;
-        self.answers(true, |answer| {
+        let links = self.answers(true, |answer| {
             if let RouteNetlinkMessage::NewLink(link) = answer {
-                devices.push(device(&link, &addressed));
+                seen.push(device(&link, &addressed));
             }
         })?;
-        Ok(devices)
+        Ok(Devices { seen, complete: [listed, links] == [Dump::Consistent; 2] })
     }
 
     fn send(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
@@ -179,7 +204,8 @@ impl Asker {
     }
 
     /// Reads what the last request is answered: one message, or as many as a dump has.
-    fn answers(&mut self, dump: bool, mut each: impl FnMut(RouteNetlinkMessage)) -> io::Result<()> {
+    fn answers(&mut self, dump: bool, mut each: impl FnMut(RouteNetlinkMessage)) -> io::Result<Dump> {
+        let mut seen = Dump::Consistent;
         loop {
             let (_, length) =
                 retry_on_intr(|| net::recv(&self.socket, &mut self.buffer[..], RecvFlags::TRUNC))?;
@@ -188,6 +214,9 @@ impl Asker {
                 let buffer = NetlinkBuffer::new_checked(rest).map_err(io::Error::other)?;
                 let length = buffer.length() as usize;
                 let ours = buffer.sequence_number() == self.serial;
+                if ours && buffer.flags() & NLM_F_DUMP_INTR != 0 {
+                    seen = Dump::Interrupted;
+                }
                 // What the library does not understand is no reason to give up all the others.
                 let message =
                     NetlinkMessage::<RouteNetlinkMessage>::deserialize(&rest[..length.min(rest.len())]);
@@ -196,15 +225,23 @@ impl Asker {
                     _ if !ours => {}
                     Ok(NetlinkPayload::InnerMessage(inner)) => each(inner),
                     Ok(NetlinkPayload::Error(error)) => return Err(error.to_io()),
-                    Ok(NetlinkPayload::Done(_)) => return Ok(()),
+                    Ok(NetlinkPayload::Done(_)) => return Ok(seen),
                     Ok(_) | Err(_) => {}
                 }
                 if ours && !dump {
-                    return Ok(());
+                    return Ok(seen);
                 }
             }
         }
     }
+}
+
+/// Whether the kernel listed one state of its objects. It marks the messages of a dump during which they changed
+/// (`NLM_F_DUMP_INTR`, Linux 3.1): an object may be missing or come twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Dump {
+    Consistent,
+    Interrupted,
 }
 
 fn question(local: SocketAddr, remote: SocketAddr, device: u32) -> RouteMessage {
@@ -279,6 +316,8 @@ fn has_no_route(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use netlink_packet_core::{DoneMessage, NetlinkHeader};
+
     use super::*;
 
     #[test]
@@ -286,7 +325,7 @@ mod tests {
         let mut asker = Asker::new().unwrap();
         let [local, remote] = ["127.0.0.1:1", "127.0.0.1:2"].map(|end| end.parse().unwrap());
         assert_eq!(asker.hop(local, remote, 0).unwrap(), Hop::Local);
-        let devices = asker.devices().unwrap();
+        let devices = asker.devices().unwrap().seen;
         let lo = devices.iter().find(|device| device.index == 1).expect("every namespace has it");
         assert!(!lo.ethernet && !lo.is_candidate(), "{lo:?}");
     }
@@ -297,6 +336,59 @@ mod tests {
         // For documentation (RFC 5737): nobody has it.
         let [local, remote] = ["192.0.2.1:1", "127.0.0.1:2"].map(|end| end.parse().unwrap());
         assert_eq!(asker.hop(local, remote, 0).unwrap(), Hop::None);
+    }
+
+    /// Plays a kernel that gives the next of these lists of devices each time it is asked. The first `changing` lists are
+    /// marked as interrupted by a change.
+    fn kernel(lists: &'static [&'static [u32]], changing: usize) -> Asker {
+        let family = net::AddressFamily::UNIX;
+        let (ours, theirs) =
+            net::socketpair(family, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        std::thread::spawn(move || {
+            let say = |serial, flags, payload: NetlinkPayload<RouteNetlinkMessage>| {
+                let mut message = NetlinkMessage::new(NetlinkHeader::default(), payload);
+                message.header.sequence_number = serial;
+                message.header.flags = flags;
+                message.finalize();
+                let mut bytes = vec![0; message.buffer_len()];
+                message.serialize(&mut bytes);
+                net::send(&theirs, &bytes, SendFlags::empty()).unwrap();
+            };
+            let done = || NetlinkPayload::Done(DoneMessage::default());
+            // Requests are numbered from one on: for addresses, of which there are none, and for devices.
+            for ((turn, list), serial) in lists.iter().enumerate().zip((1..).step_by(2)) {
+                let flags = if turn < changing { NLM_F_DUMP_INTR } else { 0 };
+                say(serial, 0, done());
+                for index in *list {
+                    let mut link = LinkMessage::default();
+                    link.header.index = *index;
+                    say(serial + 1, flags, RouteNetlinkMessage::NewLink(link).into());
+                }
+                say(serial + 1, flags, done());
+            }
+            // Open until the last request was sent.
+            while net::recv(&theirs, &mut [0; 256][..], RecvFlags::empty())
+                .is_ok_and(|(_, length)| length > 0)
+            {}
+        });
+        Asker { socket: ours, serial: 0, buffer: vec![0; LARGEST] }
+    }
+
+    fn indices(devices: &Devices) -> Vec<u32> {
+        devices.seen.iter().map(|device| device.index).collect()
+    }
+
+    #[test]
+    fn a_dump_during_a_change_is_asked_for_again() {
+        let devices = kernel(&[&[1, 3], &[1, 2, 3]], 1).devices().unwrap();
+        assert_eq!((indices(&devices), devices.complete), (vec![1, 2, 3], true));
+    }
+
+    #[test]
+    fn devices_that_change_all_the_time_are_said_to_be_incomplete() {
+        const LIST: &[u32] = &[1, 3];
+        let devices = kernel(&[LIST; DUMPS], DUMPS).devices().unwrap();
+        assert_eq!((indices(&devices), devices.complete), (vec![1, 3], false));
     }
 
     #[test]

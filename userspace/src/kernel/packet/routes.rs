@@ -339,23 +339,25 @@ impl Thread {
 
     /// Looks at all devices and flows.
     fn look(&mut self, programs: &Arc<Programs>) -> io::Result<()> {
-        self.attach(programs)?;
+        let saw_all = self.attach(programs)?;
         for flow in 0..programs.highest() {
             self.look_at(programs, flow)?;
         }
         self.routes.found.notify_one();
-        Ok(())
+        if saw_all { Ok(()) } else { Err(io::Error::other("devices changed while the kernel listed them")) }
     }
 
-    /// Has the programs on all devices that routes may lead to.
-    fn attach(&mut self, programs: &Programs) -> io::Result<()> {
+    /// Attaches the programs to all devices that routes may lead to. Tells whether all devices were seen.
+    fn attach(&mut self, programs: &Programs) -> io::Result<bool> {
         let devices = self.asker.devices()?;
-        let present: BTreeSet<u32> = devices.iter().map(|device| device.index).collect();
-        programs.forget_devices(&present);
-        for device in devices.iter().filter(|device| device.is_candidate()) {
+        if devices.complete {
+            let present: BTreeSet<u32> = devices.seen.iter().map(|device| device.index).collect();
+            programs.forget_devices(&present);
+        }
+        for device in devices.seen.iter().filter(|device| device.is_candidate()) {
             has_programs(programs, device.index);
         }
-        Ok(())
+        Ok(devices.complete)
     }
 
     /// Notes where the ways of a flow lead, if that is elsewhere, and wakes who is to know.
