@@ -1,6 +1,7 @@
 //! Child processes that end with the test, and whose output is kept for the case that it fails.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io::ErrorKind,
     os::fd::OwnedFd,
@@ -135,6 +136,17 @@ impl Process {
     /// Descriptors that the process has open.
     pub fn descriptors(&self) -> Result<usize> {
         Ok(fs::read_dir(format!("/proc/{}/fd", self.child.id()))?.count())
+    }
+
+    /// The number that its next descriptor gets.
+    pub fn lowest_free_descriptor(&self) -> Result<u32> {
+        let mut open: BTreeSet<u32> = BTreeSet::new();
+        for entry in fs::read_dir(format!("/proc/{}/fd", self.child.id()))? {
+            if let Some(number) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) {
+                open.insert(number);
+            }
+        }
+        Ok((0..u32::MAX).find(|number| !open.contains(number)).unwrap_or_default())
     }
 
     /// Sockets that the process has open.

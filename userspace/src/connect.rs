@@ -99,13 +99,40 @@ impl ConnectError {
 pub enum AttemptError {
     /// The kernel said so, or the time was over.
     #[error(transparent)]
-    Io(#[from] io::Error),
+    Io(io::Error),
     /// All local ports are in use towards this address (`EADDRNOTAVAIL` of connect(2)), from each source address.
     #[error("no local port is left for a connection to this address")]
     NoLocalPort,
+    /// None of the backend's source addresses is an address of this host (`EADDRNOTAVAIL` of bind(2)).
+    #[error("the source address {0} is not an address of this host")]
+    NoSource(IpAddr),
+    /// This host has no descriptor or no memory left for another socket ([`is_exhaustion`]).
+    #[error("this host has no room for another socket: {0}")]
+    Exhausted(io::Error),
     /// The address is one on which this process listens.
     #[error("the endpoint is a listener of this process")]
     SelfLoop,
+}
+
+impl From<io::Error> for AttemptError {
+    fn from(error: io::Error) -> Self {
+        if is_exhaustion(&error) { Self::Exhausted(error) } else { Self::Io(error) }
+    }
+}
+
+impl From<Errno> for AttemptError {
+    fn from(error: Errno) -> Self {
+        io::Error::from(error).into()
+    }
+}
+
+/// Whether a call failed because this process or host has used something up, and whatever the endpoint does: socket(2),
+/// connect(2) and `epoll_ctl(2)`. No packet from the network leads to one of these.
+fn is_exhaustion(error: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM | Errno::NOSPC | Errno::AGAIN)
+    )
 }
 
 impl AttemptError {
@@ -114,6 +141,8 @@ impl AttemptError {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::NoLocalPort => "no_local_port",
+            Self::NoSource(_) => "no_source_address",
+            Self::Exhausted(_) => "resource_exhausted",
             Self::SelfLoop => "self_loop",
             Self::Io(error) => match error.kind() {
                 io::ErrorKind::TimedOut => "connect_timeout",
@@ -167,6 +196,17 @@ impl Context<'_> {
                 backend = %backend.name, %address,
                 "refused: this endpoint is a listener of this process, so each connection would come back; correct the \
                  backend's endpoints, or what its name resolves to"
+            ),
+            AttemptError::NoSource(source) => log_limit!(
+                warn,
+                backend = %backend.name, %source,
+                "no `source` address of this backend is an address of this host; add it to a device, or correct `source`"
+            ),
+            AttemptError::Exhausted(error) => log_limit!(
+                warn,
+                backend = %backend.name, %error,
+                "this host has no room for another socket; raise the limit of open files (LimitNOFILE=, ulimit -n) or \
+                 give it more memory, or lower limits.connections"
             ),
             AttemptError::Io(error) => {
                 tracing::debug!(backend = %backend.name, %address, %error, "connect failed");
@@ -288,11 +328,7 @@ fn begin(context: Context<'_>, address: SocketAddr) -> Result<(StdStream, bool),
     let mut source = sources.next();
     loop {
         let result = begin_from(context, address, source);
-        let is_local = match &result {
-            Err(AttemptError::NoLocalPort) => true,
-            Err(AttemptError::Io(error)) => error.kind() == io::ErrorKind::AddrNotAvailable,
-            _ => false,
-        };
+        let is_local = matches!(result, Err(AttemptError::NoLocalPort | AttemptError::NoSource(_)));
         match sources.next() {
             next @ Some(_) if is_local => source = next,
             _ => return result,
@@ -309,12 +345,15 @@ fn begin_from(
     let datapath: &dyn Datapath = &*service.datapath;
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let socket =
-        StdStream::from(socket_with(family, SocketType::STREAM, flags, None).map_err(io::Error::from)?);
+    let socket = StdStream::from(socket_with(family, SocketType::STREAM, flags, None)?);
     socket.set_nodelay(true)?;
     if let Some(source) = source {
         socket::set_bind_address_no_port(&socket)?;
-        bind(&socket, &SocketAddr::new(source, 0)).map_err(io::Error::from)?;
+        match bind(&socket, &SocketAddr::new(source, 0)) {
+            Ok(()) => {}
+            Err(Errno::ADDRNOTAVAIL) => return Err(AttemptError::NoSource(source)),
+            Err(error) => return Err(error.into()),
+        }
     }
     // The hello is at hand, so its packet may complete the handshake, and the bare acknowledgement before it is spared.
     let _ = socket::expect_to_answer(&socket);
@@ -331,7 +370,7 @@ fn begin_from(
         Ok(()) | Err(Errno::INPROGRESS) => Ok((socket, announced)),
         // The source address was accepted, so what is not available is a port of it.
         Err(Errno::ADDRNOTAVAIL) => Err(AttemptError::NoLocalPort),
-        Err(error) => Err(io::Error::from(error).into()),
+        Err(error) => Err(error.into()),
     }
 }
 

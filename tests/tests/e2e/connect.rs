@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
+use nix::sys::signal::Signal;
 use snisplice_tests::{
     daemon::{Daemon, Options},
     hello, kernel,
@@ -39,6 +40,14 @@ pub(crate) const CASES: &[Case] = &[
     Case::once(
         "connect::without_a_local_port_the_next_source_is_tried",
         without_a_local_port_the_next_source_is_tried,
+    ),
+    Case::once(
+        "connect::a_source_that_is_not_here_is_not_the_backends_fault",
+        a_source_that_is_not_here_is_not_the_backends_fault,
+    ),
+    Case::once(
+        "connect::a_lack_of_descriptors_is_not_the_backends_fault",
+        a_lack_of_descriptors_is_not_the_backends_fault,
     ),
 ];
 
@@ -156,6 +165,72 @@ fn without_a_local_port_the_next_source_is_tried(lab: &Lab) -> Result<()> {
     let log = daemon.process().log()?;
     ensure!(log.matches("ip_local_port_range").count() == 1, "{log}");
     Ok(())
+}
+
+/// Clients are turned away with this reason, which the log tells once, and the backend is not said to be unreachable.
+fn fault_of_this_host(lab: &Lab, daemon: &Daemon<'_>, reason: &str, line: &str) -> Result<()> {
+    for _ in 0..3 {
+        turned_away(lab)?;
+    }
+    daemon.wait_metrics("the connections are counted", |metrics| {
+        metrics.sum("snisplice_connections_closed_total", &[("reason", reason)]) == 3
+    })?;
+    daemon.wait_log(line)?;
+    let log = daemon.process().log()?;
+    ensure!(log.matches(line).count() == 1 && !log.contains("cannot be reached"), "{log}");
+    Ok(())
+}
+
+fn a_source_that_is_not_here_is_not_the_backends_fault(lab: &Lab) -> Result<()> {
+    const SOURCE: &str = "10.0.2.9";
+    let listener = flow::backend(lab)?;
+    let yaml = flow::yaml("").replace("endpoints:", &format!("source: [{SOURCE}]\n    endpoints:"));
+    let daemon = Daemon::start(lab, &Options::yaml(lab, &yaml)?)?;
+    fault_of_this_host(lab, &daemon, "no_source_address", "is an address of this host")?;
+    run(&lab.lb, Command::new("ip").args(["addr", "add", &format!("{SOURCE}/24"), "dev", "to-backend"]))?
+        .ok()?;
+    Flow::open(lab, &listener)?.exchange()
+}
+
+/// More clients come at once than the process may have descriptors: those that are accepted leave none for their backends.
+fn a_lack_of_descriptors_is_not_the_backends_fault(lab: &Lab) -> Result<()> {
+    const CLIENTS: u32 = 12;
+    let (daemon, listener) = flow::start(lab, "")?;
+    let process = daemon.process();
+    let limits = |soft: u32| {
+        let [pid, limit] = [format!("--pid={}", process.pid()), format!("--nofile={soft}:")];
+        run(&lab.lb, Command::new("prlimit").args([pid, limit]))?.ok()
+    };
+    wait::until_true("a client is turned away", || {
+        limits(process.lowest_free_descriptor()? + CLIENTS / 3)?;
+        process.signal(Signal::SIGSTOP)?;
+        let clients: Vec<_> = (0..CLIENTS)
+            .map(|_| {
+                let mut client = tcp::connect(&lab.client, &flow::front())?;
+                client.write_all(&hello::naming(flow::NAME)?)?;
+                Ok(client)
+            })
+            .collect::<Result<_>>()?;
+        process.signal(Signal::SIGCONT)?;
+        daemon.wait_log("cannot accept")?;
+        clients.into_iter().try_for_each(tcp::reset)?;
+        limits(4096)?;
+        let metrics = daemon.metrics()?;
+        Ok(metrics.sum("snisplice_connections_closed_total", &[("reason", "resource_exhausted")]) > 0)
+    })?;
+    daemon.wait_log("no room for another socket")?;
+    let log = process.log()?;
+    ensure!(!log.contains("cannot be reached"), "{log}");
+    // Those that went away come first, some of them without a byte.
+    let bytes = [hello::naming(flow::NAME)?, b"the last client".to_vec()].concat();
+    let mut client = tcp::connect(&lab.client, &flow::front())?;
+    client.write_all(&bytes)?;
+    let backend = wait::until("the client is served", || {
+        let mut backend = tcp::accept(&listener)?;
+        let is_the_last = tcp::read_exact(&mut backend, bytes.len()).is_ok_and(|read| read == bytes);
+        Ok(is_the_last.then_some(backend))
+    })?;
+    Flow { client, backend }.exchange()
 }
 
 fn all_refused_closes_the_client(lab: &Lab) -> Result<()> {
