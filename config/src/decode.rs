@@ -98,11 +98,12 @@ impl Sink {
     }
 
     /// The candidate that somebody probably meant; nothing after many findings have been given one.
-    pub(crate) fn closest<'c>(
+    /// Takes no candidate from the iterator then.
+    pub(crate) fn closest<C: AsRef<str>>(
         &mut self,
         text: &str,
-        candidates: impl Iterator<Item = &'c str>,
-    ) -> Option<&'c str> {
+        candidates: impl Iterator<Item = C>,
+    ) -> Option<C> {
         if self.suggested >= MOST_SUGGESTIONS {
             return None;
         }
@@ -461,7 +462,7 @@ impl<'n> Fields<'n> {
 }
 
 /// The candidate that somebody probably meant.
-fn closest<'c>(text: &str, candidates: impl Iterator<Item = &'c str>) -> Option<&'c str> {
+fn closest<C: AsRef<str>>(text: &str, candidates: impl Iterator<Item = C>) -> Option<C> {
     // Long texts are no typing errors, and the distance is quadratic.
     if text.len() > 64 {
         return None;
@@ -470,9 +471,11 @@ fn closest<'c>(text: &str, candidates: impl Iterator<Item = &'c str>) -> Option<
     // So is a file with as many wrong names as right ones.
     candidates
         .take(MOST_CANDIDATES)
-        .filter(|candidate| candidate.len().abs_diff(text.len()) <= allowed(candidate))
-        .map(|candidate| (strsim::damerau_levenshtein(&text, &candidate.to_ascii_lowercase()), candidate))
-        .filter(|(distance, candidate)| *distance <= allowed(candidate))
+        .filter(|candidate| candidate.as_ref().len().abs_diff(text.len()) <= allowed(candidate.as_ref()))
+        .map(|candidate| {
+            (strsim::damerau_levenshtein(&text, &candidate.as_ref().to_ascii_lowercase()), candidate)
+        })
+        .filter(|(distance, candidate)| *distance <= allowed(candidate.as_ref()))
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
 }

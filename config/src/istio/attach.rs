@@ -330,9 +330,8 @@ fn tell_unknown(view: &View<'_>, namespace: &str, name: &str, gateways: &[Gatewa
         };
         format!("{there}, or write '{namespace}/{name}' here")
     } else {
-        let known: Vec<_> =
-            gateways.iter().map(|gateway| format!("{}/{}", gateway.namespace, gateway.name)).collect();
-        match sink.closest(&full, known.iter().map(String::as_str)) {
+        let known = gateways.iter().map(|gateway| format!("{}/{}", gateway.namespace, gateway.name));
+        match sink.closest(&full, known) {
             Some(near) => format!("did you mean '{near}'?"),
             None => "load the file with the Gateway too".into(),
         }
