@@ -260,33 +260,6 @@ pub fn timestamp(fd: impl AsFd) -> io::Result<u32> {
     get_int(fd, libc::SOL_TCP, libc::TCP_TIMESTAMP).map(i32::cast_unsigned)
 }
 
-/// A socket that is connected without a packet, and whose numbers are given: what it sends next, and what it expects
-/// (`TCP_REPAIR`, `CAP_NET_ADMIN`).
-pub fn connected_silently(
-    local: std::net::SocketAddr,
-    remote: std::net::SocketAddr,
-    sends: u32,
-    expects: u32,
-) -> io::Result<socket2::Socket> {
-    /// `TCP_RECV_QUEUE` and `TCP_SEND_QUEUE`, which the `libc` crate lacks.
-    const QUEUES: [libc::c_int; 2] = [1, 2];
-    /// `TCP_REPAIR_OFF_NO_WP`: without the packet that probes the peer's window.
-    const OFF_WITHOUT_PROBE: libc::c_int = -1;
-    let socket = socket2::Socket::new(socket2::Domain::for_address(local), socket2::Type::STREAM, None)?;
-    // Lets it share the port with a listener.
-    set_int(&socket, libc::SOL_TCP, libc::TCP_REPAIR, 1)?;
-    socket.bind(&local.into())?;
-    for (queue, number) in QUEUES.into_iter().zip([expects, sends]) {
-        set_int(&socket, libc::SOL_TCP, libc::TCP_REPAIR_QUEUE, queue)?;
-        set_int(&socket, libc::SOL_TCP, libc::TCP_QUEUE_SEQ, number.cast_signed())?;
-    }
-    socket.connect(&remote.into())?;
-    set_int(&socket, libc::SOL_TCP, libc::TCP_REPAIR, OFF_WITHOUT_PROBE)?;
-    // The end of the repair ended the sharing, too.
-    socket.set_reuse_address(true)?;
-    Ok(socket)
-}
-
 /// `SO_ORIGINAL_DST`: where the peer of an accepted connection, IPv6 or not, wanted to go, if the kernel tracks it.
 pub fn original_destination(fd: impl AsFd, is_v6: bool) -> Option<std::net::SocketAddr> {
     let socket = SockRef::from(&fd);

@@ -81,18 +81,12 @@ pub fn replace(old: TcpStream, at: Numbers) -> io::Result<Repaired> {
     // From now on it closes silently.
     set_int(&held, libc::SOL_TCP, libc::TCP_REPAIR, 1)?;
     let before = Negotiated::of(&held)?;
-    let new = Socket::new(socket2::Domain::for_address(before.local), socket2::Type::STREAM, None)?;
+    let new = bound(before.local)?;
     options(&held, &new)?;
-    // Lets it share the port with a listener.
-    set_int(&new, libc::SOL_TCP, libc::TCP_REPAIR, 1)?;
-    new.bind(&before.local.into())?;
     dup3(&new, &mut held, DupFlags::CLOEXEC)?;
     drop(new);
     let new = Socket::from(held);
-    for (queue, number) in QUEUES.into_iter().zip([at.expects, at.sends]) {
-        set_int(&new, libc::SOL_TCP, libc::TCP_REPAIR_QUEUE, queue)?;
-        set_int(&new, libc::SOL_TCP, libc::TCP_QUEUE_SEQ, number.cast_signed())?;
-    }
+    set_numbers(&new, at.sends, at.expects)?;
     let since = Instant::now();
     loop {
         match new.connect(&before.remote.into()) {
@@ -105,6 +99,37 @@ pub fn replace(old: TcpStream, at: Numbers) -> io::Result<Repaired> {
     }
     before.restore(&new, at.clock)?;
     Ok(Repaired(new))
+}
+
+/// A socket that is connected without a packet, and whose numbers are given: what it sends next, and what it expects.
+pub fn connected(local: SocketAddr, remote: SocketAddr, sends: u32, expects: u32) -> io::Result<Socket> {
+    /// `TCP_REPAIR_OFF_NO_WP`: without the packet that probes the peer's window.
+    const OFF_WITHOUT_PROBE: libc::c_int = -1;
+    let socket = bound(local)?;
+    set_numbers(&socket, sends, expects)?;
+    socket.connect(&remote.into())?;
+    set_int(&socket, libc::SOL_TCP, libc::TCP_REPAIR, OFF_WITHOUT_PROBE)?;
+    // The end of the repair ended the sharing of the port, too.
+    socket.set_reuse_address(true)?;
+    Ok(socket)
+}
+
+/// A socket under repair with this local address, which a listener may have, too.
+fn bound(local: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(socket2::Domain::for_address(local), socket2::Type::STREAM, None)?;
+    // Lets it share the port.
+    set_int(&socket, libc::SOL_TCP, libc::TCP_REPAIR, 1)?;
+    socket.bind(&local.into())?;
+    Ok(socket)
+}
+
+/// Sets what a socket under repair sends next, and what it expects.
+fn set_numbers(socket: &Socket, sends: u32, expects: u32) -> io::Result<()> {
+    for (queue, number) in QUEUES.into_iter().zip([expects, sends]) {
+        set_int(socket, libc::SOL_TCP, libc::TCP_REPAIR_QUEUE, queue)?;
+        set_int(socket, libc::SOL_TCP, libc::TCP_QUEUE_SEQ, number.cast_signed())?;
+    }
+    Ok(())
 }
 
 impl Repaired {

@@ -30,6 +30,7 @@ use crate::{
     liveness::Liveness,
     log::log_limit,
     metrics::{Metrics, NONE},
+    net::repair,
     roster::{self, Request},
     socket,
     state::Current,
@@ -567,7 +568,7 @@ impl Holder {
         let sends = way.ack_start.wrapping_add(way.own);
         let since = Instant::now();
         let socket = loop {
-            match socket::connected_silently(local, remote, sends, way.expected) {
+            match repair::connected(local, remote, sends, way.expected) {
                 // The one that died is not quite gone.
                 Err(error)
                     if error.kind() == io::ErrorKind::AddrNotAvailable && since.elapsed() < PATIENCE =>
