@@ -20,11 +20,18 @@ use snisplice_config::{
 use tokio::{runtime, sync::mpsc, task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 
+use self::{
+    datapath::{Needs, places, wants_same_host},
+    signals::Asked,
+    succession::Endpoint,
+    supervisor::Supervisor,
+    trial::{Event, Trial},
+};
 use crate::{
     admin::{Admin, Askable},
     cli::Run,
     connections::Filter,
-    datapath::{self, Factory, InKernel, Needs, places, wants_same_host},
+    datapath::{factory::Factory, seam::InKernel},
     descriptors::{self, Allowance},
     kernel::{
         packet::{Pins, Programs, low_descriptors},
@@ -43,15 +50,9 @@ use crate::{
     worker::{self, Order, Shared},
 };
 
-use self::{
-    signals::Asked,
-    succession::Endpoint,
-    supervisor::Supervisor,
-    trial::{Event, Trial},
-};
-
 pub use self::signals::Signals;
 
+mod datapath;
 mod signals;
 mod succession;
 mod supervisor;
@@ -142,7 +143,7 @@ impl App {
         let jointly = jointly && programs.as_ref().is_some_and(|programs| programs.survives());
         // Before anything is bound: their ports are in use. Those of a process that lives stay with it for now.
         let mut orphans =
-            if heir.is_some() { None } else { datapath.orphans(&model, &metrics, None, count)? };
+            if heir.is_some() { None } else { datapath::orphans(&datapath, &model, &metrics, None, count)? };
         let settings = model.admin.clone();
         let live = Arc::new(Live::new(model, 1));
         let resolver = Resolver::start();
@@ -155,7 +156,7 @@ impl App {
             let alive = heir.prepare(jointly)?;
             // If it has ended meanwhile, all that it has left is ours.
             let alive = if jointly { alive } else { None };
-            orphans = datapath.orphans(&live.model, &metrics, alive, count)?;
+            orphans = datapath::orphans(&datapath, &live.model, &metrics, alive, count)?;
         }
 
         begin(programs.as_ref(), &live.model);
@@ -553,9 +554,9 @@ fn choose(
     pins: Option<Pins>,
 ) -> anyhow::Result<Factory> {
     let datapath = match trial {
-        Some(_) if needs.can_wait() => Factory::undecided(model),
-        Some(trial) => Factory::choose(model, &trial.answers(), pins)?,
-        None => Factory::choose(model, &Answers::default(), pins)?,
+        Some(_) if needs.can_wait() => datapath::undecided(model),
+        Some(trial) => datapath::choose(model, &trial.answers(), pins)?,
+        None => datapath::choose(model, &Answers::default(), pins)?,
     };
     memory::give_back();
     Ok(datapath)

@@ -27,7 +27,7 @@ use tokio::{
 
 use self::race::{Attempt, Race};
 use crate::{
-    datapath::Datapath,
+    datapath::seam::Datapath,
     log::log_limit,
     session::Service,
     socket,

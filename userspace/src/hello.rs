@@ -9,7 +9,7 @@ use rustix::{
 use tokio::{io::Interest, net::TcpStream};
 
 use crate::{
-    datapath::{HelloMode, copy::with_scratch},
+    datapath::{copy::with_scratch, seam::HelloMode},
     socket,
     tls::client_hello::{ClientHello, Parse, Rejection, parse},
 };

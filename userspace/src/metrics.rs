@@ -22,7 +22,7 @@ use self::{
     same_host::SameHostCounters,
     series::{Kind, Labels, Series},
 };
-use crate::datapath::InKernel;
+use crate::datapath::seam::InKernel;
 
 pub mod kernel;
 pub mod limits;

@@ -24,7 +24,10 @@ use tokio::{
 use crate::{
     account::Account,
     connect::connect,
-    datapath::{Datapath, HelloMode, Pair, copy::with_scratch},
+    datapath::{
+        copy::with_scratch,
+        seam::{Datapath, HelloMode, Pair},
+    },
     hello::{self, Hello, NoHello},
     limits::{Overload, admission::Permit},
     liveness::Liveness,

@@ -31,7 +31,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     account::{Account, Ledger},
-    datapath::{self, InKernel},
+    datapath::{factory::Factory, seam::InKernel},
     limits::{
         Overload,
         admission::{Admission, Permit},
@@ -83,7 +83,7 @@ pub struct Shared {
     /// Where everything is counted.
     pub metrics: Arc<Metrics>,
     /// How bytes move: built once per worker.
-    pub datapath: datapath::Factory,
+    pub datapath: Factory,
     /// How many workers there are.
     pub workers: usize,
     /// Who is let in.

@@ -5,7 +5,10 @@ use std::{io::ErrorKind, time::Duration};
 
 use snisplice::{
     account::{Account, Carrier},
-    datapath::{Datapath, End, Pair, relay::Relay},
+    datapath::{
+        relay::Relay,
+        seam::{Datapath, End, Pair},
+    },
     socket,
 };
 use tokio::{

@@ -19,8 +19,9 @@ use rustix::{process::geteuid, system::uname, thread::capabilities};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
+use super::datapath::{self, Needs};
 use crate::{
-    datapath::{self, InKernel, Needs},
+    datapath::seam::InKernel,
     kernel::{
         self,
         probe::answers::{Answers, Questions},

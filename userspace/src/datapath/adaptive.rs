@@ -24,9 +24,9 @@ use std::{
 use snisplice_config::model::Handover;
 
 use super::{
-    Carry, Datapath, End, HelloMode, InKernel, Pair,
     packet::{Packet, Seen, Watched, leg},
     relay::{Carried, Connection, Job, Moment, Relay, Terms},
+    seam::{Carry, Datapath, End, HelloMode, InKernel, Pair},
     sockmap::{self, Sockmap},
 };
 use crate::account::{Account, Carrier};

@@ -33,8 +33,8 @@ use self::{
     stats::Refusal,
 };
 use super::{
-    Carry, Datapath, HelloMode, Pair, Patience,
     relay::{self, Terms},
+    seam::{Carry, Datapath, HelloMode, Pair, Patience},
 };
 use crate::{
     account::{Account, Carrier, InPackets},

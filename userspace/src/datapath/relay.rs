@@ -25,9 +25,9 @@ use tokio::{
 
 pub(super) use self::waiting::failure;
 use super::{
-    Carry, Datapath, End, HelloMode, Pair, Patience,
     copy::{Pump, Step, StepError},
     progress::Progress,
+    seam::{Carry, Datapath, End, HelloMode, Pair, Patience},
 };
 use crate::{
     account::{Account, Carrier, Direction},

@@ -31,9 +31,9 @@ use self::{
     watch::Watch,
 };
 use super::{
-    Carry, Datapath, End, HelloMode, Pair, Patience,
     copy::Pump,
     relay::{self, Relay},
+    seam::{Carry, Datapath, End, HelloMode, Pair, Patience},
 };
 use crate::{
     account::{Account, Carrier, Direction},

@@ -24,8 +24,8 @@ use super::{
 use crate::{
     account::{Account, Carrier},
     datapath::{
-        Datapath as _, End, Pair,
         relay::Relay,
+        seam::{Datapath as _, End, Pair},
         sockmap::{self, Sockmap},
     },
 };

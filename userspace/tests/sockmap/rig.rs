@@ -12,8 +12,8 @@ use aya::maps::{HashMap, Map, MapData, SockHash};
 use snisplice::{
     account::{Account, Carrier},
     datapath::{
-        Datapath as _, Pair,
         relay::Relay,
+        seam::{Datapath as _, Pair},
         sockmap::{self, Sockmap},
     },
     kernel::{self, Kernel},

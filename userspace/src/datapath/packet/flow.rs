@@ -21,8 +21,8 @@ use super::{
 use crate::{
     account::{Account, Carrier, Direction, InPackets},
     datapath::{
-        End, Patience,
         relay::{Connection, Terms, failure},
+        seam::{End, Patience},
     },
     kernel::packet::{LOOK, Lead},
     log::log_limit,

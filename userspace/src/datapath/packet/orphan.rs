@@ -25,7 +25,7 @@ use super::{Shared, flow::is_half_closed, leg, linger::LINGER, maps::Maps};
 use crate::{
     account::Carrier,
     connections::{Connection, Filter},
-    datapath::{End, Patience},
+    datapath::seam::{End, Patience},
     kernel::packet::{Lead, Programs},
     liveness::Liveness,
     log::log_limit,

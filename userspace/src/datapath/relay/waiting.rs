@@ -14,8 +14,8 @@ use super::{Broken, Carried, STEPS_PER_TURN, Side, Way, forget, idle, moved};
 use crate::{
     account::Direction,
     datapath::{
-        End,
         copy::{Pump, Step},
+        seam::End,
     },
     socket,
 };

@@ -27,7 +27,12 @@ use tokio::time::{sleep, timeout};
 use super::{Slot, watch::Also};
 use crate::{
     account::{Account, Direction},
-    datapath::{End, Patience, copy::Pump, progress::Progress, relay::idle},
+    datapath::{
+        copy::Pump,
+        progress::Progress,
+        relay::idle,
+        seam::{End, Patience},
+    },
     kernel::{
         budget::Budget,
         signals::{Ready, Side, What},

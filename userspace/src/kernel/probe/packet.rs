@@ -20,8 +20,8 @@ use super::{Outcome, ProbeResult, Report, traffic::Ends};
 use crate::{
     account::{Account, Carrier},
     datapath::{
-        Datapath as _, End, Pair,
         packet::{Packet, stats::Refusal},
+        seam::{Datapath as _, End, Pair},
     },
     kernel::packet::Programs,
     socket,

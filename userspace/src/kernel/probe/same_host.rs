@@ -14,17 +14,17 @@ use tokio::{
     time::timeout,
 };
 
-use super::{
-    super::{
+use super::{Lab, Outcome, PATIENCE, ProbeResult, Report, SMALL_BUFFER, traffic::Ends};
+use crate::{
+    account::Account,
+    datapath::{
+        seam::{Datapath as _, Pair},
+        sockmap::Sockmap,
+    },
+    kernel::{
         Kernel, Settings,
         same_host::{self, SameHost},
     },
-    Lab, Outcome, PATIENCE, ProbeResult, Report, SMALL_BUFFER,
-    traffic::Ends,
-};
-use crate::{
-    account::Account,
-    datapath::{Datapath as _, Pair, sockmap::Sockmap},
     socket,
 };
 

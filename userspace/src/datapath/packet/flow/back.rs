@@ -12,9 +12,9 @@ use super::{Entry, Flow, Held, Sockets};
 use crate::{
     account::Carrier,
     datapath::{
-        End, Pair,
         packet::{retake, stats::TakenBack},
         relay::{Connection, Terms},
+        seam::{End, Pair},
     },
     kernel::packet::{LOOK, grace},
     net::repair,

@@ -1,0 +1,189 @@
+//! Chooses what moves the bytes, by the configuration and by what this kernel can do, and loads it.
+
+use std::{collections::BTreeSet, os::fd::OwnedFd, sync::Arc};
+
+use anyhow::Context as _;
+use snisplice_config::model::{DatapathKind, Model};
+
+use crate::{
+    datapath::{
+        factory::{Chosen, Factory},
+        packet::orphan::Orphans,
+        seam::{InKernel, Patience},
+    },
+    kernel::{
+        self, Kernel,
+        packet::{Pins, Programs},
+        probe::answers::{Answers, Questions},
+        same_host,
+    },
+    liveness::Liveness,
+    metrics::Metrics,
+};
+
+/// Decides what serves, by what the operator asked for and what this kernel can do.
+///
+/// `auto` relays where anything is amiss; `sockmap` and `packet` refuse to start there.
+///
+/// With `pins`, those of a process that is taken over from, flows share its maps.
+pub(super) fn choose(model: &Model, answers: &Answers, pins: Option<Pins>) -> anyhow::Result<Factory> {
+    let needs = Needs::of(model);
+    let chosen = match model.datapath {
+        DatapathKind::Relay => Chosen::Relay,
+        DatapathKind::Sockmap => {
+            Chosen::Sockmap(sockmap_of(&needs, answers).context("datapath sockmap cannot serve here")?)
+        }
+        DatapathKind::Packet => {
+            let packet = packet_of(&needs, answers, pins);
+            Chosen::Packet(packet.context("datapath packet cannot serve here")?)
+        }
+        DatapathKind::Auto => Chosen::Adaptive(Some(load(&needs, answers, pins)), model.handover),
+    };
+    let factory = Factory::new(Patience::of(&model.timeouts), chosen);
+    if !factory.programs().is_some_and(|programs| programs.survives()) {
+        Pins::discard();
+    }
+    Ok(factory)
+}
+
+/// Serves by copying until it is known what this kernel can do.
+pub(super) fn undecided(model: &Model) -> Factory {
+    Pins::discard();
+    Factory::new(Patience::of(&model.timeouts), Chosen::Adaptive(None, model.handover))
+}
+
+/// Flows of an earlier process, to be watched from now on; see [`Orphans`]. Those of a process that lives,
+/// which are in these places, come by and by. They are numbered after the connections of so many workers.
+pub(super) fn orphans(
+    factory: &Factory,
+    model: &Model,
+    metrics: &Arc<Metrics>,
+    alive: Option<BTreeSet<u32>>,
+    workers: usize,
+) -> anyhow::Result<Option<Orphans>> {
+    let Some(programs) = factory.programs().filter(|programs| programs.survives()) else { return Ok(None) };
+    let liveness = Liveness::of(&model.timeouts);
+    let orphans = Orphans::take(&programs, Patience::of(&model.timeouts), liveness, metrics, alive, workers);
+    orphans.map(Some).context("cannot take over the flows of an earlier process")
+}
+
+/// What a configuration wants of the kernel.
+#[derive(Debug, Clone)]
+pub(super) struct Needs {
+    datapath: DatapathKind,
+    settings: kernel::Settings,
+    /// Places for flows in packets.
+    places: u32,
+    packet: bool,
+    same_host: bool,
+    survive: bool,
+}
+
+impl Needs {
+    /// What `model` wants.
+    pub(super) fn of(model: &Model) -> Self {
+        Self {
+            datapath: model.datapath,
+            settings: kernel::Settings {
+                connections: model.limits.connections,
+                in_flight_bytes: model.limits.in_flight_bytes,
+                total_in_flight_bytes: model.limits.total_in_flight_bytes,
+            },
+            places: places(model),
+            packet: match model.datapath {
+                DatapathKind::Auto => model.handover.packet,
+                other => other == DatapathKind::Packet,
+            },
+            same_host: wants_same_host(model),
+            survive: model.survive,
+        }
+    }
+
+    /// What has to be known of the kernel for that.
+    pub(super) fn questions(&self) -> Questions {
+        let sockmap = matches!(self.datapath, DatapathKind::Auto | DatapathKind::Sockmap);
+        Questions { sockmap, packet: self.packet, same_host: sockmap && self.same_host }
+    }
+
+    /// Whether the process can serve before the answers are known: nothing is refused for them, and no flow of an earlier
+    /// process waits.
+    pub(super) fn can_wait(&self) -> bool {
+        self.datapath == DatapathKind::Auto && !self.survive
+    }
+}
+
+/// Loads whatever of the two this kernel can do. What it cannot, and why, is logged.
+pub(super) fn load(needs: &Needs, answers: &Answers, pins: Option<Pins>) -> InKernel {
+    let kernel = sockmap_of(needs, answers);
+    let kernel = kernel.inspect_err(|error| tracing::warn!("not redirecting: {error:#}")).ok();
+    let programs = needs.packet.then(|| packet_of(needs, answers, pins)).and_then(|packet| {
+        packet.inspect_err(|error| tracing::warn!("not carrying packets: {error:#}")).ok()
+    });
+    let found = InKernel { programs, kernel };
+    if found.is_empty() {
+        tracing::warn!("relaying in userspace");
+    }
+    found
+}
+
+/// Loads what carries packets, with room for flows that are over but linger, where the experiments show nothing against it.
+fn packet_of(needs: &Needs, answers: &Answers, inherited: Option<Pins>) -> anyhow::Result<Arc<Programs>> {
+    let answer = answers.packet.as_ref().context("not tried out")?;
+    anyhow::ensure!(answer.passed, "this kernel does not do it well enough:\n{}", answer.text);
+    for untried in &answer.untried {
+        tracing::info!(untried, "carrying packets, which could not be tried out");
+    }
+    let pins = if needs.survive { inherited.or_else(pins) } else { None };
+    let programs = Programs::load_with(needs.places, pins)?;
+    programs.probe()?;
+    Ok(programs)
+}
+
+/// Places for flows in packets.
+pub(super) fn places(model: &Model) -> u32 {
+    let flows = model.limits.connections.saturating_mul(2);
+    u32::try_from(flows).unwrap_or(u32::MAX).clamp(16, 1 << 22)
+}
+
+/// What makes flows outlive the process; where it cannot be had, they end with it.
+fn pins() -> Option<Pins> {
+    let pins = Pins::take();
+    pins.inspect_err(|error| tracing::info!("connections will not outlive the process: {error}")).ok()
+}
+
+/// Loads what redirects, where the experiments show nothing against it.
+fn sockmap_of(needs: &Needs, answers: &Answers) -> anyhow::Result<Arc<Kernel>> {
+    let answer = answers.sockmap.as_ref().context("not tried out")?;
+    anyhow::ensure!(answer.passed, "this kernel does not do it well enough:\n{}", answer.text);
+    let cgroup = if needs.same_host { same_host_of(answers) } else { None };
+    Ok(match cgroup {
+        Some(cgroup) => Kernel::load_same_host(&needs.settings, &cgroup)?,
+        None => Kernel::load(&needs.settings)?,
+    })
+}
+
+/// Whether a backend asks for the short cut.
+pub(super) fn wants_same_host(model: &Model) -> bool {
+    model.backends.iter().any(|backend| backend.same_host)
+}
+
+/// Where the short cut is refused, all backends are served without.
+fn same_host_of(answers: &Answers) -> Option<OwnedFd> {
+    let answer = answers.same_host.as_ref()?;
+    if !answer.passed {
+        tracing::warn!("same_host is refused here:\n{}", answer.text);
+        return None;
+    }
+    same_host::cgroup().ok()
+}
+
+/// Shows what was found in the metrics.
+pub(super) fn show(needs: &Needs, found: &InKernel, metrics: &Metrics) {
+    if needs.same_host {
+        metrics.same_host(found.kernel.as_ref().is_some_and(|kernel| kernel.same_host().is_some()));
+        if found.kernel.is_none() {
+            tracing::warn!("same_host needs the datapath sockmap: such backends are served as any other");
+        }
+    }
+    metrics.has_in_kernel(found);
+}

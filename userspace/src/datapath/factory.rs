@@ -1,0 +1,100 @@
+//! Builds each worker's instance of the datapath that was chosen for the process.
+
+use std::{io, rc::Rc, sync::Arc};
+
+use snisplice_config::model::Handover;
+
+use super::{
+    adaptive::Adaptive,
+    packet::Packet,
+    relay::Relay,
+    seam::{Datapath, InKernel, Patience},
+    sockmap::{self, Sockmap},
+};
+use crate::kernel::{Kernel, packet::Programs};
+
+/// A datapath that was chosen; every worker builds its own instance from it.
+#[derive(Debug, Clone)]
+pub struct Factory {
+    patience: Patience,
+    chosen: Chosen,
+}
+
+/// The process-wide part of a datapath.
+#[derive(Debug, Clone)]
+pub enum Chosen {
+    /// Copied in userspace.
+    Relay,
+    /// Redirected between sockets.
+    Sockmap(Arc<Kernel>),
+    /// Copied first, until this is reached. What is in the kernel may come later ([`Datapath::gain`]).
+    Adaptive(Option<InKernel>, Handover),
+    /// Sent on packet by packet.
+    Packet(Arc<Programs>),
+}
+
+impl Factory {
+    /// One that builds what was chosen.
+    #[must_use]
+    pub fn new(patience: Patience, chosen: Chosen) -> Self {
+        Self { patience, chosen }
+    }
+
+    /// What it has in the kernel; `None` while that is not decided.
+    #[must_use]
+    pub fn in_kernel(&self) -> Option<InKernel> {
+        match &self.chosen {
+            Chosen::Relay => Some(InKernel::default()),
+            Chosen::Sockmap(kernel) => Some(InKernel { programs: None, kernel: Some(kernel.clone()) }),
+            Chosen::Packet(programs) => Some(InKernel { programs: Some(programs.clone()), kernel: None }),
+            Chosen::Adaptive(found, _) => found.clone(),
+        }
+    }
+
+    /// What carries packets, if anything does.
+    #[must_use]
+    pub fn programs(&self) -> Option<Arc<Programs>> {
+        self.in_kernel()?.programs
+    }
+
+    /// Metric label of what was chosen.
+    #[must_use]
+    pub fn label(&self) -> &'static str {
+        match &self.chosen {
+            Chosen::Relay => "relay",
+            Chosen::Sockmap(_) => "sockmap",
+            Chosen::Adaptive(Some(found), _) if found.is_empty() => "relay",
+            Chosen::Adaptive(..) => "adaptive",
+            Chosen::Packet(_) => "packet",
+        }
+    }
+
+    /// Whether the kernel moves bytes, or may do so once it is known what it can do.
+    #[must_use]
+    pub fn uses_kernel(&self) -> bool {
+        match &self.chosen {
+            Chosen::Relay => false,
+            Chosen::Adaptive(found, _) => found.as_ref().is_none_or(|found| !found.is_empty()),
+            Chosen::Sockmap(_) | Chosen::Packet(_) => true,
+        }
+    }
+
+    /// One worker's instance; to be called on the worker's thread, inside its runtime.
+    pub fn build(&self) -> io::Result<Rc<dyn Datapath>> {
+        let relay = Relay::new(self.patience);
+        Ok(match &self.chosen {
+            Chosen::Relay => Rc::new(relay),
+            Chosen::Sockmap(kernel) => {
+                Rc::new(Sockmap::new(kernel.clone(), relay, sockmap::Settings::new(self.patience))?)
+            }
+            Chosen::Adaptive(found, rule) => {
+                let adaptive = Adaptive::new(relay, *rule);
+                if let Some(found) = found {
+                    adaptive.gain(found)?;
+                }
+                Rc::new(adaptive)
+            }
+            Chosen::Packet(programs) => Rc::new(Packet::new(programs.clone(), self.patience)?),
+        })
+    }
+}

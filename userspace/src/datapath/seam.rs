@@ -1,0 +1,221 @@
+//! The seam between one connection's story and the way its bytes move: all that a session knows of a datapath.
+
+use std::{future::Future, io, os::fd::BorrowedFd, pin::Pin, rc::Rc, sync::Arc, time::Duration};
+
+use snisplice_config::model::Timeouts;
+use tokio::net::TcpStream;
+
+use crate::{
+    account::Account,
+    kernel::{Kernel, packet::Programs},
+    liveness::Liveness,
+};
+
+/// Moves bytes between an accepted client and a connected backend until both directions have ended.
+///
+/// One instance per worker thread, so an implementation may keep per-worker buffers and is not `Send`. What it
+/// cannot carry itself it hands to the next simpler one inside, and counts that; the caller never knows.
+pub trait Datapath {
+    /// How the session must obtain the hello so that this datapath can start.
+    fn hello(&self) -> HelloMode;
+
+    /// Prepares for a backend that may be on this host and whose operator wants the short cut; `upstream` is about to
+    /// be connected to it. The answer goes into [`Pair::same_host`].
+    fn announce(&self, _upstream: BorrowedFd<'_>) -> bool {
+        false
+    }
+
+    /// Largest segment (without options) that a connection for `client` should announce to its backend, so that what the
+    /// backend sends can be sent on as it is.
+    fn largest_segment(&self, _client: BorrowedFd<'_>) -> Option<u32> {
+        None
+    }
+
+    /// Carries the pair to its end. Both sockets are closed (or reset) when the future resolves; dropping the
+    /// future closes both at once.
+    fn relay<'a>(&'a self, pair: Pair, account: &'a Account) -> Carry<'a>;
+
+    /// Bytes up and down so far of a connection that it carries, for whoever looks: what the account knows, and what the
+    /// kernel has moved since it last asked.
+    fn moved(&self, account: &Account) -> (u64, u64) {
+        account.bytes()
+    }
+
+    /// Uses this of the kernel from now on, also for connections that are open. Does nothing where what the kernel can do
+    /// was known when the datapath was built. To be called on the worker's thread, inside its runtime.
+    fn gain(&self, _found: &InKernel) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Moves no further connection into the kernel.
+    fn withdraw(&self) {}
+}
+
+/// What this process has in the kernel to move bytes with.
+#[derive(Debug, Clone, Default)]
+pub struct InKernel {
+    /// What carries packets.
+    pub programs: Option<Arc<Programs>>,
+    /// What redirects between sockets.
+    pub kernel: Option<Arc<Kernel>>,
+}
+
+impl InKernel {
+    /// Whether there is nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.programs.is_none() && self.kernel.is_none()
+    }
+}
+
+/// The future of [`Datapath::relay`]. Boxed once per connection, next to a connect(2).
+pub type Carry<'a> = Pin<Box<dyn Future<Output = End> + 'a>>;
+
+/// What happens to the bytes of the hello while it is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HelloMode {
+    /// Looked at with `MSG_PEEK`: they stay in the client's receive queue, [`Pair::hello`] is empty.
+    Peek,
+    /// Read and carried along in [`Pair::hello`].
+    Read,
+}
+
+/// Two established connections that shall become one.
+#[derive(Debug)]
+pub struct Pair {
+    /// The accepted connection.
+    pub client: TcpStream,
+    /// The connection to the chosen endpoint.
+    pub backend: TcpStream,
+    /// Bytes already read from the client that the backend must receive first, verbatim.
+    pub hello: Vec<u8>,
+    /// Whether the backend's side was announced ([`Datapath::announce`]).
+    pub same_host: bool,
+    /// What the backend's socket is still to be given, which a short connection is spared; the client's has it from the
+    /// listening one.
+    pub liveness: Option<Rc<Liveness>>,
+}
+
+impl Pair {
+    /// Has the kernel look after the backend's socket now.
+    pub fn watch(&mut self) {
+        if let Some(liveness) = self.liveness.take() {
+            // Where it fails, a peer that is gone is noticed later.
+            let _ = liveness.apply(&self.backend);
+        }
+    }
+}
+
+/// How long a connection may be silent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Patience {
+    /// While both sides can speak.
+    pub idle: Duration,
+    /// After one of them has sent FIN.
+    pub half_closed: Duration,
+}
+
+impl Patience {
+    /// As configured.
+    #[must_use]
+    pub fn of(timeouts: &Timeouts) -> Self {
+        Self { idle: timeouts.idle, half_closed: timeouts.half_closed }
+    }
+
+    /// What is counted while waiting for silence: it changes when `up` or `down`, the bytes so far, do. Until the backend
+    /// has sent a byte, what the client sends counts for nothing.
+    #[must_use]
+    pub fn progress(up: u64, down: u64) -> (u64, u64) {
+        if down == 0 { (0, 0) } else { (up, down) }
+    }
+}
+
+impl From<Duration> for Patience {
+    /// The same in any case.
+    fn from(idle: Duration) -> Self {
+        Self { idle, half_closed: idle }
+    }
+}
+
+/// How a connection ended.
+#[derive(Debug)]
+pub enum End {
+    /// Both sides sent FIN and every byte was delivered.
+    Finished,
+    /// The client sent RST (passed on to the backend).
+    ClientReset,
+    /// The backend sent RST (passed on to the client).
+    BackendReset,
+    /// The client answered neither probes nor bytes any more (the backend was reset).
+    ClientLost,
+    /// The backend answered neither probes nor bytes any more (the client was reset).
+    BackendLost,
+    /// No byte in either direction for the idle timeout.
+    Idle,
+    /// Its packets got through no more, and it could not be taken back into sockets (both peers were reset).
+    Stalled,
+    /// One side has sent FIN, and the other one nothing for the timeout of half-closed connections.
+    HalfClosed,
+    /// Another process goes on with it.
+    HandedOver,
+    /// The socket of one side failed in another way.
+    Failed(io::Error),
+}
+
+impl End {
+    /// The client's socket failed with `error`.
+    #[must_use]
+    pub fn broken_by_client(error: io::Error) -> Self {
+        match failure(&error) {
+            Failure::Reset => Self::ClientReset,
+            Failure::Lost => Self::ClientLost,
+            Failure::Other => Self::Failed(error),
+        }
+    }
+
+    /// The backend's socket failed with `error`.
+    #[must_use]
+    pub fn broken_by_backend(error: io::Error) -> Self {
+        match failure(&error) {
+            Failure::Reset => Self::BackendReset,
+            Failure::Lost => Self::BackendLost,
+            Failure::Other => Self::Failed(error),
+        }
+    }
+
+    /// Metric and log label.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Finished => "finished",
+            Self::ClientReset => "client_reset",
+            Self::BackendReset => "backend_reset",
+            Self::ClientLost => "client_lost",
+            Self::BackendLost => "backend_lost",
+            Self::Idle => "idle_timeout",
+            Self::Stalled => "stalled",
+            Self::HalfClosed => "half_closed_timeout",
+            Self::HandedOver => "handed_over",
+            Self::Failed(_) => "io_error",
+        }
+    }
+}
+
+/// What became of the peer of a socket that failed.
+enum Failure {
+    Reset,
+    Lost,
+    Other,
+}
+
+fn failure(error: &io::Error) -> Failure {
+    match error.kind() {
+        // RST answers a read with `ECONNRESET` and a write after it with `EPIPE`.
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Failure::Reset,
+        // When the kernel gives a peer up, it tells the last ICMP error that it had heard, if any.
+        io::ErrorKind::TimedOut | io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
+            Failure::Lost
+        }
+        _ => Failure::Other,
+    }
+}
