@@ -35,7 +35,6 @@ pub mod cgroup;
 pub mod events;
 pub mod layout;
 pub mod packet;
-pub mod probe;
 pub mod same_host;
 pub mod signals;
 

@@ -26,6 +26,7 @@ pub mod memory;
 pub mod metrics;
 pub mod net;
 pub mod privileges;
+pub mod probe;
 pub mod reachability;
 pub mod resolve;
 pub mod roster;

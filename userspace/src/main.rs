@@ -9,9 +9,9 @@ use rustix::process::{Signal, set_parent_process_death_signal};
 use snisplice::{
     app::{App, Signals},
     cli::{Check, Cli, Command, Explain, Run},
-    command,
-    kernel::probe::answers::Answers,
-    log, privileges, source,
+    command, log, privileges,
+    probe::answers::Answers,
+    source,
 };
 use snisplice_config::{Translation, explain, render_check};
 

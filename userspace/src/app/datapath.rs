@@ -14,11 +14,12 @@ use crate::{
     kernel::{
         self, Kernel,
         packet::{Pins, Programs},
-        probe::answers::{Answers, Questions},
         same_host,
     },
     liveness::Liveness,
     metrics::Metrics,
+    probe::answers::{Answers, Questions},
+    probe::socket_info,
 };
 
 /// Decides what serves, by what the operator asked for and what this kernel can do.
@@ -135,7 +136,7 @@ fn packet_of(needs: &Needs, answers: &Answers, inherited: Option<Pins>) -> anyho
     }
     let pins = if needs.survive { inherited.or_else(pins) } else { None };
     let programs = Programs::load_with(needs.places, pins)?;
-    programs.probe()?;
+    socket_info::look(&programs)?;
     Ok(programs)
 }
 

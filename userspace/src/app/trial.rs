@@ -22,11 +22,8 @@ use tokio::sync::mpsc;
 use super::datapath::{self, Needs};
 use crate::{
     datapath::seam::InKernel,
-    kernel::{
-        self,
-        probe::answers::{Answers, Questions},
-    },
-    memory,
+    kernel, memory,
+    probe::answers::{Answers, Questions},
 };
 
 /// Where it is remembered, in a directory that only this user may write to.
@@ -303,7 +300,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
-    use crate::kernel::probe::answers::Answer;
+    use crate::probe::answers::Answer;
 
     fn answers() -> Answers {
         let answer = Answer { passed: true, text: "ok       x\n".into(), untried: Vec::new() };

@@ -55,7 +55,6 @@ mod filters;
 mod layout;
 pub mod low_descriptors;
 mod pins;
-mod probe;
 mod routes;
 mod stall;
 mod succession;
@@ -63,7 +62,6 @@ mod succession;
 pub use endings::Heard;
 pub(crate) use endings::LOOK;
 pub use pins::{Pins, PinsError};
-pub use probe::ProbeError;
 pub use routes::Lead;
 
 /// The object that `cargo xtask ebpf` makes of the `ebpf` crate.
@@ -256,11 +254,6 @@ impl Programs {
     #[must_use]
     pub fn stats(&self) -> &Stats {
         &self.stats
-    }
-
-    /// Tries out on loopback whether what the programs tell of sockets is true.
-    pub fn probe(&self) -> Result<(), ProbeError> {
-        probe::look(self)
     }
 
     /// Lets a worker hear of its flows: those whose token has the returned number are marked in `signals`.

@@ -28,9 +28,9 @@ use snisplice::{
     datapath::packet::leg::tuple,
     kernel::{
         packet::Programs,
-        probe::packet::Trial as Experiments,
         signals::{Ready, Side, Signals, Token, What},
     },
+    probe::packet::Trial as Experiments,
 };
 use snisplice_common::packet::{
     Slot, Tuple,
@@ -55,7 +55,9 @@ fn main() -> ExitCode {
     }
     let ignored = usable.is_err() && !required;
     let trials = [
-        trial("the_probe_passes", || Programs::load(16).expect("loads").probe().expect("is understood")),
+        trial("the_probe_passes", || {
+            snisplice::probe::socket_info::look(&Programs::load(16).expect("loads")).expect("is understood");
+        }),
         trial("packets_are_carried_between_namespaces", carried_between_namespaces),
         trial("a_connection_that_is_not_carried_is_told", not_carried),
         trial("a_flow_whose_packets_get_lost_is_told", packets_get_lost),

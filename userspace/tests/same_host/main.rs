@@ -14,11 +14,11 @@ mod trials;
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Trial};
-use snisplice::kernel::probe;
+use snisplice::probe;
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let mut report = probe::run_all();
+    let mut report = probe::sockmap::run_all();
     if report.passed() {
         report = probe::same_host::run();
     }

@@ -2,7 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Outcome, Report, packet::Trial, run_all, same_host};
+use super::{
+    packet::Trial,
+    report::{Outcome, Report},
+    same_host, sockmap,
+};
 
 /// Which experiments are to be made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,7 +57,7 @@ impl Questions {
     pub fn answer(self) -> Answers {
         // The one about packets waits for its devices most of the time, so it goes on beside the others.
         let packet = self.packet.then(Trial::begin);
-        let sockmap = (self.sockmap || self.same_host).then(run_all);
+        let sockmap = (self.sockmap || self.same_host).then(sockmap::run_all);
         let passed = sockmap.as_ref().is_some_and(Report::passed);
         let same_host = (self.same_host && passed).then(|| {
             let report = same_host::run();

@@ -13,8 +13,7 @@ use std::{
 use snisplice_common::packet::{Tuple, look::Look};
 use thiserror::Error;
 
-use super::Programs;
-use crate::{datapath::packet::leg::tuple, socket};
+use crate::{datapath::packet::leg::tuple, kernel::packet::Programs, socket};
 
 /// Bytes that one end sends and the other does not read.
 const UNREAD: u32 = 4_321;
@@ -34,7 +33,7 @@ pub enum ProbeError {
 }
 
 /// Makes a connection on loopback and looks at both of its ends.
-pub(super) fn look(programs: &Programs) -> Result<(), ProbeError> {
+pub fn look(programs: &Programs) -> Result<(), ProbeError> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let mut one = TcpStream::connect(listener.local_addr()?)?;
     let local = one.local_addr()?;

@@ -5,7 +5,7 @@
 //! tell is whether packets that are rewritten and sent on arrive: that takes devices, and three hosts. They are made
 //! by a thread of its own, and vanish with it.
 
-use std::{io, net::IpAddr, rc::Rc, sync::Arc, thread, time::Duration};
+use std::{io, rc::Rc, sync::Arc, thread, time::Duration};
 
 use snisplice_common::packet::Totals;
 use tokio::{
@@ -15,8 +15,12 @@ use tokio::{
     time::timeout,
 };
 
-use self::netns::Net;
-use super::{Outcome, ProbeResult, Report, traffic::Ends};
+use super::{
+    netns::{Addresses, Net},
+    report::{Outcome, ProbeResult, Report},
+    socket_info,
+    traffic::Ends,
+};
 use crate::{
     account::{Account, Carrier},
     datapath::{
@@ -26,8 +30,6 @@ use crate::{
     kernel::packet::Programs,
     socket,
 };
-
-mod netns;
 
 /// How long one connection may take before it counts as hanging. A lost packet of its beginning costs a second.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -45,7 +47,7 @@ const FLOWS: u32 = 16;
 const REMEDY: &str =
     "serve with handover: {packet: false} or another datapath, and report this with the kernel's version";
 
-/// Experiments that are under way.
+/// Experiments that are under addresses.
 #[derive(Debug)]
 pub struct Trial(io::Result<thread::JoinHandle<Vec<ProbeResult>>>);
 
@@ -121,7 +123,7 @@ fn experiments(spoil: impl FnOnce(&Arc<Programs>)) -> Vec<ProbeResult> {
         "run with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, on a kernel with BTF whose verifier takes the programs",
     )];
     let Ok(programs) = programs else { return probes };
-    let look = programs.probe();
+    let look = socket_info::look(&programs);
     probes.push(judged("packet numbers", &look, REMEDY));
     if look.is_ok() {
         spoil(&programs);
@@ -161,9 +163,9 @@ fn with_traffic(programs: &Arc<Programs>) -> Vec<ProbeResult> {
     let mut probes = Vec::new();
     let ways = [(V4, net.v4()), (V6, net.v6())];
     let again = ways[0].1.as_ref().ok().copied().flatten();
-    for (name, way) in ways.into_iter().chain([(BESIDE, Ok(again))]) {
-        let way = match way {
-            Ok(Some(way)) => way,
+    for (name, addresses) in ways.into_iter().chain([(BESIDE, Ok(again))]) {
+        let addresses = match addresses {
+            Ok(Some(addresses)) => addresses,
             // This kernel is without.
             Ok(None) => continue,
             Err(why) => {
@@ -178,7 +180,7 @@ fn with_traffic(programs: &Arc<Programs>) -> Vec<ProbeResult> {
             probes.push(result(name, why, "packets are carried beside other programs untried"));
             continue;
         }
-        let attempt = || LocalSet::new().block_on(&runtime, judge(&net, way, programs));
+        let attempt = || LocalSet::new().block_on(&runtime, judge(&net, addresses, programs));
         let mut made = attempt();
         if made.is_err() {
             // A busy machine is no broken kernel: what fails twice in a row is.
@@ -196,31 +198,24 @@ fn with_traffic(programs: &Arc<Programs>) -> Vec<ProbeResult> {
     probes
 }
 
-async fn judge(net: &Net, way: Way, programs: &Arc<Programs>) -> Result<(), Failure> {
-    let connected = timeout(PATIENCE, connect(net, way)).await;
+async fn judge(net: &Net, addresses: Addresses, programs: &Arc<Programs>) -> Result<(), Failure> {
+    let connected = timeout(PATIENCE, connect(net, addresses)).await;
     let (ends, pair) =
         connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(Failure::NoConnection)?;
     let made = timeout(PATIENCE, Box::pin(carried(ends, pair, programs))).await;
     made.unwrap_or_else(|_| Err(Failure::Spoilt(format!("nothing moves any more after {PATIENCE:?}"))))
 }
 
-/// Addresses of one family: those that connections are made to.
-#[derive(Debug, Clone, Copy)]
-struct Way {
-    balancer: IpAddr,
-    backend: IpAddr,
-}
-
 /// Connections from the client to the balancer and from there to the backend.
-async fn connect(net: &Net, way: Way) -> io::Result<(Ends, Pair)> {
-    let new = || if way.backend.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+async fn connect(net: &Net, addresses: Addresses) -> io::Result<(Ends, Pair)> {
+    let new = || if addresses.backend.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
     let listen = |address| {
         let socket = new()?;
         socket.bind((address, 0).into())?;
         socket.listen(1)
     };
-    let front = listen(way.balancer)?;
-    let back = net.in_backend(|| listen(way.backend))?;
+    let front = listen(addresses.balancer)?;
+    let back = net.in_backend(|| listen(addresses.backend))?;
     let one = |from: TcpSocket, to: TcpListener| async move {
         let (near, far) = tokio::join!(from.connect(to.local_addr()?), to.accept());
         let (near, far): (TcpStream, TcpStream) = (near?, far?.0);

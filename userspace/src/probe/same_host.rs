@@ -14,7 +14,11 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Lab, Outcome, PATIENCE, ProbeResult, Report, SMALL_BUFFER, traffic::Ends};
+use super::{
+    lab::{self, Lab, PATIENCE, SMALL_BUFFER},
+    report::{Outcome, ProbeResult, Report},
+    traffic::Ends,
+};
 use crate::{
     account::Account,
     datapath::{
@@ -33,7 +37,7 @@ const ELSEWHERE: &str = "leave same_host out; such backends are served as any ot
 /// Makes the experiments. Blocks the calling thread. The datapath itself must have passed its own.
 #[must_use]
 pub fn run() -> Report {
-    Report { probes: super::on_a_thread(experiments) }
+    Report { probes: lab::on_a_thread(experiments) }
 }
 
 impl Report {

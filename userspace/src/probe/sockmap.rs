@@ -1,112 +1,26 @@
-//! What this kernel can do: small experiments on loopback, made before the first connection is accepted.
-//!
-//! Version numbers do not tell: distributions carry fixes back, and some of what the sockmap datapath needs can be
-//! switched off. So the very datapath is tried, on sockets of our own, for what older kernels got wrong. All of it
-//! takes well under a second.
+//! Whether sockets can be redirected: the datapath sockmap on sockets of our own.
 
-use std::{cell::Cell, fmt, io, net::Ipv4Addr, rc::Rc, sync::Arc, thread, time::Duration};
+use std::{cell::Cell, io, sync::Arc, time::Duration};
 
 use rustix::{
     thread::{CapabilitySet, capabilities},
     time::{ClockId, clock_getres},
 };
-use tokio::{
-    net::{TcpListener, TcpStream},
-    runtime,
-    task::{JoinHandle, LocalSet},
-    time::timeout,
-};
+use tokio::{runtime, task::LocalSet, time::timeout};
 
-use super::{
-    Kernel, Settings,
-    layout::{LayoutError, Types},
-};
 use crate::{
-    account::{Account, Carrier},
-    datapath::{
-        relay::Relay,
-        seam::{Datapath as _, End, Pair},
-        sockmap::{self, Sockmap},
+    datapath::seam::End,
+    kernel::{
+        Kernel, Settings,
+        layout::{LayoutError, Types},
     },
 };
 
-pub mod answers;
-pub mod packet;
-pub mod same_host;
-mod traffic;
-
-use traffic::{Ends, Pattern};
-
-/// What an experiment showed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
-    /// As it should be.
-    Passed,
-    /// It works, but not as well as it could.
-    Warning(String),
-    /// What it is about cannot be used here, for this reason.
-    Failed(String),
-    /// It could not be tried, for this reason, which says nothing about the kernel.
-    Untried(String),
-}
-
-/// One experiment.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ProbeResult {
-    /// What was looked at.
-    pub name: &'static str,
-    /// What it showed.
-    pub outcome: Outcome,
-    /// What to do about a warning or failure.
-    pub remedy: &'static str,
-}
-
-/// All experiments, in the order they were made. Those that could not be made because an earlier one failed are
-/// missing.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Report {
-    /// One for each experiment.
-    pub probes: Vec<ProbeResult>,
-}
-
-impl Report {
-    /// Whether the sockmap datapath can be used.
-    #[must_use]
-    pub fn passed(&self) -> bool {
-        self.failures().next().is_none()
-    }
-
-    /// What speaks against it.
-    pub fn failures(&self) -> impl Iterator<Item = &ProbeResult> {
-        self.probes.iter().filter(|probe| matches!(probe.outcome, Outcome::Failed(_)))
-    }
-}
-
-impl fmt::Display for ProbeResult {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, outcome, remedy } = self;
-        match outcome {
-            Outcome::Passed => writeln!(f, "ok       {name}"),
-            Outcome::Warning(why) => writeln!(f, "warning  {name}: {why}\n         remedy: {remedy}"),
-            Outcome::Failed(why) => writeln!(f, "failed   {name}: {why}\n         remedy: {remedy}"),
-            Outcome::Untried(why) => writeln!(f, "untried  {name}: {why}\n         remedy: {remedy}"),
-        }
-    }
-}
-
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for probe in &self.probes {
-            write!(f, "{probe}")?;
-        }
-        let verdict = if self.passed() {
-            "the kernel can move the bytes: datapath sockmap serves here, auto takes it, and relay serves anywhere"
-        } else {
-            "bytes are copied in userspace: auto takes the datapath relay, and sockmap refuses to start"
-        };
-        writeln!(f, "=> {verdict}")
-    }
-}
+use super::{
+    lab::{Lab, PATIENCE, SMALL_BUFFER, finished, on_a_thread},
+    report::{Outcome, ProbeResult, Report},
+    traffic::Ends,
+};
 
 /// Makes all experiments. Blocks the calling thread.
 #[must_use]
@@ -206,12 +120,6 @@ fn timer() -> ProbeResult {
     }
 }
 
-/// How long one experiment may take before it counts as hanging.
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// Small, so that everything is reached soon.
-const SMALL_BUFFER: u32 = 300 * 1024;
-
 fn experiments() -> Vec<ProbeResult> {
     let run = || {
         let settings = Settings {
@@ -241,20 +149,6 @@ fn experiments() -> Vec<ProbeResult> {
         std::iter::once(load).chain(made).collect()
     };
     on_a_thread(run)
-}
-
-/// Makes experiments where no runtime is in the way.
-fn on_a_thread(run: impl FnOnce() -> Vec<ProbeResult> + Send + 'static) -> Vec<ProbeResult> {
-    let thread = thread::Builder::new().name("probe".to_owned()).spawn(run);
-    thread
-        .and_then(|thread| thread.join().map_err(|_| io::Error::other("an experiment panicked")))
-        .unwrap_or_else(|error| {
-            vec![ProbeResult {
-                name: "experiments",
-                outcome: Outcome::Failed(error.to_string()),
-                remedy: "report this with the output of `snisplice probe`",
-            }]
-        })
 }
 
 async fn with_traffic(kernel: Arc<Kernel>) -> io::Result<Vec<ProbeResult>> {
@@ -296,70 +190,7 @@ enum Experiment {
     Reset,
 }
 
-/// Two carriers on loopback: one as in service, one with small buffers.
-struct Lab {
-    kernel: Arc<Kernel>,
-    listener: TcpListener,
-    usual: Rc<Sockmap>,
-    small: Rc<Sockmap>,
-}
-
 impl Lab {
-    async fn new(kernel: Arc<Kernel>) -> io::Result<Self> {
-        let usual = sockmap::Settings::new(PATIENCE);
-        let small = sockmap::Settings { send_buffer: SMALL_BUFFER, ..usual.clone() };
-        let carrier = |settings| Sockmap::new(kernel.clone(), Relay::new(PATIENCE), settings).map(Rc::new);
-        Ok(Self {
-            usual: carrier(usual)?,
-            small: carrier(small)?,
-            listener: TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?,
-            kernel,
-        })
-    }
-
-    async fn pair(&self) -> io::Result<(TcpStream, TcpStream)> {
-        let outer = TcpStream::connect(self.listener.local_addr()?).await?;
-        outer.set_nodelay(true)?;
-        let local = outer.local_addr()?;
-        loop {
-            // Anybody may connect to a port on loopback.
-            let (inner, peer) = self.listener.accept().await?;
-            if peer == local {
-                return Ok((outer, inner));
-            }
-        }
-    }
-
-    /// A carried connection, and how it ends. `before` bytes are sent each way before it is enrolled.
-    async fn link(
-        &self,
-        carrier: &Rc<Sockmap>,
-        before: u64,
-    ) -> io::Result<(Ends, JoinHandle<io::Result<End>>)> {
-        let ((client, our_client), (backend, our_backend)) = (self.pair().await?, self.pair().await?);
-        let ends = Ends::new(client, backend);
-        ends.client.send(before).await?;
-        ends.backend.send(before).await?;
-        let carrier = carrier.clone();
-        let ended = tokio::task::spawn_local(async move {
-            let account = Account::default();
-            let pair = Pair {
-                client: our_client,
-                backend: our_backend,
-                hello: Vec::new(),
-                same_host: false,
-                liveness: None,
-            };
-            let end = carrier.relay(pair, &account).await;
-            if account.carrier() == Some(Carrier::Sockmap) {
-                Ok(end)
-            } else {
-                Err(io::Error::other("the kernel did not take the sockets"))
-            }
-        });
-        Ok((ends, ended))
-    }
-
     async fn judge(&self, experiment: Experiment) -> Outcome {
         match timeout(PATIENCE, Box::pin(self.make(experiment))).await {
             Ok(Ok(())) => Outcome::Passed,
@@ -457,17 +288,4 @@ impl Lab {
         }
         ends.backend.expect(sent.get()).await
     }
-}
-
-/// Expects the ordinary end.
-async fn finished(ended: JoinHandle<io::Result<End>>) -> io::Result<()> {
-    match ended.await?? {
-        End::Finished => Ok(()),
-        other => Err(io::Error::other(format!("it ended as {}", other.reason()))),
-    }
-}
-
-/// Keeps the pattern in one place: what one end sends, the other expects.
-fn patterns() -> (Pattern, Pattern) {
-    (Pattern::new(0x5eed), Pattern::new(0xfeed))
 }

@@ -24,7 +24,12 @@ use rustix::{
     thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe},
 };
 
-use super::Way;
+/// Addresses of one family: those that connections are made to.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Addresses {
+    pub(super) balancer: IpAddr,
+    pub(super) backend: IpAddr,
+}
 
 /// The index of the first device in each namespace: above those that the kernel makes by itself.
 const FIRST: u32 = 100;
@@ -74,12 +79,12 @@ impl Net {
     }
 
     /// Gives everybody IPv4 addresses.
-    pub(super) fn v4(&self) -> io::Result<Option<Way>> {
+    pub(super) fn v4(&self) -> io::Result<Option<Addresses>> {
         self.address(V4.map(|pair| pair.map(IpAddr::from)), 24).map(Some)
     }
 
     /// The same in IPv6; `None` where the kernel is without.
-    pub(super) fn v6(&self) -> io::Result<Option<Way>> {
+    pub(super) fn v6(&self) -> io::Result<Option<Addresses>> {
         match self.address(V6.map(|pair| pair.map(IpAddr::from)), 64) {
             Ok(way) => Ok(Some(way)),
             Err(error) => match Errno::from_io_error(&error) {
@@ -90,13 +95,17 @@ impl Net {
         }
     }
 
-    fn address(&self, [towards_client, towards_backend]: [[IpAddr; 2]; 2], prefix: u8) -> io::Result<Way> {
+    fn address(
+        &self,
+        [towards_client, towards_backend]: [[IpAddr; 2]; 2],
+        prefix: u8,
+    ) -> io::Result<Addresses> {
         let ours = Route::new()?;
         ours.address(FIRST, towards_client[0], prefix)?;
         ours.address(SECOND, towards_backend[0], prefix)?;
         self.in_client(|| Route::new()?.address(FIRST, towards_client[1], prefix))?;
         self.in_backend(|| Route::new()?.address(FIRST, towards_backend[1], prefix))?;
-        Ok(Way { balancer: towards_client[0], backend: towards_backend[1] })
+        Ok(Addresses { balancer: towards_client[0], backend: towards_backend[1] })
     }
 
     /// Does something as the client: what is opened stays there.

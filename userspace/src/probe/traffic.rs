@@ -5,8 +5,6 @@ use std::{cell::Cell, io, net::Shutdown, time::Duration};
 use socket2::SockRef;
 use tokio::{net::TcpStream, task::yield_now};
 
-use super::patterns;
-
 /// A stream whose bytes depend on their position.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Pattern {
@@ -162,4 +160,9 @@ impl EndPoint {
             Ok(_) => Err(io::Error::other("a reset did not arrive as one")),
         }
     }
+}
+
+/// Keeps the pattern in one place: what one end sends, the other expects.
+pub(super) fn patterns() -> (Pattern, Pattern) {
+    (Pattern::new(0x5eed), Pattern::new(0xfeed))
 }
