@@ -10,42 +10,12 @@ use std::{
 };
 
 use crate::{
-    datapath::packet::stats::Refusal,
-    metrics::{ListenerCounters, Metrics, NONE},
+    metrics::{
+        ListenerCounters, Metrics, NONE,
+        labels::{Carrier, Direction, PacketRefusal},
+    },
     roster::Roster,
 };
-
-/// Which way bytes go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Direction {
-    /// From the client to the backend.
-    Up,
-    /// From the backend to the client.
-    Down,
-}
-
-/// What carried a connection; the `datapath` metric label.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Carrier {
-    /// Copied in userspace.
-    Relay,
-    /// Redirected in the kernel between sockets.
-    Sockmap,
-    /// Sent on in the kernel, packet by packet.
-    Packet,
-}
-
-impl Carrier {
-    /// Metric and log label.
-    #[must_use]
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Relay => "relay",
-            Self::Sockmap => "sockmap",
-            Self::Packet => "packet",
-        }
-    }
-}
 
 /// What all accounts of one listener on one worker share.
 #[derive(Debug)]
@@ -105,7 +75,7 @@ pub struct Account {
     pub(crate) serial: u32,
     pub(crate) opened: u32,
     carrier: Cell<Option<Carrier>>,
-    refused: Cell<Option<Refusal>>,
+    refused: Cell<Option<PacketRefusal>>,
     asked_for: Cell<NameMark>,
 }
 
@@ -227,13 +197,13 @@ impl Account {
     }
 
     /// Notes why packets do not carry the connection.
-    pub fn refused_in_packets(&self, why: Refusal) {
+    pub fn refused_in_packets(&self, why: PacketRefusal) {
         self.refused.set(Some(why));
     }
 
     /// Why packets do not carry the connection, if that was tried.
     #[must_use]
-    pub fn refusal(&self) -> Option<Refusal> {
+    pub fn refusal(&self) -> Option<PacketRefusal> {
         self.refused.get()
     }
 

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use snisplice_config::{Label, Listen, Resolve, admin::AdminAddress, model::DatapathKind, networks::Network};
 
-use crate::{account::Carrier, connections::MOST, privileges::UserOption, probe::answers::Questions};
+use crate::{connections::MOST, metrics::labels::Carrier, privileges::UserOption, probe::answers::Questions};
 
 /// TLS passthrough load balancer whose bytes move inside the kernel.
 #[derive(Debug, Parser)]

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use snisplice_config::networks::{Network, Networks};
 
-use crate::account::Carrier;
+use crate::metrics::labels::Carrier;
 
 /// How many are told unless somebody wants more.
 pub const MOST: usize = 1_000;

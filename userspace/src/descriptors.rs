@@ -2,7 +2,7 @@
 
 use crate::{
     admin::server::{CONNECTIONS, PROBES},
-    kernel::packet::low_descriptors::set_aside,
+    net::low_descriptors::set_aside,
 };
 
 /// Descriptors of one connection: the client's and the backend's socket.

@@ -10,6 +10,7 @@ pub mod account;
 pub mod admin;
 pub mod app;
 pub mod balance;
+pub mod bpf;
 pub mod cli;
 pub mod command;
 pub mod connect;
@@ -17,7 +18,6 @@ pub mod connections;
 pub mod datapath;
 pub mod descriptors;
 pub mod hello;
-pub mod kernel;
 pub mod limits;
 pub mod listener;
 pub mod liveness;
@@ -39,7 +39,7 @@ pub mod tls;
 pub mod upstream;
 pub mod worker;
 
-/// What threads meet by in [`kernel::signals`]. The test that takes them through all orders (`tests/signals`) has loom's.
+/// What threads meet by in [`bpf::wakeup`]. The test that takes them through all orders (`tests/signals`) has loom's.
 mod sync {
     pub(crate) use std::sync::{Mutex, MutexGuard, PoisonError};
 }

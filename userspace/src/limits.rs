@@ -6,6 +6,7 @@
 pub mod admission;
 pub mod backends;
 pub mod cidr;
+pub mod collector;
 pub mod hellos;
 pub mod source;
 

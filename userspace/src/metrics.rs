@@ -5,29 +5,24 @@
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeLabelSet, text},
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _, text},
+    metrics::{
+        counter::{ConstCounter, Counter},
+        family::Family,
+        gauge::Gauge,
+    },
     registry::{Metric, Registry},
 };
 
 pub use self::series::{Gone, Names};
-use self::{
-    kernel::KernelCounters,
-    packet::PacketCounters,
-    same_host::SameHostCounters,
-    series::{Kind, Labels, Series},
-};
-use crate::datapath::seam::InKernel;
+use self::series::{Kind, Labels, Series};
 
-pub mod kernel;
-pub mod limits;
-pub mod packet;
-pub mod same_host;
+pub mod labels;
 mod series;
 
 /// The label value for a connection that never had a route, a backend or a datapath.
@@ -159,9 +154,8 @@ pub struct Metrics {
     accept_errors: Series<ByListener, Counter>,
     datapath: Family<InService, Gauge>,
     probing: Gauge,
-    kernel: Later<KernelCounters>,
-    packet: Later<PacketCounters>,
-    short_cut: Later<SameHostCounters>,
+    /// Counters of what is loaded once the metrics are in use.
+    added: Mutex<Families>,
     same_host: Gauge,
     gone: Mutex<Gone>,
     /// Configurations put into service since the start.
@@ -191,9 +185,7 @@ impl Metrics {
             accept_errors: Series::default(),
             datapath: Family::default(),
             probing: Gauge::default(),
-            kernel: Later::default(),
-            packet: Later::default(),
-            short_cut: Later::default(),
+            added: Mutex::default(),
             same_host: Gauge::default(),
             gone: Mutex::default(),
             config_generation: Gauge::default(),
@@ -248,10 +240,6 @@ impl Metrics {
             "Configurations refused since the start; the last good one kept serving",
             metrics.config_rejected.clone(),
         );
-        registry.register_collector(Box::new(crate::log::Counters));
-        registry.register_collector(Box::new(metrics.kernel.clone()));
-        registry.register_collector(Box::new(metrics.short_cut.clone()));
-        registry.register_collector(Box::new(metrics.packet.clone()));
         metrics
     }
 
@@ -260,19 +248,13 @@ impl Metrics {
         self.registry.register_collector(collector);
     }
 
-    /// Shows the counters of what is in the kernel from now on; they are read from its maps at each scrape. Only the first
-    /// time counts.
-    pub fn has_in_kernel(&self, found: &InKernel) {
-        let InKernel { programs, kernel } = found;
-        if let Some(kernel) = kernel {
-            let _ = self.kernel.0.set(KernelCounters(kernel.clone()));
-            if kernel.same_host().is_some() {
-                let _ = self.short_cut.0.set(SameHostCounters(kernel.clone()));
-            }
-        }
-        if let Some(programs) = programs {
-            let _ = self.packet.0.set(PacketCounters(programs.clone()));
-        }
+    /// Adds such counters once the metrics are in use, as of programs that are loaded later.
+    pub fn adds(&self, collector: Box<dyn Collector>) {
+        self.added().register_collector(collector);
+    }
+
+    fn added(&self) -> MutexGuard<'_, Families> {
+        self.added.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes whether it is still to be found out what this kernel can do.
@@ -320,7 +302,7 @@ impl Metrics {
     /// The Prometheus text exposition of everything.
     pub fn encode(&self) -> Result<String, fmt::Error> {
         let mut text = String::new();
-        for family in &self.registry.0 {
+        for family in self.registry.0.iter().chain(&self.added().0) {
             text::encode_registry(&mut text, family)?;
         }
         text::encode_eof(&mut text)?;
@@ -331,10 +313,10 @@ impl Metrics {
     #[must_use]
     pub fn encode_family(&self, index: usize) -> Option<String> {
         let mut text = String::new();
-        let families = &self.registry.0;
-        let encoded = match families.get(index) {
+        let (families, added) = (&self.registry.0, &self.added().0);
+        let encoded = match families.iter().chain(added).nth(index) {
             Some(family) => text::encode_registry(&mut text, family),
-            None if index == families.len() => text::encode_eof(&mut text),
+            None if index == families.len() + added.len() => text::encode_eof(&mut text),
             None => return None,
         };
         // Writing to a string does not fail.
@@ -401,26 +383,30 @@ impl Metrics {
     }
 }
 
-/// Counters of something that may be loaded only after the metrics are there.
-#[derive(Debug)]
-struct Later<C>(Arc<OnceLock<C>>);
-
-impl<C> Default for Later<C> {
-    fn default() -> Self {
-        Self(Arc::default())
+/// A counter for each value of a label, for a collector.
+pub(crate) fn by_label<const N: usize>(
+    encoder: &mut DescriptorEncoder,
+    name: &str,
+    help: &str,
+    label: &'static str,
+    values: [(&'static str, u64); N],
+) -> fmt::Result {
+    let kind = ConstCounter::new(0_u64).metric_type();
+    let mut family = encoder.encode_descriptor(name, help, None, kind)?;
+    for (value_of_label, value) in values {
+        ConstCounter::new(value).encode(family.encode_family(&[(label, value_of_label)])?)?;
     }
+    Ok(())
 }
 
-impl<C> Clone for Later<C> {
-    fn clone(&self) -> Self {
-        Self(self.0.clone())
-    }
-}
-
-impl<C: Collector> Collector for Later<C> {
-    fn encode(&self, encoder: DescriptorEncoder) -> fmt::Result {
-        self.0.get().map_or(Ok(()), |counters| counters.encode(encoder))
-    }
+/// A counter for each reason, for a collector.
+pub(crate) fn by_reason<const N: usize>(
+    encoder: &mut DescriptorEncoder,
+    name: &str,
+    help: &str,
+    values: [(&'static str, u64); N],
+) -> fmt::Result {
+    by_label(encoder, name, help, "why", values)
 }
 
 /// One listener's counters, looked up once and not per connection.

@@ -1,5 +1,6 @@
 //! What the daemon asks the kernel about the network around it.
 
 pub mod local_address;
+pub mod low_descriptors;
 pub mod repair;
 pub mod rtnetlink;

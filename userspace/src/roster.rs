@@ -17,8 +17,9 @@ use tokio::{
 };
 
 use crate::{
-    account::{Account, Carrier, NameMark},
+    account::{Account, NameMark},
     connections::{Connection, Filter},
+    metrics::labels::Carrier,
     session::Service,
     socket,
 };

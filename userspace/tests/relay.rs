@@ -4,11 +4,12 @@
 use std::{io::ErrorKind, time::Duration};
 
 use snisplice::{
-    account::{Account, Carrier},
+    account::Account,
     datapath::{
         relay::Relay,
         seam::{Datapath, End, Pair},
     },
+    metrics::labels::Carrier,
     socket,
 };
 use tokio::{

@@ -6,20 +6,23 @@ use anyhow::Context as _;
 use snisplice_config::model::{DatapathKind, Model};
 
 use crate::{
+    bpf::{
+        packet::{Pins, Programs, collector::PacketCounters},
+        sockmap::{
+            self, Kernel, collector::KernelCounters, same_host, same_host_collector::SameHostCounters,
+        },
+    },
     datapath::{
         factory::{Chosen, Factory},
         packet::orphan::Orphans,
         seam::{InKernel, Patience},
     },
-    kernel::{
-        self, Kernel,
-        packet::{Pins, Programs},
-        same_host,
-    },
     liveness::Liveness,
     metrics::Metrics,
-    probe::answers::{Answers, Questions},
-    probe::socket_info,
+    probe::{
+        answers::{Answers, Questions},
+        socket_info,
+    },
 };
 
 /// Decides what serves, by what the operator asked for and what this kernel can do.
@@ -72,7 +75,7 @@ pub(super) fn orphans(
 #[derive(Debug, Clone)]
 pub(super) struct Needs {
     datapath: DatapathKind,
-    settings: kernel::Settings,
+    settings: sockmap::Settings,
     /// Places for flows in packets.
     places: u32,
     packet: bool,
@@ -85,7 +88,7 @@ impl Needs {
     pub(super) fn of(model: &Model) -> Self {
         Self {
             datapath: model.datapath,
-            settings: kernel::Settings {
+            settings: sockmap::Settings {
                 connections: model.limits.connections,
                 in_flight_bytes: model.limits.in_flight_bytes,
                 total_in_flight_bytes: model.limits.total_in_flight_bytes,
@@ -178,7 +181,7 @@ fn same_host_of(answers: &Answers) -> Option<OwnedFd> {
     same_host::cgroup().ok()
 }
 
-/// Shows what was found in the metrics.
+/// Shows what was found in the metrics, whose counters are read from its maps at each scrape. To be called once.
 pub(super) fn show(needs: &Needs, found: &InKernel, metrics: &Metrics) {
     if needs.same_host {
         metrics.same_host(found.kernel.as_ref().is_some_and(|kernel| kernel.same_host().is_some()));
@@ -186,5 +189,14 @@ pub(super) fn show(needs: &Needs, found: &InKernel, metrics: &Metrics) {
             tracing::warn!("same_host needs the datapath sockmap: such backends are served as any other");
         }
     }
-    metrics.has_in_kernel(found);
+    let InKernel { programs, kernel } = found;
+    if let Some(kernel) = kernel {
+        metrics.adds(Box::new(KernelCounters(kernel.clone())));
+        if kernel.same_host().is_some() {
+            metrics.adds(Box::new(SameHostCounters(kernel.clone())));
+        }
+    }
+    if let Some(programs) = programs {
+        metrics.adds(Box::new(PacketCounters(programs.clone())));
+    }
 }

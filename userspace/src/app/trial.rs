@@ -21,8 +21,9 @@ use tokio::sync::mpsc;
 
 use super::datapath::{self, Needs};
 use crate::{
+    bpf::sockmap,
     datapath::seam::InKernel,
-    kernel, memory,
+    memory,
     probe::answers::{Answers, Questions},
 };
 
@@ -222,7 +223,7 @@ impl Key {
             program: env!("CARGO_PKG_VERSION").to_owned(),
             kernel: uname().release().to_string_lossy().into_owned(),
             boot: fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned(),
-            objects: kernel::objects(),
+            objects: sockmap::objects(),
             capabilities: capabilities(None)?.effective.bits(),
         })
     }

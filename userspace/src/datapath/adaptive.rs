@@ -29,7 +29,7 @@ use super::{
     seam::{Carry, Datapath, End, HelloMode, InKernel, Pair},
     sockmap::{self, Sockmap},
 };
-use crate::account::{Account, Carrier};
+use crate::{account::Account, metrics::labels::Carrier};
 
 /// One worker's instance.
 #[derive(Debug)]

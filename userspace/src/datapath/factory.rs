@@ -11,7 +11,7 @@ use super::{
     seam::{Datapath, InKernel, Patience},
     sockmap::{self, Sockmap},
 };
-use crate::kernel::{Kernel, packet::Programs};
+use crate::bpf::{packet::Programs, sockmap::Kernel};
 
 /// A datapath that was chosen; every worker builds its own instance from it.
 #[derive(Debug, Clone)]

@@ -6,7 +6,7 @@
 //! they deliver, with the relay's help, and hear of its acknowledgement. From then on they only hold the ports.
 //!
 //! Loss, congestion, flow control and the end of the connection are between client and backend. What cannot be
-//! carried so is relayed, for a reason that is counted ([`stats::Refusal`]).
+//! carried so is relayed, for a reason that is counted ([`stats::PacketRefusal`]).
 
 use std::{
     cell::RefCell,
@@ -30,18 +30,18 @@ use self::{
     linger::Lingering,
     maps::Maps,
     plan::{Leg, Plan},
-    stats::Refusal,
 };
 use super::{
     relay::{self, Terms},
     seam::{Carry, Datapath, HelloMode, Pair, Patience},
 };
 use crate::{
-    account::{Account, Carrier, InPackets},
-    kernel::{
+    account::{Account, InPackets},
+    bpf::{
         packet::{AttachError, Programs},
-        signals::{Side, Signals, Token},
+        wakeup::{Side, Signals, Token},
     },
+    metrics::labels::{Carrier, PacketRefusal},
 };
 
 mod bypass;
@@ -52,7 +52,6 @@ mod maps;
 pub mod orphan;
 mod plan;
 mod retake;
-pub mod stats;
 
 /// One worker's instance.
 #[derive(Debug)]
@@ -134,7 +133,7 @@ impl Packet {
         } else if !is_last {
             Seen::NotYet(watched)
         } else {
-            self.refuse(Refusal::Bypassed, account);
+            self.refuse(PacketRefusal::Bypassed, account);
             Seen::Never
         }
     }
@@ -150,7 +149,7 @@ impl Packet {
         self.flow(self.begin(entry, legs, &connection, true), connection, account)
     }
 
-    fn refuse(&self, why: Refusal, account: &Account) {
+    fn refuse(&self, why: PacketRefusal, account: &Account) {
         account.refused_in_packets(why);
         tracing::debug!(why = why.label(), "not carried in packets");
         self.shared.programs.stats().refuse(why);
@@ -158,7 +157,7 @@ impl Packet {
 
     fn flow<'a>(
         &self,
-        begun: Result<Entry, Refusal>,
+        begun: Result<Entry, PacketRefusal>,
         connection: Box<relay::Connection>,
         account: &'a Account,
     ) -> Result<Flow<'a>, Box<relay::Connection>> {
@@ -180,7 +179,7 @@ impl Packet {
     }
 
     /// Gives a connection a place in the maps, if nothing speaks against it. Its packets are its own sockets' still.
-    fn admit(&self, connection: &relay::Connection) -> Result<(Entry, [Leg; 2]), Refusal> {
+    fn admit(&self, connection: &relay::Connection) -> Result<(Entry, [Leg; 2]), PacketRefusal> {
         let legs = [leg::of(&connection.client)?, leg::of(&connection.backend)?];
         plan::admit(&legs[0], &legs[1])?;
         leg::admit(&connection.client)?;
@@ -202,7 +201,7 @@ impl Packet {
         mut legs: [Leg; 2],
         connection: &relay::Connection,
         watched: bool,
-    ) -> Result<Entry, Refusal> {
+    ) -> Result<Entry, PacketRefusal> {
         let relay::Connection { client, backend, upward, downward, .. } = connection;
         let fresh = self.look(&mut legs)?;
         if !watched {
@@ -211,7 +210,7 @@ impl Packet {
             let begun = legs.each_ref().map(|leg| maps.take_begun(&leg.tuple));
             // Where the programs have only just come, they have not seen the beginning of anything.
             if begun != [true; 2] && !fresh {
-                return Err(Refusal::Bypassed);
+                return Err(PacketRefusal::Bypassed);
             }
         }
         for (leg, stream) in legs.iter_mut().zip([client, backend]) {
@@ -235,7 +234,7 @@ impl Packet {
         &self,
         legs: &'l mut [Leg; 2],
         connection: &relay::Connection,
-    ) -> Result<[&'l Look; 2], Refusal> {
+    ) -> Result<[&'l Look; 2], PacketRefusal> {
         let before = legs.each_ref().map(|leg| leg.look.rcv_nxt);
         self.look_at(legs)?;
         let is_open = |stream| leg::of(stream).map(|leg| leg.established);
@@ -243,7 +242,7 @@ impl Packet {
             legs.iter().zip(before.iter().zip([&connection.client, &connection.backend]))
         {
             if leg.look.rcv_nxt != *before && !is_open(stream)? {
-                return Err(Refusal::PeerClosed);
+                return Err(PacketRefusal::PeerClosed);
             }
         }
         Ok(legs.each_ref().map(|leg| &leg.look))
@@ -251,7 +250,7 @@ impl Packet {
 
     /// Completes what is known of both legs, and has the programs on the devices that they use. True if they were not there
     /// before.
-    fn look(&self, legs: &mut [Leg; 2]) -> Result<bool, Refusal> {
+    fn look(&self, legs: &mut [Leg; 2]) -> Result<bool, PacketRefusal> {
         self.look_at(legs)?;
         let attached = self.attach(legs.each_ref().map(|leg| &leg.look))?;
         if attached {
@@ -261,11 +260,11 @@ impl Packet {
         Ok(attached)
     }
 
-    fn look_at(&self, legs: &mut [Leg; 2]) -> Result<(), Refusal> {
+    fn look_at(&self, legs: &mut [Leg; 2]) -> Result<(), PacketRefusal> {
         let tuples = [legs[0].tuple, legs[1].tuple];
         let looks = self.shared.programs.look(tuples).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => Refusal::PeerClosed,
-            _ => Refusal::Other,
+            io::ErrorKind::NotFound => PacketRefusal::PeerClosed,
+            _ => PacketRefusal::Other,
         })?;
         for (leg, look) in legs.iter_mut().zip(looks) {
             leg.look = look;
@@ -274,17 +273,17 @@ impl Packet {
     }
 
     /// Has the programs on the devices of both legs. True if they were not there before.
-    fn attach(&self, looks: [&Look; 2]) -> Result<bool, Refusal> {
+    fn attach(&self, looks: [&Look; 2]) -> Result<bool, PacketRefusal> {
         let mut attached = false;
         for look in looks {
             if look.tx_device == 0 {
-                return Err(Refusal::Device);
+                return Err(PacketRefusal::Device);
             }
             for device in [look.rx_device, look.tx_device] {
                 match self.shared.programs.is_attached(device) {
                     _ if device == 0 => {}
                     Some(true) => {}
-                    Some(false) => return Err(Refusal::Device),
+                    Some(false) => return Err(PacketRefusal::Device),
                     None => {
                         self.shared.programs.attach(device).map_err(|error| unattached(device, &error))?;
                         attached = true;
@@ -296,13 +295,13 @@ impl Packet {
     }
 }
 
-fn unattached(device: u32, error: &AttachError) -> Refusal {
+fn unattached(device: u32, error: &AttachError) -> PacketRefusal {
     if matches!(error, AttachError::NotEthernet) {
         tracing::debug!(device, %error, "connections over this device are relayed");
     } else {
         tracing::warn!(device, %error, "connections over this device are relayed");
     }
-    Refusal::Device
+    PacketRefusal::Device
 }
 
 impl Datapath for Packet {

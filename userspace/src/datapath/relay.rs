@@ -30,8 +30,9 @@ use super::{
     seam::{Carry, Datapath, End, HelloMode, Pair, Patience},
 };
 use crate::{
-    account::{Account, Carrier, Direction},
+    account::Account,
     liveness::Liveness,
+    metrics::labels::{Carrier, Direction},
 };
 
 mod waiting;

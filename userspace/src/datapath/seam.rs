@@ -7,7 +7,7 @@ use tokio::net::TcpStream;
 
 use crate::{
     account::Account,
-    kernel::{Kernel, packet::Programs},
+    bpf::{packet::Programs, sockmap::Kernel},
     liveness::Liveness,
 };
 

@@ -27,7 +27,6 @@ use tokio::{io::Interest, net::TcpStream, task::AbortHandle};
 use self::{
     connection::{Connection, Leg},
     maps::Maps,
-    stats::Refusal,
     watch::Watch,
 };
 use super::{
@@ -36,11 +35,12 @@ use super::{
     seam::{Carry, Datapath, End, HelloMode, Pair, Patience},
 };
 use crate::{
-    account::{Account, Carrier, Direction},
-    kernel::{
-        Kernel,
-        signals::{Side, Signals, Token},
+    account::Account,
+    bpf::{
+        sockmap::{Kernel, stats::Refusal},
+        wakeup::{Side, Signals, Token},
     },
+    metrics::labels::{Carrier, Direction},
     socket,
 };
 
@@ -49,7 +49,6 @@ mod copying;
 mod held;
 mod maps;
 mod share;
-pub mod stats;
 mod watch;
 
 /// What the send buffers of both sockets may hold; the kernel doubles it. Large, since redirecting stops before it is

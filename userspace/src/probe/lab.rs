@@ -12,13 +12,14 @@ use super::{
     traffic::Ends,
 };
 use crate::{
-    account::{Account, Carrier},
+    account::Account,
+    bpf::sockmap::Kernel,
     datapath::{
         relay::Relay,
         seam::{Datapath as _, End, Pair},
         sockmap::{self, Sockmap},
     },
-    kernel::Kernel,
+    metrics::labels::Carrier,
 };
 
 /// How long one experiment may take before it counts as hanging.

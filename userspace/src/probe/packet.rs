@@ -22,12 +22,13 @@ use super::{
     traffic::Ends,
 };
 use crate::{
-    account::{Account, Carrier},
+    account::Account,
+    bpf::packet::Programs,
     datapath::{
-        packet::{Packet, stats::Refusal},
+        packet::Packet,
         seam::{Datapath as _, End, Pair},
     },
-    kernel::packet::Programs,
+    metrics::labels::{Carrier, PacketRefusal},
     socket,
 };
 
@@ -241,7 +242,7 @@ async fn connect(net: &Net, addresses: Addresses) -> io::Result<(Ends, Pair)> {
 
 /// Both sides send and finish; the other one reads just that.
 async fn carried(ends: Ends, pair: Pair, programs: &Arc<Programs>) -> Result<(), Failure> {
-    let refused = || Refusal::ALL.map(|why| programs.stats().refused(why));
+    let refused = || PacketRefusal::ALL.map(|why| programs.stats().refused(why));
     let (before, refused_before) = (totals(programs)?, refused());
     let packet = Rc::new(Packet::new(programs.clone(), PATIENCE)?);
     let Ends { client, backend } = &ends;
@@ -257,7 +258,7 @@ async fn carried(ends: Ends, pair: Pair, programs: &Arc<Programs>) -> Result<(),
     };
     let account = Account::default();
     let (end, exchanged) = tokio::join!(packet.relay(pair, &account), exchange);
-    let why = Refusal::ALL.into_iter().zip(refused_before.into_iter().zip(refused()));
+    let why = PacketRefusal::ALL.into_iter().zip(refused_before.into_iter().zip(refused()));
     if let Some((why, _)) = why.into_iter().find(|(_, (before, after))| after > before) {
         return Err(Failure::Spoilt(format!("the connection was not carried ({})", why.label())));
     }

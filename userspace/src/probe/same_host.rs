@@ -21,13 +21,13 @@ use super::{
 };
 use crate::{
     account::Account,
+    bpf::sockmap::{
+        Kernel, Settings,
+        same_host::{self, SameHost},
+    },
     datapath::{
         seam::{Datapath as _, Pair},
         sockmap::Sockmap,
-    },
-    kernel::{
-        Kernel, Settings,
-        same_host::{self, SameHost},
     },
     socket,
 };

@@ -13,7 +13,10 @@ use std::{
 use snisplice_common::packet::{Tuple, look::Look};
 use thiserror::Error;
 
-use crate::{datapath::packet::leg::tuple, kernel::packet::Programs, socket};
+use crate::{
+    bpf::packet::{Programs, tuple::tuple},
+    socket,
+};
 
 /// Bytes that one end sends and the other does not read.
 const UNREAD: u32 = 4_321;

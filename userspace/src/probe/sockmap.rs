@@ -9,11 +9,11 @@ use rustix::{
 use tokio::{runtime, task::LocalSet, time::timeout};
 
 use crate::{
-    datapath::seam::End,
-    kernel::{
-        Kernel, Settings,
+    bpf::{
         layout::{LayoutError, Types},
+        sockmap::{Kernel, Settings},
     },
+    datapath::seam::End,
 };
 
 use super::{

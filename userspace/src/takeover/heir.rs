@@ -17,7 +17,7 @@ use super::{
     Channel, Place,
     message::{Message, VERSION},
 };
-use crate::{admin::server::Socket, kernel::packet::Pins};
+use crate::{admin::server::Socket, bpf::packet::Pins};
 
 /// How long the old process may take to answer; another takeover may be under way.
 const ANSWER: Duration = Duration::from_secs(60);

@@ -25,10 +25,9 @@ use std::{
 use aya::maps::{Array, HashMap, Map, MapData};
 use libtest_mimic::{Arguments, Trial};
 use snisplice::{
-    datapath::packet::leg::tuple,
-    kernel::{
-        packet::Programs,
-        signals::{Ready, Side, Signals, Token, What},
+    bpf::{
+        packet::{Programs, tuple::tuple},
+        wakeup::{Ready, Side, Signals, Token, What},
     },
     probe::packet::Trial as Experiments,
 };

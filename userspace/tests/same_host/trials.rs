@@ -17,7 +17,7 @@ use rustix::{
     },
     io::retry_on_intr,
 };
-use snisplice::{account::Carrier, socket};
+use snisplice::{metrics::labels::Carrier, socket};
 use snisplice_common::{
     Cookie,
     shortcut::{BackendEnd, Shortcut, ShortcutCounters},

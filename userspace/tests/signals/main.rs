@@ -2,7 +2,7 @@
 //! orders in which they can come to the lock; a wake-up that is lost is a deadlock to it.
 
 #[expect(dead_code, unreachable_pub, unused_imports, reason = "it is the library's, with its tests")]
-#[path = "../../src/kernel/signals.rs"]
+#[path = "../../src/bpf/wakeup.rs"]
 mod signals;
 
 /// Loom's in the place of the library's.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use libtest_mimic::Trial;
-use snisplice::{account::Carrier, datapath::sockmap::stats::Refusal};
+use snisplice::{bpf::sockmap::stats::Refusal, metrics::labels::Carrier};
 
 use crate::{
     data::{Random, Stream, expect_eof, expect_reset},

@@ -3,7 +3,7 @@
 use std::{thread, time::Duration};
 
 use libtest_mimic::Trial;
-use snisplice::account::Carrier;
+use snisplice::metrics::labels::Carrier;
 
 use crate::{
     data::{Random, Stream, expect_eof},

@@ -16,7 +16,7 @@ mod verifier;
 use std::{fs, process::ExitCode};
 
 use libtest_mimic::{Arguments, Trial};
-use snisplice::kernel::{Kernel, Settings};
+use snisplice::bpf::sockmap::{Kernel, Settings};
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();

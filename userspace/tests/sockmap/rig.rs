@@ -10,13 +10,14 @@ use std::{
 
 use aya::maps::{HashMap, Map, MapData, SockHash};
 use snisplice::{
-    account::{Account, Carrier},
+    account::Account,
+    bpf::sockmap::{Kernel, Settings, same_host},
     datapath::{
         relay::Relay,
         seam::{Datapath as _, Pair},
         sockmap::{self, Sockmap},
     },
-    kernel::{self, Kernel},
+    metrics::labels::Carrier,
 };
 use snisplice_common::{
     Cookie,
@@ -105,13 +106,13 @@ impl Rig {
     }
 
     pub(crate) fn with(options: &Options) -> Self {
-        let settings = kernel::Settings {
+        let settings = Settings {
             connections: options.connections,
             in_flight_bytes: options.in_flight_bytes,
             total_in_flight_bytes: options.total_in_flight_bytes,
         };
         let kernel = if options.same_host {
-            let cgroup = kernel::same_host::cgroup().expect("cgroup2 is mounted");
+            let cgroup = same_host::cgroup().expect("cgroup2 is mounted");
             Kernel::load_same_host(&settings, &cgroup)
         } else {
             Kernel::load(&settings)

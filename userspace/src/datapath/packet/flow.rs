@@ -16,16 +16,16 @@ use super::{
     Shared,
     bypass::{self, Doubt},
     plan,
-    stats::{Refusal, TakenBack},
 };
 use crate::{
-    account::{Account, Carrier, Direction, InPackets},
+    account::{Account, InPackets},
+    bpf::packet::{LOOK, Lead, stats::TakenBack},
     datapath::{
         relay::{Connection, Terms, failure},
         seam::{End, Patience},
     },
-    kernel::packet::{LOOK, Lead},
     log::log_limit,
+    metrics::labels::{Carrier, Direction, PacketRefusal},
     socket,
     takeover::message::Message,
 };
@@ -67,12 +67,12 @@ pub(super) struct Entry {
 
 impl Entry {
     /// Reserves a place. `slot` is the flow's from now on, also if that fails.
-    pub(super) fn new(shared: &Rc<Shared>, slot: usize, tuples: [Tuple; 2]) -> Result<Self, Refusal> {
+    pub(super) fn new(shared: &Rc<Shared>, slot: usize, tuples: [Tuple; 2]) -> Result<Self, PacketRefusal> {
         let reserve = || shared.programs.reserve();
         let place = reserve().or_else(|| shared.forget_oldest().then(reserve).flatten());
         let Some(flow) = place else {
             shared.signals.remove(slot);
-            return Err(Refusal::Full);
+            return Err(PacketRefusal::Full);
         };
         Ok(Self {
             shared: shared.clone(),
@@ -88,12 +88,12 @@ impl Entry {
         })
     }
 
-    pub(super) fn set_rules(&self, rules: Rules) -> Result<(), Refusal> {
+    pub(super) fn set_rules(&self, rules: Rules) -> Result<(), PacketRefusal> {
         self.rules.set(rules);
         self.shared.maps.borrow_mut().set_rules(self.flow, rules).map_err(|error| refusal(&error))
     }
 
-    pub(super) fn set_state(&mut self, state: State, written: [u64; 2]) -> Result<(), Refusal> {
+    pub(super) fn set_state(&mut self, state: State, written: [u64; 2]) -> Result<(), PacketRefusal> {
         self.written = written;
         self.shared.maps.borrow_mut().set_state(self.flow, state).map_err(|error| refusal(&error))
     }
@@ -130,7 +130,7 @@ impl Entry {
     }
 
     /// The rules once more, after a look at what had come before they were there.
-    pub(super) fn set_late(&mut self, rules: Rules, looks: [&Look; 2]) -> Result<(), Refusal> {
+    pub(super) fn set_late(&mut self, rules: Rules, looks: [&Look; 2]) -> Result<(), PacketRefusal> {
         self.heard = looks.map(|look| look.snd_una);
         self.set_rules(rules)
     }
@@ -140,7 +140,7 @@ impl Entry {
         self.state().is_ok_and(|state| state.ways.iter().all(|track| track.packets > 0))
     }
 
-    pub(super) fn add_tuples(&self) -> Result<(), Refusal> {
+    pub(super) fn add_tuples(&self) -> Result<(), PacketRefusal> {
         let mut maps = self.shared.maps.borrow_mut();
         for (tuple, slot) in self.tuples.iter().zip(Shared::slots(self.flow)) {
             maps.add_tuple(tuple, slot).map_err(|error| refusal(&error))?;
@@ -233,12 +233,12 @@ impl Drop for Entry {
     }
 }
 
-fn refusal(error: &io::Error) -> Refusal {
+fn refusal(error: &io::Error) -> PacketRefusal {
     use rustix::io::Errno;
     match Errno::from_io_error(error) {
-        Some(Errno::EXIST) => Refusal::Busy,
-        Some(Errno::TOOBIG | Errno::NOMEM) => Refusal::Full,
-        _ => Refusal::Other,
+        Some(Errno::EXIST) => PacketRefusal::Busy,
+        Some(Errno::TOOBIG | Errno::NOMEM) => PacketRefusal::Full,
+        _ => PacketRefusal::Other,
     }
 }
 
@@ -372,11 +372,11 @@ impl<'a> Flow<'a> {
     /// the stream, and what was sent on and lost is sent again to them.
     async fn relay(mut self: Box<Self>, terms: &Terms) -> End {
         tracing::debug!("packets of a flow take another way, relaying");
-        self.entry.shared.programs.stats().refuse(Refusal::Bypassed);
+        self.entry.shared.programs.stats().refuse(PacketRefusal::Bypassed);
         self.entry.set_mode(OFF);
         self.ended = true;
         self.account.carried_by(Carrier::Relay);
-        self.account.refused_in_packets(Refusal::Bypassed);
+        self.account.refused_in_packets(PacketRefusal::Bypassed);
         let Sockets::Settling(connection) = &mut self.sockets else { return End::Finished };
         for socket in [&connection.client, &connection.backend] {
             let _ = socket::finish_on_close(socket);

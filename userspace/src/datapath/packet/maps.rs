@@ -8,7 +8,7 @@ use snisplice_common::packet::{
     flow::{Rules, State},
 };
 
-use crate::kernel::packet::Programs;
+use crate::bpf::packet::Programs;
 
 /// Only where there is no such key yet: `BPF_NOEXIST`.
 const NEW: u64 = 1;

@@ -21,15 +21,14 @@ use socket2::Socket;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_util::sync::CancellationToken;
 
-use super::{Shared, flow::is_half_closed, leg, linger::LINGER, maps::Maps};
+use super::{Shared, flow::is_half_closed, linger::LINGER, maps::Maps};
 use crate::{
-    account::Carrier,
+    bpf::packet::{Lead, Programs, tuple},
     connections::{Connection, Filter},
     datapath::seam::{End, Patience},
-    kernel::packet::{Lead, Programs},
     liveness::Liveness,
     log::log_limit,
-    metrics::{Metrics, NONE},
+    metrics::{Metrics, NONE, labels::Carrier},
     net::repair,
     roster::{self, Request},
     socket,
@@ -185,7 +184,7 @@ impl Orphans {
         let rules = Rules { token: NOBODY, ..self.maps.rules(flow)? };
         self.maps.set_rules(flow, rules)?;
         // What goes up is sent to the backend.
-        let [up, down] = rules.ways.each_ref().map(leg::of_receiver);
+        let [up, down] = rules.ways.each_ref().map(tuple::of_receiver);
         let now = Instant::now();
         let mut orphan = Orphan {
             flow,
@@ -396,7 +395,7 @@ impl Orphans {
     }
 
     fn describe(&self, orphan: &Orphan) -> Connection {
-        let [client, backend] = orphan.tuples.map(|tuple| tuple.map(|tuple| leg::ends(&tuple)));
+        let [client, backend] = orphan.tuples.map(|tuple| tuple.map(|tuple| tuple::ends(&tuple)));
         let state = self.maps.state(orphan.flow).ok();
         let delivered = |way| state.as_ref().map_or(0, |state| state.delivered(way));
         Connection {
@@ -516,7 +515,7 @@ impl Orphan {
             && filter.sni.is_none()
             && filter.carrier.is_none_or(|carrier| carrier == Carrier::Packet)
             && filter.client.as_ref().is_none_or(|networks| {
-                let client = self.tuples[Peer::Client as usize].map(|tuple| leg::ends(&tuple).1);
+                let client = self.tuples[Peer::Client as usize].map(|tuple| tuple::ends(&tuple).1);
                 client.is_some_and(|client| networks.contains(client.ip()))
             })
     }
@@ -564,7 +563,7 @@ impl Orphan {
 impl Holder {
     /// A socket in the place of one that died, with its numbers: it has nothing left to deliver or to receive.
     fn new(peer: Peer, tuple: &Tuple, way: &Way, liveness: Option<&Liveness>) -> io::Result<Self> {
-        let (local, remote) = leg::ends(tuple);
+        let (local, remote) = tuple::ends(tuple);
         let sends = way.ack_start.wrapping_add(way.own);
         let since = Instant::now();
         let socket = loop {

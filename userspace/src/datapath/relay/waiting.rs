@@ -12,11 +12,11 @@ use tokio::{
 
 use super::{Broken, Carried, STEPS_PER_TURN, Side, Way, forget, idle, moved};
 use crate::{
-    account::Direction,
     datapath::{
         copy::{Pump, Step},
         seam::End,
     },
+    metrics::labels::Direction,
     socket,
 };
 

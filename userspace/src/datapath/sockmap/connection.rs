@@ -26,17 +26,18 @@ use tokio::time::{sleep, timeout};
 
 use super::{Slot, watch::Also};
 use crate::{
-    account::{Account, Direction},
+    account::Account,
+    bpf::{
+        sockmap::budget::Budget,
+        wakeup::{Ready, Side, What},
+    },
     datapath::{
         copy::Pump,
         progress::Progress,
         relay::idle,
         seam::{End, Patience},
     },
-    kernel::{
-        budget::Budget,
-        signals::{Ready, Side, What},
-    },
+    metrics::labels::Direction,
     socket,
 };
 

@@ -12,9 +12,9 @@ use tokio::{task::yield_now, time::sleep};
 
 use super::connection::{Broken, Connection, Leg};
 use crate::{
-    account::Direction,
+    bpf::wakeup::{Ready, What},
     datapath::copy::{Pump, Step, StepError},
-    kernel::signals::{Ready, What},
+    metrics::labels::Direction,
     socket,
 };
 

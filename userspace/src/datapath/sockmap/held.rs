@@ -9,9 +9,9 @@ use tokio::time::timeout;
 
 use super::connection::{Broken, Connection};
 use crate::{
-    account::Direction,
+    bpf::wakeup::{Ready, What},
     datapath::copy::Pump,
-    kernel::signals::{Ready, What},
+    metrics::labels::Direction,
 };
 
 impl Connection<'_> {

@@ -12,7 +12,7 @@ use snisplice_common::{
     shortcut::{BackendEnd, Shortcut},
 };
 
-use crate::kernel::Kernel;
+use crate::bpf::sockmap::Kernel;
 
 /// Only where there is no such key yet: `BPF_NOEXIST`.
 const NEW: u64 = 1;

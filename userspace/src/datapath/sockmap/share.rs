@@ -7,7 +7,7 @@
 use snisplice_common::flow::{Control, Flow};
 
 use super::connection::{Broken, Connection};
-use crate::account::Direction;
+use crate::metrics::labels::Direction;
 
 impl Connection<'_> {
     /// After the target has taken everything, while the program leaves the direction to userspace: it learns of it

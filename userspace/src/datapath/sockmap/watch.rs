@@ -17,7 +17,7 @@ use rustix::event::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-use crate::kernel::signals::{Ready, Side, Signals, What};
+use crate::bpf::wakeup::{Ready, Side, Signals, What};
 
 /// What is always watched for; errors come unasked.
 const END: EventFlags = EventFlags::RDHUP.union(EventFlags::ET);

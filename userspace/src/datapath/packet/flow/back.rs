@@ -10,13 +10,13 @@ use tokio::{
 
 use super::{Entry, Flow, Held, Sockets};
 use crate::{
-    account::Carrier,
+    bpf::packet::{LOOK, grace, stats::TakenBack},
     datapath::{
-        packet::{retake, stats::TakenBack},
+        packet::retake,
         relay::{Connection, Terms},
         seam::{End, Pair},
     },
-    kernel::packet::{LOOK, grace},
+    metrics::labels::Carrier,
     net::repair,
     socket,
 };

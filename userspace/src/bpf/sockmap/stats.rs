@@ -84,15 +84,15 @@ impl Stats {
         self.half.load(Relaxed)
     }
 
-    pub(super) fn enrol(&self) {
+    pub(crate) fn enrol(&self) {
         self.enrolled.fetch_add(1, Relaxed);
     }
 
-    pub(super) fn fall_back(&self, why: Refusal) {
+    pub(crate) fn fall_back(&self, why: Refusal) {
         self.fallbacks[why as usize].fetch_add(1, Relaxed);
     }
 
-    pub(super) fn copy_direction(&self) {
+    pub(crate) fn copy_direction(&self) {
         self.half.fetch_add(1, Relaxed);
     }
 }

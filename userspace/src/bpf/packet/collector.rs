@@ -8,11 +8,8 @@ use prometheus_client::{
     metrics::counter::ConstCounter,
 };
 
-use super::kernel::by_reason;
-use crate::{
-    datapath::packet::stats::{Refusal, TakenBack},
-    kernel::packet::Programs,
-};
+use super::{Programs, stats::TakenBack};
+use crate::metrics::{by_reason, labels::PacketRefusal};
 
 /// Shows what the loaded programs have counted.
 pub struct PacketCounters(pub Arc<Programs>);
@@ -69,7 +66,7 @@ impl Collector for PacketCounters {
         }
         let back = TakenBack::ALL.map(|why| (why.label(), stats.taken_back(why)));
         by_reason(&mut encoder, "packet_taken_back", "Connections taken back into sockets, by reason", back)?;
-        let refused = Refusal::ALL.map(|why| (why.label(), stats.refused(why)));
+        let refused = PacketRefusal::ALL.map(|why| (why.label(), stats.refused(why)));
         by_reason(&mut encoder, "packet_refused", "Connections relayed instead, by reason", refused)
     }
 }

@@ -8,7 +8,8 @@ use prometheus_client::{
     metrics::{counter::ConstCounter, gauge::ConstGauge},
 };
 
-use crate::{datapath::sockmap::stats::Refusal, kernel::Kernel};
+use super::{Kernel, stats::Refusal};
+use crate::metrics::by_reason;
 
 /// Shows a loaded kernel program's counters.
 pub struct KernelCounters(pub Arc<Kernel>);
@@ -93,30 +94,4 @@ impl Collector for KernelCounters {
             fallbacks,
         )
     }
-}
-
-/// A counter for each reason.
-pub(super) fn by_reason<const N: usize>(
-    encoder: &mut DescriptorEncoder,
-    name: &str,
-    help: &str,
-    values: [(&'static str, u64); N],
-) -> fmt::Result {
-    by_label(encoder, name, help, "why", values)
-}
-
-/// A counter for each value of a label.
-pub(super) fn by_label<const N: usize>(
-    encoder: &mut DescriptorEncoder,
-    name: &str,
-    help: &str,
-    label: &'static str,
-    values: [(&'static str, u64); N],
-) -> fmt::Result {
-    let kind = ConstCounter::new(0_u64).metric_type();
-    let mut family = encoder.encode_descriptor(name, help, None, kind)?;
-    for (why, value) in values {
-        ConstCounter::new(value).encode(family.encode_family(&[(label, why)])?)?;
-    }
-    Ok(())
 }

@@ -64,12 +64,12 @@ pub fn reserve() {
 }
 
 /// Frees the numbers for the links of one device. The next descriptors that the process opens get them.
-pub(super) fn free_for_device() {
+pub(crate) fn free_for_device() {
     free(OF_DEVICE);
 }
 
 /// Frees the numbers for one object that is about to be loaded.
-pub(in crate::kernel) fn free_for_object() {
+pub(crate) fn free_for_object() {
     free(OF_OBJECT);
 }
 

@@ -18,8 +18,10 @@ use rustix::{
 use slab::Slab;
 use snisplice_common::packet::{BYPASS, END, FIN, FIRST, Totals};
 
-use super::total;
-use crate::kernel::signals::{Ready, Signals, Token, What};
+use crate::bpf::{
+    load::total,
+    wakeup::{Ready, Signals, Token, What},
+};
 
 type Workers = RwLock<Slab<Arc<Signals>>>;
 

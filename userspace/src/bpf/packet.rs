@@ -7,7 +7,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     fmt, io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::OwnedFd,
     sync::{
         Arc, Mutex, OnceLock, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
@@ -41,26 +41,32 @@ use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    endings::Listener,
+    events::Listener,
     filters::Filters,
     layout::Layout,
     pins::Side,
     routes::{Routes, Watcher},
+    stats::Stats,
 };
-use super::{LoadError, signals::Signals, taken, verified};
-use crate::{datapath::packet::stats::Stats, socket::hardware_type, takeover::Channel};
+use super::{
+    load::{LoadError, descriptor, taken, total, verified},
+    wakeup::Signals,
+};
+use crate::{net::low_descriptors, socket::hardware_type, takeover::Channel};
 
-mod endings;
+pub mod collector;
+mod events;
 mod filters;
 mod layout;
-pub mod low_descriptors;
 mod pins;
 mod routes;
 mod stall;
+pub mod stats;
 mod succession;
+pub mod tuple;
 
-pub use endings::Heard;
-pub(crate) use endings::LOOK;
+pub use events::Heard;
+pub(crate) use events::LOOK;
 pub use pins::{Pins, PinsError};
 pub use routes::Lead;
 
@@ -578,23 +584,6 @@ fn has_links() -> bool {
 
 fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut SchedClassifier, LoadError> {
     Ok(ebpf.program_mut(name).ok_or(LoadError::Missing(name))?.try_into()?)
-}
-
-fn descriptor(ebpf: &Ebpf, name: &'static str) -> Result<OwnedFd, LoadError> {
-    let data = match ebpf.map(name).ok_or(LoadError::Missing(name))? {
-        Map::HashMap(data) | Map::LruHashMap(data) | Map::Array(data) => data,
-        _ => return Err(LoadError::Missing(name)),
-    };
-    data.fd().as_fd().try_clone_to_owned().map_err(LoadError::Listen)
-}
-
-/// Adds up what each CPU counted.
-fn total(totals: &PerCpuArray<MapData, Totals>) -> Result<Totals, MapError> {
-    let mut sum = Totals::default();
-    for cpu in totals.get(&0, 0)?.iter() {
-        sum += *cpu;
-    }
-    Ok(sum)
 }
 
 /// Where a question or answer is in the made-up packet.

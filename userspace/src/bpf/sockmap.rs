@@ -9,44 +9,44 @@ use std::{
     io,
     os::fd::{AsFd, OwnedFd},
     sync::Arc,
-    time::{Duration, Instant},
 };
 
 use aya::{
-    Btf, Ebpf, EbpfError, EbpfLoader,
-    maps::{Array, Map, MapData, MapError, PerCpuArray, RingBuf, SockHash},
-    programs::{ProgramError, SkSkb},
+    Btf, Ebpf, EbpfLoader,
+    maps::{Array, MapData, MapError, PerCpuArray, RingBuf, SockHash},
+    programs::SkSkb,
 };
 use snisplice_common::{Cookie, counters::Counters, event::ring_bytes, map};
-use thiserror::Error;
 
 use self::{
     budget::Budget,
     events::Listener,
-    layout::{Layout, LayoutError},
     same_host::{Plan, SameHost},
-    signals::Signals,
+    stats::Stats,
 };
-use crate::datapath::sockmap::stats::Stats;
+use super::{
+    layout::Layout,
+    load::{LoadError, descriptor, taken, total, verified},
+    wakeup::Signals,
+};
+use crate::net::low_descriptors;
 
-mod btf;
 pub mod budget;
-pub mod cgroup;
+pub mod collector;
 pub mod events;
-pub mod layout;
-pub mod packet;
 pub mod same_host;
-pub mod signals;
+pub mod same_host_collector;
+pub mod stats;
 
 /// The object that `cargo xtask ebpf` makes of the `ebpf` crate.
-static OBJECT: &[u8] = aya::include_bytes_aligned!("../../ebpf/prebuilt/snisplice.bpf.o");
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/prebuilt/snisplice.bpf.o");
 
 /// A number that differs where the programs that this process would load differ.
 #[must_use]
 pub fn objects() -> u64 {
     let mut hasher = DefaultHasher::new();
     hasher.write(OBJECT);
-    hasher.write(packet::OBJECT);
+    hasher.write(super::packet::OBJECT);
     hasher.finish()
 }
 
@@ -69,66 +69,6 @@ pub struct Settings {
     pub in_flight_bytes: u32,
     /// Bytes that all directions together may hold so.
     pub total_in_flight_bytes: u64,
-}
-
-/// Why nothing was loaded.
-#[derive(Debug, Error)]
-pub enum LoadError {
-    /// The running kernel's structures do not have what the program reads.
-    #[error(transparent)]
-    Layout(#[from] LayoutError),
-    /// The object's own types, or the kernel's, cannot be read.
-    #[error("cannot read the kernel's BTF: {0}")]
-    Btf(#[from] aya::BtfError),
-    /// A map was refused.
-    #[error("cannot create the maps: {0}")]
-    Object(#[from] EbpfError),
-    /// The embedded object lacks something that this build expects: it is of another source.
-    #[error("the embedded eBPF object has no {0}; rebuild it with `cargo xtask ebpf`")]
-    Missing(&'static str),
-    /// A program was refused, for this reason.
-    #[error("the kernel refuses the program: {0}")]
-    Program(String),
-    /// A map cannot be used as what it should be.
-    #[error("cannot use a map: {0}")]
-    Map(#[from] MapError),
-    /// The thread that hears events cannot be started.
-    #[error("cannot listen to the kernel's events: {0}")]
-    Listen(#[source] io::Error),
-}
-
-impl From<ProgramError> for LoadError {
-    /// Of what the verifier says, all steps on its way, only the end matters to who operates.
-    fn from(error: ProgramError) -> Self {
-        const LINES: usize = 3;
-        /// How lines begin that tell what it took.
-        const TOLL: [&str; 5] =
-            ["processed ", "verification time", "stack depth", "insns processed", "max_states"];
-        Self::Program(match &error {
-            ProgramError::LoadError { io_error, verifier_log } => {
-                let log = verifier_log.to_string();
-                let says = |line: &&str| !line.is_empty() && !TOLL.iter().any(|toll| line.starts_with(toll));
-                let mut end: Vec<_> = log.lines().rev().filter(says).take(LINES).collect();
-                end.reverse();
-                format!("{io_error}; the verifier says: {}", end.join("; "))
-            }
-            other => other.to_string(),
-        })
-    }
-}
-
-/// Has the kernel verify a program: `load` is its `load` method. The verifier gives up (`EAGAIN`) when something wants its
-/// thread meanwhile, a freezer or a debugger, which says nothing of the program; then it is asked again, for ten seconds.
-fn verified(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
-    const PATIENCE: Duration = Duration::from_secs(10);
-    let started = Instant::now();
-    loop {
-        match load() {
-            Err(ProgramError::LoadError { io_error, .. })
-                if io_error.kind() == io::ErrorKind::WouldBlock && started.elapsed() < PATIENCE => {}
-            loaded => return loaded,
-        }
-    }
 }
 
 /// The loaded program and its maps; one for the process, shared by its workers.
@@ -166,7 +106,7 @@ impl Kernel {
     }
 
     fn load_with(settings: &Settings, plan: Option<&Plan<'_>>) -> Result<Arc<Self>, LoadError> {
-        packet::low_descriptors::free_for_object();
+        low_descriptors::free_for_object();
         let layout = Layout::of_running_kernel()?;
         let directions = directions(settings.connections);
         let mut loader = EbpfLoader::new();
@@ -285,29 +225,8 @@ impl fmt::Debug for Kernel {
     }
 }
 
-/// Adds up what each CPU counted.
-fn total(counters: &PerCpuArray<MapData, Counters>) -> Result<Counters, MapError> {
-    let mut total = Counters::default();
-    for cpu in counters.get(&0, 0)?.iter() {
-        total += *cpu;
-    }
-    Ok(total)
-}
-
 /// Map entries for so many connections: one for each socket, and one for each direction.
 fn directions(connections: usize) -> u32 {
     // The kernel rounds the number of buckets up to a power of two, which must fit.
     u32::try_from(connections.saturating_mul(2)).unwrap_or(u32::MAX).clamp(2, 1 << 24)
-}
-
-fn taken(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, LoadError> {
-    ebpf.take_map(name).ok_or(LoadError::Missing(name))
-}
-
-fn descriptor(ebpf: &Ebpf, name: &'static str) -> Result<OwnedFd, LoadError> {
-    let data = match ebpf.map(name).ok_or(LoadError::Missing(name))? {
-        Map::SockHash(data) | Map::HashMap(data) | Map::LruHashMap(data) => data,
-        _ => return Err(LoadError::Missing(name)),
-    };
-    data.fd().as_fd().try_clone_to_owned().map_err(LoadError::Listen)
 }

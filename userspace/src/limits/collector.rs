@@ -8,11 +8,11 @@ use prometheus_client::{
     metrics::gauge::ConstGauge,
 };
 
-use super::kernel::by_label;
-use crate::limits::{
+use super::{
     Overload,
     admission::{Admission, Standing},
 };
+use crate::metrics::by_label;
 
 /// Shows what the workers share of the limits.
 #[derive(Debug)]

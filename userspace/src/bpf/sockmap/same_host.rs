@@ -16,7 +16,11 @@ use aya::{
 };
 use snisplice_common::{Cookie, map, shortcut::ShortcutCounters};
 
-use super::{LoadError, cgroup::NoCgroup, descriptor, layout::ShortcutLayout, taken, verified};
+use crate::bpf::{
+    cgroup::NoCgroup,
+    layout::ShortcutLayout,
+    load::{LoadError, descriptor, taken, verified},
+};
 
 /// The program that sees each message of an enrolled socket.
 const MESSAGES: &str = "snisplice_msg";
@@ -116,5 +120,5 @@ impl fmt::Debug for SameHost {
 
 /// Opens what [`super::Kernel::load_same_host`] attaches to.
 pub fn cgroup() -> Result<OwnedFd, NoCgroup> {
-    Ok(super::cgroup::open()?.into())
+    Ok(crate::bpf::cgroup::open()?.into())
 }

@@ -19,9 +19,9 @@ use rustix::{
 use slab::Slab;
 use snisplice_common::{counters::Counters, event::Event};
 
-use super::{
-    signals::{Ready, Signals, Token, What},
-    total,
+use crate::bpf::{
+    load::total,
+    wakeup::{Ready, Signals, Token, What},
 };
 
 /// Between two looks at every direction for the sake of the sum of waiting bytes.

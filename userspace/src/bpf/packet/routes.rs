@@ -24,10 +24,9 @@ use rustix::{
 use snisplice_common::packet::flow::{Rules, State, is_carried};
 use tokio::sync::Notify;
 
-use super::{AttachError, LOOK, Programs, stall::Stall};
+use super::{AttachError, LOOK, Programs, stall::Stall, tuple};
 use crate::{
-    datapath::packet::leg,
-    kernel::signals::Token,
+    bpf::wakeup::Token,
     net::rtnetlink::{Asker, Changes, Hop},
 };
 
@@ -373,7 +372,7 @@ impl Thread {
         let mut leads = noted;
         let mut differs = false;
         for (lead, way) in leads.iter_mut().zip(&rules.ways) {
-            let (local, remote) = leg::ends(&leg::of_receiver(way));
+            let (local, remote) = tuple::ends(&tuple::of_receiver(way));
             *lead = match self.asker.hop(local, remote, way.device)? {
                 Hop::Device(device) if device == way.device || has_programs(programs, device) => {
                     Lead::Device(device)

@@ -8,8 +8,8 @@ use prometheus_client::{
     metrics::counter::ConstCounter,
 };
 
-use super::kernel::by_reason;
-use crate::kernel::Kernel;
+use super::Kernel;
+use crate::metrics::by_reason;
 
 /// Shows what the programs of the short cut counted.
 pub struct SameHostCounters(pub Arc<Kernel>);

@@ -2,7 +2,7 @@
 
 use snisplice_common::packet::look::global;
 
-use crate::kernel::layout::{LayoutError, Types};
+use crate::bpf::layout::{LayoutError, Types};
 
 /// Offsets in bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,0 +1,9 @@
+//! What this process has in the kernel: programs, maps, pins, and the events that they report.
+
+mod btf;
+pub mod cgroup;
+pub mod layout;
+pub mod load;
+pub mod packet;
+pub mod sockmap;
+pub mod wakeup;

@@ -1,0 +1,100 @@
+//! What loading an object has in common, whichever programs are in it.
+
+use std::{
+    io,
+    ops::AddAssign,
+    os::fd::{AsFd as _, OwnedFd},
+    time::{Duration, Instant},
+};
+
+use aya::{
+    Ebpf, EbpfError, Pod,
+    maps::{Map, MapData, MapError, PerCpuArray},
+    programs::ProgramError,
+};
+use thiserror::Error;
+
+use super::layout::LayoutError;
+
+/// Why nothing was loaded.
+#[derive(Debug, Error)]
+pub enum LoadError {
+    /// The running kernel's structures do not have what the program reads.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// The object's own types, or the kernel's, cannot be read.
+    #[error("cannot read the kernel's BTF: {0}")]
+    Btf(#[from] aya::BtfError),
+    /// A map was refused.
+    #[error("cannot create the maps: {0}")]
+    Object(#[from] EbpfError),
+    /// The embedded object lacks something that this build expects: it is of another source.
+    #[error("the embedded eBPF object has no {0}; rebuild it with `cargo xtask ebpf`")]
+    Missing(&'static str),
+    /// A program was refused, for this reason.
+    #[error("the kernel refuses the program: {0}")]
+    Program(String),
+    /// A map cannot be used as what it should be.
+    #[error("cannot use a map: {0}")]
+    Map(#[from] MapError),
+    /// The thread that hears events cannot be started.
+    #[error("cannot listen to the kernel's events: {0}")]
+    Listen(#[source] io::Error),
+}
+
+impl From<ProgramError> for LoadError {
+    /// Of what the verifier says, all steps on its way, only the end matters to who operates.
+    fn from(error: ProgramError) -> Self {
+        const LINES: usize = 3;
+        /// How lines begin that tell what it took.
+        const TOLL: [&str; 5] =
+            ["processed ", "verification time", "stack depth", "insns processed", "max_states"];
+        Self::Program(match &error {
+            ProgramError::LoadError { io_error, verifier_log } => {
+                let log = verifier_log.to_string();
+                let says = |line: &&str| !line.is_empty() && !TOLL.iter().any(|toll| line.starts_with(toll));
+                let mut end: Vec<_> = log.lines().rev().filter(says).take(LINES).collect();
+                end.reverse();
+                format!("{io_error}; the verifier says: {}", end.join("; "))
+            }
+            other => other.to_string(),
+        })
+    }
+}
+
+/// Has the kernel verify a program: `load` is its `load` method. The verifier gives up (`EAGAIN`) when something wants its
+/// thread meanwhile, a freezer or a debugger, which says nothing of the program; then it is asked again, for ten seconds.
+pub(crate) fn verified(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
+    const PATIENCE: Duration = Duration::from_secs(10);
+    let started = Instant::now();
+    loop {
+        match load() {
+            Err(ProgramError::LoadError { io_error, .. })
+                if io_error.kind() == io::ErrorKind::WouldBlock && started.elapsed() < PATIENCE => {}
+            loaded => return loaded,
+        }
+    }
+}
+
+/// Takes a map out of an object.
+pub(crate) fn taken(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, LoadError> {
+    ebpf.take_map(name).ok_or(LoadError::Missing(name))
+}
+
+/// Another descriptor of a map.
+pub(crate) fn descriptor(ebpf: &Ebpf, name: &'static str) -> Result<OwnedFd, LoadError> {
+    let data = match ebpf.map(name).ok_or(LoadError::Missing(name))? {
+        Map::SockHash(data) | Map::HashMap(data) | Map::LruHashMap(data) | Map::Array(data) => data,
+        _ => return Err(LoadError::Missing(name)),
+    };
+    data.fd().as_fd().try_clone_to_owned().map_err(LoadError::Listen)
+}
+
+/// Adds up what each processor has counted.
+pub(crate) fn total<C: Pod + Default + AddAssign>(counters: &PerCpuArray<MapData, C>) -> Result<C, MapError> {
+    let mut total = C::default();
+    for processor in counters.get(&0, 0)?.iter() {
+        total += *processor;
+    }
+    Ok(total)
+}
