@@ -9,13 +9,14 @@ use std::{
     sync::{Arc, LazyLock},
 };
 
-use crate::{
-    metrics::{
-        ListenerCounters, Metrics, NONE,
-        labels::{Carrier, Direction, PacketRefusal},
-    },
-    roster::Roster,
+use self::registry::Roster;
+use crate::metrics::{
+    ListenerCounters, Metrics, NONE,
+    labels::{Carrier, Direction, PacketRefusal},
 };
+
+pub mod registry;
+pub mod view;
 
 /// What all accounts of one listener on one worker share.
 #[derive(Debug)]

@@ -17,11 +17,13 @@ use snisplice_config::{admin::Admin as Settings, name::HostName};
 use tokio::sync::mpsc;
 
 use crate::{
-    connections::{Closed, Connection, Filter, LONGEST, MOST, Query},
+    account::{
+        registry::Request as Asked,
+        view::{Closed, Connection, Filter, LONGEST, MOST, Query},
+    },
     limits::admission::Admission,
     metrics::Metrics,
-    roster::Request as Asked,
-    worker::Order,
+    proxy::worker::Order,
 };
 
 use self::{
@@ -295,7 +297,7 @@ impl Pieces for Families {
     }
 }
 
-/// Open connections, page by page, as the text of a [`Listing`](crate::connections::Listing).
+/// Open connections, page by page, as the text of a [`Listing`](crate::account::view::Listing).
 struct Listed {
     admin: Arc<Admin>,
     filter: Filter,
@@ -516,7 +518,7 @@ mod tests {
             let uri = format!("/connections{query}");
             let answer = admin.answer(Scope::Network, &request(Method::GET, &uri)).await;
             let body = answer.into_body().collect().await.unwrap().to_bytes();
-            let listing: crate::connections::Listing = serde_json::from_slice(&body).unwrap();
+            let listing: crate::account::view::Listing = serde_json::from_slice(&body).unwrap();
             let told: Vec<u64> = listing.connections.iter().map(|one| one.id).collect();
             assert_eq!(told, ids.collect::<Vec<_>>(), "{query}");
             assert_eq!(listing.more, more, "{query}");

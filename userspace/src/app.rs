@@ -22,39 +22,42 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     datapath::{Needs, places, wants_same_host},
+    descriptors::Allowance,
+    listeners::Bound,
+    memory::Thrift,
     signals::Asked,
-    succession::Endpoint,
     supervisor::Supervisor,
+    takeover::Endpoint,
     trial::{Event, Trial},
 };
 use crate::{
+    account::view::Filter,
     admin::{Admin, Askable},
     bpf::packet::{Pins, Programs},
     cli::Run,
-    connections::Filter,
     datapath::{factory::Factory, seam::InKernel},
-    descriptors::{self, Allowance},
     limits::{admission::Admission, collector::LimitCounters},
-    listener::{self, Bound},
     log::{self, log_limit},
-    memory::{self, Thrift},
     metrics::Metrics,
     net::low_descriptors,
     privileges,
     probe::answers::Answers,
-    resolve::Resolver,
-    source,
-    state::{Current, Live},
-    takeover::{Place, door::Visit, heir::Heir},
-    worker::{self, Order, Shared},
+    provider::file,
+    proxy::worker::{self, Order, Shared},
+    snapshot::{Current, Live},
+    takeover::{Place, client::Heir, server::Visit},
+    upstream::dns::Resolver,
 };
 
 pub use self::signals::Signals;
 
 mod datapath;
+pub mod descriptors;
+pub mod listeners;
+pub mod memory;
 mod signals;
-mod succession;
 mod supervisor;
+mod takeover;
 mod trial;
 
 /// How long it may hold something up to have the log written out, so that whoever reads it knows all of what led there.
@@ -74,7 +77,7 @@ pub struct App {
     workers: Vec<worker::Handle>,
     /// Those whose thread has ended without having been told to.
     lost_workers: mpsc::UnboundedReceiver<usize>,
-    listening: BTreeMap<SocketAddr, listener::Front>,
+    listening: BTreeMap<SocketAddr, listeners::Front>,
     /// The workers' sockets once more, for who takes over.
     sockets: BTreeMap<SocketAddr, Vec<StdListener>>,
     visits: mpsc::UnboundedReceiver<Visit>,
@@ -123,7 +126,7 @@ impl App {
         let count = workers(&model);
         let admission = Admission::new(&limits(&model, open_files, count));
         let metrics = metrics_with(&admission);
-        let (place, mut heir) = succession::look(&options)?;
+        let (place, mut heir) = takeover::look(&options)?;
         let pins = match &mut heir {
             Some(heir) if model.survive => heir.pins(places(&model))?,
             _ => None,
@@ -398,9 +401,9 @@ impl App {
 
     /// Has the sockets of an address go on for what a new configuration says. Whom they serve, each worker finds by the
     /// address.
-    fn follow(&mut self, address: SocketAddr, front: listener::Front) {
+    fn follow(&mut self, address: SocketAddr, front: listeners::Front) {
         for socket in self.sockets.get(&address).into_iter().flatten() {
-            if let Err(error) = listener::announce(socket, &front) {
+            if let Err(error) = listeners::announce(socket, &front) {
                 tracing::error!(%error, %address, "cannot set the largest segment");
             }
         }
@@ -449,7 +452,7 @@ impl App {
     }
 
     fn try_reload(&mut self) -> anyhow::Result<u64> {
-        let translation = source::load(&self.options.config)?;
+        let translation = file::load(&self.options.config)?;
         let report = warnings(&translation);
         let Some(mut model) = translation.model else { return Err(anyhow!("\n{report}")) };
         override_with(&mut model, &self.options);
@@ -457,12 +460,12 @@ impl App {
         for setting in needs_restart(&former.model, &model) {
             tracing::warn!("{setting} takes effect at the next start only");
         }
-        let wanted = listener::wanted(&model);
-        let changes = listener::changes(&self.listening, &wanted);
+        let wanted = listeners::wanted(&model);
+        let changes = listeners::changes(&self.listening, &wanted);
         // All are bound before anything is given up.
         let mut bound = Vec::new();
         for (address, front) in changes.added {
-            bound.extend(listener::bind_if_possible(&front, address, self.workers.len())?);
+            bound.extend(listeners::bind_if_possible(&front, address, self.workers.len())?);
         }
         let bound = with_copies(bound)?;
         // From here on nothing fails: the new configuration serves.
@@ -571,10 +574,10 @@ fn metrics_with(admission: &Arc<Admission>) -> Arc<Metrics> {
 /// Has all listening sockets, those of a process that is taken over from among them.
 fn bind(model: &Model, mut heir: Option<&mut Heir>, workers: usize) -> anyhow::Result<Vec<Bound>> {
     let mut bound = Vec::new();
-    for (address, front) in listener::wanted(model) {
+    for (address, front) in listeners::wanted(model) {
         bound.extend(match heir.as_mut().and_then(|heir| heir.sockets(address)) {
-            Some(sockets) => Some(listener::complete(&front, address, sockets, workers)?),
-            None => listener::bind_if_possible(&front, address, workers)?,
+            Some(sockets) => Some(listeners::complete(&front, address, sockets, workers)?),
+            None => listeners::bind_if_possible(&front, address, workers)?,
         });
     }
     Ok(bound)
@@ -684,7 +687,7 @@ fn raise_open_files() -> Option<u64> {
 /// The limits, with as many connections as are configured, or as there are descriptors for.
 fn limits(model: &Model, open_files: Option<u64>, workers: usize) -> Limits {
     let wanted = model.limits.connections;
-    let sockets = listener::wanted(model).len() * workers;
+    let sockets = listeners::wanted(model).len() * workers;
     let Allowance { connections, reserve } = descriptors::allowance(wanted, open_files, sockets);
     if connections < wanted {
         tracing::warn!(

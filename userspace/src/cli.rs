@@ -5,7 +5,11 @@ use std::{net::SocketAddr, path::PathBuf};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use snisplice_config::{Label, Listen, Resolve, admin::AdminAddress, model::DatapathKind, networks::Network};
 
-use crate::{connections::MOST, metrics::labels::Carrier, privileges::UserOption, probe::answers::Questions};
+use crate::{
+    account::view::MOST, metrics::labels::Carrier, privileges::UserOption, probe::answers::Questions,
+};
+
+pub mod client;
 
 /// TLS passthrough load balancer whose bytes move inside the kernel.
 #[derive(Debug, Parser)]

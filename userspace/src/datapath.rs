@@ -1,10 +1,8 @@
 //! How bytes move between two sockets: [`seam`] is what a session knows of it, the rest are the ways to do it.
 
 pub mod adaptive;
-pub mod copy;
 pub mod factory;
 pub mod packet;
-pub mod progress;
 pub mod relay;
 pub mod seam;
 pub mod sockmap;

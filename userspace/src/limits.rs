@@ -8,6 +8,7 @@ pub mod backends;
 pub mod cidr;
 pub mod collector;
 pub mod hellos;
+pub mod reachability;
 pub mod source;
 
 /// Why a connection was not served although nothing was wrong with it. Each is a close reason, and a label of

@@ -8,10 +8,10 @@ use clap::Parser as _;
 use rustix::process::{Signal, set_parent_process_death_signal};
 use snisplice::{
     app::{App, Signals},
-    cli::{Check, Cli, Command, Explain, Run},
-    command, log, privileges,
+    cli::{Check, Cli, Command, Explain, Run, client},
+    log, privileges,
     probe::answers::Answers,
-    source,
+    provider::file,
 };
 use snisplice_config::{Translation, explain, render_check};
 
@@ -42,7 +42,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(options) => serve(options),
         Command::Check(Check { config, strict }) => {
-            let translation = source::load(&config)?;
+            let translation = file::load(&config)?;
             print(&render_check(&translation))?;
             let doubtful = translation.rejected().chain(translation.warnings()).next().is_some();
             if strict && doubtful && translation.model.is_some() {
@@ -51,7 +51,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Ok(code(&translation))
         }
         Command::Explain(Explain { config, sni, port }) => {
-            let translation = source::load(&config)?;
+            let translation = file::load(&config)?;
             let Some(model) = &translation.model else {
                 print(&render_check(&translation))?;
                 return Ok(code(&translation));
@@ -89,11 +89,11 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             })
         }
         Command::Connections(options) => {
-            print(&command::connections(&options)?)?;
+            print(&client::connections(&options)?)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Close(options) => {
-            print(&command::close(&options)?)?;
+            print(&client::close(&options)?)?;
             Ok(ExitCode::SUCCESS)
         }
     }
@@ -103,7 +103,7 @@ fn serve(options: Run) -> anyhow::Result<ExitCode> {
     // First of all: until then, a signal is death.
     let signals = Signals::install()?;
     log::init(&options.log, options.log_format)?;
-    let translation = source::load(&options.config)?;
+    let translation = file::load(&options.config)?;
     if translation.model.is_none() {
         log::say(&render_check(&translation));
         return Ok(ExitCode::from(BAD_CONFIGURATION));

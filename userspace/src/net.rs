@@ -1,6 +1,8 @@
 //! What the daemon asks the kernel about the network around it.
 
+pub mod keepalive;
 pub mod local_address;
 pub mod low_descriptors;
 pub mod repair;
 pub mod rtnetlink;
+pub mod sockopt;

@@ -13,11 +13,11 @@
 //! ```
 
 mod channel;
-pub mod door;
-pub mod heir;
+pub mod client;
 pub mod message;
 mod peer;
 pub mod place;
+pub mod server;
 
 pub use channel::Channel;
 pub use place::Place;

@@ -1,6 +1,8 @@
 //! The endpoints that connections go to: which addresses there are, and which of them have lately failed to answer.
 
+pub mod balance;
 pub mod candidates;
+pub mod dns;
 pub mod endpoint;
 pub(crate) mod line_budget;
 pub mod names;

@@ -10,7 +10,7 @@ use snisplice::{
         seam::{Datapath, End, Pair},
     },
     metrics::labels::Carrier,
-    socket,
+    net::sockopt,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -124,7 +124,7 @@ fn a_reset_is_passed_on_after_what_was_sent_before_it() {
             resetting.write_all(b"last words").await.unwrap();
             let mut words = [0; 10];
             other.read_exact(&mut words).await.unwrap();
-            socket::reset_on_close(&resetting).unwrap();
+            sockopt::reset_on_close(&resetting).unwrap();
             drop(resetting);
             let error = other.read(&mut words).await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::ConnectionReset);
@@ -163,7 +163,7 @@ fn a_reset_is_noticed_while_the_other_side_takes_nothing() {
             }
         };
         let _: Result<(), _> = tokio::time::timeout(Duration::from_millis(500), blocked).await;
-        socket::reset_on_close(&rig.client).unwrap();
+        sockopt::reset_on_close(&rig.client).unwrap();
         drop(rig.client);
         assert!(matches!(rig.ended.await.unwrap().0, End::ClientReset));
         drop(rig.backend);

@@ -14,11 +14,11 @@ use crate::{
     },
     datapath::{
         factory::{Chosen, Factory},
-        packet::orphan::Orphans,
+        packet::adopted::Orphans,
         seam::{InKernel, Patience},
     },
-    liveness::Liveness,
     metrics::Metrics,
+    net::keepalive::Liveness,
     probe::{
         answers::{Answers, Questions},
         socket_info,

@@ -19,11 +19,13 @@ use rustix::{process::geteuid, system::uname, thread::capabilities};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use super::datapath::{self, Needs};
+use super::{
+    datapath::{self, Needs},
+    memory,
+};
 use crate::{
     bpf::sockmap,
     datapath::seam::InKernel,
-    memory,
     probe::answers::{Answers, Questions},
 };
 

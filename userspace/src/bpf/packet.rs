@@ -52,17 +52,20 @@ use super::{
     load::{LoadError, descriptor, taken, total, verified},
     wakeup::Signals,
 };
-use crate::{net::low_descriptors, socket::hardware_type, takeover::Channel};
+use crate::{
+    net::{low_descriptors, sockopt::hardware_type},
+    takeover::Channel,
+};
 
 pub mod collector;
 mod events;
 mod filters;
+mod handoff;
 mod layout;
 mod pins;
 mod routes;
 mod stall;
 pub mod stats;
-mod succession;
 pub mod tuple;
 
 pub use events::Heard;

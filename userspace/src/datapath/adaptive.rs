@@ -253,7 +253,7 @@ mod tests {
 
     use super::*;
 
-    /// As [`crate::session`]'s test of an idle connection.
+    /// As [`crate::proxy::session`]'s test of an idle connection.
     #[tokio::test]
     async fn an_idle_connection_stays_small() {
         let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();

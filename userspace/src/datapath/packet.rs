@@ -44,12 +44,12 @@ use crate::{
     metrics::labels::{Carrier, PacketRefusal},
 };
 
-mod bypass;
+pub mod adopted;
 mod flow;
 pub mod leg;
 mod linger;
 mod maps;
-pub mod orphan;
+mod path_check;
 mod plan;
 mod retake;
 

@@ -23,19 +23,21 @@ use tokio::{
     time::{Instant, Sleep, sleep},
 };
 
-pub(super) use self::waiting::failure;
-use super::{
-    copy::{Pump, Step, StepError},
+pub(super) use self::slow_path::failure;
+use self::{
     progress::Progress,
-    seam::{Carry, Datapath, End, HelloMode, Pair, Patience},
+    pump::{Pump, Step, StepError},
 };
+use super::seam::{Carry, Datapath, End, HelloMode, Pair, Patience};
 use crate::{
     account::Account,
-    liveness::Liveness,
     metrics::labels::{Carrier, Direction},
+    net::keepalive::Liveness,
 };
 
-mod waiting;
+pub mod progress;
+pub mod pump;
+mod slow_path;
 
 /// Steps of one direction before the worker's other connections get their turn.
 const STEPS_PER_TURN: u32 = 8;
@@ -208,7 +210,7 @@ impl Connection {
                 }
                 Turn::Wait(ended) => {
                     let (ways, pumps, backend, unwatched) = self.split(job);
-                    let mut waiting = Box::pin(waiting::carry(ways, pumps, ended));
+                    let mut waiting = Box::pin(slow_path::carry(ways, pumps, ended));
                     let over = loop {
                         let either = poll_fn(|context| match waiting.as_mut().poll(context) {
                             Poll::Ready(over) => Poll::Ready(Some(over)),
@@ -228,7 +230,7 @@ impl Connection {
                 }
                 Turn::Broken(broken) => {
                     let (ways, pumps, ..) = self.split(job);
-                    return Carried::ToEnd(Box::pin(waiting::broken(ways, pumps, broken)).await);
+                    return Carried::ToEnd(Box::pin(slow_path::broken(ways, pumps, broken)).await);
                 }
             }
         }

@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 use crate::{
     account::Account,
     bpf::{packet::Programs, sockmap::Kernel},
-    liveness::Liveness,
+    net::keepalive::Liveness,
 };
 
 /// Moves bytes between an accepted client and a connected backend until both directions have ended.

@@ -30,8 +30,7 @@ use self::{
     watch::Watch,
 };
 use super::{
-    copy::Pump,
-    relay::{self, Relay},
+    relay::{self, Relay, pump::Pump},
     seam::{Carry, Datapath, End, HelloMode, Pair, Patience},
 };
 use crate::{
@@ -41,14 +40,14 @@ use crate::{
         wakeup::{Side, Signals, Token},
     },
     metrics::labels::{Carrier, Direction},
-    socket,
+    net::sockopt,
 };
 
+mod budget;
 mod connection;
-mod copying;
-mod held;
+mod fallback;
+mod hold;
 mod maps;
-mod share;
 mod watch;
 
 /// What the send buffers of both sockets may hold; the kernel doubles it. Large, since redirecting stops before it is
@@ -241,7 +240,7 @@ impl Sockmap {
     /// Has the kernel redirect a direction of which nothing is under way in userspace. False if it does not.
     fn arm(&self, connection: &Connection<'_>, direction: Direction) -> bool {
         let (from, to) = connection.ends(direction);
-        if socket::is_at_urgent_mark(&from.socket).unwrap_or(true) {
+        if sockopt::is_at_urgent_mark(&from.socket).unwrap_or(true) {
             // Reading has stopped within a packet, of which the program would see the part that was read once more.
             return false;
         }
@@ -266,7 +265,7 @@ impl Sockmap {
             Ok(()) => {
                 way.armed.set(true);
                 // The verdict on what came before: the kernel asks the program only when something happens.
-                let _ = socket::set_receive_low_water(&from.socket, 1);
+                let _ = sockopt::set_receive_low_water(&from.socket, 1);
                 true
             }
             Err(error) => {
@@ -308,7 +307,7 @@ impl Datapath for Sockmap {
             return (up, down);
         }
         // Whoever wrote them: userspace, the program, or a backend on this host.
-        let sent = |number| socket::by_number(number, |socket| socket::sent(socket).ok()).flatten();
+        let sent = |number| sockopt::by_number(number, |socket| sockopt::sent(socket).ok()).flatten();
         let [to_client, to_backend] = account.sockets().map(sent);
         let to_backend = to_backend.map(|sent| sent.saturating_sub(1));
         (to_backend.map_or(up, |sent| sent.max(up)), to_client.map_or(down, |sent| sent.max(down)))
@@ -356,9 +355,9 @@ fn prepare(stream: &TcpStream, send_buffer: u32) -> io::Result<()> {
     // The host's default may be so low that the kernel could not write what it redirects.
     socket.set_tcp_notsent_lowat(i32::MAX.unsigned_abs())?;
     let _ = rustix::net::sockopt::set_socket_send_buffer_size_force(stream.as_fd(), send_buffer as usize);
-    if socket::force_receive_buffer(stream, RECEIVE_BUFFER).is_ok() {
+    if sockopt::force_receive_buffer(stream, RECEIVE_BUFFER).is_ok() {
         // It was computed from the buffer as it was. Half of the new one, since bytes come with bookkeeping.
-        socket::set_window_clamp(stream, RECEIVE_BUFFER)?;
+        sockopt::set_window_clamp(stream, RECEIVE_BUFFER)?;
     }
     Ok(())
 }

@@ -17,13 +17,12 @@ use tokio::{
     time::timeout,
 };
 
-use crate::reachability::Reachability;
-
 use super::{
     Overload,
     backends::{BackendRule, Backends, PendingRule},
     cidr::Cidr,
     hellos::{Hellos, Ticket},
+    reachability::Reachability,
     source::{SourceRule, Sources},
 };
 

@@ -14,7 +14,7 @@ use std::{
 use rustix::io::{DupFlags, dup3};
 use socket2::{SockRef, Socket, TcpKeepalive};
 
-use crate::socket::{get_int, set_bytes, set_int, tcp_info, timestamp};
+use super::sockopt::{get_int, set_bytes, set_int, tcp_info, timestamp};
 
 /// `TCP_RECV_QUEUE` and `TCP_SEND_QUEUE`, which the `libc` crate lacks.
 const QUEUES: [libc::c_int; 2] = [1, 2];

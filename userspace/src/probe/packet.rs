@@ -29,7 +29,7 @@ use crate::{
         seam::{Datapath as _, End, Pair},
     },
     metrics::labels::{Carrier, PacketRefusal},
-    socket,
+    net::sockopt,
 };
 
 /// How long one connection may take before it counts as hanging. A lost packet of its beginning costs a second.
@@ -224,7 +224,7 @@ async fn connect(net: &Net, addresses: Addresses) -> io::Result<(Ends, Pair)> {
             stream.set_nodelay(true)?;
             // Whatever becomes of the connection, nothing of it is to stay when it is closed: a socket that goes on
             // would keep its namespace.
-            socket::reset_on_close(stream)?;
+            sockopt::reset_on_close(stream)?;
         }
         io::Result::Ok((near, far))
     };

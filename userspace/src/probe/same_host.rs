@@ -29,7 +29,7 @@ use crate::{
         seam::{Datapath as _, Pair},
         sockmap::Sockmap,
     },
-    socket,
+    net::sockopt,
 };
 
 const ELSEWHERE: &str = "leave same_host out; such backends are served as any other";
@@ -237,11 +237,11 @@ async fn from_way_to_way(lab: &Lab) -> io::Result<()> {
 /// among them. Without kTLS in the kernel there is nothing to refuse.
 async fn ktls(lab: &Lab) -> io::Result<()> {
     let (_ours, backend) = announced(lab, &lab.usual).await?;
-    if socket::set_upper_protocol(&backend, "tls").is_err() {
+    if sockopt::set_upper_protocol(&backend, "tls").is_err() {
         return Ok(());
     }
     // Any other error is not about the combination: such as that the cipher's module is missing, for now.
-    match socket::start_ktls_sending(&backend) {
+    match sockopt::start_ktls_sending(&backend) {
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
         _ => Err(io::Error::other(
             "kTLS can be put on a socket that takes the short cut (refused since 6.1.189, 6.12.111, 7.2)",

@@ -15,7 +15,7 @@ use thiserror::Error;
 
 use crate::{
     bpf::packet::{Programs, tuple::tuple},
-    socket,
+    net::sockopt,
 };
 
 /// Bytes that one end sends and the other does not read.
@@ -53,7 +53,7 @@ pub fn look(programs: &Programs) -> Result<(), ProbeError> {
     let tuples: [Tuple; 2] = [one_tuple?, other_tuple?];
     one.write_all(&[7; UNREAD as usize])?;
     let started = Instant::now();
-    while socket::unacknowledged(&one)? != 0 {
+    while sockopt::unacknowledged(&one)? != 0 {
         if started.elapsed() > PATIENCE {
             return Err(ProbeError::Look("bytes are not acknowledged".to_owned()));
         }

@@ -150,7 +150,7 @@ impl EndPoint {
 
     /// Closes with RST.
     pub(super) fn abort(self) -> io::Result<()> {
-        crate::socket::reset_on_close(&self.stream)
+        crate::net::sockopt::reset_on_close(&self.stream)
     }
 
     pub(super) async fn expect_reset(&self) -> io::Result<()> {

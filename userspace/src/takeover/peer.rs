@@ -19,7 +19,7 @@ use rustix::{
 };
 use thiserror::Error;
 
-use crate::socket;
+use crate::net::sockopt;
 
 /// What a namespace is known by: device and inode of its file.
 type Namespace = (u64, u64);
@@ -140,11 +140,11 @@ impl Peer {
     /// Whoever connected to `socket`, or listened where it is connected to. `None` if that has ended. Linux 5.3; from 6.5 on,
     /// the number of the process cannot have become another's meanwhile.
     pub(super) fn of(socket: &OwnedFd, own: &Identity, role: Role, across: bool) -> io::Result<Option<Self>> {
-        let (number, uid) = socket::peer_credentials(socket)?;
+        let (number, uid) = sockopt::peer_credentials(socket)?;
         let Some(pid) = Pid::from_raw(number) else {
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, Refusal::Unseen));
         };
-        let process = match socket::peer_process(socket) {
+        let process = match sockopt::peer_process(socket) {
             Ok(process) => process,
             // The kernel does not know the option, or not for a process that has been waited for.
             Err(_) => match pidfd_open(pid, PidfdFlags::empty()) {

@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use super::endpoint::Endpoint;
-use crate::balance::Wheel;
+use super::{balance::Wheel, endpoint::Endpoint};
 
 /// The endpoints that a backend has right now, with their weights. Replaced as a whole when a name gets other addresses.
 #[derive(Debug)]

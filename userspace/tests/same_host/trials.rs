@@ -17,7 +17,7 @@ use rustix::{
     },
     io::retry_on_intr,
 };
-use snisplice::{metrics::labels::Carrier, socket};
+use snisplice::{metrics::labels::Carrier, net::sockopt};
 use snisplice_common::{
     Cookie,
     shortcut::{BackendEnd, Shortcut, ShortcutCounters},
@@ -53,7 +53,7 @@ pub(crate) fn trials() -> Vec<Trial> {
 fn has_ktls() -> bool {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
     let stream = TcpStream::connect(listener.local_addr().expect("an address")).expect("connects");
-    socket::set_upper_protocol(&stream, "tls").is_ok()
+    sockopt::set_upper_protocol(&stream, "tls").is_ok()
 }
 
 const MIB: u64 = 1024 * 1024;
@@ -385,8 +385,8 @@ fn protocol_on_top() {
     let before = counters(&rig);
     assert!(before.moved_messages > 0, "{before:?}");
     // The kernel may refuse any of it on such a socket; what is sent afterwards must arrive in any case.
-    let on_top = socket::set_upper_protocol(&link.backend, "tls").is_ok();
-    let encrypts = on_top && socket::start_ktls_sending(&link.backend).is_ok();
+    let on_top = sockopt::set_upper_protocol(&link.backend, "tls").is_ok();
+    let encrypts = on_top && sockopt::start_ktls_sending(&link.backend).is_ok();
     (&link.backend).write_all(b"what nobody on the way may read").expect("sent");
     let mut got = [0; 31];
     (&link.client).read_exact(&mut got).expect("received");

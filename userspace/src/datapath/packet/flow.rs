@@ -14,7 +14,7 @@ use tokio::{
 
 use super::{
     Shared,
-    bypass::{self, Doubt},
+    path_check::{self, Doubt},
     plan,
 };
 use crate::{
@@ -26,7 +26,7 @@ use crate::{
     },
     log::log_limit,
     metrics::labels::{Carrier, Direction, PacketRefusal},
-    socket,
+    net::sockopt,
     takeover::message::Message,
 };
 
@@ -187,7 +187,7 @@ impl Entry {
         // In this order: what the one has been told, the other has noted.
         let Ok(looks) = self.shared.programs.look(self.tuples) else { return false };
         let Ok(state) = self.state() else { return false };
-        let found = bypass::look(&self.rules().ways, &state, looks.each_ref(), self.heard, self.written);
+        let found = path_check::look(&self.rules().ways, &state, looks.each_ref(), self.heard, self.written);
         self.doubt = self.doubt.after(found);
         self.heard = looks.map(|look| look.snd_una);
         self.doubt == Doubt::Bypassed
@@ -297,7 +297,7 @@ impl<'a> Flow<'a> {
         // However they are closed, also by the end of the process, they send a reset, which the program on the devices
         // drops or gives the right numbers.
         for socket in [&connection.client, &connection.backend] {
-            let _ = socket::reset_on_close(socket);
+            let _ = sockopt::reset_on_close(socket);
         }
         let (up, down) = account.bytes();
         let before = (up.saturating_sub(entry.written[0]), down.saturating_sub(entry.written[1]));
@@ -379,13 +379,13 @@ impl<'a> Flow<'a> {
         self.account.refused_in_packets(PacketRefusal::Bypassed);
         let Sockets::Settling(connection) = &mut self.sockets else { return End::Finished };
         for socket in [&connection.client, &connection.backend] {
-            let _ = socket::finish_on_close(socket);
+            let _ = sockopt::finish_on_close(socket);
         }
         connection.carry_to_end(terms, self.account).await
     }
 
     /// Waits for the end while nothing is left to do. Our own sockets ask now and then whether their peers are there
-    /// ([`crate::liveness`]), and fail where no answer comes.
+    /// ([`crate::net::keepalive`]), and fail where no answer comes.
     async fn hold(&self, terms: &Terms) -> Held {
         let entry = &self.entry;
         let Sockets::Holding([client, backend]) = &self.sockets else { return Held::Ended(End::Idle) };

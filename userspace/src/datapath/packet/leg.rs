@@ -5,7 +5,7 @@ use std::{io, os::fd::BorrowedFd};
 use tokio::net::TcpStream;
 
 use super::plan::{self, Leg};
-use crate::{bpf::packet::tuple::tuple, metrics::labels::PacketRefusal, socket};
+use crate::{bpf::packet::tuple::tuple, metrics::labels::PacketRefusal, net::sockopt};
 
 /// `TCP_ESTABLISHED`.
 const ESTABLISHED: u8 = 1;
@@ -32,7 +32,7 @@ pub(super) fn of(stream: &TcpStream) -> Result<Leg, PacketRefusal> {
 }
 
 fn read(stream: &TcpStream) -> io::Result<Leg> {
-    let info = socket::tcp_info(stream)?;
+    let info = sockopt::tcp_info(stream)?;
     let has = |option| info.tcpi_options & option != 0;
     // Both scales are in one byte, the peer's in the lower half; without the option there is none.
     let scales = if has(negotiated::WINDOW_SCALE) { u32::from(info.tcpi_snd_rcv_wscale) } else { 0 };
@@ -46,14 +46,14 @@ fn read(stream: &TcpStream) -> io::Result<Leg> {
         own_scale: scales >> 4,
         send_mss: info.tcpi_snd_mss,
         announced_mss: info.tcpi_advmss,
-        clock: socket::timestamp(stream)?,
+        clock: sockopt::timestamp(stream)?,
         ..Leg::default()
     })
 }
 
 /// Largest segment that the backend may send so that it fits the client's connection; `None` where that would be in vain.
 pub(in crate::datapath) fn largest_segment(client: BorrowedFd<'_>) -> Option<u32> {
-    let info = socket::tcp_info(client).ok()?;
+    let info = sockopt::tcp_info(client).ok()?;
     let timestamps = info.tcpi_options & negotiated::TIMESTAMPS != 0;
     plan::largest_segment(info.tcpi_snd_mss, info.tcpi_advmss, timestamps)
 }
@@ -63,7 +63,7 @@ pub(in crate::datapath) fn largest_segment(client: BorrowedFd<'_>) -> Option<u32
 pub(super) fn admit(client: &TcpStream) -> Result<(), PacketRefusal> {
     let local = client.local_addr().map_err(|_| PacketRefusal::PeerClosed)?;
     // Who wanted to go elsewhere was led here by a translation that packets sent on would not see.
-    match socket::original_destination(client, local.is_ipv6()) {
+    match sockopt::original_destination(client, local.is_ipv6()) {
         Some(wanted) if wanted != local => Err(PacketRefusal::Nat),
         _ => Ok(()),
     }

@@ -1,7 +1,7 @@
 //! What userspace does for a connection whose bytes the kernel moves.
 //!
 //! Each direction is a story of its own: sleep while the kernel redirects; copy what it passes until it redirects
-//! again ([`super::copying`]); at the peer's FIN copy the rest, wait until the receiver's socket has taken everything,
+//! again ([`super::fallback`]); at the peer's FIN copy the rest, wait until the receiver's socket has taken everything,
 //! and pass the FIN on. A reset of one side ends both stories and resets the other.
 
 use std::{
@@ -32,13 +32,11 @@ use crate::{
         wakeup::{Ready, Side, What},
     },
     datapath::{
-        copy::Pump,
-        progress::Progress,
-        relay::idle,
+        relay::{idle, progress::Progress, pump::Pump},
         seam::{End, Patience},
     },
     metrics::labels::Direction,
-    socket,
+    net::sockopt,
 };
 
 /// How long bytes that were already received may take to reach the one side after the other has reset.
@@ -105,8 +103,8 @@ impl Leg {
 /// Bytes of its stream that the socket has taken from whoever writes to it, give or take the SYN. The order of the
 /// two makes it a little less, never more, while acknowledgements come in.
 fn taken(socket: &TcpStream) -> io::Result<u64> {
-    let acknowledged = socket::tcp_info(socket)?.tcpi_bytes_acked;
-    Ok(acknowledged + u64::from(socket::unacknowledged(socket)?))
+    let acknowledged = sockopt::tcp_info(socket)?.tcpi_bytes_acked;
+    Ok(acknowledged + u64::from(sockopt::unacknowledged(socket)?))
 }
 
 /// What userspace knows of one direction.
@@ -370,13 +368,13 @@ impl<'a> Connection<'a> {
         };
         let _ = timeout(FLUSH_GRACE, rest).await;
         let _ = timeout(FLUSH_GRACE, self.delivered(to)).await;
-        let _ = socket::reset_on_close(&to.socket);
+        let _ = sockopt::reset_on_close(&to.socket);
     }
 
     /// Waits until the peer has acknowledged everything written, or cannot any more.
     async fn delivered(&self, to: &Leg) {
         let mut pause = Duration::from_millis(1);
-        while matches!(socket::unacknowledged(&to.socket), Ok(1..)) {
+        while matches!(sockopt::unacknowledged(&to.socket), Ok(1..)) {
             sleep(pause).await;
             pause = (pause * 2).min(Duration::from_millis(50));
         }
@@ -434,7 +432,7 @@ impl<'a> Connection<'a> {
         let flow = flow.map_err(broken)?;
         if flow.receiving == TORN {
             // The sender must not take its bytes for delivered.
-            let _ = socket::reset_on_close(&from.socket);
+            let _ = sockopt::reset_on_close(&from.socket);
             return Err(broken(io::Error::other("the kernel had no memory to leave repeated bytes out")));
         }
         Ok(flow)

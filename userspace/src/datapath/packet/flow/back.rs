@@ -17,8 +17,7 @@ use crate::{
         seam::{End, Pair},
     },
     metrics::labels::Carrier,
-    net::repair,
-    socket,
+    net::{repair, sockopt},
 };
 
 impl Entry {
@@ -80,7 +79,7 @@ impl Flow<'_> {
         const LONGEST: Duration = Duration::from_secs(1);
         let Sockets::Holding(sockets) = &self.sockets else { return };
         let round_trips = sockets.each_ref().map(|socket| {
-            Duration::from_micros(socket::tcp_info(socket).map_or(0, |info| info.tcpi_rtt.into()))
+            Duration::from_micros(sockopt::tcp_info(socket).map_or(0, |info| info.tcpi_rtt.into()))
         });
         let quiet = (2 * (round_trips[0] + round_trips[1])).clamp(LEAST, MOST);
         let ways = || self.entry.state().map(|state| state.ways).ok();

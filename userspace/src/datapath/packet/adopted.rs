@@ -23,18 +23,18 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Shared, flow::is_half_closed, linger::LINGER, maps::Maps};
 use crate::{
+    account::{
+        registry::{self, Request},
+        view::{Connection, Filter},
+    },
     bpf::packet::{Lead, Programs, tuple},
-    connections::{Connection, Filter},
     datapath::seam::{End, Patience},
-    liveness::Liveness,
     log::log_limit,
     metrics::{Metrics, NONE, labels::Carrier},
-    net::repair,
-    roster::{self, Request},
-    socket,
-    state::Current,
+    net::{keepalive::Liveness, repair, sockopt},
+    snapshot::Current,
     takeover::{
-        heir::{Flows, Inherited},
+        client::{Flows, Inherited},
         message::Message,
     },
 };
@@ -74,7 +74,7 @@ impl fmt::Debug for Orphans {
 
 struct Orphan {
     flow: u32,
-    /// See [`roster::number`].
+    /// See [`registry::number`].
     id: u64,
     /// When it was accepted, as far as that is known: otherwise when it was taken over.
     opened: Instant,
@@ -237,7 +237,7 @@ impl Orphans {
     fn number(&mut self) -> u64 {
         let serial = self.serial;
         self.serial = serial.wrapping_add(1);
-        roster::number(serial, self.workers, self.workers)
+        registry::number(serial, self.workers, self.workers)
     }
 
     fn adopt(&mut self, flow: u32, tuples: [Option<Tuple>; 2]) -> io::Result<()> {
@@ -577,7 +577,7 @@ impl Holder {
                 other => break other?,
             }
         };
-        socket::reset_on_close(&socket)?;
+        sockopt::reset_on_close(&socket)?;
         if let Some(liveness) = liveness {
             liveness.apply(&socket)?;
         }
@@ -591,7 +591,7 @@ impl Holder {
         if self.answers {
             return;
         }
-        let Ok(info) = socket::tcp_info(&self.socket) else { return };
+        let Ok(info) = sockopt::tcp_info(&self.socket) else { return };
         // The kernel counts the beginning as an answer.
         let silent = Duration::from_millis(info.tcpi_last_ack_recv.into());
         self.answers = silent + TICKS < self.since.elapsed();

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use super::connection::{Broken, Connection};
 use crate::{
     bpf::wakeup::{Ready, What},
-    datapath::copy::Pump,
+    datapath::relay::pump::Pump,
     metrics::labels::Direction,
 };
 

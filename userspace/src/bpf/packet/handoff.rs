@@ -75,7 +75,7 @@ impl Programs {
     }
 }
 
-impl super::Listener {
+impl crate::bpf::packet::Listener {
     /// Has all flows be looked at.
     pub(super) fn raise_all(&self) {
         for (_, signals) in self.workers.read().unwrap_or_else(PoisonError::into_inner).iter() {

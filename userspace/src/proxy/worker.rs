@@ -29,20 +29,24 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use super::session::{self, Service};
 use crate::{
-    account::{Account, Ledger},
+    account::{
+        Account, Ledger,
+        registry::{self, Request, Roster},
+    },
     datapath::{factory::Factory, seam::InKernel},
     limits::{
         Overload,
         admission::{Admission, Permit},
     },
-    liveness::Liveness,
     log::log_limit,
     metrics::Metrics,
-    roster::{self, Request, Roster},
-    session::{self, Service},
-    socket::{self, watch_readable},
-    state::Current,
+    net::{
+        keepalive::Liveness,
+        sockopt::{self, watch_readable},
+    },
+    snapshot::Current,
 };
 
 /// How long accepting pauses after an error that accepting more at once would only repeat.
@@ -188,7 +192,7 @@ async fn work(index: usize, shared: Shared, mut orders: mpsc::UnboundedReceiver<
                     stop.cancel();
                 }
             }
-            Some(Order::Ask(request)) => roster::answer(&service, request),
+            Some(Order::Ask(request)) => registry::answer(&service, request),
             Some(Order::Gain(found)) => {
                 if let Err(error) = service.datapath.gain(&found) {
                     tracing::error!(%error, "this worker cannot use the kernel's programs: it relays");
@@ -212,7 +216,7 @@ async fn work(index: usize, shared: Shared, mut orders: mpsc::UnboundedReceiver<
     let answering = async {
         while let Some(order) = orders.recv().await {
             if let Order::Ask(request) = order {
-                roster::answer(&service, request);
+                registry::answer(&service, request);
             }
         }
     };
@@ -348,7 +352,7 @@ impl Acceptor {
 
     /// Resets a connection, which costs less than anything else, and counts it.
     fn refuse(&self, client: &StdStream, why: Overload) {
-        let _ = socket::reset_on_close(client);
+        let _ = sockopt::reset_on_close(client);
         Account::open(&self.ledger()).ended(why.label());
     }
 

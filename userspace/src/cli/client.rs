@@ -12,8 +12,8 @@ use comfy_table::{CellAlignment, Table, presets};
 use snisplice_config::admin::AdminAddress;
 
 use crate::{
+    account::view::{Closed, Connection, Filter, Listing},
     cli,
-    connections::{Closed, Connection, Filter, Listing},
 };
 
 /// How long the balancer may take for each part of its answer.

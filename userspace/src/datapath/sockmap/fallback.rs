@@ -13,9 +13,9 @@ use tokio::{task::yield_now, time::sleep};
 use super::connection::{Broken, Connection, Leg};
 use crate::{
     bpf::wakeup::{Ready, What},
-    datapath::copy::{Pump, Step, StepError},
+    datapath::relay::pump::{Pump, Step, StepError},
     metrics::labels::Direction,
-    socket,
+    net::sockopt,
 };
 
 /// Steps of one copy before the worker's other connections get their turn.
@@ -201,6 +201,6 @@ impl Connection<'_> {
 
 /// Whether a socket has room. Where it has none, an event is sure to come when it has.
 fn has_room(leg: &Leg) -> Result<bool, Broken> {
-    let polled = socket::poll_writable(&leg.socket).map_err(|error| Broken { side: leg.side, error })?;
+    let polled = sockopt::poll_writable(&leg.socket).map_err(|error| Broken { side: leg.side, error })?;
     Ok(polled.contains(PollFlags::OUT))
 }

@@ -10,15 +10,11 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{Broken, Carried, STEPS_PER_TURN, Side, Way, forget, idle, moved};
-use crate::{
-    datapath::{
-        copy::{Pump, Step},
-        seam::End,
-    },
-    metrics::labels::Direction,
-    socket,
+use super::{
+    Broken, Carried, STEPS_PER_TURN, Side, Way, forget, idle, moved,
+    pump::{Pump, Step},
 };
+use crate::{datapath::seam::End, metrics::labels::Direction, net::sockopt};
 
 /// How long bytes that were already received may take to reach the one side after the other has reset.
 const FLUSH_GRACE: Duration = Duration::from_secs(1);
@@ -186,7 +182,7 @@ impl Waiting<'_> {
         let rest = async { while let Ok(Stop::Due | Stop::AtEase) = self.copy(pump).await {} };
         let _ = timeout(FLUSH_GRACE, rest).await;
         let _ = timeout(FLUSH_GRACE, delivered(self.way.to)).await;
-        let _ = socket::reset_on_close(self.way.to);
+        let _ = sockopt::reset_on_close(self.way.to);
     }
 }
 
@@ -223,7 +219,7 @@ pub(in crate::datapath) async fn failure(stream: &TcpStream) -> io::Error {
 /// Waits until the peer has acknowledged everything written, or cannot any more.
 async fn delivered(stream: &TcpStream) {
     let mut pause = Duration::from_millis(1);
-    while matches!(socket::unacknowledged(stream), Ok(1..)) {
+    while matches!(sockopt::unacknowledged(stream), Ok(1..)) {
         sleep(pause).await;
         pause = (pause * 2).min(Duration::from_millis(50));
     }

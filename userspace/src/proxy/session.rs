@@ -21,21 +21,23 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-use crate::{
-    account::Account,
+use super::{
     connect::connect,
+    hello::{self, Hello, NoHello},
+};
+use crate::{
+    account::{
+        Account,
+        registry::{Roster, Seat},
+    },
     datapath::{
-        copy::with_scratch,
+        relay::pump::with_scratch,
         seam::{Datapath, HelloMode, Pair},
     },
-    hello::{self, Hello, NoHello},
     limits::{Overload, admission::Permit},
-    liveness::Liveness,
     metrics::Metrics,
-    net::local_address,
-    roster::{Roster, Seat},
-    socket,
-    state::{Backend, Current},
+    net::{keepalive::Liveness, local_address, sockopt},
+    snapshot::{Backend, Current},
     tls::{
         alert::{Description, alert},
         client_hello::{ClientHello, Rejection},
@@ -102,7 +104,7 @@ async fn establish(
     let deny = &live.model.deny;
     // Whose client is gone by now is let on, and found gone.
     if !deny.is_empty() && client.peer_addr().is_ok_and(|client| deny.contains(client.ip())) {
-        let _ = socket::reset_on_close(&client);
+        let _ = sockopt::reset_on_close(&client);
         return Err("denied");
     }
     let mut partial = Vec::new();
@@ -179,12 +181,12 @@ async fn wait_for_hello(
         }
         () = waiting.made_room() => {
             // Whatever it has sent is no reason to remember it.
-            let _ = socket::reset_on_close(client);
+            let _ = sockopt::reset_on_close(client);
             return Err(Overload::Hellos.label());
         }
     }
     // The peeking reader may have left its mark; a policy's backend shall see every byte.
-    let _ = socket::set_receive_low_water(client, 1);
+    let _ = sockopt::set_receive_low_water(client, 1);
     Ok(Err(Verdict::Timeout))
 }
 
@@ -218,7 +220,7 @@ impl Refused {
     ) -> Option<Policy> {
         let policy = self.verdict.policy(policies);
         let ends = match policy {
-            Policy::Reset => socket::reset_on_close(client).is_ok(),
+            Policy::Reset => sockopt::reset_on_close(client).is_ok(),
             // Nothing comes then that would make the close a reset.
             Policy::Close => {
                 let is_drained = |hello: &Vec<u8>| hello::is_drained(client, mode, limit, hello);
@@ -318,7 +320,7 @@ async fn turn_away<'a>(
     match policy {
         Policy::Backend(id) => return Ok(backend(id)),
         Policy::Reset => {
-            let _ = socket::reset_on_close(client);
+            let _ = sockopt::reset_on_close(client);
         }
         Policy::Close => farewell(client, &[]).await,
         Policy::Alert => farewell(client, &alert(verdict.alert())).await,
@@ -357,7 +359,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::{account::Ledger, datapath::relay::Relay, limits::admission::Admission, state::Live};
+    use crate::{account::Ledger, datapath::relay::Relay, limits::admission::Admission, snapshot::Live};
 
     /// What an idle connection holds is its session's future, with the sockets in it, and the datapath's.
     #[tokio::test]

@@ -26,12 +26,12 @@ use tokio::{
 };
 
 use self::race::{Attempt, Race};
+use super::session::Service;
 use crate::{
     datapath::seam::Datapath,
     log::log_limit,
-    session::Service,
-    socket,
-    state::Backend,
+    net::sockopt,
+    snapshot::Backend,
     upstream::{candidates::Candidates, endpoint::Endpoint},
 };
 
@@ -303,7 +303,7 @@ async fn connect_to(context: Context<'_>, endpoint: Arc<Endpoint>) -> Result<Ups
     }
     let (socket, announced) = begin(context, address)?;
     // A backend on the same host answers within connect(2). The hello then goes out before the event loop has had its turn.
-    let is_connected = socket::poll_writable(&socket)? == PollFlags::OUT;
+    let is_connected = sockopt::poll_writable(&socket)? == PollFlags::OUT;
     let stream = TcpStream::from_std(socket)?;
     if is_connected {
         endpoint.answered_at_once();
@@ -348,7 +348,7 @@ fn begin_from(
     let socket = StdStream::from(socket_with(family, SocketType::STREAM, flags, None)?);
     socket.set_nodelay(true)?;
     if let Some(source) = source {
-        socket::set_bind_address_no_port(&socket)?;
+        sockopt::set_bind_address_no_port(&socket)?;
         match bind(&socket, &SocketAddr::new(source, 0)) {
             Ok(()) => {}
             Err(Errno::ADDRNOTAVAIL) => return Err(AttemptError::NoSource(source)),
@@ -356,7 +356,7 @@ fn begin_from(
         }
     }
     // The hello is at hand, so its packet may complete the handshake, and the bare acknowledgement before it is spared.
-    let _ = socket::expect_to_answer(&socket);
+    let _ = sockopt::expect_to_answer(&socket);
     let announced = backend.same_host && datapath.announce(socket.as_fd());
     // What is announced or goes over loopback will not be sent on in packets.
     if !announced

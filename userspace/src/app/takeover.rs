@@ -10,12 +10,12 @@ use super::App;
 use crate::{
     admin::{Admin, Scope, server::Socket},
     cli::Run,
-    datapath::packet::orphan,
+    datapath::packet::adopted,
     takeover::{
         Place,
-        door::{Door, Offer, Visit},
-        heir::{Flows, Heir},
+        client::{Flows, Heir},
         place::DIRECTORY,
+        server::{Door, Offer, Visit},
     },
 };
 
@@ -147,7 +147,7 @@ impl App {
             }
             Visit::Abort(shared) => {
                 if let Some(programs) = self.programs.as_ref().filter(|_| shared) {
-                    if let Err(error) = orphan::forget_strangers(programs) {
+                    if let Err(error) = adopted::forget_strangers(programs) {
                         tracing::warn!(%error, "flows of the other process are left");
                     }
                     programs.thaw();

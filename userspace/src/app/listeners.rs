@@ -13,7 +13,7 @@ use snisplice_config::model::Model;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use thiserror::Error;
 
-use crate::socket;
+use crate::net::sockopt;
 
 /// Connections that may wait in one socket's accept queue; the kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -186,7 +186,7 @@ fn open(address: SocketAddr, front: &Front, shared: bool) -> io::Result<Socket> 
     socket.set_tcp_nodelay(true)?;
     // In TLS the client speaks first: there is nothing to do for a connection before its hello. The kernel completes
     // one that stays silent after this time, and then its deadline begins.
-    socket::set_defer_accept(&socket, DEFER_ACCEPT)?;
+    sockopt::set_defer_accept(&socket, DEFER_ACCEPT)?;
     socket.bind(&address.into())?;
     Ok(socket)
 }

@@ -16,13 +16,11 @@ use tokio::{
 };
 
 use self::system::System;
-use crate::{
-    state::Live,
-    upstream::{
-        line_budget::Budget,
-        names::{Change, Found, Names, Next},
-    },
+use super::{
+    line_budget::Budget,
+    names::{Change, Found, Names, Next},
 };
+use crate::snapshot::Live;
 
 mod runtime;
 mod system;

@@ -17,9 +17,9 @@ use snisplice_config::{
 use tokio::sync::Notify;
 
 use crate::{
-    balance::Wheel,
     metrics::{Gone, Names},
     upstream::{
+        balance::Wheel,
         candidates::{Candidates, Members},
         endpoint::Endpoints,
     },
@@ -79,7 +79,7 @@ pub struct Backend {
 }
 
 impl Live {
-    /// Prepares `model` for service. Names are not resolved yet: see [`crate::resolve`].
+    /// Prepares `model` for service. Names are not resolved yet: see [`crate::upstream::dns`].
     #[must_use]
     pub fn new(model: Model, generation: u64) -> Self {
         Self::with_endpoints(model, generation, Arc::default())

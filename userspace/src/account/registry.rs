@@ -16,13 +16,11 @@ use tokio::{
     task::{AbortHandle, yield_now},
 };
 
-use crate::{
-    account::{Account, NameMark},
-    connections::{Connection, Filter},
-    metrics::labels::Carrier,
-    session::Service,
-    socket,
+use super::{
+    Account, NameMark,
+    view::{Connection, Filter},
 };
+use crate::{metrics::labels::Carrier, net::sockopt, proxy::session::Service};
 
 /// Connections that are described before others get their turn: each takes four system calls.
 const DESCRIBED_PER_TURN: usize = 64;
@@ -149,8 +147,8 @@ impl Roster {
             let Some(task) = task.take() else { continue };
             account.ended(reason);
             for number in account.sockets() {
-                socket::by_number(number, |socket| {
-                    let _ = socket::reset_on_close(socket);
+                sockopt::by_number(number, |socket| {
+                    let _ = sockopt::reset_on_close(socket);
                 });
             }
             task.abort();
@@ -191,14 +189,15 @@ impl Roster {
             && filter.client.as_ref().is_none_or(|networks| {
                 let [number, _] = account.sockets();
                 // The last condition, as it is the only one that the kernel is asked about.
-                let client = socket::by_number(number, socket::addresses).and_then(|(_, client)| client);
+                let client = sockopt::by_number(number, sockopt::addresses).and_then(|(_, client)| client);
                 client.is_some_and(|client| networks.contains(client.ip()))
             })
     }
 
     fn describe(&self, account: &Account, moved: (u64, u64)) -> Connection {
-        let [(accepted_at, client), (connected_from, backend_address)] =
-            account.sockets().map(|number| socket::by_number(number, socket::addresses).unwrap_or_default());
+        let [(accepted_at, client), (connected_from, backend_address)] = account
+            .sockets()
+            .map(|number| sockopt::by_number(number, sockopt::addresses).unwrap_or_default());
         Connection {
             id: self.id(account),
             listener: account.listener().to_string(),

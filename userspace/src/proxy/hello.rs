@@ -9,8 +9,8 @@ use rustix::{
 use tokio::{io::Interest, net::TcpStream};
 
 use crate::{
-    datapath::{copy::with_scratch, seam::HelloMode},
-    socket,
+    datapath::{relay::pump::with_scratch, seam::HelloMode},
+    net::sockopt,
     tls::client_hello::{ClientHello, Parse, Rejection, parse},
 };
 
@@ -84,7 +84,7 @@ async fn peek(client: &TcpStream, limit: usize, heard: impl Fn()) -> Result<Hell
                 seen = length;
                 low_water = need;
                 // Where the kernel refuses, the wake-ups come earlier and nothing else changes.
-                let _ = socket::set_receive_low_water(client, need);
+                let _ = sockopt::set_receive_low_water(client, need);
             }
             None => {}
         }
@@ -95,7 +95,7 @@ async fn peek(client: &TcpStream, limit: usize, heard: impl Fn()) -> Result<Hell
 /// Undoes the low-water mark, so that the datapath hears of every byte again.
 fn restore(client: &TcpStream, low_water: usize) {
     if low_water > 1 {
-        let _ = socket::set_receive_low_water(client, 1);
+        let _ = sockopt::set_receive_low_water(client, 1);
     }
 }
 
