@@ -151,7 +151,7 @@ impl App {
         let resolver = Resolver::start();
         resolver.serve(live.clone());
 
-        let bound = bind(&live.model, heir.as_mut(), count)?;
+        let bound = with_copies(bind(&live.model, heir.as_mut(), count)?)?;
         let admin = Arc::new(Admin::new(metrics.clone(), admission.clone(), &settings));
         let endpoints = Endpoint::bind_all(&settings, heir.as_mut())?;
         if let Some(heir) = &heir {
@@ -172,7 +172,6 @@ impl App {
             workers: workers.iter().map(|worker| worker.orders.clone()).collect(),
             orphans: ask_orphans,
         });
-        let endpoints = endpoints.into_iter().map(|endpoint| endpoint.serve(&admin, &runtime)).collect();
         drop(guard);
         let mut app = Self {
             runtime,
@@ -183,7 +182,7 @@ impl App {
             metrics: shared.metrics,
             admission: shared.admission,
             admin,
-            endpoints,
+            endpoints: Vec::new(),
             workers,
             lost_workers,
             listening: BTreeMap::new(),
@@ -198,13 +197,18 @@ impl App {
             orphans: None,
         };
         app.signals.serving();
-        for (bound, copies) in with_copies(bound)? {
-            app.listen(bound, copies);
+        let takes_over = heir.is_some();
+        // Until here, nothing of a process that lives was touched; from here on, nothing fails.
+        let (door, flows) = app.succeed(heir, jointly)?;
+        for (bound, copies) in bound {
+            app.listen_if_possible(bound, copies);
         }
+        app.serve_endpoints(endpoints);
         app.watch_trial(trial, in_kernel.is_some());
         app.is_ready();
-        let takes_over = heir.is_some();
-        let (door, flows) = app.succeed(heir, jointly)?;
+        if takes_over {
+            tracing::info!("taken over");
+        }
         app.orphans = orphans.map(|orphans| {
             let stop = CancellationToken::new();
             let watch = orphans.watch(stop.clone(), flows, orphans_asked, app.current.clone());
@@ -382,8 +386,16 @@ impl App {
         self.admin.probing.store(probing, Relaxed);
     }
 
+    /// Listens where another process has, as well. Nobody else serves by now, so that what cannot be had is left out.
+    fn listen_if_possible(&mut self, mut bound: Bound, copies: Vec<StdListener>) {
+        for error in bound.listen_if_possible() {
+            tracing::error!(%error, "a socket does not listen as it should");
+        }
+        self.listen(bound, copies);
+    }
+
     fn listen(&mut self, bound: Bound, copies: Vec<StdListener>) {
-        let Bound { front, wanted, address, sockets } = bound;
+        let Bound { front, wanted, address, sockets, late: _ } = bound;
         let listener = &front.listener;
         tracing::info!(%listener, %address, "listening");
         self.sockets.insert(wanted, copies);
@@ -467,6 +479,7 @@ impl App {
         for (address, front) in changes.added {
             bound.extend(listeners::bind_if_possible(&front, address, self.workers.len())?);
         }
+        bound.iter().try_for_each(Bound::listen)?;
         let bound = with_copies(bound)?;
         // From here on nothing fails: the new configuration serves.
         let generation = former.generation + 1;
@@ -571,7 +584,7 @@ fn metrics_with(admission: &Arc<Admission>) -> Arc<Metrics> {
     Arc::new(metrics)
 }
 
-/// Has all listening sockets, those of a process that is taken over from among them.
+/// Has all listening sockets, those of a process that is taken over from among them. They listen unless that process does there.
 fn bind(model: &Model, mut heir: Option<&mut Heir>, workers: usize) -> anyhow::Result<Vec<Bound>> {
     let mut bound = Vec::new();
     for (address, front) in listeners::wanted(model) {
@@ -580,6 +593,7 @@ fn bind(model: &Model, mut heir: Option<&mut Heir>, workers: usize) -> anyhow::R
             None => listeners::bind_if_possible(&front, address, workers)?,
         });
     }
+    bound.iter().filter(|bound| !bound.late).try_for_each(Bound::listen)?;
     Ok(bound)
 }
 

@@ -2,14 +2,15 @@
 //!
 //! The one that runs listens on a unix socket in a directory of its user alone ([`place`], [`door`]). The new one asks it
 //! there for what it has ([`heir`]), and each looks whether the other may have it or give it (`peer`): listening sockets as descriptors, so that no queue of connections is ever
-//! without an owner, and the lock of what is pinned. Everything that may fail comes before the last word of the new one,
-//! which is that it serves; until then the old one goes on as if nothing were, and it does so again if that word never
-//! comes.
+//! without an owner, and the lock of what is pinned. Everything that may fail comes before the last word of the new one.
+//! The old one answers that word and drains; until then everything is its own. The new one serves only with that answer, or when the
+//! old process has ended. A closed channel alone decides nothing: the process at its other end may live.
 //!
 //! ```text
 //! new  hello VERSION                     old  listener.. admin.. pins.. door end   (each with its descriptor)
 //! new  prepare                           old  used.. end     begins no flow in maps that both have
-//! new  serving                           old  flow..         (each with its sockets), until it is done
+//! new  serving                           old  draining       the new one accepts from here on
+//!                                             flow..         (each with its sockets), until it is done
 //! ```
 
 mod channel;

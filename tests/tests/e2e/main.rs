@@ -37,6 +37,7 @@ mod same_host;
 mod setting;
 mod slow;
 mod soak;
+mod succession;
 mod survive;
 mod takeover;
 mod vanish;
@@ -73,6 +74,7 @@ fn main() -> ExitCode {
         setting::CASES,
         slow::CASES,
         soak::CASES,
+        succession::CASES,
         survive::CASES,
         takeover::CASES,
         vanish::CASES,

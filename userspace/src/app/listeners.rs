@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::net::listen;
 use snisplice_config::model::Model;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use thiserror::Error;
@@ -62,6 +63,36 @@ pub struct Bound {
     pub address: SocketAddr,
     /// One for each worker, or more.
     pub sockets: Vec<TcpListener>,
+    /// Whether another process listens there, from which [`Bound::listen`] takes connections away.
+    pub late: bool,
+}
+
+impl Bound {
+    /// Has all sockets listen, and announce to clients what they shall. Those of another process do so already, for what that
+    /// serves: so this is not done before this process serves.
+    pub fn listen(&self) -> Result<(), BindError> {
+        self.sockets.iter().try_for_each(|socket| self.listen_on(socket))
+    }
+
+    /// The same for a process that must serve: what fails is told, and a socket that does not listen is left out.
+    pub fn listen_if_possible(&mut self) -> Vec<BindError> {
+        let (mut listening, mut errors) = (Vec::new(), Vec::new());
+        for socket in std::mem::take(&mut self.sockets) {
+            errors.extend(self.listen_on(&socket).err());
+            if SockRef::from(&socket).is_listener().unwrap_or(false) {
+                listening.push(socket);
+            }
+        }
+        self.sockets = listening;
+        errors
+    }
+
+    fn listen_on(&self, socket: &TcpListener) -> Result<(), BindError> {
+        let fail =
+            |source| BindError { listener: self.front.listener.to_string(), address: self.wanted, source };
+        announce(socket, &self.front).map_err(fail)?;
+        listen(socket, BACKLOG).map_err(|error| fail(error.into()))
+    }
 }
 
 /// What an address is listened on for.
@@ -123,7 +154,7 @@ fn is_left_out(front: &Front, error: &io::Error) -> bool {
     front.optional && error.raw_os_error() == Some(libc::EAFNOSUPPORT)
 }
 
-/// Binds `address` once for each of `workers`.
+/// Binds `address` once for each of `workers`. The sockets do not listen yet.
 pub fn bind(front: &Front, address: SocketAddr, workers: usize) -> Result<Bound, BindError> {
     let fail = |source| BindError { listener: front.listener.to_string(), address, source };
     // Another process of the same user could join a group of SO_REUSEPORT sockets unnoticed, and would take a share
@@ -132,8 +163,8 @@ pub fn bind(front: &Front, address: SocketAddr, workers: usize) -> Result<Bound,
     complete(front, address, Vec::with_capacity(workers), workers)
 }
 
-/// The same, with sockets of another process that are bound to `address`. There may be more than workers: closing one of a
-/// group would reset the connections in its queue.
+/// The same, with sockets of another process that are bound to `address`, and that are left as they are. There may be more than
+/// workers: closing one of a group would reset the connections in its queue.
 pub fn complete(
     front: &Front,
     address: SocketAddr,
@@ -141,24 +172,17 @@ pub fn complete(
     workers: usize,
 ) -> Result<Bound, BindError> {
     let fail = |source| BindError { listener: front.listener.to_string(), address, source };
-    for socket in &sockets {
-        announce(socket, front).map_err(fail)?;
-    }
+    let late = !sockets.is_empty();
     let mut real = match sockets.first() {
         Some(socket) => socket.local_addr().map_err(fail)?,
         None => address,
     };
     while sockets.len() < workers {
-        let socket = open(real, front, true).and_then(|socket| {
-            announce(&socket, front)?;
-            socket.listen(BACKLOG)?;
-            Ok(TcpListener::from(socket))
-        });
-        let socket = socket.map_err(fail)?;
+        let socket = TcpListener::from(open(real, front, true).map_err(fail)?);
         real = socket.local_addr().map_err(fail)?;
         sockets.push(socket);
     }
-    Ok(Bound { front: front.clone(), wanted: address, address: real, sockets })
+    Ok(Bound { front: front.clone(), wanted: address, address: real, sockets, late })
 }
 
 /// Has what is accepted from now on announce no larger segments than it shall, also on a socket that listens already.

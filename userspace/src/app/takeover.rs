@@ -118,7 +118,18 @@ impl App {
         }
     }
 
-    /// Tells the process that is taken over from that this one serves. What it still has comes by and by.
+    /// Serves the admin endpoint from now on.
+    pub(super) fn serve_endpoints(&mut self, endpoints: Vec<Endpoint>) {
+        let _inside = self.runtime.enter();
+        self.endpoints =
+            endpoints.into_iter().map(|endpoint| endpoint.serve(&self.admin, &self.runtime)).collect();
+    }
+
+    /// Has the process that is taken over from give everything up. What it still has comes by and by.
+    ///
+    /// # Errors
+    ///
+    /// Where it lives and serves on.
     pub(super) fn succeed(
         &self,
         heir: Option<Heir>,
@@ -126,11 +137,10 @@ impl App {
     ) -> anyhow::Result<(Option<OwnedFd>, Option<Flows>)> {
         let Some(mut heir) = heir else { return Ok((None, None)) };
         let door = heir.door();
-        let flows = heir.serve(shares).context("cannot take over")?;
+        let flows = heir.serve(shares)?;
         if let Some(programs) = self.programs.as_ref().filter(|_| shares) {
             programs.own_pins();
         }
-        tracing::info!("taken over");
         Ok((door, shares.then_some(flows)))
     }
 

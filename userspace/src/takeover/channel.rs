@@ -12,8 +12,8 @@ use rustix::{
     io::{Errno, retry_on_intr},
     net::{
         AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
-        SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, accept_with, recvmsg,
-        sendmsg, socket_with,
+        SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown, SocketFlags, SocketType, accept_with,
+        recvmsg, sendmsg, shutdown, socket_with,
         sockopt::{Timeout, set_socket_timeout},
     },
 };
@@ -71,6 +71,26 @@ impl Channel {
     /// Waits until the process at the other end has ended, and with it everything that it had open. False if it lives on.
     pub(super) fn wait_for_end(&self, limit: Duration) -> io::Result<bool> {
         self.peer.has_ended(Timespec::try_from(limit).map_err(io::Error::other)?)
+    }
+
+    /// Waits until the process at the other end has ended, however long that takes.
+    pub(super) fn wait_for_end_of_peer(&self) -> io::Result<()> {
+        self.peer.wait()
+    }
+
+    /// The answer that decides who serves. Once this has returned without one, none can come any more: where the other end sends it
+    /// all the same, it learns that nobody has heard it.
+    pub(super) fn last_answer(&self, limit: Duration) -> io::Result<Option<Message>> {
+        self.wait_at_most(Some(limit))?;
+        let answer = match self.receive() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                shutdown(&self.socket, Shutdown::Both)?;
+                // What had come just before is still there (`unix_shutdown`).
+                self.receive()?
+            }
+            other => other?,
+        };
+        Ok(answer.map(|(message, _)| message))
     }
 
     /// Bounds how long [`Channel::receive`] waits.
@@ -135,4 +155,38 @@ pub(super) fn accept(door: &OwnedFd) -> io::Result<OwnedFd> {
 /// One that is not connected yet.
 pub(super) fn socket() -> io::Result<OwnedFd> {
     Ok(socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::net::{SocketFlags, SocketType, socketpair};
+
+    use super::*;
+
+    /// Both ends are of this process.
+    fn pair() -> [Channel; 2] {
+        let (one, other) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        let own = Identity::own().unwrap();
+        [(one, Role::Heir), (other, Role::Server)]
+            .map(|(socket, role)| Channel::new(socket, &own, role, false).unwrap().unwrap())
+    }
+
+    #[test]
+    fn an_answer_in_time_is_heard_and_one_that_comes_too_late_cannot_be_given() {
+        const SOON: Duration = Duration::from_millis(10);
+        let [old, new] = pair();
+        old.send(&Message::Draining, &[]).unwrap();
+        assert_eq!(new.last_answer(SOON).unwrap(), Some(Message::Draining));
+
+        assert_eq!(new.last_answer(SOON).unwrap(), None);
+        assert!(old.send(&Message::Draining, &[]).is_err());
+        assert_eq!(new.last_answer(SOON).unwrap(), None);
+
+        // As one that closes, and lives.
+        let [old, new] = pair();
+        drop(old);
+        assert_eq!(new.last_answer(SOON).unwrap(), None);
+        assert!(!new.wait_for_end(SOON).unwrap());
+    }
 }

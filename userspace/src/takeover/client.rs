@@ -5,11 +5,12 @@ use std::{
     io,
     net::{SocketAddr, TcpListener},
     os::fd::OwnedFd,
+    sync::mpsc as replies,
     thread,
     time::Duration,
 };
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, anyhow, bail, ensure};
 use snisplice_config::admin::AdminAddress;
 use tokio::sync::mpsc;
 
@@ -21,6 +22,9 @@ use crate::{admin::server::Socket, bpf::packet::Pins};
 
 /// How long the old process may take to answer; another takeover may be under way.
 const ANSWER: Duration = Duration::from_secs(60);
+
+/// How long its thread may take to give everything up, which takes it no more than to be scheduled.
+const DECISION: Duration = Duration::from_secs(30);
 
 /// How long it may take the kernel to close everything that an old process has open.
 const ENDING: Duration = Duration::from_secs(10);
@@ -67,18 +71,29 @@ impl Heir {
         if heir.listen().context(WHAT)? {
             return Ok(Some(heir));
         }
-        tracing::info!("the running process is ending: nothing to take over");
-        // One that was killed closes one descriptor after another, and its listening sockets may come last.
-        if !heir.channel.wait_for_end(ENDING).context(WHAT)? {
-            tracing::warn!("it still has not ended; its addresses may be in use");
-        }
+        heir.ensure_ended().context(WHAT)?;
+        tracing::info!("the running process has ended: nothing to take over");
         Ok(None)
     }
 
-    /// Takes what is offered. False if the other process ends meanwhile.
+    /// Fails unless the old process has ended, with which the channel was closed. One that lives may have closed it as well, and
+    /// everything is its own then.
+    fn ensure_ended(&self) -> anyhow::Result<()> {
+        // One that was killed closes one descriptor after another, and its listening sockets may come last.
+        let ended = self.channel.wait_for_end(ENDING)?;
+        let old = self.channel.process();
+        ensure!(
+            ended,
+            "the running process (PID {old}) has broken the takeover off, but it lives and keeps serving: see its log for the \
+             reason; start this one again then, or stop the running one, which drains it, and start this one when it has ended"
+        );
+        Ok(())
+    }
+
+    /// Takes what is offered. False if the other process closes the channel meanwhile.
     fn listen(&mut self) -> anyhow::Result<bool> {
         loop {
-            let Some((message, descriptors)) = self.channel.receive()? else { return Ok(false) };
+            let Some((message, descriptors)) = self.receive()? else { return Ok(false) };
             let mut descriptors = descriptors.into_iter();
             let mut descriptor = || descriptors.next().context("a descriptor is missing");
             match message {
@@ -93,6 +108,13 @@ impl Heir {
                 other => bail!("not expected: {other}"),
             }
         }
+    }
+
+    fn receive(&self) -> anyhow::Result<Option<(Message, Vec<OwnedFd>)>> {
+        self.channel.receive().map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => silent(self.channel.process()),
+            _ => error.into(),
+        })
     }
 
     /// What makes flows outlive both processes, if the old one has that. Fails if these maps are not for so many places.
@@ -127,17 +149,19 @@ impl Heir {
         self.door.take()
     }
 
-    /// Tells the old process that nothing can fail any more, and asks for the places that are not free. `None` if it has
+    /// Tells the old process that everything is bound, and asks for the places that are not free. `None` if it has
     /// ended meanwhile: then what it has left is as after any end.
     pub fn prepare(&self, shared: bool) -> anyhow::Result<Option<BTreeSet<u32>>> {
         const WHAT: &str = "cannot take over";
-        if self.channel.send(&Message::Prepare { shared }, &[]).is_err() {
-            return Ok(None);
-        }
+        // Where it cannot be sent, nothing is received either.
+        let _ = self.channel.send(&Message::Prepare { shared }, &[]);
         let mut used = BTreeSet::new();
         loop {
-            match self.channel.receive().context(WHAT)? {
-                None => return Ok(None),
+            match self.receive().context(WHAT)? {
+                None => {
+                    self.ensure_ended().context(WHAT)?;
+                    return Ok(None);
+                }
                 Some((Message::Used(places), _)) => used.extend(places),
                 Some((Message::End, _)) => return Ok(Some(used)),
                 Some((other, _)) => bail!("{WHAT}: not expected: {other}"),
@@ -145,29 +169,74 @@ impl Heir {
         }
     }
 
-    /// Tells the old process that this one serves.
-    pub fn serve(self, shared: bool) -> io::Result<Flows> {
+    /// Tells the old process that nothing can fail any more, and waits until it has given everything up, or has ended. From then on
+    /// this one serves, and no other.
+    ///
+    /// # Errors
+    ///
+    /// Where the old one lives and has not given up: everything is its own still.
+    pub fn serve(self, shared: bool) -> anyhow::Result<Flows> {
+        const WHAT: &str = "cannot take over";
         let (heard, flows) = mpsc::unbounded_channel();
-        let channel = self.channel;
-        // Whoever is gone needs not be told.
-        let _ = channel.send(&Message::Serving { shared }, &[]);
-        if shared {
-            channel.wait_at_most(None)?;
+        let (begin, granted) = replies::channel();
+        let receiver = if shared {
+            // Started first, since a thread may be refused.
             thread::Builder::new().name("inheriting".to_owned()).spawn(move || {
-                while let Ok(Some((message, descriptors))) = channel.receive() {
-                    let Message::Flow { place, counted, age, answers } = message else { continue };
-                    let mut descriptors = descriptors.into_iter();
-                    let sockets = answers.map(|answers| {
-                        let answers = answers?;
-                        Some((descriptors.next()?, answers))
-                    });
-                    let age = Duration::from_secs(age.into());
-                    if heard.send(Inherited { place, counted, age, sockets }).is_err() {
-                        return;
-                    }
+                if let Ok(channel) = granted.recv() {
+                    inherit(&channel, &heard);
                 }
             })?;
+            Some(begin)
+        } else {
+            None
+        };
+        // Where it cannot be sent, nothing is received either.
+        let _ = self.channel.send(&Message::Serving { shared }, &[]);
+        match self.channel.last_answer(DECISION).context(WHAT)? {
+            Some(Message::Draining) => {}
+            Some(other) => bail!("{WHAT}: not expected: {other}"),
+            None => self.ensure_ended().context(WHAT)?,
+        }
+        if let Some(begin) = receiver {
+            let _ = begin.send(self.channel);
         }
         Ok(flows)
     }
+}
+
+/// Why nothing was heard of the process `old`.
+fn silent(old: i32) -> anyhow::Error {
+    anyhow!(
+        "the running process (PID {old}) has not answered for {} s: it keeps serving if it lives; see its log, and start this one \
+         again then",
+        ANSWER.as_secs()
+    )
+}
+
+/// Receives flows until the old process has ended. As long as it lives, what it has not given away is its own, even where nothing
+/// more can be received.
+fn inherit(channel: &Channel, heard: &mpsc::UnboundedSender<Inherited>) {
+    if let Err(error) = receive_flows(channel, heard) {
+        tracing::warn!(%error, "no further connection comes from the process before until it ends");
+    }
+    if let Err(error) = channel.wait_for_end_of_peer() {
+        tracing::warn!(%error, "it is not known whether the process before has ended");
+    }
+}
+
+fn receive_flows(channel: &Channel, heard: &mpsc::UnboundedSender<Inherited>) -> io::Result<()> {
+    channel.wait_at_most(None)?;
+    while let Some((message, descriptors)) = channel.receive()? {
+        let Message::Flow { place, counted, age, answers } = message else { continue };
+        let mut descriptors = descriptors.into_iter();
+        let sockets = answers.map(|answers| {
+            let answers = answers?;
+            Some((descriptors.next()?, answers))
+        });
+        let age = Duration::from_secs(age.into());
+        if heard.send(Inherited { place, counted, age, sockets }).is_err() {
+            break;
+        }
+    }
+    Ok(())
 }

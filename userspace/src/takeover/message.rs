@@ -10,7 +10,7 @@ use snisplice_config::admin::AdminAddress;
 use thiserror::Error;
 
 /// Changes whenever a message changes its meaning.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Places named in one message.
 pub const PLACES: usize = 1_000;
@@ -55,11 +55,13 @@ pub enum Message {
     },
     /// Places that have a flow.
     Used(Vec<u32>),
-    /// The new one serves.
+    /// Nothing of the new one can fail any more: it serves once it hears [`Message::Draining`].
     Serving {
         /// Whether it wants flows.
         shared: bool,
     },
+    /// The old one gives everything up, and drains. Until it has said so, everything is its own.
+    Draining,
     /// A flow in the kernel's hands, with the sockets that hold its ports.
     Flow {
         /// Its place.
@@ -94,6 +96,7 @@ impl fmt::Display for Message {
                 places.iter().try_for_each(|place| write!(f, " {place}"))
             }
             Self::Serving { shared } => write!(f, "serving {shared}"),
+            Self::Draining => f.write_str("draining"),
             Self::Flow { place, counted: [up, down], age, answers: [client, backend] } => {
                 write!(f, "flow {place} {up} {down} {age} {} {}", word(*client), word(*backend))
             }
@@ -136,6 +139,7 @@ fn parse(text: &str) -> Option<Message> {
         "prepare" => Message::Prepare { shared: rest.parse().ok()? },
         "used" => Message::Used(rest.split_whitespace().map(str::parse).collect::<Result<_, _>>().ok()?),
         "serving" => Message::Serving { shared: rest.parse().ok()? },
+        "draining" => Message::Draining,
         "flow" => {
             let words: Vec<_> = rest.split(' ').collect();
             let [place, up, down, age, client, backend] = words[..] else { return None };
@@ -174,6 +178,7 @@ mod tests {
             Message::Used(vec![]),
             Message::Used(vec![0, 7, u32::MAX]),
             Message::Serving { shared: false },
+            Message::Draining,
             Message::Flow { place: 3, counted: [u64::MAX, 0], age: 9, answers: [Some(true), None] },
             Message::Flow { place: 0, counted: [1, 2], age: u32::MAX, answers: [None, Some(false)] },
         ] {

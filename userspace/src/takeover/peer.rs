@@ -166,8 +166,17 @@ impl Peer {
 
     /// Waits until the process has ended, and with it everything that it had open. False if it lives on.
     pub(super) fn has_ended(&self, limit: Timespec) -> io::Result<bool> {
+        self.poll(Some(&limit))
+    }
+
+    /// The same without a limit.
+    pub(super) fn wait(&self) -> io::Result<()> {
+        self.poll(None).map(drop)
+    }
+
+    fn poll(&self, limit: Option<&Timespec>) -> io::Result<bool> {
         let mut ended = [PollFd::from_borrowed_fd(self.process.as_fd(), PollFlags::IN)];
-        Ok(retry_on_intr(|| poll(&mut ended, Some(&limit)))? == 1)
+        Ok(retry_on_intr(|| poll(&mut ended, limit))? == 1)
     }
 }
 

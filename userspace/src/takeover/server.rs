@@ -24,7 +24,7 @@ const HELLO: Duration = Duration::from_secs(5);
 const PREPARE: Duration = Duration::from_secs(300);
 /// How long it may take to serve after that.
 const SERVE: Duration = Duration::from_secs(30);
-/// How long the main thread may take to answer, which resolves names now and then.
+/// How long the main thread may take to answer, which reads a configuration now and then.
 const ANSWER: Duration = Duration::from_secs(30);
 
 /// What is handed over.
@@ -171,16 +171,27 @@ impl Door {
         channel.send(&Message::End, &[])?;
         channel.wait_at_most(Some(SERVE))?;
         match channel.receive()? {
-            Some((Message::Serving { .. }, _)) => Ok(()),
-            other => Err(unexpected(other)),
+            Some((Message::Serving { .. }, _)) => {}
+            other => return Err(unexpected(other)),
         }
+        // The other one serves only if it hears this. Where it has stopped waiting, it cannot be told any more.
+        channel.send(&Message::Draining, &[])?;
+        Ok(())
     }
 
     fn ask<T>(&self, visit: impl FnOnce(replies::Sender<T>) -> Visit) -> Result<T, Left> {
+        const STOPPING: &str = "the running process is stopping: start the new one when it has ended";
         let (reply, answer) = replies::channel();
-        let stopping = || "the running process is stopping: start the new one when it has ended".into();
-        self.visits.send(visit(reply)).map_err(|_| -> Left { stopping() })?;
-        answer.recv_timeout(ANSWER).map_err(|_| stopping())
+        self.visits.send(visit(reply)).map_err(|_| STOPPING)?;
+        answer.recv_timeout(ANSWER).map_err(|error| match error {
+            replies::RecvTimeoutError::Disconnected => STOPPING.into(),
+            replies::RecvTimeoutError::Timeout => format!(
+                "the main thread of the running process has been busy for {} s, as a reload may keep it: it keeps serving; \
+                 start the new one again when the log of the running one goes on, or stop it, which drains it",
+                ANSWER.as_secs()
+            )
+            .into(),
+        })
     }
 }
 
