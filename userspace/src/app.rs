@@ -288,7 +288,7 @@ impl App {
             tracing::info!(?patience, "stopping: no new connections; waiting for the open ones");
             self.supervisor.stopping("Waiting for the open connections");
         }
-        self.order_all(|| Order::Drain(patience));
+        self.order_all(|| Order::Drain { patience, succeeded });
         let orphans = self.orphans.take();
         let orphans = async {
             if let Some(orphans) = orphans {

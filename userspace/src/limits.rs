@@ -23,11 +23,13 @@ pub enum Overload {
     Backend,
     /// As many connections as may wait for an endpoint of its backend (`backends[].max_pending`).
     Pending,
+    /// It waited for a place until its listener stopped, and no place became free in time (`limits.connections`).
+    Places,
 }
 
 impl Overload {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Source, Self::Hellos, Self::Backend, Self::Pending];
+    pub const ALL: [Self; 5] = [Self::Source, Self::Hellos, Self::Backend, Self::Pending, Self::Places];
 
     /// Metric and log label.
     #[must_use]
@@ -37,6 +39,7 @@ impl Overload {
             Self::Hellos => "hello_limit",
             Self::Backend => "backend_limit",
             Self::Pending => "pending_limit",
+            Self::Places => "connection_limit",
         }
     }
 }

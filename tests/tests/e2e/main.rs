@@ -23,6 +23,7 @@ mod integrity;
 mod leak;
 mod lifecycle;
 mod limits;
+mod listening;
 mod log;
 mod mtu;
 mod negotiation;
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
         leak::CASES,
         lifecycle::CASES,
         limits::CASES,
+        listening::CASES,
         log::CASES,
         mtu::CASES,
         negotiation::CASES,

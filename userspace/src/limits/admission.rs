@@ -30,6 +30,9 @@ use super::{
 /// is complete far sooner, unless one of them was lost.
 const PATIENCE: Duration = Duration::from_millis(500);
 
+/// Clients of listeners that stop which wait for a place, all together, beside one for each socket.
+const LAST_WAITING: usize = 64;
+
 /// How often the log tells of the same limit.
 const SILENCE: Duration = Duration::from_secs(60);
 
@@ -152,6 +155,27 @@ impl Admission {
         Ok(Admitted(Permit { admission: self.clone(), source, backend: Cell::new(WITHOUT_PLACE) }))
     }
 
+    /// Whether one more client of a listener that stops may wait for a place. It has a descriptor, and those that are kept for
+    /// everything else are not many.
+    #[must_use]
+    pub fn may_wait(&self) -> bool {
+        self.waiting.load(Relaxed) < LAST_WAITING
+    }
+
+    /// Counts a client that has no place when its listener stops.
+    pub fn has_no_place(&self, now: Instant) -> Overload {
+        let why = Overload::Places;
+        if let Some(refused) = self.refuse(why, now) {
+            tracing::warn!(
+                connections = self.most,
+                refused,
+                "the limit of connections is reached, and a listener stops: refusing clients that wait for a place; \
+                 see limits.connections"
+            );
+        }
+        why
+    }
+
     /// Whether every place is taken.
     #[must_use]
     pub fn is_full(&self) -> bool {
@@ -247,15 +271,21 @@ impl Admitted {
         Ok(self.0)
     }
 
-    /// Waits for a place, and has the oldest silent client make room meanwhile.
-    pub async fn place(self) -> Permit {
-        let admitted = match self.try_place() {
-            Ok(permit) => return permit,
-            Err(admitted) => admitted,
-        };
-        let permit = admitted.0;
+    /// Waits for a place, and has the oldest silent client make room meanwhile. It counts as waiting from now on, and not only
+    /// when it is polled.
+    pub fn place(self) -> impl Future<Output = Permit> {
+        let tried = self.try_place().map_err(|admitted| (Waiting::begin(&admitted.0.admission), admitted));
+        async move {
+            match tried {
+                Ok(permit) => permit,
+                Err((waiting, admitted)) => admitted.place_after(waiting).await,
+            }
+        }
+    }
+
+    async fn place_after(self, _waiting: Waiting) -> Permit {
+        let permit = self.0;
         let admission = permit.admission.clone();
-        let _waiting = Waiting::begin(&admission.waiting);
         admission.is_waited_for(Instant::now());
         let place = admission.places.acquire();
         tokio::pin!(place);
@@ -272,18 +302,18 @@ impl Admitted {
 }
 
 /// Counts one that waits, for as long as it lives.
-struct Waiting<'a>(&'a AtomicUsize);
+struct Waiting(Arc<Admission>);
 
-impl<'a> Waiting<'a> {
-    fn begin(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Relaxed);
-        Self(count)
+impl Waiting {
+    fn begin(admission: &Arc<Admission>) -> Self {
+        admission.waiting.fetch_add(1, Relaxed);
+        Self(admission.clone())
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for Waiting {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
+        self.0.waiting.fetch_sub(1, Relaxed);
     }
 }
 

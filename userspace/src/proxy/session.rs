@@ -44,6 +44,9 @@ use crate::{
     },
 };
 
+/// The reason of a connection whose listener a reload has removed before it was served.
+pub(crate) const LISTENER_REMOVED: &str = "listener_removed";
+
 /// How long a client may take to read our last word before its connection is closed for good.
 const LINGER: Duration = Duration::from_secs(1);
 
@@ -97,7 +100,7 @@ async fn establish(
     // This connection keeps this configuration until it is established, whatever is reloaded meanwhile.
     let live = service.current.load_full();
     let listener_name = account.listener();
-    let listener = live.listener_at(account.ledger().address).ok_or("listener_removed")?;
+    let listener = live.listener_at(account.ledger().address).ok_or(LISTENER_REMOVED)?;
 
     let number = client.as_raw_fd();
     account.has_sockets([number, -1]);

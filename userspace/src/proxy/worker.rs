@@ -29,7 +29,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::session::{self, Service};
+use super::session::{self, LISTENER_REMOVED, Service};
 use crate::{
     account::{
         Account, Ledger,
@@ -38,7 +38,7 @@ use crate::{
     datapath::{factory::Factory, seam::InKernel},
     limits::{
         Overload,
-        admission::{Admission, Permit},
+        admission::{Admission, Admitted, Permit},
     },
     log::log_limit,
     metrics::Metrics,
@@ -75,8 +75,13 @@ pub enum Order {
     Gain(InKernel),
     /// Move no further connection into the kernel.
     Withdraw,
-    /// Stop accepting everywhere, let connections finish for this long, then end.
-    Drain(Duration),
+    /// Stop accepting everywhere, let connections finish, then end.
+    Drain {
+        /// For so long.
+        patience: Duration,
+        /// Whether another process accepts from the same queues.
+        succeeded: bool,
+    },
 }
 
 /// What every worker needs from the process.
@@ -166,13 +171,14 @@ async fn work(index: usize, shared: Shared, mut orders: mpsc::UnboundedReceiver<
     let sessions = TaskTracker::new();
     let acceptors = TaskTracker::new();
     let mut listening: HashMap<SocketAddr, CancellationToken> = HashMap::new();
+    let succeeded = Rc::new(Cell::new(false));
     let patience = loop {
         match orders.recv().await {
             Some(Order::Listen { listener, wanted, socket }) => {
                 service.liveness.apply(&socket)?;
                 service.listening.borrow_mut().push((wanted, socket.local_addr()?));
-                let acceptor = Acceptor {
-                    socket: watch_readable(socket.into())?,
+                let socket = watch_readable(socket.into())?;
+                let entrance = Rc::new(Entrance {
                     ledger: RefCell::new(Followed {
                         generation: 0,
                         ledger: Rc::new(Ledger::new(&shared.metrics, &listener, &service.roster).at(wanted)),
@@ -180,10 +186,12 @@ async fn work(index: usize, shared: Shared, mut orders: mpsc::UnboundedReceiver<
                     service: service.clone(),
                     admission: shared.admission.clone(),
                     sessions: sessions.clone(),
+                    waiters: acceptors.clone(),
+                    succeeded: succeeded.clone(),
                     // Several sockets of one address have come from a process with more workers.
                     stop: listening.entry(wanted).or_default().clone(),
-                };
-                let acceptor = Rc::new(acceptor);
+                });
+                let acceptor = Rc::new(Acceptor { socket, entrance });
                 acceptors.spawn_local(accept_always(acceptor, |one| spawn_local(one.run())));
             }
             Some(Order::Unlisten(address)) => {
@@ -199,7 +207,10 @@ async fn work(index: usize, shared: Shared, mut orders: mpsc::UnboundedReceiver<
                 }
             }
             Some(Order::Withdraw) => service.datapath.withdraw(),
-            Some(Order::Drain(patience)) => break patience,
+            Some(Order::Drain { patience, succeeded: by_another }) => {
+                succeeded.set(by_another);
+                break patience;
+            }
             None => break Duration::ZERO,
         }
     };
@@ -266,10 +277,19 @@ async fn accept_always<A>(acceptor: Rc<A>, start: impl Fn(Rc<A>) -> JoinHandle<(
 /// Accepts on one socket until told to stop.
 struct Acceptor {
     socket: AsyncFd<OwnedFd>,
+    entrance: Rc<Entrance>,
+}
+
+/// What becomes of those who are accepted. It may outlive the socket.
+struct Entrance {
     ledger: RefCell<Followed>,
     service: Rc<Service>,
     admission: Arc<Admission>,
     sessions: TaskTracker,
+    /// Clients that wait for a place.
+    waiters: TaskTracker,
+    /// Whether another process accepts from the same queue.
+    succeeded: Rc<Cell<bool>>,
     stop: CancellationToken,
 }
 
@@ -280,26 +300,10 @@ struct Followed {
 }
 
 impl Acceptor {
-    /// Whose connection it is that is accepted now: the listener may have another name since the last one.
-    fn ledger(&self) -> Rc<Ledger> {
-        let live = self.service.current.load();
-        let mut followed = self.ledger.borrow_mut();
-        let Followed { generation, ledger } = &mut *followed;
-        if *generation != live.generation {
-            *generation = live.generation;
-            if let Some(listener) = live.listener_at(ledger.address)
-                && *listener.name != *ledger.counters.listener
-            {
-                *ledger = Rc::new(ledger.renamed(&listener.name.as_str().into()));
-            }
-        }
-        ledger.clone()
-    }
-
     async fn run(self: Rc<Self>) {
         tokio::select! {
             () = self.accept_for_ever() => {}
-            () = self.stop.cancelled() => {}
+            () = self.entrance.stop.cancelled() => {}
         }
         self.empty_the_backlog();
     }
@@ -309,11 +313,14 @@ impl Acceptor {
         loop {
             match self.accept() {
                 Ok((client, peer)) => {
-                    match self.admission.admit(peer, Instant::now()) {
-                        // At the limit it waits in here, and those after it in the kernel's queue. Asking only now
-                        // keeps no place from a worker that has a connection for it.
-                        Ok(admitted) => self.start(client, admitted.place().await),
-                        Err(why) => self.refuse(&client, why),
+                    match self.entrance.admission.admit(peer, Instant::now()).map(Admitted::try_place) {
+                        Ok(Ok(permit)) => self.entrance.start(client, permit),
+                        // At the limit it waits, and those after it in the kernel's queue. Asking only now keeps no place
+                        // from a worker that has a connection for it.
+                        Ok(Err(admitted)) => {
+                            let _ = self.entrance.wait(client, admitted).await;
+                        }
+                        Err(why) => self.entrance.refuse(&client, why),
                     }
                     turn += 1;
                     if turn < ACCEPTS_PER_TURN {
@@ -331,10 +338,7 @@ impl Acceptor {
                 // The client gave up before we came; the next one may be fine.
                 Err(Errno::CONNABORTED) => {}
                 Err(error) => {
-                    let ledger = self.ledger();
-                    let counters = &ledger.counters;
-                    counters.accept_errors.inc();
-                    log_limit!(warn, %error, listener = %counters.listener, "cannot accept; trying again shortly");
+                    self.entrance.cannot_accept(error);
                     sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -350,10 +354,95 @@ impl Acceptor {
         Ok((StdStream::from(client), peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip())))
     }
 
+    /// Connections that the kernel has completed for this socket would be reset when it closes: takes them first. At the limit,
+    /// a process that accepts from the same queue takes them.
+    fn empty_the_backlog(&self) {
+        while !(self.entrance.succeeded.get() && self.entrance.admission.is_full()) {
+            let (client, peer) = match self.accept() {
+                Ok(accepted) => accepted,
+                Err(Errno::AGAIN) => return,
+                Err(Errno::CONNABORTED) => continue,
+                Err(error) => return self.entrance.cannot_accept(error),
+            };
+            match self.entrance.admission.admit(peer, Instant::now()).map(Admitted::try_place) {
+                Ok(Ok(permit)) => self.entrance.start(client, permit),
+                Ok(Err(admitted)) if self.entrance.is_served() && self.entrance.admission.may_wait() => {
+                    self.entrance.wait(client, admitted);
+                }
+                Ok(Err(_)) => self.entrance.turn_away(&client),
+                Err(why) => self.entrance.refuse(&client, why),
+            }
+        }
+    }
+}
+
+impl Entrance {
+    /// Whose connection it is that is accepted now: the listener may have another name since the last one.
+    fn ledger(&self) -> Rc<Ledger> {
+        let live = self.service.current.load();
+        let mut followed = self.ledger.borrow_mut();
+        let Followed { generation, ledger } = &mut *followed;
+        if *generation != live.generation {
+            *generation = live.generation;
+            if let Some(listener) = live.listener_at(ledger.address)
+                && *listener.name != *ledger.counters.listener
+            {
+                *ledger = Rc::new(ledger.renamed(&listener.name.as_str().into()));
+            }
+        }
+        ledger.clone()
+    }
+
+    fn cannot_accept(&self, error: Errno) {
+        let ledger = self.ledger();
+        let counters = &ledger.counters;
+        counters.accept_errors.inc();
+        log_limit!(warn, %error, listener = %counters.listener, "cannot accept; trying again shortly");
+    }
+
     /// Resets a connection, which costs less than anything else, and counts it.
     fn refuse(&self, client: &StdStream, why: Overload) {
+        self.reset(client, why.label());
+    }
+
+    fn reset(&self, client: &StdStream, reason: &'static str) {
         let _ = sockopt::reset_on_close(client);
-        Account::open(&self.ledger()).ended(why.label());
+        Account::open(&self.ledger()).ended(reason);
+    }
+
+    /// Has a client wait for a place, in a task of its own: it still waits when nothing more is accepted.
+    fn wait(self: &Rc<Self>, client: StdStream, admitted: Admitted) -> JoinHandle<()> {
+        let waiter = Waiter { client: Some(client), entrance: self.clone() };
+        let place = admitted.place();
+        self.waiters.spawn_local(async move {
+            tokio::select! {
+                permit = place => waiter.start(permit),
+                () = waiter.entrance.waited_for_too_long() => {}
+            }
+        })
+    }
+
+    /// Resolves when nobody accepts here any more, and a drain takes no longer.
+    async fn waited_for_too_long(&self) {
+        self.stop.cancelled().await;
+        if self.is_served() {
+            sleep(self.service.current.load().model.timeouts.drain).await;
+        }
+    }
+
+    /// Whether the configuration serves this address still.
+    fn is_served(&self) -> bool {
+        self.service.current.load().listener_at(self.ledger.borrow().ledger.address).is_some()
+    }
+
+    /// A client that waited for a place has none, and will not have any.
+    fn turn_away(&self, client: &StdStream) {
+        if self.is_served() {
+            self.refuse(client, self.admission.has_no_place(Instant::now()));
+        } else {
+            log_limit!(info, listener = %self.ledger().counters.listener, "a listener is removed: refusing clients that wait");
+            self.reset(client, LISTENER_REMOVED);
+        }
     }
 
     fn start(&self, client: StdStream, permit: Permit) {
@@ -362,19 +451,26 @@ impl Acceptor {
         let session = session::serve(client, seat, self.service.clone(), permit);
         self.service.roster.is_served_by(place, self.sessions.spawn_local(session).abort_handle());
     }
+}
 
-    /// Connections that the kernel has completed for this socket would be reset when it closes: takes them first.
-    fn empty_the_backlog(&self) {
-        while !self.admission.is_full() {
-            let Ok((client, peer)) = self.accept() else { return };
-            match self.admission.admit(peer, Instant::now()) {
-                // None is left if another worker was faster.
-                Ok(admitted) => match admitted.try_place() {
-                    Ok(permit) => self.start(client, permit),
-                    Err(_) => return,
-                },
-                Err(why) => self.refuse(&client, why),
-            }
+/// A client that waits for a place. Whatever ends that, it is served or counted.
+struct Waiter {
+    client: Option<StdStream>,
+    entrance: Rc<Entrance>,
+}
+
+impl Waiter {
+    fn start(mut self, permit: Permit) {
+        if let Some(client) = self.client.take() {
+            self.entrance.start(client, permit);
+        }
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        if let Some(client) = self.client.take() {
+            self.entrance.turn_away(&client);
         }
     }
 }
