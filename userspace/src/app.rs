@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeMap,
+    future::pending,
     net::{SocketAddr, TcpListener as StdListener},
     sync::{Arc, atomic::Ordering::Relaxed},
     thread,
@@ -17,13 +18,18 @@ use snisplice_config::{
     Severity, Translation,
     model::{Limits, Model},
 };
-use tokio::{runtime, sync::mpsc, task::JoinHandle, time::timeout};
+use tokio::{
+    runtime,
+    sync::mpsc,
+    task::JoinHandle,
+    time::{Instant, sleep_until, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 use self::{
     datapath::{Needs, places, wants_same_host},
     descriptors::Allowance,
-    listeners::Bound,
+    listeners::{Bound, Own},
     memory::Thrift,
     signals::Asked,
     supervisor::Supervisor,
@@ -60,6 +66,10 @@ mod supervisor;
 mod takeover;
 mod trial;
 
+/// How long a socket listens beside the one that takes its place. The kernel keeps a silent client for a second before it is
+/// accepted, and asks again after one and three seconds where a packet is lost.
+const MADE: Duration = Duration::from_secs(5);
+
 /// How long it may hold something up to have the log written out, so that whoever reads it knows all of what led there.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
@@ -80,6 +90,8 @@ pub struct App {
     listening: BTreeMap<SocketAddr, listeners::Front>,
     /// The workers' sockets once more, for who takes over.
     sockets: BTreeMap<SocketAddr, Vec<StdListener>>,
+    /// Addresses of no configuration any more, and when they are given up.
+    leaving: BTreeMap<SocketAddr, Instant>,
     visits: mpsc::UnboundedReceiver<Visit>,
     /// Where this process can be taken over from.
     place: Option<Arc<Place>>,
@@ -187,6 +199,7 @@ impl App {
             lost_workers,
             listening: BTreeMap::new(),
             sockets: BTreeMap::new(),
+            leaving: BTreeMap::new(),
             visits: mpsc::unbounded_channel().1,
             place: None,
             trial: mpsc::unbounded_channel().1,
@@ -249,18 +262,28 @@ impl App {
     /// Serves until SIGTERM or SIGINT, then until the last connection has ended or the drain deadline is over.
     pub fn run(mut self) -> anyhow::Result<()> {
         let succeeded = loop {
+            let left = self.leaving.values().min().copied();
             let next = async {
                 tokio::select! {
                     asked = self.signals.next() => Next::Signal(asked),
                     Some(visit) = self.visits.recv() => Next::Takeover(visit),
                     Some(event) = self.trial.recv() => Next::Heed(event),
                     Some(worker) = self.lost_workers.recv() => Next::Lost(worker),
+                    () = at(left) => Next::Left,
                 }
             };
             match self.runtime.block_on(next) {
                 Next::Signal(Asked::Reload) => self.reload(),
                 Next::Signal(Asked::Stop) => break false,
                 Next::Heed(event) => self.heed(event),
+                Next::Left => {
+                    let now = Instant::now();
+                    let left = self.leaving.iter().filter(|(_, at)| **at <= now);
+                    let left: Vec<_> = left.map(|(address, _)| *address).collect();
+                    for address in left {
+                        self.unlisten(address);
+                    }
+                }
                 Next::Takeover(visit) => {
                     if self.receive(visit) {
                         break true;
@@ -395,7 +418,7 @@ impl App {
     }
 
     fn listen(&mut self, bound: Bound, copies: Vec<StdListener>) {
-        let Bound { front, wanted, address, sockets, late: _ } = bound;
+        let Bound { front, wanted, address, sockets, leaves, .. } = bound;
         let listener = &front.listener;
         tracing::info!(%listener, %address, "listening");
         self.sockets.insert(wanted, copies);
@@ -403,6 +426,25 @@ impl App {
             let _ = worker.orders.send(Order::Listen { listener: listener.clone(), wanted, socket });
         }
         self.listening.insert(wanted, front);
+        if leaves {
+            self.leave(wanted);
+        }
+    }
+
+    /// Listens on until the connections have come that are being made to an address that another socket has from now on.
+    fn leave(&mut self, address: SocketAddr) {
+        self.leaving.entry(address).or_insert_with(|| {
+            tracing::info!(%address, time = ?MADE, "listening for connections that are on their way");
+            Instant::now() + MADE
+        });
+    }
+
+    fn unlisten(&mut self, address: SocketAddr) {
+        self.order_all(|| Order::Unlisten(address));
+        self.listening.remove(&address);
+        self.sockets.remove(&address);
+        self.leaving.remove(&address);
+        tracing::info!(%address, "no longer listening");
     }
 
     /// Connections are welcome. Whoever waits for that finds in the log how it came to be.
@@ -472,15 +514,17 @@ impl App {
         for setting in needs_restart(&former.model, &model) {
             tracing::warn!("{setting} takes effect at the next start only");
         }
-        let wanted = listeners::wanted(&model);
+        let wanted = listeners::with_kept(&self.listening, listeners::wanted(&model));
         let changes = listeners::changes(&self.listening, &wanted);
+        let own = self.sockets.values().flatten().map(Own::of).collect::<Result<Vec<_>, _>>();
+        let own = own.context("cannot tell own listening sockets from others")?;
         // All are bound before anything is given up.
         let mut bound = Vec::new();
         for (address, front) in changes.added {
-            bound.extend(listeners::bind_if_possible(&front, address, self.workers.len())?);
+            bound.extend(listeners::bind_if_possible(&front, address, self.workers.len(), &own)?);
         }
-        bound.iter().try_for_each(Bound::listen)?;
         let bound = with_copies(bound)?;
+        bound.iter().try_for_each(|(bound, _)| bound.listen())?;
         // From here on nothing fails: the new configuration serves.
         let generation = former.generation + 1;
         let mut live = former.succeeded_by(model);
@@ -495,17 +539,20 @@ impl App {
         self.current.store(live.clone());
         self.resolver.serve(live);
         self.close_denied();
+        self.leaving.retain(|address, _| !wanted.contains_key(address));
+        for (bound, copies) in bound {
+            self.listen(bound, copies);
+        }
+        for address in changes.outlived {
+            self.leave(address);
+        }
         for address in changes.removed {
-            self.order_all(|| Order::Unlisten(address));
-            self.listening.remove(&address);
-            self.sockets.remove(&address);
-            tracing::info!(%address, "no longer listening");
+            if !self.leaving.contains_key(&address) {
+                self.unlisten(address);
+            }
         }
         for (address, front) in changes.changed {
             self.follow(address, front);
-        }
-        for (bound, copies) in bound {
-            self.listen(bound, copies);
         }
         self.metrics.config_generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
         for line in report.lines() {
@@ -586,12 +633,23 @@ fn metrics_with(admission: &Arc<Admission>) -> Arc<Metrics> {
 
 /// Has all listening sockets, those of a process that is taken over from among them. They listen unless that process does there.
 fn bind(model: &Model, mut heir: Option<&mut Heir>, workers: usize) -> anyhow::Result<Vec<Bound>> {
+    let offered = heir.as_ref().map(|heir| heir.fronts()).unwrap_or_default();
+    let own = heir.as_ref().map_or_else(|| Ok(Vec::new()), |heir| heir.own());
+    let own = own.context("cannot take over")?;
+    let wanted = listeners::with_kept(&offered, listeners::wanted(model));
+    let outlived = listeners::changes(&offered, &wanted).outlived;
     let mut bound = Vec::new();
-    for (address, front) in listeners::wanted(model) {
+    for (address, front) in wanted {
         bound.extend(match heir.as_mut().and_then(|heir| heir.sockets(address)) {
             Some(sockets) => Some(listeners::complete(&front, address, sockets, workers)?),
-            None => listeners::bind_if_possible(&front, address, workers)?,
+            None => listeners::bind_if_possible(&front, address, workers, &own)?,
         });
+    }
+    for address in outlived {
+        let sockets = heir.as_mut().and_then(|heir| heir.sockets(address));
+        if let (Some(sockets), Some(front)) = (sockets, offered.get(&address)) {
+            bound.push(Bound::leaving(front, address, sockets)?);
+        }
     }
     bound.iter().filter(|bound| !bound.late).try_for_each(Bound::listen)?;
     Ok(bound)
@@ -715,6 +773,14 @@ fn limits(model: &Model, open_files: Option<u64>, workers: usize) -> Limits {
     Limits { connections, ..model.limits.clone() }
 }
 
+/// Resolves then, if ever.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => pending().await,
+    }
+}
+
 async fn finished(workers: &[worker::Handle]) {
     while !workers.iter().all(worker::Handle::is_finished) {
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -745,4 +811,6 @@ enum Next {
     Takeover(Visit),
     Heed(Event),
     Lost(usize),
+    /// It is time to give up addresses.
+    Left,
 }

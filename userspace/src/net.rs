@@ -1,6 +1,7 @@
 //! What the daemon asks the kernel about the network around it.
 
 pub mod keepalive;
+pub mod listening;
 pub mod local_address;
 pub mod low_descriptors;
 pub mod repair;

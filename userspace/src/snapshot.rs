@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
@@ -17,6 +17,7 @@ use snisplice_config::{
 use tokio::sync::Notify;
 
 use crate::{
+    app::listeners::covers,
     metrics::{Gone, Names},
     upstream::{
         balance::Wheel,
@@ -120,6 +121,25 @@ impl Live {
     #[must_use]
     pub fn listener_at(&self, address: SocketAddr) -> Option<&Listener> {
         self.by_address.get(&address).and_then(|at| self.model.listeners.get(*at))
+    }
+
+    /// The listener of what a socket at `address` accepts. That address may be none of the configuration, during or after a change
+    /// from all addresses of a port to one of them, or back: then the connection's own address says, which `accepted` tells.
+    pub fn listener_of(
+        &self,
+        address: SocketAddr,
+        accepted: impl FnOnce() -> Option<SocketAddr>,
+    ) -> Option<&Listener> {
+        self.listener_at(address).or_else(|| {
+            let any: IpAddr =
+                if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+            let wide = SocketAddr::new(any, address.port());
+            if wide == address {
+                accepted().filter(|accepted| covers(wide, *accepted)).and_then(|one| self.listener_at(one))
+            } else {
+                Some(wide).filter(|wide| covers(*wide, address)).and_then(|wide| self.listener_at(wide))
+            }
+        })
     }
 
     /// Takes over the names of the `former` configuration, so that connections of both share them, and tells which of its names

@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::Write as _,
-    net::{TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream},
     path::PathBuf,
     thread,
 };
@@ -14,12 +14,18 @@ use snisplice_tests::{
     daemon::{Daemon, Options},
     hello,
     lab::Lab,
+    netns::{LB, LB_V6},
     suite::Case,
     tcp::{self, Ending},
     wait,
 };
 
-use crate::flow::{self, Flow, NAME};
+use socket2::{Domain, Socket, Type};
+
+use crate::{
+    flow::{self, Flow, NAME},
+    takeover::visited,
+};
 
 pub(crate) const CASES: &[Case] = &[
     Case::once("listening::who_waits_when_a_listener_is_removed_is_counted", removed_while_waiting),
@@ -28,6 +34,11 @@ pub(crate) const CASES: &[Case] = &[
         served_while_draining,
     ),
     Case::once("listening::who_waits_for_the_whole_drain_is_refused", drained_while_waiting),
+    Case::once("listening::a_reload_between_all_addresses_and_one", any_and_one),
+    Case::once("listening::a_reload_between_all_addresses_and_one_of_ipv6", any_and_one_v6),
+    Case::once("listening::all_addresses_are_given_up_in_the_end", given_up),
+    Case::once("listening::a_takeover_between_all_addresses_and_one", any_and_one_taken_over),
+    Case::once("listening::another_process_on_the_port_is_refused", foreign),
 ];
 
 /// Places for connections.
@@ -157,4 +168,128 @@ fn drained_while_waiting(lab: &Lab) -> Result<()> {
     are_reset(clients)?;
     ensure!(daemon.wait()?.success());
     daemon.wait_log("a listener stops: refusing clients that wait for a place")
+}
+
+/// The configuration at this address.
+fn at(ip: &str) -> String {
+    flow::yaml("timeouts: {drain: 60s}\n").replace("0.0.0.0", ip)
+}
+
+/// The balancer at its address on the other side.
+const OTHER_SIDE: &str = "10.0.2.1:8443";
+
+fn is_open_on_the_other_side(lab: &Lab) -> bool {
+    tcp::connect(&lab.backend, OTHER_SIDE).is_ok()
+}
+
+/// Has the file say so, and that serve.
+fn reload(daemon: &Daemon<'_>, file: &PathBuf, yaml: &str) -> Result<()> {
+    let generation = || anyhow::Ok(daemon.metrics()?.sum("snisplice_config_generation", &[]));
+    let before = generation()?;
+    fs::write(file, yaml)?;
+    daemon.process().signal(Signal::SIGHUP)?;
+    wait::until_true("it is reloaded", || Ok(generation()? > before))
+        .with_context(|| daemon.process().log().unwrap_or_default())
+}
+
+/// A client that has connected says so now, and is welcomed.
+fn is_welcomed(mut client: TcpStream, first: &[u8]) -> Result<()> {
+    client.write_all(first)?;
+    let said = tcp::read_to_end(&mut client)?;
+    ensure!(said == (b"welcome".to_vec(), Ending::Eof), "{said:?}");
+    Ok(())
+}
+
+/// Nobody is refused or reset, not even who has connected before and speaks after.
+fn any_and_one(lab: &Lab) -> Result<()> {
+    let (daemon, listener, file) = start(lab, &at("0.0.0.0"))?;
+    visited(lab, &listener, 500, |first| {
+        for ip in [LB, "0.0.0.0", LB, "0.0.0.0", LB] {
+            let silent = tcp::connect(&lab.client, &flow::front())?;
+            reload(&daemon, &file, &at(ip))?;
+            is_welcomed(silent, first)?;
+        }
+        Ok(())
+    })?;
+    let metrics = daemon.metrics()?;
+    for wrong in ["listener_removed", "aborted"] {
+        ensure!(metrics.sum("snisplice_connections_closed_total", &[("reason", wrong)]) == 0, "{wrong}");
+    }
+    // What is served nowhere is closed in the end, and at once where no address is left that comprises it.
+    wait::until_true("it is closed", || Ok(!is_open_on_the_other_side(lab)))?;
+    reload(&daemon, &file, &at("0.0.0.0"))?;
+    ensure!(is_open_on_the_other_side(lab));
+    reload(&daemon, &file, &at("0.0.0.0").replace(":8443", ":8444"))?;
+    wait::until_true("both are closed", || {
+        Ok(!is_open_on_the_other_side(lab) && tcp::connect(&lab.client, &flow::front()).is_err())
+    })?;
+    Ok(())
+}
+
+/// The socket of all addresses outlives the reload for a few seconds, and no longer.
+fn given_up(lab: &Lab) -> Result<()> {
+    let (daemon, listener, file) = start(lab, &at("0.0.0.0"))?;
+    reload(&daemon, &file, &at(LB))?;
+    daemon.wait_log("on their way")?;
+    wait::until_true("it is closed", || Ok(!is_open_on_the_other_side(lab)))?;
+    daemon.wait_log("no longer listening")?;
+    Flow::open(lab, &listener)?.exchange()
+}
+
+fn any_and_one_v6(lab: &Lab) -> Result<()> {
+    let one = format!("[{LB_V6}]");
+    let front = format!("{one}:8443");
+    let (daemon, listener, file) = start(lab, &at("[::]"))?;
+    // The last one has all addresses of both families.
+    for ip in [&one, "[::]", &one, "0.0.0.0:8443\", \"[::]"] {
+        let yaml = at(ip);
+        let silent = tcp::connect(&lab.client, &front)?;
+        reload(&daemon, &file, &yaml)?;
+        Flow::begin(silent, &listener)?.exchange()?;
+        Flow::begin(tcp::connect(&lab.client, &front)?, &listener)?.exchange()?;
+    }
+    // IPv4 is an address of its own.
+    Flow::open(lab, &listener)?.exchange()
+}
+
+fn any_and_one_taken_over(lab: &Lab) -> Result<()> {
+    let (mut old, listener, _) = start(lab, &at("0.0.0.0"))?;
+    visited(lab, &listener, 500, |first| {
+        for (ip, name) in [(LB, "second"), ("0.0.0.0", "third"), (LB, "fourth")] {
+            let silent = tcp::connect(&lab.client, &flow::front())?;
+            let new = Daemon::take_over(lab, &Options::yaml(lab, &at(ip))?, name)?;
+            is_welcomed(silent, first)?;
+            ensure!(old.wait()?.success());
+            old = new;
+        }
+        wait::until_true("it is closed", || Ok(!is_open_on_the_other_side(lab)))
+    })
+}
+
+/// Whatever options it has set: one could be another daemon that takes a part of the connections.
+fn foreign(lab: &Lab) -> Result<()> {
+    let (daemon, listener, file) = start(lab, &at(LB))?;
+    for shared in [true, false] {
+        let foreign = lab.lb.enter(|| {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+            socket.set_reuse_port(shared)?;
+            socket.bind(&"127.0.0.9:8443".parse::<SocketAddr>()?.into())?;
+            socket.listen(1)?;
+            Ok(socket)
+        })?;
+        let rejected = || anyhow::Ok(daemon.metrics()?.sum("snisplice_config_rejected_total", &[]));
+        let before = rejected()?;
+        fs::write(&file, at("0.0.0.0"))?;
+        daemon.process().signal(Signal::SIGHUP)?;
+        wait::until_true("it is refused", || Ok(rejected()? > before))?;
+        daemon.wait_log("cannot listen on 0.0.0.0:8443")?;
+        daemon.wait_log("ss -ltnp")?;
+        Flow::open(lab, &listener)?.exchange()?;
+        drop(foreign);
+        reload(&daemon, &file, &at("0.0.0.0"))?;
+        ensure!(is_open_on_the_other_side(lab));
+        reload(&daemon, &file, &at(LB))?;
+        Flow::open(lab, &listener)?.exchange()?;
+    }
+    Ok(())
 }

@@ -80,12 +80,13 @@ fn ends(mut daemon: Daemon<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Connections one after another, from several clients, while `scenario` runs; not one of them fails.
-fn visited(
+/// Connections one after another, from several clients, while `scenario` runs; not one of them fails. The backend welcomes who says
+/// the hello that `scenario` gets.
+pub(crate) fn visited(
     lab: &Lab,
     listener: &TcpListener,
     least: usize,
-    scenario: impl FnOnce() -> Result<()>,
+    scenario: impl FnOnce(&[u8]) -> Result<()>,
 ) -> Result<()> {
     let first = hello::naming(flow::NAME)?;
     let (served, done) = (AtomicUsize::new(0), AtomicBool::new(false));
@@ -129,7 +130,7 @@ fn visited(
         let result = wait::until_true("connections are served", || {
             Ok(failed.load(Relaxed) || served.load(Relaxed) >= least / 10)
         })
-        .and_then(|()| scenario());
+        .and_then(|()| scenario(&first));
         done.store(true, Relaxed);
         let clients: Vec<_> =
             clients.into_iter().map(|client| client.join().expect("no client panics")).collect();
@@ -145,7 +146,7 @@ fn visited(
 fn new_connections(lab: &Lab) -> Result<()> {
     let (old, listener) = start(lab, "")?;
     let mut new = None;
-    visited(lab, &listener, CONNECTIONS, || {
+    visited(lab, &listener, CONNECTIONS, |_| {
         new = Some(next(lab, "", "second")?);
         ends(old)?;
         Ok(())
@@ -377,7 +378,7 @@ fn workers(lab: &Lab) -> Result<()> {
     let (mut old, listener) = start(lab, "limits: {workers: 2}\n")?;
     for (workers, name) in [(4, "second"), (1, "third")] {
         let mut new = None;
-        visited(lab, &listener, 500, || {
+        visited(lab, &listener, 500, |_| {
             new = Some(next(lab, &format!("limits: {{workers: {workers}}}\n"), name)?);
             ensure!(old.wait()?.success());
             Ok(())

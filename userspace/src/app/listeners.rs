@@ -9,12 +9,15 @@ use std::{
     time::Duration,
 };
 
-use rustix::net::listen;
+use rustix::{fs::fstat, net::listen};
 use snisplice_config::model::Model;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use thiserror::Error;
 
-use crate::net::sockopt;
+use crate::net::{
+    listening::{self, Listening},
+    sockopt,
+};
 
 /// Connections that may wait in one socket's accept queue; the kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -63,11 +66,18 @@ pub struct Bound {
     pub address: SocketAddr,
     /// One for each worker, or more.
     pub sockets: Vec<TcpListener>,
-    /// Whether another process listens there, from which [`Bound::listen`] takes connections away.
+    /// Whether another process listens there, or at addresses that comprise it: [`Bound::listen`] takes connections away from that.
     pub late: bool,
+    /// Whether it is closed as soon as the connections have come that are being made to another address of the configuration.
+    pub leaves: bool,
 }
 
 impl Bound {
+    /// Sockets of another process at an address that the configuration has not.
+    pub fn leaving(front: &Front, address: SocketAddr, sockets: Vec<TcpListener>) -> Result<Self, BindError> {
+        Ok(Self { leaves: true, ..complete(front, address, sockets, 0)? })
+    }
+
     /// Has all sockets listen, and announce to clients what they shall. Those of another process do so already, for what that
     /// serves: so this is not done before this process serves.
     pub fn listen(&self) -> Result<(), BindError> {
@@ -135,8 +145,9 @@ pub fn bind_if_possible(
     front: &Front,
     address: SocketAddr,
     workers: usize,
+    own: &[Own],
 ) -> Result<Option<Bound>, BindError> {
-    match bind(front, address, workers) {
+    match bind(front, address, workers, own) {
         Err(error) if is_left_out(front, &error.source) => {
             let family = if address.is_ipv6() { "IPv6" } else { "IPv4" };
             tracing::warn!(
@@ -154,13 +165,56 @@ fn is_left_out(front: &Front, error: &io::Error) -> bool {
     front.optional && error.raw_os_error() == Some(libc::EAFNOSUPPORT)
 }
 
-/// Binds `address` once for each of `workers`. The sockets do not listen yet.
-pub fn bind(front: &Front, address: SocketAddr, workers: usize) -> Result<Bound, BindError> {
+/// Binds `address` once for each of `workers`, beside sockets of our `own`. The sockets do not listen yet.
+pub fn bind(front: &Front, address: SocketAddr, workers: usize, own: &[Own]) -> Result<Bound, BindError> {
     let fail = |source| BindError { listener: front.listener.to_string(), address, source };
+    let rivals: Vec<_> = own.iter().filter(|own| overlap(own.address, address)).collect();
     // Another process of the same user could join a group of SO_REUSEPORT sockets unnoticed, and would take a share
-    // of the connections: the first socket is bound without it, so that a conflict shows.
-    drop(open(address, front, false).map_err(fail)?);
-    complete(front, address, Vec::with_capacity(workers), workers)
+    // of the connections.
+    if rivals.is_empty() {
+        // Without that option a conflict shows.
+        drop(open(address, front, false).map_err(fail)?);
+    } else {
+        // So it would with our own sockets; the kernel tells whether there are others.
+        let foreign = |there: &Listening| {
+            overlap(there.address, address) && !rivals.iter().any(|own| own.inode == there.inode)
+        };
+        if listening::sockets(address).map_err(fail)?.iter().any(foreign) {
+            return Err(fail(io::ErrorKind::AddrInUse.into()));
+        }
+    }
+    let bound = complete(front, address, Vec::with_capacity(workers), workers)?;
+    Ok(Bound { late: !rivals.is_empty(), ..bound })
+}
+
+/// A listening socket of this process, or of one that hands it over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Own {
+    address: SocketAddr,
+    inode: u64,
+}
+
+impl Own {
+    /// What is known of this socket.
+    pub fn of(socket: &TcpListener) -> io::Result<Self> {
+        Ok(Self { address: socket.local_addr()?, inode: fstat(socket)?.st_ino })
+    }
+}
+
+/// Whether `wide` is any address, and `narrow` one of them with the same port.
+#[must_use]
+pub fn covers(wide: SocketAddr, narrow: SocketAddr) -> bool {
+    wide.port() == narrow.port()
+        && wide.port() != 0
+        && wide.is_ipv4() == narrow.is_ipv4()
+        && wide.ip().is_unspecified()
+        && !narrow.ip().is_unspecified()
+}
+
+/// Whether a connection could belong to both. Sockets of IPv6 take no connections of IPv4 here.
+fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    let same = one.port() != 0 && (one.ip(), one.port()) == (other.ip(), other.port());
+    same || covers(one, other) || covers(other, one)
 }
 
 /// The same, with sockets of another process that are bound to `address`, and that are left as they are. There may be more than
@@ -182,7 +236,7 @@ pub fn complete(
         real = socket.local_addr().map_err(fail)?;
         sockets.push(socket);
     }
-    Ok(Bound { front: front.clone(), wanted: address, address: real, sockets, late })
+    Ok(Bound { front: front.clone(), wanted: address, address: real, sockets, late, leaves: false })
 }
 
 /// Has what is accepted from now on announce no larger segments than it shall, also on a socket that listens already.
@@ -222,23 +276,45 @@ pub struct Changes {
     pub added: Vec<(SocketAddr, Front)>,
     /// To be closed.
     pub removed: Vec<SocketAddr>,
+    /// To be closed as well, once the connections that are being made to one of the added addresses have come.
+    pub outlived: Vec<SocketAddr>,
     /// Listened on as before, for something else.
     pub changed: Vec<(SocketAddr, Front)>,
+}
+
+/// What is to be listened on: all that is `wanted`, and addresses that are listened on `now` and that a wanted one comprises.
+/// Closing those would reset the connections that are being made to them, and serve nobody.
+#[must_use]
+pub fn with_kept(
+    now: &BTreeMap<SocketAddr, Front>,
+    mut wanted: BTreeMap<SocketAddr, Front>,
+) -> BTreeMap<SocketAddr, Front> {
+    let kept: Vec<_> = now
+        .keys()
+        .filter_map(|address| {
+            let (_, front) = wanted.iter().find(|(wide, _)| covers(**wide, *address))?;
+            Some((*address, front.clone()))
+        })
+        .collect();
+    for (address, front) in kept {
+        wanted.entry(address).or_insert(front);
+    }
+    wanted
 }
 
 /// Compares what is listened on with what a new configuration wants. A socket is known by its address: whatever else
 /// changes, it goes on listening, with the connections in its queue.
 #[must_use]
 pub fn changes(now: &BTreeMap<SocketAddr, Front>, wanted: &BTreeMap<SocketAddr, Front>) -> Changes {
+    let wanted = &with_kept(now, wanted.clone());
     let with = |pick: fn(Option<&Front>, &Front) -> bool| {
         let picked = wanted.iter().filter(move |(address, front)| pick(now.get(address), front));
         picked.map(|(address, front)| (*address, front.clone())).collect()
     };
-    Changes {
-        added: with(|now, _| now.is_none()),
-        changed: with(|now, then| now.is_some_and(|now| now != then)),
-        removed: now.keys().filter(|address| !wanted.contains_key(address)).copied().collect(),
-    }
+    let added: Vec<(SocketAddr, Front)> = with(|now, _| now.is_none());
+    let gone = now.keys().filter(|address| !wanted.contains_key(address)).copied();
+    let (outlived, removed) = gone.partition(|gone| added.iter().any(|(address, _)| covers(*gone, *address)));
+    Changes { added, changed: with(|now, then| now.is_some_and(|now| now != then)), removed, outlived }
 }
 
 #[cfg(test)]
@@ -261,19 +337,64 @@ mod tests {
     fn a_socket_stays_as_long_as_its_address_does() {
         let now = addresses(&[("127.0.0.1:1", "a"), ("127.0.0.1:2", "a"), ("127.0.0.1:3", "b")]);
         let mut then = addresses(&[("127.0.0.1:1", "a"), ("127.0.0.1:3", "c"), ("127.0.0.1:4", "c")]);
-        let Changes { added, removed, changed } = changes(&now, &then);
+        let Changes { added, removed, changed, .. } = changes(&now, &then);
         assert_eq!(removed, ["127.0.0.1:2".parse().unwrap()]);
         assert_eq!((names(&added), names(&changed)), (vec![(4, "c")], vec![(3, "c")]));
 
         then.insert("127.0.0.1:1".parse().unwrap(), Front { mss: Some(1_360), ..front("a") });
-        let Changes { added, removed, changed } = changes(&now, &then);
+        let Changes { added, removed, changed, .. } = changes(&now, &then);
         assert_eq!((added.len(), removed.len()), (1, 1));
         assert_eq!(names(&changed), [(1, "a"), (3, "c")]);
     }
 
     #[test]
+    fn an_address_among_all_stays_and_all_addresses_outlive_one() {
+        for (all, one, other) in
+            [("0.0.0.0:1", "127.0.0.1:1", "127.0.0.1:2"), ("[::]:1", "[::1]:1", "[::1]:2")]
+        {
+            let [all_at, one_at] = [all, one].map(|address| address.parse::<SocketAddr>().unwrap());
+            let (wide, narrow) = (addresses(&[(all, "a")]), addresses(&[(one, "b"), (other, "b")]));
+            // Only what is at none of the addresses goes at once.
+            let Changes { added, removed, outlived, changed } = changes(&narrow, &wide);
+            assert_eq!((names(&added), names(&changed)), (vec![(1, "a")], vec![(1, "a")]));
+            assert_eq!((removed, outlived), (vec![other.parse().unwrap()], vec![]));
+            assert_eq!(changed[0].0, one_at);
+            let Changes { added, removed, outlived, changed } = changes(&wide, &narrow);
+            assert_eq!((added.len(), removed, outlived, changed.len()), (2, vec![], vec![all_at], 0));
+            // Once both are listened on, nobody is on the way from one to the other.
+            let both = addresses(&[(all, "a"), (one, "a"), (other, "b")]);
+            assert_eq!(changes(&both, &narrow).removed, [all_at]);
+        }
+        assert!(!covers("[::]:1".parse().unwrap(), "127.0.0.1:1".parse().unwrap()));
+        assert!(!covers("0.0.0.0:0".parse().unwrap(), "127.0.0.1:0".parse().unwrap()));
+    }
+
+    #[test]
+    fn own_sockets_are_no_conflict_and_all_others_are() {
+        let all: SocketAddr = "0.0.0.0:0".parse().unwrap();
+        let wide = bind(&front("a"), all, 2, &[]).unwrap();
+        wide.listen().unwrap();
+        let port = wide.address.port();
+        let [one, other] = ["127.0.0.1", "127.0.0.2"].map(|ip| SocketAddr::new(ip.parse().unwrap(), port));
+        assert!(bind(&front("a"), one, 1, &[]).is_err(), "what is not said to be ours is not");
+        let mut own: Vec<_> = wide.sockets.iter().map(|socket| Own::of(socket).unwrap()).collect();
+        let narrow = bind(&front("a"), one, 2, &own).unwrap();
+        assert!(narrow.late);
+        narrow.listen().unwrap();
+        // One that anybody of this user could open beside.
+        let joined = open(other, &front("a"), true).unwrap();
+        joined.listen(1).unwrap();
+        drop(wide);
+        own = narrow.sockets.iter().map(|socket| Own::of(socket).unwrap()).collect();
+        let error = bind(&front("a"), SocketAddr::new(all.ip(), port), 1, &own).unwrap_err();
+        assert!(error.to_string().contains("ss -ltnp"), "{error}");
+        drop(joined);
+        bind(&front("a"), SocketAddr::new(all.ip(), port), 1, &own).unwrap();
+    }
+
+    #[test]
     fn segments_are_set_on_a_socket_that_listens() {
-        let bound = bind(&front("a"), "127.0.0.1:0".parse().unwrap(), 1).unwrap();
+        let bound = bind(&front("a"), "127.0.0.1:0".parse().unwrap(), 1, &[]).unwrap();
         let socket = SockRef::from(&bound.sockets[0]);
         let usual = socket.tcp_mss().unwrap();
         announce(&bound.sockets[0], &Front { mss: Some(600), ..front("a") }).unwrap();
@@ -286,9 +407,9 @@ mod tests {
     fn an_address_that_is_not_here_yet_is_bound_if_that_is_wanted() {
         for address in ["192.0.2.1:0", "[2001:db8::1]:0"] {
             let address = address.parse().unwrap();
-            let error = bind(&front("https"), address, 1).unwrap_err().to_string();
+            let error = bind(&front("https"), address, 1, &[]).unwrap_err().to_string();
             assert!(error.contains("freebind: true"), "{error}");
-            let bound = bind(&Front { freebind: true, ..front("https") }, address, 2).unwrap();
+            let bound = bind(&Front { freebind: true, ..front("https") }, address, 2, &[]).unwrap();
             assert_eq!(bound.address.ip(), address.ip());
         }
     }
@@ -304,22 +425,22 @@ mod tests {
             assert_eq!(is_left_out(front, &io::Error::from_raw_os_error(error)), left_out, "{error}");
         }
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-        assert!(bind_if_possible(&optional, taken.local_addr().unwrap(), 1).is_err());
+        assert!(bind_if_possible(&optional, taken.local_addr().unwrap(), 1, &[]).is_err());
     }
 
     #[test]
     fn an_address_in_use_is_named_with_a_remedy() {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = taken.local_addr().unwrap();
-        let error = bind(&front("https"), address, 2).unwrap_err().to_string();
+        let error = bind(&front("https"), address, 2, &[]).unwrap_err().to_string();
         assert!(error.contains("listener https") && error.contains(&address.to_string()), "{error}");
         assert!(error.contains("ss -ltnp"), "{error}");
     }
 
     #[test]
     fn both_families_of_one_port_bind_side_by_side() {
-        let v4 = bind(&front("a"), "0.0.0.0:0".parse().unwrap(), 2).unwrap();
-        let v6 = bind(&front("a"), SocketAddr::new("::".parse().unwrap(), v4.address.port()), 2);
+        let v4 = bind(&front("a"), "0.0.0.0:0".parse().unwrap(), 2, &[]).unwrap();
+        let v6 = bind(&front("a"), SocketAddr::new("::".parse().unwrap(), v4.address.port()), 2, &[]);
         assert!(v6.is_ok(), "{v6:?}");
     }
 }

@@ -100,7 +100,8 @@ async fn establish(
     // This connection keeps this configuration until it is established, whatever is reloaded meanwhile.
     let live = service.current.load_full();
     let listener_name = account.listener();
-    let listener = live.listener_at(account.ledger().address).ok_or(LISTENER_REMOVED)?;
+    let own = || client.local_addr().ok();
+    let listener = live.listener_of(account.ledger().address, own).ok_or(LISTENER_REMOVED)?;
 
     let number = client.as_raw_fd();
     account.has_sockets([number, -1]);

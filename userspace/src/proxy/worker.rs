@@ -366,7 +366,7 @@ impl Acceptor {
             };
             match self.entrance.admission.admit(peer, Instant::now()).map(Admitted::try_place) {
                 Ok(Ok(permit)) => self.entrance.start(client, permit),
-                Ok(Err(admitted)) if self.entrance.is_served() && self.entrance.admission.may_wait() => {
+                Ok(Err(admitted)) if self.entrance.serves(&client) && self.entrance.admission.may_wait() => {
                     self.entrance.wait(client, admitted);
                 }
                 Ok(Err(_)) => self.entrance.turn_away(&client),
@@ -384,7 +384,7 @@ impl Entrance {
         let Followed { generation, ledger } = &mut *followed;
         if *generation != live.generation {
             *generation = live.generation;
-            if let Some(listener) = live.listener_at(ledger.address)
+            if let Some(listener) = live.listener_of(ledger.address, || None)
                 && *listener.name != *ledger.counters.listener
             {
                 *ledger = Rc::new(ledger.renamed(&listener.name.as_str().into()));
@@ -417,27 +417,20 @@ impl Entrance {
         self.waiters.spawn_local(async move {
             tokio::select! {
                 permit = place => waiter.start(permit),
-                () = waiter.entrance.waited_for_too_long() => {}
+                () = waiter.waited_for_too_long() => {}
             }
         })
     }
 
-    /// Resolves when nobody accepts here any more, and a drain takes no longer.
-    async fn waited_for_too_long(&self) {
-        self.stop.cancelled().await;
-        if self.is_served() {
-            sleep(self.service.current.load().model.timeouts.drain).await;
-        }
-    }
-
-    /// Whether the configuration serves this address still.
-    fn is_served(&self) -> bool {
-        self.service.current.load().listener_at(self.ledger.borrow().ledger.address).is_some()
+    /// Whether the configuration serves this client still.
+    fn serves(&self, client: &StdStream) -> bool {
+        let own = || client.local_addr().ok();
+        self.service.current.load().listener_of(self.ledger.borrow().ledger.address, own).is_some()
     }
 
     /// A client that waited for a place has none, and will not have any.
     fn turn_away(&self, client: &StdStream) {
-        if self.is_served() {
+        if self.serves(client) {
             self.refuse(client, self.admission.has_no_place(Instant::now()));
         } else {
             log_limit!(info, listener = %self.ledger().counters.listener, "a listener is removed: refusing clients that wait");
@@ -460,6 +453,15 @@ struct Waiter {
 }
 
 impl Waiter {
+    /// Resolves when nobody accepts any more, and a drain takes no longer.
+    async fn waited_for_too_long(&self) {
+        let Self { client, entrance } = self;
+        entrance.stop.cancelled().await;
+        if client.as_ref().is_some_and(|client| entrance.serves(client)) {
+            sleep(entrance.service.current.load().model.timeouts.drain).await;
+        }
+    }
+
     fn start(mut self, permit: Permit) {
         if let Some(client) = self.client.take() {
             self.entrance.start(client, permit);

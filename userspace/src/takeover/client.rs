@@ -5,7 +5,7 @@ use std::{
     io,
     net::{SocketAddr, TcpListener},
     os::fd::OwnedFd,
-    sync::mpsc as replies,
+    sync::{Arc, mpsc as replies},
     thread,
     time::Duration,
 };
@@ -18,7 +18,11 @@ use super::{
     Channel, Place,
     message::{Message, VERSION},
 };
-use crate::{admin::server::Socket, bpf::packet::Pins};
+use crate::{
+    admin::server::Socket,
+    app::listeners::{Front, Own},
+    bpf::packet::Pins,
+};
 
 /// How long the old process may take to answer; another takeover may be under way.
 const ANSWER: Duration = Duration::from_secs(60);
@@ -33,7 +37,8 @@ const ENDING: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Heir {
     channel: Channel,
-    listeners: BTreeMap<SocketAddr, Vec<TcpListener>>,
+    /// By their address in the old process' configuration, with their listener's name.
+    listeners: BTreeMap<SocketAddr, (Arc<str>, Vec<TcpListener>)>,
     admin: Vec<(AdminAddress, OwnedFd)>,
     door: Option<OwnedFd>,
     pins: Option<(String, u32, OwnedFd)>,
@@ -97,8 +102,10 @@ impl Heir {
             let mut descriptors = descriptors.into_iter();
             let mut descriptor = || descriptors.next().context("a descriptor is missing");
             match message {
-                Message::Listener { address, .. } => {
-                    self.listeners.entry(address).or_default().push(descriptor()?.into());
+                Message::Listener { address, name } => {
+                    let (_, sockets) =
+                        self.listeners.entry(address).or_insert_with(|| (name.into(), Vec::new()));
+                    sockets.push(descriptor()?.into());
                 }
                 Message::Admin { address } => self.admin.push((address, descriptor()?)),
                 Message::Pins { directory, places } => self.pins = Some((directory, places, descriptor()?)),
@@ -134,7 +141,20 @@ impl Heir {
 
     /// The sockets of an address, one for each worker of the old process.
     pub fn sockets(&mut self, address: SocketAddr) -> Option<Vec<TcpListener>> {
-        self.listeners.remove(&address)
+        self.listeners.remove(&address).map(|(_, sockets)| sockets)
+    }
+
+    /// Where the old process listens.
+    #[must_use]
+    pub fn fronts(&self) -> BTreeMap<SocketAddr, Front> {
+        let front =
+            |name: &Arc<str>| Front { listener: name.clone(), mss: None, freebind: false, optional: false };
+        self.listeners.iter().map(|(address, (name, _))| (*address, front(name))).collect()
+    }
+
+    /// Its sockets, beside which this process may bind others.
+    pub fn own(&self) -> io::Result<Vec<Own>> {
+        self.listeners.values().flat_map(|(_, sockets)| sockets).map(Own::of).collect()
     }
 
     /// The socket of the admin endpoint that has this address.
