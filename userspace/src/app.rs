@@ -359,7 +359,6 @@ impl App {
             Event::Found { found, remembered } => {
                 let datapath = if found.is_empty() { "relay" } else { "adaptive" };
                 let InKernel { programs, kernel } = &found;
-                follow_routes(programs.as_ref());
                 tracing::info!(
                     packets = programs.is_some(),
                     sockets = kernel.is_some(),
@@ -378,7 +377,7 @@ impl App {
                     }
                 }
                 // Before a connection is carried.
-                deny(self.programs.as_ref(), &self.current.load().model);
+                begin(self.programs.as_ref(), &self.current.load().model);
                 self.order_all(|| Order::Gain(found.clone()));
                 self.is_probing(false);
                 self.thrift = None;
