@@ -240,11 +240,25 @@ fn programs_of_others_stay(lab: &Lab) -> Result<()> {
     stays()
 }
 
-/// A second link between balancer and backend, which the route to the backend leads over from then on.
-fn second_link(lab: &Lab) -> Result<()> {
-    let script = format!("link add to-backend2 type veth peer name to-lb2 netns {}", lab.backend);
-    ip(&lab.lb, &[&script, "addr add 10.0.5.1/24 dev to-backend2", "link set to-backend2 up"])?;
-    ip(&lab.backend, &["addr add 10.0.5.2/24 dev to-lb2", "link set to-lb2 up"])?;
+/// A second link between balancer and backend, which nothing leads over yet.
+pub(crate) fn second_link(lab: &Lab) -> Result<()> {
+    ip(&lab.lb, &[&format!("link add to-backend2 type veth peer name to-lb2 netns {}", lab.backend)])?;
+    for (netns, device, host) in [(&lab.lb, "to-backend2", 1), (&lab.backend, "to-lb2", 2)] {
+        ip(
+            netns,
+            &[
+                &format!("addr add 10.0.5.{host}/24 dev {device}"),
+                &format!("addr add fd00:5::{host}/64 dev {device} nodad"),
+                &format!("link set {device} up"),
+            ],
+        )?;
+    }
+    Ok(())
+}
+
+/// The same, and new connections go to the backend over it.
+fn route_over_second_link(lab: &Lab) -> Result<()> {
+    second_link(lab)?;
     ip(&lab.lb, &["route replace 10.0.2.2/32 via 10.0.5.2 dev to-backend2 src 10.0.5.1"])
 }
 
@@ -259,7 +273,7 @@ fn a_device_that_came_later(lab: &Lab) -> Result<()> {
     let (daemon, listener) = flow::start(lab, "")?;
     let mut old = Flow::open(lab, &listener)?;
     old.exchange()?;
-    second_link(lab)?;
+    route_over_second_link(lab)?;
     has_programs(&daemon, 3)?;
     let mut new = Flow::open(lab, &listener)?;
     ensure!(new.backend.peer_addr()?.ip().to_string() == "10.0.5.1", "it takes the old link");
@@ -276,7 +290,7 @@ fn a_device_that_goes(lab: &Lab) -> Result<()> {
     let (daemon, listener) = flow::start(lab, "timeouts: {keepalive: 1s, unacknowledged: 3s}\n")?;
     let mut flow = Flow::open(lab, &listener)?;
     flow.exchange()?;
-    second_link(lab)?;
+    route_over_second_link(lab)?;
     has_programs(&daemon, 3)?;
     ip(&lab.lb, &["link del to-backend"])?;
     ip(&lab.backend, &["addr add 10.0.2.2/32 dev lo"])?;

@@ -22,7 +22,7 @@ use socket2::{Domain, Socket, Type};
 
 use crate::{
     flow::{self, Flow},
-    network::ip,
+    network::{self, ip},
     packet::{nft, offload, open_at},
 };
 
@@ -122,24 +122,7 @@ fn second_link(lab: &Lab) -> Result<()> {
             let _ = netns.sysctl(&format!("net/ipv4/conf/{device}/rp_filter"), "0");
         }
     }
-    let script = format!("link add to-backend2 type veth peer name to-lb2 netns {}", lab.backend);
-    for (netns, device, v4, v6) in [
-        (&lab.lb, "to-backend2", "10.0.5.1/24", "fd00:5::1/64"),
-        (&lab.backend, "to-lb2", "10.0.5.2/24", "fd00:5::2/64"),
-    ] {
-        if device == "to-backend2" {
-            ip(netns, &[&script])?;
-        }
-        ip(
-            netns,
-            &[
-                &format!("addr add {v4} dev {device}"),
-                &format!("addr add {v6} dev {device} nodad"),
-                &format!("link set {device} up"),
-            ],
-        )?;
-    }
-    Ok(())
+    network::second_link(lab)
 }
 
 /// A flow that is carried as the datapath has it.
