@@ -77,6 +77,20 @@ impl Router {
         self.route("replace", &[FAR], mtus)
     }
 
+    /// From now on, nothing that is for anybody on either side gets through, and nobody is told.
+    pub fn cut(&self) -> Result<()> {
+        let hosts = self.hosts().into_iter().flat_map(|(_, hosts)| hosts);
+        ip(
+            &["-n", &self.netns.name],
+            &hosts.map(|host| format!("route replace blackhole {host}")).collect::<Vec<_>>(),
+        )
+    }
+
+    /// Ends what [`Router::cut`] began.
+    pub fn restore(&self) -> Result<()> {
+        self.route("replace", &[NEAR, FAR], [1_500, 1_500])
+    }
+
     fn route(&self, verb: &str, devices: &[&str], mtus: [u32; 2]) -> Result<()> {
         let sides = self.hosts().into_iter().filter(|(device, _)| devices.contains(device));
         let routes = sides.flat_map(|(device, hosts)| {

@@ -28,6 +28,7 @@ mod log;
 mod mtu;
 mod negotiation;
 mod network;
+mod outage;
 mod packet;
 mod privileges;
 mod queue;
@@ -66,6 +67,7 @@ fn main() -> ExitCode {
         mtu::CASES,
         negotiation::CASES,
         network::CASES,
+        outage::CASES,
         packet::CASES,
         privileges::CASES,
         queue::CASES,

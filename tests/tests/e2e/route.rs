@@ -29,7 +29,7 @@ use crate::{
 /// What a connection survives in the relay, it survives in packets.
 const BOTH: &[Datapath] = &[Datapath::Relay, Datapath::Auto, Datapath::Packet];
 
-const fn both(name: &'static str, test: fn(&Lab) -> Result<()>) -> Case {
+pub(crate) const fn both(name: &'static str, test: fn(&Lab) -> Result<()>) -> Case {
     Case { name, test, datapaths: BOTH }
 }
 

@@ -10,7 +10,7 @@ use std::{
     os::fd::{AsFd as _, OwnedFd},
     sync::{
         Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -24,7 +24,11 @@ use rustix::{
 use snisplice_common::packet::flow::{Rules, State, is_carried};
 use tokio::sync::Notify;
 
-use super::{AttachError, LOOK, Programs, stall::Stall, tuple};
+use super::{
+    AttachError, LOOK, Programs,
+    stall::{Found, Stall},
+    tuple,
+};
 use crate::{
     bpf::wakeup::Token,
     net::rtnetlink::{Asker, Changes, Hop},
@@ -75,13 +79,18 @@ impl Lead {
     }
 }
 
+/// [`Routes::stalls`]: the flow stands still.
+const STALLED: u8 = 1;
+/// [`Routes::stalls`]: the client, the backend is to be asked whether it is there.
+const ASK: [u8; 2] = [2, 4];
+
 /// What the thread and the workers share.
 #[derive(Debug)]
 pub(super) struct Routes {
     /// By place: up in the lower half, down in the upper one.
     leads: Box<[AtomicU64]>,
-    /// By place: whether a flow stands still.
-    stalled: Box<[AtomicBool]>,
+    /// By place: [`STALLED`], [`ASK`], several or nothing.
+    stalls: Box<[AtomicU8]>,
     /// Places that are to be looked at although nothing has changed since.
     asked: Mutex<Vec<u32>>,
     /// When something changed last: milliseconds since `began`, and one.
@@ -103,7 +112,7 @@ impl Routes {
     pub(super) fn new(flows: u32) -> io::Result<Self> {
         Ok(Self {
             leads: (0..flows).map(|_| AtomicU64::new(0)).collect(),
-            stalled: (0..flows).map(|_| AtomicBool::new(false)).collect(),
+            stalls: (0..flows).map(|_| AtomicU8::new(0)).collect(),
             asked: Mutex::default(),
             changed: AtomicU64::new(0),
             began: Instant::now(),
@@ -120,6 +129,13 @@ impl Routes {
         if let Some(place) = self.leads.get(flow as usize) {
             place.store(up | (down << 32), Relaxed);
         }
+    }
+
+    fn note_stall(&self, flow: u32, found: Found) {
+        let Some(place) = self.stalls.get(flow as usize) else { return };
+        let questions = ASK.into_iter().zip(found.ask).filter(|(_, ask)| *ask);
+        let bits = questions.fold(u8::from(found.stalled) * STALLED, |bits, (ask, _)| bits | ask);
+        place.store(bits, Relaxed);
     }
 
     pub(super) fn ring(&self) {
@@ -188,15 +204,21 @@ impl Programs {
     /// Whether a flow stands still for a reason that nobody foresaw.
     #[must_use]
     pub fn is_stalled(&self, flow: u32) -> bool {
-        self.routes.stalled.get(flow as usize).is_some_and(|stalled| stalled.load(Relaxed))
+        self.routes.stalls.get(flow as usize).is_some_and(|place| place.load(Relaxed) & STALLED != 0)
+    }
+
+    /// Takes the questions whether the client and the backend of a flow are there: each is to be asked that is said here.
+    #[must_use]
+    pub fn questions(&self, flow: u32) -> [bool; 2] {
+        let taken = self.routes.stalls.get(flow as usize);
+        let taken = taken.map_or(0, |place| place.fetch_and(STALLED, Relaxed));
+        ASK.map(|ask| taken & ask != 0)
     }
 
     /// Forgets what was found of the flow that had this place before.
     pub(super) fn forget_found(&self, flow: u32) {
         self.routes.note(flow, [Lead::Unchanged; 2]);
-        if let Some(stalled) = self.routes.stalled.get(flow as usize) {
-            stalled.store(false, Relaxed);
-        }
+        self.routes.note_stall(flow, Found::default());
     }
 
     /// Has the thread look where a flow leads that has just begun, if the routing has changed within `age`: its sockets may
@@ -307,14 +329,13 @@ impl Thread {
         const LOCKED: u64 = 4;
         for flow in 0..programs.highest() {
             let Ok(state) = self.states.get(&flow, LOCKED) else { continue };
-            if !self.stalls.entry(flow).or_default().look(&state) || programs.is_stalled(flow) {
+            let found = self.stalls.entry(flow).or_default().look(&state);
+            if found == Found::default() || programs.is_stalled(flow) {
                 continue;
             }
             let Ok(rules) = self.rules.get(&flow, 0) else { continue };
             if is_carried(rules.mode) {
-                if let Some(stalled) = self.routes.stalled.get(flow as usize) {
-                    stalled.store(true, Relaxed);
-                }
+                self.routes.note_stall(flow, found);
                 programs.listener.raise(Token::unpack(rules.token));
             }
         }

@@ -426,6 +426,7 @@ impl Orphans {
             Standing::Reset(0) => End::ClientReset,
             Standing::Reset(_) => End::BackendReset,
             Standing::Open => {
+                orphan.ask_peers(self.programs.questions(orphan.flow));
                 // Nobody could relay it here.
                 let stalled = || self.programs.is_stalled(orphan.flow).then_some(End::Stalled);
                 let end = stalled().or_else(|| orphan.failure());
@@ -518,6 +519,14 @@ impl Orphan {
                 let client = self.tuples[Peer::Client as usize].map(|tuple| tuple::ends(&tuple).1);
                 client.is_some_and(|client| networks.contains(client.ip()))
             })
+    }
+
+    /// Asks the client and the backend whether they are there, each if that is wanted.
+    fn ask_peers(&self, wanted: [bool; 2]) {
+        for holder in self.sockets.iter().filter(|holder| wanted[holder.peer as usize]) {
+            // Without an answer, nothing is done.
+            let _ = repair::ask(&holder.socket);
+        }
     }
 
     /// How a socket has failed: its peer does not answer any more.

@@ -348,6 +348,7 @@ impl<'a> Flow<'a> {
             if entry.is_bypassed() {
                 return Settled::Bypassed;
             }
+            entry.ask_peers([&connection.client, &connection.backend]);
             if entry.shared.programs.is_stalled(entry.flow) {
                 // Our own sockets have still to deliver something, so others cannot take their places.
                 return Settled::Ended(End::Stalled);
@@ -390,7 +391,7 @@ impl<'a> Flow<'a> {
         let entry = &self.entry;
         let Sockets::Holding([client, backend]) = &self.sockets else { return Held::Ended(End::Idle) };
         tokio::select! {
-            held = back::held(entry) => held,
+            held = back::held(entry, [client, backend]) => held,
             error = failure(client) => Held::of(entry.seen_end(), End::broken_by_client(error)),
             error = failure(backend) => Held::of(entry.seen_end(), End::broken_by_backend(error)),
             end = silence(entry, self.account, terms.patience) => Held::Ended(end),

@@ -33,6 +33,16 @@ impl Entry {
             None
         }
     }
+
+    /// Asks the peers of whom it is not known whether they are there, through our own sockets. What they answer, the programs
+    /// see.
+    pub(super) fn ask_peers(&self, sockets: [&TcpStream; 2]) {
+        let questions = self.shared.programs.questions(self.flow);
+        for (socket, _) in sockets.into_iter().zip(questions).filter(|(_, ask)| *ask) {
+            // Without an answer, nothing is done.
+            let _ = repair::ask(socket);
+        }
+    }
 }
 
 impl Flow<'_> {
@@ -133,7 +143,7 @@ impl Flow<'_> {
 }
 
 /// The same for a flow whose own sockets are at rest, which may also go back into sockets.
-pub(super) async fn held(entry: &Entry) -> Held {
+pub(super) async fn held(entry: &Entry, sockets: [&TcpStream; 2]) -> Held {
     loop {
         if let Some(end) = entry.seen_end() {
             return Held::Ended(end);
@@ -144,6 +154,7 @@ pub(super) async fn held(entry: &Entry) -> Held {
         if let Some(why) = entry.state().ok().and_then(|state| entry.is_to_go_back(&state)) {
             return Held::TakenBack(why);
         }
+        entry.ask_peers(sockets);
         poll_fn(|context| entry.shared.signals.poll(entry.slot, LOOK, context)).await;
     }
 }
