@@ -1,9 +1,11 @@
 //! What a connection may cost, whatever its ends do.
 
-use std::{fs, net::Shutdown, thread, time::Duration};
+use std::{fs, io::Write as _, net::Shutdown, os::fd::AsFd as _, process::Command, thread, time::Duration};
 
 use libtest_mimic::Trial;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use snisplice::{bpf::sockmap::stats::Refusal, metrics::labels::Carrier};
+use snisplice_common::budget::SMALL_BYTES;
 
 use crate::{
     data::{Random, Stream, expect_eof},
@@ -152,33 +154,59 @@ fn bounded_sum() {
 /// A direction that falls silent after a burst leaves a share that is out of date: whoever is refused for it has it
 /// looked at.
 fn shares_of_the_silent() {
-    // So little that one burst can be refused, also by a slow processor that seldom has more waiting.
-    let rig = Rig::with(&Options { total_in_flight_bytes: MIB / 4, ..Options::default() });
-    let in_flight = || rig.kernel.budget().in_flight().expect("the sum");
-    let refused = || rig.kernel.counters().expect("counters").over_budget;
-    let links: Vec<_> = (0..8).map(|_| rig.link()).collect();
-    let burst = |link: &Link| {
-        let (client, backend) = (&link.client, &link.backend);
-        thread::scope(|scope| {
-            scope.spawn(|| {
-                let sent = Stream::new(1).send(client, 4 * MIB, 1_000_000, &mut Random::new(1));
-                sent.expect("the connection holds");
-            });
-            Stream::new(1).expect(backend, 4 * MIB);
+    // One packet has a share by itself, and two have more than there is, whenever the kernel's worker runs.
+    const TOTAL: u64 = 2 * SMALL_BYTES as u64;
+    const PACKET: usize = 100_000;
+    with_large_packets(|| {
+        let rig = Rig::with(&Options { total_in_flight_bytes: TOTAL, v6: true, ..Options::default() });
+        let in_flight = || rig.kernel.budget().in_flight().expect("the sum");
+        let refused = || rig.kernel.counters().expect("counters").over_budget;
+        let [silent, other] = [rig.link(), rig.link()];
+        let send = |link: &Link, stream: &mut Stream| {
+            let mut expected = stream.clone();
+            let mut packet = vec![0; PACKET];
+            stream.fill(&mut packet);
+            (&link.client).write_all(&packet).expect("sent");
+            expected.expect(&link.backend, PACKET as u64);
+        };
+        // The first ones are cut, until the window has grown.
+        let mut stream = Stream::new(1);
+        wait_until("a silent direction keeps a share", || {
+            send(&silent, &mut stream);
+            in_flight() > 0
         });
+        let mut stream = Stream::new(2);
+        wait_until("someone is refused", || {
+            send(&other, &mut stream);
+            refused() > 0
+        });
+        wait_until("the silent one is looked at", || in_flight() == 0);
+        drop((silent, other));
+        wait_until("nothing is left", || rig.entries() == [0; 4] && in_flight() == 0);
+    });
+}
+
+/// Does something in a network of its own whose loopback device takes packets of more than 64 KiB of IPv6 (Linux 5.19).
+fn with_large_packets(work: impl FnOnce() + Send) {
+    /// Two segments.
+    const LARGEST: &str = "140000";
+    let name = format!("snisplice-large-{}", std::process::id());
+    let ip = |args: &[&str]| {
+        let done = Command::new("ip").args(args).status().expect("`ip` (package iproute2) starts");
+        assert!(done.success(), "ip {args:?}");
     };
-    // Some bursts end with a packet that finds others waiting.
-    wait_until("a silent direction keeps a share", || {
-        links.iter().for_each(burst);
-        in_flight() > 0
+    ip(&["netns", "add", &name]);
+    let namespace = fs::File::open(format!("/run/netns/{name}"));
+    ip(&["-n", &name, "link", "set", "lo", "up", "gso_max_size", LARGEST, "gro_max_size", LARGEST]);
+    // It lives on for as long as someone is inside.
+    ip(&["netns", "del", &name]);
+    let namespace = namespace.expect("it is there");
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).expect("entered");
+            work();
+        });
     });
-    let before = refused();
-    wait_until("someone is refused, and the silent ones are looked at", || {
-        burst(&links[0]);
-        refused() > before
-    });
-    drop(links);
-    wait_until("every share is given back", || rig.entries() == [0; 4] && in_flight() == 0);
 }
 
 fn a_full_map() {

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, TcpListener, TcpStream},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
     sync::{Arc, mpsc},
     thread,
     time::{Duration, Instant},
@@ -84,6 +84,7 @@ pub(crate) struct Options {
     pub(crate) idle: Duration,
     pub(crate) hold: Option<Duration>,
     pub(crate) same_host: bool,
+    pub(crate) v6: bool,
 }
 
 impl Default for Options {
@@ -96,6 +97,7 @@ impl Default for Options {
             idle: Duration::from_secs(3600),
             hold: None,
             same_host: false,
+            v6: false,
         }
     }
 }
@@ -126,7 +128,9 @@ impl Rig {
         let (orders, received) = tokio_mpsc::unbounded_channel();
         let worker = kernel.clone();
         thread::spawn(move || work(worker, settings, received));
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback has a free port");
+        let loopback: SocketAddr =
+            if options.v6 { (Ipv6Addr::LOCALHOST, 0).into() } else { (Ipv4Addr::LOCALHOST, 0).into() };
+        let listener = TcpListener::bind(loopback).expect("loopback has a free port");
         Self { kernel, orders, listener }
     }
 
@@ -142,8 +146,8 @@ impl Rig {
         before: impl FnOnce(&socket2::Socket),
     ) -> (TcpStream, TcpStream) {
         let address = self.listener.local_addr().expect("a bound listener has an address");
-        let outer =
-            socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+        let domain = socket2::Domain::for_address(address);
+        let outer = socket2::Socket::new(domain, socket2::Type::STREAM, None).expect("a socket");
         if let Some(bytes) = sizes {
             outer.set_send_buffer_size(bytes).expect("SO_SNDBUF");
             outer.set_recv_buffer_size(bytes).expect("SO_RCVBUF");
