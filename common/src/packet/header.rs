@@ -4,7 +4,10 @@
 //! covers and for the rest, because a packet whose checksum the device shall fill in (`CHECKSUM_PARTIAL`) has only
 //! the former in its field.
 
-use super::{checksum::Change, flow::Way};
+use super::{
+    checksum::{Change, fold},
+    flow::Way,
+};
 
 /// Room for the longest TCP header, and a power of two so that the verifier sees an index masked by one less.
 pub const TCP_BYTES: usize = 64;
@@ -262,61 +265,47 @@ const fn blocks(header: &mut [u8; TCP_BYTES], at: usize, size: usize, way: &Way,
     }
 }
 
-/// Makes of a TCP header one of an empty segment with these flags and numbers. `pseudo` is the sum over the addresses. The
-/// checksum is complete.
+/// Makes of a TCP header one of an empty segment with these flags and numbers. Its checksum is still to be written ([`seal`]).
 #[inline(always)]
-pub fn empty(header: &mut [u8; TCP_BYTES], length: usize, flags: u8, numbers: (u32, u32), pseudo: Change) {
+pub fn empty(header: &mut [u8; TCP_BYTES], flags: u8, numbers: (u32, u32)) {
     put_word(header, 4, numbers.0);
     put_word(header, 8, numbers.1);
     header[13] = flags;
     // Checksum, and the pointer to what is urgent.
     put_word(header, 16, 0);
-    let mut sum = pseudo;
+}
+
+/// Writes the checksum of an empty segment whose header has `length` bytes. `sum` is the sum over these and over the addresses,
+/// in the order of memory.
+#[inline(always)]
+pub fn seal(header: &mut [u8; TCP_BYTES], length: usize, sum: u32) {
+    let mut total = Change::NONE;
     #[expect(clippy::cast_possible_truncation, reason = "at most the length of the header")]
-    sum.words(u32::MAX, u32::from(PROTOCOL_TCP) << 16 | length as u32);
-    // Word by word and without a choice: of a loop that ends with the header the verifier of 6.1 follows all ways, and that of
-    // 7.2 takes no index which a compiler lets begin below zero.
-    macro_rules! add {
-        ($($at:literal)+) => { $( sum.words(u32::MAX, word(header, $at) & before($at, length)); )+ };
-    }
-    add!(0 4 8 12 16 20 24 28 32 36 40 44 48 52 56);
-    let [high, low] = sum.apply(u16::MAX).to_be_bytes();
+    total.words(u32::MAX, u32::from(PROTOCOL_TCP) << 16 | length as u32);
+    total.word(u16::MAX, u16::from_be(fold(sum)));
+    let [high, low] = total.apply(u16::MAX).to_be_bytes();
     header[16] = high;
     header[17] = low;
 }
 
-/// All ones if the word at `at` is one of a header of this length, else nothing.
+/// Gives an IPv4 header the length of a packet with so many bytes of TCP.
 #[inline(always)]
-fn before(at: i64, length: usize) -> u32 {
-    #[expect(clippy::cast_possible_wrap, reason = "at most the length of the header")]
-    let beyond = core::hint::black_box(at - length as i64);
-    #[expect(clippy::cast_sign_loss, reason = "a sign, 64 times")]
-    let mask = (beyond >> 63) as u32;
-    mask
-}
-
-/// Gives an IPv4 header the length of a packet with so many bytes of TCP, and tells the sum over its addresses.
-#[inline(always)]
-#[must_use]
-pub const fn shorten_v4(header: &mut [u8; IPV4_BYTES], length: usize) -> Change {
+pub const fn shorten_v4(header: &mut [u8; IPV4_BYTES], length: usize) {
     #[expect(clippy::cast_possible_truncation, reason = "two headers")]
     let total = (IPV4_BYTES + length) as u16;
     let [high, low] = total.to_be_bytes();
     header[2] = high;
     header[3] = low;
     sum_v4(header);
-    sum_between(header, 12, IPV4_BYTES)
 }
 
 /// The same of an IPv6 header.
 #[inline(always)]
-#[must_use]
-pub const fn shorten_v6(header: &mut [u8; IPV6_BYTES], length: usize) -> Change {
+pub const fn shorten_v6(header: &mut [u8; IPV6_BYTES], length: usize) {
     #[expect(clippy::cast_possible_truncation, reason = "at most the length of the header")]
     let [high, low] = (length as u16).to_be_bytes();
     header[4] = high;
     header[5] = low;
-    sum_between(header, 8, IPV6_BYTES)
 }
 
 /// Writes the checksum of an IPv4 header.

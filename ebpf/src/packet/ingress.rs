@@ -4,7 +4,7 @@ use core::ffi::c_void;
 
 use aya_ebpf::{
     bindings::{
-        BPF_F_INGRESS, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP,
+        __sk_buff, BPF_F_INGRESS, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP,
         tcx_action_base::{TCX_DROP, TCX_NEXT},
     },
     btf_maps::lpm_trie::Key,
@@ -19,7 +19,7 @@ use snisplice_common::packet::{
     flow::{CARRY, HOLD, KEPT, OVER, RESET, Rules, State, Way, is_carried, stamp},
     header::{
         IPV4_BYTES, IPV6_BYTES, Segment, TCP_BYTES, ask, empty, flag, is_whole_v4, readdress_v4,
-        readdress_v6, shorten_v4, shorten_v6, translate,
+        readdress_v6, seal, shorten_v4, shorten_v6, translate,
     },
 };
 
@@ -277,21 +277,53 @@ fn tell(
     flags: u8,
     numbers: (u32, u32),
 ) -> Option<i32> {
+    let (seq, ack) = numbers;
+    let numbers = u64::from(seq) << 32 | u64::from(ack);
+    let told = sni_tell(ctx.skb.skb, ip, (&raw mut *tcp).cast(), flags.into(), numbers);
+    (told != 0).then_some(TCX_NEXT)
+}
+
+/// The same, with both numbers in one: the sequence number is the upper half. Not 0 if it is done.
+///
+/// A function of its own with a name for others, as [`sni_translate`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn sni_tell(
+    skb: *mut __sk_buff,
+    ip: *mut Ip,
+    tcp: *mut TcpHeader,
+    flags: u32,
+    numbers: u64,
+) -> u32 {
+    // SAFETY: the caller's are references; the verifier knows no more than that they are either null or valid.
+    let (Some(ip), Some(tcp)) = (unsafe { ip.as_mut() }, unsafe { tcp.as_mut() }) else { return 0 };
+    let numbers = ((numbers >> 32) as u32, numbers as u32);
+    u32::from(leave(&TcContext::new(skb), ip, &mut tcp.0, flags as u8, numbers).is_some())
+}
+
+#[inline(always)]
+fn leave(
+    ctx: &TcContext,
+    ip: &mut Ip,
+    tcp: &mut [u8; TCP_BYTES],
+    flags: u8,
+    numbers: (u32, u32),
+) -> Option<()> {
     let l4 = ip.l4();
     let (length, _) = wire::lengths(ctx, ip, tcp)?;
     wire::read_options(ctx, l4, tcp, length)?;
     wire::shorten(ctx, l4 + length)?;
-    if ip.is_v6() {
-        let pseudo = shorten_v6(&mut ip.bytes, length);
-        empty(tcp, length, flags, numbers, pseudo);
-        wire::store_summed(ctx, L3, &ip.bytes, IPV6_BYTES)?;
+    let size = if ip.is_v6() {
+        shorten_v6(&mut ip.bytes, length);
+        IPV6_BYTES
     } else {
-        let pseudo = shorten_v4(ip.bytes.first_chunk_mut()?, length);
-        empty(tcp, length, flags, numbers, pseudo);
-        wire::store_summed(ctx, L3, &ip.bytes, IPV4_BYTES)?;
-    }
-    wire::store_summed(ctx, l4, tcp, length)?;
-    Some(TCX_NEXT)
+        shorten_v4(ip.bytes.first_chunk_mut()?, length);
+        IPV4_BYTES
+    };
+    wire::store_summed(ctx, L3, &ip.bytes, size)?;
+    empty(tcp, flags, numbers);
+    seal(tcp, length, sum::of_headers(ip, tcp, length)?);
+    wire::store_summed(ctx, l4, tcp, length)
 }
 
 /// Whether a packet that was damaged on its way, which its receiver throws away, would be missed by somebody: it would end

@@ -114,6 +114,24 @@ fn sum_of(ctx: &TcContext, offset: usize, part: &mut [u8; CHUNK + 4], size: usiz
     u32::try_from(sum).ok().map(u64::from)
 }
 
+/// The sum over both addresses and the first `length` bytes of a TCP header, in the order of memory.
+#[inline(always)]
+pub(crate) fn of_headers(ip: &Ip, tcp: &[u8; TCP_BYTES], length: usize) -> Option<u32> {
+    // As above.
+    let less = black_box(length.wrapping_sub(1));
+    if less >= TCP_BYTES {
+        return None;
+    }
+    // The kernel wants a multiple of four, which the length of a header is anyway.
+    let words = (less as u32 + 1) & !3;
+    let from = tcp.as_ptr().cast_mut().cast();
+    // SAFETY: the header has that many bytes.
+    let sum = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, from, words, 0) };
+    let sum = u64::from(u32::try_from(sum).ok()?) + addresses(ip);
+    let sum = (sum & 0xffff_ffff) + (sum >> 32);
+    Some(((sum & 0xffff_ffff) + (sum >> 32)) as u32)
+}
+
 /// The sum over both addresses.
 #[inline(always)]
 fn addresses(ip: &Ip) -> u64 {

@@ -136,7 +136,15 @@ proptest! {
         let (original, length) = header(fixed, &options);
         let sum = |tcp: &[u8; TCP_BYTES]| sum_of(&tcp[..length]) + 6 + u32::try_from(length).unwrap();
         let mut bytes = original;
-        empty(&mut bytes, length, flag::ACK, numbers, shorten_v4(&mut v4, length));
+        // As the kernel sums up: words in the order of memory.
+        let in_memory = |parts: [&[u8]; 2]| {
+            let pairs = parts.into_iter().flat_map(|part| part.chunks_exact(2));
+            pairs.map(|pair| u32::from(u16::from_ne_bytes([pair[0], pair[1]]))).sum::<u32>()
+        };
+        empty(&mut bytes, flag::ACK, numbers);
+        shorten_v4(&mut v4, length);
+        let sums = in_memory([&v4[12..], &bytes[..length]]);
+        seal(&mut bytes, length, sums);
         prop_assert_eq!(fold(sum(&bytes) + sum_of(&v4[12..])), 0xffff);
         prop_assert_eq!(fold(sum_of(&v4)), 0xffff);
         prop_assert_eq!(usize::from(u16::from_be_bytes([v4[2], v4[3]])), IPV4_BYTES + length);
@@ -144,7 +152,10 @@ proptest! {
         prop_assert_eq!((segment.seq, segment.ack, segment.flags), (numbers.0, numbers.1, flag::ACK));
         prop_assert_eq!(segment.window, Segment::of(&original, 0).window);
         prop_assert_eq!(&bytes[TCP_MIN..], &original[TCP_MIN..]);
-        empty(&mut bytes, length, flag::ACK, numbers, shorten_v6(&mut v6, length));
+        empty(&mut bytes, flag::ACK, numbers);
+        shorten_v6(&mut v6, length);
+        let sums = in_memory([&v6[8..], &bytes[..length]]);
+        seal(&mut bytes, length, sums);
         prop_assert_eq!(fold(sum(&bytes) + sum_of(&v6[8..])), 0xffff);
         prop_assert_eq!(usize::from(u16::from_be_bytes([v6[4], v6[5]])), length);
     }
