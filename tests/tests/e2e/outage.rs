@@ -27,16 +27,25 @@ use crate::{
 };
 
 pub(crate) const CASES: &[Case] = &[
-    both("outage::between_client_and_balancer", |lab| between(lab, Link::Client)),
-    both("outage::between_balancer_and_backend", |lab| between(lab, Link::Backend)),
+    both("outage::between_client_and_balancer", |lab| between(lab, Link::Client, "", &ALL)),
+    both("outage::between_balancer_and_backend", |lab| between(lab, Link::Backend, "", &ALL)),
+    both("outage::longer_than_a_silent_client_is_borne", |lab| {
+        between(lab, Link::Client, IMPATIENT, &[Open::Both, Open::Down])
+    }),
+    both("outage::longer_than_a_silent_backend_is_borne", |lab| {
+        between(lab, Link::Backend, IMPATIENT, &[Open::Both, Open::Up])
+    }),
     both("outage::while_a_connection_begins", while_a_connection_begins),
 ];
 
-/// Twice as long as a flow may stand still while both ends are heard.
+/// Longer than it takes until a flow that stands still is looked at, and far less than the time for which TCP repeats.
 const OUTAGE: Duration = Duration::from_secs(15);
 
 /// So much is under way during an outage, more than fits into a window.
 const BYTES: u64 = 1_000_000;
+
+/// A peer that is sent nothing is given up after some nine seconds without a word. One that is sent bytes is not.
+const IMPATIENT: &str = "timeouts: {keepalive: 3s}\n";
 
 /// Which ways of a connection are still open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,15 +55,14 @@ enum Open {
     Down,
 }
 
-/// Connections in all states have bytes under way while one link of the lab swallows everything.
-fn between(lab: &Lab, link: Link) -> Result<()> {
+const ALL: [Open; 3] = [Open::Both, Open::Up, Open::Down];
+
+/// Connections in these states have bytes under way while one link of the lab swallows everything.
+fn between(lab: &Lab, link: Link, settings: &str, states: &[Open]) -> Result<()> {
     let router = Router::new(lab, link)?;
-    let (daemon, listener) = flow::start(lab, "")?;
-    let states = [Open::Both, Open::Up, Open::Down];
-    let mut flows = states
-        .into_iter()
-        .map(|state| Ok((Flow::open(lab, &listener)?, state)))
-        .collect::<Result<Vec<_>>>()?;
+    let (daemon, listener) = flow::start(lab, settings)?;
+    let mut flows =
+        states.iter().map(|state| Ok((Flow::open(lab, &listener)?, *state))).collect::<Result<Vec<_>>>()?;
     settled(lab, &daemon, &mut flows)?;
     for (flow, state) in &mut flows {
         match state {
@@ -78,7 +86,7 @@ fn between(lab: &Lab, link: Link) -> Result<()> {
             finish(&flow.backend, &mut flow.client)?;
         }
     }
-    all_went_on(&daemon, 4)
+    all_went_on(&daemon, i64::try_from(states.len())? + 1)
 }
 
 /// The backend's host hears what begins a connection and nothing else, so what our own sockets deliver is under way.

@@ -8,12 +8,20 @@ use std::{io, os::fd::AsFd, time::Duration};
 use snisplice_config::model::Timeouts;
 use socket2::{SockRef, TcpKeepalive};
 
+use super::sockopt::set_int;
+
 /// Unanswered probes that end a connection, unless [`Timeouts::unacknowledged`] does so sooner.
 const PROBES: u32 = 6;
 /// `MAX_TCP_KEEPIDLE` and `MAX_TCP_KEEPINTVL` of the kernel.
 const LONGEST: Duration = Duration::from_secs(32_767);
 /// The kernel counts probes in whole seconds.
 const SHORTEST: Duration = Duration::from_secs(1);
+
+/// `MAX_TCP_KEEPCNT` of the kernel.
+const MOST_PROBES: u64 = 127;
+/// How long Linux repeats bytes that nobody acknowledges, unless [`Timeouts::unacknowledged`] says otherwise
+/// (`tcp_retries2`).
+const REPEATS: Duration = Duration::from_secs(15 * 60);
 
 /// Socket options, computed once from the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +73,22 @@ impl Liveness {
     }
 }
 
+/// Has a socket that sends nothing itself bear its peer's silence for as long as one that repeats bytes, or for as long as
+/// any other again.
+///
+/// A socket with bytes under way does not probe: the kernel gives up after 15 minutes (`tcp_keepalive_timer`). In packets, the
+/// bytes are under way between the peers, and our own socket does not know of them.
+pub fn bear_silence(socket: &impl AsFd, as_with_bytes_under_way: bool) -> io::Result<()> {
+    let probes = if as_with_bytes_under_way {
+        let every = SockRef::from(socket).tcp_keepalive_interval()?.max(SHORTEST);
+        (REPEATS.as_secs() / every.as_secs()).clamp(PROBES.into(), MOST_PROBES)
+    } else {
+        PROBES.into()
+    };
+    // No more than 127.
+    set_int(socket, libc::SOL_TCP, libc::TCP_KEEPCNT, i32::try_from(probes).unwrap_or(i32::MAX))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -114,5 +138,21 @@ mod tests {
         assert_eq!(accepted.tcp_keepalive_time().unwrap(), Duration::from_secs(7));
         assert_eq!(accepted.tcp_keepalive_retries().unwrap(), PROBES);
         assert_eq!(accepted.tcp_user_timeout().unwrap(), Some(Duration::from_secs(20)));
+    }
+    #[test]
+    fn silence_is_borne_as_long_as_bytes_are_repeated() {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        let retries = || SockRef::from(&socket).tcp_keepalive_retries().unwrap();
+        for (keepalive, most) in [(60, 90), (1, 127), (3_600, PROBES)] {
+            of(keepalive, 0).apply(&socket).unwrap();
+            bear_silence(&socket, true).unwrap();
+            assert_eq!(retries(), most);
+            bear_silence(&socket, false).unwrap();
+            assert_eq!(retries(), PROBES);
+        }
+        // Probes are not switched on by that.
+        let without = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        bear_silence(&without, true).unwrap();
+        assert!(!without.keepalive().unwrap());
     }
 }

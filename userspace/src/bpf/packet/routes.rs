@@ -81,15 +81,15 @@ impl Lead {
 
 /// [`Routes::stalls`]: the flow stands still.
 const STALLED: u8 = 1;
-/// [`Routes::stalls`]: the client, the backend is to be asked whether it is there.
-const ASK: [u8; 2] = [2, 4];
+/// [`Routes::stalls`]: the client, the backend may not be there.
+const DOUBTED: [u8; 2] = [2, 4];
 
 /// What the thread and the workers share.
 #[derive(Debug)]
 pub(super) struct Routes {
     /// By place: up in the lower half, down in the upper one.
     leads: Box<[AtomicU64]>,
-    /// By place: [`STALLED`], [`ASK`], several or nothing.
+    /// By place: [`STALLED`], [`DOUBTED`], several or nothing.
     stalls: Box<[AtomicU8]>,
     /// Places that are to be looked at although nothing has changed since.
     asked: Mutex<Vec<u32>>,
@@ -133,8 +133,8 @@ impl Routes {
 
     fn note_stall(&self, flow: u32, found: Found) {
         let Some(place) = self.stalls.get(flow as usize) else { return };
-        let questions = ASK.into_iter().zip(found.ask).filter(|(_, ask)| *ask);
-        let bits = questions.fold(u8::from(found.stalled) * STALLED, |bits, (ask, _)| bits | ask);
+        let doubts = DOUBTED.into_iter().zip(found.ask).filter(|(_, ask)| *ask);
+        let bits = doubts.fold(u8::from(found.stalled) * STALLED, |bits, (doubted, _)| bits | doubted);
         place.store(bits, Relaxed);
     }
 
@@ -207,12 +207,11 @@ impl Programs {
         self.routes.stalls.get(flow as usize).is_some_and(|place| place.load(Relaxed) & STALLED != 0)
     }
 
-    /// Takes the questions whether the client and the backend of a flow are there: each is to be asked that is said here.
+    /// Whether the client and the backend of a flow may not be there: bytes are under way to them, and none is acknowledged.
     #[must_use]
-    pub fn questions(&self, flow: u32) -> [bool; 2] {
-        let taken = self.routes.stalls.get(flow as usize);
-        let taken = taken.map_or(0, |place| place.fetch_and(STALLED, Relaxed));
-        ASK.map(|ask| taken & ask != 0)
+    pub fn doubted(&self, flow: u32) -> [bool; 2] {
+        let noted = self.routes.stalls.get(flow as usize).map_or(0, |place| place.load(Relaxed));
+        DOUBTED.map(|doubted| noted & doubted != 0)
     }
 
     /// Forgets what was found of the flow that had this place before.
@@ -330,7 +329,8 @@ impl Thread {
         for flow in 0..programs.highest() {
             let Ok(state) = self.states.get(&flow, LOCKED) else { continue };
             let found = self.stalls.entry(flow).or_default().look(&state);
-            if found == Found::default() || programs.is_stalled(flow) {
+            let is_news = found != Found::default() || programs.doubted(flow) != found.ask;
+            if !is_news || programs.is_stalled(flow) {
                 continue;
             }
             let Ok(rules) = self.rules.get(&flow, 0) else { continue };

@@ -31,7 +31,10 @@ use crate::{
     datapath::seam::{End, Patience},
     log::log_limit,
     metrics::{Metrics, NONE, labels::Carrier},
-    net::{keepalive::Liveness, repair, sockopt},
+    net::{
+        keepalive::{Liveness, bear_silence},
+        repair, sockopt,
+    },
     snapshot::Current,
     takeover::{
         client::{Flows, Inherited},
@@ -99,6 +102,8 @@ struct Holder {
     /// do not answer such packets where timestamps were negotiated (RFC 7323 section 3.2): one that never did is not
     /// taken for lost.
     answers: bool,
+    /// Whether the peer may not be there, as of the last look.
+    doubted: bool,
 }
 
 /// Whose socket it is.
@@ -199,7 +204,15 @@ impl Orphans {
         };
         for (peer, socket) in [Peer::Client, Peer::Backend].into_iter().zip(sockets) {
             let Some((socket, answers)) = socket else { continue };
-            orphan.sockets.push(Holder { peer, socket: socket.into(), since: Instant::now(), answers });
+            // The process before may have had its doubts.
+            let _ = bear_silence(&socket, false);
+            orphan.sockets.push(Holder {
+                peer,
+                socket: socket.into(),
+                since: Instant::now(),
+                answers,
+                doubted: false,
+            });
         }
         self.programs.stats().take_over();
         self.metrics.listener(&NONE.into()).active.inc();
@@ -426,7 +439,7 @@ impl Orphans {
             Standing::Reset(0) => End::ClientReset,
             Standing::Reset(_) => End::BackendReset,
             Standing::Open => {
-                orphan.ask_peers(self.programs.questions(orphan.flow));
+                orphan.ask_peers(self.programs.doubted(orphan.flow));
                 // Nobody could relay it here.
                 let stalled = || self.programs.is_stalled(orphan.flow).then_some(End::Stalled);
                 let end = stalled().or_else(|| orphan.failure());
@@ -521,11 +534,19 @@ impl Orphan {
             })
     }
 
-    /// Asks the client and the backend whether they are there, each if that is wanted.
-    fn ask_peers(&self, wanted: [bool; 2]) {
-        for holder in self.sockets.iter().filter(|holder| wanted[holder.peer as usize]) {
-            // Without an answer, nothing is done.
-            let _ = repair::ask(&holder.socket);
+    /// Asks the client and the backend, each if it may not be there; as for flows with a task of their own.
+    fn ask_peers(&mut self, doubted: [bool; 2]) {
+        for holder in &mut self.sockets {
+            let is_doubted = doubted[holder.peer as usize];
+            if is_doubted != holder.doubted {
+                holder.doubted = is_doubted;
+                // Without it, a peer is given up sooner.
+                let _ = bear_silence(&holder.socket, is_doubted);
+            }
+            if is_doubted {
+                // Without an answer, nothing is done.
+                let _ = repair::ask(&holder.socket);
+            }
         }
     }
 
@@ -590,7 +611,7 @@ impl Holder {
         if let Some(liveness) = liveness {
             liveness.apply(&socket)?;
         }
-        Ok(Self { peer, socket, since: Instant::now(), answers: false })
+        Ok(Self { peer, socket, since: Instant::now(), answers: false, doubted: false })
     }
 
     /// Notes whether the peer has answered.

@@ -59,6 +59,8 @@ pub(super) struct Entry {
     heard: [u32; 2],
     /// Whether the peers' packets may come by another way.
     doubt: Doubt,
+    /// Which peers may not be there, as of the last look.
+    doubted: Cell<[bool; 2]>,
     /// Whether late packets may still come.
     lingers: bool,
     /// Whether another process goes on with it.
@@ -83,6 +85,7 @@ impl Entry {
             written: [0, 0],
             heard: [0, 0],
             doubt: Doubt::None,
+            doubted: Cell::default(),
             lingers: false,
             given: false,
         })

@@ -17,7 +17,7 @@ use crate::{
         seam::{End, Pair},
     },
     metrics::labels::Carrier,
-    net::{repair, sockopt},
+    net::{keepalive::bear_silence, repair, sockopt},
 };
 
 impl Entry {
@@ -34,13 +34,20 @@ impl Entry {
         }
     }
 
-    /// Asks the peers of whom it is not known whether they are there, through our own sockets. What they answer, the programs
-    /// see.
+    /// Asks the peers that may not be there, through our own sockets. What they answer, the programs see. As long as bytes are
+    /// under way to a peer, its silence is borne as TCP bears it.
     pub(super) fn ask_peers(&self, sockets: [&TcpStream; 2]) {
-        let questions = self.shared.programs.questions(self.flow);
-        for (socket, _) in sockets.into_iter().zip(questions).filter(|(_, ask)| *ask) {
-            // Without an answer, nothing is done.
-            let _ = repair::ask(socket);
+        let doubted = self.shared.programs.doubted(self.flow);
+        let before = self.doubted.replace(doubted);
+        for ((socket, is_doubted), was_doubted) in sockets.into_iter().zip(doubted).zip(before) {
+            if is_doubted != was_doubted {
+                // Without it, a peer is given up sooner.
+                let _ = bear_silence(socket, is_doubted);
+            }
+            if is_doubted {
+                // Without an answer, nothing is done.
+                let _ = repair::ask(socket);
+            }
         }
     }
 }
@@ -128,6 +135,10 @@ impl Flow<'_> {
             return Err(io::Error::other("its sockets are still in use"));
         };
         let [client, backend] = held;
+        // What takes their places has the same options, and knows which bytes are under way.
+        for socket in [&client, &backend] {
+            bear_silence(socket, false)?;
+        }
         let replaced = [
             repair::replace(client.into_std()?, numbers[0])?,
             repair::replace(backend.into_std()?, numbers[1])?,
