@@ -2,9 +2,12 @@
 //!
 //! It asks nobody who they are: it is for an address that only operators reach.
 
-use std::sync::{
-    Arc, OnceLock,
-    atomic::{AtomicBool, Ordering::Relaxed},
+use std::{
+    fmt,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
 };
 
 use hyper::{
@@ -23,7 +26,7 @@ use crate::{
     },
     limits::admission::Admission,
     metrics::Metrics,
-    proxy::worker::Order,
+    net::admin_socket::Socket,
 };
 
 use self::{
@@ -58,13 +61,21 @@ pub struct Admin {
     asked: OnceLock<Askable>,
 }
 
+/// Asks a worker. One that has ended does not answer.
+pub type Ask = Box<dyn Fn(Asked) + Send + Sync>;
+
 /// Who is asked for connections.
-#[derive(Debug)]
 pub struct Askable {
     /// Each has those that it accepted.
-    pub workers: Vec<mpsc::UnboundedSender<Order>>,
+    pub workers: Vec<Ask>,
     /// Those that were taken over from another process.
     pub orphans: mpsc::UnboundedSender<Asked>,
+}
+
+impl fmt::Debug for Askable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Askable").field("workers", &self.workers.len()).finish_non_exhaustive()
+    }
 }
 
 /// What is served at an address, and to whom.
@@ -132,7 +143,7 @@ impl Admin {
     }
 
     /// Serves until dropped. Ends only with an error, before the first connection.
-    pub async fn serve(self: Arc<Self>, socket: server::Socket, scope: Scope) {
+    pub async fn serve(self: Arc<Self>, socket: Socket, scope: Scope) {
         if let Err(error) = server::serve(self, socket, scope).await {
             tracing::error!(%error, "the admin endpoint does not serve");
         }
@@ -256,8 +267,8 @@ impl Admin {
     async fn ask<T>(&self, request: impl Fn(mpsc::UnboundedSender<T>) -> Asked) -> Vec<T> {
         let (reply, mut replies) = mpsc::unbounded_channel();
         if let Some(Askable { workers, orphans }) = self.asked.get() {
-            for worker in workers {
-                let _ = worker.send(Order::Ask(request(reply.clone())));
+            for ask in workers {
+                ask(request(reply.clone()));
             }
             let _ = orphans.send(request(reply.clone()));
         }
@@ -483,15 +494,15 @@ mod tests {
     }
 
     /// One worker that has these connections.
-    fn worker(ids: std::ops::Range<u64>) -> mpsc::UnboundedSender<Order> {
+    fn worker(ids: std::ops::Range<u64>) -> Ask {
         let (orders, mut asked) = mpsc::unbounded_channel();
         tokio::spawn(async move {
-            while let Some(Order::Ask(Asked::List { after, most, reply, .. })) = asked.recv().await {
+            while let Some(Asked::List { after, most, reply, .. }) = asked.recv().await {
                 let ids = ids.clone().filter(|id| after.is_none_or(|after| *id > after)).take(most);
                 let _ = reply.send(ids.map(connection).collect());
             }
         });
-        orders
+        Box::new(move |request| drop(orders.send(request)))
     }
 
     fn connection(id: u64) -> Connection {

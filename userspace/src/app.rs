@@ -29,7 +29,6 @@ use tokio_util::sync::CancellationToken;
 use self::{
     datapath::{Needs, places, wants_same_host},
     descriptors::Allowance,
-    listeners::{Bound, Own},
     memory::Thrift,
     signals::Asked,
     supervisor::Supervisor,
@@ -45,7 +44,10 @@ use crate::{
     limits::{admission::Admission, collector::LimitCounters},
     log::{self, log_limit},
     metrics::Metrics,
-    net::low_descriptors,
+    net::{
+        listeners::{self, Bound, Own},
+        low_descriptors,
+    },
     privileges,
     probe::answers::Answers,
     provider::file,
@@ -59,7 +61,6 @@ pub use self::signals::Signals;
 
 mod datapath;
 pub mod descriptors;
-pub mod listeners;
 pub mod memory;
 mod signals;
 mod supervisor;
@@ -140,7 +141,7 @@ impl App {
         let metrics = metrics_with(&admission);
         let (place, mut heir) = takeover::look(&options)?;
         let pins = match &mut heir {
-            Some(heir) if model.survive => heir.pins(places(&model))?,
+            Some(heir) if model.survive => takeover::pins(heir, places(&model))?,
             _ => None,
         };
         let jointly = pins.is_some();
@@ -161,7 +162,7 @@ impl App {
         let settings = model.admin.clone();
         let live = Arc::new(Live::new(model, 1));
         let resolver = Resolver::start();
-        resolver.serve(live.clone());
+        resolver.serve(live.clusters().clone(), live.model.dns.clone());
 
         let bound = with_copies(bind(&live.model, heir.as_mut(), count)?)?;
         let admin = Arc::new(Admin::new(metrics.clone(), admission.clone(), &settings));
@@ -181,7 +182,7 @@ impl App {
         let workers = start_workers(&shared)?;
         let (ask_orphans, orphans_asked) = mpsc::unbounded_channel();
         admin.asks(Askable {
-            workers: workers.iter().map(|worker| worker.orders.clone()).collect(),
+            workers: workers.iter().map(worker::Handle::asks).collect(),
             orphans: ask_orphans,
         });
         drop(guard);
@@ -224,7 +225,10 @@ impl App {
         }
         app.orphans = orphans.map(|orphans| {
             let stop = CancellationToken::new();
-            let watch = orphans.watch(stop.clone(), flows, orphans_asked, app.current.clone());
+            let current = app.current.clone();
+            let watch = orphans.watch(stop.clone(), flows, orphans_asked, move || {
+                current.load().model.timeouts.max_duration
+            });
             Watch { task: app.runtime.spawn(watch), stop }
         });
         // Clients of an earlier process may be denied by now.
@@ -505,7 +509,7 @@ impl App {
     }
 
     fn try_reload(&mut self) -> anyhow::Result<u64> {
-        let translation = file::load(&self.options.config)?;
+        let translation = file::load(&self.options.config.config, &self.options.config.options())?;
         let report = warnings(&translation);
         let Some(mut model) = translation.model else { return Err(anyhow!("\n{report}")) };
         override_with(&mut model, &self.options);
@@ -532,11 +536,11 @@ impl App {
         self.metrics.returned(|| live.names());
         self.metrics.removed(gone);
         self.admission.follow(&live.model.limits);
-        self.admission.reachability.keep(|name| live.backends().iter().any(|backend| *backend.name == *name));
+        self.admission.reachability.keep(|name| live.clusters().iter().any(|cluster| *cluster.name == *name));
         // First the packets, then who comes, then who is there: nobody slips through between.
         deny(self.programs.as_ref(), &live.model);
         self.current.store(live.clone());
-        self.resolver.serve(live);
+        self.resolver.serve(live.clusters().clone(), live.model.dns.clone());
         self.close_denied();
         self.leaving.retain(|address, _| !wanted.contains_key(address));
         for (bound, copies) in bound {

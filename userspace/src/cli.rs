@@ -3,10 +3,13 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use snisplice_config::{Label, Listen, Resolve, admin::AdminAddress, model::DatapathKind, networks::Network};
+use snisplice_config::{
+    Label, Listen, Options, Resolve, admin::AdminAddress, model::DatapathKind, networks::Network,
+};
 
 use crate::{
-    account::view::MOST, metrics::labels::Carrier, privileges::UserOption, probe::answers::Questions,
+    account::view::MOST, log::LogFormat, metrics::labels::Carrier, privileges::UserOption,
+    probe::answers::Questions,
 };
 
 pub mod client;
@@ -55,6 +58,19 @@ pub struct Config {
     /// Serve only Gateways whose selector these labels satisfy; separated by commas, may be repeated
     #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',')]
     pub selector: Vec<Label>,
+}
+
+impl Config {
+    /// How the documents are translated.
+    #[must_use]
+    pub fn options(&self) -> Options {
+        Options {
+            resolve: self.resolve.clone(),
+            listen: self.listen.clone(),
+            namespace: self.namespace.clone(),
+            selector: self.selector.clone(),
+        }
+    }
 }
 
 /// `snisplice check`.
@@ -258,14 +274,4 @@ impl From<Datapath> for DatapathKind {
             Datapath::Relay => Self::Relay,
         }
     }
-}
-
-/// How log lines look.
-#[derive(Debug, Clone, Copy, Default, ValueEnum)]
-pub enum LogFormat {
-    /// For people
-    #[default]
-    Text,
-    /// One JSON object a line
-    Json,
 }

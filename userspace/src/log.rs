@@ -15,14 +15,13 @@ use std::{
     time::Duration,
 };
 
+use clap::ValueEnum;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric as _},
     metrics::counter::ConstCounter,
 };
 use tracing_subscriber::EnvFilter;
-
-use crate::cli::LogFormat;
 
 pub use self::limit::Limit;
 pub(crate) use self::limit::log_limit;
@@ -31,6 +30,16 @@ use self::writer::Writer;
 mod limit;
 mod queue;
 mod writer;
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+pub enum LogFormat {
+    /// For people
+    #[default]
+    Text,
+    /// One JSON object a line
+    Json,
+}
 
 /// The writer of this process, once [`init`] has started it.
 static WRITER: OnceLock<Writer> = OnceLock::new();

@@ -42,7 +42,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(options) => serve(options),
         Command::Check(Check { config, strict }) => {
-            let translation = file::load(&config)?;
+            let translation = file::load(&config.config, &config.options())?;
             print(&render_check(&translation))?;
             let doubtful = translation.rejected().chain(translation.warnings()).next().is_some();
             if strict && doubtful && translation.model.is_some() {
@@ -51,7 +51,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Ok(code(&translation))
         }
         Command::Explain(Explain { config, sni, port }) => {
-            let translation = file::load(&config)?;
+            let translation = file::load(&config.config, &config.options())?;
             let Some(model) = &translation.model else {
                 print(&render_check(&translation))?;
                 return Ok(code(&translation));
@@ -103,7 +103,7 @@ fn serve(options: Run) -> anyhow::Result<ExitCode> {
     // First of all: until then, a signal is death.
     let signals = Signals::install()?;
     log::init(&options.log, options.log_format)?;
-    let translation = file::load(&options.config)?;
+    let translation = file::load(&options.config.config, &options.config.options())?;
     if translation.model.is_none() {
         log::say(&render_check(&translation));
         return Ok(ExitCode::from(BAD_CONFIGURATION));

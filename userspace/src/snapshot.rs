@@ -4,26 +4,18 @@ use std::{
     collections::{HashMap, HashSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
 
 use arc_swap::ArcSwap;
-use snisplice_config::{
-    model::{BackendId, Endpoint, EndpointHost, Listener, Model, Rule},
-    name::HostName,
-};
-use tokio::sync::Notify;
+use snisplice_config::model::{BackendId, Listener, Model, Rule};
 
 use crate::{
-    app::listeners::covers,
     metrics::{Gone, Names},
-    upstream::{
-        balance::Wheel,
-        candidates::{Candidates, Members},
-        endpoint::Endpoints,
-    },
+    net::listeners::covers,
+    upstream::{balance::Wheel, cluster::Cluster, endpoint::Endpoints},
 };
 
 /// One configuration in service. A connection takes it once and keeps it, so a reload changes nothing under it.
@@ -35,7 +27,7 @@ pub struct Live {
     pub generation: u64,
     /// Which of the model's listeners has each address.
     by_address: HashMap<SocketAddr, usize>,
-    backends: Vec<Backend>,
+    clusters: Arc<[Cluster]>,
     /// By [`Rule::id`].
     rules: Vec<RuleState>,
     /// All endpoints of the process.
@@ -54,31 +46,6 @@ struct RuleState {
 /// The configuration in service, replaced as a whole.
 pub type Current = ArcSwap<Live>;
 
-/// A backend's endpoints and whose turn it is.
-#[derive(Debug)]
-pub struct Backend {
-    /// The configured name; a metric label.
-    pub name: Arc<str>,
-    /// Whether it may take the short cut of backends on this host.
-    pub same_host: bool,
-    /// As configured; see [`crate::limits`].
-    pub max_connections: Option<usize>,
-    /// As configured.
-    pub max_pending: Option<usize>,
-    /// Where it is, as configured.
-    places: Vec<Endpoint>,
-    /// The addresses of each place that is a name; `None` before its first look-up has ended.
-    addresses: Mutex<Vec<Option<Arc<[IpAddr]>>>>,
-    /// What places and addresses come to.
-    members: ArcSwap<Members>,
-    /// Told when the first look-up of a name ends.
-    looked_up: Notify,
-    endpoints: Arc<Endpoints>,
-    turn: AtomicU64,
-    sources: Vec<IpAddr>,
-    source_turn: AtomicUsize,
-}
-
 impl Live {
     /// Prepares `model` for service. Names are not resolved yet: see [`crate::upstream::dns`].
     #[must_use]
@@ -91,22 +58,15 @@ impl Live {
     #[must_use]
     pub fn succeeded_by(&self, model: Model) -> Self {
         let successor = Self::with_endpoints(model, self.generation + 1, self.endpoints.clone());
-        let mut known = HashMap::new();
-        for backend in &self.backends {
-            for (place, addresses) in backend.places.iter().zip(&*backend.addresses()) {
-                if let (EndpointHost::Dns(name), Some(addresses)) = (&place.host, addresses) {
-                    known.insert(name, addresses.clone());
-                }
-            }
-        }
-        for backend in &successor.backends {
-            backend.names(|name| known.get(name).cloned());
+        let known: HashMap<_, _> = self.clusters.iter().flat_map(Cluster::known_names).collect();
+        for cluster in &*successor.clusters {
+            cluster.names(|name| known.get(name).cloned());
         }
         successor
     }
 
     fn with_endpoints(model: Model, generation: u64, endpoints: Arc<Endpoints>) -> Self {
-        let backends = model.backends.iter().map(|backend| Backend::new(backend, &endpoints)).collect();
+        let clusters = model.backends.iter().map(|backend| Cluster::new(backend, &endpoints)).collect();
         let rules = (0..model.rules).map(|_| RuleState::default()).collect();
         let by_address = model
             .listeners
@@ -114,7 +74,7 @@ impl Live {
             .enumerate()
             .flat_map(|(at, listener)| listener.bind.iter().map(move |address| (*address, at)))
             .collect();
-        Self { model, generation, by_address, backends, rules, endpoints }
+        Self { model, generation, by_address, clusters, rules, endpoints }
     }
 
     /// The listener of an address as the configuration has it, if this one does.
@@ -147,10 +107,11 @@ impl Live {
     pub fn keep_names_of(&mut self, former: &Self) -> Gone {
         let mut gone = Gone::default();
         let mut backends: HashMap<&str, &Arc<str>> =
-            former.backends.iter().map(|backend| (&*backend.name, &backend.name)).collect();
-        for backend in &mut self.backends {
-            if let Some(name) = backends.remove(&*backend.name) {
-                backend.name = name.clone();
+            former.clusters.iter().map(|cluster| (&*cluster.name, &cluster.name)).collect();
+        // Nobody shares them before they serve.
+        for cluster in Arc::get_mut(&mut self.clusters).into_iter().flatten() {
+            if let Some(name) = backends.remove(&*cluster.name) {
+                cluster.name = name.clone();
             }
         }
         gone.backends.extend(backends.into_values().cloned());
@@ -188,16 +149,16 @@ impl Live {
         }
     }
 
-    /// All backends, in the order of [`BackendId`].
+    /// The clusters of all backends, in the order of [`BackendId`].
     #[must_use]
-    pub fn backends(&self) -> &[Backend] {
-        &self.backends
+    pub fn clusters(&self) -> &Arc<[Cluster]> {
+        &self.clusters
     }
 
-    /// The backend behind an id of this model.
+    /// The cluster of a backend of this model.
     #[must_use]
-    pub fn backend(&self, id: BackendId) -> &Backend {
-        &self.backends[id.0]
+    pub fn cluster(&self, id: BackendId) -> &Cluster {
+        &self.clusters[id.0]
     }
 
     /// A rule's name as a label that outlives this configuration.
@@ -209,7 +170,7 @@ impl Live {
     /// Whose turn it is among a rule's targets; `None` rejects the connection, in proportion to the weight of what
     /// cannot be served (Gateway API, `BackendRef`: an invalid backend keeps its share).
     #[must_use]
-    pub fn next_target(&self, rule: &Rule) -> Option<&Backend> {
+    pub fn next_target(&self, rule: &Rule) -> Option<&Cluster> {
         let chosen = if let [only] = rule.targets.as_slice() {
             (only.weight > 0).then_some(only)
         } else {
@@ -218,107 +179,6 @@ impl Live {
                 state.wheel.get_or_init(|| Wheel::new(rule.targets.iter().map(|target| target.weight)));
             wheel.pick(state.turn.fetch_add(1, Relaxed)).map(|member| &rule.targets[member])
         };
-        chosen?.backend.map(|id| self.backend(id))
-    }
-}
-
-impl Backend {
-    fn new(backend: &snisplice_config::model::Backend, endpoints: &Arc<Endpoints>) -> Self {
-        let new = Self {
-            name: backend.name.as_str().into(),
-            same_host: backend.same_host,
-            max_connections: backend.max_connections,
-            max_pending: backend.max_pending,
-            places: backend.endpoints.clone(),
-            addresses: Mutex::new(vec![None; backend.endpoints.len()]),
-            members: ArcSwap::from_pointee(Members::new([])),
-            looked_up: Notify::new(),
-            endpoints: endpoints.clone(),
-            turn: AtomicU64::new(0),
-            sources: backend.source.clone(),
-            source_turn: AtomicUsize::new(0),
-        };
-        new.assemble(&new.addresses());
-        new
-    }
-
-    fn addresses(&self) -> std::sync::MutexGuard<'_, Vec<Option<Arc<[IpAddr]>>>> {
-        self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Its places that are names. The same name comes once for each of its ports.
-    pub fn names_of_places(&self) -> impl Iterator<Item = &HostName> {
-        self.places.iter().filter_map(|place| match &place.host {
-            EndpointHost::Dns(name) => Some(name),
-            EndpointHost::Ip(_) => None,
-        })
-    }
-
-    /// Takes over what `found` knows of the names among its places: their addresses, none if their look-up has failed.
-    pub fn names(&self, found: impl Fn(&HostName) -> Option<Arc<[IpAddr]>>) {
-        let mut addresses = self.addresses();
-        let mut changed = false;
-        for (place, known) in self.places.iter().zip(&mut *addresses) {
-            if let EndpointHost::Dns(name) = &place.host
-                && let Some(found) = found(name)
-                && known.as_ref() != Some(&found)
-            {
-                *known = Some(found);
-                changed = true;
-            }
-        }
-        if changed {
-            self.assemble(&addresses);
-            drop(addresses);
-            self.looked_up.notify_waiters();
-        }
-    }
-
-    /// Makes each address an endpoint of its own, which has the weight of its place.
-    fn assemble(&self, addresses: &[Option<Arc<[IpAddr]>>]) {
-        let mut members = Vec::with_capacity(self.places.len());
-        for (place, found) in self.places.iter().zip(addresses) {
-            let found = match &place.host {
-                EndpointHost::Ip(address) => std::slice::from_ref(address),
-                EndpointHost::Dns(_) => found.as_deref().unwrap_or_default(),
-            };
-            let endpoint = |&address| self.endpoints.at(SocketAddr::new(address, place.port));
-            members.extend(found.iter().map(|address| (endpoint(address), place.weight)));
-        }
-        self.members.store(Arc::new(Members::new(members)));
-    }
-
-    /// The endpoints to try for one connection, best first.
-    pub fn candidates(&self) -> Candidates {
-        Candidates::new(self.members.load_full(), self.turn.fetch_add(1, Relaxed))
-    }
-
-    /// Whether it has no endpoint only because its names have not been looked up yet.
-    fn is_pending(&self) -> bool {
-        let addresses = self.addresses();
-        let mut places = self.places.iter().zip(&*addresses);
-        self.members.load().endpoints().is_empty()
-            && places.any(|(place, found)| matches!(place.host, EndpointHost::Dns(_)) && found.is_none())
-    }
-
-    /// Waits while it has no endpoint only because its names have not been looked up yet.
-    pub async fn looked_up(&self) {
-        loop {
-            let told = self.looked_up.notified();
-            let mut told = std::pin::pin!(told);
-            told.as_mut().enable();
-            if !self.is_pending() {
-                return;
-            }
-            told.await;
-        }
-    }
-
-    /// The source addresses for connections to `destination`, beginning with the one whose turn it is.
-    pub fn sources_for(&self, destination: SocketAddr) -> impl Iterator<Item = IpAddr> {
-        let fits = move |source: &&IpAddr| source.is_ipv4() == destination.is_ipv4();
-        let count = self.sources.iter().filter(fits).count();
-        let turn = if count > 0 { self.source_turn.fetch_add(1, Relaxed) % count } else { 0 };
-        self.sources.iter().filter(fits).cycle().skip(turn).take(count).copied()
+        chosen?.backend.map(|id| self.cluster(id))
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod balance;
 pub mod candidates;
+pub mod cluster;
 pub mod dns;
 pub mod endpoint;
 pub(crate) mod line_budget;

@@ -20,7 +20,7 @@ use super::{
     Account, NameMark,
     view::{Connection, Filter},
 };
-use crate::{metrics::labels::Carrier, net::sockopt, proxy::session::Service};
+use crate::{metrics::labels::Carrier, net::sockopt};
 
 /// Connections that are described before others get their turn: each takes four system calls.
 const DESCRIBED_PER_TURN: usize = 64;
@@ -246,15 +246,17 @@ impl Drop for Seat {
     }
 }
 
+/// Bytes up and down that a connection has moved so far.
+pub type Moved = Rc<dyn Fn(&Account) -> (u64, u64)>;
+
 /// Answers on the worker's thread, inside its runtime.
-pub fn answer(service: &Rc<Service>, request: Request) {
+pub fn answer(roster: &Rc<Roster>, moved: Moved, request: Request) {
     match request {
         Request::List { filter, after, most, reply } => {
-            let places = service.roster.first(&filter, after, most);
-            tokio::task::spawn_local(list(service.clone(), filter, places, reply));
+            let places = roster.first(&filter, after, most);
+            tokio::task::spawn_local(list(roster.clone(), moved, filter, places, reply));
         }
         Request::Close { filter, reason, reply } => {
-            let roster = &service.roster;
             let _ = reply.send(roster.end(reason, |account| roster.matches(&filter, account)));
         }
     }
@@ -262,28 +264,28 @@ pub fn answer(service: &Rc<Service>, request: Request) {
 
 /// Tells of the connections bit by bit, while others go on.
 async fn list(
-    service: Rc<Service>,
+    roster: Rc<Roster>,
+    moved: Moved,
     filter: Filter,
     places: Vec<usize>,
     reply: UnboundedSender<Vec<Connection>>,
 ) {
     for places in places.chunks(DESCRIBED_PER_TURN) {
-        if reply.send(describe_some(&service, &filter, places)).is_err() {
+        if reply.send(describe_some(&roster, &moved, &filter, places)).is_err() {
             return;
         }
         yield_now().await;
     }
 }
 
-fn describe_some(service: &Service, filter: &Filter, places: &[usize]) -> Vec<Connection> {
-    let roster = &service.roster;
+fn describe_some(roster: &Roster, moved: &Moved, filter: &Filter, places: &[usize]) -> Vec<Connection> {
     let seats = roster.seats.borrow();
     places
         .iter()
         .filter_map(|place| seats.get(*place))
         // The place may have another one by now.
         .filter(|seated| roster.matches(filter, &seated.account))
-        .map(|Seated { account, .. }| roster.describe(account, service.datapath.moved(account)))
+        .map(|Seated { account, .. }| roster.describe(account, moved(account)))
         .collect()
 }
 

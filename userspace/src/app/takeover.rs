@@ -8,9 +8,11 @@ use tokio::{runtime::Runtime, sync::mpsc, task::JoinHandle};
 
 use super::App;
 use crate::{
-    admin::{Admin, Scope, server::Socket},
+    admin::{Admin, Scope},
+    bpf::packet::Pins,
     cli::Run,
     datapath::packet::adopted,
+    net::admin_socket::Socket,
     takeover::{
         Place,
         client::{Flows, Heir},
@@ -18,6 +20,16 @@ use crate::{
         server::{Door, Offer, Visit},
     },
 };
+
+/// The pins of the old process, if it has some, for maps of so many places.
+pub(super) fn pins(heir: &mut Heir, places: u32) -> anyhow::Result<Option<Pins>> {
+    let Some((directory, lock)) = heir.pins(places)? else { return Ok(None) };
+    let pins = Pins::inherit(&directory, lock).context(
+        "the running process has flows that survive and that this version does not understand: stop it, which drains it, \
+         and start this one then",
+    )?;
+    Ok(Some(pins))
+}
 
 /// The task of one address of the admin endpoint, and its socket once more.
 pub(super) struct Endpoint {

@@ -9,8 +9,6 @@ use std::{
 use anyhow::{Context as _, anyhow, bail};
 use snisplice_config::{Options, Source, Translation};
 
-use crate::cli::Config;
-
 /// The longest file that is read, in bytes: some 200,000 routes.
 const LONGEST_FILE: u64 = 64 << 20;
 /// The most that all files together may hold, in bytes.
@@ -18,25 +16,19 @@ const MOST_TOGETHER: u64 = 256 << 20;
 /// The most files that a directory may hold.
 const MOST_FILES: usize = 10_000;
 
-/// Reads every file that `config` names and translates them together.
+/// Reads every file that `paths` name and translates them together.
 ///
 /// # Errors
 /// If a file cannot be read, is no UTF-8 text, or is longer than 64 MiB; or if all of them hold more than 256 MiB.
-pub fn load(config: &Config) -> anyhow::Result<Translation> {
-    let options = Options {
-        resolve: config.resolve.clone(),
-        listen: config.listen.clone(),
-        namespace: config.namespace.clone(),
-        selector: config.selector.clone(),
-    };
+pub fn load(paths: &[PathBuf], options: &Options) -> anyhow::Result<Translation> {
     let mut left = MOST_TOGETHER;
-    let sources = files(&config.config)?.into_iter().map(|path| {
+    let sources = files(paths)?.into_iter().map(|path| {
         let file = File::open(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let text = text(file, &path, left)?;
         left -= text.len() as u64;
         Ok::<_, anyhow::Error>(Source { name: path.display().to_string(), text })
     });
-    snisplice_config::try_load(sources, &options)
+    snisplice_config::try_load(sources, options)
 }
 
 /// The text of a file, of which `left` bytes may be taken.

@@ -31,8 +31,7 @@ use crate::{
     datapath::seam::Datapath,
     log::log_limit,
     net::sockopt,
-    snapshot::Backend,
-    upstream::{candidates::Candidates, endpoint::Endpoint},
+    upstream::{candidates::Candidates, cluster::Cluster, endpoint::Endpoint},
 };
 
 mod race;
@@ -170,7 +169,7 @@ impl AttemptError {
 /// What an attempt needs beside its endpoint.
 #[derive(Clone, Copy)]
 struct Context<'a> {
-    backend: &'a Backend,
+    backend: &'a Cluster,
     client: &'a TcpStream,
     service: &'a Service,
 }
@@ -219,7 +218,7 @@ impl Context<'_> {
 /// Tries the backend's endpoints until one answers, for at most `limit` in all. No byte has been sent yet, so a second
 /// attempt is safe, after a failure and also beside one that takes long. A client that resets meanwhile ends the attempts.
 pub async fn connect(
-    backend: &Backend,
+    backend: &Cluster,
     client: &TcpStream,
     limit: Duration,
     service: &Service,

@@ -37,11 +37,12 @@ use crate::{
     limits::{Overload, admission::Permit},
     metrics::Metrics,
     net::{keepalive::Liveness, local_address, sockopt},
-    snapshot::{Backend, Current},
+    snapshot::Current,
     tls::{
         alert::{Description, alert},
         client_hello::{ClientHello, Rejection},
     },
+    upstream::cluster::Cluster,
 };
 
 /// The reason of a connection whose listener a reload has removed before it was served.
@@ -134,14 +135,14 @@ async fn establish(
             (live.next_target(rule).ok_or("backend_rejected")?, bytes)
         }
         Err(Refused { verdict, hello, .. }) => {
-            let backend = |id| live.backend(id);
+            let backend = |id| live.cluster(id);
             let backend = turn_away(&client, listener, listener_name, verdict, service, backend).await?;
             (backend, hello.unwrap_or(partial))
         }
     };
 
     account.goes_to(backend.name.clone());
-    let Backend { max_connections, max_pending, .. } = *backend;
+    let Cluster { max_connections, max_pending, .. } = *backend;
     let pending = permit.connect(&backend.name, max_connections, max_pending, StdInstant::now());
     let pending = pending.map_err(Overload::label)?;
     let connected = connect(backend, &client, live.model.timeouts.connect, service).await;
@@ -317,8 +318,8 @@ async fn turn_away<'a>(
     name: &Arc<str>,
     verdict: Verdict,
     service: &Service,
-    backend: impl FnOnce(BackendId) -> &'a Backend,
-) -> Result<&'a Backend, &'static str> {
+    backend: impl FnOnce(BackendId) -> &'a Cluster,
+) -> Result<&'a Cluster, &'static str> {
     let policy = verdict.policy(&listener.policies);
     service.metrics.unrouted(name, verdict.label(), label(policy));
     match policy {

@@ -135,6 +135,14 @@ impl Handle {
         Ok(Self { orders, thread })
     }
 
+    /// Asks it of its connections.
+    #[must_use]
+    pub fn asks(&self) -> Box<dyn Fn(Request) + Send + Sync> {
+        let orders = self.orders.clone();
+        // One that has ended has no answer.
+        Box::new(move |request| drop(orders.send(Order::Ask(request))))
+    }
+
     /// Whether the thread has ended, which only [`Order::Drain`] makes it do.
     #[must_use]
     pub fn is_finished(&self) -> bool {
@@ -200,7 +208,7 @@ async fn work(index: usize, shared: Shared, mut orders: mpsc::UnboundedReceiver<
                     stop.cancel();
                 }
             }
-            Some(Order::Ask(request)) => registry::answer(&service, request),
+            Some(Order::Ask(request)) => answer(&service, request),
             Some(Order::Gain(found)) => {
                 if let Err(error) = service.datapath.gain(&found) {
                     tracing::error!(%error, "this worker cannot use the kernel's programs: it relays");
@@ -227,7 +235,7 @@ async fn work(index: usize, shared: Shared, mut orders: mpsc::UnboundedReceiver<
     let answering = async {
         while let Some(order) = orders.recv().await {
             if let Order::Ask(request) = order {
-                registry::answer(&service, request);
+                answer(&service, request);
             }
         }
     };
@@ -241,6 +249,12 @@ async fn work(index: usize, shared: Shared, mut orders: mpsc::UnboundedReceiver<
         tracing::warn!(connections = sessions.len(), "closing connections that outlived the drain");
     }
     Ok(())
+}
+
+/// Answers what the main thread asks of the connections.
+fn answer(service: &Rc<Service>, request: Request) {
+    let datapath = service.datapath.clone();
+    registry::answer(&service.roster, Rc::new(move |account| datapath.moved(account)), request);
 }
 
 /// Ends connections that have lasted too long, and keeps the event loop from ever sleeping long.

@@ -18,10 +18,9 @@ use super::{
     Channel, Place,
     message::{Message, VERSION},
 };
-use crate::{
-    admin::server::Socket,
-    app::listeners::{Front, Own},
-    bpf::packet::Pins,
+use crate::net::{
+    admin_socket::Socket,
+    listeners::{Front, Own},
 };
 
 /// How long the old process may take to answer; another takeover may be under way.
@@ -124,19 +123,16 @@ impl Heir {
         })
     }
 
-    /// What makes flows outlive both processes, if the old one has that. Fails if these maps are not for so many places.
-    pub fn pins(&mut self, wanted: u32) -> anyhow::Result<Option<Pins>> {
+    /// What makes flows outlive both processes, if the old one has that: the directory of the maps, and the lock. Fails if these
+    /// maps are not for so many places.
+    pub fn pins(&mut self, wanted: u32) -> anyhow::Result<Option<(String, OwnedFd)>> {
         let Some((directory, places, lock)) = self.pins.take() else { return Ok(None) };
         ensure!(
             places == wanted,
             "the running process has flows that survive, in maps of another size ({places} places, not {wanted}): set \
              limits.connections as it was, or stop the running process, which drains it, and start this one then"
         );
-        let pins = Pins::inherit(&directory, lock).context(
-            "the running process has flows that survive and that this version does not understand: stop it, which \
-             drains it, and start this one then",
-        )?;
-        Ok(Some(pins))
+        Ok(Some((directory, lock)))
     }
 
     /// The sockets of an address, one for each worker of the old process.

@@ -16,7 +16,7 @@ use super::{
     Channel, Place,
     message::{Message, PLACES, VERSION},
 };
-use crate::{admin::server::Socket, log::log_limit};
+use crate::{log::log_limit, net::admin_socket::Socket};
 
 /// How long a visitor may take to say hello.
 const HELLO: Duration = Duration::from_secs(5);

@@ -17,17 +17,17 @@ use tokio::{
 
 use self::system::System;
 use super::{
+    cluster::Cluster,
     line_budget::Budget,
     names::{Change, Found, Names, Next},
 };
-use crate::snapshot::Live;
 
 mod runtime;
 mod system;
 
 /// Where configurations are sent that come into service.
 #[derive(Debug, Clone)]
-pub struct Resolver(mpsc::UnboundedSender<Arc<Live>>);
+pub struct Resolver(mpsc::UnboundedSender<Served>);
 
 impl Resolver {
     /// Starts the task, inside the current runtime. It ends with the last handle, and with the runtime.
@@ -39,10 +39,17 @@ impl Resolver {
     }
 
     /// Looks up the names of this configuration from now on, instead of those of the one before.
-    pub fn serve(&self, live: Arc<Live>) {
+    pub fn serve(&self, clusters: Arc<[Cluster]>, settings: Dns) {
         // Without the task the process is about to end.
-        let _ = self.0.send(live);
+        let _ = self.0.send(Served { clusters, settings });
     }
+}
+
+/// What a configuration in service wants to have looked up, and how.
+#[derive(Debug)]
+struct Served {
+    clusters: Arc<[Cluster]>,
+    settings: Dns,
 }
 
 /// Lines about names in a minute. There is one for each change of state, unless very many change at once.
@@ -51,18 +58,18 @@ const LINES: u32 = 30;
 /// What the task works with.
 struct Task {
     names: Names,
-    /// Configurations that some connection still waits in.
-    lives: Vec<Weak<Live>>,
+    /// Of configurations that some connection still waits in.
+    served: Vec<Weak<[Cluster]>>,
     settings: Dns,
     system: Option<System>,
     lookups: JoinSet<(HostName, [Found; 2])>,
     budget: Budget,
 }
 
-async fn run(mut lives: mpsc::UnboundedReceiver<Arc<Live>>) {
+async fn run(mut served: mpsc::UnboundedReceiver<Served>) {
     let mut task = Task {
         names: Names::default(),
-        lives: Vec::new(),
+        served: Vec::new(),
         settings: Dns::default(),
         system: None,
         lookups: JoinSet::new(),
@@ -71,8 +78,8 @@ async fn run(mut lives: mpsc::UnboundedReceiver<Arc<Live>>) {
     loop {
         let next = task.begin();
         tokio::select! {
-            live = lives.recv() => match live {
-                Some(live) => task.serve(&live),
+            next = served.recv() => match next {
+                Some(served) => task.serve(served),
                 None => return,
             },
             Some(ended) = task.lookups.join_next(), if !task.lookups.is_empty() => {
@@ -104,22 +111,22 @@ impl Task {
         }
     }
 
-    fn serve(&mut self, live: &Arc<Live>) {
-        if self.settings != live.model.dns {
-            self.settings = live.model.dns.clone();
+    fn serve(&mut self, Served { clusters, settings }: Served) {
+        if self.settings != settings {
+            self.settings = settings;
             self.system = None;
         }
-        let names = live.backends().iter().flat_map(|backend| backend.names_of_places().cloned());
+        let names = clusters.iter().flat_map(|cluster| cluster.names_of_places().cloned());
         self.names.want(names, Instant::now().into_std());
-        self.lives.retain(|live| live.strong_count() > 0);
-        self.lives.push(Arc::downgrade(live));
+        self.served.retain(|clusters| clusters.strong_count() > 0);
+        self.served.push(Arc::downgrade(&clusters));
         // Answers that came while the configuration was made ready.
-        self.apply(live);
+        self.apply(&clusters);
     }
 
-    fn apply(&self, live: &Live) {
-        for backend in live.backends() {
-            backend.names(|name| self.names.addresses(name));
+    fn apply(&self, clusters: &[Cluster]) {
+        for cluster in clusters {
+            cluster.names(|name| self.names.addresses(name));
         }
     }
 
@@ -127,11 +134,11 @@ impl Task {
         let now = Instant::now();
         let Some(change) = self.names.ended(name, found, now.into_std()) else { return };
         if matches!(change, Change::Addresses { .. } | Change::Lost { kept: 0, .. }) {
-            self.lives.retain(|live| live.strong_count() > 0);
-            for live in self.lives.iter().filter_map(Weak::upgrade) {
+            self.served.retain(|clusters| clusters.strong_count() > 0);
+            for clusters in self.served.iter().filter_map(Weak::upgrade) {
                 let addresses = self.names.addresses(name);
-                for backend in live.backends() {
-                    backend.names(|other| if other == name { addresses.clone() } else { None });
+                for cluster in &*clusters {
+                    cluster.names(|other| if other == name { addresses.clone() } else { None });
                 }
             }
         }

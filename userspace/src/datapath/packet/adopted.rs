@@ -35,7 +35,6 @@ use crate::{
         keepalive::{Liveness, bear_silence},
         repair, sockopt,
     },
-    snapshot::Current,
     takeover::{
         client::{Flows, Inherited},
         message::Message,
@@ -296,13 +295,14 @@ impl Orphans {
     }
 
     /// Brings each of them to its end, until there are none and none come any more by `flows`, from a process that was
-    /// taken over from. When `stop` says so, all end at once. Answers what is `asked` meanwhile.
+    /// taken over from. When `stop` says so, all end at once. Answers what is `asked` meanwhile. `longest` tells how long a
+    /// connection may last, zero for ever.
     pub async fn watch(
         mut self,
         stop: CancellationToken,
         mut flows: Option<Flows>,
         mut asked: UnboundedReceiver<Request>,
-        current: Arc<Current>,
+        longest: impl Fn() -> Duration,
     ) {
         let programs = self.programs.clone();
         let mut sweep = tokio::time::interval(SWEEP);
@@ -341,7 +341,7 @@ impl Orphans {
                 }
                 _ = sweep.tick() => {}
             }
-            let longest = current.load().model.timeouts.max_duration;
+            let longest = longest();
             if !longest.is_zero() {
                 self.end("max_duration", |orphan| orphan.opened.elapsed() >= longest);
             }

@@ -14,7 +14,7 @@ use snisplice_config::model::Model;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use thiserror::Error;
 
-use crate::net::{
+use super::{
     listening::{self, Listening},
     sockopt,
 };

@@ -1,0 +1,159 @@
+//! The endpoints of a backend while it serves, and whose turn it is.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+};
+
+use arc_swap::ArcSwap;
+use snisplice_config::{
+    model::{self, Endpoint, EndpointHost},
+    name::HostName,
+};
+use tokio::sync::Notify;
+
+use super::{
+    candidates::{Candidates, Members},
+    endpoint::Endpoints,
+};
+
+/// A backend's endpoints and whose turn it is.
+#[derive(Debug)]
+pub struct Cluster {
+    /// The configured name; a metric label.
+    pub name: Arc<str>,
+    /// Whether it may take the short cut of backends on this host.
+    pub same_host: bool,
+    /// As configured; see [`crate::limits`].
+    pub max_connections: Option<usize>,
+    /// As configured.
+    pub max_pending: Option<usize>,
+    /// Where it is, as configured.
+    places: Vec<Endpoint>,
+    /// The addresses of each place that is a name; `None` before its first look-up has ended.
+    addresses: Mutex<Vec<Option<Arc<[IpAddr]>>>>,
+    /// What places and addresses come to.
+    members: ArcSwap<Members>,
+    /// Told when the first look-up of a name ends.
+    looked_up: Notify,
+    endpoints: Arc<Endpoints>,
+    turn: AtomicU64,
+    sources: Vec<IpAddr>,
+    source_turn: AtomicUsize,
+}
+
+impl Cluster {
+    /// Of a backend as it is configured; `endpoints` are all of the process.
+    #[must_use]
+    pub fn new(backend: &model::Backend, endpoints: &Arc<Endpoints>) -> Self {
+        let new = Self {
+            name: backend.name.as_str().into(),
+            same_host: backend.same_host,
+            max_connections: backend.max_connections,
+            max_pending: backend.max_pending,
+            places: backend.endpoints.clone(),
+            addresses: Mutex::new(vec![None; backend.endpoints.len()]),
+            members: ArcSwap::from_pointee(Members::new([])),
+            looked_up: Notify::new(),
+            endpoints: endpoints.clone(),
+            turn: AtomicU64::new(0),
+            sources: backend.source.clone(),
+            source_turn: AtomicUsize::new(0),
+        };
+        new.assemble(&new.addresses());
+        new
+    }
+
+    fn addresses(&self) -> std::sync::MutexGuard<'_, Vec<Option<Arc<[IpAddr]>>>> {
+        self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its places that are names. The same name comes once for each of its ports.
+    pub fn names_of_places(&self) -> impl Iterator<Item = &HostName> {
+        self.places.iter().filter_map(|place| match &place.host {
+            EndpointHost::Dns(name) => Some(name),
+            EndpointHost::Ip(_) => None,
+        })
+    }
+
+    /// The names among its places of which the addresses are known, and these.
+    pub fn known_names(&self) -> Vec<(&HostName, Arc<[IpAddr]>)> {
+        let addresses = self.addresses();
+        let known = self.places.iter().zip(&*addresses).filter_map(|(place, addresses)| match &place.host {
+            EndpointHost::Dns(name) => Some((name, addresses.clone()?)),
+            EndpointHost::Ip(_) => None,
+        });
+        known.collect()
+    }
+
+    /// Takes over what `found` knows of the names among its places: their addresses, none if their look-up has failed.
+    pub fn names(&self, found: impl Fn(&HostName) -> Option<Arc<[IpAddr]>>) {
+        let mut addresses = self.addresses();
+        let mut changed = false;
+        for (place, known) in self.places.iter().zip(&mut *addresses) {
+            if let EndpointHost::Dns(name) = &place.host
+                && let Some(found) = found(name)
+                && known.as_ref() != Some(&found)
+            {
+                *known = Some(found);
+                changed = true;
+            }
+        }
+        if changed {
+            self.assemble(&addresses);
+            drop(addresses);
+            self.looked_up.notify_waiters();
+        }
+    }
+
+    /// Makes each address an endpoint of its own, which has the weight of its place.
+    fn assemble(&self, addresses: &[Option<Arc<[IpAddr]>>]) {
+        let mut members = Vec::with_capacity(self.places.len());
+        for (place, found) in self.places.iter().zip(addresses) {
+            let found = match &place.host {
+                EndpointHost::Ip(address) => std::slice::from_ref(address),
+                EndpointHost::Dns(_) => found.as_deref().unwrap_or_default(),
+            };
+            let endpoint = |&address| self.endpoints.at(SocketAddr::new(address, place.port));
+            members.extend(found.iter().map(|address| (endpoint(address), place.weight)));
+        }
+        self.members.store(Arc::new(Members::new(members)));
+    }
+
+    /// The endpoints to try for one connection, best first.
+    pub fn candidates(&self) -> Candidates {
+        Candidates::new(self.members.load_full(), self.turn.fetch_add(1, Relaxed))
+    }
+
+    /// Whether it has no endpoint only because its names have not been looked up yet.
+    fn is_pending(&self) -> bool {
+        let addresses = self.addresses();
+        let mut places = self.places.iter().zip(&*addresses);
+        self.members.load().endpoints().is_empty()
+            && places.any(|(place, found)| matches!(place.host, EndpointHost::Dns(_)) && found.is_none())
+    }
+
+    /// Waits while it has no endpoint only because its names have not been looked up yet.
+    pub async fn looked_up(&self) {
+        loop {
+            let told = self.looked_up.notified();
+            let mut told = std::pin::pin!(told);
+            told.as_mut().enable();
+            if !self.is_pending() {
+                return;
+            }
+            told.await;
+        }
+    }
+
+    /// The source addresses for connections to `destination`, beginning with the one whose turn it is.
+    pub fn sources_for(&self, destination: SocketAddr) -> impl Iterator<Item = IpAddr> {
+        let fits = move |source: &&IpAddr| source.is_ipv4() == destination.is_ipv4();
+        let count = self.sources.iter().filter(fits).count();
+        let turn = if count > 0 { self.source_turn.fetch_add(1, Relaxed) % count } else { 0 };
+        self.sources.iter().filter(fits).cycle().skip(turn).take(count).copied()
+    }
+}
