@@ -5,8 +5,9 @@ use std::{path::Path, process::Command, time::Instant};
 use anyhow::{Result, ensure};
 
 use crate::{
-    demo, ebpf, notice,
+    demo, ebpf, msrv, notice,
     shell::{self, cargo, root, step},
+    style,
     test::{self, WITHOUT_EBPF},
     tools::Tool,
 };
@@ -24,8 +25,10 @@ pub(crate) struct Args {
 /// The documentation is for those who work on the project, so it may lead to what is private.
 const DOC_FLAGS: &str = "--deny warnings --allow rustdoc::private-intra-doc-links";
 /// Built without the parts that need a network or a C compiler.
-const CARGO_DENY: Tool = Tool { program: "cargo-deny", version: "0.20.2", exact: false };
-const CARGO_FUZZ: Tool = Tool { program: "cargo-fuzz", version: "0.13.2", exact: false };
+const CARGO_DENY: Tool =
+    Tool { program: "cargo-deny", package: "cargo-deny", version: "0.20.2", exact: false, wheel: None };
+const CARGO_FUZZ: Tool =
+    Tool { program: "cargo-fuzz", package: "cargo-fuzz", version: "0.13.2", exact: false, wheel: None };
 /// The fuzz targets are a workspace of their own, since they are built with a sanitizer.
 const FUZZ: &str = "tests/fuzz";
 
@@ -51,11 +54,13 @@ fn other_kernels() -> Result<()> {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let Args { fuzz_seconds, test } = args;
     let started = Instant::now();
-    step("format");
-    shell::run(cargo().args(["fmt", "--all", "--check"]))?;
+    step("style");
+    style::run(&style::Args::check())?;
     step("lints");
     let deny = ["--", "--deny", "warnings"];
     shell::run(cargo().args(["clippy", "--workspace", "--all-targets"]).args(WITHOUT_EBPF).args(deny))?;
+    step("minimum Rust version");
+    msrv::run(&msrv::Args::if_it_can_be_had())?;
     step("documentation");
     let doc = ["doc", "--workspace", "--no-deps", "--document-private-items"];
     shell::run(cargo().args(doc).args(WITHOUT_EBPF).env("RUSTDOCFLAGS", DOC_FLAGS))?;

@@ -12,9 +12,11 @@ mod debian;
 mod demo;
 mod ebpf;
 mod install;
+mod msrv;
 mod notice;
 mod shell;
 mod soak;
+mod style;
 mod test;
 mod toolchain;
 mod tools;
@@ -33,6 +35,8 @@ enum Command {
     Demo(demo::Args),
     Ebpf(ebpf::Args),
     Notice(notice::Args),
+    Style(style::Args),
+    Msrv(msrv::Args),
     Test(test::Args),
     Vm(vm::Args),
     Soak(soak::Args),
@@ -45,6 +49,8 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Ebpf(args) => ebpf::run(&args),
         Command::Notice(args) => notice::run(&args),
+        Command::Style(args) => style::run(&args),
+        Command::Msrv(args) => msrv::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Vm(args) => vm::run(&args),
         Command::Soak(args) => soak::run(&args),

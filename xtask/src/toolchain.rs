@@ -21,7 +21,8 @@ use crate::{
 pub(crate) const RELEASE: &str = "1.95.0";
 
 /// Links the objects with the LLVM of the compiler itself.
-const LINKER: Tool = Tool { program: "bpf-linker", version: "0.10.4", exact: true };
+const LINKER: Tool =
+    Tool { program: "bpf-linker", package: "bpf-linker", version: "0.10.4", exact: true, wheel: None };
 
 /// Debian's suites that may have the standard library's source of a release, the likeliest first.
 const SUITES: [&str; 4] = ["sid", "experimental", "trixie-backports", "bookworm-backports"];
@@ -42,7 +43,8 @@ impl Toolchain {
     pub(crate) fn ready(name: Option<&str>) -> Result<Self> {
         let name = match name {
             Some(name) => name.to_owned(),
-            None => of_release(RELEASE)?,
+            None => of_release(RELEASE, &["rust-src"])
+                .with_context(|| format!("the eBPF objects are built with the stable compiler {RELEASE}"))?,
         };
         let sysroot = output(rustup(&name).args(["rustc", "--print", "sysroot"]))?;
         let sysroot = PathBuf::from(sysroot.trim());
@@ -74,8 +76,9 @@ pub(crate) fn field<'a>(verbose: &'a str, name: &str) -> Result<&'a str> {
     value.with_context(|| format!("`rustc -vV` does not say its {name}"))
 }
 
-/// The installed toolchain that is `release`: by its number, or the one called stable. rustup installs it otherwise.
-fn of_release(release: &str) -> Result<String> {
+/// The installed toolchain that is `release`: by its number, or the one called stable. rustup installs it otherwise, with
+/// `components`.
+pub(crate) fn of_release(release: &str, components: &[&str]) -> Result<String> {
     let is_it = |name: &str| {
         let version = output(rustup(name).args(["rustc", "-vV"]).stderr(Stdio::null()));
         version.is_ok_and(|verbose| field(&verbose, "release").is_ok_and(|found| found == release))
@@ -85,12 +88,9 @@ fn of_release(release: &str) -> Result<String> {
     }
     println!("the compiler {release} is not installed: installing it");
     let mut install = Command::new("rustup");
-    install.args(["toolchain", "install", release, "--profile", "minimal", "--component", "rust-src"]);
-    shell::run(&mut install).with_context(|| {
-        format!(
-            "the eBPF objects are built with the stable compiler {release}, which rustup cannot install here"
-        )
-    })?;
+    install.args(["toolchain", "install", release, "--profile", "minimal", "--no-self-update"]);
+    install.args(components.iter().flat_map(|component| ["--component", component]));
+    shell::run(&mut install).with_context(|| format!("rustup cannot install the compiler {release} here"))?;
     Ok(release.to_owned())
 }
 
@@ -137,7 +137,8 @@ fn version_of<'a>(madison: &'a str, release: &str) -> Option<&'a str> {
         .find(|version| version.strip_prefix(release).is_some_and(|rest| rest.starts_with(['+', '-', '~'])))
 }
 
-fn rustup(toolchain: &str) -> Command {
+/// `rustup run` with an installed toolchain.
+pub(crate) fn rustup(toolchain: &str) -> Command {
     let mut command = Command::new("rustup");
     // A toolchain that is missing is installed by intention only.
     command.args(["run", toolchain]).env("RUSTUP_AUTO_INSTALL", "0");
