@@ -5,7 +5,7 @@ use std::{path::Path, process::Command, time::Instant};
 use anyhow::{Result, ensure};
 
 use crate::{
-    demo, ebpf, msrv, notice,
+    demo, dist, ebpf, msrv, notice,
     shell::{self, cargo, root, step},
     style,
     test::{self, WITHOUT_EBPF},
@@ -78,6 +78,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     fuzz(*fuzz_seconds)?;
     step("demo");
     shell::run(&mut demo::Args::plain().command()?)?;
+    step("archives");
+    dist::run(&dist::Args::of(shell::target()?.join("release/snisplice")))?;
     step("benchmark, to see that it works");
     shell::run(cargo().args(["build", "--release", "--bins", "--package", "snisplice-bench"]))?;
     shell::run(Command::new(shell::target()?.join("release/snisplice-bench")).arg("--smoke"))?;

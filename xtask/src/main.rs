@@ -10,6 +10,7 @@ mod bench;
 mod ci;
 mod debian;
 mod demo;
+mod dist;
 mod ebpf;
 mod install;
 mod msrv;
@@ -34,6 +35,7 @@ struct Cli {
 enum Command {
     Demo(demo::Args),
     Ebpf(ebpf::Args),
+    Dist(dist::Args),
     Notice(notice::Args),
     Style(style::Args),
     Msrv(msrv::Args),
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Demo(args) => demo::run(&args),
         Command::Ebpf(args) => ebpf::run(&args),
+        Command::Dist(args) => dist::run(&args),
         Command::Notice(args) => notice::run(&args),
         Command::Style(args) => style::run(&args),
         Command::Msrv(args) => msrv::run(&args),
