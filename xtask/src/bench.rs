@@ -4,7 +4,10 @@ use std::{os::unix::process::CommandExt as _, process::Command};
 
 use anyhow::{Context as _, Result};
 
-use crate::shell::{self, cargo};
+use crate::{
+    peers,
+    shell::{self, cargo},
+};
 
 /// Runs snisplice beside other balancers and no balancer at all, and reports ratios.
 #[derive(Debug, clap::Args)]
@@ -16,6 +19,10 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    // The benchmark itself installs what the system's package manager and pip have.
+    if args.options.iter().any(|option| option == "--install-peers") {
+        peers::install()?;
+    }
     let packages = ["--package", "snisplice", "--package", "snisplice-bench"];
     shell::run(cargo().args(["build", "--release", "--bins"]).args(packages))?;
     // It finds the daemon beside itself. It takes our place, so that Ctrl-C reaches the one process that has

@@ -82,6 +82,16 @@ impl Apt {
         command
     }
 
+    /// `packages` and everything that they depend on, as if nothing were installed, with versions: `libc6=2.41-1`.
+    pub(crate) fn with_dependencies(&self, packages: &[&str]) -> Result<Vec<String>> {
+        let nothing = self.path("status");
+        fs::write(&nothing, "")?;
+        let mut simulate = self.command("apt-get");
+        simulate.arg("-o").arg(format!("Dir::State::status={}", nothing.display()));
+        simulate.args(["install", "--simulate", "--no-install-recommends"]).args(packages);
+        Ok(simulated(&shell::output(&mut simulate)?))
+    }
+
     /// Downloads packages and unpacks them into one directory, which lasts as long as this value.
     pub(crate) fn unpack(&self, packages: &[&str]) -> Result<PathBuf> {
         let root = self.path("root");
@@ -93,5 +103,30 @@ impl Apt {
             }
         }
         Ok(root)
+    }
+}
+
+/// The packages that `apt-get install --simulate` would install, in what it prints.
+fn simulated(printed: &str) -> Vec<String> {
+    let lines = printed.lines().filter_map(|line| line.strip_prefix("Inst "));
+    lines
+        .filter_map(|line| {
+            let (name, rest) = line.split_once(" (")?;
+            // An upgrade would name the installed version in brackets.
+            let name = name.split(' ').next()?;
+            Some(format!("{name}={}", rest.split(' ').next()?))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_simulation_names_packages_with_versions() {
+        let printed = "Inst libc6 (2.43-7 Debian:unstable [amd64]) []\nConf libc6 (2.43-7 Debian:unstable [amd64])\n\
+                       Inst zlib1g [1:1.2] (1:1.3.2-4 Debian:unstable [amd64])\n";
+        assert_eq!(simulated(printed), ["libc6=2.43-7", "zlib1g=1:1.3.2-4"]);
     }
 }

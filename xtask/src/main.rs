@@ -15,6 +15,7 @@ mod ebpf;
 mod install;
 mod msrv;
 mod notice;
+mod peers;
 mod shell;
 mod soak;
 mod style;

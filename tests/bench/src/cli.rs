@@ -81,7 +81,7 @@ pub(crate) struct Run {
     /// Write one SVG chart for each kind of work to this directory
     #[arg(long, value_name = "DIR")]
     pub charts: Option<PathBuf>,
-    /// Install contestants and tools that are missing, with apt-get and pip
+    /// Install contestants and tools that are missing, with apt-get and pip; `cargo xtask bench` also brings the newest versions
     #[arg(long)]
     pub install_peers: bool,
     /// The snisplice to measure [default: the one beside this program, then PATH]

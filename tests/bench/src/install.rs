@@ -31,7 +31,10 @@ pub(crate) fn search(snisplice: Option<&Path>) -> Search {
     let mut directories: Vec<PathBuf> = beside.into_iter().chain(env::split_paths(&path)).collect();
     directories.extend(["/usr/local/sbin", "/usr/sbin", "/opt/envoy/bin"].map(PathBuf::from));
     directories.push(wheels().join("bin"));
-    Search { snisplice: snisplice.map(Path::to_owned), directories }
+    // <target>/release/snisplice-bench
+    let target = env::current_exe().ok().and_then(|path| path.ancestors().nth(2).map(Path::to_owned));
+    let peers = target.unwrap_or_default().join("peers");
+    Search { snisplice: snisplice.map(Path::to_owned), directories, peers }
 }
 
 /// Installs what these contestants and the cross-checks lack.
@@ -43,8 +46,8 @@ pub(crate) fn install(missing: &[&dyn Contestant], tools: &[&str]) -> anyhow::Re
             Install::Packages(names) => packages.extend(names),
             Install::Wheel(name) => python.push(name),
             Install::Nothing => {}
-            Install::Build(package) => {
-                eprintln!("{}: not installed from here; {}", contestant.id(), Install::Build(package));
+            other @ (Install::Build(_) | Install::Newest) => {
+                eprintln!("{}: not installed from here; {other}", contestant.id());
             }
         }
     }

@@ -270,6 +270,28 @@ impl Record {
         ratio_of(other.to_owned(), &figures, &divisors, metric.better)
     }
 
+    /// What `contestant` costs beyond `reference`, in the metric's own unit: the differences of all rounds. Negative where it
+    /// costs less, as noise does now and then.
+    pub(crate) fn added(
+        &self,
+        kind: Kind,
+        cell: &str,
+        contestant: &str,
+        reference: &str,
+        metric: Metric,
+    ) -> Option<Summary> {
+        for id in [contestant, reference] {
+            if !matches!(self.figure(kind, cell, id, metric), Figure::Measured(_)) {
+                return None;
+            }
+        }
+        let figures = self.by_round(kind, cell, contestant, metric);
+        let without = self.by_round(kind, cell, reference, metric);
+        let differences: Vec<f64> =
+            figures.iter().zip(&without).filter_map(|(with, without)| Some((*with)? - (*without)?)).collect();
+        Summary::of(&differences)
+    }
+
     /// `contestant` against the peer that was best in each round.
     pub(crate) fn ratio_to_best_peer(
         &self,
@@ -321,7 +343,7 @@ fn ratio_of(
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::work::{CONNECTIONS, P99};
+    use crate::work::{CONNECTIONS, CPU_MACHINE_CONN, P99};
 
     /// Rounds of connection rates: (contestant, role, rates). A rate of 0 is void.
     pub(crate) fn record(entrants: &[(&str, Role, &[f64])]) -> Record {
@@ -399,6 +421,29 @@ pub(crate) mod tests {
         let ratio = record.ratio_to_best_peer(Kind::Conn, CELL, "snisplice-auto", CONNECTIONS).unwrap();
         assert_eq!(ratio.against, "nginx");
         assert!((ratio.summary.median - 2.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn what_a_balancer_adds_is_taken_within_rounds() {
+        // The machine gets slower from round to round; what is added to it does as well, but far less.
+        let mut record = record(&[
+            ("direct", Role::Reference, &[1.0, 1.0, 1.0]),
+            ("nginx", Role::Peer, &[1.0, 1.0, 1.0]),
+            ("envoy", Role::Peer, &[1.0, 0.0, 1.0]),
+        ]);
+        let costs = [[100.0, 200.0, 300.0], [150.0, 260.0, 340.0], [90.0, 0.0, 310.0]];
+        for (samples, costs) in record.samples.chunks_mut(3).zip(costs) {
+            for (sample, cost) in samples.iter_mut().zip(costs) {
+                sample.metrics.insert(CPU_MACHINE_CONN.key.to_owned(), cost);
+            }
+        }
+        let added = |id| record.added(Kind::Conn, CELL, id, "direct", CPU_MACHINE_CONN);
+        let nginx = added("nginx").unwrap();
+        assert!((nginx.median - 50.0).abs() < 1e-9, "of 50, 60 and 40: {nginx:?}");
+        assert!((nginx.min - 40.0).abs() < 1e-9 && (nginx.max - 60.0).abs() < 1e-9, "{nginx:?}");
+        assert_eq!(added("envoy"), None, "a void round voids the difference");
+        assert_eq!(added("haproxy-copy"), None);
+        assert_eq!(record.added(Kind::Conn, CELL, "nginx", "nobody", CPU_MACHINE_CONN), None);
     }
 
     #[test]

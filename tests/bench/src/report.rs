@@ -10,7 +10,7 @@ use crate::{
     progress::clock,
     record::{Figure, Ratio, Record},
     stats::{Summary, WIDE},
-    work::{Kind, Metric, Unit, digits},
+    work::{Added, Kind, Metric, Unit, digits},
 };
 
 const REFERENCE: &str = "direct";
@@ -128,6 +128,9 @@ pub(crate) fn kind_tables(record: &Record, kind: Kind) -> String {
             out.push('\n');
         }
     }
+    for metric in kind.metrics() {
+        out.push_str(&added_table(record, kind, *metric, &entrants));
+    }
     for metric in kind.metrics().iter().filter(|metric| metric.compared) {
         out.push_str(&ratio_table(record, kind, *metric));
     }
@@ -142,6 +145,36 @@ pub(crate) fn kind_tables(record: &Record, kind: Kind) -> String {
     }
     out.push('\n');
     out
+}
+
+/// What each contestant costs beyond no balancer at all.
+fn added_table(record: &Record, kind: Kind, metric: Metric, entrants: &[&str]) -> String {
+    let Some(added) = metric.added() else { return String::new() };
+    let others: Vec<&str> = entrants.iter().copied().filter(|id| *id != REFERENCE).collect();
+    let mut table = new_table(added.title, &others);
+    let mut any = false;
+    for cell in record.cells(kind) {
+        let mut row = vec![TableCell::new(cell)];
+        for id in &others {
+            let summary = record.added(kind, cell, id, REFERENCE, metric);
+            any |= summary.is_some();
+            row.push(TableCell::new(show_added(summary.as_ref(), added)).set_alignment(CellAlignment::Right));
+        }
+        table.add_row(row);
+    }
+    if any { format!("{table}\n") } else { String::new() }
+}
+
+/// With the least and the greatest: a part of the median says nothing where the median may be 0.
+fn show_added(summary: Option<&Summary>, added: Added) -> String {
+    let Some(summary) = summary else { return "n/a".to_owned() };
+    let show = |value: f64| added.unit.format(value * added.factor);
+    let range = if summary.count > 1 {
+        format!(" [{} to {}]", show(summary.min), show(summary.max))
+    } else {
+        String::new()
+    };
+    format!("{}{range}", show(summary.median))
 }
 
 fn ratio_table(record: &Record, kind: Kind, metric: Metric) -> String {
@@ -246,6 +279,30 @@ mod tests {
         let text = kind_tables(&record, Kind::Paced);
         let line = "32 at once: 24.0k requests/s are due, 60 % of the 40.0k that envoy reached\n";
         assert!(text.contains(line), "{text}");
+    }
+
+    #[test]
+    fn what_a_balancer_adds_is_told_for_each_connection() {
+        let mut record =
+            record(&[("direct", Role::Reference, &[1.0, 1.0]), ("nginx", Role::Peer, &[1.0, 1.0])]);
+        for (sample, cost) in record.samples.iter_mut().zip([80.0, 81.0, 140.0, 121.0]) {
+            sample.metrics.insert(crate::work::CPU_MACHINE_CONN.key.to_owned(), cost);
+        }
+        let text = kind_tables(&record, Kind::Conn);
+        let lines: Vec<&str> = text.lines().collect();
+        let head = lines.iter().position(|line| line.contains("CPU added to direct")).unwrap();
+        assert!(lines[head].contains("nginx") && !lines[head].contains("| direct"), "{text}");
+        // 60 and 40 ms for 1,000 connections.
+        assert!(lines[head + 2].contains("50.0 us [40.0 us to 60.0 us]"), "{text}");
+    }
+
+    #[test]
+    fn one_request_is_a_millionth_of_a_million() {
+        let added = crate::work::CPU_MACHINE_REQ.added().unwrap();
+        let summary = Summary::of(&[7_500.0]).unwrap();
+        assert_eq!(show_added(Some(&summary), added), "7.50 us");
+        assert_eq!(show_added(None, added), "n/a");
+        assert!(crate::work::P99.added().is_none());
     }
 
     #[test]

@@ -8,14 +8,16 @@ use std::{
 use rustix::process::Signal;
 
 use super::{
-    BACKLOG, CONNECTIONS_MAX, Contestant, Install, Invocation, Layout, PLAIN_NAME, RAW_PORT, Role, SNI_PORT,
-    Search, first_line,
+    BACKLOG, CONNECTIONS_MAX, Contestant, From, Install, Invocation, Layout, PLAIN_NAME, RAW_PORT, Role,
+    SNI_PORT, Search, first_line,
 };
 
 /// `HAProxy`.
 pub(crate) struct Haproxy {
     /// `option splice-auto`, the documented switch; the default is a copy.
     pub splice: bool,
+    /// Which version.
+    pub from: From,
 }
 
 /// Follows the configuration manual: "tcp-request inspect-delay" and `req.ssl_hello_type` wait for the hello,
@@ -65,7 +67,12 @@ fn map(layout: &Layout) -> String {
 
 impl Contestant for Haproxy {
     fn id(&self) -> &'static str {
-        if self.splice { "haproxy-splice" } else { "haproxy-copy" }
+        match (self.from, self.splice) {
+            (From::System, true) => "haproxy-splice",
+            (From::System, false) => "haproxy-copy",
+            (From::Newest, true) => "haproxy-sid-splice",
+            (From::Newest, false) => "haproxy-sid-copy",
+        }
     }
 
     fn role(&self) -> Role {
@@ -77,7 +84,10 @@ impl Contestant for Haproxy {
     }
 
     fn find(&self, search: &Search) -> Option<PathBuf> {
-        search.program("haproxy")
+        match self.from {
+            From::System => search.program("haproxy"),
+            From::Newest => search.newest("haproxy"),
+        }
     }
 
     fn version(&self, program: &Path) -> anyhow::Result<String> {
@@ -85,7 +95,10 @@ impl Contestant for Haproxy {
     }
 
     fn install(&self) -> Install {
-        Install::Packages(&["haproxy"])
+        match self.from {
+            From::System => Install::Packages(&["haproxy"]),
+            From::Newest => Install::Newest,
+        }
     }
 
     fn reload_signal(&self) -> Option<Signal> {

@@ -19,6 +19,7 @@ mod haproxy;
 mod nginx;
 mod sniproxy;
 mod snisplice;
+mod sozu;
 
 pub(crate) use nginx::https_backend_config;
 
@@ -168,6 +169,8 @@ pub(crate) enum Install {
     Wheel(&'static str),
     /// A build of this workspace.
     Build(&'static str),
+    /// One of the newest versions, in a folder of their own.
+    Newest,
 }
 
 impl std::fmt::Display for Install {
@@ -177,8 +180,18 @@ impl std::fmt::Display for Install {
             Self::Packages(names) => write!(f, "apt-get install {}", names.join(" ")),
             Self::Wheel(name) => write!(f, "pip install {name}"),
             Self::Build(package) => write!(f, "cargo build --release -p {package}"),
+            Self::Newest => f.write_str("cargo xtask bench --install-peers"),
         }
     }
+}
+
+/// Which of two versions of a program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum From {
+    /// What the system has.
+    System,
+    /// The newest that Debian has.
+    Newest,
 }
 
 /// Where programs are looked for.
@@ -188,12 +201,20 @@ pub(crate) struct Search {
     pub snisplice: Option<PathBuf>,
     /// Directories, in order.
     pub directories: Vec<PathBuf>,
+    /// Where `cargo xtask bench --install-peers` puts the newest versions.
+    pub peers: PathBuf,
 }
 
 impl Search {
     /// The first executable of this name.
     pub(crate) fn program(&self, name: &str) -> Option<PathBuf> {
         self.directories.iter().map(|directory| directory.join(name)).find(|path| path.is_file())
+    }
+
+    /// The executable of this name out of Debian's unstable suite. It is a script that starts the program with the
+    /// libraries of that suite.
+    pub(crate) fn newest(&self, name: &str) -> Option<PathBuf> {
+        Some(self.peers.join("sid/bin").join(name)).filter(|path| path.is_file())
     }
 }
 
@@ -206,10 +227,14 @@ pub(crate) fn all() -> Vec<Box<dyn Contestant>> {
         Box::new(snisplice::Snisplice(Datapath::Sockmap)),
         Box::new(snisplice::Snisplice(Datapath::Packet)),
         Box::new(snisplice::Snisplice(Datapath::Relay)),
-        Box::new(haproxy::Haproxy { splice: true }),
-        Box::new(haproxy::Haproxy { splice: false }),
-        Box::new(nginx::Nginx),
+        Box::new(haproxy::Haproxy { splice: true, from: From::System }),
+        Box::new(haproxy::Haproxy { splice: false, from: From::System }),
+        Box::new(haproxy::Haproxy { splice: true, from: From::Newest }),
+        Box::new(haproxy::Haproxy { splice: false, from: From::Newest }),
+        Box::new(nginx::Nginx { from: From::System }),
+        Box::new(nginx::Nginx { from: From::Newest }),
         Box::new(envoy::Envoy),
+        Box::new(sozu::Sozu),
         Box::new(sniproxy::Sniproxy),
     ]
 }

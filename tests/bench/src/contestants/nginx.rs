@@ -9,12 +9,15 @@ use std::{
 use rustix::process::Signal;
 
 use super::{
-    BACKLOG, CONNECTIONS_MAX, Contestant, HTTPS_NAME, HTTPS_PORT, Install, Invocation, Layout, PLAIN_NAME,
-    RAW_PORT, Role, SNI_PORT, Search, first_line, output_of,
+    BACKLOG, CONNECTIONS_MAX, Contestant, From, HTTPS_NAME, HTTPS_PORT, Install, Invocation, Layout,
+    PLAIN_NAME, RAW_PORT, Role, SNI_PORT, Search, first_line, output_of,
 };
 
 /// nginx with `ssl_preread`.
-pub(crate) struct Nginx;
+pub(crate) struct Nginx {
+    /// Which version.
+    pub from: From,
+}
 
 /// Follows the documentation of `ngx_stream_ssl_preread_module`: a map from `$ssl_preread_server_name` to upstream
 /// groups, with hash sizes as `ngx_stream_map_module` advises for many names; `reuseport` from the documentation of
@@ -101,8 +104,9 @@ pub(crate) fn https_backend_config(address: Ipv4Addr, workers: usize, directory:
     )
 }
 
-/// What loads the stream module, if it was built as one: nginx says so in its build options.
-fn load_module(build_options: &str) -> String {
+/// What loads the stream module, if it was built as one: nginx says so in its build options. `root` is where the system is
+/// that it was built for.
+fn load_module(build_options: &str, root: &Path) -> String {
     if !build_options.contains("--with-stream=dynamic") {
         return String::new();
     }
@@ -110,12 +114,27 @@ fn load_module(build_options: &str) -> String {
         .split_whitespace()
         .find_map(|option| option.strip_prefix("--modules-path="))
         .unwrap_or("/usr/lib/nginx/modules");
-    format!("load_module {directory}/ngx_stream_module.so;\n")
+    let directory = root.join(directory.trim_start_matches('/'));
+    format!("load_module {}/ngx_stream_module.so;\n", directory.display())
+}
+
+impl Nginx {
+    /// The root of the system that `program` belongs to.
+    fn root(&self, program: &Path) -> PathBuf {
+        match self.from {
+            From::System => PathBuf::from("/"),
+            // sid/bin/nginx starts sid/root/usr/sbin/nginx.
+            From::Newest => program.ancestors().nth(2).unwrap_or(Path::new("/")).join("root"),
+        }
+    }
 }
 
 impl Contestant for Nginx {
     fn id(&self) -> &'static str {
-        "nginx"
+        match self.from {
+            From::System => "nginx",
+            From::Newest => "nginx-sid",
+        }
     }
 
     fn role(&self) -> Role {
@@ -127,9 +146,12 @@ impl Contestant for Nginx {
     }
 
     fn find(&self, search: &Search) -> Option<PathBuf> {
-        let program = search.program("nginx")?;
+        let program = match self.from {
+            From::System => search.program("nginx"),
+            From::Newest => search.newest("nginx"),
+        }?;
         let options = output_of(&program, &["-V"]).ok()?;
-        let module = load_module(&options);
+        let module = load_module(&options, &self.root(&program));
         let loadable = module
             .strip_prefix("load_module ")
             .is_none_or(|rest| Path::new(rest.trim_end_matches(";\n")).is_file());
@@ -141,7 +163,10 @@ impl Contestant for Nginx {
     }
 
     fn install(&self) -> Install {
-        Install::Packages(&["nginx", "libnginx-mod-stream"])
+        match self.from {
+            From::System => Install::Packages(&["nginx", "libnginx-mod-stream"]),
+            From::Newest => Install::Newest,
+        }
     }
 
     fn reload_signal(&self) -> Option<Signal> {
@@ -149,7 +174,7 @@ impl Contestant for Nginx {
     }
 
     fn prepare(&self, program: &Path, layout: &Layout) -> anyhow::Result<Vec<Invocation>> {
-        let module = load_module(&output_of(program, &["-V"])?);
+        let module = load_module(&output_of(program, &["-V"])?, &self.root(program));
         let path = layout.write("nginx.conf", &config(layout, &module))?;
         let directory = layout.directory.to_string_lossy();
         let arguments = ["-e", "stderr", "-p", &directory, "-c", &path.to_string_lossy()];
@@ -174,8 +199,17 @@ mod tests {
     #[test]
     fn the_module_is_loaded_only_if_it_is_one() {
         let built_in = "--with-stream --with-stream_ssl_preread_module";
-        assert_eq!(load_module(built_in), "");
+        assert_eq!(load_module(built_in, Path::new("/")), "");
         let module = "--modules-path=/opt/modules --with-stream=dynamic";
-        assert_eq!(load_module(module), "load_module /opt/modules/ngx_stream_module.so;\n");
+        assert_eq!(load_module(module, Path::new("/")), "load_module /opt/modules/ngx_stream_module.so;\n");
+    }
+
+    #[test]
+    fn the_module_of_another_system_is_in_that_one() {
+        let nginx = Nginx { from: From::Newest };
+        let root = nginx.root(Path::new("/t/peers/sid/bin/nginx"));
+        let module = "--modules-path=/usr/lib/nginx/modules --with-stream=dynamic";
+        let expected = "load_module /t/peers/sid/root/usr/lib/nginx/modules/ngx_stream_module.so;\n";
+        assert_eq!(load_module(module, &root), expected);
     }
 }

@@ -52,6 +52,37 @@ pub(crate) struct Metric {
     pub compared: bool,
 }
 
+impl Metric {
+    /// What is said of the difference to no balancer at all: a title, how it is written, and what a figure is multiplied
+    /// with for that. `None` where the difference means nothing.
+    ///
+    /// Client, backend and balancer share one machine here. The difference is what remains true where each has a machine of
+    /// its own: the load costs the same with and without a balancer, and cancels.
+    pub(crate) fn added(self) -> Option<Added> {
+        [
+            // Of 1,000 connections, in milliseconds: of one, in microseconds.
+            (CPU_MACHINE_CONN, "CPU added to direct, each connection", Unit::Micros, 1.0),
+            // Of a million requests, in milliseconds.
+            (CPU_MACHINE_REQ, "CPU added to direct, each request", Unit::Micros, 1e-3),
+            (CPU_MACHINE_GB, "CPU added to direct, each GB", Unit::Millis, 1.0),
+        ]
+        .into_iter()
+        .find(|(metric, ..)| *metric == self)
+        .map(|(_, title, unit, factor)| Added { title, unit, factor })
+    }
+}
+
+/// How the difference to no balancer is written.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Added {
+    /// For tables.
+    pub title: &'static str,
+    /// How it is written.
+    pub unit: Unit,
+    /// What the metric's figure is multiplied with to be in that unit.
+    pub factor: f64,
+}
+
 const fn metric(
     key: &'static str,
     title: &'static str,
