@@ -5,7 +5,7 @@ use std::{path::Path, process::Command, time::Instant};
 use anyhow::{Result, ensure};
 
 use crate::{
-    demo, dist, ebpf, msrv, notice,
+    demo, dist, ebpf, layers, msrv, notice,
     shell::{self, cargo, root, step},
     style,
     test::{self, WITHOUT_EBPF},
@@ -56,6 +56,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let started = Instant::now();
     step("style");
     style::run(&style::Args::check())?;
+    step("layers");
+    layers::run(&layers::Args {})?;
     step("lints");
     let deny = ["--", "--deny", "warnings"];
     shell::run(cargo().args(["clippy", "--workspace", "--all-targets"]).args(WITHOUT_EBPF).args(deny))?;

@@ -13,6 +13,7 @@ mod demo;
 mod dist;
 mod ebpf;
 mod install;
+mod layers;
 mod msrv;
 mod notice;
 mod peers;
@@ -38,6 +39,7 @@ enum Command {
     Ebpf(ebpf::Args),
     Dist(dist::Args),
     Notice(notice::Args),
+    Layers(layers::Args),
     Style(style::Args),
     Msrv(msrv::Args),
     Test(test::Args),
@@ -53,6 +55,7 @@ fn main() -> ExitCode {
         Command::Ebpf(args) => ebpf::run(&args),
         Command::Dist(args) => dist::run(&args),
         Command::Notice(args) => notice::run(&args),
+        Command::Layers(args) => layers::run(&args),
         Command::Style(args) => style::run(&args),
         Command::Msrv(args) => msrv::run(&args),
         Command::Test(args) => test::run(&args),
