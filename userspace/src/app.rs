@@ -627,10 +627,11 @@ fn choose(
     Ok(datapath)
 }
 
-/// Metrics that show how the limits stand, too.
+/// Metrics that show how the limits and the log stand, too.
 fn metrics_with(admission: &Arc<Admission>) -> Arc<Metrics> {
     let mut metrics = Metrics::new();
     metrics.add(Box::new(LimitCounters(admission.clone())));
+    metrics.add(Box::new(log::Counters));
     Arc::new(metrics)
 }
 
