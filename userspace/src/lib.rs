@@ -1,6 +1,6 @@
 //! snisplice: a TLS passthrough load balancer whose bytes move inside the kernel.
 //!
-//! One connection's story is [`session`]; what the process is made of is [`app`]; the seam between a connection and
+//! One connection's story is [`proxy::session`]; what the process is made of is [`app`]; the seam between a connection and
 //! the way its bytes move is [`datapath`].
 
 // It waits for whoever reads standard error, and panics where nobody does: see [`log`].

@@ -1,10 +1,11 @@
 //! A new process takes the place of a running one, and nobody who connects notices.
 //!
-//! The one that runs listens on a unix socket in a directory of its user alone ([`place`], [`door`]). The new one asks it
-//! there for what it has ([`heir`]), and each looks whether the other may have it or give it (`peer`): listening sockets as descriptors, so that no queue of connections is ever
-//! without an owner, and the lock of what is pinned. Everything that may fail comes before the last word of the new one.
-//! The old one answers that word and drains; until then everything is its own. The new one serves only with that answer, or when the
-//! old process has ended. A closed channel alone decides nothing: the process at its other end may live.
+//! The running process listens on a unix socket in a directory of its user alone ([`place`], [`server`]). The new process
+//! asks there for what the running one has ([`client`]), and each checks who the other is (`peer`). Listening sockets are
+//! handed over as descriptors, so that no queue of connections is ever without an owner, and so is the lock of what is
+//! pinned. Everything that may fail comes before the last word of the new process. The old one answers that word and
+//! drains; until then everything is its own. The new one serves only with that answer, or when the old process has ended.
+//! A closed channel alone decides nothing: the process at its other end may live.
 //!
 //! ```text
 //! new  hello VERSION                     old  listener.. admin.. pins.. door end   (each with its descriptor)

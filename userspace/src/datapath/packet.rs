@@ -6,7 +6,7 @@
 //! they deliver, with the relay's help, and hear of its acknowledgement. From then on they only hold the ports.
 //!
 //! Loss, congestion, flow control and the end of the connection are between client and backend. What cannot be
-//! carried so is relayed, for a reason that is counted ([`stats::PacketRefusal`]).
+//! carried so is relayed, for a reason that is counted ([`PacketRefusal`]).
 
 use std::{
     cell::RefCell,

@@ -2,7 +2,7 @@
 //! back to.
 //!
 //! What a connection does nearly all the time, copying from whoever speaks to whoever keeps up, needs no more state than
-//! the connection itself, and is polled in here. The rest ([`waiting`]) lives in a box, for as long as it lasts.
+//! the connection itself, and is polled in here. The rest ([`slow_path`]) lives in a box, for as long as it lasts.
 
 use std::{
     cell::Cell,

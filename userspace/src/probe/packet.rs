@@ -1,7 +1,7 @@
 //! Whether packets can be carried: a connection through network namespaces of the probe's own, whose packets the very
 //! programs and the very datapath carry that are to serve.
 //!
-//! A look at a socket on loopback ([`Programs::probe`]) tells whether the kernel's numbers are understood. What it cannot
+//! A look at a socket on loopback ([`super::socket_info`]) tells whether the kernel's numbers are understood. What it cannot
 //! tell is whether packets that are rewritten and sent on arrive: that takes devices, and three hosts. They are made
 //! by a thread of its own, and vanish with it.
 
