@@ -314,7 +314,7 @@ impl Limits {
 /// What a direction must have moved in userspace before `auto` moves it into the kernel, of which either is enough; and
 /// how it moves on there.
 ///
-/// The defaults are where it begins to pay: see ARCHITECTURE, "When the kernel takes over".
+/// The defaults are where it begins to pay: see docs/internals/sockmap.md, "When the kernel takes over".
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Handover {
     /// Bytes.

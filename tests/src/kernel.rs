@@ -106,7 +106,7 @@ impl Log {
     pub fn faults(&mut self) -> Result<Vec<String>> {
         const FAULTS: [&str; 7] =
             ["WARNING:", "BUG:", "Oops", "general protection", "refcount_t:", "soft lockup", "hung task"];
-        // ARCHITECTURE, "Warnings of the kernel that were seen": a sum that two processors change without a lock, and that
+        // docs/internals/sockmap.md, "Warnings of the kernel that were seen": a sum that two processors change without a lock, and that
         // may be less than nothing.
         const KNOWN: [[&str; 2]; 2] =
             [["af_inet.c", "inet_sock_destruct"], ["ucopysize.h", "tcp_sendmsg_locked"]];

@@ -50,8 +50,8 @@ fn trial(name: &'static str, test: fn()) -> Trial {
     })
 }
 
-/// Warnings and worse that the kernel has traced so far, but for the one that is known and not ours to mend: ARCHITECTURE,
-/// "Warnings of the kernel that were seen".
+/// Warnings and worse that the kernel has traced so far, but for the one that is known and not ours to mend:
+/// docs/internals/sockmap.md, "Warnings of the kernel that were seen".
 fn warnings() -> usize {
     // Non-blocking: a plain read waits for the next message.
     use std::{io::Read as _, os::unix::fs::OpenOptionsExt as _};

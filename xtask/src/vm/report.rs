@@ -17,7 +17,7 @@ cargo xtask vm 6.1 6.12 7 --host --report docs/kernels.md
 
 A datapath whose probes fail is refused: `auto` then relays, and what its tests report is shown only to tell whether
 the probes were right. Under a datapath that `auto` takes, no test may fail or be skipped and the kernel's log must
-stay clean but for two warnings (ARCHITECTURE, \"Warnings of the kernel that were seen\"). 5.10 lacks the fixes of 2023 and later, and must be refused where it is asked for; 6.12 and later must not.
+stay clean but for two warnings (docs/internals/sockmap.md, \"Warnings of the kernel that were seen\"). 5.10 lacks the fixes of 2023 and later, and must be refused where it is asked for; 6.12 and later must not.
 
 ";
 

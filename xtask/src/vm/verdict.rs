@@ -229,7 +229,7 @@ const TROUBLE: [&str; 6] =
 /// still for ever, a test does not come to its end.
 const STALL: &str = "soft lockup";
 
-/// Where a sum of the kernel's is wrong that two processors change without a lock: ARCHITECTURE, "Warnings of the kernel
+/// Where a sum of the kernel's is wrong that two processors change without a lock: docs/internals/sockmap.md, "Warnings of the kernel
 /// that were seen".
 const KNOWN: [&str; 2] = ["inet_sock_destruct", "tcp_sendmsg_locked"];
 
