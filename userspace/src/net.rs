@@ -1,4 +1,4 @@
-//! What the daemon asks the kernel about the network around it.
+//! Sockets and their options, and what the kernel says of addresses, devices and routes.
 
 pub mod admin_socket;
 pub mod keepalive;
