@@ -42,6 +42,12 @@ use crate::{
 /// How long bytes that were already received may take to reach the one side after the other has reset.
 const FLUSH_GRACE: Duration = Duration::from_secs(1);
 
+/// How long the kernel's worker may take to write redirected bytes to the one side after the other has reset.
+///
+/// The receiver has room for them, so only the scheduler decides when the worker runs. On a busy machine it has run more
+/// than a second late. The bytes are safe meanwhile; a reset of the receiver would discard them.
+const WORKER_GRACE: Duration = Duration::from_secs(30);
+
 /// Looks at a queue that is about to become empty, before it is left alone for a while.
 const LOOKS: u32 = 16;
 
@@ -357,6 +363,12 @@ impl<'a> Connection<'a> {
     async fn pass_on_reset(&self, direction: Direction, pump: &mut Pump) {
         let (from, to) = self.ends(direction);
         self.broken.set(Some(from.side));
+        let redirected = async {
+            // The sender's error is no news.
+            let _ = from.lock();
+            self.until_taken(direction).await
+        };
+        let _ = timeout(WORKER_GRACE, redirected).await;
         let rest = async {
             if self.way(direction).armed.get() {
                 // Its error is no news, and what it leaves behind is delivered none the less.
