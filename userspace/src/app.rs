@@ -52,7 +52,7 @@ use crate::{
     probe::answers::Answers,
     provider::file,
     proxy::worker::{self, Order, Shared},
-    snapshot::{Current, Live},
+    snapshot::{SharedSnapshot, Snapshot},
     takeover::{Place, client::Heir, server::Visit},
     upstream::dns::Resolver,
 };
@@ -80,7 +80,7 @@ pub struct App {
     options: Run,
     signals: Signals,
     supervisor: Supervisor,
-    current: Arc<Current>,
+    current: Arc<SharedSnapshot>,
     metrics: Arc<Metrics>,
     admission: Arc<Admission>,
     admin: Arc<Admin>,
@@ -160,7 +160,7 @@ impl App {
         let mut orphans =
             if heir.is_some() { None } else { datapath::orphans(&datapath, &model, &metrics, None, count)? };
         let settings = model.admin.clone();
-        let live = Arc::new(Live::new(model, 1));
+        let live = Arc::new(Snapshot::new(model, 1));
         let resolver = Resolver::start();
         resolver.serve(live.clusters().clone(), live.model.dns.clone());
 
@@ -176,7 +176,7 @@ impl App {
 
         begin(programs.as_ref(), &live.model);
 
-        let current = Arc::new(Current::from(live));
+        let current = Arc::new(SharedSnapshot::from(live));
         let (ended, lost_workers) = mpsc::unbounded_channel();
         let shared = Shared { current, metrics, datapath, workers: count, admission, ended };
         let workers = start_workers(&shared)?;

@@ -20,7 +20,7 @@ use crate::{
 
 /// One configuration in service. A connection takes it once and keeps it, so a reload changes nothing under it.
 #[derive(Debug)]
-pub struct Live {
+pub struct Snapshot {
     /// The configuration itself.
     pub model: Model,
     /// Counts reloads, from 1.
@@ -44,9 +44,9 @@ struct RuleState {
 }
 
 /// The configuration in service, replaced as a whole.
-pub type Current = ArcSwap<Live>;
+pub type SharedSnapshot = ArcSwap<Snapshot>;
 
-impl Live {
+impl Snapshot {
     /// Prepares `model` for service. Names are not resolved yet: see [`crate::upstream::dns`].
     #[must_use]
     pub fn new(model: Model, generation: u64) -> Self {

@@ -37,7 +37,7 @@ use crate::{
     limits::{Overload, admission::Permit},
     metrics::Metrics,
     net::{keepalive::Liveness, local_address, sockopt},
-    snapshot::Current,
+    snapshot::SharedSnapshot,
     tls::{
         alert::{Description, alert},
         client_hello::{ClientHello, Rejection},
@@ -54,7 +54,7 @@ const LINGER: Duration = Duration::from_secs(1);
 /// What all connections of one worker share.
 pub struct Service {
     /// The configuration in service.
-    pub current: Arc<Current>,
+    pub current: Arc<SharedSnapshot>,
     /// Where everything is counted.
     pub metrics: Arc<Metrics>,
     /// What moves the bytes.
@@ -99,21 +99,21 @@ async fn establish(
     permit: &Permit,
 ) -> Result<Pair, &'static str> {
     // This connection keeps this configuration until it is established, whatever is reloaded meanwhile.
-    let live = service.current.load_full();
+    let snapshot = service.current.load_full();
     let listener_name = account.listener();
     let own = || client.local_addr().ok();
-    let listener = live.listener_of(account.ledger().address, own).ok_or(LISTENER_REMOVED)?;
+    let listener = snapshot.listener_of(account.ledger().address, own).ok_or(LISTENER_REMOVED)?;
 
     let number = client.as_raw_fd();
     account.has_sockets([number, -1]);
-    let deny = &live.model.deny;
+    let deny = &snapshot.model.deny;
     // Whose client is gone by now is let on, and found gone.
     if !deny.is_empty() && client.peer_addr().is_ok_and(|client| deny.contains(client.ip())) {
         let _ = sockopt::reset_on_close(&client);
         return Err("denied");
     }
     let mut partial = Vec::new();
-    let (mode, limit) = (service.datapath.hello(), live.model.limits.hello_bytes);
+    let (mode, limit) = (service.datapath.hello(), snapshot.model.limits.hello_bytes);
     let early = hello::at_once(&client, mode, limit, &mut partial);
     let early = early.map(judge).transpose()?.map(|received| decide(listener, account, received));
     if let Some(Err(refused)) = &early
@@ -126,16 +126,16 @@ async fn establish(
     let decided = if let Some(decided) = early {
         decided
     } else {
-        let hello = wait_for_hello(&client, &live.model, service, permit, &mut partial).await?;
+        let hello = wait_for_hello(&client, &snapshot.model, service, permit, &mut partial).await?;
         decide(listener, account, hello)
     };
     let (backend, bytes) = match decided {
         Ok((rule, bytes)) => {
-            account.routed(live.label(rule));
-            (live.next_target(rule).ok_or("backend_rejected")?, bytes)
+            account.routed(snapshot.label(rule));
+            (snapshot.next_target(rule).ok_or("backend_rejected")?, bytes)
         }
         Err(Refused { verdict, hello, .. }) => {
-            let backend = |id| live.cluster(id);
+            let backend = |id| snapshot.cluster(id);
             let backend = turn_away(&client, listener, listener_name, verdict, service, backend).await?;
             (backend, hello.unwrap_or(partial))
         }
@@ -145,7 +145,7 @@ async fn establish(
     let Cluster { max_connections, max_pending, .. } = *backend;
     let pending = permit.connect(&backend.name, max_connections, max_pending, StdInstant::now());
     let pending = pending.map_err(Overload::label)?;
-    let connected = connect(backend, &client, live.model.timeouts.connect, service).await;
+    let connected = connect(backend, &client, snapshot.model.timeouts.connect, service).await;
     drop(pending);
     let upstream = connected.map_err(|error| {
         if error.is_of_the_backend() {
@@ -364,7 +364,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::{account::Ledger, datapath::relay::Relay, limits::admission::Admission, snapshot::Live};
+    use crate::{account::Ledger, datapath::relay::Relay, limits::admission::Admission, snapshot::Snapshot};
 
     /// What an idle connection holds is its session's future, with the sockets in it, and the datapath's.
     #[tokio::test]
@@ -385,7 +385,7 @@ mod tests {
         };
         let metrics = Arc::new(Metrics::new());
         let service = Rc::new(Service {
-            current: Arc::new(Current::from_pointee(Live::new(model, 1))),
+            current: Arc::new(SharedSnapshot::from_pointee(Snapshot::new(model, 1))),
             metrics: metrics.clone(),
             datapath: Rc::new(Relay::new(LINGER)),
             liveness: Rc::new(Liveness::of(&Timeouts::default())),

@@ -46,7 +46,7 @@ use crate::{
         keepalive::Liveness,
         sockopt::{self, watch_readable},
     },
-    snapshot::Current,
+    snapshot::SharedSnapshot,
 };
 
 /// How long accepting pauses after an error that accepting more at once would only repeat.
@@ -88,7 +88,7 @@ pub enum Order {
 #[derive(Clone)]
 pub struct Shared {
     /// The configuration in service.
-    pub current: Arc<Current>,
+    pub current: Arc<SharedSnapshot>,
     /// Where everything is counted.
     pub metrics: Arc<Metrics>,
     /// How bytes move: built once per worker.
@@ -393,12 +393,12 @@ impl Acceptor {
 impl Entrance {
     /// Whose connection it is that is accepted now: the listener may have another name since the last one.
     fn ledger(&self) -> Rc<Ledger> {
-        let live = self.service.current.load();
+        let snapshot = self.service.current.load();
         let mut followed = self.ledger.borrow_mut();
         let Followed { generation, ledger } = &mut *followed;
-        if *generation != live.generation {
-            *generation = live.generation;
-            if let Some(listener) = live.listener_of(ledger.address, || None)
+        if *generation != snapshot.generation {
+            *generation = snapshot.generation;
+            if let Some(listener) = snapshot.listener_of(ledger.address, || None)
                 && *listener.name != *ledger.counters.listener
             {
                 *ledger = Rc::new(ledger.renamed(&listener.name.as_str().into()));
