@@ -9,7 +9,7 @@ use std::{
     sync::{Arc, LazyLock},
 };
 
-use self::registry::Roster;
+use self::registry::Registry;
 use crate::metrics::{
     ListenerCounters, Metrics, NONE,
     labels::{Carrier, Direction, PacketRefusal},
@@ -25,7 +25,7 @@ pub struct Ledger {
     /// The listener's own counters.
     pub counters: ListenerCounters,
     /// Where its connections are found.
-    pub roster: Rc<Roster>,
+    pub registry: Rc<Registry>,
     /// The address that accepts them, as the configuration has it: by it their listener is found.
     pub address: SocketAddr,
 }
@@ -33,12 +33,12 @@ pub struct Ledger {
 impl Ledger {
     /// For the listener of this name.
     #[must_use]
-    pub fn new(metrics: &Arc<Metrics>, listener: &Arc<str>, roster: &Rc<Roster>) -> Self {
+    pub fn new(metrics: &Arc<Metrics>, listener: &Arc<str>, registry: &Rc<Registry>) -> Self {
         let address = SocketAddr::from(([0, 0, 0, 0], 0));
         Self {
             metrics: metrics.clone(),
             counters: metrics.listener(listener),
-            roster: roster.clone(),
+            registry: registry.clone(),
             address,
         }
     }
@@ -52,7 +52,7 @@ impl Ledger {
     /// That of the same address for a listener of another name.
     #[must_use]
     pub fn renamed(&self, listener: &Arc<str>) -> Self {
-        Self::new(&self.metrics, listener, &self.roster).at(self.address)
+        Self::new(&self.metrics, listener, &self.registry).at(self.address)
     }
 }
 
@@ -71,8 +71,8 @@ pub struct Account {
     reason: Cell<&'static str>,
     /// The client's and the backend's, or -1.
     sockets: Cell<[RawFd; 2]>,
-    /// See [`Roster`].
-    pub(crate) seat: Cell<u32>,
+    /// See [`Registry`].
+    pub(crate) place: Cell<u32>,
     pub(crate) serial: u32,
     pub(crate) opened: u32,
     carrier: Cell<Option<Carrier>>,
@@ -115,7 +115,7 @@ impl Account {
     pub fn open(ledger: &Rc<Ledger>) -> Self {
         ledger.counters.opened.inc();
         ledger.counters.active.inc();
-        let (serial, opened) = ledger.roster.stamp();
+        let (serial, opened) = ledger.registry.stamp();
         Self {
             ledger: ledger.clone(),
             route: OnceCell::new(),
@@ -125,7 +125,7 @@ impl Account {
             in_packets: OnceCell::new(),
             reason: Cell::new("aborted"),
             sockets: Cell::new([-1, -1]),
-            seat: Cell::new(0),
+            place: Cell::new(0),
             serial,
             opened,
             carrier: Cell::new(None),

@@ -59,37 +59,37 @@ pub fn number(serial: u32, worker: usize, workers: usize) -> u64 {
 
 /// The connections of one worker, from accept to their end.
 #[derive(Debug)]
-pub struct Roster {
+pub struct Registry {
     worker: usize,
     workers: usize,
     began: Instant,
     next: Cell<u32>,
-    seats: RefCell<Slab<Seated>>,
+    entries: RefCell<Slab<Entry>>,
 }
 
 #[derive(Debug)]
-struct Seated {
+struct Entry {
     account: Rc<Account>,
     /// The task that serves it; none once it is told to end.
     task: Option<AbortHandle>,
 }
 
-impl Default for Roster {
+impl Default for Registry {
     /// That of an only worker.
     fn default() -> Self {
         Self::new(0, 1)
     }
 }
 
-impl Roster {
+impl Registry {
     /// What a connection takes here and for its account.
-    pub const BYTES_EACH: usize = size_of::<Account>() + 2 * size_of::<usize>() + size_of::<Seated>();
+    pub const BYTES_EACH: usize = size_of::<Account>() + 2 * size_of::<usize>() + size_of::<Entry>();
 
     /// That of a worker, by its index among so many.
     #[must_use]
     pub fn new(worker: usize, workers: usize) -> Self {
-        let seats = RefCell::default();
-        Self { worker, workers, began: Instant::now(), next: Cell::new(0), seats }
+        let entries = RefCell::default();
+        Self { worker, workers, began: Instant::now(), next: Cell::new(0), entries }
     }
 
     /// A number for the next connection, and the time in tenths of a second since the beginning.
@@ -99,7 +99,7 @@ impl Roster {
         (serial, self.now())
     }
 
-    /// How long a connection of this roster has been open, in tenths of a second.
+    /// How long a connection of this registry has been open, in tenths of a second.
     pub(crate) fn age(&self, account: &Account) -> u32 {
         self.now().saturating_sub(account.opened)
     }
@@ -108,25 +108,25 @@ impl Roster {
         u32::try_from(self.began.elapsed().as_millis() / 100).unwrap_or(u32::MAX)
     }
 
-    /// Enters a connection into the roster of its listener's worker, until what is returned is dropped.
+    /// Enters a connection into the registry of its listener's worker, until what is returned is dropped.
     #[must_use]
-    pub fn seat(account: Account) -> Seat {
+    pub fn register(account: Account) -> Registration {
         let account = Rc::new(account);
         let place = account
             .ledger()
-            .roster
-            .seats
+            .registry
+            .entries
             .borrow_mut()
-            .insert(Seated { account: account.clone(), task: None });
+            .insert(Entry { account: account.clone(), task: None });
         // As many as 2^32 would need more descriptors than there are.
-        account.seat.set(u32::try_from(place).unwrap_or(u32::MAX));
-        Seat(account)
+        account.place.set(u32::try_from(place).unwrap_or(u32::MAX));
+        Registration(account)
     }
 
     /// Notes the task that serves a connection, which is dropped to end it.
     pub fn is_served_by(&self, place: usize, task: AbortHandle) {
-        if let Some(seated) = self.seats.borrow_mut().get_mut(place) {
-            seated.task = Some(task);
+        if let Some(entry) = self.entries.borrow_mut().get_mut(place) {
+            entry.task = Some(task);
         }
     }
 
@@ -139,7 +139,7 @@ impl Roster {
     /// Ends all that match: both peers see a reset. How many were not ending already.
     fn end(&self, reason: &'static str, matches: impl Fn(&Account) -> bool) -> usize {
         let mut ended = 0;
-        for (_, Seated { account, task }) in self.seats.borrow_mut().iter_mut() {
+        for (_, Entry { account, task }) in self.entries.borrow_mut().iter_mut() {
             if !matches(account) {
                 continue;
             }
@@ -159,11 +159,11 @@ impl Roster {
 
     /// The places of those with the least numbers above `after`, at most so many.
     fn first(&self, filter: &Filter, after: Option<u64>, most: usize) -> Vec<usize> {
-        let seats = self.seats.borrow();
-        let mut found: Vec<(u64, usize)> = seats
+        let entries = self.entries.borrow();
+        let mut found: Vec<(u64, usize)> = entries
             .iter()
-            .filter(|(_, seated)| self.matches(filter, &seated.account))
-            .map(|(place, seated)| (self.id(&seated.account), place))
+            .filter(|(_, entry)| self.matches(filter, &entry.account))
+            .map(|(place, entry)| (self.id(&entry.account), place))
             .filter(|(id, _)| after.is_none_or(|after| *id > after))
             .collect();
         if most < found.len() {
@@ -219,19 +219,19 @@ impl Roster {
     }
 }
 
-/// A connection's place in the roster; its session holds it.
+/// A connection's place in the registry; its session holds it.
 #[derive(Debug)]
-pub struct Seat(Rc<Account>);
+pub struct Registration(Rc<Account>);
 
-impl Seat {
+impl Registration {
     /// Which one it is.
     #[must_use]
     pub fn place(&self) -> usize {
-        self.0.seat.get() as usize
+        self.0.place.get() as usize
     }
 }
 
-impl Deref for Seat {
+impl Deref for Registration {
     type Target = Account;
 
     fn deref(&self) -> &Account {
@@ -239,9 +239,9 @@ impl Deref for Seat {
     }
 }
 
-impl Drop for Seat {
+impl Drop for Registration {
     fn drop(&mut self) {
-        let gone = self.0.ledger().roster.seats.borrow_mut().try_remove(self.place());
+        let gone = self.0.ledger().registry.entries.borrow_mut().try_remove(self.place());
         drop(gone);
     }
 }
@@ -250,42 +250,42 @@ impl Drop for Seat {
 pub type Moved = Rc<dyn Fn(&Account) -> (u64, u64)>;
 
 /// Answers on the worker's thread, inside its runtime.
-pub fn answer(roster: &Rc<Roster>, moved: Moved, request: Request) {
+pub fn answer(registry: &Rc<Registry>, moved: Moved, request: Request) {
     match request {
         Request::List { filter, after, most, reply } => {
-            let places = roster.first(&filter, after, most);
-            tokio::task::spawn_local(list(roster.clone(), moved, filter, places, reply));
+            let places = registry.first(&filter, after, most);
+            tokio::task::spawn_local(list(registry.clone(), moved, filter, places, reply));
         }
         Request::Close { filter, reason, reply } => {
-            let _ = reply.send(roster.end(reason, |account| roster.matches(&filter, account)));
+            let _ = reply.send(registry.end(reason, |account| registry.matches(&filter, account)));
         }
     }
 }
 
 /// Tells of the connections bit by bit, while others go on.
 async fn list(
-    roster: Rc<Roster>,
+    registry: Rc<Registry>,
     moved: Moved,
     filter: Filter,
     places: Vec<usize>,
     reply: UnboundedSender<Vec<Connection>>,
 ) {
     for places in places.chunks(DESCRIBED_PER_TURN) {
-        if reply.send(describe_some(&roster, &moved, &filter, places)).is_err() {
+        if reply.send(describe_some(&registry, &moved, &filter, places)).is_err() {
             return;
         }
         yield_now().await;
     }
 }
 
-fn describe_some(roster: &Roster, moved: &Moved, filter: &Filter, places: &[usize]) -> Vec<Connection> {
-    let seats = roster.seats.borrow();
+fn describe_some(registry: &Registry, moved: &Moved, filter: &Filter, places: &[usize]) -> Vec<Connection> {
+    let entries = registry.entries.borrow();
     places
         .iter()
-        .filter_map(|place| seats.get(*place))
+        .filter_map(|place| entries.get(*place))
         // The place may have another one by now.
-        .filter(|seated| roster.matches(filter, &seated.account))
-        .map(|Seated { account, .. }| roster.describe(account, moved(account)))
+        .filter(|entry| registry.matches(filter, &entry.account))
+        .map(|Entry { account, .. }| registry.describe(account, moved(account)))
         .collect()
 }
 
@@ -296,10 +296,10 @@ mod tests {
     use super::*;
     use crate::{account::Ledger, metrics::Metrics};
 
-    fn seat(ledger: &Rc<Ledger>, backend: &str) -> Seat {
+    fn registration(ledger: &Rc<Ledger>, backend: &str) -> Registration {
         let account = Account::open(ledger);
         account.goes_to(backend.into());
-        Roster::seat(account)
+        Registry::register(account)
     }
 
     #[tokio::test]
@@ -307,25 +307,25 @@ mod tests {
         tokio::task::LocalSet::new()
             .run_until(async {
                 let metrics = Arc::new(Metrics::new());
-                let roster = Rc::new(Roster::new(1, 2));
-                let ledger = Rc::new(Ledger::new(&metrics, &"https".into(), &roster));
+                let registry = Rc::new(Registry::new(1, 2));
+                let ledger = Rc::new(Ledger::new(&metrics, &"https".into(), &registry));
                 for backend in ["a", "b"] {
-                    let seat = seat(&ledger, backend);
-                    let place = seat.place();
+                    let registration = registration(&ledger, backend);
+                    let place = registration.place();
                     let task = tokio::task::spawn_local(async move {
-                        let _seat = seat;
+                        let _seat = registration;
                         std::future::pending::<()>().await;
                     });
-                    roster.is_served_by(place, task.abort_handle());
+                    registry.is_served_by(place, task.abort_handle());
                 }
                 let filter = Filter { backend: Some("b".into()), ..Filter::default() };
-                assert_eq!(roster.end("closed_by_admin", |account| roster.matches(&filter, account)), 1);
-                assert_eq!(roster.end("closed_by_admin", |account| roster.matches(&filter, account)), 0);
-                while roster.seats.borrow().len() > 1 {
+                assert_eq!(registry.end("closed_by_admin", |account| registry.matches(&filter, account)), 1);
+                assert_eq!(registry.end("closed_by_admin", |account| registry.matches(&filter, account)), 0);
+                while registry.entries.borrow().len() > 1 {
                     yield_now().await;
                 }
                 let ids: Vec<u64> =
-                    roster.seats.borrow().iter().map(|(_, one)| roster.id(&one.account)).collect();
+                    registry.entries.borrow().iter().map(|(_, one)| registry.id(&one.account)).collect();
                 assert_eq!(ids, [1], "the other one is there still");
                 let text = metrics.encode().unwrap();
                 assert!(text.contains("reason=\"closed_by_admin\"} 1"), "{text}");
@@ -336,14 +336,14 @@ mod tests {
     #[tokio::test]
     async fn only_what_has_lasted_long_enough_ends() {
         let ledger = Rc::new(Ledger::new(&Arc::new(Metrics::new()), &"https".into(), &Rc::default()));
-        let seat = seat(&ledger, "a");
-        let roster = &ledger.roster;
+        let registration = registration(&ledger, "a");
+        let registry = &ledger.registry;
         let task = tokio::spawn(std::future::pending::<()>());
-        roster.is_served_by(seat.place(), task.abort_handle());
-        roster.end_older(Duration::from_secs(60));
-        assert!(roster.seats.borrow()[seat.place()].task.is_some());
-        roster.end_older(Duration::ZERO);
-        assert!(roster.seats.borrow()[seat.place()].task.is_none());
+        registry.is_served_by(registration.place(), task.abort_handle());
+        registry.end_older(Duration::from_secs(60));
+        assert!(registry.entries.borrow()[registration.place()].task.is_some());
+        registry.end_older(Duration::ZERO);
+        assert!(registry.entries.borrow()[registration.place()].task.is_none());
         assert!(task.await.unwrap_err().is_cancelled());
     }
 }

@@ -28,7 +28,7 @@ use super::{
 use crate::{
     account::{
         Account,
-        registry::{Roster, Seat},
+        registry::{Registration, Registry},
     },
     datapath::{
         relay::pump::with_scratch,
@@ -62,7 +62,7 @@ pub struct Service {
     /// How peers that are gone are noticed.
     pub liveness: Rc<Liveness>,
     /// All connections.
-    pub roster: Rc<Roster>,
+    pub registry: Rc<Registry>,
     /// Whether a connection has begun lately that may try a second endpoint after a while.
     pub races: Cell<bool>,
     /// The addresses on which this process listens: as the configuration has each, and the real one.
@@ -79,7 +79,7 @@ impl Service {
 }
 
 /// Serves one accepted connection to its end, for as long as it holds a `permit`.
-pub async fn serve(client: StdStream, account: Seat, service: Rc<Service>, permit: Permit) {
+pub async fn serve(client: StdStream, account: Registration, service: Rc<Service>, permit: Permit) {
     // On the heap, so that an established connection, which may idle for hours, does not carry the room for this.
     let established = Box::pin(establish(client, &account, &service, &permit)).await;
     let reason = match established {
@@ -389,14 +389,14 @@ mod tests {
             metrics: metrics.clone(),
             datapath: Rc::new(Relay::new(LINGER)),
             liveness: Rc::new(Liveness::of(&Timeouts::default())),
-            roster: Rc::default(),
+            registry: Rc::default(),
             races: Cell::default(),
             listening: RefCell::default(),
         });
         let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(socket.local_addr().unwrap()).await.unwrap();
         let backend = TcpStream::connect(socket.local_addr().unwrap()).await.unwrap();
-        let ledger = Rc::new(Ledger::new(&metrics, &"https".into(), &service.roster));
+        let ledger = Rc::new(Ledger::new(&metrics, &"https".into(), &service.registry));
         let account = Account::open(&ledger);
         let relay = Relay::new(LINGER);
         let carried = relay
@@ -407,9 +407,9 @@ mod tests {
         let peer = client.local_addr().unwrap().ip();
         let admitted = Admission::new(&Limits::default()).admit(peer, StdInstant::now()).unwrap();
         let permit = admitted.place().await;
-        let seat = Roster::seat(Account::open(&ledger));
-        // The future, its account, and its place in the roster.
-        let session = size_of_val(&serve(client, seat, service, permit)) + Roster::BYTES_EACH;
+        let registration = Registry::register(Account::open(&ledger));
+        // The future, its account, and its place in the registry.
+        let session = size_of_val(&serve(client, registration, service, permit)) + Registry::BYTES_EACH;
         assert!(session <= 344, "a session takes {session} bytes");
         assert!(carried <= 384, "a relayed pair takes {carried} bytes");
     }

@@ -33,7 +33,7 @@ use super::session::{self, LISTENER_REMOVED, Service};
 use crate::{
     account::{
         Account, Ledger,
-        registry::{self, Request, Roster},
+        registry::{self, Registry, Request},
     },
     datapath::{factory::Factory, seam::InKernel},
     limits::{
@@ -171,7 +171,7 @@ async fn work(index: usize, shared: Shared, mut orders: mpsc::UnboundedReceiver<
         current: shared.current,
         datapath: shared.datapath.build()?,
         metrics: shared.metrics.clone(),
-        roster: Rc::new(Roster::new(index, shared.workers)),
+        registry: Rc::new(Registry::new(index, shared.workers)),
         races: Cell::default(),
         listening: RefCell::default(),
     });
@@ -189,7 +189,9 @@ async fn work(index: usize, shared: Shared, mut orders: mpsc::UnboundedReceiver<
                 let entrance = Rc::new(Entrance {
                     ledger: RefCell::new(Followed {
                         generation: 0,
-                        ledger: Rc::new(Ledger::new(&shared.metrics, &listener, &service.roster).at(wanted)),
+                        ledger: Rc::new(
+                            Ledger::new(&shared.metrics, &listener, &service.registry).at(wanted),
+                        ),
                     }),
                     service: service.clone(),
                     admission: shared.admission.clone(),
@@ -254,7 +256,7 @@ async fn work(index: usize, shared: Shared, mut orders: mpsc::UnboundedReceiver<
 /// Answers what the main thread asks of the connections.
 fn answer(service: &Rc<Service>, request: Request) {
     let datapath = service.datapath.clone();
-    registry::answer(&service.roster, Rc::new(move |account| datapath.moved(account)), request);
+    registry::answer(&service.registry, Rc::new(move |account| datapath.moved(account)), request);
 }
 
 /// Ends connections that have lasted too long, and keeps the event loop from ever sleeping long.
@@ -274,7 +276,7 @@ async fn tick(service: Rc<Service>) {
         ticked = Instant::now();
         let longest = service.current.load().model.timeouts.max_duration;
         if !longest.is_zero() {
-            service.roster.end_older(longest);
+            service.registry.end_older(longest);
         }
     }
 }
@@ -453,10 +455,10 @@ impl Entrance {
     }
 
     fn start(&self, client: StdStream, permit: Permit) {
-        let seat = Roster::seat(Account::open(&self.ledger()));
-        let place = seat.place();
-        let session = session::serve(client, seat, self.service.clone(), permit);
-        self.service.roster.is_served_by(place, self.sessions.spawn_local(session).abort_handle());
+        let registration = Registry::register(Account::open(&self.ledger()));
+        let place = registration.place();
+        let session = session::serve(client, registration, self.service.clone(), permit);
+        self.service.registry.is_served_by(place, self.sessions.spawn_local(session).abort_handle());
     }
 }
 
