@@ -20,7 +20,7 @@ pub mod view;
 
 /// What all accounts of one listener on one worker share.
 #[derive(Debug)]
-pub struct Ledger {
+pub struct ListenerAccount {
     metrics: Arc<Metrics>,
     /// The listener's own counters.
     pub counters: ListenerCounters,
@@ -30,7 +30,7 @@ pub struct Ledger {
     pub address: SocketAddr,
 }
 
-impl Ledger {
+impl ListenerAccount {
     /// For the listener of this name.
     #[must_use]
     pub fn new(metrics: &Arc<Metrics>, listener: &Arc<str>, registry: &Rc<Registry>) -> Self {
@@ -62,7 +62,7 @@ impl Ledger {
 /// asked of the kernel then.
 #[derive(Debug)]
 pub struct Account {
-    ledger: Rc<Ledger>,
+    listener: Rc<ListenerAccount>,
     route: OnceCell<Arc<str>>,
     backend: OnceCell<Arc<str>>,
     up: Cell<u64>,
@@ -112,12 +112,12 @@ impl Account {
     /// Opens the account of a connection that was just accepted. Until [`Account::ended`] says otherwise it counts
     /// as `aborted`, which is what a connection is whose future was dropped.
     #[must_use]
-    pub fn open(ledger: &Rc<Ledger>) -> Self {
-        ledger.counters.opened.inc();
-        ledger.counters.active.inc();
-        let (serial, opened) = ledger.registry.stamp();
+    pub fn open(listener_account: &Rc<ListenerAccount>) -> Self {
+        listener_account.counters.opened.inc();
+        listener_account.counters.active.inc();
+        let (serial, opened) = listener_account.registry.stamp();
         Self {
-            ledger: ledger.clone(),
+            listener: listener_account.clone(),
             route: OnceCell::new(),
             backend: OnceCell::new(),
             up: Cell::new(0),
@@ -137,7 +137,7 @@ impl Account {
     /// The listener that accepted the connection.
     #[must_use]
     pub fn listener(&self) -> &Arc<str> {
-        &self.ledger.counters.listener
+        &self.listener.counters.listener
     }
 
     /// Notes the server name that the client has asked for.
@@ -210,8 +210,8 @@ impl Account {
 
     /// What all accounts of the listener share.
     #[must_use]
-    pub fn ledger(&self) -> &Rc<Ledger> {
-        &self.ledger
+    pub fn listener_account(&self) -> &Rc<ListenerAccount> {
+        &self.listener
     }
 
     /// Adds `bytes` that were delivered to the receiving side's socket.
@@ -250,13 +250,13 @@ impl Default for Account {
     /// An account of its own metrics, for the tests of a datapath.
     fn default() -> Self {
         let metrics = Arc::new(Metrics::new());
-        Self::open(&Rc::new(Ledger::new(&metrics, &NONE.into(), &Rc::default())))
+        Self::open(&Rc::new(ListenerAccount::new(&metrics, &NONE.into(), &Rc::default())))
     }
 }
 
 impl Drop for Account {
     fn drop(&mut self) {
-        let Ledger { metrics, counters, .. } = &*self.ledger;
+        let ListenerAccount { metrics, counters, .. } = &*self.listener;
         let route = self.route.take().unwrap_or_else(|| NONE.into());
         let datapath = self.carrier.get().map_or(NONE, Carrier::label);
         // In this order, and a scrape reads them in the opposite one: who finds the connection gone, or its end counted,

@@ -113,7 +113,7 @@ impl Registry {
     pub fn register(account: Account) -> Registration {
         let account = Rc::new(account);
         let place = account
-            .ledger()
+            .listener_account()
             .registry
             .entries
             .borrow_mut()
@@ -241,7 +241,7 @@ impl Deref for Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        let gone = self.0.ledger().registry.entries.borrow_mut().try_remove(self.place());
+        let gone = self.0.listener_account().registry.entries.borrow_mut().try_remove(self.place());
         drop(gone);
     }
 }
@@ -294,10 +294,10 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::{account::Ledger, metrics::Metrics};
+    use crate::{account::ListenerAccount, metrics::Metrics};
 
-    fn registration(ledger: &Rc<Ledger>, backend: &str) -> Registration {
-        let account = Account::open(ledger);
+    fn registration(listener_account: &Rc<ListenerAccount>, backend: &str) -> Registration {
+        let account = Account::open(listener_account);
         account.goes_to(backend.into());
         Registry::register(account)
     }
@@ -308,9 +308,9 @@ mod tests {
             .run_until(async {
                 let metrics = Arc::new(Metrics::new());
                 let registry = Rc::new(Registry::new(1, 2));
-                let ledger = Rc::new(Ledger::new(&metrics, &"https".into(), &registry));
+                let listener_account = Rc::new(ListenerAccount::new(&metrics, &"https".into(), &registry));
                 for backend in ["a", "b"] {
-                    let registration = registration(&ledger, backend);
+                    let registration = registration(&listener_account, backend);
                     let place = registration.place();
                     let task = tokio::task::spawn_local(async move {
                         let _seat = registration;
@@ -335,9 +335,10 @@ mod tests {
 
     #[tokio::test]
     async fn only_what_has_lasted_long_enough_ends() {
-        let ledger = Rc::new(Ledger::new(&Arc::new(Metrics::new()), &"https".into(), &Rc::default()));
-        let registration = registration(&ledger, "a");
-        let registry = &ledger.registry;
+        let listener_account =
+            Rc::new(ListenerAccount::new(&Arc::new(Metrics::new()), &"https".into(), &Rc::default()));
+        let registration = registration(&listener_account, "a");
+        let registry = &listener_account.registry;
         let task = tokio::spawn(std::future::pending::<()>());
         registry.is_served_by(registration.place(), task.abort_handle());
         registry.end_older(Duration::from_secs(60));

@@ -166,8 +166,9 @@ impl Packet {
                 let programs = &self.shared.programs;
                 programs.stats().begin();
                 // To a tenth of a second.
-                let age =
-                    Duration::from_millis(100 * (u64::from(account.ledger().registry.age(account)) + 1));
+                let age = Duration::from_millis(
+                    100 * (u64::from(account.listener_account().registry.age(account)) + 1),
+                );
                 programs.look_where_it_leads(entry.place(), age);
                 account.carried_by(Carrier::Packet);
                 Ok(Flow::new(entry, connection, account))

@@ -102,7 +102,7 @@ async fn establish(
     let snapshot = service.current.load_full();
     let listener_name = account.listener();
     let own = || client.local_addr().ok();
-    let listener = snapshot.listener_of(account.ledger().address, own).ok_or(LISTENER_REMOVED)?;
+    let listener = snapshot.listener_of(account.listener_account().address, own).ok_or(LISTENER_REMOVED)?;
 
     let number = client.as_raw_fd();
     account.has_sockets([number, -1]);
@@ -364,7 +364,9 @@ mod tests {
     };
 
     use super::*;
-    use crate::{account::Ledger, datapath::relay::Relay, limits::admission::Admission, snapshot::Snapshot};
+    use crate::{
+        account::ListenerAccount, datapath::relay::Relay, limits::admission::Admission, snapshot::Snapshot,
+    };
 
     /// What an idle connection holds is its session's future, with the sockets in it, and the datapath's.
     #[tokio::test]
@@ -396,8 +398,8 @@ mod tests {
         let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(socket.local_addr().unwrap()).await.unwrap();
         let backend = TcpStream::connect(socket.local_addr().unwrap()).await.unwrap();
-        let ledger = Rc::new(Ledger::new(&metrics, &"https".into(), &service.registry));
-        let account = Account::open(&ledger);
+        let listener_account = Rc::new(ListenerAccount::new(&metrics, &"https".into(), &service.registry));
+        let account = Account::open(&listener_account);
         let relay = Relay::new(LINGER);
         let carried = relay
             .relay(Pair { client, backend, hello: Vec::new(), same_host: false, liveness: None }, &account);
@@ -407,7 +409,7 @@ mod tests {
         let peer = client.local_addr().unwrap().ip();
         let admitted = Admission::new(&Limits::default()).admit(peer, StdInstant::now()).unwrap();
         let permit = admitted.place().await;
-        let registration = Registry::register(Account::open(&ledger));
+        let registration = Registry::register(Account::open(&listener_account));
         // The future, its account, and its place in the registry.
         let session = size_of_val(&serve(client, registration, service, permit)) + Registry::BYTES_EACH;
         assert!(session <= 344, "a session takes {session} bytes");

@@ -32,7 +32,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::session::{self, LISTENER_REMOVED, Service};
 use crate::{
     account::{
-        Account, Ledger,
+        Account, ListenerAccount,
         registry::{self, Registry, Request},
     },
     datapath::{factory::Factory, seam::InKernel},
@@ -187,10 +187,10 @@ async fn work(index: usize, shared: Shared, mut orders: mpsc::UnboundedReceiver<
                 service.listening.borrow_mut().push((wanted, socket.local_addr()?));
                 let socket = watch_readable(socket.into())?;
                 let entrance = Rc::new(Entrance {
-                    ledger: RefCell::new(Followed {
+                    listener_account: RefCell::new(Followed {
                         generation: 0,
-                        ledger: Rc::new(
-                            Ledger::new(&shared.metrics, &listener, &service.registry).at(wanted),
+                        listener_account: Rc::new(
+                            ListenerAccount::new(&shared.metrics, &listener, &service.registry).at(wanted),
                         ),
                     }),
                     service: service.clone(),
@@ -298,7 +298,7 @@ struct Acceptor {
 
 /// What becomes of those who are accepted. It may outlive the socket.
 struct Entrance {
-    ledger: RefCell<Followed>,
+    listener_account: RefCell<Followed>,
     service: Rc<Service>,
     admission: Arc<Admission>,
     sessions: TaskTracker,
@@ -312,7 +312,7 @@ struct Entrance {
 /// What is accepted is accounted for here, under a configuration of this generation.
 struct Followed {
     generation: u64,
-    ledger: Rc<Ledger>,
+    listener_account: Rc<ListenerAccount>,
 }
 
 impl Acceptor {
@@ -394,24 +394,24 @@ impl Acceptor {
 
 impl Entrance {
     /// Whose connection it is that is accepted now: the listener may have another name since the last one.
-    fn ledger(&self) -> Rc<Ledger> {
+    fn listener_account(&self) -> Rc<ListenerAccount> {
         let snapshot = self.service.current.load();
-        let mut followed = self.ledger.borrow_mut();
-        let Followed { generation, ledger } = &mut *followed;
+        let mut followed = self.listener_account.borrow_mut();
+        let Followed { generation, listener_account } = &mut *followed;
         if *generation != snapshot.generation {
             *generation = snapshot.generation;
-            if let Some(listener) = snapshot.listener_of(ledger.address, || None)
-                && *listener.name != *ledger.counters.listener
+            if let Some(listener) = snapshot.listener_of(listener_account.address, || None)
+                && *listener.name != *listener_account.counters.listener
             {
-                *ledger = Rc::new(ledger.renamed(&listener.name.as_str().into()));
+                *listener_account = Rc::new(listener_account.renamed(&listener.name.as_str().into()));
             }
         }
-        ledger.clone()
+        listener_account.clone()
     }
 
     fn cannot_accept(&self, error: Errno) {
-        let ledger = self.ledger();
-        let counters = &ledger.counters;
+        let listener_account = self.listener_account();
+        let counters = &listener_account.counters;
         counters.accept_errors.inc();
         log_limit!(warn, %error, listener = %counters.listener, "cannot accept; trying again shortly");
     }
@@ -423,7 +423,7 @@ impl Entrance {
 
     fn reset(&self, client: &StdStream, reason: &'static str) {
         let _ = sockopt::reset_on_close(client);
-        Account::open(&self.ledger()).ended(reason);
+        Account::open(&self.listener_account()).ended(reason);
     }
 
     /// Has a client wait for a place, in a task of its own: it still waits when nothing more is accepted.
@@ -441,7 +441,11 @@ impl Entrance {
     /// Whether the configuration serves this client still.
     fn serves(&self, client: &StdStream) -> bool {
         let own = || client.local_addr().ok();
-        self.service.current.load().listener_of(self.ledger.borrow().ledger.address, own).is_some()
+        self.service
+            .current
+            .load()
+            .listener_of(self.listener_account.borrow().listener_account.address, own)
+            .is_some()
     }
 
     /// A client that waited for a place has none, and will not have any.
@@ -449,13 +453,13 @@ impl Entrance {
         if self.serves(client) {
             self.refuse(client, self.admission.has_no_place(Instant::now()));
         } else {
-            log_limit!(info, listener = %self.ledger().counters.listener, "a listener is removed: refusing clients that wait");
+            log_limit!(info, listener = %self.listener_account().counters.listener, "a listener is removed: refusing clients that wait");
             self.reset(client, LISTENER_REMOVED);
         }
     }
 
     fn start(&self, client: StdStream, permit: Permit) {
-        let registration = Registry::register(Account::open(&self.ledger()));
+        let registration = Registry::register(Account::open(&self.listener_account()));
         let place = registration.place();
         let session = session::serve(client, registration, self.service.clone(), permit);
         self.service.registry.is_served_by(place, self.sessions.spawn_local(session).abort_handle());

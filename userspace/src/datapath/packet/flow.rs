@@ -446,7 +446,7 @@ impl<'a> Flow<'a> {
         let flow = Message::Flow {
             place: self.entry.flow,
             counted,
-            age: self.account.ledger().registry.age(self.account) / 10,
+            age: self.account.listener_account().registry.age(self.account) / 10,
             answers: [Some(true); 2],
         };
         if let Err(error) = successor.send(&flow, &[client.as_fd(), backend.as_fd()]) {
