@@ -35,8 +35,13 @@ async fn connected() -> (TcpStream, TcpStream) {
 async fn rig(hello: &[u8], idle: Duration) -> Rig {
     let (client, accepted) = connected().await;
     let (upstream, backend) = connected().await;
-    let pair =
-        Pair { client: accepted, backend: upstream, hello: hello.to_vec(), same_host: false, liveness: None };
+    let pair = Pair {
+        client: accepted,
+        backend: upstream,
+        hello: hello.to_vec(),
+        same_host: false,
+        keepalive: None,
+    };
     let ended = tokio::task::spawn_local(async move {
         let account = Account::default();
         let end = Relay::new(idle).relay(pair, &account).await;

@@ -18,7 +18,7 @@ use crate::{
         seam::{InKernel, Patience},
     },
     metrics::Metrics,
-    net::keepalive::Liveness,
+    net::keepalive::Keepalive,
     probe::{
         answers::{Answers, Questions},
         socket_info,
@@ -66,8 +66,8 @@ pub(super) fn orphans(
     workers: usize,
 ) -> anyhow::Result<Option<Orphans>> {
     let Some(programs) = factory.programs().filter(|programs| programs.survives()) else { return Ok(None) };
-    let liveness = Liveness::of(&model.timeouts);
-    let orphans = Orphans::take(&programs, Patience::of(&model.timeouts), liveness, metrics, alive, workers);
+    let keepalive = Keepalive::of(&model.timeouts);
+    let orphans = Orphans::take(&programs, Patience::of(&model.timeouts), keepalive, metrics, alive, workers);
     orphans.map(Some).context("cannot take over the flows of an earlier process")
 }
 

@@ -259,7 +259,7 @@ mod tests {
         let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(socket.local_addr().unwrap()).await.unwrap();
         let backend = TcpStream::connect(socket.local_addr().unwrap()).await.unwrap();
-        let pair = Pair { client, backend, hello: Vec::new(), same_host: false, liveness: None };
+        let pair = Pair { client, backend, hello: Vec::new(), same_host: false, keepalive: None };
         let account = Account::default();
         let adaptive = Adaptive::new(Relay::new(Duration::MAX), Handover::default());
         let copied = size_of_val(&adaptive.copy(Connection::new(pair), &account));

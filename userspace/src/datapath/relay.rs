@@ -32,7 +32,7 @@ use super::seam::{Carry, Datapath, End, HelloMode, Pair, Patience};
 use crate::{
     account::Account,
     metrics::labels::{Carrier, Direction},
-    net::keepalive::Liveness,
+    net::keepalive::Keepalive,
 };
 
 pub mod progress;
@@ -42,7 +42,7 @@ mod slow_path;
 /// Steps of one direction before the worker's other connections get their turn.
 const STEPS_PER_TURN: u32 = 8;
 
-/// How long a connection has lasted when its backend's socket gets the options of [`Liveness`]: they cost four system
+/// How long a connection has lasted when its backend's socket gets the options of [`Keepalive`]: they cost four system
 /// calls, and a peer that is gone is looked for only after a second of silence at the earliest.
 const SHORT: Duration = Duration::from_secs(1);
 
@@ -123,7 +123,7 @@ pub(super) struct Connection {
     /// As in [`Pair`].
     pub(super) same_host: bool,
     /// Options that the backend's socket is still to be given.
-    unwatched: Option<Rc<Liveness>>,
+    unwatched: Option<Rc<Keepalive>>,
 }
 
 /// At which moment a direction that has moved enough may go over.
@@ -164,7 +164,7 @@ impl Connection {
             downward: Pump::default(),
             progress: Default::default(),
             same_host: pair.same_host,
-            unwatched: pair.liveness,
+            unwatched: pair.keepalive,
         }
     }
 
@@ -255,7 +255,7 @@ impl Connection {
     fn split<'a>(
         &'a mut self,
         job: &Job<'a>,
-    ) -> ([Way<'a>; 2], [&'a mut Pump; 2], &'a TcpStream, &'a mut Option<Rc<Liveness>>) {
+    ) -> ([Way<'a>; 2], [&'a mut Pump; 2], &'a TcpStream, &'a mut Option<Rc<Keepalive>>) {
         let Self { client, backend, upward, downward, progress: [up, down], unwatched, .. } = self;
         let (client, backend) = (&*client, &*backend);
         let up = Way { from: client, to: backend, direction: Direction::Up, progress: up, job: *job };
@@ -264,10 +264,10 @@ impl Connection {
     }
 }
 
-fn watch(backend: &TcpStream, unwatched: &mut Option<Rc<Liveness>>) {
-    if let Some(liveness) = unwatched.take() {
+fn watch(backend: &TcpStream, unwatched: &mut Option<Rc<Keepalive>>) {
+    if let Some(keepalive) = unwatched.take() {
         // Where it fails, a peer that is gone is noticed later.
-        let _ = liveness.apply(backend);
+        let _ = keepalive.apply(backend);
     }
 }
 

@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 use crate::{
     account::Account,
     bpf::{packet::Programs, sockmap::Kernel},
-    net::keepalive::Liveness,
+    net::keepalive::Keepalive,
 };
 
 /// Moves bytes between an accepted client and a connected backend until both directions have ended.
@@ -93,15 +93,15 @@ pub struct Pair {
     pub same_host: bool,
     /// What the backend's socket is still to be given, which a short connection is spared; the client's has it from the
     /// listening one.
-    pub liveness: Option<Rc<Liveness>>,
+    pub keepalive: Option<Rc<Keepalive>>,
 }
 
 impl Pair {
     /// Has the kernel look after the backend's socket now.
     pub fn watch(&mut self) {
-        if let Some(liveness) = self.liveness.take() {
+        if let Some(keepalive) = self.keepalive.take() {
             // Where it fails, a peer that is gone is noticed later.
-            let _ = liveness.apply(&self.backend);
+            let _ = keepalive.apply(&self.backend);
         }
     }
 }

@@ -25,7 +25,7 @@ const REPEATS: Duration = Duration::from_secs(15 * 60);
 
 /// Socket options, computed once from the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Liveness {
+pub struct Keepalive {
     probes: Option<Probes>,
     unacknowledged: Option<Duration>,
 }
@@ -39,7 +39,7 @@ struct Probes {
     every: Duration,
 }
 
-impl Liveness {
+impl Keepalive {
     /// What the configuration asks for.
     ///
     /// The kernel takes `TCP_USER_TIMEOUT` for the limit of probes too, and gives up with the first one that finds it
@@ -93,9 +93,9 @@ pub fn bear_silence(socket: &impl AsFd, as_with_bytes_under_way: bool) -> io::Re
 mod tests {
     use super::*;
 
-    fn of(keepalive: u64, unacknowledged: u64) -> Liveness {
+    fn of(keepalive: u64, unacknowledged: u64) -> Keepalive {
         let second = Duration::from_secs;
-        Liveness::of(&Timeouts {
+        Keepalive::of(&Timeouts {
             keepalive: second(keepalive),
             unacknowledged: second(unacknowledged),
             ..Timeouts::default()
@@ -108,8 +108,8 @@ mod tests {
 
     #[test]
     fn silence_is_probed_and_zero_is_not() {
-        assert_eq!(of(60, 0), Liveness { probes: Some(probes(60, 10)), unacknowledged: None });
-        assert_eq!(of(0, 0), Liveness { probes: None, unacknowledged: None });
+        assert_eq!(of(60, 0), Keepalive { probes: Some(probes(60, 10)), unacknowledged: None });
+        assert_eq!(of(0, 0), Keepalive { probes: None, unacknowledged: None });
         assert_eq!(of(0, 30).probes, None);
     }
 

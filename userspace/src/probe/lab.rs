@@ -94,7 +94,7 @@ impl Lab {
                 backend: our_backend,
                 hello: Vec::new(),
                 same_host: false,
-                liveness: None,
+                keepalive: None,
             };
             let end = carrier.relay(pair, &account).await;
             if account.carrier() == Some(Carrier::Sockmap) {

@@ -235,7 +235,7 @@ async fn connect(net: &Net, addresses: Addresses) -> io::Result<(Ends, Pair)> {
         backend: our_backend,
         hello: Vec::new(),
         same_host: false,
-        liveness: None,
+        keepalive: None,
     };
     Ok((Ends::new(client, backend), pair))
 }

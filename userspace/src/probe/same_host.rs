@@ -162,7 +162,7 @@ async fn link(lab: &Lab, carrier: &Rc<Sockmap>) -> io::Result<Ends> {
             backend: our_backend,
             hello: Vec::new(),
             same_host: true,
-            liveness: None,
+            keepalive: None,
         };
         carrier.relay(pair, &account).await
     });

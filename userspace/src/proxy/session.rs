@@ -36,7 +36,7 @@ use crate::{
     },
     limits::{Overload, admission::Permit},
     metrics::Metrics,
-    net::{keepalive::Liveness, local_address, sockopt},
+    net::{keepalive::Keepalive, local_address, sockopt},
     snapshot::SharedSnapshot,
     tls::{
         alert::{Description, alert},
@@ -60,7 +60,7 @@ pub struct Service {
     /// What moves the bytes.
     pub datapath: Rc<dyn Datapath>,
     /// How peers that are gone are noticed.
-    pub liveness: Rc<Liveness>,
+    pub keepalive: Rc<Keepalive>,
     /// All connections.
     pub registry: Rc<Registry>,
     /// Whether a connection has begun lately that may try a second endpoint after a while.
@@ -162,7 +162,7 @@ async fn establish(
         backend: upstream.stream,
         hello: bytes,
         same_host: upstream.announced,
-        liveness: Some(service.liveness.clone()),
+        keepalive: Some(service.keepalive.clone()),
     })
 }
 
@@ -390,7 +390,7 @@ mod tests {
             current: Arc::new(SharedSnapshot::from_pointee(Snapshot::new(model, 1))),
             metrics: metrics.clone(),
             datapath: Rc::new(Relay::new(LINGER)),
-            liveness: Rc::new(Liveness::of(&Timeouts::default())),
+            keepalive: Rc::new(Keepalive::of(&Timeouts::default())),
             registry: Rc::default(),
             races: Cell::default(),
             listening: RefCell::default(),
@@ -402,7 +402,7 @@ mod tests {
         let account = Account::open(&listener_account);
         let relay = Relay::new(LINGER);
         let carried = relay
-            .relay(Pair { client, backend, hello: Vec::new(), same_host: false, liveness: None }, &account);
+            .relay(Pair { client, backend, hello: Vec::new(), same_host: false, keepalive: None }, &account);
         let carried = size_of_val(&*carried);
 
         let client = StdStream::connect(socket.local_addr().unwrap()).unwrap();

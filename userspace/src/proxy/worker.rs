@@ -43,7 +43,7 @@ use crate::{
     log::log_limit,
     metrics::Metrics,
     net::{
-        keepalive::Liveness,
+        keepalive::Keepalive,
         sockopt::{self, watch_readable},
     },
     snapshot::SharedSnapshot,
@@ -167,7 +167,7 @@ fn run(index: usize, shared: Shared, orders: mpsc::UnboundedReceiver<Order>) -> 
 
 async fn work(index: usize, shared: Shared, mut orders: mpsc::UnboundedReceiver<Order>) -> io::Result<()> {
     let service = Rc::new(Service {
-        liveness: Rc::new(Liveness::of(&shared.current.load().model.timeouts)),
+        keepalive: Rc::new(Keepalive::of(&shared.current.load().model.timeouts)),
         current: shared.current,
         datapath: shared.datapath.build()?,
         metrics: shared.metrics.clone(),
@@ -183,7 +183,7 @@ async fn work(index: usize, shared: Shared, mut orders: mpsc::UnboundedReceiver<
     let patience = loop {
         match orders.recv().await {
             Some(Order::Listen { listener, wanted, socket }) => {
-                service.liveness.apply(&socket)?;
+                service.keepalive.apply(&socket)?;
                 service.listening.borrow_mut().push((wanted, socket.local_addr()?));
                 let socket = watch_readable(socket.into())?;
                 let entrance = Rc::new(Entrance {

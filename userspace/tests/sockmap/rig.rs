@@ -244,7 +244,7 @@ fn work(kernel: Arc<Kernel>, settings: sockmap::Settings, mut orders: tokio_mpsc
                     backend: stream(order.backend),
                     hello: Vec::new(),
                     same_host: order.same_host,
-                    liveness: None,
+                    keepalive: None,
                 };
                 let carry = sockmap.relay(pair, &account);
                 let future_bytes = size_of_val(&*carry);

@@ -32,7 +32,7 @@ use crate::{
     log::log_limit,
     metrics::{Metrics, NONE, labels::Carrier},
     net::{
-        keepalive::{Liveness, bear_silence},
+        keepalive::{Keepalive, bear_silence},
         repair, sockopt,
     },
     takeover::{
@@ -58,7 +58,7 @@ pub struct Orphans {
     maps: Maps,
     metrics: Arc<Metrics>,
     patience: Patience,
-    liveness: Liveness,
+    keepalive: Keepalive,
     flows: Vec<Orphan>,
     /// Places of flows that are still those of a process that is being taken over from.
     alive: BTreeSet<u32>,
@@ -119,7 +119,7 @@ impl Orphans {
     pub fn take(
         programs: &Arc<Programs>,
         patience: Patience,
-        liveness: Liveness,
+        keepalive: Keepalive,
         metrics: &Arc<Metrics>,
         alive: Option<BTreeSet<u32>>,
         workers: usize,
@@ -130,7 +130,7 @@ impl Orphans {
             programs: programs.clone(),
             metrics: metrics.clone(),
             patience,
-            liveness,
+            keepalive,
             flows: Vec::new(),
             alive: BTreeSet::new(),
             serial: 0,
@@ -253,7 +253,7 @@ impl Orphans {
     }
 
     fn adopt(&mut self, flow: u32, tuples: [Option<Tuple>; 2]) -> io::Result<()> {
-        let liveness = self.liveness;
+        let keepalive = self.keepalive;
         let rules = Rules { token: NOBODY, ..self.maps.rules(flow)? };
         let mut orphan = Orphan {
             flow,
@@ -282,7 +282,7 @@ impl Orphans {
             for ((tuple, way), peer) in
                 tuples.iter().flatten().zip(&rules.ways).zip([Peer::Client, Peer::Backend])
             {
-                match Holder::new(peer, tuple, way, Some(&liveness)) {
+                match Holder::new(peer, tuple, way, Some(&keepalive)) {
                     Ok(holder) => orphan.sockets.push(holder),
                     Err(error) => log_limit!(warn, %error, "a port of an earlier process' flow is not held"),
                 }
@@ -592,7 +592,7 @@ impl Orphan {
 
 impl Holder {
     /// A socket in the place of one that died, with its numbers: it has nothing left to deliver or to receive.
-    fn new(peer: Peer, tuple: &Tuple, way: &Way, liveness: Option<&Liveness>) -> io::Result<Self> {
+    fn new(peer: Peer, tuple: &Tuple, way: &Way, keepalive: Option<&Keepalive>) -> io::Result<Self> {
         let (local, remote) = tuple::ends(tuple);
         let sends = way.ack_start.wrapping_add(way.own);
         let since = Instant::now();
@@ -608,8 +608,8 @@ impl Holder {
             }
         };
         sockopt::reset_on_close(&socket)?;
-        if let Some(liveness) = liveness {
-            liveness.apply(&socket)?;
+        if let Some(keepalive) = keepalive {
+            keepalive.apply(&socket)?;
         }
         Ok(Self { peer, socket, since: Instant::now(), answers: false, doubted: false })
     }

@@ -149,7 +149,7 @@ impl Flow<'_> {
         let [client, backend] = replaced;
         let resume = |socket: repair::Repaired| TcpStream::from_std(socket.resume()?);
         let (client, backend) = (resume(client)?, resume(backend)?);
-        Ok(Pair { client, backend, hello: Vec::new(), same_host: false, liveness: None })
+        Ok(Pair { client, backend, hello: Vec::new(), same_host: false, keepalive: None })
     }
 }
 
