@@ -44,7 +44,7 @@ async fn rig(hello: &[u8], idle: Duration) -> Rig {
     };
     let ended = tokio::task::spawn_local(async move {
         let account = Account::default();
-        let end = Relay::new(idle).relay(pair, &account).await;
+        let end = Relay::new(idle).forward(pair, &account).await;
         (end, account)
     });
     Rig { client, backend, ended }

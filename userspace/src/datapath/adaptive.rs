@@ -26,7 +26,7 @@ use snisplice_config::model::Handover;
 use super::{
     packet::{Packet, Seen, Watched, leg},
     relay::{Carried, Connection, Job, Moment, Relay, Terms},
-    seam::{Carry, Datapath, End, HelloMode, InKernel, Pair},
+    seam::{Datapath, End, Forward, HelloMode, InKernel, Pair},
     sockmap::{self, Sockmap},
 };
 use crate::{account::Account, metrics::labels::Carrier};
@@ -70,13 +70,13 @@ type Copying<'a> = Pin<Box<dyn Future<Output = Next<'a>> + 'a>>;
 /// What comes after that.
 enum Next<'a> {
     End(End),
-    Carried(Carry<'a>),
+    Carried(Forward<'a>),
 }
 
 /// How one connection is carried. What it was copied with is gone before the other begins.
 enum Stages<'a> {
     Copied(Copying<'a>),
-    Carried(Carry<'a>),
+    Carried(Forward<'a>),
 }
 
 impl Future for Stages<'_> {
@@ -180,7 +180,7 @@ impl Adaptive {
         watched: Option<Box<Watched>>,
         copied: Connection,
         account: &'a Account,
-    ) -> ControlFlow<Carry<'a>, (Connection, Option<Box<Watched>>)> {
+    ) -> ControlFlow<Forward<'a>, (Connection, Option<Box<Watched>>)> {
         let Some(watched) = watched else {
             let watched = packet.watch(&copied, account).map(Box::new);
             return ControlFlow::Continue((copied, watched));
@@ -231,7 +231,7 @@ impl Datapath for Adaptive {
         }
     }
 
-    fn relay<'a>(&'a self, pair: Pair, account: &'a Account) -> Carry<'a> {
+    fn forward<'a>(&'a self, pair: Pair, account: &'a Account) -> Forward<'a> {
         account.carried_by(Carrier::Relay);
         Box::pin(Stages::Copied(Box::pin(self.copy(Connection::new(pair), account))))
     }

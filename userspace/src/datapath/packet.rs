@@ -33,7 +33,7 @@ use self::{
 };
 use super::{
     relay::{self, Terms},
-    seam::{Carry, Datapath, HelloMode, Pair, Patience},
+    seam::{Datapath, Forward, HelloMode, Pair, Patience},
 };
 use crate::{
     account::{Account, InPackets},
@@ -316,7 +316,7 @@ impl Datapath for Packet {
     }
 
     /// Puts the connection into the kernel's hands at once: the future holds no room for that.
-    fn relay<'a>(&'a self, mut pair: Pair, account: &'a Account) -> Carry<'a> {
+    fn forward<'a>(&'a self, mut pair: Pair, account: &'a Account) -> Forward<'a> {
         pair.watch();
         let connection = Box::new(relay::Connection::new(pair));
         let begun =

@@ -28,7 +28,7 @@ use self::{
     progress::Progress,
     pump::{Pump, Step, StepError},
 };
-use super::seam::{Carry, Datapath, End, HelloMode, Pair, Patience};
+use super::seam::{Datapath, End, Forward, HelloMode, Pair, Patience};
 use crate::{
     account::Account,
     metrics::labels::{Carrier, Direction},
@@ -96,7 +96,7 @@ impl Datapath for Relay {
         HelloMode::Read
     }
 
-    fn relay<'a>(&'a self, pair: Pair, account: &'a Account) -> Carry<'a> {
+    fn forward<'a>(&'a self, pair: Pair, account: &'a Account) -> Forward<'a> {
         account.carried_by(Carrier::Relay);
         let mut connection = Connection::new(pair);
         let job = Job { terms: &self.terms, account };

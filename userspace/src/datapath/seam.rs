@@ -33,7 +33,7 @@ pub trait Datapath {
 
     /// Carries the pair to its end. Both sockets are closed (or reset) when the future resolves; dropping the
     /// future closes both at once.
-    fn relay<'a>(&'a self, pair: Pair, account: &'a Account) -> Carry<'a>;
+    fn forward<'a>(&'a self, pair: Pair, account: &'a Account) -> Forward<'a>;
 
     /// Bytes up and down so far of a connection that it carries, for whoever looks: what the account knows, and what the
     /// kernel has moved since it last asked.
@@ -68,8 +68,8 @@ impl InKernel {
     }
 }
 
-/// The future of [`Datapath::relay`]. Boxed once per connection, next to a connect(2).
-pub type Carry<'a> = Pin<Box<dyn Future<Output = End> + 'a>>;
+/// The future of [`Datapath::forward`]. Boxed once per connection, next to a connect(2).
+pub type Forward<'a> = Pin<Box<dyn Future<Output = End> + 'a>>;
 
 /// What happens to the bytes of the hello while it is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -31,7 +31,7 @@ use self::{
 };
 use super::{
     relay::{self, Relay, pump::Pump},
-    seam::{Carry, Datapath, End, HelloMode, Pair, Patience},
+    seam::{Datapath, End, Forward, HelloMode, Pair, Patience},
 };
 use crate::{
     account::Account,
@@ -133,7 +133,7 @@ impl Sockmap {
             }
             Err(Unenrolled::Refused(error, pair)) => {
                 self.fall_back(&error);
-                self.relay.relay(pair, account).await
+                self.relay.forward(pair, account).await
             }
             Err(Unenrolled::Ended(end)) => end,
         }
@@ -172,7 +172,7 @@ impl Sockmap {
         mut copied: Box<relay::Connection>,
         rule: Handover,
         account: &'a Account,
-    ) -> Carry<'a> {
+    ) -> Forward<'a> {
         match self.admit(&copied.client, &copied.backend) {
             Ok(cookies) => match self.resume(*copied, cookies, rule, account) {
                 Ok((connection, mut pumps)) => Box::pin(async move { connection.run(&mut pumps).await }),
@@ -296,7 +296,7 @@ impl Datapath for Sockmap {
         })
     }
 
-    fn relay<'a>(&'a self, pair: Pair, account: &'a Account) -> Carry<'a> {
+    fn forward<'a>(&'a self, pair: Pair, account: &'a Account) -> Forward<'a> {
         // The enrolment lives in a box of its own, and only until it is over.
         Box::pin(self.carry(Box::pin(self.enrol(pair, account)), account))
     }

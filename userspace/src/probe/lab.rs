@@ -96,7 +96,7 @@ impl Lab {
                 same_host: false,
                 keepalive: None,
             };
-            let end = carrier.relay(pair, &account).await;
+            let end = carrier.forward(pair, &account).await;
             if account.carrier() == Some(Carrier::Sockmap) {
                 Ok(end)
             } else {

@@ -257,7 +257,7 @@ async fn carried(ends: Ends, pair: Pair, programs: &Arc<Programs>) -> Result<(),
         io::Result::Ok(())
     };
     let account = Account::default();
-    let (end, exchanged) = tokio::join!(packet.relay(pair, &account), exchange);
+    let (end, exchanged) = tokio::join!(packet.forward(pair, &account), exchange);
     let why = PacketRefusal::ALL.into_iter().zip(refused_before.into_iter().zip(refused()));
     if let Some((why, _)) = why.into_iter().find(|(_, (before, after))| after > before) {
         return Err(Failure::Spoilt(format!("the connection was not carried ({})", why.label())));

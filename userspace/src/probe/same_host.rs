@@ -164,7 +164,7 @@ async fn link(lab: &Lab, carrier: &Rc<Sockmap>) -> io::Result<Ends> {
             same_host: true,
             keepalive: None,
         };
-        carrier.relay(pair, &account).await
+        carrier.forward(pair, &account).await
     });
     let ends = Ends::new(client, backend);
     ends.backend.send(100).await?;

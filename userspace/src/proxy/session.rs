@@ -83,7 +83,7 @@ pub async fn serve(client: StdStream, account: Registration, service: Rc<Service
     // On the heap, so that an established connection, which may idle for hours, does not carry the room for this.
     let established = Box::pin(establish(client, &account, &service, &permit)).await;
     let reason = match established {
-        Ok(pair) => service.datapath.relay(pair, &account).await.reason(),
+        Ok(pair) => service.datapath.forward(pair, &account).await.reason(),
         Err(reason) => reason,
     };
     account.ended(reason);
@@ -401,8 +401,10 @@ mod tests {
         let listener_account = Rc::new(ListenerAccount::new(&metrics, &"https".into(), &service.registry));
         let account = Account::open(&listener_account);
         let relay = Relay::new(LINGER);
-        let carried = relay
-            .relay(Pair { client, backend, hello: Vec::new(), same_host: false, keepalive: None }, &account);
+        let carried = relay.forward(
+            Pair { client, backend, hello: Vec::new(), same_host: false, keepalive: None },
+            &account,
+        );
         let carried = size_of_val(&*carried);
 
         let client = StdStream::connect(socket.local_addr().unwrap()).unwrap();

@@ -246,7 +246,7 @@ fn work(kernel: Arc<Kernel>, settings: sockmap::Settings, mut orders: tokio_mpsc
                     same_host: order.same_host,
                     keepalive: None,
                 };
-                let carry = sockmap.relay(pair, &account);
+                let carry = sockmap.forward(pair, &account);
                 let future_bytes = size_of_val(&*carry);
                 let end = tokio::select! {
                     end = carry => end.reason(),
