@@ -224,7 +224,7 @@ impl Account {
     }
 
     /// Notes what carries the connection from now on.
-    pub fn carried_by(&self, carrier: Carrier) {
+    pub fn set_carrier(&self, carrier: Carrier) {
         self.carrier.set(Some(carrier));
     }
 

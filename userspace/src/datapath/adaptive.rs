@@ -232,7 +232,7 @@ impl Datapath for Adaptive {
     }
 
     fn forward<'a>(&'a self, pair: Pair, account: &'a Account) -> Forward<'a> {
-        account.carried_by(Carrier::Relay);
+        account.set_carrier(Carrier::Relay);
         Box::pin(Stages::Copied(Box::pin(self.copy(Connection::new(pair), account))))
     }
 

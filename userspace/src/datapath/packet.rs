@@ -170,7 +170,7 @@ impl Packet {
                     100 * (u64::from(account.listener_account().registry.age(account)) + 1),
                 );
                 programs.look_where_it_leads(entry.place(), age);
-                account.carried_by(Carrier::Packet);
+                account.set_carrier(Carrier::Packet);
                 Ok(Flow::new(entry, connection, account))
             }
             Err(why) => {
@@ -324,7 +324,7 @@ impl Datapath for Packet {
         match self.flow(begun, connection, account) {
             Ok(flow) => Box::pin(Box::new(flow).run(&self.terms)),
             Err(mut connection) => {
-                account.carried_by(Carrier::Relay);
+                account.set_carrier(Carrier::Relay);
                 Box::pin(async move { connection.carry_to_end(&self.terms, account).await })
             }
         }

@@ -97,7 +97,7 @@ impl Datapath for Relay {
     }
 
     fn forward<'a>(&'a self, pair: Pair, account: &'a Account) -> Forward<'a> {
-        account.carried_by(Carrier::Relay);
+        account.set_carrier(Carrier::Relay);
         let mut connection = Connection::new(pair);
         let job = Job { terms: &self.terms, account };
         // Not `carry_to_end`: a future within a future holds what it is called with twice.

@@ -128,7 +128,7 @@ impl Sockmap {
     ) -> End {
         match enrolled.await {
             Ok(connection) => {
-                account.carried_by(Carrier::Sockmap);
+                account.set_carrier(Carrier::Sockmap);
                 connection.run(&mut Default::default()).await
             }
             Err(Unenrolled::Refused(error, pair)) => {
@@ -197,7 +197,7 @@ impl Sockmap {
         for (direction, progress) in [Direction::Up, Direction::Down].into_iter().zip(progress) {
             connection.way(direction).progress.set(progress.get());
         }
-        account.carried_by(Carrier::Sockmap);
+        account.set_carrier(Carrier::Sockmap);
         Ok((connection, [upward, downward]))
     }
 

@@ -379,7 +379,7 @@ impl<'a> Flow<'a> {
         self.entry.shared.programs.stats().refuse(PacketRefusal::Bypassed);
         self.entry.set_mode(OFF);
         self.ended = true;
-        self.account.carried_by(Carrier::Relay);
+        self.account.set_carrier(Carrier::Relay);
         self.account.refused_in_packets(PacketRefusal::Bypassed);
         let Sockets::Settling(connection) = &mut self.sockets else { return End::Finished };
         for socket in [&connection.client, &connection.backend] {

@@ -68,7 +68,7 @@ impl Flow<'_> {
             Ok(pair) => {
                 tracing::info!(why = why.label(), "a connection goes from packets back into sockets");
                 shared.programs.stats().take_back(why);
-                self.account.carried_by(Carrier::Relay);
+                self.account.set_carrier(Carrier::Relay);
                 Connection::new(pair).carry_to_end(terms, self.account).await
             }
             Err(error) => {
