@@ -1,6 +1,9 @@
 //! A worker and its connections: from accept to the end of each.
 
+mod acceptor;
 pub mod connect;
 pub mod hello;
+mod refuse;
+pub mod service;
 pub mod session;
 pub mod worker;

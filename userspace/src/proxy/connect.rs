@@ -26,7 +26,7 @@ use tokio::{
 };
 
 use self::race::{Attempt, Race};
-use super::session::Service;
+use super::service::Service;
 use crate::{
     datapath::seam::Datapath,
     log::log_limit,

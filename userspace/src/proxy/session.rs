@@ -1,82 +1,27 @@
 //! One connection's story, from accept to the last byte.
 
-use std::{
-    cell::{Cell, RefCell},
-    io,
-    net::{SocketAddr, TcpStream as StdStream},
-    os::fd::AsRawFd as _,
-    rc::Rc,
-    sync::Arc,
-    time::{Duration, Instant as StdInstant},
-};
+use std::{net::TcpStream as StdStream, os::fd::AsRawFd as _, rc::Rc, time::Instant as StdInstant};
 
-use rustix::{
-    io::retry_on_intr,
-    net::{RecvFlags, SendFlags, recv, send},
-};
-use snisplice_config::model::{BackendId, Listener, Model, Policies, Policy, Rule};
-use socket2::SockRef;
-use tokio::{
-    net::TcpStream,
-    time::{Instant, timeout, timeout_at},
-};
+use snisplice_config::model::{Listener, Model, Policies, Policy, Rule};
+use tokio::{net::TcpStream, time::timeout};
 
 use super::{
     connect::connect,
     hello::{self, Hello, NoHello},
+    refuse::{RouteVerdict, label, turn_away},
+    service::Service,
 };
 use crate::{
-    account::{
-        Account,
-        registry::{Registration, Registry},
-    },
-    datapath::{
-        relay::pump::with_scratch,
-        seam::{Datapath, HelloMode, Pair},
-    },
+    account::{Account, registry::Registration},
+    datapath::seam::{HelloMode, Pair},
     limits::{Overload, admission::Permit},
-    metrics::Metrics,
-    net::{keepalive::Keepalive, local_address, sockopt},
-    snapshot::SharedSnapshot,
-    tls::{
-        alert::{Description, alert},
-        client_hello::{ClientHello, Rejection},
-    },
+    net::sockopt,
+    tls::client_hello::ClientHello,
     upstream::cluster::Cluster,
 };
 
 /// The reason of a connection whose listener a reload has removed before it was served.
 pub(crate) const LISTENER_REMOVED: &str = "listener_removed";
-
-/// How long a client may take to read our last word before its connection is closed for good.
-const LINGER: Duration = Duration::from_secs(1);
-
-/// What all connections of one worker share.
-pub struct Service {
-    /// The configuration in service.
-    pub current: Arc<SharedSnapshot>,
-    /// Where everything is counted.
-    pub metrics: Arc<Metrics>,
-    /// What moves the bytes.
-    pub datapath: Rc<dyn Datapath>,
-    /// How peers that are gone are noticed.
-    pub keepalive: Rc<Keepalive>,
-    /// All connections.
-    pub registry: Rc<Registry>,
-    /// Whether a connection has begun lately that may try a second endpoint after a while.
-    pub races: Cell<bool>,
-    /// The addresses on which this process listens: as the configuration has each, and the real one.
-    pub listening: RefCell<Vec<(SocketAddr, SocketAddr)>>,
-}
-
-impl Service {
-    /// Whether a connection to this address would come back to this process.
-    #[must_use]
-    pub fn listens_on(&self, address: SocketAddr) -> bool {
-        let listening = self.listening.borrow();
-        local_address::reaches(listening.iter().map(|(_, own)| *own), address, local_address::is_local)
-    }
-}
 
 /// Serves one accepted connection to its end, for as long as it holds a `permit`.
 pub async fn serve(client: StdStream, account: Registration, service: Rc<Service>, permit: Permit) {
@@ -134,7 +79,7 @@ async fn establish(
             account.routed(snapshot.label(rule));
             (snapshot.next_target(rule).ok_or("backend_rejected")?, bytes)
         }
-        Err(Refused { verdict, hello, .. }) => {
+        Err(Refusal { verdict, hello, .. }) => {
             let backend = |id| snapshot.cluster(id);
             let backend = turn_away(&client, listener, listener_name, verdict, service, backend).await?;
             (backend, hello.unwrap_or(partial))
@@ -173,7 +118,7 @@ async fn wait_for_hello(
     service: &Service,
     permit: &Permit,
     partial: &mut Vec<u8>,
-) -> Result<Result<Hello, Verdict>, &'static str> {
+) -> Result<Result<Hello, RouteVerdict>, &'static str> {
     let waiting = permit.hello(!partial.is_empty(), StdInstant::now());
     let (mode, limit) = (service.datapath.hello(), model.limits.hello_bytes);
     let received = hello::receive(client, mode, limit, partial, || waiting.heard());
@@ -192,28 +137,28 @@ async fn wait_for_hello(
     }
     // The peeking reader may have left its mark; a policy's backend shall see every byte.
     let _ = sockopt::set_receive_low_water(client, 1);
-    Ok(Err(Verdict::Timeout))
+    Ok(Err(RouteVerdict::Timeout))
 }
 
 /// Tells a client that is gone, the outer error, from one that is turned away.
-fn judge(received: Result<Hello, NoHello>) -> Result<Result<Hello, Verdict>, &'static str> {
+fn judge(received: Result<Hello, NoHello>) -> Result<Result<Hello, RouteVerdict>, &'static str> {
     match received {
         Ok(hello) => Ok(Ok(hello)),
         Err(NoHello::ClientGone) => Err("client_gone"),
-        Err(NoHello::Rejected(rejection)) => Ok(Err(Verdict::Rejected(rejection))),
+        Err(NoHello::Rejected(rejection)) => Ok(Err(RouteVerdict::Rejected(rejection))),
     }
 }
 
 /// A client whom no rule serves.
-struct Refused {
-    verdict: Verdict,
+struct Refusal {
+    verdict: RouteVerdict,
     /// The bytes of its hello, if that was a whole one.
     hello: Option<Vec<u8>>,
     /// Whether it sends nothing more before it has heard something.
     listens: bool,
 }
 
-impl Refused {
+impl Refusal {
     /// Whether dropping the socket is all that is left to do, which spares the runtime a socket that waits for nothing:
     /// the policy for which that is so.
     fn ends_at_once(
@@ -241,123 +186,34 @@ impl Refused {
 fn decide<'a>(
     listener: &'a Listener,
     account: &Account,
-    received: Result<Hello, Verdict>,
-) -> Result<(&'a Rule, Vec<u8>), Refused> {
+    received: Result<Hello, RouteVerdict>,
+) -> Result<(&'a Rule, Vec<u8>), Refusal> {
     let Hello { message, bytes } =
-        received.map_err(|verdict| Refused { verdict, hello: None, listens: false })?;
+        received.map_err(|verdict| Refusal { verdict, hello: None, listens: false })?;
     if let Some(name) = &message.server_name {
         account.asks_for(name.as_str());
     }
     match route(listener, &message) {
         Ok(rule) => Ok((rule, bytes)),
-        Err(verdict) => Err(Refused { verdict, hello: Some(bytes), listens: !message.early_data }),
+        Err(verdict) => Err(Refusal { verdict, hello: Some(bytes), listens: !message.early_data }),
     }
 }
 
-fn route<'a>(listener: &'a Listener, message: &ClientHello) -> Result<&'a Rule, Verdict> {
+fn route<'a>(listener: &'a Listener, message: &ClientHello) -> Result<&'a Rule, RouteVerdict> {
     match &message.server_name {
-        Some(name) => listener.routes.lookup(name).map(AsRef::as_ref).ok_or(Verdict::UnknownName),
-        None => listener.routes.no_sni().map(AsRef::as_ref).ok_or(Verdict::NoSni),
-    }
-}
-
-/// Why a hello led to no rule.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verdict {
-    NoSni,
-    UnknownName,
-    Rejected(Rejection),
-    Timeout,
-}
-
-impl Verdict {
-    fn label(self) -> &'static str {
-        match self {
-            Self::NoSni => "no_sni",
-            Self::UnknownName => "unknown_name",
-            Self::Rejected(rejection) => rejection.reason(),
-            Self::Timeout => "hello_timeout",
-        }
-    }
-
-    fn policy(self, policies: &Policies) -> Policy {
-        match self {
-            Self::NoSni => policies.no_sni,
-            Self::UnknownName => policies.unknown_name,
-            Self::Rejected(Rejection::NotTls) => policies.not_tls,
-            Self::Rejected(Rejection::Malformed(_)) => policies.malformed,
-            Self::Rejected(Rejection::TooLarge) => policies.too_large,
-            Self::Timeout => policies.timeout,
-        }
-    }
-
-    fn alert(self) -> Description {
-        match self {
-            Self::NoSni => Description::NO_SERVER_NAME,
-            Self::UnknownName => Description::UNKNOWN_NAME,
-            Self::Rejected(rejection) => Description::of(rejection),
-            Self::Timeout => Description::TIMEOUT,
-        }
-    }
-}
-
-/// As metrics name it.
-fn label(policy: Policy) -> &'static str {
-    match policy {
-        Policy::Close => "close",
-        Policy::Reset => "reset",
-        Policy::Alert => "alert",
-        Policy::Backend(_) => "backend",
-    }
-}
-
-/// Applies the policy for a verdict: either it names a backend all the same, or the connection is over.
-async fn turn_away<'a>(
-    client: &TcpStream,
-    listener: &Listener,
-    name: &Arc<str>,
-    verdict: Verdict,
-    service: &Service,
-    backend: impl FnOnce(BackendId) -> &'a Cluster,
-) -> Result<&'a Cluster, &'static str> {
-    let policy = verdict.policy(&listener.policies);
-    service.metrics.unrouted(name, verdict.label(), label(policy));
-    match policy {
-        Policy::Backend(id) => return Ok(backend(id)),
-        Policy::Reset => {
-            let _ = sockopt::reset_on_close(client);
-        }
-        Policy::Close => farewell(client, &[]).await,
-        Policy::Alert => farewell(client, &alert(verdict.alert())).await,
-    }
-    Err(verdict.label())
-}
-
-/// Sends `last`, then FIN, and gives the client a moment to read them: closing with bytes of the client unread, or
-/// still arriving, would send RST instead, which may overtake what was sent.
-async fn farewell(client: &TcpStream, last: &[u8]) {
-    if !last.is_empty() {
-        let _ = retry_on_intr(|| send(client, last, SendFlags::NOSIGNAL));
-    }
-    let _ = SockRef::from(client).shutdown(std::net::Shutdown::Write);
-    let deadline = Instant::now() + LINGER;
-    while let Ok(Ok(())) = timeout_at(deadline, client.readable()).await {
-        let discarded = client.try_io(tokio::io::Interest::READABLE, || {
-            with_scratch(|scratch| {
-                let (length, _) = retry_on_intr(|| recv(client, &mut scratch[..], RecvFlags::empty()))?;
-                Ok(length)
-            })
-        });
-        match discarded {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Ok(1..) => {}
-            Ok(0) | Err(_) => return,
-        }
+        Some(name) => listener.routes.lookup(name).map(AsRef::as_ref).ok_or(RouteVerdict::UnknownName),
+        None => listener.routes.no_sni().map(AsRef::as_ref).ok_or(RouteVerdict::NoSni),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        cell::{Cell, RefCell},
+        sync::Arc,
+        time::Duration,
+    };
+
     use snisplice_config::{
         model::{Backend, DatapathKind, Dns, Handover, Limits, Timeouts},
         networks::Networks,
@@ -365,8 +221,16 @@ mod tests {
 
     use super::*;
     use crate::{
-        account::ListenerAccount, datapath::relay::Relay, limits::admission::Admission, snapshot::Snapshot,
+        account::{ListenerAccount, registry::Registry},
+        datapath::{relay::Relay, seam::Datapath as _},
+        limits::admission::Admission,
+        metrics::Metrics,
+        net::keepalive::Keepalive,
+        snapshot::{SharedSnapshot, Snapshot},
     };
+
+    /// No connection of these tests is idle for longer.
+    const IDLE: Duration = Duration::from_secs(1);
 
     /// What an idle connection holds is its session's future, with the sockets in it, and the datapath's.
     #[tokio::test]
@@ -389,7 +253,7 @@ mod tests {
         let service = Rc::new(Service {
             current: Arc::new(SharedSnapshot::from_pointee(Snapshot::new(model, 1))),
             metrics: metrics.clone(),
-            datapath: Rc::new(Relay::new(LINGER)),
+            datapath: Rc::new(Relay::new(IDLE)),
             keepalive: Rc::new(Keepalive::of(&Timeouts::default())),
             registry: Rc::default(),
             races: Cell::default(),
@@ -400,7 +264,7 @@ mod tests {
         let backend = TcpStream::connect(socket.local_addr().unwrap()).await.unwrap();
         let listener_account = Rc::new(ListenerAccount::new(&metrics, &"https".into(), &service.registry));
         let account = Account::open(&listener_account);
-        let relay = Relay::new(LINGER);
+        let relay = Relay::new(IDLE);
         let carried = relay.forward(
             Pair { client, backend, hello: Vec::new(), same_host: false, keepalive: None },
             &account,

@@ -8,52 +8,36 @@ use std::{
     collections::HashMap,
     future::pending,
     io,
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener as StdListener, TcpStream as StdStream},
-    os::fd::OwnedFd,
+    net::{SocketAddr, TcpListener as StdListener},
     rc::Rc,
     sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
-use rustix::{
-    io::{Errno, retry_on_intr},
-    net::{SocketFlags, acceptfrom_with},
-};
 use tokio::{
-    io::unix::AsyncFd,
     runtime::{self, LocalOptions},
     sync::mpsc,
-    task::{JoinHandle, spawn_local},
+    task::spawn_local,
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::session::{self, LISTENER_REMOVED, Service};
+use super::{
+    acceptor::{Acceptor, Entrance, Followed, accept_always},
+    service::Service,
+};
 use crate::{
     account::{
-        Account, ListenerAccount,
+        ListenerAccount,
         registry::{self, Registry, Request},
     },
     datapath::{factory::Factory, seam::InKernel},
-    limits::{
-        Overload,
-        admission::{Admission, Admitted, Permit},
-    },
-    log::log_limit,
+    limits::admission::Admission,
     metrics::Metrics,
-    net::{
-        keepalive::Keepalive,
-        sockopt::{self, watch_readable},
-    },
+    net::{keepalive::Keepalive, sockopt::watch_readable},
     snapshot::SharedSnapshot,
 };
-
-/// How long accepting pauses after an error that accepting more at once would only repeat.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-
-/// Connections accepted in a row before those that are open already get their turn.
-const ACCEPTS_PER_TURN: u32 = 32;
 
 /// What the main thread tells a worker.
 #[derive(Debug)]
@@ -281,243 +265,9 @@ async fn tick(service: Rc<Service>) {
     }
 }
 
-/// Has the socket accepted from until that ends well: one that nobody accepts from keeps its clients waiting. A panic in a
-/// task ends that task alone, so that whoever does not look never learns of it.
-async fn accept_always<A>(acceptor: Rc<A>, start: impl Fn(Rc<A>) -> JoinHandle<()>) {
-    while start(acceptor.clone()).await.is_err_and(|error| error.is_panic()) {
-        log_limit!(error, "accepting has failed; going on");
-        sleep(ACCEPT_PAUSE).await;
-    }
-}
-
-/// Accepts on one socket until told to stop.
-struct Acceptor {
-    socket: AsyncFd<OwnedFd>,
-    entrance: Rc<Entrance>,
-}
-
-/// What becomes of those who are accepted. It may outlive the socket.
-struct Entrance {
-    listener_account: RefCell<Followed>,
-    service: Rc<Service>,
-    admission: Arc<Admission>,
-    sessions: TaskTracker,
-    /// Clients that wait for a place.
-    waiters: TaskTracker,
-    /// Whether another process accepts from the same queue.
-    succeeded: Rc<Cell<bool>>,
-    stop: CancellationToken,
-}
-
-/// What is accepted is accounted for here, under a configuration of this generation.
-struct Followed {
-    generation: u64,
-    listener_account: Rc<ListenerAccount>,
-}
-
-impl Acceptor {
-    async fn run(self: Rc<Self>) {
-        tokio::select! {
-            () = self.accept_for_ever() => {}
-            () = self.entrance.stop.cancelled() => {}
-        }
-        self.empty_the_backlog();
-    }
-
-    async fn accept_for_ever(&self) {
-        let mut turn = 0;
-        loop {
-            match self.accept() {
-                Ok((client, peer)) => {
-                    match self.entrance.admission.admit(peer, Instant::now()).map(Admitted::try_place) {
-                        Ok(Ok(permit)) => self.entrance.start(client, permit),
-                        // At the limit it waits, and those after it in the kernel's queue. Asking only now keeps no place
-                        // from a worker that has a connection for it.
-                        Ok(Err(admitted)) => {
-                            let _ = self.entrance.wait(client, admitted).await;
-                        }
-                        Err(why) => self.entrance.refuse(&client, why),
-                    }
-                    turn += 1;
-                    if turn < ACCEPTS_PER_TURN {
-                        continue;
-                    }
-                    tokio::task::yield_now().await;
-                }
-                // Only now: an event that came before the queue was empty is of no more use. Fails only when the
-                // runtime shuts down.
-                Err(Errno::AGAIN) => {
-                    if let Ok(mut guard) = self.socket.readable().await {
-                        guard.clear_ready();
-                    }
-                }
-                // The client gave up before we came; the next one may be fine.
-                Err(Errno::CONNABORTED) => {}
-                Err(error) => {
-                    self.entrance.cannot_accept(error);
-                    sleep(ACCEPT_PAUSE).await;
-                }
-            }
-            turn = 0;
-        }
-    }
-
-    fn accept(&self) -> Result<(StdStream, IpAddr), Errno> {
-        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        let (client, peer) = retry_on_intr(|| acceptfrom_with(self.socket.get_ref(), flags))?;
-        // A socket of TCP over IP has one that can be read.
-        let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
-        Ok((StdStream::from(client), peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip())))
-    }
-
-    /// Connections that the kernel has completed for this socket would be reset when it closes: takes them first. At the limit,
-    /// a process that accepts from the same queue takes them.
-    fn empty_the_backlog(&self) {
-        while !(self.entrance.succeeded.get() && self.entrance.admission.is_full()) {
-            let (client, peer) = match self.accept() {
-                Ok(accepted) => accepted,
-                Err(Errno::AGAIN) => return,
-                Err(Errno::CONNABORTED) => continue,
-                Err(error) => return self.entrance.cannot_accept(error),
-            };
-            match self.entrance.admission.admit(peer, Instant::now()).map(Admitted::try_place) {
-                Ok(Ok(permit)) => self.entrance.start(client, permit),
-                Ok(Err(admitted)) if self.entrance.serves(&client) && self.entrance.admission.may_wait() => {
-                    self.entrance.wait(client, admitted);
-                }
-                Ok(Err(_)) => self.entrance.turn_away(&client),
-                Err(why) => self.entrance.refuse(&client, why),
-            }
-        }
-    }
-}
-
-impl Entrance {
-    /// Whose connection it is that is accepted now: the listener may have another name since the last one.
-    fn listener_account(&self) -> Rc<ListenerAccount> {
-        let snapshot = self.service.current.load();
-        let mut followed = self.listener_account.borrow_mut();
-        let Followed { generation, listener_account } = &mut *followed;
-        if *generation != snapshot.generation {
-            *generation = snapshot.generation;
-            if let Some(listener) = snapshot.listener_of(listener_account.address, || None)
-                && *listener.name != *listener_account.counters.listener
-            {
-                *listener_account = Rc::new(listener_account.renamed(&listener.name.as_str().into()));
-            }
-        }
-        listener_account.clone()
-    }
-
-    fn cannot_accept(&self, error: Errno) {
-        let listener_account = self.listener_account();
-        let counters = &listener_account.counters;
-        counters.accept_errors.inc();
-        log_limit!(warn, %error, listener = %counters.listener, "cannot accept; trying again shortly");
-    }
-
-    /// Resets a connection, which costs less than anything else, and counts it.
-    fn refuse(&self, client: &StdStream, why: Overload) {
-        self.reset(client, why.label());
-    }
-
-    fn reset(&self, client: &StdStream, reason: &'static str) {
-        let _ = sockopt::reset_on_close(client);
-        Account::open(&self.listener_account()).ended(reason);
-    }
-
-    /// Has a client wait for a place, in a task of its own: it still waits when nothing more is accepted.
-    fn wait(self: &Rc<Self>, client: StdStream, admitted: Admitted) -> JoinHandle<()> {
-        let waiter = Waiter { client: Some(client), entrance: self.clone() };
-        let place = admitted.place();
-        self.waiters.spawn_local(async move {
-            tokio::select! {
-                permit = place => waiter.start(permit),
-                () = waiter.waited_for_too_long() => {}
-            }
-        })
-    }
-
-    /// Whether the configuration serves this client still.
-    fn serves(&self, client: &StdStream) -> bool {
-        let own = || client.local_addr().ok();
-        self.service
-            .current
-            .load()
-            .listener_of(self.listener_account.borrow().listener_account.address, own)
-            .is_some()
-    }
-
-    /// A client that waited for a place has none, and will not have any.
-    fn turn_away(&self, client: &StdStream) {
-        if self.serves(client) {
-            self.refuse(client, self.admission.has_no_place(Instant::now()));
-        } else {
-            log_limit!(info, listener = %self.listener_account().counters.listener, "a listener is removed: refusing clients that wait");
-            self.reset(client, LISTENER_REMOVED);
-        }
-    }
-
-    fn start(&self, client: StdStream, permit: Permit) {
-        let registration = Registry::register(Account::open(&self.listener_account()));
-        let place = registration.place();
-        let session = session::serve(client, registration, self.service.clone(), permit);
-        self.service.registry.is_served_by(place, self.sessions.spawn_local(session).abort_handle());
-    }
-}
-
-/// A client that waits for a place. Whatever ends that, it is served or counted.
-struct Waiter {
-    client: Option<StdStream>,
-    entrance: Rc<Entrance>,
-}
-
-impl Waiter {
-    /// Resolves when nobody accepts any more, and a drain takes no longer.
-    async fn waited_for_too_long(&self) {
-        let Self { client, entrance } = self;
-        entrance.stop.cancelled().await;
-        if client.as_ref().is_some_and(|client| entrance.serves(client)) {
-            sleep(entrance.service.current.load().model.timeouts.drain).await;
-        }
-    }
-
-    fn start(mut self, permit: Permit) {
-        if let Some(client) = self.client.take() {
-            self.entrance.start(client, permit);
-        }
-    }
-}
-
-impl Drop for Waiter {
-    fn drop(&mut self) {
-        if let Some(client) = self.client.take() {
-            self.entrance.turn_away(&client);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
-
     use super::*;
-
-    #[test]
-    fn accepting_goes_on_after_a_panic() {
-        let runtime = runtime::Builder::new_current_thread()
-            .enable_time()
-            .build_local(LocalOptions::default())
-            .unwrap();
-        let starts = Rc::new(Cell::new(0));
-        runtime.block_on(accept_always(starts.clone(), |starts| {
-            spawn_local(async move {
-                starts.set(starts.get() + 1);
-                assert!(starts.get() > 2, "a fault");
-            })
-        }));
-        assert_eq!(starts.get(), 3);
-    }
 
     #[test]
     fn a_worker_that_ends_is_told_of() {

@@ -1,0 +1,279 @@
+//! Accepts on one listening socket, and gives each client to a session, to a wait for a place, or a reset.
+
+use std::{
+    cell::{Cell, RefCell},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream as StdStream},
+    os::fd::OwnedFd,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    io::{Errno, retry_on_intr},
+    net::{SocketFlags, acceptfrom_with},
+};
+use tokio::{io::unix::AsyncFd, task::JoinHandle, time::sleep};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    service::Service,
+    session::{self, LISTENER_REMOVED},
+};
+use crate::{
+    account::{Account, ListenerAccount, registry::Registry},
+    limits::{
+        Overload,
+        admission::{Admission, Admitted, Permit},
+    },
+    log::log_limit,
+    net::sockopt,
+};
+
+/// How long accepting pauses after an error that accepting more at once would only repeat.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Connections accepted in a row before those that are open already get their turn.
+const ACCEPTS_PER_TURN: u32 = 32;
+
+/// Has the socket accepted from until that ends well: one that nobody accepts from keeps its clients waiting. A panic in a
+/// task ends that task alone, so that whoever does not look never learns of it.
+pub(super) async fn accept_always<A>(acceptor: Rc<A>, start: impl Fn(Rc<A>) -> JoinHandle<()>) {
+    while start(acceptor.clone()).await.is_err_and(|error| error.is_panic()) {
+        log_limit!(error, "accepting has failed; going on");
+        sleep(ACCEPT_PAUSE).await;
+    }
+}
+
+/// Accepts on one socket until told to stop.
+pub(super) struct Acceptor {
+    pub(super) socket: AsyncFd<OwnedFd>,
+    pub(super) entrance: Rc<Entrance>,
+}
+
+/// What becomes of those who are accepted. It may outlive the socket.
+pub(super) struct Entrance {
+    pub(super) listener_account: RefCell<Followed>,
+    pub(super) service: Rc<Service>,
+    pub(super) admission: Arc<Admission>,
+    pub(super) sessions: TaskTracker,
+    /// Clients that wait for a place.
+    pub(super) waiters: TaskTracker,
+    /// Whether another process accepts from the same queue.
+    pub(super) succeeded: Rc<Cell<bool>>,
+    pub(super) stop: CancellationToken,
+}
+
+/// What is accepted is accounted for here, under a configuration of this generation.
+pub(super) struct Followed {
+    pub(super) generation: u64,
+    pub(super) listener_account: Rc<ListenerAccount>,
+}
+
+impl Acceptor {
+    pub(super) async fn run(self: Rc<Self>) {
+        tokio::select! {
+            () = self.accept_for_ever() => {}
+            () = self.entrance.stop.cancelled() => {}
+        }
+        self.empty_the_backlog();
+    }
+
+    async fn accept_for_ever(&self) {
+        let mut turn = 0;
+        loop {
+            match self.accept() {
+                Ok((client, peer)) => {
+                    match self.entrance.admission.admit(peer, Instant::now()).map(Admitted::try_place) {
+                        Ok(Ok(permit)) => self.entrance.start(client, permit),
+                        // At the limit it waits, and those after it in the kernel's queue. Asking only now keeps no place
+                        // from a worker that has a connection for it.
+                        Ok(Err(admitted)) => {
+                            let _ = self.entrance.wait(client, admitted).await;
+                        }
+                        Err(why) => self.entrance.refuse(&client, why),
+                    }
+                    turn += 1;
+                    if turn < ACCEPTS_PER_TURN {
+                        continue;
+                    }
+                    tokio::task::yield_now().await;
+                }
+                // Only now: an event that came before the queue was empty is of no more use. Fails only when the
+                // runtime shuts down.
+                Err(Errno::AGAIN) => {
+                    if let Ok(mut guard) = self.socket.readable().await {
+                        guard.clear_ready();
+                    }
+                }
+                // The client gave up before we came; the next one may be fine.
+                Err(Errno::CONNABORTED) => {}
+                Err(error) => {
+                    self.entrance.cannot_accept(error);
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            }
+            turn = 0;
+        }
+    }
+
+    fn accept(&self) -> Result<(StdStream, IpAddr), Errno> {
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let (client, peer) = retry_on_intr(|| acceptfrom_with(self.socket.get_ref(), flags))?;
+        // A socket of TCP over IP has one that can be read.
+        let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
+        Ok((StdStream::from(client), peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip())))
+    }
+
+    /// Connections that the kernel has completed for this socket would be reset when it closes: takes them first. At the limit,
+    /// a process that accepts from the same queue takes them.
+    fn empty_the_backlog(&self) {
+        while !(self.entrance.succeeded.get() && self.entrance.admission.is_full()) {
+            let (client, peer) = match self.accept() {
+                Ok(accepted) => accepted,
+                Err(Errno::AGAIN) => return,
+                Err(Errno::CONNABORTED) => continue,
+                Err(error) => return self.entrance.cannot_accept(error),
+            };
+            match self.entrance.admission.admit(peer, Instant::now()).map(Admitted::try_place) {
+                Ok(Ok(permit)) => self.entrance.start(client, permit),
+                Ok(Err(admitted)) if self.entrance.serves(&client) && self.entrance.admission.may_wait() => {
+                    self.entrance.wait(client, admitted);
+                }
+                Ok(Err(_)) => self.entrance.turn_away(&client),
+                Err(why) => self.entrance.refuse(&client, why),
+            }
+        }
+    }
+}
+
+impl Entrance {
+    /// Whose connection it is that is accepted now: the listener may have another name since the last one.
+    fn listener_account(&self) -> Rc<ListenerAccount> {
+        let snapshot = self.service.current.load();
+        let mut followed = self.listener_account.borrow_mut();
+        let Followed { generation, listener_account } = &mut *followed;
+        if *generation != snapshot.generation {
+            *generation = snapshot.generation;
+            if let Some(listener) = snapshot.listener_of(listener_account.address, || None)
+                && *listener.name != *listener_account.counters.listener
+            {
+                *listener_account = Rc::new(listener_account.renamed(&listener.name.as_str().into()));
+            }
+        }
+        listener_account.clone()
+    }
+
+    fn cannot_accept(&self, error: Errno) {
+        let listener_account = self.listener_account();
+        let counters = &listener_account.counters;
+        counters.accept_errors.inc();
+        log_limit!(warn, %error, listener = %counters.listener, "cannot accept; trying again shortly");
+    }
+
+    /// Resets a connection, which costs less than anything else, and counts it.
+    fn refuse(&self, client: &StdStream, why: Overload) {
+        self.reset(client, why.label());
+    }
+
+    fn reset(&self, client: &StdStream, reason: &'static str) {
+        let _ = sockopt::reset_on_close(client);
+        Account::open(&self.listener_account()).ended(reason);
+    }
+
+    /// Has a client wait for a place, in a task of its own: it still waits when nothing more is accepted.
+    fn wait(self: &Rc<Self>, client: StdStream, admitted: Admitted) -> JoinHandle<()> {
+        let waiter = Waiter { client: Some(client), entrance: self.clone() };
+        let place = admitted.place();
+        self.waiters.spawn_local(async move {
+            tokio::select! {
+                permit = place => waiter.start(permit),
+                () = waiter.waited_for_too_long() => {}
+            }
+        })
+    }
+
+    /// Whether the configuration serves this client still.
+    fn serves(&self, client: &StdStream) -> bool {
+        let own = || client.local_addr().ok();
+        self.service
+            .current
+            .load()
+            .listener_of(self.listener_account.borrow().listener_account.address, own)
+            .is_some()
+    }
+
+    /// A client that waited for a place has none, and will not have any.
+    fn turn_away(&self, client: &StdStream) {
+        if self.serves(client) {
+            self.refuse(client, self.admission.has_no_place(Instant::now()));
+        } else {
+            log_limit!(info, listener = %self.listener_account().counters.listener, "a listener is removed: refusing clients that wait");
+            self.reset(client, LISTENER_REMOVED);
+        }
+    }
+
+    fn start(&self, client: StdStream, permit: Permit) {
+        let registration = Registry::register(Account::open(&self.listener_account()));
+        let place = registration.place();
+        let session = session::serve(client, registration, self.service.clone(), permit);
+        self.service.registry.is_served_by(place, self.sessions.spawn_local(session).abort_handle());
+    }
+}
+
+/// A client that waits for a place. Whatever ends that, it is served or counted.
+struct Waiter {
+    client: Option<StdStream>,
+    entrance: Rc<Entrance>,
+}
+
+impl Waiter {
+    /// Resolves when nobody accepts any more, and a drain takes no longer.
+    async fn waited_for_too_long(&self) {
+        let Self { client, entrance } = self;
+        entrance.stop.cancelled().await;
+        if client.as_ref().is_some_and(|client| entrance.serves(client)) {
+            sleep(entrance.service.current.load().model.timeouts.drain).await;
+        }
+    }
+
+    fn start(mut self, permit: Permit) {
+        if let Some(client) = self.client.take() {
+            self.entrance.start(client, permit);
+        }
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        if let Some(client) = self.client.take() {
+            self.entrance.turn_away(&client);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        runtime::{self, LocalOptions},
+        task::spawn_local,
+    };
+
+    use super::*;
+
+    #[test]
+    fn accepting_goes_on_after_a_panic() {
+        let runtime = runtime::Builder::new_current_thread()
+            .enable_time()
+            .build_local(LocalOptions::default())
+            .unwrap();
+        let starts = Rc::new(Cell::new(0));
+        runtime.block_on(accept_always(starts.clone(), |starts| {
+            spawn_local(async move {
+                starts.set(starts.get() + 1);
+                assert!(starts.get() > 2, "a fault");
+            })
+        }));
+        assert_eq!(starts.get(), 3);
+    }
+}
