@@ -12,7 +12,7 @@ use std::{
 use self::registry::Registry;
 use crate::metrics::{
     ListenerCounters, Metrics, NONE,
-    labels::{Carrier, Direction, PacketRefusal},
+    labels::{Carrier, CloseReason, Direction, PacketRefusal},
 };
 
 pub mod registry;
@@ -68,7 +68,7 @@ pub struct Account {
     up: Cell<u64>,
     down: Cell<u64>,
     in_packets: OnceCell<Box<InPackets>>,
-    reason: Cell<&'static str>,
+    reason: Cell<CloseReason>,
     /// The client's and the backend's, or -1.
     sockets: Cell<[RawFd; 2]>,
     /// See [`Registry`].
@@ -123,7 +123,7 @@ impl Account {
             up: Cell::new(0),
             down: Cell::new(0),
             in_packets: OnceCell::new(),
-            reason: Cell::new("aborted"),
+            reason: Cell::new(CloseReason::Aborted),
             sockets: Cell::new([-1, -1]),
             place: Cell::new(0),
             serial,
@@ -229,7 +229,7 @@ impl Account {
     }
 
     /// Notes how the connection ended.
-    pub fn ended(&self, reason: &'static str) {
+    pub fn ended(&self, reason: CloseReason) {
         self.reason.set(reason);
     }
 
@@ -258,15 +258,15 @@ impl Drop for Account {
     fn drop(&mut self) {
         let ListenerAccount { metrics, counters, .. } = &*self.listener;
         let route = self.route.take().unwrap_or_else(|| NONE.into());
-        let datapath = self.carrier.get().map_or(NONE, Carrier::label);
+        let carrier = self.carrier.get();
         // In this order, and a scrape reads them in the opposite one: who finds the connection gone, or its end counted,
         // finds its bytes.
-        for (direction, bytes) in [("up", self.up.get()), ("down", self.down.get())] {
+        for (direction, bytes) in [(Direction::Up, self.up.get()), (Direction::Down, self.down.get())] {
             if bytes > 0 {
-                metrics.moved(&route, datapath, direction, bytes);
+                metrics.moved(&route, carrier, direction, bytes);
             }
         }
-        metrics.closed(&counters.listener, &route, datapath, self.reason.get());
+        metrics.closed(&counters.listener, &route, carrier, self.reason.get());
         counters.active.dec();
     }
 }

@@ -25,7 +25,7 @@ use crate::{
         view::{Closed, Connection, Filter, LONGEST, MOST, Query},
     },
     limits::admission::Admission,
-    metrics::Metrics,
+    metrics::{Metrics, labels::CloseReason},
     net::admin_socket::Socket,
 };
 
@@ -249,7 +249,7 @@ impl Admin {
             let which = "say which: /connections/ID, or a filter such as /connections?backend=NAME\n";
             return text(StatusCode::BAD_REQUEST, which.into());
         }
-        let closed = self.close_all(&filter, "closed_by_admin").await;
+        let closed = self.close_all(&filter, CloseReason::ClosedByAdmin).await;
         tracing::info!(?filter, closed, "admin: closing connections");
         if id.is_some() && closed == 0 {
             return text(StatusCode::NOT_FOUND, "there is no such connection\n".into());
@@ -258,7 +258,7 @@ impl Admin {
     }
 
     /// Ends connections for this reason; how many.
-    pub async fn close_all(&self, filter: &Filter, reason: &'static str) -> usize {
+    pub async fn close_all(&self, filter: &Filter, reason: CloseReason) -> usize {
         let closed = self.ask(|reply| Asked::Close { filter: filter.clone(), reason, reply }).await;
         closed.into_iter().sum()
     }

@@ -43,7 +43,7 @@ use crate::{
     datapath::{factory::Factory, seam::InKernel},
     limits::{admission::Admission, collector::LimitCounters},
     log::{self, log_limit},
-    metrics::Metrics,
+    metrics::{Metrics, labels::CloseReason},
     net::{
         listeners::{self, Bound, Own},
         low_descriptors,
@@ -502,7 +502,7 @@ impl App {
             return;
         }
         let filter = Filter { client: Some(deny), ..Filter::default() };
-        let closed = self.runtime.block_on(self.admin.close_all(&filter, "denied"));
+        let closed = self.runtime.block_on(self.admin.close_all(&filter, CloseReason::Denied));
         if closed > 0 {
             tracing::info!(closed, "closing connections of clients that are denied");
         }

@@ -3,6 +3,10 @@
 //! [`source`], [`hellos`], [`backends`] and [`cidr`] are functions of values: time is an argument, and their memory is
 //! bounded by the number of connections. [`admission`] is what the workers share of them.
 
+use strum::{EnumCount, VariantArray};
+
+use crate::metrics::labels::CloseReason;
+
 pub mod admission;
 pub mod backends;
 pub mod cidr;
@@ -13,7 +17,7 @@ pub mod source;
 
 /// Why a connection was not served although nothing was wrong with it. Each is a close reason, and a label of
 /// `snisplice_limit_refused_total`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, EnumCount, VariantArray)]
 pub enum Overload {
     /// Its source has as many connections as it may (`limits.connections_per_source`).
     Source,
@@ -27,19 +31,22 @@ pub enum Overload {
     Places,
 }
 
-impl Overload {
-    /// All of them.
-    pub const ALL: [Self; 5] = [Self::Source, Self::Hellos, Self::Backend, Self::Pending, Self::Places];
-
-    /// Metric and log label.
-    #[must_use]
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Source => "source_limit",
-            Self::Hellos => "hello_limit",
-            Self::Backend => "backend_limit",
-            Self::Pending => "pending_limit",
-            Self::Places => "connection_limit",
+impl From<Overload> for CloseReason {
+    fn from(overload: Overload) -> Self {
+        match overload {
+            Overload::Source => Self::SourceLimit,
+            Overload::Hellos => Self::HelloLimit,
+            Overload::Backend => Self::BackendLimit,
+            Overload::Pending => Self::PendingLimit,
+            Overload::Places => Self::ConnectionLimit,
         }
+    }
+}
+
+impl Overload {
+    /// Metric and log label: that of the close reason.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        CloseReason::from(self).label()
     }
 }

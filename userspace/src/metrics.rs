@@ -20,7 +20,10 @@ use prometheus_client::{
 };
 
 pub use self::series::{Gone, Names};
-use self::series::{Kind, Labels, Series};
+use self::{
+    labels::{AppliedPolicy, Carrier, CloseReason, ConnectFailure, Direction},
+    series::{Kind, Labels, Series},
+};
 
 pub mod labels;
 mod series;
@@ -56,7 +59,7 @@ struct Unrouted {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ConnectFailure {
+struct FailedConnect {
     backend: Arc<str>,
     reason: &'static str,
 }
@@ -106,7 +109,7 @@ impl Labels for Unrouted {
     }
 }
 
-impl Labels for ConnectFailure {
+impl Labels for FailedConnect {
     fn detached(&self) -> Self {
         Self { backend: copy(&self.backend), ..*self }
     }
@@ -150,7 +153,7 @@ pub struct Metrics {
     closed: Series<Closed, Counter>,
     moved: Series<Moved, Counter>,
     unrouted: Series<Unrouted, Counter>,
-    connect_failures: Series<ConnectFailure, Counter>,
+    connect_failures: Series<FailedConnect, Counter>,
     accept_errors: Series<ByListener, Counter>,
     datapath: Family<InService, Gauge>,
     probing: Gauge,
@@ -357,39 +360,41 @@ impl Metrics {
         &self,
         listener: &Arc<str>,
         route: &Arc<str>,
-        datapath: &'static str,
-        reason: &'static str,
+        carrier: Option<Carrier>,
+        reason: CloseReason,
     ) {
+        let (datapath, reason) = (label_of(carrier), reason.label());
         let labels = Closed { listener: listener.clone(), route: route.clone(), datapath, reason };
         self.closed.get_or_create(&labels).inc();
     }
 
-    pub(crate) fn moved(
-        &self,
-        route: &Arc<str>,
-        datapath: &'static str,
-        direction: &'static str,
-        bytes: u64,
-    ) {
+    pub(crate) fn moved(&self, route: &Arc<str>, carrier: Option<Carrier>, direction: Direction, bytes: u64) {
+        let (datapath, direction) = (label_of(carrier), direction.label());
         self.moved.get_or_create(&Moved { route: route.clone(), datapath, direction }).inc_by(bytes);
     }
 
-    pub(crate) fn unrouted(&self, listener: &Arc<str>, verdict: &'static str, policy: &'static str) {
+    pub(crate) fn unrouted(&self, listener: &Arc<str>, verdict: CloseReason, policy: AppliedPolicy) {
+        let (verdict, policy) = (verdict.label(), policy.label());
         self.unrouted.get_or_create(&Unrouted { listener: listener.clone(), verdict, policy }).inc();
     }
 
-    pub(crate) fn connect_failed(&self, backend: &Arc<str>, reason: &'static str) {
-        self.connect_failures.get_or_create(&ConnectFailure { backend: backend.clone(), reason }).inc();
+    pub(crate) fn connect_failed(&self, backend: &Arc<str>, reason: ConnectFailure) {
+        let reason = reason.label();
+        self.connect_failures.get_or_create(&FailedConnect { backend: backend.clone(), reason }).inc();
     }
 }
 
+fn label_of(carrier: Option<Carrier>) -> &'static str {
+    carrier.map_or(NONE, Carrier::label)
+}
+
 /// A counter for each value of a label, for a collector.
-pub(crate) fn by_label<const N: usize>(
+pub(crate) fn by_label(
     encoder: &mut DescriptorEncoder,
     name: &str,
     help: &str,
     label: &'static str,
-    values: [(&'static str, u64); N],
+    values: impl IntoIterator<Item = (&'static str, u64)>,
 ) -> fmt::Result {
     let kind = ConstCounter::new(0_u64).metric_type();
     let mut family = encoder.encode_descriptor(name, help, None, kind)?;
@@ -400,11 +405,11 @@ pub(crate) fn by_label<const N: usize>(
 }
 
 /// A counter for each reason, for a collector.
-pub(crate) fn by_reason<const N: usize>(
+pub(crate) fn by_reason(
     encoder: &mut DescriptorEncoder,
     name: &str,
     help: &str,
-    values: [(&'static str, u64); N],
+    values: impl IntoIterator<Item = (&'static str, u64)>,
 ) -> fmt::Result {
     by_label(encoder, name, help, "why", values)
 }
@@ -438,9 +443,9 @@ mod tests {
             ("door".into(), "way".into(), "house".into());
         let counters = metrics.listener(&listener);
         counters.active.inc();
-        metrics.closed(&listener, &route, "relay", "finished");
-        metrics.moved(&route, "relay", "up", 7);
-        metrics.connect_failed(&backend, "refused");
+        metrics.closed(&listener, &route, Some(Carrier::Relay), CloseReason::Finished);
+        metrics.moved(&route, Some(Carrier::Relay), Direction::Up, 7);
+        metrics.connect_failed(&backend, ConnectFailure::ConnectRefused);
         let connection = (route.clone(), backend.clone());
         metrics.removed(Gone { listeners: vec![listener], routes: vec![route], backends: vec![backend] });
         for name in ["door", "way", "house"] {
@@ -456,7 +461,7 @@ mod tests {
     fn what_has_come_back_stays() {
         let metrics = Metrics::new();
         let route: Arc<str> = "way".into();
-        metrics.moved(&route, "relay", "up", 7);
+        metrics.moved(&route, Some(Carrier::Relay), Direction::Up, 7);
         metrics.removed(Gone { routes: vec![route], ..Gone::default() });
         metrics.returned(|| Names { routes: ["way"].into(), ..Names::default() });
         assert!(shown(&metrics, "way"));

@@ -20,7 +20,10 @@ use super::{
     Account, NameMark,
     view::{Connection, Filter},
 };
-use crate::{metrics::labels::Carrier, net::sockopt};
+use crate::{
+    metrics::labels::{Carrier, CloseReason},
+    net::sockopt,
+};
 
 /// Connections that are described before others get their turn: each takes four system calls.
 const DESCRIBED_PER_TURN: usize = 64;
@@ -44,7 +47,7 @@ pub enum Request {
         /// Which ones.
         filter: Filter,
         /// Why, as `snisplice_connections_closed_total` has it.
-        reason: &'static str,
+        reason: CloseReason,
         /// Where it is told how many.
         reply: UnboundedSender<usize>,
     },
@@ -133,11 +136,11 @@ impl Registry {
     /// Ends connections that have lasted for `longest`.
     pub fn end_older(&self, longest: Duration) {
         let longest = longest.as_millis() / 100;
-        self.end("max_duration", |account| u128::from(self.age(account)) >= longest);
+        self.end(CloseReason::MaxDuration, |account| u128::from(self.age(account)) >= longest);
     }
 
     /// Ends all that match: both peers see a reset. How many were not ending already.
-    fn end(&self, reason: &'static str, matches: impl Fn(&Account) -> bool) -> usize {
+    fn end(&self, reason: CloseReason, matches: impl Fn(&Account) -> bool) -> usize {
         let mut ended = 0;
         for (_, Entry { account, task }) in self.entries.borrow_mut().iter_mut() {
             if !matches(account) {
@@ -319,8 +322,14 @@ mod tests {
                     registry.is_served_by(place, task.abort_handle());
                 }
                 let filter = Filter { backend: Some("b".into()), ..Filter::default() };
-                assert_eq!(registry.end("closed_by_admin", |account| registry.matches(&filter, account)), 1);
-                assert_eq!(registry.end("closed_by_admin", |account| registry.matches(&filter, account)), 0);
+                assert_eq!(
+                    registry.end(CloseReason::ClosedByAdmin, |account| registry.matches(&filter, account)),
+                    1
+                );
+                assert_eq!(
+                    registry.end(CloseReason::ClosedByAdmin, |account| registry.matches(&filter, account)),
+                    0
+                );
                 while registry.entries.borrow().len() > 1 {
                     yield_now().await;
                 }

@@ -8,6 +8,7 @@ use tokio::net::TcpStream;
 use crate::{
     account::Account,
     bpf::{packet::Programs, sockmap::Kernel},
+    metrics::labels::CloseReason,
     net::keepalive::Keepalive,
 };
 
@@ -182,21 +183,29 @@ impl End {
             Failure::Other => Self::Failed(error),
         }
     }
+}
 
-    /// Metric and log label.
+impl End {
+    /// What is counted and logged of it.
     #[must_use]
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Self::Finished => "finished",
-            Self::ClientReset => "client_reset",
-            Self::BackendReset => "backend_reset",
-            Self::ClientLost => "client_lost",
-            Self::BackendLost => "backend_lost",
-            Self::Idle => "idle_timeout",
-            Self::Stalled => "stalled",
-            Self::HalfClosed => "half_closed_timeout",
-            Self::HandedOver => "handed_over",
-            Self::Failed(_) => "io_error",
+    pub fn reason(&self) -> CloseReason {
+        self.into()
+    }
+}
+
+impl From<&End> for CloseReason {
+    fn from(end: &End) -> Self {
+        match end {
+            End::Finished => Self::Finished,
+            End::ClientReset => Self::ClientReset,
+            End::BackendReset => Self::BackendReset,
+            End::ClientLost => Self::ClientLost,
+            End::BackendLost => Self::BackendLost,
+            End::Idle => Self::IdleTimeout,
+            End::Stalled => Self::Stalled,
+            End::HalfClosed => Self::HalfClosedTimeout,
+            End::HandedOver => Self::HandedOver,
+            End::Failed(_) => Self::IoError,
         }
     }
 }

@@ -12,6 +12,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use snisplice_config::model::Limits;
+use strum::EnumCount as _;
 use tokio::{
     sync::{Notify, Semaphore},
     time::timeout,
@@ -48,11 +49,11 @@ pub struct Admission {
     sources: Mutex<Sources>,
     hellos: Mutex<Hellos<Arc<Notify>>>,
     backends: Mutex<Backends>,
-    refused: [AtomicU64; Overload::ALL.len()],
+    refused: [AtomicU64; Overload::COUNT],
     /// Which backends cannot be reached.
     pub reachability: Reachability,
     /// When the log told of each limit, and of all places taken.
-    told: Mutex<[Notice; Overload::ALL.len() + 1]>,
+    told: Mutex<[Notice; Overload::COUNT + 1]>,
 }
 
 /// What a configuration says, and a reload changes.
@@ -231,7 +232,7 @@ impl Admission {
     }
 
     fn is_waited_for(&self, now: Instant) {
-        let waited = lock(&self.told)[Overload::ALL.len()].happens(now);
+        let waited = lock(&self.told)[Overload::COUNT].happens(now);
         if let Some(waited) = waited {
             tracing::warn!(
                 connections = self.most,

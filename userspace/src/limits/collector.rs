@@ -7,6 +7,7 @@ use prometheus_client::{
     encoding::{DescriptorEncoder, EncodeMetric},
     metrics::gauge::ConstGauge,
 };
+use strum::VariantArray as _;
 
 use super::{
     Overload,
@@ -35,7 +36,7 @@ impl Collector for LimitCounters {
             let gauge = gauge(value);
             gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
         }
-        let refused = Overload::ALL.map(|why| (why.label(), self.0.refused(why)));
+        let refused = Overload::VARIANTS.iter().map(|why| (why.label(), self.0.refused(*why)));
         by_label(
             &mut encoder,
             "limit_refused",

@@ -1,7 +1,11 @@
-//! The closed sets of label values.
+//! The closed sets of label values. A label is the variant's name in snake case unless it says otherwise.
+
+use snisplice_config::model::Policy;
+use strum::{Display, EnumCount, IntoStaticStr, VariantArray};
 
 /// Which way bytes go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum Direction {
     /// From the client to the backend.
     Up,
@@ -10,7 +14,8 @@ pub enum Direction {
 }
 
 /// What carried a connection; the `datapath` metric label.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum Carrier {
     /// Copied in userspace.
     Relay,
@@ -20,20 +25,152 @@ pub enum Carrier {
     Packet,
 }
 
-impl Carrier {
-    /// Metric and log label.
-    #[must_use]
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Relay => "relay",
-            Self::Sockmap => "sockmap",
-            Self::Packet => "packet",
+/// How a connection ended, or why it was refused: the metric label `reason` of `connections_closed_total`, and of
+/// `unrouted_total` the label `verdict`. `docs/close-reasons.md` says what an operator makes of each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Display, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
+pub enum CloseReason {
+    /// Both sides sent FIN and every byte was delivered.
+    Finished,
+    /// The client sent RST.
+    ClientReset,
+    /// The backend sent RST.
+    BackendReset,
+    /// The client answered neither probes nor bytes any more.
+    ClientLost,
+    /// The backend answered neither probes nor bytes any more.
+    BackendLost,
+    /// No byte moved for `timeouts.idle`.
+    IdleTimeout,
+    /// One side had sent FIN, and no byte moved for `timeouts.half_closed`.
+    HalfClosedTimeout,
+    /// The connection lasted for `timeouts.max_duration`.
+    MaxDuration,
+    /// Its packets got through no more, and sockets could not go on with it.
+    Stalled,
+    /// Another process goes on with it.
+    HandedOver,
+    /// A socket failed in another way.
+    IoError,
+    /// The client closed or reset before it was connected to an endpoint.
+    ClientGone,
+    /// The hello has no server name, and no rule serves such clients.
+    NoSni,
+    /// No rule serves the server name.
+    UnknownName,
+    /// The client does not speak TLS.
+    NotTls,
+    /// The hello is not well-formed.
+    Malformed,
+    /// The hello is longer than `limits.hello_bytes`.
+    TooLarge,
+    /// The hello was not complete within `timeouts.hello`.
+    HelloTimeout,
+    /// The rule leads to a backend that the configuration does not have.
+    BackendRejected,
+    /// The backend has no endpoint with an address and a weight.
+    NoEndpoint,
+    /// The last endpoint that was tried refused the connection.
+    ConnectRefused,
+    /// The last endpoint that was tried did not answer within `timeouts.connect`.
+    ConnectTimeout,
+    /// The last endpoint that was tried could not be connected to for another cause.
+    ConnectFailed,
+    /// All local ports are in use towards the endpoint.
+    NoLocalPort,
+    /// No `source` of the backend is an address of this host.
+    NoSourceAddress,
+    /// The endpoint is a listener of this process.
+    SelfLoop,
+    /// This host has no descriptor or memory left for a socket to the endpoint.
+    ResourceExhausted,
+    /// This host has no resources left for the client's socket.
+    NoResources,
+    /// The client's source has as many connections as it may (`limits.connections_per_source`).
+    SourceLimit,
+    /// The hello was not complete when a newcomer needed its place (`limits.hellos`, `limits.connections`).
+    HelloLimit,
+    /// The backend has as many connections as it may (`max_connections`).
+    BackendLimit,
+    /// As many connections as may wait for an endpoint of the backend (`max_pending`).
+    PendingLimit,
+    /// The listener stopped before a place became free (`limits.connections`).
+    ConnectionLimit,
+    /// `deny` names the client's address.
+    Denied,
+    /// A reload removed the listener before the connection was served.
+    ListenerRemoved,
+    /// Somebody closed it on the admin address.
+    ClosedByAdmin,
+    /// The process ended before the connection did.
+    Aborted,
+}
+
+/// Why an attempt to connect to an endpoint failed; the metric label `reason` of `connect_failures_total`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
+pub enum ConnectFailure {
+    /// As [`CloseReason::ConnectRefused`].
+    ConnectRefused,
+    /// As [`CloseReason::ConnectTimeout`].
+    ConnectTimeout,
+    /// As [`CloseReason::ConnectFailed`].
+    ConnectFailed,
+    /// Another attempt was answered first, although this one had its head start.
+    ConnectOvertaken,
+    /// As [`CloseReason::NoLocalPort`].
+    NoLocalPort,
+    /// As [`CloseReason::NoSourceAddress`].
+    NoSourceAddress,
+    /// As [`CloseReason::SelfLoop`].
+    SelfLoop,
+    /// As [`CloseReason::ResourceExhausted`].
+    ResourceExhausted,
+}
+
+impl From<ConnectFailure> for CloseReason {
+    fn from(failure: ConnectFailure) -> Self {
+        match failure {
+            ConnectFailure::ConnectRefused => Self::ConnectRefused,
+            // An endpoint that another one overtakes was silent for too long.
+            ConnectFailure::ConnectTimeout | ConnectFailure::ConnectOvertaken => Self::ConnectTimeout,
+            ConnectFailure::ConnectFailed => Self::ConnectFailed,
+            ConnectFailure::NoLocalPort => Self::NoLocalPort,
+            ConnectFailure::NoSourceAddress => Self::NoSourceAddress,
+            ConnectFailure::SelfLoop => Self::SelfLoop,
+            ConnectFailure::ResourceExhausted => Self::ResourceExhausted,
+        }
+    }
+}
+
+/// What was done with a client that no rule serves; the metric label `policy` of `unrouted_total`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
+pub enum AppliedPolicy {
+    /// Its connection was closed.
+    Close,
+    /// Its connection was reset.
+    Reset,
+    /// It was sent a TLS alert.
+    Alert,
+    /// It was connected to a backend all the same.
+    Backend,
+}
+
+impl From<Policy> for AppliedPolicy {
+    fn from(policy: Policy) -> Self {
+        match policy {
+            Policy::Close => Self::Close,
+            Policy::Reset => Self::Reset,
+            Policy::Alert => Self::Alert,
+            Policy::Backend(_) => Self::Backend,
         }
     }
 }
 
 /// Why packets do not carry a connection, so that it is relayed. The metric label of `packet_refused_total`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, IntoStaticStr, VariantArray, EnumCount)]
+#[strum(serialize_all = "snake_case")]
 pub enum PacketRefusal {
     /// One of the peers has already sent FIN or RST.
     PeerClosed,
@@ -63,41 +200,75 @@ pub enum PacketRefusal {
     Other,
 }
 
-impl PacketRefusal {
-    /// Every reason there is.
-    pub const ALL: [Self; 13] = [
-        Self::PeerClosed,
-        Self::Family,
-        Self::Local,
-        Self::Device,
-        Self::Timestamps,
-        Self::Sack,
-        Self::Mss,
-        Self::Nat,
-        Self::Bypassed,
-        Self::Pending,
-        Self::Full,
-        Self::Busy,
-        Self::Other,
-    ];
-
+impl Direction {
     /// Metric and log label.
     #[must_use]
     pub fn label(self) -> &'static str {
-        match self {
-            Self::PeerClosed => "peer_closed",
-            Self::Family => "family",
-            Self::Local => "local",
-            Self::Device => "device",
-            Self::Timestamps => "timestamps",
-            Self::Sack => "sack",
-            Self::Mss => "mss",
-            Self::Nat => "nat",
-            Self::Bypassed => "bypassed",
-            Self::Pending => "pending",
-            Self::Full => "full",
-            Self::Busy => "busy",
-            Self::Other => "other",
-        }
+        self.into()
+    }
+}
+
+impl Carrier {
+    /// Metric and log label.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        self.into()
+    }
+}
+
+impl CloseReason {
+    /// Metric and log label.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        self.into()
+    }
+}
+
+impl ConnectFailure {
+    /// Metric and log label.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        self.into()
+    }
+}
+
+impl AppliedPolicy {
+    /// Metric and log label.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        self.into()
+    }
+}
+
+impl PacketRefusal {
+    /// Metric and log label.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        self.into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The labels in the first column of a table.
+    fn first_column(text: &str) -> Vec<&str> {
+        text.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect()
+    }
+
+    #[test]
+    fn the_documented_reasons_are_those_that_there_are() {
+        let documented = first_column(include_str!("../../../docs/close-reasons.md"));
+        let reasons: Vec<_> = CloseReason::VARIANTS.iter().map(|reason| reason.label()).collect();
+        let failures = ConnectFailure::VARIANTS.iter().map(|failure| failure.label());
+        assert_eq!(documented, reasons.into_iter().chain(failures).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn no_two_reasons_have_one_label() {
+        let labels: std::collections::HashSet<_> =
+            CloseReason::VARIANTS.iter().map(|reason| reason.label()).collect();
+        assert_eq!(labels.len(), CloseReason::VARIANTS.len());
     }
 }

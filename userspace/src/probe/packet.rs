@@ -8,6 +8,7 @@
 use std::{io, rc::Rc, sync::Arc, thread, time::Duration};
 
 use snisplice_common::packet::Totals;
+use strum::VariantArray as _;
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
     runtime,
@@ -242,7 +243,8 @@ async fn connect(net: &Net, addresses: Addresses) -> io::Result<(Ends, Pair)> {
 
 /// Both sides send and finish; the other one reads just that.
 async fn carried(ends: Ends, pair: Pair, programs: &Arc<Programs>) -> Result<(), Failure> {
-    let refused = || PacketRefusal::ALL.map(|why| programs.stats().refused(why));
+    let refused =
+        || PacketRefusal::VARIANTS.iter().map(|why| programs.stats().refused(*why)).collect::<Vec<_>>();
     let (before, refused_before) = (totals(programs)?, refused());
     let packet = Rc::new(Packet::new(programs.clone(), PATIENCE)?);
     let Ends { client, backend } = &ends;
@@ -258,7 +260,7 @@ async fn carried(ends: Ends, pair: Pair, programs: &Arc<Programs>) -> Result<(),
     };
     let account = Account::default();
     let (end, exchanged) = tokio::join!(packet.forward(pair, &account), exchange);
-    let why = PacketRefusal::ALL.into_iter().zip(refused_before.into_iter().zip(refused()));
+    let why = PacketRefusal::VARIANTS.iter().zip(refused_before.into_iter().zip(refused()));
     if let Some((why, _)) = why.into_iter().find(|(_, (before, after))| after > before) {
         return Err(Failure::Spoilt(format!("the connection was not carried ({})", why.label())));
     }

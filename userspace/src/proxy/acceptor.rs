@@ -16,10 +16,7 @@ use rustix::{
 use tokio::{io::unix::AsyncFd, task::JoinHandle, time::sleep};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{
-    service::Service,
-    session::{self, LISTENER_REMOVED},
-};
+use super::{service::Service, session};
 use crate::{
     account::{Account, ListenerAccount, registry::Registry},
     limits::{
@@ -27,6 +24,7 @@ use crate::{
         admission::{Admission, Admitted, Permit},
     },
     log::log_limit,
+    metrics::labels::CloseReason,
     net::sockopt,
 };
 
@@ -173,10 +171,10 @@ impl Entrance {
 
     /// Resets a connection, which costs less than anything else, and counts it.
     fn refuse(&self, client: &StdStream, why: Overload) {
-        self.reset(client, why.label());
+        self.reset(client, why.into());
     }
 
-    fn reset(&self, client: &StdStream, reason: &'static str) {
+    fn reset(&self, client: &StdStream, reason: CloseReason) {
         let _ = sockopt::reset_on_close(client);
         Account::open(&self.listener_account()).ended(reason);
     }
@@ -209,7 +207,7 @@ impl Entrance {
             self.refuse(client, self.admission.has_no_place(Instant::now()));
         } else {
             log_limit!(info, listener = %self.listener_account().counters.listener, "a listener is removed: refusing clients that wait");
-            self.reset(client, LISTENER_REMOVED);
+            self.reset(client, CloseReason::ListenerRemoved);
         }
     }
 

@@ -30,6 +30,7 @@ use super::service::Service;
 use crate::{
     datapath::seam::Datapath,
     log::log_limit,
+    metrics::labels::{CloseReason, ConnectFailure},
     net::sockopt,
     upstream::{candidates::Candidates, cluster::Cluster, endpoint::Endpoint},
 };
@@ -72,16 +73,6 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
-    /// Metric and log label.
-    #[must_use]
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Self::Failed { error, .. } => error.reason(),
-            Self::NoEndpoint { .. } => "no_endpoint",
-            Self::ClientGone => "client_gone",
-        }
-    }
-
     /// Whether the backend is the cause, and not the client or this host, which have reasons and lines of their own.
     #[must_use]
     pub fn is_of_the_backend(&self) -> bool {
@@ -89,6 +80,16 @@ impl ConnectError {
             Self::Failed { error, .. } => matches!(error, AttemptError::Io(_)),
             Self::NoEndpoint { .. } => true,
             Self::ClientGone => false,
+        }
+    }
+}
+
+impl From<&ConnectError> for CloseReason {
+    fn from(error: &ConnectError) -> Self {
+        match error {
+            ConnectError::Failed { error, .. } => ConnectFailure::from(error).into(),
+            ConnectError::NoEndpoint { .. } => Self::NoEndpoint,
+            ConnectError::ClientGone => Self::ClientGone,
         }
     }
 }
@@ -113,6 +114,22 @@ pub enum AttemptError {
     SelfLoop,
 }
 
+impl From<&AttemptError> for ConnectFailure {
+    fn from(error: &AttemptError) -> Self {
+        match error {
+            AttemptError::NoLocalPort => Self::NoLocalPort,
+            AttemptError::NoSource(_) => Self::NoSourceAddress,
+            AttemptError::Exhausted(_) => Self::ResourceExhausted,
+            AttemptError::SelfLoop => Self::SelfLoop,
+            AttemptError::Io(error) => match error.kind() {
+                io::ErrorKind::TimedOut => Self::ConnectTimeout,
+                io::ErrorKind::ConnectionRefused => Self::ConnectRefused,
+                _ => Self::ConnectFailed,
+            },
+        }
+    }
+}
+
 impl From<io::Error> for AttemptError {
     fn from(error: io::Error) -> Self {
         if is_exhaustion(&error) { Self::Exhausted(error) } else { Self::Io(error) }
@@ -135,22 +152,6 @@ fn is_exhaustion(error: &io::Error) -> bool {
 }
 
 impl AttemptError {
-    /// Metric and log label.
-    #[must_use]
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Self::NoLocalPort => "no_local_port",
-            Self::NoSource(_) => "no_source_address",
-            Self::Exhausted(_) => "resource_exhausted",
-            Self::SelfLoop => "self_loop",
-            Self::Io(error) => match error.kind() {
-                io::ErrorKind::TimedOut => "connect_timeout",
-                io::ErrorKind::ConnectionRefused => "connect_refused",
-                _ => "connect_failed",
-            },
-        }
-    }
-
     /// Whether the next connection would most likely fail alike, and wait for it. A refusal costs one round trip, and ends
     /// when the server is there again; what is amiss on this host says nothing about the endpoint.
     fn is_remembered(&self) -> bool {
@@ -179,7 +180,7 @@ impl Context<'_> {
     fn failed(self, endpoint: &Endpoint, error: AttemptError) -> ConnectError {
         let Self { backend, service, .. } = self;
         let address = endpoint.address();
-        service.metrics.connect_failed(&backend.name, error.reason());
+        service.metrics.connect_failed(&backend.name, ConnectFailure::from(&error));
         if error.is_remembered() {
             endpoint.failed();
         }

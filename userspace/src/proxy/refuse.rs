@@ -16,6 +16,7 @@ use tokio::{
 use super::service::Service;
 use crate::{
     datapath::relay::pump::with_scratch,
+    metrics::labels::CloseReason,
     net::sockopt,
     tls::{
         alert::{Description, alert},
@@ -37,15 +38,6 @@ pub(super) enum RouteVerdict {
 }
 
 impl RouteVerdict {
-    pub(super) fn label(self) -> &'static str {
-        match self {
-            Self::NoSni => "no_sni",
-            Self::UnknownName => "unknown_name",
-            Self::Rejected(rejection) => rejection.reason(),
-            Self::Timeout => "hello_timeout",
-        }
-    }
-
     pub(super) fn policy(self, policies: &Policies) -> Policy {
         match self {
             Self::NoSni => policies.no_sni,
@@ -67,13 +59,16 @@ impl RouteVerdict {
     }
 }
 
-/// As metrics name it.
-pub(super) fn label(policy: Policy) -> &'static str {
-    match policy {
-        Policy::Close => "close",
-        Policy::Reset => "reset",
-        Policy::Alert => "alert",
-        Policy::Backend(_) => "backend",
+impl From<RouteVerdict> for CloseReason {
+    fn from(verdict: RouteVerdict) -> Self {
+        match verdict {
+            RouteVerdict::NoSni => Self::NoSni,
+            RouteVerdict::UnknownName => Self::UnknownName,
+            RouteVerdict::Rejected(Rejection::NotTls) => Self::NotTls,
+            RouteVerdict::Rejected(Rejection::Malformed(_)) => Self::Malformed,
+            RouteVerdict::Rejected(Rejection::TooLarge) => Self::TooLarge,
+            RouteVerdict::Timeout => Self::HelloTimeout,
+        }
     }
 }
 
@@ -85,9 +80,9 @@ pub(super) async fn turn_away<'a>(
     verdict: RouteVerdict,
     service: &Service,
     backend: impl FnOnce(BackendId) -> &'a Cluster,
-) -> Result<&'a Cluster, &'static str> {
+) -> Result<&'a Cluster, CloseReason> {
     let policy = verdict.policy(&listener.policies);
-    service.metrics.unrouted(name, verdict.label(), label(policy));
+    service.metrics.unrouted(name, verdict.into(), policy.into());
     match policy {
         Policy::Backend(id) => return Ok(backend(id)),
         Policy::Reset => {
@@ -96,7 +91,7 @@ pub(super) async fn turn_away<'a>(
         Policy::Close => farewell(client, &[]).await,
         Policy::Alert => farewell(client, &alert(verdict.alert())).await,
     }
-    Err(verdict.label())
+    Err(verdict.into())
 }
 
 /// Sends `last`, then FIN, and gives the client a moment to read them: closing with bytes of the client unread, or

@@ -8,20 +8,18 @@ use tokio::{net::TcpStream, time::timeout};
 use super::{
     connect::connect,
     hello::{self, Hello, NoHello},
-    refuse::{RouteVerdict, label, turn_away},
+    refuse::{RouteVerdict, turn_away},
     service::Service,
 };
 use crate::{
     account::{Account, registry::Registration},
     datapath::seam::{HelloMode, Pair},
     limits::{Overload, admission::Permit},
+    metrics::labels::CloseReason,
     net::sockopt,
     tls::client_hello::ClientHello,
     upstream::cluster::Cluster,
 };
-
-/// The reason of a connection whose listener a reload has removed before it was served.
-pub(crate) const LISTENER_REMOVED: &str = "listener_removed";
 
 /// Serves one accepted connection to its end, for as long as it holds a `permit`.
 pub async fn serve(client: StdStream, account: Registration, service: Rc<Service>, permit: Permit) {
@@ -42,12 +40,13 @@ async fn establish(
     account: &Account,
     service: &Service,
     permit: &Permit,
-) -> Result<Pair, &'static str> {
+) -> Result<Pair, CloseReason> {
     // This connection keeps this configuration until it is established, whatever is reloaded meanwhile.
     let snapshot = service.current.load_full();
     let listener_name = account.listener();
     let own = || client.local_addr().ok();
-    let listener = snapshot.listener_of(account.listener_account().address, own).ok_or(LISTENER_REMOVED)?;
+    let listener =
+        snapshot.listener_of(account.listener_account().address, own).ok_or(CloseReason::ListenerRemoved)?;
 
     let number = client.as_raw_fd();
     account.has_sockets([number, -1]);
@@ -55,7 +54,7 @@ async fn establish(
     // Whose client is gone by now is let on, and found gone.
     if !deny.is_empty() && client.peer_addr().is_ok_and(|client| deny.contains(client.ip())) {
         let _ = sockopt::reset_on_close(&client);
-        return Err("denied");
+        return Err(CloseReason::Denied);
     }
     let mut partial = Vec::new();
     let (mode, limit) = (service.datapath.hello(), snapshot.model.limits.hello_bytes);
@@ -64,10 +63,10 @@ async fn establish(
     if let Some(Err(refused)) = &early
         && let Some(policy) = refused.ends_at_once(&listener.policies, &client, mode, limit)
     {
-        service.metrics.unrouted(listener_name, refused.verdict.label(), label(policy));
-        return Err(refused.verdict.label());
+        service.metrics.unrouted(listener_name, refused.verdict.into(), policy.into());
+        return Err(refused.verdict.into());
     }
-    let client = TcpStream::from_std(client).map_err(|_| "no_resources")?;
+    let client = TcpStream::from_std(client).map_err(|_| CloseReason::NoResources)?;
     let decided = if let Some(decided) = early {
         decided
     } else {
@@ -77,7 +76,7 @@ async fn establish(
     let (backend, bytes) = match decided {
         Ok((rule, bytes)) => {
             account.routed(snapshot.label(rule));
-            (snapshot.next_target(rule).ok_or("backend_rejected")?, bytes)
+            (snapshot.next_target(rule).ok_or(CloseReason::BackendRejected)?, bytes)
         }
         Err(Refusal { verdict, hello, .. }) => {
             let backend = |id| snapshot.cluster(id);
@@ -89,7 +88,7 @@ async fn establish(
     account.goes_to(backend.name.clone());
     let Cluster { max_connections, max_pending, .. } = *backend;
     let pending = permit.connect(&backend.name, max_connections, max_pending, StdInstant::now());
-    let pending = pending.map_err(Overload::label)?;
+    let pending = pending.map_err(CloseReason::from)?;
     let connected = connect(backend, &client, snapshot.model.timeouts.connect, service).await;
     drop(pending);
     let upstream = connected.map_err(|error| {
@@ -97,7 +96,7 @@ async fn establish(
             permit.reachability().lost(&backend.name, &error);
         }
         tracing::debug!(%error, listener = listener.name, "not connected");
-        error.reason()
+        CloseReason::from(&error)
     })?;
     permit.reachability().found(&backend.name);
     tracing::trace!(address = %upstream.endpoint.address(), backend = %backend.name, "connected");
@@ -118,7 +117,7 @@ async fn wait_for_hello(
     service: &Service,
     permit: &Permit,
     partial: &mut Vec<u8>,
-) -> Result<Result<Hello, RouteVerdict>, &'static str> {
+) -> Result<Result<Hello, RouteVerdict>, CloseReason> {
     let waiting = permit.hello(!partial.is_empty(), StdInstant::now());
     let (mode, limit) = (service.datapath.hello(), model.limits.hello_bytes);
     let received = hello::receive(client, mode, limit, partial, || waiting.heard());
@@ -132,7 +131,7 @@ async fn wait_for_hello(
         () = waiting.made_room() => {
             // Whatever it has sent is no reason to remember it.
             let _ = sockopt::reset_on_close(client);
-            return Err(Overload::Hellos.label());
+            return Err(Overload::Hellos.into());
         }
     }
     // The peeking reader may have left its mark; a policy's backend shall see every byte.
@@ -141,10 +140,10 @@ async fn wait_for_hello(
 }
 
 /// Tells a client that is gone, the outer error, from one that is turned away.
-fn judge(received: Result<Hello, NoHello>) -> Result<Result<Hello, RouteVerdict>, &'static str> {
+fn judge(received: Result<Hello, NoHello>) -> Result<Result<Hello, RouteVerdict>, CloseReason> {
     match received {
         Ok(hello) => Ok(Ok(hello)),
-        Err(NoHello::ClientGone) => Err("client_gone"),
+        Err(NoHello::ClientGone) => Err(CloseReason::ClientGone),
         Err(NoHello::Rejected(rejection)) => Ok(Err(RouteVerdict::Rejected(rejection))),
     }
 }

@@ -249,7 +249,7 @@ fn work(kernel: Arc<Kernel>, settings: sockmap::Settings, mut orders: tokio_mpsc
                 let carry = sockmap.forward(pair, &account);
                 let future_bytes = size_of_val(&*carry);
                 let end = tokio::select! {
-                    end = carry => end.reason(),
+                    end = carry => end.reason().label(),
                     _ = order.leash => "dropped",
                 };
                 let (up, down) = account.bytes();

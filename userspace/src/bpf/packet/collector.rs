@@ -7,6 +7,7 @@ use prometheus_client::{
     encoding::{DescriptorEncoder, EncodeMetric},
     metrics::counter::ConstCounter,
 };
+use strum::VariantArray as _;
 
 use super::{Programs, stats::TakenBack};
 use crate::metrics::{by_reason, labels::PacketRefusal};
@@ -64,9 +65,9 @@ impl Collector for PacketCounters {
             let counter = ConstCounter::new(value);
             counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
         }
-        let back = TakenBack::ALL.map(|why| (why.label(), stats.taken_back(why)));
+        let back = TakenBack::VARIANTS.iter().map(|why| (why.label(), stats.taken_back(*why)));
         by_reason(&mut encoder, "packet_taken_back", "Connections taken back into sockets, by reason", back)?;
-        let refused = PacketRefusal::ALL.map(|why| (why.label(), stats.refused(why)));
+        let refused = PacketRefusal::VARIANTS.iter().map(|why| (why.label(), stats.refused(*why)));
         by_reason(&mut encoder, "packet_refused", "Connections relayed instead, by reason", refused)
     }
 }

@@ -2,11 +2,14 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use strum::{EnumCount, IntoStaticStr, VariantArray};
+
 use crate::metrics::labels::PacketRefusal;
 
 /// Why a connection that packets carried is taken back into two sockets, and relayed from then on. The metric label of
 /// `packet_taken_back_total`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, EnumCount, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum TakenBack {
     /// A route leads over a device that cannot have the programs, or to this host.
     Route,
@@ -17,28 +20,21 @@ pub enum TakenBack {
 }
 
 impl TakenBack {
-    /// Every reason there is.
-    pub const ALL: [Self; 3] = [Self::Route, Self::Bypassed, Self::Stalled];
-
     /// Metric and log label.
     #[must_use]
     pub fn label(self) -> &'static str {
-        match self {
-            Self::Route => "route",
-            Self::Bypassed => "bypassed",
-            Self::Stalled => "stalled",
-        }
+        self.into()
     }
 }
 
 /// Counted by all workers of a process.
 #[derive(Debug, Default)]
 pub struct Stats {
-    taken_back: [AtomicU64; TakenBack::ALL.len()],
+    taken_back: [AtomicU64; TakenBack::COUNT],
     begun: AtomicU64,
     settled: AtomicU64,
     taken_over: AtomicU64,
-    refused: [AtomicU64; PacketRefusal::ALL.len()],
+    refused: [AtomicU64; PacketRefusal::COUNT],
 }
 
 impl Stats {

@@ -7,6 +7,7 @@ use prometheus_client::{
     encoding::{DescriptorEncoder, EncodeMetric},
     metrics::{counter::ConstCounter, gauge::ConstGauge},
 };
+use strum::VariantArray as _;
 
 use super::{Kernel, stats::Refusal};
 use crate::metrics::by_reason;
@@ -86,7 +87,7 @@ impl Collector for KernelCounters {
             "Times a direction went from the kernel to userspace",
             falls,
         )?;
-        let fallbacks = Refusal::ALL.map(|why| (why.label(), stats.fallbacks(why)));
+        let fallbacks = Refusal::VARIANTS.iter().map(|why| (why.label(), stats.fallbacks(*why)));
         by_reason(
             &mut encoder,
             "fallback",

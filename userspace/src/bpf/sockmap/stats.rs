@@ -7,9 +7,11 @@ use std::{
 };
 
 use rustix::io::Errno;
+use strum::{EnumCount, IntoStaticStr, VariantArray};
 
 /// Why a connection, or a direction of it, was not handed to the kernel. The metric label of `fallback_total`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, EnumCount, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum Refusal {
     /// A socket was no longer established: its peer had already sent FIN or RST.
     PeerClosed,
@@ -26,10 +28,6 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// Every reason there is.
-    pub const ALL: [Self; 6] =
-        [Self::PeerClosed, Self::MapFull, Self::NoMemory, Self::Busy, Self::Protocol, Self::Other];
-
     /// What an error of a map update means.
     #[must_use]
     pub fn of(error: &io::Error) -> Self {
@@ -46,14 +44,7 @@ impl Refusal {
     /// Metric and log label.
     #[must_use]
     pub fn label(self) -> &'static str {
-        match self {
-            Self::PeerClosed => "peer_closed",
-            Self::MapFull => "map_full",
-            Self::NoMemory => "no_memory",
-            Self::Busy => "busy",
-            Self::Protocol => "protocol",
-            Self::Other => "other",
-        }
+        self.into()
     }
 }
 
@@ -61,7 +52,7 @@ impl Refusal {
 #[derive(Debug, Default)]
 pub struct Stats {
     enrolled: AtomicU64,
-    fallbacks: [AtomicU64; Refusal::ALL.len()],
+    fallbacks: [AtomicU64; Refusal::COUNT],
     half: AtomicU64,
 }
 

@@ -30,7 +30,10 @@ use crate::{
     bpf::packet::{Lead, Programs, tuple},
     datapath::seam::{End, Patience},
     log::log_limit,
-    metrics::{Metrics, NONE, labels::Carrier},
+    metrics::{
+        Metrics, NONE,
+        labels::{Carrier, CloseReason, Direction},
+    },
     net::{
         keepalive::{Keepalive, bear_silence},
         repair, sockopt,
@@ -46,8 +49,6 @@ const SWEEP: Duration = Duration::from_secs(1);
 
 /// How long sockets of a process that was killed may stay.
 const PATIENCE: Duration = Duration::from_secs(1);
-
-const PACKET: &str = Carrier::Packet.label();
 
 /// No worker's token: events of these flows wake nobody.
 const NOBODY: u64 = u64::MAX;
@@ -241,7 +242,7 @@ impl Orphans {
                 log_limit!(warn, %error, "a connection is left to who comes next");
             }
             self.metrics.listener(&NONE.into()).active.dec();
-            self.metrics.closed(&NONE.into(), &NONE.into(), PACKET, End::HandedOver.reason());
+            self.metrics.closed(&NONE.into(), &NONE.into(), Some(Carrier::Packet), CloseReason::HandedOver);
         }
     }
 
@@ -333,7 +334,7 @@ impl Orphans {
                     continue;
                 }
                 () = stop.cancelled() => {
-                    self.end("aborted", |_| true);
+                    self.end(CloseReason::Aborted, |_| true);
                     for orphan in std::mem::take(&mut self.flows) {
                         self.forget(&orphan);
                     }
@@ -343,7 +344,7 @@ impl Orphans {
             }
             let longest = longest();
             if !longest.is_zero() {
-                self.end("max_duration", |orphan| orphan.opened.elapsed() >= longest);
+                self.end(CloseReason::MaxDuration, |orphan| orphan.opened.elapsed() >= longest);
             }
             for mut orphan in std::mem::take(&mut self.flows) {
                 if self.goes_on(&mut orphan) {
@@ -376,7 +377,7 @@ impl Orphans {
     }
 
     /// Ends open flows at once; how many.
-    fn end(&mut self, reason: &'static str, which: impl Fn(&Orphan) -> bool) -> usize {
+    fn end(&mut self, reason: CloseReason, which: impl Fn(&Orphan) -> bool) -> usize {
         let (ended, rest): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.flows).into_iter().partition(|orphan| orphan.is_open() && which(orphan));
         self.flows = rest;
@@ -421,7 +422,7 @@ impl Orphans {
             connected_from: backend.map(|(local, _)| local),
             backend_address: backend.map(|(_, remote)| remote),
             age_seconds: orphan.opened.elapsed().as_secs_f64(),
-            carrier: Some(PACKET.to_owned()),
+            carrier: Some(Carrier::Packet.label().to_owned()),
             packet_refused: None,
             bytes_up: delivered(0),
             bytes_down: delivered(1),
@@ -460,7 +461,7 @@ impl Orphans {
     }
 
     /// Ends a flow of which the peers have not told each other.
-    fn reset(&mut self, orphan: &mut Orphan, reason: &'static str) {
+    fn reset(&mut self, orphan: &mut Orphan, reason: CloseReason) {
         self.account(orphan, reason);
         self.set_mode(orphan, RESET);
         // Their resets get the right numbers on their way out.
@@ -474,15 +475,15 @@ impl Orphans {
     }
 
     /// Counts all that was delivered since the flow began: the earlier process has not lived to count it.
-    fn account(&self, orphan: &Orphan, reason: &'static str) {
+    fn account(&self, orphan: &Orphan, reason: CloseReason) {
         let none: Arc<str> = NONE.into();
         self.metrics.listener(&none).active.dec();
-        self.metrics.closed(&none, &none, PACKET, reason);
+        self.metrics.closed(&none, &none, Some(Carrier::Packet), reason);
         let Ok(state) = self.maps.state(orphan.flow) else { return };
-        for (direction, way) in [("up", 0), ("down", 1)] {
+        for (direction, way) in [(Direction::Up, 0), (Direction::Down, 1)] {
             let bytes = state.delivered(way).saturating_sub(orphan.counted[way]);
             if bytes > 0 {
-                self.metrics.moved(&none, PACKET, direction, bytes);
+                self.metrics.moved(&none, Some(Carrier::Packet), direction, bytes);
             }
         }
     }

@@ -11,7 +11,10 @@ use std::{
 use tokio::time::{Instant, sleep_until};
 
 use super::{AttemptError, ConnectError, Context, Upstream, connect_to, reset};
-use crate::upstream::{candidates::Candidates, endpoint::Endpoint, schedule};
+use crate::{
+    metrics::labels::ConnectFailure,
+    upstream::{candidates::Candidates, endpoint::Endpoint, schedule},
+};
 
 /// An attempt under way.
 pub(super) struct Attempt<'a> {
@@ -138,7 +141,7 @@ impl<'a> Race<'a> {
             let is_late = attempt.begun.elapsed() >= attempt.endpoint.head_start();
             if is_late && !Arc::ptr_eq(&attempt.endpoint, winner) {
                 let Context { backend, service, .. } = self.context;
-                service.metrics.connect_failed(&backend.name, "connect_overtaken");
+                service.metrics.connect_failed(&backend.name, ConnectFailure::ConnectOvertaken);
                 attempt.endpoint.overtaken();
             }
         }
