@@ -411,7 +411,7 @@ pub(crate) fn by_reason(
     help: &str,
     values: impl IntoIterator<Item = (&'static str, u64)>,
 ) -> fmt::Result {
-    by_label(encoder, name, help, "why", values)
+    by_label(encoder, name, help, "reason", values)
 }
 
 /// One listener's counters, looked up once and not per connection.

@@ -213,7 +213,7 @@ fn ip_options(lab: &Lab) -> Result<()> {
     let mut flow = Flow { client, backend };
     wait::until_true("it is noticed", || {
         flow.exchange()?;
-        Ok(daemon.metrics()?.sum("snisplice_packet_refused_total", &[("why", "bypassed")]) == 1)
+        Ok(daemon.metrics()?.sum("snisplice_packet_refused_total", &[("reason", "bypassed")]) == 1)
     })?;
     for _ in 0..20 {
         flow.exchange()?;

@@ -168,7 +168,7 @@ fn all_went_on(daemon: &Daemon<'_>, count: i64) -> Result<()> {
     let metrics = daemon.wait_metrics("they are over in good order", |metrics| {
         metrics.sum("snisplice_connections_closed_total", &[("reason", "finished")]) == count
     })?;
-    let stalled = metrics.sum("snisplice_packet_taken_back_total", &[("why", "stalled")]);
+    let stalled = metrics.sum("snisplice_packet_taken_back_total", &[("reason", "stalled")]);
     ensure!(stalled == 0, "{stalled} were taken back");
     Ok(())
 }

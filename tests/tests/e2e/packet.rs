@@ -146,7 +146,7 @@ pub(crate) fn refused_at(lab: &Lab, yaml: &str, front: &str, why: &str) -> Resul
     flow.exchange()?;
     drop(flow);
     let metrics = ended(&daemon)?;
-    let refused = metrics.sum("snisplice_packet_refused_total", &[("why", why)]);
+    let refused = metrics.sum("snisplice_packet_refused_total", &[("reason", why)]);
     ensure!(refused == 1, "not refused for {why}: {metrics:?}");
     ensure!(metrics.sum("snisplice_connections_closed_total", &[("datapath", "relay")]) == 1);
     Ok(())
@@ -209,7 +209,7 @@ fn a_backend_on_the_same_host(lab: &Lab) -> Result<()> {
     let daemon = Daemon::start(lab, &options)?;
     Flow::open(lab, &listener)?.exchange()?;
     let metrics = ended(&daemon)?;
-    let why = |why| metrics.sum("snisplice_packet_refused_total", &[("why", why)]);
+    let why = |why| metrics.sum("snisplice_packet_refused_total", &[("reason", why)]);
     ensure!(why("local") + why("device") == 1, "{metrics:?}");
     Ok(())
 }
@@ -234,7 +234,7 @@ fn a_backend_behind_a_translation(lab: &Lab) -> Result<()> {
     }
     drop(flow);
     let metrics = ended(&daemon)?;
-    ensure!(metrics.sum("snisplice_packet_refused_total", &[("why", "bypassed")]) == 1, "{metrics:?}");
+    ensure!(metrics.sum("snisplice_packet_refused_total", &[("reason", "bypassed")]) == 1, "{metrics:?}");
     ensure!(metrics.sum("snisplice_connections_closed_total", &[("datapath", "relay")]) == 1);
     Ok(())
 }
@@ -263,7 +263,7 @@ fn a_translation_of_our_own_address(lab: &Lab) -> Result<()> {
         metrics.sum("snisplice_connections_closed_total", &relayed) == 3
     })?;
     if lab.datapath == Datapath::Packet {
-        let refused = metrics.sum("snisplice_packet_refused_total", &[("why", "bypassed")]);
+        let refused = metrics.sum("snisplice_packet_refused_total", &[("reason", "bypassed")]);
         ensure!(refused == 3, "{metrics:?}");
     }
     Ok(())

@@ -362,7 +362,7 @@ fn moved(daemon: &Daemon<'_>) -> Result<[i64; 2]> {
 }
 
 fn taken_back(daemon: &Daemon<'_>, why: &str) -> Result<i64> {
-    Ok(daemon.metrics()?.sum("snisplice_packet_taken_back_total", &[("why", why)]))
+    Ok(daemon.metrics()?.sum("snisplice_packet_taken_back_total", &[("reason", why)]))
 }
 
 fn was_taken_back(lab: &Lab, daemon: &Daemon<'_>, why: &str) -> Result<()> {

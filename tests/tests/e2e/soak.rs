@@ -179,7 +179,7 @@ fn really_carried(datapath: Datapath, metrics: &Metrics, visits: usize) -> Resul
     let closed = |carrier| metrics.sum("snisplice_connections_closed_total", &[("datapath", carrier)]);
     let [packet, sockmap, relay] = ["packet", "sockmap", "relay"].map(closed);
     let visits = i64::try_from(visits)?;
-    let [refused, fast] = [&[][..], &[("why", FAST)]].map(|of| metrics.sum(REFUSED, of));
+    let [refused, fast] = [&[][..], &[("reason", FAST)]].map(|of| metrics.sum(REFUSED, of));
     let only_fast = || {
         let why: Vec<_> = metrics.describe(REFUSED).collect();
         ensure!(refused == fast, "refused, not only because a peer had finished: {}", why.join(", "));

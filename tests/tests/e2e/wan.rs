@@ -247,7 +247,7 @@ fn framed(lab: &Lab, mtus: [u32; 2]) -> Result<()> {
         other => other.carriers(),
     };
     let metrics = carried(&daemon, carriers, 1, BYTES)?;
-    let counted = metrics.sum("snisplice_packet_refused_total", &[("why", "mss")]);
+    let counted = metrics.sum("snisplice_packet_refused_total", &[("reason", "mss")]);
     ensure!(counted == i64::from(refused), "refused {counted} times: {metrics:?}");
     ended(links).map(drop)
 }

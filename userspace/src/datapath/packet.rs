@@ -151,7 +151,7 @@ impl Packet {
 
     fn refuse(&self, why: PacketRefusal, account: &Account) {
         account.refused_in_packets(why);
-        tracing::debug!(why = why.label(), "not carried in packets");
+        tracing::debug!(reason = why.label(), "not carried in packets");
         self.shared.programs.stats().refuse(why);
     }
 

@@ -279,7 +279,7 @@ impl Sockmap {
 
     fn fall_back(&self, error: &io::Error) {
         let why = Refusal::of(error);
-        tracing::debug!(why = why.label(), "not enrolled, relaying");
+        tracing::debug!(reason = why.label(), "not enrolled, relaying");
         self.kernel.stats().fall_back(why);
     }
 }
