@@ -1,6 +1,6 @@
 //! A client that no rule serves: the listener's policy for that is applied to it.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, net::TcpStream as StdStream, time::Duration};
 
 use rustix::{
     io::retry_on_intr,
@@ -13,8 +13,9 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::service::Service;
+use super::{hello::HelloReader, service::Service};
 use crate::{
+    account::Account,
     datapath::relay::pump::with_scratch,
     metrics::labels::CloseReason,
     net::sockopt,
@@ -22,7 +23,6 @@ use crate::{
         alert::{Description, alert},
         client_hello::Rejection,
     },
-    upstream::cluster::Cluster,
 };
 
 /// How long a client may take to read our last word before its connection is closed for good.
@@ -34,7 +34,7 @@ pub(super) enum RouteVerdict {
     NoSni,
     UnknownName,
     Rejected(Rejection),
-    Timeout,
+    TimedOut,
 }
 
 impl RouteVerdict {
@@ -45,7 +45,7 @@ impl RouteVerdict {
             Self::Rejected(Rejection::NotTls) => policies.not_tls,
             Self::Rejected(Rejection::Malformed(_)) => policies.malformed,
             Self::Rejected(Rejection::TooLarge) => policies.too_large,
-            Self::Timeout => policies.timeout,
+            Self::TimedOut => policies.timeout,
         }
     }
 
@@ -54,7 +54,7 @@ impl RouteVerdict {
             Self::NoSni => Description::NO_SERVER_NAME,
             Self::UnknownName => Description::UNKNOWN_NAME,
             Self::Rejected(rejection) => Description::of(rejection),
-            Self::Timeout => Description::TIMEOUT,
+            Self::TimedOut => Description::TIMEOUT,
         }
     }
 }
@@ -67,31 +67,75 @@ impl From<RouteVerdict> for CloseReason {
             RouteVerdict::Rejected(Rejection::NotTls) => Self::NotTls,
             RouteVerdict::Rejected(Rejection::Malformed(_)) => Self::Malformed,
             RouteVerdict::Rejected(Rejection::TooLarge) => Self::TooLarge,
-            RouteVerdict::Timeout => Self::HelloTimeout,
+            RouteVerdict::TimedOut => Self::HelloTimeout,
         }
     }
 }
 
-/// Applies the policy for a verdict: either it names a backend all the same, or the connection is over.
-pub(super) async fn turn_away<'a>(
-    client: &TcpStream,
-    listener: &Listener,
-    name: &Arc<str>,
-    verdict: RouteVerdict,
-    service: &Service,
-    backend: impl FnOnce(BackendId) -> &'a Cluster,
-) -> Result<&'a Cluster, CloseReason> {
-    let policy = verdict.policy(&listener.policies);
-    service.metrics.unrouted(name, verdict.into(), policy.into());
-    match policy {
-        Policy::Backend(id) => return Ok(backend(id)),
-        Policy::Reset => {
-            let _ = sockopt::reset_on_close(client);
-        }
-        Policy::Close => farewell(client, &[]).await,
-        Policy::Alert => farewell(client, &alert(verdict.alert())).await,
+/// A client that no rule serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub(super) verdict: RouteVerdict,
+    /// Whether its hello is whole, and it sends nothing more before it has heard something.
+    pub(super) listens: bool,
+}
+
+impl From<RouteVerdict> for Refusal {
+    /// Of a client without a whole hello.
+    fn from(verdict: RouteVerdict) -> Self {
+        Self { verdict, listens: false }
     }
-    Err(verdict.into())
+}
+
+impl Refusal {
+    /// Ends the connection if dropping the socket is all that its policy has left to do. The error is the close reason.
+    pub(super) fn end_at_once(
+        self,
+        client: &StdStream,
+        reader: &HelloReader,
+        listener: &Listener,
+        account: &Account,
+        service: &Service,
+    ) -> Result<(), CloseReason> {
+        let policy = self.verdict.policy(&listener.policies);
+        let ends = match policy {
+            Policy::Reset => sockopt::reset_on_close(client).is_ok(),
+            // Nothing comes then that would make the close a reset.
+            Policy::Close => self.listens && reader.is_drained(client),
+            Policy::Alert | Policy::Backend(_) => false,
+        };
+        if !ends {
+            return Ok(());
+        }
+        Err(self.count(policy, account, service))
+    }
+
+    /// Applies the policy: either it names a backend all the same, or the connection is over.
+    pub(super) async fn apply(
+        self,
+        client: &TcpStream,
+        listener: &Listener,
+        account: &Account,
+        service: &Service,
+    ) -> Result<BackendId, CloseReason> {
+        let policy = self.verdict.policy(&listener.policies);
+        let reason = self.count(policy, account, service);
+        match policy {
+            Policy::Backend(id) => return Ok(id),
+            Policy::Reset => {
+                let _ = sockopt::reset_on_close(client);
+            }
+            Policy::Close => farewell(client, &[]).await,
+            Policy::Alert => farewell(client, &alert(self.verdict.alert())).await,
+        }
+        Err(reason)
+    }
+
+    fn count(self, policy: Policy, account: &Account, service: &Service) -> CloseReason {
+        let reason = self.verdict.into();
+        service.metrics.unrouted(account.listener(), reason, policy.into());
+        reason
+    }
 }
 
 /// Sends `last`, then FIN, and gives the client a moment to read them: closing with bytes of the client unread, or

@@ -2,22 +2,21 @@
 
 use std::{net::TcpStream as StdStream, os::fd::AsRawFd as _, rc::Rc, time::Instant as StdInstant};
 
-use snisplice_config::model::{Listener, Model, Policies, Policy, Rule};
+use snisplice_config::model::{Listener, Model, Rule};
 use tokio::{net::TcpStream, time::timeout};
 
 use super::{
-    connect::connect,
-    hello::{self, Hello, NoHello},
-    refuse::{RouteVerdict, turn_away},
+    connect::{Upstream, connect},
+    hello::{HelloReader, Received},
+    refuse::{Refusal, RouteVerdict},
     service::Service,
 };
 use crate::{
     account::{Account, registry::Registration},
-    datapath::seam::{HelloMode, Pair},
+    datapath::seam::Pair,
     limits::{Overload, admission::Permit},
     metrics::labels::CloseReason,
     net::sockopt,
-    tls::client_hello::ClientHello,
     upstream::cluster::Cluster,
 };
 
@@ -43,165 +42,143 @@ async fn establish(
 ) -> Result<Pair, CloseReason> {
     // This connection keeps this configuration until it is established, whatever is reloaded meanwhile.
     let snapshot = service.current.load_full();
-    let listener_name = account.listener();
     let own = || client.local_addr().ok();
     let listener =
         snapshot.listener_of(account.listener_account().address, own).ok_or(CloseReason::ListenerRemoved)?;
+    account.has_sockets([client.as_raw_fd(), -1]);
+    deny(&client, &snapshot.model)?;
 
-    let number = client.as_raw_fd();
-    account.has_sockets([number, -1]);
-    let deny = &snapshot.model.deny;
-    // Whose client is gone by now is let on, and found gone.
-    if !deny.is_empty() && client.peer_addr().is_ok_and(|client| deny.contains(client.ip())) {
-        let _ = sockopt::reset_on_close(&client);
-        return Err(CloseReason::Denied);
-    }
-    let mut partial = Vec::new();
-    let (mode, limit) = (service.datapath.hello(), snapshot.model.limits.hello_bytes);
-    let early = hello::at_once(&client, mode, limit, &mut partial);
-    let early = early.map(judge).transpose()?.map(|received| decide(listener, account, received));
-    if let Some(Err(refused)) = &early
-        && let Some(policy) = refused.ends_at_once(&listener.policies, &client, mode, limit)
-    {
-        service.metrics.unrouted(listener_name, refused.verdict.into(), policy.into());
-        return Err(refused.verdict.into());
+    let mut reader = HelloReader::new(service.datapath.hello(), snapshot.model.limits.hello_bytes);
+    let early = reader.read_now(&client).map(|received| route(listener, account, received));
+    if let Some(Action::Refuse(refusal)) = &early {
+        // Spares the runtime a socket that waits for nothing.
+        refusal.end_at_once(&client, &reader, listener, account, service)?;
     }
     let client = TcpStream::from_std(client).map_err(|_| CloseReason::NoResources)?;
-    let decided = if let Some(decided) = early {
-        decided
+    let action = if let Some(action) = early {
+        action
     } else {
-        let hello = wait_for_hello(&client, &snapshot.model, service, permit, &mut partial).await?;
-        decide(listener, account, hello)
+        let received = wait_for_hello(&client, &mut reader, &snapshot.model, permit).await;
+        route(listener, account, received)
     };
-    let (backend, bytes) = match decided {
-        Ok((rule, bytes)) => {
+    let cluster = match action {
+        Action::Pass(rule) => {
             account.routed(snapshot.label(rule));
-            (snapshot.next_target(rule).ok_or(CloseReason::BackendRejected)?, bytes)
+            snapshot.next_target(rule).ok_or(CloseReason::BackendRejected)?
         }
-        Err(Refusal { verdict, hello, .. }) => {
-            let backend = |id| snapshot.cluster(id);
-            let backend = turn_away(&client, listener, listener_name, verdict, service, backend).await?;
-            (backend, hello.unwrap_or(partial))
+        Action::Refuse(refusal) => {
+            let backend = refusal.apply(&client, listener, account, service).await?;
+            snapshot.cluster(backend)
         }
+        Action::End(reason) => return Err(reason),
     };
 
-    account.goes_to(backend.name.clone());
-    let Cluster { max_connections, max_pending, .. } = *backend;
-    let pending = permit.connect(&backend.name, max_connections, max_pending, StdInstant::now());
-    let pending = pending.map_err(CloseReason::from)?;
-    let connected = connect(backend, &client, snapshot.model.timeouts.connect, service).await;
-    drop(pending);
-    let upstream = connected.map_err(|error| {
-        if error.is_of_the_backend() {
-            permit.reachability().lost(&backend.name, &error);
-        }
-        tracing::debug!(%error, listener = listener.name, "not connected");
-        CloseReason::from(&error)
-    })?;
-    permit.reachability().found(&backend.name);
-    tracing::trace!(address = %upstream.endpoint.address(), backend = %backend.name, "connected");
-    account.has_sockets([number, upstream.stream.as_raw_fd()]);
+    account.goes_to(cluster.name.clone());
+    let upstream = connect_within_limits(cluster, &client, &snapshot.model, service, permit).await?;
+    account.has_sockets([client.as_raw_fd(), upstream.stream.as_raw_fd()]);
     Ok(Pair {
         client,
         backend: upstream.stream,
-        hello: bytes,
+        hello: reader.into_bytes(),
         same_host: upstream.announced,
         keepalive: Some(service.keepalive.clone()),
     })
 }
 
-/// Waits for the hello within its deadline. The outer error is a client that is gone, or has had to make room.
+/// Resets a client whom the configuration denies.
+fn deny(client: &StdStream, model: &Model) -> Result<(), CloseReason> {
+    // Whose client is gone by now is let on, and found gone.
+    if model.deny.is_empty() || !client.peer_addr().is_ok_and(|client| model.deny.contains(client.ip())) {
+        return Ok(());
+    }
+    let _ = sockopt::reset_on_close(client);
+    Err(CloseReason::Denied)
+}
+
+/// Waits for the hello within its deadline, and for as long as nobody with a better claim needs the place.
 async fn wait_for_hello(
+    client: &TcpStream,
+    reader: &mut HelloReader,
+    model: &Model,
+    permit: &Permit,
+) -> Received {
+    let waiting = permit.hello(reader.has_begun(), StdInstant::now());
+    let received = tokio::select! {
+        biased;
+        received = timeout(model.timeouts.hello, reader.read(client, || waiting.heard())) => {
+            received.unwrap_or(Received::TimedOut)
+        }
+        () = waiting.made_room() => Received::MadeRoom,
+    };
+    match received {
+        // A policy's backend shall see every byte.
+        Received::TimedOut => reader.restore(client),
+        // Whatever it has sent is no reason to remember it.
+        Received::MadeRoom => drop(sockopt::reset_on_close(client)),
+        Received::Hello(_) | Received::Rejected(_) | Received::Gone => {}
+    }
+    received
+}
+
+/// What a listener does with a client.
+enum Action<'s> {
+    /// Its rule says where it goes.
+    Pass(&'s Rule),
+    /// The policy for this says what becomes of it.
+    Refuse(Refusal),
+    /// It is over.
+    End(CloseReason),
+}
+
+/// Where that leads which was received.
+fn route<'s>(listener: &'s Listener, account: &Account, received: Received) -> Action<'s> {
+    let hello = match received {
+        Received::Hello(hello) => hello,
+        Received::Rejected(rejection) => return Action::Refuse(RouteVerdict::Rejected(rejection).into()),
+        Received::TimedOut => return Action::Refuse(RouteVerdict::TimedOut.into()),
+        Received::MadeRoom => return Action::End(Overload::Hellos.into()),
+        Received::Gone => return Action::End(CloseReason::ClientGone),
+    };
+    let (rule, verdict) = match &hello.server_name {
+        Some(name) => {
+            account.asks_for(name.as_str());
+            (listener.routes.lookup(name), RouteVerdict::UnknownName)
+        }
+        None => (listener.routes.no_sni(), RouteVerdict::NoSni),
+    };
+    match rule {
+        Some(rule) => Action::Pass(rule),
+        None => Action::Refuse(Refusal { verdict, listens: !hello.early_data }),
+    }
+}
+
+/// Connects to an endpoint of the cluster, unless its limits forbid that.
+async fn connect_within_limits(
+    cluster: &Cluster,
     client: &TcpStream,
     model: &Model,
     service: &Service,
     permit: &Permit,
-    partial: &mut Vec<u8>,
-) -> Result<Result<Hello, RouteVerdict>, CloseReason> {
-    let waiting = permit.hello(!partial.is_empty(), StdInstant::now());
-    let (mode, limit) = (service.datapath.hello(), model.limits.hello_bytes);
-    let received = hello::receive(client, mode, limit, partial, || waiting.heard());
-    tokio::select! {
-        biased;
-        received = timeout(model.timeouts.hello, received) => {
-            if let Ok(received) = received {
-                return judge(received);
-            }
+) -> Result<Upstream, CloseReason> {
+    let Cluster { max_connections, max_pending, .. } = *cluster;
+    let pending = permit.connect(&cluster.name, max_connections, max_pending, StdInstant::now())?;
+    let connected = connect(cluster, client, model.timeouts.connect, service).await;
+    drop(pending);
+    match connected {
+        Ok(upstream) => {
+            permit.reachability().found(&cluster.name);
+            let address = upstream.endpoint.address();
+            tracing::trace!(%address, backend = %cluster.name, "connected");
+            Ok(upstream)
         }
-        () = waiting.made_room() => {
-            // Whatever it has sent is no reason to remember it.
-            let _ = sockopt::reset_on_close(client);
-            return Err(Overload::Hellos.into());
-        }
-    }
-    // The peeking reader may have left its mark; a policy's backend shall see every byte.
-    let _ = sockopt::set_receive_low_water(client, 1);
-    Ok(Err(RouteVerdict::Timeout))
-}
-
-/// Tells a client that is gone, the outer error, from one that is turned away.
-fn judge(received: Result<Hello, NoHello>) -> Result<Result<Hello, RouteVerdict>, CloseReason> {
-    match received {
-        Ok(hello) => Ok(Ok(hello)),
-        Err(NoHello::ClientGone) => Err(CloseReason::ClientGone),
-        Err(NoHello::Rejected(rejection)) => Ok(Err(RouteVerdict::Rejected(rejection))),
-    }
-}
-
-/// A client whom no rule serves.
-struct Refusal {
-    verdict: RouteVerdict,
-    /// The bytes of its hello, if that was a whole one.
-    hello: Option<Vec<u8>>,
-    /// Whether it sends nothing more before it has heard something.
-    listens: bool,
-}
-
-impl Refusal {
-    /// Whether dropping the socket is all that is left to do, which spares the runtime a socket that waits for nothing:
-    /// the policy for which that is so.
-    fn ends_at_once(
-        &self,
-        policies: &Policies,
-        client: &StdStream,
-        mode: HelloMode,
-        limit: usize,
-    ) -> Option<Policy> {
-        let policy = self.verdict.policy(policies);
-        let ends = match policy {
-            Policy::Reset => sockopt::reset_on_close(client).is_ok(),
-            // Nothing comes then that would make the close a reset.
-            Policy::Close => {
-                let is_drained = |hello: &Vec<u8>| hello::is_drained(client, mode, limit, hello);
-                self.listens && self.hello.as_ref().is_some_and(is_drained)
+        Err(error) => {
+            if error.is_of_the_backend() {
+                permit.reachability().lost(&cluster.name, &error);
             }
-            Policy::Alert | Policy::Backend(_) => false,
-        };
-        ends.then_some(policy)
-    }
-}
-
-/// Where that leads which was received, and the bytes of the hello.
-fn decide<'a>(
-    listener: &'a Listener,
-    account: &Account,
-    received: Result<Hello, RouteVerdict>,
-) -> Result<(&'a Rule, Vec<u8>), Refusal> {
-    let Hello { message, bytes } =
-        received.map_err(|verdict| Refusal { verdict, hello: None, listens: false })?;
-    if let Some(name) = &message.server_name {
-        account.asks_for(name.as_str());
-    }
-    match route(listener, &message) {
-        Ok(rule) => Ok((rule, bytes)),
-        Err(verdict) => Err(Refusal { verdict, hello: Some(bytes), listens: !message.early_data }),
-    }
-}
-
-fn route<'a>(listener: &'a Listener, message: &ClientHello) -> Result<&'a Rule, RouteVerdict> {
-    match &message.server_name {
-        Some(name) => listener.routes.lookup(name).map(AsRef::as_ref).ok_or(RouteVerdict::UnknownName),
-        None => listener.routes.no_sni().map(AsRef::as_ref).ok_or(RouteVerdict::NoSni),
+            let reason = CloseReason::from(&error);
+            tracing::debug!(%error, %reason, backend = %cluster.name, "not connected");
+            Err(reason)
+        }
     }
 }
 
@@ -209,19 +186,28 @@ fn route<'a>(listener: &'a Listener, message: &ClientHello) -> Result<&'a Rule, 
 mod tests {
     use std::{
         cell::{Cell, RefCell},
+        future::poll_fn,
+        io::Write as _,
+        net::SocketAddr,
+        pin::{Pin, pin},
         sync::Arc,
+        task::Poll,
         time::Duration,
     };
 
+    use rustix::io::retry_on_intr;
     use snisplice_config::{
-        model::{Backend, DatapathKind, Dns, Handover, Limits, Timeouts},
-        networks::Networks,
+        Source, load,
+        model::{Limits, Timeouts},
     };
 
     use super::*;
     use crate::{
         account::{ListenerAccount, registry::Registry},
-        datapath::{relay::Relay, seam::Datapath as _},
+        datapath::{
+            relay::Relay,
+            seam::{Datapath, Forward, HelloMode},
+        },
         limits::admission::Admission,
         metrics::Metrics,
         net::keepalive::Keepalive,
@@ -231,37 +217,99 @@ mod tests {
     /// No connection of these tests is idle for longer.
     const IDLE: Duration = Duration::from_secs(1);
 
-    /// What an idle connection holds is its session's future, with the sockets in it, and the datapath's.
-    #[tokio::test]
-    async fn an_idle_connection_stays_small() {
-        let model = Model {
-            listeners: Vec::new(),
-            backends: Vec::<Backend>::new(),
-            rules: 0,
-            claims: Vec::new(),
-            datapath: DatapathKind::Relay,
-            admin: snisplice_config::admin::Admin::default(),
-            limits: Limits::default(),
-            handover: Handover::default(),
-            survive: false,
-            deny: Networks::default(),
-            timeouts: Timeouts::default(),
-            dns: Dns::default(),
-        };
-        let metrics = Arc::new(Metrics::new());
-        let service = Rc::new(Service {
+    fn service(listener: SocketAddr, datapath: Rc<dyn Datapath>) -> Service {
+        let text = format!(
+            "listeners: [{{name: https, bind: '{listener}'}}]\n\
+             routes: [{{sni: [a.test], backends: [{{name: web}}]}}]\n\
+             backends: [{{name: web, endpoints: ['127.0.0.1:9']}}]\n"
+        );
+        let source = Source { name: "test".to_owned(), text };
+        let translation = load(&[source], &snisplice_config::Options::default());
+        let model = translation.model.unwrap_or_else(|| panic!("{:?}", translation.diagnostics));
+        Service {
             current: Arc::new(SharedSnapshot::from_pointee(Snapshot::new(model, 1))),
-            metrics: metrics.clone(),
-            datapath: Rc::new(Relay::new(IDLE)),
+            metrics: Arc::new(Metrics::new()),
+            datapath,
             keepalive: Rc::new(Keepalive::of(&Timeouts::default())),
             registry: Rc::default(),
             races: Cell::default(),
             listening: RefCell::default(),
+        }
+    }
+
+    fn listener_account(service: &Service, listener: SocketAddr) -> Rc<ListenerAccount> {
+        let account = ListenerAccount::new(&service.metrics, &"https".into(), &service.registry);
+        Rc::new(account.at(listener))
+    }
+
+    /// Peeks hellos and carries nothing.
+    struct Peeking;
+
+    impl Datapath for Peeking {
+        fn hello(&self) -> HelloMode {
+            HelloMode::Peek
+        }
+
+        fn forward<'a>(&'a self, _pair: Pair, _account: &'a Account) -> Forward<'a> {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    /// A newcomer ends the oldest client that has sent nothing, and not one whose half hello was only peeked.
+    #[tokio::test]
+    async fn a_half_hello_that_was_peeked_is_not_silent() {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = socket.local_addr().unwrap();
+        let service = service(address, Rc::new(Peeking));
+        let accounts = listener_account(&service, address);
+        let admission = Admission::new(&Limits { hellos: Some(2), ..Limits::default() });
+        let connect = |first_bytes: &[u8]| {
+            let mut client = StdStream::connect(address).unwrap();
+            client.write_all(first_bytes).unwrap();
+            let (accepted, peer) = socket.accept().unwrap();
+            if !first_bytes.is_empty() {
+                // What a client has sent is there a moment later.
+                retry_on_intr(|| rustix::net::recv(&accepted, &mut [0; 1], rustix::net::RecvFlags::PEEK))
+                    .unwrap();
+            }
+            accepted.set_nonblocking(true).unwrap();
+            let Ok(permit) = admission.admit(peer.ip(), StdInstant::now()).unwrap().try_place() else {
+                panic!("no place")
+            };
+            (client, accepted, Account::open(&accounts), permit)
+        };
+        let (_half, accepted, account, permit) = connect(&[0x16, 0x03, 0x01]);
+        let mut half = pin!(establish(accepted, &account, &service, &permit));
+        let (_silent, accepted, account, permit) = connect(&[]);
+        let mut silent = pin!(establish(accepted, &account, &service, &permit));
+        let (_newcomer, accepted, account, permit) = connect(&[]);
+        let mut newcomer = pin!(establish(accepted, &account, &service, &permit));
+        // One turn of the event loop: nobody has waited for an event yet.
+        let polled = poll_fn(|context| {
+            let mut poll = |future: Pin<&mut dyn Future<Output = _>>| future.poll(context).map(Result::err);
+            let first: [Poll<Option<CloseReason>>; 3] =
+                [poll(half.as_mut()), poll(silent.as_mut()), poll(newcomer.as_mut())];
+            Poll::Ready(first)
         });
+        assert!(polled.await.iter().all(Poll::is_pending));
+        let ended = tokio::select! {
+            biased;
+            half = half => ("half", half),
+            silent = silent => ("silent", silent),
+            newcomer = newcomer => ("newcomer", newcomer),
+        };
+        assert_eq!((ended.0, ended.1.err()), ("silent", Some(CloseReason::HelloLimit)));
+    }
+
+    /// What an idle connection holds is its session's future, with the sockets in it, and the datapath's.
+    #[tokio::test]
+    async fn an_idle_connection_stays_small() {
         let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(socket.local_addr().unwrap()).await.unwrap();
         let backend = TcpStream::connect(socket.local_addr().unwrap()).await.unwrap();
-        let listener_account = Rc::new(ListenerAccount::new(&metrics, &"https".into(), &service.registry));
+        let address = socket.local_addr().unwrap();
+        let service = Rc::new(service(address, Rc::new(Relay::new(IDLE))));
+        let listener_account = listener_account(&service, address);
         let account = Account::open(&listener_account);
         let relay = Relay::new(IDLE);
         let carried = relay.forward(
