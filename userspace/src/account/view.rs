@@ -1,8 +1,9 @@
 //! What is told of open connections, and how somebody says which ones: values and text only.
 
-use std::{fmt::Write as _, net::SocketAddr};
+use std::{fmt::Display, net::SocketAddr, str::FromStr};
 
-use serde::{Deserialize, Serialize};
+use percent_encoding::percent_decode_str;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use snisplice_config::networks::{Network, Networks};
 
@@ -64,17 +65,20 @@ pub struct Closed {
 }
 
 /// Which connections are meant: those that match all that is given.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Filter {
-    /// This one.
+    /// This one. It is part of a path and not of a query.
+    #[serde(skip)]
     pub id: Option<u64>,
     /// Accepted by the listener of this name.
     pub listener: Option<String>,
     /// Going to the backend of this name.
     pub backend: Option<String>,
     /// Carried so.
+    #[serde(serialize_with = "label")]
     pub carrier: Option<Carrier>,
     /// Of a client in one of these networks.
+    #[serde(serialize_with = "with_commas")]
     pub client: Option<Networks>,
     /// Whose client has asked for this server name.
     pub sni: Option<String>,
@@ -90,25 +94,10 @@ impl Filter {
     /// The query part of an address that means this; empty for everything.
     #[must_use]
     pub fn to_query(&self) -> String {
-        let networks = |networks: &Networks| {
-            networks.iter().map(|network| network.to_string()).collect::<Vec<_>>().join(",")
-        };
-        let client = self.client.as_ref().map(networks);
-        let given = [
-            ("listener", self.listener.as_deref()),
-            ("backend", self.backend.as_deref()),
-            ("carrier", self.carrier.map(Carrier::label)),
-            ("client", client.as_deref()),
-            ("sni", self.sni.as_deref()),
-        ];
-        let mut query = String::new();
-        for (key, value) in given {
-            if let Some(value) = value {
-                query.push(if query.is_empty() { '?' } else { '&' });
-                query.extend([key, "=", &encoded(value)]);
-            }
+        match serde_urlencoded::to_string(self) {
+            Ok(query) if !query.is_empty() => format!("?{query}"),
+            _ => String::new(),
         }
-        query
     }
 }
 
@@ -124,40 +113,81 @@ pub struct Query {
 }
 
 impl Query {
-    /// Reads `key=value` pairs. The error is for whoever has written them.
+    /// Reads `key=value` pairs, each key once. The error is for whoever has written them.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let mut query = Self::default();
-        for pair in text.split('&').filter(|pair| !pair.is_empty()) {
-            let (key, value) = pair.split_once('=').ok_or_else(|| format!("'{pair}' is not key=value"))?;
-            let value = decoded(value).ok_or_else(|| format!("'{value}' is not encoded as it should be"))?;
-            let Filter { listener, backend, carrier, client, sni, .. } = &mut query.filter;
-            match key {
-                "listener" => *listener = Some(value),
-                "backend" => *backend = Some(value),
-                "carrier" => *carrier = Some(value.parse()?),
-                "client" => *client = Some(networks(&value)?),
-                "sni" => *sni = Some(value),
-                "limit" => {
-                    let limit = value.parse().ok().filter(|limit| *limit > 0);
-                    query.limit = Some(limit.ok_or_else(|| format!("'{value}' is not a number above 0"))?);
-                }
-                "after" => {
-                    query.after = Some(
-                        value.parse().map_err(|_| format!("'{value}' is not the number of a connection"))?,
-                    );
-                }
-                _ => {
-                    return Err(format!(
-                        "there is no '{key}': use listener, backend, carrier, limit or after"
-                    ));
-                }
-            }
-        }
-        Ok(query)
+        text.split('&').filter(|pair| !pair.is_empty()).try_for_each(check)?;
+        let asked: Asked =
+            serde_urlencoded::from_str(text).map_err(|error| error.to_string().replace('`', "'"))?;
+        let Asked { listener, backend, carrier, client, sni, limit, after } = asked;
+        Ok(Self { filter: Filter { id: None, listener, backend, carrier, client, sni }, limit, after })
     }
 }
 
-impl std::str::FromStr for Carrier {
+/// The keys of a query.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Asked {
+    listener: Option<String>,
+    backend: Option<String>,
+    #[serde(deserialize_with = "parsed")]
+    carrier: Option<Carrier>,
+    #[serde(deserialize_with = "networks")]
+    client: Option<Networks>,
+    sni: Option<String>,
+    #[serde(deserialize_with = "limit")]
+    limit: Option<usize>,
+    #[serde(deserialize_with = "after")]
+    after: Option<u64>,
+}
+
+fn parsed<'de, T: FromStr<Err: Display>, D: Deserializer<'de>>(from: D) -> Result<Option<T>, D::Error> {
+    String::deserialize(from)?.parse().map(Some).map_err(de::Error::custom)
+}
+
+/// Networks or addresses with commas between.
+fn networks<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Networks>, D::Error> {
+    let text = String::deserialize(from)?;
+    text.split(',').map(str::parse::<Network>).collect::<Result<_, _>>().map(Some).map_err(de::Error::custom)
+}
+
+fn limit<'de, D: Deserializer<'de>>(from: D) -> Result<Option<usize>, D::Error> {
+    let text = String::deserialize(from)?;
+    let limit = text.parse().ok().filter(|limit| *limit > 0);
+    limit.map(Some).ok_or_else(|| de::Error::custom(format!("'{text}' is not a number above 0")))
+}
+
+fn after<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
+    let text = String::deserialize(from)?;
+    let after = text.parse().map(Some);
+    after.map_err(|_| de::Error::custom(format!("'{text}' is not the number of a connection")))
+}
+
+/// Refuses what decoding would replace or leave as it is without a word: it reads a key without a value as an empty one,
+/// leaves a `%` without two digits alone (URL standard, section 1.3), and puts U+FFFD where bytes are no text.
+fn check(pair: &str) -> Result<(), String> {
+    let (_, value) = pair.split_once('=').ok_or_else(|| format!("'{pair}' is not key=value"))?;
+    let is_code =
+        |rest: &str| rest.as_bytes().get(..2).is_some_and(|code| code.iter().all(u8::is_ascii_hexdigit));
+    let codes = value.split('%').skip(1).all(is_code);
+    if codes && percent_decode_str(value).decode_utf8().is_ok() {
+        Ok(())
+    } else {
+        Err(format!("'{value}' is not encoded as it should be"))
+    }
+}
+
+#[expect(clippy::ref_option, clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn label<S: Serializer>(carrier: &Option<Carrier>, to: S) -> Result<S::Ok, S::Error> {
+    carrier.map(Carrier::label).serialize(to)
+}
+
+#[expect(clippy::ref_option, reason = "serde calls it so")]
+fn with_commas<S: Serializer>(networks: &Option<Networks>, to: S) -> Result<S::Ok, S::Error> {
+    let text = |networks: &Networks| networks.iter().map(|one| one.to_string()).collect::<Vec<_>>().join(",");
+    networks.as_ref().map(text).serialize(to)
+}
+
+impl FromStr for Carrier {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -166,39 +196,6 @@ impl std::str::FromStr for Carrier {
             .find(|carrier| carrier.label() == text)
             .ok_or_else(|| format!("'{text}' is not relay, sockmap or packet"))
     }
-}
-
-/// Networks or addresses with commas between.
-fn networks(text: &str) -> Result<Networks, String> {
-    text.split(',').map(str::parse::<Network>).collect()
-}
-
-/// Percent-encoding of everything that is not unreserved (RFC 3986, 2.3).
-fn encoded(text: &str) -> String {
-    let mut out = String::new();
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            out.push(byte.into());
-        } else {
-            // Writing to a string does not fail.
-            let _ = write!(out, "%{byte:02X}");
-        }
-    }
-    out
-}
-
-fn decoded(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        if byte != b'%' {
-            bytes.push(byte);
-            continue;
-        }
-        let mut digit = || rest.next().and_then(|byte| char::from(byte).to_digit(16));
-        bytes.push(u8::try_from(digit()? * 16 + digit()?).ok()?);
-    }
-    String::from_utf8(bytes).ok()
 }
 
 #[cfg(test)]
@@ -233,6 +230,7 @@ mod tests {
             ("carrier=fast", "'fast'"),
             ("client=10.0.0.0%2F33", "'10.0.0.0/33'"),
             ("client=", "''"),
+            ("listener=a&listener=b", "'listener'"),
             ("limit=0", "'0'"),
             ("limit=-1", "'-1'"),
             ("after=x", "'x'"),

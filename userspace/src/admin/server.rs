@@ -2,7 +2,6 @@
 
 use std::{
     collections::VecDeque,
-    convert::Infallible,
     io,
     sync::{
         Arc,
@@ -11,8 +10,15 @@ use std::{
     time::Duration,
 };
 
-use hyper::{server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use axum::Router;
+use hyper::{
+    server::conn::http1,
+    service::{Service as _, service_fn},
+};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
@@ -20,7 +26,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{Admin, Scope};
+use super::{Admin, Scope, api};
 use crate::{log::log_limit, net::admin_socket::Socket};
 
 /// Connections to the admin address at once.
@@ -58,7 +64,7 @@ pub(super) async fn serve(admin: Arc<Admin>, socket: Socket, scope: Scope) -> io
         Scope::Ready => PROBES,
         Scope::Local | Scope::Network => CONNECTIONS,
     };
-    let mut server = Server { admin, scope, places, open: VecDeque::new() };
+    let mut server = Server { router: api::router(admin, scope), places, open: VecDeque::new() };
     match socket {
         Socket::Tcp(socket) => {
             let socket = TcpListener::from_std(socket)?;
@@ -78,8 +84,7 @@ pub(super) async fn serve(admin: Arc<Admin>, socket: Socket, scope: Scope) -> io
 }
 
 struct Server {
-    admin: Arc<Admin>,
-    scope: Scope,
+    router: Router,
     places: usize,
     /// In the order of their arrival.
     open: VecDeque<Open>,
@@ -127,13 +132,12 @@ impl Server {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (admin, scope) = (self.admin.clone(), self.scope);
+        let router = TowerToHyperService::new(self.router.clone());
         let silent = Arc::new(AtomicBool::new(true));
         let asks = silent.clone();
         let service = service_fn(move |request| {
             asks.store(false, Relaxed);
-            let admin = admin.clone();
-            async move { Ok::<_, Infallible>(admin.answer(scope, &request).await) }
+            router.call(request)
         });
         let served = http1::Builder::new()
             .timer(TokioTimer::new())

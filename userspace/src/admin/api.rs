@@ -1,0 +1,338 @@
+//! The requests that are answered: routes, handlers and status codes.
+
+use std::sync::{Arc, atomic::Ordering::Relaxed};
+
+use axum::{
+    Router,
+    extract::{Path, RawQuery, Request, State},
+    http::{
+        StatusCode,
+        header::{ALLOW, CONTENT_TYPE},
+    },
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use hyper::body::Body as _;
+
+use super::{
+    Admin, Scope, body, guard,
+    pages::{Families, Listed},
+};
+use crate::{
+    account::view::{Closed, Filter, LONGEST, MOST, Query},
+    metrics::labels::CloseReason,
+};
+
+/// Prometheus' current text exposition format.
+const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// A request that is not answered as it was meant: the status, and a line that says why or what to do.
+type Refusal = (StatusCode, String);
+
+/// The requests that an address of this scope answers.
+pub(super) fn router(admin: Arc<Admin>, scope: Scope) -> Router {
+    let router = Router::new().route("/ready", get(ready).fallback(async || only("GET, HEAD")));
+    let router = match scope {
+        Scope::Ready => router.fallback(async || (StatusCode::NOT_FOUND, "only /ready is here\n")),
+        Scope::Local | Scope::Network => router
+            .route("/metrics", get(metrics).fallback(async || only("GET, HEAD")))
+            .route("/connections", get(list).delete(close).fallback(async || only("GET, HEAD, DELETE")))
+            .route("/connections/{id}", get(list).delete(close).fallback(async || only("GET, HEAD, DELETE")))
+            .fallback(async || not_found()),
+    };
+    // A layer of the whole router is also around its fallback: no request passes it by.
+    let guarded = move |State(admin): State<Arc<Admin>>, request: Request, next: Next| async move {
+        match allow(scope, &admin, &request) {
+            Ok(()) => next.run(request).await,
+            Err(refusal) => refusal.into_response(),
+        }
+    };
+    router.layer(middleware::from_fn_with_state(admin.clone(), guarded)).with_state(admin)
+}
+
+/// Whether a request may reach a handler.
+fn allow(scope: Scope, admin: &Admin, request: &Request) -> Result<(), Refusal> {
+    match scope {
+        Scope::Network => guard::check(request, &admin.hosts)?,
+        Scope::Local => guard::no_origin(request.headers())?,
+        Scope::Ready => {}
+    }
+    if request.body().is_end_stream() {
+        Ok(())
+    } else {
+        Err((StatusCode::PAYLOAD_TOO_LARGE, "no request here has a body\n".into()))
+    }
+}
+
+impl From<guard::Refused> for Refusal {
+    fn from(refused: guard::Refused) -> Self {
+        match refused {
+            guard::Refused::Invalid(why) => (StatusCode::BAD_REQUEST, why.into()),
+            guard::Refused::Forbidden(why) => (StatusCode::FORBIDDEN, why),
+        }
+    }
+}
+
+fn only(methods: &'static str) -> Response {
+    (StatusCode::METHOD_NOT_ALLOWED, [(ALLOW, methods)], format!("only {methods}\n")).into_response()
+}
+
+fn not_found() -> Refusal {
+    (StatusCode::NOT_FOUND, "/ready\n/metrics\n/connections\n".into())
+}
+
+fn no_such_connection() -> Refusal {
+    (StatusCode::NOT_FOUND, "there is no such connection\n".into())
+}
+
+/// Whether new connections are welcome. A process that is full goes on serving, and clients wait for a place: only who
+/// asks with `fail=full` is told that it is not ready. Otherwise a crowd would have one process after another taken out
+/// of service.
+async fn ready(State(admin): State<Arc<Admin>>, RawQuery(query): RawQuery) -> Result<Refusal, Refusal> {
+    let fails_when_full = fails_when_full(query.as_deref().unwrap_or_default())?;
+    if !admin.ready.load(Relaxed) {
+        return Err((StatusCode::SERVICE_UNAVAILABLE, "not accepting connections\n".into()));
+    }
+    let mut state =
+        if admin.probing.load(Relaxed) { "ready, probing the kernel" } else { "ready" }.to_owned();
+    let mut status = StatusCode::OK;
+    if admin.admission.is_full() {
+        let (most, _) = admin.admission.standing().connections;
+        let full = format!("full: all {most} places are taken, and clients wait; see limits.connections");
+        if fails_when_full {
+            (status, state) = (StatusCode::SERVICE_UNAVAILABLE, full);
+        } else {
+            state = format!("{state}, {full}");
+        }
+    }
+    Ok((status, state + "\n"))
+}
+
+/// Whether `/ready` was asked to fail while every place is taken. Other keys are for others, such as caches on the way.
+fn fails_when_full(query: &str) -> Result<bool, Refusal> {
+    let pairs: Vec<(String, String)> = serde_urlencoded::from_str(query).unwrap_or_default();
+    let mut asked = false;
+    for (_, value) in pairs.iter().filter(|(key, _)| key == "fail") {
+        if value != "full" {
+            return Err((StatusCode::BAD_REQUEST, format!("fail={value} is not known; fail=full is\n")));
+        }
+        asked = true;
+    }
+    Ok(asked)
+}
+
+async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
+    admin.metrics.forget_gone();
+    let families = Families::new(admin.metrics.clone());
+    ([(CONTENT_TYPE, METRICS_TYPE)], body::of(families).await).into_response()
+}
+
+/// The number of a connection in a path, if the path has one. Nothing else can be there.
+fn number(path: Option<Path<String>>) -> Result<Option<u64>, Refusal> {
+    path.map(|Path(id)| id.parse().map_err(|_| not_found())).transpose()
+}
+
+fn parse(query: Option<&str>) -> Result<Query, Refusal> {
+    Query::parse(query.unwrap_or_default()).map_err(|why| (StatusCode::BAD_REQUEST, format!("{why}\n")))
+}
+
+async fn list(
+    State(admin): State<Arc<Admin>>,
+    path: Option<Path<String>>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Refusal> {
+    let id = number(path)?;
+    let Query { filter, limit, after } = parse(query.as_deref())?;
+    let left = limit.unwrap_or(MOST).min(LONGEST);
+    let listing = Listed::begin(admin, Filter { id, ..filter }, left, after).await;
+    if id.is_some() && listing.is_empty() {
+        return Err(no_such_connection());
+    }
+    Ok(([(CONTENT_TYPE, "application/json")], body::of(listing).await).into_response())
+}
+
+async fn close(
+    State(admin): State<Arc<Admin>>,
+    path: Option<Path<String>>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Refusal> {
+    let id = number(path)?;
+    if !admin.allow_close {
+        let remedy = "closing is not allowed here: start with --admin-close, or set admin.allow_close\n";
+        return Err((StatusCode::FORBIDDEN, remedy.into()));
+    }
+    let filter = match parse(query.as_deref())? {
+        Query { filter, limit: None, after: None } => Filter { id, ..filter },
+        _ => return Err((StatusCode::BAD_REQUEST, "limit and after are for GET only\n".into())),
+    };
+    if filter.is_empty() {
+        let which = "say which: /connections/ID, or a filter such as /connections?backend=NAME\n";
+        return Err((StatusCode::BAD_REQUEST, which.into()));
+    }
+    let closed = admin.close_all(&filter, CloseReason::ClosedByAdmin).await;
+    tracing::info!(?filter, closed, "admin: closing connections");
+    if id.is_some() && closed == 0 {
+        return Err(no_such_connection());
+    }
+    let answer = format!("{}\n", serde_json::json!(Closed { closed }));
+    Ok(([(CONTENT_TYPE, "application/json")], answer).into_response())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use axum::http::{Method, Request};
+    use hyper::service::Service as _;
+    use hyper_util::service::TowerToHyperService;
+    use snisplice_config::{admin::Admin as Settings, model::Limits};
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::{
+        account::{registry::Request as Asked, view::Connection},
+        admin::{Ask, Askable},
+        limits::admission::Admission,
+        metrics::Metrics,
+    };
+
+    fn admin(allow_close: bool) -> Arc<Admin> {
+        let settings = Settings { allow_close, ..Settings::default() };
+        let admission = Admission::new(&Limits::default());
+        Arc::new(Admin::new(Arc::new(Metrics::new()), admission, &settings))
+    }
+
+    fn request(method: Method, uri: &str) -> Request<String> {
+        let request = Request::builder().method(method).uri(uri).header("host", "127.0.0.1:9900");
+        request.body(String::new()).unwrap()
+    }
+
+    async fn answer(admin: &Arc<Admin>, scope: Scope, request: Request<String>) -> Response {
+        let Ok(response) = TowerToHyperService::new(router(admin.clone(), scope)).call(request).await;
+        response
+    }
+
+    async fn ask(allow_close: bool, method: Method, uri: &str) -> Response {
+        answer(&admin(allow_close), Scope::Network, request(method, uri)).await
+    }
+
+    #[tokio::test]
+    async fn every_request_has_its_status() {
+        for (allow_close, method, uri, status) in [
+            (false, Method::GET, "/connections", 200),
+            (false, Method::HEAD, "/connections?limit=3", 200),
+            (false, Method::GET, "/connections?surprise=1", 400),
+            (false, Method::GET, "/connections/7", 404),
+            (false, Method::GET, "/connections/x", 404),
+            (false, Method::GET, "/", 404),
+            (false, Method::GET, "/ready", 503),
+            (false, Method::GET, "/ready?fail=all", 400),
+            (false, Method::GET, "/metrics", 200),
+            (false, Method::DELETE, "/connections/7", 403),
+            (false, Method::DELETE, "/connections", 403),
+            (true, Method::DELETE, "/connections", 400),
+            (true, Method::DELETE, "/connections?limit=1", 400),
+            (true, Method::DELETE, "/connections?backend=shop&after=1", 400),
+            (true, Method::DELETE, "/connections?carrier=fast", 400),
+            (true, Method::DELETE, "/connections?backend=shop", 200),
+            (true, Method::DELETE, "/connections?client=10.0.0.0/8", 200),
+            (true, Method::DELETE, "/connections?client=10.0.0.0/40", 400),
+            (true, Method::DELETE, "/connections?sni=www.example.com", 200),
+            (true, Method::DELETE, "/connections/7", 404),
+            (true, Method::POST, "/connections", 405),
+            (true, Method::DELETE, "/metrics", 405),
+        ] {
+            let response = ask(allow_close, method.clone(), uri).await;
+            assert_eq!(response.status().as_u16(), status, "{method} {uri}");
+        }
+        let refused = ask(true, Method::POST, "/connections").await;
+        assert_eq!(refused.headers()[ALLOW], "GET, HEAD, DELETE");
+        assert_eq!(ask(true, Method::PUT, "/ready").await.headers()[ALLOW], "GET, HEAD");
+    }
+
+    #[tokio::test]
+    async fn who_asks_is_told_that_every_place_is_taken() {
+        let admission = Admission::new(&Limits { connections: 1, ..Limits::default() });
+        let admin = Arc::new(Admin::new(Arc::new(Metrics::new()), admission.clone(), &Settings::default()));
+        admin.ready.store(true, Relaxed);
+        let statuses = async || {
+            let status = async |uri| {
+                let request = request(Method::GET, uri);
+                answer(&admin, Scope::Network, request).await.status().as_u16()
+            };
+            [status("/ready").await, status("/ready?fail=full").await]
+        };
+        assert_eq!(statuses().await, [200, 200]);
+        let admitted = admission.admit([192, 0, 2, 1].into(), Instant::now()).unwrap();
+        let permit = admitted.try_place().unwrap();
+        assert_eq!(statuses().await, [200, 503]);
+        drop(permit);
+        assert_eq!(statuses().await, [200, 200]);
+    }
+
+    #[tokio::test]
+    async fn an_address_for_probes_tells_nothing_else() {
+        for (method, uri, status) in [
+            (Method::GET, "/ready", 503),
+            (Method::HEAD, "/ready", 503),
+            (Method::GET, "/metrics", 404),
+            (Method::GET, "/connections", 404),
+            (Method::DELETE, "/connections/7", 404),
+            (Method::POST, "/ready", 405),
+        ] {
+            let response = answer(&admin(true), Scope::Ready, request(method.clone(), uri)).await;
+            assert_eq!(response.status().as_u16(), status, "{method} {uri}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_is_refused() {
+        let mut request = request(Method::DELETE, "/connections/7");
+        request.body_mut().push('x');
+        assert_eq!(answer(&admin(true), Scope::Network, request).await.status(), 413);
+    }
+
+    /// One worker that has these connections.
+    fn worker(ids: std::ops::Range<u64>) -> Ask {
+        let (orders, mut asked) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            while let Some(Asked::List { after, most, reply, .. }) = asked.recv().await {
+                let ids = ids.clone().filter(|id| after.is_none_or(|after| *id > after)).take(most);
+                let _ = reply.send(ids.map(connection).collect());
+            }
+        });
+        Box::new(move |request| drop(orders.send(request)))
+    }
+
+    fn connection(id: u64) -> Connection {
+        let listener = "https".to_owned();
+        Connection { id, listener, ..Connection::default() }
+    }
+
+    #[tokio::test]
+    async fn pages_join_to_one_listing() {
+        use http_body_util::BodyExt as _;
+        let admin = admin(false);
+        let workers = vec![worker(0..700), worker(700..1_500)];
+        admin.asks(Askable { workers, orphans: mpsc::unbounded_channel().0 });
+        for (query, ids, more) in [
+            ("?limit=1500", 0..1_500, false),
+            ("?limit=1499", 0..1_499, true),
+            ("", 0..1_000, true),
+            ("?limit=256", 0..256, true),
+            ("?limit=1", 0..1, true),
+            ("?after=1489", 1_490..1_500, false),
+            ("?after=1499", 1_500..1_500, false),
+            ("?limit=99999999999999", 0..1_500, false),
+        ] {
+            let uri = format!("/connections{query}");
+            let response = answer(&admin, Scope::Network, request(Method::GET, &uri)).await;
+            let body = response.into_body().collect().await.unwrap().to_bytes();
+            let listing: crate::account::view::Listing = serde_json::from_slice(&body).unwrap();
+            let told: Vec<u64> = listing.connections.iter().map(|one| one.id).collect();
+            assert_eq!(told, ids.collect::<Vec<_>>(), "{query}");
+            assert_eq!(listing.more, more, "{query}");
+        }
+    }
+}

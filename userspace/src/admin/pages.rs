@@ -1,0 +1,117 @@
+//! Long answers, made page by page.
+
+use std::sync::Arc;
+
+use hyper::body::Bytes;
+
+use super::{Admin, body::Pieces};
+use crate::{
+    account::{
+        registry::Request as Asked,
+        view::{Connection, Filter},
+    },
+    metrics::Metrics,
+};
+
+/// Connections that are asked of the workers at once.
+const PAGE: usize = 256;
+
+/// The metrics, family by family.
+pub(super) struct Families {
+    metrics: Arc<Metrics>,
+    next: usize,
+}
+
+impl Families {
+    pub(super) fn new(metrics: Arc<Metrics>) -> Self {
+        Self { metrics, next: 0 }
+    }
+}
+
+impl Pieces for Families {
+    async fn next(&mut self) -> Option<Bytes> {
+        let family = self.metrics.encode_family(self.next)?;
+        self.next += 1;
+        Some(family.into())
+    }
+}
+
+/// Open connections, page by page, as the text of a [`Listing`](crate::account::view::Listing).
+pub(super) struct Listed {
+    admin: Arc<Admin>,
+    filter: Filter,
+    /// So many more may be told.
+    left: usize,
+    /// What comes next, and one more if there is more.
+    page: Vec<Connection>,
+    state: State,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Begins,
+    GoesOn,
+    Ended,
+}
+
+impl Listed {
+    /// Those that match, `left` at most, behind the one of the number `after`.
+    pub(super) async fn begin(admin: Arc<Admin>, filter: Filter, left: usize, after: Option<u64>) -> Self {
+        let mut listing = Self { admin, filter, left, page: Vec::new(), state: State::Begins };
+        listing.turn_to(after).await;
+        listing
+    }
+
+    /// Whether no connection matches.
+    pub(super) fn is_empty(&self) -> bool {
+        self.page.is_empty()
+    }
+
+    /// Asks for the connections behind the one of this number.
+    async fn turn_to(&mut self, after: Option<u64>) {
+        let most = self.left.min(PAGE) + 1;
+        let filter = &self.filter;
+        let asked = |reply| Asked::List { filter: filter.clone(), after, most, reply };
+        self.page = self.admin.ask(asked).await.into_iter().flatten().collect();
+        self.page.sort_by_key(|one| one.id);
+        self.page.truncate(most);
+    }
+}
+
+impl Pieces for Listed {
+    async fn next(&mut self) -> Option<Bytes> {
+        let mut text = match self.state {
+            State::Begins => br#"{"connections":["#.to_vec(),
+            State::GoesOn => vec![b','],
+            State::Ended => return None,
+        };
+        let told = self.page.len().min(self.left.min(PAGE));
+        let more = self.page.len() > told;
+        self.left -= told;
+        for (index, one) in self.page[..told].iter().enumerate() {
+            if index > 0 {
+                text.push(b',');
+            }
+            if let Err(error) = serde_json::to_writer(&mut text, one) {
+                tracing::error!(%error, "admin: a connection cannot be told");
+                return None;
+            }
+        }
+        self.state = State::GoesOn;
+        if more && self.left > 0 {
+            let last = self.page[..told].last().map(|one| one.id);
+            self.turn_to(last).await;
+            // All of them may have ended meanwhile.
+            if !self.page.is_empty() {
+                return Some(text.into());
+            }
+        }
+        self.state = State::Ended;
+        text.extend_from_slice(if more && self.left == 0 {
+            b"],\"more\":true}\n"
+        } else {
+            b"],\"more\":false}\n"
+        });
+        Some(text.into())
+    }
+}
