@@ -1,15 +1,18 @@
 //! The subcommands that ask a running balancer, over its admin address.
 
-use std::{
-    io::{self, Read, Write},
-    net::{SocketAddr, TcpStream},
-    os::unix::net::UnixStream,
-    time::Duration,
-};
+use std::{net::SocketAddr, time::Duration};
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, bail};
 use comfy_table::{CellAlignment, Table, presets};
+use http_body_util::{BodyExt as _, Empty};
+use hyper::{Method, Request, StatusCode, body::Bytes, client::conn::http1, header::HOST};
+use hyper_util::rt::TokioIo;
 use snisplice_config::admin::AdminAddress;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpStream, UnixStream},
+    runtime, time,
+};
 
 use crate::{
     account::view::{Closed, Connection, Filter, Listing},
@@ -36,7 +39,8 @@ pub fn connections(options: &cli::Connections) -> anyhow::Result<String> {
     while listing.more && listing.connections.len() < *limit {
         let left = limit - listing.connections.len();
         let after = listing.connections.last().map(|last| format!("&after={}", last.id)).unwrap_or_default();
-        let body = request(&ask.admin, "GET", &format!("/connections{query}{sign}limit={left}{after}"))?;
+        let body =
+            request(&ask.admin, Method::GET, &format!("/connections{query}{sign}limit={left}{after}"))?;
         let mut page: Listing =
             serde_json::from_str(&body).context("the answer is not that of a snisplice of this version")?;
         let told = !page.connections.is_empty();
@@ -55,7 +59,7 @@ pub fn close(options: &cli::Close) -> anyhow::Result<String> {
     let cli::Close { ask, ids, backend, client, sni } = options;
     let mut closed = 0;
     let mut close = |target: &str| -> anyhow::Result<()> {
-        let body = request(&ask.admin, "DELETE", target)?;
+        let body = request(&ask.admin, Method::DELETE, target)?;
         let answer: Closed =
             serde_json::from_str(&body).context("the answer is not that of a snisplice of this version")?;
         closed += answer.closed;
@@ -122,44 +126,66 @@ fn row(one: &Connection) -> [String; COLUMNS] {
 }
 
 /// The body of a good answer; whatever else comes is an error that says what to do.
-fn request(admin: &AdminAddress, method: &str, target: &str) -> anyhow::Result<String> {
-    let answer = exchange(admin, method, target).with_context(|| {
-        format!(
+fn request(admin: &AdminAddress, method: Method, target: &str) -> anyhow::Result<String> {
+    let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+    let (status, body) = runtime.block_on(exchange(admin, method, target)).map_err(|error| {
+        if error.downcast_ref().is_some_and(hyper::Error::is_parse) {
+            return error.context(format!("{admin} does not speak HTTP"));
+        }
+        error.context(format!(
             "nothing answers at {admin}: give the balancer this address with 'run --admin {admin}' or 'admin:' in its \
              configuration, and ask from the same host and network namespace"
-        )
+        ))
     })?;
-    let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(|| anyhow!("{admin} does not speak HTTP"))?;
-    let status = head.split(' ').nth(1).unwrap_or_default();
-    if status != "200" {
-        bail!("{admin} answers {status}: {}", body.trim_end());
+    if status != StatusCode::OK {
+        bail!("{admin} answers {}: {}", status.as_str(), body.trim_end());
     }
-    Ok(body.to_owned())
+    Ok(body)
 }
 
-fn exchange(admin: &AdminAddress, method: &str, target: &str) -> io::Result<String> {
+async fn exchange(
+    admin: &AdminAddress,
+    method: Method,
+    target: &str,
+) -> anyhow::Result<(StatusCode, String)> {
     match admin {
         AdminAddress::Tcp(address) => {
-            let stream = TcpStream::connect_timeout(address, PATIENCE)?;
-            stream.set_read_timeout(Some(PATIENCE))?;
-            stream.set_write_timeout(Some(PATIENCE))?;
-            converse(stream, &address.to_string(), method, target)
+            let stream = patiently(TcpStream::connect(address)).await?;
+            converse(stream, &address.to_string(), method, target).await
         }
         AdminAddress::Unix(path) => {
-            let stream = UnixStream::connect(path)?;
-            stream.set_read_timeout(Some(PATIENCE))?;
-            stream.set_write_timeout(Some(PATIENCE))?;
-            converse(stream, "localhost", method, target)
+            converse(patiently(UnixStream::connect(path)).await?, "localhost", method, target).await
         }
     }
 }
 
-/// In HTTP/1.0, whose answers come in one piece.
-fn converse(mut stream: impl Read + Write, host: &str, method: &str, target: &str) -> io::Result<String> {
-    write!(stream, "{method} {target} HTTP/1.0\r\nHost: {host}\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    Ok(answer)
+/// One request, and all of its answer.
+async fn converse(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    host: &str,
+    method: Method,
+    target: &str,
+) -> anyhow::Result<(StatusCode, String)> {
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    // What goes wrong with the connection, the request is told as well.
+    tokio::spawn(connection);
+    let request =
+        Request::builder().method(method).uri(target).header(HOST, host).body(Empty::<Bytes>::new())?;
+    let mut response = patiently(sender.send_request(request)).await?;
+    let mut body = Vec::new();
+    while let Some(frame) = patiently(async { response.frame().await.transpose() }).await? {
+        body.extend(frame.into_data().unwrap_or_default());
+    }
+    Ok((response.status(), String::from_utf8(body)?))
+}
+
+/// One step of an exchange, which fails after [`PATIENCE`].
+async fn patiently<T, E>(step: impl Future<Output = Result<T, E>>) -> anyhow::Result<T>
+where
+    anyhow::Error: From<E>,
+{
+    let done = time::timeout(PATIENCE, step).await;
+    Ok(done.with_context(|| format!("no answer within {} s", PATIENCE.as_secs()))??)
 }
 
 #[cfg(test)]
@@ -196,10 +222,50 @@ mod tests {
         assert!(lines[3].contains("--limit"), "{text}");
     }
 
+    /// A server that says this to whoever asks, and who asked what.
+    fn server(answer: &'static str) -> (AdminAddress, std::thread::JoinHandle<String>) {
+        use std::io::{BufRead as _, BufReader, Write as _};
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = socket.local_addr().unwrap();
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = socket.accept().unwrap();
+            let head = BufReader::new(stream.try_clone().unwrap()).lines().map(Result::unwrap);
+            let head: Vec<_> = head.take_while(|line| !line.is_empty()).collect();
+            stream.write_all(answer.as_bytes()).unwrap();
+            head.join("\n")
+        });
+        (address.into(), server)
+    }
+
+    #[test]
+    fn an_answer_in_chunks_is_joined() {
+        let answer =
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\n{\"co\r\n6\r\nnn\":1}\r\n0\r\n\r\n";
+        let (address, server) = server(answer);
+        assert_eq!(request(&address, Method::GET, "/connections?limit=1").unwrap(), r#"{"conn":1}"#);
+        let head = server.join().unwrap().to_lowercase();
+        assert!(head.starts_with("get /connections?limit=1 http/1.1"), "{head}");
+        assert!(head.contains(&format!("host: {address}")), "{head}");
+    }
+
+    #[test]
+    fn an_answer_that_is_cut_short_or_not_http_is_an_error() {
+        for (answer, word) in [
+            ("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}", "nothing answers"),
+            ("220 mail.example.com ESMTP\r\n", "does not speak HTTP"),
+            ("HTTP/1.1 403 Forbidden\r\nContent-Length: 3\r\n\r\nno\n", "answers 403: no"),
+        ] {
+            let (address, server) = server(answer);
+            let error = format!("{:#}", request(&address, Method::GET, "/connections").unwrap_err());
+            assert!(error.contains(word), "{answer}: {error}");
+            server.join().unwrap();
+        }
+    }
+
     #[test]
     fn what_does_not_answer_is_told_with_a_remedy() {
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let error = format!("{:#}", request(&free.into(), "GET", "/connections").unwrap_err());
+        let error = format!("{:#}", request(&free.into(), Method::GET, "/connections").unwrap_err());
         assert!(error.contains("--admin") && error.contains(&free.to_string()), "{error}");
     }
 }
