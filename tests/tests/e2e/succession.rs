@@ -32,6 +32,13 @@ pub(crate) const CASES: &[Case] = &[
     Case::once("succession::who_asks_and_goes_changes_nothing", goes),
 ];
 
+/// Messages as they are on the wire (`takeover/message.rs` of the daemon).
+const LISTENER: &str = r#"{"listener":{"address":"0.0.0.0:8443","name":"front"}}"#;
+const END: &str = r#""end""#;
+const PREPARE: &str = r#"{"prepare":{"shared":false}}"#;
+const SERVING: &str = r#"{"serving":{"shared":false}}"#;
+const DRAINING: &str = r#""draining""#;
+
 /// How far a takeover comes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Stage {
@@ -114,13 +121,13 @@ fn broken_off(lab: &Lab, stage: Stage) -> Result<()> {
     let (channel, _) = old.accept().context("the new one does not ask")?;
     ensure!(hear(&channel)?.starts_with("hello "));
     if stage >= Stage::Prepare {
-        say_with(&channel, "listener 0.0.0.0:8443 front", front.as_raw_fd())?;
-        say(&channel, "end")?;
-        expect(&channel, "prepare false")?;
+        say_with(&channel, LISTENER, front.as_raw_fd())?;
+        say(&channel, END)?;
+        expect(&channel, PREPARE)?;
     }
     if stage >= Stage::Serving {
-        say(&channel, "end")?;
-        expect(&channel, "serving false")?;
+        say(&channel, END)?;
+        expect(&channel, SERVING)?;
     }
     let clients: Vec<_> =
         (0..CLIENTS).map(|_| tcp::connect(&lab.client, &flow::front())).collect::<Result<_>>()?;
@@ -141,12 +148,12 @@ fn broken_off(lab: &Lab, stage: Stage) -> Result<()> {
 fn offer(lab: &Lab) -> Result<(Socket, Vec<String>)> {
     let channel = socket()?;
     channel.connect(&SockAddr::unix(door(lab)?)?)?;
-    say(&channel, "hello 2")?;
+    say(&channel, "hello 3")?;
     let mut offered = Vec::new();
     loop {
         let heard = hear(&channel)?;
         ensure!(!heard.is_empty(), "nothing more is offered than {offered:?}");
-        if heard == "end" {
+        if heard == END {
             return Ok((channel, offered));
         }
         offered.push(heard);
@@ -162,12 +169,12 @@ fn drains(lab: &Lab) -> Result<()> {
     let (mut old, listener) = start(lab)?;
     let mut flow = Flow::open(lab, &listener)?;
     let (channel, offered) = offer(lab)?;
-    ensure!(offered.iter().any(|line| line == "listener 0.0.0.0:8443 front"), "{offered:?}");
-    say(&channel, "prepare false")?;
-    expect(&channel, "end")?;
+    ensure!(offered.iter().any(|line| line == LISTENER), "{offered:?}");
+    say(&channel, PREPARE)?;
+    expect(&channel, END)?;
     flow.exchange()?;
-    say(&channel, "serving false")?;
-    expect(&channel, "draining")?;
+    say(&channel, SERVING)?;
+    expect(&channel, DRAINING)?;
     old.wait_log("another process has taken over")?;
     flow.exchange()?;
     drop(flow);
@@ -182,10 +189,10 @@ fn goes(lab: &Lab) -> Result<()> {
     for stage in [Stage::Offer, Stage::Prepare, Stage::Serving] {
         let (channel, _) = offer(lab)?;
         if stage >= Stage::Prepare {
-            say(&channel, "prepare false")?;
+            say(&channel, PREPARE)?;
         }
         if stage >= Stage::Serving {
-            expect(&channel, "end")?;
+            expect(&channel, END)?;
         }
         drop(channel);
         flow.exchange()?;

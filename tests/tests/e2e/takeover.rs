@@ -474,10 +474,15 @@ fn ask_at_the_door(lab: &Lab, words: &[u8]) -> Result<String> {
 /// Whatever is said there, the process that runs goes on, and the next one is heard.
 fn other_protocol(lab: &Lab) -> Result<()> {
     let (old, listener) = start(lab, "")?;
-    let answer = ask_at_the_door(lab, b"hello 4294967295")?;
-    ensure!(answer.starts_with("refused ") && answer.contains("stop it"), "{answer:?}");
+    for version in [2, u32::MAX] {
+        let answer = ask_at_the_door(lab, format!("hello {version}").as_bytes())?;
+        ensure!(answer.starts_with("refused ") && answer.contains("stop it"), "{answer:?}");
+        ensure!(answer.contains(&format!("by protocol 3, not {version}")), "{answer:?}");
+    }
     let endless = vec![b'x'; 20_000];
-    for nonsense in [&b"hello"[..], b"serving true", b"\xff\xfe", &endless, b"flow 1 2 3 4 true true"] {
+    for nonsense in
+        [&b"hello"[..], br#"{"serving":{"shared":true}}"#, b"\xff\xfe", &endless, br#"{"flow":{"place":1}}"#]
+    {
         let answer = ask_at_the_door(lab, nonsense)?;
         ensure!(answer.is_empty(), "{answer:?}");
     }

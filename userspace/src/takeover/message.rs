@@ -1,29 +1,32 @@
-//! What the two processes say to each other: one line of text for each message, and descriptors beside it.
+//! What the two processes say to each other: one line for each message, and descriptors beside it.
+//!
+//! A line is JSON, but for the two by which processes of different versions understand each other: `hello VERSION` and
+//! `refused REASON` are the same in every version.
 
-use std::{
-    fmt,
-    net::SocketAddr,
-    str::{FromStr, ParseBoolError},
-};
+use std::{fmt, net::SocketAddr, str::FromStr};
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use snisplice_config::admin::AdminAddress;
 use thiserror::Error;
 
-/// Changes whenever a message changes its meaning.
-pub const VERSION: u32 = 2;
+/// Changes whenever a message changes its meaning. Before 3, messages were words with blanks between.
+pub const VERSION: u32 = 3;
 
 /// Places named in one message.
 pub const PLACES: usize = 1_000;
 
 /// One message.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Message {
     /// The new one's first word.
+    #[serde(skip)]
     Hello {
         /// Its [`VERSION`].
         version: u32,
     },
     /// The old one refuses, and keeps serving.
+    #[serde(skip)]
     Refused(String),
     /// With a listening socket.
     Listener {
@@ -35,6 +38,7 @@ pub enum Message {
     /// With a socket of the admin endpoint.
     Admin {
         /// As the configuration has it.
+        #[serde(serialize_with = "as_text", deserialize_with = "of_text")]
         address: AdminAddress,
     },
     /// With the lock of what is pinned.
@@ -85,30 +89,8 @@ impl fmt::Display for Message {
         match self {
             Self::Hello { version } => write!(f, "hello {version}"),
             Self::Refused(why) => write!(f, "refused {why}"),
-            Self::Listener { address, name } => write!(f, "listener {address} {name}"),
-            Self::Admin { address } => write!(f, "admin {address}"),
-            Self::Pins { directory, places } => write!(f, "pins {places} {directory}"),
-            Self::Door => f.write_str("door"),
-            Self::End => f.write_str("end"),
-            Self::Prepare { shared } => write!(f, "prepare {shared}"),
-            Self::Used(places) => {
-                f.write_str("used")?;
-                places.iter().try_for_each(|place| write!(f, " {place}"))
-            }
-            Self::Serving { shared } => write!(f, "serving {shared}"),
-            Self::Draining => f.write_str("draining"),
-            Self::Flow { place, counted: [up, down], age, answers: [client, backend] } => {
-                write!(f, "flow {place} {up} {down} {age} {} {}", word(*client), word(*backend))
-            }
+            other => f.write_str(&serde_json::to_string(other).map_err(|_| fmt::Error)?),
         }
-    }
-}
-
-fn word(answers: Option<bool>) -> &'static str {
-    match answers {
-        None => "none",
-        Some(true) => "true",
-        Some(false) => "false",
     }
 }
 
@@ -116,46 +98,21 @@ impl FromStr for Message {
     type Err = Strange;
 
     fn from_str(text: &str) -> Result<Self, Strange> {
-        parse(text).ok_or_else(|| Strange(text.chars().take(80).collect()))
+        let strange = || Strange(text.chars().take(80).collect());
+        match text.split_once(' ') {
+            Some(("hello", version)) => Ok(Self::Hello { version: version.parse().map_err(|_| strange())? }),
+            Some(("refused", why)) => Ok(Self::Refused(why.to_owned())),
+            _ => serde_json::from_str(text).map_err(|_| strange()),
+        }
     }
 }
 
-fn parse(text: &str) -> Option<Message> {
-    let (kind, rest) = text.split_once(' ').unwrap_or((text, ""));
-    Some(match kind {
-        "hello" => Message::Hello { version: rest.parse().ok()? },
-        "refused" => Message::Refused(rest.to_owned()),
-        "listener" => {
-            let (address, name) = rest.split_once(' ')?;
-            Message::Listener { address: address.parse().ok()?, name: name.to_owned() }
-        }
-        "admin" => Message::Admin { address: rest.parse().ok()? },
-        "pins" => {
-            let (places, directory) = rest.split_once(' ')?;
-            Message::Pins { directory: directory.to_owned(), places: places.parse().ok()? }
-        }
-        "door" => Message::Door,
-        "end" => Message::End,
-        "prepare" => Message::Prepare { shared: rest.parse().ok()? },
-        "used" => Message::Used(rest.split_whitespace().map(str::parse).collect::<Result<_, _>>().ok()?),
-        "serving" => Message::Serving { shared: rest.parse().ok()? },
-        "draining" => Message::Draining,
-        "flow" => {
-            let words: Vec<_> = rest.split(' ').collect();
-            let [place, up, down, age, client, backend] = words[..] else { return None };
-            Message::Flow {
-                place: place.parse().ok()?,
-                counted: [up.parse().ok()?, down.parse().ok()?],
-                age: age.parse().ok()?,
-                answers: [answers(client).ok()?, answers(backend).ok()?],
-            }
-        }
-        _ => return None,
-    })
+fn as_text<S: Serializer>(value: &impl ToString, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(&value.to_string())
 }
 
-fn answers(word: &str) -> Result<Option<bool>, ParseBoolError> {
-    if word == "none" { Ok(None) } else { word.parse().map(Some) }
+fn of_text<'de, T: FromStr<Err: fmt::Display>, D: Deserializer<'de>>(from: D) -> Result<T, D::Error> {
+    String::deserialize(from)?.parse().map_err(de::Error::custom)
 }
 
 #[cfg(test)]
@@ -188,11 +145,35 @@ mod tests {
 
     #[test]
     fn nonsense_is_not_understood() {
-        for text in
-            ["", "hello", "hello you", "listener 443 x", "flow 1 2 3", "flow 1 2 3 4 maybe none", "used 1 x"]
-        {
+        for text in [
+            "",
+            "hello",
+            "hello you",
+            "{}",
+            "hello -1",
+            "prepare true",
+            r#"{"prepare":{}}"#,
+            r#"{"prepare":{"shared":true,"more":1}}"#,
+            r#"{"prepare":{"shared":true}}{"prepare":{"shared":true}}"#,
+            r#"{"listener":{"address":"443","name":"x"}}"#,
+            r#"{"admin":{"address":"nowhere"}}"#,
+            r#"{"used":[1,"x"]}"#,
+            r#"{"used":[4294967296]}"#,
+            r#"{"flow":{"place":1,"counted":[2,3],"age":4,"answers":["maybe",null]}}"#,
+            r#""farewell""#,
+            &"[".repeat(10_000),
+        ] {
             assert!(text.parse::<Message>().is_err(), "{text:?}");
         }
+    }
+
+    /// A process of any version is told what to do only if it understands these.
+    #[test]
+    fn what_crosses_versions_never_changes() {
+        assert_eq!(Message::Hello { version: 3 }.to_string(), "hello 3");
+        assert_eq!(Message::Refused("stop it".into()).to_string(), "refused stop it");
+        assert_eq!(Message::Prepare { shared: true }.to_string(), r#"{"prepare":{"shared":true}}"#);
+        assert_eq!(Message::Door.to_string(), r#""door""#);
     }
 
     #[test]
