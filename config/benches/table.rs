@@ -12,7 +12,9 @@ use std::{
 };
 
 use divan::{AllocProfiler, Bencher};
-use snisplice_config::{Options, Source, Translation, load, name::ServerName, table::RouteTable};
+use snisplice_config::{
+    Options, Source, Translation, load, model::route_table::RouteTable, name::ServerName,
+};
 
 #[global_allocator]
 static ALLOCATOR: AllocProfiler = AllocProfiler::system();

@@ -4,13 +4,14 @@ use std::fmt::{self, Write as _};
 
 use crate::{
     admin::Admin,
+    load::Translation,
+    model::route_table::{Entry, Shadowed},
     model::{
         Backend, BackendId, DatapathKind, Endpoint, EndpointHost, Listener, Model, Policies, Policy, Rule,
         Target,
     },
     name::HostName,
-    report::{Severity, Translation},
-    table::{Entry, Shadowed},
+    report::Severity,
     units::Span,
 };
 

@@ -4,9 +4,9 @@
 use std::{borrow::Cow, fmt, ops::RangeInclusive, rc::Rc, str::FromStr, sync::Arc};
 
 use crate::{
-    model::Origin,
+    document::{At, Node, Problem, Root, Shown, Value},
+    model::rule::Origin,
     report::{Diagnostic, Severity},
-    yaml::{At, Node, Problem, Root, Shown, Value},
 };
 
 /// Whose text this is: it decides how bad a fault is.
@@ -15,7 +15,7 @@ pub(crate) struct Subject {
     file: Arc<str>,
     object: Option<String>,
     /// Of a value that cannot be used.
-    bad: Severity,
+    fault: Severity,
     /// Of a key that nobody knows.
     unknown: Severity,
 }
@@ -24,14 +24,14 @@ impl Subject {
     /// A document of our own format: any fault is an error.
     pub(crate) fn native(file: &Arc<str>) -> Rc<Self> {
         let file = Arc::clone(file);
-        Rc::new(Self { file, object: None, bad: Severity::Error, unknown: Severity::Error })
+        Rc::new(Self { file, object: None, fault: Severity::Error, unknown: Severity::Error })
     }
 
     /// An object of a foreign format: a bad value costs its part of the object, an unknown key only a warning,
     /// since such objects are written for newer versions of other programs too.
     pub(crate) fn foreign(file: &Arc<str>, object: String) -> Rc<Self> {
         let (file, object) = (Arc::clone(file), Some(object));
-        Rc::new(Self { file, object, bad: Severity::Rejected, unknown: Severity::Warning })
+        Rc::new(Self { file, object, fault: Severity::Rejected, unknown: Severity::Warning })
     }
 
     fn is_foreign(&self) -> bool {
@@ -64,14 +64,14 @@ const MOST_CANDIDATES: usize = 1_000;
 
 /// Collects what is found.
 #[derive(Debug, Default)]
-pub(crate) struct Sink {
+pub(crate) struct Diagnostics {
     pub(crate) found: Vec<Diagnostic>,
     /// By severity.
     counts: [usize; Severity::ALL.len()],
     suggested: usize,
 }
 
-impl Sink {
+impl Diagnostics {
     pub(crate) fn push(&mut self, diagnostic: Diagnostic) {
         let count = &mut self.counts[diagnostic.severity as usize];
         *count += 1;
@@ -147,8 +147,8 @@ impl Diagnostic {
         self
     }
 
-    pub(crate) fn to(self, sink: &mut Sink) {
-        sink.push(self);
+    pub(crate) fn emit(self, diagnostics: &mut Diagnostics) {
+        diagnostics.push(self);
     }
 }
 
@@ -188,7 +188,7 @@ impl<'n> View<'n> {
     }
 
     /// A finding about this value.
-    pub(crate) fn say(&self, severity: Severity, message: impl Into<String>) -> Diagnostic {
+    pub(crate) fn finding(&self, severity: Severity, message: impl Into<String>) -> Diagnostic {
         Diagnostic {
             origin: Some(self.origin()),
             object: self.subject.object.clone(),
@@ -203,17 +203,28 @@ impl<'n> View<'n> {
     }
 
     /// Says what is wrong with the notation.
-    pub(crate) fn tell(&self, problem: &Problem, sink: &mut Sink) {
-        sink.push(self.subject.problem(problem, self.subject.bad));
+    pub(crate) fn tell(&self, problem: &Problem, diagnostics: &mut Diagnostics) {
+        diagnostics.push(self.subject.problem(problem, self.subject.fault));
     }
 
-    /// A finding that makes the value unusable.
-    pub(crate) fn bad(&self, message: impl Into<String>) -> Diagnostic {
-        self.say(self.subject.bad, message)
+    /// A finding that makes the value unusable: an error in our own format, which costs its part of a foreign object.
+    pub(crate) fn error(&self, message: impl Into<String>) -> Diagnostic {
+        self.finding(self.subject.fault, message)
     }
 
+    /// Something that is good to know.
+    pub(crate) fn note(&self, message: impl Into<String>) -> Diagnostic {
+        self.finding(Severity::Note, message)
+    }
+
+    /// Something that has no meaning here.
+    pub(crate) fn ignored(&self, message: impl Into<String>) -> Diagnostic {
+        self.finding(Severity::Ignored, message)
+    }
+
+    /// Something that is served, but perhaps not as meant.
     pub(crate) fn warn(&self, message: impl Into<String>) -> Diagnostic {
-        self.say(Severity::Warning, message)
+        self.finding(Severity::Warning, message)
     }
 
     pub(crate) fn is_text(&self) -> bool {
@@ -240,95 +251,100 @@ impl<'n> View<'n> {
         self.node.value() == Value::Text(text)
     }
 
-    pub(crate) fn text(&self, expected: &str, sink: &mut Sink) -> Option<&'n str> {
+    pub(crate) fn text(&self, expected: &str, diagnostics: &mut Diagnostics) -> Option<&'n str> {
         if let Value::Text(text) = self.node.value() {
             Some(text)
         } else {
-            self.wrong_kind(expected, sink);
+            self.wrong_kind(expected, diagnostics);
             None
         }
     }
 
-    pub(crate) fn parse<T: FromStr<Err: fmt::Display>>(&self, expected: &str, sink: &mut Sink) -> Option<T> {
-        let text = self.text(expected, sink)?;
+    pub(crate) fn parse<T: FromStr<Err: fmt::Display>>(
+        &self,
+        expected: &str,
+        diagnostics: &mut Diagnostics,
+    ) -> Option<T> {
+        let text = self.text(expected, diagnostics)?;
         match text.parse() {
             Ok(value) => Some(value),
             Err(why) => {
-                let found = self.bad(format!("'{}': {why}", Shown(text))).expected(expected);
-                found.or_placeholder(text).to(sink);
+                let found = self.error(format!("'{}': {why}", Shown(text))).expected(expected);
+                found.or_placeholder(text).emit(diagnostics);
                 None
             }
         }
     }
 
     /// A whole number within `range`.
-    pub(crate) fn number<T>(&self, range: RangeInclusive<T>, sink: &mut Sink) -> Option<T>
+    pub(crate) fn number<T>(&self, range: RangeInclusive<T>, diagnostics: &mut Diagnostics) -> Option<T>
     where
         T: TryFrom<u64> + PartialOrd + fmt::Display,
     {
         let expected = format!("a whole number from {} to {}", range.start(), range.end());
-        let text = self.text(&expected, sink)?;
+        let text = self.text(&expected, diagnostics)?;
         match integer(text).and_then(|value| T::try_from(value).ok()) {
             Some(value) if range.contains(&value) => {
                 if is_octal(text) {
                     self.warn(format!("'{text}' is an octal number in YAML 1.1: {value}"))
                         .remedy(format!("write {value}, or leave the leading zeros out"))
-                        .to(sink);
+                        .emit(diagnostics);
                 }
                 Some(value)
             }
             _ => {
-                let found = self.bad(format!("'{}' is not possible here", Shown(text))).expected(expected);
-                found.or_placeholder(text).to(sink);
+                let found = self.error(format!("'{}' is not possible here", Shown(text))).expected(expected);
+                found.or_placeholder(text).emit(diagnostics);
                 None
             }
         }
     }
 
-    pub(crate) fn port(&self, sink: &mut Sink) -> Option<u16> {
-        self.number(1..=u16::MAX, sink)
+    pub(crate) fn port(&self, diagnostics: &mut Diagnostics) -> Option<u16> {
+        self.number(1..=u16::MAX, diagnostics)
     }
 
     /// Yes or no, in all the spellings of YAML 1.1, which kubectl takes.
-    pub(crate) fn flag(&self, sink: &mut Sink) -> Option<bool> {
-        let text = self.text("true or false", sink)?;
+    pub(crate) fn flag(&self, diagnostics: &mut Diagnostics) -> Option<bool> {
+        let text = self.text("true or false", diagnostics)?;
         let flag = boolean(text);
         if flag.is_none() {
-            let found = self.bad(format!("'{}' is not possible here", Shown(text))).expected("true or false");
-            found.or_placeholder(text).to(sink);
+            let found =
+                self.error(format!("'{}' is not possible here", Shown(text))).expected("true or false");
+            found.or_placeholder(text).emit(diagnostics);
         }
         flag
     }
 
-    pub(crate) fn list(&self, expected: &str, sink: &mut Sink) -> Vec<View<'n>> {
+    pub(crate) fn list(&self, expected: &str, diagnostics: &mut Diagnostics) -> Vec<View<'n>> {
         if self.node.value() == Value::List {
             self.children().collect()
         } else {
-            self.wrong_kind(expected, sink);
+            self.wrong_kind(expected, diagnostics);
             Vec::new()
         }
     }
 
     /// A list, or one text as a list of one.
-    pub(crate) fn one_or_more(&self, expected: &str, sink: &mut Sink) -> Vec<View<'n>> {
-        if self.is_text() { vec![self.clone()] } else { self.list(expected, sink) }
+    pub(crate) fn one_or_more(&self, expected: &str, diagnostics: &mut Diagnostics) -> Vec<View<'n>> {
+        if self.is_text() { vec![self.clone()] } else { self.list(expected, diagnostics) }
     }
 
     /// A mapping whose keys are names of the writer's choice.
-    pub(crate) fn entries(&self, expected: &str, sink: &mut Sink) -> Vec<(&'n str, View<'n>)> {
+    pub(crate) fn entries(&self, expected: &str, diagnostics: &mut Diagnostics) -> Vec<(&'n str, View<'n>)> {
         if self.node.value() == Value::Map {
             self.children().filter_map(|view| Some((view.node.key()?.0, view))).collect()
         } else {
-            self.wrong_kind(expected, sink);
+            self.wrong_kind(expected, diagnostics);
             Vec::new()
         }
     }
 
-    pub(crate) fn fields(&self, expected: &str, sink: &mut Sink) -> Option<Fields<'n>> {
+    pub(crate) fn fields(&self, expected: &str, diagnostics: &mut Diagnostics) -> Option<Fields<'n>> {
         if self.node.value() == Value::Map {
             Some(Fields { view: self.clone(), asked: Vec::new(), old: Vec::new() })
         } else {
-            self.wrong_kind(expected, sink);
+            self.wrong_kind(expected, diagnostics);
             None
         }
     }
@@ -354,7 +370,7 @@ impl<'n> View<'n> {
         Self { subject: Rc::clone(&self.subject), root: self.root, node }
     }
 
-    fn wrong_kind(&self, expected: &str, sink: &mut Sink) {
+    fn wrong_kind(&self, expected: &str, diagnostics: &mut Diagnostics) {
         let value = self.node.value();
         let found = match value {
             Value::Null => Cow::Borrowed("nothing"),
@@ -363,7 +379,7 @@ impl<'n> View<'n> {
             Value::Map => "a mapping".into(),
         };
         let text = if let Value::Text(text) = value { text } else { "" };
-        self.bad(format!("found {found}")).expected(expected).or_placeholder(text).to(sink);
+        self.error(format!("found {found}")).expected(expected).or_placeholder(text).emit(diagnostics);
     }
 }
 
@@ -408,15 +424,20 @@ impl<'n> Fields<'n> {
         self.take(key).filter(|view| !view.is_zero())
     }
 
-    pub(crate) fn require(&mut self, key: &'static str, expected: &str, sink: &mut Sink) -> Option<View<'n>> {
+    pub(crate) fn require(
+        &mut self,
+        key: &'static str,
+        expected: &str,
+        diagnostics: &mut Diagnostics,
+    ) -> Option<View<'n>> {
         let value = self.take(key);
         if value.is_none() {
             match self.view.peek(key) {
-                Some(view) => view.bad(format!("'{key}' is empty")),
-                None => self.view.bad(format!("'{key}' is missing")),
+                Some(view) => view.error(format!("'{key}' is empty")),
+                None => self.view.error(format!("'{key}' is missing")),
             }
             .expected(expected)
-            .to(sink);
+            .emit(diagnostics);
         }
         value
     }
@@ -435,28 +456,25 @@ impl<'n> Fields<'n> {
             || keys().take(MOST).any(|(key, _)| closest(key, self.asked.iter().copied()).is_some())
     }
 
-    pub(crate) fn finish(self, sink: &mut Sink) {
+    pub(crate) fn finish(self, diagnostics: &mut Diagnostics) {
         for view in self.view.children() {
             let Some((key, at)) = view.node.key().filter(|(key, _)| !self.asked.contains(key)) else {
                 continue;
             };
             if self.old.iter().any(|old| old.node.key() == Some((key, at))) {
-                view.say(
-                    Severity::Note,
-                    format!("'{key}' is the old spelling, which a cluster of today would refuse"),
-                )
-                .to(sink);
+                view.note(format!("'{key}' is the old spelling, which a cluster of today would refuse"))
+                    .emit(diagnostics);
                 continue;
             }
             let severity = self.view.subject.unknown;
             let ignored = if severity == Severity::Warning { ", ignored" } else { "" };
-            let mut found = view.say(severity, format!("unknown key{ignored}"));
+            let mut found = view.finding(severity, format!("unknown key{ignored}"));
             found.origin = Some(self.view.subject.origin(at));
-            found.remedy = match sink.closest(key, self.asked.iter().copied()) {
+            found.remedy = match diagnostics.closest(key, self.asked.iter().copied()) {
                 Some(near) => Some(format!("did you mean '{near}'?")),
                 None => Some(format!("the keys here are: {}", self.asked.join(", "))),
             };
-            found.to(sink);
+            found.emit(diagnostics);
         }
     }
 }
@@ -570,20 +588,21 @@ mod tests {
 
     #[test]
     fn suggestions_come_to_an_end() {
-        let mut sink = Sink::default();
-        let given = (0..1_000).filter(|_| sink.closest("rotes", ["routes"].into_iter()).is_some()).count();
+        let mut diagnostics = Diagnostics::default();
+        let given =
+            (0..1_000).filter(|_| diagnostics.closest("rotes", ["routes"].into_iter()).is_some()).count();
         assert_eq!(given, MOST_SUGGESTIONS);
     }
 
     #[test]
     fn findings_come_to_an_end_and_are_counted() {
-        let mut sink = Sink::default();
+        let mut diagnostics = Diagnostics::default();
         for _ in 0..MOST_FINDINGS + 3 {
-            Diagnostic::general(Severity::Warning, "x").to(&mut sink);
+            Diagnostic::general(Severity::Warning, "x").emit(&mut diagnostics);
         }
-        Diagnostic::general(Severity::Error, "y").to(&mut sink);
-        assert!(sink.failed());
-        let found = sink.finish();
+        Diagnostic::general(Severity::Error, "y").emit(&mut diagnostics);
+        assert!(diagnostics.failed());
+        let found = diagnostics.finish();
         assert_eq!(found.len(), MOST_FINDINGS + 2);
         assert!(found[MOST_FINDINGS + 1].message.contains("and 3 more"), "{:?}", found[MOST_FINDINGS + 1]);
     }

@@ -4,9 +4,9 @@ use std::{fmt, sync::Arc};
 
 use crate::{
     check::{Percent, describe_policy, endpoints, shares},
+    model::route_table::{Entry, Shadowed, TableExplanation},
     model::{Backend, Claim, Listener, Model, Origin, Policy, Rule},
     name::{HostPattern, NameError, ServerName, is_address},
-    table::{Entry, Shadowed, TableExplanation},
 };
 
 /// The answer for one name on each listener in question.

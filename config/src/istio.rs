@@ -32,16 +32,17 @@ use self::{
     gateway::Gateway,
     object::{Kind, Object},
     policy::Policy,
-    registry::{Registry, Sources},
+    registry::Registry,
+    sources::Sources,
     virtual_service::VirtualService,
 };
 use crate::{
-    decode::{Sink, View},
-    draft::Draft,
+    builder::ModelBuilder,
+    decode::{Diagnostics, View},
     model::{Origin, Policies},
     options::Options,
+    overrides::Overrides,
     report::Severity,
-    resolve::Resolver,
 };
 
 mod attach;
@@ -49,6 +50,7 @@ mod destination;
 mod endpoints;
 mod export_to;
 mod gateway;
+mod host;
 mod labels;
 mod listeners;
 mod object;
@@ -56,6 +58,7 @@ mod policy;
 mod registry;
 mod service;
 mod service_entry;
+mod sources;
 mod subset;
 mod virtual_service;
 mod workload_entry;
@@ -92,58 +95,63 @@ impl<'n, 'o> Istio<'n, 'o> {
     }
 
     /// Reads a document with `apiVersion` or `kind`; a `List` is read item by item.
-    pub(crate) fn read(&mut self, document: &View<'n>, sink: &mut Sink) {
+    pub(crate) fn read(&mut self, document: &View<'n>, diagnostics: &mut Diagnostics) {
         let kind = document.peek_text("kind").unwrap_or_default();
         if kind.ends_with("List")
             && let Some(items) = document.peek("items")
         {
-            for item in items.list("a list of objects", sink) {
-                self.read(&item, sink);
+            for item in items.list("a list of objects", diagnostics) {
+                self.read(&item, diagnostics);
             }
             return;
         }
-        let Some(object) = admit(document, &mut self.seen, sink) else { return };
+        let Some(object) = admit(document, &mut self.seen, diagnostics) else { return };
         if object.lost {
             // What is wrong with it is told. What it names is noted all the same, to be refused.
-            self.take(object, &mut Sink::default());
+            self.take(object, &mut Diagnostics::default());
         } else {
-            self.take(object, sink);
+            self.take(object, diagnostics);
         }
     }
 
-    fn take(&mut self, object: Object<'n>, sink: &mut Sink) {
+    fn take(&mut self, object: Object<'n>, diagnostics: &mut Diagnostics) {
         let namespace = self.options.namespace.as_deref();
         let sources = &mut self.sources;
         match object.kind {
-            Kind::Gateway => self.gateways.extend(gateway::read(object, sink)),
+            Kind::Gateway => self.gateways.extend(gateway::read(object, diagnostics)),
             Kind::VirtualService => {
-                self.virtual_services.extend(virtual_service::read(object, namespace, sink));
+                self.virtual_services.extend(virtual_service::read(object, namespace, diagnostics));
             }
-            Kind::ServiceEntry => sources.entries.extend(service_entry::read(object, namespace, sink)),
-            Kind::DestinationRule => sources.rules.extend(subset::read(object, sink)),
-            Kind::WorkloadEntry => sources.workloads.push(workload_entry::read(object, sink)),
-            Kind::Service => sources.services.push(service::read(object, sink)),
-            Kind::Endpoints => sources.endpoints.extend(service::read_endpoints(object, sink)),
-            Kind::EndpointSlice => sources.slices.extend(service::read_slice(object, sink)),
+            Kind::ServiceEntry => sources.entries.extend(service_entry::read(object, namespace, diagnostics)),
+            Kind::DestinationRule => sources.rules.extend(subset::read(object, diagnostics)),
+            Kind::WorkloadEntry => sources.workloads.push(workload_entry::read(object, diagnostics)),
+            Kind::Service => sources.services.push(service::read(object, diagnostics)),
+            Kind::Endpoints => sources.endpoints.extend(service::read_endpoints(object, diagnostics)),
+            Kind::EndpointSlice => sources.slices.extend(service::read_slice(object, diagnostics)),
             Kind::Policy => self.policies.push(policy::read(&object)),
         }
     }
 
     /// One listener for each port and address of a served server.
-    pub(crate) fn add_listeners(&mut self, draft: &mut Draft, policies: &Policies, sink: &mut Sink) {
-        listeners::add(&mut self.gateways, draft, policies, self.options, sink);
-        policy::tell(&self.policies, &self.gateways, self.options.namespace.as_deref(), sink);
+    pub(crate) fn add_listeners(
+        &mut self,
+        builder: &mut ModelBuilder,
+        policies: &Policies,
+        diagnostics: &mut Diagnostics,
+    ) {
+        listeners::add(&mut self.gateways, builder, policies, self.options, diagnostics);
+        policy::tell(&self.policies, &self.gateways, self.options.namespace.as_deref(), diagnostics);
     }
 
     /// Begins to attach routes; all listeners are there.
     pub(crate) fn routes<'s, 'r>(
         &'s mut self,
-        resolver: &'r mut Resolver<'o>,
-        sink: &mut Sink,
+        overrides: &'r mut Overrides<'o>,
+        diagnostics: &mut Diagnostics,
     ) -> Routes<'s, 'n, 'r, 'o> {
         let seen = std::mem::take(&mut self.seen);
         let istio = &*self;
-        Routes { istio, registry: Registry::new(&istio.sources, istio.options, resolver, sink), seen }
+        Routes { istio, registry: Registry::new(&istio.sources, istio.options, overrides, diagnostics), seen }
     }
 }
 
@@ -156,54 +164,66 @@ pub(crate) struct Routes<'s, 'n, 'r, 'o> {
 
 impl Routes<'_, '_, '_, '_> {
     /// Attaches every route that has been read.
-    pub(crate) fn add_known(&mut self, draft: &mut Draft, sink: &mut Sink) {
+    pub(crate) fn add_known(&mut self, builder: &mut ModelBuilder, diagnostics: &mut Diagnostics) {
         for service in &self.istio.virtual_services {
-            self.attach(service, draft, sink);
+            self.attach(service, builder, diagnostics);
         }
     }
 
     /// Reads and attaches one more `VirtualService`, of which nothing stays; false if the document is none.
-    pub(crate) fn add(&mut self, document: &View<'_>, draft: &mut Draft, sink: &mut Sink) -> bool {
+    pub(crate) fn add(
+        &mut self,
+        document: &View<'_>,
+        builder: &mut ModelBuilder,
+        diagnostics: &mut Diagnostics,
+    ) -> bool {
         if document.peek_text("kind") != Some(ROUTES) {
             return false;
         }
-        let Some(object) = admit(document, &mut self.seen, sink) else { return true };
+        let Some(object) = admit(document, &mut self.seen, diagnostics) else { return true };
         if object.kind == Kind::VirtualService {
             let namespace = self.istio.options.namespace.as_deref();
-            let mut unheard = Sink::default();
-            let said = if object.lost { &mut unheard } else { &mut *sink };
+            let mut unheard = Diagnostics::default();
+            let said = if object.lost { &mut unheard } else { &mut *diagnostics };
             if let Some(service) = virtual_service::read(object, namespace, said) {
-                self.attach(&service, draft, sink);
+                self.attach(&service, builder, diagnostics);
             }
         }
         true
     }
 
-    fn attach(&mut self, service: &VirtualService<'_>, draft: &mut Draft, sink: &mut Sink) {
-        if let Some(attachment) = Attachment::of(service, &self.istio.gateways, self.istio.options, sink) {
-            attachment.add(&mut self.registry, draft, sink);
+    fn attach(
+        &mut self,
+        service: &VirtualService<'_>,
+        builder: &mut ModelBuilder,
+        diagnostics: &mut Diagnostics,
+    ) {
+        if let Some(attachment) =
+            Attachment::of(service, &self.istio.gateways, self.istio.options, diagnostics)
+        {
+            attachment.add(&mut self.registry, builder, diagnostics);
         }
     }
 
     /// Says what can only be said of all routes together.
-    pub(crate) fn finish(self, sink: &mut Sink) {
-        self.registry.finish(sink);
+    pub(crate) fn finish(self, diagnostics: &mut Diagnostics) {
+        self.registry.finish(diagnostics);
     }
 }
 
 /// Reads what surrounds an object; it is lost if its notation is wrong or it is there already.
-fn admit<'d>(document: &View<'d>, seen: &mut Seen, sink: &mut Sink) -> Option<Object<'d>> {
-    let mut object = object::read(document, sink)?;
-    object.lost |= reject_problems(&object, sink);
+fn admit<'d>(document: &View<'d>, seen: &mut Seen, diagnostics: &mut Diagnostics) -> Option<Object<'d>> {
+    let mut object = object::read(document, diagnostics)?;
+    object.lost |= reject_problems(&object, diagnostics);
     if !object.name.is_empty() {
         if let Some(first) = seen.get(object.view.object()) {
             object
                 .view
-                .bad(format!(
+                .error(format!(
                     "there is another object of this kind and name ({first}): this one is not served"
                 ))
                 .remedy("keep one of the two, or give each a name or namespace of its own")
-                .to(sink);
+                .emit(diagnostics);
             object.lost = true;
         } else {
             seen.insert(object.view.object().to_owned(), object.view.origin());
@@ -213,11 +233,11 @@ fn admit<'d>(document: &View<'d>, seen: &mut Seen, sink: &mut Sink) -> Option<Ob
 }
 
 /// Whether there were any.
-fn reject_problems(object: &Object<'_>, sink: &mut Sink) -> bool {
+fn reject_problems(object: &Object<'_>, diagnostics: &mut Diagnostics) -> bool {
     let subject = object.subject();
     let mut any = false;
     for problem in object.view.problems() {
-        sink.push(subject.problem(problem, Severity::Rejected));
+        diagnostics.push(subject.problem(problem, Severity::Rejected));
         any = true;
     }
     any

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!              ┌─ native ─┐
-//! text ─ yaml ─┤          ├─ draft ─ model + diagnostics ─┬─ check, explain
+//! text ─ yaml ─┤          ├─ builder ─ model + diagnostics ─┬─ check, explain
 //!              └─ istio ──┘                               └─ lookup, for each connection
 //! ```
 //!
@@ -31,23 +31,23 @@ pub mod name;
 pub mod networks;
 pub mod options;
 pub mod report;
-pub mod table;
 
+mod builder;
 mod check;
 mod decode;
-mod draft;
+mod document;
 mod explain;
 mod istio;
 mod load;
 mod native;
-mod resolve;
+mod overrides;
 mod units;
 mod yaml;
 
 pub use self::{
     check::render_check,
     explain::{Explanation, explain},
-    load::{Source, load, try_load},
+    load::{Source, Translation, load, try_load},
     options::{Label, Listen, Options, Resolve},
-    report::{Diagnostic, Severity, Translation},
+    report::{Diagnostic, Severity},
 };

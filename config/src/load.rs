@@ -3,16 +3,57 @@
 use std::{collections::HashMap, convert::Infallible, sync::Arc};
 
 use crate::{
-    decode::{Sink, Subject, View},
-    draft::Draft,
+    builder::ModelBuilder,
+    decode::{Diagnostics, Subject, View},
+    document::{Document, Value},
     istio::{self, Istio},
     model::Model,
     native::{self, Native},
     options::Options,
-    report::{Severity, Translation},
-    resolve::Resolver,
-    yaml::{self, Chunk, Document, Value},
+    overrides::Overrides,
+    report::{Diagnostic, Severity},
+    yaml::{self, Chunk},
 };
+
+/// The outcome of [`load()`].
+#[derive(Debug, Clone)]
+pub struct Translation {
+    /// The configuration; `None` if there was any [`Severity::Error`].
+    pub model: Option<Model>,
+    /// Everything found, in the order of files and lines.
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+impl Translation {
+    /// What made the load fail.
+    pub fn errors(&self) -> impl Iterator<Item = &Diagnostic> {
+        self.of(Severity::Error)
+    }
+
+    /// Parts of foreign objects that are not served.
+    pub fn rejected(&self) -> impl Iterator<Item = &Diagnostic> {
+        self.of(Severity::Rejected)
+    }
+
+    /// What is served but perhaps not as meant.
+    pub fn warnings(&self) -> impl Iterator<Item = &Diagnostic> {
+        self.of(Severity::Warning)
+    }
+
+    /// Objects and fields that have no meaning here.
+    pub fn ignored(&self) -> impl Iterator<Item = &Diagnostic> {
+        self.of(Severity::Ignored)
+    }
+
+    /// What is good to know.
+    pub fn notes(&self) -> impl Iterator<Item = &Diagnostic> {
+        self.of(Severity::Note)
+    }
+
+    fn of(&self, severity: Severity) -> impl Iterator<Item = &Diagnostic> {
+        self.diagnostics.iter().filter(move |diagnostic| diagnostic.severity == severity)
+    }
+}
 
 /// One file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,10 +89,10 @@ pub fn try_load<E>(
         let Source { name, text } = source?;
         files.push((name.into(), text));
     }
-    let (model, sink) =
+    let (model, diagnostics) =
         translate(&files, options, true).or_else(|| translate(&files, options, false)).unwrap_or_default();
-    let failed = sink.failed() || model.is_none();
-    let mut diagnostics = sink.finish();
+    let failed = diagnostics.failed() || model.is_none();
+    let mut diagnostics = diagnostics.finish();
     // The first of a name that is there twice.
     let order: HashMap<&str, usize> =
         files.iter().enumerate().rev().map(|(at, (file, _))| (&**file, at)).collect();
@@ -68,10 +109,10 @@ pub fn try_load<E>(
 }
 
 /// The documents of a part of a file; a fault is an error.
-fn parse(file: &Arc<str>, chunk: Chunk<'_>, sink: &mut Sink) -> Vec<Document> {
+fn parse(file: &Arc<str>, chunk: Chunk<'_>, diagnostics: &mut Diagnostics) -> Vec<Document> {
     let (documents, broken) = yaml::parse(chunk);
     if let Some(problem) = broken {
-        sink.push(Subject::native(file).problem(&problem, Severity::Error));
+        diagnostics.push(Subject::native(file).problem(&problem, Severity::Error));
     }
     documents
 }
@@ -79,8 +120,12 @@ fn parse(file: &Arc<str>, chunk: Chunk<'_>, sink: &mut Sink) -> Vec<Document> {
 /// Nearly all of a large configuration are its `VirtualService` objects. With `late`, they are parsed at the end, one after
 /// another, so that at no time more than one of their trees is in memory. `None` if that is not possible, since one of
 /// them turns out to be something else.
-fn translate(files: &[(Arc<str>, String)], options: &Options, late: bool) -> Option<(Option<Model>, Sink)> {
-    let mut sink = Sink::default();
+fn translate(
+    files: &[(Arc<str>, String)],
+    options: &Options,
+    late: bool,
+) -> Option<(Option<Model>, Diagnostics)> {
+    let mut diagnostics = Diagnostics::default();
     let mut documents: Vec<(&Arc<str>, Document)> = Vec::new();
     let mut routes: Vec<(&Arc<str>, Chunk<'_>)> = Vec::new();
     for (file, text) in files {
@@ -88,19 +133,21 @@ fn translate(files: &[(Arc<str>, String)], options: &Options, late: bool) -> Opt
             if late && chunk.is_of_kind(istio::ROUTES) {
                 routes.push((file, chunk));
             } else {
-                documents.extend(parse(file, chunk, &mut sink).into_iter().map(|document| (file, document)));
+                documents.extend(
+                    parse(file, chunk, &mut diagnostics).into_iter().map(|document| (file, document)),
+                );
             }
         }
     }
-    let model = translate_documents(&documents, &routes, options, &mut sink)?;
-    Some((Some(model), sink))
+    let model = translate_documents(&documents, &routes, options, &mut diagnostics)?;
+    Some((Some(model), diagnostics))
 }
 
 fn translate_documents(
     documents: &[(&Arc<str>, Document)],
     late: &[(&Arc<str>, Chunk<'_>)],
     options: &Options,
-    sink: &mut Sink,
+    diagnostics: &mut Diagnostics,
 ) -> Option<Model> {
     let mut native = Native::default();
     let mut istio = Istio::new(options);
@@ -110,56 +157,56 @@ fn translate_documents(
         let view = View::new(Subject::native(file), document.root());
         if istio::is_object(&view) {
             any = true;
-            istio.read(&view, sink);
+            istio.read(&view, diagnostics);
         } else if document.root().value() == Value::Null {
             // A comment, or nothing.
         } else if native::is_own(&view) {
             any = true;
-            native.read(&view, sink);
+            native.read(&view, diagnostics);
         } else {
             others.push(view);
         }
     }
     for view in others {
         if any {
-            pass_over(&view, sink);
+            pass_over(&view, diagnostics);
         } else {
             // All that there is: then it is meant for us.
-            native.read(&view, sink);
+            native.read(&view, diagnostics);
         }
     }
     // Each step refers to what the ones before it made.
-    let mut draft = Draft::default();
-    let mut resolver = Resolver::new(&options.resolve);
-    native.add_backends(&mut draft, &mut resolver, sink);
-    let policies = native.policies(&draft, sink);
-    native.add_listeners(&mut draft, &policies, sink);
-    istio.add_listeners(&mut draft, &policies, sink);
-    native.add_routes(&mut draft, sink);
-    let mut routes = istio.routes(&mut resolver, sink);
-    routes.add_known(&mut draft, sink);
+    let mut builder = ModelBuilder::default();
+    let mut overrides = Overrides::new(&options.resolve);
+    native.add_backends(&mut builder, &mut overrides, diagnostics);
+    let policies = native.policies(&builder, diagnostics);
+    native.add_listeners(&mut builder, &policies, diagnostics);
+    istio.add_listeners(&mut builder, &policies, diagnostics);
+    native.add_routes(&mut builder, diagnostics);
+    let mut routes = istio.routes(&mut overrides, diagnostics);
+    routes.add_known(&mut builder, diagnostics);
     for (file, chunk) in late {
-        for document in parse(file, *chunk, sink) {
+        for document in parse(file, *chunk, diagnostics) {
             let view = View::new(Subject::native(file), document.root());
-            if !routes.add(&view, &mut draft, sink) {
+            if !routes.add(&view, &mut builder, diagnostics) {
                 return None;
             }
         }
     }
-    routes.finish(sink);
-    resolver.report_unused(sink);
-    Some(draft.finish(native.given.settings(), options, sink))
+    routes.finish(diagnostics);
+    overrides.report_unused(diagnostics);
+    Some(builder.finish(native.given.settings(), options, diagnostics))
 }
 
 /// Says of a document that it is not of the native format, and whose it seems to be.
-fn pass_over(view: &View<'_>, sink: &mut Sink) {
+fn pass_over(view: &View<'_>, diagnostics: &mut Diagnostics) {
     let file = view.file().rsplit('/').next().unwrap_or_default();
     let whose = match file {
         "kustomization.yaml" | "kustomization.yml" => "a kustomization",
         _ if file.starts_with("values") || file.ends_with("values.yaml") => "values of a Helm chart",
         _ => "somebody else's",
     };
-    view.say(Severity::Ignored, format!("none of its keys means anything here: passed over as {whose}"))
+    view.ignored(format!("none of its keys means anything here: passed over as {whose}"))
         .remedy("a document of the native format has listeners, routes or backends, a Kubernetes object apiVersion and kind")
-        .to(sink);
+        .emit(diagnostics);
 }

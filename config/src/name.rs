@@ -50,7 +50,7 @@ impl FromStr for ServerName {
 
 /// The name of a host to connect to, for DNS to resolve.
 ///
-/// The same labels as a [`ServerName`], in lower case; a trailing dot stays, since to a resolver it means "no
+/// The same labels as a [`ServerName`], in lower case; a trailing dot stays, since to a overrides it means "no
 /// search domains".
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct HostName(Box<str>);
@@ -62,7 +62,7 @@ impl HostName {
         Ok(Self(if text.ends_with('.') { format!("{name}.").into_boxed_str() } else { name }))
     }
 
-    /// The text to hand to a resolver.
+    /// The text to hand to a overrides.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0

@@ -102,70 +102,145 @@ use std::{
     sync::Arc,
 };
 
-pub(crate) use self::read::{Native, is_own};
-use self::read::{NativeBackend, NativeListener, NativeRoute, RawPolicies, RawPolicy};
+use self::{
+    read::{NativeBackend, NativeListener, NativeRoute, RawPolicies, RawPolicy},
+    settings::Given,
+};
 use crate::{
-    decode::{Sink, View},
-    draft::{Draft, DraftListener, first_overlap},
+    builder::{ListenerBuilder, ModelBuilder, first_overlap},
+    decode::{Diagnostics, Fields, View},
+    model::rank::Rank,
     model::{Backend, BackendId, Endpoint, EndpointHost, Policies, Policy, Target},
     name::HostPattern,
-    resolve::Resolver,
-    table::Rank,
+    overrides::Overrides,
 };
 
 mod read;
 mod settings;
 
+/// All native documents together.
+#[derive(Debug, Default)]
+pub(crate) struct Native<'n> {
+    pub(crate) given: Given,
+    listeners: Vec<NativeListener<'n>>,
+    routes: Vec<NativeRoute<'n>>,
+    backends: Vec<NativeBackend<'n>>,
+    policies: RawPolicies<'n>,
+}
+
+impl<'n> Native<'n> {
+    pub(crate) fn read(&mut self, document: &View<'n>, diagnostics: &mut Diagnostics) {
+        let expected = "a mapping with listeners, routes and backends, or a Kubernetes object";
+        for problem in document.problems() {
+            document.tell(problem, diagnostics);
+        }
+        let Some(mut fields) = document.fields(expected, diagnostics) else { return };
+        self.read_fields(&mut fields, diagnostics);
+        fields.finish(diagnostics);
+    }
+
+    fn read_fields(&mut self, fields: &mut Fields<'n>, diagnostics: &mut Diagnostics) {
+        if let Some(list) = fields.take("listeners") {
+            let items = list.list("a list of listeners", diagnostics);
+            self.listeners.extend(items.iter().filter_map(|view| read::listener(view, diagnostics)));
+        }
+        if let Some(list) = fields.take("routes") {
+            let items = list.list("a list of routes", diagnostics);
+            self.routes.extend(items.iter().filter_map(|view| read::route(view, diagnostics)));
+        }
+        if let Some(list) = fields.take("backends") {
+            let items = list.list("a list of backends", diagnostics);
+            self.backends.extend(items.iter().filter_map(|view| read::backend(view, diagnostics)));
+        }
+        if let Some(view) = fields.take("policies") {
+            self.read_policies(&view, diagnostics);
+        }
+        self.given.read(fields, diagnostics);
+    }
+
+    fn read_policies(&mut self, view: &View<'n>, diagnostics: &mut Diagnostics) {
+        let policies = RawPolicies::read(view, diagnostics);
+        for (own, new) in self.policies.0.iter_mut().zip(policies.0) {
+            if own.is_some() && new.is_some() {
+                view.error("a policy of all listeners is written in another place too")
+                    .remedy("keep one of the two")
+                    .emit(diagnostics);
+            }
+            *own = new.or(own.take());
+        }
+    }
+}
+
+/// Whether a document has a key of this format, or one that may be meant for it.
+pub(crate) fn is_own(document: &View<'_>) -> bool {
+    let mut probe = Native::default();
+    // Whatever it says is said again when the document is read.
+    let mut diagnostics = Diagnostics::default();
+    let Some(mut fields) = document.fields("", &mut diagnostics) else { return false };
+    probe.read_fields(&mut fields, &mut diagnostics);
+    fields.has_any()
+}
+
 impl Native<'_> {
     /// The backends, which policies and routes refer to.
-    pub(crate) fn add_backends(&self, draft: &mut Draft, resolver: &mut Resolver<'_>, sink: &mut Sink) {
+    pub(crate) fn add_backends(
+        &self,
+        builder: &mut ModelBuilder,
+        overrides: &mut Overrides<'_>,
+        diagnostics: &mut Diagnostics,
+    ) {
         let mut seen: HashMap<&str, &View<'_>> = HashMap::new();
         for NativeBackend { view, name, endpoints, backend } in &self.backends {
             if let Some(first) = seen.insert(name, view) {
-                twice(view, "backend", name, first, sink);
+                twice(view, "backend", name, first, diagnostics);
                 continue;
             }
             if endpoints.is_empty() {
                 view.warn(format!("the backend '{name}' has no endpoints: its connections are rejected"))
-                    .to(sink);
+                    .emit(diagnostics);
             }
-            let endpoints = endpoints.iter().flat_map(|endpoint| overridden(endpoint, resolver)).collect();
-            draft.backend(Backend { name: (*name).into(), endpoints, ..backend.clone() });
+            let endpoints = endpoints.iter().flat_map(|endpoint| overridden(endpoint, overrides)).collect();
+            builder.backend(Backend { name: (*name).into(), endpoints, ..backend.clone() });
         }
     }
 
     /// What happens where no listener says otherwise.
-    pub(crate) fn policies(&self, draft: &Draft, sink: &mut Sink) -> Policies {
+    pub(crate) fn policies(&self, builder: &ModelBuilder, diagnostics: &mut Diagnostics) -> Policies {
         let mut policies = Policies::default();
-        apply(&mut policies, &self.given.policies, draft, sink);
+        apply(&mut policies, &self.policies, builder, diagnostics);
         policies
     }
 
-    pub(crate) fn add_listeners(&self, draft: &mut Draft, policies: &Policies, sink: &mut Sink) {
+    pub(crate) fn add_listeners(
+        &self,
+        builder: &mut ModelBuilder,
+        policies: &Policies,
+        diagnostics: &mut Diagnostics,
+    ) {
         let mut seen: HashMap<&str, &View<'_>> = HashMap::new();
         for NativeListener { view, name, bind, policies: own, mss, freebind } in &self.listeners {
             if let Some(first) = seen.insert(name, view) {
-                twice(view, "listener", name, first, sink);
+                twice(view, "listener", name, first, diagnostics);
                 continue;
             }
             let addresses: Vec<SocketAddr> = bind.iter().map(|(_, address)| *address).collect();
             for (index, (view, address)) in bind.iter().enumerate() {
                 if first_overlap(&addresses[..index], &[*address]).is_some() {
-                    view.bad(format!("{address} overlaps with another address of this listener"))
+                    view.error(format!("{address} overlaps with another address of this listener"))
                         .remedy("keep one of the two; 0.0.0.0 and [::] hold all addresses of their family")
-                        .to(sink);
-                } else if let Some((other, _)) = draft.overlap(&[*address]) {
-                    view.bad(format!(
+                        .emit(diagnostics);
+                } else if let Some((other, _)) = builder.overlap(&[*address]) {
+                    view.error(format!(
                         "{address} overlaps with the listener '{}' ({})",
                         other.name, other.origin
                     ))
                     .remedy("use another port or address, or move the routes to one listener")
-                    .to(sink);
+                    .emit(diagnostics);
                 }
             }
             let mut policies = policies.clone();
-            apply(&mut policies, own, draft, sink);
-            let mut listener = DraftListener::new(
+            apply(&mut policies, own, builder, diagnostics);
+            let mut listener = ListenerBuilder::new(
                 (*name).into(),
                 view.origin(),
                 addresses,
@@ -174,68 +249,69 @@ impl Native<'_> {
             );
             listener.mss = *mss;
             listener.freebind = *freebind;
-            draft.listeners.push(listener);
+            builder.listeners.push(listener);
         }
     }
 
     /// Attaches every route; all listeners are there.
-    pub(crate) fn add_routes(&self, draft: &mut Draft, sink: &mut Sink) {
-        let by_name: HashMap<String, usize> =
-            (draft.listeners.iter().enumerate()).map(|(at, listener)| (listener.name.clone(), at)).collect();
+    pub(crate) fn add_routes(&self, builder: &mut ModelBuilder, diagnostics: &mut Diagnostics) {
+        let by_name: HashMap<String, usize> = (builder.listeners.iter().enumerate())
+            .map(|(at, listener)| (listener.name.clone(), at))
+            .collect();
         let rank = Arc::new(Rank::default());
-        let mut labels = self.route_names(sink);
+        let mut labels = self.route_names(diagnostics);
         for route in &self.routes {
             let NativeRoute { view, listeners, sni, backends, .. } = route;
             let wanted: Vec<usize> = match listeners {
-                None => (0..draft.listeners.len()).collect(),
+                None => (0..builder.listeners.len()).collect(),
                 Some(written) => written
                     .iter()
                     .filter_map(|(view, name)| {
                         let found = by_name.get(*name).copied();
                         if found.is_none() {
-                            let known = draft.listeners.iter().map(|listener| &*listener.name);
-                            unknown(view, "listener", name, known, sink);
+                            let known = builder.listeners.iter().map(|listener| &*listener.name);
+                            unknown(view, "listener", name, known, diagnostics);
                         }
                         found
                     })
                     .collect(),
             };
-            let targets = targets(backends, draft, sink);
+            let targets = targets(backends, builder, diagnostics);
             if targets.is_empty() || sni.is_empty() {
                 continue; // Reported where it was read.
             }
             if targets.iter().all(|target| target.weight == 0) {
-                view.warn("all weights are 0: the connections of this route are rejected").to(sink);
+                view.warn("all weights are 0: the connections of this route are rejected").emit(diagnostics);
             }
             let name = labels.of(route);
-            let rule = draft.rule(format!("route {name}"), view.origin(), targets);
+            let rule = builder.rule(format!("route {name}"), view.origin(), targets);
             let mut seen = HashSet::new();
             for (view, written) in sni {
                 if !seen.insert(written) {
-                    view.warn(format!("'{written}' is there twice")).to(sink);
+                    view.warn(format!("'{written}' is there twice")).emit(diagnostics);
                     continue;
                 }
                 let mut served = wanted.is_empty();
                 for &at in &wanted {
-                    let listener = &mut draft.listeners[at];
+                    let listener = &mut builder.listeners[at];
                     for host in listener.hosts.clone() {
                         served |= listener.serve(written, &host, &rule, &rank);
                     }
                 }
                 if !served {
-                    view.warn(format!("no listener of this route admits '{written}'")).to(sink);
+                    view.warn(format!("no listener of this route admits '{written}'")).emit(diagnostics);
                 }
             }
         }
     }
 
-    fn route_names(&self, sink: &mut Sink) -> RouteNames {
+    fn route_names(&self, diagnostics: &mut Diagnostics) -> RouteNames {
         let mut seen: HashMap<&str, &View<'_>> = HashMap::new();
         for NativeRoute { view, name, .. } in &self.routes {
             if let Some(name) = name
                 && let Some(first) = seen.insert(name, view)
             {
-                twice(view, "route", name, first, sink);
+                twice(view, "route", name, first, diagnostics);
             }
         }
         RouteNames { taken: seen.into_keys().map(Into::into).collect() }
@@ -263,25 +339,39 @@ impl RouteNames {
     }
 }
 
-fn targets(backends: &[(View<'_>, &str, u32)], draft: &Draft, sink: &mut Sink) -> Vec<Target> {
+fn targets(
+    backends: &[(View<'_>, &str, u32)],
+    builder: &ModelBuilder,
+    diagnostics: &mut Diagnostics,
+) -> Vec<Target> {
     backends
         .iter()
         .map(|(view, name, weight)| {
-            let backend = backend_named(view, name, draft, sink);
+            let backend = backend_named(view, name, builder, diagnostics);
             Target { weight: *weight, backend }
         })
         .collect()
 }
 
-fn backend_named(view: &View<'_>, name: &str, draft: &Draft, sink: &mut Sink) -> Option<BackendId> {
-    let found = draft.backend_named(name);
+fn backend_named(
+    view: &View<'_>,
+    name: &str,
+    builder: &ModelBuilder,
+    diagnostics: &mut Diagnostics,
+) -> Option<BackendId> {
+    let found = builder.backend_named(name);
     if found.is_none() {
-        unknown(view, "backend", name, draft.backend_names(), sink);
+        unknown(view, "backend", name, builder.backend_names(), diagnostics);
     }
     found
 }
 
-fn apply(policies: &mut Policies, given: &RawPolicies<'_>, draft: &Draft, sink: &mut Sink) {
+fn apply(
+    policies: &mut Policies,
+    given: &RawPolicies<'_>,
+    builder: &ModelBuilder,
+    diagnostics: &mut Diagnostics,
+) {
     let Policies { no_sni, unknown_name, not_tls, malformed, too_large, timeout } = policies;
     let all = [no_sni, unknown_name, not_tls, malformed, too_large, timeout];
     for (policy, given) in all.into_iter().zip(&given.0) {
@@ -289,7 +379,7 @@ fn apply(policies: &mut Policies, given: &RawPolicies<'_>, draft: &Draft, sink: 
             None => {}
             Some(RawPolicy::Fixed(fixed)) => *policy = *fixed,
             Some(RawPolicy::Backend(view, name)) => {
-                if let Some(id) = backend_named(view, name, draft, sink) {
+                if let Some(id) = backend_named(view, name, builder, diagnostics) {
                     *policy = Policy::Backend(id);
                 }
             }
@@ -297,10 +387,10 @@ fn apply(policies: &mut Policies, given: &RawPolicies<'_>, draft: &Draft, sink: 
     }
 }
 
-fn overridden(endpoint: &Endpoint, resolver: &mut Resolver<'_>) -> Vec<Endpoint> {
+fn overridden(endpoint: &Endpoint, overrides: &mut Overrides<'_>) -> Vec<Endpoint> {
     let addresses = match &endpoint.host {
         EndpointHost::Ip(_) => None,
-        EndpointHost::Dns(name) => resolver.addresses(name.without_dot(), endpoint.port),
+        EndpointHost::Dns(name) => overrides.addresses(name.without_dot(), endpoint.port),
     };
     match addresses {
         None => vec![endpoint.clone()],
@@ -311,10 +401,10 @@ fn overridden(endpoint: &Endpoint, resolver: &mut Resolver<'_>) -> Vec<Endpoint>
     }
 }
 
-fn twice(view: &View<'_>, what: &str, name: &str, first: &View<'_>, sink: &mut Sink) {
-    view.bad(format!("the {what} '{name}' is there already ({})", first.origin()))
+fn twice(view: &View<'_>, what: &str, name: &str, first: &View<'_>, diagnostics: &mut Diagnostics) {
+    view.error(format!("the {what} '{name}' is there already ({})", first.origin()))
         .remedy("give each a name of its own")
-        .to(sink);
+        .emit(diagnostics);
 }
 
 fn unknown<'c>(
@@ -322,12 +412,12 @@ fn unknown<'c>(
     what: &str,
     name: &str,
     candidates: impl Iterator<Item = &'c str>,
-    sink: &mut Sink,
+    diagnostics: &mut Diagnostics,
 ) {
-    let mut found = view.bad(format!("there is no {what} '{name}'"));
-    found.remedy = Some(match sink.closest(name, candidates) {
+    let mut found = view.error(format!("there is no {what} '{name}'"));
+    found.remedy = Some(match diagnostics.closest(name, candidates) {
         Some(near) => format!("did you mean '{near}'?"),
         None => format!("define it under '{what}s'"),
     });
-    found.to(sink);
+    found.emit(diagnostics);
 }

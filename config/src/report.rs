@@ -1,48 +1,8 @@
-//! What a load found: the model, and everything there is to say about the files, as data.
+//! Findings as data: everything there is to say about what was loaded.
 
 use std::fmt;
 
-use crate::model::{Model, Origin};
-
-/// The outcome of [`crate::load()`].
-#[derive(Debug, Clone)]
-pub struct Translation {
-    /// The configuration; `None` if there was any [`Severity::Error`].
-    pub model: Option<Model>,
-    /// Everything found, in the order of files and lines.
-    pub diagnostics: Vec<Diagnostic>,
-}
-
-impl Translation {
-    /// What made the load fail.
-    pub fn errors(&self) -> impl Iterator<Item = &Diagnostic> {
-        self.of(Severity::Error)
-    }
-
-    /// Parts of foreign objects that are not served.
-    pub fn rejected(&self) -> impl Iterator<Item = &Diagnostic> {
-        self.of(Severity::Rejected)
-    }
-
-    /// What is served but perhaps not as meant.
-    pub fn warnings(&self) -> impl Iterator<Item = &Diagnostic> {
-        self.of(Severity::Warning)
-    }
-
-    /// Objects and fields that have no meaning here.
-    pub fn ignored(&self) -> impl Iterator<Item = &Diagnostic> {
-        self.of(Severity::Ignored)
-    }
-
-    /// What is good to know.
-    pub fn notes(&self) -> impl Iterator<Item = &Diagnostic> {
-        self.of(Severity::Note)
-    }
-
-    fn of(&self, severity: Severity) -> impl Iterator<Item = &Diagnostic> {
-        self.diagnostics.iter().filter(move |diagnostic| diagnostic.severity == severity)
-    }
-}
+use crate::model::rule::Origin;
 
 /// One finding.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,9 +8,9 @@ use proptest::{prelude::*, sample::Index};
 use snisplice_config::{
     Options, Source, explain, load,
     model::{Origin, Rule, Target},
+    model::{rank::Rank, route_table::RouteTable},
     name::{HostPattern, ServerName},
     render_check,
-    table::{Rank, RouteTable},
 };
 
 proptest! {

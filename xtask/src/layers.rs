@@ -1,4 +1,5 @@
-//! `cargo xtask layers`: holds the daemon's rooms to the floors that ARCHITECTURE.md shows.
+//! `cargo xtask layers`: holds the daemon's rooms to the floors that ARCHITECTURE.md shows, and keeps the files of the
+//! configuration free of circles.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,7 +11,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::shell::root;
 
-/// Checks that no room of the daemon imports one on its own floor or above
+mod circles;
+
+/// Checks that no room of the daemon imports one on its own floor or above, and no file of `config` imports in a circle
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {}
 
@@ -20,6 +23,10 @@ const TABLE: &str = "ARCHITECTURE.md";
 const FENCES: [&str; 2] = ["```layers\n", "```"];
 /// Where the rooms are.
 const ROOMS: &str = "userspace/src";
+/// Whose files import each other in no circle.
+const CONFIG: &str = "config/src";
+/// Its formats, which know nothing of each other.
+const FORMATS: [&str; 2] = ["native", "istio"];
 /// Files that belong to no room: they name all of them.
 const ROOFS: [&str; 2] = ["lib", "main"];
 
@@ -52,8 +59,9 @@ pub(crate) fn run(_: &Args) -> Result<()> {
     for gone in floors.keys().filter(|room| !rooms.contains(*room)) {
         wrong.push(format!("{TABLE} shows the room `{gone}`, which is not there"));
     }
+    circles::find(&root().join(CONFIG), &FORMATS, &mut wrong)?;
     ensure!(wrong.is_empty(), "{}\nmove what is shared to a lower floor, or hand it in", wrong.join("\n"));
-    println!("{} rooms on their floors", rooms.len());
+    println!("{} rooms on their floors; no circle among the files of {CONFIG}", rooms.len());
     Ok(())
 }
 
@@ -93,35 +101,63 @@ fn room(path: &Path) -> String {
 
 /// The rooms that a file names by paths that begin with `crate::`, its tests aside.
 fn imports(text: &str) -> BTreeSet<String> {
+    paths(text).iter().filter_map(|path| Some(name(path.strip_prefix("crate::")?))).collect()
+}
+
+/// All paths of a file that begin with `crate`, `self` or `super`, its tests aside; those of a list in braces apart.
+fn paths(text: &str) -> Vec<String> {
     let text = text.split_once("#[cfg(test)]\nmod tests {").map_or(text, |(code, _)| code);
     let code: Vec<&str> = text.lines().map(|line| line.split("//").next().unwrap_or_default()).collect();
     let code = code.join("\n");
-    code.split("crate::").skip(1).flat_map(first_names).collect()
-}
-
-/// The first names of what follows `crate::`: one, or those of a list in braces.
-fn first_names(path: &str) -> Vec<String> {
-    let Some(list) = path.strip_prefix('{') else { return vec![name(path)] };
-    let mut names = Vec::new();
-    let (mut depth, mut begins) = (0_usize, true);
-    for (at, character) in list.char_indices() {
-        match character {
-            '{' => depth += 1,
-            '}' if depth == 0 => break,
-            '}' => depth -= 1,
-            ',' if depth == 0 => begins = true,
-            _ if begins && depth == 0 && !character.is_whitespace() => {
-                names.push(name(&list[at..]));
-                begins = false;
+    let mut found = Vec::new();
+    for root in ["crate::", "self::", "super::"] {
+        for (at, _) in code.match_indices(root) {
+            // Not the end of another word, and not within a path that is found by its beginning.
+            if !code[..at].ends_with(|before: char| is_of_name(before) || before == ':') {
+                let mut path = root.strip_suffix("::").unwrap_or(root).to_owned();
+                expand(&mut path, &code[at + root.len()..], &mut found);
             }
-            _ => {}
         }
     }
-    names
+    found
+}
+
+/// Adds the paths that go on from `path` with `rest`, of which the `::` before is left out.
+fn expand(path: &mut String, rest: &str, found: &mut Vec<String>) {
+    let length = path.len();
+    if let Some(list) = rest.strip_prefix('{') {
+        let (mut depth, mut begins) = (0_usize, true);
+        for (at, character) in list.char_indices() {
+            match character {
+                '{' => depth += 1,
+                '}' if depth == 0 => break,
+                '}' => depth -= 1,
+                ',' if depth == 0 => begins = true,
+                _ if begins && depth == 0 && !character.is_whitespace() => {
+                    expand(path, &list[at..], found);
+                    begins = false;
+                }
+                _ => {}
+            }
+        }
+    } else {
+        let name = name(rest);
+        path.push_str("::");
+        path.push_str(&name);
+        match rest[name.len()..].strip_prefix("::") {
+            Some(rest) if !name.is_empty() => expand(path, rest, found),
+            _ => found.push(path.clone()),
+        }
+    }
+    path.truncate(length);
+}
+
+fn is_of_name(character: char) -> bool {
+    character.is_alphanumeric() || character == '_'
 }
 
 fn name(path: &str) -> String {
-    path.chars().take_while(|character| character.is_alphanumeric() || *character == '_').collect()
+    path.chars().take_while(|character| is_of_name(*character)).collect()
 }
 
 #[cfg(test)]

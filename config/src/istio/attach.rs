@@ -10,12 +10,12 @@ use super::{
     virtual_service::{GatewayRef, Match, Place, TcpRoute, TlsRoute, VirtualService},
 };
 use crate::{
-    decode::{Sink, View},
-    draft::Draft,
+    builder::ModelBuilder,
+    decode::{Diagnostics, View},
     model::Target,
+    model::rank::{Rank, ServerRank},
     name::HostPattern,
     options::Options,
-    table::{Rank, ServerRank},
 };
 
 /// The targets of a rule that cannot be served.
@@ -40,7 +40,7 @@ impl<'a, 'n> Attachment<'a, 'n> {
         service: &'a VirtualService<'n>,
         gateways: &'a [Gateway<'n>],
         options: &Options,
-        sink: &mut Sink,
+        diagnostics: &mut Diagnostics,
     ) -> Option<Self> {
         let exported = service.export_to.seen_from(options.namespace.as_deref())?;
         let mut own = Self { service, exported, gateways: Vec::new(), lost: false };
@@ -60,26 +60,31 @@ impl<'a, 'n> Attachment<'a, 'n> {
             }
             if !found {
                 own.lost = true;
-                tell_unknown(view, namespace, name, gateways, sink);
+                tell_unknown(view, namespace, name, gateways, diagnostics);
             }
         }
         Some(own)
     }
 
     /// Adds what its routes serve, and refuses what they should.
-    pub(super) fn add(&self, registry: &mut Registry<'_, '_, '_, '_>, draft: &mut Draft, sink: &mut Sink) {
+    pub(super) fn add(
+        &self,
+        registry: &mut Registry<'_, '_, '_, '_>,
+        builder: &mut ModelBuilder,
+        diagnostics: &mut Diagnostics,
+    ) {
         for route in &self.service.tls {
-            self.add_tls(route, registry, draft, sink);
+            self.add_tls(route, registry, builder, diagnostics);
         }
-        self.add_tcp(registry, draft, sink);
+        self.add_tcp(registry, builder, diagnostics);
     }
 
     fn add_tls(
         &self,
         route: &TlsRoute<'_>,
         registry: &mut Registry<'_, '_, '_, '_>,
-        draft: &mut Draft,
-        sink: &mut Sink,
+        builder: &mut ModelBuilder,
+        diagnostics: &mut Diagnostics,
     ) {
         let TlsRoute { view, index, matches, destinations } = route;
         let name = format!("{} tls[{index}]", self.service.view.object());
@@ -88,7 +93,7 @@ impl<'a, 'n> Attachment<'a, 'n> {
         // Only a destination without a port is another one for each port of a server.
         let by_port = destinations.iter().any(Destination::needs_port);
         for one in matches {
-            for meeting in self.meetings(one, sink) {
+            for meeting in self.meetings(one, diagnostics) {
                 if meeting.refused || one.refused || destinations.is_empty() {
                     kept.push(meeting);
                 } else {
@@ -98,13 +103,13 @@ impl<'a, 'n> Attachment<'a, 'n> {
         }
         if served.is_empty() {
             // What nobody can reach needs no backend, but its faults are told all the same.
-            self.targets(destinations, None, false, registry, draft, sink);
+            self.targets(destinations, None, false, registry, builder, diagnostics);
         }
         for (port, meetings) in served {
-            let targets = self.targets(destinations, port, true, registry, draft, sink);
-            let rule = draft.rule(name.clone(), view.origin(), targets);
+            let targets = self.targets(destinations, port, true, registry, builder, diagnostics);
+            let rule = builder.rule(name.clone(), view.origin(), targets);
             for meeting in meetings {
-                draft.listeners[meeting.listener].serve(
+                builder.listeners[meeting.listener].serve(
                     meeting.written,
                     meeting.host,
                     &rule,
@@ -115,18 +120,18 @@ impl<'a, 'n> Attachment<'a, 'n> {
         if kept.is_empty() && !self.lost {
             return;
         }
-        let rule = draft.rule(name, view.origin(), refused());
+        let rule = builder.rule(name, view.origin(), refused());
         for Meeting { written, host, listener, server, assumed, .. } in kept {
             if assumed {
-                draft.listeners[listener].block(written, &rule);
+                builder.listeners[listener].block(written, &rule);
             } else {
-                draft.listeners[listener].serve(written, host, &rule, &self.rank(&server.rank));
+                builder.listeners[listener].serve(written, host, &rule, &self.rank(&server.rank));
             }
         }
         if self.lost {
             let names = matches.iter().flat_map(|one| &one.sni_hosts);
             for sni in names {
-                for listener in draft.listeners.iter_mut().filter(|listener| listener.beside) {
+                for listener in builder.listeners.iter_mut().filter(|listener| listener.beside) {
                     listener.block(&sni.pattern, &rule);
                 }
             }
@@ -144,23 +149,22 @@ impl<'a, 'n> Attachment<'a, 'n> {
         port: Option<u16>,
         wanted: bool,
         registry: &mut Registry<'_, '_, '_, '_>,
-        draft: &mut Draft,
-        sink: &mut Sink,
+        builder: &mut ModelBuilder,
+        diagnostics: &mut Diagnostics,
     ) -> Vec<Target> {
         destinations
             .iter()
             .map(|one| Target {
                 weight: one.weight,
-                backend: one
-                    .to
-                    .as_ref()
-                    .and_then(|to| registry.backend(self.service.namespace, to, port, wanted, draft, sink)),
+                backend: one.to.as_ref().and_then(|to| {
+                    registry.backend(self.service.namespace, to, port, wanted, builder, diagnostics)
+                }),
             })
             .collect()
     }
 
     /// The Gateways of the `VirtualService` that a match is for: `match.gateways` narrows `spec.gateways`.
-    fn narrowed(&self, place: &Place<'_>, sink: &mut Sink) -> Vec<&'a Gateway<'n>> {
+    fn narrowed(&self, place: &Place<'_>, diagnostics: &mut Diagnostics) -> Vec<&'a Gateway<'n>> {
         let Some(named) = &place.gateways else { return self.gateways.clone() };
         for one in named {
             if !self.service.gateways.iter().any(|own| own.is_same(one)) {
@@ -179,7 +183,7 @@ impl<'a, 'n> Attachment<'a, 'n> {
                         own.join(", ")
                     ))
                     .remedy("add it to spec.gateways")
-                    .to(sink);
+                    .emit(diagnostics);
             }
         }
         let is_named = |gateway: &&Gateway<'_>| {
@@ -189,12 +193,12 @@ impl<'a, 'n> Attachment<'a, 'n> {
     }
 
     /// What a match and the hosts of servers have in common.
-    fn meetings<'m>(&self, one: &'m Match<'_>, sink: &mut Sink) -> Vec<Meeting<'m>>
+    fn meetings<'m>(&self, one: &'m Match<'_>, diagnostics: &mut Diagnostics) -> Vec<Meeting<'m>>
     where
         'a: 'm,
     {
         let Match { at, sni_hosts, .. } = one;
-        let gateways = self.narrowed(at, sink);
+        let gateways = self.narrowed(at, diagnostics);
         let all: Vec<(&'a Server<'n>, usize)> = gateways
             .iter()
             .flat_map(|gateway| &gateway.servers)
@@ -203,7 +207,7 @@ impl<'a, 'n> Attachment<'a, 'n> {
             .collect();
         if all.is_empty() {
             if !gateways.is_empty() {
-                self.service.view.warn("none of its Gateways has a server that is served").to(sink);
+                self.service.view.warn("none of its Gateways has a server that is served").emit(diagnostics);
             }
             return Vec::new();
         }
@@ -217,7 +221,7 @@ impl<'a, 'n> Attachment<'a, 'n> {
             ports.dedup();
             view.warn(format!("no served server of its Gateways has port {port}: the match serves nothing"))
                 .expected(format!("the port of a server: {}", ports.join(", ")))
-                .to(sink);
+                .emit(diagnostics);
             return Vec::new();
         }
         let mut meetings = Vec::new();
@@ -245,7 +249,7 @@ impl<'a, 'n> Attachment<'a, 'n> {
                     &sni.pattern,
                     self.service.namespace,
                     on_port.iter().map(|(server, _)| *server),
-                    sink,
+                    diagnostics,
                 );
             }
         }
@@ -253,7 +257,12 @@ impl<'a, 'n> Attachment<'a, 'n> {
     }
 
     /// The first `tcp` route serves what has no name of a route, on the ports of TCP servers that TLS servers share.
-    fn add_tcp(&self, registry: &mut Registry<'_, '_, '_, '_>, draft: &mut Draft, sink: &mut Sink) {
+    fn add_tcp(
+        &self,
+        registry: &mut Registry<'_, '_, '_, '_>,
+        builder: &mut ModelBuilder,
+        diagnostics: &mut Diagnostics,
+    ) {
         let Some(first) = self.service.tcp.first() else { return };
         let servers = self.gateways.iter().flat_map(|gateway| &gateway.servers).filter(|server| {
             let admits = server.hosts.iter().any(|host| {
@@ -264,10 +273,10 @@ impl<'a, 'n> Attachment<'a, 'n> {
         });
         let mut served = false;
         for (server, listener) in servers.filter_map(|server| Some((server, server.listener?))) {
-            let answer = |(place, refused): &(Place<'_>, bool), sink: &mut Sink| {
+            let answer = |(place, refused): &(Place<'_>, bool), diagnostics: &mut Diagnostics| {
                 let here = place.port.as_ref().is_none_or(|(_, port)| server.port == *port)
                     && self
-                        .narrowed(place, sink)
+                        .narrowed(place, diagnostics)
                         .iter()
                         .any(|gateway| gateway.servers.iter().any(|other| std::ptr::eq(other, server)));
                 here.then_some(*refused)
@@ -278,30 +287,34 @@ impl<'a, 'n> Attachment<'a, 'n> {
                     if route.matches.is_empty() {
                         return Some((route, false));
                     }
-                    route.matches.iter().find_map(|one| answer(one, sink)).map(|refused| (route, refused))
+                    route
+                        .matches
+                        .iter()
+                        .find_map(|one| answer(one, diagnostics))
+                        .map(|refused| (route, refused))
                 });
             let Some((TcpRoute { view, index, destinations, .. }, is_refused)) = route else { continue };
             served = true;
             let targets = if is_refused {
                 refused()
             } else {
-                self.targets(destinations, Some(server.port), true, registry, draft, sink)
+                self.targets(destinations, Some(server.port), true, registry, builder, diagnostics)
             };
             let name = format!("{} tcp[{index}]", self.service.view.object());
-            let rule = draft.rule(name, view.origin(), targets);
+            let rule = builder.rule(name, view.origin(), targets);
             let rank = self.rank(&server.rank);
-            draft.listeners[listener].serve(&HostPattern::Any, &HostPattern::Any, &rule, &rank);
+            builder.listeners[listener].serve(&HostPattern::Any, &HostPattern::Any, &rule, &rank);
         }
         if !served {
             first
                 .view
-                .bad("a TCP route has no server name to route by: it is not served")
+                .error("a TCP route has no server name to route by: it is not served")
                 .expected("tls routes with sniHosts, or a TCP server on the port of a TLS server")
                 .remedy(
                     "route by server name with 'tls'; the policies unknown_name and no_sni of the native format \
                      send what has no route to a backend",
                 )
-                .to(sink);
+                .emit(diagnostics);
         }
     }
 }
@@ -318,9 +331,15 @@ struct Meeting<'a> {
     assumed: bool,
 }
 
-fn tell_unknown(view: &View<'_>, namespace: &str, name: &str, gateways: &[Gateway<'_>], sink: &mut Sink) {
+fn tell_unknown(
+    view: &View<'_>,
+    namespace: &str,
+    name: &str,
+    gateways: &[Gateway<'_>],
+    diagnostics: &mut Diagnostics,
+) {
     let full = format!("{namespace}/{name}");
-    let mut unknown = view.bad(format!("there is no Gateway '{full}': its names are refused"));
+    let mut unknown = view.error(format!("there is no Gateway '{full}': its names are refused"));
     let elsewhere = gateways.iter().find(|gateway| gateway.name == name);
     unknown.remedy = Some(if let Some(Gateway { namespace, namespace_assumed, .. }) = elsewhere {
         let there = if *namespace_assumed {
@@ -331,12 +350,12 @@ fn tell_unknown(view: &View<'_>, namespace: &str, name: &str, gateways: &[Gatewa
         format!("{there}, or write '{namespace}/{name}' here")
     } else {
         let known = gateways.iter().map(|gateway| format!("{}/{}", gateway.namespace, gateway.name));
-        match sink.closest(&full, known) {
+        match diagnostics.closest(&full, known) {
             Some(near) => format!("did you mean '{near}'?"),
             None => "load the file with the Gateway too".into(),
         }
     });
-    unknown.to(sink);
+    unknown.emit(diagnostics);
 }
 
 fn tell_not_admitted<'a>(
@@ -344,7 +363,7 @@ fn tell_not_admitted<'a>(
     written: &HostPattern,
     own: &str,
     servers: impl Iterator<Item = &'a Server<'a>>,
-    sink: &mut Sink,
+    diagnostics: &mut Diagnostics,
 ) {
     let hosts: Vec<_> = servers.flat_map(|server| &server.hosts).collect();
     let hidden = hosts.iter().find(|host| host.pattern.intersect(written).is_some());
@@ -354,7 +373,7 @@ fn tell_not_admitted<'a>(
              VirtualService is in '{own}': it serves nothing"
         ))
         .remedy(format!("write '{own}/{written}' or '{written}' in the hosts of the server"))
-        .to(sink);
+        .emit(diagnostics);
         return;
     }
     let hosts: Vec<_> = hosts
@@ -366,5 +385,5 @@ fn tell_not_admitted<'a>(
         .collect();
     view.warn(format!("no server of its Gateways admits '{written}': it serves nothing"))
         .expected(format!("a name within the hosts of a server: {}", hosts.join(", ")))
-        .to(sink);
+        .emit(diagnostics);
 }

@@ -1,7 +1,7 @@
 //! `route[]`: weighted destinations as they are written.
 
 use crate::{
-    decode::{Sink, View},
+    decode::{Diagnostics, View},
     model::Target,
 };
 
@@ -31,47 +31,49 @@ pub(super) struct Service<'n> {
 }
 
 /// Empty if the list can serve nothing.
-pub(super) fn read<'n>(view: &View<'n>, sink: &mut Sink) -> Vec<Destination<'n>> {
-    let list = view.list("a list of weighted destinations", sink);
+pub(super) fn read<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Vec<Destination<'n>> {
+    let list = view.list("a list of weighted destinations", diagnostics);
     if list.is_empty() {
-        view.bad("the list is empty: the route is not served").expected("at least one destination").to(sink);
+        view.error("the list is empty: the route is not served")
+            .expected("at least one destination")
+            .emit(diagnostics);
     }
     let only = list.len() == 1;
-    let destinations: Vec<_> = list.iter().map(|item| read_one(item, only, sink)).collect();
+    let destinations: Vec<_> = list.iter().map(|item| read_one(item, only, diagnostics)).collect();
     if !destinations.is_empty() && destinations.iter().all(|one| one.weight == 0) {
-        view.bad("the weights add up to 0: the route is not served")
+        view.error("the weights add up to 0: the route is not served")
             .expected("weights that add up to more than 0; a destination without a weight has 0")
-            .to(sink);
+            .emit(diagnostics);
         return Vec::new();
     }
     destinations
 }
 
-fn read_one<'n>(view: &View<'n>, only: bool, sink: &mut Sink) -> Destination<'n> {
+fn read_one<'n>(view: &View<'n>, only: bool, diagnostics: &mut Diagnostics) -> Destination<'n> {
     let refused = Destination { weight: u32::from(only), to: None };
-    let Some(mut fields) = view.fields("{destination, weight}", sink) else { return refused };
-    let weight = match fields.take("weight").map(|view| view.number(0..=Target::MAX_WEIGHT, sink)) {
+    let Some(mut fields) = view.fields("{destination, weight}", diagnostics) else { return refused };
+    let weight = match fields.take("weight").map(|view| view.number(0..=Target::MAX_WEIGHT, diagnostics)) {
         // A destination alone receives everything, whatever its weight.
         _ if only => 1,
         None => 0,
         Some(weight) => weight.unwrap_or(0),
     };
-    let destination = fields.require("destination", "{host, port: {number}}", sink);
-    fields.finish(sink);
-    Destination { weight, to: destination.and_then(|view| read_service(&view, sink)) }
+    let destination = fields.require("destination", "{host, port: {number}}", diagnostics);
+    fields.finish(diagnostics);
+    Destination { weight, to: destination.and_then(|view| read_service(&view, diagnostics)) }
 }
 
-fn read_service<'n>(view: &View<'n>, sink: &mut Sink) -> Option<Service<'n>> {
-    let mut fields = view.fields("{host, port: {number}, subset}", sink)?;
-    let host = fields.require("host", "the name of a service", sink);
+fn read_service<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Option<Service<'n>> {
+    let mut fields = view.fields("{host, port: {number}, subset}", diagnostics)?;
+    let host = fields.require("host", "the name of a service", diagnostics);
     let subset = fields.take_set("subset");
     let port = fields.take_set("port").map(|view| {
-        let mut fields = view.fields("{number}", sink)?;
-        let number = fields.require("number", "a port from 1 to 65535", sink);
-        fields.finish(sink);
-        number?.port(sink)
+        let mut fields = view.fields("{number}", diagnostics)?;
+        let number = fields.require("number", "a port from 1 to 65535", diagnostics);
+        fields.finish(diagnostics);
+        number?.port(diagnostics)
     });
-    fields.finish(sink);
+    fields.finish(diagnostics);
     let port = match port {
         None => None,
         // Written, and wrong.
@@ -80,9 +82,9 @@ fn read_service<'n>(view: &View<'n>, sink: &mut Sink) -> Option<Service<'n>> {
     };
     let subset = match subset {
         None => None,
-        Some(view) => Some((view.clone(), view.text("the name of a subset", sink)?)),
+        Some(view) => Some((view.clone(), view.text("the name of a subset", diagnostics)?)),
     };
     let view = host?;
-    let host = view.text("the name of a service", sink)?;
+    let host = view.text("the name of a service", diagnostics)?;
     Some(Service { view, host, port, subset })
 }

@@ -4,9 +4,9 @@ use std::net::IpAddr;
 
 use super::{
     labels::Labels,
-    registry::{Sources, is_dns},
     service::{Addresses, Service, ServicePort, TargetPort},
-    service_entry::{EntryEndpoint, EntryPort, Location, ServiceEntry},
+    service_entry::{EntryEndpoint, EntryPort, Location, ServiceEntry, is_dns},
+    sources::Sources,
     workload_entry::WorkloadEntry,
 };
 use crate::{

@@ -3,10 +3,7 @@
 //! The namespaces are those of workloads. The one that matters to a gateway is the namespace of its own pods, which a
 //! node does not have: without `--namespace`, an object that is exported to any namespace is admitted.
 
-use crate::{
-    decode::{Sink, View},
-    report::Severity,
-};
+use crate::decode::{Diagnostics, View};
 
 /// How an object is seen from the gateway's workload; the lesser comes first where two claim the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,10 +35,11 @@ pub(super) struct ExportTo<'n> {
 
 impl<'n> ExportTo<'n> {
     /// Of an object in `own`: `*`, `.`, `~` or names of namespaces; all if there is none.
-    pub(super) fn read(view: Option<&View<'n>>, own: &'n str, sink: &mut Sink) -> Self {
+    pub(super) fn read(view: Option<&View<'n>>, own: &'n str, diagnostics: &mut Diagnostics) -> Self {
         let expected = "a list of '.', '*' or names of namespaces";
-        let items = view.filter(|view| !view.is_unset()).map(|view| view.list(expected, sink));
-        let texts = items.map(|items| items.iter().filter_map(|item| item.text(expected, sink)).collect());
+        let items = view.filter(|view| !view.is_unset()).map(|view| view.list(expected, diagnostics));
+        let texts =
+            items.map(|items| items.iter().filter_map(|item| item.text(expected, diagnostics)).collect());
         Self::of(texts, own)
     }
 
@@ -88,27 +86,29 @@ impl<'n> ExportTo<'n> {
     }
 
     /// Says what becomes of an object that not everybody sees.
-    pub(super) fn tell(&self, view: Option<&View<'_>>, namespace: Option<&str>, sink: &mut Sink) {
+    pub(super) fn tell(
+        &self,
+        view: Option<&View<'_>>,
+        namespace: Option<&str>,
+        diagnostics: &mut Diagnostics,
+    ) {
         let Some(view) = view else { return };
         match (self.seen_from(namespace), namespace) {
             (Some(Exported::Public), _) | (Some(_), Some(_)) => {}
             (Some(_), None) => view
-                .say(Severity::Note, "a node is in no namespace: the object is taken")
+                .note("a node is in no namespace: the object is taken")
                 .remedy(
                     "name the namespace of the gateway's pods with --namespace to hold exportTo against it",
                 )
-                .to(sink),
+                .emit(diagnostics),
             (None, None) => {
-                view.say(Severity::Ignored, "exported to no namespace: the object is not taken").to(sink);
+                view.ignored("exported to no namespace: the object is not taken").emit(diagnostics);
             }
             (None, Some(namespace)) => view
-                .say(
-                    Severity::Ignored,
-                    format!(
-                        "not exported to the namespace '{namespace}' (--namespace): the object is not taken"
-                    ),
-                )
-                .to(sink),
+                .ignored(format!(
+                    "not exported to the namespace '{namespace}' (--namespace): the object is not taken"
+                ))
+                .emit(diagnostics),
         }
     }
 }

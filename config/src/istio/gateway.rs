@@ -4,11 +4,10 @@ use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
 use super::{labels::Labels, object::Object};
 use crate::{
-    decode::{Fields, Sink, View},
+    decode::{Diagnostics, Fields, View},
+    model::rank::{Seniority, ServerRank},
     name::HostPattern,
     options::Options,
-    report::Severity,
-    table::{Seniority, ServerRank},
 };
 
 const PROTOCOLS: &str = "HTTPS or TLS, with tls.mode PASSTHROUGH";
@@ -74,25 +73,25 @@ pub(super) struct ServerHost<'n> {
     pub(super) pattern: HostPattern,
 }
 
-pub(super) fn read<'n>(object: Object<'n>, sink: &mut Sink) -> Option<Gateway<'n>> {
+pub(super) fn read<'n>(object: Object<'n>, diagnostics: &mut Diagnostics) -> Option<Gateway<'n>> {
     let Object { namespace, name, view, spec, seniority, lost, .. } = object;
-    let mut fields = spec.fields("the spec of a Gateway", sink)?;
+    let mut fields = spec.fields("the spec of a Gateway", diagnostics)?;
     let selector = fields.take_set("selector").map(|view| {
-        let labels = Labels::read(&view, sink);
+        let labels = Labels::read(&view, diagnostics);
         (view, labels)
     });
-    let servers = fields.require("servers", "a list of servers", sink);
-    fields.finish(sink);
+    let servers = fields.require("servers", "a list of servers", diagnostics);
+    fields.finish(diagnostics);
     let servers = servers?;
-    let list = servers.list("a list of servers", sink);
+    let list = servers.list("a list of servers", diagnostics);
     if list.is_empty() {
-        servers.bad("the list is empty").expected("a list of servers").to(sink);
+        servers.error("the list is empty").expected("a list of servers").emit(diagnostics);
     }
     let mut names = Names::default();
     let mut servers: Vec<_> = list
         .iter()
         .enumerate()
-        .filter_map(|(index, view)| server(view, index, namespace, &mut names, sink))
+        .filter_map(|(index, view)| server(view, index, namespace, &mut names, diagnostics))
         .collect();
     if lost {
         for server in &mut servers {
@@ -118,39 +117,39 @@ fn server<'n>(
     index: usize,
     namespace: &'n str,
     names: &mut Names<'n>,
-    sink: &mut Sink,
+    diagnostics: &mut Diagnostics,
 ) -> Option<Server<'n>> {
-    let mut fields = view.fields("a server: {port, hosts, tls}", sink)?;
-    let port = fields.require("port", "{number, name, protocol}", sink);
+    let mut fields = view.fields("a server: {port, hosts, tls}", diagnostics)?;
+    let port = fields.require("port", "{number, name, protocol}", diagnostics);
     let bind = fields.take_set("bind");
-    let hosts = fields.require("hosts", "a list of [namespace/]name", sink);
+    let hosts = fields.require("hosts", "a list of [namespace/]name", diagnostics);
     let tls = fields.take("tls");
     let own_name = fields.take_set("name");
     if let Some(default) = fields.take_set("defaultEndpoint") {
-        default.warn("Istio does not look at the field either, ignored").to(sink);
+        default.warn("Istio does not look at the field either, ignored").emit(diagnostics);
     }
-    fields.finish(sink);
+    fields.finish(diagnostics);
 
     if let Some(name_view) = own_name
-        && let Some(name) = name_view.text("a name", sink)
+        && let Some(name) = name_view.text("a name", diagnostics)
         && let Some(first) = first(&mut names.servers, name, &name_view)
     {
         name_view
-            .say(Severity::Note, format!("the server name '{name}' is there already ({})", first.origin()))
-            .to(sink);
+            .note(format!("the server name '{name}' is there already ({})", first.origin()))
+            .emit(diagnostics);
     }
-    let port = port.and_then(|view| read_port(&view, names, tls.as_ref(), sink));
+    let port = port.and_then(|view| read_port(&view, names, tls.as_ref(), diagnostics));
     let bind = match &bind {
         None => Some(None),
-        Some(view) => read_bind(view, sink).map(Some),
+        Some(view) => read_bind(view, diagnostics).map(Some),
     };
-    let hosts = hosts.map(|view| read_hosts(&view, namespace, sink)).unwrap_or_default();
+    let hosts = hosts.map(|view| read_hosts(&view, namespace, diagnostics)).unwrap_or_default();
 
     let Port { number, protocol, kind, good } = port?;
     let kind = match kind {
-        ServerKind::Passthrough if !tls_mode(view, tls.as_ref(), sink) || !good => ServerKind::Claims,
+        ServerKind::Passthrough if !tls_mode(view, tls.as_ref(), diagnostics) || !good => ServerKind::Claims,
         ServerKind::Http if good => {
-            report_plain(view, tls.as_ref(), sink);
+            report_plain(view, tls.as_ref(), diagnostics);
             ServerKind::Http
         }
         other => other,
@@ -190,41 +189,46 @@ fn read_port<'n>(
     view: &View<'n>,
     names: &mut Names<'n>,
     tls: Option<&View<'n>>,
-    sink: &mut Sink,
+    diagnostics: &mut Diagnostics,
 ) -> Option<Port<'n>> {
-    let mut fields = view.fields("{number, name, protocol}", sink)?;
-    let number = fields.require("number", "a port from 1 to 65535", sink);
-    let protocol = fields.require("protocol", PROTOCOLS, sink);
-    let name = fields.require("name", "a name that is unique within the Gateway", sink);
+    let mut fields = view.fields("{number, name, protocol}", diagnostics)?;
+    let number = fields.require("number", "a port from 1 to 65535", diagnostics);
+    let protocol = fields.require("protocol", PROTOCOLS, diagnostics);
+    let name = fields.require("name", "a name that is unique within the Gateway", diagnostics);
     if let Some(target) = fields.take("targetPort") {
-        target.warn("the field is deprecated in Istio and has no meaning here").to(sink);
+        target.warn("the field is deprecated in Istio and has no meaning here").emit(diagnostics);
     }
-    fields.finish(sink);
-    let number = number.and_then(|view| view.port(sink));
+    fields.finish(diagnostics);
+    let number = number.and_then(|view| view.port(diagnostics));
     let mut good = false;
     if let Some(name_view) = name
-        && let Some(name) = name_view.text("a name", sink)
+        && let Some(name) = name_view.text("a name", diagnostics)
     {
         match first(&mut names.ports, name, &name_view) {
             None => good = true,
             Some(first) => name_view
-                .bad(format!(
+                .error(format!(
                     "the port name '{name}' is there already ({}): the server is not served",
                     first.origin()
                 ))
                 .remedy("give each server of a Gateway a port name of its own")
-                .to(sink),
+                .emit(diagnostics),
         }
     }
-    let (protocol, kind) = match protocol.and_then(|view| Some((view.text(PROTOCOLS, sink)?, view))) {
-        Some((protocol, view)) => (protocol, kind_of(protocol, &view, tls, sink)),
+    let (protocol, kind) = match protocol.and_then(|view| Some((view.text(PROTOCOLS, diagnostics)?, view))) {
+        Some((protocol, view)) => (protocol, kind_of(protocol, &view, tls, diagnostics)),
         None => ("", None),
     };
     // Whatever an unknown protocol means, its names are not for others.
     Some(Port { number: number?, protocol, kind: kind.unwrap_or(ServerKind::Claims), good })
 }
 
-fn kind_of(protocol: &str, view: &View<'_>, tls: Option<&View<'_>>, sink: &mut Sink) -> Option<ServerKind> {
+fn kind_of(
+    protocol: &str,
+    view: &View<'_>,
+    tls: Option<&View<'_>>,
+    diagnostics: &mut Diagnostics,
+) -> Option<ServerKind> {
     match &*protocol.to_ascii_uppercase() {
         "HTTPS" | "TLS" => Some(ServerKind::Passthrough),
         "HTTP" | "HTTP2" | "GRPC" | "GRPC-WEB" => Some(ServerKind::Http),
@@ -232,18 +236,18 @@ fn kind_of(protocol: &str, view: &View<'_>, tls: Option<&View<'_>>, sink: &mut S
             if tls.is_none() {
                 return Some(ServerKind::Tcp);
             }
-            view.bad(format!(
+            view.error(format!(
                 "the protocol {protocol} goes without 'tls' in Istio: the server is not served"
             ))
             .expected(PROTOCOLS)
             .remedy("write protocol: TLS, whatever is spoken inside the TLS connection")
-            .to(sink);
+            .emit(diagnostics);
             None
         }
         _ => {
-            view.bad(format!("there is no protocol '{protocol}': the server is not served"))
+            view.error(format!("there is no protocol '{protocol}': the server is not served"))
                 .expected(PROTOCOLS)
-                .to(sink);
+                .emit(diagnostics);
             None
         }
     }
@@ -260,27 +264,27 @@ fn first<'n>(seen: &mut HashMap<&'n str, View<'n>>, name: &'n str, view: &View<'
     }
 }
 
-fn read_bind(view: &View<'_>, sink: &mut Sink) -> Option<IpAddr> {
-    let text = view.text("an IP address", sink)?;
+fn read_bind(view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<IpAddr> {
+    let text = view.text("an IP address", diagnostics)?;
     if text.starts_with("unix:") {
-        view.bad("unix domain sockets are not served")
+        view.error("unix domain sockets are not served")
             .expected("an IP address")
             .remedy("use an address such as 127.0.0.1")
-            .to(sink);
+            .emit(diagnostics);
         return None;
     }
-    view.parse("an IP address", sink)
+    view.parse("an IP address", diagnostics)
 }
 
-fn read_hosts<'n>(view: &View<'n>, own: &'n str, sink: &mut Sink) -> Vec<ServerHost<'n>> {
+fn read_hosts<'n>(view: &View<'n>, own: &'n str, diagnostics: &mut Diagnostics) -> Vec<ServerHost<'n>> {
     let expected = "[namespace/]name, where name is www.example.com, *.example.com or *";
-    let list = view.list(expected, sink);
+    let list = view.list(expected, diagnostics);
     if list.is_empty() {
-        view.bad("the list is empty: the server is not served").expected(expected).to(sink);
+        view.error("the list is empty: the server is not served").expected(expected).emit(diagnostics);
     }
     list.iter()
         .filter_map(|item| {
-            let text = item.text(expected, sink)?;
+            let text = item.text(expected, diagnostics)?;
             let (namespace, name) = match text.split_once('/') {
                 None => (None, text),
                 Some(("*", name)) => (None, name),
@@ -290,7 +294,7 @@ fn read_hosts<'n>(view: &View<'n>, own: &'n str, sink: &mut Sink) -> Vec<ServerH
             match HostPattern::parse(name) {
                 Ok(pattern) => Some(ServerHost { namespace, pattern }),
                 Err(why) => {
-                    item.bad(format!("'{text}': {why}")).expected(expected).to(sink);
+                    item.error(format!("'{text}': {why}")).expected(expected).emit(diagnostics);
                     None
                 }
             }
@@ -299,24 +303,24 @@ fn read_hosts<'n>(view: &View<'n>, own: &'n str, sink: &mut Sink) -> Vec<ServerH
 }
 
 /// Whether the server passes TLS through; everything else is reported.
-fn tls_mode(server: &View<'_>, tls: Option<&View<'_>>, sink: &mut Sink) -> bool {
+fn tls_mode(server: &View<'_>, tls: Option<&View<'_>>, diagnostics: &mut Diagnostics) -> bool {
     let Some(tls) = tls else {
         server
-            .bad("a server with protocol HTTPS or TLS needs 'tls': it is not served")
+            .error("a server with protocol HTTPS or TLS needs 'tls': it is not served")
             .expected("tls: {mode: PASSTHROUGH}")
-            .to(sink);
+            .emit(diagnostics);
         return false;
     };
-    let Some(mut fields) = tls.fields("{mode: PASSTHROUGH}", sink) else { return false };
+    let Some(mut fields) = tls.fields("{mode: PASSTHROUGH}", diagnostics) else { return false };
     let mode_view = fields.take_set("mode");
     let redirect = fields.take("httpsRedirect");
     let others = termination(&mut fields);
-    fields.finish(sink);
+    fields.finish(diagnostics);
 
     let mode = match &mode_view {
         // The first value of the enumeration, which is what Istio takes.
         None => "PASSTHROUGH",
-        Some(view) => match view.text("PASSTHROUGH", sink) {
+        Some(view) => match view.text("PASSTHROUGH", diagnostics) {
             Some(mode) => mode,
             None => return false,
         },
@@ -325,11 +329,11 @@ fn tls_mode(server: &View<'_>, tls: Option<&View<'_>>, sink: &mut Sink) -> bool 
     let why = match mode {
         "PASSTHROUGH" => {
             if mode_view.is_none() {
-                tls.say(Severity::Note, "no mode is given, which means PASSTHROUGH").to(sink);
+                tls.note("no mode is given, which means PASSTHROUGH").emit(diagnostics);
             }
             let redirect = redirect.filter(|view| !view.says("false"));
             for other in others.iter().chain(&redirect) {
-                other.warn("the field has no meaning with PASSTHROUGH, ignored").to(sink);
+                other.warn("the field has no meaning with PASSTHROUGH, ignored").emit(diagnostics);
             }
             return true;
         }
@@ -337,17 +341,17 @@ fn tls_mode(server: &View<'_>, tls: Option<&View<'_>>, sink: &mut Sink) -> bool 
         "ISTIO_MUTUAL" => "the certificates of a mesh exist only inside it",
         "AUTO_PASSTHROUGH" => "server names that encode a cluster exist only inside a mesh",
         _ => {
-            at.bad(format!("there is no mode '{mode}': the server is not served"))
+            at.error(format!("there is no mode '{mode}': the server is not served"))
                 .expected("PASSTHROUGH")
-                .to(sink);
+                .emit(diagnostics);
             return false;
         }
     };
     let hosts = "let the backend terminate TLS and use PASSTHROUGH, or keep this server in Istio";
-    at.bad(format!("{mode} is not implemented ({why}): the server is not served"))
+    at.error(format!("{mode} is not implemented ({why}): the server is not served"))
         .expected("PASSTHROUGH")
         .remedy(hosts)
-        .to(sink);
+        .emit(diagnostics);
     false
 }
 
@@ -376,21 +380,21 @@ fn termination<'n>(fields: &mut Fields<'n>) -> Vec<View<'n>> {
     .collect()
 }
 
-fn report_plain(server: &View<'_>, tls: Option<&View<'_>>, sink: &mut Sink) {
+fn report_plain(server: &View<'_>, tls: Option<&View<'_>>, diagnostics: &mut Diagnostics) {
     if let Some(redirect) = tls.and_then(|tls| tls.peek("httpsRedirect"))
         && !redirect.says("false")
     {
-        if redirect.flag(sink) != Some(true) {
+        if redirect.flag(diagnostics) != Some(true) {
             return;
         }
         redirect
-            .bad("redirecting HTTP to HTTPS is not implemented: the server is not served")
+            .error("redirecting HTTP to HTTPS is not implemented: the server is not served")
             .remedy("keep this server in Istio, or let another program answer on the port")
-            .to(sink);
+            .emit(diagnostics);
         return;
     }
     server
-        .bad("plain HTTP has no server name to route by: the server is not served")
+        .error("plain HTTP has no server name to route by: the server is not served")
         .expected(PROTOCOLS)
-        .to(sink);
+        .emit(diagnostics);
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::{
-    decode::{Sink, View},
+    decode::{Diagnostics, View},
     options::Label,
 };
 
@@ -12,12 +12,12 @@ use crate::{
 pub(super) struct Labels<'n>(Vec<(&'n str, &'n str)>);
 
 impl<'n> Labels<'n> {
-    pub(super) fn read(view: &View<'n>, sink: &mut Sink) -> Self {
-        let entries = view.entries("a mapping of labels", sink);
+    pub(super) fn read(view: &View<'n>, diagnostics: &mut Diagnostics) -> Self {
+        let entries = view.entries("a mapping of labels", diagnostics);
         Self(
             entries
                 .into_iter()
-                .filter_map(|(key, view)| Some((key, view.text("the value of a label", sink)?)))
+                .filter_map(|(key, view)| Some((key, view.text("the value of a label", diagnostics)?)))
                 .collect(),
         )
     }

@@ -11,13 +11,12 @@ use super::{
     gateway::{Gateway, Server, ServerKind},
 };
 use crate::{
-    decode::Sink,
-    draft::{Draft, DraftListener, first_overlap},
+    builder::{ListenerBuilder, ModelBuilder, first_overlap},
+    decode::Diagnostics,
+    model::rank::ServerRank,
     model::{Claim, Policies},
     name::HostPattern,
     options::Options,
-    report::Severity,
-    table::ServerRank,
 };
 
 /// A port and an address, or all addresses.
@@ -26,32 +25,34 @@ type Place = (u16, Option<IpAddr>);
 /// Makes the listeners and notes in each server which one is its own.
 pub(super) fn add(
     gateways: &mut [Gateway<'_>],
-    draft: &mut Draft,
+    builder: &mut ModelBuilder,
     policies: &Policies,
     options: &Options,
-    sink: &mut Sink,
+    diagnostics: &mut Diagnostics,
 ) {
-    tell_selectors(gateways, options, sink);
+    tell_selectors(gateways, options, diagnostics);
     rank(gateways, options);
     let places = Places::of(gateways, options);
-    let natives = draft.listeners.len();
+    let natives = builder.listeners.len();
     let mut made: HashMap<Place, usize> = HashMap::new();
     for server in selected(gateways, options).filter(|server| server.kind == ServerKind::Passthrough) {
         let place = places.of_server(server);
         let at = if let Some(&at) = made.get(&place) {
             at
         } else {
-            let Some(listener) = listener(server, place, &draft.listeners[..natives], policies, sink) else {
+            let Some(listener) =
+                listener(server, place, &builder.listeners[..natives], policies, diagnostics)
+            else {
                 // Its names are nobody else's on the port.
                 server.kind = ServerKind::Claims;
                 continue;
             };
-            draft.listeners.push(listener);
-            made.insert(place, draft.listeners.len() - 1);
-            draft.listeners.len() - 1
+            builder.listeners.push(listener);
+            made.insert(place, builder.listeners.len() - 1);
+            builder.listeners.len() - 1
         };
         server.listener = Some(at);
-        let hosts = &mut draft.listeners[at].hosts;
+        let hosts = &mut builder.listeners[at].hosts;
         for host in &server.hosts {
             if !hosts.contains(&host.pattern) {
                 hosts.push(host.pattern.clone());
@@ -65,17 +66,17 @@ pub(super) fn add(
         for server in &gateway.servers {
             if let (ServerKind::Claims, Some(at)) = (server.kind, server.listener) {
                 let name = format!("{} servers[{}]", server.view.object(), server.index);
-                let rule = draft.rule(name, server.view.origin(), refused());
+                let rule = builder.rule(name, server.view.origin(), refused());
                 for host in server.hosts.iter().filter(|host| !is_taken(gateways, server, at, &host.pattern))
                 {
-                    draft.listeners[at].claim(&host.pattern, &rule, &server.rank);
+                    builder.listeners[at].claim(&host.pattern, &rule, &server.rank);
                 }
             }
         }
     }
     for gateway in gateways.iter().filter(|gateway| gateway.is_selected(options)) {
         for server in gateway.servers.iter().filter(|server| server.kind != ServerKind::Passthrough) {
-            draft.claims.extend(server.hosts.iter().map(|host| Claim {
+            builder.claims.extend(server.hosts.iter().map(|host| Claim {
                 pattern: host.pattern.clone(),
                 port: server.port,
                 by: format!("{} servers[{}]", server.view.object(), server.index),
@@ -83,7 +84,7 @@ pub(super) fn add(
             }));
         }
     }
-    tell_plain(gateways, options, sink);
+    tell_plain(gateways, options, diagnostics);
 }
 
 /// Whether a server that comes before and is served has a host already.
@@ -148,10 +149,10 @@ impl Places {
 fn listener(
     server: &Server<'_>,
     (port, bind): Place,
-    natives: &[DraftListener],
+    natives: &[ListenerBuilder],
     policies: &Policies,
-    sink: &mut Sink,
-) -> Option<DraftListener> {
+    diagnostics: &mut Diagnostics,
+) -> Option<ListenerBuilder> {
     let (name, ips) = match bind {
         Some(address) => (format!("gateway-{address}-{port}"), vec![address]),
         None => (format!("gateway-{port}"), vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()]),
@@ -163,38 +164,35 @@ fn listener(
     if let Some((other, address)) = overlapping {
         server
             .view
-            .bad(format!("{address} overlaps with the listener '{}' ({})", other.name, other.origin))
+            .error(format!("{address} overlaps with the listener '{}' ({})", other.name, other.origin))
             .remedy("give both the same bind, or ports of their own")
-            .to(sink);
+            .emit(diagnostics);
         return None;
     }
     if natives.iter().any(|listener| listener.name == name) {
         server
             .view
-            .bad(format!("its listener would be named '{name}', which is the name of a native one"))
+            .error(format!("its listener would be named '{name}', which is the name of a native one"))
             .remedy("rename the native listener")
-            .to(sink);
+            .emit(diagnostics);
         return None;
     }
     let mut listener =
-        DraftListener::new(name, server.view.origin(), addresses, Vec::new(), policies.clone());
+        ListenerBuilder::new(name, server.view.origin(), addresses, Vec::new(), policies.clone());
     listener.beside = true;
     listener.any_address = bind.is_none();
     Some(listener)
 }
 
 /// Says what becomes of selectors.
-fn tell_selectors(gateways: &[Gateway<'_>], options: &Options, sink: &mut Sink) {
+fn tell_selectors(gateways: &[Gateway<'_>], options: &Options, diagnostics: &mut Diagnostics) {
     let mut written = gateways
         .iter()
         .filter_map(|gateway| gateway.selector.as_ref().map(|(view, labels)| (gateway, view, labels)));
     if !options.selector.is_empty() {
         for (_, view, labels) in written.filter(|(_, _, labels)| !labels.selected_by(&options.selector)) {
-            view.say(
-                Severity::Ignored,
-                format!("{labels} is not selected (--selector): the Gateway is not served"),
-            )
-            .to(sink);
+            view.ignored(format!("{labels} is not selected (--selector): the Gateway is not served"))
+                .emit(diagnostics);
         }
         return;
     }
@@ -202,8 +200,7 @@ fn tell_selectors(gateways: &[Gateway<'_>], options: &Options, sink: &mut Sink) 
     let others: Vec<_> = written.collect();
     if others.iter().all(|(_, _, other)| labels.same(other)) {
         for view in std::iter::once(view).chain(others.iter().map(|(_, view, _)| *view)) {
-            view.say(Severity::Note, "a selector has no meaning outside a cluster: the Gateway is served")
-                .to(sink);
+            view.note("a selector has no meaning outside a cluster: the Gateway is served").emit(diagnostics);
         }
         return;
     }
@@ -215,12 +212,12 @@ fn tell_selectors(gateways: &[Gateway<'_>], options: &Options, sink: &mut Sink) 
             first.view.origin()
         ))
         .remedy(format!("serve only one of them, for example with --selector {labels}"))
-        .to(sink);
+        .emit(diagnostics);
     }
 }
 
 /// Says what becomes of servers without TLS beside some with it.
-fn tell_plain(gateways: &[Gateway<'_>], options: &Options, sink: &mut Sink) {
+fn tell_plain(gateways: &[Gateway<'_>], options: &Options, diagnostics: &mut Diagnostics) {
     let all: Vec<(&Gateway<'_>, &Server<'_>)> = gateways
         .iter()
         .filter(|gateway| gateway.is_selected(options))
@@ -239,7 +236,7 @@ fn tell_plain(gateways: &[Gateway<'_>], options: &Options, sink: &mut Sink) {
             if plain.kind == ServerKind::Tcp {
                 plain
                     .view
-                    .bad(format!(
+                    .error(format!(
                         "the protocol {} has no server name to route by: the server is not served",
                         plain.protocol
                     ))
@@ -247,7 +244,7 @@ fn tell_plain(gateways: &[Gateway<'_>], options: &Options, sink: &mut Sink) {
                     .remedy(
                         "write protocol: TLS and tls: {mode: PASSTHROUGH} if the connections begin with TLS",
                     )
-                    .to(sink);
+                    .emit(diagnostics);
             }
             continue;
         };
@@ -264,7 +261,7 @@ fn tell_plain(gateways: &[Gateway<'_>], options: &Options, sink: &mut Sink) {
                 tls.view.origin()
             ))
             .remedy("give servers with and without TLS ports of their own")
-            .to(sink);
+            .emit(diagnostics);
     }
 }
 

@@ -4,9 +4,8 @@ use std::{rc::Rc, sync::Arc};
 
 use super::labels::Labels;
 use crate::{
-    decode::{Sink, Subject, View, placeholder},
-    report::Severity,
-    table::Seniority,
+    decode::{Diagnostics, Subject, View, placeholder},
+    model::rank::Seniority,
 };
 
 const GROUP: &str = "networking.istio.io";
@@ -50,7 +49,7 @@ impl<'n> Object<'n> {
     /// `metadata.labels`.
     pub(super) fn labels(&self) -> Labels<'n> {
         let labels = self.view.peek("metadata").and_then(|metadata| metadata.peek("labels"));
-        labels.map(|view| Labels::read(&view, &mut Sink::default())).unwrap_or_default()
+        labels.map(|view| Labels::read(&view, &mut Diagnostics::default())).unwrap_or_default()
     }
 
     /// The text of `metadata.annotations.KEY`.
@@ -65,7 +64,7 @@ pub(crate) fn is_object(document: &View<'_>) -> bool {
 }
 
 /// Reads what surrounds the spec; reports objects that we do not read.
-pub(super) fn read<'n>(document: &View<'n>, sink: &mut Sink) -> Option<Object<'n>> {
+pub(super) fn read<'n>(document: &View<'n>, diagnostics: &mut Diagnostics) -> Option<Object<'n>> {
     let kind = document.peek_text("kind").unwrap_or_default();
     let version = document.peek_text("apiVersion").unwrap_or_default();
     let metadata = document.peek("metadata");
@@ -77,17 +76,17 @@ pub(super) fn read<'n>(document: &View<'n>, sink: &mut Sink) -> Option<Object<'n
     let label = if name.is_empty() { what.to_owned() } else { format!("{what} {namespace}/{name}") };
     let view = document.with_subject(Subject::foreign(document.file(), label));
 
-    let (kind, mut lost) = kind_of(&view, kind, version, sink)?;
-    let mut fields = view.fields("an object", sink)?;
+    let (kind, mut lost) = kind_of(&view, kind, version, diagnostics)?;
+    let mut fields = view.fields("an object", diagnostics)?;
     fields.known(&["apiVersion", "kind", "status"]);
     let mut created = None;
-    match fields.require("metadata", "{name, namespace}", sink) {
+    match fields.require("metadata", "{name, namespace}", diagnostics) {
         None => lost = true,
         Some(metadata) => {
-            if let Some(mut fields) = metadata.fields("{name, namespace}", sink) {
-                lost |= !is_name(fields.require("name", NAME, sink).as_ref(), NAME, sink);
+            if let Some(mut fields) = metadata.fields("{name, namespace}", diagnostics) {
+                lost |= !is_name(fields.require("name", NAME, diagnostics).as_ref(), NAME, diagnostics);
                 if let Some(namespace) = fields.take("namespace") {
-                    lost |= !is_name(Some(&namespace), "the name of a namespace", sink);
+                    lost |= !is_name(Some(&namespace), "the name of a namespace", diagnostics);
                 }
                 fields.known(&[
                     "annotations",
@@ -103,8 +102,8 @@ pub(super) fn read<'n>(document: &View<'n>, sink: &mut Sink) -> Option<Object<'n
                     "selfLink",
                     "uid",
                 ]);
-                created = fields.take("creationTimestamp").and_then(|view| timestamp(&view, sink));
-                fields.finish(sink);
+                created = fields.take("creationTimestamp").and_then(|view| timestamp(&view, diagnostics));
+                fields.finish(diagnostics);
             } else {
                 lost = true;
             }
@@ -113,9 +112,9 @@ pub(super) fn read<'n>(document: &View<'n>, sink: &mut Sink) -> Option<Object<'n
     let spec = if matches!(kind, Kind::Endpoints | Kind::EndpointSlice) {
         view.clone()
     } else {
-        let spec = fields.require("spec", "the spec of the object", sink);
+        let spec = fields.require("spec", "the spec of the object", diagnostics);
         if kind != Kind::Service {
-            fields.finish(sink);
+            fields.finish(diagnostics);
         }
         spec?
     };
@@ -126,21 +125,26 @@ pub(super) fn read<'n>(document: &View<'n>, sink: &mut Sink) -> Option<Object<'n
 const NAME: &str = "the name of the object";
 
 /// Whether it can be the name of an object or a namespace; says so if not.
-fn is_name(view: Option<&View<'_>>, expected: &str, sink: &mut Sink) -> bool {
+fn is_name(view: Option<&View<'_>>, expected: &str, diagnostics: &mut Diagnostics) -> bool {
     let Some(view) = view else { return false };
-    let Some(name) = view.text(expected, sink) else { return false };
+    let Some(name) = view.text(expected, diagnostics) else { return false };
     if placeholder(name).is_some() {
-        view.bad(format!("'{name}' is no name: the object is not served"))
+        view.error(format!("'{name}' is no name: the object is not served"))
             .expected(expected)
             .or_placeholder(name)
-            .to(sink);
+            .emit(diagnostics);
         return false;
     }
     true
 }
 
 /// The kind, and whether the object is lost for its version.
-fn kind_of(view: &View<'_>, kind: &str, version: &str, sink: &mut Sink) -> Option<(Kind, bool)> {
+fn kind_of(
+    view: &View<'_>,
+    kind: &str,
+    version: &str,
+    diagnostics: &mut Diagnostics,
+) -> Option<(Kind, bool)> {
     let (group, version) = version.split_once('/').unwrap_or(("", version));
     match (group, kind) {
         ("", "Service") => return Some((Kind::Service, false)),
@@ -157,7 +161,7 @@ fn kind_of(view: &View<'_>, kind: &str, version: &str, sink: &mut Sink) -> Optio
                 "Gateway" | "TLSRoute" => "only the Istio kinds of networking.istio.io are translated",
                 _ => "not a kind that routes TLS connections",
             };
-            view.say(Severity::Ignored, because).to(sink);
+            view.ignored(because).emit(diagnostics);
             return None;
         }
     }
@@ -169,10 +173,10 @@ fn kind_of(view: &View<'_>, kind: &str, version: &str, sink: &mut Sink) -> Optio
         "WorkloadEntry" => Kind::WorkloadEntry,
         other => {
             let kinds = ["Gateway", "VirtualService", "ServiceEntry", "DestinationRule", "WorkloadEntry"];
-            let mut found = view.say(Severity::Ignored, "not a kind that is translated");
+            let mut found = view.ignored("not a kind that is translated");
             found.remedy =
-                sink.closest(other, kinds.into_iter()).map(|near| format!("did you mean '{near}'?"));
-            found.to(sink);
+                diagnostics.closest(other, kinds.into_iter()).map(|near| format!("did you mean '{near}'?"));
+            found.emit(diagnostics);
             return None;
         }
     };
@@ -180,17 +184,17 @@ fn kind_of(view: &View<'_>, kind: &str, version: &str, sink: &mut Sink) -> Optio
     if !known {
         view.peek("apiVersion")
             .unwrap_or_else(|| view.clone())
-            .bad(format!("the version '{version}' is not known: the object is not served"))
+            .error(format!("the version '{version}' is not known: the object is not served"))
             .expected(VERSIONS.map(|version| format!("{GROUP}/{version}")).join(", "))
-            .to(sink);
+            .emit(diagnostics);
     }
     Some((kind, !known))
 }
 
 /// RFC 3339 in UTC to the second is what Kubernetes writes, and sorts as text.
-fn timestamp(view: &View<'_>, sink: &mut Sink) -> Option<Box<str>> {
+fn timestamp(view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<Box<str>> {
     let expected = "a time such as 2024-05-01T12:00:00Z";
-    let text = view.text(expected, sink)?;
+    let text = view.text(expected, diagnostics)?;
     let shape = b"0000-00-00T00:00:00Z";
     let fits = text.len() == shape.len()
         && text.bytes().zip(shape).all(|(byte, shape)| match shape {
@@ -202,7 +206,7 @@ fn timestamp(view: &View<'_>, sink: &mut Sink) -> Option<Box<str>> {
             "'{text}' is not in the form that Kubernetes writes; the object counts as the youngest"
         ))
         .expected(expected)
-        .to(sink);
+        .emit(diagnostics);
         return None;
     }
     Some(text.into())

@@ -1,10 +1,7 @@
 //! Objects that change who is let in or what is sent, and are not applied here.
 
 use super::{gateway::Gateway, labels::Labels, object::Object};
-use crate::{
-    decode::{Sink, View},
-    report::Severity,
-};
+use crate::decode::{Diagnostics, View};
 
 /// Where Istio keeps what is for the whole mesh, unless it is told otherwise.
 const ROOT: &str = "istio-system";
@@ -24,7 +21,7 @@ pub(super) fn read<'n>(object: &Object<'n>) -> Policy<'n> {
     let selector =
         [("selector", "matchLabels"), ("workloadSelector", "labels")].into_iter().find_map(|(key, inner)| {
             let labels = spec.peek(key)?.peek(inner).filter(|view| !view.is_unset())?;
-            Some((labels.clone(), Labels::read(&labels, &mut Sink::default())))
+            Some((labels.clone(), Labels::read(&labels, &mut Diagnostics::default())))
         });
     Policy { namespace, spec: spec.clone(), view: view.clone(), selector }
 }
@@ -34,7 +31,7 @@ pub(super) fn tell(
     policies: &[Policy<'_>],
     gateways: &[Gateway<'_>],
     workload: Option<&str>,
-    sink: &mut Sink,
+    diagnostics: &mut Diagnostics,
 ) {
     for Policy { namespace, spec, view, selector } in policies {
         let elsewhere = workload.is_some_and(|workload| *namespace != workload && *namespace != ROOT);
@@ -45,7 +42,7 @@ pub(super) fn tell(
                 })
         });
         if elsewhere || other {
-            view.say(Severity::Ignored, "for other workloads than the gateway's").to(sink);
+            view.ignored("for other workloads than the gateway's").emit(diagnostics);
             continue;
         }
         let field = ["rules", "configPatches", "action"].into_iter().find_map(|key| spec.peek(key));
@@ -53,6 +50,6 @@ pub(super) fn tell(
             .unwrap_or_else(|| spec.clone())
             .warn("not applied: what it says about who may connect, or what is sent, does not hold here")
             .remedy("enforce it elsewhere (a packet filter, the backend), or delete it from these files")
-            .to(sink);
+            .emit(diagnostics);
     }
 }

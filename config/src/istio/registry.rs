@@ -10,96 +10,23 @@ use super::{
     destination,
     endpoints::{self, Found},
     export_to::Exported,
+    host::{pattern, service_namespace},
     labels::Labels,
-    service::{Addresses, Service},
-    service_entry::{Location, Resolution, ServiceEntry},
-    subset::{self, DestinationRule},
-    workload_entry::WorkloadEntry,
+    service::Service,
+    sources::{Known, Sources},
+    subset,
 };
 use crate::{
-    decode::{Sink, View},
-    draft::Draft,
+    builder::ModelBuilder,
+    decode::{Diagnostics, View},
     model::{Backend, BackendId, Endpoint, EndpointHost},
     name::{HostName, HostPattern, NameError},
     options::Options,
-    report::Severity,
-    resolve::Resolver,
+    overrides::Overrides,
 };
 
 /// How often an `ExternalName` may lead to another one.
 const ALIASES: usize = 8;
-
-/// Everything that says where a host lives.
-#[derive(Debug, Default)]
-pub(super) struct Sources<'n> {
-    pub(super) entries: Vec<ServiceEntry<'n>>,
-    pub(super) services: Vec<Service<'n>>,
-    pub(super) slices: Vec<Addresses<'n>>,
-    pub(super) endpoints: Vec<Addresses<'n>>,
-    pub(super) workloads: Vec<WorkloadEntry<'n>>,
-    pub(super) rules: Vec<DestinationRule<'n>>,
-}
-
-/// What one object says about one host.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Known<'s, 'n> {
-    Entry(&'s ServiceEntry<'n>),
-    Service(&'s Service<'n>),
-}
-
-impl<'s, 'n> Known<'s, 'n> {
-    pub(super) fn view(self) -> &'s View<'n> {
-        match self {
-            Self::Entry(entry) => &entry.view,
-            Self::Service(service) => &service.view,
-        }
-    }
-
-    pub(super) fn namespace(self) -> &'n str {
-        match self {
-            Self::Entry(entry) => entry.namespace,
-            Self::Service(service) => service.namespace,
-        }
-    }
-
-    /// Its ports, and whether each is for TCP.
-    fn ports(self) -> Vec<(u16, bool)> {
-        match self {
-            Self::Entry(entry) => entry.ports.iter().map(|port| (port.number, !port.udp)).collect(),
-            Self::Service(service) => {
-                service.ports.iter().map(|port| (port.number, !port.other_protocol)).collect()
-            }
-        }
-    }
-
-    /// The order in which services of one host are taken.
-    fn against(self, other: Self) -> std::cmp::Ordering {
-        let kubernetes = |one: Self| matches!(one, Self::Entry(_));
-        let seniority = |one: Self| match one {
-            Self::Entry(entry) => &entry.seniority,
-            Self::Service(service) => &service.seniority,
-        };
-        let (a, b) = (seniority(self), seniority(other));
-        (kubernetes(self).cmp(&kubernetes(other)))
-            .then_with(|| a.age(b))
-            .then_with(|| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)))
-    }
-
-    /// Whether the ports of two entries of one host add up (Istio's `canMergeServices`).
-    fn merges_with(self, other: Self) -> bool {
-        let (Self::Entry(a), Self::Entry(b)) = (self, other) else { return false };
-        let selectors = match (&a.location, &b.location) {
-            (Location::Selected(a), Location::Selected(b)) => a.same(b),
-            (Location::Selected(_), _) | (_, Location::Selected(_)) => false,
-            _ => true,
-        };
-        a.namespace == b.namespace
-            && a.resolution == b.resolution
-            && selectors
-            && a.labels.same(&b.labels)
-            && a.export_to == b.export_to
-    }
-}
 
 /// What defines a host: the object that is taken, and the entries of its namespace for the same host.
 struct Defined<'s, 'n> {
@@ -129,7 +56,7 @@ pub(super) struct Registry<'s, 'n, 'r, 'o> {
     /// Hosts that are only defined for workloads of other namespaces, and by what.
     hidden: HashMap<String, Known<'s, 'n>>,
     options: &'o Options,
-    resolver: &'r mut Resolver<'o>,
+    overrides: &'r mut Overrides<'o>,
     made: HashMap<(String, u16, Option<String>), BackendId>,
     /// Rules whose policies have been told, by index.
     told: HashSet<usize>,
@@ -139,8 +66,8 @@ impl<'s, 'n, 'r, 'o> Registry<'s, 'n, 'r, 'o> {
     pub(super) fn new(
         sources: &'s Sources<'n>,
         options: &'o Options,
-        resolver: &'r mut Resolver<'o>,
-        sink: &mut Sink,
+        overrides: &'r mut Overrides<'o>,
+        diagnostics: &mut Diagnostics,
     ) -> Self {
         let namespace = options.namespace.as_deref();
         let mut found: BTreeMap<String, Vec<(Exported, Known<'s, 'n>)>> = BTreeMap::new();
@@ -170,11 +97,11 @@ impl<'s, 'n, 'r, 'o> Registry<'s, 'n, 'r, 'o> {
                 });
                 let mut known: Vec<_> = known.into_iter().map(|(_, known)| known).collect();
                 known.dedup_by_key(|known| known.view().origin());
-                tell_rivals(&host, &known, sink);
+                tell_rivals(&host, &known, diagnostics);
                 (host, known)
             })
             .collect();
-        Self { sources, by_host, hidden, options, resolver, made: HashMap::new(), told: HashSet::new() }
+        Self { sources, by_host, hidden, options, overrides, made: HashMap::new(), told: HashSet::new() }
     }
 
     /// The backend for a destination of a `VirtualService` in `namespace` on a server at `server_port`; `None` is
@@ -185,17 +112,17 @@ impl<'s, 'n, 'r, 'o> Registry<'s, 'n, 'r, 'o> {
         to: &destination::Service<'_>,
         server_port: Option<u16>,
         wanted: bool,
-        draft: &mut Draft,
-        sink: &mut Sink,
+        builder: &mut ModelBuilder,
+        diagnostics: &mut Diagnostics,
     ) -> Option<BackendId> {
         let view = &to.view;
-        let host = self.host(view, to.host, namespace, sink)?;
+        let host = self.host(view, to.host, namespace, diagnostics)?;
         let defined = self.defined(&host);
         let defined = defined.as_ref();
-        let port = Self::port(view, to, defined, server_port, wanted, sink)?;
+        let port = Self::port(view, to, defined, server_port, wanted, diagnostics)?;
         let labels = match &to.subset {
             None => None,
-            Some((view, name)) => Some((*name, self.subset(view, name, &host, defined, sink)?)),
+            Some((view, name)) => Some((*name, self.subset(view, name, &host, defined, diagnostics)?)),
         };
         // A subset without labels is the whole service.
         let labels = labels.filter(|(_, labels)| !labels.is_empty());
@@ -203,10 +130,10 @@ impl<'s, 'n, 'r, 'o> Registry<'s, 'n, 'r, 'o> {
         if let Some(&made) = self.made.get(&key) {
             return Some(made);
         }
-        self.tell_policies(&host, defined, sink);
+        self.tell_policies(&host, defined, diagnostics);
         let none = Labels::default();
         let wanted_labels = labels.as_ref().map_or(&none, |(_, labels)| labels);
-        let endpoints = self.endpoints(view, host, port, wanted_labels, sink)?;
+        let endpoints = self.endpoints(view, host, port, wanted_labels, diagnostics)?;
         if !wanted {
             return None;
         }
@@ -217,20 +144,20 @@ impl<'s, 'n, 'r, 'o> Registry<'s, 'n, 'r, 'o> {
         // Another backend of the name comes from the native format.
         let mut name = base.clone();
         let mut number = 1;
-        while draft.backend_named(&name).is_some() {
+        while builder.backend_named(&name).is_some() {
             number += 1;
             name = format!("{base}#{number}");
         }
-        let made = draft.backend(Backend { name, endpoints, ..Backend::default() })?;
+        let made = builder.backend(Backend { name, endpoints, ..Backend::default() })?;
         self.made.insert(key, made);
         Some(made)
     }
 
     /// Says what becomes of rules that are for no destination.
-    pub(super) fn finish(self, sink: &mut Sink) {
+    pub(super) fn finish(self, diagnostics: &mut Diagnostics) {
         for (index, rule) in self.sources.rules.iter().enumerate() {
             if !self.told.contains(&index) && !rule.lost {
-                rule.view.say(Severity::Ignored, "it is for no destination of a route here").to(sink);
+                rule.view.ignored("it is for no destination of a route here").emit(diagnostics);
             }
         }
     }
@@ -244,27 +171,34 @@ impl<'s, 'n, 'r, 'o> Registry<'s, 'n, 'r, 'o> {
         Some(Defined { first, siblings: siblings.collect() })
     }
 
-    fn host(&self, view: &View<'_>, written: &str, namespace: &str, sink: &mut Sink) -> Option<HostPattern> {
+    fn host(
+        &self,
+        view: &View<'_>,
+        written: &str,
+        namespace: &str,
+        diagnostics: &mut Diagnostics,
+    ) -> Option<HostPattern> {
         let expected = "the name of one service, for example web or web.default.svc.cluster.local";
         let why = match pattern(written, namespace) {
             Ok(host @ HostPattern::Exact(_)) => return Some(host),
             Ok(host) if self.by_host.contains_key(&host.to_string()) => return Some(host),
             Ok(_) => {
-                view.bad(format!(
+                view.error(format!(
                     "'{written}' is no single host, and no ServiceEntry has it: connections for this destination \
                      are refused"
                 ))
                 .expected(expected)
-                .to(sink);
+                .emit(diagnostics);
                 return None;
             }
             Err(why) => why,
         };
-        let mut found = view.bad(format!("'{written}': {why}: connections for this destination are refused"));
+        let mut found =
+            view.error(format!("'{written}': {why}: connections for this destination are refused"));
         if why == NameError::IpAddress {
             found = found.remedy("name a ServiceEntry that has the address as its endpoint");
         }
-        found.expected(expected).to(sink);
+        found.expected(expected).emit(diagnostics);
         None
     }
 
@@ -276,7 +210,7 @@ impl<'s, 'n, 'r, 'o> Registry<'s, 'n, 'r, 'o> {
         defined: Option<&Defined<'s, 'n>>,
         server_port: Option<u16>,
         wanted: bool,
-        sink: &mut Sink,
+        diagnostics: &mut Diagnostics,
     ) -> Option<u16> {
         if to.port.is_some() {
             return to.port;
@@ -287,7 +221,7 @@ impl<'s, 'n, 'r, 'o> Registry<'s, 'n, 'r, 'o> {
         }
         let port = server_port?;
         if wanted {
-            view.say(Severity::Note, format!("no port is given: the server's port {port} is taken")).to(sink);
+            view.note(format!("no port is given: the server's port {port} is taken")).emit(diagnostics);
         }
         Some(port)
     }
@@ -299,23 +233,23 @@ impl<'s, 'n, 'r, 'o> Registry<'s, 'n, 'r, 'o> {
         name: &str,
         host: &HostPattern,
         defined: Option<&Defined<'s, 'n>>,
-        sink: &mut Sink,
+        diagnostics: &mut Diagnostics,
     ) -> Option<&'s Labels<'n>> {
         let text = host.to_string();
         let owner = defined.map(|defined| defined.first.namespace()).or_else(|| service_namespace(&text));
         let rules = subset::rules_for(&self.sources.rules, host, owner, self.options.namespace.as_deref());
         let found = rules.iter().flat_map(|rule| &rule.subsets).find(|subset| subset.name == name);
         if let Some(lost) = rules.iter().find(|rule| rule.lost) {
-            view.bad(format!(
+            view.error(format!(
                 "{} ({}) cannot be used: connections for this destination are refused",
                 lost.view.object(),
                 lost.view.origin()
             ))
-            .to(sink);
+            .emit(diagnostics);
             return None;
         }
         if found.is_none() {
-            let mut missing = view.bad(format!(
+            let mut missing = view.error(format!(
                 "no DestinationRule for '{host}' has a subset '{name}': connections for this destination are refused"
             ));
             let elsewhere = self.sources.rules.iter().find(|rule| {
@@ -331,12 +265,17 @@ impl<'s, 'n, 'r, 'o> Registry<'s, 'n, 'r, 'o> {
                 (None, Some(rule)) => format!("add it to {}", rule.view.object()),
                 (None, None) => "load the file with the DestinationRule too".into(),
             });
-            missing.to(sink);
+            missing.emit(diagnostics);
         }
         found.map(|subset| &subset.labels)
     }
 
-    fn tell_policies(&mut self, host: &HostPattern, defined: Option<&Defined<'s, 'n>>, sink: &mut Sink) {
+    fn tell_policies(
+        &mut self,
+        host: &HostPattern,
+        defined: Option<&Defined<'s, 'n>>,
+        diagnostics: &mut Diagnostics,
+    ) {
         if self.sources.rules.is_empty() {
             return;
         }
@@ -346,7 +285,7 @@ impl<'s, 'n, 'r, 'o> Registry<'s, 'n, 'r, 'o> {
         for rule in rules {
             let index = self.sources.rules.iter().position(|other| std::ptr::eq(other, rule));
             if index.is_some_and(|index| self.told.insert(index)) {
-                subset::tell_policies(rule, sink);
+                subset::tell_policies(rule, diagnostics);
             }
         }
     }
@@ -357,16 +296,15 @@ impl<'s, 'n, 'r, 'o> Registry<'s, 'n, 'r, 'o> {
         mut host: HostPattern,
         port: u16,
         labels: &Labels<'_>,
-        sink: &mut Sink,
+        diagnostics: &mut Diagnostics,
     ) -> Option<Vec<Endpoint>> {
         for _ in 0..ALIASES {
             let text = host.to_string();
             let defined = self.defined(&host);
-            if let Some(addresses) = self.resolver.addresses(&text, port) {
+            if let Some(addresses) = self.overrides.addresses(&text, port) {
                 if let Some(Defined { first, .. }) = defined {
                     let object = first.view().object();
-                    view.say(Severity::Note, format!("--resolve replaces {object} for {host}:{port}"))
-                        .to(sink);
+                    view.note(format!("--resolve replaces {object} for {host}:{port}")).emit(diagnostics);
                 }
                 let endpoint = |at: &std::net::SocketAddr| Endpoint {
                     host: EndpointHost::Ip(at.ip()),
@@ -378,28 +316,29 @@ impl<'s, 'n, 'r, 'o> Registry<'s, 'n, 'r, 'o> {
             let Some(defined) = defined else {
                 // What is defined for others is not for DNS to define for us.
                 if let Some(hidden) = self.hidden.get(&text) {
-                    view.bad(format!(
+                    view.error(format!(
                         "{} ({}) defines '{host}' and is not exported to us: connections for this destination are \
                          refused",
                         hidden.view().object(),
                         hidden.view().origin()
                     ))
                     .remedy("add the namespace of the gateway's pods to its spec.exportTo")
-                    .to(sink);
+                    .emit(diagnostics);
                     return None;
                 }
-                return left_to_dns(view, &host, port, labels, sink);
+                return left_to_dns(view, &host, port, labels, diagnostics);
             };
             let alias = match defined.first {
                 Known::Service(Service { external_name, lost: false, .. }) => external_name.as_ref(),
                 _ => None,
             };
             let Some((name_view, name)) = alias else {
-                return self.listed(view, &host, &defined, port, labels, sink);
+                return self.listed(view, &host, &defined, port, labels, diagnostics);
             };
-            host = self.host(name_view, name, defined.first.namespace(), sink)?;
+            host = self.host(name_view, name, defined.first.namespace(), diagnostics)?;
         }
-        view.bad("its ExternalName leads in a circle: connections for this destination are refused").to(sink);
+        view.error("its ExternalName leads in a circle: connections for this destination are refused")
+            .emit(diagnostics);
         None
     }
 
@@ -410,7 +349,7 @@ impl<'s, 'n, 'r, 'o> Registry<'s, 'n, 'r, 'o> {
         defined: &Defined<'s, 'n>,
         port: u16,
         labels: &Labels<'_>,
-        sink: &mut Sink,
+        diagnostics: &mut Diagnostics,
     ) -> Option<Vec<Endpoint>> {
         let Defined { first, siblings } = defined;
         let object = || format!("{} ({})", first.view().object(), first.view().origin());
@@ -418,23 +357,23 @@ impl<'s, 'n, 'r, 'o> Registry<'s, 'n, 'r, 'o> {
         match ports.iter().find(|(number, _)| *number == port) {
             Some((_, true)) => {}
             Some((_, false)) => {
-                view.bad(format!(
+                view.error(format!(
                     "the port {port} of {} is not for TCP: connections for this destination are refused",
                     object()
                 ))
-                .to(sink);
+                .emit(diagnostics);
                 return None;
             }
             None => {
                 let ports = ports.iter().map(|(port, _)| port.to_string()).collect::<Vec<_>>().join(", ");
-                let mut missing = view.bad(format!(
+                let mut missing = view.error(format!(
                     "{} has no port {port}: connections for this destination are refused",
                     object()
                 ));
                 if !ports.is_empty() {
                     missing = missing.expected(format!("one of its ports: {ports}"));
                 }
-                missing.to(sink);
+                missing.emit(diagnostics);
                 return None;
             }
         }
@@ -456,26 +395,26 @@ impl<'s, 'n, 'r, 'o> Registry<'s, 'n, 'r, 'o> {
                 } else {
                     format!("no endpoint with the labels {labels} of the subset")
                 };
-                view.bad(format!("{} has {what}: connections for this destination are refused", object()))
-                    .to(sink);
+                view.error(format!("{} has {what}: connections for this destination are refused", object()))
+                    .emit(diagnostics);
                 None
             }
             Found::Unlabelled => {
-                view.bad(format!(
+                view.error(format!(
                     "the files do not say which endpoints of {} have the labels {labels} of the subset: \
                      connections for this destination are refused",
                     object()
                 ))
                 .remedy("list the endpoints with their labels in a ServiceEntry")
-                .to(sink);
+                .emit(diagnostics);
                 None
             }
             Found::Refused => {
-                view.bad(format!(
+                view.error(format!(
                     "{} cannot be served: connections for this destination are refused",
                     object()
                 ))
-                .to(sink);
+                .emit(diagnostics);
                 None
             }
         }
@@ -487,30 +426,30 @@ fn left_to_dns(
     host: &HostPattern,
     port: u16,
     labels: &Labels<'_>,
-    sink: &mut Sink,
+    diagnostics: &mut Diagnostics,
 ) -> Option<Vec<Endpoint>> {
     if !labels.is_empty() {
-        view.bad(format!(
+        view.error(format!(
             "in no ServiceEntry and no Service, so that nothing says which of its endpoints have the labels \
              {labels} of the subset: connections for this destination are refused"
         ))
         .remedy("list the endpoints with their labels in a ServiceEntry")
-        .to(sink);
+        .emit(diagnostics);
         return None;
     }
     let HostPattern::Exact(name) = host else {
-        view.bad(format!("'{host}' is no single host: connections for this destination are refused"))
-            .to(sink);
+        view.error(format!("'{host}' is no single host: connections for this destination are refused"))
+            .emit(diagnostics);
         return None;
     };
     let message =
         format!("in no ServiceEntry and no Service: left to DNS (or to --resolve {host}:{port}:ADDRESS)");
-    view.say(Severity::Note, message).to(sink);
+    view.note(message).emit(diagnostics);
     Some(vec![Endpoint { host: EndpointHost::Dns(HostName::from(name.clone())), port, weight: 1 }])
 }
 
 /// Says which objects define a host in vain.
-fn tell_rivals(host: &str, known: &[Known<'_, '_>], sink: &mut Sink) {
+fn tell_rivals(host: &str, known: &[Known<'_, '_>], diagnostics: &mut Diagnostics) {
     let Some((first, others)) = known.split_first() else { return };
     for other in others {
         let (one, view) = (first.view(), other.view());
@@ -520,36 +459,14 @@ fn tell_rivals(host: &str, known: &[Known<'_, '_>], sink: &mut Sink) {
                 "{taken}: a Service comes before a ServiceEntry, then the oldest, then the first namespace"
             ))
             .remedy("define a host in one namespace, or export it to where it is meant for")
-            .to(sink);
+            .emit(diagnostics);
         } else if !first.merges_with(*other) && first.ports() != other.ports() {
             view.warn(format!(
                 "{taken}, and has no other ports: those of entries of one host add up only if resolution, labels, \
                  exportTo and workloadSelector are the same"
             ))
             .remedy("list all ports and endpoints of a host in one ServiceEntry")
-            .to(sink);
+            .emit(diagnostics);
         }
     }
-}
-
-/// A host as a destination or a `DestinationRule` in `namespace` writes it: without a dot it is a service of the
-/// namespace, else it is complete.
-pub(super) fn pattern(written: &str, namespace: &str) -> Result<HostPattern, NameError> {
-    if written.contains('.') || written.contains('*') {
-        HostPattern::parse(written)
-    } else {
-        HostName::parse(written)?;
-        HostPattern::parse(&format!("{written}.{namespace}.svc.cluster.local"))
-    }
-}
-
-/// `namespace` of `service.namespace.svc.cluster.local`.
-fn service_namespace(host: &str) -> Option<&str> {
-    let (_, namespace) = host.strip_suffix(".svc.cluster.local")?.split_once('.')?;
-    (!namespace.contains('.')).then_some(namespace)
-}
-
-/// Whether a resolution asks DNS.
-pub(super) fn is_dns(resolution: Option<Resolution>) -> bool {
-    resolution == Some(Resolution::Dns)
 }

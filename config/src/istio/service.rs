@@ -5,8 +5,8 @@ use std::{net::IpAddr, sync::Arc};
 
 use super::{export_to::ExportTo, labels::Labels, object::Object};
 use crate::{
-    decode::{Sink, View},
-    table::Seniority,
+    decode::{Diagnostics, View},
+    model::rank::Seniority,
 };
 
 #[derive(Debug)]
@@ -52,17 +52,17 @@ pub(super) struct Addresses<'n> {
 }
 
 /// Only what matters is read: the API server has checked the object, and most of it is about other things.
-pub(super) fn read<'n>(object: Object<'n>, sink: &mut Sink) -> Service<'n> {
+pub(super) fn read<'n>(object: Object<'n>, diagnostics: &mut Diagnostics) -> Service<'n> {
     let exported = object.annotation("networking.istio.io/exportTo");
     let Object { namespace, name, view, spec, seniority, lost, .. } = object;
-    let exported = exported.and_then(|view| view.text("names of namespaces", sink));
+    let exported = exported.and_then(|view| view.text("names of namespaces", diagnostics));
     let list = spec.peek("ports").filter(|view| !view.is_unset());
     let ports = list
-        .map(|view| view.list("a list of {name, port}", sink))
+        .map(|view| view.list("a list of {name, port}", diagnostics))
         .unwrap_or_default()
         .iter()
         .filter_map(|view| {
-            let number = view.peek("port")?.port(sink)?;
+            let number = view.peek("port")?.port(diagnostics)?;
             let target = match view.peek_text("targetPort") {
                 None | Some("" | "0") => TargetPort::Number(number),
                 Some(text) => text.parse().map_or(TargetPort::Name(text), TargetPort::Number),
@@ -79,7 +79,7 @@ pub(super) fn read<'n>(object: Object<'n>, sink: &mut Sink) -> Service<'n> {
     let external_name = (spec.peek_text("type") == Some("ExternalName"))
         .then(|| spec.peek("externalName"))
         .flatten()
-        .and_then(|view| Some((view.clone(), view.text("the name of a host", sink)?)));
+        .and_then(|view| Some((view.clone(), view.text("the name of a host", diagnostics)?)));
     let selector = spec.peek("selector").filter(|view| !view.is_unset());
     Service {
         namespace,
@@ -87,7 +87,7 @@ pub(super) fn read<'n>(object: Object<'n>, sink: &mut Sink) -> Service<'n> {
         seniority,
         export_to: ExportTo::of_annotation(exported, namespace),
         ports,
-        selector: selector.map(|view| Labels::read(&view, sink)).unwrap_or_default(),
+        selector: selector.map(|view| Labels::read(&view, diagnostics)).unwrap_or_default(),
         external_name,
         headless: spec.peek_text("clusterIP") == Some("None"),
         lost,
@@ -96,17 +96,18 @@ pub(super) fn read<'n>(object: Object<'n>, sink: &mut Sink) -> Service<'n> {
 }
 
 /// `None` for a slice that belongs to no service.
-pub(super) fn read_slice<'n>(object: Object<'n>, sink: &mut Sink) -> Option<Addresses<'n>> {
+pub(super) fn read_slice<'n>(object: Object<'n>, diagnostics: &mut Diagnostics) -> Option<Addresses<'n>> {
     let service = object.labels().get("kubernetes.io/service-name")?;
     let Object { namespace, spec, lost, .. } = object;
     let mut addresses = Vec::new();
-    for endpoint in list(&spec, "endpoints", sink) {
+    for endpoint in list(&spec, "endpoints", diagnostics) {
         if !lost && endpoint.peek("conditions").is_none_or(|view| is_ready(&view)) {
-            let own = list(&endpoint, "addresses", sink);
-            addresses.extend(own.iter().filter_map(|view| view.parse::<IpAddr>("an IP address", sink)));
+            let own = list(&endpoint, "addresses", diagnostics);
+            addresses
+                .extend(own.iter().filter_map(|view| view.parse::<IpAddr>("an IP address", diagnostics)));
         }
     }
-    Some(Addresses { namespace, service, ready: addresses, ports: ports(&spec, sink) })
+    Some(Addresses { namespace, service, ready: addresses, ports: ports(&spec, diagnostics) })
 }
 
 fn is_ready(conditions: &View<'_>) -> bool {
@@ -114,31 +115,33 @@ fn is_ready(conditions: &View<'_>) -> bool {
 }
 
 /// One for each subset.
-pub(super) fn read_endpoints<'n>(object: Object<'n>, sink: &mut Sink) -> Vec<Addresses<'n>> {
+pub(super) fn read_endpoints<'n>(object: Object<'n>, diagnostics: &mut Diagnostics) -> Vec<Addresses<'n>> {
     let Object { namespace, name, spec, lost, .. } = object;
-    list(&spec, "subsets", sink)
+    list(&spec, "subsets", diagnostics)
         .iter()
         .map(|subset| Addresses {
             namespace,
             service: name,
-            ready: list(subset, "addresses", sink)
+            ready: list(subset, "addresses", diagnostics)
                 .iter()
                 .filter(|_| !lost)
-                .filter_map(|view| view.peek("ip")?.parse("an IP address", sink))
+                .filter_map(|view| view.peek("ip")?.parse("an IP address", diagnostics))
                 .collect(),
-            ports: ports(subset, sink),
+            ports: ports(subset, diagnostics),
         })
         .collect()
 }
 
-fn list<'n>(view: &View<'n>, key: &str, sink: &mut Sink) -> Vec<View<'n>> {
+fn list<'n>(view: &View<'n>, key: &str, diagnostics: &mut Diagnostics) -> Vec<View<'n>> {
     let list = view.peek(key).filter(|view| !view.is_unset());
-    list.map(|view| view.list("a list", sink)).unwrap_or_default()
+    list.map(|view| view.list("a list", diagnostics)).unwrap_or_default()
 }
 
-fn ports<'n>(view: &View<'n>, sink: &mut Sink) -> Vec<(&'n str, u16)> {
-    list(view, "ports", sink)
+fn ports<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Vec<(&'n str, u16)> {
+    list(view, "ports", diagnostics)
         .iter()
-        .filter_map(|view| Some((view.peek_text("name").unwrap_or_default(), view.peek("port")?.port(sink)?)))
+        .filter_map(|view| {
+            Some((view.peek_text("name").unwrap_or_default(), view.peek("port")?.port(diagnostics)?))
+        })
         .collect()
 }

@@ -4,11 +4,10 @@ use std::{net::IpAddr, sync::Arc};
 
 use super::{export_to::ExportTo, labels::Labels, object::Object};
 use crate::{
-    decode::{Sink, View},
+    decode::{Diagnostics, View},
+    model::rank::Seniority,
     model::{EndpointHost, Target},
     name::{HostName, HostPattern},
-    report::Severity,
-    table::Seniority,
 };
 
 #[derive(Debug)]
@@ -66,33 +65,33 @@ pub(super) enum Resolution {
 pub(super) fn read<'n>(
     object: Object<'n>,
     namespace: Option<&str>,
-    sink: &mut Sink,
+    diagnostics: &mut Diagnostics,
 ) -> Option<ServiceEntry<'n>> {
     let labels = object.labels();
     let Object { namespace: own, view, spec, seniority, lost, .. } = object;
-    let mut fields = spec.fields("the spec of a ServiceEntry", sink)?;
-    let hosts = fields.require("hosts", "a list of names", sink);
+    let mut fields = spec.fields("the spec of a ServiceEntry", diagnostics)?;
+    let hosts = fields.require("hosts", "a list of names", diagnostics);
     let ports = fields.take_set("ports");
     let resolution = fields.take_set("resolution");
     let endpoints = fields.take_set("endpoints");
     let selector = fields.take("workloadSelector");
     let export_view = fields.take_set("exportTo");
     if let Some(names) = fields.take_set("subjectAltNames") {
-        names.warn("certificates are not looked at: TLS passes through, ignored").to(sink);
+        names.warn("certificates are not looked at: TLS passes through, ignored").emit(diagnostics);
     }
     fields.known(&["addresses", "location"]);
-    fields.finish(sink);
+    fields.finish(diagnostics);
 
-    let export_to = ExportTo::read(export_view.as_ref(), own, sink);
-    export_to.tell(export_view.as_ref(), namespace, sink);
-    let hosts = hosts.map(|view| read_hosts(&view, sink)).unwrap_or_default();
-    let ports = ports.map(|view| read_ports(&view, sink)).unwrap_or_default();
-    let resolution = read_resolution(&spec, resolution.as_ref(), sink);
+    let export_to = ExportTo::read(export_view.as_ref(), own, diagnostics);
+    export_to.tell(export_view.as_ref(), namespace, diagnostics);
+    let hosts = hosts.map(|view| read_hosts(&view, diagnostics)).unwrap_or_default();
+    let ports = ports.map(|view| read_ports(&view, diagnostics)).unwrap_or_default();
+    let resolution = read_resolution(&spec, resolution.as_ref(), diagnostics);
     let location = match (resolution, selector) {
         _ if lost => Location::Refused,
         (None, _) => Location::Refused,
-        (Some(_), Some(selector)) => read_selector(&selector, endpoints.as_ref(), sink),
-        (Some(resolution), None) => locate(&spec, resolution, endpoints.as_ref(), sink),
+        (Some(_), Some(selector)) => read_selector(&selector, endpoints.as_ref(), diagnostics),
+        (Some(resolution), None) => locate(&spec, resolution, endpoints.as_ref(), diagnostics),
     };
     Some(ServiceEntry {
         view,
@@ -107,45 +106,53 @@ pub(super) fn read<'n>(
     })
 }
 
-fn read_selector<'n>(selector: &View<'n>, endpoints: Option<&View<'n>>, sink: &mut Sink) -> Location<'n> {
+fn read_selector<'n>(
+    selector: &View<'n>,
+    endpoints: Option<&View<'n>>,
+    diagnostics: &mut Diagnostics,
+) -> Location<'n> {
     if let Some(endpoints) = endpoints {
         endpoints
-            .bad("endpoints and workloadSelector exclude each other: connections for these hosts are refused")
+            .error(
+                "endpoints and workloadSelector exclude each other: connections for these hosts are refused",
+            )
             .remedy("keep one of the two")
-            .to(sink);
+            .emit(diagnostics);
         return Location::Refused;
     }
-    let labels = selector.fields("{labels}", sink).map(|mut fields| {
-        let labels = fields.take_set("labels").map(|view| Labels::read(&view, sink));
-        fields.finish(sink);
+    let labels = selector.fields("{labels}", diagnostics).map(|mut fields| {
+        let labels = fields.take_set("labels").map(|view| Labels::read(&view, diagnostics));
+        fields.finish(diagnostics);
         labels.unwrap_or_default()
     });
     labels.map_or(Location::Refused, Location::Selected)
 }
 
-fn read_hosts(view: &View<'_>, sink: &mut Sink) -> Vec<HostPattern> {
-    let list = view.list("a list of names", sink);
+fn read_hosts(view: &View<'_>, diagnostics: &mut Diagnostics) -> Vec<HostPattern> {
+    let list = view.list("a list of names", diagnostics);
     if list.is_empty() {
-        view.bad("the list is empty").expected("a list of names").to(sink);
+        view.error("the list is empty").expected("a list of names").emit(diagnostics);
     }
-    list.iter().filter_map(|item| item.parse("a name such as shop.internal", sink)).collect()
+    list.iter().filter_map(|item| item.parse("a name such as shop.internal", diagnostics)).collect()
 }
 
-fn read_ports<'n>(view: &View<'n>, sink: &mut Sink) -> Vec<EntryPort<'n>> {
+fn read_ports<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Vec<EntryPort<'n>> {
     let expected = "a list of {number, name, protocol}";
     let mut ports: Vec<EntryPort<'n>> = Vec::new();
-    for item in view.list(expected, sink) {
-        let Some(mut fields) = item.fields("{number, name, protocol, targetPort}", sink) else { continue };
-        let number = fields.require("number", "a port from 1 to 65535", sink);
-        let name = fields.require("name", "a name that is unique within the ServiceEntry", sink);
+    for item in view.list(expected, diagnostics) {
+        let Some(mut fields) = item.fields("{number, name, protocol, targetPort}", diagnostics) else {
+            continue;
+        };
+        let number = fields.require("number", "a port from 1 to 65535", diagnostics);
+        let name = fields.require("name", "a name that is unique within the ServiceEntry", diagnostics);
         let target = fields.take_number("targetPort");
         let udp = fields.take_set("protocol").is_some_and(|view| {
-            view.text("a protocol", sink).is_some_and(|text| text.eq_ignore_ascii_case("UDP"))
+            view.text("a protocol", diagnostics).is_some_and(|text| text.eq_ignore_ascii_case("UDP"))
         });
-        fields.finish(sink);
-        let number = number.and_then(|view| view.port(sink));
-        let name = name.and_then(|view| view.text("a name", sink));
-        let target = target.map(|view| view.port(sink));
+        fields.finish(diagnostics);
+        let number = number.and_then(|view| view.port(diagnostics));
+        let name = name.and_then(|view| view.text("a name", diagnostics));
+        let target = target.map(|view| view.port(diagnostics));
         let (Some(number), Some(name)) = (number, name) else { continue };
         let target = match target {
             None => number,
@@ -153,9 +160,9 @@ fn read_ports<'n>(view: &View<'n>, sink: &mut Sink) -> Vec<EntryPort<'n>> {
             Some(None) => continue,
         };
         if ports.iter().any(|port| port.number == number || port.name == name) {
-            item.bad("the number or name of the port is there already")
+            item.error("the number or name of the port is there already")
                 .remedy("keep one of the two")
-                .to(sink);
+                .emit(diagnostics);
             continue;
         }
         ports.push(EntryPort { number, name, target, udp });
@@ -163,18 +170,22 @@ fn read_ports<'n>(view: &View<'n>, sink: &mut Sink) -> Vec<EntryPort<'n>> {
     ports
 }
 
-fn read_resolution(spec: &View<'_>, view: Option<&View<'_>>, sink: &mut Sink) -> Option<Resolution> {
+fn read_resolution(
+    spec: &View<'_>,
+    view: Option<&View<'_>>,
+    diagnostics: &mut Diagnostics,
+) -> Option<Resolution> {
     let expected = "STATIC or DNS";
     let text = match view {
         None => "NONE",
-        Some(view) => view.text(expected, sink)?,
+        Some(view) => view.text(expected, diagnostics)?,
     };
     let at = view.unwrap_or(spec);
     let why = match text {
         "STATIC" => return Some(Resolution::Static),
         "DNS" => return Some(Resolution::Dns),
         "DNS_ROUND_ROBIN" => {
-            at.say(Severity::Note, "DNS_ROUND_ROBIN is taken as DNS").to(sink);
+            at.note("DNS_ROUND_ROBIN is taken as DNS").emit(diagnostics);
             return Some(Resolution::Dns);
         }
         "NONE" => {
@@ -182,16 +193,16 @@ fn read_resolution(spec: &View<'_>, view: Option<&View<'_>>, sink: &mut Sink) ->
         }
         "DYNAMIC_DNS" => "DYNAMIC_DNS is not implemented",
         other => {
-            at.bad(format!("there is no resolution '{other}': connections for these hosts are refused"))
+            at.error(format!("there is no resolution '{other}': connections for these hosts are refused"))
                 .expected(expected)
-                .to(sink);
+                .emit(diagnostics);
             return None;
         }
     };
-    at.bad(format!("{why}: connections for these hosts are refused"))
+    at.error(format!("{why}: connections for these hosts are refused"))
         .expected(expected)
         .remedy("set spec.resolution to DNS, or to STATIC with endpoints")
-        .to(sink);
+        .emit(diagnostics);
     None
 }
 
@@ -199,20 +210,21 @@ fn locate<'n>(
     spec: &View<'n>,
     resolution: Resolution,
     endpoints: Option<&View<'n>>,
-    sink: &mut Sink,
+    diagnostics: &mut Diagnostics,
 ) -> Location<'n> {
-    let list =
-        endpoints.map(|view| view.list("a list of {address, ports, weight}", sink)).unwrap_or_default();
+    let list = endpoints
+        .map(|view| view.list("a list of {address, ports, weight}", diagnostics))
+        .unwrap_or_default();
     if list.is_empty() {
         if resolution == Resolution::Dns {
             return Location::Host;
         }
-        spec.bad("resolution STATIC needs endpoints: connections for these hosts are refused")
+        spec.error("resolution STATIC needs endpoints: connections for these hosts are refused")
             .remedy("list endpoints with IP addresses, or set spec.resolution to DNS")
-            .to(sink);
+            .emit(diagnostics);
         return Location::Refused;
     }
-    let endpoints: Vec<_> = list.iter().filter_map(|view| endpoint(view, resolution, sink)).collect();
+    let endpoints: Vec<_> = list.iter().filter_map(|view| endpoint(view, resolution, diagnostics)).collect();
     if endpoints.is_empty() { Location::Refused } else { Location::Listed(endpoints) }
 }
 
@@ -220,57 +232,66 @@ fn locate<'n>(
 pub(super) fn endpoint<'n>(
     view: &View<'n>,
     resolution: Resolution,
-    sink: &mut Sink,
+    diagnostics: &mut Diagnostics,
 ) -> Option<EntryEndpoint<'n>> {
-    let mut fields = view.fields("an endpoint: {address, ports, weight}", sink)?;
-    let address = fields.require("address", "an IP address, or a name with resolution DNS", sink);
+    let mut fields = view.fields("an endpoint: {address, ports, weight}", diagnostics)?;
+    let address = fields.require("address", "an IP address, or a name with resolution DNS", diagnostics);
     let ports = fields.take_set("ports");
     let weight = fields.take("weight");
-    let labels = fields.take("labels").map(|view| Labels::read(&view, sink)).unwrap_or_default();
+    let labels = fields.take("labels").map(|view| Labels::read(&view, diagnostics)).unwrap_or_default();
     fields.known(&["locality", "network", "serviceAccount"]);
-    fields.finish(sink);
+    fields.finish(diagnostics);
 
     let weight = match weight {
         None => 1,
         // Istio cannot tell 0 from no weight either.
-        Some(view) => view.number(0..=Target::MAX_WEIGHT, sink)?.max(1),
+        Some(view) => view.number(0..=Target::MAX_WEIGHT, diagnostics)?.max(1),
     };
     let ports = match ports {
         None => Vec::new(),
         Some(view) => view
-            .entries("a mapping from names of ports to numbers", sink)
+            .entries("a mapping from names of ports to numbers", diagnostics)
             .into_iter()
-            .filter_map(|(name, view)| Some((name, view.port(sink)?)))
+            .filter_map(|(name, view)| Some((name, view.port(diagnostics)?)))
             .collect(),
     };
     let address = address?;
-    let host = endpoint_host(&address, resolution, sink)?;
+    let host = endpoint_host(&address, resolution, diagnostics)?;
     Some(EntryEndpoint { host, ports, weight, labels })
 }
 
-fn endpoint_host(view: &View<'_>, resolution: Resolution, sink: &mut Sink) -> Option<EndpointHost> {
-    let text = view.text("an IP address", sink)?;
+fn endpoint_host(
+    view: &View<'_>,
+    resolution: Resolution,
+    diagnostics: &mut Diagnostics,
+) -> Option<EndpointHost> {
+    let text = view.text("an IP address", diagnostics)?;
     if let Ok(ip) = text.parse::<IpAddr>() {
         return Some(EndpointHost::Ip(ip));
     }
     if text.starts_with("unix:") {
-        view.bad("unix domain sockets are not connected to: the endpoint is left out")
+        view.error("unix domain sockets are not connected to: the endpoint is left out")
             .expected("an IP address or a name")
-            .to(sink);
+            .emit(diagnostics);
         return None;
     }
     if resolution == Resolution::Static {
-        view.bad(format!("'{text}' is not an IP address: the endpoint is left out"))
+        view.error(format!("'{text}' is not an IP address: the endpoint is left out"))
             .expected("an IP address, since spec.resolution is STATIC")
             .remedy("set spec.resolution to DNS for endpoints with names")
-            .to(sink);
+            .emit(diagnostics);
         return None;
     }
     match HostName::parse(text) {
         Ok(name) => Some(EndpointHost::Dns(name)),
         Err(why) => {
-            view.bad(format!("'{text}': {why}")).expected("an IP address or a name").to(sink);
+            view.error(format!("'{text}': {why}")).expected("an IP address or a name").emit(diagnostics);
             None
         }
     }
+}
+
+/// Whether a resolution asks DNS.
+pub(super) fn is_dns(resolution: Option<Resolution>) -> bool {
+    resolution == Some(Resolution::Dns)
 }

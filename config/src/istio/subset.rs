@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use super::{export_to::ExportTo, labels::Labels, object::Object};
 use crate::{
-    decode::{Sink, View},
+    decode::{Diagnostics, View},
+    model::rank::Seniority,
     name::HostPattern,
-    table::Seniority,
 };
 
 /// Where Istio keeps what is for the whole mesh, unless it is told otherwise.
@@ -33,38 +33,40 @@ pub(super) struct Subset<'n> {
     pub(super) labels: Labels<'n>,
 }
 
-pub(super) fn read<'n>(object: Object<'n>, sink: &mut Sink) -> Option<DestinationRule<'n>> {
+pub(super) fn read<'n>(object: Object<'n>, diagnostics: &mut Diagnostics) -> Option<DestinationRule<'n>> {
     let Object { namespace, view, spec, seniority, lost, .. } = object;
-    let mut fields = spec.fields("the spec of a DestinationRule", sink)?;
-    let host = fields.require("host", "the name of a service", sink);
+    let mut fields = spec.fields("the spec of a DestinationRule", diagnostics)?;
+    let host = fields.require("host", "the name of a service", diagnostics);
     let subsets = fields.take_set("subsets");
     let export_to = fields.take_set("exportTo");
     let for_workloads = fields.take("workloadSelector").is_some();
     fields.known(&["trafficPolicy"]);
-    fields.finish(sink);
+    fields.finish(diagnostics);
     let host_view = host?;
-    let host = host_view.text("the name of a service", sink)?;
-    let host = match super::registry::pattern(host, namespace) {
+    let host = host_view.text("the name of a service", diagnostics)?;
+    let host = match super::host::pattern(host, namespace) {
         Ok(host) => host,
         Err(why) => {
-            host_view.bad(format!("'{host}': {why}: its subsets are not there")).to(sink);
+            host_view.error(format!("'{host}': {why}: its subsets are not there")).emit(diagnostics);
             return None;
         }
     };
     let subsets = subsets
-        .map(|view| view.list("a list of subsets", sink))
+        .map(|view| view.list("a list of subsets", diagnostics))
         .unwrap_or_default()
         .iter()
         .filter_map(|view| {
-            let mut fields = view.fields("a subset: {name, labels}", sink)?;
-            let name = fields.require("name", "the name of the subset", sink)?.text("a name", sink)?;
-            let labels = fields.take_set("labels").map(|view| Labels::read(&view, sink)).unwrap_or_default();
+            let mut fields = view.fields("a subset: {name, labels}", diagnostics)?;
+            let name =
+                fields.require("name", "the name of the subset", diagnostics)?.text("a name", diagnostics)?;
+            let labels =
+                fields.take_set("labels").map(|view| Labels::read(&view, diagnostics)).unwrap_or_default();
             fields.known(&["trafficPolicy"]);
-            fields.finish(sink);
+            fields.finish(diagnostics);
             Some(Subset { name, labels })
         })
         .collect();
-    let export_to = ExportTo::read(export_to.as_ref(), namespace, sink);
+    let export_to = ExportTo::read(export_to.as_ref(), namespace, diagnostics);
     Some(DestinationRule { view, spec, namespace, seniority, export_to, host, for_workloads, subsets, lost })
 }
 
@@ -117,36 +119,37 @@ pub(super) fn rules_for<'r, 'n>(
 }
 
 /// Warns of what a rule for a destination would change on the wire.
-pub(super) fn tell_policies(rule: &DestinationRule<'_>, sink: &mut Sink) {
-    let subsets = rule.spec.peek("subsets").map(|view| view.list("a list", &mut Sink::default()));
+pub(super) fn tell_policies(rule: &DestinationRule<'_>, diagnostics: &mut Diagnostics) {
+    let subsets = rule.spec.peek("subsets").map(|view| view.list("a list", &mut Diagnostics::default()));
     let policies = subsets
         .unwrap_or_default()
         .into_iter()
         .chain([rule.spec.clone()])
         .filter_map(|view| view.peek("trafficPolicy"));
     for policy in policies {
-        let ports = policy.peek("portLevelSettings").map(|view| view.list("a list", &mut Sink::default()));
+        let ports =
+            policy.peek("portLevelSettings").map(|view| view.list("a list", &mut Diagnostics::default()));
         for policy in ports.unwrap_or_default().iter().chain([&policy]) {
-            tell_policy(policy, sink);
+            tell_policy(policy, diagnostics);
         }
     }
 }
 
-fn tell_policy(policy: &View<'_>, sink: &mut Sink) {
+fn tell_policy(policy: &View<'_>, diagnostics: &mut Diagnostics) {
     let originates = policy
         .peek("tls")
         .filter(|tls| !tls.is_unset() && !matches!(tls.peek_text("mode"), Some("DISABLE") | None));
     if let Some(tls) = originates {
         tls.warn("TLS is not originated: the client's own TLS connection goes to the destination as it is")
             .remedy("let the destination take the client's TLS, or keep this route in Istio")
-            .to(sink);
+            .emit(diagnostics);
     }
     for (key, why) in [
         ("proxyProtocol", "the destination gets no PROXY protocol header"),
         ("tunnel", "connections are not tunnelled"),
     ] {
         if let Some(policy) = policy.peek(key).filter(|view| !view.is_unset()) {
-            policy.warn(format!("not applied: {why}")).to(sink);
+            policy.warn(format!("not applied: {why}")).emit(diagnostics);
         }
     }
 }

@@ -8,10 +8,9 @@ use super::{
     object::Object,
 };
 use crate::{
-    decode::{Fields, Sink, View},
+    decode::{Diagnostics, Fields, View},
+    model::rank::Seniority,
     name::HostPattern,
-    report::Severity,
-    table::Seniority,
 };
 
 #[derive(Debug)]
@@ -87,61 +86,64 @@ pub(super) struct TcpRoute<'n> {
 pub(super) fn read<'n>(
     object: Object<'n>,
     namespace: Option<&str>,
-    sink: &mut Sink,
+    diagnostics: &mut Diagnostics,
 ) -> Option<VirtualService<'n>> {
     let Object { namespace: own, view, spec, seniority, lost, .. } = object;
-    let mut fields = spec.fields("the spec of a VirtualService", sink)?;
+    let mut fields = spec.fields("the spec of a VirtualService", diagnostics)?;
     let hosts = fields.take_set("hosts");
     let gateways = fields.take_set("gateways");
     let export_view = fields.take_set("exportTo");
     let tls = fields.take_set("tls");
     let tcp = fields.take_set("tcp");
     let http = fields.take_set("http");
-    fields.finish(sink);
+    fields.finish(diagnostics);
 
     let Some(hosts) = hosts else {
         if http.is_some() && tls.is_none() && tcp.is_none() {
-            view.say(
-                Severity::Ignored,
-                "without 'hosts' it is a delegate of another VirtualService, for HTTP only",
-            )
-            .to(sink);
+            view.ignored("without 'hosts' it is a delegate of another VirtualService, for HTTP only")
+                .emit(diagnostics);
         } else {
-            spec.bad("'hosts' is missing: the routes are not served").expected("a list of names").to(sink);
+            spec.error("'hosts' is missing: the routes are not served")
+                .expected("a list of names")
+                .emit(diagnostics);
         }
         return None;
     };
-    let hosts = read_hosts(&hosts, sink);
-    let Some(gateways) = gateways.map(|view| read_gateways(&view, own, sink)) else {
-        view.say(Severity::Ignored, "without 'gateways' it is for the sidecars of a mesh only")
+    let hosts = read_hosts(&hosts, diagnostics);
+    let Some(gateways) = gateways.map(|view| read_gateways(&view, own, diagnostics)) else {
+        view.ignored("without 'gateways' it is for the sidecars of a mesh only")
             .remedy("name the Gateway under 'gateways'")
-            .to(sink);
+            .emit(diagnostics);
         return None;
     };
     if let Some(http) = &http {
-        http.bad(
+        http.error(
             "HTTP routes need TLS to be terminated, which is not implemented: these routes are not served",
         )
         .expected("tls routes with sniHosts")
         .remedy("route by server name with 'tls', or keep these routes in Istio")
-        .to(sink);
+        .emit(diagnostics);
     }
     if tls.is_none() && tcp.is_none() && http.is_none() {
-        spec.warn("there are no routes").expected("tls: [{match, route}]").to(sink);
+        spec.warn("there are no routes").expected("tls: [{match, route}]").emit(diagnostics);
     }
-    let export_to = ExportTo::read(export_view.as_ref(), own, sink);
+    let export_to = ExportTo::read(export_view.as_ref(), own, diagnostics);
     if !gateways.is_empty() {
-        export_to.tell(export_view.as_ref(), namespace, sink);
+        export_to.tell(export_view.as_ref(), namespace, diagnostics);
     }
 
-    let list = tls.map(|view| view.list("a list of tls routes", sink)).unwrap_or_default();
+    let list = tls.map(|view| view.list("a list of tls routes", diagnostics)).unwrap_or_default();
     let mut tls: Vec<_> = list
         .iter()
         .enumerate()
-        .filter_map(|(index, view)| tls_route(view, index, own, &hosts, sink))
+        .filter_map(|(index, view)| tls_route(view, index, own, &hosts, diagnostics))
         .collect();
-    let list = tcp.map(|view| view.list("a list of tcp routes", sink)).unwrap_or_default();
-    let tcp = list.iter().enumerate().filter_map(|(index, view)| tcp_route(view, index, own, sink)).collect();
+    let list = tcp.map(|view| view.list("a list of tcp routes", diagnostics)).unwrap_or_default();
+    let tcp = list
+        .iter()
+        .enumerate()
+        .filter_map(|(index, view)| tcp_route(view, index, own, diagnostics))
+        .collect();
     if lost {
         for one in tls.iter_mut().flat_map(|route| &mut route.matches) {
             one.refused = true;
@@ -150,16 +152,16 @@ pub(super) fn read<'n>(
     Some(VirtualService { namespace: own, view, seniority, gateways, export_to, hosts, tls, tcp })
 }
 
-fn read_hosts(view: &View<'_>, sink: &mut Sink) -> Vec<HostPattern> {
+fn read_hosts(view: &View<'_>, diagnostics: &mut Diagnostics) -> Vec<HostPattern> {
     let expected = "names: www.example.com, *.example.com or *";
-    view.list(expected, sink)
+    view.list(expected, diagnostics)
         .iter()
         .filter_map(|item| {
-            let text = item.text(expected, sink)?;
+            let text = item.text(expected, diagnostics)?;
             match HostPattern::parse(text) {
                 Ok(pattern) => Some(pattern),
                 Err(why) => {
-                    item.warn(format!("'{text}': {why}; no server name can be within it")).to(sink);
+                    item.warn(format!("'{text}': {why}; no server name can be within it")).emit(diagnostics);
                     None
                 }
             }
@@ -169,16 +171,15 @@ fn read_hosts(view: &View<'_>, sink: &mut Sink) -> Vec<HostPattern> {
 
 /// The references other than `mesh`: `name`, `namespace/name`, or `name.namespace` with what may follow it in the
 /// name of a service (Istio's `resolveGatewayName`).
-fn read_gateways<'n>(view: &View<'n>, own: &'n str, sink: &mut Sink) -> Vec<GatewayRef<'n>> {
+fn read_gateways<'n>(view: &View<'n>, own: &'n str, diagnostics: &mut Diagnostics) -> Vec<GatewayRef<'n>> {
     let expected = "a list of [namespace/]name";
-    view.list(expected, sink)
+    view.list(expected, diagnostics)
         .into_iter()
         .filter_map(|view| {
-            let text = view.text(expected, sink)?;
+            let text = view.text(expected, diagnostics)?;
             let (namespace, name) = match (text.split_once('/'), text.split_once('.')) {
                 (None, _) if text == "mesh" => {
-                    view.say(Severity::Ignored, "'mesh' is the sidecars of a mesh, which are not here")
-                        .to(sink);
+                    view.ignored("'mesh' is the sidecars of a mesh, which are not here").emit(diagnostics);
                     return None;
                 }
                 (Some((".", name)), _) => (own, name),
@@ -196,39 +197,39 @@ fn tls_route<'n>(
     index: usize,
     own: &'n str,
     hosts: &[HostPattern],
-    sink: &mut Sink,
+    diagnostics: &mut Diagnostics,
 ) -> Option<TlsRoute<'n>> {
-    let mut fields = view.fields("a tls route: {match, route}", sink)?;
+    let mut fields = view.fields("a tls route: {match, route}", diagnostics)?;
     let matches = fields.take_set("match");
     let route = fields.take_set("route");
     let matches = if let Some(matches) = matches {
-        let list = matches.list("a list of matches", sink);
+        let list = matches.list("a list of matches", diagnostics);
         let ours: Vec<_> = list.iter().filter(|view| !is_for_mesh(view)).collect();
         if ours.is_empty() && !list.is_empty() {
             return None; // All of it is for the sidecars of a mesh.
         }
-        ours.into_iter().filter_map(|view| read_match(view, own, hosts, sink)).collect()
+        ours.into_iter().filter_map(|view| read_match(view, own, hosts, diagnostics)).collect()
     } else {
-        view.bad("'match' is missing: the hosts of the VirtualService are refused")
+        view.error("'match' is missing: the hosts of the VirtualService are refused")
             .expected("a list with port and sniHosts")
-            .to(sink);
+            .emit(diagnostics);
         let at = Place { port: None, gateways: None };
         vec![Match { at, sni_hosts: all_refused(view, hosts), refused: true }]
     };
     if route.is_none() {
-        view.bad("'route' is missing: the names are refused")
+        view.error("'route' is missing: the names are refused")
             .expected("a list of weighted destinations")
-            .to(sink);
+            .emit(diagnostics);
     }
-    fields.finish(sink);
-    let destinations = route.map(|view| destination::read(&view, sink)).unwrap_or_default();
+    fields.finish(diagnostics);
+    let destinations = route.map(|view| destination::read(&view, diagnostics)).unwrap_or_default();
     Some(TlsRoute { view: view.clone(), index, matches, destinations })
 }
 
 /// Whether all gateways that a match names are the sidecars of a mesh.
 fn is_for_mesh(one: &View<'_>) -> bool {
     let Some(gateways) = one.peek("gateways").filter(|view| !view.is_unset()) else { return false };
-    let list = gateways.list("a list", &mut Sink::default());
+    let list = gateways.list("a list", &mut Diagnostics::default());
     !list.is_empty() && list.iter().all(|one| one.says("mesh"))
 }
 
@@ -236,22 +237,24 @@ fn read_match<'n>(
     view: &View<'n>,
     own: &'n str,
     hosts: &[HostPattern],
-    sink: &mut Sink,
+    diagnostics: &mut Diagnostics,
 ) -> Option<Match<'n>> {
-    let mut fields = view.fields("a match: {port, sniHosts, gateways}", sink)?;
+    let mut fields = view.fields("a match: {port, sniHosts, gateways}", diagnostics)?;
     let expected = "server names within the hosts of the VirtualService";
     let list_view = fields.take_set("sniHosts");
-    let (at, mut refused) = read_place(&mut fields, &["destinationSubnets"], own, sink);
-    fields.finish(sink);
+    let (at, mut refused) = read_place(&mut fields, &["destinationSubnets"], own, diagnostics);
+    fields.finish(diagnostics);
 
     let mut sni_hosts = Vec::new();
     match list_view {
         None => view
-            .bad("'sniHosts' is missing: the hosts of the VirtualService are refused")
+            .error("'sniHosts' is missing: the hosts of the VirtualService are refused")
             .expected(expected)
-            .to(sink),
+            .emit(diagnostics),
         Some(list) => {
-            sni_hosts.extend(list.list(expected, sink).iter().flat_map(|view| sni_host(view, hosts, sink)));
+            sni_hosts.extend(
+                list.list(expected, diagnostics).iter().flat_map(|view| sni_host(view, hosts, diagnostics)),
+            );
         }
     }
     if sni_hosts.is_empty() {
@@ -280,41 +283,38 @@ fn read_place<'n>(
     fields: &mut Fields<'n>,
     subnets: &[&'static str],
     own: &'n str,
-    sink: &mut Sink,
+    diagnostics: &mut Diagnostics,
 ) -> (Place<'n>, bool) {
     let mut refused = false;
     for key in subnets {
         if let Some(condition) = fields.take_set(key) {
             condition
-                .bad(
+                .error(
                     "the condition is not implemented (addresses are not looked at): the match is not served",
                 )
                 .remedy("remove it if the match shall hold without it")
-                .to(sink);
+                .emit(diagnostics);
             refused = true;
         }
     }
     for key in ["sourceLabels", "sourceNamespace"] {
         if let Some(condition) = fields.take_set(key) {
             condition
-                .say(
-                    Severity::Note,
-                    format!("{key} is for sidecars: a gateway serves the match to everybody"),
-                )
-                .to(sink);
+                .note(format!("{key} is for sidecars: a gateway serves the match to everybody"))
+                .emit(diagnostics);
         }
     }
     let port = fields.take_number("port");
     let written = port.is_some();
-    let port = port.and_then(|view| Some((view.clone(), view.port(sink)?)));
+    let port = port.and_then(|view| Some((view.clone(), view.port(diagnostics)?)));
     refused |= written && port.is_none();
-    let gateways = fields.take_set("gateways").map(|view| read_gateways(&view, own, sink));
+    let gateways = fields.take_set("gateways").map(|view| read_gateways(&view, own, diagnostics));
     (Place { port, gateways }, refused)
 }
 
 /// One that is not within the hosts is refused, for the names that they have in common.
-fn sni_host<'n>(view: &View<'n>, hosts: &[HostPattern], sink: &mut Sink) -> Vec<SniHost<'n>> {
-    let Some(pattern) = view.parse::<HostPattern>("www.example.com, *.example.com or *", sink) else {
+fn sni_host<'n>(view: &View<'n>, hosts: &[HostPattern], diagnostics: &mut Diagnostics) -> Vec<SniHost<'n>> {
+    let Some(pattern) = view.parse::<HostPattern>("www.example.com, *.example.com or *", diagnostics) else {
         return Vec::new();
     };
     let one = |pattern, refused| SniHost { view: view.clone(), pattern, refused, assumed: false };
@@ -322,19 +322,24 @@ fn sni_host<'n>(view: &View<'n>, hosts: &[HostPattern], sink: &mut Sink) -> Vec<
         return vec![one(pattern, false)];
     }
     let written = hosts.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    view.bad(format!("'{pattern}' is not within the hosts of the VirtualService: it is not served"))
+    view.error(format!("'{pattern}' is not within the hosts of the VirtualService: it is not served"))
         .expected(format!("a name within {written}"))
         .remedy(format!("add '{pattern}' to spec.hosts"))
-        .to(sink);
+        .emit(diagnostics);
     hosts.iter().filter_map(|host| Some(one(pattern.intersect(host)?, true))).collect()
 }
 
-fn tcp_route<'n>(view: &View<'n>, index: usize, own: &'n str, sink: &mut Sink) -> Option<TcpRoute<'n>> {
-    let mut fields = view.fields("a tcp route: {match, route}", sink)?;
+fn tcp_route<'n>(
+    view: &View<'n>,
+    index: usize,
+    own: &'n str,
+    diagnostics: &mut Diagnostics,
+) -> Option<TcpRoute<'n>> {
+    let mut fields = view.fields("a tcp route: {match, route}", diagnostics)?;
     let matches = fields.take_set("match");
     let route = fields.take_set("route");
-    fields.finish(sink);
-    let list = matches.map(|view| view.list("a list of matches", sink)).unwrap_or_default();
+    fields.finish(diagnostics);
+    let list = matches.map(|view| view.list("a list of matches", diagnostics)).unwrap_or_default();
     let ours: Vec<_> = list.iter().filter(|view| !is_for_mesh(view)).collect();
     if ours.is_empty() && !list.is_empty() {
         return None;
@@ -342,12 +347,12 @@ fn tcp_route<'n>(view: &View<'n>, index: usize, own: &'n str, sink: &mut Sink) -
     let matches = ours
         .into_iter()
         .filter_map(|view| {
-            let mut fields = view.fields("a match: {port, gateways}", sink)?;
-            let place = read_place(&mut fields, &["destinationSubnets", "sourceSubnet"], own, sink);
-            fields.finish(sink);
+            let mut fields = view.fields("a match: {port, gateways}", diagnostics)?;
+            let place = read_place(&mut fields, &["destinationSubnets", "sourceSubnet"], own, diagnostics);
+            fields.finish(diagnostics);
             Some(place)
         })
         .collect();
-    let destinations = route.map(|view| destination::read(&view, sink)).unwrap_or_default();
+    let destinations = route.map(|view| destination::read(&view, diagnostics)).unwrap_or_default();
     Some(TcpRoute { view: view.clone(), index, matches, destinations })
 }

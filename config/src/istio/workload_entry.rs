@@ -5,7 +5,7 @@ use super::{
     object::Object,
     service_entry::{self, EntryEndpoint, Resolution},
 };
-use crate::decode::Sink;
+use crate::decode::Diagnostics;
 
 #[derive(Debug)]
 pub(super) struct WorkloadEntry<'n> {
@@ -16,15 +16,15 @@ pub(super) struct WorkloadEntry<'n> {
     pub(super) endpoint: Option<EntryEndpoint<'n>>,
 }
 
-pub(super) fn read<'n>(object: Object<'n>, sink: &mut Sink) -> WorkloadEntry<'n> {
+pub(super) fn read<'n>(object: Object<'n>, diagnostics: &mut Diagnostics) -> WorkloadEntry<'n> {
     let own = object.labels();
     let Object { namespace, spec, lost, .. } = object;
     let labels = spec
         .peek("labels")
-        .map(|view| Labels::read(&view, &mut Sink::default()))
+        .map(|view| Labels::read(&view, &mut Diagnostics::default()))
         .unwrap_or_default()
         .merged(own);
     // A name is as good as an address where the ServiceEntry that selects it resolves names.
-    let endpoint = service_entry::endpoint(&spec, Resolution::Dns, sink).filter(|_| !lost);
+    let endpoint = service_entry::endpoint(&spec, Resolution::Dns, diagnostics).filter(|_| !lost);
     WorkloadEntry { namespace, labels, endpoint }
 }

@@ -7,7 +7,8 @@ use std::{
 
 use libyaml_safer::{Encoding, Event, EventData, MappingStyle, Parser, ScalarStyle};
 
-use super::{At, Document, Entry, Kind, Problem, Step, Text, chunks::Chunk, syntax};
+use super::{chunks::Chunk, syntax};
+use crate::document::{At, Document, Entry, Kind, Problem, Shown, Step, Text};
 
 /// Deepest nesting; our schemas need 8, Kubernetes objects about 20.
 const MAX_DEPTH: usize = 64;
@@ -60,7 +61,7 @@ struct Builder<'t> {
     chunk: Chunk<'t>,
     documents: Vec<Document>,
     /// The one being read.
-    document: Draft,
+    document: GrowingDocument,
     open: Vec<Open>,
     /// The first nodes of finished values.
     anchors: HashMap<String, u32>,
@@ -71,13 +72,13 @@ struct Builder<'t> {
 
 /// A [`Document`] that grows.
 #[derive(Default)]
-struct Draft {
+struct GrowingDocument {
     nodes: Vec<Entry>,
     texts: String,
     problems: Vec<Problem>,
 }
 
-impl Draft {
+impl GrowingDocument {
     fn text(&self, Text { start, length }: Text) -> &str {
         self.texts.get(start as usize..(start + length) as usize).unwrap_or_default()
     }
@@ -133,7 +134,7 @@ impl<'t> Builder<'t> {
         Self {
             chunk,
             documents: Vec::new(),
-            document: Draft::default(),
+            document: GrowingDocument::default(),
             open: Vec::new(),
             anchors: HashMap::new(),
             keys: HashMap::new(),
@@ -170,7 +171,7 @@ impl<'t> Builder<'t> {
         self.anchors.clear();
         self.keys.clear();
         self.open.clear();
-        let Draft { nodes, texts, problems } = &mut self.document;
+        let GrowingDocument { nodes, texts, problems } = &mut self.document;
         problems.sort_by_key(|problem| problem.at);
         // Copies of the right size: what grew step by step has room for as much again.
         let document = Document {
@@ -289,7 +290,7 @@ impl<'t> Builder<'t> {
         let Some(&from) = self.anchors.get(anchor) else {
             return Err(Problem::new(
                 at,
-                format!("there is no anchor '{}' before this alias", super::Shown(anchor)),
+                format!("there is no anchor '{}' before this alias", Shown(anchor)),
             )
             .remedy("a text that begins with '*' needs quotes: \"*.example.com\""));
         };
@@ -415,7 +416,7 @@ impl<'t> Builder<'t> {
                     let first = self.document.nodes[former as usize];
                     self.document.nodes[former as usize].step = Step::Dropped;
                     let before = if let Step::Key(_, before) = first.step { before } else { first.at };
-                    let key = super::Shown(self.document.text(text));
+                    let key = Shown(self.document.text(text));
                     let message = format!("the key '{key}' is there already, on line {}", before.line);
                     self.complain(map, at, message, Some("keep one of the two"));
                 }

@@ -3,7 +3,8 @@
 
 use serde_json::Value as Json;
 
-use super::{Node, Value, chunks, parse};
+use super::{chunks, parse};
+use crate::document::{Node, Value};
 
 /// Whether a text is read otherwise on purpose.
 fn is_meant(text: &str) -> bool {

@@ -2,7 +2,8 @@
 
 use libyaml_safer::{Error, Mark};
 
-use super::{At, Problem, chunks::Chunk};
+use super::chunks::Chunk;
+use crate::document::{At, Problem};
 
 const TEMPLATE: &str = "the file is a template: render it first, for example with helm template";
 /// Where a key is a mapping or a list.

@@ -1,4 +1,5 @@
 use super::*;
+use crate::document::{At, Document, Node, Problem, Value};
 
 fn one(text: &str) -> Document {
     let (mut documents, broken) = all(text);

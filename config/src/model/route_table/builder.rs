@@ -6,8 +6,14 @@ use std::{
     sync::Arc,
 };
 
-use super::{Because, Rank, RouteTable, ServerRank, Shadowed, text};
-use crate::{model::Rule, name::HostPattern};
+use super::{RouteTable, Shadowed, text};
+use crate::{
+    model::{
+        rank::{Because, Rank, ServerRank},
+        rule::Rule,
+    },
+    name::HostPattern,
+};
 
 /// Collects rules; see [`RouteTable::builder`].
 #[derive(Debug, Clone, Default)]
@@ -34,6 +40,14 @@ struct Claim {
     pattern: HostPattern,
     rule: Arc<Rule>,
     server: Arc<ServerRank>,
+}
+
+impl RouteTable {
+    /// Starts an empty table.
+    #[must_use]
+    pub fn builder() -> RouteTableBuilder {
+        RouteTableBuilder::default()
+    }
 }
 
 impl RouteTableBuilder {

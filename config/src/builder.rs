@@ -8,7 +8,10 @@ use std::{
 
 use crate::{
     admin::{Admin, AdminAddress},
-    decode::Sink,
+    decode::Diagnostics,
+    model::rank::{Rank, ServerRank},
+    model::route_table::builder::RouteTableBuilder,
+    model::route_table::{RouteTable, Shadowed},
     model::{
         Backend, BackendId, Claim, DatapathKind, Dns, EndpointHost, Handover, Limits, Listener, Model,
         Origin, Policies, Policy, Rule, Target, Timeouts,
@@ -17,7 +20,6 @@ use crate::{
     networks::Networks,
     options::Options,
     report::{Diagnostic, Severity},
-    table::{Rank, RouteTable, RouteTableBuilder, ServerRank, Shadowed},
 };
 
 /// Settings that belong to no object.
@@ -34,8 +36,8 @@ pub(crate) struct Settings {
 }
 
 #[derive(Debug, Default)]
-pub(crate) struct Draft {
-    pub(crate) listeners: Vec<DraftListener>,
+pub(crate) struct ModelBuilder {
+    pub(crate) listeners: Vec<ListenerBuilder>,
     backends: Vec<Backend>,
     by_name: HashMap<String, BackendId>,
     rules: usize,
@@ -44,7 +46,7 @@ pub(crate) struct Draft {
 }
 
 #[derive(Debug)]
-pub(crate) struct DraftListener {
+pub(crate) struct ListenerBuilder {
     pub(crate) name: String,
     pub(crate) origin: Origin,
     pub(crate) bind: Vec<SocketAddr>,
@@ -63,7 +65,7 @@ pub(crate) struct DraftListener {
     blocked: Vec<(HostPattern, Arc<Rule>)>,
 }
 
-impl Draft {
+impl ModelBuilder {
     pub(crate) fn rule(&mut self, name: String, origin: Origin, targets: Vec<Target>) -> Arc<Rule> {
         let id = self.rules;
         self.rules += 1;
@@ -90,21 +92,21 @@ impl Draft {
     }
 
     /// The listener that already has one of these addresses, or all addresses of the port.
-    pub(crate) fn overlap(&self, bind: &[SocketAddr]) -> Option<(&DraftListener, SocketAddr)> {
+    pub(crate) fn overlap(&self, bind: &[SocketAddr]) -> Option<(&ListenerBuilder, SocketAddr)> {
         self.listeners
             .iter()
             .find_map(|listener| first_overlap(&listener.bind, bind).map(|address| (listener, address)))
     }
 
     /// Moves listeners to where `--listen` wants them; those that meet at the same addresses become one.
-    fn rebind(&mut self, ports: &mut Vec<Vec<u16>>, options: &Options, sink: &mut Sink) {
+    fn rebind(&mut self, ports: &mut Vec<Vec<u16>>, options: &Options, diagnostics: &mut Diagnostics) {
         for listener in &mut self.listeners {
             listener.bind = rebound(&listener.bind, options);
         }
         if options.listen.is_empty() {
             return; // Overlaps as written are told where they are written.
         }
-        let mut listeners: Vec<DraftListener> = Vec::new();
+        let mut listeners: Vec<ListenerBuilder> = Vec::new();
         let mut kept: Vec<Vec<u16>> = Vec::new();
         for (listener, mut own) in std::mem::take(&mut self.listeners).into_iter().zip(ports.drain(..)) {
             if let Some(at) = listeners.iter().position(|other| other.can_take(&listener)) {
@@ -113,7 +115,7 @@ impl Draft {
                     "--listen puts the listeners '{}' and '{}' both at {}: they are one listener",
                     other.name, listener.name, listener.bind[0]
                 );
-                Diagnostic::general(Severity::Note, message).to(sink);
+                Diagnostic::general(Severity::Note, message).emit(diagnostics);
                 other.hosts.extend(listener.hosts);
                 other.table.append(listener.table);
                 other.blocked.extend(listener.blocked);
@@ -132,7 +134,7 @@ impl Draft {
                 );
                 Diagnostic::general(Severity::Error, message)
                     .remedy("give each listener's port an address of its own, or both exactly the same ones")
-                    .to(sink);
+                    .emit(diagnostics);
             }
             listeners.push(listener);
             kept.push(own);
@@ -141,8 +143,13 @@ impl Draft {
         *ports = kept;
     }
 
-    /// The model; that it could not serve anything is an error in `sink`.
-    pub(crate) fn finish(mut self, settings: Settings, options: &Options, sink: &mut Sink) -> Model {
+    /// The model; that it could not serve anything is an error in `diagnostics`.
+    pub(crate) fn finish(
+        mut self,
+        settings: Settings,
+        options: &Options,
+        diagnostics: &mut Diagnostics,
+    ) -> Model {
         let mut ports = Vec::new();
         for listener in &self.listeners {
             let mut own: Vec<_> = listener.bind.iter().map(SocketAddr::port).collect();
@@ -156,11 +163,11 @@ impl Draft {
                     Severity::Warning,
                     format!("--listen {listen}: no listener has port {}", listen.port),
                 )
-                .to(sink);
+                .emit(diagnostics);
             }
         }
-        self.rebind(&mut ports, options, sink);
-        self.report_loops(sink);
+        self.rebind(&mut ports, options, diagnostics);
+        self.report_loops(diagnostics);
 
         let Admin { address, ready, .. } = &settings.admin;
         let addresses = [("admin", address.as_ref().and_then(AdminAddress::tcp)), ("admin.ready", *ready)];
@@ -175,20 +182,20 @@ impl Draft {
                 ),
             )
             .remedy("use another port or address")
-            .to(sink);
+            .emit(diagnostics);
         }
         // Of what is missing because of an error there is no more to say.
-        let failed = sink.failed();
+        let failed = diagnostics.failed();
         if failed {
         } else if self.listeners.is_empty() {
             Diagnostic::general(Severity::Error, "there is nothing to listen on")
                 .expected("a listener, or a Gateway server with tls.mode PASSTHROUGH")
-                .to(sink);
+                .emit(diagnostics);
         } else if self.serves_nothing() {
             Diagnostic::general(Severity::Error, "no route is left to serve")
                 .expected("a route that some listener admits")
                 .remedy("see the findings above for why each route is left out")
-                .to(sink);
+                .emit(diagnostics);
         }
         let Self { listeners, backends, rules, claims, .. } = self;
         let listeners: Vec<_> = listeners
@@ -196,7 +203,7 @@ impl Draft {
             .zip(ports)
             .map(|(listener, ports)| {
                 let listener = listener.build(ports);
-                report(&listener, failed, sink);
+                report(&listener, failed, diagnostics);
                 listener
             })
             .collect();
@@ -218,7 +225,7 @@ impl Draft {
     }
 
     /// Warns of endpoints that are listeners of the same process. Of a name only the daemon knows where it leads.
-    fn report_loops(&self, sink: &mut Sink) {
+    fn report_loops(&self, diagnostics: &mut Diagnostics) {
         let ports: HashSet<_> =
             self.listeners.iter().flat_map(|listener| &listener.bind).map(SocketAddr::port).collect();
         for backend in &self.backends {
@@ -229,7 +236,7 @@ impl Draft {
                 }
                 let address = SocketAddr::new(ip, endpoint.port);
                 let own =
-                    |listener: &&DraftListener| listener.bind.iter().any(|bind| leads_to(address, bind));
+                    |listener: &&ListenerBuilder| listener.bind.iter().any(|bind| leads_to(address, bind));
                 if let Some(listener) = self.listeners.iter().find(own) {
                     let mut found = Diagnostic::general(
                         Severity::Warning,
@@ -241,7 +248,7 @@ impl Draft {
                     )
                     .remedy("write the address of the server that is meant, or another port for the listener");
                     found.origin = Some(listener.origin.clone());
-                    found.to(sink);
+                    found.emit(diagnostics);
                 }
             }
         }
@@ -255,7 +262,7 @@ impl Draft {
     }
 }
 
-impl DraftListener {
+impl ListenerBuilder {
     pub(crate) fn new(
         name: String,
         origin: Origin,
@@ -413,14 +420,14 @@ fn overlaps(a: &SocketAddr, b: &SocketAddr) -> bool {
         && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
 }
 
-fn report(listener: &Listener, failed: bool, sink: &mut Sink) {
+fn report(listener: &Listener, failed: bool, diagnostics: &mut Diagnostics) {
     if !failed && listener.routes.entries().is_empty() {
         let mut empty = Diagnostic::general(
             Severity::Warning,
             format!("the listener '{}' has no route: every connection meets its policies", listener.name),
         );
         empty.origin = Some(listener.origin.clone());
-        empty.to(sink);
+        empty.emit(diagnostics);
     }
     for Shadowed { pattern, rule, by, because } in listener.routes.shadowed() {
         let mut lost = Diagnostic::general(
@@ -436,6 +443,6 @@ fn report(listener: &Listener, failed: bool, sink: &mut Sink) {
         )
         .remedy("let only one of the two claim the name");
         lost.origin = Some(rule.origin.clone());
-        lost.to(sink);
+        lost.emit(diagnostics);
     }
 }

@@ -2,24 +2,17 @@
 //! one answer and its cost does not grow with the number of routes.
 //!
 //! A name is looked up as it is, then as `*.x` for each of its parents from the longest, then as `*`. Patterns of
-//! equal names are settled by [`Rank`]; the loser is kept as [`Shadowed`] for `check` and `explain`.
+//! equal names are settled by [`Rank`](super::rank::Rank); the loser is kept as [`Shadowed`] for `check` and `explain`.
 
 use std::{hash::BuildHasher, sync::Arc};
 
 use foldhash::fast::FixedState;
 use hashbrown::HashTable;
 
-pub use self::{
-    builder::RouteTableBuilder,
-    rank::{Rank, Seniority, ServerRank},
-};
-use crate::{
-    model::Rule,
-    name::{HostPattern, ServerName, labels},
-};
+use super::{rank::Because, rule::Rule};
+use crate::name::{HostPattern, ServerName, labels};
 
-mod builder;
-mod rank;
+pub mod builder;
 
 /// The rules of one listener by server name.
 #[derive(Debug, Clone, Default)]
@@ -37,12 +30,6 @@ pub struct RouteTable {
 }
 
 impl RouteTable {
-    /// Starts an empty table.
-    #[must_use]
-    pub fn builder() -> RouteTableBuilder {
-        RouteTableBuilder::default()
-    }
-
     /// The rule for a hello that names `name`.
     #[must_use]
     pub fn lookup(&self, name: &ServerName) -> Option<&Arc<Rule>> {
@@ -156,45 +143,6 @@ pub struct Shadowed {
     pub by: Arc<Rule>,
     /// What decided.
     pub because: Because,
-}
-
-/// What decided between two rules for the same names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Because {
-    /// The winner was written with a more specific pattern, before the listener's hosts narrowed both.
-    MoreSpecific,
-    /// The winner is of the native format, which is the operator's own word.
-    Native,
-    /// The winner's server comes first: the server of the Gateway that is older, then first by name, then by
-    /// namespace; within one Gateway the first in the list.
-    ServerFirst,
-    /// The winner's server names the host more specifically.
-    HostMoreSpecific,
-    /// The winner is exported to the workload's namespace by name, the loser to all.
-    Exported,
-    /// The winner's object has the older `creationTimestamp`.
-    Older,
-    /// The winner's name comes first, then its namespace.
-    NameFirst,
-    /// The winner is written first.
-    WrittenFirst,
-}
-
-impl Because {
-    /// As the end of a sentence.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::MoreSpecific => "which is written more specifically",
-            Self::Native => "which is of the native format",
-            Self::ServerFirst => "whose Gateway or server comes first",
-            Self::HostMoreSpecific => "whose server names the host more specifically",
-            Self::Exported => "which is exported to namespaces by name",
-            Self::Older => "whose object is older",
-            Self::NameFirst => "whose name, then namespace, comes first",
-            Self::WrittenFirst => "which is written first",
-        }
-    }
 }
 
 /// The answer of [`RouteTable::explain`].

@@ -1,4 +1,5 @@
 use super::*;
+use crate::model::rank::{Rank, Seniority, ServerRank};
 use crate::model::{Origin, Target};
 
 fn rule(name: &str) -> Arc<Rule> {

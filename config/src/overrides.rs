@@ -3,20 +3,20 @@
 use std::{collections::HashMap, net::SocketAddr};
 
 use crate::{
-    decode::Sink,
+    decode::Diagnostics,
     options::Resolve,
     report::{Diagnostic, Severity},
 };
 
 /// Looks names up in the `--resolve` arguments and remembers which were of use.
 #[derive(Debug)]
-pub(crate) struct Resolver<'o> {
+pub(crate) struct Overrides<'o> {
     all: &'o [Resolve],
     by_host: HashMap<(Option<&'o str>, u16), usize>,
     used: Vec<bool>,
 }
 
-impl<'o> Resolver<'o> {
+impl<'o> Overrides<'o> {
     pub(crate) fn new(all: &'o [Resolve]) -> Self {
         // A later argument replaces an earlier one, as with curl.
         let by_host = all
@@ -42,7 +42,7 @@ impl<'o> Resolver<'o> {
         Some(&self.all[index].addresses)
     }
 
-    pub(crate) fn report_unused(&self, sink: &mut Sink) {
+    pub(crate) fn report_unused(&self, diagnostics: &mut Diagnostics) {
         for (resolve, used) in self.all.iter().zip(&self.used) {
             if !used {
                 Diagnostic::general(
@@ -50,7 +50,7 @@ impl<'o> Resolver<'o> {
                     format!("--resolve {resolve}: matches no destination"),
                 )
                 .expected("the host and port of a destination or endpoint")
-                .to(sink);
+                .emit(diagnostics);
             }
         }
     }
@@ -78,18 +78,18 @@ mod tests {
         .into_iter()
         .map(|text| text.parse().unwrap())
         .collect();
-        let mut resolver = Resolver::new(&all);
+        let mut overrides = Overrides::new(&all);
         for (name, address) in [
             ("web.prod.svc.cluster.local", "10.0.0.3:443"),
             ("web.test.svc.cluster.local", "10.0.0.4:443"),
             ("web.example.com", "10.0.0.1:443"),
         ] {
-            assert_eq!(resolver.addresses(name, 443), Some(&[address.parse().unwrap()][..]), "{name}");
+            assert_eq!(overrides.addresses(name, 443), Some(&[address.parse().unwrap()][..]), "{name}");
         }
-        assert_eq!(resolver.addresses("other", 8443), None);
-        let mut sink = Sink::default();
-        resolver.report_unused(&mut sink);
-        let unused: Vec<_> = sink.found.iter().map(|found| &*found.message).collect();
+        assert_eq!(overrides.addresses("other", 8443), None);
+        let mut diagnostics = Diagnostics::default();
+        overrides.report_unused(&mut diagnostics);
+        let unused: Vec<_> = diagnostics.found.iter().map(|found| &*found.message).collect();
         assert_eq!(
             unused,
             [

@@ -2,8 +2,6 @@
 
 use std::{cmp::Ordering, sync::Arc};
 
-use super::Because;
-
 /// The place of an object among others of its kind: the oldest first, then by name, then by namespace, as Istio
 /// orders them (`configCompareByCreationTime`).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -62,7 +60,7 @@ pub struct ServerRank {
 impl ServerRank {
     /// The order in which servers get their hosts, whatever their protocol: the second of two that name a host is
     /// skipped as a whole in Istio.
-    pub(super) fn of_hosts(&self) -> (&Seniority, usize) {
+    pub(crate) fn of_hosts(&self) -> (&Seniority, usize) {
         (&self.gateway, self.index)
     }
 }
@@ -85,7 +83,7 @@ pub enum Rank {
 }
 
 impl Rank {
-    pub(super) fn against(&self, other: &Self) -> Option<(Ordering, Because)> {
+    pub(crate) fn against(&self, other: &Self) -> Option<(Ordering, Because)> {
         let (server, exported, object) = match self {
             Self::Native => {
                 return (*other != Self::Native).then_some((Ordering::Less, Because::Native));
@@ -103,5 +101,44 @@ impl Rank {
         ]
         .into_iter()
         .find(|(order, _)| order.is_ne())
+    }
+}
+
+/// What decided between two rules for the same names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Because {
+    /// The winner was written with a more specific pattern, before the listener's hosts narrowed both.
+    MoreSpecific,
+    /// The winner is of the native format, which is the operator's own word.
+    Native,
+    /// The winner's server comes first: the server of the Gateway that is older, then first by name, then by
+    /// namespace; within one Gateway the first in the list.
+    ServerFirst,
+    /// The winner's server names the host more specifically.
+    HostMoreSpecific,
+    /// The winner is exported to the workload's namespace by name, the loser to all.
+    Exported,
+    /// The winner's object has the older `creationTimestamp`.
+    Older,
+    /// The winner's name comes first, then its namespace.
+    NameFirst,
+    /// The winner is written first.
+    WrittenFirst,
+}
+
+impl Because {
+    /// As the end of a sentence.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::MoreSpecific => "which is written more specifically",
+            Self::Native => "which is of the native format",
+            Self::ServerFirst => "whose Gateway or server comes first",
+            Self::HostMoreSpecific => "whose server names the host more specifically",
+            Self::Exported => "which is exported to namespaces by name",
+            Self::Older => "whose object is older",
+            Self::NameFirst => "whose name, then namespace, comes first",
+            Self::WrittenFirst => "which is written first",
+        }
     }
 }

@@ -1,0 +1,220 @@
+//! A tree of values with positions: what every source of a configuration becomes before it is read.
+
+use std::fmt;
+
+/// One document of a text: its nodes in the order of the text, each before what is below it.
+///
+/// One allocation holds all nodes and another one all texts, since a file of 100,000 routes has millions of them.
+#[derive(Debug, Default)]
+pub(crate) struct Document {
+    pub(crate) nodes: Box<[Entry]>,
+    /// Every text once, however many aliases stand for it.
+    pub(crate) texts: Box<str>,
+    /// What is wrong with the document although it parses, in the order of the text.
+    pub(crate) problems: Box<[Problem]>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Entry {
+    pub(crate) at: At,
+    pub(crate) parent: u32,
+    /// The first node after all that is below this one.
+    pub(crate) end: u32,
+    pub(crate) step: Step,
+    pub(crate) kind: Kind,
+}
+
+/// How one gets from the parent to a node.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Step {
+    Root,
+    Index(u32),
+    Key(Text, At),
+    /// Another value took its place.
+    Dropped,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Kind {
+    Null,
+    Text(Text),
+    List,
+    Map,
+}
+
+/// A part of [`Document::texts`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Text {
+    pub(crate) start: u32,
+    pub(crate) length: u32,
+}
+
+/// Line and column, from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct At {
+    /// Half the size of `usize`, since every node of 100,000 routes has one.
+    pub(crate) line: u32,
+    pub(crate) column: u32,
+}
+
+/// Something that is wrong with a text, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Problem {
+    pub(crate) at: At,
+    pub(crate) message: String,
+    pub(crate) remedy: Option<&'static str>,
+    /// The mapping that has it.
+    pub(crate) node: u32,
+}
+
+impl Problem {
+    pub(crate) fn new(at: At, message: impl Into<String>) -> Self {
+        Self { at, message: message.into(), remedy: None, node: 0 }
+    }
+
+    pub(crate) fn remedy(mut self, remedy: &'static str) -> Self {
+        self.remedy = Some(remedy);
+        self
+    }
+}
+
+/// A value within its document.
+#[derive(Clone, Copy)]
+pub(crate) struct Node<'d> {
+    document: &'d Document,
+    index: u32,
+}
+
+/// A node from which paths are counted.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Root(u32);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Value<'d> {
+    /// `~`, `null` or nothing at all.
+    Null,
+    /// Any other scalar, as written: the schema, not the notation, says what it is.
+    Text(&'d str),
+    List,
+    Map,
+}
+
+impl Document {
+    pub(crate) fn root(&self) -> Node<'_> {
+        Node { document: self, index: 0 }
+    }
+
+    fn text(&self, Text { start, length }: Text) -> &str {
+        self.texts.get(start as usize..(start + length) as usize).unwrap_or_default()
+    }
+}
+
+impl<'d> Node<'d> {
+    fn entry(&self) -> &'d Entry {
+        &self.document.nodes[self.index as usize]
+    }
+
+    pub(crate) fn at(&self) -> At {
+        self.entry().at
+    }
+
+    pub(crate) fn value(&self) -> Value<'d> {
+        match self.entry().kind {
+            Kind::Null => Value::Null,
+            Kind::Text(text) => Value::Text(self.document.text(text)),
+            Kind::List => Value::List,
+            Kind::Map => Value::Map,
+        }
+    }
+
+    /// The items of a list or the values of a mapping, in the order of the text; keys are unique.
+    pub(crate) fn children(&self) -> impl Iterator<Item = Node<'d>> + use<'d> {
+        let document = self.document;
+        let end = self.entry().end;
+        let mut next = self.index + 1;
+        std::iter::from_fn(move || {
+            while next < end {
+                let index = next;
+                let entry = &document.nodes[index as usize];
+                next = entry.end;
+                if !matches!(entry.step, Step::Dropped) {
+                    return Some(Node { document, index });
+                }
+            }
+            None
+        })
+    }
+
+    /// The key under which the node is, and its place; `None` for an item of a list.
+    pub(crate) fn key(&self) -> Option<(&'d str, At)> {
+        match self.entry().step {
+            Step::Key(text, at) => Some((self.document.text(text), at)),
+            _ => None,
+        }
+    }
+
+    /// The value under a key of a mapping.
+    pub(crate) fn get(&self, key: &str) -> Option<Node<'d>> {
+        if !matches!(self.entry().kind, Kind::Map) {
+            return None;
+        }
+        self.children().find(|child| child.key().is_some_and(|(candidate, _)| candidate == key))
+    }
+
+    /// What is wrong within this value.
+    pub(crate) fn problems(&self) -> impl Iterator<Item = &'d Problem> + use<'d> {
+        let within = self.index..self.entry().end;
+        self.document.problems.iter().filter(move |problem| within.contains(&problem.node))
+    }
+
+    /// This node as the start of paths.
+    pub(crate) fn as_root(&self) -> Root {
+        Root(self.index)
+    }
+
+    /// `spec.servers[0].tls`, counted from another node above this one.
+    pub(crate) fn path_from(&self, root: Root) -> String {
+        use fmt::Write as _;
+        let mut steps = Vec::new();
+        let mut node = *self;
+        while node.index != root.0 && node.index != 0 {
+            steps.push(node.entry().step);
+            node.index = node.entry().parent;
+        }
+        let mut path = String::new();
+        for step in steps.into_iter().rev() {
+            let written = match step {
+                Step::Index(index) => write!(path, "[{index}]"),
+                Step::Key(text, _) => {
+                    let dot = if path.is_empty() { "" } else { "." };
+                    write!(path, "{dot}{}", Shown(self.document.text(text)))
+                }
+                Step::Root | Step::Dropped => Ok(()),
+            };
+            debug_assert!(written.is_ok(), "a String takes everything");
+        }
+        path
+    }
+}
+
+impl fmt::Debug for Node<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} at {}:{}", self.value(), self.at().line, self.at().column)
+    }
+}
+
+/// A text as it appears in a message: its start, if it is long.
+pub(crate) struct Shown<'t>(pub(crate) &'t str);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        /// In bytes. A name has at most 253.
+        const MOST: usize = 300;
+        let Self(text) = self;
+        if text.len() <= MOST {
+            return f.write_str(text);
+        }
+        let cut = (0..=MOST).rev().find(|cut| text.is_char_boundary(*cut)).unwrap_or_default();
+        write!(f, "{}...", &text[..cut])
+    }
+}
