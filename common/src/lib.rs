@@ -7,13 +7,8 @@
 #[cfg(test)]
 extern crate std;
 
-pub mod budget;
-pub mod counters;
-pub mod event;
-pub mod flow;
-pub mod map;
 pub mod packet;
-pub mod shortcut;
+pub mod sockmap;
 
 /// A socket's cookie: the key of every map here.
 pub type Cookie = u64;

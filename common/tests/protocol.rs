@@ -10,9 +10,9 @@ use std::{
     ops::Range,
 };
 
-use snisplice_common::{
+use snisplice_common::sockmap::{
     budget,
-    flow::{Control, Decision, Flow, Limits, Target},
+    direction::{Control, Decision, Flow, Limits, Target},
 };
 
 const LIMITS: Limits = Limits { high_water: 600_000, total: 1_000_000, margin: 50_000 };

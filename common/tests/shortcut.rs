@@ -3,9 +3,9 @@
 
 use std::{collections::VecDeque, ops::Range};
 
-use snisplice_common::{
-    flow::{Control, Decision, Flow, Limits, Target},
-    shortcut::{Receiver, Sender, Shortcut, Way},
+use snisplice_common::sockmap::{
+    direction::{Control, Decision, Flow, Limits, Target},
+    shortcut::{Path, Receiver, Sender, Shortcut},
 };
 
 const LIMITS: Limits = Limits { high_water: 600, total: u64::MAX, margin: 50 };
@@ -102,7 +102,7 @@ impl Model {
         let way = |shortcut: &mut Shortcut| {
             shortcut.decide(BACKEND_BASE, low(size), &sender, &receiver, LIMITS.margin)
         };
-        if self.shortcut.is_ready() && way(&mut self.shortcut) == Way::Short {
+        if self.shortcut.is_ready() && way(&mut self.shortcut) == Path::Short {
             self.shortcut.take(low(size), &sender);
             self.in_hand = Some(bytes);
         } else {

@@ -61,7 +61,7 @@ struct Object {
 
 /// All there are.
 const OBJECTS: [Object; 2] = [
-    Object { binary: "snisplice-ebpf", name: "snisplice" },
+    Object { binary: "snisplice-sockmap-ebpf", name: "snisplice-sockmap" },
     Object { binary: "snisplice-packet-ebpf", name: "snisplice-packet" },
 ];
 

@@ -13,8 +13,8 @@
 //! behind a hole is never taken for what the receiver expects.
 
 use super::{
-    END, FIN, FIRST,
-    header::{Segment, TCP_BYTES, flag},
+    maps::{END, FIN, FIRST},
+    segment::{Segment, TCP_BYTES, flag},
 };
 
 /// [`Rules::mode`]: nothing is carried; packets of both legs belong to our own sockets, and are counted. A new entry
@@ -42,17 +42,17 @@ pub const fn is_carried(mode: u32) -> bool {
     matches!(mode, CARRY | KEPT)
 }
 
-/// [`Way::flags`]: both legs have negotiated ECN (RFC 3168), so its marks mean the same on both.
+/// [`Translation::flags`]: both legs have negotiated ECN (RFC 3168), so its marks mean the same on both.
 pub const ECN: u32 = 1;
-/// [`Way::flags`]: the sender of these packets may not have heard of the receiver yet, and echoes older times than the
-/// receiver has told: see [`Way::least_echo`].
+/// [`Translation::flags`]: the sender of these packets may not have heard of the receiver yet, and echoes older times than the
+/// receiver has told: see [`Translation::least_echo`].
 pub const BEGINS: u32 = 2;
 
 /// How packets of one way are translated.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C)]
-pub struct Way {
-    /// Destination of what is sent on, as in [`super::Tuple`].
+pub struct Translation {
+    /// Destination of what is sent on, as in [`super::maps::Tuple`].
     pub remote: [u32; 4],
     /// Source of what is sent on.
     pub local: [u32; 4],
@@ -106,7 +106,7 @@ pub struct Rules {
     /// Zero.
     pub reserved: u32,
     /// Up and down.
-    pub ways: [Way; 2],
+    pub ways: [Translation; 2],
 }
 
 const _: () = assert!(size_of::<Rules>() == 208, "Rules has padding");
@@ -193,7 +193,7 @@ pub enum Standing {
 
 /// What becomes of a packet that one of our own sockets sends on a leg of a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Own {
+pub enum EgressAction {
     /// It goes out as it is.
     Pass,
     /// It goes out, and the flow is forgotten: a new connection begins.
@@ -207,11 +207,11 @@ pub enum Own {
     },
     /// It would confuse the peer.
     Drop,
-    /// As [`Own::Drop`]; and it answers something that the socket should never have got, for the first time.
+    /// As [`EgressAction::Drop`]; and it answers something that the socket should never have got, for the first time.
     Bypassed,
 }
 
-impl Way {
+impl Translation {
     /// Whether one of our own sockets asks with this packet whether the peer is there, or has room: its number is one that the
     /// peer has acknowledged, and any socket answers such a packet. `own` is what the peer has sent.
     #[inline(always)]
@@ -392,10 +392,10 @@ impl Track {
         self.asked = 0;
     }
 
-    /// Notes a packet of this way. What userspace is to hear of it: [`super::FIRST`], [`super::FIN`] and [`super::END`], each
+    /// Notes a packet of this way. What userspace is to hear of it: [`FIRST`], [`FIN`] and [`END`], each
     /// when it becomes so and not again. Nothing if it is not in the window.
     #[inline(always)]
-    pub const fn note(&mut self, other: &Self, way: &Way, segment: &Segment, now: u64) -> u32 {
+    pub const fn note(&mut self, other: &Self, way: &Translation, segment: &Segment, now: u64) -> u32 {
         if !way.is_in_window(other, segment) {
             return 0;
         }
@@ -437,7 +437,7 @@ impl Track {
     }
 
     #[inline(always)]
-    const fn note_ack(&mut self, other: &Self, way: &Way, segment: &Segment) {
+    const fn note_ack(&mut self, other: &Self, way: &Translation, segment: &Segment) {
         let ahead = beyond(segment.ack.wrapping_sub(way.ack_start), self.acked);
         let acked = advanced(self.acked, ahead);
         // What was never sent cannot be acknowledged; the other end ignores that, too.
@@ -452,7 +452,7 @@ impl Track {
     }
 
     #[inline(always)]
-    const fn note_data(&mut self, other: &Self, way: &Way, segment: &Segment) {
+    const fn note_data(&mut self, other: &Self, way: &Translation, segment: &Segment) {
         let start = segment.seq.wrapping_sub(way.seq_start);
         let end = start.wrapping_add(segment.len());
         self.extend(other.acked, start, end);
@@ -576,19 +576,25 @@ impl State {
 /// `own` is what was seen of that way, `other` of the other one, whose stream the packet is part of.
 #[inline(always)]
 #[must_use]
-pub const fn judge(mode: u32, way: &Way, own: &mut Track, other: &mut Track, segment: &Segment) -> Own {
+pub const fn decide_egress(
+    mode: u32,
+    way: &Translation,
+    own: &mut Track,
+    other: &mut Track,
+    segment: &Segment,
+) -> EgressAction {
     match mode {
         CARRY | KEPT => {
             // The process has died, and the flow lives on.
             if mode == KEPT && segment.flags & (flag::RST | flag::FIN) != 0 {
-                return Own::Drop;
+                return EgressAction::Drop;
             }
             // The process has died, and with it the flow: both ends shall know.
             if segment.has(flag::RST) {
                 return renumbered(way, own, other);
             }
             if segment.has(flag::SYN) {
-                return Own::Drop;
+                return EgressAction::Drop;
             }
             if segment.is_empty() {
                 // Of all that it has sent: once our own sockets are at rest they say this only when they are sent something
@@ -596,17 +602,17 @@ pub const fn judge(mode: u32, way: &Way, own: &mut Track, other: &mut Track, seg
                 let position = segment.seq.wrapping_sub(way.ack_start);
                 if way.flags & BEGINS == 0 && position.wrapping_sub(way.own).cast_signed() >= 0 {
                     if own.marks & BYPASSED != 0 {
-                        return Own::Drop;
+                        return EgressAction::Drop;
                     }
                     own.marks |= BYPASSED;
-                    return Own::Bypassed;
+                    return EgressAction::Bypassed;
                 }
                 // What the peer answers is for the socket.
                 if way.is_question(own, segment) {
                     own.asked = 1;
-                    return Own::Pass;
+                    return EgressAction::Pass;
                 }
-                return Own::Drop;
+                return EgressAction::Drop;
             }
             // What userspace wrote must arrive, however often it takes. If it has, the socket has not heard of that: what
             // the peer answers to the repetition is for the socket.
@@ -623,28 +629,28 @@ pub const fn judge(mode: u32, way: &Way, own: &mut Track, other: &mut Track, seg
                 renumbered(way, own, other)
             } else if way.is_question(own, segment) {
                 // Userspace wants to know where the peer stands. Its answer is noted as any other packet.
-                Own::Pass
+                EgressAction::Pass
             } else {
-                Own::Drop
+                EgressAction::Drop
             }
         }
         RESET => {
             match segment.flags & (flag::RST | flag::ACK) {
                 // The stack's answer to a packet of the peer, whose own acknowledgement is its number (RFC 9293
                 // section 3.10.7.1): nobody knows better.
-                flag::RST => Own::Pass,
+                flag::RST => EgressAction::Pass,
                 flag::RESETS => renumbered(way, own, other),
-                _ => Own::Drop,
+                _ => EgressAction::Drop,
             }
         }
         OVER => {
             if segment.has(flag::SYN) && !segment.has(flag::ACK) {
-                Own::Forget
+                EgressAction::Forget
             } else {
-                Own::Drop
+                EgressAction::Drop
             }
         }
-        _ => Own::Pass,
+        _ => EgressAction::Pass,
     }
 }
 
@@ -653,13 +659,13 @@ pub const fn judge(mode: u32, way: &Way, own: &mut Track, other: &mut Track, seg
 /// comes from end to end. One byte less than the other end has acknowledged says nothing new, of the window neither, which
 /// is the other end's to announce.
 #[inline(always)]
-const fn not_too_old(way: &Way, other: &Track, segment: &Segment) -> Own {
+const fn not_too_old(way: &Translation, other: &Track, segment: &Segment) -> EgressAction {
     #[expect(clippy::cast_possible_truncation, reason = "sequence numbers are modulo 2^32")]
     let ack = way.seq_start.wrapping_add(other.acked as u32).wrapping_sub(1);
     if ack.wrapping_sub(segment.ack).cast_signed() > 0 {
-        Own::Rewrite { seq: segment.seq, ack }
+        EgressAction::Rewrite { seq: segment.seq, ack }
     } else {
-        Own::Pass
+        EgressAction::Pass
     }
 }
 
@@ -676,12 +682,12 @@ pub const fn stamp(tcp: &[u8; TCP_BYTES], length: usize) -> Option<u32> {
 /// before the reset on the same path. It is never behind the peer's window, where it would not be looked at: where some was lost
 /// the peer asks, and the kernel, which knows the connection no more, answers with the right number (RFC 5961 section 3.2).
 #[inline(always)]
-const fn renumbered(way: &Way, own: &Track, other: &Track) -> Own {
+const fn renumbered(way: &Translation, own: &Track, other: &Track) -> EgressAction {
     let to = least(other.without_hole(own.acked), most(own.allowed, own.acked));
     let from = own.without_hole(other.acked);
     #[expect(clippy::cast_possible_truncation, reason = "sequence numbers are modulo 2^32")]
     let (to, from) = (to as u32, from as u32);
-    Own::Rewrite { seq: way.ack_start.wrapping_add(to), ack: way.seq_start.wrapping_add(from) }
+    EgressAction::Rewrite { seq: way.ack_start.wrapping_add(to), ack: way.seq_start.wrapping_add(from) }
 }
 
 // SAFETY: `repr(C)`, integers only, no padding (asserted above): every bit pattern is valid.

@@ -10,11 +10,9 @@
 
 use super::{
     checksum::Change,
-    flow::{Track, Way, beyond},
-    header::{
-        HOPS, IPV4_BYTES, IPV6_BYTES, TCP_BYTES, TCP_CHECKSUM, TCP_MIN, put_word, sum_between, sum_v4,
-        translate, word,
-    },
+    flow::{Track, Translation, beyond},
+    segment::{IPV4_BYTES, IPV6_BYTES, TCP_BYTES, TCP_CHECKSUM, TCP_MIN},
+    translate::{HOPS, put_word, sum_between, sum_v4, translate, word},
 };
 
 /// The protocol number of ICMP.
@@ -41,7 +39,13 @@ pub const fn is_error(v6: bool, kind: u8) -> bool {
 /// those of the other one.
 #[inline(always)]
 #[must_use]
-pub const fn is_under_way(seq: u32, of: &Way, own: &Track, back: &Way, other: &Track) -> bool {
+pub const fn is_under_way(
+    seq: u32,
+    of: &Translation,
+    own: &Track,
+    back: &Translation,
+    other: &Track,
+) -> bool {
     let at = seq.wrapping_sub(of.seq).wrapping_sub(of.seq_start);
     let ours = back.own as u64;
     let from = if other.acked > ours { other.acked } else { ours };
@@ -59,8 +63,8 @@ pub fn restore_v4(
     ip: &mut [u8; IPV4_BYTES],
     tcp: &mut [u8; TCP_BYTES],
     known: usize,
-    of: &Way,
-    back: &Way,
+    of: &Translation,
+    back: &Translation,
 ) -> Change {
     let mut addresses = Change::NONE;
     let (source, destination) = (u32::from_be(back.remote[3]), u32::from_be(back.local[3]));
@@ -83,8 +87,8 @@ pub fn restore_v6(
     ip: &mut [u8; IPV6_BYTES],
     tcp: &mut [u8; TCP_BYTES],
     known: usize,
-    of: &Way,
-    back: &Way,
+    of: &Translation,
+    back: &Translation,
 ) -> Change {
     let mut addresses = Change::NONE;
     let mut i = 0;
@@ -100,7 +104,13 @@ pub fn restore_v6(
 }
 
 #[inline(always)]
-fn restore_tcp(tcp: &mut [u8; TCP_BYTES], known: usize, addresses: Change, of: &Way, back: &Way) -> Change {
+fn restore_tcp(
+    tcp: &mut [u8; TCP_BYTES],
+    known: usize,
+    addresses: Change,
+    of: &Translation,
+    back: &Translation,
+) -> Change {
     // Who sent the packet is the destination of what goes back.
     let before = of.inverse(back.local, back.remote, back.ports.rotate_left(16));
     // Zeros say that there is no acknowledgement, and are no window on either leg.

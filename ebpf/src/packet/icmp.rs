@@ -16,19 +16,20 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use snisplice_common::packet::{
-    Slot,
     checksum::Change,
     flow::{Rules, is_carried},
-    header::{IPV4_BYTES, IPV6_BYTES, PROTOCOL_TCP, TCP_BYTES, TCP_MIN, readdress_v4, readdress_v6},
     icmp::{
         ICMP_BYTES, ICMP_CHECKSUM, PROTOCOL_ICMP, PROTOCOL_ICMPV6, TCP_LEAST, is_error, is_under_way,
         restore_v4, restore_v6,
     },
+    maps::Slot,
+    segment::{IPV4_BYTES, IPV6_BYTES, PROTOCOL_TCP, TCP_BYTES, TCP_MIN},
+    translate::{readdress_v4, readdress_v6},
 };
 
 use crate::{
     maps::{SNI_RULES, SNI_STATES, SNI_TOTALS, SNI_TUPLES},
-    wire::{self, Ip, L3},
+    skb::{self, Ip, L3},
 };
 
 /// Room for an error's headers; each CPU has its own, and the program is not interrupted by itself.
@@ -57,9 +58,9 @@ fn pass_on(ctx: &TcContext) -> Option<i32> {
     // SAFETY: nobody else uses this CPU's entry while the program runs.
     let report = unsafe { &mut *report };
     let known = read(ctx, report)?;
-    let tuple = wire::sent(&report.inner, &report.tcp);
+    let tuple = skb::sent(&report.inner, &report.tcp);
     // Who is told is who sent the packet: our own address on this leg.
-    if wire::destination(&report.outer) != tuple.local {
+    if skb::destination(&report.outer) != tuple.local {
         return None;
     }
     // SAFETY: an entry is replaced as a whole, and removed only after its flow was over for a while.
@@ -92,44 +93,44 @@ fn read(ctx: &TcContext, report: &mut Report) -> Option<usize> {
     if vlan != 0 {
         return None;
     }
-    let is_v6 = protocol == wire::ETH_P_IPV6;
+    let is_v6 = protocol == skb::ETH_P_IPV6;
     outer.v6 = u32::from(is_v6);
     inner.v6 = outer.v6;
     let known = if is_v6 {
-        wire::load(ctx, L3, &mut outer.bytes, IPV6_BYTES)?;
+        skb::load(ctx, L3, &mut outer.bytes, IPV6_BYTES)?;
         if outer.bytes[6] != PROTOCOL_ICMPV6 {
             return None;
         }
-        wire::load(ctx, L3 + IPV6_BYTES, icmp, ICMP_BYTES)?;
+        skb::load(ctx, L3 + IPV6_BYTES, icmp, ICMP_BYTES)?;
         if !is_error(true, icmp[0]) {
             return None;
         }
-        wire::load(ctx, L3 + IPV6_BYTES + ICMP_BYTES, &mut inner.bytes, IPV6_BYTES)?;
+        skb::load(ctx, L3 + IPV6_BYTES + ICMP_BYTES, &mut inner.bytes, IPV6_BYTES)?;
         if inner.bytes[0] >> 4 != 6 || inner.bytes[6] != PROTOCOL_TCP {
             return None;
         }
         let told = u16::from_be_bytes([outer.bytes[4], outer.bytes[5]]);
         usize::from(told).checked_sub(ICMP_BYTES + IPV6_BYTES)?
     } else {
-        if protocol != wire::ETH_P_IP {
+        if protocol != skb::ETH_P_IP {
             return None;
         }
-        wire::load(ctx, L3, &mut outer.bytes, IPV4_BYTES)?;
-        if outer.bytes[0] != 0x45 || outer.bytes[9] != PROTOCOL_ICMP || wire::is_fragment(&outer.bytes) {
+        skb::load(ctx, L3, &mut outer.bytes, IPV4_BYTES)?;
+        if outer.bytes[0] != 0x45 || outer.bytes[9] != PROTOCOL_ICMP || skb::is_fragment(&outer.bytes) {
             return None;
         }
-        wire::load(ctx, L3 + IPV4_BYTES, icmp, ICMP_BYTES)?;
+        skb::load(ctx, L3 + IPV4_BYTES, icmp, ICMP_BYTES)?;
         if !is_error(false, icmp[0]) {
             return None;
         }
-        wire::load(ctx, L3 + IPV4_BYTES + ICMP_BYTES, &mut inner.bytes, IPV4_BYTES)?;
-        if inner.bytes[0] != 0x45 || inner.bytes[9] != PROTOCOL_TCP || wire::is_fragment(&inner.bytes) {
+        skb::load(ctx, L3 + IPV4_BYTES + ICMP_BYTES, &mut inner.bytes, IPV4_BYTES)?;
+        if inner.bytes[0] != 0x45 || inner.bytes[9] != PROTOCOL_TCP || skb::is_fragment(&inner.bytes) {
             return None;
         }
         let told = u16::from_be_bytes([outer.bytes[2], outer.bytes[3]]);
         usize::from(told).checked_sub(IPV4_BYTES + ICMP_BYTES + IPV4_BYTES)?
     };
-    let at = place(inner) as u32;
+    let at = inner_tcp_offset(inner) as u32;
     *tcp = [0; TCP_BYTES];
     let to = tcp.as_mut_ptr().cast::<c_void>();
     // The lengths are constants, which suits every verifier.
@@ -148,7 +149,7 @@ fn read(ctx: &TcContext, report: &mut Report) -> Option<usize> {
 
 /// Where the TCP header of the packet is that the error is about.
 #[inline(always)]
-fn place(inner: &Ip) -> usize {
+fn inner_tcp_offset(inner: &Ip) -> usize {
     let length = if inner.is_v6() { IPV6_BYTES } else { IPV4_BYTES };
     L3 + 2 * length + ICMP_BYTES
 }
@@ -171,25 +172,25 @@ fn send(ctx: &TcContext, report: &mut Report, known: usize, slot: Slot, rules: &
     let back = (slot.way & 1) as usize;
     let (of, back) = (&rules.ways[back ^ 1], &rules.ways[back]);
     let Report { outer, inner, tcp, .. } = report;
-    let at = place(inner);
+    let at = inner_tcp_offset(inner);
     let (l4, pseudo, change) = if outer.is_v6() {
         let change = restore_v6(&mut inner.bytes, tcp, known, of, back);
         let pseudo = readdress_v6(&mut outer.bytes, back);
-        wire::store(ctx, L3, &outer.bytes, IPV6_BYTES)?;
-        wire::store(ctx, L3 + IPV6_BYTES + ICMP_BYTES, &inner.bytes, IPV6_BYTES)?;
+        skb::store(ctx, L3, &outer.bytes, IPV6_BYTES)?;
+        skb::store(ctx, L3 + IPV6_BYTES + ICMP_BYTES, &inner.bytes, IPV6_BYTES)?;
         (L3 + IPV6_BYTES, pseudo, change)
     } else {
         let change = restore_v4(inner.bytes.first_chunk_mut()?, tcp, known, of, back);
         // It has no pseudo-header.
         let _ = readdress_v4(outer.bytes.first_chunk_mut()?, back);
-        wire::store(ctx, L3, &outer.bytes, IPV4_BYTES)?;
-        wire::store(ctx, L3 + IPV4_BYTES + ICMP_BYTES, &inner.bytes, IPV4_BYTES)?;
+        skb::store(ctx, L3, &outer.bytes, IPV4_BYTES)?;
+        skb::store(ctx, L3 + IPV4_BYTES + ICMP_BYTES, &inner.bytes, IPV4_BYTES)?;
         (L3 + IPV4_BYTES, Change::NONE, change)
     };
     if known >= TCP_MIN {
-        wire::store(ctx, at, tcp, TCP_MIN)?;
+        skb::store(ctx, at, tcp, TCP_MIN)?;
     } else {
-        wire::store(ctx, at, tcp, TCP_LEAST)?;
+        skb::store(ctx, at, tcp, TCP_LEAST)?;
     }
     let offset = (l4 + ICMP_CHECKSUM) as u32;
     let (pseudo, change) = (u64::from(pseudo.in_memory_order()), u64::from(change.in_memory_order()));

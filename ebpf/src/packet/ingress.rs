@@ -14,23 +14,23 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use snisplice_common::packet::{
-    END, Event, Slot, Totals, Tuple,
     checksum::Change,
-    flow::{CARRY, HOLD, KEPT, OVER, RESET, Rules, State, Way, is_carried, stamp},
-    header::{
-        IPV4_BYTES, IPV6_BYTES, Segment, TCP_BYTES, ask, empty, flag, is_whole_v4, readdress_v4,
-        readdress_v6, seal, shorten_v4, shorten_v6, translate,
+    flow::{CARRY, HOLD, KEPT, OVER, RESET, Rules, State, Translation, is_carried, stamp},
+    maps::{END, Event, Slot, Totals, Tuple},
+    segment::{IPV4_BYTES, IPV6_BYTES, Segment, TCP_BYTES, flag},
+    translate::{
+        ask, empty, is_whole_v4, readdress_v4, readdress_v6, seal, shorten_v4, shorten_v6, translate,
     },
 };
 
 use crate::{
-    large,
+    checksum,
     maps::{
         Headers, OF_INGRESS, SNI_BEGUN, SNI_DENIED, SNI_ENDINGS, SNI_HEADERS, SNI_NOTED, SNI_RULES,
         SNI_STATES, SNI_STRICT, SNI_TOTALS, SNI_TUPLES, locked,
     },
-    sum,
-    wire::{self, Ip, L3},
+    mtu,
+    skb::{self, Ip, L3},
 };
 
 /// The bytes of a TCP header. Of an array the kernel would not know the size.
@@ -48,10 +48,10 @@ pub(crate) fn ingress(skb: *mut c_void) -> i32 {
     let Some(headers) = SNI_HEADERS.get_ptr_mut(OF_INGRESS) else { return TCX_NEXT };
     // SAFETY: nobody else uses this CPU's entry while the program runs.
     let Headers { ip, tcp, tuple, client } = unsafe { &mut *headers };
-    if wire::read(ctx, ip, tcp).is_none() {
+    if skb::read(ctx, ip, tcp).is_none() {
         return OTHER;
     }
-    *tuple = wire::received(ip, tcp);
+    *tuple = skb::received(ip, tcp);
     // SAFETY: an entry is replaced as a whole, and removed only after its flow was over for a while.
     let Some(slot) = (unsafe { SNI_TUPLES.get(&*tuple) }).copied() else {
         return of_no_flow(tcp, tuple);
@@ -70,14 +70,14 @@ pub(crate) fn ingress(skb: *mut c_void) -> i32 {
         // the connection.
         let _ = SNI_TUPLES.remove(&*tuple);
         copy(ctx);
-        return tell(ctx, ip, tcp, flag::RST, (way.expected, 0)).unwrap_or(TCX_DROP);
+        return mirror_ack(ctx, ip, tcp, flag::RST, (way.expected, 0)).unwrap_or(TCX_DROP);
     }
     match rules.mode {
         CARRY | KEPT | OVER | HOLD => {}
         // Who asks whether the reset was meant (RFC 5961 section 3) may be answered by the stack, which has no socket for that
         // any more, with the number that is asked for. If it has one still, nobody hears what that says.
         RESET => {
-            totals.held += 1;
+            totals.dropped_setup += 1;
             return TCX_NEXT;
         }
         _ => {
@@ -145,23 +145,23 @@ fn carry(
     if !ip.is_v6() && !is_whole_v4(&ip.bytes) {
         return malformed(totals);
     }
-    let Some((length, payload)) = wire::lengths(ctx, ip, tcp) else { return malformed(totals) };
+    let Some((length, payload)) = skb::lengths(ctx, ip, tcp) else { return malformed(totals) };
     let headers = (l4 - L3 + length) as u32;
-    if let Some(mtu) = large::exceeded(ctx, way.device, headers, headers + payload) {
-        let told = large::tell(ctx.skb.skb.cast(), ip, tcp, back.device, mtu);
-        if told >= 0 {
+    if let Some(mtu) = mtu::exceeded(ctx, way.device, headers, headers + payload) {
+        let sent = mtu::report(ctx.skb.skb.cast(), ip, tcp, back.device, mtu);
+        if sent >= 0 {
             totals.errors += 1;
-            return Some(told);
+            return Some(sent);
         }
         return None;
     }
-    wire::read_options(ctx, l4, tcp, length)?;
+    skb::read_options(ctx, l4, tcp, length)?;
     let segment = Segment::of(tcp, payload);
     let mut asked = Change::NONE;
     let state = SNI_STATES.get_ptr_mut(slot.flow)?;
     let is_held = rules.mode == HOLD;
     if is_held && segment.begins() {
-        totals.held += 1;
+        totals.dropped_setup += 1;
         return Some(TCX_DROP);
     }
     if segment.begins() {
@@ -174,18 +174,18 @@ fn carry(
         asked = ask(tcp, seq, ack);
     } else {
         let is_damaged =
-            is_to_be_whole(state, slot, way, &segment) && sum::is_damaged(ctx, ip, tcp, length, payload);
+            is_to_be_whole(state, slot, way, &segment) && checksum::is_damaged(ctx, ip, tcp, length, payload);
         let what = if is_damaged { 0 } else { note(state, slot, way, &segment) };
         if is_held {
             // What it acknowledges counts, so that the sockets that take over begin where its sender stands.
-            totals.held += 1;
+            totals.dropped_setup += 1;
             return Some(TCX_DROP);
         }
         if what & ONLY_FOR_US != 0 {
-            return tell(ctx, ip, tcp, flag::ACK, way.for_us(segment.ack));
+            return mirror_ack(ctx, ip, tcp, flag::ACK, way.for_us(segment.ack));
         }
         if what & FOR_US_TOO != 0 {
-            totals.told += 1;
+            totals.acks_mirrored += 1;
             copy(ctx);
         }
         if what & NOTED != 0
@@ -205,9 +205,9 @@ fn carry(
     }
     let header = asked.and(Change::from_bits(sni_translate((&raw mut *tcp).cast(), length as u32, way)));
     let pseudo = Change::from_bits(readdress(ip, way));
-    wire::store(ctx, L3, &ip.bytes, if ip.is_v6() { IPV6_BYTES } else { IPV4_BYTES })?;
-    wire::store(ctx, l4, tcp, length)?;
-    wire::update_checksum(ctx, l4, pseudo, header)?;
+    skb::store(ctx, L3, &ip.bytes, if ip.is_v6() { IPV6_BYTES } else { IPV4_BYTES })?;
+    skb::store(ctx, l4, tcp, length)?;
+    skb::update_checksum(ctx, l4, pseudo, header)?;
     totals.packets += 1;
     totals.bytes += u64::from(payload);
     // SAFETY: without parameters the kernel looks up the next hop itself, as it would for the balancer's own packets.
@@ -223,7 +223,7 @@ fn malformed(totals: &mut Totals) -> Option<i32> {
 
 /// Whether a packet came in by the side of its sender.
 #[inline(always)]
-fn is_of_its_side(ctx: &TcContext, way: &Way, back: &Way) -> bool {
+fn is_of_its_side(ctx: &TcContext, way: &Translation, back: &Translation) -> bool {
     // SAFETY: the context is the one that the program was called with.
     let device = unsafe { (*ctx.skb.skb).ifindex };
     // Nearly always without a look at the map.
@@ -238,7 +238,7 @@ fn is_of_its_side(ctx: &TcContext, way: &Way, back: &Way) -> bool {
 /// It takes no pointer of the caller's for granted.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn sni_translate(tcp: *mut TcpHeader, length: u32, way: *const Way) -> u32 {
+extern "C" fn sni_translate(tcp: *mut TcpHeader, length: u32, way: *const Translation) -> u32 {
     // SAFETY: the caller's are references; the verifier knows no more than that they are either null or valid.
     let (Some(tcp), Some(way)) = (unsafe { tcp.as_mut() }, unsafe { way.as_ref() }) else { return 0 };
     translate(&mut tcp.0, length as usize, way).to_bits()
@@ -247,7 +247,7 @@ extern "C" fn sni_translate(tcp: *mut TcpHeader, length: u32, way: *const Way) -
 /// Gives an IP header the addresses of the other leg; what this changes in the pseudo-header. A subprogram, since six
 /// registers are not enough for that: what does not fit takes of the stack, of which three functions share 512 bytes.
 #[inline(never)]
-fn readdress(ip: &mut Ip, way: &Way) -> u32 {
+fn readdress(ip: &mut Ip, way: &Translation) -> u32 {
     let change = if ip.is_v6() {
         readdress_v6(&mut ip.bytes, way)
     } else {
@@ -270,7 +270,7 @@ fn copy(ctx: &TcContext) {
 
 /// Leaves of a packet what our own socket on this leg may hear: flags with these numbers.
 #[inline(always)]
-fn tell(
+fn mirror_ack(
     ctx: &TcContext,
     ip: &mut Ip,
     tcp: &mut [u8; TCP_BYTES],
@@ -279,8 +279,8 @@ fn tell(
 ) -> Option<i32> {
     let (seq, ack) = numbers;
     let numbers = u64::from(seq) << 32 | u64::from(ack);
-    let told = sni_tell(ctx.skb.skb, ip, (&raw mut *tcp).cast(), flags.into(), numbers);
-    (told != 0).then_some(TCX_NEXT)
+    let done = sni_mirror_ack(ctx.skb.skb, ip, (&raw mut *tcp).cast(), flags.into(), numbers);
+    (done != 0).then_some(TCX_NEXT)
 }
 
 /// The same, with both numbers in one: the sequence number is the upper half. Not 0 if it is done.
@@ -288,7 +288,7 @@ fn tell(
 /// A function of its own with a name for others, as [`sni_translate`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn sni_tell(
+extern "C" fn sni_mirror_ack(
     skb: *mut __sk_buff,
     ip: *mut Ip,
     tcp: *mut TcpHeader,
@@ -310,9 +310,9 @@ fn leave(
     numbers: (u32, u32),
 ) -> Option<()> {
     let l4 = ip.l4();
-    let (length, _) = wire::lengths(ctx, ip, tcp)?;
-    wire::read_options(ctx, l4, tcp, length)?;
-    wire::shorten(ctx, l4 + length)?;
+    let (length, _) = skb::lengths(ctx, ip, tcp)?;
+    skb::read_options(ctx, l4, tcp, length)?;
+    skb::shorten(ctx, l4 + length)?;
     let size = if ip.is_v6() {
         shorten_v6(&mut ip.bytes, length);
         IPV6_BYTES
@@ -320,16 +320,16 @@ fn leave(
         shorten_v4(ip.bytes.first_chunk_mut()?, length);
         IPV4_BYTES
     };
-    wire::store_summed(ctx, L3, &ip.bytes, size)?;
+    skb::store_summed(ctx, L3, &ip.bytes, size)?;
     empty(tcp, flags, numbers);
-    seal(tcp, length, sum::of_headers(ip, tcp, length)?);
-    wire::store_summed(ctx, l4, tcp, length)
+    seal(tcp, length, checksum::of_headers(ip, tcp, length)?);
+    skb::store_summed(ctx, l4, tcp, length)
 }
 
 /// Whether a packet that was damaged on its way, which its receiver throws away, would be missed by somebody: it would end
 /// something, or our own socket would hear of it, which cannot tell any more.
 #[inline(always)]
-fn is_to_be_whole(state: *mut State, slot: Slot, way: &Way, segment: &Segment) -> bool {
+fn is_to_be_whole(state: *mut State, slot: Slot, way: &Translation, segment: &Segment) -> bool {
     if segment.has(flag::RST | flag::FIN) {
         return true;
     }
@@ -347,7 +347,7 @@ const ONLY_FOR_US: u32 = 1 << 31;
 
 /// Follows the flow. What userspace is to hear, [`NOTED`], [`FOR_US_TOO`] and [`ONLY_FOR_US`].
 #[inline(always)]
-fn note(state: *mut State, slot: Slot, way: &Way, segment: &Segment) -> u32 {
+fn note(state: *mut State, slot: Slot, way: &Translation, segment: &Segment) -> u32 {
     // SAFETY: takes nothing.
     let now = unsafe { bpf_ktime_get_coarse_ns() };
     let what = locked!(state, slot, |own, other| {

@@ -5,14 +5,14 @@
 #![no_std]
 #![no_main]
 
+mod checksum;
+mod egress;
 mod icmp;
 mod ingress;
-mod large;
-mod look;
 mod maps;
-mod own;
-mod sum;
-mod wire;
+mod mtu;
+mod skb;
+mod socket_info;
 
 use core::ffi::c_void;
 
@@ -35,14 +35,14 @@ extern "C" fn sni_ingress(skb: *mut c_void) -> i32 {
 #[unsafe(link_section = "classifier")]
 #[unsafe(no_mangle)]
 extern "C" fn sni_egress(skb: *mut c_void) -> i32 {
-    own::egress(&TcContext::new(skb.cast()))
+    egress::egress(&TcContext::new(skb.cast()))
 }
 
 /// Attached nowhere: userspace runs it on a made-up packet.
 #[unsafe(link_section = "classifier")]
 #[unsafe(no_mangle)]
-extern "C" fn sni_look(skb: *mut c_void) -> i32 {
-    look::look(&TcContext::new(skb.cast()))
+extern "C" fn sni_socket_info(skb: *mut c_void) -> i32 {
+    socket_info::answer(&TcContext::new(skb.cast()))
 }
 
 /// Attached in probes only, before the others.
@@ -59,9 +59,3 @@ extern "C" fn sni_mark(skb: *mut c_void) -> i32 {
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
-
-#[cfg(not(test))]
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
-}

@@ -1,18 +1,18 @@
-//! The maps, as `snisplice_common::packet::name` names them, and what the loader sets.
+//! The maps, as `snisplice_common::packet::maps::name` names them, and what the loader sets.
 
 use aya_ebpf::{
-    Global,
     bindings::BPF_F_NO_PREALLOC,
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, lpm_trie::Key},
     macros::btf_map,
 };
 use snisplice_common::packet::{
-    DENIED, Event, FLOWS, RING_BYTES, Slot, Totals, Tuple,
     flow::{Rules, State},
-    header::TCP_BYTES,
+    maps::{DENIED, Event, FLOWS, RING_BYTES, Slot, Totals, Tuple},
+    segment::TCP_BYTES,
 };
+use snisplice_ebpf::globals;
 
-use crate::wire::Ip;
+use crate::skb::Ip;
 
 const COUNT: usize = FLOWS as usize;
 /// Each flow has one on each leg.
@@ -88,15 +88,6 @@ pub(crate) static SNI_HEADERS: PerCpuArray<Headers, 2> = PerCpuArray::new();
 /// What was noted of a packet.
 #[btf_map]
 pub(crate) static SNI_NOTED: PerCpuArray<u32, 1> = PerCpuArray::new();
-
-macro_rules! globals {
-    ($($name:ident),+ $(,)?) => {
-        $(
-            #[unsafe(no_mangle)]
-            pub(crate) static $name: Global<u32> = Global::new(0);
-        )+
-    };
-}
 
 globals!(
     OFF_COPIED_SEQ,

@@ -262,8 +262,10 @@ fn another_program_writes_marks(lab: &Lab) -> Result<()> {
     flow.exchange()?;
     wait::until_true("nothing is left to be sent", || Ok(Held::inside(&lab.lb)?.stream == 0))?;
     let metrics = daemon.metrics()?;
-    let (packets, told) =
-        (metrics.sum("snisplice_packet_packets_total", &[]), metrics.sum("snisplice_packet_told_total", &[]));
+    let (packets, told) = (
+        metrics.sum("snisplice_packet_packets_total", &[]),
+        metrics.sum("snisplice_packet_acks_mirrored_total", &[]),
+    );
     ensure!(told > 0, "no packet was for our own socket");
     // Twice as many as it takes in the smallest segments, with as many acknowledgements.
     ensure!(packets < 4 * i64::try_from(BYTES / 536)?, "{packets} packets were sent on");

@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use snisplice_common::map::global;
+use snisplice_common::sockmap::maps::global;
 use thiserror::Error;
 
 pub use super::btf::BtfError;
@@ -61,7 +61,7 @@ impl Layout {
     }
 }
 
-/// Where it keeps what the programs of the short cut read besides ([`snisplice_common::shortcut`]); offsets in bytes
+/// Where it keeps what the programs of the short cut read besides ([`snisplice_common::sockmap::shortcut`]); offsets in bytes
 /// from the start of `struct tcp_sock`, the last one from the start of `struct proto`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ShortcutLayout {

@@ -31,10 +31,9 @@ use rustix::{
     thread::{MembarrierCommand, membarrier},
 };
 use snisplice_common::packet::{
-    Totals, Tuple,
     flow::{RESET, Rules, is_carried},
-    look::{LEGS, Look, OFFSET},
-    name,
+    maps::{Totals, Tuple, name},
+    socket_info::{LEGS, OFFSET, SocketInfo},
 };
 use snisplice_config::networks::Networks;
 use thiserror::Error;
@@ -174,7 +173,7 @@ impl Programs {
             .map_max_entries(name::STATES, flows)
             .map_max_entries(name::BEGUN, flows.clamp(BEGUN_LEAST, BEGUN_MOST))
             .load(OBJECT)?;
-        for name in [name::INGRESS, name::EGRESS, name::LOOK] {
+        for name in [name::INGRESS, name::EGRESS, name::SOCKET_INFO] {
             let program = program(&mut ebpf, name)?;
             verified(|| program.load())?;
         }
@@ -456,14 +455,14 @@ impl Programs {
     }
 
     /// Looks at the sockets of both legs. Fails with `NotFound` if one of them is not there.
-    pub fn look(&self, tuples: [Tuple; LEGS]) -> io::Result<[Look; LEGS]> {
-        let mut packet = [0; OFFSET + LEGS * size_of::<Look>()];
+    pub fn socket_info(&self, tuples: [Tuple; LEGS]) -> io::Result<[SocketInfo; LEGS]> {
+        let mut packet = [0; OFFSET + LEGS * size_of::<SocketInfo>()];
         for (at, tuple) in tuples.into_iter().enumerate() {
-            write(&mut packet, at, &Look::at(tuple));
+            write(&mut packet, at, &SocketInfo::at(tuple));
         }
         let mut answered = packet;
         let ebpf = self.ebpf.read().unwrap_or_else(PoisonError::into_inner);
-        let program = ebpf.program(name::LOOK).ok_or(io::ErrorKind::NotFound)?;
+        let program = ebpf.program(name::SOCKET_INFO).ok_or(io::ErrorKind::NotFound)?;
         let program: &SchedClassifier = program.try_into().map_err(io::Error::other)?;
         let mut options = TestRunOptions::new();
         options.data_in = Some(&packet);
@@ -590,19 +589,19 @@ fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut SchedCl
 }
 
 /// Where a question or answer is in the made-up packet.
-fn place(at: usize) -> std::ops::Range<usize> {
-    let start = OFFSET + at * size_of::<Look>();
-    start..start + size_of::<Look>()
+fn slot(at: usize) -> std::ops::Range<usize> {
+    let start = OFFSET + at * size_of::<SocketInfo>();
+    start..start + size_of::<SocketInfo>()
 }
 
-fn write(packet: &mut [u8], at: usize, look: &Look) {
-    // SAFETY: a `Look` consists of integers without padding, so each of its bytes is initialised.
+fn write(packet: &mut [u8], at: usize, info: &SocketInfo) {
+    // SAFETY: a `SocketInfo` consists of integers without padding, so each of its bytes is initialised.
     let bytes =
-        unsafe { std::slice::from_raw_parts(std::ptr::from_ref(look).cast::<u8>(), size_of::<Look>()) };
-    packet[place(at)].copy_from_slice(bytes);
+        unsafe { std::slice::from_raw_parts(std::ptr::from_ref(info).cast::<u8>(), size_of::<SocketInfo>()) };
+    packet[slot(at)].copy_from_slice(bytes);
 }
 
-fn read(packet: &[u8], at: usize) -> Look {
-    // SAFETY: the slice is as long as a `Look`, which consists of integers: every bit pattern is valid.
-    unsafe { packet[place(at)].as_ptr().cast::<Look>().read_unaligned() }
+fn read(packet: &[u8], at: usize) -> SocketInfo {
+    // SAFETY: the slice is as long as a `SocketInfo`, which consists of integers: every bit pattern is valid.
+    unsafe { packet[slot(at)].as_ptr().cast::<SocketInfo>().read_unaligned() }
 }

@@ -16,7 +16,10 @@ use aya::{
     maps::{Array, MapData, MapError, PerCpuArray, RingBuf, SockHash},
     programs::SkSkb,
 };
-use snisplice_common::{Cookie, counters::Counters, event::ring_bytes, map};
+use snisplice_common::{
+    Cookie,
+    sockmap::{counters::Counters, event::ring_bytes, maps},
+};
 
 use self::{
     budget::Budget,
@@ -39,7 +42,7 @@ pub mod same_host_collector;
 pub mod stats;
 
 /// The object that `cargo xtask ebpf` makes of the `ebpf` crate.
-static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/prebuilt/snisplice.bpf.o");
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/prebuilt/snisplice-sockmap.bpf.o");
 
 /// A number that differs where the programs that this process would load differ.
 #[must_use]
@@ -121,38 +124,38 @@ impl Kernel {
         // Nothing, where nobody asks for it. A small map of the kind that makes room by itself does so too early.
         let local = if plan.is_some() { directions.max(SMALLEST_LRU) } else { 1 };
         let mut ebpf = loader
-            .override_global(map::global::HIGH_WATER, &settings.in_flight_bytes, true)
-            .override_global(map::global::TOTAL, &settings.total_in_flight_bytes, true)
-            .override_global(map::global::MARGIN, &MARGIN, true)
-            .map_max_entries(map::TARGETS, directions)
-            .map_max_entries(map::VERDICT, directions)
-            .map_max_entries(map::FLOWS, directions)
-            .map_max_entries(map::CONTROL, directions)
-            .map_max_entries(map::EVENTS, ring_bytes(directions))
-            .map_max_entries(map::UPSTREAM, local)
-            .map_max_entries(map::EXPECTED, local)
-            .map_max_entries(map::BACKEND, local)
-            .map_max_entries(map::LOCAL, local)
-            .map_max_entries(map::SHORTCUTS, local)
+            .override_global(maps::global::HIGH_WATER, &settings.in_flight_bytes, true)
+            .override_global(maps::global::TOTAL, &settings.total_in_flight_bytes, true)
+            .override_global(maps::global::MARGIN, &MARGIN, true)
+            .map_max_entries(maps::TARGETS, directions)
+            .map_max_entries(maps::VERDICT, directions)
+            .map_max_entries(maps::FLOWS, directions)
+            .map_max_entries(maps::CONTROL, directions)
+            .map_max_entries(maps::EVENTS, ring_bytes(directions))
+            .map_max_entries(maps::UPSTREAM, local)
+            .map_max_entries(maps::EXPECTED, local)
+            .map_max_entries(maps::BACKEND, local)
+            .map_max_entries(maps::LOCAL, local)
+            .map_max_entries(maps::SHORTCUTS, local)
             .load(OBJECT)?;
 
         let fds = Fds {
-            targets: descriptor(&ebpf, map::TARGETS)?,
-            verdict: descriptor(&ebpf, map::VERDICT)?,
-            flows: descriptor(&ebpf, map::FLOWS)?,
-            control: descriptor(&ebpf, map::CONTROL)?,
+            targets: descriptor(&ebpf, maps::TARGETS)?,
+            verdict: descriptor(&ebpf, maps::VERDICT)?,
+            flows: descriptor(&ebpf, maps::FLOWS)?,
+            control: descriptor(&ebpf, maps::CONTROL)?,
         };
         // Attached before the first socket comes: a program that is attached later leaves members alone.
-        let verdict: SockHash<_, Cookie> = SockHash::try_from(taken(&mut ebpf, map::VERDICT)?)?;
+        let verdict: SockHash<_, Cookie> = SockHash::try_from(taken(&mut ebpf, maps::VERDICT)?)?;
         let program = ebpf.program_mut(PROGRAM).ok_or(LoadError::Missing(PROGRAM))?;
         let program: &mut SkSkb = program.try_into()?;
         verified(|| program.load())?;
         program.attach(verdict.fd())?;
 
         let same_host = plan.map(|plan| plan.attach(&mut ebpf)).transpose()?;
-        let ring = RingBuf::try_from(taken(&mut ebpf, map::EVENTS)?)?;
-        let counters = Arc::new(PerCpuArray::try_from(taken(&mut ebpf, map::COUNTERS)?)?);
-        let budget = Budget::new(Array::try_from(taken(&mut ebpf, map::IN_FLIGHT)?)?);
+        let ring = RingBuf::try_from(taken(&mut ebpf, maps::EVENTS)?)?;
+        let counters = Arc::new(PerCpuArray::try_from(taken(&mut ebpf, maps::COUNTERS)?)?);
+        let budget = Budget::new(Array::try_from(taken(&mut ebpf, maps::IN_FLIGHT)?)?);
         let listener = Listener::start(ring, counters.clone()).map_err(LoadError::Listen)?;
         Ok(Arc::new(Self {
             listener,

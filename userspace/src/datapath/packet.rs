@@ -18,9 +18,9 @@ use std::{
 };
 
 use snisplice_common::packet::{
-    Slot,
     flow::{CARRY, OFF, Rules, State},
-    look::Look,
+    maps::Slot,
+    socket_info::SocketInfo,
 };
 use tokio::task::AbortHandle;
 
@@ -216,7 +216,7 @@ impl Packet {
             }
         }
         for (leg, stream) in legs.iter_mut().zip([client, backend]) {
-            *leg = Leg { look: leg.look, ..leg::of(stream)? };
+            *leg = Leg { info: leg.info, ..leg::of(stream)? };
         }
         // Nobody has finished before the look, so nobody's FIN is among what was received.
         plan::admit(&legs[0], &legs[1])?;
@@ -236,25 +236,25 @@ impl Packet {
         &self,
         legs: &'l mut [Leg; 2],
         connection: &relay::Connection,
-    ) -> Result<[&'l Look; 2], PacketRefusal> {
-        let before = legs.each_ref().map(|leg| leg.look.rcv_nxt);
+    ) -> Result<[&'l SocketInfo; 2], PacketRefusal> {
+        let before = legs.each_ref().map(|leg| leg.info.rcv_nxt);
         self.look_at(legs)?;
         let is_open = |stream| leg::of(stream).map(|leg| leg.established);
         for (leg, (before, stream)) in
             legs.iter().zip(before.iter().zip([&connection.client, &connection.backend]))
         {
-            if leg.look.rcv_nxt != *before && !is_open(stream)? {
+            if leg.info.rcv_nxt != *before && !is_open(stream)? {
                 return Err(PacketRefusal::PeerClosed);
             }
         }
-        Ok(legs.each_ref().map(|leg| &leg.look))
+        Ok(legs.each_ref().map(|leg| &leg.info))
     }
 
     /// Completes what is known of both legs, and has the programs on the devices that they use. True if they were not there
     /// before.
     fn look(&self, legs: &mut [Leg; 2]) -> Result<bool, PacketRefusal> {
         self.look_at(legs)?;
-        let attached = self.attach(legs.each_ref().map(|leg| &leg.look))?;
+        let attached = self.attach(legs.each_ref().map(|leg| &leg.info))?;
         if attached {
             // That takes a while.
             self.look_at(legs)?;
@@ -264,24 +264,24 @@ impl Packet {
 
     fn look_at(&self, legs: &mut [Leg; 2]) -> Result<(), PacketRefusal> {
         let tuples = [legs[0].tuple, legs[1].tuple];
-        let looks = self.shared.programs.look(tuples).map_err(|error| match error.kind() {
+        let infos = self.shared.programs.socket_info(tuples).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => PacketRefusal::PeerClosed,
             _ => PacketRefusal::Other,
         })?;
-        for (leg, look) in legs.iter_mut().zip(looks) {
-            leg.look = look;
+        for (leg, info) in legs.iter_mut().zip(infos) {
+            leg.info = info;
         }
         Ok(())
     }
 
     /// Has the programs on the devices of both legs. True if they were not there before.
-    fn attach(&self, looks: [&Look; 2]) -> Result<bool, PacketRefusal> {
+    fn attach(&self, infos: [&SocketInfo; 2]) -> Result<bool, PacketRefusal> {
         let mut attached = false;
-        for look in looks {
-            if look.tx_device == 0 {
+        for info in infos {
+            if info.tx_device == 0 {
                 return Err(PacketRefusal::Device);
             }
-            for device in [look.rx_device, look.tx_device] {
+            for device in [info.rx_device, info.tx_device] {
                 match self.shared.programs.is_attached(device) {
                     _ if device == 0 => {}
                     Some(true) => {}

@@ -1,6 +1,6 @@
 //! The sockmap datapath: the kernel moves the bytes, userspace moves those it passes and ends the connection.
 //!
-//! Both sockets go into maps; from then on the verdict program (`ebpf/src/verdict.rs`, `snisplice_common::flow`)
+//! Both sockets go into maps; from then on the verdict program (`ebpf/src/sockmap/verdict.rs`, `snisplice_common::sockmap::direction`)
 //! sees each packet that either receives and redirects it to the other, or passes it when the other has no room.
 //! `sockmap/connection.rs` tells what userspace does meanwhile; what cannot be enrolled, the relay carries.
 //!
@@ -20,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-use snisplice_common::{flow::Flow, shortcut::Shortcut};
+use snisplice_common::sockmap::{direction::Flow, shortcut::Shortcut};
 use snisplice_config::model::Handover;
 use tokio::{io::Interest, net::TcpStream, task::AbortHandle};
 

@@ -7,7 +7,7 @@
 
 use std::{io, rc::Rc, sync::Arc, thread, time::Duration};
 
-use snisplice_common::packet::Totals;
+use snisplice_common::packet::maps::Totals;
 use strum::VariantArray as _;
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},

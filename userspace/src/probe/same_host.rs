@@ -6,7 +6,7 @@
 
 use std::{cell::Cell, io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
-use snisplice_common::shortcut::ShortcutCounters;
+use snisplice_common::sockmap::shortcut::ShortcutCounters;
 use tokio::{
     net::{TcpSocket, TcpStream},
     runtime,

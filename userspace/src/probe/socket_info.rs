@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use snisplice_common::packet::{Tuple, look::Look};
+use snisplice_common::packet::{maps::Tuple, socket_info::SocketInfo};
 use thiserror::Error;
 
 use crate::{
@@ -32,7 +32,7 @@ pub enum ProbeError {
     Loopback(#[from] io::Error),
     /// The kernel's numbers are not what was expected.
     #[error("this kernel's sockets are not understood: {0}")]
-    Look(String),
+    SocketInfo(String),
 }
 
 /// Makes a connection on loopback and looks at both of its ends.
@@ -55,16 +55,16 @@ pub fn look(programs: &Programs) -> Result<(), ProbeError> {
     let started = Instant::now();
     while sockopt::unacknowledged(&one)? != 0 {
         if started.elapsed() > PATIENCE {
-            return Err(ProbeError::Look("bytes are not acknowledged".to_owned()));
+            return Err(ProbeError::SocketInfo("bytes are not acknowledged".to_owned()));
         }
         thread::sleep(Duration::from_millis(1));
     }
-    let [one, other] = programs.look(tuples)?;
+    let [one, other] = programs.socket_info(tuples)?;
     let is = |what: &str, condition: bool| {
-        let wrong = || ProbeError::Look(format!("{what} is wrong in {one:?} and {other:?}"));
+        let wrong = || ProbeError::SocketInfo(format!("{what} is wrong in {one:?} and {other:?}"));
         if condition { Ok(()) } else { Err(wrong()) }
     };
-    let numbers_match = |from: &Look, to: &Look| from.write_seq == to.rcv_nxt;
+    let numbers_match = |from: &SocketInfo, to: &SocketInfo| from.write_seq == to.rcv_nxt;
     is("what was sent", numbers_match(&one, &other) && numbers_match(&other, &one))?;
     is("what was acknowledged", one.unacknowledged() == 0 && other.unacknowledged() == 0)?;
     is("what is unread", one.unread() == 0 && other.unread() == UNREAD)?;

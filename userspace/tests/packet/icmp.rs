@@ -2,8 +2,8 @@
 
 use snisplice_common::packet::{
     flow::{OFF, OVER, RESET},
-    header::TCP_MIN,
     icmp::{ICMP_BYTES, restore_v4, restore_v6},
+    segment::TCP_MIN,
 };
 
 use crate::{

@@ -32,9 +32,10 @@ use snisplice::{
     probe::packet::Trial as Experiments,
 };
 use snisplice_common::packet::{
-    Slot, Tuple,
-    flow::{CARRY, OFF, OVER, RESET, Rules, Standing, State, Way},
-    header::{IPV4_BYTES, IPV6_BYTES, TCP_BYTES, flag, readdress_v4, readdress_v6, translate},
+    flow::{CARRY, OFF, OVER, RESET, Rules, Standing, State, Translation},
+    maps::{Slot, Tuple},
+    segment::{IPV4_BYTES, IPV6_BYTES, TCP_BYTES, flag},
+    translate::{readdress_v4, readdress_v6, translate},
 };
 use snisplice_config::networks::Network;
 
@@ -227,7 +228,7 @@ fn leg(v6: bool, way: u32) -> Tuple {
 fn rules(v6: bool, mode: u32) -> Rules {
     let way = |to: Tuple, seq: u32, ack: u32| {
         let ports = [to.local_port.to_ne_bytes(), to.remote_port.to_ne_bytes()].concat();
-        Way {
+        Translation {
             remote: to.remote,
             local: to.local,
             ports: u32::from_ne_bytes(ports.try_into().expect("four bytes")),
@@ -330,7 +331,7 @@ fn is_valid(v6: bool, packet: &[u8]) -> bool {
 }
 
 /// What the functions make of a packet.
-fn expected(v6: bool, way: &Way, packet: &[u8]) -> Vec<u8> {
+fn expected(v6: bool, way: &Translation, packet: &[u8]) -> Vec<u8> {
     let mut packet = packet.to_vec();
     let l4 = if v6 { 14 + IPV6_BYTES } else { 14 + IPV4_BYTES };
     let length = usize::from(packet[l4 + 12] >> 4) * 4;
@@ -589,9 +590,9 @@ fn damaged_is_not_told() {
     lab.states.set(FLOW, State::new([0, 500], [60_000, 60_000]), 0).expect("a place in the array");
     let ack = packet(false, 0, &Segment { ack: 2_300, ..Segment::default() });
     assert_eq!(lab.run(&damaged(false, ack.clone(), true)).0, REDIRECT);
-    assert_eq!(lab.programs.totals().expect("totals").told, 0);
+    assert_eq!(lab.programs.totals().expect("totals").acks_mirrored, 0);
     assert_eq!(lab.run(&ack).0, REDIRECT);
-    assert_eq!(lab.programs.totals().expect("totals").told, 1);
+    assert_eq!(lab.programs.totals().expect("totals").acks_mirrored, 1);
 }
 
 fn lengths_are_not_believed() {

@@ -20,7 +20,7 @@ use rustix::{
 use snisplice::{metrics::labels::Carrier, net::sockopt};
 use snisplice_common::{
     Cookie,
-    shortcut::{BackendEnd, Shortcut, ShortcutCounters},
+    sockmap::shortcut::{BackendEnd, Shortcut, ShortcutCounters},
 };
 
 use crate::{

@@ -5,7 +5,7 @@ use std::{fs, io::Write as _, net::Shutdown, os::fd::AsFd as _, process::Command
 use libtest_mimic::Trial;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use snisplice::{bpf::sockmap::stats::Refusal, metrics::labels::Carrier};
-use snisplice_common::budget::SMALL_BYTES;
+use snisplice_common::sockmap::budget::SMALL_BYTES;
 
 use crate::{
     data::{Random, Stream, expect_eof},

@@ -21,7 +21,7 @@ use snisplice::{
 };
 use snisplice_common::{
     Cookie,
-    flow::{Control, Flow},
+    sockmap::direction::{Control, Flow},
 };
 use tokio::{sync::mpsc as tokio_mpsc, task::LocalSet};
 

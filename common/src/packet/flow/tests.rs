@@ -3,14 +3,14 @@ use proptest::prelude::*;
 use super::*;
 
 /// Leg A numbers the way up from 1,000 below the wrap and the way down from 5; leg B otherwise.
-const UP: Way = way(u32::MAX - 999, 5);
-const DOWN: Way = way(70_000, 90);
+const UP: Translation = way(u32::MAX - 999, 5);
+const DOWN: Translation = way(70_000, 90);
 
 /// The same while our own sockets have still to come to rest.
-const BEGINNING: Way = Way { flags: BEGINS, ..DOWN };
+const BEGINNING: Translation = Translation { flags: BEGINS, ..DOWN };
 
-const fn way(seq_start: u32, ack_start: u32) -> Way {
-    Way {
+const fn way(seq_start: u32, ack_start: u32) -> Translation {
+    Translation {
         remote: [0; 4],
         local: [0; 4],
         ports: 0,
@@ -32,7 +32,7 @@ const fn way(seq_start: u32, ack_start: u32) -> Way {
     }
 }
 
-fn segment(way: &Way, at: u64, acked: u64, payload: u32, flags: u8) -> Segment {
+fn segment(way: &Translation, at: u64, acked: u64, payload: u32, flags: u8) -> Segment {
     let low = |position: u64| u32::try_from(position & 0xffff_ffff).unwrap();
     Segment {
         seq: way.seq_start.wrapping_add(low(at)),
@@ -236,7 +236,7 @@ fn what_ends_where_the_receiver_has_acknowledged_to_ends_nothing() {
 
 #[test]
 fn what_our_own_socket_has_granted_may_be_sent() {
-    let way = Way { granted: 90_000, ..UP };
+    let way = Translation { granted: 90_000, ..UP };
     let mut state = State::new([0, 0], [50_000, 50_000]);
     let [up, down] = &mut state.ways;
     up.note(down, &way, &segment(&UP, 90_001, 0, 1_000, 0), 1);
@@ -247,7 +247,7 @@ fn what_our_own_socket_has_granted_may_be_sent() {
 
 #[test]
 fn a_forgery_in_the_window_leaves_a_hole_and_the_end_is_known() {
-    let expected = Own::Rewrite { seq: DOWN.ack_start + 1_000, ack: DOWN.seq_start + 300 };
+    let expected = EgressAction::Rewrite { seq: DOWN.ack_start + 1_000, ack: DOWN.seq_start + 300 };
     let reset = Segment { flags: flag::RST | flag::ACK, ..Segment::default() };
     for (at, payload, flags) in [
         (1_001, 4, 0),
@@ -260,7 +260,7 @@ fn a_forgery_in_the_window_leaves_a_hole_and_the_end_is_known() {
         assert!(!flow.see(true, at, 300, payload, flags), "{at}");
         // An end that is asked for arrives: the backend has received 1,000 bytes.
         let [up, down] = &mut flow.0.ways;
-        assert_eq!(judge(RESET, &DOWN, down, up, &reset), expected, "{at}");
+        assert_eq!(decide_egress(RESET, &DOWN, down, up, &reset), expected, "{at}");
         let question = DOWN.ack_start + 999;
         assert_eq!(UP.question(up, down).0.wrapping_sub(UP.seq_start), question - DOWN.ack_start, "{at}");
         finish(&mut flow);
@@ -276,14 +276,14 @@ fn a_forgery_in_the_window_leaves_a_hole_and_the_end_is_known() {
 
 #[test]
 fn packets_come_by_the_side_of_their_sender() {
-    let up = Way { device: 8, from: 6, ..UP };
-    let down = Way { device: 7, from: 8, ..DOWN };
+    let up = Translation { device: 8, from: 6, ..UP };
+    let down = Translation { device: 7, from: 8, ..DOWN };
     for (device, strict, loose) in [(6, true, true), (7, true, true), (8, false, false), (9, false, true)] {
         assert_eq!(up.comes_by(&down, device, true), strict, "{device}");
         assert_eq!(up.comes_by(&down, device, false), loose, "{device}");
     }
     // Both peers are on the same side.
-    let back = Way { device: 8, ..down };
+    let back = Translation { device: 8, ..down };
     assert!(up.comes_by(&back, 8, true));
 }
 
@@ -305,8 +305,8 @@ fn a_hole_is_filled_by_what_was_missing_or_acknowledged() {
     let to = |state: &State| {
         let [mut up, mut down] = state.ways;
         let reset = Segment { flags: flag::RST | flag::ACK, ..Segment::default() };
-        match judge(RESET, &DOWN, &mut down, &mut up, &reset) {
-            Own::Rewrite { seq, .. } => seq - DOWN.ack_start,
+        match decide_egress(RESET, &DOWN, &mut down, &mut up, &reset) {
+            EgressAction::Rewrite { seq, .. } => seq - DOWN.ack_start,
             other => panic!("{other:?}"),
         }
     };
@@ -342,7 +342,7 @@ fn the_end_is_told_once() {
 /// What goes round is known, whatever other programs write into it, and if it is not, it ends.
 #[test]
 fn a_copy_is_known_by_what_was_noted() {
-    let way = Way { own: 5_000, ..UP };
+    let way = Translation { own: 5_000, ..UP };
     let mut state = State::new([0, 5_000], [60_000, 60_000]);
     let ack = |acked: u64, payload: u32| segment(&UP, 0, acked, payload, 0);
     let [up, down] = &mut state.ways;
@@ -382,7 +382,7 @@ fn a_copy_is_known_by_what_was_noted() {
 /// A program before ours hides from ours what comes by once more: still nothing goes round for ever.
 #[test]
 fn copies_that_are_never_known_again_end() {
-    let way = Way { own: 5_000, ..UP };
+    let way = Translation { own: 5_000, ..UP };
     let mut state = State::new([0, 5_000], [60_000, 60_000]);
     let [up, down] = &mut state.ways;
     let mut queue: std::collections::VecDeque<Segment> =
@@ -411,18 +411,18 @@ fn our_own_sockets_say_only_what_is_still_to_be_said() {
         flags: flags | flag::ACK,
         payload: length,
     };
-    assert_eq!(judge(CARRY, &BEGINNING, down, up, &own(0, 500, 0)), Own::Pass);
-    assert_eq!(judge(CARRY, &BEGINNING, down, up, &own(500, 0, 0)), Own::Drop);
+    assert_eq!(decide_egress(CARRY, &BEGINNING, down, up, &own(0, 500, 0)), EgressAction::Pass);
+    assert_eq!(decide_egress(CARRY, &BEGINNING, down, up, &own(500, 0, 0)), EgressAction::Drop);
     down.acked = 400;
-    assert_eq!(judge(CARRY, &BEGINNING, down, up, &own(0, 500, 0)), Own::Pass);
+    assert_eq!(decide_egress(CARRY, &BEGINNING, down, up, &own(0, 500, 0)), EgressAction::Pass);
     assert_eq!(down.asked, 0);
     down.acked = 500;
-    assert_eq!(judge(CARRY, &BEGINNING, down, up, &own(0, 500, 0)), Own::Pass);
+    assert_eq!(decide_egress(CARRY, &BEGINNING, down, up, &own(0, 500, 0)), EgressAction::Pass);
     assert_eq!(down.asked, 1, "the socket has not heard that it arrived");
     // A byte more than was known is known now.
-    assert_eq!(judge(CARRY, &BEGINNING, down, up, &own(0, 501, 0)), Own::Pass);
+    assert_eq!(decide_egress(CARRY, &BEGINNING, down, up, &own(0, 501, 0)), EgressAction::Pass);
     assert_eq!(up.sent, 501);
-    assert_eq!(judge(OFF, &BEGINNING, down, up, &own(0, 0, 0)), Own::Pass);
+    assert_eq!(decide_egress(OFF, &BEGINNING, down, up, &own(0, 0, 0)), EgressAction::Pass);
 }
 
 #[test]
@@ -438,20 +438,20 @@ fn our_own_sockets_acknowledge_nothing_too_old() {
         ..Segment::default()
     };
     for (acked, verdict) in [
-        (0, Own::Pass),
-        (41, Own::Pass),
-        (42, Own::Rewrite { seq: own.seq, ack: DOWN.seq_start.wrapping_add(41) }),
-        (100_000, Own::Rewrite { seq: own.seq, ack: DOWN.seq_start.wrapping_add(99_999) }),
+        (0, EgressAction::Pass),
+        (41, EgressAction::Pass),
+        (42, EgressAction::Rewrite { seq: own.seq, ack: DOWN.seq_start.wrapping_add(41) }),
+        (100_000, EgressAction::Rewrite { seq: own.seq, ack: DOWN.seq_start.wrapping_add(99_999) }),
     ] {
         up.acked = acked;
-        assert_eq!(judge(CARRY, &DOWN, down, up, &own), verdict, "{acked}");
+        assert_eq!(decide_egress(CARRY, &DOWN, down, up, &own), verdict, "{acked}");
     }
 }
 
 #[test]
 fn our_own_sockets_hear_what_they_wait_for() {
     // On leg B our own socket has 500 bytes to deliver, and expects what follows 40 that it has received.
-    let way = Way { own: 500, expected: DOWN.seq_start.wrapping_add(40), ..DOWN };
+    let way = Translation { own: 500, expected: DOWN.seq_start.wrapping_add(40), ..DOWN };
     let ack = |position: u32| DOWN.ack_start.wrapping_add(position);
     let mut track = Track::default();
     let some = Segment { ack: ack(300), flags: flag::ACK, payload: 1_000, ..Segment::default() };
@@ -473,12 +473,12 @@ fn our_own_sockets_may_ask_whether_a_peer_is_there() {
     let [up, down] = &mut state.ways;
     let empty =
         |at: u32| Segment { seq: DOWN.ack_start.wrapping_add(at), flags: flag::ACK, ..Segment::default() };
-    assert_eq!(judge(CARRY, &BEGINNING, down, up, &empty(0)), Own::Drop);
-    assert_eq!(judge(CARRY, &BEGINNING, down, up, &empty(0_u32.wrapping_sub(1))), Own::Pass);
+    assert_eq!(decide_egress(CARRY, &BEGINNING, down, up, &empty(0)), EgressAction::Drop);
+    assert_eq!(decide_egress(CARRY, &BEGINNING, down, up, &empty(0_u32.wrapping_sub(1))), EgressAction::Pass);
     assert_eq!(down.asked, 1);
     down.acked = 500;
-    assert_eq!(judge(CARRY, &BEGINNING, down, up, &empty(500)), Own::Drop);
-    assert_eq!(judge(CARRY, &BEGINNING, down, up, &empty(499)), Own::Pass);
+    assert_eq!(decide_egress(CARRY, &BEGINNING, down, up, &empty(500)), EgressAction::Drop);
+    assert_eq!(decide_egress(CARRY, &BEGINNING, down, up, &empty(499)), EgressAction::Pass);
 }
 
 #[test]
@@ -492,16 +492,25 @@ fn a_reset_of_ours_has_the_numbers_that_the_peer_expects() {
     let [up, down] = &mut flow.0.ways;
     let reset = Segment { flags: flag::RST | flag::ACK, ..Segment::default() };
     // To the client, to whom 350 were sent, and who has sent 1,500 from 1,000 below the wrap.
-    assert_eq!(judge(RESET, &UP, up, down, &reset), Own::Rewrite { seq: 355, ack: 500 });
+    assert_eq!(decide_egress(RESET, &UP, up, down, &reset), EgressAction::Rewrite { seq: 355, ack: 500 });
     for mode in [RESET, CARRY] {
-        assert_eq!(judge(mode, &DOWN, down, up, &reset), Own::Rewrite { seq: 1_590, ack: 70_350 });
+        assert_eq!(
+            decide_egress(mode, &DOWN, down, up, &reset),
+            EgressAction::Rewrite { seq: 1_590, ack: 70_350 }
+        );
     }
     // The stack's answer to what the peer says.
     let answer = Segment { flags: flag::RST, seq: 77, ..reset };
-    assert_eq!(judge(RESET, &UP, up, down, &answer), Own::Pass);
-    assert_eq!(judge(RESET, &UP, up, down, &Segment { flags: flag::ACK, ..reset }), Own::Drop);
-    assert_eq!(judge(OVER, &UP, up, down, &Segment { flags: flag::SYN, ..reset }), Own::Forget);
-    assert_eq!(judge(OVER, &UP, up, down, &reset), Own::Drop);
+    assert_eq!(decide_egress(RESET, &UP, up, down, &answer), EgressAction::Pass);
+    assert_eq!(
+        decide_egress(RESET, &UP, up, down, &Segment { flags: flag::ACK, ..reset }),
+        EgressAction::Drop
+    );
+    assert_eq!(
+        decide_egress(OVER, &UP, up, down, &Segment { flags: flag::SYN, ..reset }),
+        EgressAction::Forget
+    );
+    assert_eq!(decide_egress(OVER, &UP, up, down, &reset), EgressAction::Drop);
 }
 
 #[test]
@@ -511,12 +520,18 @@ fn what_dying_sockets_say_of_a_flow_that_is_kept_is_dropped() {
     let empty =
         |at: u32, flags: u8| Segment { seq: DOWN.ack_start.wrapping_add(at), flags, ..Segment::default() };
     for flags in [flag::RST, flag::RST | flag::ACK, flag::FIN | flag::ACK, flag::SYN] {
-        assert_eq!(judge(KEPT, &Way { own: 500, ..DOWN }, down, up, &empty(500, flags)), Own::Drop);
+        assert_eq!(
+            decide_egress(KEPT, &Translation { own: 500, ..DOWN }, down, up, &empty(500, flags)),
+            EgressAction::Drop
+        );
     }
     assert_eq!(up.sent, 500);
     // What has come to rest may still ask.
     down.acked = 500;
-    assert_eq!(judge(KEPT, &Way { own: 500, ..DOWN }, down, up, &empty(499, flag::ACK)), Own::Pass);
+    assert_eq!(
+        decide_egress(KEPT, &Translation { own: 500, ..DOWN }, down, up, &empty(499, flag::ACK)),
+        EgressAction::Pass
+    );
     assert_eq!(down.asked, 1);
 }
 
@@ -525,19 +540,22 @@ fn what_comes_past_the_programs_is_noticed_once() {
     let mut state = State::new([500, 0], [0, 0]);
     let [up, down] = &mut state.ways;
     down.acked = 9_000;
-    let way = Way { own: 500, ..DOWN };
+    let way = Translation { own: 500, ..DOWN };
     let empty =
         |at: u32| Segment { seq: DOWN.ack_start.wrapping_add(at), flags: flag::ACK, ..Segment::default() };
     // Of all that it has sent: it has been sent something that it does not expect.
-    assert_eq!(judge(CARRY, &Way { flags: BEGINS, ..way }, down, up, &empty(500)), Own::Pass);
-    assert_eq!(judge(KEPT, &way, down, up, &empty(499)), Own::Pass);
+    assert_eq!(
+        decide_egress(CARRY, &Translation { flags: BEGINS, ..way }, down, up, &empty(500)),
+        EgressAction::Pass
+    );
+    assert_eq!(decide_egress(KEPT, &way, down, up, &empty(499)), EgressAction::Pass);
     assert_eq!(down.marks & BYPASSED, 0);
-    assert_eq!(judge(KEPT, &way, down, up, &empty(500)), Own::Bypassed);
+    assert_eq!(decide_egress(KEPT, &way, down, up, &empty(500)), EgressAction::Bypassed);
     assert_eq!(down.marks & BYPASSED, BYPASSED);
-    assert_eq!(judge(KEPT, &way, down, up, &empty(500)), Own::Drop);
-    assert_eq!(judge(HOLD, &way, down, up, &empty(9_000)), Own::Drop);
+    assert_eq!(decide_egress(KEPT, &way, down, up, &empty(500)), EgressAction::Drop);
+    assert_eq!(decide_egress(HOLD, &way, down, up, &empty(9_000)), EgressAction::Drop);
     // Where does the peer stand?
-    assert_eq!(judge(HOLD, &way, down, up, &empty(499)), Own::Pass);
+    assert_eq!(decide_egress(HOLD, &way, down, up, &empty(499)), EgressAction::Pass);
 }
 
 #[test]

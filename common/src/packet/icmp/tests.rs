@@ -6,18 +6,18 @@ use super::{
     super::{
         checksum::{fold, tests::sum_of},
         flow::ECN,
-        header::{HOPS, readdress_v4, readdress_v6},
-        mapped,
+        maps::mapped,
+        translate::{HOPS, readdress_v4, readdress_v6},
     },
     *,
 };
 
 /// How the packet goes, and how packets come back from where it goes.
-fn ways() -> impl Strategy<Value = [Way; 2]> {
+fn ways() -> impl Strategy<Value = [Translation; 2]> {
     (any::<[[u32; 4]; 4]>(), any::<[u32; 4]>(), 0_u32..=14, any::<bool>()).prop_map(
         |([sender, front, rear, receiver], [ports, seq, ack, ports_back], scale, v6)| {
             let address = |address: [u32; 4]| if v6 { address } else { mapped(address[3]) };
-            let of = Way {
+            let of = Translation {
                 remote: address(receiver),
                 local: address(rear),
                 ports,
@@ -27,10 +27,14 @@ fn ways() -> impl Strategy<Value = [Way; 2]> {
                 scale_from: scale,
                 scale_to: scale,
                 flags: ECN,
-                ..Way::default()
+                ..Translation::default()
             };
-            let back =
-                Way { remote: address(sender), local: address(front), ports: ports_back, ..Way::default() };
+            let back = Translation {
+                remote: address(sender),
+                local: address(front),
+                ports: ports_back,
+                ..Translation::default()
+            };
             [of, back]
         },
     )
@@ -42,7 +46,7 @@ fn one_zero(sum: u16) -> u16 {
 }
 
 /// A TCP header from the sender, without options, and as it was sent on.
-fn sent_on(fixed: [u8; TCP_MIN], ways: &[Way; 2], pseudo: Change) -> [[u8; TCP_BYTES]; 2] {
+fn sent_on(fixed: [u8; TCP_MIN], ways: &[Translation; 2], pseudo: Change) -> [[u8; TCP_BYTES]; 2] {
     let mut first = [0; TCP_BYTES];
     first[..TCP_MIN].copy_from_slice(&fixed);
     let ports = ways[1].ports.rotate_left(16);
@@ -105,7 +109,7 @@ proptest! {
     fn an_ipv4_packet_becomes_what_it_was(
         fixed: [u8; TCP_MIN], low: [u8; 12], ways in ways(), cut: bool,
     ) {
-        let ways = ways.map(|way| Way { remote: mapped(way.remote[3]), local: mapped(way.local[3]), ..way });
+        let ways = ways.map(|way| Translation { remote: mapped(way.remote[3]), local: mapped(way.local[3]), ..way });
         let mut first = [0; IPV4_BYTES];
         first[..12].copy_from_slice(&low);
         // What the program sends with, so that it need not be restored.
@@ -172,8 +176,8 @@ proptest! {
         start: u32, offset: u32, acked in 0_u64..1 << 33, under_way in 0_u64..1 << 20, own in 0_u32..1 << 28,
         at in -2_000_000_i64..2_000_000,
     ) {
-        let of = Way { seq: offset, seq_start: start, ..Way::default() };
-        let back = Way { own, ..Way::default() };
+        let of = Translation { seq: offset, seq_start: start, ..Translation::default() };
+        let back = Translation { own, ..Translation::default() };
         let sent = Track { sent: acked + under_way, ..Track::default() };
         let other = Track { acked, ..Track::default() };
         let position = i64::try_from(acked).unwrap() + at;

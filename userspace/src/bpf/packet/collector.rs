@@ -33,10 +33,18 @@ impl Collector for PacketCounters {
             ("packet_bytes", "Bytes of payload sent on, retransmissions included", totals.bytes),
             ("packet_first", "Ways whose first packet was told of", heard.first()),
             ("packet_fins", "Ways whose FIN was told of", heard.fin()),
-            ("packet_held", "Packets left to the stack while a flow was reset", totals.held),
+            (
+                "packet_dropped_setup",
+                "Packets not sent on while their flow was set up, handed over or reset",
+                totals.dropped_setup,
+            ),
             ("packet_own_passed", "Packets of own sockets let through in a flow", totals.own_passed),
             ("packet_own_dropped", "Packets of own sockets dropped in a flow", totals.own_dropped),
-            ("packet_told", "Packets of which own sockets were told, too", totals.told),
+            (
+                "packet_acks_mirrored",
+                "Packets whose acknowledgement was mirrored to own sockets",
+                totals.acks_mirrored,
+            ),
             (
                 "packet_errors",
                 "ICMP errors about packets of flows that their senders were told",

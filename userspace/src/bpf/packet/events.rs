@@ -16,7 +16,7 @@ use rustix::{
     io::{Errno, retry_on_intr, write},
 };
 use slab::Slab;
-use snisplice_common::packet::{BYPASS, END, FIN, FIRST, Totals};
+use snisplice_common::packet::maps::{BYPASS, END, FIN, FIRST, Totals};
 
 use crate::bpf::{
     load::total,

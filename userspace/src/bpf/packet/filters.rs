@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fs, net::IpAddr};
 
 use aya::maps::{HashMap, LpmTrie, Map, MapData, MapError, lpm_trie::Key};
 use rustix::net::{AddressFamily, SocketType, netdevice::index_to_name_inlined, socket};
-use snisplice_common::packet::mapped;
+use snisplice_common::packet::maps::mapped;
 use snisplice_config::networks::{Network, Networks};
 
 /// Bits of a mapped address before those of IPv4.

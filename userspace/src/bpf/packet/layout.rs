@@ -1,6 +1,6 @@
 //! Where the running kernel keeps what the look at a socket reads.
 
-use snisplice_common::packet::look::global;
+use snisplice_common::packet::socket_info::global;
 
 use crate::bpf::layout::{LayoutError, Types};
 

@@ -30,9 +30,8 @@ use rustix::{
     process::geteuid,
 };
 use snisplice_common::packet::{
-    Slot, Tuple,
     flow::{Rules, State},
-    name,
+    maps::{Slot, Tuple, name},
 };
 use thiserror::Error;
 

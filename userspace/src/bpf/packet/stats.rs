@@ -1,4 +1,4 @@
-//! What the packet datapath counts in userspace. The kernel's own totals are [`snisplice_common::packet::Totals`].
+//! What the packet datapath counts in userspace. The kernel's own totals are [`snisplice_common::packet::maps::Totals`].
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 

@@ -2,7 +2,10 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use snisplice_common::packet::{Tuple, flow::Way, is_mapped, mapped};
+use snisplice_common::packet::{
+    flow::Translation,
+    maps::{Tuple, is_mapped, mapped},
+};
 
 /// The addresses of a connection as the packets that it receives have them.
 #[must_use]
@@ -17,7 +20,7 @@ pub fn tuple(local: SocketAddr, remote: SocketAddr) -> Tuple {
 
 /// The addresses of the connection that this way's packets are sent on to.
 #[must_use]
-pub fn of_receiver(way: &Way) -> Tuple {
+pub fn of_receiver(way: &Translation) -> Tuple {
     // As they lie in the header: our own port first.
     let [a, b, c, d] = way.ports.to_ne_bytes();
     Tuple {

@@ -1,4 +1,4 @@
-//! The sum of what waits in the kernel between the two sockets of every direction (`snisplice_common::budget`).
+//! The sum of what waits in the kernel between the two sockets of every direction (`snisplice_common::sockmap::budget`).
 
 use std::{
     fmt,
@@ -6,7 +6,7 @@ use std::{
 };
 
 use aya::maps::{Array, MapData, MapError};
-use snisplice_common::budget;
+use snisplice_common::sockmap::budget;
 
 /// The map of the sum, of which userspace keeps one half.
 pub struct Budget(Mutex<Halves>);

@@ -50,7 +50,7 @@ impl Collector for KernelCounters {
             ("sockmap_passed_packets", "Packets passed to userspace", counters.passed_packets),
             ("sockmap_returns", "Times a direction came back from userspace to the kernel", counters.returns),
             ("sockmap_lost_events", "Notices to userspace that found no room", counters.lost_events),
-            ("sockmap_strays", "Packets on a socket without a flow, passed", counters.strays),
+            ("sockmap_unowned", "Packets on a socket without a flow, passed", counters.unowned),
             (
                 "sockmap_overlaps",
                 "Packets that began with bytes which had arrived before, and which were left out",
@@ -83,7 +83,7 @@ impl Collector for KernelCounters {
         ];
         by_reason(
             &mut encoder,
-            "sockmap_falls",
+            "sockmap_fallbacks",
             "Times a direction went from the kernel to userspace",
             falls,
         )?;

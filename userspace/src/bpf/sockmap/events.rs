@@ -17,7 +17,7 @@ use rustix::{
     io::{Errno, retry_on_intr, write},
 };
 use slab::Slab;
-use snisplice_common::{counters::Counters, event::Event};
+use snisplice_common::sockmap::{counters::Counters, event::Event};
 
 use crate::bpf::{
     load::total,

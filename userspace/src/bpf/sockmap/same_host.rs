@@ -1,5 +1,5 @@
 //! What this process has in the kernel for backends on this host: two more programs and their maps
-//! ([`snisplice_common::shortcut`]).
+//! ([`snisplice_common::sockmap::shortcut`]).
 //!
 //! They are loaded only where a backend asks for it (`same_host: true`), since the one that finds the backends' sockets
 //! runs for each connection of the host.
@@ -14,7 +14,10 @@ use aya::{
     maps::{MapData, MapError, PerCpuArray, SockHash},
     programs::{CgroupAttachMode, SkMsg, SockOps},
 };
-use snisplice_common::{Cookie, map, shortcut::ShortcutCounters};
+use snisplice_common::{
+    Cookie,
+    sockmap::{maps, shortcut::ShortcutCounters},
+};
 
 use crate::bpf::{
     cgroup::NoCgroup,
@@ -51,7 +54,7 @@ impl<'a> Plan<'a> {
     /// Sets what the programs are verified with.
     pub(super) fn apply<'l>(&'l self, loader: &mut EbpfLoader<'l>) {
         const ON: u32 = 1;
-        loader.override_global(map::global::SAME_HOST, &ON, true);
+        loader.override_global(maps::global::SAME_HOST, &ON, true);
         for (name, offset) in self.layout.globals() {
             loader.override_global(name, offset, true);
         }
@@ -60,13 +63,13 @@ impl<'a> Plan<'a> {
     /// Attaches the programs, each before the first socket it could be about.
     pub(super) fn attach(&self, ebpf: &mut Ebpf) -> Result<SameHost, LoadError> {
         let same_host = SameHost {
-            upstream: descriptor(ebpf, map::UPSTREAM)?,
-            backend: descriptor(ebpf, map::BACKEND)?,
-            shortcuts: descriptor(ebpf, map::SHORTCUTS)?,
-            local: descriptor(ebpf, map::LOCAL)?,
-            counters: PerCpuArray::try_from(taken(ebpf, map::SHORTCUT_COUNTERS)?)?,
+            upstream: descriptor(ebpf, maps::UPSTREAM)?,
+            backend: descriptor(ebpf, maps::BACKEND)?,
+            shortcuts: descriptor(ebpf, maps::SHORTCUTS)?,
+            local: descriptor(ebpf, maps::LOCAL)?,
+            counters: PerCpuArray::try_from(taken(ebpf, maps::SHORTCUT_COUNTERS)?)?,
         };
-        let local: SockHash<_, Cookie> = SockHash::try_from(taken(ebpf, map::LOCAL)?)?;
+        let local: SockHash<_, Cookie> = SockHash::try_from(taken(ebpf, maps::LOCAL)?)?;
         let messages = ebpf.program_mut(MESSAGES).ok_or(LoadError::Missing(MESSAGES))?;
         let messages: &mut SkMsg = messages.try_into()?;
         verified(|| messages.load())?;

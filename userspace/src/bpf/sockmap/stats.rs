@@ -1,5 +1,5 @@
 //! What the sockmap datapath counts in userspace. The kernel's own counters are
-//! [`snisplice_common::counters::Counters`].
+//! [`snisplice_common::sockmap::counters::Counters`].
 
 use std::{
     io,

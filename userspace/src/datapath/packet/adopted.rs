@@ -14,8 +14,8 @@ use std::{
 };
 
 use snisplice_common::packet::{
-    Slot, Tuple,
-    flow::{KEPT, OVER, RESET, Rules, Standing, State, Way},
+    flow::{KEPT, OVER, RESET, Rules, Standing, State, Translation},
+    maps::{Slot, Tuple},
 };
 use socket2::Socket;
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -267,7 +267,7 @@ impl Orphans {
             counted: [0, 0],
             since: Instant::now(),
         };
-        let is_attached = |way: &Way| self.programs.is_attached(way.device) == Some(true);
+        let is_attached = |way: &Translation| self.programs.is_attached(way.device) == Some(true);
         let goes_on = match rules.mode {
             KEPT => tuples.iter().all(Option::is_some),
             OVER => true,
@@ -593,7 +593,7 @@ impl Orphan {
 
 impl Holder {
     /// A socket in the place of one that died, with its numbers: it has nothing left to deliver or to receive.
-    fn new(peer: Peer, tuple: &Tuple, way: &Way, keepalive: Option<&Keepalive>) -> io::Result<Self> {
+    fn new(peer: Peer, tuple: &Tuple, way: &Translation, keepalive: Option<&Keepalive>) -> io::Result<Self> {
         let (local, remote) = tuple::ends(tuple);
         let sends = way.ack_start.wrapping_add(way.own);
         let since = Instant::now();

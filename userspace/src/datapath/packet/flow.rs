@@ -3,9 +3,9 @@
 use std::{cell::Cell, future::poll_fn, io, os::fd::AsFd as _, rc::Rc, time::Duration};
 
 use snisplice_common::packet::{
-    Tuple,
-    flow::{BEGINS, KEPT, OFF, OVER, RESET, Rules, Standing, State, Way},
-    look::Look,
+    flow::{BEGINS, KEPT, OFF, OVER, RESET, Rules, Standing, State, Translation},
+    maps::Tuple,
+    socket_info::SocketInfo,
 };
 use tokio::{
     net::TcpStream,
@@ -133,8 +133,8 @@ impl Entry {
     }
 
     /// The rules once more, after a look at what had come before they were there.
-    pub(super) fn set_late(&mut self, rules: Rules, looks: [&Look; 2]) -> Result<(), PacketRefusal> {
-        self.heard = looks.map(|look| look.snd_una);
+    pub(super) fn set_late(&mut self, rules: Rules, infos: [&SocketInfo; 2]) -> Result<(), PacketRefusal> {
+        self.heard = infos.map(|info| info.snd_una);
         self.set_rules(rules)
     }
 
@@ -160,7 +160,7 @@ impl Entry {
     fn has_begun(&self) {
         let rules = self.rules();
         let mode = if self.shared.programs.survives() { KEPT } else { rules.mode };
-        let ways = rules.ways.map(|way| Way { flags: way.flags & !BEGINS, ..way });
+        let ways = rules.ways.map(|way| Translation { flags: way.flags & !BEGINS, ..way });
         // An array takes every update.
         let _ = self.set_rules(Rules { mode, ways, ..rules });
     }
@@ -188,11 +188,11 @@ impl Entry {
     /// that it has not seen. What one look finds, the next one knows.
     fn is_bypassed(&mut self) -> bool {
         // In this order: what the one has been told, the other has noted.
-        let Ok(looks) = self.shared.programs.look(self.tuples) else { return false };
+        let Ok(infos) = self.shared.programs.socket_info(self.tuples) else { return false };
         let Ok(state) = self.state() else { return false };
-        let found = path_check::look(&self.rules().ways, &state, looks.each_ref(), self.heard, self.written);
+        let found = path_check::look(&self.rules().ways, &state, infos.each_ref(), self.heard, self.written);
         self.doubt = self.doubt.after(found);
-        self.heard = looks.map(|look| look.snd_una);
+        self.heard = infos.map(|info| info.snd_una);
         self.doubt == Doubt::Bypassed
     }
 
@@ -202,9 +202,9 @@ impl Entry {
     /// another processor's queue, or in the socket's own while userspace held it. What it brought, the other socket sends, and
     /// would never hear that it has arrived.
     fn follow_own_sockets(&self) {
-        let Ok(looks) = self.shared.programs.look(self.tuples) else { return };
+        let Ok(infos) = self.shared.programs.socket_info(self.tuples) else { return };
         let rules = self.rules();
-        let ways = plan::with_stragglers(rules.ways, looks.each_ref());
+        let ways = plan::with_stragglers(rules.ways, infos.each_ref());
         if ways != rules.ways {
             // An array takes every update.
             let _ = self.set_rules(Rules { ways, ..rules });
@@ -213,12 +213,12 @@ impl Entry {
 
     /// Whether our own sockets have nothing left to deliver: all was read, written and acknowledged.
     fn is_settled(&self) -> bool {
-        let (Ok(state), Ok(looks)) = (self.state(), self.shared.programs.look(self.tuples)) else {
+        let (Ok(state), Ok(infos)) = (self.state(), self.shared.programs.socket_info(self.tuples)) else {
             return false;
         };
         self.doubt == Doubt::None
-            && state.ways.iter().zip(&self.rules().ways).zip(&looks).all(|((track, way), look)| {
-                look.unread() == 0 && track.has_acked(look.write_seq.wrapping_sub(way.ack_start))
+            && state.ways.iter().zip(&self.rules().ways).zip(&infos).all(|((track, way), info)| {
+                info.unread() == 0 && track.has_acked(info.write_seq.wrapping_sub(way.ack_start))
             })
     }
 }

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use snisplice_common::packet::Tuple;
+use snisplice_common::packet::maps::Tuple;
 
 use super::Shared;
 

@@ -4,8 +4,8 @@ use std::{fmt, io, os::fd::OwnedFd};
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use snisplice_common::packet::{
-    Slot, Tuple,
     flow::{Rules, State},
+    maps::{Slot, Tuple},
 };
 
 use crate::bpf::packet::Programs;

@@ -2,8 +2,8 @@
 //! programs have heard.
 
 use snisplice_common::packet::{
-    flow::{State, Way},
-    look::Look,
+    flow::{State, Translation},
+    socket_info::SocketInfo,
 };
 
 /// What a look shows.
@@ -52,9 +52,9 @@ impl Doubt {
 /// Compares what our own sockets have heard with what the programs have. `heard` is what they had heard acknowledged at
 /// the look before, and `written` how many bytes of each way had been sent when the flow began.
 pub(super) fn look(
-    ways: &[Way; 2],
+    ways: &[Translation; 2],
     state: &State,
-    looks: [&Look; 2],
+    infos: [&SocketInfo; 2],
     heard: [u32; 2],
     written: [u64; 2],
 ) -> Found {
@@ -63,14 +63,14 @@ pub(super) fn look(
     }
     let mut found = Found::Nothing;
     for (from, to) in [(0, 1), (1, 0)] {
-        let (way, track, look) = (&ways[from], &state.ways[from], looks[from]);
-        let acked = look.snd_una.wrapping_sub(way.ack_start);
-        if look.snd_una != heard[from] && !track.has_acked(acked) {
+        let (way, track, info) = (&ways[from], &state.ways[from], infos[from]);
+        let acked = info.snd_una.wrapping_sub(way.ack_start);
+        if info.snd_una != heard[from] && !track.has_acked(acked) {
             if u64::from(acked) > written[to] {
                 return Found::Late;
             }
             found = Found::Early;
-        } else if look.rcv_nxt != way.expected {
+        } else if info.rcv_nxt != way.expected {
             found = Found::Early;
         } else if found == Found::Nothing && track.packets == 0 && state.ways[to].sent > u64::from(way.own) {
             // More than our own sockets deliver.
@@ -87,15 +87,15 @@ mod tests {
     use super::*;
 
     /// A flow of which 50 bytes of each way were sent before it began, and 20 more since, by our own sockets.
-    fn flow() -> ([Way; 2], State, [Look; 2]) {
-        let way = Way { ack_start: 1_000, own: 70, expected: 500, ..Way::default() };
+    fn flow() -> ([Translation; 2], State, [SocketInfo; 2]) {
+        let way = Translation { ack_start: 1_000, own: 70, expected: 500, ..Translation::default() };
         let track = Track { sent: 70, ..Track::default() };
-        let look = Look { snd_una: 1_000, rcv_nxt: 500, ..Look::default() };
-        ([way; 2], State { ways: [track; 2], ..State::default() }, [look; 2])
+        let info = SocketInfo { snd_una: 1_000, rcv_nxt: 500, ..SocketInfo::default() };
+        ([way; 2], State { ways: [track; 2], ..State::default() }, [info; 2])
     }
 
-    fn found((ways, state, looks): &([Way; 2], State, [Look; 2])) -> Found {
-        look(ways, state, looks.each_ref(), [1_000; 2], [50; 2])
+    fn found((ways, state, infos): &([Translation; 2], State, [SocketInfo; 2])) -> Found {
+        look(ways, state, infos.each_ref(), [1_000; 2], [50; 2])
     }
 
     #[test]
@@ -103,29 +103,29 @@ mod tests {
         for (peer, other) in [(0, 1), (1, 0)] {
             let quiet = flow();
             assert_eq!(found(&quiet), Found::Nothing);
-            let heard = |change: &dyn Fn(&mut State, &mut [Look; 2])| {
+            let heard = |change: &dyn Fn(&mut State, &mut [SocketInfo; 2])| {
                 let mut flow = quiet;
                 change(&mut flow.1, &mut flow.2);
                 found(&flow)
             };
-            assert_eq!(heard(&|_, looks| looks[peer].rcv_nxt += 1), Found::Early);
-            assert_eq!(heard(&|_, looks| looks[peer].snd_una += 50), Found::Early);
-            assert_eq!(heard(&|_, looks| looks[peer].snd_una += 51), Found::Late);
+            assert_eq!(heard(&|_, infos| infos[peer].rcv_nxt += 1), Found::Early);
+            assert_eq!(heard(&|_, infos| infos[peer].snd_una += 50), Found::Early);
+            assert_eq!(heard(&|_, infos| infos[peer].snd_una += 51), Found::Late);
             // Told by the program.
-            let told = |state: &mut State, looks: &mut [Look; 2]| {
-                looks[peer].snd_una += 51;
+            let told = |state: &mut State, infos: &mut [SocketInfo; 2]| {
+                infos[peer].snd_una += 51;
                 state.ways[peer].acked = 51;
             };
             assert_eq!(heard(&told), Found::Nothing);
             assert_eq!(heard(&|state, _| state.ways[other].sent += 1), Found::Unanswered);
-            let answered = |state: &mut State, _: &mut [Look; 2]| {
+            let answered = |state: &mut State, _: &mut [SocketInfo; 2]| {
                 state.ways[other].sent += 1;
                 state.ways[peer].packets = 1;
             };
             assert_eq!(heard(&answered), Found::Nothing);
-            let both = |state: &mut State, looks: &mut [Look; 2]| {
-                looks[peer].snd_una += 51;
-                looks[other].rcv_nxt += 1;
+            let both = |state: &mut State, infos: &mut [SocketInfo; 2]| {
+                infos[peer].snd_una += 51;
+                infos[other].rcv_nxt += 1;
                 state.ways.iter_mut().for_each(|track| track.packets = 1);
             };
             assert_eq!(heard(&both), Found::BothSeen);
@@ -136,7 +136,7 @@ mod tests {
     fn what_came_early_comes_once() {
         use Found::{BothSeen, Early, Late, Nothing, Unanswered};
         let after = |found: &[Found]| found.iter().fold(Doubt::None, |doubt, found| doubt.after(*found));
-        for (looks, doubt) in [
+        for (infos, doubt) in [
             (&[Nothing, Unanswered, Unanswered, Nothing][..], Doubt::None),
             (&[Late], Doubt::Bypassed),
             (&[Early, Nothing, Nothing], Doubt::Once),
@@ -145,7 +145,7 @@ mod tests {
             (&[Early, Unanswered, Nothing, Unanswered], Doubt::Bypassed),
             (&[Early, Unanswered, BothSeen], Doubt::None),
         ] {
-            assert_eq!(after(looks), doubt, "{looks:?}");
+            assert_eq!(after(infos), doubt, "{infos:?}");
         }
     }
 }

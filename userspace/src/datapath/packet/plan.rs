@@ -1,10 +1,9 @@
 //! Whether two connections can become one flow, and with which numbers: a pure function of what is known of both.
 
 use snisplice_common::packet::{
-    Tuple,
-    flow::{BEGINS, ECN, State, Way},
-    is_mapped,
-    look::Look,
+    flow::{BEGINS, ECN, State, Translation},
+    maps::{Tuple, is_mapped},
+    socket_info::SocketInfo,
 };
 
 use crate::metrics::labels::PacketRefusal;
@@ -41,14 +40,14 @@ pub(super) struct Leg {
     /// Our timestamp now.
     pub(super) clock: u32,
     /// What the kernel says about sequence numbers and devices.
-    pub(super) look: Look,
+    pub(super) info: SocketInfo,
 }
 
 /// How the flow begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Plan {
     /// Up and down.
-    pub(super) ways: [Way; 2],
+    pub(super) ways: [Translation; 2],
     /// What the kernel takes for seen.
     pub(super) state: State,
     /// Bytes on each way that were written to the receiver's socket before, and that the flow begins with.
@@ -82,7 +81,7 @@ pub(super) fn largest_segment(send_mss: u32, announced_mss: u32, timestamps: boo
 /// Numbers for a flow of which userspace holds `read` bytes of either way that it has not written yet.
 pub(super) fn plan(client: &Leg, backend: &Leg, read: [usize; 2]) -> Result<Plan, PacketRefusal> {
     let read = |way: usize| u32::try_from(read[way]).map_err(|_| PacketRefusal::Pending);
-    let (a, b) = (&client.look, &backend.look);
+    let (a, b) = (&client.info, &backend.info);
     let up = Stretch { read: read(0)?, unread: a.unread(), written: b.unacknowledged() };
     let down = Stretch { read: read(1)?, unread: b.unread(), written: a.unacknowledged() };
     if up.bytes() > PENDING_MOST || down.bytes() > PENDING_MOST {
@@ -91,18 +90,19 @@ pub(super) fn plan(client: &Leg, backend: &Leg, read: [usize; 2]) -> Result<Plan
     let up_way = translation(client, backend, &up);
     let down_way = translation(backend, client, &down);
     // Either way's acknowledgements are about the other.
-    let complete = |way: Way, other: &Way, [from, to]: [&Leg; 2], next: &Stretch| Way {
-        ack: other.seq.wrapping_neg(),
-        ack_start: from.look.snd_una,
-        echo: other.stamp.wrapping_neg(),
-        least_echo: to.look.ts_recent,
-        own: u32::try_from(next.bytes()).unwrap_or(u32::MAX),
-        expected: from.look.rcv_nxt,
-        // More by the second look at most, which tells: what had arrived by then has had it grow.
-        granted: granted(&from.look, &way).saturating_add(from.look.rcv_wnd),
-        from: from.look.rx_device,
-        ..way
-    };
+    let complete =
+        |way: Translation, other: &Translation, [from, to]: [&Leg; 2], next: &Stretch| Translation {
+            ack: other.seq.wrapping_neg(),
+            ack_start: from.info.snd_una,
+            echo: other.stamp.wrapping_neg(),
+            least_echo: to.info.ts_recent,
+            own: u32::try_from(next.bytes()).unwrap_or(u32::MAX),
+            expected: from.info.rcv_nxt,
+            // More by the second look at most, which tells: what had arrived by then has had it grow.
+            granted: granted(&from.info, &way).saturating_add(from.info.rcv_wnd),
+            from: from.info.rx_device,
+            ..way
+        };
     let ways = [
         complete(up_way, &down_way, [client, backend], &down),
         complete(down_way, &up_way, [backend, client], &up),
@@ -113,13 +113,13 @@ pub(super) fn plan(client: &Leg, backend: &Leg, read: [usize; 2]) -> Result<Plan
 }
 
 /// The ways once more, after what has arrived on each leg until the kernel carried.
-pub(super) fn with_late(ways: [Way; 2], late: [&Look; 2]) -> [Way; 2] {
+pub(super) fn with_late(ways: [Translation; 2], late: [&SocketInfo; 2]) -> [Translation; 2] {
     let [up, down] = ways;
-    let came = |way: &Way, look: &Look| look.rcv_nxt.wrapping_sub(way.expected);
-    let complete = |way: Way, look: &Look, own: u32| Way {
-        expected: look.rcv_nxt,
+    let came = |way: &Translation, info: &SocketInfo| info.rcv_nxt.wrapping_sub(way.expected);
+    let complete = |way: Translation, info: &SocketInfo, own: u32| Translation {
+        expected: info.rcv_nxt,
         own,
-        granted: granted(look, &way),
+        granted: granted(info, &way),
         ..way
     };
     let own = [up.own.wrapping_add(came(&down, late[1])), down.own.wrapping_add(came(&up, late[0]))];
@@ -128,18 +128,18 @@ pub(super) fn with_late(ways: [Way; 2], late: [&Look; 2]) -> [Way; 2] {
 
 /// Position of a way up to which our own socket allows the sender to send. It says no more when the kernel carries, so it
 /// stays so.
-fn granted(look: &Look, way: &Way) -> u32 {
-    look.rcv_nxt.wrapping_sub(way.seq_start).saturating_add(look.rcv_wnd)
+fn granted(info: &SocketInfo, way: &Translation) -> u32 {
+    info.rcv_nxt.wrapping_sub(way.seq_start).saturating_add(info.rcv_wnd)
 }
 
 /// The ways once more, after our own sockets have received and sent more than was known when the flow began.
-pub(super) fn with_stragglers(ways: [Way; 2], looks: [&Look; 2]) -> [Way; 2] {
+pub(super) fn with_stragglers(ways: [Translation; 2], infos: [&SocketInfo; 2]) -> [Translation; 2] {
     let mut ways = ways;
-    for (way, look) in ways.iter_mut().zip(looks) {
-        way.expected = look.rcv_nxt;
-        way.granted = way.granted.max(granted(look, way));
+    for (way, info) in ways.iter_mut().zip(infos) {
+        way.expected = info.rcv_nxt;
+        way.granted = way.granted.max(granted(info, way));
         // Less while not all is written that has to be delivered.
-        way.own = way.own.max(look.write_seq.wrapping_sub(way.ack_start));
+        way.own = way.own.max(info.write_seq.wrapping_sub(way.ack_start));
     }
     ways
 }
@@ -161,23 +161,23 @@ impl Stretch {
 }
 
 /// The part of a way that does not depend on the other one.
-fn translation(from: &Leg, to: &Leg, begin: &Stretch) -> Way {
+fn translation(from: &Leg, to: &Leg, begin: &Stretch) -> Translation {
     // The numbers of its first byte on either leg.
-    let first = from.look.copied_seq.wrapping_sub(begin.read).wrapping_sub(begin.written);
-    Way {
+    let first = from.info.copied_seq.wrapping_sub(begin.read).wrapping_sub(begin.written);
+    Translation {
         remote: to.tuple.remote,
         local: to.tuple.local,
         ports: ports(to.tuple.local_port, to.tuple.remote_port),
-        device: to.look.tx_device,
-        seq: to.look.snd_una.wrapping_sub(first),
+        device: to.info.tx_device,
+        seq: to.info.snd_una.wrapping_sub(first),
         // The peer's clock goes on from ours. It has read no less than when it last told us, so what the receiver
         // sees never goes back (RFC 7323 section 5); and ours may be one more than it says.
-        stamp: to.clock.wrapping_add(1).wrapping_sub(from.look.ts_recent),
+        stamp: to.clock.wrapping_add(1).wrapping_sub(from.info.ts_recent),
         scale_from: from.peer_scale,
         scale_to: to.own_scale,
         seq_start: first,
         flags: BEGINS | if from.ecn && to.ecn { ECN } else { 0 },
-        ..Way::default()
+        ..Translation::default()
     }
 }
 
@@ -199,7 +199,7 @@ mod tests {
     use super::*;
 
     fn leg(remote: u8) -> Leg {
-        let address = |last| snisplice_common::packet::mapped(u32::from_ne_bytes([10, 0, 0, last]));
+        let address = |last| snisplice_common::packet::maps::mapped(u32::from_ne_bytes([10, 0, 0, last]));
         Leg {
             tuple: Tuple { remote: address(remote), local: address(1), remote_port: 5, local_port: 6 },
             established: true,
@@ -211,7 +211,7 @@ mod tests {
             send_mss: 1_448,
             announced_mss: 1_460,
             clock: 1_000,
-            look: Look { tx_device: 3, ..Look::default() },
+            info: SocketInfo { tx_device: 3, ..SocketInfo::default() },
         }
     }
 
@@ -260,22 +260,22 @@ mod tests {
     fn each_byte_has_one_number_on_each_leg() {
         let mut client = leg(2);
         // 100 bytes were read and not written, 30 are unread.
-        client.look = Look {
+        client.info = SocketInfo {
             copied_seq: 50,
             rcv_nxt: 80,
             write_seq: 7_000,
             snd_una: 7_000,
             ts_recent: 60,
-            ..client.look
+            ..client.info
         };
         let mut backend = leg(3);
-        backend.look = Look {
+        backend.info = SocketInfo {
             copied_seq: 900,
             rcv_nxt: 900,
             write_seq: 4_000,
             snd_una: 4_000,
             ts_recent: 5_000,
-            ..backend.look
+            ..backend.info
         };
         let Plan { ways: [up, down], state, written } =
             plan(&client, &backend, [100, 0]).expect("nothing speaks against it");
@@ -302,22 +302,22 @@ mod tests {
     fn a_flow_begins_with_what_is_under_way() {
         // Up: 5 bytes written and not acknowledged, 10 in userspace, 20 unread. Down: 300, 0 and 7.
         let mut client = leg(2);
-        client.look = Look {
+        client.info = SocketInfo {
             copied_seq: 1_000,
             rcv_nxt: 1_020,
             rcv_wnd: 10_000,
             write_seq: 500,
             snd_una: 200,
-            ..client.look
+            ..client.info
         };
         let mut backend = leg(3);
-        backend.look = Look {
+        backend.info = SocketInfo {
             copied_seq: 90,
             rcv_nxt: 97,
             write_seq: 3_005,
             snd_una: 3_000,
             snd_wnd: 50_000,
-            ..backend.look
+            ..backend.info
         };
         let Plan { ways: [up, down], state, written } =
             plan(&client, &backend, [10, 0]).expect("nothing speaks against it");
@@ -332,7 +332,8 @@ mod tests {
         // The backend has allowed 50,000 bytes, and we have allowed the client 10,000 behind what has arrived.
         assert_eq!((state.ways[1].allowed, up.granted), (50_000, 35 + 2 * 10_000));
         // 100 bytes more have come from the client, and 3 from the backend.
-        let late = [Look { rcv_nxt: 1_120, ..client.look }, Look { rcv_nxt: 100, ..backend.look }];
+        let late =
+            [SocketInfo { rcv_nxt: 1_120, ..client.info }, SocketInfo { rcv_nxt: 100, ..backend.info }];
         let [up, down] = with_late([up, down], late.each_ref());
         assert_eq!((up.granted, down.granted), (35 + 100 + 10_000, 307 + 3));
         assert_eq!((up.own, up.expected, down.own, down.expected), (310, 1_120, 135, 100));
@@ -340,14 +341,20 @@ mod tests {
 
     #[test]
     fn own_sockets_hear_of_what_came_late() {
-        let way = |ack_start, own, expected| Way { ack_start, own, expected, granted: 600, ..Way::default() };
+        let way = |ack_start, own, expected| Translation {
+            ack_start,
+            own,
+            expected,
+            granted: 600,
+            ..Translation::default()
+        };
         let ways = [way(u32::MAX - 9, 30, 500), way(70, 10, 900)];
         // 4 bytes more have come from the client, and the backend's socket has sent them; the client's still has to.
-        let looks = [
-            Look { rcv_nxt: 504, rcv_wnd: 100, write_seq: 5, ..Look::default() },
-            Look { rcv_nxt: 900, rcv_wnd: 0, write_seq: 84, ..Look::default() },
+        let infos = [
+            SocketInfo { rcv_nxt: 504, rcv_wnd: 100, write_seq: 5, ..SocketInfo::default() },
+            SocketInfo { rcv_nxt: 900, rcv_wnd: 0, write_seq: 84, ..SocketInfo::default() },
         ];
-        let [up, down] = with_stragglers(ways, looks.each_ref());
+        let [up, down] = with_stragglers(ways, infos.each_ref());
         assert_eq!((up.own, up.expected, up.granted), (30, 504, 604));
         assert_eq!((down.own, down.expected, down.granted), (14, 900, 900));
     }
@@ -355,7 +362,7 @@ mod tests {
     #[test]
     fn no_buffer_holds_so_much() {
         let clean = leg(2);
-        let full = Leg { look: Look { rcv_nxt: 1 << 29, ..clean.look }, ..clean };
+        let full = Leg { info: SocketInfo { rcv_nxt: 1 << 29, ..clean.info }, ..clean };
         assert_eq!(plan(&full, &clean, [0, 0]), Err(PacketRefusal::Pending));
         assert_eq!(plan(&clean, &full, [0, 0]), Err(PacketRefusal::Pending));
         assert_eq!(plan(&clean, &clean, [0, 1 << 29]), Err(PacketRefusal::Pending));

@@ -33,14 +33,14 @@ pub(super) fn numbers(rules: &Rules, state: &State) -> Option<[Numbers; 2]> {
 
 #[cfg(test)]
 mod tests {
-    use snisplice_common::packet::flow::{Track, Way};
+    use snisplice_common::packet::flow::{Track, Translation};
 
     use super::*;
 
     /// 500 bytes have gone up, of which 300 were acknowledged; 90 down, of which 70 were.
     fn flow() -> (Rules, State) {
-        let up = Way { seq_start: 1_000, ack_start: 2_000, ..Way::default() };
-        let down = Way { seq_start: 5_000, ack_start: u32::MAX - 99, ..Way::default() };
+        let up = Translation { seq_start: 1_000, ack_start: 2_000, ..Translation::default() };
+        let down = Translation { seq_start: 5_000, ack_start: u32::MAX - 99, ..Translation::default() };
         let track = |sent, acked| Track { sent, acked, ..Track::default() };
         let state = State { ways: [track(500, 70), track(90, 300)], stamps: [11, 22], ..State::default() };
         (Rules { ways: [up, down], ..Rules::default() }, state)

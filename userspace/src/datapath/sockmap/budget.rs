@@ -4,7 +4,7 @@
 //! anyway when it copies, at the end of the connection, and when the sum has grown so large that others were refused
 //! (`kernel/events.rs`).
 
-use snisplice_common::flow::{Control, Flow};
+use snisplice_common::sockmap::direction::{Control, Flow};
 
 use super::connection::{Broken, Connection};
 use crate::metrics::labels::Direction;

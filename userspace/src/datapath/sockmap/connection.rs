@@ -19,7 +19,7 @@ use rustix::{
 };
 use snisplice_common::{
     Cookie,
-    flow::{Control, Flow, TORN},
+    sockmap::direction::{Control, Flow, TORN},
 };
 use snisplice_config::model::Handover;
 use tokio::time::{sleep, timeout};

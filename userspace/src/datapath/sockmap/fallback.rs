@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use rustix::{event::PollFlags, io::Errno};
-use snisplice_common::flow::Control;
+use snisplice_common::sockmap::direction::Control;
 use tokio::{task::yield_now, time::sleep};
 
 use super::connection::{Broken, Connection, Leg};

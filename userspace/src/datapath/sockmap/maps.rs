@@ -8,8 +8,10 @@ use std::{
 use aya::maps::{HashMap, Map, MapData, MapError, SockHash};
 use snisplice_common::{
     Cookie,
-    flow::{Control, Flow},
-    shortcut::{BackendEnd, Shortcut},
+    sockmap::{
+        direction::{Control, Flow},
+        shortcut::{BackendEnd, Shortcut},
+    },
 };
 
 use crate::bpf::sockmap::Kernel;

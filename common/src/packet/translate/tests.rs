@@ -6,7 +6,8 @@ use super::{
     super::{
         checksum::{fold, tests::sum_of},
         flow::{BEGINS, ECN},
-        mapped,
+        maps::mapped,
+        segment::{Segment, TCP_CHECKSUM, tcp_length},
     },
     *,
 };
@@ -21,10 +22,10 @@ fn header(fixed: [u8; TCP_MIN], options: &[u8]) -> ([u8; TCP_BYTES], usize) {
     (bytes, length)
 }
 
-fn way() -> impl Strategy<Value = Way> {
+fn way() -> impl Strategy<Value = Translation> {
     let numbers = any::<[u32; 5]>();
     (any::<[u32; 2]>(), numbers, 0_u32..=14, 0_u32..=14, 0_u32..=ECN).prop_map(
-        |([remote, local], [ports, seq, ack, stamp, echo], scale_from, scale_to, flags)| Way {
+        |([remote, local], [ports, seq, ack, stamp, echo], scale_from, scale_to, flags)| Translation {
             remote: mapped(remote),
             local: mapped(local),
             ports,
@@ -35,7 +36,7 @@ fn way() -> impl Strategy<Value = Way> {
             scale_from,
             scale_to,
             flags,
-            ..Way::default()
+            ..Translation::default()
         },
     )
 }
@@ -80,7 +81,7 @@ proptest! {
     #[test]
     fn there_and_back_is_the_identity(fixed: [u8; TCP_MIN], options in options(), way in way()) {
         // A window loses what the other scale cannot say, and marks are cleared for good.
-        let way = Way { scale_to: way.scale_from, flags: ECN, ..way };
+        let way = Translation { scale_to: way.scale_from, flags: ECN, ..way };
         let (original, length) = header(fixed, &options);
         let mut bytes = original;
         let there = translate(&mut bytes, length, &way);
@@ -164,7 +165,7 @@ proptest! {
     fn an_ipv6_header_has_the_new_addresses(
         low: [u8; 32], high: [u8; 8], way in way(), remote: [u32; 4], local: [u32; 4],
     ) {
-        let way = Way { remote, local, ..way };
+        let way = Translation { remote, local, ..way };
         let original: [u8; IPV6_BYTES] = [&high[..], &low[..]].concat().try_into().unwrap();
         let mut bytes = original;
         let before = fold(sum_of(&bytes[8..40]));
@@ -178,7 +179,7 @@ proptest! {
     }
 }
 
-const WAY: Way = Way {
+const WAY: Translation = Translation {
     remote: [0; 4],
     local: [0; 4],
     ports: 0,
@@ -227,7 +228,7 @@ fn timestamps_and_blocks_are_found_behind_padding() {
 #[test]
 fn at_first_no_echo_is_older_than_the_flow() {
     // Around the wrap, too.
-    let way = Way { least_echo: 3, flags: BEGINS, ..WAY };
+    let way = Translation { least_echo: 3, flags: BEGINS, ..WAY };
     for (echo, of, when_begun) in [(12, 3, 3), (13, 4, 4), (11, 2, 3), (0, 0_u32.wrapping_sub(9), 3)] {
         for (way, expected) in [(WAY, of), (way, when_begun)] {
             let options = [&[1, 1, 8, 10, 0, 0, 0, 1][..], &u32::to_be_bytes(echo)].concat();
@@ -252,7 +253,7 @@ fn marks_pass_only_where_both_legs_know_them() {
     for (flags, expected, class) in [(0, flag::ACK, 0), (ECN, flag::ACK | flag::ECE | flag::CWR, 1)] {
         let (mut bytes, length) = header([0; TCP_MIN], &[]);
         bytes[13] = flag::ACK | flag::ECE | flag::CWR;
-        let way = Way { flags, ..WAY };
+        let way = Translation { flags, ..WAY };
         let _ = translate(&mut bytes, length, &way);
         assert_eq!(bytes[13], expected);
         assert_eq!(way.traffic_class(0b1011_1001), class);

@@ -15,10 +15,10 @@ use aya_ebpf::{
 };
 use snisplice_common::packet::{
     checksum::fold,
-    header::{PROTOCOL_TCP, TCP_BYTES, TCP_CHECKSUM},
+    segment::{PROTOCOL_TCP, TCP_BYTES, TCP_CHECKSUM},
 };
 
-use crate::wire::{self, Ip};
+use crate::skb::{self, Ip};
 
 /// Bytes that are summed up at a time: the most that the kernel does in one call.
 const CHUNK: usize = 512;
@@ -94,7 +94,7 @@ fn is_wrong(ctx: &TcContext, ip: &Ip, told: u16, length: u32) -> bool {
 /// The sum over a part of the packet.
 #[inline(always)]
 fn sum_of(ctx: &TcContext, offset: usize, part: &mut [u8; CHUNK + 4], size: usize) -> Option<u64> {
-    // As in [`wire`]: the verifier learns from a comparison of the very number.
+    // As in [`skb`]: the verifier learns from a comparison of the very number.
     let less = black_box(size.wrapping_sub(1));
     if less >= CHUNK {
         return None;
@@ -135,7 +135,7 @@ pub(crate) fn of_headers(ip: &Ip, tcp: &[u8; TCP_BYTES], length: usize) -> Optio
 /// The sum over both addresses.
 #[inline(always)]
 fn addresses(ip: &Ip) -> u64 {
-    let word = |at: usize| u64::from(wire::at(&ip.bytes, at));
+    let word = |at: usize| u64::from(skb::at(&ip.bytes, at));
     if ip.is_v6() {
         word(8) + word(12) + word(16) + word(20) + word(24) + word(28) + word(32) + word(36)
     } else {

@@ -1,4 +1,4 @@
-//! The programs that move bytes in the kernel.
+//! The programs that redirect bytes from socket to socket.
 #![no_std]
 #![no_main]
 // The target has an instruction for adding to a shared counter, but not all that `core::sync::atomic` asks for.
@@ -44,9 +44,3 @@ fn snisplice_ops(ctx: SockOpsContext) -> u32 {
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
-
-#[cfg(not(test))]
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
-}

@@ -1,6 +1,6 @@
 //! The short cut of backends on this host: which sockets take it, and which of their messages.
 //!
-//! `common::shortcut` decides; here is what it decides by. A backend's accepted socket is found by the sequence
+//! `snisplice_common::sockmap::shortcut` decides; here is what it decides by. A backend's accepted socket is found by the sequence
 //! numbers that its connection begins with: our end is established first and says what they are.
 
 use core::{
@@ -9,7 +9,7 @@ use core::{
 };
 
 use aya_ebpf::{
-    EbpfContext as _, Global,
+    EbpfContext as _,
     bindings::{
         BPF_EXIST, BPF_NOEXIST, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
         sk_action::SK_PASS,
@@ -22,16 +22,14 @@ use aya_ebpf::{
 };
 use snisplice_common::{
     Cookie,
-    shortcut::{BackendEnd, Receiver, Sender, Shortcut, ShortcutCounters, Way, connection},
+    sockmap::shortcut::{BackendEnd, Path, Receiver, Sender, Shortcut, ShortcutCounters, connection},
 };
+use snisplice_ebpf::{field, probe_field};
 
-use crate::{
-    maps::{
-        MARGIN, OFF_COOKIE, OFF_PRESSURE, OFF_PROT, OFF_SNDBUF, OFF_ULP, OFF_WMEM_QUEUED, OFF_WRITE_SEQ,
-        SAME_HOST, SNI_BACKEND, SNI_EXPECTED, SNI_LOCAL, SNI_SHORT_STAT, SNI_SHORTCUTS, SNI_TARGETS,
-        SNI_UPSTREAM,
-    },
-    verdict::field,
+use crate::maps::{
+    MARGIN, OFF_COOKIE, OFF_PRESSURE, OFF_PROT, OFF_SNDBUF, OFF_ULP, OFF_WMEM_QUEUED, OFF_WRITE_SEQ,
+    SAME_HOST, SNI_BACKEND, SNI_EXPECTED, SNI_LOCAL, SNI_SHORT_STAT, SNI_SHORTCUTS, SNI_TARGETS,
+    SNI_UPSTREAM,
 };
 
 /// A connection of the host is established: notes it if it is ours, and enrols the other end of one that is.
@@ -120,7 +118,7 @@ fn take_short_cut(ctx: &SkMsgContext, count: &mut ShortcutCounters) -> bool {
     }
     // SAFETY: `tcp` is a `struct tcp_sock`, and the offsets are those of the running kernel; the verifier checks each
     // against its BTF.
-    let cookie = unsafe { word(tcp, &OFF_COOKIE) };
+    let cookie: Cookie = unsafe { field(tcp, &OFF_COOKIE) };
     // SAFETY: the entry is written once, before the socket is enrolled.
     let Some(BackendEnd { upstream, base, .. }) = (unsafe { SNI_BACKEND.get(cookie) }).copied() else {
         count.not_ready += 1;
@@ -138,7 +136,7 @@ fn take_short_cut(ctx: &SkMsgContext, count: &mut ShortcutCounters) -> bool {
     }
     // What a protocol on top has not yet encrypted must not leave.
     // SAFETY: as above.
-    if unsafe { word(tcp, &OFF_ULP) } != 0 {
+    if unsafe { field::<u64>(tcp, &OFF_ULP) } != 0 {
         count.protocol += 1;
         return false;
     }
@@ -155,7 +153,7 @@ fn take_short_cut(ctx: &SkMsgContext, count: &mut ShortcutCounters) -> bool {
         return false;
     };
     match shortcut.decide(base, ctx.size(), &sender, &receiver, MARGIN.load()) {
-        Way::Short => {
+        Path::Short => {
             // The helper says SK_DROP when the client's socket has left the map.
             if SNI_TARGETS.redirect_msg(ctx, shortcut.client, 0) != i64::from(SK_PASS) {
                 count.gone += 1;
@@ -166,9 +164,9 @@ fn take_short_cut(ctx: &SkMsgContext, count: &mut ShortcutCounters) -> bool {
             count.moved_messages += 1;
             return true;
         }
-        Way::Gone => count.gone += 1,
-        Way::Outstanding => count.outstanding += 1,
-        Way::NoRoom => count.no_room += 1,
+        Path::Gone => count.gone += 1,
+        Path::Outstanding => count.outstanding += 1,
+        Path::NoRoom => count.no_room += 1,
     }
     false
 }
@@ -179,19 +177,11 @@ fn take_short_cut(ctx: &SkMsgContext, count: &mut ShortcutCounters) -> bool {
 #[inline(always)]
 fn receiver(socket: u64) -> Option<Receiver> {
     Some(Receiver {
-        cookie: read(socket, &OFF_COOKIE)?,
-        write_seq: read(socket, &OFF_WRITE_SEQ)?,
-        wmem_queued: read(socket, &OFF_WMEM_QUEUED)?,
-        sndbuf: read(socket, &OFF_SNDBUF)?,
+        cookie: probe_field(socket, &OFF_COOKIE)?,
+        write_seq: probe_field(socket, &OFF_WRITE_SEQ)?,
+        wmem_queued: probe_field(socket, &OFF_WMEM_QUEUED)?,
+        sndbuf: probe_field(socket, &OFF_SNDBUF)?,
     })
-}
-
-/// Reads an integer somewhere in the kernel.
-#[inline(always)]
-fn read<T>(base: u64, offset: &Global<u32>) -> Option<T> {
-    let from = base.wrapping_add(u64::from(offset.load())) as *const T;
-    // SAFETY: the helper reads from any address without a fault.
-    unsafe { bpf_probe_read_kernel(from) }.ok()
 }
 
 /// Whether sockets may soon be refused memory. Then the client's socket might not take all of a message for which it
@@ -203,22 +193,11 @@ fn read<T>(base: u64, offset: &Global<u32>) -> Option<T> {
 #[inline(always)]
 unsafe fn under_pressure(tcp: *const u8) -> bool {
     // SAFETY: as the caller promises.
-    let protocol = unsafe { word(tcp, &OFF_PROT) };
-    let Some(flag) = read::<u64>(protocol, &OFF_PRESSURE) else { return true };
+    let protocol = unsafe { field(tcp, &OFF_PROT) };
+    let Some(flag) = probe_field::<u64>(protocol, &OFF_PRESSURE) else { return true };
     // SAFETY: the helper reads from any address without a fault; the flag is an `unsigned long`.
     let pressure = unsafe { bpf_probe_read_kernel(flag as *const u64) };
     pressure != Ok(0)
-}
-
-/// Reads a 64-bit field, or a pointer as a number, at an offset that the loader has set.
-///
-/// # Safety
-///
-/// `base` points to a live kernel object that has such a field there.
-#[inline(always)]
-unsafe fn word(base: *const u8, offset: &Global<u32>) -> u64 {
-    // SAFETY: as the caller promises.
-    unsafe { base.add(offset.load() as usize).cast::<u64>().read_volatile() }
 }
 
 /// The short cut whose ordinary way ends at our socket `upstream`.

@@ -9,17 +9,17 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use snisplice_common::packet::{
-    BYPASS, Event, Slot,
     checksum::Change,
-    flow::{Own, State, judge},
-    header::Segment,
+    flow::{EgressAction, State, decide_egress},
+    maps::{BYPASS, Event, Slot},
+    segment::Segment,
 };
 
 use crate::{
     maps::{
         Headers, OF_EGRESS, SNI_ENDINGS, SNI_HEADERS, SNI_RULES, SNI_STATES, SNI_TOTALS, SNI_TUPLES, locked,
     },
-    wire,
+    skb,
 };
 
 /// Drops what would confuse the peers of a flow.
@@ -33,39 +33,39 @@ pub(crate) fn egress(ctx: &TcContext) -> i32 {
     let Some(headers) = SNI_HEADERS.get_ptr_mut(OF_EGRESS) else { return TCX_NEXT };
     // SAFETY: nobody else uses this CPU's entry while the program runs.
     let Headers { ip, tcp, tuple, .. } = unsafe { &mut *headers };
-    if wire::read(ctx, ip, tcp).is_none() {
+    if skb::read(ctx, ip, tcp).is_none() {
         return TCX_NEXT;
     }
-    *tuple = wire::sent(ip, tcp);
+    *tuple = skb::sent(ip, tcp);
     // SAFETY: an entry is replaced as a whole, and removed only after its flow was over for a while.
     let Some(slot) = (unsafe { SNI_TUPLES.get(&*tuple) }).copied() else { return TCX_NEXT };
     let (Some(rules), Some(state)) = (SNI_RULES.get_ptr(slot.flow), SNI_STATES.get_ptr_mut(slot.flow)) else {
         return TCX_NEXT;
     };
     let Some(totals) = SNI_TOTALS.get_ptr_mut(0) else { return TCX_NEXT };
-    let Some((_, payload)) = wire::lengths(ctx, ip, tcp) else { return TCX_NEXT };
+    let Some((_, payload)) = skb::lengths(ctx, ip, tcp) else { return TCX_NEXT };
     let segment = Segment::of(tcp, payload);
     // SAFETY: elements of an array live as long as the map; userspace changes no more than the mode of rules in use.
     let rules = unsafe { &*rules };
     let way = &rules.ways[(slot.way & 1) as usize];
-    let verdict = locked!(state, slot, |own, other| judge(rules.mode, way, own, other, &segment));
+    let verdict = locked!(state, slot, |own, other| decide_egress(rules.mode, way, own, other, &segment));
     // SAFETY: the entry is this CPU's own.
     let totals = unsafe { &mut *totals };
     match verdict {
-        Own::Pass => {
+        EgressAction::Pass => {
             totals.own_passed += 1;
             TCX_NEXT
         }
-        Own::Forget => {
+        EgressAction::Forget => {
             let _ = SNI_TUPLES.remove(&*tuple);
             TCX_NEXT
         }
-        Own::Rewrite { seq, ack } => renumber(ctx, ip.l4(), &segment, seq, ack).unwrap_or(TCX_DROP),
-        Own::Drop => {
+        EgressAction::Rewrite { seq, ack } => renumber(ctx, ip.l4(), &segment, seq, ack).unwrap_or(TCX_DROP),
+        EgressAction::Drop => {
             totals.own_dropped += 1;
             TCX_DROP
         }
-        Own::Bypassed => {
+        EgressAction::Bypassed => {
             totals.own_dropped += 1;
             let event = Event { token: rules.token, what: BYPASS, way: slot.way };
             if SNI_ENDINGS.output(event, BPF_RB_FORCE_WAKEUP.into()).is_err() {
@@ -84,7 +84,7 @@ fn renumber(ctx: &TcContext, l4: usize, segment: &Segment, seq: u32, ack: u32) -
     let mut numbers = [0; 8];
     numbers[..4].copy_from_slice(&seq.to_be_bytes());
     numbers[4..].copy_from_slice(&ack.to_be_bytes());
-    wire::store(ctx, l4 + 4, &numbers, 8)?;
-    wire::update_checksum(ctx, l4, Change::NONE, change)?;
+    skb::store(ctx, l4 + 4, &numbers, 8)?;
+    skb::update_checksum(ctx, l4, Change::NONE, change)?;
     Some(TCX_NEXT)
 }

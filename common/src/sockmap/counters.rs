@@ -25,7 +25,7 @@ pub struct Counters {
     /// Events that found the ring full.
     pub lost_events: u64,
     /// Packets on a socket without a flow, passed.
-    pub strays: u64,
+    pub unowned: u64,
     /// Packets that began with bytes which had arrived before.
     pub overlaps: u64,
     /// Those of them that the kernel had no memory to shorten, and with each of them a connection.
@@ -47,7 +47,7 @@ impl core::ops::AddAssign for Counters {
         self.no_target += other.no_target;
         self.returns += other.returns;
         self.lost_events += other.lost_events;
-        self.strays += other.strays;
+        self.unowned += other.unowned;
         self.overlaps += other.overlaps;
         self.torn += other.torn;
     }

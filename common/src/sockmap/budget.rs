@@ -1,13 +1,13 @@
 //! The bytes of all directions that wait in the kernel between their two sockets, which nobody else counts.
 //!
 //! The kernel charges a redirected packet to no socket and no limit. Each direction's wait is bounded by
-//! [`crate::flow::Limits::high_water`]; the sum over all of them is kept here and bounded by
-//! [`crate::flow::Limits::total`].
+//! [`super::direction::Limits::high_water`]; the sum over all of them is kept here and bounded by
+//! [`super::direction::Limits::total`].
 //!
 //! A direction has a *share* in the sum: what waits, when that is more than [`SMALL_BYTES`], else nothing, so that
 //! ordinary traffic leaves the shared counter alone. Whenever the program looks at the target it corrects the share.
 //! Between two packets nobody does, and the share of a direction that fell silent is out of date: userspace gives it
-//! back once the target has taken everything ([`crate::flow::Control::returned`]).
+//! back once the target has taken everything ([`super::direction::Control::returned`]).
 //!
 //! The sum has two halves, since a map's element cannot be added to from userspace: what the program counted, and what
 //! userspace gave back.

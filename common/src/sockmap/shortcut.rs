@@ -85,7 +85,7 @@ pub struct Receiver {
 
 /// Which way a message takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
+pub enum Path {
     /// The short cut.
     Short,
     /// The ordinary way, since the client's socket is gone.
@@ -148,17 +148,17 @@ impl Shortcut {
         sender: &Sender,
         receiver: &Receiver,
         margin: u32,
-    ) -> Way {
+    ) -> Path {
         if receiver.cookie != self.client {
-            return Way::Gone;
+            return Path::Gone;
         }
         let outstanding = self.outstanding(base, sender, receiver);
         if outstanding != 0 && !self.was_cut_short(outstanding, sender) {
-            return Way::Outstanding;
+            return Path::Outstanding;
         }
         // Half as much again, for the bookkeeping around the bytes.
         let needed = receiver.wmem_queued as u64 + len as u64 + len as u64 / 2 + margin as u64;
-        if needed > receiver.sndbuf as u64 { Way::NoRoom } else { Way::Short }
+        if needed > receiver.sndbuf as u64 { Path::NoRoom } else { Path::Short }
     }
 
     /// Makes up for a message of which the client's socket took less than we counted: the host had no memory left, and
@@ -281,41 +281,41 @@ mod tests {
 
     const BASE: u32 = u32::MAX - 500;
 
-    fn decide(shortcut: &mut Shortcut, len: u32, sent: u32, taken: u32) -> Way {
+    fn decide(shortcut: &mut Shortcut, len: u32, sent: u32, taken: u32) -> Path {
         shortcut.decide(BASE, len, &sender(sent), &receiver(taken), MARGIN)
     }
 
     #[test]
     fn nothing_overtakes_what_is_on_the_ordinary_way() {
         let mut shortcut = shortcut();
-        assert_eq!(decide(&mut shortcut, 10, 1_000, 999), Way::Outstanding);
-        assert_eq!(decide(&mut shortcut, 10, 1_000, 1_000), Way::Short);
+        assert_eq!(decide(&mut shortcut, 10, 1_000, 999), Path::Outstanding);
+        assert_eq!(decide(&mut shortcut, 10, 1_000, 1_000), Path::Short);
         shortcut.take(10, &sender(1_000));
-        assert_eq!(decide(&mut shortcut, 10, 1_000, 1_010), Way::Short);
-        assert_eq!(decide(&mut shortcut, 10, 1_001, 1_010), Way::Outstanding);
-        assert_eq!(decide(&mut shortcut, 10, 1_001, 1_011), Way::Short);
+        assert_eq!(decide(&mut shortcut, 10, 1_000, 1_010), Path::Short);
+        assert_eq!(decide(&mut shortcut, 10, 1_001, 1_010), Path::Outstanding);
+        assert_eq!(decide(&mut shortcut, 10, 1_001, 1_011), Path::Short);
     }
 
     #[test]
     fn what_was_copied_before_counts() {
         let mut shortcut = Shortcut::new(CLIENT, 5_000);
         shortcut.seen(1, u32::MAX - 10);
-        assert_eq!(decide(&mut shortcut, 10, 4_999, 0), Way::Outstanding);
-        assert_eq!(decide(&mut shortcut, 10, 5_000, 0), Way::Short);
+        assert_eq!(decide(&mut shortcut, 10, 4_999, 0), Path::Outstanding);
+        assert_eq!(decide(&mut shortcut, 10, 5_000, 0), Path::Short);
     }
 
     #[test]
     fn a_message_that_does_not_fit_is_not_sent() {
         let mut shortcut = shortcut();
         let full = Receiver { wmem_queued: 90_000, ..receiver(0) };
-        assert_eq!(shortcut.decide(BASE, 6_000, &sender(0), &full, MARGIN), Way::Short);
-        assert_eq!(shortcut.decide(BASE, 6_002, &sender(0), &full, MARGIN), Way::NoRoom);
+        assert_eq!(shortcut.decide(BASE, 6_000, &sender(0), &full, MARGIN), Path::Short);
+        assert_eq!(shortcut.decide(BASE, 6_002, &sender(0), &full, MARGIN), Path::NoRoom);
     }
 
     #[test]
     fn another_socket_in_the_same_place_is_not_the_client() {
         let other = Receiver { cookie: 8, ..receiver(0) };
-        assert_eq!(shortcut().decide(BASE, 1, &sender(0), &other, MARGIN), Way::Gone);
+        assert_eq!(shortcut().decide(BASE, 1, &sender(0), &other, MARGIN), Path::Gone);
     }
 
     #[test]
@@ -323,9 +323,9 @@ mod tests {
         let mut shortcut = shortcut();
         shortcut.take(100, &sender(0));
         let other = Sender { thread: 2, ..sender(0) };
-        assert_eq!(shortcut.decide(BASE, 1, &other, &receiver(60), MARGIN), Way::Outstanding);
-        assert_eq!(decide(&mut shortcut, 1, 1, 60), Way::Outstanding, "the ordinary way was used since");
-        assert_eq!(decide(&mut shortcut, 1, 0, 60), Way::Short);
+        assert_eq!(shortcut.decide(BASE, 1, &other, &receiver(60), MARGIN), Path::Outstanding);
+        assert_eq!(decide(&mut shortcut, 1, 1, 60), Path::Outstanding, "the ordinary way was used since");
+        assert_eq!(decide(&mut shortcut, 1, 0, 60), Path::Short);
         assert_eq!(shortcut.moved, 60);
     }
 
@@ -333,7 +333,7 @@ mod tests {
     fn the_first_message_of_all_is_never_made_up_for() {
         let mut shortcut = shortcut();
         let first = Sender { thread: 0, write_seq: 0 };
-        assert_eq!(shortcut.decide(BASE, 1, &first, &receiver(60), MARGIN), Way::Outstanding);
+        assert_eq!(shortcut.decide(BASE, 1, &first, &receiver(60), MARGIN), Path::Outstanding);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The verdict on one packet: read the state and the target, let `common::flow` decide, redirect or pass.
+//! The verdict on one packet: read the state and the target, let `sockmap::direction` decide, redirect or pass.
 
 use core::{
     ffi::c_void,
@@ -7,17 +7,21 @@ use core::{
 };
 
 use aya_ebpf::{
-    EbpfContext as _, Global,
+    EbpfContext as _,
     bindings::sk_action::{SK_DROP, SK_PASS},
     helpers::{bpf_get_socket_cookie, bpf_map_lookup_elem, bpf_sk_release, bpf_skc_to_tcp_sock},
     programs::SkBuffContext,
 };
 use snisplice_common::{
-    Cookie, budget,
-    counters::Counters,
-    event::Event,
-    flow::{Control, Decision, Flow, Limits, TORN, Target},
+    Cookie,
+    sockmap::{
+        budget,
+        counters::Counters,
+        direction::{Control, Decision, Flow, Limits, TORN, Target},
+        event::Event,
+    },
 };
+use snisplice_ebpf::field;
 
 use crate::{
     maps::{
@@ -49,7 +53,7 @@ pub(crate) fn verdict(ctx: &SkBuffContext) -> u32 {
     // SAFETY: the context is the one this program was called with.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     let Some(flow) = SNI_FLOWS.get_ptr_mut(cookie) else {
-        count.strays += 1;
+        count.unowned += 1;
         return SK_PASS;
     };
     // SAFETY: userspace removes the entry only after the socket is closed, and this program runs with the lock of
@@ -227,15 +231,4 @@ fn target(peer: Cookie) -> Option<(u64, Target)> {
     // SAFETY: the reference that the lookup took, given back once.
     unsafe { bpf_sk_release(socket) };
     target
-}
-
-/// Reads a 32-bit field at an offset that the loader has set.
-///
-/// # Safety
-///
-/// `base` points to a live kernel object that has such a field there.
-#[inline(always)]
-pub(crate) unsafe fn field(base: *const u8, offset: &Global<u32>) -> u32 {
-    // SAFETY: as the caller promises.
-    unsafe { base.add(offset.load() as usize).cast::<u32>().read_volatile() }
 }

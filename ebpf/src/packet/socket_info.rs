@@ -3,7 +3,7 @@
 use core::{ffi::c_void, ptr};
 
 use aya_ebpf::{
-    EbpfContext as _, Global,
+    EbpfContext as _,
     bindings::bpf_sock_tuple,
     helpers::{
         bpf_sk_release, bpf_skb_load_bytes, bpf_skb_store_bytes, bpf_skc_lookup_tcp, bpf_skc_to_tcp_sock,
@@ -11,9 +11,10 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use snisplice_common::packet::{
-    Tuple, is_mapped,
-    look::{LEGS, Look, OFFSET},
+    maps::{Tuple, is_mapped},
+    socket_info::{LEGS, OFFSET, SocketInfo},
 };
+use snisplice_ebpf::field;
 
 use crate::maps::{
     OFF_COPIED_SEQ, OFF_DST, OFF_DST_DEV, OFF_IFINDEX, OFF_RCV_NXT, OFF_RCV_WND, OFF_RX_IFINDEX, OFF_SND_UNA,
@@ -25,9 +26,9 @@ const THIS_NETNS: u64 = u64::MAX;
 
 /// 0 if all questions were answered.
 #[inline(always)]
-pub(crate) fn look(ctx: &TcContext) -> i32 {
+pub(crate) fn answer(ctx: &TcContext) -> i32 {
     for leg in 0..LEGS {
-        if answer(ctx, (OFFSET + leg * size_of::<Look>()) as u32).is_none() {
+        if answer_one(ctx, (OFFSET + leg * size_of::<SocketInfo>()) as u32).is_none() {
             return 1;
         }
     }
@@ -35,22 +36,22 @@ pub(crate) fn look(ctx: &TcContext) -> i32 {
 }
 
 #[inline(always)]
-fn answer(ctx: &TcContext, offset: u32) -> Option<()> {
+fn answer_one(ctx: &TcContext, offset: u32) -> Option<()> {
     let mut tuple = Tuple { remote: [0; 4], local: [0; 4], remote_port: 0, local_port: 0 };
     let to = ptr::from_mut(&mut tuple).cast::<c_void>();
     // SAFETY: a tuple consists of integers, and is as long as is said.
     if unsafe { bpf_skb_load_bytes(ctx.as_ptr(), offset, to, size_of::<Tuple>() as u32) } != 0 {
         return None;
     }
-    let look = socket(ctx, tuple)?;
-    let from = ptr::from_ref(&look).cast::<c_void>();
+    let info = socket(ctx, tuple)?;
+    let from = ptr::from_ref(&info).cast::<c_void>();
     // SAFETY: as above.
-    (unsafe { bpf_skb_store_bytes(ctx.skb.skb, offset, from, size_of::<Look>() as u32, 0) } == 0)
+    (unsafe { bpf_skb_store_bytes(ctx.skb.skb, offset, from, size_of::<SocketInfo>() as u32, 0) } == 0)
         .then_some(())
 }
 
 #[inline(always)]
-fn socket(ctx: &TcContext, tuple: Tuple) -> Option<Look> {
+fn socket(ctx: &TcContext, tuple: Tuple) -> Option<SocketInfo> {
     let found = if is_mapped(&tuple.remote) {
         // Addresses and ports as `bpf_sock_tuple` has them for IPv4.
         let mut question = V4 {
@@ -73,13 +74,13 @@ fn socket(ctx: &TcContext, tuple: Tuple) -> Option<Look> {
     }
     // SAFETY: `found` is a referenced socket.
     let tcp = unsafe { bpf_skc_to_tcp_sock(found.cast()) }.cast::<u8>();
-    let look = if tcp.is_null() {
+    let info = if tcp.is_null() {
         None
     } else {
         // SAFETY: `tcp` is a `struct tcp_sock` that the reference keeps alive, and the offsets are those of the
         // running kernel; the verifier checks each against its BTF.
         Some(unsafe {
-            Look {
+            SocketInfo {
                 tuple,
                 found: 1,
                 copied_seq: field(tcp, &OFF_COPIED_SEQ),
@@ -96,7 +97,7 @@ fn socket(ctx: &TcContext, tuple: Tuple) -> Option<Look> {
     };
     // SAFETY: the reference that the lookup took, given back once.
     unsafe { bpf_sk_release(found.cast()) };
-    look
+    info
 }
 
 /// The device of the route that the socket keeps; 0 if it keeps none.
@@ -108,35 +109,13 @@ fn socket(ctx: &TcContext, tuple: Tuple) -> Option<Look> {
 unsafe fn device(tcp: *const u8) -> u32 {
     // SAFETY: as the caller promises; the verifier follows each pointer through BTF.
     unsafe {
-        let route = pointer(tcp, &OFF_DST);
+        let route = field::<*const u8>(tcp, &OFF_DST);
         if route.is_null() {
             return 0;
         }
-        let device = pointer(route, &OFF_DST_DEV);
+        let device = field::<*const u8>(route, &OFF_DST_DEV);
         if device.is_null() { 0 } else { field(device, &OFF_IFINDEX) }
     }
-}
-
-/// Reads a 32-bit field at an offset that the loader has set.
-///
-/// # Safety
-///
-/// `base` points to a live kernel object that has such a field there.
-#[inline(always)]
-unsafe fn field(base: *const u8, offset: &Global<u32>) -> u32 {
-    // SAFETY: as the caller promises.
-    unsafe { base.add(offset.load() as usize).cast::<u32>().read_volatile() }
-}
-
-/// Reads a pointer at an offset that the loader has set.
-///
-/// # Safety
-///
-/// As for [`field`].
-#[inline(always)]
-unsafe fn pointer(base: *const u8, offset: &Global<u32>) -> *const u8 {
-    // SAFETY: as the caller promises.
-    unsafe { base.add(offset.load() as usize).cast::<*const u8>().read_volatile() }
 }
 
 /// The IPv4 member of `bpf_sock_tuple`.

@@ -6,48 +6,15 @@
 
 use super::{
     checksum::{Change, fold},
-    flow::Way,
+    flow::Translation,
+    segment::{IPV4_BYTES, IPV6_BYTES, PROTOCOL_TCP, TCP_BYTES, TCP_MAX, TCP_MIN, flag, get},
 };
 
-/// Room for the longest TCP header, and a power of two so that the verifier sees an index masked by one less.
-pub const TCP_BYTES: usize = 64;
-/// A TCP header without options.
-pub const TCP_MIN: usize = 20;
 /// Where options begin, which is where the header ends without them.
 const FIRST_OPTION: u8 = 20;
-/// The longest TCP header: the data offset has four bits.
-pub const TCP_MAX: usize = 60;
-/// The only IPv4 header that is translated: one without options.
-pub const IPV4_BYTES: usize = 20;
-/// The fixed header of IPv6.
-pub const IPV6_BYTES: usize = 40;
-/// Offset of the checksum in a TCP header.
-pub const TCP_CHECKSUM: usize = 16;
-
-/// The protocol number of TCP.
-pub const PROTOCOL_TCP: u8 = 6;
-
 /// Hop limit of what we send on. We end one connection and begin another, so it does not depend on how far the
 /// sender was, and it is what the balancer's own sockets would send with.
 pub const HOPS: u8 = 64;
-
-/// Bits of a TCP header's flags (RFC 9293 section 3.1).
-pub mod flag {
-    /// The sender has finished.
-    pub const FIN: u8 = 0x01;
-    /// A connection begins.
-    pub const SYN: u8 = 0x02;
-    /// The connection is torn down.
-    pub const RST: u8 = 0x04;
-    /// The acknowledgement number counts.
-    pub const ACK: u8 = 0x10;
-    /// [`RST`] and [`ACK`]: what a socket sends that is torn down.
-    pub const RESETS: u8 = RST | ACK;
-    /// Echo of a congestion mark (RFC 3168).
-    pub const ECE: u8 = 0x40;
-    /// The congestion window was reduced (RFC 3168).
-    pub const CWR: u8 = 0x80;
-}
 
 /// Options of a TCP header, by kind.
 mod option {
@@ -64,76 +31,10 @@ mod option {
 /// Most blocks of selective acknowledgement that fit.
 const SACK_BLOCKS: usize = 4;
 
-/// What of a segment matters to the flow.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Segment {
-    /// Sequence number of the first byte.
-    pub seq: u32,
-    /// Acknowledgement number.
-    pub ack: u32,
-    /// The window as it is in the header.
-    pub window: u16,
-    /// Flags, see [`flag`].
-    pub flags: u8,
-    /// Bytes of payload.
-    pub payload: u32,
-}
-
-impl Segment {
-    /// Reads a header.
-    #[inline(always)]
-    #[must_use]
-    pub const fn of(header: &[u8; TCP_BYTES], payload: u32) -> Self {
-        Self {
-            seq: get(header, 4),
-            ack: get(header, 8),
-            window: u16::from_be_bytes([header[14], header[15]]),
-            flags: header[13],
-            payload,
-        }
-    }
-
-    /// Whether one of these flags is set.
-    #[inline(always)]
-    #[must_use]
-    pub const fn has(&self, flags: u8) -> bool {
-        self.flags & flags != 0
-    }
-
-    /// What it takes of the sequence space: the payload, and one for a FIN.
-    #[inline(always)]
-    #[must_use]
-    pub const fn len(&self) -> u32 {
-        self.payload + self.has(flag::FIN) as u32
-    }
-
-    /// Whether it would begin a connection.
-    #[inline(always)]
-    #[must_use]
-    pub const fn begins(&self) -> bool {
-        self.flags & (flag::SYN | flag::ACK) == flag::SYN
-    }
-
-    /// Whether it takes nothing of the sequence space.
-    #[inline(always)]
-    #[must_use]
-    pub const fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-}
-
-/// Bytes of the TCP header, from its data offset; `None` if that is impossible.
-#[inline(always)]
-#[must_use]
-pub const fn tcp_length(offset_byte: u8) -> Option<usize> {
-    let length = (offset_byte >> 4) as usize * 4;
-    if length >= TCP_MIN { Some(length) } else { None }
-}
-
 /// Translates a TCP header. `length` is that of [`tcp_length`].
 #[inline(always)]
 #[must_use]
-pub fn translate(header: &mut [u8; TCP_BYTES], length: usize, way: &Way) -> Change {
+pub fn translate(header: &mut [u8; TCP_BYTES], length: usize, way: &Translation) -> Change {
     let mut change = Change::NONE;
     let flags = header[13];
     replace(header, 0, u32::from_be(way.ports), &mut change);
@@ -184,7 +85,7 @@ struct Found {
 
 /// Translates timestamps and selective acknowledgements; other options stay as they are.
 #[inline(always)]
-fn options(header: &mut [u8; TCP_BYTES], length: usize, way: &Way, flags: u8, change: &mut Change) {
+fn options(header: &mut [u8; TCP_BYTES], length: usize, way: &Translation, flags: u8, change: &mut Change) {
     let Found { timestamps: stamps, sack, sack_size } = find(header, length);
     if stamps != 0 {
         timestamps(header, stamps, way, flags, change);
@@ -246,7 +147,13 @@ fn find(header: &[u8; TCP_BYTES], length: usize) -> Found {
 }
 
 #[inline(always)]
-const fn timestamps(header: &mut [u8; TCP_BYTES], at: usize, way: &Way, flags: u8, change: &mut Change) {
+const fn timestamps(
+    header: &mut [u8; TCP_BYTES],
+    at: usize,
+    way: &Translation,
+    flags: u8,
+    change: &mut Change,
+) {
     replace(header, at + 2, get(header, at + 2).wrapping_add(way.stamp), change);
     // Without an acknowledgement nothing is echoed (RFC 7323 section 3.2).
     if flags & flag::ACK != 0 {
@@ -255,7 +162,13 @@ const fn timestamps(header: &mut [u8; TCP_BYTES], at: usize, way: &Way, flags: u
 }
 
 #[inline(always)]
-const fn blocks(header: &mut [u8; TCP_BYTES], at: usize, size: usize, way: &Way, change: &mut Change) {
+const fn blocks(
+    header: &mut [u8; TCP_BYTES],
+    at: usize,
+    size: usize,
+    way: &Translation,
+    change: &mut Change,
+) {
     let mut block = 0;
     while block < SACK_BLOCKS && 2 + 8 * (block + 1) <= size {
         let left = at + 2 + 8 * block;
@@ -329,7 +242,7 @@ pub const fn is_whole_v4(header: &[u8; IPV6_BYTES]) -> bool {
 /// Gives an IPv4 header new addresses and a new checksum. Tells the change of the pseudo-header.
 #[inline(always)]
 #[must_use]
-pub const fn readdress_v4(header: &mut [u8; IPV4_BYTES], way: &Way) -> Change {
+pub const fn readdress_v4(header: &mut [u8; IPV4_BYTES], way: &Translation) -> Change {
     header[1] = way.traffic_class(header[1]);
     header[8] = HOPS;
     let mut change = Change::NONE;
@@ -345,7 +258,7 @@ pub const fn readdress_v4(header: &mut [u8; IPV4_BYTES], way: &Way) -> Change {
 /// Gives an IPv6 header new addresses. Tells the change of the pseudo-header.
 #[inline(always)]
 #[must_use]
-pub const fn readdress_v6(header: &mut [u8; IPV6_BYTES], way: &Way) -> Change {
+pub const fn readdress_v6(header: &mut [u8; IPV6_BYTES], way: &Translation) -> Change {
     // The traffic class straddles the first two bytes, between the version and the flow label.
     let class = way.traffic_class(header[0] << 4 | header[1] >> 4);
     header[0] = header[0] & 0xf0 | class >> 4;
@@ -362,17 +275,6 @@ pub const fn readdress_v6(header: &mut [u8; IPV6_BYTES], way: &Way) -> Change {
         i += 1;
     }
     change
-}
-
-/// Four bytes of a header, which the walk over options may ask for anywhere.
-#[inline(always)]
-const fn get(header: &[u8; TCP_BYTES], at: usize) -> u32 {
-    u32::from_be_bytes([
-        header[at % TCP_BYTES],
-        header[(at + 1) % TCP_BYTES],
-        header[(at + 2) % TCP_BYTES],
-        header[(at + 3) % TCP_BYTES],
-    ])
 }
 
 /// Replaces four bytes and keeps account of it.

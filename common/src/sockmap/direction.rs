@@ -16,7 +16,8 @@
 //! The functions are pure; the verdict program calls them with what it read from the target, the tests with what
 //! they please.
 
-use crate::{Cookie, budget};
+use super::budget;
+use crate::Cookie;
 
 /// [`Flow::mode`]: the last packet was redirected. A new flow starts so.
 pub const REDIRECT: u32 = 0;
@@ -52,7 +53,7 @@ pub struct Flow {
     pub redirected_packets: u64,
     /// Packets passed so far.
     pub passed_packets: u64,
-    /// What this direction has added to the sum of all shares ([`crate::budget`]), modulo 2^64.
+    /// What this direction has added to the sum of all shares ([`super::budget`]), modulo 2^64.
     pub counted: u64,
     /// The target's `write_seq` before the first byte of this direction, once [`Flow::base_known`] is 1.
     pub base: u32,
@@ -110,7 +111,7 @@ pub struct Target {
 pub struct Limits {
     /// Bytes of one direction that may wait between the two sockets.
     pub high_water: u32,
-    /// Bytes of all directions that may wait so ([`crate::budget`]).
+    /// Bytes of all directions that may wait so ([`super::budget`]).
     pub total: u64,
     /// Memory that must stay free in the target's send buffer.
     pub margin: u32,

@@ -1,10 +1,10 @@
-//! A look at two of our own sockets, for the moment at which a flow begins.
+//! A snapshot of two of our own sockets, for the moment at which a flow begins.
 //!
 //! Sequence numbers and the peer's last timestamp cannot be had through socket options without disturbing the
 //! socket. So userspace runs a program (`BPF_PROG_TEST_RUN`) on a made-up packet that holds questions, and finds them
 //! answered.
 
-use super::Tuple;
+use super::maps::Tuple;
 
 /// Bytes of the made-up packet before the questions: as many as the kernel takes for a link-layer header.
 pub const OFFSET: usize = 16;
@@ -15,7 +15,7 @@ pub const LEGS: usize = 2;
 /// One socket: the question, and the answer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C)]
-pub struct Look {
+pub struct SocketInfo {
     /// Which socket.
     pub tuple: Tuple,
     /// 1 if there is such a socket; then the rest is true.
@@ -40,9 +40,9 @@ pub struct Look {
     pub tx_device: u32,
 }
 
-const _: () = assert!(size_of::<Look>() == 76, "Look has padding");
+const _: () = assert!(size_of::<SocketInfo>() == 76, "SocketInfo has padding");
 
-impl Look {
+impl SocketInfo {
     /// A question.
     #[must_use]
     pub fn at(tuple: Tuple) -> Self {
@@ -90,4 +90,4 @@ pub mod global {
 
 // SAFETY: `repr(C)`, integers only, no padding (asserted above): every bit pattern is valid.
 #[cfg(feature = "user")]
-unsafe impl aya::Pod for Look {}
+unsafe impl aya::Pod for SocketInfo {}

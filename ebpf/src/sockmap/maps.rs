@@ -1,4 +1,4 @@
-//! The maps, as `snisplice_common::map` names them, and what the loader sets.
+//! The maps, as `snisplice_common::sockmap::maps` names them, and what the loader sets.
 
 use aya_ebpf::{
     Global,
@@ -7,15 +7,19 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use snisplice_common::{
-    Cookie, budget,
-    counters::Counters,
-    event::Event,
-    flow::{Control, Flow},
-    map::{self, RING_BYTES},
-    shortcut::{BackendEnd, Shortcut, ShortcutCounters},
+    Cookie,
+    sockmap::{
+        budget,
+        counters::Counters,
+        direction::{Control, Flow},
+        event::Event,
+        maps::{self, RING_BYTES},
+        shortcut::{BackendEnd, Shortcut, ShortcutCounters},
+    },
 };
+use snisplice_ebpf::globals;
 
-const DIRECTIONS: usize = map::DIRECTIONS as usize;
+const DIRECTIONS: usize = maps::DIRECTIONS as usize;
 
 /// Entries come and go with connections, so they are not allocated beforehand.
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
@@ -49,15 +53,6 @@ pub(crate) static SNI_LOCAL: SockHash<Cookie, DIRECTIONS> = SockHash::new();
 pub(crate) static SNI_SHORTCUTS: HashMap<Cookie, Shortcut, DIRECTIONS, ON_DEMAND> = HashMap::new();
 #[btf_map]
 pub(crate) static SNI_SHORT_STAT: PerCpuArray<ShortcutCounters, 1> = PerCpuArray::new();
-
-macro_rules! globals {
-    ($($name:ident),+ $(,)?) => {
-        $(
-            #[unsafe(no_mangle)]
-            pub(crate) static $name: Global<u32> = Global::new(0);
-        )+
-    };
-}
 
 globals!(OFF_WRITE_SEQ, OFF_WMEM_QUEUED, OFF_SNDBUF, OFF_RMEM_ALLOC, OFF_RCVBUF, OFF_COPIED_SEQ);
 globals!(HIGH_WATER, MARGIN);

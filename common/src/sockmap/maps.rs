@@ -4,36 +4,36 @@
 pub const TARGETS: &str = "SNI_TARGETS";
 /// Sockhash, cookie → socket: whose received bytes the verdict program sees.
 pub const VERDICT: &str = "SNI_VERDICT";
-/// Hash, cookie of the receiving socket → [`crate::flow::Flow`]. The kernel's once it is inserted.
+/// Hash, cookie of the receiving socket → [`super::direction::Flow`]. The kernel's once it is inserted.
 pub const FLOWS: &str = "SNI_FLOWS";
-/// Hash, cookie of the receiving socket → [`crate::flow::Control`]. Userspace's; no entry means all zero.
+/// Hash, cookie of the receiving socket → [`super::direction::Control`]. Userspace's; no entry means all zero.
 pub const CONTROL: &str = "SNI_CONTROL";
-/// Ring of [`crate::event::Event`].
+/// Ring of [`super::event::Event`].
 pub const EVENTS: &str = "SNI_EVENTS";
-/// Per-CPU array of one [`crate::counters::Counters`].
+/// Per-CPU array of one [`super::counters::Counters`].
 pub const COUNTERS: &str = "SNI_COUNTERS";
-/// Array of two `u64`, the halves of [`crate::budget`].
+/// Array of two `u64`, the halves of [`super::budget`].
 pub const IN_FLIGHT: &str = "SNI_IN_FLIGHT";
 
 /// LRU hash, cookie of our socket to a backend that may be on this host → cookie of the backend's, 0 while there is none.
 /// Userspace makes the entry before it connects.
 pub const UPSTREAM: &str = "SNI_UPSTREAM";
-/// LRU hash, [`crate::shortcut::connection`] → cookie of our socket: whose other end may appear on this host.
+/// LRU hash, [`super::shortcut::connection`] → cookie of our socket: whose other end may appear on this host.
 pub const EXPECTED: &str = "SNI_EXPECTED";
-/// LRU hash, cookie of a backend's accepted socket → [`crate::shortcut::BackendEnd`].
+/// LRU hash, cookie of a backend's accepted socket → [`super::shortcut::BackendEnd`].
 pub const BACKEND: &str = "SNI_BACKEND";
 /// Sockhash, cookie → a backend's accepted socket. Carries the message program.
 pub const LOCAL: &str = "SNI_LOCAL";
-/// Hash, cookie of our socket to the backend → [`crate::shortcut::Shortcut`].
+/// Hash, cookie of our socket to the backend → [`super::shortcut::Shortcut`].
 pub const SHORTCUTS: &str = "SNI_SHORTCUTS";
-/// Per-CPU array of one [`crate::shortcut::ShortcutCounters`].
+/// Per-CPU array of one [`super::shortcut::ShortcutCounters`].
 pub const SHORTCUT_COUNTERS: &str = "SNI_SHORT_STAT";
 
 /// Directions that the maps have room for unless the loader says otherwise: two for each connection.
 pub const DIRECTIONS: u32 = 16_384;
 
-/// Size of the event ring unless the loader says otherwise; see [`crate::event::ring_bytes`].
-pub const RING_BYTES: usize = crate::event::ring_bytes(DIRECTIONS) as usize;
+/// Size of the event ring unless the loader says otherwise; see [`super::event::ring_bytes`].
+pub const RING_BYTES: usize = super::event::ring_bytes(DIRECTIONS) as usize;
 
 /// The globals that the loader sets before the program is verified.
 pub mod global {
@@ -49,13 +49,13 @@ pub mod global {
     pub const OFF_RCVBUF: &str = "OFF_RCVBUF";
     /// Offset of `copied_seq`: the sequence number up to which it has been read.
     pub const OFF_COPIED_SEQ: &str = "OFF_COPIED_SEQ";
-    /// [`crate::flow::Limits::high_water`].
+    /// [`super::direction::Limits::high_water`].
     pub const HIGH_WATER: &str = "HIGH_WATER";
-    /// [`crate::flow::Limits::total`], 64 bits.
+    /// [`super::direction::Limits::total`], 64 bits.
     pub const TOTAL: &str = "TOTAL";
-    /// [`crate::flow::Limits::margin`].
+    /// [`super::direction::Limits::margin`].
     pub const MARGIN: &str = "MARGIN";
-    /// 1 if backends on this host may take the short cut ([`crate::shortcut`]).
+    /// 1 if backends on this host may take the short cut ([`super::shortcut`]).
     pub const SAME_HOST: &str = "SAME_HOST";
     /// Offset of `skc_cookie`: which socket it is.
     pub const OFF_COOKIE: &str = "OFF_COOKIE";

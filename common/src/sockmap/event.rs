@@ -6,7 +6,7 @@ use crate::Cookie;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub struct Event {
-    /// [`crate::flow::Flow::token`] of the direction.
+    /// [`super::direction::Flow::token`] of the direction.
     pub token: u64,
     /// The socket that has bytes to read.
     pub cookie: Cookie,

@@ -1,4 +1,4 @@
-//! Who sends a packet that is too large for the device it would go out on is told, as by any router.
+//! Reports to the sender of a packet that is too large for the device it would go out on, as any router does.
 
 use core::ffi::c_void;
 
@@ -8,11 +8,11 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use snisplice_common::packet::{
-    header::{IPV4_BYTES, IPV6_BYTES, TCP_BYTES},
     icmp::{ICMP_BYTES, QUOTED, too_large_v4, too_large_v6, weightless},
+    segment::{IPV4_BYTES, IPV6_BYTES, TCP_BYTES},
 };
 
-use crate::wire::{self, Ip, L3};
+use crate::skb::{self, Ip, L3};
 
 /// Every link takes as much (RFC 791 section 3.1 has it of hosts), so smaller packets are not looked at.
 const LEAST: u32 = 576;
@@ -36,7 +36,7 @@ pub(crate) fn exceeded(ctx: &TcContext, device: u32, headers: u32, length: u32) 
 
 /// Makes of the packet an answer to its sender, and sends it out on `device`.
 #[inline(never)]
-pub(crate) fn tell(skb: *mut c_void, ip: &mut Ip, tcp: &mut [u8; TCP_BYTES], device: u32, mtu: u32) -> i32 {
+pub(crate) fn report(skb: *mut c_void, ip: &mut Ip, tcp: &mut [u8; TCP_BYTES], device: u32, mtu: u32) -> i32 {
     answer(&TcContext::new(skb.cast()), ip, tcp, device, mtu).unwrap_or(-1)
 }
 
@@ -45,8 +45,8 @@ fn answer(ctx: &TcContext, ip: &mut Ip, tcp: &mut [u8; TCP_BYTES], device: u32, 
     weightless(tcp);
     let length = if ip.is_v6() { IPV6_BYTES } else { IPV4_BYTES };
     let room = length + ICMP_BYTES;
-    wire::shorten(ctx, L3 + length + QUOTED)?;
-    wire::store(ctx, L3 + length, tcp, QUOTED)?;
+    skb::shorten(ctx, L3 + length + QUOTED)?;
+    skb::store(ctx, L3 + length, tcp, QUOTED)?;
     // Before the packet: so wherever a device will write the checksum of TCP is within the quotation.
     // SAFETY: the context is the one that the program was called with.
     let result = unsafe { bpf_skb_adjust_room(ctx.skb.skb, room as i32, BPF_ADJ_ROOM_MAC, 0) };
@@ -55,12 +55,12 @@ fn answer(ctx: &TcContext, ip: &mut Ip, tcp: &mut [u8; TCP_BYTES], device: u32, 
     }
     if ip.is_v6() {
         let message = too_large_v6(&mut ip.bytes, mtu);
-        wire::store(ctx, L3, &ip.bytes, IPV6_BYTES)?;
-        wire::store(ctx, L3 + IPV6_BYTES, &message, ICMP_BYTES)?;
+        skb::store(ctx, L3, &ip.bytes, IPV6_BYTES)?;
+        skb::store(ctx, L3 + IPV6_BYTES, &message, ICMP_BYTES)?;
     } else {
         let message = too_large_v4(ip.bytes.first_chunk_mut()?, mtu);
-        wire::store(ctx, L3, &ip.bytes, IPV4_BYTES)?;
-        wire::store(ctx, L3 + IPV4_BYTES, &message, ICMP_BYTES)?;
+        skb::store(ctx, L3, &ip.bytes, IPV4_BYTES)?;
+        skb::store(ctx, L3 + IPV4_BYTES, &message, ICMP_BYTES)?;
     }
     // SAFETY: without parameters the kernel looks up the next hop itself, as it would for the balancer's own packets.
     Some(unsafe { bpf_redirect_neigh(device, core::ptr::null_mut(), 0, 0) } as i32)

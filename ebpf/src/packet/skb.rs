@@ -9,10 +9,9 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use snisplice_common::packet::{
-    Tuple,
     checksum::Change,
-    header::{IPV4_BYTES, IPV6_BYTES, PROTOCOL_TCP, TCP_BYTES, TCP_CHECKSUM, TCP_MAX, TCP_MIN, tcp_length},
-    mapped,
+    maps::{Tuple, mapped},
+    segment::{IPV4_BYTES, IPV6_BYTES, PROTOCOL_TCP, TCP_BYTES, TCP_CHECKSUM, TCP_MAX, TCP_MIN, tcp_length},
 };
 
 /// Where the IP header begins: the programs are attached to devices with Ethernet headers only.

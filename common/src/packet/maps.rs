@@ -1,0 +1,177 @@
+//! Names, keys and values of the packet datapath's maps, and what the programs report through their ring.
+
+/// Names of the maps and programs. The kernel keeps the first 15 bytes of a name, so that is all they have.
+pub mod name {
+    /// Hash, [`super::Tuple`] → [`super::Slot`]: which flow a packet belongs to.
+    pub const TUPLES: &str = "SNI_TUPLES";
+    /// Array of [`crate::packet::flow::Rules`], by flow. Userspace's.
+    pub const RULES: &str = "SNI_RULES";
+    /// Array of [`crate::packet::flow::State`], by flow. The kernel's while the flow is alive.
+    pub const STATES: &str = "SNI_STATES";
+    /// Ring of [`super::Event`].
+    pub const EVENTS: &str = "SNI_ENDINGS";
+    /// Per-CPU array of one [`super::Totals`].
+    pub const TOTALS: &str = "SNI_TOTALS";
+    /// Hash that forgets what was not used for long, [`super::Tuple`] → 1: connections whose beginning came by the programs,
+    /// with the addresses that our own sockets have.
+    pub const BEGUN: &str = "SNI_BEGUN";
+    /// Longest-prefix trie of networks: clients whose packets are not carried. An IPv4 address is mapped into IPv6. Userspace's.
+    pub const DENIED: &str = "SNI_DENIED";
+    /// Hash, index of a device → 1: those on which the host takes packets only from whom it would answer over them
+    /// (`rp_filter`, RFC 3704 section 2.2). Userspace's.
+    pub const STRICT: &str = "SNI_STRICT";
+    /// Of the maps that outlive the process, as they are laid out. One that is laid out otherwise gets another number, so
+    /// that nobody takes over what he does not understand.
+    pub const LAYOUT: &str = "v2";
+    /// The program on what devices receive.
+    pub const INGRESS: &str = "sni_ingress";
+    /// The program on what devices send.
+    pub const EGRESS: &str = "sni_egress";
+    /// The program that userspace runs for a snapshot of sockets; see [`crate::packet::socket_info`].
+    pub const SOCKET_INFO: &str = "sni_socket_info";
+    /// A program that does what others' do: it writes a mark into all packets and leaves them to whoever comes next. For probes
+    /// and tests.
+    pub const MARK: &str = "sni_mark";
+}
+
+/// Flows that the maps have room for unless the loader says otherwise.
+pub const FLOWS: u32 = 16_384;
+
+/// Networks that can be denied.
+pub const DENIED: usize = 65_536;
+
+/// Size of the event ring unless the loader says otherwise: one event takes 24 bytes.
+pub const RING_BYTES: usize = 512 * 1024;
+
+/// [`Event::what`]: the first packet of a way was sent on.
+pub const FIRST: u32 = 1;
+/// [`Event::what`]: a way has ended with FIN.
+pub const FIN: u32 = 2;
+/// [`Event::what`]: the flow may be over, by a reset or with both FINs acknowledged: userspace should look at it. Only this
+/// wakes it; the others wait in the ring until then.
+pub const END: u32 = 4;
+
+/// [`Event::what`]: one of our own sockets has answered something that came to it past the programs: a fragment, a packet with
+/// IP options, or one that came in elsewhere. Wakes userspace, too.
+pub const BYPASS: u32 = 8;
+
+/// What a packet was to a flow, told through the ring.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Event {
+    /// Userspace's name of the flow ([`super::flow::Rules::token`]).
+    pub token: u64,
+    /// [`FIRST`], [`FIN`], [`END`], [`BYPASS`], or several of them.
+    pub what: u32,
+    /// The way of the packet: 0 up, 1 down.
+    pub way: u32,
+}
+
+const _: () = assert!(size_of::<Event>() == 16, "Event has padding");
+
+/// One connection of ours as its incoming packets show it.
+///
+/// Addresses and ports are as in the packet, in network byte order; IPv4 addresses are mapped into IPv6 (RFC 4291
+/// section 2.5.5.2).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct Tuple {
+    /// The peer's address.
+    pub remote: [u32; 4],
+    /// Our address.
+    pub local: [u32; 4],
+    /// The peer's port.
+    pub remote_port: u16,
+    /// Our port.
+    pub local_port: u16,
+}
+
+const _: () = assert!(size_of::<Tuple>() == 36, "Tuple has padding");
+
+/// The third word of an IPv4 address that is mapped into IPv6.
+pub const MAPPED: u32 = 0xffff_u32.to_be();
+
+/// Maps an IPv4 address, in network byte order, into IPv6.
+#[inline(always)]
+#[must_use]
+pub const fn mapped(address: u32) -> [u32; 4] {
+    [0, 0, MAPPED, address]
+}
+
+/// Whether the address is a mapped one.
+#[inline(always)]
+#[must_use]
+pub const fn is_mapped(address: &[u32; 4]) -> bool {
+    address[0] == 0 && address[1] == 0 && address[2] == MAPPED
+}
+
+/// What a packet of some tuple belongs to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Slot {
+    /// Index of the flow in the arrays.
+    pub flow: u32,
+    /// The way that the packet goes: 0 up, 1 down.
+    pub way: u32,
+}
+
+const _: () = assert!(size_of::<Slot>() == 8, "Slot has padding");
+
+/// Totals over all flows since the programs were loaded; each CPU has its own.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Totals {
+    /// Packets (after GRO) sent on to the other end.
+    pub packets: u64,
+    /// Bytes of payload in them, retransmissions included.
+    pub bytes: u64,
+    /// Packets that were not sent on because their flow was being set up, handed over or reset.
+    pub dropped_setup: u64,
+    /// Packets of our own sockets that were let through: what they still had to deliver, and questions whether a peer is
+    /// there.
+    pub own_passed: u64,
+    /// Packets of our own sockets that were dropped.
+    pub own_dropped: u64,
+    /// Packets whose acknowledgement was mirrored to our own socket as well.
+    pub acks_mirrored: u64,
+    /// Packets of a flow that could not be changed or sent on, dropped.
+    pub failed: u64,
+    /// Events that found the ring full.
+    pub lost_events: u64,
+    /// ICMP errors about packets of flows that who sent them was told: those of routers, and our own about packets too large
+    /// for a device.
+    pub errors: u64,
+    /// Packets of clients that are not served, dropped.
+    pub denied: u64,
+    /// Packets that came in by another side than the peer that they say they are of, dropped.
+    pub strays: u64,
+}
+
+const _: () = assert!(size_of::<Totals>() == 88, "Totals has padding");
+
+#[cfg(feature = "user")]
+impl core::ops::AddAssign for Totals {
+    fn add_assign(&mut self, other: Self) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+        self.dropped_setup += other.dropped_setup;
+        self.own_passed += other.own_passed;
+        self.own_dropped += other.own_dropped;
+        self.acks_mirrored += other.acks_mirrored;
+        self.failed += other.failed;
+        self.lost_events += other.lost_events;
+        self.errors += other.errors;
+        self.denied += other.denied;
+        self.strays += other.strays;
+    }
+}
+
+// SAFETY: `repr(C)`, integers only, no padding (asserted above): every bit pattern is valid.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for Tuple {}
+// SAFETY: as above.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for Slot {}
+// SAFETY: as above.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for Totals {}
