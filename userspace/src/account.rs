@@ -67,6 +67,8 @@ pub struct Account {
     backend: OnceCell<Arc<str>>,
     up: Cell<u64>,
     down: Cell<u64>,
+    /// Bytes up and down that the metrics have already.
+    counted: Cell<(u64, u64)>,
     in_packets: OnceCell<Box<InPackets>>,
     reason: Cell<CloseReason>,
     /// The client's and the backend's, or -1.
@@ -122,6 +124,7 @@ impl Account {
             backend: OnceCell::new(),
             up: Cell::new(0),
             down: Cell::new(0),
+            counted: Cell::default(),
             in_packets: OnceCell::new(),
             reason: Cell::new(CloseReason::Aborted),
             sockets: Cell::new([-1, -1]),
@@ -223,8 +226,34 @@ impl Account {
         cell.set(cell.get() + bytes);
     }
 
-    /// Notes what carries the connection from now on.
+    /// Has the metrics know of all bytes up and down that have moved so far, which the kernel may know better than the account.
+    /// What they know already is not counted twice, and a number that is less than that changes nothing.
+    pub fn count(&self, moved: (u64, u64)) {
+        let (up, down) = self.counted.get();
+        let now = (moved.0.max(up), moved.1.max(down));
+        if now == (up, down) {
+            return;
+        }
+        self.counted.set(now);
+        let route = self.route.get().cloned().unwrap_or_else(|| NONE.into());
+        for (direction, bytes) in [(Direction::Up, now.0 - up), (Direction::Down, now.1 - down)] {
+            if bytes > 0 {
+                self.listener.metrics.moved(&route, self.carrier.get(), direction, bytes);
+            }
+        }
+    }
+
+    /// Bytes up and down that the metrics know of.
+    #[must_use]
+    pub fn counted(&self) -> (u64, u64) {
+        self.counted.get()
+    }
+
+    /// Notes what carries the connection from now on. What has moved before is counted for what carried it then.
     pub fn set_carrier(&self, carrier: Carrier) {
+        if self.carrier.get().is_some_and(|before| before != carrier) {
+            self.count(self.bytes());
+        }
         self.carrier.set(Some(carrier));
     }
 
@@ -256,17 +285,45 @@ impl Default for Account {
 
 impl Drop for Account {
     fn drop(&mut self) {
-        let ListenerAccount { metrics, counters, .. } = &*self.listener;
-        let route = self.route.take().unwrap_or_else(|| NONE.into());
-        let carrier = self.carrier.get();
         // In this order, and a scrape reads them in the opposite one: who finds the connection gone, or its end counted,
         // finds its bytes.
-        for (direction, bytes) in [(Direction::Up, self.up.get()), (Direction::Down, self.down.get())] {
-            if bytes > 0 {
-                metrics.moved(&route, carrier, direction, bytes);
-            }
-        }
-        metrics.closed(&counters.listener, &route, carrier, self.reason.get());
+        self.count(self.bytes());
+        let ListenerAccount { metrics, counters, .. } = &*self.listener;
+        let route = self.route.take().unwrap_or_else(|| NONE.into());
+        metrics.closed(&counters.listener, &route, self.carrier.get(), self.reason.get());
         counters.active.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_moves_is_counted_once_and_never_taken_back() {
+        let metrics = Arc::new(Metrics::new());
+        let listener = Rc::new(ListenerAccount::new(&metrics, &"https".into(), &Rc::default()));
+        let up = |carrier: &str| {
+            let text = metrics.encode().unwrap();
+            let series = format!("datapath=\"{carrier}\",direction=\"up\"}} ");
+            text.lines().find_map(|line| line.split(&series).nth(1)?.parse::<u64>().ok())
+        };
+        let account = Account::open(&listener);
+        account.set_carrier(Carrier::Relay);
+        account.moved(Direction::Up, 10);
+        assert_eq!(up("relay"), None, "nobody has looked");
+        account.count(account.bytes());
+        account.count(account.bytes());
+        assert_eq!(up("relay"), Some(10));
+        account.moved(Direction::Up, 5);
+        account.set_carrier(Carrier::Packet);
+        assert_eq!(up("relay"), Some(15), "what the relay has carried is its own");
+        // What the kernel has moved, the account learns only at the end.
+        account.count((100, 0));
+        account.count((90, 0));
+        assert_eq!(up("packet"), Some(85));
+        account.moved(Direction::Up, 95);
+        drop(account);
+        assert_eq!((up("relay"), up("packet")), (Some(15), Some(95)));
     }
 }

@@ -204,7 +204,7 @@ impl Metrics {
         );
         registry.register(
             "bytes",
-            "Bytes delivered to the receiving side's socket by connections that have ended",
+            "Bytes delivered to the receiving side's socket; those of open connections as of the scrape",
             metrics.moved.clone(),
         );
         registry.register(

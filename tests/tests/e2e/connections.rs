@@ -10,7 +10,9 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use snisplice_tests::{
     daemon::{ADMIN, Daemon, Options, cli},
+    hello,
     lab::{Datapath, Lab},
+    metrics::Metrics,
     netns::LB,
     suite::Case,
     tcp::{self, Ending},
@@ -21,6 +23,7 @@ use crate::flow::{self, Flow};
 
 pub(crate) const CASES: &[Case] = &[
     Case::each("connections::each_is_told_with_its_addresses_and_bytes", each_is_told),
+    Case::each("connections::what_it_moves_is_counted_while_it_lives", counted_while_it_lives),
     Case::each("connections::why_packets_do_not_carry_it_is_told", refusal_is_told),
     Case::each("connections::one_is_closed_and_the_others_live", one_is_closed),
     Case::each("connections::all_of_a_backend_are_closed", all_of_a_backend_are_closed),
@@ -103,7 +106,7 @@ fn each_is_told(lab: &Lab) -> Result<()> {
     let (daemon, listener) = start(lab)?;
     ensure!(list(&daemon, "")?.is_empty());
     let mut flow = Flow::open(lab, &listener)?;
-    let hello = snisplice_tests::hello::naming(flow::NAME)?.len();
+    let hello = hello::naming(flow::NAME)?.len();
     for _ in 0..20 {
         flow.exchange()?;
     }
@@ -149,6 +152,38 @@ fn each_is_told(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
+/// Scrapes show the bytes of an open connection, never too many, and never less than before.
+fn counted_while_it_lives(lab: &Lab) -> Result<()> {
+    const EACH: [usize; 2] = [100_000, 300_000];
+    let (daemon, listener) = start(lab)?;
+    let flow = Flow::open(lab, &listener)?;
+    let counted = |metrics: &Metrics| {
+        ["up", "down"].map(|direction| metrics.sum("snisplice_bytes_total", &[("direction", direction)]))
+    };
+    let mut sent = [i64::try_from(hello::naming(flow::NAME)?.len())?, 0];
+    let mut seen = [0, 0];
+    for _ in 0..5 {
+        transfer(&flow, EACH[0], EACH[1])?;
+        for (sent, each) in sent.iter_mut().zip(EACH) {
+            *sent += i64::try_from(each)?;
+        }
+        wait::until_true("what has moved is counted", || {
+            let now = counted(&daemon.metrics()?);
+            let grows = now.iter().zip(seen).all(|(now, seen)| *now >= seen);
+            ensure!(grows, "{now:?} are counted after {seen:?}");
+            ensure!(now.iter().zip(sent).all(|(now, sent)| *now <= sent), "{now:?} are counted of {sent:?}");
+            seen = now;
+            Ok(now == sent)
+        })?;
+    }
+    ensure!(daemon.metrics()?.sum("snisplice_connections_active", &[]) == 1);
+    drop(flow);
+    let metrics = daemon
+        .wait_metrics("it is over", |metrics| metrics.sum("snisplice_connections_closed_total", &[]) == 1)?;
+    ensure!(counted(&metrics) == sent, "{:?} are counted instead of {sent:?}", counted(&metrics));
+    Ok(())
+}
+
 fn refusal_is_told(lab: &Lab) -> Result<()> {
     lab.client.sysctl("net/ipv4/tcp_timestamps", "0")?;
     let (daemon, listener) = start(lab)?;
@@ -184,8 +219,9 @@ fn one_is_closed(lab: &Lab) -> Result<()> {
     other.exchange()?;
     let metrics = closed(&daemon, 1)?;
     let up = metrics.sum("snisplice_bytes_total", &[("direction", "up")]);
-    let hello = snisplice_tests::hello::naming(flow::NAME)?.len();
-    ensure!(up.cast_unsigned() == hello as u64 + 20 * 8, "{up} bytes are counted");
+    let hello = hello::naming(flow::NAME)?.len();
+    // The other one is open, and counted as well.
+    ensure!(up.cast_unsigned() == 2 * hello as u64 + 41 * 8, "{up} bytes are counted");
     ensure!(daemon.ask("DELETE", &target)?.0 == 404, "its number means another one now");
     other.exchange()
 }
@@ -221,7 +257,7 @@ fn one_without_a_hello_is_closed(lab: &Lab) -> Result<()> {
 }
 
 /// So many were ended from outside, and nothing else has ended.
-fn closed(daemon: &Daemon<'_>, count: i64) -> Result<snisplice_tests::metrics::Metrics> {
+fn closed(daemon: &Daemon<'_>, count: i64) -> Result<Metrics> {
     let metrics = daemon.wait_metrics("they are over", |metrics| {
         metrics.sum("snisplice_connections_closed_total", &[]) == count
     })?;

@@ -42,6 +42,11 @@ pub enum Request {
         /// Where they are told, in as many parts as it takes.
         reply: UnboundedSender<Vec<Connection>>,
     },
+    /// Have the metrics know what has moved so far.
+    Count {
+        /// Where it is told that they do.
+        reply: UnboundedSender<()>,
+    },
     /// End connections; both peers see a reset.
     Close {
         /// Which ones.
@@ -259,6 +264,9 @@ pub fn answer(registry: &Rc<Registry>, moved: Moved, request: Request) {
             let places = registry.first(&filter, after, most);
             tokio::task::spawn_local(list(registry.clone(), moved, filter, places, reply));
         }
+        Request::Count { reply } => {
+            tokio::task::spawn_local(count(registry.clone(), moved, reply));
+        }
         Request::Close { filter, reason, reply } => {
             let _ = reply.send(registry.end(reason, |account| registry.matches(&filter, account)));
         }
@@ -279,6 +287,22 @@ async fn list(
         }
         yield_now().await;
     }
+}
+
+/// Counts what connections have moved so far, bit by bit, while others go on.
+async fn count(registry: Rc<Registry>, moved: Moved, reply: UnboundedSender<()>) {
+    let places: Vec<usize> = registry.entries.borrow().iter().map(|(place, _)| place).collect();
+    for places in places.chunks(DESCRIBED_PER_TURN) {
+        {
+            let entries = registry.entries.borrow();
+            // The place may have another one by now, which is as good.
+            for Entry { account, .. } in places.iter().filter_map(|place| entries.get(*place)) {
+                account.count(moved(account));
+            }
+        }
+        yield_now().await;
+    }
+    let _ = reply.send(());
 }
 
 fn describe_some(registry: &Registry, moved: &Moved, filter: &Filter, places: &[usize]) -> Vec<Connection> {

@@ -1,6 +1,9 @@
 //! The requests that are answered: routes, handlers and status codes.
 
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use axum::{
     Router,
@@ -14,18 +17,25 @@ use axum::{
     routing::get,
 };
 use hyper::body::Body as _;
+use tokio::time::timeout;
 
 use super::{
     Admin, Scope, body, guard,
     pages::{Families, Listed},
 };
 use crate::{
-    account::view::{Closed, Filter, LONGEST, MOST, Query},
+    account::{
+        registry::Request as Asked,
+        view::{Closed, Filter, LONGEST, MOST, Query},
+    },
     metrics::labels::CloseReason,
 };
 
 /// Prometheus' current text exposition format.
 const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// How long a scrape waits for the workers to count what open connections have moved.
+const COUNTED_WITHIN: Duration = Duration::from_secs(2);
 
 /// A request that is not answered as it was meant: the status, and a line that says why or what to do.
 type Refusal = (StatusCode, String);
@@ -123,6 +133,8 @@ fn fails_when_full(query: &str) -> Result<bool, Refusal> {
 }
 
 async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
+    // A worker that does not answer keeps what it knows to itself, and the rest is shown.
+    let _ = timeout(COUNTED_WITHIN, admin.ask(|reply| Asked::Count { reply })).await;
     admin.metrics.forget_gone();
     let families = Families::new(admin.metrics.clone());
     ([(CONTENT_TYPE, METRICS_TYPE)], body::of(families).await).into_response()

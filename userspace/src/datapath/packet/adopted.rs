@@ -402,6 +402,12 @@ impl Orphans {
                 let _ =
                     reply.send(found.into_iter().take(most).map(|orphan| self.describe(orphan)).collect());
             }
+            Request::Count { reply } => {
+                for orphan in self.flows.iter_mut().filter(|orphan| orphan.is_open()) {
+                    count(&self.metrics, &self.maps, orphan);
+                }
+                let _ = reply.send(());
+            }
             Request::Close { filter, reason, reply } => {
                 let _ = reply.send(self.end(reason, |orphan| orphan.matches(&filter)));
             }
@@ -475,17 +481,12 @@ impl Orphans {
     }
 
     /// Counts all that was delivered since the flow began: the earlier process has not lived to count it.
-    fn account(&self, orphan: &Orphan, reason: CloseReason) {
+    fn account(&self, orphan: &mut Orphan, reason: CloseReason) {
+        // Before its end: who finds that counted, finds its bytes.
+        count(&self.metrics, &self.maps, orphan);
         let none: Arc<str> = NONE.into();
-        self.metrics.listener(&none).active.dec();
         self.metrics.closed(&none, &none, Some(Carrier::Packet), reason);
-        let Ok(state) = self.maps.state(orphan.flow) else { return };
-        for (direction, way) in [(Direction::Up, 0), (Direction::Down, 1)] {
-            let bytes = state.delivered(way).saturating_sub(orphan.counted[way]);
-            if bytes > 0 {
-                self.metrics.moved(&none, Some(Carrier::Packet), direction, bytes);
-            }
-        }
+        self.metrics.listener(&none).active.dec();
     }
 
     fn forget(&mut self, orphan: &Orphan) {
@@ -495,6 +496,20 @@ impl Orphans {
             }
         }
         self.programs.release(orphan.flow);
+    }
+}
+
+/// Counts what a flow has delivered and nobody has counted yet.
+fn count(metrics: &Metrics, maps: &Maps, orphan: &mut Orphan) {
+    let Ok(state) = maps.state(orphan.flow) else { return };
+    let none: Arc<str> = NONE.into();
+    for (direction, way) in [(Direction::Up, 0), (Direction::Down, 1)] {
+        let delivered = state.delivered(way);
+        let bytes = delivered.saturating_sub(orphan.counted[way]);
+        if bytes > 0 {
+            orphan.counted[way] = delivered;
+            metrics.moved(&none, Some(Carrier::Packet), direction, bytes);
+        }
     }
 }
 

@@ -441,7 +441,9 @@ impl<'a> Flow<'a> {
         else {
             return false;
         };
-        let (up, down) = self.account.bytes();
+        // Scrapes may have counted what the kernel carried. The successor must not count it again.
+        let (bytes, counted) = (self.account.bytes(), self.account.counted());
+        let (up, down) = (bytes.0.max(counted.0), bytes.1.max(counted.1));
         let counted = [up.saturating_sub(self.before.0), down.saturating_sub(self.before.1)];
         let flow = Message::Flow {
             place: self.entry.flow,
