@@ -15,7 +15,7 @@ use snisplice_config::model::{BackendId, Listener, Model, Rule};
 use crate::{
     metrics::{Gone, Names},
     net::listeners::covers,
-    upstream::{balance::Wheel, cluster::Cluster, endpoint::Endpoints},
+    upstream::{balance::Wheel, cluster::Cluster, upstreams::Upstreams},
 };
 
 /// One configuration in service. A connection takes it once and keeps it, so a reload changes nothing under it.
@@ -27,19 +27,24 @@ pub struct Snapshot {
     pub generation: u64,
     /// Which of the model's listeners has each address.
     by_address: HashMap<SocketAddr, usize>,
-    clusters: Arc<[Cluster]>,
+    upstreams: Upstreams,
     /// By [`Rule::id`].
     rules: Vec<RuleState>,
-    /// All endpoints of the process.
-    endpoints: Arc<Endpoints>,
 }
 
 /// What one rule needs beside its immutable part; filled in when the first connection takes it, since most of a
 /// large table is never taken.
 #[derive(Debug, Default)]
 struct RuleState {
-    label: OnceLock<Arc<str>>,
+    kept: OnceLock<Arc<Kept>>,
     wheel: OnceLock<Wheel>,
+}
+
+/// What a rule keeps over reloads, as long as it has its name.
+#[derive(Debug)]
+struct Kept {
+    label: Arc<str>,
+    /// Whose turn it is among its targets.
     turn: AtomicU64,
 }
 
@@ -50,23 +55,18 @@ impl Snapshot {
     /// Prepares `model` for service. Names are not resolved yet: see [`crate::upstream::dns`].
     #[must_use]
     pub fn new(model: Model, generation: u64) -> Self {
-        Self::with_endpoints(model, generation, Arc::default())
+        let upstreams = Upstreams::new(&model.backends);
+        Self::with(model, generation, upstreams)
     }
 
-    /// Prepares `model` to replace this configuration. What is known of endpoints and of the addresses of names stays
-    /// known, so that a reload loses no endpoint while the DNS is silent.
+    /// Prepares `model` to replace this configuration. See [`Upstreams::reconcile`].
     #[must_use]
     pub fn succeeded_by(&self, model: Model) -> Self {
-        let successor = Self::with_endpoints(model, self.generation + 1, self.endpoints.clone());
-        let known: HashMap<_, _> = self.clusters.iter().flat_map(Cluster::known_names).collect();
-        for cluster in &*successor.clusters {
-            cluster.names(|name| known.get(name).cloned());
-        }
-        successor
+        let upstreams = self.upstreams.reconcile(&model.backends);
+        Self::with(model, self.generation + 1, upstreams)
     }
 
-    fn with_endpoints(model: Model, generation: u64, endpoints: Arc<Endpoints>) -> Self {
-        let clusters = model.backends.iter().map(|backend| Cluster::new(backend, &endpoints)).collect();
+    fn with(model: Model, generation: u64, upstreams: Upstreams) -> Self {
         let rules = (0..model.rules).map(|_| RuleState::default()).collect();
         let by_address = model
             .listeners
@@ -74,7 +74,7 @@ impl Snapshot {
             .enumerate()
             .flat_map(|(at, listener)| listener.bind.iter().map(move |address| (*address, at)))
             .collect();
-        Self { model, generation, by_address, clusters, rules, endpoints }
+        Self { model, generation, by_address, upstreams, rules }
     }
 
     /// The listener of an address as the configuration has it, if this one does.
@@ -102,34 +102,34 @@ impl Snapshot {
         })
     }
 
-    /// Takes over the names of the `former` configuration, so that connections of both share them, and tells which of its names
-    /// this one has not.
+    /// Takes over the names of the `former` configuration, so that connections of both share them, with the turns of its rules, and
+    /// tells which of its names this one has not.
     pub fn keep_names_of(&mut self, former: &Self) -> Gone {
         let mut gone = Gone::default();
         let mut backends: HashMap<&str, &Arc<str>> =
-            former.clusters.iter().map(|cluster| (&*cluster.name, &cluster.name)).collect();
+            former.upstreams.clusters().iter().map(|cluster| (&*cluster.name, &cluster.name)).collect();
         // Nobody shares them before they serve.
-        for cluster in Arc::get_mut(&mut self.clusters).into_iter().flatten() {
+        for cluster in self.upstreams.clusters_mut() {
             if let Some(name) = backends.remove(&*cluster.name) {
                 cluster.name = name.clone();
             }
         }
         gone.backends.extend(backends.into_values().cloned());
-        let used = former.rules.iter().filter_map(|rule| rule.label.get());
-        let used: HashMap<&str, &Arc<str>> = used.map(|label| (&**label, label)).collect();
+        let used = former.rules.iter().filter_map(|rule| rule.kept.get());
+        let used: HashMap<&str, &Arc<Kept>> = used.map(|kept| (&*kept.label, kept)).collect();
         let mut kept = HashSet::new();
         if !used.is_empty() {
             let entries = self.model.listeners.iter().flat_map(|listener| listener.routes.entries());
             for rule in entries.map(|entry| &entry.rule) {
-                if let Some((name, label)) = used.get_key_value(&*rule.name) {
+                if let Some((name, state)) = used.get_key_value(&*rule.name) {
                     kept.insert(*name);
                     // One rule may have several entries.
-                    let _ = self.rules[rule.id].label.set((*label).clone());
+                    let _ = self.rules[rule.id].kept.set((*state).clone());
                 }
             }
         }
         gone.routes.extend(
-            used.into_iter().filter(|(name, _)| !kept.contains(name)).map(|(_, label)| label.clone()),
+            used.into_iter().filter(|(name, _)| !kept.contains(name)).map(|(_, state)| state.label.clone()),
         );
         let still: HashSet<&str> = self.model.listeners.iter().map(|listener| &*listener.name).collect();
         let listeners = former.model.listeners.iter().map(|listener| &*listener.name);
@@ -152,19 +152,24 @@ impl Snapshot {
     /// The clusters of all backends, in the order of [`BackendId`].
     #[must_use]
     pub fn clusters(&self) -> &Arc<[Cluster]> {
-        &self.clusters
+        self.upstreams.clusters()
     }
 
     /// The cluster of a backend of this model.
     #[must_use]
     pub fn cluster(&self, id: BackendId) -> &Cluster {
-        &self.clusters[id.0]
+        self.upstreams.cluster(id)
     }
 
     /// A rule's name as a label that outlives this configuration.
     #[must_use]
     pub fn label(&self, rule: &Rule) -> Arc<str> {
-        self.rules[rule.id].label.get_or_init(|| rule.name.as_str().into()).clone()
+        self.kept(rule).label.clone()
+    }
+
+    fn kept(&self, rule: &Rule) -> &Kept {
+        let begin = || Arc::new(Kept { label: rule.name.as_str().into(), turn: AtomicU64::new(0) });
+        self.rules[rule.id].kept.get_or_init(begin)
     }
 
     /// Whose turn it is among a rule's targets; `None` rejects the connection, in proportion to the weight of what
@@ -174,11 +179,46 @@ impl Snapshot {
         let chosen = if let [only] = rule.targets.as_slice() {
             (only.weight > 0).then_some(only)
         } else {
-            let state = &self.rules[rule.id];
-            let wheel =
-                state.wheel.get_or_init(|| Wheel::new(rule.targets.iter().map(|target| target.weight)));
-            wheel.pick(state.turn.fetch_add(1, Relaxed)).map(|member| &rule.targets[member])
+            let wheel = self.rules[rule.id]
+                .wheel
+                .get_or_init(|| Wheel::new(rule.targets.iter().map(|target| target.weight)));
+            wheel.pick(self.kept(rule).turn.fetch_add(1, Relaxed)).map(|member| &rule.targets[member])
         };
         chosen?.backend.map(|id| self.cluster(id))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use snisplice_config::{Options, Source, load};
+
+    use super::*;
+
+    fn model() -> Model {
+        let text = "listeners: [{name: https, bind: '127.0.0.1:8443'}]\n\
+                    routes: [{name: www, sni: [a.test], backends: [{name: a, weight: 2}, {name: b}]}]\n\
+                    backends: [{name: a, endpoints: ['10.0.0.1:443']}, {name: b, endpoints: ['10.0.0.2:443']}]\n";
+        let source = Source { name: "test".to_owned(), text: text.to_owned() };
+        load(&[source], &Options::default()).model.unwrap()
+    }
+
+    fn next(snapshot: &Snapshot) -> String {
+        let rule = &snapshot.model.listeners[0].routes.entries()[0].rule;
+        snapshot.next_target(rule).unwrap().name.to_string()
+    }
+
+    #[test]
+    fn a_reload_goes_on_with_the_turn_of_a_rule() {
+        let whole = Snapshot::new(model(), 1);
+        let expected: Vec<_> = (0..9).map(|_| next(&whole)).collect();
+        let mut snapshot = Snapshot::new(model(), 1);
+        let mut found = Vec::new();
+        for _ in 0..9 {
+            found.push(next(&snapshot));
+            let mut successor = snapshot.succeeded_by(model());
+            successor.keep_names_of(&snapshot);
+            snapshot = successor;
+        }
+        assert_eq!(found, expected);
     }
 }

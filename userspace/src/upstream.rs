@@ -1,11 +1,14 @@
 //! The endpoints that connections go to: which addresses there are, and which of them have lately failed to answer.
 
+pub mod attempt;
 pub mod balance;
 pub mod candidates;
 pub mod cluster;
 pub mod dns;
 pub mod endpoint;
+pub mod lease;
 pub(crate) mod line_budget;
 pub mod names;
 pub mod recent_failures;
 pub mod schedule;
+pub mod upstreams;

@@ -18,6 +18,7 @@ use crate::flow::{self, Flow};
 
 pub(crate) const CASES: &[Case] = &[
     Case::each("dns::each_address_gets_its_share", each_address_gets_its_share),
+    Case::once("dns::a_reload_goes_on_with_the_turn", a_reload_goes_on_with_the_turn),
     Case::once("dns::a_connection_waits_for_the_first_answer", a_connection_waits_for_the_first_answer),
     Case::once("dns::another_order_is_not_told", another_order_is_not_told),
     Case::once("dns::other_addresses_are_used_and_told_once", other_addresses_are_used_and_told_once),
@@ -86,6 +87,25 @@ fn each_address_gets_its_share(lab: &Lab) -> Result<()> {
         *shares.entry(next(lab, &listeners)?).or_insert(0) += 1;
     }
     ensure!(shares.len() == 3 && shares.values().all(|&share| share == 4), "{shares:?}");
+    Ok(())
+}
+
+/// After a reload the endpoint is next whose turn it is, and not the first one once more.
+fn a_reload_goes_on_with_the_turn(lab: &Lab) -> Result<()> {
+    let all = [BACKEND, BACKEND_2, BACKEND_3];
+    let _server = server(lab, &all)?;
+    let listeners = listeners(lab, &all)?;
+    let daemon = daemon(lab)?;
+    let order = [next(lab, &listeners)?, next(lab, &listeners)?, next(lab, &listeners)?];
+    ensure!(next(lab, &listeners)? == order[0], "{order:?} is not the whole turn");
+    for (reloads, expected) in [(2, order[1]), (3, order[2]), (4, order[0])] {
+        daemon.process().signal(Signal::SIGHUP)?;
+        daemon.wait_metrics("the configuration is reloaded", |metrics| {
+            metrics.sum("snisplice_config_generation", &[]) == reloads
+        })?;
+        let found = next(lab, &listeners)?;
+        ensure!(found == expected, "{found} is next instead of {expected}, of {order:?}");
+    }
     Ok(())
 }
 

@@ -3,11 +3,9 @@
 //! One attempt is the rule. Where it fails, or takes longer than its head start, others follow (`race.rs`).
 
 use std::{
-    io,
     net::{IpAddr, SocketAddr, TcpStream as StdStream},
     os::fd::AsFd as _,
     pin::{Pin, pin},
-    sync::Arc,
     task::{self, Poll},
     time::Duration,
 };
@@ -32,7 +30,7 @@ use crate::{
     log::log_limit,
     metrics::labels::{CloseReason, ConnectFailure},
     net::sockopt,
-    upstream::{candidates::Candidates, cluster::Cluster, endpoint::Endpoint},
+    upstream::{attempt::AttemptError, candidates::Candidates, cluster::Cluster, lease::Lease},
 };
 
 mod race;
@@ -42,10 +40,28 @@ mod race;
 pub struct Upstream {
     /// The connection.
     pub stream: TcpStream,
-    /// Its other end.
-    pub endpoint: Arc<Endpoint>,
+    /// Its other end, which counts the connection for as long as this is held.
+    pub lease: Lease,
     /// What [`Datapath::announce`] said of it.
     pub announced: bool,
+}
+
+/// A connection that an attempt has led to.
+#[derive(Debug)]
+struct Connected {
+    stream: TcpStream,
+    announced: bool,
+    /// How long that took, if it was waited for.
+    took: Option<Duration>,
+}
+
+impl Connected {
+    /// To the endpoint of this lease.
+    fn to(self, lease: Lease) -> Upstream {
+        let Self { stream, announced, took } = self;
+        lease.connected(took);
+        Upstream { stream, lease, announced }
+    }
 }
 
 /// Why no endpoint could be had.
@@ -94,79 +110,6 @@ impl From<&ConnectError> for CloseReason {
     }
 }
 
-/// Why one attempt failed.
-#[derive(Debug, Error)]
-pub enum AttemptError {
-    /// The kernel said so, or the time was over.
-    #[error(transparent)]
-    Io(io::Error),
-    /// All local ports are in use towards this address (`EADDRNOTAVAIL` of connect(2)), from each source address.
-    #[error("no local port is left for a connection to this address")]
-    NoLocalPort,
-    /// None of the backend's source addresses is an address of this host (`EADDRNOTAVAIL` of bind(2)).
-    #[error("the source address {0} is not an address of this host")]
-    NoSource(IpAddr),
-    /// This host has no descriptor or no memory left for another socket ([`is_exhaustion`]).
-    #[error("this host has no room for another socket: {0}")]
-    Exhausted(io::Error),
-    /// The address is one on which this process listens.
-    #[error("the endpoint is a listener of this process")]
-    SelfLoop,
-}
-
-impl From<&AttemptError> for ConnectFailure {
-    fn from(error: &AttemptError) -> Self {
-        match error {
-            AttemptError::NoLocalPort => Self::NoLocalPort,
-            AttemptError::NoSource(_) => Self::NoSourceAddress,
-            AttemptError::Exhausted(_) => Self::ResourceExhausted,
-            AttemptError::SelfLoop => Self::SelfLoop,
-            AttemptError::Io(error) => match error.kind() {
-                io::ErrorKind::TimedOut => Self::ConnectTimeout,
-                io::ErrorKind::ConnectionRefused => Self::ConnectRefused,
-                _ => Self::ConnectFailed,
-            },
-        }
-    }
-}
-
-impl From<io::Error> for AttemptError {
-    fn from(error: io::Error) -> Self {
-        if is_exhaustion(&error) { Self::Exhausted(error) } else { Self::Io(error) }
-    }
-}
-
-impl From<Errno> for AttemptError {
-    fn from(error: Errno) -> Self {
-        io::Error::from(error).into()
-    }
-}
-
-/// Whether a call failed because this process or host has used something up, and whatever the endpoint does: socket(2),
-/// connect(2) and `epoll_ctl(2)`. No packet from the network leads to one of these.
-fn is_exhaustion(error: &io::Error) -> bool {
-    matches!(
-        Errno::from_io_error(error),
-        Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM | Errno::NOSPC | Errno::AGAIN)
-    )
-}
-
-impl AttemptError {
-    /// Whether the next connection would most likely fail alike, and wait for it. A refusal costs one round trip, and ends
-    /// when the server is there again; what is amiss on this host says nothing about the endpoint.
-    fn is_remembered(&self) -> bool {
-        let Self::Io(error) = self else { return false };
-        matches!(
-            error.kind(),
-            io::ErrorKind::TimedOut | io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable
-        )
-    }
-
-    fn timed_out() -> Self {
-        Self::Io(io::ErrorKind::TimedOut.into())
-    }
-}
-
 /// What an attempt needs beside its endpoint.
 #[derive(Clone, Copy)]
 struct Context<'a> {
@@ -177,13 +120,11 @@ struct Context<'a> {
 
 impl Context<'_> {
     /// Counts and remembers an attempt that failed.
-    fn failed(self, endpoint: &Endpoint, error: AttemptError) -> ConnectError {
+    fn failed(self, lease: Lease, error: AttemptError) -> ConnectError {
         let Self { backend, service, .. } = self;
-        let address = endpoint.address();
+        let address = lease.address();
         service.metrics.connect_failed(&backend.name, ConnectFailure::from(&error));
-        if error.is_remembered() {
-            endpoint.failed();
-        }
+        lease.failed(&error);
         match &error {
             AttemptError::NoLocalPort => log_limit!(
                 warn,
@@ -237,7 +178,7 @@ pub async fn connect(
         limit
     };
     // Here and not on the heap, since one attempt is the rule.
-    let mut attempt = First(pin!(Some(connect_to(context, first.clone()))));
+    let mut attempt = First(pin!(Some(connect_to(context, first.address()))));
     let result = tokio::select! {
         biased;
         result = &mut attempt => Some(result),
@@ -245,9 +186,9 @@ pub async fn connect(
         () = sleep(patience) => None,
     };
     match result {
-        Some(Ok(upstream)) => Ok(upstream),
+        Some(Ok(connected)) => Ok(connected.to(first)),
         Some(Err(error)) => {
-            let last = context.failed(&first, error);
+            let last = context.failed(first, error);
             if candidates.remaining() == 0 {
                 return Err(last);
             }
@@ -296,8 +237,7 @@ async fn connect_once_looked_up(context: Context<'_>, limit: Duration) -> Result
 }
 
 /// One attempt.
-async fn connect_to(context: Context<'_>, endpoint: Arc<Endpoint>) -> Result<Upstream, AttemptError> {
-    let address = endpoint.address();
+async fn connect_to(context: Context<'_>, address: SocketAddr) -> Result<Connected, AttemptError> {
     if context.service.listens_on(address) {
         return Err(AttemptError::SelfLoop);
     }
@@ -306,19 +246,17 @@ async fn connect_to(context: Context<'_>, endpoint: Arc<Endpoint>) -> Result<Ups
     let is_connected = sockopt::poll_writable(&socket)? == PollFlags::OUT;
     let stream = TcpStream::from_std(socket)?;
     if is_connected {
-        endpoint.answered_at_once();
-    } else {
-        let begun = Instant::now();
-        // The runtime's own connect asks the socket for an error in any case.
-        let ready = stream.ready(Interest::WRITABLE | Interest::ERROR).await?;
-        if (ready.is_error() || ready.is_write_closed())
-            && let Some(error) = stream.take_error()?
-        {
-            return Err(error.into());
-        }
-        endpoint.answered(begun.elapsed());
+        return Ok(Connected { stream, announced, took: None });
     }
-    Ok(Upstream { stream, endpoint, announced })
+    let begun = Instant::now();
+    // The runtime's own connect asks the socket for an error in any case.
+    let ready = stream.ready(Interest::WRITABLE | Interest::ERROR).await?;
+    if (ready.is_error() || ready.is_write_closed())
+        && let Some(error) = stream.take_error()?
+    {
+        return Err(error.into());
+    }
+    Ok(Connected { stream, announced, took: Some(begun.elapsed()) })
 }
 
 /// A socket that connects, and what [`Datapath::announce`] said of it. A source address whose ports are all in use, or which

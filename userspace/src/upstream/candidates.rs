@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{balance::Wheel, endpoint::Endpoint};
+use super::{balance::Wheel, endpoint::Endpoint, lease::Lease};
 
 /// The endpoints that a backend has right now, with their weights. Replaced as a whole when a name gets other addresses.
 #[derive(Debug)]
@@ -73,9 +73,9 @@ impl Candidates {
 }
 
 impl Iterator for Candidates {
-    type Item = Arc<Endpoint>;
+    type Item = Lease;
 
-    fn next(&mut self) -> Option<Arc<Endpoint>> {
+    fn next(&mut self) -> Option<Lease> {
         let count = self.members.endpoints.len();
         while self.position < count {
             let member = self.member(self.position);
@@ -83,13 +83,13 @@ impl Iterator for Candidates {
             let endpoint = &self.members.endpoints[member];
             // Without a sibling there is no choice.
             if count == 1 || endpoint.is_preferred() {
-                return Some(endpoint.clone());
+                return Some(Lease::of(endpoint.clone()));
             }
             self.avoided.push(member);
         }
         let &member = self.avoided.get(self.retried)?;
         self.retried += 1;
-        Some(self.members.endpoints[member].clone())
+        Some(Lease::of(self.members.endpoints[member].clone()))
     }
 }
 
@@ -110,7 +110,7 @@ mod tests {
     }
 
     fn ports(candidates: Candidates) -> Vec<u16> {
-        candidates.map(|endpoint| endpoint.address().port()).collect()
+        candidates.map(|lease| lease.address().port()).collect()
     }
 
     #[test]

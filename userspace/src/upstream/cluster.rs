@@ -40,15 +40,22 @@ pub struct Cluster {
     /// Told when the first look-up of a name ends.
     looked_up: Notify,
     endpoints: Arc<Endpoints>,
-    turn: AtomicU64,
     sources: Vec<IpAddr>,
-    source_turn: AtomicUsize,
+    turns: Arc<Turns>,
+}
+
+/// Whose turn it is: what the clusters of one backend have in common, in configurations that follow each other.
+#[derive(Debug, Default)]
+struct Turns {
+    endpoint: AtomicU64,
+    source: AtomicUsize,
 }
 
 impl Cluster {
-    /// Of a backend as it is configured; `endpoints` are all of the process.
+    /// Of a backend as it is configured; `endpoints` are all of the process. It goes on where the `former` cluster of that
+    /// backend is.
     #[must_use]
-    pub fn new(backend: &model::Backend, endpoints: &Arc<Endpoints>) -> Self {
+    pub fn new(backend: &model::Backend, endpoints: &Arc<Endpoints>, former: Option<&Self>) -> Self {
         let new = Self {
             name: backend.name.as_str().into(),
             same_host: backend.same_host,
@@ -59,9 +66,8 @@ impl Cluster {
             members: ArcSwap::from_pointee(Members::new([])),
             looked_up: Notify::new(),
             endpoints: endpoints.clone(),
-            turn: AtomicU64::new(0),
             sources: backend.source.clone(),
-            source_turn: AtomicUsize::new(0),
+            turns: former.map(|former| former.turns.clone()).unwrap_or_default(),
         };
         new.assemble(&new.addresses());
         new
@@ -125,7 +131,7 @@ impl Cluster {
 
     /// The endpoints to try for one connection, best first.
     pub fn candidates(&self) -> Candidates {
-        Candidates::new(self.members.load_full(), self.turn.fetch_add(1, Relaxed))
+        Candidates::new(self.members.load_full(), self.turns.endpoint.fetch_add(1, Relaxed))
     }
 
     /// Whether it has no endpoint only because its names have not been looked up yet.
@@ -153,7 +159,7 @@ impl Cluster {
     pub fn sources_for(&self, destination: SocketAddr) -> impl Iterator<Item = IpAddr> {
         let fits = move |source: &&IpAddr| source.is_ipv4() == destination.is_ipv4();
         let count = self.sources.iter().filter(fits).count();
-        let turn = if count > 0 { self.source_turn.fetch_add(1, Relaxed) % count } else { 0 };
+        let turn = if count > 0 { self.turns.source.fetch_add(1, Relaxed) % count } else { 0 };
         self.sources.iter().filter(fits).cycle().skip(turn).take(count).copied()
     }
 }

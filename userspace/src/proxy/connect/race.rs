@@ -3,33 +3,32 @@
 use std::{
     future::{Future, poll_fn},
     pin::Pin,
-    sync::Arc,
     task::Poll,
     time::Duration,
 };
 
 use tokio::time::{Instant, sleep_until};
 
-use super::{AttemptError, ConnectError, Context, Upstream, connect_to, reset};
+use super::{ConnectError, Connected, Context, Upstream, connect_to, reset};
 use crate::{
     metrics::labels::ConnectFailure,
-    upstream::{candidates::Candidates, endpoint::Endpoint, schedule},
+    upstream::{attempt::AttemptError, candidates::Candidates, lease::Lease, schedule},
 };
 
 /// An attempt under way.
 pub(super) struct Attempt<'a> {
-    endpoint: Arc<Endpoint>,
+    lease: Lease,
     begun: Instant,
-    future: Pin<Box<dyn Future<Output = Result<Upstream, AttemptError>> + 'a>>,
+    future: Pin<Box<dyn Future<Output = Result<Connected, AttemptError>> + 'a>>,
 }
 
 impl<'a> Attempt<'a> {
     pub(super) fn new(
-        endpoint: Arc<Endpoint>,
+        lease: Lease,
         begun: Instant,
-        future: impl Future<Output = Result<Upstream, AttemptError>> + 'a,
+        future: impl Future<Output = Result<Connected, AttemptError>> + 'a,
     ) -> Self {
-        Self { endpoint, begun, future: Box::pin(future) }
+        Self { lease, begun, future: Box::pin(future) }
     }
 }
 
@@ -46,14 +45,11 @@ pub(super) struct Race<'a> {
 
 /// What happens next.
 enum Event {
-    Ended(Attempted, Result<Upstream, AttemptError>),
+    Ended(Lease, Result<Connected, AttemptError>),
     NextIsDue,
     TimeIsOver,
     ClientGone,
 }
-
-/// An attempt that has ended.
-struct Attempted(Arc<Endpoint>);
 
 impl<'a> Race<'a> {
     pub(super) fn new(context: Context<'a>, candidates: Candidates, begun: Instant, limit: Duration) -> Self {
@@ -86,24 +82,24 @@ impl<'a> Race<'a> {
                 return Err(self.last.unwrap_or(ConnectError::NoEndpoint { backend }));
             }
             is_due = match self.event(share).await {
-                Event::Ended(Attempted(endpoint), Ok(upstream)) => {
-                    self.overtake(&endpoint);
-                    return Ok(upstream);
+                Event::Ended(lease, Ok(connected)) => {
+                    self.overtake(&lease);
+                    return Ok(connected.to(lease));
                 }
-                Event::Ended(Attempted(endpoint), Err(error)) => {
-                    self.last = Some(self.context.failed(&endpoint, error));
+                Event::Ended(lease, Err(error)) => {
+                    self.last = Some(self.context.failed(lease, error));
                     true
                 }
                 Event::NextIsDue => {
                     if self.running.len() >= schedule::MOST_AT_ONCE {
                         let oldest = self.running.remove(0);
-                        self.last = Some(self.context.failed(&oldest.endpoint, AttemptError::timed_out()));
+                        self.last = Some(self.context.failed(oldest.lease, AttemptError::timed_out()));
                     }
                     true
                 }
                 Event::TimeIsOver => {
                     for attempt in std::mem::take(&mut self.running) {
-                        self.last = Some(self.context.failed(&attempt.endpoint, AttemptError::timed_out()));
+                        self.last = Some(self.context.failed(attempt.lease, AttemptError::timed_out()));
                     }
                     let backend = self.context.backend.name.to_string();
                     return Err(self.last.unwrap_or(ConnectError::NoEndpoint { backend }));
@@ -114,21 +110,21 @@ impl<'a> Race<'a> {
     }
 
     fn begin_next(&mut self) {
-        if let Some(endpoint) = self.candidates.next() {
-            let future = connect_to(self.context, endpoint.clone());
-            self.running.push(Attempt::new(endpoint, Instant::now(), future));
+        if let Some(lease) = self.candidates.next() {
+            let future = connect_to(self.context, lease.address());
+            self.running.push(Attempt::new(lease, Instant::now(), future));
         }
     }
 
     async fn event(&mut self, share: Duration) -> Event {
         let begun = self.begun;
         let starts: Vec<_> = self.running.iter().map(|attempt| attempt.begun - begun).collect();
-        let head_start = self.running.last().map_or(Duration::ZERO, |attempt| attempt.endpoint.head_start());
+        let head_start = self.running.last().map_or(Duration::ZERO, |attempt| attempt.lease.head_start());
         let (next, _) = schedule::next_start(&starts, head_start, share);
         let is_last = self.candidates.remaining() == 0;
         tokio::select! {
             biased;
-            (endpoint, result) = ended(&mut self.running) => Event::Ended(Attempted(endpoint), result),
+            (lease, result) = ended(&mut self.running) => Event::Ended(lease, result),
             () = reset(self.context.client) => Event::ClientGone,
             () = sleep_until(begun + self.limit) => Event::TimeIsOver,
             () = sleep_until(begun + next), if !is_last => Event::NextIsDue,
@@ -136,24 +132,24 @@ impl<'a> Race<'a> {
     }
 
     /// Those that were silent for longer than their head start when another one answered.
-    fn overtake(&self, winner: &Arc<Endpoint>) {
+    fn overtake(&self, winner: &Lease) {
         for attempt in &self.running {
-            let is_late = attempt.begun.elapsed() >= attempt.endpoint.head_start();
-            if is_late && !Arc::ptr_eq(&attempt.endpoint, winner) {
+            let is_late = attempt.begun.elapsed() >= attempt.lease.head_start();
+            if is_late && attempt.lease.address() != winner.address() {
                 let Context { backend, service, .. } = self.context;
                 service.metrics.connect_failed(&backend.name, ConnectFailure::ConnectOvertaken);
-                attempt.endpoint.overtaken();
+                attempt.lease.overtaken();
             }
         }
     }
 }
 
 /// The next attempt to end, which is then no longer under way.
-async fn ended(running: &mut Vec<Attempt<'_>>) -> (Arc<Endpoint>, Result<Upstream, AttemptError>) {
+async fn ended(running: &mut Vec<Attempt<'_>>) -> (Lease, Result<Connected, AttemptError>) {
     poll_fn(|cx| {
         for index in 0..running.len() {
             if let Poll::Ready(result) = running[index].future.as_mut().poll(cx) {
-                return Poll::Ready((running.remove(index).endpoint, result));
+                return Poll::Ready((running.remove(index).lease, result));
             }
         }
         Poll::Pending

@@ -1,0 +1,83 @@
+//! Why an attempt to connect to an endpoint fails, and what that says of the endpoint.
+
+use std::{io, net::IpAddr};
+
+use rustix::io::Errno;
+use thiserror::Error;
+
+use crate::metrics::labels::ConnectFailure;
+
+/// Why one attempt failed.
+#[derive(Debug, Error)]
+pub enum AttemptError {
+    /// The kernel said so, or the time was over.
+    #[error(transparent)]
+    Io(io::Error),
+    /// All local ports are in use towards this address (`EADDRNOTAVAIL` of connect(2)), from each source address.
+    #[error("no local port is left for a connection to this address")]
+    NoLocalPort,
+    /// None of the backend's source addresses is an address of this host (`EADDRNOTAVAIL` of bind(2)).
+    #[error("the source address {0} is not an address of this host")]
+    NoSource(IpAddr),
+    /// This host has no descriptor or no memory left for another socket ([`is_exhaustion`]).
+    #[error("this host has no room for another socket: {0}")]
+    Exhausted(io::Error),
+    /// The address is one on which this process listens.
+    #[error("the endpoint is a listener of this process")]
+    SelfLoop,
+}
+
+impl From<&AttemptError> for ConnectFailure {
+    fn from(error: &AttemptError) -> Self {
+        match error {
+            AttemptError::NoLocalPort => Self::NoLocalPort,
+            AttemptError::NoSource(_) => Self::NoSourceAddress,
+            AttemptError::Exhausted(_) => Self::ResourceExhausted,
+            AttemptError::SelfLoop => Self::SelfLoop,
+            AttemptError::Io(error) => match error.kind() {
+                io::ErrorKind::TimedOut => Self::ConnectTimeout,
+                io::ErrorKind::ConnectionRefused => Self::ConnectRefused,
+                _ => Self::ConnectFailed,
+            },
+        }
+    }
+}
+
+impl From<io::Error> for AttemptError {
+    fn from(error: io::Error) -> Self {
+        if is_exhaustion(&error) { Self::Exhausted(error) } else { Self::Io(error) }
+    }
+}
+
+impl From<Errno> for AttemptError {
+    fn from(error: Errno) -> Self {
+        io::Error::from(error).into()
+    }
+}
+
+/// Whether a call failed because this process or host has used something up, and whatever the endpoint does: socket(2),
+/// connect(2) and `epoll_ctl(2)`. No packet from the network leads to one of these.
+fn is_exhaustion(error: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM | Errno::NOSPC | Errno::AGAIN)
+    )
+}
+
+impl AttemptError {
+    /// Whether the next connection would most likely fail alike, and wait for it. A refusal costs one round trip, and ends
+    /// when the server is there again; what is amiss on this host says nothing about the endpoint.
+    pub(super) fn is_remembered(&self) -> bool {
+        let Self::Io(error) = self else { return false };
+        matches!(
+            error.kind(),
+            io::ErrorKind::TimedOut | io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable
+        )
+    }
+
+    /// No answer within the time that there was.
+    #[must_use]
+    pub fn timed_out() -> Self {
+        Self::Io(io::ErrorKind::TimedOut.into())
+    }
+}

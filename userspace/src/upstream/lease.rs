@@ -1,0 +1,114 @@
+//! An endpoint's accounting of one connection, from the attempt to the end.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use super::{attempt::AttemptError, endpoint::Endpoint};
+use crate::metrics::labels::CloseReason;
+
+/// One attempt's, and then one connection's, share of an endpoint: it counts as active until this is dropped.
+///
+/// It is to an endpoint what an account is to a connection. It outlives a reload, and so does the endpoint.
+#[derive(Debug)]
+pub struct Lease(Arc<Endpoint>);
+
+impl Lease {
+    /// One more of this endpoint.
+    #[must_use]
+    pub fn of(endpoint: Arc<Endpoint>) -> Self {
+        endpoint.begin();
+        Self(endpoint)
+    }
+
+    /// Where to connect to.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.0.address()
+    }
+
+    /// See [`Endpoint::head_start`].
+    #[must_use]
+    pub fn head_start(&self) -> Duration {
+        self.0.head_start()
+    }
+
+    /// Notes that the attempt succeeded, and how long that took if it was waited for.
+    pub fn connected(&self, took: Option<Duration>) {
+        match took {
+            Some(took) => self.0.answered(took),
+            None => self.0.answered_at_once(),
+        }
+    }
+
+    /// Notes that the attempt failed. Later connections avoid the endpoint if they would most likely fail alike.
+    pub fn failed(self, error: &AttemptError) {
+        if error.is_remembered() {
+            self.0.failed();
+        }
+    }
+
+    /// Notes that another endpoint answered while this one was silent for longer than its head start.
+    pub fn overtaken(&self) {
+        self.0.overtaken();
+    }
+
+    /// Notes how the connection ended.
+    pub fn ended(&self, reason: CloseReason) {
+        if matches!(reason, CloseReason::BackendReset | CloseReason::BackendLost) {
+            self.0.broke();
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io, net::Ipv4Addr};
+
+    use super::*;
+    use crate::upstream::endpoint::Endpoints;
+
+    fn endpoint() -> Arc<Endpoint> {
+        Endpoints::default().at((Ipv4Addr::LOCALHOST, 443).into())
+    }
+
+    #[test]
+    fn whatever_ends_a_lease_ends_its_part_of_the_active_ones() {
+        let endpoint = endpoint();
+        let leases: [Lease; 3] = std::array::from_fn(|_| Lease::of(endpoint.clone()));
+        assert_eq!(endpoint.active(), 3);
+        let [dropped, failed, ended] = leases;
+        drop(dropped);
+        assert_eq!(endpoint.active(), 2);
+        failed.failed(&AttemptError::timed_out());
+        assert_eq!(endpoint.active(), 1);
+        ended.connected(Some(Duration::from_millis(3)));
+        ended.ended(CloseReason::Finished);
+        drop(ended);
+        assert_eq!((endpoint.active(), endpoint.broken()), (0, 0));
+    }
+
+    #[test]
+    fn only_what_the_backend_has_broken_is_its_fault() {
+        let endpoint = endpoint();
+        for reason in [CloseReason::ClientReset, CloseReason::BackendReset, CloseReason::IdleTimeout] {
+            Lease::of(endpoint.clone()).ended(reason);
+        }
+        assert_eq!(endpoint.broken(), 1);
+    }
+
+    #[test]
+    fn a_failure_is_remembered_if_the_next_attempt_would_wait_for_it_too() {
+        let endpoint = endpoint();
+        Lease::of(endpoint.clone()).failed(&io::Error::from(io::ErrorKind::ConnectionRefused).into());
+        assert!(endpoint.is_preferred());
+        Lease::of(endpoint.clone()).failed(&AttemptError::timed_out());
+        assert!(!endpoint.is_preferred());
+        Lease::of(endpoint.clone()).connected(None);
+        assert!(endpoint.is_preferred());
+    }
+}

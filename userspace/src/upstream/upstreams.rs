@@ -1,0 +1,151 @@
+//! All clusters and endpoints of one configuration, and how the next one takes them over.
+
+use std::{collections::HashMap, sync::Arc};
+
+use snisplice_config::model::{Backend, BackendId};
+
+use super::{cluster::Cluster, endpoint::Endpoints};
+
+/// The clusters of one configuration. What has a name or an address in the next configuration, too, is the same there:
+/// nothing that is known or counted of it begins anew.
+#[derive(Debug)]
+pub struct Upstreams {
+    /// In the order of [`BackendId`].
+    clusters: Arc<[Cluster]>,
+    /// All endpoints of the process.
+    endpoints: Arc<Endpoints>,
+}
+
+impl Upstreams {
+    /// Those of the first configuration. Names are not resolved yet: see [`super::dns`].
+    #[must_use]
+    pub fn new(backends: &[Backend]) -> Self {
+        let endpoints = Arc::default();
+        let clusters = backends.iter().map(|backend| Cluster::new(backend, &endpoints, None)).collect();
+        Self { clusters, endpoints }
+    }
+
+    /// Those of a configuration that follows. A backend of the same name goes on with its turn, and an endpoint of the same
+    /// address with its connections and failures. The addresses of names stay known, so that no endpoint is lost while the
+    /// DNS is silent.
+    #[must_use]
+    pub fn reconcile(&self, backends: &[Backend]) -> Self {
+        let former: HashMap<&str, &Cluster> =
+            self.clusters.iter().map(|cluster| (&*cluster.name, cluster)).collect();
+        let known: HashMap<_, _> = self.clusters.iter().flat_map(Cluster::known_names).collect();
+        let cluster = |backend: &Backend| {
+            let cluster = Cluster::new(backend, &self.endpoints, former.get(&*backend.name).copied());
+            cluster.names(|name| known.get(name).cloned());
+            cluster
+        };
+        Self { clusters: backends.iter().map(cluster).collect(), endpoints: self.endpoints.clone() }
+    }
+
+    /// The clusters of all backends, in the order of [`BackendId`].
+    #[must_use]
+    pub fn clusters(&self) -> &Arc<[Cluster]> {
+        &self.clusters
+    }
+
+    /// The cluster of a backend.
+    #[must_use]
+    pub fn cluster(&self, id: BackendId) -> &Cluster {
+        &self.clusters[id.0]
+    }
+
+    /// To change what is not in service yet; nothing where somebody shares it.
+    pub fn clusters_mut(&mut self) -> &mut [Cluster] {
+        Arc::get_mut(&mut self.clusters).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, SocketAddr};
+
+    use snisplice_config::{Options, Source, load};
+
+    use super::*;
+    use crate::upstream::lease::Lease;
+
+    fn backends(endpoints: &str) -> Vec<Backend> {
+        let text = format!(
+            "listeners: [{{name: https, bind: '127.0.0.1:8443'}}]\n\
+             routes: [{{sni: [a.test], backends: [{{name: web}}]}}]\n\
+             backends: [{{name: web, endpoints: [{endpoints}]}}]\n"
+        );
+        let translation = load(&[Source { name: "test".to_owned(), text }], &Options::default());
+        translation.model.unwrap_or_else(|| panic!("{:?}", translation.diagnostics)).backends
+    }
+
+    fn web(upstreams: &Upstreams) -> &Cluster {
+        &upstreams.clusters()[0]
+    }
+
+    fn next(upstreams: &Upstreams) -> Lease {
+        web(upstreams).candidates().next().unwrap()
+    }
+
+    const THREE: &str = "'10.0.0.1:443', '10.0.0.2:443', '10.0.0.3:443'";
+
+    #[test]
+    fn a_reload_goes_on_with_the_turn() {
+        let expected: Vec<SocketAddr> = {
+            let upstreams = Upstreams::new(&backends(THREE));
+            (0..12).map(|_| next(&upstreams).address()).collect()
+        };
+        let mut upstreams = Upstreams::new(&backends(THREE));
+        let mut found = Vec::new();
+        for _ in 0..6 {
+            found.extend([next(&upstreams).address(), next(&upstreams).address()]);
+            upstreams = upstreams.reconcile(&backends(THREE));
+        }
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn a_turn_that_is_taken_of_the_former_configuration_counts_in_the_next_one() {
+        let former = Upstreams::new(&backends(THREE));
+        let next_one = former.reconcile(&backends(THREE));
+        let mut found: Vec<_> =
+            [&former, &next_one, &former].map(|upstreams| next(upstreams).address()).into();
+        found.sort_unstable();
+        found.dedup();
+        assert_eq!(found.len(), 3, "each has its turn once");
+    }
+
+    #[test]
+    fn a_reload_keeps_the_connections_and_failures_of_an_endpoint() {
+        let former = Upstreams::new(&backends("'10.0.0.1:443'"));
+        let lease = next(&former);
+        let reloaded = former.reconcile(&backends("'10.0.0.2:443', '10.0.0.1:443'"));
+        drop(former);
+        let first = reloaded.endpoints.at(lease.address());
+        assert_eq!(first.active(), 1);
+        first.failed();
+        assert!(!reloaded.reconcile(&backends(THREE)).endpoints.at(lease.address()).is_preferred());
+        drop(lease);
+        assert_eq!(first.active(), 0);
+    }
+
+    #[test]
+    fn an_address_that_a_name_loses_and_gets_again_keeps_its_connections() {
+        let upstreams = Upstreams::new(&backends("'backend.test:443'"));
+        let resolve = |addresses: &[[u8; 4]]| {
+            let addresses: Arc<[IpAddr]> = addresses.iter().copied().map(IpAddr::from).collect();
+            web(&upstreams).names(|_| Some(addresses.clone()));
+        };
+        resolve(&[[10, 0, 0, 1]]);
+        let lease = next(&upstreams);
+        resolve(&[[10, 0, 0, 2]]);
+        assert_eq!(next(&upstreams).address().ip(), IpAddr::from([10, 0, 0, 2]));
+        resolve(&[[10, 0, 0, 2], [10, 0, 0, 1]]);
+        let active: Vec<_> = web(&upstreams)
+            .candidates()
+            .map(|found| {
+                (found.address() == lease.address(), upstreams.endpoints.at(found.address()).active())
+            })
+            .collect();
+        assert!(active.contains(&(true, 2)) && active.contains(&(false, 1)), "{active:?}");
+    }
+}
