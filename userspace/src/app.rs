@@ -53,7 +53,7 @@ use crate::{
     provider::file,
     proxy::worker::{self, Order, Shared},
     snapshot::{SharedSnapshot, Snapshot},
-    takeover::{Place, client::Heir, server::Visit},
+    takeover::{Place, client::Client, server::Visit},
     upstream::dns::Resolver,
 };
 
@@ -139,9 +139,9 @@ impl App {
         let count = workers(&model);
         let admission = Admission::new(&limits(&model, open_files, count));
         let metrics = metrics_with(&admission);
-        let (place, mut heir) = takeover::look(&options)?;
-        let pins = match &mut heir {
-            Some(heir) if model.survive => takeover::pins(heir, places(&model))?,
+        let (place, mut old) = takeover::look(&options)?;
+        let pins = match &mut old {
+            Some(old) if model.survive => takeover::pins(old, places(&model))?,
             _ => None,
         };
         let jointly = pins.is_some();
@@ -158,17 +158,17 @@ impl App {
         let jointly = jointly && programs.as_ref().is_some_and(|programs| programs.survives());
         // Before anything is bound: their ports are in use. Those of a process that lives stay with it for now.
         let mut orphans =
-            if heir.is_some() { None } else { datapath::orphans(&datapath, &model, &metrics, None, count)? };
+            if old.is_some() { None } else { datapath::orphans(&datapath, &model, &metrics, None, count)? };
         let settings = model.admin.clone();
         let live = Arc::new(Snapshot::new(model, 1));
         let resolver = Resolver::start();
         resolver.serve(live.clusters().clone(), live.model.dns.clone());
 
-        let bound = with_copies(bind(&live.model, heir.as_mut(), count)?)?;
+        let bound = with_copies(bind(&live.model, old.as_mut(), count)?)?;
         let admin = Arc::new(Admin::new(metrics.clone(), admission.clone(), &settings));
-        let endpoints = Endpoint::bind_all(&settings, heir.as_mut())?;
-        if let Some(heir) = &heir {
-            let alive = heir.prepare(jointly)?;
+        let endpoints = Endpoint::bind_all(&settings, old.as_mut())?;
+        if let Some(old) = &old {
+            let alive = old.prepare(jointly)?;
             // If it has ended meanwhile, all that it has left is ours.
             let alive = if jointly { alive } else { None };
             orphans = datapath::orphans(&datapath, &live.model, &metrics, alive, count)?;
@@ -211,9 +211,9 @@ impl App {
             orphans: None,
         };
         app.signals.serving();
-        let takes_over = heir.is_some();
+        let takes_over = old.is_some();
         // Until here, nothing of a process that lives was touched; from here on, nothing fails.
-        let (door, flows) = app.succeed(heir, jointly)?;
+        let (door, flows) = app.succeed(old, jointly)?;
         for (bound, copies) in bound {
             app.listen_if_possible(bound, copies);
         }
@@ -636,21 +636,21 @@ fn metrics_with(admission: &Arc<Admission>) -> Arc<Metrics> {
 }
 
 /// Has all listening sockets, those of a process that is taken over from among them. They listen unless that process does there.
-fn bind(model: &Model, mut heir: Option<&mut Heir>, workers: usize) -> anyhow::Result<Vec<Bound>> {
-    let offered = heir.as_ref().map(|heir| heir.fronts()).unwrap_or_default();
-    let own = heir.as_ref().map_or_else(|| Ok(Vec::new()), |heir| heir.own());
+fn bind(model: &Model, mut old: Option<&mut Client>, workers: usize) -> anyhow::Result<Vec<Bound>> {
+    let offered = old.as_ref().map(|old| old.fronts()).unwrap_or_default();
+    let own = old.as_ref().map_or_else(|| Ok(Vec::new()), |old| old.own());
     let own = own.context("cannot take over")?;
     let wanted = listeners::with_kept(&offered, listeners::wanted(model));
     let outlived = listeners::changes(&offered, &wanted).outlived;
     let mut bound = Vec::new();
     for (address, front) in wanted {
-        bound.extend(match heir.as_mut().and_then(|heir| heir.sockets(address)) {
+        bound.extend(match old.as_mut().and_then(|old| old.sockets(address)) {
             Some(sockets) => Some(listeners::complete(&front, address, sockets, workers)?),
             None => listeners::bind_if_possible(&front, address, workers, &own)?,
         });
     }
     for address in outlived {
-        let sockets = heir.as_mut().and_then(|heir| heir.sockets(address));
+        let sockets = old.as_mut().and_then(|old| old.sockets(address));
         if let (Some(sockets), Some(front)) = (sockets, offered.get(&address)) {
             bound.push(Bound::leaving(front, address, sockets)?);
         }

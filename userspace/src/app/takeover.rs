@@ -15,15 +15,15 @@ use crate::{
     net::admin_socket::Socket,
     takeover::{
         Place,
-        client::{Flows, Heir},
+        client::{Client, Flows},
         place::DIRECTORY,
         server::{Door, Offer, Visit},
     },
 };
 
 /// The pins of the old process, if it has some, for maps of so many places.
-pub(super) fn pins(heir: &mut Heir, places: u32) -> anyhow::Result<Option<Pins>> {
-    let Some((directory, lock)) = heir.pins(places)? else { return Ok(None) };
+pub(super) fn pins(old: &mut Client, places: u32) -> anyhow::Result<Option<Pins>> {
+    let Some((directory, lock)) = old.pins(places)? else { return Ok(None) };
     let pins = Pins::inherit(&directory, lock).context(
         "the running process has flows that survive and that this version does not understand: stop it, which drains it, \
          and start this one then",
@@ -41,7 +41,7 @@ pub(super) struct Endpoint {
 
 impl Endpoint {
     /// Binds all addresses, unless another process hands their sockets over.
-    pub(super) fn bind_all(settings: &Settings, mut heir: Option<&mut Heir>) -> anyhow::Result<Vec<Self>> {
+    pub(super) fn bind_all(settings: &Settings, mut old: Option<&mut Client>) -> anyhow::Result<Vec<Self>> {
         let mut endpoints = Vec::new();
         let own = settings.address.clone().map(|address| match address {
             AdminAddress::Tcp(_) => (address, Scope::Network),
@@ -49,7 +49,7 @@ impl Endpoint {
         });
         let ready = settings.ready.map(|address| (AdminAddress::Tcp(address), Scope::Ready));
         for (address, scope) in own.into_iter().chain(ready) {
-            let inherited = heir.as_mut().and_then(|heir| heir.admin(&address));
+            let inherited = old.as_mut().and_then(|old| old.admin(&address));
             endpoints.push(Self::bind(address, scope, inherited)?);
         }
         Ok(endpoints)
@@ -90,13 +90,13 @@ impl Endpoint {
 }
 
 /// Where this process takes over, and from whom, if it is to and there is somebody.
-pub(super) fn look(options: &Run) -> anyhow::Result<(Option<Arc<Place>>, Option<Heir>)> {
+pub(super) fn look(options: &Run) -> anyhow::Result<(Option<Arc<Place>>, Option<Client>)> {
     let place = place(options)?;
-    let heir = match &place {
-        Some(place) if options.takeover => Heir::find(place)?,
+    let old = match &place {
+        Some(place) if options.takeover => Client::find(place)?,
         _ => None,
     };
-    Ok((place, heir))
+    Ok((place, old))
 }
 
 /// Where this process takes over, and can be taken over from. `None` where there is no such place, and nobody has asked
@@ -144,12 +144,12 @@ impl App {
     /// Where it lives and serves on.
     pub(super) fn succeed(
         &self,
-        heir: Option<Heir>,
+        old: Option<Client>,
         shares: bool,
     ) -> anyhow::Result<(Option<OwnedFd>, Option<Flows>)> {
-        let Some(mut heir) = heir else { return Ok((None, None)) };
-        let door = heir.door();
-        let flows = heir.serve(shares)?;
+        let Some(mut old) = old else { return Ok((None, None)) };
+        let door = old.door();
+        let flows = old.serve(shares)?;
         if let Some(programs) = self.programs.as_ref().filter(|_| shares) {
             programs.own_pins();
         }

@@ -47,7 +47,7 @@ impl Channel {
             Ok(Some(peer)) => peer,
             Ok(None) => return Ok(None),
             Err(error) => {
-                if role == Role::Heir && error.kind() == io::ErrorKind::PermissionDenied {
+                if role == Role::Client && error.kind() == io::ErrorKind::PermissionDenied {
                     // Its operator shall know, and nobody waits for it to listen.
                     let refused = Message::Refused(error.to_string()).to_string();
                     let _ = rustix::net::send(
@@ -168,7 +168,7 @@ mod tests {
         let (one, other) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
         let own = Identity::own().unwrap();
-        [(one, Role::Heir), (other, Role::Server)]
+        [(one, Role::Client), (other, Role::Server)]
             .map(|(socket, role)| Channel::new(socket, &own, role, false).unwrap().unwrap())
     }
 

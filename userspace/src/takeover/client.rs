@@ -32,9 +32,9 @@ const DECISION: Duration = Duration::from_secs(30);
 /// How long it may take the kernel to close everything that an old process has open.
 const ENDING: Duration = Duration::from_secs(10);
 
-/// What the running process hands over. Dropped, it goes on as before.
+/// The new process, connected to the running one, and what that hands over. Dropped, it goes on as before.
 #[derive(Debug)]
-pub struct Heir {
+pub struct Client {
     channel: Channel,
     /// By their address in the old process' configuration, with their listener's name.
     listeners: BTreeMap<SocketAddr, (Arc<str>, Vec<TcpListener>)>,
@@ -59,7 +59,7 @@ pub struct Inherited {
 /// Flows as they come over; closed when the old process has ended.
 pub type Flows = mpsc::UnboundedReceiver<Inherited>;
 
-impl Heir {
+impl Client {
     /// Asks the process that is at this place for what it has. `None` if there is none.
     pub fn find(place: &Place) -> anyhow::Result<Option<Self>> {
         const WHAT: &str = "cannot take over";
@@ -70,12 +70,12 @@ impl Heir {
         channel.wait_at_most(Some(ANSWER)).context(WHAT)?;
         // One that refuses at once does not hear it, and one that ends neither.
         let _ = channel.send(&Message::Hello { version: VERSION }, &[]);
-        let mut heir =
+        let mut client =
             Self { channel, listeners: BTreeMap::new(), admin: Vec::new(), door: None, pins: None };
-        if heir.listen().context(WHAT)? {
-            return Ok(Some(heir));
+        if client.listen().context(WHAT)? {
+            return Ok(Some(client));
         }
-        heir.ensure_ended().context(WHAT)?;
+        client.ensure_ended().context(WHAT)?;
         tracing::info!("the running process has ended: nothing to take over");
         Ok(None)
     }

@@ -45,7 +45,7 @@ pub(super) struct Identity {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Role {
     /// It wants to take over, and has the capabilities that it was started with.
-    Heir,
+    Client,
     /// It serves, and may have given capabilities up that it needed for its start.
     Server,
 }
@@ -102,7 +102,7 @@ impl Identity {
             return Err(Refusal::User { ours: self.uid, theirs: other.uid });
         }
         let power = CapabilitySet::NET_ADMIN;
-        if role == Role::Heir && self.effective.contains(power) && !other.effective.contains(power) {
+        if role == Role::Client && self.effective.contains(power) && !other.effective.contains(power) {
             return Err(Refusal::Capability);
         }
         // Who makes a user namespace has all capabilities in there, and none outside.
@@ -197,7 +197,7 @@ mod tests {
     }
 
     fn verdict(other: &Identity) -> Result<(), Refusal> {
-        daemon().judge(other, Role::Heir, false)
+        daemon().judge(other, Role::Client, false)
     }
 
     #[test]
@@ -209,16 +209,16 @@ mod tests {
     fn another_user_is_refused_and_so_is_root() {
         let user = Identity { uid: 7, ..daemon() };
         assert_eq!(verdict(&user), Err(Refusal::User { ours: 0, theirs: 7 }));
-        assert_eq!(user.judge(&daemon(), Role::Heir, true), Err(Refusal::User { ours: 7, theirs: 0 }));
+        assert_eq!(user.judge(&daemon(), Role::Client, true), Err(Refusal::User { ours: 7, theirs: 0 }));
     }
 
     #[test]
-    fn a_heir_without_the_capability_is_refused_and_a_server_may_have_given_it_up() {
+    fn a_client_without_the_capability_is_refused_and_a_server_may_have_given_it_up() {
         let weak = Identity { effective: CapabilitySet::NET_BIND_SERVICE, ..daemon() };
         assert_eq!(verdict(&weak), Err(Refusal::Capability));
         assert_eq!(daemon().judge(&weak, Role::Server, false), Ok(()));
         // Where this process never had it, nobody needs it.
-        assert_eq!(weak.judge(&weak, Role::Heir, false), Ok(()));
+        assert_eq!(weak.judge(&weak, Role::Client, false), Ok(()));
     }
 
     #[test]
@@ -237,7 +237,7 @@ mod tests {
         assert_eq!(verdict(&Identity { root: None, ..elsewhere.clone() }), Err(Refusal::Mounts));
         // As in a sandbox of systemd.
         assert_eq!(verdict(&Identity { root: daemon().root, ..elsewhere.clone() }), Ok(()));
-        assert_eq!(daemon().judge(&elsewhere, Role::Heir, true), Ok(()));
+        assert_eq!(daemon().judge(&elsewhere, Role::Client, true), Ok(()));
     }
 
     #[test]

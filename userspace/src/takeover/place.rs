@@ -149,7 +149,7 @@ impl Place {
 
     /// Waits for who connects to `door`. `None` if that has gone again.
     pub(super) fn accept(&self, door: &OwnedFd) -> io::Result<Option<Channel>> {
-        Channel::new(channel::accept(door)?, &self.own, Role::Heir, self.across)
+        Channel::new(channel::accept(door)?, &self.own, Role::Client, self.across)
     }
 
     /// Listens there, or goes on where another process has listened.
