@@ -213,7 +213,7 @@ impl App {
         app.signals.serving();
         let takes_over = old.is_some();
         // Until here, nothing of a process that lives was touched; from here on, nothing fails.
-        let (door, flows) = app.succeed(old, jointly)?;
+        let (listening, flows) = app.succeed(old, jointly)?;
         for (bound, copies) in bound {
             app.listen_if_possible(bound, copies);
         }
@@ -233,7 +233,7 @@ impl App {
         });
         // Clients of an earlier process may be denied by now.
         app.close_denied();
-        app.open_door(place, door);
+        app.serve_takeovers(place, listening);
         app.reduce_privileges(kernel, takes_over)?;
         app.supervisor.ready("Serving");
         Ok(app)

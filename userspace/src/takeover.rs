@@ -8,7 +8,7 @@
 //! A closed channel alone decides nothing: the process at its other end may live.
 //!
 //! ```text
-//! new  hello VERSION                     old  listener.. admin.. pins.. door end   (each with its descriptor)
+//! new  hello VERSION                     old  listener.. admin.. pins.. listening_socket end   (each with its descriptor)
 //! new  prepare                           old  used.. end     begins no flow in maps that both have
 //! new  serving                           old  draining       the new one accepts from here on
 //!                                             flow..         (each with its sockets), until it is done

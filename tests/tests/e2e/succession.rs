@@ -48,7 +48,7 @@ enum Stage {
 }
 
 /// Where the daemon of a lab asks, and is asked.
-fn door(lab: &Lab) -> Result<PathBuf> {
+fn socket_path(lab: &Lab) -> Result<PathBuf> {
     let directory = takeover_path(lab);
     if !directory.exists() {
         fs::DirBuilder::new().mode(0o700).create(&directory)?;
@@ -111,7 +111,7 @@ fn broken_off(lab: &Lab, stage: Stage) -> Result<()> {
     front.set_nonblocking(true)?;
     let segment = front.tcp_mss()?;
     let old = socket()?;
-    old.bind(&SockAddr::unix(door(lab)?)?)?;
+    old.bind(&SockAddr::unix(socket_path(lab)?)?)?;
     old.listen(1)?;
 
     // With more sockets at the address, and other segments.
@@ -147,7 +147,7 @@ fn broken_off(lab: &Lab, stage: Stage) -> Result<()> {
 /// What the daemon offers, up to the end.
 fn offer(lab: &Lab) -> Result<(Socket, Vec<String>)> {
     let channel = socket()?;
-    channel.connect(&SockAddr::unix(door(lab)?)?)?;
+    channel.connect(&SockAddr::unix(socket_path(lab)?)?)?;
     say(&channel, "hello 3")?;
     let mut offered = Vec::new();
     loop {

@@ -453,7 +453,7 @@ fn other_size(lab: &Lab) -> Result<()> {
 }
 
 /// The socket at which the only daemon of a lab can be asked.
-fn door(lab: &Lab) -> Result<PathBuf> {
+fn socket_path(lab: &Lab) -> Result<PathBuf> {
     let mut files = fs::read_dir(takeover_path(lab))?;
     let file = files.next().context("there is no socket")??;
     ensure!(files.next().is_none(), "there are several sockets");
@@ -461,9 +461,9 @@ fn door(lab: &Lab) -> Result<PathBuf> {
 }
 
 /// Says `words` where processes that take over ask, and returns the answer; none is empty.
-fn ask_at_the_door(lab: &Lab, words: &[u8]) -> Result<String> {
+fn ask_server(lab: &Lab, words: &[u8]) -> Result<String> {
     let socket = lab.lb.enter(|| Ok(Socket::new(Domain::UNIX, Type::SEQPACKET, None)?))?;
-    lab.lb.enter(|| Ok(socket.connect(&SockAddr::unix(door(lab)?)?)?))?;
+    lab.lb.enter(|| Ok(socket.connect(&SockAddr::unix(socket_path(lab)?)?)?))?;
     socket.set_read_timeout(Some(wait::DEADLINE))?;
     ensure!(socket.send(words)? == words.len());
     let mut answer = vec![0; 4_096];
@@ -475,7 +475,7 @@ fn ask_at_the_door(lab: &Lab, words: &[u8]) -> Result<String> {
 fn other_protocol(lab: &Lab) -> Result<()> {
     let (old, listener) = start(lab, "")?;
     for version in [2, u32::MAX] {
-        let answer = ask_at_the_door(lab, format!("hello {version}").as_bytes())?;
+        let answer = ask_server(lab, format!("hello {version}").as_bytes())?;
         ensure!(answer.starts_with("refused ") && answer.contains("stop it"), "{answer:?}");
         ensure!(answer.contains(&format!("by protocol 3, not {version}")), "{answer:?}");
     }
@@ -483,7 +483,7 @@ fn other_protocol(lab: &Lab) -> Result<()> {
     for nonsense in
         [&b"hello"[..], br#"{"serving":{"shared":true}}"#, b"\xff\xfe", &endless, br#"{"flow":{"place":1}}"#]
     {
-        let answer = ask_at_the_door(lab, nonsense)?;
+        let answer = ask_server(lab, nonsense)?;
         ensure!(answer.is_empty(), "{answer:?}");
     }
     Flow::open(lab, &listener)?.exchange()?;
@@ -659,14 +659,14 @@ fn squatters(lab: &Lab) -> Result<()> {
 /// One that ends removes its socket; who was killed could not, and its socket is in nobody's way.
 fn left_behind(lab: &Lab) -> Result<()> {
     let (old, listener) = start(lab, "")?;
-    let path = door(lab)?;
+    let path = socket_path(lab)?;
     kill(old)?;
     ensure!(path.exists());
     let old = Daemon::start(lab, &options(lab, "")?.arg("--takeover"))?;
     let new = next(lab, "", "second")?;
     ends(old)?;
     Flow::open(lab, &listener)?.exchange()?;
-    ensure!(door(lab)? == path);
+    ensure!(socket_path(lab)? == path);
     new.terminate()?;
     ends(new)?;
     ensure!(!path.exists(), "the socket is left");
@@ -713,7 +713,7 @@ fn knocks(lab: &Lab) -> Result<()> {
     const KNOCKS: usize = 200;
     let (old, listener) = start(lab, "")?;
     for _ in 0..KNOCKS {
-        ask_at_the_door(lab, b"hello")?;
+        ask_server(lab, b"hello")?;
     }
     old.wait_metrics("lines are left out", |metrics| {
         metrics.sum("snisplice_log_lines_limited_total", &[]) >= i64::try_from(KNOCKS / 2).unwrap_or(0)

@@ -17,7 +17,7 @@ use crate::{
         Place,
         client::{Client, Flows},
         place::DIRECTORY,
-        server::{Door, Offer, Visit},
+        server::{Offer, Server, Visit},
     },
 };
 
@@ -115,10 +115,10 @@ fn place(options: &Run) -> anyhow::Result<Option<Arc<Place>>> {
 
 impl App {
     /// From now on, another process can take over from this one.
-    pub(super) fn open_door(&mut self, place: Option<Arc<Place>>, inherited: Option<OwnedFd>) {
+    pub(super) fn serve_takeovers(&mut self, place: Option<Arc<Place>>, inherited: Option<OwnedFd>) {
         let Some(place) = place else { return };
         let (visits, wanted) = mpsc::unbounded_channel();
-        match Door::open(place.clone(), inherited, visits) {
+        match Server::start(place.clone(), inherited, visits) {
             Ok(()) => {
                 self.place = Some(place);
                 self.visits = wanted;
@@ -148,12 +148,12 @@ impl App {
         shares: bool,
     ) -> anyhow::Result<(Option<OwnedFd>, Option<Flows>)> {
         let Some(mut old) = old else { return Ok((None, None)) };
-        let door = old.door();
+        let listening = old.listening_socket();
         let flows = old.serve(shares)?;
         if let Some(programs) = self.programs.as_ref().filter(|_| shares) {
             programs.own_pins();
         }
-        Ok((door, shares.then_some(flows)))
+        Ok((listening, shares.then_some(flows)))
     }
 
     /// Does what a process wants that takes over. True when it has.

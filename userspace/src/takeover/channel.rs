@@ -147,9 +147,9 @@ impl Channel {
     }
 }
 
-/// Waits for who connects to `door`.
-pub(super) fn accept(door: &OwnedFd) -> io::Result<OwnedFd> {
-    Ok(retry_on_intr(|| accept_with(door, SocketFlags::CLOEXEC))?)
+/// Waits for who connects to `listening`.
+pub(super) fn accept(listening: &OwnedFd) -> io::Result<OwnedFd> {
+    Ok(retry_on_intr(|| accept_with(listening, SocketFlags::CLOEXEC))?)
 }
 
 /// One that is not connected yet.

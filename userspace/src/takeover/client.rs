@@ -39,7 +39,7 @@ pub struct Client {
     /// By their address in the old process' configuration, with their listener's name.
     listeners: BTreeMap<SocketAddr, (Arc<str>, Vec<TcpListener>)>,
     admin: Vec<(AdminAddress, OwnedFd)>,
-    door: Option<OwnedFd>,
+    listening: Option<OwnedFd>,
     pins: Option<(String, u32, OwnedFd)>,
 }
 
@@ -71,7 +71,7 @@ impl Client {
         // One that refuses at once does not hear it, and one that ends neither.
         let _ = channel.send(&Message::Hello { version: VERSION }, &[]);
         let mut client =
-            Self { channel, listeners: BTreeMap::new(), admin: Vec::new(), door: None, pins: None };
+            Self { channel, listeners: BTreeMap::new(), admin: Vec::new(), listening: None, pins: None };
         if client.listen().context(WHAT)? {
             return Ok(Some(client));
         }
@@ -108,7 +108,7 @@ impl Client {
                 }
                 Message::Admin { address } => self.admin.push((address, descriptor()?)),
                 Message::Pins { directory, places } => self.pins = Some((directory, places, descriptor()?)),
-                Message::Door => self.door = Some(descriptor()?),
+                Message::ListeningSocket => self.listening = Some(descriptor()?),
                 Message::End => return Ok(true),
                 Message::Refused(why) => bail!("{why}"),
                 other => bail!("not expected: {other}"),
@@ -161,8 +161,8 @@ impl Client {
     }
 
     /// Where the next one will ask.
-    pub fn door(&mut self) -> Option<OwnedFd> {
-        self.door.take()
+    pub fn listening_socket(&mut self) -> Option<OwnedFd> {
+        self.listening.take()
     }
 
     /// Tells the old process that everything is bound, and asks for the places that are not free. `None` if it has

@@ -48,8 +48,8 @@ pub enum Message {
         /// Places for flows in the maps.
         places: u32,
     },
-    /// With the socket that this was asked on.
-    Door,
+    /// With the socket on which the old one listens for new processes.
+    ListeningSocket,
     /// The end of a list.
     End,
     /// Everything is loaded and bound.
@@ -129,7 +129,7 @@ mod tests {
             Message::Admin { address: AdminAddress::Tcp(address) },
             Message::Admin { address: AdminAddress::Unix("/run/a b/admin.sock".into()) },
             Message::Pins { directory: "v1-4026531840".into(), places: 128 },
-            Message::Door,
+            Message::ListeningSocket,
             Message::End,
             Message::Prepare { shared: true },
             Message::Used(vec![]),
@@ -173,7 +173,7 @@ mod tests {
         assert_eq!(Message::Hello { version: 3 }.to_string(), "hello 3");
         assert_eq!(Message::Refused("stop it".into()).to_string(), "refused stop it");
         assert_eq!(Message::Prepare { shared: true }.to_string(), r#"{"prepare":{"shared":true}}"#);
-        assert_eq!(Message::Door.to_string(), r#""door""#);
+        assert_eq!(Message::ListeningSocket.to_string(), r#""listening_socket""#);
     }
 
     #[test]

@@ -147,9 +147,9 @@ impl Place {
         }
     }
 
-    /// Waits for who connects to `door`. `None` if that has gone again.
-    pub(super) fn accept(&self, door: &OwnedFd) -> io::Result<Option<Channel>> {
-        Channel::new(channel::accept(door)?, &self.own, Role::Client, self.across)
+    /// Waits for who connects to `listening`. `None` if that has gone again.
+    pub(super) fn accept(&self, listening: &OwnedFd) -> io::Result<Option<Channel>> {
+        Channel::new(channel::accept(listening)?, &self.own, Role::Client, self.across)
     }
 
     /// Listens there, or goes on where another process has listened.
@@ -299,19 +299,19 @@ mod tests {
         let within = directory();
         let place = place(within.path(), None);
         assert!(place.connect().unwrap().is_none());
-        let door = place.listen(None).unwrap();
+        let listening = place.listen(None).unwrap();
         assert_eq!(place.listen(None).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         let other = Place::new(within.path(), Some("other"), false).unwrap();
         assert!(other.connect().unwrap().is_none());
         assert!(place.connect().unwrap().is_some());
         // As after a kill: the file is there, and nobody listens.
-        drop(door);
+        drop(listening);
         assert!(place.path.exists() && place.connect().unwrap().is_none());
-        let door = place.listen(None).unwrap();
+        let listening = place.listen(None).unwrap();
         assert_eq!(fs::metadata(&place.path).unwrap().mode() & 0o777, 0o600);
         // Whoever inherits it needs no other.
-        let again = place.listen(Some(door.try_clone().unwrap())).unwrap();
-        drop(door);
+        let again = place.listen(Some(listening.try_clone().unwrap())).unwrap();
+        drop(listening);
         assert!(place.connect().unwrap().is_some());
         drop(again);
         place.remove();

@@ -58,7 +58,7 @@ pub enum Visit {
 
 /// Where new processes ask; one thread serves them, one after another.
 #[derive(Debug)]
-pub struct Door {
+pub struct Server {
     socket: OwnedFd,
     place: Arc<Place>,
     visits: mpsc::UnboundedSender<Visit>,
@@ -67,20 +67,20 @@ pub struct Door {
 /// Why a visit came to nothing.
 type Left = Box<dyn std::error::Error + Send + Sync>;
 
-impl Door {
-    /// Opens the door there, unless it is an inherited one. What visitors want comes by the sender.
+impl Server {
+    /// Listens there, or goes on with an inherited socket. What visitors want comes by the sender.
     ///
     /// # Errors
     ///
     /// Where another daemon has this place, among others: nobody can take over from this one then.
-    pub fn open(
+    pub fn start(
         place: Arc<Place>,
         inherited: Option<OwnedFd>,
         visits: mpsc::UnboundedSender<Visit>,
     ) -> io::Result<()> {
         let socket = place.listen(inherited)?;
-        let door = Self { socket, place, visits };
-        thread::Builder::new().name("takeover".to_owned()).spawn(move || door.serve())?;
+        let server = Self { socket, place, visits };
+        thread::Builder::new().name("takeover".to_owned()).spawn(move || server.serve())?;
         Ok(())
     }
 
@@ -159,7 +159,7 @@ impl Door {
             let message = Message::Pins { directory: directory.clone(), places: *places };
             channel.send(&message, &[lock.as_fd()])?;
         }
-        channel.send(&Message::Door, &[self.socket.as_fd()])?;
+        channel.send(&Message::ListeningSocket, &[self.socket.as_fd()])?;
         channel.send(&Message::End, &[])
     }
 
