@@ -53,7 +53,7 @@ use crate::{
     provider::file,
     proxy::worker::{self, Order, Shared},
     snapshot::{SharedSnapshot, Snapshot},
-    takeover::{Place, client::Client, server::Visit},
+    takeover::{Place, client::Client, server::Request},
     upstream::dns::Resolver,
 };
 
@@ -93,7 +93,7 @@ pub struct App {
     sockets: BTreeMap<SocketAddr, Vec<StdListener>>,
     /// Addresses of no configuration any more, and when they are given up.
     leaving: BTreeMap<SocketAddr, Instant>,
-    visits: mpsc::UnboundedReceiver<Visit>,
+    requests: mpsc::UnboundedReceiver<Request>,
     /// Where this process can be taken over from.
     place: Option<Arc<Place>>,
     /// What the experiments that are under way lead to.
@@ -201,7 +201,7 @@ impl App {
             listening: BTreeMap::new(),
             sockets: BTreeMap::new(),
             leaving: BTreeMap::new(),
-            visits: mpsc::unbounded_channel().1,
+            requests: mpsc::unbounded_channel().1,
             place: None,
             trial: mpsc::unbounded_channel().1,
             needs,
@@ -270,7 +270,7 @@ impl App {
             let next = async {
                 tokio::select! {
                     asked = self.signals.next() => Next::Signal(asked),
-                    Some(visit) = self.visits.recv() => Next::Takeover(visit),
+                    Some(request) = self.requests.recv() => Next::Takeover(request),
                     Some(event) = self.trial.recv() => Next::Heed(event),
                     Some(worker) = self.lost_workers.recv() => Next::Lost(worker),
                     () = at(left) => Next::Left,
@@ -288,8 +288,8 @@ impl App {
                         self.unlisten(address);
                     }
                 }
-                Next::Takeover(visit) => {
-                    if self.receive(visit) {
+                Next::Takeover(request) => {
+                    if self.receive(request) {
                         break true;
                     }
                 }
@@ -302,7 +302,7 @@ impl App {
             }
         };
         // Whoever asks from now on is told so.
-        self.visits.close();
+        self.requests.close();
         self.trial.close();
         self.sockets.clear();
         self.admin.ready.store(false, Relaxed);
@@ -812,7 +812,7 @@ async fn asked_not_to_wait(signals: &Signals, succeeded: bool) {
 /// What the main thread waits for.
 enum Next {
     Signal(Asked),
-    Takeover(Visit),
+    Takeover(Request),
     Heed(Event),
     Lost(usize),
     /// It is time to give up addresses.

@@ -17,7 +17,7 @@ use crate::{
         Place,
         client::{Client, Flows},
         place::DIRECTORY,
-        server::{Offer, Server, Visit},
+        server::{Offer, Request, Server},
     },
 };
 
@@ -117,11 +117,11 @@ impl App {
     /// From now on, another process can take over from this one.
     pub(super) fn serve_takeovers(&mut self, place: Option<Arc<Place>>, inherited: Option<OwnedFd>) {
         let Some(place) = place else { return };
-        let (visits, wanted) = mpsc::unbounded_channel();
-        match Server::start(place.clone(), inherited, visits) {
+        let (requests, wanted) = mpsc::unbounded_channel();
+        match Server::start(place.clone(), inherited, requests) {
             Ok(()) => {
                 self.place = Some(place);
-                self.visits = wanted;
+                self.requests = wanted;
             }
             Err(error) => tracing::info!(
                 %error,
@@ -157,17 +157,17 @@ impl App {
     }
 
     /// Does what a process wants that takes over. True when it has.
-    pub(super) fn receive(&mut self, visit: Visit) -> bool {
-        // Where the reply is not heard, the visitor has gone, which is told by itself.
-        match visit {
-            Visit::Offer(reply) => {
+    pub(super) fn receive(&mut self, request: Request) -> bool {
+        // Where the reply is not heard, the client has gone, which is told by itself.
+        match request {
+            Request::Offer(reply) => {
                 let _ = reply.send(self.offer());
             }
-            Visit::Prepare(shared, reply) => {
+            Request::Prepare(shared, reply) => {
                 let programs = self.programs.as_ref().filter(|_| shared);
                 let _ = reply.send(programs.map(|programs| programs.freeze()).unwrap_or_default());
             }
-            Visit::Abort(shared) => {
+            Request::Abort(shared) => {
                 if let Some(programs) = self.programs.as_ref().filter(|_| shared) {
                     if let Err(error) = adopted::forget_strangers(programs) {
                         tracing::warn!(%error, "flows of the other process are left");
@@ -175,7 +175,7 @@ impl App {
                     programs.thaw();
                 }
             }
-            Visit::Serving { process, flows } => {
+            Request::Serving { process, flows } => {
                 if let (Some(programs), Some(channel)) = (&self.programs, flows) {
                     programs.pass_on(channel);
                 }

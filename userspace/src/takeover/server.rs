@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{log::log_limit, net::admin_socket::Socket};
 
-/// How long a visitor may take to say hello.
+/// How long a client may take to say hello.
 const HELLO: Duration = Duration::from_secs(5);
 /// How long it may take to load and to bind everything.
 const PREPARE: Duration = Duration::from_secs(300);
@@ -38,14 +38,14 @@ pub struct Offer {
     pub pins: Option<(String, u32, OwnedFd)>,
 }
 
-/// What a visitor wants of the main thread.
+/// What a client wants of the main thread.
 #[derive(Debug)]
-pub enum Visit {
+pub enum Request {
     /// What there is to hand over.
     Offer(replies::Sender<io::Result<Offer>>),
     /// Begin no flow any more, and tell which places are in use. Nothing, if the maps are not shared.
     Prepare(bool, replies::Sender<Vec<u32>>),
-    /// The visitor is gone: go on as before. True if the maps were to be shared.
+    /// The client is gone: go on as before. True if the maps were to be shared.
     Abort(bool),
     /// It serves.
     Serving {
@@ -61,14 +61,14 @@ pub enum Visit {
 pub struct Server {
     socket: OwnedFd,
     place: Arc<Place>,
-    visits: mpsc::UnboundedSender<Visit>,
+    requests: mpsc::UnboundedSender<Request>,
 }
 
-/// Why a visit came to nothing.
+/// Why a takeover came to nothing.
 type Left = Box<dyn std::error::Error + Send + Sync>;
 
 impl Server {
-    /// Listens there, or goes on with an inherited socket. What visitors want comes by the sender.
+    /// Listens there, or goes on with an inherited socket. What clients want comes by the sender.
     ///
     /// # Errors
     ///
@@ -76,10 +76,10 @@ impl Server {
     pub fn start(
         place: Arc<Place>,
         inherited: Option<OwnedFd>,
-        visits: mpsc::UnboundedSender<Visit>,
+        requests: mpsc::UnboundedSender<Request>,
     ) -> io::Result<()> {
         let socket = place.listen(inherited)?;
-        let server = Self { socket, place, visits };
+        let server = Self { socket, place, requests };
         thread::Builder::new().name("takeover".to_owned()).spawn(move || server.serve())?;
         Ok(())
     }
@@ -103,7 +103,7 @@ impl Server {
         }
     }
 
-    /// Listens to one visitor. Ends well only when that has taken over.
+    /// Serves one client. Ends well only when that has taken over.
     fn receive(&self, channel: Channel) -> Result<(), Left> {
         channel.wait_at_most(Some(HELLO))?;
         match channel.receive()? {
@@ -119,7 +119,7 @@ impl Server {
             other => return Err(unexpected(other)),
         }
         log_limit!(info, "another process wants to take over");
-        let offer = match self.ask(Visit::Offer) {
+        let offer = match self.ask(Request::Offer) {
             Ok(offer) => offer.map_err(Left::from),
             Err(error) => Err(error),
         };
@@ -139,11 +139,11 @@ impl Server {
         };
         let done = self.prepare(&channel, shared);
         if done.is_err() {
-            let _ = self.visits.send(Visit::Abort(shared));
+            let _ = self.requests.send(Request::Abort(shared));
         }
         done?;
         let process = channel.process();
-        let _ = self.visits.send(Visit::Serving { process, flows: shared.then(|| Arc::new(channel)) });
+        let _ = self.requests.send(Request::Serving { process, flows: shared.then(|| Arc::new(channel)) });
         Ok(())
     }
 
@@ -164,7 +164,7 @@ impl Server {
     }
 
     fn prepare(&self, channel: &Channel, shared: bool) -> Result<(), Left> {
-        let used = self.ask(|reply| Visit::Prepare(shared, reply))?;
+        let used = self.ask(|reply| Request::Prepare(shared, reply))?;
         for places in used.chunks(PLACES) {
             channel.send(&Message::Used(places.to_vec()), &[])?;
         }
@@ -179,10 +179,10 @@ impl Server {
         Ok(())
     }
 
-    fn ask<T>(&self, visit: impl FnOnce(replies::Sender<T>) -> Visit) -> Result<T, Left> {
+    fn ask<T>(&self, request: impl FnOnce(replies::Sender<T>) -> Request) -> Result<T, Left> {
         const STOPPING: &str = "the running process is stopping: start the new one when it has ended";
         let (reply, answer) = replies::channel();
-        self.visits.send(visit(reply)).map_err(|_| STOPPING)?;
+        self.requests.send(request(reply)).map_err(|_| STOPPING)?;
         answer.recv_timeout(ANSWER).map_err(|error| match error {
             replies::RecvTimeoutError::Disconnected => STOPPING.into(),
             replies::RecvTimeoutError::Timeout => format!(
