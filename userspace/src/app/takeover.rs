@@ -17,7 +17,7 @@ use crate::{
         Place,
         client::{Client, Flows},
         place::DIRECTORY,
-        server::{Offer, Request, Server},
+        server::{Inventory, Request, Server},
     },
 };
 
@@ -160,8 +160,8 @@ impl App {
     pub(super) fn receive(&mut self, request: Request) -> bool {
         // Where the reply is not heard, the client has gone, which is told by itself.
         match request {
-            Request::Offer(reply) => {
-                let _ = reply.send(self.offer());
+            Request::Inventory(reply) => {
+                let _ = reply.send(self.inventory());
             }
             Request::Prepare(shared, reply) => {
                 let programs = self.programs.as_ref().filter(|_| shared);
@@ -189,20 +189,20 @@ impl App {
         false
     }
 
-    fn offer(&self) -> io::Result<Offer> {
-        let mut offer = Offer::default();
+    fn inventory(&self) -> io::Result<Inventory> {
+        let mut inventory = Inventory::default();
         for (address, sockets) in &self.sockets {
             let Some(name) = self.listening.get(address) else { continue };
             for socket in sockets {
-                offer.listeners.push((*address, name.listener.clone(), socket.try_clone()?));
+                inventory.listeners.push((*address, name.listener.clone(), socket.try_clone()?));
             }
         }
         for Endpoint { address, socket, .. } in &self.endpoints {
-            offer.admin.push((address.clone(), socket.try_clone()?));
+            inventory.admin.push((address.clone(), socket.try_clone()?));
         }
         if let Some(programs) = &self.programs {
-            offer.pins = programs.share()?;
+            inventory.pins = programs.share()?;
         }
-        Ok(offer)
+        Ok(inventory)
     }
 }

@@ -94,7 +94,7 @@ impl Client {
         Ok(())
     }
 
-    /// Takes what is offered. False if the other process closes the channel meanwhile.
+    /// Takes what the running process has. False if the other process closes the channel meanwhile.
     fn listen(&mut self) -> anyhow::Result<bool> {
         loop {
             let Some((message, descriptors)) = self.receive()? else { return Ok(false) };

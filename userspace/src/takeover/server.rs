@@ -29,7 +29,7 @@ const ANSWER: Duration = Duration::from_secs(30);
 
 /// What is handed over.
 #[derive(Debug, Default)]
-pub struct Offer {
+pub struct Inventory {
     /// Listening sockets, by their address in the configuration, and their listener's name.
     pub listeners: Vec<(SocketAddr, Arc<str>, TcpListener)>,
     /// Those of the admin endpoint.
@@ -42,7 +42,7 @@ pub struct Offer {
 #[derive(Debug)]
 pub enum Request {
     /// What there is to hand over.
-    Offer(replies::Sender<io::Result<Offer>>),
+    Inventory(replies::Sender<io::Result<Inventory>>),
     /// Begin no flow any more, and tell which places are in use. Nothing, if the maps are not shared.
     Prepare(bool, replies::Sender<Vec<u32>>),
     /// The client is gone: go on as before. True if the maps were to be shared.
@@ -119,19 +119,19 @@ impl Server {
             other => return Err(unexpected(other)),
         }
         log_limit!(info, "another process wants to take over");
-        let offer = match self.ask(Request::Offer) {
-            Ok(offer) => offer.map_err(Left::from),
+        let inventory = match self.ask(Request::Inventory) {
+            Ok(inventory) => inventory.map_err(Left::from),
             Err(error) => Err(error),
         };
-        let offer = match offer {
-            Ok(offer) => offer,
+        let inventory = match inventory {
+            Ok(inventory) => inventory,
             Err(error) => {
                 channel.send(&Message::Refused(error.to_string()), &[])?;
                 return Err(error);
             }
         };
-        self.send(&channel, &offer)?;
-        drop(offer);
+        self.send(&channel, &inventory)?;
+        drop(inventory);
         channel.wait_at_most(Some(PREPARE))?;
         let shared = match channel.receive()? {
             Some((Message::Prepare { shared }, _)) => shared,
@@ -147,15 +147,15 @@ impl Server {
         Ok(())
     }
 
-    fn send(&self, channel: &Channel, offer: &Offer) -> io::Result<()> {
-        for (address, name, socket) in &offer.listeners {
+    fn send(&self, channel: &Channel, inventory: &Inventory) -> io::Result<()> {
+        for (address, name, socket) in &inventory.listeners {
             let message = Message::Listener { address: *address, name: name.to_string() };
             channel.send(&message, &[socket.as_fd()])?;
         }
-        for (address, socket) in &offer.admin {
+        for (address, socket) in &inventory.admin {
             channel.send(&Message::Admin { address: address.clone() }, &[socket.as_fd()])?;
         }
-        if let Some((directory, places, lock)) = &offer.pins {
+        if let Some((directory, places, lock)) = &inventory.pins {
             let message = Message::Pins { directory: directory.clone(), places: *places };
             channel.send(&message, &[lock.as_fd()])?;
         }
