@@ -45,7 +45,7 @@ pub struct Client {
 
 /// A flow of the old process, from now on of this one.
 #[derive(Debug)]
-pub struct Inherited {
+pub struct AdoptedFlow {
     /// Its place.
     pub place: u32,
     /// What the old one has accounted for.
@@ -57,7 +57,7 @@ pub struct Inherited {
 }
 
 /// Flows as they come over; closed when the old process has ended.
-pub type Flows = mpsc::UnboundedReceiver<Inherited>;
+pub type Flows = mpsc::UnboundedReceiver<AdoptedFlow>;
 
 impl Client {
     /// Asks the process that is at this place for what it has. `None` if there is none.
@@ -197,9 +197,9 @@ impl Client {
         let (begin, granted) = replies::channel();
         let receiver = if shared {
             // Started first, since a thread may be refused.
-            thread::Builder::new().name("inheriting".to_owned()).spawn(move || {
+            thread::Builder::new().name("adopting".to_owned()).spawn(move || {
                 if let Ok(channel) = granted.recv() {
-                    inherit(&channel, &heard);
+                    adopt(&channel, &heard);
                 }
             })?;
             Some(begin)
@@ -231,7 +231,7 @@ fn silent(old: i32) -> anyhow::Error {
 
 /// Receives flows until the old process has ended. As long as it lives, what it has not given away is its own, even where nothing
 /// more can be received.
-fn inherit(channel: &Channel, heard: &mpsc::UnboundedSender<Inherited>) {
+fn adopt(channel: &Channel, heard: &mpsc::UnboundedSender<AdoptedFlow>) {
     if let Err(error) = receive_flows(channel, heard) {
         tracing::warn!(%error, "no further connection comes from the process before until it ends");
     }
@@ -240,7 +240,7 @@ fn inherit(channel: &Channel, heard: &mpsc::UnboundedSender<Inherited>) {
     }
 }
 
-fn receive_flows(channel: &Channel, heard: &mpsc::UnboundedSender<Inherited>) -> io::Result<()> {
+fn receive_flows(channel: &Channel, heard: &mpsc::UnboundedSender<AdoptedFlow>) -> io::Result<()> {
     channel.wait_at_most(None)?;
     while let Some((message, descriptors)) = channel.receive()? {
         let Message::Flow { place, counted, age, answers } = message else { continue };
@@ -250,7 +250,7 @@ fn receive_flows(channel: &Channel, heard: &mpsc::UnboundedSender<Inherited>) ->
             Some((descriptors.next()?, answers))
         });
         let age = Duration::from_secs(age.into());
-        if heard.send(Inherited { place, counted, age, sockets }).is_err() {
+        if heard.send(AdoptedFlow { place, counted, age, sockets }).is_err() {
             break;
         }
     }

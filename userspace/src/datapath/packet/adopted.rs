@@ -39,7 +39,7 @@ use crate::{
         repair, sockopt,
     },
     takeover::{
-        client::{Flows, Inherited},
+        client::{AdoptedFlow, Flows},
         message::Message,
     },
 };
@@ -181,8 +181,8 @@ impl Orphans {
     }
 
     /// Takes a flow that a living process gives.
-    fn inherit(&mut self, inherited: Inherited) -> io::Result<()> {
-        let Inherited { place: flow, counted, age, sockets } = inherited;
+    fn receive(&mut self, received: AdoptedFlow) -> io::Result<()> {
+        let AdoptedFlow { place: flow, counted, age, sockets } = received;
         if !self.alive.remove(&flow) {
             return Ok(());
         }
@@ -309,9 +309,9 @@ impl Orphans {
         let mut sweep = tokio::time::interval(SWEEP);
         while !self.flows.is_empty() || flows.is_some() {
             tokio::select! {
-                inherited = next(&mut flows) => {
-                    let done = if let Some(inherited) = inherited {
-                        self.inherit(inherited)
+                received = next(&mut flows) => {
+                    let done = if let Some(received) = received {
+                        self.receive(received)
                     } else {
                         flows = None;
                         self.take_rest()
@@ -514,7 +514,7 @@ fn count(metrics: &Metrics, maps: &Maps, orphan: &mut Orphan) {
 }
 
 /// What comes next from the process before, which has ended where there is nothing.
-async fn next(flows: &mut Option<Flows>) -> Option<Inherited> {
+async fn next(flows: &mut Option<Flows>) -> Option<AdoptedFlow> {
     match flows {
         Some(flows) => flows.recv().await,
         None => std::future::pending().await,
