@@ -8,16 +8,11 @@ use std::{
     future::pending,
     net::{SocketAddr, TcpListener as StdListener},
     sync::{Arc, atomic::Ordering::Relaxed},
-    thread,
     time::Duration,
 };
 
-use anyhow::{Context as _, anyhow, bail};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use snisplice_config::{
-    Severity, Translation,
-    model::{Limits, Model},
-};
+use anyhow::{Context as _, bail};
+use snisplice_config::{Translation, model::Model};
 use tokio::{
     runtime,
     sync::mpsc,
@@ -27,9 +22,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    datapath::{Needs, places, wants_same_host},
-    descriptors::Allowance,
+    datapath::{Needs, places},
+    listeners::{bind, with_copies},
     memory::Thrift,
+    prepare::{choose, decided, limits, metrics_with, prepare_process, start_workers, workers},
     signals::Asked,
     supervisor::Supervisor,
     takeover::Endpoint,
@@ -38,22 +34,17 @@ use self::{
 use crate::{
     account::view::Filter,
     admin::{Admin, Askable},
-    bpf::packet::{Pins, Programs},
+    bpf::packet::Programs,
     cli::Run,
-    datapath::{factory::Factory, seam::InKernel},
-    limits::{admission::Admission, collector::LimitCounters},
+    datapath::seam::InKernel,
+    limits::admission::Admission,
     log::{self, log_limit},
     metrics::{Metrics, labels::CloseReason},
-    net::{
-        listeners::{self, Bound, Own},
-        low_descriptors,
-    },
+    net::listeners::Front,
     privileges,
-    probe::answers::Answers,
-    provider::file,
     proxy::worker::{self, Order, Shared},
     snapshot::{SharedSnapshot, Snapshot},
-    takeover::{Place, client::Client, server::Request},
+    takeover::{Place, server::Request},
     upstream::dns::Resolver,
 };
 
@@ -61,15 +52,14 @@ pub use self::signals::Signals;
 
 mod datapath;
 pub mod descriptors;
+mod listeners;
 pub mod memory;
+mod prepare;
+mod reload;
 mod signals;
 mod supervisor;
 mod takeover;
 mod trial;
-
-/// How long a socket listens beside the one that takes its place. The kernel keeps a silent client for a second before it is
-/// accepted, and asks again after one and three seconds where a packet is lost.
-const MADE: Duration = Duration::from_secs(5);
 
 /// How long it may hold something up to have the log written out, so that whoever reads it knows all of what led there.
 const LAST_LINES: Duration = Duration::from_secs(1);
@@ -88,7 +78,7 @@ pub struct App {
     workers: Vec<worker::Handle>,
     /// Those whose thread has ended without having been told to.
     lost_workers: mpsc::UnboundedReceiver<usize>,
-    listening: BTreeMap<SocketAddr, listeners::Front>,
+    listening: BTreeMap<SocketAddr, Front>,
     /// The workers' sockets once more, for who takes over.
     sockets: BTreeMap<SocketAddr, Vec<StdListener>>,
     /// Addresses of no configuration any more, and when they are given up.
@@ -412,86 +402,16 @@ impl App {
         self.admin.probing.store(probing, Relaxed);
     }
 
-    /// Listens where another process has, as well. Nobody else serves by now, so that what cannot be had is left out.
-    fn listen_if_possible(&mut self, mut bound: Bound, copies: Vec<StdListener>) {
-        for error in bound.listen_if_possible() {
-            tracing::error!(%error, "a socket does not listen as it should");
-        }
-        self.listen(bound, copies);
-    }
-
-    fn listen(&mut self, bound: Bound, copies: Vec<StdListener>) {
-        let Bound { front, wanted, address, sockets, leaves, .. } = bound;
-        let listener = &front.listener;
-        tracing::info!(%listener, %address, "listening");
-        self.sockets.insert(wanted, copies);
-        for (worker, socket) in self.workers.iter().cycle().zip(sockets) {
-            let _ = worker.orders.send(Order::Listen { listener: listener.clone(), wanted, socket });
-        }
-        self.listening.insert(wanted, front);
-        if leaves {
-            self.leave(wanted);
-        }
-    }
-
-    /// Listens on until the connections have come that are being made to an address that another socket has from now on.
-    fn leave(&mut self, address: SocketAddr) {
-        self.leaving.entry(address).or_insert_with(|| {
-            tracing::info!(%address, time = ?MADE, "listening for connections that are on their way");
-            Instant::now() + MADE
-        });
-    }
-
-    fn unlisten(&mut self, address: SocketAddr) {
-        self.order_all(|| Order::Unlisten(address));
-        self.listening.remove(&address);
-        self.sockets.remove(&address);
-        self.leaving.remove(&address);
-        tracing::info!(%address, "no longer listening");
-    }
-
     /// Connections are welcome. Whoever waits for that finds in the log how it came to be.
     fn is_ready(&self) {
         let _ = log::flush(LAST_LINES);
         self.admin.ready.store(true, Relaxed);
     }
 
-    /// Has the sockets of an address go on for what a new configuration says. Whom they serve, each worker finds by the
-    /// address.
-    fn follow(&mut self, address: SocketAddr, front: listeners::Front) {
-        for socket in self.sockets.get(&address).into_iter().flatten() {
-            if let Err(error) = listeners::announce(socket, &front) {
-                tracing::error!(%error, %address, "cannot set the largest segment");
-            }
-        }
-        tracing::info!(listener = %front.listener, %address, "listening as before");
-        self.listening.insert(address, front);
-    }
-
     fn order_all(&self, order: impl Fn() -> Order) {
         for worker in &self.workers {
             // A worker that is gone has nothing left to do.
             let _ = worker.orders.send(order());
-        }
-    }
-
-    /// Reads the configuration again. Whatever is wrong with it, the last good one keeps serving.
-    fn reload(&mut self) {
-        // Reading takes many times what the model keeps. The former model goes with its last connection.
-        let _thrift = Thrift::begin();
-        self.supervisor.reloading();
-        match self.try_reload() {
-            Ok(generation) => {
-                tracing::info!(generation, "configuration reloaded");
-                self.supervisor.ready("Serving");
-            }
-            Err(error) => {
-                self.metrics.config_rejected.inc();
-                tracing::error!("configuration refused, the last good one keeps serving: {error:#}");
-                // The manager knows no reload that has failed: whoever asks for the status is told.
-                self.supervisor
-                    .ready("Serving the last good configuration: the new one has errors, see the log");
-            }
         }
     }
 
@@ -507,94 +427,6 @@ impl App {
             tracing::info!(closed, "closing connections of clients that are denied");
         }
     }
-
-    fn try_reload(&mut self) -> anyhow::Result<u64> {
-        let translation = file::load(&self.options.config.config, &self.options.config.options())?;
-        let report = warnings(&translation);
-        let Some(mut model) = translation.model else { return Err(anyhow!("\n{report}")) };
-        override_with(&mut model, &self.options);
-        let former = self.current.load_full();
-        for setting in needs_restart(&former.model, &model) {
-            tracing::warn!("{setting} takes effect at the next start only");
-        }
-        let wanted = listeners::with_kept(&self.listening, listeners::wanted(&model));
-        let changes = listeners::changes(&self.listening, &wanted);
-        let own = self.sockets.values().flatten().map(Own::of).collect::<Result<Vec<_>, _>>();
-        let own = own.context("cannot tell own listening sockets from others")?;
-        // All are bound before anything is given up.
-        let mut bound = Vec::new();
-        for (address, front) in changes.added {
-            bound.extend(listeners::bind_if_possible(&front, address, self.workers.len(), &own)?);
-        }
-        let bound = with_copies(bound)?;
-        bound.iter().try_for_each(|(bound, _)| bound.listen())?;
-        // From here on nothing fails: the new configuration serves.
-        let generation = former.generation + 1;
-        let mut live = former.succeeded_by(model);
-        let gone = live.keep_names_of(&former);
-        let live = Arc::new(live);
-        self.metrics.returned(|| live.names());
-        self.metrics.removed(gone);
-        self.admission.follow(&live.model.limits);
-        self.admission.reachability.keep(|name| live.clusters().iter().any(|cluster| *cluster.name == *name));
-        // First the packets, then who comes, then who is there: nobody slips through between.
-        deny(self.programs.as_ref(), &live.model);
-        self.current.store(live.clone());
-        self.resolver.serve(live.clusters().clone(), live.model.dns.clone());
-        self.close_denied();
-        self.leaving.retain(|address, _| !wanted.contains_key(address));
-        for (bound, copies) in bound {
-            self.listen(bound, copies);
-        }
-        for address in changes.outlived {
-            self.leave(address);
-        }
-        for address in changes.removed {
-            if !self.leaving.contains_key(&address) {
-                self.unlisten(address);
-            }
-        }
-        for (address, front) in changes.changed {
-            self.follow(address, front);
-        }
-        self.metrics.config_generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
-        for line in report.lines() {
-            tracing::warn!("{line}");
-        }
-        Ok(generation)
-    }
-}
-
-/// The same sockets with a copy of each, for a process that takes over.
-fn with_copies(bound: Vec<Bound>) -> anyhow::Result<Vec<(Bound, Vec<StdListener>)>> {
-    let copied = |bound: Bound| {
-        let copies = bound.sockets.iter().map(StdListener::try_clone).collect::<Result<_, _>>();
-        Ok((bound, copies.context("cannot keep a listening socket")?))
-    };
-    bound.into_iter().map(copied).collect()
-}
-
-/// What is to be served. What its author should know is logged.
-fn decided(translation: Translation, options: &Run) -> anyhow::Result<Model> {
-    let report = warnings(&translation);
-    let mut model = translation.model.ok_or_else(|| anyhow!("the configuration has errors"))?;
-    override_with(&mut model, options);
-    for line in report.lines() {
-        tracing::warn!("{line}");
-    }
-    Ok(model)
-}
-
-/// Makes the process what it is to be before it opens anything. How many files it may open, if there is a limit.
-fn prepare_process(options: &Run) -> anyhow::Result<Option<u64>> {
-    privileges::raise();
-    if let Some(user) = &options.privileges.user {
-        // Before any file is made: all are this user's.
-        privileges::become_user(user.look_up().context("--user")?)?;
-    }
-    let open_files = raise_open_files();
-    low_descriptors::reserve();
-    Ok(open_files)
 }
 
 /// What is to be done with the programs before they carry anything.
@@ -611,170 +443,12 @@ fn deny(programs: Option<&Arc<Programs>>, model: &Model) {
     }
 }
 
-/// Decides what moves bytes, at once where the configuration allows it.
-fn choose(
-    model: &Model,
-    needs: &Needs,
-    trial: Option<&mut Trial>,
-    pins: Option<Pins>,
-) -> anyhow::Result<Factory> {
-    let datapath = match trial {
-        Some(_) if needs.can_wait() => datapath::undecided(model),
-        Some(trial) => datapath::choose(model, &trial.answers(), pins)?,
-        None => datapath::choose(model, &Answers::default(), pins)?,
-    };
-    memory::give_back();
-    Ok(datapath)
-}
-
-/// Metrics that show how the limits and the log stand, too.
-fn metrics_with(admission: &Arc<Admission>) -> Arc<Metrics> {
-    let mut metrics = Metrics::new();
-    metrics.add(Box::new(LimitCounters(admission.clone())));
-    metrics.add(Box::new(log::Counters));
-    Arc::new(metrics)
-}
-
-/// Has all listening sockets, those of a process that is taken over from among them. They listen unless that process does there.
-fn bind(model: &Model, mut old: Option<&mut Client>, workers: usize) -> anyhow::Result<Vec<Bound>> {
-    let offered = old.as_ref().map(|old| old.fronts()).unwrap_or_default();
-    let own = old.as_ref().map_or_else(|| Ok(Vec::new()), |old| old.own());
-    let own = own.context("cannot take over")?;
-    let wanted = listeners::with_kept(&offered, listeners::wanted(model));
-    let outlived = listeners::changes(&offered, &wanted).outlived;
-    let mut bound = Vec::new();
-    for (address, front) in wanted {
-        bound.extend(match old.as_mut().and_then(|old| old.sockets(address)) {
-            Some(sockets) => Some(listeners::complete(&front, address, sockets, workers)?),
-            None => listeners::bind_if_possible(&front, address, workers, &own)?,
-        });
-    }
-    for address in outlived {
-        let sockets = old.as_mut().and_then(|old| old.sockets(address));
-        if let (Some(sockets), Some(front)) = (sockets, offered.get(&address)) {
-            bound.push(Bound::leaving(front, address, sockets)?);
-        }
-    }
-    bound.iter().filter(|bound| !bound.late).try_for_each(Bound::listen)?;
-    Ok(bound)
-}
-
 fn follow_routes(programs: Option<&Arc<Programs>>) {
     if let Some(programs) = programs
         && let Err(error) = programs.follow_routes()
     {
         tracing::warn!(%error, "connections in packets do not follow changes of routes");
     }
-}
-
-fn start_workers(shared: &Shared) -> anyhow::Result<Vec<worker::Handle>> {
-    (0..shared.workers)
-        .map(|index| worker::Handle::start(index, shared.clone()))
-        .collect::<Result<_, _>>()
-        .context("cannot start a worker")
-}
-
-/// Everything the configuration's author should know, as text.
-fn warnings(translation: &Translation) -> String {
-    translation
-        .diagnostics
-        .iter()
-        .filter(|finding| finding.severity != Severity::Note)
-        .fold(String::new(), |text, finding| text + &format!("{finding}\n"))
-}
-
-/// What the command line says wins over the files.
-fn override_with(model: &mut Model, options: &Run) {
-    if let Some(datapath) = options.datapath {
-        model.datapath = datapath.into();
-    }
-    if options.admin.is_some() {
-        model.admin.address.clone_from(&options.admin);
-    }
-    if options.ready.is_some() {
-        model.admin.ready = options.ready;
-    }
-    model.admin.allow_close |= options.admin_close;
-}
-
-/// Settings that differ but are fixed for the life of the process.
-fn needs_restart(now: &Model, then: &Model) -> Vec<&'static str> {
-    let mut settings = Vec::new();
-    if now.datapath != then.datapath {
-        settings.push("datapath");
-    }
-    if now.handover != then.handover {
-        settings.push("handover");
-    }
-    if now.survive != then.survive {
-        settings.push("survive");
-    }
-    if wants_same_host(then) && !wants_same_host(now) {
-        settings.push("same_host");
-    }
-    if now.admin != then.admin {
-        settings.push("admin");
-    }
-    if now.limits.workers != then.limits.workers {
-        settings.push("limits.workers");
-    }
-    if now.limits.connections != then.limits.connections {
-        settings.push("limits.connections");
-    }
-    if now.limits.in_flight_bytes != then.limits.in_flight_bytes {
-        settings.push("limits.in_flight_bytes");
-    }
-    if now.limits.total_in_flight_bytes != then.limits.total_in_flight_bytes {
-        settings.push("limits.total_in_flight_bytes");
-    }
-    if now.timeouts.idle != then.timeouts.idle {
-        settings.push("timeouts.idle");
-    }
-    if now.timeouts.half_closed != then.timeouts.half_closed {
-        settings.push("timeouts.half_closed");
-    }
-    if now.timeouts.keepalive != then.timeouts.keepalive {
-        settings.push("timeouts.keepalive");
-    }
-    if now.timeouts.unacknowledged != then.timeouts.unacknowledged {
-        settings.push("timeouts.unacknowledged");
-    }
-    settings
-}
-
-fn workers(model: &Model) -> usize {
-    match model.limits.workers {
-        0 => thread::available_parallelism().map_or(1, usize::from),
-        workers => workers,
-    }
-}
-
-/// A connection takes two descriptors: the soft limit is an old default, the hard one is what the operator allows. The limit
-/// that holds then, if there is one.
-fn raise_open_files() -> Option<u64> {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    if let Err(error) = setrlimit(Resource::Nofile, raised) {
-        tracing::warn!(%error, "cannot raise the limit of open files");
-    }
-    getrlimit(Resource::Nofile).current
-}
-
-/// The limits, with as many connections as are configured, or as there are descriptors for.
-fn limits(model: &Model, open_files: Option<u64>, workers: usize) -> Limits {
-    let wanted = model.limits.connections;
-    let sockets = listeners::wanted(model).len() * workers;
-    let Allowance { connections, reserve } = descriptors::allowance(wanted, open_files, sockets);
-    if connections < wanted {
-        tracing::warn!(
-            "limits.connections is {wanted}, but {} open files allow {connections}: two for each, {reserve} for the rest. \
-             At most {connections} connections are served at once; raise the limit to {} (LimitNOFILE= of systemd, ulimit \
-             -n), or lower limits.connections",
-            open_files.unwrap_or(u64::MAX),
-            descriptors::enough(wanted, sockets),
-        );
-    }
-    Limits { connections, ..model.limits.clone() }
 }
 
 /// Resolves then, if ever.

@@ -1,0 +1,141 @@
+//! What a start prepares before anything is bound: the configuration, the process, its limits, and what moves bytes.
+
+use std::{sync::Arc, thread};
+
+use anyhow::{Context as _, anyhow};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use snisplice_config::{
+    Severity, Translation,
+    model::{Limits, Model},
+};
+
+use super::{
+    datapath::{self, Needs},
+    descriptors::{self, Allowance},
+    memory,
+    trial::Trial,
+};
+use crate::{
+    bpf::packet::Pins,
+    cli::Run,
+    datapath::factory::Factory,
+    limits::{admission::Admission, collector::LimitCounters},
+    log,
+    metrics::Metrics,
+    net::{listeners, low_descriptors},
+    privileges,
+    probe::answers::Answers,
+    proxy::worker::{self, Shared},
+};
+
+/// What is to be served. What its author should know is logged.
+pub(super) fn decided(translation: Translation, options: &Run) -> anyhow::Result<Model> {
+    let report = warnings(&translation);
+    let mut model = translation.model.ok_or_else(|| anyhow!("the configuration has errors"))?;
+    override_with(&mut model, options);
+    for line in report.lines() {
+        tracing::warn!("{line}");
+    }
+    Ok(model)
+}
+
+/// Makes the process what it is to be before it opens anything. How many files it may open, if there is a limit.
+pub(super) fn prepare_process(options: &Run) -> anyhow::Result<Option<u64>> {
+    privileges::raise();
+    if let Some(user) = &options.privileges.user {
+        // Before any file is made: all are this user's.
+        privileges::become_user(user.look_up().context("--user")?)?;
+    }
+    let open_files = raise_open_files();
+    low_descriptors::reserve();
+    Ok(open_files)
+}
+
+/// Decides what moves bytes, at once where the configuration allows it.
+pub(super) fn choose(
+    model: &Model,
+    needs: &Needs,
+    trial: Option<&mut Trial>,
+    pins: Option<Pins>,
+) -> anyhow::Result<Factory> {
+    let datapath = match trial {
+        Some(_) if needs.can_wait() => datapath::undecided(model),
+        Some(trial) => datapath::choose(model, &trial.answers(), pins)?,
+        None => datapath::choose(model, &Answers::default(), pins)?,
+    };
+    memory::give_back();
+    Ok(datapath)
+}
+
+/// Metrics that show how the limits and the log stand, too.
+pub(super) fn metrics_with(admission: &Arc<Admission>) -> Arc<Metrics> {
+    let mut metrics = Metrics::new();
+    metrics.add(Box::new(LimitCounters(admission.clone())));
+    metrics.add(Box::new(log::Counters));
+    Arc::new(metrics)
+}
+
+pub(super) fn start_workers(shared: &Shared) -> anyhow::Result<Vec<worker::Handle>> {
+    (0..shared.workers)
+        .map(|index| worker::Handle::start(index, shared.clone()))
+        .collect::<Result<_, _>>()
+        .context("cannot start a worker")
+}
+
+pub(super) fn workers(model: &Model) -> usize {
+    match model.limits.workers {
+        0 => thread::available_parallelism().map_or(1, usize::from),
+        workers => workers,
+    }
+}
+
+/// A connection takes two descriptors: the soft limit is an old default, the hard one is what the operator allows. The limit
+/// that holds then, if there is one.
+fn raise_open_files() -> Option<u64> {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+    getrlimit(Resource::Nofile).current
+}
+
+/// The limits, with as many connections as are configured, or as there are descriptors for.
+pub(super) fn limits(model: &Model, open_files: Option<u64>, workers: usize) -> Limits {
+    let wanted = model.limits.connections;
+    let sockets = listeners::wanted(model).len() * workers;
+    let Allowance { connections, reserve } = descriptors::allowance(wanted, open_files, sockets);
+    if connections < wanted {
+        tracing::warn!(
+            "limits.connections is {wanted}, but {} open files allow {connections}: two for each, {reserve} for the rest. \
+             At most {connections} connections are served at once; raise the limit to {} (LimitNOFILE= of systemd, ulimit \
+             -n), or lower limits.connections",
+            open_files.unwrap_or(u64::MAX),
+            descriptors::enough(wanted, sockets),
+        );
+    }
+    Limits { connections, ..model.limits.clone() }
+}
+
+/// Everything the configuration's author should know, as text.
+pub(super) fn warnings(translation: &Translation) -> String {
+    translation
+        .diagnostics
+        .iter()
+        .filter(|finding| finding.severity != Severity::Note)
+        .fold(String::new(), |text, finding| text + &format!("{finding}\n"))
+}
+
+/// What the command line says wins over the files.
+pub(super) fn override_with(model: &mut Model, options: &Run) {
+    if let Some(datapath) = options.datapath {
+        model.datapath = datapath.into();
+    }
+    if options.admin.is_some() {
+        model.admin.address.clone_from(&options.admin);
+    }
+    if options.ready.is_some() {
+        model.admin.ready = options.ready;
+    }
+    model.admin.allow_close |= options.admin_close;
+}

@@ -1,0 +1,142 @@
+//! A new configuration for a process that serves.
+
+use std::sync::Arc;
+
+use anyhow::{Context as _, anyhow};
+use snisplice_config::model::Model;
+
+use super::{
+    App,
+    datapath::wants_same_host,
+    deny,
+    listeners::with_copies,
+    memory::Thrift,
+    prepare::{override_with, warnings},
+};
+use crate::{
+    net::listeners::{self, Own},
+    provider::file,
+};
+
+impl App {
+    /// Reads the configuration again. Whatever is wrong with it, the last good one keeps serving.
+    pub(super) fn reload(&mut self) {
+        // Reading takes many times what the model keeps. The former model goes with its last connection.
+        let _thrift = Thrift::begin();
+        self.supervisor.reloading();
+        match self.try_reload() {
+            Ok(generation) => {
+                tracing::info!(generation, "configuration reloaded");
+                self.supervisor.ready("Serving");
+            }
+            Err(error) => {
+                self.metrics.config_rejected.inc();
+                tracing::error!("configuration refused, the last good one keeps serving: {error:#}");
+                // The manager knows no reload that has failed: whoever asks for the status is told.
+                self.supervisor
+                    .ready("Serving the last good configuration: the new one has errors, see the log");
+            }
+        }
+    }
+
+    fn try_reload(&mut self) -> anyhow::Result<u64> {
+        let translation = file::load(&self.options.config.config, &self.options.config.options())?;
+        let report = warnings(&translation);
+        let Some(mut model) = translation.model else { return Err(anyhow!("\n{report}")) };
+        override_with(&mut model, &self.options);
+        let former = self.current.load_full();
+        for setting in needs_restart(&former.model, &model) {
+            tracing::warn!("{setting} takes effect at the next start only");
+        }
+        let wanted = listeners::with_kept(&self.listening, listeners::wanted(&model));
+        let changes = listeners::changes(&self.listening, &wanted);
+        let own = self.sockets.values().flatten().map(Own::of).collect::<Result<Vec<_>, _>>();
+        let own = own.context("cannot tell own listening sockets from others")?;
+        // All are bound before anything is given up.
+        let mut bound = Vec::new();
+        for (address, front) in changes.added {
+            bound.extend(listeners::bind_if_possible(&front, address, self.workers.len(), &own)?);
+        }
+        let bound = with_copies(bound)?;
+        bound.iter().try_for_each(|(bound, _)| bound.listen())?;
+        // From here on nothing fails: the new configuration serves.
+        let generation = former.generation + 1;
+        let mut live = former.succeeded_by(model);
+        let gone = live.keep_names_of(&former);
+        let live = Arc::new(live);
+        self.metrics.returned(|| live.names());
+        self.metrics.removed(gone);
+        self.admission.follow(&live.model.limits);
+        self.admission.reachability.keep(|name| live.clusters().iter().any(|cluster| *cluster.name == *name));
+        // First the packets, then who comes, then who is there: nobody slips through between.
+        deny(self.programs.as_ref(), &live.model);
+        self.current.store(live.clone());
+        self.resolver.serve(live.clusters().clone(), live.model.dns.clone());
+        self.close_denied();
+        self.leaving.retain(|address, _| !wanted.contains_key(address));
+        for (bound, copies) in bound {
+            self.listen(bound, copies);
+        }
+        for address in changes.outlived {
+            self.leave(address);
+        }
+        for address in changes.removed {
+            if !self.leaving.contains_key(&address) {
+                self.unlisten(address);
+            }
+        }
+        for (address, front) in changes.changed {
+            self.follow(address, front);
+        }
+        self.metrics.config_generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
+        for line in report.lines() {
+            tracing::warn!("{line}");
+        }
+        Ok(generation)
+    }
+}
+
+/// Settings that differ but are fixed for the life of the process.
+fn needs_restart(now: &Model, then: &Model) -> Vec<&'static str> {
+    let mut settings = Vec::new();
+    if now.datapath != then.datapath {
+        settings.push("datapath");
+    }
+    if now.handover != then.handover {
+        settings.push("handover");
+    }
+    if now.survive != then.survive {
+        settings.push("survive");
+    }
+    if wants_same_host(then) && !wants_same_host(now) {
+        settings.push("same_host");
+    }
+    if now.admin != then.admin {
+        settings.push("admin");
+    }
+    if now.limits.workers != then.limits.workers {
+        settings.push("limits.workers");
+    }
+    if now.limits.connections != then.limits.connections {
+        settings.push("limits.connections");
+    }
+    if now.limits.in_flight_bytes != then.limits.in_flight_bytes {
+        settings.push("limits.in_flight_bytes");
+    }
+    if now.limits.total_in_flight_bytes != then.limits.total_in_flight_bytes {
+        settings.push("limits.total_in_flight_bytes");
+    }
+    if now.timeouts.idle != then.timeouts.idle {
+        settings.push("timeouts.idle");
+    }
+    if now.timeouts.half_closed != then.timeouts.half_closed {
+        settings.push("timeouts.half_closed");
+    }
+    if now.timeouts.keepalive != then.timeouts.keepalive {
+        settings.push("timeouts.keepalive");
+    }
+    if now.timeouts.unacknowledged != then.timeouts.unacknowledged {
+        settings.push("timeouts.unacknowledged");
+    }
+    settings
+}
