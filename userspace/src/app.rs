@@ -22,18 +22,17 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    datapath::{Needs, places},
-    listeners::{bind, with_copies},
+    datapath::Needs,
     memory::Thrift,
-    prepare::{choose, decided, limits, metrics_with, prepare_process, start_workers, workers},
     signals::Asked,
+    start::Prepared,
     supervisor::Supervisor,
     takeover::Endpoint,
     trial::{Event, Trial},
 };
 use crate::{
     account::view::Filter,
-    admin::{Admin, Askable},
+    admin::Admin,
     bpf::packet::Programs,
     cli::Run,
     datapath::seam::InKernel,
@@ -42,8 +41,8 @@ use crate::{
     metrics::{Metrics, labels::CloseReason},
     net::listeners::Front,
     privileges,
-    proxy::worker::{self, Order, Shared},
-    snapshot::{SharedSnapshot, Snapshot},
+    proxy::worker::{self, Order},
+    snapshot::SharedSnapshot,
     takeover::{Place, server::Request},
     upstream::dns::Resolver,
 };
@@ -57,6 +56,7 @@ pub mod memory;
 mod prepare;
 mod reload;
 mod signals;
+mod start;
 mod supervisor;
 mod takeover;
 mod trial;
@@ -118,115 +118,12 @@ impl App {
     /// Puts a configuration into service: everything that can fail at the start fails in here, before the first
     /// connection is accepted.
     pub fn start(options: Run, translation: Translation, signals: Signals) -> anyhow::Result<Self> {
-        let supervisor = Supervisor::of_environment();
-        let model = decided(translation, &options)?;
-        let open_files = prepare_process(&options)?;
+        let prepared = Prepared::prepare(options, translation, signals)?;
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-        let guard = runtime.enter();
-        let (thrift, needs) = (Thrift::begin(), Needs::of(&model));
-        // First of all, since it takes longest, and with every privilege that there is.
-        let mut trial = Trial::begin(&needs);
-        let count = workers(&model);
-        let admission = Admission::new(&limits(&model, open_files, count));
-        let metrics = metrics_with(&admission);
-        let (place, mut old) = takeover::look(&options)?;
-        let pins = match &mut old {
-            Some(old) if model.survive => takeover::pins(old, places(&model))?,
-            _ => None,
-        };
-        let jointly = pins.is_some();
-        let datapath = choose(&model, &needs, trial.as_mut(), pins)?;
-        let in_kernel = datapath.in_kernel();
-        if let Some(found) = &in_kernel {
-            datapath::show(&needs, found, &metrics);
-        }
-        metrics.serves_with(datapath.label());
-        let kernel = datapath.uses_kernel();
-        metrics.config_generation.set(1);
-
-        let programs = datapath.programs();
-        let jointly = jointly && programs.as_ref().is_some_and(|programs| programs.survives());
-        // Before anything is bound: their ports are in use. Those of a process that lives stay with it for now.
-        let mut orphans =
-            if old.is_some() { None } else { datapath::orphans(&datapath, &model, &metrics, None, count)? };
-        let settings = model.admin.clone();
-        let live = Arc::new(Snapshot::new(model, 1));
-        let resolver = Resolver::start();
-        resolver.serve(live.clusters().clone(), live.model.dns.clone());
-
-        let bound = with_copies(bind(&live.model, old.as_mut(), count)?)?;
-        let admin = Arc::new(Admin::new(metrics.clone(), admission.clone(), &settings));
-        let endpoints = Endpoint::bind_all(&settings, old.as_mut())?;
-        if let Some(old) = &old {
-            let alive = old.prepare(jointly)?;
-            // If it has ended meanwhile, all that it has left is ours.
-            let alive = if jointly { alive } else { None };
-            orphans = datapath::orphans(&datapath, &live.model, &metrics, alive, count)?;
-        }
-
-        begin(programs.as_ref(), &live.model);
-
-        let current = Arc::new(SharedSnapshot::from(live));
-        let (ended, lost_workers) = mpsc::unbounded_channel();
-        let shared = Shared { current, metrics, datapath, workers: count, admission, ended };
-        let workers = start_workers(&shared)?;
-        let (ask_orphans, orphans_asked) = mpsc::unbounded_channel();
-        admin.asks(Askable {
-            workers: workers.iter().map(worker::Handle::asks).collect(),
-            orphans: ask_orphans,
-        });
-        drop(guard);
-        let mut app = Self {
-            runtime,
-            options,
-            signals,
-            supervisor,
-            current: shared.current,
-            metrics: shared.metrics,
-            admission: shared.admission,
-            admin,
-            endpoints: Vec::new(),
-            workers,
-            lost_workers,
-            listening: BTreeMap::new(),
-            sockets: BTreeMap::new(),
-            leaving: BTreeMap::new(),
-            requests: mpsc::unbounded_channel().1,
-            place: None,
-            trial: mpsc::unbounded_channel().1,
-            needs,
-            thrift: Some(thrift),
-            resolver,
-            programs,
-            orphans: None,
-        };
-        app.signals.serving();
-        let takes_over = old.is_some();
-        // Until here, nothing of a process that lives was touched; from here on, nothing fails.
-        let (listening, flows) = app.succeed(old, jointly)?;
-        for (bound, copies) in bound {
-            app.listen_if_possible(bound, copies);
-        }
-        app.serve_endpoints(endpoints);
-        app.watch_trial(trial, in_kernel.is_some());
-        app.is_ready();
-        if takes_over {
-            tracing::info!("taken over");
-        }
-        app.orphans = orphans.map(|orphans| {
-            let stop = CancellationToken::new();
-            let current = app.current.clone();
-            let watch = orphans.watch(stop.clone(), flows, orphans_asked, move || {
-                current.load().model.timeouts.max_duration
-            });
-            Watch { task: app.runtime.spawn(watch), stop }
-        });
-        // Clients of an earlier process may be denied by now.
-        app.close_denied();
-        app.serve_takeovers(place, listening);
-        app.reduce_privileges(kernel, takes_over)?;
-        app.supervisor.ready("Serving");
-        Ok(app)
+        let inside = runtime.enter();
+        let bound = prepared.begin_trial().find_old_process()?.load()?.bind()?;
+        drop(inside);
+        bound.serve(runtime)
     }
 
     /// Gives up what serving does not need. The last step of a start: the experiments are a process of their own, which has

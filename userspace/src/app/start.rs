@@ -1,0 +1,247 @@
+//! The start, in six steps. Each takes what the one before has made, so that their order, which is a contract, is that of
+//! the types: pins before maps, maps before flows of an earlier process, these before sockets are bound, sockets before
+//! workers, and workers before anything of a running process is touched.
+//!
+//! Everything that can fail fails before the last step is half done; see [`Bound::serve`].
+
+use std::{collections::BTreeMap, net::TcpListener as StdListener, sync::Arc};
+
+use snisplice_config::{Translation, model::Model};
+use tokio::{runtime::Runtime, sync::mpsc};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    App, Watch, begin,
+    datapath::{self, Needs, places},
+    listeners::{bind, with_copies},
+    memory::Thrift,
+    prepare::{choose, decided, limits, metrics_with, prepare_process, start_workers, workers},
+    signals::Signals,
+    supervisor::Supervisor,
+    takeover::{self, Endpoint},
+    trial::Trial,
+};
+use crate::{
+    admin::{Admin, Askable},
+    bpf::packet::Pins,
+    cli::Run,
+    datapath::{factory::Factory, packet::adopted::Orphans},
+    limits::admission::Admission,
+    metrics::Metrics,
+    net::listeners::Bound as Sockets,
+    proxy::worker::{self, Shared},
+    snapshot::{SharedSnapshot, Snapshot},
+    takeover::{Place, client::Client},
+    upstream::dns::Resolver,
+};
+
+/// A process that may open files, and what it is to serve.
+pub(super) struct Prepared {
+    options: Run,
+    signals: Signals,
+    supervisor: Supervisor,
+    model: Model,
+    /// How many files it may open, if there is a limit.
+    open_files: Option<u64>,
+}
+
+/// What every later step uses, and the last one keeps.
+struct Process {
+    options: Run,
+    signals: Signals,
+    supervisor: Supervisor,
+    thrift: Thrift,
+    needs: Needs,
+    trial: Option<Trial>,
+    workers: usize,
+    admission: Arc<Admission>,
+    metrics: Arc<Metrics>,
+}
+
+/// Experiments show what the kernel can do.
+pub(super) struct Trying {
+    process: Process,
+    model: Model,
+}
+
+/// It is known whether another process is taken over from.
+pub(super) struct Found {
+    process: Process,
+    model: Model,
+    place: Option<Arc<Place>>,
+    old: Option<Client>,
+    pins: Option<Pins>,
+}
+
+/// What moves bytes is loaded, and names are resolved.
+pub(super) struct Loaded {
+    process: Process,
+    live: Arc<Snapshot>,
+    resolver: Resolver,
+    place: Option<Arc<Place>>,
+    old: Option<Client>,
+    datapath: Factory,
+    /// Whether the maps are those of the old process, too.
+    jointly: bool,
+    orphans: Option<Orphans>,
+}
+
+/// Every socket is bound.
+pub(super) struct Bound {
+    loaded: Loaded,
+    sockets: Vec<(Sockets, Vec<StdListener>)>,
+    admin: Arc<Admin>,
+    endpoints: Vec<Endpoint>,
+}
+
+impl Prepared {
+    /// Step 1: decides what is to be served, and makes the process what it is to be before it opens anything.
+    pub(super) fn prepare(options: Run, translation: Translation, signals: Signals) -> anyhow::Result<Self> {
+        let supervisor = Supervisor::of_environment();
+        let model = decided(translation, &options)?;
+        let open_files = prepare_process(&options)?;
+        Ok(Self { options, signals, supervisor, model, open_files })
+    }
+
+    /// Step 2: begins the experiments, before all else, since they take longest, and with every privilege that there is.
+    pub(super) fn begin_trial(self) -> Trying {
+        let Self { options, signals, supervisor, model, open_files } = self;
+        let (thrift, needs) = (Thrift::begin(), Needs::of(&model));
+        let trial = Trial::begin(&needs);
+        let workers = workers(&model);
+        let admission = Admission::new(&limits(&model, open_files, workers));
+        let metrics = metrics_with(&admission);
+        let process =
+            Process { options, signals, supervisor, thrift, needs, trial, workers, admission, metrics };
+        Trying { process, model }
+    }
+}
+
+impl Trying {
+    /// Step 3: asks the process that is to be taken over from, if there is one, for what it has.
+    pub(super) fn find_old_process(self) -> anyhow::Result<Found> {
+        let Self { process, model } = self;
+        let (place, mut old) = takeover::look(&process.options)?;
+        let pins = match &mut old {
+            Some(old) if model.survive => takeover::pins(old, places(&model))?,
+            _ => None,
+        };
+        Ok(Found { process, model, place, old, pins })
+    }
+}
+
+impl Found {
+    /// Step 4: loads what moves bytes, and takes the flows of a process that has ended.
+    pub(super) fn load(self) -> anyhow::Result<Loaded> {
+        let Self { mut process, model, place, old, pins } = self;
+        let jointly = pins.is_some();
+        let datapath = choose(&model, &process.needs, process.trial.as_mut(), pins)?;
+        let metrics = &process.metrics;
+        if let Some(found) = &datapath.in_kernel() {
+            datapath::show(&process.needs, found, metrics);
+        }
+        metrics.serves_with(datapath.label());
+        metrics.config_generation.set(1);
+        let jointly = jointly && datapath.programs().is_some_and(|programs| programs.survives());
+        // Before anything is bound: their ports are in use. Those of a process that lives stay with it for now.
+        let orphans = match old {
+            Some(_) => None,
+            None => datapath::orphans(&datapath, &model, metrics, None, process.workers)?,
+        };
+        let live = Arc::new(Snapshot::new(model, 1));
+        let resolver = Resolver::start();
+        resolver.serve(live.clusters().clone(), live.model.dns.clone());
+        Ok(Loaded { process, live, resolver, place, old, datapath, jointly, orphans })
+    }
+}
+
+impl Loaded {
+    /// Step 5: binds every socket, or takes it from the old process, and hears which flows are the old one's.
+    pub(super) fn bind(mut self) -> anyhow::Result<Bound> {
+        let Process { workers, admission, metrics, .. } = &self.process;
+        let model = &self.live.model;
+        let sockets = with_copies(bind(model, self.old.as_mut(), *workers)?)?;
+        let admin = Arc::new(Admin::new(metrics.clone(), admission.clone(), &model.admin));
+        let endpoints = Endpoint::bind_all(&model.admin, self.old.as_mut())?;
+        if let Some(old) = &self.old {
+            let alive = old.prepare(self.jointly)?;
+            // If it has ended meanwhile, all that it has left is ours.
+            let alive = if self.jointly { alive } else { None };
+            self.orphans = datapath::orphans(&self.datapath, model, metrics, alive, *workers)?;
+        }
+        begin(self.datapath.programs().as_ref(), model);
+        Ok(Bound { loaded: self, sockets, admin, endpoints })
+    }
+}
+
+impl Bound {
+    /// Step 6: starts the workers, has the old process give everything up, and serves. Nothing of a process that lives is
+    /// touched before that, and nothing fails after it.
+    pub(super) fn serve(self, runtime: Runtime) -> anyhow::Result<App> {
+        let Self { loaded, sockets, admin, endpoints } = self;
+        let Loaded { process, live, resolver, place, old, datapath, jointly, orphans } = loaded;
+        let Process { options, signals, supervisor, thrift, needs, trial, workers, admission, metrics } =
+            process;
+        let (is_loaded, kernel) = (datapath.in_kernel().is_some(), datapath.uses_kernel());
+        let programs = datapath.programs();
+        let current = Arc::new(SharedSnapshot::from(live));
+        let (ended, lost_workers) = mpsc::unbounded_channel();
+        let shared = Shared { current, metrics, datapath, workers, admission, ended };
+        let workers = start_workers(&shared)?;
+        let (ask_orphans, orphans_asked) = mpsc::unbounded_channel();
+        admin.asks(Askable {
+            workers: workers.iter().map(worker::Handle::asks).collect(),
+            orphans: ask_orphans,
+        });
+        let mut app = App {
+            runtime,
+            options,
+            signals,
+            supervisor,
+            current: shared.current,
+            metrics: shared.metrics,
+            admission: shared.admission,
+            admin,
+            endpoints: Vec::new(),
+            workers,
+            lost_workers,
+            listening: BTreeMap::new(),
+            sockets: BTreeMap::new(),
+            leaving: BTreeMap::new(),
+            requests: mpsc::unbounded_channel().1,
+            place: None,
+            trial: mpsc::unbounded_channel().1,
+            needs,
+            thrift: Some(thrift),
+            resolver,
+            programs,
+            orphans: None,
+        };
+        app.signals.serving();
+        let takes_over = old.is_some();
+        let (listening, flows) = app.succeed(old, jointly)?;
+        for (bound, copies) in sockets {
+            app.listen_if_possible(bound, copies);
+        }
+        app.serve_endpoints(endpoints);
+        app.watch_trial(trial, is_loaded);
+        app.is_ready();
+        if takes_over {
+            tracing::info!("taken over");
+        }
+        app.orphans = orphans.map(|orphans| {
+            let stop = CancellationToken::new();
+            let current = app.current.clone();
+            let watch = orphans.watch(stop.clone(), flows, orphans_asked, move || {
+                current.load().model.timeouts.max_duration
+            });
+            Watch { task: app.runtime.spawn(watch), stop }
+        });
+        // Clients of an earlier process may be denied by now.
+        app.close_denied();
+        app.serve_takeovers(place, listening);
+        app.reduce_privileges(kernel, takes_over)?;
+        app.supervisor.ready("Serving");
+        Ok(app)
+    }
+}
