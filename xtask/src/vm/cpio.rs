@@ -7,10 +7,7 @@ use std::{
     path::Path,
 };
 
-/// File types and permissions as in stat(2).
-const DIRECTORY: u32 = 0o040_755;
-const CHARACTER_DEVICE: u32 = 0o020_600;
-const REGULAR: u32 = 0o100_000;
+use cpio::newc::{Builder, ModeFileType, trailer};
 
 /// Writes an archive, entry by entry; all belongs to root.
 #[derive(Debug)]
@@ -18,14 +15,6 @@ pub(super) struct Archive<W> {
     out: W,
     inode: u32,
     directories: BTreeSet<String>,
-}
-
-/// What is in one entry besides its name.
-#[derive(Debug, Clone, Copy, Default)]
-struct Entry<'a> {
-    mode: u32,
-    device: (u32, u32),
-    data: &'a [u8],
 }
 
 impl<W: Write> Archive<W> {
@@ -41,28 +30,29 @@ impl<W: Write> Archive<W> {
         }
         self.parents(path)?;
         self.directories.insert(path.to_owned());
-        self.entry(path, Entry { mode: DIRECTORY, ..Entry::default() })
+        self.entry(Builder::new(path).mode(0o755).set_mode_file_type(ModeFileType::Directory), &[])
     }
 
     /// Adds a file with the given permissions, and the directories above it.
     pub(super) fn file(&mut self, path: &str, permissions: u32, data: &[u8]) -> io::Result<()> {
         let path = path.trim_matches('/');
         self.parents(path)?;
-        self.entry(path, Entry { mode: REGULAR | permissions, data, ..Entry::default() })
+        self.entry(Builder::new(path).mode(permissions).set_mode_file_type(ModeFileType::Regular), data)
     }
 
     /// Adds a character device with the given major and minor number, and the directories above it.
     pub(super) fn device(&mut self, path: &str, major: u32, minor: u32) -> io::Result<()> {
         let path = path.trim_matches('/');
         self.parents(path)?;
-        self.entry(path, Entry { mode: CHARACTER_DEVICE, device: (major, minor), data: &[] })
+        let device = Builder::new(path).rdev_major(major).rdev_minor(minor);
+        self.entry(device.mode(0o600).set_mode_file_type(ModeFileType::Char), &[])
     }
 
     /// Writes the trailer and returns the writer.
-    pub(super) fn finish(mut self) -> io::Result<W> {
-        self.entry("TRAILER!!!", Entry::default())?;
-        self.out.flush()?;
-        Ok(self.out)
+    pub(super) fn finish(self) -> io::Result<W> {
+        let mut out = trailer(self.out)?;
+        out.flush()?;
+        Ok(out)
     }
 
     fn parents(&mut self, path: &str) -> io::Result<()> {
@@ -72,50 +62,21 @@ impl<W: Write> Archive<W> {
         }
     }
 
-    fn entry(&mut self, path: &str, entry: Entry<'_>) -> io::Result<()> {
-        let Entry { mode, device: (major, minor), data } = entry;
-        let too_large = |_| io::Error::new(io::ErrorKind::FileTooLarge, format!("{path}: over 4 GiB"));
-        let size = u32::try_from(data.len()).map_err(too_large)?;
-        let name_size = u32::try_from(path.len() + 1).map_err(too_large)?;
+    fn entry(&mut self, entry: Builder, data: &[u8]) -> io::Result<()> {
+        let size = u32::try_from(data.len()).map_err(|_| io::ErrorKind::FileTooLarge)?;
         self.inode += 1;
-        let (owner, links, modified, archive_device, checksum) = (0, 1, 0, 0, 0);
-        write!(self.out, "070701")?;
-        for field in [
-            self.inode,
-            mode,
-            owner,
-            owner,
-            links,
-            modified,
-            size,
-            archive_device,
-            archive_device,
-            major,
-            minor,
-            name_size,
-            checksum,
-        ] {
-            write!(self.out, "{field:08x}")?;
-        }
-        self.out.write_all(path.as_bytes())?;
-        self.out.write_all(&[0])?;
-        self.pad(HEADER + path.len() + 1)?;
-        self.out.write_all(data)?;
-        self.pad(data.len())
-    }
-
-    /// Everything starts at a multiple of four bytes.
-    fn pad(&mut self, written: usize) -> io::Result<()> {
-        self.out.write_all(&[0; 3][..written.wrapping_neg() % 4])
+        let mut writer = entry.ino(self.inode).write(&mut self.out, size);
+        writer.write_all(data)?;
+        writer.finish().map(drop)
     }
 }
-
-/// Bytes before the name: a magic number of six and thirteen fields of eight digits.
-const HEADER: usize = 6 + 13 * 8;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Bytes before the name: a magic number of six and thirteen fields of eight digits.
+    const HEADER: usize = 6 + 13 * 8;
 
     #[test]
     fn entries_are_aligned_and_have_their_directories_before_them() {
