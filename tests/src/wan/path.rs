@@ -80,11 +80,11 @@ impl Paths {
         if segment.is_data() {
             let before = last.insert(flow, segment.clone());
             if recut && let Some(joined) = before.and_then(|before| joined(&before, &segment, random)) {
-                arriving.push(joined.bytes().to_vec());
+                arriving.push(joined.bytes());
                 report.recut += 1;
             }
         }
-        let frame = segment.bytes().to_vec();
+        let frame = segment.bytes();
         if drop {
             report.dropped += 1;
         } else if reorder {
@@ -159,7 +159,7 @@ mod tests {
         let (mut paths, now) = (Paths::new(weather), Instant::now());
         let mut arrived = Vec::new();
         for number in 0..1_000 {
-            arrived.extend(paths.carry(0, segment(number * 10, ACK, &[7; 10]).bytes(), now));
+            arrived.extend(paths.carry(0, &segment(number * 10, ACK, &[7; 10]).bytes(), now));
         }
         arrived.extend(paths.overdue(0, now + HELD_MOST));
         assert_eq!(paths.due(), None);
@@ -216,7 +216,7 @@ mod tests {
         let weather = Weather { first_number: Some(u32::MAX - 4), ..Weather::FAIR };
         let (mut paths, now) = (Paths::new(weather), Instant::now());
         let mut arrives = |way, sent: Segment| {
-            let frame = paths.carry(way, sent.bytes(), now).remove(0);
+            let frame = paths.carry(way, &sent.bytes(), now).remove(0);
             Segment::parse(&frame).expect("a segment").seq()
         };
         assert_eq!(arrives(0, segment(1_000, SYN, b"")), u32::MAX - 4);
