@@ -1,4 +1,4 @@
-//! Where and for whom the admin endpoint is served.
+//! Where the admin endpoint is served.
 
 use std::{
     fmt,
@@ -9,26 +9,11 @@ use std::{
 
 use thiserror::Error;
 
-use crate::name::HostName;
-
 /// What an address that is the path of a unix socket begins with.
 const UNIX: &str = "unix:";
 
 /// The longest path of a unix socket, in bytes (`sun_path` less the final zero, unix(7)).
 const LONGEST_PATH: usize = 107;
-
-/// The settings of the admin endpoint.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Admin {
-    /// Where `/ready`, `/metrics` and `/connections` are served; nowhere if `None`.
-    pub address: Option<AdminAddress>,
-    /// Where `/ready` alone is served, for probes that come from elsewhere; nowhere if `None`.
-    pub ready: Option<SocketAddr>,
-    /// Names that a `Host` header may have, beside literal addresses and `localhost`.
-    pub hosts: Vec<HostName>,
-    /// Whether connections can be closed there.
-    pub allow_close: bool,
-}
 
 /// An address to serve HTTP on.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -7,33 +7,18 @@ use std::{
 };
 
 use crate::{
-    admin::{Admin, AdminAddress},
+    admin::AdminAddress,
     decode::Diagnostics,
-    model::rank::{Rank, ServerRank},
-    model::route_table::builder::RouteTableBuilder,
-    model::route_table::{RouteTable, Shadowed},
     model::{
-        Backend, BackendId, Claim, DatapathKind, Dns, EndpointHost, Handover, Limits, Listener, Model,
-        Origin, Policies, Policy, Rule, Target, Timeouts,
+        Backend, BackendId, Claim, EndpointHost, Listener, Model, Origin, Policies, Policy, Rule, Target,
+        rank::{Rank, ServerRank},
+        route_table::{RouteTable, Shadowed, builder::RouteTableBuilder},
+        settings::{Admin, Settings},
     },
     name::HostPattern,
-    networks::Networks,
     options::Options,
     report::{Diagnostic, Severity},
 };
-
-/// Settings that belong to no object.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Settings {
-    pub(crate) datapath: DatapathKind,
-    pub(crate) admin: Admin,
-    pub(crate) limits: Limits,
-    pub(crate) handover: Handover,
-    pub(crate) survive: bool,
-    pub(crate) deny: Networks,
-    pub(crate) timeouts: Timeouts,
-    pub(crate) dns: Dns,
-}
 
 #[derive(Debug, Default)]
 pub(crate) struct ModelBuilder {
@@ -169,7 +154,7 @@ impl ModelBuilder {
         self.rebind(&mut ports, options, diagnostics);
         self.report_loops(diagnostics);
 
-        let Admin { address, ready, .. } = &settings.admin;
+        let Admin { address, ready, .. } = &settings.startup.admin;
         let addresses = [("admin", address.as_ref().and_then(AdminAddress::tcp)), ("admin.ready", *ready)];
         for (field, address) in addresses {
             let Some(address) = address else { continue };
@@ -207,21 +192,9 @@ impl ModelBuilder {
                 listener
             })
             .collect();
-        let Settings { datapath, admin, limits, handover, survive, deny, timeouts, dns } = settings;
-        Model {
-            listeners,
-            backends,
-            rules,
-            claims,
-            datapath,
-            admin,
-            limits,
-            handover,
-            survive,
-            deny,
-            timeouts,
-            dns,
-        }
+        let Settings { mut startup, runtime } = settings;
+        startup.same_host = backends.iter().any(|backend| backend.same_host);
+        Model { listeners, backends, rules, claims, startup, runtime }
     }
 
     /// Warns of endpoints that are listeners of the same process. Of a name only the daemon knows where it leads.

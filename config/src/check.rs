@@ -3,16 +3,13 @@
 use std::fmt::{self, Write as _};
 
 use crate::{
-    admin::Admin,
     load::Translation,
-    model::route_table::{Entry, Shadowed},
     model::{
-        Backend, BackendId, DatapathKind, Endpoint, EndpointHost, Listener, Model, Policies, Policy, Rule,
-        Target,
+        Backend, BackendId, Endpoint, EndpointHost, Listener, Model, Policies, Policy, Rule, Target,
+        route_table::{Entry, Shadowed},
+        settings::{Declared, Settings, groups},
     },
-    name::HostName,
     report::Severity,
-    units::Span,
 };
 
 /// The route table with shadowed rules, every finding, and a line that sums up.
@@ -77,68 +74,25 @@ fn render_listener(out: &mut String, listener: &Listener, model: &Model) -> fmt:
     writeln!(out, "  otherwise: {policies}")
 }
 
-fn describe_admin(admin: &Admin) -> String {
-    let Admin { address, ready, hosts, allow_close } = admin;
-    let mut parts = vec![address.as_ref().map_or_else(|| "nowhere".to_owned(), ToString::to_string)];
-    parts.extend(ready.map(|ready| format!("ready {ready}")));
-    if !hosts.is_empty() {
-        parts.push(format!("hosts {}", hosts.iter().map(HostName::as_str).collect::<Vec<_>>().join(" ")));
-    }
-    if *allow_close {
-        parts.push("allow_close".to_owned());
-    }
-    parts.join(", ")
-}
-
+/// A line for each group: `limits connections 8192, workers 0`.
 fn render_settings(out: &mut String, model: &Model) -> fmt::Result {
-    let Model { datapath, admin, limits, handover, survive, deny, timeouts, dns, .. } = model;
-    let datapath = match datapath {
-        DatapathKind::Auto => "auto",
-        DatapathKind::Sockmap => "sockmap",
-        DatapathKind::Packet => "packet",
-        DatapathKind::Relay => "relay",
+    let settings = Settings { startup: model.startup.clone(), runtime: model.runtime.clone() };
+    let value = |setting: &Declared| {
+        let shown = setting.show(&settings);
+        match setting.share() {
+            Some(share) if shown == "auto" => {
+                format!("{} auto ({})", setting.name, share.of(model.startup.capacity.connections))
+            }
+            _ => format!("{} {shown}", setting.name),
+        }
     };
-    writeln!(out, "datapath {datapath}")?;
-    writeln!(out, "admin {}", describe_admin(admin))?;
-    writeln!(
-        out,
-        "limits hello_bytes {}, connections {}, connections_per_source {} of /{} or /{}, hellos {}, workers {}, \
-         in_flight_bytes {}, total_in_flight_bytes {}",
-        limits.hello_bytes,
-        limits.connections,
-        limits.per_source().map_or_else(|| "none".into(), |most| most.to_string()),
-        limits.source_prefix_ipv4,
-        limits.source_prefix_ipv6,
-        limits.unfinished_hellos(),
-        limits.workers,
-        limits.in_flight_bytes,
-        limits.total_in_flight_bytes
-    )?;
-    writeln!(
-        out,
-        "handover bytes {}, messages {}, packet {}",
-        handover.bytes, handover.messages, handover.packet
-    )?;
-    writeln!(out, "survive {survive}")?;
-    if !deny.is_empty() {
-        let networks: Vec<_> = deny.iter().map(|network| network.to_string()).collect();
-        writeln!(out, "deny {}", networks.join(", "))?;
-    }
-    let timeouts = [
-        ("hello", timeouts.hello),
-        ("connect", timeouts.connect),
-        ("idle", timeouts.idle),
-        ("half_closed", timeouts.half_closed),
-        ("keepalive", timeouts.keepalive),
-        ("unacknowledged", timeouts.unacknowledged),
-        ("drain", timeouts.drain),
-        ("max_duration", timeouts.max_duration),
-    ]
-    .map(|(name, limit)| format!("{name} {}", Span(limit)));
-    writeln!(out, "timeouts {}", timeouts.join(", "))?;
-    if !dns.servers.is_empty() {
-        let servers: Vec<_> = dns.servers.iter().map(ToString::to_string).collect();
-        writeln!(out, "dns servers {}", servers.join(", "))?;
+    for group in groups() {
+        let values: Vec<_> = group.settings.iter().map(value).collect();
+        if group.name.is_empty() {
+            values.iter().try_for_each(|value| writeln!(out, "{value}"))?;
+        } else {
+            writeln!(out, "{} {}", group.name, values.join(", "))?;
+        }
     }
     writeln!(out)
 }

@@ -293,7 +293,9 @@ impl<'n> View<'n> {
                 Some(value)
             }
             _ => {
-                let found = self.error(format!("'{}' is not possible here", Shown(text))).expected(expected);
+                let number = integer(text.strip_prefix('-').unwrap_or(text)).is_some();
+                let why = if number { "is out of range" } else { "is not a whole number" };
+                let found = self.error(format!("'{}' {why}", Shown(text))).expected(expected);
                 found.or_placeholder(text).emit(diagnostics);
                 None
             }
@@ -310,7 +312,7 @@ impl<'n> View<'n> {
         let flag = boolean(text);
         if flag.is_none() {
             let found =
-                self.error(format!("'{}' is not possible here", Shown(text))).expected("true or false");
+                self.error(format!("'{}' is neither true nor false", Shown(text))).expected("true or false");
             found.or_placeholder(text).emit(diagnostics);
         }
         flag
@@ -342,7 +344,7 @@ impl<'n> View<'n> {
 
     pub(crate) fn fields(&self, expected: &str, diagnostics: &mut Diagnostics) -> Option<Fields<'n>> {
         if self.node.value() == Value::Map {
-            Some(Fields { view: self.clone(), asked: Vec::new(), old: Vec::new() })
+            Some(Fields { view: self.clone(), asked: Vec::new(), old: Vec::new(), renamed: Vec::new() })
         } else {
             self.wrong_kind(expected, diagnostics);
             None
@@ -390,6 +392,8 @@ pub(crate) struct Fields<'n> {
     asked: Vec<&'static str>,
     /// Values under keys in their old spelling.
     old: Vec<View<'n>>,
+    /// Keys of earlier versions: the name, that of today, and how it is written.
+    renamed: Vec<(&'static str, &'static str, &'static str)>,
 }
 
 impl<'n> Fields<'n> {
@@ -442,6 +446,11 @@ impl<'n> Fields<'n> {
         value
     }
 
+    /// A key of earlier versions, which is an error: what it is called today, and how it is written.
+    pub(crate) fn renamed(&mut self, old: &'static str, new: &'static str, remedy: &'static str) {
+        self.renamed.push((old, new, remedy));
+    }
+
     /// Keys that are part of the schema and mean nothing to us, without a word to say about it.
     pub(crate) fn known(&mut self, keys: &[&'static str]) {
         self.asked.extend(keys);
@@ -452,7 +461,7 @@ impl<'n> Fields<'n> {
         /// A document of ours has no more.
         const MOST: usize = 16;
         let keys = || self.view.children().filter_map(|view| view.node.key());
-        keys().any(|(key, _)| self.asked.contains(&key))
+        keys().any(|(key, _)| self.asked.contains(&key) || self.renamed.iter().any(|(old, ..)| *old == key))
             || keys().take(MOST).any(|(key, _)| closest(key, self.asked.iter().copied()).is_some())
     }
 
@@ -468,6 +477,12 @@ impl<'n> Fields<'n> {
             }
             let severity = self.view.subject.unknown;
             let ignored = if severity == Severity::Warning { ", ignored" } else { "" };
+            if let Some((_, new, remedy)) = self.renamed.iter().find(|(old, ..)| *old == key) {
+                let mut found = view.error(format!("the key is called '{new}' now"));
+                found.origin = Some(self.view.subject.origin(at));
+                found.remedy(format!("write {remedy}")).emit(diagnostics);
+                continue;
+            }
             let mut found = view.finding(severity, format!("unknown key{ignored}"));
             found.origin = Some(self.view.subject.origin(at));
             found.remedy = match diagnostics.closest(key, self.asked.iter().copied()) {

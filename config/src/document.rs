@@ -172,6 +172,12 @@ impl<'d> Node<'d> {
         Root(self.index)
     }
 
+    /// The path of the node within its document.
+    #[cfg(test)]
+    pub(crate) fn path(&self) -> String {
+        self.path_from(Root(0))
+    }
+
     /// `spec.servers[0].tls`, counted from another node above this one.
     pub(crate) fn path_from(&self, root: Root) -> String {
         use fmt::Write as _;

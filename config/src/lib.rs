@@ -30,6 +30,7 @@ pub mod model;
 pub mod name;
 pub mod networks;
 pub mod options;
+pub mod reference;
 pub mod report;
 
 mod builder;
@@ -38,6 +39,7 @@ mod decode;
 mod document;
 mod explain;
 mod istio;
+mod kind;
 mod load;
 mod native;
 mod overrides;

@@ -8,13 +8,11 @@ use std::net::{IpAddr, SocketAddr};
 use self::route_table::RouteTable;
 pub use self::{
     rule::{BackendId, Origin, Rule, Target},
-    settings::{DatapathKind, Dns, Handover, Limits, Timeouts},
+    settings::{
+        Admin, Capacity, DatapathKind, Dns, Flows, Limits, Offload, PeerTimeouts, Runtime, Startup, Timeouts,
+    },
 };
-use crate::{
-    admin::Admin,
-    name::{HostName, HostPattern},
-    networks::Networks,
-};
+use crate::name::{HostName, HostPattern};
 
 pub mod rank;
 pub mod route_table;
@@ -22,7 +20,7 @@ pub mod rule;
 pub mod settings;
 
 /// One complete, valid configuration.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Model {
     /// What to listen on; at least one, names unique, no address bound twice.
     pub listeners: Vec<Listener>,
@@ -32,22 +30,10 @@ pub struct Model {
     pub rules: usize,
     /// What servers of foreign objects ask for that are not served, for [`crate::explain()`].
     pub claims: Vec<Claim>,
-    /// Which datapath the operator asked for.
-    pub datapath: DatapathKind,
-    /// Where the process is asked how it is.
-    pub admin: Admin,
-    /// Sizes and counts that bound what one client can cost.
-    pub limits: Limits,
-    /// When `auto` moves a direction into the kernel.
-    pub handover: Handover,
-    /// Whether connections that are carried in packets outlive the process, unless it is asked to stop.
-    pub survive: bool,
-    /// Clients that are not served: their connections are reset, when they come and when they are there already.
-    pub deny: Networks,
-    /// How long each phase of a connection may take.
-    pub timeouts: Timeouts,
-    /// How the names of endpoints are resolved.
-    pub dns: Dns,
+    /// What is fixed when the process starts.
+    pub startup: Startup,
+    /// What follows a reload, beside listeners, routes and backends.
+    pub runtime: Runtime,
 }
 
 /// Names that a server asks for which is not served.

@@ -4,93 +4,7 @@
 //! joined, and a setting is written once. Keys are `snake_case`; an unknown key, a key written twice and a
 //! reference to nothing are errors.
 //!
-//! ```yaml
-//! # What to listen on. At least one listener, here or from an Istio Gateway.
-//! listeners:
-//!   - name: public                 # unique; a metric label
-//!     bind:                        # ip:port or [ipv6]:port; one text or a list. [::] is IPv6 only.
-//!       - "0.0.0.0:443"
-//!       - "[::]:443"
-//!     policies:                    # instead of the ones below, verdict by verdict
-//!       unknown_name: alert
-//!     mss: 1360                    # largest segment to announce to clients, 536 to 32767; default: what the device takes
-//!     freebind: false              # true: bind addresses that this host does not have yet
-//!
-//! # What happens to a connection without a route, by verdict: close (FIN without a byte, the default), reset
-//! # (RST), alert (a fatal TLS alert, then FIN) or {backend: NAME}. For all listeners, also those of Gateways.
-//! policies:
-//!   no_sni: close                  # a valid hello without a server name, and no route with "*"
-//!   unknown_name: close            # no route serves the name
-//!   not_tls: reset                 # the first bytes are not TLS
-//!   malformed: close               # TLS, but not a valid hello
-//!   too_large: close               # longer than limits.hello_bytes
-//!   timeout: close                 # not complete within timeouts.hello
-//!
-//! # Which names go where. The most specific pattern wins: a name before the longest "*.suffix" before "*". Of
-//! # routes with the same pattern the first one wins and the others are reported.
-//! routes:
-//!   - name: shop                   # optional, unique; a metric label; default: the first of `sni`
-//!     listeners: [public]          # one text or a list; default: all listeners, also those of Gateways
-//!     sni:                         # one text or a list of: name, "*.suffix" (one or more labels), "*"
-//!       - shop.example.com         # "*" also serves a hello without a server name
-//!       - "*.shop.example.com"
-//!     backends:                    # one or more, as {name, weight} or just the name
-//!       - {name: shop, weight: 9}  # weight 0 to 1000000, default 1; 0 receives nothing
-//!       - {name: shop-canary, weight: 1}
-//!
-//! # Where connections can go.
-//! backends:
-//!   - name: shop                   # unique; a metric label
-//!     endpoints:                   # host:port, or {address: host:port, weight}; DNS names are resolved
-//!       - "10.0.0.1:8443"
-//!       - {address: "shop.internal:8443", weight: 2}
-//!     source: [10.0.0.9]           # local addresses to connect from, in turn; default: the kernel's choice
-//!     same_host: false             # true: on this host, hand what it sends to the client's socket at once
-//!     max_connections: 5000        # at once; further ones are refused; default: no limit
-//!     max_pending: 500             # that wait for an endpoint; 0 is no limit; default: an eighth of limits.connections
-//!   - name: shop-canary
-//!     endpoints: ["[fd00::2]:8443"]
-//!
-//! datapath: auto                   # auto, sockmap, packet or relay
-//! admin:                           # default: nowhere; or just the address
-//!   address: 127.0.0.1:9090        # /ready, /metrics and /connections, for whoever gets there; or unix:/PATH
-//!   ready: "0.0.0.0:9091"          # /ready alone, for probes from elsewhere; default: nowhere
-//!   hosts: [lb.example.com]        # names that a Host header may have, beside addresses and localhost
-//!   allow_close: false             # true: connections can be closed there
-//!
-//! limits:
-//!   hello_bytes: 16KiB             # longest hello, 512 to 64KiB
-//!   connections: 8192              # at once over all listeners
-//!   connections_per_source: auto   # at once from one source, or none; auto is half of connections
-//!   source_prefix_ipv4: 32         # leading bits of an IPv4 address that make a source
-//!   source_prefix_ipv6: 64         # and of an IPv6 address
-//!   hellos: auto                   # incomplete at once; one more ends the oldest silent one; auto is a quarter of connections
-//!   workers: 0                     # threads; 0 is one for each core
-//!   in_flight_bytes: 1MiB          # in the kernel, for each direction of each connection; 16KiB to 1GiB
-//!   total_in_flight_bytes: 256MiB  # the same for all of them together; 1MiB to 1TiB
-//!
-//! handover:                        # when auto moves a direction into the kernel: either is enough
-//!   bytes: 512KiB                  # that were copied
-//!   messages: 16                   # times that something was copied
-//!   packet: true                   # false: never by rewriting packets
-//!
-//! survive: false                   # true: connections in packets outlive the process when it is killed
-//!
-//! deny: [192.0.2.0/24]             # clients that are not served, networks or addresses; default: none
-//!
-//! timeouts:                        # ms, s, m, h, d; also 1h30m
-//!   hello: 10s                     # from accept to the complete hello
-//!   connect: 10s                   # from the hello to an endpoint that answers, however many are tried
-//!   idle: 1h                       # without a byte in either direction
-//!   half_closed: 5m                # the same, once one side has sent FIN
-//!   keepalive: 60s                 # of silence before a peer is asked whether it is there; 0s never asks
-//!   unacknowledged: 0s             # in which a peer must acknowledge and take bytes; 0s leaves it to the kernel
-//!   max_duration: 0s               # from accept to the end, however much is moved; 0s is for ever
-//!   drain: 30s                     # from SIGTERM to the end of the last connection
-//!
-//! dns:                             # how names of endpoints are resolved
-//!   servers: [10.0.0.53]           # instead of those in /etc/resolv.conf; port 53 unless one is written
-//! ```
+//! `docs/configuration.md` has every key; [`schema`] is where it comes from.
 //!
 //! Native routes may name the listeners that Istio Gateways make (`gateway-443` for port 443 on all addresses,
 //! `gateway-192.0.2.1-443` for one address) and then serve what they have in common with the hosts of the
@@ -116,6 +30,7 @@ use crate::{
 };
 
 mod read;
+pub(crate) mod schema;
 mod settings;
 
 /// All native documents together.

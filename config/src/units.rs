@@ -2,6 +2,9 @@
 
 use std::{fmt, str::FromStr, time::Duration};
 
+use bytesize::ByteSize;
+use humantime::DurationError;
+
 /// `10s`, `500ms`, `1h30m`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Span(pub(crate) Duration);
@@ -20,19 +23,29 @@ pub(crate) enum UnitError {
     Unit,
     #[error("kB, MB and GB mean different things to different people")]
     Ambiguous,
+    #[error("M is a month to some and a minute to others: write m for minutes")]
+    Month,
     #[error("the number is too large")]
     TooLarge,
 }
 
-/// As it could be written: whole seconds, or milliseconds.
+/// As it could be written.
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let milliseconds = self.0.as_millis();
-        if milliseconds.is_multiple_of(1_000) {
-            write!(f, "{}s", milliseconds / 1_000)
-        } else {
-            write!(f, "{milliseconds}ms")
+        let mut rest = self.0.as_millis();
+        if rest == 0 {
+            return f.write_str("0s");
         }
+        for (unit, milliseconds) in
+            [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)]
+        {
+            let (number, left) = (rest / milliseconds, rest % milliseconds);
+            if number > 0 {
+                write!(f, "{number}{unit}")?;
+            }
+            rest = left;
+        }
+        Ok(())
     }
 }
 
@@ -40,28 +53,34 @@ impl FromStr for Span {
     type Err = UnitError;
 
     fn from_str(text: &str) -> Result<Self, UnitError> {
-        let mut total = Duration::ZERO;
-        let mut rest = text.trim();
-        if rest.is_empty() {
-            return Err(UnitError::Number);
+        // Which of the two was meant would be a guess.
+        if text.split(|c: char| !c.is_alphabetic()).any(|unit| unit == "M") {
+            return Err(UnitError::Month);
         }
-        while !rest.is_empty() {
-            let (number, after) = number(rest)?;
-            let unit_end = after.find(|c: char| c.is_ascii_digit()).unwrap_or(after.len());
-            let milliseconds = match &after[..unit_end] {
-                "ms" => 1,
-                "s" => 1_000,
-                "m" | "min" => 60_000,
-                "h" => 3_600_000,
-                "d" => 86_400_000,
-                "" => return Err(UnitError::NoUnit),
-                _ => return Err(UnitError::Unit),
-            };
-            let part = number.checked_mul(milliseconds).ok_or(UnitError::TooLarge)?;
-            total = total.checked_add(Duration::from_millis(part)).ok_or(UnitError::TooLarge)?;
-            rest = &after[unit_end..];
+        // Zero is the one number that needs no unit there; here each has one.
+        if text.trim() == "0" {
+            return Err(UnitError::NoUnit);
         }
-        Ok(Self(total))
+        humantime::parse_duration(text.trim()).map(Self).map_err(|error| match error {
+            DurationError::Empty | DurationError::NumberExpected(_) | DurationError::InvalidCharacter(0) => {
+                UnitError::Number
+            }
+            DurationError::UnknownUnit { unit, .. } if unit.is_empty() => UnitError::NoUnit,
+            DurationError::UnknownUnit { .. } | DurationError::InvalidCharacter(_) => UnitError::Unit,
+            DurationError::NumberOverflow => UnitError::TooLarge,
+        })
+    }
+}
+
+/// As it could be written.
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
+        let whole = |shift: u32| self.0 != 0 && self.0.trailing_zeros() >= shift;
+        match units.into_iter().find(|(shift, _)| whole(*shift)) {
+            Some((shift, unit)) => write!(f, "{}{unit}", self.0 >> shift),
+            None => write!(f, "{}", self.0),
+        }
     }
 }
 
@@ -69,25 +88,24 @@ impl FromStr for Bytes {
     type Err = UnitError;
 
     fn from_str(text: &str) -> Result<Self, UnitError> {
-        let (number, unit) = number(text.trim())?;
-        let factor = match unit.trim_start() {
-            "" | "B" => 1,
-            "k" | "K" | "Ki" | "KiB" | "kiB" => 1 << 10,
-            "m" | "M" | "Mi" | "MiB" => 1 << 20,
-            "g" | "G" | "Gi" | "GiB" => 1 << 30,
-            "kB" | "KB" | "MB" | "GB" => return Err(UnitError::Ambiguous),
-            _ => return Err(UnitError::Unit),
+        let text = text.trim();
+        let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (number, unit) = text.split_at(end);
+        let number: u64 = match number {
+            "" => return Err(UnitError::Number),
+            digits => digits.parse().map_err(|_| UnitError::TooLarge)?,
         };
-        number.checked_mul(factor).map(Self).ok_or(UnitError::TooLarge)
+        let unit = match unit.trim_start() {
+            "" | "B" => return Ok(Self(number)),
+            "k" | "K" | "kiB" => "KiB",
+            "m" | "M" => "MiB",
+            "g" | "G" => "GiB",
+            "kB" | "KB" | "MB" | "GB" | "TB" => return Err(UnitError::Ambiguous),
+            other => other,
+        };
+        let ByteSize(one) = format!("1{unit}").parse().map_err(|_| UnitError::Unit)?;
+        number.checked_mul(one).map(Self).ok_or(UnitError::TooLarge)
     }
-}
-
-fn number(text: &str) -> Result<(u64, &str), UnitError> {
-    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    if end == 0 {
-        return Err(UnitError::Number);
-    }
-    Ok((text[..end].parse().map_err(|_| UnitError::TooLarge)?, &text[end..]))
 }
 
 #[cfg(test)]
@@ -96,20 +114,30 @@ mod tests {
 
     #[test]
     fn spans() {
-        for (text, milliseconds) in
-            [("10s", 10_000), ("500ms", 500), ("1h", 3_600_000), ("1h30m", 5_400_000), ("0s", 0)]
-        {
+        for (text, milliseconds) in [
+            ("10s", 10_000),
+            ("500ms", 500),
+            ("1h", 3_600_000),
+            ("1h30m", 5_400_000),
+            ("0s", 0),
+            ("2d", 172_800_000),
+        ] {
             let span = Span(Duration::from_millis(milliseconds));
             assert_eq!(text.parse(), Ok(span), "{text}");
             assert_eq!(span.to_string().parse(), Ok(span), "{text}");
         }
+        for (seconds, text) in [(5_400, "1h30m"), (365 * 86_400, "365d"), (60, "1m"), (0, "0s")] {
+            assert_eq!(Span(Duration::from_secs(seconds)).to_string(), text);
+        }
         for (text, error) in [
             ("", UnitError::Number),
+            ("0", UnitError::NoUnit),
             ("10", UnitError::NoUnit),
             ("s", UnitError::Number),
             ("-1s", UnitError::Number),
-            ("1.5s", UnitError::Unit),
-            ("1y", UnitError::Unit),
+            ("1x", UnitError::Unit),
+            ("5M", UnitError::Month),
+            ("1h5M", UnitError::Month),
             ("1s5", UnitError::NoUnit),
             ("99999999999999999999s", UnitError::TooLarge),
             ("18446744073709551615h", UnitError::TooLarge),
@@ -120,13 +148,27 @@ mod tests {
 
     #[test]
     fn sizes() {
-        for (text, bytes) in
-            [("16KiB", 16 << 10), ("64k", 64 << 10), ("1 MiB", 1 << 20), ("512", 512), ("2g", 2 << 30)]
-        {
+        for (text, bytes) in [
+            ("16KiB", 16 << 10),
+            ("64k", 64 << 10),
+            ("64K", 64 << 10),
+            ("1 MiB", 1 << 20),
+            ("3Mi", 3 << 20),
+            ("512", 512),
+            ("512B", 512),
+            ("2g", 2 << 30),
+            ("1TiB", 1 << 40),
+            ("1025", 1_025),
+        ] {
             assert_eq!(text.parse(), Ok(Bytes(bytes)), "{text}");
+            assert_eq!(Bytes(bytes).to_string().parse(), Ok(Bytes(bytes)), "{text}");
         }
-        for text in ["", "KiB", "16KB", "16q", "-1", "1.5k", "18446744073709551615k"] {
+        assert_eq!(Bytes(16 << 10).to_string(), "16KiB");
+        for text in ["", "KiB", "16q", "-1", "1.5k", "18446744073709551615k", "99999999999999999999"] {
             assert!(text.parse::<Bytes>().is_err(), "{text}");
+        }
+        for text in ["16kB", "16KB", "1MB", "1 GB", "1TB"] {
+            assert_eq!(text.parse::<Bytes>(), Err(UnitError::Ambiguous), "{text}");
         }
     }
 }

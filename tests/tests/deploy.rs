@@ -86,8 +86,8 @@ fn the_daemon_set_has_least_privileges() {
     assert!(container["resources"]["limits"]["memory"].is_string());
     assert!(container["resources"]["requests"]["memory"].is_string());
 
-    // No maps are pinned unless `survive` is on, and nothing else of the node is mounted.
-    assert!(!text.contains("survive:"));
+    // No maps are pinned unless `flows.persist` is on, and nothing else of the node is mounted.
+    assert!(!text.contains("persist:"));
     for volume in pod["volumes"].as_array().unwrap() {
         assert_eq!(volume["hostPath"], Value::Null, "{volume}");
     }

@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, OnceLock, atomic::AtomicBool},
 };
 
-use snisplice_config::{admin::Admin as Settings, name::HostName};
+use snisplice_config::{model::Admin as Settings, name::HostName};
 use tokio::sync::mpsc;
 
 use crate::{

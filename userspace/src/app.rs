@@ -193,7 +193,7 @@ impl App {
         self.trial.close();
         self.sockets.clear();
         self.admin.ready.store(false, Relaxed);
-        let patience = self.current.load().model.timeouts.drain;
+        let patience = self.current.load().model.runtime.timeouts.drain;
         // The next one has it from now on.
         let place = self.place.take().filter(|_| !succeeded);
         if succeeded {
@@ -314,7 +314,7 @@ impl App {
 
     /// Ends the connections of clients that are not served any more, however they are carried.
     fn close_denied(&self) {
-        let deny = self.current.load().model.deny.clone();
+        let deny = self.current.load().model.runtime.deny.clone();
         if deny.is_empty() {
             return;
         }
@@ -335,7 +335,7 @@ fn begin(programs: Option<&Arc<Programs>>, model: &Model) {
 /// Has the kernel drop the packets of clients that are not served any more.
 fn deny(programs: Option<&Arc<Programs>>, model: &Model) {
     let Some(programs) = programs else { return };
-    if let Err(error) = programs.deny(&model.deny).and_then(|()| programs.heed_reverse_paths()) {
+    if let Err(error) = programs.deny(&model.runtime.deny).and_then(|()| programs.heed_reverse_paths()) {
         tracing::error!(%error, "packets of clients that are denied may be carried until their connections are closed");
     }
 }

@@ -5,7 +5,7 @@ use std::{path::Path, process::Command, time::Instant};
 use anyhow::{Result, ensure};
 
 use crate::{
-    demo, dist, ebpf, layers, msrv, notice,
+    demo, dist, ebpf, layers, msrv, notice, schema,
     shell::{self, cargo, root, step},
     style,
     test::{self, WITHOUT_EBPF},
@@ -58,6 +58,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     style::run(&style::Args::check())?;
     step("layers");
     layers::run(&layers::Args {})?;
+    step("reference of the configuration");
+    schema::run(&schema::Args::check())?;
     step("lints");
     let deny = ["--", "--deny", "warnings"];
     shell::run(cargo().args(["clippy", "--workspace", "--all-targets"]).args(WITHOUT_EBPF).args(deny))?;

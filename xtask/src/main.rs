@@ -17,6 +17,7 @@ mod layers;
 mod msrv;
 mod notice;
 mod peers;
+mod schema;
 mod shell;
 mod soak;
 mod style;
@@ -40,6 +41,7 @@ enum Command {
     Dist(dist::Args),
     Notice(notice::Args),
     Layers(layers::Args),
+    Schema(schema::Args),
     Style(style::Args),
     Msrv(msrv::Args),
     Test(test::Args),
@@ -56,6 +58,7 @@ fn main() -> ExitCode {
         Command::Dist(args) => dist::run(&args),
         Command::Notice(args) => notice::run(&args),
         Command::Layers(args) => layers::run(&args),
+        Command::Schema(args) => schema::run(&args),
         Command::Style(args) => style::run(&args),
         Command::Msrv(args) => msrv::run(&args),
         Command::Test(args) => test::run(&args),

@@ -1,156 +1,525 @@
-//! Settings that belong to no object.
+//! Settings that belong to no object. Each is declared here, once: its name, type, default, range and meaning.
+//!
+//! The reader, what `check` prints, the rule for what needs a restart, the reference and the JSON schema follow from the
+//! declaration. What is in [`Startup`] is fixed for the life of the process; what is in [`Runtime`] follows a reload.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::LazyLock, time::Duration};
 
-/// How the names of endpoints are resolved.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Dns {
-    /// Name servers, asked in this order, instead of those in `/etc/resolv.conf`.
-    pub servers: Vec<SocketAddr>,
+use crate::{
+    admin::AdminAddress,
+    decode::{Diagnostics, View},
+    kind::{Choice, Codec, Count, Denied, Flag, Hosts, Kind, MOST, NameServers, Parsed, Share, Size, Time},
+    name::HostName,
+    networks::Networks,
+};
+
+/// A key of a section `S`.
+pub(crate) struct Setting<S: 'static> {
+    name: &'static str,
+    doc: &'static [&'static str],
+    since: Option<&'static str>,
+    kind: fn() -> Kind,
+    read: fn(&mut S, &View<'_>, &mut Diagnostics),
+    show: fn(&S) -> String,
+    same: fn(&S, &S) -> bool,
+}
+
+/// A struct whose fields are settings.
+pub(crate) trait Section: Default + 'static {
+    /// One for each field.
+    const SETTINGS: &'static [Setting<Self>];
+}
+
+/// Declares a section: the struct, its defaults, and how each field is read, shown and documented. Fields after `and` are
+/// sections of their own, or no settings.
+macro_rules! section {
+    (
+        $(#[$attribute:meta])*
+        pub struct $name:ident {
+            $( $(#[doc = $doc:literal])+ $field:ident: $type:ty = $default:expr, $codec:expr $(, since $since:literal)?; )*
+        }
+        $( and { $( $(#[doc = $part_doc:literal])+ $part:ident: $part_type:ty; )* } )?
+    ) => {
+        $(#[$attribute])*
+        #[derive(Debug, Clone, PartialEq, Eq)]
+        pub struct $name {
+            $( $(#[doc = $doc])+ pub $field: $type, )*
+            $( $( $(#[doc = $part_doc])+ pub $part: $part_type, )* )?
+        }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self { $( $field: $default, )* $( $( $part: <$part_type>::default(), )* )? }
+            }
+        }
+
+        impl Section for $name {
+            const SETTINGS: &'static [Setting<Self>] = &[ $( Setting {
+                name: stringify!($field),
+                doc: &[ $($doc),+ ],
+                since: since!($($since)?),
+                kind: || Codec::<$type>::kind(&$codec),
+                read: |section, view, diagnostics| {
+                    if let Some(value) = Codec::<$type>::read(&$codec, view, diagnostics) {
+                        section.$field = value;
+                    }
+                },
+                show: |section| Codec::<$type>::show(&$codec, &section.$field),
+                same: |a, b| a.$field == b.$field,
+            }, )* ];
+        }
+    };
+}
+
+/// The oldest kernel, if one is given.
+macro_rules! since {
+    () => {
+        None
+    };
+    ($kernel:literal) => {
+        Some($kernel)
+    };
+}
+
+section! {
+    /// What is fixed when the process starts.
+    pub struct Startup {
+        /// What moves bytes.
+        datapath: DatapathKind = DatapathKind::Auto, Choice { what: "datapath" };
+    } and {
+        /// Where the process is asked how it is.
+        admin: Admin;
+        /// When `auto` moves a direction into the kernel.
+        offload: Offload;
+        /// What becomes of connections in packets when the process ends.
+        flows: Flows;
+        /// How much is served at once.
+        capacity: Capacity;
+        /// How long a peer may be silent.
+        timeouts: PeerTimeouts;
+        /// Whether a backend asks for the short cut on this host; see [`Backend::same_host`](super::Backend::same_host).
+        same_host: bool;
+    }
+}
+
+section! {
+    /// What follows a reload.
+    pub struct Runtime {
+        /// Clients that are not served. Their connections are reset, when they come and when they are there already.
+        deny: Networks = Networks::default(), Denied;
+    } and {
+        /// Sizes and counts that bound what one client can cost.
+        limits: Limits;
+        /// How long each phase of a connection may take.
+        timeouts: Timeouts;
+        /// How the names of endpoints are resolved.
+        dns: Dns;
+    }
+}
+
+section! {
+    /// The admin endpoint.
+    pub struct Admin {
+        /// Where `/ready`, `/metrics` and `/connections` are served, to whoever gets there.
+        address: Option<AdminAddress> = None,
+            Parsed { what: "ip:port, [ipv6]:port or unix:/path", example: "127.0.0.1:9090" };
+        /// Where `/ready` alone is served, for probes that come from elsewhere.
+        ready: Option<SocketAddr> = None, Parsed { what: "ip:port or [ipv6]:port", example: "0.0.0.0:9091" };
+        /// Names that a `Host` header may have, beside literal addresses and `localhost`.
+        hosts: Vec<HostName> = Vec::new(), Hosts;
+        /// Whether connections can be closed there.
+        allow_close: bool = false, Flag;
+    }
+}
+
+section! {
+    /// What a direction must have moved in userspace before `auto` moves it into the kernel, of which either is enough; and
+    /// how it moves on there.
+    ///
+    /// The defaults are where it begins to pay: see docs/internals/sockmap.md, "When the kernel takes over".
+    #[derive(Copy)]
+    pub struct Offload {
+        /// Bytes that were copied.
+        after_bytes: u64 = 512 * 1024, Size(1..=1 << 40);
+        /// Messages: times that something was read and written.
+        after_messages: u32 = 16, Count(1..=u64::from(u32::MAX));
+        /// Whether a connection goes over to packets where it allows that. The others are redirected between sockets.
+        packet: bool = true, Flag;
+    }
+}
+
+section! {
+    /// Connections that are carried in packets.
+    #[derive(Copy)]
+    pub struct Flows {
+        /// Whether they outlive the process when it is killed. The next process takes them over. Where none follows, the
+        /// connections end as their peers like, and what carries them stays in the kernel.
+        persist: bool = false, Flag, since "6.6";
+    }
+}
+
+section! {
+    /// How much is served at once.
+    pub struct Capacity {
+        /// Connections served at once over all listeners. Further ones wait in the backlog.
+        connections: usize = 8_192, Count(1..=MOST);
+        /// Worker threads; 0 is one for each core.
+        workers: usize = 0, Count(0..=1_024);
+        /// Bytes that one direction may hold in the kernel between the two sockets before the sender is slowed down.
+        in_flight_bytes: u32 = 1024 * 1024, Size(16 << 10..=1 << 30);
+        /// Bytes that all directions together may hold so.
+        total_in_flight_bytes: u64 = 256 * 1024 * 1024, Size(1 << 20..=1 << 40);
+    }
+}
+
+/// Half of all places, so that no source can keep another one out.
+const PER_SOURCE: Share = Share { least: 0, part: 2, none: true };
+/// A quarter of all places.
+const HELLOS: Share = Share { least: 1, part: 4, none: false };
+/// An eighth of all places: 1,024 by default, as in Envoy (`max_pending_requests`).
+pub(crate) const PENDING: Share = Share { least: 0, part: 8, none: false };
+
+section! {
+    /// Sizes and counts that bound what one client can cost.
+    pub struct Limits {
+        /// Longest accepted `ClientHello`, records included.
+        hello_bytes: usize = 16 * 1024, Size(512..=65_536);
+        /// Connections at once from one source: an address, or all addresses of one prefix. Further ones are refused.
+        connections_per_source: Option<usize> = None, PER_SOURCE;
+        /// Leading bits of an IPv4 address that make a source.
+        source_prefix_ipv4: u8 = 32, Count(0..=32);
+        /// Leading bits of an IPv6 address that make a source. Who is given a network is given 64 bits at least
+        /// (RFC 6177), and may use them all.
+        source_prefix_ipv6: u8 = 64, Count(0..=128);
+        /// Connections at once whose hello is not complete. One more ends the oldest silent one.
+        hellos: Option<usize> = None, HELLOS;
+    }
+}
+
+impl Limits {
+    /// A share of few places is never less than this; see [`Self::per_source`].
+    pub const FEW: usize = Share::FEW;
+
+    /// Connections that one source may have at once, of so many in all; `None` is no limit. Half of all places unless it is
+    /// written, so that no source can keep another one out.
+    #[must_use]
+    pub fn per_source(&self, connections: usize) -> Option<usize> {
+        match self.connections_per_source {
+            None => Some(PER_SOURCE.of(connections)),
+            Some(0) => None,
+            most => most,
+        }
+    }
+
+    /// Connections whose hello may be incomplete at once, of so many in all. A quarter of all places unless it is written.
+    #[must_use]
+    pub fn unfinished_hellos(&self, connections: usize) -> usize {
+        self.hellos.unwrap_or_else(|| HELLOS.of(connections))
+    }
+
+    /// Connections that may wait at once for an endpoint of a backend without
+    /// [`Backend::max_pending`](super::Backend::max_pending), of so many in all: an eighth.
+    #[must_use]
+    pub fn pending(connections: usize) -> usize {
+        PENDING.of(connections)
+    }
+}
+
+section! {
+    /// How long a peer may be silent, in a connection that is established.
+    pub struct PeerTimeouts {
+        /// Without a byte in either direction. Until the backend has sent one, also without a byte from it: a client alone
+        /// keeps no connection open.
+        idle: Duration = seconds(3600), Time::POSITIVE;
+        /// Without a byte of the side that still speaks, after the other one has sent FIN; `idle` where that is shorter.
+        /// Like `timeout client-fin` and `server-fin` of `HAProxy`.
+        half_closed: Duration = seconds(300), Time::POSITIVE;
+        /// Silence of either peer before it is probed (`SO_KEEPALIVE`); `0s` never probes.
+        keepalive: Duration = seconds(60), Time::ANY;
+        /// In which a peer must acknowledge what it was sent, or a probe (`TCP_USER_TIMEOUT`, RFC 5482); `0s` leaves it to
+        /// the kernel. It also ends a peer that answers but has taken nothing for so long.
+        tcp_user_timeout: Duration = Duration::ZERO, Time::ANY;
+    }
+}
+
+section! {
+    /// How long each phase of a connection may take.
+    pub struct Timeouts {
+        /// From accept to the complete hello.
+        hello: Duration = seconds(10), Time::POSITIVE;
+        /// From the hello to a connection with an endpoint, however many are tried.
+        connect: Duration = seconds(10), Time::POSITIVE;
+        /// From accept to the end, however much is moved; `0s` is for ever.
+        max_duration: Duration = Duration::ZERO, Time::ANY;
+        /// From SIGTERM to the end of the last connection.
+        drain: Duration = seconds(30), Time::ANY;
+    }
+}
+
+section! {
+    /// How the names of endpoints are resolved.
+    pub struct Dns {
+        /// Name servers, asked in this order, instead of those in `/etc/resolv.conf`.
+        servers: Vec<SocketAddr> = Vec::new(), NameServers;
+    }
 }
 
 /// Which datapath the operator asked for; what is built in the end may be another one.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    Default,
+    PartialEq,
+    Eq,
+    strum::EnumMessage,
+    strum::EnumString,
+    strum::IntoStaticStr,
+    strum::VariantArray,
+)]
+#[strum(serialize_all = "snake_case")]
 pub enum DatapathKind {
     /// The fastest one whose probes pass on this kernel.
     #[default]
     Auto,
     /// In the kernel from the first byte; refuses to start where the probes fail.
     Sockmap,
-    /// In the kernel, by rewriting the headers of packets, for connections that allow it; a copy for the others.
-    /// Refuses to start where the probes fail.
+    /// In the kernel, by rewriting the headers of packets, for connections that allow it; a copy for the others. Refuses to start where the probes fail.
     Packet,
     /// A copy in userspace: no privilege needed.
     Relay,
 }
 
-/// Sizes and counts that bound what one client can cost.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Limits {
-    /// Longest accepted `ClientHello`, records included; 512 to 65,536 bytes.
-    pub hello_bytes: usize,
-    /// Connections served at once over all listeners; further ones wait in the backlog.
-    pub connections: usize,
-    /// Connections at once from one source: an address, or all addresses of one prefix; 0 is no limit. See
-    /// [`Limits::per_source`] for the default.
-    pub connections_per_source: Option<usize>,
-    /// Leading bits of an IPv4 address that make a source; 0 to 32.
-    pub source_prefix_ipv4: u8,
-    /// Leading bits of an IPv6 address that make a source; 0 to 128. Who is given a network is given 64 bits at least
-    /// (RFC 6177), and may use them all.
-    pub source_prefix_ipv6: u8,
-    /// Connections at once whose hello is not complete; one more ends the oldest silent one. See
-    /// [`Limits::unfinished_hellos`] for the default.
-    pub hellos: Option<usize>,
-    /// Worker threads; 0 is one for each core.
-    pub workers: usize,
-    /// Bytes one direction may hold in the kernel between the two sockets before the sender is slowed down.
-    pub in_flight_bytes: u32,
-    /// Bytes that all directions together may hold so.
-    pub total_in_flight_bytes: u64,
+const fn seconds(number: u64) -> Duration {
+    Duration::from_secs(number)
 }
 
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            hello_bytes: 16 * 1024,
-            connections: 8_192,
-            connections_per_source: None,
-            source_prefix_ipv4: 32,
-            source_prefix_ipv6: 64,
-            hellos: None,
-            workers: 0,
-            in_flight_bytes: 1024 * 1024,
-            total_in_flight_bytes: 256 * 1024 * 1024,
-        }
-    }
+/// All settings.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Settings {
+    pub(crate) startup: Startup,
+    pub(crate) runtime: Runtime,
 }
 
-impl Limits {
-    /// Connections that one source may have at once; `None` is no limit. Half of all places unless it is written, so
-    /// that no source can keep another one out.
-    #[must_use]
-    pub fn per_source(&self) -> Option<usize> {
-        match self.connections_per_source {
-            None => Some((self.connections / 2).max(Self::FEW)),
-            Some(0) => None,
-            most => most,
-        }
-    }
-
-    /// Connections whose hello may be incomplete at once. A quarter of all places unless it is written.
-    #[must_use]
-    pub fn unfinished_hellos(&self) -> usize {
-        self.hellos.unwrap_or_else(|| (self.connections / 4).max(Self::FEW))
-    }
-
-    /// Connections that may wait at once for an endpoint of a backend without [`Backend::max_pending`](super::Backend::max_pending). An eighth of all
-    /// places: 1,024 by default, as in Envoy (`max_pending_requests`).
-    #[must_use]
-    pub fn pending(&self) -> usize {
-        (self.connections / 8).max(Self::FEW)
-    }
-
-    /// So many connections are let in whatever share of few places that would be: a limit that follows from another
-    /// one shall not refuse two clients that come at the same moment.
-    pub const FEW: usize = 16;
-}
-
-/// What a direction must have moved in userspace before `auto` moves it into the kernel, of which either is enough; and
-/// how it moves on there.
-///
-/// The defaults are where it begins to pay: see docs/internals/sockmap.md, "When the kernel takes over".
+/// When a change takes effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Handover {
-    /// Bytes.
-    pub bytes: u64,
-    /// Messages: times that something was read and written.
-    pub messages: u32,
-    /// Whether a connection goes over to packets where it allows that; the others are redirected.
-    pub packet: bool,
+pub(crate) enum Applies {
+    /// At the next start.
+    Restart,
+    /// At the next reload.
+    Reload,
 }
 
-impl Default for Handover {
-    fn default() -> Self {
-        Self { bytes: 512 * 1024, messages: 16, packet: true }
+/// Reads a value into all settings.
+type Read = dyn Fn(&mut Settings, &View<'_>, &mut Diagnostics) + Send + Sync;
+/// Compares one setting of two configurations.
+type Same = dyn Fn(&Settings, &Settings) -> bool + Send + Sync;
+
+/// A setting among all.
+pub(crate) struct Declared {
+    /// The key within its mapping.
+    pub(crate) name: &'static str,
+    /// The whole key, as `limits.connections`.
+    pub(crate) path: String,
+    /// When a change takes effect.
+    pub(crate) applies: Applies,
+    doc: &'static [&'static str],
+    since: Option<&'static str>,
+    kind: fn() -> Kind,
+    read: Box<Read>,
+    show: Box<dyn Fn(&Settings) -> String + Send + Sync>,
+    same: Box<Same>,
+}
+
+impl Declared {
+    /// What it means, in Markdown.
+    pub(crate) fn doc(&self) -> String {
+        self.doc.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" ")
+    }
+
+    /// The oldest kernel on which it does anything, where that is newer than what the daemon wants anyway.
+    pub(crate) fn since(&self) -> Option<&'static str> {
+        self.since
+    }
+
+    /// What it can be.
+    pub(crate) fn kind(&self) -> Kind {
+        (self.kind)()
+    }
+
+    /// The share of another limit that it is unless written.
+    pub(crate) fn share(&self) -> Option<Share> {
+        match self.kind() {
+            Kind::Share(share) => Some(share),
+            _ => None,
+        }
+    }
+
+    /// Reads a value; what cannot be used changes nothing.
+    pub(crate) fn read(&self, settings: &mut Settings, view: &View<'_>, diagnostics: &mut Diagnostics) {
+        (self.read)(settings, view, diagnostics);
+    }
+
+    /// The value as it could be written.
+    pub(crate) fn show(&self, settings: &Settings) -> String {
+        (self.show)(settings)
+    }
+
+    /// Whether two configurations say the same.
+    pub(crate) fn same(&self, a: &Settings, b: &Settings) -> bool {
+        (self.same)(a, b)
     }
 }
 
-/// How long each phase of a connection may take.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Timeouts {
-    /// From accept to the complete hello.
-    pub hello: Duration,
-    /// From the hello to a connection with an endpoint, however many are tried.
-    pub connect: Duration,
-    /// Without a byte in either direction. Until the backend has sent one, also without a byte from it: a client alone
-    /// keeps no connection open.
-    pub idle: Duration,
-    /// Without a byte of the side that still speaks, after the other one has sent FIN; [`Self::idle`] where that is
-    /// shorter. Like `timeout client-fin` and `server-fin` of `HAProxy`.
-    pub half_closed: Duration,
-    /// Of silence of either peer before it is probed (`SO_KEEPALIVE`); zero never probes.
-    pub keepalive: Duration,
-    /// In which a peer must acknowledge what it was sent, or a probe (`TCP_USER_TIMEOUT`, RFC 5482); zero leaves it to
-    /// the kernel. It also ends a peer that answers but has taken nothing for so long.
-    pub unacknowledged: Duration,
-    /// From accept to the end, however much is moved; zero is for ever.
-    pub max_duration: Duration,
-    /// From SIGTERM to the end of the last connection.
-    pub drain: Duration,
+/// Settings under one key, or at the top.
+pub(crate) struct Group {
+    /// The key; empty at the top.
+    pub(crate) name: &'static str,
+    /// What they are about.
+    pub(crate) doc: &'static str,
+    /// In the order of the reference.
+    pub(crate) settings: Vec<Declared>,
 }
 
-impl Default for Timeouts {
-    fn default() -> Self {
-        Self {
-            hello: Duration::from_secs(10),
-            connect: Duration::from_secs(10),
-            idle: Duration::from_secs(3600),
-            half_closed: Duration::from_secs(300),
-            keepalive: Duration::from_secs(60),
-            unacknowledged: Duration::ZERO,
-            max_duration: Duration::ZERO,
-            drain: Duration::from_secs(30),
+/// All settings, in the order in which they are shown.
+pub(crate) fn groups() -> &'static [Group] {
+    static GROUPS: LazyLock<Vec<Group>> = LazyLock::new(declared);
+    &GROUPS
+}
+
+/// Where a section is among all settings.
+struct Lens<S> {
+    applies: Applies,
+    get: fn(&Settings) -> &S,
+    get_mut: fn(&mut Settings) -> &mut S,
+}
+
+impl Group {
+    fn new(name: &'static str, doc: &'static str) -> Self {
+        Self { name, doc, settings: Vec::new() }
+    }
+
+    fn with<S: Section>(mut self, Lens { applies, get, get_mut }: Lens<S>) -> Self {
+        self.settings.extend(S::SETTINGS.iter().map(
+            |&Setting { name, doc, since, kind, read, show, same }| Declared {
+                name,
+                path: if self.name.is_empty() { name.into() } else { format!("{}.{name}", self.name) },
+                applies,
+                doc,
+                since,
+                kind,
+                read: Box::new(move |settings, view, diagnostics| read(get_mut(settings), view, diagnostics)),
+                show: Box::new(move |settings| show(get(settings))),
+                same: Box::new(move |a, b| same(get(a), get(b))),
+            },
+        ));
+        self
+    }
+}
+
+/// The lens to a section.
+macro_rules! lens {
+    ($applies:ident $half:ident $($part:ident)?) => {
+        Lens {
+            applies: Applies::$applies,
+            get: |settings| &settings.$half $(.$part)?,
+            get_mut: |settings| &mut settings.$half $(.$part)?,
         }
+    };
+}
+
+fn declared() -> Vec<Group> {
+    // A section that is missing below does not compile here: nothing is left out by mistake.
+    let Settings {
+        startup:
+            Startup { datapath: _, admin: _, offload: _, flows: _, capacity: _, timeouts: _, same_host: _ },
+        runtime: Runtime { deny: _, limits: _, timeouts: _, dns: _ },
+    } = Settings::default();
+    vec![
+        Group::new("", "Settings of their own").with(lens!(Restart startup)).with(lens!(Reload runtime)),
+        Group::new("admin", "The admin endpoint. A text instead of a mapping is its `address`")
+            .with(lens!(Restart startup admin)),
+        Group::new("limits", "Sizes and counts that bound what clients can cost")
+            .with(lens!(Restart startup capacity))
+            .with(lens!(Reload runtime limits)),
+        Group::new(
+            "offload",
+            "When `auto` moves a direction into the kernel: either of the two amounts is enough",
+        )
+        .with(lens!(Restart startup offload)),
+        Group::new("flows", "Connections that are carried in packets").with(lens!(Restart startup flows)),
+        Group::new("timeouts", "How long each phase of a connection may take")
+            .with(lens!(Reload runtime timeouts))
+            .with(lens!(Restart startup timeouts)),
+        Group::new("dns", "How the names of endpoints are resolved").with(lens!(Reload runtime dns)),
+    ]
+}
+
+impl Startup {
+    /// The settings that differ in `then` and take effect at the next start only, by their keys.
+    #[must_use]
+    pub fn needs_restart(&self, then: &Self) -> Vec<&'static str> {
+        let settings = |startup: &Self| Settings { startup: startup.clone(), runtime: Runtime::default() };
+        let (a, b) = (settings(self), settings(then));
+        let all = groups().iter().flat_map(|group| &group.settings);
+        let differing = all.filter(|setting| setting.applies == Applies::Restart && !setting.same(&a, &b));
+        let mut names: Vec<&'static str> = differing.map(|setting| &*setting.path).collect();
+        // What is there and asked for no more costs nothing.
+        if then.same_host && !self.same_host {
+            names.push("backends[].same_host");
+        }
+        names
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_needs_a_restart_is_named_by_its_key() {
+        let now = Startup::default();
+        assert_eq!(now.needs_restart(&now), Vec::<&str>::new());
+        let mut then = now.clone();
+        then.datapath = DatapathKind::Relay;
+        then.capacity.workers = 3;
+        then.timeouts.tcp_user_timeout = seconds(5);
+        then.flows.persist = true;
+        then.same_host = true;
+        let named = [
+            "datapath",
+            "limits.workers",
+            "flows.persist",
+            "timeouts.tcp_user_timeout",
+            "backends[].same_host",
+        ];
+        assert_eq!(now.needs_restart(&then), named);
+        then.same_host = false;
+        assert!(
+            !then
+                .needs_restart(&Startup { same_host: false, ..then.clone() })
+                .contains(&"backends[].same_host")
+        );
+    }
+
+    #[test]
+    fn every_setting_has_a_doc_and_shows_its_default() {
+        for setting in groups().iter().flat_map(|group| &group.settings) {
+            assert!(
+                setting.doc().len() > 10 && setting.doc().ends_with('.'),
+                "{}: {}",
+                setting.path,
+                setting.doc()
+            );
+            assert!(!setting.show(&Settings::default()).is_empty(), "{}", setting.path);
+        }
+    }
+
+    #[test]
+    fn shares_of_few_places_are_not_too_small() {
+        let limits = Limits::default();
+        assert_eq!((limits.per_source(8_192), limits.unfinished_hellos(8_192)), (Some(4_096), 2_048));
+        assert_eq!((limits.per_source(4), Limits::pending(4)), (Some(Limits::FEW), Limits::FEW));
+        assert_eq!(Limits { connections_per_source: Some(0), ..limits }.per_source(4), None);
     }
 }

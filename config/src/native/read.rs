@@ -2,9 +2,11 @@
 
 use std::net::SocketAddr;
 
-use super::settings::MOST;
+use strum::VariantArray as _;
+
 use crate::{
     decode::{Diagnostics, View},
+    kind::{Codec as _, Count, MOST},
     model::{Backend, Endpoint, EndpointHost, Policy, Target},
     name::{HostName, HostPattern},
 };
@@ -49,7 +51,7 @@ pub(super) enum RawPolicy<'n> {
 }
 
 /// From what every host takes over IPv4 (RFC 9293 section 3.7.1) to the most that the kernel does (`MAX_TCP_WINDOW`).
-const SEGMENT_BYTES: std::ops::RangeInclusive<u16> = 536..=32_767;
+pub(super) const SEGMENT_BYTES: std::ops::RangeInclusive<u16> = 536..=32_767;
 
 pub(super) fn listener<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Option<NativeListener<'n>> {
     let mut fields = view.fields("a listener: {name, bind, policies, mss, freebind}", diagnostics)?;
@@ -139,8 +141,9 @@ pub(super) fn backend<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Opt
         items.iter().filter_map(|item| item.parse(expected, diagnostics)).collect()
     });
     let same_host = fields.take("same_host").is_some_and(|view| view.flag(diagnostics).unwrap_or(false));
-    let max_connections = fields.take("max_connections").and_then(|view| view.number(1..=MOST, diagnostics));
-    let max_pending = fields.take("max_pending").and_then(|view| view.number(0..=MOST, diagnostics));
+    let max_connections =
+        fields.take("max_connections").and_then(|view| Count(1..=MOST).read(&view, diagnostics));
+    let max_pending = fields.take("max_pending").and_then(|view| Count(0..=MOST).read(&view, diagnostics));
     fields.finish(diagnostics);
     let backend = Backend { source, same_host, max_connections, max_pending, ..Backend::default() };
     Some(NativeBackend { view: view.clone(), name: name?, endpoints: endpoints?, backend })
@@ -195,6 +198,20 @@ fn name<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Option<&'n str> {
     Some(name)
 }
 
+/// A policy that needs no backend.
+#[derive(
+    Debug, Clone, Copy, strum::EnumMessage, strum::EnumString, strum::IntoStaticStr, strum::VariantArray,
+)]
+#[strum(serialize_all = "snake_case")]
+pub(super) enum FixedPolicy {
+    /// FIN without a byte.
+    Close,
+    /// RST.
+    Reset,
+    /// A fatal TLS alert, then FIN.
+    Alert,
+}
+
 impl<'n> RawPolicies<'n> {
     pub(super) fn read(view: &View<'n>, diagnostics: &mut Diagnostics) -> Self {
         let expected =
@@ -218,18 +235,16 @@ fn policy<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Option<RawPolic
         return Some(RawPolicy::Backend(backend, name));
     }
     let text = view.text(expected, diagnostics)?;
-    let fixed = match text {
-        "close" => Policy::Close,
-        "reset" => Policy::Reset,
-        "alert" => Policy::Alert,
-        _ => {
-            let mut found = view.error(format!("there is no policy '{text}'")).expected(expected);
-            found.remedy = diagnostics
-                .closest(text, ["close", "reset", "alert"].into_iter())
-                .map(|near| format!("did you mean '{near}'?"));
-            found.emit(diagnostics);
-            return None;
-        }
+    let Ok(fixed) = text.parse::<FixedPolicy>() else {
+        let mut found = view.error(format!("there is no policy '{text}'")).expected(expected);
+        let names = FixedPolicy::VARIANTS.iter().map(Into::<&'static str>::into);
+        found.remedy = diagnostics.closest(text, names).map(|near| format!("did you mean '{near}'?"));
+        found.emit(diagnostics);
+        return None;
     };
-    Some(RawPolicy::Fixed(fixed))
+    Some(RawPolicy::Fixed(match fixed {
+        FixedPolicy::Close => Policy::Close,
+        FixedPolicy::Reset => Policy::Reset,
+        FixedPolicy::Alert => Policy::Alert,
+    }))
 }

@@ -150,7 +150,7 @@ fn unacknowledged_connections_end(lab: &Lab) -> Result<()> {
         "table inet mute {\n chain out {\n type filter hook output priority 0;\n \
          tcp flags & (syn | ack) == ack drop\n }\n }",
     )?;
-    let (daemon, listener) = flow::start(lab, "timeouts: {idle: 2s, unacknowledged: 1h}\n")?;
+    let (daemon, listener) = flow::start(lab, "timeouts: {idle: 2s, tcp_user_timeout: 1h}\n")?;
     let _flow = Flow::open(lab, &listener)?;
     closed(&daemon, "idle_timeout")
 }

@@ -24,7 +24,7 @@ pub(crate) const CASES: &[Case] = &[
 /// With the product's own thresholds.
 fn start(lab: &Lab) -> Result<(Daemon<'_>, std::net::TcpListener)> {
     let listener = flow::backend(lab)?;
-    let options = Options::yaml(lab, &flow::yaml("handover: {packet: false}\n"))?.datapath("auto");
+    let options = Options::yaml(lab, &flow::yaml("offload: {packet: false}\n"))?.datapath("auto");
     Ok((Daemon::start(lab, &options)?, listener))
 }
 

@@ -167,7 +167,7 @@ fn it_serves_before_the_kernel_is_known(lab: &Lab) -> Result<()> {
     let listener = flow::backend(lab)?;
     // Nothing is remembered for a user who cannot write the file, so the experiments have to be waited for.
     let options =
-        Options::yaml(lab, &flow::yaml("handover: {messages: 2}\n"))?.datapath("auto").in_a_container();
+        Options::yaml(lab, &flow::yaml("offload: {after_messages: 2}\n"))?.datapath("auto").in_a_container();
     let mut daemon = Daemon::spawn(lab, &options, "snisplice")?;
     let experiments = wait::until("the experiments begin", || daemon.process().child("probe"))?;
     signal::kill(experiments, Signal::SIGSTOP)?;

@@ -287,7 +287,7 @@ fn a_device_that_came_later(lab: &Lab) -> Result<()> {
 
 /// Whoever is left is told, and new connections go on over whatever there is.
 fn a_device_that_goes(lab: &Lab) -> Result<()> {
-    let (daemon, listener) = flow::start(lab, "timeouts: {keepalive: 1s, unacknowledged: 3s}\n")?;
+    let (daemon, listener) = flow::start(lab, "timeouts: {keepalive: 1s, tcp_user_timeout: 3s}\n")?;
     let mut flow = Flow::open(lab, &listener)?;
     flow.exchange()?;
     route_over_second_link(lab)?;

@@ -97,7 +97,7 @@ fn packets_steered(lab: &Lab) -> Result<()> {
 
 /// A connection that is silent for long is asked now and then, and lives.
 fn probed_while_idle(lab: &Lab) -> Result<()> {
-    let (_daemon, listener) = flow::start(lab, "timeouts: {keepalive: 1s, unacknowledged: 2s}\n")?;
+    let (_daemon, listener) = flow::start(lab, "timeouts: {keepalive: 1s, tcp_user_timeout: 2s}\n")?;
     let mut flow = Flow::open(lab, &listener)?;
     flow.exchange()?;
     let before = probes(&lab.lb)?;

@@ -49,14 +49,14 @@ pub(crate) const CASES: &[Case] = &[
         ended_by(lab, "limits: {connections: 64}\n")
     }),
     Case::packet("survive::maps_of_another_size", |lab| {
-        ended_by(lab, "survive: true\nlimits: {connections: 65}\n")
+        ended_by(lab, "flows: {persist: true}\nlimits: {connections: 65}\n")
     }),
 ];
 
 const FLOWS: usize = 20;
 
 /// What flows need to survive. With few places, so that a look at the maps is quick.
-pub(crate) const SETTINGS: &str = "survive: true\nlimits: {connections: 64}\n";
+pub(crate) const SETTINGS: &str = "flows: {persist: true}\nlimits: {connections: 64}\n";
 
 /// The mode of a flow that outlives the process.
 const KEPT: u64 = 4;
@@ -320,7 +320,7 @@ fn killed_time_and_again(lab: &Lab) -> Result<()> {
 /// With `auto`, a flow begins in mid-stream.
 fn copied_first(lab: &Lab) -> Result<()> {
     let listener = flow::backend(lab)?;
-    let yaml = flow::yaml(&format!("{SETTINGS}handover: {{messages: 2}}\n"));
+    let yaml = flow::yaml(&format!("{SETTINGS}offload: {{after_messages: 2}}\n"));
     let options = Options::yaml(lab, &yaml)?.datapath("auto");
     let daemon = Daemon::start(lab, &options)?;
     let mut flow = Flow::open(lab, &listener)?;

@@ -28,7 +28,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::each("vanish::backend_while_receiving", |lab| while_receiving(lab, Side::Backend)),
 ];
 
-const IMPATIENT: &str = "timeouts: {keepalive: 1s, unacknowledged: 2s}\n";
+const IMPATIENT: &str = "timeouts: {keepalive: 1s, tcp_user_timeout: 2s}\n";
 
 /// Which side vanishes.
 #[derive(Clone, Copy)]

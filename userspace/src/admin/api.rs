@@ -198,7 +198,7 @@ mod tests {
     use axum::http::{Method, Request};
     use hyper::service::Service as _;
     use hyper_util::service::TowerToHyperService;
-    use snisplice_config::{admin::Admin as Settings, model::Limits};
+    use snisplice_config::model::{Admin as Settings, Capacity, Limits};
     use tokio::sync::mpsc;
 
     use super::*;
@@ -211,7 +211,7 @@ mod tests {
 
     fn admin(allow_close: bool) -> Arc<Admin> {
         let settings = Settings { allow_close, ..Settings::default() };
-        let admission = Admission::new(&Limits::default());
+        let admission = Admission::new(Capacity::default().connections, &Limits::default());
         Arc::new(Admin::new(Arc::new(Metrics::new()), admission, &settings))
     }
 
@@ -265,7 +265,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_asks_is_told_that_every_place_is_taken() {
-        let admission = Admission::new(&Limits { connections: 1, ..Limits::default() });
+        let admission = Admission::new(1, &Limits::default());
         let admin = Arc::new(Admin::new(Arc::new(Metrics::new()), admission.clone(), &Settings::default()));
         admin.ready.store(true, Relaxed);
         let statuses = async || {

@@ -32,7 +32,7 @@ use crate::{
 /// With `pins`, those of a process that is taken over from, flows share its maps.
 pub(super) fn choose(model: &Model, answers: &Answers, pins: Option<Pins>) -> anyhow::Result<Factory> {
     let needs = Needs::of(model);
-    let chosen = match model.datapath {
+    let chosen = match model.startup.datapath {
         DatapathKind::Relay => Chosen::Relay,
         DatapathKind::Sockmap => {
             Chosen::Sockmap(sockmap_of(&needs, answers).context("datapath sockmap cannot serve here")?)
@@ -41,9 +41,9 @@ pub(super) fn choose(model: &Model, answers: &Answers, pins: Option<Pins>) -> an
             let packet = packet_of(&needs, answers, pins);
             Chosen::Packet(packet.context("datapath packet cannot serve here")?)
         }
-        DatapathKind::Auto => Chosen::Adaptive(Some(load(&needs, answers, pins)), model.handover),
+        DatapathKind::Auto => Chosen::Adaptive(Some(load(&needs, answers, pins)), model.startup.offload),
     };
-    let factory = Factory::new(Patience::of(&model.timeouts), chosen);
+    let factory = Factory::new(Patience::of(&model.startup.timeouts), chosen);
     if !factory.programs().is_some_and(|programs| programs.survives()) {
         Pins::discard();
     }
@@ -53,7 +53,7 @@ pub(super) fn choose(model: &Model, answers: &Answers, pins: Option<Pins>) -> an
 /// Serves by copying until it is known what this kernel can do.
 pub(super) fn undecided(model: &Model) -> Factory {
     Pins::discard();
-    Factory::new(Patience::of(&model.timeouts), Chosen::Adaptive(None, model.handover))
+    Factory::new(Patience::of(&model.startup.timeouts), Chosen::Adaptive(None, model.startup.offload))
 }
 
 /// Flows of an earlier process, to be watched from now on; see [`Orphans`]. Those of a process that lives,
@@ -66,8 +66,9 @@ pub(super) fn orphans(
     workers: usize,
 ) -> anyhow::Result<Option<Orphans>> {
     let Some(programs) = factory.programs().filter(|programs| programs.survives()) else { return Ok(None) };
-    let keepalive = Keepalive::of(&model.timeouts);
-    let orphans = Orphans::take(&programs, Patience::of(&model.timeouts), keepalive, metrics, alive, workers);
+    let keepalive = Keepalive::of(&model.startup.timeouts);
+    let orphans =
+        Orphans::take(&programs, Patience::of(&model.startup.timeouts), keepalive, metrics, alive, workers);
     orphans.map(Some).context("cannot take over the flows of an earlier process")
 }
 
@@ -87,19 +88,19 @@ impl Needs {
     /// What `model` wants.
     pub(super) fn of(model: &Model) -> Self {
         Self {
-            datapath: model.datapath,
+            datapath: model.startup.datapath,
             settings: sockmap::Settings {
-                connections: model.limits.connections,
-                in_flight_bytes: model.limits.in_flight_bytes,
-                total_in_flight_bytes: model.limits.total_in_flight_bytes,
+                connections: model.startup.capacity.connections,
+                in_flight_bytes: model.startup.capacity.in_flight_bytes,
+                total_in_flight_bytes: model.startup.capacity.total_in_flight_bytes,
             },
             places: places(model),
-            packet: match model.datapath {
-                DatapathKind::Auto => model.handover.packet,
+            packet: match model.startup.datapath {
+                DatapathKind::Auto => model.startup.offload.packet,
                 other => other == DatapathKind::Packet,
             },
-            same_host: wants_same_host(model),
-            survive: model.survive,
+            same_host: model.startup.same_host,
+            survive: model.startup.flows.persist,
         }
     }
 
@@ -145,7 +146,7 @@ fn packet_of(needs: &Needs, answers: &Answers, inherited: Option<Pins>) -> anyho
 
 /// Places for flows in packets.
 pub(super) fn places(model: &Model) -> u32 {
-    let flows = model.limits.connections.saturating_mul(2);
+    let flows = model.startup.capacity.connections.saturating_mul(2);
     u32::try_from(flows).unwrap_or(u32::MAX).clamp(16, 1 << 22)
 }
 
@@ -164,11 +165,6 @@ fn sockmap_of(needs: &Needs, answers: &Answers) -> anyhow::Result<Arc<Kernel>> {
         Some(cgroup) => Kernel::load_same_host(&needs.settings, &cgroup)?,
         None => Kernel::load(&needs.settings)?,
     })
-}
-
-/// Whether a backend asks for the short cut.
-pub(super) fn wants_same_host(model: &Model) -> bool {
-    model.backends.iter().any(|backend| backend.same_host)
 }
 
 /// Where the short cut is refused, all backends are served without.

@@ -4,10 +4,7 @@ use std::{sync::Arc, thread};
 
 use anyhow::{Context as _, anyhow};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use snisplice_config::{
-    Severity, Translation,
-    model::{Limits, Model},
-};
+use snisplice_config::{Severity, Translation, model::Model};
 
 use super::{
     datapath::{self, Needs},
@@ -83,7 +80,7 @@ pub(super) fn start_workers(shared: &Shared) -> anyhow::Result<Vec<worker::Handl
 }
 
 pub(super) fn workers(model: &Model) -> usize {
-    match model.limits.workers {
+    match model.startup.capacity.workers {
         0 => thread::available_parallelism().map_or(1, usize::from),
         workers => workers,
     }
@@ -100,9 +97,9 @@ fn raise_open_files() -> Option<u64> {
     getrlimit(Resource::Nofile).current
 }
 
-/// The limits, with as many connections as are configured, or as there are descriptors for.
-pub(super) fn limits(model: &Model, open_files: Option<u64>, workers: usize) -> Limits {
-    let wanted = model.limits.connections;
+/// As many connections as are configured, or as there are descriptors for.
+pub(super) fn connections(model: &Model, open_files: Option<u64>, workers: usize) -> usize {
+    let wanted = model.startup.capacity.connections;
     let sockets = listeners::wanted(model).len() * workers;
     let Allowance { connections, reserve } = descriptors::allowance(wanted, open_files, sockets);
     if connections < wanted {
@@ -114,7 +111,7 @@ pub(super) fn limits(model: &Model, open_files: Option<u64>, workers: usize) -> 
             descriptors::enough(wanted, sockets),
         );
     }
-    Limits { connections, ..model.limits.clone() }
+    connections
 }
 
 /// Everything the configuration's author should know, as text.
@@ -129,13 +126,13 @@ pub(super) fn warnings(translation: &Translation) -> String {
 /// What the command line says wins over the files.
 pub(super) fn override_with(model: &mut Model, options: &Run) {
     if let Some(datapath) = options.datapath {
-        model.datapath = datapath.into();
+        model.startup.datapath = datapath.into();
     }
     if options.admin.is_some() {
-        model.admin.address.clone_from(&options.admin);
+        model.startup.admin.address.clone_from(&options.admin);
     }
     if options.ready.is_some() {
-        model.admin.ready = options.ready;
+        model.startup.admin.ready = options.ready;
     }
-    model.admin.allow_close |= options.admin_close;
+    model.startup.admin.allow_close |= options.admin_close;
 }

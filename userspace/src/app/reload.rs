@@ -3,12 +3,9 @@
 use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow};
-use snisplice_config::model::Model;
 
 use super::{
-    App,
-    datapath::wants_same_host,
-    deny,
+    App, deny,
     listeners::with_copies,
     memory::Thrift,
     prepare::{override_with, warnings},
@@ -45,7 +42,7 @@ impl App {
         let Some(mut model) = translation.model else { return Err(anyhow!("\n{report}")) };
         override_with(&mut model, &self.options);
         let former = self.current.load_full();
-        for setting in needs_restart(&former.model, &model) {
+        for setting in former.model.startup.needs_restart(&model.startup) {
             tracing::warn!("{setting} takes effect at the next start only");
         }
         let wanted = listeners::with_kept(&self.listening, listeners::wanted(&model));
@@ -66,12 +63,12 @@ impl App {
         let live = Arc::new(live);
         self.metrics.returned(|| live.names());
         self.metrics.removed(gone);
-        self.admission.follow(&live.model.limits);
+        self.admission.follow(&live.model.runtime.limits);
         self.admission.reachability.keep(|name| live.clusters().iter().any(|cluster| *cluster.name == *name));
         // First the packets, then who comes, then who is there: nobody slips through between.
         deny(self.programs.as_ref(), &live.model);
         self.current.store(live.clone());
-        self.resolver.serve(live.clusters().clone(), live.model.dns.clone());
+        self.resolver.serve(live.clusters().clone(), live.model.runtime.dns.clone());
         self.close_denied();
         self.leaving.retain(|address, _| !wanted.contains_key(address));
         for (bound, copies) in bound {
@@ -94,49 +91,4 @@ impl App {
         }
         Ok(generation)
     }
-}
-
-/// Settings that differ but are fixed for the life of the process.
-fn needs_restart(now: &Model, then: &Model) -> Vec<&'static str> {
-    let mut settings = Vec::new();
-    if now.datapath != then.datapath {
-        settings.push("datapath");
-    }
-    if now.handover != then.handover {
-        settings.push("handover");
-    }
-    if now.survive != then.survive {
-        settings.push("survive");
-    }
-    if wants_same_host(then) && !wants_same_host(now) {
-        settings.push("same_host");
-    }
-    if now.admin != then.admin {
-        settings.push("admin");
-    }
-    if now.limits.workers != then.limits.workers {
-        settings.push("limits.workers");
-    }
-    if now.limits.connections != then.limits.connections {
-        settings.push("limits.connections");
-    }
-    if now.limits.in_flight_bytes != then.limits.in_flight_bytes {
-        settings.push("limits.in_flight_bytes");
-    }
-    if now.limits.total_in_flight_bytes != then.limits.total_in_flight_bytes {
-        settings.push("limits.total_in_flight_bytes");
-    }
-    if now.timeouts.idle != then.timeouts.idle {
-        settings.push("timeouts.idle");
-    }
-    if now.timeouts.half_closed != then.timeouts.half_closed {
-        settings.push("timeouts.half_closed");
-    }
-    if now.timeouts.keepalive != then.timeouts.keepalive {
-        settings.push("timeouts.keepalive");
-    }
-    if now.timeouts.unacknowledged != then.timeouts.unacknowledged {
-        settings.push("timeouts.unacknowledged");
-    }
-    settings
 }

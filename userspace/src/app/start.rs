@@ -15,7 +15,7 @@ use super::{
     datapath::{self, Needs, places},
     listeners::{bind, with_copies},
     memory::Thrift,
-    prepare::{choose, decided, limits, metrics_with, prepare_process, start_workers, workers},
+    prepare::{choose, connections, decided, metrics_with, prepare_process, start_workers, workers},
     signals::Signals,
     supervisor::Supervisor,
     takeover::{self, Endpoint},
@@ -109,7 +109,7 @@ impl Prepared {
         let (thrift, needs) = (Thrift::begin(), Needs::of(&model));
         let trial = Trial::begin(&needs);
         let workers = workers(&model);
-        let admission = Admission::new(&limits(&model, open_files, workers));
+        let admission = Admission::new(connections(&model, open_files, workers), &model.runtime.limits);
         let metrics = metrics_with(&admission);
         let process =
             Process { options, signals, supervisor, thrift, needs, trial, workers, admission, metrics };
@@ -123,7 +123,7 @@ impl Trying {
         let Self { process, model } = self;
         let (place, mut old) = takeover::look(&process.options)?;
         let pins = match &mut old {
-            Some(old) if model.survive => takeover::pins(old, places(&model))?,
+            Some(old) if model.startup.flows.persist => takeover::pins(old, places(&model))?,
             _ => None,
         };
         Ok(Found { process, model, place, old, pins })
@@ -150,7 +150,7 @@ impl Found {
         };
         let live = Arc::new(Snapshot::new(model, 1));
         let resolver = Resolver::start();
-        resolver.serve(live.clusters().clone(), live.model.dns.clone());
+        resolver.serve(live.clusters().clone(), live.model.runtime.dns.clone());
         Ok(Loaded { process, live, resolver, place, old, datapath, jointly, orphans })
     }
 }
@@ -161,8 +161,8 @@ impl Loaded {
         let Process { workers, admission, metrics, .. } = &self.process;
         let model = &self.live.model;
         let sockets = with_copies(bind(model, self.old.as_mut(), *workers)?)?;
-        let admin = Arc::new(Admin::new(metrics.clone(), admission.clone(), &model.admin));
-        let endpoints = Endpoint::bind_all(&model.admin, self.old.as_mut())?;
+        let admin = Arc::new(Admin::new(metrics.clone(), admission.clone(), &model.startup.admin));
+        let endpoints = Endpoint::bind_all(&model.startup.admin, self.old.as_mut())?;
         if let Some(old) = &self.old {
             let alive = old.prepare(self.jointly)?;
             // If it has ended meanwhile, all that it has left is ours.
@@ -233,7 +233,7 @@ impl Bound {
             let stop = CancellationToken::new();
             let current = app.current.clone();
             let watch = orphans.watch(stop.clone(), flows, orphans_asked, move || {
-                current.load().model.timeouts.max_duration
+                current.load().model.runtime.timeouts.max_duration
             });
             Watch { task: app.runtime.spawn(watch), stop }
         });

@@ -3,7 +3,7 @@
 use std::{fs, io, os::fd::OwnedFd, path::Path, sync::Arc};
 
 use anyhow::Context as _;
-use snisplice_config::admin::{Admin as Settings, AdminAddress};
+use snisplice_config::{admin::AdminAddress, model::Admin as Settings};
 use tokio::{runtime::Runtime, sync::mpsc, task::JoinHandle};
 
 use super::App;

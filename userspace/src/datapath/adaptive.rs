@@ -2,7 +2,7 @@
 //! kernel.
 //!
 //! Handing a connection over costs about as much as accepting it, and spares a little with each message. A short
-//! connection never earns that back; so a connection is copied until a direction has moved as much as [`Handover`] says.
+//! connection never earns that back; so a connection is copied until a direction has moved as much as [`Offload`] says.
 //!
 //! Then it goes over to packets ([`super::packet`]), at whatever moment that is, if it may and if its packets are seen to
 //! come by the programs. Otherwise each direction by itself is redirected ([`super::sockmap`]), at a moment when nothing
@@ -21,7 +21,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use snisplice_config::model::Handover;
+use snisplice_config::model::Offload;
 
 use super::{
     packet::{Packet, Seen, Watched, leg},
@@ -37,7 +37,7 @@ pub struct Adaptive {
     relay: Relay,
     /// What connections go over to, once that is known.
     carriers: OnceCell<Carriers>,
-    rule: Handover,
+    rule: Offload,
     /// How a connection is copied, by [`Aim`].
     terms: [Terms; 4],
 }
@@ -98,7 +98,7 @@ impl Future for Stages<'_> {
 impl Adaptive {
     /// Copies with `relay` until `rule` hands over to what [`Datapath::gain`] brings.
     #[must_use]
-    pub fn new(relay: Relay, rule: Handover) -> Self {
+    pub fn new(relay: Relay, rule: Offload) -> Self {
         let to_end = *relay.terms();
         let until = |moment| Terms { handover: Some((rule, moment)), ..to_end };
         let terms = [until(Moment::Any), until(Moment::Any), until(Moment::AtRest), to_end];
@@ -261,14 +261,14 @@ mod tests {
         let backend = TcpStream::connect(socket.local_addr().unwrap()).await.unwrap();
         let pair = Pair { client, backend, hello: Vec::new(), same_host: false, keepalive: None };
         let account = Account::default();
-        let adaptive = Adaptive::new(Relay::new(Duration::MAX), Handover::default());
+        let adaptive = Adaptive::new(Relay::new(Duration::MAX), Offload::default());
         let copied = size_of_val(&adaptive.copy(Connection::new(pair), &account));
         assert!(copied <= 448, "a connection that is copied takes {copied} bytes");
     }
 
     #[tokio::test]
     async fn what_the_kernel_can_do_comes_later_and_may_go() {
-        let adaptive = Adaptive::new(Relay::new(Duration::MAX), Handover::default());
+        let adaptive = Adaptive::new(Relay::new(Duration::MAX), Offload::default());
         assert_eq!(adaptive.first_aim(false), Aim::Knowledge);
         adaptive.withdraw();
         assert_eq!(adaptive.first_aim(false), Aim::Knowledge);

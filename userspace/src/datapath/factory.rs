@@ -2,7 +2,7 @@
 
 use std::{io, rc::Rc, sync::Arc};
 
-use snisplice_config::model::Handover;
+use snisplice_config::model::Offload;
 
 use super::{
     adaptive::Adaptive,
@@ -28,7 +28,7 @@ pub enum Chosen {
     /// Redirected between sockets.
     Sockmap(Arc<Kernel>),
     /// Copied first, until this is reached. What is in the kernel may come later ([`Datapath::gain`]).
-    Adaptive(Option<InKernel>, Handover),
+    Adaptive(Option<InKernel>, Offload),
     /// Sent on packet by packet.
     Packet(Arc<Programs>),
 }

@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use snisplice_config::model::Handover;
+use snisplice_config::model::Offload;
 use tokio::{
     io::Interest,
     net::TcpStream,
@@ -61,7 +61,7 @@ pub(super) struct Terms {
     /// How long it may be silent.
     pub(super) patience: Patience,
     /// When the kernel takes over, and at which moment; `None` is never.
-    pub(super) handover: Option<(Handover, Moment)>,
+    pub(super) handover: Option<(Offload, Moment)>,
 }
 
 /// What carrying one connection is about.
@@ -359,7 +359,7 @@ impl Way<'_> {
         let progress = self.progress.get().after(bytes);
         self.progress.set(progress);
         let due =
-            |(rule, moment): (Handover, Moment)| (at_rest || moment == Moment::Any) && progress.pays(rule);
+            |(rule, moment): (Offload, Moment)| (at_rest || moment == Moment::Any) && progress.pays(rule);
         self.job.terms.handover.is_some_and(due)
     }
 

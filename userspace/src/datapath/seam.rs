@@ -2,7 +2,7 @@
 
 use std::{future::Future, io, os::fd::BorrowedFd, pin::Pin, rc::Rc, sync::Arc, time::Duration};
 
-use snisplice_config::model::Timeouts;
+use snisplice_config::model::PeerTimeouts;
 use tokio::net::TcpStream;
 
 use crate::{
@@ -119,7 +119,7 @@ pub struct Patience {
 impl Patience {
     /// As configured.
     #[must_use]
-    pub fn of(timeouts: &Timeouts) -> Self {
+    pub fn of(timeouts: &PeerTimeouts) -> Self {
         Self { idle: timeouts.idle, half_closed: timeouts.half_closed }
     }
 

@@ -21,7 +21,7 @@ use std::{
 };
 
 use snisplice_common::sockmap::{direction::Flow, shortcut::Shortcut};
-use snisplice_config::model::Handover;
+use snisplice_config::model::Offload;
 use tokio::{io::Interest, net::TcpStream, task::AbortHandle};
 
 use self::{
@@ -170,7 +170,7 @@ impl Sockmap {
     pub(super) fn take_over<'a>(
         &'a self,
         mut copied: Box<relay::Connection>,
-        rule: Handover,
+        rule: Offload,
         account: &'a Account,
     ) -> Forward<'a> {
         match self.admit(&copied.client, &copied.backend) {
@@ -189,7 +189,7 @@ impl Sockmap {
         &'a self,
         copied: relay::Connection,
         cookies: Cookies,
-        rule: Handover,
+        rule: Offload,
         account: &'a Account,
     ) -> Result<(Box<Connection<'a>>, [Pump; 2]), End> {
         let relay::Connection { client, backend, upward, downward, progress, same_host, .. } = copied;
@@ -224,7 +224,7 @@ impl Sockmap {
         client: TcpStream,
         backend: TcpStream,
         cookies: Cookies,
-        rule: Option<Handover>,
+        rule: Option<Offload>,
         same_host: bool,
         account: &'a Account,
     ) -> Result<Box<Connection<'a>>, End> {

@@ -70,16 +70,16 @@ pub struct Rules {
 }
 
 impl Rules {
-    fn of(limits: &Limits) -> Self {
+    fn of(connections: usize, limits: &Limits) -> Self {
         Self {
             source: SourceRule {
-                most: limits.per_source(),
+                most: limits.per_source(connections),
                 ipv4: limits.source_prefix_ipv4,
                 ipv6: limits.source_prefix_ipv6,
             },
-            hellos: limits.unfinished_hellos(),
-            pending: limits.pending(),
-            pending_room: limits.connections / 2,
+            hellos: limits.unfinished_hellos(connections),
+            pending: Limits::pending(connections),
+            pending_room: connections / 2,
         }
     }
 }
@@ -121,12 +121,12 @@ pub struct Standing {
 impl Admission {
     /// For as many connections as `limits` say.
     #[must_use]
-    pub fn new(limits: &Limits) -> Arc<Self> {
+    pub fn new(connections: usize, limits: &Limits) -> Arc<Self> {
         Arc::new(Self {
-            places: Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS)),
-            most: limits.connections,
+            places: Semaphore::new(connections.min(Semaphore::MAX_PERMITS)),
+            most: connections,
             waiting: AtomicUsize::new(0),
-            rules: ArcSwap::from_pointee(Rules::of(limits)),
+            rules: ArcSwap::from_pointee(Rules::of(connections, limits)),
             sources: Mutex::default(),
             hellos: Mutex::default(),
             backends: Mutex::default(),
@@ -138,8 +138,7 @@ impl Admission {
 
     /// Follows a new configuration, but for the number of places.
     pub fn follow(&self, limits: &Limits) {
-        let limits = Limits { connections: self.most, ..limits.clone() };
-        self.rules.store(Arc::new(Rules::of(&limits)));
+        self.rules.store(Arc::new(Rules::of(self.most, limits)));
     }
 
     /// Asks for a connection from `peer` that was accepted at `now`. It has no place yet.
@@ -450,17 +449,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
 
-    fn limits(connections: usize) -> Limits {
-        Limits { connections, ..Limits::default() }
-    }
-
     fn peer(last: u8) -> IpAddr {
         IpAddr::from([192, 0, 2, last])
     }
 
     #[test]
     fn one_source_leaves_half_of_the_places_to_others() {
-        let admission = Admission::new(&limits(64));
+        let admission = Admission::new(64, &Limits::default());
         let now = Instant::now();
         let admit = |last| admission.admit(peer(last), now).map(|one| one.try_place().unwrap());
         let mut held: Vec<_> = (0..32).map(|_| admit(1).unwrap()).collect();
@@ -480,7 +475,7 @@ mod tests {
 
     #[test]
     fn what_a_backend_takes_is_given_back() {
-        let admission = Admission::new(&limits(8));
+        let admission = Admission::new(8, &Limits::default());
         let now = Instant::now();
         let permit = |last| admission.admit(peer(last), now).unwrap().try_place().unwrap();
         let (first, second) = (permit(1), permit(2));
@@ -497,15 +492,15 @@ mod tests {
 
     #[test]
     fn a_reload_changes_all_but_the_number_of_places() {
-        let admission = Admission::new(&limits(8));
-        admission.follow(&Limits { connections_per_source: Some(0), hellos: Some(3), ..limits(100) });
+        let admission = Admission::new(8, &Limits::default());
+        admission.follow(&Limits { connections_per_source: Some(0), hellos: Some(3), ..Limits::default() });
         let standing = admission.standing();
         assert_eq!((standing.connections.0, standing.hellos.0, standing.sources.0), (8, 3, None));
     }
 
     #[tokio::test]
     async fn the_oldest_silent_client_makes_room_for_one_that_waits_for_a_place() {
-        let admission = Admission::new(&Limits { connections_per_source: Some(0), ..limits(1) });
+        let admission = Admission::new(1, &Limits { connections_per_source: Some(0), ..Limits::default() });
         let admit = || admission.admit(peer(1), Instant::now()).unwrap();
         let silent = admit().place().await;
         let begun = Instant::now().checked_sub(PATIENCE).unwrap();

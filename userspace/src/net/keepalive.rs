@@ -5,12 +5,12 @@
 
 use std::{io, os::fd::AsFd, time::Duration};
 
-use snisplice_config::model::Timeouts;
+use snisplice_config::model::PeerTimeouts;
 use socket2::{SockRef, TcpKeepalive};
 
 use super::sockopt::set_int;
 
-/// Unanswered probes that end a connection, unless [`Timeouts::unacknowledged`] does so sooner.
+/// Unanswered probes that end a connection, unless [`PeerTimeouts::tcp_user_timeout`] does so sooner.
 const PROBES: u32 = 6;
 /// `MAX_TCP_KEEPIDLE` and `MAX_TCP_KEEPINTVL` of the kernel.
 const LONGEST: Duration = Duration::from_secs(32_767);
@@ -19,7 +19,7 @@ const SHORTEST: Duration = Duration::from_secs(1);
 
 /// `MAX_TCP_KEEPCNT` of the kernel.
 const MOST_PROBES: u64 = 127;
-/// How long Linux repeats bytes that nobody acknowledges, unless [`Timeouts::unacknowledged`] says otherwise
+/// How long Linux repeats bytes that nobody acknowledges, unless [`PeerTimeouts::tcp_user_timeout`] says otherwise
 /// (`tcp_retries2`).
 const REPEATS: Duration = Duration::from_secs(15 * 60);
 
@@ -46,9 +46,9 @@ impl Keepalive {
     /// over (`tcp_keepalive_timer`). Probing begins no later than at half of it, so that a peer is never given up for
     /// one packet that was lost.
     #[must_use]
-    pub fn of(timeouts: &Timeouts) -> Self {
+    pub fn of(timeouts: &PeerTimeouts) -> Self {
         let given = |duration: Duration| (!duration.is_zero()).then_some(duration);
-        let unacknowledged = given(timeouts.unacknowledged);
+        let unacknowledged = given(timeouts.tcp_user_timeout);
         let probes = given(timeouts.keepalive).map(|keepalive| {
             let latest = unacknowledged.map_or(LONGEST, |limit| limit / 2);
             let after = keepalive.min(latest).clamp(SHORTEST, LONGEST);
@@ -95,10 +95,10 @@ mod tests {
 
     fn of(keepalive: u64, unacknowledged: u64) -> Keepalive {
         let second = Duration::from_secs;
-        Keepalive::of(&Timeouts {
+        Keepalive::of(&PeerTimeouts {
             keepalive: second(keepalive),
-            unacknowledged: second(unacknowledged),
-            ..Timeouts::default()
+            tcp_user_timeout: second(unacknowledged),
+            ..PeerTimeouts::default()
         })
     }
 

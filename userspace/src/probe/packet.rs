@@ -47,7 +47,7 @@ const PACKETS: u64 = 4 * 2 * BYTES / 536;
 const FLOWS: u32 = 16;
 
 const REMEDY: &str =
-    "serve with handover: {packet: false} or another datapath, and report this with the kernel's version";
+    "serve with offload: {packet: false} or another datapath, and report this with the kernel's version";
 
 /// Experiments that are under addresses.
 #[derive(Debug)]

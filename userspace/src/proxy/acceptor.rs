@@ -231,7 +231,7 @@ impl Waiter {
         let Self { client, entrance } = self;
         entrance.stop.cancelled().await;
         if client.as_ref().is_some_and(|client| entrance.serves(client)) {
-            sleep(entrance.service.current.load().model.timeouts.drain).await;
+            sleep(entrance.service.current.load().model.runtime.timeouts.drain).await;
         }
     }
 

@@ -56,7 +56,7 @@ async fn establish(
     account.has_sockets([client.as_raw_fd(), -1]);
     deny(&client, &snapshot.model)?;
 
-    let mut reader = HelloReader::new(service.datapath.hello(), snapshot.model.limits.hello_bytes);
+    let mut reader = HelloReader::new(service.datapath.hello(), snapshot.model.runtime.limits.hello_bytes);
     let early = reader.read_now(&client).map(|received| route(listener, account, received));
     if let Some(Action::Refuse(refusal)) = &early {
         // Spares the runtime a socket that waits for nothing.
@@ -92,7 +92,9 @@ async fn establish(
 /// Resets a client whom the configuration denies.
 fn deny(client: &StdStream, model: &Model) -> Result<(), CloseReason> {
     // Whose client is gone by now is let on, and found gone.
-    if model.deny.is_empty() || !client.peer_addr().is_ok_and(|client| model.deny.contains(client.ip())) {
+    if model.runtime.deny.is_empty()
+        || !client.peer_addr().is_ok_and(|client| model.runtime.deny.contains(client.ip()))
+    {
         return Ok(());
     }
     let _ = sockopt::reset_on_close(client);
@@ -109,7 +111,7 @@ async fn wait_for_hello(
     let waiting = permit.hello(reader.has_begun(), StdInstant::now());
     let received = tokio::select! {
         biased;
-        received = timeout(model.timeouts.hello, reader.read(client, || waiting.heard())) => {
+        received = timeout(model.runtime.timeouts.hello, reader.read(client, || waiting.heard())) => {
             received.unwrap_or(Received::TimedOut)
         }
         () = waiting.made_room() => Received::MadeRoom,
@@ -166,7 +168,7 @@ async fn connect_within_limits(
 ) -> Result<Upstream, CloseReason> {
     let Cluster { max_connections, max_pending, .. } = *cluster;
     let pending = permit.connect(&cluster.name, max_connections, max_pending, StdInstant::now())?;
-    let connected = connect(cluster, client, model.timeouts.connect, service).await;
+    let connected = connect(cluster, client, model.runtime.timeouts.connect, service).await;
     drop(pending);
     match connected {
         Ok(upstream) => {
@@ -202,7 +204,7 @@ mod tests {
     use rustix::io::retry_on_intr;
     use snisplice_config::{
         Source, load,
-        model::{Limits, Timeouts},
+        model::{Capacity, Limits, PeerTimeouts},
     };
 
     use super::*;
@@ -234,7 +236,7 @@ mod tests {
             current: Arc::new(SharedSnapshot::from_pointee(Snapshot::new(model, 1))),
             metrics: Arc::new(Metrics::new()),
             datapath,
-            keepalive: Rc::new(Keepalive::of(&Timeouts::default())),
+            keepalive: Rc::new(Keepalive::of(&PeerTimeouts::default())),
             registry: Rc::default(),
             races: Cell::default(),
             listening: RefCell::default(),
@@ -266,7 +268,8 @@ mod tests {
         let address = socket.local_addr().unwrap();
         let service = service(address, Rc::new(Peeking));
         let accounts = listener_account(&service, address);
-        let admission = Admission::new(&Limits { hellos: Some(2), ..Limits::default() });
+        let admission =
+            Admission::new(Capacity::default().connections, &Limits { hellos: Some(2), ..Limits::default() });
         let connect = |first_bytes: &[u8]| {
             let mut client = StdStream::connect(address).unwrap();
             client.write_all(first_bytes).unwrap();
@@ -324,7 +327,9 @@ mod tests {
 
         let client = StdStream::connect(socket.local_addr().unwrap()).unwrap();
         let peer = client.local_addr().unwrap().ip();
-        let admitted = Admission::new(&Limits::default()).admit(peer, StdInstant::now()).unwrap();
+        let admitted = Admission::new(Capacity::default().connections, &Limits::default())
+            .admit(peer, StdInstant::now())
+            .unwrap();
         let permit = admitted.place().await;
         let registration = Registry::register(Account::open(&listener_account));
         // The future, its account, and its place in the registry.

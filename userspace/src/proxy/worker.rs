@@ -151,7 +151,7 @@ fn run(index: usize, shared: Shared, orders: mpsc::UnboundedReceiver<Order>) -> 
 
 async fn work(index: usize, shared: Shared, mut orders: mpsc::UnboundedReceiver<Order>) -> io::Result<()> {
     let service = Rc::new(Service {
-        keepalive: Rc::new(Keepalive::of(&shared.current.load().model.timeouts)),
+        keepalive: Rc::new(Keepalive::of(&shared.current.load().model.startup.timeouts)),
         current: shared.current,
         datapath: shared.datapath.build()?,
         metrics: shared.metrics.clone(),
@@ -258,7 +258,7 @@ async fn tick(service: Rc<Service>) {
             continue;
         }
         ticked = Instant::now();
-        let longest = service.current.load().model.timeouts.max_duration;
+        let longest = service.current.load().model.runtime.timeouts.max_duration;
         if !longest.is_zero() {
             service.registry.end_older(longest);
         }

@@ -173,7 +173,7 @@ pub(super) fn other_size(lab: &Lab) -> Result<()> {
     let (mut old, listener) = start_surviving(lab)?;
     let mut flow = Flow::open(lab, &listener)?;
     flow.exchange()?;
-    let other = options(lab, "survive: true\nlimits: {connections: 65}\n")?.arg("--takeover");
+    let other = options(lab, "flows: {persist: true}\nlimits: {connections: 65}\n")?.arg("--takeover");
     let mut new = Daemon::spawn(lab, &other, "refused")?;
     ensure!(!new.wait()?.success());
     let log = new.process().log()?;

@@ -1,6 +1,6 @@
 //! What a direction has moved so far, and whether that is enough to move it into the kernel.
 
-use snisplice_config::model::Handover;
+use snisplice_config::model::Offload;
 
 /// What userspace has copied in one direction.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -20,8 +20,8 @@ impl Progress {
 
     /// Whether a direction that has moved so much is likely to move enough to pay for its way into the kernel.
     #[must_use]
-    pub fn pays(self, rule: Handover) -> bool {
-        self.bytes >= rule.bytes || self.messages >= rule.messages
+    pub fn pays(self, rule: Offload) -> bool {
+        self.bytes >= rule.after_bytes || self.messages >= rule.after_messages
     }
 }
 
@@ -31,12 +31,12 @@ mod tests {
 
     #[test]
     fn either_bytes_or_messages_are_enough() {
-        let rule = Handover { bytes: 1_000, messages: 3, packet: true };
+        let rule = Offload { after_bytes: 1_000, after_messages: 3, packet: true };
         let once = Progress::default().after(10);
         assert!(!once.pays(rule));
         assert!(!once.after(10).pays(rule));
         assert!(once.after(10).after(10).pays(rule));
         assert!(once.after(990).pays(rule));
-        assert!(Progress::default().pays(Handover { bytes: 0, ..rule }));
+        assert!(Progress::default().pays(Offload { after_bytes: 0, ..rule }));
     }
 }

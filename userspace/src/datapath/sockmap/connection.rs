@@ -21,7 +21,7 @@ use snisplice_common::{
     Cookie,
     sockmap::direction::{Control, Flow, TORN},
 };
-use snisplice_config::model::Handover;
+use snisplice_config::model::Offload;
 use tokio::time::{sleep, timeout};
 
 use super::{Slot, watch::Also};
@@ -154,7 +154,7 @@ pub(super) struct Connection<'a> {
     backend: Leg,
     pub(super) entries: Entries<'a>,
     /// When a direction that is copied shall be armed; `None` if there is no such direction.
-    rule: Option<Handover>,
+    rule: Option<Offload>,
     /// The backend is on this host, and what it sends may take the short cut.
     pub(super) same_host: bool,
     /// The side whose failure is known and no news any more.
@@ -198,7 +198,7 @@ impl<'a> Connection<'a> {
         client: Leg,
         backend: Leg,
         slot: Slot<'a>,
-        rule: Option<Handover>,
+        rule: Option<Offload>,
         same_host: bool,
         account: &'a Account,
     ) -> Self {

@@ -1,0 +1,364 @@
+//! What a value of the native format can be: for its reader, for `check`, for the reference and for the JSON schema.
+
+use std::{fmt, net::SocketAddr, ops::RangeInclusive, str::FromStr, time::Duration};
+
+use strum::{EnumMessage, VariantArray};
+
+use crate::{
+    decode::{Diagnostics, View},
+    name::HostName,
+    networks::{Network, Networks},
+    units::{Bytes, Span},
+};
+
+/// More connections than any machine has.
+pub(crate) const MOST: u64 = 100_000_000;
+
+/// A year: long enough to mean "never", short enough to be added to any clock.
+const LONGEST: Duration = Duration::from_secs(365 * 86_400);
+
+/// Networks in `deny`: as many as the kernel's map has room for.
+const MOST_DENIED: usize = 65_536;
+
+/// What a value can be, for people and editors.
+#[derive(Debug, Clone)]
+pub(crate) enum Kind {
+    /// `true` or `false`.
+    Flag,
+    /// A whole number.
+    Number { least: u64, most: u64 },
+    /// A number of bytes.
+    Size { least: u64, most: u64 },
+    /// A duration; the longest one is a year.
+    Duration { least: Duration },
+    /// A whole number, or `auto` for a share of `limits.connections`.
+    Share(Share),
+    /// One of these words, each with what it means.
+    Choice(Vec<(&'static str, String)>),
+    /// A text in a form of its own: in words, and as an example.
+    Text { what: &'static str, example: &'static str },
+    /// A list.
+    List(Box<Kind>),
+    /// A list, or one item of it.
+    OneOrMore(Box<Kind>),
+    /// A mapping with these keys.
+    Mapping(&'static str),
+    /// One of these.
+    Either(Vec<Kind>),
+}
+
+/// How a setting of one type is read and shown.
+pub(crate) trait Codec<T> {
+    /// What the value can be.
+    fn kind(&self) -> Kind;
+    /// The value; `None` after a finding.
+    fn read(&self, view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<T>;
+    /// The value as it could be written.
+    fn show(&self, value: &T) -> String;
+}
+
+/// `true` or `false`.
+pub(crate) struct Flag;
+
+impl Codec<bool> for Flag {
+    fn kind(&self) -> Kind {
+        Kind::Flag
+    }
+
+    fn read(&self, view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<bool> {
+        view.flag(diagnostics)
+    }
+
+    fn show(&self, value: &bool) -> String {
+        value.to_string()
+    }
+}
+
+/// A whole number within a range.
+pub(crate) struct Count(pub(crate) RangeInclusive<u64>);
+
+impl<T: TryFrom<u64> + fmt::Display> Codec<T> for Count {
+    fn kind(&self) -> Kind {
+        Kind::Number { least: *self.0.start(), most: *self.0.end() }
+    }
+
+    fn read(&self, view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<T> {
+        view.number(self.0.clone(), diagnostics).and_then(|number| T::try_from(number).ok())
+    }
+
+    fn show(&self, value: &T) -> String {
+        value.to_string()
+    }
+}
+
+/// A number that follows from `limits.connections` unless it is written.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Share {
+    /// The smallest one that can be written.
+    pub(crate) least: u64,
+    /// By what the limit of connections is divided.
+    pub(crate) part: usize,
+    /// Whether `none` can be written, which is 0.
+    pub(crate) none: bool,
+}
+
+impl Share {
+    /// So many are let in whatever share of few places that would be: a limit that follows from another one shall not
+    /// refuse two clients that come at the same moment.
+    pub(crate) const FEW: usize = 16;
+
+    /// `1/2`.
+    pub(crate) fn in_words(&self) -> String {
+        format!("1/{}", self.part)
+    }
+
+    /// What `auto` stands for.
+    pub(crate) fn of(&self, connections: usize) -> usize {
+        (connections / self.part).max(Self::FEW)
+    }
+}
+
+impl Codec<Option<usize>> for Share {
+    fn kind(&self) -> Kind {
+        Kind::Share(*self)
+    }
+
+    fn read(&self, view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<Option<usize>> {
+        if view.says("auto") {
+            return Some(None);
+        }
+        if self.none && view.says("none") {
+            return Some(Some(0));
+        }
+        let number = view.number(self.least..=MOST, diagnostics)?;
+        usize::try_from(number).ok().map(Some)
+    }
+
+    fn show(&self, value: &Option<usize>) -> String {
+        match value {
+            None => "auto".into(),
+            Some(0) if self.none => "none".into(),
+            Some(number) => number.to_string(),
+        }
+    }
+}
+
+/// A number of bytes within a range.
+pub(crate) struct Size(pub(crate) RangeInclusive<u64>);
+
+impl<T: TryFrom<u64> + TryInto<u64> + Copy> Codec<T> for Size {
+    fn kind(&self) -> Kind {
+        Kind::Size { least: *self.0.start(), most: *self.0.end() }
+    }
+
+    fn read(&self, view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<T> {
+        let Bytes(bytes) = view.parse("a size such as 16KiB, 64k or 1MiB", diagnostics)?;
+        if !self.0.contains(&bytes) {
+            view.error(format!("{bytes} bytes are out of range"))
+                .expected(format!("{} to {} bytes", self.0.start(), self.0.end()))
+                .emit(diagnostics);
+            return None;
+        }
+        T::try_from(bytes).ok()
+    }
+
+    fn show(&self, value: &T) -> String {
+        (*value).try_into().map(|bytes| Bytes(bytes).to_string()).unwrap_or_default()
+    }
+}
+
+/// A duration of at most a year.
+pub(crate) struct Time {
+    /// The shortest one.
+    pub(crate) least: Duration,
+}
+
+impl Time {
+    /// Zero has no meaning.
+    pub(crate) const POSITIVE: Self = Self { least: Duration::from_millis(1) };
+    /// Zero has one.
+    pub(crate) const ANY: Self = Self { least: Duration::ZERO };
+}
+
+impl Codec<Duration> for Time {
+    fn kind(&self) -> Kind {
+        Kind::Duration { least: self.least }
+    }
+
+    fn read(&self, view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<Duration> {
+        let Span(duration) = view.parse("a duration such as 500ms, 10s or 1h30m", diagnostics)?;
+        if (self.least..=LONGEST).contains(&duration) {
+            return Some(duration);
+        }
+        view.error(format!("{} is out of range", Span(duration)))
+            .expected(format!("{} to 365d", Span(self.least)))
+            .emit(diagnostics);
+        None
+    }
+
+    fn show(&self, value: &Duration) -> String {
+        Span(*value).to_string()
+    }
+}
+
+/// One of the variants of an enum, by its name; its documentation says what it means.
+pub(crate) struct Choice {
+    /// What is chosen, for messages.
+    pub(crate) what: &'static str,
+}
+
+impl<T> Codec<T> for Choice
+where
+    T: VariantArray + EnumMessage + FromStr + Copy + Into<&'static str>,
+{
+    fn kind(&self) -> Kind {
+        Kind::Choice(
+            T::VARIANTS
+                .iter()
+                .map(|one| ((*one).into(), one.get_documentation().unwrap_or_default().to_owned()))
+                .collect(),
+        )
+    }
+
+    fn read(&self, view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<T> {
+        let names: Vec<&'static str> = T::VARIANTS.iter().map(|one| (*one).into()).collect();
+        let expected = one_of(&names);
+        let text = view.text(&expected, diagnostics)?;
+        if let Ok(value) = text.parse() {
+            return Some(value);
+        }
+        let mut found = view.error(format!("there is no {} '{text}'", self.what)).expected(expected);
+        found.remedy =
+            diagnostics.closest(text, names.into_iter()).map(|near| format!("did you mean '{near}'?"));
+        found.emit(diagnostics);
+        None
+    }
+
+    fn show(&self, value: &T) -> String {
+        Into::<&'static str>::into(*value).into()
+    }
+}
+
+/// `a, b or c`.
+pub(crate) fn one_of(names: &[&str]) -> String {
+    match names {
+        [] => String::new(),
+        [one] => (*one).into(),
+        [first @ .., last] => format!("{} or {last}", first.join(", ")),
+    }
+}
+
+/// A text with a form of its own; without one, nothing.
+pub(crate) struct Parsed {
+    /// In words.
+    pub(crate) what: &'static str,
+    /// One that is good.
+    pub(crate) example: &'static str,
+}
+
+impl<T: FromStr<Err: fmt::Display> + fmt::Display> Codec<Option<T>> for Parsed {
+    fn kind(&self) -> Kind {
+        Kind::Text { what: self.what, example: self.example }
+    }
+
+    fn read(&self, view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<Option<T>> {
+        view.parse(&format!("{}, for example {}", self.what, self.example), diagnostics).map(Some)
+    }
+
+    fn show(&self, value: &Option<T>) -> String {
+        value.as_ref().map_or_else(|| "none".into(), ToString::to_string)
+    }
+}
+
+/// Names of hosts: one, or a list.
+pub(crate) struct Hosts;
+
+impl Codec<Vec<HostName>> for Hosts {
+    fn kind(&self) -> Kind {
+        Kind::OneOrMore(Box::new(Kind::Text { what: "the name of a host", example: "balancer.example.com" }))
+    }
+
+    fn read(&self, view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<Vec<HostName>> {
+        let expected = "a name such as balancer.example.com";
+        let mut hosts = Vec::new();
+        for item in view.one_or_more(expected, diagnostics) {
+            let Some(text) = item.text(expected, diagnostics) else { continue };
+            match HostName::parse(text) {
+                Ok(name) => hosts.push(name),
+                Err(error) => item.error(error.to_string()).expected(expected).emit(diagnostics),
+            }
+        }
+        Some(hosts)
+    }
+
+    fn show(&self, value: &Vec<HostName>) -> String {
+        list(value.iter().map(HostName::as_str))
+    }
+}
+
+/// Networks: one, or a list.
+pub(crate) struct Denied;
+
+impl Codec<Networks> for Denied {
+    fn kind(&self) -> Kind {
+        Kind::OneOrMore(Box::new(Kind::Text { what: "a network or an address", example: "192.0.2.0/24" }))
+    }
+
+    fn read(&self, view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<Networks> {
+        let expected = "networks or addresses, such as 192.0.2.0/24 or 2001:db8::7";
+        let items = view.one_or_more(expected, diagnostics);
+        let deny: Networks =
+            items.iter().filter_map(|item| item.parse::<Network>(expected, diagnostics)).collect();
+        if deny.iter().count() > MOST_DENIED {
+            view.error(format!("more than {MOST_DENIED} networks cannot be denied"))
+                .remedy("name larger networks, or leave it to a firewall and set offload: {packet: false}")
+                .emit(diagnostics);
+        }
+        Some(deny)
+    }
+
+    fn show(&self, value: &Networks) -> String {
+        list(value.iter())
+    }
+}
+
+/// Addresses of name servers; the port is 53 where there is none.
+pub(crate) struct NameServers;
+
+/// One of them.
+struct NameServer(SocketAddr);
+
+impl FromStr for NameServer {
+    type Err = std::net::AddrParseError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let with_port = || text.parse().map(Self);
+        text.parse().map(|ip: std::net::IpAddr| Self(SocketAddr::new(ip, 53))).or_else(|_| with_port())
+    }
+}
+
+impl Codec<Vec<SocketAddr>> for NameServers {
+    fn kind(&self) -> Kind {
+        Kind::List(Box::new(Kind::Text {
+            what: "an IP address, or IP:PORT; without a port it is 53",
+            example: "10.0.0.53",
+        }))
+    }
+
+    fn read(&self, view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<Vec<SocketAddr>> {
+        let expected = "an address of a name server, for example 10.0.0.53 or [fd00::53]:5353";
+        let servers = view.list("a list of addresses of name servers", diagnostics);
+        let servers = servers.iter().filter_map(|view| view.parse::<NameServer>(expected, diagnostics));
+        Some(servers.map(|NameServer(address)| address).collect())
+    }
+
+    fn show(&self, value: &Vec<SocketAddr>) -> String {
+        list(value)
+    }
+}
+
+/// `[a, b]`, or `none`.
+fn list<T: fmt::Display>(items: impl IntoIterator<Item = T>) -> String {
+    let items: Vec<_> = items.into_iter().map(|item| item.to_string()).collect();
+    if items.is_empty() { "none".into() } else { format!("[{}]", items.join(", ")) }
+}

@@ -1,0 +1,300 @@
+//! Every key of the native format, as data: for the reference and for the JSON schema.
+//!
+//! Settings come from their declarations; what is here beside them are the keys of listeners, routes and backends. A test
+//! holds both to what the reader asks for.
+
+use super::read::SEGMENT_BYTES;
+use crate::{
+    kind::{Choice, Codec, Kind, MOST},
+    model::{
+        Target,
+        settings::{Applies, PENDING, Settings, groups},
+    },
+};
+
+/// A key of a mapping.
+pub(crate) struct Key {
+    pub(crate) name: &'static str,
+    pub(crate) kind: Kind,
+    pub(crate) required: bool,
+    /// As it would be written, or in words; empty if there is none.
+    pub(crate) default: String,
+    pub(crate) applies: Applies,
+    /// The oldest kernel on which it does anything, where that is newer than what the daemon wants anyway.
+    pub(crate) since: Option<&'static str>,
+    /// What it means, in Markdown.
+    pub(crate) doc: String,
+}
+
+/// A mapping.
+pub(crate) struct Mapping {
+    /// By which [`Kind::Mapping`] names it.
+    pub(crate) id: &'static str,
+    /// Where it is, as `listeners[]`; empty for the whole document.
+    pub(crate) path: &'static str,
+    pub(crate) doc: &'static str,
+    pub(crate) keys: Vec<Key>,
+}
+
+/// The names of verdicts, and when each is met.
+const VERDICTS: [(&str, &str); 6] = [
+    ("no_sni", "A valid hello has no server name, and no route has `*`."),
+    ("unknown_name", "No route serves the name."),
+    ("not_tls", "The first bytes are not TLS."),
+    ("malformed", "The first bytes are TLS, but not a valid hello."),
+    ("too_large", "The hello is longer than `limits.hello_bytes`."),
+    ("timeout", "The hello was not complete within `timeouts.hello`."),
+];
+
+fn key(name: &'static str, kind: Kind, default: &str, doc: &str) -> Key {
+    Key {
+        name,
+        kind,
+        required: false,
+        default: default.into(),
+        applies: Applies::Reload,
+        since: None,
+        doc: doc.into(),
+    }
+}
+
+fn required(name: &'static str, kind: Kind, doc: &str) -> Key {
+    Key { required: true, ..key(name, kind, "", doc) }
+}
+
+fn text(what: &'static str, example: &'static str) -> Kind {
+    Kind::Text { what, example }
+}
+
+fn list(kind: Kind) -> Kind {
+    Kind::List(Box::new(kind))
+}
+
+fn one_or_more(kind: Kind) -> Kind {
+    Kind::OneOrMore(Box::new(kind))
+}
+
+fn weight() -> Key {
+    let range = Kind::Number { least: 0, most: u64::from(Target::MAX_WEIGHT) };
+    key("weight", range, "1", "Share among its siblings; 0 receives nothing.")
+}
+
+/// All mappings, the document first.
+pub(crate) fn mappings() -> Vec<Mapping> {
+    let mut all =
+        vec![document(), listener(), policies(), policy(), route(), reference(), backend(), endpoint()];
+    let defaults = Settings::default();
+    for group in groups() {
+        let keys = group.settings.iter().map(|setting| Key {
+            name: setting.name,
+            kind: setting.kind(),
+            required: false,
+            default: setting.show(&defaults),
+            applies: setting.applies,
+            since: setting.since(),
+            doc: setting.doc(),
+        });
+        if group.name.is_empty() {
+            all[0].keys.extend(keys);
+        } else {
+            let mapping = Kind::Mapping(group.name);
+            let kind = match group.name {
+                "admin" => Kind::Either(vec![group.settings[0].kind(), mapping]),
+                _ => mapping,
+            };
+            let applies = group.settings[0].applies;
+            all[0].keys.push(Key { applies, ..key(group.name, kind, "", &format!("{}.", group.doc)) });
+            all.push(Mapping { id: group.name, path: group.name, doc: group.doc, keys: keys.collect() });
+        }
+    }
+    all
+}
+
+fn document() -> Mapping {
+    Mapping {
+        id: "configuration",
+        path: "",
+        doc: "A document",
+        keys: vec![
+            key(
+                "listeners",
+                list(Kind::Mapping("listener")),
+                "",
+                "What to listen on. There is at least one listener, here or from an Istio Gateway.",
+            ),
+            key(
+                "policies",
+                Kind::Mapping("policies"),
+                "",
+                "What happens to a connection without a route, by verdict. It holds for all listeners, also for those of \
+                 Gateways.",
+            ),
+            key(
+                "routes",
+                list(Kind::Mapping("route")),
+                "",
+                "Which names go where. The most specific pattern wins: a name, then the longest `*.suffix`, then `*`. Of \
+                 routes with the same pattern the first one wins, and the others are reported.",
+            ),
+            key("backends", list(Kind::Mapping("backend")), "", "Where connections can go."),
+        ],
+    }
+}
+
+fn listener() -> Mapping {
+    Mapping {
+        id: "listener",
+        path: "listeners[]",
+        doc: "A set of addresses, and the routes that are reached through it",
+        keys: vec![
+            required("name", text("a unique name", "public"), "Its name; a metric label."),
+            required(
+                "bind",
+                one_or_more(text("ip:port or [ipv6]:port", "0.0.0.0:443")),
+                "Addresses to listen on. `[::]` is IPv6 alone.",
+            ),
+            key(
+                "policies",
+                Kind::Mapping("policies"),
+                "",
+                "Policies instead of the common ones, verdict by verdict.",
+            ),
+            key(
+                "mss",
+                Kind::Number {
+                    least: u64::from(*SEGMENT_BYTES.start()),
+                    most: u64::from(*SEGMENT_BYTES.end()),
+                },
+                "what the device takes",
+                "Largest segment to announce to clients, in bytes without options (`TCP_MAXSEG`).",
+            ),
+            key(
+                "freebind",
+                Kind::Flag,
+                "false",
+                "Whether addresses are bound that this host does not have yet (`IP_FREEBIND`).",
+            ),
+        ],
+    }
+}
+
+fn policies() -> Mapping {
+    let policy = || Kind::Either(vec![choice(), Kind::Mapping("policy")]);
+    Mapping {
+        id: "policies",
+        path: "policies",
+        doc: "What happens to a connection without a route, by verdict",
+        keys: VERDICTS.iter().map(|(name, doc)| key(name, policy(), "close", doc)).collect(),
+    }
+}
+
+fn choice() -> Kind {
+    Codec::<super::read::FixedPolicy>::kind(&Choice { what: "policy" })
+}
+
+fn policy() -> Mapping {
+    Mapping {
+        id: "policy",
+        path: "policies.VERDICT",
+        doc: "A policy that passes the bytes on all the same",
+        keys: vec![required("backend", text("the name of a backend", "shop"), "The backend that gets them.")],
+    }
+}
+
+fn route() -> Mapping {
+    let backend = Kind::Either(vec![text("the name of a backend", "shop"), Kind::Mapping("reference")]);
+    Mapping {
+        id: "route",
+        path: "routes[]",
+        doc: "Names, and where they go",
+        keys: vec![
+            key("name", text("a unique name", "shop"), "the first of `sni`", "Its name; a metric label."),
+            key(
+                "listeners",
+                one_or_more(text("the name of a listener", "public")),
+                "all listeners",
+                "The listeners that it is for. `gateway-443` is the one that Istio Gateways make for port 443 on all addresses, \
+                 `gateway-192.0.2.1-443` the one for one address.",
+            ),
+            required(
+                "sni",
+                one_or_more(text("a name, `*.suffix` or `*`", "*.example.com")),
+                "Server names. `*.suffix` stands for one or more labels before the suffix; `*` also serves a hello without a \
+                 server name.",
+            ),
+            required(
+                "backends",
+                one_or_more(backend),
+                "Where its connections go, in proportion to the weights.",
+            ),
+        ],
+    }
+}
+
+fn reference() -> Mapping {
+    Mapping {
+        id: "reference",
+        path: "routes[].backends[]",
+        doc: "A backend of a route. A text instead of a mapping is its `name`",
+        keys: vec![required("name", text("the name of a backend", "shop"), "The backend."), weight()],
+    }
+}
+
+fn backend() -> Mapping {
+    let address = text("host:port", "10.0.0.1:8443");
+    let pending = format!("an eighth of `limits.connections`, at least {}", PENDING.of(0));
+    Mapping {
+        id: "backend",
+        path: "backends[]",
+        doc: "Endpoints that serve the same thing",
+        keys: vec![
+            required("name", text("a unique name", "shop"), "Its name; a metric label."),
+            required(
+                "endpoints",
+                one_or_more(Kind::Either(vec![address, Kind::Mapping("endpoint")])),
+                "Where it can be reached. Names are resolved by DNS.",
+            ),
+            key(
+                "source",
+                one_or_more(text("an IP address of this machine", "10.0.0.9")),
+                "the kernel's choice",
+                "Local addresses to connect from, in turn.",
+            ),
+            Key {
+                applies: Applies::Restart,
+                ..key(
+                    "same_host",
+                    Kind::Flag,
+                    "false",
+                    "Whether what it sends is handed to the client's socket at once, where it is on this host and the kernel \
+                     allows it (see [same host](internals/same-host.md)). That the first backend asks for it takes effect at \
+                     the next start.",
+                )
+            },
+            key(
+                "max_connections",
+                Kind::Number { least: 1, most: MOST },
+                "no limit",
+                "Connections to it at once. Further ones are refused.",
+            ),
+            key(
+                "max_pending",
+                Kind::Number { least: 0, most: MOST },
+                &pending,
+                "Connections at once that wait for one of its endpoints to answer; 0 is no limit.",
+            ),
+        ],
+    }
+}
+
+fn endpoint() -> Mapping {
+    Mapping {
+        id: "endpoint",
+        path: "backends[].endpoints[]",
+        doc: "One address of a backend. A text instead of a mapping is its `address`",
+        keys: vec![
+            required("address", text("host:port", "shop.internal:8443"), "Address or name, and port."),
+            weight(),
+        ],
+    }
+}
