@@ -199,7 +199,7 @@ impl<'lab> Daemon<'lab> {
             fs::write(&path, settings)?;
             command.arg("-c").arg(path);
         }
-        command.args(["--datapath", datapath.unwrap_or(lab.datapath.option())]).args(args);
+        command.args(["--datapath", datapath.unwrap_or(lab.datapath.label())]).args(args);
         // Nobody else has anything in the lab's own directory; it is root's.
         if capabilities.is_none() && !args.iter().any(|arg| arg == "--takeover-path") {
             command.arg("--takeover-path").arg(takeover_path(lab));

@@ -50,18 +50,9 @@ impl Datapath {
         }
     }
 
-    /// As `snisplice_datapath` spells it.
+    /// As `--datapath` and `snisplice_datapath` spell it.
     #[must_use]
     pub fn label(self) -> &'static str {
-        match self {
-            Self::Auto => "adaptive",
-            other => other.name(),
-        }
-    }
-
-    /// As `--datapath` spells it.
-    #[must_use]
-    pub fn option(self) -> &'static str {
         match self {
             Self::Adaptive | Self::Auto => "auto",
             other => other.name(),

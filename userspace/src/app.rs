@@ -248,7 +248,7 @@ impl App {
     fn heed(&mut self, event: Event) {
         match event {
             Event::Found { found, remembered } => {
-                let datapath = if found.is_empty() { "relay" } else { "adaptive" };
+                let datapath = if found.is_empty() { "relay" } else { "auto" };
                 let InKernel { programs, kernel } = &found;
                 tracing::info!(
                     packets = programs.is_some(),

@@ -214,7 +214,7 @@ pub struct Connections {
     #[arg(long, value_name = "NAME")]
     pub backend: Option<String>,
     /// Only those that are carried so: relay, sockmap or packet
-    #[arg(long, value_name = "HOW")]
+    #[arg(long = "datapath", value_name = "HOW")]
     pub carrier: Option<Carrier>,
     /// Only those of clients in this network, or of this client
     #[arg(long, value_name = "CIDR")]

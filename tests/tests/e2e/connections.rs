@@ -129,14 +129,14 @@ fn each_is_told(lab: &Lab) -> Result<()> {
         Datapath::Sockmap | Datapath::Adaptive => "sockmap",
         Datapath::Auto | Datapath::Packet => "packet",
     };
-    ensure!(one["carrier"] == carrier && one["packet_refused"].is_null(), "{one}");
+    ensure!(one["datapath"] == carrier && one["packet_refused"].is_null(), "{one}");
     ensure!(one["age_seconds"].as_f64().is_some_and(|age| (0.0..60.0).contains(&age)), "{one}");
     for (query, count) in [
         ("?listener=front&backend=pool", 1),
-        (&*format!("?carrier={carrier}"), 1),
+        (&*format!("?datapath={carrier}"), 1),
         ("?listener=back", 0),
         ("?backend=front", 0),
-        (if carrier == "relay" { "?carrier=packet" } else { "?carrier=relay" }, 0),
+        (if carrier == "relay" { "?datapath=packet" } else { "?datapath=relay" }, 0),
     ] {
         ensure!(list(&daemon, query)?.len() == count, "{query} does not give {count}");
     }
@@ -194,7 +194,7 @@ fn refusal_is_told(lab: &Lab) -> Result<()> {
     match lab.datapath {
         Datapath::Auto | Datapath::Packet => wait::until_true("the reason is told", || {
             let one = of(&daemon, &flow)?;
-            Ok(one["packet_refused"] == "timestamps" && one["carrier"] != "packet")
+            Ok(one["packet_refused"] == "timestamps" && one["datapath"] != "packet")
         }),
         _ => {
             let one = of(&daemon, &flow)?;
@@ -249,7 +249,7 @@ fn one_without_a_hello_is_closed(lab: &Lab) -> Result<()> {
         let all = list(&daemon, "")?;
         Ok((!all.is_empty()).then_some(all))
     })?;
-    ensure!(all[0]["backend"].is_null() && all[0]["carrier"].is_null(), "{all:?}");
+    ensure!(all[0]["backend"].is_null() && all[0]["datapath"].is_null(), "{all:?}");
     ensure!(delete(&daemon, &format!("/connections/{}", all[0]["id"]))? == 1);
     ensure!(tcp::read_to_end(&mut client)? == (Vec::new(), Ending::Reset));
     closed(&daemon, 1)?;
@@ -329,7 +329,7 @@ fn the_commands_print_and_close(lab: &Lab) -> Result<()> {
         .find(|line| line.contains(&client))
         .and_then(|line| line.split_whitespace().next());
     let id = id.with_context(|| said.stdout.clone())?;
-    let said = cli(lab, &["connections", "--admin", ADMIN, "--json", "--carrier", "relay"])?.ok()?;
+    let said = cli(lab, &["connections", "--admin", ADMIN, "--json", "--datapath", "relay"])?.ok()?;
     let listing: Value = serde_json::from_str(&said.stdout)?;
     ensure!(listing["connections"][0]["id"].as_u64() == Some(id.parse()?), "{listing}");
     ensure!(cli(lab, &["close", "--admin", ADMIN])?.code == Some(2), "nothing to close is named");

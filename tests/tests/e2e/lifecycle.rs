@@ -158,7 +158,7 @@ fn a_killed_daemon_can_be_started_again(lab: &Lab) -> Result<()> {
 fn auto_takes_the_kernel_where_it_can(lab: &Lab) -> Result<()> {
     let listener = flow::backend(lab)?;
     let daemon = Daemon::start(lab, &Options::yaml(lab, &flow::yaml(""))?.datapath("auto"))?;
-    ensure!(daemon.serves_with("adaptive")?);
+    ensure!(daemon.serves_with("auto")?);
     Flow::open(lab, &listener)?.exchange()
 }
 
@@ -178,7 +178,9 @@ fn it_serves_before_the_kernel_is_known(lab: &Lab) -> Result<()> {
     }
     ensure!(daemon.ask("GET", "/ready")?.1.contains("probing"), "it does not say that it is probing");
     let carried = |daemon: &Daemon<'_>, carrier: &str| {
-        daemon.ask("GET", &format!("/connections?carrier={carrier}")).map(|(_, list)| list.contains("\"id\""))
+        daemon
+            .ask("GET", &format!("/connections?datapath={carrier}"))
+            .map(|(_, list)| list.contains("\"id\""))
     };
     ensure!(carried(&daemon, "relay")?, "the connection is not relayed");
     signal::kill(experiments, Signal::SIGCONT)?;

@@ -38,6 +38,7 @@ pub struct Connection {
     /// Seconds since it was accepted.
     pub age_seconds: f64,
     /// `relay`, `sockmap` or `packet`.
+    #[serde(rename = "datapath")]
     pub carrier: Option<String>,
     /// Why packets do not carry it, where that was tried; as in `snisplice_packet_refused_total`.
     pub packet_refused: Option<String>,
@@ -75,6 +76,7 @@ pub struct Filter {
     /// Going to the backend of this name.
     pub backend: Option<String>,
     /// Carried so.
+    #[serde(rename = "datapath")]
     #[serde(serialize_with = "label")]
     pub carrier: Option<Carrier>,
     /// Of a client in one of these networks.
@@ -129,6 +131,7 @@ impl Query {
 struct Asked {
     listener: Option<String>,
     backend: Option<String>,
+    #[serde(rename = "datapath")]
     #[serde(deserialize_with = "parsed")]
     carrier: Option<Carrier>,
     #[serde(deserialize_with = "networks")]
@@ -204,7 +207,7 @@ mod tests {
 
     #[test]
     fn a_query_says_which() {
-        let query = "listener=a&backend=b%20%c3%a4&carrier=packet&client=10.1.0.0/16,2001:db8::1&sni=x.example&limit=7&after=9";
+        let query = "listener=a&backend=b%20%c3%a4&datapath=packet&client=10.1.0.0/16,2001:db8::1&sni=x.example&limit=7&after=9";
         let query = Query::parse(query).unwrap();
         let filter = Filter {
             id: None,
@@ -227,7 +230,8 @@ mod tests {
         for (text, word) in [
             ("backend", "key=value"),
             ("backends=x", "'backends'"),
-            ("carrier=fast", "'fast'"),
+            ("carrier=relay", "'carrier'"),
+            ("datapath=fast", "'fast'"),
             ("client=10.0.0.0%2F33", "'10.0.0.0/33'"),
             ("client=", "''"),
             ("listener=a&listener=b", "'listener'"),

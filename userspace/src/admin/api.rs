@@ -246,7 +246,7 @@ mod tests {
             (true, Method::DELETE, "/connections", 400),
             (true, Method::DELETE, "/connections?limit=1", 400),
             (true, Method::DELETE, "/connections?backend=shop&after=1", 400),
-            (true, Method::DELETE, "/connections?carrier=fast", 400),
+            (true, Method::DELETE, "/connections?datapath=fast", 400),
             (true, Method::DELETE, "/connections?backend=shop", 200),
             (true, Method::DELETE, "/connections?client=10.0.0.0/8", 200),
             (true, Method::DELETE, "/connections?client=10.0.0.0/40", 400),

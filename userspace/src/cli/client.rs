@@ -84,7 +84,7 @@ fn render(Listing { connections, more }: &Listing) -> String {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
     table.set_header([
-        "id", "listener", "route", "backend", "client", "to", "age", "carrier", "refused", "up", "down",
+        "id", "listener", "route", "backend", "client", "to", "age", "datapath", "refused", "up", "down",
     ]);
     for one in connections {
         table.add_row(row(one));

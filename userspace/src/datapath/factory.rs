@@ -64,7 +64,7 @@ impl Factory {
             Chosen::Relay => "relay",
             Chosen::Sockmap(_) => "sockmap",
             Chosen::Adaptive(Some(found), _) if found.is_empty() => "relay",
-            Chosen::Adaptive(..) => "adaptive",
+            Chosen::Adaptive(..) => "auto",
             Chosen::Packet(_) => "packet",
         }
     }

@@ -32,6 +32,10 @@ fn moved_by(daemon: &Daemon<'_>) -> Result<[u64; 2]> {
     Ok([number("bytes_up=")?, number("bytes_down=")?])
 }
 
+fn scraped(daemon: &Daemon<'_>) -> Result<i64> {
+    Ok(daemon.metrics()?.sum("snisplice_bytes_total", &[]))
+}
+
 /// Every byte is accounted for by one of the two.
 pub(super) fn flows_go_over(lab: &Lab) -> Result<()> {
     let (mut old, listener) = start_surviving(lab)?;
@@ -41,10 +45,15 @@ pub(super) fn flows_go_over(lab: &Lab) -> Result<()> {
     let [up, down] = under_traffic(&flows, |traffic| {
         // One that is not settled goes over later.
         moved("bytes move in the old one", traffic)?;
-        new = Some(next(lab, survive::SETTINGS, "second")?);
+        // What a scrape has counted in mid-flow, the other one does not count again.
+        ensure!(scraped(&old)? > 0, "the old one has counted nothing of open flows");
+        let second = next(lab, survive::SETTINGS, "second")?;
         moved("bytes move while flows go over", traffic)?;
         ensure!(old.wait()?.success());
-        moved("bytes move without the old one", traffic)
+        moved("bytes move without the old one", traffic)?;
+        ensure!(scraped(&second)? > 0, "the new one has counted nothing of open flows");
+        new = Some(second);
+        Ok(())
     })?;
     let new = new.context("it has taken over")?;
     let metrics = new.metrics()?;
@@ -139,7 +148,7 @@ pub(super) fn listed_and_closed(lab: &Lab) -> Result<()> {
     ensure!(all.len() == 4 && ids.len() == 4, "{all:?}");
     let mut closed = flows.remove(0);
     let one = connections::of(&new, &closed)?;
-    ensure!(one["listener"] == "none" && one["carrier"] == "packet", "{one}");
+    ensure!(one["listener"] == "none" && one["datapath"] == "packet", "{one}");
     connections::ensure_addresses(&one, &closed)?;
     // As many as since they are in packets.
     ensure!(one["bytes_down"].as_u64().is_some_and(|bytes| bytes <= 6), "{one}");
