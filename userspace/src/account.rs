@@ -12,7 +12,7 @@ use std::{
 use self::registry::Registry;
 use crate::metrics::{
     ListenerCounters, Metrics, NONE,
-    labels::{Carrier, CloseReason, Direction, PacketRefusal},
+    labels::{Carrier, CloseReason, Direction, PacketIneligible},
 };
 
 pub mod registry;
@@ -78,7 +78,7 @@ pub struct Account {
     pub(crate) serial: u32,
     pub(crate) opened: u32,
     carrier: Cell<Option<Carrier>>,
-    refused: Cell<Option<PacketRefusal>>,
+    refused: Cell<Option<PacketIneligible>>,
     asked_for: Cell<NameMark>,
 }
 
@@ -201,13 +201,13 @@ impl Account {
     }
 
     /// Notes why packets do not carry the connection.
-    pub fn refused_in_packets(&self, why: PacketRefusal) {
+    pub fn refused_in_packets(&self, why: PacketIneligible) {
         self.refused.set(Some(why));
     }
 
     /// Why packets do not carry the connection, if that was tried.
     #[must_use]
-    pub fn refusal(&self) -> Option<PacketRefusal> {
+    pub fn refusal(&self) -> Option<PacketIneligible> {
         self.refused.get()
     }
 

@@ -2,8 +2,10 @@
 
 mod btf;
 pub mod cgroup;
+mod events;
 pub mod layout;
 pub mod load;
 pub mod packet;
 pub mod sockmap;
-pub mod wakeup;
+
+pub use snisplice_wakeup as wakeup;

@@ -22,10 +22,4 @@ pub mod provider;
 pub mod proxy;
 pub mod snapshot;
 pub mod takeover;
-pub mod tls;
 pub mod upstream;
-
-/// What threads meet by in [`bpf::wakeup`]. The test that takes them through all orders (`tests/signals`) has loom's.
-mod sync {
-    pub(crate) use std::sync::{Mutex, MutexGuard, PoisonError};
-}

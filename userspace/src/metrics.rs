@@ -404,6 +404,18 @@ pub(crate) fn by_label(
     Ok(())
 }
 
+/// Counters without labels, each with its name and help, for a collector.
+pub(crate) fn counters(
+    encoder: &mut DescriptorEncoder,
+    counters: &[(&'static str, &'static str, u64)],
+) -> fmt::Result {
+    for (name, help, value) in counters {
+        let counter = ConstCounter::new(*value);
+        counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
+    }
+    Ok(())
+}
+
 /// A counter for each reason, for a collector.
 pub(crate) fn by_reason(
     encoder: &mut DescriptorEncoder,

@@ -4,17 +4,17 @@
 use std::ffi::OsStr;
 
 use libfuzzer_sys::fuzz_target;
-use snisplice_fuzz::{
+use snisplice_fuzz::seeds;
+use snisplice_tls::client_hello::{
+    Parse,
     invariants::{check_prefixes, follow},
-    seeds,
-    tls::client_hello::Parse,
 };
 
 /// How many prefixes of one input are looked at, so that a long input does not take its length squared.
 const PREFIXES: usize = 256;
 
 fuzz_target!(
-    init: seeds::plant("client_hello", &["userspace/testdata/hellos"], |file, _| {
+    init: seeds::plant("client_hello", &["userspace/tls/testdata/hellos"], |file, _| {
         file.extension() == Some(OsStr::new("bin"))
     }),
     |bytes: &[u8]| {

@@ -2,8 +2,3 @@
 
 pub mod config;
 pub mod seeds;
-pub mod tls;
-
-/// What the unit tests, too, check of any bytes.
-#[path = "../../../userspace/src/tls/client_hello/tests/invariants.rs"]
-pub mod invariants;

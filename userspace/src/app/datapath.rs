@@ -14,7 +14,7 @@ use crate::{
     },
     datapath::{
         factory::{Chosen, Factory},
-        packet::adopted::Orphans,
+        packet::adopted::AdoptedFlows,
         seam::{InKernel, Patience},
     },
     metrics::Metrics,
@@ -56,7 +56,7 @@ pub(super) fn undecided(model: &Model) -> Factory {
     Factory::new(Patience::of(&model.startup.timeouts), Chosen::Adaptive(None, model.startup.offload))
 }
 
-/// Flows of an earlier process, to be watched from now on; see [`Orphans`]. Those of a process that lives,
+/// Flows of an earlier process, to be watched from now on; see [`AdoptedFlows`]. Those of a process that lives,
 /// which are in these places, come by and by. They are numbered after the connections of so many workers.
 pub(super) fn orphans(
     factory: &Factory,
@@ -64,11 +64,17 @@ pub(super) fn orphans(
     metrics: &Arc<Metrics>,
     alive: Option<BTreeSet<u32>>,
     workers: usize,
-) -> anyhow::Result<Option<Orphans>> {
+) -> anyhow::Result<Option<AdoptedFlows>> {
     let Some(programs) = factory.programs().filter(|programs| programs.survives()) else { return Ok(None) };
     let keepalive = Keepalive::of(&model.startup.timeouts);
-    let orphans =
-        Orphans::take(&programs, Patience::of(&model.startup.timeouts), keepalive, metrics, alive, workers);
+    let orphans = AdoptedFlows::take(
+        &programs,
+        Patience::of(&model.startup.timeouts),
+        keepalive,
+        metrics,
+        alive,
+        workers,
+    );
     orphans.map(Some).context("cannot take over the flows of an earlier process")
 }
 

@@ -25,7 +25,7 @@ use crate::{
     admin::{Admin, Askable},
     bpf::packet::Pins,
     cli::Run,
-    datapath::{factory::Factory, packet::adopted::Orphans},
+    datapath::{factory::Factory, packet::adopted::AdoptedFlows},
     limits::admission::Admission,
     metrics::Metrics,
     net::listeners::Bound as Sockets,
@@ -83,7 +83,7 @@ pub(super) struct Loaded {
     datapath: Factory,
     /// Whether the maps are those of the old process, too.
     jointly: bool,
-    orphans: Option<Orphans>,
+    orphans: Option<AdoptedFlows>,
 }
 
 /// Every socket is bound.

@@ -169,7 +169,7 @@ impl App {
             }
             Request::Abort(shared) => {
                 if let Some(programs) = self.programs.as_ref().filter(|_| shared) {
-                    if let Err(error) = adopted::forget_strangers(programs) {
+                    if let Err(error) = adopted::remove_unowned(programs) {
                         tracing::warn!(%error, "flows of the other process are left");
                     }
                     programs.thaw();

@@ -98,3 +98,12 @@ pub(crate) fn total<C: Pod + Default + AddAssign>(counters: &PerCpuArray<MapData
     }
     Ok(total)
 }
+
+/// What the kernel said of an operation on a map.
+pub(crate) fn cause(error: MapError) -> io::Error {
+    match error {
+        MapError::SyscallError(error) => error.io_error,
+        MapError::IoError(error) => error,
+        other => io::Error::other(other),
+    }
+}

@@ -40,14 +40,15 @@ use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    events::Listener,
+    events::FlowEvents,
     filters::Filters,
     layout::Layout,
-    pins::Side,
+    pins::Hook,
     routes::{Routes, Watcher},
     stats::Stats,
 };
 use super::{
+    events::EventThread,
     load::{LoadError, descriptor, taken, total, verified},
     wakeup::Signals,
 };
@@ -67,7 +68,7 @@ mod stall;
 pub mod stats;
 pub mod tuple;
 
-pub use events::Heard;
+pub use events::EventCounters;
 pub(crate) use events::LOOK;
 pub use pins::{Pins, PinsError};
 pub use routes::Lead;
@@ -100,7 +101,8 @@ pub enum AttachError {
 pub struct Programs {
     // Both stop before the maps go.
     watcher: OnceLock<Watcher>,
-    listener: Listener,
+    events: EventThread,
+    event_counters: Arc<EventCounters>,
     routes: Arc<Routes>,
     fds: Fds,
     totals: Arc<PerCpuArray<MapData, Totals>>,
@@ -186,10 +188,13 @@ impl Programs {
         let ring = RingBuf::try_from(taken(&mut ebpf, name::EVENTS)?)?;
         let totals = Arc::new(PerCpuArray::try_from(taken(&mut ebpf, name::TOTALS)?)?);
         let filters = Filters::new(taken(&mut ebpf, name::DENIED)?, taken(&mut ebpf, name::STRICT)?)?;
-        let listener = Listener::start(ring, totals.clone()).map_err(LoadError::Listen)?;
+        let event_counters = Arc::<EventCounters>::default();
+        let events = FlowEvents::new(totals.clone(), event_counters.clone());
+        let events = EventThread::start(events::THREAD, ring, events).map_err(LoadError::Listen)?;
         Ok(Arc::new(Self {
             watcher: OnceLock::new(),
-            listener,
+            events,
+            event_counters,
             routes: Arc::new(Routes::new(flows).map_err(LoadError::Listen)?),
             fds,
             totals,
@@ -252,10 +257,10 @@ impl Programs {
         Ok(())
     }
 
-    /// What the programs have told.
+    /// What the programs have reported.
     #[must_use]
-    pub fn heard(&self) -> &Heard {
-        self.listener.heard()
+    pub fn event_counters(&self) -> &EventCounters {
+        &self.event_counters
     }
 
     /// What userspace has counted.
@@ -266,12 +271,12 @@ impl Programs {
 
     /// Lets a worker hear of its flows: those whose token has the returned number are marked in `signals`.
     pub fn register(&self, signals: Arc<Signals>) -> u16 {
-        self.listener.register(signals)
+        self.events.register(signals)
     }
 
     /// Ends what [`Programs::register`] began.
     pub fn unregister(&self, worker: u16) {
-        self.listener.unregister(worker);
+        self.events.unregister(worker);
     }
 
     /// A place for a flow; `None` if all are taken.
@@ -344,8 +349,8 @@ impl Programs {
     fn take_device(&self, pins: &Pins, device: u32) -> Result<(), AttachError> {
         let mut ebpf = self.ebpf.write().unwrap_or_else(PoisonError::into_inner);
         let mut links = Vec::new();
-        for (name, side) in [(name::EGRESS, Side::Egress), (name::INGRESS, Side::Ingress)] {
-            let link = PinnedLink::from_pin(pins.link(device, side))?;
+        for (name, hook) in [(name::EGRESS, Hook::Egress), (name::INGRESS, Hook::Ingress)] {
+            let link = PinnedLink::from_pin(pins.link(device, hook))?;
             let program = ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)?;
             let program: &mut SchedClassifier = program.try_into()?;
             let id = program.attach_to_link(FdLink::from(link).try_into()?)?;
@@ -445,11 +450,11 @@ impl Programs {
         pins.forget(device);
         let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
         let links = links.entry(device).or_default();
-        for (side, (name, id)) in [Side::Egress, Side::Ingress].into_iter().zip(attached) {
+        for (hook, (name, id)) in [Hook::Egress, Hook::Ingress].into_iter().zip(attached) {
             let program = ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)?;
             let program: &mut SchedClassifier = program.try_into()?;
             let link = FdLink::try_from(program.take_link(id)?)?;
-            links.push(link.pin(pins.link(device, side))?.into());
+            links.push(link.pin(pins.link(device, hook))?.into());
         }
         Ok(())
     }

@@ -23,11 +23,12 @@ use snisplice_common::{
 
 use self::{
     budget::Budget,
-    events::Listener,
+    events::Fallbacks,
     same_host::{Plan, SameHost},
     stats::Stats,
 };
 use super::{
+    events::EventThread,
     layout::Layout,
     load::{LoadError, descriptor, taken, total, verified},
     wakeup::Signals,
@@ -77,7 +78,7 @@ pub struct Settings {
 /// The loaded program and its maps; one for the process, shared by its workers.
 pub struct Kernel {
     // Stops before the maps go.
-    listener: Listener,
+    events: EventThread,
     fds: Fds,
     counters: Arc<PerCpuArray<MapData, Counters>>,
     budget: Budget,
@@ -156,16 +157,9 @@ impl Kernel {
         let ring = RingBuf::try_from(taken(&mut ebpf, maps::EVENTS)?)?;
         let counters = Arc::new(PerCpuArray::try_from(taken(&mut ebpf, maps::COUNTERS)?)?);
         let budget = Budget::new(Array::try_from(taken(&mut ebpf, maps::IN_FLIGHT)?)?);
-        let listener = Listener::start(ring, counters.clone()).map_err(LoadError::Listen)?;
-        Ok(Arc::new(Self {
-            listener,
-            fds,
-            counters,
-            budget,
-            stats: Arc::default(),
-            same_host,
-            _program: ebpf,
-        }))
+        let events = Fallbacks::new(counters.clone());
+        let events = EventThread::start(events::THREAD, ring, events).map_err(LoadError::Listen)?;
+        Ok(Arc::new(Self { events, fds, counters, budget, stats: Arc::default(), same_host, _program: ebpf }))
     }
 
     /// What the program has counted since it was loaded, over all CPUs.
@@ -193,12 +187,12 @@ impl Kernel {
 
     /// Lets a worker hear of its flows: events whose token has the returned number go to `signals`.
     pub fn register(&self, signals: Arc<Signals>) -> u16 {
-        self.listener.register(signals)
+        self.events.register(signals)
     }
 
     /// Ends what [`Kernel::register`] began.
     pub fn unregister(&self, worker: u16) {
-        self.listener.unregister(worker);
+        self.events.unregister(worker);
     }
 
     /// A descriptor of `SNI_TARGETS` for another user of the map.

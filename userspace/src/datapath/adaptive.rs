@@ -25,7 +25,7 @@ use snisplice_config::model::Offload;
 
 use super::{
     packet::{Packet, Seen, Watched, leg},
-    relay::{Carried, Connection, Job, Moment, Relay, Terms},
+    relay::{Carried, Connection, CopyContext, CopyOptions, HandoverPoint, Relay},
     seam::{Datapath, End, Forward, HelloMode, InKernel, Pair},
     sockmap::{self, Sockmap},
 };
@@ -38,8 +38,8 @@ pub struct Adaptive {
     /// What connections go over to, once that is known.
     carriers: OnceCell<Carriers>,
     rule: Offload,
-    /// How a connection is copied, by [`Aim`].
-    terms: [Terms; 4],
+    /// How a connection is copied, by [`Goal`].
+    options: [CopyOptions; 4],
 }
 
 /// What connections go over to.
@@ -53,7 +53,7 @@ struct Carriers {
 
 /// What a connection that is copied waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Aim {
+enum Goal {
     /// That it is known what the kernel can do.
     Knowledge,
     /// To be carried in packets.
@@ -74,12 +74,12 @@ enum Next<'a> {
 }
 
 /// How one connection is carried. What it was copied with is gone before the other begins.
-enum Stages<'a> {
+enum Stage<'a> {
     Copied(Copying<'a>),
     Carried(Forward<'a>),
 }
 
-impl Future for Stages<'_> {
+impl Future for Stage<'_> {
     type Output = End;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<End> {
@@ -99,10 +99,11 @@ impl Adaptive {
     /// Copies with `relay` until `rule` hands over to what [`Datapath::gain`] brings.
     #[must_use]
     pub fn new(relay: Relay, rule: Offload) -> Self {
-        let to_end = *relay.terms();
-        let until = |moment| Terms { handover: Some((rule, moment)), ..to_end };
-        let terms = [until(Moment::Any), until(Moment::Any), until(Moment::AtRest), to_end];
-        Self { relay, carriers: OnceCell::new(), rule, terms }
+        let to_end = *relay.options();
+        let until = |moment| CopyOptions { handover: Some((rule, moment)), ..to_end };
+        let options =
+            [until(HandoverPoint::Any), until(HandoverPoint::Any), until(HandoverPoint::AtRest), to_end];
+        Self { relay, carriers: OnceCell::new(), rule, options }
     }
 
     fn packet(&self) -> Option<&Packet> {
@@ -113,24 +114,24 @@ impl Adaptive {
         self.carriers.get()?.sockmap.as_ref()
     }
 
-    fn terms(&self, aim: Aim) -> &Terms {
-        &self.terms[aim as usize]
+    fn options(&self, goal: Goal) -> &CopyOptions {
+        &self.options[goal as usize]
     }
 
-    fn first_aim(&self, same_host: bool) -> Aim {
+    fn first_goal(&self, same_host: bool) -> Goal {
         match self.carriers.get() {
-            None => Aim::Knowledge,
-            Some(Carriers { withdrawn, .. }) if withdrawn.get() => Aim::End,
+            None => Goal::Knowledge,
+            Some(Carriers { withdrawn, .. }) if withdrawn.get() => Goal::End,
             // Whoever asks for the short cut shall have it.
             Some(Carriers { packet: Some(_), sockmap, .. }) if !(same_host && sockmap.is_some()) => {
-                Aim::Packets
+                Goal::Packets
             }
-            Some(_) => self.second_aim(),
+            Some(_) => self.second_goal(),
         }
     }
 
-    fn second_aim(&self) -> Aim {
-        if self.sockmap().is_some() { Aim::Redirection } else { Aim::End }
+    fn second_goal(&self) -> Goal {
+        if self.sockmap().is_some() { Goal::Redirection } else { Goal::End }
     }
 
     /// Copies a connection until the kernel takes it.
@@ -141,17 +142,17 @@ impl Adaptive {
         account: &'a Account,
     ) -> impl Future<Output = Next<'a>> + 'a {
         async move {
-            let mut aim = self.first_aim(copied.same_host);
+            let mut goal = self.first_goal(copied.same_host);
             let mut watched = None;
             loop {
-                let job = Job { terms: self.terms(aim), account };
-                if let Carried::ToEnd(end) = copied.carry(&job).await {
+                let copy = CopyContext { options: self.options(goal), account };
+                if let Carried::ToEnd(end) = copied.carry(&copy).await {
                     return Next::End(end);
                 }
                 copied.watch();
-                match (aim, self.packet(), self.sockmap()) {
-                    (Aim::Knowledge, ..) => aim = self.first_aim(copied.same_host),
-                    (Aim::Packets, Some(packet), _) => {
+                match (goal, self.packet(), self.sockmap()) {
+                    (Goal::Knowledge, ..) => goal = self.first_goal(copied.same_host),
+                    (Goal::Packets, Some(packet), _) => {
                         match self.to_packets(packet, watched.take(), copied, account) {
                             ControlFlow::Break(carried) => return Next::Carried(carried),
                             ControlFlow::Continue((back, seen)) => {
@@ -160,13 +161,13 @@ impl Adaptive {
                             }
                         }
                         if watched.is_none() {
-                            aim = self.second_aim();
+                            goal = self.second_goal();
                         }
                     }
-                    (Aim::Redirection, _, Some(sockmap)) => {
-                        return Next::Carried(sockmap.take_over(Box::new(copied), self.rule, account));
+                    (Goal::Redirection, _, Some(sockmap)) => {
+                        return Next::Carried(sockmap.adopt(Box::new(copied), self.rule, account));
                     }
-                    _ => aim = Aim::End,
+                    _ => goal = Goal::End,
                 }
             }
         }
@@ -186,8 +187,8 @@ impl Adaptive {
             return ControlFlow::Continue((copied, watched));
         };
         match packet.is_seen(*watched, account) {
-            Seen::Yes(watched) => match packet.take_over(watched, Box::new(copied), account) {
-                Ok(flow) => ControlFlow::Break(Box::pin(Box::new(flow).run(self.terms(Aim::End)))),
+            Seen::Yes(watched) => match packet.adopt(watched, Box::new(copied), account) {
+                Ok(flow) => ControlFlow::Break(Box::pin(Box::new(flow).run(self.options(Goal::End)))),
                 Err(copied) => ControlFlow::Continue((*copied, None)),
             },
             Seen::NotYet(watched) => ControlFlow::Continue((copied, Some(Box::new(watched)))),
@@ -215,7 +216,7 @@ impl Datapath for Adaptive {
     }
 
     fn gain(&self, found: &InKernel) -> io::Result<()> {
-        let patience = self.relay.terms().patience;
+        let patience = self.relay.options().patience;
         let packet = found.programs.clone().map(|programs| Packet::new(programs, patience)).transpose()?;
         let settings = sockmap::Settings::new(patience);
         let sockmap = found.kernel.clone().map(|kernel| Sockmap::new(kernel, self.relay.clone(), settings));
@@ -233,7 +234,7 @@ impl Datapath for Adaptive {
 
     fn forward<'a>(&'a self, pair: Pair, account: &'a Account) -> Forward<'a> {
         account.set_carrier(Carrier::Relay);
-        Box::pin(Stages::Copied(Box::pin(self.copy(Connection::new(pair), account))))
+        Box::pin(Stage::Copied(Box::pin(self.copy(Connection::new(pair), account))))
     }
 
     fn moved(&self, account: &Account) -> (u64, u64) {
@@ -269,15 +270,15 @@ mod tests {
     #[tokio::test]
     async fn what_the_kernel_can_do_comes_later_and_may_go() {
         let adaptive = Adaptive::new(Relay::new(Duration::MAX), Offload::default());
-        assert_eq!(adaptive.first_aim(false), Aim::Knowledge);
+        assert_eq!(adaptive.first_goal(false), Goal::Knowledge);
         adaptive.withdraw();
-        assert_eq!(adaptive.first_aim(false), Aim::Knowledge);
+        assert_eq!(adaptive.first_goal(false), Goal::Knowledge);
         adaptive.gain(&InKernel::default()).unwrap();
-        assert_eq!(adaptive.first_aim(false), Aim::End);
-        assert_eq!(adaptive.first_aim(true), Aim::End);
+        assert_eq!(adaptive.first_goal(false), Goal::End);
+        assert_eq!(adaptive.first_goal(true), Goal::End);
 
         let carriers = Carriers { packet: None, sockmap: None, withdrawn: Cell::new(true) };
         let withdrawn = Adaptive { carriers: OnceCell::from(carriers), ..adaptive };
-        assert_eq!(withdrawn.first_aim(false), Aim::End);
+        assert_eq!(withdrawn.first_goal(false), Goal::End);
     }
 }

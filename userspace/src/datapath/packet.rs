@@ -6,7 +6,7 @@
 //! they deliver, with the relay's help, and hear of its acknowledgement. From then on they only hold the ports.
 //!
 //! Loss, congestion, flow control and the end of the connection are between client and backend. What cannot be
-//! carried so is relayed, for a reason that is counted ([`PacketRefusal`]).
+//! carried so is relayed, for a reason that is counted ([`PacketIneligible`]).
 
 use std::{
     cell::RefCell,
@@ -27,31 +27,31 @@ use tokio::task::AbortHandle;
 pub(super) use self::flow::Flow;
 use self::{
     flow::Entry,
-    linger::Lingering,
     maps::Maps,
     plan::{Leg, Plan},
+    time_wait::TimeWait,
 };
 use super::{
-    relay::{self, Terms},
+    relay::{self, CopyOptions},
     seam::{Datapath, Forward, HelloMode, Pair, Patience},
 };
 use crate::{
     account::{Account, InPackets},
     bpf::{
         packet::{AttachError, Programs},
-        wakeup::{Side, Signals, Token},
+        wakeup::{Peer, Signals, Token},
     },
-    metrics::labels::{Carrier, PacketRefusal},
+    metrics::labels::{Carrier, PacketIneligible},
 };
 
 pub mod adopted;
 mod flow;
 pub mod leg;
-mod linger;
 mod maps;
 mod path_check;
 mod plan;
 mod retake;
+mod time_wait;
 
 /// One worker's instance.
 #[derive(Debug)]
@@ -60,7 +60,7 @@ pub struct Packet {
     /// Our number among the workers that the kernel's events go to.
     worker: u16,
     sweeping: AbortHandle,
-    terms: Terms,
+    options: CopyOptions,
 }
 
 /// A connection whose packets are counted, to see whether they come by the programs at all: where addresses are translated
@@ -93,7 +93,7 @@ struct Shared {
     programs: Arc<Programs>,
     signals: Arc<Signals>,
     maps: RefCell<Maps>,
-    lingering: RefCell<Lingering>,
+    time_wait: RefCell<TimeWait>,
 }
 
 impl Packet {
@@ -103,12 +103,12 @@ impl Packet {
         let shared = Rc::new(Shared {
             maps: RefCell::new(Maps::of(&programs)?),
             signals: signals.clone(),
-            lingering: RefCell::default(),
+            time_wait: RefCell::default(),
             programs,
         });
         let worker = shared.programs.register(signals);
-        let sweeping = tokio::task::spawn_local(linger::sweep(shared.clone())).abort_handle();
-        Ok(Self { shared, worker, sweeping, terms: Terms::to_end(patience.into()) })
+        let sweeping = tokio::task::spawn_local(time_wait::sweep(shared.clone())).abort_handle();
+        Ok(Self { shared, worker, sweeping, options: CopyOptions::to_end(patience.into()) })
     }
 
     /// Looks whether a connection that is being copied can be carried, and whether its packets come by the programs from
@@ -133,13 +133,13 @@ impl Packet {
         } else if !is_last {
             Seen::NotYet(watched)
         } else {
-            self.refuse(PacketRefusal::Bypassed, account);
+            self.refuse(PacketIneligible::Bypassed, account);
             Seen::Never
         }
     }
 
     /// Carries on with a connection that was watched; gives it back where that cannot be.
-    pub(super) fn take_over<'a>(
+    pub(super) fn adopt<'a>(
         &self,
         watched: Watched,
         connection: Box<relay::Connection>,
@@ -149,7 +149,7 @@ impl Packet {
         self.flow(self.begin(entry, legs, &connection, true), connection, account)
     }
 
-    fn refuse(&self, why: PacketRefusal, account: &Account) {
+    fn refuse(&self, why: PacketIneligible, account: &Account) {
         account.refused_in_packets(why);
         tracing::debug!(reason = why.label(), "not carried in packets");
         self.shared.programs.stats().refuse(why);
@@ -157,7 +157,7 @@ impl Packet {
 
     fn flow<'a>(
         &self,
-        begun: Result<Entry, PacketRefusal>,
+        begun: Result<Entry, PacketIneligible>,
         connection: Box<relay::Connection>,
         account: &'a Account,
     ) -> Result<Flow<'a>, Box<relay::Connection>> {
@@ -181,12 +181,12 @@ impl Packet {
     }
 
     /// Gives a connection a place in the maps, if nothing speaks against it. Its packets are its own sockets' still.
-    fn admit(&self, connection: &relay::Connection) -> Result<(Entry, [Leg; 2]), PacketRefusal> {
+    fn admit(&self, connection: &relay::Connection) -> Result<(Entry, [Leg; 2]), PacketIneligible> {
         let legs = [leg::of(&connection.client)?, leg::of(&connection.backend)?];
         plan::admit(&legs[0], &legs[1])?;
         leg::admit(&connection.client)?;
         let slot = self.shared.signals.insert();
-        let token = Token { worker: self.worker, slot, side: Side::Client }.pack();
+        let token = Token { worker: self.worker, slot, peer: Peer::Client }.pack();
         let mut entry = Entry::new(&self.shared, slot, [legs[0].tuple, legs[1].tuple])?;
         entry.set_state(State::default(), [0, 0])?;
         entry.set_rules(Rules { token, mode: OFF, ..Rules::default() })?;
@@ -203,7 +203,7 @@ impl Packet {
         mut legs: [Leg; 2],
         connection: &relay::Connection,
         watched: bool,
-    ) -> Result<Entry, PacketRefusal> {
+    ) -> Result<Entry, PacketIneligible> {
         let relay::Connection { client, backend, upward, downward, .. } = connection;
         let fresh = self.look(&mut legs)?;
         if !watched {
@@ -212,7 +212,7 @@ impl Packet {
             let begun = legs.each_ref().map(|leg| maps.take_begun(&leg.tuple));
             // Where the programs have only just come, they have not seen the beginning of anything.
             if begun != [true; 2] && !fresh {
-                return Err(PacketRefusal::Bypassed);
+                return Err(PacketIneligible::Bypassed);
             }
         }
         for (leg, stream) in legs.iter_mut().zip([client, backend]) {
@@ -236,7 +236,7 @@ impl Packet {
         &self,
         legs: &'l mut [Leg; 2],
         connection: &relay::Connection,
-    ) -> Result<[&'l SocketInfo; 2], PacketRefusal> {
+    ) -> Result<[&'l SocketInfo; 2], PacketIneligible> {
         let before = legs.each_ref().map(|leg| leg.info.rcv_nxt);
         self.look_at(legs)?;
         let is_open = |stream| leg::of(stream).map(|leg| leg.established);
@@ -244,7 +244,7 @@ impl Packet {
             legs.iter().zip(before.iter().zip([&connection.client, &connection.backend]))
         {
             if leg.info.rcv_nxt != *before && !is_open(stream)? {
-                return Err(PacketRefusal::PeerClosed);
+                return Err(PacketIneligible::PeerClosed);
             }
         }
         Ok(legs.each_ref().map(|leg| &leg.info))
@@ -252,7 +252,7 @@ impl Packet {
 
     /// Completes what is known of both legs, and has the programs on the devices that they use. True if they were not there
     /// before.
-    fn look(&self, legs: &mut [Leg; 2]) -> Result<bool, PacketRefusal> {
+    fn look(&self, legs: &mut [Leg; 2]) -> Result<bool, PacketIneligible> {
         self.look_at(legs)?;
         let attached = self.attach(legs.each_ref().map(|leg| &leg.info))?;
         if attached {
@@ -262,11 +262,11 @@ impl Packet {
         Ok(attached)
     }
 
-    fn look_at(&self, legs: &mut [Leg; 2]) -> Result<(), PacketRefusal> {
+    fn look_at(&self, legs: &mut [Leg; 2]) -> Result<(), PacketIneligible> {
         let tuples = [legs[0].tuple, legs[1].tuple];
         let infos = self.shared.programs.socket_info(tuples).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => PacketRefusal::PeerClosed,
-            _ => PacketRefusal::Other,
+            io::ErrorKind::NotFound => PacketIneligible::PeerClosed,
+            _ => PacketIneligible::Other,
         })?;
         for (leg, info) in legs.iter_mut().zip(infos) {
             leg.info = info;
@@ -275,17 +275,17 @@ impl Packet {
     }
 
     /// Has the programs on the devices of both legs. True if they were not there before.
-    fn attach(&self, infos: [&SocketInfo; 2]) -> Result<bool, PacketRefusal> {
+    fn attach(&self, infos: [&SocketInfo; 2]) -> Result<bool, PacketIneligible> {
         let mut attached = false;
         for info in infos {
             if info.tx_device == 0 {
-                return Err(PacketRefusal::Device);
+                return Err(PacketIneligible::Device);
             }
             for device in [info.rx_device, info.tx_device] {
                 match self.shared.programs.is_attached(device) {
                     _ if device == 0 => {}
                     Some(true) => {}
-                    Some(false) => return Err(PacketRefusal::Device),
+                    Some(false) => return Err(PacketIneligible::Device),
                     None => {
                         self.shared.programs.attach(device).map_err(|error| unattached(device, &error))?;
                         attached = true;
@@ -297,13 +297,13 @@ impl Packet {
     }
 }
 
-fn unattached(device: u32, error: &AttachError) -> PacketRefusal {
+fn unattached(device: u32, error: &AttachError) -> PacketIneligible {
     if matches!(error, AttachError::NotEthernet) {
         tracing::debug!(device, %error, "connections over this device are relayed");
     } else {
         tracing::warn!(device, %error, "connections over this device are relayed");
     }
-    PacketRefusal::Device
+    PacketIneligible::Device
 }
 
 impl Datapath for Packet {
@@ -322,10 +322,10 @@ impl Datapath for Packet {
         let begun =
             self.admit(&connection).and_then(|(entry, legs)| self.begin(entry, legs, &connection, false));
         match self.flow(begun, connection, account) {
-            Ok(flow) => Box::pin(Box::new(flow).run(&self.terms)),
+            Ok(flow) => Box::pin(Box::new(flow).run(&self.options)),
             Err(mut connection) => {
                 account.set_carrier(Carrier::Relay);
-                Box::pin(async move { connection.carry_to_end(&self.terms, account).await })
+                Box::pin(async move { connection.carry_to_end(&self.options, account).await })
             }
         }
     }
@@ -347,7 +347,7 @@ impl Datapath for Packet {
 impl Drop for Packet {
     fn drop(&mut self) {
         self.sweeping.abort();
-        self.shared.forget_lingering();
+        self.shared.forget_time_wait();
         self.shared.programs.unregister(self.worker);
     }
 }

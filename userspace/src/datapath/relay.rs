@@ -28,9 +28,13 @@ use self::{
     progress::Progress,
     pump::{Pump, Step, StepError},
 };
-use super::seam::{Datapath, End, Forward, HelloMode, Pair, Patience};
+use super::{
+    broken::Broken,
+    seam::{Datapath, End, Forward, HelloMode, Pair, Patience},
+};
 use crate::{
     account::Account,
+    bpf::wakeup::Peer,
     metrics::labels::{Carrier, Direction},
     net::keepalive::Keepalive,
 };
@@ -52,26 +56,26 @@ const SHORT: Duration = Duration::from_secs(1);
 /// Copies in userspace.
 #[derive(Debug, Clone)]
 pub struct Relay {
-    terms: Terms,
+    options: CopyOptions,
 }
 
 /// How far a connection is carried.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Terms {
+pub(super) struct CopyOptions {
     /// How long it may be silent.
     pub(super) patience: Patience,
     /// When the kernel takes over, and at which moment; `None` is never.
-    pub(super) handover: Option<(Offload, Moment)>,
+    pub(super) handover: Option<(Offload, HandoverPoint)>,
 }
 
 /// What carrying one connection is about.
 #[derive(Clone, Copy)]
-pub(super) struct Job<'a> {
-    pub(super) terms: &'a Terms,
+pub(super) struct CopyContext<'a> {
+    pub(super) options: &'a CopyOptions,
     pub(super) account: &'a Account,
 }
 
-impl Terms {
+impl CopyOptions {
     /// To the end.
     pub(super) const fn to_end(patience: Patience) -> Self {
         Self { patience, handover: None }
@@ -80,14 +84,14 @@ impl Terms {
 
 impl Relay {
     /// How a connection is copied to its end.
-    pub(super) fn terms(&self) -> &Terms {
-        &self.terms
+    pub(super) fn options(&self) -> &CopyOptions {
+        &self.options
     }
 
     /// A relay that gives up a connection that is silent for longer.
     #[must_use]
     pub fn new(patience: impl Into<Patience>) -> Self {
-        Self { terms: Terms::to_end(patience.into()) }
+        Self { options: CopyOptions::to_end(patience.into()) }
     }
 }
 
@@ -99,11 +103,11 @@ impl Datapath for Relay {
     fn forward<'a>(&'a self, pair: Pair, account: &'a Account) -> Forward<'a> {
         account.set_carrier(Carrier::Relay);
         let mut connection = Connection::new(pair);
-        let job = Job { terms: &self.terms, account };
+        let copy = CopyContext { options: &self.options, account };
         // Not `carry_to_end`: a future within a future holds what it is called with twice.
         Box::pin(async move {
             loop {
-                if let Carried::ToEnd(end) = connection.carry(&job).await {
+                if let Carried::ToEnd(end) = connection.carry(&copy).await {
                     return end;
                 }
             }
@@ -126,9 +130,9 @@ pub(super) struct Connection {
     unwatched: Option<Rc<Keepalive>>,
 }
 
-/// At which moment a direction that has moved enough may go over.
+/// At which point a direction that has moved enough may go over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Moment {
+pub(super) enum HandoverPoint {
     /// When nothing of it is under way in userspace.
     AtRest,
     /// At once.
@@ -179,22 +183,22 @@ impl Connection {
     }
 
     /// Copies both ways to the end. Dropping the future loses nothing: what was read and not written is kept.
-    /// `terms` are such that nothing else takes over.
-    pub(super) async fn carry_to_end(&mut self, terms: &Terms, account: &Account) -> End {
+    /// `options` are such that nothing else takes over.
+    pub(super) async fn carry_to_end(&mut self, options: &CopyOptions, account: &Account) -> End {
         loop {
-            if let Carried::ToEnd(end) = self.carry(&Job { terms, account }).await {
+            if let Carried::ToEnd(end) = self.carry(&CopyContext { options, account }).await {
                 return end;
             }
         }
     }
 
     /// Copies until both directions have ended, or until it pays for one of them to go on in the kernel.
-    pub(super) async fn carry(&mut self, job: &Job<'_>) -> Carried {
-        let (first, mut seen) = first_look(job, self.unwatched.is_some());
+    pub(super) async fn carry(&mut self, copy: &CopyContext<'_>) -> Carried {
+        let (first, mut seen) = first_look(copy, self.unwatched.is_some());
         let mut timer = pin!(sleep(first));
         loop {
             let turn = poll_fn(|context| {
-                if let Poll::Ready(turn) = self.poll(context, job) {
+                if let Poll::Ready(turn) = self.poll(context, copy) {
                     return Poll::Ready(turn);
                 }
                 timer.as_mut().poll(context).map(|()| Turn::Clock)
@@ -204,12 +208,12 @@ impl Connection {
                 Turn::Due => return Carried::ToHandover,
                 Turn::Clock => {
                     self.watch();
-                    if is_silent(&mut seen, timer.as_mut(), job) {
+                    if is_silent(&mut seen, timer.as_mut(), copy) {
                         return Carried::ToEnd(End::Idle);
                     }
                 }
                 Turn::Wait(ended) => {
-                    let (ways, pumps, backend, unwatched) = self.split(job);
+                    let (ways, pumps, backend, unwatched) = self.split(copy);
                     let mut waiting = Box::pin(slow_path::carry(ways, pumps, ended));
                     let over = loop {
                         let either = poll_fn(|context| match waiting.as_mut().poll(context) {
@@ -220,7 +224,7 @@ impl Connection {
                             break over;
                         }
                         watch(backend, unwatched);
-                        if is_silent(&mut seen, timer.as_mut(), job) {
+                        if is_silent(&mut seen, timer.as_mut(), copy) {
                             return Carried::ToEnd(End::Idle);
                         }
                     };
@@ -229,7 +233,7 @@ impl Connection {
                     }
                 }
                 Turn::Broken(broken) => {
-                    let (ways, pumps, ..) = self.split(job);
+                    let (ways, pumps, ..) = self.split(copy);
                     return Carried::ToEnd(Box::pin(slow_path::broken(ways, pumps, broken)).await);
                 }
             }
@@ -237,8 +241,8 @@ impl Connection {
     }
 
     /// Copies until both senders have nothing more to say for now, or until something rare happens.
-    fn poll(&mut self, context: &mut Context<'_>, job: &Job<'_>) -> Poll<Turn> {
-        let ([up, down], [upward, downward], ..) = self.split(job);
+    fn poll(&mut self, context: &mut Context<'_>, copy: &CopyContext<'_>) -> Poll<Turn> {
+        let ([up, down], [upward, downward], ..) = self.split(copy);
         let first = up.poll(upward, context);
         if let Poll::Ready(Turn::Broken(_) | Turn::Due) = first {
             return first;
@@ -254,12 +258,19 @@ impl Connection {
     /// Both directions, and what the clock looks after.
     fn split<'a>(
         &'a mut self,
-        job: &Job<'a>,
-    ) -> ([Way<'a>; 2], [&'a mut Pump; 2], &'a TcpStream, &'a mut Option<Rc<Keepalive>>) {
+        copy: &CopyContext<'a>,
+    ) -> ([DirectionState<'a>; 2], [&'a mut Pump; 2], &'a TcpStream, &'a mut Option<Rc<Keepalive>>) {
         let Self { client, backend, upward, downward, progress: [up, down], unwatched, .. } = self;
         let (client, backend) = (&*client, &*backend);
-        let up = Way { from: client, to: backend, direction: Direction::Up, progress: up, job: *job };
-        let down = Way { from: backend, to: client, direction: Direction::Down, progress: down, job: *job };
+        let up =
+            DirectionState { from: client, to: backend, direction: Direction::Up, progress: up, copy: *copy };
+        let down = DirectionState {
+            from: backend,
+            to: client,
+            direction: Direction::Down,
+            progress: down,
+            copy: *copy,
+        };
         ([up, down], [upward, downward], backend, unwatched)
     }
 }
@@ -275,18 +286,18 @@ fn watch(backend: &TcpStream, unwatched: &mut Option<Rc<Keepalive>>) {
 const UNSEEN: u64 = u64::MAX;
 
 /// When the clock is first looked at, and what has been seen until then.
-fn first_look(job: &Job<'_>, is_unwatched: bool) -> (Duration, u64) {
-    let idle = job.terms.patience.idle;
-    if is_unwatched && SHORT < idle { (SHORT, UNSEEN) } else { (idle, moved(job.account)) }
+fn first_look(copy: &CopyContext<'_>, is_unwatched: bool) -> (Duration, u64) {
+    let idle = copy.options.patience.idle;
+    if is_unwatched && SHORT < idle { (SHORT, UNSEEN) } else { (idle, moved(copy.account)) }
 }
 
 /// Whether nothing has moved since the last look, a whole span ago. Sets the clock anew.
-fn is_silent(seen: &mut u64, timer: Pin<&mut Sleep>, job: &Job<'_>) -> bool {
-    let before = replace(seen, moved(job.account));
+fn is_silent(seen: &mut u64, timer: Pin<&mut Sleep>, copy: &CopyContext<'_>) -> bool {
+    let before = replace(seen, moved(copy.account));
     if *seen == before {
         return true;
     }
-    timer.reset(Instant::now() + job.terms.patience.idle);
+    timer.reset(Instant::now() + copy.options.patience.idle);
     false
 }
 
@@ -297,30 +308,17 @@ fn moved(account: &Account) -> u64 {
     up.wrapping_add(down)
 }
 
-/// The side whose socket failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Side {
-    Client,
-    Backend,
-}
-
-#[derive(Debug)]
-struct Broken {
-    side: Side,
-    error: io::Error,
-}
-
 /// One direction.
 #[derive(Clone, Copy)]
-struct Way<'a> {
+struct DirectionState<'a> {
     from: &'a TcpStream,
     to: &'a TcpStream,
     direction: Direction,
     progress: &'a Cell<Progress>,
-    job: Job<'a>,
+    copy: CopyContext<'a>,
 }
 
-impl Way<'_> {
+impl DirectionState<'_> {
     /// Copies what there is.
     fn poll(&self, pump: &mut Pump, context: &mut Context<'_>) -> Poll<Turn> {
         let mut steps = 0;
@@ -355,12 +353,13 @@ impl Way<'_> {
 
     /// Notes what was moved. Whether the kernel shall take over, if both sides are still speaking.
     fn moved(&self, bytes: usize, at_rest: bool) -> bool {
-        self.job.account.moved(self.direction, bytes as u64);
+        self.copy.account.moved(self.direction, bytes as u64);
         let progress = self.progress.get().after(bytes);
         self.progress.set(progress);
-        let due =
-            |(rule, moment): (Offload, Moment)| (at_rest || moment == Moment::Any) && progress.pays(rule);
-        self.job.terms.handover.is_some_and(due)
+        let due = |(rule, point): (Offload, HandoverPoint)| {
+            (at_rest || point == HandoverPoint::Any) && progress.pays(rule)
+        };
+        self.copy.options.handover.is_some_and(due)
     }
 
     fn broken_by(&self, error: StepError) -> Broken {
@@ -371,19 +370,19 @@ impl Way<'_> {
     }
 
     fn by_sender(&self, error: io::Error) -> Broken {
-        let side = match self.direction {
-            Direction::Up => Side::Client,
-            Direction::Down => Side::Backend,
+        let peer = match self.direction {
+            Direction::Up => Peer::Client,
+            Direction::Down => Peer::Backend,
         };
-        Broken { side, error }
+        Broken { peer, error }
     }
 
     fn by_receiver(&self, error: io::Error) -> Broken {
-        let side = match self.direction {
-            Direction::Up => Side::Backend,
-            Direction::Down => Side::Client,
+        let peer = match self.direction {
+            Direction::Up => Peer::Backend,
+            Direction::Down => Peer::Client,
         };
-        Broken { side, error }
+        Broken { peer, error }
     }
 }
 
@@ -391,19 +390,4 @@ impl Way<'_> {
 fn forget(stream: &TcpStream, interest: Interest) {
     // The call exists for its side effect: an operation that "would block" clears the cached readiness.
     let _: io::Result<()> = stream.try_io(interest, || Err(io::ErrorKind::WouldBlock.into()));
-}
-
-/// Resolves once `progress` has not changed for `limit` (at most twice as late: it looks once in each `limit`).
-pub(super) async fn idle<T: PartialEq>(limit: Duration, progress: impl Fn() -> T) {
-    let mut seen = progress();
-    let mut timer = pin!(sleep(limit));
-    loop {
-        timer.as_mut().await;
-        let now = progress();
-        if now == seen {
-            return;
-        }
-        seen = now;
-        timer.as_mut().reset(Instant::now() + limit);
-    }
 }

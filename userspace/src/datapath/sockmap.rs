@@ -36,8 +36,8 @@ use super::{
 use crate::{
     account::Account,
     bpf::{
-        sockmap::{Kernel, stats::Refusal},
-        wakeup::{Side, Signals, Token},
+        sockmap::{Kernel, stats::Ineligible},
+        wakeup::{Peer, Signals, Token},
     },
     metrics::labels::{Carrier, Direction},
     net::sockopt,
@@ -156,7 +156,7 @@ impl Sockmap {
         account.moved(Direction::Up, pair.hello.len() as u64);
         pair.hello = Vec::new();
         let connection = self
-            .adopt(pair.client, pair.backend, cookies, None, pair.same_host, account)
+            .take_sockets(pair.client, pair.backend, cookies, None, pair.same_host, account)
             .map_err(Unenrolled::Ended)?;
         // One that cannot be armed is copied in userspace; the other needs nothing from it.
         for direction in [Direction::Up, Direction::Down] {
@@ -167,7 +167,7 @@ impl Sockmap {
 
     /// Carries on with a connection that was copied so far: each direction goes on being copied until `rule` says that
     /// the kernel pays for it.
-    pub(super) fn take_over<'a>(
+    pub(super) fn adopt<'a>(
         &'a self,
         mut copied: Box<relay::Connection>,
         rule: Offload,
@@ -180,7 +180,7 @@ impl Sockmap {
             },
             Err(error) => {
                 self.fall_back(&error);
-                Box::pin(async move { copied.carry_to_end(self.relay.terms(), account).await })
+                Box::pin(async move { copied.carry_to_end(self.relay.options(), account).await })
             }
         }
     }
@@ -193,7 +193,7 @@ impl Sockmap {
         account: &'a Account,
     ) -> Result<(Box<Connection<'a>>, [Pump; 2]), End> {
         let relay::Connection { client, backend, upward, downward, progress, same_host, .. } = copied;
-        let connection = self.adopt(client, backend, cookies, Some(rule), same_host, account)?;
+        let connection = self.take_sockets(client, backend, cookies, Some(rule), same_host, account)?;
         for (direction, progress) in [Direction::Up, Direction::Down].into_iter().zip(progress) {
             connection.way(direction).progress.set(progress.get());
         }
@@ -219,7 +219,7 @@ impl Sockmap {
     /// Takes two sockets that are targets out of the runtime.
     ///
     /// In a box, because a future that is moved from one phase to the next holds room for both.
-    fn adopt<'a>(
+    fn take_sockets<'a>(
         &'a self,
         client: TcpStream,
         backend: TcpStream,
@@ -230,8 +230,8 @@ impl Sockmap {
     ) -> Result<Box<Connection<'a>>, End> {
         self.kernel.stats().enrol();
         let slot = Slot { sockmap: self, number: self.signals.insert() };
-        let client = Leg::new(Side::Client, client, cookies.client).map_err(End::broken_by_client)?;
-        let backend = Leg::new(Side::Backend, backend, cookies.backend).map_err(End::broken_by_backend)?;
+        let client = Leg::new(Peer::Client, client, cookies.client).map_err(End::broken_by_client)?;
+        let backend = Leg::new(Peer::Backend, backend, cookies.backend).map_err(End::broken_by_backend)?;
         let connection = Box::new(Connection::new(client, backend, slot, rule, same_host, account));
         connection.watch().map_err(End::Failed)?;
         Ok(connection)
@@ -245,7 +245,7 @@ impl Sockmap {
             return false;
         }
         let way = connection.way(direction);
-        let token = Token { worker: self.worker, slot: connection.slot(), side: from.side };
+        let token = Token { worker: self.worker, slot: connection.slot(), peer: from.peer };
         let armed = to.settle().and_then(|()| {
             way.begin();
             let mut maps = self.maps.borrow_mut();
@@ -278,7 +278,7 @@ impl Sockmap {
     }
 
     fn fall_back(&self, error: &io::Error) {
-        let why = Refusal::of(error);
+        let why = Ineligible::of(error);
         tracing::debug!(reason = why.label(), "not enrolled, relaying");
         self.kernel.stats().fall_back(why);
     }

@@ -171,7 +171,7 @@ impl From<Policy> for AppliedPolicy {
 /// Why packets do not carry a connection, so that it is relayed. The metric label of `packet_refused_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, IntoStaticStr, VariantArray, EnumCount)]
 #[strum(serialize_all = "snake_case")]
-pub enum PacketRefusal {
+pub enum PacketIneligible {
     /// One of the peers has already sent FIN or RST.
     PeerClosed,
     /// One leg is IPv4, the other IPv6.
@@ -240,7 +240,7 @@ impl AppliedPolicy {
     }
 }
 
-impl PacketRefusal {
+impl PacketIneligible {
     /// Metric and log label.
     #[must_use]
     pub fn label(self) -> &'static str {

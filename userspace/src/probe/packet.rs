@@ -29,7 +29,7 @@ use crate::{
         packet::Packet,
         seam::{Datapath as _, End, Pair},
     },
-    metrics::labels::{Carrier, PacketRefusal},
+    metrics::labels::{Carrier, PacketIneligible},
     net::sockopt,
 };
 
@@ -244,7 +244,7 @@ async fn connect(net: &Net, addresses: Addresses) -> io::Result<(Ends, Pair)> {
 /// Both sides send and finish; the other one reads just that.
 async fn carried(ends: Ends, pair: Pair, programs: &Arc<Programs>) -> Result<(), Failure> {
     let refused =
-        || PacketRefusal::VARIANTS.iter().map(|why| programs.stats().refused(*why)).collect::<Vec<_>>();
+        || PacketIneligible::VARIANTS.iter().map(|why| programs.stats().refused(*why)).collect::<Vec<_>>();
     let (before, refused_before) = (totals(programs)?, refused());
     let packet = Rc::new(Packet::new(programs.clone(), PATIENCE)?);
     let Ends { client, backend } = &ends;
@@ -260,7 +260,7 @@ async fn carried(ends: Ends, pair: Pair, programs: &Arc<Programs>) -> Result<(),
     };
     let account = Account::default();
     let (end, exchanged) = tokio::join!(packet.forward(pair, &account), exchange);
-    let why = PacketRefusal::VARIANTS.iter().zip(refused_before.into_iter().zip(refused()));
+    let why = PacketIneligible::VARIANTS.iter().zip(refused_before.into_iter().zip(refused()));
     if let Some((why, _)) = why.into_iter().find(|(_, (before, after))| after > before) {
         return Err(Failure::Spoilt(format!("the connection was not carried ({})", why.label())));
     }

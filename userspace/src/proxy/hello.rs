@@ -6,12 +6,15 @@ use rustix::{
     io::{Errno, retry_on_intr},
     net::{RecvFlags, recv},
 };
+use snisplice_tls::{
+    client_hello::{ClientHello, Parse, parse},
+    error::HelloError,
+};
 use tokio::{io::Interest, net::TcpStream};
 
 use crate::{
     datapath::{relay::pump::with_scratch, seam::HelloMode},
     net::sockopt,
-    tls::client_hello::{ClientHello, Parse, Rejection, parse},
 };
 
 /// What came of waiting for a hello.
@@ -20,7 +23,7 @@ pub enum Received {
     /// A whole one.
     Hello(ClientHello),
     /// Bytes that cannot become an acceptable hello.
-    Rejected(Rejection),
+    Rejected(HelloError),
     /// No whole hello until the deadline.
     TimedOut,
     /// No whole hello until others needed the place.
@@ -176,7 +179,7 @@ impl HelloReader {
     }
 }
 
-fn answer(parsed: Result<Parse, Rejection>) -> Look {
+fn answer(parsed: Result<Parse, HelloError>) -> Look {
     match parsed {
         Ok(Parse::Done(hello)) => Look::Done(Received::Hello(hello)),
         Ok(Parse::Incomplete { need }) => Look::More { need },

@@ -7,6 +7,10 @@ use rustix::{
     net::{RecvFlags, SendFlags, recv, send},
 };
 use snisplice_config::model::{BackendId, Listener, Policies, Policy};
+use snisplice_tls::{
+    alert::{Description, alert},
+    error::HelloError,
+};
 use socket2::SockRef;
 use tokio::{
     net::TcpStream,
@@ -15,14 +19,7 @@ use tokio::{
 
 use super::{hello::HelloReader, service::Service};
 use crate::{
-    account::Account,
-    datapath::relay::pump::with_scratch,
-    metrics::labels::CloseReason,
-    net::sockopt,
-    tls::{
-        alert::{Description, alert},
-        client_hello::Rejection,
-    },
+    account::Account, datapath::relay::pump::with_scratch, metrics::labels::CloseReason, net::sockopt,
 };
 
 /// How long a client may take to read our last word before its connection is closed for good.
@@ -33,7 +30,7 @@ const LINGER: Duration = Duration::from_secs(1);
 pub(super) enum RouteVerdict {
     NoSni,
     UnknownName,
-    Rejected(Rejection),
+    Rejected(HelloError),
     TimedOut,
 }
 
@@ -42,9 +39,9 @@ impl RouteVerdict {
         match self {
             Self::NoSni => policies.no_sni,
             Self::UnknownName => policies.unknown_name,
-            Self::Rejected(Rejection::NotTls) => policies.not_tls,
-            Self::Rejected(Rejection::Malformed(_)) => policies.malformed,
-            Self::Rejected(Rejection::TooLarge) => policies.too_large,
+            Self::Rejected(HelloError::NotTls) => policies.not_tls,
+            Self::Rejected(HelloError::Malformed(_)) => policies.malformed,
+            Self::Rejected(HelloError::TooLarge) => policies.too_large,
             Self::TimedOut => policies.timeout,
         }
     }
@@ -64,9 +61,9 @@ impl From<RouteVerdict> for CloseReason {
         match verdict {
             RouteVerdict::NoSni => Self::NoSni,
             RouteVerdict::UnknownName => Self::UnknownName,
-            RouteVerdict::Rejected(Rejection::NotTls) => Self::NotTls,
-            RouteVerdict::Rejected(Rejection::Malformed(_)) => Self::Malformed,
-            RouteVerdict::Rejected(Rejection::TooLarge) => Self::TooLarge,
+            RouteVerdict::Rejected(HelloError::NotTls) => Self::NotTls,
+            RouteVerdict::Rejected(HelloError::Malformed(_)) => Self::Malformed,
+            RouteVerdict::Rejected(HelloError::TooLarge) => Self::TooLarge,
             RouteVerdict::TimedOut => Self::HelloTimeout,
         }
     }

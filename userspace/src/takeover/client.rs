@@ -45,7 +45,7 @@ pub struct Client {
 
 /// A flow of the old process, from now on of this one.
 #[derive(Debug)]
-pub struct AdoptedFlow {
+pub struct ReceivedFlow {
     /// Its place.
     pub place: u32,
     /// What the old one has accounted for.
@@ -57,7 +57,7 @@ pub struct AdoptedFlow {
 }
 
 /// Flows as they come over; closed when the old process has ended.
-pub type Flows = mpsc::UnboundedReceiver<AdoptedFlow>;
+pub type Flows = mpsc::UnboundedReceiver<ReceivedFlow>;
 
 impl Client {
     /// Asks the process that is at this place for what it has. `None` if there is none.
@@ -231,7 +231,7 @@ fn silent(old: i32) -> anyhow::Error {
 
 /// Receives flows until the old process has ended. As long as it lives, what it has not given away is its own, even where nothing
 /// more can be received.
-fn adopt(channel: &Channel, heard: &mpsc::UnboundedSender<AdoptedFlow>) {
+fn adopt(channel: &Channel, heard: &mpsc::UnboundedSender<ReceivedFlow>) {
     if let Err(error) = receive_flows(channel, heard) {
         tracing::warn!(%error, "no further connection comes from the process before until it ends");
     }
@@ -240,7 +240,7 @@ fn adopt(channel: &Channel, heard: &mpsc::UnboundedSender<AdoptedFlow>) {
     }
 }
 
-fn receive_flows(channel: &Channel, heard: &mpsc::UnboundedSender<AdoptedFlow>) -> io::Result<()> {
+fn receive_flows(channel: &Channel, heard: &mpsc::UnboundedSender<ReceivedFlow>) -> io::Result<()> {
     channel.wait_at_most(None)?;
     while let Some((message, descriptors)) = channel.receive()? {
         let Message::Flow { place, counted, age, answers } = message else { continue };
@@ -250,7 +250,7 @@ fn receive_flows(channel: &Channel, heard: &mpsc::UnboundedSender<AdoptedFlow>) 
             Some((descriptors.next()?, answers))
         });
         let age = Duration::from_secs(age.into());
-        if heard.send(AdoptedFlow { place, counted, age, sockets }).is_err() {
+        if heard.send(ReceivedFlow { place, counted, age, sockets }).is_err() {
             break;
         }
     }

@@ -27,7 +27,7 @@ use libtest_mimic::{Arguments, Trial};
 use snisplice::{
     bpf::{
         packet::{Programs, tuple::tuple},
-        wakeup::{Ready, Side, Signals, Token, What},
+        wakeup::{Peer, Ready, Signals, Token, What},
     },
     probe::packet::Trial as Experiments,
 };
@@ -702,7 +702,7 @@ fn the_end_wakes_once() {
     let woken = Arc::new(Signals::default());
     let slot = woken.insert();
     let worker = lab.programs.register(woken.clone());
-    let token = Token { worker, slot, side: Side::Client }.pack();
+    let token = Token { worker, slot, peer: Peer::Client }.pack();
     lab.set(Rules { token, ..rules(false, CARRY) });
     to_the_end(&lab, false, || ());
     let look = || {
@@ -723,7 +723,7 @@ fn the_end_wakes_once() {
     // The next event of all is another flow's: when it is heard, all before it were.
     lab.states.set(FLOW, State::new([0, 0], [60_000, 60_000]), 0).expect("a place in the array");
     let other = woken.insert();
-    let token = Token { worker, slot: other, side: Side::Client }.pack();
+    let token = Token { worker, slot: other, peer: Peer::Client }.pack();
     lab.set(Rules { token, ..rules(false, CARRY) });
     to_the_end(&lab, false, || ());
     let started = Instant::now();

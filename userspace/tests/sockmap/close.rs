@@ -7,7 +7,7 @@ use std::{
 };
 
 use libtest_mimic::Trial;
-use snisplice::{bpf::sockmap::stats::Refusal, metrics::labels::Carrier};
+use snisplice::{bpf::sockmap::stats::Ineligible, metrics::labels::Carrier};
 
 use crate::{
     data::{Random, Stream, expect_eof, expect_reset},
@@ -94,7 +94,7 @@ fn a_client_that_is_done() {
     expect_eof(&link.client);
     let outcome = link.outcome();
     assert_eq!((outcome.reason, outcome.carrier), ("finished", Some(Carrier::Relay)));
-    assert_eq!(rig.kernel.stats().fallbacks(Refusal::PeerClosed), 1);
+    assert_eq!(rig.kernel.stats().fallbacks(Ineligible::PeerClosed), 1);
     assert_eq!(rig.entries(), [0; 4]);
 }
 
@@ -113,7 +113,7 @@ fn a_backend_that_is_done() {
     expect_eof(&link.backend);
     let outcome = link.outcome();
     assert_eq!((outcome.reason, outcome.up, outcome.down), ("finished", 1_000, 1_000));
-    assert_eq!(rig.kernel.stats().fallbacks(Refusal::PeerClosed), 1);
+    assert_eq!(rig.kernel.stats().fallbacks(Ineligible::PeerClosed), 1);
 }
 
 /// A packet on loopback is received before the call that sent it returns, except when the receiver's side of it is

@@ -4,7 +4,7 @@ use std::{fs, io::Write as _, net::Shutdown, os::fd::AsFd as _, process::Command
 
 use libtest_mimic::Trial;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use snisplice::{bpf::sockmap::stats::Refusal, metrics::labels::Carrier};
+use snisplice::{bpf::sockmap::stats::Ineligible, metrics::labels::Carrier};
 use snisplice_common::sockmap::budget::SMALL_BYTES;
 
 use crate::{
@@ -228,7 +228,7 @@ fn a_full_map() {
     second.client.shutdown(Shutdown::Write).expect("FIN");
     second.backend.shutdown(Shutdown::Write).expect("FIN");
     assert_eq!(second.outcome().carrier, Some(Carrier::Relay));
-    assert_eq!(rig.kernel.stats().fallbacks(Refusal::MapFull), 1);
+    assert_eq!(rig.kernel.stats().fallbacks(Ineligible::MapFull), 1);
     // There is room again once the first is gone.
     drop(first);
     wait_until("the first is forgotten", || rig.entries() == [0; 4]);

@@ -18,8 +18,6 @@ use crate::shell::{self, cargo, find, root};
 
 /// The crate whose binary and integration tests these are.
 const PACKAGE: &str = "snisplice";
-/// Those of them that are about threads alone.
-const OF_NO_KERNEL: &str = "signals";
 /// The crate of the tests from end to end, their binary, and which of them run: of VLANs, which some kernels are built
 /// without. All would take hours.
 const END_TO_END: (&str, &str, &str) = ("snisplice-tests", "e2e", "network::a_vlan");
@@ -219,7 +217,7 @@ struct Executable {
 
 impl Executable {
     fn is_for_guests(&self) -> bool {
-        self.kind == "test" && self.name != OF_NO_KERNEL
+        self.kind == "test"
     }
 }
 

@@ -2,15 +2,11 @@
 
 use std::{fmt, sync::Arc};
 
-use prometheus_client::{
-    collector::Collector,
-    encoding::{DescriptorEncoder, EncodeMetric},
-    metrics::counter::ConstCounter,
-};
+use prometheus_client::{collector::Collector, encoding::DescriptorEncoder};
 use strum::VariantArray as _;
 
 use super::{Programs, stats::TakenBack};
-use crate::metrics::{by_reason, labels::PacketRefusal};
+use crate::metrics::{by_reason, counters, labels::PacketIneligible};
 
 /// Shows what the loaded programs have counted.
 pub struct PacketCounters(pub Arc<Programs>);
@@ -24,11 +20,11 @@ impl fmt::Debug for PacketCounters {
 impl Collector for PacketCounters {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
         let Ok(totals) = self.0.totals() else { return Ok(()) };
-        let (stats, heard) = (self.0.stats(), self.0.heard());
+        let (stats, heard) = (self.0.stats(), self.0.event_counters());
         let totals = [
             ("packet_flows", "Connections that are or were carried in packets", stats.begun()),
             ("packet_settled", "Connections whose own sockets have nothing left to deliver", stats.settled()),
-            ("packet_taken_over", "Connections that an earlier process began", stats.taken_over()),
+            ("packet_taken_over", "Connections that an earlier process began", stats.adopted()),
             ("packet_packets", "Packets (after GRO) sent on", totals.packets),
             ("packet_bytes", "Bytes of payload sent on, retransmissions included", totals.bytes),
             ("packet_first", "Ways whose first packet was told of", heard.first()),
@@ -69,13 +65,10 @@ impl Collector for PacketCounters {
             ),
             ("packet_lost_events", "Notices to userspace that found no room", totals.lost_events),
         ];
-        for (name, help, value) in totals {
-            let counter = ConstCounter::new(value);
-            counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
-        }
+        counters(&mut encoder, &totals)?;
         let back = TakenBack::VARIANTS.iter().map(|why| (why.label(), stats.taken_back(*why)));
         by_reason(&mut encoder, "packet_taken_back", "Connections taken back into sockets, by reason", back)?;
-        let refused = PacketRefusal::VARIANTS.iter().map(|why| (why.label(), stats.refused(*why)));
+        let refused = PacketIneligible::VARIANTS.iter().map(|why| (why.label(), stats.refused(*why)));
         by_reason(&mut encoder, "packet_refused", "Connections relayed instead, by reason", refused)
     }
 }

@@ -43,7 +43,7 @@ impl Programs {
         self.take_devices();
         self.frozen.store(false, Relaxed);
         // What ended meanwhile was told to others.
-        self.listener.raise_all();
+        self.events.raise_all(LOOK);
     }
 
     /// Has all flows go over to a process that shares the maps, as soon as each can.
@@ -53,7 +53,7 @@ impl Programs {
         }
         let _ = self.successor.set(to);
         self.succeeded.cancel();
-        self.listener.raise_all();
+        self.events.raise_all(LOOK);
     }
 
     /// By which flows go over to another process, if they shall.
@@ -71,15 +71,6 @@ impl Programs {
     pub fn own_pins(&self) {
         if let Some(pins) = &self.pins {
             pins.own();
-        }
-    }
-}
-
-impl crate::bpf::packet::Listener {
-    /// Has all flows be looked at.
-    pub(super) fn raise_all(&self) {
-        for (_, signals) in self.workers.read().unwrap_or_else(PoisonError::into_inner).iter() {
-            signals.raise_all(LOOK);
         }
     }
 }

@@ -68,14 +68,14 @@ pub enum PinsError {
     Other(String, String),
 }
 
-/// The side of a device that a program is on.
+/// The hook of a device that a program is on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Side {
+pub(super) enum Hook {
     Egress,
     Ingress,
 }
 
-impl Side {
+impl Hook {
     fn label(self) -> &'static str {
         match self {
             Self::Egress => "egress",
@@ -214,8 +214,8 @@ impl Pins {
     }
 
     /// Where the link is pinned that keeps a program on a device.
-    pub(super) fn link(&self, device: u32, side: Side) -> PathBuf {
-        self.directory.join(format!("{device}-{}", side.label()))
+    pub(super) fn link(&self, device: u32, hook: Hook) -> PathBuf {
+        self.directory.join(format!("{device}-{}", hook.label()))
     }
 
     /// The devices with links.
@@ -229,8 +229,8 @@ impl Pins {
 
     /// Removes the links of a device.
     pub(super) fn forget(&self, device: u32) {
-        for side in [Side::Egress, Side::Ingress] {
-            let _ = fs::remove_file(self.link(device, side));
+        for hook in [Hook::Egress, Hook::Ingress] {
+            let _ = fs::remove_file(self.link(device, hook));
         }
     }
 

@@ -336,7 +336,7 @@ impl Thread {
             let Ok(rules) = self.rules.get(&flow, 0) else { continue };
             if is_carried(rules.mode) {
                 self.routes.note_stall(flow, found);
-                programs.listener.raise(Token::unpack(rules.token));
+                programs.events.raise(Token::unpack(rules.token), LOOK);
             }
         }
     }
@@ -408,7 +408,7 @@ impl Thread {
             return Ok(());
         }
         self.routes.note(flow, leads);
-        programs.listener.raise(Token::unpack(rules.token));
+        programs.events.raise(Token::unpack(rules.token), LOOK);
         Ok(())
     }
 }
@@ -431,16 +431,6 @@ fn has_programs(programs: &Programs, device: u32) -> bool {
         Err(error) => {
             tracing::warn!(device, %error, "connections over this device are relayed");
             false
-        }
-    }
-}
-
-impl super::Listener {
-    /// Has a flow be looked at.
-    fn raise(&self, token: Token) {
-        let workers = self.workers.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(signals) = workers.get(token.worker.into()) {
-            signals.raise(token.slot, LOOK);
         }
     }
 }

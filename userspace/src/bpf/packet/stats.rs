@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use strum::{EnumCount, IntoStaticStr, VariantArray};
 
-use crate::metrics::labels::PacketRefusal;
+use crate::metrics::labels::PacketIneligible;
 
 /// Why a connection that packets carried is taken back into two sockets, and relayed from then on. The metric label of
 /// `packet_taken_back_total`.
@@ -33,8 +33,8 @@ pub struct Stats {
     taken_back: [AtomicU64; TakenBack::COUNT],
     begun: AtomicU64,
     settled: AtomicU64,
-    taken_over: AtomicU64,
-    refused: [AtomicU64; PacketRefusal::COUNT],
+    adopted: AtomicU64,
+    refused: [AtomicU64; PacketIneligible::COUNT],
 }
 
 impl Stats {
@@ -56,13 +56,13 @@ impl Stats {
 
     /// Flows of an earlier process that go on.
     #[must_use]
-    pub fn taken_over(&self) -> u64 {
-        self.taken_over.load(Relaxed)
+    pub fn adopted(&self) -> u64 {
+        self.adopted.load(Relaxed)
     }
 
     /// Connections that the relay carries instead, for this reason.
     #[must_use]
-    pub fn refused(&self, why: PacketRefusal) -> u64 {
+    pub fn refused(&self, why: PacketIneligible) -> u64 {
         self.refused[why as usize].load(Relaxed)
     }
 
@@ -76,15 +76,15 @@ impl Stats {
         self.taken_back[why as usize].fetch_add(1, Relaxed);
     }
 
-    pub(crate) fn take_over(&self) {
-        self.taken_over.fetch_add(1, Relaxed);
+    pub(crate) fn adopt(&self) {
+        self.adopted.fetch_add(1, Relaxed);
     }
 
     pub(crate) fn begin(&self) {
         self.begun.fetch_add(1, Relaxed);
     }
 
-    pub(crate) fn refuse(&self, why: PacketRefusal) {
+    pub(crate) fn refuse(&self, why: PacketIneligible) {
         self.refused[why as usize].fetch_add(1, Relaxed);
     }
 }

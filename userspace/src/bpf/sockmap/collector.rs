@@ -5,12 +5,12 @@ use std::{fmt, sync::Arc};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric},
-    metrics::{counter::ConstCounter, gauge::ConstGauge},
+    metrics::gauge::ConstGauge,
 };
 use strum::VariantArray as _;
 
-use super::{Kernel, stats::Refusal};
-use crate::metrics::by_reason;
+use super::{Kernel, stats::Ineligible};
+use crate::metrics::{by_reason, counters};
 
 /// Shows a loaded kernel program's counters.
 pub struct KernelCounters(pub Arc<Kernel>);
@@ -23,7 +23,7 @@ impl fmt::Debug for KernelCounters {
 
 impl Collector for KernelCounters {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
-        let Ok(counters) = self.0.counters() else { return Ok(()) };
+        let Ok(counted) = self.0.counters() else { return Ok(()) };
         let stats = self.0.stats();
         let totals = [
             (
@@ -36,36 +36,33 @@ impl Collector for KernelCounters {
                 "Directions of enrolled connections that are copied in userspace all the same",
                 stats.copied_directions(),
             ),
-            ("sockmap_redirected_bytes", "Bytes moved in the kernel", counters.redirected_bytes),
+            ("sockmap_redirected_bytes", "Bytes moved in the kernel", counted.redirected_bytes),
             (
                 "sockmap_redirected_packets",
                 "Packets (after GRO) moved in the kernel",
-                counters.redirected_packets,
+                counted.redirected_packets,
             ),
             (
                 "sockmap_passed_bytes",
                 "Bytes passed to userspace because the receiver was slow",
-                counters.passed_bytes,
+                counted.passed_bytes,
             ),
-            ("sockmap_passed_packets", "Packets passed to userspace", counters.passed_packets),
-            ("sockmap_returns", "Times a direction came back from userspace to the kernel", counters.returns),
-            ("sockmap_lost_events", "Notices to userspace that found no room", counters.lost_events),
-            ("sockmap_unowned", "Packets on a socket without a flow, passed", counters.unowned),
+            ("sockmap_passed_packets", "Packets passed to userspace", counted.passed_packets),
+            ("sockmap_returns", "Times a direction came back from userspace to the kernel", counted.returns),
+            ("sockmap_lost_events", "Notices to userspace that found no room", counted.lost_events),
+            ("sockmap_unowned", "Packets on a socket without a flow, passed", counted.unowned),
             (
                 "sockmap_overlaps",
                 "Packets that began with bytes which had arrived before, and which were left out",
-                counters.overlaps,
+                counted.overlaps,
             ),
             (
                 "sockmap_torn",
                 "Connections reset because the kernel had no memory to leave such bytes out",
-                counters.torn,
+                counted.torn,
             ),
         ];
-        for (name, help, value) in totals {
-            let counter = ConstCounter::new(value);
-            counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
-        }
+        counters(&mut encoder, &totals)?;
         let in_flight = self.0.budget().in_flight().unwrap_or(0);
         let gauge = ConstGauge::new(i64::try_from(in_flight).unwrap_or(i64::MAX));
         let help = "Bytes redirected and not yet taken by the receiver's socket, of directions with more than 64 KiB";
@@ -76,10 +73,10 @@ impl Collector for KernelCounters {
             gauge.metric_type(),
         )?)?;
         let falls = [
-            ("high_water", counters.over_high_water),
-            ("budget", counters.over_budget),
-            ("no_room", counters.no_room),
-            ("no_target", counters.no_target),
+            ("high_water", counted.over_high_water),
+            ("budget", counted.over_budget),
+            ("no_room", counted.no_room),
+            ("no_target", counted.no_target),
         ];
         by_reason(
             &mut encoder,
@@ -87,7 +84,7 @@ impl Collector for KernelCounters {
             "Times a direction went from the kernel to userspace",
             falls,
         )?;
-        let fallbacks = Refusal::VARIANTS.iter().map(|why| (why.label(), stats.fallbacks(*why)));
+        let fallbacks = Ineligible::VARIANTS.iter().map(|why| (why.label(), stats.fallbacks(*why)));
         by_reason(
             &mut encoder,
             "fallback",

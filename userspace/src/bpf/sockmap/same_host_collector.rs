@@ -2,14 +2,10 @@
 
 use std::{fmt, sync::Arc};
 
-use prometheus_client::{
-    collector::Collector,
-    encoding::{DescriptorEncoder, EncodeMetric as _},
-    metrics::counter::ConstCounter,
-};
+use prometheus_client::{collector::Collector, encoding::DescriptorEncoder};
 
 use super::Kernel;
-use crate::metrics::by_reason;
+use crate::metrics::{by_reason, counters};
 
 /// Shows what the programs of the short cut counted.
 pub struct SameHostCounters(pub Arc<Kernel>);
@@ -23,41 +19,38 @@ impl fmt::Debug for SameHostCounters {
 impl Collector for SameHostCounters {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
         let Some(same_host) = self.0.same_host() else { return Ok(()) };
-        let Ok(counters) = same_host.counters() else { return Ok(()) };
+        let Ok(counted) = same_host.counters() else { return Ok(()) };
         let totals = [
-            ("same_host_enrolled", "Sockets of backends on this host that were found", counters.enrolled),
+            ("same_host_enrolled", "Sockets of backends on this host that were found", counted.enrolled),
             (
                 "same_host_refused",
                 "Sockets of backends on this host that the kernel did not let take the short cut",
-                counters.refused,
+                counted.refused,
             ),
             (
                 "same_host_moved_bytes",
                 "Bytes that went from a backend's send to the client's socket",
-                counters.moved_bytes,
+                counted.moved_bytes,
             ),
             (
                 "same_host_moved_messages",
                 "Messages that went from a backend's send to the client's socket",
-                counters.moved_messages,
+                counted.moved_messages,
             ),
             (
                 "same_host_passed_bytes",
                 "Bytes of such sockets that went the ordinary way",
-                counters.passed_bytes,
+                counted.passed_bytes,
             ),
         ];
-        for (name, help, value) in totals {
-            let counter = ConstCounter::new(value);
-            counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
-        }
+        counters(&mut encoder, &totals)?;
         let passes = [
-            ("not_ready", counters.not_ready),
-            ("gone", counters.gone),
-            ("outstanding", counters.outstanding),
-            ("no_room", counters.no_room),
-            ("protocol", counters.protocol),
-            ("pressure", counters.pressure),
+            ("not_ready", counted.not_ready),
+            ("gone", counted.gone),
+            ("outstanding", counted.outstanding),
+            ("no_room", counted.no_room),
+            ("protocol", counted.protocol),
+            ("pressure", counted.pressure),
         ];
         by_reason(&mut encoder, "same_host_passes", "Messages that went the ordinary way, by reason", passes)
     }

@@ -12,7 +12,7 @@ use strum::{EnumCount, IntoStaticStr, VariantArray};
 /// Why a connection, or a direction of it, was not handed to the kernel. The metric label of `fallback_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, EnumCount, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
-pub enum Refusal {
+pub enum Ineligible {
     /// A socket was no longer established: its peer had already sent FIN or RST.
     PeerClosed,
     /// The maps are full.
@@ -27,7 +27,7 @@ pub enum Refusal {
     Other,
 }
 
-impl Refusal {
+impl Ineligible {
     /// What an error of a map update means.
     #[must_use]
     pub fn of(error: &io::Error) -> Self {
@@ -52,7 +52,7 @@ impl Refusal {
 #[derive(Debug, Default)]
 pub struct Stats {
     enrolled: AtomicU64,
-    fallbacks: [AtomicU64; Refusal::COUNT],
+    fallbacks: [AtomicU64; Ineligible::COUNT],
     half: AtomicU64,
 }
 
@@ -65,7 +65,7 @@ impl Stats {
 
     /// Connections that the relay carries instead, for this reason.
     #[must_use]
-    pub fn fallbacks(&self, why: Refusal) -> u64 {
+    pub fn fallbacks(&self, why: Ineligible) -> u64 {
         self.fallbacks[why as usize].load(Relaxed)
     }
 
@@ -79,7 +79,7 @@ impl Stats {
         self.enrolled.fetch_add(1, Relaxed);
     }
 
-    pub(crate) fn fall_back(&self, why: Refusal) {
+    pub(crate) fn fall_back(&self, why: Ineligible) {
         self.fallbacks[why as usize].fetch_add(1, Relaxed);
     }
 

@@ -21,7 +21,7 @@ use socket2::Socket;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_util::sync::CancellationToken;
 
-use super::{Shared, flow::is_half_closed, linger::LINGER, maps::Maps};
+use super::{Shared, flow::is_half_closed, maps::Maps, time_wait::TIME_WAIT};
 use crate::{
     account::{
         registry::{self, Request},
@@ -39,7 +39,7 @@ use crate::{
         repair, sockopt,
     },
     takeover::{
-        client::{AdoptedFlow, Flows},
+        client::{Flows, ReceivedFlow},
         message::Message,
     },
 };
@@ -54,13 +54,13 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const NOBODY: u64 = u64::MAX;
 
 /// All flows that were taken over.
-pub struct Orphans {
+pub struct AdoptedFlows {
     programs: Arc<Programs>,
     maps: Maps,
     metrics: Arc<Metrics>,
     patience: Patience,
     keepalive: Keepalive,
-    flows: Vec<Orphan>,
+    flows: Vec<AdoptedFlow>,
     /// Places of flows that are still those of a process that is being taken over from.
     alive: BTreeSet<u32>,
     /// How many were taken over so far.
@@ -69,13 +69,13 @@ pub struct Orphans {
     workers: usize,
 }
 
-impl fmt::Debug for Orphans {
+impl fmt::Debug for AdoptedFlows {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Orphans").field("flows", &self.flows.len()).finish_non_exhaustive()
+        f.debug_struct("AdoptedFlows").field("flows", &self.flows.len()).finish_non_exhaustive()
     }
 }
 
-struct Orphan {
+struct AdoptedFlow {
     flow: u32,
     /// See [`registry::number`].
     id: u64,
@@ -113,7 +113,7 @@ enum Peer {
     Backend,
 }
 
-impl Orphans {
+impl AdoptedFlows {
     /// Takes over what an earlier process has left, and forgets what cannot go on. To be called before anything is
     /// bound or connected: the ports of these flows are in use. If that process lives, in the places `alive`, its flows are
     /// left to it until they come. They are numbered after the connections of so many `workers`.
@@ -126,7 +126,7 @@ impl Orphans {
         workers: usize,
     ) -> io::Result<Self> {
         programs.take_devices();
-        let mut orphans = Self {
+        let mut adopted = Self {
             maps: Maps::of(programs)?,
             programs: programs.clone(),
             metrics: metrics.clone(),
@@ -139,13 +139,13 @@ impl Orphans {
         };
         if let Some(alive) = alive {
             programs.occupy(&alive);
-            orphans.alive = alive;
+            adopted.alive = alive;
         } else {
-            let found = orphans.find()?;
+            let found = adopted.find()?;
             programs.occupy(&found.keys().copied().collect());
-            orphans.adopt_all(found)?;
+            adopted.adopt_all(found)?;
         }
-        Ok(orphans)
+        Ok(adopted)
     }
 
     /// All flows that have addresses, by their places.
@@ -169,7 +169,7 @@ impl Orphans {
     }
 
     /// Takes what a process has left that was taken over from: it has ended, and its places are free.
-    fn take_rest(&mut self) -> io::Result<()> {
+    fn adopt_rest(&mut self) -> io::Result<()> {
         let mut found = self.find()?;
         found.retain(|flow, _| self.alive.contains(flow));
         for flow in std::mem::take(&mut self.alive) {
@@ -181,8 +181,8 @@ impl Orphans {
     }
 
     /// Takes a flow that a living process gives.
-    fn receive(&mut self, received: AdoptedFlow) -> io::Result<()> {
-        let AdoptedFlow { place: flow, counted, age, sockets } = received;
+    fn receive(&mut self, received: ReceivedFlow) -> io::Result<()> {
+        let ReceivedFlow { place: flow, counted, age, sockets } = received;
         if !self.alive.remove(&flow) {
             return Ok(());
         }
@@ -191,7 +191,7 @@ impl Orphans {
         // What goes up is sent to the backend.
         let [up, down] = rules.ways.each_ref().map(tuple::of_receiver);
         let now = Instant::now();
-        let mut orphan = Orphan {
+        let mut orphan = AdoptedFlow {
             flow,
             id: self.number(),
             opened: now.checked_sub(age).unwrap_or(now),
@@ -214,7 +214,7 @@ impl Orphans {
                 doubted: false,
             });
         }
-        self.programs.stats().take_over();
+        self.programs.stats().adopt();
         self.metrics.listener(&NONE.into()).active.inc();
         self.flows.push(orphan);
         Ok(())
@@ -256,7 +256,7 @@ impl Orphans {
     fn adopt(&mut self, flow: u32, tuples: [Option<Tuple>; 2]) -> io::Result<()> {
         let keepalive = self.keepalive;
         let rules = Rules { token: NOBODY, ..self.maps.rules(flow)? };
-        let mut orphan = Orphan {
+        let mut orphan = AdoptedFlow {
             flow,
             id: self.number(),
             opened: Instant::now(),
@@ -288,7 +288,7 @@ impl Orphans {
                     Err(error) => log_limit!(warn, %error, "a port of an earlier process' flow is not held"),
                 }
             }
-            self.programs.stats().take_over();
+            self.programs.stats().adopt();
             self.metrics.listener(&NONE.into()).active.inc();
         }
         self.flows.push(orphan);
@@ -314,7 +314,7 @@ impl Orphans {
                         self.receive(received)
                     } else {
                         flows = None;
-                        self.take_rest()
+                        self.adopt_rest()
                     };
                     if let Err(error) = done {
                         log_limit!(warn, %error, "a flow of the process before is lost");
@@ -377,7 +377,7 @@ impl Orphans {
     }
 
     /// Ends open flows at once; how many.
-    fn end(&mut self, reason: CloseReason, which: impl Fn(&Orphan) -> bool) -> usize {
+    fn end(&mut self, reason: CloseReason, which: impl Fn(&AdoptedFlow) -> bool) -> usize {
         let (ended, rest): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.flows).into_iter().partition(|orphan| orphan.is_open() && which(orphan));
         self.flows = rest;
@@ -394,7 +394,7 @@ impl Orphans {
         // Whoever does not wait for the answer has gone.
         match request {
             Request::List { filter, after, most, reply } => {
-                let wanted = |orphan: &&Orphan| {
+                let wanted = |orphan: &&AdoptedFlow| {
                     orphan.is_open() && orphan.matches(&filter) && after.is_none_or(|after| orphan.id > after)
                 };
                 let mut found: Vec<_> = self.flows.iter().filter(wanted).collect();
@@ -414,7 +414,7 @@ impl Orphans {
         }
     }
 
-    fn describe(&self, orphan: &Orphan) -> Connection {
+    fn describe(&self, orphan: &AdoptedFlow) -> Connection {
         let [client, backend] = orphan.tuples.map(|tuple| tuple.map(|tuple| tuple::ends(&tuple)));
         let state = self.maps.state(orphan.flow).ok();
         let delivered = |way| state.as_ref().map_or(0, |state| state.delivered(way));
@@ -436,9 +436,9 @@ impl Orphans {
     }
 
     /// Looks after a flow. False when its entries are of no more use.
-    fn goes_on(&mut self, orphan: &mut Orphan) -> bool {
+    fn goes_on(&mut self, orphan: &mut AdoptedFlow) -> bool {
         if !orphan.is_open() {
-            return orphan.since.elapsed() < LINGER;
+            return orphan.since.elapsed() < TIME_WAIT;
         }
         let Ok(state) = self.maps.state(orphan.flow) else { return true };
         let end = match state.standing() {
@@ -467,21 +467,21 @@ impl Orphans {
     }
 
     /// Ends a flow of which the peers have not told each other.
-    fn reset(&mut self, orphan: &mut Orphan, reason: CloseReason) {
+    fn reset(&mut self, orphan: &mut AdoptedFlow, reason: CloseReason) {
         self.account(orphan, reason);
         self.set_mode(orphan, RESET);
         // Their resets get the right numbers on their way out.
         orphan.sockets.clear();
     }
 
-    fn set_mode(&mut self, orphan: &mut Orphan, mode: u32) {
+    fn set_mode(&mut self, orphan: &mut AdoptedFlow, mode: u32) {
         orphan.rules.mode = mode;
         // An array takes every update.
         let _ = self.maps.set_rules(orphan.flow, orphan.rules);
     }
 
     /// Counts all that was delivered since the flow began: the earlier process has not lived to count it.
-    fn account(&self, orphan: &mut Orphan, reason: CloseReason) {
+    fn account(&self, orphan: &mut AdoptedFlow, reason: CloseReason) {
         // Before its end: who finds that counted, finds its bytes.
         count(&self.metrics, &self.maps, orphan);
         let none: Arc<str> = NONE.into();
@@ -489,7 +489,7 @@ impl Orphans {
         self.metrics.listener(&none).active.dec();
     }
 
-    fn forget(&mut self, orphan: &Orphan) {
+    fn forget(&mut self, orphan: &AdoptedFlow) {
         for (tuple, slot) in orphan.tuples.iter().zip(Shared::slots(orphan.flow)) {
             if let Some(tuple) = tuple {
                 self.maps.remove_tuple(tuple, slot);
@@ -500,7 +500,7 @@ impl Orphans {
 }
 
 /// Counts what a flow has delivered and nobody has counted yet.
-fn count(metrics: &Metrics, maps: &Maps, orphan: &mut Orphan) {
+fn count(metrics: &Metrics, maps: &Maps, orphan: &mut AdoptedFlow) {
     let Ok(state) = maps.state(orphan.flow) else { return };
     let none: Arc<str> = NONE.into();
     for (direction, way) in [(Direction::Up, 0), (Direction::Down, 1)] {
@@ -514,7 +514,7 @@ fn count(metrics: &Metrics, maps: &Maps, orphan: &mut Orphan) {
 }
 
 /// What comes next from the process before, which has ended where there is nothing.
-async fn next(flows: &mut Option<Flows>) -> Option<AdoptedFlow> {
+async fn next(flows: &mut Option<Flows>) -> Option<ReceivedFlow> {
     match flows {
         Some(flows) => flows.recv().await,
         None => std::future::pending().await,
@@ -522,7 +522,7 @@ async fn next(flows: &mut Option<Flows>) -> Option<AdoptedFlow> {
 }
 
 /// Removes flows of a process that had begun to take over and came to nothing.
-pub fn forget_strangers(programs: &Programs) -> io::Result<()> {
+pub fn remove_unowned(programs: &Programs) -> io::Result<()> {
     let mut maps = Maps::of(programs)?;
     for (tuple, slot) in maps.tuples()? {
         if programs.is_free(slot.flow) {
@@ -532,7 +532,7 @@ pub fn forget_strangers(programs: &Programs) -> io::Result<()> {
     Ok(())
 }
 
-impl Orphan {
+impl AdoptedFlow {
     fn is_open(&self) -> bool {
         self.rules.mode == KEPT
     }

@@ -21,11 +21,11 @@ use crate::{
     account::{Account, InPackets},
     bpf::packet::{LOOK, Lead, stats::TakenBack},
     datapath::{
-        relay::{Connection, Terms, failure},
+        relay::{Connection, CopyOptions, failure},
         seam::{End, Patience},
     },
     log::log_limit,
-    metrics::labels::{Carrier, Direction, PacketRefusal},
+    metrics::labels::{Carrier, Direction, PacketIneligible},
     net::sockopt,
     takeover::message::Message,
 };
@@ -42,7 +42,7 @@ const FIRST_LOOK: Duration = Duration::from_millis(20);
 const NEVER: Duration = Duration::from_secs(1 << 32);
 
 /// How our own sockets deliver what they have, while the flow itself is looked after.
-const TO_END: Terms = Terms::to_end(Patience { idle: NEVER, half_closed: NEVER });
+const TO_END: CopyOptions = CopyOptions::to_end(Patience { idle: NEVER, half_closed: NEVER });
 
 /// A flow's entries in the maps. Dropped without more, it was never begun, and leaves nothing behind.
 pub(super) struct Entry {
@@ -69,12 +69,16 @@ pub(super) struct Entry {
 
 impl Entry {
     /// Reserves a place. `slot` is the flow's from now on, also if that fails.
-    pub(super) fn new(shared: &Rc<Shared>, slot: usize, tuples: [Tuple; 2]) -> Result<Self, PacketRefusal> {
+    pub(super) fn new(
+        shared: &Rc<Shared>,
+        slot: usize,
+        tuples: [Tuple; 2],
+    ) -> Result<Self, PacketIneligible> {
         let reserve = || shared.programs.reserve();
         let place = reserve().or_else(|| shared.forget_oldest().then(reserve).flatten());
         let Some(flow) = place else {
             shared.signals.remove(slot);
-            return Err(PacketRefusal::Full);
+            return Err(PacketIneligible::Full);
         };
         Ok(Self {
             shared: shared.clone(),
@@ -91,12 +95,12 @@ impl Entry {
         })
     }
 
-    pub(super) fn set_rules(&self, rules: Rules) -> Result<(), PacketRefusal> {
+    pub(super) fn set_rules(&self, rules: Rules) -> Result<(), PacketIneligible> {
         self.rules.set(rules);
         self.shared.maps.borrow_mut().set_rules(self.flow, rules).map_err(|error| refusal(&error))
     }
 
-    pub(super) fn set_state(&mut self, state: State, written: [u64; 2]) -> Result<(), PacketRefusal> {
+    pub(super) fn set_state(&mut self, state: State, written: [u64; 2]) -> Result<(), PacketIneligible> {
         self.written = written;
         self.shared.maps.borrow_mut().set_state(self.flow, state).map_err(|error| refusal(&error))
     }
@@ -133,7 +137,7 @@ impl Entry {
     }
 
     /// The rules once more, after a look at what had come before they were there.
-    pub(super) fn set_late(&mut self, rules: Rules, infos: [&SocketInfo; 2]) -> Result<(), PacketRefusal> {
+    pub(super) fn set_late(&mut self, rules: Rules, infos: [&SocketInfo; 2]) -> Result<(), PacketIneligible> {
         self.heard = infos.map(|info| info.snd_una);
         self.set_rules(rules)
     }
@@ -143,7 +147,7 @@ impl Entry {
         self.state().is_ok_and(|state| state.ways.iter().all(|track| track.packets > 0))
     }
 
-    pub(super) fn add_tuples(&self) -> Result<(), PacketRefusal> {
+    pub(super) fn add_tuples(&self) -> Result<(), PacketIneligible> {
         let mut maps = self.shared.maps.borrow_mut();
         for (tuple, slot) in self.tuples.iter().zip(Shared::slots(self.flow)) {
             maps.add_tuple(tuple, slot).map_err(|error| refusal(&error))?;
@@ -229,19 +233,19 @@ impl Drop for Entry {
         if self.given {
             // Its place, too, is the other's to give away.
         } else if self.lingers {
-            self.shared.lingering.borrow_mut().add(self.flow, self.tuples);
+            self.shared.time_wait.borrow_mut().add(self.flow, self.tuples);
         } else {
             self.shared.forget(self.flow, &self.tuples);
         }
     }
 }
 
-fn refusal(error: &io::Error) -> PacketRefusal {
+fn refusal(error: &io::Error) -> PacketIneligible {
     use rustix::io::Errno;
     match Errno::from_io_error(error) {
-        Some(Errno::EXIST) => PacketRefusal::Busy,
-        Some(Errno::TOOBIG | Errno::NOMEM) => PacketRefusal::Full,
-        _ => PacketRefusal::Other,
+        Some(Errno::EXIST) => PacketIneligible::Busy,
+        Some(Errno::TOOBIG | Errno::NOMEM) => PacketIneligible::Full,
+        _ => PacketIneligible::Other,
     }
 }
 
@@ -309,30 +313,30 @@ impl<'a> Flow<'a> {
     }
 
     /// Waits for the end.
-    pub(in crate::datapath) async fn run(mut self: Box<Self>, terms: &Terms) -> End {
-        let end = match Box::pin(self.settle(terms)).await {
+    pub(in crate::datapath) async fn run(mut self: Box<Self>, options: &CopyOptions) -> End {
+        let end = match Box::pin(self.settle(options)).await {
             Settled::Ended(end) => end,
             Settled::Failed(end) => {
                 self.abort();
                 return end;
             }
             // On the heap, where the beginning was, and not beside it.
-            Settled::Carried => match Box::pin(self.hold(terms)).await {
+            Settled::Carried => match Box::pin(self.hold(options)).await {
                 Held::Ended(end) => end,
                 Held::Lost(end) => {
                     self.abort();
                     return end;
                 }
-                Held::TakenBack(why) => return Box::pin(self.take_back(why, terms)).await,
+                Held::TakenBack(why) => return Box::pin(self.take_back(why, options)).await,
             },
-            Settled::Bypassed => return Box::pin(self.relay(terms)).await,
+            Settled::Bypassed => return Box::pin(self.relay(options)).await,
         };
         self.end(&end);
         end
     }
 
     /// Lets the relay deliver what arrived while the flow began, and looks whether the kernel really carries it.
-    async fn settle(&mut self, terms: &Terms) -> Settled {
+    async fn settle(&mut self, options: &CopyOptions) -> Settled {
         let Sockets::Settling(connection) = &mut self.sockets else { return Settled::Carried };
         let entry = &mut self.entry;
         let mut pause = FIRST_LOOK;
@@ -343,9 +347,9 @@ impl<'a> Flow<'a> {
                 end = connection.carry_to_end(&TO_END, self.account) => {
                     return entry.seen_end().map_or(Settled::Failed(end), Settled::Ended);
                 }
-                () = sleep(pause.min(terms.patience.idle)) => {}
+                () = sleep(pause.min(options.patience.idle)) => {}
             }
-            if let Some(end) = silence.look(entry, self.account, terms.patience) {
+            if let Some(end) = silence.look(entry, self.account, options.patience) {
                 return Settled::Ended(end);
             }
             if entry.is_bypassed() {
@@ -374,30 +378,30 @@ impl<'a> Flow<'a> {
 
     /// Goes on in userspace, as if there had never been a flow: the numbers of our own sockets are still those of
     /// the stream, and what was sent on and lost is sent again to them.
-    async fn relay(mut self: Box<Self>, terms: &Terms) -> End {
+    async fn relay(mut self: Box<Self>, options: &CopyOptions) -> End {
         tracing::debug!("packets of a flow take another way, relaying");
-        self.entry.shared.programs.stats().refuse(PacketRefusal::Bypassed);
+        self.entry.shared.programs.stats().refuse(PacketIneligible::Bypassed);
         self.entry.set_mode(OFF);
         self.ended = true;
         self.account.set_carrier(Carrier::Relay);
-        self.account.refused_in_packets(PacketRefusal::Bypassed);
+        self.account.refused_in_packets(PacketIneligible::Bypassed);
         let Sockets::Settling(connection) = &mut self.sockets else { return End::Finished };
         for socket in [&connection.client, &connection.backend] {
             let _ = sockopt::finish_on_close(socket);
         }
-        connection.carry_to_end(terms, self.account).await
+        connection.carry_to_end(options, self.account).await
     }
 
     /// Waits for the end while nothing is left to do. Our own sockets ask now and then whether their peers are there
     /// ([`crate::net::keepalive`]), and fail where no answer comes.
-    async fn hold(&self, terms: &Terms) -> Held {
+    async fn hold(&self, options: &CopyOptions) -> Held {
         let entry = &self.entry;
         let Sockets::Holding([client, backend]) = &self.sockets else { return Held::Ended(End::Idle) };
         tokio::select! {
             held = back::held(entry, [client, backend]) => held,
             error = failure(client) => Held::of(entry.seen_end(), End::broken_by_client(error)),
             error = failure(backend) => Held::of(entry.seen_end(), End::broken_by_backend(error)),
-            end = silence(entry, self.account, terms.patience) => Held::Ended(end),
+            end = silence(entry, self.account, options.patience) => Held::Ended(end),
         }
     }
 

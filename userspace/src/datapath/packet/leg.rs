@@ -5,7 +5,7 @@ use std::{io, os::fd::BorrowedFd};
 use tokio::net::TcpStream;
 
 use super::plan::{self, Leg};
-use crate::{bpf::packet::tuple::tuple, metrics::labels::PacketRefusal, net::sockopt};
+use crate::{bpf::packet::tuple::tuple, metrics::labels::PacketIneligible, net::sockopt};
 
 /// `TCP_ESTABLISHED`.
 const ESTABLISHED: u8 = 1;
@@ -19,14 +19,14 @@ mod negotiated {
 }
 
 /// Reads what options tell of a connection; sequence numbers and devices are for the kernel to tell.
-pub(super) fn of(stream: &TcpStream) -> Result<Leg, PacketRefusal> {
+pub(super) fn of(stream: &TcpStream) -> Result<Leg, PacketIneligible> {
     read(stream).map_err(|error| {
         tracing::debug!(%error, "cannot read a socket's options");
         // It has no peer any more once that has reset it.
         if error.kind() == io::ErrorKind::NotConnected {
-            PacketRefusal::PeerClosed
+            PacketIneligible::PeerClosed
         } else {
-            PacketRefusal::Other
+            PacketIneligible::Other
         }
     })
 }
@@ -60,11 +60,11 @@ pub(in crate::datapath) fn largest_segment(client: BorrowedFd<'_>) -> Option<u32
 
 /// What speaks against an accepted connection and cannot be told from numbers. Nothing sits on top of the sockets: both
 /// are our own.
-pub(super) fn admit(client: &TcpStream) -> Result<(), PacketRefusal> {
-    let local = client.local_addr().map_err(|_| PacketRefusal::PeerClosed)?;
+pub(super) fn admit(client: &TcpStream) -> Result<(), PacketIneligible> {
+    let local = client.local_addr().map_err(|_| PacketIneligible::PeerClosed)?;
     // Who wanted to go elsewhere was led here by a translation that packets sent on would not see.
     match sockopt::original_destination(client, local.is_ipv6()) {
-        Some(wanted) if wanted != local => Err(PacketRefusal::Nat),
+        Some(wanted) if wanted != local => Err(PacketIneligible::Nat),
         _ => Ok(()),
     }
 }

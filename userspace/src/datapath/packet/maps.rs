@@ -2,13 +2,13 @@
 
 use std::{fmt, io, os::fd::OwnedFd};
 
-use aya::maps::{Array, HashMap, Map, MapData, MapError};
+use aya::maps::{Array, HashMap, Map, MapData};
 use snisplice_common::packet::{
     flow::{Rules, State},
     maps::{Slot, Tuple},
 };
 
-use crate::bpf::packet::Programs;
+use crate::bpf::{load::cause, packet::Programs};
 
 /// Only where there is no such key yet: `BPF_NOEXIST`.
 const NEW: u64 = 1;
@@ -78,14 +78,5 @@ impl Maps {
     /// What the kernel has seen so far.
     pub(super) fn state(&self, flow: u32) -> io::Result<State> {
         self.states.get(&flow, LOCKED).map_err(cause)
-    }
-}
-
-/// What the kernel said.
-fn cause(error: MapError) -> io::Error {
-    match error {
-        MapError::SyscallError(error) => error.io_error,
-        MapError::IoError(error) => error,
-        other => io::Error::other(other),
     }
 }

@@ -6,7 +6,7 @@ use snisplice_common::packet::{
     socket_info::SocketInfo,
 };
 
-use crate::metrics::labels::PacketRefusal;
+use crate::metrics::labels::PacketIneligible;
 
 /// Bytes that timestamps take of each segment (RFC 7323 appendix A).
 const TIMESTAMP_BYTES: u32 = 12;
@@ -55,16 +55,16 @@ pub(super) struct Plan {
 }
 
 /// What can be told before the kernel is asked.
-pub(super) fn admit(client: &Leg, backend: &Leg) -> Result<(), PacketRefusal> {
+pub(super) fn admit(client: &Leg, backend: &Leg) -> Result<(), PacketIneligible> {
     let refuse = |condition: bool, why| if condition { Err(why) } else { Ok(()) };
-    refuse(!client.established || !backend.established, PacketRefusal::PeerClosed)?;
-    refuse(is_mapped(&client.tuple.remote) != is_mapped(&backend.tuple.remote), PacketRefusal::Family)?;
-    refuse(client.tuple.local == client.tuple.remote, PacketRefusal::Local)?;
-    refuse(backend.tuple.local == backend.tuple.remote, PacketRefusal::Local)?;
-    refuse(client.timestamps != backend.timestamps, PacketRefusal::Timestamps)?;
-    refuse(client.sack != backend.sack, PacketRefusal::Sack)?;
+    refuse(!client.established || !backend.established, PacketIneligible::PeerClosed)?;
+    refuse(is_mapped(&client.tuple.remote) != is_mapped(&backend.tuple.remote), PacketIneligible::Family)?;
+    refuse(client.tuple.local == client.tuple.remote, PacketIneligible::Local)?;
+    refuse(backend.tuple.local == backend.tuple.remote, PacketIneligible::Local)?;
+    refuse(client.timestamps != backend.timestamps, PacketIneligible::Timestamps)?;
+    refuse(client.sack != backend.sack, PacketIneligible::Sack)?;
     let fits = |from: &Leg, to: &Leg| from.largest_received() <= to.send_mss;
-    refuse(!fits(client, backend) || !fits(backend, client), PacketRefusal::Mss)
+    refuse(!fits(client, backend) || !fits(backend, client), PacketIneligible::Mss)
 }
 
 /// Largest segment that a backend's connection should announce for the sake of the client's, on which we may send segments
@@ -79,13 +79,13 @@ pub(super) fn largest_segment(send_mss: u32, announced_mss: u32, timestamps: boo
 }
 
 /// Numbers for a flow of which userspace holds `read` bytes of either way that it has not written yet.
-pub(super) fn plan(client: &Leg, backend: &Leg, read: [usize; 2]) -> Result<Plan, PacketRefusal> {
-    let read = |way: usize| u32::try_from(read[way]).map_err(|_| PacketRefusal::Pending);
+pub(super) fn plan(client: &Leg, backend: &Leg, read: [usize; 2]) -> Result<Plan, PacketIneligible> {
+    let read = |way: usize| u32::try_from(read[way]).map_err(|_| PacketIneligible::Pending);
     let (a, b) = (&client.info, &backend.info);
     let up = Stretch { read: read(0)?, unread: a.unread(), written: b.unacknowledged() };
     let down = Stretch { read: read(1)?, unread: b.unread(), written: a.unacknowledged() };
     if up.bytes() > PENDING_MOST || down.bytes() > PENDING_MOST {
-        return Err(PacketRefusal::Pending);
+        return Err(PacketIneligible::Pending);
     }
     let up_way = translation(client, backend, &up);
     let down_way = translation(backend, client, &down);
@@ -229,13 +229,13 @@ mod tests {
             leg
         };
         for (bad, why) in [
-            (other(|leg| leg.established = false), PacketRefusal::PeerClosed),
-            (other(|leg| leg.tuple.remote = [1, 2, 3, 4]), PacketRefusal::Family),
-            (other(|leg| leg.tuple.local = leg.tuple.remote), PacketRefusal::Local),
-            (other(|leg| leg.timestamps = false), PacketRefusal::Timestamps),
-            (other(|leg| leg.sack = false), PacketRefusal::Sack),
-            (other(|leg| leg.send_mss = 1_447), PacketRefusal::Mss),
-            (other(|leg| leg.announced_mss = 1_461), PacketRefusal::Mss),
+            (other(|leg| leg.established = false), PacketIneligible::PeerClosed),
+            (other(|leg| leg.tuple.remote = [1, 2, 3, 4]), PacketIneligible::Family),
+            (other(|leg| leg.tuple.local = leg.tuple.remote), PacketIneligible::Local),
+            (other(|leg| leg.timestamps = false), PacketIneligible::Timestamps),
+            (other(|leg| leg.sack = false), PacketIneligible::Sack),
+            (other(|leg| leg.send_mss = 1_447), PacketIneligible::Mss),
+            (other(|leg| leg.announced_mss = 1_461), PacketIneligible::Mss),
         ] {
             assert_eq!(admit(&good, &bad), Err(why));
             assert_eq!(admit(&bad, &good), Err(why));
@@ -251,7 +251,7 @@ mod tests {
         let client = Leg { send_mss: 1_348, announced_mss: 1_360, ..leg(2) };
         let takes = largest_segment(client.send_mss, client.announced_mss, true).expect("a bound");
         // A backend on a path with more, and what the bound makes of it.
-        assert_eq!(admit(&client, &leg(3)), Err(PacketRefusal::Mss));
+        assert_eq!(admit(&client, &leg(3)), Err(PacketIneligible::Mss));
         let bounded = Leg { send_mss: takes - 12, announced_mss: takes, ..leg(3) };
         assert_eq!(admit(&client, &bounded), Ok(()));
     }
@@ -363,8 +363,8 @@ mod tests {
     fn no_buffer_holds_so_much() {
         let clean = leg(2);
         let full = Leg { info: SocketInfo { rcv_nxt: 1 << 29, ..clean.info }, ..clean };
-        assert_eq!(plan(&full, &clean, [0, 0]), Err(PacketRefusal::Pending));
-        assert_eq!(plan(&clean, &full, [0, 0]), Err(PacketRefusal::Pending));
-        assert_eq!(plan(&clean, &clean, [0, 1 << 29]), Err(PacketRefusal::Pending));
+        assert_eq!(plan(&full, &clean, [0, 0]), Err(PacketIneligible::Pending));
+        assert_eq!(plan(&clean, &full, [0, 0]), Err(PacketIneligible::Pending));
+        assert_eq!(plan(&clean, &clean, [0, 1 << 29]), Err(PacketIneligible::Pending));
     }
 }

@@ -1,23 +1,24 @@
 //! What is rare in a relayed connection, and takes more state: a receiver that does not keep up, a side that has sent
 //! FIN, a side that is gone.
 
-use std::{cell::Cell, future::poll_fn, io, net::Shutdown, time::Duration};
+use std::{cell::Cell, future::poll_fn, io, net::Shutdown};
 
 use socket2::SockRef;
-use tokio::{
-    io::Interest,
-    net::TcpStream,
-    time::{sleep, timeout},
-};
+use tokio::{io::Interest, net::TcpStream};
 
 use super::{
-    Broken, Carried, STEPS_PER_TURN, Side, Way, forget, idle, moved,
+    Carried, DirectionState, STEPS_PER_TURN, forget, moved,
     pump::{Pump, Step},
 };
-use crate::{datapath::seam::End, metrics::labels::Direction, net::sockopt};
-
-/// How long bytes that were already received may take to reach the one side after the other has reset.
-const FLUSH_GRACE: Duration = Duration::from_secs(1);
+use crate::{
+    bpf::wakeup::Peer,
+    datapath::{
+        broken::{Broken, pass_on_reset},
+        idle::idle,
+        seam::End,
+    },
+    metrics::labels::Direction,
+};
 
 /// Why a direction stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,7 +43,7 @@ struct Shared {
 /// Carries on until there is nothing to wait for any more, which is `None`, or to the end. `ended` is a direction whose
 /// sender has sent FIN.
 pub(super) async fn carry(
-    ways: [Way<'_>; 2],
+    ways: [DirectionState<'_>; 2],
     pumps: [&mut Pump; 2],
     ended: Option<Direction>,
 ) -> Option<Carried> {
@@ -65,25 +66,20 @@ pub(super) async fn carry(
 }
 
 /// Ends a connection of which one side is gone.
-pub(super) async fn broken(ways: [Way<'_>; 2], pumps: [&mut Pump; 2], broken: Broken) -> End {
+pub(super) async fn broken(ways: [DirectionState<'_>; 2], pumps: [&mut Pump; 2], broken: Broken) -> End {
     let shared = Shared::default();
     let [up, down] = ways.map(|way| Waiting { way, shared: &shared });
     let [upward, downward] = pumps;
-    match broken {
-        Broken { side: Side::Client, error } => {
-            up.last_words(upward).await;
-            End::broken_by_client(error)
-        }
-        Broken { side: Side::Backend, error } => {
-            down.last_words(downward).await;
-            End::broken_by_backend(error)
-        }
+    match broken.peer {
+        Peer::Client => up.last_words(upward).await,
+        Peer::Backend => down.last_words(downward).await,
     }
+    broken.into()
 }
 
 /// One direction.
 struct Waiting<'a> {
-    way: Way<'a>,
+    way: DirectionState<'a>,
     shared: &'a Shared,
 }
 
@@ -91,7 +87,7 @@ impl Waiting<'_> {
     /// Copies until the sender has sent FIN, then passes the FIN on; or until there is no need to wait any more.
     ///
     /// The direction that finishes second ends the pair. The first one stays to watch its sender: nobody else would
-    /// notice that this side, which has sent FIN, now resets.
+    /// notice that this peer, which has sent FIN, now resets.
     async fn one_way(&self, pump: &mut Pump, is_ended: bool) -> Result<Stop, Broken> {
         if !is_ended {
             match self.copy(pump).await? {
@@ -100,7 +96,7 @@ impl Waiting<'_> {
             }
         }
         if self.shared.half_closed.replace(true) {
-            // Nothing is left to come from either side, so closing both, which the caller does next, says it.
+            // Nothing is left to come from either peer, so closing both, which the caller does next, says it.
             return Ok(Stop::Eof);
         }
         match SockRef::from(self.way.to).shutdown(Shutdown::Write) {
@@ -110,8 +106,8 @@ impl Waiting<'_> {
             }
             _ => {}
         }
-        let Way { from, job, .. } = self.way;
-        let silence = idle(job.terms.patience.half_closed, || moved(job.account));
+        let DirectionState { from, copy, .. } = self.way;
+        let silence = idle(copy.options.patience.half_closed, || moved(copy.account));
         Box::pin(async {
             tokio::select! {
                 error = failure(from) => Err(self.way.by_sender(error)),
@@ -124,7 +120,7 @@ impl Waiting<'_> {
     /// Copies until the sender has sent FIN and the receiver has taken everything before it; or until the direction is
     /// due: then the receiver has taken everything that was read.
     async fn copy(&self, pump: &mut Pump) -> Result<Stop, Broken> {
-        let Way { from, to, .. } = self.way;
+        let DirectionState { from, to, .. } = self.way;
         let mut steps = 0;
         loop {
             if !pump.is_blocked() {
@@ -176,13 +172,10 @@ impl Waiting<'_> {
         }
     }
 
-    /// Passes a failure of the sender on to the receiver, after what it sent before that: a server that answers and
-    /// then resets because it did not read the whole request must be heard.
+    /// Delivers what the sender of a direction sent before it failed, then resets the receiver.
     async fn last_words(&self, pump: &mut Pump) {
         let rest = async { while let Ok(Stop::Due | Stop::AtEase) = self.copy(pump).await {} };
-        let _ = timeout(FLUSH_GRACE, rest).await;
-        let _ = timeout(FLUSH_GRACE, delivered(self.way.to)).await;
-        let _ = sockopt::reset_on_close(self.way.to);
+        pass_on_reset(rest, self.way.to).await;
     }
 }
 
@@ -213,14 +206,5 @@ pub(in crate::datapath) async fn failure(stream: &TcpStream) -> io::Error {
                 Ok(None) => forget(stream, Interest::ERROR),
             },
         }
-    }
-}
-
-/// Waits until the peer has acknowledged everything written, or cannot any more.
-async fn delivered(stream: &TcpStream) {
-    let mut pause = Duration::from_millis(1);
-    while matches!(sockopt::unacknowledged(stream), Ok(1..)) {
-        sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_millis(50));
     }
 }

@@ -6,8 +6,8 @@
 
 use snisplice_common::sockmap::direction::{Control, Flow};
 
-use super::connection::{Broken, Connection};
-use crate::metrics::labels::Direction;
+use super::connection::Connection;
+use crate::{datapath::broken::Broken, metrics::labels::Direction};
 
 impl Connection<'_> {
     /// After the target has taken everything, while the program leaves the direction to userspace: it learns of it

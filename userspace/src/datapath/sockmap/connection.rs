@@ -29,18 +29,17 @@ use crate::{
     account::Account,
     bpf::{
         sockmap::budget::Budget,
-        wakeup::{Ready, Side, What},
+        wakeup::{Peer, Ready, What},
     },
     datapath::{
-        relay::{idle, progress::Progress, pump::Pump},
+        broken::{Broken, pass_on_reset},
+        idle::idle,
+        relay::{progress::Progress, pump::Pump},
         seam::{End, Patience},
     },
     metrics::labels::Direction,
     net::sockopt,
 };
-
-/// How long bytes that were already received may take to reach the one side after the other has reset.
-const FLUSH_GRACE: Duration = Duration::from_secs(1);
 
 /// How long the kernel's worker may take to write redirected bytes to the one side after the other has reset.
 ///
@@ -58,7 +57,7 @@ const LOST: u32 = 60_000;
 /// One socket of the connection.
 #[derive(Debug)]
 pub(super) struct Leg {
-    pub(super) side: Side,
+    pub(super) peer: Peer,
     pub(super) socket: TcpStream,
     pub(super) cookie: Cookie,
     pub(super) also: Cell<Also>,
@@ -68,9 +67,9 @@ pub(super) struct Leg {
 
 impl Leg {
     /// Takes the socket out of the runtime.
-    pub(super) fn new(side: Side, stream: tokio::net::TcpStream, cookie: Cookie) -> io::Result<Self> {
+    pub(super) fn new(peer: Peer, stream: tokio::net::TcpStream, cookie: Cookie) -> io::Result<Self> {
         let socket = stream.into_std()?;
-        Ok(Self { side, socket, cookie, also: Cell::default(), base: Cell::default() })
+        Ok(Self { peer, socket, cookie, also: Cell::default(), base: Cell::default() })
     }
 
     /// Notes what the socket has taken so far, exactly, while nobody writes to it.
@@ -101,7 +100,7 @@ impl Leg {
     pub(super) fn lock(&self) -> Result<(), Broken> {
         match self.peek() {
             Ok(_) | Err(Errno::AGAIN) => Ok(()),
-            Err(error) => Err(Broken { side: self.side, error: error.into() }),
+            Err(error) => Err(Broken { peer: self.peer, error: error.into() }),
         }
     }
 }
@@ -115,7 +114,7 @@ fn taken(socket: &TcpStream) -> io::Result<u64> {
 
 /// What userspace knows of one direction.
 #[derive(Debug, Default)]
-pub(super) struct Way {
+pub(super) struct DirectionState {
     /// The kernel has a flow for it.
     pub(super) state: Cell<bool>,
     /// The program sees its packets.
@@ -140,7 +139,7 @@ pub(super) struct Way {
     pub(super) shortcut: Cell<bool>,
 }
 
-impl Way {
+impl DirectionState {
     /// What has been written so far is no business of the kernel's.
     pub(super) fn begin(&self) {
         self.forwarded.set(0);
@@ -158,7 +157,7 @@ pub(super) struct Connection<'a> {
     /// The backend is on this host, and what it sends may take the short cut.
     pub(super) same_host: bool,
     /// The side whose failure is known and no news any more.
-    broken: Cell<Option<Side>>,
+    broken: Cell<Option<Peer>>,
     /// One direction has passed its FIN on.
     half_closed: Cell<bool>,
 }
@@ -168,14 +167,7 @@ pub(super) struct Entries<'a> {
     pub(super) slot: Slot<'a>,
     pub(super) account: &'a Account,
     cookies: [Cookie; 2],
-    ways: [Way; 2],
-}
-
-/// The side whose socket failed.
-#[derive(Debug)]
-pub(super) struct Broken {
-    pub(super) side: Side,
-    pub(super) error: io::Error,
+    ways: [DirectionState; 2],
 }
 
 /// How a connection comes to its end.
@@ -218,15 +210,15 @@ impl<'a> Connection<'a> {
     /// Has both sockets watched for their end.
     pub(super) fn watch(&self) -> io::Result<()> {
         let watch = &self.entries.slot.sockmap.watch;
-        watch.add(&self.client.socket, self.slot(), Side::Client)?;
-        watch.add(&self.backend.socket, self.slot(), Side::Backend)
+        watch.add(&self.client.socket, self.slot(), Peer::Client)?;
+        watch.add(&self.backend.socket, self.slot(), Peer::Backend)
     }
 
     pub(super) fn slot(&self) -> usize {
         self.entries.slot.number
     }
 
-    pub(super) fn way(&self, direction: Direction) -> &Way {
+    pub(super) fn way(&self, direction: Direction) -> &DirectionState {
         &self.entries.ways[direction as usize]
     }
 
@@ -267,13 +259,13 @@ impl<'a> Connection<'a> {
         match over {
             Over::Finished => End::Finished,
             Over::Silent => End::HalfClosed,
-            Over::Broken(Broken { side: Side::Client, error }) => {
-                Box::pin(self.pass_on_reset(Direction::Up, upward)).await;
-                End::broken_by_client(error)
-            }
-            Over::Broken(Broken { side: Side::Backend, error }) => {
-                Box::pin(self.pass_on_reset(Direction::Down, downward)).await;
-                End::broken_by_backend(error)
+            Over::Broken(broken) => {
+                let (direction, pump) = match broken.peer {
+                    Peer::Client => (Direction::Up, upward),
+                    Peer::Backend => (Direction::Down, downward),
+                };
+                Box::pin(self.pass_on_reset(direction, pump)).await;
+                broken.into()
             }
         }
     }
@@ -292,7 +284,7 @@ impl<'a> Connection<'a> {
         match to.socket.shutdown(Shutdown::Write) {
             // The receiver is gone already; its own direction reports how.
             Err(error) if error.kind() == io::ErrorKind::NotConnected => {}
-            result => result.map_err(|error| Broken { side: to.side, error })?,
+            result => result.map_err(|error| Broken { peer: to.peer, error })?,
         }
         if self.half_closed.replace(true) {
             return Err(Over::Finished);
@@ -305,9 +297,9 @@ impl<'a> Connection<'a> {
     /// Lets the kernel redirect, and copies what it passes, until the sender's FIN.
     async fn kernel_until_fin(&self, direction: Direction, pump: &mut Pump) -> Result<(), Broken> {
         let (from, _) = self.ends(direction);
-        let over = Ready::of(from.side, What::HangUp);
+        let over = Ready::of(from.peer, What::HangUp);
         loop {
-            let wanted = Ready::of(from.side, What::Passed) | over;
+            let wanted = Ready::of(from.peer, What::Passed) | over;
             let happened = match self.spell() {
                 None => self.wait(wanted).await?,
                 Some(spell) => Box::pin(self.wait_or_hold(wanted, direction, pump, spell)).await?,
@@ -340,7 +332,7 @@ impl<'a> Connection<'a> {
             looks += 1;
             if self.way(direction).shortcut.get() && looks > LOST {
                 let (_, to) = self.ends(direction);
-                return Err(Broken { side: to.side, error: io::ErrorKind::TimedOut.into() });
+                return Err(Broken { peer: to.peer, error: io::ErrorKind::TimedOut.into() });
             }
             if looks < LOOKS {
                 tokio::task::yield_now().await;
@@ -354,7 +346,7 @@ impl<'a> Connection<'a> {
     pub(super) fn is_taken(&self, direction: Direction, flow: &Flow) -> Result<bool, Broken> {
         let (_, to) = self.ends(direction);
         let sent = flow.redirected + self.way(direction).forwarded.get() + self.by_shortcut(direction)?;
-        let taken = taken(&to.socket).map_err(|error| Broken { side: to.side, error })?;
+        let taken = taken(&to.socket).map_err(|error| Broken { peer: to.peer, error })?;
         Ok(taken.saturating_sub(to.base.get()) >= sent)
     }
 
@@ -362,7 +354,7 @@ impl<'a> Connection<'a> {
     /// server that answers and resets because it did not read the whole request must be heard.
     async fn pass_on_reset(&self, direction: Direction, pump: &mut Pump) {
         let (from, to) = self.ends(direction);
-        self.broken.set(Some(from.side));
+        self.broken.set(Some(from.peer));
         let redirected = async {
             // The sender's error is no news.
             let _ = from.lock();
@@ -378,26 +370,15 @@ impl<'a> Connection<'a> {
             }
             self.until_taken(direction).await
         };
-        let _ = timeout(FLUSH_GRACE, rest).await;
-        let _ = timeout(FLUSH_GRACE, self.delivered(to)).await;
-        let _ = sockopt::reset_on_close(&to.socket);
-    }
-
-    /// Waits until the peer has acknowledged everything written, or cannot any more.
-    async fn delivered(&self, to: &Leg) {
-        let mut pause = Duration::from_millis(1);
-        while matches!(sockopt::unacknowledged(&to.socket), Ok(1..)) {
-            sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_millis(50));
-        }
+        pass_on_reset(rest, &to.socket).await;
     }
 
     /// Waits until something of `wanted` has happened. Also notices when either socket fails, whatever is awaited.
     pub(super) async fn wait(&self, wanted: Ready) -> Result<Ready, Broken> {
         let failed = match self.broken.get() {
             None => Ready::both(What::Failed),
-            Some(Side::Client) => Ready::of(Side::Backend, What::Failed),
-            Some(Side::Backend) => Ready::of(Side::Client, What::Failed),
+            Some(Peer::Client) => Ready::of(Peer::Backend, What::Failed),
+            Some(Peer::Backend) => Ready::of(Peer::Client, What::Failed),
         };
         let signals = &self.entries.slot.sockmap.signals;
         loop {
@@ -412,11 +393,11 @@ impl<'a> Connection<'a> {
     /// Looks after sockets that are said to have failed.
     fn check(&self, failed: Ready) -> Result<(), Broken> {
         for leg in [&self.client, &self.backend] {
-            let mark = Ready::of(leg.side, What::Failed);
-            if !failed.any(mark) || self.broken.get() == Some(leg.side) {
+            let mark = Ready::of(leg.peer, What::Failed);
+            if !failed.any(mark) || self.broken.get() == Some(leg.peer) {
                 continue;
             }
-            let broken = |error| Broken { side: leg.side, error };
+            let broken = |error| Broken { peer: leg.peer, error };
             if let Some(error) = leg.socket.take_error().map_err(broken)? {
                 return Err(broken(error));
             }
@@ -431,8 +412,8 @@ impl<'a> Connection<'a> {
         change(&mut also);
         if also != leg.also.replace(also) {
             let watch = &self.entries.slot.sockmap.watch;
-            let modified = watch.modify(&leg.socket, self.slot(), leg.side, also);
-            modified.map_err(|error| Broken { side: leg.side, error })?;
+            let modified = watch.modify(&leg.socket, self.slot(), leg.peer, also);
+            modified.map_err(|error| Broken { peer: leg.peer, error })?;
         }
         Ok(())
     }
@@ -440,7 +421,7 @@ impl<'a> Connection<'a> {
     pub(super) fn flow(&self, direction: Direction) -> Result<Flow, Broken> {
         let (from, _) = self.ends(direction);
         let flow = self.entries.slot.sockmap.maps.borrow().flow(from.cookie);
-        let broken = |error| Broken { side: from.side, error };
+        let broken = |error| Broken { peer: from.peer, error };
         let flow = flow.map_err(broken)?;
         if flow.receiving == TORN {
             // The sender must not take its bytes for delivered.
@@ -454,7 +435,7 @@ impl<'a> Connection<'a> {
     fn by_shortcut(&self, direction: Direction) -> Result<u64, Broken> {
         let (from, _) = self.ends(direction);
         let moved = self.entries.by_shortcut(from.cookie, self.way(direction));
-        moved.map_err(|error| Broken { side: from.side, error })
+        moved.map_err(|error| Broken { peer: from.peer, error })
     }
 
     /// Changes whenever a byte has moved that counts.
@@ -489,7 +470,7 @@ impl Entries<'_> {
         }
     }
 
-    fn by_shortcut(&self, from: Cookie, way: &Way) -> io::Result<u64> {
+    fn by_shortcut(&self, from: Cookie, way: &DirectionState) -> io::Result<u64> {
         if way.shortcut.get() { self.slot.sockmap.maps.borrow().by_shortcut(from) } else { Ok(0) }
     }
 }

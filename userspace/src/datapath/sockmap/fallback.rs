@@ -10,10 +10,13 @@ use rustix::{event::PollFlags, io::Errno};
 use snisplice_common::sockmap::direction::Control;
 use tokio::{task::yield_now, time::sleep};
 
-use super::connection::{Broken, Connection, Leg};
+use super::connection::{Connection, Leg};
 use crate::{
     bpf::wakeup::{Ready, What},
-    datapath::relay::pump::{Pump, Step, StepError},
+    datapath::{
+        broken::Broken,
+        relay::pump::{Pump, Step, StepError},
+    },
     metrics::labels::Direction,
     net::sockopt,
 };
@@ -30,7 +33,7 @@ impl Connection<'_> {
     pub(super) async fn catch_up(&self, direction: Direction, pump: &mut Pump) -> Result<(), Broken> {
         let (from, _) = self.ends(direction);
         let way = self.way(direction);
-        let over = Ready::of(from.side, What::HangUp);
+        let over = Ready::of(from.peer, What::HangUp);
         loop {
             let flow = self.flow(direction)?;
             let before = way.forwarded.get();
@@ -52,7 +55,7 @@ impl Connection<'_> {
             }
             // Passed, but still on its way to where it can be read.
             self.listen(from, |also| also.readable = true)?;
-            if self.wait(Ready::of(from.side, What::Readable) | over).await?.any(over) {
+            if self.wait(Ready::of(from.peer, What::Readable) | over).await?.any(over) {
                 break;
             }
         }
@@ -71,7 +74,7 @@ impl Connection<'_> {
                 match peeked {
                     Ok(0) => return Ok(()),
                     Err(error) if error != Errno::AGAIN => {
-                        return Err(Broken { side: from.side, error: error.into() });
+                        return Err(Broken { peer: from.peer, error: error.into() });
                     }
                     _ => {}
                 }
@@ -109,8 +112,8 @@ impl Connection<'_> {
             }
             match step {
                 Step::WantRead => {
-                    let over = Ready::of(from.side, What::HangUp);
-                    self.wait(Ready::of(from.side, What::Readable) | over).await?;
+                    let over = Ready::of(from.peer, What::HangUp);
+                    self.wait(Ready::of(from.peer, What::Readable) | over).await?;
                 }
                 Step::WantWrite => {
                     self.until_writable(to).await?;
@@ -156,8 +159,8 @@ impl Connection<'_> {
                 }
                 Ok(step)
             }
-            Err(StepError::Read(error)) => Err(Broken { side: from.side, error }),
-            Err(StepError::Write(error)) => Err(Broken { side: to.side, error }),
+            Err(StepError::Read(error)) => Err(Broken { peer: from.peer, error }),
+            Err(StepError::Write(error)) => Err(Broken { peer: to.peer, error }),
         }
     }
 
@@ -180,7 +183,7 @@ impl Connection<'_> {
             ..Control::default()
         };
         let published = self.entries.slot.sockmap.maps.borrow_mut().publish(from.cookie, control);
-        published.map_err(|error| Broken { side: from.side, error })?;
+        published.map_err(|error| Broken { peer: from.peer, error })?;
         way.published.set(control.forwarded);
         way.told.set(true);
         Ok(())
@@ -194,13 +197,13 @@ impl Connection<'_> {
             return Ok(());
         }
         self.listen(to, |also| also.writable = true)?;
-        self.wait(Ready::of(to.side, What::Writable)).await?;
+        self.wait(Ready::of(to.peer, What::Writable)).await?;
         Ok(())
     }
 }
 
 /// Whether a socket has room. Where it has none, an event is sure to come when it has.
 fn has_room(leg: &Leg) -> Result<bool, Broken> {
-    let polled = sockopt::poll_writable(&leg.socket).map_err(|error| Broken { side: leg.side, error })?;
+    let polled = sockopt::poll_writable(&leg.socket).map_err(|error| Broken { peer: leg.peer, error })?;
     Ok(polled.contains(PollFlags::OUT))
 }

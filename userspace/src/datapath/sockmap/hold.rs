@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::connection::{Broken, Connection};
+use super::connection::Connection;
 use crate::{
     bpf::wakeup::{Ready, What},
-    datapath::relay::pump::Pump,
+    datapath::{broken::Broken, relay::pump::Pump},
     metrics::labels::Direction,
 };
 
@@ -46,9 +46,9 @@ impl Connection<'_> {
         self.give_back(direction, &flow);
         self.listen(from, |also| also.readable = true)?;
         let copying = async {
-            let over = Ready::of(from.side, What::HangUp);
+            let over = Ready::of(from.peer, What::HangUp);
             while !self.copy(direction, pump).await? {
-                if self.wait(Ready::of(from.side, What::Readable) | over).await?.any(over) {
+                if self.wait(Ready::of(from.peer, What::Readable) | over).await?.any(over) {
                     break;
                 }
             }

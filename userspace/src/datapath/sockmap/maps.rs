@@ -5,7 +5,7 @@ use std::{
     os::fd::{AsRawFd, OwnedFd},
 };
 
-use aya::maps::{HashMap, Map, MapData, MapError, SockHash};
+use aya::maps::{HashMap, Map, MapData, SockHash};
 use snisplice_common::{
     Cookie,
     sockmap::{
@@ -14,7 +14,7 @@ use snisplice_common::{
     },
 };
 
-use crate::bpf::sockmap::Kernel;
+use crate::bpf::{load::cause, sockmap::Kernel};
 
 /// Only where there is no such key yet: `BPF_NOEXIST`.
 const NEW: u64 = 1;
@@ -125,14 +125,5 @@ impl Maps {
         if has_control {
             let _ = self.control.remove(&cookie);
         }
-    }
-}
-
-/// What the kernel said.
-fn cause(error: MapError) -> io::Error {
-    match error {
-        MapError::SyscallError(error) => error.io_error,
-        MapError::IoError(error) => error,
-        other => io::Error::other(other),
     }
 }

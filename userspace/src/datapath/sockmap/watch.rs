@@ -17,7 +17,7 @@ use rustix::event::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-use crate::bpf::wakeup::{Ready, Side, Signals, What};
+use crate::bpf::wakeup::{Peer, Ready, Signals, What};
 
 /// What is always watched for; errors come unasked.
 const END: EventFlags = EventFlags::RDHUP.union(EventFlags::ET);
@@ -60,16 +60,16 @@ impl Watch {
     }
 
     /// Watches for the end of a socket. It is forgotten when it is closed.
-    pub(super) fn add(&self, socket: impl AsFd, slot: usize, side: Side) -> io::Result<()> {
-        Ok(epoll::add(&*self.epoll, socket, data(slot, side), END)?)
+    pub(super) fn add(&self, socket: impl AsFd, slot: usize, peer: Peer) -> io::Result<()> {
+        Ok(epoll::add(&*self.epoll, socket, data(slot, peer), END)?)
     }
 
     /// Watches for more, or for less again. What is so already is noticed at once.
-    pub(super) fn modify(&self, socket: impl AsFd, slot: usize, side: Side, also: Also) -> io::Result<()> {
+    pub(super) fn modify(&self, socket: impl AsFd, slot: usize, peer: Peer, also: Also) -> io::Result<()> {
         let mut flags = END;
         flags.set(EventFlags::IN, also.readable);
         flags.set(EventFlags::OUT, also.writable);
-        Ok(epoll::modify(&*self.epoll, socket, data(slot, side), flags)?)
+        Ok(epoll::modify(&*self.epoll, socket, data(slot, peer), flags)?)
     }
 }
 
@@ -86,13 +86,13 @@ fn take(epoll: &Arc<OwnedFd>, signals: &Signals) -> bool {
     events.len() == BATCH
 }
 
-fn data(slot: usize, side: Side) -> EventData {
-    EventData::new_u64(((slot as u64) << 1) | u64::from(side == Side::Backend))
+fn data(slot: usize, peer: Peer) -> EventData {
+    EventData::new_u64(((slot as u64) << 1) | u64::from(peer == Peer::Backend))
 }
 
 fn read(event: &Event) -> (usize, Ready) {
     let data = event.data.u64();
-    let side = if data & 1 == 0 { Side::Client } else { Side::Backend };
+    let peer = if data & 1 == 0 { Peer::Client } else { Peer::Backend };
     let flags = event.flags;
     let mut happened = Ready::default();
     for (flag, what) in [
@@ -102,7 +102,7 @@ fn read(event: &Event) -> (usize, Ready) {
         (EventFlags::ERR, What::Failed),
     ] {
         if flags.intersects(flag) {
-            happened |= Ready::of(side, what);
+            happened |= Ready::of(peer, what);
         }
     }
     let slot = (data >> 1) as usize;

@@ -13,7 +13,7 @@ use crate::{
     bpf::packet::{LOOK, grace, stats::TakenBack},
     datapath::{
         packet::retake,
-        relay::{Connection, Terms},
+        relay::{Connection, CopyOptions},
         seam::{End, Pair},
     },
     metrics::labels::Carrier,
@@ -54,7 +54,7 @@ impl Entry {
 
 impl Flow<'_> {
     /// Goes on in userspace, wherever the flow stands: with sockets in the place of our own, whose numbers have stayed behind.
-    pub(super) async fn take_back(mut self: Box<Self>, why: TakenBack, terms: &Terms) -> End {
+    pub(super) async fn take_back(mut self: Box<Self>, why: TakenBack, options: &CopyOptions) -> End {
         // Nothing is sent on any more. What the peers say meanwhile they will say again.
         self.entry.set_mode(HOLD);
         grace().await;
@@ -69,7 +69,7 @@ impl Flow<'_> {
                 tracing::info!(reason = why.label(), "a connection goes from packets back into sockets");
                 shared.programs.stats().take_back(why);
                 self.account.set_carrier(Carrier::Relay);
-                Connection::new(pair).carry_to_end(terms, self.account).await
+                Connection::new(pair).carry_to_end(options, self.account).await
             }
             Err(error) => {
                 tracing::warn!(reason = why.label(), %error, "a connection in packets cannot go on, and is reset");

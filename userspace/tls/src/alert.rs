@@ -3,7 +3,7 @@
 //! Nothing is negotiated and no key exists yet, so an alert is seven plain bytes that every version of TLS
 //! understands (RFC 8446 section 6, RFC 5246 section 7.2).
 
-use super::client_hello::{Fault, Rejection};
+use crate::error::{Fault, HelloError};
 
 /// Why the connection ends, in the terms of RFC 8446 section 6.2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -38,13 +38,13 @@ impl Description {
 
     /// The alert for a hello that the parser refused.
     #[must_use]
-    pub fn of(rejection: Rejection) -> Self {
-        match rejection {
+    pub fn of(error: HelloError) -> Self {
+        match error {
             // RFC 8446 section 5: a record type that is not expected. Only a TLS client can make sense of it.
-            Rejection::NotTls => Self::UnexpectedMessage,
+            HelloError::NotTls => Self::UnexpectedMessage,
             // No RFC says; OpenSSL and BoringSSL answer an excessive message so.
-            Rejection::TooLarge => Self::IllegalParameter,
-            Rejection::Malformed(fault) => match fault {
+            HelloError::TooLarge => Self::IllegalParameter,
+            HelloError::Malformed(fault) => match fault {
                 // RFC 8446 sections 4 and 5.1.
                 Fault::EmptyRecord | Fault::ForeignRecord | Fault::NotClientHello => Self::UnexpectedMessage,
                 // RFC 8446 section 5.1.
@@ -90,8 +90,8 @@ mod tests {
     #[test]
     fn every_kind_of_rejection_has_its_alert() {
         let cases = [
-            (Rejection::NotTls, 10),
-            (Rejection::TooLarge, 47),
+            (HelloError::NotTls, 10),
+            (HelloError::TooLarge, 47),
             (Fault::ForeignRecord.into(), 10),
             (Fault::RecordOverflow.into(), 22),
             (Fault::DuplicateExtension(0).into(), 47),

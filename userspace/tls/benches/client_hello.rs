@@ -1,7 +1,7 @@
-//! What one look at a hello costs: `cargo bench -p snisplice --bench client_hello`.
+//! What one look at a hello costs: `cargo bench -p snisplice-tls --bench client_hello`.
 
 use divan::{Bencher, black_box, counter::BytesCount};
-use snisplice::tls::client_hello::{Parse, parse};
+use snisplice_tls::client_hello::{Parse, parse};
 
 const CURL: &[u8] = include_bytes!("../testdata/hellos/curl.bin");
 const CHROMIUM: &[u8] = include_bytes!("../testdata/hellos/chromium.bin");

@@ -1,8 +1,6 @@
 //! Tests of the hello parser: recorded hellos, hand-made ones, and properties that hold for any bytes.
 
 mod build;
-#[expect(unreachable_pub, reason = "the fuzz targets include this module too, and use it from outside")]
-mod invariants;
 mod limits;
 mod malformed;
 mod properties;

@@ -86,7 +86,7 @@ proptest! {
                 prop_assert_eq!(hello.ech_offered, kinds.contains(&0xfe0d));
                 prop_assert_eq!(hello.early_data, kinds.contains(&42));
             }
-            Err(Rejection::Malformed(_)) => {}
+            Err(HelloError::Malformed(_)) => {}
             other => prop_assert!(false, "{:?}", other),
         }
     }
@@ -99,7 +99,7 @@ proptest! {
                 let read = hello.server_name.unwrap();
                 prop_assert!(name.trim_end_matches('.').eq_ignore_ascii_case(read.as_str()));
             }
-            other => prop_assert!(matches!(other, Err(Rejection::Malformed(Fault::ServerName(_)))), "{:?}", other),
+            other => prop_assert!(matches!(other, Err(HelloError::Malformed(Fault::ServerName(_)))), "{:?}", other),
         }
     }
 }

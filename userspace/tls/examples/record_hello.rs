@@ -1,7 +1,7 @@
 //! Records the hello of each TLS client that connects, for `testdata/hellos`.
 //!
 //! ```text
-//! cargo run --example record_hello -- 127.0.0.1:4433 OUT.bin [SERVER:PORT] [COUNT]
+//! cargo run -p snisplice-tls --example record_hello -- 127.0.0.1:4433 OUT.bin [SERVER:PORT] [COUNT]
 //! ```
 //!
 //! Listens on the address, writes the bytes of each connection's hello, as they came, to `OUT.bin` (each one over
@@ -18,7 +18,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use snisplice::tls::client_hello::{Parse, parse};
+use snisplice_tls::client_hello::{Parse, parse};
 
 /// The greatest limit that the configuration allows.
 const LIMIT: usize = 64 * 1024;

@@ -16,16 +16,16 @@ use super::Shared;
 
 /// How long a flow stays after its end. Long enough for a few retransmissions; where it is not, the kernel answers
 /// the straggler with a reset, which comes after everything was delivered.
-pub(super) const LINGER: Duration = Duration::from_secs(2);
+pub(super) const TIME_WAIT: Duration = Duration::from_secs(2);
 
 /// How often it is looked whose time is over.
 const SWEEP: Duration = Duration::from_millis(500);
 
 /// Flows that are over, the oldest first.
 #[derive(Debug, Default)]
-pub(super) struct Lingering(VecDeque<(Instant, u32, [Tuple; 2])>);
+pub(super) struct TimeWait(VecDeque<(Instant, u32, [Tuple; 2])>);
 
-impl Lingering {
+impl TimeWait {
     pub(super) fn add(&mut self, flow: u32, tuples: [Tuple; 2]) {
         self.0.push_back((Instant::now(), flow, tuples));
     }
@@ -47,12 +47,12 @@ impl Shared {
     }
 
     /// Forgets all flows that are over.
-    pub(super) fn forget_lingering(&self) {
+    pub(super) fn forget_time_wait(&self) {
         while self.forget_oldest() {}
     }
 
     fn forget_older(&self, age: Duration) -> bool {
-        let Some((flow, tuples)) = self.lingering.borrow_mut().take_older(age) else { return false };
+        let Some((flow, tuples)) = self.time_wait.borrow_mut().take_older(age) else { return false };
         self.forget(flow, &tuples);
         true
     }
@@ -71,6 +71,6 @@ impl Shared {
 pub(super) async fn sweep(shared: Rc<Shared>) {
     loop {
         tokio::time::sleep(SWEEP).await;
-        while shared.forget_older(LINGER) {}
+        while shared.forget_older(TIME_WAIT) {}
     }
 }

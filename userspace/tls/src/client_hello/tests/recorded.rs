@@ -37,7 +37,7 @@ macro_rules! recorded {
     ($($file:literal: $server_name:expr, $alpn:expr, $ech:expr, $versions:expr;)*) => {
         [$(Recorded {
             file: $file,
-            bytes: include_bytes!(concat!("../../../../testdata/hellos/", $file, ".bin")),
+            bytes: include_bytes!(concat!("../../../testdata/hellos/", $file, ".bin")),
             server_name: $server_name,
             alpn: $alpn,
             ech_offered: $ech,
@@ -90,11 +90,11 @@ pub(super) fn message_of(mut bytes: &[u8]) -> Vec<u8> {
 }
 
 impl Recorded {
-    fn check(&self, result: &Result<Parse, Rejection>) {
+    fn check(&self, result: &Result<Parse, HelloError>) {
         let file = self.file;
         let (hello, name) = match (result, self.server_name) {
             (Ok(Parse::Done(hello)), Ok(name)) => (hello, name),
-            (Err(Rejection::Malformed(fault)), Err(expected)) => {
+            (Err(HelloError::Malformed(fault)), Err(expected)) => {
                 return assert_eq!(*fault, expected, "{file}");
             }
             _ => panic!("{file}: {result:?}"),
@@ -200,7 +200,7 @@ fn the_recordings_have_the_features_that_matter() {
     assert_eq!(records("openssl-two-records"), 2);
     assert!(records("openssl-fragments") > 2);
     assert!(hello("openssl-two-records").len() > 16 * 1024, "longer than the default limit");
-    assert_eq!(parse(hello("openssl-two-records"), 16 * 1024), Err(Rejection::TooLarge));
+    assert_eq!(parse(hello("openssl-two-records"), 16 * 1024), Err(HelloError::TooLarge));
 }
 
 /// rustls, which a backend may well use, reads the same name and protocols. It does not read TLS 1.0.

@@ -6,4 +6,5 @@
 
 pub mod alert;
 pub mod client_hello;
+pub mod error;
 mod record;

@@ -2,9 +2,9 @@
 # Records the hellos of this directory again, from the clients that this machine has; the others are left as they
 # are. Everything stays on loopback. README.md lists what each file must show, and the unit tests assert it.
 #
-#   userspace/testdata/hellos/record.sh [NAME...]      all of them without a name
+#   userspace/tls/testdata/hellos/record.sh [NAME...]      all of them without a name
 #
-# Reads: RECORD_HELLO  the recorder, if it is already built (default: cargo run --example record_hello)
+# Reads: RECORD_HELLO  the recorder, if it is already built (default: cargo run -p snisplice-tls --example record_hello)
 #        ENVOY         the envoy binary, if it is not in PATH
 set -euo pipefail
 
@@ -22,7 +22,7 @@ name=nginx.example.com
 listen=127.0.0.1:4433
 server=127.0.0.1:4434
 if [[ -z ${RECORD_HELLO:-} ]]; then
-    cargo build --quiet --example record_hello
+    cargo build --quiet -p snisplice-tls --example record_hello
     RECORD_HELLO=$(cargo metadata --format-version 1 --no-deps |
         python3 -c 'import json,sys; print(json.load(sys.stdin)["target_directory"])')/debug/examples/record_hello
 fi

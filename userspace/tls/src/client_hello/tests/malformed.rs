@@ -1,5 +1,7 @@
 //! Each way to be refused, and the strange hellos that are not.
 
+use snisplice_config::name::NameError;
+
 use super::{
     build::{Hello, alpn_list, extension, message, record, records, server_name_list, version_list},
     invariants::check_prefixes,
@@ -11,7 +13,7 @@ const ALPN: u16 = 16;
 const SUPPORTED_VERSIONS: u16 = 43;
 
 /// The one verdict on these bytes.
-fn verdict(bytes: &[u8]) -> Result<Parse, Rejection> {
+fn verdict(bytes: &[u8]) -> Result<Parse, HelloError> {
     check_prefixes(bytes, LIMIT, usize::MAX)
 }
 
@@ -20,7 +22,7 @@ fn fault(extensions: &[(u16, &[u8])]) -> Fault {
     let bytes = Hello::with(extensions).bytes();
     assert!(matches!(parse(&bytes[..bytes.len() - 1], LIMIT), Ok(Parse::Incomplete { .. })));
     match verdict(&bytes) {
-        Err(Rejection::Malformed(fault)) => fault,
+        Err(HelloError::Malformed(fault)) => fault,
         other => panic!("{other:?}"),
     }
 }
@@ -44,15 +46,15 @@ fn other_protocols_are_told_by_their_first_byte() {
         b"\x17\x03\x03\x00\x20",
     ];
     for bytes in others {
-        assert_eq!(verdict(bytes), Err(Rejection::NotTls), "{}", bytes.escape_ascii());
-        assert_eq!(parse(&bytes[..1], LIMIT), Err(Rejection::NotTls), "{}", bytes.escape_ascii());
+        assert_eq!(verdict(bytes), Err(HelloError::NotTls), "{}", bytes.escape_ascii());
+        assert_eq!(parse(&bytes[..1], LIMIT), Err(HelloError::NotTls), "{}", bytes.escape_ascii());
     }
 }
 
 #[test]
 fn the_major_version_of_the_record_counts_and_the_minor_does_not() {
     for major in [0, 1, 2, 4, 0xfe, 0xff] {
-        assert_eq!(verdict(&[0x16, major]), Err(Rejection::NotTls), "{major}");
+        assert_eq!(verdict(&[0x16, major]), Err(HelloError::NotTls), "{major}");
     }
     let expected = verdict(&Hello::to("a.example").bytes());
     for minor in [0, 1, 3, 4, 0xff] {
@@ -342,9 +344,9 @@ fn grease_is_told_from_its_neighbours() {
 
 #[test]
 fn labels_are_those_of_the_metrics() {
-    assert_eq!(Rejection::NotTls.reason(), "not_tls");
-    assert_eq!(Rejection::TooLarge.reason(), "too_large");
-    let rejection = Rejection::from(Fault::ServerName(NameError::EmptyLabel));
+    assert_eq!(HelloError::NotTls.reason(), "not_tls");
+    assert_eq!(HelloError::TooLarge.reason(), "too_large");
+    let rejection = HelloError::from(Fault::ServerName(NameError::EmptyLabel));
     assert_eq!(rejection.reason(), "malformed");
     assert_eq!(rejection.to_string(), "malformed hello: server_name: the name has an empty label");
 }

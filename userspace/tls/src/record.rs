@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use super::client_hello::{Fault, Rejection};
+use crate::error::{Fault, HelloError};
 
 /// Content type, legacy version, length.
 const RECORD_HEADER: usize = 5;
@@ -32,7 +32,7 @@ pub(super) enum Found<'a> {
 
 /// Looks for the first handshake message, which must be a `ClientHello` that ends within `limit` bytes of the
 /// stream, record headers included.
-pub(super) fn find(bytes: &[u8], limit: usize) -> Result<Found<'_>, Rejection> {
+pub(super) fn find(bytes: &[u8], limit: usize) -> Result<Found<'_>, HelloError> {
     let mut records = Records { bytes, limit, end: 0, carried: 0 };
 
     // In this order, so that each verdict falls at the first byte that decides it and no later byte changes it.
@@ -72,11 +72,11 @@ impl Records<'_> {
     /// the least length of the stream at which they can have.
     ///
     /// `count` must not fall from one call to the next.
-    fn reach(&mut self, count: usize) -> Result<Option<usize>, Rejection> {
+    fn reach(&mut self, count: usize) -> Result<Option<usize>, HelloError> {
         loop {
             let need = self.least_stream(count);
             if need > self.limit {
-                return Err(Rejection::TooLarge);
+                return Err(HelloError::TooLarge);
             }
             if self.carried >= count {
                 return Ok((need > self.bytes.len()).then_some(need));
@@ -100,8 +100,8 @@ impl Records<'_> {
     }
 
     /// Reads the next record header; `false` when it has not arrived completely. What has arrived is judged.
-    fn enter_record(&mut self) -> Result<bool, Rejection> {
-        let foreign = || if self.end == 0 { Rejection::NotTls } else { Fault::ForeignRecord.into() };
+    fn enter_record(&mut self) -> Result<bool, HelloError> {
+        let foreign = || if self.end == 0 { HelloError::NotTls } else { Fault::ForeignRecord.into() };
         let header = self.bytes.get(self.end..).unwrap_or_default();
         if header.first().is_some_and(|content| *content != HANDSHAKE) {
             return Err(foreign());

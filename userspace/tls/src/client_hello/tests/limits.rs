@@ -12,12 +12,12 @@ fn the_limit_counts_every_byte_on_the_wire() {
     for recorded in &RECORDED {
         let (bytes, whole) = (recorded.bytes, parse(recorded.bytes, usize::MAX));
         assert_eq!(parse(bytes, bytes.len()), whole, "{}", recorded.file);
-        assert_eq!(parse(bytes, bytes.len() - 1), Err(Rejection::TooLarge), "{}", recorded.file);
+        assert_eq!(parse(bytes, bytes.len() - 1), Err(HelloError::TooLarge), "{}", recorded.file);
 
         let message = message_of(bytes);
         let wire = records(&message, 1..message.len());
         assert_eq!(parse(&wire, wire.len()), whole, "{}", recorded.file);
-        assert_eq!(parse(&wire, wire.len() - 1), Err(Rejection::TooLarge), "{}", recorded.file);
+        assert_eq!(parse(&wire, wire.len() - 1), Err(HelloError::TooLarge), "{}", recorded.file);
     }
 }
 
@@ -35,7 +35,7 @@ fn too_large_falls_with_the_message_header() {
         let length = u32::try_from(length).unwrap().to_be_bytes();
         let head = [0x16, 3, 1, 0x40, 0, 1, length[1], length[2], length[3]];
         assert_eq!(parse(&head[..8], limit), Ok(Parse::Incomplete { need: 9 }));
-        let expected = if fits { Ok(Parse::Incomplete { need: limit }) } else { Err(Rejection::TooLarge) };
+        let expected = if fits { Ok(Parse::Incomplete { need: limit }) } else { Err(HelloError::TooLarge) };
         assert_eq!(parse(&head, limit), expected, "{length:?}");
     }
 }
@@ -45,7 +45,7 @@ fn too_large_falls_with_the_message_header() {
 fn too_large_by_record_headers_falls_early() {
     let message = message(1, &[0; 4000]);
     let wire = records(&message, 1..message.len());
-    assert_eq!(check_prefixes(&wire, 16 * 1024, 1000), Err(Rejection::TooLarge));
+    assert_eq!(check_prefixes(&wire, 16 * 1024, 1000), Err(HelloError::TooLarge));
     // 4004 bytes leave room for 2476 headers, and after the 2476th record of one byte at least one more must come.
     let last = (0..wire.len()).find(|length| parse(&wire[..*length], 16 * 1024).is_err()).unwrap();
     assert_eq!(last, 2475 * 6 + 5);
@@ -56,9 +56,9 @@ fn too_large_by_record_headers_falls_early() {
 fn smallest_limits() {
     let hello = Hello::to("nginx.example.com").bytes();
     for limit in 0..hello.len() {
-        assert_eq!(check_prefixes(&hello, limit, usize::MAX), Err(Rejection::TooLarge), "{limit}");
+        assert_eq!(check_prefixes(&hello, limit, usize::MAX), Err(HelloError::TooLarge), "{limit}");
     }
-    assert_eq!(parse(b"GET / HTTP/1.1\r\n", 512), Err(Rejection::NotTls));
+    assert_eq!(parse(b"GET / HTTP/1.1\r\n", 512), Err(HelloError::NotTls));
 }
 
 #[test]

@@ -1,6 +1,9 @@
-//! What holds for the prefixes of any bytes. The fuzz target `client_hello` includes this file too.
+//! What holds for the prefixes of any bytes. The fuzz target `client_hello` checks them too.
 
-use crate::tls::client_hello::{Parse, Rejection, parse};
+use crate::{
+    client_hello::{Parse, parse},
+    error::HelloError,
+};
 
 /// Parses prefixes of `bytes`, of at most `most` different lengths and always the whole, and checks that
 /// - the wanted length lies beyond the prefix and within the limit, and never shrinks,
@@ -8,9 +11,12 @@ use crate::tls::client_hello::{Parse, Rejection, parse};
 /// - a verdict, once given, stays.
 ///
 /// Returns the verdict on the whole.
-pub fn check_prefixes(bytes: &[u8], limit: usize, most: usize) -> Result<Parse, Rejection> {
+///
+/// # Panics
+/// Where one of these does not hold.
+pub fn check_prefixes(bytes: &[u8], limit: usize, most: usize) -> Result<Parse, HelloError> {
     let mut wanted = 0;
-    let mut verdict: Option<Result<Parse, Rejection>> = None;
+    let mut verdict: Option<Result<Parse, HelloError>> = None;
     for length in (0..bytes.len()).step_by(bytes.len() / most + 1).chain([bytes.len()]) {
         let result = parse(&bytes[..length], limit);
         if let Some(verdict) = &verdict {
@@ -40,7 +46,11 @@ pub fn check_prefixes(bytes: &[u8], limit: usize, most: usize) -> Result<Parse, 
 
 /// Reads `bytes` as a caller does that waits for the wanted length each time. Returns the verdict and the number of
 /// calls it took; `None` when the bytes ended first.
-pub fn follow(bytes: &[u8], limit: usize) -> (Option<Result<Parse, Rejection>>, usize) {
+///
+/// # Panics
+/// If the wanted length does not grow.
+#[must_use]
+pub fn follow(bytes: &[u8], limit: usize) -> (Option<Result<Parse, HelloError>>, usize) {
     let mut length = 0;
     for calls in 1.. {
         match parse(&bytes[..length], limit) {

@@ -1,0 +1,137 @@
+//! The thread that drains the ring of an object's events and wakes the workers' tasks.
+//!
+//! A ring buffer has one reader. Its events are few, and each must reach its worker soon even if all workers are busy, so a
+//! thread of its own sleeps on it.
+
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    sync::{Arc, PoisonError, RwLock},
+    thread::{self, JoinHandle},
+};
+
+use aya::maps::{MapData, RingBuf};
+use rustix::{
+    event::{EventfdFlags, PollFd, PollFlags, eventfd, poll},
+    io::{Errno, retry_on_intr, write},
+};
+use slab::Slab;
+
+use super::wakeup::{Ready, Signals, Token};
+
+type Workers = RwLock<Slab<Arc<Signals>>>;
+
+/// What the events of one object mean.
+pub(super) trait Events: Send + 'static {
+    /// What all connections look after when an event was lost.
+    const EVERYTHING: Ready;
+
+    /// Reads one event; which connection is to be woken for what, if any.
+    fn read(&mut self, event: &[u8]) -> Option<(Token, Ready)>;
+
+    /// After some were read, whether every connection has to look. The programs count the events that find the ring full,
+    /// which happens only while there is something in it: so this moment is soon enough.
+    fn must_all_look(&mut self) -> bool;
+}
+
+/// Runs the thread for as long as it lives.
+#[derive(Debug)]
+pub(super) struct EventThread {
+    workers: Arc<Workers>,
+    stop: Arc<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl EventThread {
+    /// Starts a thread of this name.
+    pub(super) fn start(name: &str, ring: RingBuf<MapData>, events: impl Events) -> io::Result<Self> {
+        let workers = Arc::<Workers>::default();
+        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
+        let reader = Reader { ring, events, workers: workers.clone() };
+        let thread = {
+            let stop = stop.clone();
+            thread::Builder::new().name(name.to_owned()).spawn(move || reader.run(&stop))?
+        };
+        Ok(Self { workers, stop, thread: Some(thread) })
+    }
+
+    /// Lets a worker hear of its connections: those whose token has the returned number.
+    pub(super) fn register(&self, signals: Arc<Signals>) -> u16 {
+        let number = self.workers.write().unwrap_or_else(PoisonError::into_inner).insert(signals);
+        // A process has as many workers as cores.
+        u16::try_from(number).unwrap_or(u16::MAX)
+    }
+
+    /// Wakes one connection, for another thread.
+    pub(super) fn raise(&self, token: Token, ready: Ready) {
+        let workers = self.workers.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(signals) = workers.get(token.worker.into()) {
+            signals.raise(token.slot, ready);
+        }
+    }
+
+    /// Wakes every connection, for another thread.
+    pub(super) fn raise_all(&self, ready: Ready) {
+        for (_, signals) in self.workers.read().unwrap_or_else(PoisonError::into_inner).iter() {
+            signals.raise_all(ready);
+        }
+    }
+
+    /// Ends what [`EventThread::register`] began.
+    pub(super) fn unregister(&self, worker: u16) {
+        self.workers.write().unwrap_or_else(PoisonError::into_inner).try_remove(worker.into());
+    }
+}
+
+impl Drop for EventThread {
+    fn drop(&mut self) {
+        if write(&*self.stop, &1_u64.to_ne_bytes()).is_ok()
+            && let Some(thread) = self.thread.take()
+        {
+            // It ends in the ordinary way or has panicked, which was reported then.
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Reader<E> {
+    ring: RingBuf<MapData>,
+    events: E,
+    workers: Arc<Workers>,
+}
+
+impl<E: Events> Reader<E> {
+    fn run(mut self, stop: &OwnedFd) {
+        loop {
+            self.drain();
+            let mut fds = [
+                PollFd::from_borrowed_fd(self.ring.as_fd(), PollFlags::IN),
+                PollFd::new(stop, PollFlags::IN),
+            ];
+            match retry_on_intr(|| poll(&mut fds, None)) {
+                Ok(_) if fds[1].revents().is_empty() => {}
+                Ok(_) | Err(Errno::INVAL | Errno::FAULT) => return,
+                // Out of memory for the call: the events stay in the ring.
+                Err(_) => thread::yield_now(),
+            }
+        }
+    }
+
+    fn drain(&mut self) {
+        let workers = self.workers.read().unwrap_or_else(PoisonError::into_inner);
+        let mut any = false;
+        while let Some(event) = self.ring.next() {
+            any = true;
+            if let Some((token, ready)) = self.events.read(&event)
+                && let Some(signals) = workers.get(token.worker.into())
+            {
+                signals.raise(token.slot, ready);
+            }
+        }
+        if any && self.events.must_all_look() {
+            for (_, signals) in workers.iter() {
+                signals.raise_all(E::EVERYTHING);
+            }
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! A peer whose socket failed, and how the other peer hears of it.
+
+use std::{future::Future, io, os::fd::AsFd, time::Duration};
+
+use tokio::time::{sleep, timeout};
+
+use super::seam::End;
+use crate::{bpf::wakeup::Peer, net::sockopt};
+
+/// How long bytes that were already received may take to reach the one peer after the other has reset.
+const FLUSH_GRACE: Duration = Duration::from_secs(1);
+
+/// The peer whose socket failed.
+#[derive(Debug)]
+pub(super) struct Broken {
+    pub(super) peer: Peer,
+    pub(super) error: io::Error,
+}
+
+impl From<Broken> for End {
+    fn from(Broken { peer, error }: Broken) -> Self {
+        match peer {
+            Peer::Client => Self::broken_by_client(error),
+            Peer::Backend => Self::broken_by_backend(error),
+        }
+    }
+}
+
+/// Passes a failure of the sender on to the receiver, after what the sender sent before that, which `rest` delivers: a
+/// server that answers and then resets because it did not read the whole request must be heard.
+pub(super) async fn pass_on_reset(rest: impl Future, receiver: impl AsFd) {
+    let _ = timeout(FLUSH_GRACE, rest).await;
+    let _ = timeout(FLUSH_GRACE, delivered(&receiver)).await;
+    let _ = sockopt::reset_on_close(&receiver);
+}
+
+/// Waits until the peer has acknowledged everything written, or cannot any more.
+async fn delivered(stream: impl AsFd) {
+    let mut pause = Duration::from_millis(1);
+    while matches!(sockopt::unacknowledged(&stream), Ok(1..)) {
+        sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_millis(50));
+    }
+}
