@@ -340,7 +340,7 @@ mod tests {
                     let registration = registration(&listener_account, backend);
                     let place = registration.place();
                     let task = tokio::task::spawn_local(async move {
-                        let _seat = registration;
+                        let _registration = registration;
                         std::future::pending::<()>().await;
                     });
                     registry.is_served_by(place, task.abort_handle());
