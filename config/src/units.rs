@@ -101,7 +101,9 @@ impl FromStr for Bytes {
             "m" | "M" => "MiB",
             "g" | "G" => "GiB",
             "kB" | "KB" | "MB" | "GB" | "TB" => return Err(UnitError::Ambiguous),
-            other => other,
+            // Not of a fraction: `1.5KiB` would be read as another number.
+            other if other.bytes().all(|byte| byte.is_ascii_alphabetic()) => other,
+            _ => return Err(UnitError::Unit),
         };
         let ByteSize(one) = format!("1{unit}").parse().map_err(|_| UnitError::Unit)?;
         number.checked_mul(one).map(Self).ok_or(UnitError::TooLarge)
@@ -164,7 +166,17 @@ mod tests {
             assert_eq!(Bytes(bytes).to_string().parse(), Ok(Bytes(bytes)), "{text}");
         }
         assert_eq!(Bytes(16 << 10).to_string(), "16KiB");
-        for text in ["", "KiB", "16q", "-1", "1.5k", "18446744073709551615k", "99999999999999999999"] {
+        for text in [
+            "",
+            "KiB",
+            "16q",
+            "-1",
+            "1.5k",
+            "1.5KiB",
+            "1 .5KiB",
+            "18446744073709551615k",
+            "99999999999999999999",
+        ] {
             assert!(text.parse::<Bytes>().is_err(), "{text}");
         }
         for text in ["16kB", "16KB", "1MB", "1 GB", "1TB"] {
