@@ -46,6 +46,22 @@ pub struct Config {
     /// YAML file, or directory of .yaml, .yml and .json files; native or Istio documents; may be repeated
     #[arg(short, long = "config", value_name = "PATH", required = true, num_args = 1..)]
     pub config: Vec<PathBuf>,
+    /// What the command line says besides.
+    #[command(flatten)]
+    pub overrides: Overrides,
+}
+
+impl Config {
+    /// How the documents are translated.
+    #[must_use]
+    pub fn options(&self) -> Options {
+        self.overrides.options()
+    }
+}
+
+/// What the command line adds to the files.
+#[derive(Debug, Clone, Args)]
+pub struct Overrides {
     /// Use ADDR for HOST:PORT instead of asking the DNS, as curl's option does; may be repeated
     #[arg(long, value_name = "HOST:PORT:ADDR")]
     pub resolve: Vec<Resolve>,
@@ -60,7 +76,7 @@ pub struct Config {
     pub selector: Vec<Label>,
 }
 
-impl Config {
+impl Overrides {
     /// How the documents are translated.
     #[must_use]
     pub fn options(&self) -> Options {
@@ -140,15 +156,35 @@ pub struct Privileges {
 /// `snisplice explain`.
 #[derive(Debug, Clone, Args)]
 pub struct Explain {
-    /// The configuration.
+    /// Server names that a client would send; leave them out for a client that sends none
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
+    /// YAML file, or directory of .yaml, .yml and .json files; native or Istio documents; once for each
+    #[arg(short, long = "config", value_name = "PATH", required = true)]
+    pub config: Vec<PathBuf>,
+    /// What the command line says besides.
     #[command(flatten)]
-    pub config: Config,
-    /// The server name a client would send; leave it out for a client that sends none
+    pub overrides: Overrides,
+    /// One more server name
     #[arg(long, value_name = "NAME")]
     pub sni: Option<String>,
     /// Only listeners on this port
     #[arg(long)]
     pub port: Option<u16>,
+}
+
+impl Explain {
+    /// The names in question; `None` is a hello without one.
+    ///
+    /// # Errors
+    /// If a name is that of a file: the shell has put several behind one `--config`.
+    pub fn questions(&self, is_file: impl Fn(&str) -> bool) -> anyhow::Result<Vec<Option<&str>>> {
+        if let Some(file) = self.names.iter().find(|name| is_file(name)) {
+            anyhow::bail!("'{file}' is a file and no server name: write --config {file}, once for each file");
+        }
+        let names: Vec<_> = self.names.iter().chain(&self.sni).map(|name| Some(&**name)).collect();
+        Ok(if names.is_empty() { vec![None] } else { names })
+    }
 }
 
 /// `snisplice probe`.
@@ -273,5 +309,48 @@ impl From<Datapath> for DatapathKind {
             Datapath::Packet => Self::Packet,
             Datapath::Relay => Self::Relay,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn explain(arguments: &[&str]) -> Explain {
+        match Cli::try_parse_from([&["snisplice", "explain"], arguments].concat()).unwrap().command {
+            Command::Explain(explain) => explain,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_is_behind_a_file_is_a_name() {
+        for arguments in [
+            &["--config", "a.yaml", "www.example.com"][..],
+            &["-c", "a.yaml", "www.example.com"],
+            &["www.example.com", "-c", "a.yaml"],
+            &["--config", "a.yaml", "--sni", "www.example.com"],
+        ] {
+            let explain = explain(arguments);
+            assert_eq!(explain.config, [PathBuf::from("a.yaml")], "{arguments:?}");
+            assert_eq!(explain.questions(|_| false).unwrap(), [Some("www.example.com")], "{arguments:?}");
+        }
+        let several = explain(&["-c", "a.yaml", "-c", "b.yaml", "x.test", "y.test"]);
+        assert_eq!(several.config.len(), 2);
+        assert_eq!(several.questions(|_| false).unwrap(), [Some("x.test"), Some("y.test")]);
+        assert_eq!(explain(&["-c", "a.yaml"]).questions(|_| false).unwrap(), [None]);
+    }
+
+    #[test]
+    fn a_file_that_is_taken_for_a_name_is_told_with_a_remedy() {
+        let explain = explain(&["-c", "a.yaml", "b.yaml"]);
+        let error = explain.questions(|name| name == "b.yaml").unwrap_err().to_string();
+        assert!(error.contains("--config b.yaml"), "{error}");
+    }
+
+    #[test]
+    fn other_commands_take_several_files_behind_one_option() {
+        let command = Cli::try_parse_from(["snisplice", "check", "-c", "a.yaml", "b.yaml"]).unwrap().command;
+        assert!(matches!(&command, Command::Check(check) if check.config.config.len() == 2), "{command:?}");
     }
 }

@@ -2,13 +2,13 @@
 #![forbid(unsafe_code)]
 #![deny(clippy::print_stderr)]
 
-use std::{io::Write as _, process::ExitCode, time::Duration};
+use std::{io::Write as _, path::Path, process::ExitCode, time::Duration};
 
 use clap::Parser as _;
 use rustix::process::{Signal, set_parent_process_death_signal};
 use snisplice::{
     app::{App, Signals},
-    cli::{Check, Cli, Command, Explain, Run, client},
+    cli::{Check, Cli, Command, Run, client},
     log, privileges,
     probe::answers::Answers,
     provider::file,
@@ -50,13 +50,15 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             }
             Ok(code(&translation))
         }
-        Command::Explain(Explain { config, sni, port }) => {
-            let translation = file::load(&config.config, &config.options())?;
+        Command::Explain(options) => {
+            let questions = options.questions(|name| Path::new(name).is_file())?;
+            let translation = file::load(&options.config, &options.overrides.options())?;
             let Some(model) = &translation.model else {
                 print(&render_check(&translation))?;
                 return Ok(code(&translation));
             };
-            print(&explain(model, sni.as_deref(), port).to_string())?;
+            let answers = questions.iter().map(|name| explain(model, *name, options.port).to_string());
+            print(&answers.collect::<Vec<_>>().join("\n"))?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Probe(options) => {
