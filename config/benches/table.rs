@@ -13,7 +13,7 @@ use std::{
 
 use divan::{AllocProfiler, Bencher};
 use snisplice_config::{
-    Options, Source, Translation, load, model::route_table::RouteTable, name::ServerName,
+    Documents, Options, Source, Translation, load, model::route_table::RouteTable, name::ServerName,
 };
 
 #[global_allocator]
@@ -26,7 +26,7 @@ fn main() {
 }
 
 /// Half exact names, half wildcards, a backend for every ten routes.
-fn native(routes: usize) -> Vec<Source> {
+fn native(routes: usize) -> Documents {
     let mut text = String::from("listeners:\n  - {name: public, bind: \"0.0.0.0:443\"}\nbackends:\n");
     for backend in 0..routes.div_ceil(10) {
         writeln!(text, "  - name: backend-{backend}\n    endpoints: [\"10.0.0.1:443\", \"10.0.0.2:443\"]")
@@ -42,7 +42,7 @@ fn native(routes: usize) -> Vec<Source> {
         )
         .expect("a String takes everything");
     }
-    vec![Source { name: "bench.yaml".into(), text }]
+    [Source { name: "bench.yaml".into(), text }].into_iter().collect()
 }
 
 fn loaded(routes: usize) -> Translation {

@@ -6,14 +6,14 @@ use std::{borrow::Cow, fmt, ops::RangeInclusive, rc::Rc, str::FromStr, sync::Arc
 use crate::{
     document::{At, Node, Problem, Root, Shown, Value},
     model::rule::Origin,
-    report::{Diagnostic, Severity},
+    report::{Diagnostic, ObjectRef, Severity},
 };
 
 /// Whose text this is: it decides how bad a fault is.
 #[derive(Debug)]
 pub(crate) struct Subject {
     file: Arc<str>,
-    object: Option<String>,
+    object: Option<ObjectRef>,
     /// Of a value that cannot be used.
     fault: Severity,
     /// Of a key that nobody knows.
@@ -29,7 +29,7 @@ impl Subject {
 
     /// An object of a foreign format: a bad value costs its part of the object, an unknown key only a warning,
     /// since such objects are written for newer versions of other programs too.
-    pub(crate) fn foreign(file: &Arc<str>, object: String) -> Rc<Self> {
+    pub(crate) fn foreign(file: &Arc<str>, object: ObjectRef) -> Rc<Self> {
         let (file, object) = (Arc::clone(file), Some(object));
         Rc::new(Self { file, object, fault: Severity::Rejected, unknown: Severity::Warning })
     }
@@ -179,8 +179,8 @@ impl<'n> View<'n> {
         self.subject.origin(self.node.at())
     }
 
-    pub(crate) fn object(&self) -> &str {
-        self.subject.object.as_deref().unwrap_or_default()
+    pub(crate) fn object(&self) -> ObjectRef {
+        self.subject.object.clone().unwrap_or_default()
     }
 
     pub(crate) fn field(&self) -> String {

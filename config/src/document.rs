@@ -5,7 +5,7 @@ use std::fmt;
 /// One document of a text: its nodes in the order of the text, each before what is below it.
 ///
 /// One allocation holds all nodes and another one all texts, since a file of 100,000 routes has millions of them.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Document {
     pub(crate) nodes: Box<[Entry]>,
     /// Every text once, however many aliases stand for it.
@@ -49,7 +49,7 @@ pub(crate) struct Text {
     pub(crate) length: u32,
 }
 
-/// Line and column, from 1.
+/// Line and column, from 1; both 0 where there is no text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct At {
     /// Half the size of `usize`, since every node of 100,000 routes has one.
@@ -107,6 +107,69 @@ impl Document {
     fn text(&self, Text { start, length }: Text) -> &str {
         self.texts.get(start as usize..(start + length) as usize).unwrap_or_default()
     }
+}
+
+/// As a text with the same content; there are no lines.
+impl From<&serde_json::Value> for Document {
+    fn from(value: &serde_json::Value) -> Self {
+        let mut tree = FromJson::default();
+        tree.add(value, 0, Step::Root);
+        Self { nodes: tree.nodes.into(), texts: tree.texts.into(), problems: Box::default() }
+    }
+}
+
+/// A [`Document`] that grows.
+#[derive(Default)]
+struct FromJson {
+    nodes: Vec<Entry>,
+    texts: String,
+}
+
+impl FromJson {
+    fn add(&mut self, value: &serde_json::Value, parent: u32, step: Step) {
+        use serde_json::Value as Json;
+        let kind = match value {
+            Json::Null => Kind::Null,
+            Json::Bool(flag) => Kind::Text(self.text(if *flag { "true" } else { "false" })),
+            Json::Number(number) => Kind::Text(self.text(&number.to_string())),
+            Json::String(text) => Kind::Text(self.text(text)),
+            Json::Array(_) => Kind::List,
+            Json::Object(_) => Kind::Map,
+        };
+        let index = small(self.nodes.len());
+        self.nodes.push(Entry { at: At::NONE, parent, end: index + 1, step, kind });
+        match value {
+            Json::Array(items) => {
+                for (place, item) in items.iter().enumerate() {
+                    self.add(item, index, Step::Index(small(place)));
+                }
+            }
+            Json::Object(entries) => {
+                for (key, value) in entries {
+                    let key = self.text(key);
+                    self.add(value, index, Step::Key(key, At::NONE));
+                }
+            }
+            _ => {}
+        }
+        self.nodes[index as usize].end = small(self.nodes.len());
+    }
+
+    fn text(&mut self, text: &str) -> Text {
+        let place = Text { start: small(self.texts.len()), length: small(text.len()) };
+        self.texts.push_str(text);
+        place
+    }
+}
+
+/// An object of an API server has far fewer nodes and bytes than this holds.
+fn small(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+impl At {
+    /// Of what is in no text.
+    pub(crate) const NONE: Self = Self { line: 0, column: 0 };
 }
 
 impl<'d> Node<'d> {

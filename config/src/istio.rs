@@ -42,6 +42,7 @@ use crate::{
     model::{Origin, Policies},
     options::Options,
     overrides::Overrides,
+    report::ObjectRef,
     report::Severity,
 };
 
@@ -77,7 +78,7 @@ pub(crate) struct Istio<'n, 'o> {
 }
 
 /// Every object by kind, namespace and name, and where it is.
-type Seen = HashMap<String, Origin>;
+type Seen = HashMap<ObjectRef, Origin>;
 
 /// The kind of the objects that may come last, to [`Routes::add`].
 pub(crate) const ROUTES: &str = "VirtualService";
@@ -216,7 +217,7 @@ fn admit<'d>(document: &View<'d>, seen: &mut Seen, diagnostics: &mut Diagnostics
     let mut object = object::read(document, diagnostics)?;
     object.lost |= reject_problems(&object, diagnostics);
     if !object.name.is_empty() {
-        if let Some(first) = seen.get(object.view.object()) {
+        if let Some(first) = seen.get(&object.view.object()) {
             object
                 .view
                 .error(format!(
@@ -226,7 +227,7 @@ fn admit<'d>(document: &View<'d>, seen: &mut Seen, diagnostics: &mut Diagnostics
                 .emit(diagnostics);
             object.lost = true;
         } else {
-            seen.insert(object.view.object().to_owned(), object.view.origin());
+            seen.insert(object.view.object(), object.view.origin());
         }
     }
     Some(object)

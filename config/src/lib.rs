@@ -1,9 +1,9 @@
 //! Configuration: every format becomes one immutable [`model::Model`].
 //!
 //! ```text
-//!              ┌─ native ─┐
-//! text ─ yaml ─┤          ├─ builder ─ model + diagnostics ─┬─ check, explain
-//!              └─ istio ──┘                               └─ lookup, for each connection
+//! text ─ yaml ─┐            ┌─ native ─┐
+//!              ├─ document ─┤          ├─ builder ─ model + findings ─┬─ check, explain, status
+//!      object ─┘            └─ istio ──┘                              └─ lookup, for each connection
 //! ```
 //!
 //! Pure: no I/O, no clock, no randomness. The caller reads the files, resolves the names and opens the sockets.
@@ -17,7 +17,7 @@
 //! backends: [{name: shop, endpoints: "10.0.0.1:8443"}]
 //! "#;
 //! let source = Source { name: "snisplice.yaml".into(), text: text.into() };
-//! let translation = load(&[source], &Options::default());
+//! let translation = load(&[source].into_iter().collect(), &Options::default());
 //! let model = translation.model.expect("nothing is wrong with it");
 //! let name = ServerName::parse("www.Example.com").expect("a name");
 //! let rule = model.listeners[0].routes.lookup(&name).expect("a route");
@@ -32,6 +32,7 @@ pub mod networks;
 pub mod options;
 pub mod reference;
 pub mod report;
+pub mod status;
 
 mod builder;
 mod check;
@@ -49,7 +50,7 @@ mod yaml;
 pub use self::{
     check::render_check,
     explain::{Explanation, explain},
-    load::{Source, Translation, load, try_load},
+    load::{Documents, Source, Translation, load},
     options::{Label, Listen, Options, Resolve},
-    report::{Diagnostic, Severity},
+    report::{Diagnostic, ObjectRef, Severity},
 };

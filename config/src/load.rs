@@ -1,6 +1,6 @@
-//! From texts to one model.
+//! From documents to one model.
 
-use std::{collections::HashMap, convert::Infallible, sync::Arc};
+use std::{borrow::Cow, collections::HashMap, sync::Arc};
 
 use crate::{
     builder::ModelBuilder,
@@ -55,42 +55,58 @@ impl Translation {
     }
 }
 
-/// One file.
+/// One text, such as a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Source {
     /// As the operator named it; the first part of every position.
     pub name: String,
-    /// The content.
+    /// The content, YAML or JSON.
     pub text: String,
 }
 
-/// Turns all files together into one model, and says everything there is to say about them.
+/// What a configuration is made of, in order: texts, and objects that are read already, as those of an API server.
+#[derive(Debug, Default)]
+pub struct Documents {
+    parts: Vec<(Arc<str>, Part)>,
+}
+
+#[derive(Debug)]
+enum Part {
+    Text(String),
+    Object(Document),
+}
+
+impl Documents {
+    /// Adds a text, which holds any number of documents.
+    pub fn push_text(&mut self, Source { name, text }: Source) {
+        self.parts.push((name.into(), Part::Text(text)));
+    }
+
+    /// Adds an object. `name` stands for the file in what is said about it; there is no line.
+    pub fn push_object(&mut self, name: &str, object: &serde_json::Value) {
+        self.parts.push((name.into(), Part::Object(Document::from(object))));
+    }
+}
+
+impl FromIterator<Source> for Documents {
+    fn from_iter<I: IntoIterator<Item = Source>>(sources: I) -> Self {
+        let mut documents = Self::default();
+        sources.into_iter().for_each(|source| documents.push_text(source));
+        documents
+    }
+}
+
+/// Turns all documents together into one model, and says everything there is to say about them.
 ///
-/// A file holds any number of documents. One with `apiVersion` or `kind` is a Kubernetes object, any other one is
-/// of the native format (see `config/examples`). The same sources and options always give the same result.
+/// One with `apiVersion` or `kind` is a Kubernetes object, any other one is of the native format (see `config/examples`).
+/// The same documents and options always give the same result.
 ///
 /// A document with none of the native format's keys is somebody else's and passed over, as long as there are others.
 #[must_use]
-pub fn load(sources: &[Source], options: &Options) -> Translation {
-    let loaded = try_load(sources.iter().cloned().map(Ok::<_, Infallible>), options);
-    loaded.unwrap_or_else(|never| match never {})
-}
-
-/// As [`load()`], where the texts come one after another, and none stays longer than it is needed.
-///
-/// # Errors
-/// The first error of `sources`.
-pub fn try_load<E>(
-    sources: impl IntoIterator<Item = Result<Source, E>>,
-    options: &Options,
-) -> Result<Translation, E> {
-    let mut files: Vec<(Arc<str>, String)> = Vec::new();
-    for source in sources {
-        let Source { name, text } = source?;
-        files.push((name.into(), text));
-    }
+pub fn load(documents: &Documents, options: &Options) -> Translation {
+    let files = &documents.parts;
     let (model, diagnostics) =
-        translate(&files, options, true).or_else(|| translate(&files, options, false)).unwrap_or_default();
+        translate(files, options, true).or_else(|| translate(files, options, false)).unwrap_or_default();
     let failed = diagnostics.failed() || model.is_none();
     let mut diagnostics = diagnostics.finish();
     // The first of a name that is there twice.
@@ -105,7 +121,7 @@ pub fn try_load<E>(
         (place.is_none(), place, found.severity)
     });
     diagnostics.dedup();
-    Ok(Translation { model: model.filter(|_| !failed), diagnostics })
+    Translation { model: model.filter(|_| !failed), diagnostics }
 }
 
 /// The documents of a part of a file; a fault is an error.
@@ -121,21 +137,27 @@ fn parse(file: &Arc<str>, chunk: Chunk<'_>, diagnostics: &mut Diagnostics) -> Ve
 /// another, so that at no time more than one of their trees is in memory. `None` if that is not possible, since one of
 /// them turns out to be something else.
 fn translate(
-    files: &[(Arc<str>, String)],
+    files: &[(Arc<str>, Part)],
     options: &Options,
     late: bool,
 ) -> Option<(Option<Model>, Diagnostics)> {
     let mut diagnostics = Diagnostics::default();
-    let mut documents: Vec<(&Arc<str>, Document)> = Vec::new();
+    let mut documents: Vec<(&Arc<str>, Cow<'_, Document>)> = Vec::new();
     let mut routes: Vec<(&Arc<str>, Chunk<'_>)> = Vec::new();
-    for (file, text) in files {
+    for (file, part) in files {
+        let text = match part {
+            Part::Text(text) => text,
+            Part::Object(document) => {
+                documents.push((file, Cow::Borrowed(document)));
+                continue;
+            }
+        };
         for chunk in yaml::chunks(text) {
             if late && chunk.is_of_kind(istio::ROUTES) {
                 routes.push((file, chunk));
             } else {
-                documents.extend(
-                    parse(file, chunk, &mut diagnostics).into_iter().map(|document| (file, document)),
-                );
+                let parsed = parse(file, chunk, &mut diagnostics).into_iter();
+                documents.extend(parsed.map(|document| (file, Cow::Owned(document))));
             }
         }
     }
@@ -144,7 +166,7 @@ fn translate(
 }
 
 fn translate_documents(
-    documents: &[(&Arc<str>, Document)],
+    documents: &[(&Arc<str>, Cow<'_, Document>)],
     late: &[(&Arc<str>, Chunk<'_>)],
     options: &Options,
     diagnostics: &mut Diagnostics,

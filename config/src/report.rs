@@ -11,8 +11,8 @@ pub struct Diagnostic {
     pub severity: Severity,
     /// Where; `None` for the whole of the files or the command line.
     pub origin: Option<Origin>,
-    /// Which object, as `Kind namespace/name`.
-    pub object: Option<String>,
+    /// Which object.
+    pub object: Option<ObjectRef>,
     /// Which field, as `spec.servers[0].tls.mode`; empty for the whole object or document.
     pub field: String,
     /// What was found.
@@ -21,6 +21,27 @@ pub struct Diagnostic {
     pub expected: Option<String>,
     /// What to do about it.
     pub remedy: Option<String>,
+}
+
+/// A Kubernetes object by its identity.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectRef {
+    /// Of its API, as `networking.istio.io`; empty for the core one.
+    pub group: String,
+    /// As `Gateway`.
+    pub kind: String,
+    /// `metadata.namespace`; `default` where none is written.
+    pub namespace: String,
+    /// `metadata.name`; empty if it cannot be read.
+    pub name: String,
+}
+
+/// `Kind namespace/name`, or the kind alone.
+impl fmt::Display for ObjectRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kind, namespace, name, .. } = self;
+        if name.is_empty() { f.write_str(kind) } else { write!(f, "{kind} {namespace}/{name}") }
+    }
 }
 
 /// What follows from a finding.

@@ -8,7 +8,10 @@ use snisplice_config::{Options, Severity, Source, Translation, load, model::Poli
 
 fn example(name: &str) -> Translation {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(name);
-    load(&[Source { name: name.into(), text: fs::read_to_string(path).unwrap() }], &Options::default())
+    load(
+        &[Source { name: name.into(), text: fs::read_to_string(path).unwrap() }].into_iter().collect(),
+        &Options::default(),
+    )
 }
 
 #[test]
@@ -56,7 +59,10 @@ fn an_endpoint_that_is_a_listener_is_warned_of() {
                 routes: [{sni: '*', backends: pool}]\n\
                 backends: [{name: pool, endpoints: ['192.0.2.1:443', '192.0.2.2:443', '127.0.0.1:8443', '127.0.0.1:443']}]\n\
                 dns: {servers: [192.0.2.53, '[2001:db8::53]:5353']}\n";
-    let translation = load(&[Source { name: "a.yaml".into(), text: text.into() }], &Options::default());
+    let translation = load(
+        &[Source { name: "a.yaml".into(), text: text.into() }].into_iter().collect(),
+        &Options::default(),
+    );
     let found: Vec<_> = translation.diagnostics.iter().map(|found| found.message.as_str()).collect();
     assert!(
         matches!(&*found, [one, all] if one.contains("192.0.2.1:443") && all.contains("127.0.0.1:8443")),

@@ -55,7 +55,7 @@ fn run(case: &Path) -> String {
             _ => panic!("{}: {line}", case.display()),
         }
     }
-    let translation = load(&sources, &options);
+    let translation = load(&sources.into_iter().collect(), &options);
     let mut out = render_check(&translation);
     for (name, port) in questions {
         let model = translation.model.as_ref().expect("a model to explain");

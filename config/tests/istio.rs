@@ -93,7 +93,7 @@ fn translate(set: &Set) -> Option<Model> {
         ..Options::default()
     };
     let source = Source { name: format!("{}.yaml", set.seed), text: set.text.clone() };
-    load(&[source], &options).model
+    load(&[source].into_iter().collect(), &options).model
 }
 
 fn find<'m>(model: &'m Model, ask: &Ask) -> Option<&'m Rule> {

@@ -103,9 +103,13 @@ fn survives(texts: &[String]) {
         listen: vec!["443=127.0.0.1:10443".parse().unwrap()],
         ..Options::default()
     };
-    let translation = load(&sources, &options);
+    let translation = load(&sources.iter().cloned().collect(), &options);
     assert_eq!(translation.model.is_none(), translation.errors().next().is_some(), "a model or an error");
-    assert_eq!(render_check(&translation), render_check(&load(&sources, &options)), "the same every time");
+    assert_eq!(
+        render_check(&translation),
+        render_check(&load(&sources.iter().cloned().collect(), &options)),
+        "the same every time"
+    );
     for origin in translation.diagnostics.iter().filter_map(|found| found.origin.as_ref()) {
         assert!(origin.line >= 1 && origin.column >= 1, "{origin}");
     }

@@ -6,6 +6,7 @@ use super::labels::Labels;
 use crate::{
     decode::{Diagnostics, Subject, View, placeholder},
     model::rank::Seniority,
+    report::ObjectRef,
 };
 
 const GROUP: &str = "networking.istio.io";
@@ -43,7 +44,7 @@ pub(super) struct Object<'n> {
 
 impl<'n> Object<'n> {
     pub(super) fn subject(&self) -> Rc<Subject> {
-        Subject::foreign(self.view.file(), self.view.object().to_owned())
+        Subject::foreign(self.view.file(), self.view.object())
     }
 
     /// `metadata.labels`.
@@ -73,8 +74,13 @@ pub(super) fn read<'n>(document: &View<'n>, diagnostics: &mut Diagnostics) -> Op
     let name = named("name").unwrap_or_default();
 
     let what = if kind.is_empty() { "object" } else { kind };
-    let label = if name.is_empty() { what.to_owned() } else { format!("{what} {namespace}/{name}") };
-    let view = document.with_subject(Subject::foreign(document.file(), label));
+    let object = ObjectRef {
+        group: version.split_once('/').map_or("", |(group, _)| group).into(),
+        kind: what.into(),
+        namespace: namespace.into(),
+        name: name.into(),
+    };
+    let view = document.with_subject(Subject::foreign(document.file(), object));
 
     let (kind, mut lost) = kind_of(&view, kind, version, diagnostics)?;
     let mut fields = view.fields("an object", diagnostics)?;

@@ -39,14 +39,17 @@ impl Target {
 pub struct Origin {
     /// The file as the operator named it.
     pub file: Arc<str>,
-    /// From 1.
+    /// From 1; 0 in an object that is in no text.
     pub line: usize,
-    /// From 1, in characters.
+    /// From 1, in characters; 0 where there is no line.
     pub column: usize,
 }
 
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:{}", self.file, self.line, self.column)
+        match self.line {
+            0 => f.write_str(&self.file),
+            line => write!(f, "{}:{line}:{}", self.file, self.column),
+        }
     }
 }

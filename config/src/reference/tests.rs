@@ -30,7 +30,10 @@ fn known_at(path: &str) -> BTreeSet<String> {
         let key = if key == "VERDICT" { "timeout" } else { key };
         text = if is_list { format!("{{{key}: [{text}]}}") } else { format!("{{{key}: {text}}}") };
     }
-    let translation = load(&[Source { name: "a.yaml".into(), text: text.clone() }], &Options::default());
+    let translation = load(
+        &[Source { name: "a.yaml".into(), text: text.clone() }].into_iter().collect(),
+        &Options::default(),
+    );
     let found = translation.diagnostics.iter().find(|found| found.message == "unknown key");
     let found = found.unwrap_or_else(|| panic!("{text}: {:?}", translation.diagnostics));
     let known = found.remedy.as_ref().and_then(|remedy| remedy.strip_prefix("the keys here are: "));
@@ -51,7 +54,10 @@ fn what_loads_fits_the_schema() {
                 continue;
             }
             let text = fs::read_to_string(&path).unwrap();
-            let loaded = load(&[Source { name: "a".into(), text: text.clone() }], &Options::default());
+            let loaded = load(
+                &[Source { name: "a".into(), text: text.clone() }].into_iter().collect(),
+                &Options::default(),
+            );
             if loaded.diagnostics.iter().any(|found| found.severity <= Severity::Ignored) {
                 continue;
             }

@@ -13,7 +13,7 @@ pub fn check(texts: &[&str]) {
         .map(|(index, text)| Source { name: format!("{index}.yaml"), text: (*text).to_owned() })
         .collect();
     let options = Options::default();
-    let translation = load(&sources, &options);
+    let translation = load(&sources.iter().cloned().collect(), &options);
 
     let failed = translation.diagnostics.iter().any(|found| found.severity == Severity::Error);
     assert_eq!(translation.model.is_none(), failed, "no model if and only if there is an error");
@@ -27,7 +27,7 @@ pub fn check(texts: &[&str]) {
             assert!(origin.column >= 1, "{found:?}");
         }
     }
-    let again = load(&sources, &options);
+    let again = load(&sources.iter().cloned().collect(), &options);
     assert_eq!(translation.diagnostics, again.diagnostics, "the same files say the same");
     assert_eq!(render_check(&translation), render_check(&again), "the same files give the same table");
 

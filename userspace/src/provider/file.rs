@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow, bail};
-use snisplice_config::{Options, Source, Translation};
+use snisplice_config::{Documents, Options, Source, Translation};
 
 /// The longest file that is read, in bytes: some 200,000 routes.
 const LONGEST_FILE: u64 = 64 << 20;
@@ -22,13 +22,14 @@ const MOST_FILES: usize = 10_000;
 /// If a file cannot be read, is no UTF-8 text, or is longer than 64 MiB; or if all of them hold more than 256 MiB.
 pub fn load(paths: &[PathBuf], options: &Options) -> anyhow::Result<Translation> {
     let mut left = MOST_TOGETHER;
-    let sources = files(paths)?.into_iter().map(|path| {
+    let mut documents = Documents::default();
+    for path in files(paths)? {
         let file = File::open(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let text = text(file, &path, left)?;
         left -= text.len() as u64;
-        Ok::<_, anyhow::Error>(Source { name: path.display().to_string(), text })
-    });
-    snisplice_config::try_load(sources, options)
+        documents.push_text(Source { name: path.display().to_string(), text });
+    }
+    Ok(snisplice_config::load(&documents, options))
 }
 
 /// The text of a file, of which `left` bytes may be taken.
