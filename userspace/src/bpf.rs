@@ -5,6 +5,7 @@ pub mod cgroup;
 mod events;
 pub mod layout;
 pub mod load;
+pub mod log;
 pub mod packet;
 pub mod sockmap;
 

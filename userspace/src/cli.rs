@@ -8,7 +8,7 @@ use snisplice_config::{
 };
 
 use crate::{
-    account::view::MOST, log::LogFormat, metrics::labels::Carrier, privileges::UserOption,
+    account::view::MOST, bpf::log::EbpfLog, log::LogFormat, metrics::labels::Carrier, privileges::UserOption,
     probe::answers::Questions,
 };
 
@@ -140,6 +140,9 @@ pub struct Run {
     /// How to log
     #[arg(long, value_enum, default_value_t)]
     pub log_format: LogFormat,
+    /// What the eBPF programs log: nothing costs nothing
+    #[arg(long, value_name = "LEVEL", value_enum, default_value_t)]
+    pub ebpf_log: EbpfLog,
 }
 
 /// What `snisplice run` may do once it serves.

@@ -8,6 +8,7 @@ use clap::Parser as _;
 use rustix::process::{Signal, set_parent_process_death_signal};
 use snisplice::{
     app::{App, Signals},
+    bpf,
     cli::{Check, Cli, Command, Run, client},
     log, privileges,
     probe::answers::Answers,
@@ -105,6 +106,7 @@ fn serve(options: Run) -> anyhow::Result<ExitCode> {
     // First of all: until then, a signal is death.
     let signals = Signals::install()?;
     log::init(&options.log, options.log_format)?;
+    bpf::log::set_level(options.ebpf_log);
     let translation = file::load(&options.config.config, &options.config.options())?;
     if translation.model.is_none() {
         log::say(&render_check(&translation));

@@ -199,7 +199,7 @@ mod tests {
                     routes: [{name: www, sni: [a.test], backends: [{name: a, weight: 2}, {name: b}]}]\n\
                     backends: [{name: a, endpoints: ['10.0.0.1:443']}, {name: b, endpoints: ['10.0.0.2:443']}]\n";
         let source = Source { name: "test".to_owned(), text: text.to_owned() };
-        load(&[source], &Options::default()).model.unwrap()
+        load(&[source].into_iter().collect(), &Options::default()).model.unwrap()
     }
 
     fn next(snapshot: &Snapshot) -> String {

@@ -12,10 +12,11 @@ use snisplice_common::packet::{
     checksum::Change,
     flow::{EgressAction, State, decide_egress},
     maps::{BYPASS, Event, Slot},
-    segment::Segment,
+    segment::{Segment, flag},
 };
 
 use crate::{
+    log,
     maps::{
         Headers, OF_EGRESS, SNI_ENDINGS, SNI_HEADERS, SNI_RULES, SNI_STATES, SNI_TOTALS, SNI_TUPLES, locked,
     },
@@ -60,7 +61,12 @@ pub(crate) fn egress(ctx: &TcContext) -> i32 {
             let _ = SNI_TUPLES.remove(&*tuple);
             TCX_NEXT
         }
-        EgressAction::Rewrite { seq, ack } => renumber(ctx, ip.l4(), &segment, seq, ack).unwrap_or(TCX_DROP),
+        EgressAction::Rewrite { seq, ack } => {
+            if segment.has(flag::RST) {
+                log::log(log::RESET, tuple);
+            }
+            renumber(ctx, ip.l4(), &segment, seq, ack).unwrap_or(TCX_DROP)
+        }
         EgressAction::Drop => {
             totals.own_dropped += 1;
             TCX_DROP

@@ -24,7 +24,7 @@ use snisplice_common::packet::{
 };
 
 use crate::{
-    checksum,
+    checksum, log,
     maps::{
         Headers, OF_INGRESS, SNI_BEGUN, SNI_DENIED, SNI_ENDINGS, SNI_HEADERS, SNI_NOTED, SNI_RULES,
         SNI_STATES, SNI_STRICT, SNI_TOTALS, SNI_TUPLES, locked,
@@ -69,6 +69,7 @@ pub(crate) fn ingress(skb: *mut c_void) -> i32 {
         // The port is used again. Our own socket may not be closed yet, so it hears of that first, and the copy is what begins
         // the connection.
         let _ = SNI_TUPLES.remove(&*tuple);
+        log::log(log::RESET, tuple);
         copy(ctx);
         return mirror_ack(ctx, ip, tcp, flag::RST, (way.expected, 0)).unwrap_or(TCX_DROP);
     }
@@ -97,6 +98,7 @@ pub(crate) fn ingress(skb: *mut c_void) -> i32 {
     match carry(ctx, ip, tcp, rules, slot, totals) {
         Some(sent) => sent,
         None => {
+            log::log(log::REFUSED, tuple);
             totals.failed += 1;
             if let Some(state) = SNI_STATES.get_ptr_mut(slot.flow) {
                 // SAFETY: elements of an array live as long as the map; a count that two CPUs change at once may miss one.

@@ -9,6 +9,7 @@ mod checksum;
 mod egress;
 mod icmp;
 mod ingress;
+mod log;
 mod maps;
 mod mtu;
 mod skb;

@@ -5,6 +5,7 @@
 #![feature(core_intrinsics)]
 #![expect(internal_features, reason = "see above; the objects are built with unstable features anyway")]
 
+mod log;
 mod maps;
 mod shortcut;
 mod verdict;

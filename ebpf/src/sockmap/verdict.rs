@@ -24,6 +24,7 @@ use snisplice_common::{
 use snisplice_ebpf::field;
 
 use crate::{
+    log,
     maps::{
         HIGH_WATER, MARGIN, OFF_COPIED_SEQ, OFF_RCVBUF, OFF_RMEM_ALLOC, OFF_SNDBUF, OFF_WMEM_QUEUED,
         OFF_WRITE_SEQ, SNI_CONTROL, SNI_COUNTERS, SNI_EVENTS, SNI_FLOWS, SNI_IN_FLIGHT, SNI_TARGETS, TOTAL,
@@ -111,6 +112,7 @@ fn shorten(ctx: &SkBuffContext, len: u32, flow: &mut Flow, count: &mut Counters)
         }
         left -= step;
     }
+    log::log(log::TORN, ctx);
     count.torn += 1;
     flow.receiving = TORN;
     None
@@ -145,6 +147,7 @@ fn redirect(
 ) -> bool {
     let shortcut = shortcut::of(cookie);
     let Some((address, mut target)) = target(flow.peer) else {
+        log::log(log::NOT_REDIRECTED, ctx);
         count.no_target += 1;
         return false;
     };
@@ -155,16 +158,25 @@ fn redirect(
     shortcut::show(shortcut, address, flow.base);
     let redirected = match decision {
         // The helper says SK_DROP when the target has left the map in the meantime.
-        Decision::Redirect => SNI_TARGETS.redirect_skb(ctx, flow.peer, 0) == i64::from(SK_PASS),
+        Decision::Redirect => {
+            let redirected = SNI_TARGETS.redirect_skb(ctx, flow.peer, 0) == i64::from(SK_PASS);
+            if !redirected {
+                log::log(log::NOT_REDIRECTED, ctx);
+            }
+            redirected
+        }
         Decision::OverHighWater => {
+            log::log(log::OVER_HIGH_WATER, ctx);
             count.over_high_water += 1;
             false
         }
         Decision::OverBudget => {
+            log::log(log::OVER_BUDGET, ctx);
             count.over_budget += 1;
             false
         }
         Decision::NoRoom => {
+            log::log(log::NO_ROOM, ctx);
             count.no_room += 1;
             false
         }

@@ -2,7 +2,8 @@
 
 use std::{
     fs::File,
-    io::{PipeReader, Read as _, Write as _, pipe},
+    io::{self, PipeReader, Read as _, Write as _, pipe},
+    net::TcpListener,
     os::fd::OwnedFd,
     sync::Mutex,
     thread,
@@ -30,6 +31,9 @@ pub(crate) const CASES: &[Case] = &[
     Case::once("log::its_file_may_not_grow", file_may_not_grow),
     Case::once("log::errors_of_accepting_are_limited", accept_errors),
     Case::once("log::its_last_lines_are_written", last_lines),
+    Case::packet("log::a_reset_of_a_flow_in_packets_is_told_by_the_kernel", reset_in_packets),
+    Case::sockmap("log::a_receiver_without_room_is_told_by_the_kernel", receiver_without_room),
+    Case::sockmap("log::the_kernel_says_nothing_unless_asked", kernel_is_silent),
 ];
 
 fn options(lab: &Lab) -> Result<Options> {
@@ -180,5 +184,55 @@ fn last_lines(lab: &Lab) -> Result<()> {
     let log = daemon.process().log()?;
     let last = log.lines().last().context("nothing is logged")?;
     ensure!(last.contains("stopped") && last.contains("bytes_up="), "{last}");
+    Ok(())
+}
+
+/// A daemon whose eBPF programs log, and its backend.
+fn talkative<'lab>(lab: &'lab Lab, more: &str) -> Result<(Daemon<'lab>, TcpListener)> {
+    let listener = flow::backend(lab)?;
+    let options = Options::yaml(lab, &flow::yaml(more))?.arg("--ebpf-log").arg("info");
+    Ok((Daemon::start(lab, &options)?, listener))
+}
+
+fn reset_in_packets(lab: &Lab) -> Result<()> {
+    let (daemon, listener) = talkative(lab, "timeouts: {idle: 1s}\n")?;
+    let mut flow = Flow::open(lab, &listener)?;
+    flow.exchange()?;
+    let (client, backend) = (flow.client.local_addr()?, flow.backend.local_addr()?);
+    for peer in [client, backend] {
+        daemon.wait_log(&format!("reset made for a flow peer=\"{peer}\" balancer=\""))?;
+    }
+    Ok(())
+}
+
+/// Sends until neither the backend, which does not read, nor anything before it takes a byte.
+fn fill(flow: &mut Flow) -> Result<()> {
+    flow.client.set_nonblocking(true)?;
+    let bytes = vec![0; 1 << 20];
+    wait::until_true("nothing is taken any more", || match flow.client.write(&bytes) {
+        Ok(_) => Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
+        Err(error) => Err(error.into()),
+    })
+}
+
+fn receiver_without_room(lab: &Lab) -> Result<()> {
+    let (daemon, listener) = talkative(lab, "")?;
+    let mut flow = Flow::open(lab, &listener)?;
+    flow.exchange()?;
+    fill(&mut flow)?;
+    daemon.wait_log(&format!("receiver has no room peer=\"{}\" balancer=\"", flow.client.local_addr()?))
+}
+
+/// The programs have the same events, and leave them out.
+fn kernel_is_silent(lab: &Lab) -> Result<()> {
+    let (daemon, listener) = flow::start(lab, "")?;
+    let mut flow = Flow::open(lab, &listener)?;
+    flow.exchange()?;
+    fill(&mut flow)?;
+    daemon.wait_metrics("the receiver has no room", |metrics| {
+        metrics.sum("snisplice_sockmap_fallbacks_total", &[]) > 0
+    })?;
+    ensure!(!daemon.process().log()?.contains("snisplice::ebpf"), "the kernel has logged");
     Ok(())
 }

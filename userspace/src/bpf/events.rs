@@ -5,7 +5,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{Arc, PoisonError, RwLock},
     thread::{self, JoinHandle},
 };
@@ -34,25 +34,59 @@ pub(super) trait Events: Send + 'static {
     fn must_all_look(&mut self) -> bool;
 }
 
-/// Runs the thread for as long as it lives.
+/// What a thread sleeps on, and empties whenever there is something in it.
+pub(super) trait Drain: AsFd + Send + 'static {
+    /// Takes what there is.
+    fn drain(&mut self);
+}
+
+/// Runs a thread that drains a ring, for as long as it lives.
+#[derive(Debug)]
+pub(super) struct DrainThread {
+    stop: Arc<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Runs the thread that drains the events of one object, for as long as it lives.
 #[derive(Debug)]
 pub(super) struct EventThread {
     workers: Arc<Workers>,
-    stop: Arc<OwnedFd>,
-    thread: Option<JoinHandle<()>>,
+    _thread: DrainThread,
+}
+
+impl DrainThread {
+    /// Starts a thread of this name.
+    pub(super) fn start(name: &str, mut source: impl Drain) -> io::Result<Self> {
+        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
+        let thread = {
+            let stop = stop.clone();
+            thread::Builder::new().name(name.to_owned()).spawn(move || run(&mut source, &stop))?
+        };
+        Ok(Self { stop, thread: Some(thread) })
+    }
+}
+
+/// Drains whenever there is something, until it is stopped.
+fn run(source: &mut impl Drain, stop: &OwnedFd) {
+    loop {
+        source.drain();
+        let mut fds =
+            [PollFd::from_borrowed_fd(source.as_fd(), PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
+        match retry_on_intr(|| poll(&mut fds, None)) {
+            Ok(_) if fds[1].revents().is_empty() => {}
+            Ok(_) | Err(Errno::INVAL | Errno::FAULT) => return,
+            // Out of memory for the call: the events stay in the ring.
+            Err(_) => thread::yield_now(),
+        }
+    }
 }
 
 impl EventThread {
     /// Starts a thread of this name.
     pub(super) fn start(name: &str, ring: RingBuf<MapData>, events: impl Events) -> io::Result<Self> {
         let workers = Arc::<Workers>::default();
-        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
-        let reader = Reader { ring, events, workers: workers.clone() };
-        let thread = {
-            let stop = stop.clone();
-            thread::Builder::new().name(name.to_owned()).spawn(move || reader.run(&stop))?
-        };
-        Ok(Self { workers, stop, thread: Some(thread) })
+        let thread = DrainThread::start(name, Reader { ring, events, workers: workers.clone() })?;
+        Ok(Self { workers, _thread: thread })
     }
 
     /// Lets a worker hear of its connections: those whose token has the returned number.
@@ -83,7 +117,7 @@ impl EventThread {
     }
 }
 
-impl Drop for EventThread {
+impl Drop for DrainThread {
     fn drop(&mut self) {
         if write(&*self.stop, &1_u64.to_ne_bytes()).is_ok()
             && let Some(thread) = self.thread.take()
@@ -100,23 +134,13 @@ struct Reader<E> {
     workers: Arc<Workers>,
 }
 
-impl<E: Events> Reader<E> {
-    fn run(mut self, stop: &OwnedFd) {
-        loop {
-            self.drain();
-            let mut fds = [
-                PollFd::from_borrowed_fd(self.ring.as_fd(), PollFlags::IN),
-                PollFd::new(stop, PollFlags::IN),
-            ];
-            match retry_on_intr(|| poll(&mut fds, None)) {
-                Ok(_) if fds[1].revents().is_empty() => {}
-                Ok(_) | Err(Errno::INVAL | Errno::FAULT) => return,
-                // Out of memory for the call: the events stay in the ring.
-                Err(_) => thread::yield_now(),
-            }
-        }
+impl<E> AsFd for Reader<E> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.ring.as_fd()
     }
+}
 
+impl<E: Events> Drain for Reader<E> {
     fn drain(&mut self) {
         let workers = self.workers.read().unwrap_or_else(PoisonError::into_inner);
         let mut any = false;

@@ -48,8 +48,9 @@ use self::{
     stats::Stats,
 };
 use super::{
-    events::EventThread,
+    events::{DrainThread, EventThread},
     load::{LoadError, descriptor, taken, total, verified},
+    log,
     wakeup::Signals,
 };
 use crate::{
@@ -103,6 +104,7 @@ pub struct Programs {
     watcher: OnceLock<Watcher>,
     events: EventThread,
     event_counters: Arc<EventCounters>,
+    _log: Option<DrainThread>,
     routes: Arc<Routes>,
     fds: Fds,
     totals: Arc<PerCpuArray<MapData, Totals>>,
@@ -163,6 +165,7 @@ impl Programs {
         for (name, offset) in layout.globals() {
             loader.override_global(name, offset, true);
         }
+        log::apply(&mut loader);
         if let Some(pins) = &pins {
             pins.fit(flows);
             for name in [name::TUPLES, name::RULES, name::STATES] {
@@ -179,6 +182,7 @@ impl Programs {
             let program = program(&mut ebpf, name)?;
             verified(|| program.load())?;
         }
+        let log = log::reader(&mut ebpf)?;
         let fds = Fds {
             tuples: descriptor(&ebpf, name::TUPLES)?,
             rules: descriptor(&ebpf, name::RULES)?,
@@ -195,6 +199,7 @@ impl Programs {
             watcher: OnceLock::new(),
             events,
             event_counters,
+            _log: log,
             routes: Arc::new(Routes::new(flows).map_err(LoadError::Listen)?),
             fds,
             totals,

@@ -28,9 +28,10 @@ use self::{
     stats::Stats,
 };
 use super::{
-    events::EventThread,
+    events::{DrainThread, EventThread},
     layout::Layout,
     load::{LoadError, descriptor, taken, total, verified},
+    log,
     wakeup::Signals,
 };
 use crate::net::low_descriptors;
@@ -79,6 +80,7 @@ pub struct Settings {
 pub struct Kernel {
     // Stops before the maps go.
     events: EventThread,
+    _log: Option<DrainThread>,
     fds: Fds,
     counters: Arc<PerCpuArray<MapData, Counters>>,
     budget: Budget,
@@ -119,6 +121,7 @@ impl Kernel {
         for (name, offset) in layout.globals() {
             loader.override_global(name, offset, true);
         }
+        log::apply(&mut loader);
         if let Some(plan) = plan {
             plan.apply(&mut loader);
         }
@@ -140,6 +143,7 @@ impl Kernel {
             .map_max_entries(maps::SHORTCUTS, local)
             .load(OBJECT)?;
 
+        let log = log::reader(&mut ebpf)?;
         let fds = Fds {
             targets: descriptor(&ebpf, maps::TARGETS)?,
             verdict: descriptor(&ebpf, maps::VERDICT)?,
@@ -159,7 +163,16 @@ impl Kernel {
         let budget = Budget::new(Array::try_from(taken(&mut ebpf, maps::IN_FLIGHT)?)?);
         let events = Fallbacks::new(counters.clone());
         let events = EventThread::start(events::THREAD, ring, events).map_err(LoadError::Listen)?;
-        Ok(Arc::new(Self { events, fds, counters, budget, stats: Arc::default(), same_host, _program: ebpf }))
+        Ok(Arc::new(Self {
+            events,
+            _log: log,
+            fds,
+            counters,
+            budget,
+            stats: Arc::default(),
+            same_host,
+            _program: ebpf,
+        }))
     }
 
     /// What the program has counted since it was loaded, over all CPUs.

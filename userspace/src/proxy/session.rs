@@ -230,7 +230,7 @@ mod tests {
              backends: [{{name: web, endpoints: ['127.0.0.1:9']}}]\n"
         );
         let source = Source { name: "test".to_owned(), text };
-        let translation = load(&[source], &snisplice_config::Options::default());
+        let translation = load(&[source].into_iter().collect(), &snisplice_config::Options::default());
         let model = translation.model.unwrap_or_else(|| panic!("{:?}", translation.diagnostics));
         Service {
             current: Arc::new(SharedSnapshot::from_pointee(Snapshot::new(model, 1))),

@@ -74,7 +74,8 @@ mod tests {
              routes: [{{sni: [a.test], backends: [{{name: web}}]}}]\n\
              backends: [{{name: web, endpoints: [{endpoints}]}}]\n"
         );
-        let translation = load(&[Source { name: "test".to_owned(), text }], &Options::default());
+        let translation =
+            load(&[Source { name: "test".to_owned(), text }].into_iter().collect(), &Options::default());
         translation.model.unwrap_or_else(|| panic!("{:?}", translation.diagnostics)).backends
     }
 
