@@ -80,7 +80,14 @@ impl Object {
 /// What the objects are made of, besides the crates from the registry.
 const SOURCES: [&str; 4] = ["common/Cargo.toml", "common/src", "ebpf/Cargo.toml", "ebpf/src"];
 /// The crates from the registry that end up in the objects.
-const CRATES: [&str; 3] = ["aya-ebpf", "aya-ebpf-bindings", "aya-ebpf-macros"];
+const CRATES: [&str; 6] = [
+    "aya-ebpf",
+    "aya-ebpf-bindings",
+    "aya-ebpf-macros",
+    "aya-log-common",
+    "aya-log-ebpf",
+    "aya-log-ebpf-macros",
+];
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let Args { check, check_source, toolchain } = args;
