@@ -76,7 +76,7 @@ fn what_loads_fits_the_schema() {
         "limits: {workers: many}",
         "datapath: fast",
         "timeouts: {idle: 5}",
-        "policies: {no_sni: clos}",
+        "policies: {no_sni: maybe}",
     ] {
         assert!(documents(wrong).iter().any(|one| fits(one.root(), &schema, &schema).is_err()), "{wrong}");
     }
