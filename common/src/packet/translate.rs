@@ -31,7 +31,7 @@ mod option {
 /// Most blocks of selective acknowledgement that fit.
 const SACK_BLOCKS: usize = 4;
 
-/// Translates a TCP header. `length` is that of [`tcp_length`].
+/// Translates a TCP header. `length` is that of [`tcp_length`](crate::packet::segment::tcp_length).
 #[inline(always)]
 #[must_use]
 pub fn translate(header: &mut [u8; TCP_BYTES], length: usize, way: &Translation) -> Change {

@@ -4,9 +4,9 @@
 pub const TARGETS: &str = "SNI_TARGETS";
 /// Sockhash, cookie → socket: whose received bytes the verdict program sees.
 pub const VERDICT: &str = "SNI_VERDICT";
-/// Hash, cookie of the receiving socket → [`super::direction::Flow`]. The kernel's once it is inserted.
+/// Hash, cookie of the receiving socket → [`crate::sockmap::direction::Flow`]. The kernel's once it is inserted.
 pub const FLOWS: &str = "SNI_FLOWS";
-/// Hash, cookie of the receiving socket → [`super::direction::Control`]. Userspace's; no entry means all zero.
+/// Hash, cookie of the receiving socket → [`crate::sockmap::direction::Control`]. Userspace's; no entry means all zero.
 pub const CONTROL: &str = "SNI_CONTROL";
 /// Ring of [`super::event::Event`].
 pub const EVENTS: &str = "SNI_EVENTS";
@@ -49,13 +49,13 @@ pub mod global {
     pub const OFF_RCVBUF: &str = "OFF_RCVBUF";
     /// Offset of `copied_seq`: the sequence number up to which it has been read.
     pub const OFF_COPIED_SEQ: &str = "OFF_COPIED_SEQ";
-    /// [`super::direction::Limits::high_water`].
+    /// [`crate::sockmap::direction::Limits::high_water`].
     pub const HIGH_WATER: &str = "HIGH_WATER";
-    /// [`super::direction::Limits::total`], 64 bits.
+    /// [`crate::sockmap::direction::Limits::total`], 64 bits.
     pub const TOTAL: &str = "TOTAL";
-    /// [`super::direction::Limits::margin`].
+    /// [`crate::sockmap::direction::Limits::margin`].
     pub const MARGIN: &str = "MARGIN";
-    /// 1 if backends on this host may take the short cut ([`super::shortcut`]).
+    /// 1 if backends on this host may take the short cut ([`crate::sockmap::shortcut`]).
     pub const SAME_HOST: &str = "SAME_HOST";
     /// Offset of `skc_cookie`: which socket it is.
     pub const OFF_COOKIE: &str = "OFF_COOKIE";

@@ -53,10 +53,10 @@ mod watch;
 /// What the send buffers of both sockets may hold; the kernel doubles it. Large, since redirecting stops before it is
 /// full.
 ///
-/// A direction whose receiver does not read holds twice this, [`Limits::in_flight_bytes`] and twice
+/// A direction whose receiver does not read holds twice this, [`Capacity::in_flight_bytes`] and twice
 /// [`RECEIVE_BUFFER`]: 15 MiB, however fast the sender is.
 ///
-/// [`Limits::in_flight_bytes`]: snisplice_config::model::Limits::in_flight_bytes
+/// [`Capacity::in_flight_bytes`]: snisplice_config::model::Capacity::in_flight_bytes
 pub const SEND_BUFFER: u32 = 4 * 1024 * 1024;
 
 /// What the receive buffers of both sockets may hold; the kernel doubles it.
