@@ -451,6 +451,21 @@ impl<'n> Fields<'n> {
         self.renamed.push((old, new, remedy));
     }
 
+    /// The value of a former key that is still read, with a warning: what it is called today, and how it is written.
+    pub(crate) fn take_former(
+        &mut self,
+        old: &'static str,
+        new: &str,
+        remedy: &str,
+        diagnostics: &mut Diagnostics,
+    ) -> Option<View<'n>> {
+        self.view.peek(old)?;
+        let view = self.take(old)?;
+        let former = format!("the key is called '{new}' now; its former name is still read");
+        view.warn(former).remedy(format!("write {remedy}")).emit(diagnostics);
+        Some(view)
+    }
+
     /// Keys that are part of the schema and mean nothing to us, without a word to say about it.
     pub(crate) fn known(&mut self, keys: &[&'static str]) {
         self.asked.extend(keys);

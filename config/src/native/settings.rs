@@ -37,16 +37,41 @@ impl Given {
                 }
             }
         }
-        fields.renamed("handover", "offload", "offload: {after_bytes, after_messages, packet}");
-        fields.renamed("survive", "flows", "flows: {persist: true}");
+        self.read_former(fields, diagnostics);
+    }
+
+    /// Keys that documents of earlier versions have.
+    fn read_former(&mut self, fields: &mut Fields<'_>, diagnostics: &mut Diagnostics) {
+        let group = |name| groups().iter().find(|group| group.name == name);
+        let example = "offload: {after_bytes: 512KiB, after_messages: 16, packet: true}";
+        if let Some(view) = fields.take_former("handover", "offload", example, diagnostics)
+            && let Some(group) = group("offload")
+        {
+            self.read_section(group, &view, diagnostics);
+        }
+        if let Some(view) =
+            fields.take_former("survive", "flows.persist", "flows: {persist: true}", diagnostics)
+            && let Some(group) = group("flows")
+            && let Some(setting) = group.settings.iter().find(|setting| setting.name == "persist")
+            && self.first(group.name, setting.name, &view, diagnostics)
+        {
+            setting.read(&mut self.settings, &view, diagnostics);
+        }
     }
 
     fn read_group(&mut self, group: &'static Group, fields: &mut Fields<'_>, diagnostics: &mut Diagnostics) {
         for setting in &group.settings {
-            if let Some(view) = fields.take(setting.name)
-                && self.first(&view, diagnostics)
-            {
-                setting.read(&mut self.settings, &view, diagnostics);
+            let former = match (group.name, setting.name) {
+                ("offload", "after_bytes") => Some("bytes"),
+                ("offload", "after_messages") => Some("messages"),
+                _ => None,
+            };
+            let name = setting.name;
+            let former = former.and_then(|former| fields.take_former(former, name, name, diagnostics));
+            for view in fields.take(name).into_iter().chain(former) {
+                if self.first(group.name, name, &view, diagnostics) {
+                    setting.read(&mut self.settings, &view, diagnostics);
+                }
             }
         }
     }
@@ -54,21 +79,15 @@ impl Given {
     fn read_section(&mut self, group: &'static Group, view: &View<'_>, diagnostics: &mut Diagnostics) {
         let Some(mut fields) = view.fields(&shape(group), diagnostics) else { return };
         self.read_group(group, &mut fields, diagnostics);
-        for (section, old, new) in [
-            ("offload", "bytes", "after_bytes"),
-            ("offload", "messages", "after_messages"),
-            ("timeouts", "unacknowledged", "tcp_user_timeout"),
-        ] {
-            if section == group.name {
-                fields.renamed(old, new, new);
-            }
+        if group.name == "timeouts" {
+            fields.renamed("unacknowledged", "tcp_user_timeout", "tcp_user_timeout");
         }
         fields.finish(diagnostics);
     }
 
     /// Unlike other sections it is written as a whole, and a text is its address. It serves something.
     fn read_admin(&mut self, group: &'static Group, view: &View<'_>, diagnostics: &mut Diagnostics) {
-        if !self.first(view, diagnostics) {
+        if !self.first("", "admin", view, diagnostics) {
             return;
         }
         let address = group.settings.iter().find(|setting| setting.name == "address");
@@ -89,9 +108,9 @@ impl Given {
         fields.finish(diagnostics);
     }
 
-    /// Whether no other document has written this setting.
-    fn first(&mut self, view: &View<'_>, diagnostics: &mut Diagnostics) -> bool {
-        let field = view.field();
+    /// Whether this setting was not written before, be it by its former name.
+    fn first(&mut self, group: &str, name: &str, view: &View<'_>, diagnostics: &mut Diagnostics) -> bool {
+        let field = format!("{group}.{name}");
         if let Some((_, origin)) = self.written.iter().find(|(written, _)| *written == field) {
             view.error(format!("the setting is written already ({origin})"))
                 .remedy("keep one of the two")

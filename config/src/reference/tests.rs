@@ -71,7 +71,7 @@ fn what_loads_fits_the_schema() {
     assert!(seen > 10, "{seen}");
     for wrong in [
         "listeners: [{name: a}]",
-        "survive: true",
+        "survival: true",
         "limits: {hello_bytes: 1MB}",
         "limits: {workers: many}",
         "datapath: fast",

@@ -217,6 +217,7 @@ impl Registry {
             backend_address,
             age_seconds: f64::from(self.age(account)) / 10.0,
             carrier: account.carrier().map(|carrier| carrier.label().to_owned()),
+            former_carrier: account.carrier().map(|carrier| carrier.label().to_owned()),
             packet_refused: account
                 .refusal()
                 .filter(|_| account.carrier() != Some(Carrier::Packet))

@@ -40,6 +40,9 @@ pub struct Connection {
     /// `relay`, `sockmap` or `packet`.
     #[serde(rename = "datapath")]
     pub carrier: Option<String>,
+    /// The same, by its former name, for programs that read this.
+    #[serde(rename = "carrier", skip_serializing_if = "Option::is_none")]
+    pub former_carrier: Option<String>,
     /// Why packets do not carry it, where that was tried; as in `snisplice_packet_refused_total`.
     pub packet_refused: Option<String>,
     /// Bytes of the client that the backend's socket has taken so far; of a connection that was taken over, since packets

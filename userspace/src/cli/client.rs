@@ -204,6 +204,7 @@ mod tests {
             backend_address: None,
             age_seconds: 7.25,
             carrier: Some("relay".into()),
+            former_carrier: Some("relay".into()),
             packet_refused: Some("timestamps".into()),
             bytes_up: 1,
             bytes_down: 1_000,

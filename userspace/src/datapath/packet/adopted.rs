@@ -429,6 +429,7 @@ impl AdoptedFlows {
             backend_address: backend.map(|(_, remote)| remote),
             age_seconds: orphan.opened.elapsed().as_secs_f64(),
             carrier: Some(Carrier::Packet.label().to_owned()),
+            former_carrier: Some(Carrier::Packet.label().to_owned()),
             packet_refused: None,
             bytes_up: delivered(0),
             bytes_down: delivered(1),
