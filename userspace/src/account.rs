@@ -1,4 +1,4 @@
-//! Accounting by ownership: an [`Account`] is opened at accept and records exactly once, when it is dropped.
+//! Accounting by ownership: an [`Account`] is opened at accept, and records the end exactly once, when it is dropped.
 
 use std::{
     cell::{Cell, OnceCell},

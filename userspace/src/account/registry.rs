@@ -294,6 +294,10 @@ async fn list(
 async fn count(registry: Rc<Registry>, moved: Moved, reply: UnboundedSender<()>) {
     let places: Vec<usize> = registry.entries.borrow().iter().map(|(place, _)| place).collect();
     for places in places.chunks(DESCRIBED_PER_TURN) {
+        // Whoever asks and leaves shall not have the worker count on.
+        if reply.is_closed() {
+            return;
+        }
         {
             let entries = registry.entries.borrow();
             // The place may have another one by now, which is as good.
@@ -328,6 +332,30 @@ mod tests {
         let account = Account::open(listener_account);
         account.goes_to(backend.into());
         Registry::register(account)
+    }
+
+    /// Requests that come and go must not have the worker count for each of them.
+    #[tokio::test]
+    async fn nothing_is_counted_for_who_has_gone() {
+        let registry = Rc::<Registry>::default();
+        let metrics = Arc::new(Metrics::new());
+        let listener_account = Rc::new(ListenerAccount::new(&metrics, &"https".into(), &registry));
+        let _open = registration(&listener_account, "shop");
+        let counted = Rc::new(Cell::new(0));
+        let moved: Moved = {
+            let counted = counted.clone();
+            Rc::new(move |_| {
+                counted.set(counted.get() + 1);
+                (0, 0)
+            })
+        };
+        let (reply, mut counts) = tokio::sync::mpsc::unbounded_channel();
+        count(registry.clone(), moved.clone(), reply).await;
+        assert_eq!((counts.recv().await, counted.get()), (Some(()), 1));
+        let (reply, gone) = tokio::sync::mpsc::unbounded_channel();
+        drop(gone);
+        count(registry, moved, reply).await;
+        assert_eq!(counted.get(), 1);
     }
 
     #[tokio::test]

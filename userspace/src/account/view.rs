@@ -100,7 +100,8 @@ impl Filter {
     #[must_use]
     pub fn to_query(&self) -> String {
         match serde_urlencoded::to_string(self) {
-            Ok(query) if !query.is_empty() => format!("?{query}"),
+            // A blank as `+` has a meaning in forms only.
+            Ok(query) if !query.is_empty() => format!("?{}", query.replace('+', "%20")),
             _ => String::new(),
         }
     }
@@ -169,9 +170,13 @@ fn after<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
 }
 
 /// Refuses what decoding would replace or leave as it is without a word: it reads a key without a value as an empty one,
-/// leaves a `%` without two digits alone (URL standard, section 1.3), and puts U+FFFD where bytes are no text.
+/// leaves a `%` without two digits alone (URL standard, section 1.3), puts U+FFFD where bytes are no text, and takes a `+`
+/// for a blank, which a name may hold as it is.
 fn check(pair: &str) -> Result<(), String> {
     let (_, value) = pair.split_once('=').ok_or_else(|| format!("'{pair}' is not key=value"))?;
+    if value.contains('+') {
+        return Err(format!("'{value}' has a '+', which is not encoded: write %2B, or %20 for a blank"));
+    }
     let is_code =
         |rest: &str| rest.as_bytes().get(..2).is_some_and(|code| code.iter().all(u8::is_ascii_hexdigit));
     let codes = value.split('%').skip(1).all(is_code);
@@ -242,6 +247,7 @@ mod tests {
             ("limit=-1", "'-1'"),
             ("after=x", "'x'"),
             ("backend=%x0", "encoded"),
+            ("backend=a+b", "%2B"),
             ("backend=%f", "encoded"),
             ("backend=%ff", "encoded"),
         ] {

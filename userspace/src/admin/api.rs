@@ -123,7 +123,7 @@ async fn ready(State(admin): State<Arc<Admin>>, RawQuery(query): RawQuery) -> Re
 fn fails_when_full(query: &str) -> Result<bool, Refusal> {
     let pairs: Vec<(String, String)> = serde_urlencoded::from_str(query).unwrap_or_default();
     let mut asked = false;
-    for (_, value) in pairs.iter().filter(|(key, _)| key == "fail") {
+    for (_, value) in pairs.iter().filter(|(key, value)| key == "fail" && !value.is_empty()) {
         if value != "full" {
             return Err((StatusCode::BAD_REQUEST, format!("fail={value} is not known; fail=full is\n")));
         }
@@ -240,6 +240,8 @@ mod tests {
             (false, Method::GET, "/", 404),
             (false, Method::GET, "/ready", 503),
             (false, Method::GET, "/ready?fail=all", 400),
+            (false, Method::GET, "/ready?fail", 503),
+            (false, Method::GET, "/connections?backend=a+b", 400),
             (false, Method::GET, "/metrics", 200),
             (false, Method::DELETE, "/connections/7", 403),
             (false, Method::DELETE, "/connections", 403),

@@ -142,12 +142,6 @@ impl Types {
         self.field(structure, &[field]).is_some()
     }
 
-    /// Whether there is such a structure.
-    #[must_use]
-    pub fn has_structure(&self, structure: &str) -> bool {
-        self.0.structure(structure).is_some()
-    }
-
     /// The offset, in bytes, of the field that `path` leads to.
     pub(super) fn offset(&self, structure: &'static str, path: &[&str]) -> Result<u32, LayoutError> {
         let found = self.field(structure, path);

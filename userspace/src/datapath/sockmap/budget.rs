@@ -2,7 +2,7 @@
 //!
 //! The verdict program corrects a direction's share with each packet. Userspace does what no packet follows: it comes by
 //! anyway when it copies, at the end of the connection, and when the sum has grown so large that others were refused
-//! (`kernel/events.rs`).
+//! (`bpf/sockmap/events.rs`).
 
 use snisplice_common::sockmap::direction::{Control, Flow};
 
