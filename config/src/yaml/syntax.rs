@@ -121,15 +121,16 @@ fn remedy(line: &str, problem: &str) -> Option<&'static str> {
     }
 }
 
-/// A copy with a space between a tag and a comma right after it, which libyaml takes and its port does not.
+/// A copy with a space between a tag and a comma right after it. libyaml reads such a tag, its port panics.
 ///
-/// The port would panic. No text that means anything to us holds a `!`, so it does not matter if it was none of a tag.
+/// A text in quotes that looks like one gets the space as well. None of our settings holds such a text.
 pub(super) fn part_tags(text: &str) -> Option<String> {
+    // A comma ends a tag only within brackets.
+    let opened = text.find(['[', '{'])?;
     let mut parted = String::new();
     let mut copied = 0;
-    let bytes = text.as_bytes();
-    for (start, _) in text.match_indices('!') {
-        if start.checked_sub(1).is_some_and(|before| !b" \t\r\n[{,:-?&".contains(&bytes[before])) {
+    for (start, _) in text[opened..].match_indices('!').map(|(at, tag)| (opened + at, tag)) {
+        if !may_start_tag(&text[..start]) {
             continue;
         }
         let tag = &text[start..];
@@ -149,4 +150,16 @@ pub(super) fn part_tags(text: &str) -> Option<String> {
         parted.push_str(&text[copied..]);
         parted
     })
+}
+
+/// Whether a token can start after this text, and so a tag: some tokens end without a space.
+fn may_start_tag(before: &str) -> bool {
+    let ends_token = |end: char| end.is_whitespace() || "\"'[]{},".contains(end);
+    let without_indicators = before.trim_end_matches(['?', ':']);
+    match without_indicators.chars().next_back() {
+        None => true,
+        Some(end) if without_indicators.len() == before.len() => ends_token(end),
+        // An anchor or alias ends at an indicator: `*name:!tag`.
+        Some(end) => ends_token(end) || end.is_alphanumeric() || "-_".contains(end),
+    }
 }

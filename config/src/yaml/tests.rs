@@ -106,6 +106,8 @@ fn what_libyaml_takes_is_taken() {
         ("a: |\n  x\n  y", r#"{a: "x\ny\n"}"#),
         ("a: [!t,b]", r#"{a: [null, "b"]}"#),
         ("a: !<tag:x,1:y> b", r#"{a: "b"}"#),
+        // Nothing parts a tag from the token before it, nor the comma from the tag.
+        ("a: {\"x\":!t,b}", r#"{a: {x: null, b: null}}"#),
         ("a: !!str null", r#"{a: "null"}"#),
         ("? a\n: b\n", r#"{a: "b"}"#),
         ("%YAML 1.1\n---\na: 1\n", r#"{a: "1"}"#),
@@ -186,4 +188,24 @@ fn chunks_begin_at_markers() {
     let text = "# c\n%YAML 1.1\n---\na\n--- b\n---c\n---\n";
     let cut: Vec<_> = chunks(text).map(|chunk| (chunk.text, chunk.lines_before)).collect();
     assert_eq!(cut, [("# c\n%YAML 1.1\n---\na\n", 0), ("--- b\n---c\n", 4), ("---\n", 6)]);
+}
+
+/// Texts of the characters that mean something in YAML: whatever they are, they are read or refused.
+#[test]
+fn no_text_makes_the_parser_panic() {
+    const PARTS: [&str; 34] = [
+        "!", ",", "[", "]", "{", "}", "\"", "'", "?", ":", "-", "&", "*", "%", "|", ">", "#", "<", "\\", "@",
+        "`", "~", "\n", " ", "\t", "\r", "a", "1", "(", "\u{85}", "\u{2028}", "---", "!e,", "%C3%28",
+    ];
+    let mut state = 7_u64;
+    let mut next = |below: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(state >> 33).unwrap() % below
+    };
+    for _ in 0..100_000 {
+        let text: String = (0..next(14)).map(|_| PARTS[next(PARTS.len())]).collect();
+        if std::panic::catch_unwind(|| all(&text)).is_err() {
+            panic!("{text:?}");
+        }
+    }
 }
