@@ -1,6 +1,6 @@
 //! A new configuration for a process that serves.
 
-use std::sync::Arc;
+use std::{panic::catch_unwind, sync::Arc};
 
 use anyhow::{Context as _, anyhow};
 
@@ -37,7 +37,12 @@ impl App {
     }
 
     fn try_reload(&mut self) -> anyhow::Result<u64> {
-        let translation = file::load(&self.options.config.config, &self.options.config.options())?;
+        let options = self.options.config.options();
+        // A panic of a library that reads the files must not end the connections of a process that serves.
+        let translation =
+            catch_unwind(|| file::load(&self.options.config.config, &options)).unwrap_or_else(|_| {
+                Err(anyhow!("the configuration could not be read: this is a fault of snisplice"))
+            })?;
         let report = warnings(&translation);
         let Some(mut model) = translation.model else { return Err(anyhow!("\n{report}")) };
         override_with(&mut model, &self.options);
