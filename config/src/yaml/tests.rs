@@ -107,7 +107,7 @@ fn what_libyaml_takes_is_taken() {
         ("a: [!t,b]", r#"{a: [null, "b"]}"#),
         ("a: !<tag:x,1:y> b", r#"{a: "b"}"#),
         // Nothing parts a tag from the token before it, nor the comma from the tag.
-        ("a: {\"x\":!t,b}", r#"{a: {x: null, b: null}}"#),
+        ("a: {\"x\":!t,b}", "{a: {x: null, b: null}}"),
         ("a: !!str null", r#"{a: "null"}"#),
         ("? a\n: b\n", r#"{a: "b"}"#),
         ("%YAML 1.1\n---\na: 1\n", r#"{a: "1"}"#),
@@ -204,8 +204,6 @@ fn no_text_makes_the_parser_panic() {
     };
     for _ in 0..100_000 {
         let text: String = (0..next(14)).map(|_| PARTS[next(PARTS.len())]).collect();
-        if std::panic::catch_unwind(|| all(&text)).is_err() {
-            panic!("{text:?}");
-        }
+        assert!(std::panic::catch_unwind(|| all(&text)).is_ok(), "{text:?}");
     }
 }
