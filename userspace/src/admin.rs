@@ -38,6 +38,8 @@ pub struct Admin {
     /// Names that a `Host` header may have.
     hosts: Vec<HostName>,
     asked: OnceLock<Askable>,
+    /// Held while the workers count what open connections have moved.
+    counting: tokio::sync::Mutex<()>,
 }
 
 /// Asks a worker. One that has ended does not answer.
@@ -81,6 +83,7 @@ impl Admin {
             allow_close: *allow_close,
             hosts: hosts.clone(),
             asked: OnceLock::new(),
+            counting: tokio::sync::Mutex::default(),
         }
     }
 

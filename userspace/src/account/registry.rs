@@ -25,8 +25,8 @@ use crate::{
     net::sockopt,
 };
 
-/// Connections that are described before others get their turn: each takes four system calls.
-const DESCRIBED_PER_TURN: usize = 64;
+/// Connections that are described or counted before others get their turn: each takes up to four system calls.
+const CONNECTIONS_PER_TURN: usize = 64;
 
 /// What the main thread asks a worker.
 #[derive(Debug)]
@@ -282,7 +282,7 @@ async fn list(
     places: Vec<usize>,
     reply: UnboundedSender<Vec<Connection>>,
 ) {
-    for places in places.chunks(DESCRIBED_PER_TURN) {
+    for places in places.chunks(CONNECTIONS_PER_TURN) {
         if reply.send(describe_some(&registry, &moved, &filter, places)).is_err() {
             return;
         }
@@ -293,7 +293,7 @@ async fn list(
 /// Counts what connections have moved so far, bit by bit, while others go on.
 async fn count(registry: Rc<Registry>, moved: Moved, reply: UnboundedSender<()>) {
     let places: Vec<usize> = registry.entries.borrow().iter().map(|(place, _)| place).collect();
-    for places in places.chunks(DESCRIBED_PER_TURN) {
+    for places in places.chunks(CONNECTIONS_PER_TURN) {
         // Whoever asks and leaves shall not have the worker count on.
         if reply.is_closed() {
             return;

@@ -78,7 +78,7 @@ pub struct Filter {
     pub listener: Option<String>,
     /// Going to the backend of this name.
     pub backend: Option<String>,
-    /// Carried so.
+    /// Carried so. Queries may also say `carrier`, the former name, which answers still have.
     #[serde(rename = "datapath")]
     #[serde(serialize_with = "label")]
     pub carrier: Option<Carrier>,
@@ -135,7 +135,7 @@ impl Query {
 struct Asked {
     listener: Option<String>,
     backend: Option<String>,
-    #[serde(rename = "datapath")]
+    #[serde(rename = "datapath", alias = "carrier")]
     #[serde(deserialize_with = "parsed")]
     carrier: Option<Carrier>,
     #[serde(deserialize_with = "networks")]
@@ -229,6 +229,7 @@ mod tests {
         };
         assert_eq!(query, Query { filter: filter.clone(), limit: Some(7), after: Some(9) });
         assert_eq!(Query::parse(filter.to_query().strip_prefix('?').unwrap()).unwrap().filter, filter);
+        assert_eq!(Query::parse("carrier=packet"), Query::parse("datapath=packet"));
         assert!(Query::parse("").unwrap().filter.is_empty());
         assert_eq!(Filter::default().to_query(), "");
     }
@@ -238,7 +239,7 @@ mod tests {
         for (text, word) in [
             ("backend", "key=value"),
             ("backends=x", "'backends'"),
-            ("carrier=relay", "'carrier'"),
+            ("carrier=relay&datapath=relay", "'datapath'"),
             ("datapath=fast", "'fast'"),
             ("client=10.0.0.0%2F33", "'10.0.0.0/33'"),
             ("client=", "''"),

@@ -7,9 +7,9 @@ use std::{
 
 use axum::{
     Router,
-    extract::{Path, RawQuery, Request, State},
+    extract::{RawQuery, Request, State},
     http::{
-        StatusCode,
+        StatusCode, Uri,
         header::{ALLOW, CONTENT_TYPE},
     },
     middleware::{self, Next},
@@ -134,15 +134,21 @@ fn fails_when_full(query: &str) -> Result<bool, Refusal> {
 
 async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
     // A worker that does not answer keeps what it knows to itself, and the rest is shown.
-    let _ = timeout(COUNTED_WITHIN, admin.ask(|reply| Asked::Count { reply })).await;
+    let count = async {
+        // One count at a time: many scrapers cost the workers no more than one.
+        let _turn = admin.counting.lock().await;
+        admin.ask(|reply| Asked::Count { reply }).await
+    };
+    let _ = timeout(COUNTED_WITHIN, count).await;
     admin.metrics.forget_gone();
     let families = Families::new(admin.metrics.clone());
     ([(CONTENT_TYPE, METRICS_TYPE)], body::of(families).await).into_response()
 }
 
 /// The number of a connection in a path, if the path has one. Nothing else can be there.
-fn number(path: Option<Path<String>>) -> Result<Option<u64>, Refusal> {
-    path.map(|Path(id)| id.parse().map_err(|_| not_found())).transpose()
+fn number(uri: &Uri) -> Result<Option<u64>, Refusal> {
+    // As it was sent: a number has nothing to decode.
+    uri.path().strip_prefix("/connections/").map(|id| id.parse().map_err(|_| not_found())).transpose()
 }
 
 fn parse(query: Option<&str>) -> Result<Query, Refusal> {
@@ -151,10 +157,10 @@ fn parse(query: Option<&str>) -> Result<Query, Refusal> {
 
 async fn list(
     State(admin): State<Arc<Admin>>,
-    path: Option<Path<String>>,
+    uri: Uri,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Refusal> {
-    let id = number(path)?;
+    let id = number(&uri)?;
     let Query { filter, limit, after } = parse(query.as_deref())?;
     let left = limit.unwrap_or(MOST).min(LONGEST);
     let listing = Listed::begin(admin, Filter { id, ..filter }, left, after).await;
@@ -166,10 +172,10 @@ async fn list(
 
 async fn close(
     State(admin): State<Arc<Admin>>,
-    path: Option<Path<String>>,
+    uri: Uri,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Refusal> {
-    let id = number(path)?;
+    let id = number(&uri)?;
     if !admin.allow_close {
         let remedy = "closing is not allowed here: start with --admin-close, or set admin.allow_close\n";
         return Err((StatusCode::FORBIDDEN, remedy.into()));
@@ -237,6 +243,7 @@ mod tests {
             (false, Method::GET, "/connections?surprise=1", 400),
             (false, Method::GET, "/connections/7", 404),
             (false, Method::GET, "/connections/x", 404),
+            (false, Method::GET, "/connections/%ff", 404),
             (false, Method::GET, "/", 404),
             (false, Method::GET, "/ready", 503),
             (false, Method::GET, "/ready?fail=all", 400),
