@@ -27,6 +27,13 @@ pub struct Endpoint {
     record: AtomicU64,
     /// Milliseconds that the last connect took.
     took: AtomicU32,
+    counts: Counts,
+}
+
+/// What every connection changes: on a cache line apart from what every connection only reads.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Counts {
     /// Attempts and connections: those of [`super::lease::Lease`].
     active: AtomicU32,
     /// Connections that it has reset, or that were lost with it.
@@ -35,13 +42,7 @@ pub struct Endpoint {
 
 impl Endpoint {
     fn new(address: SocketAddr) -> Self {
-        Self {
-            address,
-            record: AtomicU64::new(0),
-            took: AtomicU32::new(0),
-            active: AtomicU32::new(0),
-            broken: AtomicU32::new(0),
-        }
+        Self { address, record: AtomicU64::new(0), took: AtomicU32::new(0), counts: Counts::default() }
     }
 
     /// The address, which is what the endpoint is known by.
@@ -53,25 +54,25 @@ impl Endpoint {
     /// Attempts that are under way and connections that are open, of all backends that have this address.
     #[must_use]
     pub fn active(&self) -> u32 {
-        self.active.load(Relaxed)
+        self.counts.active.load(Relaxed)
     }
 
     /// Connections that the endpoint has reset or that were lost with it, as long as it is known.
     #[must_use]
     pub fn broken(&self) -> u32 {
-        self.broken.load(Relaxed)
+        self.counts.broken.load(Relaxed)
     }
 
     pub(super) fn begin(&self) {
-        self.active.fetch_add(1, Relaxed);
+        self.counts.active.fetch_add(1, Relaxed);
     }
 
     pub(super) fn end(&self) {
-        self.active.fetch_sub(1, Relaxed);
+        self.counts.active.fetch_sub(1, Relaxed);
     }
 
     pub(super) fn broke(&self) {
-        self.broken.fetch_add(1, Relaxed);
+        self.counts.broken.fetch_add(1, Relaxed);
     }
 
     /// Whether a connection should try this address before its siblings. When the time to avoid the address is over, this
