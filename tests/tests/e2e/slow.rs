@@ -3,7 +3,7 @@
 use std::{
     io::{ErrorKind, Write as _},
     net::{Shutdown, TcpStream},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Result, ensure};
@@ -21,6 +21,7 @@ use crate::flow::{self, Flow};
 pub(crate) const CASES: &[Case] = &[
     Case::each("slow::backend_that_never_reads", |lab| deaf(lab, |flow| (flow.client, flow.backend))),
     Case::each("slow::client_that_never_reads", |lab| deaf(lab, |flow| (flow.backend, flow.client))),
+    Case::each("slow::a_reset_ends_who_never_reads", reset_with_full_buffers),
 ];
 
 const FLOWS: usize = 8;
@@ -73,6 +74,27 @@ fn deaf(lab: &Lab, roles: fn(Flow) -> (TcpStream, TcpStream)) -> Result<()> {
         stream::receive(&mut *reader, &pattern, position)?;
         ensure!(tcp::read_to_end(reader)? == (Vec::new(), Ending::Eof), "more came than was sent");
     }
+    Ok(())
+}
+
+/// What the backend sent before its reset cannot be delivered: the client is not waited for as one that still reads is.
+fn reset_with_full_buffers(lab: &Lab) -> Result<()> {
+    /// The bound for one that reads is 30 s.
+    const SOON: Duration = Duration::from_secs(20);
+    let (daemon, listener) = flow::start(lab, "")?;
+    let mut flow = Flow::open(lab, &listener)?;
+    let (pattern, mut written) = (Pattern::new(10), 0);
+    flow.backend.set_nonblocking(true)?;
+    wait::settled(BLOCKED, || {
+        push(&mut flow.backend, &pattern, &mut written)?;
+        Ok(written)
+    })?;
+    let before = Instant::now();
+    tcp::reset(flow.backend)?;
+    let metrics = daemon.wait_metrics("the connection is over", |metrics| {
+        metrics.sum("snisplice_connections_closed_total", &[("reason", "backend_reset")]) == 1
+    })?;
+    ensure!(before.elapsed() < SOON, "over after {:?}: {metrics:?}", before.elapsed());
     Ok(())
 }
 

@@ -28,7 +28,7 @@ impl From<Broken> for End {
 
 /// Passes a failure of the sender on to the receiver, after what the sender sent before that, which `rest` delivers: a
 /// server that answers and then resets because it did not read the whole request must be heard.
-pub(super) async fn pass_on_reset(rest: impl Future, receiver: impl AsFd) {
+pub(super) async fn flush_then_reset(rest: impl Future, receiver: impl AsFd) {
     let _ = timeout(FLUSH_GRACE, rest).await;
     let _ = timeout(FLUSH_GRACE, delivered(&receiver)).await;
     let _ = sockopt::reset_on_close(&receiver);

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     bpf::wakeup::Peer,
     datapath::{
-        broken::{Broken, pass_on_reset},
+        broken::{Broken, flush_then_reset},
         idle::idle,
         seam::End,
     },
@@ -175,7 +175,7 @@ impl Waiting<'_> {
     /// Delivers what the sender of a direction sent before it failed, then resets the receiver.
     async fn last_words(&self, pump: &mut Pump) {
         let rest = async { while let Ok(Stop::Due | Stop::AtEase) = self.copy(pump).await {} };
-        pass_on_reset(rest, self.way.to).await;
+        flush_then_reset(rest, self.way.to).await;
     }
 }
 

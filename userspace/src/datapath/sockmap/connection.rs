@@ -32,7 +32,7 @@ use crate::{
         wakeup::{Peer, Ready, What},
     },
     datapath::{
-        broken::{Broken, pass_on_reset},
+        broken::{Broken, flush_then_reset},
         idle::idle,
         relay::{progress::Progress, pump::Pump},
         seam::{End, Patience},
@@ -43,8 +43,8 @@ use crate::{
 
 /// How long the kernel's worker may take to write redirected bytes to the one side after the other has reset.
 ///
-/// The receiver has room for them, so only the scheduler decides when the worker runs. On a busy machine it has run more
-/// than a second late. The bytes are safe meanwhile; a reset of the receiver would discard them.
+/// Where the receiver has room for them, only the scheduler decides when the worker runs. On a busy machine it has run
+/// more than a second late. The bytes are safe meanwhile; a reset of the receiver would discard them.
 const WORKER_GRACE: Duration = Duration::from_secs(30);
 
 /// Looks at a queue that is about to become empty, before it is left alone for a while.
@@ -370,7 +370,7 @@ impl<'a> Connection<'a> {
             }
             self.until_taken(direction).await
         };
-        pass_on_reset(rest, &to.socket).await;
+        flush_then_reset(rest, &to.socket).await;
     }
 
     /// Waits until something of `wanted` has happened. Also notices when either socket fails, whatever is awaited.
