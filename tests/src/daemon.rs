@@ -290,7 +290,10 @@ pub fn takeover_path(lab: &Lab) -> PathBuf {
 /// The daemon's binary, where everybody may run it, for a user who has no more than these capabilities.
 fn as_nobody(lab: &Lab, capabilities: &str) -> Result<Command> {
     let copy = lab.dir().join("snisplice");
-    fs::copy(binary()?, &copy)?;
+    // Another process writes it: what this one forks meanwhile would keep a descriptor for writing for a moment, and a
+    // program that somebody may write cannot be executed (ETXTBSY).
+    let status = Command::new("cp").arg(binary()?).arg(&copy).status()?;
+    ensure!(status.success(), "cp: {status}");
     fs::set_permissions(lab.dir(), fs::Permissions::from_mode(0o755))?;
     let mut command = Command::new("setpriv");
     command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--no-new-privs"]);

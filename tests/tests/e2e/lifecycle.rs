@@ -372,7 +372,13 @@ fn service_manager(lab: &Lab) -> Result<()> {
     manager.set_read_timeout(Some(wait::DEADLINE))?;
     let heard = || -> Result<String> {
         let mut message = [0; 4_096];
-        let count = manager.recv(&mut message)?;
+        let count = loop {
+            match manager.recv(&mut message) {
+                // With a time limit, the kernel goes on after no signal (signal(7)).
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                received => break received?,
+            }
+        };
         Ok(String::from_utf8(message[..count].to_vec())?)
     };
     let options = Options::yaml(lab, &flow::yaml(""))?.env("NOTIFY_SOCKET", &path);

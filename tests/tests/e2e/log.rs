@@ -111,6 +111,9 @@ fn reader_hangs(lab: &Lab) -> Result<()> {
     let options = options(lab)?.arg("--log").arg("trace");
     let mut daemon = Daemon::start_logging_to(lab, &options, OwnedFd::from(log))?;
     let mut flow = Flow::open(lab, &listener)?;
+    // Each of these keys is told at each reload.
+    let surprises: String = (0..1_000).map(|number| format!("surprise{number}: 1\n")).collect();
+    Options::yaml(lab, &flow::yaml(&surprises))?;
     wait::until_true("more lines come than may wait", || {
         daemon.process().signal(Signal::SIGHUP)?;
         flow.exchange()?;
@@ -118,6 +121,8 @@ fn reader_hangs(lab: &Lab) -> Result<()> {
         Ok(daemon.metrics()?.sum("snisplice_log_lines_lost_total", &[]) > 0)
     })?;
     ensure!(daemon.is_ready()?);
+    Options::yaml(lab, &flow::yaml(""))?;
+    daemon.process().signal(Signal::SIGHUP)?;
     daemon.wait_metrics("it reads its configuration still", |metrics| {
         metrics.sum("snisplice_config_generation", &[]) > 1
     })?;
