@@ -50,7 +50,7 @@ pub struct Askable {
     /// Each has those that it accepted.
     pub workers: Vec<Ask>,
     /// Those that were taken over from another process.
-    pub orphans: mpsc::UnboundedSender<Asked>,
+    pub adopted: mpsc::UnboundedSender<Asked>,
 }
 
 impl fmt::Debug for Askable {
@@ -109,11 +109,11 @@ impl Admin {
     /// Asks all, and waits for their answers. One that has ended has none.
     async fn ask<T>(&self, request: impl Fn(mpsc::UnboundedSender<T>) -> Asked) -> Vec<T> {
         let (reply, mut replies) = mpsc::unbounded_channel();
-        if let Some(Askable { workers, orphans }) = self.asked.get() {
+        if let Some(Askable { workers, adopted }) = self.asked.get() {
             for ask in workers {
                 ask(request(reply.clone()));
             }
-            let _ = orphans.send(request(reply.clone()));
+            let _ = adopted.send(request(reply.clone()));
         }
         drop(reply);
         let mut answers = Vec::new();

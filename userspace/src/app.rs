@@ -94,7 +94,7 @@ pub struct App {
     resolver: Resolver,
     /// What carries packets.
     programs: Option<Arc<Programs>>,
-    orphans: Option<Watch>,
+    adopted: Option<Watch>,
 }
 
 /// The task that brings the flows of an earlier process to their end.
@@ -203,15 +203,15 @@ impl App {
             self.supervisor.stopping("Waiting for the open connections");
         }
         self.order_all(|| Order::Drain { patience, succeeded });
-        let orphans = self.orphans.take();
-        let orphans = async {
-            if let Some(orphans) = orphans {
-                orphans.finish(patience).await;
+        let adopted = self.adopted.take();
+        let adopted = async {
+            if let Some(adopted) = adopted {
+                adopted.finish(patience).await;
             }
         };
         self.runtime.block_on(async {
             tokio::select! {
-                ((), ()) = async { tokio::join!(finished(&self.workers), orphans) } => {}
+                ((), ()) = async { tokio::join!(finished(&self.workers), adopted) } => {}
                 // Whoever asks twice does not want to wait.
                 () = asked_not_to_wait(&self.signals, succeeded) => {
                     tracing::warn!("asked to stop again: closing the open connections");
@@ -249,16 +249,16 @@ impl App {
         match event {
             Event::Found { found, remembered } => {
                 let datapath = if found.is_empty() { "relay" } else { "auto" };
-                let InKernel { programs, kernel } = &found;
+                let InKernel { packet, sockmap } = &found;
                 tracing::info!(
-                    packets = programs.is_some(),
-                    sockets = kernel.is_some(),
+                    packets = packet.is_some(),
+                    sockets = sockmap.is_some(),
                     remembered,
                     "it is known what this kernel can do"
                 );
                 self.metrics.serves_with(datapath);
                 datapath::show(&self.needs, &found, &self.metrics);
-                self.programs.clone_from(programs);
+                self.programs.clone_from(packet);
                 if found.is_empty() {
                     // The filter is there already.
                     let relays = privileges::Needs { kernel: false, filter: false };

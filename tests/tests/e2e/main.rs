@@ -18,7 +18,6 @@ mod fault;
 mod flow;
 mod footprint;
 mod guard;
-mod handover;
 mod integrity;
 mod leak;
 mod lifecycle;
@@ -28,8 +27,10 @@ mod log;
 mod mtu;
 mod negotiation;
 mod network;
+mod offload;
 mod outage;
 mod packet;
+mod persistence;
 mod privileges;
 mod queue;
 mod rejection;
@@ -40,7 +41,6 @@ mod setting;
 mod slow;
 mod soak;
 mod succession;
-mod survive;
 mod takeover;
 mod vanish;
 mod wan;
@@ -57,7 +57,7 @@ fn main() -> ExitCode {
         fault::CASES,
         footprint::CASES,
         guard::CASES,
-        handover::CASES,
+        offload::CASES,
         integrity::CASES,
         leak::CASES,
         lifecycle::CASES,
@@ -79,7 +79,7 @@ fn main() -> ExitCode {
         slow::CASES,
         soak::CASES,
         succession::CASES,
-        survive::CASES,
+        persistence::CASES,
         takeover::CASES,
         vanish::CASES,
         wan::CASES,

@@ -15,10 +15,10 @@ use snisplice_tests::{
 use crate::flow::{self, Flow};
 
 pub(crate) const CASES: &[Case] = &[
-    Case::adaptive("handover::a_short_connection_never_reaches_the_maps", short_connection),
-    Case::adaptive("handover::a_direction_goes_over_alone", one_direction),
-    Case::adaptive("handover::both_directions_go_over_while_bytes_flow", while_bytes_flow),
-    Case::adaptive("handover::a_half_closed_connection_stays", half_closed),
+    Case::adaptive("offload::a_short_connection_never_reaches_the_maps", short_connection),
+    Case::adaptive("offload::a_direction_goes_over_alone", one_direction),
+    Case::adaptive("offload::both_directions_go_over_while_bytes_flow", while_bytes_flow),
+    Case::adaptive("offload::a_half_closed_connection_stays", half_closed),
 ];
 
 /// With the product's own thresholds.

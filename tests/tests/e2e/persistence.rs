@@ -33,22 +33,22 @@ use crate::{
 };
 
 pub(crate) const CASES: &[Case] = &[
-    Case::packet("survive::flows_go_on_without_a_process_and_with_the_next", flows_go_on),
-    Case::packet("survive::killed_time_and_again", killed_time_and_again),
-    Case::packet("survive::ipv6", ipv6),
-    Case::packet("survive::a_flow_that_was_copied_first", copied_first),
-    Case::packet("survive::an_idle_flow_of_an_earlier_process_is_reset", idle),
-    Case::packet("survive::a_peer_that_vanished_is_noticed", vanished),
-    Case::packet("survive::peers_that_never_answer_are_not_taken_for_lost", unanswered),
-    Case::packet("survive::what_is_not_delivered_does_not_survive", unsettled),
-    Case::packet("survive::an_orderly_stop_leaves_nothing", |lab| stopped(lab, false)),
-    Case::packet("survive::an_orderly_stop_ends_flows_of_an_earlier_process", |lab| stopped(lab, true)),
-    Case::packet("survive::asked_twice_to_stop", asked_twice),
-    Case::packet("survive::what_a_namespace_has_left_that_is_gone", namespace_gone),
-    Case::packet("survive::the_next_one_does_not_want_them", |lab| {
+    Case::packet("persistence::flows_go_on_without_a_process_and_with_the_next", flows_go_on),
+    Case::packet("persistence::killed_time_and_again", killed_time_and_again),
+    Case::packet("persistence::ipv6", ipv6),
+    Case::packet("persistence::a_flow_that_was_copied_first", copied_first),
+    Case::packet("persistence::an_idle_flow_of_an_earlier_process_is_reset", idle),
+    Case::packet("persistence::a_peer_that_vanished_is_noticed", vanished),
+    Case::packet("persistence::peers_that_never_answer_are_not_taken_for_lost", unanswered),
+    Case::packet("persistence::what_is_not_delivered_is_no_persistent_flow", unsettled),
+    Case::packet("persistence::an_orderly_stop_leaves_nothing", |lab| stopped(lab, false)),
+    Case::packet("persistence::an_orderly_stop_ends_flows_of_an_earlier_process", |lab| stopped(lab, true)),
+    Case::packet("persistence::asked_twice_to_stop", asked_twice),
+    Case::packet("persistence::what_a_namespace_has_left_that_is_gone", namespace_gone),
+    Case::packet("persistence::the_next_one_does_not_want_them", |lab| {
         ended_by(lab, "limits: {connections: 64}\n")
     }),
-    Case::packet("survive::maps_of_another_size", |lab| {
+    Case::packet("persistence::maps_of_another_size", |lab| {
         ended_by(lab, "flows: {persist: true}\nlimits: {connections: 65}\n")
     }),
 ];
@@ -270,7 +270,7 @@ fn flows_go_on(lab: &Lab) -> Result<()> {
     })?;
     let daemon = next.context("the next one serves")?;
     let metrics = daemon.metrics()?;
-    ensure!(metrics.sum("snisplice_packet_taken_over_total", &[]) == i64::try_from(FLOWS)?, "{metrics:?}");
+    ensure!(metrics.sum("snisplice_packet_adopted_total", &[]) == i64::try_from(FLOWS)?, "{metrics:?}");
     wait_acknowledged(lab)?;
     let [finished, client_reset, backend_reset] = end(flows)?;
     let metrics = daemon
@@ -361,14 +361,14 @@ fn ipv6(lab: &Lab) -> Result<()> {
 }
 
 /// A flow that a second process has taken over from a first.
-fn orphan<'lab>(lab: &'lab Lab, more: &str) -> Result<(Daemon<'lab>, Flow)> {
-    let (daemon, mut flow) = silent_orphan(lab, more)?;
+fn adopted_flow<'lab>(lab: &'lab Lab, more: &str) -> Result<(Daemon<'lab>, Flow)> {
+    let (daemon, mut flow) = silent_flow(lab, more)?;
     flow.exchange()?;
     Ok((daemon, flow))
 }
 
 /// The same, but the peers have said nothing since the earlier process was killed.
-fn silent_orphan<'lab>(lab: &'lab Lab, more: &str) -> Result<(Daemon<'lab>, Flow)> {
+fn silent_flow<'lab>(lab: &'lab Lab, more: &str) -> Result<(Daemon<'lab>, Flow)> {
     let (daemon, listener) = start(lab, more)?;
     let mut flow = Flow::open(lab, &listener)?;
     flow.exchange()?;
@@ -393,14 +393,14 @@ fn closed(daemon: &Daemon<'_>, reason: &str) -> Result<()> {
 }
 
 fn idle(lab: &Lab) -> Result<()> {
-    let (daemon, flow) = orphan(lab, "timeouts: {idle: 4s}\n")?;
+    let (daemon, flow) = adopted_flow(lab, "timeouts: {idle: 4s}\n")?;
     are_reset(flow)?;
     closed(&daemon, "idle_timeout")?;
     stop(lab, daemon)
 }
 
 fn vanished(lab: &Lab) -> Result<()> {
-    let (daemon, flow) = orphan(lab, "timeouts: {keepalive: 1s}\n")?;
+    let (daemon, flow) = adopted_flow(lab, "timeouts: {keepalive: 1s}\n")?;
     // The questions are answered: nobody is taken for lost who is there.
     let passed = || -> Result<i64> { Ok(daemon.metrics()?.sum("snisplice_packet_own_passed_total", &[])) };
     let before = passed()?;
@@ -423,7 +423,7 @@ fn unanswered(lab: &Lab) -> Result<()> {
         )?;
     }
     // What the peers say to each other after the first question would be taken for an answer.
-    let (daemon, mut flow) = silent_orphan(lab, "timeouts: {keepalive: 1s}\n")?;
+    let (daemon, mut flow) = silent_flow(lab, "timeouts: {keepalive: 1s}\n")?;
     let asked = || -> Result<i64> { Ok(daemon.metrics()?.sum("snisplice_packet_own_passed_total", &[])) };
     wait::until_true("both are asked until nobody would wait any longer", || Ok(asked()? >= 12))?;
     wait::settled(Duration::from_secs(4), asked)?;
@@ -482,10 +482,10 @@ fn unsettled(lab: &Lab) -> Result<()> {
     stop(lab, daemon)
 }
 
-fn stopped(lab: &Lab, orphaned: bool) -> Result<()> {
+fn stopped(lab: &Lab, left_alone: bool) -> Result<()> {
     const DRAIN: &str = "timeouts: {drain: 1s}\n";
-    let (daemon, flow) = if orphaned {
-        orphan(lab, DRAIN)?
+    let (daemon, flow) = if left_alone {
+        adopted_flow(lab, DRAIN)?
     } else {
         let (daemon, listener) = start(lab, DRAIN)?;
         let flow = Flow::open(lab, &listener)?;

@@ -21,10 +21,10 @@ use snisplice_tests::{
     wait,
 };
 
-use self::flows::start_surviving;
+use self::flows::start_persistent;
 use crate::{
     flow::{self, Flow},
-    survive::{self, kill, wait_kept},
+    persistence::{self, kill, wait_kept},
 };
 
 mod flows;
@@ -34,7 +34,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::each("takeover::new_connections_are_all_served", new_connections),
     Case::each("takeover::open_connections_live_on_in_the_old_one", open_connections),
     Case::each("takeover::large_transfers_go_on", transfers),
-    Case::packet("takeover::flows_that_survive_go_over", flows::flows_go_over),
+    Case::packet("takeover::persistent_flows_go_over", flows::flows_go_over),
     Case::packet("takeover::killed_after_flows_have_gone_over", flows::killed_afterwards),
     Case::packet("takeover::three_in_a_row_leave_one", flows::three_in_a_row),
     Case::packet("takeover::flows_that_went_over_are_listed_and_closed", flows::listed_and_closed),
@@ -300,13 +300,13 @@ fn killed_in_the_middle(lab: &Lab) -> Result<()> {
 
 /// The old one goes on, wherever the new one is killed.
 fn aborted(lab: &Lab) -> Result<()> {
-    let (mut old, listener) = start_surviving(lab)?;
+    let (mut old, listener) = start_persistent(lab)?;
     let mut flow = Flow::open(lab, &listener)?;
     flow.exchange()?;
     wait_kept(&old, 1)?;
     // As late as can be: the old one is told nothing after this.
     let log = lab.dir().join("aborted.log");
-    let new = Daemon::spawn(lab, &options(lab, survive::SETTINGS)?.arg("--takeover"), "aborted")?;
+    let new = Daemon::spawn(lab, &options(lab, persistence::SETTINGS)?.arg("--takeover"), "aborted")?;
     wait::until_true("it is about to serve", || {
         Ok(fs::read_to_string(&log).is_ok_and(|log| log.contains("admin endpoint")))
     })?;
@@ -315,10 +315,10 @@ fn aborted(lab: &Lab) -> Result<()> {
         // It was too fast to be killed before, and what it has left is for who comes next.
         flow.exchange()?;
         ensure!(old.wait()?.success());
-        let third = Daemon::start(lab, &options(lab, survive::SETTINGS)?)?;
+        let third = Daemon::start(lab, &options(lab, persistence::SETTINGS)?)?;
         flow.exchange()?;
-        survive::end(vec![flow])?;
-        return survive::stop(lab, third);
+        persistence::end(vec![flow])?;
+        return persistence::stop(lab, third);
     }
     flow.exchange()?;
     // It gives no place away before it has noticed that, and relays.
@@ -330,12 +330,12 @@ fn aborted(lab: &Lab) -> Result<()> {
     })?;
     let mut other = Flow::open(lab, &listener)?;
     other.exchange()?;
-    let new = next(lab, survive::SETTINGS, "second")?;
+    let new = next(lab, persistence::SETTINGS, "second")?;
     ensure!(old.wait()?.success());
     flow.exchange()?;
     other.exchange()?;
-    survive::end(vec![flow, other])?;
-    survive::stop(lab, new)
+    persistence::end(vec![flow, other])?;
+    persistence::stop(lab, new)
 }
 
 /// SIGHUP reaches both where an operator names them by their program; it takes two stops to end the old one's drain.

@@ -336,7 +336,7 @@ mod tests {
         use http_body_util::BodyExt as _;
         let admin = admin(false);
         let workers = vec![worker(0..700), worker(700..1_500)];
-        admin.asks(Askable { workers, orphans: mpsc::unbounded_channel().0 });
+        admin.asks(Askable { workers, adopted: mpsc::unbounded_channel().0 });
         for (query, ids, more) in [
             ("?limit=1500", 0..1_500, false),
             ("?limit=1499", 0..1_499, true),

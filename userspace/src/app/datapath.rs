@@ -7,10 +7,8 @@ use snisplice_config::model::{DatapathKind, Model};
 
 use crate::{
     bpf::{
-        packet::{Pins, Programs, collector::PacketCounters},
-        sockmap::{
-            self, Kernel, collector::KernelCounters, same_host, same_host_collector::SameHostCounters,
-        },
+        packet::{self, Pins, collector::PacketCounters},
+        sockmap::{self, collector::SockmapCounters, same_host, same_host_collector::SameHostCounters},
     },
     datapath::{
         factory::{Chosen, Factory},
@@ -44,7 +42,7 @@ pub(super) fn choose(model: &Model, answers: &Answers, pins: Option<Pins>) -> an
         DatapathKind::Auto => Chosen::Adaptive(Some(load(&needs, answers, pins)), model.startup.offload),
     };
     let factory = Factory::new(Patience::of(&model.startup.timeouts), chosen);
-    if !factory.programs().is_some_and(|programs| programs.survives()) {
+    if !factory.programs().is_some_and(|programs| programs.persists()) {
         Pins::discard();
     }
     Ok(factory)
@@ -58,16 +56,16 @@ pub(super) fn undecided(model: &Model) -> Factory {
 
 /// Flows of an earlier process, to be watched from now on; see [`AdoptedFlows`]. Those of a process that lives,
 /// which are in these places, come by and by. They are numbered after the connections of so many workers.
-pub(super) fn orphans(
+pub(super) fn adopted(
     factory: &Factory,
     model: &Model,
     metrics: &Arc<Metrics>,
     alive: Option<BTreeSet<u32>>,
     workers: usize,
 ) -> anyhow::Result<Option<AdoptedFlows>> {
-    let Some(programs) = factory.programs().filter(|programs| programs.survives()) else { return Ok(None) };
+    let Some(programs) = factory.programs().filter(|programs| programs.persists()) else { return Ok(None) };
     let keepalive = Keepalive::of(&model.startup.timeouts);
-    let orphans = AdoptedFlows::take(
+    let adopted = AdoptedFlows::take(
         &programs,
         Patience::of(&model.startup.timeouts),
         keepalive,
@@ -75,7 +73,7 @@ pub(super) fn orphans(
         alive,
         workers,
     );
-    orphans.map(Some).context("cannot take over the flows of an earlier process")
+    adopted.map(Some).context("cannot take over the flows of an earlier process")
 }
 
 /// What a configuration wants of the kernel.
@@ -87,7 +85,7 @@ pub(super) struct Needs {
     places: u32,
     packet: bool,
     same_host: bool,
-    survive: bool,
+    persist: bool,
 }
 
 impl Needs {
@@ -106,7 +104,7 @@ impl Needs {
                 other => other == DatapathKind::Packet,
             },
             same_host: model.startup.same_host,
-            survive: model.startup.flows.persist,
+            persist: model.startup.flows.persist,
         }
     }
 
@@ -119,18 +117,18 @@ impl Needs {
     /// Whether the process can serve before the answers are known: nothing is refused for them, and no flow of an earlier
     /// process waits.
     pub(super) fn can_wait(&self) -> bool {
-        self.datapath == DatapathKind::Auto && !self.survive
+        self.datapath == DatapathKind::Auto && !self.persist
     }
 }
 
 /// Loads whatever of the two this kernel can do. What it cannot, and why, is logged.
 pub(super) fn load(needs: &Needs, answers: &Answers, pins: Option<Pins>) -> InKernel {
-    let kernel = sockmap_of(needs, answers);
-    let kernel = kernel.inspect_err(|error| tracing::warn!("not redirecting: {error:#}")).ok();
-    let programs = needs.packet.then(|| packet_of(needs, answers, pins)).and_then(|packet| {
+    let sockmap = sockmap_of(needs, answers);
+    let sockmap = sockmap.inspect_err(|error| tracing::warn!("not redirecting: {error:#}")).ok();
+    let packet = needs.packet.then(|| packet_of(needs, answers, pins)).and_then(|packet| {
         packet.inspect_err(|error| tracing::warn!("not carrying packets: {error:#}")).ok()
     });
-    let found = InKernel { programs, kernel };
+    let found = InKernel { packet, sockmap };
     if found.is_empty() {
         tracing::warn!("relaying in userspace");
     }
@@ -138,14 +136,18 @@ pub(super) fn load(needs: &Needs, answers: &Answers, pins: Option<Pins>) -> InKe
 }
 
 /// Loads what carries packets, with room for flows that are over but linger, where the experiments show nothing against it.
-fn packet_of(needs: &Needs, answers: &Answers, inherited: Option<Pins>) -> anyhow::Result<Arc<Programs>> {
+fn packet_of(
+    needs: &Needs,
+    answers: &Answers,
+    inherited: Option<Pins>,
+) -> anyhow::Result<Arc<packet::Programs>> {
     let answer = answers.packet.as_ref().context("not tried out")?;
     anyhow::ensure!(answer.passed, "this kernel does not do it well enough:\n{}", answer.text);
     for untried in &answer.untried {
         tracing::info!(untried, "carrying packets, which could not be tried out");
     }
-    let pins = if needs.survive { inherited.or_else(pins) } else { None };
-    let programs = Programs::load_with(needs.places, pins)?;
+    let pins = if needs.persist { inherited.or_else(pins) } else { None };
+    let programs = packet::Programs::load_with(needs.places, pins)?;
     socket_info::look(&programs)?;
     Ok(programs)
 }
@@ -163,13 +165,13 @@ fn pins() -> Option<Pins> {
 }
 
 /// Loads what redirects, where the experiments show nothing against it.
-fn sockmap_of(needs: &Needs, answers: &Answers) -> anyhow::Result<Arc<Kernel>> {
+fn sockmap_of(needs: &Needs, answers: &Answers) -> anyhow::Result<Arc<sockmap::Programs>> {
     let answer = answers.sockmap.as_ref().context("not tried out")?;
     anyhow::ensure!(answer.passed, "this kernel does not do it well enough:\n{}", answer.text);
     let cgroup = if needs.same_host { same_host_of(answers) } else { None };
     Ok(match cgroup {
-        Some(cgroup) => Kernel::load_same_host(&needs.settings, &cgroup)?,
-        None => Kernel::load(&needs.settings)?,
+        Some(cgroup) => sockmap::Programs::load_same_host(&needs.settings, &cgroup)?,
+        None => sockmap::Programs::load(&needs.settings)?,
     })
 }
 
@@ -186,19 +188,19 @@ fn same_host_of(answers: &Answers) -> Option<OwnedFd> {
 /// Shows what was found in the metrics, whose counters are read from its maps at each scrape. To be called once.
 pub(super) fn show(needs: &Needs, found: &InKernel, metrics: &Metrics) {
     if needs.same_host {
-        metrics.same_host(found.kernel.as_ref().is_some_and(|kernel| kernel.same_host().is_some()));
-        if found.kernel.is_none() {
+        metrics.same_host(found.sockmap.as_ref().is_some_and(|sockmap| sockmap.same_host().is_some()));
+        if found.sockmap.is_none() {
             tracing::warn!("same_host needs the datapath sockmap: such backends are served as any other");
         }
     }
-    let InKernel { programs, kernel } = found;
-    if let Some(kernel) = kernel {
-        metrics.adds(Box::new(KernelCounters(kernel.clone())));
-        if kernel.same_host().is_some() {
-            metrics.adds(Box::new(SameHostCounters(kernel.clone())));
+    let InKernel { packet, sockmap } = found;
+    if let Some(sockmap) = sockmap {
+        metrics.adds(Box::new(SockmapCounters(sockmap.clone())));
+        if sockmap.same_host().is_some() {
+            metrics.adds(Box::new(SameHostCounters(sockmap.clone())));
         }
     }
-    if let Some(programs) = programs {
-        metrics.adds(Box::new(PacketCounters(programs.clone())));
+    if let Some(packet) = packet {
+        metrics.adds(Box::new(PacketCounters(packet.clone())));
     }
 }

@@ -83,7 +83,7 @@ pub(super) struct Loaded {
     datapath: Factory,
     /// Whether the maps are those of the old process, too.
     jointly: bool,
-    orphans: Option<AdoptedFlows>,
+    adopted: Option<AdoptedFlows>,
 }
 
 /// Every socket is bound.
@@ -142,16 +142,16 @@ impl Found {
         }
         metrics.serves_with(datapath.label());
         metrics.config_generation.set(1);
-        let jointly = jointly && datapath.programs().is_some_and(|programs| programs.survives());
+        let jointly = jointly && datapath.programs().is_some_and(|programs| programs.persists());
         // Before anything is bound: their ports are in use. Those of a process that lives stay with it for now.
-        let orphans = match old {
+        let adopted = match old {
             Some(_) => None,
-            None => datapath::orphans(&datapath, &model, metrics, None, process.workers)?,
+            None => datapath::adopted(&datapath, &model, metrics, None, process.workers)?,
         };
         let live = Arc::new(Snapshot::new(model, 1));
         let resolver = Resolver::start();
         resolver.serve(live.clusters().clone(), live.model.runtime.dns.clone());
-        Ok(Loaded { process, live, resolver, place, old, datapath, jointly, orphans })
+        Ok(Loaded { process, live, resolver, place, old, datapath, jointly, adopted })
     }
 }
 
@@ -167,7 +167,7 @@ impl Loaded {
             let alive = old.prepare(self.jointly)?;
             // If it has ended meanwhile, all that it has left is ours.
             let alive = if self.jointly { alive } else { None };
-            self.orphans = datapath::orphans(&self.datapath, model, metrics, alive, *workers)?;
+            self.adopted = datapath::adopted(&self.datapath, model, metrics, alive, *workers)?;
         }
         begin(self.datapath.programs().as_ref(), model);
         Ok(Bound { loaded: self, sockets, admin, endpoints })
@@ -179,7 +179,7 @@ impl Bound {
     /// touched before that, and nothing fails after it.
     pub(super) fn serve(self, runtime: Runtime) -> anyhow::Result<App> {
         let Self { loaded, sockets, admin, endpoints } = self;
-        let Loaded { process, live, resolver, place, old, datapath, jointly, orphans } = loaded;
+        let Loaded { process, live, resolver, place, old, datapath, jointly, adopted } = loaded;
         let Process { options, signals, supervisor, thrift, needs, trial, workers, admission, metrics } =
             process;
         let (is_loaded, kernel) = (datapath.in_kernel().is_some(), datapath.uses_kernel());
@@ -188,10 +188,10 @@ impl Bound {
         let (ended, lost_workers) = mpsc::unbounded_channel();
         let shared = Shared { current, metrics, datapath, workers, admission, ended };
         let workers = start_workers(&shared)?;
-        let (ask_orphans, orphans_asked) = mpsc::unbounded_channel();
+        let (ask_adopted, adopted_asked) = mpsc::unbounded_channel();
         admin.asks(Askable {
             workers: workers.iter().map(worker::Handle::asks).collect(),
-            orphans: ask_orphans,
+            adopted: ask_adopted,
         });
         let mut app = App {
             runtime,
@@ -215,7 +215,7 @@ impl Bound {
             thrift: Some(thrift),
             resolver,
             programs,
-            orphans: None,
+            adopted: None,
         };
         app.signals.serving();
         let takes_over = old.is_some();
@@ -229,10 +229,10 @@ impl Bound {
         if takes_over {
             tracing::info!("taken over");
         }
-        app.orphans = orphans.map(|orphans| {
+        app.adopted = adopted.map(|adopted| {
             let stop = CancellationToken::new();
             let current = app.current.clone();
-            let watch = orphans.watch(stop.clone(), flows, orphans_asked, move || {
+            let watch = adopted.watch(stop.clone(), flows, adopted_asked, move || {
                 current.load().model.runtime.timeouts.max_duration
             });
             Watch { task: app.runtime.spawn(watch), stop }

@@ -25,7 +25,7 @@ use crate::{
 pub(super) fn pins(old: &mut Client, places: u32) -> anyhow::Result<Option<Pins>> {
     let Some((directory, lock)) = old.pins(places)? else { return Ok(None) };
     let pins = Pins::inherit(&directory, lock).context(
-        "the running process has flows that survive and that this version does not understand: stop it, which drains it, \
+        "the running process has persistent flows that this version does not understand: stop it, which drains it, \
          and start this one then",
     )?;
     Ok(Some(pins))

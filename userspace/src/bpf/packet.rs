@@ -328,7 +328,7 @@ impl Programs {
 
     /// Whether flows may outlive the process.
     #[must_use]
-    pub fn survives(&self) -> bool {
+    pub fn persists(&self) -> bool {
         self.pins.is_some()
     }
 

@@ -77,7 +77,7 @@ pub struct Settings {
 }
 
 /// The loaded program and its maps; one for the process, shared by its workers.
-pub struct Kernel {
+pub struct Programs {
     // Stops before the maps go.
     events: EventThread,
     _log: Option<DrainThread>,
@@ -99,7 +99,7 @@ struct Fds {
     control: OwnedFd,
 }
 
-impl Kernel {
+impl Programs {
     /// Loads the program and attaches it. Needs `CAP_BPF`, `CAP_NET_ADMIN` and `CAP_PERFMON`, and a kernel with BTF.
     pub fn load(settings: &Settings) -> Result<Arc<Self>, LoadError> {
         Self::load_with(settings, None)
@@ -203,7 +203,7 @@ impl Kernel {
         self.events.register(signals)
     }
 
-    /// Ends what [`Kernel::register`] began.
+    /// Ends what [`Programs::register`] began.
     pub fn unregister(&self, worker: u16) {
         self.events.unregister(worker);
     }
@@ -229,9 +229,9 @@ impl Kernel {
     }
 }
 
-impl fmt::Debug for Kernel {
+impl fmt::Debug for Programs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Kernel").field("fds", &self.fds).field("stats", &self.stats).finish_non_exhaustive()
+        f.debug_struct("Programs").field("fds", &self.fds).field("stats", &self.stats).finish_non_exhaustive()
     }
 }
 

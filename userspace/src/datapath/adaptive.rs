@@ -217,9 +217,10 @@ impl Datapath for Adaptive {
 
     fn gain(&self, found: &InKernel) -> io::Result<()> {
         let patience = self.relay.options().patience;
-        let packet = found.programs.clone().map(|programs| Packet::new(programs, patience)).transpose()?;
+        let packet = found.packet.clone().map(|programs| Packet::new(programs, patience)).transpose()?;
         let settings = sockmap::Settings::new(patience);
-        let sockmap = found.kernel.clone().map(|kernel| Sockmap::new(kernel, self.relay.clone(), settings));
+        let sockmap =
+            found.sockmap.clone().map(|programs| Sockmap::new(programs, self.relay.clone(), settings));
         let carriers = Carriers { packet, sockmap: sockmap.transpose()?, withdrawn: Cell::new(false) };
         // Only the first time counts: connections may be carried already.
         let _ = self.carriers.set(carriers);

@@ -11,7 +11,7 @@ use super::{
     seam::{Datapath, InKernel, Patience},
     sockmap::{self, Sockmap},
 };
-use crate::bpf::{packet::Programs, sockmap::Kernel};
+use crate::bpf;
 
 /// A datapath that was chosen; every worker builds its own instance from it.
 #[derive(Debug, Clone)]
@@ -26,11 +26,11 @@ pub enum Chosen {
     /// Copied in userspace.
     Relay,
     /// Redirected between sockets.
-    Sockmap(Arc<Kernel>),
+    Sockmap(Arc<bpf::sockmap::Programs>),
     /// Copied first, until this is reached. What is in the kernel may come later ([`Datapath::gain`]).
     Adaptive(Option<InKernel>, Offload),
     /// Sent on packet by packet.
-    Packet(Arc<Programs>),
+    Packet(Arc<bpf::packet::Programs>),
 }
 
 impl Factory {
@@ -45,16 +45,16 @@ impl Factory {
     pub fn in_kernel(&self) -> Option<InKernel> {
         match &self.chosen {
             Chosen::Relay => Some(InKernel::default()),
-            Chosen::Sockmap(kernel) => Some(InKernel { programs: None, kernel: Some(kernel.clone()) }),
-            Chosen::Packet(programs) => Some(InKernel { programs: Some(programs.clone()), kernel: None }),
+            Chosen::Sockmap(programs) => Some(InKernel { packet: None, sockmap: Some(programs.clone()) }),
+            Chosen::Packet(programs) => Some(InKernel { packet: Some(programs.clone()), sockmap: None }),
             Chosen::Adaptive(found, _) => found.clone(),
         }
     }
 
     /// What carries packets, if anything does.
     #[must_use]
-    pub fn programs(&self) -> Option<Arc<Programs>> {
-        self.in_kernel()?.programs
+    pub fn programs(&self) -> Option<Arc<bpf::packet::Programs>> {
+        self.in_kernel()?.packet
     }
 
     /// Metric label of what was chosen.
@@ -84,8 +84,8 @@ impl Factory {
         let relay = Relay::new(self.patience);
         Ok(match &self.chosen {
             Chosen::Relay => Rc::new(relay),
-            Chosen::Sockmap(kernel) => {
-                Rc::new(Sockmap::new(kernel.clone(), relay, sockmap::Settings::new(self.patience))?)
+            Chosen::Sockmap(programs) => {
+                Rc::new(Sockmap::new(programs.clone(), relay, sockmap::Settings::new(self.patience))?)
             }
             Chosen::Adaptive(found, rule) => {
                 let adaptive = Adaptive::new(relay, *rule);

@@ -7,7 +7,7 @@ use tokio::net::TcpStream;
 
 use crate::{
     account::Account,
-    bpf::{packet::Programs, sockmap::Kernel},
+    bpf::{packet, sockmap},
     metrics::labels::CloseReason,
     net::keepalive::Keepalive,
 };
@@ -56,16 +56,16 @@ pub trait Datapath {
 #[derive(Debug, Clone, Default)]
 pub struct InKernel {
     /// What carries packets.
-    pub programs: Option<Arc<Programs>>,
+    pub packet: Option<Arc<packet::Programs>>,
     /// What redirects between sockets.
-    pub kernel: Option<Arc<Kernel>>,
+    pub sockmap: Option<Arc<sockmap::Programs>>,
 }
 
 impl InKernel {
     /// Whether there is nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.programs.is_none() && self.kernel.is_none()
+        self.packet.is_none() && self.sockmap.is_none()
     }
 }
 

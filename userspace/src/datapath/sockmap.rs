@@ -36,7 +36,7 @@ use super::{
 use crate::{
     account::Account,
     bpf::{
-        sockmap::{Kernel, stats::Ineligible},
+        sockmap::{Programs, stats::Ineligible},
         wakeup::{Peer, Signals, Token},
     },
     metrics::labels::{Carrier, Direction},
@@ -94,7 +94,7 @@ impl Settings {
 /// One worker's instance.
 #[derive(Debug)]
 pub struct Sockmap {
-    kernel: Arc<Kernel>,
+    kernel: Arc<Programs>,
     /// Our number among the workers that the kernel's events go to.
     worker: u16,
     signals: Arc<Signals>,
@@ -107,7 +107,7 @@ pub struct Sockmap {
 
 impl Sockmap {
     /// To be called on the worker's thread, inside its runtime.
-    pub fn new(kernel: Arc<Kernel>, relay: Relay, settings: Settings) -> io::Result<Self> {
+    pub fn new(kernel: Arc<Programs>, relay: Relay, settings: Settings) -> io::Result<Self> {
         let maps = RefCell::new(Maps::of(&kernel)?);
         let signals = Arc::new(Signals::default());
         let watch = Watch::new()?;

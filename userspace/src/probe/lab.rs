@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     account::Account,
-    bpf::sockmap::Kernel,
+    bpf::sockmap::Programs,
     datapath::{
         relay::Relay,
         seam::{Datapath as _, End, Pair},
@@ -44,14 +44,14 @@ pub(super) fn on_a_thread(run: impl FnOnce() -> Vec<ProbeResult> + Send + 'stati
 
 /// Two carriers on loopback: one as in service, one with small buffers.
 pub(super) struct Lab {
-    pub(super) kernel: Arc<Kernel>,
+    pub(super) kernel: Arc<Programs>,
     pub(super) listener: TcpListener,
     pub(super) usual: Rc<Sockmap>,
     pub(super) small: Rc<Sockmap>,
 }
 
 impl Lab {
-    pub(super) async fn new(kernel: Arc<Kernel>) -> io::Result<Self> {
+    pub(super) async fn new(kernel: Arc<Programs>) -> io::Result<Self> {
         let usual = sockmap::Settings::new(PATIENCE);
         let small = sockmap::Settings { send_buffer: SMALL_BUFFER, ..usual.clone() };
         let carrier = |settings| Sockmap::new(kernel.clone(), Relay::new(PATIENCE), settings).map(Rc::new);

@@ -22,7 +22,7 @@ use super::{
 use crate::{
     account::Account,
     bpf::sockmap::{
-        Kernel, Settings,
+        Programs, Settings,
         same_host::{self, SameHost},
     },
     datapath::{
@@ -69,7 +69,7 @@ fn experiments() -> Vec<ProbeResult> {
     let Ok(cgroup) = cgroup else { return vec![mounted] };
     let settings =
         Settings { connections: 16, in_flight_bytes: SMALL_BUFFER, total_in_flight_bytes: u32::MAX.into() };
-    let kernel = Kernel::load_same_host(&settings, &cgroup);
+    let kernel = Programs::load_same_host(&settings, &cgroup);
     let loaded = result(
         "short cut programs",
         "use a kernel with CONFIG_CGROUP_BPF and CONFIG_NET_SOCK_MSG, and run where programs may be attached to the cgroup",
@@ -96,7 +96,7 @@ enum Experiment {
     Ktls,
 }
 
-async fn with_traffic(kernel: Arc<Kernel>) -> io::Result<Vec<ProbeResult>> {
+async fn with_traffic(kernel: Arc<Programs>) -> io::Result<Vec<ProbeResult>> {
     let lab = Lab::new(kernel).await?;
     let mut probes = Vec::new();
     for (name, experiment) in [

@@ -11,7 +11,7 @@ use tokio::{runtime, task::LocalSet, time::timeout};
 use crate::{
     bpf::{
         layout::{LayoutError, Types},
-        sockmap::{Kernel, Settings},
+        sockmap::{Programs, Settings},
     },
     datapath::seam::End,
 };
@@ -127,7 +127,7 @@ fn experiments() -> Vec<ProbeResult> {
             in_flight_bytes: SMALL_BUFFER,
             total_in_flight_bytes: u32::MAX.into(),
         };
-        let kernel = Kernel::load(&settings);
+        let kernel = Programs::load(&settings);
         let load = ProbeResult {
             name: "program",
             outcome: match &kernel {
@@ -151,7 +151,7 @@ fn experiments() -> Vec<ProbeResult> {
     on_a_thread(run)
 }
 
-async fn with_traffic(kernel: Arc<Kernel>) -> io::Result<Vec<ProbeResult>> {
+async fn with_traffic(kernel: Arc<Programs>) -> io::Result<Vec<ProbeResult>> {
     let lab = Lab::new(kernel).await?;
     let mut probes = Vec::new();
     for (name, experiment) in [

@@ -129,7 +129,7 @@ impl Client {
         let Some((directory, places, lock)) = self.pins.take() else { return Ok(None) };
         ensure!(
             places == wanted,
-            "the running process has flows that survive, in maps of another size ({places} places, not {wanted}): set \
+            "the running process has persistent flows, in maps of another size ({places} places, not {wanted}): set \
              limits.connections as it was, or stop the running process, which drains it, and start this one then"
         );
         Ok(Some((directory, lock)))

@@ -11,7 +11,7 @@ use std::{
 use aya::maps::{HashMap, Map, MapData, SockHash};
 use snisplice::{
     account::Account,
-    bpf::sockmap::{Kernel, Settings, same_host},
+    bpf::sockmap::{Programs, Settings, same_host},
     datapath::{
         relay::Relay,
         seam::{Datapath as _, Pair},
@@ -42,7 +42,7 @@ pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
 
 /// A worker that carries pairs, in a kernel of its own.
 pub(crate) struct Rig {
-    pub(crate) kernel: Arc<Kernel>,
+    pub(crate) kernel: Arc<Programs>,
     orders: tokio_mpsc::UnboundedSender<Order>,
     listener: TcpListener,
 }
@@ -115,9 +115,9 @@ impl Rig {
         };
         let kernel = if options.same_host {
             let cgroup = same_host::cgroup().expect("cgroup2 is mounted");
-            Kernel::load_same_host(&settings, &cgroup)
+            Programs::load_same_host(&settings, &cgroup)
         } else {
-            Kernel::load(&settings)
+            Programs::load(&settings)
         };
         let kernel = kernel.expect("the kernel takes the program");
         let settings = sockmap::Settings {
@@ -225,7 +225,11 @@ impl Link {
     }
 }
 
-fn work(kernel: Arc<Kernel>, settings: sockmap::Settings, mut orders: tokio_mpsc::UnboundedReceiver<Order>) {
+fn work(
+    kernel: Arc<Programs>,
+    settings: sockmap::Settings,
+    mut orders: tokio_mpsc::UnboundedReceiver<Order>,
+) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     LocalSet::new().block_on(&runtime, async move {
         let relay = Relay::new(settings.idle);

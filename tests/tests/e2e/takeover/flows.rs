@@ -15,7 +15,7 @@ use super::{next, options, start};
 use crate::{
     connections,
     flow::{self, Flow},
-    survive::{self, kill, moved, under_traffic, wait_kept},
+    persistence::{self, kill, moved, under_traffic, wait_kept},
 };
 
 const FLOWS: usize = 10;
@@ -38,7 +38,7 @@ fn scraped(daemon: &Daemon<'_>) -> Result<i64> {
 
 /// Every byte is accounted for by one of the two.
 pub(super) fn flows_go_over(lab: &Lab) -> Result<()> {
-    let (mut old, listener) = start_surviving(lab)?;
+    let (mut old, listener) = start_persistent(lab)?;
     let mut flows: Vec<_> = (0..FLOWS).map(|_| Flow::open(lab, &listener)).collect::<Result<_>>()?;
     flows.iter_mut().try_for_each(Flow::exchange)?;
     let mut new = None;
@@ -47,7 +47,7 @@ pub(super) fn flows_go_over(lab: &Lab) -> Result<()> {
         moved("bytes move in the old one", traffic)?;
         // What a scrape has counted in mid-flow, the other one does not count again.
         ensure!(scraped(&old)? > 0, "the old one has counted nothing of open flows");
-        let second = next(lab, survive::SETTINGS, "second")?;
+        let second = next(lab, persistence::SETTINGS, "second")?;
         moved("bytes move while flows go over", traffic)?;
         ensure!(old.wait()?.success());
         moved("bytes move without the old one", traffic)?;
@@ -57,15 +57,15 @@ pub(super) fn flows_go_over(lab: &Lab) -> Result<()> {
     })?;
     let new = new.context("it has taken over")?;
     let metrics = new.metrics()?;
-    let taken = metrics.sum("snisplice_packet_taken_over_total", &[]);
+    let taken = metrics.sum("snisplice_packet_adopted_total", &[]);
     ensure!(taken == i64::try_from(FLOWS)?, "{taken} flows were taken over");
     ensure!(metrics.sum("snisplice_packet_packets_total", &[]) > 0);
     flows.iter_mut().try_for_each(Flow::exchange)?;
     for _ in 0..FLOWS {
         Flow::open(lab, &listener)?.exchange()?;
     }
-    survive::wait_acknowledged(lab)?;
-    let [finished, ..] = survive::end(flows)?;
+    persistence::wait_acknowledged(lab)?;
+    let [finished, ..] = persistence::end(flows)?;
     let metrics =
         new.wait_metrics("all have ended", |metrics| metrics.sum("snisplice_connections_active", &[]) == 0)?;
     let by_old = moved_by(&old)?;
@@ -84,38 +84,38 @@ pub(super) fn flows_go_over(lab: &Lab) -> Result<()> {
             expected[way]
         );
     }
-    survive::stop(lab, new)
+    persistence::stop(lab, new)
 }
 
-pub(super) fn start_surviving(lab: &Lab) -> Result<(Daemon<'_>, TcpListener)> {
-    start(lab, survive::SETTINGS)
+pub(super) fn start_persistent(lab: &Lab) -> Result<(Daemon<'_>, TcpListener)> {
+    start(lab, persistence::SETTINGS)
 }
 
 pub(super) fn killed_afterwards(lab: &Lab) -> Result<()> {
-    let (mut old, listener) = start_surviving(lab)?;
+    let (mut old, listener) = start_persistent(lab)?;
     let mut flow = Flow::open(lab, &listener)?;
     flow.exchange()?;
-    let new = next(lab, survive::SETTINGS, "second")?;
+    let new = next(lab, persistence::SETTINGS, "second")?;
     ensure!(old.wait()?.success());
     flow.exchange()?;
     let mut own = Flow::open(lab, &listener)?;
     wait_kept(&new, 2)?;
     kill(new)?;
     flow.exchange()?;
-    let third = Daemon::start(lab, &options(lab, survive::SETTINGS)?)?;
+    let third = Daemon::start(lab, &options(lab, persistence::SETTINGS)?)?;
     flow.exchange()?;
     own.exchange()?;
-    ensure!(third.metrics()?.sum("snisplice_packet_taken_over_total", &[]) == 2);
-    survive::end(vec![flow, own])?;
-    survive::stop(lab, third)
+    ensure!(third.metrics()?.sum("snisplice_packet_adopted_total", &[]) == 2);
+    persistence::end(vec![flow, own])?;
+    persistence::stop(lab, third)
 }
 
 pub(super) fn three_in_a_row(lab: &Lab) -> Result<()> {
-    let (mut old, listener) = start_surviving(lab)?;
+    let (mut old, listener) = start_persistent(lab)?;
     let mut flows = vec![Flow::open(lab, &listener)?];
     let mut held = None;
     for name in ["second", "third", "fourth"] {
-        let new = next(lab, survive::SETTINGS, name)?;
+        let new = next(lab, persistence::SETTINGS, name)?;
         ensure!(old.wait()?.success());
         old = new;
         flows.iter_mut().try_for_each(Flow::exchange)?;
@@ -128,17 +128,17 @@ pub(super) fn three_in_a_row(lab: &Lab) -> Result<()> {
         let before = held.get_or_insert_with(|| now.clone());
         ensure!(*before == now, "{name}: {now:?} are held instead of {before:?}");
     }
-    survive::end(flows)?;
-    survive::stop(lab, old)
+    persistence::end(flows)?;
+    persistence::stop(lab, old)
 }
 
 /// Whoever operates the new one sees them beside its own, and ends them alike.
 pub(super) fn listed_and_closed(lab: &Lab) -> Result<()> {
-    let (mut old, listener) = start_surviving(lab)?;
+    let (mut old, listener) = start_persistent(lab)?;
     let mut flows: Vec<_> = (0..3).map(|_| Flow::open(lab, &listener)).collect::<Result<_>>()?;
     flows.iter_mut().try_for_each(Flow::exchange)?;
     wait_kept(&old, 3)?;
-    let allowed = options(lab, survive::SETTINGS)?.arg("--admin-close");
+    let allowed = options(lab, persistence::SETTINGS)?.arg("--admin-close");
     let mut new = Daemon::take_over(lab, &allowed, "second")?;
     ensure!(old.wait()?.success());
     let mut own = Flow::open(lab, &listener)?;
@@ -163,23 +163,23 @@ pub(super) fn listed_and_closed(lab: &Lab) -> Result<()> {
     let age =
         |daemon: &Daemon<'_>| connections::of(daemon, &own)?["age_seconds"].as_f64().context("it has no age");
     wait::until_true("it has lasted for a while", || Ok(age(&new)? >= 3.0))?;
-    let last = next(lab, survive::SETTINGS, "third")?;
+    let last = next(lab, persistence::SETTINGS, "third")?;
     ensure!(new.wait()?.success());
     let then = age(&last)?;
     ensure!(then >= 3.0, "it has lasted for {then} s");
     // One that takes effect now, and has passed long ago.
-    Options::yaml(lab, &flow::yaml(&format!("timeouts: {{max_duration: 2s}}\n{}", survive::SETTINGS)))?;
+    Options::yaml(lab, &flow::yaml(&format!("timeouts: {{max_duration: 2s}}\n{}", persistence::SETTINGS)))?;
     last.process().signal(Signal::SIGHUP)?;
     connections::both_are_reset(&mut own)?;
     last.wait_metrics("it is over", |metrics| {
         metrics.sum("snisplice_connections_closed_total", &[("reason", "max_duration")]) == 1
     })?;
-    survive::stop(lab, last)
+    persistence::stop(lab, last)
 }
 
 /// Flows cannot move to where their places mean something else.
 pub(super) fn other_size(lab: &Lab) -> Result<()> {
-    let (mut old, listener) = start_surviving(lab)?;
+    let (mut old, listener) = start_persistent(lab)?;
     let mut flow = Flow::open(lab, &listener)?;
     flow.exchange()?;
     let other = options(lab, "flows: {persist: true}\nlimits: {connections: 65}\n")?.arg("--takeover");
@@ -189,9 +189,9 @@ pub(super) fn other_size(lab: &Lab) -> Result<()> {
     ensure!(log.contains("limits.connections"), "{log}");
     flow.exchange()?;
     Flow::open(lab, &listener)?.exchange()?;
-    let new = next(lab, survive::SETTINGS, "second")?;
+    let new = next(lab, persistence::SETTINGS, "second")?;
     ensure!(old.wait()?.success());
     flow.exchange()?;
-    survive::end(vec![flow])?;
-    survive::stop(lab, new)
+    persistence::end(vec![flow])?;
+    persistence::stop(lab, new)
 }

@@ -13,7 +13,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use super::{ends, next, options, start};
 use crate::{
     flow::{self, Flow},
-    survive::kill,
+    persistence::kill,
 };
 
 /// The socket at which the only daemon of a lab can be asked.

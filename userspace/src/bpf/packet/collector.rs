@@ -24,7 +24,7 @@ impl Collector for PacketCounters {
         let totals = [
             ("packet_flows", "Connections that are or were carried in packets", stats.begun()),
             ("packet_settled", "Connections whose own sockets have nothing left to deliver", stats.settled()),
-            ("packet_taken_over", "Connections that an earlier process began", stats.adopted()),
+            ("packet_adopted", "Connections that an earlier process began", stats.adopted()),
             ("packet_packets", "Packets (after GRO) sent on", totals.packets),
             ("packet_bytes", "Bytes of payload sent on, retransmissions included", totals.bytes),
             ("packet_first", "Ways whose first packet was told of", heard.first()),

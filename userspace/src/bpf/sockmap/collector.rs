@@ -9,19 +9,19 @@ use prometheus_client::{
 };
 use strum::VariantArray as _;
 
-use super::{Kernel, stats::Ineligible};
+use super::{Programs, stats::Ineligible};
 use crate::metrics::{by_reason, counters};
 
 /// Shows a loaded kernel program's counters.
-pub struct KernelCounters(pub Arc<Kernel>);
+pub struct SockmapCounters(pub Arc<Programs>);
 
-impl fmt::Debug for KernelCounters {
+impl fmt::Debug for SockmapCounters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("KernelCounters")
+        f.write_str("SockmapCounters")
     }
 }
 
-impl Collector for KernelCounters {
+impl Collector for SockmapCounters {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
         let Ok(counted) = self.0.counters() else { return Ok(()) };
         let stats = self.0.stats();

@@ -121,7 +121,7 @@ impl fmt::Debug for SameHost {
     }
 }
 
-/// Opens what [`super::Kernel::load_same_host`] attaches to.
+/// Opens what [`super::Programs::load_same_host`] attaches to.
 pub fn cgroup() -> Result<OwnedFd, NoCgroup> {
     Ok(crate::bpf::cgroup::open()?.into())
 }

@@ -4,11 +4,11 @@ use std::{fmt, sync::Arc};
 
 use prometheus_client::{collector::Collector, encoding::DescriptorEncoder};
 
-use super::Kernel;
+use super::Programs;
 use crate::metrics::{by_reason, counters};
 
 /// Shows what the programs of the short cut counted.
-pub struct SameHostCounters(pub Arc<Kernel>);
+pub struct SameHostCounters(pub Arc<Programs>);
 
 impl fmt::Debug for SameHostCounters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -191,7 +191,7 @@ impl AdoptedFlows {
         // What goes up is sent to the backend.
         let [up, down] = rules.ways.each_ref().map(tuple::of_receiver);
         let now = Instant::now();
-        let mut orphan = AdoptedFlow {
+        let mut adopted = AdoptedFlow {
             flow,
             id: self.number(),
             opened: now.checked_sub(age).unwrap_or(now),
@@ -206,7 +206,7 @@ impl AdoptedFlows {
             let Some((socket, answers)) = socket else { continue };
             // The process before may have had its doubts.
             let _ = bear_silence(&socket, false);
-            orphan.sockets.push(Holder {
+            adopted.sockets.push(Holder {
                 peer,
                 socket: socket.into(),
                 since: Instant::now(),
@@ -216,28 +216,28 @@ impl AdoptedFlows {
         }
         self.programs.stats().adopt();
         self.metrics.listener(&NONE.into()).active.inc();
-        self.flows.push(orphan);
+        self.flows.push(adopted);
         Ok(())
     }
 
     /// Gives all flows to the process that takes over, if one does. What it does not take is as after a kill.
     fn pass_on(&mut self) {
         let Some(successor) = self.programs.successor().cloned() else { return };
-        for orphan in std::mem::take(&mut self.flows) {
-            if !orphan.is_open() {
-                self.forget(&orphan);
+        for adopted in std::mem::take(&mut self.flows) {
+            if !adopted.is_open() {
+                self.forget(&adopted);
                 continue;
             }
             let mut answers = [None; 2];
             let mut sockets = Vec::new();
-            let mut holders: Vec<_> = orphan.sockets.iter().collect();
+            let mut holders: Vec<_> = adopted.sockets.iter().collect();
             holders.sort_unstable_by_key(|holder| holder.peer as usize);
             for holder in holders {
                 answers[holder.peer as usize] = Some(holder.answers);
                 sockets.push(holder.socket.as_fd());
             }
-            let age = u32::try_from(orphan.opened.elapsed().as_secs()).unwrap_or(u32::MAX);
-            let flow = Message::Flow { place: orphan.flow, counted: orphan.counted, age, answers };
+            let age = u32::try_from(adopted.opened.elapsed().as_secs()).unwrap_or(u32::MAX);
+            let flow = Message::Flow { place: adopted.flow, counted: adopted.counted, age, answers };
             if let Err(error) = successor.send(&flow, &sockets) {
                 log_limit!(warn, %error, "a connection is left to who comes next");
             }
@@ -256,7 +256,7 @@ impl AdoptedFlows {
     fn adopt(&mut self, flow: u32, tuples: [Option<Tuple>; 2]) -> io::Result<()> {
         let keepalive = self.keepalive;
         let rules = Rules { token: NOBODY, ..self.maps.rules(flow)? };
-        let mut orphan = AdoptedFlow {
+        let mut adopted = AdoptedFlow {
             flow,
             id: self.number(),
             opened: Instant::now(),
@@ -275,7 +275,7 @@ impl AdoptedFlows {
             _ => false,
         };
         if !goes_on || !rules.ways.iter().all(is_attached) {
-            self.forget(&orphan);
+            self.forget(&adopted);
             return Ok(());
         }
         self.maps.set_rules(flow, rules)?;
@@ -284,14 +284,14 @@ impl AdoptedFlows {
                 tuples.iter().flatten().zip(&rules.ways).zip([Peer::Client, Peer::Backend])
             {
                 match Holder::new(peer, tuple, way, Some(&keepalive)) {
-                    Ok(holder) => orphan.sockets.push(holder),
+                    Ok(holder) => adopted.sockets.push(holder),
                     Err(error) => log_limit!(warn, %error, "a port of an earlier process' flow is not held"),
                 }
             }
             self.programs.stats().adopt();
             self.metrics.listener(&NONE.into()).active.inc();
         }
-        self.flows.push(orphan);
+        self.flows.push(adopted);
         Ok(())
     }
 
@@ -335,8 +335,8 @@ impl AdoptedFlows {
                 }
                 () = stop.cancelled() => {
                     self.end(CloseReason::Aborted, |_| true);
-                    for orphan in std::mem::take(&mut self.flows) {
-                        self.forget(&orphan);
+                    for adopted in std::mem::take(&mut self.flows) {
+                        self.forget(&adopted);
                     }
                     return;
                 }
@@ -344,13 +344,13 @@ impl AdoptedFlows {
             }
             let longest = longest();
             if !longest.is_zero() {
-                self.end(CloseReason::MaxDuration, |orphan| orphan.opened.elapsed() >= longest);
+                self.end(CloseReason::MaxDuration, |adopted| adopted.opened.elapsed() >= longest);
             }
-            for mut orphan in std::mem::take(&mut self.flows) {
-                if self.goes_on(&mut orphan) {
-                    self.flows.push(orphan);
+            for mut adopted in std::mem::take(&mut self.flows) {
+                if self.goes_on(&mut adopted) {
+                    self.flows.push(adopted);
                 } else {
-                    self.forget(&orphan);
+                    self.forget(&adopted);
                 }
             }
         }
@@ -358,9 +358,9 @@ impl AdoptedFlows {
 
     /// Has the kernel send on over the devices that the routes lead to by now.
     fn follow_routes(&mut self) {
-        for orphan in &mut self.flows {
+        for adopted in &mut self.flows {
             let mut moved = 0;
-            for (way, lead) in orphan.rules.ways.iter_mut().zip(self.programs.leads(orphan.flow)) {
+            for (way, lead) in adopted.rules.ways.iter_mut().zip(self.programs.leads(adopted.flow)) {
                 if let Lead::Device(device) = lead
                     && device != way.device
                 {
@@ -370,7 +370,7 @@ impl AdoptedFlows {
             }
             if moved > 0 {
                 // An array takes every update.
-                let _ = self.maps.set_rules(orphan.flow, orphan.rules);
+                let _ = self.maps.set_rules(adopted.flow, adopted.rules);
                 self.programs.count_moved(moved);
             }
         }
@@ -378,13 +378,14 @@ impl AdoptedFlows {
 
     /// Ends open flows at once; how many.
     fn end(&mut self, reason: CloseReason, which: impl Fn(&AdoptedFlow) -> bool) -> usize {
-        let (ended, rest): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.flows).into_iter().partition(|orphan| orphan.is_open() && which(orphan));
+        let (ended, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.flows)
+            .into_iter()
+            .partition(|adopted| adopted.is_open() && which(adopted));
         self.flows = rest;
         let count = ended.len();
-        for mut orphan in ended {
-            self.reset(&mut orphan, reason);
-            self.forget(&orphan);
+        for mut adopted in ended {
+            self.reset(&mut adopted, reason);
+            self.forget(&adopted);
         }
         count
     }
@@ -394,32 +395,34 @@ impl AdoptedFlows {
         // Whoever does not wait for the answer has gone.
         match request {
             Request::List { filter, after, most, reply } => {
-                let wanted = |orphan: &&AdoptedFlow| {
-                    orphan.is_open() && orphan.matches(&filter) && after.is_none_or(|after| orphan.id > after)
+                let wanted = |adopted: &&AdoptedFlow| {
+                    adopted.is_open()
+                        && adopted.matches(&filter)
+                        && after.is_none_or(|after| adopted.id > after)
                 };
                 let mut found: Vec<_> = self.flows.iter().filter(wanted).collect();
-                found.sort_by_key(|orphan| orphan.id);
+                found.sort_by_key(|adopted| adopted.id);
                 let _ =
-                    reply.send(found.into_iter().take(most).map(|orphan| self.describe(orphan)).collect());
+                    reply.send(found.into_iter().take(most).map(|adopted| self.describe(adopted)).collect());
             }
             Request::Count { reply } => {
-                for orphan in self.flows.iter_mut().filter(|orphan| orphan.is_open()) {
-                    count(&self.metrics, &self.maps, orphan);
+                for adopted in self.flows.iter_mut().filter(|adopted| adopted.is_open()) {
+                    count(&self.metrics, &self.maps, adopted);
                 }
                 let _ = reply.send(());
             }
             Request::Close { filter, reason, reply } => {
-                let _ = reply.send(self.end(reason, |orphan| orphan.matches(&filter)));
+                let _ = reply.send(self.end(reason, |adopted| adopted.matches(&filter)));
             }
         }
     }
 
-    fn describe(&self, orphan: &AdoptedFlow) -> Connection {
-        let [client, backend] = orphan.tuples.map(|tuple| tuple.map(|tuple| tuple::ends(&tuple)));
-        let state = self.maps.state(orphan.flow).ok();
+    fn describe(&self, adopted: &AdoptedFlow) -> Connection {
+        let [client, backend] = adopted.tuples.map(|tuple| tuple.map(|tuple| tuple::ends(&tuple)));
+        let state = self.maps.state(adopted.flow).ok();
         let delivered = |way| state.as_ref().map_or(0, |state| state.delivered(way));
         Connection {
-            id: orphan.id,
+            id: adopted.id,
             listener: NONE.to_owned(),
             route: None,
             backend: None,
@@ -427,7 +430,7 @@ impl AdoptedFlows {
             accepted_at: client.map(|(local, _)| local),
             connected_from: backend.map(|(local, _)| local),
             backend_address: backend.map(|(_, remote)| remote),
-            age_seconds: orphan.opened.elapsed().as_secs_f64(),
+            age_seconds: adopted.opened.elapsed().as_secs_f64(),
             carrier: Some(Carrier::Packet.label().to_owned()),
             former_carrier: Some(Carrier::Packet.label().to_owned()),
             packet_refused: None,
@@ -437,78 +440,78 @@ impl AdoptedFlows {
     }
 
     /// Looks after a flow. False when its entries are of no more use.
-    fn goes_on(&mut self, orphan: &mut AdoptedFlow) -> bool {
-        if !orphan.is_open() {
-            return orphan.since.elapsed() < TIME_WAIT;
+    fn goes_on(&mut self, adopted: &mut AdoptedFlow) -> bool {
+        if !adopted.is_open() {
+            return adopted.since.elapsed() < TIME_WAIT;
         }
-        let Ok(state) = self.maps.state(orphan.flow) else { return true };
+        let Ok(state) = self.maps.state(adopted.flow) else { return true };
         let end = match state.standing() {
             Standing::Finished => End::Finished,
             Standing::Reset(0) => End::ClientReset,
             Standing::Reset(_) => End::BackendReset,
             Standing::Open => {
-                orphan.ask_peers(self.programs.doubted(orphan.flow));
+                adopted.ask_peers(self.programs.doubted(adopted.flow));
                 // Nobody could relay it here.
-                let stalled = || self.programs.is_stalled(orphan.flow).then_some(End::Stalled);
-                let end = stalled().or_else(|| orphan.failure());
-                let end = end.or_else(|| orphan.silence(&state, self.patience));
+                let stalled = || self.programs.is_stalled(adopted.flow).then_some(End::Stalled);
+                let end = stalled().or_else(|| adopted.failure());
+                let end = end.or_else(|| adopted.silence(&state, self.patience));
                 let Some(end) = end else {
                     return true;
                 };
-                self.reset(orphan, end.reason());
+                self.reset(adopted, end.reason());
                 return false;
             }
         };
         // The peers have told each other all; late packets may still come.
-        self.account(orphan, end.reason());
-        self.set_mode(orphan, OVER);
-        orphan.sockets.clear();
-        orphan.since = Instant::now();
+        self.account(adopted, end.reason());
+        self.set_mode(adopted, OVER);
+        adopted.sockets.clear();
+        adopted.since = Instant::now();
         true
     }
 
     /// Ends a flow of which the peers have not told each other.
-    fn reset(&mut self, orphan: &mut AdoptedFlow, reason: CloseReason) {
-        self.account(orphan, reason);
-        self.set_mode(orphan, RESET);
+    fn reset(&mut self, adopted: &mut AdoptedFlow, reason: CloseReason) {
+        self.account(adopted, reason);
+        self.set_mode(adopted, RESET);
         // Their resets get the right numbers on their way out.
-        orphan.sockets.clear();
+        adopted.sockets.clear();
     }
 
-    fn set_mode(&mut self, orphan: &mut AdoptedFlow, mode: u32) {
-        orphan.rules.mode = mode;
+    fn set_mode(&mut self, adopted: &mut AdoptedFlow, mode: u32) {
+        adopted.rules.mode = mode;
         // An array takes every update.
-        let _ = self.maps.set_rules(orphan.flow, orphan.rules);
+        let _ = self.maps.set_rules(adopted.flow, adopted.rules);
     }
 
     /// Counts all that was delivered since the flow began: the earlier process has not lived to count it.
-    fn account(&self, orphan: &mut AdoptedFlow, reason: CloseReason) {
+    fn account(&self, adopted: &mut AdoptedFlow, reason: CloseReason) {
         // Before its end: who finds that counted, finds its bytes.
-        count(&self.metrics, &self.maps, orphan);
+        count(&self.metrics, &self.maps, adopted);
         let none: Arc<str> = NONE.into();
         self.metrics.closed(&none, &none, Some(Carrier::Packet), reason);
         self.metrics.listener(&none).active.dec();
     }
 
-    fn forget(&mut self, orphan: &AdoptedFlow) {
-        for (tuple, slot) in orphan.tuples.iter().zip(Shared::slots(orphan.flow)) {
+    fn forget(&mut self, adopted: &AdoptedFlow) {
+        for (tuple, slot) in adopted.tuples.iter().zip(Shared::slots(adopted.flow)) {
             if let Some(tuple) = tuple {
                 self.maps.remove_tuple(tuple, slot);
             }
         }
-        self.programs.release(orphan.flow);
+        self.programs.release(adopted.flow);
     }
 }
 
 /// Counts what a flow has delivered and nobody has counted yet.
-fn count(metrics: &Metrics, maps: &Maps, orphan: &mut AdoptedFlow) {
-    let Ok(state) = maps.state(orphan.flow) else { return };
+fn count(metrics: &Metrics, maps: &Maps, adopted: &mut AdoptedFlow) {
+    let Ok(state) = maps.state(adopted.flow) else { return };
     let none: Arc<str> = NONE.into();
     for (direction, way) in [(Direction::Up, 0), (Direction::Down, 1)] {
         let delivered = state.delivered(way);
-        let bytes = delivered.saturating_sub(orphan.counted[way]);
+        let bytes = delivered.saturating_sub(adopted.counted[way]);
         if bytes > 0 {
-            orphan.counted[way] = delivered;
+            adopted.counted[way] = delivered;
             metrics.moved(&none, Some(Carrier::Packet), direction, bytes);
         }
     }

@@ -163,7 +163,7 @@ impl Entry {
     /// The peers have heard of each other.
     fn has_begun(&self) {
         let rules = self.rules();
-        let mode = if self.shared.programs.survives() { KEPT } else { rules.mode };
+        let mode = if self.shared.programs.persists() { KEPT } else { rules.mode };
         let ways = rules.ways.map(|way| Translation { flags: way.flags & !BEGINS, ..way });
         // An array takes every update.
         let _ = self.set_rules(Rules { mode, ways, ..rules });

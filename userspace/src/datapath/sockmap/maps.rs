@@ -14,7 +14,7 @@ use snisplice_common::{
     },
 };
 
-use crate::bpf::{load::cause, sockmap::Kernel};
+use crate::bpf::{load::cause, sockmap::Programs};
 
 /// Only where there is no such key yet: `BPF_NOEXIST`.
 const NEW: u64 = 1;
@@ -44,7 +44,7 @@ impl fmt::Debug for Maps {
 }
 
 impl Maps {
-    pub(super) fn of(kernel: &Kernel) -> io::Result<Self> {
+    pub(super) fn of(kernel: &Programs) -> io::Result<Self> {
         let data = |fd: OwnedFd| MapData::from_fd(fd).map_err(cause);
         let same_host = kernel.same_host().map(|same_host| {
             io::Result::Ok(SameHost {
