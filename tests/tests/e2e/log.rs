@@ -112,8 +112,8 @@ fn reader_hangs(lab: &Lab) -> Result<()> {
     let mut daemon = Daemon::start_logging_to(lab, &options, OwnedFd::from(log))?;
     let mut flow = Flow::open(lab, &listener)?;
     // Each of these keys is told at each reload.
-    let surprises: String = (0..1_000).map(|number| format!("surprise{number}: 1\n")).collect();
-    Options::yaml(lab, &flow::yaml(&surprises))?;
+    let surprises: Vec<_> = (0..1_000).map(|number| format!("surprise{number}: 1\n")).collect();
+    Options::yaml(lab, &flow::yaml(&surprises.concat()))?;
     wait::until_true("more lines come than may wait", || {
         daemon.process().signal(Signal::SIGHUP)?;
         flow.exchange()?;
