@@ -254,7 +254,7 @@ impl App {
                     packets = packet.is_some(),
                     sockets = sockmap.is_some(),
                     remembered,
-                    "it is known what this kernel can do"
+                    "kernel probed"
                 );
                 self.metrics.serves_with(datapath);
                 datapath::show(&self.needs, &found, &self.metrics);
@@ -264,7 +264,7 @@ impl App {
                     let relays = privileges::Needs { kernel: false, filter: false };
                     match privileges::reduce(relays) {
                         Ok(left) => tracing::info!(capabilities = %left, "privileges reduced further"),
-                        Err(error) => tracing::error!(%error, "privileges are not reduced further"),
+                        Err(error) => tracing::error!(%error, "cannot reduce privileges further"),
                     }
                 }
                 // Before a connection is carried.
@@ -284,7 +284,7 @@ impl App {
     fn watch_trial(&mut self, trial: Option<Trial>, is_loaded: bool) {
         if !is_loaded {
             self.is_probing(true);
-            tracing::info!("serving; connections are relayed until it is known what this kernel can do");
+            tracing::info!("serving; connections are relayed until kernel probed");
         }
         if is_loaded {
             self.thrift = None;

@@ -218,7 +218,7 @@ fn a_lack_of_descriptors_is_not_the_backends_fault(lab: &Lab) -> Result<()> {
         let metrics = daemon.metrics()?;
         Ok(metrics.sum("snisplice_connections_closed_total", &[("reason", "resource_exhausted")]) > 0)
     })?;
-    daemon.wait_log("no room for another socket")?;
+    daemon.wait_log("cannot open another socket")?;
     let log = process.log()?;
     ensure!(!log.contains("cannot be reached"), "{log}");
     // Those that went away come first, some of them without a byte.

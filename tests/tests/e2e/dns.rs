@@ -156,12 +156,14 @@ fn other_addresses_are_used_and_told_once(lab: &Lab) -> Result<()> {
     let daemon = daemon(lab)?;
     ensure!(next(lab, &listeners)? == BACKEND);
     server.has(NAME, &[BACKEND_2], 0)?;
-    wait::until_true("the other address is known", || Ok(says(&daemon, "the addresses have changed")? == 1))?;
+    wait::until_true("the other address is known", || {
+        Ok(says(&daemon, "the addresses of the name have changed")? == 1)
+    })?;
     for _ in 0..3 {
         ensure!(next(lab, &listeners)? == BACKEND_2);
     }
     looked_up_again(&server, 1)?;
-    ensure!(says(&daemon, "the addresses have changed")? == 1);
+    ensure!(says(&daemon, "the addresses of the name have changed")? == 1);
     Ok(())
 }
 

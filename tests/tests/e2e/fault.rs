@@ -174,7 +174,7 @@ fn stopped_while_it_starts(lab: &Lab) -> Result<()> {
         Ok(())
     })?;
     let log = daemon.process().log()?;
-    ensure!(!log.contains("not carrying"), "{log}");
+    ensure!(!log.contains("datapath packet is not used"), "{log}");
     Flow::open(lab, &listener)?.exchange()
 }
 

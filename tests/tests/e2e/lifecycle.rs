@@ -212,7 +212,7 @@ fn without_privilege_auto_relays(lab: &Lab) -> Result<()> {
     ensure!(daemon.serves_with("relay")?);
     let log = daemon.process().log()?;
     ensure!(
-        log.lines().any(|line| line.contains("WARN") && line.contains("relaying")),
+        log.lines().any(|line| line.contains("WARN") && line.contains("relayed in userspace")),
         "the reason is logged"
     );
     Flow::open(lab, &listener)?.exchange()
@@ -230,7 +230,10 @@ fn without_privilege_packet_refuses(lab: &Lab) -> Result<()> {
     let options = Options::yaml(lab, &flow::yaml(""))?.datapath("packet").unprivileged();
     let refused = Daemon::start(lab, &options).err();
     let text = format!("{:#}", refused.context("the daemon started")?);
-    ensure!(text.contains("datapath packet cannot serve here") && text.contains("packet programs"), "{text}");
+    ensure!(
+        text.contains("the datapath packet does not work here") && text.contains("packet programs"),
+        "{text}"
+    );
     Ok(())
 }
 
@@ -239,7 +242,7 @@ fn untried(lab: &Lab) -> Result<()> {
     let listener = flow::backend(lab)?;
     let daemon = Daemon::start(lab, &Options::yaml(lab, &flow::yaml(""))?.in_a_container())?;
     let log = daemon.process().log()?;
-    let told = |line: &str| line.contains("could not be tried out") && line.contains("network namespace");
+    let told = |line: &str| line.contains("a probe could not run") && line.contains("network namespace");
     ensure!(log.lines().any(told), "the reason is not logged: {log}");
     let mut flow = Flow::open(lab, &listener)?;
     flow.exchange()?;

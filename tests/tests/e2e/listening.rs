@@ -230,7 +230,7 @@ fn any_and_one(lab: &Lab) -> Result<()> {
 fn given_up(lab: &Lab) -> Result<()> {
     let (daemon, listener, file) = start(lab, &at("0.0.0.0"))?;
     reload(&daemon, &file, &at(LB))?;
-    daemon.wait_log("on their way")?;
+    daemon.wait_log("arrived before the change")?;
     wait::until_true("it is closed", || Ok(!is_open_on_the_other_side(lab)))?;
     daemon.wait_log("no longer listening")?;
     Flow::open(lab, &listener)?.exchange()

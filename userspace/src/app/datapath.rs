@@ -33,11 +33,11 @@ pub(super) fn choose(model: &Model, answers: &Answers, pins: Option<Pins>) -> an
     let chosen = match model.startup.datapath {
         DatapathKind::Relay => Chosen::Relay,
         DatapathKind::Sockmap => {
-            Chosen::Sockmap(sockmap_of(&needs, answers).context("datapath sockmap cannot serve here")?)
+            Chosen::Sockmap(sockmap_of(&needs, answers).context("the datapath sockmap does not work here")?)
         }
         DatapathKind::Packet => {
             let packet = packet_of(&needs, answers, pins);
-            Chosen::Packet(packet.context("datapath packet cannot serve here")?)
+            Chosen::Packet(packet.context("the datapath packet does not work here")?)
         }
         DatapathKind::Auto => Chosen::Adaptive(Some(load(&needs, answers, pins)), model.startup.offload),
     };
@@ -48,7 +48,7 @@ pub(super) fn choose(model: &Model, answers: &Answers, pins: Option<Pins>) -> an
     Ok(factory)
 }
 
-/// Serves by copying until it is known what this kernel can do.
+/// Serves by copying until kernel probed.
 pub(super) fn undecided(model: &Model) -> Factory {
     Pins::discard();
     Factory::new(Patience::of(&model.startup.timeouts), Chosen::Adaptive(None, model.startup.offload))
@@ -73,7 +73,7 @@ pub(super) fn adopted(
         alive,
         workers,
     );
-    adopted.map(Some).context("cannot take over the flows of an earlier process")
+    adopted.map(Some).context("cannot take over the flows of a former process")
 }
 
 /// What a configuration wants of the kernel.
@@ -124,13 +124,14 @@ impl Needs {
 /// Loads whatever of the two this kernel can do. What it cannot, and why, is logged.
 pub(super) fn load(needs: &Needs, answers: &Answers, pins: Option<Pins>) -> InKernel {
     let sockmap = sockmap_of(needs, answers);
-    let sockmap = sockmap.inspect_err(|error| tracing::warn!("not redirecting: {error:#}")).ok();
+    let sockmap =
+        sockmap.inspect_err(|error| tracing::warn!("the datapath sockmap is not used: {error:#}")).ok();
     let packet = needs.packet.then(|| packet_of(needs, answers, pins)).and_then(|packet| {
-        packet.inspect_err(|error| tracing::warn!("not carrying packets: {error:#}")).ok()
+        packet.inspect_err(|error| tracing::warn!("the datapath packet is not used: {error:#}")).ok()
     });
     let found = InKernel { packet, sockmap };
     if found.is_empty() {
-        tracing::warn!("relaying in userspace");
+        tracing::warn!("all connections are relayed in userspace");
     }
     found
 }
@@ -141,10 +142,10 @@ fn packet_of(
     answers: &Answers,
     inherited: Option<Pins>,
 ) -> anyhow::Result<Arc<packet::Programs>> {
-    let answer = answers.packet.as_ref().context("not tried out")?;
-    anyhow::ensure!(answer.passed, "this kernel does not do it well enough:\n{}", answer.text);
+    let answer = answers.packet.as_ref().context("the kernel was not probed")?;
+    anyhow::ensure!(answer.passed, "this kernel fails the probes:\n{}", answer.text);
     for untried in &answer.untried {
-        tracing::info!(untried, "carrying packets, which could not be tried out");
+        tracing::info!(untried, "the datapath packet is used, although a probe could not run");
     }
     let pins = if needs.persist { inherited.or_else(pins) } else { None };
     let programs = packet::Programs::load_with(needs.places, pins)?;
@@ -161,13 +162,13 @@ pub(super) fn places(model: &Model) -> u32 {
 /// What makes flows outlive the process; where it cannot be had, they end with it.
 fn pins() -> Option<Pins> {
     let pins = Pins::take();
-    pins.inspect_err(|error| tracing::info!("connections will not outlive the process: {error}")).ok()
+    pins.inspect_err(|error| tracing::info!("flows will not persist after the process: {error}")).ok()
 }
 
 /// Loads what redirects, where the experiments show nothing against it.
 fn sockmap_of(needs: &Needs, answers: &Answers) -> anyhow::Result<Arc<sockmap::Programs>> {
-    let answer = answers.sockmap.as_ref().context("not tried out")?;
-    anyhow::ensure!(answer.passed, "this kernel does not do it well enough:\n{}", answer.text);
+    let answer = answers.sockmap.as_ref().context("the kernel was not probed")?;
+    anyhow::ensure!(answer.passed, "this kernel fails the probes:\n{}", answer.text);
     let cgroup = if needs.same_host { same_host_of(answers) } else { None };
     Ok(match cgroup {
         Some(cgroup) => sockmap::Programs::load_same_host(&needs.settings, &cgroup)?,
@@ -179,7 +180,7 @@ fn sockmap_of(needs: &Needs, answers: &Answers) -> anyhow::Result<Arc<sockmap::P
 fn same_host_of(answers: &Answers) -> Option<OwnedFd> {
     let answer = answers.same_host.as_ref()?;
     if !answer.passed {
-        tracing::warn!("same_host is refused here:\n{}", answer.text);
+        tracing::warn!("same_host does not work here:\n{}", answer.text);
         return None;
     }
     same_host::cgroup().ok()
@@ -190,7 +191,9 @@ pub(super) fn show(needs: &Needs, found: &InKernel, metrics: &Metrics) {
     if needs.same_host {
         metrics.same_host(found.sockmap.as_ref().is_some_and(|sockmap| sockmap.same_host().is_some()));
         if found.sockmap.is_none() {
-            tracing::warn!("same_host needs the datapath sockmap: such backends are served as any other");
+            tracing::warn!(
+                "same_host needs the datapath sockmap, which is not used: the setting has no effect"
+            );
         }
     }
     let InKernel { packet, sockmap } = found;

@@ -24,7 +24,7 @@ impl App {
     /// Listens where another process has, as well. Nobody else serves by now, so that what cannot be had is left out.
     pub(super) fn listen_if_possible(&mut self, mut bound: Bound, copies: Vec<StdListener>) {
         for error in bound.listen_if_possible() {
-            tracing::error!(%error, "a socket does not listen as it should");
+            tracing::error!(%error, "a listening socket has a wrong option");
         }
         self.listen(bound, copies);
     }
@@ -46,7 +46,7 @@ impl App {
     /// Listens on until the connections have come that are being made to an address that another socket has from now on.
     pub(super) fn leave(&mut self, address: SocketAddr) {
         self.leaving.entry(address).or_insert_with(|| {
-            tracing::info!(%address, time = ?MADE, "listening for connections that are on their way");
+            tracing::info!(%address, time = ?MADE, "still accepting connections that arrived before the change");
             Instant::now() + MADE
         });
     }
@@ -67,7 +67,7 @@ impl App {
                 tracing::error!(%error, %address, "cannot set the largest segment");
             }
         }
-        tracing::info!(listener = %front.listener, %address, "listening as before");
+        tracing::info!(listener = %front.listener, %address, "listening on the same address as before");
         self.listening.insert(address, front);
     }
 }

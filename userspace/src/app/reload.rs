@@ -41,7 +41,9 @@ impl App {
         // A panic of a library that reads the files must not end the connections of a process that serves.
         let translation =
             catch_unwind(|| file::load(&self.options.config.config, &options)).unwrap_or_else(|_| {
-                Err(anyhow!("the configuration could not be read: this is a fault of snisplice"))
+                Err(anyhow!(
+                    "reading the configuration panicked: please report this fault of snisplice with the file"
+                ))
             })?;
         let report = warnings(&translation);
         let Some(mut model) = translation.model else { return Err(anyhow!("\n{report}")) };
@@ -53,7 +55,7 @@ impl App {
         let wanted = listeners::with_kept(&self.listening, listeners::wanted(&model));
         let changes = listeners::changes(&self.listening, &wanted);
         let own = self.sockets.values().flatten().map(Own::of).collect::<Result<Vec<_>, _>>();
-        let own = own.context("cannot tell own listening sockets from others")?;
+        let own = own.context("cannot identify the listening sockets of this process")?;
         // All are bound before anything is given up.
         let mut bound = Vec::new();
         for (address, front) in changes.added {

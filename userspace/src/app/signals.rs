@@ -106,7 +106,7 @@ impl Shared {
         let mut pending = self.lock();
         if asked == Asked::Stop && !pending.serving {
             // With the lock held, so that the main thread begins to serve either before this or never.
-            tracing::info!("stopped while starting");
+            tracing::info!("stopped during start");
             let _ = log::flush(LAST_LINES);
             exit(0);
         }

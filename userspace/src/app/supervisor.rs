@@ -27,7 +27,7 @@ impl Supervisor {
         match connect(&name) {
             Ok(socket) => Self(Some(socket)),
             Err(error) => {
-                tracing::warn!(?name, %error, "the service manager cannot be told of anything");
+                tracing::warn!(?name, %error, "cannot notify the service manager");
                 Self(None)
             }
         }

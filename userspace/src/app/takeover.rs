@@ -64,7 +64,7 @@ impl Endpoint {
             })?;
         let real = socket.local_addr()?.map_or_else(|| address.to_string(), |real| real.to_string());
         match scope {
-            Scope::Ready => tracing::info!(address = %real, "/ready for probes"),
+            Scope::Ready => tracing::info!(address = %real, "health endpoint"),
             Scope::Local | Scope::Network => tracing::info!(address = %real, "admin endpoint"),
         }
         Ok(Self { address, scope, socket, task: None })
@@ -84,7 +84,7 @@ impl Endpoint {
         if let AdminAddress::Unix(path) = self.address
             && let Err(error) = fs::remove_file(&path)
         {
-            tracing::debug!(%error, path = %path.display(), "the socket of the admin endpoint stays");
+            tracing::debug!(%error, path = %path.display(), "cannot remove the socket of the admin endpoint");
         }
     }
 }
@@ -107,7 +107,7 @@ fn place(options: &Run) -> anyhow::Result<Option<Arc<Place>>> {
         Ok(place) => Ok(Some(Arc::new(place))),
         Err(error) if options.takeover || options.takeover_path.is_some() => Err(error.into()),
         Err(error) => {
-            tracing::info!(%error, "nobody can take over from this process");
+            tracing::info!(%error, "takeover is not available: no process can take over from this one");
             Ok(None)
         }
     }
@@ -125,7 +125,7 @@ impl App {
             }
             Err(error) => tracing::info!(
                 %error,
-                "nobody can take over from this process; --takeover-name gives it another name"
+                "takeover is not available: no process can take over from this one; --takeover-name gives it another name"
             ),
         }
     }
@@ -170,7 +170,7 @@ impl App {
             Request::Abort(shared) => {
                 if let Some(programs) = self.programs.as_ref().filter(|_| shared) {
                     if let Err(error) = adopted::remove_unowned(programs) {
-                        tracing::warn!(%error, "flows of the other process are left");
+                        tracing::warn!(%error, "some flows of the former process were not taken over");
                     }
                     programs.thaw();
                 }

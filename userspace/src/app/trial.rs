@@ -88,7 +88,7 @@ impl Trial {
         let (events, heard) = mpsc::unbounded_channel();
         let run = move || self.run(is_loaded, &events);
         if let Err(error) = thread::Builder::new().name("trial".to_owned()).spawn(run) {
-            tracing::error!(%error, "cannot find out what this kernel can do: relaying in userspace");
+            tracing::error!(%error, "cannot probe the kernel: all connections are relayed in userspace");
         }
         heard
     }
@@ -111,9 +111,9 @@ impl Trial {
         let Some(answers) = self.asking.wait() else {
             // This process has not the privileges any more to find it out itself.
             if is_loaded {
-                tracing::warn!("what is remembered of this kernel could not be checked: it stays in use");
+                tracing::warn!("cannot check the remembered probe results: they stay in use");
             } else {
-                tracing::error!("cannot find out what this kernel can do: relaying in userspace");
+                tracing::error!("cannot probe the kernel: all connections are relayed in userspace");
                 found(&Answers::default(), false);
             }
             return;
@@ -124,7 +124,7 @@ impl Trial {
         } else if let Some(remembered) = &self.remembered {
             let lost = remembered.lost(&answers);
             for name in &lost {
-                tracing::error!(datapath = name, "what an earlier start has found out is not true any more");
+                tracing::error!(datapath = name, "the remembered probe results are no longer true");
             }
             if !lost.is_empty() {
                 let _ = events.send(Event::Lost);
@@ -168,7 +168,7 @@ impl Asking {
         match command.spawn() {
             Ok(child) => Self::Child(child),
             Err(error) => {
-                tracing::debug!(%error, "no process can be made that tries the kernel out; trying it here");
+                tracing::debug!(%error, "cannot start a process for the probes: probing in this process");
                 Self::Done(questions.answer())
             }
         }
@@ -186,7 +186,7 @@ impl Asking {
                 let heard = heard.and_then(|output| Ok(serde_json::from_slice(&output.stdout)?));
                 heard
                     .inspect_err(|error| {
-                        tracing::warn!(%error, "the process that tries the kernel out has failed");
+                        tracing::warn!(%error, "the process for the probes failed");
                     })
                     .ok()
             }
@@ -241,7 +241,9 @@ struct Memory {
 impl Memory {
     fn of_this_boot(path: PathBuf) -> Self {
         let key = Key::of_this_boot();
-        let key = key.inspect_err(|error| tracing::debug!(%error, "nothing is remembered of this boot")).ok();
+        let key = key
+            .inspect_err(|error| tracing::debug!(%error, "no probe results are remembered for this boot"))
+            .ok();
         Self { path, key }
     }
 
@@ -251,10 +253,10 @@ impl Memory {
             is_ours(self.path.parent().context("no directory")?)?;
             is_ours(&self.path)?;
             let Remembered { key, answers } = serde_json::from_slice(&fs::read(&self.path)?)?;
-            ensure!(Some(&key) == self.key.as_ref(), "it is about another kernel or program");
+            ensure!(Some(&key) == self.key.as_ref(), "the results are of another kernel or program");
             Ok(answers)
         };
-        read().inspect_err(|error| tracing::debug!(%error, "what this kernel can do is not remembered")).ok()
+        read().inspect_err(|error| tracing::debug!(%error, "cannot read the remembered probe results")).ok()
     }
 
     /// Keeps `answers` for the next start. Where that fails, the next start finds out for itself.
@@ -281,7 +283,7 @@ impl Memory {
             Ok(())
         };
         if let Err(error) = write() {
-            tracing::debug!(%error, "what this kernel can do will not be remembered");
+            tracing::debug!(%error, "cannot remember the probe results");
         }
     }
 }

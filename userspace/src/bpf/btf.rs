@@ -24,10 +24,10 @@ pub enum BtfError {
     #[error(transparent)]
     Unreadable(#[from] io::Error),
     /// They are not what the header says, or there is none.
-    #[error("it is not BTF of this machine's byte order")]
+    #[error("the BTF has another byte order than this machine")]
     NotBtf,
     /// A type of a kind that is younger than this program; how long it is, is not known.
-    #[error("it has types of kind {0}, which are not known here")]
+    #[error("the BTF has types of the unknown kind {0}")]
     Kind(u32),
 }
 

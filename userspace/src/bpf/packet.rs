@@ -82,19 +82,19 @@ pub(super) static OBJECT: &[u8] =
 #[derive(Debug, Error)]
 pub enum AttachError {
     /// Its packets have no Ethernet headers; the loopback device counts among these.
-    #[error("it is not an Ethernet device")]
+    #[error("not an Ethernet device")]
     NotEthernet,
     /// There is no such device any more.
-    #[error("there is no such device: {0}")]
+    #[error("the device does not exist: {0}")]
     NoDevice(#[source] io::Error),
     /// The kernel refuses.
-    #[error("cannot attach to it: {0}")]
+    #[error("cannot attach the programs to the device: {0}")]
     Program(#[from] ProgramError),
     /// What keeps the program there cannot be pinned.
-    #[error("cannot be kept on it: {0}")]
+    #[error("cannot pin the programs on the device: {0}")]
     Pin(#[from] PinError),
     /// The kernel does not show it.
-    #[error("cannot be kept on it: {0}")]
+    #[error("cannot pin the programs on the device: {0}")]
     Link(#[from] LinkError),
 }
 
@@ -344,7 +344,7 @@ impl Programs {
                 }
                 Err(error) => {
                     // The device is gone, perhaps with its network namespace, whose number is ours now.
-                    tracing::info!(device, %error, "no programs were taken over");
+                    tracing::info!(device, %error, "no programs of a former process were taken over");
                     pins.forget(device);
                 }
             }
@@ -384,7 +384,7 @@ impl Programs {
             if let (Some(_), Some(pins)) = (pinned, &self.pins) {
                 pins.forget(device);
             }
-            tracing::debug!(device, "a device is gone");
+            tracing::debug!(device, "a device was removed");
         }
     }
 
@@ -400,7 +400,7 @@ impl Programs {
         // Those of another process go on; our own end with our sockets.
         let Some(pins) = self.pins.as_ref().filter(|pins| !pins.are_foreign()) else { return };
         if let Err(error) = self.reset_all() {
-            tracing::warn!(%error, "peers of open flows are not told");
+            tracing::warn!(%error, "cannot reset the peers of open flows");
         }
         pins.remove();
     }
@@ -446,7 +446,7 @@ impl Programs {
     fn heed(&self, device: u32) {
         let mut filters = self.filters.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(error) = filters.heed_reverse_path(device) {
-            tracing::warn!(device, %error, "the reverse-path filter of this device is not heeded");
+            tracing::warn!(device, %error, "cannot read the reverse-path filter of this device: the filter is not applied to flows");
         }
     }
 
@@ -571,7 +571,7 @@ fn attach(ebpf: &mut Ebpf, device: u32) -> Result<Attached, AttachError> {
         let program: &mut SchedClassifier = program.try_into()?;
         attached.push((name, program.attach(interface, side)?));
     }
-    tracing::debug!(interface, "carrying packets");
+    tracing::debug!(interface, "packets are carried on this device");
     Ok(attached)
 }
 

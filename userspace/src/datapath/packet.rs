@@ -151,7 +151,7 @@ impl Packet {
 
     fn refuse(&self, why: PacketIneligible, account: &Account) {
         account.refused_in_packets(why);
-        tracing::debug!(reason = why.label(), "not carried in packets");
+        tracing::debug!(reason = why.label(), "a connection is not carried in packets");
         self.shared.programs.stats().refuse(why);
     }
 
@@ -299,9 +299,9 @@ impl Packet {
 
 fn unattached(device: u32, error: &AttachError) -> PacketIneligible {
     if matches!(error, AttachError::NotEthernet) {
-        tracing::debug!(device, %error, "connections over this device are relayed");
+        tracing::debug!(device, %error, "connections over this device are not carried in packets");
     } else {
-        tracing::warn!(device, %error, "connections over this device are relayed");
+        tracing::warn!(device, %error, "connections over this device are not carried in packets");
     }
     PacketIneligible::Device
 }

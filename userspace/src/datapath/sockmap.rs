@@ -256,7 +256,7 @@ impl Sockmap {
                 let (_, before) = connection.entries.account.bytes();
                 match maps.add_shortcut(from.cookie, Shortcut::new(to.cookie, before)) {
                     Ok(()) => way.shortcut.set(true),
-                    Err(error) => tracing::debug!(%error, "no short cut"),
+                    Err(error) => tracing::debug!(%error, "a connection does not use the short cut"),
                 }
             }
             maps.arm(from.cookie, &from.socket)
@@ -269,7 +269,7 @@ impl Sockmap {
                 true
             }
             Err(error) => {
-                tracing::debug!(%error, ?direction, "not redirected, copying");
+                tracing::debug!(%error, ?direction, "a direction is not redirected: it is copied");
                 way.refused.set(true);
                 self.kernel.stats().copy_direction();
                 false
@@ -279,7 +279,7 @@ impl Sockmap {
 
     fn fall_back(&self, error: &io::Error) {
         let why = Ineligible::of(error);
-        tracing::debug!(reason = why.label(), "not enrolled, relaying");
+        tracing::debug!(reason = why.label(), "a connection is not enrolled in the sockmap: it is relayed");
         self.kernel.stats().fall_back(why);
     }
 }
@@ -291,7 +291,7 @@ impl Datapath for Sockmap {
 
     fn announce(&self, upstream: BorrowedFd<'_>) -> bool {
         self.mark(upstream).unwrap_or_else(|error| {
-            tracing::debug!(%error, "not announced");
+            tracing::debug!(%error, "a connection to this host was not announced");
             false
         })
     }

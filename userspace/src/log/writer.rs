@@ -136,7 +136,10 @@ impl Shared {
                     if state.queue.is_empty() && state.untold > 0 {
                         let lines = std::mem::take(&mut state.untold);
                         drop(state);
-                        tracing::warn!(lines, "log lines were lost: standard error did not take them");
+                        tracing::warn!(
+                            lines,
+                            "log lines were lost because standard error did not accept them"
+                        );
                     }
                 }
                 Err(Unwritten { begun }) => {

@@ -31,7 +31,7 @@ pub enum ProbeError {
     #[error("cannot make a connection on loopback: {0}")]
     Loopback(#[from] io::Error),
     /// The kernel's numbers are not what was expected.
-    #[error("this kernel's sockets are not understood: {0}")]
+    #[error("the layout of this kernel's sockets is unknown: {0}")]
     SocketInfo(String),
 }
 

@@ -165,7 +165,7 @@ async fn with_traffic(kernel: Arc<Programs>) -> io::Result<Vec<ProbeResult>> {
         let mut outcome = lab.judge(experiment).await;
         if let Outcome::Failed(why) = &outcome {
             // A busy machine is no broken kernel: what fails twice in a row is.
-            tracing::warn!(name, %why, "an experiment failed, making it once more");
+            tracing::warn!(name, %why, "a probe failed: trying it once more");
             outcome = lab.judge(experiment).await;
         }
         probes.push(ProbeResult { name, outcome, remedy: NEWER_KERNEL });

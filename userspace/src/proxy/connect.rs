@@ -68,7 +68,7 @@ impl Connected {
 #[derive(Debug, Error)]
 pub enum ConnectError {
     /// Every endpoint was tried; the last one failed like this.
-    #[error("no endpoint of {backend} answered, the last one ({address}): {error}")]
+    #[error("no endpoint of {backend} could be connected, the last one was {address}: {error}")]
     Failed {
         /// The backend's name.
         backend: String,
@@ -78,7 +78,7 @@ pub enum ConnectError {
         error: AttemptError,
     },
     /// The backend has no endpoint with an address and a weight.
-    #[error("{backend} has no endpoint that could be tried")]
+    #[error("{backend} has no endpoint to try")]
     NoEndpoint {
         /// The backend's name.
         backend: String,
@@ -146,7 +146,7 @@ impl Context<'_> {
             AttemptError::Exhausted(error) => log_limit!(
                 warn,
                 backend = %backend.name, %error,
-                "this host has no room for another socket; raise the limit of open files (LimitNOFILE=, ulimit -n) or \
+                "this host cannot open another socket: raise the limit of open files (LimitNOFILE=, ulimit -n) or \
                  give it more memory, or lower limits.connections"
             ),
             AttemptError::Io(error) => {

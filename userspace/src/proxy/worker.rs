@@ -197,7 +197,7 @@ async fn work(index: usize, shared: Shared, mut orders: mpsc::UnboundedReceiver<
             Some(Order::Ask(request)) => answer(&service, request),
             Some(Order::Gain(found)) => {
                 if let Err(error) = service.datapath.gain(&found) {
-                    tracing::error!(%error, "this worker cannot use the kernel's programs: it relays");
+                    tracing::error!(%error, "this worker cannot use the eBPF programs: it relays");
                 }
             }
             Some(Order::Withdraw) => service.datapath.withdraw(),

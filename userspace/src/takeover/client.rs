@@ -64,7 +64,7 @@ impl Client {
     pub fn find(place: &Place) -> anyhow::Result<Option<Self>> {
         const WHAT: &str = "cannot take over";
         let Some(channel) = place.connect().context(WHAT)? else {
-            tracing::info!("nobody serves here: nothing to take over");
+            tracing::info!("no running process: nothing to take over");
             return Ok(None);
         };
         channel.wait_at_most(Some(ANSWER)).context(WHAT)?;
@@ -76,7 +76,7 @@ impl Client {
             return Ok(Some(client));
         }
         client.ensure_ended().context(WHAT)?;
-        tracing::info!("the running process has ended: nothing to take over");
+        tracing::info!("the running process ended: nothing to take over");
         Ok(None)
     }
 
@@ -111,7 +111,7 @@ impl Client {
                 Message::ListeningSocket => self.listening = Some(descriptor()?),
                 Message::End => return Ok(true),
                 Message::Refused(why) => bail!("{why}"),
-                other => bail!("not expected: {other}"),
+                other => bail!("unexpected message: {other}"),
             }
         }
     }
@@ -180,7 +180,7 @@ impl Client {
                 }
                 Some((Message::Used(places), _)) => used.extend(places),
                 Some((Message::End, _)) => return Ok(Some(used)),
-                Some((other, _)) => bail!("{WHAT}: not expected: {other}"),
+                Some((other, _)) => bail!("{WHAT}: unexpected message: {other}"),
             }
         }
     }
@@ -210,7 +210,7 @@ impl Client {
         let _ = self.channel.send(&Message::Serving { shared }, &[]);
         match self.channel.last_answer(DECISION).context(WHAT)? {
             Some(Message::Draining) => {}
-            Some(other) => bail!("{WHAT}: not expected: {other}"),
+            Some(other) => bail!("{WHAT}: unexpected message: {other}"),
             None => self.ensure_ended().context(WHAT)?,
         }
         if let Some(begin) = receiver {
@@ -233,10 +233,10 @@ fn silent(old: i32) -> anyhow::Error {
 /// more can be received.
 fn adopt(channel: &Channel, heard: &mpsc::UnboundedSender<ReceivedFlow>) {
     if let Err(error) = receive_flows(channel, heard) {
-        tracing::warn!(%error, "no further connection comes from the process before until it ends");
+        tracing::warn!(%error, "the former process hands over no further connection before its end");
     }
     if let Err(error) = channel.wait_for_end_of_peer() {
-        tracing::warn!(%error, "it is not known whether the process before has ended");
+        tracing::warn!(%error, "cannot tell whether the former process has ended");
     }
 }
 

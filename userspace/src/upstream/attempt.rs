@@ -14,13 +14,13 @@ pub enum AttemptError {
     #[error(transparent)]
     Io(io::Error),
     /// All local ports are in use towards this address (`EADDRNOTAVAIL` of connect(2)), from each source address.
-    #[error("no local port is left for a connection to this address")]
+    #[error("no free local port for a connection to this address")]
     NoLocalPort,
     /// None of the backend's source addresses is an address of this host (`EADDRNOTAVAIL` of bind(2)).
     #[error("the source address {0} is not an address of this host")]
     NoSource(IpAddr),
     /// This host has no descriptor or no memory left for another socket ([`is_exhaustion`]).
-    #[error("this host has no room for another socket: {0}")]
+    #[error("this host cannot open another socket: {0}")]
     Exhausted(io::Error),
     /// The address is one on which this process listens.
     #[error("the endpoint is a listener of this process")]

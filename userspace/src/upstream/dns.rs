@@ -154,9 +154,9 @@ fn report(name: &HostName, change: &Change, suppressed: Option<u64>) {
             tracing::info!(suppressed, %name, addresses = %List(now), "resolved");
         }
         Change::Addresses { before, now, .. } => {
-            tracing::info!(suppressed, %name, before = %List(before), now = %List(now), "the addresses have changed");
+            tracing::info!(suppressed, %name, before = %List(before), now = %List(now), "the addresses of the name have changed");
         }
-        Change::Back => tracing::info!(suppressed, %name, "resolved again, the addresses are the same"),
+        Change::Back => tracing::info!(suppressed, %name, "name resolved again, with the same addresses"),
         Change::Lost { kept, error } => tracing::warn!(
             suppressed, %name, %error, kept,
             "cannot resolve the name of an endpoint; it keeps the addresses that are known"

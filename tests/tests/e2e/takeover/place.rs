@@ -188,7 +188,7 @@ pub(super) fn other_namespace(lab: &Lab) -> Result<()> {
     let namespace = format!("--net={}", lab.client.path());
     let other = options(lab, "")?.within(&["nsenter", &namespace]).arg("--takeover");
     let other = Daemon::spawn(lab, &other, "other")?;
-    other.wait_log("nobody serves here")?;
+    other.wait_log("no running process")?;
     wait::until_true("it has a socket of its own", || Ok(fs::read_dir(takeover_path(lab))?.count() == 2))?;
     ensure!(old.process().is_running() && old.is_ready()?);
     Flow::open(lab, &listener)?.exchange()

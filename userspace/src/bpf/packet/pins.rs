@@ -112,7 +112,7 @@ impl Pins {
                 && let Ok(_lock) = lock(&directory, false)
             {
                 if is_here {
-                    tracing::warn!(directory = other, "ending flows of a version that is not understood");
+                    tracing::warn!(directory = other, "ending the flows of an unknown version");
                 } else if is_abandoned(&directory) {
                     tracing::info!(
                         directory = other,
@@ -172,7 +172,7 @@ impl Pins {
             let directory = parent.join(name);
             // Held for as long as it takes.
             let Ok(_lock) = lock(&directory, false) else { continue };
-            tracing::warn!(directory = %directory.display(), "ending flows of an earlier process");
+            tracing::warn!(directory = %directory.display(), "ending the flows of a former process");
             remove(&directory);
         }
     }
@@ -193,7 +193,7 @@ impl Pins {
             return false;
         }
         if !entries(&self.directory).is_empty() {
-            tracing::warn!("flows of an earlier process end: their maps have another size");
+            tracing::warn!("the flows of a former process end, because their maps have another size");
             self.empty();
         }
         false
@@ -378,7 +378,7 @@ fn lock(directory: &Path, make: bool) -> Result<OwnedFd, PinsError> {
 fn empty(directory: &Path) {
     for name in entries(directory) {
         if let Err(error) = fs::remove_file(directory.join(&name)) {
-            tracing::warn!(%error, name, "cannot be unpinned");
+            tracing::warn!(%error, name, "cannot unpin an object");
         }
     }
 }

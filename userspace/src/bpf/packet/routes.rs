@@ -291,7 +291,7 @@ impl Thread {
                 }
                 Ok(false) => {}
                 Err(error) => {
-                    tracing::warn!(%error, "changes of routes are not heard of any more");
+                    tracing::warn!(%error, "route changes are no longer noticed");
                     return;
                 }
             }
@@ -305,11 +305,11 @@ impl Thread {
                 quiet_until = Instant::now() + (took * SHARE).max(PAUSE);
                 due = None;
                 if let Err(error) = looked {
-                    tracing::warn!(%error, "cannot ask where flows lead, trying again");
+                    tracing::warn!(%error, "cannot look up the routes of flows: trying again");
                     due = Some(Instant::now() + AGAIN);
                 }
             } else if let Err(error) = asked.into_iter().try_for_each(|flow| self.look_at(&programs, flow)) {
-                tracing::debug!(%error, "cannot ask where a flow leads");
+                tracing::debug!(%error, "cannot look up the route of a flow");
                 due.get_or_insert(quiet_until);
             }
             if sweep.is_some_and(|sweep| sweep <= Instant::now()) {
@@ -425,11 +425,11 @@ fn has_programs(programs: &Programs, device: u32) -> bool {
     match programs.attach(device) {
         Ok(()) => true,
         Err(error @ AttachError::NotEthernet) => {
-            tracing::debug!(device, %error, "connections over this device are relayed");
+            tracing::debug!(device, %error, "connections over this device are not carried in packets");
             false
         }
         Err(error) => {
-            tracing::warn!(device, %error, "connections over this device are relayed");
+            tracing::warn!(device, %error, "connections over this device are not carried in packets");
             false
         }
     }

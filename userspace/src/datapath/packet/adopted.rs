@@ -163,7 +163,7 @@ impl AdoptedFlows {
             self.adopt(flow, tuples)?;
         }
         if self.flows.len() > before {
-            tracing::info!(flows = self.flows.len() - before, "flows of an earlier process go on");
+            tracing::info!(flows = self.flows.len() - before, "flows of a former process continue");
         }
         Ok(())
     }
@@ -585,7 +585,7 @@ impl AdoptedFlow {
                     Peer::Backend => End::broken_by_backend(error),
                 });
             }
-            tracing::debug!(%error, ?peer, "a peer never answers, and is not asked any more");
+            tracing::debug!(%error, ?peer, "a peer never answers probes: it is not probed any more");
             self.sockets.swap_remove(at);
             let (Some(tuple), way) = (&self.tuples[peer as usize], &self.rules.ways[peer as usize]) else {
                 return None;

@@ -128,7 +128,7 @@ impl Entry {
             // An array takes every update.
             let _ = self.set_rules(Rules { ways, ..rules });
             let moved = ways.iter().zip(&rules.ways).filter(|(now, before)| now != before).count();
-            tracing::debug!(?leads, "a flow follows the routes");
+            tracing::debug!(?leads, "a flow follows a route change");
             self.shared.programs.count_moved(moved as u64);
             // They may have changed once more.
             self.shared.programs.look_where_it_leads(self.flow, NEVER);
@@ -379,7 +379,7 @@ impl<'a> Flow<'a> {
     /// Goes on in userspace, as if there had never been a flow: the numbers of our own sockets are still those of
     /// the stream, and what was sent on and lost is sent again to them.
     async fn relay(mut self: Box<Self>, options: &CopyOptions) -> End {
-        tracing::debug!("packets of a flow take another way, relaying");
+        tracing::debug!("packets of a flow take another path: it is relayed");
         self.entry.shared.programs.stats().refuse(PacketIneligible::Bypassed);
         self.entry.set_mode(OFF);
         self.ended = true;

@@ -66,13 +66,13 @@ impl Flow<'_> {
         let shared = self.entry.shared.clone();
         match self.retake() {
             Ok(pair) => {
-                tracing::info!(reason = why.label(), "a connection goes from packets back into sockets");
+                tracing::info!(reason = why.label(), "a connection is taken back from packets into sockets");
                 shared.programs.stats().take_back(why);
                 self.account.set_carrier(Carrier::Relay);
                 Connection::new(pair).carry_to_end(options, self.account).await
             }
             Err(error) => {
-                tracing::warn!(reason = why.label(), %error, "a connection in packets cannot go on, and is reset");
+                tracing::warn!(reason = why.label(), %error, "a connection in packets cannot be taken back: it is reset");
                 self.end(&End::Stalled);
                 End::Stalled
             }
