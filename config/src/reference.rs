@@ -127,7 +127,7 @@ fn choices(kind: &Kind) -> String {
 
 /// The anchor that a heading of a path gets.
 fn anchor(path: &str) -> String {
-    path.chars().filter(|c| c.is_alphanumeric() || *c == '_' || *c == '-').collect()
+    path.to_lowercase().chars().filter(|c| c.is_alphanumeric() || *c == '_' || *c == '-').collect()
 }
 
 /// The JSON schema (draft 7, which editors know best), with a line end.

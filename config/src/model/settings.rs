@@ -136,7 +136,7 @@ section! {
     /// What a direction must have moved in userspace before `auto` moves it into the kernel, of which either is enough; and
     /// how it moves on there.
     ///
-    /// The defaults are where it begins to pay: see docs/internals/sockmap.md, "When the kernel takes over".
+    /// The defaults are where it begins to pay: see docs/internals/sockmap.md, "Offload".
     #[derive(Copy)]
     pub struct Offload {
         /// Bytes that were copied.
