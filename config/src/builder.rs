@@ -54,7 +54,7 @@ impl ModelBuilder {
     pub(crate) fn rule(&mut self, name: String, origin: Origin, targets: Vec<Target>) -> Arc<Rule> {
         let id = self.rules;
         self.rules += 1;
-        Arc::new(Rule { id, name, origin, targets })
+        Arc::new(Rule { id, name, origin, targets, termination: None })
     }
 
     /// Adds a backend; `None` if its name is taken.
@@ -194,7 +194,7 @@ impl ModelBuilder {
             .collect();
         let Settings { mut startup, runtime } = settings;
         startup.same_host = backends.iter().any(|backend| backend.same_host);
-        Model { listeners, backends, rules, claims, startup, runtime }
+        Model { listeners, backends, rules, terminations: 0, claims, startup, runtime }
     }
 
     /// Warns of endpoints that are listeners of the same process. Of a name only the daemon knows where it leads.
@@ -326,7 +326,7 @@ impl ListenerBuilder {
             }
         }
         let routes = table.build();
-        Listener { name, origin, bind, mss, freebind, any_address, ports, routes, policies }
+        Listener { name, origin, bind, mss, freebind, any_address, ports, routes, plain_http: None, policies }
     }
 }
 

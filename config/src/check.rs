@@ -45,7 +45,18 @@ fn render_model(out: &mut String, model: &Model) -> fmt::Result {
 }
 
 fn render_listener(out: &mut String, listener: &Listener, model: &Model) -> fmt::Result {
-    let Listener { name, origin, bind, mss, freebind, any_address: _, ports: _, routes, policies } = listener;
+    let Listener {
+        name,
+        origin,
+        bind,
+        mss,
+        freebind,
+        any_address: _,
+        ports: _,
+        routes,
+        plain_http: _,
+        policies,
+    } = listener;
     let addresses = bind.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let segments = mss.map(|bytes| format!(", segments of {bytes} bytes")).unwrap_or_default();
     let early = if *freebind { ", freebind" } else { "" };

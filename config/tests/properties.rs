@@ -168,6 +168,7 @@ fn rule(id: usize) -> Arc<Rule> {
         name: id.to_string(),
         origin: Origin { file: "test".into(), line: 1, column: 1 },
         targets: vec![Target { weight: 1, backend: None }],
+        termination: None,
     })
 }
 

@@ -1,0 +1,268 @@
+//! HTTP requests: which rule serves them and what it does with them.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{Origin, rule::Rule};
+use crate::name::{HostPattern, ServerName};
+
+/// The rules of one server by the authority of a request.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HttpTable {
+    /// Each pattern once, the most specific first: exact names, then the longest suffixes, then `*`.
+    pub hosts: Vec<VirtualHost>,
+}
+
+impl HttpTable {
+    /// The rules for a host without its port; `None` is answered with 404.
+    #[must_use]
+    pub fn lookup(&self, host: &str) -> Option<&VirtualHost> {
+        // An address or another text that is no name is within `*` alone.
+        let name = ServerName::parse(host).ok();
+        self.hosts.iter().find(|virtual_host| match &name {
+            Some(name) => virtual_host.pattern.matches(name),
+            None => virtual_host.pattern == HostPattern::Any,
+        })
+    }
+}
+
+/// The rules of one name or pattern of names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VirtualHost {
+    /// The names.
+    pub pattern: HostPattern,
+    /// Every request is sent to HTTPS (`httpsRedirect`), before any rule.
+    pub https_redirect: Option<HttpsRedirect>,
+    /// The first that matches serves; none is answered with 404.
+    pub rules: Vec<Arc<HttpRule>>,
+}
+
+/// A redirect of whole hosts to HTTPS, with 301.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HttpsRedirect {
+    /// The port of the TLS server; 443 is left out of the location.
+    pub port: u16,
+}
+
+/// What one `http` route does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HttpRule {
+    /// Its id, name, origin and weighted targets. There are targets for [`HttpAction::Forward`] only.
+    pub rule: Arc<Rule>,
+    /// One of them must match; no match at all is every request.
+    pub matches: Vec<HttpMatch>,
+    /// What becomes of a request.
+    pub action: HttpAction,
+    /// Changes to every request.
+    pub request_headers: HeaderChanges,
+    /// Changes to every response.
+    pub response_headers: HeaderChanges,
+}
+
+/// Conditions that must all hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HttpMatch {
+    /// Of the path without its query.
+    pub uri: Option<StringMatch>,
+    /// Whether the case of the path counts for nothing.
+    pub ignore_uri_case: bool,
+    /// `http` or `https`.
+    pub scheme: Option<StringMatch>,
+    /// The method.
+    pub method: Option<StringMatch>,
+    /// The authority as sent, with its port.
+    pub authority: Option<StringMatch>,
+    /// Headers that must be there; `None` takes any value.
+    pub headers: Vec<(String, Option<StringMatch>)>,
+    /// Headers that must not be there, or not with this value.
+    pub without_headers: Vec<(String, Option<StringMatch>)>,
+    /// Query parameters that must be there; `None` takes any value.
+    pub query_params: Vec<(String, Option<StringMatch>)>,
+}
+
+/// A condition for a text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StringMatch {
+    /// The whole text.
+    Exact(String),
+    /// Its beginning.
+    Prefix(String),
+    /// The whole text matches this expression (RE2 syntax).
+    Regex(Expression),
+}
+
+/// A compiled expression; two are equal if they are written alike.
+#[derive(Debug, Clone)]
+pub struct Expression {
+    written: String,
+    compiled: regex::Regex,
+}
+
+impl Expression {
+    /// The largest program of an expression, in bytes.
+    const SIZE_LIMIT: usize = 1 << 20;
+
+    /// Compiles an expression that has to match a whole text.
+    ///
+    /// # Errors
+    /// If it is no expression, or its program is larger than 1 MiB; the error says why.
+    pub fn new(written: &str) -> Result<Self, String> {
+        let compile = |text: &str| regex::RegexBuilder::new(text).size_limit(Self::SIZE_LIMIT).build();
+        // By itself first: a bracket that closes too early must not pass because of the brackets around it.
+        compile(written)
+            .and_then(|_| compile(&format!("^(?:{written})$")))
+            .map(|compiled| Self { written: written.to_owned(), compiled })
+            .map_err(|error| error.to_string())
+    }
+
+    /// Whether it matches the whole text.
+    #[must_use]
+    pub fn matches(&self, text: &str) -> bool {
+        self.compiled.is_match(text)
+    }
+
+    /// As it was written.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.written
+    }
+}
+
+impl PartialEq for Expression {
+    fn eq(&self, other: &Self) -> bool {
+        self.written == other.written
+    }
+}
+
+impl Eq for Expression {}
+
+/// What becomes of a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HttpAction {
+    /// It goes to one of the rule's targets.
+    Forward(Forward),
+    /// The client is sent elsewhere.
+    Redirect(Redirect),
+    /// It is answered here.
+    Respond(Respond),
+}
+
+/// How requests go to targets.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Forward {
+    /// For each of the rule's targets, in their order, the changes to requests and to responses.
+    pub of_target: Vec<(HeaderChanges, HeaderChanges)>,
+    /// Changes of path and authority.
+    pub rewrite: Option<Rewrite>,
+    /// From the request's end to the response's end; `None` is no limit, as in Istio.
+    pub timeout: Option<Duration>,
+    /// What is tried again.
+    pub retries: Retries,
+}
+
+/// Changes of a request's path and authority before it is sent on.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Rewrite {
+    /// Takes the place of what `uri` of the match names: of the prefix, or of the whole path.
+    pub uri: Option<String>,
+    /// An expression over the path, and what takes the place of each match (`\1` is its first group).
+    pub uri_regex: Option<(Expression, String)>,
+    /// The new authority.
+    pub authority: Option<String>,
+}
+
+/// When a request is tried again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Retries {
+    /// Times beside the first; 0 never.
+    pub attempts: u32,
+    /// The limit of one try; `None` is the request's.
+    pub per_try_timeout: Option<Duration>,
+    /// The connection failed, was reset before the response, or was refused (`connect-failure`, `refused-stream`).
+    pub on_connect_failure: bool,
+    /// The connection ended before the response's head (`reset`, `gateway-error` and `5xx` include it).
+    pub on_reset: bool,
+    /// Responses with these codes (`503`, `gateway-error`, `5xx`, `retriable-status-codes`).
+    pub on_status: Vec<u16>,
+}
+
+impl Default for Retries {
+    /// Istio's: twice, for failures of connections and for 503.
+    fn default() -> Self {
+        Self {
+            attempts: 2,
+            per_try_timeout: None,
+            on_connect_failure: true,
+            on_reset: false,
+            on_status: vec![503],
+        }
+    }
+}
+
+/// Sends a client elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Redirect {
+    /// The new path; the request's without one.
+    pub uri: Option<String>,
+    /// Whether `uri` takes the place of the matched prefix alone.
+    pub prefix: Option<String>,
+    /// The new authority; the request's without one.
+    pub authority: Option<String>,
+    /// The new scheme; the request's without one.
+    pub scheme: Option<String>,
+    /// The new port.
+    pub port: Option<RedirectPort>,
+    /// 301, 302, 303, 307 or 308.
+    pub code: u16,
+}
+
+/// The port of a redirect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RedirectPort {
+    /// This one.
+    Number(u16),
+    /// The scheme's own (`FROM_PROTOCOL_DEFAULT`).
+    OfScheme,
+    /// The request's (`FROM_REQUEST_PORT`).
+    OfRequest,
+}
+
+/// An answer of our own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Respond {
+    /// The status code.
+    pub status: u16,
+    /// The body; empty for none.
+    pub body: Vec<u8>,
+}
+
+/// Changes to the headers of a request or response, in the order remove, set, add.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HeaderChanges {
+    /// Taken out.
+    pub remove: Vec<String>,
+    /// Put in the place of all values of the name.
+    pub set: Vec<(String, String)>,
+    /// Put beside what is there.
+    pub add: Vec<(String, String)>,
+}
+
+/// How a server takes HTTP without TLS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlainHttp {
+    /// Which server wants it.
+    pub name: String,
+    /// Where it was written.
+    pub origin: Origin,
+    /// Its rules.
+    pub table: Arc<HttpTable>,
+}
+
+/// The version of HTTP that a backend is spoken to in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum BackendHttp {
+    /// HTTP/1.1.
+    #[default]
+    Http1,
+    /// HTTP/2 with prior knowledge (port name `http2`, `grpc`, `grpc-web`, or `appProtocol: kubernetes.io/h2c`).
+    Http2,
+}
