@@ -12,6 +12,7 @@ pub mod app;
 pub mod bpf;
 pub mod cli;
 pub mod datapath;
+pub mod http;
 pub mod limits;
 pub mod log;
 pub mod metrics;

@@ -3,6 +3,7 @@
 mod acceptor;
 pub mod connect;
 pub mod hello;
+mod http;
 mod refuse;
 pub mod service;
 pub mod session;

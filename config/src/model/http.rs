@@ -1,6 +1,9 @@
 //! HTTP requests: which rule serves them and what it does with them.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use super::{Origin, rule::Rule};
 use crate::name::{HostPattern, ServerName};
@@ -95,6 +98,8 @@ pub enum StringMatch {
 pub struct Expression {
     written: String,
     compiled: regex::Regex,
+    /// The same for a part of a text, compiled when it is first wanted.
+    of_parts: OnceLock<regex::Regex>,
 }
 
 impl Expression {
@@ -110,7 +115,7 @@ impl Expression {
         // By itself first: a bracket that closes too early must not pass because of the brackets around it.
         compile(written)
             .and_then(|_| compile(&format!("^(?:{written})$")))
-            .map(|compiled| Self { written: written.to_owned(), compiled })
+            .map(|compiled| Self { written: written.to_owned(), compiled, of_parts: OnceLock::new() })
             .map_err(|error| error.to_string())
     }
 
@@ -118,6 +123,39 @@ impl Expression {
     #[must_use]
     pub fn matches(&self, text: &str) -> bool {
         self.compiled.is_match(text)
+    }
+
+    /// The text with `substitution` in the place of each part that matches; `\1` in it is the first group, `\0` the whole
+    /// match, and `\\` a backslash (RE2 `Rewrite`).
+    #[must_use]
+    pub fn replace_all(&self, text: &str, substitution: &str) -> String {
+        // It has compiled before, with brackets around it.
+        let build = || {
+            regex::RegexBuilder::new(&self.written)
+                .size_limit(Self::SIZE_LIMIT)
+                .build()
+                .unwrap_or_else(|_| self.compiled.clone())
+        };
+        let replacement = |found: &regex::Captures<'_>| {
+            let mut replaced = String::new();
+            let mut letters = substitution.chars();
+            while let Some(letter) = letters.next() {
+                match (letter, letters.clone().next()) {
+                    ('\\', Some(digit @ '0'..='9')) => {
+                        letters.next();
+                        let group = digit as usize - '0' as usize;
+                        replaced.push_str(found.get(group).map_or("", |group| group.as_str()));
+                    }
+                    ('\\', Some('\\')) => {
+                        letters.next();
+                        replaced.push('\\');
+                    }
+                    _ => replaced.push(letter),
+                }
+            }
+            replaced
+        };
+        self.of_parts.get_or_init(build).replace_all(text, replacement).into_owned()
     }
 
     /// As it was written.
@@ -265,4 +303,19 @@ pub enum BackendHttp {
     Http1,
     /// HTTP/2 with prior knowledge (port name `http2`, `grpc`, `grpc-web`, or `appProtocol: kubernetes.io/h2c`).
     Http2,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_expression_replaces_each_part_that_matches() {
+        let expression = Expression::new("/v([0-9]+)/(.*)").unwrap();
+        assert!(expression.matches("/v1/a"));
+        assert!(!expression.matches("/x/v1/a"));
+        assert_eq!(expression.replace_all("/v12/a/b", r"/\2?of=\1"), "/a/b?of=12");
+        assert_eq!(expression.replace_all("/other", r"/\2"), "/other");
+        assert_eq!(Expression::new("a").unwrap().replace_all("banana", r"$1\\\9"), r"b$1\n$1\n$1\");
+    }
 }

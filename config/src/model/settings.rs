@@ -114,6 +114,8 @@ section! {
         timeouts: Timeouts;
         /// How the names of endpoints are resolved.
         dns: Dns;
+        /// Requests of HTTP that are served here.
+        http: Http;
     }
 }
 
@@ -261,6 +263,17 @@ section! {
     pub struct Dns {
         /// Name servers, asked in this order, instead of those in `/etc/resolv.conf`.
         servers: Vec<SocketAddr> = Vec::new(), NameServers;
+    }
+}
+
+section! {
+    /// Requests of HTTP that are served here.
+    pub struct Http {
+        /// Proxies in front of this one. What they say of the client in `X-Forwarded-For`, `X-Forwarded-Proto` and
+        /// `X-Request-Id` is believed and sent on; what anybody else says of it is replaced.
+        trusted_sources: Networks = Networks::default(), Denied;
+        /// Silence of a client within the body of a request that is not answered yet, but for gRPC; `0s` is for ever.
+        body_timeout: Duration = seconds(60), Time::ANY;
     }
 }
 
@@ -433,7 +446,7 @@ fn declared() -> Vec<Group> {
     let Settings {
         startup:
             Startup { datapath: _, admin: _, offload: _, flows: _, capacity: _, timeouts: _, same_host: _ },
-        runtime: Runtime { deny: _, limits: _, timeouts: _, dns: _ },
+        runtime: Runtime { deny: _, limits: _, timeouts: _, dns: _, http: _ },
     } = Settings::default();
     vec![
         Group::new("", "Settings of their own").with(lens!(Restart startup)).with(lens!(Reload runtime)),
@@ -452,6 +465,7 @@ fn declared() -> Vec<Group> {
             .with(lens!(Reload runtime timeouts))
             .with(lens!(Restart startup timeouts)),
         Group::new("dns", "How the names of endpoints are resolved").with(lens!(Reload runtime dns)),
+        Group::new("http", "Requests of HTTP that are served here").with(lens!(Reload runtime http)),
     ]
 }
 

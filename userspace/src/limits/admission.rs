@@ -176,6 +176,44 @@ impl Admission {
         why
     }
 
+    /// Counts a connection to a backend that is no single client's, until what is returned is dropped.
+    pub fn connect(
+        self: &Arc<Self>,
+        backend: &Arc<str>,
+        max_connections: Option<usize>,
+        max_pending: Option<usize>,
+        now: Instant,
+    ) -> Result<Shared, Overload> {
+        let key = self.enter(backend, max_connections, max_pending, now)?;
+        Ok(Shared { admission: self.clone(), key, is_pending: true })
+    }
+
+    fn enter(
+        &self,
+        backend: &Arc<str>,
+        max_connections: Option<usize>,
+        max_pending: Option<usize>,
+        now: Instant,
+    ) -> Result<usize, Overload> {
+        let rules = self.rules.load();
+        let pending = match max_pending {
+            None => PendingRule::Fair { most: rules.pending, room: rules.pending_room },
+            Some(0) => PendingRule::Any,
+            Some(most) => PendingRule::Most(most),
+        };
+        let entered =
+            lock(&self.backends).enter(backend, BackendRule { connections: max_connections, pending });
+        entered.inspect_err(|why| {
+            if let Some(refused) = self.refuse(*why, now) {
+                let key = if *why == Overload::Backend { "max_connections" } else { "max_pending" };
+                tracing::warn!(
+                    %backend, refused,
+                    "a backend has as many connections as its limit allows: refusing more for it; see {key}"
+                );
+            }
+        })
+    }
+
     /// Whether every place is taken.
     #[must_use]
     pub fn is_full(&self) -> bool {
@@ -360,30 +398,15 @@ impl Permit {
         now: Instant,
     ) -> Result<Pending<'_>, Overload> {
         let admission = &*self.admission;
-        let rules = admission.rules.load();
-        let pending = match max_pending {
-            None => PendingRule::Fair { most: rules.pending, room: rules.pending_room },
-            Some(0) => PendingRule::Any,
-            Some(most) => PendingRule::Most(most),
-        };
-        let entered =
-            lock(&admission.backends).enter(backend, BackendRule { connections: max_connections, pending });
-        match entered {
-            Ok(key) => {
-                self.backend.set(u32::try_from(key).unwrap_or(NONE));
-                Ok(Pending { admission, key })
-            }
-            Err(why) => {
-                if let Some(refused) = admission.refuse(why, now) {
-                    let key = if why == Overload::Backend { "max_connections" } else { "max_pending" };
-                    tracing::warn!(
-                        %backend, refused,
-                        "a backend has as many connections as its limit allows: refusing more for it; see {key}"
-                    );
-                }
-                Err(why)
-            }
-        }
+        let key = admission.enter(backend, max_connections, max_pending, now)?;
+        self.backend.set(u32::try_from(key).unwrap_or(NONE));
+        Ok(Pending { admission, key })
+    }
+
+    /// The limits, for what outlives this connection.
+    #[must_use]
+    pub fn admission(&self) -> &Arc<Admission> {
+        &self.admission
     }
 }
 
@@ -437,6 +460,30 @@ pub struct Pending<'a> {
 impl Drop for Pending<'_> {
     fn drop(&mut self) {
         lock(&self.admission.backends).settle(self.key);
+    }
+}
+
+/// A connection to a backend that requests of several clients share.
+#[derive(Debug)]
+pub struct Shared {
+    admission: Arc<Admission>,
+    key: usize,
+    is_pending: bool,
+}
+
+impl Shared {
+    /// It waits for an endpoint no more.
+    pub fn is_settled(&mut self) {
+        if std::mem::take(&mut self.is_pending) {
+            lock(&self.admission.backends).settle(self.key);
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.is_settled();
+        lock(&self.admission.backends).leave(self.key);
     }
 }
 

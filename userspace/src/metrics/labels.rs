@@ -66,6 +66,10 @@ pub enum CloseReason {
     TooLarge,
     /// The hello was not complete within `timeouts.hello`.
     HelloTimeout,
+    /// The head of an HTTP request was not complete within `timeouts.hello`.
+    RequestTimeout,
+    /// What the client sent is no HTTP, or could be read in two ways.
+    BadRequest,
     /// The rule leads to a backend that the configuration does not have.
     BackendRejected,
     /// The backend has no endpoint with an address and a weight.

@@ -10,6 +10,7 @@ use std::{
 use crate::{
     account::registry::Registry,
     datapath::seam::Datapath,
+    http::connection::Worker,
     metrics::Metrics,
     net::{keepalive::Keepalive, local_address},
     snapshot::SharedSnapshot,
@@ -31,6 +32,8 @@ pub struct Service {
     pub races: Cell<bool>,
     /// The addresses on which this process listens: as the configuration has each, and the real one.
     pub listening: RefCell<Vec<(SocketAddr, SocketAddr)>>,
+    /// What connections of HTTP share.
+    pub http: Rc<Worker>,
 }
 
 impl Service {

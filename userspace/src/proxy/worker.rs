@@ -33,6 +33,7 @@ use crate::{
         registry::{self, Registry, Request},
     },
     datapath::{factory::Factory, seam::InKernel},
+    http,
     limits::admission::Admission,
     metrics::Metrics,
     net::{keepalive::Keepalive, sockopt::watch_readable},
@@ -158,6 +159,7 @@ async fn work(index: usize, shared: Shared, mut orders: mpsc::UnboundedReceiver<
         registry: Rc::new(Registry::new(index, shared.workers)),
         races: Cell::default(),
         listening: RefCell::default(),
+        http: Rc::new(http::connection::Worker::new(&shared.metrics)),
     });
     spawn_local(tick(service.clone()));
     let sessions = TaskTracker::new();
@@ -203,6 +205,7 @@ async fn work(index: usize, shared: Shared, mut orders: mpsc::UnboundedReceiver<
             Some(Order::Withdraw) => service.datapath.withdraw(),
             Some(Order::Drain { patience, succeeded: by_another }) => {
                 succeeded.set(by_another);
+                service.http.drain.cancel();
                 break patience;
             }
             None => break Duration::ZERO,
