@@ -3,6 +3,7 @@
 use std::fmt::{self, Write as _};
 
 use crate::{
+    describe::{Settings as Ends, is_http},
     load::Translation,
     model::{
         Backend, BackendId, Endpoint, EndpointHost, Listener, Model, Policies, Policy, Rule, Target,
@@ -64,12 +65,18 @@ fn render_listener(out: &mut String, listener: &Listener, model: &Model) -> fmt:
     let rows: Vec<_> = routes
         .entries()
         .iter()
-        .map(|Entry { pattern, rule }| (pattern.to_string(), targets(rule, model), rule))
+        .map(|Entry { pattern, rule }| (pattern.to_string(), leads_to(rule, model), rule))
         .collect();
     let patterns = column(rows.iter().map(|(pattern, ..)| pattern.len()));
     let width = column(rows.iter().map(|(_, targets, _)| targets.len()));
     for (pattern, targets, rule) in &rows {
         writeln!(out, "  {pattern:patterns$}  {targets:width$}  {} ({})", rule.name, rule.origin)?;
+    }
+    let mut ends: Vec<_> = rows.iter().filter_map(|(.., rule)| rule.termination.as_ref()).collect();
+    ends.sort_by_key(|ends| ends.id);
+    ends.dedup_by_key(|ends| ends.id);
+    for ends in ends {
+        writeln!(out, "  terminated: {} with {}", ends.name, Ends(ends))?;
     }
     for Shadowed { pattern, rule, by, because } in routes.shadowed() {
         writeln!(
@@ -133,6 +140,15 @@ fn summary(out: &mut String, translation: &Translation) -> fmt::Result {
         count(Severity::Ignored),
         counted(count(Severity::Note), "note"),
     )
+}
+
+/// The targets, and whether TLS ends before them.
+fn leads_to(rule: &Rule, model: &Model) -> String {
+    match &rule.termination {
+        None => targets(rule, model),
+        Some(_) if is_http(rule) => "terminated, HTTP".into(),
+        Some(_) => format!("terminated, {}", targets(rule, model)),
+    }
 }
 
 /// `shop:443`, or `shop:443 90 %, refused 10 %`.

@@ -4,6 +4,7 @@ use std::{fmt, sync::Arc};
 
 use crate::{
     check::{Percent, describe_policy, endpoints, shares},
+    describe::{self, is_http},
     model::route_table::{Entry, Shadowed, TableExplanation},
     model::{Backend, Claim, Listener, Model, Origin, Policy, Rule},
     name::{HostPattern, NameError, ServerName, is_address},
@@ -211,6 +212,19 @@ impl fmt::Display for Answer {
                         f,
                         "    {pattern} of {} ({}) is shadowed by {}, {because}",
                         rule.name, rule.origin, by.name
+                    )?;
+                }
+                match &rule.termination {
+                    None if shares.iter().all(|(backend, _)| backend.is_none()) => {}
+                    None => writeln!(f, "  {}", describe::mode(rule))?,
+                    Some(ends) => {
+                        writeln!(f, "  {} with {}", describe::mode(rule), describe::Settings(ends))?;
+                    }
+                }
+                if is_http(rule) {
+                    writeln!(
+                        f,
+                        "  100 % refused: no http route is for the server, a request is answered with 404"
                     )?;
                 }
                 for (backend, percent) in shares {

@@ -36,7 +36,9 @@ pub mod status;
 
 mod builder;
 mod check;
+mod credentials;
 mod decode;
+mod describe;
 mod document;
 mod explain;
 mod istio;

@@ -74,6 +74,9 @@ pub struct Overrides {
     /// Serve only Gateways whose selector these labels satisfy; separated by commas, may be repeated
     #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',')]
     pub selector: Vec<Label>,
+    /// Take the certificates and keys that servers name from this directory, or this file with Secrets in YAML
+    #[arg(long, value_name = "PATH")]
+    pub secrets: Option<PathBuf>,
 }
 
 impl Overrides {
@@ -85,6 +88,7 @@ impl Overrides {
             listen: self.listen.clone(),
             namespace: self.namespace.clone(),
             selector: self.selector.clone(),
+            secrets: self.secrets.clone(),
         }
     }
 }

@@ -5,6 +5,11 @@ use crate::{
     model::Target,
 };
 
+/// The targets of a rule that cannot be served.
+pub(super) fn refused() -> Vec<Target> {
+    vec![Target { weight: 1, backend: None }]
+}
+
 /// One weighted destination of a route.
 #[derive(Debug)]
 pub(super) struct Destination<'n> {

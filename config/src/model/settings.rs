@@ -3,12 +3,14 @@
 //! The reader, what `check` prints, the rule for what needs a restart, the reference and the JSON schema follow from the
 //! declaration. What is in [`Startup`] is fixed for the life of the process; what is in [`Runtime`] follows a reload.
 
-use std::{net::SocketAddr, sync::LazyLock, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::LazyLock, time::Duration};
 
 use crate::{
     admin::AdminAddress,
     decode::{Diagnostics, View},
-    kind::{Choice, Codec, Count, Denied, Flag, Hosts, Kind, MOST, NameServers, Parsed, Share, Size, Time},
+    kind::{
+        Choice, Codec, Count, Denied, Flag, Hosts, Kind, MOST, NameServers, Parsed, Place, Share, Size, Time,
+    },
     name::HostName,
     networks::Networks,
 };
@@ -107,6 +109,10 @@ section! {
     pub struct Runtime {
         /// Clients that are not served. Their connections are reset, when they come and when they are there already.
         deny: Networks = Networks::default(), Denied;
+        /// Where the certificates and keys are that servers name: a directory with Kubernetes Secrets in YAML, with
+        /// `NAME.crt` and `NAME.key`, or with `NAME/tls.crt` and `NAME/tls.key`; or a file with Secrets. It is watched.
+        secrets: Option<PathBuf> = None,
+            Place { what: "a path", example: "/etc/snisplice/secrets" };
     } and {
         /// Sizes and counts that bound what one client can cost.
         limits: Limits;
@@ -433,7 +439,7 @@ fn declared() -> Vec<Group> {
     let Settings {
         startup:
             Startup { datapath: _, admin: _, offload: _, flows: _, capacity: _, timeouts: _, same_host: _ },
-        runtime: Runtime { deny: _, limits: _, timeouts: _, dns: _ },
+        runtime: Runtime { deny: _, secrets: _, limits: _, timeouts: _, dns: _ },
     } = Settings::default();
     vec![
         Group::new("", "Settings of their own").with(lens!(Restart startup)).with(lens!(Reload runtime)),
