@@ -3,12 +3,14 @@
 use std::fmt::{self, Write as _};
 
 use crate::{
-    describe::{Settings as Ends, is_http},
+    describe::{self, Settings as Ends, is_http},
     load::Translation,
     model::{
         Backend, BackendId, Endpoint, EndpointHost, Listener, Model, Policies, Policy, Rule, Target,
+        http::PlainHttp,
         route_table::{Entry, Shadowed},
         settings::{Declared, Settings, groups},
+        termination::Inside,
     },
     report::Severity,
 };
@@ -55,7 +57,7 @@ fn render_listener(out: &mut String, listener: &Listener, model: &Model) -> fmt:
         any_address: _,
         ports: _,
         routes,
-        plain_http: _,
+        plain_http,
         policies,
     } = listener;
     let addresses = bind.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
@@ -75,8 +77,16 @@ fn render_listener(out: &mut String, listener: &Listener, model: &Model) -> fmt:
     let mut ends: Vec<_> = rows.iter().filter_map(|(.., rule)| rule.termination.as_ref()).collect();
     ends.sort_by_key(|ends| ends.id);
     ends.dedup_by_key(|ends| ends.id);
+    let lead = |rule: &Rule| targets(rule, model);
     for ends in ends {
         writeln!(out, "  terminated: {} with {}", ends.name, Ends(ends))?;
+        if let Inside::Http(table) = &ends.inside {
+            describe::table(table, &lead).iter().try_for_each(|line| writeln!(out, "    {line}"))?;
+        }
+    }
+    if let Some(PlainHttp { name, origin, table }) = plain_http {
+        writeln!(out, "  HTTP without TLS: {name} ({origin})")?;
+        describe::table(table, &lead).iter().try_for_each(|line| writeln!(out, "    {line}"))?;
     }
     for Shadowed { pattern, rule, by, because } in routes.shadowed() {
         writeln!(
@@ -202,6 +212,7 @@ pub(crate) fn endpoints(backend: &Backend) -> String {
         let source = backend.source.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         write_infallibly(&mut text, |text| write!(text, " from {source}"));
     }
+    text.push_str(&describe::upstream(backend));
     if backend.same_host {
         text.push_str(", same host");
     }

@@ -6,6 +6,7 @@ use crate::{
         cipher_suites::{self, Suite},
         termination::SecretName,
     },
+    report::Diagnostic,
 };
 
 /// The suites of a list that are spoken, by their names in the IANA registry; of the others there is a warning.
@@ -64,4 +65,15 @@ pub(crate) fn secret_name(
         .or_placeholder(text)
         .emit(diagnostics);
     None
+}
+
+/// What to say of a Secret that no file has, where there is no directory of secrets either, and what follows from it.
+pub(crate) fn missing_secret(name: &SecretName, view: &View<'_>, then: &str) -> Diagnostic {
+    view.warn(format!(
+        "no file has the Secret '{}', and there is no directory of secrets: without it {then}",
+        name.name
+    ))
+    .remedy(
+        "load the file with the Secret too, or name the directory that has it with --secrets or the setting 'secrets'",
+    )
 }

@@ -48,11 +48,16 @@ use crate::{
 };
 
 mod attach;
+mod client_tls;
 mod destination;
 mod endpoints;
 mod export_to;
 mod gateway;
+mod gateway_ref;
+mod headers;
 mod host;
+mod http;
+mod http_match;
 mod labels;
 mod listeners;
 mod object;
@@ -127,7 +132,7 @@ impl<'n, 'o> Istio<'n, 'o> {
         match object.kind {
             Kind::Gateway => self.gateways.extend(gateway::read(object, namespace, diagnostics)),
             Kind::VirtualService => {
-                self.virtual_services.extend(virtual_service::read(object, namespace, diagnostics));
+                self.virtual_services.extend(virtual_service::read(object, self.options, diagnostics));
             }
             Kind::ServiceEntry => sources.entries.extend(service_entry::read(object, namespace, diagnostics)),
             Kind::DestinationRule => sources.rules.extend(subset::read(object, diagnostics)),
@@ -193,10 +198,9 @@ impl Routes<'_, '_, '_, '_> {
         }
         let Some(object) = admit(document, &mut self.seen, diagnostics) else { return true };
         if object.kind == Kind::VirtualService {
-            let namespace = self.istio.options.namespace.as_deref();
             let mut unheard = Diagnostics::default();
             let said = if object.lost { &mut unheard } else { &mut *diagnostics };
-            if let Some(service) = virtual_service::read(object, namespace, said) {
+            if let Some(service) = virtual_service::read(object, self.istio.options, said) {
                 self.attach(&service, builder, diagnostics);
             }
         }

@@ -6,9 +6,10 @@ use super::{
     destination::{Destination, refused},
     export_to::Exported,
     gateway::{Gateway, Server, ServerKind},
-    registry::Registry,
+    gateway_ref::GatewayRef,
+    registry::{Carried, Registry},
     terminate::Ends,
-    virtual_service::{GatewayRef, Match, Place, TcpRoute, TlsRoute, VirtualService},
+    virtual_service::{Match, Place, TcpRoute, TlsRoute, VirtualService},
 };
 use crate::{
     builder::ModelBuilder,
@@ -18,6 +19,8 @@ use crate::{
     name::HostPattern,
     options::Options,
 };
+
+mod http;
 
 /// What a `VirtualService` attaches to.
 pub(super) struct Attachment<'a, 'n> {
@@ -74,6 +77,7 @@ impl<'a, 'n> Attachment<'a, 'n> {
             self.add_tls(route, registry, builder, diagnostics);
         }
         self.add_tcp(registry, ends, builder, diagnostics);
+        self.add_http(registry, ends, builder, diagnostics);
     }
 
     fn add_tls(
@@ -100,10 +104,11 @@ impl<'a, 'n> Attachment<'a, 'n> {
         }
         if served.is_empty() {
             // What nobody can reach needs no backend, but its faults are told all the same.
-            self.targets(destinations, None, false, registry, builder, diagnostics);
+            self.targets(destinations, None, (false, Carried::Through), registry, builder, diagnostics);
         }
         for (port, meetings) in served {
-            let targets = self.targets(destinations, port, true, registry, builder, diagnostics);
+            let targets =
+                self.targets(destinations, port, (true, Carried::Through), registry, builder, diagnostics);
             let rule = builder.rule(name.clone(), view.origin(), targets);
             for meeting in meetings {
                 builder.listeners[meeting.listener].serve(
@@ -144,7 +149,7 @@ impl<'a, 'n> Attachment<'a, 'n> {
         &self,
         destinations: &[Destination<'_>],
         port: Option<u16>,
-        wanted: bool,
+        (wanted, carried): (bool, Carried),
         registry: &mut Registry<'_, '_, '_, '_>,
         builder: &mut ModelBuilder,
         diagnostics: &mut Diagnostics,
@@ -154,15 +159,26 @@ impl<'a, 'n> Attachment<'a, 'n> {
             .map(|one| Target {
                 weight: one.weight,
                 backend: one.to.as_ref().and_then(|to| {
-                    registry.backend(self.service.namespace, to, port, wanted, builder, diagnostics)
+                    registry.backend(
+                        (self.service.namespace, carried),
+                        to,
+                        port,
+                        wanted,
+                        builder,
+                        diagnostics,
+                    )
                 }),
             })
             .collect()
     }
 
     /// The Gateways of the `VirtualService` that a match is for: `match.gateways` narrows `spec.gateways`.
-    fn narrowed(&self, place: &Place<'_>, diagnostics: &mut Diagnostics) -> Vec<&'a Gateway<'n>> {
-        let Some(named) = &place.gateways else { return self.gateways.clone() };
+    fn narrowed(
+        &self,
+        gateways: Option<&[GatewayRef<'_>]>,
+        diagnostics: &mut Diagnostics,
+    ) -> Vec<&'a Gateway<'n>> {
+        let Some(named) = gateways else { return self.gateways.clone() };
         for one in named {
             if !self.service.gateways.iter().any(|own| own.is_same(one)) {
                 let own: Vec<_> = self
@@ -195,7 +211,7 @@ impl<'a, 'n> Attachment<'a, 'n> {
         'a: 'm,
     {
         let Match { at, sni_hosts, .. } = one;
-        let gateways = self.narrowed(at, diagnostics);
+        let gateways = self.narrowed(at.gateways.as_deref(), diagnostics);
         let all: Vec<(&'a Server<'n>, usize)> = gateways
             .iter()
             .flat_map(|gateway| &gateway.servers)
@@ -291,7 +307,7 @@ impl<'a, 'n> Attachment<'a, 'n> {
                 .flat_map(|host| self.service.hosts.iter().map(|own| (own, &host.pattern)))
                 .filter(|(own, host)| own.intersect(host).is_some())
                 .collect();
-            let is_bytes = server.kind == ServerKind::Terminate && !server.is_https();
+            let is_bytes = server.kind == ServerKind::Terminate && !server.is_http();
             if names.is_empty() || !(is_bytes || server.kind == ServerKind::Tcp) {
                 continue;
             }
@@ -304,7 +320,17 @@ impl<'a, 'n> Attachment<'a, 'n> {
             let targets = if is_refused {
                 refused()
             } else {
-                self.targets(destinations, Some(server.port), true, registry, builder, diagnostics)
+                {
+                    let carried = if is_bytes { Carried::Ended } else { Carried::Through };
+                    self.targets(
+                        destinations,
+                        Some(server.port),
+                        (true, carried),
+                        registry,
+                        builder,
+                        diagnostics,
+                    )
+                }
             };
             let name = format!("{} tcp[{index}]", self.service.view.object());
             let rank = self.rank(&server.rank);
@@ -340,7 +366,7 @@ impl<'a, 'n> Attachment<'a, 'n> {
         let answer = |(place, refused): &(Place<'_>, bool), diagnostics: &mut Diagnostics| {
             let here = place.port.as_ref().is_none_or(|(_, port)| server.port == *port)
                 && self
-                    .narrowed(place, diagnostics)
+                    .narrowed(place.gateways.as_deref(), diagnostics)
                     .iter()
                     .any(|gateway| gateway.servers.iter().any(|other| std::ptr::eq(other, server)));
             here.then_some(*refused)

@@ -14,7 +14,7 @@ use crate::{
     options::Options,
 };
 
-const PROTOCOLS: &str = "HTTPS or TLS, with tls.mode PASSTHROUGH or SIMPLE";
+const PROTOCOLS: &str = "HTTPS or TLS, with tls.mode PASSTHROUGH or SIMPLE, or HTTP";
 
 #[derive(Debug)]
 pub(super) struct Gateway<'n> {
@@ -53,7 +53,9 @@ pub(super) struct Server<'n> {
     pub(super) kind: ServerKind,
     /// How it ends TLS, where its kind is [`ServerKind::Terminate`].
     pub(super) tls: Option<Box<ServerTls<'n>>>,
-    /// Under which number what is inside is collected, where its kind is [`ServerKind::Terminate`].
+    /// Whether every request is sent to HTTPS (`httpsRedirect` of an HTTP server).
+    pub(super) https_redirect: bool,
+    /// Under which number its routes are collected, where its kind is [`ServerKind::Terminate`] or [`ServerKind::Http`].
     pub(super) slot: Option<usize>,
     /// The listener it became a part of, or is on the port of.
     pub(super) listener: Option<usize>,
@@ -71,7 +73,7 @@ pub(super) enum ServerKind {
     Claims,
     /// TCP without TLS: serves what has no name, beside servers with TLS.
     Tcp,
-    /// HTTP without TLS: not served.
+    /// HTTP without TLS.
     Http,
 }
 
@@ -80,12 +82,20 @@ impl ServerKind {
     pub(super) fn serves_tls(self) -> bool {
         matches!(self, Self::Passthrough | Self::Terminate)
     }
+
+    /// Whether the server makes a listener.
+    pub(super) fn is_served(self) -> bool {
+        self.serves_tls() || self == Self::Http
+    }
 }
 
 impl Server<'_> {
-    /// Whether HTTP is inside of TLS, and not bytes.
-    pub(super) fn is_https(&self) -> bool {
-        self.protocol.eq_ignore_ascii_case("HTTPS")
+    /// Whether it serves HTTP requests, inside of TLS that ends here or without TLS.
+    pub(super) fn is_http(&self) -> bool {
+        match self.kind {
+            ServerKind::Terminate => self.protocol.eq_ignore_ascii_case("HTTPS"),
+            kind => kind == ServerKind::Http,
+        }
     }
 
     /// As `Gateway namespace/name servers[0]`.
@@ -128,6 +138,7 @@ pub(super) fn read<'n>(
         .filter_map(|(index, view)| server(view, index, (namespace, workload), &mut names, diagnostics))
         .collect();
     if lost {
+        servers.retain(|server| server.kind != ServerKind::Http);
         for server in &mut servers {
             if server.kind.serves_tls() {
                 server.kind = ServerKind::Claims;
@@ -188,10 +199,7 @@ fn server<'n>(
                 _ => (ServerKind::Claims, None),
             }
         }
-        ServerKind::Http if good => {
-            report_plain(view, tls.as_ref(), diagnostics);
-            (ServerKind::Http, None)
-        }
+        ServerKind::Http if !good => return None,
         other => (other, None),
     };
     // A server at an address that cannot be read is taken for one at all of them: its names are refused.
@@ -211,6 +219,7 @@ fn server<'n>(
         bind,
         hosts,
         kind,
+        https_redirect: kind == ServerKind::Http && redirects(tls.as_ref(), diagnostics),
         tls: settings,
         slot: None,
         listener: None,
@@ -344,21 +353,14 @@ fn read_hosts<'n>(view: &View<'n>, own: &'n str, diagnostics: &mut Diagnostics) 
         .collect()
 }
 
-fn report_plain(server: &View<'_>, tls: Option<&View<'_>>, diagnostics: &mut Diagnostics) {
-    if let Some(redirect) = tls.and_then(|tls| tls.peek("httpsRedirect"))
-        && !redirect.says("false")
-    {
-        if redirect.flag(diagnostics) != Some(true) {
-            return;
-        }
-        redirect
-            .error("redirecting HTTP to HTTPS is not implemented: the server is not served")
-            .remedy("keep this server in Istio, or let another program answer on the port")
-            .emit(diagnostics);
-        return;
+/// Whether an HTTP server sends every request to HTTPS. What cannot be read does too: it was meant to be safe.
+fn redirects(tls: Option<&View<'_>>, diagnostics: &mut Diagnostics) -> bool {
+    let Some(tls) = tls else { return false };
+    let Some(mut fields) = tls.fields("{httpsRedirect: true}", diagnostics) else { return true };
+    let redirect = fields.take("httpsRedirect");
+    for other in server_tls::others(&mut fields) {
+        other.warn("no TLS is spoken on the port of an HTTP server, ignored").emit(diagnostics);
     }
-    server
-        .error("plain HTTP has no server name to route by: the server is not served")
-        .expected(PROTOCOLS)
-        .emit(diagnostics);
+    fields.finish(diagnostics);
+    redirect.is_some_and(|view| view.flag(diagnostics).unwrap_or(true))
 }

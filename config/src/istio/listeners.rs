@@ -1,7 +1,7 @@
 //! The servers of all Gateways become listeners, one for each port and address.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
 };
@@ -35,7 +35,8 @@ pub(super) fn add(
     let places = Places::of(gateways, options);
     let natives = builder.listeners.len();
     let mut made: HashMap<Place, usize> = HashMap::new();
-    for server in selected(gateways, options).filter(|server| server.kind.serves_tls()) {
+    let mut with_tls: HashSet<usize> = HashSet::new();
+    for server in selected(gateways, options).filter(|server| server.kind.is_served()) {
         let place = places.of_server(server);
         let at = if let Some(&at) = made.get(&place) {
             at
@@ -44,7 +45,9 @@ pub(super) fn add(
                 listener(server, place, &builder.listeners[..natives], policies, diagnostics)
             else {
                 // Its names are nobody else's on the port.
-                server.kind = ServerKind::Claims;
+                if server.kind.serves_tls() {
+                    server.kind = ServerKind::Claims;
+                }
                 continue;
             };
             builder.listeners.push(listener);
@@ -52,6 +55,10 @@ pub(super) fn add(
             builder.listeners.len() - 1
         };
         server.listener = Some(at);
+        if !server.kind.serves_tls() {
+            continue;
+        }
+        with_tls.insert(at);
         let hosts = &mut builder.listeners[at].hosts;
         for host in &server.hosts {
             if !hosts.contains(&host.pattern) {
@@ -60,12 +67,13 @@ pub(super) fn add(
         }
     }
     let ends = selected(gateways, options)
-        .filter(|server| server.kind == ServerKind::Terminate && server.listener.is_some());
+        .filter(|server| matches!(server.kind, ServerKind::Terminate | ServerKind::Http))
+        .filter(|server| server.listener.is_some());
     for (slot, server) in ends.enumerate() {
         server.slot = Some(slot);
     }
-    for server in selected(gateways, options).filter(|server| !server.kind.serves_tls()) {
-        server.listener = made.get(&places.of_server(server)).copied();
+    for server in selected(gateways, options).filter(|server| !server.kind.is_served()) {
+        server.listener = made.get(&places.of_server(server)).copied().filter(|at| with_tls.contains(at));
     }
     for gateway in gateways.iter().filter(|gateway| gateway.is_selected(options)) {
         for server in &gateway.servers {
@@ -79,7 +87,7 @@ pub(super) fn add(
         }
     }
     for gateway in gateways.iter().filter(|gateway| gateway.is_selected(options)) {
-        for server in gateway.servers.iter().filter(|server| !server.kind.serves_tls()) {
+        for server in gateway.servers.iter().filter(|server| !server.kind.is_served()) {
             builder.claims.extend(server.hosts.iter().map(|host| Claim {
                 pattern: host.pattern.clone(),
                 port: server.port,
@@ -177,7 +185,7 @@ impl Places {
     fn of(gateways: &mut [Gateway<'_>], options: &Options) -> Self {
         Self(
             selected(gateways, options)
-                .filter(|server| server.kind.serves_tls() && server.bind.is_none())
+                .filter(|server| server.kind.is_served() && server.bind.is_none())
                 .map(|server| server.port)
                 .collect(),
         )
@@ -297,7 +305,7 @@ fn tell_plain(gateways: &[Gateway<'_>], options: &Options, diagnostics: &mut Dia
             .view
             .warn(format!(
                 "shares port {} with the TLS server of {} ({}): in Istio the one that comes first takes the port; \
-                 here the TLS server is served all the same",
+                 here both are served, by what the first bytes are",
                 plain.port,
                 tls.view.object(),
                 tls.view.origin()

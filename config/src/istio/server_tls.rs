@@ -107,6 +107,12 @@ pub(super) fn read<'n>(
     }
 }
 
+/// All fields but `httpsRedirect` that are written.
+pub(super) fn others<'n>(fields: &mut Fields<'n>) -> Vec<View<'n>> {
+    let mode = fields.take_set("mode").filter(|mode| !mode.says("PASSTHROUGH"));
+    mode.into_iter().chain(Written::take(fields).all().cloned()).collect()
+}
+
 /// The fields that say how to end TLS, as they are written.
 struct Written<'n> {
     server_certificate: Option<View<'n>>,

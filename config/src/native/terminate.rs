@@ -2,7 +2,7 @@
 
 use crate::{
     builder::ModelBuilder,
-    credentials::{cipher_suites, path, secret_name},
+    credentials::{cipher_suites, missing_secret, path, secret_name},
     decode::{Diagnostics, View},
     kind::{Choice, Codec as _},
     model::{
@@ -186,16 +186,7 @@ impl Terminate<'_> {
         builder: &mut ModelBuilder,
     ) -> std::sync::Arc<Termination> {
         for (secret, view) in &self.secrets {
-            let missing = view
-                .warn(format!(
-                    "no file has the Secret '{}', and there is no directory of secrets: without a certificate the \
-                     names of the route are refused",
-                    secret.name
-                ))
-                .remedy(
-                    "load the file with the Secret too, or name the directory that has it with --secrets or the \
-                     setting 'secrets'",
-                );
+            let missing = missing_secret(secret, view, "the names of the route are refused");
             builder.want_secret(secret.clone(), missing);
         }
         builder.termination(|id| Termination {
