@@ -32,6 +32,7 @@ pub mod networks;
 pub mod options;
 pub mod reference;
 pub mod report;
+pub mod secret;
 pub mod status;
 
 mod builder;

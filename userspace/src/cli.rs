@@ -106,6 +106,7 @@ pub struct Check {
 
 /// `snisplice run`.
 #[derive(Debug, Clone, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub struct Run {
     /// The configuration.
     #[command(flatten)]
@@ -132,6 +133,9 @@ pub struct Run {
     /// Let the other process have another mount namespace and another root directory, as a container has
     #[arg(long)]
     pub takeover_across_mounts: bool,
+    /// Write the secrets of the connections that end here to the file that SSLKEYLOGFILE names, to decrypt a recording of them
+    #[arg(long)]
+    pub tls_key_log: bool,
     /// Lets connections be closed on that address
     #[arg(long)]
     pub admin_close: bool,

@@ -6,4 +6,5 @@ pub mod hello;
 mod refuse;
 pub mod service;
 pub mod session;
+mod terminated;
 pub mod worker;

@@ -15,6 +15,7 @@ use snisplice_config::model::{BackendId, Listener, Model, Rule};
 use crate::{
     metrics::{Gone, Names},
     net::listeners::covers,
+    terminate::Terminations,
     upstream::{balance::Wheel, cluster::Cluster, upstreams::Upstreams},
 };
 
@@ -30,6 +31,8 @@ pub struct Snapshot {
     upstreams: Upstreams,
     /// By [`Rule::id`].
     rules: Vec<RuleState>,
+    /// Follows the secrets, which change also without the configuration.
+    terminations: ArcSwap<Terminations>,
 }
 
 /// What one rule needs beside its immutable part; filled in when the first connection takes it, since most of a
@@ -74,7 +77,19 @@ impl Snapshot {
             .enumerate()
             .flat_map(|(at, listener)| listener.bind.iter().map(move |address| (*address, at)))
             .collect();
-        Self { model, generation, by_address, upstreams, rules }
+        let terminations = ArcSwap::default();
+        Self { model, generation, by_address, upstreams, rules, terminations }
+    }
+
+    /// What this configuration ends and begins TLS with.
+    #[must_use]
+    pub fn terminations(&self) -> Arc<Terminations> {
+        self.terminations.load_full()
+    }
+
+    /// Ends and begins TLS with these from now on. Connections that are open keep what they have.
+    pub fn terminate_with(&self, terminations: Terminations) {
+        self.terminations.store(Arc::new(terminations));
     }
 
     /// The listener of an address as the configuration has it, if this one does.
@@ -176,6 +191,12 @@ impl Snapshot {
     /// cannot be served (Gateway API, `BackendRef`: an invalid backend keeps its share).
     #[must_use]
     pub fn next_target(&self, rule: &Rule) -> Option<&Cluster> {
+        self.next_backend(rule).map(|id| self.cluster(id))
+    }
+
+    /// The same, by its id.
+    #[must_use]
+    pub fn next_backend(&self, rule: &Rule) -> Option<BackendId> {
         let chosen = if let [only] = rule.targets.as_slice() {
             (only.weight > 0).then_some(only)
         } else {
@@ -184,7 +205,7 @@ impl Snapshot {
                 .get_or_init(|| Wheel::new(rule.targets.iter().map(|target| target.weight)));
             wheel.pick(self.kept(rule).turn.fetch_add(1, Relaxed)).map(|member| &rule.targets[member])
         };
-        chosen?.backend.map(|id| self.cluster(id))
+        chosen?.backend
     }
 }
 

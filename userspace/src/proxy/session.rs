@@ -1,8 +1,10 @@
 //! One connection's story, from accept to the last byte.
 
-use std::{net::TcpStream as StdStream, os::fd::AsRawFd as _, rc::Rc, time::Instant as StdInstant};
+use std::{
+    net::TcpStream as StdStream, os::fd::AsRawFd as _, rc::Rc, sync::Arc, time::Instant as StdInstant,
+};
 
-use snisplice_config::model::{Listener, Model, Rule};
+use snisplice_config::model::{Listener, Model, Rule, termination::Termination};
 use tokio::{net::TcpStream, time::timeout};
 
 use super::{
@@ -10,10 +12,11 @@ use super::{
     hello::{HelloReader, Received},
     refuse::{Refusal, RouteVerdict},
     service::Service,
+    terminated::{self, Terminated},
 };
 use crate::{
     account::{Account, registry::Registration},
-    datapath::seam::Pair,
+    datapath::seam::{Forward, Pair},
     limits::{Overload, admission::Permit},
     metrics::labels::CloseReason,
     net::sockopt,
@@ -24,20 +27,45 @@ use crate::{
 pub async fn serve(client: StdStream, account: Registration, service: Rc<Service>, permit: Permit) {
     // On the heap, so that an established connection, which may idle for hours, does not carry the room for this; and the pair
     // goes to the datapath within one expression, so that there is no room for it here either.
-    let mut established = match Box::pin(establish(client, &account, &service, &permit)).await {
-        Ok((pair, lease)) => Ok((service.datapath.forward(pair, &account), lease)),
-        Err(reason) => Err(reason),
+    let mut course = match Box::pin(establish(client, &account, &service, &permit)).await {
+        Ok(Established::Passed(pair, lease)) => {
+            Course::Passed(service.datapath.forward(pair, &account), lease)
+        }
+        Ok(Established::Terminated(begun)) => {
+            Course::Terminated(terminated::serve(begun, &account, &service, &permit))
+        }
+        Err(reason) => {
+            account.ended(reason);
+            return;
+        }
     };
-    let reason = match &mut established {
-        Ok((forward, lease)) => {
+    let reason = match &mut course {
+        Course::Passed(forward, lease) => {
             let reason = forward.as_mut().await.reason();
             lease.ended(reason);
             reason
         }
-        Err(reason) => *reason,
+        Course::Terminated(served) => served.as_mut().await,
     };
     account.ended(reason);
+    drop(course);
     drop(permit);
+}
+
+/// What a connection waits for once its hello is answered. All of it is on the heap: see the size that the tests assert.
+enum Course<'a> {
+    /// The datapath carries it, and the endpoint counts it.
+    Passed(Forward<'a>, Lease),
+    /// TLS ends here.
+    Terminated(terminated::Served<'a>),
+}
+
+/// What a hello has led to.
+enum Established {
+    /// To an endpoint, to which TLS is passed through.
+    Passed(Pair, Lease),
+    /// To a rule that ends TLS. Nothing is sent yet, to either side.
+    Terminated(Box<Terminated>),
 }
 
 /// The part of the story before bytes flow: hello, rule, endpoint, connection. An error is the reason for which the
@@ -47,7 +75,7 @@ async fn establish(
     account: &Account,
     service: &Service,
     permit: &Permit,
-) -> Result<(Pair, Lease), CloseReason> {
+) -> Result<Established, CloseReason> {
     // This connection keeps this configuration until it is established, whatever is reloaded meanwhile.
     let snapshot = service.current.load_full();
     let own = || client.local_addr().ok();
@@ -74,6 +102,13 @@ async fn establish(
             account.routed(snapshot.label(rule));
             snapshot.next_target(rule).ok_or(CloseReason::BackendRejected)?
         }
+        Action::Terminate(rule, termination) => {
+            account.routed(snapshot.label(rule));
+            let (rule, termination) = (rule.clone(), termination.clone());
+            let read = reader.into_bytes();
+            let terminated = Terminated { client, read, snapshot: snapshot.clone(), rule, termination };
+            return Ok(Established::Terminated(Box::new(terminated)));
+        }
         Action::Refuse(refusal) => {
             let backend = refusal.apply(&client, listener, account, service).await?;
             snapshot.cluster(backend)
@@ -86,7 +121,7 @@ async fn establish(
         connect_within_limits(cluster, &client, &snapshot.model, service, permit).await?;
     account.has_sockets([client.as_raw_fd(), backend.as_raw_fd()]);
     let (hello, keepalive) = (reader.into_bytes(), Some(service.keepalive.clone()));
-    Ok((Pair { client, backend, hello, same_host: announced, keepalive }, lease))
+    Ok(Established::Passed(Pair { client, backend, hello, same_host: announced, keepalive }, lease))
 }
 
 /// Resets a client whom the configuration denies.
@@ -130,6 +165,8 @@ async fn wait_for_hello(
 enum Action<'s> {
     /// Its rule says where it goes.
     Pass(&'s Rule),
+    /// Its rule ends TLS like this.
+    Terminate(&'s Arc<Rule>, &'s Arc<Termination>),
     /// The policy for this says what becomes of it.
     Refuse(Refusal),
     /// It is over.
@@ -153,13 +190,16 @@ fn route<'s>(listener: &'s Listener, account: &Account, received: Received) -> A
         None => (listener.routes.no_sni(), RouteVerdict::NoSni),
     };
     match rule {
-        Some(rule) => Action::Pass(rule),
+        Some(rule) => match &rule.termination {
+            None => Action::Pass(rule),
+            Some(termination) => Action::Terminate(rule, termination),
+        },
         None => Action::Refuse(Refusal { verdict, listens: !hello.early_data }),
     }
 }
 
 /// Connects to an endpoint of the cluster, unless its limits forbid that.
-async fn connect_within_limits(
+pub(super) async fn connect_within_limits(
     cluster: &Cluster,
     client: &TcpStream,
     model: &Model,
@@ -196,7 +236,6 @@ mod tests {
         io::Write as _,
         net::SocketAddr,
         pin::{Pin, pin},
-        sync::Arc,
         task::Poll,
         time::Duration,
     };
@@ -212,7 +251,7 @@ mod tests {
         account::{ListenerAccount, registry::Registry},
         datapath::{
             relay::Relay,
-            seam::{Datapath, Forward, HelloMode},
+            seam::{Datapath, HelloMode},
         },
         limits::admission::Admission,
         metrics::Metrics,
@@ -237,6 +276,7 @@ mod tests {
             metrics: Arc::new(Metrics::new()),
             datapath,
             keepalive: Rc::new(Keepalive::of(&PeerTimeouts::default())),
+            patience: IDLE.into(),
             registry: Rc::default(),
             races: Cell::default(),
             listening: RefCell::default(),
