@@ -6,6 +6,7 @@ use std::{
     net::{TcpListener, TcpStream},
     os::unix::fs::symlink,
     path::{Path, PathBuf},
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
@@ -26,6 +27,7 @@ use snisplice_tests::{
     lab::Lab,
     netns::BACKEND,
     pki::{Ca, Leaf},
+    process::run,
     stream::{self, Pace, Pattern},
     suite::Case,
     tcp, wait,
@@ -38,6 +40,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::sockets("terminate::one_port_terminates_and_passes_through", one_port),
     Case::once("terminate::clients_are_known_by_their_certificates", client_certificates),
     Case::once("terminate::versions_are_those_of_the_configuration", versions),
+    Case::once("terminate::a_client_is_shown_the_certificate_that_it_can_verify", certificate_fits),
     Case::once("terminate::a_certificate_changes_under_load", certificate_changes),
     Case::once("terminate::a_bad_change_keeps_the_last_good_certificate", bad_change),
     Case::once("terminate::reloads_under_load_break_nothing", reloads),
@@ -54,12 +57,12 @@ const NAME: &str = "www.example.com";
 fn secrets(lab: &Lab) -> Result<PathBuf> {
     let directory = lab.dir().join("secrets");
     fs::create_dir(&directory)?;
-    put(lab, &directory, &lab.ca.issue("*.example.com")?)?;
+    put(&directory, &lab.ca.issue("*.example.com")?)?;
     Ok(directory)
 }
 
 /// Makes a certificate the one of `web`, as a mounted Secret changes: all files at once.
-fn put(_lab: &Lab, directory: &Path, leaf: &Leaf) -> Result<()> {
+fn put(directory: &Path, leaf: &Leaf) -> Result<()> {
     static VERSION: AtomicUsize = AtomicUsize::new(0);
     let version = format!("..{}", VERSION.fetch_add(1, Relaxed));
     let web = directory.join("web");
@@ -231,8 +234,7 @@ fn client_certificates(lab: &Lab) -> Result<()> {
     let refused = |config: Arc<ClientConfig>| -> Result<()> {
         // In TLS 1.3 the client's handshake is over before the server has looked at its certificate.
         let done = connect(lab, &config, NAME).and_then(exchange);
-        ensure!(done.is_err(), "it is let in");
-        let alert = format!("{:#}", done.unwrap_err());
+        let alert = format!("{:#}", done.err().context("it is let in")?);
         ensure!(alert.contains("alert"), "no alert: {alert}");
         Ok(())
     };
@@ -251,6 +253,45 @@ fn versions(lab: &Lab) -> Result<()> {
     let told = older.err().context("TLS 1.2 is spoken")?.to_string();
     ensure!(told.contains("ProtocolVersion"), "{told}");
     closed(&daemon, "handshake_failed", 1)
+}
+
+/// What `openssl s_client` says of the listener.
+fn s_client(lab: &Lab, args: &[&str]) -> Result<String> {
+    let mut command = Command::new("openssl");
+    command.args(["s_client", "-connect", &flow::front(), "-servername", NAME]).args(args);
+    let said = run(&lab.client, &mut command)?;
+    Ok(said.stdout + &said.stderr)
+}
+
+/// An RSA key beside an ECDSA one, an OCSP response, and protocols.
+fn certificate_fits(lab: &Lab) -> Result<()> {
+    let directory = secrets(lab)?;
+    let (key, certificate) = (directory.join("rsa.key"), directory.join("rsa.crt"));
+    let mut command = Command::new("openssl");
+    command.args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=rsa", "-days", "90"]);
+    command.args(["-addext", "subjectAltName=DNS:*.example.com", "-keyout"]);
+    run(&lab.client, command.arg(&key).arg("-out").arg(&certificate))?.ok()?;
+    // The shortest response: "successful", without anything more.
+    fs::write(directory.join("rsa.crt.ocsp"), [0x30, 3, 0x0a, 1, 0])?;
+    let yaml = yaml(&directory, ", alpn: [h2, http/1.1]", "")
+        .replace("certificates: web", "certificates: [web, rsa]");
+    let daemon = Daemon::start(lab, &Options::yaml(lab, &yaml)?)?;
+    let both = s_client(lab, &["-sigalgs", "RSA-PSS+SHA256:ECDSA+SHA256", "-alpn", "http/1.1"])?;
+    ensure!(both.contains("Peer signature type: ECDSA"), "{both}");
+    ensure!(both.contains("ALPN protocol: http/1.1"), "{both}");
+    let rsa = s_client(lab, &["-sigalgs", "RSA-PSS+SHA256", "-status"])?;
+    ensure!(rsa.contains("Peer signature type: RSA-PSS"), "{rsa}");
+    ensure!(rsa.contains("OCSP Response Status: successful"), "{rsa}");
+    let neither = s_client(lab, &["-sigalgs", "ed25519"])?;
+    ensure!(neither.contains("alert handshake failure"), "{neither}");
+    closed(&daemon, "no_certificate", 1)?;
+    let protocol = s_client(lab, &["-alpn", "smtp"])?;
+    // OpenSSL has no words for this alert in all of its versions: number 120 of RFC 7301.
+    ensure!(
+        protocol.contains("no application protocol") || protocol.contains("alert number 120"),
+        "{protocol}"
+    );
+    Ok(())
 }
 
 /// Connections one after another, each with a handshake and an exchange, until `work` is done. None may fail.
@@ -288,7 +329,7 @@ fn certificate_changes(lab: &Lab) -> Result<()> {
     under_load(lab, || {
         for _ in 0..2 {
             let before = shown(&connect(lab, &lab.ca.client(&[&TLS13])?, NAME)?)?;
-            put(lab, &directory, &lab.ca.issue("*.example.com")?)?;
+            put(&directory, &lab.ca.issue("*.example.com")?)?;
             wait::until_true("the new certificate is shown", || {
                 Ok(shown(&connect(lab, &lab.ca.client(&[&TLS13])?, NAME)?)? != before)
             })?;

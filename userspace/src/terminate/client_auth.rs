@@ -19,7 +19,7 @@ use crate::secrets::{Authorities, certificate::alternative_names};
 /// A certificate has none of the names that are asked for.
 #[derive(Debug, thiserror::Error)]
 #[error("the certificate has none of the names in subjectAltNames")]
-struct OtherName;
+struct NoneOfSubjectAltNames;
 
 /// Verifies as the library does, then compares names.
 #[derive(Debug)]
@@ -53,7 +53,7 @@ pub(super) fn has_one_of(certificate: &CertificateDer<'_>, names: &[String]) -> 
 
 /// The failure that says so.
 pub(super) fn other_name() -> Error {
-    Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(OtherName))))
+    Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(NoneOfSubjectAltNames))))
 }
 
 impl ClientCertVerifier for Named {

@@ -3,7 +3,7 @@
 use std::{io, net::IpAddr, sync::Arc};
 
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
+    ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
     client::{
         Resumption, WebPkiServerVerifier,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -183,7 +183,7 @@ impl ServerCertVerifier for Named {
         if client_auth::has_one_of(end_entity, &self.names) {
             Ok(ServerCertVerified::assertion())
         } else {
-            Err(Error::InvalidCertificate(CertificateError::NotValidForName))
+            Err(client_auth::other_name())
         }
     }
 
@@ -212,9 +212,95 @@ impl ServerCertVerifier for Named {
 
 #[cfg(test)]
 mod tests {
-    use snisplice_config::{model::Endpoint, name::HostName};
+    use std::{fs, path::Path};
+
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+    use rustls::{
+        ServerConfig,
+        pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
+    };
+    use snisplice_config::{
+        model::{Endpoint, Model, termination::AuthoritySource},
+        name::HostName,
+    };
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+    use tokio_rustls::TlsAcceptor;
 
     use super::*;
+    use crate::terminate::provider;
+
+    fn authority() -> CertifiedIssuer<'static, KeyPair> {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+    }
+
+    /// What comes of a connection to a backend with a certificate for `backend.test`.
+    async fn reach(authorities: Option<&Path>, sni: &str, names: &[&str]) -> io::Result<Vec<u8>> {
+        let issuer = authority();
+        let key = KeyPair::generate().unwrap();
+        let certificate =
+            CertificateParams::new(["backend.test".to_owned()]).unwrap().signed_by(&key, &issuer).unwrap();
+        if let Some(path) = authorities
+            && !path.exists()
+        {
+            fs::write(path, issuer.pem()).unwrap();
+        }
+        let server = ServerConfig::builder_with_provider(provider::provider())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![certificate.der().clone()],
+                PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
+            )
+            .unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let serve = async {
+            let (stream, _) = listener.accept().await?;
+            let mut stream = TlsAcceptor::from(Arc::new(server)).accept(stream).await?;
+            stream.write_all(b"inside").await?;
+            stream.shutdown().await
+        };
+        let tls = UpstreamTls {
+            sni: Some(sni.to_owned()),
+            authorities: authorities.map(|path| AuthoritySource::File(path.display().to_string())),
+            subject_alt_names: names.iter().map(|name| (*name).to_owned()).collect(),
+            certificate: None,
+        };
+        let model = Model::default();
+        let upstream = Upstream::load(&tls, "", &mut Loader::new(&model, provider::load_key, 0))
+            .map_err(io::Error::other)?;
+        let ask = async {
+            let mut stream = upstream.connect(TcpStream::connect(address).await?, Protocol::Bytes).await?;
+            let mut bytes = Vec::new();
+            stream.read_to_end(&mut bytes).await?;
+            Ok(bytes)
+        };
+        let (asked, _) = tokio::join!(ask, serve);
+        asked
+    }
+
+    #[tokio::test]
+    async fn a_backend_is_trusted_by_its_authority_and_its_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        assert_eq!(reach(Some(&at("own")), "backend.test", &[]).await.unwrap(), b"inside");
+        assert_eq!(reach(Some(&at("named")), "other.test", &["backend.test"]).await.unwrap(), b"inside");
+        assert_eq!(reach(None, "other.test", &[]).await.unwrap(), b"inside", "nobody is verified");
+        let fault = |error: io::Error| error.to_string();
+        let other = reach(Some(&at("other")), "other.test", &[]).await.map_err(fault).unwrap_err();
+        assert!(other.contains("not valid for name"), "{other}");
+        let named = reach(Some(&at("again")), "backend.test", &["no.test"]).await.map_err(fault).unwrap_err();
+        assert!(named.contains("NoneOfSubjectAltNames"), "{named}");
+        fs::write(at("foreign"), authority().pem()).unwrap();
+        let foreign = reach(Some(&at("foreign")), "backend.test", &[]).await.map_err(fault).unwrap_err();
+        assert!(foreign.contains("certificate"), "{foreign}");
+    }
 
     #[test]
     fn the_name_of_a_backend_is_its_endpoints_or_its_own() {
