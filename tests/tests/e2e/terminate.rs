@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{ErrorKind, Read as _, Write as _},
     net::{TcpListener, TcpStream},
-    os::unix::fs::symlink,
+    os::unix::fs::{PermissionsExt as _, symlink},
     path::{Path, PathBuf},
     process::Command,
     sync::{
@@ -48,6 +48,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::once("terminate::a_silent_handshake_times_out", silent_handshake),
     Case::once("terminate::a_source_has_its_share_of_handshakes", handshake_limit),
     Case::once("terminate::faults_are_told_before_anything_serves", faults),
+    Case::once("terminate::a_key_that_only_the_start_could_read_is_told", unreadable_later),
     Case::once("terminate::secrets_of_connections_are_written_on_demand_only", key_log),
 ];
 
@@ -478,6 +479,19 @@ fn faults(lab: &Lab) -> Result<()> {
         ensure!(said.stdout.contains(place), "{place} was not tried: {}", said.stdout);
     }
     Ok(())
+}
+
+/// The user of the daemon may not read what root can.
+fn unreadable_later(lab: &Lab) -> Result<()> {
+    let directory = secrets(lab)?;
+    let key = directory.join("web/..data/tls.key");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600))?;
+    let listener = tcp::listen(&lab.backend, &format!("{BACKEND}:9000"))?;
+    echo(listener);
+    let options = Options::yaml(lab, &yaml(&directory, "", ""))?.arg("--user").arg("nobody");
+    let daemon = Daemon::start(lab, &options)?;
+    daemon.wait_log("can be read with the privileges of the start only")?;
+    exchange(connect(lab, &lab.ca.client(&[&TLS13])?, NAME)?)
 }
 
 fn key_log(lab: &Lab) -> Result<()> {

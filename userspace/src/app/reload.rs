@@ -66,7 +66,7 @@ impl App {
         let generation = former.generation + 1;
         let mut live = former.succeeded_by(model);
         let gone = live.keep_names_of(&former);
-        self.secrets.serves(&terminations);
+        self.secrets.serves(&live.model, &terminations);
         live.terminate_with(terminations);
         let live = Arc::new(live);
         self.metrics.returned(|| live.names());

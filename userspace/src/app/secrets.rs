@@ -32,6 +32,8 @@ pub(super) struct Secrets {
     taken: Watched,
     /// As they were at the last look.
     seen: Watched,
+    /// Whether the configuration in service ends or begins TLS.
+    in_use: bool,
     next: Instant,
     remind: Instant,
 }
@@ -53,6 +55,7 @@ impl Secrets {
             expiry: Expiry::default(),
             taken: Watched::default(),
             seen: Watched::default(),
+            in_use: false,
             next: now + PERIOD,
             remind: now + REMIND,
         }
@@ -61,23 +64,26 @@ impl Secrets {
     /// Loads what a configuration names. What its author should know is logged.
     pub(super) fn load(&self, model: &Model) -> anyhow::Result<Terminations> {
         let now = seconds(SystemTime::now());
-        self.context.tickets.rotate(now);
+        if Terminations::are_needed(model) {
+            self.context.tickets.rotate(now);
+        }
         let (loaded, warnings) =
             Terminations::load(model, &self.context, now).map_err(|errors| anyhow!("\n{errors}"))?;
         log(&warnings);
         Ok(loaded)
     }
 
-    /// This is in service from now on.
-    pub(super) fn serves(&mut self, terminations: &Terminations) {
+    /// This is in service from now on, with this model.
+    pub(super) fn serves(&mut self, model: &Model, terminations: &Terminations) {
+        self.in_use = Terminations::are_needed(model);
         self.taken = terminations.watched.clone();
         self.seen = self.taken.clone();
         self.expiry.set(terminations.expiry.clone());
     }
 
-    /// When to look again; `None` if there is nothing to look at.
+    /// When to look again; `None` if nothing of this is in use.
     pub(super) fn next_look(&self) -> Option<Instant> {
-        (!self.taken.is_empty()).then_some(self.next)
+        self.in_use.then_some(self.next)
     }
 
     /// Whether the files have changed since they were loaded or refused, and are not changing any more.
@@ -111,21 +117,26 @@ impl App {
         if remind {
             self.secrets.remind = now + REMIND;
         }
-        if self.secrets.have_changed() || remind {
-            self.take_secrets(remind);
+        let changed = self.secrets.have_changed();
+        if changed || remind {
+            self.take_secrets(!changed);
         }
     }
 
     /// Loads the secrets of the configuration in service again. Whatever is wrong with them, the last good ones serve on.
+    /// `again` is whether they have not changed, and it is only time to look at them.
     fn take_secrets(&mut self, again: bool) {
         let snapshot = self.current.load_full();
         match self.secrets.load(&snapshot.model) {
             Ok(loaded) => {
-                self.secrets.serves(&loaded);
+                self.secrets.serves(&snapshot.model, &loaded);
                 snapshot.terminate_with(loaded);
                 if !again {
                     tracing::info!("certificates and keys have changed and are taken");
                 }
+            }
+            Err(error) if again => {
+                tracing::error!("certificates or keys in service have faults by now: {error:#}")
             }
             Err(error) => {
                 tracing::error!(

@@ -153,7 +153,7 @@ impl Found {
         let Self { mut process, model, place, old, pins } = self;
         // First of all that can fail by what an operator has written.
         let terminations = process.secrets.load(&model).context("the certificates or keys have errors")?;
-        process.secrets.serves(&terminations);
+        process.secrets.serves(&model, &terminations);
         let jointly = pins.is_some();
         let datapath = choose(&model, &process.needs, process.trial.as_mut(), pins)?;
         let metrics = &process.metrics;

@@ -97,12 +97,6 @@ impl Watched {
         Self(self.0.iter().map(|(path, _)| (path.clone(), version(path))).collect())
     }
 
-    /// Whether there is nothing to watch.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     /// Files that are there and that this process cannot open.
     pub fn unreadable(&self) -> impl Iterator<Item = &Path> {
         let there = self.0.iter().filter(|(_, version)| version.is_some());

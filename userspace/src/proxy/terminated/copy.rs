@@ -311,3 +311,100 @@ impl OneWay {
 fn some(count: usize) -> io::Result<usize> {
     if count > 0 { Ok(count) } else { Err(io::ErrorKind::WriteZero.into()) }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{rc::Rc, sync::Arc, time::Duration};
+
+    use rcgen::{CertifiedKey, generate_simple_self_signed};
+    use rustls::{
+        ClientConfig, RootCertStore, ServerConfig,
+        crypto::ring::default_provider,
+        pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
+    };
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+    use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+    use super::*;
+
+    /// Both ends of a connection.
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (near, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        (near.unwrap(), far.unwrap().0)
+    }
+
+    /// Both ends of a connection in TLS: the client's, and the server's.
+    async fn tls_pair() -> (client::TlsStream<TcpStream>, tokio_rustls::server::TlsStream<TcpStream>) {
+        let CertifiedKey { cert, signing_key } =
+            generate_simple_self_signed(["backend.test".to_owned()]).unwrap();
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(signing_key.serialize_der()));
+        let server = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![cert.der().clone()], key)
+            .unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(cert.der().clone()).unwrap();
+        let config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let (near, far) = pair().await;
+        let connect = TlsConnector::from(Arc::new(config)).connect("backend.test".try_into().unwrap(), near);
+        let (near, far) = tokio::join!(connect, TlsAcceptor::from(Arc::new(server)).accept(far));
+        (near.unwrap(), far.unwrap())
+    }
+
+    const PATIENCE: Patience =
+        Patience { idle: Duration::from_secs(60), half_closed: Duration::from_secs(60) };
+
+    /// What the client receives, and why the connection ends, if the backend says `inside` and ends like this.
+    async fn ended(orderly: bool) -> (Vec<u8>, CloseReason) {
+        let account = Rc::new(Account::default());
+        let (mut outer, client) = pair().await;
+        let (backend, mut server) = tls_pair().await;
+        let talk = async {
+            server.write_all(b"inside").await.unwrap();
+            if orderly {
+                server.shutdown().await.unwrap();
+                outer.shutdown().await.unwrap();
+            } else {
+                server.get_mut().0.shutdown().await.unwrap();
+            }
+            let mut said = Vec::new();
+            outer.read_to_end(&mut said).await.unwrap();
+            // Not before the balancer has closed both.
+            drop(outer);
+            said
+        };
+        let (said, reason) = tokio::join!(talk, copy(client, backend, &account, PATIENCE));
+        assert_eq!(account.bytes(), (0, 6));
+        (said, reason)
+    }
+
+    #[tokio::test]
+    async fn a_backend_that_is_cut_short_is_told_from_one_that_has_ended() {
+        assert_eq!(ended(true).await, (b"inside".to_vec(), CloseReason::Finished));
+        assert_eq!(ended(false).await, (b"inside".to_vec(), CloseReason::BackendTruncated));
+    }
+
+    #[tokio::test]
+    async fn silence_ends_a_connection_and_a_half_closed_one_sooner() {
+        let account = Account::default();
+        let patience = Patience { idle: Duration::from_millis(100), half_closed: Duration::from_secs(60) };
+        let (_outer, client) = pair().await;
+        let (backend, _inner) = pair().await;
+        assert_eq!(copy(client, backend, &account, patience).await, CloseReason::IdleTimeout);
+        let (mut outer, client) = pair().await;
+        let (backend, _inner) = pair().await;
+        outer.shutdown().await.unwrap();
+        let patience = Patience { half_closed: Duration::from_millis(100), ..PATIENCE };
+        assert_eq!(copy(client, backend, &account, patience).await, CloseReason::HalfClosedTimeout);
+    }
+}
