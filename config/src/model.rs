@@ -11,6 +11,7 @@ use std::{
 use self::{
     http::{BackendHttp, PlainHttp},
     route_table::RouteTable,
+    secret::Secret,
     termination::UpstreamTls,
 };
 pub use self::{
@@ -22,10 +23,12 @@ pub use self::{
 };
 use crate::name::{HostName, HostPattern};
 
+pub(crate) mod cipher_suites;
 pub mod http;
 pub mod rank;
 pub mod route_table;
 pub mod rule;
+pub mod secret;
 pub mod settings;
 pub mod termination;
 
@@ -40,6 +43,8 @@ pub struct Model {
     pub rules: usize,
     /// How many ways of ending TLS there are; [`Termination::id`](termination::Termination::id) is below it.
     pub terminations: usize,
+    /// The `Secret` objects of the files that a termination or a backend names; see [`Model::secret`].
+    pub secrets: Vec<Secret>,
     /// What servers of foreign objects ask for that are not served, for [`crate::explain()`].
     pub claims: Vec<Claim>,
     /// What is fixed when the process starts.

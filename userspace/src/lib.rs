@@ -21,6 +21,8 @@ pub mod privileges;
 pub mod probe;
 pub mod provider;
 pub mod proxy;
+pub mod secrets;
 pub mod snapshot;
 pub mod takeover;
+pub mod terminate;
 pub mod upstream;

@@ -7,4 +7,5 @@ mod http;
 mod refuse;
 pub mod service;
 pub mod session;
+mod terminated;
 pub mod worker;

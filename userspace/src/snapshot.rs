@@ -15,6 +15,7 @@ use snisplice_config::model::{BackendId, Listener, Model, Rule, http::HttpTable,
 use crate::{
     metrics::{Gone, Names},
     net::listeners::covers,
+    terminate::Terminations,
     upstream::{balance::Wheel, cluster::Cluster, upstreams::Upstreams},
 };
 
@@ -30,6 +31,8 @@ pub struct Snapshot {
     upstreams: Upstreams,
     /// By [`Rule::id`].
     rules: Vec<RuleState>,
+    /// Follows the secrets, which change also without the configuration.
+    terminations: ArcSwap<Terminations>,
 }
 
 /// What one rule needs beside its immutable part; filled in when the first connection takes it, since most of a
@@ -74,7 +77,19 @@ impl Snapshot {
             .enumerate()
             .flat_map(|(at, listener)| listener.bind.iter().map(move |address| (*address, at)))
             .collect();
-        Self { model, generation, by_address, upstreams, rules }
+        let terminations = ArcSwap::default();
+        Self { model, generation, by_address, upstreams, rules, terminations }
+    }
+
+    /// What this configuration ends and begins TLS with.
+    #[must_use]
+    pub fn terminations(&self) -> Arc<Terminations> {
+        self.terminations.load_full()
+    }
+
+    /// Ends and begins TLS with these from now on. Connections that are open keep what they have.
+    pub fn terminate_with(&self, terminations: Terminations) {
+        self.terminations.store(Arc::new(terminations));
     }
 
     /// The listener of an address as the configuration has it, if this one does.
@@ -175,6 +190,12 @@ impl Snapshot {
     #[must_use]
     pub fn next_target(&self, rule: &Rule) -> Option<&Cluster> {
         self.next_target_of(rule).map(|(_, cluster)| cluster)
+    }
+
+    /// The same, by its id.
+    #[must_use]
+    pub fn next_backend(&self, rule: &Rule) -> Option<BackendId> {
+        self.next_target_of(rule).and_then(|(index, _)| rule.targets[index].backend)
     }
 
     /// The same, with its place among the rule's targets.

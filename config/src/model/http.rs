@@ -1,31 +1,62 @@
 //! HTTP requests: which rule serves them and what it does with them.
 
 use std::{
+    cmp::Reverse,
     sync::{Arc, OnceLock},
     time::Duration,
 };
 
 use super::{Origin, rule::Rule};
-use crate::name::{HostPattern, ServerName};
+use crate::name::{HostPattern, ServerName, labels};
 
 /// The rules of one server by the authority of a request.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HttpTable {
-    /// Each pattern once, the most specific first: exact names, then the longest suffixes, then `*`.
+    /// Each pattern once, the most specific first: exact names, then the longest suffixes, then `*`; in alphabetical order
+    /// among equal ones. See [`HttpTable::new`].
     pub hosts: Vec<VirtualHost>,
 }
 
 impl HttpTable {
+    /// Puts the hosts in order. Patterns are unique.
+    #[must_use]
+    pub fn new(mut hosts: Vec<VirtualHost>) -> Self {
+        hosts.sort_by(|a, b| place(&a.pattern).cmp(&place(&b.pattern)));
+        Self { hosts }
+    }
+
     /// The rules for a host without its port; `None` is answered with 404.
     #[must_use]
     pub fn lookup(&self, host: &str) -> Option<&VirtualHost> {
         // An address or another text that is no name is within `*` alone.
-        let name = ServerName::parse(host).ok();
-        self.hosts.iter().find(|virtual_host| match &name {
-            Some(name) => virtual_host.pattern.matches(name),
-            None => virtual_host.pattern == HostPattern::Any,
-        })
+        let any = || self.hosts.last().filter(|last| last.pattern == HostPattern::Any);
+        let Ok(name) = ServerName::parse(host) else { return any() };
+        let name = name.as_str();
+        let suffixes = std::iter::successors(parent(name), |suffix| parent(suffix));
+        self.at(usize::MAX, name)
+            .or_else(|| suffixes.into_iter().find_map(|suffix| self.at(labels(suffix), suffix)))
+            .or_else(any)
     }
+
+    /// The host of exactly this place.
+    fn at(&self, specificity: usize, text: &str) -> Option<&VirtualHost> {
+        let wanted = (Reverse(specificity), text);
+        let found = self.hosts.binary_search_by(|host| place(&host.pattern).cmp(&wanted));
+        found.ok().and_then(|at| self.hosts.get(at))
+    }
+}
+
+/// Where a pattern is among others: the most specific first, then in alphabetical order.
+fn place(pattern: &HostPattern) -> (Reverse<usize>, &str) {
+    let text = match pattern {
+        HostPattern::Exact(name) | HostPattern::Suffix(name) => name.as_str(),
+        HostPattern::Any => "",
+    };
+    (Reverse(pattern.specificity()), text)
+}
+
+fn parent(name: &str) -> Option<&str> {
+    name.split_once('.').map(|(_, parent)| parent)
 }
 
 /// The rules of one name or pattern of names.
@@ -241,7 +272,7 @@ impl Default for Retries {
 pub struct Redirect {
     /// The new path; the request's without one.
     pub uri: Option<String>,
-    /// Whether `uri` takes the place of the matched prefix alone.
+    /// The matched prefix whose place `uri` takes; without one it takes that of the whole path.
     pub prefix: Option<String>,
     /// The new authority; the request's without one.
     pub authority: Option<String>,

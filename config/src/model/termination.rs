@@ -1,6 +1,6 @@
 //! TLS that ends here: certificates, clients' certificates, versions, and what is served inside.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use super::{Origin, http::HttpTable};
 
@@ -22,7 +22,8 @@ pub struct Termination {
     pub min_version: TlsVersion,
     /// The newest version that is spoken.
     pub max_version: TlsVersion,
-    /// Names of cipher suites as OpenSSL or the IANA registry writes them; empty is the library's choice.
+    /// Cipher suites that are spoken here, by their names in the IANA registry (`TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256`);
+    /// empty is the library's choice. As in Envoy, they narrow TLS 1.2 alone unless one of them is of TLS 1.3.
     pub cipher_suites: Vec<String>,
     /// Protocols to offer (RFC 7301), the preferred one first; empty offers none.
     pub alpn: Vec<String>,
@@ -51,6 +52,21 @@ pub struct SecretName {
     pub namespace: String,
     /// `metadata.name`, or the name of a file or directory of the secrets directory.
     pub name: String,
+}
+
+impl SecretName {
+    /// What follows a Secret's name in that of the Secret with the certificates of authorities.
+    pub const AUTHORITIES: &str = "-cacert";
+}
+
+/// As `namespace/name`, or the name alone.
+impl fmt::Display for SecretName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &*self.namespace {
+            "" => f.write_str(&self.name),
+            namespace => write!(f, "{namespace}/{}", self.name),
+        }
+    }
 }
 
 /// Whether a client must prove who it is.
@@ -86,11 +102,25 @@ pub enum AuthoritySource {
 }
 
 /// A version of TLS that can be spoken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    strum::EnumMessage,
+    strum::EnumString,
+    strum::IntoStaticStr,
+    strum::VariantArray,
+)]
 pub enum TlsVersion {
     /// TLS 1.2 (RFC 5246).
+    #[strum(serialize = "TLSv1.2")]
     V1_2,
     /// TLS 1.3 (RFC 8446).
+    #[strum(serialize = "TLSv1.3")]
     V1_3,
 }
 

@@ -2,7 +2,7 @@
 
 use std::{any::Any, fmt, pin::Pin, sync::Arc, time::Duration};
 
-use snisplice_config::model::termination::UpstreamTls;
+use snisplice_config::model::{BackendId, http::BackendHttp};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
@@ -11,6 +11,7 @@ use tokio::{
 use crate::{
     limits::{Overload, admission::Admission},
     metrics::labels::CloseReason,
+    snapshot::Snapshot,
     upstream::{candidates::Candidates, cluster::Cluster},
 };
 
@@ -61,12 +62,12 @@ pub trait Connect {
         admission: &'a Arc<Admission>,
     ) -> Local<'a, Result<Connected<TcpStream>, NotConnected>>;
 
-    /// Encrypts a connection, and offers these protocols (RFC 7301).
+    /// Encrypts a connection to a backend that wants that, for this version.
     fn encrypt<'a>(
         &'a self,
-        tls: &'a Arc<UpstreamTls>,
-        authority: &'a str,
-        protocols: &'static [&'static [u8]],
+        snapshot: &'a Snapshot,
+        backend: BackendId,
+        http: BackendHttp,
         stream: TcpStream,
     ) -> Local<'a, Result<Box<dyn Io>, NotConnected>>;
 }

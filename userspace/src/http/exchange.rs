@@ -1,6 +1,6 @@
 //! One request and its response.
 
-use std::{net::IpAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{net::IpAddr, ops::Deref, rc::Rc, sync::Arc, time::Duration};
 
 use hyper::{
     HeaderMap, Method, Request, Response, StatusCode, Version,
@@ -9,7 +9,7 @@ use hyper::{
     http::request::Parts,
 };
 use snisplice_config::model::{
-    Backend, Rule,
+    Backend, BackendId, Rule,
     http::{BackendHttp, Forward, HeaderChanges, HttpAction, HttpRule, Retries},
 };
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -234,6 +234,21 @@ struct Order<'a> {
     upgrade: Option<HeaderValue>,
 }
 
+/// The backend of a request.
+#[derive(Clone, Copy)]
+struct Destination<'a> {
+    id: BackendId,
+    backend: &'a Backend,
+}
+
+impl Deref for Destination<'_> {
+    type Target = Backend;
+
+    fn deref(&self) -> &Backend {
+        self.backend
+    }
+}
+
 /// What a try has led to.
 struct Answer {
     response: Response<Incoming>,
@@ -250,8 +265,9 @@ impl Order<'_> {
         let rule: &Rule = &self.rule.rule;
         let runtime = &self.snapshot.model.runtime;
         let (index, cluster) = self.snapshot.next_target_of(rule).ok_or(Failure::NoHealthyUpstream)?;
-        let backend = rule.targets[index].backend.and_then(|id| self.snapshot.model.backends.get(id.0));
-        let backend = backend.ok_or(Failure::NoHealthyUpstream)?;
+        let id = rule.targets[index].backend.ok_or(Failure::NoHealthyUpstream)?;
+        let backend = self.snapshot.model.backends.get(id.0).ok_or(Failure::NoHealthyUpstream)?;
+        let backend = Destination { id, backend };
         self.connection.account.goes_to(cluster.name.clone());
         self.connection.account.routed(self.snapshot.label(rule));
         if self.upgrade.is_some() && backend.http == BackendHttp::Http2 {
@@ -318,7 +334,7 @@ impl Order<'_> {
         headers: &HeaderMap,
         body: &Source,
         cluster: &Cluster,
-        backend: &Backend,
+        backend: Destination<'_>,
     ) -> Result<Answer, Failure> {
         let retries = &self.forward.retries;
         let mut left = retries.attempts;
@@ -354,7 +370,7 @@ impl Order<'_> {
         headers: &HeaderMap,
         body: &Source,
         cluster: &Cluster,
-        backend: &Backend,
+        backend: Destination<'_>,
     ) -> Result<Answer, Failure> {
         let pools = &self.connection.worker.pools;
         let mut may_reuse = true;
@@ -415,7 +431,7 @@ impl Order<'_> {
         method: &Method,
         headers: &HeaderMap,
         body: &Source,
-        backend: &Backend,
+        backend: Destination<'_>,
     ) -> Result<Answer, (Failure, bool)> {
         let request = self.request(method, headers, body, backend).map_err(|_| (Failure::Protocol, false))?;
         match sender.send(request).await {
@@ -442,7 +458,7 @@ impl Order<'_> {
         method: &Method,
         headers: &HeaderMap,
         body: &Source,
-        backend: &Backend,
+        backend: Destination<'_>,
     ) -> Result<Request<super::body::Upload>, Refused> {
         let version = match backend.http {
             BackendHttp::Http1 => Version::HTTP_11,
@@ -465,7 +481,7 @@ impl Order<'_> {
     async fn connect(
         &self,
         cluster: &Cluster,
-        backend: &Backend,
+        backend: Destination<'_>,
         candidates: crate::upstream::candidates::Candidates,
     ) -> Result<Sender, Failure> {
         let Connection { connector, admission, worker, .. } = &**self.connection;
@@ -491,12 +507,8 @@ impl Order<'_> {
         let Connected { io: stream, guard } = connected;
         let io: Box<dyn Io> = match &backend.tls {
             None => Box::new(stream),
-            Some(tls) => {
-                let protocols: &'static [&'static [u8]] = match backend.http {
-                    BackendHttp::Http1 => &[b"http/1.1"],
-                    BackendHttp::Http2 => &[b"h2"],
-                };
-                let encrypting = connector.encrypt(tls, self.authority, protocols, stream);
+            Some(_) => {
+                let encrypting = connector.encrypt(self.snapshot, backend.id, backend.http, stream);
                 let encrypted = timeout_at(deadline, encrypting).await.map_err(|_| Failure::NotConnected)?;
                 encrypted.map_err(|_| Failure::NotConnected)?
             }

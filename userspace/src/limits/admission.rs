@@ -22,6 +22,7 @@ use super::{
     Overload,
     backends::{BackendRule, Backends, PendingRule},
     cidr::Cidr,
+    handshakes::{Full, HandshakeRule, Handshakes, Place},
     hellos::{Hellos, Ticket},
     reachability::Reachability,
     source::{SourceRule, Sources},
@@ -48,6 +49,7 @@ pub struct Admission {
     rules: ArcSwap<Rules>,
     sources: Mutex<Sources>,
     hellos: Mutex<Hellos<Arc<Notify>>>,
+    handshakes: Mutex<Handshakes>,
     backends: Mutex<Backends>,
     refused: [AtomicU64; Overload::COUNT],
     /// Which backends cannot be reached.
@@ -63,6 +65,8 @@ pub struct Rules {
     pub source: SourceRule,
     /// Connections whose hello is not complete.
     pub hellos: usize,
+    /// TLS handshakes under way.
+    pub handshakes: HandshakeRule,
     /// Connections that wait for an endpoint of one backend, unless that says otherwise.
     pub pending: usize,
     /// Connections that wait for endpoints of such backends, all together.
@@ -78,6 +82,10 @@ impl Rules {
                 ipv6: limits.source_prefix_ipv6,
             },
             hellos: limits.unfinished_hellos(connections),
+            handshakes: HandshakeRule {
+                most: limits.handshakes_at_once(connections),
+                per_source: limits.handshakes_of_a_source(connections),
+            },
             pending: Limits::pending(connections),
             pending_room: connections / 2,
         }
@@ -110,6 +118,8 @@ pub struct Standing {
     pub connections: (usize, usize),
     /// The same of those whose hello is not complete.
     pub hellos: (usize, usize),
+    /// The same of TLS handshakes under way.
+    pub handshakes: (usize, usize),
     /// The same of those that wait for an endpoint; the most is what backends without a limit of their own share.
     pub pending: (usize, usize),
     /// The most that one source may have, unless there is no limit, and how many sources have one.
@@ -129,6 +139,7 @@ impl Admission {
             rules: ArcSwap::from_pointee(Rules::of(connections, limits)),
             sources: Mutex::default(),
             hellos: Mutex::default(),
+            handshakes: Mutex::default(),
             backends: Mutex::default(),
             refused: Default::default(),
             reachability: Reachability::default(),
@@ -227,6 +238,7 @@ impl Admission {
         Standing {
             connections: (self.most, self.most.saturating_sub(self.places.available_permits())),
             hellos: (rules.hellos, lock(&self.hellos).len()),
+            handshakes: (rules.handshakes.most, lock(&self.handshakes).len()),
             pending: (rules.pending_room, lock(&self.backends).pending()),
             sources: (rules.source.most, lock(&self.sources).len()),
             waiting: self.waiting.load(Relaxed),
@@ -388,6 +400,35 @@ impl Permit {
         UnfinishedHello { admission, ticket, call }
     }
 
+    /// Counts among the TLS handshakes under way, until what is returned is dropped.
+    pub fn handshake(&self, peer: IpAddr, now: Instant) -> Result<Handshake<'_>, Overload> {
+        let admission = &*self.admission;
+        let rules = admission.rules.load();
+        let source = rules.source.source(peer);
+        let full = match lock(&admission.handshakes).enter(source, rules.handshakes) {
+            Ok(place) => return Ok(Handshake { admission, place: Some(place) }),
+            Err(full) => full,
+        };
+        let why = Overload::Handshakes;
+        if let Some(refused) = admission.refuse(why, now) {
+            match full {
+                Full::All => tracing::warn!(
+                    most = rules.handshakes.most,
+                    refused,
+                    "as many TLS handshakes are under way as the limit allows: refusing more; see limits.handshakes"
+                ),
+                Full::Source => tracing::warn!(
+                    %source,
+                    most = rules.handshakes.per_source,
+                    refused,
+                    "a source has as many TLS handshakes under way as the limit allows: refusing more from it; \
+                     see limits.handshakes_per_source"
+                ),
+            }
+        }
+        Err(why)
+    }
+
     /// Counts among the connections to a backend, and until what is returned is dropped among those that wait for an
     /// endpoint. To be asked once.
     pub fn connect(
@@ -447,6 +488,21 @@ impl UnfinishedHello<'_> {
 impl Drop for UnfinishedHello<'_> {
     fn drop(&mut self) {
         lock(&self.admission.hellos).leave(self.ticket);
+    }
+}
+
+/// A TLS handshake that is under way.
+#[derive(Debug)]
+pub struct Handshake<'a> {
+    admission: &'a Admission,
+    place: Option<Place>,
+}
+
+impl Drop for Handshake<'_> {
+    fn drop(&mut self) {
+        if let Some(place) = self.place.take() {
+            lock(&self.admission.handshakes).leave(place);
+        }
     }
 }
 

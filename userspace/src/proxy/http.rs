@@ -8,7 +8,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use snisplice_config::model::termination::UpstreamTls;
+use snisplice_config::{
+    model::{
+        BackendId, Listener,
+        http::{BackendHttp, HttpTable},
+        termination::Inside,
+    },
+    name::ServerName,
+};
 use tokio::net::TcpStream;
 
 use super::{connect::connect_among, service::Service};
@@ -17,10 +24,13 @@ use crate::{
     http::{
         activity::Activity,
         connect::{Connect, Connected, Io, Local, NotConnected},
-        connection::{self, Connection},
+        connection::{self, Connection, Protocol},
     },
     limits::admission::{Admission, Permit},
+    log::log_limit,
     metrics::labels::{Carrier, CloseReason},
+    snapshot::Snapshot,
+    terminate::{handshake::ServerStream, upstream},
     upstream::{candidates::Candidates, cluster::Cluster},
 };
 
@@ -64,31 +74,76 @@ pub(super) fn serve_plain<'a>(
     let Plain { client, read } = *begun;
     account.set_carrier(Carrier::Relay);
     Box::pin(async move {
-        let (Ok(peer), Ok(own)) = (client.peer_addr(), client.local_addr()) else {
+        let plain = |listener: &Listener| listener.plain_http.as_ref().map(|plain| plain.table.clone());
+        let Some(connection) = connection(&client, "http", plain, account, service, permit) else {
             return CloseReason::ClientGone;
         };
-        let (current, address) = (service.current.clone(), account.listener_account().address);
-        let served = move || {
-            let snapshot = current.load_full();
-            let listener = snapshot.listener_of(address, || Some(own))?;
-            let table = listener.plain_http.as_ref()?.table.clone();
-            Some(connection::Served { snapshot, table })
-        };
-        let _ = client.set_nodelay(true);
-        let connection = Connection {
-            client: canonical(peer),
-            own,
-            scheme: "http",
-            account: account.account(),
-            admission: permit.admission().clone(),
-            worker: service.http.clone(),
-            connector: service.clone(),
-            served: Box::new(served),
-            activity: Arc::new(Activity::new(Instant::now())),
-            tunnel: Cell::default(),
-        };
-        connection::serve(client, Rc::new(connection), None, read).await
+        connection::serve(client, connection, None, read).await
     })
+}
+
+/// Serves the requests of a client within TLS that ends here.
+pub(super) async fn serve_encrypted(
+    client: ServerStream,
+    account: &Registration,
+    service: &Rc<Service>,
+    permit: &Permit,
+) -> CloseReason {
+    let session = client.get_ref().1;
+    let protocol = match session.alpn_protocol() {
+        Some(b"h2") => Some(Protocol::Http2),
+        Some(_) => Some(Protocol::Http1),
+        None => None,
+    };
+    let name = session.server_name().and_then(|name| ServerName::parse(name).ok());
+    // By the name again, as the configuration may have changed.
+    let inside = move |listener: &Listener| {
+        let rule = match &name {
+            Some(name) => listener.routes.lookup(name),
+            None => listener.routes.no_sni(),
+        };
+        match &rule?.termination.as_ref()?.inside {
+            Inside::Http(table) => Some(table.clone()),
+            Inside::Bytes => None,
+        }
+    };
+    let socket = client.get_ref().0.socket();
+    match connection(socket, "https", inside, account, service, permit) {
+        Some(connection) => connection::serve(client, connection, protocol, Vec::new()).await,
+        None => CloseReason::ClientGone,
+    }
+}
+
+/// What the requests of a client have in common; `table` finds their rules. `None` if the client is gone.
+fn connection(
+    client: &TcpStream,
+    scheme: &'static str,
+    table: impl Fn(&Listener) -> Option<Arc<HttpTable>> + 'static,
+    account: &Registration,
+    service: &Rc<Service>,
+    permit: &Permit,
+) -> Option<Rc<Connection>> {
+    let (peer, own) = (client.peer_addr().ok()?, client.local_addr().ok()?);
+    let (current, address) = (service.current.clone(), account.listener_account().address);
+    let served = move || {
+        let snapshot = current.load_full();
+        let table = table(snapshot.listener_of(address, || Some(own))?)?;
+        Some(connection::Served { snapshot, table })
+    };
+    // Where it fails, some answers come later.
+    let _ = client.set_nodelay(true);
+    Some(Rc::new(Connection {
+        client: canonical(peer),
+        own,
+        scheme,
+        account: account.account(),
+        admission: permit.admission().clone(),
+        worker: service.http.clone(),
+        connector: service.clone(),
+        served: Box::new(served),
+        activity: Arc::new(Activity::new(Instant::now())),
+        tunnel: Cell::default(),
+    }))
 }
 
 /// A client of IPv4 is one, also on a socket of IPv6.
@@ -110,11 +165,11 @@ impl Connect for Service {
                 .connect(&cluster.name, max_connections, max_pending, Instant::now())
                 .map_err(NotConnected::Limited)?;
             match connect_among(cluster, candidates, None, limit, self).await {
-                Ok(upstream) => {
+                Ok(connected) => {
                     place.is_settled();
                     admission.reachability.found(&cluster.name);
-                    let _ = self.keepalive.apply(&upstream.stream);
-                    Ok(Connected { io: upstream.stream, guard: Box::new((upstream.lease, place)) })
+                    let _ = self.keepalive.apply(&connected.stream);
+                    Ok(Connected { io: connected.stream, guard: Box::new((connected.lease, place)) })
                 }
                 Err(error) => {
                     if error.is_of_the_backend() {
@@ -130,14 +185,29 @@ impl Connect for Service {
 
     fn encrypt<'a>(
         &'a self,
-        _tls: &'a Arc<UpstreamTls>,
-        authority: &'a str,
-        _protocols: &'static [&'static [u8]],
-        _stream: TcpStream,
+        snapshot: &'a Snapshot,
+        backend: BackendId,
+        http: BackendHttp,
+        stream: TcpStream,
     ) -> Local<'a, Result<Box<dyn Io>, NotConnected>> {
         Box::pin(async move {
-            crate::log::log_limit!(warn, authority, "TLS towards backends is not served yet");
-            Err(NotConnected::Tls)
+            let Some(tls) = snapshot.terminations().upstream(backend) else { return Err(NotConnected::Tls) };
+            let protocol = match http {
+                BackendHttp::Http1 => upstream::Protocol::Http1,
+                BackendHttp::Http2 => upstream::Protocol::Http2,
+            };
+            match tls.connect(stream, protocol).await {
+                Ok(stream) => Ok(Box::new(stream) as Box<dyn Io>),
+                Err(error) => {
+                    log_limit!(
+                        warn,
+                        backend = %snapshot.cluster(backend).name, %error,
+                        "the TLS handshake with the backend failed; check its certificate, and the authorities and \
+                         names that its tls settings allow"
+                    );
+                    Err(NotConnected::Tls)
+                }
+            }
         })
     }
 }

@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     account::registry::Registry,
-    datapath::seam::Datapath,
+    datapath::seam::{Datapath, Patience},
     http::connection::Worker,
     metrics::Metrics,
     net::{keepalive::Keepalive, local_address},
@@ -26,6 +26,8 @@ pub struct Service {
     pub datapath: Rc<dyn Datapath>,
     /// How peers that are gone are noticed.
     pub keepalive: Rc<Keepalive>,
+    /// How long a connection that is terminated here may be silent.
+    pub patience: Patience,
     /// All connections.
     pub registry: Rc<Registry>,
     /// Whether a connection has begun lately that may try a second endpoint after a while.

@@ -4,10 +4,11 @@ use std::{
     net::TcpStream as StdStream,
     os::fd::{AsFd, AsRawFd as _},
     rc::Rc,
+    sync::Arc,
     time::Instant as StdInstant,
 };
 
-use snisplice_config::model::{Listener, Model, Rule};
+use snisplice_config::model::{Listener, Model, Rule, termination::Termination};
 use snisplice_tls::error::HelloError;
 use tokio::{net::TcpStream, time::timeout};
 
@@ -17,6 +18,7 @@ use super::{
     http,
     refuse::{Refusal, RouteVerdict},
     service::Service,
+    terminated::{self, Terminated},
 };
 use crate::{
     account::{Account, registry::Registration},
@@ -36,6 +38,9 @@ pub async fn serve(client: StdStream, account: Registration, service: Rc<Service
             Course::Passed(service.datapath.forward(pair, &account), lease)
         }
         Ok(Established::Http(begun)) => Course::Http(http::serve_plain(begun, &account, &service, &permit)),
+        Ok(Established::Terminated(begun)) => {
+            Course::Terminated(terminated::serve(begun, &account, &service, &permit))
+        }
         Err(reason) => {
             account.ended(reason);
             return;
@@ -48,6 +53,7 @@ pub async fn serve(client: StdStream, account: Registration, service: Rc<Service
             reason
         }
         Course::Http(served) => served.as_mut().await,
+        Course::Terminated(served) => served.as_mut().await,
     };
     account.ended(reason);
     drop(course);
@@ -58,6 +64,8 @@ pub async fn serve(client: StdStream, account: Registration, service: Rc<Service
 enum Course<'a> {
     /// The datapath carries it, and the endpoint counts it.
     Passed(Forward<'a>, Lease),
+    /// TLS ends here.
+    Terminated(terminated::Served<'a>),
     /// Its requests are served here.
     Http(http::Served<'a>),
 }
@@ -66,6 +74,8 @@ enum Course<'a> {
 enum Established {
     /// To an endpoint, to which TLS is passed through.
     Passed(Pair, Lease),
+    /// To a rule that ends TLS. Nothing is sent yet, to either side.
+    Terminated(Box<Terminated>),
     /// To requests of HTTP without TLS.
     Http(Box<http::Plain>),
 }
@@ -104,6 +114,13 @@ async fn establish(
         Action::Pass(rule) => {
             account.routed(snapshot.label(rule));
             snapshot.next_target(rule).ok_or(CloseReason::BackendRejected)?
+        }
+        Action::Terminate(rule, termination) => {
+            account.routed(snapshot.label(rule));
+            let (rule, termination) = (rule.clone(), termination.clone());
+            let read = reader.into_bytes();
+            let terminated = Terminated { client, read, snapshot: snapshot.clone(), rule, termination };
+            return Ok(Established::Terminated(Box::new(terminated)));
         }
         Action::Refuse(refusal) => {
             let backend = refusal.apply(&client, listener, account, service).await?;
@@ -164,6 +181,8 @@ async fn wait_for_hello(
 enum Action<'s> {
     /// Its rule says where it goes.
     Pass(&'s Rule),
+    /// Its rule ends TLS like this.
+    Terminate(&'s Arc<Rule>, &'s Arc<Termination>),
     /// The policy for this says what becomes of it.
     Refuse(Refusal),
     /// Its requests have rules of their own.
@@ -202,13 +221,16 @@ fn route<'s>(
         None => (listener.routes.no_sni(), RouteVerdict::NoSni),
     };
     match rule {
-        Some(rule) => Action::Pass(rule),
+        Some(rule) => match &rule.termination {
+            None => Action::Pass(rule),
+            Some(termination) => Action::Terminate(rule, termination),
+        },
         None => Action::Refuse(Refusal { verdict, listens: !hello.early_data }),
     }
 }
 
 /// Connects to an endpoint of the cluster, unless its limits forbid that.
-async fn connect_within_limits(
+pub(super) async fn connect_within_limits(
     cluster: &Cluster,
     client: &TcpStream,
     model: &Model,
@@ -245,7 +267,6 @@ mod tests {
         io::Write as _,
         net::SocketAddr,
         pin::{Pin, pin},
-        sync::Arc,
         task::Poll,
         time::Duration,
     };
@@ -286,6 +307,7 @@ mod tests {
             metrics: Arc::new(Metrics::new()),
             datapath,
             keepalive: Rc::new(Keepalive::of(&PeerTimeouts::default())),
+            patience: IDLE.into(),
             registry: Rc::default(),
             races: Cell::default(),
             listening: RefCell::default(),

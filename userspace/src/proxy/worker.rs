@@ -32,7 +32,10 @@ use crate::{
         ListenerAccount,
         registry::{self, Registry, Request},
     },
-    datapath::{factory::Factory, seam::InKernel},
+    datapath::{
+        factory::Factory,
+        seam::{InKernel, Patience},
+    },
     http,
     limits::admission::Admission,
     metrics::Metrics,
@@ -153,6 +156,7 @@ fn run(index: usize, shared: Shared, orders: mpsc::UnboundedReceiver<Order>) -> 
 async fn work(index: usize, shared: Shared, mut orders: mpsc::UnboundedReceiver<Order>) -> io::Result<()> {
     let service = Rc::new(Service {
         keepalive: Rc::new(Keepalive::of(&shared.current.load().model.startup.timeouts)),
+        patience: Patience::of(&shared.current.load().model.startup.timeouts),
         current: shared.current,
         datapath: shared.datapath.build()?,
         metrics: shared.metrics.clone(),
