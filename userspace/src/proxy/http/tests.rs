@@ -31,7 +31,7 @@ use tokio::runtime::{Builder, LocalOptions};
 use super::*;
 use crate::{
     account::{Account, ListenerAccount, registry::Registry},
-    datapath::relay::Relay,
+    datapath::{relay::Relay, seam::Patience},
     http::connection::Worker,
     metrics::Metrics,
     net::keepalive::Keepalive,
@@ -164,6 +164,7 @@ impl Plan {
                     metrics: shared.clone(),
                     datapath: Rc::new(Relay::new(Duration::from_secs(60))),
                     keepalive: Rc::new(Keepalive::of(&PeerTimeouts::default())),
+                    patience: Patience::of(&PeerTimeouts::default()),
                     registry: Rc::default(),
                     races: Cell::default(),
                     listening: RefCell::default(),
