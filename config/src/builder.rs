@@ -11,9 +11,12 @@ use crate::{
     decode::Diagnostics,
     model::{
         Backend, BackendId, Claim, EndpointHost, Listener, Model, Origin, Policies, Policy, Rule, Target,
-        rank::{Rank, ServerRank},
+        http::PlainHttp,
+        rank::{Because, Rank, ServerRank},
         route_table::{RouteTable, Shadowed, builder::RouteTableBuilder},
+        secret::{self, Secret},
         settings::{Admin, Settings},
+        termination::{SecretName, Termination},
     },
     name::HostPattern,
     options::Options,
@@ -26,8 +29,23 @@ pub(crate) struct ModelBuilder {
     backends: Vec<Backend>,
     by_name: HashMap<String, BackendId>,
     rules: usize,
+    terminations: usize,
     /// Of servers that are not served.
     pub(crate) claims: Vec<Claim>,
+    /// The `Secret` objects of the files.
+    pub(crate) secrets: Vec<LoadedSecret>,
+    /// Which are named, each with what to say where it is missing.
+    wanted_secrets: Vec<(SecretName, Diagnostic)>,
+}
+
+/// A `Secret` of the files, and what there is to say about it.
+#[derive(Debug)]
+pub(crate) struct LoadedSecret {
+    pub(crate) secret: Secret,
+    /// What is wrong with it, which matters if something names it.
+    pub(crate) faults: Vec<Diagnostic>,
+    /// If nothing names it.
+    pub(crate) unused: Diagnostic,
 }
 
 #[derive(Debug)]
@@ -45,16 +63,77 @@ pub(crate) struct ListenerBuilder {
     pub(crate) freebind: bool,
     /// Whether no address is written: see [`Listener::any_address`].
     pub(crate) any_address: bool,
+    /// What serves HTTP without TLS.
+    pub(crate) plain_http: Option<PlainHttp>,
     table: RouteTableBuilder,
     /// Names of rules that cannot be served and have no place among others.
     blocked: Vec<(HostPattern, Arc<Rule>)>,
 }
 
 impl ModelBuilder {
+    /// A rule that passes TLS through, or serves what is inside.
     pub(crate) fn rule(&mut self, name: String, origin: Origin, targets: Vec<Target>) -> Arc<Rule> {
+        self.rule_of(name, origin, targets, None)
+    }
+
+    /// A rule that ends TLS, if there is a termination.
+    pub(crate) fn rule_of(
+        &mut self,
+        name: String,
+        origin: Origin,
+        targets: Vec<Target>,
+        termination: Option<Arc<Termination>>,
+    ) -> Arc<Rule> {
         let id = self.rules;
         self.rules += 1;
-        Arc::new(Rule { id, name, origin, targets })
+        Arc::new(Rule { id, name, origin, targets, termination })
+    }
+
+    /// A way of ending TLS, under the next id.
+    pub(crate) fn termination(&mut self, make: impl FnOnce(usize) -> Termination) -> Arc<Termination> {
+        let id = self.terminations;
+        self.terminations += 1;
+        Arc::new(make(id))
+    }
+
+    /// Notes that a Secret is named, and what to say if no file and no directory can have it.
+    pub(crate) fn want_secret(&mut self, name: SecretName, missing: Diagnostic) {
+        self.wanted_secrets.push((name, missing));
+    }
+
+    /// The Secrets that something names; of the others, and of those that are missing, it is said.
+    fn settle_secrets(&mut self, has_directory: bool, diagnostics: &mut Diagnostics) -> Vec<Secret> {
+        let loaded = std::mem::take(&mut self.secrets);
+        let mut wanted = vec![false; loaded.len()];
+        for (name, missing) in std::mem::take(&mut self.wanted_secrets) {
+            let all = || loaded.iter().map(|loaded| &loaded.secret);
+            // The certificates of authorities may be in a Secret of their own.
+            let authorities =
+                SecretName { name: format!("{}{}", name.name, SecretName::AUTHORITIES), ..name.clone() };
+            let mut found = false;
+            for name in [&name, &authorities] {
+                let Some(secret) = secret::find(all(), name) else { continue };
+                for (loaded, wanted) in loaded.iter().zip(&mut wanted) {
+                    *wanted |= loaded.secret.name == secret.name;
+                }
+                found = true;
+            }
+            if !found && !has_directory {
+                missing.emit(diagnostics);
+            }
+        }
+        let mut kept = Vec::new();
+        for (LoadedSecret { secret, faults, unused }, wanted) in loaded.into_iter().zip(wanted) {
+            if wanted {
+                for fault in faults {
+                    fault.emit(diagnostics);
+                }
+                kept.push(secret);
+            } else {
+                unused.emit(diagnostics);
+            }
+        }
+        kept
     }
 
     /// Adds a backend; `None` if its name is taken.
@@ -104,6 +183,7 @@ impl ModelBuilder {
                 other.hosts.extend(listener.hosts);
                 other.table.append(listener.table);
                 other.blocked.extend(listener.blocked);
+                other.plain_http = other.plain_http.take().or(listener.plain_http);
                 kept[at].append(&mut own);
                 kept[at].sort_unstable();
                 kept[at].dedup();
@@ -174,7 +254,7 @@ impl ModelBuilder {
         if failed {
         } else if self.listeners.is_empty() {
             Diagnostic::general(Severity::Error, "there is nothing to listen on")
-                .expected("a listener, or a Gateway server with tls.mode PASSTHROUGH")
+                .expected("a listener, or a Gateway with a server")
                 .emit(diagnostics);
         } else if self.serves_nothing() {
             Diagnostic::general(Severity::Error, "no route is left to serve")
@@ -182,7 +262,12 @@ impl ModelBuilder {
                 .remedy("see the findings above for why each route is left out")
                 .emit(diagnostics);
         }
-        let Self { listeners, backends, rules, claims, .. } = self;
+        let Settings { mut startup, mut runtime } = settings;
+        if let Some(secrets) = &options.secrets {
+            runtime.secrets = Some(secrets.clone());
+        }
+        let secrets = self.settle_secrets(runtime.secrets.is_some(), diagnostics);
+        let Self { listeners, backends, rules, terminations, claims, .. } = self;
         let listeners: Vec<_> = listeners
             .into_iter()
             .zip(ports)
@@ -192,9 +277,8 @@ impl ModelBuilder {
                 listener
             })
             .collect();
-        let Settings { mut startup, runtime } = settings;
         startup.same_host = backends.iter().any(|backend| backend.same_host);
-        Model { listeners, backends, rules, claims, startup, runtime }
+        Model { listeners, backends, rules, terminations, secrets, claims, startup, runtime }
     }
 
     /// Warns of endpoints that are listeners of the same process. Of a name only the daemon knows where it leads.
@@ -229,7 +313,8 @@ impl ModelBuilder {
 
     fn serves_nothing(&self) -> bool {
         self.listeners.iter().all(|listener| {
-            !listener.table.rules().any(|rule| rule.targets.iter().any(|target| target.backend.is_some()))
+            !listener.table.serves_any()
+                && listener.plain_http.is_none()
                 && !listener.policies.iter().any(|(_, policy)| matches!(policy, Policy::Backend(_)))
         })
     }
@@ -254,6 +339,7 @@ impl ListenerBuilder {
             freebind: false,
             any_address: false,
             beside: false,
+            plain_http: None,
             table,
             blocked,
         }
@@ -276,7 +362,7 @@ impl ListenerBuilder {
         }
     }
 
-    /// Notes names that a server has which is not served; see [`RouteTableBuilder::claim`].
+    /// Notes names that a server has, whatever its routes; see [`RouteTableBuilder::claim`].
     pub(crate) fn claim(&mut self, host: &HostPattern, rule: &Arc<Rule>, server: &Arc<ServerRank>) {
         self.table.claim(host.clone(), rule, server);
     }
@@ -295,6 +381,7 @@ impl ListenerBuilder {
     /// Service that lead to one target port are one listener in Istio; a native listener is what its name says.
     fn can_take(&self, other: &Self) -> bool {
         (self.beside && other.beside)
+            && (self.plain_http.is_none() || other.plain_http.is_none())
             && self.policies == other.policies
             && self.mss == other.mss
             && same_addresses(&self.bind, &other.bind)
@@ -311,6 +398,7 @@ impl ListenerBuilder {
             freebind,
             any_address,
             beside: _,
+            plain_http,
             mut table,
             blocked,
         } = self;
@@ -326,7 +414,7 @@ impl ListenerBuilder {
             }
         }
         let routes = table.build();
-        Listener { name, origin, bind, mss, freebind, any_address, ports, routes, policies }
+        Listener { name, origin, bind, mss, freebind, any_address, ports, routes, plain_http, policies }
     }
 }
 
@@ -394,7 +482,7 @@ fn overlaps(a: &SocketAddr, b: &SocketAddr) -> bool {
 }
 
 fn report(listener: &Listener, failed: bool, diagnostics: &mut Diagnostics) {
-    if !failed && listener.routes.entries().is_empty() {
+    if !failed && listener.routes.entries().is_empty() && listener.plain_http.is_none() {
         let mut empty = Diagnostic::general(
             Severity::Warning,
             format!("the listener '{}' has no route: every connection meets its policies", listener.name),
@@ -403,19 +491,33 @@ fn report(listener: &Listener, failed: bool, diagnostics: &mut Diagnostics) {
         empty.emit(diagnostics);
     }
     for Shadowed { pattern, rule, by, because } in listener.routes.shadowed() {
-        let mut lost = Diagnostic::general(
-            Severity::Warning,
-            format!(
-                "{}: '{pattern}' on the listener '{}' is served by {} ({}) instead, {}",
-                rule.name,
-                listener.name,
-                by.name,
-                by.origin,
-                because.as_str()
-            ),
-        )
-        .remedy("let only one of the two claim the name");
+        let mut message = format!(
+            "{}: '{pattern}' on the listener '{}' is served by {} ({}) instead, {}",
+            rule.name,
+            listener.name,
+            by.name,
+            by.origin,
+            because.as_str()
+        );
+        if rule.termination.is_some() != by.termination.is_some() {
+            message += &between_modes(by, *because);
+        }
+        let mut lost =
+            Diagnostic::general(Severity::Warning, message).remedy("let only one of the two claim the name");
         lost.origin = Some(rule.origin.clone());
         lost.emit(diagnostics);
     }
+}
+
+/// What to add where one rule passes TLS through and the other one ends it.
+fn between_modes(winner: &Rule, because: Because) -> String {
+    let here = if winner.termination.is_some() { "TLS ends here" } else { "TLS is passed through" };
+    let istio = match because {
+        Because::ServerFirst => {
+            "in Istio the first server has the host too, and the other server is skipped as a whole"
+        }
+        Because::HostMoreSpecific => "in Istio both claim the name, and Envoy rejects the whole listener",
+        _ => return format!(": {here}"),
+    };
+    format!(": {here}; {istio}")
 }

@@ -3,11 +3,14 @@
 use std::fmt::{self, Write as _};
 
 use crate::{
+    describe::{self, Settings as Ends, is_http},
     load::Translation,
     model::{
         Backend, BackendId, Endpoint, EndpointHost, Listener, Model, Policies, Policy, Rule, Target,
+        http::PlainHttp,
         route_table::{Entry, Shadowed},
         settings::{Declared, Settings, groups},
+        termination::Inside,
     },
     report::Severity,
 };
@@ -45,7 +48,18 @@ fn render_model(out: &mut String, model: &Model) -> fmt::Result {
 }
 
 fn render_listener(out: &mut String, listener: &Listener, model: &Model) -> fmt::Result {
-    let Listener { name, origin, bind, mss, freebind, any_address: _, ports: _, routes, policies } = listener;
+    let Listener {
+        name,
+        origin,
+        bind,
+        mss,
+        freebind,
+        any_address: _,
+        ports: _,
+        routes,
+        plain_http,
+        policies,
+    } = listener;
     let addresses = bind.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let segments = mss.map(|bytes| format!(", segments of {bytes} bytes")).unwrap_or_default();
     let early = if *freebind { ", freebind" } else { "" };
@@ -53,12 +67,26 @@ fn render_listener(out: &mut String, listener: &Listener, model: &Model) -> fmt:
     let rows: Vec<_> = routes
         .entries()
         .iter()
-        .map(|Entry { pattern, rule }| (pattern.to_string(), targets(rule, model), rule))
+        .map(|Entry { pattern, rule }| (pattern.to_string(), leads_to(rule, model), rule))
         .collect();
     let patterns = column(rows.iter().map(|(pattern, ..)| pattern.len()));
     let width = column(rows.iter().map(|(_, targets, _)| targets.len()));
     for (pattern, targets, rule) in &rows {
         writeln!(out, "  {pattern:patterns$}  {targets:width$}  {} ({})", rule.name, rule.origin)?;
+    }
+    let mut ends: Vec<_> = rows.iter().filter_map(|(.., rule)| rule.termination.as_ref()).collect();
+    ends.sort_by_key(|ends| ends.id);
+    ends.dedup_by_key(|ends| ends.id);
+    let lead = |rule: &Rule| targets(rule, model);
+    for ends in ends {
+        writeln!(out, "  terminated: {} with {}", ends.name, Ends(ends))?;
+        if let Inside::Http(table) = &ends.inside {
+            describe::table(table, &lead).iter().try_for_each(|line| writeln!(out, "    {line}"))?;
+        }
+    }
+    if let Some(PlainHttp { name, origin, table }) = plain_http {
+        writeln!(out, "  HTTP without TLS: {name} ({origin})")?;
+        describe::table(table, &lead).iter().try_for_each(|line| writeln!(out, "    {line}"))?;
     }
     for Shadowed { pattern, rule, by, because } in routes.shadowed() {
         writeln!(
@@ -124,6 +152,15 @@ fn summary(out: &mut String, translation: &Translation) -> fmt::Result {
     )
 }
 
+/// The targets, and whether TLS ends before them.
+fn leads_to(rule: &Rule, model: &Model) -> String {
+    match &rule.termination {
+        None => targets(rule, model),
+        Some(_) if is_http(rule) => "terminated, HTTP".into(),
+        Some(_) => format!("terminated, {}", targets(rule, model)),
+    }
+}
+
 /// `shop:443`, or `shop:443 90 %, refused 10 %`.
 pub(crate) fn targets(rule: &Rule, model: &Model) -> String {
     let shares = shares(rule, model);
@@ -175,6 +212,7 @@ pub(crate) fn endpoints(backend: &Backend) -> String {
         let source = backend.source.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         write_infallibly(&mut text, |text| write!(text, " from {source}"));
     }
+    text.push_str(&describe::upstream(backend));
     if backend.same_host {
         text.push_str(", same host");
     }

@@ -3,9 +3,10 @@
 use std::{fmt, sync::Arc};
 
 use crate::{
-    check::{Percent, describe_policy, endpoints, shares},
+    check::{Percent, describe_policy, endpoints, shares, targets},
+    describe::{self, is_http},
     model::route_table::{Entry, Shadowed, TableExplanation},
-    model::{Backend, Claim, Listener, Model, Origin, Policy, Rule},
+    model::{Backend, Claim, Listener, Model, Origin, Policy, Rule, http::HttpTable, termination::Inside},
     name::{HostPattern, NameError, ServerName, is_address},
 };
 
@@ -26,7 +27,9 @@ impl Explanation {
     /// Whether at least one listener serves the name by a rule.
     #[must_use]
     pub fn is_served(&self) -> bool {
-        self.answers.iter().any(|answer| matches!(answer.outcome, Outcome::Rule { .. }))
+        self.answers
+            .iter()
+            .any(|answer| matches!(answer.outcome, Outcome::Rule { .. }) || !answer.plain_http.is_empty())
     }
 }
 
@@ -52,6 +55,10 @@ pub struct Answer {
     pub origin: Origin,
     /// What happens to the connection.
     pub outcome: Outcome,
+    /// What happens to HTTP requests for the name inside of TLS, line by line, in words.
+    pub requests: Vec<String>,
+    /// What happens to HTTP requests for the name without TLS, line by line, in words.
+    pub plain_http: Vec<String>,
 }
 
 /// What happens to a connection.
@@ -146,7 +153,23 @@ fn answer(model: &Model, listener: &Listener, name: Option<&ServerName>) -> Answ
         let claims = claims(model, name, |port| listener.ports.contains(&port));
         Outcome::Policy { claims, verdict, policy, described: describe_policy(policy, model) }
     };
+    let lead = |rule: &Rule| targets(rule, model);
+    // A client asks for the host that it named in the hello.
+    let of_table = |table: &HttpTable| match table.lookup(name.map_or("", ServerName::as_str)) {
+        Some(host) => describe::host(host, &lead),
+        None => vec!["no http route: every request is answered with 404".to_owned()],
+    };
+    let requests = match &outcome {
+        Outcome::Rule { rule, .. } => match rule.termination.as_ref().map(|ends| &ends.inside) {
+            Some(Inside::Http(table)) => of_table(table),
+            _ => Vec::new(),
+        },
+        Outcome::Policy { .. } => Vec::new(),
+    };
+    let plain_http = listener.plain_http.as_ref().map(|plain| of_table(&plain.table)).unwrap_or_default();
     Answer {
+        requests,
+        plain_http,
         listener: listener.name.clone(),
         bind: listener.bind.clone(),
         origin: listener.origin.clone(),
@@ -183,9 +206,18 @@ impl fmt::Display for Explanation {
 
 impl fmt::Display for Answer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { listener, bind, origin, outcome } = self;
+        let Self { listener, bind, origin, outcome, requests, plain_http } = self;
         let bind = bind.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         writeln!(f, "listener {listener}, {bind} ({origin})")?;
+        if !plain_http.is_empty() {
+            writeln!(f, "  HTTP without TLS:")?;
+            plain_http.iter().try_for_each(|line| writeln!(f, "    {line}"))?;
+            if let Outcome::Policy { claims, verdict, described, .. } = outcome
+                && claims.is_empty()
+            {
+                return writeln!(f, "  with TLS: policy {verdict} is {described}");
+            }
+        }
         match outcome {
             Outcome::Policy { claims, verdict, described, .. } if claims.is_empty() => {
                 writeln!(f, "  no rule serves it: policy {verdict} is {described}")
@@ -212,6 +244,16 @@ impl fmt::Display for Answer {
                         "    {pattern} of {} ({}) is shadowed by {}, {because}",
                         rule.name, rule.origin, by.name
                     )?;
+                }
+                match &rule.termination {
+                    None if shares.iter().all(|(backend, _)| backend.is_none()) => {}
+                    None => writeln!(f, "  {}", describe::mode(rule))?,
+                    Some(ends) => {
+                        writeln!(f, "  {} with {}", describe::mode(rule), describe::Settings(ends))?;
+                    }
+                }
+                if is_http(rule) {
+                    write_requests(f, requests)?;
                 }
                 for (backend, percent) in shares {
                     match backend {
@@ -246,4 +288,14 @@ fn how(pattern: &HostPattern) -> &'static str {
         HostPattern::Suffix(_) => " as the longest suffix",
         HostPattern::Any => " everything, also a hello without a server name",
     }
+}
+
+fn write_requests(f: &mut fmt::Formatter<'_>, lines: &[String]) -> fmt::Result {
+    if let [line] = lines
+        && line.starts_with("no http route")
+    {
+        return writeln!(f, "  100 % refused: {line}");
+    }
+    writeln!(f, "  HTTP requests:")?;
+    lines.iter().try_for_each(|line| writeln!(f, "    {line}"))
 }

@@ -34,10 +34,11 @@ use self::{
     policy::Policy,
     registry::Registry,
     sources::Sources,
+    terminate::Ends,
     virtual_service::VirtualService,
 };
 use crate::{
-    builder::ModelBuilder,
+    builder::{LoadedSecret, ModelBuilder},
     decode::{Diagnostics, View},
     model::{Origin, Policies},
     options::Options,
@@ -47,20 +48,28 @@ use crate::{
 };
 
 mod attach;
+mod client_tls;
 mod destination;
 mod endpoints;
 mod export_to;
 mod gateway;
+mod gateway_ref;
+mod headers;
 mod host;
+mod http;
+mod http_match;
 mod labels;
 mod listeners;
 mod object;
 mod policy;
 mod registry;
+mod secret;
+mod server_tls;
 mod service;
 mod service_entry;
 mod sources;
 mod subset;
+mod terminate;
 mod virtual_service;
 mod workload_entry;
 
@@ -74,6 +83,7 @@ pub(crate) struct Istio<'n, 'o> {
     virtual_services: Vec<VirtualService<'n>>,
     sources: Sources<'n>,
     policies: Vec<Policy<'n>>,
+    secrets: Vec<LoadedSecret>,
     seen: Seen,
 }
 
@@ -91,6 +101,7 @@ impl<'n, 'o> Istio<'n, 'o> {
             virtual_services: Vec::new(),
             sources: Sources::default(),
             policies: Vec::new(),
+            secrets: Vec::new(),
             seen: HashMap::new(),
         }
     }
@@ -119,9 +130,9 @@ impl<'n, 'o> Istio<'n, 'o> {
         let namespace = self.options.namespace.as_deref();
         let sources = &mut self.sources;
         match object.kind {
-            Kind::Gateway => self.gateways.extend(gateway::read(object, diagnostics)),
+            Kind::Gateway => self.gateways.extend(gateway::read(object, namespace, diagnostics)),
             Kind::VirtualService => {
-                self.virtual_services.extend(virtual_service::read(object, namespace, diagnostics));
+                self.virtual_services.extend(virtual_service::read(object, self.options, diagnostics));
             }
             Kind::ServiceEntry => sources.entries.extend(service_entry::read(object, namespace, diagnostics)),
             Kind::DestinationRule => sources.rules.extend(subset::read(object, diagnostics)),
@@ -129,6 +140,7 @@ impl<'n, 'o> Istio<'n, 'o> {
             Kind::Service => sources.services.push(service::read(object, diagnostics)),
             Kind::Endpoints => sources.endpoints.extend(service::read_endpoints(object, diagnostics)),
             Kind::EndpointSlice => sources.slices.extend(service::read_slice(object, diagnostics)),
+            Kind::Secret => self.secrets.extend(secret::read(object)),
             Kind::Policy => self.policies.push(policy::read(&object)),
         }
     }
@@ -140,6 +152,7 @@ impl<'n, 'o> Istio<'n, 'o> {
         policies: &Policies,
         diagnostics: &mut Diagnostics,
     ) {
+        builder.secrets.append(&mut self.secrets);
         listeners::add(&mut self.gateways, builder, policies, self.options, diagnostics);
         policy::tell(&self.policies, &self.gateways, self.options.namespace.as_deref(), diagnostics);
     }
@@ -152,7 +165,8 @@ impl<'n, 'o> Istio<'n, 'o> {
     ) -> Routes<'s, 'n, 'r, 'o> {
         let seen = std::mem::take(&mut self.seen);
         let istio = &*self;
-        Routes { istio, registry: Registry::new(&istio.sources, istio.options, overrides, diagnostics), seen }
+        let registry = Registry::new(&istio.sources, istio.options, overrides, diagnostics);
+        Routes { istio, registry, ends: Ends::new(&istio.gateways), seen }
     }
 }
 
@@ -160,6 +174,7 @@ impl<'n, 'o> Istio<'n, 'o> {
 pub(crate) struct Routes<'s, 'n, 'r, 'o> {
     istio: &'s Istio<'n, 'o>,
     registry: Registry<'s, 'n, 'r, 'o>,
+    ends: Ends,
     seen: Seen,
 }
 
@@ -183,10 +198,9 @@ impl Routes<'_, '_, '_, '_> {
         }
         let Some(object) = admit(document, &mut self.seen, diagnostics) else { return true };
         if object.kind == Kind::VirtualService {
-            let namespace = self.istio.options.namespace.as_deref();
             let mut unheard = Diagnostics::default();
             let said = if object.lost { &mut unheard } else { &mut *diagnostics };
-            if let Some(service) = virtual_service::read(object, namespace, said) {
+            if let Some(service) = virtual_service::read(object, self.istio.options, said) {
                 self.attach(&service, builder, diagnostics);
             }
         }
@@ -202,12 +216,13 @@ impl Routes<'_, '_, '_, '_> {
         if let Some(attachment) =
             Attachment::of(service, &self.istio.gateways, self.istio.options, diagnostics)
         {
-            attachment.add(&mut self.registry, builder, diagnostics);
+            attachment.add(&mut self.registry, &mut self.ends, builder, diagnostics);
         }
     }
 
-    /// Says what can only be said of all routes together.
-    pub(crate) fn finish(self, diagnostics: &mut Diagnostics) {
+    /// Makes and says what can only be made and said of all routes together.
+    pub(crate) fn finish(self, builder: &mut ModelBuilder, diagnostics: &mut Diagnostics) {
+        self.ends.finish(&self.istio.gateways, self.istio.options, builder, diagnostics);
         self.registry.finish(diagnostics);
     }
 }

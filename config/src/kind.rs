@@ -1,6 +1,6 @@
 //! What a value of the native format can be: for its reader, for `check`, for the reference and for the JSON schema.
 
-use std::{fmt, net::SocketAddr, ops::RangeInclusive, str::FromStr, time::Duration};
+use std::{fmt, net::SocketAddr, ops::RangeInclusive, path::PathBuf, str::FromStr, time::Duration};
 
 use strum::{EnumMessage, VariantArray};
 
@@ -267,6 +267,34 @@ impl<T: FromStr<Err: fmt::Display> + fmt::Display> Codec<Option<T>> for Parsed {
 
     fn show(&self, value: &Option<T>) -> String {
         value.as_ref().map_or_else(|| "none".into(), ToString::to_string)
+    }
+}
+
+/// A path in the file system; without one, nothing.
+pub(crate) struct Place {
+    /// In words.
+    pub(crate) what: &'static str,
+    /// One that is good.
+    pub(crate) example: &'static str,
+}
+
+impl Codec<Option<PathBuf>> for Place {
+    fn kind(&self) -> Kind {
+        Kind::Text { what: self.what, example: self.example }
+    }
+
+    fn read(&self, view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<Option<PathBuf>> {
+        let expected = format!("{}, for example {}", self.what, self.example);
+        let text = view.text(&expected, diagnostics)?;
+        if text.is_empty() || text.contains('\0') {
+            view.error("the path is empty, or holds a zero byte").expected(expected).emit(diagnostics);
+            return None;
+        }
+        Some(Some(text.into()))
+    }
+
+    fn show(&self, value: &Option<PathBuf>) -> String {
+        value.as_ref().map_or_else(|| "none".into(), |path| path.display().to_string())
     }
 }
 

@@ -32,11 +32,14 @@ pub mod networks;
 pub mod options;
 pub mod reference;
 pub mod report;
+pub mod secret;
 pub mod status;
 
 mod builder;
 mod check;
+mod credentials;
 mod decode;
+mod describe;
 mod document;
 mod explain;
 mod istio;

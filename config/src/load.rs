@@ -215,7 +215,7 @@ fn translate_documents(
             }
         }
     }
-    routes.finish(diagnostics);
+    routes.finish(&mut builder, diagnostics);
     overrides.report_unused(diagnostics);
     Some(builder.finish(native.given.settings(), options, diagnostics))
 }

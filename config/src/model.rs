@@ -3,21 +3,34 @@
 //! Everything that is read while a connection is served is here, already validated and resolved as far as that
 //! is possible without I/O: names are lower-cased, references are indexes, precedence is decided.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
-use self::route_table::RouteTable;
+use self::{
+    http::{BackendHttp, PlainHttp},
+    route_table::RouteTable,
+    secret::Secret,
+    termination::UpstreamTls,
+};
 pub use self::{
     rule::{BackendId, Origin, Rule, Target},
     settings::{
-        Admin, Capacity, DatapathKind, Dns, Flows, Limits, Offload, PeerTimeouts, Runtime, Startup, Timeouts,
+        Admin, Capacity, DatapathKind, Dns, Flows, Http, Limits, Offload, PeerTimeouts, Runtime, Startup,
+        Timeouts,
     },
 };
 use crate::name::{HostName, HostPattern};
 
+pub(crate) mod cipher_suites;
+pub mod http;
 pub mod rank;
 pub mod route_table;
 pub mod rule;
+pub mod secret;
 pub mod settings;
+pub mod termination;
 
 /// One complete, valid configuration.
 #[derive(Debug, Clone, Default)]
@@ -28,6 +41,10 @@ pub struct Model {
     pub backends: Vec<Backend>,
     /// How many rules the listeners' tables hold in all; [`Rule::id`] is below it.
     pub rules: usize,
+    /// How many ways of ending TLS there are; [`Termination::id`](termination::Termination::id) is below it.
+    pub terminations: usize,
+    /// The `Secret` objects of the files that a termination or a backend names; see [`Model::secret`].
+    pub secrets: Vec<Secret>,
     /// What servers of foreign objects ask for that are not served, for [`crate::explain()`].
     pub claims: Vec<Claim>,
     /// What is fixed when the process starts.
@@ -69,6 +86,8 @@ pub struct Listener {
     pub ports: Vec<u16>,
     /// Which rule serves which server name.
     pub routes: RouteTable,
+    /// What serves connections that begin with an HTTP request instead of a TLS record.
+    pub plain_http: Option<PlainHttp>,
     /// What happens to a connection that no rule serves, by verdict.
     pub policies: Policies,
 }
@@ -136,6 +155,10 @@ pub struct Backend {
     /// Connections at once that wait for one of its endpoints to answer; 0 is no limit. See [`Limits::pending`] for the
     /// default.
     pub max_pending: Option<usize>,
+    /// TLS towards it, for what is terminated here; passthrough takes no notice of it.
+    pub tls: Option<Arc<UpstreamTls>>,
+    /// The version of HTTP to speak to it, for what is HTTP here.
+    pub http: BackendHttp,
 }
 
 /// One address of a backend.

@@ -32,6 +32,7 @@ use crate::{
 mod read;
 pub(crate) mod schema;
 mod settings;
+mod terminate;
 
 /// All native documents together.
 #[derive(Debug, Default)]
@@ -176,7 +177,7 @@ impl Native<'_> {
         let rank = Arc::new(Rank::default());
         let mut labels = self.route_names(diagnostics);
         for route in &self.routes {
-            let NativeRoute { view, listeners, sni, backends, .. } = route;
+            let NativeRoute { view, listeners, sni, backends, terminate, .. } = route;
             let wanted: Vec<usize> = match listeners {
                 None => (0..builder.listeners.len()).collect(),
                 Some(written) => written
@@ -199,7 +200,9 @@ impl Native<'_> {
                 view.warn("all weights are 0: the connections of this route are rejected").emit(diagnostics);
             }
             let name = labels.of(route);
-            let rule = builder.rule(format!("route {name}"), view.origin(), targets);
+            let name = format!("route {name}");
+            let termination = terminate.as_ref().map(|ends| ends.build(&name, view.origin(), builder));
+            let rule = builder.rule_of(name, view.origin(), targets, termination);
             let mut seen = HashSet::new();
             for (view, written) in sni {
                 if !seen.insert(written) {

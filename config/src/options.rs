@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
     str::FromStr,
 };
 
@@ -20,6 +21,8 @@ pub struct Options {
     /// The labels that a gateway's workload would have in a cluster: a `Gateway` whose selector asks for others is
     /// left out. Without any, every `Gateway` is served.
     pub selector: Vec<Label>,
+    /// Where certificates and keys are, instead of the setting `secrets`.
+    pub secrets: Option<PathBuf>,
 }
 
 /// `HOST:PORT:ADDR[,ADDR]...`, the notation of curl's `--resolve`.

@@ -8,7 +8,7 @@ use proptest::{prelude::*, sample::Index};
 use snisplice_config::{
     Options, Source, explain, load,
     model::{Origin, Rule, Target},
-    model::{rank::Rank, route_table::RouteTable},
+    model::{rank::Rank, route_table::RouteTable, termination::Inside},
     name::{HostPattern, ServerName},
     render_check,
 };
@@ -126,7 +126,10 @@ fn survives(texts: &[String]) {
     assert_eq!(addresses.len(), bound, "no address twice");
     for listener in &model.listeners {
         for entry in listener.routes.entries() {
-            assert!(entry.rule.id < model.rules && !entry.rule.targets.is_empty());
+            let ends = entry.rule.termination.as_ref();
+            let is_http = ends.is_some_and(|ends| matches!(ends.inside, Inside::Http(_)));
+            assert!(entry.rule.id < model.rules && (is_http || !entry.rule.targets.is_empty()));
+            assert!(ends.is_none_or(|ends| ends.id < model.terminations && !ends.certificates.is_empty()));
             for backend in entry.rule.targets.iter().filter_map(|target| target.backend) {
                 assert!(backend.0 < model.backends.len());
             }
@@ -168,6 +171,7 @@ fn rule(id: usize) -> Arc<Rule> {
         name: id.to_string(),
         origin: Origin { file: "test".into(), line: 1, column: 1 },
         targets: vec![Target { weight: 1, backend: None }],
+        termination: None,
     })
 }
 

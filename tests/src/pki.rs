@@ -9,7 +9,8 @@ use std::{
 use anyhow::{Context as _, Result};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustls::{
-    ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion,
+    ClientConfig, ConfigBuilder, RootCertStore, ServerConfig, SupportedProtocolVersion,
+    client::WantsClientCert,
     pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer},
 };
 
@@ -68,13 +69,27 @@ impl Ca {
 
     /// A client that trusts this authority and nothing else.
     pub fn client(&self, versions: &[&'static SupportedProtocolVersion]) -> Result<Arc<ClientConfig>> {
+        Ok(Arc::new(self.trusting(versions)?.with_no_client_auth()))
+    }
+
+    /// The same, which shows a certificate if it is asked.
+    pub fn client_with(
+        &self,
+        versions: &[&'static SupportedProtocolVersion],
+        leaf: &Leaf,
+    ) -> Result<Arc<ClientConfig>> {
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(leaf.pkcs8.clone()));
+        Ok(Arc::new(self.trusting(versions)?.with_client_auth_cert(vec![leaf.der.clone()], key)?))
+    }
+
+    fn trusting(
+        &self,
+        versions: &[&'static SupportedProtocolVersion],
+    ) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>> {
         let mut roots = RootCertStore::empty();
         roots.add(self.issuer.der().clone())?;
-        let config = ClientConfig::builder_with_provider(provider())
-            .with_protocol_versions(versions)?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        Ok(Arc::new(config))
+        let builder = ClientConfig::builder_with_provider(provider()).with_protocol_versions(versions)?;
+        Ok(builder.with_root_certificates(roots))
     }
 }
 

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use self::{
     datapath::Needs,
     memory::Thrift,
+    secrets::Secrets,
     signals::Asked,
     start::Prepared,
     supervisor::Supervisor,
@@ -47,7 +48,7 @@ use crate::{
     upstream::dns::Resolver,
 };
 
-pub use self::signals::Signals;
+pub use self::{secrets::check_secrets, signals::Signals};
 
 mod datapath;
 pub mod descriptors;
@@ -55,6 +56,7 @@ mod listeners;
 pub mod memory;
 mod prepare;
 mod reload;
+mod secrets;
 mod signals;
 mod start;
 mod supervisor;
@@ -92,6 +94,7 @@ pub struct App {
     /// Until it is known what the kernel can do.
     thrift: Option<Thrift>,
     resolver: Resolver,
+    secrets: Secrets,
     /// What carries packets.
     programs: Option<Arc<Programs>>,
     adopted: Option<Watch>,
@@ -154,6 +157,7 @@ impl App {
     pub fn run(mut self) -> anyhow::Result<()> {
         let succeeded = loop {
             let left = self.leaving.values().min().copied();
+            let look = self.secrets.next_look();
             let next = async {
                 tokio::select! {
                     asked = self.signals.next() => Next::Signal(asked),
@@ -161,12 +165,14 @@ impl App {
                     Some(event) = self.trial.recv() => Next::Heed(event),
                     Some(worker) = self.lost_workers.recv() => Next::Lost(worker),
                     () = at(left) => Next::Left,
+                    () = at(look) => Next::Secrets,
                 }
             };
             match self.runtime.block_on(next) {
                 Next::Signal(Asked::Reload) => self.reload(),
                 Next::Signal(Asked::Stop) => break false,
                 Next::Heed(event) => self.heed(event),
+                Next::Secrets => self.look_after_secrets(),
                 Next::Left => {
                     let now = Instant::now();
                     let left = self.leaving.iter().filter(|(_, at)| **at <= now);
@@ -388,4 +394,6 @@ enum Next {
     Lost(usize),
     /// It is time to give up addresses.
     Left,
+    /// It is time to look at the files of certificates.
+    Secrets,
 }

@@ -74,6 +74,9 @@ pub struct Overrides {
     /// Serve only Gateways whose selector these labels satisfy; separated by commas, may be repeated
     #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',')]
     pub selector: Vec<Label>,
+    /// Take the certificates and keys that servers name from this directory, or this file with Secrets in YAML
+    #[arg(long, value_name = "PATH")]
+    pub secrets: Option<PathBuf>,
 }
 
 impl Overrides {
@@ -85,6 +88,7 @@ impl Overrides {
             listen: self.listen.clone(),
             namespace: self.namespace.clone(),
             selector: self.selector.clone(),
+            secrets: self.secrets.clone(),
         }
     }
 }
@@ -102,6 +106,7 @@ pub struct Check {
 
 /// `snisplice run`.
 #[derive(Debug, Clone, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub struct Run {
     /// The configuration.
     #[command(flatten)]
@@ -128,6 +133,9 @@ pub struct Run {
     /// Let the other process have another mount namespace and another root directory, as a container has
     #[arg(long)]
     pub takeover_across_mounts: bool,
+    /// Write the secrets of the connections that end here to the file that SSLKEYLOGFILE names, to decrypt a recording of them
+    #[arg(long)]
+    pub tls_key_log: bool,
     /// Lets connections be closed on that address
     #[arg(long)]
     pub admin_close: bool,

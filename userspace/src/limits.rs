@@ -1,6 +1,6 @@
 //! What keeps one client, or one dead backend, from taking what everybody needs.
 //!
-//! [`source`], [`hellos`], [`backends`] and [`cidr`] are functions of values: time is an argument, and their memory is
+//! [`source`], [`hellos`], [`handshakes`], [`backends`] and [`cidr`] are functions of values: time is an argument, and their memory is
 //! bounded by the number of connections. [`admission`] is what the workers share of them.
 
 use strum::{EnumCount, VariantArray};
@@ -11,6 +11,7 @@ pub mod admission;
 pub mod backends;
 pub mod cidr;
 pub mod collector;
+pub mod handshakes;
 pub mod hellos;
 pub mod reachability;
 pub mod source;
@@ -23,6 +24,9 @@ pub enum Overload {
     Source,
     /// Its hello was not complete, and a newcomer needed its place (`limits.hellos`, `limits.connections`).
     Hellos,
+    /// As many TLS handshakes are under way as may be, in all or of its source (`limits.handshakes`,
+    /// `limits.handshakes_per_source`).
+    Handshakes,
     /// Its backend has as many connections as it may (`backends[].max_connections`).
     Backend,
     /// As many connections as may wait for an endpoint of its backend (`backends[].max_pending`).
@@ -36,6 +40,7 @@ impl From<Overload> for CloseReason {
         match overload {
             Overload::Source => Self::SourceLimit,
             Overload::Hellos => Self::HelloLimit,
+            Overload::Handshakes => Self::HandshakeLimit,
             Overload::Backend => Self::BackendLimit,
             Overload::Pending => Self::PendingLimit,
             Overload::Places => Self::ConnectionLimit,

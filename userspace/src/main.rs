@@ -7,7 +7,7 @@ use std::{io::Write as _, path::Path, process::ExitCode, time::Duration};
 use clap::Parser as _;
 use rustix::process::{Signal, set_parent_process_death_signal};
 use snisplice::{
-    app::{App, Signals},
+    app::{App, Signals, check_secrets},
     bpf,
     cli::{Check, Cli, Command, Run, client},
     log, privileges,
@@ -45,7 +45,22 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Check(Check { config, strict }) => {
             let translation = file::load(&config.config, &config.options())?;
             print(&render_check(&translation))?;
-            let doubtful = translation.rejected().chain(translation.warnings()).next().is_some();
+            let mut doubtful = translation.rejected().chain(translation.warnings()).next().is_some();
+            match translation.model.as_ref().map(check_secrets) {
+                None => {}
+                Some(Ok(warnings)) => {
+                    doubtful |= !warnings.is_empty();
+                    for warning in warnings {
+                        print(&format!("warning: {warning}\n"))?;
+                    }
+                }
+                Some(Err(errors)) => {
+                    for error in errors.lines() {
+                        print(&format!("error: {error}\n"))?;
+                    }
+                    return Ok(ExitCode::from(BAD_CONFIGURATION));
+                }
+            }
             if strict && doubtful && translation.model.is_some() {
                 return Ok(ExitCode::from(DOUBTFUL_CONFIGURATION));
             }

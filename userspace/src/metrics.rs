@@ -65,6 +65,12 @@ struct FailedConnect {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Answered {
+    route: Arc<str>,
+    code: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct InService {
     datapath: &'static str,
 }
@@ -119,6 +125,16 @@ impl Labels for FailedConnect {
     }
 }
 
+impl Labels for Answered {
+    fn detached(&self) -> Self {
+        Self { route: copy(&self.route), ..*self }
+    }
+
+    fn has(&self, kind: Kind, name: &str) -> bool {
+        kind == Kind::Route && &*self.route == name
+    }
+}
+
 /// The same text, shared with nobody.
 fn copy(name: &Arc<str>) -> Arc<str> {
     Arc::from(&**name)
@@ -154,6 +170,7 @@ pub struct Metrics {
     moved: Series<Moved, Counter>,
     unrouted: Series<Unrouted, Counter>,
     connect_failures: Series<FailedConnect, Counter>,
+    http_requests: Series<Answered, Counter>,
     accept_errors: Series<ByListener, Counter>,
     datapath: Family<InService, Gauge>,
     probing: Gauge,
@@ -185,6 +202,7 @@ impl Metrics {
             moved: Series::default(),
             unrouted: Series::default(),
             connect_failures: Series::default(),
+            http_requests: Series::default(),
             accept_errors: Series::default(),
             datapath: Family::default(),
             probing: Gauge::default(),
@@ -216,6 +234,11 @@ impl Metrics {
             "connect_failures",
             "Attempts to connect to an endpoint that failed",
             metrics.connect_failures.clone(),
+        );
+        registry.register(
+            "http_requests",
+            "HTTP requests answered, by rule and status code",
+            metrics.http_requests.clone(),
         );
         registry.register(
             "accept_errors",
@@ -295,6 +318,7 @@ impl Metrics {
             self.moved.forget(kind, &name);
             self.unrouted.forget(kind, &name);
             self.connect_failures.forget(kind, &name);
+            self.http_requests.forget(kind, &name);
         }
     }
 
@@ -376,6 +400,12 @@ impl Metrics {
     pub(crate) fn unrouted(&self, listener: &Arc<str>, verdict: CloseReason, policy: AppliedPolicy) {
         let (verdict, policy) = (verdict.label(), policy.label());
         self.unrouted.get_or_create(&Unrouted { listener: listener.clone(), verdict, policy }).inc();
+    }
+
+    pub(crate) fn http_request(&self, route: &Arc<str>, code: u16) {
+        // A backend may make codes up, but not series without bound.
+        let code = if (100..600).contains(&code) { code } else { 0 };
+        self.http_requests.get_or_create(&Answered { route: route.clone(), code }).inc();
     }
 
     pub(crate) fn connect_failed(&self, backend: &Arc<str>, reason: ConnectFailure) {

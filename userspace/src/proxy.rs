@@ -3,7 +3,9 @@
 mod acceptor;
 pub mod connect;
 pub mod hello;
+mod http;
 mod refuse;
 pub mod service;
 pub mod session;
+mod terminated;
 pub mod worker;

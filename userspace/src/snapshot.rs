@@ -10,11 +10,12 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use snisplice_config::model::{BackendId, Listener, Model, Rule};
+use snisplice_config::model::{BackendId, Listener, Model, Rule, http::HttpTable, termination::Inside};
 
 use crate::{
     metrics::{Gone, Names},
     net::listeners::covers,
+    terminate::Terminations,
     upstream::{balance::Wheel, cluster::Cluster, upstreams::Upstreams},
 };
 
@@ -30,6 +31,8 @@ pub struct Snapshot {
     upstreams: Upstreams,
     /// By [`Rule::id`].
     rules: Vec<RuleState>,
+    /// Follows the secrets, which change also without the configuration.
+    terminations: ArcSwap<Terminations>,
 }
 
 /// What one rule needs beside its immutable part; filled in when the first connection takes it, since most of a
@@ -74,7 +77,19 @@ impl Snapshot {
             .enumerate()
             .flat_map(|(at, listener)| listener.bind.iter().map(move |address| (*address, at)))
             .collect();
-        Self { model, generation, by_address, upstreams, rules }
+        let terminations = ArcSwap::default();
+        Self { model, generation, by_address, upstreams, rules, terminations }
+    }
+
+    /// What this configuration ends and begins TLS with.
+    #[must_use]
+    pub fn terminations(&self) -> Arc<Terminations> {
+        self.terminations.load_full()
+    }
+
+    /// Ends and begins TLS with these from now on. Connections that are open keep what they have.
+    pub fn terminate_with(&self, terminations: Terminations) {
+        self.terminations.store(Arc::new(terminations));
     }
 
     /// The listener of an address as the configuration has it, if this one does.
@@ -119,8 +134,7 @@ impl Snapshot {
         let used: HashMap<&str, &Arc<Kept>> = used.map(|kept| (&*kept.label, kept)).collect();
         let mut kept = HashSet::new();
         if !used.is_empty() {
-            let entries = self.model.listeners.iter().flat_map(|listener| listener.routes.entries());
-            for rule in entries.map(|entry| &entry.rule) {
+            for rule in rules_of(&self.model) {
                 if let Some((name, state)) = used.get_key_value(&*rule.name) {
                     kept.insert(*name);
                     // One rule may have several entries.
@@ -141,10 +155,9 @@ impl Snapshot {
     #[must_use]
     pub fn names(&self) -> Names<'_> {
         let Model { listeners, backends, .. } = &self.model;
-        let rules = listeners.iter().flat_map(|listener| listener.routes.entries()).map(|entry| &entry.rule);
         Names {
             listeners: listeners.iter().map(|listener| &*listener.name).collect(),
-            routes: rules.map(|rule| &*rule.name).collect(),
+            routes: rules_of(&self.model).map(|rule| &*rule.name).collect(),
             backends: backends.iter().map(|backend| &*backend.name).collect(),
         }
     }
@@ -176,16 +189,48 @@ impl Snapshot {
     /// cannot be served (Gateway API, `BackendRef`: an invalid backend keeps its share).
     #[must_use]
     pub fn next_target(&self, rule: &Rule) -> Option<&Cluster> {
+        self.next_target_of(rule).map(|(_, cluster)| cluster)
+    }
+
+    /// The same, by its id.
+    #[must_use]
+    pub fn next_backend(&self, rule: &Rule) -> Option<BackendId> {
+        self.next_target_of(rule).and_then(|(index, _)| rule.targets[index].backend)
+    }
+
+    /// The same, with its place among the rule's targets.
+    #[must_use]
+    pub fn next_target_of(&self, rule: &Rule) -> Option<(usize, &Cluster)> {
         let chosen = if let [only] = rule.targets.as_slice() {
-            (only.weight > 0).then_some(only)
+            (only.weight > 0).then_some(0)
         } else {
             let wheel = self.rules[rule.id]
                 .wheel
                 .get_or_init(|| Wheel::new(rule.targets.iter().map(|target| target.weight)));
-            wheel.pick(self.kept(rule).turn.fetch_add(1, Relaxed)).map(|member| &rule.targets[member])
+            wheel.pick(self.kept(rule).turn.fetch_add(1, Relaxed))
         };
-        chosen?.backend.map(|id| self.cluster(id))
+        let chosen = chosen?;
+        Some((chosen, self.cluster(rule.targets[chosen].backend?)))
     }
+}
+
+/// All rules: those of server names, and those of requests. One rule may come several times.
+fn rules_of(model: &Model) -> impl Iterator<Item = &Rule> {
+    fn of_requests(table: &HttpTable) -> Vec<&Rule> {
+        table.hosts.iter().flat_map(|host| &host.rules).map(|rule| &*rule.rule).collect()
+    }
+    model.listeners.iter().flat_map(|listener| {
+        let plain = listener.plain_http.iter().flat_map(|plain| of_requests(&plain.table));
+        let named = listener.routes.entries().iter().flat_map(|entry| {
+            let inside = entry.rule.termination.as_ref().map(|termination| &termination.inside);
+            let requests = match inside {
+                Some(Inside::Http(table)) => of_requests(table),
+                Some(Inside::Bytes) | None => Vec::new(),
+            };
+            std::iter::once(&*entry.rule).chain(requests)
+        });
+        plain.chain(named)
+    })
 }
 
 #[cfg(test)]

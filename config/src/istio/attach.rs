@@ -3,11 +3,13 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
-    destination::Destination,
+    destination::{Destination, refused},
     export_to::Exported,
     gateway::{Gateway, Server, ServerKind},
-    registry::Registry,
-    virtual_service::{GatewayRef, Match, Place, TcpRoute, TlsRoute, VirtualService},
+    gateway_ref::GatewayRef,
+    registry::{Carried, Registry},
+    terminate::Ends,
+    virtual_service::{Match, Place, TcpRoute, TlsRoute, VirtualService},
 };
 use crate::{
     builder::ModelBuilder,
@@ -18,10 +20,7 @@ use crate::{
     options::Options,
 };
 
-/// The targets of a rule that cannot be served.
-pub(super) fn refused() -> Vec<Target> {
-    vec![Target { weight: 1, backend: None }]
-}
+mod http;
 
 /// What a `VirtualService` attaches to.
 pub(super) struct Attachment<'a, 'n> {
@@ -70,13 +69,15 @@ impl<'a, 'n> Attachment<'a, 'n> {
     pub(super) fn add(
         &self,
         registry: &mut Registry<'_, '_, '_, '_>,
+        ends: &mut Ends,
         builder: &mut ModelBuilder,
         diagnostics: &mut Diagnostics,
     ) {
         for route in &self.service.tls {
             self.add_tls(route, registry, builder, diagnostics);
         }
-        self.add_tcp(registry, builder, diagnostics);
+        self.add_tcp(registry, ends, builder, diagnostics);
+        self.add_http(registry, ends, builder, diagnostics);
     }
 
     fn add_tls(
@@ -103,10 +104,11 @@ impl<'a, 'n> Attachment<'a, 'n> {
         }
         if served.is_empty() {
             // What nobody can reach needs no backend, but its faults are told all the same.
-            self.targets(destinations, None, false, registry, builder, diagnostics);
+            self.targets(destinations, None, (false, Carried::Through), registry, builder, diagnostics);
         }
         for (port, meetings) in served {
-            let targets = self.targets(destinations, port, true, registry, builder, diagnostics);
+            let targets =
+                self.targets(destinations, port, (true, Carried::Through), registry, builder, diagnostics);
             let rule = builder.rule(name.clone(), view.origin(), targets);
             for meeting in meetings {
                 builder.listeners[meeting.listener].serve(
@@ -147,7 +149,7 @@ impl<'a, 'n> Attachment<'a, 'n> {
         &self,
         destinations: &[Destination<'_>],
         port: Option<u16>,
-        wanted: bool,
+        (wanted, carried): (bool, Carried),
         registry: &mut Registry<'_, '_, '_, '_>,
         builder: &mut ModelBuilder,
         diagnostics: &mut Diagnostics,
@@ -157,15 +159,26 @@ impl<'a, 'n> Attachment<'a, 'n> {
             .map(|one| Target {
                 weight: one.weight,
                 backend: one.to.as_ref().and_then(|to| {
-                    registry.backend(self.service.namespace, to, port, wanted, builder, diagnostics)
+                    registry.backend(
+                        (self.service.namespace, carried),
+                        to,
+                        port,
+                        wanted,
+                        builder,
+                        diagnostics,
+                    )
                 }),
             })
             .collect()
     }
 
     /// The Gateways of the `VirtualService` that a match is for: `match.gateways` narrows `spec.gateways`.
-    fn narrowed(&self, place: &Place<'_>, diagnostics: &mut Diagnostics) -> Vec<&'a Gateway<'n>> {
-        let Some(named) = &place.gateways else { return self.gateways.clone() };
+    fn narrowed(
+        &self,
+        gateways: Option<&[GatewayRef<'_>]>,
+        diagnostics: &mut Diagnostics,
+    ) -> Vec<&'a Gateway<'n>> {
+        let Some(named) = gateways else { return self.gateways.clone() };
         for one in named {
             if !self.service.gateways.iter().any(|own| own.is_same(one)) {
                 let own: Vec<_> = self
@@ -198,7 +211,7 @@ impl<'a, 'n> Attachment<'a, 'n> {
         'a: 'm,
     {
         let Match { at, sni_hosts, .. } = one;
-        let gateways = self.narrowed(at, diagnostics);
+        let gateways = self.narrowed(at.gateways.as_deref(), diagnostics);
         let all: Vec<(&'a Server<'n>, usize)> = gateways
             .iter()
             .flat_map(|gateway| &gateway.servers)
@@ -206,7 +219,21 @@ impl<'a, 'n> Attachment<'a, 'n> {
             .filter_map(|server| Some((server, server.listener?)))
             .collect();
         if all.is_empty() {
-            if !gateways.is_empty() {
+            let ends = gateways.iter().flat_map(|gateway| &gateway.servers);
+            if ends
+                .filter(|server| server.listener.is_some())
+                .any(|server| server.kind == ServerKind::Terminate)
+            {
+                self.service
+                    .view
+                    .warn("no server of its Gateways passes TLS through: its tls routes serve nothing")
+                    .expected("a server with tls.mode PASSTHROUGH")
+                    .remedy(
+                        "where TLS ends, a server with protocol HTTPS takes 'http' routes, and one with protocol TLS \
+                         takes 'tcp' routes",
+                    )
+                    .emit(diagnostics);
+            } else if !gateways.is_empty() {
                 self.service.view.warn("none of its Gateways has a server that is served").emit(diagnostics);
             }
             return Vec::new();
@@ -256,66 +283,102 @@ impl<'a, 'n> Attachment<'a, 'n> {
         meetings
     }
 
-    /// The first `tcp` route serves what has no name of a route, on the ports of TCP servers that TLS servers share.
+    /// The first `tcp` route for a server serves what is inside of the TLS that ends there; or what has no name of a
+    /// route, on the ports of TCP servers that TLS servers share.
     fn add_tcp(
         &self,
         registry: &mut Registry<'_, '_, '_, '_>,
+        ends: &mut Ends,
         builder: &mut ModelBuilder,
         diagnostics: &mut Diagnostics,
     ) {
         let Some(first) = self.service.tcp.first() else { return };
-        let servers = self.gateways.iter().flat_map(|gateway| &gateway.servers).filter(|server| {
-            let admits = server.hosts.iter().any(|host| {
-                host.namespace.is_none_or(|namespace| namespace == self.service.namespace)
-                    && self.service.hosts.iter().any(|own| own.intersect(&host.pattern).is_some())
-            });
-            server.kind == ServerKind::Tcp && admits
-        });
         let mut served = false;
-        for (server, listener) in servers.filter_map(|server| Some((server, server.listener?))) {
-            let answer = |(place, refused): &(Place<'_>, bool), diagnostics: &mut Diagnostics| {
-                let here = place.port.as_ref().is_none_or(|(_, port)| server.port == *port)
-                    && self
-                        .narrowed(place, diagnostics)
-                        .iter()
-                        .any(|gateway| gateway.servers.iter().any(|other| std::ptr::eq(other, server)));
-                here.then_some(*refused)
+        for (server, listener) in self
+            .gateways
+            .iter()
+            .flat_map(|gateway| &gateway.servers)
+            .filter_map(|server| Some((server, server.listener?)))
+        {
+            let names: Vec<(&HostPattern, &HostPattern)> = server
+                .hosts
+                .iter()
+                .filter(|host| host.namespace.is_none_or(|namespace| namespace == self.service.namespace))
+                .flat_map(|host| self.service.hosts.iter().map(|own| (own, &host.pattern)))
+                .filter(|(own, host)| own.intersect(host).is_some())
+                .collect();
+            let is_bytes = server.kind == ServerKind::Terminate && !server.is_http();
+            if names.is_empty() || !(is_bytes || server.kind == ServerKind::Tcp) {
+                continue;
+            }
+            let Some((TcpRoute { view, index, destinations, .. }, is_refused)) =
+                self.tcp_route(server, diagnostics)
+            else {
+                continue;
             };
-            // A route without destinations is passed over, as in Istio.
-            let route =
-                self.service.tcp.iter().filter(|route| !route.destinations.is_empty()).find_map(|route| {
-                    if route.matches.is_empty() {
-                        return Some((route, false));
-                    }
-                    route
-                        .matches
-                        .iter()
-                        .find_map(|one| answer(one, diagnostics))
-                        .map(|refused| (route, refused))
-                });
-            let Some((TcpRoute { view, index, destinations, .. }, is_refused)) = route else { continue };
             served = true;
             let targets = if is_refused {
                 refused()
             } else {
-                self.targets(destinations, Some(server.port), true, registry, builder, diagnostics)
+                {
+                    let carried = if is_bytes { Carried::Ended } else { Carried::Through };
+                    self.targets(
+                        destinations,
+                        Some(server.port),
+                        (true, carried),
+                        registry,
+                        builder,
+                        diagnostics,
+                    )
+                }
             };
             let name = format!("{} tcp[{index}]", self.service.view.object());
-            let rule = builder.rule(name, view.origin(), targets);
             let rank = self.rank(&server.rank);
-            builder.listeners[listener].serve(&HostPattern::Any, &HostPattern::Any, &rule, &rank);
+            if is_bytes {
+                let termination = ends.bytes(server, builder);
+                let rule = builder.rule_of(name, view.origin(), targets, termination);
+                for (own, host) in names {
+                    builder.listeners[listener].serve(own, host, &rule, &rank);
+                }
+            } else {
+                let rule = builder.rule(name, view.origin(), targets);
+                builder.listeners[listener].serve(&HostPattern::Any, &HostPattern::Any, &rule, &rank);
+            }
         }
         if !served {
             first
                 .view
                 .error("a TCP route has no server name to route by: it is not served")
-                .expected("tls routes with sniHosts, or a TCP server on the port of a TLS server")
+                .expected(
+                    "tls routes with sniHosts; or a server with protocol TLS and mode SIMPLE, or a TCP server on the \
+                     port of a TLS server",
+                )
                 .remedy(
                     "route by server name with 'tls'; the policies unknown_name and no_sni of the native format \
                      send what has no route to a backend",
                 )
                 .emit(diagnostics);
         }
+    }
+
+    /// The first `tcp` route with a match for a server, and whether that match is refused.
+    fn tcp_route(&self, server: &Server<'_>, diagnostics: &mut Diagnostics) -> Option<(&TcpRoute<'n>, bool)> {
+        let answer = |(place, refused): &(Place<'_>, bool), diagnostics: &mut Diagnostics| {
+            let here = place.port.as_ref().is_none_or(|(_, port)| server.port == *port)
+                && self
+                    .narrowed(place.gateways.as_deref(), diagnostics)
+                    .iter()
+                    .any(|gateway| gateway.servers.iter().any(|other| std::ptr::eq(other, server)));
+            here.then_some(*refused)
+        };
+        // A route without destinations is passed over, as in Istio.
+        self.service.tcp.iter().filter(|route| !route.destinations.is_empty()).find_map(|route| {
+            if route.matches.is_empty() {
+                return Some((route, false));
+            }
+            let refused = route.matches.iter().find_map(|one| answer(one, diagnostics))?;
+            Some((route, refused))
+        })
     }
 }
 

@@ -1,9 +1,15 @@
 //! `route[]`: weighted destinations as they are written.
 
+use super::headers;
 use crate::{
     decode::{Diagnostics, View},
-    model::Target,
+    model::{Target, http::HeaderChanges},
 };
+
+/// The targets of a rule that cannot be served.
+pub(super) fn refused() -> Vec<Target> {
+    vec![Target { weight: 1, backend: None }]
+}
 
 /// One weighted destination of a route.
 #[derive(Debug)]
@@ -11,6 +17,8 @@ pub(super) struct Destination<'n> {
     pub(super) weight: u32,
     /// `None` if it was rejected; its share of the connections is too.
     pub(super) to: Option<Service<'n>>,
+    /// What an `http` route changes for it: of requests, and of responses.
+    pub(super) headers: (HeaderChanges, HeaderChanges),
 }
 
 impl Destination<'_> {
@@ -32,6 +40,15 @@ pub(super) struct Service<'n> {
 
 /// Empty if the list can serve nothing.
 pub(super) fn read<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Vec<Destination<'n>> {
+    read_list(view, false, diagnostics)
+}
+
+/// The same of an `http` route, whose destinations may change headers.
+pub(super) fn read_http<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Vec<Destination<'n>> {
+    read_list(view, true, diagnostics)
+}
+
+fn read_list<'n>(view: &View<'n>, http: bool, diagnostics: &mut Diagnostics) -> Vec<Destination<'n>> {
     let list = view.list("a list of weighted destinations", diagnostics);
     if list.is_empty() {
         view.error("the list is empty: the route is not served")
@@ -39,7 +56,7 @@ pub(super) fn read<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Vec<De
             .emit(diagnostics);
     }
     let only = list.len() == 1;
-    let destinations: Vec<_> = list.iter().map(|item| read_one(item, only, diagnostics)).collect();
+    let destinations: Vec<_> = list.iter().map(|item| read_one(item, only, http, diagnostics)).collect();
     if !destinations.is_empty() && destinations.iter().all(|one| one.weight == 0) {
         view.error("the weights add up to 0: the route is not served")
             .expected("weights that add up to more than 0; a destination without a weight has 0")
@@ -49,8 +66,8 @@ pub(super) fn read<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Vec<De
     destinations
 }
 
-fn read_one<'n>(view: &View<'n>, only: bool, diagnostics: &mut Diagnostics) -> Destination<'n> {
-    let refused = Destination { weight: u32::from(only), to: None };
+fn read_one<'n>(view: &View<'n>, only: bool, http: bool, diagnostics: &mut Diagnostics) -> Destination<'n> {
+    let refused = Destination { weight: u32::from(only), to: None, headers: Default::default() };
     let Some(mut fields) = view.fields("{destination, weight}", diagnostics) else { return refused };
     let weight = match fields.take("weight").map(|view| view.number(0..=Target::MAX_WEIGHT, diagnostics)) {
         // A destination alone receives everything, whatever its weight.
@@ -59,8 +76,18 @@ fn read_one<'n>(view: &View<'n>, only: bool, diagnostics: &mut Diagnostics) -> D
         Some(weight) => weight.unwrap_or(0),
     };
     let destination = fields.require("destination", "{host, port: {number}}", diagnostics);
+    let mut headers = Default::default();
+    if http && let Some(view) = fields.take_set("headers") {
+        let (request, response, host) = headers::read(&view, diagnostics);
+        if host.is_some() {
+            view.warn("the authority is not changed for one destination alone, ignored")
+                .remedy("write rewrite: {authority} in the route")
+                .emit(diagnostics);
+        }
+        headers = (request, response);
+    }
     fields.finish(diagnostics);
-    Destination { weight, to: destination.and_then(|view| read_service(&view, diagnostics)) }
+    Destination { weight, headers, to: destination.and_then(|view| read_service(&view, diagnostics)) }
 }
 
 fn read_service<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Option<Service<'n>> {

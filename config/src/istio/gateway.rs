@@ -2,15 +2,19 @@
 
 use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
-use super::{labels::Labels, object::Object};
+use super::{
+    labels::Labels,
+    object::Object,
+    server_tls::{self, Mode, ServerTls},
+};
 use crate::{
-    decode::{Diagnostics, Fields, View},
+    decode::{Diagnostics, View},
     model::rank::{Seniority, ServerRank},
     name::HostPattern,
     options::Options,
 };
 
-const PROTOCOLS: &str = "HTTPS or TLS, with tls.mode PASSTHROUGH";
+const PROTOCOLS: &str = "HTTPS or TLS, with tls.mode PASSTHROUGH or SIMPLE, or HTTP";
 
 #[derive(Debug)]
 pub(super) struct Gateway<'n> {
@@ -47,6 +51,12 @@ pub(super) struct Server<'n> {
     pub(super) bind: Option<IpAddr>,
     pub(super) hosts: Vec<ServerHost<'n>>,
     pub(super) kind: ServerKind,
+    /// How it ends TLS, where its kind is [`ServerKind::Terminate`].
+    pub(super) tls: Option<Box<ServerTls<'n>>>,
+    /// Whether every request is sent to HTTPS (`httpsRedirect` of an HTTP server).
+    pub(super) https_redirect: bool,
+    /// Under which number its routes are collected, where its kind is [`ServerKind::Terminate`] or [`ServerKind::Http`].
+    pub(super) slot: Option<usize>,
     /// The listener it became a part of, or is on the port of.
     pub(super) listener: Option<usize>,
     /// Its place on the port; decided when all servers are known.
@@ -55,14 +65,43 @@ pub(super) struct Server<'n> {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ServerKind {
-    /// Served.
+    /// TLS is passed through.
     Passthrough,
+    /// TLS ends here.
+    Terminate,
     /// Speaks TLS and is not served: what it names is refused.
     Claims,
     /// TCP without TLS: serves what has no name, beside servers with TLS.
     Tcp,
-    /// HTTP without TLS: not served.
+    /// HTTP without TLS.
     Http,
+}
+
+impl ServerKind {
+    /// Whether connections with TLS are served.
+    pub(super) fn serves_tls(self) -> bool {
+        matches!(self, Self::Passthrough | Self::Terminate)
+    }
+
+    /// Whether the server makes a listener.
+    pub(super) fn is_served(self) -> bool {
+        self.serves_tls() || self == Self::Http
+    }
+}
+
+impl Server<'_> {
+    /// Whether it serves HTTP requests, inside of TLS that ends here or without TLS.
+    pub(super) fn is_http(&self) -> bool {
+        match self.kind {
+            ServerKind::Terminate => self.protocol.eq_ignore_ascii_case("HTTPS"),
+            kind => kind == ServerKind::Http,
+        }
+    }
+
+    /// As `Gateway namespace/name servers[0]`.
+    pub(super) fn title(&self) -> String {
+        format!("{} servers[{}]", self.view.object(), self.index)
+    }
 }
 
 /// `[namespace/]name`.
@@ -73,7 +112,12 @@ pub(super) struct ServerHost<'n> {
     pub(super) pattern: HostPattern,
 }
 
-pub(super) fn read<'n>(object: Object<'n>, diagnostics: &mut Diagnostics) -> Option<Gateway<'n>> {
+/// Secrets are looked for in `workload` first, else in the Gateway's own namespace.
+pub(super) fn read<'n>(
+    object: Object<'n>,
+    workload: Option<&str>,
+    diagnostics: &mut Diagnostics,
+) -> Option<Gateway<'n>> {
     let Object { namespace, name, view, spec, seniority, lost, .. } = object;
     let mut fields = spec.fields("the spec of a Gateway", diagnostics)?;
     let selector = fields.take_set("selector").map(|view| {
@@ -91,11 +135,12 @@ pub(super) fn read<'n>(object: Object<'n>, diagnostics: &mut Diagnostics) -> Opt
     let mut servers: Vec<_> = list
         .iter()
         .enumerate()
-        .filter_map(|(index, view)| server(view, index, namespace, &mut names, diagnostics))
+        .filter_map(|(index, view)| server(view, index, (namespace, workload), &mut names, diagnostics))
         .collect();
     if lost {
+        servers.retain(|server| server.kind != ServerKind::Http);
         for server in &mut servers {
-            if server.kind == ServerKind::Passthrough {
+            if server.kind.serves_tls() {
                 server.kind = ServerKind::Claims;
             }
         }
@@ -115,7 +160,7 @@ struct Names<'n> {
 fn server<'n>(
     view: &View<'n>,
     index: usize,
-    namespace: &'n str,
+    (namespace, workload): (&'n str, Option<&str>),
     names: &mut Names<'n>,
     diagnostics: &mut Diagnostics,
 ) -> Option<Server<'n>> {
@@ -146,13 +191,16 @@ fn server<'n>(
     let hosts = hosts.map(|view| read_hosts(&view, namespace, diagnostics)).unwrap_or_default();
 
     let Port { number, protocol, kind, good } = port?;
-    let kind = match kind {
-        ServerKind::Passthrough if !tls_mode(view, tls.as_ref(), diagnostics) || !good => ServerKind::Claims,
-        ServerKind::Http if good => {
-            report_plain(view, tls.as_ref(), diagnostics);
-            ServerKind::Http
+    let (kind, settings) = match kind {
+        ServerKind::Passthrough => {
+            match server_tls::read(view, tls.as_ref(), workload.unwrap_or(namespace), diagnostics) {
+                Mode::Passthrough if good => (ServerKind::Passthrough, None),
+                Mode::Terminate(settings) if good => (ServerKind::Terminate, Some(settings)),
+                _ => (ServerKind::Claims, None),
+            }
         }
-        other => other,
+        ServerKind::Http if !good => return None,
+        other => (other, None),
     };
     // A server at an address that cannot be read is taken for one at all of them: its names are refused.
     let (kind, bind) = match (kind, bind) {
@@ -171,6 +219,9 @@ fn server<'n>(
         bind,
         hosts,
         kind,
+        https_redirect: kind == ServerKind::Http && redirects(tls.as_ref(), diagnostics),
+        tls: settings,
+        slot: None,
         listener: None,
         rank: Arc::default(),
     })
@@ -302,99 +353,14 @@ fn read_hosts<'n>(view: &View<'n>, own: &'n str, diagnostics: &mut Diagnostics) 
         .collect()
 }
 
-/// Whether the server passes TLS through; everything else is reported.
-fn tls_mode(server: &View<'_>, tls: Option<&View<'_>>, diagnostics: &mut Diagnostics) -> bool {
-    let Some(tls) = tls else {
-        server
-            .error("a server with protocol HTTPS or TLS needs 'tls': it is not served")
-            .expected("tls: {mode: PASSTHROUGH}")
-            .emit(diagnostics);
-        return false;
-    };
-    let Some(mut fields) = tls.fields("{mode: PASSTHROUGH}", diagnostics) else { return false };
-    let mode_view = fields.take_set("mode");
+/// Whether an HTTP server sends every request to HTTPS. What cannot be read does too: it was meant to be safe.
+fn redirects(tls: Option<&View<'_>>, diagnostics: &mut Diagnostics) -> bool {
+    let Some(tls) = tls else { return false };
+    let Some(mut fields) = tls.fields("{httpsRedirect: true}", diagnostics) else { return true };
     let redirect = fields.take("httpsRedirect");
-    let others = termination(&mut fields);
-    fields.finish(diagnostics);
-
-    let mode = match &mode_view {
-        // The first value of the enumeration, which is what Istio takes.
-        None => "PASSTHROUGH",
-        Some(view) => match view.text("PASSTHROUGH", diagnostics) {
-            Some(mode) => mode,
-            None => return false,
-        },
-    };
-    let at = mode_view.as_ref().unwrap_or(tls);
-    let why = match mode {
-        "PASSTHROUGH" => {
-            if mode_view.is_none() {
-                tls.note("no mode is given, which means PASSTHROUGH").emit(diagnostics);
-            }
-            let redirect = redirect.filter(|view| !view.says("false"));
-            for other in others.iter().chain(&redirect) {
-                other.warn("the field has no meaning with PASSTHROUGH, ignored").emit(diagnostics);
-            }
-            return true;
-        }
-        "SIMPLE" | "MUTUAL" | "OPTIONAL_MUTUAL" => "TLS is passed through, never terminated",
-        "ISTIO_MUTUAL" => "the certificates of a mesh exist only inside it",
-        "AUTO_PASSTHROUGH" => "server names that encode a cluster exist only inside a mesh",
-        _ => {
-            at.error(format!("there is no mode '{mode}': the server is not served"))
-                .expected("PASSTHROUGH")
-                .emit(diagnostics);
-            return false;
-        }
-    };
-    let hosts = "let the backend terminate TLS and use PASSTHROUGH, or keep this server in Istio";
-    at.error(format!("{mode} is not implemented ({why}): the server is not served"))
-        .expected("PASSTHROUGH")
-        .remedy(hosts)
-        .emit(diagnostics);
-    false
-}
-
-/// The fields that say how to terminate TLS.
-fn termination<'n>(fields: &mut Fields<'n>) -> Vec<View<'n>> {
-    [
-        "serverCertificate",
-        "privateKey",
-        "caCertificates",
-        "caCrl",
-        "credentialName",
-        "credentialNames",
-        "caCertCredentialName",
-        "tlsCertificates",
-        "subjectAltNames",
-        "verifyCertificateSpki",
-        "verifyCertificateHash",
-        "minProtocolVersion",
-        "maxProtocolVersion",
-        "cipherSuites",
-        "ecdhCurves",
-        "insecureSkipVerify",
-    ]
-    .into_iter()
-    .filter_map(|key| fields.take_set(key))
-    .collect()
-}
-
-fn report_plain(server: &View<'_>, tls: Option<&View<'_>>, diagnostics: &mut Diagnostics) {
-    if let Some(redirect) = tls.and_then(|tls| tls.peek("httpsRedirect"))
-        && !redirect.says("false")
-    {
-        if redirect.flag(diagnostics) != Some(true) {
-            return;
-        }
-        redirect
-            .error("redirecting HTTP to HTTPS is not implemented: the server is not served")
-            .remedy("keep this server in Istio, or let another program answer on the port")
-            .emit(diagnostics);
-        return;
+    for other in server_tls::others(&mut fields) {
+        other.warn("no TLS is spoken on the port of an HTTP server, ignored").emit(diagnostics);
     }
-    server
-        .error("plain HTTP has no server name to route by: the server is not served")
-        .expected(PROTOCOLS)
-        .emit(diagnostics);
+    fields.finish(diagnostics);
+    redirect.is_some_and(|view| view.flag(diagnostics).unwrap_or(true))
 }

@@ -1,13 +1,13 @@
 //! The servers of all Gateways become listeners, one for each port and address.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
 };
 
 use super::{
-    attach::refused,
+    destination::refused,
     gateway::{Gateway, Server, ServerKind},
 };
 use crate::{
@@ -35,7 +35,8 @@ pub(super) fn add(
     let places = Places::of(gateways, options);
     let natives = builder.listeners.len();
     let mut made: HashMap<Place, usize> = HashMap::new();
-    for server in selected(gateways, options).filter(|server| server.kind == ServerKind::Passthrough) {
+    let mut with_tls: HashSet<usize> = HashSet::new();
+    for server in selected(gateways, options).filter(|server| server.kind.is_served()) {
         let place = places.of_server(server);
         let at = if let Some(&at) = made.get(&place) {
             at
@@ -44,7 +45,9 @@ pub(super) fn add(
                 listener(server, place, &builder.listeners[..natives], policies, diagnostics)
             else {
                 // Its names are nobody else's on the port.
-                server.kind = ServerKind::Claims;
+                if server.kind.serves_tls() {
+                    server.kind = ServerKind::Claims;
+                }
                 continue;
             };
             builder.listeners.push(listener);
@@ -52,6 +55,10 @@ pub(super) fn add(
             builder.listeners.len() - 1
         };
         server.listener = Some(at);
+        if !server.kind.serves_tls() {
+            continue;
+        }
+        with_tls.insert(at);
         let hosts = &mut builder.listeners[at].hosts;
         for host in &server.hosts {
             if !hosts.contains(&host.pattern) {
@@ -59,14 +66,19 @@ pub(super) fn add(
             }
         }
     }
-    for server in selected(gateways, options).filter(|server| server.kind != ServerKind::Passthrough) {
-        server.listener = made.get(&places.of_server(server)).copied();
+    let ends = selected(gateways, options)
+        .filter(|server| matches!(server.kind, ServerKind::Terminate | ServerKind::Http))
+        .filter(|server| server.listener.is_some());
+    for (slot, server) in ends.enumerate() {
+        server.slot = Some(slot);
+    }
+    for server in selected(gateways, options).filter(|server| !server.kind.is_served()) {
+        server.listener = made.get(&places.of_server(server)).copied().filter(|at| with_tls.contains(at));
     }
     for gateway in gateways.iter().filter(|gateway| gateway.is_selected(options)) {
         for server in &gateway.servers {
             if let (ServerKind::Claims, Some(at)) = (server.kind, server.listener) {
-                let name = format!("{} servers[{}]", server.view.object(), server.index);
-                let rule = builder.rule(name, server.view.origin(), refused());
+                let rule = builder.rule(server.title(), server.view.origin(), refused());
                 for host in server.hosts.iter().filter(|host| !is_taken(gateways, server, at, &host.pattern))
                 {
                     builder.listeners[at].claim(&host.pattern, &rule, &server.rank);
@@ -75,22 +87,62 @@ pub(super) fn add(
         }
     }
     for gateway in gateways.iter().filter(|gateway| gateway.is_selected(options)) {
-        for server in gateway.servers.iter().filter(|server| server.kind != ServerKind::Passthrough) {
+        for server in gateway.servers.iter().filter(|server| !server.kind.is_served()) {
             builder.claims.extend(server.hosts.iter().map(|host| Claim {
                 pattern: host.pattern.clone(),
                 port: server.port,
-                by: format!("{} servers[{}]", server.view.object(), server.index),
+                by: server.title(),
                 origin: server.view.origin(),
             }));
         }
     }
     tell_plain(gateways, options, diagnostics);
+    tell_modes(gateways, options, diagnostics);
+}
+
+/// Says which hosts are those of a server that passes TLS through and of one that ends it.
+fn tell_modes(gateways: &[Gateway<'_>], options: &Options, diagnostics: &mut Diagnostics) {
+    let mut servers: Vec<&Server<'_>> = gateways
+        .iter()
+        .filter(|gateway| gateway.is_selected(options))
+        .flat_map(|gateway| &gateway.servers)
+        .filter(|server| server.kind.serves_tls() && server.listener.is_some())
+        .collect();
+    if servers.iter().all(|server| server.kind == ServerKind::Passthrough) {
+        return;
+    }
+    servers.sort_by(|a, b| a.rank.of_hosts().cmp(&b.rank.of_hosts()));
+    let mut first: HashMap<(Option<usize>, &HostPattern), &Server<'_>> = HashMap::new();
+    for server in servers {
+        for host in &server.hosts {
+            let winner = *first.entry((server.listener, &host.pattern)).or_insert(server);
+            if winner.kind == server.kind {
+                continue;
+            }
+            let (does, first_does) = match server.kind {
+                ServerKind::Terminate => ("ends TLS", "passes it through"),
+                _ => ("passes TLS through", "ends it"),
+            };
+            server
+                .view
+                .warn(format!(
+                    "the server {does} for '{}', and {} ({}), which comes first, {first_does}: in Istio the first \
+                     one has the host and the other server is skipped as a whole; here the route or host that is \
+                     the most specific for a name has it, and of equal ones the first server's",
+                    host.pattern,
+                    winner.title(),
+                    winner.view.origin()
+                ))
+                .remedy("name each host in one of the two servers only")
+                .emit(diagnostics);
+        }
+    }
 }
 
 /// Whether a server that comes before and is served has a host already.
 fn is_taken(gateways: &[Gateway<'_>], claimant: &Server<'_>, listener: usize, host: &HostPattern) -> bool {
     gateways.iter().flat_map(|gateway| &gateway.servers).any(|server| {
-        server.kind == ServerKind::Passthrough
+        server.kind.serves_tls()
             && server.listener == Some(listener)
             && place(server) < place(claimant)
             && server.hosts.iter().any(|own| own.pattern == *host)
@@ -133,7 +185,7 @@ impl Places {
     fn of(gateways: &mut [Gateway<'_>], options: &Options) -> Self {
         Self(
             selected(gateways, options)
-                .filter(|server| server.kind == ServerKind::Passthrough && server.bind.is_none())
+                .filter(|server| server.kind.is_served() && server.bind.is_none())
                 .map(|server| server.port)
                 .collect(),
         )
@@ -228,9 +280,7 @@ fn tell_plain(gateways: &[Gateway<'_>], options: &Options, diagnostics: &mut Dia
             continue;
         }
         let beside = all.iter().filter(|(_, other)| {
-            other.kind == ServerKind::Passthrough
-                && plain.listener.is_some()
-                && other.listener == plain.listener
+            other.kind.serves_tls() && plain.listener.is_some() && other.listener == plain.listener
         });
         let Some((_, tls)) = beside.max_by(|(_, a), (_, b)| place(a).cmp(&place(b))) else {
             if plain.kind == ServerKind::Tcp {
@@ -240,7 +290,7 @@ fn tell_plain(gateways: &[Gateway<'_>], options: &Options, diagnostics: &mut Dia
                         "the protocol {} has no server name to route by: the server is not served",
                         plain.protocol
                     ))
-                    .expected("HTTPS or TLS, with tls.mode PASSTHROUGH")
+                    .expected("HTTPS or TLS, with tls.mode PASSTHROUGH or SIMPLE")
                     .remedy(
                         "write protocol: TLS and tls: {mode: PASSTHROUGH} if the connections begin with TLS",
                     )
@@ -255,7 +305,7 @@ fn tell_plain(gateways: &[Gateway<'_>], options: &Options, diagnostics: &mut Dia
             .view
             .warn(format!(
                 "shares port {} with the TLS server of {} ({}): in Istio the one that comes first takes the port; \
-                 here the TLS server is served all the same",
+                 here both are served, by what the first bytes are",
                 plain.port,
                 tls.view.object(),
                 tls.view.origin()

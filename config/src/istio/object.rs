@@ -23,6 +23,7 @@ pub(super) enum Kind {
     Service,
     Endpoints,
     EndpointSlice,
+    Secret,
     /// What changes who is let in or what is sent, and is not done here.
     Policy,
 }
@@ -115,7 +116,7 @@ pub(super) fn read<'n>(document: &View<'n>, diagnostics: &mut Diagnostics) -> Op
             }
         }
     }
-    let spec = if matches!(kind, Kind::Endpoints | Kind::EndpointSlice) {
+    let spec = if matches!(kind, Kind::Endpoints | Kind::EndpointSlice | Kind::Secret) {
         view.clone()
     } else {
         let spec = fields.require("spec", "the spec of the object", diagnostics);
@@ -155,6 +156,7 @@ fn kind_of(
     match (group, kind) {
         ("", "Service") => return Some((Kind::Service, false)),
         ("", "Endpoints") => return Some((Kind::Endpoints, false)),
+        ("", "Secret") => return Some((Kind::Secret, false)),
         ("discovery.k8s.io", "EndpointSlice") => return Some((Kind::EndpointSlice, false)),
         ("security.istio.io", "AuthorizationPolicy")
         | (GROUP, "EnvoyFilter")

@@ -4,9 +4,13 @@
 //! (`servicesExportedToNamespace`): a `Service` of Kubernetes before a `ServiceEntry`, what is exported by name before
 //! what is public, then the oldest. What no object defines is left to DNS.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+};
 
 use super::{
+    client_tls::{self, Towards, Traffic},
     destination,
     endpoints::{self, Found},
     export_to::Exported,
@@ -14,12 +18,13 @@ use super::{
     labels::Labels,
     service::Service,
     sources::{Known, Sources},
-    subset,
+    subset::{self, Subset},
 };
 use crate::{
     builder::ModelBuilder,
+    credentials::missing_secret,
     decode::{Diagnostics, View},
-    model::{Backend, BackendId, Endpoint, EndpointHost},
+    model::{Backend, BackendId, Endpoint, EndpointHost, http::BackendHttp},
     name::{HostName, HostPattern, NameError},
     options::Options,
     overrides::Overrides,
@@ -28,6 +33,15 @@ use crate::{
 /// How often an `ExternalName` may lead to another one.
 const ALIASES: usize = 8;
 
+/// How bytes come to a destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Carried {
+    /// As the client sent them, in its own TLS.
+    Through,
+    /// TLS has ended, or there was none.
+    Ended,
+}
+
 /// What defines a host: the object that is taken, and the entries of its namespace for the same host.
 struct Defined<'s, 'n> {
     first: Known<'s, 'n>,
@@ -35,6 +49,14 @@ struct Defined<'s, 'n> {
 }
 
 impl Defined<'_, '_> {
+    /// Whether HTTP is spoken as HTTP/2 at a port.
+    fn speaks_http2(&self, port: u16) -> bool {
+        std::iter::once(&self.first)
+            .chain(&self.siblings)
+            .find_map(|known| known.speaks_http2(port))
+            .unwrap_or(false)
+    }
+
     /// The ports of the first, and those that others add to it.
     fn ports(&self) -> Vec<(u16, bool)> {
         let mut ports = self.first.ports();
@@ -49,6 +71,9 @@ impl Defined<'_, '_> {
     }
 }
 
+/// Host, port and subset of a backend.
+type Key = (String, u16, Option<String>);
+
 pub(super) struct Registry<'s, 'n, 'r, 'o> {
     sources: &'s Sources<'n>,
     /// The one to prefer first.
@@ -57,9 +82,11 @@ pub(super) struct Registry<'s, 'n, 'r, 'o> {
     hidden: HashMap<String, Known<'s, 'n>>,
     options: &'o Options,
     overrides: &'r mut Overrides<'o>,
-    made: HashMap<(String, u16, Option<String>), BackendId>,
+    made: HashMap<Key, BackendId>,
+    /// What became of each, by how bytes come there.
+    settled: HashMap<(Key, Carried), Option<BackendId>>,
     /// Rules whose policies have been told, by index.
-    told: HashSet<usize>,
+    told: HashSet<(usize, Carried)>,
 }
 
 impl<'s, 'n, 'r, 'o> Registry<'s, 'n, 'r, 'o> {
@@ -101,14 +128,23 @@ impl<'s, 'n, 'r, 'o> Registry<'s, 'n, 'r, 'o> {
                 (host, known)
             })
             .collect();
-        Self { sources, by_host, hidden, options, overrides, made: HashMap::new(), told: HashSet::new() }
+        Self {
+            sources,
+            by_host,
+            hidden,
+            options,
+            overrides,
+            made: HashMap::new(),
+            settled: HashMap::new(),
+            told: HashSet::new(),
+        }
     }
 
     /// The backend for a destination of a `VirtualService` in `namespace` on a server at `server_port`; `None` is
     /// reported, or not `wanted`.
     pub(super) fn backend(
         &mut self,
-        namespace: &str,
+        (namespace, carried): (&str, Carried),
         to: &destination::Service<'_>,
         server_port: Option<u16>,
         wanted: bool,
@@ -120,19 +156,43 @@ impl<'s, 'n, 'r, 'o> Registry<'s, 'n, 'r, 'o> {
         let defined = self.defined(&host);
         let defined = defined.as_ref();
         let port = Self::port(view, to, defined, server_port, wanted, diagnostics)?;
-        let labels = match &to.subset {
+        let subset = match &to.subset {
             None => None,
-            Some((view, name)) => Some((*name, self.subset(view, name, &host, defined, diagnostics)?)),
+            Some((view, name)) => Some(self.subset(view, name, &host, defined, diagnostics)?),
         };
-        // A subset without labels is the whole service.
-        let labels = labels.filter(|(_, labels)| !labels.is_empty());
-        let key = (host.to_string(), port, labels.as_ref().map(|(name, _)| (*name).to_owned()));
+        // A subset without labels is the whole service, unless it is spoken to in another way.
+        let subset = subset
+            .filter(|subset| !subset.labels.is_empty() || (carried == Carried::Ended && subset.has_policy));
+        let key = (host.to_string(), port, subset.map(|subset| subset.name.to_owned()));
+        if let Some(&settled) = self.settled.get(&(key.clone(), carried)) {
+            return settled;
+        }
+        self.tell_policies(&host, defined, carried, diagnostics);
+        let traffic = self.traffic(&host, defined, key.2.as_deref(), port);
+        let mut unheard = Diagnostics::default();
+        let said = if carried == Carried::Ended { &mut *diagnostics } else { &mut unheard };
+        let towards = traffic.towards(self.options.namespace.as_deref(), said);
+        let tls = match towards {
+            None if carried == Carried::Ended => {
+                self.settled.insert((key, carried), None);
+                return None;
+            }
+            None | Some(Towards::Clear) => None,
+            Some(Towards::Tls(tls, secrets)) => {
+                for (name, view) in secrets.iter().filter(|_| carried == Carried::Ended) {
+                    let missing = missing_secret(name, view, "the connections are refused");
+                    builder.want_secret(name.clone(), missing);
+                }
+                Some(Arc::from(tls))
+            }
+        };
+        let http2 = traffic.upgrades || defined.is_some_and(|defined| defined.speaks_http2(port));
         if let Some(&made) = self.made.get(&key) {
+            self.settled.insert((key, carried), Some(made));
             return Some(made);
         }
-        self.tell_policies(&host, defined, diagnostics);
         let none = Labels::default();
-        let wanted_labels = labels.as_ref().map_or(&none, |(_, labels)| labels);
+        let wanted_labels = subset.map_or(&none, |subset| &subset.labels);
         let endpoints = self.endpoints(view, host, port, wanted_labels, diagnostics)?;
         if !wanted {
             return None;
@@ -148,15 +208,20 @@ impl<'s, 'n, 'r, 'o> Registry<'s, 'n, 'r, 'o> {
             number += 1;
             name = format!("{base}#{number}");
         }
-        let made = builder.backend(Backend { name, endpoints, ..Backend::default() })?;
-        self.made.insert(key, made);
+        let http = if http2 { BackendHttp::Http2 } else { BackendHttp::Http1 };
+        let made = builder.backend(Backend { name, endpoints, tls, http, ..Backend::default() })?;
+        self.made.insert(key.clone(), made);
+        self.settled.insert((key, carried), Some(made));
         Some(made)
     }
 
     /// Says what becomes of rules that are for no destination.
     pub(super) fn finish(self, diagnostics: &mut Diagnostics) {
         for (index, rule) in self.sources.rules.iter().enumerate() {
-            if !self.told.contains(&index) && !rule.lost {
+            let told = [Carried::Through, Carried::Ended]
+                .iter()
+                .any(|carried| self.told.contains(&(index, *carried)));
+            if !told && !rule.lost {
                 rule.view.ignored("it is for no destination of a route here").emit(diagnostics);
             }
         }
@@ -226,7 +291,24 @@ impl<'s, 'n, 'r, 'o> Registry<'s, 'n, 'r, 'o> {
         Some(port)
     }
 
-    /// The labels of a subset.
+    /// What the rules for a host say of one of its ports.
+    fn traffic(
+        &self,
+        host: &HostPattern,
+        defined: Option<&Defined<'s, 'n>>,
+        subset: Option<&str>,
+        port: u16,
+    ) -> Traffic<'n> {
+        if self.sources.rules.is_empty() {
+            return Traffic::default();
+        }
+        let text = host.to_string();
+        let owner = defined.map(|defined| defined.first.namespace()).or_else(|| service_namespace(&text));
+        let rules = subset::rules_for(&self.sources.rules, host, owner, self.options.namespace.as_deref());
+        client_tls::traffic(&rules, subset, port)
+    }
+
+    /// The subset of a name.
     fn subset(
         &self,
         view: &View<'_>,
@@ -234,7 +316,7 @@ impl<'s, 'n, 'r, 'o> Registry<'s, 'n, 'r, 'o> {
         host: &HostPattern,
         defined: Option<&Defined<'s, 'n>>,
         diagnostics: &mut Diagnostics,
-    ) -> Option<&'s Labels<'n>> {
+    ) -> Option<&'s Subset<'n>> {
         let text = host.to_string();
         let owner = defined.map(|defined| defined.first.namespace()).or_else(|| service_namespace(&text));
         let rules = subset::rules_for(&self.sources.rules, host, owner, self.options.namespace.as_deref());
@@ -267,13 +349,14 @@ impl<'s, 'n, 'r, 'o> Registry<'s, 'n, 'r, 'o> {
             });
             missing.emit(diagnostics);
         }
-        found.map(|subset| &subset.labels)
+        found
     }
 
     fn tell_policies(
         &mut self,
         host: &HostPattern,
         defined: Option<&Defined<'s, 'n>>,
+        carried: Carried,
         diagnostics: &mut Diagnostics,
     ) {
         if self.sources.rules.is_empty() {
@@ -284,8 +367,8 @@ impl<'s, 'n, 'r, 'o> Registry<'s, 'n, 'r, 'o> {
         let rules = subset::rules_for(&self.sources.rules, host, owner, self.options.namespace.as_deref());
         for rule in rules {
             let index = self.sources.rules.iter().position(|other| std::ptr::eq(other, rule));
-            if index.is_some_and(|index| self.told.insert(index)) {
-                subset::tell_policies(rule, diagnostics);
+            if index.is_some_and(|index| self.told.insert((index, carried))) {
+                subset::tell_policies(rule, carried == Carried::Ended, diagnostics);
             }
         }
     }

@@ -32,6 +32,8 @@ pub(super) struct ServicePort<'n> {
     pub(super) target: TargetPort<'n>,
     /// Whether it is not TCP.
     pub(super) other_protocol: bool,
+    /// Whether HTTP is spoken as HTTP/2 there.
+    pub(super) http2: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -73,6 +75,7 @@ pub(super) fn read<'n>(object: Object<'n>, diagnostics: &mut Diagnostics) -> Ser
                 name: view.peek_text("name").unwrap_or_default(),
                 target,
                 other_protocol: protocol != "TCP",
+                http2: is_http2(view.peek_text("appProtocol"), view.peek_text("name").unwrap_or_default()),
             })
         })
         .collect();
@@ -93,6 +96,25 @@ pub(super) fn read<'n>(object: Object<'n>, diagnostics: &mut Diagnostics) -> Ser
         lost,
         view,
     }
+}
+
+/// Whether a port speaks HTTP/2: by `appProtocol`, else by its name up to the first hyphen, as in Istio.
+fn is_http2(app_protocol: Option<&str>, name: &str) -> bool {
+    let of_name = || {
+        ["grpc-web", "grpc", "http2", "h2c"].into_iter().find(|known| {
+            name.get(..known.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(known))
+                && matches!(name.as_bytes().get(known.len()), None | Some(b'-'))
+        })
+    };
+    match app_protocol.filter(|protocol| !protocol.is_empty()) {
+        Some(protocol) => protocol == "kubernetes.io/h2c" || speaks_http2(protocol),
+        None => of_name().is_some(),
+    }
+}
+
+/// Whether a protocol, as Istio names it, is spoken as HTTP/2.
+pub(super) fn speaks_http2(protocol: &str) -> bool {
+    ["HTTP2", "GRPC", "GRPC-WEB", "H2C"].iter().any(|known| known.eq_ignore_ascii_case(protocol))
 }
 
 /// `None` for a slice that belongs to no service.
@@ -144,4 +166,30 @@ fn ports<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Vec<(&'n str, u1
             Some((view.peek_text("name").unwrap_or_default(), view.peek("port")?.port(diagnostics)?))
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_speaks_http2_by_its_protocol_or_its_name() {
+        for (app_protocol, name, http2) in [
+            (None, "http2", true),
+            (None, "grpc-api", true),
+            (None, "grpc-web", true),
+            (None, "GRPC", true),
+            (None, "h2c-x", true),
+            (None, "http", false),
+            (None, "grpcs", false),
+            (None, "my-grpc", false),
+            (None, "", false),
+            (Some("kubernetes.io/h2c"), "http", true),
+            (Some("grpc"), "http", true),
+            (Some("http"), "grpc", false),
+            (Some(""), "grpc", true),
+        ] {
+            assert_eq!(is_http2(app_protocol, name), http2, "{app_protocol:?} {name}");
+        }
+    }
 }

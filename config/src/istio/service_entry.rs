@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use super::{export_to::ExportTo, labels::Labels, object::Object};
+use super::{export_to::ExportTo, labels::Labels, object::Object, service::speaks_http2};
 use crate::{
     decode::{Diagnostics, View},
     model::rank::Seniority,
@@ -32,6 +32,8 @@ pub(super) struct EntryPort<'n> {
     pub(super) target: u16,
     /// Whether it is for datagrams: no connection goes there.
     pub(super) udp: bool,
+    /// Whether HTTP is spoken as HTTP/2 there.
+    pub(super) http2: bool,
 }
 
 #[derive(Debug)]
@@ -146,9 +148,9 @@ fn read_ports<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Vec<EntryPo
         let number = fields.require("number", "a port from 1 to 65535", diagnostics);
         let name = fields.require("name", "a name that is unique within the ServiceEntry", diagnostics);
         let target = fields.take_number("targetPort");
-        let udp = fields.take_set("protocol").is_some_and(|view| {
-            view.text("a protocol", diagnostics).is_some_and(|text| text.eq_ignore_ascii_case("UDP"))
-        });
+        let protocol = fields.take_set("protocol").and_then(|view| view.text("a protocol", diagnostics));
+        let udp = protocol.is_some_and(|text| text.eq_ignore_ascii_case("UDP"));
+        let http2 = protocol.is_some_and(speaks_http2);
         fields.finish(diagnostics);
         let number = number.and_then(|view| view.port(diagnostics));
         let name = name.and_then(|view| view.text("a name", diagnostics));
@@ -165,7 +167,7 @@ fn read_ports<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Vec<EntryPo
                 .emit(diagnostics);
             continue;
         }
-        ports.push(EntryPort { number, name, target, udp });
+        ports.push(EntryPort { number, name, target, udp, http2 });
     }
     ports
 }

@@ -51,6 +51,18 @@ impl<'s, 'n> Known<'s, 'n> {
         }
     }
 
+    /// Whether HTTP is spoken as HTTP/2 at a port; `None` if it does not have the port.
+    pub(super) fn speaks_http2(self, number: u16) -> Option<bool> {
+        match self {
+            Self::Entry(entry) => {
+                entry.ports.iter().find(|port| port.number == number).map(|port| port.http2)
+            }
+            Self::Service(service) => {
+                service.ports.iter().find(|port| port.number == number).map(|port| port.http2)
+            }
+        }
+    }
+
     /// The order in which services of one host are taken.
     pub(super) fn against(self, other: Self) -> std::cmp::Ordering {
         let kubernetes = |one: Self| matches!(one, Self::Entry(_));

@@ -31,6 +31,8 @@ pub(super) struct DestinationRule<'n> {
 pub(super) struct Subset<'n> {
     pub(super) name: &'n str,
     pub(super) labels: Labels<'n>,
+    /// Whether it has a `trafficPolicy` of its own.
+    pub(super) has_policy: bool,
 }
 
 pub(super) fn read<'n>(object: Object<'n>, diagnostics: &mut Diagnostics) -> Option<DestinationRule<'n>> {
@@ -61,9 +63,9 @@ pub(super) fn read<'n>(object: Object<'n>, diagnostics: &mut Diagnostics) -> Opt
                 fields.require("name", "the name of the subset", diagnostics)?.text("a name", diagnostics)?;
             let labels =
                 fields.take_set("labels").map(|view| Labels::read(&view, diagnostics)).unwrap_or_default();
-            fields.known(&["trafficPolicy"]);
+            let has_policy = fields.take_set("trafficPolicy").is_some();
             fields.finish(diagnostics);
-            Some(Subset { name, labels })
+            Some(Subset { name, labels, has_policy })
         })
         .collect();
     let export_to = ExportTo::read(export_to.as_ref(), namespace, diagnostics);
@@ -119,7 +121,7 @@ pub(super) fn rules_for<'r, 'n>(
 }
 
 /// Warns of what a rule for a destination would change on the wire.
-pub(super) fn tell_policies(rule: &DestinationRule<'_>, diagnostics: &mut Diagnostics) {
+pub(super) fn tell_policies(rule: &DestinationRule<'_>, ended: bool, diagnostics: &mut Diagnostics) {
     let subsets = rule.spec.peek("subsets").map(|view| view.list("a list", &mut Diagnostics::default()));
     let policies = subsets
         .unwrap_or_default()
@@ -130,17 +132,17 @@ pub(super) fn tell_policies(rule: &DestinationRule<'_>, diagnostics: &mut Diagno
         let ports =
             policy.peek("portLevelSettings").map(|view| view.list("a list", &mut Diagnostics::default()));
         for policy in ports.unwrap_or_default().iter().chain([&policy]) {
-            tell_policy(policy, diagnostics);
+            tell_policy(policy, ended, diagnostics);
         }
     }
 }
 
-fn tell_policy(policy: &View<'_>, diagnostics: &mut Diagnostics) {
+fn tell_policy(policy: &View<'_>, ended: bool, diagnostics: &mut Diagnostics) {
     let originates = policy
         .peek("tls")
         .filter(|tls| !tls.is_unset() && !matches!(tls.peek_text("mode"), Some("DISABLE") | None));
-    if let Some(tls) = originates {
-        tls.warn("TLS is not originated: the client's own TLS connection goes to the destination as it is")
+    if let Some(tls) = originates.filter(|_| !ended) {
+        tls.warn("not applied to routes that pass TLS through: the client's own TLS connection goes to the destination as it is")
             .remedy("let the destination take the client's TLS, or keep this route in Istio")
             .emit(diagnostics);
     }

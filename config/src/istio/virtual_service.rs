@@ -5,12 +5,15 @@ use std::sync::Arc;
 use super::{
     destination::{self, Destination},
     export_to::ExportTo,
+    gateway_ref::{GatewayRef, read_gateways},
+    http::{self, Action, HttpRoute},
     object::Object,
 };
 use crate::{
     decode::{Diagnostics, Fields, View},
     model::rank::Seniority,
     name::HostPattern,
+    options::Options,
 };
 
 #[derive(Debug)]
@@ -23,20 +26,7 @@ pub(super) struct VirtualService<'n> {
     pub(super) hosts: Vec<HostPattern>,
     pub(super) tls: Vec<TlsRoute<'n>>,
     pub(super) tcp: Vec<TcpRoute<'n>>,
-}
-
-/// The Gateway that a text names.
-#[derive(Debug, Clone)]
-pub(super) struct GatewayRef<'n> {
-    pub(super) view: View<'n>,
-    pub(super) namespace: &'n str,
-    pub(super) name: &'n str,
-}
-
-impl GatewayRef<'_> {
-    pub(super) fn is_same(&self, other: &Self) -> bool {
-        self.namespace == other.namespace && self.name == other.name
-    }
+    pub(super) http: Vec<HttpRoute<'n>>,
 }
 
 #[derive(Debug)]
@@ -85,9 +75,10 @@ pub(super) struct TcpRoute<'n> {
 
 pub(super) fn read<'n>(
     object: Object<'n>,
-    namespace: Option<&str>,
+    options: &Options,
     diagnostics: &mut Diagnostics,
 ) -> Option<VirtualService<'n>> {
+    let namespace = options.namespace.as_deref();
     let Object { namespace: own, view, spec, seniority, lost, .. } = object;
     let mut fields = spec.fields("the spec of a VirtualService", diagnostics)?;
     let hosts = fields.take_set("hosts");
@@ -116,16 +107,10 @@ pub(super) fn read<'n>(
             .emit(diagnostics);
         return None;
     };
-    if let Some(http) = &http {
-        http.error(
-            "HTTP routes need TLS to be terminated, which is not implemented: these routes are not served",
-        )
-        .expected("tls routes with sniHosts")
-        .remedy("route by server name with 'tls', or keep these routes in Istio")
-        .emit(diagnostics);
-    }
     if tls.is_none() && tcp.is_none() && http.is_none() {
-        spec.warn("there are no routes").expected("tls: [{match, route}]").emit(diagnostics);
+        spec.warn("there are no routes")
+            .expected("tls: [{match, route}] or http: [{match, route}]")
+            .emit(diagnostics);
     }
     let export_to = ExportTo::read(export_view.as_ref(), own, diagnostics);
     if !gateways.is_empty() {
@@ -144,12 +129,21 @@ pub(super) fn read<'n>(
         .enumerate()
         .filter_map(|(index, view)| tcp_route(view, index, own, diagnostics))
         .collect();
+    let list = http.map(|view| view.list("a list of http routes", diagnostics)).unwrap_or_default();
+    let mut http: Vec<_> = list
+        .iter()
+        .enumerate()
+        .filter_map(|(index, view)| http::read(view, index, own, options, diagnostics))
+        .collect();
     if lost {
+        for one in &mut http {
+            one.action = Action::Refused;
+        }
         for one in tls.iter_mut().flat_map(|route| &mut route.matches) {
             one.refused = true;
         }
     }
-    Some(VirtualService { namespace: own, view, seniority, gateways, export_to, hosts, tls, tcp })
+    Some(VirtualService { namespace: own, view, seniority, gateways, export_to, hosts, tls, tcp, http })
 }
 
 fn read_hosts(view: &View<'_>, diagnostics: &mut Diagnostics) -> Vec<HostPattern> {
@@ -165,29 +159,6 @@ fn read_hosts(view: &View<'_>, diagnostics: &mut Diagnostics) -> Vec<HostPattern
                     None
                 }
             }
-        })
-        .collect()
-}
-
-/// The references other than `mesh`: `name`, `namespace/name`, or `name.namespace` with what may follow it in the
-/// name of a service (Istio's `resolveGatewayName`).
-fn read_gateways<'n>(view: &View<'n>, own: &'n str, diagnostics: &mut Diagnostics) -> Vec<GatewayRef<'n>> {
-    let expected = "a list of [namespace/]name";
-    view.list(expected, diagnostics)
-        .into_iter()
-        .filter_map(|view| {
-            let text = view.text(expected, diagnostics)?;
-            let (namespace, name) = match (text.split_once('/'), text.split_once('.')) {
-                (None, _) if text == "mesh" => {
-                    view.ignored("'mesh' is the sidecars of a mesh, which are not here").emit(diagnostics);
-                    return None;
-                }
-                (Some((".", name)), _) => (own, name),
-                (Some((namespace, name)), _) => (namespace, name),
-                (None, Some((name, rest))) => (rest.split('.').next().unwrap_or(rest), name),
-                (None, None) => (own, text),
-            };
-            Some(GatewayRef { view, namespace, name })
         })
         .collect()
 }

@@ -2,6 +2,8 @@
 
 use std::{fmt, sync::Arc};
 
+use super::termination::Termination;
+
 /// Index into [`Model::backends`](super::Model::backends).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BackendId(pub usize);
@@ -16,8 +18,10 @@ pub struct Rule {
     pub name: String,
     /// Where it was written.
     pub origin: Origin,
-    /// Where its connections go, in proportion to the weights; never empty.
+    /// Where its connections go, in proportion to the weights; empty only where HTTP requests have rules of their own.
     pub targets: Vec<Target>,
+    /// How TLS ends here; `None` passes it through.
+    pub termination: Option<Arc<Termination>>,
 }
 
 /// One weighted destination of a rule.

@@ -3,12 +3,14 @@
 //! The reader, what `check` prints, the rule for what needs a restart, the reference and the JSON schema follow from the
 //! declaration. What is in [`Startup`] is fixed for the life of the process; what is in [`Runtime`] follows a reload.
 
-use std::{net::SocketAddr, sync::LazyLock, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::LazyLock, time::Duration};
 
 use crate::{
     admin::AdminAddress,
     decode::{Diagnostics, View},
-    kind::{Choice, Codec, Count, Denied, Flag, Hosts, Kind, MOST, NameServers, Parsed, Share, Size, Time},
+    kind::{
+        Choice, Codec, Count, Denied, Flag, Hosts, Kind, MOST, NameServers, Parsed, Place, Share, Size, Time,
+    },
     name::HostName,
     networks::Networks,
 };
@@ -107,6 +109,10 @@ section! {
     pub struct Runtime {
         /// Clients that are not served. Their connections are reset, when they come and when they are there already.
         deny: Networks = Networks::default(), Denied;
+        /// Where the certificates and keys are that servers name: a directory with Kubernetes Secrets in YAML, with
+        /// `NAME.crt` and `NAME.key`, or with `NAME/tls.crt` and `NAME/tls.key`; or a file with Secrets. It is watched.
+        secrets: Option<PathBuf> = None,
+            Place { what: "a path", example: "/etc/snisplice/secrets" };
     } and {
         /// Sizes and counts that bound what one client can cost.
         limits: Limits;
@@ -114,6 +120,8 @@ section! {
         timeouts: Timeouts;
         /// How the names of endpoints are resolved.
         dns: Dns;
+        /// Requests of HTTP that are served here.
+        http: Http;
     }
 }
 
@@ -176,6 +184,10 @@ section! {
 const PER_SOURCE: Share = Share { least: 0, part: 2, none: true };
 /// A quarter of all places.
 const HELLOS: Share = Share { least: 1, part: 4, none: false };
+/// A quarter of all places: handshakes take turns at the processors.
+const HANDSHAKES: Share = Share { least: 1, part: 4, none: false };
+/// A sixteenth of all places.
+const HANDSHAKES_PER_SOURCE: Share = Share { least: 0, part: 16, none: true };
 /// An eighth of all places: 1,024 by default, as in Envoy (`max_pending_requests`).
 pub(crate) const PENDING: Share = Share { least: 0, part: 8, none: false };
 
@@ -193,6 +205,10 @@ section! {
         source_prefix_ipv6: u8 = 64, Count(0..=128);
         /// Connections at once whose hello is not complete. One more ends the oldest silent one.
         hellos: Option<usize> = None, HELLOS;
+        /// TLS handshakes at once that are under way here. Further ones are refused.
+        handshakes: Option<usize> = None, HANDSHAKES;
+        /// TLS handshakes at once that are under way with one source. Further ones are refused.
+        handshakes_per_source: Option<usize> = None, HANDSHAKES_PER_SOURCE;
     }
 }
 
@@ -215,6 +231,24 @@ impl Limits {
     #[must_use]
     pub fn unfinished_hellos(&self, connections: usize) -> usize {
         self.hellos.unwrap_or_else(|| HELLOS.of(connections))
+    }
+
+    /// TLS handshakes that may be under way at once, for so many connections in all. A quarter of all places unless it is
+    /// written.
+    #[must_use]
+    pub fn handshakes_at_once(&self, connections: usize) -> usize {
+        self.handshakes.unwrap_or_else(|| HANDSHAKES.of(connections))
+    }
+
+    /// TLS handshakes that may be under way at once with one source; `None` is no limit. A sixteenth of all places unless it
+    /// is written.
+    #[must_use]
+    pub fn handshakes_of_a_source(&self, connections: usize) -> Option<usize> {
+        match self.handshakes_per_source {
+            None => Some(HANDSHAKES_PER_SOURCE.of(connections)),
+            Some(0) => None,
+            most => most,
+        }
     }
 
     /// Connections that may wait at once for an endpoint of a backend without
@@ -247,6 +281,8 @@ section! {
     pub struct Timeouts {
         /// From accept to the complete hello.
         hello: Duration = seconds(10), Time::POSITIVE;
+        /// From the hello to the end of the TLS handshake, where TLS ends here.
+        handshake: Duration = seconds(10), Time::POSITIVE;
         /// From the hello to a connection with an endpoint, however many are tried.
         connect: Duration = seconds(10), Time::POSITIVE;
         /// From accept to the end, however much is moved; `0s` is for ever.
@@ -261,6 +297,17 @@ section! {
     pub struct Dns {
         /// Name servers, asked in this order, instead of those in `/etc/resolv.conf`.
         servers: Vec<SocketAddr> = Vec::new(), NameServers;
+    }
+}
+
+section! {
+    /// Requests of HTTP that are served here.
+    pub struct Http {
+        /// Proxies in front of this one. What they say of the client in `X-Forwarded-For`, `X-Forwarded-Proto` and
+        /// `X-Request-Id` is believed and sent on; what anybody else says of it is replaced.
+        trusted_sources: Networks = Networks::default(), Denied;
+        /// Silence of a client within the body of a request that is not answered yet, but for gRPC; `0s` is for ever.
+        body_timeout: Duration = seconds(60), Time::ANY;
     }
 }
 
@@ -433,7 +480,7 @@ fn declared() -> Vec<Group> {
     let Settings {
         startup:
             Startup { datapath: _, admin: _, offload: _, flows: _, capacity: _, timeouts: _, same_host: _ },
-        runtime: Runtime { deny: _, limits: _, timeouts: _, dns: _ },
+        runtime: Runtime { deny: _, secrets: _, limits: _, timeouts: _, dns: _, http: _ },
     } = Settings::default();
     vec![
         Group::new("", "Settings of their own").with(lens!(Restart startup)).with(lens!(Reload runtime)),
@@ -452,6 +499,7 @@ fn declared() -> Vec<Group> {
             .with(lens!(Reload runtime timeouts))
             .with(lens!(Restart startup timeouts)),
         Group::new("dns", "How the names of endpoints are resolved").with(lens!(Reload runtime dns)),
+        Group::new("http", "Requests of HTTP that are served here").with(lens!(Reload runtime http)),
     ]
 }
 

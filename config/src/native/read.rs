@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use strum::VariantArray as _;
 
+use super::terminate::{self, Terminate};
 use crate::{
     decode::{Diagnostics, View},
     kind::{Codec as _, Count, MOST},
@@ -29,6 +30,8 @@ pub(super) struct NativeRoute<'n> {
     pub(super) listeners: Option<Vec<(View<'n>, &'n str)>>,
     pub(super) sni: Vec<(View<'n>, HostPattern)>,
     pub(super) backends: Vec<(View<'n>, &'n str, u32)>,
+    /// How TLS ends here; it is passed through without.
+    pub(super) terminate: Option<Terminate<'n>>,
 }
 
 #[derive(Debug)]
@@ -76,7 +79,7 @@ pub(super) fn listener<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Op
 }
 
 pub(super) fn route<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Option<NativeRoute<'n>> {
-    let mut fields = view.fields("a route: {name, listeners, sni, backends}", diagnostics)?;
+    let mut fields = view.fields("a route: {name, listeners, sni, backends, terminate}", diagnostics)?;
     let name = fields.take("name").and_then(|view| name(&view, diagnostics));
     let listeners = fields.take("listeners").map(|list| {
         let items = list.one_or_more("a list of names of listeners", diagnostics);
@@ -106,8 +109,14 @@ pub(super) fn route<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Optio
         }
         items.iter().filter_map(|item| backend_ref(item, diagnostics)).collect()
     });
+    let terminate = fields.take("terminate").map(|view| terminate::read(&view, diagnostics));
     fields.finish(diagnostics);
-    Some(NativeRoute { view: view.clone(), name, listeners, sni: sni?, backends: backends? })
+    // A route whose termination cannot be read must not pass TLS through instead.
+    let terminate = match terminate {
+        None => None,
+        Some(read) => Some(read?),
+    };
+    Some(NativeRoute { view: view.clone(), name, listeners, sni: sni?, backends: backends?, terminate })
 }
 
 fn backend_ref<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Option<(View<'n>, &'n str, u32)> {

@@ -3,12 +3,13 @@
 //! Settings come from their declarations; what is here beside them are the keys of listeners, routes and backends. A test
 //! holds both to what the reader asks for.
 
-use super::read::SEGMENT_BYTES;
+use super::{read::SEGMENT_BYTES, terminate::Wanted};
 use crate::{
     kind::{Choice, Codec, Kind, MOST},
     model::{
         Target,
         settings::{Applies, PENDING, Settings, groups},
+        termination::TlsVersion,
     },
 };
 
@@ -82,7 +83,8 @@ fn weight() -> Key {
 /// All mappings, the document first.
 pub(crate) fn mappings() -> Vec<Mapping> {
     let mut all =
-        vec![document(), listener(), policies(), policy(), route(), reference(), backend(), endpoint()];
+        vec![document(), listener(), policies(), policy(), route(), reference(), terminate(), certificate()];
+    all.extend([backend(), endpoint()]);
     let defaults = Settings::default();
     for group in groups() {
         let keys = group.settings.iter().map(|setting| Key {
@@ -227,6 +229,12 @@ fn route() -> Mapping {
                 one_or_more(backend),
                 "Where its connections go, in proportion to the weights.",
             ),
+            key(
+                "terminate",
+                Kind::Mapping("terminate"),
+                "TLS is passed through",
+                "How TLS ends here. The backends get the bytes that are inside of it.",
+            ),
         ],
     }
 }
@@ -237,6 +245,75 @@ fn reference() -> Mapping {
         path: "routes[].backends[]",
         doc: "A backend of a route. A text instead of a mapping is its `name`",
         keys: vec![required("name", text("the name of a backend", "shop"), "The backend."), weight()],
+    }
+}
+
+fn terminate() -> Mapping {
+    let version = || Codec::<TlsVersion>::kind(&Choice { what: "version" });
+    let certificate =
+        Kind::Either(vec![text("the name of a Secret", "shop-cert"), Kind::Mapping("certificate")]);
+    Mapping {
+        id: "terminate",
+        path: "routes[].terminate",
+        doc: "How a route ends TLS",
+        keys: vec![
+            required(
+                "certificates",
+                one_or_more(certificate),
+                "Certificates with their keys. Of several, the first that fits the client and the server name is shown.",
+            ),
+            key(
+                "client_ca",
+                text("a path with a `/`, or the name of a Secret", "/etc/ssl/clients.pem"),
+                "no client is asked",
+                "Certificates of the authorities that clients' certificates are from. A Secret holds them as `ca.crt` or \
+                 `cacert`.",
+            ),
+            key(
+                "client_certificate",
+                Codec::<Wanted>::kind(&Choice { what: "kind of client certificate" }),
+                "required",
+                "Whether a client must show a certificate, where there is a `client_ca`.",
+            ),
+            key(
+                "subject_alt_names",
+                one_or_more(text("a name", "spiffe://shop/web")),
+                "any",
+                "Names of which the certificate of a client must have one.",
+            ),
+            key("min_version", version(), "TLSv1.2", "The oldest version."),
+            key("max_version", version(), "TLSv1.3", "The newest version."),
+            key(
+                "cipher_suites",
+                list(text("the name of a cipher suite", "ECDHE-ECDSA-AES128-GCM-SHA256")),
+                "all of the library",
+                "Cipher suites, as OpenSSL or the IANA registry writes them. One that is not spoken here is left out, with a \
+                 warning.",
+            ),
+            key(
+                "alpn",
+                one_or_more(text("the name of a protocol", "http/1.1")),
+                "none",
+                "Protocols to offer (RFC 7301), the preferred one first.",
+            ),
+        ],
+    }
+}
+
+fn certificate() -> Mapping {
+    Mapping {
+        id: "certificate",
+        path: "routes[].terminate.certificates[]",
+        doc: "A certificate and its key. A text instead of a mapping is the name of a Secret, which is looked for in the \
+              loaded files, then in `secrets`",
+        keys: vec![
+            required(
+                "certificate",
+                text("a path", "/etc/ssl/shop.crt"),
+                "The certificate, and those that lead to its issuer, in PEM.",
+            ),
+            required("key", text("a path", "/etc/ssl/shop.key"), "The private key, in PEM."),
+        ],
     }
 }
 

@@ -42,6 +42,7 @@ mod slow;
 mod soak;
 mod succession;
 mod takeover;
+mod terminate;
 mod vanish;
 mod wan;
 
@@ -81,6 +82,7 @@ fn main() -> ExitCode {
         succession::CASES,
         persistence::CASES,
         takeover::CASES,
+        terminate::CASES,
         vanish::CASES,
         wan::CASES,
     ];

@@ -233,6 +233,12 @@ impl Registry {
 pub struct Registration(Rc<Account>);
 
 impl Registration {
+    /// The account, for others that count for the connection.
+    #[must_use]
+    pub fn account(&self) -> Rc<Account> {
+        self.0.clone()
+    }
+
     /// Which one it is.
     #[must_use]
     pub fn place(&self) -> usize {

@@ -23,6 +23,7 @@ use crate::{
     privileges,
     probe::answers::Answers,
     proxy::worker::{self, Shared},
+    terminate::collector::Expiry,
 };
 
 /// What is to be served. What its author should know is logged.
@@ -64,11 +65,12 @@ pub(super) fn choose(
     Ok(datapath)
 }
 
-/// Metrics that show how the limits and the log stand, too.
-pub(super) fn metrics_with(admission: &Arc<Admission>) -> Arc<Metrics> {
+/// Metrics that show how the limits and the log stand, and when certificates expire, too.
+pub(super) fn metrics_with(admission: &Arc<Admission>, expiry: &Expiry) -> Arc<Metrics> {
     let mut metrics = Metrics::new();
     metrics.add(Box::new(LimitCounters(admission.clone())));
     metrics.add(Box::new(log::Counters));
+    metrics.add(Box::new(expiry.clone()));
     Arc::new(metrics)
 }
 

@@ -48,6 +48,7 @@ impl App {
         let report = warnings(&translation);
         let Some(mut model) = translation.model else { return Err(anyhow!("\n{report}")) };
         override_with(&mut model, &self.options);
+        let terminations = self.secrets.load(&model)?;
         let former = self.current.load_full();
         for setting in former.model.startup.needs_restart(&model.startup) {
             tracing::warn!("{setting} takes effect at the next start only");
@@ -67,6 +68,8 @@ impl App {
         let generation = former.generation + 1;
         let mut live = former.succeeded_by(model);
         let gone = live.keep_names_of(&former);
+        self.secrets.serves(&live.model, &terminations);
+        live.terminate_with(terminations);
         let live = Arc::new(live);
         self.metrics.returned(|| live.names());
         self.metrics.removed(gone);

@@ -6,6 +6,7 @@
 
 use std::{collections::BTreeMap, net::TcpListener as StdListener, sync::Arc};
 
+use anyhow::Context as _;
 use snisplice_config::{Translation, model::Model};
 use tokio::{runtime::Runtime, sync::mpsc};
 use tokio_util::sync::CancellationToken;
@@ -16,6 +17,7 @@ use super::{
     listeners::{bind, with_copies},
     memory::Thrift,
     prepare::{choose, connections, decided, metrics_with, prepare_process, start_workers, workers},
+    secrets::Secrets,
     signals::Signals,
     supervisor::Supervisor,
     takeover::{self, Endpoint},
@@ -51,6 +53,7 @@ struct Process {
     signals: Signals,
     supervisor: Supervisor,
     thrift: Thrift,
+    secrets: Secrets,
     needs: Needs,
     trial: Option<Trial>,
     workers: usize,
@@ -110,9 +113,20 @@ impl Prepared {
         let trial = Trial::begin(&needs);
         let workers = workers(&model);
         let admission = Admission::new(connections(&model, open_files, workers), &model.runtime.limits);
-        let metrics = metrics_with(&admission);
-        let process =
-            Process { options, signals, supervisor, thrift, needs, trial, workers, admission, metrics };
+        let secrets = Secrets::new(&options);
+        let metrics = metrics_with(&admission, &secrets.expiry);
+        let process = Process {
+            options,
+            signals,
+            supervisor,
+            thrift,
+            secrets,
+            needs,
+            trial,
+            workers,
+            admission,
+            metrics,
+        };
         Trying { process, model }
     }
 }
@@ -126,6 +140,9 @@ impl Trying {
             Some(old) if model.startup.flows.persist => takeover::pins(old, places(&model))?,
             _ => None,
         };
+        if let Some(old) = &mut old {
+            process.secrets.context.tickets.adopt(takeover::ticket_seeds(old));
+        }
         Ok(Found { process, model, place, old, pins })
     }
 }
@@ -134,6 +151,9 @@ impl Found {
     /// Step 4: loads what moves bytes, and takes the flows of a process that has ended.
     pub(super) fn load(self) -> anyhow::Result<Loaded> {
         let Self { mut process, model, place, old, pins } = self;
+        // First of all that can fail by what an operator has written.
+        let terminations = process.secrets.load(&model).context("the certificates or keys have errors")?;
+        process.secrets.serves(&model, &terminations);
         let jointly = pins.is_some();
         let datapath = choose(&model, &process.needs, process.trial.as_mut(), pins)?;
         let metrics = &process.metrics;
@@ -149,6 +169,7 @@ impl Found {
             None => datapath::adopted(&datapath, &model, metrics, None, process.workers)?,
         };
         let live = Arc::new(Snapshot::new(model, 1));
+        live.terminate_with(terminations);
         let resolver = Resolver::start();
         resolver.serve(live.clusters().clone(), live.model.runtime.dns.clone());
         Ok(Loaded { process, live, resolver, place, old, datapath, jointly, adopted })
@@ -180,8 +201,18 @@ impl Bound {
     pub(super) fn serve(self, runtime: Runtime) -> anyhow::Result<App> {
         let Self { loaded, sockets, admin, endpoints } = self;
         let Loaded { process, live, resolver, place, old, datapath, jointly, adopted } = loaded;
-        let Process { options, signals, supervisor, thrift, needs, trial, workers, admission, metrics } =
-            process;
+        let Process {
+            options,
+            signals,
+            supervisor,
+            thrift,
+            secrets,
+            needs,
+            trial,
+            workers,
+            admission,
+            metrics,
+        } = process;
         let (is_loaded, kernel) = (datapath.in_kernel().is_some(), datapath.uses_kernel());
         let programs = datapath.programs();
         let current = Arc::new(SharedSnapshot::from(live));
@@ -214,6 +245,7 @@ impl Bound {
             needs,
             thrift: Some(thrift),
             resolver,
+            secrets,
             programs,
             adopted: None,
         };
@@ -241,6 +273,7 @@ impl Bound {
         app.close_denied();
         app.serve_takeovers(place, listening);
         app.reduce_privileges(kernel, takes_over)?;
+        app.secrets.heed_privileges();
         app.supervisor.ready("Serving");
         Ok(app)
     }

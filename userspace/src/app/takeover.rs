@@ -5,6 +5,7 @@ use std::{fs, io, os::fd::OwnedFd, path::Path, sync::Arc};
 use anyhow::Context as _;
 use snisplice_config::{admin::AdminAddress, model::Admin as Settings};
 use tokio::{runtime::Runtime, sync::mpsc, task::JoinHandle};
+use zeroize::Zeroizing;
 
 use super::App;
 use crate::{
@@ -16,9 +17,11 @@ use crate::{
     takeover::{
         Place,
         client::{Client, Flows},
+        message::{SeedBytes, TicketSeed},
         place::DIRECTORY,
         server::{Inventory, Request, Server},
     },
+    terminate::tickets::Seed,
 };
 
 /// The pins of the old process, if it has some, for maps of so many places.
@@ -29,6 +32,12 @@ pub(super) fn pins(old: &mut Client, places: u32) -> anyhow::Result<Option<Pins>
          and start this one then",
     )?;
     Ok(Some(pins))
+}
+
+/// What session tickets of the old process are encrypted with: its clients resume their sessions here.
+pub(super) fn ticket_seeds(old: &mut Client) -> Vec<Seed> {
+    let seeds = old.ticket_seeds().into_iter();
+    seeds.map(|TicketSeed { made, bytes }| Seed { made, bytes: Zeroizing::new(bytes.0) }).collect()
 }
 
 /// The task of one address of the admin endpoint, and its socket once more.
@@ -200,6 +209,9 @@ impl App {
         for Endpoint { address, socket, .. } in &self.endpoints {
             inventory.admin.push((address.clone(), socket.try_clone()?));
         }
+        let seeds = self.secrets.context.tickets.export().into_iter();
+        inventory.ticket_seeds =
+            seeds.map(|Seed { made, bytes }| TicketSeed { made, bytes: SeedBytes(*bytes) }).collect();
         if let Some(programs) = &self.programs {
             inventory.pins = programs.share()?;
         }

@@ -22,6 +22,7 @@ use super::{
     Overload,
     backends::{BackendRule, Backends, PendingRule},
     cidr::Cidr,
+    handshakes::{Full, HandshakeRule, Handshakes, Place},
     hellos::{Hellos, Ticket},
     reachability::Reachability,
     source::{SourceRule, Sources},
@@ -48,6 +49,7 @@ pub struct Admission {
     rules: ArcSwap<Rules>,
     sources: Mutex<Sources>,
     hellos: Mutex<Hellos<Arc<Notify>>>,
+    handshakes: Mutex<Handshakes>,
     backends: Mutex<Backends>,
     refused: [AtomicU64; Overload::COUNT],
     /// Which backends cannot be reached.
@@ -63,6 +65,8 @@ pub struct Rules {
     pub source: SourceRule,
     /// Connections whose hello is not complete.
     pub hellos: usize,
+    /// TLS handshakes under way.
+    pub handshakes: HandshakeRule,
     /// Connections that wait for an endpoint of one backend, unless that says otherwise.
     pub pending: usize,
     /// Connections that wait for endpoints of such backends, all together.
@@ -78,6 +82,10 @@ impl Rules {
                 ipv6: limits.source_prefix_ipv6,
             },
             hellos: limits.unfinished_hellos(connections),
+            handshakes: HandshakeRule {
+                most: limits.handshakes_at_once(connections),
+                per_source: limits.handshakes_of_a_source(connections),
+            },
             pending: Limits::pending(connections),
             pending_room: connections / 2,
         }
@@ -110,6 +118,8 @@ pub struct Standing {
     pub connections: (usize, usize),
     /// The same of those whose hello is not complete.
     pub hellos: (usize, usize),
+    /// The same of TLS handshakes under way.
+    pub handshakes: (usize, usize),
     /// The same of those that wait for an endpoint; the most is what backends without a limit of their own share.
     pub pending: (usize, usize),
     /// The most that one source may have, unless there is no limit, and how many sources have one.
@@ -129,6 +139,7 @@ impl Admission {
             rules: ArcSwap::from_pointee(Rules::of(connections, limits)),
             sources: Mutex::default(),
             hellos: Mutex::default(),
+            handshakes: Mutex::default(),
             backends: Mutex::default(),
             refused: Default::default(),
             reachability: Reachability::default(),
@@ -176,6 +187,44 @@ impl Admission {
         why
     }
 
+    /// Counts a connection to a backend that is no single client's, until what is returned is dropped.
+    pub fn connect(
+        self: &Arc<Self>,
+        backend: &Arc<str>,
+        max_connections: Option<usize>,
+        max_pending: Option<usize>,
+        now: Instant,
+    ) -> Result<Shared, Overload> {
+        let key = self.enter(backend, max_connections, max_pending, now)?;
+        Ok(Shared { admission: self.clone(), key, is_pending: true })
+    }
+
+    fn enter(
+        &self,
+        backend: &Arc<str>,
+        max_connections: Option<usize>,
+        max_pending: Option<usize>,
+        now: Instant,
+    ) -> Result<usize, Overload> {
+        let rules = self.rules.load();
+        let pending = match max_pending {
+            None => PendingRule::Fair { most: rules.pending, room: rules.pending_room },
+            Some(0) => PendingRule::Any,
+            Some(most) => PendingRule::Most(most),
+        };
+        let entered =
+            lock(&self.backends).enter(backend, BackendRule { connections: max_connections, pending });
+        entered.inspect_err(|why| {
+            if let Some(refused) = self.refuse(*why, now) {
+                let key = if *why == Overload::Backend { "max_connections" } else { "max_pending" };
+                tracing::warn!(
+                    %backend, refused,
+                    "a backend has as many connections as its limit allows: refusing more for it; see {key}"
+                );
+            }
+        })
+    }
+
     /// Whether every place is taken.
     #[must_use]
     pub fn is_full(&self) -> bool {
@@ -189,6 +238,7 @@ impl Admission {
         Standing {
             connections: (self.most, self.most.saturating_sub(self.places.available_permits())),
             hellos: (rules.hellos, lock(&self.hellos).len()),
+            handshakes: (rules.handshakes.most, lock(&self.handshakes).len()),
             pending: (rules.pending_room, lock(&self.backends).pending()),
             sources: (rules.source.most, lock(&self.sources).len()),
             waiting: self.waiting.load(Relaxed),
@@ -350,6 +400,35 @@ impl Permit {
         UnfinishedHello { admission, ticket, call }
     }
 
+    /// Counts among the TLS handshakes under way, until what is returned is dropped.
+    pub fn handshake(&self, peer: IpAddr, now: Instant) -> Result<Handshake<'_>, Overload> {
+        let admission = &*self.admission;
+        let rules = admission.rules.load();
+        let source = rules.source.source(peer);
+        let full = match lock(&admission.handshakes).enter(source, rules.handshakes) {
+            Ok(place) => return Ok(Handshake { admission, place: Some(place) }),
+            Err(full) => full,
+        };
+        let why = Overload::Handshakes;
+        if let Some(refused) = admission.refuse(why, now) {
+            match full {
+                Full::All => tracing::warn!(
+                    most = rules.handshakes.most,
+                    refused,
+                    "as many TLS handshakes are under way as the limit allows: refusing more; see limits.handshakes"
+                ),
+                Full::Source => tracing::warn!(
+                    %source,
+                    most = rules.handshakes.per_source,
+                    refused,
+                    "a source has as many TLS handshakes under way as the limit allows: refusing more from it; \
+                     see limits.handshakes_per_source"
+                ),
+            }
+        }
+        Err(why)
+    }
+
     /// Counts among the connections to a backend, and until what is returned is dropped among those that wait for an
     /// endpoint. To be asked once.
     pub fn connect(
@@ -360,30 +439,15 @@ impl Permit {
         now: Instant,
     ) -> Result<Pending<'_>, Overload> {
         let admission = &*self.admission;
-        let rules = admission.rules.load();
-        let pending = match max_pending {
-            None => PendingRule::Fair { most: rules.pending, room: rules.pending_room },
-            Some(0) => PendingRule::Any,
-            Some(most) => PendingRule::Most(most),
-        };
-        let entered =
-            lock(&admission.backends).enter(backend, BackendRule { connections: max_connections, pending });
-        match entered {
-            Ok(key) => {
-                self.backend.set(u32::try_from(key).unwrap_or(NONE));
-                Ok(Pending { admission, key })
-            }
-            Err(why) => {
-                if let Some(refused) = admission.refuse(why, now) {
-                    let key = if why == Overload::Backend { "max_connections" } else { "max_pending" };
-                    tracing::warn!(
-                        %backend, refused,
-                        "a backend has as many connections as its limit allows: refusing more for it; see {key}"
-                    );
-                }
-                Err(why)
-            }
-        }
+        let key = admission.enter(backend, max_connections, max_pending, now)?;
+        self.backend.set(u32::try_from(key).unwrap_or(NONE));
+        Ok(Pending { admission, key })
+    }
+
+    /// The limits, for what outlives this connection.
+    #[must_use]
+    pub fn admission(&self) -> &Arc<Admission> {
+        &self.admission
     }
 }
 
@@ -427,6 +491,21 @@ impl Drop for UnfinishedHello<'_> {
     }
 }
 
+/// A TLS handshake that is under way.
+#[derive(Debug)]
+pub struct Handshake<'a> {
+    admission: &'a Admission,
+    place: Option<Place>,
+}
+
+impl Drop for Handshake<'_> {
+    fn drop(&mut self) {
+        if let Some(place) = self.place.take() {
+            lock(&self.admission.handshakes).leave(place);
+        }
+    }
+}
+
 /// A connection that waits for an endpoint.
 #[derive(Debug)]
 pub struct Pending<'a> {
@@ -437,6 +516,30 @@ pub struct Pending<'a> {
 impl Drop for Pending<'_> {
     fn drop(&mut self) {
         lock(&self.admission.backends).settle(self.key);
+    }
+}
+
+/// A connection to a backend that requests of several clients share.
+#[derive(Debug)]
+pub struct Shared {
+    admission: Arc<Admission>,
+    key: usize,
+    is_pending: bool,
+}
+
+impl Shared {
+    /// It waits for an endpoint no more.
+    pub fn is_settled(&mut self) {
+        if std::mem::take(&mut self.is_pending) {
+            lock(&self.admission.backends).settle(self.key);
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.is_settled();
+        lock(&self.admission.backends).leave(self.key);
     }
 }
 

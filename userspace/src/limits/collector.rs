@@ -21,8 +21,13 @@ pub struct LimitCounters(pub Arc<Admission>);
 
 impl Collector for LimitCounters {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
-        let Standing { connections, hellos, pending, sources, waiting } = self.0.standing();
-        let counted = [("connections", connections), ("hellos", hellos), ("pending", pending)];
+        let Standing { connections, hellos, handshakes, pending, sources, waiting } = self.0.standing();
+        let counted = [
+            ("connections", connections),
+            ("hellos", hellos),
+            ("handshakes", handshakes),
+            ("pending", pending),
+        ];
         let mut most: Vec<_> = counted.map(|(limit, (most, _))| (limit, most)).into();
         most.extend(sources.0.map(|most| ("connections_per_source", most)));
         let used = counted.map(|(limit, (_, used))| (limit, used));

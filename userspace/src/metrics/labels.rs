@@ -23,6 +23,8 @@ pub enum Carrier {
     Sockmap,
     /// Sent on in the kernel, packet by packet.
     Packet,
+    /// Decrypted and encrypted here, and copied in userspace.
+    Terminate,
 }
 
 /// How a connection ended, or why it was refused: the metric label `reason` of `connections_closed_total`, and of
@@ -66,6 +68,26 @@ pub enum CloseReason {
     TooLarge,
     /// The hello was not complete within `timeouts.hello`.
     HelloTimeout,
+    /// The head of an HTTP request was not complete within `timeouts.hello`.
+    RequestTimeout,
+    /// What the client sent is no HTTP, or could be read in two ways.
+    BadRequest,
+    /// As many TLS handshakes are under way as may be (`limits.handshakes`, `limits.handshakes_per_source`).
+    HandshakeLimit,
+    /// The TLS handshake was not complete within `timeouts.handshake`.
+    HandshakeTimeout,
+    /// Client and server have no version, protocol or message in common that the TLS handshake needs.
+    HandshakeFailed,
+    /// No certificate of the server fits what the client can verify.
+    NoCertificate,
+    /// The client has shown no certificate, or one that is not accepted.
+    ClientCertificateRefused,
+    /// What the client sent inside TLS could not be decrypted, or was an alert.
+    TlsFailed,
+    /// The TLS handshake with the backend failed.
+    BackendTlsFailed,
+    /// The backend's TLS ended without a `close_notify`, so that its last bytes may be missing.
+    BackendTruncated,
     /// The rule leads to a backend that the configuration does not have.
     BackendRejected,
     /// The backend has no endpoint with an address and a weight.

@@ -114,7 +114,8 @@ impl From<&ConnectError> for CloseReason {
 #[derive(Clone, Copy)]
 struct Context<'a> {
     backend: &'a Cluster,
-    client: &'a TcpStream,
+    /// The client that alone is served by the connection; none where requests of several share it.
+    client: Option<&'a TcpStream>,
     service: &'a Service,
 }
 
@@ -165,8 +166,18 @@ pub async fn connect(
     limit: Duration,
     service: &Service,
 ) -> Result<Upstream, ConnectError> {
+    connect_among(backend, backend.candidates(), Some(client), limit, service).await
+}
+
+/// The same with endpoints in this order, and perhaps for no client alone.
+pub async fn connect_among(
+    backend: &Cluster,
+    mut candidates: Candidates,
+    client: Option<&TcpStream>,
+    limit: Duration,
+    service: &Service,
+) -> Result<Upstream, ConnectError> {
     let context = Context { backend, client, service };
-    let mut candidates = backend.candidates();
     let Some(first) = candidates.next() else {
         return Box::pin(connect_once_looked_up(context, limit)).await;
     };
@@ -295,11 +306,11 @@ fn begin_from(
     }
     // The hello is at hand, so its packet may complete the handshake, and the bare acknowledgement before it is spared.
     let _ = sockopt::expect_to_answer(&socket);
-    let announced = backend.same_host && datapath.announce(socket.as_fd());
+    let announced = backend.same_host && client.is_some() && datapath.announce(socket.as_fd());
     // What is announced or goes over loopback will not be sent on in packets.
     if !announced
         && !address.ip().is_loopback()
-        && let Some(bytes) = datapath.largest_segment(client.as_fd())
+        && let Some(bytes) = client.and_then(|client| datapath.largest_segment(client.as_fd()))
     {
         // More than any device takes is no bound, and refused.
         let _ = SockRef::from(&socket).set_tcp_mss(bytes);
@@ -313,7 +324,12 @@ fn begin_from(
 }
 
 /// Waits until the client's socket has failed. A FIN is not that: the client may still be reading.
-async fn reset(client: &TcpStream) {
-    // An error to wait with is as good as an error on the socket.
-    let _ = client.ready(Interest::ERROR).await;
+async fn reset(client: Option<&TcpStream>) {
+    match client {
+        // An error to wait with is as good as an error on the socket.
+        Some(client) => {
+            let _ = client.ready(Interest::ERROR).await;
+        }
+        None => std::future::pending().await,
+    }
 }

@@ -126,6 +126,19 @@ impl HelloReader {
         }
     }
 
+    /// The first bytes that the client has sent, whether they were read or only peeked.
+    pub fn first_bytes(&self, client: impl AsFd, most: usize) -> Vec<u8> {
+        match self.mode {
+            HelloMode::Read => self.bytes[..self.bytes.len().min(most)].to_vec(),
+            HelloMode::Peek => {
+                let mut first = vec![0; most];
+                let peeked = retry_on_intr(|| recv(&client, &mut *first, RecvFlags::PEEK));
+                first.truncate(peeked.map_or(0, |(length, _)| length));
+                first
+            }
+        }
+    }
+
     /// What was read, verbatim, with whatever followed the hello; empty where it was only peeked.
     #[must_use]
     pub fn into_bytes(self) -> Vec<u8> {

@@ -137,7 +137,7 @@ impl Refusal {
 
 /// Sends `last`, then FIN, and gives the client a moment to read them: closing with bytes of the client unread, or
 /// still arriving, would send RST instead, which may overtake what was sent.
-async fn farewell(client: &TcpStream, last: &[u8]) {
+pub(super) async fn farewell(client: &TcpStream, last: &[u8]) {
     if !last.is_empty() {
         let _ = retry_on_intr(|| send(client, last, SendFlags::NOSIGNAL));
     }

@@ -9,7 +9,8 @@ use std::{
 
 use crate::{
     account::registry::Registry,
-    datapath::seam::Datapath,
+    datapath::seam::{Datapath, Patience},
+    http::connection::Worker,
     metrics::Metrics,
     net::{keepalive::Keepalive, local_address},
     snapshot::SharedSnapshot,
@@ -25,12 +26,16 @@ pub struct Service {
     pub datapath: Rc<dyn Datapath>,
     /// How peers that are gone are noticed.
     pub keepalive: Rc<Keepalive>,
+    /// How long a connection that is terminated here may be silent.
+    pub patience: Patience,
     /// All connections.
     pub registry: Rc<Registry>,
     /// Whether a connection has begun lately that may try a second endpoint after a while.
     pub races: Cell<bool>,
     /// The addresses on which this process listens: as the configuration has each, and the real one.
     pub listening: RefCell<Vec<(SocketAddr, SocketAddr)>>,
+    /// What connections of HTTP share.
+    pub http: Rc<Worker>,
 }
 
 impl Service {

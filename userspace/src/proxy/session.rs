@@ -1,19 +1,28 @@
 //! One connection's story, from accept to the last byte.
 
-use std::{net::TcpStream as StdStream, os::fd::AsRawFd as _, rc::Rc, time::Instant as StdInstant};
+use std::{
+    net::TcpStream as StdStream,
+    os::fd::{AsFd, AsRawFd as _},
+    rc::Rc,
+    sync::Arc,
+    time::Instant as StdInstant,
+};
 
-use snisplice_config::model::{Listener, Model, Rule};
+use snisplice_config::model::{Listener, Model, Rule, termination::Termination};
+use snisplice_tls::error::HelloError;
 use tokio::{net::TcpStream, time::timeout};
 
 use super::{
     connect::{Upstream, connect},
     hello::{HelloReader, Received},
+    http,
     refuse::{Refusal, RouteVerdict},
     service::Service,
+    terminated::{self, Terminated},
 };
 use crate::{
     account::{Account, registry::Registration},
-    datapath::seam::Pair,
+    datapath::seam::{Forward, Pair},
     limits::{Overload, admission::Permit},
     metrics::labels::CloseReason,
     net::sockopt,
@@ -24,20 +33,51 @@ use crate::{
 pub async fn serve(client: StdStream, account: Registration, service: Rc<Service>, permit: Permit) {
     // On the heap, so that an established connection, which may idle for hours, does not carry the room for this; and the pair
     // goes to the datapath within one expression, so that there is no room for it here either.
-    let mut established = match Box::pin(establish(client, &account, &service, &permit)).await {
-        Ok((pair, lease)) => Ok((service.datapath.forward(pair, &account), lease)),
-        Err(reason) => Err(reason),
+    let mut course = match Box::pin(establish(client, &account, &service, &permit)).await {
+        Ok(Established::Passed(pair, lease)) => {
+            Course::Passed(service.datapath.forward(pair, &account), lease)
+        }
+        Ok(Established::Http(begun)) => Course::Http(http::serve_plain(begun, &account, &service, &permit)),
+        Ok(Established::Terminated(begun)) => {
+            Course::Terminated(terminated::serve(begun, &account, &service, &permit))
+        }
+        Err(reason) => {
+            account.ended(reason);
+            return;
+        }
     };
-    let reason = match &mut established {
-        Ok((forward, lease)) => {
+    let reason = match &mut course {
+        Course::Passed(forward, lease) => {
             let reason = forward.as_mut().await.reason();
             lease.ended(reason);
             reason
         }
-        Err(reason) => *reason,
+        Course::Http(served) => served.as_mut().await,
+        Course::Terminated(served) => served.as_mut().await,
     };
     account.ended(reason);
+    drop(course);
     drop(permit);
+}
+
+/// What a connection waits for once its beginning is answered. All of it is on the heap: see the size that the tests assert.
+enum Course<'a> {
+    /// The datapath carries it, and the endpoint counts it.
+    Passed(Forward<'a>, Lease),
+    /// TLS ends here.
+    Terminated(terminated::Served<'a>),
+    /// Its requests are served here.
+    Http(http::Served<'a>),
+}
+
+/// What a connection's beginning has led to.
+enum Established {
+    /// To an endpoint, to which TLS is passed through.
+    Passed(Pair, Lease),
+    /// To a rule that ends TLS. Nothing is sent yet, to either side.
+    Terminated(Box<Terminated>),
+    /// To requests of HTTP without TLS.
+    Http(Box<http::Plain>),
 }
 
 /// The part of the story before bytes flow: hello, rule, endpoint, connection. An error is the reason for which the
@@ -47,7 +87,7 @@ async fn establish(
     account: &Account,
     service: &Service,
     permit: &Permit,
-) -> Result<(Pair, Lease), CloseReason> {
+) -> Result<Established, CloseReason> {
     // This connection keeps this configuration until it is established, whatever is reloaded meanwhile.
     let snapshot = service.current.load_full();
     let own = || client.local_addr().ok();
@@ -57,7 +97,8 @@ async fn establish(
     deny(&client, &snapshot.model)?;
 
     let mut reader = HelloReader::new(service.datapath.hello(), snapshot.model.runtime.limits.hello_bytes);
-    let early = reader.read_now(&client).map(|received| route(listener, account, received));
+    let early = reader.read_now(&client);
+    let early = early.map(|received| route(listener, account, received, || begins_request(&reader, &client)));
     if let Some(Action::Refuse(refusal)) = &early {
         // Spares the runtime a socket that waits for nothing.
         refusal.end_at_once(&client, &reader, listener, account, service)?;
@@ -67,16 +108,26 @@ async fn establish(
         action
     } else {
         let received = wait_for_hello(&client, &mut reader, &snapshot.model, permit).await;
-        route(listener, account, received)
+        route(listener, account, received, || begins_request(&reader, &client))
     };
     let cluster = match action {
         Action::Pass(rule) => {
             account.routed(snapshot.label(rule));
             snapshot.next_target(rule).ok_or(CloseReason::BackendRejected)?
         }
+        Action::Terminate(rule, termination) => {
+            account.routed(snapshot.label(rule));
+            let (rule, termination) = (rule.clone(), termination.clone());
+            let read = reader.into_bytes();
+            let terminated = Terminated { client, read, snapshot: snapshot.clone(), rule, termination };
+            return Ok(Established::Terminated(Box::new(terminated)));
+        }
         Action::Refuse(refusal) => {
             let backend = refusal.apply(&client, listener, account, service).await?;
             snapshot.cluster(backend)
+        }
+        Action::Http => {
+            return Ok(Established::Http(Box::new(http::Plain { client, read: reader.into_bytes() })));
         }
         Action::End(reason) => return Err(reason),
     };
@@ -86,7 +137,7 @@ async fn establish(
         connect_within_limits(cluster, &client, &snapshot.model, service, permit).await?;
     account.has_sockets([client.as_raw_fd(), backend.as_raw_fd()]);
     let (hello, keepalive) = (reader.into_bytes(), Some(service.keepalive.clone()));
-    Ok((Pair { client, backend, hello, same_host: announced, keepalive }, lease))
+    Ok(Established::Passed(Pair { client, backend, hello, same_host: announced, keepalive }, lease))
 }
 
 /// Resets a client whom the configuration denies.
@@ -130,16 +181,33 @@ async fn wait_for_hello(
 enum Action<'s> {
     /// Its rule says where it goes.
     Pass(&'s Rule),
+    /// Its rule ends TLS like this.
+    Terminate(&'s Arc<Rule>, &'s Arc<Termination>),
     /// The policy for this says what becomes of it.
     Refuse(Refusal),
+    /// Its requests have rules of their own.
+    Http,
     /// It is over.
     End(CloseReason),
 }
 
+/// Whether what a client sends instead of a hello is a request of HTTP, or can become one.
+fn begins_request(reader: &HelloReader, client: impl AsFd) -> bool {
+    http::is_request(&reader.first_bytes(client, http::LONGEST_METHOD + 1)) != Some(false)
+}
+
 /// Where that leads which was received.
-fn route<'s>(listener: &'s Listener, account: &Account, received: Received) -> Action<'s> {
+fn route<'s>(
+    listener: &'s Listener,
+    account: &Account,
+    received: Received,
+    begins_request: impl FnOnce() -> bool,
+) -> Action<'s> {
     let hello = match received {
         Received::Hello(hello) => hello,
+        Received::Rejected(HelloError::NotTls) if listener.plain_http.is_some() && begins_request() => {
+            return Action::Http;
+        }
         Received::Rejected(rejection) => return Action::Refuse(RouteVerdict::Rejected(rejection).into()),
         Received::TimedOut => return Action::Refuse(RouteVerdict::TimedOut.into()),
         Received::MadeRoom => return Action::End(Overload::Hellos.into()),
@@ -153,13 +221,16 @@ fn route<'s>(listener: &'s Listener, account: &Account, received: Received) -> A
         None => (listener.routes.no_sni(), RouteVerdict::NoSni),
     };
     match rule {
-        Some(rule) => Action::Pass(rule),
+        Some(rule) => match &rule.termination {
+            None => Action::Pass(rule),
+            Some(termination) => Action::Terminate(rule, termination),
+        },
         None => Action::Refuse(Refusal { verdict, listens: !hello.early_data }),
     }
 }
 
 /// Connects to an endpoint of the cluster, unless its limits forbid that.
-async fn connect_within_limits(
+pub(super) async fn connect_within_limits(
     cluster: &Cluster,
     client: &TcpStream,
     model: &Model,
@@ -196,7 +267,6 @@ mod tests {
         io::Write as _,
         net::SocketAddr,
         pin::{Pin, pin},
-        sync::Arc,
         task::Poll,
         time::Duration,
     };
@@ -212,7 +282,7 @@ mod tests {
         account::{ListenerAccount, registry::Registry},
         datapath::{
             relay::Relay,
-            seam::{Datapath, Forward, HelloMode},
+            seam::{Datapath, HelloMode},
         },
         limits::admission::Admission,
         metrics::Metrics,
@@ -237,9 +307,11 @@ mod tests {
             metrics: Arc::new(Metrics::new()),
             datapath,
             keepalive: Rc::new(Keepalive::of(&PeerTimeouts::default())),
+            patience: IDLE.into(),
             registry: Rc::default(),
             races: Cell::default(),
             listening: RefCell::default(),
+            http: Rc::new(crate::http::connection::Worker::new(&Arc::new(Metrics::new()))),
         }
     }
 

@@ -32,7 +32,11 @@ use crate::{
         ListenerAccount,
         registry::{self, Registry, Request},
     },
-    datapath::{factory::Factory, seam::InKernel},
+    datapath::{
+        factory::Factory,
+        seam::{InKernel, Patience},
+    },
+    http,
     limits::admission::Admission,
     metrics::Metrics,
     net::{keepalive::Keepalive, sockopt::watch_readable},
@@ -152,12 +156,14 @@ fn run(index: usize, shared: Shared, orders: mpsc::UnboundedReceiver<Order>) -> 
 async fn work(index: usize, shared: Shared, mut orders: mpsc::UnboundedReceiver<Order>) -> io::Result<()> {
     let service = Rc::new(Service {
         keepalive: Rc::new(Keepalive::of(&shared.current.load().model.startup.timeouts)),
+        patience: Patience::of(&shared.current.load().model.startup.timeouts),
         current: shared.current,
         datapath: shared.datapath.build()?,
         metrics: shared.metrics.clone(),
         registry: Rc::new(Registry::new(index, shared.workers)),
         races: Cell::default(),
         listening: RefCell::default(),
+        http: Rc::new(http::connection::Worker::new(&shared.metrics)),
     });
     spawn_local(tick(service.clone()));
     let sessions = TaskTracker::new();
@@ -203,6 +209,7 @@ async fn work(index: usize, shared: Shared, mut orders: mpsc::UnboundedReceiver<
             Some(Order::Withdraw) => service.datapath.withdraw(),
             Some(Order::Drain { patience, succeeded: by_another }) => {
                 succeeded.set(by_another);
+                service.http.drain.cancel();
                 break patience;
             }
             None => break Duration::ZERO,

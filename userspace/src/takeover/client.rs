@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 
 use super::{
     Channel, Place,
-    message::{Message, VERSION},
+    message::{Message, TicketSeed, VERSION},
 };
 use crate::net::{
     admin_socket::Socket,
@@ -41,6 +41,7 @@ pub struct Client {
     admin: Vec<(AdminAddress, OwnedFd)>,
     listening: Option<OwnedFd>,
     pins: Option<(String, u32, OwnedFd)>,
+    ticket_seeds: Vec<TicketSeed>,
 }
 
 /// A flow of the old process, from now on of this one.
@@ -70,8 +71,14 @@ impl Client {
         channel.wait_at_most(Some(ANSWER)).context(WHAT)?;
         // One that refuses at once does not hear it, and one that ends neither.
         let _ = channel.send(&Message::Hello { version: VERSION }, &[]);
-        let mut client =
-            Self { channel, listeners: BTreeMap::new(), admin: Vec::new(), listening: None, pins: None };
+        let mut client = Self {
+            channel,
+            listeners: BTreeMap::new(),
+            admin: Vec::new(),
+            listening: None,
+            pins: None,
+            ticket_seeds: Vec::new(),
+        };
         if client.listen().context(WHAT)? {
             return Ok(Some(client));
         }
@@ -108,12 +115,18 @@ impl Client {
                 }
                 Message::Admin { address } => self.admin.push((address, descriptor()?)),
                 Message::Pins { directory, places } => self.pins = Some((directory, places, descriptor()?)),
+                Message::TicketSeed(seed) => self.ticket_seeds.push(seed),
                 Message::ListeningSocket => self.listening = Some(descriptor()?),
                 Message::End => return Ok(true),
                 Message::Refused(why) => bail!("{why}"),
                 other => bail!("unexpected message: {other}"),
             }
         }
+    }
+
+    /// What its session tickets are encrypted with, the newest first.
+    pub fn ticket_seeds(&mut self) -> Vec<TicketSeed> {
+        std::mem::take(&mut self.ticket_seeds)
     }
 
     fn receive(&self) -> anyhow::Result<Option<(Message, Vec<OwnedFd>)>> {

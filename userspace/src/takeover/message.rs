@@ -48,6 +48,8 @@ pub enum Message {
         /// Places for flows in the maps.
         places: u32,
     },
+    /// What session tickets are encrypted with. Only a process that ends TLS says it.
+    TicketSeed(TicketSeed),
     /// With the socket on which the old one listens for new processes.
     ListeningSocket,
     /// The end of a list.
@@ -77,6 +79,25 @@ pub enum Message {
         /// For the client's and the backend's socket, if it is there: whether the peer is known to answer it.
         answers: [Option<bool>; 2],
     },
+}
+
+/// What the keys of session tickets are derived from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TicketSeed {
+    /// When it was made, in seconds since 1970.
+    pub made: i64,
+    /// Random bytes.
+    pub bytes: SeedBytes,
+}
+
+/// Bytes that no log shows.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeedBytes(pub [u8; 32]);
+
+impl fmt::Debug for SeedBytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("32 bytes")
+    }
 }
 
 /// What is not a message of this version.
@@ -129,6 +150,7 @@ mod tests {
             Message::Admin { address: AdminAddress::Tcp(address) },
             Message::Admin { address: AdminAddress::Unix("/run/a b/admin.sock".into()) },
             Message::Pins { directory: "v1-4026531840".into(), places: 128 },
+            Message::TicketSeed(TicketSeed { made: 5, bytes: SeedBytes([7; 32]) }),
             Message::ListeningSocket,
             Message::End,
             Message::Prepare { shared: true },

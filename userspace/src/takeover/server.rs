@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use super::{
     Channel, Place,
-    message::{Message, PLACES, VERSION},
+    message::{Message, PLACES, TicketSeed, VERSION},
 };
 use crate::{log::log_limit, net::admin_socket::Socket};
 
@@ -36,6 +36,8 @@ pub struct Inventory {
     pub admin: Vec<(AdminAddress, Socket)>,
     /// What is pinned: the directory's name, how many places the maps have, and the lock.
     pub pins: Option<(String, u32, OwnedFd)>,
+    /// What session tickets are encrypted with, the newest first.
+    pub ticket_seeds: Vec<TicketSeed>,
 }
 
 /// What a client wants of the main thread.
@@ -159,6 +161,9 @@ impl Server {
             let message = Message::Pins { directory: directory.clone(), places: *places };
             channel.send(&message, &[lock.as_fd()])?;
         }
+        for seed in &inventory.ticket_seeds {
+            channel.send(&Message::TicketSeed(seed.clone()), &[])?;
+        }
         channel.send(&Message::ListeningSocket, &[self.socket.as_fd()])?;
         channel.send(&Message::End, &[])
     }
@@ -198,6 +203,8 @@ impl Server {
 fn unexpected(heard: Option<(Message, Vec<OwnedFd>)>) -> Left {
     match heard {
         None => "the other process has gone".into(),
+        // It may hold what nobody is to read.
+        Some((Message::TicketSeed(_), _)) => "not expected: a seed of session tickets".into(),
         Some((message, _)) => format!("not expected: {message}").into(),
     }
 }

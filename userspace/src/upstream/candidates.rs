@@ -29,7 +29,7 @@ impl Members {
 
 /// The endpoints to try for one connection, best first: the one whose turn it is, then its siblings. Those that have lately
 /// failed come last.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Candidates {
     members: Arc<Members>,
     /// The one whose turn it is.

@@ -2,7 +2,7 @@
 
 use std::{
     cmp::Ordering,
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, hash_map::Entry},
     sync::Arc,
 };
 
@@ -11,6 +11,7 @@ use crate::{
     model::{
         rank::{Because, Rank, ServerRank},
         rule::Rule,
+        termination::{Inside, Termination},
     },
     name::HostPattern,
 };
@@ -34,7 +35,7 @@ struct Candidate {
     order: usize,
 }
 
-/// Names that a server has which is not served.
+/// Names that a server has, whatever its routes.
 #[derive(Debug, Clone)]
 struct Claim {
     pattern: HostPattern,
@@ -73,10 +74,11 @@ impl RouteTableBuilder {
         });
     }
 
-    /// Adds names of a server that is not served: they go to `rule`, which refuses them, and not to a wider pattern.
+    /// Adds names of a server: they go to `rule`, which ends TLS for them or refuses them, and not to a wider pattern.
     ///
     /// A route to the very same names that came by a wider host gives way, since the server that names the host
-    /// more specifically has it; of equal hosts the first server's has it. `*` is only claimed against routes to `*`.
+    /// more specifically has it; of equal hosts the first server's has it. A rule that refuses claims `*` only against
+    /// routes to `*`.
     pub fn claim(&mut self, pattern: HostPattern, rule: &Arc<Rule>, server: &Arc<ServerRank>) {
         self.claims.push(Claim { pattern, rule: Arc::clone(rule), server: Arc::clone(server) });
     }
@@ -96,9 +98,15 @@ impl RouteTableBuilder {
         self.candidates.iter().map(|candidate| &candidate.pattern)
     }
 
-    /// The rules added so far, once for each pattern.
-    pub fn rules(&self) -> impl Iterator<Item = &Rule> {
-        self.candidates.iter().map(|candidate| &*candidate.rule)
+    /// Whether any rule so far leads to a backend, or serves HTTP itself.
+    #[must_use]
+    pub fn serves_any(&self) -> bool {
+        let serves = |rule: &Rule| {
+            rule.targets.iter().any(|target| target.backend.is_some())
+                || rule.termination.as_ref().is_some_and(|ends| matches!(ends.inside, Inside::Http(_)))
+        };
+        self.candidates.iter().any(|candidate| serves(&candidate.rule))
+            || self.claims.iter().any(|claim| serves(&claim.rule))
     }
 
     /// Decides precedence.
@@ -152,9 +160,20 @@ fn settle(
     claims.sort_by(|a, b| a.server.of_hosts().cmp(&b.server.of_hosts()));
     let mut first: HashMap<HostPattern, Claim> = HashMap::new();
     for claim in claims {
-        first.entry(claim.pattern.clone()).or_insert(claim);
+        match first.entry(claim.pattern.clone()) {
+            Entry::Vacant(place) => {
+                place.insert(claim);
+            }
+            Entry::Occupied(winner) => {
+                let by = &winner.get().rule;
+                if claim.rule.termination.is_some() && !Arc::ptr_eq(by, &claim.rule) {
+                    shadowed.push(claim.shadowed(by, Because::ServerFirst));
+                }
+            }
+        }
     }
     let mut served = HashSet::new();
+    let mut routed_by: Vec<Shadowed> = Vec::new();
     candidates.retain(|candidate| {
         let Some(claim) = first.get(&candidate.pattern) else { return true };
         let because = if *candidate.rank == Rank::Native {
@@ -172,6 +191,15 @@ fn settle(
         match because {
             None => {
                 served.insert((candidate.pattern.clone(), candidate.rule.id));
+                // A route of the server itself takes nothing from it.
+                let own = |ends: &Arc<Termination>| {
+                    candidate.rule.termination.as_ref().is_some_and(|other| other.id == ends.id)
+                };
+                if claim.rule.termination.as_ref().is_some_and(|ends| !own(ends)) {
+                    let native = *candidate.rank == Rank::Native;
+                    let because = if native { Because::Native } else { Because::ServerFirst };
+                    routed_by.push(claim.shadowed(&candidate.rule, because));
+                }
                 true
             }
             Some(because) => {
@@ -187,12 +215,17 @@ fn settle(
     });
     // One rule may come to a pattern by several hosts: it has lost the pattern if it has lost all of them.
     shadowed.retain(|lost| !served.contains(&(lost.pattern.clone(), lost.rule.id)));
+    routed_by.dedup_by(|a, b| a.pattern == b.pattern && Arc::ptr_eq(&a.rule, &b.rule));
+    shadowed.extend(routed_by);
     shadowed.dedup();
     let routed: HashSet<_> = served.into_iter().map(|(pattern, _)| pattern).collect();
     let beaten_any = shadowed.iter().any(|lost| lost.pattern == HostPattern::Any);
     let mut left: Vec<_> = first
         .into_values()
-        .filter(|claim| !routed.contains(&claim.pattern) && (claim.pattern != HostPattern::Any || beaten_any))
+        .filter(|claim| {
+            let any = claim.pattern == HostPattern::Any && claim.rule.termination.is_none();
+            !routed.contains(&claim.pattern) && (!any || beaten_any)
+        })
         .map(|Claim { pattern, rule, server }| Candidate {
             written: pattern.specificity(),
             host: pattern.specificity(),
@@ -204,6 +237,12 @@ fn settle(
         .collect();
     left.sort_by_key(|candidate| candidate.rule.id);
     left
+}
+
+impl Claim {
+    fn shadowed(&self, by: &Arc<Rule>, because: Because) -> Shadowed {
+        Shadowed { pattern: self.pattern.clone(), rule: Arc::clone(&self.rule), by: Arc::clone(by), because }
+    }
 }
 
 impl Candidate {

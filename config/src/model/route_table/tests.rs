@@ -8,6 +8,7 @@ fn rule(name: &str) -> Arc<Rule> {
         name: name.into(),
         origin: Origin { file: "test".into(), line: 1, column: 1 },
         targets: vec![Target { weight: 1, backend: None }],
+        termination: None,
     })
 }
 

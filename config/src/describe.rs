@@ -1,0 +1,238 @@
+//! How TLS ends and what is inside, in words, for `check` and `explain`.
+
+use std::fmt::{self, Write as _};
+
+use crate::{
+    model::{
+        Backend, Rule,
+        http::{
+            BackendHttp, Forward, HttpAction, HttpMatch, HttpRule, HttpTable, HttpsRedirect, Redirect,
+            RedirectPort, Respond, Rewrite, StringMatch, VirtualHost,
+        },
+        termination::{
+            AuthoritySource, CertificateSource, ClientAuth, Inside, Termination, TlsVersion, UpstreamTls,
+        },
+    },
+    units::Span,
+};
+
+impl fmt::Display for CertificateSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Secret(name) => write!(f, "Secret {name}"),
+            Self::Files { certificate, .. } => f.write_str(certificate),
+        }
+    }
+}
+
+impl fmt::Display for AuthoritySource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Secret(name) => write!(f, "Secret {name}"),
+            Self::File(path) => f.write_str(path),
+            Self::System => f.write_str("those of the system"),
+        }
+    }
+}
+
+impl fmt::Display for TlsVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.into())
+    }
+}
+
+/// `Secret web/cert, clients must show a certificate of /ca.pem, TLSv1.2 to TLSv1.3, offers h2`.
+pub(crate) struct Settings<'t>(pub(crate) &'t Termination);
+
+impl fmt::Display for Settings<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(Termination { certificates, client, min_version, max_version, cipher_suites, alpn, .. }) =
+            self;
+        f.write_str(&joined(certificates))?;
+        let (how, clients) = match client {
+            ClientAuth::None => ("", None),
+            ClientAuth::Optional(clients) => ("may", Some(clients)),
+            ClientAuth::Required(clients) => ("must", Some(clients)),
+        };
+        if let Some(clients) = clients {
+            write!(f, ", clients {how} show a certificate of {}", clients.authorities)?;
+            if !clients.subject_alt_names.is_empty() {
+                write!(f, " for {}", clients.subject_alt_names.join(" or "))?;
+            }
+        }
+        if min_version == max_version {
+            write!(f, ", {min_version}")?;
+        } else {
+            write!(f, ", {min_version} to {max_version}")?;
+        }
+        if !cipher_suites.is_empty() {
+            write!(f, ", suites {}", cipher_suites.join(", "))?;
+        }
+        if !alpn.is_empty() {
+            write!(f, ", offers {}", alpn.join(", "))?;
+        }
+        Ok(())
+    }
+}
+
+/// What a rule does with TLS, in a word.
+pub(crate) fn mode(rule: &Rule) -> &'static str {
+    if rule.termination.is_some() { "terminated" } else { "passed through" }
+}
+
+/// Whether HTTP requests are served inside of TLS.
+pub(crate) fn is_http(rule: &Rule) -> bool {
+    rule.termination.as_ref().is_some_and(|ends| matches!(ends.inside, Inside::Http(_)))
+}
+
+fn joined(items: &[impl fmt::Display]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// Each host of a table with its rules, line by line. `targets` says where a rule leads.
+pub(crate) fn table(table: &HttpTable, targets: &dyn Fn(&Rule) -> String) -> Vec<String> {
+    let mut lines = Vec::new();
+    for host in &table.hosts {
+        lines.push(host.pattern.to_string());
+        lines.extend(self::host(host, targets).into_iter().map(|line| format!("  {line}")));
+    }
+    if lines.is_empty() {
+        lines.push("no http route: every request is answered with 404".into());
+    }
+    lines
+}
+
+/// The rules of a host in order, line by line.
+pub(crate) fn host(host: &VirtualHost, targets: &dyn Fn(&Rule) -> String) -> Vec<String> {
+    let mut lines = Vec::new();
+    if let Some(HttpsRedirect { port }) = host.https_redirect {
+        lines.push(format!("every request: redirected to HTTPS on port {port} with 301"));
+    }
+    for rule in &host.rules {
+        let conditions: Vec<_> = rule.matches.iter().map(condition).collect();
+        let conditions =
+            if conditions.is_empty() { "every request".to_owned() } else { conditions.join(", or ") };
+        let name = &rule.rule.name;
+        lines.push(format!("{conditions}: {}  {name} ({})", action(rule, targets), rule.rule.origin));
+    }
+    if lines.is_empty() {
+        lines.push("no http route: every request is answered with 404".into());
+    }
+    lines
+}
+
+fn condition(wanted: &HttpMatch) -> String {
+    let HttpMatch { uri, ignore_uri_case, scheme, method, authority, headers, without_headers, query_params } =
+        wanted;
+    let mut parts = Vec::new();
+    if let Some(method) = method {
+        parts.push(format!("method {}", text(method)));
+    }
+    if let Some(uri) = uri {
+        let case = if *ignore_uri_case { " in any case" } else { "" };
+        parts.push(format!("path {}{case}", text(uri)));
+    }
+    for (what, condition) in [("scheme", scheme), ("authority", authority)] {
+        parts.extend(condition.as_ref().map(|condition| format!("{what} {}", text(condition))));
+    }
+    for (what, list) in [("header", headers), ("no header", without_headers), ("query", query_params)] {
+        for (name, condition) in list {
+            let value =
+                condition.as_ref().map(|condition| format!(" {}", text(condition))).unwrap_or_default();
+            parts.push(format!("{what} {name}{value}"));
+        }
+    }
+    if parts.is_empty() { "every request".into() } else { parts.join(" and ") }
+}
+
+fn text(condition: &StringMatch) -> String {
+    match condition {
+        StringMatch::Exact(text) => format!("= {text}"),
+        StringMatch::Prefix(text) => format!("{text}*"),
+        StringMatch::Regex(expression) => format!("~ {}", expression.as_str()),
+    }
+}
+
+fn action(rule: &HttpRule, targets: &dyn Fn(&Rule) -> String) -> String {
+    let mut text = match &rule.action {
+        HttpAction::Respond(Respond { status, .. }) => format!("answered with {status}"),
+        HttpAction::Redirect(redirect) => redirected(redirect),
+        HttpAction::Forward(forward) => format!("{}{}", targets(&rule.rule), forwarded(forward)),
+    };
+    let changes = [&rule.request_headers, &rule.response_headers]
+        .into_iter()
+        .any(|changes| !(changes.remove.is_empty() && changes.set.is_empty() && changes.add.is_empty()));
+    if changes {
+        text += ", headers changed";
+    }
+    text
+}
+
+fn redirected(Redirect { uri, authority, scheme, port, code, .. }: &Redirect) -> String {
+    let mut text = format!("redirected with {code}");
+    for (what, value) in [("scheme", scheme), ("authority", authority), ("path", uri)] {
+        if let Some(value) = value {
+            push(&mut text, format_args!(", {what} {value}"));
+        }
+    }
+    match port {
+        None => {}
+        Some(RedirectPort::Number(port)) => push(&mut text, format_args!(", port {port}")),
+        Some(RedirectPort::OfScheme) => text += ", port of the scheme",
+        Some(RedirectPort::OfRequest) => text += ", port of the request",
+    }
+    text
+}
+
+fn forwarded(Forward { rewrite, timeout, retries, .. }: &Forward) -> String {
+    let mut text = String::new();
+    if let Some(Rewrite { uri, uri_regex, authority }) = rewrite {
+        if let Some(uri) = uri {
+            push(&mut text, format_args!(", path becomes {uri}"));
+        }
+        if let Some((expression, replacement)) = uri_regex {
+            push(&mut text, format_args!(", path ~ {} becomes {replacement}", expression.as_str()));
+        }
+        if let Some(authority) = authority {
+            push(&mut text, format_args!(", authority becomes {authority}"));
+        }
+    }
+    if let Some(timeout) = timeout {
+        push(&mut text, format_args!(", within {}", Span(*timeout)));
+    }
+    if retries.attempts != 2 {
+        push(&mut text, format_args!(", {} retries", retries.attempts));
+    }
+    text
+}
+
+/// How a backend is spoken to, where it is not HTTP/1.1 in clear: `, TLS verified by /ca.pem, HTTP/2`.
+pub(crate) fn upstream(backend: &Backend) -> String {
+    let mut text = String::new();
+    if let Some(tls) = &backend.tls {
+        let UpstreamTls { sni, authorities, subject_alt_names, certificate } = &**tls;
+        match authorities {
+            Some(authorities) => push(&mut text, format_args!(", TLS verified by {authorities}")),
+            None => text += ", TLS not verified",
+        }
+        if let Some(sni) = sni {
+            push(&mut text, format_args!(", server name {sni}"));
+        }
+        if !subject_alt_names.is_empty() {
+            push(&mut text, format_args!(", for {}", subject_alt_names.join(" or ")));
+        }
+        if let Some(certificate) = certificate {
+            push(&mut text, format_args!(", with {certificate}"));
+        }
+    }
+    if backend.http == BackendHttp::Http2 {
+        text += ", HTTP/2";
+    }
+    text
+}
+
+/// Writing to a `String` has no error to report.
+fn push(text: &mut String, more: fmt::Arguments<'_>) {
+    let done = text.write_fmt(more);
+    debug_assert!(done.is_ok(), "a String takes everything");
+}

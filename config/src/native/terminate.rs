@@ -1,0 +1,205 @@
+//! `routes[].terminate`: how TLS ends here.
+
+use crate::{
+    builder::ModelBuilder,
+    credentials::{cipher_suites, missing_secret, path, secret_name},
+    decode::{Diagnostics, View},
+    kind::{Choice, Codec as _},
+    model::{
+        cipher_suites::spoken,
+        rule::Origin,
+        termination::{
+            AuthoritySource, CertificateSource, ClientAuth, ClientCertificates, Inside, SecretName,
+            Termination, TlsVersion,
+        },
+    },
+};
+
+/// How a route ends TLS, as it is written.
+#[derive(Debug)]
+pub(super) struct Terminate<'n> {
+    certificates: Vec<CertificateSource>,
+    client: ClientAuth,
+    min_version: TlsVersion,
+    max_version: TlsVersion,
+    cipher_suites: Vec<String>,
+    alpn: Vec<String>,
+    /// Secrets, and where each is named.
+    secrets: Vec<(SecretName, View<'n>)>,
+}
+
+/// What `client_certificate` says.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    strum::EnumMessage,
+    strum::EnumString,
+    strum::IntoStaticStr,
+    strum::VariantArray,
+)]
+#[strum(serialize_all = "snake_case")]
+pub(super) enum Wanted {
+    /// A client without a good certificate is refused.
+    Required,
+    /// A client need not show a certificate; one that it shows must be good.
+    Optional,
+}
+
+/// The longest name of a protocol (RFC 7301 section 3.1).
+const LONGEST_PROTOCOL: usize = 255;
+
+pub(super) fn read<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Option<Terminate<'n>> {
+    let mut fields = view.fields(
+        "{certificates, client_ca, client_certificate, min_version, max_version, cipher_suites, alpn, subject_alt_names}",
+        diagnostics,
+    )?;
+    let mut secrets = Vec::new();
+    let expected = "the name of a Secret, or {certificate: PATH, key: PATH}";
+    let certificates = fields.require("certificates", expected, diagnostics).map(|list| {
+        let items = list.one_or_more(expected, diagnostics);
+        if items.is_empty() {
+            list.error("the list is empty").expected(expected).emit(diagnostics);
+        }
+        items.iter().filter_map(|item| certificate(item, &mut secrets, diagnostics)).collect::<Vec<_>>()
+    });
+    let authorities = fields.take("client_ca").map(|view| authorities(&view, &mut secrets, diagnostics));
+    let wanted_view = fields.take("client_certificate");
+    let wanted = wanted_view
+        .as_ref()
+        .map(|view| Choice { what: "kind of client certificate" }.read(view, diagnostics));
+    let names_view = fields.take("subject_alt_names");
+    let subject_alt_names = names_view.as_ref().map(|view| texts(view, "names of certificates", diagnostics));
+    let version = Choice { what: "version" };
+    let min = fields.take("min_version").map(|view| version.read(&view, diagnostics));
+    let max_view = fields.take("max_version");
+    let max = max_view.as_ref().map(|view| version.read(view, diagnostics));
+    let suites_view = fields.take("cipher_suites");
+    let alpn = fields.take("alpn").map(|view| (texts(&view, "names of protocols, as h2", diagnostics), view));
+    fields.finish(diagnostics);
+
+    let client = match (authorities, wanted) {
+        (None, None) => {
+            if let Some(view) = &names_view {
+                view.error("no client is asked for a certificate")
+                    .remedy("add 'client_ca', whose certificates clients have to show")
+                    .emit(diagnostics);
+            }
+            ClientAuth::None
+        }
+        (None, Some(_)) => {
+            wanted_view?
+                .error("'client_ca' is missing: nothing says which certificates of clients are good")
+                .remedy("add client_ca: the path of a file in PEM, or the name of a Secret")
+                .emit(diagnostics);
+            return None;
+        }
+        (Some(authorities), wanted) => {
+            let subject_alt_names = subject_alt_names.unwrap_or_default();
+            let certificates = ClientCertificates { authorities: authorities?, subject_alt_names };
+            match wanted.unwrap_or(Some(Wanted::Required))? {
+                Wanted::Required => ClientAuth::Required(certificates),
+                Wanted::Optional => ClientAuth::Optional(certificates),
+            }
+        }
+    };
+    let (min_version, max_version) =
+        (min.unwrap_or(Some(TlsVersion::V1_2))?, max.unwrap_or(Some(TlsVersion::V1_3))?);
+    if min_version > max_version {
+        max_view?
+            .error("older than min_version, so that no version is left")
+            .remedy("leave max_version out")
+            .emit(diagnostics);
+        return None;
+    }
+    let suites = suites_view.as_ref().map(|view| cipher_suites(view, diagnostics)).unwrap_or_default();
+    if let (Some(view), true) = (&suites_view, suites.is_empty()) {
+        view.error("none of the cipher suites is spoken here")
+            .expected(spoken().collect::<Vec<_>>().join(", "))
+            .remedy("leave the key out to speak all of these")
+            .emit(diagnostics);
+    }
+    if let Some((names, view)) = &alpn
+        && names.iter().any(|name| name.is_empty() || name.len() > LONGEST_PROTOCOL)
+    {
+        view.error("the name of a protocol has 1 to 255 bytes (RFC 7301)").emit(diagnostics);
+    }
+    Some(Terminate {
+        certificates: certificates.filter(|certificates| !certificates.is_empty())?,
+        client,
+        min_version,
+        max_version,
+        cipher_suites: suites,
+        alpn: alpn.map(|(names, _)| names).unwrap_or_default(),
+        secrets,
+    })
+}
+
+fn certificate<'n>(
+    view: &View<'n>,
+    secrets: &mut Vec<(SecretName, View<'n>)>,
+    diagnostics: &mut Diagnostics,
+) -> Option<CertificateSource> {
+    if view.is_text() {
+        let name = secret_name(view, "", diagnostics)?;
+        secrets.push((name.clone(), view.clone()));
+        return Some(CertificateSource::Secret(name));
+    }
+    let mut fields = view.fields("the name of a Secret, or {certificate: PATH, key: PATH}", diagnostics)?;
+    let certificate = fields.require("certificate", "the path of a file in PEM", diagnostics);
+    let key = fields.require("key", "the path of a file in PEM", diagnostics);
+    fields.finish(diagnostics);
+    Some(CertificateSource::Files {
+        certificate: path(&certificate?, diagnostics)?,
+        key: path(&key?, diagnostics)?,
+    })
+}
+
+/// A text with a slash is a path: no name of a Secret has one.
+fn authorities<'n>(
+    view: &View<'n>,
+    secrets: &mut Vec<(SecretName, View<'n>)>,
+    diagnostics: &mut Diagnostics,
+) -> Option<AuthoritySource> {
+    let text = view.text("a path with a '/', or the name of a Secret", diagnostics)?;
+    if text.contains('/') {
+        return Some(AuthoritySource::File(path(view, diagnostics)?));
+    }
+    let name = secret_name(view, "", diagnostics)?;
+    secrets.push((name.clone(), view.clone()));
+    Some(AuthoritySource::Secret(name))
+}
+
+fn texts(view: &View<'_>, expected: &str, diagnostics: &mut Diagnostics) -> Vec<String> {
+    let items = view.one_or_more(expected, diagnostics);
+    items.iter().filter_map(|item| item.text(expected, diagnostics).map(str::to_owned)).collect()
+}
+
+impl Terminate<'_> {
+    /// Makes the termination of a route.
+    pub(super) fn build(
+        &self,
+        name: &str,
+        origin: Origin,
+        builder: &mut ModelBuilder,
+    ) -> std::sync::Arc<Termination> {
+        for (secret, view) in &self.secrets {
+            let missing = missing_secret(secret, view, "the names of the route are refused");
+            builder.want_secret(secret.clone(), missing);
+        }
+        builder.termination(|id| Termination {
+            id,
+            name: name.to_owned(),
+            origin,
+            certificates: self.certificates.clone(),
+            client: self.client.clone(),
+            min_version: self.min_version,
+            max_version: self.max_version,
+            cipher_suites: self.cipher_suites.clone(),
+            alpn: self.alpn.clone(),
+            inside: Inside::Bytes,
+        })
+    }
+}

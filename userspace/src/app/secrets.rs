@@ -1,0 +1,172 @@
+//! Certificates and keys of the configuration in service: loaded with it, and taken again when their files change.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::anyhow;
+use rustls::KeyLogFile;
+use snisplice_config::model::Model;
+use tokio::time::Instant;
+
+use super::App;
+use crate::{
+    cli::Run,
+    secrets::{SecretWarning, Watched},
+    terminate::{Context, Terminations, collector::Expiry},
+};
+
+/// How often the files are looked at. A change is taken once it is seen twice: whoever writes a certificate and then its key
+/// is not to be caught between them.
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// How often the log tells of certificates that expire soon.
+const REMIND: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What follows the secrets of a process.
+pub(super) struct Secrets {
+    pub(super) context: Context,
+    pub(super) expiry: Expiry,
+    /// The files as they were when they were last loaded, or refused.
+    taken: Watched,
+    /// As they were at the last look.
+    seen: Watched,
+    /// Whether the configuration in service ends or begins TLS.
+    in_use: bool,
+    next: Instant,
+    remind: Instant,
+}
+
+impl Secrets {
+    pub(super) fn new(options: &Run) -> Self {
+        let context = Context {
+            key_log: options.tls_key_log.then(|| Arc::new(KeyLogFile::new()) as _),
+            ..Context::default()
+        };
+        if options.tls_key_log {
+            tracing::warn!(
+                "--tls-key-log: whoever reads the file that SSLKEYLOGFILE names can decrypt the connections that end here"
+            );
+        }
+        let now = Instant::now();
+        Self {
+            context,
+            expiry: Expiry::default(),
+            taken: Watched::default(),
+            seen: Watched::default(),
+            in_use: false,
+            next: now + PERIOD,
+            remind: now + REMIND,
+        }
+    }
+
+    /// Loads what a configuration names. What its author should know is logged.
+    pub(super) fn load(&self, model: &Model) -> anyhow::Result<Terminations> {
+        let now = seconds(SystemTime::now());
+        if Terminations::are_needed(model) {
+            self.context.tickets.rotate(now);
+        }
+        let (loaded, warnings) =
+            Terminations::load(model, &self.context, now).map_err(|errors| anyhow!("\n{errors}"))?;
+        log(&warnings);
+        Ok(loaded)
+    }
+
+    /// This is in service from now on, with this model.
+    pub(super) fn serves(&mut self, model: &Model, terminations: &Terminations) {
+        self.in_use = Terminations::are_needed(model);
+        self.taken = terminations.watched.clone();
+        self.seen = self.taken.clone();
+        self.expiry.set(terminations.expiry.clone());
+    }
+
+    /// When to look again; `None` if nothing of this is in use.
+    pub(super) fn next_look(&self) -> Option<Instant> {
+        self.in_use.then_some(self.next)
+    }
+
+    /// Whether the files have changed since they were loaded or refused, and are not changing any more.
+    fn have_changed(&mut self) -> bool {
+        let now = self.taken.again();
+        let settled = now == self.seen;
+        self.seen = now;
+        let changed = settled && self.seen != self.taken;
+        if changed {
+            self.taken = self.seen.clone();
+        }
+        changed
+    }
+
+    /// Warns of files that can be read no more now that privileges are gone.
+    pub(super) fn heed_privileges(&self) {
+        let lost: Vec<_> = self.taken.unreadable().collect();
+        for path in lost {
+            tracing::warn!("{}", SecretWarning::NotReadableLater(path.display().to_string()));
+        }
+    }
+}
+
+impl App {
+    /// Looks after the secrets: takes changed files, changes the keys of tickets, and reminds of certificates that expire.
+    pub(super) fn look_after_secrets(&mut self) {
+        let now = Instant::now();
+        self.secrets.next = now + PERIOD;
+        self.secrets.context.tickets.rotate(seconds(SystemTime::now()));
+        let remind = now >= self.secrets.remind;
+        if remind {
+            self.secrets.remind = now + REMIND;
+        }
+        let changed = self.secrets.have_changed();
+        if changed || remind {
+            self.take_secrets(!changed);
+        }
+    }
+
+    /// Loads the secrets of the configuration in service again. Whatever is wrong with them, the last good ones serve on.
+    /// `again` is whether they have not changed, and it is only time to look at them.
+    fn take_secrets(&mut self, again: bool) {
+        let snapshot = self.current.load_full();
+        match self.secrets.load(&snapshot.model) {
+            Ok(loaded) => {
+                self.secrets.serves(&snapshot.model, &loaded);
+                snapshot.terminate_with(loaded);
+                if !again {
+                    tracing::info!("certificates and keys have changed and are taken");
+                }
+            }
+            Err(error) if again => {
+                tracing::error!("certificates or keys in service have faults by now: {error:#}")
+            }
+            Err(error) => {
+                tracing::error!(
+                    "changed certificates or keys are refused, the last good ones keep serving: {error:#}"
+                );
+            }
+        }
+    }
+}
+
+/// Says what is doubtful.
+pub(super) fn log(warnings: &[SecretWarning]) {
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+}
+
+/// Since 1970.
+fn seconds(time: SystemTime) -> i64 {
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(since) => i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+        // A clock that was never set.
+        Err(_) => 0,
+    }
+}
+
+/// What `check` says of the secrets: an error as text, or the warnings.
+pub fn check_secrets(model: &Model) -> Result<Vec<SecretWarning>, String> {
+    let now = seconds(SystemTime::now());
+    Terminations::load(model, &Context::default(), now)
+        .map(|(_, warnings)| warnings)
+        .map_err(|errors| errors.to_string())
+}

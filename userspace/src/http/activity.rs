@@ -1,0 +1,191 @@
+//! What a client's connection does, and what follows from that for its time limits.
+
+use std::{
+    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+/// What the socket's side and the requests' side of one connection tell each other. Both are on one thread, but what carries an
+/// upgraded connection has to be `Send`.
+#[derive(Debug)]
+pub struct Activity {
+    begun: Instant,
+    /// Milliseconds since `begun`.
+    moved_at: AtomicU64,
+    /// Since when a head is awaited that has begun, or the first one: milliseconds and one, or 0.
+    head_since: AtomicU64,
+    requests: AtomicU32,
+    served: AtomicBool,
+    /// Whether a head has begun and is not complete, as far as has been received.
+    in_head: AtomicBool,
+    up: AtomicU64,
+    down: AtomicU64,
+    is_opaque: AtomicBool,
+}
+
+/// How long a client may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Patience {
+    /// For the head of a request, from its first byte; and for the first byte of a connection.
+    pub head: Duration,
+    /// Without a byte in either direction.
+    pub idle: Duration,
+}
+
+/// What a look at the time says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Check {
+    /// Nothing for so long.
+    Wait(Duration),
+    /// The head of a request has taken too long.
+    SlowHead,
+    /// Nothing has moved for too long.
+    Idle,
+}
+
+impl Activity {
+    /// Of a connection that begins now.
+    #[must_use]
+    pub fn new(begun: Instant) -> Self {
+        Self {
+            begun,
+            moved_at: AtomicU64::new(0),
+            head_since: AtomicU64::new(1),
+            requests: AtomicU32::new(0),
+            served: AtomicBool::new(false),
+            in_head: AtomicBool::new(false),
+            up: AtomicU64::new(0),
+            down: AtomicU64::new(0),
+            is_opaque: AtomicBool::new(false),
+        }
+    }
+
+    fn at(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.begun).as_millis()).unwrap_or(u64::MAX - 1)
+    }
+
+    /// The client has sent so many bytes.
+    pub fn received(&self, bytes: usize, now: Instant) {
+        self.up.fetch_add(bytes as u64, Relaxed);
+        self.moved_at.store(self.at(now), Relaxed);
+    }
+
+    /// The client was sent so many bytes.
+    pub fn sent(&self, bytes: usize, now: Instant) {
+        self.down.fetch_add(bytes as u64, Relaxed);
+        self.moved_at.store(self.at(now), Relaxed);
+    }
+
+    /// Whether a head has begun and is not complete, as far as has been received.
+    pub fn is_in_head(&self, is_in_head: bool, now: Instant) {
+        self.in_head.store(is_in_head, Relaxed);
+        if !is_in_head && self.served.load(Relaxed) {
+            self.head_since.store(0, Relaxed);
+        } else if is_in_head && self.head_since.load(Relaxed) == 0 && self.requests() == 0 {
+            self.head_since.store(self.at(now) + 1, Relaxed);
+        }
+    }
+
+    /// A request has come, which ends when what is returned is given to [`Activity::request_ended`].
+    pub fn request_began(&self) {
+        self.served.store(true, Relaxed);
+        self.head_since.store(0, Relaxed);
+        self.requests.fetch_add(1, Relaxed);
+    }
+
+    /// A request is over: its response has gone.
+    pub fn request_ended(&self, now: Instant) {
+        // The next one may have begun meanwhile, and its time begins now.
+        if self.requests.fetch_sub(1, Relaxed) == 1 && self.in_head.load(Relaxed) {
+            self.head_since.store(self.at(now) + 1, Relaxed);
+        }
+    }
+
+    /// Requests under way.
+    #[must_use]
+    pub fn requests(&self) -> u32 {
+        self.requests.load(Relaxed)
+    }
+
+    /// Another protocol follows.
+    pub fn switch(&self) {
+        self.is_opaque.store(true, Relaxed);
+    }
+
+    /// Whether another protocol follows.
+    #[must_use]
+    pub fn is_opaque(&self) -> bool {
+        self.is_opaque.load(Relaxed)
+    }
+
+    /// Bytes from and to the client so far.
+    #[must_use]
+    pub fn bytes(&self) -> (u64, u64) {
+        (self.up.load(Relaxed), self.down.load(Relaxed))
+    }
+
+    /// What the time is for.
+    #[must_use]
+    pub fn check(&self, patience: Patience, now: Instant) -> Check {
+        let left = |since: u64, patience: Duration| {
+            (Duration::from_millis(since) + patience).checked_sub(Duration::from_millis(self.at(now)))
+        };
+        let head_since = self.head_since.load(Relaxed);
+        let mut wait = Duration::MAX;
+        if head_since > 0 && !self.is_opaque() {
+            match left(head_since - 1, patience.head) {
+                Some(left) => wait = left,
+                None => return Check::SlowHead,
+            }
+        }
+        match left(self.moved_at.load(Relaxed), patience.idle) {
+            Some(left) => Check::Wait(wait.min(left)),
+            None => Check::Idle,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATIENCE: Patience = Patience { head: Duration::from_secs(10), idle: Duration::from_secs(60) };
+
+    #[test]
+    fn a_request_that_begins_within_another_has_its_time_after_it() {
+        let begun = Instant::now();
+        let after = |seconds| begun + Duration::from_secs(seconds);
+        let activity = Activity::new(begun);
+        activity.received(1, after(1));
+        activity.is_in_head(true, after(1));
+        activity.request_began();
+        assert_eq!(activity.check(PATIENCE, after(31)), Check::Wait(Duration::from_secs(30)));
+        activity.request_ended(after(31));
+        assert_eq!(activity.check(PATIENCE, after(42)), Check::SlowHead);
+    }
+
+    #[test]
+    fn a_head_has_its_time_and_an_idle_connection_its_own() {
+        let begun = Instant::now();
+        let after = |seconds| begun + Duration::from_secs(seconds);
+        let activity = Activity::new(begun);
+        assert_eq!(activity.check(PATIENCE, after(4)), Check::Wait(Duration::from_secs(6)));
+        activity.received(1, after(5));
+        activity.is_in_head(true, after(5));
+        // Bytes now and then win no time.
+        assert_eq!(activity.check(PATIENCE, after(11)), Check::SlowHead);
+        activity.is_in_head(false, after(9));
+        activity.request_began();
+        assert_eq!(activity.check(PATIENCE, after(15)), Check::Wait(Duration::from_secs(50)));
+        activity.sent(1, after(30));
+        activity.request_ended(after(35));
+        assert_eq!(activity.check(PATIENCE, after(40)), Check::Wait(Duration::from_secs(50)));
+        activity.is_in_head(true, after(50));
+        assert_eq!(activity.check(PATIENCE, after(55)), Check::Wait(Duration::from_secs(5)));
+        activity.is_in_head(true, after(55));
+        assert_eq!(activity.check(PATIENCE, after(61)), Check::SlowHead);
+        activity.is_in_head(false, after(56));
+        assert_eq!(activity.check(PATIENCE, after(91)), Check::Idle);
+        assert_eq!(activity.bytes(), (1, 1));
+    }
+}

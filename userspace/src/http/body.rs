@@ -1,0 +1,349 @@
+//! Bodies on their way through: nothing is kept of them but the beginning of a request's, for a second try.
+
+use std::{
+    cell::RefCell,
+    error::Error,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use hyper::{
+    HeaderMap,
+    body::{Body, Bytes, Frame, Incoming, SizeHint},
+};
+use tokio::{
+    sync::Notify,
+    time::{Instant, Sleep, sleep_until},
+};
+
+use super::{connection::InFlight, pool::Return};
+
+/// What a body's reader is told of its end before its time.
+pub type BodyError = Box<dyn Error + Send + Sync>;
+
+/// Bytes of a request's body that are kept until its response begins. With more there is no second try.
+const KEPT: usize = 64 * 1024;
+
+/// The body of a request, which several tries read in turn.
+#[derive(Debug, Clone)]
+pub struct Source(Rc<RefCell<State>>);
+
+#[derive(Debug)]
+struct State {
+    incoming: Incoming,
+    /// What has been read.
+    kept: Vec<Part>,
+    kept_bytes: usize,
+    /// Some of that is gone.
+    overflowed: bool,
+    /// Which try may read.
+    attempt: u32,
+    exact: Option<u64>,
+    ended: Option<Instant>,
+    failed: bool,
+    /// Until the next part must have come, if there is a limit.
+    deadline: Option<(Duration, Pin<Box<Sleep>>)>,
+    stalled: bool,
+    has_ended: Rc<Notify>,
+}
+
+#[derive(Debug, Clone)]
+enum Part {
+    Data(Bytes),
+    Trailers(HeaderMap),
+}
+
+impl Source {
+    /// Of a request that has just come; each part of it must follow the one before within `patience`.
+    #[must_use]
+    pub fn new(incoming: Incoming, patience: Option<Duration>) -> Self {
+        let ended = incoming.is_end_stream().then(Instant::now);
+        let has_ended = Rc::new(Notify::new());
+        if ended.is_some() {
+            has_ended.notify_one();
+        }
+        let deadline = patience
+            .filter(|_| ended.is_none())
+            .map(|patience| (patience, Box::pin(sleep_until(Instant::now() + patience))));
+        Self(Rc::new(RefCell::new(State {
+            exact: incoming.size_hint().exact(),
+            incoming,
+            kept: Vec::new(),
+            kept_bytes: 0,
+            overflowed: false,
+            attempt: 0,
+            ended,
+            failed: false,
+            deadline,
+            stalled: false,
+            has_ended,
+        })))
+    }
+
+    /// For the next try; those before read nothing more.
+    #[must_use]
+    pub fn upload(&self) -> Upload {
+        let mut state = self.0.borrow_mut();
+        state.attempt += 1;
+        Upload { source: self.clone(), attempt: state.attempt, at: 0 }
+    }
+
+    /// Whether another try would send the same.
+    #[must_use]
+    pub fn can_be_sent_again(&self) -> bool {
+        let state = self.0.borrow();
+        !state.overflowed && !state.failed
+    }
+
+    /// The response has begun: nothing need be kept, and the client may take its time.
+    pub fn is_answered(&self) {
+        let mut state = self.0.borrow_mut();
+        state.deadline = None;
+        state.overflowed = true;
+    }
+
+    /// Whether the client has sent nothing for too long.
+    #[must_use]
+    pub fn has_stalled(&self) -> bool {
+        self.0.borrow().stalled
+    }
+
+    /// Whether what the client has sent is malformed, or the client is gone.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.0.borrow().failed
+    }
+
+    /// When all of it had come.
+    #[must_use]
+    pub fn ended_at(&self) -> Option<Instant> {
+        self.0.borrow().ended
+    }
+
+    /// Waits until all of it has come.
+    pub async fn has_ended(&self) {
+        if self.ended_at().is_some() {
+            return;
+        }
+        let notify = self.0.borrow().has_ended.clone();
+        notify.notified().await;
+    }
+}
+
+impl State {
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Part, BodyError>>> {
+        let frame = match Pin::new(&mut self.incoming).poll_frame(context) {
+            Poll::Ready(frame) => frame,
+            Poll::Pending => {
+                if let Some((_, deadline)) = &mut self.deadline {
+                    ready!(deadline.as_mut().poll(context));
+                    self.stalled = true;
+                    self.failed = true;
+                    return Poll::Ready(Some(Err("the client has stalled".into())));
+                }
+                return Poll::Pending;
+            }
+        };
+        if let Some((patience, deadline)) = &mut self.deadline {
+            deadline.as_mut().reset(Instant::now() + *patience);
+        }
+        let part = match frame {
+            None => None,
+            Some(Err(error)) => {
+                self.failed = true;
+                return Poll::Ready(Some(Err(error.into())));
+            }
+            Some(Ok(frame)) => Some(match frame.into_data() {
+                Ok(data) => Part::Data(data),
+                Err(frame) => Part::Trailers(frame.into_trailers().unwrap_or_default()),
+            }),
+        };
+        if part.is_none() || self.incoming.is_end_stream() {
+            self.ended = self.ended.or_else(|| Some(Instant::now()));
+            self.deadline = None;
+            self.has_ended.notify_one();
+        }
+        Poll::Ready(part.map(Ok))
+    }
+
+    /// Keeps a part for another try, as long as there is room.
+    fn keep(&mut self, part: &Part) {
+        if self.overflowed {
+            self.kept = Vec::new();
+            return;
+        }
+        self.kept_bytes += match part {
+            Part::Data(data) => data.len(),
+            Part::Trailers(_) => 0,
+        };
+        if self.kept_bytes > KEPT {
+            self.overflowed = true;
+            self.kept = Vec::new();
+        } else {
+            self.kept.push(part.clone());
+        }
+    }
+}
+
+/// The body of one try.
+#[derive(Debug)]
+pub struct Upload {
+    source: Source,
+    attempt: u32,
+    /// How many of the parts that are kept it has read.
+    at: usize,
+}
+
+impl Body for Upload {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let source = self.source.clone();
+        let mut state = source.0.borrow_mut();
+        if state.attempt != self.attempt {
+            return Poll::Ready(Some(Err("another try reads the body".into())));
+        }
+        let part = if let Some(part) = state.kept.get(self.at) {
+            part.clone()
+        } else {
+            match ready!(state.poll_next(context)) {
+                None => return Poll::Ready(None),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                Some(Ok(part)) => {
+                    state.keep(&part);
+                    part
+                }
+            }
+        };
+        self.at += 1;
+        if state.overflowed {
+            self.at = 0;
+        }
+        Poll::Ready(Some(Ok(match part {
+            Part::Data(data) => Frame::data(data),
+            Part::Trailers(trailers) => Frame::trailers(trailers),
+        })))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let state = self.source.0.borrow();
+        state.ended.is_some() && self.at >= state.kept.len()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let state = self.source.0.borrow();
+        match state.exact {
+            Some(exact) if self.at == 0 => SizeHint::with_exact(exact),
+            _ => SizeHint::new(),
+        }
+    }
+}
+
+/// The body of a response.
+#[derive(Debug)]
+pub struct Download {
+    content: Content,
+    /// Until all of it must have come.
+    deadline: Option<Pin<Box<Sleep>>>,
+    /// The backend's connection, for the next request.
+    connection: Option<Return>,
+    /// Counts the request until this is dropped.
+    in_flight: Option<InFlight>,
+}
+
+#[derive(Debug)]
+enum Content {
+    Ours(Option<Bytes>),
+    Theirs(Incoming),
+}
+
+impl Download {
+    /// Of an answer of our own.
+    #[must_use]
+    pub fn ours(bytes: impl Into<Bytes>) -> Self {
+        let bytes = bytes.into();
+        let content = Content::Ours(Some(bytes).filter(|bytes| !bytes.is_empty()));
+        Self { content, deadline: None, connection: None, in_flight: None }
+    }
+
+    /// Of a backend's response.
+    #[must_use]
+    pub fn theirs(incoming: Incoming, deadline: Option<Instant>, connection: Option<Return>) -> Self {
+        let deadline = deadline.map(|deadline| Box::pin(sleep_until(deadline)));
+        let mut new = Self { content: Content::Theirs(incoming), deadline, connection, in_flight: None };
+        if new.is_end_stream() {
+            new.is_over();
+        }
+        new
+    }
+
+    /// The same, which counts as a request under way.
+    #[must_use]
+    pub fn counted(self, in_flight: InFlight) -> Self {
+        Self { in_flight: Some(in_flight), ..self }
+    }
+
+    fn is_over(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            connection.give_back();
+        }
+    }
+}
+
+impl Body for Download {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        if let Some(in_flight) = &this.in_flight {
+            in_flight.count();
+        }
+        let incoming = match &mut this.content {
+            Content::Ours(bytes) => return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Content::Theirs(incoming) => incoming,
+        };
+        let frame = match Pin::new(&mut *incoming).poll_frame(context) {
+            Poll::Ready(frame) => frame,
+            Poll::Pending => {
+                let Some(deadline) = &mut this.deadline else { return Poll::Pending };
+                ready!(deadline.as_mut().poll(context));
+                return Poll::Ready(Some(Err("the request has timed out".into())));
+            }
+        };
+        let is_over = match &frame {
+            None => true,
+            Some(Ok(_)) => incoming.is_end_stream(),
+            Some(Err(_)) => false,
+        };
+        if is_over {
+            this.is_over();
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.content {
+            Content::Ours(bytes) => bytes.is_none(),
+            Content::Theirs(incoming) => incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.content {
+            Content::Ours(bytes) => {
+                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+            }
+            Content::Theirs(incoming) => incoming.size_hint(),
+        }
+    }
+}

@@ -1,0 +1,414 @@
+//! A client's connection: its requests, its limits, and its end.
+
+use std::{
+    cell::{Cell, RefCell},
+    convert::Infallible,
+    fmt,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use hyper::{
+    Request,
+    body::Incoming,
+    rt::Executor,
+    server::conn::{http1, http2},
+    service::service_fn,
+    upgrade::OnUpgrade,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use snisplice_config::model::{Model, http::HttpTable};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, copy_bidirectional},
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    activity::{Activity, Check, Patience},
+    connect::Connect,
+    exchange::exchange,
+    framing::Framing,
+    guarded::Guarded,
+    pool::Pools,
+};
+use crate::{
+    account::Account,
+    limits::admission::Admission,
+    metrics::{
+        Metrics,
+        labels::{CloseReason, Direction},
+    },
+    snapshot::Snapshot,
+};
+
+/// What a client of HTTP/2 says first (RFC 9113 section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// The longest head of a request, as in Envoy (60 KiB).
+const HEAD: usize = 60 * 1024;
+
+/// The most headers of a request, as in Envoy.
+const HEADERS: usize = 100;
+
+/// Streams of one connection at once, as in Envoy's edge configuration.
+const STREAMS: u32 = 100;
+
+/// Streams that a client may reset before they are served, and streams that it may have us reset (CVE-2023-44487).
+const RESETS: usize = 20;
+
+/// A client of HTTP/2 that is silent for so long is probed (RFC 9113 section 6.7), and has as long to answer as behind it.
+const PROBE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(20));
+
+/// Bytes of a response that are held for a client that does not take them.
+const SEND_BUFFER: usize = 256 * 1024;
+
+/// What all connections of one worker share.
+#[derive(Debug)]
+pub struct Worker {
+    /// Where everything is counted.
+    pub metrics: Arc<Metrics>,
+    /// Connections to backends.
+    pub pools: Rc<Pools>,
+    /// Cancelled when connections are to end.
+    pub drain: CancellationToken,
+}
+
+impl Worker {
+    /// Of a worker that begins.
+    #[must_use]
+    pub fn new(metrics: &Arc<Metrics>) -> Self {
+        Self { metrics: metrics.clone(), pools: Rc::default(), drain: CancellationToken::new() }
+    }
+}
+
+/// The configuration that serves a request.
+#[derive(Debug)]
+pub struct Served {
+    /// The whole.
+    pub snapshot: Arc<Snapshot>,
+    /// The rules.
+    pub table: Arc<HttpTable>,
+}
+
+/// The version that a client speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.0 or 1.1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+}
+
+/// What requests of a connection have in common.
+pub struct Connection {
+    /// The address of the client.
+    pub client: SocketAddr,
+    /// The address that it has connected to.
+    pub own: SocketAddr,
+    /// `http` or `https`.
+    pub scheme: &'static str,
+    /// Counts the connection.
+    pub account: Rc<Account>,
+    /// Who is let in.
+    pub admission: Arc<Admission>,
+    /// What all connections share.
+    pub worker: Rc<Worker>,
+    /// Connects to backends.
+    pub connector: Rc<dyn Connect>,
+    /// The configuration for the next request; none once there is nothing that serves it.
+    pub served: Box<dyn Fn() -> Option<Served>>,
+    /// What the socket does.
+    pub activity: Arc<Activity>,
+    /// What the connection becomes (RFC 9110 section 7.8).
+    pub tunnel: Cell<Option<Tunnel>>,
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").field("client", &self.client).finish_non_exhaustive()
+    }
+}
+
+/// Two connections that have become one of another protocol.
+#[derive(Debug)]
+pub struct Tunnel {
+    /// The client's.
+    pub client: OnUpgrade,
+    /// The backend's.
+    pub backend: OnUpgrade,
+}
+
+/// Counts a request for as long as it is there.
+#[derive(Debug)]
+pub struct InFlight(Rc<Connection>);
+
+impl InFlight {
+    /// Of a request that has just come.
+    #[must_use]
+    pub fn new(connection: &Rc<Connection>) -> Self {
+        connection.activity.request_began();
+        connection.count();
+        Self(connection.clone())
+    }
+
+    /// Has the account know of the bytes that have moved.
+    pub fn count(&self) {
+        self.0.count();
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.activity.request_ended(Instant::now());
+    }
+}
+
+impl Connection {
+    /// Has the account know of the bytes that have moved.
+    pub fn count(&self) {
+        let (up, down) = self.activity.bytes();
+        let (known_up, known_down) = self.account.bytes();
+        self.account.moved(Direction::Up, up.saturating_sub(known_up));
+        self.account.moved(Direction::Down, down.saturating_sub(known_down));
+    }
+}
+
+/// How long a connection may take, by a configuration.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    patience: Patience,
+    /// When it is to end.
+    leave_after: Option<Duration>,
+}
+
+impl Limits {
+    fn of(model: &Model) -> Self {
+        let timeouts = &model.runtime.timeouts;
+        let patience = Patience { head: timeouts.hello, idle: model.startup.timeouts.idle };
+        // Its last requests have the time of a drain, and a tenth at most; then it is ended like any other.
+        let longest = timeouts.max_duration;
+        let leave_after =
+            (!longest.is_zero()).then(|| longest.saturating_sub(timeouts.drain.min(longest / 10)));
+        Self { patience, leave_after }
+    }
+}
+
+/// Serves a client's requests until its connection ends, and says why it did. `protocol` is what both sides have agreed upon, if
+/// they have; else the first bytes tell. `first` has been read already.
+pub async fn serve<I>(
+    mut io: I,
+    connection: Rc<Connection>,
+    protocol: Option<Protocol>,
+    mut first: Vec<u8>,
+) -> CloseReason
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let Some(limits) = (connection.served)().map(|served| Limits::of(&served.snapshot.model)) else {
+        return CloseReason::ListenerRemoved;
+    };
+    let protocol = match protocol {
+        Some(protocol) => protocol,
+        None => match timeout(limits.patience.head, sniff(&mut io, &mut first)).await {
+            Ok(Some(protocol)) => protocol,
+            Ok(None) => return CloseReason::ClientGone,
+            Err(_) => return CloseReason::RequestTimeout,
+        },
+    };
+    connection.activity.received(first.len(), Instant::now());
+    let activity = connection.activity.clone();
+    let reason = match protocol {
+        Protocol::Http1 => {
+            let io = TokioIo::new(Guarded::new(io, activity, Some(Framing::default()), first));
+            Box::pin(serve_http1(io, &connection, limits)).await
+        }
+        Protocol::Http2 => {
+            let io = TokioIo::new(Guarded::new(io, activity, None, first));
+            Box::pin(serve_http2(io, &connection, limits)).await
+        }
+    };
+    connection.count();
+    reason
+}
+
+/// Reads as much as tells the version; `None` if the client leaves before.
+async fn sniff(io: &mut (impl AsyncRead + Unpin), first: &mut Vec<u8>) -> Option<Protocol> {
+    loop {
+        if first.len() >= PREFACE.len() && first.starts_with(PREFACE) {
+            return Some(Protocol::Http2);
+        }
+        if !first.is_empty() && !PREFACE.starts_with(&first[..first.len().min(PREFACE.len())]) {
+            return Some(Protocol::Http1);
+        }
+        if io.read_buf(first).await.ok()? == 0 {
+            return None;
+        }
+    }
+}
+
+async fn serve_http1<I>(io: TokioIo<Guarded<I>>, connection: &Rc<Connection>, limits: Limits) -> CloseReason
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let served = connection.clone();
+    let service = service_fn(move |request: Request<Incoming>| answer(request, served.clone()));
+    let serving = http1::Builder::new()
+        .timer(TokioTimer::new())
+        // The time of a head is measured by the activity: this one would also end a connection between requests.
+        .header_read_timeout(None)
+        .max_headers(HEADERS)
+        .max_buf_size(HEAD)
+        .serve_connection(io, service)
+        .with_upgrades();
+    let reason = drive(serving, http1::UpgradeableConnection::graceful_shutdown, connection, limits).await;
+    match connection.tunnel.take() {
+        Some(tunnel) => carry(tunnel, connection, limits).await,
+        None => reason,
+    }
+}
+
+async fn serve_http2<I>(io: TokioIo<Guarded<I>>, connection: &Rc<Connection>, limits: Limits) -> CloseReason
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let served = connection.clone();
+    let service = service_fn(move |request: Request<Incoming>| answer(request, served.clone()));
+    let streams = Streams::default();
+    let serving = http2::Builder::new(streams)
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS)
+        .max_pending_accept_reset_streams(RESETS)
+        .max_local_error_reset_streams(RESETS)
+        .max_header_list_size(u32::try_from(HEAD).unwrap_or(u32::MAX))
+        .initial_stream_window_size(1 << 18)
+        .initial_connection_window_size(1 << 20)
+        .max_send_buf_size(SEND_BUFFER)
+        .keep_alive_interval(PROBE.0)
+        .keep_alive_timeout(PROBE.1)
+        .serve_connection(io, service);
+    drive(serving, http2::Connection::graceful_shutdown, connection, limits).await
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    connection: Rc<Connection>,
+) -> Result<hyper::Response<super::body::Download>, Infallible> {
+    Ok(Box::pin(exchange(request, connection)).await)
+}
+
+/// The streams of one connection: they end with it.
+#[derive(Clone, Default)]
+struct Streams(Rc<RefCell<JoinSet<()>>>);
+
+impl<F: Future<Output = ()> + 'static> Executor<F> for Streams {
+    fn execute(&self, stream: F) {
+        let mut streams = self.0.borrow_mut();
+        // Those that have ended would be kept.
+        while streams.try_join_next().is_some() {}
+        streams.spawn_local(stream);
+    }
+}
+
+/// Has a connection served within its limits.
+async fn drive<C>(
+    serving: C,
+    shut_down: impl Fn(Pin<&mut C>),
+    connection: &Rc<Connection>,
+    limits: Limits,
+) -> CloseReason
+where
+    C: Future<Output = hyper::Result<()>>,
+{
+    /// How long a client may take to leave once it has nothing to wait for.
+    const LINGER: Duration = Duration::from_secs(1);
+    let Limits { patience, leave_after } = limits;
+    let activity = &connection.activity;
+    let begun = Instant::now();
+    let mut serving = pin!(serving);
+    // Why it is to end, and when it does in any case.
+    let mut leaving: Option<(CloseReason, Option<Instant>)> = None;
+    loop {
+        let now = Instant::now();
+        let mut wait = match activity.check(patience, now) {
+            Check::Wait(wait) => wait,
+            Check::SlowHead => return CloseReason::RequestTimeout,
+            Check::Idle if leaving.is_none() => {
+                shut_down(serving.as_mut());
+                leaving = Some((CloseReason::IdleTimeout, Some(now + LINGER)));
+                LINGER
+            }
+            Check::Idle => LINGER,
+        };
+        if let Some(after) = leave_after
+            && leaving.is_none()
+        {
+            if let Some(left) = after.checked_sub(begun.elapsed()) {
+                wait = wait.min(left);
+            } else {
+                shut_down(serving.as_mut());
+                leaving = Some((CloseReason::MaxDuration, None));
+            }
+        }
+        if let Some((reason, Some(end))) = leaving {
+            match end.checked_duration_since(now) {
+                Some(left) if !left.is_zero() => wait = wait.min(left),
+                _ => return reason,
+            }
+        }
+        tokio::select! {
+            biased;
+            result = serving.as_mut() => {
+                return match (result, leaving) {
+                    (Ok(()), Some((reason, _))) => reason,
+                    (Ok(()), None) => CloseReason::Finished,
+                    (Err(error), _) => ended_by(&error),
+                };
+            }
+            () = connection.worker.drain.cancelled(), if leaving.is_none() => {
+                shut_down(serving.as_mut());
+                leaving = Some((CloseReason::Finished, None));
+            }
+            // A timer's millisecond and ours need not be the same.
+            () = sleep(wait + Duration::from_millis(2)) => {}
+        }
+    }
+}
+
+fn ended_by(error: &hyper::Error) -> CloseReason {
+    tracing::debug!(%error, "a connection of HTTP has ended");
+    if error.is_parse() || error.is_user() { CloseReason::BadRequest } else { CloseReason::ClientGone }
+}
+
+/// Copies between two connections that have switched to another protocol.
+async fn carry(tunnel: Tunnel, connection: &Rc<Connection>, limits: Limits) -> CloseReason {
+    let Ok((client, backend)) = futures_util::future::try_join(tunnel.client, tunnel.backend).await else {
+        return CloseReason::ClientGone;
+    };
+    let (mut client, mut backend) = (TokioIo::new(client), TokioIo::new(backend));
+    let mut copying = pin!(copy_bidirectional(&mut client, &mut backend));
+    let begun = Instant::now();
+    loop {
+        let wait = match connection.activity.check(limits.patience, Instant::now()) {
+            Check::Wait(wait) => wait,
+            Check::SlowHead | Check::Idle => return CloseReason::IdleTimeout,
+        };
+        tokio::select! {
+            biased;
+            result = copying.as_mut() => {
+                return match result {
+                    Ok(_) => CloseReason::Finished,
+                    Err(_) => CloseReason::IoError,
+                };
+            }
+            () = sleep(wait.min(Duration::from_secs(1)) + Duration::from_millis(2)) => connection.count(),
+        }
+        if limits.leave_after.is_some_and(|after| begun.elapsed() > after) {
+            return CloseReason::MaxDuration;
+        }
+    }
+}

@@ -1,0 +1,567 @@
+//! One request and its response.
+
+use std::{net::IpAddr, ops::Deref, rc::Rc, sync::Arc, time::Duration};
+
+use hyper::{
+    HeaderMap, Method, Request, Response, StatusCode, Version,
+    body::Incoming,
+    header::{self, HeaderName, HeaderValue},
+    http::request::Parts,
+};
+use snisplice_config::model::{
+    Backend, BackendId, Rule,
+    http::{BackendHttp, Forward, HeaderChanges, HttpAction, HttpRule, Retries},
+};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use super::{
+    body::{Download, Source},
+    connect::{Connected, Io, NotConnected},
+    connection::{Connection, InFlight, Served, Tunnel},
+    headers::{self, SERVER},
+    pool::{Key, Return, Sender, begin_http1, begin_http2},
+    refused::Refused,
+    route::{self, Decision},
+};
+use crate::{metrics::NONE, upstream::cluster::Cluster};
+
+/// The first pause before another try is as long at most, and each further one twice that (Envoy's `base_interval`).
+const PAUSE: Duration = Duration::from_millis(25);
+
+/// The longest pause before another try (Envoy's `max_interval`).
+const LONGEST_PAUSE: Duration = Duration::from_millis(250);
+
+/// A failure that the client is told of, in Envoy's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Failure {
+    /// The rule leads nowhere, or the backend has no endpoint.
+    NoHealthyUpstream,
+    /// No connection could be had.
+    NotConnected,
+    /// The connection ended before the response.
+    Reset,
+    /// A limit of connections is reached.
+    Overflow,
+    /// The time is over.
+    Timeout,
+    /// The time of one try is over.
+    TryTimeout,
+    /// The client has stopped to send its request.
+    ClientStalled,
+    /// What the client sends is malformed.
+    ClientMalformed,
+    /// The backend speaks another protocol than it was asked to.
+    Protocol,
+    /// HTTP/2 towards the backend does not carry this upgrade.
+    Upgrade,
+}
+
+impl Failure {
+    fn response(self) -> (StatusCode, &'static str) {
+        match self {
+            Self::NoHealthyUpstream => (StatusCode::SERVICE_UNAVAILABLE, "no healthy upstream"),
+            Self::NotConnected => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "upstream connect error or disconnect/reset before headers. reset reason: connection failure",
+            ),
+            Self::Reset => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "upstream connect error or disconnect/reset before headers. reset reason: connection termination",
+            ),
+            Self::Overflow => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "upstream connect error or disconnect/reset before headers. reset reason: overflow",
+            ),
+            Self::Timeout | Self::TryTimeout => (StatusCode::GATEWAY_TIMEOUT, "upstream request timeout"),
+            Self::ClientStalled => (StatusCode::REQUEST_TIMEOUT, "request timeout"),
+            Self::ClientMalformed => (StatusCode::BAD_REQUEST, ""),
+            Self::Protocol => (
+                StatusCode::BAD_GATEWAY,
+                "upstream connect error or disconnect/reset before headers. reset reason: protocol error",
+            ),
+            Self::Upgrade => (StatusCode::NOT_IMPLEMENTED, ""),
+        }
+    }
+
+    /// Whether another try may go better, by what the rule says.
+    fn is_retried(self, retries: &Retries) -> bool {
+        match self {
+            Self::NotConnected => retries.on_connect_failure,
+            Self::Reset | Self::TryTimeout | Self::Protocol => retries.on_reset,
+            _ => false,
+        }
+    }
+}
+
+/// Answers a request.
+pub async fn exchange(mut request: Request<Incoming>, connection: Rc<Connection>) -> Response<Download> {
+    let in_flight = InFlight::new(&connection);
+    let upgrade = hyper::upgrade::on(&mut request);
+    let (head, body) = request.into_parts();
+    let is_grpc = is_grpc(&head.headers);
+    let Some(Served { snapshot, table }) = (connection.served)() else {
+        let response = answered(StatusCode::MISDIRECTED_REQUEST, "", false);
+        return finished(response, None, &connection, in_flight);
+    };
+    let trusted = snapshot.model.runtime.http.trusted_sources.contains(connection.client.ip());
+    let asked = match route::read(&head, connection.scheme, trusted) {
+        Ok(asked) => asked,
+        Err(why) => {
+            tracing::debug!(%why, client = %connection.client, "a request is refused");
+            let response = closing(answered(why.status(), "", false), head.version);
+            return finished(response, None, &connection, in_flight);
+        }
+    };
+    let decision = route::decide(&table, &asked, connection.own.port());
+    let (mut response, rule) = match decision {
+        Decision::NotFound => (answered(StatusCode::NOT_FOUND, "", is_grpc), None),
+        Decision::Redirected { rule, status, location } => {
+            let mut response = answered(status, "", false);
+            match HeaderValue::try_from(location) {
+                Ok(location) => drop(response.headers_mut().insert(header::LOCATION, location)),
+                Err(_) => response = answered(Refused::Target.status(), "", false),
+            }
+            (response, rule)
+        }
+        Decision::Responded(rule) => (responded(rule), Some(rule)),
+        Decision::Forwarded { rule, forward, target, authority } => {
+            let order = Order {
+                connection: &connection,
+                snapshot: &snapshot,
+                rule,
+                forward,
+                target: &target,
+                authority: &authority,
+                scheme: asked.scheme,
+                trusted,
+                upgrade: headers::upgrade(head.version, &head.headers),
+            };
+            // On the heap, as answers of our own do without.
+            let response = match Box::pin(order.serve(&head, body, upgrade)).await {
+                Ok(response) => response,
+                Err(failure) => {
+                    let (status, text) = failure.response();
+                    let response = answered(status, text, is_grpc);
+                    let is_clients = matches!(failure, Failure::ClientStalled | Failure::ClientMalformed);
+                    if is_clients { closing(response, head.version) } else { response }
+                }
+            };
+            (response, Some(rule))
+        }
+    };
+    if let Some(rule) = rule {
+        headers::change(response.headers_mut(), &rule.response_headers);
+    }
+    let label = rule.map(|rule| snapshot.label(&rule.rule));
+    finished(response, label, &connection, in_flight)
+}
+
+/// Counts a response, and has it count as under way until it is sent.
+fn finished(
+    mut response: Response<Download>,
+    route: Option<Arc<str>>,
+    connection: &Rc<Connection>,
+    in_flight: InFlight,
+) -> Response<Download> {
+    let route = route.unwrap_or_else(|| NONE.into());
+    connection.worker.metrics.http_request(&route, response.status().as_u16());
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        response.headers_mut().insert(header::SERVER, SERVER);
+    }
+    response.map(|body| body.counted(in_flight))
+}
+
+/// An answer of our own. To gRPC it is an error in its own terms, as Envoy says it.
+fn answered(status: StatusCode, text: &'static str, is_grpc: bool) -> Response<Download> {
+    let mut response = Response::new(Download::ours(if is_grpc { "" } else { text }));
+    if is_grpc {
+        let code = match status.as_u16() {
+            400 => "13",
+            401 => "16",
+            403 => "7",
+            404 => "12",
+            408 | 504 => "4",
+            429 | 502 | 503 => "14",
+            _ => "2",
+        };
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert(HeaderName::from_static("grpc-status"), HeaderValue::from_static(code));
+        headers.insert(HeaderName::from_static("grpc-message"), HeaderValue::from_static(text));
+        return response;
+    }
+    *response.status_mut() = status;
+    if !text.is_empty() {
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    }
+    response
+}
+
+/// The same, after which the connection ends: where the next request begins is not sure.
+fn closing(mut response: Response<Download>, version: Version) -> Response<Download> {
+    if version < Version::HTTP_2 {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+fn responded(rule: &HttpRule) -> Response<Download> {
+    let HttpAction::Respond(respond) = &rule.action else {
+        return answered(StatusCode::NOT_FOUND, "", false);
+    };
+    let mut response = Response::new(Download::ours(respond.body.clone()));
+    *response.status_mut() = StatusCode::from_u16(respond.status).unwrap_or(StatusCode::OK);
+    if !respond.body.is_empty() {
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    }
+    response
+}
+
+fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// A request that is sent on.
+struct Order<'a> {
+    connection: &'a Rc<Connection>,
+    snapshot: &'a crate::snapshot::Snapshot,
+    rule: &'a HttpRule,
+    forward: &'a Forward,
+    target: &'a str,
+    authority: &'a str,
+    scheme: &'a str,
+    trusted: bool,
+    upgrade: Option<HeaderValue>,
+}
+
+/// The backend of a request.
+#[derive(Clone, Copy)]
+struct Destination<'a> {
+    id: BackendId,
+    backend: &'a Backend,
+}
+
+impl Deref for Destination<'_> {
+    type Target = Backend;
+
+    fn deref(&self) -> &Backend {
+        self.backend
+    }
+}
+
+/// What a try has led to.
+struct Answer {
+    response: Response<Incoming>,
+    connection: Option<Return>,
+}
+
+impl Order<'_> {
+    async fn serve(
+        &self,
+        head: &Parts,
+        body: Incoming,
+        upgrade: hyper::upgrade::OnUpgrade,
+    ) -> Result<Response<Download>, Failure> {
+        let rule: &Rule = &self.rule.rule;
+        let runtime = &self.snapshot.model.runtime;
+        let (index, cluster) = self.snapshot.next_target_of(rule).ok_or(Failure::NoHealthyUpstream)?;
+        let id = rule.targets[index].backend.ok_or(Failure::NoHealthyUpstream)?;
+        let backend = self.snapshot.model.backends.get(id.0).ok_or(Failure::NoHealthyUpstream)?;
+        let backend = Destination { id, backend };
+        self.connection.account.goes_to(cluster.name.clone());
+        self.connection.account.routed(self.snapshot.label(rule));
+        if self.upgrade.is_some() && backend.http == BackendHttp::Http2 {
+            return Err(Failure::Upgrade);
+        }
+        let none = (HeaderChanges::default(), HeaderChanges::default());
+        let (of_request, of_response) = self.forward.of_target.get(index).unwrap_or(&none);
+        let sent = self.headers(&head.headers, of_request);
+
+        // A stream of gRPC may be silent from its beginning, for as long as it likes.
+        let patience =
+            Some(runtime.http.body_timeout).filter(|patience| !patience.is_zero() && !is_grpc(&head.headers));
+        let body = Source::new(body, patience);
+        let answering = self.attempts(&head.method, &sent, &body, cluster, backend);
+        let answer = match self.forward.timeout {
+            None => answering.await,
+            // From the request's end.
+            Some(limit) => tokio::select! {
+                biased;
+                answer = answering => answer,
+                () = async { body.has_ended().await; sleep(limit).await } => Err(Failure::Timeout),
+            },
+        };
+        let Answer { mut response, connection } = answer?;
+        body.is_answered();
+        let deadline = self.forward.timeout.and_then(|limit| Some(body.ended_at()? + limit));
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            return self.switch(response, upgrade, of_response);
+        }
+        headers::remove_hop_by_hop(response.headers_mut());
+        headers::change(response.headers_mut(), of_response);
+        // Each hop has a version of its own.
+        *response.version_mut() = Version::HTTP_11;
+        Ok(response.map(|incoming| Download::theirs(incoming, deadline, connection)))
+    }
+
+    /// The headers that are sent on.
+    fn headers(&self, received: &HeaderMap, of_target: &HeaderChanges) -> HeaderMap {
+        let mut headers = received.clone();
+        headers::remove_hop_by_hop(&mut headers);
+        // The answer to it is ours, as in Envoy: the server sends it when the body is read.
+        headers.remove(header::EXPECT);
+        headers.remove(header::HOST);
+        let address = match self.connection.client.ip() {
+            IpAddr::V6(six) => six.to_canonical(),
+            four @ IpAddr::V4(_) => four,
+        };
+        let sender = headers::Sender { address, trusted: self.trusted, scheme: self.scheme };
+        headers::forwarded(&mut headers, &sender, request_id);
+        // The order of Envoy: what is nearest to the target first.
+        headers::change(&mut headers, of_target);
+        headers::change(&mut headers, &self.rule.request_headers);
+        if let Some(wanted) = &self.upgrade {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            headers.insert(header::UPGRADE, wanted.clone());
+        }
+        headers
+    }
+
+    /// Tries until there is a response, or no more tries.
+    async fn attempts(
+        &self,
+        method: &Method,
+        headers: &HeaderMap,
+        body: &Source,
+        cluster: &Cluster,
+        backend: Destination<'_>,
+    ) -> Result<Answer, Failure> {
+        let retries = &self.forward.retries;
+        let mut left = retries.attempts;
+        let mut pause = PAUSE;
+        loop {
+            let attempt = self.attempt(method, headers, body, cluster, backend);
+            let result = match retries.per_try_timeout {
+                Some(limit) => timeout(limit, attempt).await.unwrap_or(Err(Failure::TryTimeout)),
+                None => attempt.await,
+            };
+            let again = match &result {
+                Ok(answer) => retries.on_status.contains(&answer.response.status().as_u16()),
+                Err(failure) => failure.is_retried(retries),
+            };
+            if left == 0 || !again || !body.can_be_sent_again() {
+                return match result {
+                    Err(_) if body.has_stalled() => Err(Failure::ClientStalled),
+                    Err(_) if body.has_failed() => Err(Failure::ClientMalformed),
+                    result => result,
+                };
+            }
+            left -= 1;
+            drop(result);
+            sleep(pause.mul_f64(fastrand::f64())).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// One try: over a connection that is kept, or over a new one.
+    async fn attempt(
+        &self,
+        method: &Method,
+        headers: &HeaderMap,
+        body: &Source,
+        cluster: &Cluster,
+        backend: Destination<'_>,
+    ) -> Result<Answer, Failure> {
+        let pools = &self.connection.worker.pools;
+        let mut may_reuse = true;
+        loop {
+            let candidates = cluster.candidates();
+            // Its share of the endpoint counts for as long as the request is under way.
+            let Some(lease) = candidates.clone().next() else {
+                // Names may be looked up at this moment, which connecting waits for.
+                let sender = self.connect(cluster, backend, candidates).await?;
+                return self
+                    .over(sender, None, method, headers, body, backend)
+                    .await
+                    .map_err(|(failure, _)| failure);
+            };
+            let address = lease.address();
+            drop(lease);
+            let key =
+                Key { cluster: cluster.name.clone(), address, http: backend.http, tls: backend.tls.clone() };
+            let (sender, reused) = match backend.http {
+                BackendHttp::Http1 => match pools.take(&key).filter(|_| may_reuse) {
+                    Some(sender) => (Sender::Http1(sender), true),
+                    None => (self.connect(cluster, backend, candidates).await?, false),
+                },
+                BackendHttp::Http2 => {
+                    let place = pools.multiplexed(&key);
+                    let mut place = place.lock().await;
+                    let kept = place.as_ref().filter(|sender| may_reuse && !sender.is_closed());
+                    if let Some(sender) = kept {
+                        (Sender::Http2(sender.clone()), true)
+                    } else {
+                        let sender = self.connect(cluster, backend, candidates).await?;
+                        if let Sender::Http2(sender) = &sender {
+                            *place = Some(sender.clone());
+                        }
+                        (sender, false)
+                    }
+                }
+            };
+            match self.over(sender, Some(key), method, headers, body, backend).await {
+                Ok(answer) => return Ok(answer),
+                Err((failure, sent)) => {
+                    // A connection that was kept may have been closed by then, and has said nothing of this request.
+                    let is_safe = !sent || (method.is_idempotent() && failure == Failure::Reset);
+                    if !(reused && is_safe && body.can_be_sent_again()) {
+                        return Err(failure);
+                    }
+                    may_reuse = false;
+                }
+            }
+        }
+    }
+
+    /// Sends the request over a connection. With an error it is told whether anything may have gone out.
+    async fn over(
+        &self,
+        mut sender: Sender,
+        key: Option<Key>,
+        method: &Method,
+        headers: &HeaderMap,
+        body: &Source,
+        backend: Destination<'_>,
+    ) -> Result<Answer, (Failure, bool)> {
+        let request = self.request(method, headers, body, backend).map_err(|_| (Failure::Protocol, false))?;
+        match sender.send(request).await {
+            Ok(response) => {
+                let pools = &self.connection.worker.pools;
+                let connection = match (sender, key) {
+                    (Sender::Http1(sender), Some(key)) => Some(Return { pools: pools.clone(), key, sender }),
+                    _ => None,
+                };
+                Ok(Answer { response, connection })
+            }
+            Err(mut error) => {
+                let sent = error.take_message().is_none();
+                let error = error.into_error();
+                tracing::debug!(%error, sent, "no response");
+                let failure = if error.is_parse() { Failure::Protocol } else { Failure::Reset };
+                Err((failure, sent))
+            }
+        }
+    }
+
+    fn request(
+        &self,
+        method: &Method,
+        headers: &HeaderMap,
+        body: &Source,
+        backend: Destination<'_>,
+    ) -> Result<Request<super::body::Upload>, Refused> {
+        let version = match backend.http {
+            BackendHttp::Http1 => Version::HTTP_11,
+            BackendHttp::Http2 => Version::HTTP_2,
+        };
+        let scheme = if backend.tls.is_some() { "https" } else { "http" };
+        let mut request = Request::new(body.upload());
+        *request.method_mut() = method.clone();
+        *request.version_mut() = version;
+        *request.uri_mut() = route::target(scheme, self.authority, self.target, version)?;
+        *request.headers_mut() = headers.clone();
+        if version != Version::HTTP_2 {
+            let host = HeaderValue::from_str(self.authority).map_err(|_| Refused::Host)?;
+            request.headers_mut().insert(header::HOST, host);
+        }
+        Ok(request)
+    }
+
+    /// A new connection to one of the endpoints.
+    async fn connect(
+        &self,
+        cluster: &Cluster,
+        backend: Destination<'_>,
+        candidates: crate::upstream::candidates::Candidates,
+    ) -> Result<Sender, Failure> {
+        let Connection { connector, admission, worker, .. } = &**self.connection;
+        let limit = self.snapshot.model.runtime.timeouts.connect;
+        let deadline = Instant::now() + limit;
+        let mut candidates = Some(candidates);
+        let connected = loop {
+            let candidates = candidates.take().unwrap_or_else(|| cluster.candidates());
+            match connector.connect(cluster, candidates, limit, admission).await {
+                Ok(connected) => break connected,
+                // Connections that wait for requests take no place from one that has a request.
+                Err(NotConnected::Limited(_)) if worker.pools.make_room(&cluster.name) => {
+                    tokio::task::yield_now().await;
+                    tokio::task::yield_now().await;
+                }
+                Err(NotConnected::Limited(_)) => return Err(Failure::Overflow),
+                Err(NotConnected::Failed(crate::metrics::labels::CloseReason::NoEndpoint)) => {
+                    return Err(Failure::NoHealthyUpstream);
+                }
+                Err(NotConnected::Failed(_) | NotConnected::Tls) => return Err(Failure::NotConnected),
+            }
+        };
+        let Connected { io: stream, guard } = connected;
+        let io: Box<dyn Io> = match &backend.tls {
+            None => Box::new(stream),
+            Some(_) => {
+                let encrypting = connector.encrypt(self.snapshot, backend.id, backend.http, stream);
+                let encrypted = timeout_at(deadline, encrypting).await.map_err(|_| Failure::NotConnected)?;
+                encrypted.map_err(|_| Failure::NotConnected)?
+            }
+        };
+        let connected = Connected { io, guard };
+        let begun = match backend.http {
+            BackendHttp::Http1 => begin_http1(connected).await.map(Sender::Http1),
+            BackendHttp::Http2 => begin_http2(connected).await.map(Sender::Http2),
+        };
+        begun.map_err(|_| Failure::NotConnected)
+    }
+
+    /// Has the connections of client and backend become one of another protocol.
+    fn switch(
+        &self,
+        mut response: Response<Incoming>,
+        client: hyper::upgrade::OnUpgrade,
+        changes: &HeaderChanges,
+    ) -> Result<Response<Download>, Failure> {
+        if self.upgrade.is_none() {
+            return Err(Failure::Protocol);
+        }
+        let wanted = response.headers().get(header::UPGRADE).cloned().ok_or(Failure::Protocol)?;
+        let backend = hyper::upgrade::on(&mut response);
+        self.connection.tunnel.set(Some(Tunnel { client, backend }));
+        self.connection.activity.switch();
+        let headers = response.headers_mut();
+        headers::remove_hop_by_hop(headers);
+        headers::change(headers, changes);
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(header::UPGRADE, wanted);
+        Ok(response.map(|_| Download::ours("")))
+    }
+}
+
+/// A random one (RFC 9562 section 5.4).
+fn request_id() -> HeaderValue {
+    let id = (fastrand::u128(..) & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);
+    let text = format!("{id:032x}");
+    let parts = [&text[..8], &text[8..12], &text[12..16], &text[16..20], &text[20..]];
+    HeaderValue::try_from(parts.join("-")).unwrap_or(HeaderValue::from_static("0"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_id_is_a_random_uuid() {
+        let id = request_id();
+        let id = id.to_str().unwrap();
+        assert_eq!((id.len(), &id[14..15], id.matches('-').count()), (36, "4", 4), "{id}");
+        assert!("89ab".contains(&id[19..20]), "{id}");
+        assert_ne!(request_id(), request_id());
+    }
+}

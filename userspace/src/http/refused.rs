@@ -1,0 +1,74 @@
+//! Why a request is refused before any rule is asked.
+
+use hyper::StatusCode;
+use thiserror::Error;
+
+/// Why a request is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum Refused {
+    /// RFC 9112 section 3.
+    #[error("the request line is malformed")]
+    RequestLine,
+    /// RFC 9112 section 3.2.
+    #[error("the request target is malformed")]
+    Target,
+    /// RFC 9112 section 5.
+    #[error("a header line has no colon")]
+    HeaderLine,
+    /// RFC 9112 section 5.1.
+    #[error("a header name is malformed, or has a space behind it")]
+    HeaderName,
+    /// RFC 9112 section 5.2.
+    #[error("a header is folded")]
+    ObsoleteFold,
+    /// RFC 9110 section 5.5.
+    #[error("a control character")]
+    ControlCharacter,
+    /// RFC 9112 section 2.2.
+    #[error("a line ends without a carriage return")]
+    BareLineFeed,
+    /// RFC 9112 section 2.2.
+    #[error("a carriage return within a line")]
+    BareCarriageReturn,
+    /// RFC 9112 section 6.3.
+    #[error("Content-Length is malformed, or there are several")]
+    ContentLength,
+    /// RFC 9112 section 6.1.
+    #[error("Transfer-Encoding is not 'chunked' alone")]
+    TransferEncoding,
+    /// RFC 9112 section 6.1.
+    #[error("both Content-Length and Transfer-Encoding")]
+    BothLengths,
+    /// RFC 9112 section 7.1.
+    #[error("a chunk is malformed")]
+    Chunk,
+    /// RFC 9110 section 6.5.1.
+    #[error("a trailer that frames or routes the message")]
+    Trailer,
+    /// RFC 9112 section 3.2.
+    #[error("Host is missing, malformed, or there are several that differ")]
+    Host,
+    /// RFC 9110 section 7.2: what a request is for must be said once.
+    #[error("the target's authority and Host differ")]
+    Authority,
+    /// RFC 9110 section 4.2.
+    #[error("the scheme is neither http nor https")]
+    Scheme,
+    /// It leaves the root, or has a NUL.
+    #[error("the path leads out of the root, or cannot be normalised")]
+    Path,
+    /// RFC 9110 section 9.3.6: this is no tunnel.
+    #[error("CONNECT is not served")]
+    Connect,
+}
+
+impl Refused {
+    /// What the client is answered with.
+    #[must_use]
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
+            _ => StatusCode::BAD_REQUEST,
+        }
+    }
+}

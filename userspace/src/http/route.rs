@@ -1,0 +1,384 @@
+//! From a request's head to what becomes of it: a function of the rules and the head.
+
+use std::{borrow::Cow, sync::Arc};
+
+use hyper::{
+    HeaderMap, Method, StatusCode, Uri, Version,
+    header::{self, HeaderValue},
+    http::request::Parts,
+};
+use snisplice_config::model::http::{
+    Forward, HttpAction, HttpMatch, HttpRule, HttpTable, HttpsRedirect, Redirect, RedirectPort, Rewrite,
+    StringMatch, VirtualHost,
+};
+
+use super::{headers, path::normalise, refused::Refused};
+
+/// Where requests may go before they are sent to HTTPS: who proves control of a name over plain HTTP (RFC 8555 section 8.3).
+const ACME: &str = "/.well-known/acme-challenge/";
+
+/// What a request says, checked and in one form.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asked<'h> {
+    /// The method.
+    pub method: &'h Method,
+    /// `http` or `https`, as the client sees it.
+    pub scheme: &'h str,
+    /// The authority as sent; empty from a client of HTTP/1.0 that names none.
+    pub authority: Cow<'h, str>,
+    /// The path in its normal form.
+    pub path: Cow<'h, str>,
+    /// What is behind the first question mark.
+    pub query: Option<&'h str>,
+    /// The headers.
+    pub headers: &'h HeaderMap,
+}
+
+/// What becomes of a request.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Decision<'t> {
+    /// No rule serves it.
+    NotFound,
+    /// It is answered with a redirect.
+    Redirected {
+        /// The rule; none where a whole host is.
+        rule: Option<&'t Arc<HttpRule>>,
+        /// The status code.
+        status: StatusCode,
+        /// The `Location`.
+        location: String,
+    },
+    /// It is answered with what the rule has.
+    Responded(&'t Arc<HttpRule>),
+    /// It is sent on.
+    Forwarded {
+        /// The rule.
+        rule: &'t Arc<HttpRule>,
+        /// How.
+        forward: &'t Forward,
+        /// Path and query.
+        target: String,
+        /// The authority.
+        authority: String,
+    },
+}
+
+/// Reads a head. `scheme` is the connection's, `trusted` whether its other end is believed what it says of others.
+pub fn read<'h>(head: &'h Parts, scheme: &'h str, trusted: bool) -> Result<Asked<'h>, Refused> {
+    if head.method == Method::CONNECT {
+        return Err(Refused::Connect);
+    }
+    let scheme_sent = head.uri.scheme_str();
+    if scheme_sent
+        .is_some_and(|scheme| !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https"))
+    {
+        return Err(Refused::Scheme);
+    }
+    let path = match head.uri.path() {
+        "*" if head.method == Method::OPTIONS => Cow::Borrowed("*"),
+        path => normalise(path)?,
+    };
+    Ok(Asked {
+        method: &head.method,
+        scheme: headers::scheme_of(&head.headers, trusted, scheme),
+        authority: authority(head)?,
+        path,
+        query: head.uri.query(),
+        headers: &head.headers,
+    })
+}
+
+/// The authority that a request is for, which it names once or twice alike (RFC 9112 section 3.2, RFC 9113 section 8.3.1).
+fn authority(head: &Parts) -> Result<Cow<'_, str>, Refused> {
+    let mut hosts = head.headers.get_all(header::HOST).into_iter();
+    let host = hosts.next().map(HeaderValue::to_str).transpose().map_err(|_| Refused::Host)?;
+    if hosts.next().is_some() {
+        return Err(Refused::Host);
+    }
+    let authority = match (head.uri.authority(), host) {
+        (Some(authority), Some(host)) if !authority.as_str().eq_ignore_ascii_case(host) => {
+            return Err(Refused::Authority);
+        }
+        (Some(authority), _) => authority.as_str(),
+        (None, Some(host)) => host,
+        (None, None) if head.version == Version::HTTP_10 => return Ok(Cow::Borrowed("")),
+        (None, None) => return Err(Refused::Host),
+    };
+    // Neither a user nor a path; an empty one is no host (RFC 9110 section 4.2.1).
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~[]:!$&'()*+,;=%".contains(&byte);
+    if authority.is_empty() || !authority.bytes().all(is_plain) || port(authority).is_none() {
+        return Err(Refused::Host);
+    }
+    Ok(Cow::Borrowed(authority))
+}
+
+/// Host and port of an authority; `None` if what is behind the colon is no port.
+fn port(authority: &str) -> Option<(&str, Option<u16>)> {
+    let behind_address = authority.rfind(']').map_or(0, |end| end + 1);
+    match authority[behind_address..].find(':') {
+        None => Some((authority, None)),
+        Some(colon) => {
+            let (host, port) = authority.split_at(behind_address + colon);
+            let port = &port[1..];
+            if host.is_empty() || !port.bytes().all(|byte| byte.is_ascii_digit()) {
+                return None;
+            }
+            // An empty port is the scheme's (RFC 3986 section 3.2.3).
+            if port.is_empty() { Some((host, None)) } else { Some((host, Some(port.parse().ok()?))) }
+        }
+    }
+}
+
+impl Asked<'_> {
+    fn host_and_port(&self) -> (&str, Option<u16>) {
+        port(&self.authority).unwrap_or((&self.authority, None))
+    }
+
+    fn path_and_query(&self) -> String {
+        with_query(&self.path, self.query)
+    }
+}
+
+fn with_query(path: &str, query: Option<&str>) -> String {
+    match query {
+        Some(query) => format!("{path}?{query}"),
+        None => path.to_owned(),
+    }
+}
+
+/// What becomes of a request. `own_port` is the one it came to.
+#[must_use]
+pub fn decide<'t>(table: &'t HttpTable, asked: &Asked<'_>, own_port: u16) -> Decision<'t> {
+    let (host, _) = asked.host_and_port();
+    let host = host.strip_suffix('.').unwrap_or(host);
+    let Some(virtual_host) = table.lookup(host) else { return Decision::NotFound };
+    if let Some(redirect) = virtual_host.https_redirect
+        && asked.scheme != "https"
+    {
+        return match challenge(virtual_host, asked) {
+            Some((rule, matched)) => act(rule, matched, asked, own_port),
+            None => Decision::Redirected {
+                rule: None,
+                status: StatusCode::MOVED_PERMANENTLY,
+                location: https_location(redirect, asked),
+            },
+        };
+    }
+    match find(virtual_host, asked) {
+        Some((rule, matched)) => act(rule, matched, asked, own_port),
+        None => Decision::NotFound,
+    }
+}
+
+/// The first rule that matches, and which of its conditions did.
+fn find<'t>(
+    virtual_host: &'t VirtualHost,
+    asked: &Asked<'_>,
+) -> Option<(&'t Arc<HttpRule>, Option<&'t HttpMatch>)> {
+    virtual_host.rules.iter().find_map(|rule| {
+        if rule.matches.is_empty() {
+            return Some((rule, None));
+        }
+        rule.matches.iter().find(|wanted| matches(wanted, asked)).map(|matched| (rule, Some(matched)))
+    })
+}
+
+/// The rule of an ACME challenge, which is served before a redirect to HTTPS where a rule names its path and no other one.
+fn challenge<'t>(
+    virtual_host: &'t VirtualHost,
+    asked: &Asked<'_>,
+) -> Option<(&'t Arc<HttpRule>, Option<&'t HttpMatch>)> {
+    if !asked.path.starts_with(ACME) {
+        return None;
+    }
+    let names_it = |wanted: &&HttpMatch| match &wanted.uri {
+        Some(StringMatch::Exact(path) | StringMatch::Prefix(path)) => {
+            path.starts_with(ACME) || path == ACME.trim_end_matches('/')
+        }
+        _ => false,
+    };
+    virtual_host.rules.iter().find_map(|rule| {
+        let matched = rule.matches.iter().filter(names_it).find(|wanted| matches(wanted, asked))?;
+        Some((rule, Some(matched)))
+    })
+}
+
+fn act<'t>(
+    rule: &'t Arc<HttpRule>,
+    matched: Option<&'t HttpMatch>,
+    asked: &Asked<'_>,
+    own_port: u16,
+) -> Decision<'t> {
+    match &rule.action {
+        HttpAction::Respond(_) => Decision::Responded(rule),
+        HttpAction::Redirect(redirect) => Decision::Redirected {
+            rule: Some(rule),
+            status: StatusCode::from_u16(redirect.code).unwrap_or(StatusCode::MOVED_PERMANENTLY),
+            location: location(redirect, asked, own_port),
+        },
+        HttpAction::Forward(forward) => {
+            let rewrite = forward.rewrite.as_ref();
+            let path = rewrite
+                .map_or(Cow::Borrowed(&*asked.path), |rewrite| rewritten(rewrite, matched, &asked.path));
+            let authority =
+                rewrite.and_then(|rewrite| rewrite.authority.as_deref()).unwrap_or(&asked.authority);
+            Decision::Forwarded {
+                rule,
+                forward,
+                target: with_query(&path, asked.query),
+                authority: authority.to_owned(),
+            }
+        }
+    }
+}
+
+/// Whether all conditions hold.
+fn matches(wanted: &HttpMatch, asked: &Asked<'_>) -> bool {
+    let HttpMatch { uri, ignore_uri_case, scheme, method, authority, headers, without_headers, query_params } =
+        wanted;
+    let is =
+        |wanted: &Option<StringMatch>, text: &str| wanted.as_ref().is_none_or(|wanted| holds(wanted, text));
+    uri.as_ref().is_none_or(|wanted| {
+        if *ignore_uri_case { holds_in_any_case(wanted, &asked.path) } else { holds(wanted, &asked.path) }
+    }) && is(scheme, asked.scheme)
+        && is(method, asked.method.as_str())
+        && is(authority, &asked.authority)
+        && headers.iter().all(|(name, wanted)| header_holds(asked, name, wanted.as_ref()))
+        && !without_headers.iter().any(|(name, wanted)| header_holds(asked, name, wanted.as_ref()))
+        && query_params.iter().all(|(name, wanted)| query_holds(asked.query, name, wanted.as_ref()))
+}
+
+fn holds(wanted: &StringMatch, text: &str) -> bool {
+    match wanted {
+        StringMatch::Exact(exact) => exact == text,
+        StringMatch::Prefix(prefix) => text.starts_with(prefix.as_str()),
+        StringMatch::Regex(expression) => expression.matches(text),
+    }
+}
+
+/// An expression says itself whether case matters.
+fn holds_in_any_case(wanted: &StringMatch, text: &str) -> bool {
+    match wanted {
+        StringMatch::Exact(exact) => exact.eq_ignore_ascii_case(text),
+        StringMatch::Prefix(prefix) => {
+            text.get(..prefix.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(prefix))
+        }
+        StringMatch::Regex(expression) => expression.matches(text),
+    }
+}
+
+/// Several headers of one name are one with commas (RFC 9110 section 5.3). The pseudo-headers of HTTP/2 count too.
+fn header_holds(asked: &Asked<'_>, name: &str, wanted: Option<&StringMatch>) -> bool {
+    let pseudo = match name {
+        ":authority" | "host" => Some(Cow::Borrowed(&*asked.authority)),
+        ":method" => Some(Cow::Borrowed(asked.method.as_str())),
+        ":scheme" => Some(Cow::Borrowed(asked.scheme)),
+        ":path" => Some(Cow::Owned(asked.path_and_query())),
+        _ => None,
+    };
+    if let Some(value) = pseudo {
+        return wanted.is_none_or(|wanted| holds(wanted, &value));
+    }
+    let mut values = asked.headers.get_all(name).into_iter();
+    let Some(first) = values.next() else { return false };
+    let Some(wanted) = wanted else { return true };
+    let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+    let all = values.fold(text(first), |all, value| format!("{all},{}", text(value)));
+    holds(wanted, &all)
+}
+
+/// The first parameter of the name counts.
+fn query_holds(query: Option<&str>, name: &str, wanted: Option<&StringMatch>) -> bool {
+    let pairs = query.unwrap_or_default().split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    let decode = |text: &str| {
+        percent_encoding::percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned()
+    };
+    pairs
+        .map(|(key, value)| (decode(key), value))
+        .find(|(key, _)| key == name)
+        .is_some_and(|(_, value)| wanted.is_none_or(|wanted| holds(wanted, &decode(value))))
+}
+
+/// The path for a backend: `uri` takes the place of the matched prefix, or of the whole path.
+fn rewritten<'p>(rewrite: &Rewrite, matched: Option<&HttpMatch>, path: &'p str) -> Cow<'p, str> {
+    if let Some((expression, substitution)) = &rewrite.uri_regex {
+        return rooted(expression.replace_all(path, substitution)).into();
+    }
+    let Some(uri) = &rewrite.uri else { return path.into() };
+    let replaced = match matched.map(|matched| &matched.uri) {
+        Some(Some(StringMatch::Exact(_) | StringMatch::Regex(_))) => uri.clone(),
+        Some(Some(StringMatch::Prefix(prefix))) => {
+            format!("{uri}{}", path.get(prefix.len()..).unwrap_or_default())
+        }
+        // No condition is the prefix `/`, as in Istio.
+        Some(None) | None => format!("{uri}{}", path.get(1..).unwrap_or_default()),
+    };
+    rooted(replaced).into()
+}
+
+/// A request's path begins with a slash, whatever a configuration makes of it.
+fn rooted(path: String) -> String {
+    if path.starts_with('/') { path } else { format!("/{path}") }
+}
+
+/// Where a whole host is sent: the name as it was sent, with the port of the TLS server.
+fn https_location(redirect: HttpsRedirect, asked: &Asked<'_>) -> String {
+    let (host, _) = asked.host_and_port();
+    let port = if redirect.port == 443 { String::new() } else { format!(":{}", redirect.port) };
+    format!("https://{host}{port}{}", asked.path_and_query())
+}
+
+/// The `Location` of a redirect, by Envoy's rules.
+fn location(redirect: &Redirect, asked: &Asked<'_>, own_port: u16) -> String {
+    let scheme = redirect.scheme.as_deref().unwrap_or(asked.scheme);
+    let standard = if scheme == "https" { 443 } else { 80 };
+    let (own_host, sent_port) = asked.host_and_port();
+    let port = match (redirect.port, &redirect.authority) {
+        (Some(RedirectPort::Number(port)), _) => Some(port),
+        (Some(RedirectPort::OfRequest), _) => Some(own_port),
+        (Some(RedirectPort::OfScheme), _) | (None, Some(_)) => None,
+        // The port of the old scheme is not one of the new one.
+        (None, None)
+            if scheme != asked.scheme
+                && matches!((asked.scheme, sent_port), ("http", Some(80)) | ("https", Some(443))) =>
+        {
+            None
+        }
+        (None, None) => sent_port,
+    };
+    let host = redirect.authority.as_deref().unwrap_or(own_host);
+    // An authority that has a port of its own keeps it.
+    let has_port = self::port(host).is_some_and(|(_, port)| port.is_some());
+    let port = match port {
+        Some(port) if port != standard && !has_port => format!(":{port}"),
+        _ => String::new(),
+    };
+    let target = match (&redirect.uri, &redirect.prefix) {
+        (None, _) => asked.path_and_query(),
+        (Some(uri), Some(prefix)) => {
+            let rest = asked.path.get(prefix.len()..).unwrap_or_default();
+            with_query(&rooted(format!("{uri}{rest}")), asked.query)
+        }
+        // Its own query takes the place of the request's.
+        (Some(uri), None) if uri.contains('?') => rooted(uri.clone()),
+        (Some(uri), None) => with_query(&rooted(uri.clone()), asked.query),
+    };
+    format!("{scheme}://{host}{port}{target}")
+}
+
+/// The target of a request that is sent on. In HTTP/1.1 it is path and query alone.
+pub fn target(scheme: &str, authority: &str, target: &str, version: Version) -> Result<Uri, Refused> {
+    if version != Version::HTTP_2 {
+        return target.parse().map_err(|_| Refused::Target);
+    }
+    let target = if target == "*" { "/*" } else { target };
+    Uri::builder()
+        .scheme(scheme)
+        .authority(authority)
+        .path_and_query(target)
+        .build()
+        .map_err(|_| Refused::Target)
+}
+
+#[cfg(test)]
+mod tests;

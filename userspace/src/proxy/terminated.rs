@@ -1,0 +1,174 @@
+//! The story of a connection in which TLS ends here: handshake, endpoint, and what is inside.
+
+use std::{io, net::IpAddr, os::fd::AsRawFd as _, pin::Pin, rc::Rc, sync::Arc, time::Instant};
+
+use snisplice_config::model::{
+    Rule,
+    termination::{Inside, Termination},
+};
+use snisplice_tls::alert::{Description, alert};
+use tokio::{net::TcpStream, time::timeout};
+use tokio_rustls::client;
+
+use self::copy::{Socket, copy};
+use super::{http, refuse::farewell, service::Service, session::connect_within_limits};
+use crate::{
+    account::{Account, registry::Registration},
+    limits::admission::Permit,
+    log::log_limit,
+    metrics::labels::{Carrier, CloseReason},
+    net::sockopt,
+    snapshot::Snapshot,
+    terminate::{
+        handshake::{self, ServerStream},
+        upstream::Protocol,
+    },
+};
+
+mod copy;
+
+/// A client whose rule ends TLS.
+pub(super) struct Terminated {
+    /// Its hello is whole, in its receive queue or in `read`.
+    pub(super) client: TcpStream,
+    /// What was read from it.
+    pub(super) read: Vec<u8>,
+    /// The configuration that it keeps until it is established.
+    pub(super) snapshot: Arc<Snapshot>,
+    pub(super) rule: Arc<Rule>,
+    pub(super) termination: Arc<Termination>,
+}
+
+/// Serves it to its end.
+pub(super) type Served<'a> = Pin<Box<dyn Future<Output = CloseReason> + 'a>>;
+
+/// Serves a client to its end, in a future of its own: connections that are passed through do not carry the room for it.
+#[expect(clippy::boxed_local, reason = "it comes in a box, so that a session has no room for it")]
+pub(super) fn serve<'a>(
+    begun: Box<Terminated>,
+    account: &'a Registration,
+    service: &'a Rc<Service>,
+    permit: &'a Permit,
+) -> Served<'a> {
+    account.set_carrier(Carrier::Terminate);
+    let Terminated { client, read, snapshot, rule, termination } = *begun;
+    Box::pin(async move {
+        // The handshake takes far more room than what follows, and is over soon.
+        let shaken = Box::pin(shake_hands(client, read, &snapshot, &termination, permit)).await;
+        let client = match shaken {
+            Ok(client) => client,
+            Err(reason) => return reason,
+        };
+        match &termination.inside {
+            Inside::Bytes => carry(client, snapshot, rule, account, service, permit).await,
+            Inside::Http(_) => {
+                drop((snapshot, rule));
+                Box::pin(http::serve_encrypted(client, account, service, permit)).await
+            }
+        }
+    })
+}
+
+/// The handshake, within its deadline and the limits of handshakes.
+async fn shake_hands(
+    client: TcpStream,
+    read: Vec<u8>,
+    snapshot: &Snapshot,
+    termination: &Termination,
+    permit: &Permit,
+) -> Result<ServerStream, CloseReason> {
+    let terminations = snapshot.terminations();
+    let Some(server) = terminations.server(termination) else {
+        farewell(&client, &alert(Description::InternalError)).await;
+        return Err(CloseReason::NoCertificate);
+    };
+    let peer = client.peer_addr().map_or(IpAddr::from([0; 4]), |peer| peer.ip());
+    let under_way = permit.handshake(peer, Instant::now()).inspect_err(|_| {
+        let _ = sockopt::reset_on_close(&client);
+    })?;
+    let limit = snapshot.model.runtime.timeouts.handshake;
+    let shaken = timeout(limit, handshake::accept(client, read, server)).await;
+    drop(under_way);
+    match shaken {
+        Ok(Ok(client)) => Ok(client),
+        Ok(Err(failed)) => {
+            tracing::debug!(server = %termination.name, error = %failed.error, reason = %failed.reason, "handshake failed");
+            if failed.reason != CloseReason::ClientGone {
+                // The alert shall arrive.
+                farewell(&failed.stream, &[]).await;
+            }
+            Err(failed.reason)
+        }
+        Err(_) => Err(CloseReason::HandshakeTimeout),
+    }
+}
+
+/// What is inside goes to one of the rule's targets, byte for byte.
+async fn carry(
+    client: ServerStream,
+    snapshot: Arc<Snapshot>,
+    rule: Arc<Rule>,
+    account: &Account,
+    service: &Service,
+    permit: &Permit,
+) -> CloseReason {
+    let connected = Box::pin(connect(&client, &snapshot, &rule, account, service, permit)).await;
+    // From here on it needs nothing of its configuration.
+    drop((snapshot, rule));
+    let (backend, lease) = match connected {
+        Ok(connected) => connected,
+        Err(reason) => return reason,
+    };
+    let reason = match backend {
+        Backend::Plain(backend) => copy(client, backend, account, service.patience).await,
+        Backend::Tls(backend) => copy(client, *backend, account, service.patience).await,
+    };
+    lease.ended(reason);
+    reason
+}
+
+/// A connection to an endpoint.
+enum Backend {
+    /// In clear.
+    Plain(TcpStream),
+    /// Encrypted again.
+    Tls(Box<client::TlsStream<TcpStream>>),
+}
+
+async fn connect(
+    client: &ServerStream,
+    snapshot: &Snapshot,
+    rule: &Rule,
+    account: &Account,
+    service: &Service,
+    permit: &Permit,
+) -> Result<(Backend, crate::upstream::lease::Lease), CloseReason> {
+    let id = snapshot.next_backend(rule).ok_or(CloseReason::BackendRejected)?;
+    let cluster = snapshot.cluster(id);
+    account.goes_to(cluster.name.clone());
+    let socket = client.socket();
+    let upstream = connect_within_limits(cluster, socket, &snapshot.model, service, permit).await?;
+    account.has_sockets([socket.as_raw_fd(), upstream.stream.as_raw_fd()]);
+    // Where it fails, a peer that is gone is noticed later.
+    let _ = service.keepalive.apply(&upstream.stream);
+    let terminations = snapshot.terminations();
+    let Some(tls) = terminations.upstream(id) else {
+        return Ok((Backend::Plain(upstream.stream), upstream.lease));
+    };
+    let limit = snapshot.model.runtime.timeouts.handshake;
+    let address = upstream.lease.address();
+    let late = || io::Error::from(io::ErrorKind::TimedOut);
+    let shaken = timeout(limit, tls.connect(upstream.stream, Protocol::Bytes)).await;
+    match shaken.unwrap_or_else(|_| Err(late())) {
+        Ok(stream) => Ok((Backend::Tls(Box::new(stream)), upstream.lease)),
+        Err(error) => {
+            log_limit!(
+                warn,
+                backend = %cluster.name, %address, %error,
+                "the TLS handshake with the backend failed; check its certificate, and the authorities and names that \
+                 its tls settings allow"
+            );
+            Err(CloseReason::BackendTlsFailed)
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! TLS that ends here, and TLS that begins here: what the library needs for it, built from the model and the secrets.
+//!
+//! A configuration without a terminating rule builds none of this, and reads no secret. See docs/internals/termination.md.
+
+use std::{collections::HashMap, fmt, sync::Arc};
+
+use rustls::KeyLog;
+use snisplice_config::model::{
+    BackendId, Model, Origin,
+    termination::{ClientAuth, Termination, UpstreamTls},
+};
+use thiserror::Error;
+
+pub use self::{server::Server, tickets::TicketKeys, upstream::Upstream};
+use crate::secrets::{Loader, SecretError, SecretWarning, Watched};
+
+mod client_auth;
+pub mod collector;
+pub mod handshake;
+mod provider;
+mod resolver;
+mod server;
+pub mod tickets;
+pub mod upstream;
+
+/// What all configurations of a process share.
+#[derive(Debug, Clone, Default)]
+pub struct Context {
+    /// What session tickets are encrypted with.
+    pub tickets: Arc<TicketKeys>,
+    /// Where the secrets of connections are written to, for whoever debugs them (`SSLKEYLOGFILE`).
+    pub key_log: Option<Arc<dyn KeyLog>>,
+}
+
+/// A server or backend whose TLS cannot be served as it is configured.
+#[derive(Debug, Error)]
+#[error("{origin}{whose}: {fault}")]
+pub struct LoadError {
+    /// Where it was written, with a colon and a blank.
+    origin: String,
+    /// Which server or backend.
+    whose: String,
+    fault: LoadFault,
+}
+
+/// What is wrong with it.
+#[derive(Debug, Error)]
+pub enum LoadFault {
+    /// Of its certificates and keys.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    /// A name that stands for no suite, or for one that is not spoken.
+    #[error("{0} is no cipher suite that is spoken here; use one of {1}")]
+    Suite(String, String),
+    /// No version is left.
+    #[error(
+        "no version of TLS is left: minimum {min}, maximum {max}, with these cipher suites; allow another one"
+    )]
+    Versions {
+        /// The oldest one.
+        min: String,
+        /// The newest one.
+        max: String,
+    },
+    /// The library refuses.
+    #[error("cannot be set up: {0}; correct what the message names")]
+    Library(String),
+    /// A name that no certificate can have.
+    #[error("{0} is no name or address to send or verify; correct sni or subjectAltNames")]
+    Name(String),
+}
+
+/// All that is wrong, one line for each.
+#[derive(Debug, Error)]
+pub struct LoadErrors(pub Vec<LoadError>);
+
+impl fmt::Display for LoadErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, error) in self.0.iter().enumerate() {
+            let separator = if at > 0 { "\n" } else { "" };
+            write!(f, "{separator}{error}")?;
+        }
+        Ok(())
+    }
+}
+
+/// What one configuration ends and begins TLS with.
+#[derive(Debug, Default)]
+pub struct Terminations {
+    /// By [`Termination::id`].
+    servers: Vec<Option<Arc<Server>>>,
+    /// By [`BackendId`]; empty if no backend is spoken to in TLS.
+    upstreams: Vec<Option<Arc<Upstream>>>,
+    /// The files that this was read from.
+    pub watched: Watched,
+    /// When each certificate ends, in seconds since 1970.
+    pub expiry: Vec<(String, i64)>,
+}
+
+impl Terminations {
+    /// Whether the model needs anything of this.
+    #[must_use]
+    pub fn are_needed(model: &Model) -> bool {
+        model.terminations > 0 || model.listeners.iter().any(|listener| listener.plain_http.is_some())
+    }
+
+    /// Loads everything that the model names, at this time in seconds since 1970.
+    ///
+    /// # Errors
+    /// Everything that is wrong, at once, each with its file and remedy.
+    pub fn load(
+        model: &Model,
+        context: &Context,
+        now: i64,
+    ) -> Result<(Self, Vec<SecretWarning>), LoadErrors> {
+        if !Self::are_needed(model) {
+            return Ok((Self::default(), Vec::new()));
+        }
+        let mut loader = Loader::new(model, provider::load_key, now);
+        let mut all = Self { servers: vec![None; model.terminations], ..Self::default() };
+        let (mut warnings, mut errors) = (Vec::new(), Vec::new());
+        let mut failed = vec![false; model.terminations];
+        let entries = model.listeners.iter().flat_map(|listener| listener.routes.entries());
+        for (entry, termination) in entries
+            .filter_map(|entry| entry.rule.termination.as_ref().map(|termination| (entry, termination)))
+        {
+            let Some(place) = all.servers.get_mut(termination.id) else { continue };
+            if place.is_none() && !failed[termination.id] {
+                match Server::load(termination, &mut loader, context) {
+                    Ok(server) => *place = Some(Arc::new(server)),
+                    Err(fault) => {
+                        failed[termination.id] = true;
+                        errors.push(LoadError::of(&termination.origin, termination.name.clone(), fault));
+                    }
+                }
+            }
+            if let Some(server) = place
+                && !server.covers(&entry.pattern)
+            {
+                let warning = SecretWarning::NotCovered {
+                    server: termination.name.clone(),
+                    name: entry.pattern.to_string(),
+                };
+                if !warnings.contains(&warning) {
+                    warnings.push(warning);
+                }
+            }
+        }
+        all.load_upstreams(model, &mut loader, &mut warnings, &mut errors);
+        for server in all.servers.iter().flatten() {
+            for certificate in server.certificates() {
+                let end = (certificate.place.clone(), certificate.not_after);
+                if !all.expiry.contains(&end) {
+                    all.expiry.push(end);
+                }
+            }
+        }
+        let (watched, of_secrets) = loader.finish();
+        all.watched = watched;
+        warnings.splice(0..0, of_secrets);
+        if errors.is_empty() { Ok((all, warnings)) } else { Err(LoadErrors(errors)) }
+    }
+
+    fn load_upstreams(
+        &mut self,
+        model: &Model,
+        loader: &mut Loader<'_>,
+        warnings: &mut Vec<SecretWarning>,
+        errors: &mut Vec<LoadError>,
+    ) {
+        if model.backends.iter().all(|backend| backend.tls.is_none()) {
+            return;
+        }
+        let mut known: HashMap<(Arc<UpstreamTls>, String), Arc<Upstream>> = HashMap::new();
+        for backend in &model.backends {
+            let upstream = backend.tls.as_ref().and_then(|tls| {
+                let key = (tls.clone(), upstream::host_of(backend));
+                if let Some(known) = known.get(&key) {
+                    return Some(known.clone());
+                }
+                match Upstream::load(tls, &key.1, loader) {
+                    Ok(upstream) => {
+                        if tls.authorities.is_none() {
+                            warnings.push(SecretWarning::NotVerified(backend.name.clone()));
+                        }
+                        let upstream = Arc::new(upstream);
+                        known.insert(key, upstream.clone());
+                        Some(upstream)
+                    }
+                    Err(fault) => {
+                        let whose = format!("backend {}", backend.name);
+                        errors.push(LoadError { origin: String::new(), whose, fault });
+                        None
+                    }
+                }
+            });
+            self.upstreams.push(upstream);
+        }
+    }
+
+    /// What ends TLS as this says; `None` only if it is of another model.
+    #[must_use]
+    pub fn server(&self, termination: &Termination) -> Option<&Arc<Server>> {
+        self.servers.get(termination.id)?.as_ref()
+    }
+
+    /// What begins TLS to a backend; `None` is spoken to in clear.
+    #[must_use]
+    pub fn upstream(&self, backend: BackendId) -> Option<&Arc<Upstream>> {
+        self.upstreams.get(backend.0)?.as_ref()
+    }
+}
+
+impl LoadError {
+    fn of(origin: &Origin, whose: String, fault: LoadFault) -> Self {
+        Self { origin: format!("{origin}: "), whose, fault }
+    }
+}
+
+/// By whom clients are to be known.
+fn clients(auth: &ClientAuth) -> Option<&snisplice_config::model::termination::ClientCertificates> {
+    match auth {
+        ClientAuth::None => None,
+        ClientAuth::Optional(certificates) | ClientAuth::Required(certificates) => Some(certificates),
+    }
+}

@@ -1,0 +1,125 @@
+//! The handshake with a client whose hello was read already.
+
+use std::{
+    io::{self, IoSlice},
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use rustls::{Error, PeerIncompatible};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+
+use super::server::Server;
+use crate::metrics::labels::CloseReason;
+
+/// A client's connection in which TLS has ended: what is read is what the client has sent inside.
+pub type ServerStream = TlsStream<Replayed>;
+
+/// A handshake that failed. The client has been sent an alert where there is one for it (RFC 8446 section 6.2).
+#[derive(Debug)]
+pub struct Failed {
+    /// What is counted of it.
+    pub reason: CloseReason,
+    /// What the library or the socket says.
+    pub error: io::Error,
+    /// The connection, to be closed so that the alert arrives.
+    pub stream: TcpStream,
+}
+
+/// Ends TLS in a client's connection. `read` is what was read from it already. The caller has a deadline.
+///
+/// # Errors
+/// If the client goes, does not speak what this server speaks, or has no certificate that is asked for.
+pub async fn accept(stream: TcpStream, read: Vec<u8>, server: &Server) -> Result<ServerStream, Failed> {
+    // The library tries once to write an alert. The runtime takes a socket that it has just met for one that takes nothing.
+    if let Err(error) = stream.writable().await {
+        return Err(Failed { reason: CloseReason::ClientGone, error, stream });
+    }
+    let acceptor = TlsAcceptor::from(server.config.clone());
+    let accepted = acceptor.accept(Replayed { read, at: 0, stream }).into_fallible().await;
+    accepted.map_err(|(error, replayed)| Failed { reason: reason(&error), error, stream: replayed.stream })
+}
+
+/// What a failed handshake counts as.
+fn reason(error: &io::Error) -> CloseReason {
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
+        Some(Error::InvalidCertificate(_) | Error::NoCertificatesPresented) => {
+            CloseReason::ClientCertificateRefused
+        }
+        Some(Error::PeerIncompatible(
+            PeerIncompatible::NoSignatureSchemesInCommon | PeerIncompatible::NoCipherSuitesInCommon,
+        )) => CloseReason::NoCertificate,
+        Some(_) => CloseReason::HandshakeFailed,
+        // The client has gone, one way or the other.
+        None => CloseReason::ClientGone,
+    }
+}
+
+/// A client's socket, of which some bytes were read before.
+#[derive(Debug)]
+pub struct Replayed {
+    read: Vec<u8>,
+    /// How many of them were read again.
+    at: usize,
+    stream: TcpStream,
+}
+
+impl Replayed {
+    /// The socket itself.
+    #[must_use]
+    pub fn socket(&self) -> &TcpStream {
+        &self.stream
+    }
+}
+
+impl AsyncRead for Replayed {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let left = &this.read[this.at..];
+        if left.is_empty() {
+            return Pin::new(&mut this.stream).poll_read(context, buffer);
+        }
+        let count = left.len().min(buffer.remaining());
+        buffer.put_slice(&left[..count]);
+        this.at += count;
+        if this.at == this.read.len() {
+            // A connection may be idle for hours.
+            (this.read, this.at) = (Vec::new(), 0);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Replayed {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write_vectored(context, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(context)
+    }
+}

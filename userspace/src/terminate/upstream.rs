@@ -1,0 +1,324 @@
+//! TLS towards backends, for what is terminated here: `DestinationRule` `trafficPolicy.tls`.
+
+use std::{io, net::IpAddr, sync::Arc};
+
+use rustls::{
+    ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
+    client::{
+        Resumption, WebPkiServerVerifier,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+        verify_server_cert_signed_by_trust_anchor,
+    },
+    crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature},
+    pki_types::{CertificateDer, ServerName, UnixTime},
+    server::ParsedCertificate,
+    sign::SingleCertAndKey,
+};
+use snisplice_config::model::{Backend, EndpointHost, termination::UpstreamTls};
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+use super::{LoadFault, client_auth, provider::provider};
+use crate::secrets::Loader;
+
+/// What begins TLS to one backend.
+#[derive(Debug)]
+pub struct Upstream {
+    /// For bytes: no protocol is offered.
+    plain: Arc<ClientConfig>,
+    /// For HTTP/1.1.
+    http1: Arc<ClientConfig>,
+    /// For HTTP/2.
+    http2: Arc<ClientConfig>,
+    /// The name to send and verify; `None` is the endpoint's address, which is not sent.
+    name: Option<ServerName<'static>>,
+}
+
+/// What is inside a connection to a backend, which ALPN (RFC 7301) tells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// Bytes: nothing is offered.
+    Bytes,
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+}
+
+/// The name of a backend as its certificate has it, where the configuration names none: that of its endpoints, else the one in
+/// its own name, as `host:port`. Empty if there is none.
+#[must_use]
+pub fn host_of(backend: &Backend) -> String {
+    let of_endpoint = backend.endpoints.iter().find_map(|endpoint| match &endpoint.host {
+        EndpointHost::Dns(name) => Some(name.without_dot().to_owned()),
+        EndpointHost::Ip(_) => None,
+    });
+    let own = || {
+        let (host, _) = backend.name.rsplit_once(':')?;
+        (host.contains('.') && host.parse::<IpAddr>().is_err()).then(|| host.to_owned())
+    };
+    of_endpoint.or_else(own).unwrap_or_default()
+}
+
+impl Upstream {
+    /// For a backend of this host name, which may be empty.
+    pub(super) fn load(tls: &UpstreamTls, host: &str, loader: &mut Loader<'_>) -> Result<Self, LoadFault> {
+        let name = match tls.sni.as_deref().unwrap_or(host) {
+            "" => None,
+            name => {
+                let parsed = ServerName::try_from(name.to_owned());
+                Some(parsed.map_err(|_| LoadFault::Name(name.to_owned()))?)
+            }
+        };
+        let verifier: Arc<dyn ServerCertVerifier> = match &tls.authorities {
+            None => Arc::new(Unverified(provider())),
+            Some(source) => {
+                let roots = loader.authorities(source)?.roots;
+                if tls.subject_alt_names.is_empty() {
+                    let builder = WebPkiServerVerifier::builder_with_provider(roots, provider());
+                    builder.build().map_err(|error| LoadFault::Library(error.to_string()))?
+                } else {
+                    Arc::new(Named { roots, names: tls.subject_alt_names.clone(), provider: provider() })
+                }
+            }
+        };
+        let builder = ClientConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .map_err(|error| LoadFault::Library(error.to_string()))?
+            .dangerous()
+            .with_custom_certificate_verifier(verifier);
+        let mut config = match &tls.certificate {
+            None => builder.with_no_client_auth(),
+            Some(source) => {
+                let own = loader.certificate(source)?;
+                builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from((*own.key).clone())))
+            }
+        };
+        config.resumption = Resumption::in_memory_sessions(64);
+        let with = |protocols: &[&[u8]]| {
+            let mut config = config.clone();
+            config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+            Arc::new(config)
+        };
+        Ok(Self { plain: with(&[]), http1: with(&[b"http/1.1"]), http2: with(&[b"h2"]), name })
+    }
+
+    /// Begins TLS in a connection to an endpoint. The caller has a deadline.
+    ///
+    /// # Errors
+    /// Of the socket, or [`Error`] inside if the backend cannot be trusted or does not understand.
+    pub async fn connect(&self, stream: TcpStream, protocol: Protocol) -> io::Result<TlsStream<TcpStream>> {
+        let config = match protocol {
+            Protocol::Bytes => &self.plain,
+            Protocol::Http1 => &self.http1,
+            Protocol::Http2 => &self.http2,
+        };
+        let name = match &self.name {
+            Some(name) => name.clone(),
+            None => ServerName::from(stream.peer_addr()?.ip().to_canonical()),
+        };
+        TlsConnector::from(config.clone()).connect(name, stream).await
+    }
+}
+
+/// Takes any certificate; what it has signed is still verified, so that nobody without the key can use it.
+#[derive(Debug)]
+struct Unverified(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Unverified {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Takes a certificate of these authorities with one of these names, whatever name is sent (`subjectAltNames`).
+#[derive(Debug)]
+struct Named {
+    roots: Arc<RootCertStore>,
+    names: Vec<String>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for Named {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let parsed = ParsedCertificate::try_from(end_entity)?;
+        let algorithms = self.provider.signature_verification_algorithms.all;
+        verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, algorithms)?;
+        if client_auth::has_one_of(end_entity, &self.names) {
+            Ok(ServerCertVerified::assertion())
+        } else {
+            Err(client_auth::other_name())
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+    use rustls::{
+        ServerConfig,
+        pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
+    };
+    use snisplice_config::{
+        model::{Endpoint, Model, termination::AuthoritySource},
+        name::HostName,
+    };
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+    use tokio_rustls::TlsAcceptor;
+
+    use super::*;
+    use crate::terminate::provider;
+
+    fn authority() -> CertifiedIssuer<'static, KeyPair> {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+    }
+
+    /// What comes of a connection to a backend with a certificate for `backend.test`.
+    async fn reach(authorities: Option<&Path>, sni: &str, names: &[&str]) -> io::Result<Vec<u8>> {
+        let issuer = authority();
+        let key = KeyPair::generate().unwrap();
+        let certificate =
+            CertificateParams::new(["backend.test".to_owned()]).unwrap().signed_by(&key, &issuer).unwrap();
+        if let Some(path) = authorities
+            && !path.exists()
+        {
+            fs::write(path, issuer.pem()).unwrap();
+        }
+        let server = ServerConfig::builder_with_provider(provider::provider())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![certificate.der().clone()],
+                PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
+            )
+            .unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let serve = async {
+            let (stream, _) = listener.accept().await?;
+            let mut stream = TlsAcceptor::from(Arc::new(server)).accept(stream).await?;
+            stream.write_all(b"inside").await?;
+            stream.shutdown().await
+        };
+        let tls = UpstreamTls {
+            sni: Some(sni.to_owned()),
+            authorities: authorities.map(|path| AuthoritySource::File(path.display().to_string())),
+            subject_alt_names: names.iter().map(|name| (*name).to_owned()).collect(),
+            certificate: None,
+        };
+        let model = Model::default();
+        let upstream = Upstream::load(&tls, "", &mut Loader::new(&model, provider::load_key, 0))
+            .map_err(io::Error::other)?;
+        let ask = async {
+            let mut stream = upstream.connect(TcpStream::connect(address).await?, Protocol::Bytes).await?;
+            let mut bytes = Vec::new();
+            stream.read_to_end(&mut bytes).await?;
+            Ok(bytes)
+        };
+        let (asked, _) = tokio::join!(ask, serve);
+        asked
+    }
+
+    #[tokio::test]
+    async fn a_backend_is_trusted_by_its_authority_and_its_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        assert_eq!(reach(Some(&at("own")), "backend.test", &[]).await.unwrap(), b"inside");
+        assert_eq!(reach(Some(&at("named")), "other.test", &["backend.test"]).await.unwrap(), b"inside");
+        assert_eq!(reach(None, "other.test", &[]).await.unwrap(), b"inside", "nobody is verified");
+        let fault = |error: io::Error| error.to_string();
+        let other = reach(Some(&at("other")), "other.test", &[]).await.map_err(fault).unwrap_err();
+        assert!(other.contains("not valid for name"), "{other}");
+        let named = reach(Some(&at("again")), "backend.test", &["no.test"]).await.map_err(fault).unwrap_err();
+        assert!(named.contains("NoneOfSubjectAltNames"), "{named}");
+        fs::write(at("foreign"), authority().pem()).unwrap();
+        let foreign = reach(Some(&at("foreign")), "backend.test", &[]).await.map_err(fault).unwrap_err();
+        assert!(foreign.contains("certificate"), "{foreign}");
+    }
+
+    #[test]
+    fn the_name_of_a_backend_is_its_endpoints_or_its_own() {
+        let named = |name: &str, host: Option<&str>| {
+            let endpoints = host.map(|host| Endpoint {
+                host: EndpointHost::Dns(HostName::parse(host).unwrap()),
+                port: 443,
+                weight: 1,
+            });
+            host_of(&Backend {
+                name: name.to_owned(),
+                endpoints: endpoints.into_iter().collect(),
+                ..Backend::default()
+            })
+        };
+        assert_eq!(named("web.shop.svc:443", Some("web.example.com.")), "web.example.com");
+        assert_eq!(named("web.example.com:443", None), "web.example.com");
+        assert_eq!(named("web", None), "");
+        assert_eq!(named("10.0.0.1:443", None), "");
+    }
+}
