@@ -12,6 +12,7 @@ use rustls::{
     ClientConfig, ConfigBuilder, RootCertStore, ServerConfig, SupportedProtocolVersion,
     client::WantsClientCert,
     pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer},
+    server::WebPkiClientVerifier,
 };
 
 /// A certificate authority that exists for one test.
@@ -94,6 +95,19 @@ impl Ca {
 }
 
 impl Leaf {
+    /// A server that shows this certificate, and wants one of this authority to be shown.
+    pub fn server_asking(&self, clients: &Ca) -> Result<Arc<ServerConfig>> {
+        let mut roots = RootCertStore::empty();
+        roots.add(clients.issuer.der().clone())?;
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider()).build()?;
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.pkcs8.clone()));
+        let config = ServerConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()?
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(vec![self.der.clone()], key)?;
+        Ok(Arc::new(config))
+    }
+
     /// A server that shows this certificate.
     pub fn server(&self, versions: &[&'static SupportedProtocolVersion]) -> Result<Arc<ServerConfig>> {
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.pkcs8.clone()));

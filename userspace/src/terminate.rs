@@ -2,12 +2,16 @@
 //!
 //! A configuration without a terminating rule builds none of this, and reads no secret. See docs/internals/termination.md.
 
-use std::{collections::HashMap, fmt, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    sync::Arc,
+};
 
 use rustls::KeyLog;
 use snisplice_config::model::{
     BackendId, Model, Origin,
-    termination::{ClientAuth, Termination, UpstreamTls},
+    termination::{ClientAuth, Inside, Termination, UpstreamTls},
 };
 use thiserror::Error;
 
@@ -89,8 +93,8 @@ impl fmt::Display for LoadErrors {
 pub struct Terminations {
     /// By [`Termination::id`].
     servers: Vec<Option<Arc<Server>>>,
-    /// By [`BackendId`]; empty if no backend is spoken to in TLS.
-    upstreams: Vec<Option<Arc<Upstream>>>,
+    /// By [`BackendId`]: what is spoken to in TLS, as far as there is what that takes.
+    upstreams: HashMap<BackendId, Option<Arc<Upstream>>>,
     /// The files that this was read from.
     pub watched: Watched,
     /// When each certificate ends, in seconds since 1970.
@@ -104,12 +108,16 @@ impl Terminations {
         model.terminations > 0 || model.listeners.iter().any(|listener| listener.plain_http.is_some())
     }
 
-    /// Loads everything that the model names, at this time in seconds since 1970.
+    /// Loads everything that the model names, at this time in seconds since 1970, after the `former` ones.
+    ///
+    /// What an Istio object names and is not there is only warned of, as in Istio: its names are refused. If it was there
+    /// before, it is an error: somebody may be replacing it.
     ///
     /// # Errors
     /// Everything that is wrong, at once, each with its file and remedy.
     pub fn load(
         model: &Model,
+        former: &Self,
         context: &Context,
         now: i64,
     ) -> Result<(Self, Vec<SecretWarning>), LoadErrors> {
@@ -128,6 +136,17 @@ impl Terminations {
             if place.is_none() && !failed[termination.id] {
                 match Server::load(termination, &mut loader, context) {
                     Ok(server) => *place = Some(Arc::new(server)),
+                    Err(LoadFault::Secret(error))
+                        if error.is_missing()
+                            && termination.name.starts_with("Gateway ")
+                            && !former.serves(&termination.name) =>
+                    {
+                        failed[termination.id] = true;
+                        warnings.push(SecretWarning::Missing(format!(
+                            "{}: {}: {error}",
+                            termination.origin, termination.name
+                        )));
+                    }
                     Err(fault) => {
                         failed[termination.id] = true;
                         errors.push(LoadError::of(&termination.origin, termination.name.clone(), fault));
@@ -146,7 +165,7 @@ impl Terminations {
                 }
             }
         }
-        all.load_upstreams(model, &mut loader, &mut warnings, &mut errors);
+        all.load_upstreams(model, former, &mut loader, &mut warnings, &mut errors);
         for server in all.servers.iter().flatten() {
             for certificate in server.certificates() {
                 let end = (certificate.place.clone(), certificate.not_after);
@@ -164,51 +183,90 @@ impl Terminations {
     fn load_upstreams(
         &mut self,
         model: &Model,
+        former: &Self,
         loader: &mut Loader<'_>,
         warnings: &mut Vec<SecretWarning>,
         errors: &mut Vec<LoadError>,
     ) {
-        if model.backends.iter().all(|backend| backend.tls.is_none()) {
-            return;
-        }
+        let used = used_backends(model);
         let mut known: HashMap<(Arc<UpstreamTls>, String), Arc<Upstream>> = HashMap::new();
-        for backend in &model.backends {
-            let upstream = backend.tls.as_ref().and_then(|tls| {
-                let key = (tls.clone(), upstream::host_of(backend));
-                if let Some(known) = known.get(&key) {
-                    return Some(known.clone());
-                }
-                match Upstream::load(tls, &key.1, loader) {
-                    Ok(upstream) => {
-                        if tls.authorities.is_none() {
-                            warnings.push(SecretWarning::NotVerified(backend.name.clone()));
-                        }
-                        let upstream = Arc::new(upstream);
-                        known.insert(key, upstream.clone());
-                        Some(upstream)
+        for (at, backend) in model.backends.iter().enumerate() {
+            let id = BackendId(at);
+            let Some(tls) = backend.tls.as_ref().filter(|_| used.contains(&id)) else { continue };
+            let key = (tls.clone(), upstream::host_of(backend));
+            if let Some(known) = known.get(&key) {
+                self.upstreams.insert(id, Some(known.clone()));
+                continue;
+            }
+            let whose = format!("backend {}", backend.name);
+            let upstream = match Upstream::load(tls, &backend.name, &key.1, loader) {
+                Ok(upstream) => {
+                    if tls.authorities.is_none() {
+                        warnings.push(SecretWarning::NotVerified(backend.name.clone()));
                     }
-                    Err(fault) => {
-                        let whose = format!("backend {}", backend.name);
-                        errors.push(LoadError { origin: String::new(), whose, fault });
-                        None
-                    }
+                    let upstream = Arc::new(upstream);
+                    known.insert(key, upstream.clone());
+                    Some(upstream)
                 }
-            });
-            self.upstreams.push(upstream);
+                Err(LoadFault::Secret(error)) if error.is_missing() && !former.reaches(&backend.name) => {
+                    warnings.push(SecretWarning::Missing(format!("{whose}: {error}")));
+                    None
+                }
+                Err(fault) => {
+                    errors.push(LoadError { origin: String::new(), whose, fault });
+                    None
+                }
+            };
+            self.upstreams.insert(id, upstream);
         }
     }
 
-    /// What ends TLS as this says; `None` only if it is of another model.
+    /// Whether there is a server of this name.
+    fn serves(&self, name: &str) -> bool {
+        self.servers.iter().flatten().any(|server| server.name == name)
+    }
+
+    /// Whether there is TLS to a backend of this name.
+    fn reaches(&self, backend: &str) -> bool {
+        self.upstreams.values().flatten().any(|upstream| upstream.backend == backend)
+    }
+
+    /// What ends TLS as this says; `None` if its certificate is not there.
     #[must_use]
     pub fn server(&self, termination: &Termination) -> Option<&Arc<Server>> {
         self.servers.get(termination.id)?.as_ref()
     }
 
     /// What begins TLS to a backend; `None` is spoken to in clear.
-    #[must_use]
-    pub fn upstream(&self, backend: BackendId) -> Option<&Arc<Upstream>> {
-        self.upstreams.get(backend.0)?.as_ref()
+    ///
+    /// # Errors
+    /// If what that takes is not there: then the backend must not be spoken to at all.
+    pub fn upstream(&self, backend: BackendId) -> Result<Option<&Arc<Upstream>>, Unusable> {
+        match self.upstreams.get(&backend) {
+            None => Ok(None),
+            Some(Some(upstream)) => Ok(Some(upstream)),
+            Some(None) => Err(Unusable),
+        }
     }
+}
+
+/// A backend is to be spoken to in TLS, and there is no certificate or authority for that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("a certificate or authority for TLS with the backend is missing; see the log of the start or reload")]
+pub struct Unusable;
+
+/// The backends that are spoken to once TLS has ended, or without TLS.
+fn used_backends(model: &Model) -> HashSet<BackendId> {
+    let entries = model.listeners.iter().flat_map(|listener| listener.routes.entries());
+    let terminating: Vec<_> = entries.filter(|entry| entry.rule.termination.is_some()).collect();
+    let inside = terminating.iter().filter_map(|entry| match &entry.rule.termination.as_ref()?.inside {
+        Inside::Http(table) => Some(table),
+        Inside::Bytes => None,
+    });
+    let plain = model.listeners.iter().filter_map(|listener| Some(&listener.plain_http.as_ref()?.table));
+    let requests = inside.chain(plain).flat_map(|table| &table.hosts).flat_map(|host| &host.rules);
+    let rules = terminating.iter().map(|entry| &entry.rule).chain(requests.map(|rule| &rule.rule));
+    rules.flat_map(|rule| &rule.targets).filter_map(|target| target.backend).collect()
 }
 
 impl LoadError {

@@ -38,6 +38,7 @@ use crate::flow;
 pub(crate) const CASES: &[Case] = &[
     Case::sockets("terminate::bytes_and_a_half_close_go_through_both_ways", bytes_both_ways),
     Case::sockets("terminate::one_port_terminates_and_passes_through", one_port),
+    Case::once("terminate::istio_objects_terminate_and_encrypt_again", encrypted_again),
     Case::once("terminate::clients_are_known_by_their_certificates", client_certificates),
     Case::once("terminate::versions_are_those_of_the_configuration", versions),
     Case::once("terminate::a_client_is_shown_the_certificate_that_it_can_verify", certificate_fits),
@@ -219,6 +220,75 @@ fn one_port(lab: &Lab) -> Result<()> {
     let mut back = [0; 12];
     passed.read_exact(&mut back)?;
     server.join().map_err(|_| anyhow::anyhow!("the server has failed"))?
+}
+
+/// A server `SIMPLE` with a Secret of the same files, and a destination with TLS and a certificate of ours.
+fn encrypted_again(lab: &Lab) -> Result<()> {
+    let (leaf, own) = (lab.ca.issue("*.example.com")?, lab.ca.issue("balancer.test")?);
+    let objects = |authorities: &Path| {
+        let indented = |path: &Path| fs::read_to_string(path).map(|text| text.replace('\n', "\n    "));
+        Ok::<_, std::io::Error>(format!(
+            "apiVersion: v1\nkind: Secret\nmetadata: {{name: web, namespace: default}}\nstringData:\n  tls.crt: |\n    {}\n  tls.key: |\n    {}\n\
+             ---\napiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {{name: front, namespace: default}}\n\
+             spec:\n  selector: {{istio: ingressgateway}}\n  servers:\n  - port: {{number: 8443, name: tls, protocol: TLS}}\n    \
+             tls: {{mode: SIMPLE, credentialName: web}}\n    hosts: [\"*.example.com\"]\n\
+             ---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: inside, namespace: default}}\n\
+             spec:\n  hosts: [\"*.example.com\"]\n  gateways: [front]\n  tcp:\n  - match: [{{port: 8443}}]\n    \
+             route: [{{destination: {{host: inner.test, port: {{number: 9443}}}}}}]\n\
+             ---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: inner, namespace: default}}\n\
+             spec:\n  hosts: [inner.test]\n  resolution: STATIC\n  ports: [{{number: 9443, name: tcp, protocol: TCP}}]\n  \
+             endpoints: [{{address: {BACKEND}}}]\n\
+             ---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: inner, namespace: default}}\n\
+             spec:\n  host: inner.test\n  trafficPolicy:\n    \
+             tls: {{mode: MUTUAL, sni: inner.test, caCertificates: {}, clientCertificate: {}, privateKey: {}}}\n",
+            indented(&leaf.certificate)?,
+            indented(&leaf.key)?,
+            authorities.display(),
+            own.certificate.display(),
+            own.key.display(),
+        ))
+    };
+    let config = lab.ca.issue("inner.test")?.server_asking(&lab.ca)?;
+    let listener = tcp::listen(&lab.backend, &format!("{BACKEND}:9443"))?;
+    thread::spawn(move || {
+        while let Ok((stream, _)) = listener.accept() {
+            let Ok(connection) = ServerConnection::new(config.clone()) else { return };
+            let mut stream = StreamOwned::new(connection, stream);
+            let mut buffer = [0; 12];
+            if stream.read_exact(&mut buffer).is_ok() && stream.write_all(&buffer).is_ok() {
+                // To the end of the client, and then our own.
+                let _ = stream.read(&mut [0; 1]);
+                stream.conn.send_close_notify();
+                let _ = stream.flush();
+            }
+        }
+    });
+    let options = Options::yaml(lab, &objects(&lab.ca.file())?)?;
+    let daemon = Daemon::start(lab, &options)?;
+    let config = lab.ca.client(&[&TLS13])?;
+    exchange(connect(lab, &config, NAME)?)?;
+    closed(&daemon, "finished", 1)?;
+    // What is missing is an error once it was there.
+    fs::rename(lab.dir().join("snisplice.yaml"), lab.dir().join("whole.yaml"))?;
+    let whole = fs::read_to_string(lab.dir().join("whole.yaml"))?;
+    fs::write(lab.dir().join("snisplice.yaml"), whole.replace("{name: web,", "{name: other,"))?;
+    daemon.process().signal(Signal::SIGHUP)?;
+    daemon
+        .wait_metrics("it is refused", |metrics| metrics.sum("snisplice_config_rejected_total", &[]) == 1)?;
+    exchange(connect(lab, &config, NAME)?)?;
+    // Another authority's certificate is not trusted.
+    let other = tempfile::tempdir()?;
+    Options::yaml(lab, &objects(&Ca::new(other.path())?.file())?)?;
+    daemon.process().signal(Signal::SIGHUP)?;
+    daemon.wait_metrics("it is reloaded", |metrics| metrics.sum("snisplice_config_generation", &[]) == 2)?;
+    ensure!(exchange(connect(lab, &config, NAME)?).is_err(), "the backend is trusted");
+    closed(&daemon, "backend_tls_failed", 1)?;
+    // Where it was never there, its names are refused, and the others are served.
+    drop(daemon);
+    fs::write(lab.dir().join("snisplice.yaml"), whole.replace("{name: web,", "{name: other,"))?;
+    let daemon = Daemon::start(lab, &options)?;
+    ensure!(connect(lab, &config, NAME).is_err(), "it is served without a certificate");
+    closed(&daemon, "no_certificate", 1)
 }
 
 /// A client that trusts the lab's authority and shows this certificate.

@@ -48,7 +48,7 @@ impl App {
         let report = warnings(&translation);
         let Some(mut model) = translation.model else { return Err(anyhow!("\n{report}")) };
         override_with(&mut model, &self.options);
-        let terminations = self.secrets.load(&model)?;
+        let terminations = self.secrets.load(&model, &self.current.load().terminations())?;
         let former = self.current.load_full();
         for setting in former.model.startup.needs_restart(&model.startup) {
             tracing::warn!("{setting} takes effect at the next start only");

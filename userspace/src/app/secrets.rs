@@ -62,13 +62,13 @@ impl Secrets {
     }
 
     /// Loads what a configuration names. What its author should know is logged.
-    pub(super) fn load(&self, model: &Model) -> anyhow::Result<Terminations> {
+    pub(super) fn load(&self, model: &Model, former: &Terminations) -> anyhow::Result<Terminations> {
         let now = seconds(SystemTime::now());
         if Terminations::are_needed(model) {
             self.context.tickets.rotate(now);
         }
         let (loaded, warnings) =
-            Terminations::load(model, &self.context, now).map_err(|errors| anyhow!("\n{errors}"))?;
+            Terminations::load(model, former, &self.context, now).map_err(|errors| anyhow!("\n{errors}"))?;
         log(&warnings);
         Ok(loaded)
     }
@@ -127,7 +127,7 @@ impl App {
     /// `again` is whether they have not changed, and it is only time to look at them.
     fn take_secrets(&mut self, again: bool) {
         let snapshot = self.current.load_full();
-        match self.secrets.load(&snapshot.model) {
+        match self.secrets.load(&snapshot.model, &snapshot.terminations()) {
             Ok(loaded) => {
                 self.secrets.serves(&snapshot.model, &loaded);
                 snapshot.terminate_with(loaded);
@@ -136,7 +136,7 @@ impl App {
                 }
             }
             Err(error) if again => {
-                tracing::error!("certificates or keys in service have faults by now: {error:#}")
+                tracing::error!("certificates or keys in service have faults by now: {error:#}");
             }
             Err(error) => {
                 tracing::error!(
@@ -166,7 +166,7 @@ fn seconds(time: SystemTime) -> i64 {
 /// What `check` says of the secrets: an error as text, or the warnings.
 pub fn check_secrets(model: &Model) -> Result<Vec<SecretWarning>, String> {
     let now = seconds(SystemTime::now());
-    Terminations::load(model, &Context::default(), now)
+    Terminations::load(model, &Terminations::default(), &Context::default(), now)
         .map(|(_, warnings)| warnings)
         .map_err(|errors| errors.to_string())
 }

@@ -34,6 +34,7 @@ use crate::{
     proxy::worker::{self, Shared},
     snapshot::{SharedSnapshot, Snapshot},
     takeover::{Place, client::Client},
+    terminate::Terminations,
     upstream::dns::Resolver,
 };
 
@@ -152,7 +153,10 @@ impl Found {
     pub(super) fn load(self) -> anyhow::Result<Loaded> {
         let Self { mut process, model, place, old, pins } = self;
         // First of all that can fail by what an operator has written.
-        let terminations = process.secrets.load(&model).context("the certificates or keys have errors")?;
+        let terminations = process
+            .secrets
+            .load(&model, &Terminations::default())
+            .context("the certificates or keys have errors")?;
         process.secrets.serves(&model, &terminations);
         let jointly = pins.is_some();
         let datapath = choose(&model, &process.needs, process.trial.as_mut(), pins)?;

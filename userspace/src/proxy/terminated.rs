@@ -152,7 +152,7 @@ async fn connect(
     // Where it fails, a peer that is gone is noticed later.
     let _ = service.keepalive.apply(&upstream.stream);
     let terminations = snapshot.terminations();
-    let Some(tls) = terminations.upstream(id) else {
+    let Some(tls) = terminations.upstream(id).map_err(|_| CloseReason::BackendTlsFailed)? else {
         return Ok((Backend::Plain(upstream.stream), upstream.lease));
     };
     let limit = snapshot.model.runtime.timeouts.handshake;

@@ -18,6 +18,16 @@ pub struct SecretError {
 }
 
 impl SecretError {
+    /// Whether nothing is there, so that there may be something later.
+    #[must_use]
+    pub fn is_missing(&self) -> bool {
+        match &self.fault {
+            Fault::NotFound { .. } => true,
+            Fault::Unreadable(error) => error.kind() == io::ErrorKind::NotFound,
+            _ => false,
+        }
+    }
+
     /// Of what is there.
     #[must_use]
     pub fn new(place: impl Into<String>, fault: Fault) -> Self {
@@ -225,6 +235,9 @@ pub enum SecretWarning {
         /// When.
         at: Moment,
     },
+    /// A certificate or authority that is not there (yet).
+    #[error("{0}; until it is there, what needs it is refused")]
+    Missing(String),
     /// Nobody is verified.
     #[error("{0}: the certificate of the backend is not verified (insecureSkipVerify); name its authority")]
     NotVerified(String),

@@ -18,6 +18,8 @@ use crate::secrets::{Certificate, Loader};
 /// What ends TLS for one server.
 #[derive(Debug)]
 pub struct Server {
+    /// Which server of the configuration it is.
+    pub(super) name: String,
     /// For the library.
     pub(super) config: Arc<ServerConfig>,
     certificates: Arc<Certificates>,
@@ -57,7 +59,7 @@ impl Server {
         if let Some(key_log) = &context.key_log {
             config.key_log = key_log.clone();
         }
-        Ok(Self { config: Arc::new(config), certificates })
+        Ok(Self { name: termination.name.clone(), config: Arc::new(config), certificates })
     }
 
     /// Whether one of the certificates is for these names.

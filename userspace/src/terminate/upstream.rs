@@ -24,6 +24,8 @@ use crate::secrets::Loader;
 /// What begins TLS to one backend.
 #[derive(Debug)]
 pub struct Upstream {
+    /// The backend's name, or that of one that is spoken to in the same way.
+    pub(super) backend: String,
     /// For bytes: no protocol is offered.
     plain: Arc<ClientConfig>,
     /// For HTTP/1.1.
@@ -62,7 +64,12 @@ pub fn host_of(backend: &Backend) -> String {
 
 impl Upstream {
     /// For a backend of this host name, which may be empty.
-    pub(super) fn load(tls: &UpstreamTls, host: &str, loader: &mut Loader<'_>) -> Result<Self, LoadFault> {
+    pub(super) fn load(
+        tls: &UpstreamTls,
+        backend: &str,
+        host: &str,
+        loader: &mut Loader<'_>,
+    ) -> Result<Self, LoadFault> {
         let name = match tls.sni.as_deref().unwrap_or(host) {
             "" => None,
             name => {
@@ -100,7 +107,8 @@ impl Upstream {
             config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
             Arc::new(config)
         };
-        Ok(Self { plain: with(&[]), http1: with(&[b"http/1.1"]), http2: with(&[b"h2"]), name })
+        let backend = backend.to_owned();
+        Ok(Self { backend, plain: with(&[]), http1: with(&[b"http/1.1"]), http2: with(&[b"h2"]), name })
     }
 
     /// Begins TLS in a connection to an endpoint. The caller has a deadline.
@@ -249,7 +257,7 @@ mod tests {
         {
             fs::write(path, issuer.pem()).unwrap();
         }
-        let server = ServerConfig::builder_with_provider(provider::provider())
+        let server = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_no_client_auth()
@@ -273,7 +281,7 @@ mod tests {
             certificate: None,
         };
         let model = Model::default();
-        let upstream = Upstream::load(&tls, "", &mut Loader::new(&model, provider::load_key, 0))
+        let upstream = Upstream::load(&tls, "backend", "", &mut Loader::new(&model, provider::load_key, 0))
             .map_err(io::Error::other)?;
         let ask = async {
             let mut stream = upstream.connect(TcpStream::connect(address).await?, Protocol::Bytes).await?;
