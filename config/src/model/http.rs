@@ -296,3 +296,57 @@ pub enum BackendHttp {
     /// HTTP/2 with prior knowledge (port name `http2`, `grpc`, `grpc-web`, or `appProtocol: kubernetes.io/h2c`).
     Http2,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(patterns: &[&str]) -> HttpTable {
+        let host = |text: &&str| VirtualHost {
+            pattern: HostPattern::parse(text).unwrap(),
+            https_redirect: None,
+            rules: Vec::new(),
+        };
+        HttpTable::new(patterns.iter().map(host).collect())
+    }
+
+    #[test]
+    fn the_most_specific_host_serves() {
+        let table = table(&["*", "*.test", "b.a.test", "*.a.test", "a.test", "*.b.a.test", "z.test"]);
+        for (host, pattern) in [
+            ("a.test", "a.test"),
+            ("A.Test", "a.test"),
+            ("b.a.test", "b.a.test"),
+            ("c.a.test", "*.a.test"),
+            ("c.b.a.test", "*.b.a.test"),
+            ("d.c.b.a.test", "*.b.a.test"),
+            ("y.test", "*.test"),
+            ("test", "*"),
+            ("other.example", "*"),
+            ("10.0.0.1", "*"),
+            ("[::1]", "*"),
+            ("", "*"),
+        ] {
+            let found = table.lookup(host).map(|found| found.pattern.to_string());
+            assert_eq!(found.as_deref(), Some(pattern), "{host}");
+        }
+    }
+
+    #[test]
+    fn without_a_star_other_hosts_have_no_rules() {
+        let table = table(&["a.test", "*.b.test"]);
+        assert!(table.lookup("a.test").is_some() && table.lookup("x.b.test").is_some());
+        for host in ["b.test", "x.a.test", "10.0.0.1", "", "test"] {
+            assert!(table.lookup(host).is_none(), "{host}");
+        }
+        assert!(HttpTable::default().lookup("a.test").is_none());
+    }
+
+    #[test]
+    fn an_expression_has_to_match_the_whole_text() {
+        let expression = Expression::new("a|b").unwrap();
+        assert!(expression.matches("a") && expression.matches("b") && !expression.matches("ab"));
+        assert!(Expression::new(")(").is_err());
+        assert!(Expression::new("(a{1000}){1000}").is_err(), "larger than is allowed");
+    }
+}
