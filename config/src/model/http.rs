@@ -2,7 +2,7 @@
 
 use std::{cmp::Reverse, sync::Arc, time::Duration};
 
-use super::{Origin, rule::Rule};
+use super::rule::{Origin, Rule};
 use crate::name::{HostPattern, ServerName, labels};
 
 /// The rules of one server by the authority of a request.
