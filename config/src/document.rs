@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use zeroize::Zeroize as _;
+
 /// One document of a text: its nodes in the order of the text, each before what is below it.
 ///
 /// One allocation holds all nodes and another one all texts, since a file of 100,000 routes has millions of them.
@@ -97,6 +99,13 @@ pub(crate) enum Value<'d> {
     Text(&'d str),
     List,
     Map,
+}
+
+/// A text may be a private key: it is overwritten.
+impl Drop for Document {
+    fn drop(&mut self) {
+        self.texts.zeroize();
+    }
 }
 
 impl Document {

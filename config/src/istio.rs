@@ -8,19 +8,20 @@
 //!
 //! | Object | Field | Here |
 //! |---|---|---|
-//! | `Gateway` | `servers[]` with `tls.mode: PASSTHROUGH` | a listener for each port and `bind`; servers of several Gateways share it |
+//! | `Gateway` | `servers[]` with `tls.mode: PASSTHROUGH`, `SIMPLE`, `MUTUAL`, `OPTIONAL_MUTUAL`, or HTTP | a listener for each port and `bind`; servers of several Gateways share it |
 //! | | `servers[].bind` | one address; without it `0.0.0.0` and `[::]` |
 //! | | `servers[].hosts[]` | `[namespace/]name`; narrows what attached routes serve |
-//! | | other modes, protocols, `httpsRedirect` | rejected, their names are refused; the other servers are served |
+//! | | other modes and protocols | rejected, their names are refused; the other servers are served |
 //! | | `selector` | held against `--selector` |
 //! | `VirtualService` | `gateways[]`, `exportTo[]` | as in Istio, with `--namespace`; `mesh` has no meaning here |
 //! | | `tls[].match[]` | `port`, `sniHosts` (within `hosts`), `gateways`; `destinationSubnets` is rejected |
 //! | | `tls[].route[]` | `weight`, `destination.host`, `.port.number` and `.subset` |
-//! | | `tcp[]` | what has no other route, where a TCP server shares the port of a TLS server |
-//! | | `http[]` | rejected |
+//! | | `tcp[]` | what is inside of TLS that ends on a `TLS` server; what has no other route, where a TCP server shares the port of a TLS server |
+//! | | `http[]` | on servers of HTTP, and of HTTPS where TLS ends; what cannot be served is answered with 503 |
 //! | `ServiceEntry` | `resolution: STATIC`, `DNS` | endpoints, or `WorkloadEntry` objects that it selects, else the host by DNS |
 //! | `Service` | `ports`, `type: ExternalName` | endpoints of `EndpointSlice` or `Endpoints` objects, else by DNS |
-//! | `DestinationRule` | `subsets` | labels of endpoints; policies that change what is sent are warned of |
+//! | `DestinationRule` | `subsets`, `trafficPolicy.tls` | labels of endpoints; TLS towards them where the client's has ended; other policies that change what is sent are warned of |
+//! | `Secret` | `data`, `stringData` | certificates and keys that servers and rules name |
 //!
 //! A destination is looked for in `--resolve`, then among these objects, and is else left to DNS. A host without a dot
 //! is a service of the `VirtualService`'s namespace.

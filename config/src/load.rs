@@ -2,6 +2,8 @@
 
 use std::{borrow::Cow, collections::HashMap, sync::Arc};
 
+use zeroize::Zeroize as _;
+
 use crate::{
     builder::ModelBuilder,
     decode::{Diagnostics, Subject, View},
@@ -85,6 +87,17 @@ impl Documents {
     /// Adds an object. `name` stands for the file in what is said about it; there is no line.
     pub fn push_object(&mut self, name: &str, object: &serde_json::Value) {
         self.parts.push((name.into(), Part::Object(Document::from(object))));
+    }
+}
+
+/// A text may hold private keys: it is overwritten.
+impl Drop for Documents {
+    fn drop(&mut self) {
+        for (_, part) in &mut self.parts {
+            if let Part::Text(text) = part {
+                text.zeroize();
+            }
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use self::{
     http::{BackendHttp, PlainHttp},
     route_table::RouteTable,
     secret::Secret,
-    termination::UpstreamTls,
+    termination::{SecretName, UpstreamTls},
 };
 pub use self::{
     rule::{BackendId, Origin, Rule, Target},
@@ -51,6 +51,15 @@ pub struct Model {
     pub startup: Startup,
     /// What follows a reload, beside listeners, routes and backends.
     pub runtime: Runtime,
+}
+
+impl Model {
+    /// The `Secret` object of the files that a name means: that of its namespace, else the only one of the name in any
+    /// namespace. What is not among the files may be in the secrets directory.
+    #[must_use]
+    pub fn secret(&self, name: &SecretName) -> Option<&Secret> {
+        secret::find(self.secrets.iter(), name)
+    }
 }
 
 /// Names that a server asks for which is not served.

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Origin, rule::Rule};
+use super::rule::{Origin, Rule};
 use crate::name::{HostPattern, ServerName, labels};
 
 /// The rules of one server by the authority of a request.
@@ -348,5 +348,54 @@ mod tests {
         assert_eq!(expression.replace_all("/v12/a/b", r"/\2?of=\1"), "/a/b?of=12");
         assert_eq!(expression.replace_all("/other", r"/\2"), "/other");
         assert_eq!(Expression::new("a").unwrap().replace_all("banana", r"$1\\\9"), r"b$1\n$1\n$1\");
+    }
+
+    fn table(patterns: &[&str]) -> HttpTable {
+        let host = |text: &&str| VirtualHost {
+            pattern: HostPattern::parse(text).unwrap(),
+            https_redirect: None,
+            rules: Vec::new(),
+        };
+        HttpTable::new(patterns.iter().map(host).collect())
+    }
+
+    #[test]
+    fn the_most_specific_host_serves() {
+        let table = table(&["*", "*.test", "b.a.test", "*.a.test", "a.test", "*.b.a.test", "z.test"]);
+        for (host, pattern) in [
+            ("a.test", "a.test"),
+            ("A.Test", "a.test"),
+            ("b.a.test", "b.a.test"),
+            ("c.a.test", "*.a.test"),
+            ("c.b.a.test", "*.b.a.test"),
+            ("d.c.b.a.test", "*.b.a.test"),
+            ("y.test", "*.test"),
+            ("test", "*"),
+            ("other.example", "*"),
+            ("10.0.0.1", "*"),
+            ("[::1]", "*"),
+            ("", "*"),
+        ] {
+            let found = table.lookup(host).map(|found| found.pattern.to_string());
+            assert_eq!(found.as_deref(), Some(pattern), "{host}");
+        }
+    }
+
+    #[test]
+    fn without_a_star_other_hosts_have_no_rules() {
+        let table = table(&["a.test", "*.b.test"]);
+        assert!(table.lookup("a.test").is_some() && table.lookup("x.b.test").is_some());
+        for host in ["b.test", "x.a.test", "10.0.0.1", "", "test"] {
+            assert!(table.lookup(host).is_none(), "{host}");
+        }
+        assert!(HttpTable::default().lookup("a.test").is_none());
+    }
+
+    #[test]
+    fn an_expression_has_to_match_the_whole_text() {
+        let expression = Expression::new("a|b").unwrap();
+        assert!(expression.matches("a") && expression.matches("b") && !expression.matches("ab"));
+        assert!(Expression::new(")(").is_err());
+        assert!(Expression::new("(a{1000}){1000}").is_err(), "larger than is allowed");
     }
 }

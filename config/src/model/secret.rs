@@ -4,7 +4,7 @@ use std::fmt;
 
 use zeroize::Zeroizing;
 
-use super::{Model, Origin, termination::SecretName};
+use super::{rule::Origin, termination::SecretName};
 
 /// A `Secret` object that a server or a destination names. What its entries mean is known where they are used.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,18 +63,10 @@ pub(crate) fn find<'s>(
     named.next().is_none().then_some(only)
 }
 
-impl Model {
-    /// The `Secret` object of the files that a name means: that of its namespace, else the only one of the name in any
-    /// namespace. What is not among the files may be in the secrets directory.
-    #[must_use]
-    pub fn secret(&self, name: &SecretName) -> Option<&Secret> {
-        find(self.secrets.iter(), name)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Model;
 
     fn secret(namespace: &str, name: &str) -> Secret {
         let origin = Origin { file: "a".into(), line: 1, column: 1 };

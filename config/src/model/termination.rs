@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-use super::{Origin, http::HttpTable};
+use super::{http::HttpTable, rule::Origin};
 
 /// How a rule ends TLS, and what it serves inside. A rule without one passes TLS through.
 #[derive(Debug, Clone, PartialEq, Eq)]
