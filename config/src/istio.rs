@@ -20,6 +20,7 @@
 //! | | `http[]` | rejected |
 //! | `ServiceEntry` | `resolution: STATIC`, `DNS` | endpoints, or `WorkloadEntry` objects that it selects, else the host by DNS |
 //! | `Service` | `ports`, `type: ExternalName` | endpoints of `EndpointSlice` or `Endpoints` objects, else by DNS |
+//! | `IstioOperator`, Helm values | `meshConfig.accessLogFile`, ports of the ingress gateway | the access log and the status port |
 //! | `DestinationRule` | `subsets` | labels of endpoints; policies that change what is sent are warned of |
 //!
 //! A destination is looked for in `--resolve`, then among these objects, and is else left to DNS. A host without a dot
@@ -31,6 +32,7 @@ use self::{
     attach::Attachment,
     gateway::Gateway,
     object::{Kind, Object},
+    operator::Installation,
     policy::Policy,
     registry::Registry,
     sources::Sources,
@@ -39,7 +41,7 @@ use self::{
 use crate::{
     builder::ModelBuilder,
     decode::{Diagnostics, View},
-    model::{Origin, Policies},
+    model::{Origin, Policies, settings::Settings},
     options::Options,
     overrides::Overrides,
     report::ObjectRef,
@@ -55,6 +57,7 @@ mod host;
 mod labels;
 mod listeners;
 mod object;
+mod operator;
 mod policy;
 mod registry;
 mod service;
@@ -74,6 +77,7 @@ pub(crate) struct Istio<'n, 'o> {
     virtual_services: Vec<VirtualService<'n>>,
     sources: Sources<'n>,
     policies: Vec<Policy<'n>>,
+    installations: Vec<Installation<'n>>,
     seen: Seen,
 }
 
@@ -91,6 +95,7 @@ impl<'n, 'o> Istio<'n, 'o> {
             virtual_services: Vec::new(),
             sources: Sources::default(),
             policies: Vec::new(),
+            installations: Vec::new(),
             seen: HashMap::new(),
         }
     }
@@ -106,6 +111,10 @@ impl<'n, 'o> Istio<'n, 'o> {
             }
             return;
         }
+        if operator::is_operator(document) {
+            self.installations.extend(operator::read(document, diagnostics));
+            return;
+        }
         let Some(object) = admit(document, &mut self.seen, diagnostics) else { return };
         if object.lost {
             // What is wrong with it is told. What it names is noted all the same, to be refused.
@@ -113,6 +122,25 @@ impl<'n, 'o> Istio<'n, 'o> {
         } else {
             self.take(object, diagnostics);
         }
+    }
+
+    /// Reads a document without a kind, if it is the values of one of Istio's Helm charts.
+    pub(crate) fn read_values(&mut self, document: &View<'n>, diagnostics: &mut Diagnostics) -> bool {
+        let is_ours = operator::is_values(document);
+        if is_ours {
+            self.installations.push(operator::read_values(document, diagnostics));
+        }
+        is_ours
+    }
+
+    /// Adds what is said of how Istio is installed. `written` tells where a native document has a setting, which wins.
+    pub(crate) fn add_settings(
+        &self,
+        settings: &mut Settings,
+        written: impl Fn(&str) -> Option<Origin>,
+        diagnostics: &mut Diagnostics,
+    ) {
+        operator::set(&self.installations, &self.sources.services, settings, written, diagnostics);
     }
 
     fn take(&mut self, object: Object<'n>, diagnostics: &mut Diagnostics) {
@@ -141,6 +169,8 @@ impl<'n, 'o> Istio<'n, 'o> {
         diagnostics: &mut Diagnostics,
     ) {
         listeners::add(&mut self.gateways, builder, policies, self.options, diagnostics);
+        let Self { installations, sources, gateways, .. } = &*self;
+        operator::compare(installations, &sources.services, gateways, self.options, diagnostics);
         policy::tell(&self.policies, &self.gateways, self.options.namespace.as_deref(), diagnostics);
     }
 

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use snisplice_tests::suite;
 
+mod access_log;
 mod admin;
 mod cli;
 mod close;
@@ -39,6 +40,7 @@ mod same_host;
 mod setting;
 mod slow;
 mod soak;
+mod status;
 mod succession;
 mod survive;
 mod takeover;
@@ -47,6 +49,7 @@ mod wan;
 
 fn main() -> ExitCode {
     let topics = [
+        access_log::CASES,
         admin::CASES,
         cli::CASES,
         close::CASES,
@@ -78,6 +81,7 @@ fn main() -> ExitCode {
         setting::CASES,
         slow::CASES,
         soak::CASES,
+        status::CASES,
         succession::CASES,
         survive::CASES,
         takeover::CASES,
