@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
 };
 
@@ -234,8 +234,9 @@ impl ModelBuilder {
         self.rebind(&mut ports, options, diagnostics);
         self.report_loops(diagnostics);
 
-        let Admin { address, ready, .. } = &settings.startup.admin;
-        let addresses = [("admin", address.as_ref().and_then(AdminAddress::tcp)), ("admin.ready", *ready)];
+        let Admin { address, ready, status, .. } = &settings.startup.admin;
+        let address = address.as_ref().and_then(AdminAddress::tcp);
+        let addresses = [("admin", address), ("admin.ready", *ready), ("admin.status", *status)];
         for (field, address) in addresses {
             let Some(address) = address else { continue };
             let Some((listener, _)) = self.overlap(&[address]) else { continue };
@@ -249,6 +250,8 @@ impl ModelBuilder {
             .remedy("use another port or address")
             .emit(diagnostics);
         }
+        let named_status =
+            settings.startup.named_status.filter(|port| self.may_have_status(*port, diagnostics));
         // Of what is missing because of an error there is no more to say.
         let failed = diagnostics.failed();
         if failed {
@@ -277,8 +280,29 @@ impl ModelBuilder {
                 listener
             })
             .collect();
+        startup.named_status = named_status;
         startup.same_host = backends.iter().any(|backend| backend.same_host);
         Model { listeners, backends, rules, terminations, secrets, claims, startup, runtime }
+    }
+
+    /// Whether no listener has the port on which an Istio document wants probes answered.
+    fn may_have_status(&self, port: u16, diagnostics: &mut Diagnostics) -> bool {
+        let all = [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()];
+        let mut taken = self.listeners.iter().filter(|listener| {
+            let addresses = all.map(|ip| SocketAddr::new(ip, port));
+            first_overlap(&listener.bind, &addresses).is_some()
+        });
+        let Some(listener) = taken.next() else { return true };
+        Diagnostic::general(
+            Severity::Warning,
+            format!(
+                "the status-port {port} is the port of the listener '{}': probes are not answered",
+                listener.name
+            ),
+        )
+        .remedy("name another address with --status or admin.status")
+        .emit(diagnostics);
+        false
     }
 
     /// Warns of endpoints that are listeners of the same process. Of a name only the daemon knows where it leads.

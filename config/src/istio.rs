@@ -22,6 +22,7 @@
 //! | `Service` | `ports`, `type: ExternalName` | endpoints of `EndpointSlice` or `Endpoints` objects, else by DNS |
 //! | `DestinationRule` | `subsets`, `trafficPolicy.tls` | labels of endpoints; TLS towards them where the client's has ended; other policies that change what is sent are warned of |
 //! | `Secret` | `data`, `stringData` | certificates and keys that servers and rules name |
+//! | `IstioOperator`, Helm values | `meshConfig.accessLogFile`, ports of the ingress gateway | the access log and the status port |
 //!
 //! A destination is looked for in `--resolve`, then among these objects, and is else left to DNS. A host without a dot
 //! is a service of the `VirtualService`'s namespace.
@@ -32,6 +33,7 @@ use self::{
     attach::Attachment,
     gateway::Gateway,
     object::{Kind, Object},
+    operator::Installation,
     policy::Policy,
     registry::Registry,
     sources::Sources,
@@ -41,7 +43,7 @@ use self::{
 use crate::{
     builder::{LoadedSecret, ModelBuilder},
     decode::{Diagnostics, View},
-    model::{Origin, Policies},
+    model::{Origin, Policies, settings::Settings},
     options::Options,
     overrides::Overrides,
     report::ObjectRef,
@@ -62,6 +64,7 @@ mod http_match;
 mod labels;
 mod listeners;
 mod object;
+mod operator;
 mod policy;
 mod registry;
 mod secret;
@@ -85,6 +88,7 @@ pub(crate) struct Istio<'n, 'o> {
     sources: Sources<'n>,
     policies: Vec<Policy<'n>>,
     secrets: Vec<LoadedSecret>,
+    installations: Vec<Installation<'n>>,
     seen: Seen,
 }
 
@@ -103,6 +107,7 @@ impl<'n, 'o> Istio<'n, 'o> {
             sources: Sources::default(),
             policies: Vec::new(),
             secrets: Vec::new(),
+            installations: Vec::new(),
             seen: HashMap::new(),
         }
     }
@@ -118,6 +123,10 @@ impl<'n, 'o> Istio<'n, 'o> {
             }
             return;
         }
+        if operator::is_operator(document) {
+            self.installations.extend(operator::read(document, diagnostics));
+            return;
+        }
         let Some(object) = admit(document, &mut self.seen, diagnostics) else { return };
         if object.lost {
             // What is wrong with it is told. What it names is noted all the same, to be refused.
@@ -125,6 +134,25 @@ impl<'n, 'o> Istio<'n, 'o> {
         } else {
             self.take(object, diagnostics);
         }
+    }
+
+    /// Reads a document without a kind, if it is the values of one of Istio's Helm charts.
+    pub(crate) fn read_values(&mut self, document: &View<'n>, diagnostics: &mut Diagnostics) -> bool {
+        let is_ours = operator::is_values(document);
+        if is_ours {
+            self.installations.push(operator::read_values(document, diagnostics));
+        }
+        is_ours
+    }
+
+    /// Adds what is said of how Istio is installed. `written` tells where a native document has a setting, which wins.
+    pub(crate) fn add_settings(
+        &self,
+        settings: &mut Settings,
+        written: impl Fn(&str) -> Option<Origin>,
+        diagnostics: &mut Diagnostics,
+    ) {
+        operator::set(&self.installations, &self.sources.services, settings, written, diagnostics);
     }
 
     fn take(&mut self, object: Object<'n>, diagnostics: &mut Diagnostics) {
@@ -155,6 +183,8 @@ impl<'n, 'o> Istio<'n, 'o> {
     ) {
         builder.secrets.append(&mut self.secrets);
         listeners::add(&mut self.gateways, builder, policies, self.options, diagnostics);
+        let Self { installations, sources, gateways, .. } = &*self;
+        operator::compare(installations, &sources.services, gateways, self.options, diagnostics);
         policy::tell(&self.policies, &self.gateways, self.options.namespace.as_deref(), diagnostics);
     }
 

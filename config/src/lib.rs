@@ -26,6 +26,7 @@
 #![forbid(unsafe_code)]
 
 pub mod admin;
+pub mod log_file;
 pub mod model;
 pub mod name;
 pub mod networks;

@@ -195,6 +195,8 @@ fn translate_documents(
             istio.read(&view, diagnostics);
         } else if document.root().value() == Value::Null {
             // A comment, or nothing.
+        } else if istio.read_values(&view, diagnostics) {
+            any = true;
         } else if native::is_own(&view) {
             any = true;
             native.read(&view, diagnostics);
@@ -218,6 +220,8 @@ fn translate_documents(
     native.add_listeners(&mut builder, &policies, diagnostics);
     istio.add_listeners(&mut builder, &policies, diagnostics);
     native.add_routes(&mut builder, diagnostics);
+    let mut settings = native.given.settings();
+    istio.add_settings(&mut settings, |setting| native.given.written(setting), diagnostics);
     let mut routes = istio.routes(&mut overrides, diagnostics);
     routes.add_known(&mut builder, diagnostics);
     for (file, chunk) in late {
@@ -230,7 +234,7 @@ fn translate_documents(
     }
     routes.finish(&mut builder, diagnostics);
     overrides.report_unused(diagnostics);
-    Some(builder.finish(native.given.settings(), options, diagnostics))
+    Some(builder.finish(settings, options, diagnostics))
 }
 
 /// Says of a document that it is not of the native format, and whose it seems to be.

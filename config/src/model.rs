@@ -17,8 +17,8 @@ use self::{
 pub use self::{
     rule::{BackendId, Origin, Rule, Target},
     settings::{
-        Admin, Capacity, DatapathKind, Dns, Flows, Http, Limits, Offload, PeerTimeouts, Runtime, Startup,
-        Timeouts,
+        AccessLog, AccessLogFormat, Admin, Capacity, DatapathKind, Dns, Flows, Http, Limits, Offload, PeerTimeouts,
+        Runtime, Startup, Timeouts,
     },
 };
 use crate::name::{HostName, HostPattern};

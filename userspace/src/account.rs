@@ -9,12 +9,16 @@ use std::{
     sync::{Arc, LazyLock},
 };
 
-use self::registry::Registry;
+use self::{
+    access_log::{AccessLog, Line, Record},
+    registry::Registry,
+};
 use crate::metrics::{
     ListenerCounters, Metrics, NONE,
     labels::{Carrier, CloseReason, Direction, PacketIneligible},
 };
 
+pub mod access_log;
 pub mod registry;
 pub mod view;
 
@@ -69,7 +73,7 @@ pub struct Account {
     down: Cell<u64>,
     /// Bytes up and down that the metrics have already.
     counted: Cell<(u64, u64)>,
-    in_packets: OnceCell<Box<InPackets>>,
+    extras: OnceCell<Box<Extras>>,
     reason: Cell<CloseReason>,
     /// The client's and the backend's, or -1.
     sockets: Cell<[RawFd; 2]>,
@@ -80,6 +84,14 @@ pub struct Account {
     carrier: Cell<Option<Carrier>>,
     refused: Cell<Option<PacketIneligible>>,
     asked_for: Cell<NameMark>,
+}
+
+/// What not every connection has.
+#[derive(Debug, Default)]
+struct Extras {
+    in_packets: Cell<Option<InPackets>>,
+    /// Where the access log was on when it began.
+    record: Option<Box<Record>>,
 }
 
 /// What stands for a server name: eight bytes, which two names have in common by chance only, and nobody can choose names that do.
@@ -118,6 +130,8 @@ impl Account {
         listener_account.counters.opened.inc();
         listener_account.counters.active.inc();
         let (serial, opened) = listener_account.registry.stamp();
+        let record = listener_account.registry.access_log.begin();
+        let extras = record.map(|record| Box::new(Extras { record: Some(record), ..Extras::default() }));
         Self {
             listener: listener_account.clone(),
             route: OnceCell::new(),
@@ -125,7 +139,7 @@ impl Account {
             up: Cell::new(0),
             down: Cell::new(0),
             counted: Cell::default(),
-            in_packets: OnceCell::new(),
+            extras: extras.map(OnceCell::from).unwrap_or_default(),
             reason: Cell::new(CloseReason::Aborted),
             sockets: Cell::new([-1, -1]),
             place: Cell::new(0),
@@ -146,6 +160,9 @@ impl Account {
     /// Notes the server name that the client has asked for.
     pub fn asks_for(&self, name: &str) {
         self.asked_for.set(NameMark::of(name));
+        if let Some(record) = self.record() {
+            record.asks_for(name);
+        }
     }
 
     /// What stands for that name; the default where there was none.
@@ -181,6 +198,9 @@ impl Account {
     /// is polled; -1 is none.
     pub fn has_sockets(&self, sockets: [RawFd; 2]) {
         self.sockets.set(sockets);
+        if let Some(record) = self.record() {
+            record.has_sockets(sockets);
+        }
     }
 
     /// The numbers of the client's and the backend's socket, or -1.
@@ -191,13 +211,35 @@ impl Account {
 
     /// Notes where the kernel counts for a connection that goes over to packets, which it does at most once.
     pub fn is_in_packets(&self, place: InPackets) {
-        let _ = self.in_packets.set(Box::new(place));
+        self.extras.get_or_init(Box::default).in_packets.set(Some(place));
     }
 
     /// Where the kernel counts for a connection in packets.
     #[must_use]
     pub fn in_packets(&self) -> Option<InPackets> {
-        self.in_packets.get().map(|place| **place)
+        self.extras.get()?.in_packets.get()
+    }
+
+    fn record(&self) -> Option<&Record> {
+        self.extras.get()?.record.as_deref()
+    }
+
+    fn access_log(&self) -> &AccessLog {
+        &self.listener.registry.access_log
+    }
+
+    /// Whether [`Self::log_request`] does anything.
+    #[must_use]
+    pub fn logs_requests(&self) -> bool {
+        self.record().is_some()
+    }
+
+    /// Logs an HTTP request of this connection. The fields of the line that are the connection's are filled in:
+    /// `downstream_local_address`, `downstream_remote_address` and `requested_server_name`.
+    pub fn log_request(&self, line: &Line<'_>) {
+        if let Some(record) = self.record() {
+            record.request(self, line);
+        }
     }
 
     /// Notes why packets do not carry the connection.
@@ -288,6 +330,9 @@ impl Drop for Account {
         // In this order, and a scrape reads them in the opposite one: who finds the connection gone, or its end counted,
         // finds its bytes.
         self.count(self.bytes());
+        if let Some(record) = self.record() {
+            record.ended(self);
+        }
         let ListenerAccount { metrics, counters, .. } = &*self.listener;
         let route = self.route.take().unwrap_or_else(|| NONE.into());
         metrics.closed(&counters.listener, &route, self.carrier.get(), self.reason.get());

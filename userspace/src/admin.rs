@@ -66,8 +66,8 @@ pub enum Scope {
     Local,
     /// Everything, but nothing that may come from a web page.
     Network,
-    /// `/ready` alone, to everybody.
-    Ready,
+    /// What load balancers and orchestrators probe, and nothing else, to everybody.
+    Probes,
 }
 
 impl Admin {

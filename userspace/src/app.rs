@@ -32,7 +32,7 @@ use self::{
     trial::{Event, Trial},
 };
 use crate::{
-    account::view::Filter,
+    account::{access_log::AccessLog, view::Filter},
     admin::Admin,
     bpf::packet::Programs,
     cli::Run,
@@ -75,6 +75,7 @@ pub struct App {
     current: Arc<SharedSnapshot>,
     metrics: Arc<Metrics>,
     admission: Arc<Admission>,
+    access_log: Arc<AccessLog>,
     admin: Arc<Admin>,
     endpoints: Vec<Endpoint>,
     workers: Vec<worker::Handle>,
@@ -219,11 +220,12 @@ impl App {
             tokio::select! {
                 ((), ()) = async { tokio::join!(finished(&self.workers), adopted) } => {}
                 // Whoever asks twice does not want to wait.
-                () = asked_not_to_wait(&self.signals, succeeded) => {
+                () = asked_not_to_wait(&self.signals, &self.access_log, succeeded) => {
                     tracing::warn!("asked to stop again: closing the open connections");
                     if let Some(programs) = &self.programs {
                         programs.abandon();
                     }
+                    let _ = self.access_log.flush(LAST_LINES);
                     let _ = log::flush(LAST_LINES);
                     if let Some(place) = &place {
                         place.remove();
@@ -239,6 +241,7 @@ impl App {
         for endpoint in self.endpoints {
             endpoint.remove();
         }
+        let _ = self.access_log.flush(LAST_LINES);
         if let Some(programs) = &self.programs {
             programs.unpin();
         }
@@ -370,11 +373,13 @@ async fn finished(workers: &[worker::Handle]) {
 
 /// Waits until a process that drains is asked to stop once more. One that drains because another has taken over was not
 /// asked yet.
-async fn asked_not_to_wait(signals: &Signals, succeeded: bool) {
+async fn asked_not_to_wait(signals: &Signals, access_log: &AccessLog, succeeded: bool) {
     let mut asked = !succeeded;
     loop {
         match signals.next().await {
             Asked::Reload => {
+                // The lines of the connections that are left go where a rotation wants them.
+                access_log.reopen();
                 log_limit!(info, "the configuration is not read again: this process is stopping");
             }
             Asked::Stop if asked => return,

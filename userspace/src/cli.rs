@@ -120,6 +120,9 @@ pub struct Run {
     /// Overrides the address on which /ready alone is served, for probes that come from elsewhere
     #[arg(long, value_name = "ADDR")]
     pub ready: Option<SocketAddr>,
+    /// Overrides the status port, where load balancers ask for /healthz/ready and /livez
+    #[arg(long, value_name = "ADDR")]
+    pub status: Option<SocketAddr>,
     /// Take the place of the process that serves here, if there is one, without a connection lost
     #[arg(long)]
     pub takeover: bool,

@@ -28,6 +28,7 @@ pub(crate) use self::limit::log_limit;
 use self::writer::Writer;
 
 mod limit;
+pub mod line_file;
 mod queue;
 mod writer;
 

@@ -165,7 +165,6 @@ fn kind_of(
         _ => {
             let because = match kind {
                 "" => "an object without a kind",
-                "IstioOperator" => "how Istio itself is installed has no meaning here",
                 "Gateway" | "TLSRoute" => "only the Istio kinds of networking.istio.io are translated",
                 _ => "not a kind that routes TLS connections",
             };

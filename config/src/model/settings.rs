@@ -11,6 +11,7 @@ use crate::{
     kind::{
         Choice, Codec, Count, Denied, Flag, Hosts, Kind, MOST, NameServers, Parsed, Place, Share, Size, Time,
     },
+    log_file::LogFile,
     name::HostName,
     networks::Networks,
 };
@@ -101,6 +102,9 @@ section! {
         timeouts: PeerTimeouts;
         /// Whether a backend asks for the short cut on this host; see [`Backend::same_host`](super::Backend::same_host).
         same_host: bool;
+        /// The port of all addresses that an Istio document names for the status port, where [`Admin::status`] does not say. The
+        /// process serves without it where it is in use.
+        named_status: Option<u16>;
     }
 }
 
@@ -122,6 +126,8 @@ section! {
         dns: Dns;
         /// Requests of HTTP that are served here.
         http: Http;
+        /// A line for each connection.
+        access_log: AccessLog;
     }
 }
 
@@ -131,8 +137,10 @@ section! {
         /// Where `/ready`, `/metrics` and `/connections` are served, to whoever gets there.
         address: Option<AdminAddress> = None,
             Parsed { what: "ip:port, [ipv6]:port or unix:/path", example: "127.0.0.1:9090" };
-        /// Where `/ready` alone is served, for probes that come from elsewhere.
+        /// Where `/ready` is served and nothing but probes, `/healthz/ready` and `/livez` too, for probes that come from elsewhere.
         ready: Option<SocketAddr> = None, Parsed { what: "ip:port or [ipv6]:port", example: "0.0.0.0:9091" };
+        /// The status port, as Istio's gateways have one: where `/healthz/ready` and `/livez` are served, for load balancers.
+        status: Option<SocketAddr> = None, Parsed { what: "ip:port or [ipv6]:port", example: "0.0.0.0:15021" };
         /// Names that a `Host` header may have, beside literal addresses and `localhost`.
         hosts: Vec<HostName> = Vec::new(), Hosts;
         /// Whether connections can be closed there.
@@ -311,6 +319,39 @@ section! {
     }
 }
 
+section! {
+    /// A line for each connection that ends, and for each HTTP request.
+    pub struct AccessLog {
+        /// The file that lines are appended to, or `/dev/stdout`; without one nothing is logged. A reload opens the file anew.
+        path: Option<LogFile> = None,
+            Parsed { what: "an absolute path, or /dev/stdout", example: "/var/log/snisplice/access.log" };
+        /// How a line looks. Both formats have the fields of Istio's access log.
+        format: AccessLogFormat = AccessLogFormat::Json, Choice { what: "format" };
+    }
+}
+
+/// How a line of the access log looks.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    Default,
+    PartialEq,
+    Eq,
+    strum::EnumMessage,
+    strum::EnumString,
+    strum::IntoStaticStr,
+    strum::VariantArray,
+)]
+#[strum(serialize_all = "snake_case")]
+pub enum AccessLogFormat {
+    /// One JSON object.
+    #[default]
+    Json,
+    /// The text that Istio writes by default.
+    Text,
+}
+
 /// Which datapath the operator asked for; what is built in the end may be another one.
 #[derive(
     Debug,
@@ -479,8 +520,17 @@ fn declared() -> Vec<Group> {
     // A section that is missing below does not compile here: nothing is left out by mistake.
     let Settings {
         startup:
-            Startup { datapath: _, admin: _, offload: _, flows: _, capacity: _, timeouts: _, same_host: _ },
-        runtime: Runtime { deny: _, secrets: _, limits: _, timeouts: _, dns: _, http: _ },
+            Startup {
+                datapath: _,
+                admin: _,
+                offload: _,
+                flows: _,
+                capacity: _,
+                timeouts: _,
+                same_host: _,
+                named_status: _,
+            },
+        runtime: Runtime { deny: _, secrets: _, limits: _, timeouts: _, dns: _, access_log: _, http: _ },
     } = Settings::default();
     vec![
         Group::new("", "Settings of their own").with(lens!(Restart startup)).with(lens!(Reload runtime)),
@@ -500,6 +550,8 @@ fn declared() -> Vec<Group> {
             .with(lens!(Restart startup timeouts)),
         Group::new("dns", "How the names of endpoints are resolved").with(lens!(Reload runtime dns)),
         Group::new("http", "Requests of HTTP that are served here").with(lens!(Reload runtime http)),
+        Group::new("access_log", "A line for each connection that ends, and for each HTTP request")
+            .with(lens!(Reload runtime access_log)),
     ]
 }
 
@@ -512,6 +564,9 @@ impl Startup {
         let all = groups().iter().flat_map(|group| &group.settings);
         let differing = all.filter(|setting| setting.applies == Applies::Restart && !setting.same(&a, &b));
         let mut names: Vec<&'static str> = differing.map(|setting| &*setting.path).collect();
+        if then.named_status != self.named_status {
+            names.push("status-port");
+        }
         // What is there and asked for no more costs nothing.
         if then.same_host && !self.same_host {
             names.push("backends[].same_host");

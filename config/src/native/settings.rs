@@ -21,6 +21,11 @@ impl Given {
         self.settings.clone()
     }
 
+    /// Where a document has this setting, such as `limits.connections`.
+    pub(crate) fn written(&self, setting: &str) -> Option<Origin> {
+        self.written.iter().find(|(written, _)| written == setting).map(|(_, origin)| origin.clone())
+    }
+
     pub(super) fn read(&mut self, fields: &mut Fields<'_>, diagnostics: &mut Diagnostics) {
         for group in groups() {
             match group.name {
@@ -98,7 +103,7 @@ impl Given {
         let expected = format!("ip:port, unix:/path, or {}", shape(group));
         let Some(mut fields) = view.fields(&expected, diagnostics) else { return };
         self.read_group(group, &mut fields, diagnostics);
-        if view.peek("ready").is_none() {
+        if view.peek("ready").is_none() && view.peek("status").is_none() {
             fields.require(
                 "address",
                 "ip:port, [ipv6]:port or unix:/path, for example 127.0.0.1:9090",

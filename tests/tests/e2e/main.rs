@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use snisplice_tests::suite;
 
+mod access_log;
 mod admin;
 mod cli;
 mod close;
@@ -40,6 +41,7 @@ mod same_host;
 mod setting;
 mod slow;
 mod soak;
+mod status;
 mod succession;
 mod takeover;
 mod terminate;
@@ -48,6 +50,7 @@ mod wan;
 
 fn main() -> ExitCode {
     let topics = [
+        access_log::CASES,
         admin::CASES,
         cli::CASES,
         close::CASES,
@@ -79,6 +82,7 @@ fn main() -> ExitCode {
         setting::CASES,
         slow::CASES,
         soak::CASES,
+        status::CASES,
         succession::CASES,
         persistence::CASES,
         takeover::CASES,

@@ -7,6 +7,7 @@ use std::{
     cell::{Cell, RefCell},
     ops::Deref,
     rc::Rc,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -18,6 +19,7 @@ use tokio::{
 
 use super::{
     Account, NameMark,
+    access_log::AccessLog,
     view::{Connection, Filter},
 };
 use crate::{
@@ -73,6 +75,7 @@ pub struct Registry {
     began: Instant,
     next: Cell<u32>,
     entries: RefCell<Slab<Entry>>,
+    pub(super) access_log: Arc<AccessLog>,
 }
 
 #[derive(Debug)]
@@ -97,7 +100,14 @@ impl Registry {
     #[must_use]
     pub fn new(worker: usize, workers: usize) -> Self {
         let entries = RefCell::default();
-        Self { worker, workers, began: Instant::now(), next: Cell::new(0), entries }
+        let access_log = Arc::default();
+        Self { worker, workers, began: Instant::now(), next: Cell::new(0), entries, access_log }
+    }
+
+    /// The same, whose connections are logged there.
+    #[must_use]
+    pub fn logging_to(self, access_log: Arc<AccessLog>) -> Self {
+        Self { access_log, ..self }
     }
 
     /// A number for the next connection, and the time in tenths of a second since the beginning.

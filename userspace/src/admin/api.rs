@@ -42,9 +42,14 @@ type Refusal = (StatusCode, String);
 
 /// The requests that an address of this scope answers.
 pub(super) fn router(admin: Arc<Admin>, scope: Scope) -> Router {
-    let router = Router::new().route("/ready", get(ready).fallback(async || only("GET, HEAD")));
+    let router = Router::new()
+        .route("/ready", get(ready).fallback(async || only("GET, HEAD")))
+        .route("/healthz/ready", get(status).fallback(async || only("GET, HEAD")))
+        .route("/livez", get(async || StatusCode::OK).fallback(async || only("GET, HEAD")));
     let router = match scope {
-        Scope::Ready => router.fallback(async || (StatusCode::NOT_FOUND, "only /ready is here\n")),
+        Scope::Probes => {
+            router.fallback(async || (StatusCode::NOT_FOUND, "/ready\n/healthz/ready\n/livez\n"))
+        }
         Scope::Local | Scope::Network => router
             .route("/metrics", get(metrics).fallback(async || only("GET, HEAD")))
             .route("/connections", get(list).delete(close).fallback(async || only("GET, HEAD, DELETE")))
@@ -66,7 +71,7 @@ fn allow(scope: Scope, admin: &Admin, request: &Request) -> Result<(), Refusal> 
     match scope {
         Scope::Network => guard::check(request, &admin.hosts)?,
         Scope::Local => guard::no_origin(request.headers())?,
-        Scope::Ready => {}
+        Scope::Probes => {}
     }
     if request.body().is_end_stream() {
         Ok(())
@@ -117,6 +122,11 @@ async fn ready(State(admin): State<Arc<Admin>>, RawQuery(query): RawQuery) -> Re
         }
     }
     Ok((status, state + "\n"))
+}
+
+/// The same for those who know Istio's gateways: the status alone.
+async fn status(State(admin): State<Arc<Admin>>) -> StatusCode {
+    if admin.ready.load(Relaxed) { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
 }
 
 /// Whether `/ready` was asked to fail while every place is taken. Other keys are for others, such as caches on the way.
@@ -297,14 +307,25 @@ mod tests {
         for (method, uri, status) in [
             (Method::GET, "/ready", 503),
             (Method::HEAD, "/ready", 503),
+            (Method::GET, "/healthz/ready", 503),
+            (Method::HEAD, "/healthz/ready", 503),
+            (Method::GET, "/livez", 200),
+            (Method::POST, "/livez", 405),
+            (Method::GET, "/healthz", 404),
+            (Method::GET, "/healthz/ready/", 404),
             (Method::GET, "/metrics", 404),
             (Method::GET, "/connections", 404),
             (Method::DELETE, "/connections/7", 404),
             (Method::POST, "/ready", 405),
         ] {
-            let response = answer(&admin(true), Scope::Ready, request(method.clone(), uri)).await;
+            let response = answer(&admin(true), Scope::Probes, request(method.clone(), uri)).await;
             assert_eq!(response.status().as_u16(), status, "{method} {uri}");
         }
+        let ready = admin(false);
+        ready.ready.store(true, Relaxed);
+        let response = answer(&ready, Scope::Probes, request(Method::GET, "/healthz/ready")).await;
+        assert_eq!(response.status(), StatusCode::OK);
+        assert!(response.into_body().is_end_stream(), "the body is empty");
     }
 
     #[tokio::test]

@@ -32,7 +32,7 @@ use crate::{log::log_limit, net::admin_socket::Socket};
 /// Connections to the admin address at once.
 pub const CONNECTIONS: usize = 64;
 
-/// Connections to the address that serves `/ready` alone at once.
+/// Connections to an address that serves probes alone at once.
 pub const PROBES: usize = 16;
 
 /// How long a request line and its header fields may take.
@@ -61,7 +61,7 @@ struct Open {
 /// Serves until dropped.
 pub(super) async fn serve(admin: Arc<Admin>, socket: Socket, scope: Scope) -> io::Result<()> {
     let places = match scope {
-        Scope::Ready => PROBES,
+        Scope::Probes => PROBES,
         Scope::Local | Scope::Network => CONNECTIONS,
     };
     let mut server = Server { router: api::router(admin, scope), places, open: VecDeque::new() };

@@ -4,7 +4,10 @@ use std::{sync::Arc, thread};
 
 use anyhow::{Context as _, anyhow};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use snisplice_config::{Severity, Translation, model::Model};
+use snisplice_config::{
+    Severity, Translation,
+    model::{AccessLog as AccessLogSettings, Model},
+};
 
 use super::{
     datapath::{self, Needs},
@@ -13,6 +16,7 @@ use super::{
     trial::Trial,
 };
 use crate::{
+    account::access_log::{AccessLog, DroppedLines, Prepared},
     bpf::packet::Pins,
     cli::Run,
     datapath::factory::Factory,
@@ -65,13 +69,29 @@ pub(super) fn choose(
     Ok(datapath)
 }
 
-/// Metrics that show how the limits and the log stand, and when certificates expire, too.
-pub(super) fn metrics_with(admission: &Arc<Admission>, expiry: &Expiry) -> Arc<Metrics> {
+/// Metrics that show how the limits and the logs stand, and when certificates expire, too.
+pub(super) fn metrics_with(
+    admission: &Arc<Admission>,
+    expiry: &Expiry,
+    access_log: &Arc<AccessLog>,
+) -> Arc<Metrics> {
     let mut metrics = Metrics::new();
     metrics.add(Box::new(LimitCounters(admission.clone())));
     metrics.add(Box::new(log::Counters));
     metrics.add(Box::new(expiry.clone()));
+    metrics.add(Box::new(DroppedLines(access_log.clone())));
     Arc::new(metrics)
+}
+
+/// Opens the access log that these settings want; nothing changes yet.
+pub(super) fn open_access_log(log: &AccessLog, settings: &AccessLogSettings) -> anyhow::Result<Prepared> {
+    log.prepare(settings).with_context(|| {
+        let path = settings.path.as_ref().map(ToString::to_string).unwrap_or_default();
+        format!(
+            "cannot open the access log {path}; make its directory, let this user write there, or write another \
+             access_log.path"
+        )
+    })
 }
 
 pub(super) fn start_workers(shared: &Shared) -> anyhow::Result<Vec<worker::Handle>> {
@@ -135,6 +155,10 @@ pub(super) fn override_with(model: &mut Model, options: &Run) {
     }
     if options.ready.is_some() {
         model.startup.admin.ready = options.ready;
+    }
+    if options.status.is_some() {
+        model.startup.admin.status = options.status;
+        model.startup.named_status = None;
     }
     model.startup.admin.allow_close |= options.admin_close;
 }

@@ -8,7 +8,7 @@ use super::{
     App, deny,
     listeners::with_copies,
     memory::Thrift,
-    prepare::{override_with, warnings},
+    prepare::{open_access_log, override_with, warnings},
 };
 use crate::{
     net::listeners::{self, Own},
@@ -21,6 +21,8 @@ impl App {
         // Reading takes many times what the model keeps. The former model goes with its last connection.
         let _thrift = Thrift::begin();
         self.supervisor.reloading();
+        // Whoever has renamed the file wants a new one, whatever becomes of the configuration.
+        self.access_log.reopen();
         match self.try_reload() {
             Ok(generation) => {
                 tracing::info!(generation, "configuration reloaded");
@@ -63,6 +65,7 @@ impl App {
             bound.extend(listeners::bind_if_possible(&front, address, self.workers.len(), &own)?);
         }
         let bound = with_copies(bound)?;
+        let access_log = open_access_log(&self.access_log, &model.runtime.access_log)?;
         bound.iter().try_for_each(|(bound, _)| bound.listen())?;
         // From here on nothing fails: the new configuration serves.
         let generation = former.generation + 1;
@@ -73,6 +76,7 @@ impl App {
         let live = Arc::new(live);
         self.metrics.returned(|| live.names());
         self.metrics.removed(gone);
+        self.access_log.follow(access_log);
         self.admission.follow(&live.model.runtime.limits);
         self.admission.reachability.keep(|name| live.clusters().iter().any(|cluster| *cluster.name == *name));
         // First the packets, then who comes, then who is there: nobody slips through between.

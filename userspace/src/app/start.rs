@@ -16,7 +16,9 @@ use super::{
     datapath::{self, Needs, places},
     listeners::{bind, with_copies},
     memory::Thrift,
-    prepare::{choose, connections, decided, metrics_with, prepare_process, start_workers, workers},
+    prepare::{
+        choose, connections, decided, metrics_with, open_access_log, prepare_process, start_workers, workers,
+    },
     secrets::Secrets,
     signals::Signals,
     supervisor::Supervisor,
@@ -24,6 +26,7 @@ use super::{
     trial::Trial,
 };
 use crate::{
+    account::access_log::AccessLog,
     admin::{Admin, Askable},
     bpf::packet::Pins,
     cli::Run,
@@ -59,6 +62,7 @@ struct Process {
     trial: Option<Trial>,
     workers: usize,
     admission: Arc<Admission>,
+    access_log: Arc<AccessLog>,
     metrics: Arc<Metrics>,
 }
 
@@ -115,7 +119,8 @@ impl Prepared {
         let workers = workers(&model);
         let admission = Admission::new(connections(&model, open_files, workers), &model.runtime.limits);
         let secrets = Secrets::new(&options);
-        let metrics = metrics_with(&admission, &secrets.expiry);
+        let access_log = Arc::new(AccessLog::default());
+        let metrics = metrics_with(&admission, &secrets.expiry, &access_log);
         let process = Process {
             options,
             signals,
@@ -126,6 +131,7 @@ impl Prepared {
             trial,
             workers,
             admission,
+            access_log,
             metrics,
         };
         Trying { process, model }
@@ -183,11 +189,12 @@ impl Found {
 impl Loaded {
     /// Step 5: binds every socket, or takes it from the old process, and hears which flows are the old one's.
     pub(super) fn bind(mut self) -> anyhow::Result<Bound> {
-        let Process { workers, admission, metrics, .. } = &self.process;
+        let Process { workers, admission, access_log, metrics, .. } = &self.process;
         let model = &self.live.model;
+        access_log.follow(open_access_log(access_log, &model.runtime.access_log)?);
         let sockets = with_copies(bind(model, self.old.as_mut(), *workers)?)?;
         let admin = Arc::new(Admin::new(metrics.clone(), admission.clone(), &model.startup.admin));
-        let endpoints = Endpoint::bind_all(&model.startup.admin, self.old.as_mut())?;
+        let endpoints = Endpoint::bind_all(&model.startup, self.old.as_mut())?;
         if let Some(old) = &self.old {
             let alive = old.prepare(self.jointly)?;
             // If it has ended meanwhile, all that it has left is ours.
@@ -215,13 +222,14 @@ impl Bound {
             trial,
             workers,
             admission,
+            access_log,
             metrics,
         } = process;
         let (is_loaded, kernel) = (datapath.in_kernel().is_some(), datapath.uses_kernel());
         let programs = datapath.programs();
         let current = Arc::new(SharedSnapshot::from(live));
         let (ended, lost_workers) = mpsc::unbounded_channel();
-        let shared = Shared { current, metrics, datapath, workers, admission, ended };
+        let shared = Shared { current, metrics, datapath, workers, admission, access_log, ended };
         let workers = start_workers(&shared)?;
         let (ask_adopted, adopted_asked) = mpsc::unbounded_channel();
         admin.asks(Askable {
@@ -236,6 +244,7 @@ impl Bound {
             current: shared.current,
             metrics: shared.metrics,
             admission: shared.admission,
+            access_log: shared.access_log,
             admin,
             endpoints: Vec::new(),
             workers,

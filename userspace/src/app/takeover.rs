@@ -1,9 +1,15 @@
 //! What the process does when it takes over from another, and when another takes over from it.
 
-use std::{fs, io, os::fd::OwnedFd, path::Path, sync::Arc};
+use std::{
+    fs, io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::OwnedFd,
+    path::Path,
+    sync::Arc,
+};
 
 use anyhow::Context as _;
-use snisplice_config::{admin::AdminAddress, model::Admin as Settings};
+use snisplice_config::{admin::AdminAddress, model::Startup};
 use tokio::{runtime::Runtime, sync::mpsc, task::JoinHandle};
 use zeroize::Zeroizing;
 
@@ -50,30 +56,60 @@ pub(super) struct Endpoint {
 
 impl Endpoint {
     /// Binds all addresses, unless another process hands their sockets over.
-    pub(super) fn bind_all(settings: &Settings, mut old: Option<&mut Client>) -> anyhow::Result<Vec<Self>> {
+    pub(super) fn bind_all(startup: &Startup, mut old: Option<&mut Client>) -> anyhow::Result<Vec<Self>> {
         let mut endpoints = Vec::new();
+        let settings = &startup.admin;
         let own = settings.address.clone().map(|address| match address {
-            AdminAddress::Tcp(_) => (address, Scope::Network),
-            AdminAddress::Unix(_) => (address, Scope::Local),
+            AdminAddress::Tcp(_) => (address, Scope::Network, "--admin"),
+            AdminAddress::Unix(_) => (address, Scope::Local, "--admin"),
         });
-        let ready = settings.ready.map(|address| (AdminAddress::Tcp(address), Scope::Ready));
-        for (address, scope) in own.into_iter().chain(ready) {
-            let inherited = old.as_mut().and_then(|old| old.admin(&address));
-            endpoints.push(Self::bind(address, scope, inherited)?);
+        let probes = |address: SocketAddr, option| (AdminAddress::Tcp(address), Scope::Probes, option);
+        let ready = settings.ready.map(|address| probes(address, "--ready"));
+        // Both serve the same.
+        let status = settings.status.filter(|status| settings.ready != Some(*status));
+        let status = status.map(|address| probes(address, "--status"));
+        for (address, scope, option) in own.into_iter().chain(ready).chain(status) {
+            endpoints.push(Self::bind(address, scope, option, old.as_deref_mut())?);
         }
+        endpoints.extend(startup.named_status.and_then(|port| Self::bind_named(port, old)));
         Ok(endpoints)
     }
 
-    fn bind(address: AdminAddress, scope: Scope, inherited: Option<Socket>) -> anyhow::Result<Self> {
+    /// Binds the status port that an Istio document names. Nobody has asked this process for it: where it is in use, the rest is
+    /// served.
+    fn bind_named(port: u16, mut old: Option<&mut Client>) -> Option<Self> {
+        // A kernel without IPv6 has the second one alone.
+        let all = [IpAddr::from(Ipv6Addr::UNSPECIFIED), Ipv4Addr::UNSPECIFIED.into()];
+        let mut failed = None;
+        for ip in all {
+            let address = AdminAddress::Tcp(SocketAddr::new(ip, port));
+            match Self::bind(address, Scope::Probes, "--status", old.as_deref_mut()) {
+                Ok(endpoint) => return Some(endpoint),
+                Err(error) => failed = failed.or(Some(error)),
+            }
+        }
+        if let Some(error) = failed {
+            tracing::warn!("the status-port of the Istio documents is not served: {error:#}");
+        }
+        None
+    }
+
+    fn bind(
+        address: AdminAddress,
+        scope: Scope,
+        option: &str,
+        old: Option<&mut Client>,
+    ) -> anyhow::Result<Self> {
+        let inherited = old.and_then(|old| old.admin(&address));
         let bound = inherited.map_or_else(|| Socket::bind(&address), Ok);
         let socket =
             bound.and_then(|socket| socket.set_nonblocking().map(|()| socket)).with_context(|| {
-                let option = if scope == Scope::Ready { "--ready" } else { "--admin" };
-                format!("cannot serve the admin endpoint on {address}; choose another address with {option}")
+                let what = if scope == Scope::Probes { "probes" } else { "the admin endpoint" };
+                format!("cannot serve {what} on {address}; choose another address with {option}")
             })?;
         let real = socket.local_addr()?.map_or_else(|| address.to_string(), |real| real.to_string());
         match scope {
-            Scope::Ready => tracing::info!(address = %real, "health endpoint"),
+            Scope::Probes => tracing::info!(address = %real, "/ready, /healthz/ready and /livez for probes"),
             Scope::Local | Scope::Network => tracing::info!(address = %real, "admin endpoint"),
         }
         Ok(Self { address, scope, socket, task: None })

@@ -142,8 +142,8 @@ impl Shared {
                         );
                     }
                 }
-                Err(Unwritten { begun }) => {
-                    torn |= begun;
+                Err(Unwritten { written }) => {
+                    torn |= written > 0;
                     self.lose(&mut state);
                 }
             }
@@ -151,14 +151,14 @@ impl Shared {
     }
 }
 
-/// A line that was not written to its end.
-struct Unwritten {
-    /// Its beginning was.
-    begun: bool,
+/// Bytes that were not written to their end.
+pub(super) struct Unwritten {
+    /// So many were.
+    pub(super) written: usize,
 }
 
 /// Writes all of it, however long the other end takes.
-fn write(sink: &impl AsFd, line: &[u8]) -> Result<(), Unwritten> {
+pub(super) fn write(sink: &impl AsFd, line: &[u8]) -> Result<(), Unwritten> {
     let mut rest = line;
     while !rest.is_empty() {
         match rustix::io::write(sink, rest) {
@@ -168,7 +168,7 @@ fn write(sink: &impl AsFd, line: &[u8]) -> Result<(), Unwritten> {
             Err(Errno::AGAIN) => {
                 let _ = poll(&mut [PollFd::new(sink, PollFlags::OUT)], Some(&AGAIN));
             }
-            Ok(_) | Err(_) => return Err(Unwritten { begun: rest.len() < line.len() }),
+            Ok(_) | Err(_) => return Err(Unwritten { written: line.len() - rest.len() }),
         }
     }
     Ok(())

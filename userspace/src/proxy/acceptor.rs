@@ -3,7 +3,7 @@
 use std::{
     cell::{Cell, RefCell},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream as StdStream},
-    os::fd::OwnedFd,
+    os::fd::{AsRawFd as _, OwnedFd},
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
@@ -176,7 +176,9 @@ impl Entrance {
 
     fn reset(&self, client: &StdStream, reason: CloseReason) {
         let _ = sockopt::reset_on_close(client);
-        Account::open(&self.listener_account()).ended(reason);
+        let account = Account::open(&self.listener_account());
+        account.has_sockets([client.as_raw_fd(), -1]);
+        account.ended(reason);
     }
 
     /// Has a client wait for a place, in a task of its own: it still waits when nothing more is accepted.

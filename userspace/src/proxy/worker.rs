@@ -30,6 +30,7 @@ use super::{
 use crate::{
     account::{
         ListenerAccount,
+        access_log::AccessLog,
         registry::{self, Registry, Request},
     },
     datapath::{
@@ -85,6 +86,8 @@ pub struct Shared {
     pub workers: usize,
     /// Who is let in.
     pub admission: Arc<Admission>,
+    /// Where connections are logged, if they are.
+    pub access_log: Arc<AccessLog>,
     /// Where the number of a worker goes whose thread has ended, however that came.
     pub ended: mpsc::UnboundedSender<usize>,
 }
@@ -160,7 +163,7 @@ async fn work(index: usize, shared: Shared, mut orders: mpsc::UnboundedReceiver<
         current: shared.current,
         datapath: shared.datapath.build()?,
         metrics: shared.metrics.clone(),
-        registry: Rc::new(Registry::new(index, shared.workers)),
+        registry: Rc::new(Registry::new(index, shared.workers).logging_to(shared.access_log)),
         races: Cell::default(),
         listening: RefCell::default(),
         http: Rc::new(http::connection::Worker::new(&shared.metrics)),

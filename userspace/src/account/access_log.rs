@@ -1,0 +1,219 @@
+//! The access log: a line for each connection that ends, and for each HTTP request, with the fields of Istio's.
+//!
+//! A worker formats the line and leaves it to [`LineFile`], which nobody waits for. Where the log is off, a connection costs
+//! one look at a flag.
+
+use std::{
+    cell::{Cell, OnceCell, RefCell},
+    io,
+    net::SocketAddr,
+    os::fd::RawFd,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use arc_swap::ArcSwapOption;
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric as _},
+    metrics::counter::ConstCounter,
+};
+use snisplice_config::model::{AccessLog as Settings, AccessLogFormat};
+
+pub use self::line::Line;
+use super::Account;
+use crate::{log::line_file::LineFile, net::sockopt};
+
+mod line;
+pub mod outcome;
+
+thread_local! {
+    /// The line that a worker is about to write.
+    static TEXT: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The access log of the process, which a reload may switch on and off.
+#[derive(Debug, Default)]
+pub struct AccessLog {
+    /// Whether [`Self::open`] has something, for those who only want to know that.
+    on: AtomicBool,
+    open: ArcSwapOption<Open>,
+    dropped: Arc<AtomicU64>,
+}
+
+#[derive(Debug)]
+struct Open {
+    file: Arc<LineFile>,
+    format: AccessLogFormat,
+}
+
+/// What the log becomes, opened and not yet in use.
+#[derive(Debug)]
+pub struct Prepared(Option<Arc<Open>>);
+
+impl AccessLog {
+    /// Opens what these settings want, and changes nothing yet.
+    ///
+    /// # Errors
+    /// If the file cannot be opened.
+    pub fn prepare(&self, settings: &Settings) -> io::Result<Prepared> {
+        let Settings { path, format } = settings;
+        let Some(path) = path else { return Ok(Prepared(None)) };
+        let current = self.open.load();
+        let same = current.as_ref().filter(|open| open.file.file() == path);
+        let file = match same {
+            Some(open) => open.file.clone(),
+            None => Arc::new(LineFile::open(path.clone(), self.dropped.clone())?),
+        };
+        Ok(Prepared(Some(Arc::new(Open { file, format: *format }))))
+    }
+
+    /// Logs so from now on. Connections that have begun before are logged as they were to be.
+    pub fn follow(&self, Prepared(open): Prepared) {
+        self.on.store(open.is_some(), Relaxed);
+        self.open.store(open);
+    }
+
+    /// Opens the file anew, by its path.
+    pub fn reopen(&self) {
+        if let Some(open) = &*self.open.load() {
+            open.file.reopen();
+        }
+    }
+
+    /// Waits until all lines are written or dropped, at most for `limit`. False if that was too short.
+    #[must_use]
+    pub fn flush(&self, limit: Duration) -> bool {
+        self.open.load().as_ref().is_none_or(|open| open.file.flush(limit))
+    }
+
+    /// What is noted for a connection that begins now; nothing while the log is off.
+    pub(super) fn begin(&self) -> Option<Box<Record>> {
+        self.on.load(Relaxed).then(|| Box::new(Record::begin()))
+    }
+
+    /// Logs a line.
+    pub fn write(&self, line: &Line<'_>) {
+        let open = self.open.load();
+        let Some(Open { file, format }) = open.as_deref() else { return };
+        TEXT.with_borrow_mut(|text| {
+            text.clear();
+            line.write(*format, text);
+            file.put(text);
+        });
+    }
+}
+
+/// How many lines were dropped, at each scrape.
+#[derive(Debug)]
+pub struct DroppedLines(pub Arc<AccessLog>);
+
+impl Collector for DroppedLines {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> std::fmt::Result {
+        let counter = ConstCounter::new(self.0.dropped.load(Relaxed));
+        let help = "Lines of the access log dropped because its file did not take them";
+        counter.encode(encoder.encode_descriptor("access_log_dropped", help, None, counter.metric_type())?)
+    }
+}
+
+/// What is noted of a connection while it is open, where the log is on: what nobody could find out at its end, when its
+/// sockets are closed.
+#[derive(Debug)]
+pub(super) struct Record {
+    started: SystemTime,
+    began: Instant,
+    /// Ours and the client's.
+    downstream: Cell<Addresses>,
+    /// Ours and the endpoint's.
+    upstream: Cell<Addresses>,
+    server_name: OnceCell<Box<str>>,
+    requests: Cell<u64>,
+}
+
+type Addresses = (Option<SocketAddr>, Option<SocketAddr>);
+
+impl Record {
+    fn begin() -> Self {
+        Self {
+            started: SystemTime::now(),
+            began: Instant::now(),
+            downstream: Cell::default(),
+            upstream: Cell::default(),
+            server_name: OnceCell::new(),
+            requests: Cell::new(0),
+        }
+    }
+
+    /// Notes the server name that the client has asked for.
+    pub(super) fn asks_for(&self, name: &str) {
+        let _ = self.server_name.set(name.into());
+    }
+
+    /// Notes the addresses of the client's and the backend's socket, where they are not noted yet; -1 is none.
+    pub(super) fn has_sockets(&self, sockets: [RawFd; 2]) {
+        for (number, noted) in sockets.into_iter().zip([&self.downstream, &self.upstream]) {
+            if noted.get() == (None, None)
+                && let Some(addresses) = sockopt::by_number(number, sockopt::addresses)
+            {
+                noted.set(addresses);
+            }
+        }
+    }
+
+    /// Logs that the connection has ended. One that has served HTTP requests has a line for each of these instead, as in
+    /// Envoy.
+    pub(super) fn ended(&self, account: &Account) {
+        if self.requests.get() > 0 {
+            return;
+        }
+        let reason = account.reason.get();
+        let outcome = outcome::of(reason);
+        let (bytes_received, bytes_sent) = account.bytes();
+        let (_, upstream_host) = self.upstream.get();
+        account.access_log().write(&Line {
+            start_time: self.started,
+            route_name: account.route().map(|name| &**name),
+            response_flags: outcome.flags,
+            response_code_details: outcome.details,
+            connection_termination_details: outcome.termination,
+            bytes_received,
+            bytes_sent,
+            duration: self.began.elapsed(),
+            upstream_host,
+            upstream_cluster: account.backend().map(|name| &**name),
+            upstream_transport_failure_reason: outcome.transport_failure,
+            ..self.of_connection()
+        });
+    }
+
+    /// The fields that a connection and its requests have in common.
+    fn of_connection(&self) -> Line<'_> {
+        let (upstream_local_address, _) = self.upstream.get();
+        let (downstream_local_address, downstream_remote_address) = self.downstream.get();
+        Line {
+            upstream_local_address,
+            downstream_local_address,
+            downstream_remote_address,
+            requested_server_name: self.server_name.get().map(|name| &**name),
+            ..Line::default()
+        }
+    }
+
+    /// Logs a request of the connection.
+    pub(super) fn request(&self, account: &Account, line: &Line<'_>) {
+        self.requests.set(self.requests.get() + 1);
+        let own = self.of_connection();
+        account.access_log().write(&Line {
+            downstream_local_address: own.downstream_local_address,
+            downstream_remote_address: own.downstream_remote_address,
+            requested_server_name: own.requested_server_name,
+            ..*line
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests;
