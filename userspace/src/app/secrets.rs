@@ -136,7 +136,7 @@ impl App {
                 }
             }
             Err(error) if again => {
-                tracing::error!("certificates or keys in service have faults by now: {error:#}")
+                tracing::error!("certificates or keys in service have faults by now: {error:#}");
             }
             Err(error) => {
                 tracing::error!(

@@ -191,7 +191,8 @@ impl Connect for Service {
         stream: TcpStream,
     ) -> Local<'a, Result<Box<dyn Io>, NotConnected>> {
         Box::pin(async move {
-            let Some(tls) = snapshot.terminations().upstream(backend) else { return Err(NotConnected::Tls) };
+            let terminations = snapshot.terminations();
+            let Some(tls) = terminations.upstream(backend) else { return Err(NotConnected::Tls) };
             let protocol = match http {
                 BackendHttp::Http1 => upstream::Protocol::Http1,
                 BackendHttp::Http2 => upstream::Protocol::Http2,

@@ -249,7 +249,7 @@ mod tests {
         {
             fs::write(path, issuer.pem()).unwrap();
         }
-        let server = ServerConfig::builder_with_provider(provider::provider())
+        let server = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_no_client_auth()
