@@ -505,13 +505,12 @@ impl Order<'_> {
             }
         };
         let Connected { io: stream, guard } = connected;
-        let io: Box<dyn Io> = match &backend.tls {
-            None => Box::new(stream),
-            Some(_) => {
-                let encrypting = connector.encrypt(self.snapshot, backend.id, backend.http, stream);
-                let encrypted = timeout_at(deadline, encrypting).await.map_err(|_| Failure::NotConnected)?;
-                encrypted.map_err(|_| Failure::NotConnected)?
-            }
+        let io: Box<dyn Io> = if backend.tls.is_none() {
+            Box::new(stream)
+        } else {
+            let encrypting = connector.encrypt(self.snapshot, backend.id, backend.http, stream);
+            let encrypted = timeout_at(deadline, encrypting).await.map_err(|_| Failure::NotConnected)?;
+            encrypted.map_err(|_| Failure::NotConnected)?
         };
         let connected = Connected { io, guard };
         let begun = match backend.http {

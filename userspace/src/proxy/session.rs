@@ -52,8 +52,7 @@ pub async fn serve(client: StdStream, account: Registration, service: Rc<Service
             lease.ended(reason);
             reason
         }
-        Course::Http(served) => served.as_mut().await,
-        Course::Terminated(served) => served.as_mut().await,
+        Course::Http(served) | Course::Terminated(served) => served.as_mut().await,
     };
     account.ended(reason);
     drop(course);
