@@ -10,7 +10,8 @@ use crate::{
     admin::AdminAddress,
     decode::Diagnostics,
     model::{
-        Backend, BackendId, Claim, EndpointHost, Listener, Model, Origin, Policies, Policy, Rule, Target,
+        Backend, BackendId, Claim, EndpointHost, Listener, Model, Origin, Policies, Policy, Route, Rule,
+        Target,
         http::PlainHttp,
         rank::{Because, Rank, ServerRank},
         route_table::{RouteTable, Shadowed, builder::RouteTableBuilder},
@@ -84,9 +85,14 @@ impl ModelBuilder {
         targets: Vec<Target>,
         termination: Option<Arc<Termination>>,
     ) -> Arc<Rule> {
+        Arc::new(Rule { route: self.route(name, origin, targets), termination })
+    }
+
+    /// Where requests go, under the next id of a rule.
+    pub(crate) fn route(&mut self, name: String, origin: Origin, targets: Vec<Target>) -> Route {
         let id = self.rules;
         self.rules += 1;
-        Arc::new(Rule { id, name, origin, targets, termination })
+        Route { id, name, origin, targets }
     }
 
     /// A way of ending TLS, under the next id.

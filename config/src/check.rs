@@ -6,7 +6,7 @@ use crate::{
     describe::{self, Settings as Ends, is_http},
     load::Translation,
     model::{
-        Backend, BackendId, Endpoint, EndpointHost, Listener, Model, Policies, Policy, Rule, Target,
+        Backend, BackendId, Endpoint, EndpointHost, Listener, Model, Policies, Policy, Route, Rule, Target,
         http::PlainHttp,
         route_table::{Entry, Shadowed},
         settings::{Declared, Settings, groups},
@@ -77,7 +77,7 @@ fn render_listener(out: &mut String, listener: &Listener, model: &Model) -> fmt:
     let mut ends: Vec<_> = rows.iter().filter_map(|(.., rule)| rule.termination.as_ref()).collect();
     ends.sort_by_key(|ends| ends.id);
     ends.dedup_by_key(|ends| ends.id);
-    let lead = |rule: &Rule| targets(rule, model);
+    let lead = |rule: &Route| targets(rule, model);
     for ends in ends {
         writeln!(out, "  terminated: {} with {}", ends.name, Ends(ends))?;
         if let Inside::Http(table) = &ends.inside {
@@ -162,7 +162,7 @@ fn leads_to(rule: &Rule, model: &Model) -> String {
 }
 
 /// `shop:443`, or `shop:443 90 %, refused 10 %`.
-pub(crate) fn targets(rule: &Rule, model: &Model) -> String {
+pub(crate) fn targets(rule: &Route, model: &Model) -> String {
     let shares = shares(rule, model);
     let only = shares.len() == 1;
     let share = |(backend, percent): &(Option<&Backend>, f64)| {
@@ -173,7 +173,7 @@ pub(crate) fn targets(rule: &Rule, model: &Model) -> String {
 }
 
 /// Each backend of a rule with its share of the connections in percent; `None` is what is refused.
-pub(crate) fn shares<'m>(rule: &Rule, model: &'m Model) -> Vec<(Option<&'m Backend>, f64)> {
+pub(crate) fn shares<'m>(rule: &Route, model: &'m Model) -> Vec<(Option<&'m Backend>, f64)> {
     let sum: u64 = rule.targets.iter().map(|target| u64::from(target.weight)).sum();
     let mut shares: Vec<(Option<BackendId>, u64)> = Vec::new();
     for Target { weight, backend } in &rule.targets {

@@ -5,7 +5,7 @@ use std::{borrow::Cow, fmt, ops::RangeInclusive, rc::Rc, str::FromStr, sync::Arc
 
 use crate::{
     document::{At, Node, Problem, Root, Shown, Value},
-    model::rule::Origin,
+    model::route::Origin,
     report::{Diagnostic, ObjectRef, Severity},
 };
 

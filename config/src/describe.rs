@@ -4,7 +4,7 @@ use std::fmt::{self, Write as _};
 
 use crate::{
     model::{
-        Backend, Rule,
+        Backend, Route, Rule,
         http::{
             BackendHttp, Forward, HttpAction, HttpMatch, HttpRule, HttpTable, HttpsRedirect, Redirect,
             RedirectPort, Respond, Rewrite, StringMatch, VirtualHost,
@@ -90,7 +90,7 @@ fn joined(items: &[impl fmt::Display]) -> String {
 }
 
 /// Each host of a table with its rules, line by line. `targets` says where a rule leads.
-pub(crate) fn table(table: &HttpTable, targets: &dyn Fn(&Rule) -> String) -> Vec<String> {
+pub(crate) fn table(table: &HttpTable, targets: &dyn Fn(&Route) -> String) -> Vec<String> {
     let mut lines = Vec::new();
     for host in &table.hosts {
         lines.push(host.pattern.to_string());
@@ -103,7 +103,7 @@ pub(crate) fn table(table: &HttpTable, targets: &dyn Fn(&Rule) -> String) -> Vec
 }
 
 /// The rules of a host in order, line by line.
-pub(crate) fn host(host: &VirtualHost, targets: &dyn Fn(&Rule) -> String) -> Vec<String> {
+pub(crate) fn host(host: &VirtualHost, targets: &dyn Fn(&Route) -> String) -> Vec<String> {
     let mut lines = Vec::new();
     if let Some(HttpsRedirect { port }) = host.https_redirect {
         lines.push(format!("every request: redirected to HTTPS on port {port} with 301"));
@@ -153,7 +153,7 @@ fn text(condition: &StringMatch) -> String {
     }
 }
 
-fn action(rule: &HttpRule, targets: &dyn Fn(&Rule) -> String) -> String {
+fn action(rule: &HttpRule, targets: &dyn Fn(&Route) -> String) -> String {
     let mut text = match &rule.action {
         HttpAction::Respond(Respond { status, .. }) => format!("answered with {status}"),
         HttpAction::Redirect(redirect) => redirected(redirect),

@@ -6,7 +6,9 @@ use crate::{
     check::{Percent, describe_policy, endpoints, shares, targets},
     describe::{self, is_http},
     model::route_table::{Entry, Shadowed, TableExplanation},
-    model::{Backend, Claim, Listener, Model, Origin, Policy, Rule, http::HttpTable, termination::Inside},
+    model::{
+        Backend, Claim, Listener, Model, Origin, Policy, Route, Rule, http::HttpTable, termination::Inside,
+    },
     name::{HostPattern, NameError, ServerName, is_address},
 };
 
@@ -153,7 +155,7 @@ fn answer(model: &Model, listener: &Listener, name: Option<&ServerName>) -> Answ
         let claims = claims(model, name, |port| listener.ports.contains(&port));
         Outcome::Policy { claims, verdict, policy, described: describe_policy(policy, model) }
     };
-    let lead = |rule: &Rule| targets(rule, model);
+    let lead = |rule: &Route| targets(rule, model);
     // A client asks for the host that it named in the hello.
     let of_table = |table: &HttpTable| match table.lookup(name.map_or("", ServerName::as_str)) {
         Some(host) => describe::host(host, &lead),

@@ -15,10 +15,11 @@ use self::{
     termination::{SecretName, UpstreamTls},
 };
 pub use self::{
-    rule::{BackendId, Origin, Rule, Target},
+    route::{BackendId, Origin, Route, Target},
+    rule::Rule,
     settings::{
-        AccessLog, AccessLogFormat, Admin, Capacity, DatapathKind, Dns, Flows, Http, Limits, Offload, PeerTimeouts,
-        Runtime, Startup, Timeouts,
+        AccessLog, AccessLogFormat, Admin, Capacity, DatapathKind, Dns, Flows, Http, Limits, Offload,
+        PeerTimeouts, Runtime, Startup, Timeouts,
     },
 };
 use crate::name::{HostName, HostPattern};
@@ -26,6 +27,7 @@ use crate::name::{HostName, HostPattern};
 pub(crate) mod cipher_suites;
 pub mod http;
 pub mod rank;
+pub mod route;
 pub mod route_table;
 pub mod rule;
 pub mod secret;

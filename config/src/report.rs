@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::model::rule::Origin;
+use crate::model::route::Origin;
 
 /// One finding.
 #[derive(Debug, Clone, PartialEq, Eq)]

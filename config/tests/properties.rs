@@ -7,7 +7,7 @@ use std::{fs, path::Path, sync::Arc};
 use proptest::{prelude::*, sample::Index};
 use snisplice_config::{
     Options, Source, explain, load,
-    model::{Origin, Rule, Target},
+    model::{Origin, Route, Rule, Target},
     model::{rank::Rank, route_table::RouteTable, termination::Inside},
     name::{HostPattern, ServerName},
     render_check,
@@ -167,10 +167,12 @@ fn boundary(text: &str, mut at: usize) -> usize {
 
 fn rule(id: usize) -> Arc<Rule> {
     Arc::new(Rule {
-        id,
-        name: id.to_string(),
-        origin: Origin { file: "test".into(), line: 1, column: 1 },
-        targets: vec![Target { weight: 1, backend: None }],
+        route: Route {
+            id,
+            name: id.to_string(),
+            origin: Origin { file: "test".into(), line: 1, column: 1 },
+            targets: vec![Target { weight: 1, backend: None }],
+        },
         termination: None,
     })
 }

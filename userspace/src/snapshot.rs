@@ -10,7 +10,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use snisplice_config::model::{BackendId, Listener, Model, Rule, http::HttpTable, termination::Inside};
+use snisplice_config::model::{BackendId, Listener, Model, Route, http::HttpTable, termination::Inside};
 
 use crate::{
     metrics::{Gone, Names},
@@ -176,11 +176,11 @@ impl Snapshot {
 
     /// A rule's name as a label that outlives this configuration.
     #[must_use]
-    pub fn label(&self, rule: &Rule) -> Arc<str> {
+    pub fn label(&self, rule: &Route) -> Arc<str> {
         self.kept(rule).label.clone()
     }
 
-    fn kept(&self, rule: &Rule) -> &Kept {
+    fn kept(&self, rule: &Route) -> &Kept {
         let begin = || Arc::new(Kept { label: rule.name.as_str().into(), turn: AtomicU64::new(0) });
         self.rules[rule.id].kept.get_or_init(begin)
     }
@@ -188,19 +188,19 @@ impl Snapshot {
     /// Whose turn it is among a rule's targets; `None` rejects the connection, in proportion to the weight of what
     /// cannot be served (Gateway API, `BackendRef`: an invalid backend keeps its share).
     #[must_use]
-    pub fn next_target(&self, rule: &Rule) -> Option<&Cluster> {
+    pub fn next_target(&self, rule: &Route) -> Option<&Cluster> {
         self.next_target_of(rule).map(|(_, cluster)| cluster)
     }
 
     /// The same, by its id.
     #[must_use]
-    pub fn next_backend(&self, rule: &Rule) -> Option<BackendId> {
+    pub fn next_backend(&self, rule: &Route) -> Option<BackendId> {
         self.next_target_of(rule).and_then(|(index, _)| rule.targets[index].backend)
     }
 
     /// The same, with its place among the rule's targets.
     #[must_use]
-    pub fn next_target_of(&self, rule: &Rule) -> Option<(usize, &Cluster)> {
+    pub fn next_target_of(&self, rule: &Route) -> Option<(usize, &Cluster)> {
         let chosen = if let [only] = rule.targets.as_slice() {
             (only.weight > 0).then_some(0)
         } else {
@@ -215,8 +215,8 @@ impl Snapshot {
 }
 
 /// All rules: those of server names, and those of requests. One rule may come several times.
-fn rules_of(model: &Model) -> impl Iterator<Item = &Rule> {
-    fn of_requests(table: &HttpTable) -> Vec<&Rule> {
+fn rules_of(model: &Model) -> impl Iterator<Item = &Route> {
+    fn of_requests(table: &HttpTable) -> Vec<&Route> {
         table.hosts.iter().flat_map(|host| &host.rules).map(|rule| &*rule.rule).collect()
     }
     model.listeners.iter().flat_map(|listener| {
@@ -227,7 +227,7 @@ fn rules_of(model: &Model) -> impl Iterator<Item = &Rule> {
                 Some(Inside::Http(table)) => of_requests(table),
                 Some(Inside::Bytes) | None => Vec::new(),
             };
-            std::iter::once(&*entry.rule).chain(requests)
+            std::iter::once(&entry.rule.route).chain(requests)
         });
         plain.chain(named)
     })

@@ -265,7 +265,7 @@ fn used_backends(model: &Model) -> HashSet<BackendId> {
     });
     let plain = model.listeners.iter().filter_map(|listener| Some(&listener.plain_http.as_ref()?.table));
     let requests = inside.chain(plain).flat_map(|table| &table.hosts).flat_map(|host| &host.rules);
-    let rules = terminating.iter().map(|entry| &entry.rule).chain(requests.map(|rule| &rule.rule));
+    let rules = terminating.iter().map(|entry| &entry.rule.route).chain(requests.map(|rule| &*rule.rule));
     rules.flat_map(|rule| &rule.targets).filter_map(|target| target.backend).collect()
 }
 

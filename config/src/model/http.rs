@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::rule::{Origin, Rule};
+use super::route::{Origin, Route};
 use crate::name::{HostPattern, ServerName, labels};
 
 /// The rules of one server by the authority of a request.
@@ -81,7 +81,7 @@ pub struct HttpsRedirect {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HttpRule {
     /// Its id, name, origin and weighted targets. There are targets for [`HttpAction::Forward`] only.
-    pub rule: Arc<Rule>,
+    pub rule: Arc<Route>,
     /// One of them must match; no match at all is every request.
     pub matches: Vec<HttpMatch>,
     /// What becomes of a request.

@@ -4,7 +4,7 @@ use std::fmt;
 
 use zeroize::Zeroizing;
 
-use super::{rule::Origin, termination::SecretName};
+use super::{route::Origin, termination::SecretName};
 
 /// A `Secret` object that a server or a destination names. What its entries mean is known where they are used.
 #[derive(Debug, Clone, PartialEq, Eq)]

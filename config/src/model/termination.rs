@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-use super::{http::HttpTable, rule::Origin};
+use super::{http::HttpTable, route::Origin};
 
 /// How a rule ends TLS, and what it serves inside. A rule without one passes TLS through.
 #[derive(Debug, Clone, PartialEq, Eq)]

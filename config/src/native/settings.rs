@@ -3,7 +3,7 @@
 use crate::{
     decode::{Diagnostics, Fields, View},
     model::{
-        rule::Origin,
+        route::Origin,
         settings::{Group, Settings, groups},
     },
 };

@@ -7,7 +7,7 @@ use crate::{
     kind::{Choice, Codec as _},
     model::{
         cipher_suites::spoken,
-        rule::Origin,
+        route::Origin,
         termination::{
             AuthoritySource, CertificateSource, ClientAuth, ClientCertificates, Inside, SecretName,
             Termination, TlsVersion,

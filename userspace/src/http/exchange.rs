@@ -9,7 +9,7 @@ use hyper::{
     http::request::Parts,
 };
 use snisplice_config::model::{
-    Backend, BackendId, Rule,
+    Backend, BackendId, Route,
     http::{BackendHttp, Forward, HeaderChanges, HttpAction, HttpRule, Retries},
 };
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -262,7 +262,7 @@ impl Order<'_> {
         body: Incoming,
         upgrade: hyper::upgrade::OnUpgrade,
     ) -> Result<Response<Download>, Failure> {
-        let rule: &Rule = &self.rule.rule;
+        let rule: &Route = &self.rule.rule;
         let runtime = &self.snapshot.model.runtime;
         let (index, cluster) = self.snapshot.next_target_of(rule).ok_or(Failure::NoHealthyUpstream)?;
         let id = rule.targets[index].backend.ok_or(Failure::NoHealthyUpstream)?;

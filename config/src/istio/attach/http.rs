@@ -15,7 +15,7 @@ use crate::{
         terminate::{Ends, Requests},
     },
     model::{
-        Rule,
+        Route,
         http::{self, HeaderChanges, HttpAction, HttpMatch, HttpRule, Respond},
     },
     name::HostPattern,
@@ -27,7 +27,7 @@ fn unavailable() -> HttpAction {
 }
 
 /// Rules by route, by the port of the server where that matters, and by whether they refuse.
-type Made = HashMap<(usize, Option<u16>, bool), (Arc<Rule>, HttpAction)>;
+type Made = HashMap<(usize, Option<u16>, bool), (Arc<Route>, HttpAction)>;
 
 impl Attachment<'_, '_> {
     /// Hands the `http` routes to each server that serves HTTP for one of the names.
@@ -78,7 +78,7 @@ impl Attachment<'_, '_> {
             self.narrowed(condition.gateways.as_deref(), diagnostics);
         }
         if self.lost {
-            let rule = builder.rule(self.title(first), first.view.origin(), Vec::new());
+            let rule = Arc::new(builder.route(self.title(first), first.view.origin(), Vec::new()));
             let rule = Arc::new(HttpRule {
                 rule,
                 matches: Vec::new(),
@@ -173,7 +173,7 @@ impl Attachment<'_, '_> {
         registry: &mut Registry<'_, '_, '_, '_>,
         builder: &mut ModelBuilder,
         diagnostics: &mut Diagnostics,
-    ) -> (Arc<Rule>, HttpAction) {
+    ) -> (Arc<Route>, HttpAction) {
         let by_port = match &route.action {
             Action::Forward(forward) if !is_refused => {
                 forward.destinations.iter().any(Destination::needs_port)
@@ -211,7 +211,7 @@ impl Attachment<'_, '_> {
                 })
             }
         };
-        let rule = builder.rule(self.title(route), route.view.origin(), targets);
+        let rule = Arc::new(builder.route(self.title(route), route.view.origin(), targets));
         made.insert(key, (Arc::clone(&rule), action.clone()));
         (rule, action)
     }

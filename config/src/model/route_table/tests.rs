@@ -1,13 +1,15 @@
 use super::*;
 use crate::model::rank::{Rank, Seniority, ServerRank};
-use crate::model::{Origin, Target};
+use crate::model::{Origin, Route, Target};
 
 fn rule(name: &str) -> Arc<Rule> {
     Arc::new(Rule {
-        id: 0,
-        name: name.into(),
-        origin: Origin { file: "test".into(), line: 1, column: 1 },
-        targets: vec![Target { weight: 1, backend: None }],
+        route: Route {
+            id: 0,
+            name: name.into(),
+            origin: Origin { file: "test".into(), line: 1, column: 1 },
+            targets: vec![Target { weight: 1, backend: None }],
+        },
         termination: None,
     })
 }

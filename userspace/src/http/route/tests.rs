@@ -3,7 +3,7 @@ use std::sync::Arc;
 use hyper::Request;
 use snisplice_config::{
     model::{
-        Origin, Rule,
+        Origin, Route,
         http::{Expression, Respond},
     },
     name::HostPattern,
@@ -13,7 +13,7 @@ use super::*;
 
 fn rule(name: &str, matches: Vec<HttpMatch>, action: HttpAction) -> Arc<HttpRule> {
     let origin = Origin { file: "test".into(), line: 1, column: 1 };
-    let rule = Rule { id: 0, name: name.into(), origin, targets: Vec::new(), termination: None };
+    let rule = Route { id: 0, name: name.into(), origin, targets: Vec::new() };
     Arc::new(HttpRule {
         rule: Arc::new(rule),
         matches,

@@ -18,7 +18,7 @@ use hyper_util::rt::TokioIo;
 use snisplice_config::{
     Options, Source, load,
     model::{
-        BackendId, Model, Origin, PeerTimeouts, Rule, Target,
+        BackendId, Model, Origin, PeerTimeouts, Route, Target,
         http::{
             BackendHttp, Forward, HeaderChanges, HttpAction, HttpMatch, HttpRule, HttpTable, HttpsRedirect,
             PlainHttp, Retries, StringMatch, VirtualHost,
@@ -92,12 +92,11 @@ impl Plan {
             weight: *weight,
             backend: backend.map(BackendId),
         };
-        let rule = Rule {
+        let rule = Route {
             id: self.rules.len() + 1,
             name: format!("rule {prefix}"),
             origin: Origin { file: "test".into(), line: 1, column: 1 },
             targets: targets.iter().map(target).collect(),
-            termination: None,
         };
         let uri = StringMatch::Prefix(prefix.to_owned());
         self.rules.push(HttpRule {
