@@ -37,9 +37,9 @@ pub async fn serve(client: StdStream, account: Registration, service: Rc<Service
         Ok(Established::Passed(pair, lease)) => {
             Course::Passed(service.datapath.forward(pair, &account), lease)
         }
-        Ok(Established::Http(begun)) => Course::Http(http::serve_plain(begun, &account, &service, &permit)),
+        Ok(Established::Http(begun)) => Course::Served(http::serve_plain(begun, &account, &service, &permit)),
         Ok(Established::Terminated(begun)) => {
-            Course::Terminated(terminated::serve(begun, &account, &service, &permit))
+            Course::Served(terminated::serve(begun, &account, &service, &permit))
         }
         Err(reason) => {
             account.ended(reason);
@@ -52,7 +52,7 @@ pub async fn serve(client: StdStream, account: Registration, service: Rc<Service
             lease.ended(reason);
             reason
         }
-        Course::Http(served) | Course::Terminated(served) => served.as_mut().await,
+        Course::Served(served) => served.as_mut().await,
     };
     account.ended(reason);
     drop(course);
@@ -63,10 +63,8 @@ pub async fn serve(client: StdStream, account: Registration, service: Rc<Service
 enum Course<'a> {
     /// The datapath carries it, and the endpoint counts it.
     Passed(Forward<'a>, Lease),
-    /// TLS ends here.
-    Terminated(terminated::Served<'a>),
-    /// Its requests are served here.
-    Http(http::Served<'a>),
+    /// TLS ends here, or its requests are served. One variant for both: with a third one the size would grow.
+    Served(terminated::Served<'a>),
 }
 
 /// What a connection's beginning has led to.
