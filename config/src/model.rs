@@ -41,7 +41,7 @@ pub struct Model {
     pub listeners: Vec<Listener>,
     /// Everything a route can point at; [`BackendId`] is an index into this list.
     pub backends: Vec<Backend>,
-    /// How many rules the listeners' tables hold in all; [`Rule::id`] is below it.
+    /// How many rules the listeners' tables hold in all; [`Route::id`] is below it.
     pub rules: usize,
     /// How many ways of ending TLS there are; [`Termination::id`](termination::Termination::id) is below it.
     pub terminations: usize,

@@ -29,7 +29,7 @@ pub struct Snapshot {
     /// Which of the model's listeners has each address.
     by_address: HashMap<SocketAddr, usize>,
     upstreams: Upstreams,
-    /// By [`Rule::id`].
+    /// By [`Route::id`].
     rules: Vec<RuleState>,
     /// Follows the secrets, which change also without the configuration.
     terminations: ArcSwap<Terminations>,

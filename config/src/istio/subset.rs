@@ -76,7 +76,7 @@ pub(super) fn read<'n>(object: Object<'n>, diagnostics: &mut Diagnostics) -> Opt
 ///
 /// They are taken from the workload's own namespace if it has one for the host, else from the service's, else from the
 /// root namespace; within one, a rule for the exact host hides those for wildcards (Istio's `destinationRule`).
-/// Several rules of one host add up.
+/// Several rules of one host add up. A host without a namespace, which only the DNS knows, has the rules of all namespaces.
 pub(super) fn rules_for<'r, 'n>(
     rules: &'r [DestinationRule<'n>],
     host: &HostPattern,
@@ -116,6 +116,10 @@ pub(super) fn rules_for<'r, 'n>(
     }
     if found.is_empty() {
         found = candidates(&|rule| exported(rule, ROOT));
+    }
+    if (found.is_empty(), owner) == (true, None) {
+        // A name of the DNS belongs to no namespace. What a rule says of TLS towards it must not be lost.
+        found = candidates(&|rule| rule.export_to.seen_from(namespace).is_some());
     }
     found
 }
