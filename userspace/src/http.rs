@@ -15,4 +15,5 @@ pub mod headers;
 pub mod path;
 pub mod pool;
 pub mod refused;
+mod request_log;
 pub mod route;

@@ -1,6 +1,13 @@
 //! The right backend for each name: Istio's own YAML with real nginx, curl and openssl, then weights and IPv6.
 
-use std::{io::Write as _, net::TcpStream, path::Path, thread};
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::{TcpListener, TcpStream},
+    path::Path,
+    process::Command,
+    thread,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
@@ -11,7 +18,8 @@ use snisplice_tests::{
     lab::Lab,
     metrics::Metrics,
     netns::{BACKEND, BACKEND_2, BACKEND_3, BACKEND_V6, LB, LB_V6},
-    peers::{curl, ensure_verified, gnutls, nginx, nginx_answer, s_client},
+    peers::{self, curl, ensure_verified, gnutls, nginx, nginx_answer, s_client},
+    process::run,
     stream::{self, Pace, Pattern},
     suite::Case,
     tcp,
@@ -23,6 +31,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::each("routing::asm_tls_passthrough", |lab| passthrough(lab, &ASM)),
     Case::each("routing::istio_sni_passthrough", |lab| passthrough(lab, &ISTIO)),
     Case::each("routing::istio_wildcard_gateway", |lab| passthrough(lab, &WILDCARD)),
+    Case::once("routing::istio_termination_and_passthrough", termination_and_passthrough),
     Case::each("routing::each_name_reaches_its_own_backend", each_name_reaches_its_own_backend),
     Case::each("routing::weights_are_exact", weights_are_exact),
     Case::each("routing::endpoints_take_turns", endpoints_take_turns),
@@ -94,6 +103,105 @@ fn passthrough(lab: &Lab, scenario: &Scenario) -> Result<()> {
     Ok(())
 }
 
+/// The published setting with termination, a redirect, passthrough, an access log and a status port, unedited; and beside it
+/// a route for the requests of one name.
+fn termination_and_passthrough(lab: &Lab) -> Result<()> {
+    const NAME: &str = "www.danielstechblog.de";
+    const ROUTE: &str = "\
+        apiVersion: networking.istio.io/v1\nkind: VirtualService\n\
+        metadata: {name: www, namespace: istio-config}\n\
+        spec:\n  hosts: [www.danielstechblog.de]\n  gateways: [azst-aks-gateway]\n  http:\n\
+        \x20 - match: [{uri: {prefix: /app/}}]\n    rewrite: {uri: /}\n\
+        \x20   route: [{destination: {host: web, port: {number: 80}}}]\n";
+    let leaf = lab.ca.issue(WILDCARD.name)?;
+    let _nginx = nginx(lab, &[(&format!("{BACKEND}:443"), &leaf)])?;
+    let secrets = lab.dir().join("secrets");
+    fs::create_dir(&secrets)?;
+    let ours = lab.ca.issue("*.danielstechblog.de")?;
+    fs::copy(&ours.certificate, secrets.join("istio-ingress-cert.crt"))?;
+    fs::copy(&ours.key, secrets.join("istio-ingress-cert.key"))?;
+    let route = lab.dir().join("route.yaml");
+    fs::write(&route, ROUTE)?;
+    let web = flow::backend(lab)?;
+    let yaml = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/testdata/wildcard-gateway");
+    let options = Options::file(yaml)
+        .and_file(&route)
+        .arg("--secrets")
+        .arg(secrets.display().to_string())
+        .resolve(WILDCARD.destination, 443, BACKEND)
+        .arg("--resolve")
+        .arg(format!("web.istio-config.svc.cluster.local:80:{}", web.local_addr()?));
+    let daemon = Daemon::start(lab, &options)?;
+
+    let curl = |more: &[&str]| {
+        let mut command = Command::new("curl");
+        command.args(["--silent", "--show-error", "--max-time", "30", "--noproxy", "*", "--cacert"]);
+        command.arg(lab.ca.file());
+        for port in [80, 443] {
+            command.args(["--resolve", &format!("{NAME}:{port}:{LB}")]);
+        }
+        run(&lab.client, command.args(more))?.ok()
+    };
+    let shown = ["--output", "/dev/null", "--write-out", "%{http_code} %{http_version} %{redirect_url}"];
+    let said = curl(&[&shown[..], &["http://www.danielstechblog.de/a?b"]].concat())?.stdout;
+    ensure!(said == "301 1.1 https://www.danielstechblog.de/a?b", "{said}");
+    let said = curl(&[&shown[..], &["https://www.danielstechblog.de/none"]].concat())?.stdout;
+    ensure!(said == "404 2 ", "{said}");
+    let said = curl(&[&shown[..], &[&format!("http://{LB}:15021/healthz/ready")]].concat())?;
+    ensure!(said.stdout == "200 1.1 ", "{said:?}");
+    let served = thread::scope(|scope| {
+        let serving = scope.spawn(|| answer_one_request(&web));
+        let said = curl(&["https://www.danielstechblog.de/app/x?y"])?.stdout;
+        ensure!(said == "hello", "{said}");
+        serving.join().expect("the backend does not panic")
+    })?;
+    ensure!(served.starts_with("GET /x?y HTTP/1.1\r\n"), "{served}");
+    let served = served.to_ascii_lowercase();
+    for header in ["host: www.danielstechblog.de\r\n", "x-forwarded-proto: https\r\n"] {
+        ensure!(served.contains(header), "{served}");
+    }
+    let said = peers::curl(lab, WILDCARD.name, WILDCARD.port, LB)?.ok()?;
+    ensure!(said.stdout == nginx_answer(&leaf), "{}", said.stdout);
+
+    daemon.wait_log("\"path\":\"/app/x?y\"")?;
+    let log = daemon.process().log()?;
+    let lines = log.lines().filter(|line| line.starts_with('{'));
+    let lines = lines.map(serde_json::from_str::<Value>).collect::<Result<Vec<_>, _>>()?;
+    let of = |path: &str| lines.iter().find(|line| line["path"] == path).context(path.to_owned());
+    let forwarded = of("/app/x?y")?;
+    for (field, value) in [
+        ("method", "GET".into()),
+        ("protocol", "HTTP/2".into()),
+        ("authority", NAME.into()),
+        ("requested_server_name", NAME.into()),
+        ("response_code", 200.into()),
+        ("response_code_details", "via_upstream".into()),
+        ("bytes_sent", 5.into()),
+        ("upstream_host", web.local_addr()?.to_string().into()),
+        ("route_name", "VirtualService istio-config/www http[0]".into()),
+    ] as [(_, Value); 9]
+    {
+        ensure!(forwarded[field] == value, "{field}: {forwarded}");
+    }
+    let missing = of("/none")?;
+    ensure!(missing["response_code"] == 404 && missing["response_flags"] == "NR", "{missing}");
+    ensure!(of("/a?b")?["response_code"] == 301, "{lines:?}");
+    Ok(())
+}
+
+/// Answers one request with `hello`, and gives its head back.
+fn answer_one_request(web: &TcpListener) -> Result<String> {
+    let (mut client, _) = web.accept()?;
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        client.read_exact(&mut byte)?;
+        head.extend(byte);
+    }
+    client.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello")?;
+    Ok(String::from_utf8(head)?)
+}
+
 fn each_name_reaches_its_own_backend(lab: &Lab) -> Result<()> {
     let names = ["a.example.com", "b.example.com", "deep.under.c.example.com"];
     let leaves: Result<Vec<_>> = names.iter().map(|name| lab.ca.issue(name)).collect();
@@ -122,7 +230,7 @@ fn each_name_reaches_its_own_backend(lab: &Lab) -> Result<()> {
 }
 
 /// Opens `count` connections and says how many reached each listener.
-fn spread(lab: &Lab, listeners: &[std::net::TcpListener], count: usize) -> Result<Vec<usize>> {
+fn spread(lab: &Lab, listeners: &[TcpListener], count: usize) -> Result<Vec<usize>> {
     let hello = hello::naming(NAME)?;
     let mut reached = vec![0; listeners.len()];
     for listener in listeners {

@@ -18,7 +18,7 @@ use tokio::{
     time::{Instant, Sleep, sleep_until},
 };
 
-use super::{connection::InFlight, pool::Return};
+use super::{connection::InFlight, pool::Return, request_log::Note};
 
 /// What a body's reader is told of its end before its time.
 pub type BodyError = Box<dyn Error + Send + Sync>;
@@ -47,6 +47,8 @@ struct State {
     deadline: Option<(Duration, Pin<Box<Sleep>>)>,
     stalled: bool,
     has_ended: Rc<Notify>,
+    /// For the access log, while it is on.
+    note: Option<Rc<Note>>,
 }
 
 #[derive(Debug, Clone)]
@@ -58,7 +60,7 @@ enum Part {
 impl Source {
     /// Of a request that has just come; each part of it must follow the one before within `patience`.
     #[must_use]
-    pub fn new(incoming: Incoming, patience: Option<Duration>) -> Self {
+    pub(super) fn new(incoming: Incoming, patience: Option<Duration>, note: Option<Rc<Note>>) -> Self {
         let ended = incoming.is_end_stream().then(Instant::now);
         let has_ended = Rc::new(Notify::new());
         if ended.is_some() {
@@ -79,6 +81,7 @@ impl Source {
             deadline,
             stalled: false,
             has_ended,
+            note,
         })))
     }
 
@@ -160,6 +163,9 @@ impl State {
                 Err(frame) => Part::Trailers(frame.into_trailers().unwrap_or_default()),
             }),
         };
+        if let (Some(note), Some(Part::Data(data))) = (&self.note, &part) {
+            note.received.set(note.received.get() + data.len() as u64);
+        }
         if part.is_none() || self.incoming.is_end_stream() {
             self.ended = self.ended.or_else(|| Some(Instant::now()));
             self.deadline = None;
@@ -289,6 +295,12 @@ impl Download {
         Self { in_flight: Some(in_flight), ..self }
     }
 
+    fn has_sent(&self, bytes: usize) {
+        if let Some(note) = self.in_flight.as_ref().and_then(InFlight::note) {
+            note.sent.set(note.sent.get() + bytes as u64);
+        }
+    }
+
     fn is_over(&mut self) {
         if let Some(connection) = self.connection.take() {
             connection.give_back();
@@ -309,7 +321,11 @@ impl Body for Download {
             in_flight.count();
         }
         let incoming = match &mut this.content {
-            Content::Ours(bytes) => return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Content::Ours(bytes) => {
+                let bytes = bytes.take();
+                this.has_sent(bytes.as_ref().map_or(0, Bytes::len));
+                return Poll::Ready(bytes.map(|bytes| Ok(Frame::data(bytes))));
+            }
             Content::Theirs(incoming) => incoming,
         };
         let frame = match Pin::new(&mut *incoming).poll_frame(context) {
@@ -327,6 +343,11 @@ impl Body for Download {
         };
         if is_over {
             this.is_over();
+        }
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            this.has_sent(data.len());
         }
         Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
     }

@@ -35,6 +35,7 @@ use super::{
     framing::Framing,
     guarded::Guarded,
     pool::Pools,
+    request_log::Note,
 };
 use crate::{
     account::Account,
@@ -145,26 +146,39 @@ pub struct Tunnel {
 
 /// Counts a request for as long as it is there.
 #[derive(Debug)]
-pub struct InFlight(Rc<Connection>);
+pub struct InFlight {
+    connection: Rc<Connection>,
+    /// For the access log, while it is on.
+    note: Option<Rc<Note>>,
+}
 
 impl InFlight {
     /// Of a request that has just come.
     #[must_use]
-    pub fn new(connection: &Rc<Connection>) -> Self {
+    pub fn new<B>(connection: &Rc<Connection>, request: &Request<B>) -> Self {
         connection.activity.request_began();
         connection.count();
-        Self(connection.clone())
+        let note = connection.account.logs_requests().then(|| Rc::new(Note::new(request)));
+        Self { connection: connection.clone(), note }
+    }
+
+    /// What is noted for the access log, while it is on.
+    pub(super) fn note(&self) -> Option<&Rc<Note>> {
+        self.note.as_ref()
     }
 
     /// Has the account know of the bytes that have moved.
     pub fn count(&self) {
-        self.0.count();
+        self.connection.count();
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.activity.request_ended(Instant::now());
+        self.connection.activity.request_ended(Instant::now());
+        if let Some(note) = &self.note {
+            note.log(&self.connection.account);
+        }
     }
 }
 

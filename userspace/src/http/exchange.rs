@@ -21,9 +21,10 @@ use super::{
     headers::{self, SERVER},
     pool::{Key, Return, Sender, begin_http1, begin_http2},
     refused::Refused,
+    request_log::Note,
     route::{self, Decision},
 };
-use crate::{metrics::NONE, upstream::cluster::Cluster};
+use crate::{account::access_log::outcome::NO_FLAG, metrics::NONE, upstream::cluster::Cluster};
 
 /// The first pause before another try is as long at most, and each further one twice that (Envoy's `base_interval`).
 const PAUSE: Duration = Duration::from_millis(25);
@@ -83,6 +84,22 @@ impl Failure {
         }
     }
 
+    /// Envoy's flags and words for it in the access log.
+    fn in_the_log(self) -> (&'static str, &'static str) {
+        match self {
+            Self::NoHealthyUpstream => ("UH", "no_healthy_upstream"),
+            Self::NotConnected => ("UF", "upstream_reset_before_response_started{connection_failure}"),
+            Self::Reset => ("UC", "upstream_reset_before_response_started{connection_termination}"),
+            Self::Overflow => ("UO", "upstream_reset_before_response_started{overflow}"),
+            Self::Timeout => ("UT", "response_timeout"),
+            Self::TryTimeout => ("UT", "upstream_per_try_timeout"),
+            Self::ClientStalled => ("SI", "stream_idle_timeout"),
+            Self::ClientMalformed => ("DPE", "http1.codec_error"),
+            Self::Protocol => ("UPE", "upstream_reset_before_response_started{protocol_error}"),
+            Self::Upgrade => (NO_FLAG, "upgrade_failed"),
+        }
+    }
+
     /// Whether another try may go better, by what the rule says.
     fn is_retried(self, retries: &Retries) -> bool {
         match self {
@@ -95,7 +112,7 @@ impl Failure {
 
 /// Answers a request.
 pub async fn exchange(mut request: Request<Incoming>, connection: Rc<Connection>) -> Response<Download> {
-    let in_flight = InFlight::new(&connection);
+    let in_flight = InFlight::new(&connection, &request);
     let upgrade = hyper::upgrade::on(&mut request);
     let (head, body) = request.into_parts();
     let is_grpc = is_grpc(&head.headers);
@@ -108,14 +125,19 @@ pub async fn exchange(mut request: Request<Incoming>, connection: Rc<Connection>
         Ok(asked) => asked,
         Err(why) => {
             tracing::debug!(%why, client = %connection.client, "a request is refused");
+            note_answer(&in_flight, "DPE", "http1.codec_error");
             let response = closing(answered(why.status(), "", false), head.version);
             return finished(response, None, &connection, in_flight);
         }
     };
     let decision = route::decide(&table, &asked, connection.own.port());
     let (mut response, rule) = match decision {
-        Decision::NotFound => (answered(StatusCode::NOT_FOUND, "", is_grpc), None),
+        Decision::NotFound => {
+            note_answer(&in_flight, "NR", "route_not_found");
+            (answered(StatusCode::NOT_FOUND, "", is_grpc), None)
+        }
         Decision::Redirected { rule, status, location } => {
+            note_answer(&in_flight, NO_FLAG, "direct_response");
             let mut response = answered(status, "", false);
             match HeaderValue::try_from(location) {
                 Ok(location) => drop(response.headers_mut().insert(header::LOCATION, location)),
@@ -123,7 +145,10 @@ pub async fn exchange(mut request: Request<Incoming>, connection: Rc<Connection>
             }
             (response, rule)
         }
-        Decision::Responded(rule) => (responded(rule), Some(rule)),
+        Decision::Responded(rule) => {
+            note_answer(&in_flight, NO_FLAG, "direct_response");
+            (responded(rule), Some(rule))
+        }
         Decision::Forwarded { rule, forward, target, authority } => {
             let order = Order {
                 connection: &connection,
@@ -135,12 +160,17 @@ pub async fn exchange(mut request: Request<Incoming>, connection: Rc<Connection>
                 scheme: asked.scheme,
                 trusted,
                 upgrade: headers::upgrade(head.version, &head.headers),
+                note: in_flight.note(),
             };
             // On the heap, as answers of our own do without.
             let response = match Box::pin(order.serve(&head, body, upgrade)).await {
                 Ok(response) => response,
                 Err(failure) => {
                     let (status, text) = failure.response();
+                    if let Some(note) = in_flight.note() {
+                        let (flags, details) = failure.in_the_log();
+                        note.is_answered_here(flags, details);
+                    }
                     let response = answered(status, text, is_grpc);
                     let is_clients = matches!(failure, Failure::ClientStalled | Failure::ClientMalformed);
                     if is_clients { closing(response, head.version) } else { response }
@@ -156,6 +186,13 @@ pub async fn exchange(mut request: Request<Incoming>, connection: Rc<Connection>
     finished(response, label, &connection, in_flight)
 }
 
+/// Notes for the access log why the response is our own.
+fn note_answer(in_flight: &InFlight, flags: &'static str, details: &'static str) {
+    if let Some(note) = in_flight.note() {
+        note.is_answered_here(flags, details);
+    }
+}
+
 /// Counts a response, and has it count as under way until it is sent.
 fn finished(
     mut response: Response<Download>,
@@ -163,6 +200,9 @@ fn finished(
     connection: &Rc<Connection>,
     in_flight: InFlight,
 ) -> Response<Download> {
+    if let Some(note) = in_flight.note() {
+        note.answers(response.status().as_u16(), route.clone());
+    }
     let route = route.unwrap_or_else(|| NONE.into());
     connection.worker.metrics.http_request(&route, response.status().as_u16());
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
@@ -232,6 +272,7 @@ struct Order<'a> {
     scheme: &'a str,
     trusted: bool,
     upgrade: Option<HeaderValue>,
+    note: Option<&'a Rc<Note>>,
 }
 
 /// The backend of a request.
@@ -280,7 +321,10 @@ impl Order<'_> {
         // A stream of gRPC may be silent from its beginning, for as long as it likes.
         let patience =
             Some(runtime.http.body_timeout).filter(|patience| !patience.is_zero() && !is_grpc(&head.headers));
-        let body = Source::new(body, patience);
+        if let Some(note) = self.note {
+            note.goes_to(&cluster.name, &sent);
+        }
+        let body = Source::new(body, patience, self.note.cloned());
         let answering = self.attempts(&head.method, &sent, &body, cluster, backend);
         let answer = match self.forward.timeout {
             None => answering.await,
@@ -292,6 +336,9 @@ impl Order<'_> {
             },
         };
         let Answer { mut response, connection } = answer?;
+        if let Some(note) = self.note {
+            note.is_served();
+        }
         body.is_answered();
         let deadline = self.forward.timeout.and_then(|limit| Some(body.ended_at()? + limit));
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
@@ -387,6 +434,9 @@ impl Order<'_> {
             };
             let address = lease.address();
             drop(lease);
+            if let Some(note) = self.note {
+                note.upstream_host.set(Some(address));
+            }
             let key =
                 Key { cluster: cluster.name.clone(), address, http: backend.http, tls: backend.tls.clone() };
             let (sender, reused) = match backend.http {
