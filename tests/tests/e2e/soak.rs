@@ -176,6 +176,9 @@ fn really_carried(datapath: Datapath, metrics: &Metrics, visits: usize) -> Resul
     const REFUSED: &str = "snisplice_packet_refused_total";
     // The reason to relay that a healthy connection may have: its peer was quicker than the handover.
     const FAST: &str = "peer_closed";
+    /// Percent. How many peers are quicker than the handover depends on the load of the processors; 1 percent was exceeded
+    /// at a load of 26. Each of the others has this one reason, which is checked without tolerance.
+    const MOSTLY: i64 = 90;
     let closed = |carrier| metrics.sum("snisplice_connections_closed_total", &[("datapath", carrier)]);
     let [packet, sockmap, relay] = ["packet", "sockmap", "relay"].map(closed);
     let visits = i64::try_from(visits)?;
@@ -189,14 +192,14 @@ fn really_carried(datapath: Datapath, metrics: &Metrics, visits: usize) -> Resul
         Datapath::Packet => {
             ensure!(packet + refused == visits, "{packet} in packets, {refused} refused, of {visits}");
             only_fast()?;
-            ensure!(packet * 100 >= visits * 99, "only {packet} of {visits} were carried in packets");
+            ensure!(packet * 100 >= visits * MOSTLY, "only {packet} of {visits} were carried in packets");
         }
         Datapath::Auto => {
             only_fast()?;
-            ensure!(packet * 100 >= visits * 90, "only {packet} of {visits} were carried in packets");
+            ensure!(packet * 100 >= visits * MOSTLY, "only {packet} of {visits} were carried in packets");
         }
         Datapath::Sockmap => ensure!(sockmap * 100 >= visits * 99, "only {sockmap} of {visits} redirected"),
-        Datapath::Adaptive => ensure!(sockmap * 100 >= visits * 90, "only {sockmap} of {visits} redirected"),
+        Datapath::Adaptive => ensure!(sockmap * 100 >= visits * MOSTLY, "only {sockmap} of {visits} redirected"),
         Datapath::Relay => ensure!(relay == visits, "{relay} of {visits} relayed"),
     }
     Ok(())
