@@ -20,10 +20,9 @@ use crate::{log::log_limit, net::admin_socket::Socket};
 
 /// How long a client may take to say hello.
 const HELLO: Duration = Duration::from_secs(5);
-/// How long it may take to load and to bind everything.
+/// How long it may take to load and to bind everything, and again to serve after that. This process serves meanwhile. The kernel
+/// may make the other one wait: it puts programs on devices under a lock that the removal of network namespaces holds, too.
 const PREPARE: Duration = Duration::from_secs(300);
-/// How long it may take to serve after that.
-const SERVE: Duration = Duration::from_secs(30);
 /// How long the main thread may take to answer, which reads a configuration now and then.
 const ANSWER: Duration = Duration::from_secs(30);
 
@@ -174,7 +173,6 @@ impl Server {
             channel.send(&Message::Used(places.to_vec()), &[])?;
         }
         channel.send(&Message::End, &[])?;
-        channel.wait_at_most(Some(SERVE))?;
         match channel.receive()? {
             Some((Message::Serving { .. }, _)) => {}
             other => return Err(unexpected(other)),
