@@ -4,6 +4,8 @@
 pub mod name {
     /// Hash, [`super::Tuple`] → [`super::Slot`]: which flow a packet belongs to.
     pub const TUPLES: &str = "SNI_TUPLES";
+    /// Array of one element with [`super::BLOOM`] counters: a counting Bloom filter over the keys of [`TUPLES`].
+    pub const BLOOM: &str = "SNI_BLOOM";
     /// Array of [`crate::packet::flow::Rules`], by flow. Userspace's.
     pub const RULES: &str = "SNI_RULES";
     /// Array of [`crate::packet::flow::State`], by flow. The kernel's while the flow is alive.
@@ -20,9 +22,11 @@ pub mod name {
     /// Hash, index of a device → 1: those on which the host takes packets only from whom it would answer over them
     /// (`rp_filter`, RFC 3704 section 2.2). Userspace's.
     pub const STRICT: &str = "SNI_STRICT";
+    /// Set by the loader: 1 has the programs note in [`BEGUN`] what begins.
+    pub const NOTE_BEGUN: &str = "NOTE_BEGUN";
     /// Of the maps that outlive the process, as they are laid out. One that is laid out otherwise gets another number, so
     /// that nobody takes over what he does not understand.
-    pub const LAYOUT: &str = "v2";
+    pub const LAYOUT: &str = "v3";
     /// The program on what devices receive.
     pub const INGRESS: &str = "sni_ingress";
     /// The program on what devices send.
@@ -36,6 +40,24 @@ pub mod name {
 
 /// Flows that the maps have room for unless the loader says otherwise.
 pub const FLOWS: u32 = 16_384;
+
+/// Counters of the Bloom filter. One hash function is enough: with 3,000 flows, 9 of 10 packets of other connections find
+/// a zero.
+pub const BLOOM: usize = 1 << 16;
+
+/// The counter of a tuple in the Bloom filter. `fold` is the exclusive or of all 16-bit words of both addresses, as the packet
+/// has them; the ports too are as in the packet.
+///
+/// A program computes this from a packet without building a [`Tuple`]. An IPv4 address and its mapped form give the same
+/// `fold`, since the prefix of the one address cancels that of the other.
+#[inline(always)]
+#[must_use]
+pub const fn bloom_place(fold: u16, remote_port: u16, local_port: u16) -> usize {
+    // Fibonacci hashing: the upper bits of the product depend on all bits of the factor.
+    const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+    let word = (fold as u64) << 32 | (remote_port as u64) << 16 | local_port as u64;
+    (word.wrapping_mul(GOLDEN) >> 48) as usize & (BLOOM - 1)
+}
 
 /// Networks that can be denied.
 pub const DENIED: usize = 65_536;
@@ -87,6 +109,17 @@ pub struct Tuple {
 }
 
 const _: () = assert!(size_of::<Tuple>() == 36, "Tuple has padding");
+
+impl Tuple {
+    /// The counter of this tuple in the Bloom filter.
+    #[inline(always)]
+    #[must_use]
+    pub const fn bloom_place(&self) -> usize {
+        let (remote, local) = (&self.remote, &self.local);
+        let fold = remote[0] ^ remote[1] ^ remote[2] ^ remote[3] ^ local[0] ^ local[1] ^ local[2] ^ local[3];
+        bloom_place((fold ^ (fold >> 16)) as u16, self.remote_port, self.local_port)
+    }
+}
 
 /// The third word of an IPv4 address that is mapped into IPv6.
 pub const MAPPED: u32 = 0xffff_u32.to_be();
@@ -175,3 +208,29 @@ unsafe impl aya::Pod for Slot {}
 // SAFETY: as above.
 #[cfg(feature = "user")]
 unsafe impl aya::Pod for Totals {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ipv4_packet_has_the_counter_of_its_tuple() {
+        let (remote, local) = ([192, 0, 2, 7_u8], [198, 51, 100, 9_u8]);
+        let word = |octets: [u8; 4]| mapped(u32::from_ne_bytes(octets));
+        let tuple = Tuple { remote: word(remote), local: word(local), remote_port: 4_711, local_port: 443 };
+        let half = |octets: [u8; 4], at: usize| u16::from_ne_bytes([octets[at], octets[at + 1]]);
+        let fold = half(remote, 0) ^ half(remote, 2) ^ half(local, 0) ^ half(local, 2);
+        assert_eq!(bloom_place(fold, 4_711, 443), tuple.bloom_place());
+    }
+
+    #[test]
+    fn connections_of_one_client_are_spread_over_the_counters() {
+        let mut used = [false; BLOOM];
+        for port in 32_768..49_152_u16 {
+            let tuple = Tuple { remote_port: port.to_be(), local_port: 443_u16.to_be(), ..Tuple::default() };
+            used[tuple.bloom_place()] = true;
+        }
+        // So many would be expected of a random function: 1 - e^(-1/4) of the counters.
+        assert!(used.iter().filter(|used| **used).count() > BLOOM * 20 / 100);
+    }
+}

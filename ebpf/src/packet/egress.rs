@@ -16,6 +16,7 @@ use snisplice_common::packet::{
 };
 
 use crate::{
+    bloom::{self, Side},
     log,
     maps::{
         Headers, OF_EGRESS, SNI_ENDINGS, SNI_HEADERS, SNI_RULES, SNI_STATES, SNI_TOTALS, SNI_TUPLES, locked,
@@ -29,6 +30,9 @@ pub(crate) fn egress(ctx: &TcContext) -> i32 {
     // What was received on some device is no packet of our own sockets: it was sent on, perhaps by us.
     // SAFETY: the context is the one that the program was called with.
     if unsafe { (*ctx.skb.skb).ingress_ifindex } != 0 {
+        return TCX_NEXT;
+    }
+    if bloom::is_of_no_flow(ctx, Side::Egress) {
         return TCX_NEXT;
     }
     let Some(headers) = SNI_HEADERS.get_ptr_mut(OF_EGRESS) else { return TCX_NEXT };

@@ -24,10 +24,11 @@ use snisplice_common::packet::{
 };
 
 use crate::{
+    bloom::{self, Side},
     checksum, log,
     maps::{
-        Headers, OF_INGRESS, SNI_BEGUN, SNI_DENIED, SNI_ENDINGS, SNI_HEADERS, SNI_NOTED, SNI_RULES,
-        SNI_STATES, SNI_STRICT, SNI_TOTALS, SNI_TUPLES, locked,
+        Headers, NOTE_BEGUN, OF_INGRESS, SNI_BEGUN, SNI_DENIED, SNI_ENDINGS, SNI_HEADERS, SNI_NOTED,
+        SNI_RULES, SNI_STATES, SNI_STRICT, SNI_TOTALS, SNI_TUPLES, locked,
     },
     mtu,
     skb::{self, Ip, L3},
@@ -45,6 +46,9 @@ pub(crate) const OTHER: i32 = i32::MIN;
 #[inline(never)]
 pub(crate) fn ingress(skb: *mut c_void) -> i32 {
     let ctx = &TcContext::new(skb.cast());
+    if bloom::is_of_no_flow(ctx, Side::Ingress) {
+        return TCX_NEXT;
+    }
     let Some(headers) = SNI_HEADERS.get_ptr_mut(OF_INGRESS) else { return TCX_NEXT };
     // SAFETY: nobody else uses this CPU's entry while the program runs.
     let Headers { ip, tcp, tuple, client } = unsafe { &mut *headers };
@@ -112,7 +116,7 @@ pub(crate) fn ingress(skb: *mut c_void) -> i32 {
 /// Notes where a connection begins, in either direction: it comes by here, with the addresses that our own socket will have.
 #[inline(always)]
 fn of_no_flow(tcp: &[u8; TCP_BYTES], tuple: &Tuple) -> i32 {
-    if Segment::of(tcp, 0).has(flag::SYN) {
+    if NOTE_BEGUN.load() != 0 && Segment::of(tcp, 0).has(flag::SYN) {
         let _ = SNI_BEGUN.insert(tuple, 1, 0);
     }
     TCX_NEXT

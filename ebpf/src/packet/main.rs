@@ -5,6 +5,7 @@
 #![no_std]
 #![no_main]
 
+mod bloom;
 mod checksum;
 mod egress;
 mod icmp;

@@ -1,13 +1,13 @@
 //! The maps, as `snisplice_common::packet::maps::name` names them, and what the loader sets.
 
 use aya_ebpf::{
-    bindings::BPF_F_NO_PREALLOC,
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, lpm_trie::Key},
     macros::btf_map,
 };
 use snisplice_common::packet::{
     flow::{Rules, State},
-    maps::{DENIED, Event, FLOWS, RING_BYTES, Slot, Totals, Tuple},
+    maps::{BLOOM, DENIED, Event, FLOWS, RING_BYTES, Slot, Totals, Tuple},
     segment::TCP_BYTES,
 };
 use snisplice_ebpf::globals;
@@ -23,6 +23,13 @@ const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
 
 #[btf_map]
 pub(crate) static SNI_TUPLES: HashMap<Tuple, Slot, TUPLES, ON_DEMAND> = HashMap::new();
+/// Counters with a name, as the type of an array's element must have one.
+#[repr(C)]
+pub(crate) struct Counters(pub(crate) [u64; BLOOM]);
+
+/// Userspace counts in its own mapping of the memory.
+#[btf_map]
+pub(crate) static SNI_BLOOM: Array<Counters, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
 #[btf_map]
 pub(crate) static SNI_RULES: Array<Rules, COUNT> = Array::new();
 #[btf_map]
@@ -38,6 +45,15 @@ pub(crate) static SNI_DENIED: LpmTrie<[u32; 4], u32, DENIED> = LpmTrie::new();
 pub(crate) static SNI_STRICT: HashMap<u32, u32, 4096, ON_DEMAND> = HashMap::new();
 #[btf_map]
 pub(crate) static SNI_TOTALS: PerCpuArray<Totals, 1> = PerCpuArray::new();
+
+/// How many flows have a tuple with this place in the Bloom filter.
+#[inline(always)]
+pub(crate) fn bloom_count(place: usize) -> Option<u64> {
+    let counters = SNI_BLOOM.get_ptr(0)?;
+    // SAFETY: elements of an array live as long as the map, and the place is one of the counters: the mask says so to the
+    // verifier.
+    Some(unsafe { (&raw const (*counters).0).cast::<u64>().add(place & (BLOOM - 1)).read_volatile() })
+}
 
 /// Changes what is known of a flow: of the way that packets of the slot come by, and of the other. No function may be called
 /// meanwhile, which is why this is a macro; a closure is not always inlined.
@@ -101,4 +117,5 @@ globals!(
     OFF_DST,
     OFF_DST_DEV,
     OFF_IFINDEX,
+    NOTE_BEGUN,
 );

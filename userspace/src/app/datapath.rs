@@ -148,7 +148,9 @@ fn packet_of(
         tracing::info!(untried, "the datapath packet is used, although a probe could not run");
     }
     let pins = if needs.persist { inherited.or_else(pins) } else { None };
-    let programs = packet::Programs::load_with(needs.places, pins)?;
+    // Otherwise the relay begins each connection, and its packets are counted before the first one is carried.
+    let from_first_byte = needs.datapath == DatapathKind::Packet;
+    let programs = packet::Programs::load_with(needs.places, from_first_byte, pins)?;
     socket_info::look(&programs)?;
     Ok(programs)
 }

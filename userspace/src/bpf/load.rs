@@ -37,6 +37,9 @@ pub enum LoadError {
     /// A map cannot be used as what it should be.
     #[error("cannot use a map: {0}")]
     Map(#[from] MapError),
+    /// The memory of a map cannot be mapped into this process.
+    #[error("cannot map the memory of {0}: {1}")]
+    Memory(&'static str, #[source] io::Error),
     /// The thread that hears events cannot be started.
     #[error("cannot listen to the kernel's events: {0}")]
     Listen(#[source] io::Error),

@@ -7,7 +7,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     fmt, io,
-    os::fd::OwnedFd,
+    os::fd::{AsFd as _, OwnedFd},
     sync::{
         Arc, Mutex, OnceLock, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
@@ -58,6 +58,7 @@ use crate::{
     takeover::Channel,
 };
 
+mod bloom;
 pub mod collector;
 mod events;
 mod filters;
@@ -69,6 +70,7 @@ mod stall;
 pub mod stats;
 pub mod tuple;
 
+pub use bloom::Bloom;
 pub use events::EventCounters;
 pub(crate) use events::LOOK;
 pub use pins::{Pins, PinsError};
@@ -107,6 +109,7 @@ pub struct Programs {
     _log: Option<DrainThread>,
     routes: Arc<Routes>,
     fds: Fds,
+    bloom: Arc<Bloom>,
     totals: Arc<PerCpuArray<MapData, Totals>>,
     stats: Stats,
     /// Places in the arrays.
@@ -150,12 +153,13 @@ impl Programs {
     /// Loads the programs, with room for so many flows. Needs `CAP_BPF`, `CAP_NET_ADMIN` and `CAP_PERFMON`, and a
     /// kernel with BTF, 5.11 or later.
     pub fn load(flows: u32) -> Result<Arc<Self>, LoadError> {
-        Self::load_with(flows, None)
+        Self::load_with(flows, true, None)
     }
 
     /// The same with maps that are pinned, those of an earlier process if they fit. Flows of its are the caller's to
-    /// take over ([`Programs::take_devices`]), or to forget.
-    pub fn load_with(flows: u32, pins: Option<Pins>) -> Result<Arc<Self>, LoadError> {
+    /// take over ([`Programs::take_devices`]), or to forget. `note_begun` has the programs note the beginning of each
+    /// connection of the host. Flows need that if their packets are not counted first.
+    pub fn load_with(flows: u32, note_begun: bool, pins: Option<Pins>) -> Result<Arc<Self>, LoadError> {
         low_descriptors::reserve();
         low_descriptors::free_for_object();
         let layout = Layout::of_running_kernel()?;
@@ -165,10 +169,12 @@ impl Programs {
         for (name, offset) in layout.globals() {
             loader.override_global(name, offset, true);
         }
+        let note = u32::from(note_begun);
+        loader.override_global(name::NOTE_BEGUN, &note, true);
         log::apply(&mut loader);
         if let Some(pins) = &pins {
             pins.fit(flows);
-            for name in [name::TUPLES, name::RULES, name::STATES] {
+            for name in [name::TUPLES, name::BLOOM, name::RULES, name::STATES] {
                 loader.map_pin_path(name, pins.map(name));
             }
         }
@@ -176,7 +182,7 @@ impl Programs {
             .map_max_entries(name::TUPLES, flows.saturating_mul(2))
             .map_max_entries(name::RULES, flows)
             .map_max_entries(name::STATES, flows)
-            .map_max_entries(name::BEGUN, flows.clamp(BEGUN_LEAST, BEGUN_MOST))
+            .map_max_entries(name::BEGUN, if note_begun { flows.clamp(BEGUN_LEAST, BEGUN_MOST) } else { 1 })
             .load(OBJECT)?;
         for name in [name::INGRESS, name::EGRESS, name::SOCKET_INFO] {
             let program = program(&mut ebpf, name)?;
@@ -189,6 +195,8 @@ impl Programs {
             states: descriptor(&ebpf, name::STATES)?,
             begun: descriptor(&ebpf, name::BEGUN)?,
         };
+        let bloom = Bloom::of(descriptor(&ebpf, name::BLOOM)?.as_fd());
+        let bloom = bloom.map_err(|error| LoadError::Memory(name::BLOOM, error))?;
         let ring = RingBuf::try_from(taken(&mut ebpf, name::EVENTS)?)?;
         let totals = Arc::new(PerCpuArray::try_from(taken(&mut ebpf, name::TOTALS)?)?);
         let filters = Filters::new(taken(&mut ebpf, name::DENIED)?, taken(&mut ebpf, name::STRICT)?)?;
@@ -202,6 +210,7 @@ impl Programs {
             _log: log,
             routes: Arc::new(Routes::new(flows).map_err(LoadError::Listen)?),
             fds,
+            bloom: Arc::new(bloom),
             totals,
             stats: Stats::default(),
             flows,
@@ -502,6 +511,12 @@ impl Programs {
     /// A descriptor of `SNI_TUPLES` for another user of the map.
     pub fn tuples(&self) -> io::Result<OwnedFd> {
         self.fds.tuples.try_clone()
+    }
+
+    /// The counters by which the programs pass over packets of no flow.
+    #[must_use]
+    pub fn bloom(&self) -> &Arc<Bloom> {
+        &self.bloom
     }
 
     /// A descriptor of `SNI_RULES` for another user of the map.

@@ -64,6 +64,8 @@ fn main() -> ExitCode {
         trial("ipv4_packets_are_translated", || translated(false)),
         trial("ipv6_packets_are_translated", || translated(true)),
         trial("what_belongs_to_no_flow_is_left_alone", left_alone),
+        trial("what_is_not_counted_is_not_looked_up", || uncounted(false)),
+        trial("what_is_not_counted_is_not_looked_up_over_ipv6", || uncounted(true)),
         trial("what_cannot_be_translated_is_left_to_the_stack", not_understood),
         trial("icmp_errors_are_translated", || icmp::translated(false)),
         trial("icmpv6_errors_are_translated", || icmp::translated(true)),
@@ -193,12 +195,17 @@ impl Lab {
             programs,
         };
         for way in [0, 1] {
-            let slot = Slot { flow: FLOW, way };
-            lab.tuples.insert(leg(v6, way), slot, 0).expect("room for a tuple");
+            lab.add_tuple(v6, way);
         }
         lab.set(rules(v6, CARRY));
         lab.states.set(FLOW, State::new([0, 0], [60_000, 60_000]), 0).expect("a place in the array");
         lab
+    }
+
+    fn add_tuple(&mut self, v6: bool, way: u32) {
+        let tuple = leg(v6, way);
+        self.programs.bloom().add(&tuple);
+        self.tuples.insert(tuple, Slot { flow: FLOW, way }, 0).expect("room for a tuple");
     }
 
     fn set(&mut self, rules: Rules) {
@@ -400,6 +407,18 @@ fn left_alone() {
     assert_eq!(lab.run(&other), (NEXT, other));
 }
 
+/// The programs look a packet up only if a tuple of its place in the Bloom filter is counted.
+fn uncounted(v6: bool) {
+    let lab = Lab::new(v6);
+    for way in [0, 1] {
+        let data = packet(v6, way, &Segment::default());
+        lab.programs.bloom().remove(&leg(v6, way));
+        assert_eq!(lab.run(&data), (NEXT, data.clone()));
+        lab.programs.bloom().add(&leg(v6, way));
+        assert_eq!(lab.run(&data).0, REDIRECT);
+    }
+}
+
 fn not_understood() {
     let lab = Lab::new(false);
     let changed = |at: usize, byte: u8| {
@@ -495,7 +514,7 @@ fn let_in(v6: bool) {
     let begin = beginning();
     for reset in [false, true] {
         for way in [0, 1] {
-            lab.tuples.insert(leg(v6, way), Slot { flow: FLOW, way }, 0).expect("room for a tuple");
+            lab.add_tuple(v6, way);
         }
         lab.states.set(FLOW, State::new([0, 0], [60_000, 60_000]), 0).expect("a place in the array");
         if reset {

@@ -31,7 +31,7 @@ use rustix::{
 };
 use snisplice_common::packet::{
     flow::{Rules, State},
-    maps::{Slot, Tuple, name},
+    maps::{BLOOM, Slot, Tuple, name},
 };
 use thiserror::Error;
 
@@ -182,10 +182,11 @@ impl Pins {
         let slots = size_of::<Slot>();
         let fits = [
             self.is(name::TUPLES, size_of::<Tuple>(), slots, flows.saturating_mul(2)),
+            self.is(name::BLOOM, 4, BLOOM * size_of::<u64>(), 1),
             self.is(name::RULES, 4, size_of::<Rules>(), flows),
             self.is(name::STATES, 4, size_of::<State>(), flows),
         ];
-        if fits == [true; 3] {
+        if fits == [true; 4] {
             return true;
         }
         if self.are_foreign() {
@@ -434,7 +435,7 @@ mod tests {
     #[test]
     fn a_directory_is_one_of_a_namespace_and_a_layout() {
         let own = own_name().unwrap();
-        assert!(own.starts_with("v2-"));
+        assert!(own.starts_with("v3-"));
         assert_eq!(suffix("v2-4026531840"), "-4026531840");
         assert!("v12-4026531840".ends_with(suffix("v1-4026531840")));
         assert!(!"v1-14026531840".ends_with(suffix("v1-4026531840")));

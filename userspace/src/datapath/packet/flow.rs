@@ -80,6 +80,10 @@ impl Entry {
             shared.signals.remove(slot);
             return Err(PacketIneligible::Full);
         };
+        {
+            let maps = shared.maps.borrow();
+            tuples.iter().for_each(|tuple| maps.count(tuple));
+        }
         Ok(Self {
             shared: shared.clone(),
             slot,

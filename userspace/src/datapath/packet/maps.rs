@@ -1,6 +1,6 @@
 //! One worker's handles on the maps.
 
-use std::{fmt, io, os::fd::OwnedFd};
+use std::{fmt, io, os::fd::OwnedFd, sync::Arc};
 
 use aya::maps::{Array, HashMap, Map, MapData};
 use snisplice_common::packet::{
@@ -8,7 +8,10 @@ use snisplice_common::packet::{
     maps::{Slot, Tuple},
 };
 
-use crate::bpf::{load::cause, packet::Programs};
+use crate::bpf::{
+    load::cause,
+    packet::{Bloom, Programs},
+};
 
 /// Only where there is no such key yet: `BPF_NOEXIST`.
 const NEW: u64 = 1;
@@ -18,6 +21,7 @@ const LOCKED: u64 = 4;
 /// Of its own for each worker, so that none waits for another.
 pub(super) struct Maps {
     tuples: HashMap<MapData, Tuple, Slot>,
+    bloom: Arc<Bloom>,
     rules: Array<MapData, Rules>,
     states: Array<MapData, State>,
     begun: HashMap<MapData, Tuple, u32>,
@@ -34,6 +38,7 @@ impl Maps {
         let data = |fd: OwnedFd| MapData::from_fd(fd).map_err(cause);
         Ok(Self {
             tuples: HashMap::try_from(Map::HashMap(data(programs.tuples()?)?)).map_err(cause)?,
+            bloom: programs.bloom().clone(),
             rules: Array::try_from(Map::Array(data(programs.rules()?)?)).map_err(cause)?,
             states: Array::try_from(Map::Array(data(programs.states()?)?)).map_err(cause)?,
             begun: HashMap::try_from(Map::LruHashMap(data(programs.begun()?)?)).map_err(cause)?,
@@ -50,12 +55,20 @@ impl Maps {
         self.tuples.insert(tuple, slot, NEW).map_err(cause)
     }
 
-    /// Forgets addresses, unless they belong to another flow by now.
+    /// Counts addresses for a flow, whose packets the programs look up from now on. The flow ends with
+    /// [`Maps::remove_tuple`].
+    pub(super) fn count(&self, tuple: &Tuple) {
+        self.bloom.add(tuple);
+    }
+
+    /// Forgets addresses that were counted for a flow. If they belong to another flow by now, they stay in the map.
     pub(super) fn remove_tuple(&mut self, tuple: &Tuple, slot: Slot) {
         if self.tuples.get(tuple, 0).is_ok_and(|found| found == slot) {
             // There is nothing to be done about what cannot be removed.
             let _ = self.tuples.remove(tuple);
         }
+        // Also where a program has removed it before: it was counted for this flow.
+        self.bloom.remove(tuple);
     }
 
     pub(super) fn set_rules(&mut self, flow: u32, rules: Rules) -> io::Result<()> {
