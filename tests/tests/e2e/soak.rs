@@ -199,7 +199,9 @@ fn really_carried(datapath: Datapath, metrics: &Metrics, visits: usize) -> Resul
             ensure!(packet * 100 >= visits * MOSTLY, "only {packet} of {visits} were carried in packets");
         }
         Datapath::Sockmap => ensure!(sockmap * 100 >= visits * 99, "only {sockmap} of {visits} redirected"),
-        Datapath::Adaptive => ensure!(sockmap * 100 >= visits * MOSTLY, "only {sockmap} of {visits} redirected"),
+        Datapath::Adaptive => {
+            ensure!(sockmap * 100 >= visits * MOSTLY, "only {sockmap} of {visits} redirected")
+        }
         Datapath::Relay => ensure!(relay == visits, "{relay} of {visits} relayed"),
     }
     Ok(())
