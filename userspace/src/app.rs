@@ -25,7 +25,7 @@ use self::{
     datapath::Needs,
     memory::Thrift,
     secrets::Secrets,
-    signals::Asked,
+    signals::{Asked, Signals},
     start::Prepared,
     supervisor::Supervisor,
     takeover::Endpoint,
@@ -48,8 +48,7 @@ use crate::{
     upstream::dns::Resolver,
 };
 
-pub use self::{secrets::check_secrets, signals::Signals};
-
+pub mod command;
 mod datapath;
 pub mod descriptors;
 mod listeners;

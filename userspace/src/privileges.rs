@@ -13,7 +13,7 @@ use rustix::{
 };
 use thiserror::Error;
 
-pub use self::user::{User, UserError, UserOption};
+pub use self::user::{User, UserOption};
 
 mod filter;
 mod threads;

@@ -93,7 +93,8 @@ impl Default for Registry {
 }
 
 impl Registry {
-    /// What a connection takes here and for its account.
+    /// Bytes of a connection in the registry and in its account.
+    #[cfg(test)]
     pub const BYTES_EACH: usize = size_of::<Account>() + 2 * size_of::<usize>() + size_of::<Entry>();
 
     /// That of a worker, by its index among so many.

@@ -71,7 +71,7 @@ pub mod tuple;
 
 pub use events::EventCounters;
 pub(crate) use events::LOOK;
-pub use pins::{Pins, PinsError};
+pub use pins::Pins;
 pub use routes::Lead;
 
 /// The object that `cargo xtask ebpf` makes of the `ebpf` crate.
@@ -484,8 +484,8 @@ impl Programs {
         Ok([read(&answered, 0), read(&answered, 1)])
     }
 
-    /// Runs the program that devices' packets go through on `packet`, and returns its verdict and what became of the
-    /// packet. For tests.
+    /// Runs the ingress program on `packet`. Returns its verdict and the packet afterwards.
+    #[cfg(feature = "testing")]
     pub fn try_packet(&self, packet: &[u8]) -> io::Result<(u32, Vec<u8>)> {
         let mut out = vec![0; packet.len() + 64];
         let ebpf = self.ebpf.read().unwrap_or_else(PoisonError::into_inner);

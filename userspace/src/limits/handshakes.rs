@@ -59,12 +59,6 @@ impl Handshakes {
     pub fn len(&self) -> usize {
         self.all
     }
-
-    /// Whether none is.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.all == 0
-    }
 }
 
 #[cfg(test)]

@@ -77,12 +77,6 @@ impl<T> Hellos<T> {
     pub fn len(&self) -> usize {
         self.silent.len() + self.begun.len()
     }
-
-    /// Whether nobody waits.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.silent.is_empty() && self.begun.is_empty()
-    }
 }
 
 #[cfg(test)]
@@ -143,6 +137,6 @@ mod tests {
         hellos.leave(first);
         assert_eq!(hellos.len(), 1);
         hellos.leave(second);
-        assert!(hellos.is_empty());
+        assert_eq!(hellos.len(), 0);
     }
 }

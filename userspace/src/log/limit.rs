@@ -39,6 +39,7 @@ impl Limit {
 
     /// Whether a line may be logged at this moment. `Some` if so, with how many were left out since the last one, if any:
     /// the line's field `suppressed`.
+    #[expect(clippy::option_option, reason = "whether to log, and the optional field of the line")]
     pub fn admit(&self, now: Instant) -> Option<Option<u64>> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if state.silent_until.is_some_and(|until| now < until) {

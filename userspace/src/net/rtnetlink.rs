@@ -69,7 +69,7 @@ impl Device {
     /// Whether a route of a connection may come to lead over it, unasked: all Ethernet devices but those below another one,
     /// and ends of pairs without an address of their own, of which a host of many containers has hundreds.
     #[must_use]
-    pub fn is_candidate(&self) -> bool {
+    pub fn is_candidate(self) -> bool {
         self.ethernet && !self.enslaved && (!self.veth || self.addressed)
     }
 }

@@ -46,14 +46,6 @@ pub fn set_bind_address_no_port(fd: impl AsFd) -> io::Result<()> {
     set_int(fd, libc::SOL_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)
 }
 
-/// `SO_SNDBUF` beyond `net.core.wmem_max` where the process may (`CAP_NET_ADMIN`), else up to it. The kernel
-/// doubles the value for its own bookkeeping and stops tuning the buffer by itself.
-pub fn set_send_buffer(fd: impl AsFd, bytes: u32) -> io::Result<()> {
-    let value = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
-    set_int(&fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, value)
-        .or_else(|_| set_int(&fd, libc::SOL_SOCKET, libc::SO_SNDBUF, value))
-}
-
 /// `SO_RCVBUF` beyond `net.core.rmem_max` (`CAP_NET_ADMIN`). The kernel doubles the value for its own bookkeeping,
 /// stops tuning the buffer by itself, and lets the window grow to [`set_window_clamp`] only.
 pub fn force_receive_buffer(fd: impl AsFd, bytes: u32) -> io::Result<()> {

@@ -43,12 +43,9 @@ pub struct Answers {
 }
 
 impl Questions {
-    /// Everything.
-    pub const ALL: Self = Self { sockmap: true, packet: true, same_host: true };
-
     /// Whether nothing is asked.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
+    pub fn is_empty(self) -> bool {
         !self.sockmap && !self.packet && !self.same_host
     }
 

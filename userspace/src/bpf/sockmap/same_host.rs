@@ -42,6 +42,8 @@ pub struct SameHost {
     upstream: OwnedFd,
     backend: OwnedFd,
     shortcuts: OwnedFd,
+    /// Keeps the map that the message program is attached to.
+    #[cfg_attr(not(feature = "testing"), expect(dead_code, reason = "only tests read the map"))]
     local: OwnedFd,
     counters: PerCpuArray<MapData, ShortcutCounters>,
 }
@@ -110,6 +112,7 @@ impl SameHost {
     }
 
     /// A descriptor of `SNI_LOCAL` for another user of the map.
+    #[cfg(feature = "testing")]
     pub fn local(&self) -> io::Result<OwnedFd> {
         self.local.try_clone()
     }

@@ -24,12 +24,9 @@ use std::{
 
 use aya::maps::{Array, HashMap, Map, MapData};
 use libtest_mimic::{Arguments, Trial};
-use snisplice::{
-    bpf::{
-        packet::{Programs, tuple::tuple},
-        wakeup::{Peer, Ready, Signals, Token, What},
-    },
-    probe::packet::Trial as Experiments,
+use snisplice::testing::{
+    packet::{Programs, tuple},
+    probe::{self, Trial as Experiments},
 };
 use snisplice_common::packet::{
     flow::{CARRY, OFF, OVER, RESET, Rules, Standing, State, Translation},
@@ -38,6 +35,7 @@ use snisplice_common::packet::{
     translate::{readdress_v4, readdress_v6, translate},
 };
 use snisplice_config::networks::Network;
+use snisplice_wakeup::{Peer, Ready, Signals, Token, What};
 
 /// The program leaves a packet to whoever comes next (`TCX_NEXT`, which is -1).
 const NEXT: u32 = u32::MAX;
@@ -56,7 +54,7 @@ fn main() -> ExitCode {
     let ignored = usable.is_err() && !required;
     let trials = [
         trial("the_probe_passes", || {
-            snisplice::probe::socket_info::look(&Programs::load(16).expect("loads")).expect("is understood");
+            probe::socket_info(&Programs::load(16).expect("loads")).expect("is understood");
         }),
         trial("packets_are_carried_between_namespaces", carried_between_namespaces),
         trial("a_connection_that_is_not_carried_is_told", not_carried),
