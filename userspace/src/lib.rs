@@ -78,7 +78,7 @@ pub mod testing {
     /// Experiments that show the capabilities of this kernel.
     pub mod probe {
         pub use crate::probe::{
-            packet::Trial, same_host::run as same_host, socket_info::look as socket_info,
+            packet::Experiments, same_host::run as same_host, socket_info::look as socket_info,
             sockmap::run_all as sockmap,
         };
     }

@@ -1,6 +1,6 @@
 //! One worker's open connections: where whoever asks the main thread finds them, and where they are ended from outside.
 //!
-//! Nothing is shared between threads: the main thread sends a [`Request`], and the worker answers. A connection costs a
+//! Nothing is shared between threads: the main thread sends a [`RegistryRequest`], and the worker answers. A connection costs a
 //! place in a table; what is told of it is asked of the kernel when somebody looks.
 
 use std::{
@@ -20,7 +20,7 @@ use tokio::{
 use super::{
     Account, NameMark,
     access_log::AccessLog,
-    view::{Connection, Filter},
+    view::{ConnectionView, Filter},
 };
 use crate::{
     metrics::labels::{Carrier, CloseReason},
@@ -32,7 +32,7 @@ const CONNECTIONS_PER_TURN: usize = 64;
 
 /// What the main thread asks a worker.
 #[derive(Debug)]
-pub enum Request {
+pub enum RegistryRequest {
     /// Which connections there are: those with the least numbers, at most so many.
     List {
         /// Which ones.
@@ -42,7 +42,7 @@ pub enum Request {
         /// How many at most.
         most: usize,
         /// Where they are told, in as many parts as it takes.
-        reply: UnboundedSender<Vec<Connection>>,
+        reply: UnboundedSender<Vec<ConnectionView>>,
     },
     /// Have the metrics know what has moved so far.
     Count {
@@ -213,11 +213,11 @@ impl Registry {
             })
     }
 
-    fn describe(&self, account: &Account, moved: (u64, u64)) -> Connection {
+    fn describe(&self, account: &Account, moved: (u64, u64)) -> ConnectionView {
         let [(accepted_at, client), (connected_from, backend_address)] = account
             .sockets()
             .map(|number| sockopt::by_number(number, sockopt::addresses).unwrap_or_default());
-        Connection {
+        ConnectionView {
             id: self.id(account),
             listener: account.listener().to_string(),
             route: account.route().map(ToString::to_string),
@@ -276,16 +276,16 @@ impl Drop for Registration {
 pub type Moved = Rc<dyn Fn(&Account) -> (u64, u64)>;
 
 /// Answers on the worker's thread, inside its runtime.
-pub fn answer(registry: &Rc<Registry>, moved: Moved, request: Request) {
+pub fn answer(registry: &Rc<Registry>, moved: Moved, request: RegistryRequest) {
     match request {
-        Request::List { filter, after, most, reply } => {
+        RegistryRequest::List { filter, after, most, reply } => {
             let places = registry.first(&filter, after, most);
             tokio::task::spawn_local(list(registry.clone(), moved, filter, places, reply));
         }
-        Request::Count { reply } => {
+        RegistryRequest::Count { reply } => {
             tokio::task::spawn_local(count(registry.clone(), moved, reply));
         }
-        Request::Close { filter, reason, reply } => {
+        RegistryRequest::Close { filter, reason, reply } => {
             let _ = reply.send(registry.end(reason, |account| registry.matches(&filter, account)));
         }
     }
@@ -297,7 +297,7 @@ async fn list(
     moved: Moved,
     filter: Filter,
     places: Vec<usize>,
-    reply: UnboundedSender<Vec<Connection>>,
+    reply: UnboundedSender<Vec<ConnectionView>>,
 ) {
     for places in places.chunks(CONNECTIONS_PER_TURN) {
         if reply.send(describe_some(&registry, &moved, &filter, places)).is_err() {
@@ -327,7 +327,12 @@ async fn count(registry: Rc<Registry>, moved: Moved, reply: UnboundedSender<()>)
     let _ = reply.send(());
 }
 
-fn describe_some(registry: &Registry, moved: &Moved, filter: &Filter, places: &[usize]) -> Vec<Connection> {
+fn describe_some(
+    registry: &Registry,
+    moved: &Moved,
+    filter: &Filter,
+    places: &[usize],
+) -> Vec<ConnectionView> {
     let entries = registry.entries.borrow();
     places
         .iter()

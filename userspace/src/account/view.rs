@@ -17,7 +17,7 @@ pub const LONGEST: usize = 10_000;
 
 /// One open connection. What is not known yet, such as the backend while the hello is read, is null.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Connection {
+pub struct ConnectionView {
     /// Its number, by which it can be closed.
     pub id: u64,
     /// The listener that accepted it; `none` where it was taken over from another process, which is why route and backend
@@ -56,7 +56,7 @@ pub struct Connection {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Listing {
     /// By id.
-    pub connections: Vec<Connection>,
+    pub connections: Vec<ConnectionView>,
     /// Whether there are more than the limit.
     pub more: bool,
 }

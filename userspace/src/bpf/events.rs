@@ -17,9 +17,9 @@ use rustix::{
 };
 use slab::Slab;
 
-use super::wakeup::{Ready, Signals, Token};
+use super::wakeup::{Ready, Token, Wakeups};
 
-type Workers = RwLock<Slab<Arc<Signals>>>;
+type Workers = RwLock<Slab<Arc<Wakeups>>>;
 
 /// What the events of one object mean.
 pub(super) trait Events: Send + 'static {
@@ -90,8 +90,8 @@ impl EventThread {
     }
 
     /// Lets a worker hear of its connections: those whose token has the returned number.
-    pub(super) fn register(&self, signals: Arc<Signals>) -> u16 {
-        let number = self.workers.write().unwrap_or_else(PoisonError::into_inner).insert(signals);
+    pub(super) fn register(&self, wakeups: Arc<Wakeups>) -> u16 {
+        let number = self.workers.write().unwrap_or_else(PoisonError::into_inner).insert(wakeups);
         // A process has as many workers as cores.
         u16::try_from(number).unwrap_or(u16::MAX)
     }
@@ -99,15 +99,15 @@ impl EventThread {
     /// Wakes one connection, for another thread.
     pub(super) fn raise(&self, token: Token, ready: Ready) {
         let workers = self.workers.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(signals) = workers.get(token.worker.into()) {
-            signals.raise(token.slot, ready);
+        if let Some(wakeups) = workers.get(token.worker.into()) {
+            wakeups.raise(token.slot, ready);
         }
     }
 
     /// Wakes every connection, for another thread.
     pub(super) fn raise_all(&self, ready: Ready) {
-        for (_, signals) in self.workers.read().unwrap_or_else(PoisonError::into_inner).iter() {
-            signals.raise_all(ready);
+        for (_, wakeups) in self.workers.read().unwrap_or_else(PoisonError::into_inner).iter() {
+            wakeups.raise_all(ready);
         }
     }
 
@@ -147,14 +147,14 @@ impl<E: Events> Drain for Reader<E> {
         while let Some(event) = self.ring.next() {
             any = true;
             if let Some((token, ready)) = self.events.read(&event)
-                && let Some(signals) = workers.get(token.worker.into())
+                && let Some(wakeups) = workers.get(token.worker.into())
             {
-                signals.raise(token.slot, ready);
+                wakeups.raise(token.slot, ready);
             }
         }
         if any && self.events.must_all_look() {
-            for (_, signals) in workers.iter() {
-                signals.raise_all(E::EVERYTHING);
+            for (_, wakeups) in workers.iter() {
+                wakeups.raise_all(E::EVERYTHING);
             }
         }
     }

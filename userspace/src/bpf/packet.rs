@@ -51,7 +51,7 @@ use super::{
     events::{DrainThread, EventThread},
     load::{LoadError, descriptor, taken, total, verified},
     log,
-    wakeup::Signals,
+    wakeup::Wakeups,
 };
 use crate::{
     net::{low_descriptors, sockopt::hardware_type},
@@ -274,9 +274,9 @@ impl Programs {
         &self.stats
     }
 
-    /// Lets a worker hear of its flows: those whose token has the returned number are marked in `signals`.
-    pub fn register(&self, signals: Arc<Signals>) -> u16 {
-        self.events.register(signals)
+    /// Lets a worker hear of its flows: those whose token has the returned number are marked in `wakeups`.
+    pub fn register(&self, wakeups: Arc<Wakeups>) -> u16 {
+        self.events.register(wakeups)
     }
 
     /// Ends what [`Programs::register`] began.

@@ -32,7 +32,7 @@ use super::{
     layout::Layout,
     load::{LoadError, descriptor, taken, total, verified},
     log,
-    wakeup::Signals,
+    wakeup::Wakeups,
 };
 use crate::net::low_descriptors;
 
@@ -198,9 +198,9 @@ impl Programs {
         self.same_host.as_ref()
     }
 
-    /// Lets a worker hear of its flows: events whose token has the returned number go to `signals`.
-    pub fn register(&self, signals: Arc<Signals>) -> u16 {
-        self.events.register(signals)
+    /// Lets a worker hear of its flows: events whose token has the returned number go to `wakeups`.
+    pub fn register(&self, wakeups: Arc<Wakeups>) -> u16 {
+        self.events.register(wakeups)
     }
 
     /// Ends what [`Programs::register`] began.

@@ -24,7 +24,7 @@ use snisplice_common::packet::{
 };
 use tokio::task::AbortHandle;
 
-pub(super) use self::flow::Flow;
+pub(super) use self::flow::PacketFlow;
 use self::{
     flow::Entry,
     maps::Maps,
@@ -39,7 +39,7 @@ use crate::{
     account::{Account, InPackets},
     bpf::{
         packet::{AttachError, Programs},
-        wakeup::{Peer, Signals, Token},
+        wakeup::{Peer, Token, Wakeups},
     },
     metrics::labels::{Carrier, PacketIneligible},
 };
@@ -91,7 +91,7 @@ pub(super) enum Seen {
 #[derive(Debug)]
 struct Shared {
     programs: Arc<Programs>,
-    signals: Arc<Signals>,
+    wakeups: Arc<Wakeups>,
     maps: RefCell<Maps>,
     time_wait: RefCell<TimeWait>,
 }
@@ -99,14 +99,14 @@ struct Shared {
 impl Packet {
     /// To be called on the worker's thread, inside its runtime and a `LocalSet`.
     pub fn new(programs: Arc<Programs>, patience: impl Into<Patience>) -> io::Result<Self> {
-        let signals = Arc::new(Signals::default());
+        let wakeups = Arc::new(Wakeups::default());
         let shared = Rc::new(Shared {
             maps: RefCell::new(Maps::of(&programs)?),
-            signals: signals.clone(),
+            wakeups: wakeups.clone(),
             time_wait: RefCell::default(),
             programs,
         });
-        let worker = shared.programs.register(signals);
+        let worker = shared.programs.register(wakeups);
         let sweeping = tokio::task::spawn_local(time_wait::sweep(shared.clone())).abort_handle();
         Ok(Self { shared, worker, sweeping, options: CopyOptions::to_end(patience.into()) })
     }
@@ -144,7 +144,7 @@ impl Packet {
         watched: Watched,
         connection: Box<relay::Connection>,
         account: &'a Account,
-    ) -> Result<Flow<'a>, Box<relay::Connection>> {
+    ) -> Result<PacketFlow<'a>, Box<relay::Connection>> {
         let Watched { entry, legs, .. } = watched;
         self.flow(self.begin(entry, legs, &connection, true), connection, account)
     }
@@ -160,7 +160,7 @@ impl Packet {
         begun: Result<Entry, PacketIneligible>,
         connection: Box<relay::Connection>,
         account: &'a Account,
-    ) -> Result<Flow<'a>, Box<relay::Connection>> {
+    ) -> Result<PacketFlow<'a>, Box<relay::Connection>> {
         match begun {
             Ok(entry) => {
                 let programs = &self.shared.programs;
@@ -171,7 +171,7 @@ impl Packet {
                 );
                 programs.look_where_it_leads(entry.place(), age);
                 account.set_carrier(Carrier::Packet);
-                Ok(Flow::new(entry, connection, account))
+                Ok(PacketFlow::new(entry, connection, account))
             }
             Err(why) => {
                 self.refuse(why, account);
@@ -185,7 +185,7 @@ impl Packet {
         let legs = [leg::of(&connection.client)?, leg::of(&connection.backend)?];
         plan::admit(&legs[0], &legs[1])?;
         leg::admit(&connection.client)?;
-        let slot = self.shared.signals.insert();
+        let slot = self.shared.wakeups.insert();
         let token = Token { worker: self.worker, slot, peer: Peer::Client }.pack();
         let mut entry = Entry::new(&self.shared, slot, [legs[0].tuple, legs[1].tuple])?;
         entry.set_state(State::default(), [0, 0])?;

@@ -259,12 +259,12 @@ impl Connection {
     fn split<'a>(
         &'a mut self,
         copy: &CopyContext<'a>,
-    ) -> ([DirectionState<'a>; 2], [&'a mut Pump; 2], &'a TcpStream, &'a mut Option<Rc<Keepalive>>) {
+    ) -> ([CopyDirection<'a>; 2], [&'a mut Pump; 2], &'a TcpStream, &'a mut Option<Rc<Keepalive>>) {
         let Self { client, backend, upward, downward, progress: [up, down], unwatched, .. } = self;
         let (client, backend) = (&*client, &*backend);
         let up =
-            DirectionState { from: client, to: backend, direction: Direction::Up, progress: up, copy: *copy };
-        let down = DirectionState {
+            CopyDirection { from: client, to: backend, direction: Direction::Up, progress: up, copy: *copy };
+        let down = CopyDirection {
             from: backend,
             to: client,
             direction: Direction::Down,
@@ -310,7 +310,7 @@ fn moved(account: &Account) -> u64 {
 
 /// One direction.
 #[derive(Clone, Copy)]
-struct DirectionState<'a> {
+struct CopyDirection<'a> {
     from: &'a TcpStream,
     to: &'a TcpStream,
     direction: Direction,
@@ -318,7 +318,7 @@ struct DirectionState<'a> {
     copy: CopyContext<'a>,
 }
 
-impl DirectionState<'_> {
+impl CopyDirection<'_> {
     /// Copies what there is.
     fn poll(&self, pump: &mut Pump, context: &mut Context<'_>) -> Poll<Turn> {
         let mut steps = 0;

@@ -37,7 +37,7 @@ use crate::{
     account::Account,
     bpf::{
         sockmap::{Programs, stats::Ineligible},
-        wakeup::{Peer, Signals, Token},
+        wakeup::{Peer, Token, Wakeups},
     },
     metrics::labels::{Carrier, Direction},
     net::sockopt,
@@ -97,7 +97,7 @@ pub struct Sockmap {
     kernel: Arc<Programs>,
     /// Our number among the workers that the kernel's events go to.
     worker: u16,
-    signals: Arc<Signals>,
+    wakeups: Arc<Wakeups>,
     watch: Rc<Watch>,
     watching: AbortHandle,
     maps: RefCell<Maps>,
@@ -109,11 +109,11 @@ impl Sockmap {
     /// To be called on the worker's thread, inside its runtime.
     pub fn new(kernel: Arc<Programs>, relay: Relay, settings: Settings) -> io::Result<Self> {
         let maps = RefCell::new(Maps::of(&kernel)?);
-        let signals = Arc::new(Signals::default());
+        let wakeups = Arc::new(Wakeups::default());
         let watch = Watch::new()?;
-        let watching = tokio::spawn(watch.events(signals.clone())?).abort_handle();
-        let worker = kernel.register(signals.clone());
-        Ok(Self { kernel, worker, signals, watch: Rc::new(watch), watching, maps, relay, settings })
+        let watching = tokio::spawn(watch.events(wakeups.clone())?).abort_handle();
+        let worker = kernel.register(wakeups.clone());
+        Ok(Self { kernel, worker, wakeups, watch: Rc::new(watch), watching, maps, relay, settings })
     }
 
     /// What [`Datapath::announce`] does. False where the short cut is not served.
@@ -229,7 +229,7 @@ impl Sockmap {
         account: &'a Account,
     ) -> Result<Box<Connection<'a>>, End> {
         self.kernel.stats().enrol();
-        let slot = Slot { sockmap: self, number: self.signals.insert() };
+        let slot = Slot { sockmap: self, number: self.wakeups.insert() };
         let client = Leg::new(Peer::Client, client, cookies.client).map_err(End::broken_by_client)?;
         let backend = Leg::new(Peer::Backend, backend, cookies.backend).map_err(End::broken_by_backend)?;
         let connection = Box::new(Connection::new(client, backend, slot, rule, same_host, account));
@@ -335,7 +335,7 @@ enum Unenrolled {
     Ended(End),
 }
 
-/// A connection's place among the worker's signals.
+/// A connection's place among the worker's wakeups.
 struct Slot<'a> {
     sockmap: &'a Sockmap,
     number: usize,
@@ -343,7 +343,7 @@ struct Slot<'a> {
 
 impl Drop for Slot<'_> {
     fn drop(&mut self) {
-        self.sockmap.signals.remove(self.number);
+        self.sockmap.wakeups.remove(self.number);
     }
 }
 

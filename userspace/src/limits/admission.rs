@@ -22,7 +22,7 @@ use super::{
     Overload,
     backends::{BackendRule, Backends, PendingRule},
     cidr::Cidr,
-    handshakes::{Full, HandshakeRule, Handshakes, Place},
+    handshakes::{Full, HandshakePermit, HandshakeRule, Handshakes},
     hellos::{Hellos, Ticket},
     reachability::Reachability,
     source::{SourceRule, Sources},
@@ -113,7 +113,7 @@ impl Notice {
 
 /// How things stand, for whoever looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Standing {
+pub struct Usage {
     /// The most that there may be, and how many there are.
     pub connections: (usize, usize),
     /// The same of those whose hello is not complete.
@@ -233,9 +233,9 @@ impl Admission {
 
     /// How things stand.
     #[must_use]
-    pub fn standing(&self) -> Standing {
+    pub fn usage(&self) -> Usage {
         let rules = self.rules.load();
-        Standing {
+        Usage {
             connections: (self.most, self.most.saturating_sub(self.places.available_permits())),
             hellos: (rules.hellos, lock(&self.hellos).len()),
             handshakes: (rules.handshakes.most, lock(&self.handshakes).len()),
@@ -495,7 +495,7 @@ impl Drop for UnfinishedHello<'_> {
 #[derive(Debug)]
 pub struct Handshake<'a> {
     admission: &'a Admission,
-    place: Option<Place>,
+    place: Option<HandshakePermit>,
 }
 
 impl Drop for Handshake<'_> {
@@ -567,8 +567,8 @@ mod tests {
         assert!(admission.is_full());
         assert_eq!(admission.refused(Overload::Source), 1);
         drop(held);
-        assert_eq!(admission.standing().connections, (64, 0));
-        assert_eq!(admission.standing().sources, (Some(32), 0));
+        assert_eq!(admission.usage().connections, (64, 0));
+        assert_eq!(admission.usage().sources, (Some(32), 0));
     }
 
     #[test]
@@ -589,7 +589,7 @@ mod tests {
         assert_eq!(second.connect(&name, Some(1), None, now).unwrap_err(), Overload::Backend);
         drop(first);
         drop(second.connect(&name, Some(1), None, now).unwrap());
-        assert_eq!(admission.standing().pending, (4, 0));
+        assert_eq!(admission.usage().pending, (4, 0));
         assert_eq!(admission.refused(Overload::Backend), 2);
     }
 
@@ -597,8 +597,8 @@ mod tests {
     fn a_reload_changes_all_but_the_number_of_places() {
         let admission = Admission::new(8, &Limits::default());
         admission.follow(&Limits { connections_per_source: Some(0), hellos: Some(3), ..Limits::default() });
-        let standing = admission.standing();
-        assert_eq!((standing.connections.0, standing.hellos.0, standing.sources.0), (8, 3, None));
+        let usage = admission.usage();
+        assert_eq!((usage.connections.0, usage.hellos.0, usage.sources.0), (8, 3, None));
     }
 
     #[tokio::test]
@@ -616,8 +616,8 @@ mod tests {
         let waits = admit().place();
         let ((), permit) = tokio::join!(served, waits);
         assert_eq!(admission.refused(Overload::Hellos), 1);
-        let standing = admission.standing();
-        assert_eq!((standing.hellos.1, standing.waiting, standing.connections), (0, 0, (1, 1)));
+        let usage = admission.usage();
+        assert_eq!((usage.hellos.1, usage.waiting, usage.connections), (0, 0, (1, 1)));
         drop(permit);
         assert!(!admission.is_full());
     }

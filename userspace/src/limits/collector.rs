@@ -11,7 +11,7 @@ use strum::VariantArray as _;
 
 use super::{
     Overload,
-    admission::{Admission, Standing},
+    admission::{Admission, Usage},
 };
 use crate::metrics::by_label;
 
@@ -21,7 +21,7 @@ pub struct LimitCounters(pub Arc<Admission>);
 
 impl Collector for LimitCounters {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
-        let Standing { connections, hellos, handshakes, pending, sources, waiting } = self.0.standing();
+        let Usage { connections, hellos, handshakes, pending, sources, waiting } = self.0.usage();
         let counted = [
             ("connections", connections),
             ("hellos", hellos),

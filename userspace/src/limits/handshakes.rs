@@ -20,7 +20,7 @@ pub struct Handshakes {
 
 /// One of them, to be given to [`Handshakes::leave`].
 #[derive(Debug)]
-pub struct Place(Option<usize>);
+pub struct HandshakePermit(Option<usize>);
 
 /// Which limit is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +33,7 @@ pub enum Full {
 
 impl Handshakes {
     /// Counts one of this source, unless there are as many as there may be.
-    pub fn enter(&mut self, source: Cidr, rule: HandshakeRule) -> Result<Place, Full> {
+    pub fn enter(&mut self, source: Cidr, rule: HandshakeRule) -> Result<HandshakePermit, Full> {
         if self.all >= rule.most {
             return Err(Full::All);
         }
@@ -42,12 +42,12 @@ impl Handshakes {
             Some(most) => Some(self.sources.enter(source, most).ok_or(Full::Source)?),
         };
         self.all += 1;
-        Ok(Place(place))
+        Ok(HandshakePermit(place))
     }
 
     /// One is over.
     #[expect(clippy::needless_pass_by_value, reason = "a place is left once")]
-    pub fn leave(&mut self, place: Place) {
+    pub fn leave(&mut self, place: HandshakePermit) {
         self.all -= 1;
         if let Some(key) = place.0 {
             self.sources.leave(key);

@@ -271,7 +271,7 @@ fn open(address: SocketAddr, front: &Front, shared: bool) -> io::Result<Socket> 
 
 /// What a reload changes about listening.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Changes {
+pub struct ListenerChanges {
     /// To be bound.
     pub added: Vec<(SocketAddr, Front)>,
     /// To be closed.
@@ -305,7 +305,7 @@ pub fn with_kept(
 /// Compares what is listened on with what a new configuration wants. A socket is known by its address: whatever else
 /// changes, it goes on listening, with the connections in its queue.
 #[must_use]
-pub fn changes(now: &BTreeMap<SocketAddr, Front>, wanted: &BTreeMap<SocketAddr, Front>) -> Changes {
+pub fn changes(now: &BTreeMap<SocketAddr, Front>, wanted: &BTreeMap<SocketAddr, Front>) -> ListenerChanges {
     let wanted = &with_kept(now, wanted.clone());
     let with = |pick: fn(Option<&Front>, &Front) -> bool| {
         let picked = wanted.iter().filter(move |(address, front)| pick(now.get(address), front));
@@ -314,7 +314,12 @@ pub fn changes(now: &BTreeMap<SocketAddr, Front>, wanted: &BTreeMap<SocketAddr, 
     let added: Vec<(SocketAddr, Front)> = with(|now, _| now.is_none());
     let gone = now.keys().filter(|address| !wanted.contains_key(address)).copied();
     let (outlived, removed) = gone.partition(|gone| added.iter().any(|(address, _)| covers(*gone, *address)));
-    Changes { added, changed: with(|now, then| now.is_some_and(|now| now != then)), removed, outlived }
+    ListenerChanges {
+        added,
+        changed: with(|now, then| now.is_some_and(|now| now != then)),
+        removed,
+        outlived,
+    }
 }
 
 #[cfg(test)]
@@ -337,12 +342,12 @@ mod tests {
     fn a_socket_stays_as_long_as_its_address_does() {
         let now = addresses(&[("127.0.0.1:1", "a"), ("127.0.0.1:2", "a"), ("127.0.0.1:3", "b")]);
         let mut then = addresses(&[("127.0.0.1:1", "a"), ("127.0.0.1:3", "c"), ("127.0.0.1:4", "c")]);
-        let Changes { added, removed, changed, .. } = changes(&now, &then);
+        let ListenerChanges { added, removed, changed, .. } = changes(&now, &then);
         assert_eq!(removed, ["127.0.0.1:2".parse().unwrap()]);
         assert_eq!((names(&added), names(&changed)), (vec![(4, "c")], vec![(3, "c")]));
 
         then.insert("127.0.0.1:1".parse().unwrap(), Front { mss: Some(1_360), ..front("a") });
-        let Changes { added, removed, changed, .. } = changes(&now, &then);
+        let ListenerChanges { added, removed, changed, .. } = changes(&now, &then);
         assert_eq!((added.len(), removed.len()), (1, 1));
         assert_eq!(names(&changed), [(1, "a"), (3, "c")]);
     }
@@ -355,11 +360,11 @@ mod tests {
             let [all_at, one_at] = [all, one].map(|address| address.parse::<SocketAddr>().unwrap());
             let (wide, narrow) = (addresses(&[(all, "a")]), addresses(&[(one, "b"), (other, "b")]));
             // Only what is at none of the addresses goes at once.
-            let Changes { added, removed, outlived, changed } = changes(&narrow, &wide);
+            let ListenerChanges { added, removed, outlived, changed } = changes(&narrow, &wide);
             assert_eq!((names(&added), names(&changed)), (vec![(1, "a")], vec![(1, "a")]));
             assert_eq!((removed, outlived), (vec![other.parse().unwrap()], vec![]));
             assert_eq!(changed[0].0, one_at);
-            let Changes { added, removed, outlived, changed } = changes(&wide, &narrow);
+            let ListenerChanges { added, removed, outlived, changed } = changes(&wide, &narrow);
             assert_eq!((added.len(), removed, outlived, changed.len()), (2, vec![], vec![all_at], 0));
             // Once both are listened on, nobody is on the way from one to the other.
             let both = addresses(&[(all, "a"), (one, "a"), (other, "b")]);

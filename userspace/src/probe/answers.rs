@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    packet::Trial,
+    packet::Experiments,
     report::{Outcome, Report},
     same_host, sockmap,
 };
@@ -53,7 +53,7 @@ impl Questions {
     #[must_use]
     pub fn answer(self) -> Answers {
         // The one about packets waits for its devices most of the time, so it goes on beside the others.
-        let packet = self.packet.then(Trial::begin);
+        let packet = self.packet.then(Experiments::begin);
         let sockmap = (self.sockmap || self.same_host).then(sockmap::run_all);
         let passed = sockmap.as_ref().is_some_and(Report::passed);
         let same_host = (self.same_host && passed).then(|| {

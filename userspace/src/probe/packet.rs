@@ -51,9 +51,9 @@ const REMEDY: &str =
 
 /// Experiments that are under addresses.
 #[derive(Debug)]
-pub struct Trial(io::Result<thread::JoinHandle<Vec<ProbeResult>>>);
+pub struct Experiments(io::Result<thread::JoinHandle<Vec<ProbeResult>>>);
 
-impl Trial {
+impl Experiments {
     /// Begins to make them, on a thread of its own.
     #[must_use]
     pub fn begin() -> Self {
@@ -80,7 +80,7 @@ impl Trial {
 }
 
 impl Report {
-    /// As text, where it is a [`Trial`]'s.
+    /// As text, where it is a [`Experiments`]'s.
     #[must_use]
     pub fn describe_packet(&self) -> String {
         let untried = self.probes.iter().any(|probe| matches!(probe.outcome, Outcome::Untried(_)));

@@ -15,7 +15,7 @@ use snisplice_config::admin::AdminAddress;
 use tokio::sync::mpsc;
 
 use super::{
-    Channel, Place,
+    Channel, SocketFile,
     message::{Message, TicketSeed, VERSION},
 };
 use crate::net::{
@@ -62,9 +62,9 @@ pub type Flows = mpsc::UnboundedReceiver<ReceivedFlow>;
 
 impl Client {
     /// Asks the process that is at this place for what it has. `None` if there is none.
-    pub fn find(place: &Place) -> anyhow::Result<Option<Self>> {
+    pub fn find(socket_file: &SocketFile) -> anyhow::Result<Option<Self>> {
         const WHAT: &str = "cannot take over";
-        let Some(channel) = place.connect().context(WHAT)? else {
+        let Some(channel) = socket_file.connect().context(WHAT)? else {
             tracing::info!("no running process: nothing to take over");
             return Ok(None);
         };

@@ -52,7 +52,7 @@ pub(super) enum Role {
 
 /// Why a process is not trusted.
 #[derive(Debug, Error, PartialEq, Eq)]
-pub(super) enum Refusal {
+pub(super) enum Untrusted {
     #[error("the other process cannot be seen from here: start both in the same container, or on the host")]
     Unseen,
     #[error("the other process is of user {theirs}, and this one of user {ours}: run both as the same user")]
@@ -97,13 +97,13 @@ impl Identity {
 
     /// Whether `other` may have what this process has, or may give it something. `across` lets it be in another mount
     /// namespace.
-    fn judge(&self, other: &Self, role: Role, across: bool) -> Result<(), Refusal> {
+    fn judge(&self, other: &Self, role: Role, across: bool) -> Result<(), Untrusted> {
         if other.uid != self.uid {
-            return Err(Refusal::User { ours: self.uid, theirs: other.uid });
+            return Err(Untrusted::User { ours: self.uid, theirs: other.uid });
         }
         let power = CapabilitySet::NET_ADMIN;
         if role == Role::Client && self.effective.contains(power) && !other.effective.contains(power) {
-            return Err(Refusal::Capability);
+            return Err(Untrusted::Capability);
         }
         // Who makes a user namespace has all capabilities in there, and none outside.
         let other_users = match (self.users, other.users) {
@@ -111,7 +111,7 @@ impl Identity {
             _ => other.user_map.is_some() && other.user_map != self.user_map,
         };
         if other_users {
-            return Err(Refusal::Users);
+            return Err(Untrusted::Users);
         }
         let same_mounts = match other.mounts {
             Some(theirs) => self.mounts == Some(theirs) || (other.root.is_some() && other.root == self.root),
@@ -119,7 +119,7 @@ impl Identity {
             // up what it needs no more. It is no less trusted for that.
             None => !self.now_permitted().contains(other.permitted),
         };
-        if same_mounts || across { Ok(()) } else { Err(Refusal::Mounts) }
+        if same_mounts || across { Ok(()) } else { Err(Untrusted::Mounts) }
     }
 
     /// What this process may do by now.
@@ -142,7 +142,7 @@ impl Peer {
     pub(super) fn of(socket: &OwnedFd, own: &Identity, role: Role, across: bool) -> io::Result<Option<Self>> {
         let (number, uid) = sockopt::peer_credentials(socket)?;
         let Some(pid) = Pid::from_raw(number) else {
-            return Err(io::Error::new(io::ErrorKind::PermissionDenied, Refusal::Unseen));
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, Untrusted::Unseen));
         };
         let process = match sockopt::peer_process(socket) {
             Ok(process) => process,
@@ -196,7 +196,7 @@ mod tests {
         }
     }
 
-    fn verdict(other: &Identity) -> Result<(), Refusal> {
+    fn verdict(other: &Identity) -> Result<(), Untrusted> {
         daemon().judge(other, Role::Client, false)
     }
 
@@ -208,14 +208,14 @@ mod tests {
     #[test]
     fn another_user_is_refused_and_so_is_root() {
         let user = Identity { uid: 7, ..daemon() };
-        assert_eq!(verdict(&user), Err(Refusal::User { ours: 0, theirs: 7 }));
-        assert_eq!(user.judge(&daemon(), Role::Client, true), Err(Refusal::User { ours: 7, theirs: 0 }));
+        assert_eq!(verdict(&user), Err(Untrusted::User { ours: 0, theirs: 7 }));
+        assert_eq!(user.judge(&daemon(), Role::Client, true), Err(Untrusted::User { ours: 7, theirs: 0 }));
     }
 
     #[test]
     fn a_client_without_the_capability_is_refused_and_a_server_may_have_given_it_up() {
         let weak = Identity { effective: CapabilitySet::NET_BIND_SERVICE, ..daemon() };
-        assert_eq!(verdict(&weak), Err(Refusal::Capability));
+        assert_eq!(verdict(&weak), Err(Untrusted::Capability));
         assert_eq!(daemon().judge(&weak, Role::Server, false), Ok(()));
         // Where this process never had it, nobody needs it.
         assert_eq!(weak.judge(&weak, Role::Client, false), Ok(()));
@@ -224,17 +224,17 @@ mod tests {
     #[test]
     fn another_user_namespace_is_refused_also_where_only_its_map_can_be_seen() {
         let own = Identity { users: Some((4, 9)), ..daemon() };
-        assert_eq!(verdict(&own), Err(Refusal::Users));
+        assert_eq!(verdict(&own), Err(Untrusted::Users));
         let hidden = Identity { users: None, user_map: Some("0 0 1\n".into()), ..daemon() };
-        assert_eq!(verdict(&hidden), Err(Refusal::Users));
+        assert_eq!(verdict(&hidden), Err(Untrusted::Users));
         assert_eq!(verdict(&Identity { users: None, ..daemon() }), Ok(()));
     }
 
     #[test]
     fn another_mount_namespace_is_refused_unless_it_is_meant() {
         let elsewhere = Identity { mounts: Some((4, 9)), root: Some((9, 1)), ..daemon() };
-        assert_eq!(verdict(&elsewhere), Err(Refusal::Mounts));
-        assert_eq!(verdict(&Identity { root: None, ..elsewhere.clone() }), Err(Refusal::Mounts));
+        assert_eq!(verdict(&elsewhere), Err(Untrusted::Mounts));
+        assert_eq!(verdict(&Identity { root: None, ..elsewhere.clone() }), Err(Untrusted::Mounts));
         // As in a sandbox of systemd.
         assert_eq!(verdict(&Identity { root: daemon().root, ..elsewhere.clone() }), Ok(()));
         assert_eq!(daemon().judge(&elsewhere, Role::Client, true), Ok(()));
@@ -245,6 +245,6 @@ mod tests {
         // With no more capabilities than this process has, there is no other reason.
         let permitted = capabilities(None).unwrap().permitted;
         let hidden = Identity { mounts: None, permitted, ..daemon() };
-        assert_eq!(verdict(&hidden), Err(Refusal::Mounts));
+        assert_eq!(verdict(&hidden), Err(Untrusted::Mounts));
     }
 }

@@ -13,7 +13,7 @@ use snisplice_config::admin::AdminAddress;
 use tokio::sync::mpsc;
 
 use super::{
-    Channel, Place,
+    Channel, SocketFile,
     message::{Message, PLACES, TicketSeed, VERSION},
 };
 use crate::{log::log_limit, net::admin_socket::Socket};
@@ -62,7 +62,7 @@ pub enum Request {
 #[derive(Debug)]
 pub struct Server {
     socket: OwnedFd,
-    place: Arc<Place>,
+    socket_file: Arc<SocketFile>,
     requests: mpsc::UnboundedSender<Request>,
 }
 
@@ -76,19 +76,19 @@ impl Server {
     ///
     /// Where another daemon has this place, among others: nobody can take over from this one then.
     pub fn start(
-        place: Arc<Place>,
+        socket_file: Arc<SocketFile>,
         inherited: Option<OwnedFd>,
         requests: mpsc::UnboundedSender<Request>,
     ) -> io::Result<()> {
-        let socket = place.listen(inherited)?;
-        let server = Self { socket, place, requests };
+        let socket = socket_file.listen(inherited)?;
+        let server = Self { socket, socket_file, requests };
         thread::Builder::new().name("takeover".to_owned()).spawn(move || server.serve())?;
         Ok(())
     }
 
     fn serve(self) {
         loop {
-            match self.place.accept(&self.socket) {
+            match self.socket_file.accept(&self.socket) {
                 Ok(Some(channel)) => match self.receive(channel) {
                     Ok(()) => return,
                     Err(error) => log_limit!(warn, %error, "no takeover; serving as before"),

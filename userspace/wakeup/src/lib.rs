@@ -116,7 +116,7 @@ impl fmt::Debug for Ready {
 /// The connections of one worker, by slot. Shared with the event thread, so behind a lock that is hardly ever
 /// contended: the thread comes only when a direction falls back to userspace.
 #[derive(Debug, Default)]
-pub struct Signals {
+pub struct Wakeups {
     slots: Mutex<Slab<Slot>>,
 }
 
@@ -126,7 +126,7 @@ struct Slot {
     waiting: Option<Waker>,
 }
 
-impl Signals {
+impl Wakeups {
     /// A slot for a new connection.
     pub fn insert(&self) -> usize {
         self.lock().insert(Slot::default())

@@ -26,7 +26,7 @@ use aya::maps::{Array, HashMap, Map, MapData};
 use libtest_mimic::{Arguments, Trial};
 use snisplice::testing::{
     packet::{Programs, tuple},
-    probe::{self, Trial as Experiments},
+    probe::{self, Experiments},
 };
 use snisplice_common::packet::{
     flow::{CARRY, OFF, OVER, RESET, Rules, Standing, State, Translation},
@@ -35,7 +35,7 @@ use snisplice_common::packet::{
     translate::{readdress_v4, readdress_v6, translate},
 };
 use snisplice_config::networks::Network;
-use snisplice_wakeup::{Peer, Ready, Signals, Token, What};
+use snisplice_wakeup::{Peer, Ready, Token, Wakeups, What};
 
 /// The program leaves a packet to whoever comes next (`TCX_NEXT`, which is -1).
 const NEXT: u32 = u32::MAX;
@@ -697,7 +697,7 @@ fn a_copy_comes_by_again() {
 fn the_end_wakes_once() {
     const LOOK: Ready = Ready::both(What::Passed);
     let mut lab = Lab::new(false);
-    let woken = Arc::new(Signals::default());
+    let woken = Arc::new(Wakeups::default());
     let slot = woken.insert();
     let worker = lab.programs.register(woken.clone());
     let token = Token { worker, slot, peer: Peer::Client }.pack();

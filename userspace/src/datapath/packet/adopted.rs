@@ -24,8 +24,8 @@ use tokio_util::sync::CancellationToken;
 use super::{Shared, flow::is_half_closed, maps::Maps, time_wait::TIME_WAIT};
 use crate::{
     account::{
-        registry::{self, Request},
-        view::{Connection, Filter},
+        registry::{self, RegistryRequest},
+        view::{ConnectionView, Filter},
     },
     bpf::packet::{Lead, Programs, tuple},
     datapath::seam::{End, Patience},
@@ -302,7 +302,7 @@ impl AdoptedFlows {
         mut self,
         stop: CancellationToken,
         mut flows: Option<Flows>,
-        mut asked: UnboundedReceiver<Request>,
+        mut asked: UnboundedReceiver<RegistryRequest>,
         longest: impl Fn() -> Duration,
     ) {
         let programs = self.programs.clone();
@@ -391,10 +391,10 @@ impl AdoptedFlows {
     }
 
     /// Tells of open flows, or ends them, as workers do with theirs.
-    fn answer(&mut self, request: Request) {
+    fn answer(&mut self, request: RegistryRequest) {
         // Whoever does not wait for the answer has gone.
         match request {
-            Request::List { filter, after, most, reply } => {
+            RegistryRequest::List { filter, after, most, reply } => {
                 let wanted = |adopted: &&AdoptedFlow| {
                     adopted.is_open()
                         && adopted.matches(&filter)
@@ -405,23 +405,23 @@ impl AdoptedFlows {
                 let _ =
                     reply.send(found.into_iter().take(most).map(|adopted| self.describe(adopted)).collect());
             }
-            Request::Count { reply } => {
+            RegistryRequest::Count { reply } => {
                 for adopted in self.flows.iter_mut().filter(|adopted| adopted.is_open()) {
                     count(&self.metrics, &self.maps, adopted);
                 }
                 let _ = reply.send(());
             }
-            Request::Close { filter, reason, reply } => {
+            RegistryRequest::Close { filter, reason, reply } => {
                 let _ = reply.send(self.end(reason, |adopted| adopted.matches(&filter)));
             }
         }
     }
 
-    fn describe(&self, adopted: &AdoptedFlow) -> Connection {
+    fn describe(&self, adopted: &AdoptedFlow) -> ConnectionView {
         let [client, backend] = adopted.tuples.map(|tuple| tuple.map(|tuple| tuple::ends(&tuple)));
         let state = self.maps.state(adopted.flow).ok();
         let delivered = |way| state.as_ref().map_or(0, |state| state.delivered(way));
-        Connection {
+        ConnectionView {
             id: adopted.id,
             listener: NONE.to_owned(),
             route: None,

@@ -47,7 +47,7 @@ const TO_END: CopyOptions = CopyOptions::to_end(Patience { idle: NEVER, half_clo
 /// A flow's entries in the maps. Dropped without more, it was never begun, and leaves nothing behind.
 pub(super) struct Entry {
     shared: Rc<Shared>,
-    /// Its number among the worker's signals.
+    /// Its number among the worker's wakeups.
     slot: usize,
     /// Its place in the arrays.
     flow: u32,
@@ -77,7 +77,7 @@ impl Entry {
         let reserve = || shared.programs.reserve();
         let place = reserve().or_else(|| shared.forget_oldest().then(reserve).flatten());
         let Some(flow) = place else {
-            shared.signals.remove(slot);
+            shared.wakeups.remove(slot);
             return Err(PacketIneligible::Full);
         };
         Ok(Self {
@@ -229,7 +229,7 @@ impl Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        self.shared.signals.remove(self.slot);
+        self.shared.wakeups.remove(self.slot);
         if self.given {
             // Its place, too, is the other's to give away.
         } else if self.lingers {
@@ -250,7 +250,7 @@ fn refusal(error: &io::Error) -> PacketIneligible {
 }
 
 /// A connection in the kernel's hands.
-pub(in crate::datapath) struct Flow<'a> {
+pub(in crate::datapath) struct PacketFlow<'a> {
     // Fields are dropped in this order: sockets are closed before their addresses are forgotten.
     sockets: Sockets,
     entry: Entry,
@@ -299,7 +299,7 @@ enum Settled {
     Bypassed,
 }
 
-impl<'a> Flow<'a> {
+impl<'a> PacketFlow<'a> {
     pub(super) fn new(entry: Entry, connection: Box<Connection>, account: &'a Account) -> Self {
         // However they are closed, also by the end of the process, they send a reset, which the program on the devices
         // drops or gives the right numbers.
@@ -474,7 +474,7 @@ impl<'a> Flow<'a> {
     }
 }
 
-impl Drop for Flow<'_> {
+impl Drop for PacketFlow<'_> {
     fn drop(&mut self) {
         if !self.ended {
             // The connection's future was dropped: it is to end now.
@@ -493,7 +493,7 @@ async fn ended(entry: &Entry) -> End {
             return End::HandedOver;
         }
         entry.follow_routes();
-        poll_fn(|context| entry.shared.signals.poll(entry.slot, LOOK, context)).await;
+        poll_fn(|context| entry.shared.wakeups.poll(entry.slot, LOOK, context)).await;
     }
 }
 

@@ -7,7 +7,7 @@ use socket2::SockRef;
 use tokio::{io::Interest, net::TcpStream};
 
 use super::{
-    Carried, DirectionState, STEPS_PER_TURN, forget, moved,
+    Carried, CopyDirection, STEPS_PER_TURN, forget, moved,
     pump::{Pump, Step},
 };
 use crate::{
@@ -43,7 +43,7 @@ struct Shared {
 /// Carries on until there is nothing to wait for any more, which is `None`, or to the end. `ended` is a direction whose
 /// sender has sent FIN.
 pub(super) async fn carry(
-    ways: [DirectionState<'_>; 2],
+    ways: [CopyDirection<'_>; 2],
     pumps: [&mut Pump; 2],
     ended: Option<Direction>,
 ) -> Option<Carried> {
@@ -66,7 +66,7 @@ pub(super) async fn carry(
 }
 
 /// Ends a connection of which one side is gone.
-pub(super) async fn broken(ways: [DirectionState<'_>; 2], pumps: [&mut Pump; 2], broken: Broken) -> End {
+pub(super) async fn broken(ways: [CopyDirection<'_>; 2], pumps: [&mut Pump; 2], broken: Broken) -> End {
     let shared = Shared::default();
     let [up, down] = ways.map(|way| Waiting { way, shared: &shared });
     let [upward, downward] = pumps;
@@ -79,7 +79,7 @@ pub(super) async fn broken(ways: [DirectionState<'_>; 2], pumps: [&mut Pump; 2],
 
 /// One direction.
 struct Waiting<'a> {
-    way: DirectionState<'a>,
+    way: CopyDirection<'a>,
     shared: &'a Shared,
 }
 
@@ -106,7 +106,7 @@ impl Waiting<'_> {
             }
             _ => {}
         }
-        let DirectionState { from, copy, .. } = self.way;
+        let CopyDirection { from, copy, .. } = self.way;
         let silence = idle(copy.options.patience.half_closed, || moved(copy.account));
         Box::pin(async {
             tokio::select! {
@@ -120,7 +120,7 @@ impl Waiting<'_> {
     /// Copies until the sender has sent FIN and the receiver has taken everything before it; or until the direction is
     /// due: then the receiver has taken everything that was read.
     async fn copy(&self, pump: &mut Pump) -> Result<Stop, Broken> {
-        let DirectionState { from, to, .. } = self.way;
+        let CopyDirection { from, to, .. } = self.way;
         let mut steps = 0;
         loop {
             if !pump.is_blocked() {

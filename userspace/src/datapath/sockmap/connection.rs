@@ -114,7 +114,7 @@ fn taken(socket: &TcpStream) -> io::Result<u64> {
 
 /// What userspace knows of one direction.
 #[derive(Debug, Default)]
-pub(super) struct DirectionState {
+pub(super) struct RedirectState {
     /// The kernel has a flow for it.
     pub(super) state: Cell<bool>,
     /// The program sees its packets.
@@ -139,7 +139,7 @@ pub(super) struct DirectionState {
     pub(super) shortcut: Cell<bool>,
 }
 
-impl DirectionState {
+impl RedirectState {
     /// What has been written so far is no business of the kernel's.
     pub(super) fn begin(&self) {
         self.forwarded.set(0);
@@ -167,7 +167,7 @@ pub(super) struct Entries<'a> {
     pub(super) slot: Slot<'a>,
     pub(super) account: &'a Account,
     cookies: [Cookie; 2],
-    ways: [DirectionState; 2],
+    ways: [RedirectState; 2],
 }
 
 /// How a connection comes to its end.
@@ -218,7 +218,7 @@ impl<'a> Connection<'a> {
         self.entries.slot.number
     }
 
-    pub(super) fn way(&self, direction: Direction) -> &DirectionState {
+    pub(super) fn way(&self, direction: Direction) -> &RedirectState {
         &self.entries.ways[direction as usize]
     }
 
@@ -380,9 +380,9 @@ impl<'a> Connection<'a> {
             Some(Peer::Client) => Ready::of(Peer::Backend, What::Failed),
             Some(Peer::Backend) => Ready::of(Peer::Client, What::Failed),
         };
-        let signals = &self.entries.slot.sockmap.signals;
+        let wakeups = &self.entries.slot.sockmap.wakeups;
         loop {
-            let happened = poll_fn(|context| signals.poll(self.slot(), wanted | failed, context)).await;
+            let happened = poll_fn(|context| wakeups.poll(self.slot(), wanted | failed, context)).await;
             self.check(happened & failed)?;
             if happened.any(wanted) {
                 return Ok(happened & wanted);
@@ -401,7 +401,7 @@ impl<'a> Connection<'a> {
             if let Some(error) = leg.socket.take_error().map_err(broken)? {
                 return Err(broken(error));
             }
-            self.entries.slot.sockmap.signals.clear(self.slot(), mark);
+            self.entries.slot.sockmap.wakeups.clear(self.slot(), mark);
         }
         Ok(())
     }
@@ -470,7 +470,7 @@ impl Entries<'_> {
         }
     }
 
-    fn by_shortcut(&self, from: Cookie, way: &DirectionState) -> io::Result<u64> {
+    fn by_shortcut(&self, from: Cookie, way: &RedirectState) -> io::Result<u64> {
         if way.shortcut.get() { self.slot.sockmap.maps.borrow().by_shortcut(from) } else { Ok(0) }
     }
 }

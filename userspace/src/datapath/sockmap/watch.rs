@@ -17,7 +17,7 @@ use rustix::event::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-use crate::bpf::wakeup::{Peer, Ready, Signals, What};
+use crate::bpf::wakeup::{Peer, Ready, Wakeups, What};
 
 /// What is always watched for; errors come unasked.
 const END: EventFlags = EventFlags::RDHUP.union(EventFlags::ET);
@@ -43,17 +43,17 @@ impl Watch {
         Ok(Self { epoll: Arc::new(epoll::create(CreateFlags::CLOEXEC)?) })
     }
 
-    /// Hands what happens to `signals`, for ever.
+    /// Hands what happens to `wakeups`, for ever.
     pub(super) fn events(
         &self,
-        signals: Arc<Signals>,
+        wakeups: Arc<Wakeups>,
     ) -> io::Result<impl Future<Output = ()> + Send + use<>> {
         // SAFETY: the `Arc` keeps the one descriptor open for as long as the registration has it.
         let epoll = unsafe { AsyncFd::register_with_interest(self.epoll.clone(), Interest::READABLE)? };
         Ok(async move {
             // Fails only when the runtime shuts down.
             while let Ok(mut guard) = epoll.readable().await {
-                while take(guard.get_inner(), &signals) {}
+                while take(guard.get_inner(), &wakeups) {}
                 guard.clear_ready();
             }
         })
@@ -74,14 +74,14 @@ impl Watch {
 }
 
 /// Hands over what has happened so far. False if that was all.
-fn take(epoll: &Arc<OwnedFd>, signals: &Signals) -> bool {
+fn take(epoll: &Arc<OwnedFd>, wakeups: &Wakeups) -> bool {
     const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
     let mut events = [MaybeUninit::uninit(); BATCH];
     // It cannot be interrupted, since it does not wait.
     let Ok((events, _)) = epoll::wait(&**epoll, &mut events, Some(&AT_ONCE)) else { return false };
     for event in &*events {
         let (slot, happened) = read(event);
-        signals.raise(slot, happened);
+        wakeups.raise(slot, happened);
     }
     events.len() == BATCH
 }

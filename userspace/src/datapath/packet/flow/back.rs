@@ -8,7 +8,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{Entry, Flow, Held, Sockets};
+use super::{Entry, Held, PacketFlow, Sockets};
 use crate::{
     bpf::packet::{LOOK, grace, stats::TakenBack},
     datapath::{
@@ -52,7 +52,7 @@ impl Entry {
     }
 }
 
-impl Flow<'_> {
+impl PacketFlow<'_> {
     /// Goes on in userspace, wherever the flow stands: with sockets in the place of our own, whose numbers have stayed behind.
     pub(super) async fn take_back(mut self: Box<Self>, why: TakenBack, options: &CopyOptions) -> End {
         // Nothing is sent on any more. What the peers say meanwhile they will say again.
@@ -166,6 +166,6 @@ pub(super) async fn held(entry: &Entry, sockets: [&TcpStream; 2]) -> Held {
             return Held::TakenBack(why);
         }
         entry.ask_peers(sockets);
-        poll_fn(|context| entry.shared.signals.poll(entry.slot, LOOK, context)).await;
+        poll_fn(|context| entry.shared.wakeups.poll(entry.slot, LOOK, context)).await;
     }
 }

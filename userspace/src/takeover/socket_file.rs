@@ -38,7 +38,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why there is no place to meet.
 #[derive(Debug, Error)]
-pub enum PlaceError {
+pub enum SocketFileError {
     /// The directory is not there, and cannot be made.
     #[error(
         "cannot make {0} for the takeover socket: {1}; make it (mode 0700, owned by this user), or give another directory \
@@ -72,7 +72,7 @@ pub enum PlaceError {
         /// Its permissions.
         mode: u32,
     },
-    /// Others can put something else in its place.
+    /// Others can replace the directory.
     #[error(
         "others can replace what is in {0}, where the directory of the takeover socket is: give another directory with \
          --takeover-path, such as {DIRECTORY}"
@@ -90,7 +90,7 @@ pub enum PlaceError {
 
 /// A place to meet, whether anybody is there or not.
 #[derive(Debug)]
-pub struct Place {
+pub struct SocketFile {
     path: PathBuf,
     /// Locked while a socket is made.
     directory: OwnedFd,
@@ -98,21 +98,21 @@ pub struct Place {
     across: bool,
 }
 
-impl Place {
+impl SocketFile {
     /// In this directory, which is made if it is not there, for daemons of this name. `across` lets the other process be in
     /// another mount namespace.
     ///
     /// # Errors
     ///
     /// Where others could get at the socket.
-    pub fn new(directory: &Path, name: Option<&str>, across: bool) -> Result<Self, PlaceError> {
-        let unusable = |error: io::Error| PlaceError::Use(directory.to_owned(), error);
+    pub fn new(directory: &Path, name: Option<&str>, across: bool) -> Result<Self, SocketFileError> {
+        let unusable = |error: io::Error| SocketFileError::Use(directory.to_owned(), error);
         if let Some(name) = name.filter(|name| name.is_empty() || name.contains(['/', '\0'])) {
-            return Err(PlaceError::Name(name.to_owned()));
+            return Err(SocketFileError::Name(name.to_owned()));
         }
         match mkdir(directory, Mode::RWXU) {
             Ok(()) | Err(Errno::EXIST) => {}
-            Err(error) => return Err(PlaceError::Make(directory.to_owned(), error.into())),
+            Err(error) => return Err(SocketFileError::Make(directory.to_owned(), error.into())),
         }
         // A link is followed, as systemd makes one for units with a user of their own; what counts is where it leads.
         let path = fs::canonicalize(directory).map_err(unusable)?;
@@ -125,7 +125,7 @@ impl Place {
             Some(name) => format!("takeover-{network}-{name}"),
         };
         let path = path.join(file);
-        SocketAddrUnix::new(&path).map_err(|_| PlaceError::Long(path.clone()))?;
+        SocketAddrUnix::new(&path).map_err(|_| SocketFileError::Long(path.clone()))?;
         Ok(Self { path, directory: opened, own: Identity::own().map_err(unusable)?, across })
     }
 
@@ -204,15 +204,15 @@ impl Drop for Lock<'_> {
 }
 
 /// Whether a directory is ours alone. Its path has no links.
-fn check(path: &Path) -> io::Result<Result<(), PlaceError>> {
+fn check(path: &Path) -> io::Result<Result<(), SocketFileError>> {
     let own = geteuid().as_raw();
     let directory = fs::metadata(path)?;
     if directory.uid() != own {
-        return Ok(Err(PlaceError::Owner { path: path.to_owned(), owner: directory.uid(), own }));
+        return Ok(Err(SocketFileError::Owner { path: path.to_owned(), owner: directory.uid(), own }));
     }
     let mode = directory.mode() & 0o7777;
     if mode & 0o077 != 0 {
-        return Ok(Err(PlaceError::Mode { path: path.to_owned(), mode }));
+        return Ok(Err(SocketFileError::Mode { path: path.to_owned(), mode }));
     }
     // Where users are mapped, root's files may be of a user whom nobody can be here.
     let root = fs::metadata("/")?.uid();
@@ -221,7 +221,7 @@ fn check(path: &Path) -> io::Result<Result<(), PlaceError>> {
         let (owner, mode) = (directory.uid(), directory.mode());
         let sticky = mode & 0o1000 != 0;
         if ![0, own, root].contains(&owner) || (mode & 0o022 != 0 && !sticky) {
-            return Ok(Err(PlaceError::Parent(parent.to_owned())));
+            return Ok(Err(SocketFileError::Parent(parent.to_owned())));
         }
     }
     Ok(Ok(()))
@@ -237,18 +237,18 @@ mod tests {
         tempfile::Builder::new().permissions(owner_alone).tempdir().unwrap()
     }
 
-    fn place(directory: &Path, name: Option<&str>) -> Place {
-        Place::new(directory, name, false).unwrap()
+    fn socket_file(directory: &Path, name: Option<&str>) -> SocketFile {
+        SocketFile::new(directory, name, false).unwrap()
     }
 
     #[test]
     fn a_directory_is_made_for_its_owner_alone() {
         let within = directory();
         let path = within.path().join("run");
-        place(&path, None);
+        socket_file(&path, None);
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o700);
         // It is taken as it is the next time.
-        place(&path, Some("other"));
+        socket_file(&path, Some("other"));
     }
 
     #[test]
@@ -256,7 +256,7 @@ mod tests {
         let within = directory();
         for mode in [0o755, 0o710, 0o701, 0o1777] {
             fs::set_permissions(within.path(), fs::Permissions::from_mode(mode)).unwrap();
-            let error = Place::new(within.path(), None, false).unwrap_err().to_string();
+            let error = SocketFile::new(within.path(), None, false).unwrap_err().to_string();
             assert!(error.contains("chmod 0700") && error.contains("--takeover-path"), "{error}");
         }
     }
@@ -265,11 +265,11 @@ mod tests {
     fn a_directory_that_others_can_replace_is_refused() {
         let within = directory();
         fs::set_permissions(within.path(), fs::Permissions::from_mode(0o777)).unwrap();
-        let error = Place::new(&within.path().join("run"), None, false).unwrap_err();
-        assert!(matches!(error, PlaceError::Parent(_)), "{error}");
+        let error = SocketFile::new(&within.path().join("run"), None, false).unwrap_err();
+        assert!(matches!(error, SocketFileError::Parent(_)), "{error}");
         // As in /tmp, where everybody can make something, and remove only what is theirs.
         fs::set_permissions(within.path(), fs::Permissions::from_mode(0o1777)).unwrap();
-        place(&within.path().join("run"), None);
+        socket_file(&within.path().join("run"), None);
     }
 
     #[test]
@@ -278,43 +278,45 @@ mod tests {
         fs::create_dir(within.path().join("private")).unwrap();
         fs::set_permissions(within.path().join("private"), fs::Permissions::from_mode(0o700)).unwrap();
         std::os::unix::fs::symlink("private", within.path().join("run")).unwrap();
-        assert!(place(&within.path().join("run"), None).path.starts_with(within.path().join("private")));
+        assert!(
+            socket_file(&within.path().join("run"), None).path.starts_with(within.path().join("private"))
+        );
     }
 
     #[test]
     fn what_cannot_be_a_file_is_refused() {
         let within = directory();
         for name in ["", "a/b", "../x"] {
-            let error = Place::new(within.path(), Some(name), false).unwrap_err();
-            assert!(matches!(error, PlaceError::Name(_)), "{error}");
+            let error = SocketFile::new(within.path(), Some(name), false).unwrap_err();
+            assert!(matches!(error, SocketFileError::Name(_)), "{error}");
         }
         let long = within.path().join("x".repeat(120));
-        assert!(matches!(Place::new(&long, None, false).unwrap_err(), PlaceError::Long(_)));
+        assert!(matches!(SocketFile::new(&long, None, false).unwrap_err(), SocketFileError::Long(_)));
         let nowhere = within.path().join("not/there");
-        assert!(matches!(Place::new(&nowhere, None, false).unwrap_err(), PlaceError::Make(..)));
+        assert!(matches!(SocketFile::new(&nowhere, None, false).unwrap_err(), SocketFileError::Make(..)));
     }
 
     #[test]
     fn one_daemon_of_a_name_listens_and_what_a_dead_one_left_is_replaced() {
         let within = directory();
-        let place = place(within.path(), None);
-        assert!(place.connect().unwrap().is_none());
-        let listening = place.listen(None).unwrap();
-        assert_eq!(place.listen(None).unwrap_err().kind(), io::ErrorKind::AddrInUse);
-        let other = Place::new(within.path(), Some("other"), false).unwrap();
+        let socket_file = socket_file(within.path(), None);
+        assert!(socket_file.connect().unwrap().is_none());
+        let listening = socket_file.listen(None).unwrap();
+        assert_eq!(socket_file.listen(None).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        let other = SocketFile::new(within.path(), Some("other"), false).unwrap();
         assert!(other.connect().unwrap().is_none());
-        assert!(place.connect().unwrap().is_some());
+        assert!(socket_file.connect().unwrap().is_some());
         // As after a kill: the file is there, and nobody listens.
         drop(listening);
-        assert!(place.path.exists() && place.connect().unwrap().is_none());
-        let listening = place.listen(None).unwrap();
-        assert_eq!(fs::metadata(&place.path).unwrap().mode() & 0o777, 0o600);
+        assert!(socket_file.path.exists() && socket_file.connect().unwrap().is_none());
+        let listening = socket_file.listen(None).unwrap();
+        assert_eq!(fs::metadata(&socket_file.path).unwrap().mode() & 0o777, 0o600);
         // Whoever inherits it needs no other.
-        let again = place.listen(Some(listening.try_clone().unwrap())).unwrap();
+        let again = socket_file.listen(Some(listening.try_clone().unwrap())).unwrap();
         drop(listening);
-        assert!(place.connect().unwrap().is_some());
+        assert!(socket_file.connect().unwrap().is_some());
         drop(again);
-        place.remove();
-        assert!(!place.path.exists());
+        socket_file.remove();
+        assert!(!socket_file.path.exists());
     }
 }
