@@ -1,7 +1,6 @@
 //! Who is let in: what all workers share of the limits, and what a connection holds of them.
 
 use std::{
-    cell::Cell,
     net::IpAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -13,20 +12,21 @@ use std::{
 use arc_swap::ArcSwap;
 use snisplice_config::model::Limits;
 use strum::EnumCount as _;
-use tokio::{
-    sync::{Notify, Semaphore},
-    time::timeout,
-};
+use tokio::sync::{Notify, Semaphore};
 
+use self::permit::NONE;
+pub use self::permit::{Admitted, Permit, Shared};
 use super::{
     Overload,
     backends::{BackendRule, Backends, PendingRule},
     cidr::Cidr,
-    handshakes::{Full, HandshakePermit, HandshakeRule, Handshakes},
-    hellos::{Hellos, Ticket},
+    handshakes::{HandshakeRule, Handshakes},
+    hellos::Hellos,
     reachability::Reachability,
     source::{SourceRule, Sources},
 };
+
+mod permit;
 
 /// A hello that is not complete after this time makes room for a connection that waits for a place. One in several packets
 /// is complete far sooner, unless one of them was lost.
@@ -163,7 +163,7 @@ impl Admission {
             // There are no more connections than descriptors.
             source = u32::try_from(key).unwrap_or(NONE);
         }
-        Ok(Admitted(Permit { admission: self.clone(), source, backend: Cell::new(WITHOUT_PLACE) }))
+        Ok(Admitted::new(self.clone(), source))
     }
 
     /// Whether one more client of a listener that stops may wait for a place. It has a descriptor, and those that are kept for
@@ -196,7 +196,7 @@ impl Admission {
         now: Instant,
     ) -> Result<Shared, Overload> {
         let key = self.enter(backend, max_connections, max_pending, now)?;
-        Ok(Shared { admission: self.clone(), key, is_pending: true })
+        Ok(Shared::pending(self.clone(), key))
     }
 
     fn enter(
@@ -301,334 +301,10 @@ impl Admission {
     }
 }
 
-/// No source, or no backend.
-const NONE: u32 = u32::MAX;
-/// Of a permit that has no place yet, instead of its backend.
-const WITHOUT_PLACE: u32 = u32::MAX - 1;
-
-/// A connection that was let in and has no place yet.
-#[derive(Debug)]
-pub struct Admitted(Permit);
-
-impl Admitted {
-    /// Takes a place if there is one.
-    pub fn try_place(self) -> Result<Permit, Self> {
-        let taken = self.0.admission.places.try_acquire().map(tokio::sync::SemaphorePermit::forget);
-        if taken.is_err() {
-            return Err(self);
-        }
-        self.0.backend.set(NONE);
-        Ok(self.0)
-    }
-
-    /// Waits for a place, and has the oldest silent client make room meanwhile. It counts as waiting from now on, and not only
-    /// when it is polled.
-    pub fn place(self) -> impl Future<Output = Permit> {
-        let tried = self.try_place().map_err(|admitted| (Waiting::begin(&admitted.0.admission), admitted));
-        async move {
-            match tried {
-                Ok(permit) => permit,
-                Err((waiting, admitted)) => admitted.place_after(waiting).await,
-            }
-        }
-    }
-
-    async fn place_after(self, _waiting: Waiting) -> Permit {
-        let permit = self.0;
-        let admission = permit.admission.clone();
-        admission.is_waited_for(Instant::now());
-        let place = admission.places.acquire();
-        tokio::pin!(place);
-        loop {
-            admission.make_room(Instant::now());
-            // It is never closed.
-            if let Ok(place) = timeout(PATIENCE, &mut place).await {
-                place.into_iter().for_each(tokio::sync::SemaphorePermit::forget);
-                permit.backend.set(NONE);
-                return permit;
-            }
-        }
-    }
-}
-
-/// Counts one that waits, for as long as it lives.
-struct Waiting(Arc<Admission>);
-
-impl Waiting {
-    fn begin(admission: &Arc<Admission>) -> Self {
-        admission.waiting.fetch_add(1, Relaxed);
-        Self(admission.clone())
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Relaxed);
-    }
-}
-
-/// A connection's share of everything limited. Its session holds it, which may last for hours: so it is no larger than
-/// the permit of a semaphore would be.
-#[derive(Debug)]
-pub struct Permit {
-    admission: Arc<Admission>,
-    /// Its source among [`Sources`], or [`NONE`].
-    source: u32,
-    /// Its backend among [`Backends`], or [`NONE`]; or [`WITHOUT_PLACE`].
-    backend: Cell<u32>,
-}
-
-impl Permit {
-    /// Which backends cannot be reached.
-    #[must_use]
-    pub fn reachability(&self) -> &Reachability {
-        &self.admission.reachability
-    }
-
-    /// Counts among those whose hello is not complete, until what is returned is dropped. Another one may have to make
-    /// room. `begun` is whether it has said anything.
-    #[must_use]
-    pub fn hello(&self, begun: bool, now: Instant) -> UnfinishedHello<'_> {
-        let admission = &*self.admission;
-        let call = Arc::new(Notify::new());
-        let most = admission.rules.load().hellos;
-        let (ticket, gone) = lock(&admission.hellos).enter(most, begun, now, call.clone());
-        if let Some(gone) = gone {
-            admission.hello_ended(now);
-            gone.notify_one();
-        }
-        UnfinishedHello { admission, ticket, call }
-    }
-
-    /// Counts among the TLS handshakes under way, until what is returned is dropped.
-    pub fn handshake(&self, peer: IpAddr, now: Instant) -> Result<Handshake<'_>, Overload> {
-        let admission = &*self.admission;
-        let rules = admission.rules.load();
-        let source = rules.source.source(peer);
-        let full = match lock(&admission.handshakes).enter(source, rules.handshakes) {
-            Ok(place) => return Ok(Handshake { admission, place: Some(place) }),
-            Err(full) => full,
-        };
-        let why = Overload::Handshakes;
-        if let Some(refused) = admission.refuse(why, now) {
-            match full {
-                Full::All => tracing::warn!(
-                    most = rules.handshakes.most,
-                    refused,
-                    "as many TLS handshakes are under way as the limit allows: refusing more; see limits.handshakes"
-                ),
-                Full::Source => tracing::warn!(
-                    %source,
-                    most = rules.handshakes.per_source,
-                    refused,
-                    "a source has as many TLS handshakes under way as the limit allows: refusing more from it; \
-                     see limits.handshakes_per_source"
-                ),
-            }
-        }
-        Err(why)
-    }
-
-    /// Counts among the connections to a backend, and until what is returned is dropped among those that wait for an
-    /// endpoint. To be asked once.
-    pub fn connect(
-        &self,
-        backend: &Arc<str>,
-        max_connections: Option<usize>,
-        max_pending: Option<usize>,
-        now: Instant,
-    ) -> Result<Pending<'_>, Overload> {
-        let admission = &*self.admission;
-        let key = admission.enter(backend, max_connections, max_pending, now)?;
-        self.backend.set(u32::try_from(key).unwrap_or(NONE));
-        Ok(Pending { admission, key })
-    }
-
-    /// The limits, for what outlives this connection.
-    #[must_use]
-    pub fn admission(&self) -> &Arc<Admission> {
-        &self.admission
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        if self.source != NONE {
-            lock(&self.admission.sources).leave(self.source as usize);
-        }
-        match self.backend.get() {
-            WITHOUT_PLACE => return,
-            NONE => {}
-            key => lock(&self.admission.backends).leave(key as usize),
-        }
-        self.admission.places.add_permits(1);
-    }
-}
-
-/// A connection whose hello is not complete.
-#[derive(Debug)]
-pub struct UnfinishedHello<'a> {
-    admission: &'a Admission,
-    ticket: Ticket,
-    call: Arc<Notify>,
-}
-
-impl UnfinishedHello<'_> {
-    /// The client has said something.
-    pub fn heard(&self) {
-        lock(&self.admission.hellos).heard(self.ticket);
-    }
-
-    /// Waits until it has to make room, if it ever has.
-    pub async fn made_room(&self) {
-        self.call.notified().await;
-    }
-}
-
-impl Drop for UnfinishedHello<'_> {
-    fn drop(&mut self) {
-        lock(&self.admission.hellos).leave(self.ticket);
-    }
-}
-
-/// A TLS handshake that is under way.
-#[derive(Debug)]
-pub struct Handshake<'a> {
-    admission: &'a Admission,
-    place: Option<HandshakePermit>,
-}
-
-impl Drop for Handshake<'_> {
-    fn drop(&mut self) {
-        if let Some(place) = self.place.take() {
-            lock(&self.admission.handshakes).leave(place);
-        }
-    }
-}
-
-/// A connection that waits for an endpoint.
-#[derive(Debug)]
-pub struct Pending<'a> {
-    admission: &'a Admission,
-    key: usize,
-}
-
-impl Drop for Pending<'_> {
-    fn drop(&mut self) {
-        lock(&self.admission.backends).settle(self.key);
-    }
-}
-
-/// A connection to a backend that requests of several clients share.
-#[derive(Debug)]
-pub struct Shared {
-    admission: Arc<Admission>,
-    key: usize,
-    is_pending: bool,
-}
-
-impl Shared {
-    /// It waits for an endpoint no more.
-    pub fn is_settled(&mut self) {
-        if std::mem::take(&mut self.is_pending) {
-            lock(&self.admission.backends).settle(self.key);
-        }
-    }
-}
-
-impl Drop for Shared {
-    fn drop(&mut self) {
-        self.is_settled();
-        lock(&self.admission.backends).leave(self.key);
-    }
-}
-
 /// A panic elsewhere leaves nothing half done in there.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn peer(last: u8) -> IpAddr {
-        IpAddr::from([192, 0, 2, last])
-    }
-
-    #[test]
-    fn one_source_leaves_half_of_the_places_to_others() {
-        let admission = Admission::new(64, &Limits::default());
-        let now = Instant::now();
-        let admit = |last| admission.admit(peer(last), now).map(|one| one.try_place().unwrap());
-        let mut held: Vec<_> = (0..32).map(|_| admit(1).unwrap()).collect();
-        assert_eq!(admit(1).unwrap_err(), Overload::Source);
-        held.extend((0..32).map(|_| admit(2).unwrap()));
-        assert!(admission.is_full());
-        assert_eq!(admission.refused(Overload::Source), 1);
-        drop(held);
-        assert_eq!(admission.usage().connections, (64, 0));
-        assert_eq!(admission.usage().sources, (Some(32), 0));
-    }
-
-    #[test]
-    fn a_permit_is_no_larger_than_a_semaphores() {
-        assert_eq!(size_of::<Permit>(), size_of::<tokio::sync::OwnedSemaphorePermit>());
-    }
-
-    #[test]
-    fn what_a_backend_takes_is_given_back() {
-        let admission = Admission::new(8, &Limits::default());
-        let now = Instant::now();
-        let permit = |last| admission.admit(peer(last), now).unwrap().try_place().unwrap();
-        let (first, second) = (permit(1), permit(2));
-        let name = "shop".into();
-        let pending = first.connect(&name, Some(1), None, now).unwrap();
-        assert_eq!(second.connect(&name, Some(1), None, now).unwrap_err(), Overload::Backend);
-        drop(pending);
-        assert_eq!(second.connect(&name, Some(1), None, now).unwrap_err(), Overload::Backend);
-        drop(first);
-        drop(second.connect(&name, Some(1), None, now).unwrap());
-        assert_eq!(admission.usage().pending, (4, 0));
-        assert_eq!(admission.refused(Overload::Backend), 2);
-    }
-
-    #[test]
-    fn a_reload_changes_all_but_the_number_of_places() {
-        let admission = Admission::new(8, &Limits::default());
-        admission.follow(&Limits { connections_per_source: Some(0), hellos: Some(3), ..Limits::default() });
-        let usage = admission.usage();
-        assert_eq!((usage.connections.0, usage.hellos.0, usage.sources.0), (8, 3, None));
-    }
-
-    #[tokio::test]
-    async fn the_oldest_silent_client_makes_room_for_one_that_waits_for_a_place() {
-        let admission = Admission::new(1, &Limits { connections_per_source: Some(0), ..Limits::default() });
-        let admit = || admission.admit(peer(1), Instant::now()).unwrap();
-        let silent = admit().place().await;
-        let begun = Instant::now().checked_sub(PATIENCE).unwrap();
-        let served = async {
-            let hello = silent.hello(false, begun);
-            hello.made_room().await;
-            drop(hello);
-            drop(silent);
-        };
-        let waits = admit().place();
-        let ((), permit) = tokio::join!(served, waits);
-        assert_eq!(admission.refused(Overload::Hellos), 1);
-        let usage = admission.usage();
-        assert_eq!((usage.hellos.1, usage.waiting, usage.connections), (0, 0, (1, 1)));
-        drop(permit);
-        assert!(!admission.is_full());
-    }
-
-    #[test]
-    fn the_log_tells_once_a_minute_how_often() {
-        let (mut notice, now) = (Notice::default(), Instant::now());
-        assert_eq!(notice.happens(now), Some(1));
-        for second in 1..60 {
-            assert_eq!(notice.happens(now + Duration::from_secs(second)), None);
-        }
-        assert_eq!(notice.happens(now + SILENCE), Some(60));
-    }
-}
+mod tests;

@@ -9,23 +9,22 @@ use std::{
     fmt, io,
     os::fd::AsFd as _,
     sync::Arc,
-    thread,
     time::{Duration, Instant},
 };
 
 use snisplice_common::packet::{
-    flow::{KEPT, OVER, RESET, Rules, Standing, State, Translation},
+    flow::{KEPT, OVER, RESET, Rules, Standing, Translation},
     maps::{Slot, Tuple},
 };
-use socket2::Socket;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_util::sync::CancellationToken;
 
+use self::flow::{AdoptedFlow, Holder, Peer};
 use super::{Shared, flow::is_half_closed, maps::Maps, time_wait::TIME_WAIT};
 use crate::{
     account::{
         registry::{self, RegistryRequest},
-        view::{ConnectionView, Filter},
+        view::ConnectionView,
     },
     bpf::packet::{Lead, Programs, tuple},
     datapath::seam::{End, Patience},
@@ -34,21 +33,17 @@ use crate::{
         Metrics, NONE,
         labels::{Carrier, CloseReason, Direction},
     },
-    net::{
-        keepalive::{Keepalive, bear_silence},
-        repair, sockopt,
-    },
+    net::keepalive::{Keepalive, bear_silence},
     takeover::{
         client::{Flows, ReceivedFlow},
         message::Message,
     },
 };
 
+mod flow;
+
 /// How often it is looked for ends: nobody waits for them but the account.
 const SWEEP: Duration = Duration::from_secs(1);
-
-/// How long sockets of a process that was killed may stay.
-const PATIENCE: Duration = Duration::from_secs(1);
 
 /// No worker's token: events of these flows wake nobody.
 const NOBODY: u64 = u64::MAX;
@@ -73,44 +68,6 @@ impl fmt::Debug for AdoptedFlows {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AdoptedFlows").field("flows", &self.flows.len()).finish_non_exhaustive()
     }
-}
-
-struct AdoptedFlow {
-    flow: u32,
-    /// See [`registry::number`].
-    id: u64,
-    /// When it was accepted, as far as that is known: otherwise when it was taken over.
-    opened: Instant,
-    /// One may have been taken by a new connection.
-    tuples: [Option<Tuple>; 2],
-    rules: Rules,
-    /// What holds the ports, and was to be had.
-    sockets: Vec<Holder>,
-    progress: (u64, u64),
-    /// Bytes up and down that an earlier process has accounted for.
-    counted: [u64; 2],
-    /// Since when nothing has moved, or since when it is over.
-    since: Instant,
-}
-
-/// What holds a port.
-struct Holder {
-    peer: Peer,
-    socket: Socket,
-    since: Instant,
-    /// Whether the peer has ever answered the question whether it is there. Ours have no timestamps, and some systems
-    /// do not answer such packets where timestamps were negotiated (RFC 7323 section 3.2): one that never did is not
-    /// taken for lost.
-    answers: bool,
-    /// Whether the peer may not be there, as of the last look.
-    doubted: bool,
-}
-
-/// Whose socket it is.
-#[derive(Debug, Clone, Copy)]
-enum Peer {
-    Client,
-    Backend,
 }
 
 impl AdoptedFlows {
@@ -534,116 +491,4 @@ pub fn remove_unowned(programs: &Programs) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-impl AdoptedFlow {
-    fn is_open(&self) -> bool {
-        self.rules.mode == KEPT
-    }
-
-    /// Which listener, route and backend it is of, and which name was asked for, the earlier process has known.
-    fn matches(&self, filter: &Filter) -> bool {
-        filter.id.is_none_or(|id| id == self.id)
-            && filter.listener.as_deref().is_none_or(|name| name == NONE)
-            && filter.backend.is_none()
-            && filter.sni.is_none()
-            && filter.carrier.is_none_or(|carrier| carrier == Carrier::Packet)
-            && filter.client.as_ref().is_none_or(|networks| {
-                let client = self.tuples[Peer::Client as usize].map(|tuple| tuple::ends(&tuple).1);
-                client.is_some_and(|client| networks.contains(client.ip()))
-            })
-    }
-
-    /// Asks the client and the backend, each if it may not be there; as for flows with a task of their own.
-    fn ask_peers(&mut self, doubted: [bool; 2]) {
-        for holder in &mut self.sockets {
-            let is_doubted = doubted[holder.peer as usize];
-            if is_doubted != holder.doubted {
-                holder.doubted = is_doubted;
-                // Without it, a peer is given up sooner.
-                let _ = bear_silence(&holder.socket, is_doubted);
-            }
-            if is_doubted {
-                // Without an answer, nothing is done.
-                let _ = repair::ask(&holder.socket);
-            }
-        }
-    }
-
-    /// How a socket has failed: its peer does not answer any more.
-    fn failure(&mut self) -> Option<End> {
-        for at in 0..self.sockets.len() {
-            let holder = &mut self.sockets[at];
-            let Ok(Some(error)) = holder.socket.take_error() else {
-                holder.listen();
-                continue;
-            };
-            let peer = holder.peer;
-            if holder.answers {
-                return Some(match peer {
-                    Peer::Client => End::broken_by_client(error),
-                    Peer::Backend => End::broken_by_backend(error),
-                });
-            }
-            tracing::debug!(%error, ?peer, "a peer never answers probes: it is not probed any more");
-            self.sockets.swap_remove(at);
-            let (Some(tuple), way) = (&self.tuples[peer as usize], &self.rules.ways[peer as usize]) else {
-                return None;
-            };
-            self.sockets.extend(Holder::new(peer, tuple, way, None));
-            return None;
-        }
-        None
-    }
-
-    fn silence(&mut self, state: &State, patience: Patience) -> Option<End> {
-        let progress = state.progress();
-        if progress != self.progress {
-            self.progress = progress;
-            self.since = Instant::now();
-        }
-        match self.since.elapsed() {
-            silent if silent >= patience.idle => Some(End::Idle),
-            silent if silent >= patience.half_closed && is_half_closed(state) => Some(End::HalfClosed),
-            _ => None,
-        }
-    }
-}
-
-impl Holder {
-    /// A socket in the place of one that died, with its numbers: it has nothing left to deliver or to receive.
-    fn new(peer: Peer, tuple: &Tuple, way: &Translation, keepalive: Option<&Keepalive>) -> io::Result<Self> {
-        let (local, remote) = tuple::ends(tuple);
-        let sends = way.ack_start.wrapping_add(way.own);
-        let since = Instant::now();
-        let socket = loop {
-            match repair::connected(local, remote, sends, way.expected) {
-                // The one that died is not quite gone.
-                Err(error)
-                    if error.kind() == io::ErrorKind::AddrNotAvailable && since.elapsed() < PATIENCE =>
-                {
-                    thread::sleep(Duration::from_millis(10));
-                }
-                other => break other?,
-            }
-        };
-        sockopt::reset_on_close(&socket)?;
-        if let Some(keepalive) = keepalive {
-            keepalive.apply(&socket)?;
-        }
-        Ok(Self { peer, socket, since: Instant::now(), answers: false, doubted: false })
-    }
-
-    /// Notes whether the peer has answered.
-    fn listen(&mut self) {
-        /// More than the kernel's clock is coarse.
-        const TICKS: Duration = Duration::from_millis(200);
-        if self.answers {
-            return;
-        }
-        let Ok(info) = sockopt::tcp_info(&self.socket) else { return };
-        // The kernel counts the beginning as an answer.
-        let silent = Duration::from_millis(info.tcpi_last_ack_recv.into());
-        self.answers = silent + TICKS < self.since.elapsed();
-    }
 }
