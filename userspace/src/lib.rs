@@ -75,6 +75,11 @@ pub mod testing {
         pub use crate::bpf::packet::{Programs, tuple::tuple};
     }
 
+    /// The log of the eBPF programs.
+    pub mod ebpf_log {
+        pub use crate::bpf::log::{EbpfLog, set_level};
+    }
+
     /// Experiments that show the capabilities of this kernel.
     pub mod probe {
         pub use crate::probe::{
