@@ -1,4 +1,4 @@
-//! Who is let in: what all workers share of the limits, and what a connection holds of them.
+//! Admission: the state of the limits that all workers share.
 
 use std::{
     net::IpAddr,
@@ -28,23 +28,23 @@ use super::{
 
 mod permit;
 
-/// A hello that is not complete after this time makes room for a connection that waits for a place. One in several packets
-/// is complete far sooner, unless one of them was lost.
+/// An incomplete hello of this age makes room for a connection that waits for a slot. A hello of several packets is
+/// complete far sooner, unless one of them was lost.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// Clients of listeners that stop which wait for a place, all together, beside one for each socket.
+/// Clients of stopping listeners that may wait for a slot, in addition to one for each socket.
 const LAST_WAITING: usize = 64;
 
-/// How often the log tells of the same limit.
+/// The period in which the log reports the same limit once.
 const SILENCE: Duration = Duration::from_secs(60);
 
-/// What the workers share. Locks are held for a few instructions each.
+/// The state that the workers share. Each lock is held for a few instructions.
 #[derive(Debug)]
 pub struct Admission {
     /// `limits.connections`; fixed for the life of the process.
     places: Semaphore,
     most: usize,
-    /// Accepted connections that wait for a place.
+    /// Accepted connections that wait for a slot.
     waiting: AtomicUsize,
     rules: ArcSwap<Rules>,
     sources: Mutex<Sources>,
@@ -52,24 +52,24 @@ pub struct Admission {
     handshakes: Mutex<Handshakes>,
     backends: Mutex<Backends>,
     refused: [AtomicU64; Overload::COUNT],
-    /// Which backends cannot be reached.
+    /// The backends that are unreachable.
     pub reachability: Reachability,
-    /// When the log told of each limit, and of all places taken.
+    /// The last report of each limit, and of the moment when all slots were taken.
     told: Mutex<[Notice; Overload::COUNT + 1]>,
 }
 
-/// What a configuration says, and a reload changes.
+/// The limits of a configuration. A reload changes them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rules {
-    /// For each source.
+    /// Limits of each source.
     pub source: SourceRule,
-    /// Connections whose hello is not complete.
+    /// Connections with an incomplete hello.
     pub hellos: usize,
     /// TLS handshakes under way.
     pub handshakes: HandshakeRule,
-    /// Connections that wait for an endpoint of one backend, unless that says otherwise.
+    /// Connections that wait for an endpoint of one backend without a limit of its own.
     pub pending: usize,
-    /// Connections that wait for endpoints of such backends, all together.
+    /// Connections that wait for endpoints of all such backends.
     pub pending_room: usize,
 }
 
@@ -92,7 +92,7 @@ impl Rules {
     }
 }
 
-/// When something that may happen often was last told of, and how often it has happened since.
+/// The last report of a frequent event, and the number of events since.
 #[derive(Debug, Clone, Copy, Default)]
 struct Notice {
     last: Option<Instant>,
@@ -100,7 +100,7 @@ struct Notice {
 }
 
 impl Notice {
-    /// Counts it once more. How often it has happened since the last line, if it is time for another.
+    /// Counts an event. If another report is due, returns the number of events since the last one.
     fn happens(&mut self, now: Instant) -> Option<u64> {
         self.untold += 1;
         if self.last.is_some_and(|last| now.saturating_duration_since(last) < SILENCE) {
@@ -111,25 +111,26 @@ impl Notice {
     }
 }
 
-/// How things stand, for whoever looks.
+/// The use of the limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Usage {
-    /// The most that there may be, and how many there are.
+    /// The limit and the number of connections.
     pub connections: (usize, usize),
-    /// The same of those whose hello is not complete.
+    /// The limit and the number of incomplete hellos.
     pub hellos: (usize, usize),
-    /// The same of TLS handshakes under way.
+    /// The limit and the number of TLS handshakes under way.
     pub handshakes: (usize, usize),
-    /// The same of those that wait for an endpoint; the most is what backends without a limit of their own share.
+    /// The limit and the number of connections that wait for an endpoint. The limit is shared by all backends without
+    /// one of their own.
     pub pending: (usize, usize),
-    /// The most that one source may have, unless there is no limit, and how many sources have one.
+    /// The limit of one source, if any, and the number of sources with a connection.
     pub sources: (Option<usize>, usize),
-    /// Accepted connections that wait for a place.
+    /// Accepted connections that wait for a slot.
     pub waiting: usize,
 }
 
 impl Admission {
-    /// For as many connections as `limits` say.
+    /// For `connections` slots.
     #[must_use]
     pub fn new(connections: usize, limits: &Limits) -> Arc<Self> {
         Arc::new(Self {
@@ -147,12 +148,12 @@ impl Admission {
         })
     }
 
-    /// Follows a new configuration, but for the number of places.
+    /// Applies a new configuration. The number of slots stays.
     pub fn follow(&self, limits: &Limits) {
         self.rules.store(Arc::new(Rules::of(self.most, limits)));
     }
 
-    /// Asks for a connection from `peer` that was accepted at `now`. It has no place yet.
+    /// Admits a connection from `peer` that was accepted at `now`. It has no slot yet.
     pub fn admit(self: &Arc<Self>, peer: IpAddr, now: Instant) -> Result<Admitted, Overload> {
         let rule = self.rules.load().source;
         let mut source = NONE;
@@ -160,20 +161,20 @@ impl Admission {
             let prefix = rule.source(peer);
             let key = lock(&self.sources).enter(prefix, most);
             let Some(key) = key else { return Err(self.source_refused(prefix, most, now)) };
-            // There are no more connections than descriptors.
+            // There are fewer connections than descriptors.
             source = u32::try_from(key).unwrap_or(NONE);
         }
         Ok(Admitted::new(self.clone(), source))
     }
 
-    /// Whether one more client of a listener that stops may wait for a place. It has a descriptor, and those that are kept for
-    /// everything else are not many.
+    /// Whether one more client of a stopping listener may wait for a slot. Such a client holds one of the few
+    /// descriptors that are reserved for other purposes.
     #[must_use]
     pub fn may_wait(&self) -> bool {
         self.waiting.load(Relaxed) < LAST_WAITING
     }
 
-    /// Counts a client that has no place when its listener stops.
+    /// Counts a client without a slot when its listener stops.
     pub fn has_no_place(&self, now: Instant) -> Overload {
         let why = Overload::Places;
         if let Some(refused) = self.refuse(why, now) {
@@ -187,7 +188,7 @@ impl Admission {
         why
     }
 
-    /// Counts a connection to a backend that is no single client's, until what is returned is dropped.
+    /// Counts a connection to a backend that several clients share, until the result is dropped.
     pub fn connect(
         self: &Arc<Self>,
         backend: &Arc<str>,
@@ -225,13 +226,13 @@ impl Admission {
         })
     }
 
-    /// Whether every place is taken.
+    /// Whether every slot is taken.
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.places.available_permits() == 0
     }
 
-    /// How things stand.
+    /// The use of the limits.
     #[must_use]
     pub fn usage(&self) -> Usage {
         let rules = self.rules.load();
@@ -245,13 +246,13 @@ impl Admission {
         }
     }
 
-    /// How many connections were refused so far for this reason.
+    /// The number of connections refused for this reason.
     #[must_use]
     pub fn refused(&self, why: Overload) -> u64 {
         self.refused[why as usize].load(Relaxed)
     }
 
-    /// Counts one, and says how many the log is to tell of now.
+    /// Counts a refusal. Returns the number to log, if a report is due.
     fn refuse(&self, why: Overload, now: Instant) -> Option<u64> {
         self.refused[why as usize].fetch_add(1, Relaxed);
         lock(&self.told)[why as usize].happens(now)
@@ -291,7 +292,7 @@ impl Admission {
         }
     }
 
-    /// Ends the connection that has waited longest for its hello.
+    /// Ends the connection whose hello has been incomplete for the longest time.
     fn make_room(&self, now: Instant) {
         let gone = lock(&self.hellos).make_room(PATIENCE, now);
         if let Some(call) = gone {
@@ -301,7 +302,7 @@ impl Admission {
     }
 }
 
-/// A panic elsewhere leaves nothing half done in there.
+/// A panic elsewhere leaves these values consistent.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

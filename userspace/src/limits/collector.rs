@@ -1,4 +1,4 @@
-//! How the limits stand, read at each scrape.
+//! Metrics of the limits, read at each scrape.
 
 use std::{fmt, sync::Arc};
 
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::metrics::by_label;
 
-/// Shows what the workers share of the limits.
+/// Collects the use of the shared limits.
 #[derive(Debug)]
 pub struct LimitCounters(pub Arc<Admission>);
 

@@ -2,37 +2,37 @@
 
 use super::{cidr::Cidr, source::Sources};
 
-/// How many there may be at once.
+/// The limits of simultaneous handshakes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HandshakeRule {
-    /// In all.
+    /// The limit of all handshakes.
     pub most: usize,
-    /// Of one source; `None` is no limit.
+    /// The limit of one source; `None` is no limit.
     pub per_source: Option<usize>,
 }
 
-/// The handshakes under way, in all and of each source.
+/// The handshakes under way, in total and of each source.
 #[derive(Debug, Default)]
 pub struct Handshakes {
     all: usize,
     sources: Sources,
 }
 
-/// One of them, to be given to [`Handshakes::leave`].
+/// The permit of one handshake, for [`Handshakes::leave`].
 #[derive(Debug)]
 pub struct HandshakePermit(Option<usize>);
 
-/// Which limit is reached.
+/// The limit that is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Full {
-    /// That of all.
+    /// The limit of all handshakes.
     All,
-    /// That of the source.
+    /// The limit of the source.
     Source,
 }
 
 impl Handshakes {
-    /// Counts one of this source, unless there are as many as there may be.
+    /// Counts a handshake of `source`, unless a limit is reached.
     pub fn enter(&mut self, source: Cidr, rule: HandshakeRule) -> Result<HandshakePermit, Full> {
         if self.all >= rule.most {
             return Err(Full::All);
@@ -45,7 +45,7 @@ impl Handshakes {
         Ok(HandshakePermit(place))
     }
 
-    /// One is over.
+    /// The handshake has ended.
     #[expect(clippy::needless_pass_by_value, reason = "a place is left once")]
     pub fn leave(&mut self, place: HandshakePermit) {
         self.all -= 1;
@@ -54,7 +54,7 @@ impl Handshakes {
         }
     }
 
-    /// How many are under way.
+    /// The number of handshakes under way.
     #[must_use]
     pub fn len(&self) -> usize {
         self.all

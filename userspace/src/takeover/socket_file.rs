@@ -1,6 +1,6 @@
-//! Where processes that take over from each other meet: a unix socket in a directory that nobody else gets into.
+//! The unix socket at which the processes of a takeover meet, in a directory that only this user can enter.
 //!
-//! The file is named after the network namespace, since daemons of several namespaces may see the same directory, and after
+//! The file's name contains the network namespace, since daemons of several namespaces may see the same directory, and
 //! `--takeover-name`.
 
 use std::{
@@ -27,28 +27,28 @@ use super::{
     peer::{Identity, Role},
 };
 
-/// The directory unless another one is given. systemd makes it for a unit with `RuntimeDirectory=snisplice`.
+/// The default directory. systemd makes it for a unit with `RuntimeDirectory=snisplice`.
 pub const DIRECTORY: &str = "/run/snisplice";
 
-/// Processes that wait to be heard, at most.
+/// The greatest number of processes in the socket's queue.
 const BACKLOG: i32 = 4;
 
-/// How long another process may take that is making its socket.
+/// Limit of another process's work on its socket.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Why there is no place to meet.
+/// The reason for which there is no usable socket.
 #[derive(Debug, Error)]
 pub enum SocketFileError {
-    /// The directory is not there, and cannot be made.
+    /// The directory does not exist, and cannot be made.
     #[error(
         "cannot make {0} for the takeover socket: {1}; make it (mode 0700, owned by this user), or give another directory \
          with --takeover-path"
     )]
     Make(PathBuf, io::Error),
-    /// The directory cannot be looked at.
+    /// The directory cannot be inspected.
     #[error("cannot use {0} for the takeover socket: {1}; give another directory with --takeover-path")]
     Use(PathBuf, io::Error),
-    /// Somebody else has made the directory.
+    /// The directory belongs to another user.
     #[error(
         "{path} belongs to user {owner}, and this process is of user {own}: who owns the directory of the takeover socket \
          could take all connections; remove it, or give another one with --takeover-path"
@@ -56,12 +56,12 @@ pub enum SocketFileError {
     Owner {
         /// The directory.
         path: PathBuf,
-        /// Whose it is.
+        /// The owner.
         owner: u32,
-        /// Who we are.
+        /// This process's user.
         own: u32,
     },
-    /// Others get in.
+    /// Other users can enter the directory.
     #[error(
         "others get into {path} (mode {mode:04o}), where the takeover socket is: chmod 0700 it, or give another directory \
          with --takeover-path"
@@ -78,7 +78,7 @@ pub enum SocketFileError {
          --takeover-path, such as {DIRECTORY}"
     )]
     Parent(PathBuf),
-    /// The name is no part of a file's name.
+    /// The name cannot be part of a file name.
     #[error(
         "{0:?} cannot be a --takeover-name: it becomes part of a file's name, so that it has no '/' and is not empty"
     )]
@@ -88,23 +88,23 @@ pub enum SocketFileError {
     Long(PathBuf),
 }
 
-/// A place to meet, whether anybody is there or not.
+/// The path of the socket, and what protects it.
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
-    /// Locked while a socket is made.
+    /// Locked while a process makes its socket.
     directory: OwnedFd,
     own: Identity,
     across: bool,
 }
 
 impl SocketFile {
-    /// In this directory, which is made if it is not there, for daemons of this name. `across` lets the other process be in
-    /// another mount namespace.
+    /// The socket file in `directory`, which is made if it does not exist, for daemons named `name`. `across` permits
+    /// another mount namespace of the other process.
     ///
     /// # Errors
     ///
-    /// Where others could get at the socket.
+    /// Other users could reach the socket.
     pub fn new(directory: &Path, name: Option<&str>, across: bool) -> Result<Self, SocketFileError> {
         let unusable = |error: io::Error| SocketFileError::Use(directory.to_owned(), error);
         if let Some(name) = name.filter(|name| name.is_empty() || name.contains(['/', '\0'])) {
@@ -114,7 +114,8 @@ impl SocketFile {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(error) => return Err(SocketFileError::Make(directory.to_owned(), error.into())),
         }
-        // A link is followed, as systemd makes one for units with a user of their own; what counts is where it leads.
+        // A symbolic link is followed, as systemd makes one for units with a user of their own. The checks apply to its
+        // target.
         let path = fs::canonicalize(directory).map_err(unusable)?;
         let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
         let opened = open(&path, flags, Mode::empty()).map_err(|error| unusable(error.into()))?;
@@ -129,7 +130,7 @@ impl SocketFile {
         Ok(Self { path, directory: opened, own: Identity::own().map_err(unusable)?, across })
     }
 
-    /// Connects to who listens there. `None` if nobody does.
+    /// Connects to the listening process. `None` if there is none.
     pub(super) fn connect(&self) -> io::Result<Option<Channel>> {
         match self.reach()? {
             Some(socket) => Channel::new(socket, &self.own, Role::Server, self.across),
@@ -141,22 +142,22 @@ impl SocketFile {
         let socket = channel::socket()?;
         match connect(&socket, &SocketAddrUnix::new(&self.path)?) {
             Ok(()) => Ok(Some(socket)),
-            // Nobody has made it, or who made it has ended without removing it.
+            // No process has made the socket, or its process has ended and left it.
             Err(Errno::NOENT | Errno::CONNREFUSED) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Waits for who connects to `listening`. `None` if that has gone again.
+    /// Waits for a process that connects to `listening`. `None` if that process has ended.
     pub(super) fn accept(&self, listening: &OwnedFd) -> io::Result<Option<Channel>> {
         Channel::new(channel::accept(listening)?, &self.own, Role::Client, self.across)
     }
 
-    /// Listens there, or goes on where another process has listened.
+    /// Listens on the socket, or on the one that another process has handed over.
     pub(super) fn listen(&self, inherited: Option<OwnedFd>) -> io::Result<OwnedFd> {
         let _lock = self.lock()?;
         if let Some(socket) = inherited.filter(|_| self.path.exists()) {
-            // Once more: whoever connects sees then that it is this process that listens.
+            // A second listen(2): a connecting process then sees this process as the listener.
             listen(&socket, BACKLOG)?;
             return Ok(socket);
         }
@@ -174,13 +175,13 @@ impl SocketFile {
         Ok(socket)
     }
 
-    /// Removes the socket of this process, which ends.
+    /// Removes the socket when this process ends.
     pub fn remove(&self) {
-        // What is left is replaced by who comes next.
+        // The next process replaces a socket that is left.
         let _ = fs::remove_file(&self.path);
     }
 
-    /// Keeps others from making their socket meanwhile.
+    /// Prevents other processes from making their socket meanwhile.
     fn lock(&self) -> io::Result<Lock<'_>> {
         let started = Instant::now();
         loop {
@@ -203,7 +204,7 @@ impl Drop for Lock<'_> {
     }
 }
 
-/// Whether a directory is ours alone. Its path has no links.
+/// Whether only this user can change a directory. Its path has no symbolic links.
 fn check(path: &Path) -> io::Result<Result<(), SocketFileError>> {
     let own = geteuid().as_raw();
     let directory = fs::metadata(path)?;
@@ -214,7 +215,7 @@ fn check(path: &Path) -> io::Result<Result<(), SocketFileError>> {
     if mode & 0o077 != 0 {
         return Ok(Err(SocketFileError::Mode { path: path.to_owned(), mode }));
     }
-    // Where users are mapped, root's files may be of a user whom nobody can be here.
+    // In a user namespace, root's files may belong to a user that no process can be.
     let root = fs::metadata("/")?.uid();
     for parent in path.ancestors().skip(1) {
         let directory = fs::metadata(parent)?;
@@ -247,7 +248,7 @@ mod tests {
         let path = within.path().join("run");
         socket_file(&path, None);
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o700);
-        // It is taken as it is the next time.
+        // The second time, the directory exists.
         socket_file(&path, Some("other"));
     }
 
@@ -267,7 +268,7 @@ mod tests {
         fs::set_permissions(within.path(), fs::Permissions::from_mode(0o777)).unwrap();
         let error = SocketFile::new(&within.path().join("run"), None, false).unwrap_err();
         assert!(matches!(error, SocketFileError::Parent(_)), "{error}");
-        // As in /tmp, where everybody can make something, and remove only what is theirs.
+        // As in /tmp, where every user can make files, and remove only its own.
         fs::set_permissions(within.path(), fs::Permissions::from_mode(0o1777)).unwrap();
         socket_file(&within.path().join("run"), None);
     }
@@ -306,12 +307,12 @@ mod tests {
         let other = SocketFile::new(within.path(), Some("other"), false).unwrap();
         assert!(other.connect().unwrap().is_none());
         assert!(socket_file.connect().unwrap().is_some());
-        // As after a kill: the file is there, and nobody listens.
+        // As after a kill: the file exists, and no process listens.
         drop(listening);
         assert!(socket_file.path.exists() && socket_file.connect().unwrap().is_none());
         let listening = socket_file.listen(None).unwrap();
         assert_eq!(fs::metadata(&socket_file.path).unwrap().mode() & 0o777, 0o600);
-        // Whoever inherits it needs no other.
+        // A process that inherits the socket needs no other.
         let again = socket_file.listen(Some(listening.try_clone().unwrap())).unwrap();
         drop(listening);
         assert!(socket_file.connect().unwrap().is_some());

@@ -1,4 +1,4 @@
-//! What a connection holds of the limits, and gives back when it is dropped.
+//! Permits: a connection's shares of the limits, which it returns when it is dropped.
 
 use std::{
     cell::Cell,
@@ -19,20 +19,20 @@ use crate::limits::{
 
 /// No source, or no backend.
 pub(super) const NONE: u32 = u32::MAX;
-/// Of a permit that has no place yet, instead of its backend.
+/// The value of `backend` in a permit without a slot.
 const WITHOUT_PLACE: u32 = u32::MAX - 1;
 
-/// A connection that was let in and has no place yet.
+/// An admitted connection without a slot.
 #[derive(Debug)]
 pub struct Admitted(Permit);
 
 impl Admitted {
-    /// Of this source among the limit's sources, or of [`NONE`].
+    /// A connection of the source with this key, or [`NONE`].
     pub(super) fn new(admission: Arc<Admission>, source: u32) -> Self {
         Self(Permit { admission, source, backend: Cell::new(WITHOUT_PLACE) })
     }
 
-    /// Takes a place if there is one.
+    /// Takes a slot if one is free.
     pub fn try_place(self) -> Result<Permit, Self> {
         let taken = self.0.admission.places.try_acquire().map(tokio::sync::SemaphorePermit::forget);
         if taken.is_err() {
@@ -42,8 +42,8 @@ impl Admitted {
         Ok(self.0)
     }
 
-    /// Waits for a place, and has the oldest silent client make room meanwhile. It counts as waiting from now on, and not only
-    /// when it is polled.
+    /// Waits for a slot. Meanwhile the oldest silent clients make room. The connection counts as waiting from this call
+    /// on, not from the first poll.
     pub fn place(self) -> impl Future<Output = Permit> {
         let tried = self.try_place().map_err(|admitted| (Waiting::begin(&admitted.0.admission), admitted));
         async move {
@@ -62,7 +62,7 @@ impl Admitted {
         tokio::pin!(place);
         loop {
             admission.make_room(Instant::now());
-            // It is never closed.
+            // The semaphore is never closed.
             if let Ok(place) = timeout(PATIENCE, &mut place).await {
                 place.into_iter().for_each(tokio::sync::SemaphorePermit::forget);
                 permit.backend.set(NONE);
@@ -72,7 +72,7 @@ impl Admitted {
     }
 }
 
-/// Counts one that waits, for as long as it lives.
+/// Counts a waiting connection while it lives.
 struct Waiting(Arc<Admission>);
 
 impl Waiting {
@@ -88,8 +88,7 @@ impl Drop for Waiting {
     }
 }
 
-/// A connection's share of everything limited. Its session holds it, which may last for hours: so it is no larger than
-/// the permit of a semaphore would be.
+/// A connection's shares of all limits. Its session holds it for hours, so it is no larger than a semaphore's permit.
 #[derive(Debug)]
 pub struct Permit {
     admission: Arc<Admission>,
@@ -100,14 +99,14 @@ pub struct Permit {
 }
 
 impl Permit {
-    /// Which backends cannot be reached.
+    /// The backends that are unreachable.
     #[must_use]
     pub fn reachability(&self) -> &Reachability {
         &self.admission.reachability
     }
 
-    /// Counts among those whose hello is not complete, until what is returned is dropped. Another one may have to make
-    /// room. `begun` is whether it has said anything.
+    /// Counts the connection as one with an incomplete hello, until the result is dropped. Another one may have to make
+    /// room. `begun` tells whether the client has sent something.
     #[must_use]
     pub fn hello(&self, begun: bool, now: Instant) -> UnfinishedHello<'_> {
         let admission = &*self.admission;
@@ -121,7 +120,7 @@ impl Permit {
         UnfinishedHello { admission, ticket, call }
     }
 
-    /// Counts among the TLS handshakes under way, until what is returned is dropped.
+    /// Counts a TLS handshake, until the result is dropped.
     pub fn handshake(&self, peer: IpAddr, now: Instant) -> Result<Handshake<'_>, Overload> {
         let admission = &*self.admission;
         let rules = admission.rules.load();
@@ -150,8 +149,8 @@ impl Permit {
         Err(why)
     }
 
-    /// Counts among the connections to a backend, and until what is returned is dropped among those that wait for an
-    /// endpoint. To be asked once.
+    /// Counts a connection to a backend, and until the result is dropped as one that waits for an endpoint. Called at
+    /// most once.
     pub fn connect(
         &self,
         backend: &Arc<str>,
@@ -165,7 +164,7 @@ impl Permit {
         Ok(Pending { admission, key })
     }
 
-    /// The limits, for what outlives this connection.
+    /// The limits, for shares that outlive this connection.
     #[must_use]
     pub fn admission(&self) -> &Arc<Admission> {
         &self.admission
@@ -186,7 +185,7 @@ impl Drop for Permit {
     }
 }
 
-/// A connection whose hello is not complete.
+/// A connection with an incomplete hello.
 #[derive(Debug)]
 pub struct UnfinishedHello<'a> {
     admission: &'a Admission,
@@ -195,12 +194,12 @@ pub struct UnfinishedHello<'a> {
 }
 
 impl UnfinishedHello<'_> {
-    /// The client has said something.
+    /// The client has sent something.
     pub fn heard(&self) {
         lock(&self.admission.hellos).heard(self.ticket);
     }
 
-    /// Waits until it has to make room, if it ever has.
+    /// Waits until the connection has to make room.
     pub async fn made_room(&self) {
         self.call.notified().await;
     }
@@ -254,7 +253,7 @@ impl Shared {
         Self { admission, key, is_pending: true }
     }
 
-    /// It waits for an endpoint no more.
+    /// The connection no longer waits for an endpoint.
     pub fn is_settled(&mut self) {
         if std::mem::take(&mut self.is_pending) {
             lock(&self.admission.backends).settle(self.key);
