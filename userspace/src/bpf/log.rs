@@ -62,7 +62,7 @@ pub(super) fn apply(loader: &mut EbpfLoader<'_>) {
     let level = &LEVELS[LEVEL.load(Relaxed)];
     loader.override_global(aya_log::LEVEL, level, true);
     if *level == 0 {
-        // The least that the kernel takes: one page.
+        // The smallest size that the kernel accepts: one page.
         loader.map_max_entries(RING, u32::try_from(rustix::param::page_size()).unwrap_or(u32::MAX));
     }
 }

@@ -1,8 +1,8 @@
-//! What this process has in the kernel for the packet datapath: three programs, their maps, the devices that they are
-//! attached to, and the thread that hears of flows that end.
+//! The packet datapath's part in the kernel: three programs, their maps, the devices that they are attached to, and the
+//! thread for events of flows that end.
 //!
-//! Unless flows are to outlive the process ([`Pins`]), nothing is pinned: the maps can be looked at while the process
-//! runs (`bpftool map dump name SNI_STATES`), and everything goes with it, however it ends.
+//! Unless flows are to outlive the process ([`Pins`]), nothing is pinned. The maps can be inspected while the process
+//! runs (`bpftool map dump name SNI_STATES`). Everything ends with the process, however it ends.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -66,9 +66,9 @@ pub use routes::Lead;
 pub(super) static OBJECT: &[u8] =
     aya::include_bytes_aligned!("../../../ebpf/prebuilt/snisplice-packet.bpf.o");
 
-/// The loaded programs and their maps; one for the process, shared by its workers.
+/// The loaded programs and their maps. The workers of the process share them.
 pub struct Programs {
-    // Both stop before the maps go.
+    // Both stop before the maps are dropped.
     watcher: OnceLock<Watcher>,
     events: EventThread,
     event_counters: Arc<EventCounters>,
@@ -77,35 +77,35 @@ pub struct Programs {
     fds: Fds,
     totals: Arc<PerCpuArray<MapData, Totals>>,
     stats: Stats,
-    /// Places in the arrays.
+    /// Slots in the arrays.
     flows: u32,
-    /// Those that no flow has.
+    /// The free slots.
     free: Mutex<Vec<u32>>,
-    /// None beyond has ever had a flow.
+    /// No slot from this one on has ever had a flow.
     highest: AtomicU32,
-    /// Whether none is given away any more, because another process shares the maps.
+    /// Whether no more slots are given out, because another process shares the maps.
     frozen: AtomicBool,
-    /// The process that takes over, once it serves.
+    /// The channel to the new process, once it serves.
     successor: OnceLock<Arc<Channel>>,
     succeeded: CancellationToken,
-    /// By the index of the device: whether the programs are on it.
+    /// By index of the device: whether the programs are on it.
     devices: RwLock<HashMap<u32, bool>>,
-    /// Who is not to be carried.
+    /// Clients and devices whose packets are dropped.
     filters: Mutex<Filters>,
-    /// What makes flows outlive the process.
+    /// The pins that make flows outlive the process.
     pins: Option<Pins>,
-    /// What keeps the programs on devices and is not pinned, by the index of the device.
+    /// Links and filters that are not pinned, by index of the device.
     attached: Mutex<HashMap<u32, Attached>>,
-    /// Links that are pinned, likewise.
+    /// Pinned links, by index of the device.
     links: Mutex<HashMap<u32, Vec<FdLink>>>,
     // Detaches the programs when it is dropped.
     ebpf: RwLock<Ebpf>,
 }
 
-/// What keeps the programs on a device, each with its program's name.
+/// The links or filters of a device, each with its program's name.
 type Attached = Vec<(&'static str, SchedClassifierLinkId)>;
 
-/// One descriptor of each map that workers use.
+/// A descriptor of each map that the workers use.
 #[derive(Debug)]
 struct Fds {
     tuples: OwnedFd,
@@ -115,14 +115,14 @@ struct Fds {
 }
 
 impl Programs {
-    /// Loads the programs, with room for so many flows. Needs `CAP_BPF`, `CAP_NET_ADMIN` and `CAP_PERFMON`, and a
+    /// Loads the programs, with room for `flows` flows. Needs `CAP_BPF`, `CAP_NET_ADMIN` and `CAP_PERFMON`, and a
     /// kernel with BTF, 5.11 or later.
     pub fn load(flows: u32) -> Result<Arc<Self>, LoadError> {
         Self::load_with(flows, None)
     }
 
-    /// The same with maps that are pinned, those of an earlier process if they fit. Flows of its are the caller's to
-    /// take over ([`Programs::take_devices`]), or to forget.
+    /// As [`Self::load`], with pinned maps: those of an earlier process if their layout matches. The caller then adopts
+    /// that process's flows ([`Programs::take_devices`]), or forgets them.
     pub fn load_with(flows: u32, pins: Option<Pins>) -> Result<Arc<Self>, LoadError> {
         low_descriptors::reserve();
         low_descriptors::free_for_object();
@@ -173,7 +173,7 @@ impl Programs {
             totals,
             stats: Stats::default(),
             flows,
-            // The lowest first, which keeps what is in use together.
+            // The lowest slot is given out first, which keeps the used ones together.
             free: Mutex::new((0..flows).rev().collect()),
             highest: AtomicU32::new(0),
             frozen: AtomicBool::new(false),
@@ -188,39 +188,39 @@ impl Programs {
         }))
     }
 
-    /// What the programs have counted since they were loaded, over all CPUs.
+    /// The programs' totals since they were loaded, over all CPUs.
     pub fn totals(&self) -> Result<Totals, MapError> {
         total(&self.totals)
     }
 
-    /// Has the programs drop the packets of clients in these networks from now on, and of no others.
+    /// Drops the packets of clients in these networks from now on, and of no others.
     pub fn deny(&self, networks: &Networks) -> Result<(), MapError> {
         self.filters.lock().unwrap_or_else(PoisonError::into_inner).deny(networks)
     }
 
-    /// What the programs have reported.
+    /// The counters of the programs' events.
     #[must_use]
     pub fn event_counters(&self) -> &EventCounters {
         &self.event_counters
     }
 
-    /// What userspace has counted.
+    /// The counters of userspace.
     #[must_use]
     pub fn stats(&self) -> &Stats {
         &self.stats
     }
 
-    /// Lets a worker hear of its flows: those whose token has the returned number are marked in `wakeups`.
+    /// Registers a worker: events of flows whose token has the returned number go to `wakeups`.
     pub fn register(&self, wakeups: Arc<Wakeups>) -> u16 {
         self.events.register(wakeups)
     }
 
-    /// Ends what [`Programs::register`] began.
+    /// Reverts [`Programs::register`].
     pub fn unregister(&self, worker: u16) {
         self.events.unregister(worker);
     }
 
-    /// A place for a flow; `None` if all are taken.
+    /// A slot for a flow; `None` if all are taken.
     #[must_use]
     pub fn reserve(&self) -> Option<u32> {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
@@ -229,34 +229,34 @@ impl Programs {
             self.highest.fetch_max(place + 1, Relaxed);
             self.forget_found(place);
             if free.len() + 1 == self.flows as usize {
-                // The first: who looks whether flows stand still has slept.
+                // The first flow: the thread that detects stalled flows sleeps while there is none.
                 self.routes.ring();
             }
         }
         place
     }
 
-    /// No place from this one on has ever had a flow.
+    /// The lowest slot that has never had a flow, nor any above it.
     fn highest(&self) -> u32 {
         self.highest.load(Relaxed)
     }
 
-    /// Whether any place is taken.
+    /// Whether any slot is taken.
     fn in_use(&self) -> bool {
         self.free.lock().unwrap_or_else(PoisonError::into_inner).len() < self.flows as usize
     }
 
-    /// Whether no place is given away any more.
+    /// Whether no more slots are given out.
     fn is_frozen(&self) -> bool {
         self.frozen.load(Relaxed)
     }
 
-    /// Gives a place back.
+    /// Returns a slot.
     pub fn release(&self, flow: u32) {
         self.free.lock().unwrap_or_else(PoisonError::into_inner).push(flow);
     }
 
-    /// Keeps these places from being given away, until each is given back.
+    /// Takes these slots, until each is returned.
     pub fn occupy(&self, flows: &BTreeSet<u32>) {
         self.highest.fetch_max(flows.last().map_or(0, |last| last + 1), Relaxed);
         self.free.lock().unwrap_or_else(PoisonError::into_inner).retain(|flow| !flows.contains(flow));
@@ -268,16 +268,16 @@ impl Programs {
         self.pins.is_some()
     }
 
-    /// Has nothing outlive the process any more: for an end that was asked for.
+    /// Removes all pins, for a requested end: nothing then outlives the process.
     pub fn unpin(&self) {
         if let Some(pins) = &self.pins {
             pins.remove();
         }
     }
 
-    /// Has all flows end with the process, which is about to exit without closing its sockets in good order.
+    /// Resets all flows, when the process is about to exit without closing its sockets in good order.
     pub fn abandon(&self) {
-        // Those of another process go on; our own end with our sockets.
+        // Flows of another process continue. This process's flows end with its sockets.
         let Some(pins) = self.pins.as_ref().filter(|pins| !pins.are_foreign()) else { return };
         if let Err(error) = self.reset_all() {
             tracing::warn!(%error, "cannot reset the peers of open flows");
@@ -321,7 +321,7 @@ impl Programs {
 impl Drop for Programs {
     fn drop(&mut self) {
         let free = self.free.get_mut().unwrap_or_else(PoisonError::into_inner).len();
-        // A start that failed leaves the flows to the next one, if there are any.
+        // After a failed start, the flows remain for the next process.
         if free == self.flows as usize {
             self.unpin();
         }
@@ -334,17 +334,17 @@ impl fmt::Debug for Programs {
     }
 }
 
-/// Beginnings of connections that are remembered until they are asked for: fewer would be forgotten early, since each processor
-/// sets some aside, and more are never under way.
+/// Entries for connections that begin. A smaller map would evict them early, since each processor reserves some. More
+/// connections never begin at once.
 const BEGUN_LEAST: u32 = 1_024;
 const BEGUN_MOST: u32 = 65_536;
 
-/// Resolves when no packet is being handled any more by what was in the maps before.
+/// Resolves when no packet is being handled with the former contents of the maps.
 ///
-/// A program that had begun then may have read the old rules. It runs within a section that the kernel waits for here
-/// (`MEMBARRIER_CMD_GLOBAL` is `synchronize_rcu`, Linux 4.3).
+/// A program that had begun may have read the old rules. It runs within an RCU section, for whose end the kernel waits
+/// here (`MEMBARRIER_CMD_GLOBAL` is `synchronize_rcu`, Linux 4.3).
 pub(crate) async fn grace() {
-    /// Far longer than a packet takes, for kernels that isolate processors from such calls.
+    /// Far longer than a packet takes. For kernels that isolate processors from such calls.
     const LONG: Duration = Duration::from_millis(100);
     let waited = tokio::task::spawn_blocking(|| membarrier(MembarrierCommand::Global)).await;
     if !matches!(waited, Ok(Ok(()))) {

@@ -1,4 +1,4 @@
-//! The devices that the programs are on.
+//! The devices that the programs are attached to.
 
 use std::{collections::BTreeSet, io, sync::PoisonError};
 
@@ -24,38 +24,37 @@ use super::{
 };
 use crate::net::{low_descriptors, sockopt::hardware_type};
 
-/// Why the programs are not on a device.
+/// The reason for which the programs are not on a device.
 #[derive(Debug, Error)]
 pub enum AttachError {
-    /// Its packets have no Ethernet headers; the loopback device counts among these.
+    /// The device's packets have no Ethernet headers. The loopback device is one of these.
     #[error("not an Ethernet device")]
     NotEthernet,
-    /// There is no such device any more.
+    /// The device no longer exists.
     #[error("the device does not exist: {0}")]
     NoDevice(#[source] io::Error),
-    /// The kernel refuses.
+    /// The kernel refuses to attach a program.
     #[error("cannot attach the programs to the device: {0}")]
     Program(#[from] ProgramError),
-    /// What keeps the program there cannot be pinned.
+    /// The link cannot be pinned.
     #[error("cannot pin the programs on the device: {0}")]
     Pin(#[from] PinError),
-    /// The kernel does not show it.
+    /// The kernel does not return the link.
     #[error("cannot pin the programs on the device: {0}")]
     Link(#[from] LinkError),
 }
 
 impl Programs {
-    /// Whether the programs are on the device; `None` if nobody has asked for it yet.
+    /// Whether the programs are on the device; `None` if no flow has needed it yet.
     #[must_use]
     pub fn is_attached(&self, device: u32) -> Option<bool> {
         self.devices.read().unwrap_or_else(PoisonError::into_inner).get(&device).copied()
     }
 
-    /// Puts the programs on the device with this index, behind those of others. Where that cannot be, it is not tried
-    /// again.
+    /// Attaches the programs to the device with this index, behind those of others. A failed device is not tried again.
     pub fn attach(&self, device: u32) -> Result<(), AttachError> {
         let mut ebpf = self.ebpf.write().unwrap_or_else(PoisonError::into_inner);
-        // Someone else may have been faster.
+        // Another thread may have been faster.
         if self.is_attached(device) == Some(true) {
             return Ok(());
         }
@@ -72,7 +71,7 @@ impl Programs {
     }
 
     fn pin(&self, pins: &Pins, ebpf: &mut Ebpf, device: u32, attached: Attached) -> Result<(), AttachError> {
-        // What has no place on the device any more would be in the way.
+        // A stale pin of the device would prevent the new one.
         pins.forget(device);
         let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
         let links = links.entry(device).or_default();
@@ -92,8 +91,8 @@ impl Programs {
         }
     }
 
-    /// Looks again on which devices the host takes packets only from whom it would answer over them. To be called when that may
-    /// have changed; a device is looked at when the programs are put on it.
+    /// Reads again which devices have a strict reverse-path filter. Called when that may have changed. A device's
+    /// filter is also read when the programs are attached to it.
     pub fn heed_reverse_paths(&self) -> Result<(), MapError> {
         let devices: Vec<_> = {
             let devices = self.devices.read().unwrap_or_else(PoisonError::into_inner);
@@ -103,8 +102,8 @@ impl Programs {
         devices.into_iter().try_for_each(|device| filters.heed_reverse_path(device))
     }
 
-    /// Puts the programs in the place of those of an earlier process, on every device that still has them. No packet
-    /// finds none.
+    /// Replaces the programs of an earlier process on every device that still has them. No packet passes without a
+    /// program.
     pub fn take_devices(&self) {
         let Some(pins) = &self.pins else { return };
         for device in pins.devices() {
@@ -114,7 +113,8 @@ impl Programs {
                     self.heed(device);
                 }
                 Err(error) => {
-                    // The device is gone, perhaps with its network namespace, whose number is ours now.
+                    // The device no longer exists. Its network namespace may be gone, and its number may belong to this
+                    // one now.
                     tracing::info!(device, %error, "no programs of a former process were taken over");
                     pins.forget(device);
                 }
@@ -136,9 +136,9 @@ impl Programs {
         Ok(())
     }
 
-    /// Forgets all devices but those that are there: an index that is free may be given to another one.
+    /// Forgets all devices that no longer exist: the kernel may give their index to another device.
     pub(super) fn forget_devices(&self, present: &BTreeSet<u32>) {
-        // Before the devices, as where the programs are put on one.
+        // The same order of locks as where the programs are attached.
         let mut ebpf = self.ebpf.write().unwrap_or_else(PoisonError::into_inner);
         let mut devices = self.devices.write().unwrap_or_else(PoisonError::into_inner);
         let gone: Vec<u32> = devices.keys().copied().filter(|device| !present.contains(device)).collect();
@@ -147,7 +147,7 @@ impl Programs {
             let kept = self.attached.lock().unwrap_or_else(PoisonError::into_inner).remove(&device);
             for (name, link) in kept.unwrap_or_default() {
                 if let Ok(program) = program(&mut ebpf, name) {
-                    // With the device, the kernel has dropped it already.
+                    // The kernel has dropped the link with the device.
                     let _ = program.detach(link);
                 }
             }
@@ -159,7 +159,7 @@ impl Programs {
         }
     }
 
-    /// Has another program run before ours on a device, which writes the packets' mark. For the probe.
+    /// Attaches another program before these on a device, which writes the packets' mark. For the probe.
     pub fn precede(&self, device: u32) -> Result<(), AttachError> {
         let mut ebpf = self.ebpf.write().unwrap_or_else(PoisonError::into_inner);
         let program = ebpf.program_mut(name::MARK).ok_or(ProgramError::NotLoaded)?;
@@ -172,7 +172,7 @@ impl Programs {
         let order = if has_links() {
             TcAttachOptions::TcxOrder(LinkOrder::first())
         } else {
-            // It may be there already, and it stays: others may use it meanwhile.
+            // The qdisc may exist already. It stays, since others may use it.
             let _ = tc::qdisc_add_clsact(&interface);
             TcAttachOptions::Netlink(NlOptions { priority: 1, ..NlOptions::default() })
         };
@@ -181,17 +181,17 @@ impl Programs {
     }
 }
 
-/// Puts the programs on a device: first the one on the way out, then the one on the way in.
+/// Attaches the programs to a device: first for outgoing packets, then for incoming ones.
 fn attach(ebpf: &mut Ebpf, device: u32) -> Result<Attached, AttachError> {
     let interface = &*ethernet(device)?;
     if !has_links() {
-        // It may be there already, and it stays: others may use it meanwhile.
+        // The qdisc may exist already. It stays, since others may use it.
         let _ = tc::qdisc_add_clsact(interface);
     }
-    // When a process dies, the kernel closes what was opened last first. The sockets' resets shall still find the
-    // programs, so what keeps those on the device takes the descriptors that are freed here.
+    // When a process dies, the kernel closes the latest descriptors first. The sockets' resets must still find the
+    // programs. So the links take the low descriptors that are freed here.
     low_descriptors::free_for_device();
-    // The way out first: from then on our own sockets are quiet in the flows that the way in carries.
+    // The egress program comes first: the balancer's sockets must be quiet before the ingress program forwards packets.
     let mut attached = Vec::new();
     for (name, side) in [(name::EGRESS, TcAttachType::Egress), (name::INGRESS, TcAttachType::Ingress)] {
         let program = ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)?;
@@ -202,9 +202,9 @@ fn attach(ebpf: &mut Ebpf, device: u32) -> Result<Attached, AttachError> {
     Ok(attached)
 }
 
-/// The name of a device with Ethernet headers: packets with other headers, or none, are not understood.
+/// The name of a device with Ethernet headers. Packets with other headers, or none, are not understood.
 fn ethernet(device: u32) -> Result<String, AttachError> {
-    // Any socket will do to ask for devices.
+    // Any socket can be used for requests about devices.
     let asker = socket(AddressFamily::INET, SocketType::DGRAM, None);
     let asker = asker.map_err(|error| AttachError::NoDevice(error.into()))?;
     let interface = index_to_name_inlined(&asker, device);

@@ -47,7 +47,7 @@ impl Programs {
     }
 }
 
-/// Where a question or answer is in the made-up packet.
+/// The range of a request or answer in the artificial packet.
 fn slot(at: usize) -> std::ops::Range<usize> {
     let start = OFFSET + at * size_of::<SocketInfo>();
     start..start + size_of::<SocketInfo>()
