@@ -1,8 +1,8 @@
-//! Flows of an earlier process: the kernel carries them on, and this process brings them to their end.
+//! Flows of an earlier process: the kernel continues them, and this process brings them to their end.
 //!
-//! Where that was killed, sockets that never sent a packet take the place of those that died. They hold the ports, ask now
-//! and then whether the peers are there, and their resets end what must be ended. A process that is taken over from gives
-//! its own sockets instead ([`crate::takeover`]), each flow as soon as nothing is left to deliver.
+//! If the earlier process was killed, new sockets replace its own without sending a packet. They hold the ports, probe
+//! the peers at times, and send the resets. In a takeover, the earlier process hands over its own sockets
+//! ([`crate::takeover`]), each flow as soon as its sockets have nothing left to deliver.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -42,10 +42,10 @@ use crate::{
 
 mod flow;
 
-/// How often it is looked for ends: nobody waits for them but the account.
+/// The period of the checks for ended flows. Only the account waits for them.
 const SWEEP: Duration = Duration::from_secs(1);
 
-/// No worker's token: events of these flows wake nobody.
+/// No worker's token: events of these flows wake no task.
 const NOBODY: u64 = u64::MAX;
 
 /// All flows that were taken over.
@@ -58,9 +58,9 @@ pub struct AdoptedFlows {
     flows: Vec<AdoptedFlow>,
     /// Places of flows that are still those of a process that is being taken over from.
     alive: BTreeSet<u32>,
-    /// How many were taken over so far.
+    /// The number of adopted flows so far.
     serial: u32,
-    /// How many workers have connections beside these.
+    /// The number of workers with connections beside these.
     workers: usize,
 }
 
@@ -71,9 +71,10 @@ impl fmt::Debug for AdoptedFlows {
 }
 
 impl AdoptedFlows {
-    /// Takes over what an earlier process has left, and forgets what cannot go on. To be called before anything is
-    /// bound or connected: the ports of these flows are in use. If that process lives, in the places `alive`, its flows are
-    /// left to it until they come. They are numbered after the connections of so many `workers`.
+    /// Adopts the flows of an earlier process, and forgets those that cannot continue. Called before any address is
+    /// bound or connected, since the ports of these flows are in use. If that process lives, in the slots `alive`, its
+    /// flows stay its own until they are handed over. Their numbers follow those of the connections of `workers`
+    /// workers.
     pub fn take(
         programs: &Arc<Programs>,
         patience: Patience,
@@ -105,7 +106,7 @@ impl AdoptedFlows {
         Ok(adopted)
     }
 
-    /// All flows that have addresses, by their places.
+    /// All flows with addresses, by slot.
     fn find(&self) -> io::Result<BTreeMap<u32, [Option<Tuple>; 2]>> {
         let mut found = BTreeMap::<u32, [Option<Tuple>; 2]>::new();
         for (tuple, Slot { flow, way }) in self.maps.tuples()? {
@@ -125,7 +126,7 @@ impl AdoptedFlows {
         Ok(())
     }
 
-    /// Takes what a process has left that was taken over from: it has ended, and its places are free.
+    /// Adopts the flows that a former process has left: it has ended, and its slots are free.
     fn adopt_rest(&mut self) -> io::Result<()> {
         let mut found = self.find()?;
         found.retain(|flow, _| self.alive.contains(flow));
@@ -145,7 +146,7 @@ impl AdoptedFlows {
         }
         let rules = Rules { token: NOBODY, ..self.maps.rules(flow)? };
         self.maps.set_rules(flow, rules)?;
-        // What goes up is sent to the backend.
+        // Bytes up go to the backend.
         let [up, down] = rules.ways.each_ref().map(tuple::of_receiver);
         let now = Instant::now();
         let mut adopted = AdoptedFlow {
@@ -177,7 +178,8 @@ impl AdoptedFlows {
         Ok(())
     }
 
-    /// Gives all flows to the process that takes over, if one does. What it does not take is as after a kill.
+    /// Hands all flows over to the process that takes over, if one does. Flows that it does not receive are as after a
+    /// kill.
     fn pass_on(&mut self) {
         let Some(successor) = self.programs.successor().cloned() else { return };
         for adopted in std::mem::take(&mut self.flows) {
@@ -252,9 +254,9 @@ impl AdoptedFlows {
         Ok(())
     }
 
-    /// Brings each of them to its end, until there are none and none come any more by `flows`, from a process that was
-    /// taken over from. When `stop` says so, all end at once. Answers what is `asked` meanwhile. `longest` tells how long a
-    /// connection may last, zero for ever.
+    /// Brings each flow to its end, until there is none, and none can arrive by `flows` from a former process. All end
+    /// at once when `stop` is cancelled. Requests are answered meanwhile. `longest` returns the limit of a connection's
+    /// duration, zero for none.
     pub async fn watch(
         mut self,
         stop: CancellationToken,
@@ -349,7 +351,7 @@ impl AdoptedFlows {
 
     /// Tells of open flows, or ends them, as workers do with theirs.
     fn answer(&mut self, request: RegistryRequest) {
-        // Whoever does not wait for the answer has gone.
+        // A caller that no longer waits has dropped the receiver.
         match request {
             RegistryRequest::List { filter, after, most, reply } => {
                 let wanted = |adopted: &&AdoptedFlow| {
@@ -396,7 +398,7 @@ impl AdoptedFlows {
         }
     }
 
-    /// Looks after a flow. False when its entries are of no more use.
+    /// Checks a flow. False if its entries are no longer needed.
     fn goes_on(&mut self, adopted: &mut AdoptedFlow) -> bool {
         if !adopted.is_open() {
             return adopted.since.elapsed() < TIME_WAIT;
@@ -419,7 +421,7 @@ impl AdoptedFlows {
                 return false;
             }
         };
-        // The peers have told each other all; late packets may still come.
+        // The peers have reported everything to each other. Late packets may still come.
         self.account(adopted, end.reason());
         self.set_mode(adopted, OVER);
         adopted.sockets.clear();
@@ -427,7 +429,7 @@ impl AdoptedFlows {
         true
     }
 
-    /// Ends a flow of which the peers have not told each other.
+    /// Ends a flow whose peers have not reported its end to each other.
     fn reset(&mut self, adopted: &mut AdoptedFlow, reason: CloseReason) {
         self.account(adopted, reason);
         self.set_mode(adopted, RESET);
@@ -460,7 +462,7 @@ impl AdoptedFlows {
     }
 }
 
-/// Counts what a flow has delivered and nobody has counted yet.
+/// Counts the bytes that a flow has delivered and no process has counted yet.
 fn count(metrics: &Metrics, maps: &Maps, adopted: &mut AdoptedFlow) {
     let Ok(state) = maps.state(adopted.flow) else { return };
     let none: Arc<str> = NONE.into();
@@ -474,7 +476,7 @@ fn count(metrics: &Metrics, maps: &Maps, adopted: &mut AdoptedFlow) {
     }
 }
 
-/// What comes next from the process before, which has ended where there is nothing.
+/// The next flow of the former process; `None` if it has ended.
 async fn next(flows: &mut Option<Flows>) -> Option<ReceivedFlow> {
     match flows {
         Some(flows) => flows.recv().await,

@@ -29,10 +29,10 @@ pub(super) struct AdoptedFlow {
     pub(super) id: u64,
     /// When it was accepted, as far as that is known: otherwise when it was taken over.
     pub(super) opened: Instant,
-    /// One may have been taken by a new connection.
+    /// A tuple may have been taken by a new connection.
     pub(super) tuples: [Option<Tuple>; 2],
     pub(super) rules: Rules,
-    /// What holds the ports, and was to be had.
+    /// The sockets that hold the ports, if they could be made.
     pub(super) sockets: Vec<Holder>,
     pub(super) progress: (u64, u64),
     /// Bytes up and down that an earlier process has accounted for.
@@ -46,7 +46,7 @@ impl AdoptedFlow {
         self.rules.mode == KEPT
     }
 
-    /// Which listener, route and backend it is of, and which name was asked for, the earlier process has known.
+    /// Whether the filter selects the flow. Only the earlier process knew its listener, route, backend and server name.
     pub(super) fn matches(&self, filter: &Filter) -> bool {
         filter.id.is_none_or(|id| id == self.id)
             && filter.listener.as_deref().is_none_or(|name| name == NONE)
@@ -75,7 +75,7 @@ impl AdoptedFlow {
         }
     }
 
-    /// How a socket has failed: its peer does not answer any more.
+    /// The failure of a socket: its peer no longer answers.
     pub(super) fn failure(&mut self) -> Option<End> {
         for at in 0..self.sockets.len() {
             let holder = &mut self.sockets[at];
@@ -115,7 +115,7 @@ impl AdoptedFlow {
     }
 }
 
-/// What holds a port.
+/// A socket that holds a port.
 pub(super) struct Holder {
     pub(super) peer: Peer,
     pub(super) socket: Socket,
@@ -124,12 +124,12 @@ pub(super) struct Holder {
     /// do not answer such packets where timestamps were negotiated (RFC 7323 section 3.2): one that never did is not
     /// taken for lost.
     pub(super) answers: bool,
-    /// Whether the peer may not be there, as of the last look.
+    /// Whether the peer was in doubt at the last check.
     pub(super) doubted: bool,
 }
 
 impl Holder {
-    /// A socket in the place of one that died, with its numbers: it has nothing left to deliver or to receive.
+    /// A socket that replaces one of a dead process, with its numbers. It has nothing left to deliver or to receive.
     pub(super) fn new(
         peer: Peer,
         tuple: &Tuple,
@@ -141,7 +141,7 @@ impl Holder {
         let since = Instant::now();
         let socket = loop {
             match repair::connected(local, remote, sends, way.expected) {
-                // The one that died is not quite gone.
+                // The socket of the dead process still holds the port.
                 Err(error)
                     if error.kind() == io::ErrorKind::AddrNotAvailable && since.elapsed() < PATIENCE =>
                 {
@@ -178,5 +178,5 @@ pub(super) enum Peer {
     Backend,
 }
 
-/// How long sockets of a process that was killed may stay.
+/// Limit of the time for which sockets of a killed process may stay.
 const PATIENCE: Duration = Duration::from_secs(1);
