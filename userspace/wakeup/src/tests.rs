@@ -1,5 +1,5 @@
-//! Where threads meet: one marks what has happened to a connection, another waits for it. Loom takes them through the
-//! orders in which they can come to the lock; a wake-up that is lost is a deadlock to it.
+//! One thread marks an event of a connection, and another waits for it. Loom runs them in all orders in which they can
+//! reach the lock. It reports a lost wake-up as a deadlock.
 
 use std::future::poll_fn;
 
@@ -47,7 +47,7 @@ fn what_two_threads_tell_at_once_is_heard_of_both() {
         let raising = [raise(&wakeups, slot, PASSED), raise(&wakeups, slot, HANG_UP)];
         let mut heard = Ready::default();
         while !(heard.any(PASSED) && heard.any(HANG_UP)) {
-            // What stays would be heard again and again.
+            // An event that stays set would be returned again and again.
             let wanted = if heard.any(HANG_UP) { PASSED } else { PASSED | HANG_UP };
             heard |= wait(&wakeups, slot, wanted);
         }
