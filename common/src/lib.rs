@@ -1,7 +1,9 @@
-//! What the kernel programs and userspace agree on: map names, keys and values, and the pure decisions on them.
+//! The interface between the kernel programs and userspace: names, keys and values of maps, and the pure decisions on
+//! them.
 //!
-//! Everything here is `repr(C)`, made of integers, without implicit padding, and means the same on both sides.
-//! Sockets are named by their cookie (`SO_COOKIE`): unique for the life of the machine, never used again.
+//! Every type here is `repr(C)`, consists of integers without implicit padding, and has the same meaning on both sides.
+//! A socket is identified by its cookie (`SO_COOKIE`), which is unique for the life of the machine and never used
+//! again.
 #![no_std]
 
 #[cfg(test)]

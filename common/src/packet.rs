@@ -1,10 +1,10 @@
-//! Splicing at the level of packets: what both sides of the maps agree on, and every decision on a packet as a pure
-//! function.
+//! Splicing of packets: the types in the maps of both sides, and every decision on a packet as a pure function.
 //!
-//! A flow is two established connections, A (client to balancer) and B (balancer to backend), whose every byte maps
-//! to a byte of the other by a constant offset. A *leg* is one of the two connections, a *way* one of the two
-//! directions; way 0 leads up, from the client to the backend, and its packets arrive on leg A. [`translate`] turns a
-//! packet of the one leg into the packet of the other, [`flow`] follows what the two ends have sent and acknowledged.
+//! A flow is two established connections: A from the client to the balancer, B from the balancer to the backend. Every
+//! byte of one connection corresponds to a byte of the other, at a constant offset. A *leg* is one of the two
+//! connections. A *way* is one of the two directions. Way 0 leads up, from the client to the backend, and its packets
+//! arrive on leg A. [`translate`] turns a packet of one leg into a packet of the other. [`flow`] records what both ends
+//! have sent and acknowledged.
 
 #![expect(
     clippy::inline_always,

@@ -1,8 +1,8 @@
-//! The protocol between the verdict program and userspace, in all orders in which a few packets can take it and in many
-//! random ones of very many: the decisions are the real ones, the kernel's queues and the program's two reads are modelled.
+//! The protocol between the verdict program and userspace: all orders of events for a few packets, and many random
+//! orders for very many. The decisions are the real ones. The kernel's queues and the program's two reads are modelled.
 //!
-//! One direction is followed from its first byte to its end, by FIN or by reset, while userspace takes it from the kernel
-//! and gives it back, and while the shares of other directions in the sum of all waiting bytes come and go.
+//! One direction is followed from its first byte to its end, by FIN or by reset. Meanwhile userspace takes it from the
+//! kernel and gives it back, and the shares of other directions change.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -24,14 +24,14 @@ const SEEDS: u64 = 1_000;
 
 type Bytes = Range<u64>;
 
-/// How sizes are chosen.
+/// The choice of sizes.
 #[derive(Debug, Clone, Copy, Hash)]
 enum Choice {
-    /// By a small generator: each seed is one interleaving.
+    /// Random sizes: each seed is one interleaving.
     Random(u64),
-    /// Always the least.
+    /// Always the smallest size.
     Least,
-    /// Always the most.
+    /// Always the largest size.
     Most,
 }
 
@@ -48,11 +48,11 @@ impl Choice {
         }
     }
 
-    /// How much of `size` bytes is written at once.
+    /// The part of `size` bytes that is written at once.
     fn part_of(&mut self, size: u64) -> u64 {
         match self {
             Self::Random(_) => 1 + self.below(size),
-            // Byte by byte there would be no end of it.
+            // Byte by byte, the test would not end.
             Self::Least => size.min(PACKET / 2),
             Self::Most => size,
         }
@@ -63,12 +63,12 @@ fn len(queue: &VecDeque<Bytes>) -> u64 {
     queue.iter().map(|bytes| bytes.end - bytes.start).sum()
 }
 
-/// Where userspace is in its story; one step is one system call.
+/// The stage of userspace. One step is one system call.
 #[derive(Debug, Clone, PartialEq, Hash)]
 enum User {
     /// Waits for an event.
     Rest,
-    /// Looks at the flow.
+    /// Reads the flow's state.
     Look,
     /// Waits until the target has taken what was redirected.
     Drain { redirected: u64 },
@@ -76,30 +76,30 @@ enum User {
     Read,
     /// Writes what it has read.
     Write { bytes: Bytes },
-    /// Tells the kernel what it has done, and whether it wants the direction for itself.
+    /// Reports its progress to the kernel, and whether it keeps the direction.
     Publish { hold: bool },
     /// Takes the socket's lock.
     Lock,
-    /// Waits for bytes to come into reach.
+    /// Waits for bytes that it can read.
     AwaitReadable,
     /// Waits until the target has taken the last byte.
     Flush,
-    /// Has passed the end on.
+    /// Has forwarded the end.
     Ended,
 }
 
-/// Why userspace copies.
+/// The reason for which userspace copies.
 #[derive(Debug, Clone, Copy, PartialEq, Hash)]
 enum Why {
     /// The kernel has passed something.
     Passed { before: u64 },
-    /// It wants the direction for a while.
+    /// Userspace keeps the direction for a while.
     Held,
-    /// The sender's stream is over.
+    /// The sender's stream has ended.
     Over,
 }
 
-/// How the sender ended its stream.
+/// The way in which the sender ended its stream.
 #[derive(Debug, Clone, Copy, PartialEq, Hash)]
 enum End {
     Fin,
@@ -111,10 +111,10 @@ struct Model {
     choice: Choice,
     flow: Flow,
     control: Control,
-    /// What the sender has sent.
+    /// Bytes that the sender has sent.
     sent: u64,
     end: Option<End>,
-    /// A packet whose verdict has read the control but not finished: the socket's lock is held.
+    /// A packet whose verdict has read the control but is not finished. The socket's lock is held.
     in_verdict: Option<(Bytes, Control)>,
     /// Passed, to be read.
     passed: VecDeque<Bytes>,
@@ -122,17 +122,17 @@ struct Model {
     backlog: VecDeque<Bytes>,
     /// The target's write queue.
     queue: VecDeque<Bytes>,
-    /// What the target has taken in all.
+    /// Bytes that the target has taken in total.
     taken: u64,
-    /// What the receiver has read, in order.
+    /// Bytes that the receiver has read, in order.
     received: u64,
     event: bool,
     user: User,
     why: Why,
-    /// Userspace is asked to keep the direction.
+    /// Userspace is to keep the direction.
     wanted: bool,
     forwarded: u64,
-    /// What userspace has given back of the direction's share.
+    /// The part of the direction's share that userspace has returned.
     returned: u64,
     /// The sum of all shares, as the map has it.
     counted_by_all: u64,
@@ -173,7 +173,7 @@ impl Model {
         budget::sum(self.counted_by_all, self.returned_by_all)
     }
 
-    /// The other directions have more or less waiting now.
+    /// The waiting bytes of the other directions change.
     fn others_move(&mut self) -> bool {
         let total = LIMITS.total.cast_signed();
         let now = total / 2 * self.choice.below(3).cast_signed();
@@ -194,12 +194,12 @@ impl Model {
         true
     }
 
-    /// The sender's stream is over. Userspace may hear of it before the verdict on the last packet is done.
+    /// The sender's stream ends. Userspace may learn that before the verdict on the last packet is done.
     fn end(&mut self, how: End) {
         self.end = Some(how);
         self.wanted = false;
         if how == End::Reset {
-            // The kernel may forget what nobody has read.
+            // The kernel may drop bytes that userspace has not read.
             while self.choice.below(3) > 0 && self.passed.pop_back().is_some() {}
         }
     }
@@ -231,7 +231,7 @@ impl Model {
         if !held {
             let more = self.flow.count(&control, target.write_seq);
             self.counted_by_all = self.counted_by_all.wrapping_add_signed(more);
-            // The share is what waits, or nothing; and no packet was let in beyond the bound.
+            // The share is the waiting bytes, or nothing. No packet exceeded the bound.
             let share = self.flow.share(&control);
             assert_eq!(share, i64::from(budget::share(u32::try_from(len(&self.backlog)).expect("short"))));
             assert!(!redirected || share == 0 || self.others + share <= LIMITS.total.cast_signed());
@@ -266,7 +266,7 @@ impl Model {
         self.taken >= redirected + self.forwarded
     }
 
-    /// Gives the direction's share back; the kernel is told later.
+    /// Returns the direction's share. The kernel learns of it later.
     fn give_back(&mut self) {
         let share = self.flow.share(&Control { returned: self.returned, ..Control::default() });
         self.returned = self.returned.wrapping_add_signed(share);
@@ -288,7 +288,7 @@ impl Model {
                 self.why = Why::Held;
                 User::Publish { hold: true }
             }
-            // Takes the lock, to see what came before the end.
+            // Takes the lock, to see the bytes before the end.
             User::Look if self.why == Why::Over && self.in_verdict.is_some() => return false,
             User::Look => self.look(),
             User::Drain { redirected } if self.all_taken(redirected) => {
@@ -350,7 +350,7 @@ impl Model {
 
     fn await_readable(&mut self) -> bool {
         self.user = match self.why {
-            // The kernel redirects nothing before it is told, so nothing has to be waited for before reading.
+            // The kernel redirects nothing before the report, so userspace reads without waiting.
             Why::Held if self.end.is_some() || !self.wanted => {
                 self.why = Why::Passed { before: self.forwarded };
                 User::Publish { hold: false }
@@ -364,7 +364,7 @@ impl Model {
     }
 
     fn step(&mut self, sending: bool, laziness: u64) {
-        // Whatever cannot move now is tried again later.
+        // A step that cannot happen now is tried again later.
         let _ = match self.choice.below(9) {
             0 => sending && self.arrive(),
             1 => self.finish_verdict(),
@@ -375,16 +375,16 @@ impl Model {
         };
     }
 
-    /// Lets everything but the sender go on until nothing moves any more.
+    /// Runs everything but the sender until nothing moves any more.
     fn settle(&mut self) {
         self.wanted = false;
         while self.finish_verdict() || self.work() || self.receive() || self.user() {}
     }
 
-    /// Sends and receives for a while, in bouts of different eagerness.
+    /// Sends and receives for a while, in phases with different rates.
     fn live(&mut self) {
         for _ in 0..40 {
-            // The sender rests now and then, and so does userspace's wish; the receiver reads more or less eagerly.
+            // The sender pauses at times, and so does userspace's hold. The receiver reads at different rates.
             let (sending, laziness) = (self.choice.below(2) == 0, self.choice.below(4));
             self.wanted = self.end.is_none() && self.choice.below(4) == 0;
             for _ in 0..80 {
@@ -394,7 +394,7 @@ impl Model {
     }
 }
 
-/// What may happen next.
+/// The next step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Next {
     Arrive,
@@ -408,7 +408,7 @@ enum Next {
 }
 
 impl Model {
-    /// False if it cannot happen now, or changes nothing.
+    /// Runs a step. False if it cannot happen now, or changes nothing.
     fn happens(&mut self, next: Next) -> bool {
         match next {
             Next::Arrive => self.arrive(),
@@ -434,7 +434,7 @@ impl Model {
         }
     }
 
-    /// What must hold once nothing moves any more, whatever came before.
+    /// Checks the invariants once nothing moves any more.
     fn check(mut self) {
         let before = self.clone();
         self.settle();
@@ -448,7 +448,7 @@ impl Model {
         assert_eq!(self.sum(), self.others, "{before:?}");
     }
 
-    /// Tells one state from another.
+    /// A hash that distinguishes states.
     fn key(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         self.hash(&mut hasher);
@@ -456,7 +456,7 @@ impl Model {
     }
 }
 
-/// Follows a direction through all states that it can come to with so many packets, each a byte or as large as they get.
+/// Follows a direction through all reachable states with a few packets, each of one byte or of the greatest size.
 #[test]
 fn all_orders_of_a_few_packets() {
     const PACKETS: usize = 3;
@@ -541,7 +541,7 @@ fn a_reset_leaves_nothing_waiting() {
         model.end(End::Reset);
         model.live();
         model.settle();
-        // What has arrived is a beginning of what was sent: bytes are taken in order and without a hole, or not at all.
+        // The received bytes are a prefix of the sent ones: bytes are taken in order and without a hole, or not at all.
         assert_eq!(model.user, User::Ended, "seed {seed}");
         assert_eq!(model.received, model.taken, "seed {seed}");
         assert_eq!(model.sum(), model.others, "seed {seed}: a share is left");

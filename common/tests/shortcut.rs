@@ -1,5 +1,5 @@
-//! The short cut beside the ordinary way, over many random interleavings: the decisions are the real ones, the queues
-//! between the sockets are modelled. What happens on the ordinary way alone is in `protocol.rs`.
+//! The short cut beside the ordinary way, over many random interleavings. The decisions are the real ones. The queues
+//! between the sockets are modelled. `protocol.rs` tests the ordinary way alone.
 
 use std::{collections::VecDeque, ops::Range};
 
@@ -40,18 +40,18 @@ struct Model {
     random: Random,
     flow: Flow,
     shortcut: Shortcut,
-    /// What the backend has sent so far, and how much of it on the ordinary way.
+    /// Bytes that the backend has sent, and the part of them on the ordinary way.
     sent: u64,
     ordinary: u64,
-    /// A message that is being handed to the client's socket; the backend waits for it.
+    /// A message that the client's socket is about to take. The backend waits for it.
     in_hand: Option<Bytes>,
-    /// Between the backend's socket and ours.
+    /// Between the backend's socket and the balancer's.
     wire: VecDeque<Bytes>,
     /// Redirected, not yet in the client's write queue.
     backlog: VecDeque<Bytes>,
     /// Passed, not yet copied by userspace.
     passed: VecDeque<Bytes>,
-    /// Told to the kernel.
+    /// The count that the kernel knows.
     forwarded: u64,
     /// The client's write queue.
     queue: VecDeque<Bytes>,
@@ -112,7 +112,7 @@ impl Model {
         true
     }
 
-    /// The client's socket takes the message, or a part of it where the host has no memory left.
+    /// The client's socket takes the message, or a part of it if the host has no memory left.
     fn hand_over(&mut self) -> bool {
         let Some(bytes) = self.in_hand.take() else { return false };
         assert!(
@@ -125,7 +125,7 @@ impl Model {
         } else {
             bytes.end
         };
-        // The backend is told how much was sent.
+        // The backend's send(2) returns the sent size.
         self.sent = end;
         if end > bytes.start {
             self.take(bytes.start..end);
@@ -169,7 +169,7 @@ impl Model {
         true
     }
 
-    /// Userspace copies one piece, once everything before it is in the client's socket as far as it knows.
+    /// Userspace copies one piece, once the client's socket has everything before it as far as userspace knows.
     fn copy(&mut self) -> bool {
         let before = self.flow.redirected + self.forwarded + self.shortcut.moved;
         if self.passed.is_empty() || self.taken < before || len(&self.queue) >= SNDBUF {
@@ -195,7 +195,7 @@ impl Model {
     }
 
     fn step(&mut self, sending: bool, laziness: u64) {
-        // Whatever cannot move now is tried again later.
+        // A step that cannot happen now is tried again later.
         let _ = match self.random.below(6) {
             0 => sending && self.send(),
             1 => self.hand_over(),
@@ -217,7 +217,7 @@ fn every_byte_arrives_once_and_in_order_whichever_way_it_takes() {
     for seed in 0..5_000 {
         let mut model = Model::new(seed);
         for _ in 0..20 {
-            // The backend rests now and then, and the client reads more or less eagerly.
+            // The backend pauses at times, and the client reads at different rates.
             let (sending, laziness) = (model.random.below(2) == 0, model.random.below(8));
             for _ in 0..100 {
                 model.step(sending, laziness);
@@ -225,7 +225,7 @@ fn every_byte_arrives_once_and_in_order_whichever_way_it_takes() {
         }
         model.settle();
         assert_eq!(model.received, model.sent, "seed {seed}");
-        // The short cut opens again, once a message has shown where the client is.
+        // The short cut opens again, once a message has revealed the client's socket.
         for _ in 0..3 {
             model.send();
             model.settle();

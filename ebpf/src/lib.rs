@@ -1,4 +1,4 @@
-//! What both objects share: reading the kernel's structures at offsets that the loader has set.
+//! Code of both objects: reads of kernel structures at offsets that the loader has set.
 #![no_std]
 
 use aya_ebpf::{Global, helpers::bpf_probe_read_kernel};
@@ -14,7 +14,7 @@ macro_rules! globals {
     };
 }
 
-/// Reads a field that is as large as `T`, an integer or a pointer, at an offset that the loader has set.
+/// Reads a field of type `T`, an integer or a pointer, at an offset that the loader has set.
 ///
 /// # Safety
 ///
@@ -25,7 +25,7 @@ pub unsafe fn field<T: Copy>(base: *const u8, offset: &Global<u32>) -> T {
     unsafe { base.add(offset.load() as usize).cast::<T>().read_volatile() }
 }
 
-/// Reads a field as [`field`] does, of an object that the verifier does not know. `None` if the address is not readable.
+/// As [`field`], for an object that the verifier does not track. `None` if the address is not readable.
 #[inline(always)]
 pub fn probe_field<T>(base: u64, offset: &Global<u32>) -> Option<T> {
     let from = base.wrapping_add(u64::from(offset.load())) as *const T;
@@ -33,7 +33,7 @@ pub fn probe_field<T>(base: u64, offset: &Global<u32>) -> Option<T> {
     unsafe { bpf_probe_read_kernel(from) }.ok()
 }
 
-/// The programs never panic: the verifier refuses one that could.
+/// The programs never panic: the verifier refuses a program that could.
 #[cfg(not(test))]
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {

@@ -11,7 +11,7 @@ use snisplice_config::{model::Admin as Settings, name::HostName};
 use tokio::sync::mpsc;
 
 use crate::{
-    account::{registry::Request as Asked, view::Filter},
+    account::{registry::RegistryRequest, view::Filter},
     limits::admission::Admission,
     metrics::{Metrics, labels::CloseReason},
     net::admin_socket::Socket,
@@ -43,14 +43,14 @@ pub struct Admin {
 }
 
 /// Asks a worker. One that has ended does not answer.
-pub type Ask = Box<dyn Fn(Asked) + Send + Sync>;
+pub type Ask = Box<dyn Fn(RegistryRequest) + Send + Sync>;
 
 /// Who is asked for connections.
 pub struct Askable {
     /// Each has those that it accepted.
     pub workers: Vec<Ask>,
     /// Those that were taken over from another process.
-    pub adopted: mpsc::UnboundedSender<Asked>,
+    pub adopted: mpsc::UnboundedSender<RegistryRequest>,
 }
 
 impl fmt::Debug for Askable {
@@ -102,12 +102,12 @@ impl Admin {
 
     /// Ends connections for this reason; how many.
     pub async fn close_all(&self, filter: &Filter, reason: CloseReason) -> usize {
-        let closed = self.ask(|reply| Asked::Close { filter: filter.clone(), reason, reply }).await;
+        let closed = self.ask(|reply| RegistryRequest::Close { filter: filter.clone(), reason, reply }).await;
         closed.into_iter().sum()
     }
 
     /// Asks all, and waits for their answers. One that has ended has none.
-    async fn ask<T>(&self, request: impl Fn(mpsc::UnboundedSender<T>) -> Asked) -> Vec<T> {
+    async fn ask<T>(&self, request: impl Fn(mpsc::UnboundedSender<T>) -> RegistryRequest) -> Vec<T> {
         let (reply, mut replies) = mpsc::unbounded_channel();
         if let Some(Askable { workers, adopted }) = self.asked.get() {
             for ask in workers {

@@ -22,14 +22,14 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    datapath::Needs,
+    datapath::DatapathNeeds,
     memory::Thrift,
     secrets::Secrets,
-    signals::Asked,
+    signals::{Asked, Signals},
     start::Prepared,
     supervisor::Supervisor,
-    takeover::Endpoint,
-    trial::{Event, Trial},
+    takeover::BoundEndpoint,
+    trial::{Event, ProbeProcess},
 };
 use crate::{
     account::{access_log::AccessLog, view::Filter},
@@ -44,12 +44,11 @@ use crate::{
     privileges,
     proxy::worker::{self, Order},
     snapshot::SharedSnapshot,
-    takeover::{Place, server::Request},
+    takeover::{SocketFile, server::Request},
     upstream::dns::Resolver,
 };
 
-pub use self::{secrets::check_secrets, signals::Signals};
-
+pub mod command;
 mod datapath;
 pub mod descriptors;
 mod listeners;
@@ -77,7 +76,7 @@ pub struct App {
     admission: Arc<Admission>,
     access_log: Arc<AccessLog>,
     admin: Arc<Admin>,
-    endpoints: Vec<Endpoint>,
+    endpoints: Vec<BoundEndpoint>,
     workers: Vec<worker::Handle>,
     /// Those whose thread has ended without having been told to.
     lost_workers: mpsc::UnboundedReceiver<usize>,
@@ -88,10 +87,10 @@ pub struct App {
     leaving: BTreeMap<SocketAddr, Instant>,
     requests: mpsc::UnboundedReceiver<Request>,
     /// Where this process can be taken over from.
-    place: Option<Arc<Place>>,
+    socket_file: Option<Arc<SocketFile>>,
     /// What the experiments that are under way lead to.
     trial: mpsc::UnboundedReceiver<Event>,
-    needs: Needs,
+    needs: DatapathNeeds,
     /// Until it is known what the kernel can do.
     thrift: Option<Thrift>,
     resolver: Resolver,
@@ -202,7 +201,7 @@ impl App {
         self.admin.ready.store(false, Relaxed);
         let patience = self.current.load().model.runtime.timeouts.drain;
         // The next one has it from now on.
-        let place = self.place.take().filter(|_| !succeeded);
+        let socket_file = self.socket_file.take().filter(|_| !succeeded);
         if succeeded {
             tracing::info!(?patience, "another process has taken over; waiting for the open connections");
         } else {
@@ -227,8 +226,8 @@ impl App {
                     }
                     let _ = self.access_log.flush(LAST_LINES);
                     let _ = log::flush(LAST_LINES);
-                    if let Some(place) = &place {
-                        place.remove();
+                    if let Some(socket_file) = &socket_file {
+                        socket_file.remove();
                     }
                     // That is what was asked for, and no failure.
                     std::process::exit(0);
@@ -246,8 +245,8 @@ impl App {
             programs.unpin();
         }
         let moved = |direction| self.metrics.total("bytes", &format!("direction=\"{direction}\""));
-        if let Some(place) = &place {
-            place.remove();
+        if let Some(socket_file) = &socket_file {
+            socket_file.remove();
         }
         tracing::info!(bytes_up = moved("up"), bytes_down = moved("down"), "stopped");
         Ok(())
@@ -290,7 +289,7 @@ impl App {
     }
 
     /// Serves while the experiments go on.
-    fn watch_trial(&mut self, trial: Option<Trial>, is_loaded: bool) {
+    fn watch_trial(&mut self, trial: Option<ProbeProcess>, is_loaded: bool) {
         if !is_loaded {
             self.is_probing(true);
             tracing::info!("serving; connections are relayed until kernel probed");

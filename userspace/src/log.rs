@@ -23,8 +23,8 @@ use prometheus_client::{
 };
 use tracing_subscriber::EnvFilter;
 
-pub use self::limit::Limit;
 pub(crate) use self::limit::log_limit;
+pub use self::limit::{Budget, Limit};
 use self::writer::Writer;
 
 mod limit;

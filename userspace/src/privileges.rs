@@ -1,8 +1,8 @@
-//! What the process may do: all that a start wants, and after that no more than serving does.
+//! The privileges of the process: all that a start needs, and afterwards only those that serving needs.
 //!
-//! A start that root has asked for binds low ports, makes network namespaces to try packets in, loads programs and pins
-//! them. What is left to do then is little, and it is done by threads that read the bytes of strangers: [`reduce`] takes
-//! everything else away, from all threads and for good. What stays, and why, is in docs/security.md.
+//! A start as root binds low ports, makes network namespaces for probes, loads programs and pins them. Little remains
+//! after that, and threads that read bytes from the network do it. [`reduce`] permanently removes all other privileges
+//! from all threads. docs/security.md lists those that remain, with reasons.
 
 use std::{fmt, io};
 
@@ -13,13 +13,13 @@ use rustix::{
 };
 use thiserror::Error;
 
-pub use self::user::{User, UserError, UserOption};
+pub use self::user::{User, UserOption};
 
 mod filter;
 mod threads;
 mod user;
 
-/// What serving wants to be able to do.
+/// The abilities that serving needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Needs {
     /// Whether the kernel moves bytes: maps are read and changed, programs are loaded and attached to devices that appear,
@@ -41,12 +41,12 @@ impl Needs {
     }
 }
 
-/// What is left.
+/// The remaining privileges.
 #[derive(Debug)]
 pub struct Left {
     /// Capabilities that the process has still.
     pub capabilities: CapabilitySet,
-    /// Whether system calls are filtered; the error says why they are not though they should be.
+    /// Whether system calls are filtered. The error is the reason for a missing filter.
     pub filter: Result<bool, FilterError>,
 }
 
@@ -56,9 +56,9 @@ pub enum PrivilegesError {
     /// The kernel refuses to change what a thread may do.
     #[error("cannot {what}: {error}")]
     Refused {
-        /// What for.
+        /// The purpose.
         what: &'static str,
-        /// What the kernel says.
+        /// The kernel's error.
         error: io::Error,
     },
     /// A thread has not done it in time.
@@ -74,11 +74,11 @@ pub enum PrivilegesError {
 #[error("{0}")]
 pub struct FilterError(String);
 
-/// Makes all capabilities that the process has effective: those of a file may be merely permitted, so that it starts also where
-/// some of them are not to be had.
+/// Makes all capabilities of the process effective. File capabilities may be only permitted, so that the process starts
+/// even where some are not available.
 pub fn raise() {
     if let Ok(sets) = capabilities(None) {
-        // What is permitted can always be made effective.
+        // A permitted capability can always be made effective.
         let _ = set_capabilities(None, CapabilitySets { effective: sets.permitted, ..sets });
     }
 }
@@ -95,9 +95,9 @@ pub fn become_user(user: User) -> Result<(), PrivilegesError> {
     threads::change(threads::Change::User(user)).map_err(|error| error.during(what))
 }
 
-/// Takes away from every thread what serving does not need, for good: capabilities, also those that a program could get
-/// that is executed (bounding set, `PR_SET_NO_NEW_PRIVS`), and system calls. To be called when the last probe has ended, or
-/// has begun in a process of its own.
+/// Takes away from every thread what serving does not need, permanently: capabilities, also those that a program could
+/// get that is executed (bounding set, `PR_SET_NO_NEW_PRIVS`), and system calls. To be called when the last probe has
+/// ended, or has begun in a process of its own.
 pub fn reduce(needs: Needs) -> Result<Left, PrivilegesError> {
     let refused = |error: Errno| PrivilegesError::Refused { what: "read capabilities", error: error.into() };
     let kept = capabilities(None).map_err(refused)?.permitted & needs.capabilities();

@@ -11,8 +11,8 @@ pub mod pem;
 pub mod places;
 
 pub use self::{
-    certificate::{Certificate, LoadKey},
-    error::{Fault, SecretError, SecretWarning},
+    certificate::Certificate,
+    error::{SecretError, SecretWarning},
     files::Watched,
     loader::{Authorities, Loader},
 };

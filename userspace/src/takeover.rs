@@ -18,8 +18,8 @@ mod channel;
 pub mod client;
 pub mod message;
 mod peer;
-pub mod place;
 pub mod server;
+pub mod socket_file;
 
 pub use channel::Channel;
-pub use place::Place;
+pub use socket_file::SocketFile;

@@ -1,8 +1,14 @@
 //! `cargo xtask ci`: the very steps of the continuous integration, in its order.
 
-use std::{path::Path, process::Command, time::Instant};
+use std::{
+    num::NonZeroUsize,
+    path::Path,
+    process::Command,
+    thread::{self, ScopedJoinHandle},
+    time::Instant,
+};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 
 use crate::{
     demo, dist, ebpf, layers, msrv, notice, schema,
@@ -52,8 +58,16 @@ fn other_kernels() -> Result<()> {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let Args { fuzz_seconds, test } = args;
     let started = Instant::now();
+    let result = steps(args);
+    print!("\n{}", shell::durations());
+    result?;
+    println!("\nall checks passed in {} s", started.elapsed().as_secs());
+    Ok(())
+}
+
+fn steps(args: &Args) -> Result<()> {
+    let Args { fuzz_seconds, test } = args;
     step("style");
     style::run(&style::Args::check())?;
     step("layers");
@@ -80,16 +94,17 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     other_kernels()?;
     step("fuzz");
     fuzz(*fuzz_seconds)?;
+    step("release build");
+    // Once for all that runs optimized: another selection of packages would compile the dependencies again.
+    let packages = ["snisplice", "snisplice-tests", "snisplice-bench"].map(|package| ["--package", package]);
+    shell::run(cargo().args(["build", "--release", "--bins"]).args(packages.as_flattened()))?;
     step("demo");
-    shell::run(&mut demo::Args::plain().command()?)?;
+    shell::run(&mut demo::Args::plain().built()?)?;
     step("archives");
     dist::run(&dist::Args::of(shell::target()?.join("release/snisplice")))?;
     step("benchmark, to see that it works");
-    shell::run(cargo().args(["build", "--release", "--bins", "--package", "snisplice-bench"]))?;
     shell::run(Command::new(shell::target()?.join("release/snisplice-bench")).arg("--smoke"))?;
-    test::run(test)?;
-    println!("\nall checks passed in {} s", started.elapsed().as_secs());
-    Ok(())
+    test::run(test)
 }
 
 /// Looks for known weaknesses of what is in `Cargo.lock`, where their database can be had.
@@ -113,21 +128,25 @@ fn fuzz(seconds: u32) -> Result<()> {
     };
     let list = fuzz().args(["list", "--fuzz-dir", FUZZ]).output()?;
     ensure!(list.status.success(), "{}", String::from_utf8_lossy(&list.stderr).trim());
-    let seed = fuzz_seed()?;
-    for target in String::from_utf8(list.stdout)?.lines() {
-        let limit = format!("-max_total_time={seconds}");
-        let seed = format!("-seed={seed}");
-        shell::run(fuzz().args([
-            "run",
-            "--fuzz-dir",
-            FUZZ,
-            target,
-            "--",
-            &limit,
-            &seed,
-            "-verbosity=0",
-            "-print_final_stats=1",
-        ]))?;
+    shell::run(fuzz().args(["build", "--fuzz-dir", FUZZ]))?;
+    let limits = [format!("-max_total_time={seconds}"), format!("-seed={}", fuzz_seed()?)];
+    let run = |target: &str| {
+        let mut command = fuzz();
+        command.args(["run", "--fuzz-dir", FUZZ, target, "--"]).args(&limits);
+        shell::both(command.args(["-verbosity=0", "-print_final_stats=1"]))
+    };
+    // A target has one thread: as many run at once as there are processors.
+    let targets = String::from_utf8(list.stdout)?;
+    let targets: Vec<&str> = targets.lines().collect();
+    for batch in targets.chunks(thread::available_parallelism().map_or(1, NonZeroUsize::get)) {
+        let results: Vec<_> = thread::scope(|scope| {
+            let threads: Vec<_> = batch.iter().map(|target| scope.spawn(|| run(target))).collect();
+            threads.into_iter().map(ScopedJoinHandle::join).collect()
+        });
+        for (target, result) in batch.iter().zip(results) {
+            let text = result.map_err(|_| anyhow!("the thread of {target} panicked"))??;
+            println!("{target}:\n{text}");
+        }
     }
     Ok(())
 }

@@ -24,10 +24,15 @@ impl Args {
     }
 
     /// Builds the demo and what it shows, and says how to start it.
-    pub(crate) fn command(&self) -> Result<Command> {
-        let Self { keep, datapath } = self;
+    fn command(&self) -> Result<Command> {
         let packages = ["--package", "snisplice", "--package", "snisplice-tests"];
         shell::run(cargo().args(["build", "--release", "--bins"]).args(packages))?;
+        self.built()
+    }
+
+    /// How to start a demo that is built.
+    pub(crate) fn built(&self) -> Result<Command> {
+        let Self { keep, datapath } = self;
         let mut demo = Command::new(shell::target()?.join("release/snisplice-demo"));
         demo.args(["--datapath", datapath]);
         if *keep {

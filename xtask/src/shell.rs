@@ -1,8 +1,11 @@
 //! Running other programs so that the reader of a log sees what was run and why it failed.
 
 use std::{
+    fmt::Write as _,
     path::{Path, PathBuf},
     process::Command,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -47,14 +50,55 @@ pub(crate) fn bytes(command: &mut Command) -> Result<Vec<u8>> {
     Ok(output.stdout)
 }
 
-/// The same for what is text.
+/// Runs the command and returns all that it wrote, for commands that run at the same time. Fails unless it succeeds.
+pub(crate) fn both(command: &mut Command) -> Result<String> {
+    println!("$ {}", line(command));
+    let output = command.output().with_context(|| format!("cannot start `{}`", line(command)))?;
+    let text =
+        [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    if !output.status.success() {
+        bail!("`{}` failed: {}\n{}", line(command), output.status, text.trim());
+    }
+    Ok(text)
+}
+
+/// As [`bytes`], for output that is text.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8(bytes(command)?)?)
 }
 
-/// A heading between the steps of a longer command.
+/// The steps so far, and when each began.
+static STEPS: Mutex<Vec<(String, Instant)>> = Mutex::new(Vec::new());
+
+fn steps() -> MutexGuard<'static, Vec<(String, Instant)>> {
+    STEPS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Prints a heading between the steps of a longer command, and notes the time for [`durations`].
 pub(crate) fn step(what: &str) {
     println!("\n=== {what}");
+    steps().push((what.to_owned(), Instant::now()));
+}
+
+/// A table of the steps so far, in their order, each with its seconds.
+pub(crate) fn durations() -> String {
+    let steps = steps();
+    let ends = steps.iter().skip(1).map(|(_, began)| *began).chain([Instant::now()]);
+    let lasted: Vec<_> = steps
+        .iter()
+        .zip(ends)
+        .map(|((step, began), end)| (step.as_str(), end.duration_since(*began)))
+        .collect();
+    table(&lasted)
+}
+
+fn table(steps: &[(&str, Duration)]) -> String {
+    let mut table = String::from("seconds  step\n");
+    for (step, lasted) in steps {
+        // Writing to a string cannot fail.
+        let _ = writeln!(table, "{:>7.1}  {step}", lasted.as_secs_f64());
+    }
+    table
 }
 
 /// Where `program` is on the search path, the administrator's directories included.
@@ -78,4 +122,15 @@ fn line(command: &Command) -> String {
         .map(|part| part.to_string_lossy().into_owned())
         .collect::<Vec<_>>()
         .join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_has_a_line_for_each_step() {
+        let steps = [("lints", Duration::from_millis(87_320)), ("test", Duration::from_secs(613))];
+        assert_eq!(table(&steps), "seconds  step\n   87.3  lints\n  613.0  test\n");
+    }
 }

@@ -3,7 +3,7 @@
 //! Sums are over 16-bit words in network byte order and not yet folded; no header has so many words that one would
 //! overflow.
 
-/// What has to be added to a one's complement sum because of changes in what it covers.
+/// The amount to add to a one's complement sum after changes in the bytes that it covers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Change(u32);
 
@@ -11,29 +11,29 @@ impl Change {
     /// Nothing has changed.
     pub const NONE: Self = Self(0);
 
-    /// A 16-bit word that begins at an even offset has changed.
+    /// The change of a 16-bit word at an even offset.
     #[inline(always)]
     pub const fn word(&mut self, old: u16, new: u16) {
         self.0 += !old as u32 + new as u32;
     }
 
-    /// Four bytes in a row at an even offset have changed.
+    /// The change of four consecutive bytes at an even offset.
     #[inline(always)]
     pub const fn words(&mut self, old: u32, new: u32) {
         self.0 += sum(!old) + sum(new);
     }
 
-    /// Four bytes in a row at any offset have changed. If it is odd, their words straddle those that are summed up, so
-    /// their sum counts with its bytes swapped (RFC 1071 section 2 B).
+    /// The change of four consecutive bytes at any offset. At an odd offset, these bytes straddle the words of the sum,
+    /// so the change counts with its bytes swapped (RFC 1071 section 2 B).
     #[inline(always)]
     pub const fn words_at(&mut self, at: usize, old: u32, new: u32) {
         let sum = fold(sum(!old) + sum(new)) as u32;
-        // A rotation instead of a choice: the verifier need not follow two ways.
+        // A rotation has no branch, so the verifier follows one path.
         let rotated = (sum | sum << 16) >> (at % 2 * 8);
         self.0 += rotated & 0xffff;
     }
 
-    /// Both changes.
+    /// The sum of both changes.
     #[inline(always)]
     #[must_use]
     pub const fn and(self, other: Self) -> Self {
@@ -54,14 +54,14 @@ impl Change {
         Self(bits)
     }
 
-    /// As the kernel's helpers take it: in the byte order of memory.
+    /// The change in memory byte order, as the kernel's helpers expect.
     #[inline(always)]
     #[must_use]
     pub const fn in_memory_order(self) -> u32 {
         fold(self.0).to_be() as u32
     }
 
-    /// A checksum field after the change.
+    /// A checksum field after this change.
     #[inline(always)]
     #[must_use]
     pub const fn apply(self, checksum: u16) -> u16 {
@@ -105,7 +105,7 @@ pub(crate) mod tests {
             let mut change = Change::default();
             change.words_at(at, old, u32::from_be_bytes(new));
             let full = !fold(sum_of(&bytes));
-            // Zero has two representations, and which of them a checksum shows does not matter to a receiver.
+            // Zero has two representations. A receiver accepts either.
             let both = |checksum: u16| if checksum == 0xffff { 0 } else { checksum };
             prop_assert_eq!(both(change.apply(before)), both(full));
         }

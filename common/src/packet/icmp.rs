@@ -1,12 +1,12 @@
-//! What a router says of a packet that was sent on, turned into what it would have said of the packet as it came in.
+//! Translation of ICMP errors: a router's error about a forwarded packet becomes an error about the packet as it
+//! arrived.
 //!
-//! An ICMP error carries the beginning of the packet that it is about: the IP header, and at least eight bytes of what
-//! follows (RFC 792; RFC 4443 section 2.4 c has as much as fits). Whoever sent the packet first is told with the
-//! numbers that it knows, so that it cuts smaller segments where a link takes less than it did. MTUs stay: both legs
-//! have IP headers of the same size.
+//! An ICMP error quotes the begin of the packet: the IP header, and at least eight bytes after it (RFC 792; RFC 4443
+//! section 2.4 c has as much as fits). The original sender receives the error with its own numbers, so it sends smaller
+//! segments where a link has a smaller MTU. The MTU stays the same, since both legs have IP headers of the same size.
 //!
-//! Errors can be forged by who knows the addresses. So only those are passed on that name a byte under way, as a
-//! receiver on the same host would have it (RFC 5927 section 4.1).
+//! Everyone who knows the addresses can forge an error. So an error is forwarded only if it quotes a byte under way, as
+//! a receiver on the same host would require (RFC 5927 section 4.1).
 
 use super::{
     checksum::Change,
@@ -19,24 +19,24 @@ use super::{
 pub const PROTOCOL_ICMP: u8 = 1;
 /// The protocol number of ICMP for IPv6.
 pub const PROTOCOL_ICMPV6: u8 = 58;
-/// What comes before the packet that the error is about.
+/// Bytes of an ICMP header, before the quoted packet.
 pub const ICMP_BYTES: usize = 8;
-/// Offset of the checksum in it.
+/// Offset of the checksum in this header.
 pub const ICMP_CHECKSUM: usize = 2;
-/// What is needed of a TCP header: ports and sequence number.
+/// The required bytes of a TCP header: ports and sequence number.
 pub const TCP_LEAST: usize = 8;
 
-/// Whether a message of this type is an error that is passed on: unreachable (which "fragmentation needed" is a kind
-/// of), packet too big, time exceeded, parameter problem.
+/// Whether an error of this type is forwarded: unreachable (which includes "fragmentation needed"), packet too big,
+/// time exceeded, parameter problem.
 #[inline(always)]
 #[must_use]
 pub const fn is_error(v6: bool, kind: u8) -> bool {
     if v6 { matches!(kind, 1..=4) } else { matches!(kind, 3 | 11 | 12) }
 }
 
-/// Whether the byte with this number, as it was sent on, is under way from end to end: neither acknowledged nor our own
-/// socket's to deliver. `of` is the way that the packet went and `own` what was seen of it; `back` and `other` are
-/// those of the other one.
+/// Whether the byte with this number, as forwarded, is under way from end to end: neither acknowledged nor the
+/// balancer's socket's to deliver. `of` is the way of the packet and `own` its record. `back` and `other` are those of
+/// the other way.
 #[inline(always)]
 #[must_use]
 pub const fn is_under_way(
@@ -52,11 +52,11 @@ pub const fn is_under_way(
     beyond(at, from) >= 0 && beyond(at, own.sent) < 0
 }
 
-/// Makes of the headers of a packet that was sent on those of the packet as it came in, for IPv4. `tcp` has zeros from
-/// `known` on, which is [`TCP_LEAST`] or [`TCP_MIN`]. Tells how a sum over both changes.
+/// Turns the IPv4 and TCP headers of a forwarded packet into those of the packet as it arrived. `tcp` has zeros from
+/// `known` on, which is [`TCP_LEAST`] or [`TCP_MIN`]. Returns the change of a sum over both.
 ///
-/// What the program has taken away for good stays away (hop limit, class of service), and options stay as they were sent
-/// on. The checksums are right for what is there.
+/// The hop limit and the class of service are not restored, and TCP options stay as forwarded. The checksums match the
+/// result.
 #[inline(always)]
 #[must_use]
 pub fn restore_v4(
@@ -80,7 +80,7 @@ pub fn restore_v4(
     change.and(restore_tcp(tcp, known, addresses, of, back))
 }
 
-/// The same for IPv6.
+/// As [`restore_v4`], for IPv6.
 #[inline(always)]
 #[must_use]
 pub fn restore_v6(
@@ -111,9 +111,9 @@ fn restore_tcp(
     of: &Translation,
     back: &Translation,
 ) -> Change {
-    // Who sent the packet is the destination of what goes back.
+    // The packet's sender is the destination of the error.
     let before = of.inverse(back.local, back.remote, back.ports.rotate_left(16));
-    // Zeros say that there is no acknowledgement, and are no window on either leg.
+    // Zeros stand for no acknowledgement, and for no window on either leg.
     let mut change = translate(tcp, TCP_MIN, &before);
     if known >= TCP_MIN {
         let old = u16::from_be_bytes([tcp[TCP_CHECKSUM], tcp[TCP_CHECKSUM + 1]]);
@@ -124,12 +124,12 @@ fn restore_tcp(
     change
 }
 
-/// Bytes of a TCP header that are quoted when a packet is too large: those without options.
+/// Quoted bytes of a TCP header in an error about a packet that is too large: a header without options.
 pub const QUOTED: usize = TCP_MIN;
 
-/// Makes of an IPv4 header that of an answer to its sender, that a packet of [`QUOTED`] bytes behind such a header is too
-/// large for a link which takes `mtu` bytes ("fragmentation needed", RFC 792 and RFC 1191 section 4). The header of the message;
-/// its checksum is right if what is quoted of TCP is [`weightless`].
+/// Turns an IPv4 header into that of an error to its sender: the packet is too large for a link with an MTU of `mtu`
+/// bytes ("fragmentation needed", RFC 792 and RFC 1191 section 4). The error quotes [`QUOTED`] bytes behind the IP
+/// header. Returns the ICMP header, whose checksum is right if the quoted TCP header is [`weightless`].
 #[inline(always)]
 #[must_use]
 pub fn too_large_v4(ip: &mut [u8; IPV4_BYTES], mtu: u32) -> [u8; ICMP_BYTES] {
@@ -137,7 +137,7 @@ pub fn too_large_v4(ip: &mut [u8; IPV4_BYTES], mtu: u32) -> [u8; ICMP_BYTES] {
     let [.., high, low] = mtu.to_be_bytes();
     let mut message = [3, 4, 0, 0, 0, 0, high, low];
     sum_up(&mut message, sum_between(ip, 0, IPV4_BYTES));
-    // What was read above would be kept on the stack, of which there is not enough.
+    // The compiler would keep the values read above on the stack, which has no room.
     core::hint::black_box(&mut *ip);
     let (source, destination) = (word(ip, 12), word(ip, 16));
     #[expect(clippy::cast_possible_truncation, reason = "a few headers")]
@@ -150,14 +150,14 @@ pub fn too_large_v4(ip: &mut [u8; IPV4_BYTES], mtu: u32) -> [u8; ICMP_BYTES] {
     message
 }
 
-/// The same for IPv6 ("packet too big", RFC 4443 section 3.2).
+/// As the function for IPv4 ("packet too big", RFC 4443 section 3.2).
 #[inline(always)]
 #[must_use]
 pub fn too_large_v6(ip: &mut [u8; IPV6_BYTES], mtu: u32) -> [u8; ICMP_BYTES] {
     const LENGTH: usize = ICMP_BYTES + IPV6_BYTES + QUOTED;
     let [a, b, c, d] = mtu.to_be_bytes();
     let mut message = [2, 0, 0, 0, a, b, c, d];
-    // The addresses are in the pseudo-header, too.
+    // The pseudo-header contains the addresses, too.
     let mut sum = sum_between(ip, 0, IPV6_BYTES).and(sum_between(ip, 8, IPV6_BYTES));
     #[expect(clippy::cast_possible_truncation, reason = "a few headers")]
     sum.words(u32::MAX, (LENGTH as u32) << 16 | u32::from(PROTOCOL_ICMPV6));
@@ -176,7 +176,7 @@ pub fn too_large_v6(ip: &mut [u8; IPV6_BYTES], mtu: u32) -> [u8; ICMP_BYTES] {
     message
 }
 
-/// Writes the checksum of a message that `rest` is the sum of what comes with.
+/// Writes the checksum of a message whose other parts have the sum `rest`.
 #[inline(always)]
 const fn sum_up(message: &mut [u8; ICMP_BYTES], rest: Change) {
     let mut sum = rest;
@@ -187,11 +187,12 @@ const fn sum_up(message: &mut [u8; ICMP_BYTES], rest: Change) {
     message[ICMP_CHECKSUM + 1] = low;
 }
 
-/// Makes the beginning of a TCP header count nothing in a sum over it: the checksum becomes zero, and the pointer to what is
-/// urgent makes up for the rest. Neither matters to who is told of a packet.
+/// Makes the begin of a TCP header count as zero in a sum over it: the checksum becomes zero, and the urgent pointer
+/// compensates for the rest. The receiver of an ICMP error ignores both fields.
 ///
-/// Where the checksum is left to the device (`CHECKSUM_PARTIAL`), it will be written into the middle of the quotation, and
-/// nobody can tell whether that is so. Of a header that counts nothing it is a zero of the other kind, which counts nothing either.
+/// With `CHECKSUM_PARTIAL` the device writes the checksum into the middle of the quotation, and the program cannot
+/// detect that case. For a weightless header the device writes the other representation of zero, which counts as zero,
+/// too.
 #[inline(always)]
 pub const fn weightless(tcp: &mut [u8; TCP_BYTES]) {
     put_word(tcp, TCP_CHECKSUM, 0);

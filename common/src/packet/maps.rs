@@ -1,44 +1,45 @@
-//! Names, keys and values of the packet datapath's maps, and what the programs report through their ring.
+//! Names, keys and values of the packet datapath's maps, and the events in the programs' ring.
 
-/// Names of the maps and programs. The kernel keeps the first 15 bytes of a name, so that is all they have.
+/// Names of the maps and programs. The kernel keeps the first 15 bytes of a name, so no name is longer.
 pub mod name {
     /// Hash, [`super::Tuple`] → [`super::Slot`]: which flow a packet belongs to.
     pub const TUPLES: &str = "SNI_TUPLES";
     /// Array of one element with [`super::BLOOM`] counters: a counting Bloom filter over the keys of [`TUPLES`].
     pub const BLOOM: &str = "SNI_BLOOM";
-    /// Array of [`crate::packet::flow::Rules`], by flow. Userspace's.
+    /// Array of [`crate::packet::flow::Rules`], by flow. Written by userspace.
     pub const RULES: &str = "SNI_RULES";
-    /// Array of [`crate::packet::flow::State`], by flow. The kernel's while the flow is alive.
+    /// Array of [`crate::packet::flow::State`], by flow. Written by the kernel while the flow lives.
     pub const STATES: &str = "SNI_STATES";
     /// Ring of [`super::Event`].
     pub const EVENTS: &str = "SNI_ENDINGS";
     /// Per-CPU array of one [`super::Totals`].
     pub const TOTALS: &str = "SNI_TOTALS";
-    /// Hash that forgets what was not used for long, [`super::Tuple`] → 1: connections whose beginning came by the programs,
-    /// with the addresses that our own sockets have.
+    /// LRU hash, [`super::Tuple`] → 1: connections whose SYN passed the programs, with the addresses of the balancer's
+    /// sockets.
     pub const BEGUN: &str = "SNI_BEGUN";
-    /// Longest-prefix trie of networks: clients whose packets are not carried. An IPv4 address is mapped into IPv6. Userspace's.
+    /// Longest-prefix trie of networks: clients that are denied. IPv4 addresses are mapped into IPv6. Written by
+    /// userspace.
     pub const DENIED: &str = "SNI_DENIED";
-    /// Hash, index of a device → 1: those on which the host takes packets only from whom it would answer over them
-    /// (`rp_filter`, RFC 3704 section 2.2). Userspace's.
+    /// Hash, index of a device → 1: devices with a strict reverse-path filter (`rp_filter`, RFC 3704 section 2.2).
+    /// Written by userspace.
     pub const STRICT: &str = "SNI_STRICT";
-    /// Set by the loader: 1 has the programs note in [`BEGUN`] what begins.
+    /// Set by the loader: 1 makes the programs record new connections in [`BEGUN`].
     pub const NOTE_BEGUN: &str = "NOTE_BEGUN";
-    /// Of the maps that outlive the process, as they are laid out. One that is laid out otherwise gets another number, so
-    /// that nobody takes over what he does not understand.
+    /// Version of the layout of the maps that outlive the process. A changed layout gets another number, so that no
+    /// process adopts maps that it does not understand.
     pub const LAYOUT: &str = "v3";
-    /// The program on what devices receive.
+    /// The program for packets that devices receive.
     pub const INGRESS: &str = "sni_ingress";
-    /// The program on what devices send.
+    /// The program for packets that devices send.
     pub const EGRESS: &str = "sni_egress";
     /// The program that userspace runs for a snapshot of sockets; see [`crate::packet::socket_info`].
     pub const SOCKET_INFO: &str = "sni_socket_info";
-    /// A program that does what others' do: it writes a mark into all packets and leaves them to whoever comes next. For probes
-    /// and tests.
+    /// A program that stands for programs of others: it writes a mark into all packets and passes them to the next
+    /// program. For probes and tests.
     pub const MARK: &str = "sni_mark";
 }
 
-/// Flows that the maps have room for unless the loader says otherwise.
+/// Flows that the maps have room for by default. The loader sets another number.
 pub const FLOWS: u32 = 16_384;
 
 /// Counters of the Bloom filter. One hash function is enough: with 3,000 flows, 9 of 10 packets of other connections find
@@ -59,29 +60,29 @@ pub const fn bloom_place(fold: u16, remote_port: u16, local_port: u16) -> usize 
     (word.wrapping_mul(GOLDEN) >> 48) as usize & (BLOOM - 1)
 }
 
-/// Networks that can be denied.
+/// The greatest number of denied networks.
 pub const DENIED: usize = 65_536;
 
-/// Size of the event ring unless the loader says otherwise: one event takes 24 bytes.
+/// Default size of the event ring. An event takes 24 bytes.
 pub const RING_BYTES: usize = 512 * 1024;
 
-/// [`Event::what`]: the first packet of a way was sent on.
+/// [`Event::what`]: the first packet of a way was forwarded.
 pub const FIRST: u32 = 1;
 /// [`Event::what`]: a way has ended with FIN.
 pub const FIN: u32 = 2;
-/// [`Event::what`]: the flow may be over, by a reset or with both FINs acknowledged: userspace should look at it. Only this
-/// wakes it; the others wait in the ring until then.
+/// [`Event::what`]: the flow may be over, by a reset or with both FINs acknowledged, so userspace checks it. This event
+/// wakes userspace. The others wait in the ring until then.
 pub const END: u32 = 4;
 
-/// [`Event::what`]: one of our own sockets has answered something that came to it past the programs: a fragment, a packet with
-/// IP options, or one that came in elsewhere. Wakes userspace, too.
+/// [`Event::what`]: one of the balancer's sockets has answered a packet that bypassed the programs: a fragment, a
+/// packet with IP options, or one that arrived elsewhere. This event wakes userspace, too.
 pub const BYPASS: u32 = 8;
 
-/// What a packet was to a flow, told through the ring.
+/// An event of a flow, sent through the ring.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Event {
-    /// Userspace's name of the flow ([`super::flow::Rules::token`]).
+    /// Userspace's identifier of the flow ([`super::flow::Rules::token`]).
     pub token: u64,
     /// [`FIRST`], [`FIN`], [`END`], [`BYPASS`], or several of them.
     pub what: u32,
@@ -91,20 +92,19 @@ pub struct Event {
 
 const _: () = assert!(size_of::<Event>() == 16, "Event has padding");
 
-/// One connection of ours as its incoming packets show it.
+/// The addresses of one of the balancer's connections, as in its incoming packets.
 ///
-/// Addresses and ports are as in the packet, in network byte order; IPv4 addresses are mapped into IPv6 (RFC 4291
-/// section 2.5.5.2).
+/// Addresses and ports are in network byte order. IPv4 addresses are mapped into IPv6 (RFC 4291 section 2.5.5.2).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct Tuple {
     /// The peer's address.
     pub remote: [u32; 4],
-    /// Our address.
+    /// The balancer's address.
     pub local: [u32; 4],
     /// The peer's port.
     pub remote_port: u16,
-    /// Our port.
+    /// The balancer's port.
     pub local_port: u16,
 }
 
@@ -138,7 +138,7 @@ pub const fn is_mapped(address: &[u32; 4]) -> bool {
     address[0] == 0 && address[1] == 0 && address[2] == MAPPED
 }
 
-/// What a packet of some tuple belongs to.
+/// The flow and way that packets with a tuple belong to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Slot {
@@ -154,29 +154,29 @@ const _: () = assert!(size_of::<Slot>() == 8, "Slot has padding");
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Totals {
-    /// Packets (after GRO) sent on to the other end.
+    /// Packets (after GRO) forwarded to the other end.
     pub packets: u64,
     /// Bytes of payload in them, retransmissions included.
     pub bytes: u64,
-    /// Packets that were not sent on because their flow was being set up, handed over or reset.
+    /// Packets dropped while their flow was set up, handed over or reset.
     pub dropped_setup: u64,
-    /// Packets of our own sockets that were let through: what they still had to deliver, and questions whether a peer is
-    /// there.
+    /// Packets of the balancer's sockets that passed: bytes that the sockets still had to deliver, and probes of a
+    /// peer.
     pub own_passed: u64,
-    /// Packets of our own sockets that were dropped.
+    /// Packets of the balancer's sockets that were dropped.
     pub own_dropped: u64,
-    /// Packets whose acknowledgement was mirrored to our own socket as well.
+    /// Packets whose acknowledgement was mirrored to the balancer's socket.
     pub acks_mirrored: u64,
-    /// Packets of a flow that could not be changed or sent on, dropped.
+    /// Packets of a flow that were dropped because they could not be translated or forwarded.
     pub failed: u64,
-    /// Events that found the ring full.
+    /// Events that were lost because the ring was full.
     pub lost_events: u64,
-    /// ICMP errors about packets of flows that who sent them was told: those of routers, and our own about packets too large
-    /// for a device.
+    /// ICMP errors that were sent to the sender of a flow's packet: errors of routers, and the programs' own about
+    /// packets too large for a device.
     pub errors: u64,
-    /// Packets of clients that are not served, dropped.
+    /// Packets of denied clients, dropped.
     pub denied: u64,
-    /// Packets that came in by another side than the peer that they say they are of, dropped.
+    /// Packets dropped because they arrived by a device on which their peer is not.
     pub strays: u64,
 }
 

@@ -1,12 +1,12 @@
-//! A TCP segment: where its headers are, and what of it matters to a flow.
+//! A TCP segment: the size of its headers, and the fields that matter to a flow.
 
-/// Room for the longest TCP header, and a power of two so that the verifier sees an index masked by one less.
+/// Room for the longest TCP header. It is a power of two, so that the verifier can bound a masked index.
 pub const TCP_BYTES: usize = 64;
 /// A TCP header without options.
 pub const TCP_MIN: usize = 20;
 /// The longest TCP header: the data offset has four bits.
 pub const TCP_MAX: usize = 60;
-/// The only IPv4 header that is translated: one without options.
+/// An IPv4 header without options, the only one that is translated.
 pub const IPV4_BYTES: usize = 20;
 /// The fixed header of IPv6.
 pub const IPV6_BYTES: usize = 40;
@@ -26,7 +26,7 @@ pub mod flag {
     pub const RST: u8 = 0x04;
     /// The acknowledgement number counts.
     pub const ACK: u8 = 0x10;
-    /// [`RST`] and [`ACK`]: what a socket sends that is torn down.
+    /// [`RST`] and [`ACK`]: the flags of a socket's reset.
     pub const RESETS: u8 = RST | ACK;
     /// Echo of a congestion mark (RFC 3168).
     pub const ECE: u8 = 0x40;
@@ -34,14 +34,14 @@ pub mod flag {
     pub const CWR: u8 = 0x80;
 }
 
-/// What of a segment matters to the flow.
+/// The fields of a segment that matter to a flow.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Segment {
     /// Sequence number of the first byte.
     pub seq: u32,
     /// Acknowledgement number.
     pub ack: u32,
-    /// The window as it is in the header.
+    /// The window, unscaled.
     pub window: u16,
     /// Flags, see [`flag`].
     pub flags: u8,
@@ -70,21 +70,21 @@ impl Segment {
         self.flags & flags != 0
     }
 
-    /// What it takes of the sequence space: the payload, and one for a FIN.
+    /// Length in the sequence space: the payload, and one for a FIN.
     #[inline(always)]
     #[must_use]
     pub const fn len(&self) -> u32 {
         self.payload + self.has(flag::FIN) as u32
     }
 
-    /// Whether it would begin a connection.
+    /// Whether the segment begins a connection.
     #[inline(always)]
     #[must_use]
     pub const fn begins(&self) -> bool {
         self.flags & (flag::SYN | flag::ACK) == flag::SYN
     }
 
-    /// Whether it takes nothing of the sequence space.
+    /// Whether the segment takes no sequence space.
     #[inline(always)]
     #[must_use]
     pub const fn is_empty(&self) -> bool {
@@ -92,7 +92,7 @@ impl Segment {
     }
 }
 
-/// Bytes of the TCP header, from its data offset; `None` if that is impossible.
+/// Length of the TCP header in bytes, from its data offset; `None` if it is invalid.
 #[inline(always)]
 #[must_use]
 pub const fn tcp_length(offset_byte: u8) -> Option<usize> {
@@ -100,7 +100,7 @@ pub const fn tcp_length(offset_byte: u8) -> Option<usize> {
     if length >= TCP_MIN { Some(length) } else { None }
 }
 
-/// Four bytes of a header, which the walk over options may ask for anywhere.
+/// Four bytes of a header at any offset. The walk over options needs them.
 #[inline(always)]
 pub(super) const fn get(header: &[u8; TCP_BYTES], at: usize) -> u32 {
     u32::from_be_bytes([

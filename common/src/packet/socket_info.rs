@@ -1,70 +1,70 @@
-//! A snapshot of two of our own sockets, for the moment at which a flow begins.
+//! A snapshot of two of the balancer's sockets, at the moment a flow begins.
 //!
-//! Sequence numbers and the peer's last timestamp cannot be had through socket options without disturbing the
-//! socket. So userspace runs a program (`BPF_PROG_TEST_RUN`) on a made-up packet that holds questions, and finds them
-//! answered.
+//! Socket options do not return sequence numbers and the peer's last timestamp without a disturbance of the socket. So
+//! userspace runs a program (`BPF_PROG_TEST_RUN`) on an artificial packet that holds requests. The program writes the
+//! answers over them.
 
 use super::maps::Tuple;
 
-/// Bytes of the made-up packet before the questions: as many as the kernel takes for a link-layer header.
+/// Bytes of the artificial packet before the requests: the kernel takes them for a link-layer header.
 pub const OFFSET: usize = 16;
 
-/// Both legs.
+/// The number of legs.
 pub const LEGS: usize = 2;
 
-/// One socket: the question, and the answer.
+/// One socket: the request, and the answer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct SocketInfo {
-    /// Which socket.
+    /// The addresses of the socket.
     pub tuple: Tuple,
-    /// 1 if there is such a socket; then the rest is true.
+    /// 1 if the socket exists. Only then the other fields are valid.
     pub found: u32,
-    /// `copied_seq`: the first byte that nobody has read.
+    /// `copied_seq`: the first byte that userspace has not read.
     pub copied_seq: u32,
     /// `rcv_nxt`: the first byte that has not been received.
     pub rcv_nxt: u32,
-    /// `snd_una`: the first byte that is not acknowledged.
+    /// `snd_una`: the first byte without an acknowledgement.
     pub snd_una: u32,
-    /// `write_seq`: the number that the next byte will get that is written.
+    /// `write_seq`: the number of the next byte that userspace writes.
     pub write_seq: u32,
-    /// `snd_wnd`: how much the peer allows to be sent.
+    /// `snd_wnd`: the number of bytes that the peer allows.
     pub snd_wnd: u32,
-    /// `rcv_wnd`: how much the peer may send.
+    /// `rcv_wnd`: the number of bytes that the socket allows to the peer.
     pub rcv_wnd: u32,
     /// The peer's last timestamp.
     pub ts_recent: u32,
-    /// Index of the device that the socket receives from; 0 if it has not yet.
+    /// Index of the device that the socket receives from; 0 if there is none yet.
     pub rx_device: u32,
-    /// Index of the device that the socket sends on; 0 if it does not know.
+    /// Index of the device that the socket sends on; 0 if the socket does not know it.
     pub tx_device: u32,
 }
 
 const _: () = assert!(size_of::<SocketInfo>() == 76, "SocketInfo has padding");
 
 impl SocketInfo {
-    /// A question.
+    /// A request for the socket with these addresses.
     #[must_use]
     pub fn at(tuple: Tuple) -> Self {
         Self { tuple, ..Self::default() }
     }
 
-    /// Bytes that were received and not read.
+    /// Received bytes that userspace has not read.
     #[must_use]
     pub const fn unread(&self) -> u32 {
         self.rcv_nxt.wrapping_sub(self.copied_seq)
     }
 
-    /// Bytes that were written and not acknowledged.
+    /// Written bytes without an acknowledgement.
     #[must_use]
     pub const fn unacknowledged(&self) -> u32 {
         self.write_seq.wrapping_sub(self.snd_una)
     }
 }
 
-/// The globals that the loader sets before the program is verified: offsets of fields in the running kernel.
+/// The globals that the loader sets before the programs are verified: offsets of fields in the running kernel.
 pub mod global {
-    /// Of `copied_seq` in `struct tcp_sock`.
+    /// Offset of `copied_seq` in `struct tcp_sock`.
     pub const OFF_COPIED_SEQ: &str = "OFF_COPIED_SEQ";
     /// Of `rcv_nxt`.
     pub const OFF_RCV_NXT: &str = "OFF_RCV_NXT";

@@ -1,8 +1,8 @@
-//! A packet's headers in, the headers of the same packet on the other leg out.
+//! Translates the headers of a packet into those of the other leg.
 //!
-//! The functions change headers in place and tell how the TCP checksum changes: apart for what the pseudo-header
-//! covers and for the rest, because a packet whose checksum the device shall fill in (`CHECKSUM_PARTIAL`) has only
-//! the former in its field.
+//! The functions change headers in place and return the change of the TCP checksum. The change by the pseudo-header is
+//! separate from the rest: a packet whose checksum the device computes (`CHECKSUM_PARTIAL`) has only the pseudo-header
+//! in its field.
 
 use super::{
     checksum::{Change, fold},
@@ -10,10 +10,10 @@ use super::{
     segment::{IPV4_BYTES, IPV6_BYTES, PROTOCOL_TCP, TCP_BYTES, TCP_MAX, TCP_MIN, flag, get},
 };
 
-/// Where options begin, which is where the header ends without them.
+/// Offset of the first option, which is the length of a header without options.
 const FIRST_OPTION: u8 = 20;
-/// Hop limit of what we send on. We end one connection and begin another, so it does not depend on how far the
-/// sender was, and it is what the balancer's own sockets would send with.
+/// Hop limit of forwarded packets. The balancer ends one connection and begins another, so the limit does not depend on
+/// the sender's distance. The balancer's own packets have the same limit.
 pub const HOPS: u8 = 64;
 
 /// Options of a TCP header, by kind.
@@ -31,7 +31,7 @@ mod option {
 /// Most blocks of selective acknowledgement that fit.
 const SACK_BLOCKS: usize = 4;
 
-/// Translates a TCP header. `length` is that of [`tcp_length`](crate::packet::segment::tcp_length).
+/// Translates a TCP header. `length` is the result of [`tcp_length`](crate::packet::segment::tcp_length).
 #[inline(always)]
 #[must_use]
 pub fn translate(header: &mut [u8; TCP_BYTES], length: usize, way: &Translation) -> Change {
@@ -40,7 +40,7 @@ pub fn translate(header: &mut [u8; TCP_BYTES], length: usize, way: &Translation)
     replace(header, 0, u32::from_be(way.ports), &mut change);
     let seq = get(header, 4).wrapping_add(way.seq);
     replace(header, 4, seq, &mut change);
-    // A reset that acknowledges nothing has a zero there.
+    // A reset without ACK has a zero there.
     if flags & flag::ACK != 0 {
         let ack = get(header, 8).wrapping_add(way.ack);
         replace(header, 8, ack, &mut change);
@@ -62,7 +62,7 @@ pub fn translate(header: &mut [u8; TCP_BYTES], length: usize, way: &Translation)
     change
 }
 
-/// Makes a header ask whether the receiver is there, with these numbers, whatever it was before.
+/// Turns a header into a probe of the receiver, with these numbers.
 #[inline(always)]
 #[must_use]
 pub fn ask(header: &mut [u8; TCP_BYTES], seq: u32, ack: u32) -> Change {
@@ -74,12 +74,12 @@ pub fn ask(header: &mut [u8; TCP_BYTES], seq: u32, ack: u32) -> Change {
     change
 }
 
-/// Where options are; 0 for one that is not there.
+/// Offsets of options; 0 for an absent one.
 #[derive(Debug, Clone, Copy, Default)]
 struct Found {
     timestamps: usize,
     sack: usize,
-    /// Bytes of the latter.
+    /// Bytes of the selective acknowledgement.
     sack_size: usize,
 }
 
@@ -95,20 +95,21 @@ fn options(header: &mut [u8; TCP_BYTES], length: usize, way: &Translation, flags
     }
 }
 
-/// Finds the first of each. What follows an option that does not fit is none: no receiver can read it either.
+/// Finds the first option of each kind. The walk ends at an option that does not fit, as a receiver's does.
 ///
-/// It goes from byte to byte and not from option to option, and keeps what it knows in bytes of memory: the verifier
-/// follows all ways through the loop, and so they do not differ for it in anything.
+/// The loop steps from byte to byte, not from option to option, and keeps its state in single bytes of memory. The
+/// verifier follows all paths through the loop, so the paths must not differ in what it knows.
 #[inline(always)]
 fn find(header: &[u8; TCP_BYTES], length: usize) -> Found {
     const NEXT: usize = 1;
     const STAMPS: usize = 3;
     const SACK: usize = 5;
     const SACK_SIZE: usize = 7;
-    // Bytes that are not the first of a word; of a word the verifier would remember what was put there.
+    // These bytes are not the first of a word: the verifier tracks the value of a word's first byte.
     let mut known = [0, FIRST_OPTION, 0, 0, 0, 0, 0, 0];
     let mut at = TCP_MIN;
-    // The verifier of 6.1 needs a bound that is a number; a compiler that knew that `length` is less would drop it.
+    // The verifier of Linux 6.1 needs a constant bound. The compiler would remove it if it knew that `length` is
+    // smaller.
     let length = core::hint::black_box(length);
     while at < TCP_MAX && at < length {
         core::hint::black_box(&mut known);
@@ -155,7 +156,7 @@ const fn timestamps(
     change: &mut Change,
 ) {
     replace(header, at + 2, get(header, at + 2).wrapping_add(way.stamp), change);
-    // Without an acknowledgement nothing is echoed (RFC 7323 section 3.2).
+    // A packet without ACK echoes no timestamp (RFC 7323 section 3.2).
     if flags & flag::ACK != 0 {
         replace(header, at + 6, way.echoed(get(header, at + 6)), change);
     }
@@ -178,18 +179,18 @@ const fn blocks(
     }
 }
 
-/// Makes of a TCP header one of an empty segment with these flags and numbers. Its checksum is still to be written ([`seal`]).
+/// Turns a TCP header into that of an empty segment with these flags and numbers. [`seal`] then writes the checksum.
 #[inline(always)]
 pub fn empty(header: &mut [u8; TCP_BYTES], flags: u8, numbers: (u32, u32)) {
     put_word(header, 4, numbers.0);
     put_word(header, 8, numbers.1);
     header[13] = flags;
-    // Checksum, and the pointer to what is urgent.
+    // The checksum and the urgent pointer.
     put_word(header, 16, 0);
 }
 
-/// Writes the checksum of an empty segment whose header has `length` bytes. `sum` is the sum over these and over the addresses,
-/// in the order of memory.
+/// Writes the checksum of an empty segment whose header has `length` bytes. `sum` is the sum over the header and the
+/// addresses, in memory byte order.
 #[inline(always)]
 pub fn seal(header: &mut [u8; TCP_BYTES], length: usize, sum: u32) {
     let mut total = Change::NONE;
@@ -201,7 +202,7 @@ pub fn seal(header: &mut [u8; TCP_BYTES], length: usize, sum: u32) {
     header[17] = low;
 }
 
-/// Gives an IPv4 header the length of a packet with so many bytes of TCP.
+/// Sets the length in an IPv4 header to that of a packet with `length` bytes of TCP.
 #[inline(always)]
 pub const fn shorten_v4(header: &mut [u8; IPV4_BYTES], length: usize) {
     #[expect(clippy::cast_possible_truncation, reason = "two headers")]
@@ -212,7 +213,7 @@ pub const fn shorten_v4(header: &mut [u8; IPV4_BYTES], length: usize) {
     sum_v4(header);
 }
 
-/// The same of an IPv6 header.
+/// Sets the length in an IPv6 header likewise.
 #[inline(always)]
 pub const fn shorten_v6(header: &mut [u8; IPV6_BYTES], length: usize) {
     #[expect(clippy::cast_possible_truncation, reason = "at most the length of the header")]
@@ -232,14 +233,14 @@ pub(super) const fn sum_v4(header: &mut [u8; IPV4_BYTES]) {
     header[11] = low;
 }
 
-/// Whether the checksum of an IPv4 header is right. `header` has room for either kind.
+/// Whether the checksum of an IPv4 header is right. `header` has room for IPv6, too.
 #[inline(always)]
 #[must_use]
 pub const fn is_whole_v4(header: &[u8; IPV6_BYTES]) -> bool {
     sum_between(header, 0, IPV4_BYTES).in_memory_order() == 0xffff
 }
 
-/// Gives an IPv4 header new addresses and a new checksum. Tells the change of the pseudo-header.
+/// Gives an IPv4 header new addresses and a new checksum. Returns the change of the pseudo-header.
 #[inline(always)]
 #[must_use]
 pub const fn readdress_v4(header: &mut [u8; IPV4_BYTES], way: &Translation) -> Change {
@@ -255,7 +256,7 @@ pub const fn readdress_v4(header: &mut [u8; IPV4_BYTES], way: &Translation) -> C
     change
 }
 
-/// Gives an IPv6 header new addresses. Tells the change of the pseudo-header.
+/// Gives an IPv6 header new addresses. Returns the change of the pseudo-header.
 #[inline(always)]
 #[must_use]
 pub const fn readdress_v6(header: &mut [u8; IPV6_BYTES], way: &Translation) -> Change {
@@ -277,7 +278,7 @@ pub const fn readdress_v6(header: &mut [u8; IPV6_BYTES], way: &Translation) -> C
     change
 }
 
-/// Replaces four bytes and keeps account of it.
+/// Replaces four bytes and adds the change to the account.
 #[inline(always)]
 const fn replace(header: &mut [u8; TCP_BYTES], at: usize, new: u32, change: &mut Change) {
     let old = get(header, at);

@@ -1,4 +1,4 @@
-//! What the verdict program counts over all flows.
+//! The totals of the verdict program over all flows.
 
 /// Totals since the program was loaded; each CPU has its own.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -10,25 +10,25 @@ pub struct Counters {
     pub redirected_packets: u64,
     /// Bytes passed to userspace.
     pub passed_bytes: u64,
-    /// Packets passed to userspace, the empty ones that carry a FIN not included.
+    /// Packets passed to userspace, without the empty ones that carry a FIN.
     pub passed_packets: u64,
-    /// Changes from redirecting to passing because the backlog stood above the high-water mark.
+    /// Changes from redirecting to passing because the backlog exceeded the high-water mark.
     pub over_high_water: u64,
-    /// Changes from redirecting to passing because all directions together had too much waiting.
+    /// Changes from redirecting to passing because the waiting bytes of all directions exceeded the limit.
     pub over_budget: u64,
-    /// Changes from redirecting to passing because the target's send buffer had no room.
+    /// Changes from redirecting to passing because the target's send buffer was full.
     pub no_room: u64,
-    /// Changes from redirecting to passing because the target was gone.
+    /// Changes from redirecting to passing because the target was closed.
     pub no_target: u64,
     /// Changes back from passing to redirecting.
     pub returns: u64,
-    /// Events that found the ring full.
+    /// Events that were lost because the ring was full.
     pub lost_events: u64,
-    /// Packets on a socket without a flow, passed.
+    /// Packets of sockets without a flow, passed.
     pub unowned: u64,
-    /// Packets that began with bytes which had arrived before.
+    /// Packets that began with bytes received before.
     pub overlaps: u64,
-    /// Those of them that the kernel had no memory to shorten, and with each of them a connection.
+    /// Packets among them that the kernel had no memory to shorten. Each of them ends a connection.
     pub torn: u64,
 }
 

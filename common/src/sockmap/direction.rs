@@ -1,49 +1,49 @@
-//! One direction of a connection, and what becomes of each packet that arrives on it.
+//! One direction of a connection, and the decision on each packet that arrives on it.
 //!
-//! A direction receives on its *own* socket and sends on its *target*. The kernel either redirects a packet from
-//! the one to the other, or passes it to userspace, which reads it and writes it to the target. Two rules keep
-//! the order, whichever way a byte takes:
+//! A direction receives on its *own* socket and sends on its *target*. The kernel either redirects a packet to the
+//! target, or passes it to userspace, which reads it and writes it to the target. Two rules keep the order of bytes:
 //!
 //! - The kernel redirects only while userspace has written to the target everything that was ever passed
 //!   ([`Control::forwarded`] `==` [`Flow::passed`]).
 //! - Userspace writes passed bytes only after the target has taken everything that was redirected before them.
 //!
-//! A redirected packet is charged to nobody: it waits in a queue of the target without bound. So the kernel
-//! redirects only while the target has *room*, that is, while writing the packet there would not fail and the
-//! queue is short. A packet that is passed is charged to its own socket's receive buffer, whose window closes: the
-//! sender is slowed down as it would be without us.
+//! A redirected packet is charged to no socket: it waits in an unbounded queue of the target. So the kernel redirects
+//! only while the target has *room*: its queue is short, and a write of the packet would not fail. A passed packet is
+//! charged to the receive buffer of its own socket, whose window closes. The sender slows down as it would without the
+//! balancer.
 //!
-//! The functions are pure; the verdict program calls them with what it read from the target, the tests with what
-//! they please.
+//! The functions are pure. The verdict program calls them with values that it read from the target, and the tests with
+//! chosen values.
 
 use super::budget;
 use crate::Cookie;
 
-/// [`Flow::mode`]: the last packet was redirected. A new flow starts so.
+/// [`Flow::mode`]: the last packet was redirected. A new flow has this mode.
 pub const REDIRECT: u32 = 0;
 /// [`Flow::mode`]: the last packet was passed.
 pub const PASS: u32 = 1;
 
-/// [`Flow::receiving`]: no packet was looked at yet.
+/// [`Flow::receiving`]: no packet was evaluated yet.
 pub const UNKNOWN: u32 = 0;
-/// [`Flow::receiving`]: [`Flow::received`] tells where the next packet goes on.
+/// [`Flow::receiving`]: [`Flow::received`] is the position of the next packet.
 pub const KNOWN: u32 = 1;
-/// [`Flow::receiving`]: the old part of a packet could not be left out, so its bytes are lost and the connection with
+/// [`Flow::receiving`]: the repeated part of a packet could not be removed. Its bytes are lost, and the connection with
 /// them.
 pub const TORN: u32 = 2;
 
-/// A packet with fewer bytes is a crumb: it costs a multiple of its length in the target's write queue.
+/// A shorter packet is a crumb. It costs a multiple of its length in the target's write queue.
 pub const CRUMB_BYTES: u32 = 512;
-/// Crumbs that may follow one another into a backlog that does not become empty in between.
+/// The greatest number of crumbs in a row while the backlog is never empty.
 pub const CRUMBS: u32 = 1_024;
 
-/// The state of one direction. The program that runs for a socket holds its lock, so nobody else writes.
+/// The state of one direction. The program holds the lock of the socket that it runs for, so no one else writes this
+/// state.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct Flow {
     /// The target's cookie.
     pub peer: Cookie,
-    /// Userspace's name of the direction, echoed in each event.
+    /// Userspace's identifier of the direction, repeated in each event.
     pub token: u64,
     /// Bytes redirected so far.
     pub redirected: u64,
@@ -53,11 +53,11 @@ pub struct Flow {
     pub redirected_packets: u64,
     /// Packets passed so far.
     pub passed_packets: u64,
-    /// What this direction has added to the sum of all shares ([`super::budget`]), modulo 2^64.
+    /// This direction's contribution to the sum of all shares ([`super::budget`]), modulo 2^64.
     pub counted: u64,
     /// The target's `write_seq` before the first byte of this direction, once [`Flow::base_known`] is 1.
     pub base: u32,
-    /// Whether [`Flow::base`] has been taken.
+    /// Whether [`Flow::base`] is valid.
     pub base_known: u32,
     /// [`REDIRECT`] or [`PASS`].
     pub mode: u32,
@@ -67,7 +67,7 @@ pub struct Flow {
     pub falls: u32,
     /// Changes from passing to redirecting.
     pub returns: u32,
-    /// The sequence number after the last byte that was looked at, once [`Flow::receiving`] is [`KNOWN`].
+    /// The sequence number after the last evaluated byte, if [`Flow::receiving`] is [`KNOWN`].
     pub received: u32,
     /// [`UNKNOWN`], [`KNOWN`] or [`TORN`].
     pub receiving: u32,
@@ -75,13 +75,13 @@ pub struct Flow {
 
 const _: () = assert!(size_of::<Flow>() == 88, "Flow has padding");
 
-/// What userspace tells the kernel about one direction.
+/// Userspace's input about one direction.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct Control {
-    /// Bytes that userspace has written to the target. Raised only after send(2) returned.
+    /// Bytes that userspace has written to the target. Raised only after send(2) has returned.
     pub forwarded: u64,
-    /// What userspace has given back of [`Flow::counted`], modulo 2^64.
+    /// The part of [`Flow::counted`] that userspace has returned, modulo 2^64.
     pub returned: u64,
     /// 1 keeps the direction in userspace.
     pub hold: u32,
@@ -91,42 +91,42 @@ pub struct Control {
 
 const _: () = assert!(size_of::<Control>() == 24, "Control has padding");
 
-/// What the program reads from the target socket.
+/// The fields of the target socket that the program reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Target {
     /// `tcp_sock.write_seq`: its position in its own stream, modulo 2^32.
     pub write_seq: u32,
     /// `sk_wmem_queued`: memory in its write queue.
     pub wmem_queued: u32,
-    /// `sk_sndbuf`: the limit of the former.
+    /// `sk_sndbuf`: the limit of `sk_wmem_queued`.
     pub sndbuf: u32,
-    /// `sk_rmem_alloc`: memory of what it received and nobody has read.
+    /// `sk_rmem_alloc`: memory of received bytes that userspace has not read.
     pub rmem_alloc: u32,
-    /// `sk_rcvbuf`: the limit of the former.
+    /// `sk_rcvbuf`: the limit of `sk_rmem_alloc`.
     pub rcvbuf: u32,
 }
 
-/// How far redirecting may go.
+/// The limits of redirection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes of one direction that may wait between the two sockets.
     pub high_water: u32,
-    /// Bytes of all directions that may wait so ([`super::budget`]).
+    /// Bytes of all directions that may wait ([`super::budget`]).
     pub total: u64,
     /// Memory that must stay free in the target's send buffer.
     pub margin: u32,
 }
 
-/// What becomes of one packet.
+/// The decision on one packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision {
-    /// It may go to the target.
+    /// The packet may go to the target.
     Redirect,
-    /// To userspace: too much waits between the sockets.
+    /// The packet goes to userspace: too many bytes wait between the sockets.
     OverHighWater,
-    /// To userspace: too much waits between the sockets of all directions together.
+    /// The packet goes to userspace: too many bytes of all directions wait between their sockets.
     OverBudget,
-    /// To userspace: the target's buffers are too full.
+    /// The packet goes to userspace: the target's buffers are too full.
     NoRoom,
 }
 
@@ -153,15 +153,15 @@ impl Flow {
         }
     }
 
-    /// Takes note of a packet of `len` bytes whose first one has the sequence number `first`, and returns how many
-    /// of them, from the first on, have arrived before.
+    /// Records a packet of `len` bytes whose first byte has the sequence number `first`. Returns how many of its first
+    /// bytes have been received before.
     ///
-    /// A sender that repeats need not cut its stream where it did the first time (RFC 9293, section 3.10.7.4: a segment
-    /// may be trimmed to the part that is new). The kernel queues such a packet whole, and skips the old part when
-    /// somebody reads; its `tcp_read_skb`, which hands packets to the program, does not.
+    /// A retransmission may be cut differently than the first transmission (RFC 9293 section 3.10.7.4: a segment may be
+    /// trimmed to its new part). The kernel queues such a packet whole, and skips the repeated part for readers. Its
+    /// `tcp_read_skb`, which hands packets to the program, does not.
     ///
-    /// `read` is the sequence number up to which the socket has been read; only asked for the first packet, before
-    /// which nothing was passed.
+    /// `read` is the sequence number up to which the socket has been read. It is evaluated for the first packet only,
+    /// before which nothing was passed.
     #[inline]
     pub fn arrive(&mut self, first: u32, len: u32, read: impl FnOnce() -> u32) -> u32 {
         if self.receiving == UNKNOWN {
@@ -169,7 +169,8 @@ impl Flow {
             self.receiving = KNOWN;
         }
         let old = self.received.wrapping_sub(first);
-        // What is ahead of the stream cannot be in the queue; by half of the number space it looks like that.
+        // Bytes ahead of the stream cannot be in the queue. A distance of more than half of the number space looks like
+        // that.
         let old = if old > i32::MAX as u32 { 0 } else { old };
         if old >= len {
             return len;
@@ -178,35 +179,35 @@ impl Flow {
         old
     }
 
-    /// Whether passed bytes are still on their way through userspace, or it wants to keep the direction: then
-    /// nothing may be redirected, and the target need not be looked at.
+    /// Whether userspace still has passed bytes, or keeps the direction. Then nothing may be redirected, and the
+    /// program need not read the target.
     #[inline]
     #[must_use]
     pub const fn is_held(&self, control: &Control) -> bool {
         control.hold != 0 || control.forwarded != self.passed
     }
 
-    /// Bytes of this direction that the target has not taken yet. Only to be asked while not held.
+    /// Bytes of this direction that the target has not taken yet. Valid only while the direction is not held.
     #[inline]
     #[must_use]
     pub const fn backlog(&self, control: &Control, write_seq: u32) -> u32 {
-        // All of it modulo 2^32, as `write_seq` is; the backlog itself is far smaller.
+        // All of it modulo 2^32, as `write_seq` is. The backlog itself is far smaller.
         #[expect(clippy::cast_possible_truncation, reason = "sequence numbers are modulo 2^32")]
         let sent = self.redirected.wrapping_add(control.forwarded) as u32;
         let backlog = sent.wrapping_sub(write_seq.wrapping_sub(self.base));
-        // A target that took more than we know of has been written to by someone else; then nothing waits.
+        // If the target has taken more than this direction's bytes, another writer exists, and nothing waits.
         if backlog > i32::MAX as u32 { 0 } else { backlog }
     }
 
-    /// Its share in the sum of all directions' waiting bytes, as it stands there.
+    /// The direction's share in the sum, as the sum contains it.
     #[inline]
     #[must_use]
     pub const fn share(&self, control: &Control) -> i64 {
         budget::sum(self.counted, control.returned)
     }
 
-    /// Corrects the share, and returns what is to be added to the sum. Only to be asked after
-    /// [`Flow::decide`], and after what it decided was done.
+    /// Corrects the share, and returns the amount to add to the sum. Called after [`Flow::decide`], when its decision
+    /// is carried out.
     #[inline]
     #[must_use]
     pub const fn count(&mut self, control: &Control, write_seq: u32) -> i64 {
@@ -216,8 +217,8 @@ impl Flow {
         more
     }
 
-    /// Decides about a packet of `len` bytes, while all directions' shares make `sum`. Only to be asked while not
-    /// held.
+    /// Decides on a packet of `len` bytes, while the shares of all directions have the sum `sum`. Valid only while the
+    /// direction is not held.
     #[inline]
     #[must_use]
     pub const fn decide(
@@ -229,8 +230,8 @@ impl Flow {
         limits: Limits,
     ) -> Decision {
         if self.base_known == 0 {
-            // Nothing was redirected yet and everything passed has been written: what the target took beyond that
-            // is from before this flow.
+            // Nothing was redirected yet and everything passed has been written. The other bytes of the target are from
+            // before this flow.
             #[expect(clippy::cast_possible_truncation, reason = "sequence numbers are modulo 2^32")]
             let forwarded = control.forwarded as u32;
             self.base = target.write_seq.wrapping_sub(forwarded);
@@ -244,7 +245,7 @@ impl Flow {
             return Decision::OverHighWater;
         }
         let share = budget::share(backlog.saturating_add(len)) as i64;
-        // Whoever keeps up needs nothing of the sum, however the others have used it up.
+        // A direction without a backlog needs no part of the sum, even if others have exhausted it.
         if share > 0 && sum - self.share(control) + share > limits.total.cast_signed() {
             return Decision::OverBudget;
         }
@@ -254,16 +255,14 @@ impl Flow {
         Decision::Redirect
     }
 
-    /// Whether the target would take the backlog and the packet at once, so that the worker which writes them
-    /// never has to wait.
+    /// Whether the target would take the backlog and the packet at once. The worker that writes them must never wait.
     ///
-    /// It must not: a socket has one queue for what is redirected to it and for its own packets that are passed
-    /// while the queue is not empty. Behind bytes that wait for a full send buffer, a passed packet would be out of
-    /// userspace's reach and charged to nobody; and the other way round, redirected bytes would wait for userspace
-    /// to read.
+    /// A socket has one queue for the packets redirected to it, and for its own passed packets while that queue is not
+    /// empty. Behind bytes that wait for a full send buffer, a passed packet would be out of userspace's reach and
+    /// charged to no socket. Likewise redirected bytes would wait for userspace to read.
     #[inline]
     const fn has_room(&self, backlog: u32, len: u32, target: &Target, limits: Limits) -> bool {
-        // Half as much again, for the bookkeeping around the bytes.
+        // Half as much again covers the overhead of the bytes.
         let bytes = backlog as u64 + len as u64;
         let needed = target.wmem_queued as u64 + bytes + bytes / 2 + limits.margin as u64;
         needed <= target.sndbuf as u64
@@ -271,7 +270,7 @@ impl Flow {
             && target.rmem_alloc as u64 * 2 <= target.rcvbuf as u64
     }
 
-    /// Accounts for a packet that was redirected. True if that ended a time of passing.
+    /// Accounts for a redirected packet. True if it ended a period of passing.
     #[inline]
     pub const fn redirect(&mut self, len: u32) -> bool {
         self.redirected += len as u64;
@@ -287,11 +286,11 @@ impl Flow {
         returned
     }
 
-    /// Accounts for a packet that was passed.
+    /// Accounts for a passed packet. True if userspace must receive an event.
     ///
-    /// Userspace must be told of one that was passed while nothing held the direction: as far as it knows, it has
-    /// caught up and may rest. Of the ones that follow it learns by itself: it looks for them, under the lock of
-    /// the socket, each time after it has raised [`Control::forwarded`].
+    /// An event is necessary if no hold was in effect: userspace may have caught up and be idle. Userspace finds the
+    /// following packets without an event. After each increase of [`Control::forwarded`] it checks for them under the
+    /// lock of the socket.
     #[inline]
     pub const fn pass(&mut self, len: u32) {
         self.passed += len as u64;
@@ -391,7 +390,7 @@ mod tests {
         assert_eq!(decide(&mut flow, 100_000, 1_900_001), Decision::OverBudget);
         let _ = flow.redirect(100_000);
         assert_eq!(flow.count(&forwarded(0), 0), 100_000);
-        // Of the sum, 100,000 are its own.
+        // 100,000 of the sum are this direction's own.
         assert_eq!(decide(&mut flow, 50_000, 1_950_000), Decision::Redirect);
         assert_eq!(decide(&mut flow, 50_001, 1_950_000), Decision::OverBudget);
     }
@@ -408,7 +407,7 @@ mod tests {
         assert_eq!((flow.share(&control), flow.counted), (0, 0));
         let _ = flow.redirect(100_000);
         assert_eq!(flow.count(&control, 290_000), 110_000);
-        // Userspace sees that all of it was taken, and gives it back; the program counts on from there.
+        // Userspace sees that the target took all bytes, and returns the share. The program counts on from there.
         control.returned = 110_000;
         assert_eq!((flow.share(&control), flow.count(&control, 400_000)), (0, 0));
         let _ = flow.redirect(70_000);

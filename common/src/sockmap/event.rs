@@ -1,8 +1,8 @@
-//! What the kernel tells userspace.
+//! The events that the kernel sends to userspace.
 
 use crate::Cookie;
 
-/// A direction went from redirecting to passing: from now on userspace must read from the socket.
+/// A direction changed from redirecting to passing. Userspace must now read from the socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub struct Event {
@@ -14,17 +14,17 @@ pub struct Event {
 
 const _: () = assert!(size_of::<Event>() == 16, "Event has padding");
 
-/// What an event takes in the ring, with what the kernel puts before each (`BPF_RINGBUF_HDR_SZ`).
+/// The size of an event in the ring, with the header that the kernel puts before each (`BPF_RINGBUF_HDR_SZ`).
 const RING_ENTRY: u32 = 16 + 8;
 
-/// The ring size, a power of two no smaller than a page, in which one unread event of each direction fits.
+/// The ring size: a power of two of at least a page, with room for one unread event of each direction.
 ///
-/// A direction makes its next event only after userspace has acted on it, so a ring of this size is hardly ever
-/// full; what is lost all the same is counted and made up for by looking at every connection.
+/// A direction sends its next event only after userspace has handled the former one, so such a ring is hardly ever
+/// full. A lost event is counted, and userspace then checks every connection.
 #[must_use]
 pub const fn ring_bytes(directions: u32) -> u32 {
     let bytes = directions.saturating_mul(RING_ENTRY);
-    // Large enough for a page of any architecture, and far below where the next power of two would overflow.
+    // Large enough for a page of any architecture. The next power of two is far from an overflow.
     if bytes < 65_536 {
         65_536
     } else if bytes > 1 << 30 {

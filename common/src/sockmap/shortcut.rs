@@ -1,30 +1,30 @@
-//! A short cut for what a backend on this host sends.
+//! A short cut for bytes of a backend on this host.
 //!
-//! The ordinary way of a byte from the backend's socket leads over a TCP connection of the host with itself to our
-//! upstream socket, whose verdict program redirects it to the client's. The short cut is the program that sees each
-//! send(2) on the backend's own socket and may hand the message to the client's socket at once. Two rules make it
-//! safe:
+//! On the ordinary way, a byte goes from the backend's socket over a TCP connection of the host with itself to the
+//! balancer's upstream socket. The verdict program there redirects it to the client's socket. The short cut is a
+//! program that sees each send(2) on the backend's own socket, and may hand the message to the client's socket at once.
+//! Two rules make this safe:
 //!
-//! - **Order.** A message takes the short cut only while *nothing is on the ordinary way*: everything that the
-//!   backend's socket ever took for its own stream has reached the client's socket ([`Shortcut::outstanding`]). A
-//!   message on the ordinary way has no one to overtake: each earlier one is in the client's socket already.
+//! - **Order.** A message takes the short cut only while *nothing is on the ordinary way*: all bytes that the
+//!   backend's socket ever took for its own stream have reached the client's socket ([`Shortcut::outstanding`]). A
+//!   message on the ordinary way overtakes none, since each earlier one is in the client's socket already.
 //! - **Room.** A message takes the short cut only while the client's socket takes all of it at once. Otherwise send(2)
-//!   on the backend's socket would fail for want of room in *another* socket, and the kernel would never tell the
+//!   on the backend's socket would fail for want of room in *another* socket, and the kernel would never report to the
 //!   backend that there is room again. On the ordinary way the backend waits for its own socket, as always.
 //!
-//! The functions are pure; the programs call them with what they read from the sockets, the tests with what they
-//! please.
+//! The functions are pure. The programs call them with values that they read from the sockets, and the tests with
+//! chosen values.
 
 use crate::Cookie;
 
-/// Bit of [`Shortcut::base`] that tells that the lower half of it has been taken.
+/// Bit of [`Shortcut::base`]: the lower half is valid.
 const TAKEN: u64 = 1 << 32;
 
-/// What is known of an accepted socket of a backend on this host.
+/// The state of an accepted socket of a backend on this host.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct BackendEnd {
-    /// Our socket at the other end of its connection.
+    /// The balancer's socket at the other end of the connection.
     pub upstream: Cookie,
     /// Its `write_seq` before it sent the first byte.
     pub base: u32,
@@ -40,20 +40,21 @@ const _: () = assert!(size_of::<BackendEnd>() == 16, "BackendEnd has padding");
 pub struct Shortcut {
     /// The client's socket. Written by userspace, once.
     pub client: Cookie,
-    /// Bytes from the backend that the client's socket had taken before its flow was made. Written by userspace, once.
+    /// Bytes from the backend that the client's socket had taken before the flow began. Written by userspace, once.
     pub before: u64,
-    /// Where the kernel keeps the client's `tcp_sock`, for reading only; 0 until the verdict program, which can look
-    /// it up, has seen it.
+    /// The kernel address of the client's `tcp_sock`, for reading only. 0 until the verdict program, which can look it
+    /// up, has seen it.
     pub socket: u64,
-    /// The client's `write_seq` before the first byte of the flow, see [`Shortcut::seen`]. The verdict program's.
+    /// The client's `write_seq` before the first byte of the flow, see [`Shortcut::seen`]. Written by the verdict
+    /// program.
     pub base: u64,
-    /// Bytes that took the short cut. From here on the fields are the message program's.
+    /// Bytes that took the short cut. The message program writes this field and all following ones.
     pub moved: u64,
     /// Messages that took the short cut.
     pub messages: u64,
-    /// The thread that sent the last of them.
+    /// The thread that sent the last of these messages.
     pub thread: u64,
-    /// The backend's `write_seq` at the last of them.
+    /// The backend's `write_seq` at the last of these messages.
     pub sender_seq: u32,
     /// Zero.
     pub reserved: u32,
@@ -61,7 +62,7 @@ pub struct Shortcut {
 
 const _: () = assert!(size_of::<Shortcut>() == 64, "Shortcut has padding");
 
-/// What the program reads from the backend's socket, and who sends on it.
+/// The fields of the backend's socket that the program reads, and the sending thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sender {
     /// `tcp_sock.write_seq`: its position in its own stream, modulo 2^32.
@@ -70,34 +71,34 @@ pub struct Sender {
     pub thread: u64,
 }
 
-/// What the program reads from the client's socket.
+/// The fields of the client's socket that the program reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Receiver {
-    /// Whose fields these are: anybody's, after the client's socket was closed.
+    /// The cookie of the socket at this address. It differs after the client's socket was closed.
     pub cookie: Cookie,
     /// `tcp_sock.write_seq`: its position in its own stream, modulo 2^32.
     pub write_seq: u32,
     /// `sk_wmem_queued`: memory in its write queue.
     pub wmem_queued: u32,
-    /// `sk_sndbuf`: the limit of the former.
+    /// `sk_sndbuf`: the limit of `sk_wmem_queued`.
     pub sndbuf: u32,
 }
 
-/// Which way a message takes.
+/// The way of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Path {
     /// The short cut.
     Short,
-    /// The ordinary way, since the client's socket is gone.
+    /// The ordinary way: the client's socket is closed.
     Gone,
-    /// The ordinary way, since earlier bytes are still on it.
+    /// The ordinary way: earlier bytes are still on it.
     Outstanding,
-    /// The ordinary way, since the client's socket has no room.
+    /// The ordinary way: the client's socket has no room.
     NoRoom,
 }
 
 impl Shortcut {
-    /// To the client's socket, which had taken `before` bytes from the backend before its flow was made.
+    /// A short cut to the socket `client`, which had taken `before` bytes from the backend before the flow began.
     #[must_use]
     pub const fn new(client: Cookie, before: u64) -> Self {
         Self {
@@ -113,7 +114,7 @@ impl Shortcut {
         }
     }
 
-    /// Notes the client's socket, and its `write_seq` before the first byte of the flow.
+    /// Records the client's socket, and its `write_seq` before the first byte of the flow.
     #[inline]
     pub const fn seen(&mut self, socket: u64, base: u32) {
         self.socket = socket;
@@ -127,7 +128,7 @@ impl Shortcut {
         self.socket != 0 && self.base & TAKEN != 0
     }
 
-    /// Bytes between the backend's send(2) and the client's socket: 0 if all that was ever sent has arrived there.
+    /// Bytes between the backend's send(2) and the client's socket: 0 if all sent bytes have arrived there.
     #[inline]
     #[must_use]
     #[expect(clippy::cast_possible_truncation, reason = "sequence numbers are modulo 2^32")]
@@ -137,8 +138,8 @@ impl Shortcut {
         sent.wrapping_sub(taken)
     }
 
-    /// Which way a message of `len` bytes takes. `base` is [`BackendEnd::base`], and `margin` what must stay free in
-    /// the client's send buffer.
+    /// The way of a message of `len` bytes. `base` is [`BackendEnd::base`]. `margin` bytes must stay free in the
+    /// client's send buffer.
     #[inline]
     #[must_use]
     pub const fn decide(
@@ -156,16 +157,16 @@ impl Shortcut {
         if outstanding != 0 && !self.was_cut_short(outstanding, sender) {
             return Path::Outstanding;
         }
-        // Half as much again, for the bookkeeping around the bytes.
+        // Half as much again covers the overhead of the bytes.
         let needed = receiver.wmem_queued as u64 + len as u64 + len as u64 / 2 + margin as u64;
         if needed > receiver.sndbuf as u64 { Path::NoRoom } else { Path::Short }
     }
 
-    /// Makes up for a message of which the client's socket took less than we counted: the host had no memory left, and
-    /// the backend was told how much of it was sent.
+    /// Corrects the count after a message of which the client's socket took only a part: the host had no memory left,
+    /// and the backend's send(2) returned the part's size.
     ///
-    /// That is certain only for the thread that sent it. It is here again, so that send(2) is over; and nobody has
-    /// sent on the ordinary way since.
+    /// Only the thread that sent the message makes this certain. It is here again, so its send(2) is over, and no other
+    /// thread has sent on the ordinary way since.
     #[inline]
     const fn was_cut_short(&mut self, outstanding: u32, sender: &Sender) -> bool {
         let certain = self.messages > 0
@@ -188,21 +189,21 @@ impl Shortcut {
     }
 }
 
-/// What identifies a connection at both of its ends, whatever addresses it has there: the two sequence numbers that it
-/// begins with. Both are secrets of the kernel.
+/// Identifies a connection at both of its ends, whatever addresses it has there, by its two initial sequence numbers.
+/// Both are secrets of the kernel.
 #[inline]
 #[must_use]
 pub const fn connection(of_upstream: u32, of_backend: u32) -> u64 {
     (of_upstream as u64) << 32 | of_backend as u64
 }
 
-/// What the programs of the short cut count over all flows, since they were loaded; each CPU has its own.
+/// The totals of the short cut's programs over all flows since they were loaded. Each CPU has its own.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct ShortcutCounters {
     /// Accepted sockets of backends on this host that were enrolled.
     pub enrolled: u64,
-    /// Those that the kernel refused to enrol.
+    /// Accepted sockets that the kernel refused to enrol.
     pub refused: u64,
     /// Bytes that took the short cut.
     pub moved_bytes: u64,
@@ -210,17 +211,17 @@ pub struct ShortcutCounters {
     pub moved_messages: u64,
     /// Bytes of enrolled sockets that took the ordinary way.
     pub passed_bytes: u64,
-    /// Messages that took the ordinary way since the kernel has not seen the client's socket yet.
+    /// Messages that took the ordinary way because the verdict program had not seen the client's socket yet.
     pub not_ready: u64,
-    /// Messages that took the ordinary way since the client's socket is gone.
+    /// Messages that took the ordinary way because the client's socket was closed.
     pub gone: u64,
-    /// Messages that took the ordinary way since earlier bytes were on it.
+    /// Messages that took the ordinary way because earlier bytes were on it.
     pub outstanding: u64,
-    /// Messages that took the ordinary way since the client's socket had no room.
+    /// Messages that took the ordinary way because the client's socket had no room.
     pub no_room: u64,
-    /// Messages that took the ordinary way since the socket has a protocol on top, such as kTLS.
+    /// Messages that took the ordinary way because the socket has an upper protocol (ULP), such as kTLS.
     pub protocol: u64,
-    /// Messages that took the ordinary way since the host is short of memory.
+    /// Messages that took the ordinary way because the host is short of memory.
     pub pressure: u64,
 }
 
@@ -268,13 +269,13 @@ mod tests {
         shortcut
     }
 
-    /// The client's socket has taken so many bytes of the flow.
+    /// The client's socket has taken `taken` bytes of the flow.
     fn receiver(taken: u32) -> Receiver {
         let write_seq = (u32::MAX - 10).wrapping_add(taken);
         Receiver { cookie: CLIENT, write_seq, wmem_queued: 0, sndbuf: 100_000 }
     }
 
-    /// The backend's socket has taken so many bytes for its own stream, which began at `BASE`.
+    /// The backend's socket has taken `sent` bytes for its own stream, which began at `BASE`.
     fn sender(sent: u32) -> Sender {
         Sender { write_seq: BASE.wrapping_add(sent), thread: 1 }
     }

@@ -1,7 +1,7 @@
-//! Whether a packet has arrived as it was sent.
+//! Detects a packet that was damaged on its way.
 //!
-//! The stack looks at TCP's checksum when a packet has reached its socket, which those of flows never do. So it is looked at
-//! here where a damaged packet would do harm.
+//! The stack checks TCP's checksum when a packet reaches its socket. Packets of flows reach no socket. So the program
+//! checks the sum if a damaged packet would do harm.
 
 use core::hint::black_box;
 
@@ -20,20 +20,21 @@ use snisplice_common::packet::{
 
 use crate::skb::{self, Ip};
 
-/// Bytes that are summed up at a time: the most that the kernel does in one call.
+/// Bytes in one call of the kernel's checksum helper: its maximum.
 const CHUNK: usize = 512;
-/// As many as the largest frames have that are in use; larger packets were put together by a device or the kernel, which have
-/// looked at the sums of their parts.
+/// Enough for the largest frames in use. Larger packets were assembled by a device or the kernel, which have checked
+/// the sums of their parts.
 const CHUNKS: usize = 19;
 
-/// Room for a part of a packet, and for what makes its length a multiple of four.
+/// Room for a part of a packet, and for padding to a multiple of four bytes.
 #[repr(C)]
 struct Part([u8; CHUNK + 4]);
 
 #[btf_map]
 static SNI_PARTS: PerCpuArray<Part, 1> = PerCpuArray::new();
 
-/// Whether the checksum of a packet is wrong. `length` is that of the TCP header, as it was read, and `payload` what follows.
+/// Whether the checksum of a packet is wrong. `length` is the length of the TCP header, and `payload` that of the bytes
+/// after it.
 #[inline(always)]
 pub(crate) fn is_damaged(
     ctx: &TcContext,
@@ -44,20 +45,20 @@ pub(crate) fn is_damaged(
 ) -> bool {
     // SAFETY: the context is the one that the program was called with.
     if unsafe { bpf_csum_level(ctx.skb.skb, BPF_CSUM_LEVEL_QUERY.into()) } >= 0 {
-        // The device has looked.
+        // The device has checked the sum.
         return false;
     }
     let told = u16::from_ne_bytes([tcp[TCP_CHECKSUM], tcp[TCP_CHECKSUM + 1]]);
     sni_is_wrong(ctx.skb.skb, ip, told.into(), length as u32 + payload) != 0
 }
 
-/// Whether the sum over a TCP segment of `length` bytes is not what it is `told` to be: not 0.
+/// Returns 0 if the sum over a TCP segment of `length` bytes is `told`.
 ///
-/// A function of its own with a name for others, so the verifier follows its loop once, whatever comes before.
+/// A global function: the verifier follows its loop once for all callers.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn sni_is_wrong(skb: *mut __sk_buff, ip: *const Ip, told: u32, length: u32) -> u32 {
-    // SAFETY: the caller's is a reference; the verifier knows no more than that it is either null or valid.
+    // SAFETY: the caller passes a reference. The verifier knows only that the pointer is either null or valid.
     let Some(ip) = (unsafe { ip.as_ref() }) else { return 0 };
     u32::from(is_wrong(&TcContext::new(skb), ip, told as u16, length))
 }
@@ -71,7 +72,7 @@ fn is_wrong(ctx: &TcContext, ip: &Ip, told: u16, length: u32) -> bool {
     let Some(part) = SNI_PARTS.get_ptr_mut(0) else { return false };
     // SAFETY: nobody else uses this CPU's entry while the program runs.
     let Part(part) = unsafe { &mut *part };
-    // Words in the order of memory, which a sum does not depend on (RFC 1071 section 2 B).
+    // Words in memory byte order, which does not change a sum (RFC 1071 section 2 B).
     let mut sum = u64::from((length as u16).to_be()) + u64::from(u16::from(PROTOCOL_TCP).to_be());
     sum += addresses(ip);
     let mut at = 0;
@@ -94,7 +95,7 @@ fn is_wrong(ctx: &TcContext, ip: &Ip, told: u16, length: u32) -> bool {
 /// The sum over a part of the packet.
 #[inline(always)]
 fn sum_of(ctx: &TcContext, offset: usize, part: &mut [u8; CHUNK + 4], size: usize) -> Option<u64> {
-    // As in [`skb`]: the verifier learns from a comparison of the very number.
+    // As in [`skb`](crate::skb): the verifier learns from a comparison of this very number.
     let less = black_box(size.wrapping_sub(1));
     if less >= CHUNK {
         return None;
@@ -114,7 +115,7 @@ fn sum_of(ctx: &TcContext, offset: usize, part: &mut [u8; CHUNK + 4], size: usiz
     u32::try_from(sum).ok().map(u64::from)
 }
 
-/// The sum over both addresses and the first `length` bytes of a TCP header, in the order of memory.
+/// The sum over both addresses and the first `length` bytes of a TCP header, in memory byte order.
 #[inline(always)]
 pub(crate) fn of_headers(ip: &Ip, tcp: &[u8; TCP_BYTES], length: usize) -> Option<u32> {
     // As above.
@@ -122,7 +123,7 @@ pub(crate) fn of_headers(ip: &Ip, tcp: &[u8; TCP_BYTES], length: usize) -> Optio
     if less >= TCP_BYTES {
         return None;
     }
-    // The kernel wants a multiple of four, which the length of a header is anyway.
+    // The helper requires a multiple of four, which every header length is.
     let words = (less as u32 + 1) & !3;
     let from = tcp.as_ptr().cast_mut().cast();
     // SAFETY: the header has that many bytes.
@@ -143,14 +144,14 @@ fn addresses(ip: &Ip) -> u64 {
     }
 }
 
-/// Whether the checksum is for the device to fill in, so that the packet has never been on a wire, or was put together
-/// after its parts had been looked at (`CHECKSUM_PARTIAL`). A program is not told; but a change of what the sum covers leaves
-/// the field as it is only then.
+/// Whether the device computes the checksum (`CHECKSUM_PARTIAL`): the packet was never on a wire, or was assembled from
+/// checked parts. A program cannot read that state. But only in that state a change of the covered bytes leaves the
+/// field as it is.
 #[inline(always)]
 fn is_left_to_device(ctx: &TcContext, l4: usize, told: u16) -> Option<bool> {
     let offset = (l4 + TCP_CHECKSUM) as u32;
     let mut now = 0_u16;
-    // SAFETY: the context is the one that the program was called with, and the buffers are as long as is said.
+    // SAFETY: the context is the one that the program was called with, and the buffers have the given lengths.
     let results = unsafe {
         [
             bpf_l4_csum_replace(ctx.skb.skb, offset, 0, 1, 0),
@@ -158,7 +159,7 @@ fn is_left_to_device(ctx: &TcContext, l4: usize, told: u16) -> Option<bool> {
             bpf_skb_store_bytes(ctx.skb.skb, offset, (&raw const told).cast(), 2, 0),
         ]
     };
-    // Not as a whole: that would be a call, of which there may not be so many.
+    // Word by word: a copy of the whole would be a call, and the number of calls is limited.
     let [changed, read, restored] = results;
     (changed == 0 && read == 0 && restored == 0).then_some(now == told)
 }

@@ -1,4 +1,4 @@
-//! What our own sockets send on a leg of a flow: hardly anything of it may go out.
+//! The program for packets that leave a device: it drops most packets of the balancer's sockets on a flow.
 
 use aya_ebpf::{
     bindings::{
@@ -24,10 +24,11 @@ use crate::{
     skb,
 };
 
-/// Drops what would confuse the peers of a flow.
+/// Drops packets that would confuse the peers of a flow.
 #[inline(always)]
 pub(crate) fn egress(ctx: &TcContext) -> i32 {
-    // What was received on some device is no packet of our own sockets: it was sent on, perhaps by us.
+    // A packet that some device received is not one of the balancer's sockets. It was forwarded, perhaps by these
+    // programs.
     // SAFETY: the context is the one that the program was called with.
     if unsafe { (*ctx.skb.skb).ingress_ifindex } != 0 {
         return TCX_NEXT;

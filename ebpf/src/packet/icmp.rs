@@ -1,6 +1,6 @@
-//! What routers say of packets that were sent on goes to who sent them first.
+//! Forwards routers' ICMP errors about forwarded packets to the packets' senders.
 //!
-//! A subprogram of its own: the verifier follows it once, and not for each way through the rest.
+//! A subprogram: the verifier follows it once, not for each path through the rest.
 
 use core::ffi::c_void;
 
@@ -32,21 +32,21 @@ use crate::{
     skb::{self, Ip, L3},
 };
 
-/// Room for an error's headers; each CPU has its own, and the program is not interrupted by itself.
+/// Room for an error's headers. Each CPU has its own, and the program does not interrupt itself.
 #[repr(C)]
 struct Report {
     outer: Ip,
     icmp: [u8; ICMP_BYTES],
-    /// The IP header of the packet that it is about.
+    /// The IP header of the quoted packet.
     inner: Ip,
-    /// The beginning of its TCP header, and zeros.
+    /// The begin of the quoted TCP header, padded with zeros.
     tcp: [u8; TCP_BYTES],
 }
 
 #[btf_map]
 static SNI_REPORTS: PerCpuArray<Report, 1> = PerCpuArray::new();
 
-/// Passes an error about a packet of a flow on; leaves any other packet to whoever comes next.
+/// Forwards an error about a packet of a flow. Leaves any other packet to the next program.
 #[inline(never)]
 pub(crate) fn ingress(skb: *mut c_void) -> i32 {
     pass_on(&TcContext::new(skb.cast())).unwrap_or(TCX_NEXT)
@@ -59,15 +59,15 @@ fn pass_on(ctx: &TcContext) -> Option<i32> {
     let report = unsafe { &mut *report };
     let known = read(ctx, report)?;
     let tuple = skb::sent(&report.inner, &report.tcp);
-    // Who is told is who sent the packet: our own address on this leg.
+    // The destination is the quoted packet's source: the balancer's address on this leg.
     if skb::destination(&report.outer) != tuple.local {
         return None;
     }
     // SAFETY: an entry is replaced as a whole, and removed only after its flow was over for a while.
     let slot = (unsafe { SNI_TUPLES.get(tuple) }).copied()?;
     let (rules, totals) = (SNI_RULES.get_ptr(slot.flow)?, SNI_TOTALS.get_ptr_mut(0)?);
-    // SAFETY: elements of an array live as long as the map; one that userspace changes meanwhile differs in its mode
-    // and token alone. The totals are this CPU's own.
+    // SAFETY: elements of an array live as long as the map. Userspace changes only the mode and the token of rules in
+    // use. The totals are this CPU's own.
     let (rules, totals) = unsafe { (&*rules, &mut *totals) };
     if !is_carried(rules.mode) || !concerns(slot, rules, report) {
         return None;
@@ -84,7 +84,8 @@ fn pass_on(ctx: &TcContext) -> Option<i32> {
     }
 }
 
-/// Reads the headers. Tells how much of the TCP header is there; `None` for whatever is not ours to touch.
+/// Reads the headers. Returns the number of bytes of the TCP header; `None` for a packet that the program does not
+/// translate.
 #[inline(always)]
 fn read(ctx: &TcContext, report: &mut Report) -> Option<usize> {
     let Report { outer, icmp, inner, tcp } = report;
@@ -133,7 +134,7 @@ fn read(ctx: &TcContext, report: &mut Report) -> Option<usize> {
     let at = inner_tcp_offset(inner) as u32;
     *tcp = [0; TCP_BYTES];
     let to = tcp.as_mut_ptr().cast::<c_void>();
-    // The lengths are constants, which suits every verifier.
+    // Constant lengths suit every verifier.
     // SAFETY: the buffer is longer than what is read.
     let (known, result) = unsafe {
         if known >= TCP_MIN {
@@ -147,21 +148,21 @@ fn read(ctx: &TcContext, report: &mut Report) -> Option<usize> {
     (result == 0).then_some(known)
 }
 
-/// Where the TCP header of the packet is that the error is about.
+/// The offset of the quoted packet's TCP header.
 #[inline(always)]
 fn inner_tcp_offset(inner: &Ip) -> usize {
     let length = if inner.is_v6() { IPV6_BYTES } else { IPV4_BYTES };
     L3 + 2 * length + ICMP_BYTES
 }
 
-/// Whether the error is about a byte that is under way. `slot` is that of packets which come from where it was sent to.
+/// Whether the error quotes a byte under way. `slot` is that of packets from the quoted packet's destination.
 #[inline(always)]
 fn concerns(slot: Slot, rules: &Rules, report: &Report) -> bool {
     let Some(state) = SNI_STATES.get_ptr(slot.flow) else { return false };
     let back = (slot.way & 1) as usize;
     let of = back ^ 1;
-    // SAFETY: elements of an array live as long as the map; a position that is being written now is as good as the one
-    // before.
+    // SAFETY: elements of an array live as long as the map. A position that is being written may have its old or its
+    // new value.
     let (own, other) = unsafe { (&(*state).ways[of], &(*state).ways[back]) };
     let seq = u32::from_be_bytes([report.tcp[4], report.tcp[5], report.tcp[6], report.tcp[7]]);
     is_under_way(seq, &rules.ways[of], own, &rules.ways[back], other)
@@ -181,7 +182,7 @@ fn send(ctx: &TcContext, report: &mut Report, known: usize, slot: Slot, rules: &
         (L3 + IPV6_BYTES, pseudo, change)
     } else {
         let change = restore_v4(inner.bytes.first_chunk_mut()?, tcp, known, of, back);
-        // It has no pseudo-header.
+        // ICMP for IPv4 has no pseudo-header.
         let _ = readdress_v4(outer.bytes.first_chunk_mut()?, back);
         skb::store(ctx, L3, &outer.bytes, IPV4_BYTES)?;
         skb::store(ctx, L3 + IPV4_BYTES + ICMP_BYTES, &inner.bytes, IPV4_BYTES)?;

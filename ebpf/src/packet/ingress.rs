@@ -1,4 +1,4 @@
-//! What arrives on a leg of a flow goes out on the other one.
+//! The program for packets that a device receives: it forwards packets of a flow to the other leg.
 
 use core::ffi::c_void;
 
@@ -34,15 +34,15 @@ use crate::{
     skb::{self, Ip, L3},
 };
 
-/// The bytes of a TCP header. Of an array the kernel would not know the size.
+/// The bytes of a TCP header. The kernel would not know the size of a bare array.
 #[repr(transparent)]
 struct TcpHeader([u8; TCP_BYTES]);
 
-/// What [`ingress`] says of packets that are not TCP: the number of no action.
+/// The result of [`ingress`] for packets that are not TCP. It is the number of no action.
 pub(crate) const OTHER: i32 = i32::MIN;
 
-/// Sends a packet of a flow on; leaves any other to whoever comes next. A subprogram, so that it shares its stack with
-/// the one for other packets.
+/// Forwards a packet of a flow. Leaves any other packet to the next program. A subprogram, so that it shares its stack
+/// with the one for other packets.
 #[inline(never)]
 pub(crate) fn ingress(skb: *mut c_void) -> i32 {
     let ctx = &TcContext::new(skb.cast());
@@ -63,15 +63,15 @@ pub(crate) fn ingress(skb: *mut c_void) -> i32 {
     let (Some(rules), Some(totals)) = (SNI_RULES.get_ptr(slot.flow), SNI_TOTALS.get_ptr_mut(0)) else {
         return TCX_NEXT;
     };
-    // SAFETY: elements of an array live as long as the map; one that userspace changes meanwhile differs in single numbers.
+    // SAFETY: elements of an array live as long as the map. Userspace changes only single numbers of rules in use.
     let rules = unsafe { &*rules };
     // SAFETY: the entry is this CPU's own.
     let totals = unsafe { &mut *totals };
     let way = &rules.ways[(slot.way & 1) as usize];
     let segment = Segment::of(tcp, 0);
     if segment.begins() && is_over(rules.mode, slot) {
-        // The port is used again. Our own socket may not be closed yet, so it hears of that first, and the copy is what begins
-        // the connection.
+        // The port is used again, perhaps before the balancer's socket is closed. The socket receives a reset first,
+        // and the copy of the packet begins the new connection.
         let _ = SNI_TUPLES.remove(&*tuple);
         log::log(log::RESET, tuple);
         copy(ctx);
@@ -79,8 +79,8 @@ pub(crate) fn ingress(skb: *mut c_void) -> i32 {
     }
     match rules.mode {
         CARRY | KEPT | OVER | HOLD => {}
-        // Who asks whether the reset was meant (RFC 5961 section 3) may be answered by the stack, which has no socket for that
-        // any more, with the number that is asked for. If it has one still, nobody hears what that says.
+        // After a reset, the peer may send a challenge ACK (RFC 5961 section 3). If the balancer's socket is closed,
+        // the stack answers it with the right number. If the socket still exists, its reply is dropped.
         RESET => {
             totals.dropped_setup += 1;
             return TCX_NEXT;
@@ -105,7 +105,7 @@ pub(crate) fn ingress(skb: *mut c_void) -> i32 {
             log::log(log::REFUSED, tuple);
             totals.failed += 1;
             if let Some(state) = SNI_STATES.get_ptr_mut(slot.flow) {
-                // SAFETY: elements of an array live as long as the map; a count that two CPUs change at once may miss one.
+                // SAFETY: elements of an array live as long as the map. An increment by two CPUs at once may be lost.
                 unsafe { (*state).failed = (*state).failed.wrapping_add(1) };
             }
             TCX_DROP
@@ -113,7 +113,8 @@ pub(crate) fn ingress(skb: *mut c_void) -> i32 {
     }
 }
 
-/// Notes where a connection begins, in either direction: it comes by here, with the addresses that our own socket will have.
+/// Records the begin of a connection, in either direction. Its packet passes here with the addresses that the
+/// balancer's socket will have.
 #[inline(always)]
 fn of_no_flow(tcp: &[u8; TCP_BYTES], tuple: &Tuple) -> i32 {
     if NOTE_BEGUN.load() != 0 && Segment::of(tcp, 0).has(flag::SYN) {
@@ -122,7 +123,7 @@ fn of_no_flow(tcp: &[u8; TCP_BYTES], tuple: &Tuple) -> i32 {
     TCX_NEXT
 }
 
-/// Whether nothing more will come on a flow, so that what begins a connection is none of it.
+/// Whether the flow has ended, so that a SYN does not belong to it.
 #[inline(always)]
 fn is_over(mode: u32, slot: Slot) -> bool {
     if mode == OVER {
@@ -171,8 +172,9 @@ fn carry(
         return Some(TCX_DROP);
     }
     if segment.begins() {
-        // Its sender knows the connection no more, and begins another: that is for the daemon to route, once this one has been
-        // reset. Whom the other end answers, the sender resets; and if there is no other end either, its reset ends the flow.
+        // The sender has forgotten the connection, and begins another. The daemon must route the new one, once this one
+        // has been reset. The program turns the SYN into a probe of the other end. The sender resets the other end's
+        // reply. If there is no other end either, its reset ends the flow.
         if payload != 0 {
             return malformed(totals);
         }
@@ -183,7 +185,7 @@ fn carry(
             is_to_be_whole(state, slot, way, &segment) && checksum::is_damaged(ctx, ip, tcp, length, payload);
         let what = if is_damaged { 0 } else { note(state, slot, way, &segment) };
         if is_held {
-            // What it acknowledges counts, so that the sockets that take over begin where its sender stands.
+            // The acknowledgement is recorded, so that the new sockets begin at the sender's position.
             totals.dropped_setup += 1;
             return Some(TCX_DROP);
         }
@@ -197,12 +199,13 @@ fn carry(
         if what & NOTED != 0
             && let Some(stamp) = stamp(tcp, length)
         {
-            // SAFETY: as above; which of two that come at once is kept does not matter.
+            // SAFETY: as above. Of two updates at once, either may remain.
             unsafe { (*state).stamps[index] = stamp.wrapping_add(way.stamp) };
         }
         let what = what & !(FOR_US_TOO | NOTED);
         if what != 0 {
-            // Without a word the kernel wakes only who has read all that came before, the quiet events included.
+            // Without this flag the kernel wakes only a reader that has read all earlier events, the quiet ones
+            // included.
             let flags = if what & END == 0 { BPF_RB_NO_WAKEUP } else { BPF_RB_FORCE_WAKEUP };
             if SNI_ENDINGS.output(Event { token: rules.token, what, way: slot.way }, flags.into()).is_err() {
                 totals.lost_events += 1;
@@ -220,38 +223,38 @@ fn carry(
     Some(unsafe { bpf_redirect_neigh(way.device, core::ptr::null_mut(), 0, 0) } as i32)
 }
 
-/// Drops a packet that no stack would take. It is no sign that the flow fails: anybody can send it.
+/// Drops a packet that every stack would drop. Everyone can send such a packet, so it is no failure of the flow.
 #[inline(always)]
 fn malformed(totals: &mut Totals) -> Option<i32> {
     totals.failed += 1;
     Some(TCX_DROP)
 }
 
-/// Whether a packet came in by the side of its sender.
+/// Whether a packet arrived by a device on its sender's side.
 #[inline(always)]
 fn is_of_its_side(ctx: &TcContext, way: &Translation, back: &Translation) -> bool {
     // SAFETY: the context is the one that the program was called with.
     let device = unsafe { (*ctx.skb.skb).ifindex };
-    // Nearly always without a look at the map.
+    // In nearly all cases this needs no lookup in the map.
     way.comes_by(back, device, true)
-        // SAFETY: it is looked for, and not at what is there.
+        // SAFETY: only the existence of the entry matters, not its value.
         || way.comes_by(back, device, unsafe { SNI_STRICT.get(device) }.is_some())
 }
 
-/// Translates a TCP header; what this changes in its checksum.
+/// Translates a TCP header. Returns the change of its checksum.
 ///
-/// A function of its own with a name for others, so the verifier follows its ways once, whatever comes before and after.
-/// It takes no pointer of the caller's for granted.
+/// A global function: the verifier follows its paths once for all callers. It assumes nothing about the caller's
+/// pointers.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn sni_translate(tcp: *mut TcpHeader, length: u32, way: *const Translation) -> u32 {
-    // SAFETY: the caller's are references; the verifier knows no more than that they are either null or valid.
+    // SAFETY: the caller passes references. The verifier knows only that the pointers are either null or valid.
     let (Some(tcp), Some(way)) = (unsafe { tcp.as_mut() }, unsafe { way.as_ref() }) else { return 0 };
     translate(&mut tcp.0, length as usize, way).to_bits()
 }
 
-/// Gives an IP header the addresses of the other leg; what this changes in the pseudo-header. A subprogram, since six
-/// registers are not enough for that: what does not fit takes of the stack, of which three functions share 512 bytes.
+/// Gives an IP header the addresses of the other leg. Returns the change of the pseudo-header. A subprogram, since six
+/// registers are not enough for it. Further values would take stack, of which three functions share 512 bytes.
 #[inline(never)]
 fn readdress(ip: &mut Ip, way: &Translation) -> u32 {
     let change = if ip.is_v6() {
@@ -264,17 +267,17 @@ fn readdress(ip: &mut Ip, way: &Translation) -> u32 {
     change.to_bits()
 }
 
-/// Has this program see the packet once more, for our own socket.
+/// Sends a copy of the packet through this program again, for the balancer's socket.
 #[inline(always)]
 fn copy(ctx: &TcContext) {
     // SAFETY: the context is the one that the program was called with.
     let device = unsafe { (*ctx.skb.skb).ifindex };
-    // A copy that is lost is as good as a lost packet: there will be another.
+    // A lost copy has the effect of a lost packet: the sender repeats it.
     // SAFETY: as above.
     let _ = unsafe { bpf_clone_redirect(ctx.skb.skb, device, u64::from(BPF_F_INGRESS)) };
 }
 
-/// Leaves of a packet what our own socket on this leg may hear: flags with these numbers.
+/// Reduces a packet to what the balancer's socket on this leg may receive: flags with these numbers.
 #[inline(always)]
 fn mirror_ack(
     ctx: &TcContext,
@@ -289,9 +292,9 @@ fn mirror_ack(
     (done != 0).then_some(TCX_NEXT)
 }
 
-/// The same, with both numbers in one: the sequence number is the upper half. Not 0 if it is done.
+/// As above, with both numbers in one. The sequence number is the upper half. Returns 0 on failure.
 ///
-/// A function of its own with a name for others, as [`sni_translate`].
+/// A global function, as [`sni_translate`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn sni_mirror_ack(
@@ -301,7 +304,7 @@ extern "C" fn sni_mirror_ack(
     flags: u32,
     numbers: u64,
 ) -> u32 {
-    // SAFETY: the caller's are references; the verifier knows no more than that they are either null or valid.
+    // SAFETY: the caller passes references. The verifier knows only that the pointers are either null or valid.
     let (Some(ip), Some(tcp)) = (unsafe { ip.as_mut() }, unsafe { tcp.as_mut() }) else { return 0 };
     let numbers = ((numbers >> 32) as u32, numbers as u32);
     u32::from(leave(&TcContext::new(skb), ip, &mut tcp.0, flags as u8, numbers).is_some())
@@ -332,26 +335,27 @@ fn leave(
     skb::store_summed(ctx, l4, tcp, length)
 }
 
-/// Whether a packet that was damaged on its way, which its receiver throws away, would be missed by somebody: it would end
-/// something, or our own socket would hear of it, which cannot tell any more.
+/// Whether the program must check the sum of this packet: it would end a flow, or change a header for the balancer's
+/// socket, which could then no longer detect the damage.
 #[inline(always)]
 fn is_to_be_whole(state: *mut State, slot: Slot, way: &Translation, segment: &Segment) -> bool {
     if segment.has(flag::RST | flag::FIN) {
         return true;
     }
-    // SAFETY: elements of an array live as long as the map; what is being written now is as good as what was before.
+    // SAFETY: elements of an array live as long as the map. A value that is being written may be the old or the new
+    // one.
     let own = unsafe { &(*state).ways[(slot.way & 1) as usize] };
     way.is_for_us_too(own, segment)
 }
 
-/// With what userspace is to hear: the packet lies in the window.
+/// In addition to the events: the packet lies in the window.
 const NOTED: u32 = 1 << 29;
-/// With what userspace is to hear: our own socket on this leg waits for what the packet says.
+/// In addition to the events: the balancer's socket on this leg waits for the packet's acknowledgement.
 const FOR_US_TOO: u32 = 1 << 30;
-/// The packet has gone to the other end already, and is for our own socket now.
+/// The packet was already forwarded to the other end, and is now for the balancer's socket.
 const ONLY_FOR_US: u32 = 1 << 31;
 
-/// Follows the flow. What userspace is to hear, [`NOTED`], [`FOR_US_TOO`] and [`ONLY_FOR_US`].
+/// Records the packet. Returns the events for userspace, [`NOTED`], [`FOR_US_TOO`] and [`ONLY_FOR_US`].
 #[inline(always)]
 fn note(state: *mut State, slot: Slot, way: &Translation, segment: &Segment) -> u32 {
     // SAFETY: takes nothing.
@@ -369,7 +373,7 @@ fn note(state: *mut State, slot: Slot, way: &Translation, segment: &Segment) -> 
             own.note(other, way, segment, now) | if is_for_us_too { NOTED | FOR_US_TOO } else { NOTED }
         }
     });
-    // Of one that was kept among numbers of its own the verifier would follow what comes next once for each.
+    // The verifier would follow the rest once for each value of a number that is kept in a register of its own.
     let Some(noted) = SNI_NOTED.get_ptr_mut(0) else { return 0 };
     // SAFETY: nobody else uses this CPU's entry while the program runs.
     unsafe {

@@ -1,7 +1,7 @@
-//! The programs that carry flows by rewriting the headers of packets.
+//! The programs that forward flows by rewriting packet headers.
 //!
-//! An object of its own, so that the other datapath neither waits for these programs nor depends on them. The ones
-//! on devices leave everything that belongs to no flow to whoever comes next: other programs, then the stack.
+//! They are an object of their own, so that the sockmap datapath neither waits for these programs nor depends on them.
+//! The programs on devices leave every packet without a flow to the next one: other programs, then the stack.
 #![no_std]
 #![no_main]
 
@@ -20,8 +20,8 @@ use core::ffi::c_void;
 
 use aya_ebpf::{bindings::tcx_action_base::TCX_NEXT, programs::TcContext};
 
-// The programs are not declared by macros, because their argument has no type on purpose: the structure's description leads to
-// two more that are only named in it, and the compiler puts those in an order that differs from build to build.
+// The programs are not declared by aya's macros, because their argument has no type on purpose. The description of the
+// structure refers to two more, and the compiler puts those in an order that differs from build to build.
 
 /// Runs for each packet that a device receives.
 #[unsafe(link_section = "classifier")]
@@ -40,14 +40,14 @@ extern "C" fn sni_egress(skb: *mut c_void) -> i32 {
     egress::egress(&TcContext::new(skb.cast()))
 }
 
-/// Attached nowhere: userspace runs it on a made-up packet.
+/// Attached to no device: userspace runs it on an artificial packet.
 #[unsafe(link_section = "classifier")]
 #[unsafe(no_mangle)]
 extern "C" fn sni_socket_info(skb: *mut c_void) -> i32 {
     socket_info::answer(&TcContext::new(skb.cast()))
 }
 
-/// Attached in probes only, before the others.
+/// Attached in probes only, before the other programs.
 #[unsafe(link_section = "classifier")]
 #[unsafe(no_mangle)]
 extern "C" fn sni_mark(skb: *mut c_void) -> i32 {
@@ -57,7 +57,7 @@ extern "C" fn sni_mark(skb: *mut c_void) -> i32 {
     TCX_NEXT
 }
 
-/// The kernel's GPL-only helpers ask for it.
+/// The kernel's GPL-only helpers require it.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,4 +1,4 @@
-//! The maps, as `snisplice_common::packet::maps::name` names them, and what the loader sets.
+//! The maps, with the names of `snisplice_common::packet::maps::name`, and the globals that the loader sets.
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
@@ -15,7 +15,7 @@ use snisplice_ebpf::globals;
 use crate::skb::Ip;
 
 const COUNT: usize = FLOWS as usize;
-/// Each flow has one on each leg.
+/// Each flow has one entry for each leg.
 const TUPLES: usize = 2 * COUNT;
 
 /// Entries come and go with flows, so they are not allocated beforehand.
@@ -55,18 +55,18 @@ pub(crate) fn bloom_count(place: usize) -> Option<u64> {
     Some(unsafe { (&raw const (*counters).0).cast::<u64>().add(place & (BLOOM - 1)).read_volatile() })
 }
 
-/// Changes what is known of a flow: of the way that packets of the slot come by, and of the other. No function may be called
-/// meanwhile, which is why this is a macro; a closure is not always inlined.
+/// Changes the record of a flow: that of the way of the slot's packets, and that of the other way. Under the lock no
+/// function may be called, and a closure is not always inlined. Hence this is a macro.
 macro_rules! locked {
     ($state:expr, $slot:expr, |$own:ident, $other:ident| $change:expr) => {{
         let (state, slot): (*mut State, Slot) = ($state, $slot);
         // SAFETY: elements of an array live as long as the map.
         let lock = unsafe { (&raw mut (*state).lock).cast() };
-        // SAFETY: it is the lock of that very element, which is not held.
+        // SAFETY: it is the lock of this element, which is not held.
         unsafe { bpf_spin_lock(lock) };
-        // SAFETY: while the lock is held nobody else changes the element.
+        // SAFETY: while the lock is held no one else changes the element.
         let [up, down] = unsafe { &mut (*state).ways };
-        // At known places the verifier is done in a third of the time.
+        // With constant positions the verifier needs a third of the time.
         let changed = if slot.way & 1 == 0 {
             let ($own, $other) = (up, down);
             $change
@@ -74,34 +74,34 @@ macro_rules! locked {
             let ($own, $other) = (down, up);
             $change
         };
-        // SAFETY: it is held.
+        // SAFETY: the lock is held.
         unsafe { bpf_spin_unlock(lock) };
         changed
     }};
 }
 pub(crate) use locked;
 
-/// Room for headers, which would be too much for the stack. Each CPU has its own, one for each program: neither is ever
-/// interrupted by itself, since both run with softirqs disabled.
+/// Room for headers, which would take too much stack. Each CPU has its own entries, one for each program. No program
+/// interrupts itself, since all run with softirqs disabled.
 #[repr(C)]
 pub(crate) struct Headers {
     pub(crate) ip: Ip,
     pub(crate) tcp: [u8; TCP_BYTES],
-    /// What the packet is looked up by.
+    /// The key of the packet's lookup.
     pub(crate) tuple: Tuple,
-    /// The packet's client, as [`SNI_DENIED`] is asked.
+    /// The packet's client, as a key of [`SNI_DENIED`].
     pub(crate) client: Key<[u32; 4]>,
 }
 
-/// The place of the program on what devices receive in [`SNI_HEADERS`].
+/// The entry of the ingress program in [`SNI_HEADERS`].
 pub(crate) const OF_INGRESS: u32 = 0;
-/// The place of the program on what devices send.
+/// The entry of the egress program.
 pub(crate) const OF_EGRESS: u32 = 1;
 
 #[btf_map]
 pub(crate) static SNI_HEADERS: PerCpuArray<Headers, 2> = PerCpuArray::new();
 
-/// What was noted of a packet.
+/// The result of recording a packet.
 #[btf_map]
 pub(crate) static SNI_NOTED: PerCpuArray<u32, 1> = PerCpuArray::new();
 

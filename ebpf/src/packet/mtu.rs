@@ -1,4 +1,4 @@
-//! Reports to the sender of a packet that is too large for the device it would go out on, as any router does.
+//! Sends an ICMP error to the sender of a packet that is too large for its outgoing device, as a router does.
 
 use core::ffi::c_void;
 
@@ -14,11 +14,11 @@ use snisplice_common::packet::{
 
 use crate::skb::{self, Ip, L3};
 
-/// Every link takes as much (RFC 791 section 3.1 has it of hosts), so smaller packets are not looked at.
+/// Every link has at least this MTU (RFC 791 section 3.1 requires it of hosts), so smaller packets are not checked.
 const LEAST: u32 = 576;
 
-/// The MTU of a device, if it is less than the packet, or than one of the segments that it will be cut into. `length` is that
-/// of the packet from its IP header on, of which `headers` are no payload.
+/// The MTU of a device, if it is less than the packet, or than a segment into which the packet will be cut. `length` is
+/// that of the packet from its IP header on. `headers` bytes of it are no payload.
 #[inline(always)]
 pub(crate) fn exceeded(ctx: &TcContext, device: u32, headers: u32, length: u32) -> Option<u32> {
     // SAFETY: the context is the one that the program was called with.
@@ -28,13 +28,14 @@ pub(crate) fn exceeded(ctx: &TcContext, device: u32, headers: u32, length: u32) 
         return None;
     }
     let mut mtu = 0;
-    // What it says of the packet goes by where other parts of the stack have noted headers, so only the number counts.
+    // The helper's own comparison uses header offsets that other parts of the stack have recorded. Only the MTU counts
+    // here.
     // SAFETY: the context is the one that the program was called with, and the number outlives the call.
     let result = unsafe { bpf_check_mtu(ctx.skb.skb.cast(), device, &raw mut mtu, 0, 0) };
     (result >= 0 && largest > mtu).then_some(mtu)
 }
 
-/// Makes of the packet an answer to its sender, and sends it out on `device`.
+/// Turns the packet into an error to its sender, and sends it on `device`.
 #[inline(never)]
 pub(crate) fn report(skb: *mut c_void, ip: &mut Ip, tcp: &mut [u8; TCP_BYTES], device: u32, mtu: u32) -> i32 {
     answer(&TcContext::new(skb.cast()), ip, tcp, device, mtu).unwrap_or(-1)
@@ -47,7 +48,7 @@ fn answer(ctx: &TcContext, ip: &mut Ip, tcp: &mut [u8; TCP_BYTES], device: u32, 
     let room = length + ICMP_BYTES;
     skb::shorten(ctx, L3 + length + QUOTED)?;
     skb::store(ctx, L3 + length, tcp, QUOTED)?;
-    // Before the packet: so wherever a device will write the checksum of TCP is within the quotation.
+    // Before the packet: the place where a device will write TCP's checksum is then within the quotation.
     // SAFETY: the context is the one that the program was called with.
     let result = unsafe { bpf_skb_adjust_room(ctx.skb.skb, room as i32, BPF_ADJ_ROOM_MAC, 0) };
     if result != 0 {

@@ -14,7 +14,7 @@ use snisplice_common::packet::{
     segment::{IPV4_BYTES, IPV6_BYTES, PROTOCOL_TCP, TCP_BYTES, TCP_CHECKSUM, TCP_MAX, TCP_MIN, tcp_length},
 };
 
-/// Where the IP header begins: the programs are attached to devices with Ethernet headers only.
+/// Offset of the IP header: the programs are attached to devices with Ethernet headers only.
 pub(crate) const L3: usize = 14;
 
 /// IPv4 as the protocol of a packet, in network byte order.
@@ -22,8 +22,7 @@ pub(crate) const ETH_P_IP: u32 = (0x0800_u16).to_be() as u32;
 /// IPv6 as the protocol of a packet, in network byte order.
 pub(crate) const ETH_P_IPV6: u32 = (0x86dd_u16).to_be() as u32;
 
-/// An IP header of the only kinds that are translated: IPv4 without options, and IPv6 directly followed by TCP.
-///
+/// An IP header of the two translated kinds: IPv4 without options, and IPv6 directly followed by TCP.
 #[repr(C)]
 pub(crate) struct Ip {
     /// The header; an IPv4 header takes the first half.
@@ -33,20 +32,20 @@ pub(crate) struct Ip {
 }
 
 impl Ip {
-    /// Whether it is IPv6.
+    /// Whether the header is IPv6.
     #[inline(always)]
     pub(crate) fn is_v6(&self) -> bool {
         self.v6 != 0
     }
 
-    /// Where the TCP header begins.
+    /// Offset of the TCP header.
     #[inline(always)]
     pub(crate) fn l4(&self) -> usize {
         if self.is_v6() { L3 + IPV6_BYTES } else { L3 + IPV4_BYTES }
     }
 }
 
-/// Reads the IP header and the fixed part of the TCP header; `None` for whatever is not ours to touch.
+/// Reads the IP header and the fixed part of the TCP header. `None` for a packet that the programs do not translate.
 #[inline(always)]
 pub(crate) fn read(ctx: &TcContext, ip: &mut Ip, tcp: &mut [u8; TCP_BYTES]) -> Option<()> {
     // SAFETY: the context is the one that the program was called with.
@@ -80,7 +79,7 @@ pub(crate) fn is_fragment(bytes: &[u8; IPV6_BYTES]) -> bool {
     u16::from_be_bytes([bytes[6], bytes[7]]) & 0x3fff != 0
 }
 
-/// The address that a packet is sent to.
+/// The destination address of a packet.
 #[inline(always)]
 pub(crate) fn destination(ip: &Ip) -> [u32; 4] {
     addresses(ip).1
@@ -100,7 +99,7 @@ fn addresses(ip: &Ip) -> ([u32; 4], [u32; 4]) {
     }
 }
 
-/// The tuple of a packet that was received.
+/// The tuple of a received packet.
 #[inline(always)]
 pub(crate) fn received(ip: &Ip, tcp: &[u8; TCP_BYTES]) -> Tuple {
     let (remote, local) = addresses(ip);
@@ -124,11 +123,11 @@ pub(crate) fn sent(ip: &Ip, tcp: &[u8; TCP_BYTES]) -> Tuple {
     }
 }
 
-/// Length of the TCP header and of the payload behind it; `None` if that is more than there is, or said to be nothing.
+/// Lengths of the TCP header and of the payload after it. `None` if the packet is shorter, or has a length of zero.
 #[inline(always)]
 pub(crate) fn lengths(ctx: &TcContext, ip: &Ip, tcp: &[u8; TCP_BYTES]) -> Option<(usize, u32)> {
     let header = tcp_length(tcp[12])?;
-    // A packet of more than 64 KiB (BIG TCP) has a zero there.
+    // The length is zero in a packet of more than 64 KiB (BIG TCP).
     let told = if ip.is_v6() { [ip.bytes[4], ip.bytes[5]] } else { [ip.bytes[2], ip.bytes[3]] };
     let told = u32::from(u16::from_be_bytes(told));
     let there = ctx.len().checked_sub(ip.l4() as u32)?;
@@ -141,14 +140,14 @@ pub(crate) fn lengths(ctx: &TcContext, ip: &Ip, tcp: &[u8; TCP_BYTES]) -> Option
     } else {
         told.checked_sub(if ip.is_v6() { 0 } else { IPV4_BYTES as u32 })?
     };
-    // What is shorter than it says is thrown away by everybody.
+    // Every stack drops a packet that is shorter than its length field.
     if segment > there {
         return None;
     }
     Some((header, segment.checked_sub(header as u32)?))
 }
 
-/// Reads the options of a TCP header that is `length` long.
+/// Reads the options of a TCP header of `length` bytes.
 #[inline(always)]
 pub(crate) fn read_options(
     ctx: &TcContext,
@@ -159,8 +158,8 @@ pub(crate) fn read_options(
     if length <= TCP_MIN {
         return Some(());
     }
-    // The verifier of 6.1 forgets where a number came from when it is copied, and learns nothing from one that is not 0:
-    // so the very number is compared, and one is added last.
+    // The verifier of Linux 6.1 forgets the origin of a copied number, and learns nothing from a comparison with other
+    // numbers than 0. So this very number is compared, and 1 is added last.
     let less = core::hint::black_box(length - TCP_MIN - 1);
     if less >= TCP_MAX - TCP_MIN {
         return None;
@@ -168,20 +167,20 @@ pub(crate) fn read_options(
     load_part(ctx, l4 + TCP_MIN, tcp, TCP_MIN, less + 1)
 }
 
-/// Cuts the packet off after `length` bytes.
+/// Truncates the packet to `length` bytes.
 #[inline(always)]
 pub(crate) fn shorten(ctx: &TcContext, length: usize) -> Option<()> {
     // SAFETY: the context is the one that the program was called with.
     (unsafe { bpf_skb_change_tail(ctx.skb.skb, length as u32, 0) } == 0).then_some(())
 }
 
-/// Writes bytes over those of a packet that goes out.
+/// Overwrites bytes of a packet that goes to a device.
 #[inline(always)]
 pub(crate) fn store(ctx: &TcContext, offset: usize, bytes: &[u8], length: usize) -> Option<()> {
     write(ctx, offset, bytes, length, 0)
 }
 
-/// Writes bytes over those of a packet that goes to the stack, which may rely on a sum that the device has made.
+/// Overwrites bytes of a packet that goes to the stack, which may rely on a sum that the device has computed.
 #[inline(always)]
 pub(crate) fn store_summed(ctx: &TcContext, offset: usize, bytes: &[u8], length: usize) -> Option<()> {
     write(ctx, offset, bytes, length, BPF_F_RECOMPUTE_CSUM.into())
@@ -189,20 +188,20 @@ pub(crate) fn store_summed(ctx: &TcContext, offset: usize, bytes: &[u8], length:
 
 #[inline(always)]
 fn write(ctx: &TcContext, offset: usize, bytes: &[u8], length: usize, flags: u64) -> Option<()> {
-    // The compiler knows that already, and would not tell the verifier; as above.
+    // The compiler knows this bound already and would drop the comparison that the verifier needs.
     let less = core::hint::black_box(length.wrapping_sub(1));
     if less >= bytes.len() {
         return None;
     }
     let length = less + 1;
-    // SAFETY: `length` is no more than the bytes have.
+    // SAFETY: `length` is at most the length of the bytes.
     let result = unsafe {
         bpf_skb_store_bytes(ctx.skb.skb, offset as u32, bytes.as_ptr().cast(), length as u32, flags)
     };
     (result == 0).then_some(())
 }
 
-/// Brings the TCP checksum up to date, whether it is complete or left to the device.
+/// Updates the TCP checksum, whether it is complete or left to the device.
 #[inline(always)]
 pub(crate) fn update_checksum(ctx: &TcContext, l4: usize, pseudo: Change, header: Change) -> Option<()> {
     let offset = (l4 + TCP_CHECKSUM) as u32;
@@ -222,7 +221,7 @@ pub(crate) fn update_checksum(ctx: &TcContext, l4: usize, pseudo: Change, header
     (results == [0, 0]).then_some(())
 }
 
-/// Reads `length` bytes to the beginning of a buffer that has as many.
+/// Reads `length` bytes into the begin of a buffer that has at least that many.
 #[inline(always)]
 pub(crate) fn load<const N: usize>(
     ctx: &TcContext,
@@ -237,7 +236,7 @@ pub(crate) fn load<const N: usize>(
     (result == 0).then_some(())
 }
 
-/// Reads `length` bytes to position `to`, which together are no more than the buffer has.
+/// Reads `length` bytes to position `to` of a buffer that has at least that many in total.
 #[inline(always)]
 fn load_part(
     ctx: &TcContext,
@@ -258,7 +257,7 @@ fn load_part(
     (result == 0).then_some(())
 }
 
-/// Four bytes as they lie in memory.
+/// Four bytes in memory order.
 #[inline(always)]
 pub(crate) fn at<const N: usize>(bytes: &[u8; N], offset: usize) -> u32 {
     u32::from_ne_bytes([bytes[offset], bytes[offset + 1], bytes[offset + 2], bytes[offset + 3]])

@@ -1,4 +1,4 @@
-//! Answers userspace's questions about our own sockets.
+//! Answers userspace's requests for snapshots of the balancer's sockets.
 
 use core::{ffi::c_void, ptr};
 
@@ -24,7 +24,7 @@ use crate::maps::{
 /// The namespace that the program runs in.
 const THIS_NETNS: u64 = u64::MAX;
 
-/// 0 if all questions were answered.
+/// Returns 0 if all requests were answered.
 #[inline(always)]
 pub(crate) fn answer(ctx: &TcContext) -> i32 {
     for leg in 0..LEGS {
@@ -39,7 +39,7 @@ pub(crate) fn answer(ctx: &TcContext) -> i32 {
 fn answer_one(ctx: &TcContext, offset: u32) -> Option<()> {
     let mut tuple = Tuple { remote: [0; 4], local: [0; 4], remote_port: 0, local_port: 0 };
     let to = ptr::from_mut(&mut tuple).cast::<c_void>();
-    // SAFETY: a tuple consists of integers, and is as long as is said.
+    // SAFETY: a tuple consists of integers and has the given length.
     if unsafe { bpf_skb_load_bytes(ctx.as_ptr(), offset, to, size_of::<Tuple>() as u32) } != 0 {
         return None;
     }
@@ -53,7 +53,7 @@ fn answer_one(ctx: &TcContext, offset: u32) -> Option<()> {
 #[inline(always)]
 fn socket(ctx: &TcContext, tuple: Tuple) -> Option<SocketInfo> {
     let found = if is_mapped(&tuple.remote) {
-        // Addresses and ports as `bpf_sock_tuple` has them for IPv4.
+        // Addresses and ports in the layout of `bpf_sock_tuple` for IPv4.
         let mut question = V4 {
             remote: tuple.remote[3],
             local: tuple.local[3],
@@ -61,12 +61,13 @@ fn socket(ctx: &TcContext, tuple: Tuple) -> Option<SocketInfo> {
             local_port: tuple.local_port,
         };
         let at = ptr::from_mut(&mut question).cast::<bpf_sock_tuple>();
-        // SAFETY: the helper reads as many bytes as it is told.
+        // SAFETY: the helper reads the given number of bytes.
         unsafe { bpf_skc_lookup_tcp(ctx.as_ptr(), at, size_of::<V4>() as u32, THIS_NETNS, 0) }
     } else {
         let mut question = tuple;
         let at = ptr::from_mut(&mut question).cast::<bpf_sock_tuple>();
-        // SAFETY: a `Tuple` is laid out as `bpf_sock_tuple` is for IPv6, and the helper reads as many bytes.
+        // SAFETY: a `Tuple` has the layout of `bpf_sock_tuple` for IPv6, and the helper reads the given number of
+        // bytes.
         unsafe { bpf_skc_lookup_tcp(ctx.as_ptr(), at, size_of::<Tuple>() as u32, THIS_NETNS, 0) }
     };
     if found.is_null() {
@@ -100,7 +101,7 @@ fn socket(ctx: &TcContext, tuple: Tuple) -> Option<SocketInfo> {
     info
 }
 
-/// The device of the route that the socket keeps; 0 if it keeps none.
+/// The device of the socket's cached route; 0 if there is none.
 ///
 /// # Safety
 ///

@@ -1,5 +1,5 @@
-//! Rare events of directions, for the daemon's log. Every site is behind the level that the loader has set, a constant for
-//! the verifier: what is not logged costs no instruction.
+//! Rare events of directions, for the daemon's log. The level is set by the loader and is a constant for the verifier,
+//! so an event that is not logged costs no instruction.
 
 use aya_ebpf::{bindings::__sk_buff, programs::SkBuffContext};
 use aya_log_ebpf::{
@@ -10,11 +10,11 @@ use aya_log_ebpf::{
 
 /// The kernel did not redirect: the target has left the map.
 pub(crate) const NOT_REDIRECTED: u32 = 0;
-/// The old part of a packet could not be left out: the connection is lost.
+/// The repeated part of a packet could not be removed: the connection is lost.
 pub(crate) const TORN: u32 = 1;
-/// All directions together have too much waiting.
+/// Too many bytes of all directions wait.
 pub(crate) const OVER_BUDGET: u32 = 2;
-/// This direction has too much waiting.
+/// Too many bytes of this direction wait.
 pub(crate) const OVER_HIGH_WATER: u32 = 3;
 
 /// The target's buffers are too full.
@@ -33,7 +33,7 @@ pub(crate) fn log(event: u32, ctx: &SkBuffContext) {
     }
 }
 
-/// A function of its own, so that it has a stack of its own.
+/// A function of its own, so that it has its own stack.
 #[inline(never)]
 fn sni_log(event: u32, skb: *mut __sk_buff) {
     // SAFETY: the context is the one that the program was called with.
@@ -46,7 +46,7 @@ fn sni_log(event: u32, skb: *mut __sk_buff) {
         remote = [0, 0, MAPPED, remote4];
         local = [0, 0, MAPPED, local4];
     } else {
-        // Word by word: the verifier wants constant places in the context.
+        // Word by word: the verifier requires constant offsets into the context.
         // SAFETY: as above.
         unsafe {
             let (theirs, ours) =
@@ -107,7 +107,7 @@ const AF_INET: u32 = 2;
 /// The third word of an IPv4 address that is mapped into IPv6.
 const MAPPED: u32 = 0xffff_u32.to_be();
 
-/// An address as the logger takes it. An IPv4 address stays mapped into IPv6.
+/// An address in the logger's form. An IPv4 address stays mapped into IPv6.
 #[inline(always)]
 fn address(words: &[u32; 4]) -> [u8; 16] {
     // SAFETY: both are 16 bytes, in network order.

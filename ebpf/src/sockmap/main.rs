@@ -1,7 +1,7 @@
 //! The programs that redirect bytes from socket to socket.
 #![no_std]
 #![no_main]
-// The target has an instruction for adding to a shared counter, but not all that `core::sync::atomic` asks for.
+// The target has an instruction for adding to a shared counter, but not all operations of `core::sync::atomic`.
 #![feature(core_intrinsics)]
 #![expect(internal_features, reason = "see above; the objects are built with unstable features anyway")]
 
@@ -19,8 +19,8 @@ use aya_ebpf::{
 
 /// Runs for each packet that a socket in `SNI_VERDICT` receives, with that socket's lock held.
 ///
-/// Not declared by a macro, because its argument has no type on purpose: the structure's description leads to two more that
-/// are only named in it, and the compiler puts those in an order that differs from build to build.
+/// It is not declared by aya's macro, because its argument has no type on purpose. The description of the structure
+/// refers to two more, and the compiler puts those in an order that differs from build to build.
 #[unsafe(link_section = "sk_skb/stream_verdict")]
 #[unsafe(no_mangle)]
 extern "C" fn snisplice(ctx: *mut c_void) -> u32 {
@@ -33,15 +33,16 @@ fn snisplice_msg(ctx: SkMsgContext) -> u32 {
     shortcut::message(&ctx)
 }
 
-/// Runs for each connection of the host that is established, and for much else that is none of our business.
+/// Runs for each connection of the host that is established, and for many other events that do not concern the
+/// balancer.
 #[sock_ops]
 fn snisplice_ops(ctx: SockOpsContext) -> u32 {
     shortcut::established(&ctx);
-    // The only value that the kernel takes.
+    // The only value that the kernel accepts.
     1
 }
 
-/// The kernel's GPL-only helpers ask for it.
+/// The kernel's GPL-only helpers require it.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

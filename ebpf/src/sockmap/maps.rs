@@ -1,4 +1,4 @@
-//! The maps, as `snisplice_common::sockmap::maps` names them, and what the loader sets.
+//! The maps, with the names of `snisplice_common::sockmap::maps`, and the globals that the loader sets.
 
 use aya_ebpf::{
     Global,
@@ -39,8 +39,8 @@ pub(crate) static SNI_COUNTERS: PerCpuArray<Counters, 1> = PerCpuArray::new();
 #[btf_map]
 pub(crate) static SNI_IN_FLIGHT: Array<u64, { budget::HALVES as usize }> = Array::new();
 
-// What is left behind in the next three, by connections that come to nothing or end elsewhere, makes room by itself; one
-// that is pushed out does without.
+// Connections that fail or end elsewhere leave entries in the next three maps. The kernel evicts these entries. A
+// connection whose entry is evicted takes no short cut.
 #[btf_map]
 pub(crate) static SNI_UPSTREAM: LruHashMap<Cookie, Cookie, DIRECTIONS> = LruHashMap::new();
 #[btf_map]

@@ -1,7 +1,8 @@
-//! The short cut of backends on this host: which sockets take it, and which of their messages.
+//! The short cut of backends on this host: its sockets and their messages.
 //!
-//! `snisplice_common::sockmap::shortcut` decides; here is what it decides by. A backend's accepted socket is found by the sequence
-//! numbers that its connection begins with: our end is established first and says what they are.
+//! `snisplice_common::sockmap::shortcut` decides. This file gathers the values for its decisions. A backend's accepted
+//! socket is found by the initial sequence numbers of its connection: the balancer's end is established first, and has
+//! both.
 
 use core::{
     ffi::c_void,
@@ -32,7 +33,8 @@ use crate::maps::{
     SNI_UPSTREAM,
 };
 
-/// A connection of the host is established: notes it if it is ours, and enrols the other end of one that is.
+/// A connection of the host is established. Records it if it is the balancer's, and enrols the other end of one that
+/// is.
 #[inline(always)]
 pub(crate) fn established(ctx: &SockOpsContext) {
     match ctx.op() {
@@ -46,12 +48,12 @@ pub(crate) fn established(ctx: &SockOpsContext) {
 fn announce(ctx: &SockOpsContext) {
     // SAFETY: the context is the one this program was called with.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    // SAFETY: it is only looked whether there is one.
+    // SAFETY: only the existence of the entry matters.
     if unsafe { SNI_UPSTREAM.get(cookie) }.is_none() {
         return;
     }
     let (sent, received) = sequence(ctx);
-    // Where there is no room, the connection does without.
+    // If the map is full, the connection takes no short cut.
     let _ = SNI_EXPECTED.insert(connection(sent, received), cookie, 0);
 }
 
@@ -59,7 +61,7 @@ fn announce(ctx: &SockOpsContext) {
 fn enrol(ctx: &SockOpsContext) {
     let (sent, received) = sequence(ctx);
     let key = connection(received, sent);
-    // SAFETY: the entry is written once, before anybody can know its key.
+    // SAFETY: the entry is written once, before any program knows its key.
     let Some(upstream) = (unsafe { SNI_EXPECTED.get(key) }).copied() else { return };
     let _ = SNI_EXPECTED.remove(key);
     let Some(counters) = SNI_SHORT_STAT.get_ptr_mut(0) else { return };
@@ -69,10 +71,10 @@ fn enrol(ctx: &SockOpsContext) {
     let mut cookie: Cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     let map = ptr::from_ref(&SNI_LOCAL).cast_mut().cast::<c_void>();
     let end = BackendEnd { upstream, base: sent, reserved: 0 };
-    // Known before its first message can be seen; and userspace can tell later what there is to be removed.
+    // The entry exists before the first message, and userspace later finds the sockets to remove by it.
     let known = SNI_BACKEND.insert(cookie, end, 0).is_ok()
         && SNI_UPSTREAM.insert(upstream, cookie, BPF_EXIST.into()).is_ok();
-    // SAFETY: context, map and key are what the helper asks for.
+    // SAFETY: context, map and key are what the helper requires.
     let enrolled = known
         && unsafe {
             bpf_sock_hash_update(ctx.ops, map, ptr::from_mut(&mut cookie).cast(), BPF_NOEXIST.into())
@@ -91,12 +93,12 @@ fn sequence(ctx: &SockOpsContext) -> (u32, u32) {
     unsafe { ((*ctx.ops).snd_nxt, (*ctx.ops).rcv_nxt) }
 }
 
-/// A backend sends a message. Never refuses one: the ordinary way is always open.
+/// A backend sends a message. The program never refuses a message: the ordinary way is always open.
 #[inline(always)]
 pub(crate) fn message(ctx: &SkMsgContext) -> u32 {
     let Some(counters) = SNI_SHORT_STAT.get_ptr_mut(0) else { return SK_PASS };
-    // SAFETY: the entry is this CPU's own. Another program may interrupt this one in between; an addition lost to that
-    // is why these totals are statistics.
+    // SAFETY: the entry is this CPU's own. Another program may interrupt this one during an addition, and an increment
+    // may be lost. These totals are statistics.
     let count = unsafe { &mut *counters };
     if !take_short_cut(ctx, count) {
         count.passed_bytes += u64::from(ctx.size());
@@ -128,13 +130,13 @@ fn take_short_cut(ctx: &SkMsgContext, count: &mut ShortcutCounters) -> bool {
         count.not_ready += 1;
         return false;
     };
-    // SAFETY: the sender's socket is locked, so nobody else is in here; what others write, they write once.
+    // SAFETY: the sender's socket is locked, so no other program is here. Fields of other writers are written once.
     let shortcut = unsafe { &mut *shortcut };
     if !shortcut.is_ready() {
         count.not_ready += 1;
         return false;
     }
-    // What a protocol on top has not yet encrypted must not leave.
+    // Bytes that an upper protocol has not yet encrypted must not leave.
     // SAFETY: as above.
     if unsafe { field::<u64>(tcp, &OFF_ULP) } != 0 {
         count.protocol += 1;
@@ -154,7 +156,7 @@ fn take_short_cut(ctx: &SkMsgContext, count: &mut ShortcutCounters) -> bool {
     };
     match shortcut.decide(base, ctx.size(), &sender, &receiver, MARGIN.load()) {
         Path::Short => {
-            // The helper says SK_DROP when the client's socket has left the map.
+            // The helper returns SK_DROP when the client's socket has left the map.
             if SNI_TARGETS.redirect_msg(ctx, shortcut.client, 0) != i64::from(SK_PASS) {
                 count.gone += 1;
                 return false;
@@ -171,9 +173,9 @@ fn take_short_cut(ctx: &SkMsgContext, count: &mut ShortcutCounters) -> bool {
     false
 }
 
-/// Reads the client's socket. A program on messages cannot hold on to another socket, so this is where it was when the
-/// verdict program saw it; what is read from a socket that has been closed is of no consequence, since it is in no map
-/// that could be redirected to.
+/// Reads the client's socket. A program on messages cannot hold a reference to another socket, so this uses the address
+/// that the verdict program recorded. Values of a closed socket have no effect, since a closed socket is in no map for
+/// redirection.
 #[inline(always)]
 fn receiver(socket: u64) -> Option<Receiver> {
     Some(Receiver {
@@ -184,8 +186,8 @@ fn receiver(socket: u64) -> Option<Receiver> {
     })
 }
 
-/// Whether sockets may soon be refused memory. Then the client's socket might not take all of a message for which it
-/// has room.
+/// Whether the kernel may soon refuse memory to sockets. The client's socket might then not take all of a message for
+/// which it has room.
 ///
 /// # Safety
 ///
@@ -200,7 +202,7 @@ unsafe fn under_pressure(tcp: *const u8) -> bool {
     pressure != Ok(0)
 }
 
-/// The short cut whose ordinary way ends at our socket `upstream`.
+/// The short cut whose ordinary way ends at the balancer's socket `upstream`.
 #[inline(always)]
 pub(crate) fn of(upstream: Cookie) -> Option<*mut Shortcut> {
     if SAME_HOST.load() == 0 {
@@ -209,19 +211,19 @@ pub(crate) fn of(upstream: Cookie) -> Option<*mut Shortcut> {
     SNI_SHORTCUTS.get_ptr_mut(upstream)
 }
 
-/// Bytes that took it.
+/// Bytes that took the short cut.
 #[inline(always)]
 pub(crate) fn moved(shortcut: Option<*mut Shortcut>) -> u64 {
-    // SAFETY: userspace removes the entry only after our socket is closed, and the caller has that socket locked. The
-    // sender may add to the number at the same time, but not while bytes are on the ordinary way.
+    // SAFETY: userspace removes the entry only after the balancer's socket is closed, and the caller has that socket
+    // locked. The sender may add to the number at the same time, but not while bytes are on the ordinary way.
     shortcut.map_or(0, |shortcut| unsafe { addr_of!((*shortcut).moved).read_volatile() })
 }
 
-/// Tells it where the client's socket is.
+/// Records the address of the client's socket.
 #[inline(always)]
 pub(crate) fn show(shortcut: Option<*mut Shortcut>, client: u64, base: u32) {
     let Some(shortcut) = shortcut else { return };
-    // SAFETY: as in `moved`. The two fields that change are written here and nowhere else.
+    // SAFETY: as in `moved`. Only this code writes the two fields.
     let shortcut = unsafe { &mut *shortcut };
     if !shortcut.is_ready() {
         shortcut.seen(client, base);

@@ -32,24 +32,24 @@ use crate::{
     shortcut,
 };
 
-/// Bytes that can be taken off the front of a packet at once.
+/// Bytes that one call can remove from the front of a packet.
 const STEP: u32 = 0xfff;
-/// Steps within which the largest packet (512 KiB, with BIG TCP) is gone.
+/// Steps that remove the largest packet (512 KiB, with BIG TCP).
 const STEPS: u32 = 129;
 
-/// Never drops a byte: the kernel has already acknowledged what a verdict of `SK_DROP` would throw away.
+/// Never drops a byte: the kernel has already acknowledged the bytes that a verdict of `SK_DROP` would discard.
 #[inline(always)]
 pub(crate) fn verdict(ctx: &SkBuffContext) -> u32 {
     let len = ctx.len();
-    // A FIN without data; userspace learns of it from the socket's state. The kernel takes a queue that yields no
-    // bytes for a broken pipe: the target's if this were redirected, and the socket's own if it were passed while
+    // A FIN without data. Userspace learns of it from the socket's state. The kernel treats a queue that yields no
+    // bytes as a broken pipe: the target's if this packet were redirected, and the socket's own if it were passed while
     // redirected bytes are queued there.
     if len == 0 {
         return SK_DROP;
     }
     let Some(counters) = SNI_COUNTERS.get_ptr_mut(0) else { return SK_PASS };
-    // SAFETY: the entry is this CPU's own. A packet in softirq may interrupt this program where it runs on behalf
-    // of a system call; an addition lost to that is why these totals are statistics, and a flow's own are not.
+    // SAFETY: the entry is this CPU's own. A packet in softirq may interrupt this program while it runs for a system
+    // call, and an increment may be lost. These totals are statistics; a flow's own counts are exact.
     let count = unsafe { &mut *counters };
     // SAFETY: the context is the one this program was called with.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
@@ -57,8 +57,8 @@ pub(crate) fn verdict(ctx: &SkBuffContext) -> u32 {
         count.unowned += 1;
         return SK_PASS;
     };
-    // SAFETY: userspace removes the entry only after the socket is closed, and this program runs with the lock of
-    // that socket held, so nobody else writes to it.
+    // SAFETY: userspace removes the entry only after the socket is closed. This program runs with the lock of that
+    // socket held, so no one else writes to the entry.
     let flow = unsafe { &mut *flow };
     let Some(len) = shorten(ctx, len, flow, count) else {
         let _ = SNI_EVENTS.output(Event { token: flow.token, cookie }, 0);
@@ -84,15 +84,15 @@ pub(crate) fn verdict(ctx: &SkBuffContext) -> u32 {
     SK_PASS
 }
 
-/// Takes off the packet what has arrived before, and returns the length of the rest. `None` if that cannot be done:
-/// then the flow is torn, since the packet has bytes that will not come again.
+/// Removes from the packet the bytes received before, and returns the length of the rest. `None` if that fails: the
+/// flow is then torn, since the packet has bytes that will not come again.
 #[inline(always)]
 fn shorten(ctx: &SkBuffContext, len: u32, flow: &mut Flow, count: &mut Counters) -> Option<u32> {
     if flow.receiving == TORN {
         return None;
     }
-    // The kernel's own notes of a packet (`struct tcp_skb_cb`) begin with its sequence number, and are where a program
-    // of this kind sees its own.
+    // The kernel's notes on a packet (`struct tcp_skb_cb`) begin with its sequence number. A program of this kind sees
+    // its own notes there.
     let old = flow.arrive(ctx.cb()[0], len, || read_so_far(ctx));
     if old == 0 {
         return Some(len);
@@ -106,8 +106,8 @@ fn shorten(ctx: &SkBuffContext, len: u32, flow: &mut Flow, count: &mut Counters)
             break;
         }
         if last {
-            // Asked for again, so that nothing of what follows depends on how many steps there were: the verifier would
-            // follow it once for each.
+            // The length is read again, so that nothing afterwards depends on the number of steps: the verifier would
+            // follow the rest once for each number.
             return Some(ctx.len());
         }
         left -= step;
@@ -151,13 +151,13 @@ fn redirect(
         count.no_target += 1;
         return false;
     };
-    // What came by the short cut is none of this flow's.
+    // Bytes of the short cut do not belong to this flow.
     target.write_seq = target.write_seq.wrapping_sub(shortcut::moved(shortcut) as u32);
     let limits = Limits { high_water: HIGH_WATER.load(), total: TOTAL.load(), margin: MARGIN.load() };
     let decision = flow.decide(len, control, &target, sum(), limits);
     shortcut::show(shortcut, address, flow.base);
     let redirected = match decision {
-        // The helper says SK_DROP when the target has left the map in the meantime.
+        // The helper returns SK_DROP when the target has left the map in the meantime.
         Decision::Redirect => {
             let redirected = SNI_TARGETS.redirect_skb(ctx, flow.peer, 0) == i64::from(SK_PASS);
             if !redirected {
@@ -192,8 +192,8 @@ fn redirect(
 #[inline(always)]
 fn sum() -> i64 {
     let half = |index| match SNI_IN_FLIGHT.get_ptr(index) {
-        // SAFETY: the element is an aligned 64-bit integer that lives as long as the program; others write to it
-        // while it is read, each time as a whole.
+        // SAFETY: the element is an aligned 64-bit integer that lives as long as the program. Others write it
+        // meanwhile, each time as a whole.
         Some(half) => unsafe { half.read_volatile() },
         None => 0,
     };
@@ -212,7 +212,7 @@ fn add(more: i64) {
     }
 }
 
-/// Reads the socket that redirected bytes go to, and tells where it is.
+/// Reads the target socket, and returns its address.
 #[inline(always)]
 fn target(peer: Cookie) -> Option<(u64, Target)> {
     let map = ptr::from_ref(&SNI_TARGETS).cast_mut().cast::<c_void>();

@@ -1,7 +1,7 @@
-//! One worker's open connections: where whoever asks the main thread finds them, and where they are ended from outside.
+//! One worker's open connections: the main thread's requests find them here, and end them from outside.
 //!
-//! Nothing is shared between threads: the main thread sends a [`Request`], and the worker answers. A connection costs a
-//! place in a table; what is told of it is asked of the kernel when somebody looks.
+//! Threads share nothing: the main thread sends a [`RegistryRequest`], and the worker answers. A connection costs an
+//! entry in a table. The kernel is queried for its addresses and bytes only on a request.
 
 use std::{
     cell::{Cell, RefCell},
@@ -20,7 +20,7 @@ use tokio::{
 use super::{
     Account, NameMark,
     access_log::AccessLog,
-    view::{Connection, Filter},
+    view::{ConnectionView, Filter},
 };
 use crate::{
     metrics::labels::{Carrier, CloseReason},
@@ -30,32 +30,32 @@ use crate::{
 /// Connections that are described or counted before others get their turn: each takes up to four system calls.
 const CONNECTIONS_PER_TURN: usize = 64;
 
-/// What the main thread asks a worker.
+/// A request of the main thread to a worker.
 #[derive(Debug)]
-pub enum Request {
-    /// Which connections there are: those with the least numbers, at most so many.
+pub enum RegistryRequest {
+    /// Returns open connections, those with the lowest numbers first.
     List {
-        /// Which ones.
+        /// The selection.
         filter: Filter,
         /// Only those of a greater number.
         after: Option<u64>,
-        /// How many at most.
+        /// The greatest number of connections.
         most: usize,
-        /// Where they are told, in as many parts as it takes.
-        reply: UnboundedSender<Vec<Connection>>,
+        /// Receives the connections, in parts.
+        reply: UnboundedSender<Vec<ConnectionView>>,
     },
     /// Have the metrics know what has moved so far.
     Count {
-        /// Where it is told that they do.
+        /// Receives a report when the bytes are counted.
         reply: UnboundedSender<()>,
     },
     /// End connections; both peers see a reset.
     Close {
-        /// Which ones.
+        /// The selection.
         filter: Filter,
         /// Why, as `snisplice_connections_closed_total` has it.
         reason: CloseReason,
-        /// Where it is told how many.
+        /// Receives the number of closed connections.
         reply: UnboundedSender<usize>,
     },
 }
@@ -81,22 +81,23 @@ pub struct Registry {
 #[derive(Debug)]
 struct Entry {
     account: Rc<Account>,
-    /// The task that serves it; none once it is told to end.
+    /// The task that serves the connection; `None` once it is to end.
     task: Option<AbortHandle>,
 }
 
 impl Default for Registry {
-    /// That of an only worker.
+    /// The registry of a single worker.
     fn default() -> Self {
         Self::new(0, 1)
     }
 }
 
 impl Registry {
-    /// What a connection takes here and for its account.
+    /// Bytes of a connection in the registry and in its account.
+    #[cfg(test)]
     pub const BYTES_EACH: usize = size_of::<Account>() + 2 * size_of::<usize>() + size_of::<Entry>();
 
-    /// That of a worker, by its index among so many.
+    /// The registry of the worker with index `worker` of `workers`.
     #[must_use]
     pub fn new(worker: usize, workers: usize) -> Self {
         let entries = RefCell::default();
@@ -104,7 +105,7 @@ impl Registry {
         Self { worker, workers, began: Instant::now(), next: Cell::new(0), entries, access_log }
     }
 
-    /// The same, whose connections are logged there.
+    /// A registry whose connections are logged in `log`.
     #[must_use]
     pub fn logging_to(self, access_log: Arc<AccessLog>) -> Self {
         Self { access_log, ..self }
@@ -117,7 +118,7 @@ impl Registry {
         (serial, self.now())
     }
 
-    /// How long a connection of this registry has been open, in tenths of a second.
+    /// The age of a connection of this registry, in tenths of a second.
     pub(crate) fn age(&self, account: &Account) -> u32 {
         self.now().saturating_sub(account.opened)
     }
@@ -154,14 +155,15 @@ impl Registry {
         self.end(CloseReason::MaxDuration, |account| u128::from(self.age(account)) >= longest);
     }
 
-    /// Ends all that match: both peers see a reset. How many were not ending already.
+    /// Ends all selected connections: both peers receive a reset. Returns the number of those that were not ending
+    /// already.
     fn end(&self, reason: CloseReason, matches: impl Fn(&Account) -> bool) -> usize {
         let mut ended = 0;
         for (_, Entry { account, task }) in self.entries.borrow_mut().iter_mut() {
             if !matches(account) {
                 continue;
             }
-            // Its future is dropped when the task's turn comes, never in here.
+            // The future is dropped when the runtime polls the task, never in this call.
             let Some(task) = task.take() else { continue };
             account.ended(reason);
             for number in account.sockets() {
@@ -175,7 +177,7 @@ impl Registry {
         ended
     }
 
-    /// The places of those with the least numbers above `after`, at most so many.
+    /// Entries of the connections with the lowest numbers above `after`, at most `most`.
     fn first(&self, filter: &Filter, after: Option<u64>, most: usize) -> Vec<usize> {
         let entries = self.entries.borrow();
         let mut found: Vec<(u64, usize)> = entries
@@ -206,17 +208,17 @@ impl Registry {
             && filter.sni.as_deref().is_none_or(|name| account.asked_for() == NameMark::of(name))
             && filter.client.as_ref().is_none_or(|networks| {
                 let [number, _] = account.sockets();
-                // The last condition, as it is the only one that the kernel is asked about.
+                // Comes last, since only this condition queries the kernel.
                 let client = sockopt::by_number(number, sockopt::addresses).and_then(|(_, client)| client);
                 client.is_some_and(|client| networks.contains(client.ip()))
             })
     }
 
-    fn describe(&self, account: &Account, moved: (u64, u64)) -> Connection {
+    fn describe(&self, account: &Account, moved: (u64, u64)) -> ConnectionView {
         let [(accepted_at, client), (connected_from, backend_address)] = account
             .sockets()
             .map(|number| sockopt::by_number(number, sockopt::addresses).unwrap_or_default());
-        Connection {
+        ConnectionView {
             id: self.id(account),
             listener: account.listener().to_string(),
             route: account.route().map(ToString::to_string),
@@ -238,7 +240,7 @@ impl Registry {
     }
 }
 
-/// A connection's place in the registry; its session holds it.
+/// A connection's entry in the registry. Its session holds it.
 #[derive(Debug)]
 pub struct Registration(Rc<Account>);
 
@@ -249,7 +251,7 @@ impl Registration {
         self.0.clone()
     }
 
-    /// Which one it is.
+    /// The number of the connection.
     #[must_use]
     pub fn place(&self) -> usize {
         self.0.place.get() as usize
@@ -275,28 +277,28 @@ impl Drop for Registration {
 pub type Moved = Rc<dyn Fn(&Account) -> (u64, u64)>;
 
 /// Answers on the worker's thread, inside its runtime.
-pub fn answer(registry: &Rc<Registry>, moved: Moved, request: Request) {
+pub fn answer(registry: &Rc<Registry>, moved: Moved, request: RegistryRequest) {
     match request {
-        Request::List { filter, after, most, reply } => {
+        RegistryRequest::List { filter, after, most, reply } => {
             let places = registry.first(&filter, after, most);
             tokio::task::spawn_local(list(registry.clone(), moved, filter, places, reply));
         }
-        Request::Count { reply } => {
+        RegistryRequest::Count { reply } => {
             tokio::task::spawn_local(count(registry.clone(), moved, reply));
         }
-        Request::Close { filter, reason, reply } => {
+        RegistryRequest::Close { filter, reason, reply } => {
             let _ = reply.send(registry.end(reason, |account| registry.matches(&filter, account)));
         }
     }
 }
 
-/// Tells of the connections bit by bit, while others go on.
+/// Sends the connections in parts, while others run.
 async fn list(
     registry: Rc<Registry>,
     moved: Moved,
     filter: Filter,
     places: Vec<usize>,
-    reply: UnboundedSender<Vec<Connection>>,
+    reply: UnboundedSender<Vec<ConnectionView>>,
 ) {
     for places in places.chunks(CONNECTIONS_PER_TURN) {
         if reply.send(describe_some(&registry, &moved, &filter, places)).is_err() {
@@ -306,17 +308,17 @@ async fn list(
     }
 }
 
-/// Counts what connections have moved so far, bit by bit, while others go on.
+/// Counts the bytes of connections in parts, while others run.
 async fn count(registry: Rc<Registry>, moved: Moved, reply: UnboundedSender<()>) {
     let places: Vec<usize> = registry.entries.borrow().iter().map(|(place, _)| place).collect();
     for places in places.chunks(CONNECTIONS_PER_TURN) {
-        // Whoever asks and leaves shall not have the worker count on.
+        // The worker stops counting if the requester has gone.
         if reply.is_closed() {
             return;
         }
         {
             let entries = registry.entries.borrow();
-            // The place may have another one by now, which is as good.
+            // The entry may belong to another connection by now, which is counted as well.
             for Entry { account, .. } in places.iter().filter_map(|place| entries.get(*place)) {
                 account.count(moved(account));
             }
@@ -326,12 +328,17 @@ async fn count(registry: Rc<Registry>, moved: Moved, reply: UnboundedSender<()>)
     let _ = reply.send(());
 }
 
-fn describe_some(registry: &Registry, moved: &Moved, filter: &Filter, places: &[usize]) -> Vec<Connection> {
+fn describe_some(
+    registry: &Registry,
+    moved: &Moved,
+    filter: &Filter,
+    places: &[usize],
+) -> Vec<ConnectionView> {
     let entries = registry.entries.borrow();
     places
         .iter()
         .filter_map(|place| entries.get(*place))
-        // The place may have another one by now.
+        // The entry may belong to another connection by now.
         .filter(|entry| registry.matches(filter, &entry.account))
         .map(|Entry { account, .. }| registry.describe(account, moved(account)))
         .collect()
@@ -350,7 +357,7 @@ mod tests {
         Registry::register(account)
     }
 
-    /// Requests that come and go must not have the worker count for each of them.
+    /// Repeated requests must not make the worker count for each of them.
     #[tokio::test]
     async fn nothing_is_counted_for_who_has_gone() {
         let registry = Rc::<Registry>::default();

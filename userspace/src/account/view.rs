@@ -1,4 +1,4 @@
-//! What is told of open connections, and how somebody says which ones: values and text only.
+//! The description of open connections, and filters for them: values and text only.
 
 use std::{fmt::Display, net::SocketAddr, str::FromStr};
 
@@ -9,15 +9,15 @@ use snisplice_config::networks::{Network, Networks};
 
 use crate::metrics::labels::Carrier;
 
-/// How many are told unless somebody wants more.
+/// The default number of connections in a listing.
 pub const MOST: usize = 1_000;
 
-/// How many are told at once at most; the rest is asked for with `after`.
+/// The greatest number of connections in one listing. A client requests more with `after`.
 pub const LONGEST: usize = 10_000;
 
-/// One open connection. What is not known yet, such as the backend while the hello is read, is null.
+/// One open connection. A value that is not known yet, such as the backend while the hello is read, is null.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Connection {
+pub struct ConnectionView {
     /// Its number, by which it can be closed.
     pub id: u64,
     /// The listener that accepted it; `none` where it was taken over from another process, which is why route and backend
@@ -25,7 +25,7 @@ pub struct Connection {
     pub listener: String,
     /// The rule that serves it.
     pub route: Option<String>,
-    /// Where it goes.
+    /// The name of its backend.
     pub backend: Option<String>,
     /// The client's address.
     pub client: Option<SocketAddr>,
@@ -40,7 +40,7 @@ pub struct Connection {
     /// `relay`, `sockmap` or `packet`.
     #[serde(rename = "datapath")]
     pub carrier: Option<String>,
-    /// The same, by its former name, for programs that read this.
+    /// The same value under its former name, for existing programs.
     #[serde(rename = "carrier", skip_serializing_if = "Option::is_none")]
     pub former_carrier: Option<String>,
     /// Why packets do not carry it, where that was tried; as in `snisplice_packet_refused_total`.
@@ -52,40 +52,40 @@ pub struct Connection {
     pub bytes_down: u64,
 }
 
-/// What `GET /connections` answers.
+/// The body of the answer to `GET /connections`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Listing {
     /// By id.
-    pub connections: Vec<Connection>,
+    pub connections: Vec<ConnectionView>,
     /// Whether there are more than the limit.
     pub more: bool,
 }
 
-/// What `DELETE /connections` answers.
+/// The body of the answer to `DELETE /connections`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Closed {
-    /// How many connections were told to end.
+    /// The number of connections that were closed.
     pub closed: usize,
 }
 
-/// Which connections are meant: those that match all that is given.
+/// A selection of connections: those that match all given fields.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Filter {
-    /// This one. It is part of a path and not of a query.
+    /// The number of the connection. It is part of a path and not of a query.
     #[serde(skip)]
     pub id: Option<u64>,
     /// Accepted by the listener of this name.
     pub listener: Option<String>,
     /// Going to the backend of this name.
     pub backend: Option<String>,
-    /// Carried so. Queries may also say `carrier`, the former name, which answers still have.
+    /// The datapath. Queries may also use the former name `carrier`, which answers still have.
     #[serde(rename = "datapath")]
     #[serde(serialize_with = "label")]
     pub carrier: Option<Carrier>,
-    /// Of a client in one of these networks.
+    /// Networks that contain the client.
     #[serde(serialize_with = "with_commas")]
     pub client: Option<Networks>,
-    /// Whose client has asked for this server name.
+    /// The server name that the client requested.
     pub sni: Option<String>,
 }
 
@@ -107,19 +107,19 @@ impl Filter {
     }
 }
 
-/// What the query part of a request asks for.
+/// The query part of a request.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Query {
-    /// Which ones.
+    /// The selection.
     pub filter: Filter,
-    /// How many at most; more than [`LONGEST`] are never told at once.
+    /// The greatest number of connections, at most [`LONGEST`].
     pub limit: Option<usize>,
     /// Only those of a greater number.
     pub after: Option<u64>,
 }
 
 impl Query {
-    /// Reads `key=value` pairs, each key once. The error is for whoever has written them.
+    /// Reads `key=value` pairs, each key once. The error is for the author of the query.
     pub fn parse(text: &str) -> Result<Self, String> {
         text.split('&').filter(|pair| !pair.is_empty()).try_for_each(check)?;
         let asked: Asked =
@@ -169,9 +169,9 @@ fn after<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
     after.map_err(|_| de::Error::custom(format!("'{text}' is not the number of a connection")))
 }
 
-/// Refuses what decoding would replace or leave as it is without a word: it reads a key without a value as an empty one,
-/// leaves a `%` without two digits alone (URL standard, section 1.3), puts U+FFFD where bytes are no text, and takes a `+`
-/// for a blank, which a name may hold as it is.
+/// Refuses text that decoding would replace or keep silently. A decoder reads a key without a value as an empty one,
+/// keeps a `%` without two digits (URL standard, section 1.3), puts U+FFFD for bytes that are no text, and takes a `+`
+/// for a blank, which a name may contain.
 fn check(pair: &str) -> Result<(), String> {
     let (_, value) = pair.split_once('=').ok_or_else(|| format!("'{pair}' is not key=value"))?;
     if value.contains('+') {

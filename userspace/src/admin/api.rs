@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     account::{
-        registry::Request as Asked,
+        registry::RegistryRequest,
         view::{Closed, Filter, LONGEST, MOST, Query},
     },
     metrics::labels::CloseReason,
@@ -38,7 +38,7 @@ const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset
 const COUNTED_WITHIN: Duration = Duration::from_secs(2);
 
 /// A request that is not answered as it was meant: the status, and a line that says why or what to do.
-type Refusal = (StatusCode, String);
+type TextReply = (StatusCode, String);
 
 /// The requests that an address of this scope answers.
 pub(super) fn router(admin: Arc<Admin>, scope: Scope) -> Router {
@@ -67,7 +67,7 @@ pub(super) fn router(admin: Arc<Admin>, scope: Scope) -> Router {
 }
 
 /// Whether a request may reach a handler.
-fn allow(scope: Scope, admin: &Admin, request: &Request) -> Result<(), Refusal> {
+fn allow(scope: Scope, admin: &Admin, request: &Request) -> Result<(), TextReply> {
     match scope {
         Scope::Network => guard::check(request, &admin.hosts)?,
         Scope::Local => guard::no_origin(request.headers())?,
@@ -80,7 +80,7 @@ fn allow(scope: Scope, admin: &Admin, request: &Request) -> Result<(), Refusal> 
     }
 }
 
-impl From<guard::Refused> for Refusal {
+impl From<guard::Refused> for TextReply {
     fn from(refused: guard::Refused) -> Self {
         match refused {
             guard::Refused::Invalid(why) => (StatusCode::BAD_REQUEST, why.into()),
@@ -93,18 +93,18 @@ fn only(methods: &'static str) -> Response {
     (StatusCode::METHOD_NOT_ALLOWED, [(ALLOW, methods)], format!("only {methods}\n")).into_response()
 }
 
-fn not_found() -> Refusal {
+fn not_found() -> TextReply {
     (StatusCode::NOT_FOUND, "/ready\n/metrics\n/connections\n".into())
 }
 
-fn no_such_connection() -> Refusal {
+fn no_such_connection() -> TextReply {
     (StatusCode::NOT_FOUND, "there is no such connection\n".into())
 }
 
 /// Whether new connections are welcome. A process that is full goes on serving, and clients wait for a place: only who
 /// asks with `fail=full` is told that it is not ready. Otherwise a crowd would have one process after another taken out
 /// of service.
-async fn ready(State(admin): State<Arc<Admin>>, RawQuery(query): RawQuery) -> Result<Refusal, Refusal> {
+async fn ready(State(admin): State<Arc<Admin>>, RawQuery(query): RawQuery) -> Result<TextReply, TextReply> {
     let fails_when_full = fails_when_full(query.as_deref().unwrap_or_default())?;
     if !admin.ready.load(Relaxed) {
         return Err((StatusCode::SERVICE_UNAVAILABLE, "not accepting connections\n".into()));
@@ -113,7 +113,7 @@ async fn ready(State(admin): State<Arc<Admin>>, RawQuery(query): RawQuery) -> Re
         if admin.probing.load(Relaxed) { "ready, probing the kernel" } else { "ready" }.to_owned();
     let mut status = StatusCode::OK;
     if admin.admission.is_full() {
-        let (most, _) = admin.admission.standing().connections;
+        let (most, _) = admin.admission.usage().connections;
         let full = format!("full: all {most} places are taken, and clients wait; see limits.connections");
         if fails_when_full {
             (status, state) = (StatusCode::SERVICE_UNAVAILABLE, full);
@@ -130,7 +130,7 @@ async fn status(State(admin): State<Arc<Admin>>) -> StatusCode {
 }
 
 /// Whether `/ready` was asked to fail while every place is taken. Other keys are for others, such as caches on the way.
-fn fails_when_full(query: &str) -> Result<bool, Refusal> {
+fn fails_when_full(query: &str) -> Result<bool, TextReply> {
     let pairs: Vec<(String, String)> = serde_urlencoded::from_str(query).unwrap_or_default();
     let mut asked = false;
     for (_, value) in pairs.iter().filter(|(key, value)| key == "fail" && !value.is_empty()) {
@@ -147,7 +147,7 @@ async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
     let count = async {
         // One count at a time: many scrapers cost the workers no more than one.
         let _turn = admin.counting.lock().await;
-        admin.ask(|reply| Asked::Count { reply }).await
+        admin.ask(|reply| RegistryRequest::Count { reply }).await
     };
     let _ = timeout(COUNTED_WITHIN, count).await;
     admin.metrics.forget_gone();
@@ -156,12 +156,12 @@ async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
 }
 
 /// The number of a connection in a path, if the path has one. Nothing else can be there.
-fn number(uri: &Uri) -> Result<Option<u64>, Refusal> {
+fn number(uri: &Uri) -> Result<Option<u64>, TextReply> {
     // As it was sent: a number has nothing to decode.
     uri.path().strip_prefix("/connections/").map(|id| id.parse().map_err(|_| not_found())).transpose()
 }
 
-fn parse(query: Option<&str>) -> Result<Query, Refusal> {
+fn parse(query: Option<&str>) -> Result<Query, TextReply> {
     Query::parse(query.unwrap_or_default()).map_err(|why| (StatusCode::BAD_REQUEST, format!("{why}\n")))
 }
 
@@ -169,7 +169,7 @@ async fn list(
     State(admin): State<Arc<Admin>>,
     uri: Uri,
     RawQuery(query): RawQuery,
-) -> Result<Response, Refusal> {
+) -> Result<Response, TextReply> {
     let id = number(&uri)?;
     let Query { filter, limit, after } = parse(query.as_deref())?;
     let left = limit.unwrap_or(MOST).min(LONGEST);
@@ -184,7 +184,7 @@ async fn close(
     State(admin): State<Arc<Admin>>,
     uri: Uri,
     RawQuery(query): RawQuery,
-) -> Result<Response, Refusal> {
+) -> Result<Response, TextReply> {
     let id = number(&uri)?;
     if !admin.allow_close {
         let remedy = "closing is not allowed here: start with --admin-close, or set admin.allow_close\n";
@@ -219,7 +219,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        account::{registry::Request as Asked, view::Connection},
+        account::{registry::RegistryRequest, view::ConnectionView},
         admin::{Ask, Askable},
         limits::admission::Admission,
         metrics::Metrics,
@@ -339,7 +339,7 @@ mod tests {
     fn worker(ids: std::ops::Range<u64>) -> Ask {
         let (orders, mut asked) = mpsc::unbounded_channel();
         tokio::spawn(async move {
-            while let Some(Asked::List { after, most, reply, .. }) = asked.recv().await {
+            while let Some(RegistryRequest::List { after, most, reply, .. }) = asked.recv().await {
                 let ids = ids.clone().filter(|id| after.is_none_or(|after| *id > after)).take(most);
                 let _ = reply.send(ids.map(connection).collect());
             }
@@ -347,9 +347,9 @@ mod tests {
         Box::new(move |request| drop(orders.send(request)))
     }
 
-    fn connection(id: u64) -> Connection {
+    fn connection(id: u64) -> ConnectionView {
         let listener = "https".to_owned();
-        Connection { id, listener, ..Connection::default() }
+        ConnectionView { id, listener, ..ConnectionView::default() }
     }
 
     #[tokio::test]

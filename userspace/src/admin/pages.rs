@@ -7,8 +7,8 @@ use hyper::body::Bytes;
 use super::{Admin, body::Pieces};
 use crate::{
     account::{
-        registry::Request as Asked,
-        view::{Connection, Filter},
+        registry::RegistryRequest,
+        view::{ConnectionView, Filter},
     },
     metrics::Metrics,
 };
@@ -43,7 +43,7 @@ pub(super) struct Listed {
     /// So many more may be told.
     left: usize,
     /// What comes next, and one more if there is more.
-    page: Vec<Connection>,
+    page: Vec<ConnectionView>,
     state: State,
 }
 
@@ -71,7 +71,7 @@ impl Listed {
     async fn turn_to(&mut self, after: Option<u64>) {
         let most = self.left.min(PAGE) + 1;
         let filter = &self.filter;
-        let asked = |reply| Asked::List { filter: filter.clone(), after, most, reply };
+        let asked = |reply| RegistryRequest::List { filter: filter.clone(), after, most, reply };
         self.page = self.admin.ask(asked).await.into_iter().flatten().collect();
         self.page.sort_by_key(|one| one.id);
         self.page.truncate(most);

@@ -29,7 +29,7 @@ use crate::{
 ///
 /// With `pins`, those of a process that is taken over from, flows share its maps.
 pub(super) fn choose(model: &Model, answers: &Answers, pins: Option<Pins>) -> anyhow::Result<Factory> {
-    let needs = Needs::of(model);
+    let needs = DatapathNeeds::of(model);
     let chosen = match model.startup.datapath {
         DatapathKind::Relay => Chosen::Relay,
         DatapathKind::Sockmap => {
@@ -78,7 +78,7 @@ pub(super) fn adopted(
 
 /// What a configuration wants of the kernel.
 #[derive(Debug, Clone)]
-pub(super) struct Needs {
+pub(super) struct DatapathNeeds {
     datapath: DatapathKind,
     settings: sockmap::Settings,
     /// Places for flows in packets.
@@ -88,7 +88,7 @@ pub(super) struct Needs {
     persist: bool,
 }
 
-impl Needs {
+impl DatapathNeeds {
     /// What `model` wants.
     pub(super) fn of(model: &Model) -> Self {
         Self {
@@ -122,7 +122,7 @@ impl Needs {
 }
 
 /// Loads whatever of the two this kernel can do. What it cannot, and why, is logged.
-pub(super) fn load(needs: &Needs, answers: &Answers, pins: Option<Pins>) -> InKernel {
+pub(super) fn load(needs: &DatapathNeeds, answers: &Answers, pins: Option<Pins>) -> InKernel {
     let sockmap = sockmap_of(needs, answers);
     let sockmap =
         sockmap.inspect_err(|error| tracing::warn!("the datapath sockmap is not used: {error:#}")).ok();
@@ -138,7 +138,7 @@ pub(super) fn load(needs: &Needs, answers: &Answers, pins: Option<Pins>) -> InKe
 
 /// Loads what carries packets, with room for flows that are over but linger, where the experiments show nothing against it.
 fn packet_of(
-    needs: &Needs,
+    needs: &DatapathNeeds,
     answers: &Answers,
     inherited: Option<Pins>,
 ) -> anyhow::Result<Arc<packet::Programs>> {
@@ -168,7 +168,7 @@ fn pins() -> Option<Pins> {
 }
 
 /// Loads what redirects, where the experiments show nothing against it.
-fn sockmap_of(needs: &Needs, answers: &Answers) -> anyhow::Result<Arc<sockmap::Programs>> {
+fn sockmap_of(needs: &DatapathNeeds, answers: &Answers) -> anyhow::Result<Arc<sockmap::Programs>> {
     let answer = answers.sockmap.as_ref().context("the kernel was not probed")?;
     anyhow::ensure!(answer.passed, "this kernel fails the probes:\n{}", answer.text);
     let cgroup = if needs.same_host { same_host_of(answers) } else { None };
@@ -189,7 +189,7 @@ fn same_host_of(answers: &Answers) -> Option<OwnedFd> {
 }
 
 /// Shows what was found in the metrics, whose counters are read from its maps at each scrape. To be called once.
-pub(super) fn show(needs: &Needs, found: &InKernel, metrics: &Metrics) {
+pub(super) fn show(needs: &DatapathNeeds, found: &InKernel, metrics: &Metrics) {
     if needs.same_host {
         metrics.same_host(found.sockmap.as_ref().is_some_and(|sockmap| sockmap.same_host().is_some()));
         if found.sockmap.is_none() {

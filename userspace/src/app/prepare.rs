@@ -10,10 +10,10 @@ use snisplice_config::{
 };
 
 use super::{
-    datapath::{self, Needs},
+    datapath::{self, DatapathNeeds},
     descriptors::{self, Allowance},
     memory,
-    trial::Trial,
+    trial::ProbeProcess,
 };
 use crate::{
     account::access_log::{AccessLog, DroppedLines, Prepared},
@@ -56,8 +56,8 @@ pub(super) fn prepare_process(options: &Run) -> anyhow::Result<Option<u64>> {
 /// Decides what moves bytes, at once where the configuration allows it.
 pub(super) fn choose(
     model: &Model,
-    needs: &Needs,
-    trial: Option<&mut Trial>,
+    needs: &DatapathNeeds,
+    trial: Option<&mut ProbeProcess>,
     pins: Option<Pins>,
 ) -> anyhow::Result<Factory> {
     let datapath = match trial {

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     App, Watch, begin,
-    datapath::{self, Needs, places},
+    datapath::{self, DatapathNeeds, places},
     listeners::{bind, with_copies},
     memory::Thrift,
     prepare::{
@@ -22,8 +22,8 @@ use super::{
     secrets::Secrets,
     signals::Signals,
     supervisor::Supervisor,
-    takeover::{self, Endpoint},
-    trial::Trial,
+    takeover::{self, BoundEndpoint},
+    trial::ProbeProcess,
 };
 use crate::{
     account::access_log::AccessLog,
@@ -36,7 +36,7 @@ use crate::{
     net::listeners::Bound as Sockets,
     proxy::worker::{self, Shared},
     snapshot::{SharedSnapshot, Snapshot},
-    takeover::{Place, client::Client},
+    takeover::{SocketFile, client::Client},
     terminate::Terminations,
     upstream::dns::Resolver,
 };
@@ -58,8 +58,8 @@ struct Process {
     supervisor: Supervisor,
     thrift: Thrift,
     secrets: Secrets,
-    needs: Needs,
-    trial: Option<Trial>,
+    needs: DatapathNeeds,
+    trial: Option<ProbeProcess>,
     workers: usize,
     admission: Arc<Admission>,
     access_log: Arc<AccessLog>,
@@ -76,7 +76,7 @@ pub(super) struct Trying {
 pub(super) struct Found {
     process: Process,
     model: Model,
-    place: Option<Arc<Place>>,
+    socket_file: Option<Arc<SocketFile>>,
     old: Option<Client>,
     pins: Option<Pins>,
 }
@@ -86,7 +86,7 @@ pub(super) struct Loaded {
     process: Process,
     live: Arc<Snapshot>,
     resolver: Resolver,
-    place: Option<Arc<Place>>,
+    socket_file: Option<Arc<SocketFile>>,
     old: Option<Client>,
     datapath: Factory,
     /// Whether the maps are those of the old process, too.
@@ -99,7 +99,7 @@ pub(super) struct Bound {
     loaded: Loaded,
     sockets: Vec<(Sockets, Vec<StdListener>)>,
     admin: Arc<Admin>,
-    endpoints: Vec<Endpoint>,
+    endpoints: Vec<BoundEndpoint>,
 }
 
 impl Prepared {
@@ -114,8 +114,8 @@ impl Prepared {
     /// Step 2: begins the experiments, before all else, since they take longest, and with every privilege that there is.
     pub(super) fn begin_trial(self) -> Trying {
         let Self { options, signals, supervisor, model, open_files } = self;
-        let (thrift, needs) = (Thrift::begin(), Needs::of(&model));
-        let trial = Trial::begin(&needs);
+        let (thrift, needs) = (Thrift::begin(), DatapathNeeds::of(&model));
+        let trial = ProbeProcess::begin(&needs);
         let workers = workers(&model);
         let admission = Admission::new(connections(&model, open_files, workers), &model.runtime.limits);
         let secrets = Secrets::new(&options);
@@ -142,7 +142,7 @@ impl Trying {
     /// Step 3: asks the process that is to be taken over from, if there is one, for what it has.
     pub(super) fn find_old_process(self) -> anyhow::Result<Found> {
         let Self { process, model } = self;
-        let (place, mut old) = takeover::look(&process.options)?;
+        let (socket_file, mut old) = takeover::look(&process.options)?;
         let pins = match &mut old {
             Some(old) if model.startup.flows.persist => takeover::pins(old, places(&model))?,
             _ => None,
@@ -150,14 +150,14 @@ impl Trying {
         if let Some(old) = &mut old {
             process.secrets.context.tickets.adopt(takeover::ticket_seeds(old));
         }
-        Ok(Found { process, model, place, old, pins })
+        Ok(Found { process, model, socket_file, old, pins })
     }
 }
 
 impl Found {
     /// Step 4: loads what moves bytes, and takes the flows of a process that has ended.
     pub(super) fn load(self) -> anyhow::Result<Loaded> {
-        let Self { mut process, model, place, old, pins } = self;
+        let Self { mut process, model, socket_file, old, pins } = self;
         // First of all that can fail by what an operator has written.
         let terminations = process
             .secrets
@@ -182,7 +182,7 @@ impl Found {
         live.terminate_with(terminations);
         let resolver = Resolver::start();
         resolver.serve(live.clusters().clone(), live.model.runtime.dns.clone());
-        Ok(Loaded { process, live, resolver, place, old, datapath, jointly, adopted })
+        Ok(Loaded { process, live, resolver, socket_file, old, datapath, jointly, adopted })
     }
 }
 
@@ -194,7 +194,7 @@ impl Loaded {
         access_log.follow(open_access_log(access_log, &model.runtime.access_log)?);
         let sockets = with_copies(bind(model, self.old.as_mut(), *workers)?)?;
         let admin = Arc::new(Admin::new(metrics.clone(), admission.clone(), &model.startup.admin));
-        let endpoints = Endpoint::bind_all(&model.startup, self.old.as_mut())?;
+        let endpoints = BoundEndpoint::bind_all(&model.startup, self.old.as_mut())?;
         if let Some(old) = &self.old {
             let alive = old.prepare(self.jointly)?;
             // If it has ended meanwhile, all that it has left is ours.
@@ -211,7 +211,7 @@ impl Bound {
     /// touched before that, and nothing fails after it.
     pub(super) fn serve(self, runtime: Runtime) -> anyhow::Result<App> {
         let Self { loaded, sockets, admin, endpoints } = self;
-        let Loaded { process, live, resolver, place, old, datapath, jointly, adopted } = loaded;
+        let Loaded { process, live, resolver, socket_file, old, datapath, jointly, adopted } = loaded;
         let Process {
             options,
             signals,
@@ -253,7 +253,7 @@ impl Bound {
             sockets: BTreeMap::new(),
             leaving: BTreeMap::new(),
             requests: mpsc::unbounded_channel().1,
-            place: None,
+            socket_file: None,
             trial: mpsc::unbounded_channel().1,
             needs,
             thrift: Some(thrift),
@@ -284,7 +284,7 @@ impl Bound {
         });
         // Clients of an earlier process may be denied by now.
         app.close_denied();
-        app.serve_takeovers(place, listening);
+        app.serve_takeovers(socket_file, listening);
         app.reduce_privileges(kernel, takes_over)?;
         app.secrets.heed_privileges();
         app.supervisor.ready("Serving");

@@ -21,11 +21,11 @@ use crate::{
     datapath::packet::adopted,
     net::admin_socket::Socket,
     takeover::{
-        Place,
+        SocketFile,
         client::{Client, Flows},
         message::{SeedBytes, TicketSeed},
-        place::DIRECTORY,
         server::{Inventory, Request, Server},
+        socket_file::DIRECTORY,
     },
     terminate::tickets::Seed,
 };
@@ -47,14 +47,14 @@ pub(super) fn ticket_seeds(old: &mut Client) -> Vec<Seed> {
 }
 
 /// The task of one address of the admin endpoint, and its socket once more.
-pub(super) struct Endpoint {
+pub(super) struct BoundEndpoint {
     address: AdminAddress,
     scope: Scope,
     socket: Socket,
     task: Option<JoinHandle<()>>,
 }
 
-impl Endpoint {
+impl BoundEndpoint {
     /// Binds all addresses, unless another process hands their sockets over.
     pub(super) fn bind_all(startup: &Startup, mut old: Option<&mut Client>) -> anyhow::Result<Vec<Self>> {
         let mut endpoints = Vec::new();
@@ -135,21 +135,21 @@ impl Endpoint {
 }
 
 /// Where this process takes over, and from whom, if it is to and there is somebody.
-pub(super) fn look(options: &Run) -> anyhow::Result<(Option<Arc<Place>>, Option<Client>)> {
-    let place = place(options)?;
-    let old = match &place {
-        Some(place) if options.takeover => Client::find(place)?,
+pub(super) fn look(options: &Run) -> anyhow::Result<(Option<Arc<SocketFile>>, Option<Client>)> {
+    let socket_file = socket_file(options)?;
+    let old = match &socket_file {
+        Some(socket_file) if options.takeover => Client::find(socket_file)?,
         _ => None,
     };
-    Ok((place, old))
+    Ok((socket_file, old))
 }
 
-/// Where this process takes over, and can be taken over from. `None` where there is no such place, and nobody has asked
+/// Where this process takes over, and can be taken over from. `None` where there is no such socket, and nobody has asked
 /// for one.
-fn place(options: &Run) -> anyhow::Result<Option<Arc<Place>>> {
+fn socket_file(options: &Run) -> anyhow::Result<Option<Arc<SocketFile>>> {
     let directory = options.takeover_path.as_deref().unwrap_or(Path::new(DIRECTORY));
-    match Place::new(directory, options.takeover_name.as_deref(), options.takeover_across_mounts) {
-        Ok(place) => Ok(Some(Arc::new(place))),
+    match SocketFile::new(directory, options.takeover_name.as_deref(), options.takeover_across_mounts) {
+        Ok(socket_file) => Ok(Some(Arc::new(socket_file))),
         Err(error) if options.takeover || options.takeover_path.is_some() => Err(error.into()),
         Err(error) => {
             tracing::info!(%error, "takeover is not available: no process can take over from this one");
@@ -160,12 +160,16 @@ fn place(options: &Run) -> anyhow::Result<Option<Arc<Place>>> {
 
 impl App {
     /// From now on, another process can take over from this one.
-    pub(super) fn serve_takeovers(&mut self, place: Option<Arc<Place>>, inherited: Option<OwnedFd>) {
-        let Some(place) = place else { return };
+    pub(super) fn serve_takeovers(
+        &mut self,
+        socket_file: Option<Arc<SocketFile>>,
+        inherited: Option<OwnedFd>,
+    ) {
+        let Some(socket_file) = socket_file else { return };
         let (requests, wanted) = mpsc::unbounded_channel();
-        match Server::start(place.clone(), inherited, requests) {
+        match Server::start(socket_file.clone(), inherited, requests) {
             Ok(()) => {
-                self.place = Some(place);
+                self.socket_file = Some(socket_file);
                 self.requests = wanted;
             }
             Err(error) => tracing::info!(
@@ -176,7 +180,7 @@ impl App {
     }
 
     /// Serves the admin endpoint from now on.
-    pub(super) fn serve_endpoints(&mut self, endpoints: Vec<Endpoint>) {
+    pub(super) fn serve_endpoints(&mut self, endpoints: Vec<BoundEndpoint>) {
         let _inside = self.runtime.enter();
         self.endpoints =
             endpoints.into_iter().map(|endpoint| endpoint.serve(&self.admin, &self.runtime)).collect();
@@ -242,7 +246,7 @@ impl App {
                 inventory.listeners.push((*address, name.listener.clone(), socket.try_clone()?));
             }
         }
-        for Endpoint { address, socket, .. } in &self.endpoints {
+        for BoundEndpoint { address, socket, .. } in &self.endpoints {
             inventory.admin.push((address.clone(), socket.try_clone()?));
         }
         let seeds = self.secrets.context.tickets.export().into_iter();

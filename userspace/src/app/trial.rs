@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use super::{
-    datapath::{self, Needs},
+    datapath::{self, DatapathNeeds},
     memory,
 };
 use crate::{
@@ -51,16 +51,16 @@ pub(super) enum Event {
 
 /// Experiments that are under way, and what is remembered of earlier ones.
 #[derive(Debug)]
-pub(super) struct Trial {
-    needs: Needs,
+pub(super) struct ProbeProcess {
+    needs: DatapathNeeds,
     asking: Asking,
     memory: Memory,
     remembered: Option<Answers>,
 }
 
-impl Trial {
+impl ProbeProcess {
     /// Begins to make the experiments that `needs` asks for. `None` if it asks for none.
-    pub(super) fn begin(needs: &Needs) -> Option<Self> {
+    pub(super) fn begin(needs: &DatapathNeeds) -> Option<Self> {
         let questions = needs.questions();
         if questions.is_empty() {
             return None;

@@ -1,8 +1,8 @@
-//! Reads type information (BTF) as the kernel shows it: names of structures, their fields, and where these are.
+//! Reads the kernel's type information (BTF): names of structures, their fields, and the fields' offsets.
 //!
-//! The format is that of the kernel's `Documentation/bpf/btf.rst` and `include/uapi/linux/btf.h`: a header, a table of types,
-//! each of which is meant by its index from 1, and a table of strings. Only what concerns structures is understood; every
-//! other type is passed over. Nothing is copied out of the bytes, since a kernel has some 100,000 types.
+//! The kernel's `Documentation/bpf/btf.rst` and `include/uapi/linux/btf.h` define the format: a header, a table of
+//! types with indices from 1, and a table of strings. This reader understands structures, and skips every other type.
+//! It copies nothing out of the bytes, since a kernel has some 100,000 types.
 
 use std::{fs, io, path::Path};
 
@@ -17,21 +17,21 @@ const TYPE: usize = 12;
 /// `struct btf_member`.
 const MEMBER: usize = 12;
 
-/// Why the bytes are not understood.
+/// The reason for which the bytes are not understood.
 #[derive(Debug, Error)]
 pub enum BtfError {
-    /// They cannot be read.
+    /// The file cannot be read.
     #[error(transparent)]
     Unreadable(#[from] io::Error),
-    /// They are not what the header says, or there is none.
+    /// The bytes contradict the header, or have none.
     #[error("the BTF has another byte order than this machine")]
     NotBtf,
-    /// A type of a kind that is younger than this program; how long it is, is not known.
+    /// A type has a kind that this program does not know, so its length is unknown.
     #[error("the BTF has types of the unknown kind {0}")]
     Kind(u32),
 }
 
-/// The kinds (`BTF_KIND_*`) that are looked at.
+/// The kinds (`BTF_KIND_*`) that the reader understands.
 mod kind {
     pub(super) const STRUCT: u32 = 4;
     pub(super) const UNION: u32 = 5;
@@ -46,9 +46,9 @@ mod kind {
 #[derive(Debug)]
 pub(super) struct Btf {
     bytes: Vec<u8>,
-    /// Where each type is; that of index 0, which is `void`, is nowhere.
+    /// The position of each type. Index 0, which is `void`, has none.
     types: Vec<usize>,
-    /// Where the strings are.
+    /// The position of the strings.
     strings: (usize, usize),
 }
 
@@ -59,18 +59,19 @@ pub(super) struct Id(u32);
 /// A field of a structure or union.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Member<'b> {
-    /// Empty for an unnamed structure or union inside.
+    /// The name; empty for an unnamed structure or union inside.
     pub(super) name: &'b str,
-    /// From the beginning of the structure, in bytes.
+    /// Bytes from the beginning of the structure.
     pub(super) offset: u32,
-    /// Its type, without qualifiers and other names for it.
+    /// Its type, without qualifiers and type aliases.
     pub(super) of: Id,
 }
 
 impl Btf {
     /// Reads a file such as `/sys/kernel/btf/vmlinux`.
     pub(super) fn read(path: impl AsRef<Path>) -> Result<Self, BtfError> {
-        // Before Linux 6.16 the file cannot be mapped, and read in pieces it costs a system call for each of its types.
+        // Before Linux 6.16 the file cannot be mapped. Read in pieces, it would cost a system call for each of its
+        // types.
         Self::new(fs::read(path)?)
     }
 
@@ -101,7 +102,7 @@ impl Btf {
         (1..count).map(Id).find(|id| self.kind(*id) == Some(kind::STRUCT) && self.name(*id) == Some(name))
     }
 
-    /// Whether it is a structure, and no union or anything else.
+    /// Whether the type is a structure, not a union or another type.
     pub(super) fn is_structure(&self, id: Id) -> bool {
         self.kind(id) == Some(kind::STRUCT)
     }
@@ -111,7 +112,7 @@ impl Btf {
         self.string(self.word_of(id, 0)?)
     }
 
-    /// The fields of a structure or union; none of anything else.
+    /// The fields of a structure or union. Any other type has none.
     pub(super) fn members(&self, of: Id) -> impl Iterator<Item = Member<'_>> {
         let info = self.word_of(of, 4).unwrap_or_default();
         let has = matches!(kind_of(info), kind::STRUCT | kind::UNION);
@@ -126,9 +127,9 @@ impl Btf {
         })
     }
 
-    /// What a type is without qualifiers and other names for it.
+    /// A type without qualifiers and aliases.
     fn plain(&self, mut id: Id) -> Option<Id> {
-        // There are no circles of them in a kernel; whatever else the bytes say, this ends.
+        // A kernel has no cycles of aliases. The bound ends the loop for any other bytes.
         for _ in 0..64 {
             match self.kind(id) {
                 Some(kind::TYPEDEF | kind::VOLATILE | kind::CONST | kind::RESTRICT | kind::TYPE_TAG) => {
@@ -170,7 +171,7 @@ fn count(info: u32) -> usize {
     (info & 0xffff) as usize
 }
 
-/// How many bytes follow a type.
+/// The number of bytes that follow a type.
 fn behind(info: u32) -> Result<usize, BtfError> {
     Ok(match kind_of(info) {
         // Pointers, forward declarations, other names, qualifiers, functions, floating point, tags of types.

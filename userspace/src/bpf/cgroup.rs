@@ -1,4 +1,4 @@
-//! Where the hierarchy of control groups is that programs attach to.
+//! The hierarchy of control groups that programs attach to.
 
 use std::{
     ffi::OsString,
@@ -10,28 +10,28 @@ use std::{
 
 use thiserror::Error;
 
-/// Where the kernel tells what is mounted.
+/// The kernel's list of mounts.
 const MOUNTS: &str = "/proc/self/mountinfo";
 
-/// Why there is nothing to attach to.
+/// The reason for which there is no control group to attach to.
 #[derive(Debug, Error)]
 pub enum NoCgroup {
     /// The second version of control groups is mounted nowhere.
     #[error("cgroup2 is not mounted")]
     NotMounted,
-    /// It is, but cannot be opened.
+    /// The mount point cannot be opened.
     #[error("cannot open {path}: {error}")]
     Unreadable {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The kernel's error.
         error: io::Error,
     },
 }
 
-/// Opens the top of the cgroup2 hierarchy as this process sees it.
+/// Opens the top of the cgroup2 hierarchy that this process sees.
 ///
-/// In a container that may be the container's own group: then programs see only what runs in there.
+/// In a container that may be the container's own group. Programs then see only sockets of the container.
 pub fn open() -> Result<File, NoCgroup> {
     let unreadable = |path: PathBuf| |error| NoCgroup::Unreadable { path, error };
     let mounts = fs::read(MOUNTS).map_err(unreadable(MOUNTS.into()))?;
@@ -39,7 +39,7 @@ pub fn open() -> Result<File, NoCgroup> {
     File::open(&path).map_err(unreadable(path))
 }
 
-/// Finds where cgroup2 is mounted, the top of the hierarchy before a part of it. `proc(5)` has the format: mount id,
+/// The mount point of cgroup2, with preference for the top of the hierarchy. `proc(5)` defines the format: mount id,
 /// parent, device, root, mount point, options, any number of tags, `-`, type, source, options.
 fn mounted_at(mounts: &[u8]) -> Option<PathBuf> {
     let found = mounts.split(|byte| *byte == b'\n').filter_map(|line| {
@@ -52,7 +52,7 @@ fn mounted_at(mounts: &[u8]) -> Option<PathBuf> {
     Some(OsString::from_vec(unescaped(at)).into())
 }
 
-/// Blanks and the like are written as a backslash and three octal digits.
+/// Decodes blanks and similar bytes, which are written as a backslash and three octal digits.
 fn unescaped(mut text: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     while let Some((&first, rest)) = text.split_first() {

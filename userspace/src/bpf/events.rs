@@ -1,7 +1,7 @@
 //! The thread that drains the ring of an object's events and wakes the workers' tasks.
 //!
-//! A ring buffer has one reader. Its events are few, and each must reach its worker soon even if all workers are busy, so a
-//! thread of its own sleeps on it.
+//! A ring buffer has one reader. Its events are few, but each must reach its worker soon, even if all workers are busy.
+//! So a separate thread sleeps on the ring.
 
 use std::{
     io,
@@ -17,37 +17,37 @@ use rustix::{
 };
 use slab::Slab;
 
-use super::wakeup::{Ready, Signals, Token};
+use super::wakeup::{Ready, Token, Wakeups};
 
-type Workers = RwLock<Slab<Arc<Signals>>>;
+type Workers = RwLock<Slab<Arc<Wakeups>>>;
 
-/// What the events of one object mean.
+/// The meaning of an object's events.
 pub(super) trait Events: Send + 'static {
-    /// What all connections look after when an event was lost.
+    /// The readiness that all connections check after a lost event.
     const EVERYTHING: Ready;
 
-    /// Reads one event; which connection is to be woken for what, if any.
+    /// Reads one event. Returns the connection to wake, and its readiness.
     fn read(&mut self, event: &[u8]) -> Option<(Token, Ready)>;
 
-    /// After some were read, whether every connection has to look. The programs count the events that find the ring full,
-    /// which happens only while there is something in it: so this moment is soon enough.
+    /// Whether every connection has to check after these events. The programs count events that find the ring full,
+    /// which can only happen while the ring has events. So this moment is early enough.
     fn must_all_look(&mut self) -> bool;
 }
 
-/// What a thread sleeps on, and empties whenever there is something in it.
+/// A source that a thread sleeps on and drains.
 pub(super) trait Drain: AsFd + Send + 'static {
-    /// Takes what there is.
+    /// Reads all available records.
     fn drain(&mut self);
 }
 
-/// Runs a thread that drains a ring, for as long as it lives.
+/// A thread that drains a ring. It ends when this is dropped.
 #[derive(Debug)]
 pub(super) struct DrainThread {
     stop: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// Runs the thread that drains the events of one object, for as long as it lives.
+/// The thread that drains the events of one object. It ends when this is dropped.
 #[derive(Debug)]
 pub(super) struct EventThread {
     workers: Arc<Workers>,
@@ -66,7 +66,7 @@ impl DrainThread {
     }
 }
 
-/// Drains whenever there is something, until it is stopped.
+/// Drains the source whenever it is readable, until it is stopped.
 fn run(source: &mut impl Drain, stop: &OwnedFd) {
     loop {
         source.drain();
@@ -75,7 +75,7 @@ fn run(source: &mut impl Drain, stop: &OwnedFd) {
         match retry_on_intr(|| poll(&mut fds, None)) {
             Ok(_) if fds[1].revents().is_empty() => {}
             Ok(_) | Err(Errno::INVAL | Errno::FAULT) => return,
-            // Out of memory for the call: the events stay in the ring.
+            // The call had no memory. The events stay in the ring.
             Err(_) => thread::yield_now(),
         }
     }
@@ -89,29 +89,29 @@ impl EventThread {
         Ok(Self { workers, _thread: thread })
     }
 
-    /// Lets a worker hear of its connections: those whose token has the returned number.
-    pub(super) fn register(&self, signals: Arc<Signals>) -> u16 {
-        let number = self.workers.write().unwrap_or_else(PoisonError::into_inner).insert(signals);
+    /// Registers a worker. Events whose token has the returned number go to `wakeups`.
+    pub(super) fn register(&self, wakeups: Arc<Wakeups>) -> u16 {
+        let number = self.workers.write().unwrap_or_else(PoisonError::into_inner).insert(wakeups);
         // A process has as many workers as cores.
         u16::try_from(number).unwrap_or(u16::MAX)
     }
 
-    /// Wakes one connection, for another thread.
+    /// Wakes one connection, from another thread.
     pub(super) fn raise(&self, token: Token, ready: Ready) {
         let workers = self.workers.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(signals) = workers.get(token.worker.into()) {
-            signals.raise(token.slot, ready);
+        if let Some(wakeups) = workers.get(token.worker.into()) {
+            wakeups.raise(token.slot, ready);
         }
     }
 
-    /// Wakes every connection, for another thread.
+    /// Wakes every connection, from another thread.
     pub(super) fn raise_all(&self, ready: Ready) {
-        for (_, signals) in self.workers.read().unwrap_or_else(PoisonError::into_inner).iter() {
-            signals.raise_all(ready);
+        for (_, wakeups) in self.workers.read().unwrap_or_else(PoisonError::into_inner).iter() {
+            wakeups.raise_all(ready);
         }
     }
 
-    /// Ends what [`EventThread::register`] began.
+    /// Reverts [`EventThread::register`].
     pub(super) fn unregister(&self, worker: u16) {
         self.workers.write().unwrap_or_else(PoisonError::into_inner).try_remove(worker.into());
     }
@@ -122,7 +122,7 @@ impl Drop for DrainThread {
         if write(&*self.stop, &1_u64.to_ne_bytes()).is_ok()
             && let Some(thread) = self.thread.take()
         {
-            // It ends in the ordinary way or has panicked, which was reported then.
+            // The thread has ended normally, or has panicked, which the panic hook has logged.
             let _ = thread.join();
         }
     }
@@ -147,14 +147,14 @@ impl<E: Events> Drain for Reader<E> {
         while let Some(event) = self.ring.next() {
             any = true;
             if let Some((token, ready)) = self.events.read(&event)
-                && let Some(signals) = workers.get(token.worker.into())
+                && let Some(wakeups) = workers.get(token.worker.into())
             {
-                signals.raise(token.slot, ready);
+                wakeups.raise(token.slot, ready);
             }
         }
         if any && self.events.must_all_look() {
-            for (_, signals) in workers.iter() {
-                signals.raise_all(E::EVERYTHING);
+            for (_, wakeups) in workers.iter() {
+                wakeups.raise_all(E::EVERYTHING);
             }
         }
     }

@@ -1,7 +1,7 @@
-//! Where the running kernel keeps what the verdict program reads.
+//! The offsets of the kernel's fields that the verdict program reads.
 //!
-//! The offsets of a structure's fields differ between kernels and their configurations, so none is compiled in:
-//! they are looked up in the kernel's own type information (BTF) and handed to the program before it is verified.
+//! Offsets differ between kernels and their configurations, so none is compiled in. They are read from the kernel's
+//! type information (BTF) and set in the program before it is verified.
 
 use std::path::Path;
 
@@ -11,16 +11,16 @@ use thiserror::Error;
 pub use super::btf::BtfError;
 use super::btf::{Btf, Id};
 
-/// Where the kernel shows its types, since Linux 5.4 with `CONFIG_DEBUG_INFO_BTF`.
+/// The file with the kernel's types, since Linux 5.4 with `CONFIG_DEBUG_INFO_BTF`.
 pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
-/// Why the fields were not found.
+/// The reason for which the fields were not found.
 #[derive(Debug, Error)]
 pub enum LayoutError {
-    /// The kernel shows no types.
+    /// The kernel has no type information.
     #[error("cannot read {VMLINUX}: {0}; the kernel must be built with CONFIG_DEBUG_INFO_BTF=y")]
     Unreadable(BtfError),
-    /// The kernel's structures are not what we know.
+    /// The kernel's structure lacks the field.
     #[error("this kernel's `struct {structure}` has no field `{field}`")]
     NoField {
         /// The outermost structure.
@@ -42,7 +42,7 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Looks them up in [`VMLINUX`].
+    /// Reads the offsets from [`VMLINUX`].
     pub fn of_running_kernel() -> Result<Self, LayoutError> {
         Types::of_running_kernel()?.layout()
     }
@@ -61,8 +61,8 @@ impl Layout {
     }
 }
 
-/// Where it keeps what the programs of the short cut read besides ([`snisplice_common::sockmap::shortcut`]); offsets in bytes
-/// from the start of `struct tcp_sock`, the last one from the start of `struct proto`.
+/// The further fields that the short cut's programs read ([`snisplice_common::sockmap::shortcut`]). Offsets are in
+/// bytes from the start of `struct tcp_sock`, the last one from the start of `struct proto`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ShortcutLayout {
     cookie: u32,
@@ -72,7 +72,7 @@ pub struct ShortcutLayout {
 }
 
 impl ShortcutLayout {
-    /// Looks them up in [`VMLINUX`].
+    /// Reads the offsets from [`VMLINUX`].
     pub fn of_running_kernel() -> Result<Self, LayoutError> {
         Types::of_running_kernel()?.shortcut_layout()
     }
@@ -93,7 +93,7 @@ impl ShortcutLayout {
 pub struct Types(Btf);
 
 impl Types {
-    /// Reads those of the running kernel.
+    /// Reads the types of the running kernel.
     pub fn of_running_kernel() -> Result<Self, LayoutError> {
         Self::read(VMLINUX)
     }
@@ -104,7 +104,7 @@ impl Types {
 
     /// The offsets that the program needs.
     pub fn layout(&self) -> Result<Layout, LayoutError> {
-        // A `tcp_sock` begins with a chain of ever more general sockets.
+        // A `tcp_sock` begins with a chain of more and more general sockets.
         const SOCK: [&str; 3] = ["inet_conn", "icsk_inet", "sk"];
         let of_sock = |field: &[&str]| self.offset("tcp_sock", &[&SOCK, field].concat());
         Ok(Layout {
@@ -117,7 +117,7 @@ impl Types {
         })
     }
 
-    /// The offsets that the programs of the short cut need.
+    /// The offsets that the short cut's programs need.
     pub fn shortcut_layout(&self) -> Result<ShortcutLayout, LayoutError> {
         const COMMON: [&str; 4] = ["inet_conn", "icsk_inet", "sk", "__sk_common"];
         let of_common = |field: &str| self.offset("tcp_sock", &[&COMMON[..], &[field]].concat());
@@ -129,7 +129,7 @@ impl Types {
         })
     }
 
-    /// The type of a field, as far as it is a named structure: `None` if there is no such field or structure.
+    /// The type of a field, if it is a named structure. `None` if there is no such field or structure.
     #[must_use]
     pub fn structure_of_field(&self, structure: &str, field: &str) -> Option<String> {
         let (_, found) = self.field(structure, &[field])?;
@@ -142,7 +142,7 @@ impl Types {
         self.field(structure, &[field]).is_some()
     }
 
-    /// The offset, in bytes, of the field that `path` leads to.
+    /// The offset of the field at `path`, in bytes.
     pub(super) fn offset(&self, structure: &'static str, path: &[&str]) -> Result<u32, LayoutError> {
         let found = self.field(structure, path);
         found
@@ -150,7 +150,7 @@ impl Types {
             .ok_or_else(|| LayoutError::NoField { structure, field: path.join(".") })
     }
 
-    /// Offset and type of the field that `path` leads to.
+    /// Offset and type of the field at `path`.
     fn field(&self, structure: &str, path: &[&str]) -> Option<(u32, Id)> {
         let mut at = (0, self.0.structure(structure)?);
         for name in path {
@@ -160,8 +160,7 @@ impl Types {
         Some(at)
     }
 
-    /// A member by its name, also of the unnamed structures and unions inside: in C their members are the outer
-    /// one's own.
+    /// The member with this name. As in C, members of unnamed structures and unions inside belong to the outer one.
     fn member(&self, of: Id, name: &str) -> Option<(u32, Id)> {
         self.0.members(of).find_map(|member| match member.name {
             found if found == name => Some((member.offset, member.of)),
@@ -175,7 +174,7 @@ impl Types {
 mod tests {
     use super::*;
 
-    /// Every kernel that can run the program shows its types to everyone; on others there is nothing to test.
+    /// Every kernel that can run the program publishes its types. On another kernel there is nothing to test.
     fn types() -> Option<Types> {
         Types::of_running_kernel().ok()
     }

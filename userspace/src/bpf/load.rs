@@ -1,4 +1,4 @@
-//! What loading an object has in common, whichever programs are in it.
+//! Code that loading any object needs.
 
 use std::{
     io,
@@ -16,10 +16,10 @@ use thiserror::Error;
 
 use super::layout::LayoutError;
 
-/// Why nothing was loaded.
+/// The reason for which nothing was loaded.
 #[derive(Debug, Error)]
 pub enum LoadError {
-    /// The running kernel's structures do not have what the program reads.
+    /// The running kernel's structures lack a field that the program reads.
     #[error(transparent)]
     Layout(#[from] LayoutError),
     /// The object's own types, or the kernel's, cannot be read.
@@ -28,28 +28,28 @@ pub enum LoadError {
     /// A map was refused.
     #[error("cannot create the maps: {0}")]
     Object(#[from] EbpfError),
-    /// The embedded object lacks something that this build expects: it is of another source.
+    /// The embedded object lacks an item that this build expects. The object is of other sources.
     #[error("the embedded eBPF object has no {0}; rebuild it with `cargo xtask ebpf`")]
     Missing(&'static str),
-    /// A program was refused, for this reason.
+    /// The kernel refused a program.
     #[error("the kernel refuses the program: {0}")]
     Program(String),
-    /// A map cannot be used as what it should be.
+    /// A map has another type than expected.
     #[error("cannot use a map: {0}")]
     Map(#[from] MapError),
     /// The memory of a map cannot be mapped into this process.
     #[error("cannot map the memory of {0}: {1}")]
     Memory(&'static str, #[source] io::Error),
-    /// The thread that hears events cannot be started.
+    /// The thread for the events cannot be started.
     #[error("cannot listen to the kernel's events: {0}")]
     Listen(#[source] io::Error),
 }
 
 impl From<ProgramError> for LoadError {
-    /// Of what the verifier says, all steps on its way, only the end matters to who operates.
+    /// Of the verifier's log, only the end matters to an operator.
     fn from(error: ProgramError) -> Self {
         const LINES: usize = 3;
-        /// How lines begin that tell what it took.
+        /// The first words of the verifier's lines about its own effort.
         const TOLL: [&str; 5] =
             ["processed ", "verification time", "stack depth", "insns processed", "max_states"];
         Self::Program(match &error {
@@ -65,8 +65,8 @@ impl From<ProgramError> for LoadError {
     }
 }
 
-/// Has the kernel verify a program: `load` is its `load` method. The verifier gives up (`EAGAIN`) when something wants its
-/// thread meanwhile, a freezer or a debugger, which says nothing of the program; then it is asked again, for ten seconds.
+/// Has the kernel verify a program: `load` is its `load` method. The verifier gives up (`EAGAIN`) if a freezer or a
+/// debugger wants its thread. That is no fault of the program, so the call is repeated for ten seconds.
 pub(crate) fn verified(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
     const PATIENCE: Duration = Duration::from_secs(10);
     let started = Instant::now();
@@ -79,12 +79,12 @@ pub(crate) fn verified(mut load: impl FnMut() -> Result<(), ProgramError>) -> Re
     }
 }
 
-/// Takes a map out of an object.
+/// Removes a map from an object.
 pub(crate) fn taken(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, LoadError> {
     ebpf.take_map(name).ok_or(LoadError::Missing(name))
 }
 
-/// Another descriptor of a map.
+/// A further descriptor of a map.
 pub(crate) fn descriptor(ebpf: &Ebpf, name: &'static str) -> Result<OwnedFd, LoadError> {
     let data = match ebpf.map(name).ok_or(LoadError::Missing(name))? {
         Map::SockHash(data) | Map::HashMap(data) | Map::LruHashMap(data) | Map::Array(data) => data,
@@ -93,7 +93,7 @@ pub(crate) fn descriptor(ebpf: &Ebpf, name: &'static str) -> Result<OwnedFd, Loa
     data.fd().as_fd().try_clone_to_owned().map_err(LoadError::Listen)
 }
 
-/// Adds up what each processor has counted.
+/// The sum of all processors' counters.
 pub(crate) fn total<C: Pod + Default + AddAssign>(counters: &PerCpuArray<MapData, C>) -> Result<C, MapError> {
     let mut total = C::default();
     for processor in counters.get(&0, 0)?.iter() {
@@ -102,7 +102,7 @@ pub(crate) fn total<C: Pod + Default + AddAssign>(counters: &PerCpuArray<MapData
     Ok(total)
 }
 
-/// What the kernel said of an operation on a map.
+/// The kernel's error for an operation on a map.
 pub(crate) fn cause(error: MapError) -> io::Error {
     match error {
         MapError::SyscallError(error) => error.io_error,

@@ -1,10 +1,15 @@
-//! The log of the eBPF programs (aya-log), passed on to the daemon's.
+//! Passes the log of the eBPF programs (aya-log) to the daemon's log.
 //!
-//! The level is fixed when an object is loaded. It is constant for the verifier then, which leaves out what is not logged.
+//! The level is fixed when an object is loaded. It is then a constant for the verifier, which removes the code of all other
+//! events.
 
 use std::{
     os::fd::{AsFd, BorrowedFd},
-    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Instant,
 };
 
 use aya::{Ebpf, EbpfLoader};
@@ -16,11 +21,12 @@ use super::{
     events::{Drain, DrainThread},
     load::LoadError,
 };
+use crate::log::Budget;
 
-/// What the eBPF programs log: events of this level and worse.
+/// The level of the eBPF programs' log: events of this level and of more severe ones.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum EbpfLog {
-    /// Nothing, at no cost.
+    /// No events, at no cost.
     #[default]
     Off,
     /// A connection is lost.
@@ -40,22 +46,28 @@ static LEVEL: AtomicUsize = AtomicUsize::new(0);
 /// The ring that the programs log into.
 const RING: &str = "AYA_LOGS";
 
-/// Sets what is logged by the objects that this process loads from now on.
+/// Lines of one level in a minute: the traffic of one client can cause an event for each packet.
+const LINES: u32 = 60;
+
+/// A budget for each level, so that frequent events do not hide a more severe one.
+static BUDGETS: [Mutex<Budget>; 3] = [const { Mutex::new(Budget::new(LINES)) }; 3];
+
+/// Sets the level of the objects that this process loads from now on.
 pub fn set_level(level: EbpfLog) {
     LEVEL.store(level as usize, Relaxed);
 }
 
-/// Fixes the level of what is about to be loaded.
+/// Fixes the level of an object that is about to be loaded.
 pub(super) fn apply(loader: &mut EbpfLoader<'_>) {
     let level = &LEVELS[LEVEL.load(Relaxed)];
     loader.override_global(aya_log::LEVEL, level, true);
     if *level == 0 {
-        // The least that the kernel takes: one page.
+        // The smallest size that the kernel accepts: one page.
         loader.map_max_entries(RING, u32::try_from(rustix::param::page_size()).unwrap_or(u32::MAX));
     }
 }
 
-/// Reads what the programs log for as long as it lives; nothing where they log nothing.
+/// Starts the thread that reads the programs' log. `None` if the log is off.
 pub(super) fn reader(ebpf: &mut Ebpf) -> Result<Option<DrainThread>, LoadError> {
     if LEVEL.load(Relaxed) == EbpfLog::Off as usize {
         return Ok(None);
@@ -78,7 +90,7 @@ impl Drain for Records {
     }
 }
 
-/// Logs a record as a line of the daemon's own.
+/// Logs a record as a line of the daemon's log, within the budget of its level.
 struct ToTracing;
 
 impl Log for ToTracing {
@@ -87,20 +99,30 @@ impl Log for ToTracing {
     }
 
     fn log(&self, record: &Record<'_>) {
+        let budget = match record.level() {
+            Level::Error => &BUDGETS[0],
+            Level::Warn => &BUDGETS[1],
+            _ => &BUDGETS[2],
+        };
+        let admitted = budget.lock().unwrap_or_else(PoisonError::into_inner).admit(Instant::now());
+        let Some(suppressed) = admitted else { return };
+        let suppressed = (suppressed > 0).then_some(suppressed);
         let text = unmapped(&record.args().to_string());
         let (message, addresses) = text.split_once(": peer ").unwrap_or((&text, ""));
         let (peer, balancer) = addresses.split_once(" balancer ").unwrap_or_default();
         match record.level() {
-            Level::Error => tracing::error!(target: "snisplice::ebpf", peer, balancer, "{message}"),
-            Level::Warn => tracing::warn!(target: "snisplice::ebpf", peer, balancer, "{message}"),
-            _ => tracing::info!(target: "snisplice::ebpf", peer, balancer, "{message}"),
+            Level::Error => {
+                tracing::error!(target: "snisplice::ebpf", suppressed, peer, balancer, "{message}");
+            }
+            Level::Warn => tracing::warn!(target: "snisplice::ebpf", suppressed, peer, balancer, "{message}"),
+            _ => tracing::info!(target: "snisplice::ebpf", suppressed, peer, balancer, "{message}"),
         }
     }
 
     fn flush(&self) {}
 }
 
-/// Shows IPv4 addresses that are mapped into IPv6 as what they are.
+/// Shows IPv4-mapped IPv6 addresses as IPv4 addresses.
 fn unmapped(text: &str) -> String {
     const MAPPED: &str = "[::ffff:";
     let mut plain = String::with_capacity(text.len());

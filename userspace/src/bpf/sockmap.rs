@@ -1,7 +1,7 @@
-//! What this process has in the kernel: the programs, their maps, and the thread that hears their events.
+//! The sockmap datapath's part in the kernel: the programs, their maps, and the thread for their events.
 //!
-//! Nothing is pinned: the maps have names of their own (`bpftool map dump name SNI_FLOWS`), and everything goes
-//! with the process, however it ends.
+//! Nothing is pinned. The maps have names (`bpftool map dump name SNI_FLOWS`), and everything ends with the process,
+//! however it ends.
 
 use std::{
     fmt,
@@ -32,7 +32,7 @@ use super::{
     layout::Layout,
     load::{LoadError, descriptor, taken, total, verified},
     log,
-    wakeup::Signals,
+    wakeup::Wakeups,
 };
 use crate::net::low_descriptors;
 
@@ -46,7 +46,7 @@ pub mod stats;
 /// The object that `cargo xtask ebpf` makes of the `ebpf` crate.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/prebuilt/snisplice-sockmap.bpf.o");
 
-/// A number that differs where the programs that this process would load differ.
+/// A number that changes with the programs that this process would load.
 #[must_use]
 pub fn objects() -> u64 {
     let mut hasher = DefaultHasher::new();
@@ -58,27 +58,27 @@ pub fn objects() -> u64 {
 /// The program's name in the object, and in `bpftool prog`.
 const PROGRAM: &str = "snisplice";
 
-/// Memory that stays free in a target's send buffer while the kernel redirects to it: enough for the bookkeeping
-/// of as many crumbs as may wait there.
+/// Memory that stays free in a target's send buffer while the kernel redirects to it: the overhead of the greatest
+/// number of waiting crumbs.
 const MARGIN: u32 = 256 * 1024;
 
-/// Entries of the smallest LRU map: each CPU sets 128 aside for itself.
+/// Entries of the smallest LRU map: each CPU reserves 128.
 const SMALLEST_LRU: u32 = 8_192;
 
-/// Sizes of what is loaded.
+/// Sizes of the maps, and limits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// Connections that may be enrolled at once; a further one is relayed.
+    /// Greatest number of enrolled connections. A further one is relayed.
     pub connections: usize,
-    /// Bytes that one direction may hold in the kernel between its two sockets.
+    /// Limit of bytes of one direction that wait in the kernel between its two sockets.
     pub in_flight_bytes: u32,
-    /// Bytes that all directions together may hold so.
+    /// Limit of the waiting bytes of all directions.
     pub total_in_flight_bytes: u64,
 }
 
-/// The loaded program and its maps; one for the process, shared by its workers.
+/// The loaded programs and their maps. The workers of the process share them.
 pub struct Programs {
-    // Stops before the maps go.
+    // Stops before the maps are dropped.
     events: EventThread,
     _log: Option<DrainThread>,
     fds: Fds,
@@ -90,7 +90,7 @@ pub struct Programs {
     _program: Ebpf,
 }
 
-/// One descriptor of each map that workers use.
+/// A descriptor of each map that the workers use.
 #[derive(Debug)]
 struct Fds {
     targets: OwnedFd,
@@ -100,13 +100,13 @@ struct Fds {
 }
 
 impl Programs {
-    /// Loads the program and attaches it. Needs `CAP_BPF`, `CAP_NET_ADMIN` and `CAP_PERFMON`, and a kernel with BTF.
+    /// Loads the programs and attaches them. Needs `CAP_BPF`, `CAP_NET_ADMIN` and `CAP_PERFMON`, and a kernel with BTF.
     pub fn load(settings: &Settings) -> Result<Arc<Self>, LoadError> {
         Self::load_with(settings, None)
     }
 
-    /// The same with the short cut of backends on this host, attached to a control group (version 2) that they belong
-    /// to: [`same_host::cgroup`].
+    /// As [`Self::load`], with the short cut of backends on this host. Its programs are attached to a control group
+    /// (version 2) that contains the backends: [`same_host::cgroup`].
     pub fn load_same_host(settings: &Settings, cgroup: &impl AsFd) -> Result<Arc<Self>, LoadError> {
         Self::load_with(settings, Some(&Plan::new(cgroup.as_fd())?))
     }
@@ -125,7 +125,7 @@ impl Programs {
         if let Some(plan) = plan {
             plan.apply(&mut loader);
         }
-        // Nothing, where nobody asks for it. A small map of the kind that makes room by itself does so too early.
+        // Without the short cut, its maps have the least size. A small LRU map evicts entries too early.
         let local = if plan.is_some() { directions.max(SMALLEST_LRU) } else { 1 };
         let mut ebpf = loader
             .override_global(maps::global::HIGH_WATER, &settings.in_flight_bytes, true)
@@ -150,7 +150,7 @@ impl Programs {
             flows: descriptor(&ebpf, maps::FLOWS)?,
             control: descriptor(&ebpf, maps::CONTROL)?,
         };
-        // Attached before the first socket comes: a program that is attached later leaves members alone.
+        // Attached before the first socket is inserted: a program that is attached later does not affect members.
         let verdict: SockHash<_, Cookie> = SockHash::try_from(taken(&mut ebpf, maps::VERDICT)?)?;
         let program = ebpf.program_mut(PROGRAM).ok_or(LoadError::Missing(PROGRAM))?;
         let program: &mut SkSkb = program.try_into()?;
@@ -175,35 +175,35 @@ impl Programs {
         }))
     }
 
-    /// What the program has counted since it was loaded, over all CPUs.
+    /// The program's totals since it was loaded, over all CPUs.
     pub fn counters(&self) -> Result<Counters, MapError> {
         total(&self.counters)
     }
 
-    /// The sum of what waits between the sockets of all directions.
+    /// The sum of the bytes of all directions that wait between their sockets.
     #[must_use]
     pub fn budget(&self) -> &Budget {
         &self.budget
     }
 
-    /// What userspace has counted.
+    /// The counters of userspace.
     #[must_use]
     pub fn stats(&self) -> &Arc<Stats> {
         &self.stats
     }
 
-    /// The short cut of backends on this host, where it was loaded.
+    /// The short cut of backends on this host, if it is loaded.
     #[must_use]
     pub fn same_host(&self) -> Option<&SameHost> {
         self.same_host.as_ref()
     }
 
-    /// Lets a worker hear of its flows: events whose token has the returned number go to `signals`.
-    pub fn register(&self, signals: Arc<Signals>) -> u16 {
-        self.events.register(signals)
+    /// Registers a worker: events whose token has the returned number go to `wakeups`.
+    pub fn register(&self, wakeups: Arc<Wakeups>) -> u16 {
+        self.events.register(wakeups)
     }
 
-    /// Ends what [`Programs::register`] began.
+    /// Reverts [`Programs::register`].
     pub fn unregister(&self, worker: u16) {
         self.events.unregister(worker);
     }
@@ -235,8 +235,8 @@ impl fmt::Debug for Programs {
     }
 }
 
-/// Map entries for so many connections: one for each socket, and one for each direction.
+/// Map entries for `connections` connections: one for each socket, and one for each direction.
 fn directions(connections: usize) -> u32 {
-    // The kernel rounds the number of buckets up to a power of two, which must fit.
+    // The kernel rounds the number of buckets up to a power of two, which must not overflow.
     u32::try_from(connections.saturating_mul(2)).unwrap_or(u32::MAX).clamp(2, 1 << 24)
 }

@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use crate::{
-    account::view::{Closed, Connection, Filter, Listing},
+    account::view::{Closed, ConnectionView, Filter, Listing},
     cli,
 };
 
@@ -107,7 +107,7 @@ const COLUMNS: usize = 11;
 /// The columns of numbers.
 const RIGHT: [usize; 4] = [0, 6, 9, 10];
 
-fn row(one: &Connection) -> [String; COLUMNS] {
+fn row(one: &ConnectionView) -> [String; COLUMNS] {
     let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".into());
     let address = |value: Option<SocketAddr>| value.map_or_else(|| "-".into(), |address| address.to_string());
     [
@@ -192,8 +192,8 @@ where
 mod tests {
     use super::*;
 
-    fn connection(id: u64) -> Connection {
-        Connection {
+    fn connection(id: u64) -> ConnectionView {
+        ConnectionView {
             id,
             listener: "https".into(),
             route: Some("www".into()),

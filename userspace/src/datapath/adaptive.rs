@@ -1,15 +1,16 @@
-//! The adaptive datapath, `auto` where the kernel can do more than copy: copies first, and moves what pays into the
-//! kernel.
+//! The adaptive datapath, `auto` where the kernel can do more than copy. It copies first, and moves a connection into
+//! the kernel if that pays.
 //!
-//! Handing a connection over costs about as much as accepting it, and spares a little with each message. A short
-//! connection never earns that back; so a connection is copied until a direction has moved as much as [`Offload`] says.
+//! The offload of a connection costs about as much as its accept, and saves a little with each message. A short
+//! connection never earns that back. So a connection is copied until a direction has moved as much as [`Offload`] says.
 //!
-//! Then it goes over to packets ([`super::packet`]), at whatever moment that is, if it may and if its packets are seen to
-//! come by the programs. Otherwise each direction by itself is redirected ([`super::sockmap`]), at a moment when nothing
-//! of it is under way in userspace. Such a moment comes only while the receiver keeps up; where it does not, it sets the
-//! pace, and a copy is as good. Nothing comes back for good: one that falls silent or chatty costs nothing there.
+//! Then it moves to packets ([`super::packet`]), at any moment, if it is eligible and if its packets are seen to pass
+//! the programs. Otherwise each direction is redirected separately ([`super::sockmap`]), at a moment when none of its
+//! bytes are under way in userspace. Such a moment comes only while the receiver keeps up. A slower receiver sets the
+//! pace, and a copy is as good. No direction moves back permanently: a silent or chatty one costs nothing there.
 //!
-//! What the kernel can do may not be known yet when the first connections come. They are copied, and go over when it is.
+//! The capabilities of the kernel may be unknown when the first connections arrive. They are copied, and move once the
+//! capabilities are known.
 
 use std::{
     cell::{Cell, OnceCell},
@@ -35,45 +36,45 @@ use crate::{account::Account, metrics::labels::Carrier};
 #[derive(Debug)]
 pub struct Adaptive {
     relay: Relay,
-    /// What connections go over to, once that is known.
+    /// The datapaths that connections move to, once they are known.
     carriers: OnceCell<Carriers>,
     rule: Offload,
-    /// How a connection is copied, by [`Goal`].
+    /// The options for copying a connection, by [`Goal`].
     options: [CopyOptions; 4],
 }
 
-/// What connections go over to.
+/// The datapaths that connections move to.
 #[derive(Debug)]
 struct Carriers {
     packet: Option<Packet>,
     sockmap: Option<Sockmap>,
-    /// Whether the kernel has turned out to do it wrong, so that no further connection goes over.
+    /// Whether the kernel has turned out to be faulty, so that no further connection moves.
     withdrawn: Cell<bool>,
 }
 
-/// What a connection that is copied waits for.
+/// The event that a copied connection waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Goal {
-    /// That it is known what the kernel can do.
+    /// The capabilities of the kernel are known.
     Knowledge,
-    /// To be carried in packets.
+    /// The connection can move to packets.
     Packets,
-    /// That a direction is redirected.
+    /// A direction can be redirected.
     Redirection,
     /// Its end.
     End,
 }
 
-/// A connection that is copied, until it ends or is carried on in another way.
+/// A copied connection, until it ends or moves to another datapath.
 type Copying<'a> = Pin<Box<dyn Future<Output = Next<'a>> + 'a>>;
 
-/// What comes after that.
+/// The step after copying.
 enum Next<'a> {
     End(End),
     Carried(Forward<'a>),
 }
 
-/// How one connection is carried. What it was copied with is gone before the other begins.
+/// The datapath of a connection at this moment. Each stage is dropped before the next begins.
 enum Stage<'a> {
     Copied(Copying<'a>),
     Carried(Forward<'a>),
@@ -122,7 +123,7 @@ impl Adaptive {
         match self.carriers.get() {
             None => Goal::Knowledge,
             Some(Carriers { withdrawn, .. }) if withdrawn.get() => Goal::End,
-            // Whoever asks for the short cut shall have it.
+            // A connection with the short cut keeps it.
             Some(Carriers { packet: Some(_), sockmap, .. }) if !(same_host && sockmap.is_some()) => {
                 Goal::Packets
             }
@@ -173,8 +174,8 @@ impl Adaptive {
         }
     }
 
-    /// Has a connection carried in packets. Gives it back if it is not yet known whether it can be, with what is watched
-    /// for that, or if it cannot.
+    /// Moves a connection to packets. Returns it if it is not eligible, or not known to be, together with the watch on
+    /// its packets.
     fn to_packets<'a>(
         &'a self,
         packet: &'a Packet,
@@ -209,7 +210,7 @@ impl Datapath for Adaptive {
     fn largest_segment(&self, client: BorrowedFd<'_>) -> Option<u32> {
         match self.carriers.get() {
             Some(carriers) => carriers.packet.as_ref()?.largest_segment(client),
-            // It may be carried in packets later.
+            // The connection may move to packets later.
             None if self.rule.packet => leg::largest_segment(client),
             None => None,
         }
@@ -222,7 +223,7 @@ impl Datapath for Adaptive {
         let sockmap =
             found.sockmap.clone().map(|programs| Sockmap::new(programs, self.relay.clone(), settings));
         let carriers = Carriers { packet, sockmap: sockmap.transpose()?, withdrawn: Cell::new(false) };
-        // Only the first time counts: connections may be carried already.
+        // Only the first call counts: connections may have moved already.
         let _ = self.carriers.set(carriers);
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! A peer whose socket failed, and how the other peer hears of it.
+//! A peer whose socket failed, and the report of that to the other peer.
 
 use std::{future::Future, io, os::fd::AsFd, time::Duration};
 
@@ -7,7 +7,7 @@ use tokio::time::{sleep, timeout};
 use super::seam::End;
 use crate::{bpf::wakeup::Peer, net::sockopt};
 
-/// How long bytes that were already received may take to reach the one peer after the other has reset.
+/// Limit of the time for the delivery of received bytes to one peer after the other has reset.
 const FLUSH_GRACE: Duration = Duration::from_secs(1);
 
 /// The peer whose socket failed.
@@ -26,8 +26,8 @@ impl From<Broken> for End {
     }
 }
 
-/// Passes a failure of the sender on to the receiver, after what the sender sent before that, which `rest` delivers: a
-/// server that answers and then resets because it did not read the whole request must be heard.
+/// Forwards a failure of the sender to the receiver, after the bytes that the sender sent before, which `rest`
+/// delivers. A server may answer and then reset because it did not read the whole request. Its answer must arrive.
 pub(super) async fn flush_then_reset(rest: impl Future, receiver: impl AsFd) {
     let _ = timeout(FLUSH_GRACE, rest).await;
     let _ = timeout(FLUSH_GRACE, delivered(&receiver)).await;

@@ -27,20 +27,20 @@ pub enum Chosen {
     Relay,
     /// Redirected between sockets.
     Sockmap(Arc<bpf::sockmap::Programs>),
-    /// Copied first, until this is reached. What is in the kernel may come later ([`Datapath::gain`]).
+    /// Copied up to this amount first. The datapaths in the kernel may follow later ([`Datapath::gain`]).
     Adaptive(Option<InKernel>, Offload),
     /// Sent on packet by packet.
     Packet(Arc<bpf::packet::Programs>),
 }
 
 impl Factory {
-    /// One that builds what was chosen.
+    /// A factory for the chosen datapath.
     #[must_use]
     pub fn new(patience: Patience, chosen: Chosen) -> Self {
         Self { patience, chosen }
     }
 
-    /// What it has in the kernel; `None` while that is not decided.
+    /// The datapaths in the kernel; `None` while the choice is open.
     #[must_use]
     pub fn in_kernel(&self) -> Option<InKernel> {
         match &self.chosen {
@@ -51,7 +51,7 @@ impl Factory {
         }
     }
 
-    /// What carries packets, if anything does.
+    /// The programs of the packet datapath, if they are loaded.
     #[must_use]
     pub fn programs(&self) -> Option<Arc<bpf::packet::Programs>> {
         self.in_kernel()?.packet
@@ -79,7 +79,7 @@ impl Factory {
         }
     }
 
-    /// One worker's instance; to be called on the worker's thread, inside its runtime.
+    /// The instance of one worker. Called on the worker's thread, inside its runtime.
     pub fn build(&self) -> io::Result<Rc<dyn Datapath>> {
         let relay = Relay::new(self.patience);
         Ok(match &self.chosen {

@@ -4,7 +4,7 @@ use std::{pin::pin, time::Duration};
 
 use tokio::time::{Instant, sleep};
 
-/// Resolves once `progress` has not changed for `limit` (at most twice as late: it looks once in each `limit`).
+/// Resolves once `progress` has not changed for `limit`, or up to twice as late: it checks once in each `limit`.
 pub(super) async fn idle<T: PartialEq>(limit: Duration, progress: impl Fn() -> T) {
     let mut seen = progress();
     let mut timer = pin!(sleep(limit));

@@ -1,12 +1,12 @@
-//! The packet datapath: the kernel turns each packet of one connection into one of the other and sends it on.
+//! The packet datapath: the kernel translates each packet of one connection into one of the other and forwards it.
 //!
-//! Every byte that either side will send has its number on the other leg: the numbers differ by a constant. So nothing
-//! needs to come to rest for a flow to begin, be it with the hello or in the middle of a stream. Userspace stops for a
-//! moment, looks at both sockets' numbers, and the kernel takes over; what our own sockets have received or sent by then
-//! they deliver, with the relay's help, and hear of its acknowledgement. From then on they only hold the ports.
+//! Every byte has a number on each leg, and the two numbers differ by a constant. So a flow can begin with the hello,
+//! or in the middle of a stream, while bytes are under way. Userspace stops for a moment and reads both sockets'
+//! numbers, and the kernel takes over. The balancer's sockets deliver the bytes that they have received or sent before,
+//! with the relay's help, and receive the acknowledgements. Afterwards they only hold the ports.
 //!
-//! Loss, congestion, flow control and the end of the connection are between client and backend. What cannot be
-//! carried so is relayed, for a reason that is counted ([`PacketIneligible`]).
+//! Client and backend handle loss, congestion, flow control and the end of the connection between themselves. Other
+//! connections are relayed, and the reason is counted ([`PacketIneligible`]).
 
 use std::{
     cell::RefCell,
@@ -24,7 +24,7 @@ use snisplice_common::packet::{
 };
 use tokio::task::AbortHandle;
 
-pub(super) use self::flow::Flow;
+pub(super) use self::flow::PacketFlow;
 use self::{
     flow::Entry,
     maps::Maps,
@@ -39,7 +39,7 @@ use crate::{
     account::{Account, InPackets},
     bpf::{
         packet::{AttachError, Programs},
-        wakeup::{Peer, Signals, Token},
+        wakeup::{Peer, Token, Wakeups},
     },
     metrics::labels::{Carrier, PacketIneligible},
 };
@@ -63,8 +63,8 @@ pub struct Packet {
     options: CopyOptions,
 }
 
-/// A connection whose packets are counted, to see whether they come by the programs at all: where addresses are translated
-/// or another device is taken, they do not.
+/// A connection whose packets are counted, to see whether they pass the programs. Packets do not if addresses are
+/// translated or another device is used.
 pub(super) struct Watched {
     entry: Entry,
     legs: [Leg; 2],
@@ -72,14 +72,13 @@ pub(super) struct Watched {
     since: Instant,
 }
 
-/// How often it is looked for packets, each time after something was copied.
+/// The number of checks for packets, each after something was copied.
 const LOOKS: u32 = 64;
 
-/// How long packets are waited for at least: what is copied may have arrived long ago, and its sender may not have had its
-/// turn since.
+/// The shortest wait for packets: copied bytes may have arrived long ago, and their sender may not have sent since.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Whether packets of both peers come by the programs.
+/// Whether packets of both peers pass the programs.
 pub(super) enum Seen {
     Yes(Watched),
     NotYet(Watched),
@@ -87,11 +86,11 @@ pub(super) enum Seen {
     Never,
 }
 
-/// What a worker's flows have in common.
+/// The shared state of a worker's flows.
 #[derive(Debug)]
 struct Shared {
     programs: Arc<Programs>,
-    signals: Arc<Signals>,
+    wakeups: Arc<Wakeups>,
     maps: RefCell<Maps>,
     time_wait: RefCell<TimeWait>,
 }
@@ -99,20 +98,19 @@ struct Shared {
 impl Packet {
     /// To be called on the worker's thread, inside its runtime and a `LocalSet`.
     pub fn new(programs: Arc<Programs>, patience: impl Into<Patience>) -> io::Result<Self> {
-        let signals = Arc::new(Signals::default());
+        let wakeups = Arc::new(Wakeups::default());
         let shared = Rc::new(Shared {
             maps: RefCell::new(Maps::of(&programs)?),
-            signals: signals.clone(),
+            wakeups: wakeups.clone(),
             time_wait: RefCell::default(),
             programs,
         });
-        let worker = shared.programs.register(signals);
+        let worker = shared.programs.register(wakeups);
         let sweeping = tokio::task::spawn_local(time_wait::sweep(shared.clone())).abort_handle();
         Ok(Self { shared, worker, sweeping, options: CopyOptions::to_end(patience.into()) })
     }
 
-    /// Looks whether a connection that is being copied can be carried, and whether its packets come by the programs from
-    /// now on.
+    /// Checks whether a copied connection is eligible, and watches whether its packets pass the programs from now on.
     pub(super) fn watch(&self, connection: &relay::Connection, account: &Account) -> Option<Watched> {
         let watched = self.admit(connection).and_then(|(entry, mut legs)| {
             self.look(&mut legs)?;
@@ -126,7 +124,7 @@ impl Packet {
         watched.looks = watched.looks.saturating_add(1);
         let is_last = watched.looks > LOOKS;
         if is_last && watched.since.elapsed() < PATIENCE {
-            // A look costs a system call, so there is only one more.
+            // A check costs a system call, so there is only one more.
             Seen::NotYet(watched)
         } else if watched.entry.is_seen() {
             Seen::Yes(watched)
@@ -144,7 +142,7 @@ impl Packet {
         watched: Watched,
         connection: Box<relay::Connection>,
         account: &'a Account,
-    ) -> Result<Flow<'a>, Box<relay::Connection>> {
+    ) -> Result<PacketFlow<'a>, Box<relay::Connection>> {
         let Watched { entry, legs, .. } = watched;
         self.flow(self.begin(entry, legs, &connection, true), connection, account)
     }
@@ -160,7 +158,7 @@ impl Packet {
         begun: Result<Entry, PacketIneligible>,
         connection: Box<relay::Connection>,
         account: &'a Account,
-    ) -> Result<Flow<'a>, Box<relay::Connection>> {
+    ) -> Result<PacketFlow<'a>, Box<relay::Connection>> {
         match begun {
             Ok(entry) => {
                 let programs = &self.shared.programs;
@@ -171,7 +169,7 @@ impl Packet {
                 );
                 programs.look_where_it_leads(entry.place(), age);
                 account.set_carrier(Carrier::Packet);
-                Ok(Flow::new(entry, connection, account))
+                Ok(PacketFlow::new(entry, connection, account))
             }
             Err(why) => {
                 self.refuse(why, account);
@@ -180,12 +178,12 @@ impl Packet {
         }
     }
 
-    /// Gives a connection a place in the maps, if nothing speaks against it. Its packets are its own sockets' still.
+    /// Gives an eligible connection a slot in the maps. Its packets still go to its own sockets.
     fn admit(&self, connection: &relay::Connection) -> Result<(Entry, [Leg; 2]), PacketIneligible> {
         let legs = [leg::of(&connection.client)?, leg::of(&connection.backend)?];
         plan::admit(&legs[0], &legs[1])?;
         leg::admit(&connection.client)?;
-        let slot = self.shared.signals.insert();
+        let slot = self.shared.wakeups.insert();
         let token = Token { worker: self.worker, slot, peer: Peer::Client }.pack();
         let mut entry = Entry::new(&self.shared, slot, [legs[0].tuple, legs[1].tuple])?;
         entry.set_state(State::default(), [0, 0])?;
@@ -194,8 +192,8 @@ impl Packet {
         Ok((entry, legs))
     }
 
-    /// Puts a connection into the kernel's hands. After a refusal everything is as it was. Unless its packets were `watched`,
-    /// its beginning must have come by the programs: where addresses are translated, it has not, and what is sent on would be
+    /// Offloads a connection to the kernel. After a refusal everything is as before. Unless its packets were `watched`,
+    /// its SYN must have passed the programs. If addresses are translated, it has not, and a forwarded packet would be
     /// answered by a reset.
     fn begin(
         &self,
@@ -208,9 +206,9 @@ impl Packet {
         let fresh = self.look(&mut legs)?;
         if !watched {
             let mut maps = self.shared.maps.borrow_mut();
-            // Of both, since each is forgotten with that.
+            // Both are read, since a read removes the entry.
             let begun = legs.each_ref().map(|leg| maps.take_begun(&leg.tuple));
-            // Where the programs have only just come, they have not seen the beginning of anything.
+            // Programs that were attached a moment ago have not seen the begin of any connection.
             if begun != [true; 2] && !fresh {
                 return Err(PacketIneligible::Bypassed);
             }
@@ -218,14 +216,14 @@ impl Packet {
         for (leg, stream) in legs.iter_mut().zip([client, backend]) {
             *leg = Leg { info: leg.info, ..leg::of(stream)? };
         }
-        // Nobody has finished before the look, so nobody's FIN is among what was received.
+        // Neither peer had finished at the snapshot, so no FIN is among the received bytes.
         plan::admit(&legs[0], &legs[1])?;
         let Plan { ways, state, written } = plan::plan(&legs[0], &legs[1], [upward.held(), downward.held()])?;
         entry.set_state(state, written)?;
         let rules = Rules { mode: CARRY, ways, ..entry.rules() };
         entry.set_rules(rules)?;
-        // What arrives from now on is sent on. Our own sockets may have received something since they were looked at,
-        // which is theirs to deliver then; a FIN or a reset would be lost on the other end.
+        // From now on arriving packets are forwarded. Bytes that the balancer's sockets have received since the
+        // snapshot are theirs to deliver. A FIN or a reset would be lost for the other end.
         let late = self.late(&mut legs, connection)?;
         entry.set_late(Rules { ways: plan::with_late(ways, late), ..rules }, late)?;
         Ok(entry)
@@ -256,7 +254,7 @@ impl Packet {
         self.look_at(legs)?;
         let attached = self.attach(legs.each_ref().map(|leg| &leg.info))?;
         if attached {
-            // That takes a while.
+            // This takes a while.
             self.look_at(legs)?;
         }
         Ok(attached)
@@ -339,7 +337,7 @@ impl Datapath for Packet {
             let state = self.shared.maps.borrow().state(flow).ok()?;
             Some((before.0 + state.delivered(0), before.1 + state.delivered(1)))
         });
-        // What the relay delivers while a flow begins is in the account first.
+        // The bytes that the relay delivers while a flow begins are in the account already.
         delivered.map_or((up, down), |delivered| (up.max(delivered.0), down.max(delivered.1)))
     }
 }

@@ -1,8 +1,8 @@
-//! The relay: a copy in userspace. Always available, needs no privilege, and is what every other datapath falls
-//! back to.
+//! The relay: a copy in userspace. It is always available, needs no privilege, and is the fallback of every other
+//! datapath.
 //!
-//! What a connection does nearly all the time, copying from whoever speaks to whoever keeps up, needs no more state than
-//! the connection itself, and is polled in here. The rest ([`slow_path`]) lives in a box, for as long as it lasts.
+//! Nearly all the time, a connection is copied from its senders to receivers that keep up. That needs no state but the
+//! connection itself, and is polled in this file. The rest ([`slow_path`]) lives in a box while it lasts.
 
 use std::{
     cell::Cell,
@@ -46,8 +46,8 @@ mod slow_path;
 /// Steps of one direction before the worker's other connections get their turn.
 const STEPS_PER_TURN: u32 = 8;
 
-/// How long a connection has lasted when its backend's socket gets the options of [`Keepalive`]: they cost four system
-/// calls, and a peer that is gone is looked for only after a second of silence at the earliest.
+/// The age at which a connection's backend socket gets the options of [`Keepalive`]. They cost four system calls, and a
+/// peer is probed only after at least a second of silence.
 const SHORT: Duration = Duration::from_secs(1);
 
 // A connection that idles for hours holds what is live in its futures: arguments are gathered in structures that are
@@ -59,16 +59,16 @@ pub struct Relay {
     options: CopyOptions,
 }
 
-/// How far a connection is carried.
+/// The goal of a copy.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct CopyOptions {
-    /// How long it may be silent.
+    /// The limits of its silence.
     pub(super) patience: Patience,
     /// When the kernel takes over, and at which moment; `None` is never.
     pub(super) handover: Option<(Offload, HandoverPoint)>,
 }
 
-/// What carrying one connection is about.
+/// The context of copying one connection.
 #[derive(Clone, Copy)]
 pub(super) struct CopyContext<'a> {
     pub(super) options: &'a CopyOptions,
@@ -83,7 +83,7 @@ impl CopyOptions {
 }
 
 impl Relay {
-    /// How a connection is copied to its end.
+    /// The options for copying a connection to its end.
     pub(super) fn options(&self) -> &CopyOptions {
         &self.options
     }
@@ -122,7 +122,7 @@ pub(super) struct Connection {
     pub(super) backend: TcpStream,
     pub(super) upward: Pump,
     pub(super) downward: Pump,
-    /// What has been moved, by [`Direction`].
+    /// Moved bytes, by [`Direction`].
     pub(super) progress: [Cell<Progress>; 2],
     /// As in [`Pair`].
     pub(super) same_host: bool,
@@ -139,20 +139,20 @@ pub(super) enum HandoverPoint {
     Any,
 }
 
-/// How far a connection was carried.
+/// The result of copying a connection.
 pub(super) enum Carried {
     ToEnd(End),
     /// Until a direction had moved enough; of it nothing is under way in userspace.
     ToHandover,
 }
 
-/// What interrupts the copying of a connection.
+/// The event that interrupts the copy of a connection.
 enum Turn {
     /// Others have waited long enough.
     Yield,
     /// A direction has moved enough.
     Due,
-    /// It is time to look at the clock.
+    /// The timer has expired.
     Clock,
     /// A receiver does not keep up, or the sender of this direction has sent FIN.
     Wait(Option<Direction>),
@@ -177,7 +177,7 @@ impl Connection {
         self.upward.is_blocked() || self.downward.is_blocked()
     }
 
-    /// Has the kernel look after the backend's socket, unless it does already.
+    /// Sets the keepalive options of the backend's socket, unless they are set already.
     pub(super) fn watch(&mut self) {
         watch(&self.backend, &mut self.unwatched);
     }
@@ -192,7 +192,7 @@ impl Connection {
         }
     }
 
-    /// Copies until both directions have ended, or until it pays for one of them to go on in the kernel.
+    /// Copies until both directions have ended, or until an offload of one of them pays.
     pub(super) async fn carry(&mut self, copy: &CopyContext<'_>) -> Carried {
         let (first, mut seen) = first_look(copy, self.unwatched.is_some());
         let mut timer = pin!(sleep(first));
@@ -240,7 +240,7 @@ impl Connection {
         }
     }
 
-    /// Copies until both senders have nothing more to say for now, or until something rare happens.
+    /// Copies until both senders pause, or until a rare event happens.
     fn poll(&mut self, context: &mut Context<'_>, copy: &CopyContext<'_>) -> Poll<Turn> {
         let ([up, down], [upward, downward], ..) = self.split(copy);
         let first = up.poll(upward, context);
@@ -255,16 +255,16 @@ impl Connection {
         }
     }
 
-    /// Both directions, and what the clock looks after.
+    /// Both directions, and the state of the timer.
     fn split<'a>(
         &'a mut self,
         copy: &CopyContext<'a>,
-    ) -> ([DirectionState<'a>; 2], [&'a mut Pump; 2], &'a TcpStream, &'a mut Option<Rc<Keepalive>>) {
+    ) -> ([CopyDirection<'a>; 2], [&'a mut Pump; 2], &'a TcpStream, &'a mut Option<Rc<Keepalive>>) {
         let Self { client, backend, upward, downward, progress: [up, down], unwatched, .. } = self;
         let (client, backend) = (&*client, &*backend);
         let up =
-            DirectionState { from: client, to: backend, direction: Direction::Up, progress: up, copy: *copy };
-        let down = DirectionState {
+            CopyDirection { from: client, to: backend, direction: Direction::Up, progress: up, copy: *copy };
+        let down = CopyDirection {
             from: backend,
             to: client,
             direction: Direction::Down,
@@ -277,12 +277,12 @@ impl Connection {
 
 fn watch(backend: &TcpStream, unwatched: &mut Option<Rc<Keepalive>>) {
     if let Some(keepalive) = unwatched.take() {
-        // Where it fails, a peer that is gone is noticed later.
+        // On failure, an unreachable peer is detected later.
         let _ = keepalive.apply(backend);
     }
 }
 
-/// No look at the clock has begun a span of silence yet.
+/// No check has begun a period of silence yet.
 const UNSEEN: u64 = u64::MAX;
 
 /// When the clock is first looked at, and what has been seen until then.
@@ -291,7 +291,7 @@ fn first_look(copy: &CopyContext<'_>, is_unwatched: bool) -> (Duration, u64) {
     if is_unwatched && SHORT < idle { (SHORT, UNSEEN) } else { (idle, moved(copy.account)) }
 }
 
-/// Whether nothing has moved since the last look, a whole span ago. Sets the clock anew.
+/// Whether nothing has moved since the last check, a whole period ago. Restarts the timer.
 fn is_silent(seen: &mut u64, timer: Pin<&mut Sleep>, copy: &CopyContext<'_>) -> bool {
     let before = replace(seen, moved(copy.account));
     if *seen == before {
@@ -310,7 +310,7 @@ fn moved(account: &Account) -> u64 {
 
 /// One direction.
 #[derive(Clone, Copy)]
-struct DirectionState<'a> {
+struct CopyDirection<'a> {
     from: &'a TcpStream,
     to: &'a TcpStream,
     direction: Direction,
@@ -318,7 +318,7 @@ struct DirectionState<'a> {
     copy: CopyContext<'a>,
 }
 
-impl DirectionState<'_> {
+impl CopyDirection<'_> {
     /// Copies what there is.
     fn poll(&self, pump: &mut Pump, context: &mut Context<'_>) -> Poll<Turn> {
         let mut steps = 0;

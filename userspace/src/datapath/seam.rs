@@ -14,10 +14,11 @@ use crate::{
 
 /// Moves bytes between an accepted client and a connected backend until both directions have ended.
 ///
-/// One instance per worker thread, so an implementation may keep per-worker buffers and is not `Send`. What it
-/// cannot carry itself it hands to the next simpler one inside, and counts that; the caller never knows.
+/// There is one instance for each worker thread, so an implementation may keep buffers of its worker and is not `Send`.
+/// It hands a connection that it cannot serve to the next simpler implementation inside, and counts that. The caller
+/// never knows.
 pub trait Datapath {
-    /// How the session must obtain the hello so that this datapath can start.
+    /// The way in which the session obtains the hello, so that this datapath can start.
     fn hello(&self) -> HelloMode;
 
     /// Prepares for a backend that may be on this host and whose operator wants the short cut; `upstream` is about to
@@ -26,8 +27,8 @@ pub trait Datapath {
         false
     }
 
-    /// Largest segment (without options) that a connection for `client` should announce to its backend, so that what the
-    /// backend sends can be sent on as it is.
+    /// The largest segment (without options) that a connection for `client` should announce to its backend, so that the
+    /// backend's segments can be forwarded unchanged.
     fn largest_segment(&self, _client: BorrowedFd<'_>) -> Option<u32> {
         None
     }
@@ -36,8 +37,8 @@ pub trait Datapath {
     /// future closes both at once.
     fn forward<'a>(&'a self, pair: Pair, account: &'a Account) -> Forward<'a>;
 
-    /// Bytes up and down so far of a connection that it carries, for whoever looks: what the account knows, and what the
-    /// kernel has moved since it last asked.
+    /// Bytes up and down of a connection so far: the account's, and those that the kernel has moved since the last
+    /// update.
     fn moved(&self, account: &Account) -> (u64, u64) {
         account.bytes()
     }
@@ -52,12 +53,12 @@ pub trait Datapath {
     fn withdraw(&self) {}
 }
 
-/// What this process has in the kernel to move bytes with.
+/// The loaded programs of this process's datapaths.
 #[derive(Debug, Clone, Default)]
 pub struct InKernel {
-    /// What carries packets.
+    /// The programs of the packet datapath.
     pub packet: Option<Arc<packet::Programs>>,
-    /// What redirects between sockets.
+    /// The programs of the sockmap datapath.
     pub sockmap: Option<Arc<sockmap::Programs>>,
 }
 
@@ -72,12 +73,12 @@ impl InKernel {
 /// The future of [`Datapath::forward`]. Boxed once per connection, next to a connect(2).
 pub type Forward<'a> = Pin<Box<dyn Future<Output = End> + 'a>>;
 
-/// What happens to the bytes of the hello while it is read.
+/// The treatment of the hello's bytes while it is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HelloMode {
     /// Looked at with `MSG_PEEK`: they stay in the client's receive queue, [`Pair::hello`] is empty.
     Peek,
-    /// Read and carried along in [`Pair::hello`].
+    /// The bytes are read, and passed on in [`Pair::hello`].
     Read,
 }
 
@@ -92,22 +93,22 @@ pub struct Pair {
     pub hello: Vec<u8>,
     /// Whether the backend's side was announced ([`Datapath::announce`]).
     pub same_host: bool,
-    /// What the backend's socket is still to be given, which a short connection is spared; the client's has it from the
-    /// listening one.
+    /// Options that the backend's socket gets later, which spares short connections the calls. The client's socket
+    /// inherits them from the listening one.
     pub keepalive: Option<Rc<Keepalive>>,
 }
 
 impl Pair {
-    /// Has the kernel look after the backend's socket now.
+    /// Sets the keepalive options of the backend's socket.
     pub fn watch(&mut self) {
         if let Some(keepalive) = self.keepalive.take() {
-            // Where it fails, a peer that is gone is noticed later.
+            // On failure, an unreachable peer is detected later.
             let _ = keepalive.apply(&self.backend);
         }
     }
 }
 
-/// How long a connection may be silent.
+/// The limits of a connection's silence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Patience {
     /// While both sides can speak.
@@ -123,8 +124,8 @@ impl Patience {
         Self { idle: timeouts.idle, half_closed: timeouts.half_closed }
     }
 
-    /// What is counted while waiting for silence: it changes when `up` or `down`, the bytes so far, do. Until the backend
-    /// has sent a byte, what the client sends counts for nothing.
+    /// The value that must change for a connection not to be silent: it changes with `up` and `down`, the bytes so far.
+    /// Until the backend has sent a byte, the client's bytes do not count.
     #[must_use]
     pub fn progress(up: u64, down: u64) -> (u64, u64) {
         if down == 0 { (0, 0) } else { (up, down) }
@@ -132,13 +133,13 @@ impl Patience {
 }
 
 impl From<Duration> for Patience {
-    /// The same in any case.
+    /// The same limit in both cases.
     fn from(idle: Duration) -> Self {
         Self { idle, half_closed: idle }
     }
 }
 
-/// How a connection ended.
+/// The way in which a connection ended.
 #[derive(Debug)]
 pub enum End {
     /// Both sides sent FIN and every byte was delivered.
@@ -153,11 +154,11 @@ pub enum End {
     BackendLost,
     /// No byte in either direction for the idle timeout.
     Idle,
-    /// Its packets got through no more, and it could not be taken back into sockets (both peers were reset).
+    /// Its packets no longer arrived, and it could not move back to sockets. Both peers were reset.
     Stalled,
     /// One side has sent FIN, and the other one nothing for the timeout of half-closed connections.
     HalfClosed,
-    /// Another process goes on with it.
+    /// Another process continues it.
     HandedOver,
     /// The socket of one side failed in another way.
     Failed(io::Error),
@@ -186,7 +187,7 @@ impl End {
 }
 
 impl End {
-    /// What is counted and logged of it.
+    /// The reason for metrics and logs.
     #[must_use]
     pub fn reason(&self) -> CloseReason {
         self.into()
@@ -210,7 +211,7 @@ impl From<&End> for CloseReason {
     }
 }
 
-/// What became of the peer of a socket that failed.
+/// The failure of a socket's peer.
 enum Failure {
     Reset,
     Lost,
@@ -221,7 +222,7 @@ fn failure(error: &io::Error) -> Failure {
     match error.kind() {
         // RST answers a read with `ECONNRESET` and a write after it with `EPIPE`.
         io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Failure::Reset,
-        // When the kernel gives a peer up, it tells the last ICMP error that it had heard, if any.
+        // A socket whose peer is unreachable fails with the last ICMP error, if it received any.
         io::ErrorKind::TimedOut | io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
             Failure::Lost
         }

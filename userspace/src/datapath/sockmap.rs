@@ -1,14 +1,16 @@
-//! The sockmap datapath: the kernel moves the bytes, userspace moves those it passes and ends the connection.
+//! The sockmap datapath: the kernel redirects bytes, and userspace copies the bytes that it passes, and ends the
+//! connection.
 //!
-//! Both sockets go into maps; from then on the verdict program (`ebpf/src/sockmap/verdict.rs`, `snisplice_common::sockmap::direction`)
-//! sees each packet that either receives and redirects it to the other, or passes it when the other has no room.
-//! `sockmap/connection.rs` tells what userspace does meanwhile; what cannot be enrolled, the relay carries.
+//! Both sockets go into maps. From then on the verdict program (`ebpf/src/sockmap/verdict.rs`,
+//! `snisplice_common::sockmap::direction`) sees each packet that either receives. It redirects the packet to the other
+//! socket, or passes it if the other has no room. `sockmap/connection.rs` is userspace's part. The relay serves
+//! connections that cannot be enrolled.
 //!
-//! The order in which a connection is enrolled matters. The sockets become targets before anything can be
-//! redirected to them; the state exists before the program looks for it. When the program is armed, what userspace has read
-//! is written, and what it has not read (the hello, for one that is enrolled from the first byte) is whole packets in the
-//! queue, which take the same way as all that follows: the program sees packets, not what is left of them. A socket leaves
-//! the maps only by being closed: the kernel may lose what it receives while it is deleted.
+//! The order of the enrolment matters. The sockets become targets before anything can be redirected to them. The state
+//! exists before the program reads it. When the program is armed, the bytes that userspace has read are written. The
+//! bytes that it has not read (the hello, for a connection that is enrolled from the first byte) are whole packets in
+//! the queue, and take the same way as all that follow. The program sees packets, not the rest of one. A socket leaves
+//! the maps only by being closed, since the kernel may lose bytes that arrive during a deletion.
 
 use std::{
     cell::RefCell,
@@ -37,7 +39,7 @@ use crate::{
     account::Account,
     bpf::{
         sockmap::{Programs, stats::Ineligible},
-        wakeup::{Peer, Signals, Token},
+        wakeup::{Peer, Token, Wakeups},
     },
     metrics::labels::{Carrier, Direction},
     net::sockopt,
@@ -50,7 +52,7 @@ mod hold;
 mod maps;
 mod watch;
 
-/// What the send buffers of both sockets may hold; the kernel doubles it. Large, since redirecting stops before it is
+/// Size of both sockets' send buffers; the kernel doubles it. It is large, since redirection stops before the buffer is
 /// full.
 ///
 /// A direction whose receiver does not read holds twice this, [`Capacity::in_flight_bytes`] and twice
@@ -59,21 +61,20 @@ mod watch;
 /// [`Capacity::in_flight_bytes`]: snisplice_config::model::Capacity::in_flight_bytes
 pub const SEND_BUFFER: u32 = 4 * 1024 * 1024;
 
-/// What the receive buffers of both sockets may hold; the kernel doubles it.
+/// Size of both sockets' receive buffers; the kernel doubles it.
 ///
-/// Its own tuning would let them grow to `net.ipv4.tcp_rmem[2]`, 32 MiB on recent kernels, since it takes each
-/// redirected byte for one that was read. Much smaller will not do: a sender on the same host can fill the window
-/// while userspace has the socket locked; then the kernel closes it, and nobody is left to open it again, since what
-/// came was redirected and nothing is left to read. A sender cannot have more than `net.ipv4.tcp_wmem[2]` at hand,
-/// 4 MiB by default.
+/// The kernel's own tuning would let them grow to `net.ipv4.tcp_rmem[2]`, 32 MiB on recent kernels, since it takes each
+/// redirected byte for a read one. A much smaller buffer fails: a sender on the same host can fill the window while
+/// userspace holds the socket's lock. The kernel then closes the window, and nothing reopens it, since the bytes were
+/// redirected and none are left to read. A sender cannot hold more than `net.ipv4.tcp_wmem[2]`, 4 MiB by default.
 pub const RECEIVE_BUFFER: u32 = 3 * 1024 * 1024;
 
-/// What applies to every connection.
+/// Settings of every connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// Without a byte in either direction, a connection is given up.
     pub idle: Duration,
-    /// The same after one side has sent FIN.
+    /// The limit after one side has sent FIN.
     pub half_closed: Duration,
     /// `SO_SNDBUF` of both sockets, [`SEND_BUFFER`] unless a test wants less.
     pub send_buffer: u32,
@@ -97,7 +98,7 @@ pub struct Sockmap {
     kernel: Arc<Programs>,
     /// Our number among the workers that the kernel's events go to.
     worker: u16,
-    signals: Arc<Signals>,
+    wakeups: Arc<Wakeups>,
     watch: Rc<Watch>,
     watching: AbortHandle,
     maps: RefCell<Maps>,
@@ -109,14 +110,14 @@ impl Sockmap {
     /// To be called on the worker's thread, inside its runtime.
     pub fn new(kernel: Arc<Programs>, relay: Relay, settings: Settings) -> io::Result<Self> {
         let maps = RefCell::new(Maps::of(&kernel)?);
-        let signals = Arc::new(Signals::default());
+        let wakeups = Arc::new(Wakeups::default());
         let watch = Watch::new()?;
-        let watching = tokio::spawn(watch.events(signals.clone())?).abort_handle();
-        let worker = kernel.register(signals.clone());
-        Ok(Self { kernel, worker, signals, watch: Rc::new(watch), watching, maps, relay, settings })
+        let watching = tokio::spawn(watch.events(wakeups.clone())?).abort_handle();
+        let worker = kernel.register(wakeups.clone());
+        Ok(Self { kernel, worker, wakeups, watch: Rc::new(watch), watching, maps, relay, settings })
     }
 
-    /// What [`Datapath::announce`] does. False where the short cut is not served.
+    /// The part of [`Datapath::announce`] for the short cut. False if the short cut is off.
     pub fn mark(&self, upstream: impl AsFd) -> io::Result<bool> {
         self.maps.borrow_mut().announce(rustix::net::sockopt::socket_cookie(upstream)?)
     }
@@ -139,7 +140,7 @@ impl Sockmap {
         }
     }
 
-    /// Puts the pair into the kernel's hands, with what was received and nobody has read.
+    /// Offloads the pair to the kernel, together with the received bytes that userspace has not read.
     async fn enrol<'a>(
         &'a self,
         mut pair: Pair,
@@ -158,15 +159,14 @@ impl Sockmap {
         let connection = self
             .take_sockets(pair.client, pair.backend, cookies, None, pair.same_host, account)
             .map_err(Unenrolled::Ended)?;
-        // One that cannot be armed is copied in userspace; the other needs nothing from it.
+        // A direction that cannot be armed is copied in userspace. The other one does not depend on it.
         for direction in [Direction::Up, Direction::Down] {
             self.arm(&connection, direction);
         }
         Ok(connection)
     }
 
-    /// Carries on with a connection that was copied so far: each direction goes on being copied until `rule` says that
-    /// the kernel pays for it.
+    /// Continues a copied connection: each direction is copied until `rule` says that the kernel pays.
     pub(super) fn adopt<'a>(
         &'a self,
         mut copied: Box<relay::Connection>,
@@ -201,7 +201,7 @@ impl Sockmap {
         Ok((connection, [upward, downward]))
     }
 
-    /// Prepares the sockets and makes them targets. The client comes first: one that is gone costs nothing more.
+    /// Prepares the sockets and makes them targets. The client comes first: after its failure nothing else is done.
     fn admit(&self, client: &TcpStream, backend: &TcpStream) -> io::Result<Cookies> {
         let cookies = Cookies {
             client: rustix::net::sockopt::socket_cookie(client)?,
@@ -216,7 +216,7 @@ impl Sockmap {
         Ok(cookies)
     }
 
-    /// Takes two sockets that are targets out of the runtime.
+    /// Removes two sockets that are targets from the runtime.
     ///
     /// In a box, because a future that is moved from one phase to the next holds room for both.
     fn take_sockets<'a>(
@@ -229,7 +229,7 @@ impl Sockmap {
         account: &'a Account,
     ) -> Result<Box<Connection<'a>>, End> {
         self.kernel.stats().enrol();
-        let slot = Slot { sockmap: self, number: self.signals.insert() };
+        let slot = Slot { sockmap: self, number: self.wakeups.insert() };
         let client = Leg::new(Peer::Client, client, cookies.client).map_err(End::broken_by_client)?;
         let backend = Leg::new(Peer::Backend, backend, cookies.backend).map_err(End::broken_by_backend)?;
         let connection = Box::new(Connection::new(client, backend, slot, rule, same_host, account));
@@ -237,11 +237,11 @@ impl Sockmap {
         Ok(connection)
     }
 
-    /// Has the kernel redirect a direction of which nothing is under way in userspace. False if it does not.
+    /// Has the kernel redirect a direction without bytes under way in userspace. False if the kernel does not.
     fn arm(&self, connection: &Connection<'_>, direction: Direction) -> bool {
         let (from, to) = connection.ends(direction);
         if sockopt::is_at_urgent_mark(&from.socket).unwrap_or(true) {
-            // Reading has stopped within a packet, of which the program would see the part that was read once more.
+            // The read has stopped within a packet. The program would see the part that was read again.
             return false;
         }
         let way = connection.way(direction);
@@ -264,7 +264,7 @@ impl Sockmap {
         match armed {
             Ok(()) => {
                 way.armed.set(true);
-                // The verdict on what came before: the kernel asks the program only when something happens.
+                // The verdict on earlier packets: the kernel calls the program only when another packet arrives.
                 let _ = sockopt::set_receive_low_water(&from.socket, 1);
                 true
             }
@@ -329,13 +329,13 @@ struct Cookies {
 
 /// Why a pair is not in the kernel's hands.
 enum Unenrolled {
-    /// It is as it was, and the relay may have it.
+    /// The connection is unchanged, and the relay may serve it.
     Refused(io::Error, Pair),
     /// One of its sockets is broken.
     Ended(End),
 }
 
-/// A connection's place among the worker's signals.
+/// A connection's slot among the worker's wakeups.
 struct Slot<'a> {
     sockmap: &'a Sockmap,
     number: usize,
@@ -343,12 +343,12 @@ struct Slot<'a> {
 
 impl Drop for Slot<'_> {
     fn drop(&mut self) {
-        self.sockmap.signals.remove(self.number);
+        self.sockmap.wakeups.remove(self.number);
     }
 }
 
-/// Options that both sockets need. Without the privilege for the large buffers the kernel's own tuning serves, and
-/// the verdict program, which looks at the real sizes, falls back to userspace sooner.
+/// Options of both sockets. Without the privilege for large buffers the kernel's own tuning applies. The verdict
+/// program reads the real sizes, and falls back to userspace sooner.
 fn prepare(stream: &TcpStream, send_buffer: u32) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = socket2::SockRef::from(stream);
@@ -356,7 +356,7 @@ fn prepare(stream: &TcpStream, send_buffer: u32) -> io::Result<()> {
     socket.set_tcp_notsent_lowat(i32::MAX.unsigned_abs())?;
     let _ = rustix::net::sockopt::set_socket_send_buffer_size_force(stream.as_fd(), send_buffer as usize);
     if sockopt::force_receive_buffer(stream, RECEIVE_BUFFER).is_ok() {
-        // It was computed from the buffer as it was. Half of the new one, since bytes come with bookkeeping.
+        // The clamp was computed from the former buffer. It is half of the new one, since bytes have overhead.
         sockopt::set_window_clamp(stream, RECEIVE_BUFFER)?;
     }
     Ok(())

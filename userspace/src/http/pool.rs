@@ -120,12 +120,6 @@ impl Pools {
         any
     }
 
-    /// Closes all connections that wait for a request.
-    pub fn close(&self) {
-        self.idle.borrow_mut().clear();
-        self.multiplexed.borrow_mut().clear();
-    }
-
     /// Where the connection of this kind is that carries all requests; whoever makes it keeps the others waiting.
     #[must_use]
     pub fn multiplexed(&self, key: &Key) -> Rc<Multiplexed> {

@@ -1,4 +1,4 @@
-//! How many connections each backend has, and how many wait for it.
+//! The connections of each backend, and those that wait for one of its endpoints.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -7,7 +7,7 @@ use snisplice_config::model::Limits;
 
 use super::Overload;
 
-/// The connections of each backend. It holds as many backends as have a connection.
+/// The connections of each backend. It has an entry for each backend with a connection.
 #[derive(Debug, Default)]
 pub struct Backends {
     by_name: HashMap<Arc<str>, usize>,
@@ -19,12 +19,12 @@ pub struct Backends {
 #[derive(Debug)]
 struct Load {
     name: Arc<str>,
-    /// All of them, also those that wait.
+    /// All connections, with those that wait.
     connections: usize,
     pending: usize,
 }
 
-/// What one backend is allowed.
+/// The limits of one backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BackendRule {
     /// Connections at once; `None` is no limit.
@@ -33,27 +33,27 @@ pub struct BackendRule {
     pub pending: PendingRule,
 }
 
-/// How many connections may wait for an endpoint of one backend.
+/// The limit of connections that wait for an endpoint of one backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PendingRule {
-    /// So many, as the configuration says.
+    /// The configured number.
     Most(usize),
-    /// Any number, as the configuration says.
+    /// Any number, by configuration.
     Any,
-    /// So many, and no more than are still free of the `room` for those that wait for all backends together.
+    /// A number that is at most the free part of `room`, which the waiting connections of all backends share.
     ///
-    /// What is left free is as much as each of the greedy ones has (the dynamic threshold of Choudhury and Hahne for queues
-    /// that share a memory), so backends that are dead cannot take what a good one needs, however many they are.
+    /// Each greedy backend then has as much as is left free (the dynamic threshold of Choudhury and Hahne for queues
+    /// that share a memory). So any number of dead backends leaves room for a good one.
     Fair {
-        /// For one backend.
+        /// The limit of one backend.
         most: usize,
-        /// For all of them.
+        /// The limit of all backends.
         room: usize,
     },
 }
 
 impl Backends {
-    /// Counts a connection that waits for an endpoint from now on. What is returned is to be given to the others.
+    /// Counts a connection that waits for an endpoint. The other functions take the returned key.
     pub fn enter(&mut self, name: &Arc<str>, rule: BackendRule) -> Result<usize, Overload> {
         let known = self.by_name.get(name).copied();
         let load = known.and_then(|key| self.loads.get(key));
@@ -81,7 +81,7 @@ impl Backends {
         Ok(key)
     }
 
-    /// A connection waits no more: it has an endpoint, or none can be had.
+    /// The connection no longer waits: it has an endpoint, or none is available.
     pub fn settle(&mut self, key: usize) {
         if let Some(load) = self.loads.get_mut(key) {
             load.pending -= 1;
@@ -89,7 +89,7 @@ impl Backends {
         }
     }
 
-    /// A connection that waits no more is over.
+    /// A connection that no longer waits has ended.
     pub fn leave(&mut self, key: usize) {
         let Some(load) = self.loads.get_mut(key) else { return };
         load.connections -= 1;
@@ -99,7 +99,7 @@ impl Backends {
         }
     }
 
-    /// How many connections wait for an endpoint.
+    /// The number of connections that wait for an endpoint.
     #[must_use]
     pub fn pending(&self) -> usize {
         self.pending
@@ -116,7 +116,7 @@ mod tests {
         BackendRule { connections, pending }
     }
 
-    /// Connections that wait for `name` until one is refused.
+    /// Adds connections that wait for `name` until one is refused.
     fn fill(backends: &mut Backends, name: &str, rule: BackendRule) -> (Vec<usize>, Overload) {
         let mut keys = Vec::new();
         loop {

@@ -1,4 +1,4 @@
-//! How the limits stand, read at each scrape.
+//! Metrics of the limits, read at each scrape.
 
 use std::{fmt, sync::Arc};
 
@@ -11,17 +11,17 @@ use strum::VariantArray as _;
 
 use super::{
     Overload,
-    admission::{Admission, Standing},
+    admission::{Admission, Usage},
 };
 use crate::metrics::by_label;
 
-/// Shows what the workers share of the limits.
+/// Collects the use of the shared limits.
 #[derive(Debug)]
 pub struct LimitCounters(pub Arc<Admission>);
 
 impl Collector for LimitCounters {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
-        let Standing { connections, hellos, handshakes, pending, sources, waiting } = self.0.standing();
+        let Usage { connections, hellos, handshakes, pending, sources, waiting } = self.0.usage();
         let counted = [
             ("connections", connections),
             ("hellos", hellos),

@@ -2,38 +2,38 @@
 
 use super::{cidr::Cidr, source::Sources};
 
-/// How many there may be at once.
+/// The limits of simultaneous handshakes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HandshakeRule {
-    /// In all.
+    /// The limit of all handshakes.
     pub most: usize,
-    /// Of one source; `None` is no limit.
+    /// The limit of one source; `None` is no limit.
     pub per_source: Option<usize>,
 }
 
-/// The handshakes under way, in all and of each source.
+/// The handshakes under way, in total and of each source.
 #[derive(Debug, Default)]
 pub struct Handshakes {
     all: usize,
     sources: Sources,
 }
 
-/// One of them, to be given to [`Handshakes::leave`].
+/// The permit of one handshake, for [`Handshakes::leave`].
 #[derive(Debug)]
-pub struct Place(Option<usize>);
+pub struct HandshakePermit(Option<usize>);
 
-/// Which limit is reached.
+/// The limit that is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Full {
-    /// That of all.
+    /// The limit of all handshakes.
     All,
-    /// That of the source.
+    /// The limit of the source.
     Source,
 }
 
 impl Handshakes {
-    /// Counts one of this source, unless there are as many as there may be.
-    pub fn enter(&mut self, source: Cidr, rule: HandshakeRule) -> Result<Place, Full> {
+    /// Counts a handshake of `source`, unless a limit is reached.
+    pub fn enter(&mut self, source: Cidr, rule: HandshakeRule) -> Result<HandshakePermit, Full> {
         if self.all >= rule.most {
             return Err(Full::All);
         }
@@ -42,28 +42,22 @@ impl Handshakes {
             Some(most) => Some(self.sources.enter(source, most).ok_or(Full::Source)?),
         };
         self.all += 1;
-        Ok(Place(place))
+        Ok(HandshakePermit(place))
     }
 
-    /// One is over.
+    /// The handshake has ended.
     #[expect(clippy::needless_pass_by_value, reason = "a place is left once")]
-    pub fn leave(&mut self, place: Place) {
+    pub fn leave(&mut self, place: HandshakePermit) {
         self.all -= 1;
         if let Some(key) = place.0 {
             self.sources.leave(key);
         }
     }
 
-    /// How many are under way.
+    /// The number of handshakes under way.
     #[must_use]
     pub fn len(&self) -> usize {
         self.all
-    }
-
-    /// Whether none is.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.all == 0
     }
 }
 

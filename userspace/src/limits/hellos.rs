@@ -1,23 +1,23 @@
-//! Connections whose hello is not complete yet, and which of them makes room for another.
+//! Connections with an incomplete hello, and the choice of the one that makes room.
 
 use std::{
     collections::BTreeMap,
     time::{Duration, Instant},
 };
 
-/// The connections whose hello is not complete. `T` is how one of them is told that it has made room.
+/// The connections with an incomplete hello. `T` notifies a connection that has to make room.
 ///
-/// A client that says nothing goes first, then one that says little; of these the one that came first. What counts is
-/// when it came, not when it last sent a byte: one byte now and then is cheap.
+/// A client that has sent nothing goes first, then one that has sent a part. The oldest one of a kind goes first. The
+/// age counts from the arrival, not from the last byte, since single bytes at times are cheap.
 #[derive(Debug)]
 pub struct Hellos<T> {
     next: Ticket,
-    /// By ticket, that is in the order in which they came.
+    /// By ticket, which is the order of arrival.
     silent: BTreeMap<Ticket, Waiting<T>>,
     begun: BTreeMap<Ticket, Waiting<T>>,
 }
 
-/// The number of a connection among them. Each is given once.
+/// The number of a connection, used once.
 pub type Ticket = u64;
 
 #[derive(Debug)]
@@ -33,7 +33,7 @@ impl<T> Default for Hellos<T> {
 }
 
 impl<T> Hellos<T> {
-    /// Lets one more wait since `now`. Where that makes more than `most`, another one makes room, and is returned.
+    /// Adds a connection that waits since `now`. If there are then more than `most`, returns the one that makes room.
     pub fn enter(&mut self, most: usize, begun: bool, now: Instant, call: T) -> (Ticket, Option<T>) {
         let gone = if self.len() >= most { self.first_to_go() } else { None };
         let ticket = self.next;
@@ -43,22 +43,22 @@ impl<T> Hellos<T> {
         (ticket, gone)
     }
 
-    /// This one has sent something.
+    /// The connection has sent something.
     pub fn heard(&mut self, ticket: Ticket) {
         if let Some(waiting) = self.silent.remove(&ticket) {
             self.begun.insert(ticket, waiting);
         }
     }
 
-    /// This one waits no more. Nothing happens if it has made room.
+    /// The connection no longer waits. No effect if it has made room.
     pub fn leave(&mut self, ticket: Ticket) {
         if self.silent.remove(&ticket).is_none() {
             self.begun.remove(&ticket);
         }
     }
 
-    /// Takes out the one that makes room for a connection with a better claim: the oldest silent one, or else the oldest, if
-    /// it has waited for `least`. A silent one that is too young protects nobody.
+    /// Removes the connection that makes room for a better claim: the oldest silent one, or else the oldest one, if it
+    /// has waited for `least`. A younger silent connection does not protect the others.
     pub fn make_room(&mut self, least: Duration, now: Instant) -> Option<T> {
         [&mut self.silent, &mut self.begun].into_iter().find_map(|queue| {
             let first = queue.first_entry()?;
@@ -72,16 +72,10 @@ impl<T> Hellos<T> {
         first.map(|(_, waiting)| waiting.call)
     }
 
-    /// How many wait.
+    /// The number of connections that wait.
     #[must_use]
     pub fn len(&self) -> usize {
         self.silent.len() + self.begun.len()
-    }
-
-    /// Whether nobody waits.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.silent.is_empty() && self.begun.is_empty()
     }
 }
 
@@ -143,6 +137,6 @@ mod tests {
         hellos.leave(first);
         assert_eq!(hellos.len(), 1);
         hellos.leave(second);
-        assert!(hellos.is_empty());
+        assert_eq!(hellos.len(), 0);
     }
 }

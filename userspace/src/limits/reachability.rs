@@ -1,4 +1,4 @@
-//! Which backends cannot be reached, so that the log tells when that changes and not for each connection.
+//! The backends that are unreachable, so that the log reports changes and not every connection.
 
 use std::{
     collections::HashMap,
@@ -9,33 +9,33 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How often the log tells of the same backend: one that comes and goes fills no log.
+/// The period in which the log reports the same backend once.
 const SILENCE: Duration = Duration::from_secs(10);
 
-/// The backends of which no endpoint could be had, for the whole process.
+/// The backends without a reachable endpoint, for the whole process.
 #[derive(Debug, Default)]
 pub struct Reachability {
     backends: Mutex<Backends>,
-    /// How many are kept, for who has nothing to say of any.
+    /// The number of entries. Callers without one need no lock.
     kept: AtomicUsize,
 }
 
-/// What was noticed of backends by name: of those that are away, and of those that came back a moment ago.
+/// By name: backends that are unreachable, and backends that became reachable a moment ago.
 #[derive(Debug, Default)]
 struct Backends(HashMap<Arc<str>, Noticed>);
 
 #[derive(Debug, Clone, Copy)]
 struct Noticed {
-    /// When it went away; `None` if it is back.
+    /// When the backend became unreachable; `None` if it is reachable.
     away_since: Option<Instant>,
-    /// Whether the log has told that it went away.
+    /// Whether the log has reported that.
     told: bool,
-    /// When the log told of it.
+    /// When the log reported the backend.
     line: Instant,
 }
 
 impl Backends {
-    /// No endpoint could be had. Whether the log is to tell.
+    /// No endpoint was reachable. Whether to log that.
     fn lost(&mut self, name: &Arc<str>, now: Instant) -> bool {
         let told_lately = |line: Instant| now.saturating_duration_since(line) < SILENCE;
         if let Some(noticed) = self.0.get_mut(name) {
@@ -44,7 +44,7 @@ impl Backends {
                 noticed.told = !told_lately(noticed.line);
                 noticed.told
             } else {
-                // What was not told at once is told when it has lasted.
+                // A change that was not reported at once is reported if it lasts.
                 !noticed.told && !told_lately(noticed.line)
             };
             if news {
@@ -57,7 +57,7 @@ impl Backends {
         true
     }
 
-    /// An endpoint has answered. For how long none had, if the log is to tell.
+    /// An endpoint has answered. Returns for how long none had, if that is to be logged.
     fn found(&mut self, name: &str, now: Instant) -> Option<Duration> {
         let noticed = self.0.get_mut(name)?;
         let since = noticed.away_since.take()?;
@@ -70,7 +70,7 @@ impl Backends {
 }
 
 impl Reachability {
-    /// No endpoint of `backend` could be had, the last one for this reason.
+    /// No endpoint of `backend` was reachable. The last one failed for `reason`.
     pub fn lost(&self, backend: &Arc<str>, reason: &dyn std::fmt::Display) {
         let mut backends = self.lock();
         let news = backends.lost(backend, Instant::now());
@@ -83,7 +83,7 @@ impl Reachability {
 
     /// An endpoint of `backend` has answered.
     pub fn found(&self, backend: &Arc<str>) {
-        // Nearly always.
+        // The common case.
         if self.kept.load(Relaxed) == 0 {
             return;
         }
@@ -93,14 +93,14 @@ impl Reachability {
         }
     }
 
-    /// Forgets the backends that a new configuration does not have.
+    /// Removes the backends that a new configuration lacks.
     pub fn keep(&self, has: impl Fn(&str) -> bool) {
         let mut backends = self.lock();
         backends.0.retain(|name, _| has(name));
         self.kept.store(backends.0.len(), Relaxed);
     }
 
-    /// A panic elsewhere leaves nothing half done in there.
+    /// A panic elsewhere leaves these values consistent.
     fn lock(&self) -> MutexGuard<'_, Backends> {
         self.backends.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -135,7 +135,7 @@ mod tests {
             lines += u32::from(backends.lost(&name, now));
             lines += u32::from(backends.found(&name, now).is_some());
         }
-        // A minute.
+        // After a minute.
         assert!((2..=14).contains(&lines), "{lines}");
     }
 

@@ -1,4 +1,4 @@
-//! How many connections each source has.
+//! The number of connections of each source.
 
 use std::{collections::HashMap, net::IpAddr};
 
@@ -6,7 +6,7 @@ use slab::Slab;
 
 use super::cidr::Cidr;
 
-/// The connections of each source. It holds as many sources as have a connection, and no more.
+/// The connections of each source. It has an entry for each source with a connection.
 #[derive(Debug, Default)]
 pub struct Sources {
     by_prefix: HashMap<Cidr, usize>,
@@ -19,19 +19,19 @@ struct Source {
     connections: usize,
 }
 
-/// What a source is, and how many connections it may have.
+/// The definition of a source, and its limit of connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SourceRule {
     /// Connections at once; `None` is no limit.
     pub most: Option<usize>,
-    /// Leading bits of an IPv4 address that count.
+    /// Significant leading bits of an IPv4 address.
     pub ipv4: u8,
-    /// Leading bits of an IPv6 address that count.
+    /// Significant leading bits of an IPv6 address.
     pub ipv6: u8,
 }
 
 impl SourceRule {
-    /// The source to which an address belongs.
+    /// The source of an address.
     #[must_use]
     pub fn source(&self, peer: IpAddr) -> Cidr {
         let peer = peer.to_canonical();
@@ -40,8 +40,7 @@ impl SourceRule {
 }
 
 impl Sources {
-    /// Counts a connection of `source`, unless it has `most` already. What is returned is to be given to
-    /// [`Sources::leave`].
+    /// Counts a connection of `source`, unless it has `most` already. [`Sources::leave`] takes the returned key.
     pub fn enter(&mut self, source: Cidr, most: usize) -> Option<usize> {
         let Self { by_prefix, counts } = self;
         if let Some(&key) = by_prefix.get(&source) {
@@ -60,7 +59,7 @@ impl Sources {
         Some(key)
     }
 
-    /// A connection that [`Sources::enter`] has counted is over.
+    /// A counted connection has ended.
     pub fn leave(&mut self, key: usize) {
         let Some(source) = self.counts.get_mut(key) else { return };
         source.connections -= 1;
@@ -70,16 +69,10 @@ impl Sources {
         }
     }
 
-    /// How many sources have a connection.
+    /// The number of sources with a connection.
     #[must_use]
     pub fn len(&self) -> usize {
         self.counts.len()
-    }
-
-    /// Whether nobody has a connection.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.counts.is_empty()
     }
 }
 
@@ -112,11 +105,11 @@ mod tests {
                 (0..=255u8).map(|n| sources.enter(source(&format!("10.0.{round}.{n}")), 1)).collect();
             assert_eq!(sources.len(), 256);
             keys.into_iter().flatten().for_each(|key| sources.leave(key));
-            assert!(sources.is_empty() && sources.by_prefix.is_empty());
+            assert!(sources.counts.is_empty() && sources.by_prefix.is_empty());
         }
         assert!(sources.counts.capacity() <= 512, "places are used again");
         assert_eq!(sources.enter(source("10.0.0.1"), 0), None);
-        assert!(sources.is_empty());
+        assert_eq!(sources.len(), 0);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! One line a minute of each kind that others can cause.
+//! Limits of log lines that clients, other processes or broken neighbours can cause.
 
 use std::{
     sync::{
@@ -8,19 +8,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long nothing more is said of a kind.
+/// The period of every limit.
 pub(super) const PERIOD: Duration = Duration::from_secs(60);
 
-/// Lines of all kinds that were left out.
+/// Omitted lines of all kinds.
 static LEFT_OUT: AtomicU64 = AtomicU64::new(0);
 
-/// Lines of all kinds that were left out since the start.
+/// Omitted lines of all kinds since the start of the process.
 pub(super) fn left_out() -> u64 {
     LEFT_OUT.load(Relaxed)
 }
 
-/// Lets one line of its kind through in a minute. [`log_limit`] makes one for each place that logs; a kind of its own for
-/// each listener or backend keeps one beside what it is about.
+/// Admits one line of its kind each minute. [`log_limit`] makes one for each call site. A kind for each listener or backend
+/// keeps its limit beside the object.
 #[derive(Debug, Default)]
 pub struct Limit(Mutex<State>);
 
@@ -31,14 +31,15 @@ struct State {
 }
 
 impl Limit {
-    /// Lets the first line through.
+    /// A limit that admits the first line.
     #[must_use]
     pub const fn new() -> Self {
         Self(Mutex::new(State { silent_until: None, left_out: 0 }))
     }
 
-    /// Whether a line may be logged at this moment. `Some` if so, with how many were left out since the last one, if any:
+    /// `Some` if a line may be logged at `now`, with the number of lines omitted since the last one, if any. That number is
     /// the line's field `suppressed`.
+    #[expect(clippy::option_option, reason = "whether to log, and the optional field of the line")]
     pub fn admit(&self, now: Instant) -> Option<Option<u64>> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if state.silent_until.is_some_and(|until| now < until) {
@@ -52,8 +53,40 @@ impl Limit {
     }
 }
 
-/// Logs as `tracing`'s macro of that level does, but at most once a minute from this place; the next line tells how many were
-/// left out (`suppressed`). For whatever a client, another process or a broken neighbour can cause again and again.
+/// Admits a number of lines of its kind each minute, where each line names another object.
+#[derive(Debug)]
+pub struct Budget {
+    /// Lines in one minute.
+    lines: u32,
+    since: Option<Instant>,
+    logged: u32,
+    suppressed: u64,
+}
+
+impl Budget {
+    /// A budget of `lines` in one minute.
+    #[must_use]
+    pub const fn new(lines: u32) -> Self {
+        Self { lines, since: None, logged: 0, suppressed: 0 }
+    }
+
+    /// `Some` if a line may be logged at `now`, with the number of lines omitted since the last one.
+    pub fn admit(&mut self, now: Instant) -> Option<u64> {
+        if self.since.is_none_or(|since| now.saturating_duration_since(since) >= PERIOD) {
+            (self.since, self.logged) = (Some(now), 0);
+        }
+        if self.logged >= self.lines {
+            self.suppressed += 1;
+            LEFT_OUT.fetch_add(1, Relaxed);
+            return None;
+        }
+        self.logged += 1;
+        Some(std::mem::take(&mut self.suppressed))
+    }
+}
+
+/// Logs as `tracing`'s macro of that level does, but at most once a minute from this call site. The next line has the number
+/// of omitted lines in the field `suppressed`. For everything that a client, another process or a broken neighbour can repeat.
 ///
 /// ```ignore
 /// log_limit!(warn, %error, listener, "cannot accept; trying again shortly");
@@ -72,6 +105,18 @@ pub(crate) use log_limit;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_budget_admits_its_lines_each_minute_and_counts_the_others() {
+        let (mut budget, start) = (Budget::new(30), Instant::now());
+        let omitted = left_out();
+        let lines = (0..600).filter(|_| budget.admit(start).is_some()).count();
+        assert_eq!(lines, 30);
+        // Other tests of this process omit lines meanwhile.
+        assert!(left_out() >= omitted + 570);
+        assert_eq!(budget.admit(start + PERIOD), Some(570));
+        assert_eq!(budget.admit(start + PERIOD), Some(0));
+    }
 
     #[test]
     fn one_line_a_minute_tells_how_many_were_left_out() {

@@ -1,7 +1,7 @@
-//! A file of lines that no writer of a line waits for.
+//! A file of lines whose writers never wait.
 //!
-//! Lines gather in a buffer of bounded size, and one thread writes them out, many at a time. Where the file takes nothing (its
-//! reader hangs or has gone, its disk is full), the buffer fills and further lines are dropped and counted.
+//! Lines gather in a bounded buffer, and one thread writes them, many at a time. If the file accepts nothing (its
+//! reader hangs or has gone, its disk is full), the buffer fills. Further lines are dropped and counted.
 
 use std::{
     fmt,
@@ -33,7 +33,8 @@ const ROOM: usize = 1 << 20;
 /// So many bytes are written without waiting for more.
 const FULL: usize = 64 * 1024;
 
-/// How long lines gather before they are written. Waking the thread for each line would cost more than the line.
+/// The time for which lines gather before they are written. A wake-up of the thread for each line would cost more than
+/// the line.
 const GATHERING: Duration = Duration::from_millis(20);
 
 /// Bytes of whole lines in one write(2) to what is no regular file: up to `PIPE_BUF` (pipe(7)), lines of several processes do
@@ -104,7 +105,7 @@ impl LineFile {
     pub fn put(&self, line: &[u8]) {
         let mut state = self.0.lock();
         let before = state.waiting.len();
-        // One that is too large by itself is written all the same.
+        // A line that is too large for the limit is still written.
         if before > 0 && before + line.len() > ROOM {
             drop(state);
             self.0.dropped.fetch_add(1, Relaxed);
@@ -121,8 +122,8 @@ impl LineFile {
         }
     }
 
-    /// Opens the file anew, by its path, before the next lines are written: after a rename, they go to a new file. Where that
-    /// fails, they go on to the old one.
+    /// Opens the file again, by its path, before the next lines are written: after a rename, they go to a new file. On
+    /// failure, they go to the old one.
     pub fn reopen(&self) {
         self.0.lock().reopen = true;
         self.0.wake.notify_one();
@@ -155,7 +156,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes until no line will follow. What it is told to do meanwhile waits for the file, and nobody waits for it.
+    /// Writes until no line will follow. Requests wait for the file meanwhile, and no other thread waits for them.
     fn write_all(&self, mut sink: Sink) {
         let mut batch = Vec::new();
         // Whether the last line was written but for its end.
@@ -224,7 +225,7 @@ impl Shared {
     }
 }
 
-/// Where the last whole line ends within `most` bytes; a longer line is not divided.
+/// The end of the last whole line within `most` bytes. A longer line is not divided.
 fn end_of_piece(lines: &[u8], most: usize) -> usize {
     if lines.len() <= most {
         return lines.len();
@@ -237,13 +238,13 @@ fn end_of_piece(lines: &[u8], most: usize) -> usize {
         .map_or(lines.len(), line_end)
 }
 
-/// What is open.
+/// The open file.
 enum Sink {
     Stdout(io::Stdout),
     Stderr(io::Stderr),
     File {
         file: OwnedFd,
-        /// Whether it is a regular file, of which writes do not mix however long they are.
+        /// Whether it is a regular file, in which writes of any length do not mix.
         regular: bool,
     },
 }
@@ -336,7 +337,7 @@ mod tests {
         assert!(file.flush(LONG));
         assert_eq!(fs::read_to_string(&old).unwrap(), "one\ntwo\n");
         assert_eq!(fs::read_to_string(&path).unwrap(), "three\n");
-        // Where there is no place for a new one, the old one goes on.
+        // Without room for a new file, the old one stays.
         fs::remove_file(&path).unwrap();
         fs::create_dir(&path).unwrap();
         file.reopen();
@@ -363,7 +364,7 @@ mod tests {
             lines += 1;
         }
         assert!(!file.flush(Duration::from_millis(1)));
-        // What was taken arrives whole once it is read.
+        // Accepted bytes arrive complete once they are read.
         let taken = lines - dropped(&file);
         let mut got = vec![0; usize::try_from(taken).unwrap() * line.len()];
         reader.read_exact(&mut got).unwrap();

@@ -5,10 +5,10 @@ use std::collections::VecDeque;
 /// Bytes of all lines that wait, at most. Thousands of lines, or one reload's report.
 const ROOM: usize = 1 << 20;
 
-/// What a line takes beside its bytes.
+/// The overhead of a line.
 const OVERHEAD: usize = 64;
 
-/// Lines in their order. A full one drops what comes, so that the beginning of a story is kept.
+/// Lines in their order. A full queue drops new lines, so that the begin of a story remains.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     lines: VecDeque<Box<[u8]>>,
@@ -19,7 +19,7 @@ impl Queue {
     /// Adds a line. False if it was dropped, since there is no room.
     pub(super) fn push(&mut self, line: &[u8]) -> bool {
         let bytes = line.len() + OVERHEAD;
-        // One that is too large by itself is written all the same.
+        // A line that is too large for the limit is still written.
         if !self.lines.is_empty() && self.bytes + bytes > ROOM {
             return false;
         }
@@ -33,7 +33,7 @@ impl Queue {
         let line = self.lines.pop_front()?;
         self.bytes -= line.len() + OVERHEAD;
         if self.lines.is_empty() {
-            // What a burst has needed is given back.
+            // The memory of a burst is released.
             self.lines.shrink_to(64);
         }
         Some(line)

@@ -18,7 +18,8 @@ use rustix::{
 
 use super::queue::Queue;
 
-/// How often a descriptor that takes nothing, and does not block either, is asked again if poll(2) tells nothing.
+/// The pause before another attempt at a descriptor that accepts nothing and does not block, if poll(2) reports
+/// nothing.
 const AGAIN: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// Takes lines without ever waiting, and has them written.
@@ -41,7 +42,7 @@ struct State {
     queue: Queue,
     /// A line is being written.
     writing: bool,
-    /// Lines dropped that nobody was told of.
+    /// Dropped lines that no line has reported.
     untold: u64,
 }
 
@@ -79,7 +80,7 @@ impl Writer {
         }
     }
 
-    /// What `tracing-subscriber` writes one line to.
+    /// The sink for one line of `tracing-subscriber`.
     pub(super) fn line(&self) -> Line<'_> {
         Line(self)
     }
@@ -208,7 +209,7 @@ mod tests {
             lines += 1;
         }
         assert!(!writer.flush(Duration::from_millis(1)));
-        // What was taken arrives whole once it is read.
+        // Accepted bytes arrive complete once they are read.
         let mut got = vec![0; (lines - 1) * line.len()];
         reader.read_exact(&mut got).unwrap();
         assert!(got.iter().all(|byte| *byte == b'x'));

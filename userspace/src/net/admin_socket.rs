@@ -29,7 +29,8 @@ pub enum Socket {
 }
 
 impl Socket {
-    /// Binds `address`. A unix socket is its owner's alone (mode 0600), and replaces the file of one that nobody listens on.
+    /// Binds `address`. Only its owner can use a unix socket (mode 0600). The socket replaces the file of one without a
+    /// listener.
     pub fn bind(address: &AdminAddress) -> io::Result<Self> {
         match address {
             AdminAddress::Tcp(address) => StdTcpListener::bind(address).map(Self::Tcp),
@@ -46,7 +47,7 @@ impl Socket {
         }
     }
 
-    /// The same socket once more.
+    /// A duplicate of the socket.
     pub fn try_clone(&self) -> io::Result<Self> {
         match self {
             Self::Tcp(socket) => socket.try_clone().map(Self::Tcp),
@@ -54,7 +55,7 @@ impl Socket {
         }
     }
 
-    /// The TCP address, which tells the port where 0 was asked for.
+    /// The TCP address, with the port that the kernel chose for port 0.
     pub fn local_addr(&self) -> io::Result<Option<SocketAddr>> {
         match self {
             Self::Tcp(socket) => socket.local_addr().map(Some),
@@ -62,7 +63,7 @@ impl Socket {
         }
     }
 
-    /// For an event loop.
+    /// Prepares the socket for an event loop.
     pub fn set_nonblocking(&self) -> io::Result<()> {
         match self {
             Self::Tcp(socket) => socket.set_nonblocking(true),
@@ -91,7 +92,7 @@ fn bind_unix(path: &Path) -> io::Result<StdUnixListener> {
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is a file that is no socket"));
         }
         Ok(_) => match StdUnixStream::connect(path) {
-            // Nobody has it open any more: its process is gone.
+            // No process listens on it: its process has ended.
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
@@ -101,7 +102,7 @@ fn bind_unix(path: &Path) -> io::Result<StdUnixListener> {
         Err(error) => return Err(error),
     }
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    // The file gets the socket's own mode when it is bound (unix_bind in the kernel): it is never open to others.
+    // The file gets the socket's mode when it is bound (`unix_bind` in the kernel), so it is never open to others.
     fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
     bind(&socket, &SocketAddrUnix::new(path)?)?;
     listen(&socket, 128)?;

@@ -1,7 +1,7 @@
-//! How the kernel finds out that a peer is gone: one that was switched off, or cut off, says nothing any more.
+//! The kernel's detection of an unreachable peer, one that was switched off or disconnected.
 //!
-//! Both legs of a connection are watched alike. The accepted one inherits the options of the listening socket, so that
-//! accepting costs nothing more.
+//! Both legs of a connection have the same options. The accepted socket inherits them from the listening one, which
+//! costs no call for a connection.
 
 use std::{io, os::fd::AsFd, time::Duration};
 
@@ -14,13 +14,12 @@ use super::sockopt::set_int;
 const PROBES: u32 = 6;
 /// `MAX_TCP_KEEPIDLE` and `MAX_TCP_KEEPINTVL` of the kernel.
 const LONGEST: Duration = Duration::from_secs(32_767);
-/// The kernel counts probes in whole seconds.
+/// The kernel counts keepalive times in whole seconds.
 const SHORTEST: Duration = Duration::from_secs(1);
 
 /// `MAX_TCP_KEEPCNT` of the kernel.
 const MOST_PROBES: u64 = 127;
-/// How long Linux repeats bytes that nobody acknowledges, unless [`PeerTimeouts::tcp_user_timeout`] says otherwise
-/// (`tcp_retries2`).
+/// The time for which Linux retransmits by default (`tcp_retries2`), unless [`PeerTimeouts::tcp_user_timeout`] is set.
 const REPEATS: Duration = Duration::from_secs(15 * 60);
 
 /// Socket options, computed once from the configuration.
@@ -33,18 +32,18 @@ pub struct Keepalive {
 /// `SO_KEEPALIVE`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Probes {
-    /// Silence before the first one.
+    /// Silence before the first probe.
     after: Duration,
-    /// Between one and the next.
+    /// Time between two probes.
     every: Duration,
 }
 
 impl Keepalive {
-    /// What the configuration asks for.
+    /// The options for a configuration.
     ///
-    /// The kernel takes `TCP_USER_TIMEOUT` for the limit of probes too, and gives up with the first one that finds it
-    /// over (`tcp_keepalive_timer`). Probing begins no later than at half of it, so that a peer is never given up for
-    /// one packet that was lost.
+    /// The kernel also applies `TCP_USER_TIMEOUT` to probes: the first probe after that time ends the connection
+    /// (`tcp_keepalive_timer`). Probes begin at half of that time at the latest, so that one lost packet does not end a
+    /// connection.
     #[must_use]
     pub fn of(timeouts: &PeerTimeouts) -> Self {
         let given = |duration: Duration| (!duration.is_zero()).then_some(duration);
@@ -57,7 +56,7 @@ impl Keepalive {
         Self { probes, unacknowledged }
     }
 
-    /// Sets them. On a listening socket they hold for every connection that it accepts.
+    /// Sets the options. Connections inherit them from a listening socket.
     pub fn apply(&self, socket: &impl AsFd) -> io::Result<()> {
         let socket = SockRef::from(socket);
         if let Some(Probes { after, every }) = self.probes {
@@ -65,7 +64,7 @@ impl Keepalive {
             socket.set_tcp_keepalive(&keepalive)?;
         }
         if let Some(limit) = self.unacknowledged {
-            // Milliseconds in a C int: 24 days, which is as good as never.
+            // Milliseconds in a C int are 24 days at most, which is as good as no limit.
             const MOST: Duration = Duration::from_millis(i32::MAX as u64);
             socket.set_tcp_user_timeout(Some(limit.min(MOST)))?;
         }
@@ -73,11 +72,10 @@ impl Keepalive {
     }
 }
 
-/// Has a socket that sends nothing itself bear its peer's silence for as long as one that repeats bytes, or for as long as
-/// any other again.
+/// Extends the limit of a silent peer to that of a retransmitting socket, or resets it.
 ///
-/// A socket with bytes under way does not probe: the kernel gives up after 15 minutes (`tcp_keepalive_timer`). In packets, the
-/// bytes are under way between the peers, and our own socket does not know of them.
+/// A socket with bytes under way does not probe: the kernel ends it after 15 minutes (`tcp_keepalive_timer`). With the
+/// packet datapath, the bytes are under way between the peers, and the balancer's socket does not know of them.
 pub fn bear_silence(socket: &impl AsFd, as_with_bytes_under_way: bool) -> io::Result<()> {
     let probes = if as_with_bytes_under_way {
         let every = SockRef::from(socket).tcp_keepalive_interval()?.max(SHORTEST);
@@ -115,7 +113,7 @@ mod tests {
 
     #[test]
     fn one_lost_probe_ends_nothing() {
-        // The second probe comes at 35 s, and the limit is over with the fifth after the first.
+        // The second probe comes at 35 s. The fifth probe after the first exceeds the limit.
         assert_eq!(of(60, 60).probes, Some(probes(30, 5)));
         assert_eq!(of(60, 120).probes, Some(probes(60, 10)));
     }
@@ -150,7 +148,7 @@ mod tests {
             bear_silence(&socket, false).unwrap();
             assert_eq!(retries(), PROBES);
         }
-        // Probes are not switched on by that.
+        // The limit does not switch probes off.
         let without = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         bear_silence(&without, true).unwrap();
         assert!(!without.keepalive().unwrap());

@@ -1,4 +1,4 @@
-//! Binds what a configuration says to listen on, and compares two configurations.
+//! Binds the addresses of a configuration, and compares two configurations.
 
 use std::{
     collections::BTreeMap,
@@ -22,10 +22,10 @@ use super::{
 /// Connections that may wait in one socket's accept queue; the kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 
-/// How long the kernel keeps a connection without a byte to itself.
+/// The time for which the kernel holds back a connection without a byte.
 const DEFER_ACCEPT: Duration = Duration::from_secs(1);
 
-/// An address that cannot be listened on.
+/// The error for an address that cannot be bound.
 #[derive(Debug, Error)]
 #[error("listener {listener}: cannot listen on {address}: {source}{}", remedy(.source, .address))]
 pub struct BindError {
@@ -33,7 +33,7 @@ pub struct BindError {
     pub listener: String,
     /// Its address.
     pub address: SocketAddr,
-    /// What the kernel said.
+    /// The kernel's error.
     pub source: io::Error,
 }
 
@@ -58,33 +58,35 @@ fn remedy(error: &io::Error, address: &SocketAddr) -> String {
 /// One socket for each worker, bound to the same address.
 #[derive(Debug)]
 pub struct Bound {
-    /// What for.
+    /// The properties of the listener.
     pub front: Front,
-    /// As the configuration has it.
+    /// The address in the configuration.
     pub wanted: SocketAddr,
-    /// The real address, which differs where port 0 was asked for.
+    /// The bound address, which has another port if port 0 was configured.
     pub address: SocketAddr,
-    /// One for each worker, or more.
+    /// At least one for each worker.
     pub sockets: Vec<TcpListener>,
-    /// Whether another process listens there, or at addresses that comprise it: [`Bound::listen`] takes connections away from that.
+    /// Whether another process listens on the address, or on one that overlaps. [`Bound::listen`] takes connections
+    /// away from it.
     pub late: bool,
-    /// Whether it is closed as soon as the connections have come that are being made to another address of the configuration.
+    /// Whether the sockets close as soon as the clients that are connecting to them have been accepted.
     pub leaves: bool,
 }
 
 impl Bound {
-    /// Sockets of another process at an address that the configuration has not.
+    /// Sockets of another process at an address that the configuration lacks.
     pub fn leaving(front: &Front, address: SocketAddr, sockets: Vec<TcpListener>) -> Result<Self, BindError> {
         Ok(Self { leaves: true, ..complete(front, address, sockets, 0)? })
     }
 
-    /// Has all sockets listen, and announce to clients what they shall. Those of another process do so already, for what that
-    /// serves: so this is not done before this process serves.
+    /// Makes all sockets listen, and sets the announced segment size. Sockets of another process listen already, for
+    /// that process. So this is called only when this process serves.
     pub fn listen(&self) -> Result<(), BindError> {
         self.sockets.iter().try_for_each(|socket| self.listen_on(socket))
     }
 
-    /// The same for a process that must serve: what fails is told, and a socket that does not listen is left out.
+    /// As [`Bound::listen`], for a process that must serve. Returns the errors, and drops a socket that does not
+    /// listen.
     pub fn listen_if_possible(&mut self) -> Vec<BindError> {
         let (mut listening, mut errors) = (Vec::new(), Vec::new());
         for socket in std::mem::take(&mut self.sockets) {
@@ -105,20 +107,20 @@ impl Bound {
     }
 }
 
-/// What an address is listened on for.
+/// The properties of the listener at an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Front {
     /// The listener's name.
     pub listener: Arc<str>,
     /// Largest segment to announce to clients.
     pub mss: Option<u16>,
-    /// Whether it is bound although this host does not have it.
+    /// Whether to bind the address even if this host does not have it.
     pub freebind: bool,
-    /// Whether it is left out where the kernel lacks its family.
+    /// Whether to skip the address if the kernel lacks its family.
     pub optional: bool,
 }
 
-/// Which addresses a configuration listens on, by address.
+/// The addresses that a configuration listens on.
 #[must_use]
 pub fn wanted(model: &Model) -> BTreeMap<SocketAddr, Front> {
     model
@@ -139,8 +141,8 @@ pub fn wanted(model: &Model) -> BTreeMap<SocketAddr, Front> {
         .collect()
 }
 
-/// The same as [`bind`]. `None`, and a warning, where the kernel lacks the address' family (`ipv6.disable=1`) and the
-/// configuration did not ask for it by name.
+/// As [`bind`]. `None`, with a warning, if the kernel lacks the address's family (`ipv6.disable=1`) and the
+/// configuration does not name the address itself.
 pub fn bind_if_possible(
     front: &Front,
     address: SocketAddr,
@@ -160,22 +162,22 @@ pub fn bind_if_possible(
     }
 }
 
-/// Whether nobody asked for the family that socket(2) does not know.
+/// Whether socket(2) does not support a family that the configuration does not name itself.
 fn is_left_out(front: &Front, error: &io::Error) -> bool {
     front.optional && error.raw_os_error() == Some(libc::EAFNOSUPPORT)
 }
 
-/// Binds `address` once for each of `workers`, beside sockets of our `own`. The sockets do not listen yet.
+/// Binds `address` once for each of `workers`, beside this process's sockets in `own`. The sockets do not listen yet.
 pub fn bind(front: &Front, address: SocketAddr, workers: usize, own: &[Own]) -> Result<Bound, BindError> {
     let fail = |source| BindError { listener: front.listener.to_string(), address, source };
     let rivals: Vec<_> = own.iter().filter(|own| overlap(own.address, address)).collect();
-    // Another process of the same user could join a group of SO_REUSEPORT sockets unnoticed, and would take a share
+    // Another process of the same user could join a group of `SO_REUSEPORT` sockets unnoticed, and would take a share
     // of the connections.
     if rivals.is_empty() {
-        // Without that option a conflict shows.
+        // Without that option, a conflict is an error.
         drop(open(address, front, false).map_err(fail)?);
     } else {
-        // So it would with our own sockets; the kernel tells whether there are others.
+        // The balancer's sockets cause this error, too. The kernel's table tells whether there are others.
         let foreign = |there: &Listening| {
             overlap(there.address, address) && !rivals.iter().any(|own| own.inode == there.inode)
         };
@@ -195,13 +197,13 @@ pub struct Own {
 }
 
 impl Own {
-    /// What is known of this socket.
+    /// The properties of this socket.
     pub fn of(socket: &TcpListener) -> io::Result<Self> {
         Ok(Self { address: socket.local_addr()?, inode: fstat(socket)?.st_ino })
     }
 }
 
-/// Whether `wide` is any address, and `narrow` one of them with the same port.
+/// Whether `wide` is a wildcard address, and `narrow` one of its addresses with the same port.
 #[must_use]
 pub fn covers(wide: SocketAddr, narrow: SocketAddr) -> bool {
     wide.port() == narrow.port()
@@ -211,13 +213,13 @@ pub fn covers(wide: SocketAddr, narrow: SocketAddr) -> bool {
         && !narrow.ip().is_unspecified()
 }
 
-/// Whether a connection could belong to both. Sockets of IPv6 take no connections of IPv4 here.
+/// Whether both addresses could accept the same connection. IPv6 sockets accept no IPv4 connections here.
 fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
     let same = one.port() != 0 && (one.ip(), one.port()) == (other.ip(), other.port());
     same || covers(one, other) || covers(other, one)
 }
 
-/// The same, with sockets of another process that are bound to `address`, and that are left as they are. There may be more than
+/// As [`bind`], with sockets of another process that are bound to `address`. They stay, even if there are more than
 /// workers: closing one of a group would reset the connections in its queue.
 pub fn complete(
     front: &Front,
@@ -239,51 +241,52 @@ pub fn complete(
     Ok(Bound { front: front.clone(), wanted: address, address: real, sockets, late, leaves: false })
 }
 
-/// Has what is accepted from now on announce no larger segments than it shall, also on a socket that listens already.
+/// Sets the largest announced segment of connections that are accepted from now on, also on a socket that listens
+/// already.
 pub fn announce(socket: &impl AsFd, front: &Front) -> io::Result<()> {
-    // 0 is what a socket has that was never told: as large as the device takes (`do_tcp_setsockopt`).
+    // 0 is the default: the largest segment that the device takes (`do_tcp_setsockopt`).
     SockRef::from(socket).set_tcp_mss(front.mss.unwrap_or(0).into())
 }
 
 fn open(address: SocketAddr, front: &Front, shared: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
-    // Restarting must not wait for the TIME_WAIT of former connections.
+    // A restart must not wait for the TIME_WAIT of former connections.
     socket.set_reuse_address(true)?;
     if shared {
         socket.set_reuse_port(true)?;
     }
     if address.is_ipv6() {
-        // `0.0.0.0` and `[::]` are two addresses of one listener, each bound for itself.
+        // `0.0.0.0` and `[::]` are two addresses of one listener, each bound separately.
         socket.set_only_v6(true)?;
     }
     if front.freebind {
         if address.is_ipv6() { socket.set_freebind_v6(true)? } else { socket.set_freebind_v4(true)? }
     }
-    // Inherited by what is accepted, which spares a call for each connection.
+    // Accepted sockets inherit the option, which saves a call for each connection.
     socket.set_tcp_nodelay(true)?;
-    // In TLS the client speaks first: there is nothing to do for a connection before its hello. The kernel completes
-    // one that stays silent after this time, and then its deadline begins.
+    // In TLS the client sends first, so a connection needs no work before its hello. The kernel completes a silent
+    // connection after this time, and then its deadline begins.
     sockopt::set_defer_accept(&socket, DEFER_ACCEPT)?;
     socket.bind(&address.into())?;
     Ok(socket)
 }
 
-/// What a reload changes about listening.
+/// The changes of listening addresses in a reload.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Changes {
-    /// To be bound.
+pub struct ListenerChanges {
+    /// Addresses to bind.
     pub added: Vec<(SocketAddr, Front)>,
-    /// To be closed.
+    /// Addresses to close.
     pub removed: Vec<SocketAddr>,
-    /// To be closed as well, once the connections that are being made to one of the added addresses have come.
+    /// Addresses to close once the clients that are connecting to one of the added addresses have been accepted.
     pub outlived: Vec<SocketAddr>,
-    /// Listened on as before, for something else.
+    /// Addresses that stay, with other properties.
     pub changed: Vec<(SocketAddr, Front)>,
 }
 
-/// What is to be listened on: all that is `wanted`, and addresses that are listened on `now` and that a wanted one comprises.
-/// Closing those would reset the connections that are being made to them, and serve nobody.
+/// The addresses to listen on: all of `wanted`, and those of `now` that a wanted one contains. Closing the latter would
+/// reset clients that are connecting, with no benefit.
 #[must_use]
 pub fn with_kept(
     now: &BTreeMap<SocketAddr, Front>,
@@ -302,10 +305,10 @@ pub fn with_kept(
     wanted
 }
 
-/// Compares what is listened on with what a new configuration wants. A socket is known by its address: whatever else
-/// changes, it goes on listening, with the connections in its queue.
+/// Compares the addresses in use with those of a new configuration. A socket is identified by its address. Whatever
+/// else changes, it continues to listen, with the connections in its queue.
 #[must_use]
-pub fn changes(now: &BTreeMap<SocketAddr, Front>, wanted: &BTreeMap<SocketAddr, Front>) -> Changes {
+pub fn changes(now: &BTreeMap<SocketAddr, Front>, wanted: &BTreeMap<SocketAddr, Front>) -> ListenerChanges {
     let wanted = &with_kept(now, wanted.clone());
     let with = |pick: fn(Option<&Front>, &Front) -> bool| {
         let picked = wanted.iter().filter(move |(address, front)| pick(now.get(address), front));
@@ -314,7 +317,12 @@ pub fn changes(now: &BTreeMap<SocketAddr, Front>, wanted: &BTreeMap<SocketAddr, 
     let added: Vec<(SocketAddr, Front)> = with(|now, _| now.is_none());
     let gone = now.keys().filter(|address| !wanted.contains_key(address)).copied();
     let (outlived, removed) = gone.partition(|gone| added.iter().any(|(address, _)| covers(*gone, *address)));
-    Changes { added, changed: with(|now, then| now.is_some_and(|now| now != then)), removed, outlived }
+    ListenerChanges {
+        added,
+        changed: with(|now, then| now.is_some_and(|now| now != then)),
+        removed,
+        outlived,
+    }
 }
 
 #[cfg(test)]
@@ -337,12 +345,12 @@ mod tests {
     fn a_socket_stays_as_long_as_its_address_does() {
         let now = addresses(&[("127.0.0.1:1", "a"), ("127.0.0.1:2", "a"), ("127.0.0.1:3", "b")]);
         let mut then = addresses(&[("127.0.0.1:1", "a"), ("127.0.0.1:3", "c"), ("127.0.0.1:4", "c")]);
-        let Changes { added, removed, changed, .. } = changes(&now, &then);
+        let ListenerChanges { added, removed, changed, .. } = changes(&now, &then);
         assert_eq!(removed, ["127.0.0.1:2".parse().unwrap()]);
         assert_eq!((names(&added), names(&changed)), (vec![(4, "c")], vec![(3, "c")]));
 
         then.insert("127.0.0.1:1".parse().unwrap(), Front { mss: Some(1_360), ..front("a") });
-        let Changes { added, removed, changed, .. } = changes(&now, &then);
+        let ListenerChanges { added, removed, changed, .. } = changes(&now, &then);
         assert_eq!((added.len(), removed.len()), (1, 1));
         assert_eq!(names(&changed), [(1, "a"), (3, "c")]);
     }
@@ -354,14 +362,14 @@ mod tests {
         {
             let [all_at, one_at] = [all, one].map(|address| address.parse::<SocketAddr>().unwrap());
             let (wide, narrow) = (addresses(&[(all, "a")]), addresses(&[(one, "b"), (other, "b")]));
-            // Only what is at none of the addresses goes at once.
-            let Changes { added, removed, outlived, changed } = changes(&narrow, &wide);
+            // Only an address that overlaps none of the others closes at once.
+            let ListenerChanges { added, removed, outlived, changed } = changes(&narrow, &wide);
             assert_eq!((names(&added), names(&changed)), (vec![(1, "a")], vec![(1, "a")]));
             assert_eq!((removed, outlived), (vec![other.parse().unwrap()], vec![]));
             assert_eq!(changed[0].0, one_at);
-            let Changes { added, removed, outlived, changed } = changes(&wide, &narrow);
+            let ListenerChanges { added, removed, outlived, changed } = changes(&wide, &narrow);
             assert_eq!((added.len(), removed, outlived, changed.len()), (2, vec![], vec![all_at], 0));
-            // Once both are listened on, nobody is on the way from one to the other.
+            // Once both listen, no client is between them.
             let both = addresses(&[(all, "a"), (one, "a"), (other, "b")]);
             assert_eq!(changes(&both, &narrow).removed, [all_at]);
         }
@@ -381,7 +389,7 @@ mod tests {
         let narrow = bind(&front("a"), one, 2, &own).unwrap();
         assert!(narrow.late);
         narrow.listen().unwrap();
-        // One that anybody of this user could open beside.
+        // A socket beside which every process of this user could bind another.
         let joined = open(other, &front("a"), true).unwrap();
         joined.listen(1).unwrap();
         drop(wide);

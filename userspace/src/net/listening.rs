@@ -1,4 +1,4 @@
-//! Which TCP sockets listen in this network namespace, whoever they belong to (`proc_pid_net(5)`).
+//! The listening TCP sockets of this network namespace, whatever process they belong to (`proc_pid_net(5)`).
 
 use std::{
     fs::File,
@@ -9,17 +9,17 @@ use std::{
 /// `TCP_LISTEN`.
 const LISTEN: &str = "0A";
 
-/// A socket that listens.
+/// A listening socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Listening {
-    /// Where.
+    /// Its address.
     pub address: SocketAddr,
-    /// What fstat(2) of its owner says.
+    /// Its inode, as its owner's fstat(2) returns it.
     pub inode: u64,
 }
 
-/// All that listen on addresses of the family of `like`. Sockets that listen come first in the table (`tcp_seq_start`), so that
-/// connections cost nothing.
+/// All listening sockets on addresses of the family of `like`. Listening sockets come first in the table
+/// (`tcp_seq_start`), so connections cost nothing.
 pub fn sockets(like: SocketAddr) -> io::Result<Vec<Listening>> {
     let table = if like.is_ipv4() { "tcp" } else { "tcp6" };
     let lines = BufReader::new(File::open(format!("/proc/thread-self/net/{table}"))?).lines();
@@ -31,7 +31,7 @@ pub fn sockets(like: SocketAddr) -> io::Result<Vec<Listening>> {
     Ok(found)
 }
 
-/// One line of the table. `None` if that socket does not listen.
+/// Parses one line of the table. `None` if that socket does not listen.
 fn parse(line: &str) -> Option<Listening> {
     let fields: Vec<_> = line.split_whitespace().collect();
     let [_, local, _, LISTEN, _, _, _, _, _, inode, ..] = fields[..] else { return None };
@@ -39,7 +39,7 @@ fn parse(line: &str) -> Option<Listening> {
     if !matches!(ip.len(), 8 | 32) {
         return None;
     }
-    // Words of the address as the processor has them in memory, where they are in the order of the network.
+    // The address is in words in host byte order, whose bytes are in network order.
     let words = ip.as_bytes().chunks(8).map(|word| {
         let word = u32::from_str_radix(std::str::from_utf8(word).ok()?, 16).ok()?;
         Some(word.to_ne_bytes())

@@ -1,4 +1,4 @@
-//! Whether a connection to an address would come back to this process.
+//! Detects a connection that would come back to this process.
 
 use std::{
     io,
@@ -15,8 +15,8 @@ use rustix::{
     net::{self, RecvFlags, SendFlags, SocketFlags, SocketType, socket_with},
 };
 
-/// Whether `address` leads to one of the addresses that are listened on. `is_local` tells whether an address is this host's
-/// own, and is asked only where a wildcard address is listened on with the same port.
+/// Whether `address` reaches one of the listening addresses. `is_local` tells whether an address belongs to this host.
+/// It is called only if a wildcard address listens on the same port.
 pub fn reaches(
     mut listening: impl Iterator<Item = SocketAddr>,
     address: SocketAddr,
@@ -24,7 +24,7 @@ pub fn reaches(
 ) -> bool {
     // An IPv4 address written as IPv6 reaches IPv4 sockets (RFC 4291, section 2.5.5.2).
     let (ip, port) = (address.ip().to_canonical(), address.port());
-    // What connect(2) makes of the unspecified address is this host.
+    // connect(2) takes the unspecified address for this host.
     let ip = match ip {
         IpAddr::V4(Ipv4Addr::UNSPECIFIED) => IpAddr::V4(Ipv4Addr::LOCALHOST),
         IpAddr::V6(Ipv6Addr::UNSPECIFIED) => IpAddr::V6(Ipv6Addr::LOCALHOST),
@@ -37,8 +37,8 @@ pub fn reaches(
     })
 }
 
-/// Whether the kernel delivers packets for `address` to this host (a route of the type `local`). Without an answer, only
-/// loopback addresses are.
+/// Whether the kernel delivers packets for `address` to this host (a route of the type `local`). If the kernel does not
+/// answer, only loopback addresses count.
 #[must_use]
 pub fn is_local(address: IpAddr) -> bool {
     address.is_loopback() || route_type(address).is_ok_and(|kind| kind == RouteType::Local)
@@ -105,7 +105,7 @@ mod tests {
     #[test]
     fn the_kernel_knows_its_own_addresses() {
         assert!(is_local(IpAddr::from([127, 1, 2, 3])));
-        // For documentation (RFC 5737): nobody's.
+        // An address for documentation (RFC 5737), which no host has.
         assert!(!is_local(IpAddr::from([192, 0, 2, 77])));
     }
 }

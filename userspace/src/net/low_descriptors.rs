@@ -1,8 +1,8 @@
-//! Low descriptor numbers, set aside for what keeps the programs on the devices.
+//! Low descriptor numbers, reserved for the links that keep the programs on devices.
 //!
-//! When a process dies, the kernel closes the descriptors from the highest number to the lowest. The resets of our own
-//! sockets need the programs, so the programs' links must have lower numbers than any connection. The numbers are set
-//! aside when the process starts, because connections are accepted before the programs are loaded.
+//! When a process dies, the kernel closes the descriptors from the highest number to the lowest. The resets of the
+//! balancer's sockets need the programs, so the programs' links must have lower numbers than any connection. The
+//! numbers are reserved when the process starts, because connections are accepted before the programs are loaded.
 
 use std::{
     os::fd::OwnedFd,
@@ -18,18 +18,19 @@ use rustix::{
 /// Descriptors of a device: one for each program on it.
 const OF_DEVICE: usize = 2;
 
-/// Devices for which numbers are set aside. The links of further devices get higher numbers. After a kill, the oldest
+/// Devices for which numbers are reserved. The links of further devices get higher numbers. After a kill, the oldest
 /// flows over these may end only with the next packet of a peer.
 const DEVICES: usize = 256;
 
-/// Descriptors of one object: its programs and maps, and what workers have of them. They are set aside because objects are
-/// loaded while the process serves. Connections cannot take them, and what the process holds open does not grow then.
+/// Descriptors of one object: its programs and maps, and the workers' copies. They are reserved because objects are
+/// loaded while the process serves. Connections cannot take them, and the number of open descriptors does not grow
+/// then.
 const OF_OBJECT: usize = 64;
 
-/// What redirects, and what carries packets.
+/// The objects of sockmap and packet.
 const OBJECTS: usize = 2;
 
-/// At most one descriptor in so many is set aside, whatever the limit of open files is.
+/// At most one descriptor of this number is reserved, whatever the limit of open files is.
 const FREE_PART: u64 = 4;
 
 static RESERVED: Mutex<Reserved> = Mutex::new(Reserved { begun: false, descriptors: Vec::new() });
@@ -39,15 +40,15 @@ struct Reserved {
     descriptors: Vec<OwnedFd>,
 }
 
-/// How many numbers are set aside where at most `open_files` can be open (`None`: without a limit).
+/// The number of reserved descriptors for a limit of `open_files` (`None`: no limit).
 #[must_use]
 pub fn set_aside(open_files: Option<u64>) -> usize {
     let part = open_files.unwrap_or(u64::MAX) / FREE_PART;
     usize::try_from(part).unwrap_or(usize::MAX).min(DEVICES * OF_DEVICE + OBJECTS * OF_OBJECT)
 }
 
-/// Sets the numbers aside, once for the process. To be called before any connection is accepted. All descriptors are of
-/// one empty file, so that a number costs its place in the kernel's table only.
+/// Reserves the numbers, once for the process. Called before any connection is accepted. All descriptors refer to one
+/// empty file, so that a number costs only its entry in the kernel's table.
 pub fn reserve() {
     let mut reserved = lock();
     if std::mem::replace(&mut reserved.begun, true) {
@@ -56,7 +57,7 @@ pub fn reserve() {
     let count = set_aside(getrlimit(Resource::Nofile).current);
     let Ok(first) = eventfd(0, EventfdFlags::CLOEXEC) else { return };
     for _ in 1..count {
-        // Where none is left, fewer devices have low numbers.
+        // If no descriptor is left, fewer devices have low numbers.
         let Ok(next) = fcntl_dupfd_cloexec(&first, 0) else { break };
         reserved.descriptors.push(next);
     }

@@ -1,7 +1,7 @@
-//! A socket that goes on with a connection at other numbers (`TCP_REPAIR`, Linux 3.5, `CAP_NET_ADMIN`).
+//! A socket that continues a connection at other sequence numbers (`TCP_REPAIR`, Linux 3.5, `CAP_NET_ADMIN`).
 //!
-//! While a connection is carried in packets its socket holds the port, and its numbers stay behind. The kernel changes the
-//! numbers of no socket that is connected, so another one takes its place, under the same descriptor.
+//! While packets carry a connection, its socket holds the port, and its numbers stay behind. The kernel changes the
+//! numbers of no connected socket, so another socket replaces it, under the same descriptor.
 
 use std::{
     io, iter,
@@ -19,25 +19,25 @@ use super::sockopt::{get_int, set_bytes, set_int, tcp_info, timestamp};
 /// `TCP_RECV_QUEUE` and `TCP_SEND_QUEUE`, which the `libc` crate lacks.
 const QUEUES: [libc::c_int; 2] = [1, 2];
 
-/// How long a socket that was closed may keep its addresses.
+/// Limit of the time for which a closed socket keeps its addresses.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Where a connection stands.
+/// The position of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Numbers {
     /// The number of the first byte that the peer has not acknowledged.
     pub sends: u32,
-    /// The number of the first byte of the peer's that nobody has acknowledged.
+    /// The number of the peer's first byte without an acknowledgement.
     pub expects: u32,
-    /// What our timestamps must not be behind of, if any were negotiated and that is known.
+    /// The lower bound of this end's timestamps, if timestamps were negotiated and the bound is known.
     pub clock: Option<u32>,
 }
 
-/// A connection whose socket was replaced, and says nothing until [`Repaired::resume`].
+/// A connection whose socket was replaced. The socket sends nothing until [`Repaired::resume`].
 #[derive(Debug)]
 pub struct Repaired(Socket);
 
-/// What was negotiated, and the options that the old socket had.
+/// The negotiated parameters, and the options of the old socket.
 struct Negotiated {
     local: SocketAddr,
     remote: SocketAddr,
@@ -54,7 +54,7 @@ mod negotiated {
     pub(super) const WINDOW_SCALE: u8 = 4;
 }
 
-/// Kinds of TCP options, as `struct tcp_repair_opt` has them.
+/// Kinds of TCP options in `struct tcp_repair_opt`.
 mod kind {
     pub(super) const MSS: u32 = 2;
     pub(super) const WINDOW: u32 = 3;
@@ -62,23 +62,23 @@ mod kind {
     pub(super) const TIMESTAMP: u32 = 8;
 }
 
-/// Has a socket send its peer a number that the peer has acknowledged. The peer answers where it stands (RFC 9293 section
-/// 3.10.7.4), though not more often than its own limit allows: Linux answers such questions twice a second.
+/// Sends a number that the peer has already acknowledged. The peer replies with its position (RFC 9293 section
+/// 3.10.7.4), within its own rate limit: Linux replies twice a second.
 pub fn ask(socket: &impl AsFd) -> io::Result<()> {
     set_int(socket, libc::SOL_TCP, libc::TCP_REPAIR, 1)?;
     // The end of a repair probes the peer's window.
     set_int(socket, libc::SOL_TCP, libc::TCP_REPAIR, 0)?;
-    // The end of the repair ended the sharing of the port, too.
+    // The end of the repair also ends the sharing of the port.
     SockRef::from(socket).set_reuse_address(true)
 }
 
-/// Closes the socket of a connection without a word, and has another one take its place and its descriptor's number.
+/// Closes the socket of a connection without a packet, and replaces it under the same descriptor.
 ///
-/// Nothing of the connection may reach the kernel meanwhile: it would be answered by a reset. After an error the
-/// connection has no socket any more.
+/// No packet of the connection may reach the kernel meanwhile, which would answer with a reset. After an error the
+/// connection has no socket.
 pub fn replace(old: TcpStream, at: Numbers) -> io::Result<Repaired> {
     let mut held = OwnedFd::from(old);
-    // From now on it closes silently.
+    // From here on the socket closes without a packet.
     set_int(&held, libc::SOL_TCP, libc::TCP_REPAIR, 1)?;
     let before = Negotiated::of(&held)?;
     let new = bound(before.local)?;
@@ -90,7 +90,7 @@ pub fn replace(old: TcpStream, at: Numbers) -> io::Result<Repaired> {
     let since = Instant::now();
     loop {
         match new.connect(&before.remote.into()) {
-            // The one that was closed is not quite gone.
+            // The closed socket still holds its addresses.
             Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable && since.elapsed() < PATIENCE => {
                 thread::sleep(Duration::from_millis(1));
             }
@@ -101,7 +101,8 @@ pub fn replace(old: TcpStream, at: Numbers) -> io::Result<Repaired> {
     Ok(Repaired(new))
 }
 
-/// A socket that is connected without a packet, and whose numbers are given: what it sends next, and what it expects.
+/// A socket that is connected without a packet, with the given numbers: the next one to send, and the next one to
+/// expect.
 pub fn connected(local: SocketAddr, remote: SocketAddr, sends: u32, expects: u32) -> io::Result<Socket> {
     /// `TCP_REPAIR_OFF_NO_WP`: without the packet that probes the peer's window.
     const OFF_WITHOUT_PROBE: libc::c_int = -1;
@@ -109,7 +110,7 @@ pub fn connected(local: SocketAddr, remote: SocketAddr, sends: u32, expects: u32
     set_numbers(&socket, sends, expects)?;
     socket.connect(&remote.into())?;
     set_int(&socket, libc::SOL_TCP, libc::TCP_REPAIR, OFF_WITHOUT_PROBE)?;
-    // The end of the repair ended the sharing of the port, too.
+    // The end of the repair also ends the sharing of the port.
     socket.set_reuse_address(true)?;
     Ok(socket)
 }
@@ -117,13 +118,13 @@ pub fn connected(local: SocketAddr, remote: SocketAddr, sends: u32, expects: u32
 /// A socket under repair with this local address, which a listener may have, too.
 fn bound(local: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(socket2::Domain::for_address(local), socket2::Type::STREAM, None)?;
-    // Lets it share the port.
+    // Permits the shared port.
     set_int(&socket, libc::SOL_TCP, libc::TCP_REPAIR, 1)?;
     socket.bind(&local.into())?;
     Ok(socket)
 }
 
-/// Sets what a socket under repair sends next, and what it expects.
+/// Sets the next number to send, and the next one to expect, of a socket under repair.
 fn set_numbers(socket: &Socket, sends: u32, expects: u32) -> io::Result<()> {
     for (queue, number) in QUEUES.into_iter().zip([expects, sends]) {
         set_int(socket, libc::SOL_TCP, libc::TCP_REPAIR_QUEUE, queue)?;
@@ -133,10 +134,10 @@ fn set_numbers(socket: &Socket, sends: u32, expects: u32) -> io::Result<()> {
 }
 
 impl Repaired {
-    /// Has the connection go on: its socket tells the peer where it stands, and asks for its window.
+    /// Continues the connection: the socket sends its position to the peer, and probes the peer's window.
     pub fn resume(self) -> io::Result<TcpStream> {
         set_int(&self.0, libc::SOL_TCP, libc::TCP_REPAIR, 0)?;
-        // The end of the repair ended the sharing of the port, too.
+        // The end of the repair also ends the sharing of the port.
         self.0.set_reuse_address(true)?;
         self.0.set_nonblocking(true)?;
         Ok(self.0.into())
@@ -144,7 +145,7 @@ impl Repaired {
 }
 
 impl Negotiated {
-    /// Of a socket that is under repair.
+    /// The parameters of a socket under repair.
     fn of(socket: &OwnedFd) -> io::Result<Self> {
         let asked = SockRef::from(socket);
         let end = |address: socket2::SockAddr| address.as_socket().ok_or(io::ErrorKind::InvalidInput);
@@ -161,7 +162,7 @@ impl Negotiated {
         self.info.tcpi_options & option != 0
     }
 
-    /// `struct tcp_repair_opt`, one after another.
+    /// The parameters as an array of `struct tcp_repair_opt`.
     fn options(&self) -> Vec<u8> {
         // The peer's scale is in the lower half of the byte, and of the number.
         let scales =
@@ -177,7 +178,7 @@ impl Negotiated {
     fn restore(&self, socket: &Socket, least: Option<u32>) -> io::Result<()> {
         set_bytes(socket, libc::SOL_TCP, libc::TCP_REPAIR_OPTIONS, &self.options())?;
         if self.has(negotiated::TIMESTAMPS) {
-            // The lowest bit would say in which unit the clock counts (Linux 6.7).
+            // The lowest bit would select the unit of the clock (Linux 6.7).
             let clock = clock(self.clock, least) & !1;
             set_int(socket, libc::SOL_TCP, libc::TCP_TIMESTAMP, clock.cast_signed())?;
         }
@@ -185,8 +186,8 @@ impl Negotiated {
     }
 }
 
-/// What the socket's clock says next: no less than what the peer has been told, by the old socket or by others, and some more,
-/// since what was told last may not be what is known. A jump forward by a second disturbs nobody (RFC 7323 section 5.4).
+/// The next timestamp of the socket: not before any that the peer has received, plus a margin, since the last one sent
+/// may be unknown. A jump forward by a second is harmless (RFC 7323 section 5.4).
 fn clock(own: u32, least: Option<u32>) -> u32 {
     const MORE: u32 = 1_000;
     let told = iter::once(own).chain(least);
@@ -195,7 +196,7 @@ fn clock(own: u32, least: Option<u32>) -> u32 {
     latest.unwrap_or(own).wrapping_add(MORE)
 }
 
-/// Gives a socket what userspace had asked of another one.
+/// Copies the options that userspace had set on another socket.
 fn options(from: &impl AsFd, to: &Socket) -> io::Result<()> {
     let from = SockRef::from(from);
     to.set_tcp_nodelay(from.tcp_nodelay()?)?;

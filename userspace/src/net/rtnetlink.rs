@@ -1,4 +1,4 @@
-//! Routes and devices of this network namespace, as rtnetlink(7) tells of them.
+//! Routes and devices of this network namespace, from rtnetlink(7).
 
 use std::{
     collections::BTreeSet,
@@ -27,8 +27,8 @@ use rustix::{
 /// The kernel sends no larger message: a page, or 32 KiB of a dump.
 const LARGEST: usize = 64 * 1024;
 
-/// Multicast groups (`RTNLGRP_*`, of which number n is bit n - 1): whatever may change which device a route leads to, or
-/// which devices there are. Neighbours are missing on purpose: the kernel looks them up for each packet.
+/// Multicast groups (`RTNLGRP_*`, of which number n is bit n - 1): everything that may change the device of a route, or
+/// the set of devices. Neighbours are omitted: the kernel looks them up for each packet.
 const GROUPS: u32 = 1 // RTNLGRP_LINK
     | 1 << 4 // RTNLGRP_IPV4_IFADDR
     | 1 << 6 // RTNLGRP_IPV4_ROUTE
@@ -38,14 +38,14 @@ const GROUPS: u32 = 1 // RTNLGRP_LINK
     | 1 << 18 // RTNLGRP_IPV6_RULE
     | 1 << 31; // RTNLGRP_NEXTHOP
 
-/// Where packets of a connection leave this host.
+/// The way by which packets of a connection leave this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hop {
     /// By the device with this index.
     Device(u32),
-    /// They do not: the other end is on this host.
+    /// The packets do not leave: the other end is on this host.
     Local,
-    /// By no device for now. What is sent may get through once there is a route again.
+    /// No device for now. Packets may pass once there is a route again.
     None,
 }
 
@@ -53,23 +53,23 @@ pub enum Hop {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct Device {
-    /// Its index, which a device that is made anew does not get again.
+    /// The index. A device that is made anew gets another one.
     pub index: u32,
     /// Whether packets on it begin with an Ethernet header.
     pub ethernet: bool,
-    /// Whether another device (a bridge, a bond) takes what it receives.
+    /// Whether its packets go to another device (a bridge, a bond).
     pub enslaved: bool,
     /// Whether it is one end of a pair, as containers have them.
     pub veth: bool,
-    /// Whether it has an address that reaches beyond its link.
+    /// Whether it has an address of a scope beyond its link.
     pub addressed: bool,
 }
 
 impl Device {
-    /// Whether a route of a connection may come to lead over it, unasked: all Ethernet devices but those below another one,
-    /// and ends of pairs without an address of their own, of which a host of many containers has hundreds.
+    /// Whether a route of a connection may lead over the device later. All Ethernet devices count but two kinds: those
+    /// below another device, and ends of pairs without an address, of which a host with many containers has hundreds.
     #[must_use]
-    pub fn is_candidate(&self) -> bool {
+    pub fn is_candidate(self) -> bool {
         self.ethernet && !self.enslaved && (!self.veth || self.addressed)
     }
 }
@@ -77,16 +77,17 @@ impl Device {
 /// All devices at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Devices {
-    /// Those that were seen.
+    /// The listed devices.
     pub seen: Vec<Device>,
-    /// Whether these are all. If not, devices kept changing while the kernel listed them, and one may be missing.
+    /// Whether the list is complete. If not, devices kept changing while the kernel listed them, and one may be
+    /// missing.
     pub complete: bool,
 }
 
-/// How often a dump is asked for whose objects change meanwhile (`NLM_F_DUMP_INTR`).
+/// The number of attempts at a dump that changes interrupt (`NLM_F_DUMP_INTR`).
 const DUMPS: usize = 5;
 
-/// A socket that asks.
+/// A socket for requests.
 #[derive(Debug)]
 pub struct Asker {
     socket: OwnedFd,
@@ -94,7 +95,7 @@ pub struct Asker {
     buffer: Vec<u8>,
 }
 
-/// A socket that hears of changes.
+/// A socket for notifications of changes.
 #[derive(Debug)]
 pub struct Changes {
     socket: OwnedFd,
@@ -108,10 +109,11 @@ fn open() -> io::Result<OwnedFd> {
 }
 
 impl Changes {
-    /// Hears what changes from now on in the network namespace of the calling thread.
+    /// Subscribes to the changes in the network namespace of the calling thread.
     pub fn new() -> io::Result<Self> {
         let socket = open()?;
-        // A burst that does not fit is noticed as one change, so that this is about fewer looks, not about correctness.
+        // A burst that does not fit counts as one change. A larger buffer saves checks. It is not needed for
+        // correctness.
         let _ = sockopt::set_socket_recv_buffer_size(&socket, 1 << 20);
         bind(&socket, &SocketAddrNetlink::new(0, GROUPS))?;
         Ok(Self { socket, buffer: vec![0; LARGEST] })
@@ -137,13 +139,13 @@ impl AsFd for Changes {
 }
 
 impl Asker {
-    /// Asks about the network namespace of the calling thread.
+    /// A socket for requests about the network namespace of the calling thread.
     pub fn new() -> io::Result<Self> {
         Ok(Self { socket: open()?, serial: 0, buffer: vec![0; LARGEST] })
     }
 
-    /// Where a TCP segment from `local` to `remote` would leave, as the routing rules and tables are now. `device` is for
-    /// link-local addresses, which mean nothing without.
+    /// The way of a TCP segment from `local` to `remote` by the present routing rules and tables. `device` is required
+    /// for link-local addresses.
     pub fn hop(&mut self, local: SocketAddr, remote: SocketAddr, device: u32) -> io::Result<Hop> {
         self.send(RouteNetlinkMessage::GetRoute(question(local, remote, device)), 0)?;
         let mut hop = Hop::None;
@@ -153,7 +155,7 @@ impl Asker {
             }
         });
         match answered {
-            // No route, a forbidden one, or an address that is not ours any more.
+            // No route, a forbidden one, or an address that this host no longer has.
             Err(error) if has_no_route(&error) => Ok(Hop::None),
             answered => answered.map(|_| hop),
         }
@@ -203,7 +205,7 @@ impl Asker {
         sent.map(drop).map_err(io::Error::from)
     }
 
-    /// Reads what the last request is answered: one message, or as many as a dump has.
+    /// Reads the reply to the last request: one message, or all messages of a dump.
     fn answers(&mut self, dump: bool, mut each: impl FnMut(RouteNetlinkMessage)) -> io::Result<Dump> {
         let mut seen = Dump::Consistent;
         loop {
@@ -217,7 +219,7 @@ impl Asker {
                 if ours && buffer.flags() & NLM_F_DUMP_INTR != 0 {
                     seen = Dump::Interrupted;
                 }
-                // What the library does not understand is no reason to give up all the others.
+                // A message that the library does not understand does not invalidate the others.
                 let message =
                     NetlinkMessage::<RouteNetlinkMessage>::deserialize(&rest[..length.min(rest.len())]);
                 rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
@@ -236,8 +238,8 @@ impl Asker {
     }
 }
 
-/// Whether the kernel listed one state of its objects. It marks the messages of a dump during which they changed
-/// (`NLM_F_DUMP_INTR`, Linux 3.1): an object may be missing or come twice.
+/// Whether the kernel listed one consistent state. It marks the messages of a dump during which objects changed
+/// (`NLM_F_DUMP_INTR`, Linux 3.1). An object may then be missing or appear twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Dump {
     Consistent,
@@ -333,13 +335,13 @@ mod tests {
     #[test]
     fn an_address_that_is_not_ours_leads_nowhere() {
         let mut asker = Asker::new().unwrap();
-        // For documentation (RFC 5737): nobody has it.
+        // An address for documentation (RFC 5737), which no host has.
         let [local, remote] = ["192.0.2.1:1", "127.0.0.1:2"].map(|end| end.parse().unwrap());
         assert_eq!(asker.hop(local, remote, 0).unwrap(), Hop::None);
     }
 
-    /// Plays a kernel that gives the next of these lists of devices each time it is asked. The first `changing` lists are
-    /// marked as interrupted by a change.
+    /// A kernel that replies with the next of these lists of devices at each request. The first `changing` lists are
+    /// marked as interrupted.
     fn kernel(lists: &'static [&'static [u32]], changing: usize) -> Asker {
         let family = net::AddressFamily::UNIX;
         let (ours, theirs) =
@@ -355,7 +357,7 @@ mod tests {
                 net::send(&theirs, &bytes, SendFlags::empty()).unwrap();
             };
             let done = || NetlinkPayload::Done(DoneMessage::default());
-            // Requests are numbered from one on: for addresses, of which there are none, and for devices.
+            // Requests are numbered from 1: one for addresses, of which there are none, and one for devices.
             for ((turn, list), serial) in lists.iter().enumerate().zip((1..).step_by(2)) {
                 let flags = if turn < changing { NLM_F_DUMP_INTR } else { 0 };
                 say(serial, 0, done());
@@ -394,7 +396,7 @@ mod tests {
     #[test]
     fn a_silent_network_has_not_changed() {
         let mut changes = Changes::new().unwrap();
-        // Others may change something at the same time, but not for ever.
+        // Other processes may change something at the same time, but not forever.
         while changes.take().unwrap() {}
     }
 

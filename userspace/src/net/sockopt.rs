@@ -1,4 +1,4 @@
-//! Every socket option the standard library does not wrap, and other calls on descriptors: one call in, one value out.
+//! Socket options that the standard library does not wrap, and other calls on descriptors.
 
 use std::{
     io,
@@ -46,14 +46,6 @@ pub fn set_bind_address_no_port(fd: impl AsFd) -> io::Result<()> {
     set_int(fd, libc::SOL_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)
 }
 
-/// `SO_SNDBUF` beyond `net.core.wmem_max` where the process may (`CAP_NET_ADMIN`), else up to it. The kernel
-/// doubles the value for its own bookkeeping and stops tuning the buffer by itself.
-pub fn set_send_buffer(fd: impl AsFd, bytes: u32) -> io::Result<()> {
-    let value = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
-    set_int(&fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, value)
-        .or_else(|_| set_int(&fd, libc::SOL_SOCKET, libc::SO_SNDBUF, value))
-}
-
 /// `SO_RCVBUF` beyond `net.core.rmem_max` (`CAP_NET_ADMIN`). The kernel doubles the value for its own bookkeeping,
 /// stops tuning the buffer by itself, and lets the window grow to [`set_window_clamp`] only.
 pub fn force_receive_buffer(fd: impl AsFd, bytes: u32) -> io::Result<()> {
@@ -61,12 +53,12 @@ pub fn force_receive_buffer(fd: impl AsFd, bytes: u32) -> io::Result<()> {
     set_int(fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, value)
 }
 
-/// `TCP_QUICKACK`, off: an acknowledgement waits for bytes to go with, as in a dialogue, for some 40 ms at most.
+/// `TCP_QUICKACK`, off: an acknowledgement waits for bytes to go with, for 40 ms at most.
 pub fn expect_to_answer(fd: impl AsFd) -> io::Result<()> {
     set_int(fd, libc::SOL_TCP, libc::TCP_QUICKACK, 0)
 }
 
-/// `TCP_WINDOW_CLAMP`: how much the peer may send ahead at most.
+/// `TCP_WINDOW_CLAMP`: the greatest window that the socket announces.
 pub fn set_window_clamp(fd: impl AsFd, bytes: u32) -> io::Result<()> {
     let value = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
     set_int(fd, libc::SOL_TCP, libc::TCP_WINDOW_CLAMP, value)
@@ -86,7 +78,7 @@ pub fn watch_readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
 }
 
-/// `SIOCOUTQ`: bytes written but not yet acknowledged by the peer (a FIN counts as one).
+/// `SIOCOUTQ`: bytes written and not acknowledged by the peer. A FIN counts as one byte.
 pub fn unacknowledged(fd: impl AsFd) -> io::Result<u32> {
     let mut bytes: libc::c_int = 0;
     // SAFETY: SIOCOUTQ writes one int through the pointer, which is valid and outlives the call.
@@ -94,7 +86,7 @@ pub fn unacknowledged(fd: impl AsFd) -> io::Result<u32> {
     if result == 0 { Ok(bytes.unsigned_abs()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// poll(2) for writing, without waiting. Where there is no room, the socket's next event is sure to come when there is.
+/// poll(2) for writing, without waiting. If there is no room, the socket reports an event as soon as there is.
 pub fn poll_writable(fd: impl AsFd) -> io::Result<PollFlags> {
     const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
     let mut event = [PollFd::new(&fd, PollFlags::OUT)];
@@ -102,8 +94,8 @@ pub fn poll_writable(fd: impl AsFd) -> io::Result<PollFlags> {
     Ok(event[0].revents())
 }
 
-/// `SO_PEERCRED`: the process at the other end of a unix socket when it connected or listened: its number, which is 0 if it
-/// cannot be seen from this process id namespace, and its user.
+/// `SO_PEERCRED`: the process at the other end of a unix socket when it connected or listened. Returns its process ID,
+/// which is 0 if this PID namespace does not contain it, and its user.
 pub fn peer_credentials(fd: impl AsFd) -> io::Result<(i32, u32)> {
     let mut credentials = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
     #[expect(clippy::cast_possible_truncation, reason = "twelve bytes")]
@@ -121,7 +113,7 @@ pub fn peer_credentials(fd: impl AsFd) -> io::Result<(i32, u32)> {
     if result == 0 { Ok((credentials.pid, credentials.uid)) } else { Err(io::Error::last_os_error()) }
 }
 
-/// `SO_PEERPIDFD` (Linux 6.5): the process at the other end of a unix socket, whatever becomes of its number.
+/// `SO_PEERPIDFD` (Linux 6.5): the process at the other end of a unix socket, even if its process ID is reused.
 pub fn peer_process(fd: impl AsFd) -> io::Result<OwnedFd> {
     let mut process: libc::c_int = -1;
     #[expect(clippy::cast_possible_truncation, reason = "four bytes")]
@@ -139,11 +131,12 @@ pub fn peer_process(fd: impl AsFd) -> io::Result<OwnedFd> {
     if result != 0 || process < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the kernel has just made the descriptor for this call, and nobody else knows of it.
+    // SAFETY: the kernel has just made the descriptor for this call, and no other code knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(process) })
 }
 
-/// `SIOCATMARK`: whether the next byte is the urgent one. A read that came here has stopped short of what is queued.
+/// `SIOCATMARK`: whether the next byte is the urgent one. A read that reached it has stopped before the end of the
+/// queue.
 pub fn is_at_urgent_mark(fd: impl AsFd) -> io::Result<bool> {
     let mut answer: libc::c_int = 0;
     // SAFETY: SIOCATMARK writes one int through the pointer, which is valid and outlives the call.
@@ -173,8 +166,8 @@ pub fn tcp_info(fd: impl AsFd) -> io::Result<libc::tcp_info> {
     Ok(unsafe { info.assume_init() })
 }
 
-/// Bytes of its stream that a connected socket has taken from whoever writes to it, without a FIN. For a socket that
-/// was not accepted but connected, the SYN is among them.
+/// Bytes of its stream that a connected socket has taken from its writers, without a FIN. For a socket that connected,
+/// the SYN is among them.
 pub fn sent(fd: impl AsFd) -> io::Result<u64> {
     /// `TCP_FIN_WAIT1`, `TCP_FIN_WAIT2`, `TCP_TIME_WAIT`, `TCP_LAST_ACK` and `TCP_CLOSING`: a FIN is among them.
     const FINISHED: [u8; 5] = [4, 5, 6, 9, 11];
@@ -183,29 +176,30 @@ pub fn sent(fd: impl AsFd) -> io::Result<u64> {
     Ok(taken.saturating_sub(u64::from(FINISHED.contains(&info.tcpi_state))))
 }
 
-/// Lends the descriptor of this number for one call; `None` for a negative one.
+/// Borrows the descriptor of this number for one call; `None` for a negative one.
 ///
-/// For sockets of the calling thread's own futures, which nobody closes meanwhile, and of which only the number is kept.
+/// For sockets of the calling thread's own futures, which no other code closes meanwhile, and of which only the number
+/// is stored.
 pub(crate) fn by_number<T>(number: RawFd, call: impl FnOnce(BorrowedFd<'_>) -> T) -> Option<T> {
-    // SAFETY: it is not -1, and borrowed only for the call. The future that owns it notes the number, belongs to the
-    // thread that calls, and does not run meanwhile, so it is open.
+    // SAFETY: the number is not -1, and is borrowed only for the call. The future that owns the socket stores the
+    // number, belongs to the calling thread, and does not run meanwhile. So the descriptor is open.
     (number >= 0).then(|| call(unsafe { BorrowedFd::borrow_raw(number) }))
 }
 
-/// Addresses of a connected socket: ours, and the peer's.
+/// Addresses of a connected socket: the local one, and the peer's.
 pub(crate) fn addresses(fd: BorrowedFd<'_>) -> (Option<std::net::SocketAddr>, Option<std::net::SocketAddr>) {
     let socket = SockRef::from(&fd);
     let address = |found: io::Result<socket2::SockAddr>| found.ok().and_then(|address| address.as_socket());
     (address(socket.local_addr()), address(socket.peer_addr()))
 }
 
-/// `TCP_ULP` (Linux 4.13): puts a protocol on top of an established socket.
+/// `TCP_ULP` (Linux 4.13): sets the upper protocol of an established socket.
 pub fn set_upper_protocol(fd: impl AsFd, name: &str) -> io::Result<()> {
     set_bytes(fd, libc::SOL_TCP, libc::TCP_ULP, name.as_bytes())
 }
 
-/// `TLS_TX` (Linux 4.13): from now on the kernel encrypts what is sent, with a key of zeros. For sockets with the
-/// upper protocol `tls`.
+/// `TLS_TX` (Linux 4.13): the kernel encrypts all further bytes, with a key of zeros. For sockets with the upper
+/// protocol `tls`.
 pub fn start_ktls_sending(fd: impl AsFd) -> io::Result<()> {
     /// `struct tls12_crypto_info_aes_gcm_128`, which begins with the two numbers below.
     const LENGTH: usize = 40;
@@ -217,7 +211,7 @@ pub fn start_ktls_sending(fd: impl AsFd) -> io::Result<()> {
     set_bytes(fd, libc::SOL_TLS, libc::TLS_TX, &info)
 }
 
-/// Sets a socket option whose value is more than a number.
+/// Sets a socket option whose value is a structure.
 pub(crate) fn set_bytes(
     fd: impl AsFd,
     level: libc::c_int,

@@ -1,9 +1,10 @@
-//! Which system calls the process may make (seccomp(2)): those that serving takes, and none that starts a program, traces
-//! another process, loads code into the kernel other than by bpf(2), or changes mounts, namespaces, users or the clock.
+//! The system calls that the process may make (seccomp(2)): those that serving needs. No call may start a program,
+//! trace another process, load code into the kernel other than by bpf(2), or change mounts, namespaces, users or the
+//! clock.
 //!
-//! Everything else fails with `ENOSYS`, as on a kernel that does not know the call: libraries fall back then to what they
-//! used before. Nothing dies. Since Linux 5.11 the kernel remembers for which numbers the filter looks at the number
-//! alone, so that a call for bytes costs nothing more.
+//! Every other call fails with `ENOSYS`, as in a kernel without it. Libraries then use older calls, and the process
+//! continues. Since Linux 5.11 the kernel remembers the numbers for which the filter checks only the number. A call
+//! that moves bytes therefore costs nothing more.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +16,7 @@ use seccompiler::{
 
 use super::FilterError;
 
-/// What every supported architecture has.
+/// System calls of every supported architecture.
 const ALLOWED: &[c_long] = &[
     // Bytes, in and out.
     libc::SYS_read,
@@ -151,7 +152,7 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_gettimeofday,
     libc::SYS_times,
     libc::SYS_getrandom,
-    // What the process is, and its limits.
+    // The identity of the process, and its limits.
     libc::SYS_getpid,
     libc::SYS_getppid,
     libc::SYS_getuid,
@@ -162,7 +163,7 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_getresgid,
     libc::SYS_getgroups,
     libc::SYS_capget,
-    // It takes away alone.
+    // The call can only remove privileges.
     libc::SYS_capset,
     libc::SYS_getrusage,
     libc::SYS_prlimit64,
@@ -174,7 +175,7 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_perf_event_open,
 ];
 
-/// What x86-64 has besides, for the same purposes.
+/// Further system calls of x86-64 with the same purposes.
 #[cfg(target_arch = "x86_64")]
 const OWN: &[c_long] = &[
     libc::SYS_open,
@@ -202,7 +203,7 @@ const OWN: &[c_long] = &[
     libc::SYS_arch_prctl,
 ];
 
-/// What aarch64 has besides.
+/// Further system calls of aarch64.
 #[cfg(target_arch = "aarch64")]
 const OWN: &[c_long] = &[libc::SYS_renameat];
 

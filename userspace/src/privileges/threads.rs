@@ -1,7 +1,8 @@
-//! Changes what every thread of the process may do.
+//! Changes the privileges of every thread of the process.
 //!
-//! For the kernel credentials belong to a thread, and nobody can change those of another one. So each is interrupted by a
-//! signal, and changes its own in the handler: as glibc does for setuid(2), which has no such function for capabilities.
+//! In the kernel, credentials belong to a thread, and no thread can change those of another. So a signal interrupts
+//! each thread, whose handler changes its own credentials. glibc does the same for setuid(2), and has no such function
+//! for capabilities.
 
 use std::{
     fs, io, ptr,
@@ -25,15 +26,15 @@ use rustix::{
 
 use super::{PrivilegesError, User};
 
-/// How long all threads may take. One that is in the kernel's hands reacts when it comes back.
+/// Limit of the time for all threads. A thread in a system call reacts when the call returns.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What every thread does to itself.
+/// The change that every thread makes.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Change {
     /// Becomes this user, and keeps its capabilities.
     User(User),
-    /// Gives up all other capabilities, for good.
+    /// Gives up all other capabilities, permanently.
     Keep(CapabilitySet),
 }
 
@@ -55,7 +56,7 @@ impl ChangeError {
     }
 }
 
-/// One change at a time: the handler has no other way to learn what is wanted than what follows.
+/// One change at a time: the handler reads the change from the statics below.
 static TURN: Mutex<()> = Mutex::new(());
 const USER: u32 = 1;
 const KEEP: u32 = 2;
@@ -69,7 +70,7 @@ static FAILED: AtomicI32 = AtomicI32::new(0);
 static DONE: AtomicU32 = AtomicU32::new(0);
 
 impl Change {
-    /// Where the handler finds it.
+    /// Stores the change for the handler.
     fn publish(self) {
         match self {
             Self::User(User { uid, gid }) => {
@@ -119,7 +120,8 @@ impl Change {
             Self::Keep(kept) => {
                 for bit in 0..u64::BITS {
                     let one = CapabilitySet::from_bits_retain(1 << bit);
-                    // The kernel knows no more (EINVAL), or this thread may not (EPERM): then it has little to lose.
+                    // The kernel does not know the capability (EINVAL), or this thread may not drop it (EPERM). Such a
+                    // thread has little to lose.
                     if !kept.contains(one) && remove_capability_from_bounding_set(one).is_err() {
                         break;
                     }
@@ -135,7 +137,7 @@ impl Change {
     }
 }
 
-/// The signal: one of those that nobody else has a meaning for.
+/// The signal: one without another meaning in this process.
 fn signal() -> i32 {
     libc::SIGRTMIN() + 7
 }
@@ -175,7 +177,7 @@ fn interrupt_all() -> Result<(), ChangeError> {
             told.push(thread);
             loop {
                 match interrupt(thread) {
-                    // One that has ended is missing from the list of threads below.
+                    // A thread that has ended is missing from the list below.
                     Ok(()) | Err(Errno::SRCH) => break,
                     // The user has as many signals pending as are allowed (`RLIMIT_SIGPENDING`).
                     Err(Errno::AGAIN) if started.elapsed() <= PATIENCE => {
@@ -222,7 +224,7 @@ fn install(handle: extern "C" fn(i32)) -> io::Result<libc::sigaction> {
     // SAFETY: all-zero is a valid value of this plain structure: the default action, no flags, an empty mask.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction = handle as *const () as usize;
-    // Whoever waits in the kernel goes on waiting.
+    // A thread that waits in the kernel continues to wait.
     action.sa_flags = libc::SA_RESTART;
     // SAFETY: as above; it is written to below.
     let mut before: libc::sigaction = unsafe { std::mem::zeroed() };

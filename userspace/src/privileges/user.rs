@@ -1,4 +1,4 @@
-//! Who `--user` means.
+//! The user of `--user`.
 
 use std::str::FromStr;
 
@@ -6,7 +6,7 @@ use nix::unistd;
 use rustix::process::{Gid, Uid};
 use thiserror::Error;
 
-/// What `--user` says: `USER` or `USER:GROUP`, each a name or a number.
+/// The value of `--user`: `USER` or `USER:GROUP`, each a name or a number.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UserOption {
     user: String,
@@ -22,7 +22,7 @@ pub struct User {
     pub gid: Gid,
 }
 
-/// Why `--user` means nobody.
+/// The reason for which `--user` names no user.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum UserError {
     /// Not of the form.
@@ -34,7 +34,7 @@ pub enum UserError {
     /// There is no such group.
     #[error("there is no group '{0}'; make one with 'groupadd --system {0}', or give a number")]
     NoGroup(String),
-    /// A number without an entry says nothing of its group.
+    /// A user number without an entry has no known group.
     #[error("user {0} has no entry, so its group is not known; write {0}:GROUP")]
     GroupUnknown(String),
 }
@@ -63,7 +63,7 @@ impl UserOption {
             Some(uid) => unistd::User::from_uid(uid.into()),
             None => unistd::User::from_name(user),
         };
-        // A database that cannot be read has nobody in it.
+        // A database that cannot be read counts as empty.
         let entry = entry.ok().flatten();
         let uid = entry.as_ref().map(|entry| entry.uid.as_raw()).or_else(|| number(user));
         let uid = uid.ok_or_else(|| UserError::NoUser(user.clone()))?;

@@ -1,14 +1,14 @@
-//! What the experiments showed, in a form that another process can be told and a file can keep.
+//! The results of the experiments, in a form that another process reads and a file keeps.
 
 use serde::{Deserialize, Serialize};
 
 use super::{
-    packet::Trial,
+    packet::Experiments,
     report::{Outcome, Report},
     same_host, sockmap,
 };
 
-/// Which experiments are to be made.
+/// The experiments to make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Questions {
     /// Whether the kernel can redirect between sockets.
@@ -19,7 +19,7 @@ pub struct Questions {
     pub same_host: bool,
 }
 
-/// What the experiments about one datapath showed.
+/// The result of the experiments about one datapath.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
     /// Whether the datapath can serve.
@@ -31,7 +31,7 @@ pub struct Answer {
     pub untried: Vec<String>,
 }
 
-/// What the experiments showed; `None` where none was asked for.
+/// The results of the experiments; `None` for those that were not made.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answers {
     /// Whether the kernel can redirect between sockets.
@@ -43,20 +43,17 @@ pub struct Answers {
 }
 
 impl Questions {
-    /// Everything.
-    pub const ALL: Self = Self { sockmap: true, packet: true, same_host: true };
-
-    /// Whether nothing is asked.
+    /// Whether no experiment is to be made.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
+    pub fn is_empty(self) -> bool {
         !self.sockmap && !self.packet && !self.same_host
     }
 
     /// Makes the experiments. Blocks the calling thread.
     #[must_use]
     pub fn answer(self) -> Answers {
-        // The one about packets waits for its devices most of the time, so it goes on beside the others.
-        let packet = self.packet.then(Trial::begin);
+        // The experiment about packets mostly waits for its devices, so it runs beside the others.
+        let packet = self.packet.then(Experiments::begin);
         let sockmap = (self.sockmap || self.same_host).then(sockmap::run_all);
         let passed = sockmap.as_ref().is_some_and(Report::passed);
         let same_host = (self.same_host && passed).then(|| {
@@ -86,8 +83,8 @@ impl Answer {
 }
 
 impl Answers {
-    /// Whether the kernel can do all that is asked for. What it cannot is tried out again at each start: it may have been
-    /// a busy machine.
+    /// Whether the kernel has all required capabilities. A missing one is tried again at each start, since the machine
+    /// may have been busy.
     #[must_use]
     pub fn affirm(&self, questions: Questions) -> bool {
         let Self { sockmap, packet, same_host } = self;
@@ -96,7 +93,7 @@ impl Answers {
             && (passed(same_host.as_ref()) || !questions.same_host)
     }
 
-    /// These answers, with those of `later` in the place of what it answers anew.
+    /// These results, replaced by those of `later` where it has new ones.
     #[must_use]
     pub fn updated(self, later: &Self) -> Self {
         let Self { sockmap, packet, same_host } = later.clone();
@@ -107,7 +104,8 @@ impl Answers {
         }
     }
 
-    /// The names of datapaths that `self` says can serve and `later` says cannot. What was not asked later is not lost.
+    /// The datapaths that `self` reports as usable and `later` as unusable. An experiment that was not repeated keeps
+    /// its result.
     #[must_use]
     pub fn lost(&self, later: &Self) -> Vec<&'static str> {
         let pairs = [
@@ -158,7 +156,7 @@ mod tests {
         assert_eq!(before.lost(&after), ["packet"]);
         assert_eq!(after.lost(&before), [""; 0]);
         assert_eq!(before.lost(&before), [""; 0]);
-        // Another configuration asks for less.
+        // Another configuration requires less.
         assert_eq!(before.lost(&Answers::default()), [""; 0]);
     }
 

@@ -1,4 +1,4 @@
-//! What experiments with sockets share: connections on loopback that a datapath carries.
+//! Common parts of the experiments with sockets: connections on loopback that a datapath serves.
 
 use std::{io, net::Ipv4Addr, rc::Rc, sync::Arc, thread, time::Duration};
 
@@ -22,10 +22,10 @@ use crate::{
     metrics::labels::Carrier,
 };
 
-/// How long one experiment may take before it counts as hanging.
+/// Limit of one experiment's time.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Small, so that everything is reached soon.
+/// Small, so that every limit is reached soon.
 pub(super) const SMALL_BUFFER: u32 = 300 * 1024;
 
 /// Makes experiments where no runtime is in the way.
@@ -76,7 +76,7 @@ impl Lab {
         }
     }
 
-    /// A carried connection, and how it ends. `before` bytes are sent each way before it is enrolled.
+    /// A served connection, and its end. `before` bytes are sent each way before it is enrolled.
     pub(super) async fn link(
         &self,
         carrier: &Rc<Sockmap>,

@@ -1,7 +1,7 @@
 //! Network namespaces for an experiment, `client | balancer | backend`, joined by two pairs of devices.
 //!
-//! The thread that makes them is in the balancer's from then on. They have no names, and last as long as the thread
-//! and what was opened inside.
+//! The thread that makes them moves into the balancer's. The namespaces have no names, and last as long as the thread
+//! and the sockets opened inside.
 
 use std::{
     fs::File,
@@ -36,7 +36,7 @@ const FIRST: u32 = 100;
 /// The second one, which only the balancer has.
 const SECOND: u32 = 101;
 
-/// Addresses for documentation (RFC 5737, RFC 3849), which nobody outside can have.
+/// Addresses for documentation (RFC 5737, RFC 3849), which no other host has.
 const V4: [[Ipv4Addr; 2]; 2] = [
     [Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2)],
     [Ipv4Addr::new(198, 51, 100, 1), Ipv4Addr::new(198, 51, 100, 2)],
@@ -78,12 +78,12 @@ impl Net {
         [FIRST, SECOND]
     }
 
-    /// Gives everybody IPv4 addresses.
+    /// Gives all three namespaces IPv4 addresses.
     pub(super) fn v4(&self) -> io::Result<Option<Addresses>> {
         self.address(V4.map(|pair| pair.map(IpAddr::from)), 24).map(Some)
     }
 
-    /// The same in IPv6; `None` where the kernel is without.
+    /// As above, for IPv6; `None` if the kernel lacks it.
     pub(super) fn v6(&self) -> io::Result<Option<Addresses>> {
         match self.address(V6.map(|pair| pair.map(IpAddr::from)), 64) {
             Ok(way) => Ok(Some(way)),
@@ -175,7 +175,7 @@ impl Route {
         message.header.family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
         message.header.prefix_len = prefix;
         message.header.index = device;
-        // There is nobody who could have it already, and to ask takes a second.
+        // No other host can have the address, and duplicate detection takes a second.
         message.header.flags = AddressHeaderFlags::Nodad;
         message.attributes = vec![AddressAttribute::Local(address), AddressAttribute::Address(address)];
         self.ask(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL)

@@ -1,9 +1,9 @@
-//! Whether packets can be carried: a connection through network namespaces of the probe's own, whose packets the very
-//! programs and the very datapath carry that are to serve.
+//! Probes whether packets can be forwarded: a connection through network namespaces of the probe's own, with the same
+//! programs and the same datapath that are to serve.
 //!
-//! A look at a socket on loopback ([`super::socket_info`]) tells whether the kernel's numbers are understood. What it cannot
-//! tell is whether packets that are rewritten and sent on arrive: that takes devices, and three hosts. They are made
-//! by a thread of its own, and vanish with it.
+//! A snapshot of a socket on loopback ([`super::socket_info`]) shows whether the kernel's numbers are understood. It
+//! does not show whether rewritten packets arrive. That takes devices and three hosts. A separate thread makes them,
+//! and they vanish with it.
 
 use std::{io, rc::Rc, sync::Arc, thread, time::Duration};
 
@@ -33,10 +33,10 @@ use crate::{
     net::sockopt,
 };
 
-/// How long one connection may take before it counts as hanging. A lost packet of its beginning costs a second.
+/// Limit of one connection's time. A lost SYN costs a second.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Bytes that each side sends: more than a window, so that the flow has to be kept up.
+/// Bytes that each side sends: more than a window, so that the flow must continue.
 const BYTES: u64 = 384 * 1024;
 
 /// Packets that one connection takes at the very most: each byte in the smallest segments, twice, and as many acknowledgements.
@@ -51,16 +51,16 @@ const REMEDY: &str =
 
 /// Experiments that are under addresses.
 #[derive(Debug)]
-pub struct Trial(io::Result<thread::JoinHandle<Vec<ProbeResult>>>);
+pub struct Experiments(io::Result<thread::JoinHandle<Vec<ProbeResult>>>);
 
-impl Trial {
+impl Experiments {
     /// Begins to make them, on a thread of its own.
     #[must_use]
     pub fn begin() -> Self {
         Self::begin_with(|_| {})
     }
 
-    /// The same with programs that `spoil` has had in its hands. For tests.
+    /// As above, with programs that `spoil` has changed. For tests.
     #[must_use]
     pub fn begin_with(spoil: impl FnOnce(&Arc<Programs>) + Send + 'static) -> Self {
         Self(thread::Builder::new().name("probe-packets".to_owned()).spawn(|| experiments(spoil)))
@@ -80,7 +80,7 @@ impl Trial {
 }
 
 impl Report {
-    /// As text, where it is a [`Trial`]'s.
+    /// As text, where it is a [`Experiments`]'s.
     #[must_use]
     pub fn describe_packet(&self) -> String {
         let untried = self.probes.iter().any(|probe| matches!(probe.outcome, Outcome::Untried(_)));
@@ -95,7 +95,7 @@ impl Report {
         format!("{probes}=> {verdict}\n")
     }
 
-    /// What could not be tried.
+    /// The experiments that could not be made.
     pub fn untried(&self) -> impl Iterator<Item = &ProbeResult> {
         self.probes.iter().filter(|probe| matches!(probe.outcome, Outcome::Untried(_)))
     }
@@ -134,9 +134,9 @@ fn experiments(spoil: impl FnOnce(&Arc<Programs>)) -> Vec<ProbeResult> {
     probes
 }
 
-/// Why a connection was not carried to its end.
+/// The reason for which a connection did not reach its end.
 enum Failure {
-    /// There was none to be carried.
+    /// There was no connection.
     NoConnection(io::Error),
     Spoilt(String),
 }
@@ -223,8 +223,7 @@ async fn connect(net: &Net, addresses: Addresses) -> io::Result<(Ends, Pair)> {
         let (near, far): (TcpStream, TcpStream) = (near?, far?.0);
         for stream in [&near, &far] {
             stream.set_nodelay(true)?;
-            // Whatever becomes of the connection, nothing of it is to stay when it is closed: a socket that goes on
-            // would keep its namespace.
+            // Nothing of the connection may remain after its close: a socket that lives on would keep its namespace.
             sockopt::reset_on_close(stream)?;
         }
         io::Result::Ok((near, far))

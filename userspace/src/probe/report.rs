@@ -1,33 +1,32 @@
-//! What experiments showed, and how that is told.
+//! The results of experiments, and their text.
 
 use std::fmt;
 
-/// What an experiment showed.
+/// The result of an experiment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// As it should be.
     Passed,
-    /// It works, but not as well as it could.
+    /// The capability works, but not as well as it could.
     Warning(String),
-    /// What it is about cannot be used here, for this reason.
+    /// The capability is missing, for this reason.
     Failed(String),
-    /// It could not be tried, for this reason, which says nothing about the kernel.
+    /// The experiment could not be made, for this reason. That says nothing about the kernel.
     Untried(String),
 }
 
 /// One experiment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProbeResult {
-    /// What was looked at.
+    /// The capability.
     pub name: &'static str,
-    /// What it showed.
+    /// The result.
     pub outcome: Outcome,
-    /// What to do about a warning or failure.
+    /// The remedy for a warning or failure.
     pub remedy: &'static str,
 }
 
-/// All experiments, in the order they were made. Those that could not be made because an earlier one failed are
-/// missing.
+/// All experiments, in their order. Those that an earlier failure prevented are missing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
     /// One for each experiment.
@@ -41,7 +40,7 @@ impl Report {
         self.failures().next().is_none()
     }
 
-    /// What speaks against it.
+    /// The reasons against the capability.
     pub fn failures(&self) -> impl Iterator<Item = &ProbeResult> {
         self.probes.iter().filter(|probe| matches!(probe.outcome, Outcome::Failed(_)))
     }

@@ -1,8 +1,8 @@
-//! Whether backends on this host may take the short cut: tried only where one of them asks for it.
+//! Probes whether backends on this host may take the short cut. It runs only if a backend requires that.
 //!
-//! What could go wrong: the kernel lets nobody attach; a message goes to a socket that has no room for it, and its
-//! sender is never told when there is; bytes of the two ways change places; a protocol on top of the backend's socket,
-//! such as kTLS, is passed by, and what it should have encrypted leaves as it is.
+//! Possible faults: the kernel refuses to attach a program. A message goes to a socket without room, and its sender
+//! never learns when there is room. Bytes of the two ways change places. An upper protocol of the backend's socket,
+//! such as kTLS, is bypassed, and bytes leave without encryption.
 
 use std::{cell::Cell, io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
@@ -83,7 +83,7 @@ fn experiments() -> Vec<ProbeResult> {
     [mounted, loaded].into_iter().chain(made).collect()
 }
 
-/// What is tried.
+/// The experiments.
 #[derive(Debug, Clone, Copy)]
 enum Experiment {
     /// The backend's socket is found, and the short cut taken.
@@ -150,7 +150,7 @@ async fn announced(lab: &Lab, carrier: &Sockmap) -> io::Result<(TcpStream, TcpSt
     }
 }
 
-/// A carried connection whose backend has shown the kernel the way.
+/// A served connection whose backend has sent its first message.
 async fn link(lab: &Lab, carrier: &Rc<Sockmap>) -> io::Result<Ends> {
     let (client, our_client) = lab.pair().await?;
     let (our_backend, backend) = announced(lab, carrier).await?;

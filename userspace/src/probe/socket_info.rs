@@ -1,7 +1,7 @@
-//! What must hold before packets are carried, tried out on loopback.
+//! The condition for the packet datapath, tried on loopback.
 //!
-//! Where the kernel keeps its numbers is looked up, but whether they mean what they should is not: so a connection of
-//! our own is looked at, whose numbers are known.
+//! The offsets of the kernel's fields come from its types, but their meaning does not. So the probe takes a snapshot of
+//! a connection whose numbers are known.
 
 use std::{
     io::{self, Write as _},
@@ -21,10 +21,10 @@ use crate::{
 /// Bytes that one end sends and the other does not read.
 const UNREAD: u32 = 4_321;
 
-/// How long loopback may take for them.
+/// Limit of the time for packets on loopback.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Why packets cannot be carried.
+/// The reason for which packets cannot be forwarded.
 #[derive(Debug, Error)]
 pub enum ProbeError {
     /// There is no loopback to try it on.
@@ -35,7 +35,7 @@ pub enum ProbeError {
     SocketInfo(String),
 }
 
-/// Makes a connection on loopback and looks at both of its ends.
+/// Makes a connection on loopback and takes snapshots of both ends.
 pub fn look(programs: &Programs) -> Result<(), ProbeError> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let mut one = TcpStream::connect(listener.local_addr()?)?;

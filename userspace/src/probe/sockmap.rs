@@ -1,4 +1,4 @@
-//! Whether sockets can be redirected: the datapath sockmap on sockets of our own.
+//! Probes whether the kernel redirects between sockets: the sockmap datapath on sockets of the probe's own.
 
 use std::{cell::Cell, io, sync::Arc, time::Duration};
 
@@ -81,7 +81,7 @@ fn of_types(types: Result<&Types, &LayoutError>) -> Vec<ProbeResult> {
         remedy: "use a kernel that is built with CONFIG_DEBUG_INFO_BTF=y, as those of the distributions are",
     };
     let Ok(types) = types else { return vec![layout] };
-    // What the fixes left behind in the structures tells whether a kernel has them.
+    // Fields that the fixes added to structures show whether a kernel has the fixes.
     let queue = if types.structure_of_field("sk_psock", "work").as_deref() != Some("delayed_work") {
         Outcome::Failed(
             "redirected bytes can be lost when they have to wait (fixed in 6.1.32, 6.4)".to_owned(),
@@ -173,7 +173,7 @@ async fn with_traffic(kernel: Arc<Programs>) -> io::Result<Vec<ProbeResult>> {
     Ok(probes)
 }
 
-/// What is tried.
+/// The experiments.
 #[derive(Debug, Clone, Copy)]
 enum Experiment {
     /// Bytes that were there before the connection was enrolled go first, and at once.
@@ -182,7 +182,7 @@ enum Experiment {
     BothWays,
     /// FIN of the client leaves the way back open.
     HalfClose,
-    /// What the kernel passes to userspace arrives in order, and it redirects again.
+    /// Passed bytes arrive in order, and the kernel redirects again.
     PassAndReturn,
     /// A backend that does not read stops the client.
     BackPressure,

@@ -1,4 +1,4 @@
-//! The traffic of the experiments: bytes that tell where they belong.
+//! The traffic of the experiments: bytes that show their position.
 
 use std::{cell::Cell, io, net::Shutdown, time::Duration};
 
@@ -29,7 +29,7 @@ impl Pattern {
     }
 }
 
-/// One outer end of a carried connection.
+/// One outer end of a served connection.
 pub(super) struct EndPoint {
     stream: TcpStream,
     sends: Pattern,
@@ -131,7 +131,7 @@ impl EndPoint {
         Ok(())
     }
 
-    /// The same with pauses, so that the way fills up.
+    /// As above, with pauses, so that the buffers fill.
     pub(super) async fn expect_slowly(&self, bytes: u64) -> io::Result<()> {
         const PAUSES: u64 = 8;
         for _ in 0..PAUSES {
@@ -162,7 +162,7 @@ impl EndPoint {
     }
 }
 
-/// Keeps the pattern in one place: what one end sends, the other expects.
+/// The patterns of both ends: one end expects what the other sends.
 pub(super) fn patterns() -> (Pattern, Pattern) {
     (Pattern::new(0x5eed), Pattern::new(0xfeed))
 }

@@ -31,7 +31,7 @@ use crate::{
     account::{
         ListenerAccount,
         access_log::AccessLog,
-        registry::{self, Registry, Request},
+        registry::{self, Registry, RegistryRequest},
     },
     datapath::{
         factory::Factory,
@@ -59,7 +59,7 @@ pub enum Order {
     /// Stop accepting on this address; its connections live on.
     Unlisten(SocketAddr),
     /// Tell of the connections, or end some of them.
-    Ask(Request),
+    Ask(RegistryRequest),
     /// Use this of the kernel from now on.
     Gain(InKernel),
     /// Move no further connection into the kernel.
@@ -128,7 +128,7 @@ impl Handle {
 
     /// Asks it of its connections.
     #[must_use]
-    pub fn asks(&self) -> Box<dyn Fn(Request) + Send + Sync> {
+    pub fn asks(&self) -> Box<dyn Fn(RegistryRequest) + Send + Sync> {
         let orders = self.orders.clone();
         // One that has ended has no answer.
         Box::new(move |request| drop(orders.send(Order::Ask(request))))
@@ -248,7 +248,7 @@ async fn work(index: usize, shared: Shared, mut orders: mpsc::UnboundedReceiver<
 }
 
 /// Answers what the main thread asks of the connections.
-fn answer(service: &Rc<Service>, request: Request) {
+fn answer(service: &Rc<Service>, request: RegistryRequest) {
     let datapath = service.datapath.clone();
     registry::answer(&service.registry, Rc::new(move |account| datapath.moved(account)), request);
 }

@@ -26,13 +26,13 @@ use super::{
 /// The longest message, in bytes.
 pub(super) const LONGEST: usize = 16 * 1024;
 
-/// Descriptors beside one message: the sockets of a flow.
+/// Greatest number of descriptors beside one message: the sockets of a flow.
 const DESCRIPTORS: usize = 2;
 
-/// How long the other end may take to make room.
+/// Limit of the time that the other end may take to make room.
 const SEND: Duration = Duration::from_secs(5);
 
-/// One end. Messages are sent whole, so several threads may do so.
+/// One end. A message is sent as a whole, so several threads may send.
 #[derive(Debug)]
 pub struct Channel {
     socket: OwnedFd,
@@ -40,15 +40,14 @@ pub struct Channel {
 }
 
 impl Channel {
-    /// Over this socket, if whoever is at its other end may take over from this process, or be taken over from. `None` if
-    /// that has ended.
+    /// A channel over `socket`, if the process at its other end is trusted. `None` if that process has ended.
     pub(super) fn new(socket: OwnedFd, own: &Identity, role: Role, across: bool) -> io::Result<Option<Self>> {
         let peer = match Peer::of(&socket, own, role, across) {
             Ok(Some(peer)) => peer,
             Ok(None) => return Ok(None),
             Err(error) => {
                 if role == Role::Client && error.kind() == io::ErrorKind::PermissionDenied {
-                    // Its operator shall know, and nobody waits for it to listen.
+                    // The other process's operator learns the reason. Nothing here waits for that process.
                     let refused = Message::Refused(error.to_string()).to_string();
                     let _ = rustix::net::send(
                         &socket,
@@ -63,29 +62,30 @@ impl Channel {
         Ok(Some(Self { socket, peer }))
     }
 
-    /// The number of the process at the other end.
+    /// The process ID of the other end.
     pub(super) fn process(&self) -> i32 {
         self.peer.pid
     }
 
-    /// Waits until the process at the other end has ended, and with it everything that it had open. False if it lives on.
+    /// Waits until the process at the other end has ended, and everything that it had open is closed. False if it lives
+    /// longer.
     pub(super) fn wait_for_end(&self, limit: Duration) -> io::Result<bool> {
         self.peer.has_ended(Timespec::try_from(limit).map_err(io::Error::other)?)
     }
 
-    /// Waits until the process at the other end has ended, however long that takes.
+    /// Waits without a limit until the process at the other end has ended.
     pub(super) fn wait_for_end_of_peer(&self) -> io::Result<()> {
         self.peer.wait()
     }
 
-    /// The answer that decides who serves. Once this has returned without one, none can come any more: where the other end sends it
-    /// all the same, it learns that nobody has heard it.
+    /// Waits for the reply that decides which process serves. After a call without a reply, none can arrive any more:
+    /// the other end's send then fails.
     pub(super) fn last_answer(&self, limit: Duration) -> io::Result<Option<Message>> {
         self.wait_at_most(Some(limit))?;
         let answer = match self.receive() {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 shutdown(&self.socket, Shutdown::Both)?;
-                // What had come just before is still there (`unix_shutdown`).
+                // A message that came just before is still in the queue (`unix_shutdown`).
                 self.receive()?
             }
             other => other?,
@@ -93,7 +93,7 @@ impl Channel {
         Ok(answer.map(|(message, _)| message))
     }
 
-    /// Bounds how long [`Channel::receive`] waits.
+    /// Limits the time that [`Channel::receive`] waits.
     pub(super) fn wait_at_most(&self, time: Option<Duration>) -> io::Result<()> {
         Ok(set_socket_timeout(&self.socket, Timeout::Recv, time)?)
     }
@@ -111,7 +111,7 @@ impl Channel {
         Ok(())
     }
 
-    /// Waits for a message. `None` if the other end is gone.
+    /// Waits for a message. `None` if the other end is closed.
     pub(super) fn receive(&self) -> io::Result<Option<(Message, Vec<OwnedFd>)>> {
         let mut text = vec![0; LONGEST];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
@@ -121,7 +121,7 @@ impl Channel {
             retry_on_intr(|| recvmsg(&self.socket, &mut [IoSliceMut::new(&mut text)], &mut control, flags))
         };
         let received = match receive() {
-            // The other end is gone and has not read all that it was told. What it has said before is there still.
+            // The other end is closed and has not read all messages. Its own earlier messages are still in the queue.
             Err(Errno::CONNRESET) => receive(),
             other => other,
         };
@@ -147,12 +147,12 @@ impl Channel {
     }
 }
 
-/// Waits for who connects to `listening`.
+/// Waits for a process that connects to `listening`.
 pub(super) fn accept(listening: &OwnedFd) -> io::Result<OwnedFd> {
     Ok(retry_on_intr(|| accept_with(listening, SocketFlags::CLOEXEC))?)
 }
 
-/// One that is not connected yet.
+/// A socket that is not connected yet.
 pub(super) fn socket() -> io::Result<OwnedFd> {
     Ok(socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
 }
@@ -163,7 +163,7 @@ mod tests {
 
     use super::*;
 
-    /// Both ends are of this process.
+    /// A pair of channels whose ends belong to this process.
     fn pair() -> [Channel; 2] {
         let (one, other) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
@@ -183,7 +183,7 @@ mod tests {
         assert!(old.send(&Message::Draining, &[]).is_err());
         assert_eq!(new.last_answer(SOON).unwrap(), None);
 
-        // As one that closes, and lives.
+        // As a process that closes its end, and lives.
         let [old, new] = pair();
         drop(old);
         assert_eq!(new.last_answer(SOON).unwrap(), None);

@@ -15,7 +15,7 @@ use snisplice_config::admin::AdminAddress;
 use tokio::sync::mpsc;
 
 use super::{
-    Channel, Place,
+    Channel, SocketFile,
     message::{Message, TicketSeed, VERSION},
 };
 use crate::net::{
@@ -23,20 +23,21 @@ use crate::net::{
     listeners::{Front, Own},
 };
 
-/// How long the old process may take to answer; another takeover may be under way.
+/// Limit of the old process's reply. Another takeover may be under way.
 const ANSWER: Duration = Duration::from_secs(60);
 
-/// How long its thread may take to give everything up, which takes it no more than to be scheduled.
+/// Limit of the old process's release of everything. It needs only its thread to be scheduled.
 const DECISION: Duration = Duration::from_secs(30);
 
-/// How long it may take the kernel to close everything that an old process has open.
+/// Limit of the kernel's work to close everything that the old process has open.
 const ENDING: Duration = Duration::from_secs(10);
 
-/// The new process, connected to the running one, and what that hands over. Dropped, it goes on as before.
+/// The new process's connection to the running one, and the resources that it received. If it is dropped, the old
+/// process continues.
 #[derive(Debug)]
 pub struct Client {
     channel: Channel,
-    /// By their address in the old process' configuration, with their listener's name.
+    /// By address in the old process's configuration, with the listener's name.
     listeners: BTreeMap<SocketAddr, (Arc<str>, Vec<TcpListener>)>,
     admin: Vec<(AdminAddress, OwnedFd)>,
     listening: Option<OwnedFd>,
@@ -44,32 +45,32 @@ pub struct Client {
     ticket_seeds: Vec<TicketSeed>,
 }
 
-/// A flow of the old process, from now on of this one.
+/// A flow of the old process that now belongs to this one.
 #[derive(Debug)]
 pub struct ReceivedFlow {
-    /// Its place.
+    /// The slot of the flow in the maps.
     pub place: u32,
-    /// What the old one has accounted for.
+    /// Bytes that the old process has accounted for.
     pub counted: [u64; 2],
-    /// How long it has been open.
+    /// The age of the flow.
     pub age: Duration,
-    /// The client's and the backend's socket, and whether the peer is known to answer it.
+    /// The client's and the backend's socket, and whether the peer is known to answer probes of it.
     pub sockets: [Option<(OwnedFd, bool)>; 2],
 }
 
-/// Flows as they come over; closed when the old process has ended.
+/// Flows in the order of their arrival. Closed when the old process has ended.
 pub type Flows = mpsc::UnboundedReceiver<ReceivedFlow>;
 
 impl Client {
-    /// Asks the process that is at this place for what it has. `None` if there is none.
-    pub fn find(place: &Place) -> anyhow::Result<Option<Self>> {
+    /// Requests the resources of the running process. `None` if there is no such process.
+    pub fn find(socket_file: &SocketFile) -> anyhow::Result<Option<Self>> {
         const WHAT: &str = "cannot take over";
-        let Some(channel) = place.connect().context(WHAT)? else {
+        let Some(channel) = socket_file.connect().context(WHAT)? else {
             tracing::info!("no running process: nothing to take over");
             return Ok(None);
         };
         channel.wait_at_most(Some(ANSWER)).context(WHAT)?;
-        // One that refuses at once does not hear it, and one that ends neither.
+        // If the old process refuses at once or ends, this message has no receiver.
         let _ = channel.send(&Message::Hello { version: VERSION }, &[]);
         let mut client = Self {
             channel,
@@ -87,10 +88,11 @@ impl Client {
         Ok(None)
     }
 
-    /// Fails unless the old process has ended, with which the channel was closed. One that lives may have closed it as well, and
-    /// everything is its own then.
+    /// Fails unless the old process has ended. A live process may have closed the channel, too, and then it keeps
+    /// everything.
     fn ensure_ended(&self) -> anyhow::Result<()> {
-        // One that was killed closes one descriptor after another, and its listening sockets may come last.
+        // The kernel closes the descriptors of a killed process one after another. Its listening sockets may be the
+        // last.
         let ended = self.channel.wait_for_end(ENDING)?;
         let old = self.channel.process();
         ensure!(
@@ -101,7 +103,7 @@ impl Client {
         Ok(())
     }
 
-    /// Takes what the running process has. False if the other process closes the channel meanwhile.
+    /// Receives the resources of the running process. False if that process closes the channel.
     fn listen(&mut self) -> anyhow::Result<bool> {
         loop {
             let Some((message, descriptors)) = self.receive()? else { return Ok(false) };
@@ -124,7 +126,7 @@ impl Client {
         }
     }
 
-    /// What its session tickets are encrypted with, the newest first.
+    /// The seeds of its session tickets' keys, the newest first.
     pub fn ticket_seeds(&mut self) -> Vec<TicketSeed> {
         std::mem::take(&mut self.ticket_seeds)
     }
@@ -136,8 +138,8 @@ impl Client {
         })
     }
 
-    /// What makes flows outlive both processes, if the old one has that: the directory of the maps, and the lock. Fails if these
-    /// maps are not for so many places.
+    /// The pins that make flows outlive both processes, if the old process has them: the directory of the maps, and the
+    /// lock. Fails unless these maps have `wanted` slots.
     pub fn pins(&mut self, wanted: u32) -> anyhow::Result<Option<(String, OwnedFd)>> {
         let Some((directory, places, lock)) = self.pins.take() else { return Ok(None) };
         ensure!(
@@ -153,7 +155,7 @@ impl Client {
         self.listeners.remove(&address).map(|(_, sockets)| sockets)
     }
 
-    /// Where the old process listens.
+    /// The addresses that the old process listens on.
     #[must_use]
     pub fn fronts(&self) -> BTreeMap<SocketAddr, Front> {
         let front =
@@ -161,28 +163,28 @@ impl Client {
         self.listeners.iter().map(|(address, (name, _))| (*address, front(name))).collect()
     }
 
-    /// Its sockets, beside which this process may bind others.
+    /// The old process's sockets, beside which this process may bind others.
     pub fn own(&self) -> io::Result<Vec<Own>> {
         self.listeners.values().flat_map(|(_, sockets)| sockets).map(Own::of).collect()
     }
 
-    /// The socket of the admin endpoint that has this address.
+    /// The socket of the admin endpoint with this address.
     pub fn admin(&mut self, wanted: &AdminAddress) -> Option<Socket> {
         let found = self.admin.iter().position(|(address, _)| address == wanted)?;
         let (address, socket) = self.admin.swap_remove(found);
         Some(Socket::inherited(&address, socket))
     }
 
-    /// Where the next one will ask.
+    /// The socket that the next new process connects to.
     pub fn listening_socket(&mut self) -> Option<OwnedFd> {
         self.listening.take()
     }
 
-    /// Tells the old process that everything is bound, and asks for the places that are not free. `None` if it has
-    /// ended meanwhile: then what it has left is as after any end.
+    /// Reports to the old process that everything is bound, and requests the slots in use. `None` if that process has
+    /// ended, which leaves its flows as after any end.
     pub fn prepare(&self, shared: bool) -> anyhow::Result<Option<BTreeSet<u32>>> {
         const WHAT: &str = "cannot take over";
-        // Where it cannot be sent, nothing is received either.
+        // If the message cannot be sent, no reply arrives either.
         let _ = self.channel.send(&Message::Prepare { shared }, &[]);
         let mut used = BTreeSet::new();
         loop {
@@ -198,18 +200,18 @@ impl Client {
         }
     }
 
-    /// Tells the old process that nothing can fail any more, and waits until it has given everything up, or has ended. From then on
-    /// this one serves, and no other.
+    /// Reports to the old process that nothing can fail any more, and waits until it has released everything or has
+    /// ended. Then this process alone serves.
     ///
     /// # Errors
     ///
-    /// Where the old one lives and has not given up: everything is its own still.
+    /// The old process lives and has not released anything.
     pub fn serve(self, shared: bool) -> anyhow::Result<Flows> {
         const WHAT: &str = "cannot take over";
         let (heard, flows) = mpsc::unbounded_channel();
         let (begin, granted) = replies::channel();
         let receiver = if shared {
-            // Started first, since a thread may be refused.
+            // The thread is started first, since the kernel may refuse one.
             thread::Builder::new().name("adopting".to_owned()).spawn(move || {
                 if let Ok(channel) = granted.recv() {
                     adopt(&channel, &heard);
@@ -219,7 +221,7 @@ impl Client {
         } else {
             None
         };
-        // Where it cannot be sent, nothing is received either.
+        // If the message cannot be sent, no reply arrives either.
         let _ = self.channel.send(&Message::Serving { shared }, &[]);
         match self.channel.last_answer(DECISION).context(WHAT)? {
             Some(Message::Draining) => {}
@@ -233,7 +235,7 @@ impl Client {
     }
 }
 
-/// Why nothing was heard of the process `old`.
+/// The error for a missing reply of the process `old`.
 fn silent(old: i32) -> anyhow::Error {
     anyhow!(
         "the running process (PID {old}) has not answered for {} s: it keeps serving if it lives; see its log, and start this one \
@@ -242,8 +244,8 @@ fn silent(old: i32) -> anyhow::Error {
     )
 }
 
-/// Receives flows until the old process has ended. As long as it lives, what it has not given away is its own, even where nothing
-/// more can be received.
+/// Receives flows until the old process has ended. While it lives, it keeps every flow that it has not handed over,
+/// even if nothing more can be received.
 fn adopt(channel: &Channel, heard: &mpsc::UnboundedSender<ReceivedFlow>) {
     if let Err(error) = receive_flows(channel, heard) {
         tracing::warn!(%error, "the former process hands over no further connection before its end");

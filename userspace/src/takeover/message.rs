@@ -1,7 +1,7 @@
-//! What the two processes say to each other: one line for each message, and descriptors beside it.
+//! The messages between the two processes: one line each, with descriptors beside it.
 //!
-//! A line is JSON, but for the two by which processes of different versions understand each other: `hello VERSION` and
-//! `refused REASON` are the same in every version.
+//! A line is JSON. Two messages have the same text in every version, so that processes of different versions understand
+//! them: `hello VERSION` and `refused REASON`.
 
 use std::{fmt, net::SocketAddr, str::FromStr};
 
@@ -9,88 +9,88 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use snisplice_config::admin::AdminAddress;
 use thiserror::Error;
 
-/// Changes whenever a message changes its meaning. Before 3, messages were words with blanks between.
+/// Changes whenever a message changes its meaning. Before 3, messages were words separated by blanks.
 pub const VERSION: u32 = 3;
 
-/// Places named in one message.
+/// Slots in one message.
 pub const PLACES: usize = 1_000;
 
 /// One message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Message {
-    /// The new one's first word.
+    /// The new process's first message.
     #[serde(skip)]
     Hello {
-        /// Its [`VERSION`].
+        /// The sender's [`VERSION`].
         version: u32,
     },
-    /// The old one refuses, and keeps serving.
+    /// The old process refuses, and continues to serve.
     #[serde(skip)]
     Refused(String),
-    /// With a listening socket.
+    /// A listening socket.
     Listener {
-        /// As the configuration has it.
+        /// The address in the configuration.
         address: SocketAddr,
         /// The listener's name.
         name: String,
     },
-    /// With a socket of the admin endpoint.
+    /// A socket of the admin endpoint.
     Admin {
-        /// As the configuration has it.
+        /// The address in the configuration.
         #[serde(serialize_with = "as_text", deserialize_with = "of_text")]
         address: AdminAddress,
     },
-    /// With the lock of what is pinned.
+    /// The lock of the pins.
     Pins {
-        /// The directory's name.
+        /// The name of the directory.
         directory: String,
-        /// Places for flows in the maps.
+        /// Slots for flows in the maps.
         places: u32,
     },
-    /// What session tickets are encrypted with. Only a process that ends TLS says it.
+    /// A seed of session tickets' keys. Sent only if the process terminates TLS.
     TicketSeed(TicketSeed),
-    /// With the socket on which the old one listens for new processes.
+    /// The socket on which the old process waits for new ones.
     ListeningSocket,
     /// The end of a list.
     End,
-    /// Everything is loaded and bound.
+    /// The new process has loaded and bound everything.
     Prepare {
-        /// Whether the maps are to be shared.
+        /// Whether both processes share the maps.
         shared: bool,
     },
-    /// Places that have a flow.
+    /// Slots in use.
     Used(Vec<u32>),
-    /// Nothing of the new one can fail any more: it serves once it hears [`Message::Draining`].
+    /// Nothing of the new process can fail any more. It serves once it receives [`Message::Draining`].
     Serving {
-        /// Whether it wants flows.
+        /// Whether the new process accepts flows.
         shared: bool,
     },
-    /// The old one gives everything up, and drains. Until it has said so, everything is its own.
+    /// The old process releases everything, and drains. Before this message, everything is its own.
     Draining,
-    /// A flow in the kernel's hands, with the sockets that hold its ports.
+    /// A flow in the kernel, with the sockets that hold its ports.
     Flow {
-        /// Its place.
+        /// The slot of the flow in the maps.
         place: u32,
-        /// Bytes up and down of what the kernel's state shows that are accounted for.
+        /// Accounted bytes of the kernel's state, up and down.
         counted: [u64; 2],
         /// Seconds since it was accepted.
         age: u32,
-        /// For the client's and the backend's socket, if it is there: whether the peer is known to answer it.
+        /// For the client's and the backend's socket, if present: whether the peer is known to answer probes.
         answers: [Option<bool>; 2],
     },
 }
 
-/// What the keys of session tickets are derived from.
+/// The seed of session tickets' keys.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TicketSeed {
-    /// When it was made, in seconds since 1970.
+    /// Time of creation, in seconds since 1970.
     pub made: i64,
     /// Random bytes.
     pub bytes: SeedBytes,
 }
 
-/// Bytes that no log shows.
+/// Bytes that appear in no log.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SeedBytes(pub [u8; 32]);
 
@@ -100,7 +100,7 @@ impl fmt::Debug for SeedBytes {
     }
 }
 
-/// What is not a message of this version.
+/// The error for a line that is no message of this version.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error("not understood: {0:?}")]
 pub struct Strange(pub String);
@@ -189,7 +189,7 @@ mod tests {
         }
     }
 
-    /// A process of any version is told what to do only if it understands these.
+    /// Every version must understand these messages.
     #[test]
     fn what_crosses_versions_never_changes() {
         assert_eq!(Message::Hello { version: 3 }.to_string(), "hello 3");

@@ -1,7 +1,7 @@
-//! Who is at the other end of a takeover, and whether it may have what this process has.
+//! Checks whether the process at the other end of a takeover may have this process's resources.
 //!
-//! The directory of the socket is the first line: nobody gets there but this user. What is looked at here is the second one:
-//! in containers, many processes of user 0 share a network namespace and have nothing else in common.
+//! The directory of the socket is the first protection: only this user can enter it. This check is the second one. In
+//! containers, many processes of user 0 share a network namespace and nothing else.
 
 use std::{
     fs, io,
@@ -21,38 +21,38 @@ use thiserror::Error;
 
 use crate::net::sockopt;
 
-/// What a namespace is known by: device and inode of its file.
+/// The identity of a namespace: device and inode of its file.
 type Namespace = (u64, u64);
 
-/// What decides about a process.
+/// The properties that decide about a process.
 #[derive(Debug, Clone)]
 pub(super) struct Identity {
     uid: u32,
     effective: CapabilitySet,
     permitted: CapabilitySet,
-    /// `None` where this process may not look.
+    /// `None` if this process may not read it.
     users: Option<Namespace>,
-    /// How users are mapped, which everybody may read.
+    /// The mapping of users, which every process may read.
     user_map: Option<String>,
-    /// `None` where this process may not look.
+    /// `None` if this process may not read it.
     mounts: Option<Namespace>,
-    /// Its root directory, likewise. `ip netns exec` and the sandboxes of systemd make a mount namespace for each process, but
-    /// leave it the root of the host; a container has another.
+    /// The root directory; `None` if this process may not read it. `ip netns exec` and the sandboxes of systemd make a
+    /// mount namespace for each process, but keep the host's root. A container has another root.
     root: Option<Namespace>,
 }
 
-/// Which of the two processes the other one is.
+/// The role of the other process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Role {
-    /// It wants to take over, and has the capabilities that it was started with.
+    /// It wants to take over, and has the capabilities of its start.
     Client,
-    /// It serves, and may have given capabilities up that it needed for its start.
+    /// It serves, and may have dropped capabilities that only its start needed.
     Server,
 }
 
-/// Why a process is not trusted.
+/// The reason for which a process is not trusted.
 #[derive(Debug, Error, PartialEq, Eq)]
-pub(super) enum Refusal {
+pub(super) enum Untrusted {
     #[error("the other process cannot be seen from here: start both in the same container, or on the host")]
     Unseen,
     #[error("the other process is of user {theirs}, and this one of user {ours}: run both as the same user")]
@@ -73,7 +73,7 @@ pub(super) enum Refusal {
 }
 
 impl Identity {
-    /// This process, as it was started: to be called before it gives anything up.
+    /// This process, as it was started. Called before the process drops privileges.
     pub(super) fn own() -> io::Result<Self> {
         Self::look("self", geteuid().as_raw(), None)
     }
@@ -95,54 +95,53 @@ impl Identity {
         })
     }
 
-    /// Whether `other` may have what this process has, or may give it something. `across` lets it be in another mount
-    /// namespace.
-    fn judge(&self, other: &Self, role: Role, across: bool) -> Result<(), Refusal> {
+    /// Whether `other` may exchange resources with this process. `across` permits another mount namespace.
+    fn judge(&self, other: &Self, role: Role, across: bool) -> Result<(), Untrusted> {
         if other.uid != self.uid {
-            return Err(Refusal::User { ours: self.uid, theirs: other.uid });
+            return Err(Untrusted::User { ours: self.uid, theirs: other.uid });
         }
         let power = CapabilitySet::NET_ADMIN;
         if role == Role::Client && self.effective.contains(power) && !other.effective.contains(power) {
-            return Err(Refusal::Capability);
+            return Err(Untrusted::Capability);
         }
-        // Who makes a user namespace has all capabilities in there, and none outside.
+        // The creator of a user namespace has all capabilities inside, and none outside.
         let other_users = match (self.users, other.users) {
             (Some(ours), Some(theirs)) => ours != theirs,
             _ => other.user_map.is_some() && other.user_map != self.user_map,
         };
         if other_users {
-            return Err(Refusal::Users);
+            return Err(Untrusted::Users);
         }
         let same_mounts = match other.mounts {
             Some(theirs) => self.mounts == Some(theirs) || (other.root.is_some() && other.root == self.root),
-            // The kernel lets nobody look at a process that may do more: such as one that starts, for one that has given
-            // up what it needs no more. It is no less trusted for that.
+            // The kernel lets no process inspect one with more capabilities, such as a starting process for one that
+            // has dropped some. That is no reason for distrust.
             None => !self.now_permitted().contains(other.permitted),
         };
-        if same_mounts || across { Ok(()) } else { Err(Refusal::Mounts) }
+        if same_mounts || across { Ok(()) } else { Err(Untrusted::Mounts) }
     }
 
-    /// What this process may do by now.
+    /// The capabilities that this process may have now.
     fn now_permitted(&self) -> CapabilitySet {
         capabilities(None).map_or(self.permitted, |sets| sets.permitted)
     }
 }
 
-/// The process at the other end of a socket, as long as it lives.
+/// The process at the other end of a socket.
 #[derive(Debug)]
 pub(super) struct Peer {
-    /// Its number.
+    /// Its process ID.
     pub(super) pid: i32,
     process: OwnedFd,
 }
 
 impl Peer {
-    /// Whoever connected to `socket`, or listened where it is connected to. `None` if that has ended. Linux 5.3; from 6.5 on,
-    /// the number of the process cannot have become another's meanwhile.
+    /// The process that connected to `socket`, or listened on it. `None` if it has ended. Linux 5.3. From 6.5 on, the
+    /// process ID cannot belong to another process meanwhile.
     pub(super) fn of(socket: &OwnedFd, own: &Identity, role: Role, across: bool) -> io::Result<Option<Self>> {
         let (number, uid) = sockopt::peer_credentials(socket)?;
         let Some(pid) = Pid::from_raw(number) else {
-            return Err(io::Error::new(io::ErrorKind::PermissionDenied, Refusal::Unseen));
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, Untrusted::Unseen));
         };
         let process = match sockopt::peer_process(socket) {
             Ok(process) => process,
@@ -155,7 +154,7 @@ impl Peer {
         };
         let peer = Self { pid: number, process };
         let identity = Identity::look(&number.to_string(), uid, Some(pid));
-        // What was looked at was that process only if it lives still.
+        // The inspected process was that process only if it still lives.
         if peer.has_ended(Timespec { tv_sec: 0, tv_nsec: 0 })? {
             return Ok(None);
         }
@@ -164,12 +163,13 @@ impl Peer {
         Ok(Some(peer))
     }
 
-    /// Waits until the process has ended, and with it everything that it had open. False if it lives on.
+    /// Waits until the process has ended, and everything that it had open is closed. False if it lives longer than
+    /// `limit`.
     pub(super) fn has_ended(&self, limit: Timespec) -> io::Result<bool> {
         self.poll(Some(&limit))
     }
 
-    /// The same without a limit.
+    /// As [`Self::has_ended`], without a limit.
     pub(super) fn wait(&self) -> io::Result<()> {
         self.poll(None).map(drop)
     }
@@ -196,7 +196,7 @@ mod tests {
         }
     }
 
-    fn verdict(other: &Identity) -> Result<(), Refusal> {
+    fn verdict(other: &Identity) -> Result<(), Untrusted> {
         daemon().judge(other, Role::Client, false)
     }
 
@@ -208,33 +208,33 @@ mod tests {
     #[test]
     fn another_user_is_refused_and_so_is_root() {
         let user = Identity { uid: 7, ..daemon() };
-        assert_eq!(verdict(&user), Err(Refusal::User { ours: 0, theirs: 7 }));
-        assert_eq!(user.judge(&daemon(), Role::Client, true), Err(Refusal::User { ours: 7, theirs: 0 }));
+        assert_eq!(verdict(&user), Err(Untrusted::User { ours: 0, theirs: 7 }));
+        assert_eq!(user.judge(&daemon(), Role::Client, true), Err(Untrusted::User { ours: 7, theirs: 0 }));
     }
 
     #[test]
     fn a_client_without_the_capability_is_refused_and_a_server_may_have_given_it_up() {
         let weak = Identity { effective: CapabilitySet::NET_BIND_SERVICE, ..daemon() };
-        assert_eq!(verdict(&weak), Err(Refusal::Capability));
+        assert_eq!(verdict(&weak), Err(Untrusted::Capability));
         assert_eq!(daemon().judge(&weak, Role::Server, false), Ok(()));
-        // Where this process never had it, nobody needs it.
+        // A capability that this process never had is not required.
         assert_eq!(weak.judge(&weak, Role::Client, false), Ok(()));
     }
 
     #[test]
     fn another_user_namespace_is_refused_also_where_only_its_map_can_be_seen() {
         let own = Identity { users: Some((4, 9)), ..daemon() };
-        assert_eq!(verdict(&own), Err(Refusal::Users));
+        assert_eq!(verdict(&own), Err(Untrusted::Users));
         let hidden = Identity { users: None, user_map: Some("0 0 1\n".into()), ..daemon() };
-        assert_eq!(verdict(&hidden), Err(Refusal::Users));
+        assert_eq!(verdict(&hidden), Err(Untrusted::Users));
         assert_eq!(verdict(&Identity { users: None, ..daemon() }), Ok(()));
     }
 
     #[test]
     fn another_mount_namespace_is_refused_unless_it_is_meant() {
         let elsewhere = Identity { mounts: Some((4, 9)), root: Some((9, 1)), ..daemon() };
-        assert_eq!(verdict(&elsewhere), Err(Refusal::Mounts));
-        assert_eq!(verdict(&Identity { root: None, ..elsewhere.clone() }), Err(Refusal::Mounts));
+        assert_eq!(verdict(&elsewhere), Err(Untrusted::Mounts));
+        assert_eq!(verdict(&Identity { root: None, ..elsewhere.clone() }), Err(Untrusted::Mounts));
         // As in a sandbox of systemd.
         assert_eq!(verdict(&Identity { root: daemon().root, ..elsewhere.clone() }), Ok(()));
         assert_eq!(daemon().judge(&elsewhere, Role::Client, true), Ok(()));
@@ -242,9 +242,9 @@ mod tests {
 
     #[test]
     fn who_hides_is_refused() {
-        // With no more capabilities than this process has, there is no other reason.
+        // Without further capabilities there is no other reason.
         let permitted = capabilities(None).unwrap().permitted;
         let hidden = Identity { mounts: None, permitted, ..daemon() };
-        assert_eq!(verdict(&hidden), Err(Refusal::Mounts));
+        assert_eq!(verdict(&hidden), Err(Untrusted::Mounts));
     }
 }

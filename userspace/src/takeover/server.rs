@@ -13,81 +13,82 @@ use snisplice_config::admin::AdminAddress;
 use tokio::sync::mpsc;
 
 use super::{
-    Channel, Place,
+    Channel, SocketFile,
     message::{Message, PLACES, TicketSeed, VERSION},
 };
 use crate::{log::log_limit, net::admin_socket::Socket};
 
-/// How long a client may take to say hello.
+/// Limit of a client's hello.
 const HELLO: Duration = Duration::from_secs(5);
-/// How long it may take to load and to bind everything, and again to serve after that. This process serves meanwhile. The kernel
-/// may make the other one wait: it puts programs on devices under a lock that the removal of network namespaces holds, too.
+/// Limit of a client's preparation: loading, and binding all addresses. It is also the limit of the client's start of
+/// service after that. This process serves meanwhile. The kernel may delay the client: it attaches programs to devices
+/// under a lock that the removal of network namespaces also holds.
 const PREPARE: Duration = Duration::from_secs(300);
-/// How long the main thread may take to answer, which reads a configuration now and then.
+/// Limit of the main thread's reply. That thread may be reading a configuration.
 const ANSWER: Duration = Duration::from_secs(30);
 
-/// What is handed over.
+/// The resources to hand over.
 #[derive(Debug, Default)]
 pub struct Inventory {
-    /// Listening sockets, by their address in the configuration, and their listener's name.
+    /// Listening sockets, by address in the configuration, with the listener's name.
     pub listeners: Vec<(SocketAddr, Arc<str>, TcpListener)>,
-    /// Those of the admin endpoint.
+    /// Sockets of the admin endpoint.
     pub admin: Vec<(AdminAddress, Socket)>,
-    /// What is pinned: the directory's name, how many places the maps have, and the lock.
+    /// The pins: the directory's name, the number of slots in the maps, and the lock.
     pub pins: Option<(String, u32, OwnedFd)>,
-    /// What session tickets are encrypted with, the newest first.
+    /// The seeds of session tickets' keys, the newest first.
     pub ticket_seeds: Vec<TicketSeed>,
 }
 
-/// What a client wants of the main thread.
+/// A client's request to the main thread.
 #[derive(Debug)]
 pub enum Request {
-    /// What there is to hand over.
+    /// Returns the resources to hand over.
     Inventory(replies::Sender<io::Result<Inventory>>),
-    /// Begin no flow any more, and tell which places are in use. Nothing, if the maps are not shared.
+    /// Begins no more flows, and returns the slots in use. Without shared maps there are none.
     Prepare(bool, replies::Sender<Vec<u32>>),
-    /// The client is gone: go on as before. True if the maps were to be shared.
+    /// The client has gone: continue as before. True if the maps were to be shared.
     Abort(bool),
-    /// It serves.
+    /// The client serves.
     Serving {
-        /// The number of its process.
+        /// Its process ID.
         process: i32,
-        /// Flows go over by this.
+        /// The channel for flows.
         flows: Option<Arc<Channel>>,
     },
 }
 
-/// Where new processes ask; one thread serves them, one after another.
+/// The socket for new processes. One thread serves them, one after another.
 #[derive(Debug)]
 pub struct Server {
     socket: OwnedFd,
-    place: Arc<Place>,
+    socket_file: Arc<SocketFile>,
     requests: mpsc::UnboundedSender<Request>,
 }
 
-/// Why a takeover came to nothing.
+/// The reason for which a takeover failed.
 type Left = Box<dyn std::error::Error + Send + Sync>;
 
 impl Server {
-    /// Listens there, or goes on with an inherited socket. What clients want comes by the sender.
+    /// Listens on the socket file, or on an inherited socket. Clients' requests go through the sender.
     ///
     /// # Errors
     ///
-    /// Where another daemon has this place, among others: nobody can take over from this one then.
+    /// Another daemon has this socket file, among others. Then this process cannot be taken over from.
     pub fn start(
-        place: Arc<Place>,
+        socket_file: Arc<SocketFile>,
         inherited: Option<OwnedFd>,
         requests: mpsc::UnboundedSender<Request>,
     ) -> io::Result<()> {
-        let socket = place.listen(inherited)?;
-        let server = Self { socket, place, requests };
+        let socket = socket_file.listen(inherited)?;
+        let server = Self { socket, socket_file, requests };
         thread::Builder::new().name("takeover".to_owned()).spawn(move || server.serve())?;
         Ok(())
     }
 
     fn serve(self) {
         loop {
-            match self.place.accept(&self.socket) {
+            match self.socket_file.accept(&self.socket) {
                 Ok(Some(channel)) => match self.receive(channel) {
                     Ok(()) => return,
                     Err(error) => log_limit!(warn, %error, "no takeover; serving as before"),
@@ -104,7 +105,7 @@ impl Server {
         }
     }
 
-    /// Serves one client. Ends well only when that has taken over.
+    /// Serves one client. Returns `Ok` only if it has taken over.
     fn receive(&self, channel: Channel) -> Result<(), Left> {
         channel.wait_at_most(Some(HELLO))?;
         match channel.receive()? {
@@ -177,7 +178,8 @@ impl Server {
             Some((Message::Serving { .. }, _)) => {}
             other => return Err(unexpected(other)),
         }
-        // The other one serves only if it hears this. Where it has stopped waiting, it cannot be told any more.
+        // The other process serves only if it receives this message. If it has stopped waiting, nothing else can reach
+        // it.
         channel.send(&Message::Draining, &[])?;
         Ok(())
     }
@@ -201,7 +203,7 @@ impl Server {
 fn unexpected(heard: Option<(Message, Vec<OwnedFd>)>) -> Left {
     match heard {
         None => "the other process has gone".into(),
-        // It may hold what nobody is to read.
+        // The line may contain secrets.
         Some((Message::TicketSeed(_), _)) => "not expected: a seed of session tickets".into(),
         Some((message, _)) => format!("not expected: {message}").into(),
     }

@@ -1,7 +1,7 @@
-//! What has happened to a worker's connections, and which of their tasks wait for it.
+//! The events of a worker's connections, and the tasks that wait for them.
 //!
-//! A connection that the kernel carries is not registered in the runtime. Two others notice what happens to it, the
-//! worker's own epoll and the process's event thread; both leave a mark here and wake the connection's task.
+//! A connection in the kernel is not registered in the runtime. The worker's own epoll and the process's event thread
+//! detect its events. Both leave a mark here and wake the connection's task.
 
 use std::{
     fmt,
@@ -14,7 +14,7 @@ use std::sync::PoisonError;
 #[cfg(not(test))]
 use std::sync::{Mutex, MutexGuard};
 
-// The crate's own tests take threads through all orders in which they can come to the lock.
+// The crate's own tests run threads in all orders in which they can reach the lock.
 #[cfg(test)]
 use loom::sync::{Mutex, MutexGuard};
 
@@ -31,27 +31,27 @@ pub enum Peer {
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub struct Ready(u16);
 
-/// What can happen to one socket.
+/// The events of one socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u16)]
 pub enum What {
     /// The kernel passed bytes instead of redirecting them.
     Passed = 1,
-    /// It may have become readable.
+    /// The socket may have become readable.
     Readable = 2,
-    /// It may have become writable.
+    /// The socket may have become writable.
     Writable = 4,
     /// Its peer has sent FIN, or it is closed altogether.
     HangUp = 8,
-    /// It has failed.
+    /// The socket has failed.
     Failed = 16,
 }
 
 impl Ready {
-    /// These stay once they have happened; the others are taken by whom they wake.
+    /// These events stay set. The others are cleared by the task that they wake.
     const STATES: Self = Self(0x1818);
 
-    /// One thing on one side.
+    /// One event of one peer.
     #[must_use]
     pub const fn of(peer: Peer, what: What) -> Self {
         match peer {
@@ -60,7 +60,7 @@ impl Ready {
         }
     }
 
-    /// One thing on both sides.
+    /// One event of both peers.
     #[must_use]
     pub const fn both(what: What) -> Self {
         Self(what as u16 | ((what as u16) << 8))
@@ -113,10 +113,10 @@ impl fmt::Debug for Ready {
     }
 }
 
-/// The connections of one worker, by slot. Shared with the event thread, so behind a lock that is hardly ever
-/// contended: the thread comes only when a direction falls back to userspace.
+/// The connections of one worker, by slot. The event thread shares it, behind a lock with hardly any contention: that
+/// thread takes it only when a direction falls back to userspace.
 #[derive(Debug, Default)]
-pub struct Signals {
+pub struct Wakeups {
     slots: Mutex<Slab<Slot>>,
 }
 
@@ -126,14 +126,13 @@ struct Slot {
     waiting: Option<Waker>,
 }
 
-impl Signals {
+impl Wakeups {
     /// A slot for a new connection.
     pub fn insert(&self) -> usize {
         self.lock().insert(Slot::default())
     }
 
-    /// Frees a slot. What is still on its way to it may reach the slot's next owner, so whatever is raised is a hint
-    /// to look, never a fact.
+    /// Frees a slot. An event under way may reach the slot's next owner, so an event is a hint to check, never a fact.
     pub fn remove(&self, slot: usize) {
         self.lock().try_remove(slot);
     }
@@ -159,7 +158,7 @@ impl Signals {
         }
     }
 
-    /// The same for every connection.
+    /// As [`Self::raise`], for every connection.
     pub fn raise_all(&self, happened: Ready) {
         let waiting: Vec<_> = self.lock().iter_mut().filter_map(|(_, slot)| slot.raise(happened)).collect();
         for waker in waiting {

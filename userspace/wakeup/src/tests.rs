@@ -1,5 +1,5 @@
-//! Where threads meet: one marks what has happened to a connection, another waits for it. Loom takes them through the
-//! orders in which they can come to the lock; a wake-up that is lost is a deadlock to it.
+//! One thread marks an event of a connection, and another waits for it. Loom runs them in all orders in which they can
+//! reach the lock. It reports a lost wake-up as a deadlock.
 
 use std::future::poll_fn;
 
@@ -19,22 +19,22 @@ fn in_all_orders(trial: impl Fn() + Sync + Send + 'static) {
 }
 
 /// As a connection's task waits.
-fn wait(signals: &Signals, slot: usize, wanted: Ready) -> Ready {
-    block_on(poll_fn(|context| signals.poll(slot, wanted, context)))
+fn wait(wakeups: &Wakeups, slot: usize, wanted: Ready) -> Ready {
+    block_on(poll_fn(|context| wakeups.poll(slot, wanted, context)))
 }
 
-fn raise(signals: &Arc<Signals>, slot: usize, happened: Ready) -> thread::JoinHandle<()> {
-    let signals = signals.clone();
-    thread::spawn(move || signals.raise(slot, happened))
+fn raise(wakeups: &Arc<Wakeups>, slot: usize, happened: Ready) -> thread::JoinHandle<()> {
+    let wakeups = wakeups.clone();
+    thread::spawn(move || wakeups.raise(slot, happened))
 }
 
 #[test]
 fn what_happens_while_a_task_goes_to_sleep_wakes_it() {
     in_all_orders(|| {
-        let signals = Arc::new(Signals::default());
-        let slot = signals.insert();
-        let raising = raise(&signals, slot, PASSED);
-        assert_eq!(wait(&signals, slot, PASSED), PASSED);
+        let wakeups = Arc::new(Wakeups::default());
+        let slot = wakeups.insert();
+        let raising = raise(&wakeups, slot, PASSED);
+        assert_eq!(wait(&wakeups, slot, PASSED), PASSED);
         raising.join().expect("nothing panics");
     });
 }
@@ -42,14 +42,14 @@ fn what_happens_while_a_task_goes_to_sleep_wakes_it() {
 #[test]
 fn what_two_threads_tell_at_once_is_heard_of_both() {
     in_all_orders(|| {
-        let signals = Arc::new(Signals::default());
-        let slot = signals.insert();
-        let raising = [raise(&signals, slot, PASSED), raise(&signals, slot, HANG_UP)];
+        let wakeups = Arc::new(Wakeups::default());
+        let slot = wakeups.insert();
+        let raising = [raise(&wakeups, slot, PASSED), raise(&wakeups, slot, HANG_UP)];
         let mut heard = Ready::default();
         while !(heard.any(PASSED) && heard.any(HANG_UP)) {
-            // What stays would be heard again and again.
+            // An event that stays set would be returned again and again.
             let wanted = if heard.any(HANG_UP) { PASSED } else { PASSED | HANG_UP };
-            heard |= wait(&signals, slot, wanted);
+            heard |= wait(&wakeups, slot, wanted);
         }
         for raising in raising {
             raising.join().expect("nothing panics");
@@ -60,30 +60,30 @@ fn what_two_threads_tell_at_once_is_heard_of_both() {
 #[test]
 fn what_is_told_to_all_reaches_who_comes_and_goes() {
     in_all_orders(|| {
-        let signals = Arc::new(Signals::default());
-        let (here, leaving) = (signals.insert(), signals.insert());
+        let wakeups = Arc::new(Wakeups::default());
+        let (here, leaving) = (wakeups.insert(), wakeups.insert());
         let raising = {
-            let signals = signals.clone();
-            thread::spawn(move || signals.raise_all(HANG_UP))
+            let wakeups = wakeups.clone();
+            thread::spawn(move || wakeups.raise_all(HANG_UP))
         };
-        signals.remove(leaving);
-        assert_eq!(wait(&signals, here, HANG_UP), HANG_UP);
+        wakeups.remove(leaving);
+        assert_eq!(wait(&wakeups, here, HANG_UP), HANG_UP);
         raising.join().expect("nothing panics");
-        assert_eq!(signals.len(), 1);
+        assert_eq!(wakeups.len(), 1);
     });
 }
 
 #[test]
 fn what_comes_late_for_one_connection_does_not_keep_the_next_from_waking() {
     in_all_orders(|| {
-        let signals = Arc::new(Signals::default());
-        let slot = signals.insert();
-        let late = raise(&signals, slot, PASSED);
-        signals.remove(slot);
-        let next = signals.insert();
+        let wakeups = Arc::new(Wakeups::default());
+        let slot = wakeups.insert();
+        let late = raise(&wakeups, slot, PASSED);
+        wakeups.remove(slot);
+        let next = wakeups.insert();
         assert_eq!(next, slot, "the slot is used again");
-        let raising = raise(&signals, next, HANG_UP);
-        assert_eq!(wait(&signals, next, HANG_UP), HANG_UP);
+        let raising = raise(&wakeups, next, HANG_UP);
+        assert_eq!(wait(&wakeups, next, HANG_UP), HANG_UP);
         for raising in [late, raising] {
             raising.join().expect("nothing panics");
         }
@@ -103,28 +103,28 @@ fn a_token_survives_the_kernel() {
 #[test]
 fn states_stay_and_edges_are_taken() {
     in_all_orders(|| {
-        let signals = Signals::default();
-        let slot = signals.insert();
+        let wakeups = Wakeups::default();
+        let slot = wakeups.insert();
         let hang_up = Ready::of(Peer::Client, What::HangUp);
         let readable = Ready::of(Peer::Client, What::Readable);
         let context = Context::from_waker(Waker::noop());
-        signals.raise(slot, hang_up | readable);
-        assert_eq!(signals.poll(slot, readable | hang_up, &context), Poll::Ready(readable | hang_up));
-        assert_eq!(signals.poll(slot, readable | hang_up, &context), Poll::Ready(hang_up));
-        assert_eq!(signals.poll(slot, readable, &context), Poll::Pending);
-        signals.clear(slot, hang_up);
-        assert_eq!(signals.poll(slot, readable | hang_up, &context), Poll::Pending);
+        wakeups.raise(slot, hang_up | readable);
+        assert_eq!(wakeups.poll(slot, readable | hang_up, &context), Poll::Ready(readable | hang_up));
+        assert_eq!(wakeups.poll(slot, readable | hang_up, &context), Poll::Ready(hang_up));
+        assert_eq!(wakeups.poll(slot, readable, &context), Poll::Pending);
+        wakeups.clear(slot, hang_up);
+        assert_eq!(wakeups.poll(slot, readable | hang_up, &context), Poll::Pending);
     });
 }
 
 #[test]
 fn peers_do_not_mix() {
     in_all_orders(|| {
-        let signals = Signals::default();
-        let slot = signals.insert();
+        let wakeups = Wakeups::default();
+        let slot = wakeups.insert();
         let context = Context::from_waker(Waker::noop());
-        signals.raise(slot, Ready::of(Peer::Backend, What::Passed));
-        assert_eq!(signals.poll(slot, Ready::of(Peer::Client, What::Passed), &context), Poll::Pending);
-        assert!(signals.poll(slot, Ready::both(What::Passed), &context).is_ready());
+        wakeups.raise(slot, Ready::of(Peer::Backend, What::Passed));
+        assert_eq!(wakeups.poll(slot, Ready::of(Peer::Client, What::Passed), &context), Poll::Pending);
+        assert!(wakeups.poll(slot, Ready::both(What::Passed), &context).is_ready());
     });
 }

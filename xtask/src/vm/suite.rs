@@ -1,5 +1,5 @@
-//! What runs in a guest: the daemon's probes, every integration test of its crate that asks something of the kernel, and
-//! those from end to end that not every kernel can run, as this machine builds them.
+//! The suite that runs in a guest, as this machine builds it: the daemon's probes, the tests of `tests/library`, and the
+//! end-to-end tests that some kernels cannot run.
 
 use std::{
     collections::BTreeSet,
@@ -14,16 +14,21 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use super::{cpio::Archive, module::Module};
-use crate::shell::{self, cargo, find, root};
+use crate::{
+    shell::{self, cargo, find, root},
+    test::WITHOUT_EBPF,
+};
 
-/// The crate whose binary and integration tests these are.
-const PACKAGE: &str = "snisplice";
-/// The crate of the tests from end to end, their binary, and which of them run: of VLANs, which some kernels are built
-/// without. All would take hours.
-const END_TO_END: (&str, &str, &str) = ("snisplice-tests", "e2e", "network::a_vlan");
-/// What these need besides, with its libraries.
+/// The daemon's binary.
+const DAEMON: &str = "snisplice";
+/// The package whose tests all run in a guest.
+const LIBRARY: &str = "tests/library";
+/// The package of the end-to-end tests, their binary, and a filter: tests of VLANs, which some kernels lack. All tests
+/// would take hours.
+const END_TO_END: (&str, &str, &str) = ("tests", "e2e", "network::a_vlan");
+/// Programs that the end-to-end tests call. Their libraries are copied too.
 const PROGRAMS: [&str; 1] = ["ip"];
-/// Where they are in the guest.
+/// The suite's folder in the guest.
 const DIRECTORY: &str = "/suite";
 /// The first process of the guest.
 const INIT: &str = "tests/vm/init";
@@ -35,7 +40,7 @@ pub(super) struct Suite {
     tests: Vec<TestBinary>,
 }
 
-/// One file of `userspace/tests`.
+/// One test binary.
 #[derive(Debug)]
 struct TestBinary {
     name: String,
@@ -66,19 +71,18 @@ pub(super) const TESTS: &str = "tests";
 impl Suite {
     /// Builds all; takes those tests that have `only` in their name or in that of their file.
     pub(super) fn build(only: Option<&str>) -> Result<Self> {
-        let built = build(PACKAGE, "*")?;
-        let daemon = built.iter().find(|built| built.kind == "bin" && built.name == PACKAGE);
-        let daemon = daemon.context("cargo built no daemon")?.path.clone();
+        let daemon = build("build", &["--bins"])?.into_iter().find(|built| built.name == DAEMON);
+        let daemon = daemon.context("cargo built no daemon")?.path;
+        let built = build("test", &["--test", "*", "--no-run"])?;
         let mut tests = Vec::new();
-        for Executable { name, path, .. } in built.into_iter().filter(Executable::is_for_guests) {
+        for Executable { name, path, .. } in built.iter().filter(|built| built.is_test_of(LIBRARY)) {
             let filter = only.filter(|part| !name.contains(part)).map(str::to_owned);
-            tests.push(TestBinary::of(name, path, filter)?);
+            tests.push(TestBinary::of(name.clone(), path.clone(), filter)?);
         }
         let (package, name, filter) = END_TO_END;
         if only.is_none_or(|part| name.contains(part) || filter.contains(part)) {
-            let built = build(package, name)?;
-            let binary = built.into_iter().find(|built| built.kind == "test" && built.name == name);
-            let path = binary.with_context(|| format!("cargo built no {name}"))?.path;
+            let binary = built.iter().find(|built| built.is_test_of(package) && built.name == name);
+            let path = binary.with_context(|| format!("cargo built no {name}"))?.path.clone();
             tests.push(TestBinary::of(name.to_owned(), path, Some(filter.to_owned()))?);
         }
         tests.retain(|binary| !binary.tests.is_empty());
@@ -91,7 +95,7 @@ impl Suite {
     pub(super) fn jobs(&self) -> Vec<Job> {
         let probe = Job {
             kind: PROBE,
-            name: PACKAGE.to_owned(),
+            name: DAEMON.to_owned(),
             program: self.daemon.clone(),
             arguments: vec!["probe".to_owned()],
         };
@@ -159,10 +163,11 @@ impl Suite {
     }
 }
 
-/// Builds a package's tests of this name, and its binaries.
-fn build(package: &str, test: &str) -> Result<Vec<Executable>> {
+/// Builds targets of the whole workspace, as `cargo xtask test` does: a selection of packages would compile the
+/// dependencies again, with other features.
+fn build(subcommand: &str, targets: &[&str]) -> Result<Vec<Executable>> {
     let mut command = cargo();
-    command.args(["test", "--package", package, "--test", test, "--no-run"]);
+    command.args([subcommand, "--workspace"]).args(WITHOUT_EBPF).args(targets);
     command.args(["--message-format", "json-render-diagnostics"]).stderr(Stdio::inherit());
     executables(&shell::output(&mut command)?)
 }
@@ -212,12 +217,15 @@ fn without_debug_information(binary: &Path) -> Result<Vec<u8>> {
 struct Executable {
     kind: String,
     name: String,
+    /// The manifest of its package.
+    manifest: PathBuf,
     path: PathBuf,
 }
 
 impl Executable {
-    fn is_for_guests(&self) -> bool {
-        self.kind == "test"
+    /// Whether it is an integration test of the package in this folder of the repository.
+    fn is_test_of(&self, package: &str) -> bool {
+        self.kind == "test" && self.manifest == root().join(package).join("Cargo.toml")
     }
 }
 
@@ -227,13 +235,15 @@ fn executables(messages: &str) -> Result<Vec<Executable>> {
     for message in messages.lines() {
         let message: Value = serde_json::from_str(message).context("cargo's message is not JSON")?;
         let target = &message["target"];
-        if let (Some("compiler-artifact"), Some(kind), Some(name), Some(path)) = (
+        if let (Some("compiler-artifact"), Some(kind), Some(name), Some(manifest), Some(path)) = (
             message["reason"].as_str(),
             target["kind"][0].as_str(),
             target["name"].as_str(),
+            message["manifest_path"].as_str(),
             message["executable"].as_str(),
         ) {
-            executables.push(Executable { kind: kind.to_owned(), name: name.to_owned(), path: path.into() });
+            let (kind, name) = (kind.to_owned(), name.to_owned());
+            executables.push(Executable { kind, name, manifest: manifest.into(), path: path.into() });
         }
     }
     Ok(executables)
@@ -268,11 +278,13 @@ mod tests {
         let messages = concat!(
             r#"{"reason":"compiler-artifact","target":{"kind":["lib"],"name":"a"},"executable":null}"#,
             "\n",
-            r#"{"reason":"compiler-artifact","target":{"kind":["test"],"name":"relay"},"executable":"/t/relay-1"}"#,
+            r#"{"reason":"compiler-artifact","manifest_path":"/s/Cargo.toml","#,
+            r#""target":{"kind":["test"],"name":"relay"},"executable":"/t/relay-1"}"#,
             "\n",
             r#"{"reason":"build-finished","success":true}"#,
         );
-        let relay = Executable { kind: "test".into(), name: "relay".into(), path: "/t/relay-1".into() };
+        let (kind, name) = ("test".into(), "relay".into());
+        let relay = Executable { kind, name, manifest: "/s/Cargo.toml".into(), path: "/t/relay-1".into() };
         assert_eq!(executables(messages).unwrap(), [relay]);
     }
 

@@ -1,12 +1,16 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::packet::{
+    maps::{END, FIN, FIRST},
+    segment::{Segment, flag},
+};
 
-/// Leg A numbers the way up from 1,000 below the wrap and the way down from 5; leg B otherwise.
+/// Way up begins 1,000 below the wrap on leg A, and way down at 5. Leg B has other numbers.
 const UP: Translation = way(u32::MAX - 999, 5);
 const DOWN: Translation = way(70_000, 90);
 
-/// The same while our own sockets have still to come to rest.
+/// The same while the balancer's sockets still have bytes to deliver.
 const BEGINNING: Translation = Translation { flags: BEGINS, ..DOWN };
 
 const fn way(seq_start: u32, ack_start: u32) -> Translation {
@@ -88,7 +92,7 @@ fn both_fins_and_their_acknowledgements_finish_a_flow() {
     assert!(!flow.see(true, 1_500, 300, 100, flag::FIN));
     assert!(!flow.see(false, 300, 1_601, 0, 0));
     assert_eq!((flow.0.standing(), flow.0.delivered(0), flow.0.delivered(1)), (Standing::Open, 1_600, 300));
-    // Half-closed; the other way goes on.
+    // Half-closed: the other way continues.
     assert!(!flow.see(false, 300, 1_601, 700, flag::FIN));
     assert!(flow.see(true, 1_601, 1_001, 0, 0));
     assert_eq!(flow.0.standing(), Standing::Finished);
@@ -165,7 +169,7 @@ fn a_reset_that_overtook_is_known_by_the_answer() {
     let mut flow = Flow::new();
     flow.see(false, 0, 0, 1_000, 0);
     flow.see(true, 0, 1_000, 0, 0);
-    // 500 bytes before it come later, if at all.
+    // 500 bytes before the reset arrive later or never.
     assert!(!flow.see(false, 1_500, 0, 0, flag::RST));
     assert_eq!(flow.0.standing(), Standing::Open, "the receiver may not have been there yet");
     assert!(flow.see(true, 0, 0, 0, flag::RST));
@@ -181,7 +185,7 @@ fn at_rest() -> Flow {
     flow
 }
 
-/// Both finish in good order.
+/// Both ends finish in good order.
 fn finish(flow: &mut Flow) {
     assert!(!flow.see(true, 1_000, 300, 0, flag::FIN));
     assert!(!flow.see(false, 300, 1_001, 0, flag::FIN));
@@ -205,20 +209,20 @@ fn what_lies_outside_the_window_changes_nothing() {
             }
         }
     }
-    // What was never sent.
+    // Bytes that were never sent.
     let mut flow = Flow(rest.0);
     flow.see(true, 1_000, 1 << 20, 100, 0);
     assert_eq!((flow.0.ways[0].acked, flow.0.ways[0].sent), (300, 1_100));
 }
 
-/// Its receiver has all of it, a FIN included: it looks at the acknowledgement, and at nothing else.
+/// The receiver has all bytes, a FIN included. It evaluates the acknowledgement only.
 #[test]
 fn what_ends_where_the_receiver_has_acknowledged_to_ends_nothing() {
     for payload in [0, 1, 400] {
         for flags in [flag::FIN, flag::RST, flag::FIN | flag::RST] {
             let len = payload + u32::from(flags & flag::FIN != 0);
             if len == 0 {
-                // A reset with the very number.
+                // A reset with the expected number.
                 continue;
             }
             let mut flow = at_rest();
@@ -339,14 +343,14 @@ fn the_end_is_told_once() {
     assert_eq!(flow.told(false, 300, 1_000, 10, 0), 0);
 }
 
-/// What goes round is known, whatever other programs write into it, and if it is not, it ends.
+/// A copy is identified whatever other programs write into it, and an unidentified copy ends.
 #[test]
 fn a_copy_is_known_by_what_was_noted() {
     let way = Translation { own: 5_000, ..UP };
     let mut state = State::new([0, 5_000], [60_000, 60_000]);
     let ack = |acked: u64, payload: u32| segment(&UP, 0, acked, payload, 0);
     let [up, down] = &mut state.ways;
-    // Like the program: true if the packet goes to our own socket too.
+    // As the program does: true if the packet goes to the balancer's socket, too.
     let mut sees = |segment: &Segment| {
         if up.is_copy(segment) {
             return None;
@@ -359,13 +363,13 @@ fn a_copy_is_known_by_what_was_noted() {
         Some(copies)
     };
     assert_eq!(sees(&ack(1_000, 0)), Some(true));
-    // Others overtake it: one that says nothing new has its turn later.
+    // Other packets overtake the copy: a packet without news is copied later.
     assert_eq!(sees(&ack(1_000, 100)), Some(false));
     assert_eq!(sees(&ack(900, 0)), Some(false));
     assert_eq!(sees(&ack(1_000, 0)), None);
     assert_eq!(sees(&ack(1_000, 0)), Some(true), "the same again is worth a copy");
     assert_eq!(sees(&ack(1_000, 0)), None);
-    // Two under way: the first one is not known again, and not copied again.
+    // Two copies are under way: the first one is not identified, and not copied again.
     assert_eq!(sees(&ack(2_000, 0)), Some(true));
     assert_eq!(sees(&ack(3_000, 0)), Some(true));
     assert_eq!(sees(&ack(2_000, 0)), Some(false));
@@ -379,7 +383,7 @@ fn a_copy_is_known_by_what_was_noted() {
     assert_eq!(sees(&ack(5_000, 0)), Some(false), "our own socket knows all");
 }
 
-/// A program before ours hides from ours what comes by once more: still nothing goes round for ever.
+/// A preceding program hides the copy from this one: there is still no endless loop.
 #[test]
 fn copies_that_are_never_known_again_end() {
     let way = Translation { own: 5_000, ..UP };
@@ -419,7 +423,7 @@ fn our_own_sockets_say_only_what_is_still_to_be_said() {
     down.acked = 500;
     assert_eq!(decide_egress(CARRY, &BEGINNING, down, up, &own(0, 500, 0)), EgressAction::Pass);
     assert_eq!(down.asked, 1, "the socket has not heard that it arrived");
-    // A byte more than was known is known now.
+    // The acknowledgement covers one byte more than before.
     assert_eq!(decide_egress(CARRY, &BEGINNING, down, up, &own(0, 501, 0)), EgressAction::Pass);
     assert_eq!(up.sent, 501);
     assert_eq!(decide_egress(OFF, &BEGINNING, down, up, &own(0, 0, 0)), EgressAction::Pass);
@@ -429,7 +433,7 @@ fn our_own_sockets_say_only_what_is_still_to_be_said() {
 fn our_own_sockets_acknowledge_nothing_too_old() {
     let mut state = State::new([500, 0], [0, 0]);
     let [up, down] = &mut state.ways;
-    // Our own socket has received 40 bytes from the backend, and the client all in all 100,000.
+    // The balancer's socket has received 40 bytes from the backend, and the client 100,000 in total.
     let own = Segment {
         seq: DOWN.ack_start,
         ack: DOWN.seq_start.wrapping_add(40),
@@ -450,7 +454,7 @@ fn our_own_sockets_acknowledge_nothing_too_old() {
 
 #[test]
 fn our_own_sockets_hear_what_they_wait_for() {
-    // On leg B our own socket has 500 bytes to deliver, and expects what follows 40 that it has received.
+    // On leg B the balancer's socket has 500 bytes to deliver, and expects the byte behind 40 received ones.
     let way = Translation { own: 500, expected: DOWN.seq_start.wrapping_add(40), ..DOWN };
     let ack = |position: u32| DOWN.ack_start.wrapping_add(position);
     let mut track = Track::default();
@@ -491,7 +495,7 @@ fn a_reset_of_ours_has_the_numbers_that_the_peer_expects() {
     flow.see(false, 300, 1_500, 50, 0);
     let [up, down] = &mut flow.0.ways;
     let reset = Segment { flags: flag::RST | flag::ACK, ..Segment::default() };
-    // To the client, to whom 350 were sent, and who has sent 1,500 from 1,000 below the wrap.
+    // To the client, which was sent 350 bytes, and has sent 1,500 from 1,000 below the wrap.
     assert_eq!(decide_egress(RESET, &UP, up, down, &reset), EgressAction::Rewrite { seq: 355, ack: 500 });
     for mode in [RESET, CARRY] {
         assert_eq!(
@@ -499,7 +503,7 @@ fn a_reset_of_ours_has_the_numbers_that_the_peer_expects() {
             EgressAction::Rewrite { seq: 1_590, ack: 70_350 }
         );
     }
-    // The stack's answer to what the peer says.
+    // The stack's answer to a packet of the peer.
     let answer = Segment { flags: flag::RST, seq: 77, ..reset };
     assert_eq!(decide_egress(RESET, &UP, up, down, &answer), EgressAction::Pass);
     assert_eq!(
@@ -526,7 +530,7 @@ fn what_dying_sockets_say_of_a_flow_that_is_kept_is_dropped() {
         );
     }
     assert_eq!(up.sent, 500);
-    // What has come to rest may still ask.
+    // An idle socket may still probe.
     down.acked = 500;
     assert_eq!(
         decide_egress(KEPT, &Translation { own: 500, ..DOWN }, down, up, &empty(499, flag::ACK)),
@@ -543,7 +547,7 @@ fn what_comes_past_the_programs_is_noticed_once() {
     let way = Translation { own: 500, ..DOWN };
     let empty =
         |at: u32| Segment { seq: DOWN.ack_start.wrapping_add(at), flags: flag::ACK, ..Segment::default() };
-    // Of all that it has sent: it has been sent something that it does not expect.
+    // The socket acknowledges everything that it has sent, in response to an unexpected packet.
     assert_eq!(
         decide_egress(CARRY, &Translation { flags: BEGINS, ..way }, down, up, &empty(500)),
         EgressAction::Pass
@@ -554,7 +558,7 @@ fn what_comes_past_the_programs_is_noticed_once() {
     assert_eq!(down.marks & BYPASSED, BYPASSED);
     assert_eq!(decide_egress(KEPT, &way, down, up, &empty(500)), EgressAction::Drop);
     assert_eq!(decide_egress(HOLD, &way, down, up, &empty(9_000)), EgressAction::Drop);
-    // Where does the peer stand?
+    // A probe of the peer's position.
     assert_eq!(decide_egress(HOLD, &way, down, up, &empty(499)), EgressAction::Pass);
 }
 
@@ -569,7 +573,7 @@ fn a_timestamp_is_found_where_nearly_all_put_it() {
 }
 
 proptest! {
-    /// Whatever comes, positions only grow, and nothing is acknowledged that was not sent.
+    /// For any sequence of packets, positions only grow, and no unsent byte is acknowledged.
     #[test]
     fn nothing_goes_backwards(packets in proptest::collection::vec(
         (any::<bool>(), any::<[u32; 2]>(), any::<u16>(), any::<u8>(), 0_u32..70_000), 0..40,

@@ -12,7 +12,7 @@ use super::{
     *,
 };
 
-/// How the packet goes, and how packets come back from where it goes.
+/// The translation of the packet, and that of packets from its destination.
 fn ways() -> impl Strategy<Value = [Translation; 2]> {
     (any::<[[u32; 4]; 4]>(), any::<[u32; 4]>(), 0_u32..=14, any::<bool>()).prop_map(
         |([sender, front, rear, receiver], [ports, seq, ack, ports_back], scale, v6)| {
@@ -40,7 +40,7 @@ fn ways() -> impl Strategy<Value = [Translation; 2]> {
     )
 }
 
-/// The same sum may show as either zero, and which does not matter to a receiver.
+/// A sum may appear as either zero, which a receiver ignores.
 fn one_zero(sum: u16) -> u16 {
     if sum == 0xffff { 0 } else { sum }
 }
@@ -58,7 +58,7 @@ fn sent_on(fixed: [u8; TCP_MIN], ways: &[Translation; 2], pseudo: Change) -> [[u
     [first, then]
 }
 
-/// An error about the packet: the header, what is in it, and the sum over it all.
+/// The sum over a whole error: its header and the quotation.
 fn sum_with(ip: &[u8], tcp: &[u8]) -> u16 {
     fold(sum_of(ip) + sum_of(tcp))
 }
@@ -76,7 +76,7 @@ proptest! {
             let message = too_large_v4(header.first_chunk_mut().unwrap(), mtu);
             (message, &ip[..IPV4_BYTES], &header[..IPV4_BYTES])
         };
-        // From the one that it was sent to, to the one who sent it.
+        // From the packet's destination to its sender.
         let (at, size) = if v6 { (8, 16) } else { (12, 4) };
         prop_assert_eq!(&header[at..at + size], &ip[at + size..]);
         prop_assert_eq!(&header[at + size..], &ip[at..at + size]);
@@ -95,7 +95,7 @@ proptest! {
             prop_assert_eq!((&message[..2], u32::from(told)), (&[3, 4][..], mtu));
             0
         };
-        // As it is, and as a device leaves it.
+        // With the checksum, and as it is before the device computes it.
         let mut filled = quoted;
         filled[TCP_CHECKSUM..TCP_CHECKSUM + 2].fill(0xff);
         for quoted in [quoted, filled] {
@@ -112,7 +112,7 @@ proptest! {
         let ways = ways.map(|way| Translation { remote: mapped(way.remote[3]), local: mapped(way.local[3]), ..way });
         let mut first = [0; IPV4_BYTES];
         first[..12].copy_from_slice(&low);
-        // What the program sends with, so that it need not be restored.
+        // Values that the program sets on every packet, so that they need no restoration.
         first[8] = HOPS;
         first[12..16].copy_from_slice(&ways[1].remote[3].to_ne_bytes());
         first[16..20].copy_from_slice(&ways[1].local[3].to_ne_bytes());
@@ -148,7 +148,7 @@ proptest! {
         let mut first = [0; IPV6_BYTES];
         first[..8].copy_from_slice(&low);
         first[7] = HOPS;
-        // Of the class of service, the marks alone.
+        // Only the ECN marks of the traffic class.
         first[0] &= 0xf0;
         first[1] &= 0x3f;
         let words = |address: [u32; 4]| address.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<_>>();

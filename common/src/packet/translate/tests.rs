@@ -41,7 +41,7 @@ fn way() -> impl Strategy<Value = Translation> {
     )
 }
 
-/// Options as stacks send them, at even and odd offsets, and what no stack sends.
+/// Options as stacks send them, at even and odd offsets, and invalid ones.
 fn options() -> impl Strategy<Value = Vec<u8>> {
     let timestamps = any::<[u8; 8]>().prop_map(|body| [&[8, 10], &body[..]].concat());
     let sack = (1_usize..=4).prop_flat_map(|blocks| {
@@ -80,7 +80,7 @@ proptest! {
 
     #[test]
     fn there_and_back_is_the_identity(fixed: [u8; TCP_MIN], options in options(), way in way()) {
-        // A window loses what the other scale cannot say, and marks are cleared for good.
+        // A window loses what the other scale cannot say, and marks are cleared permanently.
         let way = Translation { scale_to: way.scale_from, flags: ECN, ..way };
         let (original, length) = header(fixed, &options);
         let mut bytes = original;
@@ -97,7 +97,7 @@ proptest! {
         let (original, length) = header(fixed, &options);
         let mut bytes = original;
         let _ = translate(&mut bytes, length, &way);
-        // Data offset, checksum, urgent pointer, and what lies behind.
+        // Data offset, checksum, urgent pointer, and the bytes behind the header.
         prop_assert_eq!(bytes[12], original[12]);
         prop_assert_eq!(&bytes[16..20], &original[16..20]);
         prop_assert_eq!(&bytes[length..], &original[length..]);
@@ -112,7 +112,7 @@ proptest! {
         let real = u64::from(window) << way.scale_from;
         let told = u64::from(way.window(window)) << way.scale_to;
         prop_assert!(told <= real);
-        // And no smaller than the other scale makes it.
+        // The window is not smaller than the other scale requires.
         let best = (real >> way.scale_to).min(0xffff) << way.scale_to;
         prop_assert_eq!(told, best);
     }
@@ -137,7 +137,7 @@ proptest! {
         let (original, length) = header(fixed, &options);
         let sum = |tcp: &[u8; TCP_BYTES]| sum_of(&tcp[..length]) + 6 + u32::try_from(length).unwrap();
         let mut bytes = original;
-        // As the kernel sums up: words in the order of memory.
+        // As the kernel's helper: words in memory byte order.
         let in_memory = |parts: [&[u8]; 2]| {
             let pairs = parts.into_iter().flat_map(|part| part.chunks_exact(2));
             pairs.map(|pair| u32::from(u16::from_ne_bytes([pair[0], pair[1]]))).sum::<u32>()
@@ -227,7 +227,7 @@ fn timestamps_and_blocks_are_found_behind_padding() {
 
 #[test]
 fn at_first_no_echo_is_older_than_the_flow() {
-    // Around the wrap, too.
+    // Also around the wrap.
     let way = Translation { least_echo: 3, flags: BEGINS, ..WAY };
     for (echo, of, when_begun) in [(12, 3, 3), (13, 4, 4), (11, 2, 3), (0, 0_u32.wrapping_sub(9), 3)] {
         for (way, expected) in [(WAY, of), (way, when_begun)] {

@@ -8,7 +8,7 @@ use strum::VariantArray as _;
 use super::{Programs, stats::TakenBack};
 use crate::metrics::{by_reason, counters, labels::PacketIneligible};
 
-/// Shows what the loaded programs have counted.
+/// Collects the counters of the loaded programs.
 pub struct PacketCounters(pub Arc<Programs>);
 
 impl fmt::Debug for PacketCounters {

@@ -1,4 +1,4 @@
-//! What the packet programs report of flows: their tasks are woken when a flow may have ended, the rest is counted.
+//! The packet programs' events: the task of a flow that may have ended is woken. Other events are counted.
 
 use std::sync::{
     Arc,
@@ -14,13 +14,13 @@ use crate::bpf::{
     wakeup::{Ready, Token, What},
 };
 
-/// What a flow's task waits for: that it should look.
+/// The readiness that a flow's task waits for: it has to check the flow.
 pub(crate) const LOOK: Ready = Ready::both(What::Passed);
 
 /// The thread's name.
 pub(super) const THREAD: &str = "flow-endings";
 
-/// Events so far, by their kind.
+/// The number of events, by kind.
 #[derive(Debug, Default)]
 pub struct EventCounters {
     first: AtomicU64,
@@ -28,7 +28,7 @@ pub struct EventCounters {
 }
 
 impl EventCounters {
-    /// Ways whose first packet was sent on.
+    /// Ways whose first packet was forwarded.
     #[must_use]
     pub fn first(&self) -> u64 {
         self.first.load(Relaxed)
@@ -53,7 +53,7 @@ impl EventCounters {
 pub(super) struct FlowEvents {
     totals: Arc<PerCpuArray<MapData, Totals>>,
     counters: Arc<EventCounters>,
-    /// Lost events that were made up for.
+    /// Lost events that were compensated for.
     lost: u64,
 }
 

@@ -1,5 +1,5 @@
-//! Whose packets are not carried: those of clients that are denied, and those that come in by a side on which the host would not
-//! take them either.
+//! The packets that are dropped: those of denied clients, and those that arrive by a device on which the host would
+//! drop them, too.
 
 use std::{collections::BTreeSet, fs, net::IpAddr};
 
@@ -11,7 +11,7 @@ use snisplice_config::networks::{Network, Networks};
 /// Bits of a mapped address before those of IPv4.
 const MAPPED_BITS: u32 = 96;
 
-/// The maps of both.
+/// The maps of both filters.
 pub(super) struct Filters {
     denied: LpmTrie<MapData, [u32; 4], u32>,
     strict: HashMap<MapData, u32, u32>,
@@ -22,7 +22,7 @@ impl Filters {
         Ok(Self { denied: denied.try_into()?, strict: strict.try_into()? })
     }
 
-    /// Denies these and no others. One that stays is denied all the while.
+    /// Denies these networks and no others. A network that stays is denied without a gap.
     pub(super) fn deny(&mut self, networks: &Networks) -> Result<(), MapError> {
         let before = self.denied.keys().map(|key| key.map(|key| (key.prefix_len(), key.data())));
         let before: BTreeSet<_> = before.collect::<Result<_, _>>()?;
@@ -36,7 +36,7 @@ impl Filters {
         Ok(())
     }
 
-    /// Looks whether the host takes packets on a device only from whom it would answer over it.
+    /// Reads whether a device has a strict reverse-path filter.
     pub(super) fn heed_reverse_path(&mut self, device: u32) -> Result<(), MapError> {
         if is_strict(device) {
             return self.strict.insert(device, 1, 0);
@@ -51,7 +51,7 @@ impl Filters {
     }
 }
 
-/// A network as the map has it.
+/// A network as a key of the map.
 fn key(network: &Network) -> (u32, [u32; 4]) {
     match network.parts() {
         (IpAddr::V4(address), bits) => {
@@ -68,7 +68,7 @@ fn key(network: &Network) -> (u32, [u32; 4]) {
 
 /// The larger of two settings counts (Documentation/networking/ip-sysctl.rst). IPv6 has none.
 fn is_strict(device: u32) -> bool {
-    // Any socket will do to ask for devices.
+    // Any socket can be used for requests about devices.
     let Ok(asker) = socket(AddressFamily::INET, SocketType::DGRAM, None) else { return false };
     let Ok(name) = index_to_name_inlined(&asker, device) else { return false };
     let of = |name: &str| {

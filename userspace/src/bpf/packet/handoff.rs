@@ -1,4 +1,4 @@
-//! Maps that two processes share while one takes over from the other: places are given away by one of them only.
+//! Maps that two processes share during a takeover. Only one of them gives out slots.
 
 use std::{
     io,
@@ -10,14 +10,14 @@ use super::{LOOK, Programs};
 use crate::takeover::Channel;
 
 impl Programs {
-    /// What another process needs to share the maps, if they are pinned: the directory's name, how many places there are,
-    /// and the lock.
+    /// The resources that another process needs to share pinned maps: the directory's name, the number of slots, and
+    /// the lock.
     pub fn share(&self) -> io::Result<Option<(String, u32, OwnedFd)>> {
         let Some(pins) = &self.pins else { return Ok(None) };
         Ok(pins.share()?.map(|(directory, lock)| (directory, self.flows, lock)))
     }
 
-    /// Gives no place away any more, and tells which are in use.
+    /// Stops giving out slots, and returns those in use.
     pub fn freeze(&self) -> Vec<u32> {
         let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         self.frozen.store(true, Relaxed);
@@ -36,17 +36,17 @@ impl Programs {
         self.free.lock().unwrap_or_else(PoisonError::into_inner).contains(&flow)
     }
 
-    /// Goes on as before [`Programs::freeze`]: nobody takes over. Devices may have the other process' programs.
+    /// Reverts [`Programs::freeze`]: no process takes over. Devices may have the other process's programs.
     pub fn thaw(&self) {
-        // What is pinned stays.
+        // The pins stay.
         self.links.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.take_devices();
         self.frozen.store(false, Relaxed);
-        // What ended meanwhile was told to others.
+        // Flows that ended meanwhile were reported to the other process.
         self.events.raise_all(LOOK);
     }
 
-    /// Has all flows go over to a process that shares the maps, as soon as each can.
+    /// Hands all flows over to a process that shares the maps, as soon as each flow is ready.
     pub fn pass_on(&self, to: Arc<Channel>) {
         if let Some(pins) = &self.pins {
             pins.disown();
@@ -56,7 +56,7 @@ impl Programs {
         self.events.raise_all(LOOK);
     }
 
-    /// By which flows go over to another process, if they shall.
+    /// The channel by which flows are handed over, if there is one.
     #[must_use]
     pub fn successor(&self) -> Option<&Arc<Channel>> {
         self.successor.get()
@@ -67,7 +67,7 @@ impl Programs {
         self.succeeded.cancelled().await;
     }
 
-    /// Makes what is pinned ours: the process that shared it has given it up.
+    /// Takes ownership of the pins: the process that shared them has released them.
     pub fn own_pins(&self) {
         if let Some(pins) = &self.pins {
             pins.own();

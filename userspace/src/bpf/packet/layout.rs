@@ -1,4 +1,4 @@
-//! Where the running kernel keeps what the look at a socket reads.
+//! The offsets of the kernel's fields that the snapshot of a socket reads.
 
 use snisplice_common::packet::socket_info::global;
 
@@ -9,7 +9,7 @@ use crate::bpf::layout::{LayoutError, Types};
 pub(super) struct Layout([(&'static str, u32); 11]);
 
 impl Layout {
-    /// Looks them up in the kernel's types.
+    /// Reads the offsets from the kernel's types.
     pub(super) fn of_running_kernel() -> Result<Self, LayoutError> {
         let types = Types::of_running_kernel()?;
         let tcp = |path: &[&str]| types.offset("tcp_sock", path);

@@ -1,8 +1,8 @@
-//! What keeps flows alive while no process serves them: maps and links that are pinned in bpffs.
+//! The pins in bpffs that keep maps and links alive while no process serves the flows.
 //!
-//! Each network namespace has a directory of its own, and one process at a time holds its lock. What an earlier process
-//! has left there is taken over if its maps are laid out as ours are; else it is removed, and with the programs gone
-//! from the devices, the kernel resets the flows at their next packet.
+//! Each network namespace has its own directory, and one process at a time holds its lock. Pins of an earlier process
+//! are adopted if the layout of the maps is the same. Otherwise they are removed. Without programs on the devices, the
+//! kernel then resets the flows at their next packet.
 
 use std::{
     fs, io,
@@ -35,14 +35,14 @@ use snisplice_common::packet::{
 };
 use thiserror::Error;
 
-/// Where everybody's bpffs is mounted.
+/// The mount point of the bpffs that all processes share.
 const BPFFS: &str = "/sys/fs/bpf";
-/// Of ours in there.
+/// The daemon's directory in it.
 const DIRECTORY: &str = "snisplice";
 /// `BPF_FS_MAGIC`.
 const MAGIC: u32 = 0xcafe_4a11;
 
-/// How long a process that was killed may take to be gone.
+/// Limit of the time for the end of a killed process.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Why nothing can be pinned.
@@ -63,7 +63,7 @@ pub enum PinsError {
     /// Somebody else could move or hold what is pinned there.
     #[error("{0} {1}")]
     Unsafe(PathBuf, String),
-    /// It is of another version.
+    /// The pins have another layout.
     #[error("pins are in {0} there, and in {1} here")]
     Other(String, String),
 }
@@ -84,11 +84,11 @@ impl Hook {
     }
 }
 
-/// The pins of this network namespace, which are ours alone.
+/// The pins of this network namespace.
 #[derive(Debug)]
 pub struct Pins {
     directory: PathBuf,
-    /// Whether they are not ours to remove: they are gone, and the directory may be another process' then, or another
+    /// Whether another process owns the pins. They were removed, and the directory may be another process's, or another
     /// process shares them.
     foreign: AtomicBool,
     /// Until another process has it alone.
@@ -96,7 +96,8 @@ pub struct Pins {
 }
 
 impl Pins {
-    /// Takes possession of them. Those of other layouts are removed, and those of network namespaces that are gone.
+    /// Takes ownership of the pins. Removes those of other layouts, and those of network namespaces that no longer
+    /// exist.
     pub fn take() -> Result<Self, PinsError> {
         if KernelVersion::current().is_ok_and(|version| version < KernelVersion::new(6, 6, 0)) {
             return Err(PinsError::Kernel);
@@ -140,14 +141,14 @@ impl Pins {
         Ok(Self { directory, foreign: AtomicBool::new(true), lock: Mutex::new(Some(lock)) })
     }
 
-    /// What [`Pins::inherit`] wants.
+    /// The arguments of [`Pins::inherit`].
     pub(super) fn share(&self) -> io::Result<Option<(String, OwnedFd)>> {
         let lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         let (Some(lock), Some(name)) = (&*lock, self.directory.file_name()) else { return Ok(None) };
         Ok(Some((name.to_string_lossy().into_owned(), lock.try_clone()?)))
     }
 
-    /// Makes them ours, since the process that shared them gives them up.
+    /// Takes ownership, since the process that shared the pins releases them.
     pub(super) fn own(&self) {
         self.foreign.store(false, Relaxed);
     }
@@ -209,12 +210,12 @@ impl Pins {
         })
     }
 
-    /// Where this map is pinned.
+    /// The pin of this map.
     pub(super) fn map(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }
 
-    /// Where the link is pinned that keeps a program on a device.
+    /// The pin of the link between a program and a device.
     pub(super) fn link(&self, device: u32, hook: Hook) -> PathBuf {
         self.directory.join(format!("{device}-{}", hook.label()))
     }
@@ -235,7 +236,7 @@ impl Pins {
         }
     }
 
-    /// Removes everything: what is pinned lives on only as long as somebody has it open.
+    /// Removes all pins. A pinned object then lives only while a process has it open.
     pub(super) fn remove(&self) {
         if !self.foreign.swap(true, Relaxed) {
             remove(&self.directory);
@@ -247,7 +248,7 @@ impl Pins {
     }
 }
 
-/// The directory above those of the network namespaces. It is ours alone, and nobody else can put another in its place.
+/// The directory above those of the network namespaces. Only this user can change or replace it.
 fn parent() -> Result<PathBuf, PinsError> {
     let mount =
         open(BPFFS, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(|_| PinsError::NoBpffs)?;
@@ -268,7 +269,7 @@ fn parent() -> Result<PathBuf, PinsError> {
     }
 }
 
-/// Whether nobody but user `own` and root can rename what is in a directory of this owner and mode.
+/// Whether only user `own` and root can rename entries of a directory with this owner and mode.
 fn names_are_kept(owner: u32, mode: u32, own: u32) -> Result<(), String> {
     const OTHERS_WRITE: u32 = 0o022;
     const STICKY: u32 = 0o1000;
@@ -281,7 +282,8 @@ fn names_are_kept(owner: u32, mode: u32, own: u32) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether a directory is this user's alone. One that an earlier version has left open to others is closed to them.
+/// Whether only this user can change a directory. One that an earlier version has left open to others is closed to
+/// them.
 fn is_ours(directory: &Path) -> Result<(), PinsError> {
     const OTHERS: u32 = 0o077;
     let failed = |error: Errno| PinsError::Directory(directory.to_owned(), error.into());
@@ -312,7 +314,7 @@ fn own_name() -> io::Result<String> {
     Ok(format!("{}-{}", name::LAYOUT, fs::metadata("/proc/thread-self/ns/net")?.ino()))
 }
 
-/// What names of all layouts end with.
+/// The common end of the names of all layouts.
 fn suffix(own: &str) -> &str {
     own.find('-').map_or(own, |at| &own[at..])
 }
@@ -322,13 +324,13 @@ fn entries(directory: &Path) -> Vec<String> {
     entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
 
-/// Whether nothing comes by the programs of a directory: no device is left that they were on.
+/// Whether no packet passes the programs of a directory: all devices that they were on are gone.
 fn is_abandoned(directory: &Path) -> bool {
     let mut links = entries(directory).into_iter().filter(|name| name.contains('-'));
     links.all(|link| device_of(&directory.join(link)) == Some(0))
 }
 
-/// The device that a pinned link is on, 0 once that is gone. The library does not say, but the kernel does of each
+/// The device of a pinned link, 0 if it no longer exists. aya does not return it, but the kernel shows it for each
 /// descriptor (Linux 6.6).
 fn device_of(link: &Path) -> Option<u32> {
     let link = FdLink::from(PinnedLink::from_pin(link).ok()?);

@@ -1,8 +1,8 @@
-//! Flows follow the routing: a thread that hears of changed links, addresses, rules and routes, has the programs on every
-//! device that routes may lead to, and looks again where the packets of each flow leave this host.
+//! Flows follow the routing. This thread receives changes of links, addresses, rules and routes. It attaches the
+//! programs to every device that routes may lead to, and finds the outgoing device of each flow's packets again.
 //!
-//! What it finds it notes ([`Lead`]) and wakes the flow's task, which alone writes the flow's rules. The kernel keeps the next
-//! hop's hardware address up to date by itself (`bpf_redirect_neigh`), so that neighbours are no matter of this thread.
+//! It records the result ([`Lead`]) and wakes the flow's task, which alone writes the flow's rules. The kernel itself
+//! keeps the next hop's hardware address up to date (`bpf_redirect_neigh`), so this thread ignores neighbours.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -34,27 +34,28 @@ use crate::{
     net::rtnetlink::{Asker, Changes, Hop},
 };
 
-/// Between one look at all flows and the next, at least: a routing daemon that reconverges changes thousands of routes one by
+/// Shortest time between two checks of all flows. A routing daemon that reconverges changes thousands of routes one by
 /// one, and the first of them may be all that matters.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// And so many times as long as the look took, so that a network that never rests takes a fifth of a processor at most.
+/// The pause is at least this multiple of a check's duration, so that a network without rest takes a fifth of a
+/// processor at most.
 const SHARE: u32 = 4;
 
-/// How often it is looked whether flows stand still, while there are any.
+/// The period of the checks for stalled flows, while there are any flows.
 const SWEEP: Duration = Duration::from_secs(2);
 
 /// When it is tried again after the kernel did not answer.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// Where the packets that a way sends on should leave this host, as the routing is now.
+/// The outgoing device of a way's packets by the present routing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lead {
     /// As the flow's rules have had it from the beginning.
     Unchanged,
     /// By the device with this index, which has the programs.
     Device(u32),
-    /// Where no program can send it: by a device without Ethernet headers, or to this very host.
+    /// No program can send the packets: to a device without Ethernet headers, or to this host.
     Beyond,
 }
 
@@ -84,12 +85,12 @@ const STALLED: u8 = 1;
 /// [`Routes::stalls`]: the client, the backend may not be there.
 const DOUBTED: [u8; 2] = [2, 4];
 
-/// What the thread and the workers share.
+/// The state that the thread and the workers share.
 #[derive(Debug)]
 pub(super) struct Routes {
-    /// By place: up in the lower half, down in the upper one.
+    /// By slot: up in the lower half, down in the upper one.
     leads: Box<[AtomicU64]>,
-    /// By place: [`STALLED`], [`DOUBTED`], several or nothing.
+    /// By slot: [`STALLED`], [`DOUBTED`], several or nothing.
     stalls: Box<[AtomicU8]>,
     /// Places that are to be looked at although nothing has changed since.
     asked: Mutex<Vec<u32>>,
@@ -139,7 +140,7 @@ impl Routes {
     }
 
     pub(super) fn ring(&self) {
-        // It is full only if nobody listens.
+        // The pipe is full only if the thread does not read.
         let _ = write(&self.bell, &1_u64.to_ne_bytes());
     }
 }
@@ -160,7 +161,7 @@ impl Drop for Watcher {
             // The thread itself may be the last to let go.
             && thread.thread().id() != thread::current().id()
         {
-            // It ends in the ordinary way or has panicked, which was reported then.
+            // The thread has ended normally, or has panicked, which the panic hook has logged.
             let _ = thread.join();
         }
     }
@@ -183,7 +184,7 @@ impl Programs {
             changes: Changes::new()?,
             stop: stop.clone(),
         };
-        // What is there already has the programs before anything is carried.
+        // Existing devices get the programs before any flow begins.
         thread.attach(self)?;
         self.routes.watching.store(true, Relaxed);
         let routes = self.routes.clone();
@@ -192,7 +193,7 @@ impl Programs {
         Ok(())
     }
 
-    /// Where the ways of a flow lead now.
+    /// The outgoing devices of a flow's ways.
     #[must_use]
     pub fn leads(&self, flow: u32) -> [Lead; 2] {
         let packed = self.routes.leads.get(flow as usize).map_or(0, |place| place.load(Relaxed));
@@ -201,7 +202,7 @@ impl Programs {
         halves.map(Lead::unpack)
     }
 
-    /// Whether a flow stands still for a reason that nobody foresaw.
+    /// Whether a flow is stalled for an unknown reason.
     #[must_use]
     pub fn is_stalled(&self, flow: u32) -> bool {
         self.routes.stalls.get(flow as usize).is_some_and(|place| place.load(Relaxed) & STALLED != 0)
@@ -214,14 +215,14 @@ impl Programs {
         DOUBTED.map(|doubted| noted & doubted != 0)
     }
 
-    /// Forgets what was found of the flow that had this place before.
+    /// Clears the results of the former flow in this slot.
     pub(super) fn forget_found(&self, flow: u32) {
         self.routes.note(flow, [Lead::Unchanged; 2]);
         self.routes.note_stall(flow, Found::default());
     }
 
-    /// Has the thread look where a flow leads that has just begun, if the routing has changed within `age`: its sockets may
-    /// have kept a route since then.
+    /// Has the thread find the devices of a flow that has just begun, if the routing has changed within `age`: its
+    /// sockets may have cached an older route.
     pub fn look_where_it_leads(&self, flow: u32, age: Duration) {
         let changed = Duration::from_millis(self.routes.changed.load(Relaxed));
         if changed.is_zero() || self.routes.began.elapsed() > changed + age {
@@ -231,7 +232,7 @@ impl Programs {
         self.routes.ring();
     }
 
-    /// Counts ways that go on over another device.
+    /// Counts ways that continue over another device.
     pub fn count_moved(&self, ways: u64) {
         self.routes.moved.fetch_add(ways, Relaxed);
     }
@@ -242,7 +243,7 @@ impl Programs {
         self.routes.moved.load(Relaxed)
     }
 
-    /// How often the routing has changed, bursts counted once.
+    /// The number of changes of the routing. A burst counts once.
     #[must_use]
     pub fn route_changes(&self) -> u64 {
         self.routes.looks.load(Relaxed)
@@ -259,7 +260,7 @@ struct Thread {
     routes: Arc<Routes>,
     rules: Array<MapData, Rules>,
     states: Array<MapData, State>,
-    /// By place, of flows that were looked at.
+    /// By slot, of the checked flows.
     stalls: HashMap<u32, Stall>,
     asker: Asker,
     changes: Changes,
@@ -322,7 +323,7 @@ impl Thread {
         }
     }
 
-    /// Looks whether flows stand still, and wakes those who look after them.
+    /// Checks for stalled flows, and wakes their tasks.
     fn sweep(&mut self, programs: &Programs) {
         /// Not while a program changes it: `BPF_F_LOCK`, kernel 5.1.
         const LOCKED: u64 = 4;
@@ -399,7 +400,7 @@ impl Thread {
                     Lead::Device(device)
                 }
                 Hop::Device(_) | Hop::Local => Lead::Beyond,
-                // There may be a route again in a moment. Until then nobody could send anything.
+                // A route may exist again in a moment. Until then no packet could leave.
                 Hop::None => continue,
             };
             differs |= *lead != Lead::Device(way.device);

@@ -1,33 +1,33 @@
-//! Whether a flow stands still for a reason that nobody foresaw: a pure function of what is seen of it now and then.
+//! Detects a stalled flow: a pure function of periodic snapshots of its state.
 //!
-//! Bytes that come again and again, and are never acknowledged, have two causes that look alike. The path may swallow them
-//! while the receiver lives: that is a stall, which the relay can mend. Or the network is dead for a while: then TCP repeats
-//! for minutes (RFC 9293 section 3.8.3, `tcp_retries2` of Linux), and the connection goes on once the network is back. A flow
-//! must not end or move because of the latter.
+//! Bytes that are retransmitted without an acknowledgement have two possible causes. The path may lose them while the
+//! receiver lives. That is a stall, which the relay can end. Or the network is down for a while. TCP then retransmits
+//! for minutes (RFC 9293 section 3.8.3, `tcp_retries2` of Linux), and the connection continues once the network is
+//! back. A flow must not end or move because of an outage.
 //!
-//! So a repetition counts only if the receiver was heard before it and after it. Where bytes were repeated and the receiver
-//! says nothing, our own socket asks it whether it is there ([`Found::ask`]). No answer means an outage, however long it
-//! takes. All repetitions before it are forgotten then.
+//! So a retransmission counts only if packets of the receiver arrived before and after it. If bytes were retransmitted
+//! and the receiver is silent, the balancer's socket probes it ([`Found::ask`]). No reply means an outage, however long
+//! it takes. All earlier retransmissions are then forgotten.
 
 use snisplice_common::packet::flow::{State, Track};
 
-/// Looks in which bytes were repeated in vain, with the receiver heard before and after each, that make a stall. With two
-/// seconds between looks, that is longer than a few losses in a row take to be mended, and far less than the peers' patience.
+/// Checks with futile retransmissions, each between packets of the receiver, that make a stall. At two seconds between
+/// checks, that exceeds the recovery of a few losses in a row, and is far below the peers' timeouts.
 const IN_VAIN: u8 = 2;
 
-/// What was seen of one flow.
+/// The record of one flow.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Stall {
     ways: [Seen; 2],
     failed: u32,
 }
 
-/// What follows from a look at a flow.
+/// The result of a check of a flow.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Found {
-    /// It stands still although the receiver is there.
+    /// The flow is stalled although the receiver is reachable.
     pub stalled: bool,
-    /// Whether the client and the backend are to be asked if they are there.
+    /// Whether to probe the client and the backend.
     pub ask: [bool; 2],
 }
 
@@ -36,18 +36,18 @@ struct Seen {
     packets: u64,
     bytes: u64,
     sent: u64,
-    /// What the receiver has acknowledged of this way.
+    /// The receiver's acknowledgement on this way.
     acked: u64,
-    /// Whether who must be there was heard since the look before.
+    /// Whether packets of the required peers arrived since the last check.
     heard: bool,
     /// Whether bytes were repeated since something was acknowledged last.
     repeats: bool,
-    /// Whether the last repetition came after the receiver was heard.
+    /// Whether the last retransmission came after the receiver's last packet.
     unproven: bool,
     in_vain: u8,
 }
 
-/// How one way goes.
+/// The progress of one way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Pace {
     Goes,
@@ -57,14 +57,14 @@ enum Pace {
 }
 
 impl Stall {
-    /// Takes another look.
+    /// Checks the flow.
     pub(super) fn look(&mut self, state: &State) -> Found {
         let [up, down] = &state.ways;
         let failed = state.failed != self.failed;
         self.failed = state.failed;
         let [from_client, from_backend] =
             [(up, &self.ways[0]), (down, &self.ways[1])].map(|(now, seen)| now.packets != seen.packets);
-        // Which way a packet belonged to that could not be sent on is not known, so both ends must be there.
+        // The way of a packet that could not be forwarded is unknown, so both peers are required.
         let both = from_client && from_backend;
         let [one, other] = &mut self.ways;
         let paces = [
@@ -81,8 +81,8 @@ impl Stall {
 }
 
 impl Seen {
-    /// `own` is what the sender of this way has said, `other` what its receiver has. `heard` tells whether who must be there
-    /// has said anything since the look before.
+    /// `own` is the record of this way's sender, `other` that of its receiver. `heard` tells whether packets of the
+    /// required peers arrived since the last check.
     fn look(&mut self, own: &Track, other: &Track, heard: bool, failed: bool) -> Pace {
         let before = *self;
         *self = Self {
@@ -93,11 +93,11 @@ impl Seen {
             heard,
             ..Self::default()
         };
-        // Another flow has the place by now.
+        // Another flow has the slot now.
         if own.packets < before.packets || other.acked < before.acked {
             return Pace::Goes;
         }
-        // Behind a hole nothing can be acknowledged, and anybody may have sent it.
+        // Bytes behind a hole cannot be acknowledged, and may be forged.
         let waits = own.without_hole(other.acked) > other.acked && other.allowed > other.acked;
         if other.acked != before.acked || !(waits || failed) {
             return Pace::Goes;
@@ -123,15 +123,15 @@ impl Seen {
 mod tests {
     use super::*;
 
-    /// 100 bytes went up, 40 of which were acknowledged.
+    /// 100 bytes went up, of which 40 were acknowledged.
     fn flow() -> State {
         let up = Track { packets: 3, bytes: 100, sent: 100, allowed: 1_000, ..Track::default() };
         let down = Track { packets: 1, acked: 40, allowed: 1_000, ..Track::default() };
         State { ways: [up, down], ..State::default() }
     }
 
-    /// How many looks it takes if `change` happens before each, counted from one to twenty. Whether peers are asked is told
-    /// with the next one.
+    /// The checks that probe if `change` happens before each, counted from one to twenty. A probe is requested with the
+    /// next check.
     fn looks_asking(change: impl Fn(&mut State, usize, Found)) -> Option<usize> {
         let (mut state, mut stall) = (flow(), Stall::default());
         let mut found = stall.look(&state);
@@ -151,7 +151,7 @@ mod tests {
         state.ways[0].bytes += 60;
     }
 
-    /// The peers that are asked say that they are there.
+    /// The probed peers reply.
     fn answer(state: &mut State, found: Found) {
         for (track, asked) in state.ways.iter_mut().zip(found.ask) {
             track.packets += u64::from(asked);
@@ -166,7 +166,7 @@ mod tests {
             state.ways[1].packets += 1;
         };
         assert_eq!(looks(speaks), Some(3));
-        // It speaks when it is asked.
+        // The peer replies to probes.
         assert_eq!(
             looks_asking(|state, _, found| {
                 again(state);
@@ -199,7 +199,7 @@ mod tests {
 
     #[test]
     fn what_was_lost_in_an_outage_is_no_stall_afterwards() {
-        // Seven looks of repetitions, then the receiver answers long before the sender tries again.
+        // Seven checks with retransmissions, then the receiver answers long before the sender tries again.
         assert_eq!(
             looks_asking(|state, look, found| {
                 if look <= 7 {
@@ -210,7 +210,7 @@ mod tests {
             }),
             None
         );
-        // A network that comes and goes swallows one repetition now and then.
+        // An intermittent network loses one retransmission at times.
         assert_eq!(
             looks_asking(|state, look, found| {
                 again(state);
@@ -290,7 +290,7 @@ mod tests {
             })
         };
         assert_eq!(goes(&|_| {}), None);
-        // What is new is no repetition.
+        // New bytes are no retransmission.
         assert_eq!(
             goes(&|state| {
                 state.ways[0].bytes += 10;
@@ -298,7 +298,7 @@ mod tests {
             }),
             None
         );
-        // A receiver that has no room is asked now and then, by the sender.
+        // A receiver without room is probed at times, by the sender.
         assert_eq!(
             goes(&|state| {
                 state.ways[1].allowed = 40;

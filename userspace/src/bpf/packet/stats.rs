@@ -1,4 +1,5 @@
-//! What the packet datapath counts in userspace. The kernel's own totals are [`snisplice_common::packet::maps::Totals`].
+//! Counters of the packet datapath in userspace. The kernel's own totals are
+//! [`snisplice_common::packet::maps::Totals`].
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -6,16 +7,16 @@ use strum::{EnumCount, IntoStaticStr, VariantArray};
 
 use crate::metrics::labels::PacketIneligible;
 
-/// Why a connection that packets carried is taken back into two sockets, and relayed from then on. The metric label of
-/// `packet_taken_back_total`.
+/// The reason for which a connection moves back from packets to two sockets, and is relayed from then on. The metric
+/// label of `packet_taken_back_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, EnumCount, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum TakenBack {
     /// A route leads over a device that cannot have the programs, or to this host.
     Route,
-    /// A peer's packets come past the programs: in fragments, with IP options, or over another device.
+    /// A peer's packets bypass the programs: in fragments, with IP options, or over another device.
     Bypassed,
-    /// It stood still for a reason that nobody foresaw.
+    /// The flow stalled for an unknown reason.
     Stalled,
 }
 
@@ -44,7 +45,7 @@ impl Stats {
         self.begun.load(Relaxed)
     }
 
-    /// Connections that the kernel carries alone: our own sockets have delivered all that was theirs.
+    /// Connections that the kernel carries alone: the balancer's sockets have delivered all that was theirs.
     #[must_use]
     pub fn settled(&self) -> u64 {
         self.settled.load(Relaxed)
@@ -54,7 +55,7 @@ impl Stats {
         self.settled.fetch_add(1, Relaxed);
     }
 
-    /// Flows of an earlier process that go on.
+    /// Flows of an earlier process that continue.
     #[must_use]
     pub fn adopted(&self) -> u64 {
         self.adopted.load(Relaxed)

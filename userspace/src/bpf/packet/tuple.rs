@@ -21,7 +21,7 @@ pub fn tuple(local: SocketAddr, remote: SocketAddr) -> Tuple {
 /// The addresses of the connection that this way's packets are sent on to.
 #[must_use]
 pub fn of_receiver(way: &Translation) -> Tuple {
-    // As they lie in the header: our own port first.
+    // In the order of the header: the balancer's port first.
     let [a, b, c, d] = way.ports.to_ne_bytes();
     Tuple {
         remote: way.remote,

@@ -1,4 +1,4 @@
-//! What the verdict program reports: directions that fell back to userspace.
+//! The verdict program's events: directions that fell back to userspace.
 
 use std::{
     sync::Arc,
@@ -14,7 +14,7 @@ use crate::bpf::{
     wakeup::{Ready, Token, What},
 };
 
-/// Between two looks at every direction for the sake of the sum of waiting bytes.
+/// The period of the checks of every direction that correct the sum of waiting bytes.
 const TIDY_EVERY: Duration = Duration::from_secs(1);
 
 /// The thread's name.

@@ -1,8 +1,8 @@
-//! What this process has in the kernel for backends on this host: two more programs and their maps
+//! The short cut's part in the kernel, for backends on this host: two more programs and their maps
 //! ([`snisplice_common::sockmap::shortcut`]).
 //!
-//! They are loaded only where a backend asks for it (`same_host: true`), since the one that finds the backends' sockets
-//! runs for each connection of the host.
+//! They are loaded only if a backend requires it (`same_host: true`), since the program that finds the backends'
+//! sockets runs for each connection of the host.
 
 use std::{
     fmt, io,
@@ -30,7 +30,7 @@ const MESSAGES: &str = "snisplice_msg";
 /// The program that enrols them.
 const CONNECTIONS: &str = "snisplice_ops";
 
-/// What must be known before the object is loaded.
+/// The values that are needed before the object is loaded.
 #[derive(Debug)]
 pub(super) struct Plan<'a> {
     cgroup: BorrowedFd<'a>,
@@ -42,6 +42,8 @@ pub struct SameHost {
     upstream: OwnedFd,
     backend: OwnedFd,
     shortcuts: OwnedFd,
+    /// Keeps the map that the message program is attached to.
+    #[cfg_attr(not(feature = "testing"), expect(dead_code, reason = "only tests read the map"))]
     local: OwnedFd,
     counters: PerCpuArray<MapData, ShortcutCounters>,
 }
@@ -78,14 +80,14 @@ impl<'a> Plan<'a> {
         let connections = ebpf.program_mut(CONNECTIONS).ok_or(LoadError::Missing(CONNECTIONS))?;
         let connections: &mut SockOps = connections.try_into()?;
         verified(|| connections.load())?;
-        // A link to a control group leaves those of others in place, whatever is said here.
+        // A link to a control group leaves those of others in place, whatever this mode is.
         connections.attach(self.cgroup, CgroupAttachMode::Single)?;
         Ok(same_host)
     }
 }
 
 impl SameHost {
-    /// What the programs have counted since they were loaded, over all CPUs.
+    /// The programs' totals since they were loaded, over all CPUs.
     pub fn counters(&self) -> Result<ShortcutCounters, MapError> {
         let mut total = ShortcutCounters::default();
         for cpu in self.counters.get(&0, 0)?.iter() {
@@ -110,6 +112,7 @@ impl SameHost {
     }
 
     /// A descriptor of `SNI_LOCAL` for another user of the map.
+    #[cfg(feature = "testing")]
     pub fn local(&self) -> io::Result<OwnedFd> {
         self.local.try_clone()
     }

@@ -1,4 +1,4 @@
-//! What the sockmap datapath counts in userspace. The kernel's own counters are
+//! Counters of the sockmap datapath in userspace. The kernel's own counters are
 //! [`snisplice_common::sockmap::counters::Counters`].
 
 use std::{
@@ -28,7 +28,7 @@ pub enum Ineligible {
 }
 
 impl Ineligible {
-    /// What an error of a map update means.
+    /// The meaning of an error of a map update.
     #[must_use]
     pub fn of(error: &io::Error) -> Self {
         match Errno::from_io_error(error) {
@@ -57,7 +57,7 @@ pub struct Stats {
 }
 
 impl Stats {
-    /// Connections of which the kernel carries at least one direction.
+    /// Connections of which the kernel forwards at least one direction.
     #[must_use]
     pub fn enrolled(&self) -> u64 {
         self.enrolled.load(Relaxed)

@@ -1,31 +1,30 @@
-//! Flows of an earlier process: the kernel carries them on, and this process brings them to their end.
+//! Flows of an earlier process: the kernel continues them, and this process brings them to their end.
 //!
-//! Where that was killed, sockets that never sent a packet take the place of those that died. They hold the ports, ask now
-//! and then whether the peers are there, and their resets end what must be ended. A process that is taken over from gives
-//! its own sockets instead ([`crate::takeover`]), each flow as soon as nothing is left to deliver.
+//! If the earlier process was killed, new sockets replace its own without sending a packet. They hold the ports, probe
+//! the peers at times, and send the resets. In a takeover, the earlier process hands over its own sockets
+//! ([`crate::takeover`]), each flow as soon as its sockets have nothing left to deliver.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, io,
     os::fd::AsFd as _,
     sync::Arc,
-    thread,
     time::{Duration, Instant},
 };
 
 use snisplice_common::packet::{
-    flow::{KEPT, OVER, RESET, Rules, Standing, State, Translation},
+    flow::{KEPT, OVER, RESET, Rules, Standing, Translation},
     maps::{Slot, Tuple},
 };
-use socket2::Socket;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_util::sync::CancellationToken;
 
+use self::flow::{AdoptedFlow, Holder, Peer};
 use super::{Shared, flow::is_half_closed, maps::Maps, time_wait::TIME_WAIT};
 use crate::{
     account::{
-        registry::{self, Request},
-        view::{Connection, Filter},
+        registry::{self, RegistryRequest},
+        view::ConnectionView,
     },
     bpf::packet::{Lead, Programs, tuple},
     datapath::seam::{End, Patience},
@@ -34,23 +33,19 @@ use crate::{
         Metrics, NONE,
         labels::{Carrier, CloseReason, Direction},
     },
-    net::{
-        keepalive::{Keepalive, bear_silence},
-        repair, sockopt,
-    },
+    net::keepalive::{Keepalive, bear_silence},
     takeover::{
         client::{Flows, ReceivedFlow},
         message::Message,
     },
 };
 
-/// How often it is looked for ends: nobody waits for them but the account.
+mod flow;
+
+/// The period of the checks for ended flows. Only the account waits for them.
 const SWEEP: Duration = Duration::from_secs(1);
 
-/// How long sockets of a process that was killed may stay.
-const PATIENCE: Duration = Duration::from_secs(1);
-
-/// No worker's token: events of these flows wake nobody.
+/// No worker's token: events of these flows wake no task.
 const NOBODY: u64 = u64::MAX;
 
 /// All flows that were taken over.
@@ -63,9 +58,9 @@ pub struct AdoptedFlows {
     flows: Vec<AdoptedFlow>,
     /// Places of flows that are still those of a process that is being taken over from.
     alive: BTreeSet<u32>,
-    /// How many were taken over so far.
+    /// The number of adopted flows so far.
     serial: u32,
-    /// How many workers have connections beside these.
+    /// The number of workers with connections beside these.
     workers: usize,
 }
 
@@ -75,48 +70,11 @@ impl fmt::Debug for AdoptedFlows {
     }
 }
 
-struct AdoptedFlow {
-    flow: u32,
-    /// See [`registry::number`].
-    id: u64,
-    /// When it was accepted, as far as that is known: otherwise when it was taken over.
-    opened: Instant,
-    /// One may have been taken by a new connection.
-    tuples: [Option<Tuple>; 2],
-    rules: Rules,
-    /// What holds the ports, and was to be had.
-    sockets: Vec<Holder>,
-    progress: (u64, u64),
-    /// Bytes up and down that an earlier process has accounted for.
-    counted: [u64; 2],
-    /// Since when nothing has moved, or since when it is over.
-    since: Instant,
-}
-
-/// What holds a port.
-struct Holder {
-    peer: Peer,
-    socket: Socket,
-    since: Instant,
-    /// Whether the peer has ever answered the question whether it is there. Ours have no timestamps, and some systems
-    /// do not answer such packets where timestamps were negotiated (RFC 7323 section 3.2): one that never did is not
-    /// taken for lost.
-    answers: bool,
-    /// Whether the peer may not be there, as of the last look.
-    doubted: bool,
-}
-
-/// Whose socket it is.
-#[derive(Debug, Clone, Copy)]
-enum Peer {
-    Client,
-    Backend,
-}
-
 impl AdoptedFlows {
-    /// Takes over what an earlier process has left, and forgets what cannot go on. To be called before anything is
-    /// bound or connected: the ports of these flows are in use. If that process lives, in the places `alive`, its flows are
-    /// left to it until they come. They are numbered after the connections of so many `workers`.
+    /// Adopts the flows of an earlier process, and forgets those that cannot continue. Called before any address is
+    /// bound or connected, since the ports of these flows are in use. If that process lives, in the slots `alive`, its
+    /// flows stay its own until they are handed over. Their numbers follow those of the connections of `workers`
+    /// workers.
     pub fn take(
         programs: &Arc<Programs>,
         patience: Patience,
@@ -148,7 +106,7 @@ impl AdoptedFlows {
         Ok(adopted)
     }
 
-    /// All flows that have addresses, by their places.
+    /// All flows with addresses, by slot.
     fn find(&self) -> io::Result<BTreeMap<u32, [Option<Tuple>; 2]>> {
         let mut found = BTreeMap::<u32, [Option<Tuple>; 2]>::new();
         for (tuple, Slot { flow, way }) in self.maps.tuples()? {
@@ -168,7 +126,7 @@ impl AdoptedFlows {
         Ok(())
     }
 
-    /// Takes what a process has left that was taken over from: it has ended, and its places are free.
+    /// Adopts the flows that a former process has left: it has ended, and its slots are free.
     fn adopt_rest(&mut self) -> io::Result<()> {
         let mut found = self.find()?;
         found.retain(|flow, _| self.alive.contains(flow));
@@ -188,7 +146,7 @@ impl AdoptedFlows {
         }
         let rules = Rules { token: NOBODY, ..self.maps.rules(flow)? };
         self.maps.set_rules(flow, rules)?;
-        // What goes up is sent to the backend.
+        // Bytes up go to the backend.
         let [up, down] = rules.ways.each_ref().map(tuple::of_receiver);
         let now = Instant::now();
         let mut adopted = AdoptedFlow {
@@ -220,7 +178,8 @@ impl AdoptedFlows {
         Ok(())
     }
 
-    /// Gives all flows to the process that takes over, if one does. What it does not take is as after a kill.
+    /// Hands all flows over to the process that takes over, if one does. Flows that it does not receive are as after a
+    /// kill.
     fn pass_on(&mut self) {
         let Some(successor) = self.programs.successor().cloned() else { return };
         for adopted in std::mem::take(&mut self.flows) {
@@ -295,14 +254,14 @@ impl AdoptedFlows {
         Ok(())
     }
 
-    /// Brings each of them to its end, until there are none and none come any more by `flows`, from a process that was
-    /// taken over from. When `stop` says so, all end at once. Answers what is `asked` meanwhile. `longest` tells how long a
-    /// connection may last, zero for ever.
+    /// Brings each flow to its end, until there is none, and none can arrive by `flows` from a former process. All end
+    /// at once when `stop` is cancelled. Requests are answered meanwhile. `longest` returns the limit of a connection's
+    /// duration, zero for none.
     pub async fn watch(
         mut self,
         stop: CancellationToken,
         mut flows: Option<Flows>,
-        mut asked: UnboundedReceiver<Request>,
+        mut asked: UnboundedReceiver<RegistryRequest>,
         longest: impl Fn() -> Duration,
     ) {
         let programs = self.programs.clone();
@@ -391,10 +350,10 @@ impl AdoptedFlows {
     }
 
     /// Tells of open flows, or ends them, as workers do with theirs.
-    fn answer(&mut self, request: Request) {
-        // Whoever does not wait for the answer has gone.
+    fn answer(&mut self, request: RegistryRequest) {
+        // A caller that no longer waits has dropped the receiver.
         match request {
-            Request::List { filter, after, most, reply } => {
+            RegistryRequest::List { filter, after, most, reply } => {
                 let wanted = |adopted: &&AdoptedFlow| {
                     adopted.is_open()
                         && adopted.matches(&filter)
@@ -405,23 +364,23 @@ impl AdoptedFlows {
                 let _ =
                     reply.send(found.into_iter().take(most).map(|adopted| self.describe(adopted)).collect());
             }
-            Request::Count { reply } => {
+            RegistryRequest::Count { reply } => {
                 for adopted in self.flows.iter_mut().filter(|adopted| adopted.is_open()) {
                     count(&self.metrics, &self.maps, adopted);
                 }
                 let _ = reply.send(());
             }
-            Request::Close { filter, reason, reply } => {
+            RegistryRequest::Close { filter, reason, reply } => {
                 let _ = reply.send(self.end(reason, |adopted| adopted.matches(&filter)));
             }
         }
     }
 
-    fn describe(&self, adopted: &AdoptedFlow) -> Connection {
+    fn describe(&self, adopted: &AdoptedFlow) -> ConnectionView {
         let [client, backend] = adopted.tuples.map(|tuple| tuple.map(|tuple| tuple::ends(&tuple)));
         let state = self.maps.state(adopted.flow).ok();
         let delivered = |way| state.as_ref().map_or(0, |state| state.delivered(way));
-        Connection {
+        ConnectionView {
             id: adopted.id,
             listener: NONE.to_owned(),
             route: None,
@@ -439,7 +398,7 @@ impl AdoptedFlows {
         }
     }
 
-    /// Looks after a flow. False when its entries are of no more use.
+    /// Checks a flow. False if its entries are no longer needed.
     fn goes_on(&mut self, adopted: &mut AdoptedFlow) -> bool {
         if !adopted.is_open() {
             return adopted.since.elapsed() < TIME_WAIT;
@@ -462,7 +421,7 @@ impl AdoptedFlows {
                 return false;
             }
         };
-        // The peers have told each other all; late packets may still come.
+        // The peers have reported everything to each other. Late packets may still come.
         self.account(adopted, end.reason());
         self.set_mode(adopted, OVER);
         adopted.sockets.clear();
@@ -470,7 +429,7 @@ impl AdoptedFlows {
         true
     }
 
-    /// Ends a flow of which the peers have not told each other.
+    /// Ends a flow whose peers have not reported its end to each other.
     fn reset(&mut self, adopted: &mut AdoptedFlow, reason: CloseReason) {
         self.account(adopted, reason);
         self.set_mode(adopted, RESET);
@@ -503,7 +462,7 @@ impl AdoptedFlows {
     }
 }
 
-/// Counts what a flow has delivered and nobody has counted yet.
+/// Counts the bytes that a flow has delivered and no process has counted yet.
 fn count(metrics: &Metrics, maps: &Maps, adopted: &mut AdoptedFlow) {
     let Ok(state) = maps.state(adopted.flow) else { return };
     let none: Arc<str> = NONE.into();
@@ -517,7 +476,7 @@ fn count(metrics: &Metrics, maps: &Maps, adopted: &mut AdoptedFlow) {
     }
 }
 
-/// What comes next from the process before, which has ended where there is nothing.
+/// The next flow of the former process; `None` if it has ended.
 async fn next(flows: &mut Option<Flows>) -> Option<ReceivedFlow> {
     match flows {
         Some(flows) => flows.recv().await,
@@ -534,116 +493,4 @@ pub fn remove_unowned(programs: &Programs) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-impl AdoptedFlow {
-    fn is_open(&self) -> bool {
-        self.rules.mode == KEPT
-    }
-
-    /// Which listener, route and backend it is of, and which name was asked for, the earlier process has known.
-    fn matches(&self, filter: &Filter) -> bool {
-        filter.id.is_none_or(|id| id == self.id)
-            && filter.listener.as_deref().is_none_or(|name| name == NONE)
-            && filter.backend.is_none()
-            && filter.sni.is_none()
-            && filter.carrier.is_none_or(|carrier| carrier == Carrier::Packet)
-            && filter.client.as_ref().is_none_or(|networks| {
-                let client = self.tuples[Peer::Client as usize].map(|tuple| tuple::ends(&tuple).1);
-                client.is_some_and(|client| networks.contains(client.ip()))
-            })
-    }
-
-    /// Asks the client and the backend, each if it may not be there; as for flows with a task of their own.
-    fn ask_peers(&mut self, doubted: [bool; 2]) {
-        for holder in &mut self.sockets {
-            let is_doubted = doubted[holder.peer as usize];
-            if is_doubted != holder.doubted {
-                holder.doubted = is_doubted;
-                // Without it, a peer is given up sooner.
-                let _ = bear_silence(&holder.socket, is_doubted);
-            }
-            if is_doubted {
-                // Without an answer, nothing is done.
-                let _ = repair::ask(&holder.socket);
-            }
-        }
-    }
-
-    /// How a socket has failed: its peer does not answer any more.
-    fn failure(&mut self) -> Option<End> {
-        for at in 0..self.sockets.len() {
-            let holder = &mut self.sockets[at];
-            let Ok(Some(error)) = holder.socket.take_error() else {
-                holder.listen();
-                continue;
-            };
-            let peer = holder.peer;
-            if holder.answers {
-                return Some(match peer {
-                    Peer::Client => End::broken_by_client(error),
-                    Peer::Backend => End::broken_by_backend(error),
-                });
-            }
-            tracing::debug!(%error, ?peer, "a peer never answers probes: it is not probed any more");
-            self.sockets.swap_remove(at);
-            let (Some(tuple), way) = (&self.tuples[peer as usize], &self.rules.ways[peer as usize]) else {
-                return None;
-            };
-            self.sockets.extend(Holder::new(peer, tuple, way, None));
-            return None;
-        }
-        None
-    }
-
-    fn silence(&mut self, state: &State, patience: Patience) -> Option<End> {
-        let progress = state.progress();
-        if progress != self.progress {
-            self.progress = progress;
-            self.since = Instant::now();
-        }
-        match self.since.elapsed() {
-            silent if silent >= patience.idle => Some(End::Idle),
-            silent if silent >= patience.half_closed && is_half_closed(state) => Some(End::HalfClosed),
-            _ => None,
-        }
-    }
-}
-
-impl Holder {
-    /// A socket in the place of one that died, with its numbers: it has nothing left to deliver or to receive.
-    fn new(peer: Peer, tuple: &Tuple, way: &Translation, keepalive: Option<&Keepalive>) -> io::Result<Self> {
-        let (local, remote) = tuple::ends(tuple);
-        let sends = way.ack_start.wrapping_add(way.own);
-        let since = Instant::now();
-        let socket = loop {
-            match repair::connected(local, remote, sends, way.expected) {
-                // The one that died is not quite gone.
-                Err(error)
-                    if error.kind() == io::ErrorKind::AddrNotAvailable && since.elapsed() < PATIENCE =>
-                {
-                    thread::sleep(Duration::from_millis(10));
-                }
-                other => break other?,
-            }
-        };
-        sockopt::reset_on_close(&socket)?;
-        if let Some(keepalive) = keepalive {
-            keepalive.apply(&socket)?;
-        }
-        Ok(Self { peer, socket, since: Instant::now(), answers: false, doubted: false })
-    }
-
-    /// Notes whether the peer has answered.
-    fn listen(&mut self) {
-        /// More than the kernel's clock is coarse.
-        const TICKS: Duration = Duration::from_millis(200);
-        if self.answers {
-            return;
-        }
-        let Ok(info) = sockopt::tcp_info(&self.socket) else { return };
-        // The kernel counts the beginning as an answer.
-        let silent = Duration::from_millis(info.tcpi_last_ack_recv.into());
-        self.answers = silent + TICKS < self.since.elapsed();
-    }
 }

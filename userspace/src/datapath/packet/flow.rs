@@ -1,4 +1,4 @@
-//! What userspace does for a connection that the kernel carries: wait for its end.
+//! Userspace's part of a connection in the packet datapath: it waits for the end.
 
 use std::{cell::Cell, future::poll_fn, io, os::fd::AsFd as _, rc::Rc, time::Duration};
 
@@ -32,7 +32,7 @@ use crate::{
 
 mod back;
 
-/// How long the relay goes on, for what arrived while the flow began.
+/// The time for which the relay continues, for bytes that arrived while the flow began.
 const SETTLE: Duration = Duration::from_secs(1);
 
 /// When it is first looked whether the kernel really carries the flow.
@@ -41,34 +41,34 @@ const FIRST_LOOK: Duration = Duration::from_millis(20);
 /// Longer than any connection lives.
 const NEVER: Duration = Duration::from_secs(1 << 32);
 
-/// How our own sockets deliver what they have, while the flow itself is looked after.
+/// The options by which the balancer's sockets deliver their bytes, while the flow itself is watched.
 const TO_END: CopyOptions = CopyOptions::to_end(Patience { idle: NEVER, half_closed: NEVER });
 
 /// A flow's entries in the maps. Dropped without more, it was never begun, and leaves nothing behind.
 pub(super) struct Entry {
     shared: Rc<Shared>,
-    /// Its number among the worker's signals.
+    /// Its number among the worker's wakeups.
     slot: usize,
-    /// Its place in the arrays.
+    /// Its slot in the arrays.
     flow: u32,
     tuples: [Tuple; 2],
     rules: Cell<Rules>,
     /// Bytes on each way that the flow begins with and that userspace had written before.
     written: [u64; 2],
-    /// What our own sockets had heard acknowledged at the last look.
+    /// The acknowledgements of the balancer's sockets at the last check.
     heard: [u32; 2],
-    /// Whether the peers' packets may come by another way.
+    /// Whether the peers' packets may bypass the programs.
     doubt: Doubt,
-    /// Which peers may not be there, as of the last look.
+    /// The peers in doubt at the last check.
     doubted: Cell<[bool; 2]>,
     /// Whether late packets may still come.
     lingers: bool,
-    /// Whether another process goes on with it.
+    /// Whether another process continues the flow.
     given: bool,
 }
 
 impl Entry {
-    /// Reserves a place. `slot` is the flow's from now on, also if that fails.
+    /// Reserves a slot. `slot` belongs to the flow from now on, also if this fails.
     pub(super) fn new(
         shared: &Rc<Shared>,
         slot: usize,
@@ -77,7 +77,7 @@ impl Entry {
         let reserve = || shared.programs.reserve();
         let place = reserve().or_else(|| shared.forget_oldest().then(reserve).flatten());
         let Some(flow) = place else {
-            shared.signals.remove(slot);
+            shared.wakeups.remove(slot);
             return Err(PacketIneligible::Full);
         };
         {
@@ -113,7 +113,7 @@ impl Entry {
         self.rules.get()
     }
 
-    /// Its place in the arrays.
+    /// Its slot in the arrays.
     pub(super) fn place(&self) -> u32 {
         self.flow
     }
@@ -134,13 +134,13 @@ impl Entry {
             let moved = ways.iter().zip(&rules.ways).filter(|(now, before)| now != before).count();
             tracing::debug!(?leads, "a flow follows a route change");
             self.shared.programs.count_moved(moved as u64);
-            // They may have changed once more.
+            // The rules may have changed again.
             self.shared.programs.look_where_it_leads(self.flow, NEVER);
         }
         !leads.contains(&Lead::Beyond)
     }
 
-    /// The rules once more, after a look at what had come before they were there.
+    /// The rules after a snapshot of the packets that arrived before the rules were set.
     pub(super) fn set_late(&mut self, rules: Rules, infos: [&SocketInfo; 2]) -> Result<(), PacketIneligible> {
         self.heard = infos.map(|info| info.snd_una);
         self.set_rules(rules)
@@ -164,7 +164,7 @@ impl Entry {
         let _ = self.set_rules(Rules { mode, ..self.rules() });
     }
 
-    /// The peers have heard of each other.
+    /// The peers have received packets of each other.
     fn has_begun(&self) {
         let rules = self.rules();
         let mode = if self.shared.programs.persists() { KEPT } else { rules.mode };
@@ -192,10 +192,10 @@ impl Entry {
         self.shared.maps.borrow().state(self.flow)
     }
 
-    /// Looks whether our own sockets hear from the peers what the program has not told them: bytes, or acknowledgements
-    /// that it has not seen. What one look finds, the next one knows.
+    /// Checks whether the balancer's sockets receive from the peers what the program has not recorded: bytes, or
+    /// acknowledgements. Each check is based on the former one.
     fn is_bypassed(&mut self) -> bool {
-        // In this order: what the one has been told, the other has noted.
+        // In this order: an acknowledgement of one socket is recorded on the other way.
         let Ok(infos) = self.shared.programs.socket_info(self.tuples) else { return false };
         let Ok(state) = self.state() else { return false };
         let found = path_check::look(&self.rules().ways, &state, infos.each_ref(), self.heard, self.written);
@@ -204,11 +204,11 @@ impl Entry {
         self.doubt == Doubt::Bypassed
     }
 
-    /// Has the program tell our own sockets of as much as they have sent, and with the numbers that they expect.
+    /// Acknowledges to the balancer's sockets all bytes that they have sent, with the numbers that they expect.
     ///
-    /// A packet that came by the program before the flow began may reach its socket only after the second look: it waited in
-    /// another processor's queue, or in the socket's own while userspace held it. What it brought, the other socket sends, and
-    /// would never hear that it has arrived.
+    /// A packet that passed the program before the flow began may reach its socket only after the second snapshot: it
+    /// waited in another processor's queue, or in the socket's backlog while userspace held the lock. The other socket
+    /// sends its bytes, and would never receive their acknowledgement.
     fn follow_own_sockets(&self) {
         let Ok(infos) = self.shared.programs.socket_info(self.tuples) else { return };
         let rules = self.rules();
@@ -219,7 +219,7 @@ impl Entry {
         }
     }
 
-    /// Whether our own sockets have nothing left to deliver: all was read, written and acknowledged.
+    /// Whether the balancer's sockets have nothing left to deliver: all was read, written and acknowledged.
     fn is_settled(&self) -> bool {
         let (Ok(state), Ok(infos)) = (self.state(), self.shared.programs.socket_info(self.tuples)) else {
             return false;
@@ -233,9 +233,9 @@ impl Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        self.shared.signals.remove(self.slot);
+        self.shared.wakeups.remove(self.slot);
         if self.given {
-            // Its place, too, is the other's to give away.
+            // The other process also gives out the slot.
         } else if self.lingers {
             self.shared.time_wait.borrow_mut().add(self.flow, self.tuples);
         } else {
@@ -254,17 +254,17 @@ fn refusal(error: &io::Error) -> PacketIneligible {
 }
 
 /// A connection in the kernel's hands.
-pub(in crate::datapath) struct Flow<'a> {
+pub(in crate::datapath) struct PacketFlow<'a> {
     // Fields are dropped in this order: sockets are closed before their addresses are forgotten.
     sockets: Sockets,
     entry: Entry,
     account: &'a Account,
-    /// What had arrived when the flow began; everything since is in the kernel's state.
+    /// The bytes that had arrived when the flow began. The kernel's state has all later ones.
     before: (u64, u64),
     ended: bool,
 }
 
-/// What holds the ports.
+/// The sockets that hold the ports.
 enum Sockets {
     /// The relay, which still delivers what arrived while the flow began.
     Settling(Box<Connection>),
@@ -273,40 +273,40 @@ enum Sockets {
     Closed,
 }
 
-/// How a flow came to its end.
+/// The way in which a flow came to its end.
 enum Held {
     Ended(End),
-    /// A peer is gone.
+    /// A peer is unreachable.
     Lost(End),
-    /// It has not, but cannot stay in packets.
+    /// The flow has not ended, but cannot stay in packets.
     TakenBack(TakenBack),
 }
 
 impl Held {
-    /// The end of one of our own sockets, which also comes where the kernel has seen that of the flow, and the client uses its
-    /// port again before we have.
+    /// The end of one of the balancer's sockets. It also occurs if the kernel has seen the flow end, and the client
+    /// uses its port again before the sockets are closed.
     fn of(seen: Option<End>, socket: End) -> Self {
         seen.map_or(Self::Lost(socket), Self::Ended)
     }
 }
 
-/// What became of a flow's beginning.
+/// The result of a flow's begin.
 enum Settled {
-    /// It is over already.
+    /// The flow has ended already.
     Ended(End),
-    /// One of our own sockets has failed.
+    /// One of the balancer's sockets has failed.
     Failed(End),
-    /// The kernel carries it, and our own sockets are at rest.
+    /// The kernel carries it, and the balancer's sockets are at rest.
     Carried,
-    /// Packets of the peers reach our own sockets: they come in by a way on which the program does not see them, or
-    /// with other addresses than the connection has.
+    /// Packets of the peers reach the balancer's sockets: they arrive by a path on which the program does not see them,
+    /// or with other addresses than the connection has.
     Bypassed,
 }
 
-impl<'a> Flow<'a> {
+impl<'a> PacketFlow<'a> {
     pub(super) fn new(entry: Entry, connection: Box<Connection>, account: &'a Account) -> Self {
-        // However they are closed, also by the end of the process, they send a reset, which the program on the devices
-        // drops or gives the right numbers.
+        // However the sockets are closed, also by the end of the process, they send resets. The program on the devices
+        // drops these, or gives them the right numbers.
         for socket in [&connection.client, &connection.backend] {
             let _ = sockopt::reset_on_close(socket);
         }
@@ -339,7 +339,8 @@ impl<'a> Flow<'a> {
         end
     }
 
-    /// Lets the relay deliver what arrived while the flow began, and looks whether the kernel really carries it.
+    /// Lets the relay deliver the bytes that arrived while the flow began, and checks whether the kernel really
+    /// forwards.
     async fn settle(&mut self, options: &CopyOptions) -> Settled {
         let Sockets::Settling(connection) = &mut self.sockets else { return Settled::Carried };
         let entry = &mut self.entry;
@@ -361,7 +362,7 @@ impl<'a> Flow<'a> {
             }
             entry.ask_peers([&connection.client, &connection.backend]);
             if entry.shared.programs.is_stalled(entry.flow) {
-                // Our own sockets have still to deliver something, so others cannot take their places.
+                // The balancer's sockets still have bytes to deliver, so other sockets cannot replace them.
                 return Settled::Ended(End::Stalled);
             }
             if pause == SETTLE && !connection.is_blocked() && entry.is_settled() {
@@ -374,14 +375,14 @@ impl<'a> Flow<'a> {
             let Connection { client, backend, .. } = *connection;
             self.sockets = Sockets::Holding([client, backend]);
         }
-        // Only now: what our own sockets have still to deliver would be missing in the stream.
+        // Only now: what the balancer's sockets have still to deliver would be missing in the stream.
         self.entry.has_begun();
         self.entry.shared.programs.stats().settle();
         Settled::Carried
     }
 
-    /// Goes on in userspace, as if there had never been a flow: the numbers of our own sockets are still those of
-    /// the stream, and what was sent on and lost is sent again to them.
+    /// Continues in userspace, as if there had been no flow. The numbers of the balancer's sockets are still those of
+    /// the stream, and the peers retransmit forwarded bytes that were lost.
     async fn relay(mut self: Box<Self>, options: &CopyOptions) -> End {
         tracing::debug!("packets of a flow take another path: it is relayed");
         self.entry.shared.programs.stats().refuse(PacketIneligible::Bypassed);
@@ -396,8 +397,8 @@ impl<'a> Flow<'a> {
         connection.carry_to_end(options, self.account).await
     }
 
-    /// Waits for the end while nothing is left to do. Our own sockets ask now and then whether their peers are there
-    /// ([`crate::net::keepalive`]), and fail where no answer comes.
+    /// Waits for the end while nothing is left to do. The balancer's sockets probe their peers at times
+    /// ([`crate::net::keepalive`]), and fail if no reply arrives.
     async fn hold(&self, options: &CopyOptions) -> Held {
         let entry = &self.entry;
         let Sockets::Holding([client, backend]) = &self.sockets else { return Held::Ended(End::Idle) };
@@ -409,7 +410,7 @@ impl<'a> Flow<'a> {
         }
     }
 
-    /// Ends a flow of which the peers have not told each other.
+    /// Ends a flow whose peers have not reported its end to each other.
     fn abort(&mut self) {
         self.end(&End::Idle);
     }
@@ -422,12 +423,12 @@ impl<'a> Flow<'a> {
         self.ended = true;
         self.bring_account_up_to_date();
         match end {
-            // The peers have told each other all.
+            // The peers have reported everything to each other.
             End::Finished | End::ClientReset | End::BackendReset => {
                 self.entry.set_mode(OVER);
                 self.entry.lingers = true;
             }
-            // They have not, and must be told by us.
+            // The peers have not, so the balancer's sockets must reset them.
             End::Idle
             | End::Stalled
             | End::HalfClosed
@@ -441,15 +442,15 @@ impl<'a> Flow<'a> {
         self.sockets = Sockets::Closed;
     }
 
-    /// Gives the flow to the process that has taken over, which accounts for all that the kernel carried. False if that
-    /// process is gone.
+    /// Hands the flow over to the new process, which then accounts for all bytes in the kernel. False if that process
+    /// has ended.
     fn pass_on(&mut self) -> bool {
         let (Some(successor), Sockets::Holding([client, backend])) =
             (self.entry.shared.programs.successor(), &self.sockets)
         else {
             return false;
         };
-        // Scrapes may have counted what the kernel carried. The successor must not count it again.
+        // Scrapes may have counted the kernel's bytes. The successor must not count them again.
         let (bytes, counted) = (self.account.bytes(), self.account.counted());
         let (up, down) = (bytes.0.max(counted.0), bytes.1.max(counted.1));
         let counted = [up.saturating_sub(self.before.0), down.saturating_sub(self.before.1)];
@@ -478,7 +479,7 @@ impl<'a> Flow<'a> {
     }
 }
 
-impl Drop for Flow<'_> {
+impl Drop for PacketFlow<'_> {
     fn drop(&mut self) {
         if !self.ended {
             // The connection's future was dropped: it is to end now.
@@ -487,7 +488,7 @@ impl Drop for Flow<'_> {
     }
 }
 
-/// Waits until the kernel has seen the flow end, or another process is to go on with it.
+/// Waits until the kernel has seen the flow end, or until another process is to continue it.
 async fn ended(entry: &Entry) -> End {
     loop {
         if let Some(end) = entry.seen_end() {
@@ -497,7 +498,7 @@ async fn ended(entry: &Entry) -> End {
             return End::HandedOver;
         }
         entry.follow_routes();
-        poll_fn(|context| entry.shared.signals.poll(entry.slot, LOOK, context)).await;
+        poll_fn(|context| entry.shared.wakeups.poll(entry.slot, LOOK, context)).await;
     }
 }
 
@@ -517,7 +518,7 @@ impl Silence {
         Self { seen: progress(entry, account), since: Instant::now() }
     }
 
-    /// The end that it comes to, if it has lasted too long.
+    /// The end of the flow if it has been silent for too long.
     fn look(&mut self, entry: &Entry, account: &Account, patience: Patience) -> Option<End> {
         let now = progress(entry, account);
         if now != self.seen {

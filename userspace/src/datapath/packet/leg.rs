@@ -1,4 +1,4 @@
-//! What the sockets of a pair tell.
+//! Information from the options of a pair's sockets.
 
 use std::{io, os::fd::BorrowedFd};
 
@@ -18,11 +18,11 @@ mod negotiated {
     pub(super) const ECN: u8 = 8;
 }
 
-/// Reads what options tell of a connection; sequence numbers and devices are for the kernel to tell.
+/// Reads a connection's socket options. Sequence numbers and devices come from a snapshot.
 pub(super) fn of(stream: &TcpStream) -> Result<Leg, PacketIneligible> {
     read(stream).map_err(|error| {
         tracing::debug!(%error, "cannot read a socket's options");
-        // It has no peer any more once that has reset it.
+        // A peer that has reset the connection has no address.
         if error.kind() == io::ErrorKind::NotConnected {
             PacketIneligible::PeerClosed
         } else {
@@ -51,18 +51,19 @@ fn read(stream: &TcpStream) -> io::Result<Leg> {
     })
 }
 
-/// Largest segment that the backend may send so that it fits the client's connection; `None` where that would be in vain.
+/// The largest segment that the backend may send so that it fits the client's connection; `None` if a bound is useless.
 pub(in crate::datapath) fn largest_segment(client: BorrowedFd<'_>) -> Option<u32> {
     let info = sockopt::tcp_info(client).ok()?;
     let timestamps = info.tcpi_options & negotiated::TIMESTAMPS != 0;
     plan::largest_segment(info.tcpi_snd_mss, info.tcpi_advmss, timestamps)
 }
 
-/// What speaks against an accepted connection and cannot be told from numbers. Nothing sits on top of the sockets: both
-/// are our own.
+/// Reasons against an accepted connection that numbers do not show. Neither socket has an upper protocol, since both
+/// are the balancer's.
 pub(super) fn admit(client: &TcpStream) -> Result<(), PacketIneligible> {
     let local = client.local_addr().map_err(|_| PacketIneligible::PeerClosed)?;
-    // Who wanted to go elsewhere was led here by a translation that packets sent on would not see.
+    // The client's packets had another destination, and were redirected by NAT. Forwarded packets would bypass that
+    // translation.
     match sockopt::original_destination(client, local.is_ipv6()) {
         Some(wanted) if wanted != local => Err(PacketIneligible::Nat),
         _ => Ok(()),

@@ -18,7 +18,7 @@ const NEW: u64 = 1;
 /// Not while a program changes it: `BPF_F_LOCK`, kernel 5.1.
 const LOCKED: u64 = 4;
 
-/// Of its own for each worker, so that none waits for another.
+/// Each worker has its own, so that none waits for another.
 pub(super) struct Maps {
     tuples: HashMap<MapData, Tuple, Slot>,
     bloom: Arc<Bloom>,
@@ -45,7 +45,7 @@ impl Maps {
         })
     }
 
-    /// Whether the beginning of this connection has come by the programs. It is forgotten with that.
+    /// Whether the SYN of this connection has passed the programs. Removes the entry.
     pub(super) fn take_begun(&mut self, tuple: &Tuple) -> bool {
         self.begun.remove(tuple).is_ok()
     }
@@ -88,7 +88,7 @@ impl Maps {
         self.rules.get(&flow, 0).map_err(cause)
     }
 
-    /// What the kernel has seen so far.
+    /// The state that the kernel has recorded so far.
     pub(super) fn state(&self, flow: u32) -> io::Result<State> {
         self.states.get(&flow, LOCKED).map_err(cause)
     }

@@ -1,12 +1,12 @@
-//! Whether the packets of a flow that has begun come by the programs: a pure function of what our own sockets and the
-//! programs have heard.
+//! Checks whether the packets of a flow pass the programs: a pure function of what the balancer's sockets and the
+//! programs have recorded.
 
 use snisplice_common::packet::{
     flow::{State, Translation},
     socket_info::SocketInfo,
 };
 
-/// What a look shows.
+/// The result of one check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Found {
     /// Packets of both peers came by the programs. There is no other way then; and what one has acknowledged to the
@@ -16,23 +16,23 @@ pub(super) enum Found {
     Nothing,
     /// Nothing; but a peer of whom they have seen no packet was sent bytes.
     Unanswered,
-    /// A peer's packet that they have not seen since the flow began. It may have come by them before, and have been
-    /// in a queue.
+    /// The balancer's socket has received a packet that the programs have not seen since the flow began. It may have
+    /// passed them before, and have waited in a queue.
     Early,
     /// An acknowledgement that they have not seen, of what was sent since the flow began.
     Late,
 }
 
-/// What was found by all looks so far.
+/// The result of all checks so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Doubt {
     /// Nothing speaks against it.
     None,
-    /// There was a packet that may have come by the programs before the flow began.
+    /// One packet may have passed the programs before the flow began.
     Once,
-    /// There was, and since then its sender was sent bytes, and is yet to be heard of.
+    /// One packet may have; its sender has been sent bytes since, and has not replied.
     Unanswered,
-    /// They do not.
+    /// The packets bypass the programs.
     Bypassed,
 }
 
@@ -42,15 +42,15 @@ impl Doubt {
             (_, Found::BothSeen) => Self::None,
             (Self::None, Found::Early) => Self::Once,
             (Self::Once, Found::Unanswered) => Self::Unanswered,
-            // What was in a queue has arrived long ago, and who was sent something has had a look's time to answer.
+            // A queued packet has arrived long ago, and the peer had the time between two checks to reply.
             (_, Found::Early | Found::Late) | (Self::Unanswered, Found::Unanswered) => Self::Bypassed,
             (doubt, Found::Nothing | Found::Unanswered) => doubt,
         }
     }
 }
 
-/// Compares what our own sockets have heard with what the programs have. `heard` is what they had heard acknowledged at
-/// the look before, and `written` how many bytes of each way had been sent when the flow began.
+/// Compares the records of the balancer's sockets with those of the programs. `heard` is the sockets' record of
+/// acknowledgements at the last check. `written` is the number of bytes of each way sent when the flow began.
 pub(super) fn look(
     ways: &[Translation; 2],
     state: &State,
@@ -73,7 +73,7 @@ pub(super) fn look(
         } else if info.rcv_nxt != way.expected {
             found = Found::Early;
         } else if found == Found::Nothing && track.packets == 0 && state.ways[to].sent > u64::from(way.own) {
-            // More than our own sockets deliver.
+            // More than the balancer's sockets deliver.
             found = Found::Unanswered;
         }
     }
@@ -86,7 +86,7 @@ mod tests {
 
     use super::*;
 
-    /// A flow of which 50 bytes of each way were sent before it began, and 20 more since, by our own sockets.
+    /// A flow with 50 bytes of each way sent before it began, and 20 more since, by the balancer's sockets.
     fn flow() -> ([Translation; 2], State, [SocketInfo; 2]) {
         let way = Translation { ack_start: 1_000, own: 70, expected: 500, ..Translation::default() };
         let track = Track { sent: 70, ..Track::default() };

@@ -11,11 +11,11 @@ use crate::metrics::labels::PacketIneligible;
 /// Bytes that timestamps take of each segment (RFC 7323 appendix A).
 const TIMESTAMP_BYTES: u32 = 12;
 
-/// What our own sockets may still have to deliver when a flow begins: far less than half of the number space, and more
-/// than any buffer holds.
+/// Greatest number of bytes that the balancer's sockets may still have to deliver when a flow begins: far less than
+/// half of the number space, and more than any buffer holds.
 pub(super) const PENDING_MOST: u64 = 1 << 28;
 
-/// What is known of one connection through its socket.
+/// The parameters of one connection, from its socket.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(super) struct Leg {
@@ -39,22 +39,22 @@ pub(super) struct Leg {
     pub(super) announced_mss: u32,
     /// Our timestamp now.
     pub(super) clock: u32,
-    /// What the kernel says about sequence numbers and devices.
+    /// The kernel's snapshot of sequence numbers and devices.
     pub(super) info: SocketInfo,
 }
 
-/// How the flow begins.
+/// The initial rules and state of a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Plan {
     /// Up and down.
     pub(super) ways: [Translation; 2],
-    /// What the kernel takes for seen.
+    /// The state that counts as recorded.
     pub(super) state: State,
     /// Bytes on each way that were written to the receiver's socket before, and that the flow begins with.
     pub(super) written: [u64; 2],
 }
 
-/// What can be told before the kernel is asked.
+/// The reasons against a flow that are known without a snapshot.
 pub(super) fn admit(client: &Leg, backend: &Leg) -> Result<(), PacketIneligible> {
     let refuse = |condition: bool, why| if condition { Err(why) } else { Ok(()) };
     refuse(!client.established || !backend.established, PacketIneligible::PeerClosed)?;
@@ -67,18 +67,17 @@ pub(super) fn admit(client: &Leg, backend: &Leg) -> Result<(), PacketIneligible>
     refuse(!fits(client, backend) || !fits(backend, client), PacketIneligible::Mss)
 }
 
-/// Largest segment that a backend's connection should announce for the sake of the client's, on which we may send segments
-/// with so much payload and have announced so much.
+/// The largest segment that a backend's connection should announce for the client's connection. The balancer may send
+/// segments with `send_mss` bytes of payload on the latter, and has announced `announced`.
 ///
-/// What bounds that connection bounds what we may send to the backend, too, or rather what is known of it. So a client
-/// that may send more than it takes is not carried however the other leg is, and there is no use in a bound; its
-/// listener must announce less.
+/// A bound of the client's connection also bounds the segments to the backend. So a client that may send more than it
+/// accepts is not eligible whatever the other leg has, and a bound is useless. Its listener must announce less.
 pub(super) fn largest_segment(send_mss: u32, announced_mss: u32, timestamps: bool) -> Option<u32> {
     let takes = send_mss + if timestamps { TIMESTAMP_BYTES } else { 0 };
     (announced_mss <= takes).then_some(takes)
 }
 
-/// Numbers for a flow of which userspace holds `read` bytes of either way that it has not written yet.
+/// The initial numbers of a flow. Userspace holds `read` bytes of each way that it has not written yet.
 pub(super) fn plan(client: &Leg, backend: &Leg, read: [usize; 2]) -> Result<Plan, PacketIneligible> {
     let read = |way: usize| u32::try_from(read[way]).map_err(|_| PacketIneligible::Pending);
     let (a, b) = (&client.info, &backend.info);
@@ -98,7 +97,7 @@ pub(super) fn plan(client: &Leg, backend: &Leg, read: [usize; 2]) -> Result<Plan
             least_echo: to.info.ts_recent,
             own: u32::try_from(next.bytes()).unwrap_or(u32::MAX),
             expected: from.info.rcv_nxt,
-            // More by the second look at most, which tells: what had arrived by then has had it grow.
+            // At most the bytes of the second snapshot, whose window has grown by then.
             granted: granted(&from.info, &way).saturating_add(from.info.rcv_wnd),
             from: from.info.rx_device,
             ..way
@@ -107,12 +106,12 @@ pub(super) fn plan(client: &Leg, backend: &Leg, read: [usize; 2]) -> Result<Plan
         complete(up_way, &down_way, [client, backend], &down),
         complete(down_way, &up_way, [backend, client], &up),
     ];
-    // What our own sockets have allowed beyond that is in the ways.
+    // The window that the balancer's sockets have allowed beyond that is in the ways.
     let state = State::new([up.bytes(), down.bytes()], [b.snd_wnd.into(), a.snd_wnd.into()]);
     Ok(Plan { ways, state, written: [up.written.into(), down.written.into()] })
 }
 
-/// The ways once more, after what has arrived on each leg until the kernel carried.
+/// The ways, corrected by the bytes that arrived on each leg before the kernel forwarded.
 pub(super) fn with_late(ways: [Translation; 2], late: [&SocketInfo; 2]) -> [Translation; 2] {
     let [up, down] = ways;
     let came = |way: &Translation, info: &SocketInfo| info.rcv_nxt.wrapping_sub(way.expected);
@@ -126,25 +125,25 @@ pub(super) fn with_late(ways: [Translation; 2], late: [&SocketInfo; 2]) -> [Tran
     [complete(up, late[0], own[0]), complete(down, late[1], own[1])]
 }
 
-/// Position of a way up to which our own socket allows the sender to send. It says no more when the kernel carries, so it
-/// stays so.
+/// Position of a way up to which the balancer's socket allows the sender to send. The socket announces no more once the
+/// kernel forwards, so the position is final.
 fn granted(info: &SocketInfo, way: &Translation) -> u32 {
     info.rcv_nxt.wrapping_sub(way.seq_start).saturating_add(info.rcv_wnd)
 }
 
-/// The ways once more, after our own sockets have received and sent more than was known when the flow began.
+/// The ways once more, after the balancer's sockets have received and sent more than was known when the flow began.
 pub(super) fn with_stragglers(ways: [Translation; 2], infos: [&SocketInfo; 2]) -> [Translation; 2] {
     let mut ways = ways;
     for (way, info) in ways.iter_mut().zip(infos) {
         way.expected = info.rcv_nxt;
         way.granted = way.granted.max(granted(info, way));
-        // Less while not all is written that has to be delivered.
+        // Less while userspace has not written all bytes to deliver.
         way.own = way.own.max(info.write_seq.wrapping_sub(way.ack_start));
     }
     ways
 }
 
-/// What a way begins with, from the first byte on: it is for our own sockets to deliver.
+/// The first bytes of a way, which the balancer's sockets deliver.
 struct Stretch {
     /// Written to the receiver's socket, and not acknowledged.
     written: u32,
@@ -170,8 +169,8 @@ fn translation(from: &Leg, to: &Leg, begin: &Stretch) -> Translation {
         ports: ports(to.tuple.local_port, to.tuple.remote_port),
         device: to.info.tx_device,
         seq: to.info.snd_una.wrapping_sub(first),
-        // The peer's clock goes on from ours. It has read no less than when it last told us, so what the receiver
-        // sees never goes back (RFC 7323 section 5); and ours may be one more than it says.
+        // The peer's timestamps continue the balancer's. A new timestamp is no less than the last one sent, so the
+        // receiver sees none that goes back (RFC 7323 section 5). The balancer's may be one more than it reads.
         stamp: to.clock.wrapping_add(1).wrapping_sub(from.info.ts_recent),
         scale_from: from.peer_scale,
         scale_to: to.own_scale,

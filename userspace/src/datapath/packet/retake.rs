@@ -1,17 +1,17 @@
-//! Whether a flow in the middle of its life can be taken back into sockets, and at which numbers: a pure function.
+//! Whether a flow can move back to sockets, and at which numbers: a pure function.
 //!
-//! Once nothing is sent on any more, each way has a position that its receiver has acknowledged last. What comes before, the
-//! receiver has. What comes after, the sender still holds: no later acknowledgement has been passed on to it.
-//! So a socket towards the sender that expects this very position, and one towards the receiver that sends from it, are two
-//! ends of one stream. What was under way the sender says once more, to us; what of that the receiver has already is a
-//! repetition.
+//! Once no packet is forwarded, each way has a position that its receiver has acknowledged last. The receiver has all
+//! bytes before it. The sender still holds all bytes after it, since no later acknowledgement was forwarded. So a
+//! socket towards the sender that expects this position, and one towards the receiver that sends from it, are two ends
+//! of one stream. The sender retransmits the bytes under way to the balancer. The receiver takes those that it has
+//! already for retransmissions.
 
 use snisplice_common::packet::flow::{Rules, State, WAS_RESET};
 
 use crate::net::repair::Numbers;
 
-/// Where the sockets towards the client and the backend go on; `None` where there are no such numbers: one peer has sent FIN
-/// and the other has acknowledged it, which no new socket can be told, or the flow was reset.
+/// The numbers of the sockets towards the client and the backend. `None` if no new socket can have such numbers: the
+/// flow was reset, or one peer has sent FIN and the other has acknowledged it.
 pub(super) fn numbers(rules: &Rules, state: &State) -> Option<[Numbers; 2]> {
     let leg = |at: usize| {
         let (way, own, other) = (&rules.ways[at], &state.ways[at], &state.ways[at ^ 1]);
@@ -71,7 +71,7 @@ mod tests {
             change(&mut state);
             numbers(&rules, &state)
         };
-        // The backend has not acknowledged the FIN, so the client says it again.
+        // The backend has not acknowledged the FIN, so the client sends it again.
         assert!(with(&|state| state.ways[0].fin = 500).is_some());
         assert!(with(&|state| state.ways[0].fin = 300).is_none());
         assert!(with(&|state| state.ways[1].fin = 70).is_none());

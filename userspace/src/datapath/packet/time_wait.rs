@@ -1,8 +1,8 @@
-//! Flows that are over, for as long as late packets may come.
+//! Flows that have ended, while late packets may come.
 //!
-//! The last acknowledgement may be lost; then a FIN comes once more, and the end that waits for such things
-//! (`TIME_WAIT`) must hear it. Our own sockets are closed by then: the entries in the maps serve alone, and a new
-//! connection of the same addresses ends them at once.
+//! The last acknowledgement may be lost. A FIN then comes again, and must reach the end in `TIME_WAIT`. The balancer's
+//! sockets are closed by then. The entries in the maps are enough, and a new connection of the same addresses removes
+//! them at once.
 
 use std::{
     collections::VecDeque,
@@ -14,11 +14,11 @@ use snisplice_common::packet::maps::Tuple;
 
 use super::Shared;
 
-/// How long a flow stays after its end. Long enough for a few retransmissions; where it is not, the kernel answers
-/// the straggler with a reset, which comes after everything was delivered.
+/// The time for which a flow stays after its end: enough for a few retransmissions. The kernel answers a later packet
+/// with a reset, which comes after everything was delivered.
 pub(super) const TIME_WAIT: Duration = Duration::from_secs(2);
 
-/// How often it is looked whose time is over.
+/// The period of the checks for expired flows.
 const SWEEP: Duration = Duration::from_millis(500);
 
 /// Flows that are over, the oldest first.

@@ -1,8 +1,8 @@
-//! What a direction has moved so far, and whether that is enough to move it into the kernel.
+//! The progress of a direction, and whether it is enough for an offload to the kernel.
 
 use snisplice_config::model::Offload;
 
-/// What userspace has copied in one direction.
+/// The bytes and messages that userspace has copied in one direction.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Progress {
     /// Bytes.

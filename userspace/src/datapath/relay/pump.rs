@@ -1,7 +1,7 @@
-//! The one copy step: whatever moves bytes in userspace moves them here.
+//! The one copy step: all copies in userspace use it.
 //!
-//! It works on raw non-blocking descriptors and never waits, so it serves the relay (sockets registered in tokio)
-//! and the sockmap datapath while it is catching up (sockets in a private epoll) alike.
+//! It works on raw non-blocking descriptors and never waits. So it serves the relay (sockets registered in tokio) and
+//! the copying part of the sockmap datapath (sockets in a private epoll).
 
 use std::{cell::RefCell, io, os::fd::AsFd};
 
@@ -23,7 +23,7 @@ pub fn with_scratch<T>(work: impl FnOnce(&mut [u8]) -> T) -> T {
     SCRATCH.with_borrow_mut(|buffer| work(buffer))
 }
 
-/// One direction's copy: holds bytes only while the receiver does not take them.
+/// The copy of one direction. It holds bytes only while the receiver does not take them.
 #[derive(Debug, Default)]
 pub struct Pump(Option<Box<Pending>>);
 
@@ -31,29 +31,29 @@ pub struct Pump(Option<Box<Pending>>);
 #[derive(Debug)]
 struct Pending {
     bytes: Vec<u8>,
-    /// Of the bytes, those that the receiver has taken.
+    /// The bytes that the receiver has taken.
     taken: usize,
 }
 
-/// What one step achieved.
+/// The result of one step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
     /// The receiver's socket took this many bytes (at least one).
     Moved {
-        /// How many.
+        /// The number of bytes.
         bytes: usize,
         /// The sender's queue was empty at that moment: the next read would block, or find EOF.
         drained: bool,
     },
     /// The sender has nothing to read; nothing is pending.
     WantRead,
-    /// The receiver takes no more for now; the rest is pending.
+    /// The receiver takes no more for now. The rest is pending.
     WantWrite,
     /// The sender sent FIN and everything before it was taken.
     Eof,
 }
 
-/// Which call failed.
+/// The call that failed.
 #[derive(Debug)]
 pub enum StepError {
     /// recv(2) on the sender's socket.
@@ -62,11 +62,11 @@ pub enum StepError {
     Write(io::Error),
 }
 
-/// Whether a send(2) that failed is to be tried again.
+/// Whether to repeat a failed send(2).
 ///
-/// While a control group's sockets have used up its memory, the kernel may say `EFAULT` of a buffer that is perfectly
-/// good, and takes nothing: packets that a sockmap's program passes are charged to a socket without being reserved first,
-/// so that what the socket has left is less than nothing (`sk_psock_skb_ingress_self`, `tcp_wmem_schedule`).
+/// While a control group's sockets have used up its memory, the kernel may return `EFAULT` for a valid buffer, and
+/// takes nothing. Packets that a sockmap's program passes are charged to a socket without a reservation, so the
+/// socket's remainder becomes negative (`sk_psock_skb_ingress_self`, `tcp_wmem_schedule`).
 fn is_no_room(error: Errno) -> bool {
     matches!(error, Errno::AGAIN | Errno::FAULT)
 }
@@ -84,7 +84,7 @@ impl Pump {
         self.0.is_some()
     }
 
-    /// How many bytes that is.
+    /// The number of pending bytes.
     #[must_use]
     pub fn held(&self) -> usize {
         self.0.as_ref().map_or(0, |pending| pending.bytes.len() - pending.taken)

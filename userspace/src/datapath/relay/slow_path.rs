@@ -1,5 +1,5 @@
-//! What is rare in a relayed connection, and takes more state: a receiver that does not keep up, a side that has sent
-//! FIN, a side that is gone.
+//! The rare phases of a relayed connection, which take more state: a slow receiver, a side that has sent FIN, a side
+//! that has failed.
 
 use std::{cell::Cell, future::poll_fn, io, net::Shutdown};
 
@@ -7,7 +7,7 @@ use socket2::SockRef;
 use tokio::{io::Interest, net::TcpStream};
 
 use super::{
-    Carried, DirectionState, STEPS_PER_TURN, forget, moved,
+    Carried, CopyDirection, STEPS_PER_TURN, forget, moved,
     pump::{Pump, Step},
 };
 use crate::{
@@ -25,25 +25,25 @@ use crate::{
 enum Stop {
     Eof,
     Due,
-    /// Both receivers keep up again, and nobody has sent FIN.
+    /// Both receivers keep up again, and no side has sent FIN.
     AtEase,
     /// The other side has sent FIN, and this one nothing for too long.
     Silent,
 }
 
-/// What both directions look at.
+/// The state that both directions share.
 #[derive(Default)]
 struct Shared {
-    /// One of the two directions has passed its FIN on.
+    /// One of the two directions has forwarded its FIN.
     half_closed: Cell<bool>,
-    /// Of either direction: whether its receiver does not keep up.
+    /// For each direction: whether its receiver is slow.
     blocked: [Cell<bool>; 2],
 }
 
 /// Carries on until there is nothing to wait for any more, which is `None`, or to the end. `ended` is a direction whose
 /// sender has sent FIN.
 pub(super) async fn carry(
-    ways: [DirectionState<'_>; 2],
+    ways: [CopyDirection<'_>; 2],
     pumps: [&mut Pump; 2],
     ended: Option<Direction>,
 ) -> Option<Carried> {
@@ -65,8 +65,8 @@ pub(super) async fn carry(
     }
 }
 
-/// Ends a connection of which one side is gone.
-pub(super) async fn broken(ways: [DirectionState<'_>; 2], pumps: [&mut Pump; 2], broken: Broken) -> End {
+/// Ends a connection of which one side has failed.
+pub(super) async fn broken(ways: [CopyDirection<'_>; 2], pumps: [&mut Pump; 2], broken: Broken) -> End {
     let shared = Shared::default();
     let [up, down] = ways.map(|way| Waiting { way, shared: &shared });
     let [upward, downward] = pumps;
@@ -79,15 +79,15 @@ pub(super) async fn broken(ways: [DirectionState<'_>; 2], pumps: [&mut Pump; 2],
 
 /// One direction.
 struct Waiting<'a> {
-    way: DirectionState<'a>,
+    way: CopyDirection<'a>,
     shared: &'a Shared,
 }
 
 impl Waiting<'_> {
-    /// Copies until the sender has sent FIN, then passes the FIN on; or until there is no need to wait any more.
+    /// Copies until the sender has sent FIN and the FIN is forwarded, or until both receivers keep up again.
     ///
-    /// The direction that finishes second ends the pair. The first one stays to watch its sender: nobody else would
-    /// notice that this peer, which has sent FIN, now resets.
+    /// The direction that finishes second ends the pair. The first one continues to watch its sender: no other code
+    /// would notice that this peer, which has sent FIN, now resets.
     async fn one_way(&self, pump: &mut Pump, is_ended: bool) -> Result<Stop, Broken> {
         if !is_ended {
             match self.copy(pump).await? {
@@ -96,17 +96,17 @@ impl Waiting<'_> {
             }
         }
         if self.shared.half_closed.replace(true) {
-            // Nothing is left to come from either peer, so closing both, which the caller does next, says it.
+            // Neither peer has anything left to send. The caller closes both sockets next, which reports the end.
             return Ok(Stop::Eof);
         }
         match SockRef::from(self.way.to).shutdown(Shutdown::Write) {
-            // The receiver is gone already; its own direction reports how.
+            // The receiver has failed already. Its own direction reports the reason.
             Err(error) if error.kind() != io::ErrorKind::NotConnected => {
                 return Err(self.way.by_receiver(error));
             }
             _ => {}
         }
-        let DirectionState { from, copy, .. } = self.way;
+        let CopyDirection { from, copy, .. } = self.way;
         let silence = idle(copy.options.patience.half_closed, || moved(copy.account));
         Box::pin(async {
             tokio::select! {
@@ -120,7 +120,7 @@ impl Waiting<'_> {
     /// Copies until the sender has sent FIN and the receiver has taken everything before it; or until the direction is
     /// due: then the receiver has taken everything that was read.
     async fn copy(&self, pump: &mut Pump) -> Result<Stop, Broken> {
-        let DirectionState { from, to, .. } = self.way;
+        let CopyDirection { from, to, .. } = self.way;
         let mut steps = 0;
         loop {
             if !pump.is_blocked() {
@@ -131,7 +131,7 @@ impl Waiting<'_> {
             match step {
                 Step::Moved { bytes, drained } => {
                     let is_due = self.way.moved(bytes, drained && !pump.is_blocked());
-                    // The kernel takes only connections of which neither side has sent FIN.
+                    // The kernel takes only connections without a FIN.
                     if is_due && !self.shared.half_closed.get() {
                         return Ok(Stop::Due);
                     }
@@ -185,7 +185,7 @@ impl Shared {
     }
 }
 
-/// Waits until there may be something to read, as far as the runtime has heard.
+/// Waits until the runtime reports the socket readable.
 async fn readable(stream: &TcpStream) -> io::Result<()> {
     poll_fn(|context| stream.poll_read_ready(context)).await
 }

@@ -1,7 +1,7 @@
-//! Gives back what a direction has in the sum of all directions' waiting bytes, when nothing of it waits any more.
+//! Returns a direction's share in the sum of all waiting bytes, when none of its bytes wait any more.
 //!
-//! The verdict program corrects a direction's share with each packet. Userspace does what no packet follows: it comes by
-//! anyway when it copies, at the end of the connection, and when the sum has grown so large that others were refused
+//! The verdict program corrects a direction's share with each packet. Userspace returns the share that no packet
+//! corrects: when it copies, at the end of the connection, and when the sum has refused others
 //! (`bpf/sockmap/events.rs`).
 
 use snisplice_common::sockmap::direction::{Control, Flow};
@@ -20,8 +20,8 @@ impl Connection<'_> {
         self.entries.budget().give_back(share);
     }
 
-    /// The same for a direction that the kernel redirects: only if the target has taken everything by now, and the
-    /// program is told at once.
+    /// As above, for a direction that the kernel redirects: only if the target has taken everything by now. The program
+    /// is informed at once.
     pub(super) fn give_back_if_taken(&self, direction: Direction, flow: &Flow) -> Result<(), Broken> {
         let way = self.way(direction);
         let control = Control { returned: way.returned.get(), ..Control::default() };
@@ -30,7 +30,7 @@ impl Connection<'_> {
         }
         let share = flow.share(&control);
         way.returned.set(way.returned.get().wrapping_add_signed(share));
-        // In this order the sum is a little too large, never too small, for whoever looks in between.
+        // In this order the sum is a little too large for a moment, never too small.
         self.publish(direction)?;
         self.entries.budget().give_back(share);
         Ok(())

@@ -1,8 +1,8 @@
-//! What userspace does for a connection whose bytes the kernel moves.
+//! Userspace's part of a connection whose bytes the kernel redirects.
 //!
-//! Each direction is a story of its own: sleep while the kernel redirects; copy what it passes until it redirects
-//! again ([`super::fallback`]); at the peer's FIN copy the rest, wait until the receiver's socket has taken everything,
-//! and pass the FIN on. A reset of one side ends both stories and resets the other.
+//! Each direction has a task of its own. It sleeps while the kernel redirects, and copies passed bytes until the kernel
+//! redirects again ([`super::fallback`]). At the peer's FIN it copies the rest, waits until the receiver's socket has
+//! taken everything, and forwards the FIN. A reset of one side ends both directions and resets the other side.
 
 use std::{
     cell::Cell,
@@ -41,17 +41,17 @@ use crate::{
     net::sockopt,
 };
 
-/// How long the kernel's worker may take to write redirected bytes to the one side after the other has reset.
+/// Limit of the time that the kernel's worker may take to write redirected bytes to one side after the other has reset.
 ///
-/// Where the receiver has room for them, only the scheduler decides when the worker runs. On a busy machine it has run
-/// more than a second late. The bytes are safe meanwhile; a reset of the receiver would discard them.
+/// If the receiver has room, only the scheduler decides when the worker runs. On a busy machine it has run more than a
+/// second late. The bytes are safe meanwhile. A reset of the receiver would discard them.
 const WORKER_GRACE: Duration = Duration::from_secs(30);
 
 /// Looks at a queue that is about to become empty, before it is left alone for a while.
 const LOOKS: u32 = 16;
 
-/// Looks, a millisecond apart, after which bytes that took the short cut are given up. A client's socket that took less
-/// than it had room for, since the host had no memory, took less than we count, if the backend never sent again.
+/// Checks, a millisecond apart, after which bytes of the short cut are given up. If the host had no memory, a client's
+/// socket may have taken less than the program counted, and the backend never sent again.
 const LOST: u32 = 60_000;
 
 /// One socket of the connection.
@@ -72,10 +72,10 @@ impl Leg {
         Ok(Self { peer, socket, cookie, also: Cell::default(), base: Cell::default() })
     }
 
-    /// Notes what the socket has taken so far, exactly, while nobody writes to it.
+    /// Records exactly what the socket has taken so far, while no one writes to it.
     pub(super) fn settle(&self) -> io::Result<()> {
-        // Acknowledgements move bytes from the one figure to the other; those that come between the two make it too
-        // little.
+        // An acknowledgement moves bytes from one figure to the other. One that arrives between the two reads makes the
+        // sum too small.
         let mut before = taken(&self.socket)?;
         loop {
             let now = taken(&self.socket)?;
@@ -93,10 +93,10 @@ impl Leg {
         recv(&self.socket, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT).map(|(peeked, _)| peeked)
     }
 
-    /// Takes the socket's lock and lets it go, after which every verdict that was under way is over.
+    /// Takes the socket's lock and releases it. Every verdict that was under way is then over.
     ///
-    /// The kernel tells a failure to the first who asks, and only once: whoever comes after finds an ordinary end of the
-    /// stream. So it must not be overlooked here.
+    /// The kernel reports a socket's error to the first caller only. Later callers find an ordinary end of the stream.
+    /// So the error must not be overlooked here.
     pub(super) fn lock(&self) -> Result<(), Broken> {
         match self.peek() {
             Ok(_) | Err(Errno::AGAIN) => Ok(()),
@@ -105,33 +105,33 @@ impl Leg {
     }
 }
 
-/// Bytes of its stream that the socket has taken from whoever writes to it, give or take the SYN. The order of the
-/// two makes it a little less, never more, while acknowledgements come in.
+/// Bytes of its stream that the socket has taken from its writers, with or without the SYN. In this order of reads,
+/// concurrent acknowledgements make the sum a little too small, never too large.
 fn taken(socket: &TcpStream) -> io::Result<u64> {
     let acknowledged = sockopt::tcp_info(socket)?.tcpi_bytes_acked;
     Ok(acknowledged + u64::from(sockopt::unacknowledged(socket)?))
 }
 
-/// What userspace knows of one direction.
+/// Userspace's state of one direction.
 #[derive(Debug, Default)]
-pub(super) struct DirectionState {
+pub(super) struct RedirectState {
     /// The kernel has a flow for it.
     pub(super) state: Cell<bool>,
     /// The program sees its packets.
     pub(super) armed: Cell<bool>,
     /// The kernel did not take it.
     pub(super) refused: Cell<bool>,
-    /// What was copied before the kernel had it.
+    /// Bytes that were copied before the kernel had the direction.
     pub(super) progress: Cell<Progress>,
     /// Bytes that userspace has written to the receiver.
     pub(super) forwarded: Cell<u64>,
-    /// How many of them the kernel has been told of.
+    /// The part of them that the kernel knows of.
     pub(super) published: Cell<u64>,
-    /// What userspace has given back of the direction's share in the sum of all waiting bytes.
+    /// The part of the direction's share that userspace has returned.
     pub(super) returned: Cell<u64>,
     /// The kernel is to leave the direction to userspace.
     pub(super) held: Cell<bool>,
-    /// The kernel has been told anything.
+    /// The kernel has received any report.
     pub(super) told: Cell<bool>,
     /// Redirected bytes that are in the account already.
     accounted: Cell<u64>,
@@ -139,8 +139,8 @@ pub(super) struct DirectionState {
     pub(super) shortcut: Cell<bool>,
 }
 
-impl DirectionState {
-    /// What has been written so far is no business of the kernel's.
+impl RedirectState {
+    /// The kernel does not count bytes written so far.
     pub(super) fn begin(&self) {
         self.forwarded.set(0);
     }
@@ -158,19 +158,19 @@ pub(super) struct Connection<'a> {
     pub(super) same_host: bool,
     /// The side whose failure is known and no news any more.
     broken: Cell<Option<Peer>>,
-    /// One direction has passed its FIN on.
+    /// One direction has forwarded its FIN.
     half_closed: Cell<bool>,
 }
 
-/// What the kernel keeps for the connection, removed and accounted for at its end.
+/// The kernel's entries for the connection. They are removed and accounted for at its end.
 pub(super) struct Entries<'a> {
     pub(super) slot: Slot<'a>,
     pub(super) account: &'a Account,
     cookies: [Cookie; 2],
-    ways: [DirectionState; 2],
+    ways: [RedirectState; 2],
 }
 
-/// How a connection comes to its end.
+/// The way in which a connection comes to its end.
 enum Over {
     /// Both sides have sent FIN, and all before it was delivered.
     Finished,
@@ -218,7 +218,7 @@ impl<'a> Connection<'a> {
         self.entries.slot.number
     }
 
-    pub(super) fn way(&self, direction: Direction) -> &DirectionState {
+    pub(super) fn way(&self, direction: Direction) -> &RedirectState {
         &self.entries.ways[direction as usize]
     }
 
@@ -236,12 +236,12 @@ impl<'a> Connection<'a> {
         }
     }
 
-    /// Sees the connection to its end.
+    /// Serves the connection until its end.
     ///
-    /// What is live while a connection idles counts for each of them, so the rare and the short parts are boxed where
+    /// State that lives while a connection idles counts for each connection. So rare and short parts are boxed where
     /// they are awaited.
     ///
-    /// The pumps hold what was read before and is not yet written.
+    /// The pumps hold bytes that were read before and are not yet written.
     pub(super) async fn run(&self, pumps: &mut [Pump; 2]) -> End {
         let [upward, downward] = pumps;
         let over = tokio::select! {
@@ -270,8 +270,7 @@ impl<'a> Connection<'a> {
         }
     }
 
-    /// One direction's story. What happens only now and then is boxed: an idle connection shall not hold memory for
-    /// it.
+    /// The task of one direction. Rare parts are boxed: an idle connection must not hold memory for them.
     ///
     /// The direction that finishes second ends the pair.
     async fn one_way(&self, direction: Direction, pump: &mut Pump) -> Result<Infallible, Over> {
@@ -282,7 +281,7 @@ impl<'a> Connection<'a> {
         Box::pin(self.until_taken(direction)).await?;
         let (_, to) = self.ends(direction);
         match to.socket.shutdown(Shutdown::Write) {
-            // The receiver is gone already; its own direction reports how.
+            // The receiver has failed already. Its own direction reports the reason.
             Err(error) if error.kind() == io::ErrorKind::NotConnected => {}
             result => result.map_err(|error| Broken { peer: to.peer, error })?,
         }
@@ -320,7 +319,7 @@ impl<'a> Connection<'a> {
         self.until_flow_taken(direction, &flow).await
     }
 
-    /// Waits until the receiver's socket has taken what was redirected to it. There was room for it, so that takes a
+    /// Waits until the receiver's socket has taken all redirected bytes. There was room for them, so that takes a
     /// moment, unless the host has no memory left.
     pub(super) async fn until_flow_taken(&self, direction: Direction, flow: &Flow) -> Result<(), Broken> {
         let mut looks = 0;
@@ -350,8 +349,8 @@ impl<'a> Connection<'a> {
         Ok(taken.saturating_sub(to.base.get()) >= sent)
     }
 
-    /// After the sender of a direction has failed: delivers what it sent before, then resets the other side. A
-    /// server that answers and resets because it did not read the whole request must be heard.
+    /// Handles a failure of a direction's sender: delivers the bytes sent before, then resets the other side. A server
+    /// may answer and reset because it did not read the whole request. Its answer must arrive.
     async fn pass_on_reset(&self, direction: Direction, pump: &mut Pump) {
         let (from, to) = self.ends(direction);
         self.broken.set(Some(from.peer));
@@ -380,9 +379,9 @@ impl<'a> Connection<'a> {
             Some(Peer::Client) => Ready::of(Peer::Backend, What::Failed),
             Some(Peer::Backend) => Ready::of(Peer::Client, What::Failed),
         };
-        let signals = &self.entries.slot.sockmap.signals;
+        let wakeups = &self.entries.slot.sockmap.wakeups;
         loop {
-            let happened = poll_fn(|context| signals.poll(self.slot(), wanted | failed, context)).await;
+            let happened = poll_fn(|context| wakeups.poll(self.slot(), wanted | failed, context)).await;
             self.check(happened & failed)?;
             if happened.any(wanted) {
                 return Ok(happened & wanted);
@@ -390,7 +389,7 @@ impl<'a> Connection<'a> {
         }
     }
 
-    /// Looks after sockets that are said to have failed.
+    /// Checks sockets that are reported as failed.
     fn check(&self, failed: Ready) -> Result<(), Broken> {
         for leg in [&self.client, &self.backend] {
             let mark = Ready::of(leg.peer, What::Failed);
@@ -401,7 +400,7 @@ impl<'a> Connection<'a> {
             if let Some(error) = leg.socket.take_error().map_err(broken)? {
                 return Err(broken(error));
             }
-            self.entries.slot.sockmap.signals.clear(self.slot(), mark);
+            self.entries.slot.sockmap.wakeups.clear(self.slot(), mark);
         }
         Ok(())
     }
@@ -464,13 +463,13 @@ impl Entries<'_> {
             {
                 let moved = flow.redirected + moved;
                 let before = way.accounted.replace(moved);
-                // What took the short cut may turn out to be less: `Shortcut::decide`.
+                // The number of bytes on the short cut may decrease: `Shortcut::decide`.
                 self.account.moved(direction, moved.saturating_sub(before));
             }
         }
     }
 
-    fn by_shortcut(&self, from: Cookie, way: &DirectionState) -> io::Result<u64> {
+    fn by_shortcut(&self, from: Cookie, way: &RedirectState) -> io::Result<u64> {
         if way.shortcut.get() { self.slot.sockmap.maps.borrow().by_shortcut(from) } else { Ok(0) }
     }
 }

@@ -1,8 +1,8 @@
-//! What userspace does with the bytes that the kernel passes.
+//! Userspace's copy of the bytes that the kernel passes.
 //!
-//! A direction is the kernel's again once everything that it passed has been written to the receiver, and it has been
-//! told so ([`Control::forwarded`]). While a sender is faster than its receiver for long, there is no such moment, and
-//! userspace copies: the receiver sets the pace then, not the way that the bytes take.
+//! The kernel may redirect again once all passed bytes are written to the receiver, and the kernel knows that
+//! ([`Control::forwarded`]). While a sender is faster than its receiver, there is no such moment, and userspace copies.
+//! The receiver then sets the pace, not the way of the bytes.
 
 use std::time::Duration;
 
@@ -24,12 +24,12 @@ use crate::{
 /// Steps of one copy before the worker's other connections get their turn.
 const STEPS_PER_TURN: u32 = 8;
 
-/// Between two tries at something of which no event tells.
+/// The pause between two attempts at something that no event reports.
 const PAUSE: Duration = Duration::from_millis(1);
 
 impl Connection<'_> {
-    /// Copies what the kernel has passed until it may redirect again, or until the end of the stream, which is for
-    /// the caller to see.
+    /// Copies passed bytes until the kernel may redirect again, or until the end of the stream, which the caller
+    /// detects.
     pub(super) async fn catch_up(&self, direction: Direction, pump: &mut Pump) -> Result<(), Broken> {
         let (from, _) = self.ends(direction);
         let way = self.way(direction);
@@ -48,8 +48,8 @@ impl Connection<'_> {
             self.copy(direction, pump).await?;
             if way.forwarded.get() > before {
                 self.publish(direction)?;
-                // A verdict that had not heard of it is over after this, and what it passed shows in the flow. Any later
-                // one tells us by an event.
+                // A verdict that began before the report is over after this, and its passed bytes are in the flow.
+                // Every later one sends an event.
                 from.lock()?;
                 continue;
             }
@@ -62,7 +62,7 @@ impl Connection<'_> {
         self.listen(from, |also| also.readable = false)
     }
 
-    /// Copies what was passed before the sender's FIN. Some of it may come into reach only after the FIN.
+    /// Copies bytes that were passed before the sender's FIN. Some may become readable only after the FIN.
     pub(super) async fn copy_rest(&self, direction: Direction, pump: &mut Pump) -> Result<(), Broken> {
         let (from, _) = self.ends(direction);
         loop {
@@ -189,9 +189,10 @@ impl Connection<'_> {
         Ok(())
     }
 
-    /// Watches the receiver until it takes more. The watch goes on: who copies ends it.
+    /// Watches the receiver until it takes more. The caller that copies ends the watch.
     async fn until_writable(&self, to: &Leg) -> Result<(), Broken> {
-        // While the host has no memory, a socket may refuse what it has room for, and then no event tells when it will not.
+        // While the host has no memory, a socket may refuse bytes that it has room for. No event reports the end of
+        // that.
         if to.also.get().writable && has_room(to)? {
             sleep(PAUSE).await;
             return Ok(());
@@ -202,7 +203,7 @@ impl Connection<'_> {
     }
 }
 
-/// Whether a socket has room. Where it has none, an event is sure to come when it has.
+/// Whether a socket has room. If it has none, an event follows as soon as it has.
 fn has_room(leg: &Leg) -> Result<bool, Broken> {
     let polled = sockopt::poll_writable(&leg.socket).map_err(|error| Broken { peer: leg.peer, error })?;
     Ok(polled.contains(PollFlags::OUT))

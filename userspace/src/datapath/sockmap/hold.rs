@@ -1,7 +1,6 @@
 //! Keeps a direction in userspace for a while, although the kernel could redirect it.
 //!
-//! For tests, which thus change a direction between the kernel and userspace as often as they like, wherever its bytes
-//! and its end happen to be.
+//! Tests use this to move a direction between the kernel and userspace at any moment of its stream.
 
 use std::time::Duration;
 
@@ -36,8 +35,8 @@ impl Connection<'_> {
         }
     }
 
-    /// Takes a direction from the kernel, copies what it receives for a spell or until its end, and gives it back. What
-    /// is left to do then is the same as after any event.
+    /// Takes a direction from the kernel, copies its bytes for a while or until its end, and returns it. The return is
+    /// the same as after an event.
     async fn hold(&self, direction: Direction, pump: &mut Pump, spell: Duration) -> Result<(), Broken> {
         let (from, to) = self.ends(direction);
         self.tell_to_hold(direction, true)?;
@@ -68,7 +67,7 @@ impl Connection<'_> {
         self.way(direction).held.set(hold);
         self.publish(direction)?;
         let (from, _) = self.ends(direction);
-        // A verdict that had not heard of it is over after this, and what it did shows in the flow.
+        // A verdict that began before the report is over after this, and its effect is in the flow.
         from.lock()
     }
 }

@@ -21,7 +21,7 @@ const NEW: u64 = 1;
 /// Whether or not there is such a key: `BPF_ANY`.
 const ANY: u64 = 0;
 
-/// Of its own for each worker, so that none waits for another.
+/// Each worker has its own, so that none waits for another.
 pub(super) struct Maps {
     targets: SockHash<MapData, Cookie>,
     verdict: SockHash<MapData, Cookie>,
@@ -30,7 +30,7 @@ pub(super) struct Maps {
     same_host: Option<SameHost>,
 }
 
-/// Those of the short cut.
+/// The maps of the short cut.
 struct SameHost {
     upstream: HashMap<MapData, Cookie, Cookie>,
     backend: HashMap<MapData, Cookie, BackendEnd>,
@@ -95,7 +95,7 @@ impl Maps {
         Ok(true)
     }
 
-    /// Opens the short cut around our socket `upstream`.
+    /// Opens the short cut around the balancer's socket `upstream`.
     pub(super) fn add_shortcut(&mut self, upstream: Cookie, shortcut: Shortcut) -> io::Result<()> {
         let Some(SameHost { shortcuts, .. }) = &mut self.same_host else { return Ok(()) };
         shortcuts.insert(upstream, shortcut, NEW).map_err(cause)

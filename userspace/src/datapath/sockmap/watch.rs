@@ -1,8 +1,8 @@
-//! A worker's own epoll, which watches the sockets that are in the kernel's hands.
+//! A worker's own epoll for the sockets that the kernel redirects between.
 //!
-//! The runtime would watch for everything, and the kernel wakes whoever watches for readability or writability with
-//! every packet that it redirects. Here only the end of a connection is watched for, and the rest just while
-//! userspace copies. The epoll as a whole is registered in the runtime.
+//! The runtime would watch for every readiness. The kernel wakes a watcher of readability or writability with every
+//! packet that it redirects. This epoll watches for the end of a connection, and for the rest only while userspace
+//! copies. The epoll itself is registered in the runtime.
 
 use std::{
     io,
@@ -17,9 +17,9 @@ use rustix::event::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-use crate::bpf::wakeup::{Peer, Ready, Signals, What};
+use crate::bpf::wakeup::{Peer, Ready, Wakeups, What};
 
-/// What is always watched for; errors come unasked.
+/// Always watched. Errors are reported in any case.
 const END: EventFlags = EventFlags::RDHUP.union(EventFlags::ET);
 
 /// Events taken at a time.
@@ -31,7 +31,7 @@ pub(super) struct Watch {
     epoll: Arc<OwnedFd>,
 }
 
-/// What a socket is watched for besides its end.
+/// The readiness that a socket is watched for, besides its end.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Also {
     pub(super) readable: bool,
@@ -43,28 +43,28 @@ impl Watch {
         Ok(Self { epoll: Arc::new(epoll::create(CreateFlags::CLOEXEC)?) })
     }
 
-    /// Hands what happens to `signals`, for ever.
+    /// Hands what happens to `wakeups`, for ever.
     pub(super) fn events(
         &self,
-        signals: Arc<Signals>,
+        wakeups: Arc<Wakeups>,
     ) -> io::Result<impl Future<Output = ()> + Send + use<>> {
         // SAFETY: the `Arc` keeps the one descriptor open for as long as the registration has it.
         let epoll = unsafe { AsyncFd::register_with_interest(self.epoll.clone(), Interest::READABLE)? };
         Ok(async move {
             // Fails only when the runtime shuts down.
             while let Ok(mut guard) = epoll.readable().await {
-                while take(guard.get_inner(), &signals) {}
+                while take(guard.get_inner(), &wakeups) {}
                 guard.clear_ready();
             }
         })
     }
 
-    /// Watches for the end of a socket. It is forgotten when it is closed.
+    /// Watches for the end of a socket. A closed socket is removed by the kernel.
     pub(super) fn add(&self, socket: impl AsFd, slot: usize, peer: Peer) -> io::Result<()> {
         Ok(epoll::add(&*self.epoll, socket, data(slot, peer), END)?)
     }
 
-    /// Watches for more, or for less again. What is so already is noticed at once.
+    /// Changes the watched readiness. Existing readiness is reported at once.
     pub(super) fn modify(&self, socket: impl AsFd, slot: usize, peer: Peer, also: Also) -> io::Result<()> {
         let mut flags = END;
         flags.set(EventFlags::IN, also.readable);
@@ -74,14 +74,14 @@ impl Watch {
 }
 
 /// Hands over what has happened so far. False if that was all.
-fn take(epoll: &Arc<OwnedFd>, signals: &Signals) -> bool {
+fn take(epoll: &Arc<OwnedFd>, wakeups: &Wakeups) -> bool {
     const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
     let mut events = [MaybeUninit::uninit(); BATCH];
-    // It cannot be interrupted, since it does not wait.
+    // The call cannot be interrupted, since it does not wait.
     let Ok((events, _)) = epoll::wait(&**epoll, &mut events, Some(&AT_ONCE)) else { return false };
     for event in &*events {
         let (slot, happened) = read(event);
-        signals.raise(slot, happened);
+        wakeups.raise(slot, happened);
     }
     events.len() == BATCH
 }

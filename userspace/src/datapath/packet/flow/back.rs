@@ -8,7 +8,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{Entry, Flow, Held, Sockets};
+use super::{Entry, Held, PacketFlow, Sockets};
 use crate::{
     bpf::packet::{LOOK, grace, stats::TakenBack},
     datapath::{
@@ -34,8 +34,8 @@ impl Entry {
         }
     }
 
-    /// Asks the peers that may not be there, through our own sockets. What they answer, the programs see. As long as bytes are
-    /// under way to a peer, its silence is borne as TCP bears it.
+    /// Probes the peers in doubt through the balancer's sockets. The programs record the replies. While bytes are under
+    /// way to a peer, the limit of its silence is TCP's.
     pub(super) fn ask_peers(&self, sockets: [&TcpStream; 2]) {
         let doubted = self.shared.programs.doubted(self.flow);
         let before = self.doubted.replace(doubted);
@@ -52,10 +52,11 @@ impl Entry {
     }
 }
 
-impl Flow<'_> {
-    /// Goes on in userspace, wherever the flow stands: with sockets in the place of our own, whose numbers have stayed behind.
+impl PacketFlow<'_> {
+    /// Moves the flow back to userspace, wherever it stands. New sockets replace the balancer's, whose numbers have
+    /// stayed behind.
     pub(super) async fn take_back(mut self: Box<Self>, why: TakenBack, options: &CopyOptions) -> End {
-        // Nothing is sent on any more. What the peers say meanwhile they will say again.
+        // No packet is forwarded any more. The peers retransmit what they send meanwhile.
         self.entry.set_mode(HOLD);
         grace().await;
         self.hear_last_acknowledgements().await;
@@ -79,12 +80,12 @@ impl Flow<'_> {
         }
     }
 
-    /// Waits until both peers have said where they stand, and until they have acknowledged what is still on its way to them. A
-    /// socket does not look at a packet that acknowledges what it has not sent; where each of the two had to hear of the
-    /// other first, they would wait for ever.
+    /// Waits until both peers have reported their positions, and have acknowledged the bytes that are still on their
+    /// way to them. A socket ignores a packet that acknowledges bytes which it has not sent. Two new sockets that each
+    /// needed a packet of the other's peer would wait forever.
     ///
-    /// The peers are asked. A peer that has data to send acknowledges with this data only, and the programs do not see such a
-    /// packet where it comes in fragments.
+    /// The peers are probed. A peer with data to send acknowledges with that data only, and the programs do not see
+    /// such a packet if it arrives in fragments.
     async fn hear_last_acknowledgements(&self) {
         const LOOK_EVERY: Duration = Duration::from_millis(50);
         /// A peer may answer twice a second only.
@@ -101,7 +102,7 @@ impl Flow<'_> {
         let quiet = (2 * (round_trips[0] + round_trips[1])).clamp(LEAST, MOST);
         let ways = || self.entry.state().map(|state| state.ways).ok();
         let (begun, mut since) = (Instant::now(), Instant::now());
-        // What was on its way to the peers arrives, so that what they say from then on is their last word.
+        // Packets on their way to the peers arrive first, so that the peers' later packets are final.
         sleep(quiet / 2).await;
         let Some(first) = ways() else { return };
         let (mut seen, mut asked) = (first.map(|track| track.acked), None::<Instant>);
@@ -125,7 +126,7 @@ impl Flow<'_> {
         }
     }
 
-    /// Two sockets that go on where the peers stand.
+    /// Two sockets at the peers' positions.
     fn retake(&mut self) -> io::Result<Pair> {
         let state = self.entry.state()?;
         let numbers = retake::numbers(&self.entry.rules(), &state);
@@ -135,7 +136,7 @@ impl Flow<'_> {
             return Err(io::Error::other("its sockets are still in use"));
         };
         let [client, backend] = held;
-        // What takes their places has the same options, and knows which bytes are under way.
+        // The sockets that replace these have the same options, and know which bytes are under way.
         for socket in [&client, &backend] {
             bear_silence(socket, false)?;
         }
@@ -153,7 +154,7 @@ impl Flow<'_> {
     }
 }
 
-/// The same for a flow whose own sockets are at rest, which may also go back into sockets.
+/// As above, for a flow whose own sockets are idle. It may also move back to sockets.
 pub(super) async fn held(entry: &Entry, sockets: [&TcpStream; 2]) -> Held {
     loop {
         if let Some(end) = entry.seen_end() {
@@ -166,6 +167,6 @@ pub(super) async fn held(entry: &Entry, sockets: [&TcpStream; 2]) -> Held {
             return Held::TakenBack(why);
         }
         entry.ask_peers(sockets);
-        poll_fn(|context| entry.shared.signals.poll(entry.slot, LOOK, context)).await;
+        poll_fn(|context| entry.shared.wakeups.poll(entry.slot, LOOK, context)).await;
     }
 }

@@ -3,14 +3,7 @@
 use std::{rc::Rc, sync::Arc, time::Duration};
 
 use divan::{Bencher, black_box};
-use snisplice::{
-    account::{
-        Account, ListenerAccount,
-        access_log::{AccessLog, Line},
-        registry::Registry,
-    },
-    metrics::{Metrics, labels::CloseReason},
-};
+use snisplice::testing::{AccessLog, Account, CloseReason, Line, ListenerAccount, Metrics, Registry};
 use snisplice_config::model::{AccessLog as Settings, AccessLogFormat};
 
 fn main() {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use libtest_mimic::Trial;
-use snisplice::{bpf::sockmap::stats::Ineligible, metrics::labels::Carrier};
+use snisplice::testing::{Carrier, sockmap::Ineligible};
 
 use crate::{
     data::{Random, Stream, expect_eof, expect_reset},

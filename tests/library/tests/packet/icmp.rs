@@ -1,15 +1,13 @@
-//! What routers say of packets that were sent on.
+//! ICMP errors of routers about packets that were sent on.
 
 use snisplice_common::packet::{
-    flow::{OFF, OVER, RESET},
+    flow::{CARRY, OFF, OVER, RESET},
     icmp::{ICMP_BYTES, restore_v4, restore_v6},
-    segment::TCP_MIN,
+    segment::{IPV4_BYTES, IPV6_BYTES, TCP_BYTES, TCP_MIN},
+    translate::{readdress_v4, readdress_v6},
 };
 
-use crate::{
-    CARRY, IPV4_BYTES, IPV6_BYTES, Lab, NEXT, REDIRECT, Segment, TCP_BYTES, checksum, leg, packet,
-    readdress_v4, readdress_v6, rules,
-};
+use crate::lab::{Lab, NEXT, REDIRECT, Segment, checksum, leg, packet, rules};
 
 /// A packet of the client's as the backend's link has it, after the program has seen it.
 fn sent_on(lab: &Lab, v6: bool) -> [Vec<u8>; 2] {

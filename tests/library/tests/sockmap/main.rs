@@ -16,11 +16,12 @@ mod verifier;
 use std::{fs, process::ExitCode};
 
 use libtest_mimic::{Arguments, Trial};
-use snisplice::bpf::sockmap::{Programs, Settings};
+use snisplice::testing::sockmap::{ProgramSettings, Programs};
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let usable = Programs::load(&Settings { connections: 1, in_flight_bytes: 1, total_in_flight_bytes: 1 });
+    let usable =
+        Programs::load(&ProgramSettings { connections: 1, in_flight_bytes: 1, total_in_flight_bytes: 1 });
     let required = std::env::var_os("SNISPLICE_REQUIRE_ALL").is_some_and(|value| value == "1");
     if let Err(error) = &usable {
         eprintln!("the kernel's part cannot be tested here: {error}");

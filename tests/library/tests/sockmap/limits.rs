@@ -4,7 +4,7 @@ use std::{fs, io::Write as _, net::Shutdown, os::fd::AsFd as _, process::Command
 
 use libtest_mimic::Trial;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use snisplice::{bpf::sockmap::stats::Ineligible, metrics::labels::Carrier};
+use snisplice::testing::{Carrier, sockmap::Ineligible};
 use snisplice_common::sockmap::budget::SMALL_BYTES;
 
 use crate::{

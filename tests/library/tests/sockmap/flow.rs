@@ -3,7 +3,7 @@
 use std::{thread, time::Duration};
 
 use libtest_mimic::Trial;
-use snisplice::metrics::labels::Carrier;
+use snisplice::testing::Carrier;
 
 use crate::{
     data::{Random, Stream, expect_eof},

@@ -3,15 +3,7 @@
 
 use std::{io::ErrorKind, time::Duration};
 
-use snisplice::{
-    account::Account,
-    datapath::{
-        relay::Relay,
-        seam::{Datapath, End, Pair},
-    },
-    metrics::labels::Carrier,
-    net::sockopt,
-};
+use snisplice::testing::{Account, Carrier, Datapath, End, Pair, Relay, sockopt};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},

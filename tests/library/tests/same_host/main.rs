@@ -14,13 +14,13 @@ mod trials;
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Trial};
-use snisplice::probe;
+use snisplice::testing::probe;
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let mut report = probe::sockmap::run_all();
+    let mut report = probe::sockmap();
     if report.passed() {
-        report = probe::same_host::run();
+        report = probe::same_host();
     }
     let required = std::env::var_os("SNISPLICE_REQUIRE_ALL").is_some_and(|value| value == "1");
     if !report.passed() {

@@ -1,6 +1,6 @@
-//! Where processes that take over from each other meet: a unix socket in a directory that nobody else gets into.
+//! The unix socket at which the processes of a takeover meet, in a directory that only this user can enter.
 //!
-//! The file is named after the network namespace, since daemons of several namespaces may see the same directory, and after
+//! The file's name contains the network namespace, since daemons of several namespaces may see the same directory, and
 //! `--takeover-name`.
 
 use std::{
@@ -27,28 +27,28 @@ use super::{
     peer::{Identity, Role},
 };
 
-/// The directory unless another one is given. systemd makes it for a unit with `RuntimeDirectory=snisplice`.
+/// The default directory. systemd makes it for a unit with `RuntimeDirectory=snisplice`.
 pub const DIRECTORY: &str = "/run/snisplice";
 
-/// Processes that wait to be heard, at most.
+/// The greatest number of processes in the socket's queue.
 const BACKLOG: i32 = 4;
 
-/// How long another process may take that is making its socket.
+/// Limit of another process's work on its socket.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Why there is no place to meet.
+/// The reason for which there is no usable socket.
 #[derive(Debug, Error)]
-pub enum PlaceError {
-    /// The directory is not there, and cannot be made.
+pub enum SocketFileError {
+    /// The directory does not exist, and cannot be made.
     #[error(
         "cannot make {0} for the takeover socket: {1}; make it (mode 0700, owned by this user), or give another directory \
          with --takeover-path"
     )]
     Make(PathBuf, io::Error),
-    /// The directory cannot be looked at.
+    /// The directory cannot be inspected.
     #[error("cannot use {0} for the takeover socket: {1}; give another directory with --takeover-path")]
     Use(PathBuf, io::Error),
-    /// Somebody else has made the directory.
+    /// The directory belongs to another user.
     #[error(
         "{path} belongs to user {owner}, and this process is of user {own}: who owns the directory of the takeover socket \
          could take all connections; remove it, or give another one with --takeover-path"
@@ -56,12 +56,12 @@ pub enum PlaceError {
     Owner {
         /// The directory.
         path: PathBuf,
-        /// Whose it is.
+        /// The owner.
         owner: u32,
-        /// Who we are.
+        /// This process's user.
         own: u32,
     },
-    /// Others get in.
+    /// Other users can enter the directory.
     #[error(
         "others get into {path} (mode {mode:04o}), where the takeover socket is: chmod 0700 it, or give another directory \
          with --takeover-path"
@@ -72,13 +72,13 @@ pub enum PlaceError {
         /// Its permissions.
         mode: u32,
     },
-    /// Others can put something else in its place.
+    /// Others can replace the directory.
     #[error(
         "others can replace what is in {0}, where the directory of the takeover socket is: give another directory with \
          --takeover-path, such as {DIRECTORY}"
     )]
     Parent(PathBuf),
-    /// The name is no part of a file's name.
+    /// The name cannot be part of a file name.
     #[error(
         "{0:?} cannot be a --takeover-name: it becomes part of a file's name, so that it has no '/' and is not empty"
     )]
@@ -88,33 +88,34 @@ pub enum PlaceError {
     Long(PathBuf),
 }
 
-/// A place to meet, whether anybody is there or not.
+/// The path of the socket, and what protects it.
 #[derive(Debug)]
-pub struct Place {
+pub struct SocketFile {
     path: PathBuf,
-    /// Locked while a socket is made.
+    /// Locked while a process makes its socket.
     directory: OwnedFd,
     own: Identity,
     across: bool,
 }
 
-impl Place {
-    /// In this directory, which is made if it is not there, for daemons of this name. `across` lets the other process be in
-    /// another mount namespace.
+impl SocketFile {
+    /// The socket file in `directory`, which is made if it does not exist, for daemons named `name`. `across` permits
+    /// another mount namespace of the other process.
     ///
     /// # Errors
     ///
-    /// Where others could get at the socket.
-    pub fn new(directory: &Path, name: Option<&str>, across: bool) -> Result<Self, PlaceError> {
-        let unusable = |error: io::Error| PlaceError::Use(directory.to_owned(), error);
+    /// Other users could reach the socket.
+    pub fn new(directory: &Path, name: Option<&str>, across: bool) -> Result<Self, SocketFileError> {
+        let unusable = |error: io::Error| SocketFileError::Use(directory.to_owned(), error);
         if let Some(name) = name.filter(|name| name.is_empty() || name.contains(['/', '\0'])) {
-            return Err(PlaceError::Name(name.to_owned()));
+            return Err(SocketFileError::Name(name.to_owned()));
         }
         match mkdir(directory, Mode::RWXU) {
             Ok(()) | Err(Errno::EXIST) => {}
-            Err(error) => return Err(PlaceError::Make(directory.to_owned(), error.into())),
+            Err(error) => return Err(SocketFileError::Make(directory.to_owned(), error.into())),
         }
-        // A link is followed, as systemd makes one for units with a user of their own; what counts is where it leads.
+        // A symbolic link is followed, as systemd makes one for units with a user of their own. The checks apply to its
+        // target.
         let path = fs::canonicalize(directory).map_err(unusable)?;
         let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
         let opened = open(&path, flags, Mode::empty()).map_err(|error| unusable(error.into()))?;
@@ -125,11 +126,11 @@ impl Place {
             Some(name) => format!("takeover-{network}-{name}"),
         };
         let path = path.join(file);
-        SocketAddrUnix::new(&path).map_err(|_| PlaceError::Long(path.clone()))?;
+        SocketAddrUnix::new(&path).map_err(|_| SocketFileError::Long(path.clone()))?;
         Ok(Self { path, directory: opened, own: Identity::own().map_err(unusable)?, across })
     }
 
-    /// Connects to who listens there. `None` if nobody does.
+    /// Connects to the listening process. `None` if there is none.
     pub(super) fn connect(&self) -> io::Result<Option<Channel>> {
         match self.reach()? {
             Some(socket) => Channel::new(socket, &self.own, Role::Server, self.across),
@@ -141,22 +142,22 @@ impl Place {
         let socket = channel::socket()?;
         match connect(&socket, &SocketAddrUnix::new(&self.path)?) {
             Ok(()) => Ok(Some(socket)),
-            // Nobody has made it, or who made it has ended without removing it.
+            // No process has made the socket, or its process has ended and left it.
             Err(Errno::NOENT | Errno::CONNREFUSED) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Waits for who connects to `listening`. `None` if that has gone again.
+    /// Waits for a process that connects to `listening`. `None` if that process has ended.
     pub(super) fn accept(&self, listening: &OwnedFd) -> io::Result<Option<Channel>> {
         Channel::new(channel::accept(listening)?, &self.own, Role::Client, self.across)
     }
 
-    /// Listens there, or goes on where another process has listened.
+    /// Listens on the socket, or on the one that another process has handed over.
     pub(super) fn listen(&self, inherited: Option<OwnedFd>) -> io::Result<OwnedFd> {
         let _lock = self.lock()?;
         if let Some(socket) = inherited.filter(|_| self.path.exists()) {
-            // Once more: whoever connects sees then that it is this process that listens.
+            // A second listen(2): a connecting process then sees this process as the listener.
             listen(&socket, BACKLOG)?;
             return Ok(socket);
         }
@@ -174,13 +175,13 @@ impl Place {
         Ok(socket)
     }
 
-    /// Removes the socket of this process, which ends.
+    /// Removes the socket when this process ends.
     pub fn remove(&self) {
-        // What is left is replaced by who comes next.
+        // The next process replaces a socket that is left.
         let _ = fs::remove_file(&self.path);
     }
 
-    /// Keeps others from making their socket meanwhile.
+    /// Prevents other processes from making their socket meanwhile.
     fn lock(&self) -> io::Result<Lock<'_>> {
         let started = Instant::now();
         loop {
@@ -203,25 +204,25 @@ impl Drop for Lock<'_> {
     }
 }
 
-/// Whether a directory is ours alone. Its path has no links.
-fn check(path: &Path) -> io::Result<Result<(), PlaceError>> {
+/// Whether only this user can change a directory. Its path has no symbolic links.
+fn check(path: &Path) -> io::Result<Result<(), SocketFileError>> {
     let own = geteuid().as_raw();
     let directory = fs::metadata(path)?;
     if directory.uid() != own {
-        return Ok(Err(PlaceError::Owner { path: path.to_owned(), owner: directory.uid(), own }));
+        return Ok(Err(SocketFileError::Owner { path: path.to_owned(), owner: directory.uid(), own }));
     }
     let mode = directory.mode() & 0o7777;
     if mode & 0o077 != 0 {
-        return Ok(Err(PlaceError::Mode { path: path.to_owned(), mode }));
+        return Ok(Err(SocketFileError::Mode { path: path.to_owned(), mode }));
     }
-    // Where users are mapped, root's files may be of a user whom nobody can be here.
+    // In a user namespace, root's files may belong to a user that no process can be.
     let root = fs::metadata("/")?.uid();
     for parent in path.ancestors().skip(1) {
         let directory = fs::metadata(parent)?;
         let (owner, mode) = (directory.uid(), directory.mode());
         let sticky = mode & 0o1000 != 0;
         if ![0, own, root].contains(&owner) || (mode & 0o022 != 0 && !sticky) {
-            return Ok(Err(PlaceError::Parent(parent.to_owned())));
+            return Ok(Err(SocketFileError::Parent(parent.to_owned())));
         }
     }
     Ok(Ok(()))
@@ -237,18 +238,18 @@ mod tests {
         tempfile::Builder::new().permissions(owner_alone).tempdir().unwrap()
     }
 
-    fn place(directory: &Path, name: Option<&str>) -> Place {
-        Place::new(directory, name, false).unwrap()
+    fn socket_file(directory: &Path, name: Option<&str>) -> SocketFile {
+        SocketFile::new(directory, name, false).unwrap()
     }
 
     #[test]
     fn a_directory_is_made_for_its_owner_alone() {
         let within = directory();
         let path = within.path().join("run");
-        place(&path, None);
+        socket_file(&path, None);
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o700);
-        // It is taken as it is the next time.
-        place(&path, Some("other"));
+        // The second time, the directory exists.
+        socket_file(&path, Some("other"));
     }
 
     #[test]
@@ -256,7 +257,7 @@ mod tests {
         let within = directory();
         for mode in [0o755, 0o710, 0o701, 0o1777] {
             fs::set_permissions(within.path(), fs::Permissions::from_mode(mode)).unwrap();
-            let error = Place::new(within.path(), None, false).unwrap_err().to_string();
+            let error = SocketFile::new(within.path(), None, false).unwrap_err().to_string();
             assert!(error.contains("chmod 0700") && error.contains("--takeover-path"), "{error}");
         }
     }
@@ -265,11 +266,11 @@ mod tests {
     fn a_directory_that_others_can_replace_is_refused() {
         let within = directory();
         fs::set_permissions(within.path(), fs::Permissions::from_mode(0o777)).unwrap();
-        let error = Place::new(&within.path().join("run"), None, false).unwrap_err();
-        assert!(matches!(error, PlaceError::Parent(_)), "{error}");
-        // As in /tmp, where everybody can make something, and remove only what is theirs.
+        let error = SocketFile::new(&within.path().join("run"), None, false).unwrap_err();
+        assert!(matches!(error, SocketFileError::Parent(_)), "{error}");
+        // As in /tmp, where every user can make files, and remove only its own.
         fs::set_permissions(within.path(), fs::Permissions::from_mode(0o1777)).unwrap();
-        place(&within.path().join("run"), None);
+        socket_file(&within.path().join("run"), None);
     }
 
     #[test]
@@ -278,43 +279,45 @@ mod tests {
         fs::create_dir(within.path().join("private")).unwrap();
         fs::set_permissions(within.path().join("private"), fs::Permissions::from_mode(0o700)).unwrap();
         std::os::unix::fs::symlink("private", within.path().join("run")).unwrap();
-        assert!(place(&within.path().join("run"), None).path.starts_with(within.path().join("private")));
+        assert!(
+            socket_file(&within.path().join("run"), None).path.starts_with(within.path().join("private"))
+        );
     }
 
     #[test]
     fn what_cannot_be_a_file_is_refused() {
         let within = directory();
         for name in ["", "a/b", "../x"] {
-            let error = Place::new(within.path(), Some(name), false).unwrap_err();
-            assert!(matches!(error, PlaceError::Name(_)), "{error}");
+            let error = SocketFile::new(within.path(), Some(name), false).unwrap_err();
+            assert!(matches!(error, SocketFileError::Name(_)), "{error}");
         }
         let long = within.path().join("x".repeat(120));
-        assert!(matches!(Place::new(&long, None, false).unwrap_err(), PlaceError::Long(_)));
+        assert!(matches!(SocketFile::new(&long, None, false).unwrap_err(), SocketFileError::Long(_)));
         let nowhere = within.path().join("not/there");
-        assert!(matches!(Place::new(&nowhere, None, false).unwrap_err(), PlaceError::Make(..)));
+        assert!(matches!(SocketFile::new(&nowhere, None, false).unwrap_err(), SocketFileError::Make(..)));
     }
 
     #[test]
     fn one_daemon_of_a_name_listens_and_what_a_dead_one_left_is_replaced() {
         let within = directory();
-        let place = place(within.path(), None);
-        assert!(place.connect().unwrap().is_none());
-        let listening = place.listen(None).unwrap();
-        assert_eq!(place.listen(None).unwrap_err().kind(), io::ErrorKind::AddrInUse);
-        let other = Place::new(within.path(), Some("other"), false).unwrap();
+        let socket_file = socket_file(within.path(), None);
+        assert!(socket_file.connect().unwrap().is_none());
+        let listening = socket_file.listen(None).unwrap();
+        assert_eq!(socket_file.listen(None).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        let other = SocketFile::new(within.path(), Some("other"), false).unwrap();
         assert!(other.connect().unwrap().is_none());
-        assert!(place.connect().unwrap().is_some());
-        // As after a kill: the file is there, and nobody listens.
+        assert!(socket_file.connect().unwrap().is_some());
+        // As after a kill: the file exists, and no process listens.
         drop(listening);
-        assert!(place.path.exists() && place.connect().unwrap().is_none());
-        let listening = place.listen(None).unwrap();
-        assert_eq!(fs::metadata(&place.path).unwrap().mode() & 0o777, 0o600);
-        // Whoever inherits it needs no other.
-        let again = place.listen(Some(listening.try_clone().unwrap())).unwrap();
+        assert!(socket_file.path.exists() && socket_file.connect().unwrap().is_none());
+        let listening = socket_file.listen(None).unwrap();
+        assert_eq!(fs::metadata(&socket_file.path).unwrap().mode() & 0o777, 0o600);
+        // A process that inherits the socket needs no other.
+        let again = socket_file.listen(Some(listening.try_clone().unwrap())).unwrap();
         drop(listening);
-        assert!(place.connect().unwrap().is_some());
+        assert!(socket_file.connect().unwrap().is_some());
         drop(again);
-        place.remove();
-        assert!(!place.path.exists());
+        socket_file.remove();
+        assert!(!socket_file.path.exists());
     }
 }

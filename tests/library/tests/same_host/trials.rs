@@ -17,7 +17,7 @@ use rustix::{
     },
     io::retry_on_intr,
 };
-use snisplice::{metrics::labels::Carrier, net::sockopt};
+use snisplice::testing::{Carrier, sockopt};
 use snisplice_common::{
     Cookie,
     sockmap::shortcut::{BackendEnd, Shortcut, ShortcutCounters},

@@ -12,7 +12,7 @@ use std::{
 
 use libc::{BPF_ABS, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W};
 use libtest_mimic::Trial;
-use snisplice::net::sockopt::unacknowledged;
+use snisplice::testing::sockopt::unacknowledged;
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
 use crate::{

@@ -9,15 +9,9 @@ use std::{
 };
 
 use aya::maps::{HashMap, Map, MapData, SockHash};
-use snisplice::{
-    account::Account,
-    bpf::sockmap::{Programs, Settings, same_host},
-    datapath::{
-        relay::Relay,
-        seam::{Datapath as _, Pair},
-        sockmap::{self, Sockmap},
-    },
-    metrics::labels::Carrier,
+use snisplice::testing::{
+    Account, Carrier, Datapath as _, Pair, Relay,
+    sockmap::{ProgramSettings, Programs, SEND_BUFFER, Settings, Sockmap, cgroup},
 };
 use snisplice_common::{
     Cookie,
@@ -93,7 +87,7 @@ impl Default for Options {
             connections: 4096,
             in_flight_bytes: 1024 * 1024,
             total_in_flight_bytes: 256 * 1024 * 1024,
-            send_buffer: sockmap::SEND_BUFFER,
+            send_buffer: SEND_BUFFER,
             idle: Duration::from_secs(3600),
             hold: None,
             same_host: false,
@@ -108,23 +102,20 @@ impl Rig {
     }
 
     pub(crate) fn with(options: &Options) -> Self {
-        let settings = Settings {
+        let settings = ProgramSettings {
             connections: options.connections,
             in_flight_bytes: options.in_flight_bytes,
             total_in_flight_bytes: options.total_in_flight_bytes,
         };
         let kernel = if options.same_host {
-            let cgroup = same_host::cgroup().expect("cgroup2 is mounted");
+            let cgroup = cgroup().expect("cgroup2 is mounted");
             Programs::load_same_host(&settings, &cgroup)
         } else {
             Programs::load(&settings)
         };
         let kernel = kernel.expect("the kernel takes the program");
-        let settings = sockmap::Settings {
-            send_buffer: options.send_buffer,
-            hold: options.hold,
-            ..sockmap::Settings::new(options.idle)
-        };
+        let settings =
+            Settings { send_buffer: options.send_buffer, hold: options.hold, ..Settings::new(options.idle) };
         let (orders, received) = tokio_mpsc::unbounded_channel();
         let worker = kernel.clone();
         thread::spawn(move || work(worker, settings, received));
@@ -225,11 +216,7 @@ impl Link {
     }
 }
 
-fn work(
-    kernel: Arc<Programs>,
-    settings: sockmap::Settings,
-    mut orders: tokio_mpsc::UnboundedReceiver<Order>,
-) {
+fn work(kernel: Arc<Programs>, settings: Settings, mut orders: tokio_mpsc::UnboundedReceiver<Order>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     LocalSet::new().block_on(&runtime, async move {
         let relay = Relay::new(settings.idle);

@@ -1,0 +1,141 @@
+//! The `snisplice` command: one command line in, one exit code out.
+
+use std::{io::Write as _, path::Path, process::ExitCode, time::Duration};
+
+use clap::Parser as _;
+use rustix::process::{Signal, set_parent_process_death_signal};
+use snisplice_config::{Translation, explain, render_check};
+
+use super::{App, secrets::check_secrets, signals::Signals};
+use crate::{
+    bpf,
+    cli::{Check, Cli, Command, Run, client},
+    log, privileges,
+    probe::answers::Answers,
+    provider::file,
+};
+
+/// The exit code for a configuration with errors.
+const BAD_CONFIGURATION: u8 = 2;
+
+/// The exit code of `check --strict` for a configuration with warnings or rejected objects.
+const DOUBTFUL_CONFIGURATION: u8 = 3;
+
+/// How long the process waits at its end until the last log lines are written.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
+/// Runs the command that the process's arguments name, and returns the exit code.
+#[must_use]
+pub fn main() -> ExitCode {
+    let code = run(Cli::parse().command).unwrap_or_else(|error| {
+        log::say(&format!("snisplice: {error:#}\n"));
+        ExitCode::FAILURE
+    });
+    // A reader of standard error that hangs loses these lines.
+    let _ = log::flush(LAST_LINES);
+    code
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Run(options) => serve(options),
+        Command::Check(Check { config, strict }) => {
+            let translation = file::load(&config.config, &config.options())?;
+            print(&render_check(&translation))?;
+            let mut doubtful = translation.rejected().chain(translation.warnings()).next().is_some();
+            match translation.model.as_ref().map(check_secrets) {
+                None => {}
+                Some(Ok(warnings)) => {
+                    doubtful |= !warnings.is_empty();
+                    for warning in warnings {
+                        print(&format!("warning: {warning}\n"))?;
+                    }
+                }
+                Some(Err(errors)) => {
+                    for error in errors.lines() {
+                        print(&format!("error: {error}\n"))?;
+                    }
+                    return Ok(ExitCode::from(BAD_CONFIGURATION));
+                }
+            }
+            if strict && doubtful && translation.model.is_some() {
+                return Ok(ExitCode::from(DOUBTFUL_CONFIGURATION));
+            }
+            Ok(code(&translation))
+        }
+        Command::Explain(options) => {
+            let questions = options.questions(|name| Path::new(name).is_file())?;
+            let translation = file::load(&options.config, &options.overrides.options())?;
+            let Some(model) = &translation.model else {
+                print(&render_check(&translation))?;
+                return Ok(code(&translation));
+            };
+            let answers = questions.iter().map(|name| explain(model, *name, options.port).to_string());
+            print(&answers.collect::<Vec<_>>().join("\n"))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Probe(options) => {
+            if options.with_parent {
+                // If the call fails, this process ends a little later than its parent.
+                let _ = set_parent_process_death_signal(Some(Signal::KILL));
+            }
+            // File capabilities may be permitted without being effective.
+            privileges::raise();
+            let questions = options.questions();
+            let mut answers = questions.answer();
+            if options.twice && !answers.affirm(questions) {
+                // A probe may fail once on a busy machine. A kernel that cannot serve fails it twice in a row.
+                answers = questions.answer();
+            }
+            if options.json {
+                print(&(serde_json::to_string(&answers)? + "\n"))?;
+            } else {
+                let Answers { sockmap, packet, same_host } = &answers;
+                for answer in [sockmap, packet, same_host].into_iter().flatten() {
+                    print(&answer.text)?;
+                }
+            }
+            // The first question decides. A kernel that lacks the other capabilities can still serve.
+            let decides = answers.sockmap.or(answers.packet);
+            Ok(if decides.is_some_and(|answer| answer.passed) {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            })
+        }
+        Command::Connections(options) => {
+            print(&client::connections(&options)?)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Close(options) => {
+            print(&client::close(&options)?)?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn serve(options: Run) -> anyhow::Result<ExitCode> {
+    // Comes first: before it, a signal kills the process.
+    let signals = Signals::install()?;
+    log::init(&options.log, options.log_format)?;
+    bpf::log::set_level(options.ebpf_log);
+    let translation = file::load(&options.config.config, &options.config.options())?;
+    if translation.model.is_none() {
+        log::say(&render_check(&translation));
+        return Ok(ExitCode::from(BAD_CONFIGURATION));
+    }
+    App::start(options, translation, signals)?.run()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn code(translation: &Translation) -> ExitCode {
+    if translation.model.is_some() { ExitCode::SUCCESS } else { ExitCode::from(BAD_CONFIGURATION) }
+}
+
+/// Prints to standard output. A reader that closes the pipe (`| head`) is no failure.
+fn print(text: &str) -> anyhow::Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}
