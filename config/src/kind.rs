@@ -40,6 +40,8 @@ pub(crate) enum Kind {
     OneOrMore(Box<Kind>),
     /// A mapping with these keys.
     Mapping(&'static str),
+    /// A mapping from names of the writer's choice to values of this kind.
+    Named(Box<Kind>),
     /// One of these.
     Either(Vec<Kind>),
 }
