@@ -179,7 +179,7 @@ impl ModelBuilder {
         let mut listeners: Vec<ListenerBuilder> = Vec::new();
         let mut kept: Vec<Vec<u16>> = Vec::new();
         for (listener, mut own) in std::mem::take(&mut self.listeners).into_iter().zip(ports.drain(..)) {
-            if let Some(at) = listeners.iter().position(|other| other.can_take(&listener)) {
+            if let Some(at) = listeners.iter().position(|other| other.why_apart(&listener).is_none()) {
                 let other = &mut listeners[at];
                 let message = format!(
                     "--listen puts the listeners '{}' and '{}' both at {}: they are one listener",
@@ -189,7 +189,10 @@ impl ModelBuilder {
                 other.hosts.extend(listener.hosts);
                 other.table.append(listener.table);
                 other.blocked.extend(listener.blocked);
-                other.plain_http = other.plain_http.take().or(listener.plain_http);
+                other.plain_http = match (other.plain_http.take(), listener.plain_http) {
+                    (Some(own), Some(more)) => Some(own.and(&more)),
+                    (own, more) => own.or(more),
+                };
                 kept[at].append(&mut own);
                 kept[at].sort_unstable();
                 kept[at].dedup();
@@ -197,11 +200,13 @@ impl ModelBuilder {
             }
             if let Some((other, address)) = listeners.iter().find_map(|other| {
                 let besides = other.beside && listener.beside;
-                first_conflict(&other.bind, &listener.bind, besides).map(|at| (&other.name, at))
+                first_conflict(&other.bind, &listener.bind, besides).map(|at| (other, at))
             }) {
                 let message = format!(
-                    "--listen puts the listeners '{other}' and '{}' both at {address}",
-                    listener.name
+                    "--listen puts the listeners '{}' and '{}' both at {address}, and they cannot be one listener: {}",
+                    other.name,
+                    listener.name,
+                    other.why_apart(&listener).unwrap_or_default()
                 );
                 Diagnostic::general(Severity::Error, message)
                     .remedy("give each listener's port an address of its own, or both exactly the same ones")
@@ -407,14 +412,21 @@ impl ListenerBuilder {
         }
     }
 
-    /// Whether `other` is of a Gateway too, at exactly the same addresses, and treats connections alike. Ports of a
-    /// Service that lead to one target port are one listener in Istio; a native listener is what its name says.
-    fn can_take(&self, other: &Self) -> bool {
-        (self.beside && other.beside)
-            && (self.plain_http.is_none() || other.plain_http.is_none())
-            && self.policies == other.policies
-            && self.mss == other.mss
-            && same_addresses(&self.bind, &other.bind)
+    /// Why `other` cannot be one listener with this one; `None` if it can: it is of a Gateway too, at exactly the same
+    /// addresses, and treats connections alike. Ports of a Service that lead to one target port are one listener in Istio; a
+    /// native listener is what its name says.
+    fn why_apart(&self, other: &Self) -> Option<&'static str> {
+        if !(self.beside && other.beside) {
+            Some("one of them is native, and its routes are for it alone")
+        } else if !same_addresses(&self.bind, &other.bind) {
+            Some("their other addresses differ")
+        } else if self.policies != other.policies {
+            Some("their policies differ")
+        } else if self.mss != other.mss {
+            Some("their segment sizes (mss) differ")
+        } else {
+            None
+        }
     }
 
     fn build(self, ports: Vec<u16>) -> Listener {

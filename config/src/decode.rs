@@ -231,6 +231,11 @@ impl<'n> View<'n> {
         matches!(self.node.value(), Value::Text(_))
     }
 
+    /// Whether it looks like a number.
+    pub(crate) fn is_number(&self) -> bool {
+        matches!(self.node.value(), Value::Text(text) if integer(text).is_some())
+    }
+
     /// Whether it is what a field looks like that is not set, in an object that a program wrote: `""`, `{}` or `[]`.
     /// protobuf knows no difference, but for messages.
     pub(crate) fn is_unset(&self) -> bool {

@@ -56,6 +56,9 @@ impl fmt::Display for Settings<'_> {
         };
         if let Some(clients) = clients {
             write!(f, ", clients {how} show a certificate of {}", clients.authorities)?;
+            if let Some(crl) = &clients.crl {
+                write!(f, " (revoked ones in {crl})")?;
+            }
             if !clients.subject_alt_names.is_empty() {
                 write!(f, " for {}", clients.subject_alt_names.join(" or "))?;
             }
@@ -121,7 +124,8 @@ pub(crate) fn host(host: &VirtualHost, targets: &dyn Fn(&Route) -> String) -> Ve
     lines
 }
 
-fn condition(wanted: &HttpMatch) -> String {
+/// What a request must look like.
+pub(crate) fn condition(wanted: &HttpMatch) -> String {
     let HttpMatch { uri, ignore_uri_case, scheme, method, authority, headers, without_headers, query_params } =
         wanted;
     let mut parts = Vec::new();
@@ -153,7 +157,8 @@ fn text(condition: &StringMatch) -> String {
     }
 }
 
-fn action(rule: &HttpRule, targets: &dyn Fn(&Route) -> String) -> String {
+/// What becomes of the requests of a rule.
+pub(crate) fn action(rule: &HttpRule, targets: &dyn Fn(&Route) -> String) -> String {
     let mut text = match &rule.action {
         HttpAction::Respond(Respond { status, .. }) => format!("answered with {status}"),
         HttpAction::Redirect(redirect) => redirected(redirect),
@@ -210,10 +215,13 @@ fn forwarded(Forward { rewrite, timeout, retries, .. }: &Forward) -> String {
 pub(crate) fn upstream(backend: &Backend) -> String {
     let mut text = String::new();
     if let Some(tls) = &backend.tls {
-        let UpstreamTls { sni, authorities, subject_alt_names, certificate } = &**tls;
+        let UpstreamTls { sni, authorities, crl, subject_alt_names, certificate } = &**tls;
         match authorities {
             Some(authorities) => push(&mut text, format_args!(", TLS verified by {authorities}")),
             None => text += ", TLS not verified",
+        }
+        if let Some(crl) = crl {
+            push(&mut text, format_args!(" (revoked ones in {crl})"));
         }
         if let Some(sni) = sni {
             push(&mut text, format_args!(", server name {sni}"));

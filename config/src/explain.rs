@@ -2,6 +2,8 @@
 
 use std::{fmt, sync::Arc};
 
+pub use self::request::Requested;
+
 use crate::{
     check::{Percent, describe_policy, endpoints, shares, targets},
     describe::{self, is_http},
@@ -11,6 +13,8 @@ use crate::{
     },
     name::{HostPattern, NameError, ServerName, is_address},
 };
+
+mod request;
 
 /// The answer for one name on each listener in question.
 #[derive(Debug, Clone, PartialEq)]
@@ -61,6 +65,8 @@ pub struct Answer {
     pub requests: Vec<String>,
     /// What happens to HTTP requests for the name without TLS, line by line, in words.
     pub plain_http: Vec<String>,
+    /// Whether a request without TLS is asked about, so that what happens to TLS does not matter.
+    pub only_plain: bool,
 }
 
 /// What happens to a connection.
@@ -94,9 +100,15 @@ pub enum Outcome {
 
 /// Answers for a hello that names `sni` (or none) on the listeners of `port`, or on all of them.
 ///
-/// `port` is the one of the configuration or the one that `--listen` put in its place.
+/// `port` is the one of the configuration or the one that `--listen` put in its place. With a request, the answer says which
+/// of the rules for HTTP requests serves it.
 #[must_use]
-pub fn explain(model: &Model, sni: Option<&str>, port: Option<u16>) -> Explanation {
+pub fn explain(
+    model: &Model,
+    sni: Option<&str>,
+    port: Option<u16>,
+    request: Option<&Requested>,
+) -> Explanation {
     let mut ports: Vec<u16> = model.listeners.iter().flat_map(|one| &one.ports).copied().collect();
     ports.sort_unstable();
     ports.dedup();
@@ -114,7 +126,7 @@ pub fn explain(model: &Model, sni: Option<&str>, port: Option<u16>) -> Explanati
             .listeners
             .iter()
             .filter(|listener| port.is_none_or(|port| has_port(listener, port)))
-            .map(|listener| answer(model, listener, name.as_ref()))
+            .map(|listener| answer(model, listener, name.as_ref(), request))
             .collect()
     };
     let question = Question { sni: sni.map(Into::into), invalid, port };
@@ -122,6 +134,9 @@ pub fn explain(model: &Model, sni: Option<&str>, port: Option<u16>) -> Explanati
     let claims = if answers.is_empty() { claims(model, name.as_ref(), elsewhere) } else { Vec::new() };
     Explanation { question, answers, ports, claims }
 }
+
+/// What becomes of requests for a host without rules.
+const NO_ROUTE: &str = "no http route: every request is answered with 404";
 
 /// Who asks for a name on a port that `asked` is about.
 fn claims(model: &Model, name: Option<&ServerName>, asked: impl Fn(u16) -> bool) -> Vec<Claim> {
@@ -134,7 +149,12 @@ fn has_port(listener: &Listener, port: u16) -> bool {
     listener.ports.contains(&port) || listener.bind.iter().any(|address| address.port() == port)
 }
 
-fn answer(model: &Model, listener: &Listener, name: Option<&ServerName>) -> Answer {
+fn answer(
+    model: &Model,
+    listener: &Listener,
+    name: Option<&ServerName>,
+    request: Option<&Requested>,
+) -> Answer {
     let TableExplanation { matched, less_specific, shadowed } = listener.routes.explain(name);
     let outcome = if let Some(Entry { pattern, rule }) = matched {
         Outcome::Rule {
@@ -157,21 +177,27 @@ fn answer(model: &Model, listener: &Listener, name: Option<&ServerName>) -> Answ
     };
     let lead = |rule: &Route| targets(rule, model);
     // A client asks for the host that it named in the hello.
-    let of_table = |table: &HttpTable| match table.lookup(name.map_or("", ServerName::as_str)) {
-        Some(host) => describe::host(host, &lead),
-        None => vec!["no http route: every request is answered with 404".to_owned()],
+    let of_table = |table: &HttpTable| match (request, table.lookup(name.map_or("", ServerName::as_str))) {
+        (Some(asked), _) => request::lines(table, asked, &lead),
+        (None, Some(host)) => describe::host(host, &lead),
+        (None, None) => vec![NO_ROUTE.to_owned()],
     };
+    let within_tls = request.is_none_or(|asked| asked.scheme == "https");
+    let without_tls = request.is_none_or(|asked| asked.scheme != "https");
     let requests = match &outcome {
         Outcome::Rule { rule, .. } => match rule.termination.as_ref().map(|ends| &ends.inside) {
-            Some(Inside::Http(table)) => of_table(table),
+            Some(Inside::Http(table)) if within_tls => of_table(table),
             _ => Vec::new(),
         },
         Outcome::Policy { .. } => Vec::new(),
     };
-    let plain_http = listener.plain_http.as_ref().map(|plain| of_table(&plain.table)).unwrap_or_default();
+    let plain = listener.plain_http.as_ref().filter(|_| without_tls);
+    let plain_http = plain.map(|plain| of_table(&plain.table)).unwrap_or_default();
+    let only_plain = request.is_some() && without_tls;
     Answer {
         requests,
         plain_http,
+        only_plain,
         listener: listener.name.clone(),
         bind: listener.bind.clone(),
         origin: listener.origin.clone(),
@@ -208,12 +234,18 @@ impl fmt::Display for Explanation {
 
 impl fmt::Display for Answer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { listener, bind, origin, outcome, requests, plain_http } = self;
+        let Self { listener, bind, origin, outcome, requests, plain_http, only_plain } = self;
         let bind = bind.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         writeln!(f, "listener {listener}, {bind} ({origin})")?;
+        if *only_plain && plain_http.is_empty() {
+            return writeln!(f, "  no HTTP without TLS is served here: policy not_tls");
+        }
         if !plain_http.is_empty() {
             writeln!(f, "  HTTP without TLS:")?;
             plain_http.iter().try_for_each(|line| writeln!(f, "    {line}"))?;
+            if *only_plain {
+                return Ok(());
+            }
             if let Outcome::Policy { claims, verdict, described, .. } = outcome
                 && claims.is_empty()
             {
@@ -254,7 +286,7 @@ impl fmt::Display for Answer {
                         writeln!(f, "  {} with {}", describe::mode(rule), describe::Settings(ends))?;
                     }
                 }
-                if is_http(rule) {
+                if is_http(rule) && !requests.is_empty() {
                     write_requests(f, requests)?;
                 }
                 for (backend, percent) in shares {

@@ -17,9 +17,6 @@ pub(crate) const MOST: u64 = 100_000_000;
 /// A year: long enough to mean "never", short enough to be added to any clock.
 const LONGEST: Duration = Duration::from_secs(365 * 86_400);
 
-/// Networks in `deny`: as many as the kernel's map has room for.
-const MOST_DENIED: usize = 65_536;
-
 /// What a value can be, for people and editors.
 #[derive(Debug, Clone)]
 pub(crate) enum Kind {
@@ -43,6 +40,8 @@ pub(crate) enum Kind {
     OneOrMore(Box<Kind>),
     /// A mapping with these keys.
     Mapping(&'static str),
+    /// A mapping from names of the writer's choice to values of this kind.
+    Named(Box<Kind>),
     /// One of these.
     Either(Vec<Kind>),
 }
@@ -325,9 +324,24 @@ impl Codec<Vec<HostName>> for Hosts {
 }
 
 /// Networks: one, or a list.
-pub(crate) struct Denied;
+pub(crate) struct NetworkList {
+    /// How many there may be, and what to do about more.
+    pub(crate) most: Option<(usize, &'static str)>,
+}
 
-impl Codec<Networks> for Denied {
+impl NetworkList {
+    /// As many as anybody writes.
+    pub(crate) const ANY: Self = Self { most: None };
+    /// Whose clients are not served: as many as the kernel's map has room for.
+    pub(crate) const DENIED: Self = Self {
+        most: Some((
+            65_536,
+            "name larger networks, or leave it to a firewall and set offload: {packet: false}",
+        )),
+    };
+}
+
+impl Codec<Networks> for NetworkList {
     fn kind(&self) -> Kind {
         Kind::OneOrMore(Box::new(Kind::Text { what: "a network or an address", example: "192.0.2.0/24" }))
     }
@@ -335,14 +349,14 @@ impl Codec<Networks> for Denied {
     fn read(&self, view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<Networks> {
         let expected = "networks or addresses, such as 192.0.2.0/24 or 2001:db8::7";
         let items = view.one_or_more(expected, diagnostics);
-        let deny: Networks =
+        let networks: Networks =
             items.iter().filter_map(|item| item.parse::<Network>(expected, diagnostics)).collect();
-        if deny.iter().count() > MOST_DENIED {
-            view.error(format!("more than {MOST_DENIED} networks cannot be denied"))
-                .remedy("name larger networks, or leave it to a firewall and set offload: {packet: false}")
-                .emit(diagnostics);
+        if let Some((most, remedy)) = self.most
+            && networks.iter().count() > most
+        {
+            view.error(format!("there are more than {most} networks")).remedy(remedy).emit(diagnostics);
         }
-        Some(deny)
+        Some(networks)
     }
 
     fn show(&self, value: &Networks) -> String {

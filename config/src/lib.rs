@@ -48,12 +48,13 @@ mod kind;
 mod load;
 mod native;
 mod overrides;
+mod requests;
 mod units;
 mod yaml;
 
 pub use self::{
     check::render_check,
-    explain::{Explanation, explain},
+    explain::{Explanation, Requested, explain},
     load::{Documents, Source, Translation, load},
     options::{Label, Listen, Options, Resolve},
     report::{Diagnostic, ObjectRef, Severity},

@@ -17,19 +17,25 @@ use std::{
 };
 
 use self::{
+    http::Owner,
     read::{NativeBackend, NativeListener, NativeRoute, RawPolicies, RawPolicy},
+    reference::{backend_named, targets, unknown},
     settings::Given,
 };
 use crate::{
     builder::{ListenerBuilder, ModelBuilder, first_overlap},
+    credentials::missing_secret,
     decode::{Diagnostics, Fields, View},
     model::rank::Rank,
-    model::{Backend, BackendId, Endpoint, EndpointHost, Policies, Policy, Target},
+    model::{Backend, Endpoint, EndpointHost, Policies, Policy, http::PlainHttp},
     name::HostPattern,
     overrides::Overrides,
 };
 
+mod backend_tls;
+mod http;
 mod read;
+mod reference;
 pub(crate) mod schema;
 mod settings;
 mod terminate;
@@ -106,7 +112,7 @@ impl Native<'_> {
         diagnostics: &mut Diagnostics,
     ) {
         let mut seen: HashMap<&str, &View<'_>> = HashMap::new();
-        for NativeBackend { view, name, endpoints, backend } in &self.backends {
+        for NativeBackend { view, name, endpoints, backend, towards } in &self.backends {
             if let Some(first) = seen.insert(name, view) {
                 twice(view, "backend", name, first, diagnostics);
                 continue;
@@ -116,7 +122,12 @@ impl Native<'_> {
                     .emit(diagnostics);
             }
             let endpoints = endpoints.iter().flat_map(|endpoint| overridden(endpoint, overrides)).collect();
-            builder.backend(Backend { name: (*name).into(), endpoints, ..backend.clone() });
+            for (secret, view) in &towards.secrets {
+                let missing = missing_secret(secret, view, "connections to the backend are refused");
+                builder.want_secret(secret.clone(), missing);
+            }
+            let (tls, http) = (towards.tls.clone(), towards.http);
+            builder.backend(Backend { name: (*name).into(), endpoints, tls, http, ..backend.clone() });
         }
     }
 
@@ -134,7 +145,9 @@ impl Native<'_> {
         diagnostics: &mut Diagnostics,
     ) {
         let mut seen: HashMap<&str, &View<'_>> = HashMap::new();
-        for NativeListener { view, name, bind, policies: own, mss, freebind } in &self.listeners {
+        for native in &self.listeners {
+            let NativeListener { view, name, bind, policies: own, mss, freebind, http: rules, redirect } =
+                native;
             if let Some(first) = seen.insert(name, view) {
                 twice(view, "listener", name, first, diagnostics);
                 continue;
@@ -165,6 +178,12 @@ impl Native<'_> {
             );
             listener.mss = *mss;
             listener.freebind = *freebind;
+            if native.is_plain() {
+                let title = format!("listener {name}");
+                let owner = Owner { name: &title, hosts: &[HostPattern::Any], redirect: *redirect };
+                let table = Arc::new(http::table(rules, &owner, builder, diagnostics));
+                listener.plain_http = Some(PlainHttp { name: title, origin: view.origin(), table });
+            }
             builder.listeners.push(listener);
         }
     }
@@ -174,12 +193,17 @@ impl Native<'_> {
         let by_name: HashMap<String, usize> = (builder.listeners.iter().enumerate())
             .map(|(at, listener)| (listener.name.clone(), at))
             .collect();
+        let plain: HashSet<usize> = (self.listeners.iter())
+            .filter(|listener| listener.is_plain())
+            .filter_map(|listener| by_name.get(listener.name).copied())
+            .collect();
         let rank = Arc::new(Rank::default());
         let mut labels = self.route_names(diagnostics);
         for route in &self.routes {
             let NativeRoute { view, listeners, sni, backends, terminate, .. } = route;
             let wanted: Vec<usize> = match listeners {
-                None => (0..builder.listeners.len()).collect(),
+                // Who does not name a listener for HTTP without TLS does not mean TLS on its port.
+                None => (0..builder.listeners.len()).filter(|at| !plain.contains(at)).collect(),
                 Some(written) => written
                     .iter()
                     .filter_map(|(view, name)| {
@@ -192,16 +216,24 @@ impl Native<'_> {
                     })
                     .collect(),
             };
+            if listeners.is_none() && wanted.is_empty() && !plain.is_empty() {
+                view.error("no listener is for TLS: each of them serves HTTP")
+                    .remedy("add a listener without 'http' and 'redirect_https', or name one in 'listeners'")
+                    .emit(diagnostics);
+            }
+            let has_rules = terminate.as_ref().is_some_and(|ends| ends.http.is_some());
             let targets = targets(backends, builder, diagnostics);
-            if targets.is_empty() || sni.is_empty() {
+            if targets.is_empty() && !has_rules || sni.is_empty() {
                 continue; // Reported where it was read.
             }
-            if targets.iter().all(|target| target.weight == 0) {
+            if !has_rules && targets.iter().all(|target| target.weight == 0) {
                 view.warn("all weights are 0: the connections of this route are rejected").emit(diagnostics);
             }
             let name = labels.of(route);
             let name = format!("route {name}");
-            let termination = terminate.as_ref().map(|ends| ends.build(&name, view.origin(), builder));
+            let hosts: Vec<HostPattern> = sni.iter().map(|(_, pattern)| pattern.clone()).collect();
+            let termination =
+                terminate.as_ref().map(|ends| ends.build(&name, view.origin(), &hosts, builder, diagnostics));
             let rule = builder.rule_of(name, view.origin(), targets, termination);
             let mut seen = HashSet::new();
             for (view, written) in sni {
@@ -257,33 +289,6 @@ impl RouteNames {
     }
 }
 
-fn targets(
-    backends: &[(View<'_>, &str, u32)],
-    builder: &ModelBuilder,
-    diagnostics: &mut Diagnostics,
-) -> Vec<Target> {
-    backends
-        .iter()
-        .map(|(view, name, weight)| {
-            let backend = backend_named(view, name, builder, diagnostics);
-            Target { weight: *weight, backend }
-        })
-        .collect()
-}
-
-fn backend_named(
-    view: &View<'_>,
-    name: &str,
-    builder: &ModelBuilder,
-    diagnostics: &mut Diagnostics,
-) -> Option<BackendId> {
-    let found = builder.backend_named(name);
-    if found.is_none() {
-        unknown(view, "backend", name, builder.backend_names(), diagnostics);
-    }
-    found
-}
-
 fn apply(
     policies: &mut Policies,
     given: &RawPolicies<'_>,
@@ -323,19 +328,4 @@ fn twice(view: &View<'_>, what: &str, name: &str, first: &View<'_>, diagnostics:
     view.error(format!("the {what} '{name}' is there already ({})", first.origin()))
         .remedy("give each a name of its own")
         .emit(diagnostics);
-}
-
-fn unknown<'c>(
-    view: &View<'_>,
-    what: &str,
-    name: &str,
-    candidates: impl Iterator<Item = &'c str>,
-    diagnostics: &mut Diagnostics,
-) {
-    let mut found = view.error(format!("there is no {what} '{name}'"));
-    found.remedy = Some(match diagnostics.closest(name, candidates) {
-        Some(near) => format!("did you mean '{near}'?"),
-        None => format!("define it under '{what}s'"),
-    });
-    found.emit(diagnostics);
 }

@@ -20,11 +20,12 @@ const HEAD: &str = "\
 <!-- Written by `cargo xtask schema` from the declarations in `config/src`. Change those, not this page. -->
 
 This page is the reference of snisplice's own format: every key, with its type, default and range. Worked examples:
-[one name on one port](../config/examples/minimal.yaml), [every key](../config/examples/complete.yaml),
-[Istio objects](../config/examples/istio.yaml). [istio.md](istio.md) has what is served of Istio objects.
+[one name on one port](../config/examples/minimal.yaml), [HTTPS and HTTP](../config/examples/http.yaml),
+[every key](../config/examples/complete.yaml), [Istio objects](../config/examples/istio.yaml). [istio.md](istio.md) has what is served of Istio objects.
 
 `snisplice check --config FILE` says what is wrong with a configuration, with file, line and remedy, and prints what is
-served. `snisplice explain --config FILE NAME` tells where a name leads, and why.
+served. `snisplice explain --config FILE NAME` tells where a name leads, and why; with `--path PATH` which rule an HTTP
+request takes.
 
 An editor that speaks the YAML language server completes and checks keys where a file begins with the path of
 [`config/snisplice.schema.json`](../config/snisplice.schema.json):
@@ -105,6 +106,7 @@ fn value(kind: &Kind) -> String {
             Some(Mapping { path, .. }) => format!("[mapping](#{})", anchor(path)),
             None => "mapping".into(),
         },
+        Kind::Named(item) => format!("mapping of names to: {}", value(item)),
         Kind::Either(kinds) => kinds.iter().map(value).collect::<Vec<_>>().join("; or "),
     }
 }
@@ -199,6 +201,7 @@ fn value_schema(kind: &Kind) -> Value {
             json!({"anyOf": [value_schema(item), {"type": "array", "items": value_schema(item)}]})
         }
         Kind::Mapping(id) => json!({"$ref": format!("#/definitions/{id}")}),
+        Kind::Named(item) => json!({"type": ["object", "null"], "additionalProperties": value_schema(item)}),
         Kind::Either(kinds) => json!({"anyOf": kinds.iter().map(value_schema).collect::<Vec<_>>()}),
     }
 }

@@ -56,10 +56,17 @@ pub(crate) fn read(view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<Sec
         return None;
     };
     let namespace = named("namespace").filter(|namespace| !namespace.is_empty()).unwrap_or("default");
+    let entries = entries(view, diagnostics);
+    let name = SecretName { namespace: namespace.to_owned(), name: name.to_owned() };
+    Some(Secret { name, origin: view.origin(), entries })
+}
+
+/// `data` and `stringData`; an entry of the latter takes the place of one of the former. A finding never shows a value.
+pub(crate) fn entries(secret: &View<'_>, diagnostics: &mut Diagnostics) -> Vec<(String, SecretBytes)> {
     let mut entries: Vec<(String, SecretBytes)> = Vec::new();
     for (field, encoded) in [("data", true), ("stringData", false)] {
-        let Some(fields) = view.peek(field).filter(|fields| !fields.is_unset()) else { continue };
-        for (key, value) in fields.entries("a mapping of texts", diagnostics) {
+        let Some(fields) = secret.peek(field).filter(|fields| !fields.is_unset()) else { continue };
+        for (key, value) in fields.entries("a mapping of keys to texts", diagnostics) {
             // A value without bytes is written as null, too.
             let text = if value.is_unset() { Some("") } else { value.text("a text", diagnostics) };
             let Some(text) = text else { continue };
@@ -68,15 +75,14 @@ pub(crate) fn read(view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<Sec
                 entries.retain(|(former, _)| former != key);
                 entries.push((key.to_owned(), bytes));
             } else {
-                // Without the value: a finding is printed.
-                view.error(format!("the value of {field}.{key} is not Base64"))
-                    .remedy("encode it with `base64 -w0`, or put the text itself under stringData")
+                value
+                    .error("not base64: the entry is left out")
+                    .remedy("write base64 of the bytes, or the text itself under 'stringData'")
                     .emit(diagnostics);
             }
         }
     }
-    let name = SecretName { namespace: namespace.to_owned(), name: name.to_owned() };
-    Some(Secret { name, origin: view.origin(), entries })
+    entries
 }
 
 /// As kubectl does it: lines may be wrapped, and padding may be left out.
@@ -121,7 +127,7 @@ mod tests {
         let (secrets, found) =
             read_text("kind: Secret\nmetadata: {name: web}\ndata: {tls.key: 'hush! not base64'}\n");
         assert_eq!(found.len(), 1);
-        assert!(found[0].contains("s.yaml:1") && found[0].contains("data.tls.key"), "{found:?}");
+        assert!(found[0].contains("s.yaml:3") && found[0].contains("data.tls.key"), "{found:?}");
         assert!(!found[0].contains("hush") && !format!("{secrets:?}").contains("hush"));
         let (secrets, found) = read_text("kind: Secret\ndata: {}\n");
         assert!(secrets.is_empty() && found[0].contains("no name"), "{found:?}");

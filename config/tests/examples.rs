@@ -42,7 +42,8 @@ fn the_complete_example_has_the_defaults_it_shows() {
         (minimal.runtime.timeouts, minimal.runtime.limits)
     );
     assert_eq!(model.startup.datapath, minimal.startup.datapath);
-    let [public, internal] = &*model.listeners else { panic!("two listeners") };
+    let [public, internal, plain] = &*model.listeners else { panic!("three listeners") };
+    assert!(plain.plain_http.is_some() && plain.routes.entries().is_empty());
     assert_eq!(public.policies.unknown_name, Policy::Alert);
     assert_eq!(internal.policies.unknown_name, Policy::Close);
     assert_eq!(internal.policies.not_tls, Policy::Reset);

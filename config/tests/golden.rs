@@ -1,5 +1,6 @@
 //! Each folder of `testdata` is a load: its `*.yaml` files in order, the command line in `args` (one argument with
-//! its value on a line, then `explain NAME [PORT]` lines, `-` for no name), and `out.txt`, what it must print.
+//! its value on a line, then `explain NAME [PORT]` lines, `-` for no name, and `request METHOD SCHEME://NAME/PATH
+//! [NAME:VALUE]...` lines), and `out.txt`, what it must print.
 //!
 //! `BLESS=1 cargo test -p snisplice-config --test golden` writes `out.txt` anew; read the difference before you
 //! commit it.
@@ -11,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use snisplice_config::{Options, Source, explain, load, render_check};
+use snisplice_config::{Options, Requested, Source, explain, load, render_check};
 
 #[test]
 fn testdata() {
@@ -50,19 +51,42 @@ fn run(case: &Path) -> String {
             ["--listen", value] => options.listen.push(value.parse().unwrap()),
             ["--namespace", value] => options.namespace = Some((*value).into()),
             ["--selector", value] => options.selector.push(value.parse().unwrap()),
-            ["explain", name] => questions.push((*name, None)),
-            ["explain", name, port] => questions.push((*name, Some(port.parse().unwrap()))),
+            ["explain", name] => questions.push(((*name).to_owned(), None, None)),
+            ["explain", name, port] => {
+                questions.push(((*name).to_owned(), Some(port.parse().unwrap()), None));
+            }
+            ["request", method, target, headers @ ..] => {
+                let asked = requested(method, target, headers);
+                questions.push((asked.authority.clone(), None, Some(asked)));
+            }
             _ => panic!("{}: {line}", case.display()),
         }
     }
     let translation = load(&sources.into_iter().collect(), &options);
     let mut out = render_check(&translation);
-    for (name, port) in questions {
+    for (name, port, request) in questions {
         let model = translation.model.as_ref().expect("a model to explain");
-        let explanation = explain(model, (name != "-").then_some(name), port);
-        write!(out, "\n$ explain {name}\n{explanation}").unwrap();
+        let explanation = explain(model, (name != "-").then_some(&*name), port, request.as_ref());
+        let path = request.map(|asked| format!(" --path {}", asked.path)).unwrap_or_default();
+        write!(out, "\n$ explain {name}{path}\n{explanation}").unwrap();
     }
     out
+}
+
+fn requested(method: &str, target: &str, headers: &[&str]) -> Requested {
+    let (scheme, rest) = target.split_once("://").unwrap();
+    let (authority, path) = rest.split_at(rest.find('/').unwrap());
+    let (path, query) =
+        path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query.to_owned())));
+    let headers = headers.iter().map(|header| header.split_once(':').unwrap());
+    Requested {
+        method: method.into(),
+        scheme: scheme.into(),
+        path: path.into(),
+        query,
+        headers: headers.map(|(name, value)| (name.into(), value.into())).collect(),
+        authority: authority.into(),
+    }
 }
 
 fn sorted(folder: &Path) -> Vec<PathBuf> {

@@ -136,7 +136,7 @@ fn survives(texts: &[String]) {
         }
     }
     for sni in [None, Some("a.example.com"), Some("")] {
-        assert!(!explain(&model, sni, None).to_string().is_empty());
+        assert!(!explain(&model, sni, None, None).to_string().is_empty());
     }
 }
 

@@ -7,13 +7,17 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType, IsCa,
+    KeyIdMethod, KeyPair, RevokedCertParams, SerialNumber, date_time_ymd,
+};
 use rustls::{
     ClientConfig, ConfigBuilder, RootCertStore, ServerConfig, SupportedProtocolVersion,
     client::WantsClientCert,
     pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer},
     server::WebPkiClientVerifier,
 };
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 /// A certificate authority that exists for one test.
 pub struct Ca {
@@ -66,6 +70,28 @@ impl Ca {
             der: signed.der().clone(),
             pkcs8: key.serialize_der(),
         })
+    }
+
+    /// A list in PEM that revokes these certificates.
+    pub fn revoke(&self, leaves: &[&Leaf]) -> Result<String> {
+        let revoked_certs = leaves.iter().map(|leaf| {
+            let (_, certificate) = X509Certificate::from_der(&leaf.der)?;
+            Ok(RevokedCertParams {
+                serial_number: SerialNumber::from_slice(certificate.raw_serial()),
+                revocation_time: date_time_ymd(2020, 1, 1),
+                reason_code: None,
+                invalidity_date: None,
+            })
+        });
+        let list = CertificateRevocationListParams {
+            this_update: date_time_ymd(2020, 1, 1),
+            next_update: date_time_ymd(2200, 1, 1),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: revoked_certs.collect::<Result<_>>()?,
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        Ok(list.signed_by(&self.issuer)?.pem()?)
     }
 
     /// A client that trusts this authority and nothing else.

@@ -7,12 +7,14 @@ use snisplice_config::{
     Label, Listen, Options, Resolve, admin::AdminAddress, model::DatapathKind, networks::Network,
 };
 
+use self::request::RequestOptions;
 use crate::{
     account::view::MOST, bpf::log::EbpfLog, log::LogFormat, metrics::labels::Carrier, privileges::UserOption,
     probe::answers::Questions,
 };
 
 pub mod client;
+pub mod request;
 
 /// TLS passthrough load balancer whose bytes move inside the kernel.
 #[derive(Debug, Parser)]
@@ -185,6 +187,9 @@ pub struct Explain {
     /// Only listeners on this port
     #[arg(long)]
     pub port: Option<u16>,
+    /// The HTTP request in question.
+    #[command(flatten)]
+    pub request: RequestOptions,
 }
 
 impl Explain {

@@ -17,3 +17,4 @@ pub mod pool;
 pub mod refused;
 mod request_log;
 pub mod route;
+pub mod variables;

@@ -9,6 +9,7 @@ pub mod files;
 pub mod loader;
 pub mod pem;
 pub mod places;
+mod revocation;
 
 pub use self::{
     certificate::Certificate,

@@ -18,7 +18,6 @@ use thiserror::Error;
 pub use self::{server::Server, tickets::TicketKeys, upstream::Upstream};
 use crate::secrets::{Loader, SecretError, SecretWarning, Watched};
 
-mod client_auth;
 pub mod collector;
 pub mod handshake;
 mod provider;
@@ -26,6 +25,7 @@ mod resolver;
 mod server;
 pub mod tickets;
 pub mod upstream;
+mod verifier;
 
 /// What all configurations of a process share.
 #[derive(Debug, Clone, Default)]

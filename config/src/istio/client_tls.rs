@@ -77,7 +77,7 @@ impl<'n> Traffic<'n> {
 fn read<'n>(view: &View<'n>, namespace: &str, diagnostics: &mut Diagnostics) -> Option<Towards<'n>> {
     let mut fields = view.fields("{mode, sni, caCertificates}", diagnostics)?;
     let mode_view = fields.take_set("mode");
-    let [certificate, key, authorities, credential, names, sni, revoked] = [
+    let [certificate, key, authorities, credential, names, sni, crl] = [
         "clientCertificate",
         "privateKey",
         "caCertificates",
@@ -112,12 +112,10 @@ fn read<'n>(view: &View<'n>, namespace: &str, diagnostics: &mut Diagnostics) -> 
             .remedy("remove it, and name the authority of the certificate in caCertificates")
             .emit(diagnostics);
     }
-    if let Some(view) = revoked {
-        view.error("not implemented, and without it more certificates would be good: connections for this destination are refused")
-            .remedy("remove the field if any certificate of the authorities is good")
-            .emit(diagnostics);
-        return None;
-    }
+    let crl = match crl {
+        None => None,
+        Some(view) => Some(path(&view, diagnostics)?),
+    };
     let written = match &authorities {
         None => secret.clone().map_or(AuthoritySource::System, AuthoritySource::Secret),
         Some(view) if view.says("system") => AuthoritySource::System,
@@ -149,8 +147,13 @@ fn read<'n>(view: &View<'n>, namespace: &str, diagnostics: &mut Diagnostics) -> 
         None => None,
         Some(view) => Some(view.parse::<crate::name::ServerName>("a server name", diagnostics)?.to_string()),
     };
-    let tls =
-        UpstreamTls { sni, authorities: (!unverified).then_some(written), subject_alt_names, certificate };
+    let tls = UpstreamTls {
+        sni,
+        authorities: (!unverified).then_some(written),
+        crl,
+        subject_alt_names,
+        certificate,
+    };
     Some(Towards::Tls(Box::new(tls), secrets))
 }
 

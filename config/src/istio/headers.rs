@@ -3,6 +3,7 @@
 use crate::{
     decode::{Diagnostics, View},
     model::http::HeaderChanges,
+    requests::{header_fault, header_text, plain_text},
 };
 
 /// `headers` of a route or destination: of requests and of responses, and the authority that requests get.
@@ -27,18 +28,14 @@ fn changes(view: &View<'_>, host: &mut Option<String>, diagnostics: &mut Diagnos
     for key in ["set", "add"] {
         let Some(view) = fields.take_set(key) else { continue };
         for (name, view) in view.entries("a mapping of names to values", diagnostics) {
-            let Some(value) = header_value(&view, diagnostics) else { continue };
             if name.eq_ignore_ascii_case("host") || name.eq_ignore_ascii_case(":authority") {
-                *host = Some(value);
+                *host = authority(&view, diagnostics).or(host.take());
                 continue;
             }
             if !is_header_name(name, &view, diagnostics) {
                 continue;
             }
-            if value.contains('%') {
-                view.warn("sent as it is written: the variables of Envoy between '%' are not implemented")
-                    .emit(diagnostics);
-            }
+            let Some(value) = header_text(&view, ", left out", diagnostics) else { continue };
             let into = if key == "set" { &mut changes.set } else { &mut changes.add };
             into.push((name.to_ascii_lowercase(), value));
         }
@@ -56,36 +53,23 @@ fn changes(view: &View<'_>, host: &mut Option<String>, diagnostics: &mut Diagnos
     changes
 }
 
-/// A token (RFC 9110 section 5.6.2), and not what the protocol itself needs.
-fn is_header_name(name: &str, view: &View<'_>, diagnostics: &mut Diagnostics) -> bool {
-    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    let framing = [
-        "connection",
-        "content-length",
-        "host",
-        "keep-alive",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    ];
-    let why = if name.is_empty() || !name.bytes().all(is_token) {
-        "is no name of a header"
-    } else if framing.iter().any(|own| own.eq_ignore_ascii_case(name)) {
-        "belongs to the connection and is not changed"
-    } else {
-        return true;
-    };
-    view.error(format!("'{name}' {why}, left out")).emit(diagnostics);
-    false
-}
-
-/// A text without a control character, which no header and no path can have.
-pub(super) fn header_value(view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<String> {
-    let text = if view.is_unset() { "" } else { view.text("a text", diagnostics)? };
-    if text.chars().any(|letter| letter.is_control() && letter != '\t') {
-        view.error("holds a control character").emit(diagnostics);
+/// An authority to set: no variable of a request decides whom a backend takes it for.
+fn authority(view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<String> {
+    let text = plain_text(view, diagnostics)?;
+    if text.contains('%') {
+        view.error("an authority has no variables, left out")
+            .remedy("write the authority itself, or rewrite: {authority}")
+            .emit(diagnostics);
         return None;
     }
-    Some(text.into())
+    Some(text)
+}
+
+/// Tells of a header that is not changed.
+fn is_header_name(name: &str, view: &View<'_>, diagnostics: &mut Diagnostics) -> bool {
+    let fault = header_fault(name);
+    if let Some(why) = fault {
+        view.error(format!("'{name}' {why}, left out")).emit(diagnostics);
+    }
+    fault.is_none()
 }

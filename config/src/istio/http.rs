@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use super::{
     destination::{self, Destination},
-    headers::{self, header_value},
+    headers,
     http_match::{self, Condition},
 };
 use crate::{
     decode::{Diagnostics, Fields, View},
     model::http::{HeaderChanges, Redirect, RedirectPort, Respond, Retries, Rewrite},
     options::Options,
+    requests::{RETRY_CONDITIONS, expression, plain_text, retry_on},
 };
 
 /// One of the list.
@@ -171,7 +172,7 @@ fn redirect(view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<Redirect> 
     fields.finish(diagnostics);
     let text = |view: &Option<View<'_>>, diagnostics: &mut Diagnostics| match view {
         None => Some(None),
-        Some(view) => header_value(view, diagnostics).map(Some),
+        Some(view) => plain_text(view, diagnostics).map(Some),
     };
     let uri = text(&uri, diagnostics)?;
     let authority = text(&authority, diagnostics)?;
@@ -261,20 +262,20 @@ fn rewrite(view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<Rewrite> {
     }
     let mut rewrite = Rewrite::default();
     if let Some(uri) = uri {
-        rewrite.uri = Some(header_value(&uri, diagnostics)?);
+        rewrite.uri = Some(plain_text(&uri, diagnostics)?);
     }
     if let Some(authority) = authority {
-        rewrite.authority = Some(header_value(&authority, diagnostics)?);
+        rewrite.authority = Some(plain_text(&authority, diagnostics)?);
     }
     if let Some(regex) = regex {
         let mut fields = regex.fields("{match, rewrite}", diagnostics)?;
         let pattern = fields.require("match", "an expression (RE2)", diagnostics);
         let replacement = fields.take_set("rewrite");
         fields.finish(diagnostics);
-        let expression = http_match::expression(&pattern?, diagnostics)?;
+        let expression = expression(&pattern?, diagnostics)?;
         let replacement = match replacement {
             None => String::new(),
-            Some(view) => header_value(&view, diagnostics)?,
+            Some(view) => plain_text(&view, diagnostics)?,
         };
         rewrite.uri_regex = Some((expression, replacement));
     }
@@ -303,35 +304,18 @@ fn retries(view: &View<'_>, diagnostics: &mut Diagnostics) -> Retries {
     (retries.on_connect_failure, retries.on_reset, retries.on_status) = (false, false, Vec::new());
     for word in text.split(',').map(str::trim).filter(|word| !word.is_empty()) {
         match word {
-            "connect-failure" | "refused-stream" | "http3-post-connect-failure" => retries.on_connect_failure = true,
-            "reset" | "reset-before-request" => {
-                (retries.on_connect_failure, retries.on_reset) = (true, true);
-            }
-            "gateway-error" => {
-                (retries.on_connect_failure, retries.on_reset) = (true, true);
-                retries.on_status.extend(502..=504);
-            }
-            "5xx" => {
-                (retries.on_connect_failure, retries.on_reset) = (true, true);
-                retries.on_status.extend(500..=599);
-            }
-            "retriable-4xx" => retries.on_status.push(409),
             // The codes are written beside it.
             "retriable-status-codes" => {}
             "cancelled" | "deadline-exceeded" | "internal" | "resource-exhausted" | "unavailable" => view
                 .note(format!("'{word}' is a status of gRPC, which is not looked at: it makes no retry"))
                 .emit(diagnostics),
-            _ => match word.parse() {
-                Ok(code @ 100..=599) => retries.on_status.push(code),
-                _ => view
-                    .warn(format!("there is no condition '{word}' here, ignored"))
-                    .expected("connect-failure, refused-stream, reset, gateway-error, 5xx, retriable-4xx, or a status code")
-                    .emit(diagnostics),
-            },
+            _ if retry_on(&mut retries, word) => {}
+            _ => view
+                .warn(format!("there is no condition '{word}' here, ignored"))
+                .expected(RETRY_CONDITIONS)
+                .emit(diagnostics),
         }
     }
-    retries.on_status.sort_unstable();
-    retries.on_status.dedup();
     retries
 }
 

@@ -6,8 +6,9 @@ use super::{
 };
 use crate::{
     decode::{Diagnostics, View},
-    model::http::{Expression, HttpMatch, StringMatch},
+    model::http::{HttpMatch, StringMatch},
     options::Options,
+    requests::expression,
 };
 
 /// A match, and the servers that it is for.
@@ -199,46 +200,4 @@ impl Parts {
         }
         all
     }
-}
-
-/// An expression; what is none is told.
-pub(super) fn expression(view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<Expression> {
-    let text = view.text("an expression (RE2)", diagnostics)?;
-    match Expression::new(text) {
-        Ok(expression) => Some(expression),
-        Err(why) => {
-            // The last line of what the library says is the reason; the lines before it point into the text.
-            let why = why.lines().last().unwrap_or_default().trim().trim_start_matches("error: ").to_owned();
-            view.error(format!("'{text}' is no expression that can be used: {why}"))
-                .expected("an expression (RE2)")
-                .emit(diagnostics);
-            None
-        }
-    }
-}
-
-/// Whether every request matches: nothing is asked for, or a path that all paths begin with.
-pub(super) fn takes_all(wanted: &HttpMatch) -> bool {
-    let HttpMatch {
-        uri,
-        ignore_uri_case: _,
-        scheme,
-        method,
-        authority,
-        headers,
-        without_headers,
-        query_params,
-    } = wanted;
-    let any_path = match uri {
-        None => true,
-        Some(StringMatch::Prefix(prefix)) => prefix == "/",
-        Some(_) => false,
-    };
-    any_path
-        && scheme.is_none()
-        && method.is_none()
-        && authority.is_none()
-        && headers.is_empty()
-        && without_headers.is_empty()
-        && query_params.is_empty()
 }

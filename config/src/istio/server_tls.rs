@@ -123,6 +123,7 @@ struct Written<'n> {
     ca_cert_credential_name: Option<View<'n>>,
     tls_certificates: Option<View<'n>>,
     subject_alt_names: Option<View<'n>>,
+    ca_crl: Option<View<'n>>,
     min_version: Option<View<'n>>,
     max_version: Option<View<'n>>,
     cipher_suites: Option<View<'n>>,
@@ -144,10 +145,11 @@ impl<'n> Written<'n> {
             ca_cert_credential_name: take("caCertCredentialName"),
             tls_certificates: take("tlsCertificates"),
             subject_alt_names: take("subjectAltNames"),
+            ca_crl: take("caCrl"),
             min_version: take("minProtocolVersion"),
             max_version: take("maxProtocolVersion"),
             cipher_suites: take("cipherSuites"),
-            narrowing: ["caCrl", "verifyCertificateSpki", "verifyCertificateHash"]
+            narrowing: ["verifyCertificateSpki", "verifyCertificateHash"]
                 .into_iter()
                 .filter_map(&mut take)
                 .collect(),
@@ -165,6 +167,7 @@ impl<'n> Written<'n> {
             &self.ca_cert_credential_name,
             &self.tls_certificates,
             &self.subject_alt_names,
+            &self.ca_crl,
             &self.min_version,
             &self.max_version,
             &self.cipher_suites,
@@ -220,20 +223,11 @@ impl<'n> Written<'n> {
             ("tlsCertificates", self.tls_certificates.as_ref()),
             ("serverCertificate and privateKey", files),
         ];
-        let mut written = sources.into_iter().filter_map(|(name, view)| Some((name, view?)));
-        let Some((first, _)) = written.next() else {
+        if only_source("certificates", &sources, diagnostics)?.is_none() {
             tls.error(format!("{mode} needs a certificate: the server is not served"))
                 .expected("credentialName, or serverCertificate and privateKey")
                 .remedy("name the Secret that holds the certificate and its key in credentialName")
                 .emit(diagnostics);
-            return None;
-        };
-        if let Some((second, view)) = written.next() {
-            view.error(format!(
-                "the certificates come from {first} and from {second}: the server is not served"
-            ))
-            .remedy(format!("keep one of the two: {first} or {second}"))
-            .emit(diagnostics);
             return None;
         }
         if let Some(view) = &self.credential_name {
@@ -295,11 +289,9 @@ impl<'n> Written<'n> {
         diagnostics: &mut Diagnostics,
     ) -> Option<ClientAuth> {
         if mode == "SIMPLE" {
-            for view in [&self.ca_certificates, &self.ca_cert_credential_name, &self.subject_alt_names]
-                .into_iter()
-                .flatten()
-                .chain(&self.narrowing)
-            {
+            let of_clients =
+                [&self.ca_certificates, &self.ca_cert_credential_name, &self.subject_alt_names, &self.ca_crl];
+            for view in of_clients.into_iter().flatten().chain(&self.narrowing) {
                 view.warn("with SIMPLE no client is asked for a certificate, ignored")
                     .remedy("write mode: MUTUAL if clients have to show one")
                     .emit(diagnostics);
@@ -325,7 +317,11 @@ impl<'n> Written<'n> {
                 names.filter(|names| !names.is_empty())?
             }
         };
-        let certificates = ClientCertificates { authorities, subject_alt_names };
+        let crl = match &self.ca_crl {
+            None => None,
+            Some(view) => Some(path(view, diagnostics)?),
+        };
+        let certificates = ClientCertificates { authorities, crl, subject_alt_names };
         let client = match mode {
             "MUTUAL" => ClientAuth::Required(certificates),
             _ => ClientAuth::Optional(certificates),
@@ -342,20 +338,14 @@ impl<'n> Written<'n> {
         diagnostics: &mut Diagnostics,
     ) -> Option<AuthoritySource> {
         let secrets_of = [
-            ("caCertCredentialName", &self.ca_cert_credential_name),
-            ("credentialName", &self.credential_name),
-            ("credentialNames", &self.credential_names),
+            ("caCertCredentialName", self.ca_cert_credential_name.as_ref()),
+            ("credentialName", self.credential_name.as_ref()),
+            ("credentialNames", self.credential_names.as_ref()),
         ];
-        let first = secrets_of.iter().find(|(_, view)| view.is_some());
-        if let (Some((first, _)), Some(second)) = (first, &self.ca_certificates) {
-            second
-                .error(format!(
-                    "the authorities come from {first} and from caCertificates: the server is not served"
-                ))
-                .remedy(format!("keep one of the two: {first} or caCertificates"))
-                .emit(diagnostics);
-            return None;
-        }
+        // A Secret with certificates may have the authorities too, and one of authorities alone comes first.
+        let of_secret = secrets_of.into_iter().find(|(_, view)| view.is_some()).unwrap_or_default();
+        let sources = [of_secret, ("caCertificates", self.ca_certificates.as_ref())];
+        only_source("authorities", &sources, diagnostics)?;
         if let Some(view) = &self.ca_cert_credential_name {
             let name = secret_name(view, namespace, diagnostics)?;
             secrets.push((name.clone(), view.clone()));
@@ -440,6 +430,24 @@ impl<'n> Written<'n> {
         }
         Some(suites)
     }
+}
+
+/// The one of several sources that is written, if any is; `None` if there are two, which is told.
+#[expect(clippy::option_option, reason = "no source and two sources are different things")]
+fn only_source<'v, 'n>(
+    what: &str,
+    sources: &[(&'static str, Option<&'v View<'n>>)],
+    diagnostics: &mut Diagnostics,
+) -> Option<Option<&'v View<'n>>> {
+    let mut written = sources.iter().filter_map(|(name, view)| Some((name, (*view)?)));
+    let first = written.next();
+    if let (Some((first, _)), Some((second, view))) = (first, written.next()) {
+        view.error(format!("the {what} come from {first} and from {second}: the server is not served"))
+            .remedy(format!("keep one of the two: {first} or {second}"))
+            .emit(diagnostics);
+        return None;
+    }
+    Some(first.map(|(_, view)| view))
 }
 
 /// One or two items.

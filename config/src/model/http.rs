@@ -9,6 +9,11 @@ use std::{
 use super::route::{Origin, Route};
 use crate::name::{HostPattern, ServerName, labels};
 
+mod header_text;
+pub mod matching;
+
+pub use self::header_text::{HeaderText, Variable};
+
 /// The rules of one server by the authority of a request.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HttpTable {
@@ -310,9 +315,9 @@ pub struct HeaderChanges {
     /// Taken out.
     pub remove: Vec<String>,
     /// Put in the place of all values of the name.
-    pub set: Vec<(String, String)>,
+    pub set: Vec<(String, HeaderText)>,
     /// Put beside what is there.
-    pub add: Vec<(String, String)>,
+    pub add: Vec<(String, HeaderText)>,
 }
 
 /// How a server takes HTTP without TLS.
@@ -324,6 +329,26 @@ pub struct PlainHttp {
     pub origin: Origin,
     /// Its rules.
     pub table: Arc<HttpTable>,
+}
+
+impl PlainHttp {
+    /// This and another one as one: the rules of `other` come after these for the same host, but before a rule for all requests.
+    #[must_use]
+    pub fn and(self, other: &Self) -> Self {
+        let mut hosts = self.table.hosts.clone();
+        for more in &other.table.hosts {
+            let Some(host) = hosts.iter_mut().find(|host| host.pattern == more.pattern) else {
+                hosts.push(more.clone());
+                continue;
+            };
+            host.https_redirect = host.https_redirect.or(more.https_redirect);
+            let new =
+                more.rules.iter().filter(|rule| !host.rules.contains(rule)).cloned().collect::<Vec<_>>();
+            host.rules.extend(new);
+            host.rules.sort_by_key(|rule| rule.takes_all());
+        }
+        Self { table: Arc::new(HttpTable::new(hosts)), ..self }
+    }
 }
 
 /// The version of HTTP that a backend is spoken to in.

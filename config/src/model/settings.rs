@@ -9,7 +9,8 @@ use crate::{
     admin::AdminAddress,
     decode::{Diagnostics, View},
     kind::{
-        Choice, Codec, Count, Denied, Flag, Hosts, Kind, MOST, NameServers, Parsed, Place, Share, Size, Time,
+        Choice, Codec, Count, Flag, Hosts, Kind, MOST, NameServers, NetworkList, Parsed, Place, Share, Size,
+        Time,
     },
     log_file::LogFile,
     name::HostName,
@@ -112,7 +113,7 @@ section! {
     /// What follows a reload.
     pub struct Runtime {
         /// Clients that are not served. Their connections are reset, when they come and when they are there already.
-        deny: Networks = Networks::default(), Denied;
+        deny: Networks = Networks::default(), NetworkList::DENIED;
         /// Where the certificates and keys are that servers name: a directory with Kubernetes Secrets in YAML, with
         /// `NAME.crt` and `NAME.key`, or with `NAME/tls.crt` and `NAME/tls.key`; or a file with Secrets. It is watched.
         secrets: Option<PathBuf> = None,
@@ -313,7 +314,7 @@ section! {
     pub struct Http {
         /// Proxies in front of this one. What they say of the client in `X-Forwarded-For`, `X-Forwarded-Proto` and
         /// `X-Request-Id` is believed and sent on; what anybody else says of it is replaced.
-        trusted_sources: Networks = Networks::default(), Denied;
+        trusted_sources: Networks = Networks::default(), NetworkList::ANY;
         /// Silence of a client within the body of a request that is not answered yet, but for gRPC; `0s` is for ever.
         body_timeout: Duration = seconds(60), Time::ANY;
     }

@@ -86,6 +86,8 @@ pub enum ClientAuth {
 pub struct ClientCertificates {
     /// Whose certificates count as issuers.
     pub authorities: AuthoritySource,
+    /// A file with what they have revoked, in PEM; a Secret may hold that beside them, as `ca.crl`.
+    pub crl: Option<String>,
     /// Names of which the certificate must have one, where there are any.
     pub subject_alt_names: Vec<String>,
 }
@@ -140,6 +142,8 @@ pub struct UpstreamTls {
     pub sni: Option<String>,
     /// Who issues the backend's certificate; `None` does not verify it (`insecureSkipVerify`).
     pub authorities: Option<AuthoritySource>,
+    /// A file with what they have revoked, in PEM; a Secret may hold that beside them, as `ca.crl`.
+    pub crl: Option<String>,
     /// Names of which the backend's certificate must have one; the server name without any.
     pub subject_alt_names: Vec<String>,
     /// Our own certificate (`MUTUAL`).

@@ -4,11 +4,16 @@ use std::net::SocketAddr;
 
 use strum::VariantArray as _;
 
-use super::terminate::{self, Terminate};
+use super::{
+    backend_tls::{self, Towards},
+    http::{self, NativeRule},
+    reference::{BACKENDS, backend_refs, name},
+    terminate::{self, Terminate},
+};
 use crate::{
     decode::{Diagnostics, View},
     kind::{Codec as _, Count, MOST},
-    model::{Backend, Endpoint, EndpointHost, Policy, Target},
+    model::{Backend, Endpoint, EndpointHost, Policy, Target, http::HttpsRedirect},
     name::{HostName, HostPattern},
 };
 
@@ -20,6 +25,17 @@ pub(super) struct NativeListener<'n> {
     pub(super) policies: RawPolicies<'n>,
     pub(super) mss: Option<u16>,
     pub(super) freebind: bool,
+    /// What serves HTTP without TLS.
+    pub(super) http: Vec<NativeRule<'n>>,
+    /// Where requests without TLS are sent.
+    pub(super) redirect: Option<HttpsRedirect>,
+}
+
+impl NativeListener<'_> {
+    /// Whether it serves HTTP without TLS.
+    pub(super) fn is_plain(&self) -> bool {
+        self.redirect.is_some() || !self.http.is_empty()
+    }
 }
 
 #[derive(Debug)]
@@ -41,6 +57,8 @@ pub(super) struct NativeBackend<'n> {
     pub(super) endpoints: Vec<Endpoint>,
     /// Everything else, under no name and without endpoints.
     pub(super) backend: Backend,
+    /// How it is spoken to.
+    pub(super) towards: Towards<'n>,
 }
 
 /// The policies that were written, in the order of the fields of [`crate::model::Policies`].
@@ -56,8 +74,12 @@ pub(super) enum RawPolicy<'n> {
 /// From what every host takes over IPv4 (RFC 9293 section 3.7.1) to the most that the kernel does (`MAX_TCP_WINDOW`).
 pub(super) const SEGMENT_BYTES: std::ops::RangeInclusive<u16> = 536..=32_767;
 
+/// The port of HTTPS (RFC 9110 section 4.2.2).
+pub(super) const HTTPS: u16 = 443;
+
 pub(super) fn listener<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Option<NativeListener<'n>> {
-    let mut fields = view.fields("a listener: {name, bind, policies, mss, freebind}", diagnostics)?;
+    let expected = "a listener: {name, bind, policies, mss, freebind, http, redirect_https}";
+    let mut fields = view.fields(expected, diagnostics)?;
     let name = fields.require("name", "a unique name", diagnostics).and_then(|view| name(&view, diagnostics));
     let expected = "ip:port or [ipv6]:port, for example 0.0.0.0:443";
     let bind = fields.require("bind", expected, diagnostics).map(|list| {
@@ -74,8 +96,30 @@ pub(super) fn listener<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Op
         fields.take("policies").map(|view| RawPolicies::read(&view, diagnostics)).unwrap_or_default();
     let mss = fields.take("mss").and_then(|view| view.number(SEGMENT_BYTES, diagnostics));
     let freebind = fields.take("freebind").and_then(|view| view.flag(diagnostics)).unwrap_or_default();
+    let http = fields.take("http").map_or(Some(Vec::new()), |view| http::read(&view, true, diagnostics));
+    let redirect = fields.take("redirect_https").and_then(|view| redirect_https(&view, diagnostics));
     fields.finish(diagnostics);
-    Some(NativeListener { view: view.clone(), name: name?, bind: bind?, policies, mss, freebind })
+    Some(NativeListener {
+        view: view.clone(),
+        name: name?,
+        bind: bind?,
+        policies,
+        mss,
+        freebind,
+        http: http?,
+        redirect,
+    })
+}
+
+/// `true`, or a mapping with the port of the TLS listener.
+fn redirect_https(view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<HttpsRedirect> {
+    if view.is_text() {
+        return view.flag(diagnostics)?.then_some(HttpsRedirect { port: HTTPS });
+    }
+    let mut fields = view.fields("true, or {port}", diagnostics)?;
+    let port = fields.take("port").map_or(Some(HTTPS), |view| view.port(diagnostics));
+    fields.finish(diagnostics);
+    Some(HttpsRedirect { port: port? })
 }
 
 pub(super) fn route<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Option<NativeRoute<'n>> {
@@ -101,14 +145,7 @@ pub(super) fn route<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Optio
             .filter_map(|item| Some((item.clone(), item.parse(expected, diagnostics)?)))
             .collect()
     });
-    let expected = "backends: [{name, weight}]";
-    let backends = fields.require("backends", expected, diagnostics).map(|list| {
-        let items = list.one_or_more(expected, diagnostics);
-        if items.is_empty() {
-            list.error("the list is empty").expected(expected).emit(diagnostics);
-        }
-        items.iter().filter_map(|item| backend_ref(item, diagnostics)).collect()
-    });
+    let backends = fields.take("backends");
     let terminate = fields.take("terminate").map(|view| terminate::read(&view, diagnostics));
     fields.finish(diagnostics);
     // A route whose termination cannot be read must not pass TLS through instead.
@@ -116,26 +153,30 @@ pub(super) fn route<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Optio
         None => None,
         Some(read) => Some(read?),
     };
-    Some(NativeRoute { view: view.clone(), name, listeners, sni: sni?, backends: backends?, terminate })
-}
-
-fn backend_ref<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Option<(View<'n>, &'n str, u32)> {
-    if view.is_text() {
-        return Some((view.clone(), name(view, diagnostics)?, 1));
-    }
-    let mut fields = view.fields("the name of a backend, or {name, weight}", diagnostics)?;
-    let reference = fields.require("name", "the name of a backend", diagnostics);
-    let weight =
-        fields.take("weight").map_or(Some(1), |view| view.number(0..=Target::MAX_WEIGHT, diagnostics));
-    fields.finish(diagnostics);
-    let reference = reference?;
-    let name = name(&reference, diagnostics)?;
-    Some((reference, name, weight?))
+    let has_rules = terminate.as_ref().is_some_and(|ends| ends.http.is_some());
+    let backends = match (backends, has_rules) {
+        (None, true) => Vec::new(),
+        (None, false) => {
+            let missing = if view.peek("backends").is_some() { "is empty" } else { "is missing" };
+            view.error(format!("'backends' {missing}")).expected(BACKENDS).emit(diagnostics);
+            return None;
+        }
+        (Some(list), true) => {
+            list.error(
+                "each rule in terminate.http says where its requests go: nothing goes to these backends",
+            )
+            .remedy("move them into a last rule of terminate.http, as {backends: NAME}")
+            .emit(diagnostics);
+            return None;
+        }
+        (Some(list), false) => backend_refs(&list, diagnostics),
+    };
+    Some(NativeRoute { view: view.clone(), name, listeners, sni: sni?, backends, terminate })
 }
 
 pub(super) fn backend<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Option<NativeBackend<'n>> {
     let mut fields = view.fields(
-        "a backend: {name, endpoints, source, same_host, max_connections, max_pending}",
+        "a backend: {name, endpoints, source, same_host, max_connections, max_pending, tls, http}",
         diagnostics,
     )?;
     let name = fields.require("name", "a unique name", diagnostics).and_then(|view| name(&view, diagnostics));
@@ -153,9 +194,11 @@ pub(super) fn backend<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Opt
     let max_connections =
         fields.take("max_connections").and_then(|view| Count(1..=MOST).read(&view, diagnostics));
     let max_pending = fields.take("max_pending").and_then(|view| Count(0..=MOST).read(&view, diagnostics));
+    let (tls, http) = (fields.take("tls"), fields.take("http"));
+    let towards = backend_tls::read(tls.as_ref(), http.as_ref(), diagnostics);
     fields.finish(diagnostics);
     let backend = Backend { source, same_host, max_connections, max_pending, ..Backend::default() };
-    Some(NativeBackend { view: view.clone(), name: name?, endpoints: endpoints?, backend })
+    Some(NativeBackend { view: view.clone(), name: name?, endpoints: endpoints?, backend, towards: towards? })
 }
 
 fn endpoint(view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<Endpoint> {
@@ -196,15 +239,6 @@ fn address(view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<(EndpointHo
         Ok(name) => Some((EndpointHost::Dns(name), port)),
         Err(why) => wrong(&why.to_string(), diagnostics),
     }
-}
-
-fn name<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Option<&'n str> {
-    let name = view.text("a name", diagnostics)?;
-    if name.is_empty() || name.chars().any(char::is_control) {
-        view.error("a name cannot be empty or hold control characters").emit(diagnostics);
-        return None;
-    }
-    Some(name)
 }
 
 /// A policy that needs no backend.

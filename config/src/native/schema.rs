@@ -3,7 +3,7 @@
 //! Settings come from their declarations; what is here beside them are the keys of listeners, routes and backends. A test
 //! holds both to what the reader asks for.
 
-use super::{read::SEGMENT_BYTES, terminate::Wanted};
+use super::{backend_tls::Version, read::SEGMENT_BYTES, terminate::Wanted};
 use crate::{
     kind::{Choice, Codec, Kind, MOST},
     model::{
@@ -12,6 +12,8 @@ use crate::{
         termination::TlsVersion,
     },
 };
+
+mod http;
 
 /// A key of a mapping.
 pub(crate) struct Key {
@@ -83,8 +85,10 @@ fn weight() -> Key {
 /// All mappings, the document first.
 pub(crate) fn mappings() -> Vec<Mapping> {
     let mut all =
-        vec![document(), listener(), policies(), policy(), route(), reference(), terminate(), certificate()];
-    all.extend([backend(), endpoint()]);
+        vec![document(), listener(), http::redirect_https(), http::of_listener(), policies(), policy()];
+    all.extend([route(), reference(), terminate(), certificate(), http::rule()]);
+    all.extend(http::parts());
+    all.extend([backend(), endpoint(), backend_tls()]);
     let defaults = Settings::default();
     for group in groups() {
         let keys = group.settings.iter().map(|setting| Key {
@@ -176,6 +180,20 @@ fn listener() -> Mapping {
                 "false",
                 "Whether addresses are bound that this host does not have yet (`IP_FREEBIND`).",
             ),
+            key(
+                "http",
+                list(Kind::Mapping("listener_http")),
+                "HTTP without TLS is not served",
+                "Rules for HTTP requests without TLS. A listener with them is for no TLS, unless a route names it in \
+                 `listeners`; then the first bytes of a connection decide.",
+            ),
+            key(
+                "redirect_https",
+                Kind::Either(vec![Kind::Flag, Kind::Mapping("redirect_https")]),
+                "false",
+                "Whether HTTP requests without TLS are sent to HTTPS, with 301. Rules in `http` for \
+                 `/.well-known/acme-challenge/` come before it.",
+            ),
         ],
     }
 }
@@ -224,9 +242,10 @@ fn route() -> Mapping {
                 "Server names. `*.suffix` stands for one or more labels before the suffix; `*` also serves a hello without a \
                  server name.",
             ),
-            required(
+            key(
                 "backends",
                 one_or_more(backend),
+                "required without `terminate.http`",
                 "Where its connections go, in proportion to the weights.",
             ),
             key(
@@ -263,11 +282,24 @@ fn terminate() -> Mapping {
                 "Certificates with their keys. Of several, the first that fits the client and the server name is shown.",
             ),
             key(
+                "http",
+                list(Kind::Mapping("rule")),
+                "what is inside is bytes",
+                "Rules for the HTTP requests inside of TLS. The first that matches serves; without one the answer is 404.",
+            ),
+            key(
                 "client_ca",
                 text("a path with a `/`, or the name of a Secret", "/etc/ssl/clients.pem"),
                 "no client is asked",
                 "Certificates of the authorities that clients' certificates are from. A Secret holds them as `ca.crt` or \
                  `cacert`.",
+            ),
+            key(
+                "client_crl",
+                text("a path", "/etc/ssl/clients.crl"),
+                "`ca.crl` of the Secret, if it has one",
+                "Certificates that these authorities have revoked, in PEM. With it, each authority of a client's chain needs a \
+                 list that is in force.",
             ),
             key(
                 "client_certificate",
@@ -293,7 +325,7 @@ fn terminate() -> Mapping {
             key(
                 "alpn",
                 one_or_more(text("the name of a protocol", "http/1.1")),
-                "none",
+                "h2 and http/1.1 with `http`, else none",
                 "Protocols to offer (RFC 7301), the preferred one first.",
             ),
         ],
@@ -359,6 +391,64 @@ fn backend() -> Mapping {
                 Kind::Number { least: 0, most: MOST },
                 &pending,
                 "Connections at once that wait for one of its endpoints to answer; 0 is no limit.",
+            ),
+            key(
+                "tls",
+                Kind::Mapping("backend_tls"),
+                "in clear",
+                "TLS towards it, for what ends TLS here and for HTTP. What is passed through is not encrypted again.",
+            ),
+            key(
+                "http",
+                Codec::<Version>::kind(&Choice { what: "version of HTTP" }),
+                "http1",
+                "The version of HTTP that requests are sent in.",
+            ),
+        ],
+    }
+}
+
+fn backend_tls() -> Mapping {
+    Mapping {
+        id: "backend_tls",
+        path: "backends[].tls",
+        doc: "TLS towards a backend",
+        keys: vec![
+            key(
+                "sni",
+                text("a server name", "shop.example.com"),
+                "the host name of the first endpoint that has one",
+                "The server name to send. The backend's certificate must be for it, unless there are `subject_alt_names`.",
+            ),
+            key(
+                "ca",
+                text("a path with a `/`, the name of a Secret, or `system`", "/etc/ssl/internal.pem"),
+                "system",
+                "Certificates of the authorities that the backend's certificate is from. `system` is what the system trusts.",
+            ),
+            key(
+                "crl",
+                text("a path", "/etc/ssl/internal.crl"),
+                "`ca.crl` of the Secret, if it has one",
+                "Certificates that these authorities have revoked, in PEM.",
+            ),
+            key(
+                "certificate",
+                Kind::Either(vec![text("the name of a Secret", "client-cert"), Kind::Mapping("certificate")]),
+                "none",
+                "The certificate that is shown to the backend (mutual TLS).",
+            ),
+            key(
+                "subject_alt_names",
+                one_or_more(text("a name", "spiffe://shop/web")),
+                "the server name",
+                "Names of which the backend's certificate must have one.",
+            ),
+            key(
+                "insecure_skip_verify",
+                Kind::Flag,
+                "false",
+                "Whether any certificate is taken. Then whoever is on the way can read and change what is sent.",
             ),
         ],
     }

@@ -1,5 +1,8 @@
 //! `routes[].terminate`: how TLS ends here.
 
+use std::sync::Arc;
+
+use super::http::{self, NativeRule, Owner};
 use crate::{
     builder::ModelBuilder,
     credentials::{cipher_suites, missing_secret, path, secret_name},
@@ -13,11 +16,14 @@ use crate::{
             Termination, TlsVersion,
         },
     },
+    name::HostPattern,
 };
 
 /// How a route ends TLS, as it is written.
 #[derive(Debug)]
 pub(super) struct Terminate<'n> {
+    /// Rules for the requests inside; without, what is inside is bytes.
+    pub(super) http: Option<Vec<NativeRule<'n>>>,
     certificates: Vec<CertificateSource>,
     client: ClientAuth,
     min_version: TlsVersion,
@@ -48,12 +54,16 @@ pub(super) enum Wanted {
     Optional,
 }
 
+/// What is offered where requests have rules.
+const HTTP_PROTOCOLS: [&str; 2] = ["h2", "http/1.1"];
+
 /// The longest name of a protocol (RFC 7301 section 3.1).
 const LONGEST_PROTOCOL: usize = 255;
 
 pub(super) fn read<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Option<Terminate<'n>> {
     let mut fields = view.fields(
-        "{certificates, client_ca, client_certificate, min_version, max_version, cipher_suites, alpn, subject_alt_names}",
+        "{certificates, http, client_ca, client_crl, client_certificate, subject_alt_names, min_version, max_version, cipher_suites, \
+         alpn}",
         diagnostics,
     )?;
     let mut secrets = Vec::new();
@@ -66,6 +76,11 @@ pub(super) fn read<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Option
         items.iter().filter_map(|item| certificate(item, &mut secrets, diagnostics)).collect::<Vec<_>>()
     });
     let authorities = fields.take("client_ca").map(|view| authorities(&view, &mut secrets, diagnostics));
+    let crl_view = fields.take("client_crl");
+    let crl = match &crl_view {
+        None => Some(None),
+        Some(view) => path(view, diagnostics).map(Some),
+    };
     let wanted_view = fields.take("client_certificate");
     let wanted = wanted_view
         .as_ref()
@@ -78,11 +93,12 @@ pub(super) fn read<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Option
     let max = max_view.as_ref().map(|view| version.read(view, diagnostics));
     let suites_view = fields.take("cipher_suites");
     let alpn = fields.take("alpn").map(|view| (texts(&view, "names of protocols, as h2", diagnostics), view));
+    let http = fields.take("http").map(|view| http::read(&view, false, diagnostics));
     fields.finish(diagnostics);
 
     let client = match (authorities, wanted) {
         (None, None) => {
-            if let Some(view) = &names_view {
+            for view in [&names_view, &crl_view].into_iter().flatten() {
                 view.error("no client is asked for a certificate")
                     .remedy("add 'client_ca', whose certificates clients have to show")
                     .emit(diagnostics);
@@ -98,7 +114,7 @@ pub(super) fn read<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Option
         }
         (Some(authorities), wanted) => {
             let subject_alt_names = subject_alt_names.unwrap_or_default();
-            let certificates = ClientCertificates { authorities: authorities?, subject_alt_names };
+            let certificates = ClientCertificates { authorities: authorities?, crl: crl?, subject_alt_names };
             match wanted.unwrap_or(Some(Wanted::Required))? {
                 Wanted::Required => ClientAuth::Required(certificates),
                 Wanted::Optional => ClientAuth::Optional(certificates),
@@ -121,23 +137,46 @@ pub(super) fn read<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Option
             .remedy("leave the key out to speak all of these")
             .emit(diagnostics);
     }
-    if let Some((names, view)) = &alpn
-        && names.iter().any(|name| name.is_empty() || name.len() > LONGEST_PROTOCOL)
-    {
-        view.error("the name of a protocol has 1 to 255 bytes (RFC 7301)").emit(diagnostics);
-    }
+    // A route whose rules cannot be read must not hand the requests on as bytes.
+    let http = match http {
+        None => None,
+        Some(read) => Some(read?),
+    };
+    let alpn = protocols(alpn, http.is_some(), diagnostics);
     Some(Terminate {
+        http,
         certificates: certificates.filter(|certificates| !certificates.is_empty())?,
         client,
         min_version,
         max_version,
         cipher_suites: suites,
-        alpn: alpn.map(|(names, _)| names).unwrap_or_default(),
+        alpn,
         secrets,
     })
 }
 
-fn certificate<'n>(
+/// The protocols to offer: those that are written, else what rules for HTTP requests need.
+fn protocols(
+    written: Option<(Vec<String>, View<'_>)>,
+    for_http: bool,
+    diagnostics: &mut Diagnostics,
+) -> Vec<String> {
+    let Some((names, view)) = written else {
+        return if for_http { HTTP_PROTOCOLS.map(str::to_owned).into() } else { Vec::new() };
+    };
+    if names.iter().any(|name| name.is_empty() || name.len() > LONGEST_PROTOCOL) {
+        view.error("the name of a protocol has 1 to 255 bytes (RFC 7301)").emit(diagnostics);
+    } else if let Some(other) = names.iter().find(|name| for_http && !HTTP_PROTOCOLS.contains(&name.as_str()))
+    {
+        view.error(format!("'{other}' is not spoken where requests have rules of their own"))
+            .expected(HTTP_PROTOCOLS.join(" and "))
+            .remedy("leave the key out to offer both")
+            .emit(diagnostics);
+    }
+    names
+}
+
+pub(super) fn certificate<'n>(
     view: &View<'n>,
     secrets: &mut Vec<(SecretName, View<'n>)>,
     diagnostics: &mut Diagnostics,
@@ -158,7 +197,7 @@ fn certificate<'n>(
 }
 
 /// A text with a slash is a path: no name of a Secret has one.
-fn authorities<'n>(
+pub(super) fn authorities<'n>(
     view: &View<'n>,
     secrets: &mut Vec<(SecretName, View<'n>)>,
     diagnostics: &mut Diagnostics,
@@ -172,23 +211,32 @@ fn authorities<'n>(
     Some(AuthoritySource::Secret(name))
 }
 
-fn texts(view: &View<'_>, expected: &str, diagnostics: &mut Diagnostics) -> Vec<String> {
+pub(super) fn texts(view: &View<'_>, expected: &str, diagnostics: &mut Diagnostics) -> Vec<String> {
     let items = view.one_or_more(expected, diagnostics);
     items.iter().filter_map(|item| item.text(expected, diagnostics).map(str::to_owned)).collect()
 }
 
 impl Terminate<'_> {
-    /// Makes the termination of a route.
+    /// Makes the termination of a route for these names.
     pub(super) fn build(
         &self,
         name: &str,
         origin: Origin,
+        hosts: &[HostPattern],
         builder: &mut ModelBuilder,
-    ) -> std::sync::Arc<Termination> {
+        diagnostics: &mut Diagnostics,
+    ) -> Arc<Termination> {
         for (secret, view) in &self.secrets {
             let missing = missing_secret(secret, view, "the names of the route are refused");
             builder.want_secret(secret.clone(), missing);
         }
+        let inside = match &self.http {
+            None => Inside::Bytes,
+            Some(rules) => {
+                let owner = Owner { name, hosts, redirect: None };
+                Inside::Http(Arc::new(http::table(rules, &owner, builder, diagnostics)))
+            }
+        };
         builder.termination(|id| Termination {
             id,
             name: name.to_owned(),
@@ -199,7 +247,7 @@ impl Terminate<'_> {
             max_version: self.max_version,
             cipher_suites: self.cipher_suites.clone(),
             alpn: self.alpn.clone(),
-            inside: Inside::Bytes,
+            inside,
         })
     }
 }

@@ -77,6 +77,10 @@ fn what_loads_fits_the_schema() {
         "datapath: fast",
         "timeouts: {idle: 5}",
         "policies: {no_sni: maybe}",
+        "listeners: [{name: a, bind: b, redirect_https: {port: 0}}]",
+        "listeners: [{name: a, bind: b, http: [{backends: x, match: [{headers: {x-a: {exactly: y}}}]}]}]",
+        "routes: [{sni: a, terminate: {certificates: x, http: [{backend: y}]}}]",
+        "backends: [{name: a, endpoints: b, http: h3}]",
     ] {
         assert!(documents(wrong).iter().any(|one| fits(one.root(), &schema, &schema).is_err()), "{wrong}");
     }
@@ -149,6 +153,9 @@ fn fits(node: Node<'_>, schema: &Value, root: &Value) -> Result<(), String> {
                         }
                     }
                 }
+            }
+            "additionalProperties" if value.is_object() && node.value() == document::Value::Map => {
+                node.children().try_for_each(|child| fits(child, value, root))?;
             }
             "items" if node.value() == document::Value::List => {
                 node.children().try_for_each(|child| fits(child, value, root))?;

@@ -33,7 +33,7 @@ pub fn check(texts: &[&str]) {
 
     let Some(model) = &translation.model else { return };
     for name in [None, Some("nginx.example.com"), Some("a.b.example.com"), Some("example.com"), Some("\0")] {
-        let explanation = explain(model, name, None);
+        let explanation = explain(model, name, None, None);
         let parsed = name.and_then(|name| ServerName::parse(name).ok());
         let served = model.listeners.iter().any(|listener| match &parsed {
             Some(name) => listener.routes.lookup(name).is_some(),

@@ -26,6 +26,7 @@ mod limits;
 mod listening;
 mod log;
 mod mtu;
+mod native_http;
 mod negotiation;
 mod network;
 mod offload;
@@ -69,6 +70,7 @@ fn main() -> ExitCode {
         listening::CASES,
         log::CASES,
         mtu::CASES,
+        native_http::CASES,
         negotiation::CASES,
         network::CASES,
         outage::CASES,

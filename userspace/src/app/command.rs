@@ -70,7 +70,11 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
                 print(&render_check(&translation))?;
                 return Ok(code(&translation));
             };
-            let answers = questions.iter().map(|name| explain(model, *name, options.port).to_string());
+            let request = options.request.requested()?;
+            let answers = questions.iter().map(|name| {
+                let request = request.as_ref().map(|request| request.of(*name));
+                explain(model, *name, options.port, request.as_ref()).to_string()
+            });
             print(&answers.collect::<Vec<_>>().join("\n"))?;
             Ok(ExitCode::SUCCESS)
         }

@@ -113,6 +113,8 @@ pub struct Connection {
     pub own: SocketAddr,
     /// `http` or `https`.
     pub scheme: &'static str,
+    /// The server name in the client's hello.
+    pub server_name: Option<Box<str>>,
     /// Counts the connection.
     pub account: Rc<Account>,
     /// Who is let in.

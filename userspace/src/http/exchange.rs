@@ -1,12 +1,18 @@
 //! One request and its response.
 
-use std::{net::IpAddr, ops::Deref, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::OnceCell,
+    net::{IpAddr, SocketAddr},
+    ops::Deref,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
 use hyper::{
     HeaderMap, Method, Request, Response, StatusCode, Version,
     body::Incoming,
     header::{self, HeaderName, HeaderValue},
-    http::request::Parts,
 };
 use snisplice_config::model::{
     Backend, BackendId, Route,
@@ -19,10 +25,11 @@ use super::{
     connect::{Connected, Io, NotConnected},
     connection::{Connection, InFlight, Served, Tunnel},
     headers::{self, SERVER},
-    pool::{Key, Return, Sender, begin_http1, begin_http2},
+    pool::{Key, Return, Sender, Through, begin_http1, begin_http2},
     refused::Refused,
     request_log::Note,
     route::{self, Decision},
+    variables::Facts,
 };
 use crate::{account::access_log::outcome::NO_FLAG, metrics::NONE, upstream::cluster::Cluster};
 
@@ -130,6 +137,16 @@ pub async fn exchange(mut request: Request<Incoming>, connection: Rc<Connection>
             return finished(response, None, &connection, in_flight);
         }
     };
+    let facts = Facts {
+        head: &head,
+        scheme: asked.scheme,
+        authority: &asked.authority,
+        client: connection.client,
+        own: connection.own,
+        server_name: connection.server_name.as_deref(),
+        trusted,
+        sent: OnceCell::new(),
+    };
     let decision = route::decide(&table, &asked, connection.own.port());
     let (mut response, rule) = match decision {
         Decision::NotFound => {
@@ -157,13 +174,12 @@ pub async fn exchange(mut request: Request<Incoming>, connection: Rc<Connection>
                 forward,
                 target: &target,
                 authority: &authority,
-                scheme: asked.scheme,
-                trusted,
+                facts: &facts,
                 upgrade: headers::upgrade(head.version, &head.headers),
                 note: in_flight.note(),
             };
             // On the heap, as answers of our own do without.
-            let response = match Box::pin(order.serve(&head, body, upgrade)).await {
+            let response = match Box::pin(order.serve(body, upgrade)).await {
                 Ok(response) => response,
                 Err(failure) => {
                     let (status, text) = failure.response();
@@ -180,7 +196,7 @@ pub async fn exchange(mut request: Request<Incoming>, connection: Rc<Connection>
         }
     };
     if let Some(rule) = rule {
-        headers::change(response.headers_mut(), &rule.response_headers);
+        headers::change(response.headers_mut(), &rule.response_headers, |variable, _| facts.value(variable));
     }
     let label = rule.map(|rule| snapshot.label(&rule.rule));
     finished(response, label, &connection, in_flight)
@@ -269,8 +285,7 @@ struct Order<'a> {
     forward: &'a Forward,
     target: &'a str,
     authority: &'a str,
-    scheme: &'a str,
-    trusted: bool,
+    facts: &'a Facts<'a>,
     upgrade: Option<HeaderValue>,
     note: Option<&'a Rc<Note>>,
 }
@@ -299,11 +314,10 @@ struct Answer {
 impl Order<'_> {
     async fn serve(
         &self,
-        head: &Parts,
         body: Incoming,
         upgrade: hyper::upgrade::OnUpgrade,
     ) -> Result<Response<Download>, Failure> {
-        let rule: &Route = &self.rule.rule;
+        let (rule, head): (&Route, _) = (&self.rule.rule, self.facts.head);
         let runtime = &self.snapshot.model.runtime;
         let (index, cluster) = self.snapshot.next_target_of(rule).ok_or(Failure::NoHealthyUpstream)?;
         let id = rule.targets[index].backend.ok_or(Failure::NoHealthyUpstream)?;
@@ -316,16 +330,16 @@ impl Order<'_> {
         }
         let none = (HeaderChanges::default(), HeaderChanges::default());
         let (of_request, of_response) = self.forward.of_target.get(index).unwrap_or(&none);
-        let sent = self.headers(&head.headers, of_request);
+        let sent = self.facts.sent.get_or_init(|| self.headers(of_request));
 
         // A stream of gRPC may be silent from its beginning, for as long as it likes.
         let patience =
             Some(runtime.http.body_timeout).filter(|patience| !patience.is_zero() && !is_grpc(&head.headers));
         if let Some(note) = self.note {
-            note.goes_to(&cluster.name, &sent);
+            note.goes_to(&cluster.name, sent);
         }
         let body = Source::new(body, patience, self.note.cloned());
-        let answering = self.attempts(&head.method, &sent, &body, cluster, backend);
+        let answering = self.attempts(&head.method, sent, &body, cluster, backend);
         let answer = match self.forward.timeout {
             None => answering.await,
             // From the request's end.
@@ -345,15 +359,15 @@ impl Order<'_> {
             return self.switch(response, upgrade, of_response);
         }
         headers::remove_hop_by_hop(response.headers_mut());
-        headers::change(response.headers_mut(), of_response);
+        headers::change(response.headers_mut(), of_response, |variable, _| self.facts.value(variable));
         // Each hop has a version of its own.
         *response.version_mut() = Version::HTTP_11;
         Ok(response.map(|incoming| Download::theirs(incoming, deadline, connection)))
     }
 
     /// The headers that are sent on.
-    fn headers(&self, received: &HeaderMap, of_target: &HeaderChanges) -> HeaderMap {
-        let mut headers = received.clone();
+    fn headers(&self, of_target: &HeaderChanges) -> HeaderMap {
+        let mut headers = self.facts.head.headers.clone();
         headers::remove_hop_by_hop(&mut headers);
         // The answer to it is ours, as in Envoy: the server sends it when the body is read.
         headers.remove(header::EXPECT);
@@ -362,11 +376,12 @@ impl Order<'_> {
             IpAddr::V6(six) => six.to_canonical(),
             four @ IpAddr::V4(_) => four,
         };
-        let sender = headers::Sender { address, trusted: self.trusted, scheme: self.scheme };
+        let sender = headers::Sender { address, trusted: self.facts.trusted, scheme: self.facts.scheme };
         headers::forwarded(&mut headers, &sender, request_id);
         // The order of Envoy: what is nearest to the target first.
-        headers::change(&mut headers, of_target);
-        headers::change(&mut headers, &self.rule.request_headers);
+        for changes in [of_target, &self.rule.request_headers] {
+            headers::change(&mut headers, changes, |variable, headers| self.facts.with(variable, headers));
+        }
         if let Some(wanted) = &self.upgrade {
             headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
             headers.insert(header::UPGRADE, wanted.clone());
@@ -426,7 +441,7 @@ impl Order<'_> {
             // Its share of the endpoint counts for as long as the request is under way.
             let Some(lease) = candidates.clone().next() else {
                 // Names may be looked up at this moment, which connecting waits for.
-                let sender = self.connect(cluster, backend, candidates).await?;
+                let (sender, _) = self.connect(cluster, backend, candidates).await?;
                 return self
                     .over(sender, None, method, headers, body, backend)
                     .await
@@ -437,23 +452,32 @@ impl Order<'_> {
             if let Some(note) = self.note {
                 note.upstream_host.set(Some(address));
             }
-            let key =
+            let mut key =
                 Key { cluster: cluster.name.clone(), address, http: backend.http, tls: backend.tls.clone() };
             let (sender, reused) = match backend.http {
-                BackendHttp::Http1 => match pools.take(&key).filter(|_| may_reuse) {
-                    Some(sender) => (Sender::Http1(sender), true),
-                    None => (self.connect(cluster, backend, candidates).await?, false),
-                },
+                BackendHttp::Http1 => {
+                    if let Some(through) = pools.take(&key).filter(|_| may_reuse) {
+                        (Sender::Http1(through), true)
+                    } else {
+                        let (sender, peer) = self.connect(cluster, backend, candidates).await?;
+                        // Another endpoint, where the first one did not answer.
+                        key.address = peer.unwrap_or(address);
+                        (sender, false)
+                    }
+                }
                 BackendHttp::Http2 => {
                     let place = pools.multiplexed(&key);
                     let mut place = place.lock().await;
-                    let kept = place.as_ref().filter(|sender| may_reuse && !sender.is_closed());
-                    if let Some(sender) = kept {
-                        (Sender::Http2(sender.clone()), true)
+                    let kept = place.as_ref().filter(|through| may_reuse && !through.sender.is_closed());
+                    if let Some(through) = kept {
+                        (Sender::Http2(through.clone()), true)
                     } else {
-                        let sender = self.connect(cluster, backend, candidates).await?;
-                        if let Sender::Http2(sender) = &sender {
-                            *place = Some(sender.clone());
+                        let (sender, peer) = self.connect(cluster, backend, candidates).await?;
+                        // That of another endpoint is for this request alone.
+                        if let Sender::Http2(through) = &sender
+                            && peer == Some(address)
+                        {
+                            *place = Some(through.clone());
                         }
                         (sender, false)
                     }
@@ -484,11 +508,16 @@ impl Order<'_> {
         backend: Destination<'_>,
     ) -> Result<Answer, (Failure, bool)> {
         let request = self.request(method, headers, body, backend).map_err(|_| (Failure::Protocol, false))?;
+        if let Some(note) = self.note {
+            note.upstream_local.set(sender.local());
+        }
         match sender.send(request).await {
             Ok(response) => {
                 let pools = &self.connection.worker.pools;
                 let connection = match (sender, key) {
-                    (Sender::Http1(sender), Some(key)) => Some(Return { pools: pools.clone(), key, sender }),
+                    (Sender::Http1(through), Some(key)) => {
+                        Some(Return { pools: pools.clone(), key, through })
+                    }
                     _ => None,
                 };
                 Ok(Answer { response, connection })
@@ -527,13 +556,13 @@ impl Order<'_> {
         Ok(request)
     }
 
-    /// A new connection to one of the endpoints.
+    /// A new connection to one of the endpoints, and which one.
     async fn connect(
         &self,
         cluster: &Cluster,
         backend: Destination<'_>,
         candidates: crate::upstream::candidates::Candidates,
-    ) -> Result<Sender, Failure> {
+    ) -> Result<(Sender, Option<SocketAddr>), Failure> {
         let Connection { connector, admission, worker, .. } = &**self.connection;
         let limit = self.snapshot.model.runtime.timeouts.connect;
         let deadline = Instant::now() + limit;
@@ -555,6 +584,10 @@ impl Order<'_> {
             }
         };
         let Connected { io: stream, guard } = connected;
+        let (local, peer) = (stream.local_addr().ok(), stream.peer_addr().ok());
+        if let (Some(note), Some(peer)) = (self.note, peer) {
+            note.upstream_host.set(Some(peer));
+        }
         let io: Box<dyn Io> = if backend.tls.is_none() {
             Box::new(stream)
         } else {
@@ -564,10 +597,14 @@ impl Order<'_> {
         };
         let connected = Connected { io, guard };
         let begun = match backend.http {
-            BackendHttp::Http1 => begin_http1(connected).await.map(Sender::Http1),
-            BackendHttp::Http2 => begin_http2(connected).await.map(Sender::Http2),
+            BackendHttp::Http1 => {
+                begin_http1(connected).await.map(|sender| Sender::Http1(Through { sender, local }))
+            }
+            BackendHttp::Http2 => {
+                begin_http2(connected).await.map(|sender| Sender::Http2(Through { sender, local }))
+            }
         };
-        begun.map_err(|_| Failure::NotConnected)
+        Ok((begun.map_err(|_| Failure::NotConnected)?, peer))
     }
 
     /// Has the connections of client and backend become one of another protocol.
@@ -586,7 +623,7 @@ impl Order<'_> {
         self.connection.activity.switch();
         let headers = response.headers_mut();
         headers::remove_hop_by_hop(headers);
-        headers::change(headers, changes);
+        headers::change(headers, changes, |variable, _| self.facts.value(variable));
         headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         headers.insert(header::UPGRADE, wanted);
         Ok(response.map(|_| Download::ours("")))

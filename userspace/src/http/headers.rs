@@ -6,7 +6,7 @@ use hyper::{
     HeaderMap, Version,
     header::{self, Entry, HeaderName, HeaderValue},
 };
-use snisplice_config::model::http::HeaderChanges;
+use snisplice_config::model::http::{HeaderChanges, HeaderText, Variable};
 
 /// `X-Forwarded-For`.
 pub const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -135,20 +135,36 @@ pub fn scheme_of<'h>(headers: &'h HeaderMap, trusted: bool, own: &'h str) -> &'h
     said.filter(|said| matches!(*said, "http" | "https")).unwrap_or(own)
 }
 
-/// Makes the changes that the configuration wants. What is no header is left out: the configuration has been checked.
-pub fn change(headers: &mut HeaderMap, changes: &HeaderChanges) {
+/// The address that the proxy before us speaks for.
+#[must_use]
+pub fn last_forwarded_for(headers: &HeaderMap) -> Option<&str> {
+    tokens(headers, &FORWARDED_FOR).last()
+}
+
+/// Makes the changes that the configuration wants. What is no header is left out: the configuration has been checked. `value`
+/// is that of a variable, beside the headers as they are at that moment.
+pub fn change(
+    headers: &mut HeaderMap,
+    changes: &HeaderChanges,
+    value: impl Fn(&Variable, &HeaderMap) -> Option<String>,
+) {
     for name in &changes.remove {
         headers.remove(name);
     }
-    let of = |(name, value): &(String, String)| {
+    let of = |(name, text): &(String, HeaderText), headers: &HeaderMap| {
         let name = HeaderName::try_from(name.as_str()).ok()?;
-        is_free(&name).then_some((name, HeaderValue::try_from(value.as_str()).ok()?))
+        let text = text.with(|variable| value(variable, headers))?;
+        is_free(&name).then_some((name, HeaderValue::try_from(&*text).ok()?))
     };
-    for (name, value) in changes.set.iter().filter_map(of) {
-        headers.insert(name, value);
+    for change in &changes.set {
+        if let Some((name, value)) = of(change, headers) {
+            headers.insert(name, value);
+        }
     }
-    for (name, value) in changes.add.iter().filter_map(of) {
-        headers.append(name, value);
+    for change in &changes.add {
+        if let Some((name, value)) = of(change, headers) {
+            headers.append(name, value);
+        }
     }
 }
 
@@ -239,14 +255,19 @@ mod tests {
 
     #[test]
     fn changes_are_made_in_their_order() {
-        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let pair = |name: &str, value: &str| (name.to_owned(), HeaderText::parse(value).unwrap());
         let changes = HeaderChanges {
             remove: vec!["a".into(), "b".into()],
             set: vec![pair("b", "2"), pair("c", "3"), pair("content-length", "7")],
-            add: vec![pair("c", "4")],
+            add: vec![pair("c", "4"), pair("e", "%PROTOCOL% b=%REQ(b)%"), pair("f", "%REQ(none)%")],
         };
         let mut seen = headers(&[("a", "1"), ("b", "1"), ("c", "1"), ("c", "2"), ("d", "1")]);
-        change(&mut seen, &changes);
-        assert_eq!(seen, headers(&[("b", "2"), ("c", "3"), ("c", "4"), ("d", "1")]));
+        change(&mut seen, &changes, |variable, headers| match variable {
+            Variable::Protocol => Some("HTTP/2".into()),
+            Variable::RequestHeader(name, _) => headers.get(&**name)?.to_str().ok().map(str::to_owned),
+            _ => None,
+        });
+        let expected = [("b", "2"), ("c", "3"), ("c", "4"), ("d", "1"), ("e", "HTTP/2 b=2")];
+        assert_eq!(seen, headers(&expected));
     }
 }

@@ -51,8 +51,23 @@ pub struct Key {
     pub tls: Option<Arc<UpstreamTls>>,
 }
 
+/// What sends over a connection, and our address of it.
+#[derive(Debug, Clone)]
+pub struct Through<S> {
+    /// For the library.
+    pub sender: S,
+    /// Of our end.
+    pub local: Option<SocketAddr>,
+}
+
+/// The same for HTTP/1.1, one request at a time.
+pub type Http1 = Through<http1::SendRequest<Upload>>;
+
+/// The same for HTTP/2, many requests at a time.
+pub type Http2 = Through<http2::SendRequest<Upload>>;
+
 /// Where a connection is that carries all requests to an endpoint, once there is one.
-pub type Multiplexed = Mutex<Option<http2::SendRequest<Upload>>>;
+pub type Multiplexed = Mutex<Option<Http2>>;
 
 /// The connections of one worker.
 #[derive(Default)]
@@ -63,7 +78,7 @@ pub struct Pools {
 }
 
 struct Idle {
-    sender: http1::SendRequest<Upload>,
+    through: Http1,
     since: Instant,
 }
 
@@ -77,9 +92,9 @@ impl fmt::Debug for Pools {
 #[derive(Debug)]
 pub enum Sender {
     /// One at a time.
-    Http1(http1::SendRequest<Upload>),
+    Http1(Http1),
     /// Many at a time.
-    Http2(http2::SendRequest<Upload>),
+    Http2(Http2),
 }
 
 impl Sender {
@@ -89,8 +104,17 @@ impl Sender {
         request: Request<Upload>,
     ) -> Result<Response<Incoming>, TrySendError<Request<Upload>>> {
         match self {
-            Self::Http1(sender) => sender.try_send_request(request).await,
-            Self::Http2(sender) => sender.try_send_request(request).await,
+            Self::Http1(through) => through.sender.try_send_request(request).await,
+            Self::Http2(through) => through.sender.try_send_request(request).await,
+        }
+    }
+
+    /// Our address of the connection.
+    #[must_use]
+    pub fn local(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Http1(through) => through.local,
+            Self::Http2(through) => through.local,
         }
     }
 }
@@ -98,12 +122,12 @@ impl Sender {
 impl Pools {
     /// A connection that waits for a request; not one that the backend has closed, as far as is known.
     #[must_use]
-    pub fn take(&self, key: &Key) -> Option<http1::SendRequest<Upload>> {
+    pub fn take(&self, key: &Key) -> Option<Http1> {
         let mut idle = self.idle.borrow_mut();
         let kept = idle.get_mut(key)?;
-        while let Some(Idle { sender, since }) = kept.pop() {
-            if sender.is_ready() && since.elapsed() < IDLE {
-                return Some(sender);
+        while let Some(Idle { through, since }) = kept.pop() {
+            if through.sender.is_ready() && since.elapsed() < IDLE {
+                return Some(through);
             }
         }
         None
@@ -132,18 +156,18 @@ impl Pools {
             Rc::strong_count(place) > 1
                 || place
                     .try_lock()
-                    .is_ok_and(|sender| sender.as_ref().is_some_and(|sender| !sender.is_closed()))
+                    .is_ok_and(|sender| sender.as_ref().is_some_and(|through| !through.sender.is_closed()))
         });
         multiplexed.entry(key.clone()).or_default().clone()
     }
 
-    fn keep(self: &Rc<Self>, key: Key, sender: http1::SendRequest<Upload>) {
+    fn keep(self: &Rc<Self>, key: Key, through: Http1) {
         let mut idle = self.idle.borrow_mut();
         let kept = idle.entry(key).or_default();
         if kept.len() >= PER_ENDPOINT {
             return;
         }
-        kept.push(Idle { sender, since: Instant::now() });
+        kept.push(Idle { through, since: Instant::now() });
         if !self.sweeps.replace(true) {
             spawn_local(sweep(Rc::downgrade(self)));
         }
@@ -157,7 +181,7 @@ async fn sweep(pools: Weak<Pools>) {
         let Some(pools) = pools.upgrade() else { return };
         let mut idle = pools.idle.borrow_mut();
         idle.retain(|_, kept| {
-            kept.retain(|one| one.since.elapsed() < IDLE && !one.sender.is_closed());
+            kept.retain(|one| one.since.elapsed() < IDLE && !one.through.sender.is_closed());
             !kept.is_empty()
         });
         if idle.is_empty() {
@@ -172,22 +196,22 @@ async fn sweep(pools: Weak<Pools>) {
 pub struct Return {
     pub(super) pools: Rc<Pools>,
     pub(super) key: Key,
-    pub(super) sender: http1::SendRequest<Upload>,
+    pub(super) through: Http1,
 }
 
 impl Return {
     /// Keeps it for the next request, as soon as it can take one.
     pub fn give_back(self) {
-        let Self { pools, key, mut sender } = self;
-        if sender.is_closed() {
+        let Self { pools, key, mut through } = self;
+        if through.sender.is_closed() {
             return;
         }
-        if sender.is_ready() {
-            return pools.keep(key, sender);
+        if through.sender.is_ready() {
+            return pools.keep(key, through);
         }
         spawn_local(async move {
-            if let Ok(Ok(())) = timeout(SETTLE, sender.ready()).await {
-                pools.keep(key, sender);
+            if let Ok(Ok(())) = timeout(SETTLE, through.sender.ready()).await {
+                pools.keep(key, through);
             }
         });
     }

@@ -7,8 +7,9 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use hyper::{HeaderMap, Request, Version, header};
+use hyper::{HeaderMap, Request, header};
 
+use super::variables::protocol;
 use crate::account::{
     Account,
     access_log::{Line, outcome::NO_FLAG},
@@ -33,6 +34,8 @@ pub(super) struct Note {
     pub(super) sent: Cell<u64>,
     /// The endpoint that was asked last.
     pub(super) upstream_host: Cell<Option<SocketAddr>>,
+    /// Our address towards it.
+    pub(super) upstream_local: Cell<Option<SocketAddr>>,
     backend: OnceCell<Arc<str>>,
     /// From the start to the head of the backend's response.
     served_within: Cell<Option<Duration>>,
@@ -52,11 +55,7 @@ impl Note {
             began: Instant::now(),
             method: request.method().as_str().into(),
             path: target.path_and_query().map_or("", |path| path.as_str()).into(),
-            protocol: match request.version() {
-                Version::HTTP_10 => "HTTP/1.0",
-                Version::HTTP_2 => "HTTP/2",
-                _ => "HTTP/1.1",
-            },
+            protocol: protocol(request.version()),
             authority: authority.or_else(|| text(headers, "host")),
             x_forwarded_for: text(headers, "x-forwarded-for"),
             user_agent: text(headers, header::USER_AGENT.as_str()),
@@ -64,6 +63,7 @@ impl Note {
             received: Cell::default(),
             sent: Cell::default(),
             upstream_host: Cell::default(),
+            upstream_local: Cell::default(),
             backend: OnceCell::new(),
             served_within: Cell::default(),
             outcome: Cell::new((NO_FLAG, None)),
@@ -123,6 +123,7 @@ impl Note {
             request_id: self.request_id.get().map(AsRef::as_ref),
             authority: self.authority.as_deref(),
             upstream_host: self.upstream_host.get(),
+            upstream_local_address: self.upstream_local.get(),
             upstream_cluster: self.backend.get().map(AsRef::as_ref),
             ..Line::default()
         });

@@ -9,13 +9,11 @@ use hyper::{
 };
 use snisplice_config::model::http::{
     Forward, HttpAction, HttpMatch, HttpRule, HttpTable, HttpsRedirect, Redirect, RedirectPort, Rewrite,
-    StringMatch, VirtualHost,
+    StringMatch,
+    matching::{Request, Served, with_query},
 };
 
 use super::{headers, path::normalise, refused::Refused};
-
-/// Where requests may go before they are sent to HTTPS: who proves control of a name over plain HTTP (RFC 8555 section 8.3).
-const ACME: &str = "/.well-known/acme-challenge/";
 
 /// What a request says, checked and in one form.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -139,10 +137,32 @@ impl Asked<'_> {
     }
 }
 
-fn with_query(path: &str, query: Option<&str>) -> String {
-    match query {
-        Some(query) => format!("{path}?{query}"),
-        None => path.to_owned(),
+impl Request for Asked<'_> {
+    fn method(&self) -> &str {
+        self.method.as_str()
+    }
+
+    fn scheme(&self) -> &str {
+        self.scheme
+    }
+
+    fn authority(&self) -> &str {
+        &self.authority
+    }
+
+    fn path(&self) -> &str {
+        &self.path
+    }
+
+    fn query(&self) -> Option<&str> {
+        self.query
+    }
+
+    fn header(&self, name: &str) -> Option<Cow<'_, str>> {
+        let mut values =
+            self.headers.get_all(name).into_iter().map(|value| String::from_utf8_lossy(value.as_bytes()));
+        let first = values.next()?;
+        Some(values.fold(first, |all, value| format!("{all},{value}").into()))
     }
 }
 
@@ -152,55 +172,15 @@ pub fn decide<'t>(table: &'t HttpTable, asked: &Asked<'_>, own_port: u16) -> Dec
     let (host, _) = asked.host_and_port();
     let host = host.strip_suffix('.').unwrap_or(host);
     let Some(virtual_host) = table.lookup(host) else { return Decision::NotFound };
-    if let Some(redirect) = virtual_host.https_redirect
-        && asked.scheme != "https"
-    {
-        return match challenge(virtual_host, asked) {
-            Some((rule, matched)) => act(rule, matched, asked, own_port),
-            None => Decision::Redirected {
-                rule: None,
-                status: StatusCode::MOVED_PERMANENTLY,
-                location: https_location(redirect, asked),
-            },
-        };
+    match virtual_host.serve(asked) {
+        Served::Nothing => Decision::NotFound,
+        Served::Rule(rule, matched) => act(rule, matched, asked, own_port),
+        Served::Https(redirect) => Decision::Redirected {
+            rule: None,
+            status: StatusCode::MOVED_PERMANENTLY,
+            location: https_location(redirect, asked),
+        },
     }
-    match find(virtual_host, asked) {
-        Some((rule, matched)) => act(rule, matched, asked, own_port),
-        None => Decision::NotFound,
-    }
-}
-
-/// The first rule that matches, and which of its conditions did.
-fn find<'t>(
-    virtual_host: &'t VirtualHost,
-    asked: &Asked<'_>,
-) -> Option<(&'t Arc<HttpRule>, Option<&'t HttpMatch>)> {
-    virtual_host.rules.iter().find_map(|rule| {
-        if rule.matches.is_empty() {
-            return Some((rule, None));
-        }
-        rule.matches.iter().find(|wanted| matches(wanted, asked)).map(|matched| (rule, Some(matched)))
-    })
-}
-
-/// The rule of an ACME challenge, which is served before a redirect to HTTPS where a rule names its path and no other one.
-fn challenge<'t>(
-    virtual_host: &'t VirtualHost,
-    asked: &Asked<'_>,
-) -> Option<(&'t Arc<HttpRule>, Option<&'t HttpMatch>)> {
-    if !asked.path.starts_with(ACME) {
-        return None;
-    }
-    let names_it = |wanted: &&HttpMatch| match &wanted.uri {
-        Some(StringMatch::Exact(path) | StringMatch::Prefix(path)) => {
-            path.starts_with(ACME) || path == ACME.trim_end_matches('/')
-        }
-        _ => false,
-    };
-    virtual_host.rules.iter().find_map(|rule| {
-        let matched = rule.matches.iter().filter(names_it).find(|wanted| matches(wanted, asked))?;
-        Some((rule, Some(matched)))
-    })
 }
 
 fn act<'t>(
@@ -230,73 +210,6 @@ fn act<'t>(
             }
         }
     }
-}
-
-/// Whether all conditions hold.
-fn matches(wanted: &HttpMatch, asked: &Asked<'_>) -> bool {
-    let HttpMatch { uri, ignore_uri_case, scheme, method, authority, headers, without_headers, query_params } =
-        wanted;
-    let is =
-        |wanted: &Option<StringMatch>, text: &str| wanted.as_ref().is_none_or(|wanted| holds(wanted, text));
-    uri.as_ref().is_none_or(|wanted| {
-        if *ignore_uri_case { holds_in_any_case(wanted, &asked.path) } else { holds(wanted, &asked.path) }
-    }) && is(scheme, asked.scheme)
-        && is(method, asked.method.as_str())
-        && is(authority, &asked.authority)
-        && headers.iter().all(|(name, wanted)| header_holds(asked, name, wanted.as_ref()))
-        && !without_headers.iter().any(|(name, wanted)| header_holds(asked, name, wanted.as_ref()))
-        && query_params.iter().all(|(name, wanted)| query_holds(asked.query, name, wanted.as_ref()))
-}
-
-fn holds(wanted: &StringMatch, text: &str) -> bool {
-    match wanted {
-        StringMatch::Exact(exact) => exact == text,
-        StringMatch::Prefix(prefix) => text.starts_with(prefix.as_str()),
-        StringMatch::Regex(expression) => expression.matches(text),
-    }
-}
-
-/// An expression says itself whether case matters.
-fn holds_in_any_case(wanted: &StringMatch, text: &str) -> bool {
-    match wanted {
-        StringMatch::Exact(exact) => exact.eq_ignore_ascii_case(text),
-        StringMatch::Prefix(prefix) => {
-            text.get(..prefix.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(prefix))
-        }
-        StringMatch::Regex(expression) => expression.matches(text),
-    }
-}
-
-/// Several headers of one name are one with commas (RFC 9110 section 5.3). The pseudo-headers of HTTP/2 count too.
-fn header_holds(asked: &Asked<'_>, name: &str, wanted: Option<&StringMatch>) -> bool {
-    let pseudo = match name {
-        ":authority" | "host" => Some(Cow::Borrowed(&*asked.authority)),
-        ":method" => Some(Cow::Borrowed(asked.method.as_str())),
-        ":scheme" => Some(Cow::Borrowed(asked.scheme)),
-        ":path" => Some(Cow::Owned(asked.path_and_query())),
-        _ => None,
-    };
-    if let Some(value) = pseudo {
-        return wanted.is_none_or(|wanted| holds(wanted, &value));
-    }
-    let mut values = asked.headers.get_all(name).into_iter();
-    let Some(first) = values.next() else { return false };
-    let Some(wanted) = wanted else { return true };
-    let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
-    let all = values.fold(text(first), |all, value| format!("{all},{}", text(value)));
-    holds(wanted, &all)
-}
-
-/// The first parameter of the name counts.
-fn query_holds(query: Option<&str>, name: &str, wanted: Option<&StringMatch>) -> bool {
-    let pairs = query.unwrap_or_default().split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-    let decode = |text: &str| {
-        percent_encoding::percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned()
-    };
-    pairs
-        .map(|(key, value)| (decode(key), value))
-        .find(|(key, _)| key == name)
-        .is_some_and(|(_, value)| wanted.is_none_or(|wanted| holds(wanted, &decode(value))))
 }
 
 /// The path for a backend: `uri` takes the place of the matched prefix, or of the whole path.

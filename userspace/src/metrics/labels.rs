@@ -82,6 +82,8 @@ pub enum CloseReason {
     NoCertificate,
     /// The client has shown no certificate, or one that is not accepted.
     ClientCertificateRefused,
+    /// A client's certificate was revoked.
+    ClientCertificateRevoked,
     /// What the client sent inside TLS could not be decrypted, or was an alert.
     TlsFailed,
     /// The TLS handshake with the backend failed.

@@ -75,7 +75,7 @@ pub(super) fn serve_plain<'a>(
     account.set_carrier(Carrier::Relay);
     Box::pin(async move {
         let plain = |listener: &Listener| listener.plain_http.as_ref().map(|plain| plain.table.clone());
-        let Some(connection) = connection(&client, "http", plain, account, service, permit) else {
+        let Some(connection) = connection(&client, ("http", None), plain, account, service, permit) else {
             return CloseReason::ClientGone;
         };
         connection::serve(client, connection, None, read).await
@@ -95,6 +95,7 @@ pub(super) async fn serve_encrypted(
         Some(_) => Some(Protocol::Http1),
         None => None,
     };
+    let sent = session.server_name().map(Into::into);
     let name = session.server_name().and_then(|name| ServerName::parse(name).ok());
     // By the name again, as the configuration may have changed.
     let inside = move |listener: &Listener| {
@@ -108,7 +109,7 @@ pub(super) async fn serve_encrypted(
         }
     };
     let socket = client.get_ref().0.socket();
-    match connection(socket, "https", inside, account, service, permit) {
+    match connection(socket, ("https", sent), inside, account, service, permit) {
         Some(connection) => connection::serve(client, connection, protocol, Vec::new()).await,
         None => CloseReason::ClientGone,
     }
@@ -117,7 +118,7 @@ pub(super) async fn serve_encrypted(
 /// What the requests of a client have in common; `table` finds their rules. `None` if the client is gone.
 fn connection(
     client: &TcpStream,
-    scheme: &'static str,
+    (scheme, server_name): (&'static str, Option<Box<str>>),
     table: impl Fn(&Listener) -> Option<Arc<HttpTable>> + 'static,
     account: &Registration,
     service: &Rc<Service>,
@@ -136,6 +137,7 @@ fn connection(
         client: canonical(peer),
         own,
         scheme,
+        server_name,
         account: account.account(),
         admission: permit.admission().clone(),
         worker: service.http.clone(),

@@ -1,6 +1,6 @@
 //! A certificate with its chain and its key, checked: functions of bytes and of the time.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, net::IpAddr, sync::Arc};
 
 use rustls::{
     Error, InconsistentKeys,
@@ -161,21 +161,35 @@ pub fn parse<'c>(chain: &'c [CertificateDer<'_>]) -> Result<Vec<X509Certificate<
     parsed.collect()
 }
 
-/// The names of a certificate in its `subjectAltName`: of the kinds `DNS`, `URI`, `email` and `IP`, as texts.
+/// Whether one of the names is in the `subjectAltName` of a certificate, compared as Envoy does (`match_typed_subject_alt_names`
+/// with `exact`): a DNS name in any case, and by an asterisk in the certificate that stands for its first label; a URI, an email
+/// address and an IP address as the same text.
 #[must_use]
-pub fn alternative_names(certificate: &CertificateDer<'_>) -> Vec<String> {
-    let Ok((_, parsed)) = X509Certificate::from_der(certificate) else { return Vec::new() };
-    let Ok(Some(extension)) = parsed.subject_alternative_name() else { return Vec::new() };
-    let names = extension.value.general_names.iter().filter_map(|name| match name {
-        GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
-        GeneralName::URI(name) | GeneralName::RFC822Name(name) => Some((*name).to_owned()),
-        GeneralName::IPAddress(bytes) => match <[u8; 4]>::try_from(*bytes) {
-            Ok(four) => Some(std::net::IpAddr::from(four).to_string()),
-            Err(_) => <[u8; 16]>::try_from(*bytes).ok().map(|all| std::net::IpAddr::from(all).to_string()),
-        },
-        _ => None,
-    });
-    names.collect()
+pub fn has_one_of(certificate: &CertificateDer<'_>, names: &[String]) -> bool {
+    let Ok((_, parsed)) = X509Certificate::from_der(certificate) else { return false };
+    let Ok(Some(extension)) = parsed.subject_alternative_name() else { return false };
+    extension.value.general_names.iter().any(|own| names.iter().any(|wanted| is_named(own, wanted)))
+}
+
+fn is_named(own: &GeneralName<'_>, wanted: &str) -> bool {
+    match own {
+        GeneralName::DNSName(own) => {
+            let behind_label = wanted.split_once('.').map(|(_, rest)| rest);
+            own.eq_ignore_ascii_case(wanted)
+                || own
+                    .strip_prefix("*.")
+                    .is_some_and(|rest| behind_label.is_some_and(|behind| behind.eq_ignore_ascii_case(rest)))
+        }
+        GeneralName::URI(own) | GeneralName::RFC822Name(own) => *own == wanted,
+        GeneralName::IPAddress(bytes) => {
+            let address = match <[u8; 4]>::try_from(*bytes) {
+                Ok(four) => Some(IpAddr::from(four)),
+                Err(_) => <[u8; 16]>::try_from(*bytes).ok().map(IpAddr::from),
+            };
+            address.is_some_and(|address| address.to_string() == wanted)
+        }
+        _ => false,
+    }
 }
 
 fn dns_names(certificate: &X509Certificate<'_>) -> Vec<String> {
@@ -343,6 +357,28 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn names_are_compared_by_their_kind() {
+        let dns = |own: &'static str| GeneralName::DNSName(own);
+        let address = [192, 0, 2, 7];
+        for (own, wanted, expected) in [
+            (dns("a.Test"), "A.test", true),
+            (dns("*.a.test"), "x.a.test", true),
+            (dns("*.a.test"), "*.a.test", true),
+            (dns("*.a.test"), "y.x.a.test", false),
+            (dns("*.a.test"), "a.test", false),
+            (dns("a.test"), "*.test", false),
+            (GeneralName::URI("spiffe://a/B"), "spiffe://a/B", true),
+            (GeneralName::URI("spiffe://a/B"), "spiffe://a/b", false),
+            (GeneralName::RFC822Name("me@a.test"), "me@a.test", true),
+            (GeneralName::IPAddress(&address), "192.0.2.7", true),
+            (GeneralName::IPAddress(&address), "192.0.2.70", false),
+            (GeneralName::IPAddress(&[0; 3]), "0.0.0.0", false),
+        ] {
+            assert_eq!(is_named(&own, wanted), expected, "{own:?} {wanted}");
+        }
+    }
+
+    #[test]
     fn an_ocsp_response_must_look_like_one() {
         assert!(is_ocsp_response(&[0x30, 3, 0x0a, 1, 0]));
         assert!(!is_ocsp_response(&[0x30, 3, 0x0a, 1, 6]), "it says that nobody answered");
@@ -368,6 +404,13 @@ pub(crate) mod tests {
         params.subject_alt_names.push(rcgen::SanType::URI("spiffe://td/ns/a/sa/b".try_into().unwrap()));
         let key = KeyPair::generate().unwrap();
         let made = params.self_signed(&key).unwrap();
-        assert_eq!(alternative_names(made.der()), ["a.test", "10.0.0.1", "spiffe://td/ns/a/sa/b"]);
+        for (name, expected) in [
+            ("A.test", true),
+            ("10.0.0.1", true),
+            ("spiffe://td/ns/a/sa/b", true),
+            ("spiffe://td/ns/a/sa/B", false),
+        ] {
+            assert_eq!(has_one_of(made.der(), &["other".to_owned(), name.to_owned()]), expected, "{name}");
+        }
     }
 }

@@ -148,6 +148,31 @@ pub enum Fault {
     /// An OCSP response that is none.
     #[error("is no OCSP response in DER; fetch it again (`openssl ocsp -respout FILE`), or remove it")]
     BadStaple,
+    /// PEM without a certificate revocation list.
+    #[error("holds no certificate revocation list ('-----BEGIN X509 CRL-----'); put one there, or remove it")]
+    NoRevocationList,
+    /// A certificate revocation list that cannot be understood.
+    #[error(
+        "certificate revocation list {number} does not parse ({why}); issue it again (`openssl ca -gencrl`)"
+    )]
+    BadRevocationList {
+        /// Which of the file, from 1.
+        number: usize,
+        /// What the parser says.
+        why: String,
+    },
+    /// A certificate revocation list that should have been replaced.
+    #[error(
+        "certificate revocation list {number}, of '{issuer}', has expired at {at}; issue it again (`openssl ca -gencrl`)"
+    )]
+    RevocationListExpired {
+        /// Which of the file, from 1.
+        number: usize,
+        /// Whose it is.
+        issuer: String,
+        /// When.
+        at: Moment,
+    },
     /// A Secret with other keys.
     #[error("the Secret has no {wanted}; it has {found}")]
     NoEntry {

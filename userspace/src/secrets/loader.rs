@@ -7,7 +7,10 @@ use std::{
     sync::Arc,
 };
 
-use rustls::{RootCertStore, pki_types::CertificateDer};
+use rustls::{
+    RootCertStore,
+    pki_types::{CertificateDer, CertificateRevocationListDer},
+};
 use snisplice_config::{
     Severity, Source,
     model::{
@@ -23,13 +26,15 @@ use super::{
     certificate::{self, Certificate, LoadKey, Material, Part},
     error::{Fault, SecretError, SecretWarning},
     files::{self, Watched},
-    pem, places,
+    pem, places, revocation,
 };
 
 /// Keys of a Secret that hold a certificate and its key: those of `kubernetes.io/tls`, and those of Istio's generic form.
 const PAIRS: [(&str, &str); 2] = [("tls.crt", "tls.key"), ("cert", "key")];
 /// Keys of a Secret that hold certificates of authorities.
 const AUTHORITIES: [&str; 2] = ["ca.crt", "cacert"];
+/// The key of a Secret that holds the certificate revocation lists of its authorities, as in Istio.
+const REVOCATION_LISTS: &str = "ca.crl";
 /// The key of a Secret that holds an OCSP response.
 const STAPLE: &str = "tls.ocsp-staple";
 
@@ -40,6 +45,9 @@ pub struct Authorities {
     pub roots: Arc<RootCertStore>,
     /// The certificates themselves, by which two versions are told apart.
     pub certificates: Vec<CertificateDer<'static>>,
+    /// What they have revoked (RFC 5280 section 5). Without a list nothing is; with one, each certificate of a chain must be
+    /// within the scope of one of the lists.
+    pub revocation_lists: Vec<CertificateRevocationListDer<'static>>,
 }
 
 impl fmt::Debug for Authorities {
@@ -60,7 +68,7 @@ pub struct Loader<'m> {
     read: BTreeSet<PathBuf>,
     warnings: Vec<SecretWarning>,
     certificates: HashMap<CertificateSource, Arc<Certificate>>,
-    authorities: HashMap<AuthoritySource, Authorities>,
+    authorities: HashMap<(AuthoritySource, Option<String>), Authorities>,
 }
 
 impl<'m> Loader<'m> {
@@ -104,17 +112,34 @@ impl<'m> Loader<'m> {
         Ok(found)
     }
 
-    /// The certificates of authorities.
-    pub fn authorities(&mut self, source: &AuthoritySource) -> Result<Authorities, SecretError> {
-        if let Some(known) = self.authorities.get(source) {
+    /// The certificates of authorities, and what they have revoked: the lists of this file, else those of their Secret.
+    pub fn authorities(
+        &mut self,
+        source: &AuthoritySource,
+        crl: Option<&str>,
+    ) -> Result<Authorities, SecretError> {
+        let key = (source.clone(), crl.map(str::to_owned));
+        if let Some(known) = self.authorities.get(&key) {
             return Ok(known.clone());
         }
-        let found = match source {
-            AuthoritySource::File(path) => trusted(&self.file(Path::new(path))?)?,
-            AuthoritySource::Secret(name) => trusted(&self.authority(name)?)?,
-            AuthoritySource::System => system()?,
+        let (mut found, lists) = match source {
+            AuthoritySource::File(path) => (trusted(&self.file(Path::new(path))?)?, None),
+            AuthoritySource::Secret(name) => {
+                let (part, lists) = self.authority(name)?;
+                (trusted(&part)?, lists)
+            }
+            AuthoritySource::System => (system()?, None),
         };
-        self.authorities.insert(source.clone(), found.clone());
+        let lists = match crl {
+            Some(path) => Some(self.file(Path::new(path))?),
+            None => lists,
+        };
+        if let Some(part) = lists {
+            let fault = |fault| SecretError::new(&part.place, fault);
+            found.revocation_lists = pem::revocation_lists(&part.bytes).map_err(fault)?;
+            revocation::check(&found.revocation_lists, self.now).map_err(fault)?;
+        }
+        self.authorities.insert(key, found.clone());
         Ok(found)
     }
 
@@ -170,23 +195,29 @@ impl<'m> Loader<'m> {
         Err(self.not_found(name, tried))
     }
 
-    /// Certificates of authorities by the name of a Secret: first those under the name with `-cacert` behind it, as in Istio.
-    fn authority(&mut self, name: &SecretName) -> Result<Part, SecretError> {
+    /// Certificates of authorities by the name of a Secret, and what they have revoked: first those under the name with `-cacert`
+    /// behind it, as in Istio.
+    fn authority(&mut self, name: &SecretName) -> Result<(Part, Option<Part>), SecretError> {
         let own = SecretName { name: format!("{}-cacert", name.name), ..name.clone() };
         for candidate in [&own, name] {
             let Some(secret) = self.object(candidate)? else { continue };
             if let Some(part) = AUTHORITIES.iter().find_map(|key| entry(secret, key)) {
-                return Ok(part);
+                let lists = entry(secret, REVOCATION_LISTS).filter(|part| !part.bytes.is_empty());
+                return Ok((part, lists));
             }
             if candidate == &own {
                 return Err(no_entry(secret, "ca.crt or cacert"));
             }
         }
         if let Some(directory) = self.directory() {
-            for path in places::authorities(&directory, checked(name)?) {
-                self.read.insert(path.clone());
-                if files::exists(&path) {
-                    return self.file(&path);
+            for places::Issuers { authorities, revocation_lists } in
+                places::authorities(&directory, checked(name)?)
+            {
+                self.read.insert(authorities.clone());
+                if files::exists(&authorities) {
+                    self.read.insert(revocation_lists.clone());
+                    let lists = files::exists(&revocation_lists).then(|| self.file(&revocation_lists));
+                    return Ok((self.file(&authorities)?, lists.transpose()?));
                 }
             }
         }
@@ -197,7 +228,9 @@ impl<'m> Loader<'m> {
             ));
         }
         let tried = self.tried(|directory| {
-            places::authorities(directory, &name.name).map(|path| path.display().to_string()).to_vec()
+            places::authorities(directory, &name.name)
+                .map(|issuers| issuers.authorities.display().to_string())
+                .to_vec()
         });
         Err(self.not_found(&own, tried))
     }
@@ -333,7 +366,7 @@ fn trusted(part: &Part) -> Result<Authorities, SecretError> {
         let bad = |error: rustls::Error| Fault::BadAuthority { number: at + 1, why: error.to_string() };
         roots.add(certificate.clone()).map_err(|error| fault(bad(error)))?;
     }
-    Ok(Authorities { roots: Arc::new(roots), certificates })
+    Ok(Authorities { roots: Arc::new(roots), certificates, revocation_lists: Vec::new() })
 }
 
 /// What the system trusts. What cannot be understood there is left out.
@@ -345,7 +378,7 @@ fn system() -> Result<Authorities, SecretError> {
         let why = found.errors.first().map_or_else(|| "there is none".to_owned(), ToString::to_string);
         return Err(SecretError::new("the system's authorities", Fault::NoSystemStore(why)));
     }
-    Ok(Authorities { roots: Arc::new(roots), certificates: found.certs })
+    Ok(Authorities { roots: Arc::new(roots), certificates: found.certs, revocation_lists: Vec::new() })
 }
 
 #[cfg(test)]
@@ -418,7 +451,7 @@ mod tests {
             assert_eq!(found.names, [format!("{secret}.test")]);
         }
         for secret in ["pair", "yaml"] {
-            let found = loader.authorities(&AuthoritySource::Secret(name(secret))).unwrap();
+            let found = loader.authorities(&AuthoritySource::Secret(name(secret)), None).unwrap();
             assert_eq!(found.certificates.len(), 1);
         }
         let (watched, warnings) = loader.finish();
@@ -438,7 +471,7 @@ mod tests {
             assert!(error.contains(tried), "{tried}: {error}");
         }
         assert!(error.starts_with("Secret here/web: "), "{error}");
-        let error = loader.authorities(&AuthoritySource::Secret(name("web"))).unwrap_err().to_string();
+        let error = loader.authorities(&AuthoritySource::Secret(name("web")), None).unwrap_err().to_string();
         assert!(error.contains("/web-cacert.crt") && error.contains("/web/ca.crt"), "{error}");
         // What appears there later is noticed.
         let (watched, _) = loader.finish();

@@ -1,7 +1,7 @@
 //! Sections of PEM (RFC 7468).
 
 use rustls::pki_types::{
-    CertificateDer, PrivateKeyDer,
+    CertificateDer, CertificateRevocationListDer, PrivateKeyDer,
     pem::{self, PemObject as _},
 };
 
@@ -16,6 +16,14 @@ pub fn certificates(text: &[u8]) -> Result<Vec<CertificateDer<'static>>, Fault> 
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text).collect();
     let found = found.map_err(broken)?;
     if found.is_empty() { Err(Fault::NoCertificate) } else { Ok(found) }
+}
+
+/// All certificate revocation lists of a text, in its order (RFC 5280 section 5).
+pub fn revocation_lists(text: &[u8]) -> Result<Vec<CertificateRevocationListDer<'static>>, Fault> {
+    look(text, "certificate revocation list")?;
+    let found: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(text).collect();
+    let found = found.map_err(broken)?;
+    if found.is_empty() { Err(Fault::NoRevocationList) } else { Ok(found) }
 }
 
 /// The first private key of a text. The caller wipes it.
@@ -42,7 +50,7 @@ fn look(text: &[u8], what: &'static str) -> Result<(), Fault> {
     // A SEQUENCE of a length in two bytes, as all of X.509 and PKCS is.
     let der = matches!(text, [0x30, 0x81..=0x83, ..]);
     Err(Fault::NotPem(if der {
-        "; it seems to be DER: convert it with `openssl x509 -inform der` or `openssl pkey -inform der`"
+        "; it seems to be DER: convert it with `openssl x509`, `openssl pkey` or `openssl crl`, with `-inform der`"
     } else {
         "; convert it with `openssl x509` or `openssl pkey`"
     }))

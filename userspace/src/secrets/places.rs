@@ -35,11 +35,27 @@ pub fn certificate(directory: &Path, name: &str) -> [Pair; 4] {
     ]
 }
 
+/// Files that hold the certificates of authorities, and what these have revoked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Issuers {
+    /// That of the certificates.
+    pub authorities: PathBuf,
+    /// That of the certificate revocation lists, where there is one.
+    pub revocation_lists: PathBuf,
+}
+
 /// Where the certificates of authorities for this name may be, the first place first.
 #[must_use]
-pub fn authorities(directory: &Path, name: &str) -> [PathBuf; 5] {
+pub fn authorities(directory: &Path, name: &str) -> [Issuers; 5] {
     let at = |rest: &str| directory.join(format!("{name}{rest}"));
-    [at("-cacert/ca.crt"), at("-cacert/cacert"), at("-cacert.crt"), at("-cacert.pem"), at("/ca.crt")]
+    let issuers = |authorities, lists| Issuers { authorities: at(authorities), revocation_lists: at(lists) };
+    [
+        issuers("-cacert/ca.crt", "-cacert/ca.crl"),
+        issuers("-cacert/cacert", "-cacert/ca.crl"),
+        issuers("-cacert.crt", "-cacert.crl"),
+        issuers("-cacert.pem", "-cacert.crl"),
+        issuers("/ca.crt", "/ca.crl"),
+    ]
 }
 
 /// The OCSP response beside a certificate's file, by the name that `HAProxy` gives it.
@@ -64,6 +80,8 @@ mod tests {
     fn a_mounted_secret_comes_first() {
         let places = certificate(Path::new("/s"), "web").map(|pair| pair.key.display().to_string());
         assert_eq!(places, ["/s/web/tls.key", "/s/web/privkey.pem", "/s/web.key", "/s/web.pem"]);
-        assert_eq!(authorities(Path::new("/s"), "web")[2], Path::new("/s/web-cacert.crt"));
+        let third = &authorities(Path::new("/s"), "web")[2];
+        assert_eq!(third.authorities, Path::new("/s/web-cacert.crt"));
+        assert_eq!(third.revocation_lists, Path::new("/s/web-cacert.crl"));
     }
 }

@@ -6,7 +6,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use rustls::{Error, PeerIncompatible};
+use rustls::{CertificateError, Error, PeerIncompatible};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -47,6 +47,7 @@ pub async fn accept(stream: TcpStream, read: Vec<u8>, server: &Server) -> Result
 /// What a failed handshake counts as.
 fn reason(error: &io::Error) -> CloseReason {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
+        Some(Error::InvalidCertificate(CertificateError::Revoked)) => CloseReason::ClientCertificateRevoked,
         Some(Error::InvalidCertificate(_) | Error::NoCertificatesPresented) => {
             CloseReason::ClientCertificateRefused
         }

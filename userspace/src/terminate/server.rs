@@ -12,7 +12,7 @@ use snisplice_config::{
     name::HostPattern,
 };
 
-use super::{Context, LoadFault, client_auth, clients, provider, resolver::Certificates, tickets};
+use super::{Context, LoadFault, clients, provider, resolver::Certificates, tickets, verifier};
 use crate::secrets::{Certificate, Loader};
 
 /// What ends TLS for one server.
@@ -35,7 +35,7 @@ impl Server {
             termination.certificates.iter().map(|source| loader.certificate(source)).collect();
         let certificates = Arc::new(Certificates(certificates?));
         let authorities = match clients(&termination.client) {
-            Some(clients) => Some(loader.authorities(&clients.authorities)?),
+            Some(clients) => Some(loader.authorities(&clients.authorities, clients.crl.as_deref())?),
             None => None,
         };
         let builder = ServerConfig::builder_with_provider(provider::with_suites(&termination.cipher_suites)?);
@@ -45,7 +45,7 @@ impl Server {
                 max: <&str>::from(termination.max_version).to_owned(),
             })?;
         let builder: rustls::ConfigBuilder<ServerConfig, WantsServerCert> =
-            match client_auth::verifier(&termination.client, authorities.as_ref())? {
+            match verifier::of_clients(&termination.client, authorities.as_ref())? {
                 Some(verifier) => builder.with_client_cert_verifier(verifier),
                 None => builder.with_no_client_auth(),
             };

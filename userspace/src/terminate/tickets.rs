@@ -87,6 +87,10 @@ impl Context {
         for authority in authorities.iter().flat_map(|authorities| &authorities.certificates) {
             add(authority);
         }
+        // Whoever was good may be revoked since.
+        for list in authorities.iter().flat_map(|authorities| &authorities.revocation_lists) {
+            add(list);
+        }
         for name in clients(&termination.client).iter().flat_map(|clients| &clients.subject_alt_names) {
             add(name.as_bytes());
         }

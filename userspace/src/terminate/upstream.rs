@@ -2,23 +2,12 @@
 
 use std::{io, net::IpAddr, sync::Arc};
 
-use rustls::{
-    ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
-    client::{
-        Resumption, WebPkiServerVerifier,
-        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-        verify_server_cert_signed_by_trust_anchor,
-    },
-    crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature},
-    pki_types::{CertificateDer, ServerName, UnixTime},
-    server::ParsedCertificate,
-    sign::SingleCertAndKey,
-};
+use rustls::{ClientConfig, client::Resumption, pki_types::ServerName, sign::SingleCertAndKey};
 use snisplice_config::model::{Backend, EndpointHost, termination::UpstreamTls};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use super::{LoadFault, client_auth, provider::provider};
+use super::{LoadFault, provider::provider, verifier};
 use crate::secrets::Loader;
 
 /// What begins TLS to one backend.
@@ -77,18 +66,11 @@ impl Upstream {
                 Some(parsed.map_err(|_| LoadFault::Name(name.to_owned()))?)
             }
         };
-        let verifier: Arc<dyn ServerCertVerifier> = match &tls.authorities {
-            None => Arc::new(Unverified(provider())),
-            Some(source) => {
-                let roots = loader.authorities(source)?.roots;
-                if tls.subject_alt_names.is_empty() {
-                    let builder = WebPkiServerVerifier::builder_with_provider(roots, provider());
-                    builder.build().map_err(|error| LoadFault::Library(error.to_string()))?
-                } else {
-                    Arc::new(Named { roots, names: tls.subject_alt_names.clone(), provider: provider() })
-                }
-            }
+        let authorities = match &tls.authorities {
+            None => None,
+            Some(source) => Some(loader.authorities(source, tls.crl.as_deref())?),
         };
+        let verifier = verifier::of_backend(authorities.as_ref(), &tls.subject_alt_names)?;
         let builder = ClientConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .map_err(|error| LoadFault::Library(error.to_string()))?
@@ -126,95 +108,6 @@ impl Upstream {
             None => ServerName::from(stream.peer_addr()?.ip().to_canonical()),
         };
         TlsConnector::from(config.clone()).connect(name, stream).await
-    }
-}
-
-/// Takes any certificate; what it has signed is still verified, so that nobody without the key can use it.
-#[derive(Debug)]
-struct Unverified(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Unverified {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
-}
-
-/// Takes a certificate of these authorities with one of these names, whatever name is sent (`subjectAltNames`).
-#[derive(Debug)]
-struct Named {
-    roots: Arc<RootCertStore>,
-    names: Vec<String>,
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for Named {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        let parsed = ParsedCertificate::try_from(end_entity)?;
-        let algorithms = self.provider.signature_verification_algorithms.all;
-        verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, algorithms)?;
-        if client_auth::has_one_of(end_entity, &self.names) {
-            Ok(ServerCertVerified::assertion())
-        } else {
-            Err(client_auth::other_name())
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
 
@@ -277,6 +170,7 @@ mod tests {
         let tls = UpstreamTls {
             sni: Some(sni.to_owned()),
             authorities: authorities.map(|path| AuthoritySource::File(path.display().to_string())),
+            crl: None,
             subject_alt_names: names.iter().map(|name| (*name).to_owned()).collect(),
             certificate: None,
         };
@@ -306,8 +200,10 @@ mod tests {
         let named = reach(Some(&at("again")), "backend.test", &["no.test"]).await.map_err(fault).unwrap_err();
         assert!(named.contains("NoneOfSubjectAltNames"), "{named}");
         fs::write(at("foreign"), authority().pem()).unwrap();
-        let foreign = reach(Some(&at("foreign")), "backend.test", &[]).await.map_err(fault).unwrap_err();
-        assert!(foreign.contains("certificate"), "{foreign}");
+        for (sent, names) in [("backend.test", &[][..]), ("other.test", &["backend.test"])] {
+            let foreign = reach(Some(&at("foreign")), sent, names).await.map_err(fault).unwrap_err();
+            assert!(foreign.contains("BadSignature"), "{foreign}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::{
         destination::{Destination, refused},
         gateway::Server,
         http::{Action, Forward, HttpRoute},
-        http_match::{Condition, takes_all},
+        http_match::Condition,
         registry::{Carried, Registry},
         terminate::{Ends, Requests},
     },
@@ -148,7 +148,7 @@ impl Attachment<'_, '_> {
                     rules.push(make(std::mem::take(&mut run), run_refused));
                 }
                 run_refused = condition.refused;
-                if takes_all(&condition.matches) {
+                if condition.matches.takes_all() {
                     if !run.is_empty() {
                         rules.push(make(run, run_refused));
                     }

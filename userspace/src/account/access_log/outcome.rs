@@ -43,6 +43,7 @@ pub fn of(reason: CloseReason) -> Outcome {
         | CloseReason::HandshakeFailed
         | CloseReason::NoCertificate
         | CloseReason::ClientCertificateRefused
+        | CloseReason::ClientCertificateRevoked
         | CloseReason::TlsFailed => ("DPE", None),
         CloseReason::BackendRejected => ("NC", Some("cluster_not_found")),
         CloseReason::NoEndpoint => ("UH", Some("no_healthy_upstream")),

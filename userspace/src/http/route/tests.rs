@@ -4,7 +4,7 @@ use hyper::Request;
 use snisplice_config::{
     model::{
         Origin, Route,
-        http::{Expression, Respond},
+        http::{Expression, Respond, VirtualHost},
     },
     name::HostPattern,
 };

@@ -20,8 +20,8 @@ use snisplice_config::{
     model::{
         BackendId, Model, Origin, PeerTimeouts, Route, Target,
         http::{
-            BackendHttp, Forward, HeaderChanges, HttpAction, HttpMatch, HttpRule, HttpTable, HttpsRedirect,
-            PlainHttp, Retries, StringMatch, VirtualHost,
+            BackendHttp, Forward, HeaderChanges, HeaderText, HttpAction, HttpMatch, HttpRule, HttpTable,
+            HttpsRedirect, PlainHttp, Retries, StringMatch, VirtualHost,
         },
     },
     name::HostPattern,
@@ -104,11 +104,11 @@ impl Plan {
             matches: vec![HttpMatch { uri: Some(uri), ..HttpMatch::default() }],
             action: HttpAction::Forward(forward),
             request_headers: HeaderChanges {
-                set: vec![("x-rule".into(), prefix.to_owned())],
+                set: vec![("x-rule".into(), HeaderText::parse(prefix).unwrap())],
                 ..HeaderChanges::default()
             },
             response_headers: HeaderChanges {
-                set: vec![("x-answer".into(), "changed".into())],
+                set: vec![("x-answer".into(), HeaderText::parse("changed").unwrap())],
                 ..HeaderChanges::default()
             },
         });

@@ -1,0 +1,207 @@
+//! The value of a header that a configuration sets, with the variables of Envoy between percent signs.
+
+use std::{borrow::Cow, fmt};
+
+/// A text, perhaps with variables in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeaderText(Box<[Piece]>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Piece {
+    Text(Box<str>),
+    Variable(Variable, Option<usize>),
+}
+
+/// What a request or its connection puts into a header (Envoy's "command operators").
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Variable {
+    /// `%REQ(NAME?OTHER)%`: a header of the request, or else another one. Names are in lower case, also `:path` and its like.
+    RequestHeader(Box<str>, Option<Box<str>>),
+    /// The client's address and port, or that of whom a trusted proxy speaks for.
+    DownstreamRemoteAddress,
+    /// The same without the port.
+    DownstreamRemoteAddressWithoutPort,
+    /// The address and port of the other end of the connection.
+    DownstreamDirectRemoteAddress,
+    /// The same without the port.
+    DownstreamDirectRemoteAddressWithoutPort,
+    /// The address and port that the connection came to.
+    DownstreamLocalAddress,
+    /// The same without the port.
+    DownstreamLocalAddressWithoutPort,
+    /// The port that the connection came to.
+    DownstreamLocalPort,
+    /// `HTTP/1.1` or `HTTP/2`.
+    Protocol,
+    /// The server name in the client's hello.
+    RequestedServerName,
+}
+
+/// By its name in Envoy, without arguments.
+const PLAIN: [(&str, Variable); 9] = [
+    ("DOWNSTREAM_REMOTE_ADDRESS", Variable::DownstreamRemoteAddress),
+    ("DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT", Variable::DownstreamRemoteAddressWithoutPort),
+    ("DOWNSTREAM_DIRECT_REMOTE_ADDRESS", Variable::DownstreamDirectRemoteAddress),
+    ("DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT", Variable::DownstreamDirectRemoteAddressWithoutPort),
+    ("DOWNSTREAM_LOCAL_ADDRESS", Variable::DownstreamLocalAddress),
+    ("DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT", Variable::DownstreamLocalAddressWithoutPort),
+    ("DOWNSTREAM_LOCAL_PORT", Variable::DownstreamLocalPort),
+    ("PROTOCOL", Variable::Protocol),
+    ("REQUESTED_SERVER_NAME", Variable::RequestedServerName),
+];
+
+impl HeaderText {
+    /// The variables that are served.
+    pub(crate) const VARIABLES: &str = "%REQ(NAME)%, %DOWNSTREAM_REMOTE_ADDRESS%, %DOWNSTREAM_DIRECT_REMOTE_ADDRESS%, \
+                                        %DOWNSTREAM_LOCAL_ADDRESS% (each also with _WITHOUT_PORT), %DOWNSTREAM_LOCAL_PORT%, \
+                                        %PROTOCOL% and %REQUESTED_SERVER_NAME%";
+
+    /// Reads a text. `%%` is a percent sign.
+    ///
+    /// # Errors
+    /// If a percent sign begins no variable, or one that is not served; the error says which.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let mut pieces: Vec<Piece> = Vec::new();
+        let mut plain = String::new();
+        let mut rest = text;
+        while let Some((before, after)) = rest.split_once('%') {
+            plain.push_str(before);
+            let Some((name, after)) = after.split_once('%') else {
+                return Err(format!("the '%' before '{after}' begins no variable"));
+            };
+            rest = after;
+            if name.is_empty() {
+                plain.push('%');
+                continue;
+            }
+            let (variable, most) =
+                variable(name).ok_or_else(|| format!("the variable '%{name}%' is not served"))?;
+            if !plain.is_empty() {
+                pieces.push(Piece::Text(std::mem::take(&mut plain).into()));
+            }
+            pieces.push(Piece::Variable(variable, most));
+        }
+        plain.push_str(rest);
+        if !plain.is_empty() {
+            pieces.push(Piece::Text(plain.into()));
+        }
+        Ok(Self(pieces.into()))
+    }
+
+    /// The text with the values of its variables; one without a value is empty. `None` if nothing is left of what had
+    /// variables: then the header is not changed, as in Envoy.
+    pub fn with(&self, value: impl Fn(&Variable) -> Option<String>) -> Option<Cow<'_, str>> {
+        match &*self.0 {
+            [] => return Some("".into()),
+            [Piece::Text(text)] => return Some((&**text).into()),
+            _ => {}
+        }
+        let mut whole = String::new();
+        for piece in &self.0 {
+            match piece {
+                Piece::Text(text) => whole.push_str(text),
+                Piece::Variable(variable, most) => {
+                    let value = value(variable).unwrap_or_default();
+                    whole.extend(value.chars().take(most.unwrap_or(usize::MAX)));
+                }
+            }
+        }
+        (!whole.is_empty()).then(|| whole.into())
+    }
+}
+
+/// As it can be written.
+impl fmt::Display for HeaderText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for piece in &self.0 {
+            match piece {
+                Piece::Text(text) => f.write_str(&text.replace('%', "%%"))?,
+                Piece::Variable(Variable::RequestHeader(name, other), most) => {
+                    write!(f, "%REQ({name}")?;
+                    other.iter().try_for_each(|other| write!(f, "?{other}"))?;
+                    f.write_str(")")?;
+                    most.iter().try_for_each(|most| write!(f, ":{most}"))?;
+                    f.write_str("%")?;
+                }
+                Piece::Variable(variable, _) => {
+                    let named = PLAIN.iter().find(|(_, known)| known == variable);
+                    write!(f, "%{}%", named.map_or("", |(name, _)| name))?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A variable, and how much of it is wanted.
+fn variable(text: &str) -> Option<(Variable, Option<usize>)> {
+    if let Some((_, variable)) = PLAIN.iter().find(|(name, _)| *name == text) {
+        return Some((variable.clone(), None));
+    }
+    let (names, length) = text.strip_prefix("REQ(")?.split_once(')')?;
+    let most = match length {
+        "" => None,
+        length => Some(length.strip_prefix(':')?.parse().ok()?),
+    };
+    let (name, other) = match names.split_once('?') {
+        Some((name, other)) => (name, Some(other)),
+        None => (names, None),
+    };
+    let header = |name: &str| {
+        let token = name.strip_prefix(':').unwrap_or(name);
+        let good = !token.is_empty()
+            && token.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+        good.then(|| name.to_ascii_lowercase().into_boxed_str())
+    };
+    let other = match other {
+        Some(other) => Some(header(other)?),
+        None => None,
+    };
+    Some((Variable::RequestHeader(header(name)?, other), most))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn value(variable: &Variable) -> Option<String> {
+        match variable {
+            Variable::RequestHeader(name, _) if &**name == "x-a" => Some("abcdef".into()),
+            Variable::RequestHeader(_, Some(other)) => Some(format!("other {other}")),
+            Variable::Protocol => Some("HTTP/2".into()),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn variables_are_replaced_and_doubled_signs_are_one() {
+        for (text, expected) in [
+            ("plain", Some("plain")),
+            ("", Some("")),
+            ("100%%", Some("100%")),
+            ("%PROTOCOL%", Some("HTTP/2")),
+            ("a %REQ(X-A):3% b", Some("a abc b")),
+            ("%REQ(x-b?X-C)%", Some("other x-c")),
+            ("%REQ(x-b)%", None),
+            ("%DOWNSTREAM_LOCAL_PORT%%%", Some("%")),
+        ] {
+            let parsed = HeaderText::parse(text).unwrap();
+            assert_eq!(parsed.with(value).as_deref(), expected, "{text}");
+            assert_eq!(HeaderText::parse(&parsed.to_string()).unwrap(), parsed, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_sign_that_begins_no_variable_is_told() {
+        for (text, fault) in [
+            ("100%", "the '%' before '' begins no variable"),
+            ("50% off", "the '%' before ' off' begins no variable"),
+            ("%UPSTREAM_HOST%", "the variable '%UPSTREAM_HOST%' is not served"),
+            ("%REQ(a b)%", "the variable '%REQ(a b)%' is not served"),
+            ("%REQ(a):x%", "the variable '%REQ(a):x%' is not served"),
+            ("%REQ(a?)%", "the variable '%REQ(a?)%' is not served"),
+        ] {
+            assert_eq!(HeaderText::parse(text).unwrap_err(), fault, "{text}");
+        }
+    }
+}
