@@ -1,11 +1,11 @@
 //! `cargo xtask ci`: the very steps of the continuous integration, in its order.
 
-use std::{path::Path, process::Command, time::Instant};
+use std::{path::Path, process::Command, thread, time::Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 
 use crate::{
-    demo, dist, ebpf, layers, msrv, notice, schema,
+    demo, dist, ebpf, go, layers, msrv, notice, schema,
     shell::{self, cargo, root, step},
     style,
     test::{self, WITHOUT_EBPF},
@@ -15,8 +15,8 @@ use crate::{
 /// Checks everything that must hold before a change is merged; the tests come last.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// How long each fuzz target runs.
-    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    /// How long the fuzz targets run, all of them together.
+    #[arg(long, value_name = "SECONDS", default_value_t = 90)]
     fuzz_seconds: u32,
     #[command(flatten)]
     test: test::Args,
@@ -79,7 +79,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     step("other kernels");
     other_kernels()?;
     step("fuzz");
+    // Fuzzing takes one processor. What the tests run is built meanwhile.
+    let tools = thread::spawn(|| go::tools(false));
     fuzz(*fuzz_seconds)?;
+    tools.join().map_err(|_| anyhow!("the build of the tools has panicked"))??;
     step("demo");
     shell::run(&mut demo::Args::plain().command()?)?;
     step("archives");
@@ -114,7 +117,10 @@ fn fuzz(seconds: u32) -> Result<()> {
     let list = fuzz().args(["list", "--fuzz-dir", FUZZ]).output()?;
     ensure!(list.status.success(), "{}", String::from_utf8_lossy(&list.stderr).trim());
     let seed = fuzz_seed()?;
-    for target in String::from_utf8(list.stdout)?.lines() {
+    let targets = String::from_utf8(list.stdout)?;
+    let count = u32::try_from(targets.lines().count()).unwrap_or(1).max(1);
+    let seconds = (seconds / count).max(1);
+    for target in targets.lines() {
         let limit = format!("-max_total_time={seconds}");
         let seed = format!("-seed={seed}");
         shell::run(fuzz().args([
