@@ -18,7 +18,10 @@ mod dns;
 mod fault;
 mod flow;
 mod footprint;
+mod front;
+mod grpc;
 mod guard;
+mod http2;
 mod integrity;
 mod leak;
 mod lifecycle;
@@ -45,8 +48,11 @@ mod status;
 mod succession;
 mod takeover;
 mod terminate;
+mod tls;
 mod vanish;
 mod wan;
+mod web;
+mod websocket;
 
 fn main() -> ExitCode {
     let topics = [
@@ -60,7 +66,9 @@ fn main() -> ExitCode {
         dns::CASES,
         fault::CASES,
         footprint::CASES,
+        grpc::CASES,
         guard::CASES,
+        http2::CASES,
         offload::CASES,
         integrity::CASES,
         leak::CASES,
@@ -87,8 +95,11 @@ fn main() -> ExitCode {
         persistence::CASES,
         takeover::CASES,
         terminate::CASES,
+        tls::CASES,
         vanish::CASES,
         wan::CASES,
+        web::CASES,
+        websocket::CASES,
     ];
     suite::run(&topics.concat())
 }
