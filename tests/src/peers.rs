@@ -11,6 +11,17 @@ use crate::{
     tcp,
 };
 
+/// One of the tools that `tests/tools` names, where `cargo xtask test` builds them, or on the search path.
+#[must_use]
+pub fn go_tool(name: &str) -> Command {
+    // The tests are in <target>/<profile>/deps.
+    let built = std::env::current_exe()
+        .ok()
+        .and_then(|own| Some(own.ancestors().nth(3)?.join("tools/go").join(name)))
+        .filter(|path| path.is_file());
+    built.map_or_else(|| Command::new(name), Command::new)
+}
+
 /// Starts nginx in the backend's namespace: at each address one TLS server with its own certificate.
 ///
 /// Every request is answered with the certificate's name and the server name that arrived.
@@ -26,17 +37,24 @@ pub fn nginx(lab: &Lab, servers: &[(&str, &Leaf)]) -> Result<Process> {
             key.display(),
         )?;
     }
+    let addresses: Vec<_> = servers.iter().map(|(address, _)| *address).collect();
+    nginx_with(lab, &format!("  ssl_protocols TLSv1.2 TLSv1.3;\n{blocks}"), &addresses)
+}
+
+/// Starts nginx in the backend's namespace with `servers` in its `http` block, and waits until it listens on `addresses`.
+pub fn nginx_with(lab: &Lab, servers: &str, addresses: &[&str]) -> Result<Process> {
     let dir = lab.dir().display();
+    // Its workers read and write the lab's own directory.
     let conf = format!(
-        "daemon off;\npid {dir}/nginx.pid;\nworker_processes 1;\nevents {{}}\n\
-         http {{\n  access_log off;\n  default_type text/plain;\n  ssl_protocols TLSv1.2 TLSv1.3;\n{blocks}}}\n"
+        "user root;\ndaemon off;\npid {dir}/nginx.pid;\nworker_processes 1;\nevents {{}}\n\
+         http {{\n  access_log off;\n  default_type text/plain;\n  client_body_temp_path {dir}/body;\n{servers}}}\n"
     );
     let file = lab.dir().join("nginx.conf");
     fs::write(&file, conf)?;
     let mut command = Command::new("nginx");
     command.args(["-e", "stderr", "-c"]).arg(&file);
     let mut nginx = Process::start(&lab.backend, lab.dir(), "nginx", &mut command)?;
-    for (address, _) in servers {
+    for address in addresses {
         nginx.wait_ready(|| tcp::connect(&lab.backend, address).is_ok())?;
     }
     Ok(nginx)

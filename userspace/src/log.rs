@@ -51,12 +51,18 @@ static WRITER: OnceLock<Writer> = OnceLock::new();
 ///
 /// Where the filter is none, the thread cannot be started, or the process logs already.
 pub fn init(filter: &str, format: LogFormat) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(filter)?;
+    // The libraries of HTTP warn of what any client can cause, without a limit. A filter that names them still shows it.
+    let mut directives = EnvFilter::try_new(filter)?;
+    for library in ["h2", "hyper"] {
+        if !filter.contains(library) {
+            directives = directives.add_directive(format!("{library}=error").parse()?);
+        }
+    }
     let terminal = std::io::stderr().is_terminal();
     let writer = Writer::start(std::io::stderr())?;
     let writer = WRITER.get_or_init(|| writer);
     let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(directives)
         // Its own complaints go to standard error by a macro that panics.
         .log_internal_errors(false)
         .with_writer(move || writer.line());

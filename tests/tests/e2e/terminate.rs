@@ -56,7 +56,7 @@ pub(crate) const CASES: &[Case] = &[
 const NAME: &str = "www.example.com";
 
 /// The directory of the secrets, with a certificate of this name under the name `web`.
-fn secrets(lab: &Lab) -> Result<PathBuf> {
+pub(crate) fn secrets(lab: &Lab) -> Result<PathBuf> {
     let directory = lab.dir().join("secrets");
     fs::create_dir(&directory)?;
     put(&directory, &lab.ca.issue("*.example.com")?)?;
@@ -64,7 +64,7 @@ fn secrets(lab: &Lab) -> Result<PathBuf> {
 }
 
 /// Makes a certificate the one of `web`, as a mounted Secret changes: all files at once.
-fn put(directory: &Path, leaf: &Leaf) -> Result<()> {
+pub(crate) fn put(directory: &Path, leaf: &Leaf) -> Result<()> {
     static VERSION: AtomicUsize = AtomicUsize::new(0);
     let version = format!("..{}", VERSION.fetch_add(1, Relaxed));
     let web = directory.join("web");

@@ -18,6 +18,10 @@ pub struct Activity {
     served: AtomicBool,
     /// Whether a head has begun and is not complete, as far as has been received.
     in_head: AtomicBool,
+    /// Since when a frame of HTTP/2 is incomplete that every stream waits for: milliseconds and one, or 0.
+    block_since: AtomicU64,
+    /// The time of a head is over, and the rest of the head is made up.
+    is_late: AtomicBool,
     up: AtomicU64,
     down: AtomicU64,
     is_opaque: AtomicBool,
@@ -54,6 +58,8 @@ impl Activity {
             requests: AtomicU32::new(0),
             served: AtomicBool::new(false),
             in_head: AtomicBool::new(false),
+            block_since: AtomicU64::new(0),
+            is_late: AtomicBool::new(false),
             up: AtomicU64::new(0),
             down: AtomicU64::new(0),
             is_opaque: AtomicBool::new(false),
@@ -64,16 +70,49 @@ impl Activity {
         u64::try_from(now.saturating_duration_since(self.begun).as_millis()).unwrap_or(u64::MAX - 1)
     }
 
-    /// The client has sent so many bytes.
-    pub fn received(&self, bytes: usize, now: Instant) {
+    /// The client has sent so many bytes. `moved` is false where they only keep the connection alive.
+    pub fn received(&self, bytes: usize, moved: bool, now: Instant) {
         self.up.fetch_add(bytes as u64, Relaxed);
-        self.moved_at.store(self.at(now), Relaxed);
+        if moved {
+            self.moved_at.store(self.at(now), Relaxed);
+        }
     }
 
-    /// The client was sent so many bytes.
-    pub fn sent(&self, bytes: usize, now: Instant) {
+    /// The client was sent so many bytes. `moved` is false where they only keep the connection alive.
+    pub fn sent(&self, bytes: usize, moved: bool, now: Instant) {
         self.down.fetch_add(bytes as u64, Relaxed);
-        self.moved_at.store(self.at(now), Relaxed);
+        if moved {
+            self.moved_at.store(self.at(now), Relaxed);
+        }
+    }
+
+    /// The time since the connection began.
+    #[must_use]
+    pub fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.begun)
+    }
+
+    /// Whether a frame of HTTP/2 is incomplete that every stream waits for.
+    pub fn is_in_block(&self, is_in_block: bool, now: Instant) {
+        let since = self.block_since.load(Relaxed);
+        if is_in_block != (since > 0) {
+            self.block_since.store(if is_in_block { self.at(now) + 1 } else { 0 }, Relaxed);
+        }
+    }
+
+    /// The time of a head is over. Returns whether the client can be told: a head has begun, and nothing else is under way.
+    pub fn give_up_head(&self) -> bool {
+        let can_be_told = self.in_head.load(Relaxed) && self.requests() == 0;
+        self.is_late.store(can_be_told, Relaxed);
+        // The answer has its own time.
+        self.head_since.store(0, Relaxed);
+        can_be_told
+    }
+
+    /// Whether the time of a head is over.
+    #[must_use]
+    pub fn is_late(&self) -> bool {
+        self.is_late.load(Relaxed)
     }
 
     /// Whether a head has begun and is not complete, as far as has been received.
@@ -138,6 +177,13 @@ impl Activity {
                 None => return Check::SlowHead,
             }
         }
+        let block_since = self.block_since.load(Relaxed);
+        if block_since > 0 {
+            match left(block_since - 1, patience.head) {
+                Some(left) => wait = wait.min(left),
+                None => return Check::SlowHead,
+            }
+        }
         match left(self.moved_at.load(Relaxed), patience.idle) {
             Some(left) => Check::Wait(wait.min(left)),
             None => Check::Idle,
@@ -156,7 +202,7 @@ mod tests {
         let begun = Instant::now();
         let after = |seconds| begun + Duration::from_secs(seconds);
         let activity = Activity::new(begun);
-        activity.received(1, after(1));
+        activity.received(1, true, after(1));
         activity.is_in_head(true, after(1));
         activity.request_began();
         assert_eq!(activity.check(PATIENCE, after(31)), Check::Wait(Duration::from_secs(30)));
@@ -170,14 +216,14 @@ mod tests {
         let after = |seconds| begun + Duration::from_secs(seconds);
         let activity = Activity::new(begun);
         assert_eq!(activity.check(PATIENCE, after(4)), Check::Wait(Duration::from_secs(6)));
-        activity.received(1, after(5));
+        activity.received(1, true, after(5));
         activity.is_in_head(true, after(5));
         // Bytes now and then win no time.
         assert_eq!(activity.check(PATIENCE, after(11)), Check::SlowHead);
         activity.is_in_head(false, after(9));
         activity.request_began();
         assert_eq!(activity.check(PATIENCE, after(15)), Check::Wait(Duration::from_secs(50)));
-        activity.sent(1, after(30));
+        activity.sent(1, true, after(30));
         activity.request_ended(after(35));
         assert_eq!(activity.check(PATIENCE, after(40)), Check::Wait(Duration::from_secs(50)));
         activity.is_in_head(true, after(50));
@@ -187,5 +233,34 @@ mod tests {
         activity.is_in_head(false, after(56));
         assert_eq!(activity.check(PATIENCE, after(91)), Check::Idle);
         assert_eq!(activity.bytes(), (1, 1));
+    }
+
+    #[test]
+    fn a_frame_that_blocks_the_others_has_the_time_of_a_head() {
+        let begun = Instant::now();
+        let after = |seconds| begun + Duration::from_secs(seconds);
+        let activity = Activity::new(begun);
+        activity.request_began();
+        activity.received(1, true, after(1));
+        activity.is_in_block(true, after(1));
+        activity.received(1, true, after(9));
+        activity.is_in_block(true, after(9));
+        assert_eq!(activity.check(PATIENCE, after(10)), Check::Wait(Duration::from_secs(1)));
+        assert_eq!(activity.check(PATIENCE, after(12)), Check::SlowHead);
+        activity.is_in_block(false, after(12));
+        // Probes keep no connection.
+        activity.received(1, false, after(60));
+        activity.sent(1, false, after(60));
+        assert_eq!(activity.check(PATIENCE, after(12)), Check::Wait(Duration::from_secs(57)));
+        assert_eq!(activity.check(PATIENCE, after(70)), Check::Idle);
+    }
+
+    #[test]
+    fn only_a_head_that_has_begun_can_be_answered() {
+        let begun = Instant::now();
+        let activity = Activity::new(begun);
+        assert!(!activity.give_up_head() && !activity.is_late());
+        activity.is_in_head(true, begun);
+        assert!(activity.give_up_head() && activity.is_late());
     }
 }

@@ -3,6 +3,7 @@
 use std::{
     cell::{Cell, RefCell},
     convert::Infallible,
+    error::Error as _,
     fmt,
     net::SocketAddr,
     pin::{Pin, pin},
@@ -32,10 +33,12 @@ use super::{
     activity::{Activity, Check, Patience},
     connect::Connect,
     exchange::exchange,
+    frames::{Frames, PREFACE},
     framing::Framing,
-    guarded::Guarded,
+    guarded::{Follow, Guarded},
     pool::Pools,
     request_log::Note,
+    route::MOST_HEADERS,
 };
 use crate::{
     account::Account,
@@ -47,14 +50,8 @@ use crate::{
     snapshot::Snapshot,
 };
 
-/// What a client of HTTP/2 says first (RFC 9113 section 3.4).
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
 /// The longest head of a request, as in Envoy (60 KiB).
 const HEAD: usize = 60 * 1024;
-
-/// The most headers of a request, as in Envoy.
-const HEADERS: usize = 100;
 
 /// Streams of one connection at once, as in Envoy's edge configuration.
 const STREAMS: u32 = 100;
@@ -236,15 +233,17 @@ where
             Err(_) => return CloseReason::RequestTimeout,
         },
     };
-    connection.activity.received(first.len(), Instant::now());
     let activity = connection.activity.clone();
     let reason = match protocol {
         Protocol::Http1 => {
-            let io = TokioIo::new(Guarded::new(io, activity, Some(Framing::default()), first));
+            activity.received(first.len(), true, Instant::now());
+            let follow = Follow::Http1(Framing::default());
+            let io = TokioIo::new(Guarded::new(io, activity, follow, first));
             Box::pin(serve_http1(io, &connection, limits)).await
         }
         Protocol::Http2 => {
-            let io = TokioIo::new(Guarded::new(io, activity, None, first));
+            let follow = Follow::Http2(Box::<Frames>::default());
+            let io = TokioIo::new(Guarded::new(io, activity, follow, first));
             Box::pin(serve_http2(io, &connection, limits)).await
         }
     };
@@ -277,7 +276,7 @@ where
         .timer(TokioTimer::new())
         // The time of a head is measured by the activity: this one would also end a connection between requests.
         .header_read_timeout(None)
-        .max_headers(HEADERS)
+        .max_headers(MOST_HEADERS)
         .max_buf_size(HEAD)
         .serve_connection(io, service)
         .with_upgrades();
@@ -297,6 +296,7 @@ where
     let streams = Streams::default();
     let serving = http2::Builder::new(streams)
         .timer(TokioTimer::new())
+        .enable_connect_protocol()
         .max_concurrent_streams(STREAMS)
         .max_pending_accept_reset_streams(RESETS)
         .max_local_error_reset_streams(RESETS)
@@ -352,13 +352,25 @@ where
         let now = Instant::now();
         let mut wait = match activity.check(patience, now) {
             Check::Wait(wait) => wait,
-            Check::SlowHead => return CloseReason::RequestTimeout,
+            Check::SlowHead if leaving.is_none() => {
+                // HTTP/1 answers with 408 where a request has begun, HTTP/2 sends GOAWAY.
+                if !activity.give_up_head() {
+                    shut_down(serving.as_mut());
+                }
+                leaving = Some((CloseReason::RequestTimeout, Some(now + LINGER)));
+                LINGER
+            }
             Check::Idle if leaving.is_none() => {
                 shut_down(serving.as_mut());
                 leaving = Some((CloseReason::IdleTimeout, Some(now + LINGER)));
                 LINGER
             }
-            Check::Idle => LINGER,
+            Check::SlowHead | Check::Idle => {
+                if let Some((_, end @ None)) = &mut leaving {
+                    *end = Some(now + LINGER);
+                }
+                LINGER
+            }
         };
         if let Some(after) = leave_after
             && leaving.is_none()
@@ -382,6 +394,7 @@ where
                 return match (result, leaving) {
                     (Ok(()), Some((reason, _))) => reason,
                     (Ok(()), None) => CloseReason::Finished,
+                    (Err(_), Some((CloseReason::RequestTimeout, _))) => CloseReason::RequestTimeout,
                     (Err(error), _) => ended_by(&error),
                 };
             }
@@ -397,7 +410,23 @@ where
 
 fn ended_by(error: &hyper::Error) -> CloseReason {
     tracing::debug!(%error, "a connection of HTTP has ended");
+    let http2 = error.source().and_then(|error| error.downcast_ref::<h2::Error>());
+    if let Some(error) = http2.filter(|error| error.is_go_away() && error.is_library()) {
+        return match error.reason() {
+            Some(h2::Reason::ENHANCE_YOUR_CALM) => CloseReason::Flood,
+            _ => CloseReason::BadRequest,
+        };
+    }
     if error.is_parse() || error.is_user() { CloseReason::BadRequest } else { CloseReason::ClientGone }
+}
+
+/// Copies between a stream of HTTP/2 and a connection that have switched to another protocol. Limits of time are the connection's.
+pub async fn carry_stream(tunnel: Tunnel) {
+    let Ok((client, backend)) = futures_util::future::try_join(tunnel.client, tunnel.backend).await else {
+        return;
+    };
+    // An error of one is the end of both.
+    let _ = copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(backend)).await;
 }
 
 /// Copies between two connections that have switched to another protocol.

@@ -18,18 +18,22 @@ use snisplice_config::model::{
     Backend, BackendId, Route,
     http::{BackendHttp, Forward, HeaderChanges, HttpAction, HttpRule, Retries},
 };
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::{
+    task::spawn_local,
+    time::{Instant, sleep, timeout, timeout_at},
+};
 
 use super::{
     body::{Download, Source},
     connect::{Connected, Io, NotConnected},
-    connection::{Connection, InFlight, Served, Tunnel},
+    connection::{Connection, InFlight, Served, Tunnel, carry_stream},
     headers::{self, SERVER},
     pool::{Key, Return, Sender, Through, begin_http1, begin_http2},
     refused::Refused,
     request_log::Note,
     route::{self, Decision},
     variables::Facts,
+    websocket,
 };
 use crate::{account::access_log::outcome::NO_FLAG, metrics::NONE, upstream::cluster::Cluster};
 
@@ -120,7 +124,13 @@ impl Failure {
 /// Answers a request.
 pub async fn exchange(mut request: Request<Incoming>, connection: Rc<Connection>) -> Response<Download> {
     let in_flight = InFlight::new(&connection, &request);
+    if connection.activity.is_late() {
+        note_answer(&in_flight, NO_FLAG, "request_header_timeout");
+        let response = closing(answered(StatusCode::REQUEST_TIMEOUT, "", false), request.version());
+        return finished(response, None, &connection, in_flight);
+    }
     let upgrade = hyper::upgrade::on(&mut request);
+    let extended = websocket::begin(&mut request);
     let (head, body) = request.into_parts();
     let is_grpc = is_grpc(&head.headers);
     let Some(Served { snapshot, table }) = (connection.served)() else {
@@ -128,7 +138,8 @@ pub async fn exchange(mut request: Request<Incoming>, connection: Rc<Connection>
         return finished(response, None, &connection, in_flight);
     };
     let trusted = snapshot.model.runtime.http.trusted_sources.contains(connection.client.ip());
-    let asked = match route::read(&head, connection.scheme, trusted) {
+    let asked = extended.and_then(|extended| Ok((route::read(&head, connection.scheme, trusted)?, extended)));
+    let (asked, extended) = match asked {
         Ok(asked) => asked,
         Err(why) => {
             tracing::debug!(%why, client = %connection.client, "a request is refused");
@@ -175,7 +186,8 @@ pub async fn exchange(mut request: Request<Incoming>, connection: Rc<Connection>
                 target: &target,
                 authority: &authority,
                 facts: &facts,
-                upgrade: headers::upgrade(head.version, &head.headers),
+                is_extended: extended.is_some(),
+                upgrade: extended.or_else(|| headers::upgrade(head.version, &head.headers)),
                 note: in_flight.note(),
             };
             // On the heap, as answers of our own do without.
@@ -287,6 +299,8 @@ struct Order<'a> {
     authority: &'a str,
     facts: &'a Facts<'a>,
     upgrade: Option<HeaderValue>,
+    /// It is an upgrade of HTTP/2 (RFC 8441).
+    is_extended: bool,
     note: Option<&'a Rc<Note>>,
 }
 
@@ -358,6 +372,10 @@ impl Order<'_> {
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return self.switch(response, upgrade, of_response);
         }
+        // Of the client's stream, it would mean that the protocol has changed.
+        if self.is_extended && response.status().is_success() {
+            return Err(Failure::Protocol);
+        }
         headers::remove_hop_by_hop(response.headers_mut());
         headers::change(response.headers_mut(), of_response, |variable, _| self.facts.value(variable));
         // Each hop has a version of its own.
@@ -369,6 +387,7 @@ impl Order<'_> {
     fn headers(&self, of_target: &HeaderChanges) -> HeaderMap {
         let mut headers = self.facts.head.headers.clone();
         headers::remove_hop_by_hop(&mut headers);
+        headers::join_cookies(&mut headers);
         // The answer to it is ours, as in Envoy: the server sends it when the body is read.
         headers.remove(header::EXPECT);
         headers.remove(header::HOST);
@@ -385,6 +404,9 @@ impl Order<'_> {
         if let Some(wanted) = &self.upgrade {
             headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
             headers.insert(header::UPGRADE, wanted.clone());
+        }
+        if self.is_extended {
+            websocket::complete(&mut headers, fastrand::u128(..).to_be_bytes());
         }
         headers
     }
@@ -618,12 +640,18 @@ impl Order<'_> {
             return Err(Failure::Protocol);
         }
         let wanted = response.headers().get(header::UPGRADE).cloned().ok_or(Failure::Protocol)?;
-        let backend = hyper::upgrade::on(&mut response);
-        self.connection.tunnel.set(Some(Tunnel { client, backend }));
-        self.connection.activity.switch();
+        let tunnel = Tunnel { client, backend: hyper::upgrade::on(&mut response) };
         let headers = response.headers_mut();
         headers::remove_hop_by_hop(headers);
         headers::change(headers, changes, |variable, _| self.facts.value(variable));
+        if self.is_extended {
+            websocket::answer(headers);
+            *response.status_mut() = StatusCode::OK;
+            spawn_local(carry_stream(tunnel));
+            return Ok(response.map(|_| Download::ours("")));
+        }
+        self.connection.tunnel.set(Some(tunnel));
+        self.connection.activity.switch();
         headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         headers.insert(header::UPGRADE, wanted);
         Ok(response.map(|_| Download::ours("")))

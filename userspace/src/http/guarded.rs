@@ -1,4 +1,5 @@
-//! A client's connection as the server reads it: watched, and for HTTP/1 with nothing in it that could be read in two ways.
+//! A client's connection as the server reads it: watched, for HTTP/1 with nothing in it that could be read in two ways, and for
+//! HTTP/2 without floods.
 
 use std::{
     io,
@@ -12,11 +13,18 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{
     activity::Activity,
+    frames::{Frames, TOO_MANY},
     framing::{Framing, MAX_LINE, Passed},
 };
 
 /// What no server takes for a part of a request: it stands for what was refused, and has the server answer with 400.
 const MALFORMED: &[u8] = b"\0\r\n\r\n";
+
+/// The end of a head whose time is over: it has the server answer, with what the exchange then says.
+const LATE_END: &[u8] = b"Connection: close\r\n\r\n";
+
+/// A whole head, where not even the first line has come.
+const LATE_HEAD: &[u8] = b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n";
 
 /// Bytes that are read at once where they are looked at.
 const PORTION: usize = 8 * 1024;
@@ -24,26 +32,38 @@ const PORTION: usize = 8 * 1024;
 /// Bytes that are read at once where they need not be.
 const LARGE_PORTION: usize = 64 * 1024;
 
+/// What is followed of a connection.
+#[derive(Debug)]
+pub enum Follow {
+    /// The requests of HTTP/1.
+    Http1(Framing),
+    /// The frames of HTTP/2.
+    Http2(Box<Frames>),
+}
+
 /// A connection that is watched.
 #[derive(Debug)]
 pub struct Guarded<I> {
     io: I,
     activity: Arc<Activity>,
-    /// For HTTP/1.
-    framing: Option<Framing>,
+    follow: Follow,
     /// What can be passed on, and how much of it has been.
     ready: (Vec<u8>, usize),
     /// The beginning of a line.
     held: Vec<u8>,
     /// Nothing more is passed on.
     ended: bool,
+    /// The end of a late head has been made up. The server would take an end of the connection for that of the request, too, so
+    /// nothing follows.
+    is_late: bool,
 }
 
 impl<I> Guarded<I> {
-    /// Watches a connection of HTTP/2, or with `framing` one of HTTP/1. `first` has been read from it already.
+    /// Watches a connection. `first` has been read from it already.
     #[must_use]
-    pub fn new(io: I, activity: Arc<Activity>, framing: Option<Framing>, first: Vec<u8>) -> Self {
-        let mut new = Self { io, activity, framing, ready: (Vec::new(), 0), held: first, ended: false };
+    pub fn new(io: I, activity: Arc<Activity>, follow: Follow, first: Vec<u8>) -> Self {
+        let mut new =
+            Self { io, activity, follow, ready: (Vec::new(), 0), held: first, ended: false, is_late: false };
         new.sort();
         new
     }
@@ -51,9 +71,15 @@ impl<I> Guarded<I> {
     /// Moves what can be passed on from what is held to what is ready.
     fn sort(&mut self) {
         let now = Instant::now();
-        let Some(framing) = &mut self.framing else {
-            self.ready = (std::mem::take(&mut self.held), 0);
-            return;
+        let framing = match &mut self.follow {
+            Follow::Http1(framing) => framing,
+            Follow::Http2(frames) => {
+                self.activity.received(self.held.len(), true, now);
+                let passed = frames.receive(&self.held, self.activity.age(now)).bytes;
+                self.held.truncate(passed);
+                self.ready = (std::mem::take(&mut self.held), 0);
+                return;
+            }
         };
         if self.activity.is_opaque() {
             framing.switch();
@@ -86,6 +112,50 @@ impl<I> Guarded<I> {
         }
     }
 
+    /// Ends a head that has taken too long.
+    fn end_head(&mut self) {
+        let Follow::Http1(framing) = &self.follow else { return };
+        let end = if framing.is_in_head() { LATE_END } else { LATE_HEAD };
+        self.ready = (end.to_vec(), 0);
+        self.held.clear();
+        self.is_late = true;
+    }
+
+    /// Takes bytes of HTTP/2 that have come, and says how many may be passed on.
+    fn frames_came(&mut self, bytes: &[u8]) -> usize {
+        let now = Instant::now();
+        let Follow::Http2(frames) = &mut self.follow else {
+            self.activity.received(bytes.len(), true, now);
+            return bytes.len();
+        };
+        let received = frames.receive(bytes, self.activity.age(now));
+        self.activity.received(bytes.len(), received.of_a_message, now);
+        self.activity.is_in_block(frames.is_in_head(), now);
+        if frames.is_flooded() {
+            tracing::debug!("a flood of frames is refused");
+            self.ready = (TOO_MANY.to_vec(), 0);
+            self.ended = true;
+        }
+        received.bytes
+    }
+
+    /// Takes note of bytes that were sent.
+    fn went(&mut self, parts: &[io::IoSlice<'_>], mut written: usize) {
+        let now = Instant::now();
+        let mut moved = true;
+        if let Follow::Http2(frames) = &mut self.follow {
+            let mut left = written;
+            moved = false;
+            for part in parts {
+                let count = left.min(part.len());
+                moved |= frames.send(&part[..count]);
+                left -= count;
+            }
+            written -= left;
+        }
+        self.activity.sent(written, moved, now);
+    }
+
     /// Gives what is ready.
     fn give(&mut self, buffer: &mut ReadBuf<'_>) {
         let (ready, given) = &mut self.ready;
@@ -109,13 +179,10 @@ impl<I: AsyncRead + Unpin> Guarded<I> {
         let most = usize::try_from(most).unwrap_or(usize::MAX).min(buffer.remaining()).min(LARGE_PORTION);
         let mut part = ReadBuf::new(buffer.initialize_unfilled_to(most));
         ready!(Pin::new(&mut self.io).poll_read(context, &mut part))?;
-        let count = part.filled().len();
-        buffer.advance(count);
-        if count > 0 {
-            self.activity.received(count, Instant::now());
-            if let Some(framing) = &mut self.framing {
-                framing.pass(count as u64);
-            }
+        let passed = self.frames_came(part.filled());
+        buffer.advance(passed);
+        if let Follow::Http1(framing) = &mut self.follow {
+            framing.pass(passed as u64);
         }
         Poll::Ready(Ok(()))
     }
@@ -140,9 +207,16 @@ impl<I: AsyncRead + Unpin> AsyncRead for Guarded<I> {
                 this.sort();
                 continue;
             }
-            let unseen = match &mut this.framing {
-                None => u64::MAX,
-                Some(framing) => {
+            if this.is_late {
+                return Poll::Pending;
+            }
+            if this.activity.is_late() {
+                this.end_head();
+                continue;
+            }
+            let unseen = match &mut this.follow {
+                Follow::Http2(_) => u64::MAX,
+                Follow::Http1(framing) => {
                     if this.activity.is_opaque() {
                         framing.switch();
                     }
@@ -150,7 +224,13 @@ impl<I: AsyncRead + Unpin> AsyncRead for Guarded<I> {
                 }
             };
             if unseen > 0 && this.held.is_empty() {
-                return this.poll_unseen(unseen, context, buffer);
+                let before = buffer.filled().len();
+                ready!(this.poll_unseen(unseen, context, buffer))?;
+                if buffer.filled().len() == before && this.ended {
+                    // Nothing of it is passed on, which is not the end.
+                    continue;
+                }
+                return Poll::Ready(Ok(()));
             }
             let mut portion = [0; PORTION];
             let mut read = ReadBuf::new(&mut portion);
@@ -160,7 +240,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Guarded<I> {
                 this.ended = true;
                 return Poll::Ready(Ok(()));
             }
-            this.activity.received(read.filled().len(), Instant::now());
+            this.activity.received(read.filled().len(), true, Instant::now());
             this.held.extend_from_slice(read.filled());
             this.sort();
         }
@@ -174,7 +254,7 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Guarded<I> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = ready!(Pin::new(&mut self.io).poll_write(context, bytes))?;
-        self.activity.sent(written, Instant::now());
+        self.went(&[io::IoSlice::new(bytes)], written);
         Poll::Ready(Ok(written))
     }
 
@@ -184,7 +264,7 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Guarded<I> {
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = ready!(Pin::new(&mut self.io).poll_write_vectored(context, parts))?;
-        self.activity.sent(written, Instant::now());
+        self.went(parts, written);
         Poll::Ready(Ok(written))
     }
 

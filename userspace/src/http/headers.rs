@@ -83,6 +83,28 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
+/// Makes the cookies of a request one header again. HTTP/2 may send each alone, and HTTP/1 may not (RFC 9113 section 8.2.3).
+pub fn join_cookies(headers: &mut HeaderMap) {
+    let mut cookies = headers.get_all(header::COOKIE).into_iter();
+    let (Some(first), Some(second)) = (cookies.next(), cookies.next()) else { return };
+    let mut joined = first.as_bytes().to_vec();
+    for cookie in std::iter::once(second).chain(cookies) {
+        joined.extend_from_slice(b"; ");
+        joined.extend_from_slice(cookie.as_bytes());
+    }
+    // Each part is a value, and so is the whole.
+    if let Ok(joined) = HeaderValue::from_bytes(&joined) {
+        headers.insert(header::COOKIE, joined);
+    }
+}
+
+/// How many headers there are; the parts of a cookie count as one.
+#[must_use]
+pub fn count(headers: &HeaderMap) -> usize {
+    let cookies = headers.get_all(header::COOKIE).into_iter().count();
+    headers.len() - cookies.saturating_sub(1)
+}
+
 /// Who sends a request, and over what.
 #[derive(Debug, Clone, Copy)]
 pub struct Sender<'a> {
@@ -205,6 +227,16 @@ mod tests {
         remove_hop_by_hop(&mut seen);
         let kept = [("host", "a"), ("x-forwarded-for", "10.0.0.1"), ("te", "trailers"), ("x-kept", "1")];
         assert_eq!(seen, headers(&kept));
+    }
+
+    #[test]
+    fn the_parts_of_a_cookie_become_one() {
+        let mut seen = headers(&[("cookie", "a=1"), ("x", "y"), ("cookie", "b=2"), ("cookie", "c=3; d=4")]);
+        assert_eq!(count(&seen), 2);
+        join_cookies(&mut seen);
+        assert_eq!(seen, headers(&[("cookie", "a=1; b=2; c=3; d=4"), ("x", "y")]));
+        join_cookies(&mut seen);
+        assert_eq!(count(&seen), 2);
     }
 
     #[test]

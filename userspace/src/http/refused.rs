@@ -60,6 +60,12 @@ pub enum Refused {
     /// RFC 9110 section 9.3.6: this is no tunnel.
     #[error("CONNECT is not served")]
     Connect,
+    /// RFC 8441 section 4.
+    #[error("extended CONNECT for another protocol than websocket")]
+    Protocol,
+    /// Envoy's limit, which the server of HTTP/2 does not have.
+    #[error("more headers than may be")]
+    TooManyHeaders,
 }
 
 impl Refused {
@@ -68,6 +74,8 @@ impl Refused {
     pub fn status(self) -> StatusCode {
         match self {
             Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Protocol => StatusCode::NOT_IMPLEMENTED,
+            Self::TooManyHeaders => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             _ => StatusCode::BAD_REQUEST,
         }
     }

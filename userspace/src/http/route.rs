@@ -15,6 +15,9 @@ use snisplice_config::model::http::{
 
 use super::{headers, path::normalise, refused::Refused};
 
+/// The most headers of a request, as in Envoy.
+pub const MOST_HEADERS: usize = 100;
+
 /// What a request says, checked and in one form.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Asked<'h> {
@@ -65,6 +68,9 @@ pub enum Decision<'t> {
 pub fn read<'h>(head: &'h Parts, scheme: &'h str, trusted: bool) -> Result<Asked<'h>, Refused> {
     if head.method == Method::CONNECT {
         return Err(Refused::Connect);
+    }
+    if headers::count(&head.headers) > MOST_HEADERS {
+        return Err(Refused::TooManyHeaders);
     }
     let scheme_sent = head.uri.scheme_str();
     if scheme_sent

@@ -72,6 +72,8 @@ pub enum CloseReason {
     RequestTimeout,
     /// What the client sent is no HTTP, or could be read in two ways.
     BadRequest,
+    /// The client sent too many frames of HTTP/2 that ask for nothing, or reset too many streams.
+    Flood,
     /// As many TLS handshakes are under way as may be (`limits.handshakes`, `limits.handshakes_per_source`).
     HandshakeLimit,
     /// The TLS handshake was not complete within `timeouts.handshake`.

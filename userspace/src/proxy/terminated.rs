@@ -82,6 +82,10 @@ async fn shake_hands(
         farewell(&client, &alert(Description::InternalError)).await;
         return Err(CloseReason::NoCertificate);
     };
+    if handshake::is_too_old(&client, &read).await {
+        farewell(&client, &alert(Description::ProtocolVersion)).await;
+        return Err(CloseReason::HandshakeFailed);
+    }
     let peer = client.peer_addr().map_or(IpAddr::from([0; 4]), |peer| peer.ip());
     let under_way = permit.handshake(peer, Instant::now()).inspect_err(|_| {
         let _ = sockopt::reset_on_close(&client);

@@ -44,6 +44,22 @@ pub async fn accept(stream: TcpStream, read: Vec<u8>, server: &Server) -> Result
     accepted.map_err(|(error, replayed)| Failed { reason: reason(&error), error, stream: replayed.stream })
 }
 
+/// Whether a hello is of a version before TLS 1.2, which no server here speaks (RFC 8996). The library finds other faults in such
+/// a hello first, and sends the alert of those.
+pub async fn is_too_old(stream: &TcpStream, read: &[u8]) -> bool {
+    // To the field `legacy_version` (RFC 8446 section 4.1.2).
+    let mut first = [0; 11];
+    if read.is_empty() {
+        stream.peek(&mut first).await.is_ok_and(|count| is_old(&first[..count]))
+    } else {
+        is_old(read)
+    }
+}
+
+fn is_old(hello: &[u8]) -> bool {
+    matches!(hello, [22, _, _, _, _, 1, _, _, _, 3, 0..=2, ..])
+}
+
 /// What a failed handshake counts as.
 fn reason(error: &io::Error) -> CloseReason {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
@@ -122,5 +138,17 @@ impl AsyncWrite for Replayed {
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_before_tls_1_2_are_old() {
+        let hello = |minor| [22, 3, 1, 0, 200, 1, 0, 0, 196, 3, minor];
+        assert!([0, 1, 2].into_iter().all(|minor| is_old(&hello(minor))));
+        assert!(!is_old(&hello(3)) && !is_old(&hello(3)[..9]) && !is_old(b"GET / HTTP/1.1"));
     }
 }

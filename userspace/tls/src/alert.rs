@@ -19,6 +19,8 @@ pub enum Description {
     IllegalParameter = 47,
     /// A length or an encoding that is wrong.
     DecodeError = 50,
+    /// The version of the hello is one that the server does not speak.
+    ProtocolVersion = 70,
     /// The balancer could not do its part, for example reach a backend.
     InternalError = 80,
     /// The hello lacks an extension that is needed.

@@ -39,6 +39,7 @@ pub fn of(reason: CloseReason) -> Outcome {
         | CloseReason::HelloTimeout
         | CloseReason::RequestTimeout
         | CloseReason::BadRequest
+        | CloseReason::Flood
         | CloseReason::HandshakeTimeout
         | CloseReason::HandshakeFailed
         | CloseReason::NoCertificate

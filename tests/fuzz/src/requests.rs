@@ -1,0 +1,161 @@
+//! What must hold for any bytes of a client that speaks HTTP.
+
+use std::{sync::LazyLock, time::Duration};
+
+use hyper::{Request, Uri, Version, header::HeaderValue};
+use snisplice_config::{
+    Options, Source, load,
+    model::http::{HttpAction, HttpTable},
+};
+
+use crate::http::{
+    frames::Frames,
+    framing::{Framing, Passed},
+    headers, path,
+    refused::Refused,
+    route::{self, Decision},
+};
+
+/// The rules that requests meet: conditions, rewriting, redirects and changes of headers of every kind.
+static TABLES: LazyLock<Vec<std::sync::Arc<HttpTable>>> = LazyLock::new(|| {
+    let text = include_str!("../../../config/testdata/istio-http/1.yaml").to_owned();
+    let source = Source { name: "istio-http".to_owned(), text };
+    let model = load(&[source].into_iter().collect(), &Options::default()).model.expect("the rules are good");
+    let tables: Vec<_> = model
+        .listeners
+        .iter()
+        .filter_map(|listener| listener.plain_http.as_ref().map(|plain| plain.table.clone()))
+        .collect();
+    assert!(!tables.is_empty(), "the rules serve plain HTTP");
+    tables
+});
+
+/// Follows the requests of HTTP/1 in bytes that come in portions of this size: how many bytes were passed on, and whether more
+/// may come.
+fn follow(bytes: &[u8], portion: usize) -> (usize, Option<Refused>) {
+    let (mut framing, mut held, mut passed) = (Framing::default(), Vec::new(), 0);
+    for part in bytes.chunks(portion.max(1)) {
+        held.extend_from_slice(part);
+        while !held.is_empty() {
+            match framing.take(&held) {
+                Ok(Passed::Bytes(count)) => {
+                    assert!(count > 0 && count <= held.len(), "{count} of {}", held.len());
+                    held.drain(..count);
+                    passed += count;
+                }
+                Ok(Passed::PartOfLine) => break,
+                Err(refused) => return (passed, Some(refused)),
+            }
+        }
+    }
+    (passed, None)
+}
+
+/// Requests of HTTP/1: the cuts of packets change nothing, and each head leads to the same decision as always.
+///
+/// # Panics
+/// Where something does not hold that must.
+pub fn http1(bytes: &[u8]) {
+    let (whole, refused) = follow(bytes, bytes.len());
+    assert!(whole <= bytes.len());
+    for portion in [1, 7] {
+        let (passed, cut) = follow(bytes, portion);
+        // An incomplete line may be refused sooner than in one piece, never later.
+        assert_eq!(passed, whole, "in portions of {portion}");
+        assert_eq!(cut.is_some(), refused.is_some(), "in portions of {portion}: {cut:?} and {refused:?}");
+    }
+    let mut rest = &bytes[..whole];
+    while let Some(end) = rest.windows(4).position(|four| four == b"\r\n\r\n") {
+        decide(&rest[..end]);
+        rest = &rest[end + 4..];
+    }
+}
+
+/// What becomes of a head.
+fn decide(head: &[u8]) {
+    let text = String::from_utf8_lossy(head);
+    let mut lines = text.split("\r\n");
+    let mut words = lines.next().unwrap_or_default().split(' ');
+    let (Some(method), Some(target)) = (words.next(), words.next()) else { return };
+    let Ok(uri) = target.parse::<Uri>() else { return };
+    let mut request = Request::builder().method(method).uri(uri);
+    for line in lines {
+        let Some((name, value)) = line.split_once(':') else { return };
+        request = request.header(name, value.trim());
+    }
+    let Ok(request) = request.body(()) else { return };
+    let (mut head, ()) = request.into_parts();
+    for version in [Version::HTTP_10, Version::HTTP_11, Version::HTTP_2] {
+        head.version = version;
+        for (scheme, trusted) in [("http", false), ("https", true)] {
+            let Ok(asked) = route::read(&head, scheme, trusted) else { continue };
+            if asked.path != "*" {
+                let normal = path::normalise(&asked.path).expect("a normal path is one");
+                assert_eq!(normal, asked.path, "a path is normal at once");
+            }
+            assert!(asked.path == "*" || asked.path.starts_with('/'), "{:?}", asked.path);
+            assert!(!asked.path.split('/').any(|segment| matches!(segment, "." | "..")), "{:?}", asked.path);
+            for table in TABLES.iter() {
+                forwarded(table, &asked, version, &head.headers);
+            }
+        }
+    }
+}
+
+fn forwarded(table: &HttpTable, asked: &route::Asked<'_>, version: Version, received: &hyper::HeaderMap) {
+    let rule = match route::decide(table, asked, 8080) {
+        Decision::Redirected { location, .. } => {
+            assert!(!location.contains(['\r', '\n', '\0']), "{location:?}");
+            return;
+        }
+        Decision::Forwarded { rule, target, authority, .. } => {
+            let sent = route::target("http", &authority, &target, version);
+            if let Ok(uri) = sent {
+                assert!(!uri.to_string().contains(['\r', '\n', ' ', '#']), "{uri:?}");
+            }
+            rule
+        }
+        Decision::Responded(rule) => rule,
+        Decision::NotFound => return,
+    };
+    let mut sent = received.clone();
+    headers::remove_hop_by_hop(&mut sent);
+    headers::join_cookies(&mut sent);
+    let sender = headers::Sender { address: [192, 0, 2, 1].into(), trusted: false, scheme: "http" };
+    headers::forwarded(&mut sent, &sender, || HeaderValue::from_static("id"));
+    headers::change(&mut sent, &rule.request_headers);
+    if let HttpAction::Forward(forward) = &rule.action {
+        for (of_request, _) in &forward.of_target {
+            headers::change(&mut sent, of_request);
+        }
+    }
+    for name in ["connection", "transfer-encoding", "upgrade", "keep-alive"] {
+        assert!(!sent.contains_key(name), "{name} is of one hop");
+    }
+    assert_eq!(sent.get("x-forwarded-for").map(HeaderValue::as_bytes), Some(&b"192.0.2.1"[..]));
+    assert_eq!(headers::count(&sent), sent.len(), "a cookie is one");
+}
+
+/// Frames of HTTP/2: the cuts of packets change nothing.
+///
+/// # Panics
+/// Where something does not hold that must.
+pub fn http2(bytes: &[u8]) {
+    let follow = |portion: usize| {
+        let (mut frames, mut passed) = (Frames::default(), 0);
+        for part in bytes.chunks(portion.max(1)) {
+            let received = frames.receive(part, Duration::ZERO).bytes;
+            assert!(received <= part.len());
+            passed += received;
+            if frames.is_flooded() {
+                return (passed, true);
+            }
+            assert_eq!(received, part.len(), "only a flood ends before its end");
+        }
+        (passed, false)
+    };
+    let whole = follow(bytes.len());
+    for portion in [1, 7] {
+        assert_eq!(follow(portion), whole, "in portions of {portion}");
+    }
+}
