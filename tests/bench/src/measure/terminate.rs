@@ -145,20 +145,21 @@ impl Rig {
         connections: usize,
     ) -> anyhow::Result<Measured> {
         const FIRST_USE: usize = 64;
-        const SETTLE: Duration = Duration::from_millis(300);
+        // The smoke run is no measurement.
+        let settle = Duration::from_millis(if self.verify { 50 } else { 300 });
         let mut measured = Measured::default();
         let targets = self.targets(subject, WEB_TLS_PORT);
         let config = self.keys()?.client(version, false, self.verify)?;
         let script = self.script(&config, version, Course::Idle);
         let make = |nonce| script.session(nonce);
         let plan = |connections| Plan {
-            warm_up: SETTLE,
+            warm_up: settle,
             window: GLANCE,
             ..self.plan(&targets, connections, Renewal::Kept)
         };
         // What is allocated once, at first use, is no connection's cost.
         self.run(subject, &plan(FIRST_USE.min(connections)), make, &mut measured)?;
-        interrupt::sleep_until(Instant::now() + SETTLE);
+        interrupt::sleep_until(Instant::now() + settle);
         let group = subject.running.map(Running::group);
         let before = Memory::now(group)?;
         let outcome = engine::run(&plan(connections), make, |_| Memory::now(group)).and_then(transpose)?;
