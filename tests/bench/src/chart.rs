@@ -60,15 +60,13 @@ pub(crate) fn draw_all(record: &Record, directory: &Path) -> anyhow::Result<Vec<
 }
 
 fn has_figures(record: &Record, kind: Kind, metric: Metric) -> bool {
-    record.cells(kind).iter().any(|cell| {
-        record.present().any(|entrant| record.figure(kind, cell, &entrant.id, metric) != Figure::Absent)
-    })
+    !record.rows(kind, metric).is_empty()
 }
 
 /// One chart as SVG text.
 pub(crate) fn draw(record: &Record, kind: Kind, metric: Metric) -> anyhow::Result<String> {
-    let cells = record.cells(kind);
-    let entrants: Vec<&Entrant> = record.present().collect();
+    let cells = record.rows(kind, metric);
+    let entrants: Vec<&Entrant> = record.entrants(kind).collect();
     let columns = cells.len().clamp(1, COLUMNS);
     let rows = cells.len().div_ceil(columns);
     let panel_height = PANEL_HEAD + BAR_STEP * as_i32(entrants.len()) + MARGIN;

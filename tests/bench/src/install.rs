@@ -25,7 +25,7 @@ fn wheels() -> PathBuf {
 
 /// Looks beside this program, in PATH, in the directories for system programs that a user's PATH may lack, and in the
 /// places where Envoy's Python package is commonly put.
-pub(crate) fn search(snisplice: Option<&Path>) -> Search {
+pub(crate) fn search(snisplice: Option<&Path>, passes_through: bool) -> Search {
     let beside = env::current_exe().ok().and_then(|path| path.parent().map(Path::to_owned));
     let path = env::var_os("PATH").unwrap_or_default();
     let mut directories: Vec<PathBuf> = beside.into_iter().chain(env::split_paths(&path)).collect();
@@ -34,7 +34,7 @@ pub(crate) fn search(snisplice: Option<&Path>) -> Search {
     // <target>/release/snisplice-bench
     let target = env::current_exe().ok().and_then(|path| path.ancestors().nth(2).map(Path::to_owned));
     let peers = target.unwrap_or_default().join("peers");
-    Search { snisplice: snisplice.map(Path::to_owned), directories, peers }
+    Search { snisplice: snisplice.map(Path::to_owned), directories, passes_through, peers }
 }
 
 /// Installs what these contestants and the cross-checks lack.

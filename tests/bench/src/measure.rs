@@ -11,7 +11,7 @@ use hdrhistogram::Histogram;
 use rustls::pki_types::ServerName;
 
 use crate::{
-    accounting::{self, Cpu},
+    accounting::Cpu,
     contestants::{PLAIN_NAME, SNI_PORT, TLS_NAME, UNKNOWN_NAME, route_name},
     crosscheck, interrupt,
     load::{
@@ -23,12 +23,18 @@ use crate::{
         hello::Hello,
         tally::Counts,
         tls::{Handshake, Identity},
+        web::keys::Keys,
     },
     pace,
     running::Running,
     topology::{BALANCER, Namespace, Topology},
     work::{self, Kind, Metric, Work},
 };
+
+mod memory;
+mod terminate;
+
+use memory::Memory;
 
 /// What all contestants are measured with.
 pub(crate) struct Rig {
@@ -38,6 +44,8 @@ pub(crate) struct Rig {
     pub backend: Backend,
     /// What TLS handshakes are made with.
     pub identity: Identity,
+    /// Certificates for whoever ends TLS; `None` where no work has it end there.
+    pub keys: Option<Keys>,
     /// Client threads.
     pub threads: usize,
     /// Load before each window.
@@ -130,7 +138,12 @@ impl Rig {
     /// Whether the work has a meaning for this subject.
     pub(crate) fn applies(subject: &Subject<'_>, work: Work) -> bool {
         // Without a balancer nobody looks at the server name.
-        subject.running.is_some() || !matches!(work, Work::Refused { .. } | Work::Start { .. })
+        subject.running.is_some()
+            || match work {
+                Work::Refused { .. } | Work::Start { .. } => false,
+                Work::Terminate(work) => work.applies_to_direct(),
+                _ => true,
+            }
     }
 
     /// Measures one cell.
@@ -155,6 +168,7 @@ impl Rig {
             Work::Paced { size, connections, rate } => self.request(subject, size, connections, Some(rate)),
             Work::Bulk { task, streams } => self.bulk(subject, task, streams),
             Work::Handshake { at_once } => self.handshake(subject, at_once),
+            Work::Terminate(work) => self.terminate(subject, work),
             Work::Idle { connections } => self.idle(subject, connections),
             Work::Iperf { down, streams } => crosscheck::iperf3(self, subject, down, streams),
             Work::Wrk { connections } => crosscheck::wrk(self, subject, connections),
@@ -387,29 +401,23 @@ impl Rig {
             measured.faults.note("the load was never set up".to_owned());
             return Ok(measured);
         };
-        let each = |held: u64, before: u64| as_f64(held.saturating_sub(before)) / as_f64(connections as u64);
-        measured.set(work::KERNEL_MACHINE, each(held.machine, before.machine));
-        if subject.running.is_some() {
-            measured.set(work::USER_MEMORY, each(held.user, before.user));
-            if let (Some(held), Some(before)) = (held.group, before.group) {
-                measured.set(work::KERNEL_MEMORY, each(held, before));
-            }
-        }
+        held.set(&before, connections, subject, &mut measured);
         Ok(measured)
     }
 
-    /// Waits for the first answer through the balancer, or directly. `meanwhile` is called before each attempt.
+    /// Waits for the first answer through the balancer, or directly. `meanwhile` is called before each attempt. Where TLS
+    /// ends at the balancer, `name` is `None`.
     pub(crate) fn wait_until_served(
         &self,
         running: Option<&mut Running>,
-        name: &str,
+        name: Option<&str>,
         patience: Duration,
         mut meanwhile: impl FnMut(&Running),
     ) -> anyhow::Result<Duration> {
         let started = Instant::now();
         let subject = Subject { running: running.as_deref(), start_up: None };
         let target = self.targets(&subject, PLAIN_PORT)[0];
-        let hello = Hello::new(name, self.order(Task::Wait, 0)).with_nonce(0);
+        let hello = name.map(|name| Hello::new(name, self.order(Task::Wait, 0)).with_nonce(0));
         let client: &Namespace = &self.topology.clients[0];
         let mut running = running;
         loop {
@@ -417,7 +425,10 @@ impl Rig {
             if let Some(running) = running.as_deref() {
                 meanwhile(running);
             }
-            let served = client.run(|| Ok(crosscheck::one_answer(&target, &hello)))?;
+            let served = client.run(|| match &hello {
+                Some(hello) => Ok(crosscheck::one_answer(&target, hello)),
+                None => self.one_https_answer(&target),
+            })?;
             if served {
                 return Ok(started.elapsed());
             }
@@ -432,23 +443,6 @@ impl Rig {
             );
             std::thread::sleep(Duration::from_millis(5));
         }
-    }
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Memory {
-    user: u64,
-    group: Option<u64>,
-    machine: u64,
-}
-
-impl Memory {
-    fn now(group: Option<&accounting::ControlGroup>) -> anyhow::Result<Self> {
-        Ok(Self {
-            user: group.map_or(0, accounting::ControlGroup::user_memory),
-            group: group.and_then(accounting::ControlGroup::kernel_memory),
-            machine: accounting::kernel_memory()?,
-        })
     }
 }
 

@@ -202,6 +202,27 @@ impl Record {
         cells
     }
 
+    /// Cells of a kind that have figures of this metric: cells of one kind need not be measured alike. A cell in which
+    /// nobody has any figure belongs to the kind's first metric.
+    pub(crate) fn rows(&self, kind: Kind, metric: Metric) -> Vec<&str> {
+        let measured = |cell: &str, metric: Metric| {
+            let figure = |entrant: &Entrant| self.figure(kind, cell, &entrant.id, metric);
+            self.present().any(|entrant| matches!(figure(entrant), Figure::Measured(_)))
+        };
+        let first = kind.metrics().first().is_some_and(|first| *first == metric);
+        let nothing = |cell: &str| kind.metrics().iter().all(|metric| !measured(cell, *metric));
+        let mut cells = self.cells(kind);
+        cells.retain(|cell| measured(cell, metric) || (first && nothing(cell)));
+        cells
+    }
+
+    /// Those who took part in a kind.
+    pub(crate) fn entrants(&self, kind: Kind) -> impl Iterator<Item = &Entrant> {
+        self.present().filter(move |entrant| {
+            self.samples.iter().any(|sample| sample.kind == kind && sample.contestant == entrant.id)
+        })
+    }
+
     /// Connections of a contestant in all rounds of a kind, by data path; empty if it cannot tell.
     pub(crate) fn paths_taken(&self, kind: Kind, contestant: &str) -> BTreeMap<&str, u64> {
         let mut total: BTreeMap<&str, u64> = BTreeMap::new();
@@ -474,6 +495,18 @@ pub(crate) mod tests {
         ]);
         let ratio = record.ratio_to_best_peer(Kind::Conn, CELL, "snisplice-auto", CONNECTIONS).unwrap();
         assert_eq!(ratio.against, "envoy");
+    }
+
+    #[test]
+    fn a_metric_has_the_rows_that_were_measured_with_it() {
+        let mut record = record(&[("direct", Role::Reference, &[1.0]), ("nginx", Role::Peer, &[0.0])]);
+        assert_eq!(record.rows(Kind::Conn, CONNECTIONS), [CELL]);
+        assert!(record.rows(Kind::Conn, CPU_MACHINE_CONN).is_empty());
+        record.samples.remove(0);
+        assert_eq!(record.rows(Kind::Conn, CONNECTIONS), [CELL], "a void cell is shown once");
+        assert!(record.rows(Kind::Conn, P99).is_empty());
+        let ids: Vec<&str> = record.entrants(Kind::Conn).map(|entrant| entrant.id.as_str()).collect();
+        assert_eq!(ids, ["nginx"]);
     }
 
     #[test]

@@ -101,7 +101,7 @@ fn legend(record: &Record) -> String {
 /// Figures of every metric, then ratios of those that are compared.
 pub(crate) fn kind_tables(record: &Record, kind: Kind) -> String {
     let mut out = format!("== {} ==\n", kind.title());
-    let entrants: Vec<&str> = record.present().map(|entrant| entrant.id.as_str()).collect();
+    let entrants: Vec<&str> = record.entrants(kind).map(|entrant| entrant.id.as_str()).collect();
     for pace in record.cells(kind).iter().filter_map(|cell| record.pace(kind, cell)) {
         let Pace { cell, rate, best, by } = pace;
         let [rate, best] = [f64::from(*rate), *best].map(|rate| Unit::PerSecond.format(rate));
@@ -114,7 +114,7 @@ pub(crate) fn kind_tables(record: &Record, kind: Kind) -> String {
     for metric in kind.metrics() {
         let mut table = new_table(metric.title, &entrants);
         let mut any = false;
-        for cell in record.cells(kind) {
+        for cell in record.rows(kind, *metric) {
             let mut row = vec![TableCell::new(cell)];
             for entrant in &entrants {
                 let figure = record.figure(kind, cell, entrant, *metric);
@@ -153,7 +153,7 @@ fn added_table(record: &Record, kind: Kind, metric: Metric, entrants: &[&str]) -
     let others: Vec<&str> = entrants.iter().copied().filter(|id| *id != REFERENCE).collect();
     let mut table = new_table(added.title, &others);
     let mut any = false;
-    for cell in record.cells(kind) {
+    for cell in record.rows(kind, metric) {
         let mut row = vec![TableCell::new(cell)];
         for id in &others {
             let summary = record.added(kind, cell, id, REFERENCE, metric);
@@ -179,11 +179,11 @@ fn show_added(summary: Option<&Summary>, added: Added) -> String {
 
 fn ratio_table(record: &Record, kind: Kind, metric: Metric) -> String {
     let own: Vec<&str> = record
-        .present()
+        .entrants(kind)
         .filter(|entrant| entrant.role == Role::Own)
         .map(|entrant| entrant.id.as_str())
         .collect();
-    let peers = record.present().any(|entrant| entrant.role == Role::Peer);
+    let peers = record.entrants(kind).any(|entrant| entrant.role == Role::Peer);
     if own.is_empty() {
         return String::new();
     }
@@ -192,7 +192,7 @@ fn ratio_table(record: &Record, kind: Kind, metric: Metric) -> String {
     let headings: Vec<&str> = headings.iter().map(String::as_str).collect();
     let mut table = new_table(&format!("ratio of {}", metric.title), &headings);
     let mut any = false;
-    for cell in record.cells(kind) {
+    for cell in record.rows(kind, metric) {
         let mut row = vec![TableCell::new(cell)];
         for id in &own {
             let to_peer = if peers { record.ratio_to_best_peer(kind, cell, id, metric) } else { None };

@@ -15,15 +15,19 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::{
     cli,
-    contestants::{self, Contestant, HTTPS_NAME, Layout, PLAIN_NAME, Role, Search, TLS_NAME},
+    contestants::{Contestant, HTTPS_NAME, Layout, PLAIN_NAME, Role, Search, TLS_NAME},
     crosscheck::Helper,
     install, interrupt,
-    load::{backend::Backend, tls::Identity},
+    load::{
+        backend::{Backend, Servers},
+        tls::Identity,
+        web::keys::Keys,
+    },
     machine,
     measure::{Rig, Subject},
     progress::Progress,
@@ -31,7 +35,7 @@ use crate::{
     report,
     running::Running,
     topology::{self, BALANCER, Topology},
-    work::{Cell, Extent, Kind, Work},
+    work::{Cell, Extent, Kind, Work, terminate::Terminate},
 };
 
 /// How long a contestant may take from its start to its first answer. With 100,000 routes some need a while.
@@ -39,10 +43,11 @@ const START_PATIENCE: Duration = Duration::from_secs(60);
 /// What it takes to start a contestant and to stop it, and what is around a window, in seconds.
 const START_AND_STOP: f64 = 0.4;
 const AROUND_A_CELL: f64 = 0.1;
-/// Two sockets for each of [`contestants::CONNECTIONS_MAX`], and some.
+/// Two sockets for each of `CONNECTIONS_MAX` of the contestants, and some.
 const OPEN_FILES: u64 = 20_000;
 
 mod calibrate;
+mod enlist;
 mod reload;
 
 struct Entry {
@@ -97,7 +102,7 @@ impl Extents {
     fn estimate(&self, entries: &[Entry]) -> f64 {
         let cell_time = |cell: &Cell, kind: Kind| match (cell.work, kind) {
             (_, Kind::Hold) => 121.0,
-            (Work::Idle { .. }, _) => 1.3,
+            (Work::Idle { .. } | Work::Terminate(Terminate::Idle { .. }), _) => 1.3,
             (Work::Iperf { .. } | Work::Wrk { .. }, _) => self.window.ceil() + 0.3,
             (Work::Routed { routes, .. }, _) if routes > 10_000 => self.window + self.warm_up + 2.0,
             (Work::Routed { .. }, _) => self.window + self.warm_up + START_AND_STOP,
@@ -125,8 +130,9 @@ pub(crate) fn run(options: &cli::Run) -> anyhow::Result<Record> {
     interrupt::watch()?;
     raise_open_files()?;
     let extents = Extents::new(options);
-    let search = install::search(options.snisplice.as_deref());
-    let entries = enlist(options, &search)?;
+    let passes_through = extents.kinds.iter().any(|kind| *kind != Kind::Terminate);
+    let search = install::search(options.snisplice.as_deref(), passes_through);
+    let entries = enlist::enlist(options, &search)?;
 
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = load_threads(options.load_threads, Kind::Rr, processors);
@@ -134,10 +140,12 @@ pub(crate) fn run(options: &cli::Run) -> anyhow::Result<Record> {
     let (clients, backends) = options.wide.unwrap_or((1, 1));
     let topology = Topology::create(clients, backends)?;
     let identity = Identity::generate(&[TLS_NAME, HTTPS_NAME])?;
-    let backend = start_backend(&topology, threads, &identity)?;
+    let keys = extents.kinds.contains(&Kind::Terminate).then(Keys::generate).transpose()?;
+    let backend = start_backend(&topology, threads, &identity, keys.as_ref())?;
     let rig = Rig {
         backend,
         identity,
+        keys,
         threads,
         warm_up: Duration::from_secs_f64(extents.warm_up),
         window: Duration::from_secs_f64(extents.window),
@@ -205,57 +213,15 @@ fn load_threads(asked: Option<usize>, kind: Kind, processors: usize) -> usize {
     asked.unwrap_or_else(|| processors.div_ceil(2).max(least))
 }
 
-fn start_backend(topology: &Topology, threads: usize, identity: &Identity) -> anyhow::Result<Backend> {
+fn start_backend(
+    topology: &Topology,
+    threads: usize,
+    identity: &Identity,
+    keys: Option<&Keys>,
+) -> anyhow::Result<Backend> {
     let each = threads.div_ceil(topology.backends.len());
-    Backend::start(&topology.backends, each, &Arc::clone(&identity.server))
-}
-
-/// Contestants that were asked for, with their programs and versions.
-fn enlist(options: &cli::Run, search: &Search) -> anyhow::Result<Vec<Entry>> {
-    let mut chosen = contestants::all();
-    if !options.contestants.is_empty() {
-        for wanted in &options.contestants {
-            if !chosen.iter().any(|contestant| contestant.id().starts_with(wanted.as_str())) {
-                let ids: Vec<&str> = chosen.iter().map(|contestant| contestant.id()).collect();
-                bail!("no contestant is called {wanted}: there are {}", ids.join(", "));
-            }
-        }
-        chosen.retain(|contestant| {
-            options.contestants.iter().any(|wanted| contestant.id().starts_with(wanted.as_str()))
-        });
-    }
-    let is_missing = |contestant: &dyn Contestant| {
-        contestant.role() != Role::Reference && contestant.find(search).is_none()
-    };
-    if options.install_peers {
-        let missing: Vec<&dyn Contestant> =
-            chosen.iter().map(AsRef::as_ref).filter(|contestant| is_missing(*contestant)).collect();
-        let tools: Vec<&str> =
-            install::TOOLS.into_iter().filter(|tool| search.program(tool).is_none()).collect();
-        if !missing.is_empty() || !tools.is_empty() {
-            install::install(&missing, &tools)?;
-        }
-    }
-    chosen
-        .into_iter()
-        .map(|contestant| {
-            let program = contestant.find(search);
-            let missing =
-                is_missing(contestant.as_ref()).then(|| format!("not found: {}", contestant.install()));
-            let version = match &missing {
-                Some(_) => None,
-                None => Some(contestant.version(program.as_deref().unwrap_or(Path::new("")))?),
-            };
-            let entrant = Entrant {
-                id: contestant.id().to_owned(),
-                role: contestant.role(),
-                version,
-                note: contestant.note().to_owned(),
-                missing,
-            };
-            Ok(Entry { contestant, program, entrant })
-        })
-        .collect()
+    let web = keys.map(Keys::server).transpose()?;
+    Backend::start(&topology.backends, each, &Servers { tls: Arc::clone(&identity.server), web })
 }
 
 /// Contestants inherit the limit.
@@ -314,8 +280,11 @@ impl Run {
                 return Ok(());
             }
         }
+        let takes_part = |entry: &Entry| {
+            entry.entrant.missing.is_none() && (kind != Kind::Terminate || entry.contestant.terminates())
+        };
         let mut order: Vec<usize> =
-            (0..self.entries.len()).filter(|&index| self.entries[index].entrant.missing.is_none()).collect();
+            (0..self.entries.len()).filter(|&index| takes_part(&self.entries[index])).collect();
         self.random.shuffle(&mut order);
         for index in order {
             self.turn(round, kind, index)?;
@@ -350,13 +319,8 @@ impl Run {
         let directory = scratch_directory()?;
         let extra_routes = cells.first().map_or(0, Cell::extra_routes);
         let Entry { contestant, program, .. } = &self.entries[index];
-        let (mut running, start_up) = self.start(
-            contestant.as_ref(),
-            program.as_deref(),
-            extra_routes,
-            kind == Kind::Start,
-            directory.path(),
-        )?;
+        let (mut running, start_up) =
+            self.start(contestant.as_ref(), program.as_deref(), kind, extra_routes, directory.path())?;
         for cell in cells {
             let id = self.entries[index].entrant.id.clone();
             self.progress.step(&format!(
@@ -395,11 +359,11 @@ impl Run {
 
     /// Gives the load as many threads as this kind of work wants.
     fn staff(&mut self, kind: Kind) -> anyhow::Result<()> {
-        let Rig { topology, identity, .. } = &self.rig;
+        let Rig { topology, identity, keys, .. } = &self.rig;
         let threads = load_threads(self.load_threads, kind, self.processors);
         if threads != self.rig.threads {
             // It takes connections beside the one before, which ends then.
-            self.rig.backend = start_backend(topology, threads, identity)?;
+            self.rig.backend = start_backend(topology, threads, identity, keys.as_ref())?;
             self.rig.threads = threads;
         }
         Ok(())
@@ -418,20 +382,24 @@ impl Run {
         &self,
         contestant: &dyn Contestant,
         program: Option<&Path>,
+        kind: Kind,
         extra_routes: usize,
-        reloads: bool,
         directory: &Path,
     ) -> anyhow::Result<(Option<Running>, Option<Duration>)> {
         if contestant.role() == Role::Reference {
             return Ok((None, None));
         }
         let program = program.context("a contestant without a program")?;
-        let layout = self.layout(extra_routes, reloads, directory);
+        let layout = self.layout(kind, extra_routes, directory);
+        if let (true, Some(keys)) = (layout.terminates, &self.rig.keys) {
+            layout.write_certificates(keys)?;
+        }
         let invocations = contestant.prepare(program, &layout)?;
         let log = directory.join("output.log");
         let started = Instant::now();
         let mut running = Running::start(&invocations, &self.rig.topology.balancer, contestant.id(), log)?;
-        self.rig.wait_until_served(Some(&mut running), PLAIN_NAME, START_PATIENCE, |_| {})?;
+        let name = (!layout.terminates).then_some(PLAIN_NAME);
+        self.rig.wait_until_served(Some(&mut running), name, START_PATIENCE, |_| {})?;
         let served_after = started.elapsed();
         while !self.rig.topology.balancer.run(|| Ok(contestant.is_settled()))? {
             interrupt::check()?;
@@ -446,13 +414,14 @@ impl Run {
         Ok((Some(running), Some(served_after)))
     }
 
-    fn layout(&self, extra_routes: usize, reloads: bool, directory: &Path) -> Layout {
+    fn layout(&self, kind: Kind, extra_routes: usize, directory: &Path) -> Layout {
         Layout {
             address: BALANCER,
             backends: self.rig.topology.backends.iter().map(|(_, address)| *address).collect(),
             workers: self.record.settings.workers,
             extra_routes,
-            reloads,
+            reloads: kind == Kind::Start,
+            terminates: kind == Kind::Terminate,
             directory: directory.to_owned(),
         }
     }

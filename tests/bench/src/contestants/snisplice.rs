@@ -13,7 +13,7 @@ use rustix::process::Signal;
 
 use super::{
     CONNECTIONS_MAX, Contestant, Install, Invocation, Layout, PLAIN_NAME, RAW_PORT, Role, SNI_PORT, Search,
-    first_line,
+    first_line, terminate,
 };
 
 /// Where it says whether it is ready and what it counted; on the loopback of its namespace.
@@ -152,8 +152,14 @@ impl Contestant for Snisplice {
         Some(Signal::HUP)
     }
 
+    /// Only one of them: no datapath moves what is decrypted.
+    fn terminates(&self) -> bool {
+        self.0 == Datapath::Auto
+    }
+
     fn prepare(&self, program: &Path, layout: &Layout) -> anyhow::Result<Vec<Invocation>> {
-        let path = layout.write("snisplice.yaml", &config(layout))?;
+        let text = if layout.terminates { terminate::snisplice::config(layout) } else { config(layout) };
+        let path = layout.write("snisplice.yaml", &text)?;
         let path = path.to_string_lossy();
         let arguments =
             ["run", "--config", &path, "--datapath", self.0.name(), "--admin", ADMIN, "--log", "warn"];

@@ -25,6 +25,7 @@ use super::{
     stream::{Bulk, End, Scratch},
     tally::{self, Counts, Tally},
     tls::Acceptor,
+    web::server::Web,
 };
 use crate::topology::Namespace;
 
@@ -32,8 +33,21 @@ use crate::topology::Namespace;
 pub(crate) const PLAIN_PORT: u16 = 7001;
 /// Where [`Backend`] completes TLS handshakes.
 pub(crate) const TLS_PORT: u16 = 7002;
+/// Where [`Backend`] answers requests of HTTP/1.1 in clear: behind whoever ends TLS.
+pub(crate) const WEB_PORT: u16 = 7004;
+/// Where [`Backend`] ends TLS itself and answers the same requests.
+pub(crate) const WEB_TLS_PORT: u16 = 7005;
 
 const POLL: Duration = Duration::from_millis(100);
+
+/// What the backend ends TLS with.
+#[derive(Debug, Clone)]
+pub(crate) struct Servers {
+    /// For bare handshakes.
+    pub tls: Arc<ServerConfig>,
+    /// For requests within TLS; `None` where no work has them.
+    pub web: Option<Arc<ServerConfig>>,
+}
 
 struct Shared {
     stop: AtomicBool,
@@ -48,11 +62,11 @@ pub(crate) struct Backend {
 }
 
 impl Backend {
-    /// Starts `threads` threads in each namespace, all listening on both ports, and waits until they do.
+    /// Starts `threads` threads in each namespace, all listening on every port, and waits until they do.
     pub(crate) fn start(
         namespaces: &[(Namespace, Ipv4Addr)],
         threads: usize,
-        tls: &Arc<ServerConfig>,
+        servers: &Servers,
     ) -> anyhow::Result<Self> {
         let count = threads * namespaces.len();
         let shared = Arc::new(Shared {
@@ -64,14 +78,14 @@ impl Backend {
         let (report, reports) = mpsc::channel();
         for index in 0..count {
             let (namespace, address) = namespaces[index % namespaces.len()].clone();
-            let (shared, tls, report) = (Arc::clone(&backend.shared), Arc::clone(tls), report.clone());
+            let (shared, servers, report) = (Arc::clone(&backend.shared), servers.clone(), report.clone());
             let body = move || {
                 let listeners = namespace.enter().and_then(|()| Listeners::open(address));
                 match listeners {
                     Ok(listeners) => {
                         let _: Result<(), _> = report.send(Ok(()));
                         drop(report);
-                        Worker::new(&shared, index, tls).run(&listeners);
+                        Worker::new(&shared, index, servers).run(&listeners);
                     }
                     Err(error) => drop(report.send(Err(error))),
                 }
@@ -110,10 +124,16 @@ impl Drop for Backend {
     }
 }
 
-struct Listeners {
-    plain: OwnedFd,
-    tls: OwnedFd,
+/// What is served on a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Service {
+    Plain,
+    Tls,
+    Web,
+    WebTls,
 }
+
+struct Listeners(Vec<(Service, OwnedFd)>);
 
 impl Listeners {
     fn open(address: Ipv4Addr) -> anyhow::Result<Self> {
@@ -121,7 +141,17 @@ impl Listeners {
             let address = SocketAddr::from((address, port));
             socket::listen(&address).with_context(|| format!("listen on {address}"))
         };
-        Ok(Self { plain: open(PLAIN_PORT)?, tls: open(TLS_PORT)? })
+        let services = [
+            (Service::Plain, PLAIN_PORT),
+            (Service::Tls, TLS_PORT),
+            (Service::Web, WEB_PORT),
+            (Service::WebTls, WEB_TLS_PORT),
+        ];
+        services
+            .into_iter()
+            .map(|(service, port)| Ok((service, open(port)?)))
+            .collect::<anyhow::Result<_>>()
+            .map(Self)
     }
 }
 
@@ -133,19 +163,20 @@ enum State {
     Answer { order: Order, sequence: u64, sender: MessageSender },
     Bulk(Box<Bulk>),
     Tls(Box<Acceptor>),
-    Listener { tls: bool },
+    Web(Box<Web>),
+    Listener(usize),
 }
 
 struct Worker<'a> {
     shared: &'a Shared,
     tally: &'a Tally,
-    tls: Arc<ServerConfig>,
+    servers: Servers,
     scratch: Scratch,
 }
 
 impl<'a> Worker<'a> {
-    fn new(shared: &'a Shared, index: usize, tls: Arc<ServerConfig>) -> Self {
-        Self { shared, tally: &shared.tallies[index], tls, scratch: Scratch::new() }
+    fn new(shared: &'a Shared, index: usize, servers: Servers) -> Self {
+        Self { shared, tally: &shared.tallies[index], servers, scratch: Scratch::new() }
     }
 
     fn fault(&self, fault: Fault) {
@@ -160,16 +191,17 @@ impl<'a> Worker<'a> {
 
     fn serve(&mut self, listeners: &Listeners) -> Result<(), rustix::io::Errno> {
         let mut reactor = Reactor::new()?;
-        reactor.insert(rustix::io::dup(&listeners.plain)?, State::Listener { tls: false })?;
-        reactor.insert(rustix::io::dup(&listeners.tls)?, State::Listener { tls: true })?;
+        for (index, (_, listener)) in listeners.0.iter().enumerate() {
+            reactor.insert(rustix::io::dup(listener)?, State::Listener(index))?;
+        }
         let mut batch = Vec::new();
         while !self.shared.stop.load(Relaxed) {
             reactor.next_batch(POLL, &mut batch)?;
             for index in batch.drain(..) {
                 let Some((socket, state)) = reactor.get_mut(index) else { continue };
-                if let State::Listener { tls } = *state {
-                    let listener = if tls { &listeners.tls } else { &listeners.plain };
-                    self.accept_all(&mut reactor, listener.as_fd(), tls)?;
+                if let State::Listener(index) = *state {
+                    let (service, listener) = &listeners.0[index];
+                    self.accept_all(&mut reactor, listener.as_fd(), *service)?;
                     continue;
                 }
                 match self.drive(socket, state) {
@@ -190,24 +222,28 @@ impl<'a> Worker<'a> {
         &self,
         reactor: &mut Reactor<State>,
         listener: BorrowedFd<'_>,
-        tls: bool,
+        service: Service,
     ) -> Result<(), rustix::io::Errno> {
         while let Some(socket) = socket::accept(listener)? {
             self.tally.connection();
-            let state = if tls {
-                match Acceptor::new(&self.tls) {
-                    Ok(acceptor) => State::Tls(Box::new(acceptor)),
-                    Err(fault) => {
-                        self.fault(fault);
-                        continue;
-                    }
-                }
-            } else {
-                State::Hello(Vec::new())
-            };
-            reactor.insert(socket, state)?;
+            match self.begin(service) {
+                Ok(state) => drop(reactor.insert(socket, state)?),
+                Err(fault) => self.fault(fault),
+            }
         }
         Ok(())
+    }
+
+    fn begin(&self, service: Service) -> Result<State, Fault> {
+        Ok(match service {
+            Service::Plain => State::Hello(Vec::new()),
+            Service::Tls => State::Tls(Box::new(Acceptor::new(&self.servers.tls)?)),
+            Service::Web => State::Web(Box::new(Web::clear())),
+            Service::WebTls => {
+                let config = self.servers.web.as_ref().ok_or(Fault::Tls("no certificates"))?;
+                State::Web(Box::new(Web::encrypted(config)?))
+            }
+        })
     }
 
     fn drive(&mut self, socket: BorrowedFd<'_>, state: &mut State) -> Result<Step, Fault> {
@@ -261,7 +297,8 @@ impl<'a> Worker<'a> {
                     step => return Ok(step),
                 },
                 State::Tls(acceptor) => return acceptor.drive(socket, self.tally),
-                State::Listener { .. } => return Ok(Step::Wait),
+                State::Web(web) => return web.drive(socket, &mut self.scratch, self.tally),
+                State::Listener(_) => return Ok(Step::Wait),
             }
         }
     }

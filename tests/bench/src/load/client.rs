@@ -43,7 +43,7 @@ pub(crate) struct Turn<'a> {
 
 impl Turn<'_> {
     /// Notes how long something took, if it counts.
-    fn took(&mut self, since: Instant) {
+    pub(super) fn took(&mut self, since: Instant) {
         if self.phase == Phase::Measure {
             record(self.latencies, since);
         }

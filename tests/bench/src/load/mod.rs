@@ -13,3 +13,4 @@ pub(crate) mod socket;
 pub(crate) mod stream;
 pub(crate) mod tally;
 pub(crate) mod tls;
+pub(crate) mod web;

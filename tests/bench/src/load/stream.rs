@@ -17,6 +17,8 @@ const CALLS_A_TURN: usize = 8;
 pub(crate) struct Scratch {
     /// Whatever is received.
     pub receive: Vec<u8>,
+    /// What was decrypted.
+    pub plain: Vec<u8>,
     /// A message of the greatest length; senders patch its header.
     pub message: Vec<u8>,
 }
@@ -24,7 +26,12 @@ pub(crate) struct Scratch {
 impl Scratch {
     /// Filled with the pattern that both ends know.
     pub(crate) fn new() -> Self {
-        Self { receive: vec![0; BLOCK_BYTES], message: BLOCK[..MESSAGE_BYTES_MAX].to_vec() }
+        const PLAIN_BYTES: usize = 32 * 1024;
+        Self {
+            receive: vec![0; BLOCK_BYTES],
+            plain: vec![0; PLAIN_BYTES],
+            message: BLOCK[..MESSAGE_BYTES_MAX].to_vec(),
+        }
     }
 }
 

@@ -53,14 +53,15 @@ impl Run {
         let id = contestant.id();
         let Some(program) = contestant.find(&self.search) else { return Ok(()) };
         let directory = scratch_directory()?;
-        let (running, start_up) = match self.start(contestant, Some(&program), 0, false, directory.path()) {
-            Ok(started) => started,
-            Err(error) => {
-                interrupt::check()?;
-                self.progress.note(&format!("{id}: not calibrated: {error:#}"));
-                return Ok(());
-            }
-        };
+        let (running, start_up) =
+            match self.start(contestant, Some(&program), Kind::Paced, 0, directory.path()) {
+                Ok(started) => started,
+                Err(error) => {
+                    interrupt::check()?;
+                    self.progress.note(&format!("{id}: not calibrated: {error:#}"));
+                    return Ok(());
+                }
+            };
         let subject = Subject { running: running.as_ref(), start_up };
         for (cell, reached) in cells.iter().zip(reached) {
             let Work::Paced { size, connections, .. } = cell.work else { continue };

@@ -13,7 +13,7 @@ use crate::{
     interrupt,
     measure::{Measured, as_f64},
     running::Running,
-    work,
+    work::{self, Kind},
 };
 
 /// How long processes have after their start and after a reload to come to rest and give back what it took. A master
@@ -42,13 +42,18 @@ impl Run {
         let Some(signal) = contestant.reload_signal() else { return Ok(measured) };
 
         let program = program.as_deref().context("a contestant without a program")?;
-        contestant.prepare(program, &self.layout(routes + 1, true, directory))?;
+        contestant.prepare(program, &self.layout(Kind::Start, routes + 1, directory))?;
         let asked = Instant::now();
         running.ask(signal);
         let mut peak = resident;
-        self.rig.wait_until_served(Some(&mut *running), &route_name(routes), START_PATIENCE, |running| {
-            peak = peak.max(running.group().user_memory());
-        })?;
+        self.rig.wait_until_served(
+            Some(&mut *running),
+            Some(&route_name(routes)),
+            START_PATIENCE,
+            |running| {
+                peak = peak.max(running.group().user_memory());
+            },
+        )?;
         measured.set(work::RELOAD, milliseconds(asked.elapsed()));
         measured.set(work::RELOAD_PEAK, as_f64(peak));
         interrupt::sleep_until(Instant::now() + AFTERWARDS);

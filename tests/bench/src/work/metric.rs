@@ -62,6 +62,7 @@ impl Metric {
         [
             // Of 1,000 connections, in milliseconds: of one, in microseconds.
             (CPU_MACHINE_CONN, "CPU added to direct, each connection", Unit::Micros, 1.0),
+            (CPU_MACHINE_SHAKE, "CPU added to direct, each handshake", Unit::Micros, 1.0),
             // Of a million requests, in milliseconds.
             (CPU_MACHINE_REQ, "CPU added to direct, each request", Unit::Micros, 1e-3),
             (CPU_MACHINE_GB, "CPU added to direct, each GB", Unit::Millis, 1.0),
@@ -108,6 +109,12 @@ pub(crate) const DELAY: Metric =
     metric("delay_us", "p99 of the generator's own delay", Unit::Micros, Better::Lower, false);
 /// Complete handshakes in a second.
 pub(crate) const HANDSHAKES: Metric = metric("rate", "handshakes/s", Unit::PerSecond, Better::Higher, true);
+/// Complete handshakes in a second, each with a request, where other cells of the kind have other rates.
+pub(crate) const TLS_HANDSHAKES: Metric =
+    metric("handshakes", "handshakes/s", Unit::PerSecond, Better::Higher, true);
+/// Answered requests in a second, where other cells of the kind have other rates.
+pub(crate) const TLS_REQUESTS: Metric =
+    metric("requests", "requests/s", Unit::PerSecond, Better::Higher, true);
 /// Refused connections in a second.
 pub(crate) const REJECTIONS: Metric = metric("rate", "rejections/s", Unit::PerSecond, Better::Higher, true);
 /// Payload received, both directions together.
@@ -128,6 +135,30 @@ pub(crate) const CPU_IRQ_CONN: Metric =
 pub(crate) const CPU_MACHINE_CONN: Metric = metric(
     "cpu_machine_ms_per_1000",
     "whole machine's CPU per 1,000 connections",
+    Unit::Millis,
+    Better::Lower,
+    true,
+);
+/// Of the contestant's control group.
+pub(crate) const CPU_OWN_SHAKE: Metric = metric(
+    "cpu_own_ms_per_1000_handshakes",
+    "CPU of its own per 1,000 handshakes",
+    Unit::Millis,
+    Better::Lower,
+    false,
+);
+/// Interrupts of the whole machine.
+pub(crate) const CPU_IRQ_SHAKE: Metric = metric(
+    "cpu_interrupts_ms_per_1000_handshakes",
+    "softirq per 1,000 handshakes",
+    Unit::Millis,
+    Better::Lower,
+    false,
+);
+/// Everything, the load included.
+pub(crate) const CPU_MACHINE_SHAKE: Metric = metric(
+    "cpu_machine_ms_per_1000_handshakes",
+    "whole machine's CPU per 1,000 handshakes",
     Unit::Millis,
     Better::Lower,
     true,
