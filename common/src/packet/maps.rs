@@ -114,6 +114,7 @@ impl Tuple {
     /// The counter of this tuple in the Bloom filter.
     #[inline(always)]
     #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "one of the two halves is wanted")]
     pub const fn bloom_place(&self) -> usize {
         let (remote, local) = (&self.remote, &self.local);
         let fold = remote[0] ^ remote[1] ^ remote[2] ^ remote[3] ^ local[0] ^ local[1] ^ local[2] ^ local[3];

@@ -190,6 +190,9 @@ fn counted(daemon: &Daemon<'_>, reason: &str, count: i64) -> Result<()> {
     Ok(())
 }
 
+/// Its name, what begins it, and the frames of each round.
+type Flood<'f> = (&'f str, &'f [u8], &'f dyn Fn(u32) -> Vec<u8>);
+
 fn floods(lab: &Lab) -> Result<()> {
     let _nginx = web(lab)?;
     let (daemon, _) = front::start(lab, "")?;
@@ -199,7 +202,7 @@ fn floods(lab: &Lab) -> Result<()> {
     let stream = |at: u32| (at * 2 + 1) & 0x7fff_ffff;
     let begun = frame(HEADERS, END_STREAM, 1, &get);
     let upload = frame(HEADERS, END_HEADERS, 1, &head(POST));
-    let floods: [(&str, &[u8], &dyn Fn(u32) -> Vec<u8>); 10] = [
+    let floods: [Flood<'_>; 10] = [
         ("rapid resets", &[], &|at| {
             let reset = frame(RST_STREAM, 0, stream(at), &8_u32.to_be_bytes());
             [frame(HEADERS, END_HEADERS | END_STREAM, stream(at), &get), reset].concat()

@@ -200,7 +200,7 @@ fn really_carried(datapath: Datapath, metrics: &Metrics, visits: usize) -> Resul
         }
         Datapath::Sockmap => ensure!(sockmap * 100 >= visits * 99, "only {sockmap} of {visits} redirected"),
         Datapath::Adaptive => {
-            ensure!(sockmap * 100 >= visits * MOSTLY, "only {sockmap} of {visits} redirected")
+            ensure!(sockmap * 100 >= visits * MOSTLY, "only {sockmap} of {visits} redirected");
         }
         Datapath::Relay => ensure!(relay == visits, "{relay} of {visits} relayed"),
     }

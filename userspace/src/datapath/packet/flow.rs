@@ -82,7 +82,9 @@ impl Entry {
         };
         {
             let maps = shared.maps.borrow();
-            tuples.iter().for_each(|tuple| maps.count(tuple));
+            for tuple in &tuples {
+                maps.count(tuple);
+            }
         }
         Ok(Self {
             shared: shared.clone(),
