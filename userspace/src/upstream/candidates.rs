@@ -9,6 +9,8 @@ use super::{balance::Wheel, endpoint::Endpoint, lease::Lease};
 pub struct Members {
     endpoints: Vec<Arc<Endpoint>>,
     wheel: Wheel,
+    /// Percent; see [`Members::with_panic_threshold`].
+    panic_threshold: u8,
 }
 
 impl Members {
@@ -17,7 +19,24 @@ impl Members {
     pub fn new(weighted: impl IntoIterator<Item = (Arc<Endpoint>, u32)>) -> Self {
         let (endpoints, weights): (Vec<_>, Vec<_>) =
             weighted.into_iter().filter(|(_, weight)| *weight > 0).unzip();
-        Self { endpoints, wheel: Wheel::new(weights) }
+        Self { endpoints, wheel: Wheel::new(weights), panic_threshold: 0 }
+    }
+
+    /// While fewer endpoints than this are available, in percent, the choice takes no notice of what is available
+    /// (Envoy's `healthy_panic_threshold`): a few endpoints could not bear the load of all. 0 is never.
+    #[must_use]
+    pub fn with_panic_threshold(self, percent: u8) -> Self {
+        Self { panic_threshold: percent, ..self }
+    }
+
+    /// Whether fewer endpoints than the panic threshold are available. Only a connection that has met one which is not
+    /// available needs to ask.
+    #[must_use]
+    pub fn panics(&self) -> bool {
+        self.panic_threshold > 0 && {
+            let available = self.endpoints.iter().filter(|endpoint| endpoint.available()).count();
+            available * 100 < self.endpoints.len() * usize::from(self.panic_threshold)
+        }
     }
 
     /// The endpoints, each at its place.
@@ -82,7 +101,7 @@ impl Iterator for Candidates {
             self.position += 1;
             let endpoint = &self.members.endpoints[member];
             // Without a sibling there is no choice.
-            if count == 1 || endpoint.is_preferred() {
+            if count == 1 || endpoint.is_preferred() || self.members.panics() {
                 return Some(Lease::of(endpoint.clone()));
             }
             self.avoided.push(member);
@@ -149,6 +168,22 @@ mod tests {
         let members = members(&[1; 3]);
         members.endpoints().iter().for_each(|endpoint| endpoint.failed());
         assert_eq!(ports(Candidates::new(members.clone(), 0)).len(), 3);
+    }
+
+    #[test]
+    fn below_the_panic_threshold_each_endpoint_has_its_turn() {
+        let endpoints = Endpoints::default();
+        let all: Vec<_> = (1..=4).map(|port| endpoints.at(SocketAddr::from(([10, 0, 0, 1], port)))).collect();
+        let members = Members::new(all.iter().map(|endpoint| (endpoint.clone(), 1)));
+        let members = Arc::new(members.with_panic_threshold(50));
+        let firsts = || {
+            let first = |turn| ports(Candidates::new(members.clone(), turn))[0];
+            (0..400).map(first).collect::<std::collections::BTreeSet<_>>()
+        };
+        for (unavailable, expected) in [(1, 3), (2, 2), (3, 4), (4, 4)] {
+            all[unavailable - 1].set_eligible(false);
+            assert_eq!(firsts().len(), expected, "{unavailable} of 4 are not available");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, OnceLock, PoisonError, Weak,
-        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
@@ -27,6 +27,8 @@ pub struct Endpoint {
     record: AtomicU64,
     /// Milliseconds that the last connect took.
     took: AtomicU32,
+    /// Whether health checks and outlier detection admit connections.
+    eligible: AtomicBool,
     counts: Counts,
 }
 
@@ -42,7 +44,13 @@ struct Counts {
 
 impl Endpoint {
     fn new(address: SocketAddr) -> Self {
-        Self { address, record: AtomicU64::new(0), took: AtomicU32::new(0), counts: Counts::default() }
+        Self {
+            address,
+            record: AtomicU64::new(0),
+            took: AtomicU32::new(0),
+            eligible: AtomicBool::new(true),
+            counts: Counts::default(),
+        }
     }
 
     /// The address, which is what the endpoint is known by.
@@ -75,10 +83,33 @@ impl Endpoint {
         self.counts.broken.fetch_add(1, Relaxed);
     }
 
+    /// Notes whether health checks and outlier detection admit connections. An endpoint is eligible until something
+    /// says otherwise.
+    pub fn set_eligible(&self, eligible: bool) {
+        // Most calls change nothing, and a cache line that nobody writes is shared by all processors.
+        if self.eligible.load(Relaxed) != eligible {
+            self.eligible.store(eligible, Relaxed);
+        }
+    }
+
+    /// Whether the choice of an endpoint counts this one: it is eligible, and no attempt has lately failed. The call
+    /// changes nothing.
+    #[must_use]
+    pub fn available(&self) -> bool {
+        if !self.eligible.load(Relaxed) {
+            return false;
+        }
+        let bits = self.record.load(Relaxed);
+        bits == 0 || Record::from_bits(bits).standing(uptime()) != Standing::Failed
+    }
+
     /// Whether a connection should try this address before its siblings. When the time to avoid the address is over, this
     /// is true for one connection only, whose attempt decides for the others.
     #[must_use]
     pub fn is_preferred(&self) -> bool {
+        if !self.eligible.load(Relaxed) {
+            return false;
+        }
         let bits = self.record.load(Relaxed);
         if bits == 0 {
             return true;
@@ -208,6 +239,19 @@ mod tests {
         assert!(!endpoint.is_preferred());
         endpoint.answered(Duration::from_millis(1));
         assert!(endpoint.is_preferred());
+    }
+
+    #[test]
+    fn an_endpoint_is_available_while_it_is_eligible_and_has_not_failed() {
+        let endpoint = Endpoint::new(address(1));
+        assert!(endpoint.available());
+        endpoint.set_eligible(false);
+        assert!(!endpoint.available() && !endpoint.is_preferred());
+        endpoint.set_eligible(true);
+        endpoint.failed();
+        assert!(!endpoint.available());
+        endpoint.answered_at_once();
+        assert!(endpoint.available());
     }
 
     #[test]
