@@ -29,6 +29,7 @@ use crate::{
     overrides::Overrides,
 };
 
+mod balancing;
 mod read;
 pub(crate) mod schema;
 mod settings;
@@ -314,7 +315,7 @@ fn overridden(endpoint: &Endpoint, overrides: &mut Overrides<'_>) -> Vec<Endpoin
         None => vec![endpoint.clone()],
         Some(addresses) => addresses
             .iter()
-            .map(|at| Endpoint { host: EndpointHost::Ip(at.ip()), port: at.port(), weight: endpoint.weight })
+            .map(|at| Endpoint { host: EndpointHost::Ip(at.ip()), port: at.port(), ..endpoint.clone() })
             .collect(),
     }
 }

@@ -1,7 +1,7 @@
 //! What one pick of an endpoint costs.
 
 use divan::{Bencher, black_box};
-use snisplice::upstream::balance::Wheel;
+use snisplice::upstream::balance::round_robin::Wheel;
 
 fn main() {
     divan::main();

@@ -3,11 +3,18 @@
 //! Settings come from their declarations; what is here beside them are the keys of listeners, routes and backends. A test
 //! holds both to what the reader asks for.
 
-use super::{read::SEGMENT_BYTES, terminate::Wanted};
+use std::time::Duration;
+
+use super::{
+    balancing::{ALGORITHM, FACTOR, HASH_KEY, MOST_ENTRIES},
+    read::SEGMENT_BYTES,
+    terminate::Wanted,
+};
 use crate::{
-    kind::{Choice, Codec, Kind, MOST},
+    kind::{Choice, Codec, Kind, MOST, Time},
     model::{
-        Target,
+        Endpoint, Target,
+        balancing::{Algorithm, HashKey, SlowStart, SourceAffinity},
         settings::{Applies, PENDING, Settings, groups},
         termination::TlsVersion,
     },
@@ -47,7 +54,7 @@ const VERDICTS: [(&str, &str); 6] = [
     ("timeout", "The hello was not complete within `timeouts.hello`."),
 ];
 
-fn key(name: &'static str, kind: Kind, default: &str, doc: &str) -> Key {
+pub(super) fn key(name: &'static str, kind: Kind, default: &str, doc: &str) -> Key {
     Key {
         name,
         kind,
@@ -59,7 +66,7 @@ fn key(name: &'static str, kind: Kind, default: &str, doc: &str) -> Key {
     }
 }
 
-fn required(name: &'static str, kind: Kind, doc: &str) -> Key {
+pub(super) fn required(name: &'static str, kind: Kind, doc: &str) -> Key {
     Key { required: true, ..key(name, kind, "", doc) }
 }
 
@@ -85,6 +92,7 @@ pub(crate) fn mappings() -> Vec<Mapping> {
     let mut all =
         vec![document(), listener(), policies(), policy(), route(), reference(), terminate(), certificate()];
     all.extend([backend(), endpoint()]);
+    all.extend(balancing_mappings());
     let defaults = Settings::default();
     for group in groups() {
         let keys = group.settings.iter().map(|setting| Key {
@@ -318,8 +326,13 @@ fn certificate() -> Mapping {
 }
 
 fn backend() -> Mapping {
+    let mut mapping = backend_of(&format!("an eighth of `limits.connections`, at least {}", PENDING.of(0)));
+    mapping.keys.extend(balancing_keys());
+    mapping
+}
+
+fn backend_of(pending: &str) -> Mapping {
     let address = text("host:port", "10.0.0.1:8443");
-    let pending = format!("an eighth of `limits.connections`, at least {}", PENDING.of(0));
     Mapping {
         id: "backend",
         path: "backends[]",
@@ -357,8 +370,137 @@ fn backend() -> Mapping {
             key(
                 "max_pending",
                 Kind::Number { least: 0, most: MOST },
-                &pending,
+                pending,
                 "Connections at once that wait for one of its endpoints to answer; 0 is no limit.",
+            ),
+            key(
+                "connect_timeout",
+                Kind::Duration { least: Duration::from_millis(1) },
+                "that of `timeouts.connect`",
+                "How long connecting to its endpoints may take in all.",
+            ),
+        ],
+    }
+}
+
+/// How connections to a backend are spread.
+fn balancing_keys() -> Vec<Key> {
+    vec![
+        key(
+            "load_balancing",
+            Kind::Either(vec![Codec::<Algorithm>::kind(&ALGORITHM), Kind::Mapping("load_balancing")]),
+            "random_two_choices",
+            "How its connections are spread over its endpoints (see [balancing](internals/balancing.md)).",
+        ),
+        key(
+            "affinity",
+            Kind::Mapping("affinity"),
+            "none",
+            "Whether a client's further connections go to the endpoint of its first one, while it is available.",
+        ),
+    ]
+}
+
+/// The mappings that they name.
+fn balancing_mappings() -> Vec<Mapping> {
+    let [least, most] = [*FACTOR.start(), *FACTOR.end()];
+    vec![
+        Mapping {
+            id: "load_balancing",
+            path: "backends[].load_balancing",
+            doc: "How connections are spread over endpoints. A text instead of a mapping is its `algorithm`",
+            keys: vec![
+                key(
+                    "algorithm",
+                    Codec::<Algorithm>::kind(&ALGORITHM),
+                    "random_two_choices",
+                    "How an endpoint is chosen.",
+                ),
+                key(
+                    "hash_key",
+                    Codec::<HashKey>::kind(&HASH_KEY),
+                    "source",
+                    "What `source_hash` and `maglev` hash. A connection without a server name is chosen for by its source.",
+                ),
+                key(
+                    "hash_balance_factor",
+                    Kind::Number { least, most },
+                    "no bound",
+                    "For `source_hash` and `maglev`: connections that an endpoint may have at once, in percent of its fair \
+                     share. Further ones go to other endpoints.",
+                ),
+                key(
+                    "slow_start",
+                    Kind::Mapping("slow_start"),
+                    "none",
+                    "New endpoints, and those that are available again, begin with a part of their weight. Not for \
+                     `source_hash` and `maglev`.",
+                ),
+            ],
+        },
+        Mapping {
+            id: "slow_start",
+            path: "backends[].load_balancing.slow_start",
+            doc: "How the part of the weight grows: `(time / window) ^ (1 / aggression)`",
+            keys: vec![
+                required("window", WINDOW_KIND, "How long until an endpoint has its whole weight."),
+                key(
+                    "aggression",
+                    Kind::Decimal { least: "0.01", most: 100 },
+                    "1",
+                    "1 grows evenly; more grows faster at first.",
+                ),
+                key(
+                    "min_weight_percent",
+                    Kind::Number { least: 1, most: 100 },
+                    &SlowStart::MIN_WEIGHT_PERCENT.to_string(),
+                    "The least part, in percent.",
+                ),
+            ],
+        },
+        Mapping {
+            id: "affinity",
+            path: "backends[].affinity",
+            doc: "What makes connections belong together",
+            keys: vec![required("source", Kind::Mapping("source_affinity"), "The address of the client.")],
+        },
+        source_affinity(),
+    ]
+}
+
+const WINDOW_KIND: Kind = Kind::Duration { least: Duration::from_millis(1) };
+
+fn source_affinity() -> Mapping {
+    let default = SourceAffinity::default();
+    Mapping {
+        id: "source_affinity",
+        path: "backends[].affinity.source",
+        doc: "Clients and the endpoints they were connected to, in a table that all workers share and a reload keeps",
+        keys: vec![
+            key(
+                "prefix_ipv4",
+                Kind::Number { least: 0, most: 32 },
+                &default.prefix_ipv4.to_string(),
+                "Leading bits of an IPv4 address that make a client.",
+            ),
+            key(
+                "prefix_ipv6",
+                Kind::Number { least: 0, most: 128 },
+                &default.prefix_ipv6.to_string(),
+                "Leading bits of an IPv6 address that make a client.",
+            ),
+            key(
+                "timeout",
+                Kind::Duration { least: Duration::from_millis(1) },
+                &Time::POSITIVE.show(&default.timeout),
+                "How long a client is remembered after its last connection began.",
+            ),
+            key(
+                "max_entries",
+                Kind::Number { least: 1, most: MOST_ENTRIES },
+                &default.max_entries.to_string(),
+                "Clients that are remembered, each in some 160 bytes. One more takes the place of the one that was silent for \
+                 longest.",
             ),
         ],
     }
@@ -372,6 +514,13 @@ fn endpoint() -> Mapping {
         keys: vec![
             required("address", text("host:port", "shop.internal:8443"), "Address or name, and port."),
             weight(),
+            key(
+                "priority",
+                Kind::Number { least: 0, most: u64::from(Endpoint::MAX_PRIORITY) },
+                "0",
+                "Endpoints of a higher number are backups: they are for when none of a lower number is available. \
+                 HAProxy's `backup` is 1.",
+            ),
         ],
     }
 }
