@@ -9,6 +9,7 @@ use snisplice_tests::suite;
 
 mod access_log;
 mod admin;
+mod balance;
 mod cli;
 mod close;
 mod connect;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
     let topics = [
         access_log::CASES,
         admin::CASES,
+        balance::CASES,
         cli::CASES,
         close::CASES,
         connect::CASES,
