@@ -224,20 +224,26 @@ pub(crate) fn endpoints(backend: &Backend) -> String {
         Some(0) => text.push_str(", any number pending"),
         Some(most) => write_infallibly(&mut text, |text| write!(text, ", at most {most} pending")),
     }
+    text.push_str(&describe::balancing(backend));
     text
 }
 
-fn endpoint(Endpoint { host, port, weight }: &Endpoint) -> String {
+fn endpoint(Endpoint { host, port, weight, priority }: &Endpoint) -> String {
     let (address, dns) = match host {
         EndpointHost::Ip(ip) => (std::net::SocketAddr::new(*ip, *port).to_string(), false),
         EndpointHost::Dns(name) => (format!("{name}:{port}"), true),
     };
-    match (dns, weight) {
-        (false, 1) => address,
-        (true, 1) => format!("{address} (DNS)"),
-        (false, weight) => format!("{address} (weight {weight})"),
-        (true, weight) => format!("{address} (DNS, weight {weight})"),
+    let mut notes = Vec::new();
+    if dns {
+        notes.push("DNS".to_owned());
     }
+    if *weight != 1 {
+        notes.push(format!("weight {weight}"));
+    }
+    if *priority != 0 {
+        notes.push(format!("priority {priority}"));
+    }
+    if notes.is_empty() { address } else { format!("{address} ({})", notes.join(", ")) }
 }
 
 pub(crate) fn describe_policy(policy: Policy, model: &Model) -> String {

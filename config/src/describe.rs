@@ -5,6 +5,7 @@ use std::fmt::{self, Write as _};
 use crate::{
     model::{
         Backend, Route, Rule,
+        balancing::{Algorithm, LoadBalancing, SlowStart},
         http::{
             BackendHttp, Forward, HttpAction, HttpMatch, HttpRule, HttpTable, HttpsRedirect, Redirect,
             RedirectPort, Respond, Rewrite, StringMatch, VirtualHost,
@@ -235,6 +236,31 @@ pub(crate) fn upstream(backend: &Backend) -> String {
     }
     if backend.http == BackendHttp::Http2 {
         text += ", HTTP/2";
+    }
+    text
+}
+
+/// How connections are spread over the endpoints, where that is not by the default: `, maglev by server_name`.
+pub(crate) fn balancing(backend: &Backend) -> String {
+    let LoadBalancing { algorithm, hash_key, hash_balance_factor, slow_start } = &backend.load_balancing;
+    let mut text = String::new();
+    if *algorithm != Algorithm::default() {
+        push(&mut text, format_args!(", {}", Into::<&str>::into(algorithm)));
+    }
+    if algorithm.hashes() {
+        push(&mut text, format_args!(" by {}", Into::<&str>::into(hash_key)));
+    }
+    if let Some(factor) = hash_balance_factor {
+        push(&mut text, format_args!(", each at most {factor} % of its share"));
+    }
+    if let Some(SlowStart { window, .. }) = slow_start {
+        push(&mut text, format_args!(", slow start of {}", Span(*window)));
+    }
+    if let Some(affinity) = &backend.affinity {
+        push(&mut text, format_args!(", affinity of sources for {}", Span(affinity.timeout)));
+    }
+    if let Some(limit) = backend.connect_timeout {
+        push(&mut text, format_args!(", connected within {}", Span(limit)));
     }
     text
 }

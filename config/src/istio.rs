@@ -51,6 +51,7 @@ use crate::{
 };
 
 mod attach;
+mod balancing;
 mod client_tls;
 mod destination;
 mod endpoints;

@@ -24,6 +24,8 @@ pub(crate) enum Kind {
     Flag,
     /// A whole number.
     Number { least: u64, most: u64 },
+    /// A number with decimals, above 0.
+    Decimal { least: &'static str, most: u64 },
     /// A number of bytes.
     Size { least: u64, most: u64 },
     /// A duration; the longest one is a year.

@@ -6,9 +6,11 @@
 use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
+    time::Duration,
 };
 
 use self::{
+    balancing::{LoadBalancing, SourceAffinity},
     http::{BackendHttp, PlainHttp},
     route_table::RouteTable,
     secret::Secret,
@@ -24,6 +26,7 @@ pub use self::{
 };
 use crate::name::{HostName, HostPattern};
 
+pub mod balancing;
 pub(crate) mod cipher_suites;
 pub mod http;
 pub mod rank;
@@ -166,6 +169,12 @@ pub struct Backend {
     /// Connections at once that wait for one of its endpoints to answer; 0 is no limit. See [`Limits::pending`] for the
     /// default.
     pub max_pending: Option<usize>,
+    /// How its connections are spread over its endpoints.
+    pub load_balancing: LoadBalancing,
+    /// Whether a client's further connections go to the endpoint of its first one.
+    pub affinity: Option<SourceAffinity>,
+    /// How long connecting to its endpoints may take in all; `None` is [`Timeouts::connect`].
+    pub connect_timeout: Option<Duration>,
     /// TLS towards it, for what is terminated here; passthrough takes no notice of it.
     pub tls: Option<Arc<UpstreamTls>>,
     /// The version of HTTP to speak to it, for what is HTTP here.
@@ -181,6 +190,13 @@ pub struct Endpoint {
     pub port: u16,
     /// Share among its siblings; 0 receives nothing.
     pub weight: u32,
+    /// Endpoints of a higher number are for when none of a lower one is available.
+    pub priority: u8,
+}
+
+impl Endpoint {
+    /// The largest priority, that of Envoy.
+    pub const MAX_PRIORITY: u8 = 128;
 }
 
 /// Where an endpoint lives.

@@ -33,6 +33,7 @@ use crate::{
 };
 
 mod backend_tls;
+mod balancing;
 mod http;
 mod read;
 mod reference;
@@ -319,7 +320,7 @@ fn overridden(endpoint: &Endpoint, overrides: &mut Overrides<'_>) -> Vec<Endpoin
         None => vec![endpoint.clone()],
         Some(addresses) => addresses
             .iter()
-            .map(|at| Endpoint { host: EndpointHost::Ip(at.ip()), port: at.port(), weight: endpoint.weight })
+            .map(|at| Endpoint { host: EndpointHost::Ip(at.ip()), port: at.port(), ..endpoint.clone() })
             .collect(),
     }
 }

@@ -90,6 +90,7 @@ fn value(kind: &Kind) -> String {
     match kind {
         Kind::Flag => "`true` or `false`".into(),
         Kind::Number { least, most } => format!("number, {least} to {most}"),
+        Kind::Decimal { least, most } => format!("number, {least} to {most}, with decimals"),
         Kind::Size { least, most } => format!("size, {} to {}", Bytes(*least), Bytes(*most)),
         Kind::Duration { least } => format!("duration, from {}", Span(*least)),
         Kind::Share(Share { least, none, .. }) => {
@@ -185,6 +186,7 @@ fn value_schema(kind: &Kind) -> Value {
     match kind {
         Kind::Flag => json!({"type": "boolean"}),
         Kind::Number { least, most } => json!({"type": "integer", "minimum": least, "maximum": most}),
+        Kind::Decimal { most, .. } => json!({"type": "number", "exclusiveMinimum": 0, "maximum": most}),
         Kind::Size { least, most } => json!({"anyOf": [
             {"type": "integer", "minimum": least, "maximum": most},
             {"type": "string", "pattern": "^[0-9]+ *(B|[kKmMgG]|[KMGT]i|[kKMGT]iB)?$"},

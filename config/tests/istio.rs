@@ -113,7 +113,7 @@ fn answer(model: &Model, rule: &Rule) -> Answer {
     Answer::Parts(parts.collect())
 }
 
-fn described(Endpoint { host, port, weight }: &Endpoint) -> String {
+fn described(Endpoint { host, port, weight, .. }: &Endpoint) -> String {
     match host {
         EndpointHost::Ip(ip) => format!("{ip}:{port}*{weight}"),
         EndpointHost::Dns(name) => format!("{}:{port}*{weight}", name.as_str()),

@@ -52,7 +52,7 @@ pub mod testing {
             Metrics,
             labels::{Carrier, CloseReason},
         },
-        upstream::balance::Wheel,
+        upstream::balance::round_robin::Wheel,
     };
 
     /// Socket options that the tests of the datapaths set and read.

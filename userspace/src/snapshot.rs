@@ -16,7 +16,7 @@ use crate::{
     metrics::{Gone, Names},
     net::listeners::covers,
     terminate::Terminations,
-    upstream::{balance::Wheel, cluster::Cluster, upstreams::Upstreams},
+    upstream::{balance::round_robin::Wheel, cluster::Cluster, upstreams::Upstreams},
 };
 
 /// One configuration in service. A connection takes it once and keeps it, so a reload changes nothing under it.

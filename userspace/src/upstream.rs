@@ -1,7 +1,9 @@
 //! The endpoints that connections go to: which addresses there are, and which of them have lately failed to answer.
 
+pub mod affinity;
 pub mod attempt;
 pub mod balance;
+pub mod caller;
 pub mod candidates;
 pub mod cluster;
 pub mod dns;

@@ -1,6 +1,6 @@
 //! `trafficPolicy` of a `DestinationRule`, as far as it is about TLS and HTTP towards a destination.
 
-use super::subset::DestinationRule;
+use super::{balancing, subset::DestinationRule};
 use crate::{
     credentials::{path, secret_name},
     decode::{Diagnostics, View},
@@ -14,6 +14,8 @@ pub(super) struct Traffic<'n> {
     tls: Option<(View<'n>, &'n str)>,
     /// Whether requests of HTTP/1.1 are sent as HTTP/2 (`h2UpgradePolicy: UPGRADE`).
     pub(super) upgrades: bool,
+    /// `loadBalancer` and `connectionPool.tcp`.
+    pub(super) balancing: balancing::Policy<'n>,
 }
 
 /// How a destination is spoken to.
@@ -57,6 +59,7 @@ impl<'n> Traffic<'n> {
         if let Some(tls) = policy.peek("tls").filter(|view| !view.is_unset()) {
             self.tls = Some((tls, namespace));
         }
+        self.balancing.apply(policy);
         let pool = policy.peek("connectionPool").and_then(|pool| pool.peek("http"));
         if let Some(upgrade) = pool.and_then(|http| http.peek("h2UpgradePolicy")) {
             self.upgrades = upgrade.says("UPGRADE");

@@ -73,7 +73,7 @@ pub(super) fn of_entries<'s, 'n: 's>(
             Location::Host => match host {
                 HostPattern::Exact(name) if labels.is_empty() => {
                     let host = EndpointHost::Dns(HostName::from(name.clone()));
-                    all.push(Endpoint { host, port: port.target, weight: 1 });
+                    all.push(Endpoint { host, port: port.target, weight: 1, priority: 0 });
                 }
                 HostPattern::Exact(_) => {}
                 HostPattern::Suffix(_) | HostPattern::Any => refused = true,
@@ -90,6 +90,7 @@ fn at_entry_port(endpoint: &EntryEndpoint<'_>, port: &EntryPort<'_>) -> Endpoint
         host: endpoint.host.clone(),
         port: own.map_or(port.target, |(_, port)| *port),
         weight: endpoint.weight,
+        priority: 0,
     }
 }
 
@@ -130,7 +131,12 @@ pub(super) fn of_service<'n>(
             TargetPort::Number(target) if service.headless => target,
             _ => port.number,
         };
-        return Found::Endpoints(vec![Endpoint { host: EndpointHost::Dns(name), port, weight: 1 }]);
+        return Found::Endpoints(vec![Endpoint {
+            host: EndpointHost::Dns(name),
+            port,
+            weight: 1,
+            priority: 0,
+        }]);
     }
     if !labels.is_empty() && !slices.is_empty() {
         return Found::Unlabelled;
@@ -163,7 +169,7 @@ fn workload_port(port: &ServicePort<'_>, ports: &[(&str, u16)]) -> u16 {
 }
 
 fn push(all: &mut Vec<Endpoint>, address: IpAddr, port: u16, weight: u32) {
-    let endpoint = Endpoint { host: EndpointHost::Ip(address), port, weight };
+    let endpoint = Endpoint { host: EndpointHost::Ip(address), port, weight, priority: 0 };
     if !all.contains(&endpoint) {
         all.push(endpoint);
     }

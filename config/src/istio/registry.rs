@@ -160,9 +160,8 @@ impl<'s, 'n, 'r, 'o> Registry<'s, 'n, 'r, 'o> {
             None => None,
             Some((view, name)) => Some(self.subset(view, name, &host, defined, diagnostics)?),
         };
-        // A subset without labels is the whole service, unless it is spoken to in another way.
-        let subset = subset
-            .filter(|subset| !subset.labels.is_empty() || (carried == Carried::Ended && subset.has_policy));
+        // A subset without labels is the whole service, unless it has a policy of its own.
+        let subset = subset.filter(|subset| !subset.labels.is_empty() || subset.has_policy);
         let key = (host.to_string(), port, subset.map(|subset| subset.name.to_owned()));
         if let Some(&settled) = self.settled.get(&(key.clone(), carried)) {
             return settled;
@@ -209,7 +208,9 @@ impl<'s, 'n, 'r, 'o> Registry<'s, 'n, 'r, 'o> {
             name = format!("{base}#{number}");
         }
         let http = if http2 { BackendHttp::Http2 } else { BackendHttp::Http1 };
-        let made = builder.backend(Backend { name, endpoints, tls, http, ..Backend::default() })?;
+        let mut backend = Backend { name, endpoints, tls, http, ..Backend::default() };
+        traffic.balancing.shape(&mut backend);
+        let made = builder.backend(backend)?;
         self.made.insert(key.clone(), made);
         self.settled.insert((key, carried), Some(made));
         Some(made)
@@ -368,7 +369,9 @@ impl<'s, 'n, 'r, 'o> Registry<'s, 'n, 'r, 'o> {
         for rule in rules {
             let index = self.sources.rules.iter().position(|other| std::ptr::eq(other, rule));
             if index.is_some_and(|index| self.told.insert((index, carried))) {
-                subset::tell_policies(rule, carried == Carried::Ended, diagnostics);
+                let other = if carried == Carried::Ended { Carried::Through } else { Carried::Ended };
+                let is_first = index.is_none_or(|index| !self.told.contains(&(index, other)));
+                subset::tell_policies(rule, carried == Carried::Ended, is_first, diagnostics);
             }
         }
     }
@@ -393,6 +396,7 @@ impl<'s, 'n, 'r, 'o> Registry<'s, 'n, 'r, 'o> {
                     host: EndpointHost::Ip(at.ip()),
                     port: at.port(),
                     weight: 1,
+                    priority: 0,
                 };
                 return Some(addresses.iter().map(endpoint).collect());
             }
@@ -528,7 +532,12 @@ fn left_to_dns(
     let message =
         format!("in no ServiceEntry and no Service: left to DNS (or to --resolve {host}:{port}:ADDRESS)");
     view.note(message).emit(diagnostics);
-    Some(vec![Endpoint { host: EndpointHost::Dns(HostName::from(name.clone())), port, weight: 1 }])
+    Some(vec![Endpoint {
+        host: EndpointHost::Dns(HostName::from(name.clone())),
+        port,
+        weight: 1,
+        priority: 0,
+    }])
 }
 
 /// Says which objects define a host in vain.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{export_to::ExportTo, labels::Labels, object::Object};
+use super::{balancing, export_to::ExportTo, labels::Labels, object::Object};
 use crate::{
     decode::{Diagnostics, View},
     model::rank::Seniority,
@@ -125,7 +125,14 @@ pub(super) fn rules_for<'r, 'n>(
 }
 
 /// Warns of what a rule for a destination would change on the wire.
-pub(super) fn tell_policies(rule: &DestinationRule<'_>, ended: bool, diagnostics: &mut Diagnostics) {
+///
+/// What is the same however bytes come there is told the `first` time only.
+pub(super) fn tell_policies(
+    rule: &DestinationRule<'_>,
+    ended: bool,
+    first: bool,
+    diagnostics: &mut Diagnostics,
+) {
     let subsets = rule.spec.peek("subsets").map(|view| view.list("a list", &mut Diagnostics::default()));
     let policies = subsets
         .unwrap_or_default()
@@ -137,6 +144,9 @@ pub(super) fn tell_policies(rule: &DestinationRule<'_>, ended: bool, diagnostics
             policy.peek("portLevelSettings").map(|view| view.list("a list", &mut Diagnostics::default()));
         for policy in ports.unwrap_or_default().iter().chain([&policy]) {
             tell_policy(policy, ended, diagnostics);
+            if first {
+                balancing::tell(policy, diagnostics);
+            }
         }
     }
 }

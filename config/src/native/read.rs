@@ -6,13 +6,14 @@ use strum::VariantArray as _;
 
 use super::{
     backend_tls::{self, Towards},
+    balancing,
     http::{self, NativeRule},
     reference::{BACKENDS, backend_refs, name},
     terminate::{self, Terminate},
 };
 use crate::{
     decode::{Diagnostics, View},
-    kind::{Codec as _, Count, MOST},
+    kind::{Codec as _, Count, MOST, Time},
     model::{Backend, Endpoint, EndpointHost, Policy, Target, http::HttpsRedirect},
     name::{HostName, HostPattern},
 };
@@ -176,11 +177,12 @@ pub(super) fn route<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Optio
 
 pub(super) fn backend<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Option<NativeBackend<'n>> {
     let mut fields = view.fields(
-        "a backend: {name, endpoints, source, same_host, max_connections, max_pending, tls, http}",
+        "a backend: {name, endpoints, source, same_host, max_connections, max_pending, connect_timeout, \
+         load_balancing, affinity, tls, http}",
         diagnostics,
     )?;
     let name = fields.require("name", "a unique name", diagnostics).and_then(|view| name(&view, diagnostics));
-    let expected = "host:port, or {address: host:port, weight}";
+    let expected = "host:port, or {address: host:port, weight, priority}";
     let endpoints = fields.require("endpoints", expected, diagnostics).map(|list| {
         let items = list.one_or_more(expected, diagnostics);
         items.iter().filter_map(|item| endpoint(item, diagnostics)).collect()
@@ -194,25 +196,43 @@ pub(super) fn backend<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Opt
     let max_connections =
         fields.take("max_connections").and_then(|view| Count(1..=MOST).read(&view, diagnostics));
     let max_pending = fields.take("max_pending").and_then(|view| Count(0..=MOST).read(&view, diagnostics));
+    let connect_timeout =
+        fields.take("connect_timeout").and_then(|view| Time::POSITIVE.read(&view, diagnostics));
+    let load_balancing = fields
+        .take("load_balancing")
+        .and_then(|view| balancing::load_balancing(&view, diagnostics))
+        .unwrap_or_default();
+    let affinity = fields.take("affinity").and_then(|view| balancing::affinity(&view, diagnostics));
     let (tls, http) = (fields.take("tls"), fields.take("http"));
     let towards = backend_tls::read(tls.as_ref(), http.as_ref(), diagnostics);
     fields.finish(diagnostics);
-    let backend = Backend { source, same_host, max_connections, max_pending, ..Backend::default() };
+    let backend = Backend {
+        source,
+        same_host,
+        max_connections,
+        max_pending,
+        load_balancing,
+        affinity,
+        connect_timeout,
+        ..Backend::default()
+    };
     Some(NativeBackend { view: view.clone(), name: name?, endpoints: endpoints?, backend, towards: towards? })
 }
 
 fn endpoint(view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<Endpoint> {
     if view.is_text() {
         let (host, port) = address(view, diagnostics)?;
-        return Some(Endpoint { host, port, weight: 1 });
+        return Some(Endpoint { host, port, weight: 1, priority: 0 });
     }
-    let mut fields = view.fields("host:port, or {address: host:port, weight}", diagnostics)?;
+    let mut fields = view.fields("host:port, or {address: host:port, weight, priority}", diagnostics)?;
     let at = fields.require("address", "host:port", diagnostics).and_then(|view| address(&view, diagnostics));
     let weight =
         fields.take("weight").map_or(Some(1), |view| view.number(0..=Target::MAX_WEIGHT, diagnostics));
+    let priority =
+        fields.take("priority").map_or(Some(0), |view| view.number(0..=Endpoint::MAX_PRIORITY, diagnostics));
     fields.finish(diagnostics);
     let (host, port) = at?;
-    Some(Endpoint { host, port, weight: weight? })
+    Some(Endpoint { host, port, weight: weight?, priority: priority? })
 }
 
 /// `10.0.0.1:443`, `[fd00::1]:443` or `name:443`.

@@ -3,16 +3,19 @@
 //! Settings come from their declarations; what is here beside them are the keys of listeners, routes and backends. A test
 //! holds both to what the reader asks for.
 
+use std::time::Duration;
+
 use super::{backend_tls::Version, read::SEGMENT_BYTES, terminate::Wanted};
 use crate::{
     kind::{Choice, Codec, Kind, MOST},
     model::{
-        Target,
+        Endpoint, Target,
         settings::{Applies, PENDING, Settings, groups},
         termination::TlsVersion,
     },
 };
 
+mod balancing;
 mod http;
 
 /// A key of a mapping.
@@ -89,6 +92,7 @@ pub(crate) fn mappings() -> Vec<Mapping> {
     all.extend([route(), reference(), terminate(), certificate(), http::rule()]);
     all.extend(http::parts());
     all.extend([backend(), endpoint(), backend_tls()]);
+    all.extend(balancing::mappings());
     let defaults = Settings::default();
     for group in groups() {
         let keys = group.settings.iter().map(|setting| Key {
@@ -350,8 +354,13 @@ fn certificate() -> Mapping {
 }
 
 fn backend() -> Mapping {
+    let mut mapping = backend_of(&format!("an eighth of `limits.connections`, at least {}", PENDING.of(0)));
+    mapping.keys.extend(balancing::keys());
+    mapping
+}
+
+fn backend_of(pending: &str) -> Mapping {
     let address = text("host:port", "10.0.0.1:8443");
-    let pending = format!("an eighth of `limits.connections`, at least {}", PENDING.of(0));
     Mapping {
         id: "backend",
         path: "backends[]",
@@ -389,8 +398,14 @@ fn backend() -> Mapping {
             key(
                 "max_pending",
                 Kind::Number { least: 0, most: MOST },
-                &pending,
+                pending,
                 "Connections at once that wait for one of its endpoints to answer; 0 is no limit.",
+            ),
+            key(
+                "connect_timeout",
+                Kind::Duration { least: Duration::from_millis(1) },
+                "that of `timeouts.connect`",
+                "How long connecting to its endpoints may take in all.",
             ),
             key(
                 "tls",
@@ -462,6 +477,13 @@ fn endpoint() -> Mapping {
         keys: vec![
             required("address", text("host:port", "shop.internal:8443"), "Address or name, and port."),
             weight(),
+            key(
+                "priority",
+                Kind::Number { least: 0, most: u64::from(Endpoint::MAX_PRIORITY) },
+                "0",
+                "Endpoints of a higher number are backups: they are for when none of a lower number is available. \
+                 HAProxy's `backup` is 1.",
+            ),
         ],
     }
 }

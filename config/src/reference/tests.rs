@@ -180,6 +180,7 @@ fn is_a(node: Node<'_>, kind: &str) -> bool {
         "array" => node.value() == document::Value::List,
         "boolean" => matches!(text(node), Some("true" | "false")),
         "integer" => text(node).is_some_and(|text| text.parse::<u64>().is_ok()),
+        "number" => text(node).is_some_and(|text| text.parse::<f64>().is_ok()),
         "string" => text(node).is_some_and(|text| text.parse::<u64>().is_err()),
         other => panic!("{other}"),
     }

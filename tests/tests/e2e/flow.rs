@@ -32,13 +32,13 @@ pub(crate) fn yaml(more: &str) -> String {
     yaml_with(&[&format!("{BACKEND}:{BACKEND_PORT}")], more)
 }
 
-/// The same with other endpoints.
+/// The same with other endpoints, which take turns exactly.
 pub(crate) fn yaml_with(endpoints: &[&str], more: &str) -> String {
     let endpoints = endpoints.join("\", \"");
     format!(
         "listeners:\n  - name: front\n    bind: [\"0.0.0.0:{FRONT_PORT}\"]\n\
          routes:\n  - name: www\n    listeners: [front]\n    sni: [\"{NAME}\"]\n    backends: [{{name: pool}}]\n\
-         backends:\n  - name: pool\n    endpoints: [\"{endpoints}\"]\n{more}"
+         backends:\n  - name: pool\n    load_balancing: round_robin\n    endpoints: [\"{endpoints}\"]\n{more}"
     )
 }
 

@@ -9,6 +9,7 @@ use snisplice_tests::suite;
 
 mod access_log;
 mod admin;
+mod balance;
 mod cli;
 mod close;
 mod connect;
@@ -59,6 +60,7 @@ fn main() -> ExitCode {
     let topics = [
         access_log::CASES,
         admin::CASES,
+        balance::CASES,
         cli::CASES,
         close::CASES,
         connect::CASES,

@@ -35,7 +35,11 @@ use super::{
     variables::Facts,
     websocket,
 };
-use crate::{account::access_log::outcome::NO_FLAG, metrics::NONE, upstream::cluster::Cluster};
+use crate::{
+    account::access_log::outcome::NO_FLAG,
+    metrics::NONE,
+    upstream::{balance::hash, cluster::Cluster},
+};
 
 /// The first pause before another try is as long at most, and each further one twice that (Envoy's `base_interval`).
 const PAUSE: Duration = Duration::from_millis(25);
@@ -447,6 +451,14 @@ impl Order<'_> {
         }
     }
 
+    /// Whom the request is from, and for which host.
+    fn caller(&self) -> (IpAddr, u64) {
+        let host = self.authority.rsplit_once(':').map_or(self.authority, |(host, port)| {
+            if port.bytes().all(|byte| byte.is_ascii_digit()) { host } else { self.authority }
+        });
+        (self.connection.client.ip(), hash::server_name(host))
+    }
+
     /// One try: over a connection that is kept, or over a new one.
     async fn attempt(
         &self,
@@ -459,9 +471,9 @@ impl Order<'_> {
         let pools = &self.connection.worker.pools;
         let mut may_reuse = true;
         loop {
-            let candidates = cluster.candidates();
+            let mut candidates = cluster.candidates(&self.caller());
             // Its share of the endpoint counts for as long as the request is under way.
-            let Some(lease) = candidates.clone().next() else {
+            let Some(lease) = candidates.next() else {
                 // Names may be looked up at this moment, which connecting waits for.
                 let (sender, _) = self.connect(cluster, backend, candidates).await?;
                 return self
@@ -470,6 +482,8 @@ impl Order<'_> {
                     .map_err(|(failure, _)| failure);
             };
             let address = lease.address();
+            candidates.connected(&lease);
+            candidates.put_back();
             drop(lease);
             if let Some(note) = self.note {
                 note.upstream_host.set(Some(address));
@@ -586,11 +600,11 @@ impl Order<'_> {
         candidates: crate::upstream::candidates::Candidates,
     ) -> Result<(Sender, Option<SocketAddr>), Failure> {
         let Connection { connector, admission, worker, .. } = &**self.connection;
-        let limit = self.snapshot.model.runtime.timeouts.connect;
+        let limit = cluster.connect_timeout.unwrap_or(self.snapshot.model.runtime.timeouts.connect);
         let deadline = Instant::now() + limit;
         let mut candidates = Some(candidates);
         let connected = loop {
-            let candidates = candidates.take().unwrap_or_else(|| cluster.candidates());
+            let candidates = candidates.take().unwrap_or_else(|| cluster.candidates(&self.caller()));
             match connector.connect(cluster, candidates, limit, admission).await {
                 Ok(connected) => break connected,
                 // Connections that wait for requests take no place from one that has a request.

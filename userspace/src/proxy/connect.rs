@@ -30,7 +30,9 @@ use crate::{
     log::log_limit,
     metrics::labels::{CloseReason, ConnectFailure},
     net::sockopt,
-    upstream::{attempt::AttemptError, candidates::Candidates, cluster::Cluster, lease::Lease},
+    upstream::{
+        attempt::AttemptError, caller::Caller, candidates::Candidates, cluster::Cluster, lease::Lease,
+    },
 };
 
 mod race;
@@ -162,11 +164,30 @@ impl Context<'_> {
 /// attempt is safe, after a failure and also beside one that takes long. A client that resets meanwhile ends the attempts.
 pub async fn connect(
     backend: &Cluster,
-    client: &TcpStream,
+    client: Client<'_>,
     limit: Duration,
     service: &Service,
 ) -> Result<Upstream, ConnectError> {
-    connect_among(backend, backend.candidates(), Some(client), limit, service).await
+    connect_among(backend, backend.candidates(&client), Some(client.socket), limit, service).await
+}
+
+/// The client that a connection is for.
+#[derive(Debug, Clone, Copy)]
+pub struct Client<'c> {
+    /// Its socket.
+    pub socket: &'c TcpStream,
+    /// The hash of the server name that it asks for.
+    pub name: Option<u64>,
+}
+
+impl Caller for Client<'_> {
+    fn source(&self) -> Option<IpAddr> {
+        self.socket.peer_addr().ok().map(|address| address.ip())
+    }
+
+    fn server_name(&self) -> Option<u64> {
+        self.name
+    }
 }
 
 /// The same with endpoints in this order, and perhaps for no client alone.
@@ -179,7 +200,7 @@ pub async fn connect_among(
 ) -> Result<Upstream, ConnectError> {
     let context = Context { backend, client, service };
     let Some(first) = candidates.next() else {
-        return Box::pin(connect_once_looked_up(context, limit)).await;
+        return Box::pin(connect_once_looked_up(context, candidates, limit)).await;
     };
     let begun = Instant::now();
     let patience = if candidates.remaining() > 0 {
@@ -197,7 +218,10 @@ pub async fn connect_among(
         () = sleep(patience) => None,
     };
     match result {
-        Some(Ok(connected)) => Ok(connected.to(first)),
+        Some(Ok(connected)) => {
+            candidates.connected(&first);
+            Ok(connected.to(first))
+        }
         Some(Err(error)) => {
             let last = context.failed(first, error);
             if candidates.remaining() == 0 {
@@ -233,14 +257,18 @@ impl<F> Drop for First<'_, F> {
 }
 
 /// The same for a backend without an endpoint: waits for the first look-up of its names.
-async fn connect_once_looked_up(context: Context<'_>, limit: Duration) -> Result<Upstream, ConnectError> {
+async fn connect_once_looked_up(
+    context: Context<'_>,
+    candidates: Candidates,
+    limit: Duration,
+) -> Result<Upstream, ConnectError> {
     let begun = Instant::now();
     tokio::select! {
         biased;
         _ = timeout(limit, context.backend.looked_up()) => {}
         () = reset(context.client) => return Err(ConnectError::ClientGone),
     }
-    let candidates: Candidates = context.backend.candidates();
+    let candidates = context.backend.renewed(candidates);
     if candidates.remaining() == 0 {
         return Err(ConnectError::NoEndpoint { backend: context.backend.name.to_string() });
     }

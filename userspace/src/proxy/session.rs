@@ -13,7 +13,7 @@ use snisplice_tls::error::HelloError;
 use tokio::{net::TcpStream, time::timeout};
 
 use super::{
-    connect::{Upstream, connect},
+    connect::{Client, Upstream, connect},
     hello::{HelloReader, Received},
     http,
     refuse::{Refusal, RouteVerdict},
@@ -26,7 +26,7 @@ use crate::{
     limits::{Overload, admission::Permit},
     metrics::labels::CloseReason,
     net::sockopt,
-    upstream::{cluster::Cluster, lease::Lease},
+    upstream::{balance::hash, cluster::Cluster, lease::Lease},
 };
 
 /// Serves one accepted connection to its end, for as long as it holds a `permit`.
@@ -107,10 +107,10 @@ async fn establish(
         let received = wait_for_hello(&client, &mut reader, &snapshot.model, permit).await;
         route(listener, account, received, || begins_request(&reader, &client))
     };
-    let cluster = match action {
-        Action::Pass(rule) => {
+    let (cluster, name) = match action {
+        Action::Pass(rule, name) => {
             account.routed(snapshot.label(rule));
-            snapshot.next_target(rule).ok_or(CloseReason::BackendRejected)?
+            (snapshot.next_target(rule).ok_or(CloseReason::BackendRejected)?, name)
         }
         Action::Terminate(rule, termination) => {
             account.routed(snapshot.label(rule));
@@ -121,7 +121,7 @@ async fn establish(
         }
         Action::Refuse(refusal) => {
             let backend = refusal.apply(&client, listener, account, service).await?;
-            snapshot.cluster(backend)
+            (snapshot.cluster(backend), None)
         }
         Action::Http => {
             return Ok(Established::Http(Box::new(http::Plain { client, read: reader.into_bytes() })));
@@ -131,7 +131,8 @@ async fn establish(
 
     account.goes_to(cluster.name.clone());
     let Upstream { stream: backend, lease, announced } =
-        connect_within_limits(cluster, &client, &snapshot.model, service, permit).await?;
+        connect_within_limits(cluster, Client { socket: &client, name }, &snapshot.model, service, permit)
+            .await?;
     account.has_sockets([client.as_raw_fd(), backend.as_raw_fd()]);
     let (hello, keepalive) = (reader.into_bytes(), Some(service.keepalive.clone()));
     Ok(Established::Passed(Pair { client, backend, hello, same_host: announced, keepalive }, lease))
@@ -176,8 +177,8 @@ async fn wait_for_hello(
 
 /// What a listener does with a client.
 enum Action<'s> {
-    /// Its rule says where it goes.
-    Pass(&'s Rule),
+    /// Its rule says where it goes; with the hash of its server name.
+    Pass(&'s Rule, Option<u64>),
     /// Its rule ends TLS like this.
     Terminate(&'s Arc<Rule>, &'s Arc<Termination>),
     /// The policy for this says what becomes of it.
@@ -219,7 +220,9 @@ fn route<'s>(
     };
     match rule {
         Some(rule) => match &rule.termination {
-            None => Action::Pass(rule),
+            None => {
+                Action::Pass(rule, hello.server_name.as_ref().map(|name| hash::server_name(name.as_str())))
+            }
             Some(termination) => Action::Terminate(rule, termination),
         },
         None => Action::Refuse(Refusal { verdict, listens: !hello.early_data }),
@@ -229,14 +232,15 @@ fn route<'s>(
 /// Connects to an endpoint of the cluster, unless its limits forbid that.
 pub(super) async fn connect_within_limits(
     cluster: &Cluster,
-    client: &TcpStream,
+    client: Client<'_>,
     model: &Model,
     service: &Service,
     permit: &Permit,
 ) -> Result<Upstream, CloseReason> {
-    let Cluster { max_connections, max_pending, .. } = *cluster;
+    let Cluster { max_connections, max_pending, connect_timeout, .. } = *cluster;
+    let limit = connect_timeout.unwrap_or(model.runtime.timeouts.connect);
     let pending = permit.connect(&cluster.name, max_connections, max_pending, StdInstant::now())?;
-    let connected = connect(cluster, client, model.runtime.timeouts.connect, service).await;
+    let connected = connect(cluster, client, limit, service).await;
     drop(pending);
     match connected {
         Ok(upstream) => {

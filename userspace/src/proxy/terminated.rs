@@ -11,7 +11,7 @@ use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::client;
 
 use self::copy::{Socket, copy};
-use super::{http, refuse::farewell, service::Service, session::connect_within_limits};
+use super::{connect::Client, http, refuse::farewell, service::Service, session::connect_within_limits};
 use crate::{
     account::{Account, registry::Registration},
     limits::admission::Permit,
@@ -23,6 +23,7 @@ use crate::{
         handshake::{self, ServerStream},
         upstream::Protocol,
     },
+    upstream::balance::hash,
 };
 
 mod copy;
@@ -151,7 +152,9 @@ async fn connect(
     let cluster = snapshot.cluster(id);
     account.goes_to(cluster.name.clone());
     let socket = client.socket();
-    let upstream = connect_within_limits(cluster, socket, &snapshot.model, service, permit).await?;
+    let name = client.get_ref().1.server_name().map(hash::server_name);
+    let from = Client { socket, name };
+    let upstream = connect_within_limits(cluster, from, &snapshot.model, service, permit).await?;
     account.has_sockets([socket.as_raw_fd(), upstream.stream.as_raw_fd()]);
     // Where it fails, a peer that is gone is noticed later.
     let _ = service.keepalive.apply(&upstream.stream);

@@ -213,6 +213,7 @@ mod tests {
                 host: EndpointHost::Dns(HostName::parse(host).unwrap()),
                 port: 443,
                 weight: 1,
+                priority: 0,
             });
             host_of(&Backend {
                 name: name.to_owned(),

@@ -1,110 +1,381 @@
-//! Weighted round robin as a function of a counter.
+//! The choice among the endpoints of a backend.
 //!
-//! Pure: the counter is an argument, so a distribution is exact and testable, and workers share nothing but one
-//! atomic increment.
+//! Pure: turns, random numbers, hashes, loads and availability are arguments, so that a distribution can be tested exactly.
+//! [`Balancer::first`] is the choice of the ordinary connection: it allocates nothing, and only `least_connections` and
+//! `source_hash` ask about each endpoint. [`Balancer::next`] chooses among the rest, where the first choice is not available
+//! or its attempt failed.
 
-/// Weights of a group, prepared for picking.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Wheel {
-    /// Sums of the weights up to and including each member.
-    sums: Vec<u64>,
-    /// How far the wheel turns for each pick: coprime to the total, so that one whole turn visits every slot
-    /// once, and near the golden section of it, so that the picks of one member are spread out.
-    stride: u64,
+use std::{ops::Range, sync::Arc};
+
+use snisplice_config::model::balancing::{Algorithm, LoadBalancing};
+
+use self::{maglev::Table, round_robin::Wheel, slow_start::FULL};
+
+pub mod hash;
+pub mod maglev;
+pub mod rendezvous;
+pub mod round_robin;
+pub mod slow_start;
+
+/// What the choice asks about the endpoints, by their number.
+pub trait Group {
+    /// Attempts and connections of it.
+    fn active(&self, member: usize) -> u32;
+
+    /// Whether connections should go there.
+    fn is_available(&self, member: usize) -> bool;
+
+    /// The part of its weight that it has in slow start, of [`FULL`].
+    fn part(&self, member: usize) -> u32;
 }
 
-impl Wheel {
-    /// Prepares a group; members of weight 0 are never picked.
+/// What is chosen next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// This one.
+    Member(usize),
+    /// Fewer are available than the panic threshold asks for: what was chosen first, available or not.
+    Panic,
+    /// None is left that is available.
+    None,
+}
+
+/// A set of endpoints, prepared for choosing.
+#[derive(Debug)]
+pub struct Balancer {
+    algorithm: Algorithm,
+    /// Percent.
+    hash_balance_factor: Option<u32>,
+    slow_start: bool,
+    /// Percent.
+    panic_threshold: u8,
+    /// Of all members.
+    wheel: Wheel,
+    /// Of those with the first priority, where there are others.
+    first_wheel: Option<Wheel>,
+    /// The members of each priority, the first one first.
+    tiers: Box<[Range<usize>]>,
+    /// Of the members, for the hashing algorithms.
+    hashes: Box<[u64]>,
+    /// Of the first priority.
+    table: Option<Arc<Table>>,
+}
+
+/// A member of a set, as it is prepared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Weighted {
+    /// [`hash::endpoint`] of its address.
+    pub hash: u64,
+    /// Its share; not 0.
+    pub weight: u32,
+    /// Members of a higher number are chosen when none of a lower one is available.
+    pub priority: u8,
+}
+
+impl Balancer {
+    /// Of members in the order of their priority. `table` gives the table of a set for Maglev hashing, which may be one that
+    /// is known.
     #[must_use]
-    pub fn new(weights: impl IntoIterator<Item = u32>) -> Self {
-        let mut sums: Vec<u64> = weights
-            .into_iter()
-            .scan(0_u64, |sum, weight| {
-                *sum += u64::from(weight);
-                Some(*sum)
-            })
-            .collect();
-        // 100:100 and 1:1 mean the same, and the smaller wheel is exact sooner.
-        let common = sums.iter().fold(0, |divisor, &sum| gcd(divisor, sum));
-        if common > 1 {
-            for sum in &mut sums {
-                *sum /= common;
+    pub fn new(
+        members: &[Weighted],
+        how: &LoadBalancing,
+        panic_threshold: u8,
+        table: impl FnOnce(&[Weighted]) -> Option<Arc<Table>>,
+    ) -> Self {
+        let mut tiers: Vec<Range<usize>> = Vec::new();
+        for (at, member) in members.iter().enumerate() {
+            match tiers.last_mut() {
+                Some(tier) if members[tier.start].priority == member.priority => tier.end = at + 1,
+                _ => tiers.push(at..at + 1),
             }
         }
-        let total = sums.last().copied().unwrap_or(0);
-        Self { stride: coprime_near(total, total * 618 / 1000), sums }
+        let first = tiers.first().map_or(&[][..], |tier| &members[tier.clone()]);
+        let wheel = |members: &[Weighted]| Wheel::new(members.iter().map(|member| member.weight));
+        let hashes = members.iter().map(|member| member.hash).filter(|_| how.algorithm.hashes());
+        Self {
+            algorithm: how.algorithm,
+            hash_balance_factor: how.hash_balance_factor,
+            slow_start: how.slow_start.is_some(),
+            panic_threshold,
+            wheel: wheel(members),
+            first_wheel: (tiers.len() > 1).then(|| wheel(first)),
+            hashes: hashes.collect(),
+            table: if how.algorithm == Algorithm::Maglev { table(first) } else { None },
+            tiers: tiers.into(),
+        }
     }
 
-    /// The member for the `turn`th pick; `None` if all weights are 0. Any run of as many picks as the weights add
-    /// up to (after division by their common factor) gives each member exactly its weight.
+    /// Its table for Maglev hashing.
     #[must_use]
-    pub fn pick(&self, turn: u64) -> Option<usize> {
-        let total = *self.sums.last().filter(|&&total| total > 0)?;
-        // Both factors are below 2^32 times the number of members; the remainder first keeps the product small.
-        let slot = u128::from(turn % total) * u128::from(self.stride) % u128::from(total);
-        Some(self.sums.partition_point(|&sum| u128::from(sum) <= slot))
+    pub fn table(&self) -> Option<&Arc<Table>> {
+        self.table.as_ref()
+    }
+
+    fn first_wheel(&self) -> &Wheel {
+        self.first_wheel.as_ref().unwrap_or(&self.wheel)
+    }
+
+    fn weight(&self, member: usize) -> u64 {
+        let slots = self.wheel.slots(member);
+        slots.end - slots.start
+    }
+
+    /// The weight that a member has now.
+    fn effective(&self, member: usize, group: &impl Group) -> u64 {
+        let part = if self.slow_start { group.part(member) } else { FULL };
+        self.weight(member) * u64::from(part)
+    }
+
+    /// The choice for a connection with this key: its turn for `round_robin`, the hash of what it is chosen by for
+    /// `source_hash` and `maglev`, else a random number. `None` if the set is empty. What is chosen may be unavailable.
+    #[must_use]
+    pub fn first(&self, key: u64, group: &impl Group) -> Option<usize> {
+        let tier = self.tiers.first()?;
+        if tier.len() == 1 {
+            return Some(tier.start);
+        }
+        match self.algorithm {
+            Algorithm::RoundRobin if !self.slow_start => self.first_wheel().pick(key),
+            Algorithm::RoundRobin => {
+                let first = self.first_wheel().pick(key)?;
+                let dice = hash::mix(key);
+                let is_taken = hash::scale(dice, FULL.into()) < u64::from(group.part(first));
+                // The dice that have decided say nothing new.
+                Some(if is_taken { first } else { self.draw(hash::mix(dice), None, group) })
+            }
+            Algorithm::RandomTwoChoices => {
+                let one = self.draw(key, None, group);
+                let other = self.draw(hash::mix(key), Some(one), group);
+                Some(self.better(one, other, group))
+            }
+            Algorithm::LeastConnections => self
+                .least(key, tier.clone(), group, |member| group.is_available(member))
+                .or_else(|| self.first_wheel().pick(key)),
+            Algorithm::SourceHash | Algorithm::Maglev => {
+                let first = match &self.table {
+                    Some(table) => table.pick(key),
+                    None => self.best(key, tier.clone(), |_| true)?,
+                };
+                if self.hash_balance_factor.is_some() {
+                    let bounds = self.bounds(tier.clone(), group, |member| group.is_available(member));
+                    if !bounds.admit(self, first, group) {
+                        let admits = |member| group.is_available(member) && bounds.admit(self, member, group);
+                        return self.best(key, tier.clone(), admits).or(Some(first));
+                    }
+                }
+                Some(first)
+            }
+        }
+    }
+
+    /// The key for [`Self::next`] after [`Self::first`].
+    #[must_use]
+    pub fn after_first(&self, key: u64) -> u64 {
+        match self.algorithm {
+            Algorithm::RoundRobin => self.first_wheel().rest_of(key),
+            Algorithm::RandomTwoChoices | Algorithm::LeastConnections => hash::mix(key),
+            Algorithm::SourceHash | Algorithm::Maglev => key,
+        }
+    }
+
+    /// The next choice among the members that are available and not among the `passed` ones: the first priority that has as
+    /// many available as the panic threshold asks for, and one that is left. `key` becomes that of the choice after it.
+    #[must_use]
+    pub fn next(&self, key: &mut u64, group: &impl Group, passed: &[u32]) -> Next {
+        let mut panics = false;
+        for tier in &self.tiers {
+            let admits = |member: usize| group.is_available(member) && !contains(passed, member);
+            let available = tier.clone().filter(|member| group.is_available(*member)).count();
+            if available * 100 < tier.len() * usize::from(self.panic_threshold) {
+                panics = true;
+                continue;
+            }
+            if let Some(member) = self.among(key, tier, group, admits) {
+                return Next::Member(member);
+            }
+        }
+        if panics { Next::Panic } else { Next::None }
+    }
+
+    /// The next choice among all members but the `passed` ones, available or not.
+    #[must_use]
+    pub fn next_of_all(&self, key: &mut u64, group: &impl Group, passed: &[u32]) -> Option<usize> {
+        self.tiers.iter().find_map(|tier| self.among(key, tier, group, |member| !contains(passed, member)))
+    }
+
+    fn among(
+        &self,
+        key: &mut u64,
+        tier: &Range<usize>,
+        group: &impl Group,
+        admits: impl Fn(usize) -> bool + Copy,
+    ) -> Option<usize> {
+        match self.algorithm {
+            Algorithm::RoundRobin => {
+                let (member, rest) = self.wheel.pick_among(*key, tier.clone(), admits)?;
+                *key = rest;
+                Some(member)
+            }
+            Algorithm::RandomTwoChoices => {
+                *key = hash::mix(*key);
+                let one = self.draw_among(*key, tier.clone(), group, admits)?;
+                *key = hash::mix(*key);
+                let other =
+                    self.draw_among(*key, tier.clone(), group, |member| member != one && admits(member));
+                Some(other.map_or(one, |other| self.better(one, other, group)))
+            }
+            Algorithm::LeastConnections => {
+                *key = hash::mix(*key);
+                self.least(*key, tier.clone(), group, admits)
+            }
+            Algorithm::SourceHash | Algorithm::Maglev => {
+                if self.hash_balance_factor.is_some() {
+                    let bounds = self.bounds(tier.clone(), group, admits);
+                    let bounded = |member| admits(member) && bounds.admit(self, member, group);
+                    if let Some(member) = self.best(*key, tier.clone(), bounded) {
+                        return Some(member);
+                    }
+                }
+                self.best(*key, tier.clone(), admits)
+            }
+        }
+    }
+
+    /// One of the first priority by weight and a random number, without `but`.
+    fn draw(&self, random: u64, but: Option<usize>, group: &impl Group) -> usize {
+        /// With the least weight of Envoy's default, a tenth, all of them are in vain once in five.
+        const TRIES: u32 = 16;
+        let wheel = self.first_wheel();
+        let (mut random, mut tries) = (random, 0);
+        loop {
+            let without = but.map_or(0..0, |member| wheel.slots(member));
+            let mut slot = hash::scale(random, wheel.total() - (without.end - without.start));
+            if slot >= without.start {
+                slot += without.end - without.start;
+            }
+            let member = wheel.at(slot);
+            tries += 1;
+            random = hash::mix(random);
+            // A draw that is in vain leaves the shares of the others as they are to each other.
+            let is_taken = !self.slow_start
+                || tries == TRIES
+                || hash::scale(random, FULL.into()) < u64::from(group.part(member));
+            if is_taken {
+                return member;
+            }
+            random = hash::mix(random);
+        }
+    }
+
+    /// One of those that are admitted by weight and a random number.
+    fn draw_among(
+        &self,
+        random: u64,
+        members: Range<usize>,
+        group: &impl Group,
+        admits: impl Fn(usize) -> bool,
+    ) -> Option<usize> {
+        let admitted = || members.clone().filter(|member| admits(*member));
+        let total: u64 = admitted().map(|member| self.effective(member, group)).sum();
+        let mut slot = hash::scale(random, total);
+        admitted().find(|member| {
+            let weight = self.effective(*member, group);
+            let is_found = slot < weight;
+            slot = slot.saturating_sub(weight);
+            is_found
+        })
+    }
+
+    /// The one that is available, or has fewer connections for its weight; the first of two equal ones, so that the weights
+    /// alone decide where nothing is to do.
+    fn better(&self, one: usize, other: usize, group: &impl Group) -> usize {
+        match (group.is_available(one), group.is_available(other)) {
+            (true, false) => one,
+            (false, true) => other,
+            _ if self.is_lighter(other, one, group) => other,
+            _ => one,
+        }
+    }
+
+    fn is_lighter(&self, one: usize, than: usize, group: &impl Group) -> bool {
+        let load = |active, weight| u128::from(active) * u128::from(weight);
+        load(group.active(one), self.effective(than, group))
+            < load(group.active(than), self.effective(one, group))
+    }
+
+    /// The one with the fewest connections for its weight; of equal ones, one by weight and a random number.
+    fn least(
+        &self,
+        random: u64,
+        members: Range<usize>,
+        group: &impl Group,
+        admits: impl Fn(usize) -> bool,
+    ) -> Option<usize> {
+        let mut random = random;
+        // The load and the weight of the best one, and the weights of all that are as good.
+        let mut best: Option<(usize, u32, u64, u64)> = None;
+        for member in members.filter(|member| admits(*member)) {
+            let (active, weight) = (group.active(member), self.effective(member, group));
+            let Some((_, least, of, ties)) = &mut best else {
+                best = Some((member, active, weight, weight));
+                continue;
+            };
+            let (load, known) =
+                (u128::from(active) * u128::from(*of), u128::from(*least) * u128::from(weight));
+            if load < known {
+                best = Some((member, active, weight, weight));
+            } else if load == known {
+                *ties += weight;
+                random = hash::mix(random);
+                if hash::scale(random, *ties) < weight {
+                    best = Some((member, active, weight, *ties));
+                }
+            }
+        }
+        best.map(|(member, ..)| member)
+    }
+
+    /// The one with the best score for the key.
+    fn best(&self, key: u64, members: Range<usize>, admits: impl Fn(usize) -> bool) -> Option<usize> {
+        #[expect(clippy::cast_precision_loss, reason = "weights are below 2^20, or a sum of such")]
+        let score = |member: usize| rendezvous::score(self.hashes[member], key, self.weight(member) as f64);
+        members
+            .filter(|member| admits(*member))
+            .map(|member| (member, score(member)))
+            .max_by(|(_, one), (_, other)| one.total_cmp(other))
+            .map(|(member, _)| member)
+    }
+
+    fn bounds(&self, members: Range<usize>, group: &impl Group, admits: impl Fn(usize) -> bool) -> Bounds {
+        let mut bounds = Bounds { active: 1, weights: 0 };
+        for member in members.filter(|member| admits(*member)) {
+            bounds.active += u64::from(group.active(member));
+            bounds.weights += self.weight(member);
+        }
+        bounds
     }
 }
 
-fn gcd(a: u64, b: u64) -> u64 {
-    if b == 0 { a } else { gcd(b, a % b) }
+/// What bounds the connections of each member: those of all, with the one that is to come, and the weights of all.
+struct Bounds {
+    active: u64,
+    weights: u64,
 }
 
-/// The number nearest to `wanted`, going up, that shares no factor with `total`.
-fn coprime_near(total: u64, wanted: u64) -> u64 {
-    // Among as many numbers in a row as the total there is always one, for example that before a multiple of it.
-    (wanted.max(1)..=wanted + total + 1).find(|&candidate| gcd(candidate, total.max(1)) == 1).unwrap_or(1)
+impl Bounds {
+    /// Whether the member has less than its fair share times the factor (Mirrokni, Thorup and Zadimoghaddam, "Consistent
+    /// hashing with bounded loads", 2016).
+    fn admit(&self, balancer: &Balancer, member: usize, group: &impl Group) -> bool {
+        let Some(factor) = balancer.hash_balance_factor else { return true };
+        let share = u128::from(self.active) * u128::from(balancer.weight(member)) * u128::from(factor);
+        let most = share.div_ceil((u128::from(self.weights) * 100).max(1));
+        u128::from(group.active(member)) < most
+    }
+}
+
+fn contains(passed: &[u32], member: usize) -> bool {
+    passed.iter().any(|passed| usize::try_from(*passed) == Ok(member))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn counts(weights: &[u32], turns: std::ops::Range<u64>) -> Vec<u64> {
-        let wheel = Wheel::new(weights.iter().copied());
-        let mut counts = vec![0; weights.len()];
-        for turn in turns {
-            counts[wheel.pick(turn).unwrap()] += 1;
-        }
-        counts
-    }
-
-    #[test]
-    fn one_whole_turn_is_exact_from_wherever_it_starts() {
-        for start in [0, 1, 7, u64::from(u32::MAX)] {
-            assert_eq!(counts(&[5, 3, 2, 0, 1], start..start + 11), [5, 3, 2, 0, 1]);
-        }
-    }
-
-    #[test]
-    fn a_common_factor_does_not_make_the_turn_longer() {
-        assert_eq!(counts(&[300, 100], 0..4), [3, 1]);
-    }
-
-    #[test]
-    fn equal_members_take_turns() {
-        let wheel = Wheel::new([1, 1]);
-        let picks: Vec<_> = (0..6).map(|turn| wheel.pick(turn).unwrap()).collect();
-        assert!(picks.windows(2).all(|pair| pair[0] != pair[1]), "{picks:?}");
-    }
-
-    #[test]
-    fn a_light_member_is_not_served_in_one_burst() {
-        let wheel = Wheel::new([90, 10]);
-        let light: Vec<u64> = (0..100).filter(|&turn| wheel.pick(turn) == Some(1)).collect();
-        assert_eq!(light.len(), 10);
-        assert!(light.windows(2).all(|pair| pair[1] - pair[0] >= 5), "{light:?}");
-    }
-
-    #[test]
-    fn without_weight_nobody_is_picked() {
-        assert_eq!(Wheel::new([]).pick(3), None);
-        assert_eq!(Wheel::new([0, 0]).pick(3), None);
-    }
-
-    #[test]
-    fn the_largest_weights_of_the_gateway_api_do_not_overflow() {
-        let wheel = Wheel::new([1_000_000; 16]);
-        assert!((0..1000).all(|turn| wheel.pick(u64::MAX - turn).is_some_and(|member| member < 16)));
-    }
-}
+mod tests;

@@ -1,23 +1,84 @@
 //! The order in which one connection tries the endpoints of a backend.
 
-use std::sync::Arc;
+use std::{collections::HashMap, net::SocketAddr, sync::Arc};
 
-use super::{balance::Wheel, endpoint::Endpoint, lease::Lease};
+use snisplice_config::model::balancing::{LoadBalancing, SlowStart};
+
+use super::{
+    affinity::{Affinity, Client},
+    balance::{Balancer, Group, Next, Weighted, hash, maglev::Table, slow_start::FULL},
+    endpoint::{Endpoint, uptime},
+    lease::Lease,
+};
+
+/// An endpoint of a backend, as it is configured.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The endpoint.
+    pub endpoint: Arc<Endpoint>,
+    /// Its share; 0 receives nothing.
+    pub weight: u32,
+    /// Endpoints of a higher number are for when none of a lower one is available.
+    pub priority: u8,
+}
 
 /// The endpoints that a backend has right now, with their weights. Replaced as a whole when a name gets other addresses.
 #[derive(Debug)]
 pub struct Members {
+    /// In the order of their priority.
     endpoints: Vec<Arc<Endpoint>>,
-    wheel: Wheel,
+    /// What the balancer was made from.
+    weighted: Vec<Weighted>,
+    balancer: Balancer,
+    slow_start: Option<SlowStart>,
 }
 
 impl Members {
-    /// Endpoints with their weights; those of weight 0 are left out.
+    /// Endpoints with their weights; those of weight 0 are left out. An address that comes twice has the sum of its weights
+    /// and the first of its priorities. What is known of the `former` set is used again where it is the same.
     #[must_use]
-    pub fn new(weighted: impl IntoIterator<Item = (Arc<Endpoint>, u32)>) -> Self {
-        let (endpoints, weights): (Vec<_>, Vec<_>) =
-            weighted.into_iter().filter(|(_, weight)| *weight > 0).unzip();
-        Self { endpoints, wheel: Wheel::new(weights) }
+    pub fn new(
+        places: impl IntoIterator<Item = Place>,
+        how: &LoadBalancing,
+        panic_threshold: u8,
+        former: Option<&Self>,
+    ) -> Self {
+        let mut all: Vec<Place> = Vec::new();
+        let mut known: HashMap<SocketAddr, usize> = HashMap::new();
+        for place in places.into_iter().filter(|place| place.weight > 0) {
+            if let Some(&at) = known.get(&place.endpoint.address()) {
+                let first = &mut all[at];
+                first.weight = first.weight.saturating_add(place.weight);
+                first.priority = first.priority.min(place.priority);
+            } else {
+                known.insert(place.endpoint.address(), all.len());
+                all.push(place);
+            }
+        }
+        all.sort_by_key(|place| place.priority);
+        let weighted: Vec<_> = (all.iter())
+            .map(|Place { endpoint, weight, priority }| Weighted {
+                hash: hash::endpoint(endpoint.address()),
+                weight: *weight,
+                priority: *priority,
+            })
+            .collect();
+        let table = |first: &[Weighted]| {
+            let former = former.filter(|former| former.weighted.get(..first.len()) == Some(first));
+            let same = former.filter(|former| {
+                former.weighted.get(first.len()).is_none_or(|next| next.priority != first[0].priority)
+            });
+            same.and_then(|former| former.balancer.table().cloned()).or_else(|| {
+                let first: Vec<_> = first.iter().map(|member| (member.hash, member.weight)).collect();
+                Table::new(&first).map(Arc::new)
+            })
+        };
+        Self {
+            balancer: Balancer::new(&weighted, how, panic_threshold, table),
+            endpoints: all.into_iter().map(|place| place.endpoint).collect(),
+            weighted,
+            slow_start: how.slow_start,
+        }
     }
 
     /// The endpoints, each at its place.
@@ -25,50 +86,180 @@ impl Members {
     pub fn endpoints(&self) -> &[Arc<Endpoint>] {
         &self.endpoints
     }
+
+    /// The table for Maglev hashing.
+    #[cfg(test)]
+    pub(super) fn table(&self) -> Option<&Arc<Table>> {
+        self.balancer.table()
+    }
 }
 
-/// The endpoints to try for one connection, best first: the one whose turn it is, then its siblings. Those that have lately
-/// failed come last.
+impl Group for Members {
+    fn active(&self, member: usize) -> u32 {
+        self.endpoints[member].active()
+    }
+
+    fn is_available(&self, member: usize) -> bool {
+        self.endpoints[member].available()
+    }
+
+    fn part(&self, member: usize) -> u32 {
+        self.slow_start.as_ref().map_or(FULL, |rule| self.endpoints[member].part(rule))
+    }
+}
+
+/// What makes a client's connections go to one endpoint.
+#[derive(Debug, Clone)]
+struct Sticky {
+    affinity: Arc<Affinity>,
+    client: Client,
+}
+
+/// The endpoints to try for one connection, best first: the choice of the backend's algorithm, then what it chooses among the
+/// others. Those that are not available come last.
 #[derive(Debug, Clone)]
 pub struct Candidates {
     members: Arc<Members>,
-    /// The one whose turn it is.
-    first: usize,
-    /// Where among its siblings the second one is. Consecutive turns differ, so that the share of an endpoint that fails
-    /// is spread over all others.
-    offset: usize,
-    /// How many have been looked at.
-    position: usize,
-    /// Those that were passed over, in the order in which they were.
-    avoided: Vec<usize>,
-    retried: usize,
+    /// See [`Balancer::first`] and [`Balancer::next`].
+    key: u64,
+    /// Those that have been looked at: first those that were given out, then those that were passed over. Nothing before the
+    /// second one, so that the ordinary connection allocates nothing.
+    passed: Vec<u32>,
+    given: u32,
+    stage: Stage,
+    sticky: Option<Box<Sticky>>,
+}
+
+/// What has been looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Nothing,
+    /// One that was given out, which is not among the `passed` ones yet.
+    One(u32),
+    /// The one that was given out last is to be given out again.
+    Again(u32),
+    /// Several.
+    Available,
+    /// All that are available.
+    All,
 }
 
 impl Candidates {
-    /// For the connection whose turn this is.
+    /// For a connection with this key.
     #[must_use]
-    pub fn new(members: Arc<Members>, turn: u64) -> Self {
-        let count = members.endpoints.len() as u64;
-        let first = members.wheel.pick(turn).unwrap_or_default();
-        let offset = (turn / count.max(1)) % count.saturating_sub(1).max(1);
-        #[expect(clippy::cast_possible_truncation, reason = "less than the number of members")]
-        let offset = offset as usize;
-        Self { members, first, offset, position: 0, avoided: Vec::new(), retried: 0 }
+    pub fn new(members: Arc<Members>, key: u64) -> Self {
+        Self { members, key, passed: Vec::new(), given: 0, stage: Stage::Nothing, sticky: None }
+    }
+
+    /// For the same connection among other endpoints, from the beginning.
+    pub(super) fn among(self, members: Arc<Members>) -> Self {
+        Self { sticky: self.sticky, ..Self::new(members, self.key) }
+    }
+
+    /// With the endpoint first that the client was connected to before, and to be noted which one it is connected to now.
+    pub(super) fn sticky(mut self, affinity: &Arc<Affinity>, client: Client) -> Self {
+        self.sticky = Some(Box::new(Sticky { affinity: affinity.clone(), client }));
+        self
     }
 
     /// How many are left.
     #[must_use]
     pub fn remaining(&self) -> usize {
-        self.members.endpoints.len() - self.position + self.avoided.len() - self.retried
+        self.members.endpoints.len() - self.given as usize
     }
 
-    /// The member at a position of this connection's order.
-    fn member(&self, position: usize) -> usize {
-        let count = self.members.endpoints.len();
-        match position {
-            0 => self.first,
-            _ => (self.first + 1 + (position - 1 + self.offset) % (count - 1)) % count,
+    /// Has the one that was given out last come again, since nothing was tried with it.
+    pub fn put_back(&mut self) {
+        let last = match self.stage {
+            Stage::Nothing => return,
+            Stage::One(first) | Stage::Again(first) => first,
+            Stage::Available | Stage::All => match self.passed.get((self.given as usize).wrapping_sub(1)) {
+                Some(last) => *last,
+                None => return,
+            },
+        };
+        self.stage = Stage::Again(last);
+    }
+
+    /// Notes that the connection has gone to this one of them.
+    pub fn connected(&self, lease: &Lease) {
+        if let Some(sticky) = &self.sticky {
+            sticky.affinity.connected(sticky.client, lease.address(), uptime());
         }
+    }
+
+    /// The endpoint that the client was connected to before.
+    fn former(&self) -> Option<u32> {
+        let Sticky { affinity, client } = &**self.sticky.as_ref()?;
+        let address = affinity.endpoint(client, uptime())?;
+        let at = self.members.endpoints.iter().position(|endpoint| endpoint.address() == address)?;
+        u32::try_from(at).ok()
+    }
+
+    /// The first choice, if it may be tried.
+    fn first(&mut self) -> Option<u32> {
+        if let Some(former) = self.former() {
+            if self.may_try(former) {
+                return Some(former);
+            }
+            self.passed.push(former);
+        }
+        let members = &*self.members;
+        let first = u32::try_from(members.balancer.first(self.key, members)?).ok()?;
+        if self.may_try(first) && !self.passed.contains(&first) {
+            return Some(first);
+        }
+        self.key = members.balancer.after_first(self.key);
+        if !self.passed.contains(&first) {
+            self.passed.push(first);
+        }
+        None
+    }
+
+    /// Whether a member is tried before the others.
+    fn may_try(&self, member: u32) -> bool {
+        let endpoints = &self.members.endpoints;
+        // Without a sibling there is no choice.
+        endpoints.len() == 1 || endpoints[member as usize].is_preferred()
+    }
+
+    /// The choice among those that were not looked at yet.
+    fn following(&mut self) -> Option<u32> {
+        let members = self.members.clone();
+        while self.stage == Stage::Available {
+            match members.balancer.next(&mut self.key, &*members, &self.passed) {
+                Next::Member(member) => {
+                    let member = u32::try_from(member).ok()?;
+                    self.passed.push(member);
+                    if self.may_try(member) {
+                        self.give_last();
+                        return Some(member);
+                    }
+                }
+                Next::Panic | Next::None => {
+                    self.stage = Stage::All;
+                    // The one that was chosen first keeps its turn.
+                    let given = self.given as usize;
+                    self.passed.truncate(given + 1);
+                    if let Some(&first) = self.passed.get(given) {
+                        self.given += 1;
+                        return Some(first);
+                    }
+                }
+            }
+        }
+        let member = members.balancer.next_of_all(&mut self.key, &*members, &self.passed)?;
+        let member = u32::try_from(member).ok()?;
+        self.passed.push(member);
+        self.give_last();
+        Some(member)
+    }
+
+    /// Counts the one that was looked at last among those that were given out.
+    fn give_last(&mut self) {
+        let last = self.passed.len() - 1;
+        self.passed.swap(self.given as usize, last);
+        self.given += 1;
     }
 }
 
@@ -76,37 +267,64 @@ impl Iterator for Candidates {
     type Item = Lease;
 
     fn next(&mut self) -> Option<Lease> {
-        let count = self.members.endpoints.len();
-        while self.position < count {
-            let member = self.member(self.position);
-            self.position += 1;
-            let endpoint = &self.members.endpoints[member];
-            // Without a sibling there is no choice.
-            if count == 1 || endpoint.is_preferred() {
-                return Some(Lease::of(endpoint.clone()));
+        let member = match self.stage {
+            Stage::Nothing => {
+                if let Some(first) = self.first() {
+                    self.stage = Stage::One(first);
+                    self.given = 1;
+                    first
+                } else {
+                    self.stage = Stage::Available;
+                    self.following()?
+                }
             }
-            self.avoided.push(member);
-        }
-        let &member = self.avoided.get(self.retried)?;
-        self.retried += 1;
-        Some(Lease::of(self.members.endpoints[member].clone()))
+            Stage::One(first) => {
+                self.stage = Stage::Available;
+                self.key = self.members.balancer.after_first(self.key);
+                self.passed.insert(0, first);
+                self.following()?
+            }
+            Stage::Again(last) => {
+                let is_passed = self.passed[..(self.given as usize).min(self.passed.len())].contains(&last);
+                self.stage = if is_passed { Stage::Available } else { Stage::One(last) };
+                last
+            }
+            Stage::Available | Stage::All => self.following()?,
+        };
+        Some(Lease::of(self.members.endpoints[member as usize].clone()))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, net::SocketAddr};
+    use std::{collections::BTreeMap, net::IpAddr};
+
+    use snisplice_config::model::balancing::{Algorithm, SourceAffinity};
+    use strum::VariantArray as _;
 
     use super::*;
     use crate::upstream::endpoint::Endpoints;
 
-    fn members(weights: &[u32]) -> Arc<Members> {
+    fn by(algorithm: Algorithm) -> LoadBalancing {
+        LoadBalancing { algorithm, ..LoadBalancing::default() }
+    }
+
+    /// At the ports from 1 on.
+    fn places<'p>(endpoints: &'p Endpoints, weights: &'p [u32]) -> impl Iterator<Item = Place> + 'p {
+        (1..).zip(weights).map(|(port, &weight)| Place {
+            endpoint: endpoints.at(SocketAddr::from(([10, 0, 0, 1], port))),
+            weight,
+            priority: 0,
+        })
+    }
+
+    fn members_by(algorithm: Algorithm, weights: &[u32]) -> Arc<Members> {
         let endpoints = Endpoints::default();
-        let endpoint = |(index, &weight)| {
-            let port = u16::try_from(index).unwrap() + 1;
-            (endpoints.at(SocketAddr::from(([10, 0, 0, 1], port))), weight)
-        };
-        Arc::new(Members::new(weights.iter().enumerate().map(endpoint)))
+        Arc::new(Members::new(places(&endpoints, weights), &by(algorithm), 0, None))
+    }
+
+    fn members(weights: &[u32]) -> Arc<Members> {
+        members_by(Algorithm::RoundRobin, weights)
     }
 
     fn ports(candidates: Candidates) -> Vec<u16> {
@@ -115,8 +333,10 @@ mod tests {
 
     #[test]
     fn each_candidate_comes_once() {
-        for count in 1..8 {
-            let members = members(&vec![1; count]);
+        for (&algorithm, count) in
+            Algorithm::VARIANTS.iter().flat_map(|one| (1..8).map(move |count| (one, count)))
+        {
+            let members = members_by(algorithm, &vec![1; count]);
             for turn in 0..100 {
                 let mut candidates = Candidates::new(members.clone(), turn);
                 for left in (0..count).rev() {
@@ -152,8 +372,141 @@ mod tests {
     }
 
     #[test]
+    fn below_the_panic_threshold_each_endpoint_has_its_turn() {
+        let endpoints = Endpoints::default();
+        let all: Vec<_> = places(&endpoints, &[1; 4]).collect();
+        let members = Arc::new(Members::new(all.clone(), &by(Algorithm::RoundRobin), 50, None));
+        let firsts = || {
+            let first = |turn| ports(Candidates::new(members.clone(), turn))[0];
+            (0..400).map(first).collect::<std::collections::BTreeSet<_>>()
+        };
+        for (unavailable, expected) in [(1, 3), (2, 2), (3, 4), (4, 4)] {
+            all[unavailable - 1].endpoint.set_eligible(false);
+            assert_eq!(firsts().len(), expected, "{unavailable} of 4 are not available");
+        }
+    }
+
+    #[test]
     fn an_endpoint_without_weight_is_never_tried() {
         assert_eq!(ports(Candidates::new(members(&[0, 1]), 5)), [2]);
         assert_eq!(ports(Candidates::new(members(&[0]), 5)), [0; 0]);
+    }
+
+    #[test]
+    fn an_endpoint_that_failed_is_last_for_every_algorithm() {
+        for &algorithm in Algorithm::VARIANTS {
+            let members = members_by(algorithm, &[3, 1, 2, 1]);
+            members.endpoints()[1].failed();
+            for key in (0..500).map(hash::mix) {
+                let order = ports(Candidates::new(members.clone(), key));
+                assert_eq!((order.len(), order[3]), (4, 2), "{algorithm:?} {key}: {order:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn backups_come_after_the_others_and_serve_while_none_of_these_is_available() {
+        let endpoints = Endpoints::default();
+        let tiers = |priorities: [u8; 4]| {
+            let places = places(&endpoints, &[1; 4]).zip(priorities);
+            places.map(|(place, priority)| Place { priority, ..place })
+        };
+        for &algorithm in Algorithm::VARIANTS {
+            let members = Arc::new(Members::new(tiers([1, 0, 0, 2]), &by(algorithm), 0, None));
+            let at = |port: u16| {
+                let own = |endpoint: &&Arc<Endpoint>| endpoint.address().port() == port;
+                members.endpoints().iter().find(own).unwrap().clone()
+            };
+            let orders = || (0..50).map(|key| ports(Candidates::new(members.clone(), hash::mix(key))));
+            assert!(
+                orders()
+                    .all(|order| order[..2].iter().all(|port| [2, 3].contains(port)) && order[2..] == [1, 4])
+            );
+            at(2).set_eligible(false);
+            assert!(orders().all(|order| order[..3] == [3, 1, 4]), "{algorithm:?}");
+            at(3).set_eligible(false);
+            assert!(orders().all(|order| order[..2] == [1, 4]), "{algorithm:?}");
+            at(1).set_eligible(false);
+            assert!(orders().all(|order| order[0] == 4 && order.len() == 4), "{algorithm:?}");
+            for port in 1..=3 {
+                at(port).set_eligible(true);
+            }
+        }
+    }
+
+    #[test]
+    fn an_address_that_comes_twice_is_one_endpoint_with_both_weights() {
+        let endpoints = Endpoints::default();
+        let twice: Vec<_> = places(&endpoints, &[1, 2]).chain(places(&endpoints, &[3])).collect();
+        let members = Arc::new(Members::new(twice, &by(Algorithm::RoundRobin), 0, None));
+        let firsts = (0..600).map(|turn| ports(Candidates::new(members.clone(), turn))[0]);
+        assert_eq!(firsts.filter(|port| *port == 1).count(), 400);
+        assert_eq!(members.endpoints().len(), 2);
+    }
+
+    #[test]
+    fn the_table_of_a_set_that_stays_is_used_again() {
+        let endpoints = Endpoints::default();
+        let how = by(Algorithm::Maglev);
+        let first = Members::new(places(&endpoints, &[1, 2]), &how, 0, None);
+        let same = Members::new(places(&endpoints, &[1, 2]), &how, 0, Some(&first));
+        assert!(Arc::ptr_eq(first.table().unwrap(), same.table().unwrap()));
+        for other in [&[1, 3][..], &[1, 2, 1], &[1]] {
+            let other = Members::new(places(&endpoints, other), &how, 0, Some(&first));
+            assert_ne!(first.table().unwrap(), other.table().unwrap());
+        }
+    }
+
+    #[test]
+    fn a_client_goes_where_it_was_while_that_endpoint_is_available() {
+        let members = members(&[1; 4]);
+        let affinity = Arc::new(Affinity::new(SourceAffinity::default()));
+        let client = affinity.client(IpAddr::from([192, 0, 2, 1]));
+        let candidates = |turn| Candidates::new(members.clone(), turn).sticky(&affinity, client);
+        let connect = |turn| {
+            let mut candidates = candidates(turn);
+            let lease = candidates.next().unwrap();
+            candidates.connected(&lease);
+            lease.address()
+        };
+        let first = connect(0);
+        assert!((1..20).all(|turn| connect(turn) == first));
+        for turn in 0..20 {
+            let mut order = ports(candidates(turn));
+            assert_eq!(order[0], first.port());
+            order.sort_unstable();
+            assert_eq!(order, [1, 2, 3, 4], "each once");
+        }
+        let own = members.endpoints().iter().find(|endpoint| endpoint.address() == first).unwrap();
+        own.set_eligible(false);
+        assert_eq!(ports(candidates(3))[3], first.port(), "it is the last");
+        let second = connect(7);
+        assert_ne!(second, first);
+        own.set_eligible(true);
+        assert!((1..20).all(|turn| connect(turn) == second), "it stays where it went");
+    }
+
+    #[test]
+    fn one_that_is_put_back_comes_again_and_nothing_is_left_out() {
+        let members = members(&[1; 3]);
+        members.endpoints()[1].failed();
+        for turn in 0..12 {
+            let expected = ports(Candidates::new(members.clone(), turn));
+            for times in 1..=3 {
+                let mut candidates = Candidates::new(members.clone(), turn);
+                candidates.put_back();
+                let mut found: Vec<_> =
+                    (0..times).map(|_| candidates.next().unwrap().address().port()).collect();
+                candidates.put_back();
+                found.pop();
+                found.extend(ports(candidates));
+                assert_eq!(found, expected, "turn {turn}, put back after {times}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_candidate_is_small_while_a_session_holds_it() {
+        assert!(size_of::<Candidates>() <= 64, "{}", size_of::<Candidates>());
     }
 }

@@ -6,19 +6,30 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
 use snisplice_config::{
-    model::{self, Endpoint, EndpointHost},
+    model::{
+        self, Endpoint, EndpointHost,
+        balancing::{Algorithm, HashKey, LoadBalancing},
+    },
     name::HostName,
 };
 use tokio::sync::Notify;
 
 use super::{
-    candidates::{Candidates, Members},
+    affinity::Affinity,
+    balance::hash,
+    caller::Caller,
+    candidates::{Candidates, Members, Place},
     endpoint::Endpoints,
 };
+
+/// Percent of the endpoints; see [`super::balance::Balancer::next`]. As long as one endpoint is available, the others are
+/// avoided.
+const PANIC_THRESHOLD: u8 = 0;
 
 /// A backend's endpoints and whose turn it is.
 #[derive(Debug)]
@@ -31,6 +42,8 @@ pub struct Cluster {
     pub max_connections: Option<usize>,
     /// As configured.
     pub max_pending: Option<usize>,
+    /// How long connecting may take, where the backend has a limit of its own.
+    pub connect_timeout: Option<Duration>,
     /// Where it is, as configured.
     places: Vec<Endpoint>,
     /// The addresses of each place that is a name; `None` before its first look-up has ended.
@@ -41,6 +54,8 @@ pub struct Cluster {
     looked_up: Notify,
     endpoints: Arc<Endpoints>,
     sources: Vec<IpAddr>,
+    how: LoadBalancing,
+    affinity: Option<Arc<Affinity>>,
     turns: Arc<Turns>,
 }
 
@@ -61,12 +76,23 @@ impl Cluster {
             same_host: backend.same_host,
             max_connections: backend.max_connections,
             max_pending: backend.max_pending,
+            connect_timeout: backend.connect_timeout,
             places: backend.endpoints.clone(),
             addresses: Mutex::new(vec![None; backend.endpoints.len()]),
-            members: ArcSwap::from_pointee(Members::new([])),
+            members: former.map_or_else(
+                || ArcSwap::from_pointee(Members::new([], &backend.load_balancing, PANIC_THRESHOLD, None)),
+                |former| ArcSwap::new(former.members.load_full()),
+            ),
             looked_up: Notify::new(),
             endpoints: endpoints.clone(),
             sources: backend.source.clone(),
+            how: backend.load_balancing.clone(),
+            affinity: backend.affinity.map(|rule| {
+                let former = former.and_then(|former| former.affinity.clone());
+                former
+                    .filter(|former| *former.rule() == rule)
+                    .unwrap_or_else(|| Arc::new(Affinity::new(rule)))
+            }),
             turns: former.map(|former| former.turns.clone()).unwrap_or_default(),
         };
         new.assemble(&new.addresses());
@@ -123,15 +149,44 @@ impl Cluster {
                 EndpointHost::Ip(address) => std::slice::from_ref(address),
                 EndpointHost::Dns(_) => found.as_deref().unwrap_or_default(),
             };
-            let endpoint = |&address| self.endpoints.at(SocketAddr::new(address, place.port));
-            members.extend(found.iter().map(|address| (endpoint(address), place.weight)));
+            let Endpoint { weight, priority, .. } = *place;
+            members.extend(found.iter().map(|&address| Place {
+                endpoint: self.endpoints.at(SocketAddr::new(address, place.port)),
+                weight,
+                priority,
+            }));
         }
-        self.members.store(Arc::new(Members::new(members)));
+        let former = self.members.load();
+        self.members.store(Arc::new(Members::new(members, &self.how, PANIC_THRESHOLD, Some(&former))));
     }
 
     /// The endpoints to try for one connection, best first.
-    pub fn candidates(&self) -> Candidates {
-        Candidates::new(self.members.load_full(), self.turns.endpoint.fetch_add(1, Relaxed))
+    pub fn candidates(&self, caller: &impl Caller) -> Candidates {
+        let key = match self.how.algorithm {
+            Algorithm::RoundRobin => self.turns.endpoint.fetch_add(1, Relaxed),
+            Algorithm::RandomTwoChoices | Algorithm::LeastConnections => fastrand::u64(..),
+            Algorithm::SourceHash | Algorithm::Maglev => {
+                let source = || caller.source().map(hash::ip);
+                let key = match self.how.hash_key {
+                    HashKey::Source => source(),
+                    HashKey::ServerName => caller.server_name().or_else(source),
+                };
+                key.unwrap_or_else(|| fastrand::u64(..))
+            }
+        };
+        let candidates = Candidates::new(self.members.load_full(), key);
+        match &self.affinity {
+            Some(affinity) => match caller.source() {
+                Some(source) => candidates.sticky(affinity, affinity.client(source)),
+                None => candidates,
+            },
+            None => candidates,
+        }
+    }
+
+    /// The same connection's candidates among the endpoints that there are now.
+    pub fn renewed(&self, candidates: Candidates) -> Candidates {
+        candidates.among(self.members.load_full())
     }
 
     /// Whether it has no endpoint only because its names have not been looked up yet.

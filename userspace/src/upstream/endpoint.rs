@@ -5,12 +5,17 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, OnceLock, PoisonError, Weak,
-        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
 
-use super::recent_failures::{Record, Standing};
+use snisplice_config::model::balancing::SlowStart;
+
+use super::{
+    balance::slow_start,
+    recent_failures::{Record, Standing},
+};
 
 /// How long an attempt is waited for before the next address is tried beside it (RFC 8305, section 5, "Connection
 /// Attempt Delay").
@@ -27,6 +32,10 @@ pub struct Endpoint {
     record: AtomicU64,
     /// Milliseconds that the last connect took.
     took: AtomicU32,
+    /// Whether health checks and outlier detection admit connections.
+    eligible: AtomicBool,
+    /// Milliseconds of [`uptime`] at which it was new, or had recovered; 0 if that needs no slow start.
+    since: AtomicU64,
     counts: Counts,
 }
 
@@ -41,8 +50,15 @@ struct Counts {
 }
 
 impl Endpoint {
-    fn new(address: SocketAddr) -> Self {
-        Self { address, record: AtomicU64::new(0), took: AtomicU32::new(0), counts: Counts::default() }
+    fn new(address: SocketAddr, since: u64) -> Self {
+        Self {
+            address,
+            record: AtomicU64::new(0),
+            took: AtomicU32::new(0),
+            eligible: AtomicBool::new(true),
+            since: AtomicU64::new(since),
+            counts: Counts::default(),
+        }
     }
 
     /// The address, which is what the endpoint is known by.
@@ -75,10 +91,46 @@ impl Endpoint {
         self.counts.broken.fetch_add(1, Relaxed);
     }
 
+    /// Notes whether health checks and outlier detection admit connections. An endpoint is eligible until something
+    /// says otherwise.
+    pub fn set_eligible(&self, eligible: bool) {
+        // Most calls change nothing, and a cache line that nobody writes is shared by all processors.
+        if self.eligible.load(Relaxed) != eligible {
+            if eligible {
+                self.since.store(millis(uptime()), Relaxed);
+            }
+            self.eligible.store(eligible, Relaxed);
+        }
+    }
+
+    /// The part of its weight that the endpoint has while it is new or has just recovered, of
+    /// [`FULL`](slow_start::FULL).
+    #[must_use]
+    pub fn part(&self, rule: &SlowStart) -> u32 {
+        match self.since.load(Relaxed) {
+            0 => slow_start::FULL,
+            since => slow_start::part(uptime().saturating_sub(Duration::from_millis(since)), rule),
+        }
+    }
+
+    /// Whether the choice of an endpoint counts this one: it is eligible, and no attempt has lately failed. The call
+    /// changes nothing.
+    #[must_use]
+    pub fn available(&self) -> bool {
+        if !self.eligible.load(Relaxed) {
+            return false;
+        }
+        let bits = self.record.load(Relaxed);
+        bits == 0 || Record::from_bits(bits).standing(uptime()) != Standing::Failed
+    }
+
     /// Whether a connection should try this address before its siblings. When the time to avoid the address is over, this
     /// is true for one connection only, whose attempt decides for the others.
     #[must_use]
     pub fn is_preferred(&self) -> bool {
+        if !self.eligible.load(Relaxed) {
+            return false;
+        }
         let bits = self.record.load(Relaxed);
         if bits == 0 {
             return true;
@@ -106,7 +158,11 @@ impl Endpoint {
     /// Notes that a connect succeeded without waiting.
     pub fn answered_at_once(&self) {
         // Most addresses have nothing to forget, and a line of memory that nobody writes is shared by all processors.
-        if self.record.load(Relaxed) != 0 {
+        let bits = self.record.load(Relaxed);
+        if bits != 0 {
+            if Record::from_bits(bits).has_failed() {
+                self.since.store(millis(uptime()), Relaxed);
+            }
             self.record.store(0, Relaxed);
         }
     }
@@ -137,15 +193,22 @@ impl Endpoint {
 }
 
 /// Time since the first call.
-fn uptime() -> Duration {
+pub(super) fn uptime() -> Duration {
     static START: OnceLock<Instant> = OnceLock::new();
     START.get_or_init(Instant::now).elapsed()
+}
+
+/// At least 1.
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1)
 }
 
 /// The endpoints of a process by their address: who asks for one that is in use gets the same.
 #[derive(Debug, Default)]
 pub struct Endpoints {
     by_address: Mutex<Table>,
+    /// Whether an endpoint that appears now is new beside others that serve.
+    serving: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -156,6 +219,12 @@ struct Table {
 }
 
 impl Endpoints {
+    /// From now on endpoints that appear are new, which is what slow start is for. At the start of the process all are
+    /// alike.
+    pub fn are_serving(&self) {
+        self.serving.store(true, Relaxed);
+    }
+
     /// The endpoint with this address.
     #[must_use]
     pub fn at(&self, address: SocketAddr) -> Arc<Endpoint> {
@@ -167,7 +236,8 @@ impl Endpoints {
             table.known.retain(|_, endpoint| endpoint.strong_count() > 0);
             table.room = 2 * table.known.len() + 64;
         }
-        let endpoint = Arc::new(Endpoint::new(address));
+        let since = if self.serving.load(Relaxed) { millis(uptime()) } else { 0 };
+        let endpoint = Arc::new(Endpoint::new(address, since));
         table.known.insert(address, Arc::downgrade(&endpoint));
         endpoint
     }
@@ -203,7 +273,7 @@ mod tests {
 
     #[test]
     fn an_answer_ends_the_memory_of_failures() {
-        let endpoint = Endpoint::new(address(1));
+        let endpoint = Endpoint::new(address(1), 0);
         endpoint.failed();
         assert!(!endpoint.is_preferred());
         endpoint.answered(Duration::from_millis(1));
@@ -211,8 +281,44 @@ mod tests {
     }
 
     #[test]
+    fn an_endpoint_is_available_while_it_is_eligible_and_has_not_failed() {
+        let endpoint = Endpoint::new(address(1), 0);
+        assert!(endpoint.available());
+        endpoint.set_eligible(false);
+        assert!(!endpoint.available() && !endpoint.is_preferred());
+        endpoint.set_eligible(true);
+        endpoint.failed();
+        assert!(!endpoint.available());
+        endpoint.answered_at_once();
+        assert!(endpoint.available());
+    }
+
+    #[test]
+    fn a_new_endpoint_and_one_that_has_recovered_begin_slowly() {
+        let window = Duration::from_secs(3_600);
+        let rule = SlowStart { window, aggression: "1".parse().unwrap(), min_weight_percent: 25 };
+        let endpoints = Endpoints::default();
+        let first = endpoints.at(address(1));
+        assert_eq!(first.part(&rule), slow_start::FULL, "all are alike at the start");
+        endpoints.are_serving();
+        assert_eq!(endpoints.at(address(2)).part(&rule), slow_start::FULL / 4);
+        first.overtaken();
+        first.answered_at_once();
+        assert_eq!(first.part(&rule), slow_start::FULL, "one lost packet is no failure");
+        first.failed();
+        first.answered_at_once();
+        assert_eq!(first.part(&rule), slow_start::FULL / 4);
+        let checked = Endpoint::new(address(3), 0);
+        checked.set_eligible(true);
+        assert_eq!(checked.part(&rule), slow_start::FULL, "nothing has changed");
+        checked.set_eligible(false);
+        checked.set_eligible(true);
+        assert_eq!(checked.part(&rule), slow_start::FULL / 4);
+    }
+
+    #[test]
     fn the_head_start_follows_the_distance() {
-        let endpoint = Endpoint::new(address(1));
+        let endpoint = Endpoint::new(address(1), 0);
         assert_eq!(endpoint.head_start(), HEAD_START);
         endpoint.answered(Duration::from_millis(400));
         assert_eq!(endpoint.head_start(), Duration::from_millis(800));

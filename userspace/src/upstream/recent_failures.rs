@@ -54,6 +54,12 @@ impl Record {
         Self { until: bits & ((1 << Self::TIME) - 1), failures, strikes }
     }
 
+    /// Whether the address has failed and not answered since.
+    #[must_use]
+    pub fn has_failed(self) -> bool {
+        self.until > 0
+    }
+
     /// Whether the address should be tried at `now`.
     #[must_use]
     pub fn standing(self, now: Duration) -> Standing {

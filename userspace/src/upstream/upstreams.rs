@@ -20,8 +20,9 @@ impl Upstreams {
     /// Those of the first configuration. Names are not resolved yet: see [`super::dns`].
     #[must_use]
     pub fn new(backends: &[Backend]) -> Self {
-        let endpoints = Arc::default();
+        let endpoints: Arc<Endpoints> = Arc::default();
         let clusters = backends.iter().map(|backend| Cluster::new(backend, &endpoints, None)).collect();
+        endpoints.are_serving();
         Self { clusters, endpoints }
     }
 
@@ -66,13 +67,13 @@ mod tests {
     use snisplice_config::{Options, Source, load};
 
     use super::*;
-    use crate::upstream::lease::Lease;
+    use crate::upstream::{caller::Anyone, lease::Lease};
 
     fn backends(endpoints: &str) -> Vec<Backend> {
         let text = format!(
             "listeners: [{{name: https, bind: '127.0.0.1:8443'}}]\n\
              routes: [{{sni: [a.test], backends: [{{name: web}}]}}]\n\
-             backends: [{{name: web, endpoints: [{endpoints}]}}]\n"
+             backends: [{{name: web, endpoints: [{endpoints}], load_balancing: round_robin}}]\n"
         );
         let translation =
             load(&[Source { name: "test".to_owned(), text }].into_iter().collect(), &Options::default());
@@ -84,7 +85,7 @@ mod tests {
     }
 
     fn next(upstreams: &Upstreams) -> Lease {
-        web(upstreams).candidates().next().unwrap()
+        web(upstreams).candidates(&Anyone).next().unwrap()
     }
 
     const THREE: &str = "'10.0.0.1:443', '10.0.0.2:443', '10.0.0.3:443'";
@@ -142,7 +143,7 @@ mod tests {
         assert_eq!(next(&upstreams).address().ip(), IpAddr::from([10, 0, 0, 2]));
         resolve(&[[10, 0, 0, 2], [10, 0, 0, 1]]);
         let active: Vec<_> = web(&upstreams)
-            .candidates()
+            .candidates(&Anyone)
             .map(|found| {
                 (found.address() == lease.address(), upstreams.endpoints.at(found.address()).active())
             })

@@ -84,6 +84,7 @@ impl<'a> Race<'a> {
             is_due = match self.event(share).await {
                 Event::Ended(lease, Ok(connected)) => {
                     self.overtake(&lease);
+                    self.candidates.connected(&lease);
                     return Ok(connected.to(lease));
                 }
                 Event::Ended(lease, Err(error)) => {

@@ -1,0 +1,189 @@
+//! How a backend's connections are spread over its endpoints.
+
+use std::{fmt, str::FromStr, time::Duration};
+
+/// `backends[].load_balancing`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LoadBalancing {
+    /// How an endpoint is chosen.
+    pub algorithm: Algorithm,
+    /// What the hashing algorithms hash.
+    pub hash_key: HashKey,
+    /// For the hashing algorithms: how many connections an endpoint may have, in percent of its fair share
+    /// (Envoy's `hash_balance_factor`); `None` is no bound.
+    pub hash_balance_factor: Option<u32>,
+    /// How new and recovered endpoints begin; `None` is with their whole share.
+    pub slow_start: Option<SlowStart>,
+}
+
+/// How an endpoint is chosen.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    Default,
+    PartialEq,
+    Eq,
+    strum::EnumMessage,
+    strum::EnumString,
+    strum::IntoStaticStr,
+    strum::VariantArray,
+)]
+#[strum(serialize_all = "snake_case")]
+pub enum Algorithm {
+    /// The less loaded one of two endpoints that are drawn by weight (Envoy's `LEAST_REQUEST`).
+    #[default]
+    RandomTwoChoices,
+    /// In turn, smoothly by weight.
+    RoundRobin,
+    /// The endpoint with the fewest connections for its weight.
+    LeastConnections,
+    /// By the key, with weighted rendezvous hashing: no memory, one hash for each endpoint.
+    SourceHash,
+    /// By the key, with a Maglev table of 65,537 entries (128 KiB): one look-up for any number of endpoints.
+    Maglev,
+}
+
+impl Algorithm {
+    /// Whether the key decides.
+    #[must_use]
+    pub fn hashes(self) -> bool {
+        matches!(self, Self::SourceHash | Self::Maglev)
+    }
+}
+
+/// What the hashing algorithms hash.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    Default,
+    PartialEq,
+    Eq,
+    strum::EnumMessage,
+    strum::EnumString,
+    strum::IntoStaticStr,
+    strum::VariantArray,
+)]
+#[strum(serialize_all = "snake_case")]
+pub enum HashKey {
+    /// The address of the client.
+    #[default]
+    Source,
+    /// The server name that the client asks for.
+    ServerName,
+}
+
+/// New and recovered endpoints get a growing part of their weight (Envoy's `slow_start_config`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SlowStart {
+    /// How long that takes.
+    pub window: Duration,
+    /// How the part grows.
+    pub aggression: Aggression,
+    /// The least part, in percent from 1 to 100.
+    pub min_weight_percent: u8,
+}
+
+impl SlowStart {
+    /// Envoy's default.
+    pub const MIN_WEIGHT_PERCENT: u8 = 10;
+}
+
+/// The part of the weight is `(time / window) ^ (1 / aggression)`: 1 grows evenly, more grows faster at first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Aggression {
+    hundredths: u32,
+}
+
+impl Default for Aggression {
+    fn default() -> Self {
+        Self { hundredths: 100 }
+    }
+}
+
+impl Aggression {
+    /// In words, for messages.
+    pub(crate) const EXPECTED: &'static str =
+        "a number from 0.01 to 100 with at most two decimals, for example 1.5";
+
+    /// As a number.
+    #[must_use]
+    pub fn value(self) -> f64 {
+        f64::from(self.hundredths) / 100.0
+    }
+}
+
+impl FromStr for Aggression {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const WRONG: &str = "not such a number";
+        let (whole, decimals) = text.split_once('.').unwrap_or((text, "0"));
+        let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        let decimals = decimals.trim_end_matches('0');
+        if !digits(whole)
+            || whole.len() > 3
+            || decimals.len() > 2
+            || !(decimals.is_empty() || digits(decimals))
+        {
+            return Err(WRONG);
+        }
+        let whole: u32 = whole.parse().map_err(|_| WRONG)?;
+        let part: u32 = format!("{decimals:0<2}").parse().map_err(|_| WRONG)?;
+        let hundredths = whole * 100 + part;
+        if (1..=10_000).contains(&hundredths) { Ok(Self { hundredths }) } else { Err("out of range") }
+    }
+}
+
+impl fmt::Display for Aggression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.value())
+    }
+}
+
+/// A client's further connections go to the endpoint of its first one (`sessionAffinity: ClientIP`
+/// of Kubernetes).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SourceAffinity {
+    /// Leading bits of an IPv4 address that make a client.
+    pub prefix_ipv4: u8,
+    /// Leading bits of an IPv6 address that make a client.
+    pub prefix_ipv6: u8,
+    /// How long a client is remembered after its last connection began.
+    pub timeout: Duration,
+    /// How many clients are remembered; one more takes the place of the one that was silent for longest.
+    pub max_entries: usize,
+}
+
+impl Default for SourceAffinity {
+    fn default() -> Self {
+        Self { prefix_ipv4: 32, prefix_ipv6: 64, timeout: Self::TIMEOUT, max_entries: Self::MAX_ENTRIES }
+    }
+}
+
+impl SourceAffinity {
+    /// As `sessionAffinityConfig.clientIP.timeoutSeconds` of Kubernetes.
+    pub const TIMEOUT: Duration = Duration::from_secs(3 * 3_600);
+    /// About 8 MiB.
+    pub const MAX_ENTRIES: usize = 65_536;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn aggression_is_a_number_with_two_decimals() {
+        for (text, value) in
+            [("1", 1.0), ("1.5", 1.5), ("0.01", 0.01), ("2.50", 2.5), ("100", 100.0), ("3.", 3.0)]
+        {
+            let parsed: Aggression = text.parse().unwrap();
+            assert!((parsed.value() - value).abs() < 1e-9, "{text}");
+        }
+        for text in ["", ".5", "0", "0.0", "101", "-1", "1e3", "1.234", "a", "1,5", "999999999999"] {
+            assert!(text.parse::<Aggression>().is_err(), "{text}");
+        }
+        assert_eq!("2.50".parse::<Aggression>().unwrap().to_string(), "2.5");
+    }
+}
