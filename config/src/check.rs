@@ -224,6 +224,7 @@ pub(crate) fn endpoints(backend: &Backend) -> String {
         Some(0) => text.push_str(", any number pending"),
         Some(most) => write_infallibly(&mut text, |text| write!(text, ", at most {most} pending")),
     }
+    text.push_str(&describe::health(backend));
     text
 }
 

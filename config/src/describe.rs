@@ -5,6 +5,7 @@ use std::fmt::{self, Write as _};
 use crate::{
     model::{
         Backend, Route, Rule,
+        health::{Health, Probe},
         http::{
             BackendHttp, Forward, HttpAction, HttpMatch, HttpRule, HttpTable, HttpsRedirect, Redirect,
             RedirectPort, Respond, Rewrite, StringMatch, VirtualHost,
@@ -227,6 +228,31 @@ pub(crate) fn upstream(backend: &Backend) -> String {
     }
     if backend.http == BackendHttp::Http2 {
         text += ", HTTP/2";
+    }
+    text
+}
+
+/// `, TLS check every 5s with the server name a.test, outliers ejected (at most 10 %), all used below 50 %`.
+pub(crate) fn health(backend: &Backend) -> String {
+    let Health { check, outliers, panic_threshold } = &backend.health;
+    let mut text = String::new();
+    if let Some(check) = check {
+        let (kind, sni) = match &check.probe {
+            Probe::Tcp => ("TCP", None),
+            Probe::Tls { sni, .. } => ("TLS", sni.as_ref()),
+        };
+        push(&mut text, format_args!(", {kind} check every {}", Span(check.interval)));
+        if let Some(sni) = sni {
+            push(&mut text, format_args!(" with the server name {sni}"));
+        }
+    }
+    if let Some(outliers) = outliers {
+        push(&mut text, format_args!(", outliers ejected (at most {} %)", outliers.max_ejection_percent));
+    }
+    match panic_threshold {
+        _ if !backend.health.is_watched() => {}
+        0 => text += ", never all used",
+        percent => push(&mut text, format_args!(", all used below {percent} %")),
     }
     text
 }

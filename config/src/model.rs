@@ -9,6 +9,7 @@ use std::{
 };
 
 use self::{
+    health::Health,
     http::{BackendHttp, PlainHttp},
     route_table::RouteTable,
     secret::Secret,
@@ -25,6 +26,7 @@ pub use self::{
 use crate::name::{HostName, HostPattern};
 
 pub(crate) mod cipher_suites;
+pub mod health;
 pub mod http;
 pub mod rank;
 pub mod route;
@@ -170,6 +172,8 @@ pub struct Backend {
     pub tls: Option<Arc<UpstreamTls>>,
     /// The version of HTTP to speak to it, for what is HTTP here.
     pub http: BackendHttp,
+    /// Which of its endpoints are used.
+    pub health: Health,
 }
 
 /// One address of a backend.

@@ -29,6 +29,8 @@ use crate::{
     overrides::Overrides,
 };
 
+mod health;
+mod keys;
 mod read;
 pub(crate) mod schema;
 mod settings;

@@ -14,6 +14,8 @@ pub(super) struct Traffic<'n> {
     tls: Option<(View<'n>, &'n str)>,
     /// Whether requests of HTTP/1.1 are sent as HTTP/2 (`h2UpgradePolicy: UPGRADE`).
     pub(super) upgrades: bool,
+    /// `outlierDetection`.
+    pub(super) outliers: Option<View<'n>>,
 }
 
 /// How a destination is spoken to.
@@ -56,6 +58,9 @@ impl<'n> Traffic<'n> {
     fn apply(&mut self, policy: &View<'n>, namespace: &'n str) {
         if let Some(tls) = policy.peek("tls").filter(|view| !view.is_unset()) {
             self.tls = Some((tls, namespace));
+        }
+        if let Some(outliers) = policy.peek("outlierDetection").filter(|view| !view.is_unset()) {
+            self.outliers = Some(outliers);
         }
         let pool = policy.peek("connectionPool").and_then(|pool| pool.peek("http"));
         if let Some(upgrade) = pool.and_then(|http| http.peek("h2UpgradePolicy")) {

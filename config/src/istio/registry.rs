@@ -16,6 +16,7 @@ use super::{
     export_to::Exported,
     host::{pattern, service_namespace},
     labels::Labels,
+    outlier,
     service::Service,
     sources::{Known, Sources},
     subset::{self, Subset},
@@ -161,8 +162,10 @@ impl<'s, 'n, 'r, 'o> Registry<'s, 'n, 'r, 'o> {
             Some((view, name)) => Some(self.subset(view, name, &host, defined, diagnostics)?),
         };
         // A subset without labels is the whole service, unless it is spoken to in another way.
-        let subset = subset
-            .filter(|subset| !subset.labels.is_empty() || (carried == Carried::Ended && subset.has_policy));
+        let subset = subset.filter(|subset| {
+            let own_policy = subset.has_outliers || (carried == Carried::Ended && subset.has_policy);
+            own_policy || !subset.labels.is_empty()
+        });
         let key = (host.to_string(), port, subset.map(|subset| subset.name.to_owned()));
         if let Some(&settled) = self.settled.get(&(key.clone(), carried)) {
             return settled;
@@ -209,7 +212,8 @@ impl<'s, 'n, 'r, 'o> Registry<'s, 'n, 'r, 'o> {
             name = format!("{base}#{number}");
         }
         let http = if http2 { BackendHttp::Http2 } else { BackendHttp::Http1 };
-        let made = builder.backend(Backend { name, endpoints, tls, http, ..Backend::default() })?;
+        let health = outlier::health(traffic.outliers.as_ref(), diagnostics);
+        let made = builder.backend(Backend { name, endpoints, tls, http, health, ..Backend::default() })?;
         self.made.insert(key.clone(), made);
         self.settled.insert((key, carried), Some(made));
         Some(made)

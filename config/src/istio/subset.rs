@@ -33,6 +33,8 @@ pub(super) struct Subset<'n> {
     pub(super) labels: Labels<'n>,
     /// Whether it has a `trafficPolicy` of its own.
     pub(super) has_policy: bool,
+    /// Whether that has an `outlierDetection`, which is applied to every kind of connection.
+    pub(super) has_outliers: bool,
 }
 
 pub(super) fn read<'n>(object: Object<'n>, diagnostics: &mut Diagnostics) -> Option<DestinationRule<'n>> {
@@ -63,13 +65,22 @@ pub(super) fn read<'n>(object: Object<'n>, diagnostics: &mut Diagnostics) -> Opt
                 fields.require("name", "the name of the subset", diagnostics)?.text("a name", diagnostics)?;
             let labels =
                 fields.take_set("labels").map(|view| Labels::read(&view, diagnostics)).unwrap_or_default();
-            let has_policy = fields.take_set("trafficPolicy").is_some();
+            let policy = fields.take_set("trafficPolicy");
+            let has_outliers = policy.as_ref().is_some_and(ejects);
             fields.finish(diagnostics);
-            Some(Subset { name, labels, has_policy })
+            Some(Subset { name, labels, has_policy: policy.is_some(), has_outliers })
         })
         .collect();
     let export_to = ExportTo::read(export_to.as_ref(), namespace, diagnostics);
     Some(DestinationRule { view, spec, namespace, seniority, export_to, host, for_workloads, subsets, lost })
+}
+
+/// Whether a policy, or one for a port in it, has an `outlierDetection`.
+fn ejects(policy: &View<'_>) -> bool {
+    let ports = policy.peek("portLevelSettings").filter(|view| !view.is_unset());
+    let ports = ports.map(|view| view.list("a list", &mut Diagnostics::default())).unwrap_or_default();
+    let mut policies = ports.iter().chain([policy]);
+    policies.any(|policy| policy.peek("outlierDetection").is_some_and(|view| !view.is_unset()))
 }
 
 /// The rules for a host of a service in `owner`, as the gateway's workload in `namespace` sees it.

@@ -4,7 +4,10 @@ use std::net::SocketAddr;
 
 use strum::VariantArray as _;
 
-use super::terminate::{self, Terminate};
+use super::{
+    health,
+    terminate::{self, Terminate},
+};
 use crate::{
     decode::{Diagnostics, View},
     kind::{Codec as _, Count, MOST},
@@ -135,7 +138,8 @@ fn backend_ref<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Option<(Vi
 
 pub(super) fn backend<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Option<NativeBackend<'n>> {
     let mut fields = view.fields(
-        "a backend: {name, endpoints, source, same_host, max_connections, max_pending}",
+        "a backend: {name, endpoints, source, same_host, max_connections, max_pending, health_check, outlier_detection, \
+         panic_threshold}",
         diagnostics,
     )?;
     let name = fields.require("name", "a unique name", diagnostics).and_then(|view| name(&view, diagnostics));
@@ -153,8 +157,9 @@ pub(super) fn backend<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Opt
     let max_connections =
         fields.take("max_connections").and_then(|view| Count(1..=MOST).read(&view, diagnostics));
     let max_pending = fields.take("max_pending").and_then(|view| Count(0..=MOST).read(&view, diagnostics));
+    let health = health::read(&mut fields, diagnostics);
     fields.finish(diagnostics);
-    let backend = Backend { source, same_host, max_connections, max_pending, ..Backend::default() };
+    let backend = Backend { source, same_host, max_connections, max_pending, health, ..Backend::default() };
     Some(NativeBackend { view: view.clone(), name: name?, endpoints: endpoints?, backend })
 }
 

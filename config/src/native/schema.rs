@@ -3,7 +3,9 @@
 //! Settings come from their declarations; what is here beside them are the keys of listeners, routes and backends. A test
 //! holds both to what the reader asks for.
 
-use super::{read::SEGMENT_BYTES, terminate::Wanted};
+pub(crate) use super::keys::{Key, Mapping};
+use super::keys::{key, list, one_or_more, required, text};
+use super::{health, read::SEGMENT_BYTES, terminate::Wanted};
 use crate::{
     kind::{Choice, Codec, Kind, MOST},
     model::{
@@ -12,30 +14,6 @@ use crate::{
         termination::TlsVersion,
     },
 };
-
-/// A key of a mapping.
-pub(crate) struct Key {
-    pub(crate) name: &'static str,
-    pub(crate) kind: Kind,
-    pub(crate) required: bool,
-    /// As it would be written, or in words; empty if there is none.
-    pub(crate) default: String,
-    pub(crate) applies: Applies,
-    /// The oldest kernel on which it does anything, where that is newer than what the daemon wants anyway.
-    pub(crate) since: Option<&'static str>,
-    /// What it means, in Markdown.
-    pub(crate) doc: String,
-}
-
-/// A mapping.
-pub(crate) struct Mapping {
-    /// By which [`Kind::Mapping`] names it.
-    pub(crate) id: &'static str,
-    /// Where it is, as `listeners[]`; empty for the whole document.
-    pub(crate) path: &'static str,
-    pub(crate) doc: &'static str,
-    pub(crate) keys: Vec<Key>,
-}
 
 /// The names of verdicts, and when each is met.
 const VERDICTS: [(&str, &str); 6] = [
@@ -47,34 +25,6 @@ const VERDICTS: [(&str, &str); 6] = [
     ("timeout", "The hello was not complete within `timeouts.hello`."),
 ];
 
-fn key(name: &'static str, kind: Kind, default: &str, doc: &str) -> Key {
-    Key {
-        name,
-        kind,
-        required: false,
-        default: default.into(),
-        applies: Applies::Reload,
-        since: None,
-        doc: doc.into(),
-    }
-}
-
-fn required(name: &'static str, kind: Kind, doc: &str) -> Key {
-    Key { required: true, ..key(name, kind, "", doc) }
-}
-
-fn text(what: &'static str, example: &'static str) -> Kind {
-    Kind::Text { what, example }
-}
-
-fn list(kind: Kind) -> Kind {
-    Kind::List(Box::new(kind))
-}
-
-fn one_or_more(kind: Kind) -> Kind {
-    Kind::OneOrMore(Box::new(kind))
-}
-
 fn weight() -> Key {
     let range = Kind::Number { least: 0, most: u64::from(Target::MAX_WEIGHT) };
     key("weight", range, "1", "Share among its siblings; 0 receives nothing.")
@@ -85,6 +35,7 @@ pub(crate) fn mappings() -> Vec<Mapping> {
     let mut all =
         vec![document(), listener(), policies(), policy(), route(), reference(), terminate(), certificate()];
     all.extend([backend(), endpoint()]);
+    all.extend(health::mappings());
     let defaults = Settings::default();
     for group in groups() {
         let keys = group.settings.iter().map(|setting| Key {
@@ -320,7 +271,7 @@ fn certificate() -> Mapping {
 fn backend() -> Mapping {
     let address = text("host:port", "10.0.0.1:8443");
     let pending = format!("an eighth of `limits.connections`, at least {}", PENDING.of(0));
-    Mapping {
+    let mut mapping = Mapping {
         id: "backend",
         path: "backends[]",
         doc: "Endpoints that serve the same thing",
@@ -361,7 +312,9 @@ fn backend() -> Mapping {
                 "Connections at once that wait for one of its endpoints to answer; 0 is no limit.",
             ),
         ],
-    }
+    };
+    mapping.keys.extend(health::keys());
+    mapping
 }
 
 fn endpoint() -> Mapping {
