@@ -22,6 +22,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::{
+    checker::Checker,
     datapath::Needs,
     memory::Thrift,
     secrets::Secrets,
@@ -48,11 +49,17 @@ use crate::{
     upstream::dns::Resolver,
 };
 
-pub use self::{secrets::check_secrets, signals::Signals};
+pub use self::{
+    live::{Live, check_live},
+    secrets::check_secrets,
+    signals::Signals,
+};
 
+mod checker;
 mod datapath;
 pub mod descriptors;
 mod listeners;
+mod live;
 pub mod memory;
 mod prepare;
 mod reload;
@@ -95,6 +102,7 @@ pub struct App {
     /// Until it is known what the kernel can do.
     thrift: Option<Thrift>,
     resolver: Resolver,
+    checker: Checker,
     secrets: Secrets,
     /// What carries packets.
     programs: Option<Arc<Programs>>,
@@ -200,6 +208,8 @@ impl App {
         self.trial.close();
         self.sockets.clear();
         self.admin.ready.store(false, Relaxed);
+        // Whoever takes over checks for itself.
+        self.checker.stop();
         let patience = self.current.load().model.runtime.timeouts.drain;
         // The next one has it from now on.
         let place = self.place.take().filter(|_| !succeeded);

@@ -7,7 +7,7 @@ use std::{io::Write as _, path::Path, process::ExitCode, time::Duration};
 use clap::Parser as _;
 use rustix::process::{Signal, set_parent_process_death_signal};
 use snisplice::{
-    app::{App, Signals, check_secrets},
+    app::{App, Live, Signals, check_live, check_secrets},
     bpf,
     cli::{Check, Cli, Command, Run, client},
     log, privileges,
@@ -42,7 +42,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(options) => serve(options),
-        Command::Check(Check { config, strict }) => {
+        Command::Check(Check { config, strict, live }) => {
             let translation = file::load(&config.config, &config.options())?;
             print(&render_check(&translation))?;
             let mut doubtful = translation.rejected().chain(translation.warnings()).next().is_some();
@@ -59,6 +59,16 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
                         print(&format!("error: {error}\n"))?;
                     }
                     return Ok(ExitCode::from(BAD_CONFIGURATION));
+                }
+            }
+            if let Some(model) = translation.model.as_ref().filter(|_| live) {
+                let Live { good, doubtful: found } = check_live(model)?;
+                doubtful |= !found.is_empty();
+                for line in good {
+                    print(&format!("live: {line}\n"))?;
+                }
+                for line in found {
+                    print(&format!("warning: {line}\n"))?;
                 }
             }
             if strict && doubtful && translation.model.is_some() {

@@ -21,6 +21,7 @@ use crate::secrets::{Loader, SecretError, SecretWarning, Watched};
 mod client_auth;
 pub mod collector;
 pub mod handshake;
+pub mod probe;
 mod provider;
 mod resolver;
 mod server;

@@ -24,7 +24,11 @@ use super::{
     request_log::Note,
     route::{self, Decision},
 };
-use crate::{account::access_log::outcome::NO_FLAG, metrics::NONE, upstream::cluster::Cluster};
+use crate::{
+    account::access_log::outcome::NO_FLAG,
+    metrics::NONE,
+    upstream::{cluster::Cluster, endpoint::Endpoint},
+};
 
 /// The first pause before another try is as long at most, and each further one twice that (Envoy's `base_interval`).
 const PAUSE: Duration = Duration::from_millis(25);
@@ -426,24 +430,33 @@ impl Order<'_> {
             // Its share of the endpoint counts for as long as the request is under way.
             let Some(lease) = candidates.clone().next() else {
                 // Names may be looked up at this moment, which connecting waits for.
-                let sender = self.connect(cluster, backend, candidates).await?;
-                return self
-                    .over(sender, None, method, headers, body, backend)
-                    .await
-                    .map_err(|(failure, _)| failure);
+                let (sender, endpoint) = self.connect(cluster, backend, candidates).await?;
+                let result = self.over(sender, None, method, headers, body, backend).await;
+                if let Ok(answer) = &result {
+                    endpoint.responded(Some(answer.response.status().as_u16()));
+                }
+                return result.map_err(|(failure, _)| failure);
             };
             let address = lease.address();
+            let mut endpoint = lease.endpoint().clone();
             drop(lease);
             if let Some(note) = self.note {
                 note.upstream_host.set(Some(address));
             }
-            let key =
+            let mut key =
                 Key { cluster: cluster.name.clone(), address, http: backend.http, tls: backend.tls.clone() };
             let (sender, reused) = match backend.http {
-                BackendHttp::Http1 => match pools.take(&key).filter(|_| may_reuse) {
-                    Some(sender) => (Sender::Http1(sender), true),
-                    None => (self.connect(cluster, backend, candidates).await?, false),
-                },
+                BackendHttp::Http1 => {
+                    if let Some(sender) = pools.take(&key).filter(|_| may_reuse) {
+                        (Sender::Http1(sender), true)
+                    } else {
+                        let (sender, found) = self.connect(cluster, backend, candidates).await?;
+                        // It may lead to another endpoint than the first one.
+                        key.address = found.address();
+                        endpoint = found;
+                        (sender, false)
+                    }
+                }
                 BackendHttp::Http2 => {
                     let place = pools.multiplexed(&key);
                     let mut place = place.lock().await;
@@ -451,20 +464,31 @@ impl Order<'_> {
                     if let Some(sender) = kept {
                         (Sender::Http2(sender.clone()), true)
                     } else {
-                        let sender = self.connect(cluster, backend, candidates).await?;
-                        if let Sender::Http2(sender) = &sender {
+                        let (sender, found) = self.connect(cluster, backend, candidates).await?;
+                        // One that leads to another endpoint is for this request alone.
+                        if let Sender::Http2(sender) = &sender
+                            && found.address() == address
+                        {
                             *place = Some(sender.clone());
                         }
+                        endpoint = found;
                         (sender, false)
                     }
                 }
             };
-            match self.over(sender, Some(key), method, headers, body, backend).await {
-                Ok(answer) => return Ok(answer),
+            let result = self.over(sender, Some(key), method, headers, body, backend).await;
+            match result {
+                Ok(answer) => {
+                    endpoint.responded(Some(answer.response.status().as_u16()));
+                    return Ok(answer);
+                }
                 Err((failure, sent)) => {
                     // A connection that was kept may have been closed by then, and has said nothing of this request.
                     let is_safe = !sent || (method.is_idempotent() && failure == Failure::Reset);
                     if !(reused && is_safe && body.can_be_sent_again()) {
+                        if !reused && !body.has_failed() && !body.has_stalled() {
+                            endpoint.responded(None);
+                        }
                         return Err(failure);
                     }
                     may_reuse = false;
@@ -533,7 +557,7 @@ impl Order<'_> {
         cluster: &Cluster,
         backend: Destination<'_>,
         candidates: crate::upstream::candidates::Candidates,
-    ) -> Result<Sender, Failure> {
+    ) -> Result<(Sender, Arc<Endpoint>), Failure> {
         let Connection { connector, admission, worker, .. } = &**self.connection;
         let limit = self.snapshot.model.runtime.timeouts.connect;
         let deadline = Instant::now() + limit;
@@ -554,20 +578,24 @@ impl Order<'_> {
                 Err(NotConnected::Failed(_) | NotConnected::Tls) => return Err(Failure::NotConnected),
             }
         };
-        let Connected { io: stream, guard } = connected;
+        let Connected { io: stream, endpoint, guard } = connected;
         let io: Box<dyn Io> = if backend.tls.is_none() {
             Box::new(stream)
         } else {
             let encrypting = connector.encrypt(self.snapshot, backend.id, backend.http, stream);
-            let encrypted = timeout_at(deadline, encrypting).await.map_err(|_| Failure::NotConnected)?;
-            encrypted.map_err(|_| Failure::NotConnected)?
+            let encrypted = timeout_at(deadline, encrypting).await.unwrap_or(Err(NotConnected::Tls));
+            encrypted.map_err(|_| {
+                endpoint.responded(None);
+                Failure::NotConnected
+            })?
         };
-        let connected = Connected { io, guard };
+        let connected = Connected { io, endpoint: endpoint.clone(), guard };
         let begun = match backend.http {
             BackendHttp::Http1 => begin_http1(connected).await.map(Sender::Http1),
             BackendHttp::Http2 => begin_http2(connected).await.map(Sender::Http2),
         };
-        begun.map_err(|_| Failure::NotConnected)
+        let sender = begun.map_err(|_| Failure::NotConnected)?;
+        Ok((sender, endpoint))
     }
 
     /// Has the connections of client and backend become one of another protocol.

@@ -10,7 +10,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use snisplice_config::{
-    model::{self, Endpoint, EndpointHost},
+    model::{self, Endpoint, EndpointHost, health::Health},
     name::HostName,
 };
 use tokio::sync::Notify;
@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 use super::{
     candidates::{Candidates, Members},
     endpoint::Endpoints,
+    monitor::Alarms,
 };
 
 /// A backend's endpoints and whose turn it is.
@@ -31,6 +32,8 @@ pub struct Cluster {
     pub max_connections: Option<usize>,
     /// As configured.
     pub max_pending: Option<usize>,
+    /// Which of its endpoints are used, as configured.
+    pub health: Health,
     /// Where it is, as configured.
     places: Vec<Endpoint>,
     /// The addresses of each place that is a name; `None` before its first look-up has ended.
@@ -61,6 +64,7 @@ impl Cluster {
             same_host: backend.same_host,
             max_connections: backend.max_connections,
             max_pending: backend.max_pending,
+            health: backend.health.clone(),
             places: backend.endpoints.clone(),
             addresses: Mutex::new(vec![None; backend.endpoints.len()]),
             members: ArcSwap::from_pointee(Members::new([])),
@@ -123,10 +127,32 @@ impl Cluster {
                 EndpointHost::Ip(address) => std::slice::from_ref(address),
                 EndpointHost::Dns(_) => found.as_deref().unwrap_or_default(),
             };
-            let endpoint = |&address| self.endpoints.at(SocketAddr::new(address, place.port));
+            let endpoint = |&address| self.endpoint(SocketAddr::new(address, place.port));
             members.extend(found.iter().map(|address| (endpoint(address), place.weight)));
         }
-        self.members.store(Arc::new(Members::new(members)));
+        let threshold = if self.health.is_watched() { self.health.panic_threshold } else { 0 };
+        self.members.store(Arc::new(Members::new(members).with_panic_threshold(threshold)));
+    }
+
+    /// The endpoint with this address, which has a memory of its own where its health is watched.
+    fn endpoint(&self, address: SocketAddr) -> Arc<super::endpoint::Endpoint> {
+        if self.health.is_watched() {
+            self.endpoints.watched(&self.name, address, self.health.outliers.as_ref())
+        } else {
+            self.endpoints.at(address)
+        }
+    }
+
+    /// The endpoints that it has right now.
+    #[must_use]
+    pub fn members(&self) -> Arc<Members> {
+        self.members.load_full()
+    }
+
+    /// Where its endpoints report that they fail.
+    #[must_use]
+    pub fn alarms(&self) -> &Arc<Alarms> {
+        self.endpoints.alarms()
     }
 
     /// The endpoints to try for one connection, best first.

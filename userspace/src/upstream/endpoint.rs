@@ -10,7 +10,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::recent_failures::{Record, Standing};
+use snisplice_config::model::health::OutlierDetection;
+
+use super::{
+    monitor::{Alarms, Monitor},
+    recent_failures::{Record, Standing},
+};
 
 /// How long an attempt is waited for before the next address is tried beside it (RFC 8305, section 5, "Connection
 /// Attempt Delay").
@@ -19,7 +24,8 @@ pub const HEAD_START: Duration = Duration::from_millis(250);
 /// The head start of an address that is known to be far away (RFC 8305, section 8, recommends no more).
 const LONGEST_HEAD_START: Duration = Duration::from_secs(2);
 
-/// An address, shared by all backends that have it and by the configurations that follow each other.
+/// An address, shared by the configurations that follow each other, and by all backends that have it and do not watch its
+/// health.
 #[derive(Debug)]
 pub struct Endpoint {
     address: SocketAddr,
@@ -29,6 +35,8 @@ pub struct Endpoint {
     took: AtomicU32,
     /// Whether health checks and outlier detection admit connections.
     eligible: AtomicBool,
+    /// Where its backend watches its health.
+    monitor: Option<Box<Monitor>>,
     counts: Counts,
 }
 
@@ -49,6 +57,7 @@ impl Endpoint {
             record: AtomicU64::new(0),
             took: AtomicU32::new(0),
             eligible: AtomicBool::new(true),
+            monitor: None,
             counts: Counts::default(),
         }
     }
@@ -103,6 +112,35 @@ impl Endpoint {
         bits == 0 || Record::from_bits(bits).standing(uptime()) != Standing::Failed
     }
 
+    /// Notes that a connection has failed to come about.
+    pub(super) fn failed_to_connect(&self) {
+        if let Some(monitor) = &self.monitor {
+            monitor.failed(false);
+        }
+    }
+
+    /// Notes that a connection has ended: whether the endpoint has `broken` it off, and whether it has sent anything.
+    pub(super) fn ended(&self, broken: bool, has_answered: bool) {
+        if broken {
+            self.broke();
+        }
+        let Some(monitor) = &self.monitor else { return };
+        if has_answered {
+            monitor.answered();
+        } else if broken {
+            monitor.failed(true);
+        }
+    }
+
+    /// Notes that a request of HTTP was answered with this status code; `None` is a connection that ended before.
+    pub fn responded(&self, status: Option<u16>) {
+        match (&self.monitor, status) {
+            (None, _) => {}
+            (Some(monitor), Some(status)) => monitor.responded(status),
+            (Some(monitor), None) => monitor.failed(true),
+        }
+    }
+
     /// Whether a connection should try this address before its siblings. When the time to avoid the address is over, this
     /// is true for one connection only, whose attempt decides for the others.
     #[must_use]
@@ -139,6 +177,9 @@ impl Endpoint {
         // Most addresses have nothing to forget, and a line of memory that nobody writes is shared by all processors.
         if self.record.load(Relaxed) != 0 {
             self.record.store(0, Relaxed);
+        }
+        if let Some(monitor) = &self.monitor {
+            monitor.connected();
         }
     }
 
@@ -177,29 +218,62 @@ fn uptime() -> Duration {
 #[derive(Debug, Default)]
 pub struct Endpoints {
     by_address: Mutex<Table>,
+    alarms: Arc<Alarms>,
 }
 
 #[derive(Debug, Default)]
 struct Table {
-    known: HashMap<SocketAddr, Weak<Endpoint>>,
+    known: HashMap<(Option<Arc<str>>, SocketAddr), Weak<Endpoint>>,
     /// How many there may be before those that nobody uses any more are removed.
     room: usize,
 }
 
 impl Endpoints {
-    /// The endpoint with this address.
+    /// The endpoint with this address, for all backends that do not watch its health.
     #[must_use]
     pub fn at(&self, address: SocketAddr) -> Arc<Endpoint> {
+        self.known((None, address), || Endpoint::new(address))
+    }
+
+    /// The endpoint with this address of a backend that watches its health. Two backends may judge one address differently,
+    /// as by their server names.
+    #[must_use]
+    pub fn watched(
+        &self,
+        backend: &Arc<str>,
+        address: SocketAddr,
+        rules: Option<&OutlierDetection>,
+    ) -> Arc<Endpoint> {
+        // A copy: whose name has gone is told by who shares it.
+        let backend: Arc<str> = Arc::from(&**backend);
+        let key = (backend.clone(), address);
+        let endpoint = self.known((Some(backend), address), || Endpoint {
+            monitor: Some(Box::new(Monitor::new(key, &self.alarms))),
+            ..Endpoint::new(address)
+        });
+        if let Some(monitor) = &endpoint.monitor {
+            monitor.follow(rules);
+        }
+        endpoint
+    }
+
+    /// Where endpoints that are watched report that they fail.
+    #[must_use]
+    pub fn alarms(&self) -> &Arc<Alarms> {
+        &self.alarms
+    }
+
+    fn known(&self, key: (Option<Arc<str>>, SocketAddr), begin: impl FnOnce() -> Endpoint) -> Arc<Endpoint> {
         let mut table = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = table.known.get(&address).and_then(Weak::upgrade) {
+        if let Some(known) = table.known.get(&key).and_then(Weak::upgrade) {
             return known;
         }
         if table.known.len() >= table.room {
             table.known.retain(|_, endpoint| endpoint.strong_count() > 0);
             table.room = 2 * table.known.len() + 64;
         }
-        let endpoint = Arc::new(Endpoint::new(address));
-        table.known.insert(address, Arc::downgrade(&endpoint));
+        let endpoint = Arc::new(begin());
+        table.known.insert(key, Arc::downgrade(&endpoint));
         endpoint
     }
 }
