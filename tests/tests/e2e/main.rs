@@ -19,6 +19,7 @@ mod fault;
 mod flow;
 mod footprint;
 mod guard;
+mod health;
 mod integrity;
 mod leak;
 mod lifecycle;
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
         fault::CASES,
         footprint::CASES,
         guard::CASES,
+        health::CASES,
         offload::CASES,
         integrity::CASES,
         leak::CASES,
