@@ -225,6 +225,7 @@ pub(crate) fn endpoints(backend: &Backend) -> String {
         Some(most) => write_infallibly(&mut text, |text| write!(text, ", at most {most} pending")),
     }
     text.push_str(&describe::balancing(backend));
+    text.push_str(&describe::health(backend));
     text
 }
 

@@ -6,6 +6,7 @@ use crate::{
     model::{
         Backend, Route, Rule,
         balancing::{Algorithm, LoadBalancing, SlowStart},
+        health::{Health, Probe},
         http::{
             BackendHttp, Forward, HttpAction, HttpMatch, HttpRule, HttpTable, HttpsRedirect, Redirect,
             RedirectPort, Respond, Rewrite, StringMatch, VirtualHost,
@@ -261,6 +262,31 @@ pub(crate) fn balancing(backend: &Backend) -> String {
     }
     if let Some(limit) = backend.connect_timeout {
         push(&mut text, format_args!(", connected within {}", Span(limit)));
+    }
+    text
+}
+
+/// `, TLS check every 5s with the server name a.test, outliers ejected (at most 10 %), all used below 50 %`.
+pub(crate) fn health(backend: &Backend) -> String {
+    let Health { check, outliers, panic_threshold } = &backend.health;
+    let mut text = String::new();
+    if let Some(check) = check {
+        let (kind, sni) = match &check.probe {
+            Probe::Tcp => ("TCP", None),
+            Probe::Tls { sni, .. } => ("TLS", sni.as_ref()),
+        };
+        push(&mut text, format_args!(", {kind} check every {}", Span(check.interval)));
+        if let Some(sni) = sni {
+            push(&mut text, format_args!(" with the server name {sni}"));
+        }
+    }
+    if let Some(outliers) = outliers {
+        push(&mut text, format_args!(", outliers ejected (at most {} %)", outliers.max_ejection_percent));
+    }
+    match panic_threshold {
+        _ if !backend.health.is_watched() => {}
+        0 => text += ", never all used",
+        percent => push(&mut text, format_args!(", all used below {percent} %")),
     }
     text
 }

@@ -66,6 +66,7 @@ mod labels;
 mod listeners;
 mod object;
 mod operator;
+mod outlier;
 mod policy;
 mod registry;
 mod secret;

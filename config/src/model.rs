@@ -11,6 +11,7 @@ use std::{
 
 use self::{
     balancing::{LoadBalancing, SourceAffinity},
+    health::Health,
     http::{BackendHttp, PlainHttp},
     route_table::RouteTable,
     secret::Secret,
@@ -28,6 +29,7 @@ use crate::name::{HostName, HostPattern};
 
 pub mod balancing;
 pub(crate) mod cipher_suites;
+pub mod health;
 pub mod http;
 pub mod rank;
 pub mod route;
@@ -179,6 +181,8 @@ pub struct Backend {
     pub tls: Option<Arc<UpstreamTls>>,
     /// The version of HTTP to speak to it, for what is HTTP here.
     pub http: BackendHttp,
+    /// Which of its endpoints are used.
+    pub health: Health,
 }
 
 /// One address of a backend.

@@ -34,7 +34,9 @@ use crate::{
 
 mod backend_tls;
 mod balancing;
+mod health;
 mod http;
+mod keys;
 mod read;
 mod reference;
 pub(crate) mod schema;

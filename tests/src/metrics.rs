@@ -40,6 +40,16 @@ impl Metrics {
         sum.round() as i64
     }
 
+    /// As [`Metrics::sum`], or `None` without any such sample.
+    #[must_use]
+    pub fn find(&self, name: &str, labels: &[(&str, &str)]) -> Option<i64> {
+        let carries = |sample: &&Sample| {
+            let has = |(key, value): &(&str, &str)| sample.labels.get(*key).is_some_and(|own| own == value);
+            sample.name == name && labels.iter().all(has)
+        };
+        self.0.iter().any(|sample| carries(&sample)).then(|| self.sum(name, labels))
+    }
+
     /// The samples of `name` that are not 0, for people.
     pub fn describe(&self, name: &str) -> impl Iterator<Item = String> {
         let samples = self.0.iter().filter(move |sample| sample.name == name && sample.value != 0.0);

@@ -4,6 +4,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     sync::Arc,
+    time::{Duration, SystemTime},
 };
 
 use anyhow::{Context as _, Result};
@@ -27,7 +28,7 @@ pub struct Ca {
 
 /// One server's certificate and key, in memory and as PEM files.
 pub struct Leaf {
-    /// The certificate's only name.
+    /// The certificate's first name.
     pub name: String,
     /// PEM file of the certificate.
     pub certificate: PathBuf,
@@ -56,8 +57,21 @@ impl Ca {
 
     /// Issues a certificate for `name`.
     pub fn issue(&self, name: &str) -> Result<Leaf> {
+        self.issue_with(name, CertificateParams::new([name.to_owned()])?)
+    }
+
+    /// Issues a certificate for these names, which expires after so long. Its files have the first name.
+    pub fn issue_for(&self, names: &[&str], lasts: Duration) -> Result<Leaf> {
+        let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+        let first = names.first().context("no name")?.clone();
+        let mut params = CertificateParams::new(names)?;
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
+        params.not_after = date_time_ymd(1970, 1, 1) + now + lasts;
+        self.issue_with(&first, params)
+    }
+
+    fn issue_with(&self, name: &str, mut params: CertificateParams) -> Result<Leaf> {
         let key = KeyPair::generate()?;
-        let mut params = CertificateParams::new([name.to_owned()])?;
         params.distinguished_name.push(DnType::CommonName, name);
         let signed = params.signed_by(&key, &self.issuer)?;
         let file = |ending: &str| self.dir.join(format!("{name}.{ending}"));

@@ -15,9 +15,12 @@ use crate::{
     limits::admission::Admission,
     metrics::{Metrics, labels::CloseReason},
     net::admin_socket::Socket,
+    snapshot::SharedSnapshot,
+    upstream::health_collector::SharedWatchlist,
 };
 
 mod api;
+mod backends;
 mod body;
 mod guard;
 mod pages;
@@ -38,6 +41,7 @@ pub struct Admin {
     /// Names that a `Host` header may have.
     hosts: Vec<HostName>,
     asked: OnceLock<Askable>,
+    shown: OnceLock<(Arc<SharedSnapshot>, SharedWatchlist)>,
     /// Held while the workers count what open connections have moved.
     counting: tokio::sync::Mutex<()>,
 }
@@ -83,6 +87,7 @@ impl Admin {
             allow_close: *allow_close,
             hosts: hosts.clone(),
             asked: OnceLock::new(),
+            shown: OnceLock::new(),
             counting: tokio::sync::Mutex::default(),
         }
     }
@@ -91,6 +96,12 @@ impl Admin {
     pub fn asks(&self, asked: Askable) {
         // Only the first time counts; there is no second.
         let _ = self.asked.set(asked);
+    }
+
+    /// From now on these backends are shown, with their health.
+    pub fn shows(&self, current: Arc<SharedSnapshot>, health: SharedWatchlist) {
+        // Only the first time counts; there is no second.
+        let _ = self.shown.set((current, health));
     }
 
     /// Serves until dropped. Ends only with an error, before the first connection.

@@ -22,6 +22,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::{
+    checker::Checker,
     datapath::DatapathNeeds,
     memory::Thrift,
     secrets::Secrets,
@@ -48,10 +49,12 @@ use crate::{
     upstream::dns::Resolver,
 };
 
+mod checker;
 pub mod command;
 mod datapath;
 pub mod descriptors;
 mod listeners;
+mod live;
 pub mod memory;
 mod prepare;
 mod reload;
@@ -94,6 +97,7 @@ pub struct App {
     /// Until it is known what the kernel can do.
     thrift: Option<Thrift>,
     resolver: Resolver,
+    checker: Checker,
     secrets: Secrets,
     /// What carries packets.
     programs: Option<Arc<Programs>>,
@@ -199,6 +203,8 @@ impl App {
         self.trial.close();
         self.sockets.clear();
         self.admin.ready.store(false, Relaxed);
+        // Whoever takes over checks for itself.
+        self.checker.stop();
         let patience = self.current.load().model.runtime.timeouts.drain;
         // The next one has it from now on.
         let socket_file = self.socket_file.take().filter(|_| !succeeded);

@@ -104,6 +104,9 @@ pub struct Check {
     /// Exit 3 if anything is rejected or warned of, for a pipeline that lets nothing of the kind pass
     #[arg(long)]
     pub strict: bool,
+    /// Connect to each endpoint once; tell which do not answer, and whose certificates do not fit the routes
+    #[arg(long)]
+    pub live: bool,
 }
 
 /// `snisplice run`.

@@ -30,7 +30,6 @@ mod secrets;
 mod snapshot;
 mod takeover;
 mod terminate;
-#[allow(dead_code, reason = "the counters of endpoints have no reader yet")]
 mod upstream;
 
 pub use app::command::main;

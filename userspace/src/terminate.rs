@@ -20,6 +20,7 @@ use crate::secrets::{Loader, SecretError, SecretWarning, Watched};
 
 pub mod collector;
 pub mod handshake;
+pub mod probe;
 mod provider;
 mod resolver;
 mod server;

@@ -16,6 +16,8 @@ pub(super) struct Traffic<'n> {
     pub(super) upgrades: bool,
     /// `loadBalancer` and `connectionPool.tcp`.
     pub(super) balancing: balancing::Policy<'n>,
+    /// `outlierDetection`.
+    pub(super) outliers: Option<View<'n>>,
 }
 
 /// How a destination is spoken to.
@@ -60,6 +62,9 @@ impl<'n> Traffic<'n> {
             self.tls = Some((tls, namespace));
         }
         self.balancing.apply(policy);
+        if let Some(outliers) = policy.peek("outlierDetection").filter(|view| !view.is_unset()) {
+            self.outliers = Some(outliers);
+        }
         let pool = policy.peek("connectionPool").and_then(|pool| pool.peek("http"));
         if let Some(upgrade) = pool.and_then(|http| http.peek("h2UpgradePolicy")) {
             self.upgrades = upgrade.says("UPGRADE");

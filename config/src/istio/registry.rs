@@ -16,6 +16,7 @@ use super::{
     export_to::Exported,
     host::{pattern, service_namespace},
     labels::Labels,
+    outlier,
     service::Service,
     sources::{Known, Sources},
     subset::{self, Subset},
@@ -208,7 +209,8 @@ impl<'s, 'n, 'r, 'o> Registry<'s, 'n, 'r, 'o> {
             name = format!("{base}#{number}");
         }
         let http = if http2 { BackendHttp::Http2 } else { BackendHttp::Http1 };
-        let mut backend = Backend { name, endpoints, tls, http, ..Backend::default() };
+        let health = outlier::health(traffic.outliers.as_ref(), diagnostics);
+        let mut backend = Backend { name, endpoints, tls, http, health, ..Backend::default() };
         traffic.balancing.shape(&mut backend);
         let made = builder.backend(backend)?;
         self.made.insert(key.clone(), made);

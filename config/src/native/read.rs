@@ -6,7 +6,7 @@ use strum::VariantArray as _;
 
 use super::{
     backend_tls::{self, Towards},
-    balancing,
+    balancing, health,
     http::{self, NativeRule},
     reference::{BACKENDS, backend_refs, name},
     terminate::{self, Terminate},
@@ -178,7 +178,7 @@ pub(super) fn route<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Optio
 pub(super) fn backend<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Option<NativeBackend<'n>> {
     let mut fields = view.fields(
         "a backend: {name, endpoints, source, same_host, max_connections, max_pending, connect_timeout, \
-         load_balancing, affinity, tls, http}",
+         load_balancing, affinity, health_check, outlier_detection, panic_threshold, tls, http}",
         diagnostics,
     )?;
     let name = fields.require("name", "a unique name", diagnostics).and_then(|view| name(&view, diagnostics));
@@ -203,6 +203,7 @@ pub(super) fn backend<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Opt
         .and_then(|view| balancing::load_balancing(&view, diagnostics))
         .unwrap_or_default();
     let affinity = fields.take("affinity").and_then(|view| balancing::affinity(&view, diagnostics));
+    let health = health::read(&mut fields, diagnostics);
     let (tls, http) = (fields.take("tls"), fields.take("http"));
     let towards = backend_tls::read(tls.as_ref(), http.as_ref(), diagnostics);
     fields.finish(diagnostics);
@@ -214,6 +215,7 @@ pub(super) fn backend<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Opt
         load_balancing,
         affinity,
         connect_timeout,
+        health,
         ..Backend::default()
     };
     Some(NativeBackend { view: view.clone(), name: name?, endpoints: endpoints?, backend, towards: towards? })

@@ -5,7 +5,9 @@
 
 use std::time::Duration;
 
-use super::{backend_tls::Version, read::SEGMENT_BYTES, terminate::Wanted};
+pub(crate) use super::keys::{Key, Mapping};
+use super::keys::{key, list, one_or_more, required, text};
+use super::{backend_tls::Version, health, read::SEGMENT_BYTES, terminate::Wanted};
 use crate::{
     kind::{Choice, Codec, Kind, MOST},
     model::{
@@ -18,30 +20,6 @@ use crate::{
 mod balancing;
 mod http;
 
-/// A key of a mapping.
-pub(crate) struct Key {
-    pub(crate) name: &'static str,
-    pub(crate) kind: Kind,
-    pub(crate) required: bool,
-    /// As it would be written, or in words; empty if there is none.
-    pub(crate) default: String,
-    pub(crate) applies: Applies,
-    /// The oldest kernel on which it does anything, where that is newer than what the daemon wants anyway.
-    pub(crate) since: Option<&'static str>,
-    /// What it means, in Markdown.
-    pub(crate) doc: String,
-}
-
-/// A mapping.
-pub(crate) struct Mapping {
-    /// By which [`Kind::Mapping`] names it.
-    pub(crate) id: &'static str,
-    /// Where it is, as `listeners[]`; empty for the whole document.
-    pub(crate) path: &'static str,
-    pub(crate) doc: &'static str,
-    pub(crate) keys: Vec<Key>,
-}
-
 /// The names of verdicts, and when each is met.
 const VERDICTS: [(&str, &str); 6] = [
     ("no_sni", "A valid hello has no server name, and no route has `*`."),
@@ -51,34 +29,6 @@ const VERDICTS: [(&str, &str); 6] = [
     ("too_large", "The hello is longer than `limits.hello_bytes`."),
     ("timeout", "The hello was not complete within `timeouts.hello`."),
 ];
-
-fn key(name: &'static str, kind: Kind, default: &str, doc: &str) -> Key {
-    Key {
-        name,
-        kind,
-        required: false,
-        default: default.into(),
-        applies: Applies::Reload,
-        since: None,
-        doc: doc.into(),
-    }
-}
-
-fn required(name: &'static str, kind: Kind, doc: &str) -> Key {
-    Key { required: true, ..key(name, kind, "", doc) }
-}
-
-fn text(what: &'static str, example: &'static str) -> Kind {
-    Kind::Text { what, example }
-}
-
-fn list(kind: Kind) -> Kind {
-    Kind::List(Box::new(kind))
-}
-
-fn one_or_more(kind: Kind) -> Kind {
-    Kind::OneOrMore(Box::new(kind))
-}
 
 fn weight() -> Key {
     let range = Kind::Number { least: 0, most: u64::from(Target::MAX_WEIGHT) };
@@ -93,6 +43,7 @@ pub(crate) fn mappings() -> Vec<Mapping> {
     all.extend(http::parts());
     all.extend([backend(), endpoint(), backend_tls()]);
     all.extend(balancing::mappings());
+    all.extend(health::mappings());
     let defaults = Settings::default();
     for group in groups() {
         let keys = group.settings.iter().map(|setting| Key {
@@ -356,6 +307,7 @@ fn certificate() -> Mapping {
 fn backend() -> Mapping {
     let mut mapping = backend_of(&format!("an eighth of `limits.connections`, at least {}", PENDING.of(0)));
     mapping.keys.extend(balancing::keys());
+    mapping.keys.extend(health::keys());
     mapping
 }
 

@@ -22,6 +22,7 @@ mod footprint;
 mod front;
 mod grpc;
 mod guard;
+mod health;
 mod http2;
 mod integrity;
 mod leak;
@@ -71,6 +72,7 @@ fn main() -> ExitCode {
         footprint::CASES,
         grpc::CASES,
         guard::CASES,
+        health::CASES,
         http2::CASES,
         offload::CASES,
         integrity::CASES,

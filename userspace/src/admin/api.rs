@@ -20,7 +20,9 @@ use hyper::body::Body as _;
 use tokio::time::timeout;
 
 use super::{
-    Admin, Scope, body, guard,
+    Admin, Scope,
+    backends::Backends,
+    body, guard,
     pages::{Families, Listed},
 };
 use crate::{
@@ -52,6 +54,7 @@ pub(super) fn router(admin: Arc<Admin>, scope: Scope) -> Router {
         }
         Scope::Local | Scope::Network => router
             .route("/metrics", get(metrics).fallback(async || only("GET, HEAD")))
+            .route("/backends", get(backends).fallback(async || only("GET, HEAD")))
             .route("/connections", get(list).delete(close).fallback(async || only("GET, HEAD, DELETE")))
             .route("/connections/{id}", get(list).delete(close).fallback(async || only("GET, HEAD, DELETE")))
             .fallback(async || not_found()),
@@ -94,7 +97,7 @@ fn only(methods: &'static str) -> Response {
 }
 
 fn not_found() -> TextReply {
-    (StatusCode::NOT_FOUND, "/ready\n/metrics\n/connections\n".into())
+    (StatusCode::NOT_FOUND, "/ready\n/metrics\n/connections\n/backends\n".into())
 }
 
 fn no_such_connection() -> TextReply {
@@ -178,6 +181,24 @@ async fn list(
         return Err(no_such_connection());
     }
     Ok(([(CONTENT_TYPE, "application/json")], body::of(listing).await).into_response())
+}
+
+/// The backends with their endpoints and health: all, or `?backend=NAME`.
+async fn backends(State(admin): State<Arc<Admin>>, RawQuery(query): RawQuery) -> Result<Response, TextReply> {
+    let pairs: Vec<(String, String)> =
+        serde_urlencoded::from_str(query.as_deref().unwrap_or_default()).unwrap_or_default();
+    let mut only = None;
+    for (key, value) in pairs {
+        if key != "backend" {
+            return Err((StatusCode::BAD_REQUEST, format!("{key} is not known; backend=NAME is\n")));
+        }
+        only = Some(value);
+    }
+    let Some((current, health)) = admin.shown.get() else {
+        return Err((StatusCode::SERVICE_UNAVAILABLE, "not serving yet\n".into()));
+    };
+    let backends = Backends::new(current.load_full(), health.clone(), only);
+    Ok(([(CONTENT_TYPE, "application/json")], body::of(backends).await).into_response())
 }
 
 async fn close(

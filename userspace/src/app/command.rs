@@ -6,7 +6,12 @@ use clap::Parser as _;
 use rustix::process::{Signal, set_parent_process_death_signal};
 use snisplice_config::{Translation, explain, render_check};
 
-use super::{App, secrets::check_secrets, signals::Signals};
+use super::{
+    App,
+    live::{Live, check_live},
+    secrets::check_secrets,
+    signals::Signals,
+};
 use crate::{
     bpf,
     cli::{Check, Cli, Command, Run, client},
@@ -39,7 +44,7 @@ pub fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(options) => serve(options),
-        Command::Check(Check { config, strict }) => {
+        Command::Check(Check { config, strict, live }) => {
             let translation = file::load(&config.config, &config.options())?;
             print(&render_check(&translation))?;
             let mut doubtful = translation.rejected().chain(translation.warnings()).next().is_some();
@@ -56,6 +61,16 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
                         print(&format!("error: {error}\n"))?;
                     }
                     return Ok(ExitCode::from(BAD_CONFIGURATION));
+                }
+            }
+            if let Some(model) = translation.model.as_ref().filter(|_| live) {
+                let Live { good, doubtful: found } = check_live(model)?;
+                doubtful |= !found.is_empty();
+                for line in good {
+                    print(&format!("live: {line}\n"))?;
+                }
+                for line in found {
+                    print(&format!("warning: {line}\n"))?;
                 }
             }
             if strict && doubtful && translation.model.is_some() {

@@ -83,6 +83,7 @@ impl App {
         deny(self.programs.as_ref(), &live.model);
         self.current.store(live.clone());
         self.resolver.serve(live.clusters().clone(), live.model.runtime.dns.clone());
+        self.checker.follow();
         self.close_denied();
         self.leaving.retain(|address, _| !wanted.contains_key(address));
         for (bound, copies) in bound {

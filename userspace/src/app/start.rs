@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     App, Watch, begin,
+    checker::Checker,
     datapath::{self, DatapathNeeds, places},
     listeners::{bind, with_copies},
     memory::Thrift,
@@ -38,7 +39,7 @@ use crate::{
     snapshot::{SharedSnapshot, Snapshot},
     takeover::{SocketFile, client::Client},
     terminate::Terminations,
-    upstream::dns::Resolver,
+    upstream::{dns::Resolver, health_collector::SharedWatchlist},
 };
 
 /// A process that may open files, and what it is to serve.
@@ -236,6 +237,9 @@ impl Bound {
             workers: workers.iter().map(worker::Handle::asks).collect(),
             adopted: ask_adopted,
         });
+        let health = SharedWatchlist::default();
+        admin.shows(shared.current.clone(), health.clone());
+        let checker = Checker::new(&shared.current, &shared.metrics, health);
         let mut app = App {
             runtime,
             options,
@@ -258,6 +262,7 @@ impl Bound {
             needs,
             thrift: Some(thrift),
             resolver,
+            checker,
             secrets,
             programs,
             adopted: None,
@@ -269,6 +274,7 @@ impl Bound {
             app.listen_if_possible(bound, copies);
         }
         app.serve_endpoints(endpoints);
+        app.checker.follow();
         app.watch_trial(trial, is_loaded);
         app.is_ready();
         if takes_over {

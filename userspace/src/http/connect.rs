@@ -12,7 +12,7 @@ use crate::{
     limits::{Overload, admission::Admission},
     metrics::labels::CloseReason,
     snapshot::Snapshot,
-    upstream::{candidates::Candidates, cluster::Cluster},
+    upstream::{candidates::Candidates, cluster::Cluster, endpoint::Endpoint},
 };
 
 /// A connection's bytes, encrypted or not.
@@ -30,6 +30,8 @@ pub type Guard = Box<dyn Any>;
 pub struct Connected<I = Box<dyn Io>> {
     /// Its bytes.
     pub io: I,
+    /// Where it leads.
+    pub endpoint: Arc<Endpoint>,
     /// What counts it.
     pub guard: Guard,
 }

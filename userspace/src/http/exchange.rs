@@ -1,13 +1,6 @@
 //! One request and its response.
 
-use std::{
-    cell::OnceCell,
-    net::{IpAddr, SocketAddr},
-    ops::Deref,
-    rc::Rc,
-    sync::Arc,
-    time::Duration,
-};
+use std::{cell::OnceCell, net::IpAddr, ops::Deref, rc::Rc, sync::Arc, time::Duration};
 
 use hyper::{
     HeaderMap, Method, Request, Response, StatusCode, Version,
@@ -38,7 +31,7 @@ use super::{
 use crate::{
     account::access_log::outcome::NO_FLAG,
     metrics::NONE,
-    upstream::{balance::hash, cluster::Cluster},
+    upstream::{balance::hash, cluster::Cluster, endpoint::Endpoint},
 };
 
 /// The first pause before another try is as long at most, and each further one twice that (Envoy's `base_interval`).
@@ -475,13 +468,15 @@ impl Order<'_> {
             // Its share of the endpoint counts for as long as the request is under way.
             let Some(lease) = candidates.next() else {
                 // Names may be looked up at this moment, which connecting waits for.
-                let (sender, _) = self.connect(cluster, backend, candidates).await?;
-                return self
-                    .over(sender, None, method, headers, body, backend)
-                    .await
-                    .map_err(|(failure, _)| failure);
+                let (sender, endpoint) = self.connect(cluster, backend, candidates).await?;
+                let result = self.over(sender, None, method, headers, body, backend).await;
+                if let Ok(answer) = &result {
+                    endpoint.responded(Some(answer.response.status().as_u16()));
+                }
+                return result.map_err(|(failure, _)| failure);
             };
             let address = lease.address();
+            let mut endpoint = lease.endpoint().clone();
             candidates.connected(&lease);
             candidates.put_back();
             drop(lease);
@@ -495,9 +490,10 @@ impl Order<'_> {
                     if let Some(through) = pools.take(&key).filter(|_| may_reuse) {
                         (Sender::Http1(through), true)
                     } else {
-                        let (sender, peer) = self.connect(cluster, backend, candidates).await?;
+                        let (sender, found) = self.connect(cluster, backend, candidates).await?;
                         // Another endpoint, where the first one did not answer.
-                        key.address = peer.unwrap_or(address);
+                        key.address = found.address();
+                        endpoint = found;
                         (sender, false)
                     }
                 }
@@ -508,23 +504,31 @@ impl Order<'_> {
                     if let Some(through) = kept {
                         (Sender::Http2(through.clone()), true)
                     } else {
-                        let (sender, peer) = self.connect(cluster, backend, candidates).await?;
+                        let (sender, found) = self.connect(cluster, backend, candidates).await?;
                         // That of another endpoint is for this request alone.
                         if let Sender::Http2(through) = &sender
-                            && peer == Some(address)
+                            && found.address() == address
                         {
                             *place = Some(through.clone());
                         }
+                        endpoint = found;
                         (sender, false)
                     }
                 }
             };
-            match self.over(sender, Some(key), method, headers, body, backend).await {
-                Ok(answer) => return Ok(answer),
+            let result = self.over(sender, Some(key), method, headers, body, backend).await;
+            match result {
+                Ok(answer) => {
+                    endpoint.responded(Some(answer.response.status().as_u16()));
+                    return Ok(answer);
+                }
                 Err((failure, sent)) => {
                     // A connection that was kept may have been closed by then, and has said nothing of this request.
                     let is_safe = !sent || (method.is_idempotent() && failure == Failure::Reset);
                     if !(reused && is_safe && body.can_be_sent_again()) {
+                        if !reused && !body.has_failed() && !body.has_stalled() {
+                            endpoint.responded(None);
+                        }
                         return Err(failure);
                     }
                     may_reuse = false;
@@ -598,7 +602,7 @@ impl Order<'_> {
         cluster: &Cluster,
         backend: Destination<'_>,
         candidates: crate::upstream::candidates::Candidates,
-    ) -> Result<(Sender, Option<SocketAddr>), Failure> {
+    ) -> Result<(Sender, Arc<Endpoint>), Failure> {
         let Connection { connector, admission, worker, .. } = &**self.connection;
         let limit = cluster.connect_timeout.unwrap_or(self.snapshot.model.runtime.timeouts.connect);
         let deadline = Instant::now() + limit;
@@ -619,19 +623,22 @@ impl Order<'_> {
                 Err(NotConnected::Failed(_) | NotConnected::Tls) => return Err(Failure::NotConnected),
             }
         };
-        let Connected { io: stream, guard } = connected;
-        let (local, peer) = (stream.local_addr().ok(), stream.peer_addr().ok());
-        if let (Some(note), Some(peer)) = (self.note, peer) {
-            note.upstream_host.set(Some(peer));
+        let Connected { io: stream, endpoint, guard } = connected;
+        let local = stream.local_addr().ok();
+        if let Some(note) = self.note {
+            note.upstream_host.set(Some(endpoint.address()));
         }
         let io: Box<dyn Io> = if backend.tls.is_none() {
             Box::new(stream)
         } else {
             let encrypting = connector.encrypt(self.snapshot, backend.id, backend.http, stream);
-            let encrypted = timeout_at(deadline, encrypting).await.map_err(|_| Failure::NotConnected)?;
-            encrypted.map_err(|_| Failure::NotConnected)?
+            let encrypted = timeout_at(deadline, encrypting).await.unwrap_or(Err(NotConnected::Tls));
+            encrypted.map_err(|_| {
+                endpoint.responded(None);
+                Failure::NotConnected
+            })?
         };
-        let connected = Connected { io, guard };
+        let connected = Connected { io, endpoint: endpoint.clone(), guard };
         let begun = match backend.http {
             BackendHttp::Http1 => {
                 begin_http1(connected).await.map(|sender| Sender::Http1(Through { sender, local }))
@@ -640,7 +647,8 @@ impl Order<'_> {
                 begin_http2(connected).await.map(|sender| Sender::Http2(Through { sender, local }))
             }
         };
-        Ok((begun.map_err(|_| Failure::NotConnected)?, peer))
+        let sender = begun.map_err(|_| Failure::NotConnected)?;
+        Ok((sender, endpoint))
     }
 
     /// Has the connections of client and backend become one of another protocol.

@@ -229,7 +229,7 @@ impl<F: Future<Output: 'static> + 'static> Executor<F> for OnWorker {
 
 /// Begins HTTP/1.1 on a connection to a backend.
 pub async fn begin_http1(connected: Connected) -> hyper::Result<http1::SendRequest<Upload>> {
-    let Connected { io, guard } = connected;
+    let Connected { io, guard, .. } = connected;
     let (sender, connection) = http1::Builder::new().handshake(TokioIo::new(io)).await?;
     spawn_local(async move {
         // Who waits for a response learns of an error.
@@ -241,7 +241,7 @@ pub async fn begin_http1(connected: Connected) -> hyper::Result<http1::SendReque
 
 /// Begins HTTP/2 on a connection to a backend.
 pub async fn begin_http2(connected: Connected) -> hyper::Result<http2::SendRequest<Upload>> {
-    let Connected { io, guard } = connected;
+    let Connected { io, guard, .. } = connected;
     let (sender, connection) = http2::Builder::new(OnWorker)
         .timer(TokioTimer::new())
         .keep_alive_interval(PROBE)

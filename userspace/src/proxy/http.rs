@@ -171,7 +171,9 @@ impl Connect for Service {
                     place.is_settled();
                     admission.reachability.found(&cluster.name);
                     let _ = self.keepalive.apply(&connected.stream);
-                    Ok(Connected { io: connected.stream, guard: Box::new((connected.lease, place)) })
+                    let endpoint = connected.lease.endpoint().clone();
+                    let guard = Box::new((connected.lease, place));
+                    Ok(Connected { io: connected.stream, endpoint, guard })
                 }
                 Err(error) => {
                     if error.is_of_the_backend() {

@@ -49,7 +49,7 @@ pub async fn serve(client: StdStream, account: Registration, service: Rc<Service
     let reason = match &mut course {
         Course::Passed(forward, lease) => {
             let reason = forward.as_mut().await.reason();
-            lease.ended(reason);
+            lease.ended(reason, account.bytes().1 > 0);
             reason
         }
         Course::Served(served) => served.as_mut().await,

@@ -128,7 +128,7 @@ async fn carry(
         Backend::Plain(backend) => copy(client, backend, account, service.patience).await,
         Backend::Tls(backend) => copy(client, *backend, account, service.patience).await,
     };
-    lease.ended(reason);
+    lease.ended(reason, account.bytes().1 > 0);
     reason
 }
 
@@ -175,6 +175,7 @@ async fn connect(
                 "the TLS handshake with the backend failed; check its certificate, and the authorities and names that \
                  its tls settings allow"
             );
+            upstream.lease.handshake_failed();
             Err(CloseReason::BackendTlsFailed)
         }
     }

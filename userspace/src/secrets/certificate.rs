@@ -192,6 +192,16 @@ fn is_named(own: &GeneralName<'_>, wanted: &str) -> bool {
     }
 }
 
+/// The names of a certificate, as `DNS` entries of its `subjectAltName`, and the last second in which it is valid, since 1970.
+///
+/// # Errors
+/// If it cannot be parsed, as text.
+pub fn names_and_end(certificate: &CertificateDer<'_>) -> Result<(Vec<String>, i64), String> {
+    let (_, parsed) = X509Certificate::from_der(certificate)
+        .map_err(|error| format!("the certificate cannot be parsed: {error}"))?;
+    Ok((dns_names(&parsed), parsed.validity().not_after.timestamp()))
+}
+
 fn dns_names(certificate: &X509Certificate<'_>) -> Vec<String> {
     let Ok(Some(extension)) = certificate.subject_alternative_name() else { return Vec::new() };
     let names = extension.value.general_names.iter().filter_map(|name| match name {

@@ -122,16 +122,10 @@ impl Affinity {
     }
 
     /// How many clients are remembered, or were until their time was over.
-    #[must_use]
-    pub fn len(&self) -> usize {
+    #[cfg(test)]
+    fn len(&self) -> usize {
         let len = |shard: &Mutex<Shard>| shard.lock().unwrap_or_else(PoisonError::into_inner).entries.len();
         self.shards.iter().map(len).sum()
-    }
-
-    /// Whether no client is remembered.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 }
 

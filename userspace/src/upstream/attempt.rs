@@ -75,6 +75,11 @@ impl AttemptError {
         )
     }
 
+    /// Whether the endpoint, or the network towards it, is the cause, and not this host.
+    pub(super) fn is_of_the_endpoint(&self) -> bool {
+        matches!(self, Self::Io(_))
+    }
+
     /// No answer within the time that there was.
     #[must_use]
     pub fn timed_out() -> Self {

@@ -12,9 +12,11 @@ pub trait Caller {
 }
 
 /// Nobody in particular.
+#[cfg(test)]
 #[derive(Debug, Clone, Copy)]
 pub struct Anyone;
 
+#[cfg(test)]
 impl Caller for Anyone {
     fn source(&self) -> Option<IpAddr> {
         None

@@ -14,6 +14,7 @@ use snisplice_config::{
     model::{
         self, Endpoint, EndpointHost,
         balancing::{Algorithm, HashKey, LoadBalancing},
+        health::Health,
     },
     name::HostName,
 };
@@ -25,11 +26,8 @@ use super::{
     caller::Caller,
     candidates::{Candidates, Members, Place},
     endpoint::Endpoints,
+    monitor::Alarms,
 };
-
-/// Percent of the endpoints; see [`super::balance::Balancer::next`]. As long as one endpoint is available, the others are
-/// avoided.
-const PANIC_THRESHOLD: u8 = 0;
 
 /// A backend's endpoints and whose turn it is.
 #[derive(Debug)]
@@ -44,6 +42,8 @@ pub struct Cluster {
     pub max_pending: Option<usize>,
     /// How long connecting may take, where the backend has a limit of its own.
     pub connect_timeout: Option<Duration>,
+    /// Which of its endpoints are used, as configured.
+    pub health: Health,
     /// Where it is, as configured.
     places: Vec<Endpoint>,
     /// The addresses of each place that is a name; `None` before its first look-up has ended.
@@ -77,10 +77,11 @@ impl Cluster {
             max_connections: backend.max_connections,
             max_pending: backend.max_pending,
             connect_timeout: backend.connect_timeout,
+            health: backend.health.clone(),
             places: backend.endpoints.clone(),
             addresses: Mutex::new(vec![None; backend.endpoints.len()]),
             members: former.map_or_else(
-                || ArcSwap::from_pointee(Members::new([], &backend.load_balancing, PANIC_THRESHOLD, None)),
+                || ArcSwap::from_pointee(Members::new([], &backend.load_balancing, 0, None)),
                 |former| ArcSwap::new(former.members.load_full()),
             ),
             looked_up: Notify::new(),
@@ -151,13 +152,35 @@ impl Cluster {
             };
             let Endpoint { weight, priority, .. } = *place;
             members.extend(found.iter().map(|&address| Place {
-                endpoint: self.endpoints.at(SocketAddr::new(address, place.port)),
+                endpoint: self.endpoint(SocketAddr::new(address, place.port)),
                 weight,
                 priority,
             }));
         }
+        let threshold = if self.health.is_watched() { self.health.panic_threshold } else { 0 };
         let former = self.members.load();
-        self.members.store(Arc::new(Members::new(members, &self.how, PANIC_THRESHOLD, Some(&former))));
+        self.members.store(Arc::new(Members::new(members, &self.how, threshold, Some(&former))));
+    }
+
+    /// The endpoint with this address, which has a memory of its own where its health is watched.
+    fn endpoint(&self, address: SocketAddr) -> Arc<super::endpoint::Endpoint> {
+        if self.health.is_watched() {
+            self.endpoints.watched(&self.name, address, self.health.outliers.as_ref())
+        } else {
+            self.endpoints.at(address)
+        }
+    }
+
+    /// The endpoints that it has right now.
+    #[must_use]
+    pub fn members(&self) -> Arc<Members> {
+        self.members.load_full()
+    }
+
+    /// Where its endpoints report that they fail.
+    #[must_use]
+    pub fn alarms(&self) -> &Arc<Alarms> {
+        self.endpoints.alarms()
     }
 
     /// The endpoints to try for one connection, best first.

@@ -10,10 +10,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use snisplice_config::model::balancing::SlowStart;
+use snisplice_config::model::{balancing::SlowStart, health::OutlierDetection};
 
 use super::{
     balance::slow_start,
+    monitor::{Alarms, Monitor},
     recent_failures::{Record, Standing},
 };
 
@@ -24,7 +25,8 @@ pub const HEAD_START: Duration = Duration::from_millis(250);
 /// The head start of an address that is known to be far away (RFC 8305, section 8, recommends no more).
 const LONGEST_HEAD_START: Duration = Duration::from_secs(2);
 
-/// An address, shared by all backends that have it and by the configurations that follow each other.
+/// An address, shared by the configurations that follow each other, and by all backends that have it and do not watch its
+/// health.
 #[derive(Debug)]
 pub struct Endpoint {
     address: SocketAddr,
@@ -36,6 +38,8 @@ pub struct Endpoint {
     eligible: AtomicBool,
     /// Milliseconds of [`uptime`] at which it was new, or had recovered; 0 if that needs no slow start.
     since: AtomicU64,
+    /// Where its backend watches its health.
+    monitor: Option<Box<Monitor>>,
     counts: Counts,
 }
 
@@ -57,6 +61,7 @@ impl Endpoint {
             took: AtomicU32::new(0),
             eligible: AtomicBool::new(true),
             since: AtomicU64::new(since),
+            monitor: None,
             counts: Counts::default(),
         }
     }
@@ -124,6 +129,35 @@ impl Endpoint {
         bits == 0 || Record::from_bits(bits).standing(uptime()) != Standing::Failed
     }
 
+    /// Notes that a connection has failed to come about.
+    pub(super) fn failed_to_connect(&self) {
+        if let Some(monitor) = &self.monitor {
+            monitor.failed(false);
+        }
+    }
+
+    /// Notes that a connection has ended: whether the endpoint has `broken` it off, and whether it has sent anything.
+    pub(super) fn ended(&self, broken: bool, has_answered: bool) {
+        if broken {
+            self.broke();
+        }
+        let Some(monitor) = &self.monitor else { return };
+        if has_answered {
+            monitor.answered();
+        } else if broken {
+            monitor.failed(true);
+        }
+    }
+
+    /// Notes that a request of HTTP was answered with this status code; `None` is a connection that ended before.
+    pub fn responded(&self, status: Option<u16>) {
+        match (&self.monitor, status) {
+            (None, _) => {}
+            (Some(monitor), Some(status)) => monitor.responded(status),
+            (Some(monitor), None) => monitor.failed(true),
+        }
+    }
+
     /// Whether a connection should try this address before its siblings. When the time to avoid the address is over, this
     /// is true for one connection only, whose attempt decides for the others.
     #[must_use]
@@ -164,6 +198,9 @@ impl Endpoint {
                 self.since.store(millis(uptime()), Relaxed);
             }
             self.record.store(0, Relaxed);
+        }
+        if let Some(monitor) = &self.monitor {
+            monitor.connected();
         }
     }
 
@@ -209,11 +246,12 @@ pub struct Endpoints {
     by_address: Mutex<Table>,
     /// Whether an endpoint that appears now is new beside others that serve.
     serving: AtomicBool,
+    alarms: Arc<Alarms>,
 }
 
 #[derive(Debug, Default)]
 struct Table {
-    known: HashMap<SocketAddr, Weak<Endpoint>>,
+    known: HashMap<(Option<Arc<str>>, SocketAddr), Weak<Endpoint>>,
     /// How many there may be before those that nobody uses any more are removed.
     room: usize,
 }
@@ -225,20 +263,58 @@ impl Endpoints {
         self.serving.store(true, Relaxed);
     }
 
-    /// The endpoint with this address.
+    /// The endpoint with this address, for all backends that do not watch its health.
     #[must_use]
     pub fn at(&self, address: SocketAddr) -> Arc<Endpoint> {
+        self.known((None, address), |since| Endpoint::new(address, since))
+    }
+
+    /// The endpoint with this address of a backend that watches its health. Two backends may judge one address differently,
+    /// as by their server names.
+    #[must_use]
+    pub fn watched(
+        &self,
+        backend: &Arc<str>,
+        address: SocketAddr,
+        rules: Option<&OutlierDetection>,
+    ) -> Arc<Endpoint> {
+        // A copy: whose name has gone is told by who shares it.
+        let backend: Arc<str> = Arc::from(&**backend);
+        let key = (backend.clone(), address);
+        let endpoint = self.known((Some(backend), address), |since| Endpoint {
+            monitor: Some(Box::new(Monitor::new(key, &self.alarms))),
+            ..Endpoint::new(address, since)
+        });
+        if let Some(monitor) = &endpoint.monitor {
+            monitor.follow(rules);
+        }
+        endpoint
+    }
+
+    /// Where endpoints that are watched report that they fail.
+    #[must_use]
+    pub fn alarms(&self) -> &Arc<Alarms> {
+        &self.alarms
+    }
+
+    fn known(
+        &self,
+        key: (Option<Arc<str>>, SocketAddr),
+        begin: impl FnOnce(u64) -> Endpoint,
+    ) -> Arc<Endpoint> {
         let mut table = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = table.known.get(&address).and_then(Weak::upgrade) {
+        if let Some(known) = table.known.get(&key).and_then(Weak::upgrade) {
             return known;
         }
         if table.known.len() >= table.room {
             table.known.retain(|_, endpoint| endpoint.strong_count() > 0);
             table.room = 2 * table.known.len() + 64;
         }
-        let since = if self.serving.load(Relaxed) { millis(uptime()) } else { 0 };
-        let endpoint = Arc::new(Endpoint::new(address, since));
-        table.known.insert(address, Arc::downgrade(&endpoint));
+        // A backend whose health is watched from now on goes on with the addresses that it had before.
+        let is_known = table.known.get(&(None, key.1)).is_some_and(|shared| shared.strong_count() > 0);
+        let is_new = self.serving.load(Relaxed) && !is_known;
+        let endpoint = Arc::new(begin(if is_new { millis(uptime()) } else { 0 }));
+        table.known.insert(key, Arc::downgrade(&endpoint));
         endpoint
     }
 }

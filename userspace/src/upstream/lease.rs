@@ -44,18 +44,32 @@ impl Lease {
         if error.is_remembered() {
             self.0.failed();
         }
+        if error.is_of_the_endpoint() {
+            self.0.failed_to_connect();
+        }
     }
 
     /// Notes that another endpoint answered while this one was silent for longer than its head start.
     pub fn overtaken(&self) {
         self.0.overtaken();
+        self.0.failed_to_connect();
     }
 
-    /// Notes how the connection ended.
-    pub fn ended(&self, reason: CloseReason) {
-        if matches!(reason, CloseReason::BackendReset | CloseReason::BackendLost) {
-            self.0.broke();
-        }
+    /// Notes how the connection ended, and whether the endpoint has sent anything. The kernel may have carried it: its end
+    /// says who has reset it, too.
+    pub fn ended(&self, reason: CloseReason, has_answered: bool) {
+        self.0.ended(matches!(reason, CloseReason::BackendReset | CloseReason::BackendLost), has_answered);
+    }
+
+    /// Notes that TLS with the endpoint has failed.
+    pub fn handshake_failed(&self) {
+        self.0.responded(None);
+    }
+
+    /// The endpoint, to note more of it.
+    #[must_use]
+    pub fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.0
     }
 }
 
@@ -87,7 +101,7 @@ mod tests {
         failed.failed(&AttemptError::timed_out());
         assert_eq!(endpoint.active(), 1);
         ended.connected(Some(Duration::from_millis(3)));
-        ended.ended(CloseReason::Finished);
+        ended.ended(CloseReason::Finished, true);
         drop(ended);
         assert_eq!((endpoint.active(), endpoint.broken()), (0, 0));
     }
@@ -96,7 +110,7 @@ mod tests {
     fn only_what_the_backend_has_broken_is_its_fault() {
         let endpoint = endpoint();
         for reason in [CloseReason::ClientReset, CloseReason::BackendReset, CloseReason::IdleTimeout] {
-            Lease::of(endpoint.clone()).ended(reason);
+            Lease::of(endpoint.clone()).ended(reason, true);
         }
         assert_eq!(endpoint.broken(), 1);
     }

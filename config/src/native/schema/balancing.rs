@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
-use super::{Key, Mapping, key, required};
 use crate::{
     kind::{Codec, Kind, Time},
     model::balancing::{Algorithm, HashKey, SlowStart, SourceAffinity},
-    native::balancing::{ALGORITHM, FACTOR, HASH_KEY, MOST_ENTRIES},
+    native::{
+        balancing::{ALGORITHM, FACTOR, HASH_KEY, MOST_ENTRIES},
+        keys::{Key, Mapping, key, required},
+    },
 };
 
 /// How connections to a backend are spread.

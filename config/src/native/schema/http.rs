@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use super::{Key, Mapping, key, list, one_or_more, required, text};
 use crate::{
     kind::{Choice, Codec, Kind},
     native::{
         http::{DerivedPort, MOST_ATTEMPTS},
+        keys::{Key, Mapping, key, list, one_or_more, required, text},
         read::HTTPS,
     },
     requests::RETRY_CONDITIONS,

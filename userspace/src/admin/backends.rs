@@ -1,0 +1,153 @@
+//! `/backends`: the endpoints of each backend and their health, made backend by backend.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use hyper::body::Bytes;
+use serde::Serialize;
+use snisplice_config::model::BackendId;
+
+use super::body::Pieces;
+use crate::{
+    snapshot::Snapshot,
+    upstream::{
+        cluster::Cluster,
+        health::{
+            certificate::{Shown, compare},
+            watchlist::{Group, Watched},
+        },
+        health_collector::SharedWatchlist,
+    },
+};
+
+/// A backend.
+#[derive(Debug, Serialize)]
+struct Backend<'b> {
+    name: &'b str,
+    /// Whether so few endpoints are available that all are used.
+    panic: bool,
+    endpoints: Vec<Endpoint<'b>>,
+}
+
+/// One of its endpoints.
+#[derive(Debug, Serialize)]
+struct Endpoint<'b> {
+    address: SocketAddr,
+    /// Attempts and connections.
+    active: u32,
+    /// Connections that it has reset or that were lost with it.
+    broken: u32,
+    /// Whether checks, failures and the memory of attempts let connections go there first.
+    available: bool,
+    /// What health checks say; absent without them and before the first one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    healthy: Option<bool>,
+    /// Why the last check failed, if it did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'b str>,
+    /// Whether outlier detection ejects it; absent without that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ejected: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    certificate: Option<Certificate<'b>>,
+}
+
+/// The certificate that its last TLS check has seen.
+#[derive(Debug, Serialize)]
+struct Certificate<'b> {
+    names: &'b [String],
+    /// In seconds since 1970.
+    not_after: i64,
+    /// Names that are routed there and that it does not cover.
+    uncovered: Vec<String>,
+    /// Names that it covers and that are routed elsewhere.
+    elsewhere: Vec<Elsewhere>,
+}
+
+#[derive(Debug, Serialize)]
+struct Elsewhere {
+    name: String,
+    to: String,
+}
+
+/// All backends of the configuration in service.
+pub(super) struct Backends {
+    snapshot: Arc<Snapshot>,
+    list: SharedWatchlist,
+    only: Option<String>,
+    next: usize,
+    begun: bool,
+    ended: bool,
+}
+
+impl Backends {
+    /// Those of this name, or all.
+    pub(super) fn new(snapshot: Arc<Snapshot>, list: SharedWatchlist, only: Option<String>) -> Self {
+        Self { snapshot, list, only, next: 0, begun: false, ended: false }
+    }
+
+    /// The text of the next one.
+    fn backend(&mut self) -> Option<String> {
+        loop {
+            let at = self.next;
+            let cluster = self.snapshot.clusters().get(at)?;
+            self.next += 1;
+            if self.only.as_ref().is_none_or(|name| **name == *cluster.name) {
+                let list = self.list.lock();
+                let backend = show(&self.snapshot, at, cluster, list.groups().get(&cluster.name));
+                return serde_json::to_string(&backend).ok();
+            }
+        }
+    }
+}
+
+impl Pieces for Backends {
+    async fn next(&mut self) -> Option<Bytes> {
+        if self.ended {
+            return None;
+        }
+        let Some(text) = self.backend() else {
+            self.ended = true;
+            return Some(if self.begun { "]}\n" } else { "{\"backends\":[]}\n" }.into());
+        };
+        let before = if self.begun { "," } else { "{\"backends\":[" };
+        self.begun = true;
+        Some(format!("{before}{text}").into())
+    }
+}
+
+fn show<'b>(snapshot: &Snapshot, at: usize, cluster: &'b Cluster, group: Option<&'b Group>) -> Backend<'b> {
+    let members = cluster.members();
+    let endpoint = |endpoint: &Arc<crate::upstream::endpoint::Endpoint>| {
+        let address = endpoint.address();
+        let watched = group.and_then(|group| group.endpoints.get(&address));
+        let checked = watched.filter(|_| group.is_some_and(|group| group.health.check.is_some()));
+        let ejects = group.filter(|group| group.health.outliers.is_some());
+        Endpoint {
+            address,
+            active: endpoint.active(),
+            broken: endpoint.broken(),
+            available: endpoint.available(),
+            healthy: checked.filter(|one| one.is_known).map(|one| one.checked.is_healthy()),
+            error: checked.and_then(|one| one.error.as_deref()),
+            ejected: ejects.map(|group| group.ejections.has(address)),
+            certificate: watched.and_then(|watched| certificate(snapshot, at, watched)),
+        }
+    };
+    Backend {
+        name: &cluster.name,
+        panic: group.is_some_and(|group| group.panics),
+        endpoints: members.endpoints().iter().map(endpoint).collect(),
+    }
+}
+
+fn certificate<'b>(snapshot: &Snapshot, at: usize, watched: &'b Watched) -> Option<Certificate<'b>> {
+    let shown: &Shown = watched.certificate.as_deref()?;
+    let found = compare(&snapshot.model, BackendId(at), shown);
+    let elsewhere = found.elsewhere.into_iter().map(|one| Elsewhere { name: one.name, to: one.to });
+    Some(Certificate {
+        names: &shown.names,
+        not_after: shown.not_after,
+        uncovered: found.uncovered,
+        elsewhere: elsewhere.collect(),
+    })
+}

@@ -1,0 +1,439 @@
+//! All endpoints whose health is watched: which are checked when, and what checks and failures change.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use snisplice_config::model::health::{Health, HealthCheck};
+
+use super::{active::Checked, certificate::Shown, is_panic, outlier::Ejections};
+use crate::upstream::monitor::{Cause, Key};
+
+/// Checks that may be under way at once. Each is a descriptor.
+pub const MOST_AT_ONCE: usize = 64;
+
+/// What has changed of an endpoint, or of its backend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// Checks have failed often enough; this is why the last one did.
+    Unhealthy(String),
+    /// Checks have succeeded often enough.
+    Healthy,
+    /// Too many failures in a row.
+    Ejected {
+        /// Of which kind.
+        cause: Cause,
+        /// For how long.
+        lasts: Duration,
+    },
+    /// The ejection is over.
+    Returned,
+    /// Fewer endpoints of the backend are available than its panic threshold, or enough again.
+    Panic(bool),
+}
+
+/// What to do next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Next {
+    /// Check this endpoint.
+    Check(Key),
+    /// Nothing before this moment, or before a check ends.
+    At(Instant),
+    /// Nothing before a check ends, or endpoints are added.
+    Wait,
+}
+
+/// What a check has led to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// It succeeded; with the certificate that the endpoint has shown.
+    Success(Option<Shown>),
+    /// It failed like this.
+    Failure(String),
+    /// This host could not make it, which says nothing of the endpoint.
+    Unknown(String),
+}
+
+/// What is known of one endpoint.
+#[derive(Debug, Clone, Default)]
+pub struct Watched {
+    /// By its checks.
+    pub checked: Checked,
+    /// Whether a check has ended.
+    pub is_known: bool,
+    /// Checks that have ended with success, and with failure.
+    pub checks: [u64; 2],
+    /// Why the last check failed, if it did.
+    pub error: Option<String>,
+    /// The certificate that the last check has seen.
+    pub certificate: Option<Arc<Shown>>,
+    /// How often it was ejected.
+    pub ejections: u64,
+    /// Its next check; `None` while one is under way.
+    due: Option<Instant>,
+}
+
+/// One backend.
+#[derive(Debug, Default)]
+pub struct Group {
+    /// Its rules.
+    pub health: Health,
+    /// Its endpoints.
+    pub endpoints: BTreeMap<SocketAddr, Watched>,
+    /// Which of them are ejected.
+    pub ejections: Ejections,
+    /// Whether all are used, since too few are available.
+    pub panics: bool,
+    /// When ejections are looked at next.
+    look: Option<Instant>,
+}
+
+impl Group {
+    /// Whether checks and failures admit connections to an endpoint.
+    #[must_use]
+    pub fn is_eligible(&self, address: SocketAddr) -> bool {
+        let healthy = self.endpoints.get(&address).is_none_or(|watched| watched.checked.is_healthy());
+        healthy && !self.ejections.has(address)
+    }
+
+    /// How many are.
+    #[must_use]
+    pub fn eligible(&self) -> usize {
+        self.endpoints.keys().filter(|address| self.is_eligible(**address)).count()
+    }
+
+    fn judge(&mut self) -> Option<Change> {
+        let panics = is_panic(self.eligible(), self.endpoints.len(), self.health.panic_threshold);
+        (std::mem::replace(&mut self.panics, panics) != panics).then_some(Change::Panic(panics))
+    }
+}
+
+/// A change, and of what. For [`Change::Panic`] the address is that of the endpoint that has led to it.
+pub type Event = (Key, Change);
+
+/// All backends that are watched.
+#[derive(Debug, Default)]
+pub struct Watchlist {
+    groups: BTreeMap<Arc<str>, Group>,
+    due: BTreeSet<(Instant, Key)>,
+    running: usize,
+}
+
+/// A backend that is to be watched.
+#[derive(Debug)]
+pub struct Wanted<'w> {
+    /// Its name.
+    pub backend: &'w Arc<str>,
+    /// Its rules.
+    pub health: &'w Health,
+    /// Its endpoints.
+    pub endpoints: Vec<SocketAddr>,
+}
+
+impl Watchlist {
+    /// From now on these backends are watched and no others. What is known of endpoints that stay is kept, and new ones are
+    /// checked at once.
+    pub fn want(&mut self, wanted: Vec<Wanted<'_>>, now: Instant) -> Vec<Event> {
+        let mut former = std::mem::take(&mut self.groups);
+        let mut events = Vec::new();
+        self.due.clear();
+        for Wanted { backend, health, endpoints } in wanted {
+            let mut group = former.remove(backend).unwrap_or_default();
+            let checks_anew = group.health.check.as_ref().map(|check| &check.probe)
+                != health.check.as_ref().map(|check| &check.probe);
+            group.health = health.clone();
+            let mut known = std::mem::take(&mut group.endpoints);
+            for address in endpoints {
+                let mut watched = known.remove(&address).unwrap_or_else(Watched::begin_at(now));
+                if checks_anew {
+                    // Another question: the former answers say nothing.
+                    watched = Watched { ejections: watched.ejections, ..Watched::begin_at(now)() };
+                }
+                if health.check.is_some()
+                    && let Some(due) = watched.due
+                {
+                    self.due.insert((due, (backend.clone(), address)));
+                }
+                group.endpoints.insert(address, watched);
+            }
+            let rules = health.outliers.clone().unwrap_or_default();
+            let members: Vec<_> = group.endpoints.keys().copied().collect();
+            let mut returned = group.ejections.follow(members.iter().copied(), &rules);
+            if health.outliers.is_none() {
+                let ejected: Vec<_> = members.into_iter().filter(|one| group.ejections.has(*one)).collect();
+                group.ejections = Ejections::default();
+                returned.extend(ejected);
+            }
+            events.extend(returned.iter().map(|one| ((backend.clone(), *one), Change::Returned)));
+            if let (Some(change), Some(address)) = (group.judge(), group.endpoints.keys().next()) {
+                events.push(((backend.clone(), *address), change));
+            }
+            self.groups.insert(backend.clone(), group);
+        }
+        events
+    }
+
+    /// Whether nothing is watched.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.groups.is_empty()
+    }
+
+    /// All backends that are watched, by their names.
+    #[must_use]
+    pub fn groups(&self) -> &BTreeMap<Arc<str>, Group> {
+        &self.groups
+    }
+
+    /// What to do next. An endpoint that is to be checked counts as under way until [`Self::ended`].
+    pub fn next(&mut self, now: Instant) -> Next {
+        let look = self.groups.values().filter_map(|group| group.look).min();
+        let Some((due, _)) = self.due.first().filter(|_| self.running < MOST_AT_ONCE) else {
+            return look.map_or(Next::Wait, Next::At);
+        };
+        if *due > now {
+            return Next::At(look.map_or(*due, |look| look.min(*due)));
+        }
+        let Some((_, key)) = self.due.pop_first() else { return Next::Wait };
+        if let Some(watched) = self.watched(&key) {
+            watched.due = None;
+        }
+        self.running += 1;
+        Next::Check(key)
+    }
+
+    fn watched(&mut self, (backend, address): &Key) -> Option<&mut Watched> {
+        self.groups.get_mut(backend)?.endpoints.get_mut(address)
+    }
+
+    /// The check of an endpoint, by these rules, has ended; `dice` is any number.
+    pub fn ended(
+        &mut self,
+        key: &Key,
+        rules: &HealthCheck,
+        outcome: Outcome,
+        now: Instant,
+        dice: u32,
+    ) -> Vec<Event> {
+        self.running = self.running.saturating_sub(1);
+        let Some(group) = self.groups.get_mut(&key.0) else { return Vec::new() };
+        // A reload may have changed what is asked, or have removed the endpoint and added it again: its next check is a new one.
+        let asks = group.health.check.as_ref().filter(|check| check.probe == rules.probe);
+        let (Some(rules), Some(watched)) = (asks, group.endpoints.get_mut(&key.1)) else { return Vec::new() };
+        if watched.due.is_some() {
+            return Vec::new();
+        }
+        let before = watched.checked;
+        let mut changes = Vec::new();
+        match outcome {
+            Outcome::Success(certificate) => {
+                watched.checks[0] += 1;
+                (watched.is_known, watched.error) = (true, None);
+                if let Some(certificate) = certificate
+                    && watched.certificate.as_deref() != Some(&certificate)
+                {
+                    watched.certificate = Some(Arc::new(certificate));
+                }
+                watched.checked = before.after(true, rules);
+                if watched.checked.is_healthy() && !before.is_healthy() {
+                    changes.push(Change::Healthy);
+                }
+            }
+            Outcome::Failure(error) => {
+                watched.checks[1] += 1;
+                watched.is_known = true;
+                watched.checked = before.after(false, rules);
+                if !watched.checked.is_healthy() && before.is_healthy() {
+                    changes.push(Change::Unhealthy(error.clone()));
+                }
+                watched.error = Some(error);
+            }
+            Outcome::Unknown(error) => watched.error = Some(error),
+        }
+        let due = now + watched.checked.pause(rules, dice);
+        watched.due = Some(due);
+        self.due.insert((due, key.clone()));
+        changes.extend(group.judge());
+        changes.into_iter().map(|change| (key.clone(), change)).collect()
+    }
+
+    /// An endpoint has failed too often in a row.
+    pub fn failed(&mut self, key: &Key, cause: Cause, now: Instant) -> Vec<Event> {
+        let Some(group) = self.groups.get_mut(&key.0) else { return Vec::new() };
+        let Some(rules) = &group.health.outliers else { return Vec::new() };
+        let Some(lasts) = group.ejections.eject(key.1, rules, now) else { return Vec::new() };
+        group.look.get_or_insert(now + rules.interval);
+        if let Some(watched) = group.endpoints.get_mut(&key.1) {
+            watched.ejections += 1;
+        }
+        let changes = [Some(Change::Ejected { cause, lasts }), group.judge()];
+        changes.into_iter().flatten().map(|change| (key.clone(), change)).collect()
+    }
+
+    /// Looks at the ejections whose interval is over.
+    pub fn look(&mut self, now: Instant) -> Vec<Event> {
+        let mut events = Vec::new();
+        for (backend, group) in &mut self.groups {
+            if group.look.is_none_or(|look| look > now) {
+                continue;
+            }
+            let Some(rules) = &group.health.outliers else {
+                group.look = None;
+                continue;
+            };
+            let returned = group.ejections.look(rules, now);
+            group.look = (!group.ejections.is_at_rest()).then(|| now + rules.interval);
+            let last = returned.last().copied();
+            events.extend(returned.into_iter().map(|one| ((backend.clone(), one), Change::Returned)));
+            if let (Some(change), Some(address)) = (group.judge(), last) {
+                events.push(((backend.clone(), address), change));
+            }
+        }
+        events
+    }
+}
+
+impl Watched {
+    /// A new one, which is checked at once.
+    fn begin_at(now: Instant) -> impl FnOnce() -> Self {
+        move || Self { due: Some(now), ..Self::default() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use snisplice_config::model::health::OutlierDetection;
+
+    use super::*;
+
+    fn address(number: u16) -> SocketAddr {
+        SocketAddr::from(([10, 0, 0, 1], number))
+    }
+
+    fn rules() -> Health {
+        let check = HealthCheck { rise: 2, fall: 2, interval_jitter_percent: 0, ..HealthCheck::default() };
+        Health { check: Some(check), outliers: Some(OutlierDetection::default()), ..Health::default() }
+    }
+
+    fn want(list: &mut Watchlist, health: &Health, ports: &[u16], now: Instant) -> Vec<Event> {
+        let backend = "pool".into();
+        let endpoints = ports.iter().copied().map(address).collect();
+        list.want(vec![Wanted { backend: &backend, health, endpoints }], now)
+    }
+
+    fn key(port: u16) -> Key {
+        ("pool".into(), address(port))
+    }
+
+    /// Checks everything that is due, where these ports fail.
+    fn check(list: &mut Watchlist, health: &Health, dead: &[u16], now: Instant) -> Vec<Event> {
+        let mut events = Vec::new();
+        while let Next::Check(key) = list.next(now) {
+            let outcome = if dead.contains(&key.1.port()) {
+                Outcome::Failure("refused".into())
+            } else {
+                Outcome::Success(None)
+            };
+            events.extend(list.ended(&key, health.check.as_ref().unwrap(), outcome, now, 0));
+        }
+        events
+    }
+
+    #[test]
+    fn an_endpoint_falls_and_rises() {
+        let (mut list, health, mut now) = (Watchlist::default(), rules(), Instant::now());
+        assert_eq!(want(&mut list, &health, &[1, 2], now), []);
+        assert_eq!(check(&mut list, &health, &[2], now), []);
+        now += Duration::from_secs(1);
+        assert_eq!(check(&mut list, &health, &[2], now), [(key(2), Change::Unhealthy("refused".into()))]);
+        let group = &list.groups()["pool"];
+        assert!(group.is_eligible(address(1)) && !group.is_eligible(address(2)) && !group.panics);
+        now += Duration::from_secs(1);
+        assert_eq!(check(&mut list, &health, &[], now), []);
+        now += Duration::from_secs(1);
+        assert_eq!(check(&mut list, &health, &[], now), [(key(2), Change::Healthy)]);
+    }
+
+    #[test]
+    fn what_is_known_outlives_a_reload_and_other_questions_do_not() {
+        let (mut list, mut health, mut now) = (Watchlist::default(), rules(), Instant::now());
+        want(&mut list, &health, &[1, 2, 3], now);
+        for _ in 0..2 {
+            check(&mut list, &health, &[2], now);
+            now += Duration::from_secs(1);
+        }
+        list.failed(&key(3), Cause::Consecutive5xx, now);
+        want(&mut list, &health, &[2, 3, 4, 5], now);
+        let group = &list.groups()["pool"];
+        let eligible = [2, 3, 4, 5].map(|port| group.is_eligible(address(port)));
+        assert_eq!(eligible, [false, false, true, true]);
+        assert_eq!(list.next(now), Next::Check(key(2)), "what was due is due");
+        let check = health.check.as_mut().unwrap();
+        check.probe = snisplice_config::model::health::Probe::Tls { sni: None, alpn: Vec::new() };
+        want(&mut list, &health, &[2, 3, 4, 5], now);
+        let group = &list.groups()["pool"];
+        assert!(group.is_eligible(address(2)) && !group.is_eligible(address(3)));
+    }
+
+    #[test]
+    fn all_down_is_panic() {
+        let (mut list, health, mut now) = (Watchlist::default(), rules(), Instant::now());
+        want(&mut list, &health, &[1, 2], now);
+        check(&mut list, &health, &[1, 2], now);
+        now += Duration::from_secs(1);
+        let events = check(&mut list, &health, &[1, 2], now);
+        assert_eq!(events.last(), Some(&(key(2), Change::Panic(true))));
+        for _ in 0..2 {
+            now += Duration::from_secs(1);
+            check(&mut list, &health, &[2], now);
+        }
+        assert!(!list.groups()["pool"].panics, "one of two is half");
+    }
+
+    #[test]
+    fn an_ejected_endpoint_returns_at_a_look() {
+        let (mut list, health, now) = (Watchlist::default(), rules(), Instant::now());
+        let health = Health { check: None, ..health };
+        want(&mut list, &health, &[1, 2], now);
+        assert_eq!(list.next(now), Next::Wait);
+        let events = list.failed(&key(1), Cause::Consecutive5xx, now);
+        assert!(matches!(&events[..], [(_, Change::Ejected { .. })]), "{events:?}");
+        assert_eq!(list.failed(&key(2), Cause::Consecutive5xx, now), [], "no more than one of two");
+        assert_eq!(list.next(now), Next::At(now + Duration::from_secs(10)));
+        assert_eq!(list.look(now + Duration::from_secs(29)), []);
+        assert_eq!(list.look(now + Duration::from_secs(39)), [(key(1), Change::Returned)]);
+    }
+
+    #[test]
+    fn where_nothing_is_watched_nothing_is_left() {
+        let (mut list, now) = (Watchlist::default(), Instant::now());
+        want(&mut list, &rules(), &[1, 2], now);
+        list.want(Vec::new(), now);
+        assert!(list.is_empty());
+        assert_eq!(list.next(now), Next::Wait);
+    }
+
+    proptest! {
+        /// Checks under way are bounded, and each endpoint has one at most.
+        #[test]
+        fn checks_are_bounded(count in 0_u16..300, ends in prop::collection::vec(any::<bool>(), 0..300)) {
+            let (mut list, health, now) = (Watchlist::default(), rules(), Instant::now());
+            want(&mut list, &health, &(1..=count).collect::<Vec<_>>(), now);
+            let mut running = Vec::new();
+            for end in ends {
+                if end && let Some(key) = running.pop() {
+                    let outcome = Outcome::Success(None);
+                    list.ended(&key, health.check.as_ref().unwrap(), outcome, now, 0);
+                } else if let Next::Check(key) = list.next(now) {
+                    prop_assert!(!running.contains(&key));
+                    running.push(key);
+                }
+                prop_assert!(running.len() <= MOST_AT_ONCE);
+            }
+        }
+    }
+}
