@@ -11,11 +11,19 @@ use crate::{
 /// The shortest interval, as for the native format.
 const SHORTEST: Duration = Duration::from_millis(100);
 
-/// What an `outlierDetection` comes to. A field that cannot be used has its default, and is told.
-pub(super) fn health(view: Option<&View<'_>>, diagnostics: &mut Diagnostics) -> Health {
+/// Tells what the `outlierDetection` of a `trafficPolicy` says that is wrong, or has no meaning here.
+pub(super) fn tell(policy: &View<'_>, diagnostics: &mut Diagnostics) {
+    if let Some(view) = policy.peek("outlierDetection").filter(|view| !view.is_unset()) {
+        read(&view, diagnostics);
+    }
+}
+
+/// What an `outlierDetection` comes to. A field that cannot be used has its default; [`tell`] tells of it.
+pub(super) fn health(view: Option<&View<'_>>) -> Health {
     // Istio switches the panic threshold off: `minHealthPercent` is 0 unless it is written.
     let Some(view) = view else { return Health::default() };
-    let Some((outliers, panic_threshold)) = read(view, diagnostics) else { return Health::default() };
+    let read = read(view, &mut Diagnostics::default());
+    let Some((outliers, panic_threshold)) = read else { return Health::default() };
     Health { check: None, outliers: Some(outliers), panic_threshold }
 }
 

@@ -209,7 +209,7 @@ impl<'s, 'n, 'r, 'o> Registry<'s, 'n, 'r, 'o> {
             name = format!("{base}#{number}");
         }
         let http = if http2 { BackendHttp::Http2 } else { BackendHttp::Http1 };
-        let health = outlier::health(traffic.outliers.as_ref(), diagnostics);
+        let health = outlier::health(traffic.outliers.as_ref());
         let mut backend = Backend { name, endpoints, tls, http, health, ..Backend::default() };
         traffic.balancing.shape(&mut backend);
         let made = builder.backend(backend)?;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{balancing, export_to::ExportTo, labels::Labels, object::Object};
+use super::{balancing, export_to::ExportTo, labels::Labels, object::Object, outlier};
 use crate::{
     decode::{Diagnostics, View},
     model::rank::Seniority,
@@ -146,6 +146,7 @@ pub(super) fn tell_policies(
             tell_policy(policy, ended, diagnostics);
             if first {
                 balancing::tell(policy, diagnostics);
+                outlier::tell(policy, diagnostics);
             }
         }
     }
