@@ -13,7 +13,8 @@ pub struct Health {
     pub check: Option<HealthCheck>,
     /// Passive checks: endpoints whose connections fail are ejected for a while; none are without.
     pub outliers: Option<OutlierDetection>,
-    /// Percent of the endpoints. While fewer are available, all are used (Envoy's `healthy_panic_threshold`); 0 never.
+    /// Percent of the endpoints. While fewer are healthy and not ejected, all are used (Envoy's
+    /// `healthy_panic_threshold`). 0 never: then connections are rejected while none is left.
     pub panic_threshold: u8,
 }
 

@@ -172,7 +172,8 @@ pub(super) fn keys() -> Vec<Key> {
             "panic_threshold",
             Codec::<u8>::kind(&PERCENT),
             &Health::PANIC_THRESHOLD.to_string(),
-            "Percent of the endpoints. While fewer are available, all are used; 0 never.",
+            "Percent of the endpoints. While fewer are healthy and not ejected, all are used. With 0 never: connections are \
+             rejected while none is left.",
         ),
     ]
 }

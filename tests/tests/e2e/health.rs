@@ -37,6 +37,8 @@ pub(crate) const CASES: &[Case] = &[
     Case::each("health::a_rolling_restart_under_load_fails_nothing", rolling_restart),
     Case::each("health::a_blackholed_backend_fails_nothing", blackhole),
     Case::once("health::all_down_is_panic", all_down),
+    Case::once("health::all_down_without_panic_is_refused", none_left),
+    Case::once("health::a_backup_serves_instead_of_panic", backup),
     Case::once("health::certificates_are_held_against_the_routes", certificates),
     Case::once("health::a_reload_keeps_what_is_known", reload),
     Case::once("health::a_new_process_checks_at_once", succession),
@@ -468,6 +470,48 @@ fn all_down(lab: &Lab) -> Result<()> {
     let _first = Server::start(lab, BACKEND, 1, Manner::Echo)?;
     ensure!(answered(lab, 4)? == BTreeSet::from([1]));
     Ok(())
+}
+
+/// Without a panic threshold nothing is tried that checks take for dead.
+fn none_left(lab: &Lab) -> Result<()> {
+    let keys = format!("{QUICK}    panic_threshold: 0\n");
+    let daemon = start(lab, &[BACKEND, BACKEND_2], &keys)?;
+    wait_endpoint(&daemon, "endpoint_healthy", BACKEND, 0)?;
+    wait_endpoint(&daemon, "endpoint_healthy", BACKEND_2, 0)?;
+    let before = failures(&daemon)?;
+    ensure!(ask(lab)?.is_none());
+    daemon.wait_metrics("the connection is refused", |metrics| {
+        metrics.sum("snisplice_connections_closed_total", &[("reason", "no_endpoint")]) == 1
+    })?;
+    ensure!(failures(&daemon)? == before, "a dead endpoint is tried");
+    ensure!(daemon.metrics()?.sum("snisplice_backend_panic", &[]) == 0);
+    let _second = Server::start(lab, BACKEND_2, 2, Manner::Echo)?;
+    wait_endpoint(&daemon, "endpoint_healthy", BACKEND_2, 1)?;
+    wait::until_true("the endpoint that has recovered serves", || Ok(ask(lab)? == Some(2)))
+}
+
+/// Panic is for a backend without a priority that serves.
+fn backup(lab: &Lab) -> Result<()> {
+    let _backup = Server::start(lab, BACKEND_2, 2, Manner::Echo)?;
+    let text = format!(
+        "listeners: [{{name: front, bind: '0.0.0.0:8443'}}]\n\
+         routes: [{{sni: ['*'], backends: [pool]}}]\n\
+         backends:\n\
+         \x20 - name: pool\n\
+         \x20   endpoints: [{{address: '{BACKEND}:9000'}}, {{address: '{BACKEND_2}:9000', priority: 1}}]\n\
+         {QUICK}"
+    );
+    let daemon = Daemon::start(lab, &Options::yaml(lab, &text)?)?;
+    wait_endpoint(&daemon, "endpoint_healthy", BACKEND, 0)?;
+    wait_endpoint(&daemon, "endpoint_healthy", BACKEND_2, 1)?;
+    ensure!(answered(lab, 4)? == BTreeSet::from([2]));
+    ensure!(daemon.metrics()?.sum("snisplice_backend_panic", &[]) == 0);
+    let before = failures(&daemon)?;
+    ensure!(answered(lab, 4)? == BTreeSet::from([2]));
+    ensure!(failures(&daemon)? == before, "the dead endpoint is tried");
+    let _first = Server::start(lab, BACKEND, 1, Manner::Echo)?;
+    wait_endpoint(&daemon, "endpoint_healthy", BACKEND, 1)?;
+    wait::until_true("the first priority serves again", || Ok(answered(lab, 4)? == BTreeSet::from([1])))
 }
 
 /// Two backends, whose certificates cover each other's names or none, and end soon.

@@ -23,7 +23,7 @@ use crate::{
 #[derive(Debug, Serialize)]
 struct Backend<'b> {
     name: &'b str,
-    /// Whether so few endpoints are available that all are used.
+    /// Whether so few endpoints are healthy that all are used.
     panic: bool,
     endpoints: Vec<Endpoint<'b>>,
 }
@@ -36,7 +36,7 @@ struct Endpoint<'b> {
     active: u32,
     /// Connections that it has reset or that were lost with it.
     broken: u32,
-    /// Whether checks, failures and the memory of attempts let connections go there first.
+    /// Whether checks and outlier detection admit connections, and no attempt has lately failed.
     available: bool,
     /// What health checks say; absent without them and before the first one.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -126,7 +126,7 @@ fn show<'b>(snapshot: &Snapshot, at: usize, cluster: &'b Cluster, group: Option<
             address,
             active: endpoint.active(),
             broken: endpoint.broken(),
-            available: endpoint.available(),
+            available: endpoint.is_eligible() && !endpoint.has_failed(),
             healthy: checked.filter(|one| one.is_known).map(|one| one.checked.is_healthy()),
             error: checked.and_then(|one| one.error.as_deref()),
             ejected: ejects.map(|group| group.ejections.has(address)),

@@ -165,7 +165,7 @@ async fn run(current: Arc<SharedSnapshot>, list: SharedWatchlist, mut hears: mps
         tokio::select! {
             told = hears.recv() => match told {
                 Some(()) => task.follow(),
-                None => return,
+                None => return task.ends(),
             },
             () = alarm => task.heed(alarms.as_deref()),
             // None of them panics, and none is aborted.
@@ -197,8 +197,8 @@ impl Task {
             }
             let members = cluster.members();
             let mut addresses = Vec::new();
-            for endpoint in members.endpoints() {
-                addresses.push(endpoint.address());
+            for (endpoint, priority) in members.with_priorities() {
+                addresses.push((endpoint.address(), priority));
                 endpoints.insert((cluster.name.clone(), endpoint.address()), endpoint.clone());
             }
             wanted.push(Wanted { backend: &cluster.name, health: &cluster.health, endpoints: addresses });
@@ -227,6 +227,12 @@ impl Task {
         if self.watched.values().any(changed) {
             self.follow();
         }
+    }
+
+    /// Admits connections to all endpoints: connections that are still served may be the last ones to use them, and nobody
+    /// would find out that an endpoint has recovered.
+    fn ends(&self) {
+        self.endpoints.values().for_each(|endpoint| endpoint.set_eligible(true));
     }
 
     /// Begins the checks that are due, and tells when there is more to do.
@@ -316,7 +322,7 @@ fn report((backend, endpoint): &Key, change: &Change, suppressed: Option<u64>) {
     match change {
         Change::Unhealthy(error) => tracing::warn!(
             suppressed, %backend, %endpoint, %error,
-            "endpoint is unhealthy: it gets connections only where no other endpoint can be had"
+            "endpoint is unhealthy: it gets no connections, except while too few endpoints are healthy"
         ),
         Change::Healthy => tracing::info!(suppressed, %backend, %endpoint, "endpoint is healthy again"),
         Change::Ejected { cause, lasts } => tracing::warn!(
@@ -326,9 +332,9 @@ fn report((backend, endpoint): &Key, change: &Change, suppressed: Option<u64>) {
         Change::Returned => tracing::info!(suppressed, %backend, %endpoint, "ejected endpoint returns"),
         Change::Panic(true) => tracing::warn!(
             suppressed, %backend,
-            "fewer endpoints are available than panic_threshold: all endpoints are used"
+            "fewer endpoints are healthy than panic_threshold: all endpoints are used"
         ),
-        Change::Panic(false) => tracing::info!(suppressed, %backend, "enough endpoints are available again"),
+        Change::Panic(false) => tracing::info!(suppressed, %backend, "enough endpoints are healthy again"),
     }
 }
 

@@ -79,7 +79,7 @@ pub enum ConnectError {
         /// How.
         error: AttemptError,
     },
-    /// The backend has no endpoint with an address and a weight.
+    /// The backend has no endpoint with an address and a weight that health checks and outlier detection admit.
     #[error("{backend} has no endpoint to try")]
     NoEndpoint {
         /// The backend's name.
@@ -203,11 +203,11 @@ pub async fn connect_among(
         return Box::pin(connect_once_looked_up(context, candidates, limit)).await;
     };
     let begun = Instant::now();
-    let patience = if candidates.remaining() > 0 {
+    let patience = if candidates.is_exhausted() {
+        limit
+    } else {
         service.races.set(true);
         first.head_start().min(limit)
-    } else {
-        limit
     };
     // Here and not on the heap, since one attempt is the rule.
     let mut attempt = First(pin!(Some(connect_to(context, first.address()))));
@@ -224,7 +224,7 @@ pub async fn connect_among(
         }
         Some(Err(error)) => {
             let last = context.failed(first, error);
-            if candidates.remaining() == 0 {
+            if candidates.is_exhausted() {
                 return Err(last);
             }
             Box::pin(Race::new(context, candidates, begun, limit).failed(last).run()).await
@@ -269,7 +269,7 @@ async fn connect_once_looked_up(
         () = reset(context.client) => return Err(ConnectError::ClientGone),
     }
     let candidates = context.backend.renewed(candidates);
-    if candidates.remaining() == 0 {
+    if candidates.is_exhausted() {
         return Err(ConnectError::NoEndpoint { backend: context.backend.name.to_string() });
     }
     Race::new(context, candidates, begun, limit).run().await

@@ -4,12 +4,15 @@
 //! [`Balancer::first`] is the choice of the ordinary connection: it allocates nothing, and only `least_connections` and
 //! `source_hash` ask about each endpoint. [`Balancer::next`] chooses among the rest, where the first choice is not available
 //! or its attempt failed.
+//!
+//! An endpoint is available if it is eligible, which health checks and outlier detection decide, and has not lately failed.
 
 use std::{ops::Range, sync::Arc};
 
 use snisplice_config::model::balancing::{Algorithm, LoadBalancing};
 
 use self::{maglev::Table, round_robin::Wheel, slow_start::FULL};
+use super::health;
 
 pub mod hash;
 pub mod maglev;
@@ -22,22 +25,23 @@ pub trait Group {
     /// Attempts and connections of it.
     fn active(&self, member: usize) -> u32;
 
-    /// Whether connections should go there.
-    fn is_available(&self, member: usize) -> bool;
+    /// Whether health checks and outlier detection admit connections to it.
+    fn is_eligible(&self, member: usize) -> bool;
+
+    /// Whether an attempt has lately failed.
+    fn has_failed(&self, member: usize) -> bool;
 
     /// The part of its weight that it has in slow start, of [`FULL`].
     fn part(&self, member: usize) -> u32;
 }
 
-/// What is chosen next.
+/// Which members a choice is among.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Next {
-    /// This one.
-    Member(usize),
-    /// Fewer are available than the panic threshold asks for: what was chosen first, available or not.
-    Panic,
-    /// None is left that is available.
-    None,
+pub struct Among {
+    /// Those that are not eligible, too; see [`Balancer::panics`].
+    pub ineligible: bool,
+    /// Those that have lately failed, too.
+    pub failed: bool,
 }
 
 /// A set of endpoints, prepared for choosing.
@@ -47,7 +51,7 @@ pub struct Balancer {
     /// Percent.
     hash_balance_factor: Option<u32>,
     slow_start: bool,
-    /// Percent.
+    /// Percent; 0 where the health of the members is not watched.
     panic_threshold: u8,
     /// Of all members.
     wheel: Wheel,
@@ -134,6 +138,7 @@ impl Balancer {
         if tier.len() == 1 {
             return Some(tier.start);
         }
+        let is_available = |member| group.is_eligible(member) && !group.has_failed(member);
         match self.algorithm {
             Algorithm::RoundRobin if !self.slow_start => self.first_wheel().pick(key),
             Algorithm::RoundRobin => {
@@ -145,21 +150,32 @@ impl Balancer {
             }
             Algorithm::RandomTwoChoices => {
                 let one = self.draw(key, None, group);
+                if self.keeps_its_share(one, tier, group) {
+                    return Some(one);
+                }
                 let other = self.draw(hash::mix(key), Some(one), group);
-                Some(self.better(one, other, group))
+                Some(match (is_available(one), is_available(other)) {
+                    (true, false) => one,
+                    (false, true) => other,
+                    _ => self.lighter(one, other, group),
+                })
             }
-            Algorithm::LeastConnections => self
-                .least(key, tier.clone(), group, |member| group.is_available(member))
-                .or_else(|| self.first_wheel().pick(key)),
+            Algorithm::LeastConnections => {
+                let by_weight = self.first_wheel().pick(key)?;
+                if self.keeps_its_share(by_weight, tier, group) {
+                    return Some(by_weight);
+                }
+                self.least(key, tier.clone(), group, is_available).or(Some(by_weight))
+            }
             Algorithm::SourceHash | Algorithm::Maglev => {
                 let first = match &self.table {
                     Some(table) => table.pick(key),
                     None => self.best(key, tier.clone(), |_| true)?,
                 };
-                if self.hash_balance_factor.is_some() {
-                    let bounds = self.bounds(tier.clone(), group, |member| group.is_available(member));
+                if self.hash_balance_factor.is_some() && !self.keeps_its_share(first, tier, group) {
+                    let bounds = self.bounds(tier.clone(), group, is_available);
                     if !bounds.admit(self, first, group) {
-                        let admits = |member| group.is_available(member) && bounds.admit(self, member, group);
+                        let admits = |member| is_available(member) && bounds.admit(self, member, group);
                         return self.best(key, tier.clone(), admits).or(Some(first));
                     }
                 }
@@ -178,29 +194,41 @@ impl Balancer {
         }
     }
 
-    /// The next choice among the members that are available and not among the `passed` ones: the first priority that has as
-    /// many available as the panic threshold asks for, and one that is left. `key` becomes that of the choice after it.
-    #[must_use]
-    pub fn next(&self, key: &mut u64, group: &impl Group, passed: &[u32]) -> Next {
-        let mut panics = false;
-        for tier in &self.tiers {
-            let admits = |member: usize| group.is_available(member) && !contains(passed, member);
-            let available = tier.clone().filter(|member| group.is_available(*member)).count();
-            if available * 100 < tier.len() * usize::from(self.panic_threshold) {
-                panics = true;
-                continue;
-            }
-            if let Some(member) = self.among(key, tier, group, admits) {
-                return Next::Member(member);
-            }
-        }
-        if panics { Next::Panic } else { Next::None }
+    /// Whether a member that is chosen by its weight or a hash alone stays chosen, though it is not eligible: below the panic
+    /// threshold its share goes to the next priority, or in panic to the member itself. The others do not get it.
+    fn keeps_its_share(&self, member: usize, tier: &Range<usize>, group: &impl Group) -> bool {
+        !group.is_eligible(member) && self.is_below(tier, group)
     }
 
-    /// The next choice among all members but the `passed` ones, available or not.
+    /// How many members of a priority are eligible, of how many.
+    fn eligible(tier: &Range<usize>, group: &impl Group) -> (usize, usize) {
+        (tier.clone().filter(|member| group.is_eligible(*member)).count(), tier.len())
+    }
+
+    fn is_below(&self, tier: &Range<usize>, group: &impl Group) -> bool {
+        self.panic_threshold > 0 && health::is_below(Self::eligible(tier, group), self.panic_threshold)
+    }
+
+    /// Whether so few members are eligible that the choice is among all.
     #[must_use]
-    pub fn next_of_all(&self, key: &mut u64, group: &impl Group, passed: &[u32]) -> Option<usize> {
-        self.tiers.iter().find_map(|tier| self.among(key, tier, group, |member| !contains(passed, member)))
+    pub fn panics(&self, group: &impl Group) -> bool {
+        let tiers = self.tiers.iter().map(|tier| Self::eligible(tier, group));
+        self.panic_threshold > 0 && health::panics(tiers, self.panic_threshold)
+    }
+
+    /// The next choice without the `passed` ones: of the first priority that has a member left and is not below the panic
+    /// threshold, else of the first priority that has one left. `key` becomes that of the choice after it.
+    #[must_use]
+    pub fn next(&self, key: &mut u64, group: &impl Group, passed: &[u32], among: Among) -> Option<usize> {
+        let admits = |member: usize| {
+            (among.ineligible || group.is_eligible(member))
+                && (among.failed || !group.has_failed(member))
+                && !contains(passed, member)
+        };
+        [false, true].into_iter().find_map(|below| {
+            let mut tiers = self.tiers.iter().filter(|tier| self.is_below(tier, group) == below);
+            tiers.find_map(|tier| self.among(key, tier, group, admits))
+        })
     }
 
     fn among(
@@ -222,7 +250,7 @@ impl Balancer {
                 *key = hash::mix(*key);
                 let other =
                     self.draw_among(*key, tier.clone(), group, |member| member != one && admits(member));
-                Some(other.map_or(one, |other| self.better(one, other, group)))
+                Some(other.map_or(one, |other| self.lighter(one, other, group)))
             }
             Algorithm::LeastConnections => {
                 *key = hash::mix(*key);
@@ -286,15 +314,10 @@ impl Balancer {
         })
     }
 
-    /// The one that is available, or has fewer connections for its weight; the first of two equal ones, so that the weights
-    /// alone decide where nothing is to do.
-    fn better(&self, one: usize, other: usize, group: &impl Group) -> usize {
-        match (group.is_available(one), group.is_available(other)) {
-            (true, false) => one,
-            (false, true) => other,
-            _ if self.is_lighter(other, one, group) => other,
-            _ => one,
-        }
+    /// The one that has fewer connections for its weight; the first of two equal ones, so that the weights alone decide
+    /// where nothing is to do.
+    fn lighter(&self, one: usize, other: usize, group: &impl Group) -> usize {
+        if self.is_lighter(other, one, group) { other } else { one }
     }
 
     fn is_lighter(&self, one: usize, than: usize, group: &impl Group) -> bool {

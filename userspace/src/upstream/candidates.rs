@@ -1,12 +1,12 @@
 //! The order in which one connection tries the endpoints of a backend.
 
-use std::{collections::HashMap, net::SocketAddr, sync::Arc};
+use std::{cell::OnceCell, collections::HashMap, net::SocketAddr, slice, sync::Arc};
 
 use snisplice_config::model::balancing::{LoadBalancing, SlowStart};
 
 use super::{
     affinity::{Affinity, Client},
-    balance::{Balancer, Group, Next, Weighted, hash, maglev::Table, slow_start::FULL},
+    balance::{Among, Balancer, Group, Weighted, hash, maglev::Table, slow_start::FULL},
     endpoint::{Endpoint, uptime},
     lease::Lease,
 };
@@ -87,6 +87,11 @@ impl Members {
         &self.endpoints
     }
 
+    /// The endpoints with their priorities.
+    pub fn with_priorities(&self) -> impl Iterator<Item = (&Arc<Endpoint>, u8)> {
+        self.endpoints.iter().zip(self.weighted.iter().map(|member| member.priority))
+    }
+
     /// The table for Maglev hashing.
     #[cfg(test)]
     pub(super) fn table(&self) -> Option<&Arc<Table>> {
@@ -99,8 +104,12 @@ impl Group for Members {
         self.endpoints[member].active()
     }
 
-    fn is_available(&self, member: usize) -> bool {
-        self.endpoints[member].available()
+    fn is_eligible(&self, member: usize) -> bool {
+        self.endpoints[member].is_eligible()
+    }
+
+    fn has_failed(&self, member: usize) -> bool {
+        self.endpoints[member].has_failed()
     }
 
     fn part(&self, member: usize) -> u32 {
@@ -116,7 +125,7 @@ struct Sticky {
 }
 
 /// The endpoints to try for one connection, best first: the choice of the backend's algorithm, then what it chooses among the
-/// others. Those that are not available come last.
+/// others. Those that have lately failed come last, and those that are not eligible never, except in panic.
 #[derive(Debug, Clone)]
 pub struct Candidates {
     members: Arc<Members>,
@@ -127,6 +136,8 @@ pub struct Candidates {
     passed: Vec<u32>,
     given: u32,
     stage: Stage,
+    /// See [`Balancer::panics`]: one answer for the whole connection, asked for when the first ineligible one is met.
+    panics: OnceCell<bool>,
     sticky: Option<Box<Sticky>>,
 }
 
@@ -140,15 +151,23 @@ enum Stage {
     Again(u32),
     /// Several.
     Available,
-    /// All that are available.
-    All,
+    /// All that are available: now those that have lately failed.
+    Failed,
 }
 
 impl Candidates {
     /// For a connection with this key.
     #[must_use]
     pub fn new(members: Arc<Members>, key: u64) -> Self {
-        Self { members, key, passed: Vec::new(), given: 0, stage: Stage::Nothing, sticky: None }
+        Self {
+            members,
+            key,
+            passed: Vec::new(),
+            given: 0,
+            stage: Stage::Nothing,
+            panics: OnceCell::new(),
+            sticky: None,
+        }
     }
 
     /// For the same connection among other endpoints, from the beginning.
@@ -165,7 +184,38 @@ impl Candidates {
     /// How many are left.
     #[must_use]
     pub fn remaining(&self) -> usize {
-        self.members.endpoints.len() - self.given as usize
+        self.left().count()
+    }
+
+    /// Whether none is left.
+    #[must_use]
+    pub fn is_exhausted(&self) -> bool {
+        self.left().next().is_none()
+    }
+
+    fn left(&self) -> impl Iterator<Item = u32> {
+        let count = u32::try_from(self.members.endpoints.len()).unwrap_or(u32::MAX);
+        let given = self.given();
+        (0..count).filter(move |member| !given.contains(member) && self.is_usable(*member))
+    }
+
+    /// Those that were given out.
+    fn given(&self) -> &[u32] {
+        let passed = &self.passed[..self.passed.len().min(self.given as usize)];
+        match &self.stage {
+            Stage::One(first) => slice::from_ref(first),
+            Stage::Again(last) if !passed.contains(last) => slice::from_ref(last),
+            _ => passed,
+        }
+    }
+
+    fn panics(&self) -> bool {
+        *self.panics.get_or_init(|| self.members.balancer.panics(&*self.members))
+    }
+
+    /// Whether connections may go to a member at all.
+    fn is_usable(&self, member: u32) -> bool {
+        self.members.endpoints[member as usize].is_eligible() || self.panics()
     }
 
     /// Has the one that was given out last come again, since nothing was tried with it.
@@ -173,10 +223,12 @@ impl Candidates {
         let last = match self.stage {
             Stage::Nothing => return,
             Stage::One(first) | Stage::Again(first) => first,
-            Stage::Available | Stage::All => match self.passed.get((self.given as usize).wrapping_sub(1)) {
-                Some(last) => *last,
-                None => return,
-            },
+            Stage::Available | Stage::Failed => {
+                match self.passed.get((self.given as usize).wrapping_sub(1)) {
+                    Some(last) => *last,
+                    None => return,
+                }
+            }
         };
         self.stage = Stage::Again(last);
     }
@@ -220,38 +272,46 @@ impl Candidates {
     fn may_try(&self, member: u32) -> bool {
         let endpoints = &self.members.endpoints;
         // Without a sibling there is no choice.
-        endpoints.len() == 1 || endpoints[member as usize].is_preferred()
+        self.is_usable(member) && (endpoints.len() == 1 || endpoints[member as usize].is_preferred())
     }
 
     /// The choice among those that were not looked at yet.
     fn following(&mut self) -> Option<u32> {
-        let members = self.members.clone();
         while self.stage == Stage::Available {
-            match members.balancer.next(&mut self.key, &*members, &self.passed) {
-                Next::Member(member) => {
-                    let member = u32::try_from(member).ok()?;
-                    self.passed.push(member);
-                    if self.may_try(member) {
-                        self.give_last();
-                        return Some(member);
-                    }
+            if let Some(member) = self.choose(false) {
+                if self.may_try(member) {
+                    self.give_last();
+                    return Some(member);
                 }
-                Next::Panic | Next::None => {
-                    self.stage = Stage::All;
-                    // The one that was chosen first keeps its turn.
-                    let given = self.given as usize;
-                    self.passed.truncate(given + 1);
-                    if let Some(&first) = self.passed.get(given) {
-                        self.given += 1;
-                        return Some(first);
-                    }
-                }
+                continue;
+            }
+            self.stage = Stage::Failed;
+            // The one that was chosen first keeps its turn.
+            let given = self.given as usize;
+            let first = self.passed.get(given).copied();
+            self.passed.truncate(given);
+            if let Some(first) = first.filter(|first| self.is_usable(*first)) {
+                self.passed.push(first);
+                self.given += 1;
+                return Some(first);
             }
         }
-        let member = members.balancer.next_of_all(&mut self.key, &*members, &self.passed)?;
-        let member = u32::try_from(member).ok()?;
-        self.passed.push(member);
+        let member = self.choose(true)?;
         self.give_last();
+        Some(member)
+    }
+
+    /// The next one that the algorithm chooses, which is then passed; with those that have `failed` too. In panic those that
+    /// are not eligible have had their share by the first choice, so that they come after the others here.
+    fn choose(&mut self, failed: bool) -> Option<u32> {
+        let Self { members, key, passed, .. } = self;
+        let mut chosen = members.balancer.next(key, &**members, passed, Among { ineligible: false, failed });
+        if chosen.is_none() && self.panics() {
+            let Self { members, key, passed, .. } = self;
+            chosen = members.balancer.next(key, &**members, passed, Among { ineligible: true, failed });
+        }
+        let member = u32::try_from(chosen?).ok()?;
+        self.passed.push(member);
         Some(member)
     }
 
@@ -285,11 +345,11 @@ impl Iterator for Candidates {
                 self.following()?
             }
             Stage::Again(last) => {
-                let is_passed = self.passed[..(self.given as usize).min(self.passed.len())].contains(&last);
+                let is_passed = self.passed.iter().take(self.given as usize).any(|one| *one == last);
                 self.stage = if is_passed { Stage::Available } else { Stage::One(last) };
                 last
             }
-            Stage::Available | Stage::All => self.following()?,
+            Stage::Available | Stage::Failed => self.following()?,
         };
         Some(Lease::of(self.members.endpoints[member as usize].clone()))
     }
@@ -387,6 +447,82 @@ mod tests {
     }
 
     #[test]
+    fn one_that_is_not_eligible_is_never_tried_but_in_panic() {
+        let endpoints = Endpoints::default();
+        let all: Vec<_> = places(&endpoints, &[1; 3]).collect();
+        for &algorithm in Algorithm::VARIANTS {
+            let of = |count: usize, threshold| {
+                Arc::new(Members::new(all[..count].to_vec(), &by(algorithm), threshold, None))
+            };
+            let [three, three_never, one, one_never] = [of(3, 50), of(3, 0), of(1, 1), of(1, 0)];
+            let order = |members: &Arc<Members>, key| ports(Candidates::new(members.clone(), key));
+            all[0].endpoint.set_eligible(false);
+            for key in (0..100).map(hash::mix) {
+                let mut found = order(&three, key);
+                found.sort_unstable();
+                assert_eq!(found, [2, 3], "{algorithm:?}");
+                assert!(Candidates::new(one_never.clone(), key).is_exhausted(), "{algorithm:?}");
+                assert_eq!(order(&one_never, key), [0; 0], "{algorithm:?}");
+                assert_eq!(order(&one, key), [1], "{algorithm:?}");
+            }
+            all.iter().for_each(|place| place.endpoint.set_eligible(false));
+            for key in (0..100).map(hash::mix) {
+                assert_eq!(order(&three_never, key), [0; 0], "{algorithm:?}");
+                assert_eq!(order(&three, key).len(), 3, "{algorithm:?}");
+            }
+            all.iter().for_each(|place| place.endpoint.set_eligible(true));
+        }
+    }
+
+    #[test]
+    fn in_panic_what_has_lately_failed_still_comes_last() {
+        let endpoints = Endpoints::default();
+        let all: Vec<_> = places(&endpoints, &[1; 4]).collect();
+        let members = Arc::new(Members::new(all.clone(), &by(Algorithm::RoundRobin), 50, None));
+        all[..3].iter().for_each(|place| place.endpoint.set_eligible(false));
+        all[1].endpoint.failed();
+        for turn in 0..40 {
+            let order = ports(Candidates::new(members.clone(), turn));
+            assert_eq!((order.len(), order[3]), (4, 2), "turn {turn}: {order:?}");
+            assert!(order[..2].contains(&4), "after a failure the eligible one is next: {order:?}");
+        }
+    }
+
+    /// Who asks how many are left gets as many, whatever the state of the endpoints.
+    #[test]
+    fn what_is_left_comes() {
+        let affinity = Arc::new(Affinity::new(SourceAffinity::default()));
+        let client = affinity.client(IpAddr::from([192, 0, 2, 1]));
+        affinity.connected(client, SocketAddr::from(([10, 0, 0, 1], 1)), uptime());
+        for (&algorithm, threshold) in Algorithm::VARIANTS.iter().flat_map(|one| [(one, 0), (one, 60)]) {
+            // A table for Maglev hashing is made once.
+            let base = Members::new(places(&Endpoints::default(), &[1; 4]), &by(algorithm), threshold, None);
+            for state in 0_u32..256 {
+                let endpoints = Endpoints::default();
+                let all: Vec<_> = places(&endpoints, &[1; 4]).collect();
+                for (at, place) in all.iter().enumerate() {
+                    place.endpoint.set_eligible((state >> at) & 1 == 0);
+                    if (state >> (at + 4)) & 1 == 1 {
+                        place.endpoint.failed();
+                    }
+                }
+                let members = Arc::new(Members::new(all, &by(algorithm), threshold, Some(&base)));
+                let mut candidates =
+                    Candidates::new(members, hash::mix(state.into())).sticky(&affinity, client);
+                loop {
+                    let left = candidates.remaining();
+                    assert_eq!(ports(candidates.clone()).len(), left, "{algorithm:?} {threshold} {state:b}");
+                    assert_eq!(candidates.is_exhausted(), left == 0);
+                    if candidates.next().is_none() {
+                        break;
+                    }
+                    assert_eq!(candidates.remaining(), left - 1);
+                }
+            }
+        }
+    }
+
+    #[test]
     fn an_endpoint_without_weight_is_never_tried() {
         assert_eq!(ports(Candidates::new(members(&[0, 1]), 5)), [2]);
         assert_eq!(ports(Candidates::new(members(&[0]), 5)), [0; 0]);
@@ -423,11 +559,11 @@ mod tests {
                     .all(|order| order[..2].iter().all(|port| [2, 3].contains(port)) && order[2..] == [1, 4])
             );
             at(2).set_eligible(false);
-            assert!(orders().all(|order| order[..3] == [3, 1, 4]), "{algorithm:?}");
+            assert!(orders().all(|order| order == [3, 1, 4]), "{algorithm:?}");
             at(3).set_eligible(false);
-            assert!(orders().all(|order| order[..2] == [1, 4]), "{algorithm:?}");
+            assert!(orders().all(|order| order == [1, 4]), "{algorithm:?}");
             at(1).set_eligible(false);
-            assert!(orders().all(|order| order[0] == 4 && order.len() == 4), "{algorithm:?}");
+            assert!(orders().all(|order| order == [4]), "{algorithm:?}");
             for port in 1..=3 {
                 at(port).set_eligible(true);
             }
@@ -479,7 +615,7 @@ mod tests {
         }
         let own = members.endpoints().iter().find(|endpoint| endpoint.address() == first).unwrap();
         own.set_eligible(false);
-        assert_eq!(ports(candidates(3))[3], first.port(), "it is the last");
+        assert!(!ports(candidates(3)).contains(&first.port()), "it is not used");
         let second = connect(7);
         assert_ne!(second, first);
         own.set_eligible(true);

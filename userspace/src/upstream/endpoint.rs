@@ -118,15 +118,17 @@ impl Endpoint {
         }
     }
 
-    /// Whether the choice of an endpoint counts this one: it is eligible, and no attempt has lately failed. The call
-    /// changes nothing.
+    /// Whether health checks and outlier detection admit connections.
     #[must_use]
-    pub fn available(&self) -> bool {
-        if !self.eligible.load(Relaxed) {
-            return false;
-        }
+    pub fn is_eligible(&self) -> bool {
+        self.eligible.load(Relaxed)
+    }
+
+    /// Whether an attempt has lately failed, so that siblings are tried before. The call changes nothing.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
         let bits = self.record.load(Relaxed);
-        bits == 0 || Record::from_bits(bits).standing(uptime()) != Standing::Failed
+        bits != 0 && Record::from_bits(bits).standing(uptime()) == Standing::Failed
     }
 
     /// Notes that a connection has failed to come about.
@@ -162,9 +164,6 @@ impl Endpoint {
     /// is true for one connection only, whose attempt decides for the others.
     #[must_use]
     pub fn is_preferred(&self) -> bool {
-        if !self.eligible.load(Relaxed) {
-            return false;
-        }
         let bits = self.record.load(Relaxed);
         if bits == 0 {
             return true;
@@ -357,16 +356,32 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_is_available_while_it_is_eligible_and_has_not_failed() {
+    fn health_and_the_memory_of_failures_are_independent() {
         let endpoint = Endpoint::new(address(1), 0);
-        assert!(endpoint.available());
+        assert!(endpoint.is_eligible() && !endpoint.has_failed());
         endpoint.set_eligible(false);
-        assert!(!endpoint.available() && !endpoint.is_preferred());
-        endpoint.set_eligible(true);
+        assert!(!endpoint.is_eligible() && !endpoint.has_failed());
         endpoint.failed();
-        assert!(!endpoint.available());
+        endpoint.set_eligible(true);
+        assert!(endpoint.is_eligible() && endpoint.has_failed());
         endpoint.answered_at_once();
-        assert!(endpoint.available());
+        assert!(endpoint.is_eligible() && !endpoint.has_failed());
+    }
+
+    /// As when a reload adds a health check to a backend.
+    #[test]
+    fn an_address_that_is_watched_from_now_on_is_not_new() {
+        let rule = SlowStart {
+            window: Duration::from_secs(3_600),
+            aggression: "1".parse().unwrap(),
+            min_weight_percent: 25,
+        };
+        let endpoints = Endpoints::default();
+        let _serves = endpoints.at(address(1));
+        endpoints.are_serving();
+        let part = |port| endpoints.watched(&"web".into(), address(port), None).part(&rule);
+        assert_eq!(part(1), slow_start::FULL);
+        assert_eq!(part(2), slow_start::FULL / 4);
     }
 
     #[test]

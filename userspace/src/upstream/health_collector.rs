@@ -117,7 +117,7 @@ impl Family<'_, '_> {
 
     fn panics(&mut self) -> fmt::Result {
         let kind = ConstGauge::new(0_i64).metric_type();
-        let help = "1 while so few endpoints are available that all are used";
+        let help = "1 while so few endpoints are healthy that all are used";
         let mut family = self.encoder.encode_descriptor("backend_panic", help, None, kind)?;
         for (backend, group) in self.list.groups() {
             let gauge = ConstGauge::new(i64::from(group.panics));

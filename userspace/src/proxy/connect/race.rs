@@ -77,7 +77,7 @@ impl<'a> Race<'a> {
             if is_due {
                 self.begin_next();
             }
-            if self.running.is_empty() && self.candidates.remaining() == 0 {
+            if self.running.is_empty() && self.candidates.is_exhausted() {
                 let backend = self.context.backend.name.to_string();
                 return Err(self.last.unwrap_or(ConnectError::NoEndpoint { backend }));
             }
@@ -122,7 +122,7 @@ impl<'a> Race<'a> {
         let starts: Vec<_> = self.running.iter().map(|attempt| attempt.begun - begun).collect();
         let head_start = self.running.last().map_or(Duration::ZERO, |attempt| attempt.lease.head_start());
         let (next, _) = schedule::next_start(&starts, head_start, share);
-        let is_last = self.candidates.remaining() == 0;
+        let is_last = self.candidates.is_exhausted();
         tokio::select! {
             biased;
             (lease, result) = ended(&mut self.running) => Event::Ended(lease, result),

@@ -8,19 +8,29 @@ use super::*;
 /// Endpoints as a test has them.
 struct Pool {
     active: RefCell<Vec<u32>>,
-    available: Vec<bool>,
+    eligible: Vec<bool>,
+    failed: Vec<bool>,
     parts: Vec<u32>,
 }
 
 impl Pool {
     fn of(count: usize) -> Self {
-        Self { active: RefCell::new(vec![0; count]), available: vec![true; count], parts: vec![FULL; count] }
+        Self {
+            active: RefCell::new(vec![0; count]),
+            eligible: vec![true; count],
+            failed: vec![false; count],
+            parts: vec![FULL; count],
+        }
     }
 
     fn without(count: usize, dead: usize) -> Self {
         let mut pool = Self::of(count);
-        pool.available[dead] = false;
+        pool.eligible[dead] = false;
         pool
+    }
+
+    fn is_available(&self, member: usize) -> bool {
+        self.eligible[member] && !self.failed[member]
     }
 }
 
@@ -29,8 +39,12 @@ impl Group for Pool {
         self.active.borrow()[member]
     }
 
-    fn is_available(&self, member: usize) -> bool {
-        self.available[member]
+    fn is_eligible(&self, member: usize) -> bool {
+        self.eligible[member]
+    }
+
+    fn has_failed(&self, member: usize) -> bool {
+        self.failed[member]
     }
 
     fn part(&self, member: usize) -> u32 {
@@ -55,17 +69,19 @@ fn balancer(algorithm: Algorithm, weights: &[u32]) -> Balancer {
     balancer_of(&LoadBalancing { algorithm, ..LoadBalancing::default() }, weights)
 }
 
+const AVAILABLE: Among = Among { ineligible: false, failed: false };
+const ELIGIBLE: Among = Among { ineligible: false, failed: true };
+const ALL_FRESH: Among = Among { ineligible: true, failed: false };
+const ANY: Among = Among { ineligible: true, failed: true };
+
 /// The first that is available, as a connection finds it.
 fn choose(balancer: &Balancer, key: u64, pool: &Pool) -> usize {
     let first = balancer.first(key, pool).unwrap();
-    if pool.available[first] {
+    if pool.is_available(first) {
         return first;
     }
     let mut key = balancer.after_first(key);
-    match balancer.next(&mut key, pool, &[u32::try_from(first).unwrap()]) {
-        Next::Member(member) => member,
-        Next::Panic | Next::None => first,
-    }
+    balancer.next(&mut key, pool, &[u32::try_from(first).unwrap()], AVAILABLE).unwrap_or(first)
 }
 
 /// The key of the `n`th connection.
@@ -75,7 +91,7 @@ fn key(algorithm: Algorithm, n: u64) -> u64 {
 
 /// How often each is chosen, of connections that end at once.
 fn shares(balancer: &Balancer, pool: &Pool, connections: u64) -> Vec<u64> {
-    let mut counts = vec![0; pool.available.len()];
+    let mut counts = vec![0; pool.eligible.len()];
     for n in 0..connections {
         counts[choose(balancer, key(balancer.algorithm, n), pool)] += 1;
     }
@@ -189,7 +205,7 @@ fn least_connections_fills_the_endpoint_that_returns() {
     for n in 0..100 {
         assert_ne!(open(&pool, n), 0);
     }
-    pool.available[0] = true;
+    pool.eligible[0] = true;
     assert!((0..50).all(|n| open(&pool, n) == 0));
     assert_eq!(*pool.active.borrow(), [50, 50, 50]);
 }
@@ -284,27 +300,92 @@ fn below_the_panic_threshold_the_next_priority_serves_else_all() {
     let mut members = set(&[1; 4]);
     let how = LoadBalancing::default();
     let mut pool = Pool::of(4);
-    (pool.available[0], pool.available[1]) = (false, false);
+    (pool.eligible[0], pool.eligible[1]) = (false, false);
+    let next = |balancer: &Balancer, pool: &Pool, among| balancer.next(&mut 1, pool, &[0], among);
     let alone = Balancer::new(&members, &how, 51, table);
-    assert_eq!(alone.next(&mut 1, &pool, &[0]), Next::Panic);
-    assert!(matches!(
-        Balancer::new(&members, &how, 50, table).next(&mut 1, &pool, &[0]),
-        Next::Member(2 | 3)
-    ));
+    assert!(alone.panics(&pool));
+    assert!(matches!(next(&alone, &pool, ALL_FRESH), Some(1..=3)));
+    let half = Balancer::new(&members, &how, 50, table);
+    assert!(!half.panics(&pool));
+    assert!(matches!(next(&half, &pool, AVAILABLE), Some(2 | 3)));
     (members[2].priority, members[3].priority) = (1, 1);
     let with_backups = Balancer::new(&members, &how, 51, table);
-    assert!(matches!(with_backups.next(&mut 1, &pool, &[0]), Next::Member(2 | 3)));
-    pool.available = vec![false; 4];
-    assert_eq!(with_backups.next(&mut 1, &pool, &[0]), Next::Panic);
-    assert_eq!(Balancer::new(&members, &how, 0, table).next(&mut 1, &pool, &[0]), Next::None);
+    assert!(!with_backups.panics(&pool));
+    assert!(matches!(next(&with_backups, &pool, AVAILABLE), Some(2 | 3)));
+    pool.eligible = vec![false; 4];
+    assert!(with_backups.panics(&pool));
+    assert_eq!(next(&with_backups, &pool, ALL_FRESH), Some(1));
+    let never = Balancer::new(&members, &how, 0, table);
+    assert!(!never.panics(&pool));
+    assert_eq!(next(&never, &pool, AVAILABLE), None);
+    assert_eq!(next(&never, &pool, ELIGIBLE), None);
+}
+
+/// What is left of a priority that is below the threshold still comes before what has failed.
+#[test]
+fn a_priority_below_the_threshold_is_used_after_the_others() {
+    let mut members = set(&[1; 4]);
+    (members[2].priority, members[3].priority) = (1, 1);
+    let balancer = Balancer::new(&members, &LoadBalancing::default(), 60, table);
+    let mut pool = Pool::of(4);
+    pool.eligible[0] = false;
+    let mut key = 1;
+    let mut order = vec![0_u32];
+    for _ in 0..3 {
+        let next = balancer.next(&mut key, &pool, &order, AVAILABLE).unwrap();
+        order.push(u32::try_from(next).unwrap());
+    }
+    assert_eq!(order.pop(), Some(1), "{order:?}");
+    pool.failed[2] = true;
+    assert_eq!(balancer.next(&mut key, &pool, &[0, 3], AVAILABLE), Some(1));
+    assert_eq!(balancer.next(&mut key, &pool, &[0, 3, 1], AVAILABLE), None);
+    assert_eq!(balancer.next(&mut key, &pool, &[0, 3, 1], ELIGIBLE), Some(2));
+}
+
+/// In panic each endpoint keeps its share, whatever the algorithm: those that are left would not bear the load of all.
+#[test]
+fn in_panic_no_algorithm_prefers_the_few_that_are_eligible() {
+    for algorithm in ALL {
+        for factor in [None, Some(1_000)] {
+            let hash_balance_factor = factor.filter(|_| algorithm.hashes());
+            let how = LoadBalancing { algorithm, hash_balance_factor, ..LoadBalancing::default() };
+            let balancer = Balancer::new(&set(&[1; 4]), &how, 50, table);
+            let mut pool = Pool::of(4);
+            pool.eligible = vec![false, false, true, false];
+            let mut counts = vec![0; 4];
+            for n in 0..60_000 {
+                counts[balancer.first(key(algorithm, n), &pool).unwrap()] += 1;
+            }
+            assert_near(&counts, &[1; 4], 6, &format!("{algorithm:?}"));
+        }
+    }
+}
+
+/// However busy the one is that is left, and however idle those that are not eligible.
+#[test]
+fn below_the_threshold_the_share_of_the_ineligible_goes_to_the_next_priority() {
+    for algorithm in ALL {
+        let how = LoadBalancing { algorithm, ..LoadBalancing::default() };
+        let mut members = set(&[1; 4]);
+        members[3].priority = 1;
+        let balancer = Balancer::new(&members, &how, 50, table);
+        let mut pool = Pool::of(4);
+        *pool.active.borrow_mut() = vec![0, 0, 1_000, 1_000];
+        (pool.eligible[0], pool.eligible[1]) = (false, false);
+        let counts = shares(&balancer, &pool, 60_000);
+        assert_near(&counts[2..], &[1, 2], 6, &format!("{algorithm:?}"));
+        assert_eq!(counts[..2], [0, 0], "{algorithm:?}");
+    }
 }
 
 proptest! {
-    /// Whatever is available and was tried: the next one is neither tried nor unavailable, and all come in the end.
+    /// Whatever is available and was tried: the next one is neither tried nor unavailable, and all come in the end. Nothing
+    /// comes that is not eligible, unless that is asked for.
     #[test]
     fn every_endpoint_comes_once(
         algorithm in prop::sample::select(&ALL[..]),
-        weights in prop::collection::vec((1_u32..1_000_000, 0_u8..3, any::<bool>(), 0_u32..50), 1..12),
+        weights in prop::collection::vec(
+            (1_u32..1_000_000, 0_u8..3, any::<bool>(), any::<bool>(), 0_u32..50), 1..12),
         key in any::<u64>(),
         factor in prop::option::of(100_u32..300),
         threshold in 0_u8..=100,
@@ -315,7 +396,8 @@ proptest! {
         members.sort_by_key(|member| member.priority);
         let pool = Pool {
             active: RefCell::new(weights.iter().map(|(.., active)| *active).collect()),
-            available: weights.iter().map(|(_, _, available, _)| *available).collect(),
+            eligible: weights.iter().map(|(_, _, eligible, ..)| *eligible).collect(),
+            failed: weights.iter().map(|(_, _, _, failed, _)| *failed).collect(),
             parts: vec![FULL; weights.len()],
         };
         let hash_balance_factor = factor.filter(|_| algorithm.hashes());
@@ -325,13 +407,13 @@ proptest! {
         prop_assert!(members[first].priority == members[0].priority);
         let mut key = balancer.after_first(key);
         let mut passed = vec![u32::try_from(first).unwrap()];
-        while let Next::Member(member) = balancer.next(&mut key, &pool, &passed) {
-            prop_assert!(pool.available[member] && !contains(&passed, member));
-            passed.push(u32::try_from(member).unwrap());
-        }
-        while let Some(member) = balancer.next_of_all(&mut key, &pool, &passed) {
-            prop_assert!(!contains(&passed, member));
-            passed.push(u32::try_from(member).unwrap());
+        for among in [AVAILABLE, ELIGIBLE, ALL_FRESH, ANY] {
+            while let Some(member) = balancer.next(&mut key, &pool, &passed, among) {
+                prop_assert!(among.ineligible || pool.eligible[member]);
+                prop_assert!(among.failed || !pool.failed[member]);
+                prop_assert!(!contains(&passed, member));
+                passed.push(u32::try_from(member).unwrap());
+            }
         }
         prop_assert_eq!(passed.len(), weights.len());
     }
@@ -343,8 +425,8 @@ fn nothing_is_chosen_of_nothing() {
         let balancer = balancer(algorithm, &[]);
         let pool = Pool::of(0);
         assert_eq!(balancer.first(1, &pool), None);
-        assert_eq!(balancer.next(&mut 1, &pool, &[]), Next::None);
-        assert_eq!(balancer.next_of_all(&mut 1, &pool, &[]), None);
+        assert_eq!(balancer.next(&mut 1, &pool, &[], ANY), None);
+        assert!(!balancer.panics(&pool));
     }
 }
 

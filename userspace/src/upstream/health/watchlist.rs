@@ -9,7 +9,7 @@ use std::{
 
 use snisplice_config::model::health::{Health, HealthCheck};
 
-use super::{active::Checked, certificate::Shown, is_panic, outlier::Ejections};
+use super::{active::Checked, certificate::Shown, outlier::Ejections, panics};
 use crate::upstream::monitor::{Cause, Key};
 
 /// Checks that may be under way at once. Each is a descriptor.
@@ -72,6 +72,8 @@ pub struct Watched {
     pub certificate: Option<Arc<Shown>>,
     /// How often it was ejected.
     pub ejections: u64,
+    /// As configured.
+    priority: u8,
     /// Its next check; `None` while one is under way.
     due: Option<Instant>,
 }
@@ -99,14 +101,14 @@ impl Group {
         healthy && !self.ejections.has(address)
     }
 
-    /// How many are.
-    #[must_use]
-    pub fn eligible(&self) -> usize {
-        self.endpoints.keys().filter(|address| self.is_eligible(**address)).count()
-    }
-
     fn judge(&mut self) -> Option<Change> {
-        let panics = is_panic(self.eligible(), self.endpoints.len(), self.health.panic_threshold);
+        let mut priorities: BTreeMap<u8, (usize, usize)> = BTreeMap::new();
+        for (address, watched) in &self.endpoints {
+            let (eligible, total) = priorities.entry(watched.priority).or_default();
+            *eligible += usize::from(self.is_eligible(*address));
+            *total += 1;
+        }
+        let panics = panics(priorities.into_values(), self.health.panic_threshold);
         (std::mem::replace(&mut self.panics, panics) != panics).then_some(Change::Panic(panics))
     }
 }
@@ -129,8 +131,8 @@ pub struct Wanted<'w> {
     pub backend: &'w Arc<str>,
     /// Its rules.
     pub health: &'w Health,
-    /// Its endpoints.
-    pub endpoints: Vec<SocketAddr>,
+    /// Its endpoints, with their priorities.
+    pub endpoints: Vec<(SocketAddr, u8)>,
 }
 
 impl Watchlist {
@@ -146,12 +148,13 @@ impl Watchlist {
                 != health.check.as_ref().map(|check| &check.probe);
             group.health = health.clone();
             let mut known = std::mem::take(&mut group.endpoints);
-            for address in endpoints {
+            for (address, priority) in endpoints {
                 let mut watched = known.remove(&address).unwrap_or_else(Watched::begin_at(now));
                 if checks_anew {
                     // Another question: the former answers say nothing.
                     watched = Watched { ejections: watched.ejections, ..Watched::begin_at(now)() };
                 }
+                watched.priority = priority;
                 if health.check.is_some()
                     && let Some(due) = watched.due
                 {
@@ -321,7 +324,7 @@ mod tests {
 
     fn want(list: &mut Watchlist, health: &Health, ports: &[u16], now: Instant) -> Vec<Event> {
         let backend = "pool".into();
-        let endpoints = ports.iter().copied().map(address).collect();
+        let endpoints = ports.iter().map(|port| (address(*port), 0)).collect();
         list.want(vec![Wanted { backend: &backend, health, endpoints }], now)
     }
 
@@ -392,6 +395,23 @@ mod tests {
             check(&mut list, &health, &[2], now);
         }
         assert!(!list.groups()["pool"].panics, "one of two is half");
+    }
+
+    #[test]
+    fn a_priority_that_serves_is_no_panic() {
+        let (mut list, health, mut now) = (Watchlist::default(), rules(), Instant::now());
+        let endpoints = vec![(address(1), 0), (address(2), 0), (address(3), 1)];
+        list.want(vec![Wanted { backend: &"pool".into(), health: &health, endpoints }], now);
+        for _ in 0..2 {
+            check(&mut list, &health, &[1, 2], now);
+            now += Duration::from_secs(1);
+        }
+        assert!(!list.groups()["pool"].panics, "the backup serves");
+        now += Duration::from_secs(10);
+        check(&mut list, &health, &[1, 2, 3], now);
+        now += Duration::from_secs(1);
+        let events = check(&mut list, &health, &[1, 2, 3], now);
+        assert_eq!(events.last(), Some(&(key(3), Change::Panic(true))));
     }
 
     #[test]
