@@ -226,7 +226,7 @@ mod tests {
 
     #[test]
     fn connections_of_one_client_are_spread_over_the_counters() {
-        let mut used = [false; BLOOM];
+        let mut used = vec![false; BLOOM];
         for port in 32_768..49_152_u16 {
             let tuple = Tuple { remote_port: port.to_be(), local_port: 443_u16.to_be(), ..Tuple::default() };
             used[tuple.bloom_place()] = true;
