@@ -1,6 +1,6 @@
 //! A new process takes the place of a running one, and nobody who connects notices.
 //!
-//! The running process listens on a unix socket in a directory of its user alone ([`place`], [`server`]). The new process
+//! The running process listens on a unix socket in a directory of its user alone ([`socket_file`], [`server`]). The new process
 //! asks there for what the running one has ([`client`]), and each checks who the other is (`peer`). Listening sockets are
 //! handed over as descriptors, so that no queue of connections is ever without an owner, and so is the lock of what is
 //! pinned. Everything that may fail comes before the last word of the new process. The old one answers that word and

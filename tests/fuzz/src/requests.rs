@@ -2,10 +2,10 @@
 
 use std::{sync::LazyLock, time::Duration};
 
-use hyper::{Request, Uri, Version, header::HeaderValue};
+use hyper::{HeaderMap, Request, Uri, Version, header::HeaderValue};
 use snisplice_config::{
     Options, Source, load,
-    model::http::{HttpAction, HttpTable},
+    model::http::{HttpAction, HttpTable, Variable},
 };
 
 use crate::http::{
@@ -102,7 +102,17 @@ fn decide(head: &[u8]) {
     }
 }
 
-fn forwarded(table: &HttpTable, asked: &route::Asked<'_>, version: Version, received: &hyper::HeaderMap) {
+/// The value of a variable: what the client has sent, or what is no value of a header.
+fn value(variable: &Variable, headers: &HeaderMap) -> Option<String> {
+    match variable {
+        Variable::RequestHeader(name, _) => {
+            headers.get(&**name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+        }
+        _ => Some("\r\n".to_owned()),
+    }
+}
+
+fn forwarded(table: &HttpTable, asked: &route::Asked<'_>, version: Version, received: &HeaderMap) {
     let rule = match route::decide(table, asked, 8080) {
         Decision::Redirected { location, .. } => {
             assert!(!location.contains(['\r', '\n', '\0']), "{location:?}");
@@ -123,10 +133,10 @@ fn forwarded(table: &HttpTable, asked: &route::Asked<'_>, version: Version, rece
     headers::join_cookies(&mut sent);
     let sender = headers::Sender { address: [192, 0, 2, 1].into(), trusted: false, scheme: "http" };
     headers::forwarded(&mut sent, &sender, || HeaderValue::from_static("id"));
-    headers::change(&mut sent, &rule.request_headers);
+    headers::change(&mut sent, &rule.request_headers, value);
     if let HttpAction::Forward(forward) = &rule.action {
         for (of_request, _) in &forward.of_target {
-            headers::change(&mut sent, of_request);
+            headers::change(&mut sent, of_request, value);
         }
     }
     for name in ["connection", "transfer-encoding", "upgrade", "keep-alive"] {

@@ -148,7 +148,7 @@ fn goaway_of(lab: &Lab, first: &[u8], next: impl Fn(u32) -> Vec<u8>) -> Result<O
             (_, Ok(0)) => break,
             (_, Err(error)) if error.kind() != std::io::ErrorKind::WouldBlock => break,
             (Err(error), Err(_)) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                thread::sleep(Duration::from_millis(1))
+                thread::sleep(Duration::from_millis(1));
             }
             _ => {}
         }
@@ -191,7 +191,7 @@ fn counted(daemon: &Daemon<'_>, reason: &str, count: i64) -> Result<()> {
 }
 
 /// Its name, what begins it, and the frames of each round.
-type Flood<'f> = (&'f str, &'f [u8], &'f dyn Fn(u32) -> Vec<u8>);
+type Flood<'f> = (&'static str, &'f [u8], &'f dyn Fn(u32) -> Vec<u8>);
 
 fn floods(lab: &Lab) -> Result<()> {
     let _nginx = web(lab)?;

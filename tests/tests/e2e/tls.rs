@@ -45,9 +45,9 @@ fn accepted(lab: &Lab) -> Result<(Vec<&'static str>, Vec<String>)> {
             );
         }
     }
-    let mut suites = Vec::new();
+    let mut suites: Vec<String> = Vec::new();
     loop {
-        let without: String = suites.iter().flat_map(|suite| [":!", suite]).collect();
+        let without: String = suites.iter().flat_map(|suite| [":!", suite.as_str()]).collect();
         let offer = format!("ALL:COMPLEMENTOFALL:@SECLEVEL=0{without}");
         let (code, said) = openssl(lab, &["-tls1_2", "-cipher", &offer])?;
         match chosen(&said).filter(|_| code == Some(0)) {

@@ -96,7 +96,7 @@ impl Upstream {
     /// Begins TLS in a connection to an endpoint. The caller has a deadline.
     ///
     /// # Errors
-    /// Of the socket, or [`Error`] inside if the backend cannot be trusted or does not understand.
+    /// Of the socket, or [`rustls::Error`] inside if the backend cannot be trusted or does not understand.
     pub async fn connect(&self, stream: TcpStream, protocol: Protocol) -> io::Result<TlsStream<TcpStream>> {
         let config = match protocol {
             Protocol::Bytes => &self.plain,

@@ -39,8 +39,14 @@ fn namespaces() -> BTreeSet<PathBuf> {
 }
 
 pub(crate) fn not_carried() {
-    let trial = Experiments::begin_with(|programs| while programs.reserve().is_some() {});
-    let told = trial.finish().describe_packet();
+    // An experiment has two seconds, which may be too short where other programs take the processors.
+    const TRIES: u32 = 20;
+    let report = || {
+        let experiments = Experiments::begin_with(|programs| while programs.reserve().is_some() {});
+        experiments.finish().describe_packet()
+    };
+    let told = (1..TRIES).map(|_| report()).find(|told| !told.contains("nothing moves any more"));
+    let told = told.unwrap_or_else(report);
     assert!(told.contains("failed   packets over IPv4: the connection was not carried (full)"), "{told}");
     assert!(told.contains("=> no packets are carried"), "{told}");
 }

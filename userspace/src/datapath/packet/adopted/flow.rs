@@ -25,7 +25,7 @@ use crate::{
 
 pub(super) struct AdoptedFlow {
     pub(super) flow: u32,
-    /// See [`registry::number`].
+    /// See [`crate::account::registry::number`].
     pub(super) id: u64,
     /// When it was accepted, as far as that is known: otherwise when it was taken over.
     pub(super) opened: Instant,
