@@ -1,4 +1,4 @@
-//! What a configuration becomes while it serves: the immutable model, and beside it what changes per connection.
+//! A configuration in service: the immutable model and the state that changes per connection.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -19,35 +19,36 @@ use crate::{
     upstream::{balance::round_robin::Wheel, cluster::Cluster, upstreams::Upstreams},
 };
 
-/// One configuration in service. A connection takes it once and keeps it, so a reload changes nothing under it.
+/// One configuration in service. A connection takes it once and keeps it, so a reload changes nothing for the
+/// connection.
 #[derive(Debug)]
 pub struct Snapshot {
     /// The configuration itself.
     pub model: Model,
-    /// Counts reloads, from 1.
+    /// The number of the configuration, from 1. Each reload adds 1.
     pub generation: u64,
-    /// Which of the model's listeners has each address.
+    /// The index of the model's listener by address.
     by_address: HashMap<SocketAddr, usize>,
     upstreams: Upstreams,
-    /// By [`Route::id`].
+    /// Indexed by [`Route::id`].
     rules: Vec<RuleState>,
-    /// Follows the secrets, which change also without the configuration.
+    /// The TLS configurations. They follow the secrets, which change also without the configuration.
     terminations: ArcSwap<Terminations>,
 }
 
-/// What one rule needs beside its immutable part; filled in when the first connection takes it, since most of a
-/// large table is never taken.
+/// The mutable state of one rule. The first connection of the rule creates it, since most rules of a large table have
+/// none.
 #[derive(Debug, Default)]
 struct RuleState {
     kept: OnceLock<Arc<Kept>>,
     wheel: OnceLock<Wheel>,
 }
 
-/// What a rule keeps over reloads, as long as it has its name.
+/// The state that a rule keeps across reloads while its name stays the same.
 #[derive(Debug)]
 struct Kept {
     label: Arc<str>,
-    /// Whose turn it is among its targets.
+    /// The position of round robin among the rule's targets.
     turn: AtomicU64,
 }
 
@@ -81,25 +82,26 @@ impl Snapshot {
         Self { model, generation, by_address, upstreams, rules, terminations }
     }
 
-    /// What this configuration ends and begins TLS with.
+    /// The configurations for TLS with clients and with backends.
     #[must_use]
     pub fn terminations(&self) -> Arc<Terminations> {
         self.terminations.load_full()
     }
 
-    /// Ends and begins TLS with these from now on. Connections that are open keep what they have.
+    /// Replaces the TLS configurations. Open connections keep theirs.
     pub fn terminate_with(&self, terminations: Terminations) {
         self.terminations.store(Arc::new(terminations));
     }
 
-    /// The listener of an address as the configuration has it, if this one does.
+    /// The listener with this configured address, if any.
     #[must_use]
     pub fn listener_at(&self, address: SocketAddr) -> Option<&Listener> {
         self.by_address.get(&address).and_then(|at| self.model.listeners.get(*at))
     }
 
-    /// The listener of what a socket at `address` accepts. That address may be none of the configuration, during or after a change
-    /// from all addresses of a port to one of them, or back: then the connection's own address says, which `accepted` tells.
+    /// The listener of a socket at `address`. After a change between all addresses of a port and one address,
+    /// `address` may not be in the configuration. The connection's own address then decides, which `accepted`
+    /// returns.
     pub fn listener_of(
         &self,
         address: SocketAddr,
@@ -117,13 +119,13 @@ impl Snapshot {
         })
     }
 
-    /// Takes over the names of the `former` configuration, so that connections of both share them, with the turns of its rules, and
-    /// tells which of its names this one has not.
+    /// Moves the names of the `former` configuration here, so that connections of both share them, including the
+    /// turns of its rules. Returns the names that this configuration no longer has.
     pub fn keep_names_of(&mut self, former: &Self) -> Gone {
         let mut gone = Gone::default();
         let mut backends: HashMap<&str, &Arc<str>> =
             former.upstreams.clusters().iter().map(|cluster| (&*cluster.name, &cluster.name)).collect();
-        // Nobody shares them before they serve.
+        // The clusters are not shared before they serve.
         for cluster in self.upstreams.clusters_mut() {
             if let Some(name) = backends.remove(&*cluster.name) {
                 cluster.name = name.clone();
@@ -174,7 +176,7 @@ impl Snapshot {
         self.upstreams.cluster(id)
     }
 
-    /// A rule's name as a label that outlives this configuration.
+    /// The rule's name as a label that outlives this configuration.
     #[must_use]
     pub fn label(&self, rule: &Route) -> Arc<str> {
         self.kept(rule).label.clone()
@@ -185,20 +187,20 @@ impl Snapshot {
         self.rules[rule.id].kept.get_or_init(begin)
     }
 
-    /// Whose turn it is among a rule's targets; `None` rejects the connection, in proportion to the weight of what
-    /// cannot be served (Gateway API, `BackendRef`: an invalid backend keeps its share).
+    /// The next target of a rule. `None` rejects the connection, in proportion to the weight of invalid backends
+    /// (Gateway API, `BackendRef`: an invalid backend keeps its share).
     #[must_use]
     pub fn next_target(&self, rule: &Route) -> Option<&Cluster> {
         self.next_target_of(rule).map(|(_, cluster)| cluster)
     }
 
-    /// The same, by its id.
+    /// Like [`Self::next_target`], but returns the id.
     #[must_use]
     pub fn next_backend(&self, rule: &Route) -> Option<BackendId> {
         self.next_target_of(rule).and_then(|(index, _)| rule.targets[index].backend)
     }
 
-    /// The same, with its place among the rule's targets.
+    /// Like [`Self::next_target`], with the index among the rule's targets.
     #[must_use]
     pub fn next_target_of(&self, rule: &Route) -> Option<(usize, &Cluster)> {
         let chosen = if let [only] = rule.targets.as_slice() {
@@ -214,7 +216,7 @@ impl Snapshot {
     }
 }
 
-/// All rules: those of server names, and those of requests. One rule may come several times.
+/// All rules: those by server name and those by request. One rule may occur several times.
 fn rules_of(model: &Model) -> impl Iterator<Item = &Route> {
     fn of_requests(table: &HttpTable) -> Vec<&Route> {
         table.hosts.iter().flat_map(|host| &host.rules).map(|rule| &*rule.rule).collect()

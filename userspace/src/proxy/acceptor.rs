@@ -1,4 +1,4 @@
-//! Accepts on one listening socket, and gives each client to a session, to a wait for a place, or a reset.
+//! Accepts on one listening socket. Each client gets a session, waits for a slot, or is reset.
 
 use std::{
     cell::{Cell, RefCell},
@@ -28,14 +28,14 @@ use crate::{
     net::sockopt,
 };
 
-/// How long accepting pauses after an error that accepting more at once would only repeat.
+/// The pause of accepting after an error that an immediate retry would repeat.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Connections accepted in a row before those that are open already get their turn.
+/// Connections accepted in a row before open connections get their turn.
 const ACCEPTS_PER_TURN: u32 = 32;
 
-/// Has the socket accepted from until that ends well: one that nobody accepts from keeps its clients waiting. A panic in a
-/// task ends that task alone, so that whoever does not look never learns of it.
+/// Accepts on a socket, and starts anew after a panic. A panic ends only its own task, and would leave the socket's
+/// clients waiting without a report.
 pub(super) async fn accept_always<A>(acceptor: Rc<A>, start: impl Fn(Rc<A>) -> JoinHandle<()>) {
     while start(acceptor.clone()).await.is_err_and(|error| error.is_panic()) {
         log_limit!(error, "accepting has failed; going on");
@@ -43,26 +43,26 @@ pub(super) async fn accept_always<A>(acceptor: Rc<A>, start: impl Fn(Rc<A>) -> J
     }
 }
 
-/// Accepts on one socket until told to stop.
+/// Accepts on one socket until it is stopped.
 pub(super) struct Acceptor {
     pub(super) socket: AsyncFd<OwnedFd>,
     pub(super) entrance: Rc<Entrance>,
 }
 
-/// What becomes of those who are accepted. It may outlive the socket.
+/// Serves accepted clients. May outlive the socket.
 pub(super) struct Entrance {
     pub(super) listener_account: RefCell<Followed>,
     pub(super) service: Rc<Service>,
     pub(super) admission: Arc<Admission>,
     pub(super) sessions: TaskTracker,
-    /// Clients that wait for a place.
+    /// Clients that wait for a slot.
     pub(super) waiters: TaskTracker,
     /// Whether another process accepts from the same queue.
     pub(super) succeeded: Rc<Cell<bool>>,
     pub(super) stop: CancellationToken,
 }
 
-/// What is accepted is accounted for here, under a configuration of this generation.
+/// The account of accepted connections, under a configuration of this generation.
 pub(super) struct Followed {
     pub(super) generation: u64,
     pub(super) listener_account: Rc<ListenerAccount>,
@@ -84,8 +84,8 @@ impl Acceptor {
                 Ok((client, peer)) => {
                     match self.entrance.admission.admit(peer, Instant::now()).map(Admitted::try_place) {
                         Ok(Ok(permit)) => self.entrance.start(client, permit),
-                        // At the limit it waits, and those after it in the kernel's queue. Asking only now keeps no place
-                        // from a worker that has a connection for it.
+                        // At the limit the client waits, and later clients wait in the kernel's queue. A request for
+                        // a slot after accept(2) holds no slot back from another worker.
                         Ok(Err(admitted)) => {
                             let _ = self.entrance.wait(client, admitted).await;
                         }
@@ -97,14 +97,14 @@ impl Acceptor {
                     }
                     tokio::task::yield_now().await;
                 }
-                // Only now: an event that came before the queue was empty is of no more use. Fails only when the
-                // runtime shuts down.
+                // Clears readiness only here: an event from before the queue was empty is outdated. Fails only when
+                // the runtime shuts down.
                 Err(Errno::AGAIN) => {
                     if let Ok(mut guard) = self.socket.readable().await {
                         guard.clear_ready();
                     }
                 }
-                // The client gave up before we came; the next one may be fine.
+                // This client gave up before accept(2). The next one may not have.
                 Err(Errno::CONNABORTED) => {}
                 Err(error) => {
                     self.entrance.cannot_accept(error);
@@ -118,13 +118,13 @@ impl Acceptor {
     fn accept(&self) -> Result<(StdStream, IpAddr), Errno> {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let (client, peer) = retry_on_intr(|| acceptfrom_with(self.socket.get_ref(), flags))?;
-        // A socket of TCP over IP has one that can be read.
+        // A TCP socket always has a peer address that parses.
         let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
         Ok((StdStream::from(client), peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip())))
     }
 
-    /// Connections that the kernel has completed for this socket would be reset when it closes: takes them first. At the limit,
-    /// a process that accepts from the same queue takes them.
+    /// Accepts the connections that the kernel has completed for this socket, since its close would reset them. At
+    /// the limit, a process that accepts from the same queue serves them.
     fn empty_the_backlog(&self) {
         while !(self.entrance.succeeded.get() && self.entrance.admission.is_full()) {
             let (client, peer) = match self.accept() {
@@ -146,7 +146,7 @@ impl Acceptor {
 }
 
 impl Entrance {
-    /// Whose connection it is that is accepted now: the listener may have another name since the last one.
+    /// The account of the listener of this socket. A reload may have renamed the listener.
     fn listener_account(&self) -> Rc<ListenerAccount> {
         let snapshot = self.service.current.load();
         let mut followed = self.listener_account.borrow_mut();
@@ -169,7 +169,7 @@ impl Entrance {
         log_limit!(warn, %error, listener = %counters.listener, "cannot accept; trying again shortly");
     }
 
-    /// Resets a connection, which costs less than anything else, and counts it.
+    /// Resets a connection, which is the cheapest refusal, and counts it.
     fn refuse(&self, client: &StdStream, why: Overload) {
         self.reset(client, why.into());
     }
@@ -181,7 +181,7 @@ impl Entrance {
         account.ended(reason);
     }
 
-    /// Has a client wait for a place, in a task of its own: it still waits when nothing more is accepted.
+    /// Makes a client wait for a slot in a task of its own, which outlives the acceptor.
     fn wait(self: &Rc<Self>, client: StdStream, admitted: Admitted) -> JoinHandle<()> {
         let waiter = Waiter { client: Some(client), entrance: self.clone() };
         let place = admitted.place();
@@ -193,7 +193,7 @@ impl Entrance {
         })
     }
 
-    /// Whether the configuration serves this client still.
+    /// Whether the configuration still serves this client.
     fn serves(&self, client: &StdStream) -> bool {
         let own = || client.local_addr().ok();
         self.service
@@ -203,7 +203,7 @@ impl Entrance {
             .is_some()
     }
 
-    /// A client that waited for a place has none, and will not have any.
+    /// Refuses a client that waited for a slot in vain.
     fn turn_away(&self, client: &StdStream) {
         if self.serves(client) {
             self.refuse(client, self.admission.has_no_place(Instant::now()));
@@ -221,14 +221,14 @@ impl Entrance {
     }
 }
 
-/// A client that waits for a place. Whatever ends that, it is served or counted.
+/// A client that waits for a slot. In every case the client is served or counted.
 struct Waiter {
     client: Option<StdStream>,
     entrance: Rc<Entrance>,
 }
 
 impl Waiter {
-    /// Resolves when nobody accepts any more, and a drain takes no longer.
+    /// Resolves when no acceptor runs and the drain's time is over.
     async fn waited_for_too_long(&self) {
         let Self { client, entrance } = self;
         entrance.stop.cancelled().await;

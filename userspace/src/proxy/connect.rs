@@ -1,6 +1,6 @@
-//! Connects to an endpoint of a backend: the one whose turn it is, or one of its siblings.
+//! Connects to an endpoint of a backend: the one that balancing picks, or another one after a failure.
 //!
-//! One attempt is the rule. Where it fails, or takes longer than its head start, others follow (`race.rs`).
+//! Normally one attempt is made. If that attempt fails or exceeds its head start, others follow (`race.rs`).
 
 use std::{
     net::{IpAddr, SocketAddr, TcpStream as StdStream},
@@ -37,28 +37,28 @@ use crate::{
 
 mod race;
 
-/// A connection to an endpoint.
+/// An established connection to an endpoint.
 #[derive(Debug)]
 pub struct Upstream {
-    /// The connection.
+    /// The socket.
     pub stream: TcpStream,
-    /// Its other end, which counts the connection for as long as this is held.
+    /// The endpoint's accounting for this connection.
     pub lease: Lease,
-    /// What [`Datapath::announce`] said of it.
+    /// The result of [`Datapath::announce`].
     pub announced: bool,
 }
 
-/// A connection that an attempt has led to.
+/// A connection that an attempt has established.
 #[derive(Debug)]
 struct Connected {
     stream: TcpStream,
     announced: bool,
-    /// How long that took, if it was waited for.
+    /// The duration of the attempt, if it was not immediate.
     took: Option<Duration>,
 }
 
 impl Connected {
-    /// To the endpoint of this lease.
+    /// Adds the lease of the endpoint.
     fn to(self, lease: Lease) -> Upstream {
         let Self { stream, announced, took } = self;
         lease.connected(took);
@@ -66,32 +66,32 @@ impl Connected {
     }
 }
 
-/// Why no endpoint could be had.
+/// The reason why no endpoint is connected.
 #[derive(Debug, Error)]
 pub enum ConnectError {
-    /// Every endpoint was tried; the last one failed like this.
+    /// Every endpoint was tried. The fields describe the last failure.
     #[error("no endpoint of {backend} could be connected, the last one was {address}: {error}")]
     Failed {
         /// The backend's name.
         backend: String,
-        /// Which address failed last.
+        /// The address of the endpoint that failed last.
         address: SocketAddr,
-        /// How.
+        /// The error of the last attempt.
         error: AttemptError,
     },
-    /// The backend has no endpoint with an address and a weight that health checks and outlier detection admit.
+    /// The backend has no eligible endpoint with an address and a weight.
     #[error("{backend} has no endpoint to try")]
     NoEndpoint {
         /// The backend's name.
         backend: String,
     },
-    /// The client reset while we were connecting for it.
+    /// The client reset the connection during the attempts.
     #[error("the client went away")]
     ClientGone,
 }
 
 impl ConnectError {
-    /// Whether the backend is the cause, and not the client or this host, which have reasons and lines of their own.
+    /// Whether the backend is the cause. The client and this host have reasons and log lines of their own.
     #[must_use]
     pub fn is_of_the_backend(&self) -> bool {
         match self {
@@ -112,17 +112,17 @@ impl From<&ConnectError> for CloseReason {
     }
 }
 
-/// What an attempt needs beside its endpoint.
+/// The input of an attempt besides its endpoint.
 #[derive(Clone, Copy)]
 struct Context<'a> {
     backend: &'a Cluster,
-    /// The client that alone is served by the connection; none where requests of several share it.
+    /// The only client that the connection serves. `None` if requests of several clients share it.
     client: Option<&'a TcpStream>,
     service: &'a Service,
 }
 
 impl Context<'_> {
-    /// Counts and remembers an attempt that failed.
+    /// Counts and records a failed attempt.
     fn failed(self, lease: Lease, error: AttemptError) -> ConnectError {
         let Self { backend, service, .. } = self;
         let address = lease.address();
@@ -160,8 +160,8 @@ impl Context<'_> {
     }
 }
 
-/// Tries the backend's endpoints until one answers, for at most `limit` in all. No byte has been sent yet, so a second
-/// attempt is safe, after a failure and also beside one that takes long. A client that resets meanwhile ends the attempts.
+/// Tries the backend's endpoints until one accepts, for at most `limit` in total. A second attempt is safe after a
+/// failure and beside a slow attempt, since no byte has been sent yet. A reset by the client ends the attempts.
 pub async fn connect(
     backend: &Cluster,
     client: Client<'_>,
@@ -171,12 +171,12 @@ pub async fn connect(
     connect_among(backend, backend.candidates(&client), Some(client.socket), limit, service).await
 }
 
-/// The client that a connection is for.
+/// The client of a connection.
 #[derive(Debug, Clone, Copy)]
 pub struct Client<'c> {
     /// Its socket.
     pub socket: &'c TcpStream,
-    /// The hash of the server name that it asks for.
+    /// The hash of the requested server name.
     pub name: Option<u64>,
 }
 
@@ -190,7 +190,8 @@ impl Caller for Client<'_> {
     }
 }
 
-/// The same with endpoints in this order, and perhaps for no client alone.
+/// Like [`connect`], with the endpoints in the given order. `client` is `None` if several clients share the
+/// connection.
 pub async fn connect_among(
     backend: &Cluster,
     mut candidates: Candidates,
@@ -209,7 +210,7 @@ pub async fn connect_among(
         service.races.set(true);
         first.head_start().min(limit)
     };
-    // Here and not on the heap, since one attempt is the rule.
+    // On the stack and not on the heap, since one attempt is the normal case.
     let mut attempt = First(pin!(Some(connect_to(context, first.address()))));
     let result = tokio::select! {
         biased;
@@ -236,7 +237,7 @@ pub async fn connect_among(
     }
 }
 
-/// The first attempt, which is given up when this is dropped.
+/// The first attempt. A drop of this value abandons it.
 struct First<'p, F>(Pin<&'p mut Option<F>>);
 
 impl<F: Future> Future for First<'_, F> {
@@ -256,7 +257,7 @@ impl<F> Drop for First<'_, F> {
     }
 }
 
-/// The same for a backend without an endpoint: waits for the first look-up of its names.
+/// Like [`connect_among`] for a backend without an endpoint: waits for the first DNS lookup of its names.
 async fn connect_once_looked_up(
     context: Context<'_>,
     candidates: Candidates,
@@ -275,20 +276,20 @@ async fn connect_once_looked_up(
     Race::new(context, candidates, begun, limit).run().await
 }
 
-/// One attempt.
+/// Makes one attempt.
 async fn connect_to(context: Context<'_>, address: SocketAddr) -> Result<Connected, AttemptError> {
     if context.service.listens_on(address) {
         return Err(AttemptError::SelfLoop);
     }
     let (socket, announced) = begin(context, address)?;
-    // A backend on the same host answers within connect(2). The hello then goes out before the event loop has had its turn.
+    // A backend on the same host answers within connect(2). The hello is then sent before the event loop runs again.
     let is_connected = sockopt::poll_writable(&socket)? == PollFlags::OUT;
     let stream = TcpStream::from_std(socket)?;
     if is_connected {
         return Ok(Connected { stream, announced, took: None });
     }
     let begun = Instant::now();
-    // The runtime's own connect asks the socket for an error in any case.
+    // The runtime's own connect reads the socket's error in any case.
     let ready = stream.ready(Interest::WRITABLE | Interest::ERROR).await?;
     if (ready.is_error() || ready.is_write_closed())
         && let Some(error) = stream.take_error()?
@@ -298,8 +299,8 @@ async fn connect_to(context: Context<'_>, address: SocketAddr) -> Result<Connect
     Ok(Connected { stream, announced, took: Some(begun.elapsed()) })
 }
 
-/// A socket that connects, and what [`Datapath::announce`] said of it. A source address whose ports are all in use, or which
-/// is not on this host, is passed over.
+/// Begins to connect a socket. Returns the socket and the result of [`Datapath::announce`]. Skips a source address
+/// that is not on this host, or whose ports are all in use.
 fn begin(context: Context<'_>, address: SocketAddr) -> Result<(StdStream, bool), AttemptError> {
     let mut sources = context.backend.sources_for(address);
     let mut source = sources.next();
@@ -332,29 +333,29 @@ fn begin_from(
             Err(error) => return Err(error.into()),
         }
     }
-    // The hello is at hand, so its packet may complete the handshake, and the bare acknowledgement before it is spared.
+    // The hello is available, so its packet may complete the handshake. This saves a bare acknowledgement.
     let _ = sockopt::expect_to_answer(&socket);
     let announced = backend.same_host && client.is_some() && datapath.announce(socket.as_fd());
-    // What is announced or goes over loopback will not be sent on in packets.
+    // The packet datapath does not forward announced connections and connections over loopback.
     if !announced
         && !address.ip().is_loopback()
         && let Some(bytes) = client.and_then(|client| datapath.largest_segment(client.as_fd()))
     {
-        // More than any device takes is no bound, and refused.
+        // The kernel refuses a value above the size that any device accepts. Such a value is no bound.
         let _ = SockRef::from(&socket).set_tcp_mss(bytes);
     }
     match rustix::net::connect(&socket, &address) {
         Ok(()) | Err(Errno::INPROGRESS) => Ok((socket, announced)),
-        // The source address was accepted, so what is not available is a port of it.
+        // The source address was accepted, so the unavailable part is a port.
         Err(Errno::ADDRNOTAVAIL) => Err(AttemptError::NoLocalPort),
         Err(error) => Err(error.into()),
     }
 }
 
-/// Waits until the client's socket has failed. A FIN is not that: the client may still be reading.
+/// Waits until the client's socket has failed. A FIN is not a failure: the client may still read.
 async fn reset(client: Option<&TcpStream>) {
     match client {
-        // An error to wait with is as good as an error on the socket.
+        // An error of the wait counts as an error of the socket.
         Some(client) => {
             let _ = client.ready(Interest::ERROR).await;
         }

@@ -17,55 +17,55 @@ use crate::{
     net::sockopt,
 };
 
-/// What came of waiting for a hello.
+/// The result of the wait for a hello.
 #[derive(Debug)]
 pub enum Received {
-    /// A whole one.
+    /// A complete hello.
     Hello(ClientHello),
     /// Bytes that cannot become an acceptable hello.
     Rejected(HelloError),
-    /// No whole hello until the deadline.
+    /// No complete hello until the deadline.
     TimedOut,
-    /// No whole hello until others needed the place.
+    /// No complete hello until other clients needed the slot.
     MadeRoom,
     /// The client closed or reset before its hello was complete.
     Gone,
 }
 
-/// Reads one client's hello, as the datapath needs it, and knows what the client has sent so far.
+/// Reads one client's hello in the datapath's mode, and counts the bytes that the client has sent.
 #[derive(Debug)]
 pub struct HelloReader {
     mode: HelloMode,
-    /// The longest hello, with the headers of its records.
+    /// The greatest length of a hello, including record headers.
     limit: usize,
-    /// What was read; empty where it was only peeked.
+    /// The bytes read. Empty if the hello was only peeked.
     bytes: Vec<u8>,
-    /// How many bytes the client has sent, as far as was looked.
+    /// Number of bytes that the client has sent, as of the last check.
     seen: usize,
     /// `SO_RCVLOWAT` of the socket.
     low_water: usize,
 }
 
-/// What one look at the receive queue gave.
+/// The result of one check of the receive queue.
 enum Look {
-    /// The reader's answer.
+    /// The reader's result.
     Done(Received),
-    /// Some bytes, but not enough: as many are needed.
+    /// Incomplete: `need` bytes are needed.
     More { need: usize },
-    /// Not a byte for now.
+    /// The queue is empty.
     Nothing,
 }
 
 impl HelloReader {
-    /// Has looked at nothing yet.
+    /// Creates a reader that has read nothing yet.
     #[must_use]
     pub fn new(mode: HelloMode, limit: usize) -> Self {
         Self { mode, limit, bytes: Vec::new(), seen: 0, low_water: 1 }
     }
 
-    /// Looks once without waiting, before the runtime knows the socket: a listener that defers accepting hands over
-    /// connections whose hello has arrived, so this is nearly always enough, and spares a trip through the event loop.
-    /// `None` leaves it to [`HelloReader::read`].
+    /// Checks the queue once without waiting, before the runtime knows the socket. A listener with deferred accept
+    /// returns connections whose hello has arrived, so this check usually suffices and saves a turn of the event
+    /// loop. After `None`, call [`HelloReader::read`].
     pub fn read_now(&mut self, client: impl AsFd) -> Option<Received> {
         match self.look(client) {
             Look::Done(received) => Some(received),
@@ -73,8 +73,8 @@ impl HelloReader {
         }
     }
 
-    /// Waits for the hello. There is no deadline in here: the caller has one, and dropping this future loses nothing. `heard` is
-    /// called when the client has sent something that is not the whole.
+    /// Waits for the hello. The deadline is the caller's, and a drop of this future loses nothing. `heard` is called
+    /// when the client has sent an incomplete hello.
     pub async fn read(&mut self, client: &TcpStream, heard: impl Fn()) -> Received {
         loop {
             let Ok(ready) = client.ready(Interest::READABLE).await else { return Received::Gone };
@@ -84,7 +84,7 @@ impl HelloReader {
                     self.restore(client);
                     return received;
                 }
-                // Nothing new although the socket woke us: only its end can have.
+                // The socket is ready without new bytes, so the client has sent FIN.
                 (Look::More { .. }, HelloMode::Peek) if ready.is_read_closed() && self.seen == before => {
                     return Received::Gone;
                 }
@@ -93,20 +93,21 @@ impl HelloReader {
                     self.wait_for(client, need);
                     forget_readable(client);
                 }
-                // There may be more already, which a read would tell.
+                // The queue may hold more bytes, which the next read shows.
                 (Look::More { .. }, HelloMode::Read) => heard(),
                 (Look::Nothing, _) => forget_readable(client),
             }
         }
     }
 
-    /// Whether the client has sent anything, as far as was looked.
+    /// Whether the client had sent anything at the last check.
     #[must_use]
     pub fn has_begun(&self) -> bool {
         self.seen > 0
     }
 
-    /// Has the socket wake its reader for every byte again, as the datapath and a policy's backend need it.
+    /// Resets `SO_RCVLOWAT`, so that every byte wakes the reader again. The datapath and a policy's backend need
+    /// this.
     pub fn restore(&mut self, client: &TcpStream) {
         if self.low_water > 1 {
             let _ = sockopt::set_receive_low_water(client, 1);
@@ -114,8 +115,8 @@ impl HelloReader {
         }
     }
 
-    /// Takes the complete hello that was received out of the receive queue, if it is there still, and says whether that leaves
-    /// nothing behind.
+    /// Reads the complete hello out of the receive queue, if it is still there. Returns whether the queue is empty
+    /// afterwards.
     pub fn is_drained(&self, client: impl AsFd) -> bool {
         match self.mode {
             HelloMode::Read => self.bytes.len() <= self.limit,
@@ -126,7 +127,7 @@ impl HelloReader {
         }
     }
 
-    /// The first bytes that the client has sent, whether they were read or only peeked.
+    /// The first bytes that the client has sent, whether read or only peeked.
     pub fn first_bytes(&self, client: impl AsFd, most: usize) -> Vec<u8> {
         match self.mode {
             HelloMode::Read => self.bytes[..self.bytes.len().min(most)].to_vec(),
@@ -139,7 +140,7 @@ impl HelloReader {
         }
     }
 
-    /// What was read, verbatim, with whatever followed the hello; empty where it was only peeked.
+    /// The bytes read, verbatim, including bytes after the hello. Empty if the hello was only peeked.
     #[must_use]
     pub fn into_bytes(self) -> Vec<u8> {
         self.bytes
@@ -184,10 +185,10 @@ impl HelloReader {
         }
     }
 
-    /// While the hello is incomplete, `SO_RCVLOWAT` keeps the socket from waking us before there is enough for another look.
+    /// While the hello is incomplete, `SO_RCVLOWAT` prevents a wake-up before enough bytes have arrived.
     fn wait_for(&mut self, client: &TcpStream, need: usize) {
         self.low_water = need;
-        // Where the kernel refuses, the wake-ups come earlier and nothing else changes.
+        // If the kernel refuses, wake-ups come earlier and nothing else changes.
         let _ = sockopt::set_receive_low_water(client, need);
     }
 }

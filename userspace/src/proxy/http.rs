@@ -1,4 +1,4 @@
-//! Requests of HTTP on a listener: the way from a session to [`crate::http`], and from there to backends.
+//! HTTP requests on a listener: connects a session to [`crate::http`], and requests to backends.
 
 use std::{
     cell::Cell,
@@ -34,17 +34,17 @@ use crate::{
     upstream::{candidates::Candidates, cluster::Cluster},
 };
 
-/// The longest method that is registered, with the space behind it (RFC 9110 section 16.1, the registry of methods).
+/// The length of the longest registered method and the following space (RFC 9110 section 16.1).
 pub(super) const LONGEST_METHOD: usize = 18;
 
-/// Whether the first bytes of a client are those of a request. A record of TLS begins with a control character, and `None` waits for
-/// more.
+/// Whether a client's first bytes are those of an HTTP request. A TLS record begins with a control character. `None`
+/// needs more bytes.
 pub(super) fn is_request(first: &[u8]) -> Option<bool> {
     for (at, byte) in first.iter().enumerate() {
         match byte {
             b'A'..=b'Z' | b'-' if at < LONGEST_METHOD => {}
             b' ' if at > 1 => return Some(true),
-            // What an empty line is before a request (RFC 9112 section 2.2).
+            // Empty lines may precede a request (RFC 9112 section 2.2).
             b'\r' | b'\n' if at < 2 => {}
             _ => return Some(false),
         }
@@ -52,18 +52,18 @@ pub(super) fn is_request(first: &[u8]) -> Option<bool> {
     None
 }
 
-/// A client that sends requests without TLS.
+/// A client that sends HTTP requests without TLS.
 pub(super) struct Plain {
     pub(super) client: TcpStream,
-    /// What was read from it; the rest is in its receive queue.
+    /// The bytes read from the client. The rest is in the receive queue.
     pub(super) read: Vec<u8>,
 }
 
-/// Serves a client to its end.
+/// The future that serves a client to its end.
 pub(super) type Served<'a> = Local<'a, CloseReason>;
 
-/// Serves the requests of a client without TLS, in a future of its own: connections that are passed through do not carry the room
-/// for it.
+/// Serves the requests of a client without TLS. The future is separate, so that passed-through connections do not
+/// hold its memory.
 #[expect(clippy::boxed_local, reason = "it comes in a box, so that a session has no room for it")]
 pub(super) fn serve_plain<'a>(
     begun: Box<Plain>,
@@ -82,7 +82,7 @@ pub(super) fn serve_plain<'a>(
     })
 }
 
-/// Serves the requests of a client within TLS that ends here.
+/// Serves the requests of a client whose TLS is terminated here.
 pub(super) async fn serve_encrypted(
     client: ServerStream,
     account: &Registration,
@@ -97,7 +97,7 @@ pub(super) async fn serve_encrypted(
     };
     let sent = session.server_name().map(Into::into);
     let name = session.server_name().and_then(|name| ServerName::parse(name).ok());
-    // By the name again, as the configuration may have changed.
+    // Looks the listener up by name again, since the configuration may have changed.
     let inside = move |listener: &Listener| {
         let rule = match &name {
             Some(name) => listener.routes.lookup(name),
@@ -115,7 +115,7 @@ pub(super) async fn serve_encrypted(
     }
 }
 
-/// What the requests of a client have in common; `table` finds their rules. `None` if the client is gone.
+/// The common part of a client's requests; `table` finds their rules. `None` if the client has disconnected.
 fn connection(
     client: &TcpStream,
     (scheme, server_name): (&'static str, Option<Box<str>>),
@@ -131,7 +131,7 @@ fn connection(
         let table = table(snapshot.listener_of(address, || Some(own))?)?;
         Some(connection::Served { snapshot, table })
     };
-    // Where it fails, some answers come later.
+    // If this fails, some responses are delayed.
     let _ = client.set_nodelay(true);
     Some(Rc::new(Connection {
         client: canonical(peer),
@@ -148,7 +148,7 @@ fn connection(
     }))
 }
 
-/// A client of IPv4 is one, also on a socket of IPv6.
+/// An IPv4-mapped address on an IPv6 socket becomes an IPv4 address.
 fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }

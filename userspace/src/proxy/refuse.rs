@@ -1,4 +1,4 @@
-//! A client that no rule serves: the listener's policy for that is applied to it.
+//! Applies the listener's policy to a client that no rule serves.
 
 use std::{io, net::TcpStream as StdStream, time::Duration};
 
@@ -22,10 +22,10 @@ use crate::{
     account::Account, datapath::relay::pump::with_scratch, metrics::labels::CloseReason, net::sockopt,
 };
 
-/// How long a client may take to read our last word before its connection is closed for good.
+/// The time for a client to read the last bytes before its connection is closed.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// Why a hello led to no rule.
+/// The verdict on a hello without a rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RouteVerdict {
     NoSni,
@@ -73,19 +73,19 @@ impl From<RouteVerdict> for CloseReason {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Refusal {
     pub(super) verdict: RouteVerdict,
-    /// Whether its hello is whole, and it sends nothing more before it has heard something.
+    /// Whether the client's hello is complete, and the client now waits for a reply.
     pub(super) listens: bool,
 }
 
 impl From<RouteVerdict> for Refusal {
-    /// Of a client without a whole hello.
+    /// The refusal of a client without a complete hello.
     fn from(verdict: RouteVerdict) -> Self {
         Self { verdict, listens: false }
     }
 }
 
 impl Refusal {
-    /// Ends the connection if dropping the socket is all that its policy has left to do. The error is the close reason.
+    /// Ends the connection if its policy only needs to drop the socket. The error is the close reason.
     pub(super) fn end_at_once(
         self,
         client: &StdStream,
@@ -97,7 +97,7 @@ impl Refusal {
         let policy = self.verdict.policy(&listener.policies);
         let ends = match policy {
             Policy::Reset => sockopt::reset_on_close(client).is_ok(),
-            // Nothing comes then that would make the close a reset.
+            // The receive queue stays empty, so the close is not a reset.
             Policy::Close => self.listens && reader.is_drained(client),
             Policy::Alert | Policy::Backend(_) => false,
         };
@@ -107,7 +107,7 @@ impl Refusal {
         Err(self.count(policy, account, service))
     }
 
-    /// Applies the policy: either it names a backend all the same, or the connection is over.
+    /// Applies the policy. The result is a backend, or the end of the connection.
     pub(super) async fn apply(
         self,
         client: &TcpStream,
@@ -135,8 +135,8 @@ impl Refusal {
     }
 }
 
-/// Sends `last`, then FIN, and gives the client a moment to read them: closing with bytes of the client unread, or
-/// still arriving, would send RST instead, which may overtake what was sent.
+/// Sends `last` and FIN, and gives the client a moment to read them. A close with unread or arriving bytes would send
+/// RST instead, which may overtake the last bytes.
 pub(super) async fn farewell(client: &TcpStream, last: &[u8]) {
     if !last.is_empty() {
         let _ = retry_on_intr(|| send(client, last, SendFlags::NOSIGNAL));

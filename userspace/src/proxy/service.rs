@@ -1,4 +1,4 @@
-//! What all connections of one worker share.
+//! The state that all connections of one worker share.
 
 use std::{
     cell::{Cell, RefCell},
@@ -16,30 +16,30 @@ use crate::{
     snapshot::SharedSnapshot,
 };
 
-/// What all connections of one worker share.
+/// The state that all connections of one worker share.
 pub struct Service {
     /// The configuration in service.
     pub current: Arc<SharedSnapshot>,
-    /// Where everything is counted.
+    /// The counters of the process.
     pub metrics: Arc<Metrics>,
-    /// What moves the bytes.
+    /// The datapath that moves the bytes.
     pub datapath: Rc<dyn Datapath>,
-    /// How peers that are gone are noticed.
+    /// The settings that detect unreachable peers.
     pub keepalive: Rc<Keepalive>,
-    /// How long a connection that is terminated here may be silent.
+    /// The idle timeouts of terminated connections.
     pub patience: Patience,
-    /// All connections.
+    /// All open connections of the worker.
     pub registry: Rc<Registry>,
-    /// Whether a connection has begun lately that may try a second endpoint after a while.
+    /// Whether a recent connection may try a second endpoint after its head start.
     pub races: Cell<bool>,
-    /// The addresses on which this process listens: as the configuration has each, and the real one.
+    /// The addresses on which this process listens: the configured address and the real one.
     pub listening: RefCell<Vec<(SocketAddr, SocketAddr)>>,
-    /// What connections of HTTP share.
+    /// The state that HTTP connections share.
     pub http: Rc<Worker>,
 }
 
 impl Service {
-    /// Whether a connection to this address would come back to this process.
+    /// Whether a connection to this address would return to this process.
     #[must_use]
     pub fn listens_on(&self, address: SocketAddr) -> bool {
         let listening = self.listening.borrow();

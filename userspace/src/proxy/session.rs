@@ -1,4 +1,4 @@
-//! One connection's story, from accept to the last byte.
+//! Serves one connection from accept to the last byte.
 
 use std::{
     net::TcpStream as StdStream,
@@ -29,10 +29,10 @@ use crate::{
     upstream::{balance::hash, cluster::Cluster, lease::Lease},
 };
 
-/// Serves one accepted connection to its end, for as long as it holds a `permit`.
+/// Serves one accepted connection to its end, and holds `permit` for that time.
 pub async fn serve(client: StdStream, account: Registration, service: Rc<Service>, permit: Permit) {
-    // On the heap, so that an established connection, which may idle for hours, does not carry the room for this; and the pair
-    // goes to the datapath within one expression, so that there is no room for it here either.
+    // On the heap, so that an established connection, which may be idle for hours, does not hold this memory. The
+    // pair goes to the datapath within one expression, so that this future reserves no memory for it either.
     let mut course = match Box::pin(establish(client, &account, &service, &permit)).await {
         Ok(Established::Passed(pair, lease)) => {
             Course::Passed(service.datapath.forward(pair, &account), lease)
@@ -59,33 +59,32 @@ pub async fn serve(client: StdStream, account: Registration, service: Rc<Service
     drop(permit);
 }
 
-/// What a connection waits for once its beginning is answered. All of it is on the heap: see the size that the tests assert.
+/// The future of an established connection. All of it is on the heap: the tests assert the size.
 enum Course<'a> {
-    /// The datapath carries it, and the endpoint counts it.
+    /// The datapath forwards the connection, and the lease counts it.
     Passed(Forward<'a>, Lease),
-    /// TLS ends here, or its requests are served. One variant for both: with a third one the size would grow.
+    /// TLS is terminated, or requests are served. One variant for both: a third variant would increase the size.
     Served(terminated::Served<'a>),
 }
 
-/// What a connection's beginning has led to.
+/// The result of [`establish`].
 enum Established {
-    /// To an endpoint, to which TLS is passed through.
+    /// TLS is passed through to an endpoint.
     Passed(Pair, Lease),
-    /// To a rule that ends TLS. Nothing is sent yet, to either side.
+    /// The rule terminates TLS. Nothing is sent yet to either side.
     Terminated(Box<Terminated>),
-    /// To requests of HTTP without TLS.
+    /// HTTP requests without TLS.
     Http(Box<http::Plain>),
 }
 
-/// The part of the story before bytes flow: hello, rule, endpoint, connection. An error is the reason for which the
-/// connection is over.
+/// Serves the connection until bytes flow: hello, rule, endpoint, connection. The error is the close reason.
 async fn establish(
     client: StdStream,
     account: &Account,
     service: &Service,
     permit: &Permit,
 ) -> Result<Established, CloseReason> {
-    // This connection keeps this configuration until it is established, whatever is reloaded meanwhile.
+    // The connection keeps this configuration until it is established, also across a reload.
     let snapshot = service.current.load_full();
     let own = || client.local_addr().ok();
     let listener =
@@ -97,7 +96,7 @@ async fn establish(
     let early = reader.read_now(&client);
     let early = early.map(|received| route(listener, account, received, || begins_request(&reader, &client)));
     if let Some(Action::Refuse(refusal)) = &early {
-        // Spares the runtime a socket that waits for nothing.
+        // Saves the registration with the runtime of a socket that waits for nothing.
         refusal.end_at_once(&client, &reader, listener, account, service)?;
     }
     let client = TcpStream::from_std(client).map_err(|_| CloseReason::NoResources)?;
@@ -138,9 +137,9 @@ async fn establish(
     Ok(Established::Passed(Pair { client, backend, hello, same_host: announced, keepalive }, lease))
 }
 
-/// Resets a client whom the configuration denies.
+/// Resets a client on the deny list.
 fn deny(client: &StdStream, model: &Model) -> Result<(), CloseReason> {
-    // Whose client is gone by now is let on, and found gone.
+    // A client that has already disconnected is let on. A later step detects its state.
     if model.runtime.deny.is_empty()
         || !client.peer_addr().is_ok_and(|client| model.runtime.deny.contains(client.ip()))
     {
@@ -150,7 +149,7 @@ fn deny(client: &StdStream, model: &Model) -> Result<(), CloseReason> {
     Err(CloseReason::Denied)
 }
 
-/// Waits for the hello within its deadline, and for as long as nobody with a better claim needs the place.
+/// Waits for the hello until its deadline, or until another client with priority needs the slot.
 async fn wait_for_hello(
     client: &TcpStream,
     reader: &mut HelloReader,
@@ -166,35 +165,35 @@ async fn wait_for_hello(
         () = waiting.made_room() => Received::MadeRoom,
     };
     match received {
-        // A policy's backend shall see every byte.
+        // A policy's backend receives every byte.
         Received::TimedOut => reader.restore(client),
-        // Whatever it has sent is no reason to remember it.
+        // The client may have sent bytes, but the connection is reset in any case.
         Received::MadeRoom => drop(sockopt::reset_on_close(client)),
         Received::Hello(_) | Received::Rejected(_) | Received::Gone => {}
     }
     received
 }
 
-/// What a listener does with a client.
+/// The listener's decision about a client.
 enum Action<'s> {
-    /// Its rule says where it goes; with the hash of its server name.
+    /// The rule passes TLS through. Includes the hash of the server name.
     Pass(&'s Rule, Option<u64>),
-    /// Its rule ends TLS like this.
+    /// The rule terminates TLS with this configuration.
     Terminate(&'s Arc<Rule>, &'s Arc<Termination>),
-    /// The policy for this says what becomes of it.
+    /// The listener's policy applies.
     Refuse(Refusal),
-    /// Its requests have rules of their own.
+    /// The client sends HTTP requests, which have rules of their own.
     Http,
-    /// It is over.
+    /// The connection ends.
     End(CloseReason),
 }
 
-/// Whether what a client sends instead of a hello is a request of HTTP, or can become one.
+/// Whether a client without a hello sends an HTTP request, or may still do so.
 fn begins_request(reader: &HelloReader, client: impl AsFd) -> bool {
     http::is_request(&reader.first_bytes(client, http::LONGEST_METHOD + 1)) != Some(false)
 }
 
-/// Where that leads which was received.
+/// Decides on the received bytes.
 fn route<'s>(
     listener: &'s Listener,
     account: &Account,
@@ -229,7 +228,7 @@ fn route<'s>(
     }
 }
 
-/// Connects to an endpoint of the cluster, unless its limits forbid that.
+/// Connects to an endpoint of the cluster if the cluster's limits allow it.
 pub(super) async fn connect_within_limits(
     cluster: &Cluster,
     client: Client<'_>,
@@ -321,7 +320,7 @@ mod tests {
         Rc::new(account.at(listener))
     }
 
-    /// Peeks hellos and carries nothing.
+    /// A datapath that peeks hellos and forwards nothing.
     struct Peeking;
 
     impl Datapath for Peeking {
@@ -334,7 +333,8 @@ mod tests {
         }
     }
 
-    /// A newcomer ends the oldest client that has sent nothing, and not one whose half hello was only peeked.
+    /// A new client evicts the oldest client that has sent nothing, and no client with a partial hello that was only
+    /// peeked.
     #[tokio::test]
     async fn a_half_hello_that_was_peeked_is_not_silent() {
         let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -348,7 +348,7 @@ mod tests {
             client.write_all(first_bytes).unwrap();
             let (accepted, peer) = socket.accept().unwrap();
             if !first_bytes.is_empty() {
-                // What a client has sent is there a moment later.
+                // The client's bytes arrive a moment later.
                 retry_on_intr(|| rustix::net::recv(&accepted, &mut [0; 1], rustix::net::RecvFlags::PEEK))
                     .unwrap();
             }
@@ -364,7 +364,7 @@ mod tests {
         let mut silent = pin!(establish(accepted, &account, &service, &permit));
         let (_newcomer, accepted, account, permit) = connect(&[]);
         let mut newcomer = pin!(establish(accepted, &account, &service, &permit));
-        // One turn of the event loop: nobody has waited for an event yet.
+        // One turn of the event loop: no task has waited for an event yet.
         let polled = poll_fn(|context| {
             let mut poll = |future: Pin<&mut dyn Future<Output = _>>| future.poll(context).map(Result::err);
             let first: [Poll<Option<CloseReason>>; 3] =
@@ -381,7 +381,7 @@ mod tests {
         assert_eq!((ended.0, ended.1.err()), ("silent", Some(CloseReason::HelloLimit)));
     }
 
-    /// What an idle connection holds is its session's future, with the sockets in it, and the datapath's.
+    /// An idle connection holds its session's future, including the sockets, and the datapath's future.
     #[tokio::test]
     async fn an_idle_connection_stays_small() {
         let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -405,7 +405,7 @@ mod tests {
             .unwrap();
         let permit = admitted.place().await;
         let registration = Registry::register(Account::open(&listener_account));
-        // The future, its account, and its place in the registry.
+        // The future, its account, and its entry in the registry.
         let session = size_of_val(&serve(client, registration, service, permit)) + Registry::BYTES_EACH;
         assert!(session <= 264, "a session takes {session} bytes");
         assert!(carried <= 384, "a relayed pair takes {carried} bytes");

@@ -1,4 +1,4 @@
-//! The story of a connection in which TLS ends here: handshake, endpoint, and what is inside.
+//! Serves a connection with terminated TLS: handshake, endpoint, and the decrypted bytes.
 
 use std::{io, net::IpAddr, os::fd::AsRawFd as _, pin::Pin, rc::Rc, sync::Arc, time::Instant};
 
@@ -28,22 +28,22 @@ use crate::{
 
 mod copy;
 
-/// A client whose rule ends TLS.
+/// A client whose rule terminates TLS.
 pub(super) struct Terminated {
-    /// Its hello is whole, in its receive queue or in `read`.
+    /// Its hello is complete, in the receive queue or in `read`.
     pub(super) client: TcpStream,
-    /// What was read from it.
+    /// The bytes read from the client.
     pub(super) read: Vec<u8>,
-    /// The configuration that it keeps until it is established.
+    /// The configuration, kept until the connection is established.
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) rule: Arc<Rule>,
     pub(super) termination: Arc<Termination>,
 }
 
-/// Serves it to its end.
+/// The future that serves a client to its end.
 pub(super) type Served<'a> = Pin<Box<dyn Future<Output = CloseReason> + 'a>>;
 
-/// Serves a client to its end, in a future of its own: connections that are passed through do not carry the room for it.
+/// Serves a client to its end. The future is separate, so that passed-through connections do not hold its memory.
 #[expect(clippy::boxed_local, reason = "it comes in a box, so that a session has no room for it")]
 pub(super) fn serve<'a>(
     begun: Box<Terminated>,
@@ -54,7 +54,7 @@ pub(super) fn serve<'a>(
     account.set_carrier(Carrier::Terminate);
     let Terminated { client, read, snapshot, rule, termination } = *begun;
     Box::pin(async move {
-        // The handshake takes far more room than what follows, and is over soon.
+        // The handshake needs far more memory than later steps, and is short.
         let shaken = Box::pin(shake_hands(client, read, &snapshot, &termination, permit)).await;
         let client = match shaken {
             Ok(client) => client,
@@ -70,7 +70,7 @@ pub(super) fn serve<'a>(
     })
 }
 
-/// The handshake, within its deadline and the limits of handshakes.
+/// Performs the handshake within its deadline and its limits.
 async fn shake_hands(
     client: TcpStream,
     read: Vec<u8>,
@@ -99,7 +99,7 @@ async fn shake_hands(
         Ok(Err(failed)) => {
             tracing::debug!(server = %termination.name, error = %failed.error, reason = %failed.reason, "handshake failed");
             if failed.reason != CloseReason::ClientGone {
-                // The alert shall arrive.
+                // Lets the alert arrive.
                 farewell(&failed.stream, &[]).await;
             }
             Err(failed.reason)
@@ -108,7 +108,7 @@ async fn shake_hands(
     }
 }
 
-/// What is inside goes to one of the rule's targets, byte for byte.
+/// Forwards the decrypted bytes, unchanged, to one of the rule's targets.
 async fn carry(
     client: ServerStream,
     snapshot: Arc<Snapshot>,
@@ -118,7 +118,7 @@ async fn carry(
     permit: &Permit,
 ) -> CloseReason {
     let connected = Box::pin(connect(&client, &snapshot, &rule, account, service, permit)).await;
-    // From here on it needs nothing of its configuration.
+    // The connection needs nothing of its configuration from here on.
     drop((snapshot, rule));
     let (backend, lease) = match connected {
         Ok(connected) => connected,
@@ -134,7 +134,7 @@ async fn carry(
 
 /// A connection to an endpoint.
 enum Backend {
-    /// In clear.
+    /// Without TLS.
     Plain(TcpStream),
     /// Encrypted again.
     Tls(Box<client::TlsStream<TcpStream>>),
@@ -156,7 +156,7 @@ async fn connect(
     let from = Client { socket, name };
     let upstream = connect_within_limits(cluster, from, &snapshot.model, service, permit).await?;
     account.has_sockets([socket.as_raw_fd(), upstream.stream.as_raw_fd()]);
-    // Where it fails, a peer that is gone is noticed later.
+    // If this fails, an unreachable peer is detected later.
     let _ = service.keepalive.apply(&upstream.stream);
     let terminations = snapshot.terminations();
     let Some(tls) = terminations.upstream(id).map_err(|_| CloseReason::BackendTlsFailed)? else {

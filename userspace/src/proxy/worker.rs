@@ -1,7 +1,7 @@
-//! One worker: a thread with its own event loop, its own listening sockets and its own connections.
+//! One worker: a thread with its own event loop, listening sockets and connections.
 //!
-//! Workers share nothing per connection. The kernel spreads new connections over their sockets (`SO_REUSEPORT`), and
-//! a connection stays on its worker, so its two directions never need a lock.
+//! Workers share nothing per connection. The kernel distributes new connections over their sockets (`SO_REUSEPORT`).
+//! A connection stays on its worker, so its two directions never need a lock.
 
 use std::{
     cell::{Cell, RefCell},
@@ -44,55 +44,55 @@ use crate::{
     snapshot::SharedSnapshot,
 };
 
-/// What the main thread tells a worker.
+/// A command of the main thread to a worker.
 #[derive(Debug)]
 pub enum Order {
     /// Accept on this socket from now on.
     Listen {
-        /// The listener of the configuration that it belongs to.
+        /// The name of the socket's listener.
         listener: Arc<str>,
-        /// Its address in the configuration, by which it can be told to stop.
+        /// Its configured address, which [`Order::Unlisten`] names.
         wanted: SocketAddr,
         /// A bound, listening, non-blocking socket.
         socket: StdListener,
     },
-    /// Stop accepting on this address; its connections live on.
+    /// Stop accepting on this address. Open connections continue.
     Unlisten(SocketAddr),
-    /// Tell of the connections, or end some of them.
+    /// List connections, or end some of them.
     Ask(RegistryRequest),
-    /// Use this of the kernel from now on.
+    /// Use this kernel support from now on.
     Gain(InKernel),
     /// Move no further connection into the kernel.
     Withdraw,
     /// Stop accepting everywhere, let connections finish, then end.
     Drain {
-        /// For so long.
+        /// The time limit of the drain.
         patience: Duration,
         /// Whether another process accepts from the same queues.
         succeeded: bool,
     },
 }
 
-/// What every worker needs from the process.
+/// The input of every worker from the process.
 #[derive(Clone)]
 pub struct Shared {
     /// The configuration in service.
     pub current: Arc<SharedSnapshot>,
-    /// Where everything is counted.
+    /// The counters of the process.
     pub metrics: Arc<Metrics>,
-    /// How bytes move: built once per worker.
+    /// Builds the datapath, once per worker.
     pub datapath: Factory,
-    /// How many workers there are.
+    /// The number of workers.
     pub workers: usize,
-    /// Who is let in.
+    /// Admits clients.
     pub admission: Arc<Admission>,
-    /// Where connections are logged, if they are.
+    /// The access log, if any.
     pub access_log: Arc<AccessLog>,
-    /// Where the number of a worker goes whose thread has ended, however that came.
+    /// Receives the number of a worker whose thread has ended for any reason.
     pub ended: mpsc::UnboundedSender<usize>,
 }
 
-/// Tells that a worker's thread ends when it is dropped, as by a panic.
+/// Reports the end of a worker's thread on drop, also after a panic.
 struct Ending {
     worker: usize,
     tell: mpsc::UnboundedSender<usize>,
@@ -100,7 +100,7 @@ struct Ending {
 
 impl Drop for Ending {
     fn drop(&mut self) {
-        // Nobody listens once the process has begun to end.
+        // There is no receiver once the process has begun to end.
         let _ = self.tell.send(self.worker);
     }
 }
@@ -108,7 +108,7 @@ impl Drop for Ending {
 /// A running worker.
 #[derive(Debug)]
 pub struct Handle {
-    /// Where its orders go.
+    /// The channel for orders.
     pub orders: mpsc::UnboundedSender<Order>,
     thread: thread::JoinHandle<io::Result<()>>,
 }
@@ -126,15 +126,15 @@ impl Handle {
         Ok(Self { orders, thread })
     }
 
-    /// Asks it of its connections.
+    /// Returns a function that sends a request about connections to the worker.
     #[must_use]
     pub fn asks(&self) -> Box<dyn Fn(RegistryRequest) + Send + Sync> {
         let orders = self.orders.clone();
-        // One that has ended has no answer.
+        // A worker that has ended does not reply.
         Box::new(move |request| drop(orders.send(Order::Ask(request))))
     }
 
-    /// Whether the thread has ended, which only [`Order::Drain`] makes it do.
+    /// Whether the thread has ended. Only [`Order::Drain`] ends it in order.
     #[must_use]
     pub fn is_finished(&self) -> bool {
         self.thread.is_finished()
@@ -147,12 +147,12 @@ impl Handle {
 }
 
 fn run(index: usize, shared: Shared, orders: mpsc::UnboundedReceiver<Order>) -> io::Result<()> {
-    // Not a `LocalSet` in a runtime: whoever is woken by the event loop would be woken through an eventfd as well.
+    // Not a `LocalSet` in a runtime: there, the event loop would wake each task through an eventfd as well.
     let runtime = runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
         .build_local(LocalOptions::default())?;
-    // Dropping the runtime drops every session that outlived the drain, and with it its sockets.
+    // A drop of the runtime drops every session that outlived the drain, including its sockets.
     runtime.block_on(work(index, shared, orders))
 }
 
@@ -191,7 +191,7 @@ async fn work(index: usize, shared: Shared, mut orders: mpsc::UnboundedReceiver<
                     sessions: sessions.clone(),
                     waiters: acceptors.clone(),
                     succeeded: succeeded.clone(),
-                    // Several sockets of one address have come from a process with more workers.
+                    // One address may have several sockets after a takeover from a process with more workers.
                     stop: listening.entry(wanted).or_default().clone(),
                 });
                 let acceptor = Rc::new(Acceptor { socket, entrance });
@@ -221,7 +221,7 @@ async fn work(index: usize, shared: Shared, mut orders: mpsc::UnboundedReceiver<
     for stop in listening.into_values() {
         stop.cancel();
     }
-    // Their last act is to take what the kernel has already accepted for them.
+    // Finally, each acceptor accepts the connections that the kernel has completed for it.
     acceptors.close();
     let ended = async {
         acceptors.wait().await;
@@ -247,19 +247,19 @@ async fn work(index: usize, shared: Shared, mut orders: mpsc::UnboundedReceiver<
     Ok(())
 }
 
-/// Answers what the main thread asks of the connections.
+/// Executes a request of the main thread about connections.
 fn answer(service: &Rc<Service>, request: RegistryRequest) {
     let datapath = service.datapath.clone();
     registry::answer(&service.registry, Rc::new(move |account| datapath.moved(account)), request);
 }
 
-/// Ends connections that have lasted too long, and keeps the event loop from ever sleeping long.
+/// Ends connections at their maximum duration, and limits the sleep of the event loop.
 ///
-/// A timer that is set to an earlier moment than the one at which the loop means to wake up wakes it at once (a write to an
-/// eventfd, and an event). Without this, where few connections are open, each connect(2) with its deadline would.
+/// A timer that is earlier than the loop's next wake-up wakes the loop at once, by a write to an eventfd and an
+/// event. Without this task, each connect(2) with its deadline would do so while few connections are open.
 async fn tick(service: Rc<Service>) {
     const PERIOD: Duration = Duration::from_secs(1);
-    /// While connections begin that have a second endpoint to try: shorter than the head start of the first.
+    /// The tick while new connections may try a second endpoint: shorter than the head start of the first attempt.
     const SHORT: Duration = Duration::from_millis(200);
     let mut ticked = Instant::now();
     loop {

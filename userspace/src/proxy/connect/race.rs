@@ -1,4 +1,4 @@
-//! Several attempts at once, since the first was not answered within its head start or has failed.
+//! Concurrent attempts, after the first one has failed or exceeded its head start.
 
 use std::{
     future::{Future, poll_fn},
@@ -15,7 +15,7 @@ use crate::{
     upstream::{attempt::AttemptError, candidates::Candidates, lease::Lease, schedule},
 };
 
-/// An attempt under way.
+/// An attempt in progress.
 pub(super) struct Attempt<'a> {
     lease: Lease,
     begun: Instant,
@@ -38,12 +38,12 @@ pub(super) struct Race<'a> {
     candidates: Candidates,
     begun: Instant,
     limit: Duration,
-    /// The oldest first.
+    /// Sorted by start, the oldest first.
     running: Vec<Attempt<'a>>,
     last: Option<ConnectError>,
 }
 
-/// What happens next.
+/// The next event of a race.
 enum Event {
     Ended(Lease, Result<Connected, AttemptError>),
     NextIsDue,
@@ -56,22 +56,22 @@ impl<'a> Race<'a> {
         Self { context, candidates, begun, limit, running: Vec::new(), last: None }
     }
 
-    /// With an attempt that is under way.
+    /// Adds an attempt in progress.
     pub(super) fn with(mut self, attempt: Attempt<'a>) -> Self {
         self.running.push(attempt);
         self
     }
 
-    /// After an attempt that has failed.
+    /// Records a failed attempt.
     pub(super) fn failed(mut self, error: ConnectError) -> Self {
         self.last = Some(error);
         self
     }
 
-    /// Until one attempt succeeds, all have failed, or the time is over.
+    /// Runs until one attempt succeeds, all have failed, or the time is over.
     pub(super) async fn run(mut self) -> Result<Upstream, ConnectError> {
         let share = schedule::share(self.limit, self.candidates.remaining() + self.running.len());
-        // After a failure the next one needs no head start.
+        // After a failure the next attempt needs no head start.
         let mut is_due = self.running.is_empty();
         loop {
             if is_due {
@@ -132,7 +132,7 @@ impl<'a> Race<'a> {
         }
     }
 
-    /// Those that were silent for longer than their head start when another one answered.
+    /// Reports the attempts that exceeded their head start before another one succeeded.
     fn overtake(&self, winner: &Lease) {
         for attempt in &self.running {
             let is_late = attempt.begun.elapsed() >= attempt.lease.head_start();
@@ -145,7 +145,7 @@ impl<'a> Race<'a> {
     }
 }
 
-/// The next attempt to end, which is then no longer under way.
+/// Waits for the next attempt to end, and removes it from `running`.
 async fn ended(running: &mut Vec<Attempt<'_>>) -> (Lease, Result<Connected, AttemptError>) {
     poll_fn(|cx| {
         for index in 0..running.len() {

@@ -1,4 +1,4 @@
-//! Requests over real sockets: through a session, to backends that say exactly what they have received.
+//! Requests over real sockets: through a session, to backends that report exactly the received bytes.
 
 use std::{
     cell::RefCell,
@@ -65,7 +65,7 @@ fn a_request_is_told_from_tls() {
     }
 }
 
-/// A listener that serves requests by these rules, for as long as the test runs.
+/// A listener that serves requests by the given rules while the test runs.
 struct Rig {
     address: SocketAddr,
     metrics: Arc<Metrics>,
@@ -86,7 +86,7 @@ impl Plan {
         Self { backends, rules: Vec::new(), redirect: None, change: |_| {} }
     }
 
-    /// A rule for paths with this prefix, to backends by their index with weights.
+    /// Adds a rule for paths with this prefix. The targets are indices of backends, with weights.
     fn rule(mut self, prefix: &str, targets: &[(Option<usize>, u32)], forward: Forward) -> Self {
         let target = |(backend, weight): &(Option<usize>, u32)| Target {
             weight: *weight,
@@ -203,7 +203,7 @@ impl Rig {
     /// Sends bytes, and reads until the connection ends.
     fn say(&self, bytes: &[u8]) -> String {
         let mut client = self.connect();
-        // Who is refused may be so before all is sent.
+        // A client may be refused before all bytes are sent.
         let _ = client.write_all(bytes);
         let mut answer = Vec::new();
         let _ = client.read_to_end(&mut answer);
@@ -215,7 +215,7 @@ impl Rig {
     }
 }
 
-/// A backend of HTTP/1 that answers each request with what `answer` makes of it, and keeps connections.
+/// An HTTP/1 backend with persistent connections. It answers each request with the result of `answer`.
 struct Backend {
     address: SocketAddr,
     connections: Arc<AtomicUsize>,
@@ -391,7 +391,7 @@ fn a_stale_connection_costs_no_request() {
             let mut client = client.unwrap();
             read_head(&mut client).unwrap();
             client.write_all(ok("once").as_bytes()).unwrap();
-            // The next request is read, and answered with the end.
+            // Reads the next request, and closes the connection.
             let _ = read_head(&mut client);
             let _ = may_close.try_recv();
         }
@@ -431,7 +431,7 @@ fn a_backend_that_says_nothing_is_not_waited_for() {
 fn bodies_are_passed_on_byte_by_byte_in_both_directions() {
     let listener = StdListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    // What comes goes back.
+    // Echoes all bytes.
     thread::spawn(move || {
         for client in listener.incoming() {
             let client = client.unwrap();
@@ -540,7 +540,7 @@ fn another_protocol_is_passed_on_after_an_upgrade() {
     let mut hello = [0; 5];
     client.read_exact(&mut hello).unwrap();
     assert_eq!(&hello, b"hello");
-    // No line, and nothing that a request may have.
+    // These bytes are no request line, and a request may not contain them.
     client.write_all(b"\0\nG\r\x16").unwrap();
     let mut rest = Vec::new();
     client.read_to_end(&mut rest).unwrap();
@@ -556,7 +556,7 @@ fn slow_heads_and_bodies_are_not_waited_for() {
         model.runtime.http.body_timeout = Duration::from_millis(300);
     };
     let rig = plan.start();
-    // Beginnings of requests: nothing, a method, a head with bytes now and then, and a second request.
+    // Unfinished requests: no byte, a method, a head in small pieces, and a second request.
     for (begin, statuses) in [
         ("", &[][..]),
         ("GET", &["408"]),
@@ -615,7 +615,7 @@ fn a_drain_closes_connections_once_they_have_their_answers() {
     assert!(rest.is_empty() || rest.starts_with("HTTP/1.1 200"), "{rest}");
 }
 
-/// A backend of HTTP/2 with prior knowledge, which sends the body back with a trailer.
+/// An HTTP/2 backend with prior knowledge, which echoes the body and adds a trailer.
 fn http2_backend() -> (SocketAddr, Arc<AtomicUsize>) {
     let listener = StdListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -712,7 +712,7 @@ fn http2_preface() -> Vec<u8> {
     bytes
 }
 
-/// Sends a flood, and says how much of it was taken before the connection ended.
+/// Sends a flood. Returns the number of frames that were accepted before the connection ended.
 fn flood(rig: &Rig, first: &[u8], next: impl Fn(u32) -> Vec<u8>, most: u32) -> u32 {
     let mut client = rig.connect();
     client.write_all(first).unwrap();
@@ -727,7 +727,7 @@ fn flood(rig: &Rig, first: &[u8], next: impl Fn(u32) -> Vec<u8>, most: u32) -> u
     taken
 }
 
-/// More frames than any client may send in vain.
+/// More frames than any client may send without effect.
 const MOST: u32 = 200_000;
 
 #[test]
@@ -753,6 +753,6 @@ fn floods_of_http2_end_the_connection() {
     assert!(taken < MOST, "empty continuations went on");
     let taken = flood(&rig, &http2_preface(), |_| frame(6, 0, 0, &[0; 8]), MOST);
     assert!(taken < MOST, "pings went on");
-    // Others are served.
+    // Other clients are served.
     assert!(a.requests().len() < 500, "{} requests of streams that were reset", a.requests().len());
 }

@@ -1,10 +1,10 @@
-//! Ways to smuggle a request past a proxy: each is refused, and the backend never sees the second one.
+//! Request smuggling through a proxy: each attempt is refused, and the backend never receives the second request.
 
 use super::*;
 
 const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
 
-/// Heads with bodies, without what is smuggled behind them.
+/// Heads with bodies, without the smuggled request.
 fn vectors() -> Vec<String> {
     let post = |lines: &str, body: &str| format!("POST / HTTP/1.1\r\nHost: a\r\n{lines}\r\n\r\n{body}");
     let chunked = |body: &str| post("Transfer-Encoding: chunked", body);
@@ -84,7 +84,7 @@ fn nothing_is_smuggled() {
     let smuggled: Vec<String> =
         backend.requests().into_iter().filter(|head| head.contains("smuggled")).collect();
     assert_eq!(smuggled, Vec::<String>::new());
-    // What is right is served as before.
+    // A valid request is still served.
     assert!(rig.get("/").ends_with('a'));
 }
 

@@ -1,4 +1,4 @@
-//! Copies what is inside TLS, both ways, until both directions have ended.
+//! Copies decrypted bytes in both directions until both have ended.
 
 use std::{
     future::poll_fn,
@@ -26,7 +26,7 @@ use crate::{
     terminate::handshake::ServerStream,
 };
 
-/// Read at once: more would only wait for the receiver. Four records (RFC 8446 section 5.1).
+/// The size of one read, in bytes: four records (RFC 8446 section 5.1). More would only wait for the receiver.
 const STEP: usize = 64 * 1024;
 
 /// One of the two connections.
@@ -34,7 +34,7 @@ pub(super) trait Socket: AsyncRead + AsyncWrite + Unpin {
     /// Whether a client is at the other end.
     const IS_CLIENT: bool = false;
 
-    /// What it is on the wire.
+    /// The underlying TCP socket.
     fn socket(&self) -> &TcpStream;
 }
 
@@ -58,7 +58,7 @@ impl Socket for client::TlsStream<TcpStream> {
     }
 }
 
-/// Copies between a client and a backend until both have ended, and closes both.
+/// Copies between a client and a backend until both directions have ended, and closes both.
 pub(super) async fn copy(
     client: impl Socket,
     backend: impl Socket,
@@ -98,11 +98,11 @@ pub(super) async fn copy(
     }
 }
 
-/// What wakes the caller.
+/// The event that ends the wait.
 enum Event {
     /// One direction has ended.
     HalfClosed,
-    /// All is over.
+    /// The connection has ended.
     End(CloseReason),
 }
 
@@ -112,7 +112,7 @@ struct Copying<'a, C, B> {
     up: OneWay,
     down: OneWay,
     account: &'a Account,
-    /// When a byte was last moved that counts.
+    /// The time of the last moved byte that counts as activity.
     active: Instant,
 }
 
@@ -140,30 +140,30 @@ impl<C: Socket, B: Socket> Copying<'_, C, B> {
         }
     }
 
-    /// Ends both connections before their time: whoever has not sent the last byte must not take it for the end.
+    /// Aborts both connections. The peers must not mistake the last byte for the end of the data.
     async fn break_off(&mut self, reason: CloseReason) {
         let (client, backend) = (self.client.socket(), self.backend.socket());
         let _ = sockopt::reset_on_close(backend);
         match reason {
-            // The alert that the library has sent shall arrive; and what the backend has sent, without a `close_notify`.
+            // Lets the alert of the TLS library arrive, and the bytes of a backend that sent no `close_notify`.
             CloseReason::TlsFailed | CloseReason::BackendTruncated => farewell(client, &[]).await,
             _ => drop(sockopt::reset_on_close(client)),
         }
     }
 }
 
-/// Whose socket.
+/// The owner of a socket.
 #[derive(Clone, Copy)]
 enum Peer {
     Client,
     Backend,
 }
 
-/// What has gone wrong in one direction.
+/// The failure of one direction.
 enum Failure {
     Read(io::Error),
     Write(io::Error),
-    /// TLS of the sender has ended without a `close_notify`, and all that it had sent is delivered.
+    /// The sender's TLS ended without a `close_notify`, and all received bytes are delivered.
     Truncated,
 }
 
@@ -184,12 +184,12 @@ impl Failure {
     }
 }
 
-/// One direction.
+/// The state of one direction.
 #[derive(Debug, Default)]
 struct OneWay {
-    /// Read, and not yet taken by the receiver.
+    /// Bytes read that the receiver has not accepted completely.
     kept: Vec<u8>,
-    /// Of those, how many it has taken.
+    /// The number of bytes of `kept` that the receiver has accepted.
     taken: usize,
     stage: Stage,
 }
@@ -198,11 +198,11 @@ struct OneWay {
 enum Stage {
     #[default]
     Open,
-    /// The sender has ended; the receiver is still to be told.
+    /// The sender has ended. The receiver does not know it yet.
     Ending,
-    /// The same, but the sender has not said that this is all.
+    /// Like `Ending`, but without a `close_notify` of the sender.
     Truncated,
-    /// The receiver is told.
+    /// The receiver has got the end of the data.
     Over,
 }
 
@@ -211,7 +211,7 @@ impl OneWay {
         self.stage == Stage::Over
     }
 
-    /// Copies until nothing more can be read or written. Resolves once the receiver knows of the end.
+    /// Copies until no byte can be read or written. Resolves once the receiver has got the end of the data.
     fn poll<R: Socket, W: Socket>(
         &mut self,
         from: &mut R,
@@ -229,13 +229,13 @@ impl OneWay {
                 moved(count as u64);
             }
             if !self.kept.is_empty() {
-                // A connection may be idle for hours.
+                // Frees the buffer, since a connection may be idle for hours.
                 (self.kept, self.taken) = (Vec::new(), 0);
             }
             match self.stage {
                 Stage::Open => {}
                 Stage::Ending => {
-                    // A receiver that has gone by now has missed nothing.
+                    // A receiver that has closed by now has missed nothing.
                     let told = ready!(Pin::new(&mut *to).poll_shutdown(context));
                     if let Err(error) = told
                         && error.kind() != io::ErrorKind::NotConnected
@@ -255,7 +255,7 @@ impl OneWay {
             match step {
                 Poll::Ready(result) => result?,
                 Poll::Pending => {
-                    // What the library still holds.
+                    // Sends the bytes that the TLS library still holds.
                     if let Poll::Ready(Err(error)) = Pin::new(&mut *to).poll_flush(context) {
                         return Poll::Ready(Err(Failure::Write(error)));
                     }
@@ -265,7 +265,7 @@ impl OneWay {
         }
     }
 
-    /// Reads once, and writes as much of it as the receiver takes.
+    /// Reads once, and writes as much as the receiver accepts.
     fn step<R: Socket, W: Socket>(
         &mut self,
         scratch: &mut [u8],
@@ -277,8 +277,8 @@ impl OneWay {
         let mut buffer = ReadBuf::new(scratch);
         match ready!(Pin::new(from).poll_read(context, &mut buffer)) {
             Ok(()) => {}
-            // TLS without a `close_notify` (RFC 8446 section 6.1). A client that leaves like this is done, as clients go; what a
-            // backend has sent like this may not be all.
+            // TLS without a `close_notify` (RFC 8446 section 6.1). A client that ends in this way is accepted. A
+            // backend's response may be incomplete.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 self.stage = if R::IS_CLIENT { Stage::Ending } else { Stage::Truncated };
                 return Poll::Ready(Ok(()));
@@ -307,7 +307,7 @@ impl OneWay {
     }
 }
 
-/// A socket that takes nothing is no socket any more.
+/// A write of zero bytes means that the socket is unusable.
 fn some(count: usize) -> io::Result<usize> {
     if count > 0 { Ok(count) } else { Err(io::ErrorKind::WriteZero.into()) }
 }
@@ -330,14 +330,14 @@ mod tests {
 
     use super::*;
 
-    /// Both ends of a connection.
+    /// Two connected sockets.
     async fn pair() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (near, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
         (near.unwrap(), far.unwrap().0)
     }
 
-    /// Both ends of a connection in TLS: the client's, and the server's.
+    /// Two connected TLS streams: the client's and the server's.
     async fn tls_pair() -> (client::TlsStream<TcpStream>, tokio_rustls::server::TlsStream<TcpStream>) {
         let CertifiedKey { cert, signing_key } =
             generate_simple_self_signed(["backend.test".to_owned()]).unwrap();
@@ -364,7 +364,8 @@ mod tests {
     const PATIENCE: Patience =
         Patience { idle: Duration::from_secs(60), half_closed: Duration::from_secs(60) };
 
-    /// What the client receives, and why the connection ends, if the backend says `inside` and ends like this.
+    /// Returns the bytes that the client receives and the close reason, for a backend that sends `inside`. `orderly`
+    /// adds a `close_notify`.
     async fn ended(orderly: bool) -> (Vec<u8>, CloseReason) {
         let account = Rc::new(Account::default());
         let (mut outer, client) = pair().await;
@@ -379,7 +380,7 @@ mod tests {
             }
             let mut said = Vec::new();
             outer.read_to_end(&mut said).await.unwrap();
-            // Not before the balancer has closed both.
+            // Waits until the balancer has closed both.
             drop(outer);
             said
         };
