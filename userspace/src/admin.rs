@@ -1,6 +1,6 @@
 //! The admin endpoint: HTTP for probes, scrapers and operators, on the main thread, away from the workers.
 //!
-//! It asks nobody who they are: it is for an address that only operators reach.
+//! The endpoint has no authentication. Bind it to an address that only operators reach.
 
 use std::{
     fmt,
@@ -26,34 +26,34 @@ mod guard;
 mod pages;
 pub mod server;
 
-/// What the endpoint shows.
+/// The state behind the endpoint.
 #[derive(Debug)]
 pub struct Admin {
-    /// Everything counted.
+    /// The counters of the process.
     pub metrics: Arc<Metrics>,
     /// Whether new connections are welcome: true from the last bind to the first SIGTERM.
     pub ready: AtomicBool,
-    /// Whether connections are relayed because it is not known yet what the kernel can do.
+    /// Whether the relay serves because the probes of the kernel are still running.
     pub probing: AtomicBool,
-    /// Tells whether every place is taken.
+    /// Knows whether every slot is taken.
     admission: Arc<Admission>,
     allow_close: bool,
-    /// Names that a `Host` header may have.
+    /// Names that a `Host` header may contain.
     hosts: Vec<HostName>,
     asked: OnceLock<Askable>,
     shown: OnceLock<(Arc<SharedSnapshot>, SharedWatchlist)>,
-    /// Held while the workers count what open connections have moved.
+    /// Held while the workers count the bytes of open connections.
     counting: tokio::sync::Mutex<()>,
 }
 
-/// Asks a worker. One that has ended does not answer.
+/// Sends a request to a worker. A worker that has ended does not reply.
 pub type Ask = Box<dyn Fn(RegistryRequest) + Send + Sync>;
 
-/// Who is asked for connections.
+/// The owners of connections.
 pub struct Askable {
-    /// Each has those that it accepted.
+    /// Each worker has the connections that it accepted.
     pub workers: Vec<Ask>,
-    /// Those that were taken over from another process.
+    /// Receives requests about connections of an earlier process.
     pub adopted: mpsc::UnboundedSender<RegistryRequest>,
 }
 
@@ -63,19 +63,19 @@ impl fmt::Debug for Askable {
     }
 }
 
-/// What is served at an address, and to whom.
+/// The requests that an address serves, and their clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
-    /// Everything, to whoever may open the file: no browser opens unix sockets.
+    /// Every request, of every user that may open the file: no browser opens unix sockets.
     Local,
-    /// Everything, but nothing that may come from a web page.
+    /// Every request, except those that may come from a web page.
     Network,
-    /// What load balancers and orchestrators probe, and nothing else, to everybody.
+    /// Only the probes of load balancers and orchestrators, for every client.
     Probes,
 }
 
 impl Admin {
-    /// Not ready yet.
+    /// Creates an endpoint that is not ready yet.
     #[must_use]
     pub fn new(metrics: Arc<Metrics>, admission: Arc<Admission>, settings: &Settings) -> Self {
         let Settings { hosts, allow_close, .. } = settings;
@@ -92,32 +92,32 @@ impl Admin {
         }
     }
 
-    /// From now on these are asked for their connections.
+    /// Sets the owners of connections, which receive requests from now on.
     pub fn asks(&self, asked: Askable) {
-        // Only the first time counts; there is no second.
+        // A second call has no effect, and none is made.
         let _ = self.asked.set(asked);
     }
 
-    /// From now on these backends are shown, with their health.
+    /// Sets the backends and their health, which are served from now on.
     pub fn shows(&self, current: Arc<SharedSnapshot>, health: SharedWatchlist) {
-        // Only the first time counts; there is no second.
+        // A second call has no effect, and none is made.
         let _ = self.shown.set((current, health));
     }
 
-    /// Serves until dropped. Ends only with an error, before the first connection.
+    /// Serves until dropped. Returns only on an error, before the first connection.
     pub async fn serve(self: Arc<Self>, socket: Socket, scope: Scope) {
         if let Err(error) = server::serve(self, socket, scope).await {
             tracing::error!(%error, "the admin endpoint does not serve");
         }
     }
 
-    /// Ends connections for this reason; how many.
+    /// Ends the selected connections with this close reason. Returns their number.
     pub async fn close_all(&self, filter: &Filter, reason: CloseReason) -> usize {
         let closed = self.ask(|reply| RegistryRequest::Close { filter: filter.clone(), reason, reply }).await;
         closed.into_iter().sum()
     }
 
-    /// Asks all, and waits for their answers. One that has ended has none.
+    /// Sends a request to all owners, and waits for their replies. An owner that has ended does not reply.
     async fn ask<T>(&self, request: impl Fn(mpsc::UnboundedSender<T>) -> RegistryRequest) -> Vec<T> {
         let (reply, mut replies) = mpsc::unbounded_channel();
         if let Some(Askable { workers, adopted }) = self.asked.get() {

@@ -1,7 +1,7 @@
-//! The process: what it is made of, and what it does on signals.
+//! The process: its parts, and its reactions to signals.
 //!
-//! The main thread serves the admin endpoint, resolves names, reads configurations and reacts to signals; it never
-//! touches a connection. Workers do nothing else.
+//! The main thread serves the admin endpoint, resolves names, reads configurations and reacts to signals. It never
+//! serves a connection. Workers only serve connections.
 
 use std::{
     collections::BTreeMap,
@@ -65,7 +65,7 @@ mod supervisor;
 mod takeover;
 mod trial;
 
-/// How long it may hold something up to have the log written out, so that whoever reads it knows all of what led there.
+/// The longest wait for the log, so that its lines up to this event are complete.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// A running balancer.
@@ -81,37 +81,37 @@ pub struct App {
     admin: Arc<Admin>,
     endpoints: Vec<BoundEndpoint>,
     workers: Vec<worker::Handle>,
-    /// Those whose thread has ended without having been told to.
+    /// Workers whose thread has ended without an order.
     lost_workers: mpsc::UnboundedReceiver<usize>,
     listening: BTreeMap<SocketAddr, Front>,
-    /// The workers' sockets once more, for who takes over.
+    /// Copies of the workers' sockets, for a process that takes over.
     sockets: BTreeMap<SocketAddr, Vec<StdListener>>,
-    /// Addresses of no configuration any more, and when they are given up.
+    /// Addresses that are in no configuration any more, and the time at which they are closed.
     leaving: BTreeMap<SocketAddr, Instant>,
     requests: mpsc::UnboundedReceiver<Request>,
-    /// Where this process can be taken over from.
+    /// The socket for a takeover from this process.
     socket_file: Option<Arc<SocketFile>>,
-    /// What the experiments that are under way lead to.
+    /// Receives the results of running probes.
     trial: mpsc::UnboundedReceiver<Event>,
     needs: DatapathNeeds,
-    /// Until it is known what the kernel can do.
+    /// Held until the capabilities of the kernel are known.
     thrift: Option<Thrift>,
     resolver: Resolver,
     checker: Checker,
     secrets: Secrets,
-    /// What carries packets.
+    /// The programs of the packet datapath.
     programs: Option<Arc<Programs>>,
     adopted: Option<Watch>,
 }
 
-/// The task that brings the flows of an earlier process to their end.
+/// The task that serves the flows of an earlier process to their end.
 struct Watch {
     task: JoinHandle<()>,
     stop: CancellationToken,
 }
 
 impl Watch {
-    /// Waits until all have ended, and ends them after a while.
+    /// Waits for the end of all flows for at most `patience`, then ends the rest.
     async fn finish(mut self, patience: Duration) {
         if timeout(patience, &mut self.task).await.is_err() {
             tracing::warn!("closing connections of an earlier process that outlived the drain");
@@ -122,8 +122,8 @@ impl Watch {
 }
 
 impl App {
-    /// Puts a configuration into service: everything that can fail at the start fails in here, before the first
-    /// connection is accepted.
+    /// Puts a configuration into service. Every failure of a start happens here, before the first connection is
+    /// accepted.
     pub fn start(options: Run, translation: Translation, signals: Signals) -> anyhow::Result<Self> {
         let prepared = Prepared::prepare(options, translation, signals)?;
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
@@ -133,10 +133,11 @@ impl App {
         bound.serve(runtime)
     }
 
-    /// Gives up what serving does not need. The last step of a start: the experiments are a process of their own, which has
-    /// begun with all privileges, and what is loaded when they end takes those that stay.
+    /// Drops the privileges that serving does not need, as the last step of a start. The probes run in a process of
+    /// their own, which has all privileges. The remaining privileges suffice to load programs afterwards.
     ///
-    /// A process that has taken over serves on with all privileges where they cannot be given up: nobody else serves by then.
+    /// If a process that has taken over cannot drop its privileges, it serves with all of them: no other process
+    /// serves by then.
     fn reduce_privileges(&self, kernel: bool, takes_over: bool) -> anyhow::Result<()> {
         let needs = privileges::Needs { kernel, filter: !self.options.privileges.no_seccomp };
         let left = match privileges::reduce(needs).context("cannot reduce the privileges of the process") {
@@ -157,7 +158,7 @@ impl App {
         Ok(())
     }
 
-    /// Serves until SIGTERM or SIGINT, then until the last connection has ended or the drain deadline is over.
+    /// Serves until SIGTERM or SIGINT, then until the last connection has ended or the drain's time is over.
     pub fn run(mut self) -> anyhow::Result<()> {
         let succeeded = loop {
             let left = self.leaving.values().min().copied();
@@ -190,7 +191,8 @@ impl App {
                         break true;
                     }
                 }
-                // Its share of the new connections would wait for ever. Whoever supervises the process starts it again.
+                // The lost worker's share of new connections would wait forever. The process ends, and its supervisor
+                // restarts it.
                 Next::Lost(worker) => {
                     let why = self.workers.swap_remove(worker).join().err();
                     let why = why.map_or_else(|| "it ended".to_owned(), |error| error.to_string());
@@ -198,15 +200,15 @@ impl App {
                 }
             }
         };
-        // Whoever asks from now on is told so.
+        // Later requests for a takeover are refused.
         self.requests.close();
         self.trial.close();
         self.sockets.clear();
         self.admin.ready.store(false, Relaxed);
-        // Whoever takes over checks for itself.
+        // The new process makes its own checks.
         self.checker.stop();
         let patience = self.current.load().model.runtime.timeouts.drain;
-        // The next one has it from now on.
+        // After a takeover, the file belongs to the new process.
         let socket_file = self.socket_file.take().filter(|_| !succeeded);
         if succeeded {
             tracing::info!(?patience, "another process has taken over; waiting for the open connections");
@@ -224,7 +226,7 @@ impl App {
         self.runtime.block_on(async {
             tokio::select! {
                 ((), ()) = async { tokio::join!(finished(&self.workers), adopted) } => {}
-                // Whoever asks twice does not want to wait.
+                // A second stop does not wait.
                 () = asked_not_to_wait(&self.signals, &self.access_log, succeeded) => {
                     tracing::warn!("asked to stop again: closing the open connections");
                     if let Some(programs) = &self.programs {
@@ -235,7 +237,7 @@ impl App {
                     if let Some(socket_file) = &socket_file {
                         socket_file.remove();
                     }
-                    // That is what was asked for, and no failure.
+                    // The operator requested this end, so it is no failure.
                     std::process::exit(0);
                 }
             }
@@ -258,7 +260,7 @@ impl App {
         Ok(())
     }
 
-    /// Does what the experiments lead to.
+    /// Applies a result of the probes.
     fn heed(&mut self, event: Event) {
         match event {
             Event::Found { found, remembered } => {
@@ -274,14 +276,14 @@ impl App {
                 datapath::show(&self.needs, &found, &self.metrics);
                 self.programs.clone_from(packet);
                 if found.is_empty() {
-                    // The filter is there already.
+                    // The filter is already installed.
                     let relays = privileges::Needs { kernel: false, filter: false };
                     match privileges::reduce(relays) {
                         Ok(left) => tracing::info!(capabilities = %left, "privileges reduced further"),
                         Err(error) => tracing::error!(%error, "cannot reduce privileges further"),
                     }
                 }
-                // Before a connection is carried.
+                // Comes before any connection is offloaded.
                 begin(self.programs.as_ref(), &self.current.load().model);
                 self.order_all(|| Order::Gain(found.clone()));
                 self.is_probing(false);
@@ -294,7 +296,7 @@ impl App {
         }
     }
 
-    /// Serves while the experiments go on.
+    /// Serves while the probes run.
     fn watch_trial(&mut self, trial: Option<ProbeProcess>, is_loaded: bool) {
         if !is_loaded {
             self.is_probing(true);
@@ -313,7 +315,7 @@ impl App {
         self.admin.probing.store(probing, Relaxed);
     }
 
-    /// Connections are welcome. Whoever waits for that finds in the log how it came to be.
+    /// Marks the process as ready. The log is written out first, so that it explains the start to a waiting reader.
     fn is_ready(&self) {
         let _ = log::flush(LAST_LINES);
         self.admin.ready.store(true, Relaxed);
@@ -321,12 +323,12 @@ impl App {
 
     fn order_all(&self, order: impl Fn() -> Order) {
         for worker in &self.workers {
-            // A worker that is gone has nothing left to do.
+            // A worker that has ended has nothing left to do.
             let _ = worker.orders.send(order());
         }
     }
 
-    /// Ends the connections of clients that are not served any more, however they are carried.
+    /// Ends the connections of clients on the deny list, under every carrier.
     fn close_denied(&self) {
         let deny = self.current.load().model.runtime.deny.clone();
         if deny.is_empty() {
@@ -340,13 +342,13 @@ impl App {
     }
 }
 
-/// What is to be done with the programs before they carry anything.
+/// Sets up the programs before they forward anything.
 fn begin(programs: Option<&Arc<Programs>>, model: &Model) {
     follow_routes(programs);
     deny(programs, model);
 }
 
-/// Has the kernel drop the packets of clients that are not served any more.
+/// Makes the kernel drop the packets of clients on the deny list.
 fn deny(programs: Option<&Arc<Programs>>, model: &Model) {
     let Some(programs) = programs else { return };
     if let Err(error) = programs.deny(&model.runtime.deny).and_then(|()| programs.heed_reverse_paths()) {
@@ -362,7 +364,7 @@ fn follow_routes(programs: Option<&Arc<Programs>>) {
     }
 }
 
-/// Resolves then, if ever.
+/// Resolves at `time`, or never without one.
 async fn at(time: Option<Instant>) {
     match time {
         Some(time) => sleep_until(time).await,
@@ -376,14 +378,13 @@ async fn finished(workers: &[worker::Handle]) {
     }
 }
 
-/// Waits until a process that drains is asked to stop once more. One that drains because another has taken over was not
-/// asked yet.
+/// Waits until a draining process is stopped again. A drain after a takeover has had no stop yet.
 async fn asked_not_to_wait(signals: &Signals, access_log: &AccessLog, succeeded: bool) {
     let mut asked = !succeeded;
     loop {
         match signals.next().await {
             Asked::Reload => {
-                // The lines of the connections that are left go where a rotation wants them.
+                // A rotation may have renamed the file: the lines of the remaining connections go to the new one.
                 access_log.reopen();
                 log_limit!(info, "the configuration is not read again: this process is stopping");
             }
@@ -396,14 +397,14 @@ async fn asked_not_to_wait(signals: &Signals, access_log: &AccessLog, succeeded:
     }
 }
 
-/// What the main thread waits for.
+/// The events that the main thread waits for.
 enum Next {
     Signal(Asked),
     Takeover(Request),
     Heed(Event),
     Lost(usize),
-    /// It is time to give up addresses.
+    /// Addresses are due to be closed.
     Left,
-    /// It is time to look at the files of certificates.
+    /// The files of certificates are due for a check.
     Secrets,
 }

@@ -20,7 +20,7 @@ pub mod request;
 #[derive(Debug, Parser)]
 #[command(version, arg_required_else_help = true)]
 pub struct Cli {
-    /// What to do.
+    /// The subcommand.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -32,57 +32,58 @@ pub enum Command {
     Run(Run),
     /// Print the route table, shadowed rules and warnings; exit 0, or 2 if there are errors, or 3 with --strict
     Check(Check),
-    /// Tell which listener, rule and endpoints a server name leads to, and why
+    /// Show the listener, rule and endpoints for a server name, and the reason
     Explain(Explain),
-    /// Tell what this kernel can do, each probe with its result and remedy; exit 0 if it can move bytes, or else 1
+    /// Show the capabilities of this kernel, each probe with its result and remedy; exit 0 if it can move bytes, or
+    /// else 1
     Probe(Probe),
     /// List the open connections of a running balancer
     Connections(Connections),
-    /// End connections of a running balancer; both peers see a reset
+    /// End connections of a running balancer; both peers receive a reset
     Close(Close),
 }
 
-/// Where the configuration comes from.
+/// The source of the configuration.
 #[derive(Debug, Clone, Args)]
 pub struct Config {
     /// YAML file, or directory of .yaml, .yml and .json files; native or Istio documents; may be repeated
     #[arg(short, long = "config", value_name = "PATH", required = true, num_args = 1..)]
     pub config: Vec<PathBuf>,
-    /// What the command line says besides.
+    /// Overrides from the command line.
     #[command(flatten)]
     pub overrides: Overrides,
 }
 
 impl Config {
-    /// How the documents are translated.
+    /// The options of the translation of documents.
     #[must_use]
     pub fn options(&self) -> Options {
         self.overrides.options()
     }
 }
 
-/// What the command line adds to the files.
+/// Settings of the command line that override the files.
 #[derive(Debug, Clone, Args)]
 pub struct Overrides {
-    /// Use ADDR for HOST:PORT instead of asking the DNS, as curl's option does; may be repeated
+    /// Use ADDR for HOST:PORT instead of DNS, as curl's option does; may be repeated
     #[arg(long, value_name = "HOST:PORT:ADDR")]
     pub resolve: Vec<Resolve>,
     /// Serve the listener port PORT at this address instead; may be repeated
     #[arg(long, value_name = "PORT=ADDR:PORT")]
     pub listen: Vec<Listen>,
-    /// Hold `exportTo` of Istio objects against this namespace, the one of the gateway's pods in a cluster
+    /// Apply `exportTo` of Istio objects to this namespace, the one of the gateway's pods in a cluster
     #[arg(long, value_name = "NAME")]
     pub namespace: Option<String>,
     /// Serve only Gateways whose selector these labels satisfy; separated by commas, may be repeated
     #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',')]
     pub selector: Vec<Label>,
-    /// Take the certificates and keys that servers name from this directory, or this file with Secrets in YAML
+    /// Load the certificates and keys that servers name from this directory, or this file with Secrets in YAML
     #[arg(long, value_name = "PATH")]
     pub secrets: Option<PathBuf>,
 }
 
 impl Overrides {
-    /// How the documents are translated.
+    /// The options of the translation of documents.
     #[must_use]
     pub fn options(&self) -> Options {
         Options {
@@ -101,10 +102,11 @@ pub struct Check {
     /// The configuration.
     #[command(flatten)]
     pub config: Config,
-    /// Exit 3 if anything is rejected or warned of, for a pipeline that lets nothing of the kind pass
+    /// Exit 3 on any warning or rejected object, for a strict pipeline
     #[arg(long)]
     pub strict: bool,
-    /// Connect to each endpoint once; tell which do not answer, and whose certificates do not fit the routes
+    /// Connect to each endpoint once; report endpoints that do not answer, and certificates that do not match the
+    /// routes
     #[arg(long)]
     pub live: bool,
 }
@@ -119,55 +121,56 @@ pub struct Run {
     /// Overrides the configured datapath
     #[arg(long, value_enum)]
     pub datapath: Option<Datapath>,
-    /// Overrides the address on which /ready, /metrics and /connections are served, for whoever gets there
+    /// Overrides the address of /ready, /metrics and /connections, which has no authentication
     #[arg(long, value_name = "ADDR|unix:PATH")]
     pub admin: Option<AdminAddress>,
-    /// Overrides the address on which /ready alone is served, for probes that come from elsewhere
+    /// Overrides the address that serves /ready alone, for probes from other networks
     #[arg(long, value_name = "ADDR")]
     pub ready: Option<SocketAddr>,
-    /// Overrides the status port, where load balancers ask for /healthz/ready and /livez
+    /// Overrides the status port, where load balancers probe /healthz/ready and /livez
     #[arg(long, value_name = "ADDR")]
     pub status: Option<SocketAddr>,
-    /// Take the place of the process that serves here, if there is one, without a connection lost
+    /// Take over from the process that serves here, if there is one, without losing a connection
     #[arg(long)]
     pub takeover: bool,
-    /// The name by which processes that take over find each other, for several daemons in one network namespace
+    /// The name by which processes find each other for a takeover, for several daemons in one network namespace
     #[arg(long, value_name = "NAME")]
     pub takeover_name: Option<String>,
-    /// The directory in which they find each other: /run/snisplice unless given. It is made where it is not there, and has to be
-    /// this user's alone (mode 0700)
+    /// The directory in which processes find each other for a takeover: /run/snisplice by default. It is created if
+    /// missing, and must belong to this user alone (mode 0700)
     #[arg(long, value_name = "DIRECTORY")]
     pub takeover_path: Option<PathBuf>,
-    /// Let the other process have another mount namespace and another root directory, as a container has
+    /// Allow a takeover between processes with different mount namespaces and root directories, such as containers
     #[arg(long)]
     pub takeover_across_mounts: bool,
-    /// Write the secrets of the connections that end here to the file that SSLKEYLOGFILE names, to decrypt a recording of them
+    /// Write the TLS secrets of terminated connections to the file that SSLKEYLOGFILE names, to decrypt a packet
+    /// capture
     #[arg(long)]
     pub tls_key_log: bool,
-    /// Lets connections be closed on that address
+    /// Allow the admin address to close connections
     #[arg(long)]
     pub admin_close: bool,
-    /// What the process may do.
+    /// The privileges of the process.
     #[command(flatten)]
     pub privileges: Privileges,
-    /// What to log, such as `info` or `snisplice=debug`
+    /// The log filter, such as `info` or `snisplice=debug`
     #[arg(long, value_name = "FILTER", env = "SNISPLICE_LOG", default_value = "info")]
     pub log: String,
-    /// How to log
+    /// The format of the log
     #[arg(long, value_enum, default_value_t)]
     pub log_format: LogFormat,
-    /// What the eBPF programs log: nothing costs nothing
+    /// The log level of the eBPF programs: `off` has no cost
     #[arg(long, value_name = "LEVEL", value_enum, default_value_t)]
     pub ebpf_log: EbpfLog,
 }
 
-/// What `snisplice run` may do once it serves.
+/// The privileges of `snisplice run` once it serves.
 #[derive(Debug, Clone, Args)]
 pub struct Privileges {
-    /// Become this user, and of this group alone, before anything is opened; wants to be started as root
+    /// Become this user, with its group only, before any file is opened; requires a start as root
     #[arg(long, value_name = "USER[:GROUP]")]
     pub user: Option<UserOption>,
-    /// Do not filter system calls, for who debugs the daemon
+    /// Do not filter system calls, to debug the daemon
     #[arg(long)]
     pub no_seccomp: bool,
 }
@@ -175,31 +178,31 @@ pub struct Privileges {
 /// `snisplice explain`.
 #[derive(Debug, Clone, Args)]
 pub struct Explain {
-    /// Server names that a client would send; leave them out for a client that sends none
+    /// Server names of a client's hello; none for a client that sends no name
     #[arg(value_name = "NAME")]
     pub names: Vec<String>,
     /// YAML file, or directory of .yaml, .yml and .json files; native or Istio documents; once for each
     #[arg(short, long = "config", value_name = "PATH", required = true)]
     pub config: Vec<PathBuf>,
-    /// What the command line says besides.
+    /// Overrides from the command line.
     #[command(flatten)]
     pub overrides: Overrides,
-    /// One more server name
+    /// A further server name
     #[arg(long, value_name = "NAME")]
     pub sni: Option<String>,
     /// Only listeners on this port
     #[arg(long)]
     pub port: Option<u16>,
-    /// The HTTP request in question.
+    /// The HTTP request, if any.
     #[command(flatten)]
     pub request: RequestOptions,
 }
 
 impl Explain {
-    /// The names in question; `None` is a hello without one.
+    /// The server names; `None` is a hello without one.
     ///
     /// # Errors
-    /// If a name is that of a file: the shell has put several behind one `--config`.
+    /// Fails if a name is that of a file: the shell has expanded several files behind one `--config`.
     pub fn questions(&self, is_file: impl Fn(&str) -> bool) -> anyhow::Result<Vec<Option<&str>>> {
         if let Some(file) = self.names.iter().find(|name| is_file(name)) {
             anyhow::bail!("'{file}' is a file and no server name: write --config {file}, once for each file");
@@ -212,34 +215,34 @@ impl Explain {
 /// `snisplice probe`.
 #[derive(Debug, Clone, Args)]
 pub struct Probe {
-    /// What to try out; everything unless given
+    /// The features to probe; all by default
     #[arg(value_enum, value_name = "WHAT")]
     pub what: Vec<Feature>,
-    /// Print one JSON object: for each of `sockmap`, `packet` and `same_host` whether it `passed`, the `text` for people,
-    /// and what is `untried`
+    /// Print one JSON object: for each of `sockmap`, `packet` and `same_host` whether it `passed`, the `text` for
+    /// people, and the `untried` probes
     #[arg(long)]
     pub json: bool,
-    /// End when the process that started this one ends
+    /// End when the parent process ends
     #[arg(long, hide = true)]
     pub with_parent: bool,
-    /// Try out once more what fails
+    /// Repeat failed probes once
     #[arg(long, hide = true)]
     pub twice: bool,
 }
 
-/// What can be tried out.
+/// A feature to probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Feature {
     /// Redirecting bytes between sockets
     Sockmap,
-    /// Carrying packets
+    /// Forwarding packets
     Packet,
     /// The short cut for backends on this host
     SameHost,
 }
 
 impl Probe {
-    /// What has to be answered.
+    /// The probes of the options.
     #[must_use]
     pub fn questions(&self) -> Questions {
         let asked = |feature| self.what.is_empty() || self.what.contains(&feature);
@@ -251,10 +254,10 @@ impl Probe {
     }
 }
 
-/// Where a running balancer is asked.
+/// The address of a running balancer.
 #[derive(Debug, Clone, Args)]
 pub struct Ask {
-    /// Its admin address
+    /// The admin address of the balancer
     #[arg(long, value_name = "ADDR|unix:PATH")]
     pub admin: AdminAddress,
 }
@@ -262,28 +265,28 @@ pub struct Ask {
 /// `snisplice connections`.
 #[derive(Debug, Clone, Args)]
 pub struct Connections {
-    /// Whom to ask.
+    /// The balancer to query.
     #[command(flatten)]
     pub ask: Ask,
-    /// Only those that this listener accepted
+    /// Only connections that this listener accepted
     #[arg(long, value_name = "NAME")]
     pub listener: Option<String>,
-    /// Only those to this backend
+    /// Only connections to this backend
     #[arg(long, value_name = "NAME")]
     pub backend: Option<String>,
-    /// Only those that are carried so: relay, sockmap or packet
+    /// Only connections with this carrier: relay, sockmap or packet
     #[arg(long = "datapath", value_name = "HOW")]
     pub carrier: Option<Carrier>,
-    /// Only those of clients in this network, or of this client
+    /// Only connections of clients in this network, or of this client
     #[arg(long, value_name = "CIDR")]
     pub client: Option<Network>,
-    /// Only those whose clients have asked for this server name
+    /// Only connections with this server name
     #[arg(long, value_name = "NAME")]
     pub sni: Option<String>,
-    /// At most so many
+    /// The greatest number of connections
     #[arg(long, value_name = "COUNT", default_value_t = MOST)]
     pub limit: usize,
-    /// Print what the balancer answers, as it is
+    /// Print the balancer's response as it is
     #[arg(long)]
     pub json: bool,
 }
@@ -292,7 +295,7 @@ pub struct Connections {
 #[derive(Debug, Clone, Args)]
 #[command(group = clap::ArgGroup::new("which").required(true).args(["ids", "backend", "client", "sni"]))]
 pub struct Close {
-    /// Whom to ask.
+    /// The balancer to query.
     #[command(flatten)]
     pub ask: Ask,
     /// Numbers of connections, as `connections` prints them
@@ -301,23 +304,23 @@ pub struct Close {
     /// All connections to this backend
     #[arg(long, value_name = "NAME")]
     pub backend: Option<String>,
-    /// All connections of clients in this network, or of this client; new ones are served, see `deny` in the configuration
+    /// All connections of clients in this network, or of this client; new ones are still served, see `deny` in the
+    /// configuration
     #[arg(long, value_name = "CIDR")]
     pub client: Option<Network>,
-    /// All connections whose clients have asked for this server name
+    /// All connections with this server name
     #[arg(long, value_name = "NAME")]
     pub sni: Option<String>,
 }
 
-/// Which datapath to use.
+/// The datapath to use.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum Datapath {
     /// The fastest one whose probes pass on this kernel
     Auto,
-    /// In the kernel from the first byte; refuses to start where the probes fail
+    /// In the kernel from the first byte; refuse to start if the probes fail
     Sockmap,
-    /// In the kernel, by rewriting the headers of packets, where a connection allows it; refuses to start where the
-    /// probes fail
+    /// In the kernel, by rewriting packet headers, if a connection allows it; refuse to start if the probes fail
     Packet,
     /// A copy in userspace: no privilege needed
     Relay,

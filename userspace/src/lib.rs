@@ -34,7 +34,7 @@ mod upstream;
 
 pub use app::command::main;
 
-/// What `tests/library` calls.
+/// The items that `tests/library` calls.
 #[cfg(feature = "testing")]
 pub mod testing {
     pub use crate::{
@@ -79,7 +79,7 @@ pub mod testing {
         pub use crate::bpf::log::{EbpfLog, set_level};
     }
 
-    /// Experiments that show the capabilities of this kernel.
+    /// Probes that show the capabilities of this kernel.
     pub mod probe {
         pub use crate::probe::{
             packet::Experiments, same_host::run as same_host, socket_info::look as socket_info,

@@ -3,7 +3,7 @@
 
 use std::process::ExitCode;
 
-/// The small, aligned blocks of one connection cost the system's allocator a third more than they hold.
+/// The system's allocator needs a third more memory than the small, aligned blocks of one connection hold.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

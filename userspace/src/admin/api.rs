@@ -1,4 +1,4 @@
-//! The requests that are answered: routes, handlers and status codes.
+//! The requests of the admin endpoint: routes, handlers and status codes.
 
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -36,13 +36,13 @@ use crate::{
 /// Prometheus' current text exposition format.
 const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// How long a scrape waits for the workers to count what open connections have moved.
+/// The time limit of a scrape for the workers to count the bytes of open connections.
 const COUNTED_WITHIN: Duration = Duration::from_secs(2);
 
-/// A request that is not answered as it was meant: the status, and a line that says why or what to do.
+/// A refused or failed request: the status, and a line with the reason or the remedy.
 type TextReply = (StatusCode, String);
 
-/// The requests that an address of this scope answers.
+/// The requests that an address of this scope serves.
 pub(super) fn router(admin: Arc<Admin>, scope: Scope) -> Router {
     let router = Router::new()
         .route("/ready", get(ready).fallback(async || only("GET, HEAD")))
@@ -59,7 +59,7 @@ pub(super) fn router(admin: Arc<Admin>, scope: Scope) -> Router {
             .route("/connections/{id}", get(list).delete(close).fallback(async || only("GET, HEAD, DELETE")))
             .fallback(async || not_found()),
     };
-    // A layer of the whole router is also around its fallback: no request passes it by.
+    // A layer of the whole router also covers its fallback, so every request passes it.
     let guarded = move |State(admin): State<Arc<Admin>>, request: Request, next: Next| async move {
         match allow(scope, &admin, &request) {
             Ok(()) => next.run(request).await,
@@ -104,9 +104,9 @@ fn no_such_connection() -> TextReply {
     (StatusCode::NOT_FOUND, "there is no such connection\n".into())
 }
 
-/// Whether new connections are welcome. A process that is full goes on serving, and clients wait for a place: only who
-/// asks with `fail=full` is told that it is not ready. Otherwise a crowd would have one process after another taken out
-/// of service.
+/// Whether new connections are welcome. A process at its limit keeps serving, and clients wait for a slot. Only a
+/// request with `fail=full` then gets "not ready". Otherwise a burst of clients would take one process after another
+/// out of service.
 async fn ready(State(admin): State<Arc<Admin>>, RawQuery(query): RawQuery) -> Result<TextReply, TextReply> {
     let fails_when_full = fails_when_full(query.as_deref().unwrap_or_default())?;
     if !admin.ready.load(Relaxed) {
@@ -127,12 +127,13 @@ async fn ready(State(admin): State<Arc<Admin>>, RawQuery(query): RawQuery) -> Re
     Ok((status, state + "\n"))
 }
 
-/// The same for those who know Istio's gateways: the status alone.
+/// The readiness check of Istio's gateways: the status code alone.
 async fn status(State(admin): State<Arc<Admin>>) -> StatusCode {
     if admin.ready.load(Relaxed) { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
 }
 
-/// Whether `/ready` was asked to fail while every place is taken. Other keys are for others, such as caches on the way.
+/// Whether the query makes `/ready` fail while every slot is taken. Other keys are ignored, since caches on the path
+/// may use them.
 fn fails_when_full(query: &str) -> Result<bool, TextReply> {
     let pairs: Vec<(String, String)> = serde_urlencoded::from_str(query).unwrap_or_default();
     let mut asked = false;
@@ -146,7 +147,7 @@ fn fails_when_full(query: &str) -> Result<bool, TextReply> {
 }
 
 async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
-    // A worker that does not answer keeps what it knows to itself, and the rest is shown.
+    // If a worker does not reply, the metrics lack its bytes and contain the rest.
     let count = async {
         // One count at a time: many scrapers cost the workers no more than one.
         let _turn = admin.counting.lock().await;
@@ -158,9 +159,9 @@ async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
     ([(CONTENT_TYPE, METRICS_TYPE)], body::of(families).await).into_response()
 }
 
-/// The number of a connection in a path, if the path has one. Nothing else can be there.
+/// The number of a connection in a path, if the path has one. Any other path segment there is not found.
 fn number(uri: &Uri) -> Result<Option<u64>, TextReply> {
-    // As it was sent: a number has nothing to decode.
+    // Not percent-decoded: a number has nothing to decode.
     uri.path().strip_prefix("/connections/").map(|id| id.parse().map_err(|_| not_found())).transpose()
 }
 
@@ -356,7 +357,7 @@ mod tests {
         assert_eq!(answer(&admin(true), Scope::Network, request).await.status(), 413);
     }
 
-    /// One worker that has these connections.
+    /// A worker that has these connections.
     fn worker(ids: std::ops::Range<u64>) -> Ask {
         let (orders, mut asked) = mpsc::unbounded_channel();
         tokio::spawn(async move {

@@ -1,4 +1,4 @@
-//! `/backends`: the endpoints of each backend and their health, made backend by backend.
+//! `/backends`: the endpoints of each backend and their health, produced backend by backend.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -23,43 +23,43 @@ use crate::{
 #[derive(Debug, Serialize)]
 struct Backend<'b> {
     name: &'b str,
-    /// Whether so few endpoints are healthy that all are used.
+    /// Whether the share of eligible endpoints is below the panic threshold, so that all are used.
     panic: bool,
     endpoints: Vec<Endpoint<'b>>,
 }
 
-/// One of its endpoints.
+/// One endpoint of the backend.
 #[derive(Debug, Serialize)]
 struct Endpoint<'b> {
     address: SocketAddr,
-    /// Attempts and connections.
+    /// Attempts and connections in progress.
     active: u32,
-    /// Connections that it has reset or that were lost with it.
+    /// Connections that the endpoint reset, or that ended because it was unreachable.
     broken: u32,
-    /// Whether checks and outlier detection admit connections, and no attempt has lately failed.
+    /// Whether the endpoint is eligible, and no recent attempt failed.
     available: bool,
-    /// What health checks say; absent without them and before the first one.
+    /// The result of health checks. Absent without checks and before the first one.
     #[serde(skip_serializing_if = "Option::is_none")]
     healthy: Option<bool>,
-    /// Why the last check failed, if it did.
+    /// The error of the last check, if it failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<&'b str>,
-    /// Whether outlier detection ejects it; absent without that.
+    /// Whether outlier detection ejects the endpoint. Absent without outlier detection.
     #[serde(skip_serializing_if = "Option::is_none")]
     ejected: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     certificate: Option<Certificate<'b>>,
 }
 
-/// The certificate that its last TLS check has seen.
+/// The certificate of the endpoint at its last TLS check.
 #[derive(Debug, Serialize)]
 struct Certificate<'b> {
     names: &'b [String],
     /// In seconds since 1970.
     not_after: i64,
-    /// Names that are routed there and that it does not cover.
+    /// Names that are routed to the backend and that the certificate does not cover.
     uncovered: Vec<String>,
-    /// Names that it covers and that are routed elsewhere.
+    /// Names that the certificate covers and that are routed elsewhere.
     elsewhere: Vec<Elsewhere>,
 }
 
@@ -80,12 +80,12 @@ pub(super) struct Backends {
 }
 
 impl Backends {
-    /// Those of this name, or all.
+    /// The backends with this name, or all.
     pub(super) fn new(snapshot: Arc<Snapshot>, list: SharedWatchlist, only: Option<String>) -> Self {
         Self { snapshot, list, only, next: 0, begun: false, ended: false }
     }
 
-    /// The text of the next one.
+    /// The text of the next backend.
     fn backend(&mut self) -> Option<String> {
         loop {
             let at = self.next;

@@ -1,4 +1,4 @@
-//! The bodies of answers: short ones whole, long ones in pieces that are made as the asker takes them.
+//! The bodies of responses. Short ones are sent whole. Long ones are produced in pieces as the client reads them.
 
 use std::convert::Infallible;
 
@@ -6,20 +6,20 @@ use axum::body::Body;
 use futures_util::stream;
 use hyper::body::Bytes;
 
-/// Up to so many bytes an answer is sent whole, with its length.
+/// Up to this size, in bytes, a response is sent whole, with its length.
 const WHOLE: usize = 128 * 1024;
 
-/// So many bytes at most are handed to the connection at once.
+/// The largest piece given to the connection at once, in bytes.
 const PIECE: usize = 64 * 1024;
 
-/// Where the pieces of an answer come from.
+/// The source of the pieces of a response.
 pub(super) trait Pieces: Send + 'static {
-    /// The next one; `None` at the end.
+    /// The next piece; `None` at the end.
     fn next(&mut self) -> impl Future<Output = Option<Bytes>> + Send;
 }
 
-/// Makes the body of an answer. No more than one piece is in memory at once, beside the first [`WHOLE`] bytes: an asker that
-/// does not read stops the making.
+/// Makes the body of a response. At most one piece is in memory, beside the first [`WHOLE`] bytes. A client that does
+/// not read stops the production.
 pub(super) async fn of(mut pieces: impl Pieces) -> Body {
     let mut start = Vec::new();
     while start.len() <= WHOLE {

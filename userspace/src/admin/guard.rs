@@ -1,7 +1,7 @@
-//! Which requests are answered at all: what a web page could send through somebody's browser is not.
+//! Admits requests: refuses those that a web page could send through an operator's browser.
 //!
-//! A page can have a name of its own point to this endpoint's address (DNS rebinding); its requests then carry that name
-//! in `Host`, and those that are not simple carry `Origin` (Fetch standard, 3.1). No operator's tool sends `Origin`.
+//! A page can point a name of its own to this endpoint's address (DNS rebinding). Its requests then have that name in
+//! `Host`, and non-simple requests have `Origin` (Fetch standard, 3.1). No operator's tool sends `Origin`.
 
 use std::net::IpAddr;
 
@@ -12,16 +12,17 @@ use hyper::{
 };
 use snisplice_config::name::HostName;
 
-/// Why a request is not answered.
+/// The reason for a refusal.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Refused {
-    /// It is not valid HTTP/1.1 (RFC 9112, section 3.2).
+    /// The request is not valid HTTP/1.1 (RFC 9112, section 3.2).
     Invalid(&'static str),
-    /// It may come from a web page.
+    /// The request may come from a web page.
     Forbidden(String),
 }
 
-/// Whether a request may be answered. `hosts` are the names that `Host` may have beside literal addresses and `localhost`.
+/// Whether a request is admitted. `hosts` are the names that `Host` may contain beside literal addresses and
+/// `localhost`.
 pub(super) fn check<B>(request: &Request<B>, hosts: &[HostName]) -> Result<(), Refused> {
     let headers = request.headers();
     no_origin(headers)?;
@@ -29,12 +30,12 @@ pub(super) fn check<B>(request: &Request<B>, hosts: &[HostName]) -> Result<(), R
     let host = match (given.next(), given.next()) {
         (Some(host), None) => host,
         (Some(_), Some(_)) => return Err(Refused::Invalid("more than one Host header\n")),
-        // Browsers speak HTTP/1.1 at least.
+        // Browsers send HTTP/1.1 or later.
         (None, _) if request.version() < Version::HTTP_11 => return Ok(()),
         (None, _) => return Err(Refused::Invalid("the Host header is missing\n")),
     };
     let host = String::from_utf8_lossy(host.as_bytes());
-    // A target in absolute form has a host of its own (RFC 9112, section 3.2.2).
+    // A target in absolute form contains the host (RFC 9112, section 3.2.2).
     let authority = request.uri().authority().map(Authority::as_str);
     for host in [Some(&*host), authority].into_iter().flatten() {
         if !is_allowed(host, hosts) {
@@ -72,7 +73,7 @@ fn is_allowed(host: &str, hosts: &[HostName]) -> bool {
     name.without_dot() == "localhost" || hosts.iter().any(|known| known.without_dot() == name.without_dot())
 }
 
-/// The host of `host[:port]`; `None` where the port is none.
+/// The host of `host[:port]`; `None` if the port is invalid.
 fn without_port(host: &str) -> Option<&str> {
     let end = host.rfind(']').map_or(0, |at| at + 1);
     match host[end..].find(':') {

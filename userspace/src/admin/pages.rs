@@ -1,4 +1,4 @@
-//! Long answers, made page by page.
+//! Long responses, produced page by page.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::{
     metrics::Metrics,
 };
 
-/// Connections that are asked of the workers at once.
+/// The number of connections that one request to the workers returns.
 const PAGE: usize = 256;
 
 /// The metrics, family by family.
@@ -40,9 +40,9 @@ impl Pieces for Families {
 pub(super) struct Listed {
     admin: Arc<Admin>,
     filter: Filter,
-    /// So many more may be told.
+    /// Number of connections that may still be listed.
     left: usize,
-    /// What comes next, and one more if there is more.
+    /// The next connections, and one more if there are further ones.
     page: Vec<ConnectionView>,
     state: State,
 }
@@ -55,7 +55,7 @@ enum State {
 }
 
 impl Listed {
-    /// Those that match, `left` at most, behind the one of the number `after`.
+    /// Connections that match the filter, at most `left`, after the one with the number `after`.
     pub(super) async fn begin(admin: Arc<Admin>, filter: Filter, left: usize, after: Option<u64>) -> Self {
         let mut listing = Self { admin, filter, left, page: Vec::new(), state: State::Begins };
         listing.turn_to(after).await;
@@ -67,7 +67,7 @@ impl Listed {
         self.page.is_empty()
     }
 
-    /// Asks for the connections behind the one of this number.
+    /// Requests the connections after the one with this number.
     async fn turn_to(&mut self, after: Option<u64>) {
         let most = self.left.min(PAGE) + 1;
         let filter = &self.filter;

@@ -1,4 +1,4 @@
-//! The sockets of the admin endpoint, and what bounds each connection to it.
+//! The sockets of the admin endpoint, and the limits of each connection to it.
 
 use std::{
     collections::VecDeque,
@@ -29,32 +29,32 @@ use tokio::{
 use super::{Admin, Scope, api};
 use crate::{log::log_limit, net::admin_socket::Socket};
 
-/// Connections to the admin address at once.
+/// Concurrent connections to the admin address.
 pub const CONNECTIONS: usize = 64;
 
-/// Connections to an address that serves probes alone at once.
+/// Concurrent connections to an address that serves probes only.
 pub const PROBES: usize = 16;
 
-/// How long a request line and its header fields may take.
+/// The time limit of a request line and its header fields.
 const HEAD: Duration = Duration::from_secs(5);
 
-/// How long an answer may take, from the head of the request to the last byte that the asker's socket takes.
+/// The time limit of a response, from the head of the request to the last byte that the client's socket accepts.
 const ANSWER: Duration = Duration::from_secs(30);
 
-/// The longest head, in bytes.
+/// The greatest size of a head, in bytes.
 const HEAD_BYTES: usize = 16 * 1024;
 
-/// How long accepting rests where a connection has to make room for the next one. Whoever asks at once after connecting is
-/// answered within [`CONNECTIONS`] times this, so a crowd of silent ones does not keep it from that.
+/// The pause of accepting when a connection is evicted for the next one. A client that sends its request at once is
+/// served within [`CONNECTIONS`] times this pause. Many silent clients cannot prevent that.
 const REST: Duration = Duration::from_millis(2);
 
-/// How long accepting rests after an error, such as that there are no descriptors left.
+/// The pause of accepting after an error, such as a lack of descriptors.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// A connection that is served.
+/// An open connection.
 struct Open {
     task: AbortHandle,
-    /// Whether it has not asked yet.
+    /// Whether the connection has not sent a request yet.
     silent: Arc<AtomicBool>,
 }
 
@@ -86,7 +86,7 @@ pub(super) async fn serve(admin: Arc<Admin>, socket: Socket, scope: Scope) -> io
 struct Server {
     router: Router,
     places: usize,
-    /// In the order of their arrival.
+    /// Sorted by arrival.
     open: VecDeque<Open>,
 }
 
@@ -108,7 +108,8 @@ impl Server {
         }
     }
 
-    /// Whether there is a place for one more. If need be, the oldest connection that has not asked anything ends for it.
+    /// Whether there is a slot for one more connection. If necessary, the oldest connection without a request is
+    /// evicted.
     async fn make_room(&mut self) -> bool {
         self.open.retain(|one| !one.task.is_finished());
         if self.open.len() < self.places {
@@ -143,7 +144,7 @@ impl Server {
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD)
             .max_buf_size(HEAD_BYTES)
-            // One request for each: nobody keeps a place that he does not use.
+            // One request per connection, so that no idle client holds a slot.
             .keep_alive(false)
             .serve_connection(TokioIo::new(stream), service);
         let task = tokio::spawn(async move {

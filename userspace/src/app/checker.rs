@@ -1,7 +1,7 @@
-//! Watches the health of endpoints, in a thread that runs only while a backend wants that.
+//! Watches the health of endpoints, in a thread that runs only while a backend needs it.
 //!
-//! The thread makes the active checks and hears of endpoints whose connections fail. What that leads to is decided in
-//! `upstream/health`, and marked on the endpoints, where workers read it.
+//! The thread makes the active checks and receives the endpoints whose connections fail. The decisions are made in
+//! `upstream/health`, and marked on the endpoints, where workers read them.
 
 use std::{
     collections::HashMap,
@@ -44,22 +44,22 @@ use crate::{
     },
 };
 
-/// How often the addresses of names are compared with what is watched.
+/// The period of the comparison of names' addresses with the watched endpoints.
 const PERIOD: Duration = Duration::from_secs(1);
 
-/// Lines about health in a minute. There is one for each change of state, unless very many change at once.
+/// Log lines about health per minute. Each change of state logs a line, unless very many changes come at once.
 const LINES: u32 = 30;
 
-/// Seconds of a day.
+/// Seconds per day.
 const DAY: i64 = 86_400;
 
-/// From how many days before its end on a certificate is warned of.
+/// Days before its end from which a certificate causes a warning.
 const WARN_DAYS: i64 = 30;
 
-/// How often the log tells of one certificate.
+/// The interval between log lines about one certificate.
 const REMIND: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// What starts and ends the thread.
+/// Starts and ends the thread.
 pub(super) struct Checker {
     current: Arc<SharedSnapshot>,
     metrics: Arc<Metrics>,
@@ -73,7 +73,7 @@ impl Checker {
         Self { current: current.clone(), metrics: metrics.clone(), list, thread: None, is_shown: false }
     }
 
-    /// Follows the configuration in service. Nothing runs and nothing is held where it watches no endpoint.
+    /// Applies the configuration in service. If no endpoint is watched, no thread runs and no memory is held.
     pub(super) fn follow(&mut self) {
         let snapshot = self.current.load_full();
         if !snapshot.clusters().iter().any(|cluster| cluster.health.is_watched()) {
@@ -110,7 +110,7 @@ impl Checker {
     }
 }
 
-/// The thread, until nobody wants it any more.
+/// The thread: runs until it is stopped.
 fn watch(current: Arc<SharedSnapshot>, list: SharedWatchlist, hears: mpsc::UnboundedReceiver<()>) {
     match runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime.block_on(run(current, list, hears)),
@@ -121,21 +121,21 @@ fn watch(current: Arc<SharedSnapshot>, list: SharedWatchlist, hears: mpsc::Unbou
     }
 }
 
-/// What the thread works with.
+/// The state of the thread.
 struct Task {
     current: Arc<SharedSnapshot>,
     list: SharedWatchlist,
     snapshot: Arc<Snapshot>,
-    /// Which cluster of the snapshot a backend is, and the endpoints that it had when they were last looked at.
+    /// By backend: the index of the cluster in the snapshot, and its endpoints at the last check.
     watched: HashMap<Arc<str>, (usize, Arc<Members>)>,
     endpoints: HashMap<Key, Arc<Endpoint>>,
     checks: JoinSet<(Key, HealthCheck, Outcome)>,
     budget: Budget,
-    /// Certificates of which the log has told, by their backends.
+    /// Certificates that the log has reported, by backend.
     told: HashMap<Arc<str>, Vec<Told>>,
 }
 
-/// A certificate, the configuration against which it was held, and when.
+/// A certificate, the generation of the configuration it was compared with, and the time.
 type Told = (Arc<Shown>, u64, Instant);
 
 async fn run(current: Arc<SharedSnapshot>, list: SharedWatchlist, mut hears: mpsc::UnboundedReceiver<()>) {
@@ -168,7 +168,7 @@ async fn run(current: Arc<SharedSnapshot>, list: SharedWatchlist, mut hears: mps
                 None => return task.ends(),
             },
             () = alarm => task.heed(alarms.as_deref()),
-            // None of them panics, and none is aborted.
+            // No check panics, and none is aborted.
             Some(Ok((key, rules, outcome))) = task.checks.join_next(), if !task.checks.is_empty() => {
                 task.ended(&key, &rules, outcome);
             }
@@ -185,7 +185,7 @@ impl Task {
         self.snapshot.clusters().first().map(|cluster| cluster.alarms().clone())
     }
 
-    /// Takes over the configuration in service, and the endpoints that it has right now.
+    /// Applies the configuration in service and its current endpoints.
     fn follow(&mut self) {
         self.snapshot = self.current.load_full();
         self.watched.clear();
@@ -218,7 +218,7 @@ impl Task {
         self.apply(&events);
     }
 
-    /// Follows names that have other addresses than before.
+    /// Applies changed addresses of names.
     fn follow_names(&mut self) {
         let clusters = self.snapshot.clusters();
         let changed = |(at, members): &(usize, Arc<Members>)| {
@@ -229,16 +229,15 @@ impl Task {
         }
     }
 
-    /// Admits connections to all endpoints: connections that are still served may be the last ones to use them, and nobody
-    /// would find out that an endpoint has recovered.
+    /// Makes all endpoints eligible. Connections still in service may use them, and no check would detect a recovery.
     fn ends(&self) {
         self.endpoints.values().for_each(|endpoint| endpoint.set_eligible(true));
     }
 
-    /// Begins the checks that are due, and tells when there is more to do.
+    /// Starts the checks that are due. Returns the time of the next one.
     fn begin(&mut self) -> Option<Instant> {
         loop {
-            // A lock of one statement: what follows waits for nothing, but is long.
+            // The lock lasts for one statement: the following code waits for nothing, but is long.
             let next = self.list.lock().next(Instant::now().into_std());
             match next {
                 Next::Check(key) => {
@@ -277,7 +276,7 @@ impl Task {
         }
     }
 
-    /// Heeds endpoints whose connections fail.
+    /// Handles endpoints whose connections fail.
     fn heed(&mut self, alarms: Option<&Alarms>) {
         for (key, cause) in alarms.map(Alarms::take).unwrap_or_default() {
             let events = self.list.lock().failed(&key, cause, Instant::now().into_std());
@@ -285,7 +284,7 @@ impl Task {
         }
     }
 
-    /// Marks endpoints, and logs what has changed.
+    /// Marks endpoints, and logs the changes.
     fn apply(&mut self, events: &[Event]) {
         for (key, change) in events {
             let eligible = {
@@ -301,7 +300,7 @@ impl Task {
         }
     }
 
-    /// Warns of a certificate that ends soon or does not fit the routes: once a day, and after a reload.
+    /// Warns of a certificate that expires soon or does not match the routes: once a day, and after a reload.
     fn judge(&mut self, key: &Key, shown: &Arc<Shown>, now: Instant) {
         let Some((at, _)) = self.watched.get(&key.0) else { return };
         let generation = self.snapshot.generation;
@@ -338,7 +337,7 @@ fn report((backend, endpoint): &Key, change: &Change, suppressed: Option<u64>) {
     }
 }
 
-/// What is doubtful of a certificate, a line for each.
+/// Doubts about a certificate, one line each.
 pub(super) fn doubts(
     backend: &str,
     endpoint: SocketAddr,
@@ -372,13 +371,13 @@ pub(super) fn doubts(
     lines
 }
 
-/// Since 1970.
+/// Seconds since 1970.
 pub(super) fn now() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
-/// One check.
+/// Makes one check.
 pub(super) async fn check(rules: &HealthCheck, address: SocketAddr, sources: &[IpAddr]) -> Outcome {
     let checked = async {
         let stream = match connect(address, sources).await {

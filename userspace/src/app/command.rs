@@ -1,4 +1,4 @@
-//! The `snisplice` command: one command line in, one exit code out.
+//! The `snisplice` command: takes a command line and returns an exit code.
 
 use std::{io::Write as _, path::Path, process::ExitCode, time::Duration};
 
@@ -26,7 +26,7 @@ const BAD_CONFIGURATION: u8 = 2;
 /// The exit code of `check --strict` for a configuration with warnings or rejected objects.
 const DOUBTFUL_CONFIGURATION: u8 = 3;
 
-/// How long the process waits at its end until the last log lines are written.
+/// The time limit of the last log lines at the end of the process.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// Runs the command that the process's arguments name, and returns the exit code.
@@ -36,7 +36,7 @@ pub fn main() -> ExitCode {
         log::say(&format!("snisplice: {error:#}\n"));
         ExitCode::FAILURE
     });
-    // A reader of standard error that hangs loses these lines.
+    // If the reader of standard error hangs, these lines are lost.
     let _ = log::flush(LAST_LINES);
     code
 }
@@ -103,7 +103,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             let questions = options.questions();
             let mut answers = questions.answer();
             if options.twice && !answers.affirm(questions) {
-                // A probe may fail once on a busy machine. A kernel that cannot serve fails it twice in a row.
+                // A probe may fail once on a busy machine. An unsuitable kernel fails it twice in a row.
                 answers = questions.answer();
             }
             if options.json {
@@ -134,7 +134,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
 }
 
 fn serve(options: Run) -> anyhow::Result<ExitCode> {
-    // Comes first: before it, a signal kills the process.
+    // Comes first: until then, a signal kills the process.
     let signals = Signals::install()?;
     log::init(&options.log, options.log_format)?;
     bpf::log::set_level(options.ebpf_log);

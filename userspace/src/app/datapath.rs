@@ -1,4 +1,4 @@
-//! Chooses what moves the bytes, by the configuration and by what this kernel can do, and loads it.
+//! Chooses the datapath from the configuration and the capabilities of this kernel, and loads it.
 
 use std::{collections::BTreeSet, os::fd::OwnedFd, sync::Arc};
 
@@ -23,11 +23,11 @@ use crate::{
     },
 };
 
-/// Decides what serves, by what the operator asked for and what this kernel can do.
+/// Decides on the datapath, from the configuration and the capabilities of this kernel.
 ///
-/// `auto` relays where anything is amiss; `sockmap` and `packet` refuse to start there.
+/// If a probe fails, `auto` uses the relay, and `sockmap` and `packet` refuse to start.
 ///
-/// With `pins`, those of a process that is taken over from, flows share its maps.
+/// `pins` are the pins of the old process during a takeover: flows then share its maps.
 pub(super) fn choose(model: &Model, answers: &Answers, pins: Option<Pins>) -> anyhow::Result<Factory> {
     let needs = DatapathNeeds::of(model);
     let chosen = match model.startup.datapath {
@@ -48,14 +48,14 @@ pub(super) fn choose(model: &Model, answers: &Answers, pins: Option<Pins>) -> an
     Ok(factory)
 }
 
-/// Serves by copying until kernel probed.
+/// Uses the relay until the kernel is probed.
 pub(super) fn undecided(model: &Model) -> Factory {
     Pins::discard();
     Factory::new(Patience::of(&model.startup.timeouts), Chosen::Adaptive(None, model.startup.offload))
 }
 
-/// Flows of an earlier process, to be watched from now on; see [`AdoptedFlows`]. Those of a process that lives,
-/// which are in these places, come by and by. They are numbered after the connections of so many workers.
+/// Watches flows of an earlier process; see [`AdoptedFlows`]. The flows of a process that still runs, in the given
+/// slots, follow later. Their numbers come after the connections of `workers` workers.
 pub(super) fn adopted(
     factory: &Factory,
     model: &Model,
@@ -76,12 +76,12 @@ pub(super) fn adopted(
     adopted.map(Some).context("cannot take over the flows of a former process")
 }
 
-/// What a configuration wants of the kernel.
+/// The kernel support that a configuration needs.
 #[derive(Debug, Clone)]
 pub(super) struct DatapathNeeds {
     datapath: DatapathKind,
     settings: sockmap::Settings,
-    /// Places for flows in packets.
+    /// Flow slots of the packet datapath.
     places: u32,
     packet: bool,
     same_host: bool,
@@ -89,7 +89,7 @@ pub(super) struct DatapathNeeds {
 }
 
 impl DatapathNeeds {
-    /// What `model` wants.
+    /// The needs of `model`.
     pub(super) fn of(model: &Model) -> Self {
         Self {
             datapath: model.startup.datapath,
@@ -108,20 +108,20 @@ impl DatapathNeeds {
         }
     }
 
-    /// What has to be known of the kernel for that.
+    /// The probes that these needs require.
     pub(super) fn questions(&self) -> Questions {
         let sockmap = matches!(self.datapath, DatapathKind::Auto | DatapathKind::Sockmap);
         Questions { sockmap, packet: self.packet, same_host: sockmap && self.same_host }
     }
 
-    /// Whether the process can serve before the answers are known: nothing is refused for them, and no flow of an earlier
+    /// Whether the process can serve before the probes end: no result makes the start fail, and no flow of an earlier
     /// process waits.
     pub(super) fn can_wait(&self) -> bool {
         self.datapath == DatapathKind::Auto && !self.persist
     }
 }
 
-/// Loads whatever of the two this kernel can do. What it cannot, and why, is logged.
+/// Loads each datapath that this kernel supports. Logs the others with the reason.
 pub(super) fn load(needs: &DatapathNeeds, answers: &Answers, pins: Option<Pins>) -> InKernel {
     let sockmap = sockmap_of(needs, answers);
     let sockmap =
@@ -136,7 +136,7 @@ pub(super) fn load(needs: &DatapathNeeds, answers: &Answers, pins: Option<Pins>)
     found
 }
 
-/// Loads what carries packets, with room for flows that are over but linger, where the experiments show nothing against it.
+/// Loads the packet datapath if its probes pass. The maps have slots for flows that are closed but linger.
 fn packet_of(
     needs: &DatapathNeeds,
     answers: &Answers,
@@ -148,26 +148,26 @@ fn packet_of(
         tracing::info!(untried, "the datapath packet is used, although a probe could not run");
     }
     let pins = if needs.persist { inherited.or_else(pins) } else { None };
-    // Otherwise the relay begins each connection, and its packets are counted before the first one is carried.
+    // Otherwise the relay begins each connection, and the programs count its packets before they forward any.
     let from_first_byte = needs.datapath == DatapathKind::Packet;
     let programs = packet::Programs::load_with(needs.places, from_first_byte, pins)?;
     socket_info::look(&programs)?;
     Ok(programs)
 }
 
-/// Places for flows in packets.
+/// The number of flow slots of the packet datapath.
 pub(super) fn places(model: &Model) -> u32 {
     let flows = model.startup.capacity.connections.saturating_mul(2);
     u32::try_from(flows).unwrap_or(u32::MAX).clamp(16, 1 << 22)
 }
 
-/// What makes flows outlive the process; where it cannot be had, they end with it.
+/// The pins that make flows outlive the process. Without them, flows end with it.
 fn pins() -> Option<Pins> {
     let pins = Pins::take();
     pins.inspect_err(|error| tracing::info!("flows will not persist after the process: {error}")).ok()
 }
 
-/// Loads what redirects, where the experiments show nothing against it.
+/// Loads the sockmap datapath if its probes pass.
 fn sockmap_of(needs: &DatapathNeeds, answers: &Answers) -> anyhow::Result<Arc<sockmap::Programs>> {
     let answer = answers.sockmap.as_ref().context("the kernel was not probed")?;
     anyhow::ensure!(answer.passed, "this kernel fails the probes:\n{}", answer.text);
@@ -178,7 +178,7 @@ fn sockmap_of(needs: &DatapathNeeds, answers: &Answers) -> anyhow::Result<Arc<so
     })
 }
 
-/// Where the short cut is refused, all backends are served without.
+/// Without the short cut, all backends are still served.
 fn same_host_of(answers: &Answers) -> Option<OwnedFd> {
     let answer = answers.same_host.as_ref()?;
     if !answer.passed {
@@ -188,7 +188,7 @@ fn same_host_of(answers: &Answers) -> Option<OwnedFd> {
     same_host::cgroup().ok()
 }
 
-/// Shows what was found in the metrics, whose counters are read from its maps at each scrape. To be called once.
+/// Exports the datapaths in the metrics, which read the counters from the maps at each scrape. Call it once.
 pub(super) fn show(needs: &DatapathNeeds, found: &InKernel, metrics: &Metrics) {
     if needs.same_host {
         metrics.same_host(found.sockmap.as_ref().is_some_and(|sockmap| sockmap.same_host().is_some()));

@@ -1,4 +1,5 @@
-//! How many connections the limit of open files allows, so that nobody is accepted for whom there is no descriptor.
+//! The number of connections that the limit of open files allows. The daemon accepts no client without a descriptor
+//! for it.
 
 use crate::{
     admin::server::{CONNECTIONS, PROBES},
@@ -8,39 +9,41 @@ use crate::{
 /// Descriptors of one connection: the client's and the backend's socket.
 const EACH: u64 = 2;
 
-/// Descriptors for everything that is not counted below: programs, maps and links, event loops, the log, files of the
-/// configuration, name servers, a takeover, and the next attempts of connections that try several addresses at once.
+/// Descriptors for everything that is not counted below: programs, maps and links, event loops, the log,
+/// configuration files, name servers, a takeover, and further attempts of connections that try several addresses at
+/// once.
 const REST: u64 = 192;
 
-/// How many connections can be open at once.
+/// The number of concurrent connections that the limit allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Allowance {
-    /// So many.
+    /// Concurrent connections.
     pub connections: usize,
-    /// Descriptors that are kept for everything else.
+    /// Descriptors that are reserved for everything else.
     pub reserve: u64,
 }
 
-/// What of `wanted` connections a process may have with at most `open_files` descriptors (none: without a limit), which
-/// listens with so many `sockets`.
+/// The number of `wanted` connections that a process may have with at most `open_files` descriptors and this number
+/// of listening `sockets`. `None` is no limit.
 #[must_use]
 pub fn allowance(wanted: usize, open_files: Option<u64>, sockets: usize) -> Allowance {
-    // Each is there once for its worker, once for who takes over, and a reload makes new ones before it closes old ones.
+    // A worker holds each socket once, and a copy for a takeover. A reload opens new sockets before it closes old
+    // ones.
     let sockets = 3 * sockets as u64;
     let rest = REST + CONNECTIONS as u64 + PROBES as u64 + sockets;
     // The low numbers, which the programs of the devices get one after another.
     let low = set_aside(open_files) as u64;
     let Some(open_files) = open_files else { return Allowance { connections: wanted, reserve: low + rest } };
-    // Where there is next to nothing, both get half.
+    // If very few remain, both get half.
     let reserve = low + rest.min((open_files - low) / 2);
     let possible = usize::try_from((open_files - reserve) / EACH).unwrap_or(usize::MAX);
     Allowance { connections: wanted.min(possible).max(1), reserve }
 }
 
-/// The limit of open files that is enough for so many connections beside the reserve.
+/// The limit of open files that suffices for `connections` and the reserve.
 #[must_use]
 pub fn enough(connections: usize, sockets: usize) -> u64 {
-    // Where the limit is low, fewer low numbers are set aside: then this is more than enough.
+    // A low limit sets fewer low numbers aside, so this value is more than enough.
     connections as u64 * EACH + allowance(connections, None, sockets).reserve
 }
 

@@ -1,4 +1,4 @@
-//! The sockets that the workers listen on: which ones there are, and when one is given up.
+//! The sockets on which the workers listen, and the time at which one is closed.
 
 use std::{
     net::{SocketAddr, TcpListener as StdListener},
@@ -16,12 +16,13 @@ use crate::{
     takeover::client::Client,
 };
 
-/// How long a socket listens beside the one that takes its place. The kernel keeps a silent client for a second before it is
-/// accepted, and asks again after one and three seconds where a packet is lost.
+/// How long a socket listens beside its replacement. The kernel holds a silent client back for a second before
+/// accept(2), and a client retransmits a lost packet after one and three seconds.
 const MADE: Duration = Duration::from_secs(5);
 
 impl App {
-    /// Listens where another process has, as well. Nobody else serves by now, so that what cannot be had is left out.
+    /// Listens also where another process has listened. No other process serves by now, so unavailable addresses are
+    /// skipped.
     pub(super) fn listen_if_possible(&mut self, mut bound: Bound, copies: Vec<StdListener>) {
         for error in bound.listen_if_possible() {
             tracing::error!(%error, "a listening socket has a wrong option");
@@ -43,7 +44,7 @@ impl App {
         }
     }
 
-    /// Listens on until the connections have come that are being made to an address that another socket has from now on.
+    /// Keeps listening for connections in progress to an address that another socket serves from now on.
     pub(super) fn leave(&mut self, address: SocketAddr) {
         self.leaving.entry(address).or_insert_with(|| {
             tracing::info!(%address, time = ?MADE, "still accepting connections that arrived before the change");
@@ -59,8 +60,8 @@ impl App {
         tracing::info!(%address, "no longer listening");
     }
 
-    /// Has the sockets of an address go on for what a new configuration says. Whom they serve, each worker finds by the
-    /// address.
+    /// Keeps the sockets of an address, and applies a new configuration to them. Each worker finds the listener by
+    /// the address.
     pub(super) fn follow(&mut self, address: SocketAddr, front: listeners::Front) {
         for socket in self.sockets.get(&address).into_iter().flatten() {
             if let Err(error) = listeners::announce(socket, &front) {
@@ -72,7 +73,7 @@ impl App {
     }
 }
 
-/// The same sockets with a copy of each, for a process that takes over.
+/// Adds a copy of each socket, for a process that takes over.
 pub(super) fn with_copies(bound: Vec<Bound>) -> anyhow::Result<Vec<(Bound, Vec<StdListener>)>> {
     let copied = |bound: Bound| {
         let copies = bound.sockets.iter().map(StdListener::try_clone).collect::<Result<_, _>>();
@@ -81,7 +82,8 @@ pub(super) fn with_copies(bound: Vec<Bound>) -> anyhow::Result<Vec<(Bound, Vec<S
     bound.into_iter().map(copied).collect()
 }
 
-/// Has all listening sockets, those of a process that is taken over from among them. They listen unless that process does there.
+/// Binds all listening sockets, including those received from the old process. They do not listen yet, unless they do
+/// so in the old process.
 pub(super) fn bind(
     model: &Model,
     mut old: Option<&mut Client>,

@@ -1,4 +1,4 @@
-//! `check --live`: connects to the endpoints of a configuration, and compares the certificates that they show with the routes.
+//! `check --live`: connects to the endpoints of a configuration, and compares their certificates with the routes.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -18,20 +18,20 @@ use crate::upstream::health::{
     watchlist::{MOST_AT_ONCE, Outcome},
 };
 
-/// What an endpoint has answered, a line for each finding.
+/// The results of the endpoints, one line per finding.
 #[derive(Debug, Default)]
 pub struct Live {
-    /// What is good.
+    /// Successful results.
     pub good: Vec<String>,
-    /// What is not.
+    /// Failed or doubtful results.
     pub doubtful: Vec<String>,
 }
 
-/// Asks each endpoint once. An endpoint to which TLS is passed through is sent a `ClientHello` with the server name of its health
-/// check, else with the first name that is routed there; another one is connected to.
+/// Probes each endpoint once. An endpoint with TLS passthrough gets a `ClientHello` with the server name of its
+/// health check, or else the first name routed to it. Any other endpoint gets a TCP connection.
 ///
 /// # Errors
-/// Of this host, which cannot ask.
+/// Fails if this host cannot probe.
 pub fn check_live(model: &Model) -> anyhow::Result<Live> {
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
     Ok(runtime.block_on(ask_all(model))?)
@@ -46,7 +46,7 @@ async fn ask_all(model: &Model) -> Result<Live, JoinError> {
         for (address, whose) in addresses(backend, &mut live).await {
             let (rules, places, sources) = (rules.clone(), places.clone(), backend.source.clone());
             asked.spawn(async move {
-                // Nobody closes it.
+                // The semaphore is never closed.
                 let _place = places.acquire().await;
                 let fits = |source: &std::net::IpAddr| source.is_ipv4() == address.is_ipv4();
                 let sources: Vec<_> = sources.into_iter().filter(fits).collect();
@@ -76,7 +76,7 @@ async fn ask_all(model: &Model) -> Result<Live, JoinError> {
     Ok(live)
 }
 
-/// How a backend is asked.
+/// The check of a backend.
 fn rules(model: &Model, id: BackendId, backend: &Backend) -> HealthCheck {
     let check = backend.health.check.clone();
     match (check, routed_name(model, id)) {
@@ -89,7 +89,7 @@ fn rules(model: &Model, id: BackendId, backend: &Backend) -> HealthCheck {
     }
 }
 
-/// The addresses of a backend's endpoints, each as it was written, too.
+/// The addresses of a backend's endpoints, each with its configured text.
 async fn addresses(backend: &Backend, live: &mut Live) -> Vec<(SocketAddr, String)> {
     let mut found = Vec::new();
     for endpoint in backend.endpoints.iter().filter(|endpoint| endpoint.weight > 0) {

@@ -1,37 +1,37 @@
-//! Memory that is needed once.
+//! Memory that is needed for a short time only.
 
 use std::{
     ffi::{c_int, c_long},
     sync::{Mutex, PoisonError},
 };
 
-/// Gives the system back what the allocator keeps for the next time.
+/// Returns the allocator's free memory to the system.
 ///
-/// At the start, the kernel's types are read several times, tens of megabytes each. Without this, the process would keep
-/// them for as long as nothing else asks for memory: 60 MB, of which it uses 4.
+/// At the start, the kernel's types (BTF) are read several times, tens of megabytes each. Without this call, the
+/// process would hold 60 MB until its next large allocation, and use 4 MB.
 pub fn give_back() {
-    // SAFETY: it may be called at any time, by any thread. Where mimalloc is not the allocator, it has nothing to give.
+    // SAFETY: any thread may call it at any time. If mimalloc is not the allocator, it has nothing to free.
     unsafe { libmimalloc_sys::mi_collect(true) };
 }
 
-/// `mi_option_purge_delay`, for which the bindings have no name: milliseconds until a freed page goes back to the system.
+/// `mi_option_purge_delay`, which the bindings do not name: milliseconds until a freed page returns to the system.
 const PURGE_DELAY: c_int = 15;
 
-/// How many of [`Thrift`] there are, and what the option was before the first.
+/// The number of [`Thrift`] values, and the option's value before the first one.
 static THRIFT: Mutex<(usize, c_long)> = Mutex::new((0, 0));
 
-/// While one exists, freed pages go back to the system at once. For phases that want much memory for a moment; in service,
-/// the delay saves system calls.
+/// While a value exists, freed pages return to the system at once. For phases that need much memory for a short time.
+/// In service, the delay saves system calls.
 #[derive(Debug)]
 pub struct Thrift(());
 
 impl Thrift {
-    /// From now on.
+    /// Begins such a phase.
     #[must_use]
     pub fn begin() -> Self {
         let mut thrift = THRIFT.lock().unwrap_or_else(PoisonError::into_inner);
         if thrift.0 == 0 {
-            // SAFETY: options may be read and set at any time, by any thread; the number is that of an option.
+            // SAFETY: any thread may read and set options at any time. The number is that of an option.
             thrift.1 = unsafe { libmimalloc_sys::mi_option_get(PURGE_DELAY) };
             // SAFETY: as above.
             unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, 0) };

@@ -1,4 +1,4 @@
-//! What a start prepares before anything is bound: the configuration, the process, its limits, and what moves bytes.
+//! The preparation before any socket is bound: the configuration, the process, its limits, and the datapath.
 
 use std::{sync::Arc, thread};
 
@@ -30,7 +30,7 @@ use crate::{
     terminate::collector::Expiry,
 };
 
-/// What is to be served. What its author should know is logged.
+/// The model to serve. Logs the findings for the author of the configuration.
 pub(super) fn decided(translation: Translation, options: &Run) -> anyhow::Result<Model> {
     let report = warnings(&translation);
     let mut model = translation.model.ok_or_else(|| anyhow!("the configuration has errors"))?;
@@ -41,11 +41,11 @@ pub(super) fn decided(translation: Translation, options: &Run) -> anyhow::Result
     Ok(model)
 }
 
-/// Makes the process what it is to be before it opens anything. How many files it may open, if there is a limit.
+/// Sets up the process before it opens any file. Returns the limit of open files, if any.
 pub(super) fn prepare_process(options: &Run) -> anyhow::Result<Option<u64>> {
     privileges::raise();
     if let Some(user) = &options.privileges.user {
-        // Before any file is made: all are this user's.
+        // Comes before any file is created, so that all files belong to this user.
         privileges::become_user(user.look_up().context("--user")?)?;
     }
     let open_files = raise_open_files();
@@ -53,7 +53,7 @@ pub(super) fn prepare_process(options: &Run) -> anyhow::Result<Option<u64>> {
     Ok(open_files)
 }
 
-/// Decides what moves bytes, at once where the configuration allows it.
+/// Chooses the datapath, at once if the configuration allows it.
 pub(super) fn choose(
     model: &Model,
     needs: &DatapathNeeds,
@@ -69,7 +69,7 @@ pub(super) fn choose(
     Ok(datapath)
 }
 
-/// Metrics that show how the limits and the logs stand, and when certificates expire, too.
+/// Metrics that include the limits, the logs and the expiry of certificates.
 pub(super) fn metrics_with(
     admission: &Arc<Admission>,
     expiry: &Expiry,
@@ -83,7 +83,7 @@ pub(super) fn metrics_with(
     Arc::new(metrics)
 }
 
-/// Opens the access log that these settings want; nothing changes yet.
+/// Opens the access log of these settings. Nothing changes yet.
 pub(super) fn open_access_log(log: &AccessLog, settings: &AccessLogSettings) -> anyhow::Result<Prepared> {
     log.prepare(settings).with_context(|| {
         let path = settings.path.as_ref().map(ToString::to_string).unwrap_or_default();
@@ -108,8 +108,8 @@ pub(super) fn workers(model: &Model) -> usize {
     }
 }
 
-/// A connection takes two descriptors: the soft limit is an old default, the hard one is what the operator allows. The limit
-/// that holds then, if there is one.
+/// Raises the soft limit of open files, which is an old default, to the hard limit, which is the operator's. A
+/// connection takes two descriptors. Returns the resulting limit, if any.
 fn raise_open_files() -> Option<u64> {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
@@ -119,7 +119,7 @@ fn raise_open_files() -> Option<u64> {
     getrlimit(Resource::Nofile).current
 }
 
-/// As many connections as are configured, or as there are descriptors for.
+/// The configured number of connections, or fewer if the descriptors do not suffice.
 pub(super) fn connections(model: &Model, open_files: Option<u64>, workers: usize) -> usize {
     let wanted = model.startup.capacity.connections;
     let sockets = listeners::wanted(model).len() * workers;
@@ -136,7 +136,7 @@ pub(super) fn connections(model: &Model, open_files: Option<u64>, workers: usize
     connections
 }
 
-/// Everything the configuration's author should know, as text.
+/// All findings for the author of the configuration, as text.
 pub(super) fn warnings(translation: &Translation) -> String {
     translation
         .diagnostics
@@ -145,7 +145,7 @@ pub(super) fn warnings(translation: &Translation) -> String {
         .fold(String::new(), |text, finding| text + &format!("{finding}\n"))
 }
 
-/// What the command line says wins over the files.
+/// Applies the command line, which overrides the files.
 pub(super) fn override_with(model: &mut Model, options: &Run) {
     if let Some(datapath) = options.datapath {
         model.startup.datapath = datapath.into();

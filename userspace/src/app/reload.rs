@@ -1,4 +1,4 @@
-//! A new configuration for a process that serves.
+//! Replaces the configuration of a running process.
 
 use std::{panic::catch_unwind, sync::Arc};
 
@@ -16,12 +16,12 @@ use crate::{
 };
 
 impl App {
-    /// Reads the configuration again. Whatever is wrong with it, the last good one keeps serving.
+    /// Reads the configuration again. If it has an error, the last good one stays in service.
     pub(super) fn reload(&mut self) {
-        // Reading takes many times what the model keeps. The former model goes with its last connection.
+        // Reading needs many times the memory of the model. The former model is freed with its last connection.
         let _thrift = Thrift::begin();
         self.supervisor.reloading();
-        // Whoever has renamed the file wants a new one, whatever becomes of the configuration.
+        // A rotation has renamed the file. A new file is needed even if the new configuration is rejected.
         self.access_log.reopen();
         match self.try_reload() {
             Ok(generation) => {
@@ -31,7 +31,7 @@ impl App {
             Err(error) => {
                 self.metrics.config_rejected.inc();
                 tracing::error!("configuration refused, the last good one keeps serving: {error:#}");
-                // The manager knows no reload that has failed: whoever asks for the status is told.
+                // The manager has no state for a failed reload. The status text reports it.
                 self.supervisor
                     .ready("Serving the last good configuration: the new one has errors, see the log");
             }
@@ -40,7 +40,7 @@ impl App {
 
     fn try_reload(&mut self) -> anyhow::Result<u64> {
         let options = self.options.config.options();
-        // A panic of a library that reads the files must not end the connections of a process that serves.
+        // A panic of a library that reads the files must not end the open connections.
         let translation =
             catch_unwind(|| file::load(&self.options.config.config, &options)).unwrap_or_else(|_| {
                 Err(anyhow!(
@@ -59,7 +59,7 @@ impl App {
         let changes = listeners::changes(&self.listening, &wanted);
         let own = self.sockets.values().flatten().map(Own::of).collect::<Result<Vec<_>, _>>();
         let own = own.context("cannot identify the listening sockets of this process")?;
-        // All are bound before anything is given up.
+        // All sockets are bound before any is closed.
         let mut bound = Vec::new();
         for (address, front) in changes.added {
             bound.extend(listeners::bind_if_possible(&front, address, self.workers.len(), &own)?);
@@ -67,7 +67,7 @@ impl App {
         let bound = with_copies(bound)?;
         let access_log = open_access_log(&self.access_log, &model.runtime.access_log)?;
         bound.iter().try_for_each(|(bound, _)| bound.listen())?;
-        // From here on nothing fails: the new configuration serves.
+        // From here on no step fails: the new configuration serves.
         let generation = former.generation + 1;
         let mut live = former.succeeded_by(model);
         let gone = live.keep_names_of(&former);
@@ -79,7 +79,7 @@ impl App {
         self.access_log.follow(access_log);
         self.admission.follow(&live.model.runtime.limits);
         self.admission.reachability.keep(|name| live.clusters().iter().any(|cluster| *cluster.name == *name));
-        // First the packets, then who comes, then who is there: nobody slips through between.
+        // Order: packets, then new clients, then open connections. No client escapes in between.
         deny(self.programs.as_ref(), &live.model);
         self.current.store(live.clone());
         self.resolver.serve(live.clusters().clone(), live.model.runtime.dns.clone());

@@ -1,4 +1,5 @@
-//! Certificates and keys of the configuration in service: loaded with it, and taken again when their files change.
+//! Certificates and keys of the configuration in service: loaded with the configuration, and again when their files
+//! change.
 
 use std::{
     sync::Arc,
@@ -17,22 +18,22 @@ use crate::{
     terminate::{Context, Terminations, collector::Expiry},
 };
 
-/// How often the files are looked at. A change is taken once it is seen twice: whoever writes a certificate and then its key
-/// is not to be caught between them.
+/// The period of the checks of the files. A change is loaded once two checks agree, so that no load falls between the
+/// writes of a certificate and of its key.
 const PERIOD: Duration = Duration::from_secs(1);
 
-/// How often the log tells of certificates that expire soon.
+/// The interval between log lines about certificates that expire soon.
 const REMIND: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// What follows the secrets of a process.
+/// Follows the secrets of a process.
 pub(super) struct Secrets {
     pub(super) context: Context,
     pub(super) expiry: Expiry,
-    /// The files as they were when they were last loaded, or refused.
+    /// The state of the files at the last load, successful or not.
     taken: Watched,
-    /// As they were at the last look.
+    /// The state of the files at the last check.
     seen: Watched,
-    /// Whether the configuration in service ends or begins TLS.
+    /// Whether the configuration in service terminates or originates TLS.
     in_use: bool,
     next: Instant,
     remind: Instant,
@@ -61,7 +62,7 @@ impl Secrets {
         }
     }
 
-    /// Loads what a configuration names. What its author should know is logged.
+    /// Loads the secrets that a configuration names. Logs the findings for its author.
     pub(super) fn load(&self, model: &Model, former: &Terminations) -> anyhow::Result<Terminations> {
         let now = seconds(SystemTime::now());
         if Terminations::are_needed(model) {
@@ -73,7 +74,7 @@ impl Secrets {
         Ok(loaded)
     }
 
-    /// This is in service from now on, with this model.
+    /// Records the secrets that are in service from now on, with this model.
     pub(super) fn serves(&mut self, model: &Model, terminations: &Terminations) {
         self.in_use = Terminations::are_needed(model);
         self.taken = terminations.watched.clone();
@@ -81,12 +82,12 @@ impl Secrets {
         self.expiry.set(terminations.expiry.clone());
     }
 
-    /// When to look again; `None` if nothing of this is in use.
+    /// The time of the next check. `None` if no secret is in use.
     pub(super) fn next_look(&self) -> Option<Instant> {
         self.in_use.then_some(self.next)
     }
 
-    /// Whether the files have changed since they were loaded or refused, and are not changing any more.
+    /// Whether the files have changed since the last load, and have stopped changing.
     fn have_changed(&mut self) -> bool {
         let now = self.taken.again();
         let settled = now == self.seen;
@@ -98,7 +99,7 @@ impl Secrets {
         changed
     }
 
-    /// Warns of files that can be read no more now that privileges are gone.
+    /// Warns of files that are unreadable after privileges are dropped.
     pub(super) fn heed_privileges(&self) {
         let lost: Vec<_> = self.taken.unreadable().collect();
         for path in lost {
@@ -108,7 +109,7 @@ impl Secrets {
 }
 
 impl App {
-    /// Looks after the secrets: takes changed files, changes the keys of tickets, and reminds of certificates that expire.
+    /// Loads changed files, rotates the ticket keys, and warns of certificates that expire soon.
     pub(super) fn look_after_secrets(&mut self) {
         let now = Instant::now();
         self.secrets.next = now + PERIOD;
@@ -123,8 +124,8 @@ impl App {
         }
     }
 
-    /// Loads the secrets of the configuration in service again. Whatever is wrong with them, the last good ones serve on.
-    /// `again` is whether they have not changed, and it is only time to look at them.
+    /// Loads the secrets of the configuration in service again. If they have an error, the last good ones stay in
+    /// service. `again` means that the files have not changed, and that only a periodic check is due.
     fn take_secrets(&mut self, again: bool) {
         let snapshot = self.current.load_full();
         match self.secrets.load(&snapshot.model, &snapshot.terminations()) {
@@ -147,23 +148,23 @@ impl App {
     }
 }
 
-/// Says what is doubtful.
+/// Logs the warnings.
 pub(super) fn log(warnings: &[SecretWarning]) {
     for warning in warnings {
         tracing::warn!("{warning}");
     }
 }
 
-/// Since 1970.
+/// Seconds since 1970.
 fn seconds(time: SystemTime) -> i64 {
     match time.duration_since(UNIX_EPOCH) {
         Ok(since) => i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
-        // A clock that was never set.
+        // The clock was never set.
         Err(_) => 0,
     }
 }
 
-/// What `check` says of the secrets: an error as text, or the warnings.
+/// The result of `check` for the secrets: an error as text, or the warnings.
 pub fn check_secrets(model: &Model) -> Result<Vec<SecretWarning>, String> {
     let now = seconds(SystemTime::now());
     Terminations::load(model, &Terminations::default(), &Context::default(), now)

@@ -1,10 +1,10 @@
-//! Signals, from the first moment of the process to its last.
+//! Signal handling, from the start of the process to its end.
 //!
-//! A thread of its own hears them, since the main thread cannot while it starts, reads a configuration or looks names up.
-//! SIGHUP asks for a reload, SIGTERM and SIGINT ask for a stop; what comes meanwhile is remembered, each kind once. While
-//! the process starts, a stop ends it at once. While it drains, only another stop counts. All other signals that would
-//! end the process and that are no fault of its own (SIGUSR1 and the like) are noted and ignored; SIGQUIT still makes a core
-//! dump.
+//! A separate thread receives the signals, since the main thread cannot do so during the start, while it reads a
+//! configuration, or while it resolves names. SIGHUP requests a reload, SIGTERM and SIGINT request a stop. Further
+//! signals are stored, one of each kind. During the start, a stop ends the process at once. During a drain, only
+//! another stop counts. All other signals that would end the process without a fault of its own (such as SIGUSR1) are
+//! logged and ignored. SIGQUIT still makes a core dump.
 
 use std::{
     future::poll_fn,
@@ -25,14 +25,14 @@ use tokio::{
 
 use crate::log::{self, log_limit};
 
-/// Stops that come closer together are one: supervisors and wrappers send a signal to the process and to its group.
+/// Stops within this interval count as one: supervisors and wrappers send a signal to the process and to its group.
 const SAME: Duration = Duration::from_millis(20);
 
-/// How long the end of a start waits for the last lines of the log.
+/// The time limit of the last log lines when a start is stopped.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
-/// Numbers of signals that mean nothing here and whose default would end the process. SIGXFSZ comes when the file that
-/// standard error is has grown to its limit.
+/// Signals without a meaning here whose default action would end the process. The kernel sends SIGXFSZ when the file
+/// behind standard error has grown to its limit.
 const IGNORED: [i32; 9] = [
     libc::SIGUSR1,
     libc::SIGUSR2,
@@ -45,19 +45,19 @@ const IGNORED: [i32; 9] = [
     libc::SIGXFSZ,
 ];
 
-/// What the process is asked to do.
+/// A request to the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Asked {
     /// Read the configuration again.
     Reload,
-    /// Accept nothing more and drain; once more: do not wait for the open connections.
+    /// Accept nothing more and drain. A second stop does not wait for the open connections.
     Stop,
 }
 
-/// What was asked for and has not been begun.
+/// Requests that are not yet begun.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Pending {
-    /// Connections are accepted, or were.
+    /// Whether the process accepts connections, or has accepted some.
     serving: bool,
     reload: bool,
     stops: u32,
@@ -65,21 +65,22 @@ struct Pending {
 }
 
 impl Pending {
-    /// Notes a signal that came at this moment.
+    /// Stores a request that arrived at `now`.
     fn note(&mut self, asked: Asked, now: Instant) {
         match asked {
             Asked::Reload => self.reload = true,
             Asked::Stop => {
                 if self.last_stop.is_none_or(|last| now.duration_since(last) >= SAME) {
                     self.stops += 1;
-                    // Only a stop that counts: signals in quick succession would otherwise hide one another for ever.
+                    // Set only by a stop that counts. Otherwise signals in quick succession would suppress each other
+                    // forever.
                     self.last_stop = Some(now);
                 }
             }
         }
     }
 
-    /// What is to be done next. A stop goes before a reload, which is then of no use.
+    /// The next request. A stop comes before a reload, which then has no effect.
     fn next(&mut self) -> Option<Asked> {
         if self.stops > 0 {
             self.stops -= 1;
@@ -105,7 +106,7 @@ impl Shared {
     fn note(&self, asked: Asked) {
         let mut pending = self.lock();
         if asked == Asked::Stop && !pending.serving {
-            // With the lock held, so that the main thread begins to serve either before this or never.
+            // With the lock held, so that the main thread begins to serve either before this step or never.
             tracing::info!("stopped during start");
             let _ = log::flush(LAST_LINES);
             exit(0);
@@ -116,17 +117,17 @@ impl Shared {
     }
 }
 
-/// What signals ask of this process.
+/// The requests that signals make to this process.
 #[derive(Debug)]
 pub struct Signals(Arc<Shared>);
 
 impl Signals {
-    /// From now on no signal ends the process, but a stop while it starts and what cannot be caught. To be called before
-    /// anything that takes time.
+    /// Installs the handling. Afterwards only a stop during the start, or a signal that cannot be caught, ends the
+    /// process. Call it before anything that takes time.
     ///
     /// # Errors
     ///
-    /// Where a thread, or what it waits with, cannot be had.
+    /// Returns an error if a thread or its resources cannot be created.
     pub fn install() -> io::Result<Self> {
         let shared = Arc::<Shared>::default();
         let (installed, heard) = mpsc::channel();
@@ -151,12 +152,12 @@ impl Signals {
         Ok(Self(shared))
     }
 
-    /// The process accepts connections from now on: a stop drains.
+    /// Marks that the process accepts connections: a stop now drains.
     pub(super) fn serving(&self) {
         self.0.lock().serving = true;
     }
 
-    /// Waits for what is asked next.
+    /// Waits for the next request.
     pub(super) async fn next(&self) -> Asked {
         loop {
             if let Some(asked) = self.0.lock().next() {
@@ -167,8 +168,8 @@ impl Signals {
     }
 }
 
-/// Leaves signals to the thread that hears them: this one, and those that it starts from now on, are never interrupted. The
-/// kernel gives the verification of a program up (`EAGAIN`) when a signal comes to the thread that asks for it.
+/// Blocks signals in this thread and in threads that it starts later, so that only the signal thread receives them.
+/// The kernel aborts the verification of a program (`EAGAIN`) when its thread receives a signal.
 fn block() -> io::Result<()> {
     let heard = [libc::SIGHUP, libc::SIGTERM, libc::SIGINT];
     let all = heard.into_iter().chain(IGNORED).map(Number::try_from);
@@ -176,7 +177,7 @@ fn block() -> io::Result<()> {
     Ok(())
 }
 
-/// Where tokio tells of signals.
+/// The signal streams of tokio.
 struct Streams {
     terminate: Signal,
     interrupt: Signal,
@@ -186,7 +187,7 @@ struct Streams {
 
 impl Streams {
     fn new() -> io::Result<Self> {
-        // Those that the C library keeps for itself cannot be had.
+        // The C library reserves some signals, which cannot be handled.
         let ignored = IGNORED
             .into_iter()
             .chain(libc::SIGRTMIN()..=libc::SIGRTMAX())

@@ -1,8 +1,8 @@
-//! The start, in six steps. Each takes what the one before has made, so that their order, which is a contract, is that of
-//! the types: pins before maps, maps before flows of an earlier process, these before sockets are bound, sockets before
-//! workers, and workers before anything of a running process is touched.
+//! The start, in six steps. Each step takes the result of the previous one, so the types enforce the order. The order
+//! is: pins before maps, maps before flows of an earlier process, flows before sockets, sockets before workers, and
+//! workers before any change to a running process.
 //!
-//! Everything that can fail fails before the last step is half done; see [`Bound::serve`].
+//! Every step that can fail does so before the last step changes the old process; see [`Bound::serve`].
 
 use std::{collections::BTreeMap, net::TcpListener as StdListener, sync::Arc};
 
@@ -42,17 +42,17 @@ use crate::{
     upstream::{dns::Resolver, health_collector::SharedWatchlist},
 };
 
-/// A process that may open files, and what it is to serve.
+/// A process with its limits set, and the model to serve.
 pub(super) struct Prepared {
     options: Run,
     signals: Signals,
     supervisor: Supervisor,
     model: Model,
-    /// How many files it may open, if there is a limit.
+    /// The limit of open files, if any.
     open_files: Option<u64>,
 }
 
-/// What every later step uses, and the last one keeps.
+/// The state that every later step uses, and the last one keeps.
 struct Process {
     options: Run,
     signals: Signals,
@@ -67,13 +67,13 @@ struct Process {
     metrics: Arc<Metrics>,
 }
 
-/// Experiments show what the kernel can do.
+/// The probes of the kernel are running.
 pub(super) struct Trying {
     process: Process,
     model: Model,
 }
 
-/// It is known whether another process is taken over from.
+/// The search for an old process is over.
 pub(super) struct Found {
     process: Process,
     model: Model,
@@ -82,7 +82,7 @@ pub(super) struct Found {
     pins: Option<Pins>,
 }
 
-/// What moves bytes is loaded, and names are resolved.
+/// The datapaths are loaded, and names are resolved.
 pub(super) struct Loaded {
     process: Process,
     live: Arc<Snapshot>,
@@ -90,7 +90,7 @@ pub(super) struct Loaded {
     socket_file: Option<Arc<SocketFile>>,
     old: Option<Client>,
     datapath: Factory,
-    /// Whether the maps are those of the old process, too.
+    /// Whether the old process shares the maps.
     jointly: bool,
     adopted: Option<AdoptedFlows>,
 }
@@ -104,7 +104,7 @@ pub(super) struct Bound {
 }
 
 impl Prepared {
-    /// Step 1: decides what is to be served, and makes the process what it is to be before it opens anything.
+    /// Step 1: reads the model to serve, and sets up the process before it opens any file.
     pub(super) fn prepare(options: Run, translation: Translation, signals: Signals) -> anyhow::Result<Self> {
         let supervisor = Supervisor::of_environment();
         let model = decided(translation, &options)?;
@@ -112,7 +112,7 @@ impl Prepared {
         Ok(Self { options, signals, supervisor, model, open_files })
     }
 
-    /// Step 2: begins the experiments, before all else, since they take longest, and with every privilege that there is.
+    /// Step 2: starts the probes. They come first, since they take longest and need every privilege.
     pub(super) fn begin_trial(self) -> Trying {
         let Self { options, signals, supervisor, model, open_files } = self;
         let (thrift, needs) = (Thrift::begin(), DatapathNeeds::of(&model));
@@ -140,7 +140,7 @@ impl Prepared {
 }
 
 impl Trying {
-    /// Step 3: asks the process that is to be taken over from, if there is one, for what it has.
+    /// Step 3: requests the state of the old process, if there is one.
     pub(super) fn find_old_process(self) -> anyhow::Result<Found> {
         let Self { process, model } = self;
         let (socket_file, mut old) = takeover::look(&process.options)?;
@@ -156,10 +156,10 @@ impl Trying {
 }
 
 impl Found {
-    /// Step 4: loads what moves bytes, and takes the flows of a process that has ended.
+    /// Step 4: loads the datapaths, and adopts the flows of a process that has ended.
     pub(super) fn load(self) -> anyhow::Result<Loaded> {
         let Self { mut process, model, socket_file, old, pins } = self;
-        // First of all that can fail by what an operator has written.
+        // Comes first of the steps that can fail through an operator's error.
         let terminations = process
             .secrets
             .load(&model, &Terminations::default())
@@ -174,7 +174,8 @@ impl Found {
         metrics.serves_with(datapath.label());
         metrics.config_generation.set(1);
         let jointly = jointly && datapath.programs().is_some_and(|programs| programs.persists());
-        // Before anything is bound: their ports are in use. Those of a process that lives stay with it for now.
+        // Comes before any socket is bound, since the flows occupy ports. Flows of a running process stay with it for
+        // now.
         let adopted = match old {
             Some(_) => None,
             None => datapath::adopted(&datapath, &model, metrics, None, process.workers)?,
@@ -188,7 +189,8 @@ impl Found {
 }
 
 impl Loaded {
-    /// Step 5: binds every socket, or takes it from the old process, and hears which flows are the old one's.
+    /// Step 5: binds every socket or receives it from the old process, and receives the list of the old process's
+    /// flows.
     pub(super) fn bind(mut self) -> anyhow::Result<Bound> {
         let Process { workers, admission, access_log, metrics, .. } = &self.process;
         let model = &self.live.model;
@@ -198,7 +200,7 @@ impl Loaded {
         let endpoints = BoundEndpoint::bind_all(&model.startup, self.old.as_mut())?;
         if let Some(old) = &self.old {
             let alive = old.prepare(self.jointly)?;
-            // If it has ended meanwhile, all that it has left is ours.
+            // If the old process has ended meanwhile, this process adopts all its flows.
             let alive = if self.jointly { alive } else { None };
             self.adopted = datapath::adopted(&self.datapath, model, metrics, alive, *workers)?;
         }
@@ -208,8 +210,8 @@ impl Loaded {
 }
 
 impl Bound {
-    /// Step 6: starts the workers, has the old process give everything up, and serves. Nothing of a process that lives is
-    /// touched before that, and nothing fails after it.
+    /// Step 6: starts the workers, makes the old process hand everything over, and serves. No earlier step changes a
+    /// running process, and no step fails after it.
     pub(super) fn serve(self, runtime: Runtime) -> anyhow::Result<App> {
         let Self { loaded, sockets, admin, endpoints } = self;
         let Loaded { process, live, resolver, socket_file, old, datapath, jointly, adopted } = loaded;
@@ -288,7 +290,7 @@ impl Bound {
             });
             Watch { task: app.runtime.spawn(watch), stop }
         });
-        // Clients of an earlier process may be denied by now.
+        // The deny list may contain clients of an earlier process.
         app.close_denied();
         app.serve_takeovers(socket_file, listening);
         app.reduce_privileges(kernel, takes_over)?;

@@ -1,6 +1,6 @@
-//! Tells the service manager what the process does: the protocol of `sd_notify(3)`.
+//! Reports the state of the process to the service manager: the protocol of `sd_notify(3)`.
 //!
-//! Nothing here waits: a message that the manager does not take at once is lost. (The crates for this protocol block.)
+//! No call blocks: a message that the manager does not accept at once is lost. (The crates for this protocol block.)
 
 use std::{
     ffi::OsStr,
@@ -16,12 +16,12 @@ use std::{
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// The service manager, if there is one that wants to know.
+/// The service manager, if it accepts notifications.
 #[derive(Debug)]
 pub(super) struct Supervisor(Option<UnixDatagram>);
 
 impl Supervisor {
-    /// The one that `NOTIFY_SOCKET` names.
+    /// The manager that `NOTIFY_SOCKET` names.
     pub(super) fn of_environment() -> Self {
         let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return Self(None) };
         match connect(&name) {
@@ -33,12 +33,13 @@ impl Supervisor {
         }
     }
 
-    /// The process serves, or does so again after a reload; `status` is for people.
+    /// The process serves, also again after a reload. `status` is text for people.
     pub(super) fn ready(&self, status: &str) {
         self.tell(&format!("READY=1\nSTATUS={status}"));
     }
 
-    /// The configuration is being read again. The moment tells this reload from an earlier one: systemd 253.
+    /// The configuration is being read again. The timestamp distinguishes this reload from an earlier one: systemd
+    /// 253.
     pub(super) fn reloading(&self) {
         let now = clock_gettime(ClockId::Monotonic);
         let microseconds = i128::from(now.tv_sec) * 1_000_000 + i128::from(now.tv_nsec) / 1_000;
@@ -50,8 +51,8 @@ impl Supervisor {
         self.tell(&format!("STOPPING=1\nSTATUS={status}"));
     }
 
-    /// Another process has taken over, and this one drains. In one service, that one is what the service is about from now on;
-    /// in a service of its own, it leaves this one to end.
+    /// Another process has taken over, and this one drains. Within one service, the new process becomes the main
+    /// process. From a service of its own, it leaves this process to end.
     pub(super) fn succeeded_by(&self, process: i32) {
         let service = |process: &str| fs::read(format!("/proc/{process}/cgroup")).ok();
         let own = service("self");
@@ -64,13 +65,13 @@ impl Supervisor {
 
     fn tell(&self, state: &str) {
         if let Some(socket) = &self.0 {
-            // Whoever manages services notices by other means what it was not told.
+            // The service manager detects a lost message by other means.
             let _ = socket.send(state.as_bytes());
         }
     }
 }
 
-/// A name that begins with `@` is one of the abstract namespace.
+/// A name with a leading `@` is in the abstract namespace.
 fn connect(name: &OsStr) -> io::Result<UnixDatagram> {
     let address = match name.as_bytes().strip_prefix(b"@") {
         Some(name) => SocketAddr::from_abstract_name(name)?,
@@ -110,7 +111,7 @@ mod tests {
                 moment.is_some_and(|moment| moment.parse::<u64>().is_ok_and(|moment| moment > 0)),
                 "{text}"
             );
-            // Nobody reads any more.
+            // The receiver no longer reads.
             for _ in 0..10_000 {
                 supervisor.stopping("Draining");
             }

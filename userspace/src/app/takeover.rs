@@ -1,4 +1,4 @@
-//! What the process does when it takes over from another, and when another takes over from it.
+//! Takeover, for the new process and for the old one.
 
 use std::{
     fs, io,
@@ -30,7 +30,7 @@ use crate::{
     terminate::tickets::Seed,
 };
 
-/// The pins of the old process, if it has some, for maps of so many places.
+/// The pins of the old process, if any, for maps with `places` slots.
 pub(super) fn pins(old: &mut Client, places: u32) -> anyhow::Result<Option<Pins>> {
     let Some((directory, lock)) = old.pins(places)? else { return Ok(None) };
     let pins = Pins::inherit(&directory, lock).context(
@@ -40,13 +40,13 @@ pub(super) fn pins(old: &mut Client, places: u32) -> anyhow::Result<Option<Pins>
     Ok(Some(pins))
 }
 
-/// What session tickets of the old process are encrypted with: its clients resume their sessions here.
+/// The seeds of the old process's ticket keys. Its clients resume their TLS sessions here.
 pub(super) fn ticket_seeds(old: &mut Client) -> Vec<Seed> {
     let seeds = old.ticket_seeds().into_iter();
     seeds.map(|TicketSeed { made, bytes }| Seed { made, bytes: Zeroizing::new(bytes.0) }).collect()
 }
 
-/// The task of one address of the admin endpoint, and its socket once more.
+/// One address of the admin endpoint: its task, and a copy of its socket.
 pub(super) struct BoundEndpoint {
     address: AdminAddress,
     scope: Scope,
@@ -55,7 +55,7 @@ pub(super) struct BoundEndpoint {
 }
 
 impl BoundEndpoint {
-    /// Binds all addresses, unless another process hands their sockets over.
+    /// Binds all addresses, except those whose sockets the old process hands over.
     pub(super) fn bind_all(startup: &Startup, mut old: Option<&mut Client>) -> anyhow::Result<Vec<Self>> {
         let mut endpoints = Vec::new();
         let settings = &startup.admin;
@@ -65,7 +65,7 @@ impl BoundEndpoint {
         });
         let probes = |address: SocketAddr, option| (AdminAddress::Tcp(address), Scope::Probes, option);
         let ready = settings.ready.map(|address| probes(address, "--ready"));
-        // Both serve the same.
+        // Both addresses would serve the same.
         let status = settings.status.filter(|status| settings.ready != Some(*status));
         let status = status.map(|address| probes(address, "--status"));
         for (address, scope, option) in own.into_iter().chain(ready).chain(status) {
@@ -75,10 +75,10 @@ impl BoundEndpoint {
         Ok(endpoints)
     }
 
-    /// Binds the status port that an Istio document names. Nobody has asked this process for it: where it is in use, the rest is
-    /// served.
+    /// Binds the status port that an Istio document names. The operator did not request it explicitly, so the process
+    /// serves without it if the port is in use.
     fn bind_named(port: u16, mut old: Option<&mut Client>) -> Option<Self> {
-        // A kernel without IPv6 has the second one alone.
+        // A kernel without IPv6 supports only the second address.
         let all = [IpAddr::from(Ipv6Addr::UNSPECIFIED), Ipv4Addr::UNSPECIFIED.into()];
         let mut failed = None;
         for ip in all {
@@ -115,7 +115,7 @@ impl BoundEndpoint {
         Ok(Self { address, scope, socket, task: None })
     }
 
-    /// Serves from now on. To be called inside the runtime.
+    /// Begins to serve. Call it inside the runtime.
     pub(super) fn serve(mut self, admin: &Arc<Admin>, runtime: &Runtime) -> Self {
         match self.socket.try_clone() {
             Ok(socket) => self.task = Some(runtime.spawn(admin.clone().serve(socket, self.scope))),
@@ -124,7 +124,7 @@ impl BoundEndpoint {
         self
     }
 
-    /// Removes the file of a unix socket, which no other process goes on to serve.
+    /// Removes the file of a unix socket that no other process continues to serve.
     pub(super) fn remove(self) {
         if let AdminAddress::Unix(path) = self.address
             && let Err(error) = fs::remove_file(&path)
@@ -134,7 +134,7 @@ impl BoundEndpoint {
     }
 }
 
-/// Where this process takes over, and from whom, if it is to and there is somebody.
+/// The takeover socket and the client to the old process, if a takeover is requested and an old process runs.
 pub(super) fn look(options: &Run) -> anyhow::Result<(Option<Arc<SocketFile>>, Option<Client>)> {
     let socket_file = socket_file(options)?;
     let old = match &socket_file {
@@ -144,8 +144,7 @@ pub(super) fn look(options: &Run) -> anyhow::Result<(Option<Arc<SocketFile>>, Op
     Ok((socket_file, old))
 }
 
-/// Where this process takes over, and can be taken over from. `None` where there is no such socket, and nobody has asked
-/// for one.
+/// The takeover socket of this process. `None` if it cannot be created and the operator did not request it.
 fn socket_file(options: &Run) -> anyhow::Result<Option<Arc<SocketFile>>> {
     let directory = options.takeover_path.as_deref().unwrap_or(Path::new(DIRECTORY));
     match SocketFile::new(directory, options.takeover_name.as_deref(), options.takeover_across_mounts) {
@@ -159,7 +158,7 @@ fn socket_file(options: &Run) -> anyhow::Result<Option<Arc<SocketFile>>> {
 }
 
 impl App {
-    /// From now on, another process can take over from this one.
+    /// Lets another process take over from this one, from now on.
     pub(super) fn serve_takeovers(
         &mut self,
         socket_file: Option<Arc<SocketFile>>,
@@ -186,11 +185,11 @@ impl App {
             endpoints.into_iter().map(|endpoint| endpoint.serve(&self.admin, &self.runtime)).collect();
     }
 
-    /// Has the process that is taken over from give everything up. What it still has comes by and by.
+    /// Makes the old process hand everything over. Its remaining flows follow later.
     ///
     /// # Errors
     ///
-    /// Where it lives and serves on.
+    /// Fails if the old process runs and still serves.
     pub(super) fn succeed(
         &self,
         old: Option<Client>,
@@ -205,9 +204,9 @@ impl App {
         Ok((listening, shares.then_some(flows)))
     }
 
-    /// Does what a process wants that takes over. True when it has.
+    /// Executes a request of the new process. Returns whether the takeover is complete.
     pub(super) fn receive(&mut self, request: Request) -> bool {
-        // Where the reply is not heard, the client has gone, which is told by itself.
+        // If the reply does not arrive, the client has gone, which is detected elsewhere.
         match request {
             Request::Inventory(reply) => {
                 let _ = reply.send(self.inventory());

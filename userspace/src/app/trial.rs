@@ -1,9 +1,9 @@
-//! Finds out what this kernel can do, while the process already serves.
+//! Probes the capabilities of this kernel, while the process already serves.
 //!
-//! The experiments take a second or two. A process of its own makes them (`snisplice probe --json`): it needs more
-//! privileges than the one that serves, and what it takes of memory goes with it. It begins before this process gives its
-//! own privileges up, which starts no other program after that. What an earlier start of this boot found
-//! is remembered in a file, so that the next one moves connections into the kernel at once, and checks beside.
+//! The probes take a second or two and run in a process of their own (`snisplice probe --json`). That process needs
+//! more privileges than the daemon, and its memory is freed with it. It starts before the daemon drops its
+//! privileges, and the daemon starts no other program after that. A file keeps the results of an earlier start since
+//! boot. With them, the next start offloads connections at once, and verifies the results meanwhile.
 
 use std::{
     fs,
@@ -29,27 +29,27 @@ use crate::{
     probe::answers::{Answers, Questions},
 };
 
-/// Where it is remembered, in a directory that only this user may write to.
+/// The directory and file of earlier results. Only this user may write there.
 const MEMORY: &str = "/run/snisplice/probe.json";
 
-/// Changes where an answer comes to mean something else.
+/// Changes when the meaning of a result changes.
 const VERSION: u32 = 1;
 
-/// What the experiments lead to.
+/// A result of the probes.
 #[derive(Debug)]
 pub(super) enum Event {
-    /// This is in the kernel and can be used from now on; perhaps nothing.
+    /// The kernel support that can be used from now on. May be empty.
     Found {
-        /// What there is.
+        /// The loaded programs.
         found: InKernel,
-        /// Whether an earlier start has found it out.
+        /// Whether the result is that of an earlier start.
         remembered: bool,
     },
-    /// What was remembered is not true any more.
+    /// The earlier result is no longer true.
     Lost,
 }
 
-/// Experiments that are under way, and what is remembered of earlier ones.
+/// Running probes, and the results of an earlier start.
 #[derive(Debug)]
 pub(super) struct ProbeProcess {
     needs: DatapathNeeds,
@@ -59,7 +59,7 @@ pub(super) struct ProbeProcess {
 }
 
 impl ProbeProcess {
-    /// Begins to make the experiments that `needs` asks for. `None` if it asks for none.
+    /// Starts the probes that `needs` requires. `None` if none are required.
     pub(super) fn begin(needs: &DatapathNeeds) -> Option<Self> {
         let questions = needs.questions();
         if questions.is_empty() {
@@ -71,7 +71,7 @@ impl ProbeProcess {
         Some(Self { needs: needs.clone(), asking, memory, remembered })
     }
 
-    /// What is remembered, or else what the experiments show, which takes a while.
+    /// The earlier results, or else the results of the probes, which take a while.
     pub(super) fn answers(&mut self) -> Answers {
         if let Some(remembered) = &self.remembered {
             return remembered.clone();
@@ -82,8 +82,8 @@ impl ProbeProcess {
         answers
     }
 
-    /// Goes on in a thread. Where nothing is in the kernel yet, what can be used is loaded as soon as it is known. What
-    /// comes of it is heard from the receiver, which is closed when everything is known.
+    /// Continues in a thread. If nothing is loaded yet, usable programs are loaded as soon as their results are
+    /// known. The receiver gets the events, and is closed after the last one.
     pub(super) fn go_on(self, is_loaded: bool) -> mpsc::UnboundedReceiver<Event> {
         let (events, heard) = mpsc::unbounded_channel();
         let run = move || self.run(is_loaded, &events);
@@ -94,10 +94,10 @@ impl ProbeProcess {
     }
 
     fn run(mut self, mut is_loaded: bool, events: &mpsc::UnboundedSender<Event>) {
-        // Whoever does not hear it any more is stopping.
+        // If the receiver is closed, the process is stopping.
         let found = |answers: &Answers, remembered| {
             let found = datapath::load(&self.needs, answers, None);
-            // What reading the kernel's types has taken.
+            // Frees the memory that reading the kernel's types has taken.
             memory::give_back();
             let _ = events.send(Event::Found { found, remembered });
         };
@@ -109,7 +109,7 @@ impl ProbeProcess {
             return;
         }
         let Some(answers) = self.asking.wait() else {
-            // This process has not the privileges any more to find it out itself.
+            // This process no longer has the privileges to probe.
             if is_loaded {
                 tracing::warn!("cannot check the remembered probe results: they stay in use");
             } else {
@@ -138,19 +138,19 @@ impl ProbeProcess {
     }
 }
 
-/// The process that makes the experiments.
+/// The state of the probes' process.
 #[derive(Debug)]
 enum Asking {
-    /// It runs.
+    /// The process runs.
     Child(Child),
-    /// No process could be made, so this one has made the experiments.
+    /// No process could be started, so this process has made the probes.
     Done(Answers),
-    /// The answers have been taken.
+    /// The results have been taken.
     Over,
 }
 
 impl Asking {
-    /// `twice` has what fails tried once more.
+    /// Starts the process. `twice` repeats failed probes once.
     fn begin(questions: Questions, twice: bool) -> Self {
         let mut command = Command::new("/proc/self/exe");
         command.args(["probe", "--json", "--with-parent"]);
@@ -163,7 +163,7 @@ impl Asking {
         if twice {
             command.arg("--twice");
         }
-        // What the experiments log is in the answers.
+        // The results contain the log lines of the probes.
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         match command.spawn() {
             Ok(child) => Self::Child(child),
@@ -178,7 +178,7 @@ impl Asking {
         matches!(self, Self::Over)
     }
 
-    /// Waits for the answers. `None` if the process has died without any.
+    /// Waits for the results. `None` if the process has ended without any.
     fn wait(&mut self) -> Option<Answers> {
         match std::mem::replace(self, Self::Over) {
             Self::Child(child) => {
@@ -196,14 +196,14 @@ impl Asking {
     }
 }
 
-/// What was found out, and what it is true of.
+/// Stored results, and the key for which they are valid.
 #[derive(Debug, Serialize, Deserialize)]
 struct Remembered {
     key: Key,
     answers: Answers,
 }
 
-/// What the answers depend on.
+/// The properties on which the results depend.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Key {
     version: u32,
@@ -212,9 +212,9 @@ struct Key {
     /// The kernel's release.
     kernel: String,
     boot: String,
-    /// A number of the programs' bytes.
+    /// A hash of the programs' bytes.
     objects: u64,
-    /// What this process may do.
+    /// The capabilities of this process.
     capabilities: u64,
 }
 
@@ -231,7 +231,7 @@ impl Key {
     }
 }
 
-/// The file that answers are kept in.
+/// The file that stores results.
 #[derive(Debug)]
 struct Memory {
     path: PathBuf,
@@ -247,7 +247,7 @@ impl Memory {
         Self { path, key }
     }
 
-    /// What was found out about this very kernel and program; `None` where nothing is known that can be trusted.
+    /// The results for exactly this kernel and program. `None` without trustworthy results.
     fn read(&self) -> Option<Answers> {
         let read = || -> anyhow::Result<Answers> {
             is_ours(self.path.parent().context("no directory")?)?;
@@ -259,7 +259,7 @@ impl Memory {
         read().inspect_err(|error| tracing::debug!(%error, "cannot read the remembered probe results")).ok()
     }
 
-    /// Keeps `answers` for the next start. Where that fails, the next start finds out for itself.
+    /// Stores `answers` for the next start. If that fails, the next start probes again.
     fn write(&self, answers: &Answers) {
         let Some(key) = self.key.clone() else { return };
         let write = || -> anyhow::Result<()> {
@@ -269,11 +269,11 @@ impl Memory {
                 _ => {}
             }
             is_ours(directory)?;
-            // Several processes may do so at once: the last one wins, with a whole file.
+            // Several processes may write at once: the last one wins, with a complete file.
             let partial = directory.join(format!(".probe-{}", std::process::id()));
             let mut options = fs::OpenOptions::new();
             let mut file = options.write(true).create_new(true).mode(0o600).open(&partial)?;
-            // Another configuration may have asked for something else.
+            // Another configuration may have stored further results.
             let answers = self.read().unwrap_or_default().updated(answers);
             let remembered = Remembered { key, answers };
             let written = file.write_all(&serde_json::to_vec(&remembered)?);
@@ -288,7 +288,7 @@ impl Memory {
     }
 }
 
-/// Fails unless the file or directory belongs to this user and nobody else may write to it.
+/// Fails unless the file or directory belongs to this user and no other user may write to it.
 fn is_ours(path: &Path) -> anyhow::Result<()> {
     let metadata = fs::symlink_metadata(path)?;
     ensure!(!metadata.file_type().is_symlink(), "{} is a symbolic link", path.display());

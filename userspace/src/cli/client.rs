@@ -1,4 +1,4 @@
-//! The subcommands that ask a running balancer, over its admin address.
+//! The subcommands that query a running balancer through its admin address.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -19,10 +19,10 @@ use crate::{
     cli,
 };
 
-/// How long the balancer may take for each part of its answer.
+/// The time limit for each part of the balancer's response.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// `snisplice connections`: a table, or what the balancer answers.
+/// `snisplice connections`: a table, or the balancer's response as it is.
 pub fn connections(options: &cli::Connections) -> anyhow::Result<String> {
     let cli::Connections { ask, listener, backend, carrier, client, sni, limit, json } = options;
     let filter = Filter {
@@ -46,7 +46,7 @@ pub fn connections(options: &cli::Connections) -> anyhow::Result<String> {
         let told = !page.connections.is_empty();
         listing.connections.append(&mut page.connections);
         listing.more = page.more && told;
-        // The usual case: as it came.
+        // The usual case: the response as it is.
         if *json && !page.more && after.is_empty() {
             return Ok(body);
         }
@@ -54,7 +54,7 @@ pub fn connections(options: &cli::Connections) -> anyhow::Result<String> {
     if *json { Ok(serde_json::to_string(&listing)? + "\n") } else { Ok(render(&listing)) }
 }
 
-/// `snisplice close`: says how many were closed. Fails at the first that cannot be.
+/// `snisplice close`: returns the number of closed connections. Fails at the first one that cannot be closed.
 pub fn close(options: &cli::Close) -> anyhow::Result<String> {
     let cli::Close { ask, ids, backend, client, sni } = options;
     let mut closed = 0;
@@ -104,7 +104,7 @@ fn render(Listing { connections, more }: &Listing) -> String {
 }
 
 const COLUMNS: usize = 11;
-/// The columns of numbers.
+/// The columns of numbers, aligned to the right.
 const RIGHT: [usize; 4] = [0, 6, 9, 10];
 
 fn row(one: &ConnectionView) -> [String; COLUMNS] {
@@ -125,7 +125,7 @@ fn row(one: &ConnectionView) -> [String; COLUMNS] {
     ]
 }
 
-/// The body of a good answer; whatever else comes is an error that says what to do.
+/// The body of a successful response. Any other result is an error with a remedy.
 fn request(admin: &AdminAddress, method: Method, target: &str) -> anyhow::Result<String> {
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
     let (status, body) = runtime.block_on(exchange(admin, method, target)).map_err(|error| {
@@ -159,7 +159,7 @@ async fn exchange(
     }
 }
 
-/// One request, and all of its answer.
+/// Sends one request, and reads the whole response.
 async fn converse(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     host: &str,
@@ -167,7 +167,7 @@ async fn converse(
     target: &str,
 ) -> anyhow::Result<(StatusCode, String)> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    // What goes wrong with the connection, the request is told as well.
+    // The request receives an error of the connection as well.
     tokio::spawn(connection);
     let request =
         Request::builder().method(method).uri(target).header(HOST, host).body(Empty::<Bytes>::new())?;
@@ -223,7 +223,7 @@ mod tests {
         assert!(lines[3].contains("--limit"), "{text}");
     }
 
-    /// A server that says this to whoever asks, and who asked what.
+    /// A server that sends `answer`. The thread returns the request.
     fn server(answer: &'static str) -> (AdminAddress, std::thread::JoinHandle<String>) {
         use std::io::{BufRead as _, BufReader, Write as _};
         let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -9,27 +9,27 @@ use crate::http::path::normalise;
 /// An HTTP request for the name.
 #[derive(Debug, Clone, Args)]
 pub struct RequestOptions {
-    /// The path of an HTTP request for the name, with its query if it has one: which rule serves it, and why
+    /// The path of an HTTP request for the name, with its query if any: show the rule that serves it, and why
     #[arg(long, value_name = "PATH")]
     pub path: Option<String>,
     /// The method of the request
     #[arg(long, requires = "path", default_value = "GET")]
     pub method: String,
-    /// A header of the request; once for each. `host:NAME` is the host, if it is not the server name
+    /// A header of the request; once for each. `host:NAME` is the host, if it differs from the server name
     #[arg(long = "header", value_name = "NAME:VALUE", requires = "path")]
     pub headers: Vec<String>,
-    /// Whether the request comes within TLS
+    /// Whether the request arrives within TLS
     #[arg(long, requires = "path", value_enum, default_value_t)]
     pub scheme: Scheme,
 }
 
-/// How a request comes.
+/// The scheme of a request.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, strum::IntoStaticStr)]
 #[strum(serialize_all = "lowercase")]
 pub enum Scheme {
     /// Without TLS
     Http,
-    /// Within TLS that ends here
+    /// Within TLS that the balancer terminates
     #[default]
     Https,
 }
@@ -39,10 +39,10 @@ pub enum Scheme {
 pub struct Partial(Requested);
 
 impl RequestOptions {
-    /// The request in question, if there is one.
+    /// The request of the options, if any.
     ///
     /// # Errors
-    /// If its path or one of its headers can be in no request.
+    /// Fails if the path or a header is not valid in a request.
     pub fn requested(&self) -> anyhow::Result<Option<Partial>> {
         let Some(target) = &self.path else { return Ok(None) };
         let (path, query) =
