@@ -1,8 +1,8 @@
-//! HTTP requests, within TLS that ends here and without TLS: each has a rule and a backend of its own.
+//! HTTP requests, within terminated TLS and without TLS. Each request has a rule and a backend of its own.
 //!
-//! The pure part decides what becomes of a request ([`route`]), follows where requests begin and end ([`framing`] for HTTP/1,
-//! [`frames`] for HTTP/2), and says which headers go on ([`headers`]). Around it are the connections of clients ([`connection`])
-//! and those to backends ([`pool`]), and between them one request at a time ([`exchange`]).
+//! The pure part decides on a request ([`route`]), follows request boundaries ([`framing`] for HTTP/1, [`frames`] for
+//! HTTP/2), and selects the headers to forward ([`headers`]). The shell has the connections of clients
+//! ([`connection`]) and of backends ([`pool`]). [`exchange`] serves one request between them.
 
 pub mod activity;
 pub mod body;

@@ -1,7 +1,7 @@
-//! Certificates, their keys, and the certificates of authorities: found, read, understood and checked.
+//! Certificates, their keys, and the certificates of authorities: found, read, parsed and verified.
 //!
-//! [`pem`] and [`certificate`] are functions of bytes and of the time. [`places`] says where a Secret may be, and [`loader`]
-//! looks there. [`files`] alone touches the disk.
+//! [`pem`] and [`certificate`] are functions of bytes and of the time. [`places`] lists the possible places of a
+//! Secret, and [`loader`] searches them. Only [`files`] accesses the disk.
 
 pub mod certificate;
 pub mod error;

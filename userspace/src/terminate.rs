@@ -1,6 +1,7 @@
-//! TLS that ends here, and TLS that begins here: what the library needs for it, built from the model and the secrets.
+//! TLS termination and TLS to backends: the library's configuration, built from the model and the secrets.
 //!
-//! A configuration without a terminating rule builds none of this, and reads no secret. See docs/internals/termination.md.
+//! A configuration without a terminating rule builds nothing here, and reads no secret. See
+//! docs/internals/termination.md.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -28,33 +29,33 @@ pub mod tickets;
 pub mod upstream;
 mod verifier;
 
-/// What all configurations of a process share.
+/// The state that all configurations of a process share.
 #[derive(Debug, Clone, Default)]
 pub struct Context {
-    /// What session tickets are encrypted with.
+    /// The keys of session tickets.
     pub tickets: Arc<TicketKeys>,
-    /// Where the secrets of connections are written to, for whoever debugs them (`SSLKEYLOGFILE`).
+    /// The log of connections' TLS secrets, for debugging (`SSLKEYLOGFILE`).
     pub key_log: Option<Arc<dyn KeyLog>>,
 }
 
-/// A server or backend whose TLS cannot be served as it is configured.
+/// A server or backend whose TLS configuration is unusable.
 #[derive(Debug, Error)]
 #[error("{origin}{whose}: {fault}")]
 pub struct LoadError {
-    /// Where it was written, with a colon and a blank.
+    /// The location in the configuration, with a colon and a space.
     origin: String,
-    /// Which server or backend.
+    /// The server or backend.
     whose: String,
     fault: LoadFault,
 }
 
-/// What is wrong with it.
+/// The fault of a TLS configuration.
 #[derive(Debug, Error)]
 pub enum LoadFault {
-    /// Of its certificates and keys.
+    /// A fault of certificates and keys.
     #[error(transparent)]
     Secret(#[from] SecretError),
-    /// A name that stands for no suite, or for one that is not spoken.
+    /// A name that is no cipher suite, or an unsupported one.
     #[error("{0} is no cipher suite that is spoken here; use one of {1}")]
     Suite(String, String),
     /// No version is left.
@@ -62,12 +63,12 @@ pub enum LoadFault {
         "no version of TLS is left: minimum {min}, maximum {max}, with these cipher suites; allow another one"
     )]
     Versions {
-        /// The oldest one.
+        /// The oldest version.
         min: String,
-        /// The newest one.
+        /// The newest version.
         max: String,
     },
-    /// The library refuses.
+    /// The library refuses the configuration.
     #[error("cannot be set up: {0}; correct what the message names")]
     Library(String),
     /// A name that no certificate can have.
@@ -75,7 +76,7 @@ pub enum LoadFault {
     Name(String),
 }
 
-/// All that is wrong, one line for each.
+/// All faults, one line each.
 #[derive(Debug, Error)]
 pub struct LoadErrors(pub Vec<LoadError>);
 
@@ -89,33 +90,34 @@ impl fmt::Display for LoadErrors {
     }
 }
 
-/// What one configuration ends and begins TLS with.
+/// The TLS configurations of one model.
 #[derive(Debug, Default)]
 pub struct Terminations {
-    /// By [`Termination::id`].
+    /// Indexed by [`Termination::id`].
     servers: Vec<Option<Arc<Server>>>,
-    /// By [`BackendId`]: what is spoken to in TLS, as far as there is what that takes.
+    /// By [`BackendId`]: backends with TLS. `None` if a certificate or authority is missing.
     upstreams: HashMap<BackendId, Option<Arc<Upstream>>>,
-    /// The files that this was read from.
+    /// The files that were read.
     pub watched: Watched,
-    /// When each certificate ends, in seconds since 1970.
+    /// The expiry of each certificate, in seconds since 1970.
     pub expiry: Vec<(String, i64)>,
 }
 
 impl Terminations {
-    /// Whether the model needs anything of this.
+    /// Whether the model uses TLS termination or TLS to backends.
     #[must_use]
     pub fn are_needed(model: &Model) -> bool {
         model.terminations > 0 || model.listeners.iter().any(|listener| listener.plain_http.is_some())
     }
 
-    /// Loads everything that the model names, at this time in seconds since 1970, after the `former` ones.
+    /// Loads all secrets of the model, at this time in seconds since 1970. `former` is the result of the previous
+    /// load.
     ///
-    /// What an Istio object names and is not there is only warned of, as in Istio: its names are refused. If it was there
-    /// before, it is an error: somebody may be replacing it.
+    /// A missing secret of an Istio object is only a warning, as in Istio, and its names are refused. If the secret
+    /// existed before, its absence is an error: it may be in the middle of a replacement.
     ///
     /// # Errors
-    /// Everything that is wrong, at once, each with its file and remedy.
+    /// Returns all faults at once, each with its file and remedy.
     pub fn load(
         model: &Model,
         former: &Self,
@@ -232,16 +234,16 @@ impl Terminations {
         self.upstreams.values().flatten().any(|upstream| upstream.backend == backend)
     }
 
-    /// What ends TLS as this says; `None` if its certificate is not there.
+    /// The server of a termination. `None` if its certificate is missing.
     #[must_use]
     pub fn server(&self, termination: &Termination) -> Option<&Arc<Server>> {
         self.servers.get(termination.id)?.as_ref()
     }
 
-    /// What begins TLS to a backend; `None` is spoken to in clear.
+    /// TLS to a backend. `None` is a backend without TLS.
     ///
     /// # Errors
-    /// If what that takes is not there: then the backend must not be spoken to at all.
+    /// Returns an error if a certificate or authority is missing: the backend must then not be used at all.
     pub fn upstream(&self, backend: BackendId) -> Result<Option<&Arc<Upstream>>, Unusable> {
         match self.upstreams.get(&backend) {
             None => Ok(None),
@@ -251,12 +253,12 @@ impl Terminations {
     }
 }
 
-/// A backend is to be spoken to in TLS, and there is no certificate or authority for that.
+/// A backend requires TLS, and its certificate or authority is missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("a certificate or authority for TLS with the backend is missing; see the log of the start or reload")]
 pub struct Unusable;
 
-/// The backends that are spoken to once TLS has ended, or without TLS.
+/// The backends of terminated connections and of requests without TLS.
 fn used_backends(model: &Model) -> HashSet<BackendId> {
     let entries = model.listeners.iter().flat_map(|listener| listener.routes.entries());
     let terminating: Vec<_> = entries.filter(|entry| entry.rule.termination.is_some()).collect();
@@ -276,7 +278,7 @@ impl LoadError {
     }
 }
 
-/// By whom clients are to be known.
+/// The client certificates that a server requires or requests.
 fn clients(auth: &ClientAuth) -> Option<&snisplice_config::model::termination::ClientCertificates> {
     match auth {
         ClientAuth::None => None,

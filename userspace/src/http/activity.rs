@@ -1,54 +1,54 @@
-//! What a client's connection does, and what follows from that for its time limits.
+//! The activity of a client's connection, and the time limits that follow from it.
 
 use std::{
     sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
-/// What the socket's side and the requests' side of one connection tell each other. Both are on one thread, but what carries an
-/// upgraded connection has to be `Send`.
+/// The state that the socket and the requests of one connection share. Both run on one thread, but the future of an
+/// upgraded connection must be `Send`.
 #[derive(Debug)]
 pub struct Activity {
     begun: Instant,
     /// Milliseconds since `begun`.
     moved_at: AtomicU64,
-    /// Since when a head is awaited that has begun, or the first one: milliseconds and one, or 0.
+    /// Since when a head is awaited, either one that has begun or the first one: milliseconds plus 1, or 0.
     head_since: AtomicU64,
     requests: AtomicU32,
     served: AtomicBool,
-    /// Whether a head has begun and is not complete, as far as has been received.
+    /// Whether the received bytes end within a head.
     in_head: AtomicBool,
-    /// Since when a frame of HTTP/2 is incomplete that every stream waits for: milliseconds and one, or 0.
+    /// Since when an HTTP/2 frame that blocks every stream is incomplete: milliseconds plus 1, or 0.
     block_since: AtomicU64,
-    /// The time of a head is over, and the rest of the head is made up.
+    /// The time limit of a head is over, and the connection completes the head artificially.
     is_late: AtomicBool,
     up: AtomicU64,
     down: AtomicU64,
     is_opaque: AtomicBool,
 }
 
-/// How long a client may take.
+/// The time limits of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Patience {
-    /// For the head of a request, from its first byte; and for the first byte of a connection.
+    /// For the head of a request, from its first byte, and for the first byte of a connection.
     pub head: Duration,
-    /// Without a byte in either direction.
+    /// The longest time without a byte in either direction.
     pub idle: Duration,
 }
 
-/// What a look at the time says.
+/// The result of a check of the time limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Check {
-    /// Nothing for so long.
+    /// Check again after this time.
     Wait(Duration),
-    /// The head of a request has taken too long.
+    /// The head of a request exceeds its time limit.
     SlowHead,
-    /// Nothing has moved for too long.
+    /// The idle timeout is over.
     Idle,
 }
 
 impl Activity {
-    /// Of a connection that begins now.
+    /// The state of a connection that begins now.
     #[must_use]
     pub fn new(begun: Instant) -> Self {
         Self {
@@ -70,7 +70,7 @@ impl Activity {
         u64::try_from(now.saturating_duration_since(self.begun).as_millis()).unwrap_or(u64::MAX - 1)
     }
 
-    /// The client has sent so many bytes. `moved` is false where they only keep the connection alive.
+    /// Records bytes from the client. `moved` is false for bytes that only keep the connection alive.
     pub fn received(&self, bytes: usize, moved: bool, now: Instant) {
         self.up.fetch_add(bytes as u64, Relaxed);
         if moved {
@@ -78,7 +78,7 @@ impl Activity {
         }
     }
 
-    /// The client was sent so many bytes. `moved` is false where they only keep the connection alive.
+    /// Records bytes to the client. `moved` is false for bytes that only keep the connection alive.
     pub fn sent(&self, bytes: usize, moved: bool, now: Instant) {
         self.down.fetch_add(bytes as u64, Relaxed);
         if moved {
@@ -92,7 +92,7 @@ impl Activity {
         now.saturating_duration_since(self.begun)
     }
 
-    /// Whether a frame of HTTP/2 is incomplete that every stream waits for.
+    /// Records whether an HTTP/2 frame that blocks every stream is incomplete.
     pub fn is_in_block(&self, is_in_block: bool, now: Instant) {
         let since = self.block_since.load(Relaxed);
         if is_in_block != (since > 0) {
@@ -100,22 +100,23 @@ impl Activity {
         }
     }
 
-    /// The time of a head is over. Returns whether the client can be told: a head has begun, and nothing else is under way.
+    /// Ends the wait for a head whose time limit is over. Returns whether the client can get a response: a head has
+    /// begun, and no other request is in progress.
     pub fn give_up_head(&self) -> bool {
         let can_be_told = self.in_head.load(Relaxed) && self.requests() == 0;
         self.is_late.store(can_be_told, Relaxed);
-        // The answer has its own time.
+        // The response has a time limit of its own.
         self.head_since.store(0, Relaxed);
         can_be_told
     }
 
-    /// Whether the time of a head is over.
+    /// Whether the time limit of a head is over.
     #[must_use]
     pub fn is_late(&self) -> bool {
         self.is_late.load(Relaxed)
     }
 
-    /// Whether a head has begun and is not complete, as far as has been received.
+    /// Records whether the received bytes end within a head.
     pub fn is_in_head(&self, is_in_head: bool, now: Instant) {
         self.in_head.store(is_in_head, Relaxed);
         if !is_in_head && self.served.load(Relaxed) {
@@ -125,45 +126,45 @@ impl Activity {
         }
     }
 
-    /// A request has come, which ends when what is returned is given to [`Activity::request_ended`].
+    /// Records a new request. [`Activity::request_ended`] ends it.
     pub fn request_began(&self) {
         self.served.store(true, Relaxed);
         self.head_since.store(0, Relaxed);
         self.requests.fetch_add(1, Relaxed);
     }
 
-    /// A request is over: its response has gone.
+    /// Records that the response of a request is sent.
     pub fn request_ended(&self, now: Instant) {
-        // The next one may have begun meanwhile, and its time begins now.
+        // The next request may have begun meanwhile. Its time limit starts now.
         if self.requests.fetch_sub(1, Relaxed) == 1 && self.in_head.load(Relaxed) {
             self.head_since.store(self.at(now) + 1, Relaxed);
         }
     }
 
-    /// Requests under way.
+    /// Requests in progress.
     #[must_use]
     pub fn requests(&self) -> u32 {
         self.requests.load(Relaxed)
     }
 
-    /// Another protocol follows.
+    /// Records the switch to another protocol.
     pub fn switch(&self) {
         self.is_opaque.store(true, Relaxed);
     }
 
-    /// Whether another protocol follows.
+    /// Whether the connection has switched to another protocol.
     #[must_use]
     pub fn is_opaque(&self) -> bool {
         self.is_opaque.load(Relaxed)
     }
 
-    /// Bytes from and to the client so far.
+    /// Bytes from the client and to the client so far.
     #[must_use]
     pub fn bytes(&self) -> (u64, u64) {
         (self.up.load(Relaxed), self.down.load(Relaxed))
     }
 
-    /// What the time is for.
+    /// Checks the time limits.
     #[must_use]
     pub fn check(&self, patience: Patience, now: Instant) -> Check {
         let left = |since: u64, patience: Duration| {
@@ -218,7 +219,7 @@ mod tests {
         assert_eq!(activity.check(PATIENCE, after(4)), Check::Wait(Duration::from_secs(6)));
         activity.received(1, true, after(5));
         activity.is_in_head(true, after(5));
-        // Bytes now and then win no time.
+        // A few bytes now and then do not extend the limit.
         assert_eq!(activity.check(PATIENCE, after(11)), Check::SlowHead);
         activity.is_in_head(false, after(9));
         activity.request_began();
@@ -248,7 +249,7 @@ mod tests {
         assert_eq!(activity.check(PATIENCE, after(10)), Check::Wait(Duration::from_secs(1)));
         assert_eq!(activity.check(PATIENCE, after(12)), Check::SlowHead);
         activity.is_in_block(false, after(12));
-        // Probes keep no connection.
+        // Keepalive probes do not extend the limit.
         activity.received(1, false, after(60));
         activity.sent(1, false, after(60));
         assert_eq!(activity.check(PATIENCE, after(12)), Check::Wait(Duration::from_secs(57)));

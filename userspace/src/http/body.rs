@@ -1,4 +1,4 @@
-//! Bodies on their way through: nothing is kept of them but the beginning of a request's, for a second try.
+//! Streams bodies. Only the beginning of a request's body is buffered, for a retry.
 
 use std::{
     cell::RefCell,
@@ -20,34 +20,34 @@ use tokio::{
 
 use super::{connection::InFlight, pool::Return, request_log::Note};
 
-/// What a body's reader is told of its end before its time.
+/// The error that a body's reader gets when the body ends early.
 pub type BodyError = Box<dyn Error + Send + Sync>;
 
-/// Bytes of a request's body that are kept until its response begins. With more there is no second try.
+/// Bytes of a request's body that are buffered until its response begins. A longer body permits no retry.
 const KEPT: usize = 64 * 1024;
 
-/// The body of a request, which several tries read in turn.
+/// The body of a request, which several attempts read in turn.
 #[derive(Debug, Clone)]
 pub struct Source(Rc<RefCell<State>>);
 
 #[derive(Debug)]
 struct State {
     incoming: Incoming,
-    /// What has been read.
+    /// The parts read so far.
     kept: Vec<Part>,
     kept_bytes: usize,
-    /// Some of that is gone.
+    /// Whether some parts were not buffered.
     overflowed: bool,
-    /// Which try may read.
+    /// The attempt that may read.
     attempt: u32,
     exact: Option<u64>,
     ended: Option<Instant>,
     failed: bool,
-    /// Until the next part must have come, if there is a limit.
+    /// The time limit for the next part, if any.
     deadline: Option<(Duration, Pin<Box<Sleep>>)>,
     stalled: bool,
     has_ended: Rc<Notify>,
-    /// For the access log, while it is on.
+    /// For the access log, while it is enabled.
     note: Option<Rc<Note>>,
 }
 
@@ -58,7 +58,7 @@ enum Part {
 }
 
 impl Source {
-    /// Of a request that has just come; each part of it must follow the one before within `patience`.
+    /// The body of a new request. Each part must follow the previous one within `patience`.
     #[must_use]
     pub(super) fn new(incoming: Incoming, patience: Option<Duration>, note: Option<Rc<Note>>) -> Self {
         let ended = incoming.is_end_stream().then(Instant::now);
@@ -85,7 +85,7 @@ impl Source {
         })))
     }
 
-    /// For the next try; those before read nothing more.
+    /// The body for the next attempt. Earlier attempts read nothing more.
     #[must_use]
     pub fn upload(&self) -> Upload {
         let mut state = self.0.borrow_mut();
@@ -93,39 +93,39 @@ impl Source {
         Upload { source: self.clone(), attempt: state.attempt, at: 0 }
     }
 
-    /// Whether another try would send the same.
+    /// Whether another attempt would send the same bytes.
     #[must_use]
     pub fn can_be_sent_again(&self) -> bool {
         let state = self.0.borrow();
         !state.overflowed && !state.failed
     }
 
-    /// The response has begun: nothing need be kept, and the client may take its time.
+    /// Records that the response has begun: buffering and the time limit end.
     pub fn is_answered(&self) {
         let mut state = self.0.borrow_mut();
         state.deadline = None;
         state.overflowed = true;
     }
 
-    /// Whether the client has sent nothing for too long.
+    /// Whether the client has exceeded the time limit of a part.
     #[must_use]
     pub fn has_stalled(&self) -> bool {
         self.0.borrow().stalled
     }
 
-    /// Whether what the client has sent is malformed, or the client is gone.
+    /// Whether the client has sent a malformed body, or has disconnected.
     #[must_use]
     pub fn has_failed(&self) -> bool {
         self.0.borrow().failed
     }
 
-    /// When all of it had come.
+    /// The time at which the body was complete.
     #[must_use]
     pub fn ended_at(&self) -> Option<Instant> {
         self.0.borrow().ended
     }
 
-    /// Waits until all of it has come.
+    /// Waits until the body is complete.
     pub async fn has_ended(&self) {
         if self.ended_at().is_some() {
             return;
@@ -174,7 +174,7 @@ impl State {
         Poll::Ready(part.map(Ok))
     }
 
-    /// Keeps a part for another try, as long as there is room.
+    /// Buffers a part for another attempt, if there is room.
     fn keep(&mut self, part: &Part) {
         if self.overflowed {
             self.kept = Vec::new();
@@ -193,12 +193,12 @@ impl State {
     }
 }
 
-/// The body of one try.
+/// The body of one attempt.
 #[derive(Debug)]
 pub struct Upload {
     source: Source,
     attempt: u32,
-    /// How many of the parts that are kept it has read.
+    /// Number of buffered parts that this attempt has read.
     at: usize,
 }
 
@@ -255,11 +255,11 @@ impl Body for Upload {
 #[derive(Debug)]
 pub struct Download {
     content: Content,
-    /// Until all of it must have come.
+    /// The time limit for the whole body.
     deadline: Option<Pin<Box<Sleep>>>,
-    /// The backend's connection, for the next request.
+    /// The backend's connection, which the next request can use.
     connection: Option<Return>,
-    /// Counts the request until this is dropped.
+    /// Counts the request as in progress until dropped.
     in_flight: Option<InFlight>,
 }
 
@@ -270,7 +270,7 @@ enum Content {
 }
 
 impl Download {
-    /// Of an answer of our own.
+    /// The body of a local reply.
     #[must_use]
     pub fn ours(bytes: impl Into<Bytes>) -> Self {
         let bytes = bytes.into();
@@ -278,7 +278,7 @@ impl Download {
         Self { content, deadline: None, connection: None, in_flight: None }
     }
 
-    /// Of a backend's response.
+    /// The body of a backend's response.
     #[must_use]
     pub fn theirs(incoming: Incoming, deadline: Option<Instant>, connection: Option<Return>) -> Self {
         let deadline = deadline.map(|deadline| Box::pin(sleep_until(deadline)));
@@ -289,7 +289,7 @@ impl Download {
         new
     }
 
-    /// The same, which counts as a request under way.
+    /// Adds a guard that counts the request as in progress.
     #[must_use]
     pub fn counted(self, in_flight: InFlight) -> Self {
         Self { in_flight: Some(in_flight), ..self }

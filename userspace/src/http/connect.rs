@@ -1,4 +1,4 @@
-//! What the requests need of whoever connects to backends.
+//! The interface between requests and the code that connects to backends.
 
 use std::{any::Any, fmt, pin::Pin, sync::Arc, time::Duration};
 
@@ -15,7 +15,7 @@ use crate::{
     upstream::{candidates::Candidates, cluster::Cluster, endpoint::Endpoint},
 };
 
-/// A connection's bytes, encrypted or not.
+/// The bytes of a connection, encrypted or not.
 pub trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<I: AsyncRead + AsyncWrite + Unpin + Send> Io for I {}
@@ -23,16 +23,16 @@ impl<I: AsyncRead + AsyncWrite + Unpin + Send> Io for I {}
 /// A future of a worker.
 pub type Local<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
 
-/// What is held for as long as a connection to a backend is open, such as its lease and its place within the limits.
+/// A guard that is held while a connection to a backend is open, such as its lease and its permit.
 pub type Guard = Box<dyn Any>;
 
 /// A connection to a backend.
 pub struct Connected<I = Box<dyn Io>> {
-    /// Its bytes.
+    /// The bytes of the connection.
     pub io: I,
-    /// Where it leads.
+    /// The endpoint at the other end.
     pub endpoint: Arc<Endpoint>,
-    /// What counts it.
+    /// The guard that counts the connection.
     pub guard: Guard,
 }
 
@@ -42,14 +42,14 @@ impl<I> fmt::Debug for Connected<I> {
     }
 }
 
-/// Why there is no connection to a backend.
+/// The reason for which there is no connection to a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NotConnected {
-    /// As many are open, or are waited for, as may be.
+    /// A limit of open or pending connections is reached.
     Limited(Overload),
-    /// None could be had.
+    /// No endpoint accepted a connection.
     Failed(CloseReason),
-    /// Encryption failed.
+    /// TLS with the backend failed.
     Tls,
 }
 
@@ -64,7 +64,7 @@ pub trait Connect {
         admission: &'a Arc<Admission>,
     ) -> Local<'a, Result<Connected<TcpStream>, NotConnected>>;
 
-    /// Encrypts a connection to a backend that wants that, for this version.
+    /// Encrypts a connection to a backend that requires TLS, for this HTTP version.
     fn encrypt<'a>(
         &'a self,
         snapshot: &'a Snapshot,

@@ -50,25 +50,26 @@ use crate::{
     snapshot::Snapshot,
 };
 
-/// The longest head of a request, as in Envoy (60 KiB).
+/// The greatest size of a request's head, as in Envoy (60 KiB).
 const HEAD: usize = 60 * 1024;
 
-/// Streams of one connection at once, as in Envoy's edge configuration.
+/// Concurrent streams of one connection, as in Envoy's edge configuration.
 const STREAMS: u32 = 100;
 
-/// Streams that a client may reset before they are served, and streams that it may have us reset (CVE-2023-44487).
+/// The greatest number of streams that a client may reset before they are served, and of streams that it may make the
+/// server reset (CVE-2023-44487).
 const RESETS: usize = 20;
 
-/// A client of HTTP/2 that is silent for so long is probed (RFC 9113 section 6.7), and has as long to answer as behind it.
+/// The silence after which an HTTP/2 client gets a PING (RFC 9113 section 6.7), and the time limit of its reply.
 const PROBE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(20));
 
-/// Bytes of a response that are held for a client that does not take them.
+/// The greatest number of buffered response bytes for a client that does not read.
 const SEND_BUFFER: usize = 256 * 1024;
 
-/// What all connections of one worker share.
+/// The state that all connections of one worker share.
 #[derive(Debug)]
 pub struct Worker {
-    /// Where everything is counted.
+    /// The counters of the process.
     pub metrics: Arc<Metrics>,
     /// Connections to backends.
     pub pools: Rc<Pools>,
@@ -77,7 +78,7 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Of a worker that begins.
+    /// The state of a new worker.
     #[must_use]
     pub fn new(metrics: &Arc<Metrics>) -> Self {
         Self { metrics: metrics.clone(), pools: Rc::default(), drain: CancellationToken::new() }
@@ -87,9 +88,9 @@ impl Worker {
 /// The configuration that serves a request.
 #[derive(Debug)]
 pub struct Served {
-    /// The whole.
+    /// The whole configuration.
     pub snapshot: Arc<Snapshot>,
-    /// The rules.
+    /// The listener's rules.
     pub table: Arc<HttpTable>,
 }
 
@@ -102,29 +103,29 @@ pub enum Protocol {
     Http2,
 }
 
-/// What requests of a connection have in common.
+/// The common part of a connection's requests.
 pub struct Connection {
     /// The address of the client.
     pub client: SocketAddr,
-    /// The address that it has connected to.
+    /// The address to which the client has connected.
     pub own: SocketAddr,
     /// `http` or `https`.
     pub scheme: &'static str,
     /// The server name in the client's hello.
     pub server_name: Option<Box<str>>,
-    /// Counts the connection.
+    /// The account of the connection.
     pub account: Rc<Account>,
-    /// Who is let in.
+    /// Admits requests.
     pub admission: Arc<Admission>,
-    /// What all connections share.
+    /// The state that all connections of the worker share.
     pub worker: Rc<Worker>,
     /// Connects to backends.
     pub connector: Rc<dyn Connect>,
-    /// The configuration for the next request; none once there is nothing that serves it.
+    /// Returns the configuration for the next request. `None` once no listener serves it.
     pub served: Box<dyn Fn() -> Option<Served>>,
-    /// What the socket does.
+    /// The activity of the client's socket.
     pub activity: Arc<Activity>,
-    /// What the connection becomes (RFC 9110 section 7.8).
+    /// Set once the connection switches to another protocol (RFC 9110 section 7.8).
     pub tunnel: Cell<Option<Tunnel>>,
 }
 
@@ -134,25 +135,25 @@ impl fmt::Debug for Connection {
     }
 }
 
-/// Two connections that have become one of another protocol.
+/// Two connections that have switched to another protocol.
 #[derive(Debug)]
 pub struct Tunnel {
-    /// The client's.
+    /// The client's connection.
     pub client: OnUpgrade,
-    /// The backend's.
+    /// The backend's connection.
     pub backend: OnUpgrade,
 }
 
-/// Counts a request for as long as it is there.
+/// Counts a request as in progress until dropped.
 #[derive(Debug)]
 pub struct InFlight {
     connection: Rc<Connection>,
-    /// For the access log, while it is on.
+    /// For the access log, while it is enabled.
     note: Option<Rc<Note>>,
 }
 
 impl InFlight {
-    /// Of a request that has just come.
+    /// Counts a new request.
     #[must_use]
     pub fn new<B>(connection: &Rc<Connection>, request: &Request<B>) -> Self {
         connection.activity.request_began();
@@ -161,12 +162,12 @@ impl InFlight {
         Self { connection: connection.clone(), note }
     }
 
-    /// What is noted for the access log, while it is on.
+    /// The entry for the access log, while the log is enabled.
     pub(super) fn note(&self) -> Option<&Rc<Note>> {
         self.note.as_ref()
     }
 
-    /// Has the account know of the bytes that have moved.
+    /// Updates the account's byte counters.
     pub fn count(&self) {
         self.connection.count();
     }
@@ -182,7 +183,7 @@ impl Drop for InFlight {
 }
 
 impl Connection {
-    /// Has the account know of the bytes that have moved.
+    /// Updates the account's byte counters.
     pub fn count(&self) {
         let (up, down) = self.activity.bytes();
         let (known_up, known_down) = self.account.bytes();
@@ -191,11 +192,11 @@ impl Connection {
     }
 }
 
-/// How long a connection may take, by a configuration.
+/// The time limits of a connection, from a configuration.
 #[derive(Debug, Clone, Copy)]
 struct Limits {
     patience: Patience,
-    /// When it is to end.
+    /// The age at which the connection is to end.
     leave_after: Option<Duration>,
 }
 
@@ -203,7 +204,8 @@ impl Limits {
     fn of(model: &Model) -> Self {
         let timeouts = &model.runtime.timeouts;
         let patience = Patience { head: timeouts.hello, idle: model.startup.timeouts.idle };
-        // Its last requests have the time of a drain, and a tenth at most; then it is ended like any other.
+        // The last requests get the time of a drain, and at most a tenth of the maximum duration. After that the
+        // connection is closed like any other.
         let longest = timeouts.max_duration;
         let leave_after =
             (!longest.is_zero()).then(|| longest.saturating_sub(timeouts.drain.min(longest / 10)));
@@ -211,8 +213,8 @@ impl Limits {
     }
 }
 
-/// Serves a client's requests until its connection ends, and says why it did. `protocol` is what both sides have agreed upon, if
-/// they have; else the first bytes tell. `first` has been read already.
+/// Serves a client's requests until its connection ends. Returns the close reason. `protocol` is the negotiated
+/// version. Without one, the first bytes decide. `first` contains the bytes already read.
 pub async fn serve<I>(
     mut io: I,
     connection: Rc<Connection>,
@@ -251,7 +253,7 @@ where
     reason
 }
 
-/// Reads as much as tells the version; `None` if the client leaves before.
+/// Reads until the version is known. `None` if the client disconnects before.
 async fn sniff(io: &mut (impl AsyncRead + Unpin), first: &mut Vec<u8>) -> Option<Protocol> {
     loop {
         if first.len() >= PREFACE.len() && first.starts_with(PREFACE) {
@@ -274,7 +276,7 @@ where
     let service = service_fn(move |request: Request<Incoming>| answer(request, served.clone()));
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
-        // The time of a head is measured by the activity: this one would also end a connection between requests.
+        // `Activity` limits the time of a head. This limit would also end a connection between requests.
         .header_read_timeout(None)
         .max_headers(MOST_HEADERS)
         .max_buf_size(HEAD)
@@ -317,20 +319,20 @@ async fn answer(
     Ok(Box::pin(exchange(request, connection)).await)
 }
 
-/// The streams of one connection: they end with it.
+/// The streams of one connection, which end with it.
 #[derive(Clone, Default)]
 struct Streams(Rc<RefCell<JoinSet<()>>>);
 
 impl<F: Future<Output = ()> + 'static> Executor<F> for Streams {
     fn execute(&self, stream: F) {
         let mut streams = self.0.borrow_mut();
-        // Those that have ended would be kept.
+        // Removes ended tasks, which the set would keep.
         while streams.try_join_next().is_some() {}
         streams.spawn_local(stream);
     }
 }
 
-/// Has a connection served within its limits.
+/// Serves a connection within its time limits.
 async fn drive<C>(
     serving: C,
     shut_down: impl Fn(Pin<&mut C>),
@@ -340,20 +342,20 @@ async fn drive<C>(
 where
     C: Future<Output = hyper::Result<()>>,
 {
-    /// How long a client may take to leave once it has nothing to wait for.
+    /// The time for a client to disconnect once it has nothing to wait for.
     const LINGER: Duration = Duration::from_secs(1);
     let Limits { patience, leave_after } = limits;
     let activity = &connection.activity;
     let begun = Instant::now();
     let mut serving = pin!(serving);
-    // Why it is to end, and when it does in any case.
+    // The close reason, and the latest time of the end.
     let mut leaving: Option<(CloseReason, Option<Instant>)> = None;
     loop {
         let now = Instant::now();
         let mut wait = match activity.check(patience, now) {
             Check::Wait(wait) => wait,
             Check::SlowHead if leaving.is_none() => {
-                // HTTP/1 answers with 408 where a request has begun, HTTP/2 sends GOAWAY.
+                // HTTP/1 responds with 408 if a request has begun. HTTP/2 sends GOAWAY.
                 if !activity.give_up_head() {
                     shut_down(serving.as_mut());
                 }
@@ -402,7 +404,7 @@ where
                 shut_down(serving.as_mut());
                 leaving = Some((CloseReason::Finished, None));
             }
-            // A timer's millisecond and ours need not be the same.
+            // The timer rounds to milliseconds, so the margin avoids an early wake-up.
             () = sleep(wait + Duration::from_millis(2)) => {}
         }
     }
@@ -420,12 +422,13 @@ fn ended_by(error: &hyper::Error) -> CloseReason {
     if error.is_parse() || error.is_user() { CloseReason::BadRequest } else { CloseReason::ClientGone }
 }
 
-/// Copies between a stream of HTTP/2 and a connection that have switched to another protocol. Limits of time are the connection's.
+/// Copies between an HTTP/2 stream and a connection that have switched to another protocol. The connection's time
+/// limits apply.
 pub async fn carry_stream(tunnel: Tunnel) {
     let Ok((client, backend)) = futures_util::future::try_join(tunnel.client, tunnel.backend).await else {
         return;
     };
-    // An error of one is the end of both.
+    // An error of one side ends both.
     let _ = copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(backend)).await;
 }
 

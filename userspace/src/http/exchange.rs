@@ -34,34 +34,35 @@ use crate::{
     upstream::{balance::hash, cluster::Cluster, endpoint::Endpoint},
 };
 
-/// The first pause before another try is as long at most, and each further one twice that (Envoy's `base_interval`).
+/// The upper limit of the first pause before a retry. Each further pause has twice that limit (Envoy's
+/// `base_interval`).
 const PAUSE: Duration = Duration::from_millis(25);
 
-/// The longest pause before another try (Envoy's `max_interval`).
+/// The longest pause before a retry (Envoy's `max_interval`).
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 
-/// A failure that the client is told of, in Envoy's words.
+/// A failure that becomes a local reply, with Envoy's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Failure {
-    /// The rule leads nowhere, or the backend has no endpoint.
+    /// The rule has no target, or the backend has no endpoint.
     NoHealthyUpstream,
-    /// No connection could be had.
+    /// No endpoint accepted a connection.
     NotConnected,
     /// The connection ended before the response.
     Reset,
     /// A limit of connections is reached.
     Overflow,
-    /// The time is over.
+    /// The request's time limit is over.
     Timeout,
-    /// The time of one try is over.
+    /// The time limit of one attempt is over.
     TryTimeout,
-    /// The client has stopped to send its request.
+    /// The client has stopped sending its request.
     ClientStalled,
-    /// What the client sends is malformed.
+    /// The client's request is malformed.
     ClientMalformed,
-    /// The backend speaks another protocol than it was asked to.
+    /// The backend speaks another protocol than requested.
     Protocol,
-    /// HTTP/2 towards the backend does not carry this upgrade.
+    /// HTTP/2 towards the backend does not support this upgrade.
     Upgrade,
 }
 
@@ -92,7 +93,7 @@ impl Failure {
         }
     }
 
-    /// Envoy's flags and words for it in the access log.
+    /// Envoy's response flags and details for the access log.
     fn in_the_log(self) -> (&'static str, &'static str) {
         match self {
             Self::NoHealthyUpstream => ("UH", "no_healthy_upstream"),
@@ -108,7 +109,7 @@ impl Failure {
         }
     }
 
-    /// Whether another try may go better, by what the rule says.
+    /// Whether the rule permits a retry after this failure.
     fn is_retried(self, retries: &Retries) -> bool {
         match self {
             Self::NotConnected => retries.on_connect_failure,
@@ -118,7 +119,7 @@ impl Failure {
     }
 }
 
-/// Answers a request.
+/// Serves a request.
 pub async fn exchange(mut request: Request<Incoming>, connection: Rc<Connection>) -> Response<Download> {
     let in_flight = InFlight::new(&connection, &request);
     if connection.activity.is_late() {
@@ -187,7 +188,7 @@ pub async fn exchange(mut request: Request<Incoming>, connection: Rc<Connection>
                 upgrade: extended.or_else(|| headers::upgrade(head.version, &head.headers)),
                 note: in_flight.note(),
             };
-            // On the heap, as answers of our own do without.
+            // On the heap, since local replies do not need this future.
             let response = match Box::pin(order.serve(body, upgrade)).await {
                 Ok(response) => response,
                 Err(failure) => {
@@ -211,14 +212,14 @@ pub async fn exchange(mut request: Request<Incoming>, connection: Rc<Connection>
     finished(response, label, &connection, in_flight)
 }
 
-/// Notes for the access log why the response is our own.
+/// Records the reason for a local reply in the access log.
 fn note_answer(in_flight: &InFlight, flags: &'static str, details: &'static str) {
     if let Some(note) = in_flight.note() {
         note.is_answered_here(flags, details);
     }
 }
 
-/// Counts a response, and has it count as under way until it is sent.
+/// Counts a response, and counts the request as in progress until the response is sent.
 fn finished(
     mut response: Response<Download>,
     route: Option<Arc<str>>,
@@ -236,7 +237,7 @@ fn finished(
     response.map(|body| body.counted(in_flight))
 }
 
-/// An answer of our own. To gRPC it is an error in its own terms, as Envoy says it.
+/// A local reply. A gRPC client gets the error in gRPC terms, as in Envoy.
 fn answered(status: StatusCode, text: &'static str, is_grpc: bool) -> Response<Download> {
     let mut response = Response::new(Download::ours(if is_grpc { "" } else { text }));
     if is_grpc {
@@ -262,7 +263,7 @@ fn answered(status: StatusCode, text: &'static str, is_grpc: bool) -> Response<D
     response
 }
 
-/// The same, after which the connection ends: where the next request begins is not sure.
+/// A local reply that closes the connection, because the begin of the next request is uncertain.
 fn closing(mut response: Response<Download>, version: Version) -> Response<Download> {
     if version < Version::HTTP_2 {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -286,7 +287,7 @@ fn is_grpc(headers: &HeaderMap) -> bool {
     headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
-/// A request that is sent on.
+/// A request that is forwarded.
 struct Order<'a> {
     connection: &'a Rc<Connection>,
     snapshot: &'a crate::snapshot::Snapshot,
@@ -296,7 +297,7 @@ struct Order<'a> {
     authority: &'a str,
     facts: &'a Facts<'a>,
     upgrade: Option<HeaderValue>,
-    /// It is an upgrade of HTTP/2 (RFC 8441).
+    /// Whether the request is an HTTP/2 upgrade (RFC 8441).
     is_extended: bool,
     note: Option<&'a Rc<Note>>,
 }
@@ -316,7 +317,7 @@ impl Deref for Destination<'_> {
     }
 }
 
-/// What a try has led to.
+/// The result of an attempt.
 struct Answer {
     response: Response<Incoming>,
     connection: Option<Return>,
@@ -343,7 +344,7 @@ impl Order<'_> {
         let (of_request, of_response) = self.forward.of_target.get(index).unwrap_or(&none);
         let sent = self.facts.sent.get_or_init(|| self.headers(of_request));
 
-        // A stream of gRPC may be silent from its beginning, for as long as it likes.
+        // A gRPC stream may be silent from its beginning, for any time.
         let patience =
             Some(runtime.http.body_timeout).filter(|patience| !patience.is_zero() && !is_grpc(&head.headers));
         if let Some(note) = self.note {
@@ -353,7 +354,7 @@ impl Order<'_> {
         let answering = self.attempts(&head.method, sent, &body, cluster, backend);
         let answer = match self.forward.timeout {
             None => answering.await,
-            // From the request's end.
+            // Counted from the request's end.
             Some(limit) => tokio::select! {
                 biased;
                 answer = answering => answer,
@@ -369,23 +370,23 @@ impl Order<'_> {
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return self.switch(response, upgrade, of_response);
         }
-        // Of the client's stream, it would mean that the protocol has changed.
+        // On the client's stream, a success status would mean that the protocol has switched (RFC 8441).
         if self.is_extended && response.status().is_success() {
             return Err(Failure::Protocol);
         }
         headers::remove_hop_by_hop(response.headers_mut());
         headers::change(response.headers_mut(), of_response, |variable, _| self.facts.value(variable));
-        // Each hop has a version of its own.
+        // Each hop has its own version.
         *response.version_mut() = Version::HTTP_11;
         Ok(response.map(|incoming| Download::theirs(incoming, deadline, connection)))
     }
 
-    /// The headers that are sent on.
+    /// The headers to forward.
     fn headers(&self, of_target: &HeaderChanges) -> HeaderMap {
         let mut headers = self.facts.head.headers.clone();
         headers::remove_hop_by_hop(&mut headers);
         headers::join_cookies(&mut headers);
-        // The answer to it is ours, as in Envoy: the server sends it when the body is read.
+        // The reply to `Expect` is local, as in Envoy: the server sends it when the body is read.
         headers.remove(header::EXPECT);
         headers.remove(header::HOST);
         let address = match self.connection.client.ip() {
@@ -394,7 +395,7 @@ impl Order<'_> {
         };
         let sender = headers::Sender { address, trusted: self.facts.trusted, scheme: self.facts.scheme };
         headers::forwarded(&mut headers, &sender, request_id);
-        // The order of Envoy: what is nearest to the target first.
+        // Envoy's order: the changes nearest to the target come first.
         for changes in [of_target, &self.rule.request_headers] {
             headers::change(&mut headers, changes, |variable, headers| self.facts.with(variable, headers));
         }
@@ -408,7 +409,7 @@ impl Order<'_> {
         headers
     }
 
-    /// Tries until there is a response, or no more tries.
+    /// Makes attempts until there is a response or no retry is left.
     async fn attempts(
         &self,
         method: &Method,
@@ -444,7 +445,7 @@ impl Order<'_> {
         }
     }
 
-    /// Whom the request is from, and for which host.
+    /// The client and the host of the request, for balancing.
     fn caller(&self) -> (IpAddr, u64) {
         let host = self.authority.rsplit_once(':').map_or(self.authority, |(host, port)| {
             if port.bytes().all(|byte| byte.is_ascii_digit()) { host } else { self.authority }
@@ -452,7 +453,7 @@ impl Order<'_> {
         (self.connection.client.ip(), hash::server_name(host))
     }
 
-    /// One try: over a connection that is kept, or over a new one.
+    /// Makes one attempt, over an idle connection or a new one.
     async fn attempt(
         &self,
         method: &Method,
@@ -465,9 +466,9 @@ impl Order<'_> {
         let mut may_reuse = true;
         loop {
             let mut candidates = cluster.candidates(&self.caller());
-            // Its share of the endpoint counts for as long as the request is under way.
+            // The lease counts at the endpoint while the request is in progress.
             let Some(lease) = candidates.next() else {
-                // Names may be looked up at this moment, which connecting waits for.
+                // A DNS lookup may be in progress. The connect waits for it.
                 let (sender, endpoint) = self.connect(cluster, backend, candidates).await?;
                 let result = self.over(sender, None, method, headers, body, backend).await;
                 if let Ok(answer) = &result {
@@ -491,7 +492,7 @@ impl Order<'_> {
                         (Sender::Http1(through), true)
                     } else {
                         let (sender, found) = self.connect(cluster, backend, candidates).await?;
-                        // Another endpoint, where the first one did not answer.
+                        // Another endpoint, if the first one did not answer.
                         key.address = found.address();
                         endpoint = found;
                         (sender, false)
@@ -505,7 +506,7 @@ impl Order<'_> {
                         (Sender::Http2(through.clone()), true)
                     } else {
                         let (sender, found) = self.connect(cluster, backend, candidates).await?;
-                        // That of another endpoint is for this request alone.
+                        // A connection to another endpoint serves this request only.
                         if let Sender::Http2(through) = &sender
                             && found.address() == address
                         {
@@ -523,7 +524,7 @@ impl Order<'_> {
                     return Ok(answer);
                 }
                 Err((failure, sent)) => {
-                    // A connection that was kept may have been closed by then, and has said nothing of this request.
+                    // The backend may have closed an idle connection before it received this request.
                     let is_safe = !sent || (method.is_idempotent() && failure == Failure::Reset);
                     if !(reused && is_safe && body.can_be_sent_again()) {
                         if !reused && !body.has_failed() && !body.has_stalled() {
@@ -537,7 +538,7 @@ impl Order<'_> {
         }
     }
 
-    /// Sends the request over a connection. With an error it is told whether anything may have gone out.
+    /// Sends the request over a connection. An error includes whether any byte may have been sent.
     async fn over(
         &self,
         mut sender: Sender,
@@ -596,7 +597,7 @@ impl Order<'_> {
         Ok(request)
     }
 
-    /// A new connection to one of the endpoints, and which one.
+    /// Makes a new connection to one of the endpoints. Returns the connection and the endpoint.
     async fn connect(
         &self,
         cluster: &Cluster,
@@ -611,7 +612,7 @@ impl Order<'_> {
             let candidates = candidates.take().unwrap_or_else(|| cluster.candidates(&self.caller()));
             match connector.connect(cluster, candidates, limit, admission).await {
                 Ok(connected) => break connected,
-                // Connections that wait for requests take no place from one that has a request.
+                // Idle connections give their slot to a connection with a request.
                 Err(NotConnected::Limited(_)) if worker.pools.make_room(&cluster.name) => {
                     tokio::task::yield_now().await;
                     tokio::task::yield_now().await;
@@ -651,7 +652,7 @@ impl Order<'_> {
         Ok((sender, endpoint))
     }
 
-    /// Has the connections of client and backend become one of another protocol.
+    /// Switches the connections of client and backend to another protocol.
     fn switch(
         &self,
         mut response: Response<Incoming>,
@@ -680,7 +681,7 @@ impl Order<'_> {
     }
 }
 
-/// A random one (RFC 9562 section 5.4).
+/// A random UUID (RFC 9562 section 5.4).
 fn request_id() -> HeaderValue {
     let id = (fastrand::u128(..) & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);
     let text = format!("{id:032x}");

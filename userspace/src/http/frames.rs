@@ -1,14 +1,14 @@
-//! Where the frames of an HTTP/2 connection begin and end (RFC 9113 section 4.1), and whether a client sends too many in vain.
+//! The boundaries of frames in an HTTP/2 connection (RFC 9113 section 4.1), and the detection of floods by a client.
 //!
-//! The library serves the frames. It bounds their memory, but a frame that asks for nothing costs processor time, and an
-//! incomplete header block may stay so forever. This room counts the first and reports the second.
+//! The library serves the frames and bounds their memory. It does not bound the processor time of frames without
+//! effect, or the time of an incomplete header block. This room counts such frames and reports such blocks.
 
 use std::time::Duration;
 
-/// What a client sends first (RFC 9113 section 3.4).
+/// The first bytes of a client (RFC 9113 section 3.4).
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Bytes before the payload of a frame.
+/// The size of a frame's header, in bytes.
 const HEADER: usize = 9;
 
 const DATA: u8 = 0;
@@ -16,35 +16,36 @@ const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const CONTINUATION: u8 = 9;
-/// Of `DATA` and `HEADERS`.
+/// The flag of `DATA` and `HEADERS`.
 const END_STREAM: u8 = 1;
-/// Of `SETTINGS`.
+/// The flag of `SETTINGS`.
 const ACK: u8 = 1;
-/// Of `HEADERS` and `CONTINUATION`.
+/// The flag of `HEADERS` and `CONTINUATION`.
 const END_HEADERS: u8 = 4;
 
-/// Frames of control that a client may send in advance. (Envoy allows 1000 responses to them to be under way.)
+/// Control frames that a client may send in advance. (Envoy allows 1000 pending responses to them.)
 const ALLOWANCE: u32 = 1000;
 
-/// Frames of control that each frame of a message allows, in either direction (Envoy allows as many `WINDOW_UPDATE` frames).
+/// Control frames that each frame of a message allows, in either direction (Envoy allows as many `WINDOW_UPDATE`
+/// frames).
 const FOR_EACH: u32 = 10;
 
-/// The allowance is whole again after so long.
+/// The time after which the full allowance returns.
 const WINDOW: Duration = Duration::from_secs(10);
 
-/// Streams that a client may reset within a window. More are an attack if they are over a half of its streams (CVE-2023-44487;
-/// Envoy looks at 500 streams in the same way).
+/// Streams that a client may reset within a window. A larger number is an attack if it exceeds half of the client's
+/// streams (CVE-2023-44487; Envoy checks 500 streams in the same way).
 const RESETS: u32 = 500;
 
-/// What a connection is sent in the place of a flood: a header block in more parts than the library accepts. The library ends
-/// the connection with GOAWAY (`ENHANCE_YOUR_CALM`).
+/// Replaces a flood: a header block in more parts than the library accepts. The library then ends the connection with
+/// GOAWAY (`ENHANCE_YOUR_CALM`).
 pub const TOO_MANY: &[u8] = &{
     const PARTS: usize = 9;
     let mut frames = [0; HEADER * PARTS];
     let mut at = 0;
     while at < PARTS {
         frames[at * HEADER + 3] = if at == 0 { HEADERS } else { CONTINUATION };
-        // The last stream that there is.
+        // The greatest stream number.
         frames[at * HEADER + 5] = 0x7f;
         frames[at * HEADER + 6] = 0xff;
         frames[at * HEADER + 7] = 0xff;
@@ -54,7 +55,7 @@ pub const TOO_MANY: &[u8] = &{
     frames
 };
 
-/// The beginning of a frame.
+/// The header of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Frame {
     length: usize,
@@ -68,7 +69,7 @@ impl Frame {
         Self { length: usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low), kind, flags }
     }
 
-    /// Whether it is a part of a request or of a response.
+    /// Whether the frame is part of a request or a response.
     fn is_of_a_message(self) -> bool {
         match self.kind {
             DATA => self.length > 0 || self.flags & END_STREAM != 0,
@@ -80,18 +81,18 @@ impl Frame {
 /// Follows the frames of one direction.
 #[derive(Debug)]
 struct Follower {
-    /// Bytes that are left of what comes before a header.
+    /// Bytes left before the next header.
     left: usize,
     header: [u8; HEADER],
-    /// Bytes of a header so far.
+    /// Number of received bytes of the header.
     have: usize,
     /// The last frame that has begun.
     frame: Option<Frame>,
 }
 
 impl Follower {
-    /// Calls `each` for the frames that begin in `bytes`. Its answer `true` means that the frame is the last one, and so does
-    /// `is_last` for the frame before. Returns how many bytes there are to the end of the last frame.
+    /// Calls `each` for the frames that begin in `bytes`. If `each` returns `true`, the frame is the last one.
+    /// `is_last` means the same for the frame before. Returns the number of bytes up to the end of the last frame.
     fn follow(&mut self, bytes: &[u8], mut is_last: bool, mut each: impl FnMut(Frame) -> bool) -> usize {
         let mut at = 0;
         while at < bytes.len() {
@@ -123,12 +124,12 @@ impl Follower {
         self.left == 0 && self.have == 0
     }
 
-    /// Whether what follows belongs to a message.
+    /// Whether the next bytes belong to a message.
     fn is_in_a_message(&self) -> bool {
         self.left > 0 && self.frame.is_some_and(Frame::is_of_a_message)
     }
 
-    /// Whether a frame is incomplete that is no part of a body.
+    /// Whether a frame is incomplete that is not part of a body.
     fn is_in_control(&self) -> bool {
         self.have > 0 || (self.left > 0 && self.frame.is_none_or(|frame| frame.kind != DATA))
     }
@@ -141,7 +142,7 @@ pub struct Frames {
     sent: Follower,
     /// Whether a header block is incomplete.
     in_block: bool,
-    /// Frames of control that may still come.
+    /// Control frames that the allowance still permits.
     allowance: u32,
     streams: u32,
     resets: u32,
@@ -165,17 +166,17 @@ impl Default for Frames {
     }
 }
 
-/// What has been received.
+/// The result of received bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Received {
-    /// So many bytes may be passed on.
+    /// Number of bytes that may be passed on.
     pub bytes: usize,
-    /// A part of a message is among them.
+    /// Whether they include part of a message.
     pub of_a_message: bool,
 }
 
 impl Frames {
-    /// Takes bytes of the client. `now` is the time since the connection began.
+    /// Follows bytes of the client. `now` is the time since the connection began.
     pub fn receive(&mut self, bytes: &[u8], now: Duration) -> Received {
         if now.saturating_sub(self.window_began) >= WINDOW {
             self.window_began = now;
@@ -187,13 +188,13 @@ impl Frames {
         let passed = received.follow(bytes, *is_flood, |frame| {
             match frame.kind {
                 HEADERS | CONTINUATION => *in_block = frame.flags & END_HEADERS == 0,
-                // The library bounds them.
+                // The library limits these frames.
                 SETTINGS if frame.flags & ACK != 0 => return false,
                 _ => {}
             }
             of_a_message |= frame.is_of_a_message();
             match frame.kind {
-                // The library bounds them, too.
+                // The library limits these frames as well.
                 CONTINUATION => {}
                 HEADERS => {
                     *streams = streams.saturating_add(1);
@@ -211,7 +212,7 @@ impl Frames {
         Received { bytes: passed, of_a_message }
     }
 
-    /// Takes bytes that the client was sent, and reports whether a part of a message is among them.
+    /// Follows bytes to the client. Returns whether they include part of a message.
     pub fn send(&mut self, bytes: &[u8]) -> bool {
         let mut of_a_message = self.sent.is_in_a_message();
         let allowance = &mut self.allowance;
@@ -225,13 +226,13 @@ impl Frames {
         of_a_message
     }
 
-    /// Whether a header block is incomplete, or a frame that is no part of a body.
+    /// Whether a header block is incomplete, or a frame that is not part of a body.
     #[must_use]
     pub fn is_in_head(&self) -> bool {
         self.in_block || self.received.is_in_control()
     }
 
-    /// Whether the client has sent too much in vain, and all bytes to the end of a frame were passed on.
+    /// Whether the client has exceeded the allowance, and all bytes up to the end of a frame are passed on.
     #[must_use]
     pub fn is_flooded(&self) -> bool {
         self.is_flood && self.received.is_at_boundary()
@@ -256,7 +257,7 @@ mod tests {
         frames
     }
 
-    /// How many of these frames are passed on before there are too many.
+    /// Returns the number of these frames that are passed on before the limit.
     fn passed(frames: &mut Frames, one: &[u8], most: usize) -> usize {
         (0..most).find(|_| frames.receive(one, Duration::ZERO).bytes < one.len()).unwrap_or(most)
     }

@@ -1,38 +1,38 @@
-//! Where the requests of an HTTP/1 connection begin and end (RFC 9112), by the strict reading.
+//! The boundaries of requests in an HTTP/1 connection (RFC 9112), by a strict parser.
 //!
-//! The server's parser is lenient where the RFC allows that, and parsers that are lenient in different ways are how requests are
-//! smuggled. So no byte reaches it before this one has found that there is one reading only.
+//! The server's parser is lenient where the RFC allows it. Differences between lenient parsers enable request
+//! smuggling. So this parser first verifies that the bytes have one meaning only.
 
 use super::refused::Refused;
 
-/// The longest line that is held back until it is whole. The server refuses longer ones.
+/// The greatest length of an incomplete line that is held back. The server refuses longer lines.
 pub const MAX_LINE: usize = 60 * 1024;
 
 /// Empty lines before a request (RFC 9112 section 2.2).
 const MAX_EMPTY: u8 = 4;
 
-/// Where in a connection's requests the next byte is.
+/// The position of the next byte within the requests of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
-    /// Before a request line, after so many empty lines.
+    /// Before a request line, after this number of empty lines.
     Start(u8),
-    /// In the head, which has said this so far.
+    /// In the head, with the body length declared so far.
     Head(Lengths),
-    /// So many bytes of a body are left.
+    /// In a body, with this number of bytes left.
     Body(u64),
     /// Before the size of a chunk.
     Size,
-    /// So many bytes of a chunk are left.
+    /// In a chunk, with this number of bytes left.
     Chunk(u64),
-    /// Before the end of the line behind a chunk.
+    /// Before the end of the line after a chunk.
     AfterChunk,
     /// In the trailers.
     Trailers,
-    /// There are no requests any more, but bytes of another protocol.
+    /// The connection has switched to another protocol.
     Opaque,
 }
 
-/// What the lines of a head have said of the length of the body.
+/// The length of the body, as declared by the lines of a head so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Lengths {
     content_length: Option<u64>,
@@ -51,23 +51,23 @@ impl Default for Framing {
     }
 }
 
-/// What may be passed on.
+/// The bytes that may be passed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Passed {
-    /// So many bytes.
+    /// This number of bytes.
     Bytes(usize),
-    /// Nothing before a line is whole.
+    /// No byte before the line is complete.
     PartOfLine,
 }
 
 impl Framing {
-    /// Whether a head has begun and is not complete, apart from a line that is held back.
+    /// Whether a head has begun and is incomplete, apart from a line that is held back.
     #[must_use]
     pub fn is_in_head(&self) -> bool {
         matches!(self.0, Place::Head(_))
     }
 
-    /// Bytes that can be passed on unseen.
+    /// Number of bytes that can be passed on without a check.
     #[must_use]
     pub fn unseen(&self) -> u64 {
         match self.0 {
@@ -77,12 +77,12 @@ impl Framing {
         }
     }
 
-    /// No requests come any more, but another protocol (RFC 9110 section 7.8).
+    /// Records the switch to another protocol (RFC 9110 section 7.8).
     pub fn switch(&mut self) {
         self.0 = Place::Opaque;
     }
 
-    /// Takes so many bytes as passed on, of those that [`Framing::unseen`] allows.
+    /// Records bytes that were passed on, of those that [`Framing::unseen`] allows.
     pub fn pass(&mut self, bytes: u64) {
         match &mut self.0 {
             Place::Body(left) => {
@@ -101,7 +101,7 @@ impl Framing {
         }
     }
 
-    /// Takes the beginning of what has come: a part of a body, or a line.
+    /// Parses the beginning of the received bytes: part of a body, or a line.
     pub fn take(&mut self, bytes: &[u8]) -> Result<Passed, Refused> {
         let unseen = usize::try_from(self.unseen()).unwrap_or(usize::MAX).min(bytes.len());
         if unseen > 0 {
@@ -109,7 +109,7 @@ impl Framing {
             return Ok(Passed::Bytes(unseen));
         }
         let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else {
-            // Not a byte of another control character will make it right.
+            // Further bytes cannot make this control character valid.
             if bytes.contains(&0) {
                 return Err(Refused::ControlCharacter);
             }
@@ -143,7 +143,7 @@ impl Framing {
             Place::Trailers if line.is_empty() => Place::Start(0),
             Place::Trailers => {
                 let (name, _) = field(line)?;
-                // They could change what the body is, or whose (RFC 9110 section 6.5.1).
+                // These fields could change the body's length or the request's host (RFC 9110 section 6.5.1).
                 if [&b"content-length"[..], b"transfer-encoding", b"host", b"trailer"]
                     .iter()
                     .any(|framing| name.eq_ignore_ascii_case(framing))
@@ -158,7 +158,7 @@ impl Framing {
     }
 }
 
-/// A method, a target and a version, with one space between (RFC 9112 section 3).
+/// A method, a target and a version, separated by one space (RFC 9112 section 3).
 fn request_line(line: &[u8]) -> Result<Lengths, Refused> {
     let mut parts = line.split(|byte| *byte == b' ');
     let (Some(method), Some(target), Some(version), None) =
@@ -183,7 +183,7 @@ impl Lengths {
     fn with(mut self, line: &[u8]) -> Result<Self, Refused> {
         let (name, value) = field(line)?;
         if name.eq_ignore_ascii_case(b"content-length") {
-            // Even twice the same is a sign of somebody who reads them otherwise.
+            // Also refused if both values are equal: another parser may read them differently.
             if self.content_length.is_some() {
                 return Err(Refused::ContentLength);
             }
@@ -231,23 +231,23 @@ fn field(line: &[u8]) -> Result<(&[u8], &[u8]), Refused> {
     Ok((name, &value[begin..end]))
 }
 
-/// The size of a chunk; extensions are taken no notice of (RFC 9112 section 7.1.1).
+/// The size of a chunk. Extensions are ignored (RFC 9112 section 7.1.1).
 fn chunk_size(line: &[u8]) -> Result<u64, Refused> {
     let end = line.iter().position(|byte| *byte == b';').unwrap_or(line.len());
     let (size, extension) = line.split_at(end);
-    // Nobody needs long ones (CVE-2023-39326).
+    // No client needs long extensions (CVE-2023-39326).
     if extension.len() > 256 || extension.iter().any(|byte| byte.is_ascii_control() && *byte != b'\t') {
         return Err(Refused::Chunk);
     }
     number(size, 16).ok_or(Refused::Chunk)
 }
 
-/// Digits only: no sign, no space, nothing too large.
+/// Digits only: no sign, no space, no overflow.
 fn number(text: &[u8], radix: u32) -> Option<u64> {
     let is_number =
         !text.is_empty() && text.len() <= 20 && text.iter().all(|byte| char::from(*byte).is_digit(radix));
     let number = is_number.then(|| u64::from_str_radix(std::str::from_utf8(text).ok()?, radix).ok())??;
-    // Further arithmetic stays far from overflow.
+    // Keeps later arithmetic far from an overflow.
     i64::try_from(number).is_ok().then_some(number)
 }
 
@@ -263,7 +263,7 @@ mod tests {
     use super::*;
     use crate::http::path::normalise;
 
-    /// All that is passed on, or why not.
+    /// Returns the number of bytes passed on, or the error.
     fn follow(text: &[u8]) -> Result<(usize, Framing), Refused> {
         let mut framing = Framing::default();
         let mut at = 0;
@@ -393,7 +393,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever comes: nothing panics, each step goes on, and bytes that are passed on one by one are the same.
+        /// For any input: no panic, each step makes progress, and byte-by-byte input gives the same result.
         #[test]
         fn any_bytes_are_followed(text in "(GET|POST) /a HTTP/1\\.[01]\r\n(Host: a\r\n|Content-Length: [0-9]{1,3}\r\n|Transfer-Encoding: chunked\r\n|[ -~\t\r]{0,9}\n){0,4}\r\n([0-9a-f]{1,2}\r\n|[ -~]{0,20}(\r\n)?){0,6}") {
             let whole = follow(text.as_bytes()).map(|(passed, framing)| (passed, framing.0));
@@ -422,7 +422,7 @@ mod tests {
             }
         }
 
-        /// A path has one form, whatever is in it, and that form is of no path outside.
+        /// Any path has exactly one normal form, which does not leave the root.
         #[test]
         fn any_path_is_normalised_once(path in "/([a-c.]{0,3}|%2[eEfF]|%[0-9a-f]{1,2}|/|\\\\){0,8}") {
             if let Ok(normal) = normalise(&path) {

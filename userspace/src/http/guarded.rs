@@ -1,5 +1,5 @@
-//! A client's connection as the server reads it: watched, for HTTP/1 with nothing in it that could be read in two ways, and for
-//! HTTP/2 without floods.
+//! A client's connection as the server reads it. HTTP/1 bytes have one meaning only, and HTTP/2 bytes contain no
+//! flood.
 
 use std::{
     io,
@@ -17,22 +17,22 @@ use super::{
     framing::{Framing, MAX_LINE, Passed},
 };
 
-/// What no server takes for a part of a request: it stands for what was refused, and has the server answer with 400.
+/// Replaces refused bytes. No server accepts it as part of a request, so the server responds with 400.
 const MALFORMED: &[u8] = b"\0\r\n\r\n";
 
-/// The end of a head whose time is over: it has the server answer, with what the exchange then says.
+/// Completes a head whose time limit is over, so that the exchange can respond.
 const LATE_END: &[u8] = b"Connection: close\r\n\r\n";
 
-/// A whole head, where not even the first line has come.
+/// A complete head, for a client that has not sent a complete first line.
 const LATE_HEAD: &[u8] = b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n";
 
-/// Bytes that are read at once where they are looked at.
+/// Bytes read at once if they are checked.
 const PORTION: usize = 8 * 1024;
 
-/// Bytes that are read at once where they need not be.
+/// Bytes read at once if they are not checked.
 const LARGE_PORTION: usize = 64 * 1024;
 
-/// What is followed of a connection.
+/// The parser that follows a connection.
 #[derive(Debug)]
 pub enum Follow {
     /// The requests of HTTP/1.
@@ -41,25 +41,25 @@ pub enum Follow {
     Http2(Box<Frames>),
 }
 
-/// A connection that is watched.
+/// A connection whose bytes are checked.
 #[derive(Debug)]
 pub struct Guarded<I> {
     io: I,
     activity: Arc<Activity>,
     follow: Follow,
-    /// What can be passed on, and how much of it has been.
+    /// Bytes that can be passed on, and the number passed on already.
     ready: (Vec<u8>, usize),
-    /// The beginning of a line.
+    /// The beginning of an incomplete line.
     held: Vec<u8>,
-    /// Nothing more is passed on.
+    /// Whether no more bytes are passed on.
     ended: bool,
-    /// The end of a late head has been made up. The server would take an end of the connection for that of the request, too, so
-    /// nothing follows.
+    /// Whether the head was completed artificially. The server would take an end of the connection for an end of the
+    /// request, so no bytes follow.
     is_late: bool,
 }
 
 impl<I> Guarded<I> {
-    /// Watches a connection. `first` has been read from it already.
+    /// Wraps a connection. `first` contains the bytes already read.
     #[must_use]
     pub fn new(io: I, activity: Arc<Activity>, follow: Follow, first: Vec<u8>) -> Self {
         let mut new =
@@ -68,7 +68,7 @@ impl<I> Guarded<I> {
         new
     }
 
-    /// Moves what can be passed on from what is held to what is ready.
+    /// Moves checked bytes from `held` to `ready`.
     fn sort(&mut self) {
         let now = Instant::now();
         let framing = match &mut self.follow {
@@ -90,7 +90,7 @@ impl<I> Guarded<I> {
             match framing.take(&self.held[passed..]) {
                 Ok(Passed::Bytes(count)) => passed += count,
                 Ok(Passed::PartOfLine) if self.held.len() - passed > MAX_LINE => {
-                    // The server says that it is too long.
+                    // The server reports that the line is too long.
                     passed = self.held.len();
                     self.ended = true;
                 }
@@ -112,7 +112,7 @@ impl<I> Guarded<I> {
         }
     }
 
-    /// Ends a head that has taken too long.
+    /// Completes a head whose time limit is over.
     fn end_head(&mut self) {
         let Follow::Http1(framing) = &self.follow else { return };
         let end = if framing.is_in_head() { LATE_END } else { LATE_HEAD };
@@ -121,7 +121,7 @@ impl<I> Guarded<I> {
         self.is_late = true;
     }
 
-    /// Takes bytes of HTTP/2 that have come, and says how many may be passed on.
+    /// Checks received HTTP/2 bytes. Returns the number that may be passed on.
     fn frames_came(&mut self, bytes: &[u8]) -> usize {
         let now = Instant::now();
         let Follow::Http2(frames) = &mut self.follow else {
@@ -139,7 +139,7 @@ impl<I> Guarded<I> {
         received.bytes
     }
 
-    /// Takes note of bytes that were sent.
+    /// Records sent bytes.
     fn went(&mut self, parts: &[io::IoSlice<'_>], mut written: usize) {
         let now = Instant::now();
         let mut moved = true;
@@ -156,7 +156,7 @@ impl<I> Guarded<I> {
         self.activity.sent(written, moved, now);
     }
 
-    /// Gives what is ready.
+    /// Copies ready bytes into `buffer`.
     fn give(&mut self, buffer: &mut ReadBuf<'_>) {
         let (ready, given) = &mut self.ready;
         let count = buffer.remaining().min(ready.len() - *given);
@@ -169,7 +169,7 @@ impl<I> Guarded<I> {
 }
 
 impl<I: AsyncRead + Unpin> Guarded<I> {
-    /// Reads what need not be looked at.
+    /// Reads bytes that need no check.
     fn poll_unseen(
         &mut self,
         most: u64,
@@ -227,7 +227,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Guarded<I> {
                 let before = buffer.filled().len();
                 ready!(this.poll_unseen(unseen, context, buffer))?;
                 if buffer.filled().len() == before && this.ended {
-                    // Nothing of it is passed on, which is not the end.
+                    // No bytes are passed on yet, which is not the end of the connection.
                     continue;
                 }
                 return Poll::Ready(Ok(()));
@@ -236,7 +236,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Guarded<I> {
             let mut read = ReadBuf::new(&mut portion);
             ready!(Pin::new(&mut this.io).poll_read(context, &mut read))?;
             if read.filled().is_empty() {
-                // A line that never ends is none.
+                // The connection ended within a line, so the line is dropped.
                 this.ended = true;
                 return Poll::Ready(Ok(()));
             }

@@ -1,4 +1,4 @@
-//! Headers on their way through: which end here, which are ours, and which the configuration changes.
+//! Headers of forwarded messages: hop-by-hop headers, the balancer's headers, and changes by the configuration.
 
 use std::net::IpAddr;
 
@@ -18,10 +18,10 @@ const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 
-/// What our responses say of who sends them, in the place of what the backend says (Envoy's `OVERWRITE`).
+/// The `Server` header of every response. It replaces the backend's value (Envoy's `OVERWRITE`).
 pub const SERVER: HeaderValue = HeaderValue::from_static("snisplice");
 
-/// The protocol that a request wants to switch to (RFC 9110 section 7.8), if it may. HTTP/2 is not begun so any more (RFC 9113
+/// The protocol of an upgrade (RFC 9110 section 7.8), if it is allowed. An upgrade to HTTP/2 is obsolete (RFC 9113
 /// section 3.1).
 #[must_use]
 pub fn upgrade(version: Version, headers: &HeaderMap) -> Option<HeaderValue> {
@@ -48,14 +48,15 @@ fn tokens<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl Iterator<Item =
         .filter(|token| !token.is_empty())
 }
 
-/// Takes out what is of one hop only (RFC 9110 section 7.6.1), also what `Connection` names. `TE: trailers` stays, which gRPC wants.
+/// Removes hop-by-hop headers (RFC 9110 section 7.6.1), including those that `Connection` names. `TE: trailers`
+/// stays, which gRPC requires.
 pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     let takes_trailers = has_token(headers, &header::TE, "trailers");
     if headers.contains_key(header::CONNECTION) {
         let named: Vec<HeaderName> =
             tokens(headers, &header::CONNECTION).filter_map(|name| name.parse().ok()).collect();
         for name in named {
-            // What says for whom the request is does not end here, whoever says so.
+            // `Connection` cannot remove the host or the headers about the client.
             if name != header::HOST
                 && name != header::CONTENT_LENGTH
                 && name != FORWARDED_FOR
@@ -83,7 +84,8 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// Makes the cookies of a request one header again. HTTP/2 may send each alone, and HTTP/1 may not (RFC 9113 section 8.2.3).
+/// Joins the cookies of a request into one header. HTTP/2 may send them separately, and HTTP/1 may not (RFC 9113
+/// section 8.2.3).
 pub fn join_cookies(headers: &mut HeaderMap) {
     let mut cookies = headers.get_all(header::COOKIE).into_iter();
     let (Some(first), Some(second)) = (cookies.next(), cookies.next()) else { return };
@@ -92,32 +94,32 @@ pub fn join_cookies(headers: &mut HeaderMap) {
         joined.extend_from_slice(b"; ");
         joined.extend_from_slice(cookie.as_bytes());
     }
-    // Each part is a value, and so is the whole.
+    // Each part is a valid value, and so is the whole.
     if let Ok(joined) = HeaderValue::from_bytes(&joined) {
         headers.insert(header::COOKIE, joined);
     }
 }
 
-/// How many headers there are; the parts of a cookie count as one.
+/// The number of headers. The parts of a cookie count as one.
 #[must_use]
 pub fn count(headers: &HeaderMap) -> usize {
     let cookies = headers.get_all(header::COOKIE).into_iter().count();
     headers.len() - cookies.saturating_sub(1)
 }
 
-/// Who sends a request, and over what.
+/// The sender of a request, and its scheme.
 #[derive(Debug, Clone, Copy)]
 pub struct Sender<'a> {
-    /// The address of the other end of the connection.
+    /// The peer's address.
     pub address: IpAddr,
-    /// Whether it is believed who it speaks for.
+    /// Whether the peer is a trusted proxy.
     pub trusted: bool,
     /// `http` or `https`.
     pub scheme: &'a str,
 }
 
-/// Says for whom a request is sent on. What a client says of that itself goes, unless it is trusted; `id` is for a request that has
-/// no id yet, or from somebody who is not trusted with giving it one.
+/// Sets the forwarding headers of a request. A client's own values are removed, unless it is trusted. `id` makes the
+/// id of a request that has none, or whose sender is not trusted.
 pub fn forwarded(headers: &mut HeaderMap, sender: &Sender<'_>, id: impl FnOnce() -> HeaderValue) {
     let mut address = sender.address.to_string();
     if sender.trusted {
@@ -143,28 +145,28 @@ pub fn forwarded(headers: &mut HeaderMap, sender: &Sender<'_>, id: impl FnOnce()
     }
 }
 
-/// Whether a header is for proxies only to say.
+/// Whether only proxies may set a header.
 fn says_who(name: &str) -> bool {
     name.starts_with("x-forwarded-")
         || name.starts_with("x-envoy-")
         || matches!(name, "x-request-id" | "x-real-ip" | "forwarded" | "x-original-forwarded-for")
 }
 
-/// The scheme that a sender speaks of, if it is trusted with that.
+/// The scheme that a trusted sender declares, or the connection's own.
 #[must_use]
 pub fn scheme_of<'h>(headers: &'h HeaderMap, trusted: bool, own: &'h str) -> &'h str {
     let said = headers.get(FORWARDED_PROTO).filter(|_| trusted).and_then(|value| value.to_str().ok());
     said.filter(|said| matches!(*said, "http" | "https")).unwrap_or(own)
 }
 
-/// The address that the proxy before us speaks for.
+/// The address that the previous proxy has appended.
 #[must_use]
 pub fn last_forwarded_for(headers: &HeaderMap) -> Option<&str> {
     tokens(headers, &FORWARDED_FOR).last()
 }
 
-/// Makes the changes that the configuration wants. What is no header is left out: the configuration has been checked. `value`
-/// is that of a variable, beside the headers as they are at that moment.
+/// Applies the configured changes. Invalid headers are skipped, since the configuration is already validated. `value`
+/// returns the value of a variable, from the current headers.
 pub fn change(
     headers: &mut HeaderMap,
     changes: &HeaderChanges,
@@ -190,7 +192,7 @@ pub fn change(
     }
 }
 
-/// Whether a header does not frame the message.
+/// Whether a header does not affect the framing of the message.
 fn is_free(name: &HeaderName) -> bool {
     ![header::CONNECTION, header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::UPGRADE].contains(name)
 }

@@ -1,13 +1,13 @@
-//! Paths in one form, so that no path passes a rule that its backend reads otherwise.
+//! The normal form of paths. It prevents a path from matching another rule than its backend assumes.
 //!
-//! It is what Istio calls `BASE`: RFC 3986 section 6.2.2 (dot segments, unreserved characters), and a backslash is a slash.
-//! Slashes are not merged, and `%2F` stays what it is.
+//! The form is Istio's `BASE`: RFC 3986 section 6.2.2 (dot segments, unreserved characters), and a backslash becomes
+//! a slash. Slashes are not merged, and `%2F` stays as it is.
 
 use std::borrow::Cow;
 
 use super::refused::Refused;
 
-/// The normal form of a path that begins with a slash.
+/// Normalises a path that begins with a slash.
 pub fn normalise(path: &str) -> Result<Cow<'_, str>, Refused> {
     if is_normal(path) {
         return Ok(Cow::Borrowed(path));
@@ -40,12 +40,12 @@ pub fn normalise(path: &str) -> Result<Cow<'_, str>, Refused> {
     Ok(Cow::Owned(normal))
 }
 
-/// Whether nothing is to be done.
+/// Whether the path is in its normal form already.
 fn is_normal(path: &str) -> bool {
     path.starts_with('/') && !path.contains(['%', '\\']) && !path.contains("/.")
 }
 
-/// With letters, digits, `-._~` in clear, and the hexadecimal digits of all others in capitals.
+/// Decodes letters, digits and `-._~`, and writes all other escapes in upper case.
 fn decode_unreserved(path: &str) -> Result<String, Refused> {
     let mut decoded = String::with_capacity(path.len());
     let mut rest = path;

@@ -1,4 +1,4 @@
-//! Connections to backends that are kept for the next request.
+//! Idle connections to backends that later requests reuse.
 
 use std::{
     cell::{Cell, RefCell},
@@ -26,47 +26,47 @@ use tokio::{
 
 use super::{body::Upload, connect::Connected};
 
-/// How long a connection is kept without a request.
+/// The time limit of an idle connection.
 const IDLE: Duration = Duration::from_secs(60);
 
-/// Connections of HTTP/1.1 that are kept for one endpoint, by each worker.
+/// Idle HTTP/1.1 connections per endpoint and worker.
 const PER_ENDPOINT: usize = 128;
 
-/// How long a connection may take to be ready for another request after a response.
+/// The time for a connection to become ready for another request after a response.
 const SETTLE: Duration = Duration::from_secs(1);
 
-/// A backend's connection that is silent while streams are open is probed so often (RFC 9113 section 6.7).
+/// The interval of PINGs on a silent connection with open streams (RFC 9113 section 6.7).
 const PROBE: Duration = Duration::from_secs(30);
 
-/// What the connections of one kind have in common: each carries requests for any of them.
+/// The common properties of interchangeable connections: each can serve requests for all.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Key {
     /// The cluster's name.
     pub cluster: Arc<str>,
     /// The endpoint.
     pub address: SocketAddr,
-    /// The version.
+    /// The HTTP version.
     pub http: BackendHttp,
-    /// How it is encrypted.
+    /// The TLS configuration, if any.
     pub tls: Option<Arc<UpstreamTls>>,
 }
 
-/// What sends over a connection, and our address of it.
+/// The sender of a connection, and the connection's local address.
 #[derive(Debug, Clone)]
 pub struct Through<S> {
-    /// For the library.
+    /// The library's sender.
     pub sender: S,
-    /// Of our end.
+    /// The local address.
     pub local: Option<SocketAddr>,
 }
 
-/// The same for HTTP/1.1, one request at a time.
+/// The sender of an HTTP/1.1 connection: one request at a time.
 pub type Http1 = Through<http1::SendRequest<Upload>>;
 
-/// The same for HTTP/2, many requests at a time.
+/// The sender of an HTTP/2 connection: many requests at a time.
 pub type Http2 = Through<http2::SendRequest<Upload>>;
 
-/// Where a connection is that carries all requests to an endpoint, once there is one.
+/// The shared connection for all requests to an endpoint, once there is one.
 pub type Multiplexed = Mutex<Option<Http2>>;
 
 /// The connections of one worker.
@@ -88,17 +88,17 @@ impl fmt::Debug for Pools {
     }
 }
 
-/// A way to send requests to an endpoint.
+/// The sender of requests to an endpoint.
 #[derive(Debug)]
 pub enum Sender {
-    /// One at a time.
+    /// One request at a time.
     Http1(Http1),
-    /// Many at a time.
+    /// Many requests at a time.
     Http2(Http2),
 }
 
 impl Sender {
-    /// Sends a request; what has not gone out comes back with the error.
+    /// Sends a request. An error returns the request if it was not sent.
     pub async fn send(
         &mut self,
         request: Request<Upload>,
@@ -109,7 +109,7 @@ impl Sender {
         }
     }
 
-    /// Our address of the connection.
+    /// The local address of the connection.
     #[must_use]
     pub fn local(&self) -> Option<SocketAddr> {
         match self {
@@ -120,7 +120,7 @@ impl Sender {
 }
 
 impl Pools {
-    /// A connection that waits for a request; not one that the backend has closed, as far as is known.
+    /// Takes an idle connection that the backend has not closed, as far as is known.
     #[must_use]
     pub fn take(&self, key: &Key) -> Option<Http1> {
         let mut idle = self.idle.borrow_mut();
@@ -133,7 +133,7 @@ impl Pools {
         None
     }
 
-    /// Closes the connections of a cluster that wait for a request, to make room for another one, and says whether there were any.
+    /// Closes the idle connections of a cluster, to free slots. Returns whether there were any.
     pub fn make_room(&self, cluster: &str) -> bool {
         let mut any = false;
         self.idle.borrow_mut().retain(|key, kept| {
@@ -144,14 +144,14 @@ impl Pools {
         any
     }
 
-    /// Where the connection of this kind is that carries all requests; whoever makes it keeps the others waiting.
+    /// The slot of the shared connection with these properties. The task that connects makes other tasks wait.
     #[must_use]
     pub fn multiplexed(&self, key: &Key) -> Rc<Multiplexed> {
         let mut multiplexed = self.multiplexed.borrow_mut();
         if let Some(place) = multiplexed.get(key) {
             return place.clone();
         }
-        // Endpoints come and go.
+        // Removes slots of endpoints that are not used any more.
         multiplexed.retain(|_, place| {
             Rc::strong_count(place) > 1
                 || place
@@ -174,7 +174,7 @@ impl Pools {
     }
 }
 
-/// Closes what has waited for too long.
+/// Closes connections that were idle for too long.
 async fn sweep(pools: Weak<Pools>) {
     loop {
         sleep(IDLE / 6).await;
@@ -191,7 +191,7 @@ async fn sweep(pools: Weak<Pools>) {
     }
 }
 
-/// A connection that another request can have once its response has ended.
+/// A connection that becomes reusable when its response has ended.
 #[derive(Debug)]
 pub struct Return {
     pub(super) pools: Rc<Pools>,
@@ -200,7 +200,7 @@ pub struct Return {
 }
 
 impl Return {
-    /// Keeps it for the next request, as soon as it can take one.
+    /// Returns the connection to the pool as soon as it is ready for a request.
     pub fn give_back(self) {
         let Self { pools, key, mut through } = self;
         if through.sender.is_closed() {
@@ -232,7 +232,7 @@ pub async fn begin_http1(connected: Connected) -> hyper::Result<http1::SendReque
     let Connected { io, guard, .. } = connected;
     let (sender, connection) = http1::Builder::new().handshake(TokioIo::new(io)).await?;
     spawn_local(async move {
-        // Who waits for a response learns of an error.
+        // The waiting request receives the error.
         let _ = connection.with_upgrades().await;
         drop(guard);
     });

@@ -1,9 +1,9 @@
-//! Why a request is refused before any rule is asked.
+//! The reasons for which a request is refused before a rule is looked up.
 
 use hyper::StatusCode;
 use thiserror::Error;
 
-/// Why a request is refused.
+/// The reason for a refusal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum Refused {
     /// RFC 9112 section 3.
@@ -48,28 +48,28 @@ pub enum Refused {
     /// RFC 9112 section 3.2.
     #[error("Host is missing, malformed, or there are several that differ")]
     Host,
-    /// RFC 9110 section 7.2: what a request is for must be said once.
+    /// RFC 9110 section 7.2: a request must have exactly one authority.
     #[error("the target's authority and Host differ")]
     Authority,
     /// RFC 9110 section 4.2.
     #[error("the scheme is neither http nor https")]
     Scheme,
-    /// It leaves the root, or has a NUL.
+    /// The path leaves the root, or has a NUL.
     #[error("the path leads out of the root, or cannot be normalised")]
     Path,
-    /// RFC 9110 section 9.3.6: this is no tunnel.
+    /// RFC 9110 section 9.3.6: the balancer is no tunnel.
     #[error("CONNECT is not served")]
     Connect,
     /// RFC 8441 section 4.
     #[error("extended CONNECT for another protocol than websocket")]
     Protocol,
-    /// Envoy's limit, which the server of HTTP/2 does not have.
+    /// Envoy's limit, which the HTTP/2 server does not have.
     #[error("more headers than may be")]
     TooManyHeaders,
 }
 
 impl Refused {
-    /// What the client is answered with.
+    /// The status code of the response.
     #[must_use]
     pub fn status(self) -> StatusCode {
         match self {

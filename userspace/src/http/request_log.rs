@@ -1,4 +1,4 @@
-//! What is noted of a request for its line in the access log, while the log is on.
+//! The data of a request for its line in the access log, while the log is enabled.
 
 use std::{
     cell::{Cell, OnceCell},
@@ -15,7 +15,7 @@ use crate::account::{
     access_log::{Line, outcome::NO_FLAG},
 };
 
-/// A request that is under way; its line is written at the end of its response.
+/// A request in progress. Its line is written at the end of its response.
 #[derive(Debug)]
 pub(super) struct Note {
     started: SystemTime,
@@ -26,26 +26,26 @@ pub(super) struct Note {
     authority: Option<Box<str>>,
     x_forwarded_for: Option<Box<str>>,
     user_agent: Option<Box<str>>,
-    /// The client's, or the one that was sent on.
+    /// The client's id, or the forwarded one.
     request_id: OnceCell<Box<str>>,
     /// Bytes of the request's body.
     pub(super) received: Cell<u64>,
     /// Bytes of the response's body.
     pub(super) sent: Cell<u64>,
-    /// The endpoint that was asked last.
+    /// The endpoint of the last attempt.
     pub(super) upstream_host: Cell<Option<SocketAddr>>,
-    /// Our address towards it.
+    /// The local address towards the endpoint.
     pub(super) upstream_local: Cell<Option<SocketAddr>>,
     backend: OnceCell<Arc<str>>,
     /// From the start to the head of the backend's response.
     served_within: Cell<Option<Duration>>,
-    /// Envoy's flags and words, where no backend has answered.
+    /// Envoy's response flags and details, if no backend has responded.
     outcome: Cell<(&'static str, Option<&'static str>)>,
     answer: OnceCell<(u16, Option<Arc<str>>)>,
 }
 
 impl Note {
-    /// Of a request as it has come.
+    /// Records a received request.
     pub(super) fn new<B>(request: &Request<B>) -> Self {
         let headers = request.headers();
         let target = request.uri();
@@ -75,7 +75,7 @@ impl Note {
         note
     }
 
-    /// Notes the backend, and the headers that are sent to it.
+    /// Records the backend, and the headers sent to it.
     pub(super) fn goes_to(&self, backend: &Arc<str>, headers: &HeaderMap) {
         let _ = self.backend.set(backend.clone());
         if let Some(id) = text(headers, "x-request-id") {
@@ -83,18 +83,18 @@ impl Note {
         }
     }
 
-    /// Notes that the backend's response has begun.
+    /// Records that the backend's response has begun.
     pub(super) fn is_served(&self) {
         self.served_within.set(Some(self.began.elapsed()));
         self.outcome.set((NO_FLAG, Some("via_upstream")));
     }
 
-    /// Notes why the response is our own.
+    /// Records the reason for a local reply.
     pub(super) fn is_answered_here(&self, flags: &'static str, details: &'static str) {
         self.outcome.set((flags, Some(details)));
     }
 
-    /// Notes the status and the rule.
+    /// Records the status and the rule.
     pub(super) fn answers(&self, status: u16, route: Option<Arc<str>>) {
         let _ = self.answer.set((status, route));
     }
@@ -103,7 +103,7 @@ impl Note {
     pub(super) fn log(&self, account: &Account) {
         let (response_code, route) =
             self.answer.get().map_or((0, None), |(code, route)| (*code, route.as_deref()));
-        // Without a status the client went away before there was a response.
+        // Without a status, the client disconnected before a response.
         let (flags, details) = if response_code == 0 { ("DC", None) } else { self.outcome.get() };
         account.log_request(&Line {
             start_time: self.started,
@@ -130,7 +130,7 @@ impl Note {
     }
 }
 
-/// The value of a header as a text; bytes that are none are replaced.
+/// The value of a header as text. Invalid bytes are replaced.
 fn text(headers: &HeaderMap, name: &str) -> Option<Box<str>> {
     headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into())
 }

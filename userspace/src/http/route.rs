@@ -1,4 +1,4 @@
-//! From a request's head to what becomes of it: a function of the rules and the head.
+//! The decision on a request: a function of the rules and the request's head.
 
 use std::{borrow::Cow, sync::Arc};
 
@@ -15,47 +15,47 @@ use snisplice_config::model::http::{
 
 use super::{headers, path::normalise, refused::Refused};
 
-/// The most headers of a request, as in Envoy.
+/// The greatest number of headers of a request, as in Envoy.
 pub const MOST_HEADERS: usize = 100;
 
-/// What a request says, checked and in one form.
+/// The head of a request, validated and normalised.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Asked<'h> {
     /// The method.
     pub method: &'h Method,
     /// `http` or `https`, as the client sees it.
     pub scheme: &'h str,
-    /// The authority as sent; empty from a client of HTTP/1.0 that names none.
+    /// The authority as sent. Empty for an HTTP/1.0 client without one.
     pub authority: Cow<'h, str>,
     /// The path in its normal form.
     pub path: Cow<'h, str>,
-    /// What is behind the first question mark.
+    /// The text after the first question mark.
     pub query: Option<&'h str>,
     /// The headers.
     pub headers: &'h HeaderMap,
 }
 
-/// What becomes of a request.
+/// The decision on a request.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Decision<'t> {
-    /// No rule serves it.
+    /// No rule matches.
     NotFound,
-    /// It is answered with a redirect.
+    /// The response is a redirect.
     Redirected {
-        /// The rule; none where a whole host is.
+        /// The rule. `None` if the whole host is redirected.
         rule: Option<&'t Arc<HttpRule>>,
         /// The status code.
         status: StatusCode,
-        /// The `Location`.
+        /// The `Location` header.
         location: String,
     },
-    /// It is answered with what the rule has.
+    /// The response is the rule's direct response.
     Responded(&'t Arc<HttpRule>),
-    /// It is sent on.
+    /// The request is forwarded.
     Forwarded {
         /// The rule.
         rule: &'t Arc<HttpRule>,
-        /// How.
+        /// The forwarding of the rule.
         forward: &'t Forward,
         /// Path and query.
         target: String,
@@ -64,7 +64,7 @@ pub enum Decision<'t> {
     },
 }
 
-/// Reads a head. `scheme` is the connection's, `trusted` whether its other end is believed what it says of others.
+/// Reads a head. `scheme` is the connection's. `trusted` means that the peer is a trusted proxy.
 pub fn read<'h>(head: &'h Parts, scheme: &'h str, trusted: bool) -> Result<Asked<'h>, Refused> {
     if head.method == Method::CONNECT {
         return Err(Refused::Connect);
@@ -92,7 +92,8 @@ pub fn read<'h>(head: &'h Parts, scheme: &'h str, trusted: bool) -> Result<Asked
     })
 }
 
-/// The authority that a request is for, which it names once or twice alike (RFC 9112 section 3.2, RFC 9113 section 8.3.1).
+/// The authority of a request. A request names it once, or twice identically (RFC 9112 section 3.2, RFC 9113 section
+/// 8.3.1).
 fn authority(head: &Parts) -> Result<Cow<'_, str>, Refused> {
     let mut hosts = head.headers.get_all(header::HOST).into_iter();
     let host = hosts.next().map(HeaderValue::to_str).transpose().map_err(|_| Refused::Host)?;
@@ -108,7 +109,7 @@ fn authority(head: &Parts) -> Result<Cow<'_, str>, Refused> {
         (None, None) if head.version == Version::HTTP_10 => return Ok(Cow::Borrowed("")),
         (None, None) => return Err(Refused::Host),
     };
-    // Neither a user nor a path; an empty one is no host (RFC 9110 section 4.2.1).
+    // Neither a user nor a path is allowed, and an empty authority is no host (RFC 9110 section 4.2.1).
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~[]:!$&'()*+,;=%".contains(&byte);
     if authority.is_empty() || !authority.bytes().all(is_plain) || port(authority).is_none() {
         return Err(Refused::Host);
@@ -116,7 +117,7 @@ fn authority(head: &Parts) -> Result<Cow<'_, str>, Refused> {
     Ok(Cow::Borrowed(authority))
 }
 
-/// Host and port of an authority; `None` if what is behind the colon is no port.
+/// Host and port of an authority. `None` if the text after the colon is no port.
 fn port(authority: &str) -> Option<(&str, Option<u16>)> {
     let behind_address = authority.rfind(']').map_or(0, |end| end + 1);
     match authority[behind_address..].find(':') {
@@ -127,7 +128,7 @@ fn port(authority: &str) -> Option<(&str, Option<u16>)> {
             if host.is_empty() || !port.bytes().all(|byte| byte.is_ascii_digit()) {
                 return None;
             }
-            // An empty port is the scheme's (RFC 3986 section 3.2.3).
+            // An empty port is the scheme's default (RFC 3986 section 3.2.3).
             if port.is_empty() { Some((host, None)) } else { Some((host, Some(port.parse().ok()?))) }
         }
     }
@@ -172,7 +173,7 @@ impl Request for Asked<'_> {
     }
 }
 
-/// What becomes of a request. `own_port` is the one it came to.
+/// Decides on a request. `own_port` is the port of the connection.
 #[must_use]
 pub fn decide<'t>(table: &'t HttpTable, asked: &Asked<'_>, own_port: u16) -> Decision<'t> {
     let (host, _) = asked.host_and_port();
@@ -218,7 +219,7 @@ fn act<'t>(
     }
 }
 
-/// The path for a backend: `uri` takes the place of the matched prefix, or of the whole path.
+/// The path for a backend: `uri` replaces the matched prefix, or the whole path.
 fn rewritten<'p>(rewrite: &Rewrite, matched: Option<&HttpMatch>, path: &'p str) -> Cow<'p, str> {
     if let Some((expression, substitution)) = &rewrite.uri_regex {
         return rooted(expression.replace_all(path, substitution)).into();
@@ -229,18 +230,18 @@ fn rewritten<'p>(rewrite: &Rewrite, matched: Option<&HttpMatch>, path: &'p str) 
         Some(Some(StringMatch::Prefix(prefix))) => {
             format!("{uri}{}", path.get(prefix.len()..).unwrap_or_default())
         }
-        // No condition is the prefix `/`, as in Istio.
+        // A rule without a condition matches the prefix `/`, as in Istio.
         Some(None) | None => format!("{uri}{}", path.get(1..).unwrap_or_default()),
     };
     rooted(replaced).into()
 }
 
-/// A request's path begins with a slash, whatever a configuration makes of it.
+/// The path always begins with a slash, also after a rewrite.
 fn rooted(path: String) -> String {
     if path.starts_with('/') { path } else { format!("/{path}") }
 }
 
-/// Where a whole host is sent: the name as it was sent, with the port of the TLS server.
+/// The `Location` for the redirect of a whole host: the name as sent, with the port of the TLS server.
 fn https_location(redirect: HttpsRedirect, asked: &Asked<'_>) -> String {
     let (host, _) = asked.host_and_port();
     let port = if redirect.port == 443 { String::new() } else { format!(":{}", redirect.port) };
@@ -256,7 +257,7 @@ fn location(redirect: &Redirect, asked: &Asked<'_>, own_port: u16) -> String {
         (Some(RedirectPort::Number(port)), _) => Some(port),
         (Some(RedirectPort::OfRequest), _) => Some(own_port),
         (Some(RedirectPort::OfScheme), _) | (None, Some(_)) => None,
-        // The port of the old scheme is not one of the new one.
+        // The port of the old scheme is not valid for the new one.
         (None, None)
             if scheme != asked.scheme
                 && matches!((asked.scheme, sent_port), ("http", Some(80)) | ("https", Some(443))) =>
@@ -266,7 +267,7 @@ fn location(redirect: &Redirect, asked: &Asked<'_>, own_port: u16) -> String {
         (None, None) => sent_port,
     };
     let host = redirect.authority.as_deref().unwrap_or(own_host);
-    // An authority that has a port of its own keeps it.
+    // An authority with an explicit port keeps it.
     let has_port = self::port(host).is_some_and(|(_, port)| port.is_some());
     let port = match port {
         Some(port) if port != standard && !has_port => format!(":{port}"),
@@ -278,14 +279,14 @@ fn location(redirect: &Redirect, asked: &Asked<'_>, own_port: u16) -> String {
             let rest = asked.path.get(prefix.len()..).unwrap_or_default();
             with_query(&rooted(format!("{uri}{rest}")), asked.query)
         }
-        // Its own query takes the place of the request's.
+        // The redirect's own query replaces the request's.
         (Some(uri), None) if uri.contains('?') => rooted(uri.clone()),
         (Some(uri), None) => with_query(&rooted(uri.clone()), asked.query),
     };
     format!("{scheme}://{host}{port}{target}")
 }
 
-/// The target of a request that is sent on. In HTTP/1.1 it is path and query alone.
+/// The target of a forwarded request. In HTTP/1.1 it is path and query only.
 pub fn target(scheme: &str, authority: &str, target: &str, version: Version) -> Result<Uri, Refused> {
     if version != Version::HTTP_2 {
         return target.parse().map_err(|_| Refused::Target);

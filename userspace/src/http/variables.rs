@@ -1,4 +1,4 @@
-//! The values of the variables that a configuration puts into headers.
+//! The values of variables in configured headers.
 
 use std::{
     cell::OnceCell,
@@ -10,35 +10,35 @@ use snisplice_config::model::http::Variable;
 
 use super::headers;
 
-/// What is known of a request and its connection.
+/// A request and its connection, as the source of variables.
 #[derive(Debug)]
 pub struct Facts<'a> {
-    /// The head as it has come.
+    /// The head as received.
     pub head: &'a Parts,
     /// `http` or `https`, as the client sees it.
     pub scheme: &'a str,
     /// The authority as sent.
     pub authority: &'a str,
-    /// The other end of the connection.
+    /// The peer's address.
     pub client: SocketAddr,
-    /// The address that the connection came to.
+    /// The local address of the connection.
     pub own: SocketAddr,
     /// The server name in the client's hello.
     pub server_name: Option<&'a str>,
-    /// Whether the other end is believed what it says of others.
+    /// Whether the peer is a trusted proxy.
     pub trusted: bool,
-    /// The headers that are sent on, once they are known.
+    /// The forwarded headers, once they are known.
     pub sent: OnceCell<HeaderMap>,
 }
 
 impl Facts<'_> {
-    /// The value of a variable. Headers are those that are sent on, or those that have come where nothing is.
+    /// The value of a variable. Headers are the forwarded ones, or the received ones if the request is not forwarded.
     #[must_use]
     pub fn value(&self, variable: &Variable) -> Option<String> {
         self.with(variable, self.sent.get().unwrap_or(&self.head.headers))
     }
 
-    /// The value of a variable, with these headers.
+    /// The value of a variable with these headers.
     #[must_use]
     pub fn with(&self, variable: &Variable, headers: &HeaderMap) -> Option<String> {
         Some(match variable {
@@ -68,7 +68,7 @@ impl Facts<'_> {
         })
     }
 
-    /// The client, or whom a trusted proxy speaks for: then the port is 0, as in Envoy.
+    /// The client's address. If a trusted proxy declares it, the port is 0, as in Envoy.
     fn remote(&self) -> SocketAddr {
         let named = || headers::last_forwarded_for(&self.head.headers)?.parse::<IpAddr>().ok();
         match self.trusted.then(named).flatten() {
@@ -82,7 +82,7 @@ impl Facts<'_> {
     }
 }
 
-/// As the access log and `%PROTOCOL%` name a version.
+/// The name of a version in the access log and in `%PROTOCOL%`.
 #[must_use]
 pub fn protocol(version: Version) -> &'static str {
     match version {

@@ -1,4 +1,4 @@
-//! WebSocket over HTTP/2 (RFC 8441): a client's extended CONNECT is the upgrade of a backend's HTTP/1.1.
+//! WebSocket over HTTP/2 (RFC 8441): a client's extended CONNECT becomes an HTTP/1.1 upgrade at the backend.
 
 use hyper::{
     HeaderMap, Method, Request,
@@ -8,17 +8,17 @@ use hyper::{
 
 use super::refused::Refused;
 
-/// The only protocol of extended CONNECT that is served.
+/// The only supported protocol of extended CONNECT.
 const WEBSOCKET: &str = "websocket";
 
 const KEY: HeaderName = header::SEC_WEBSOCKET_KEY;
 const ACCEPT: HeaderName = header::SEC_WEBSOCKET_ACCEPT;
 
-/// Makes an extended CONNECT the GET request that HTTP/1.1 sends for an upgrade, as rules see it (RFC 8441 section 5). Returns
-/// the protocol; none for any other request.
+/// Turns an extended CONNECT into the GET request of an HTTP/1.1 upgrade, which rules then match (RFC 8441 section
+/// 5). Returns the protocol, or `None` for any other request.
 ///
 /// # Errors
-/// If the protocol is another one.
+/// Returns an error for any other protocol.
 pub fn begin<B>(request: &mut Request<B>) -> Result<Option<HeaderValue>, Refused> {
     if request.method() != Method::CONNECT {
         return Ok(None);
@@ -31,7 +31,8 @@ pub fn begin<B>(request: &mut Request<B>) -> Result<Option<HeaderValue>, Refused
     Ok(Some(HeaderValue::from_static(WEBSOCKET)))
 }
 
-/// Completes the headers of a request to a backend of HTTP/1.1: it wants a key, which HTTP/2 does not have (RFC 6455 section 4.1).
+/// Completes the headers of a request to an HTTP/1.1 backend. HTTP/1.1 requires a key, which HTTP/2 does not have
+/// (RFC 6455 section 4.1).
 pub fn complete(headers: &mut HeaderMap, random: [u8; 16]) {
     let key = data_encoding::BASE64.encode(&random);
     if let Ok(key) = HeaderValue::try_from(key) {
@@ -39,7 +40,7 @@ pub fn complete(headers: &mut HeaderMap, random: [u8; 16]) {
     }
 }
 
-/// Takes out of a backend's response what HTTP/2 does not have.
+/// Removes the headers of a backend's response that HTTP/2 does not have.
 pub fn answer(headers: &mut HeaderMap) {
     headers.remove(ACCEPT);
 }

@@ -1,4 +1,4 @@
-//! A certificate with its chain and its key, checked: functions of bytes and of the time.
+//! A certificate with its chain and its key, verified: functions of bytes and of the time.
 
 use std::{fmt, net::IpAddr, sync::Arc};
 
@@ -20,26 +20,26 @@ use super::{
     pem,
 };
 
-/// Turns a key into what signs with it: the library's function for that.
+/// The library's function that turns a key into a signer.
 pub type LoadKey = fn(&PrivateKeyDer<'_>) -> Result<Arc<dyn SigningKey>, Error>;
 
-/// Seconds of a day.
+/// Seconds per day.
 const DAY: i64 = 86_400;
 
-/// From how many days before its end on a certificate is warned of.
+/// Days before its end from which a certificate causes a warning.
 pub const WARN_DAYS: i64 = 30;
 
-/// Bytes, and where they are from.
+/// Bytes, and their source.
 pub struct Part {
     /// The file, or the Secret and its key.
     pub place: String,
-    /// All of them; wiped when they are dropped.
+    /// The bytes, wiped on drop.
     pub bytes: Zeroizing<Vec<u8>>,
 }
 
-/// What a certificate is made of.
+/// The parts of a certificate.
 pub struct Material {
-    /// The certificate and those that lead to its issuer, in PEM.
+    /// The certificate and its intermediate certificates, in PEM.
     pub certificate: Part,
     /// The private key, in PEM.
     pub key: Part,
@@ -47,18 +47,18 @@ pub struct Material {
     pub staple: Option<Part>,
 }
 
-/// A certificate that can be served. Its key is inside the library and not shown.
+/// A certificate in service. Its key is inside the library and never printed.
 pub struct Certificate {
-    /// Where it is from.
+    /// The source of the certificate.
     pub place: String,
     /// The chain, the key and the OCSP response.
     pub key: Arc<CertifiedKey>,
-    /// The names that it is for, as `DNS` entries of its `subjectAltName` (RFC 6125 section 6.4; the common name counts for
-    /// nothing).
+    /// The certificate's names: the `DNS` entries of its `subjectAltName` (RFC 6125 section 6.4). The common name is
+    /// ignored.
     pub names: Vec<String>,
-    /// The last second in which it is valid, since 1970.
+    /// The last second of validity, since 1970.
     pub not_after: i64,
-    /// What is doubtful of it whatever the time.
+    /// Doubts that do not depend on the time.
     pub warnings: Vec<SecretWarning>,
 }
 
@@ -73,7 +73,7 @@ impl fmt::Debug for Certificate {
 }
 
 impl Certificate {
-    /// Understands and checks a certificate at this time, in seconds since 1970.
+    /// Parses and verifies a certificate at this time, in seconds since 1970.
     pub fn new(material: Material, load_key: LoadKey, now: i64) -> Result<Self, SecretError> {
         let Material { certificate, key, staple } = material;
         let place = certificate.place.clone();
@@ -118,20 +118,21 @@ impl Certificate {
         Ok(Self { place, key: Arc::new(key), names, not_after, warnings })
     }
 
-    /// Whether it is for this name. An asterisk stands for one label (RFC 6125 section 6.4.3).
+    /// Whether the certificate covers this name. An asterisk matches one label (RFC 6125 section 6.4.3).
     #[must_use]
     pub fn covers(&self, name: &ServerName) -> bool {
         let wild = name.as_str().split_once('.').map(|(_, rest)| format!("*.{rest}"));
         self.names.iter().any(|own| own == name.as_str() || Some(own) == wild.as_ref())
     }
 
-    /// Whether it is for every name of a pattern that a client can be expected to use: of a wildcard, those of one label more.
+    /// Whether the certificate covers every name of a pattern that clients are expected to use. For a wildcard, these
+    /// have one more label.
     #[must_use]
     pub fn covers_pattern(&self, pattern: &HostPattern) -> bool {
         match pattern {
             HostPattern::Exact(name) => self.covers(name),
             HostPattern::Any => true,
-            // What it is written as.
+            // The wildcard as written.
             HostPattern::Suffix(_) => {
                 let written = pattern.to_string();
                 self.names.contains(&written)
@@ -139,7 +140,7 @@ impl Certificate {
         }
     }
 
-    /// A warning from 30 days before its end on.
+    /// A warning in the last 30 days of validity.
     #[must_use]
     pub fn expiry(&self, now: i64) -> Option<SecretWarning> {
         let days = (self.not_after - now).div_euclid(DAY);
@@ -151,7 +152,7 @@ impl Certificate {
     }
 }
 
-/// Each of a chain, or which of them cannot be parsed.
+/// Parses each certificate of a chain. An error has the number of the invalid one.
 pub fn parse<'c>(chain: &'c [CertificateDer<'_>]) -> Result<Vec<X509Certificate<'c>>, Fault> {
     let parsed = chain.iter().enumerate().map(|(at, der)| {
         X509Certificate::from_der(der)
@@ -161,9 +162,9 @@ pub fn parse<'c>(chain: &'c [CertificateDer<'_>]) -> Result<Vec<X509Certificate<
     parsed.collect()
 }
 
-/// Whether one of the names is in the `subjectAltName` of a certificate, compared as Envoy does (`match_typed_subject_alt_names`
-/// with `exact`): a DNS name in any case, and by an asterisk in the certificate that stands for its first label; a URI, an email
-/// address and an IP address as the same text.
+/// Whether the `subjectAltName` of a certificate has one of the names, compared as in Envoy
+/// (`match_typed_subject_alt_names` with `exact`). A DNS name matches in any case, and through an asterisk for the
+/// first label in the certificate. A URI, an email address and an IP address match as identical text.
 #[must_use]
 pub fn has_one_of(certificate: &CertificateDer<'_>, names: &[String]) -> bool {
     let Ok((_, parsed)) = X509Certificate::from_der(certificate) else { return false };
@@ -192,10 +193,11 @@ fn is_named(own: &GeneralName<'_>, wanted: &str) -> bool {
     }
 }
 
-/// The names of a certificate, as `DNS` entries of its `subjectAltName`, and the last second in which it is valid, since 1970.
+/// The names of a certificate, from the `DNS` entries of its `subjectAltName`, and the last second of its validity,
+/// since 1970.
 ///
 /// # Errors
-/// If it cannot be parsed, as text.
+/// Returns the parser's error as text.
 pub fn names_and_end(certificate: &CertificateDer<'_>) -> Result<(Vec<String>, i64), String> {
     let (_, parsed) = X509Certificate::from_der(certificate)
         .map_err(|error| format!("the certificate cannot be parsed: {error}"))?;
@@ -211,13 +213,13 @@ fn dns_names(certificate: &X509Certificate<'_>) -> Vec<String> {
     names.collect()
 }
 
-/// Whether this is the key of the certificate. What cannot be told counts as its key: a handshake would show it.
+/// Whether this is the certificate's key. An undecidable case counts as a match: a handshake would show the fault.
 fn is_of(key: &Arc<dyn SigningKey>, certificate: &CertificateDer<'static>) -> bool {
     let both = CertifiedKey::new(vec![certificate.clone()], key.clone());
     !matches!(both.keys_match(), Err(Error::InconsistentKeys(InconsistentKeys::KeyMismatch)))
 }
 
-/// Each has to be issued by the next one (RFC 5246 section 7.4.2).
+/// Each certificate must be issued by the next one (RFC 5246 section 7.4.2).
 fn in_order(chain: &[X509Certificate<'_>]) -> Result<(), Fault> {
     for (at, pair) in chain.windows(2).enumerate() {
         if pair[0].issuer().as_raw() != pair[1].subject().as_raw() {
@@ -231,7 +233,7 @@ fn in_order(chain: &[X509Certificate<'_>]) -> Result<(), Fault> {
     Ok(())
 }
 
-/// The first one has to be valid now; an issuer may be known to clients in a newer version.
+/// The first certificate must be valid now. Clients may know a newer version of an issuer.
 fn in_time(chain: &[X509Certificate<'_>], place: &str, now: i64) -> Result<Vec<SecretWarning>, Fault> {
     let mut warnings = Vec::new();
     for (at, certificate) in chain.iter().enumerate() {
@@ -254,7 +256,8 @@ fn in_time(chain: &[X509Certificate<'_>], place: &str, now: i64) -> Result<Vec<S
     Ok(warnings)
 }
 
-/// A SEQUENCE that begins with the ENUMERATED 0, "successful", and is as long as it says (RFC 6960 section 4.2.1).
+/// A SEQUENCE with the ENUMERATED 0, "successful", at its beginning and with a correct length (RFC 6960 section
+/// 4.2.1).
 fn is_ocsp_response(der: &[u8]) -> bool {
     let (length, rest) = match der {
         [0x30, length @ 0..=0x7f, rest @ ..] | [0x30, 0x81, length, rest @ ..] => {
@@ -276,14 +279,14 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// 2026-06-01.
+    /// 2026-06-01, in seconds since 1970.
     pub(crate) const NOW: i64 = 1_780_272_000;
 
     pub(crate) fn load_key(key: &PrivateKeyDer<'_>) -> Result<Arc<dyn SigningKey>, Error> {
         rustls::crypto::ring::sign::any_supported_type(key)
     }
 
-    /// An authority and what it issues, for a year around [`NOW`].
+    /// A certificate authority whose certificates are valid for a year around [`NOW`].
     pub(crate) struct Ca(CertifiedIssuer<'static, KeyPair>);
 
     impl Ca {
@@ -298,7 +301,7 @@ pub(crate) mod tests {
             self.0.pem()
         }
 
-        /// Certificate and key of these names, until the first of this month of 2026 or later.
+        /// A certificate and key for these names, valid until the first day of a month of 2026 or later.
         pub(crate) fn issue(&self, names: &[&str], until: (i32, u8)) -> (String, String) {
             let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
             let mut params = CertificateParams::new(names.clone()).unwrap();

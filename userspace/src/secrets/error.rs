@@ -1,4 +1,4 @@
-//! What is wrong with a certificate or a key, where, and what to do about it. Nothing here shows key material.
+//! Faults of certificates and keys, with place and remedy. No message contains key material.
 
 use std::{fmt, io};
 
@@ -13,12 +13,12 @@ use super::files;
 pub struct SecretError {
     /// The file, or the Secret and its key.
     pub place: String,
-    /// What is wrong with it.
+    /// The fault.
     pub fault: Fault,
 }
 
 impl SecretError {
-    /// Whether nothing is there, so that there may be something later.
+    /// Whether the place is empty, so that a file may appear there later.
     #[must_use]
     pub fn is_missing(&self) -> bool {
         match &self.fault {
@@ -28,14 +28,14 @@ impl SecretError {
         }
     }
 
-    /// Of what is there.
+    /// A fault at this place.
     #[must_use]
     pub fn new(place: impl Into<String>, fault: Fault) -> Self {
         Self { place: place.into(), fault }
     }
 }
 
-/// A moment as a person reads it.
+/// A time, printed for people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Moment(pub i64);
 
@@ -48,66 +48,66 @@ impl fmt::Display for Moment {
     }
 }
 
-/// What is wrong. Each message ends with its remedy.
+/// The fault. Each message ends with its remedy.
 #[derive(Debug, Error)]
 pub enum Fault {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("cannot be read: {0}; correct the path, or let the user of the process read it")]
     Unreadable(io::Error),
-    /// A directory, a pipe or the like.
+    /// The path is a directory, a pipe or the like.
     #[error("is no regular file; name a file in PEM")]
     NotAFile,
-    /// More bytes than any certificate has.
+    /// The file is larger than any certificate.
     #[error("is longer than {} KiB; name a file that holds certificates alone", files::LONGEST >> 10)]
     TooLong,
-    /// No byte.
+    /// The file is empty.
     #[error("is empty; write the {0} in PEM into it")]
     Empty(&'static str),
-    /// DER or another format.
+    /// The file is DER or has another format.
     #[error("is not PEM: there is no '-----BEGIN'{0}")]
     NotPem(&'static str),
-    /// PEM that does not parse.
+    /// The PEM does not parse.
     #[error("is broken PEM: {0}; write the file again")]
     BrokenPem(String),
-    /// Sections of other kinds alone.
+    /// The PEM has sections of other kinds only.
     #[error("holds no certificate; a certificate begins with '-----BEGIN CERTIFICATE-----'")]
     NoCertificate,
-    /// Sections of other kinds alone.
+    /// The PEM has sections of other kinds only.
     #[error("holds no private key; a key begins with '-----BEGIN PRIVATE KEY-----'")]
     NoKey,
-    /// A passphrase would be needed.
+    /// The key requires a passphrase.
     #[error("holds an encrypted key; decrypt it with `openssl pkey -in FILE -out FILE`")]
     EncryptedKey,
-    /// A kind of key that the library does not know.
+    /// The library does not support this type of key.
     #[error("holds a key that cannot be used ({0}); use RSA of 2048 bits or more, or ECDSA P-256 or P-384")]
     UnsupportedKey(String),
-    /// X.509 that does not parse.
+    /// The X.509 certificate does not parse.
     #[error("certificate {number} cannot be parsed ({why}); issue it again")]
     BadCertificate {
-        /// Which of the file, from 1.
+        /// The number within the file, from 1.
         number: usize,
-        /// What the parser says.
+        /// The parser's message.
         why: String,
     },
-    /// The key is another certificate's.
+    /// The key belongs to another certificate.
     #[error(
         "the key does not match the certificate '{subject}' of {certificate}; use the key that it was requested with"
     )]
     KeyMismatch {
         /// The certificate's subject.
         subject: String,
-        /// Where the certificate is.
+        /// The place of the certificate.
         certificate: String,
     },
-    /// The certificate of the key is in the chain, but not at its beginning.
+    /// The certificate of the key is in the chain, but not first.
     #[error(
         "the chain is out of order: the key belongs to certificate {number}, '{subject}'; put the server's own \
          certificate first, then the one that issued it"
     )]
     LeafNotFirst {
-        /// Which of the chain, from 1.
+        /// The number within the chain, from 1.
         number: usize,
-        /// Its subject.
+        /// The certificate's subject.
         subject: String,
     },
     /// A certificate was not issued by the next one.
@@ -116,109 +116,109 @@ pub enum Fault {
          certificate before the one that issued it, and leave others out"
     )]
     Order {
-        /// Which of the chain, from 1.
+        /// The number within the chain, from 1.
         number: usize,
-        /// Its issuer.
+        /// The certificate's issuer.
         issuer: String,
         /// The subject of the next one.
         next: String,
     },
-    /// Its time is over.
+    /// The certificate has expired.
     #[error("certificate {number}, '{subject}', has expired at {at}; renew it")]
     Expired {
-        /// Which of the file, from 1.
+        /// The number within the file, from 1.
         number: usize,
-        /// Its subject.
+        /// The certificate's subject.
         subject: String,
-        /// When.
+        /// The time of expiry.
         at: Moment,
     },
-    /// Its time has not begun.
+    /// The certificate is not yet valid.
     #[error(
         "certificate {number}, '{subject}', is not valid before {at}; check the clock of this host, or issue it again"
     )]
     NotYetValid {
-        /// Which of the file, from 1.
+        /// The number within the file, from 1.
         number: usize,
-        /// Its subject.
+        /// The certificate's subject.
         subject: String,
-        /// When.
+        /// The begin of validity.
         at: Moment,
     },
-    /// An OCSP response that is none.
+    /// The OCSP response is invalid.
     #[error("is no OCSP response in DER; fetch it again (`openssl ocsp -respout FILE`), or remove it")]
     BadStaple,
     /// PEM without a certificate revocation list.
     #[error("holds no certificate revocation list ('-----BEGIN X509 CRL-----'); put one there, or remove it")]
     NoRevocationList,
-    /// A certificate revocation list that cannot be understood.
+    /// A certificate revocation list does not parse.
     #[error(
         "certificate revocation list {number} does not parse ({why}); issue it again (`openssl ca -gencrl`)"
     )]
     BadRevocationList {
-        /// Which of the file, from 1.
+        /// The number within the file, from 1.
         number: usize,
-        /// What the parser says.
+        /// The parser's message.
         why: String,
     },
-    /// A certificate revocation list that should have been replaced.
+    /// A certificate revocation list has expired.
     #[error(
         "certificate revocation list {number}, of '{issuer}', has expired at {at}; issue it again (`openssl ca -gencrl`)"
     )]
     RevocationListExpired {
-        /// Which of the file, from 1.
+        /// The number within the file, from 1.
         number: usize,
-        /// Whose it is.
+        /// The issuer of the list.
         issuer: String,
-        /// When.
+        /// The time of expiry.
         at: Moment,
     },
-    /// A Secret with other keys.
+    /// The Secret has other keys.
     #[error("the Secret has no {wanted}; it has {found}")]
     NoEntry {
-        /// The keys that were looked for.
+        /// The expected keys.
         wanted: &'static str,
-        /// The keys that are there.
+        /// The present keys.
         found: String,
     },
-    /// Nothing is there.
+    /// The secret is missing.
     #[error("not found; tried {tried}; {remedy}")]
     NotFound {
-        /// Everywhere that was looked.
+        /// All searched places.
         tried: String,
-        /// What to do.
+        /// The remedy.
         remedy: &'static str,
     },
-    /// Several of one name, none of them in the namespace that was asked for.
+    /// Several Secrets have the same name, and none is in the requested namespace.
     #[error(
         "several Secrets have this name, in the namespaces {0}, and none is in the namespace that is asked for; keep one of them"
     )]
     Ambiguous(String),
-    /// A name that leads out of the directory.
+    /// The name leads out of the directory.
     #[error("is no name of a Secret; use lower-case letters, digits, '-' and '.'")]
     BadName,
-    /// YAML with faults.
+    /// The YAML has faults.
     #[error("{0}")]
     Yaml(String),
-    /// The system's own store.
+    /// The system's trust store is unusable.
     #[error(
         "the system trusts no certificate that can be read ({0}); install ca-certificates, or name a file"
     )]
     NoSystemStore(String),
-    /// A certificate that cannot be an issuer.
+    /// The certificate cannot be an issuer.
     #[error("certificate {number} cannot be trusted as an authority ({why}); take it out")]
     BadAuthority {
-        /// Which of the file, from 1.
+        /// The number within the file, from 1.
         number: usize,
-        /// What the library says.
+        /// The library's message.
         why: String,
     },
 }
 
-/// Something that is used all the same.
+/// A doubt about a secret that is used all the same.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum SecretWarning {
-    /// A key that others may read.
+    /// Other users may read the key.
     #[error("{place}: the key can be read by every user (mode {mode:04o}); `chmod o-rwx` it")]
     Readable {
         /// The file.
@@ -226,47 +226,47 @@ pub enum SecretWarning {
         /// Its mode.
         mode: u32,
     },
-    /// A name of a server that its certificates are not for.
+    /// No certificate of the server covers one of its names.
     #[error(
         "{server}: no certificate covers {name}; clients will refuse it: issue one with this name, or serve it elsewhere"
     )]
     NotCovered {
-        /// Whose.
+        /// The server.
         server: String,
         /// The name or pattern.
         name: String,
     },
-    /// It will expire within 30 days.
+    /// The certificate expires within 30 days.
     #[error("{place}: the certificate expires at {at}, in {days} days; renew it")]
     Expires {
-        /// Where it is.
+        /// The place of the certificate.
         place: String,
-        /// When.
+        /// The time of expiry.
         at: Moment,
         /// Whole days until then.
         days: i64,
     },
-    /// A certificate of an issuer that has expired.
+    /// The certificate of an issuer has expired.
     #[error(
         "{place}: certificate {number} of the chain, '{subject}', has expired at {at}; clients may refuse the chain"
     )]
     IssuerExpired {
-        /// Where it is.
+        /// The place of the chain.
         place: String,
-        /// Which of the chain, from 1.
+        /// The number within the chain, from 1.
         number: usize,
-        /// Its subject.
+        /// The certificate's subject.
         subject: String,
-        /// When.
+        /// The time of expiry.
         at: Moment,
     },
-    /// A certificate or authority that is not there (yet).
+    /// A certificate or authority is missing (for now).
     #[error("{0}; until it is there, what needs it is refused")]
     Missing(String),
-    /// Nobody is verified.
+    /// Verification is off.
     #[error("{0}: the certificate of the backend is not verified (insecureSkipVerify); name its authority")]
     NotVerified(String),
-    /// Files that cannot be read any more once privileges are gone.
+    /// Files that are unreadable after privileges are dropped.
     #[error(
         "{0}: can be read with the privileges of the start only; a changed file will not be taken: let the user of the process read it"
     )]

@@ -1,4 +1,4 @@
-//! The disk: reads files that may hold keys, and notices that they have changed.
+//! Disk access: reads files that may contain keys, and detects changes.
 
 use std::{
     collections::BTreeSet,
@@ -14,12 +14,12 @@ use zeroize::Zeroizing;
 
 use super::error::Fault;
 
-/// The longest file that is read, in bytes: bundles of a system's authorities have some 250 KiB.
+/// The greatest size of a file, in bytes: bundles of a system's authorities have some 250 KiB.
 pub const LONGEST: u64 = 4 << 20;
 
-/// The content of a file, wiped when it is dropped.
+/// The content of a file, wiped on drop.
 pub struct Content {
-    /// All of it.
+    /// The whole content.
     pub bytes: Zeroizing<Vec<u8>>,
     /// The permission bits.
     pub mode: u32,
@@ -27,7 +27,7 @@ pub struct Content {
 
 /// Reads a regular file.
 pub fn read(path: &Path) -> Result<Content, Fault> {
-    // A pipe that nobody writes to must not hold up the process.
+    // A pipe without a writer must not block the process.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let file = rustix::fs::open(path, flags, Mode::empty())
         .map_err(|error| Fault::Unreadable(error.into()))
@@ -36,7 +36,7 @@ pub fn read(path: &Path) -> Result<Content, Fault> {
     if !metadata.is_file() {
         return Err(Fault::NotAFile);
     }
-    // All at once: a buffer that grows leaves copies behind.
+    // Allocated once: a growing buffer would leave copies in memory.
     let room = usize::try_from(metadata.len().min(LONGEST)).unwrap_or_default() + 1;
     let mut bytes = Zeroizing::new(Vec::with_capacity(room));
     file.take(LONGEST + 1).read_to_end(&mut bytes).map_err(Fault::Unreadable)?;
@@ -46,13 +46,13 @@ pub fn read(path: &Path) -> Result<Content, Fault> {
     Ok(Content { bytes, mode: metadata.mode() & 0o7777 })
 }
 
-/// Whether something is there, also what cannot be read.
+/// Whether the path exists, also if it is unreadable.
 #[must_use]
 pub fn exists(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok()
 }
 
-/// The YAML and JSON files of a directory in the order of their names, or the one file that is named.
+/// The YAML and JSON files of a directory, sorted by name, or the single named file.
 pub fn documents(path: &Path) -> Result<Vec<PathBuf>, Fault> {
     if !fs::metadata(path).map_err(Fault::Unreadable)?.is_dir() {
         return Ok(vec![path.to_owned()]);
@@ -70,16 +70,16 @@ pub fn documents(path: &Path) -> Result<Vec<PathBuf>, Fault> {
     Ok(found)
 }
 
-/// What tells one version of a file from another: device, inode, length, and when it was changed. Links are followed, so
-/// that the swap of `..data` in a mounted Secret shows.
+/// The identity of a file's version: device, inode, length, and times of change. Links are followed, so that a swap
+/// of `..data` in a mounted Secret is detected.
 type Version = Option<(u64, u64, u64, (i64, i64), (i64, i64))>;
 
-/// Paths that a configuration was read from, or would have been if they had been there, as they were then.
+/// The paths that a configuration has read or tried, and their versions at that time.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Watched(Arc<[(PathBuf, Version)]>);
 
 impl Watched {
-    /// As the paths are now.
+    /// The current state of the paths.
     #[must_use]
     pub fn of(paths: BTreeSet<PathBuf>) -> Self {
         Self(
@@ -91,13 +91,13 @@ impl Watched {
         )
     }
 
-    /// The same paths as they are now.
+    /// The current state of the same paths.
     #[must_use]
     pub fn again(&self) -> Self {
         Self(self.0.iter().map(|(path, _)| (path.clone(), version(path))).collect())
     }
 
-    /// Files that are there and that this process cannot open.
+    /// Files that exist and that this process cannot open.
     pub fn unreadable(&self) -> impl Iterator<Item = &Path> {
         let there = self.0.iter().filter(|(_, version)| version.is_some());
         there.map(|(path, _)| path.as_path()).filter(|path| {

@@ -1,4 +1,4 @@
-//! Finds what the model names: in Secret objects of the files, in the secrets directory, and by path.
+//! Finds the secrets that the model names: in Secret objects of the files, in the secrets directory, and by path.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -29,24 +29,24 @@ use super::{
     pem, places, revocation,
 };
 
-/// Keys of a Secret that hold a certificate and its key: those of `kubernetes.io/tls`, and those of Istio's generic form.
+/// Keys of a Secret for a certificate and its key: those of `kubernetes.io/tls`, and those of Istio's generic form.
 const PAIRS: [(&str, &str); 2] = [("tls.crt", "tls.key"), ("cert", "key")];
-/// Keys of a Secret that hold certificates of authorities.
+/// Keys of a Secret for certificates of authorities.
 const AUTHORITIES: [&str; 2] = ["ca.crt", "cacert"];
-/// The key of a Secret that holds the certificate revocation lists of its authorities, as in Istio.
+/// The key of a Secret for the certificate revocation lists of its authorities, as in Istio.
 const REVOCATION_LISTS: &str = "ca.crl";
-/// The key of a Secret that holds an OCSP response.
+/// The key of a Secret for an OCSP response.
 const STAPLE: &str = "tls.ocsp-staple";
 
 /// The certificates of authorities.
 #[derive(Clone)]
 pub struct Authorities {
-    /// As the library trusts them.
+    /// The library's form of the certificates.
     pub roots: Arc<RootCertStore>,
-    /// The certificates themselves, by which two versions are told apart.
+    /// The certificates, to compare two versions.
     pub certificates: Vec<CertificateDer<'static>>,
-    /// What they have revoked (RFC 5280 section 5). Without a list nothing is; with one, each certificate of a chain must be
-    /// within the scope of one of the lists.
+    /// The revocation lists (RFC 5280 section 5). Without a list, no certificate is revoked. With lists, each
+    /// certificate of a chain must be within the scope of one list.
     pub revocation_lists: Vec<CertificateRevocationListDer<'static>>,
 }
 
@@ -56,7 +56,7 @@ impl fmt::Debug for Authorities {
     }
 }
 
-/// Loads for one configuration at one moment. Each source is read once.
+/// Loads the secrets of one configuration at one time. Each source is read once.
 pub struct Loader<'m> {
     model: &'m Model,
     directory: Option<PathBuf>,
@@ -88,13 +88,13 @@ impl<'m> Loader<'m> {
         }
     }
 
-    /// What was read, or looked for, and what is doubtful.
+    /// The paths that were read or tried, and the warnings.
     #[must_use]
     pub fn finish(self) -> (Watched, Vec<SecretWarning>) {
         (Watched::of(self.read), self.warnings)
     }
 
-    /// A certificate with its key.
+    /// Loads a certificate with its key.
     pub fn certificate(&mut self, source: &CertificateSource) -> Result<Arc<Certificate>, SecretError> {
         if let Some(known) = self.certificates.get(source) {
             return Ok(known.clone());
@@ -112,7 +112,8 @@ impl<'m> Loader<'m> {
         Ok(found)
     }
 
-    /// The certificates of authorities, and what they have revoked: the lists of this file, else those of their Secret.
+    /// Loads the certificates of authorities and the revocation lists: those of the given file, or else those of the
+    /// Secret.
     pub fn authorities(
         &mut self,
         source: &AuthoritySource,
@@ -143,7 +144,7 @@ impl<'m> Loader<'m> {
         Ok(found)
     }
 
-    /// The files of a certificate, its key, and an OCSP response that may be missing.
+    /// Reads the files of a certificate, its key, and an optional OCSP response.
     fn files(&mut self, certificate: &Path, key: &Path, staple: &Path) -> Result<Material, SecretError> {
         let certificate = self.file(certificate)?;
         let (key, mode) = self.file_with_mode(key)?;
@@ -173,7 +174,7 @@ impl<'m> Loader<'m> {
         }
     }
 
-    /// A certificate by the name of its Secret.
+    /// Reads a certificate by the name of its Secret.
     fn secret(&mut self, name: &SecretName) -> Result<Material, SecretError> {
         if let Some(secret) = self.object(name)? {
             return of_secret(secret);
@@ -181,7 +182,7 @@ impl<'m> Loader<'m> {
         if let Some(directory) = self.directory() {
             for places::Pair { certificate, key, staple } in places::certificate(&directory, checked(name)?) {
                 self.read.extend([certificate.clone(), key.clone()]);
-                // One without the other is meant to be here.
+                // One file without the other is an error at this place.
                 if files::exists(&certificate) || files::exists(&key) {
                     return self.files(&certificate, &key, &staple);
                 }
@@ -195,8 +196,8 @@ impl<'m> Loader<'m> {
         Err(self.not_found(name, tried))
     }
 
-    /// Certificates of authorities by the name of a Secret, and what they have revoked: first those under the name with `-cacert`
-    /// behind it, as in Istio.
+    /// Reads certificates of authorities and revocation lists by the name of a Secret. The name with the suffix
+    /// `-cacert` comes first, as in Istio.
     fn authority(&mut self, name: &SecretName) -> Result<(Part, Option<Part>), SecretError> {
         let own = SecretName { name: format!("{}-cacert", name.name), ..name.clone() };
         for candidate in [&own, name] {
@@ -235,7 +236,7 @@ impl<'m> Loader<'m> {
         Err(self.not_found(&own, tried))
     }
 
-    /// A Secret object: of the configuration's files, else of the directory's.
+    /// Finds a Secret object in the configuration's files, or else in the directory's.
     fn object(&mut self, name: &SecretName) -> Result<Option<&Secret>, SecretError> {
         self.read_objects()?;
         if let Some(found) = find(&self.model.secrets, name)? {
@@ -305,7 +306,7 @@ impl<'m> Loader<'m> {
     }
 }
 
-/// The one of its namespace, else the only one of the name.
+/// The Secret in the requested namespace, or else the only one with the name.
 fn find<'s>(all: &'s [Secret], wanted: &SecretName) -> Result<Option<&'s Secret>, SecretError> {
     let named: Vec<&Secret> = all.iter().filter(|secret| secret.name.name == wanted.name).collect();
     if let Some(own) = named.iter().find(|secret| secret.name.namespace == wanted.namespace) {
@@ -356,7 +357,7 @@ fn checked(name: &SecretName) -> Result<&str, SecretError> {
     }
 }
 
-/// The certificates of a file or an entry as authorities.
+/// Parses the certificates of a file or an entry as authorities.
 fn trusted(part: &Part) -> Result<Authorities, SecretError> {
     let fault = |fault| SecretError::new(&part.place, fault);
     let certificates = pem::certificates(&part.bytes).map_err(fault)?;
@@ -369,7 +370,7 @@ fn trusted(part: &Part) -> Result<Authorities, SecretError> {
     Ok(Authorities { roots: Arc::new(roots), certificates, revocation_lists: Vec::new() })
 }
 
-/// What the system trusts. What cannot be understood there is left out.
+/// The system's authorities. Invalid certificates are skipped.
 fn system() -> Result<Authorities, SecretError> {
     let found = rustls_native_certs::load_native_certs();
     let mut roots = RootCertStore::empty();
@@ -473,7 +474,7 @@ mod tests {
         assert!(error.starts_with("Secret here/web: "), "{error}");
         let error = loader.authorities(&AuthoritySource::Secret(name("web")), None).unwrap_err().to_string();
         assert!(error.contains("/web-cacert.crt") && error.contains("/web/ca.crt"), "{error}");
-        // What appears there later is noticed.
+        // A file that appears there later is detected.
         let (watched, _) = loader.finish();
         place.issue("web.crt", "web.key", "web.test");
         assert_ne!(watched.again(), watched);

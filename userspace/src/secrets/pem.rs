@@ -7,10 +7,10 @@ use rustls::pki_types::{
 
 use super::error::Fault;
 
-/// What every section begins with.
+/// The beginning of every section.
 const BEGIN: &[u8] = b"-----BEGIN";
 
-/// All certificates of a text, in its order; other sections are passed over.
+/// All certificates of a text, in order. Other sections are skipped.
 pub fn certificates(text: &[u8]) -> Result<Vec<CertificateDer<'static>>, Fault> {
     look(text, "certificate")?;
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text).collect();
@@ -18,7 +18,7 @@ pub fn certificates(text: &[u8]) -> Result<Vec<CertificateDer<'static>>, Fault> 
     if found.is_empty() { Err(Fault::NoCertificate) } else { Ok(found) }
 }
 
-/// All certificate revocation lists of a text, in its order (RFC 5280 section 5).
+/// All certificate revocation lists of a text, in order (RFC 5280 section 5).
 pub fn revocation_lists(text: &[u8]) -> Result<Vec<CertificateRevocationListDer<'static>>, Fault> {
     look(text, "certificate revocation list")?;
     let found: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(text).collect();
@@ -39,7 +39,7 @@ pub fn key(text: &[u8]) -> Result<PrivateKeyDer<'static>, Fault> {
     })
 }
 
-/// What can be told without parsing.
+/// Detects faults that need no parser.
 fn look(text: &[u8], what: &'static str) -> Result<(), Fault> {
     if text.iter().all(u8::is_ascii_whitespace) {
         return Err(Fault::Empty(what));
@@ -47,7 +47,7 @@ fn look(text: &[u8], what: &'static str) -> Result<(), Fault> {
     if contains(text, BEGIN) {
         return Ok(());
     }
-    // A SEQUENCE of a length in two bytes, as all of X.509 and PKCS is.
+    // A SEQUENCE with a length in two bytes, as in all of X.509 and PKCS.
     let der = matches!(text, [0x30, 0x81..=0x83, ..]);
     Err(Fault::NotPem(if der {
         "; it seems to be DER: convert it with `openssl x509`, `openssl pkey` or `openssl crl`, with `-inform der`"
@@ -59,7 +59,7 @@ fn look(text: &[u8], what: &'static str) -> Result<(), Fault> {
 // By value, as `map_err` gives it.
 #[expect(clippy::needless_pass_by_value, reason = "`map_err` gives the error away")]
 fn broken(error: pem::Error) -> Fault {
-    // Some of the library's messages show the line that is broken, which may be one of a key.
+    // Some messages of the library contain the faulty line, which may be part of a key.
     let why = match error {
         pem::Error::MissingSectionEnd { .. } => "a section has no '-----END' line",
         pem::Error::IllegalSectionStart { .. } => "a '-----BEGIN' line does not end with '-----'",

@@ -1,19 +1,19 @@
-//! Where a Secret may be in the secrets directory: pure.
+//! Possible places of a Secret in the secrets directory: pure.
 
 use std::path::{Path, PathBuf};
 
-/// Files that hold a certificate with its key.
+/// The files of a certificate and its key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pair {
-    /// The certificate's.
+    /// The file of the certificate.
     pub certificate: PathBuf,
-    /// The key's; the same where both are in one file.
+    /// The file of the key. The same file if it contains both.
     pub key: PathBuf,
-    /// That of an OCSP response, where there is one.
+    /// The file of an optional OCSP response.
     pub staple: PathBuf,
 }
 
-/// Whether a name can be that of a Secret, and leads nowhere else.
+/// Whether a name is valid for a Secret, and cannot lead out of the directory.
 #[must_use]
 pub fn is_name(name: &str) -> bool {
     !name.is_empty()
@@ -22,7 +22,8 @@ pub fn is_name(name: &str) -> bool {
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_'))
 }
 
-/// Where a certificate of this name may be, the first place first: a mounted Secret, what certbot writes, two files, and one.
+/// The places of a certificate with this name, in order: a mounted Secret, the files of certbot, two files, and one
+/// file.
 #[must_use]
 pub fn certificate(directory: &Path, name: &str) -> [Pair; 4] {
     let at = |rest: &str| directory.join(format!("{name}{rest}"));
@@ -35,16 +36,16 @@ pub fn certificate(directory: &Path, name: &str) -> [Pair; 4] {
     ]
 }
 
-/// Files that hold the certificates of authorities, and what these have revoked.
+/// The files of authorities' certificates and of their revocation lists.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Issuers {
-    /// That of the certificates.
+    /// The file of the certificates.
     pub authorities: PathBuf,
-    /// That of the certificate revocation lists, where there is one.
+    /// The file of the certificate revocation lists, if any.
     pub revocation_lists: PathBuf,
 }
 
-/// Where the certificates of authorities for this name may be, the first place first.
+/// The places of authorities' certificates for this name, in order.
 #[must_use]
 pub fn authorities(directory: &Path, name: &str) -> [Issuers; 5] {
     let at = |rest: &str| directory.join(format!("{name}{rest}"));
@@ -58,7 +59,7 @@ pub fn authorities(directory: &Path, name: &str) -> [Issuers; 5] {
     ]
 }
 
-/// The OCSP response beside a certificate's file, by the name that `HAProxy` gives it.
+/// The OCSP response beside a certificate's file, with the name that `HAProxy` uses.
 #[must_use]
 pub fn staple(certificate: &str) -> PathBuf {
     format!("{certificate}.ocsp").into()

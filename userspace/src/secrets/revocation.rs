@@ -1,12 +1,12 @@
-//! Certificate revocation lists (RFC 5280 section 5), checked: a function of bytes and of the time.
+//! The checks of certificate revocation lists (RFC 5280 section 5): a function of bytes and of the time.
 
 use rustls::pki_types::CertificateRevocationListDer;
 use x509_parser::{prelude::FromDer as _, revocation_list::CertificateRevocationList};
 
 use super::error::{Fault, Moment};
 
-/// Whether each list can be understood and is in force at this time, in seconds since 1970. Who has signed it is verified with
-/// the certificates that it is for.
+/// Whether each list parses and is in force at this time, in seconds since 1970. The handshake verifies a list's
+/// signature, with the certificates of its issuer.
 pub(super) fn check(lists: &[CertificateRevocationListDer<'_>], now: i64) -> Result<(), Fault> {
     for (at, der) in lists.iter().enumerate() {
         let number = at + 1;

@@ -1,4 +1,4 @@
-//! When certificates end, read at each scrape.
+//! The expiry of certificates, read at each scrape.
 
 use std::{
     fmt,
@@ -11,12 +11,12 @@ use prometheus_client::{
     metrics::gauge::ConstGauge,
 };
 
-/// The certificates in service, and when each ends in seconds since 1970.
+/// The certificates in service, and the expiry of each in seconds since 1970.
 #[derive(Debug, Clone, Default)]
 pub struct Expiry(Arc<Mutex<Vec<(String, i64)>>>);
 
 impl Expiry {
-    /// These are in service from now on.
+    /// Sets the certificates in service.
     pub fn set(&self, certificates: Vec<(String, i64)>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = certificates;
     }

@@ -1,4 +1,4 @@
-//! The handshake with a client whose hello was read already.
+//! The TLS handshake with a client whose hello was already read.
 
 use std::{
     io::{self, IoSlice},
@@ -16,26 +16,28 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use super::server::Server;
 use crate::metrics::labels::CloseReason;
 
-/// A client's connection in which TLS has ended: what is read is what the client has sent inside.
+/// A client's connection with TLS. Reads return decrypted bytes.
 pub type ServerStream = TlsStream<Replayed>;
 
-/// A handshake that failed. The client has been sent an alert where there is one for it (RFC 8446 section 6.2).
+/// A failed handshake. The client has got an alert, if RFC 8446 section 6.2 defines one for the failure.
 #[derive(Debug)]
 pub struct Failed {
-    /// What is counted of it.
+    /// The close reason to count.
     pub reason: CloseReason,
-    /// What the library or the socket says.
+    /// The error of the library or the socket.
     pub error: io::Error,
-    /// The connection, to be closed so that the alert arrives.
+    /// The connection. Its close must let the alert arrive.
     pub stream: TcpStream,
 }
 
-/// Ends TLS in a client's connection. `read` is what was read from it already. The caller has a deadline.
+/// Performs the handshake on a client's connection. `read` contains the bytes already read. The deadline is the
+/// caller's.
 ///
 /// # Errors
-/// If the client goes, does not speak what this server speaks, or has no certificate that is asked for.
+/// Returns an error if the client disconnects, supports no common version or suite, or lacks a required certificate.
 pub async fn accept(stream: TcpStream, read: Vec<u8>, server: &Server) -> Result<ServerStream, Failed> {
-    // The library tries once to write an alert. The runtime takes a socket that it has just met for one that takes nothing.
+    // The library tries only once to write an alert. The runtime assumes that a newly registered socket is not
+    // writable.
     if let Err(error) = stream.writable().await {
         return Err(Failed { reason: CloseReason::ClientGone, error, stream });
     }
@@ -44,10 +46,10 @@ pub async fn accept(stream: TcpStream, read: Vec<u8>, server: &Server) -> Result
     accepted.map_err(|(error, replayed)| Failed { reason: reason(&error), error, stream: replayed.stream })
 }
 
-/// Whether a hello is of a version before TLS 1.2, which no server here speaks (RFC 8996). The library finds other faults in such
-/// a hello first, and sends the alert of those.
+/// Whether a hello is of a version before TLS 1.2, which no server here supports (RFC 8996). The library detects
+/// other faults in such a hello first, and sends their alerts.
 pub async fn is_too_old(stream: &TcpStream, read: &[u8]) -> bool {
-    // To the field `legacy_version` (RFC 8446 section 4.1.2).
+    // Up to the field `legacy_version` (RFC 8446 section 4.1.2).
     let mut first = [0; 11];
     if read.is_empty() {
         stream.peek(&mut first).await.is_ok_and(|count| is_old(&first[..count]))
@@ -60,7 +62,7 @@ fn is_old(hello: &[u8]) -> bool {
     matches!(hello, [22, _, _, _, _, 1, _, _, _, 3, 0..=2, ..])
 }
 
-/// What a failed handshake counts as.
+/// The close reason of a failed handshake.
 fn reason(error: &io::Error) -> CloseReason {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
         Some(Error::InvalidCertificate(CertificateError::Revoked)) => CloseReason::ClientCertificateRevoked,
@@ -71,22 +73,22 @@ fn reason(error: &io::Error) -> CloseReason {
             PeerIncompatible::NoSignatureSchemesInCommon | PeerIncompatible::NoCipherSuitesInCommon,
         )) => CloseReason::NoCertificate,
         Some(_) => CloseReason::HandshakeFailed,
-        // The client has gone, one way or the other.
+        // The client has disconnected, by FIN or RST.
         None => CloseReason::ClientGone,
     }
 }
 
-/// A client's socket, of which some bytes were read before.
+/// A client's socket, with bytes that were read before.
 #[derive(Debug)]
 pub struct Replayed {
     read: Vec<u8>,
-    /// How many of them were read again.
+    /// Number of those bytes that were read again.
     at: usize,
     stream: TcpStream,
 }
 
 impl Replayed {
-    /// The socket itself.
+    /// The underlying socket.
     #[must_use]
     pub fn socket(&self) -> &TcpStream {
         &self.stream
@@ -108,7 +110,7 @@ impl AsyncRead for Replayed {
         buffer.put_slice(&left[..count]);
         this.at += count;
         if this.at == this.read.len() {
-            // A connection may be idle for hours.
+            // Frees the buffer, since a connection may be idle for hours.
             (this.read, this.at) = (Vec::new(), 0);
         }
         Poll::Ready(Ok(()))

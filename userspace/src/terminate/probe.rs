@@ -1,4 +1,4 @@
-//! A handshake with a backend that shows whether it speaks TLS, and which certificate it shows.
+//! A handshake with a backend that shows whether it speaks TLS, and records its certificate.
 
 use std::{
     io,
@@ -20,13 +20,13 @@ use tokio_rustls::TlsConnector;
 use super::provider::provider;
 use crate::{secrets::certificate, upstream::health::certificate::Shown};
 
-/// Sends a `ClientHello` and waits until the `ServerHello` and the certificate have come. The certificate need not be good: that is
-/// for clients to judge. The caller has a deadline.
+/// Sends a `ClientHello` and waits for the `ServerHello` and the certificate. The certificate is not verified, since
+/// clients do so. The deadline is the caller's.
 ///
-/// A server that then wants a certificate of the client has answered, too.
+/// A server that requests a client certificate afterwards has answered, too.
 ///
 /// # Errors
-/// Of the socket, or what the server has sent instead, as text.
+/// Returns an error of the socket, or a description of the server's reply, as text.
 pub async fn handshake(
     stream: TcpStream,
     sni: Option<&snisplice_config::name::ServerName>,
@@ -39,7 +39,7 @@ pub async fn handshake(
         .dangerous()
         .with_custom_certificate_verifier(recorder.clone())
         .with_no_client_auth();
-    // A resumed session shows no certificate.
+    // A resumed session has no certificate.
     config.resumption = Resumption::disabled();
     config.enable_sni = sni.is_some();
     config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
@@ -62,7 +62,7 @@ pub async fn handshake(
     }
 }
 
-/// Takes any certificate, and keeps it.
+/// Accepts any certificate and records it.
 #[derive(Debug, Default)]
 struct Recorder(OnceLock<CertificateDer<'static>>);
 

@@ -1,4 +1,4 @@
-//! The library of primitives, chosen by measurement: docs/internals/termination.md.
+//! The cryptographic library, chosen by measurement: docs/internals/termination.md.
 
 use std::sync::{Arc, LazyLock};
 
@@ -13,18 +13,18 @@ use super::LoadFault;
 
 static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| Arc::new(ring::default_provider()));
 
-/// The one of this process.
+/// The provider of this process.
 pub(super) fn provider() -> Arc<CryptoProvider> {
     PROVIDER.clone()
 }
 
-/// What signs with this key.
+/// The signer for this key.
 pub(super) fn load_key(key: &PrivateKeyDer<'_>) -> Result<Arc<dyn SigningKey>, Error> {
     ring::sign::any_supported_type(key)
 }
 
-/// With these cipher suites alone, by their names in the IANA registry. As in Envoy they narrow TLS 1.2 alone, unless one
-/// of them is of TLS 1.3.
+/// A provider with these cipher suites only, by their IANA names. As in Envoy, the list restricts TLS 1.2 only,
+/// unless it contains a TLS 1.3 suite.
 pub(super) fn with_suites(names: &[String]) -> Result<Arc<CryptoProvider>, LoadFault> {
     let all = provider();
     if names.is_empty() {

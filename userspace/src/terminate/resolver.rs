@@ -1,4 +1,4 @@
-//! Which of a server's certificates a client is shown.
+//! The selection of a server's certificate for a client.
 
 use std::sync::Arc;
 
@@ -15,8 +15,9 @@ use crate::secrets::Certificate;
 pub(super) struct Certificates(pub(super) Vec<Arc<Certificate>>);
 
 impl ResolvesServerCert for Certificates {
-    /// The first that the client's signature algorithms and the server name fit, else the first that the algorithms fit. If
-    /// they fit none, the first of all: then the library refuses the handshake with the alert for that.
+    /// The first certificate that matches the client's signature algorithms and the server name, or else the first
+    /// that matches the algorithms. Without any match, the first of all: the library then refuses the handshake with
+    /// the alert for that.
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let name = hello.server_name().and_then(|name| ServerName::parse(name).ok());
         let signs = |certificate: &&Arc<Certificate>| {

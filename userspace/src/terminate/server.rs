@@ -1,4 +1,4 @@
-//! One way of ending TLS, as the library needs it.
+//! The termination of TLS, in the library's terms.
 
 use std::sync::Arc;
 
@@ -15,12 +15,12 @@ use snisplice_config::{
 use super::{Context, LoadFault, clients, provider, resolver::Certificates, tickets, verifier};
 use crate::secrets::{Certificate, Loader};
 
-/// What ends TLS for one server.
+/// Terminates TLS for one server.
 #[derive(Debug)]
 pub struct Server {
-    /// Which server of the configuration it is.
+    /// The name of the server in the configuration.
     pub(super) name: String,
-    /// For the library.
+    /// The library's configuration.
     pub(super) config: Arc<ServerConfig>,
     certificates: Arc<Certificates>,
 }
@@ -52,7 +52,7 @@ impl Server {
         let mut config = builder.with_cert_resolver(certificates.clone());
         config.alpn_protocols =
             termination.alpn.iter().map(|protocol| protocol.clone().into_bytes()).collect();
-        // Tickets alone, which every worker understands, and a process that takes over.
+        // Tickets only: every worker can decrypt them, and so can a process that takes over.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         let of = tickets::Context::of(termination, authorities.as_ref());
         config.ticketer = context.tickets.ticketer(of);
@@ -62,7 +62,7 @@ impl Server {
         Ok(Self { name: termination.name.clone(), config: Arc::new(config), certificates })
     }
 
-    /// Whether one of the certificates is for these names.
+    /// Whether one of the certificates covers these names.
     #[must_use]
     pub fn covers(&self, pattern: &HostPattern) -> bool {
         self.certificates().any(|certificate| certificate.covers_pattern(pattern))
@@ -74,7 +74,7 @@ impl Server {
     }
 }
 
-/// From the oldest to the newest version that is asked for.
+/// From the oldest to the newest configured version.
 fn versions(termination: &Termination) -> Vec<&'static SupportedProtocolVersion> {
     let asked = termination.min_version..=termination.max_version;
     [(TlsVersion::V1_3, &TLS13), (TlsVersion::V1_2, &TLS12)]

@@ -1,8 +1,8 @@
-//! Session tickets (RFC 5077, RFC 8446 section 4.6.1): encrypted with keys that all workers share, that change, and that a
-//! process which takes over is given.
+//! Session tickets (RFC 5077, RFC 8446 section 4.6.1). All workers share their keys, the keys rotate, and a process
+//! that takes over receives them.
 //!
-//! A ticket proves what its handshake has proved, such as a client's certificate. So each server has keys of its own: they
-//! are derived from the process's seed (RFC 5869) and from what the server verifies clients with.
+//! A ticket proves the same as its handshake, such as a client's certificate. So each server has keys of its own.
+//! They are derived (RFC 5869) from the process's seed and from the server's client verification.
 
 use std::{
     fmt,
@@ -22,23 +22,23 @@ use zeroize::Zeroizing;
 use super::clients;
 use crate::secrets::Authorities;
 
-/// Seconds after which a new seed encrypts. The one before decrypts for as long again: a ticket lives for at least this time
-/// and for at most twice as long, which is far below the seven days that RFC 8446 allows.
+/// Seconds after which a new seed encrypts. The previous seed decrypts for the same time. A ticket is valid for at
+/// least this time and at most twice this time, which is far below the seven days of RFC 8446.
 pub const ROTATION: i64 = 6 * 60 * 60;
 
-/// Seeds at once: the one that encrypts, and the one before.
+/// Number of seeds: the one that encrypts, and the previous one.
 const SEEDS: usize = 2;
 
-/// Seconds for which the oldest of them is kept.
+/// Seconds for which a seed is kept.
 const LIFETIME: i64 = 2 * ROTATION;
 
 const NAME: usize = 16;
 const KEY: usize = 32;
 
-/// What keys are derived from.
+/// The secret from which keys are derived.
 #[derive(Clone)]
 pub struct Seed {
-    /// When it was made, in seconds since 1970.
+    /// Creation time, in seconds since 1970.
     pub made: i64,
     /// Random bytes.
     pub bytes: Zeroizing<[u8; KEY]>,
@@ -50,27 +50,27 @@ impl fmt::Debug for Seed {
     }
 }
 
-/// The seeds of a process, the newest first. Empty until the first rotation: then no ticket is made.
+/// The seeds of a process, the newest first. Empty until the first rotation: then no ticket is issued.
 #[derive(Debug, Default)]
 struct Seeds {
-    /// Changes with them.
+    /// Changes when the seeds change.
     generation: u64,
     all: Vec<Seed>,
 }
 
-/// What all servers of a process derive their keys from.
+/// The source of the keys of all servers of a process.
 #[derive(Debug, Default)]
 pub struct TicketKeys {
     seeds: ArcSwap<Seeds>,
     changing: Mutex<()>,
 }
 
-/// What tells the keys of one server from those of another.
+/// Distinguishes the keys of one server from those of another.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Context([u8; digest::SHA256_OUTPUT_LEN]);
 
 impl Context {
-    /// Of a server that verifies clients with these authorities.
+    /// The context of a server that verifies clients with these authorities.
     #[must_use]
     pub fn of(termination: &Termination, authorities: Option<&Authorities>) -> Self {
         let mut hash = digest::Context::new(&digest::SHA256);
@@ -87,7 +87,7 @@ impl Context {
         for authority in authorities.iter().flat_map(|authorities| &authorities.certificates) {
             add(authority);
         }
-        // Whoever was good may be revoked since.
+        // A certificate may have been revoked since its ticket was issued.
         for list in authorities.iter().flat_map(|authorities| &authorities.revocation_lists) {
             add(list);
         }
@@ -101,11 +101,11 @@ impl Context {
 }
 
 impl TicketKeys {
-    /// Makes a new seed if it is time, at `now` in seconds since 1970, and forgets those that are too old.
+    /// Makes a new seed if one is due, at `now` in seconds since 1970, and removes expired ones.
     pub fn rotate(&self, now: i64) {
         let _one = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let seeds = self.seeds.load();
-        // A clock that is set back makes no seed live longer.
+        // A clock that is set back does not extend a seed's life.
         if seeds.all.first().is_some_and(|seed| (0..ROTATION).contains(&(now - seed.made))) {
             return;
         }
@@ -125,7 +125,7 @@ impl TicketKeys {
         self.seeds.load().all.clone()
     }
 
-    /// Goes on with the seeds of a process that is taken over from.
+    /// Adopts the seeds of an old process.
     pub fn adopt(&self, mut all: Vec<Seed>) {
         if all.is_empty() {
             return;
@@ -135,28 +135,28 @@ impl TicketKeys {
         self.seeds.store(Arc::new(Seeds { generation: self.seeds.load().generation + 1, all }));
     }
 
-    /// What makes the tickets of one server.
+    /// The issuer of one server's tickets.
     #[must_use]
     pub fn ticketer(self: &Arc<Self>, context: Context) -> Arc<dyn ProducesTickets> {
         Arc::new(Ticketer { keys: self.clone(), context, derived: ArcSwap::default() })
     }
 }
 
-/// Makes the tickets of one server, for all workers.
+/// Issues the tickets of one server, for all workers.
 struct Ticketer {
     keys: Arc<TicketKeys>,
     context: Context,
     derived: ArcSwap<Derived>,
 }
 
-/// The keys that follow from the seeds of one generation, in their order.
+/// The keys derived from the seeds of one generation, in the same order.
 #[derive(Default)]
 struct Derived {
     generation: u64,
     keys: Vec<Key>,
 }
 
-/// A ticket is the name of its key, a nonce, and what is encrypted with a tag.
+/// A ticket consists of the key's name, a nonce, and the ciphertext with its tag.
 struct Key {
     name: [u8; NAME],
     aead: LessSafeKey,
@@ -182,7 +182,7 @@ impl Ticketer {
     }
 }
 
-/// The length that is asked of the derivation.
+/// The length that the derivation outputs.
 struct Length;
 
 impl hkdf::KeyType for Length {

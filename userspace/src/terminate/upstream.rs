@@ -1,4 +1,4 @@
-//! TLS towards backends, for what is terminated here: `DestinationRule` `trafficPolicy.tls`.
+//! TLS to backends, for terminated connections: `DestinationRule` `trafficPolicy.tls`.
 
 use std::{io, net::IpAddr, sync::Arc};
 
@@ -10,25 +10,25 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use super::{LoadFault, provider::provider, verifier};
 use crate::secrets::Loader;
 
-/// What begins TLS to one backend.
+/// Originates TLS to one backend.
 #[derive(Debug)]
 pub struct Upstream {
-    /// The backend's name, or that of one that is spoken to in the same way.
+    /// The backend's name, or that of a backend with the same TLS settings.
     pub(super) backend: String,
-    /// For bytes: no protocol is offered.
+    /// For bytes: offers no protocol.
     plain: Arc<ClientConfig>,
     /// For HTTP/1.1.
     http1: Arc<ClientConfig>,
     /// For HTTP/2.
     http2: Arc<ClientConfig>,
-    /// The name to send and verify; `None` is the endpoint's address, which is not sent.
+    /// The name to send and verify. `None` is the endpoint's address, which is not sent.
     name: Option<ServerName<'static>>,
 }
 
-/// What is inside a connection to a backend, which ALPN (RFC 7301) tells it.
+/// The protocol within a connection to a backend, which ALPN (RFC 7301) offers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
-    /// Bytes: nothing is offered.
+    /// Bytes: offers no protocol.
     Bytes,
     /// HTTP/1.1.
     Http1,
@@ -36,8 +36,8 @@ pub enum Protocol {
     Http2,
 }
 
-/// The name of a backend as its certificate has it, where the configuration names none: that of its endpoints, else the one in
-/// its own name, as `host:port`. Empty if there is none.
+/// The default name for a backend's certificate: the host name of its endpoints, or else the host in its own name, as
+/// `host:port`. Empty if there is none.
 #[must_use]
 pub fn host_of(backend: &Backend) -> String {
     let of_endpoint = backend.endpoints.iter().find_map(|endpoint| match &endpoint.host {
@@ -52,7 +52,7 @@ pub fn host_of(backend: &Backend) -> String {
 }
 
 impl Upstream {
-    /// For a backend of this host name, which may be empty.
+    /// For a backend with this host name, which may be empty.
     pub(super) fn load(
         tls: &UpstreamTls,
         backend: &str,
@@ -93,10 +93,10 @@ impl Upstream {
         Ok(Self { backend, plain: with(&[]), http1: with(&[b"http/1.1"]), http2: with(&[b"h2"]), name })
     }
 
-    /// Begins TLS in a connection to an endpoint. The caller has a deadline.
+    /// Performs the handshake on a connection to an endpoint. The deadline is the caller's.
     ///
     /// # Errors
-    /// Of the socket, or [`rustls::Error`] inside if the backend cannot be trusted or does not understand.
+    /// Returns an error of the socket, or one with [`rustls::Error`] inside if verification or negotiation fails.
     pub async fn connect(&self, stream: TcpStream, protocol: Protocol) -> io::Result<TlsStream<TcpStream>> {
         let config = match protocol {
             Protocol::Bytes => &self.plain,
@@ -139,7 +139,7 @@ mod tests {
         CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
     }
 
-    /// What comes of a connection to a backend with a certificate for `backend.test`.
+    /// Connects to a backend with a certificate for `backend.test`, and returns the result.
     async fn reach(authorities: Option<&Path>, sni: &str, names: &[&str]) -> io::Result<Vec<u8>> {
         let issuer = authority();
         let key = KeyPair::generate().unwrap();

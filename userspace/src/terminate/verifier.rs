@@ -1,4 +1,4 @@
-//! What verifies certificates of clients and of backends: the library's own verifiers, with the names that are asked for.
+//! Verifiers of client and backend certificates: the library's own verifiers, with a comparison of configured names.
 
 use std::sync::Arc;
 
@@ -20,17 +20,17 @@ use snisplice_config::model::termination::ClientAuth;
 use super::{LoadFault, clients, provider::provider};
 use crate::secrets::{Authorities, certificate::has_one_of};
 
-/// A certificate has none of the names that are asked for.
+/// The certificate has none of the configured names.
 #[derive(Debug, thiserror::Error)]
 #[error("the certificate has none of the names in subjectAltNames")]
 struct NoneOfSubjectAltNames;
 
-/// The failure that says so.
+/// The error for a certificate without a configured name.
 fn other_name() -> Error {
     Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(NoneOfSubjectAltNames))))
 }
 
-/// What verifies clients; `None` asks for no certificate.
+/// The verifier of clients. `None` requests no certificate.
 pub(super) fn of_clients(
     auth: &ClientAuth,
     authorities: Option<&Authorities>,
@@ -48,8 +48,8 @@ pub(super) fn of_clients(
     Ok(Some(Arc::new(Clients { inner, names: certificates.subject_alt_names.clone() })))
 }
 
-/// What verifies a backend; without authorities any certificate is taken. With names, one of them has to be the certificate's,
-/// whatever name is sent (`subjectAltNames`).
+/// The verifier of a backend. Without authorities it accepts any certificate. With names, the certificate must have
+/// one of them, independent of the sent name (`subjectAltNames`).
 pub(super) fn of_backend(
     authorities: Option<&Authorities>,
     names: &[String],
@@ -69,7 +69,7 @@ pub(super) fn of_backend(
     }
 }
 
-/// Verifies as the library does, then compares names.
+/// Verifies like the library, then compares names.
 #[derive(Debug)]
 struct Clients {
     inner: Arc<dyn ClientCertVerifier>,
@@ -122,8 +122,8 @@ impl ClientCertVerifier for Clients {
     }
 }
 
-/// Takes a certificate with one of these names, or any one where nothing is verified. What it has signed is verified either way,
-/// so that nobody without the key can use it.
+/// Accepts a certificate with one of these names, or any certificate if verification is off. The handshake's
+/// signature is verified in both cases, so the peer must have the key.
 #[derive(Debug)]
 struct Backend {
     inner: Option<Arc<WebPkiServerVerifier>>,
@@ -141,7 +141,7 @@ impl ServerCertVerifier for Backend {
     ) -> Result<ServerCertVerified, Error> {
         let Some(inner) = &self.inner else { return Ok(ServerCertVerified::assertion()) };
         match inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
-            // The library compares the name that is sent once all else is good.
+            // The library compares the sent name after all other checks.
             Ok(_)
             | Err(Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },

@@ -63,7 +63,7 @@ fn parts(method: &str, target: &str, headers: &[(&str, &str)]) -> Parts {
     request.body(()).unwrap().into_parts().0
 }
 
-/// The rule's name and the target, or what else becomes of the request.
+/// The rule's name and the target, or any other decision.
 fn decided(table: &HttpTable, head: &Parts) -> String {
     let asked = match read(head, "http", false) {
         Ok(asked) => asked,
@@ -252,7 +252,7 @@ fn a_whole_host_is_sent_to_https_but_for_challenges() {
         get(&table, "/.well-known/acme-challenge/token"),
         "301 https://a.test:8443/.well-known/acme-challenge/token"
     );
-    // A balancer in front has ended TLS, and is believed.
+    // A trusted balancer in front has terminated TLS.
     let head = parts("GET", "/", &[("x-forwarded-proto", "https")]);
     let asked = read(&head, "http", true).unwrap();
     assert!(matches!(decide(&table, &asked, 80), Decision::Forwarded { .. }));
