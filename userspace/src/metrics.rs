@@ -1,7 +1,7 @@
-//! What is counted, and the label values it is counted under.
+//! The metrics and their label values.
 //!
-//! Labels come from the configuration or from closed sets: never a raw server name or a client's address, which
-//! anyone could multiply at will.
+//! Labels come from the configuration or from closed sets. They never contain a raw server name or a client address,
+//! since clients could create any number of those.
 
 use std::{
     fmt,
@@ -135,12 +135,12 @@ impl Labels for Answered {
     }
 }
 
-/// The same text, shared with nobody.
+/// An unshared copy of the text.
 fn copy(name: &Arc<str>) -> Arc<str> {
     Arc::from(&**name)
 }
 
-/// Registries with one family or one collector each, so that they can be shown one after another.
+/// Registries with one family or one collector each, so that each can be exported separately.
 #[derive(Debug, Default)]
 struct Families(Vec<Registry>);
 
@@ -160,7 +160,7 @@ impl Families {
     }
 }
 
-/// All counters of the process. Cheap to share, never locked across an await.
+/// All counters of the process. Cheap to share, and never locked across an await.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Families,
@@ -174,13 +174,13 @@ pub struct Metrics {
     accept_errors: Series<ByListener, Counter>,
     datapath: Family<InService, Gauge>,
     probing: Gauge,
-    /// Counters of what is loaded once the metrics are in use.
+    /// Collectors that are added after the start.
     added: Mutex<Families>,
     same_host: Gauge,
     gone: Mutex<Gone>,
     /// Configurations put into service since the start.
     pub config_generation: Gauge,
-    /// Configurations refused since the start; the last good one kept serving.
+    /// Rejected configurations since the start. The last good one stayed in service.
     pub config_rejected: Counter,
 }
 
@@ -191,7 +191,7 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// All families at zero.
+    /// Creates all families with the value zero.
     #[must_use]
     pub fn new() -> Self {
         let mut metrics = Self {
@@ -269,12 +269,12 @@ impl Metrics {
         metrics
     }
 
-    /// Adds counters that live elsewhere and are read at each scrape.
+    /// Adds a collector whose counters are read at each scrape.
     pub fn add(&mut self, collector: Box<dyn Collector>) {
         self.registry.register_collector(collector);
     }
 
-    /// Adds such counters once the metrics are in use, as of programs that are loaded later.
+    /// Adds a collector after the start, for programs that are loaded later.
     pub fn adds(&self, collector: Box<dyn Collector>) {
         self.added().register_collector(collector);
     }
@@ -283,17 +283,17 @@ impl Metrics {
         self.added.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes whether it is still to be found out what this kernel can do.
+    /// Sets whether the probes of the kernel are still running.
     pub fn is_probing(&self, probing: bool) {
         self.probing.set(probing.into());
     }
 
-    /// Notes names that a configuration has removed. Their series are forgotten by [`Metrics::forget_gone`].
+    /// Records names that a configuration has removed. [`Metrics::forget_gone`] deletes their series.
     pub fn removed(&self, gone: Gone) {
         self.gone().extend(gone);
     }
 
-    /// Notes that names which were removed are there again.
+    /// Records removed names that the configuration has again.
     pub fn returned<'m>(&self, is_there: impl FnOnce() -> Names<'m>) {
         let mut gone = self.gone();
         if gone.is_empty() {
@@ -305,7 +305,7 @@ impl Metrics {
         gone.backends.retain(|name| !is_there.backends.contains(&**name));
     }
 
-    /// Forgets the series of listeners, routes and backends that are gone and that no connection uses any more.
+    /// Deletes the series of removed listeners, routes and backends that no connection uses any more.
     pub fn forget_gone(&self) {
         let active = |listener: &Arc<str>| {
             self.active.get_or_create(&ByListener { listener: listener.clone() }).get() > 0
@@ -326,7 +326,7 @@ impl Metrics {
         self.gone.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The Prometheus text exposition of everything.
+    /// All metrics in the Prometheus text format.
     pub fn encode(&self) -> Result<String, fmt::Error> {
         let mut text = String::new();
         for family in self.registry.0.iter().chain(&self.added().0) {
@@ -336,7 +336,8 @@ impl Metrics {
         Ok(text)
     }
 
-    /// One part of that, from 0 on: a family, or what a collector tells, and the last one is the end. `None` behind it.
+    /// One part of the text: a family or a collector, by index from 0. The last part is the end marker, and `None`
+    /// follows it.
     #[must_use]
     pub fn encode_family(&self, index: usize) -> Option<String> {
         let mut text = String::new();
@@ -350,7 +351,7 @@ impl Metrics {
         encoded.is_ok().then_some(text)
     }
 
-    /// The sum of all samples of the counter `name` that have `label`, which is written as in the text.
+    /// The sum of all samples of the counter `name` with `label`, written as in the text.
     #[must_use]
     pub fn total(&self, name: &str, label: &str) -> u64 {
         let series = format!("snisplice_{name}_total{{");
@@ -359,13 +360,13 @@ impl Metrics {
         samples.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok()).sum()
     }
 
-    /// Notes which datapath serves from now on.
+    /// Sets the datapath that serves from now on.
     pub fn serves_with(&self, datapath: &'static str) {
         self.datapath.clear();
         self.datapath.get_or_create(&InService { datapath }).set(1);
     }
 
-    /// Notes whether what a backend asks for is served.
+    /// Sets whether the short cut to backends on this host is available.
     pub fn same_host(&self, serves: bool) {
         self.same_host.set(if serves { 1 } else { -1 });
     }
@@ -403,7 +404,7 @@ impl Metrics {
     }
 
     pub(crate) fn http_request(&self, route: &Arc<str>, code: u16) {
-        // A backend may make codes up, but not series without bound.
+        // A backend may invent status codes, but must not create series without bound.
         let code = if (100..600).contains(&code) { code } else { 0 };
         self.http_requests.get_or_create(&Answered { route: route.clone(), code }).inc();
     }
@@ -418,7 +419,7 @@ fn label_of(carrier: Option<Carrier>) -> &'static str {
     carrier.map_or(NONE, Carrier::label)
 }
 
-/// A counter for each value of a label, for a collector.
+/// Encodes one counter per value of a label, for a collector.
 pub(crate) fn by_label(
     encoder: &mut DescriptorEncoder,
     name: &str,
@@ -434,7 +435,7 @@ pub(crate) fn by_label(
     Ok(())
 }
 
-/// Counters without labels, each with its name and help, for a collector.
+/// Encodes counters without labels, each with its name and help, for a collector.
 pub(crate) fn counters(
     encoder: &mut DescriptorEncoder,
     counters: &[(&'static str, &'static str, u64)],
@@ -446,7 +447,7 @@ pub(crate) fn counters(
     Ok(())
 }
 
-/// A counter for each reason, for a collector.
+/// Encodes one counter per reason, for a collector.
 pub(crate) fn by_reason(
     encoder: &mut DescriptorEncoder,
     name: &str,
@@ -456,14 +457,14 @@ pub(crate) fn by_reason(
     by_label(encoder, name, help, "reason", values)
 }
 
-/// One listener's counters, looked up once and not per connection.
+/// The counters of one listener, looked up once and not per connection.
 #[derive(Debug, Clone)]
 pub struct ListenerCounters {
     /// The listener's name.
     pub listener: Arc<str>,
     /// Connections accepted.
     pub opened: Counter,
-    /// Connections being served.
+    /// Connections in service.
     pub active: Gauge,
     /// Failures to accept.
     pub accept_errors: Counter,

@@ -1,3 +1,3 @@
-//! Where the configuration comes from.
+//! The sources of the configuration.
 
 pub mod file;

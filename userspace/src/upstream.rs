@@ -1,4 +1,4 @@
-//! The endpoints that connections go to: which addresses there are, and which of them have lately failed to answer.
+//! The endpoints of connections: their addresses, and the record of recent failures.
 
 pub mod affinity;
 pub mod attempt;

@@ -1,7 +1,7 @@
-//! The access log: a line for each connection that ends, and for each HTTP request, with the fields of Istio's.
+//! The access log: one line for each ended connection and each HTTP request, with the fields of Istio's log.
 //!
-//! A worker formats the line and leaves it to [`LineFile`], which nobody waits for. Where the log is off, a connection costs
-//! one look at a flag.
+//! A worker formats the line and passes it to [`LineFile`], which never blocks the worker. With the log disabled, a
+//! connection only costs the check of a flag.
 
 use std::{
     cell::{Cell, OnceCell, RefCell},
@@ -31,14 +31,14 @@ mod line;
 pub mod outcome;
 
 thread_local! {
-    /// The line that a worker is about to write.
+    /// The buffer of the line that a worker formats.
     static TEXT: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// The access log of the process, which a reload may switch on and off.
+/// The access log of the process. A reload may enable and disable it.
 #[derive(Debug, Default)]
 pub struct AccessLog {
-    /// Whether [`Self::open`] has something, for those who only want to know that.
+    /// Whether [`Self::open`] has a file, for a cheap check.
     on: AtomicBool,
     open: ArcSwapOption<Open>,
     dropped: Arc<AtomicU64>,
@@ -50,15 +50,15 @@ struct Open {
     format: AccessLogFormat,
 }
 
-/// What the log becomes, opened and not yet in use.
+/// The next state of the log: opened, and not yet in use.
 #[derive(Debug)]
 pub struct Prepared(Option<Arc<Open>>);
 
 impl AccessLog {
-    /// Opens what these settings want, and changes nothing yet.
+    /// Opens the file of these settings. Nothing changes yet.
     ///
     /// # Errors
-    /// If the file cannot be opened.
+    /// Returns an error if the file cannot be opened.
     pub fn prepare(&self, settings: &Settings) -> io::Result<Prepared> {
         let Settings { path, format } = settings;
         let Some(path) = path else { return Ok(Prepared(None)) };
@@ -71,26 +71,26 @@ impl AccessLog {
         Ok(Prepared(Some(Arc::new(Open { file, format: *format }))))
     }
 
-    /// Logs so from now on. Connections that have begun before are logged as they were to be.
+    /// Uses the prepared state from now on. Connections that have begun before keep the earlier state.
     pub fn follow(&self, Prepared(open): Prepared) {
         self.on.store(open.is_some(), Relaxed);
         self.open.store(open);
     }
 
-    /// Opens the file anew, by its path.
+    /// Opens the file again, by its path.
     pub fn reopen(&self) {
         if let Some(open) = &*self.open.load() {
             open.file.reopen();
         }
     }
 
-    /// Waits until all lines are written or dropped, at most for `limit`. False if that was too short.
+    /// Waits until all lines are written or dropped, for at most `limit`. Returns false if the time was too short.
     #[must_use]
     pub fn flush(&self, limit: Duration) -> bool {
         self.open.load().as_ref().is_none_or(|open| open.file.flush(limit))
     }
 
-    /// What is noted for a connection that begins now; nothing while the log is off.
+    /// The record of a new connection. `None` while the log is disabled.
     pub(super) fn begin(&self) -> Option<Box<Record>> {
         self.on.load(Relaxed).then(|| Box::new(Record::begin()))
     }
@@ -107,7 +107,7 @@ impl AccessLog {
     }
 }
 
-/// How many lines were dropped, at each scrape.
+/// The number of dropped lines, read at each scrape.
 #[derive(Debug)]
 pub struct DroppedLines(pub Arc<AccessLog>);
 
@@ -119,15 +119,14 @@ impl Collector for DroppedLines {
     }
 }
 
-/// What is noted of a connection while it is open, where the log is on: what nobody could find out at its end, when its
-/// sockets are closed.
+/// The record of an open connection for the log: data that is unavailable at its end, when its sockets are closed.
 #[derive(Debug)]
 pub(super) struct Record {
     started: SystemTime,
     began: Instant,
-    /// Ours and the client's.
+    /// The local address and the client's.
     downstream: Cell<Addresses>,
-    /// Ours and the endpoint's.
+    /// The local address and the endpoint's.
     upstream: Cell<Addresses>,
     server_name: OnceCell<Box<str>>,
     requests: Cell<u64>,
@@ -147,12 +146,13 @@ impl Record {
         }
     }
 
-    /// Notes the server name that the client has asked for.
+    /// Records the requested server name.
     pub(super) fn asks_for(&self, name: &str) {
         let _ = self.server_name.set(name.into());
     }
 
-    /// Notes the addresses of the client's and the backend's socket, where they are not noted yet; -1 is none.
+    /// Records the addresses of the client's and the backend's socket, unless they are recorded already. -1 is no
+    /// socket.
     pub(super) fn has_sockets(&self, sockets: [RawFd; 2]) {
         for (number, noted) in sockets.into_iter().zip([&self.downstream, &self.upstream]) {
             if noted.get() == (None, None)
@@ -163,7 +163,7 @@ impl Record {
         }
     }
 
-    /// Logs that the connection has ended. One that has served HTTP requests has a line for each of these instead, as in
+    /// Logs the end of the connection. A connection with HTTP requests has a line for each request instead, as in
     /// Envoy.
     pub(super) fn ended(&self, account: &Account) {
         if self.requests.get() > 0 {
@@ -189,7 +189,7 @@ impl Record {
         });
     }
 
-    /// The fields that a connection and its requests have in common.
+    /// The fields that a connection and its requests share.
     fn of_connection(&self) -> Line<'_> {
         let (upstream_local_address, _) = self.upstream.get();
         let (downstream_local_address, downstream_remote_address) = self.downstream.get();

@@ -1,9 +1,9 @@
-//! The closed sets of label values. A label is the variant's name in snake case unless it says otherwise.
+//! The closed sets of label values. A label is the variant's name in snake case, unless the variant says otherwise.
 
 use snisplice_config::model::Policy;
 use strum::{Display, EnumCount, IntoStaticStr, VariantArray};
 
-/// Which way bytes go.
+/// The direction of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum Direction {
@@ -13,7 +13,7 @@ pub enum Direction {
     Down,
 }
 
-/// What carried a connection; the `datapath` metric label.
+/// The datapath that forwarded a connection: the metric label `datapath`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum Carrier {
@@ -21,14 +21,14 @@ pub enum Carrier {
     Relay,
     /// Redirected in the kernel between sockets.
     Sockmap,
-    /// Sent on in the kernel, packet by packet.
+    /// Forwarded in the kernel, packet by packet.
     Packet,
-    /// Decrypted and encrypted here, and copied in userspace.
+    /// Decrypted and encrypted in userspace.
     Terminate,
 }
 
-/// How a connection ended, or why it was refused: the metric label `reason` of `connections_closed_total`, and of
-/// `unrouted_total` the label `verdict`. `docs/close-reasons.md` says what an operator makes of each.
+/// The reason for the end or refusal of a connection. It is the metric label `reason` of `connections_closed_total`,
+/// and the label `verdict` of `unrouted_total`. `docs/close-reasons.md` explains each one for operators.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Display, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum CloseReason {
@@ -38,9 +38,9 @@ pub enum CloseReason {
     ClientReset,
     /// The backend sent RST.
     BackendReset,
-    /// The client answered neither probes nor bytes any more.
+    /// The client no longer replied to probes or acknowledged bytes.
     ClientLost,
-    /// The backend answered neither probes nor bytes any more.
+    /// The backend no longer replied to probes or acknowledged bytes.
     BackendLost,
     /// No byte moved for `timeouts.idle`.
     IdleTimeout,
@@ -48,9 +48,9 @@ pub enum CloseReason {
     HalfClosedTimeout,
     /// The connection lasted for `timeouts.max_duration`.
     MaxDuration,
-    /// Its packets got through no more, and sockets could not go on with it.
+    /// The packets of the connection no longer arrived, and a move back to sockets was impossible.
     Stalled,
-    /// Another process goes on with it.
+    /// Another process continues the connection.
     HandedOver,
     /// A socket failed in another way.
     IoError,
@@ -70,37 +70,37 @@ pub enum CloseReason {
     HelloTimeout,
     /// The head of an HTTP request was not complete within `timeouts.hello`.
     RequestTimeout,
-    /// What the client sent is no HTTP, or could be read in two ways.
+    /// The client's bytes are not HTTP, or are ambiguous.
     BadRequest,
-    /// The client sent too many frames of HTTP/2 that ask for nothing, or reset too many streams.
+    /// The client sent too many HTTP/2 frames without effect, or reset too many streams.
     Flood,
-    /// As many TLS handshakes are under way as may be (`limits.handshakes`, `limits.handshakes_per_source`).
+    /// The limit of concurrent TLS handshakes is reached (`limits.handshakes`, `limits.handshakes_per_source`).
     HandshakeLimit,
     /// The TLS handshake was not complete within `timeouts.handshake`.
     HandshakeTimeout,
-    /// Client and server have no version, protocol or message in common that the TLS handshake needs.
+    /// Client and server have no common TLS version, protocol or algorithm, or the handshake has an invalid message.
     HandshakeFailed,
-    /// No certificate of the server fits what the client can verify.
+    /// The client can verify none of the server's certificates.
     NoCertificate,
-    /// The client has shown no certificate, or one that is not accepted.
+    /// The client sent no certificate, or one that is not accepted.
     ClientCertificateRefused,
     /// A client's certificate was revoked.
     ClientCertificateRevoked,
-    /// What the client sent inside TLS could not be decrypted, or was an alert.
+    /// The client's TLS records could not be decrypted, or contained an alert.
     TlsFailed,
     /// The TLS handshake with the backend failed.
     BackendTlsFailed,
     /// The backend's TLS ended without a `close_notify`, so that its last bytes may be missing.
     BackendTruncated,
-    /// The rule leads to a backend that the configuration does not have.
+    /// The rule names a backend that the configuration does not have.
     BackendRejected,
     /// The backend has no endpoint with an address and a weight.
     NoEndpoint,
-    /// The last endpoint that was tried refused the connection.
+    /// The last attempted endpoint refused the connection.
     ConnectRefused,
-    /// The last endpoint that was tried did not answer within `timeouts.connect`.
+    /// The last attempted endpoint did not answer within `timeouts.connect`.
     ConnectTimeout,
-    /// The last endpoint that was tried could not be connected to for another cause.
+    /// The connection to the last attempted endpoint failed for another reason.
     ConnectFailed,
     /// All local ports are in use towards the endpoint.
     NoLocalPort,
@@ -112,27 +112,27 @@ pub enum CloseReason {
     ResourceExhausted,
     /// This host has no resources left for the client's socket.
     NoResources,
-    /// The client's source has as many connections as it may (`limits.connections_per_source`).
+    /// The client's source is at its limit of connections (`limits.connections_per_source`).
     SourceLimit,
-    /// The hello was not complete when a newcomer needed its place (`limits.hellos`, `limits.connections`).
+    /// The hello was incomplete when a new client needed the slot (`limits.hellos`, `limits.connections`).
     HelloLimit,
-    /// The backend has as many connections as it may (`max_connections`).
+    /// The backend is at its limit of connections (`max_connections`).
     BackendLimit,
-    /// As many connections as may wait for an endpoint of the backend (`max_pending`).
+    /// The backend is at its limit of connections that wait for an endpoint (`max_pending`).
     PendingLimit,
-    /// The listener stopped before a place became free (`limits.connections`).
+    /// The listener stopped before a slot became free (`limits.connections`).
     ConnectionLimit,
     /// `deny` names the client's address.
     Denied,
     /// A reload removed the listener before the connection was served.
     ListenerRemoved,
-    /// Somebody closed it on the admin address.
+    /// An operator closed the connection through the admin address.
     ClosedByAdmin,
-    /// The process ended before the connection did.
+    /// The process ended before the connection.
     Aborted,
 }
 
-/// Why an attempt to connect to an endpoint failed; the metric label `reason` of `connect_failures_total`.
+/// The reason for a failed attempt to connect to an endpoint: the metric label `reason` of `connect_failures_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum ConnectFailure {
@@ -142,7 +142,7 @@ pub enum ConnectFailure {
     ConnectTimeout,
     /// As [`CloseReason::ConnectFailed`].
     ConnectFailed,
-    /// Another attempt was answered first, although this one had its head start.
+    /// Another attempt succeeded first, after this one had exceeded its head start.
     ConnectOvertaken,
     /// As [`CloseReason::NoLocalPort`].
     NoLocalPort,
@@ -169,17 +169,17 @@ impl From<ConnectFailure> for CloseReason {
     }
 }
 
-/// What was done with a client that no rule serves; the metric label `policy` of `unrouted_total`.
+/// The policy applied to a client that no rule serves: the metric label `policy` of `unrouted_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum AppliedPolicy {
-    /// Its connection was closed.
+    /// The connection was closed.
     Close,
-    /// Its connection was reset.
+    /// The connection was reset.
     Reset,
-    /// It was sent a TLS alert.
+    /// The client got a TLS alert.
     Alert,
-    /// It was connected to a backend all the same.
+    /// The client was connected to the policy's backend.
     Backend,
 }
 
@@ -194,7 +194,8 @@ impl From<Policy> for AppliedPolicy {
     }
 }
 
-/// Why packets do not carry a connection, so that it is relayed. The metric label of `packet_refused_total`.
+/// The reason for which the relay, and not the packet datapath, forwards a connection: the metric label of
+/// `packet_refused_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, IntoStaticStr, VariantArray, EnumCount)]
 #[strum(serialize_all = "snake_case")]
 pub enum PacketIneligible {
@@ -206,21 +207,21 @@ pub enum PacketIneligible {
     Local,
     /// A device has no Ethernet headers, or the programs cannot be attached to it.
     Device,
-    /// One leg has negotiated timestamps, the other not.
+    /// Only one leg has negotiated timestamps.
     Timestamps,
-    /// One leg has negotiated selective acknowledgements, the other not.
+    /// Only one leg has negotiated selective acknowledgements.
     Sack,
     /// A peer may send segments that are too large for the other leg.
     Mss,
     /// The kernel translates the addresses of a leg.
     Nat,
-    /// Packets of a flow that had begun did not come by the program.
+    /// Packets of an offloaded flow bypassed the program.
     Bypassed,
-    /// Too many bytes are still to be delivered by our own sockets.
+    /// The balancer's sockets have too many bytes left to deliver.
     Pending,
-    /// All places for flows are taken.
+    /// All flow slots are taken.
     Full,
-    /// Another flow of the same addresses is not over yet.
+    /// Another flow with the same addresses has not ended yet.
     Busy,
     /// Anything else.
     Other,

@@ -1,7 +1,7 @@
-//! Series of one family, of which those are forgotten whose listener, route or backend is gone.
+//! The series of one metric family. Series of removed listeners, routes and backends are deleted.
 //!
-//! A name is an `Arc<str>` that the configuration in service and the connections share. Once the configuration that had it
-//! is gone and the last of its connections too, nobody else has it: then its series can go.
+//! A name is an `Arc<str>` that the configuration in service and its connections share. If no configuration and no
+//! connection holds the name any more, its series can be deleted.
 
 use std::{
     collections::HashSet,
@@ -16,7 +16,7 @@ use prometheus_client::{
     metrics::{MetricType, TypedMetric, family::Family},
 };
 
-/// What a label names.
+/// The kind of object that a label names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Listener,
@@ -24,11 +24,11 @@ pub(super) enum Kind {
     Backend,
 }
 
-/// Labels, some of which are names of the configuration.
+/// Labels, some of which are names from the configuration.
 pub(super) trait Labels:
     EncodeLabelSet + Clone + Eq + Hash + fmt::Debug + Send + Sync + 'static
 {
-    /// The same with copies of the names, which nobody shares.
+    /// The same labels with unshared copies of the names.
     fn detached(&self) -> Self;
 
     /// Whether a label of this kind has this name.
@@ -39,7 +39,7 @@ pub(super) trait Labels:
 #[derive(Debug, Clone)]
 pub(super) struct Series<S, M> {
     family: Family<S, M>,
-    /// The labels that there are, which the family does not tell.
+    /// The existing labels, which the family does not list.
     known: Arc<Mutex<HashSet<S>>>,
 }
 
@@ -60,7 +60,7 @@ impl<S: Labels, M: Default> Series<S, M> {
         self.family.get_or_create(&labels)
     }
 
-    /// The same, to be kept.
+    /// The metric with these labels, as an owned value.
     pub(super) fn get_or_create_owned(&self, labels: &S) -> M
     where
         M: Clone,
@@ -68,7 +68,7 @@ impl<S: Labels, M: Default> Series<S, M> {
         self.get_or_create(labels).clone()
     }
 
-    /// Forgets those that have this name.
+    /// Deletes the series with this name.
     pub(super) fn forget(&self, kind: Kind, name: &str) {
         self.known().retain(|labels| {
             let goes = labels.has(kind, name);
@@ -94,43 +94,44 @@ impl<S: Labels, M: EncodeMetric + TypedMetric + Default> EncodeMetric for Series
     }
 }
 
-/// Names that a reload has removed, and that somebody may use still.
+/// Names that a reload has removed, and that connections may still use.
 #[derive(Debug, Default)]
 pub struct Gone {
-    /// Names of listeners.
+    /// The names of listeners.
     pub listeners: Vec<Arc<str>>,
-    /// Names of rules.
+    /// The names of rules.
     pub routes: Vec<Arc<str>>,
-    /// Names of backends.
+    /// The names of backends.
     pub backends: Vec<Arc<str>>,
 }
 
-/// Names that a configuration has.
+/// The names in a configuration.
 #[derive(Debug, Default)]
 pub struct Names<'m> {
-    /// Of listeners.
+    /// The names of listeners.
     pub listeners: HashSet<&'m str>,
-    /// Of rules.
+    /// The names of rules.
     pub routes: HashSet<&'m str>,
-    /// Of backends.
+    /// The names of backends.
     pub backends: HashSet<&'m str>,
 }
 
 impl Gone {
-    /// Whether there is nothing.
+    /// Whether there is no name.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.listeners.is_empty() && self.routes.is_empty() && self.backends.is_empty()
     }
 
-    /// Adds names that are gone now.
+    /// Adds removed names.
     pub(super) fn extend(&mut self, more: Self) {
         self.listeners.extend(more.listeners);
         self.routes.extend(more.routes);
         self.backends.extend(more.backends);
     }
 
-    /// Takes out routes and backends that nobody uses any more, and listeners that are not `active`.
+    /// Removes and returns the routes and backends that are not used any more, and the listeners that are not
+    /// `active`.
     pub(super) fn unused(&mut self, active: impl Fn(&Arc<str>) -> bool) -> Vec<(Kind, Arc<str>)> {
         let mut unused = Vec::new();
         let used = |name: &Arc<str>| Arc::strong_count(name) > 1;

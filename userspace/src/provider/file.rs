@@ -1,4 +1,4 @@
-//! Reads the files of a configuration; what they mean is decided in `snisplice_config`.
+//! Reads the files of a configuration. `snisplice_config` interprets them.
 
 use std::{
     fs::{self, File},
@@ -9,17 +9,18 @@ use std::{
 use anyhow::{Context as _, anyhow, bail};
 use snisplice_config::{Documents, Options, Source, Translation};
 
-/// The longest file that is read, in bytes: some 200,000 routes.
+/// The greatest size of a file, in bytes: some 200,000 routes.
 const LONGEST_FILE: u64 = 64 << 20;
-/// The most that all files together may hold, in bytes.
+/// The greatest size of all files together, in bytes.
 const MOST_TOGETHER: u64 = 256 << 20;
-/// The most files that a directory may hold.
+/// The greatest number of files in a directory.
 const MOST_FILES: usize = 10_000;
 
 /// Reads every file that `paths` name and translates them together.
 ///
 /// # Errors
-/// If a file cannot be read, is no UTF-8 text, or is longer than 64 MiB; or if all of them hold more than 256 MiB.
+/// Returns an error if a file cannot be read, is not UTF-8, or is larger than 64 MiB, or if all files together exceed
+/// 256 MiB.
 pub fn load(paths: &[PathBuf], options: &Options) -> anyhow::Result<Translation> {
     let mut left = MOST_TOGETHER;
     let mut documents = Documents::default();
@@ -32,11 +33,11 @@ pub fn load(paths: &[PathBuf], options: &Options) -> anyhow::Result<Translation>
     Ok(snisplice_config::load(&documents, options))
 }
 
-/// The text of a file, of which `left` bytes may be taken.
+/// The text of a file, of at most `left` bytes.
 fn text(file: impl Read, path: &Path, left: u64) -> anyhow::Result<String> {
     let longest = LONGEST_FILE.min(left);
     let mut bytes = Vec::new();
-    // Not by its length, which a pipe or a file that grows does not tell.
+    // Not checked by the file's length, which is unknown for a pipe and outdated for a growing file.
     file.take(longest + 1)
         .read_to_end(&mut bytes)
         .with_context(|| format!("cannot read {}", path.display()))?;
@@ -60,8 +61,8 @@ fn not_text(path: &Path, bytes: &[u8]) -> anyhow::Error {
     anyhow!("{}:{line}:{column}: {what}: save it as UTF-8", path.display())
 }
 
-/// A directory stands for its YAML and JSON files in the order of their names. Hidden ones are left out, among them the
-/// `..data` links of a mounted `ConfigMap`.
+/// A directory stands for its YAML and JSON files, sorted by name. Hidden files are skipped, including the `..data`
+/// links of a mounted `ConfigMap`.
 fn files(paths: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for path in paths {
@@ -74,7 +75,7 @@ fn files(paths: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
         for entry in entries {
             let entry = entry.with_context(|| format!("cannot read {}", path.display()))?.path();
             let hidden = entry.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
-            // What kubectl takes from a directory.
+            // The same extensions that kubectl reads from a directory.
             let known = ["yaml", "yml", "json"];
             let known = entry.extension().is_some_and(|extension| known.iter().any(|one| extension == *one));
             if known && !hidden && entry.is_file() {

@@ -1,7 +1,7 @@
-//! Which endpoint a client was connected to, so that its further connections go there too.
+//! Client affinity: the endpoint of a client's connection, so that further connections go to the same endpoint.
 //!
-//! The table of a backend is shared by all workers and outlives a reload. It is bounded: one client more takes the place of
-//! the one that was silent for longest. Time is an argument.
+//! All workers share the table of a backend, and the table outlives a reload. The table is bounded: a new client
+//! replaces the one that was silent for longest. Time is an argument.
 
 use std::{
     collections::HashMap,
@@ -14,14 +14,14 @@ use std::{
 use slab::Slab;
 use snisplice_config::model::balancing::SourceAffinity;
 
-/// The first address of the prefix that makes a client.
+/// The first address of the client's prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Client(IpAddr);
 
-/// So that workers seldom wait for each other.
+/// Several shards, so that workers seldom wait for each other.
 const SHARDS: usize = 16;
 
-/// A table that is smaller is not parted, so that its bound is exact.
+/// A smaller table has one shard, so that its bound is exact.
 const SMALLEST_SHARD: usize = 64;
 
 /// The clients of one backend.
@@ -32,12 +32,13 @@ pub struct Affinity {
     hasher: RandomState,
 }
 
-/// A part of the clients. Every entry is good for the same time after its last use, so the order of use is that of expiry.
+/// A shard of the clients. Every entry expires the same time after its last use, so the order of use is the order of
+/// expiry.
 #[derive(Debug, Default)]
 struct Shard {
     by_client: HashMap<Client, usize>,
     entries: Slab<Entry>,
-    /// The entry that was used last, and the one that was not used for longest.
+    /// The most and the least recently used entries.
     newest: Option<usize>,
     oldest: Option<usize>,
 }
@@ -52,7 +53,7 @@ struct Entry {
 }
 
 impl Affinity {
-    /// An empty table.
+    /// Creates an empty table.
     #[must_use]
     pub fn new(rule: SourceAffinity) -> Self {
         let shards = (rule.max_entries / SMALLEST_SHARD).clamp(1, SHARDS);
@@ -60,18 +61,18 @@ impl Affinity {
         Self { rule, shards, hasher: RandomState::default() }
     }
 
-    /// What the table is made for.
+    /// The configuration of the table.
     #[must_use]
     pub fn rule(&self) -> &SourceAffinity {
         &self.rule
     }
 
-    /// The client to which an address belongs.
+    /// The client of an address.
     #[must_use]
     pub fn client(&self, address: IpAddr) -> Client {
         Client(match address.to_canonical() {
             IpAddr::V4(address) => {
-                // A shift by all bits is no shift.
+                // A shift by all bits would overflow.
                 let mask = u32::MAX.checked_shl(32 - u32::from(self.rule.prefix_ipv4.min(32))).unwrap_or(0);
                 Ipv4Addr::from_bits(address.to_bits() & mask).into()
             }
@@ -89,7 +90,7 @@ impl Affinity {
         self.shards[at].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The endpoint of a client, unless it was silent for too long.
+    /// The endpoint of a client, unless the entry has expired.
     #[must_use]
     pub fn endpoint(&self, client: &Client, now: Duration) -> Option<SocketAddr> {
         let shard = self.shard(client);
@@ -97,7 +98,7 @@ impl Affinity {
         (now.saturating_sub(entry.used) < self.rule.timeout).then_some(entry.endpoint)
     }
 
-    /// Notes that a client is connected to this endpoint.
+    /// Records the endpoint of a client.
     pub fn connected(&self, client: Client, endpoint: SocketAddr, now: Duration) {
         let room = self.rule.max_entries / self.shards.len();
         let mut shard = self.shard(&client);
@@ -121,7 +122,7 @@ impl Affinity {
         shard.link(at);
     }
 
-    /// How many clients are remembered, or were until their time was over.
+    /// The number of stored clients, including expired ones.
     #[cfg(test)]
     fn len(&self) -> usize {
         let len = |shard: &Mutex<Shard>| shard.lock().unwrap_or_else(PoisonError::into_inner).entries.len();
@@ -142,7 +143,7 @@ impl Shard {
         }
     }
 
-    /// As the newest one.
+    /// Inserts an entry as the newest one.
     fn link(&mut self, at: usize) {
         let former = self.newest.replace(at);
         (self.entries[at].newer, self.entries[at].older) = (None, former);

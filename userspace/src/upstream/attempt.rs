@@ -1,4 +1,4 @@
-//! Why an attempt to connect to an endpoint fails, and what that says of the endpoint.
+//! The failures of an attempt to connect to an endpoint, and their meaning for the endpoint.
 
 use std::{io, net::IpAddr};
 
@@ -7,13 +7,13 @@ use thiserror::Error;
 
 use crate::metrics::labels::ConnectFailure;
 
-/// Why one attempt failed.
+/// The reason for the failure of one attempt.
 #[derive(Debug, Error)]
 pub enum AttemptError {
-    /// The kernel said so, or the time was over.
+    /// The kernel's error, or a timeout.
     #[error(transparent)]
     Io(io::Error),
-    /// All local ports are in use towards this address (`EADDRNOTAVAIL` of connect(2)), from each source address.
+    /// All local ports towards this address are in use (`EADDRNOTAVAIL` of connect(2)), for each source address.
     #[error("no free local port for a connection to this address")]
     NoLocalPort,
     /// None of the backend's source addresses is an address of this host (`EADDRNOTAVAIL` of bind(2)).
@@ -55,8 +55,8 @@ impl From<Errno> for AttemptError {
     }
 }
 
-/// Whether a call failed because this process or host has used something up, and whatever the endpoint does: socket(2),
-/// connect(2) and `epoll_ctl(2)`. No packet from the network leads to one of these.
+/// Whether a call failed because this process or host lacks a resource, independent of the endpoint: socket(2),
+/// connect(2) and `epoll_ctl(2)`. No packet from the network causes such an error.
 fn is_exhaustion(error: &io::Error) -> bool {
     matches!(
         Errno::from_io_error(error),
@@ -65,8 +65,8 @@ fn is_exhaustion(error: &io::Error) -> bool {
 }
 
 impl AttemptError {
-    /// Whether the next connection would most likely fail alike, and wait for it. A refusal costs one round trip, and ends
-    /// when the server is there again; what is amiss on this host says nothing about the endpoint.
+    /// Whether the next attempt would probably fail in the same way, and wait for it. A refusal costs one round trip
+    /// and ends when the server returns. A fault of this host is no evidence against the endpoint.
     pub(super) fn is_remembered(&self) -> bool {
         let Self::Io(error) = self else { return false };
         matches!(
@@ -75,12 +75,12 @@ impl AttemptError {
         )
     }
 
-    /// Whether the endpoint, or the network towards it, is the cause, and not this host.
+    /// Whether the cause is the endpoint or the network towards it, and not this host.
     pub(super) fn is_of_the_endpoint(&self) -> bool {
         matches!(self, Self::Io(_))
     }
 
-    /// No answer within the time that there was.
+    /// The error of an attempt without an answer in time.
     #[must_use]
     pub fn timed_out() -> Self {
         Self::Io(io::ErrorKind::TimedOut.into())

@@ -1,11 +1,12 @@
-//! The choice among the endpoints of a backend.
+//! Load balancing among the endpoints of a backend.
 //!
-//! Pure: turns, random numbers, hashes, loads and availability are arguments, so that a distribution can be tested exactly.
-//! [`Balancer::first`] is the choice of the ordinary connection: it allocates nothing, and only `least_connections` and
-//! `source_hash` ask about each endpoint. [`Balancer::next`] chooses among the rest, where the first choice is not available
-//! or its attempt failed.
+//! Pure: counters, random numbers, hashes, loads and availability are arguments, so that a distribution can be tested
+//! exactly. [`Balancer::first`] is the choice of a normal connection. It allocates nothing, and only
+//! `least_connections` and `source_hash` inspect each endpoint. [`Balancer::next`] chooses among the rest, if the
+//! first choice is unavailable or its attempt failed.
 //!
-//! An endpoint is available if it is eligible, which health checks and outlier detection decide, and has not lately failed.
+//! An endpoint is available if it is eligible and has had no recent failure. Health checks and outlier detection
+//! decide whether it is eligible.
 
 use std::{ops::Range, sync::Arc};
 
@@ -20,65 +21,64 @@ pub mod rendezvous;
 pub mod round_robin;
 pub mod slow_start;
 
-/// What the choice asks about the endpoints, by their number.
+/// The state of the endpoints, by their number.
 pub trait Group {
-    /// Attempts and connections of it.
+    /// Attempts and connections in progress.
     fn active(&self, member: usize) -> u32;
 
-    /// Whether health checks and outlier detection admit connections to it.
+    /// Whether health checks and outlier detection admit connections to the endpoint.
     fn is_eligible(&self, member: usize) -> bool;
 
-    /// Whether an attempt has lately failed.
+    /// Whether a recent attempt failed.
     fn has_failed(&self, member: usize) -> bool;
 
-    /// The part of its weight that it has in slow start, of [`FULL`].
+    /// The share of its weight during slow start, as a part of [`FULL`].
     fn part(&self, member: usize) -> u32;
 }
 
-/// Which members a choice is among.
+/// The members that a choice includes beside the available ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Among {
-    /// Those that are not eligible, too; see [`Balancer::panics`].
+    /// Ineligible members as well; see [`Balancer::panics`].
     pub ineligible: bool,
-    /// Those that have lately failed, too.
+    /// Members with recent failures as well.
     pub failed: bool,
 }
 
-/// A set of endpoints, prepared for choosing.
+/// A set of endpoints, prepared for choices.
 #[derive(Debug)]
 pub struct Balancer {
     algorithm: Algorithm,
     /// Percent.
     hash_balance_factor: Option<u32>,
     slow_start: bool,
-    /// Percent; 0 where the health of the members is not watched.
+    /// Percent; 0 if the members' health is not watched.
     panic_threshold: u8,
-    /// Of all members.
+    /// The wheel of all members.
     wheel: Wheel,
-    /// Of those with the first priority, where there are others.
+    /// The wheel of the members with the first priority, if there are other priorities.
     first_wheel: Option<Wheel>,
-    /// The members of each priority, the first one first.
+    /// The members of each priority, the first priority first.
     tiers: Box<[Range<usize>]>,
-    /// Of the members, for the hashing algorithms.
+    /// The hashes of the members, for the hashing algorithms.
     hashes: Box<[u64]>,
-    /// Of the first priority.
+    /// The Maglev table of the first priority.
     table: Option<Arc<Table>>,
 }
 
-/// A member of a set, as it is prepared.
+/// A member of a set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Weighted {
-    /// [`hash::endpoint`] of its address.
+    /// [`hash::endpoint`] of the member's address.
     pub hash: u64,
-    /// Its share; not 0.
+    /// The member's weight, not 0.
     pub weight: u32,
-    /// Members of a higher number are chosen when none of a lower one is available.
+    /// The priority. Members of a higher number are used if none of a lower one is available.
     pub priority: u8,
 }
 
 impl Balancer {
-    /// Of members in the order of their priority. `table` gives the table of a set for Maglev hashing, which may be one that
-    /// is known.
+    /// Prepares members, sorted by priority. `table` returns the Maglev table of a set, which may be an existing one.
     #[must_use]
     pub fn new(
         members: &[Weighted],
@@ -109,7 +109,7 @@ impl Balancer {
         }
     }
 
-    /// Its table for Maglev hashing.
+    /// The Maglev table.
     #[must_use]
     pub fn table(&self) -> Option<&Arc<Table>> {
         self.table.as_ref()
@@ -124,14 +124,15 @@ impl Balancer {
         slots.end - slots.start
     }
 
-    /// The weight that a member has now.
+    /// The current weight of a member.
     fn effective(&self, member: usize, group: &impl Group) -> u64 {
         let part = if self.slow_start { group.part(member) } else { FULL };
         self.weight(member) * u64::from(part)
     }
 
-    /// The choice for a connection with this key: its turn for `round_robin`, the hash of what it is chosen by for
-    /// `source_hash` and `maglev`, else a random number. `None` if the set is empty. What is chosen may be unavailable.
+    /// The choice for a connection with this key. The key is a counter for `round_robin`, the hash of the configured
+    /// property for `source_hash` and `maglev`, and otherwise a random number. `None` if the set is empty. The chosen
+    /// member may be unavailable.
     #[must_use]
     pub fn first(&self, key: u64, group: &impl Group) -> Option<usize> {
         let tier = self.tiers.first()?;
@@ -145,7 +146,7 @@ impl Balancer {
                 let first = self.first_wheel().pick(key)?;
                 let dice = hash::mix(key);
                 let is_taken = hash::scale(dice, FULL.into()) < u64::from(group.part(first));
-                // The dice that have decided say nothing new.
+                // The number that has decided cannot be used for a second draw.
                 Some(if is_taken { first } else { self.draw(hash::mix(dice), None, group) })
             }
             Algorithm::RandomTwoChoices => {
@@ -194,13 +195,13 @@ impl Balancer {
         }
     }
 
-    /// Whether a member that is chosen by its weight or a hash alone stays chosen, though it is not eligible: below the panic
-    /// threshold its share goes to the next priority, or in panic to the member itself. The others do not get it.
+    /// Whether an ineligible member stays chosen by its weight or hash alone. Below the panic threshold, its share
+    /// goes to the next priority, or in panic to the member itself. The other members do not receive it.
     fn keeps_its_share(&self, member: usize, tier: &Range<usize>, group: &impl Group) -> bool {
         !group.is_eligible(member) && self.is_below(tier, group)
     }
 
-    /// How many members of a priority are eligible, of how many.
+    /// The number of eligible members of a priority, and the number of all.
     fn eligible(tier: &Range<usize>, group: &impl Group) -> (usize, usize) {
         (tier.clone().filter(|member| group.is_eligible(*member)).count(), tier.len())
     }
@@ -209,15 +210,16 @@ impl Balancer {
         self.panic_threshold > 0 && health::is_below(Self::eligible(tier, group), self.panic_threshold)
     }
 
-    /// Whether so few members are eligible that the choice is among all.
+    /// Whether so few members are eligible that the choice includes all.
     #[must_use]
     pub fn panics(&self, group: &impl Group) -> bool {
         let tiers = self.tiers.iter().map(|tier| Self::eligible(tier, group));
         self.panic_threshold > 0 && health::panics(tiers, self.panic_threshold)
     }
 
-    /// The next choice without the `passed` ones: of the first priority that has a member left and is not below the panic
-    /// threshold, else of the first priority that has one left. `key` becomes that of the choice after it.
+    /// The next choice, without the `passed` members. It is of the first priority that has a member left and is not
+    /// below the panic threshold, or else of the first priority that has one left. `key` becomes the key of the
+    /// following choice.
     #[must_use]
     pub fn next(&self, key: &mut u64, group: &impl Group, passed: &[u32], among: Among) -> Option<usize> {
         let admits = |member: usize| {
@@ -269,9 +271,9 @@ impl Balancer {
         }
     }
 
-    /// One of the first priority by weight and a random number, without `but`.
+    /// Draws a member of the first priority by weight and a random number, except `but`.
     fn draw(&self, random: u64, but: Option<usize>, group: &impl Group) -> usize {
-        /// With the least weight of Envoy's default, a tenth, all of them are in vain once in five.
+        /// With the least weight of Envoy's default, a tenth, all tries fail in one of five cases.
         const TRIES: u32 = 16;
         let wheel = self.first_wheel();
         let (mut random, mut tries) = (random, 0);
@@ -284,7 +286,7 @@ impl Balancer {
             let member = wheel.at(slot);
             tries += 1;
             random = hash::mix(random);
-            // A draw that is in vain leaves the shares of the others as they are to each other.
+            // A failed draw does not change the ratio of the others' shares.
             let is_taken = !self.slow_start
                 || tries == TRIES
                 || hash::scale(random, FULL.into()) < u64::from(group.part(member));
@@ -295,7 +297,7 @@ impl Balancer {
         }
     }
 
-    /// One of those that are admitted by weight and a random number.
+    /// Draws an admitted member by weight and a random number.
     fn draw_among(
         &self,
         random: u64,
@@ -314,8 +316,8 @@ impl Balancer {
         })
     }
 
-    /// The one that has fewer connections for its weight; the first of two equal ones, so that the weights alone decide
-    /// where nothing is to do.
+    /// The member with fewer connections for its weight. Of two equal ones the first, so that the weights alone
+    /// decide without load.
     fn lighter(&self, one: usize, other: usize, group: &impl Group) -> usize {
         if self.is_lighter(other, one, group) { other } else { one }
     }
@@ -326,7 +328,7 @@ impl Balancer {
             < load(group.active(than), self.effective(one, group))
     }
 
-    /// The one with the fewest connections for its weight; of equal ones, one by weight and a random number.
+    /// The member with the fewest connections for its weight. Among equal ones, a draw by weight and a random number.
     fn least(
         &self,
         random: u64,
@@ -335,7 +337,7 @@ impl Balancer {
         admits: impl Fn(usize) -> bool,
     ) -> Option<usize> {
         let mut random = random;
-        // The load and the weight of the best one, and the weights of all that are as good.
+        // The load and weight of the best member, and the sum of the weights of all equally good ones.
         let mut best: Option<(usize, u32, u64, u64)> = None;
         for member in members.filter(|member| admits(*member)) {
             let (active, weight) = (group.active(member), self.effective(member, group));
@@ -358,7 +360,7 @@ impl Balancer {
         best.map(|(member, ..)| member)
     }
 
-    /// The one with the best score for the key.
+    /// The member with the best score for the key.
     fn best(&self, key: u64, members: Range<usize>, admits: impl Fn(usize) -> bool) -> Option<usize> {
         #[expect(clippy::cast_precision_loss, reason = "weights are below 2^20, or a sum of such")]
         let score = |member: usize| rendezvous::score(self.hashes[member], key, self.weight(member) as f64);
@@ -379,15 +381,16 @@ impl Balancer {
     }
 }
 
-/// What bounds the connections of each member: those of all, with the one that is to come, and the weights of all.
+/// The bounds of each member's connections: the sum of all connections, including the next one, and the sum of all
+/// weights.
 struct Bounds {
     active: u64,
     weights: u64,
 }
 
 impl Bounds {
-    /// Whether the member has less than its fair share times the factor (Mirrokni, Thorup and Zadimoghaddam, "Consistent
-    /// hashing with bounded loads", 2016).
+    /// Whether the member has less than its fair share times the factor (Mirrokni, Thorup and Zadimoghaddam,
+    /// "Consistent hashing with bounded loads", 2016).
     fn admit(&self, balancer: &Balancer, member: usize, group: &impl Group) -> bool {
         let Some(factor) = balancer.hash_balance_factor else { return true };
         let share = u128::from(self.active) * u128::from(balancer.weight(member)) * u128::from(factor);

@@ -1,17 +1,17 @@
-//! Whom a connection to a backend is for.
+//! The client of a connection to a backend.
 
 use std::net::IpAddr;
 
-/// What a choice of an endpoint may depend on. It is only asked for where the backend's algorithm or affinity wants it.
+/// The input of a choice. It is read only if the backend's algorithm or affinity needs it.
 pub trait Caller {
     /// The client's address, if it is known.
     fn source(&self) -> Option<IpAddr>;
 
-    /// [`hash::server_name`](super::balance::hash::server_name) of the name that the client asks for, if there is one.
+    /// [`hash::server_name`](super::balance::hash::server_name) of the requested name, if any.
     fn server_name(&self) -> Option<u64>;
 }
 
-/// Nobody in particular.
+/// No client in particular.
 #[cfg(test)]
 #[derive(Debug, Clone, Copy)]
 pub struct Anyone;
@@ -27,7 +27,7 @@ impl Caller for Anyone {
     }
 }
 
-/// A client of which both are known.
+/// A client with a known address and name.
 impl Caller for (IpAddr, u64) {
     fn source(&self) -> Option<IpAddr> {
         Some(self.0)

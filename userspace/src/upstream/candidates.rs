@@ -11,31 +11,31 @@ use super::{
     lease::Lease,
 };
 
-/// An endpoint of a backend, as it is configured.
+/// A configured endpoint of a backend.
 #[derive(Debug, Clone)]
 pub struct Place {
     /// The endpoint.
     pub endpoint: Arc<Endpoint>,
-    /// Its share; 0 receives nothing.
+    /// The weight. With 0 the endpoint gets no connection.
     pub weight: u32,
-    /// Endpoints of a higher number are for when none of a lower one is available.
+    /// The priority. Endpoints of a higher number are used if none of a lower one is available.
     pub priority: u8,
 }
 
-/// The endpoints that a backend has right now, with their weights. Replaced as a whole when a name gets other addresses.
+/// The current endpoints of a backend with their weights. Replaced as a whole when the addresses of a name change.
 #[derive(Debug)]
 pub struct Members {
-    /// In the order of their priority.
+    /// Sorted by priority.
     endpoints: Vec<Arc<Endpoint>>,
-    /// What the balancer was made from.
+    /// The input of the balancer.
     weighted: Vec<Weighted>,
     balancer: Balancer,
     slow_start: Option<SlowStart>,
 }
 
 impl Members {
-    /// Endpoints with their weights; those of weight 0 are left out. An address that comes twice has the sum of its weights
-    /// and the first of its priorities. What is known of the `former` set is used again where it is the same.
+    /// Creates a set of endpoints with their weights, without those of weight 0. A repeated address has the sum of
+    /// its weights and the first of its priorities. Equal parts of the `former` set are reused.
     #[must_use]
     pub fn new(
         places: impl IntoIterator<Item = Place>,
@@ -81,7 +81,7 @@ impl Members {
         }
     }
 
-    /// The endpoints, each at its place.
+    /// The endpoints, by their number.
     #[must_use]
     pub fn endpoints(&self) -> &[Arc<Endpoint>] {
         &self.endpoints
@@ -92,7 +92,7 @@ impl Members {
         self.endpoints.iter().zip(self.weighted.iter().map(|member| member.priority))
     }
 
-    /// The table for Maglev hashing.
+    /// The Maglev table.
     #[cfg(test)]
     pub(super) fn table(&self) -> Option<&Arc<Table>> {
         self.balancer.table()
@@ -117,46 +117,46 @@ impl Group for Members {
     }
 }
 
-/// What makes a client's connections go to one endpoint.
+/// The affinity of a client's connections.
 #[derive(Debug, Clone)]
 struct Sticky {
     affinity: Arc<Affinity>,
     client: Client,
 }
 
-/// The endpoints to try for one connection, best first: the choice of the backend's algorithm, then what it chooses among the
-/// others. Those that have lately failed come last, and those that are not eligible never, except in panic.
+/// The endpoints to try for one connection, best first: the choice of the backend's algorithm, then further choices
+/// among the others. Endpoints with recent failures come last. Ineligible endpoints never come, except in panic.
 #[derive(Debug, Clone)]
 pub struct Candidates {
     members: Arc<Members>,
     /// See [`Balancer::first`] and [`Balancer::next`].
     key: u64,
-    /// Those that have been looked at: first those that were given out, then those that were passed over. Nothing before the
-    /// second one, so that the ordinary connection allocates nothing.
+    /// The inspected members: first those that were returned, then those that were skipped. Empty before the second
+    /// one, so that a normal connection allocates nothing.
     passed: Vec<u32>,
     given: u32,
     stage: Stage,
-    /// See [`Balancer::panics`]: one answer for the whole connection, asked for when the first ineligible one is met.
+    /// See [`Balancer::panics`]: one result for the whole connection, computed at the first ineligible member.
     panics: OnceCell<bool>,
     sticky: Option<Box<Sticky>>,
 }
 
-/// What has been looked at.
+/// The progress of the choice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Nothing,
-    /// One that was given out, which is not among the `passed` ones yet.
+    /// One member was returned, which is not in `passed` yet.
     One(u32),
-    /// The one that was given out last is to be given out again.
+    /// The last returned member is to be returned again.
     Again(u32),
-    /// Several.
+    /// Several members were returned.
     Available,
-    /// All that are available: now those that have lately failed.
+    /// All available members were returned: those with recent failures follow.
     Failed,
 }
 
 impl Candidates {
-    /// For a connection with this key.
+    /// The candidates of a connection with this key.
     #[must_use]
     pub fn new(members: Arc<Members>, key: u64) -> Self {
         Self {
@@ -170,24 +170,24 @@ impl Candidates {
         }
     }
 
-    /// For the same connection among other endpoints, from the beginning.
+    /// Starts over for the same connection with other endpoints.
     pub(super) fn among(self, members: Arc<Members>) -> Self {
         Self { sticky: self.sticky, ..Self::new(members, self.key) }
     }
 
-    /// With the endpoint first that the client was connected to before, and to be noted which one it is connected to now.
+    /// Puts the client's former endpoint first, and records the new one later.
     pub(super) fn sticky(mut self, affinity: &Arc<Affinity>, client: Client) -> Self {
         self.sticky = Some(Box::new(Sticky { affinity: affinity.clone(), client }));
         self
     }
 
-    /// How many are left.
+    /// The number of candidates that are left.
     #[must_use]
     pub fn remaining(&self) -> usize {
         self.left().count()
     }
 
-    /// Whether none is left.
+    /// Whether no candidate is left.
     #[must_use]
     pub fn is_exhausted(&self) -> bool {
         self.left().next().is_none()
@@ -199,7 +199,7 @@ impl Candidates {
         (0..count).filter(move |member| !given.contains(member) && self.is_usable(*member))
     }
 
-    /// Those that were given out.
+    /// The members that were returned.
     fn given(&self) -> &[u32] {
         let passed = &self.passed[..self.passed.len().min(self.given as usize)];
         match &self.stage {
@@ -213,12 +213,12 @@ impl Candidates {
         *self.panics.get_or_init(|| self.members.balancer.panics(&*self.members))
     }
 
-    /// Whether connections may go to a member at all.
+    /// Whether a member may get connections at all.
     fn is_usable(&self, member: u32) -> bool {
         self.members.endpoints[member as usize].is_eligible() || self.panics()
     }
 
-    /// Has the one that was given out last come again, since nothing was tried with it.
+    /// Makes the last returned candidate come again, since it was not tried.
     pub fn put_back(&mut self) {
         let last = match self.stage {
             Stage::Nothing => return,
@@ -233,14 +233,14 @@ impl Candidates {
         self.stage = Stage::Again(last);
     }
 
-    /// Notes that the connection has gone to this one of them.
+    /// Records that the connection uses this candidate.
     pub fn connected(&self, lease: &Lease) {
         if let Some(sticky) = &self.sticky {
             sticky.affinity.connected(sticky.client, lease.address(), uptime());
         }
     }
 
-    /// The endpoint that the client was connected to before.
+    /// The client's former endpoint.
     fn former(&self) -> Option<u32> {
         let Sticky { affinity, client } = &**self.sticky.as_ref()?;
         let address = affinity.endpoint(client, uptime())?;
@@ -275,7 +275,7 @@ impl Candidates {
         self.is_usable(member) && (endpoints.len() == 1 || endpoints[member as usize].is_preferred())
     }
 
-    /// The choice among those that were not looked at yet.
+    /// The next choice among members that were not inspected yet.
     fn following(&mut self) -> Option<u32> {
         while self.stage == Stage::Available {
             if let Some(member) = self.choose(false) {
@@ -286,7 +286,7 @@ impl Candidates {
                 continue;
             }
             self.stage = Stage::Failed;
-            // The one that was chosen first keeps its turn.
+            // The first choice keeps its turn.
             let given = self.given as usize;
             let first = self.passed.get(given).copied();
             self.passed.truncate(given);
@@ -301,8 +301,8 @@ impl Candidates {
         Some(member)
     }
 
-    /// The next one that the algorithm chooses, which is then passed; with those that have `failed` too. In panic those that
-    /// are not eligible have had their share by the first choice, so that they come after the others here.
+    /// The next choice of the algorithm, which is then passed. `failed` includes members with recent failures. In
+    /// panic, ineligible members got their share by the first choice, so they come last here.
     fn choose(&mut self, failed: bool) -> Option<u32> {
         let Self { members, key, passed, .. } = self;
         let mut chosen = members.balancer.next(key, &**members, passed, Among { ineligible: false, failed });
@@ -315,7 +315,7 @@ impl Candidates {
         Some(member)
     }
 
-    /// Counts the one that was looked at last among those that were given out.
+    /// Moves the last inspected member to the returned ones.
     fn give_last(&mut self) {
         let last = self.passed.len() - 1;
         self.passed.swap(self.given as usize, last);

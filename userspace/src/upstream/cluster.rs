@@ -1,4 +1,4 @@
-//! The endpoints of a backend while it serves, and whose turn it is.
+//! The endpoints of a backend in service, and the balancer's position.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -29,28 +29,28 @@ use super::{
     monitor::Alarms,
 };
 
-/// A backend's endpoints and whose turn it is.
+/// A backend's endpoints and the balancer's position.
 #[derive(Debug)]
 pub struct Cluster {
-    /// The configured name; a metric label.
+    /// The configured name, which is a metric label.
     pub name: Arc<str>,
-    /// Whether it may take the short cut of backends on this host.
+    /// Whether the short cut to backends on this host may be used.
     pub same_host: bool,
     /// As configured; see [`crate::limits`].
     pub max_connections: Option<usize>,
     /// As configured.
     pub max_pending: Option<usize>,
-    /// How long connecting may take, where the backend has a limit of its own.
+    /// The time limit of a connect, if the backend has one of its own.
     pub connect_timeout: Option<Duration>,
-    /// Which of its endpoints are used, as configured.
+    /// The configured health checks and outlier detection.
     pub health: Health,
-    /// Where it is, as configured.
+    /// The configured endpoints.
     places: Vec<Endpoint>,
-    /// The addresses of each place that is a name; `None` before its first look-up has ended.
+    /// The addresses of each endpoint that is a name. `None` before its first DNS lookup has ended.
     addresses: Mutex<Vec<Option<Arc<[IpAddr]>>>>,
-    /// What places and addresses come to.
+    /// The members made from endpoints and addresses.
     members: ArcSwap<Members>,
-    /// Told when the first look-up of a name ends.
+    /// Notified when the first DNS lookup of a name ends.
     looked_up: Notify,
     endpoints: Arc<Endpoints>,
     sources: Vec<IpAddr>,
@@ -59,7 +59,7 @@ pub struct Cluster {
     turns: Arc<Turns>,
 }
 
-/// Whose turn it is: what the clusters of one backend have in common, in configurations that follow each other.
+/// The balancer's positions, which the clusters of one backend share across configurations.
 #[derive(Debug, Default)]
 struct Turns {
     endpoint: AtomicU64,
@@ -67,8 +67,8 @@ struct Turns {
 }
 
 impl Cluster {
-    /// Of a backend as it is configured; `endpoints` are all of the process. It goes on where the `former` cluster of that
-    /// backend is.
+    /// Creates the cluster of a configured backend. `endpoints` are all endpoints of the process. It continues the
+    /// state of the `former` cluster of the backend.
     #[must_use]
     pub fn new(backend: &model::Backend, endpoints: &Arc<Endpoints>, former: Option<&Self>) -> Self {
         let new = Self {
@@ -104,7 +104,7 @@ impl Cluster {
         self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Its places that are names. The same name comes once for each of its ports.
+    /// The names among the endpoints. A name with several ports comes several times.
     pub fn names_of_places(&self) -> impl Iterator<Item = &HostName> {
         self.places.iter().filter_map(|place| match &place.host {
             EndpointHost::Dns(name) => Some(name),
@@ -112,7 +112,7 @@ impl Cluster {
         })
     }
 
-    /// The names among its places of which the addresses are known, and these.
+    /// The names among the endpoints with known addresses, and the addresses.
     pub fn known_names(&self) -> Vec<(&HostName, Arc<[IpAddr]>)> {
         let addresses = self.addresses();
         let known = self.places.iter().zip(&*addresses).filter_map(|(place, addresses)| match &place.host {
@@ -122,7 +122,7 @@ impl Cluster {
         known.collect()
     }
 
-    /// Takes over what `found` knows of the names among its places: their addresses, none if their look-up has failed.
+    /// Applies the addresses of the names, as `found` returns them. A name whose lookup failed has none.
     pub fn names(&self, found: impl Fn(&HostName) -> Option<Arc<[IpAddr]>>) {
         let mut addresses = self.addresses();
         let mut changed = false;
@@ -142,7 +142,7 @@ impl Cluster {
         }
     }
 
-    /// Makes each address an endpoint of its own, which has the weight of its place.
+    /// Makes an endpoint of each address, with the weight of the configured endpoint.
     fn assemble(&self, addresses: &[Option<Arc<[IpAddr]>>]) {
         let mut members = Vec::with_capacity(self.places.len());
         for (place, found) in self.places.iter().zip(addresses) {
@@ -162,7 +162,7 @@ impl Cluster {
         self.members.store(Arc::new(Members::new(members, &self.how, threshold, Some(&former))));
     }
 
-    /// The endpoint with this address, which has a memory of its own where its health is watched.
+    /// The endpoint with this address. It has a state of its own if its health is watched.
     fn endpoint(&self, address: SocketAddr) -> Arc<super::endpoint::Endpoint> {
         if self.health.is_watched() {
             self.endpoints.watched(&self.name, address, self.health.outliers.as_ref())
@@ -171,13 +171,13 @@ impl Cluster {
         }
     }
 
-    /// The endpoints that it has right now.
+    /// The current endpoints.
     #[must_use]
     pub fn members(&self) -> Arc<Members> {
         self.members.load_full()
     }
 
-    /// Where its endpoints report that they fail.
+    /// Receives reports of failing endpoints.
     #[must_use]
     pub fn alarms(&self) -> &Arc<Alarms> {
         self.endpoints.alarms()
@@ -207,12 +207,12 @@ impl Cluster {
         }
     }
 
-    /// The same connection's candidates among the endpoints that there are now.
+    /// The candidates of the same connection among the current endpoints.
     pub fn renewed(&self, candidates: Candidates) -> Candidates {
         candidates.among(self.members.load_full())
     }
 
-    /// Whether it has no endpoint only because its names have not been looked up yet.
+    /// Whether the only cause of an empty set is that DNS lookups have not ended yet.
     fn is_pending(&self) -> bool {
         let addresses = self.addresses();
         let mut places = self.places.iter().zip(&*addresses);
@@ -220,7 +220,7 @@ impl Cluster {
             && places.any(|(place, found)| matches!(place.host, EndpointHost::Dns(_)) && found.is_none())
     }
 
-    /// Waits while it has no endpoint only because its names have not been looked up yet.
+    /// Waits while the only cause of an empty set is that DNS lookups have not ended yet.
     pub async fn looked_up(&self) {
         loop {
             let told = self.looked_up.notified();
@@ -233,7 +233,7 @@ impl Cluster {
         }
     }
 
-    /// The source addresses for connections to `destination`, beginning with the one whose turn it is.
+    /// The source addresses for connections to `destination`, in turn.
     pub fn sources_for(&self, destination: SocketAddr) -> impl Iterator<Item = IpAddr> {
         let fits = move |source: &&IpAddr| source.is_ipv4() == destination.is_ipv4();
         let count = self.sources.iter().filter(fits).count();

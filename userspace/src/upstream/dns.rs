@@ -1,7 +1,7 @@
-//! Keeps the addresses of endpoints that are configured by name.
+//! Resolves endpoints that are configured by name.
 //!
-//! One task looks names up, in the background and a few at a time (`upstream/names.rs` says when). Nobody waits for it but
-//! connections to a backend of which no address is known yet: neither the start nor a reload, nor the end of the process.
+//! One task makes the DNS lookups, in the background and a few at a time (`upstream/names.rs` decides when). Only
+//! connections to a backend without a known address wait for it. A start, a reload and the end of the process do not.
 
 use std::{
     net::IpAddr,
@@ -25,12 +25,12 @@ use super::{
 mod runtime;
 mod system;
 
-/// Where configurations are sent that come into service.
+/// The channel for configurations that come into service.
 #[derive(Debug, Clone)]
 pub struct Resolver(mpsc::UnboundedSender<Served>);
 
 impl Resolver {
-    /// Starts the task, inside the current runtime. It ends with the last handle, and with the runtime.
+    /// Starts the task, inside the current runtime. The task ends with the last handle, and with the runtime.
     #[must_use]
     pub fn start() -> Self {
         let (sender, receiver) = mpsc::unbounded_channel();
@@ -38,27 +38,27 @@ impl Resolver {
         Self(sender)
     }
 
-    /// Looks up the names of this configuration from now on, instead of those of the one before.
+    /// Resolves the names of this configuration from now on, instead of those of the previous one.
     pub fn serve(&self, clusters: Arc<[Cluster]>, settings: Dns) {
-        // Without the task the process is about to end.
+        // Without the task, the process is about to end.
         let _ = self.0.send(Served { clusters, settings });
     }
 }
 
-/// What a configuration in service wants to have looked up, and how.
+/// A configuration in service: the names to resolve, and the settings.
 #[derive(Debug)]
 struct Served {
     clusters: Arc<[Cluster]>,
     settings: Dns,
 }
 
-/// Lines about names in a minute. There is one for each change of state, unless very many change at once.
+/// Log lines about names per minute. Each change of state logs a line, unless very many changes come at once.
 const LINES: u32 = 30;
 
-/// What the task works with.
+/// The state of the task.
 struct Task {
     names: Names,
-    /// Of configurations that some connection still waits in.
+    /// Configurations in which connections may still wait.
     served: Vec<Weak<[Cluster]>>,
     settings: Dns,
     system: Option<System>,
@@ -83,7 +83,7 @@ async fn run(mut served: mpsc::UnboundedReceiver<Served>) {
                 None => return,
             },
             Some(ended) = task.lookups.join_next(), if !task.lookups.is_empty() => {
-                // None of them panics, and none is aborted.
+                // No lookup panics, and none is aborted.
                 if let Ok((name, found)) = ended {
                     task.ended(&name, found);
                 }
@@ -94,7 +94,7 @@ async fn run(mut served: mpsc::UnboundedReceiver<Served>) {
 }
 
 impl Task {
-    /// Begins what is due, and tells when there is more.
+    /// Begins the lookups that are due. Returns the time of the next one.
     fn begin(&mut self) -> Option<Instant> {
         loop {
             match self.names.next(Instant::now().into_std()) {
@@ -120,7 +120,7 @@ impl Task {
         self.names.want(names, Instant::now().into_std());
         self.served.retain(|clusters| clusters.strong_count() > 0);
         self.served.push(Arc::downgrade(&clusters));
-        // Answers that came while the configuration was made ready.
+        // Applies replies that arrived while the configuration was prepared.
         self.apply(&clusters);
     }
 

@@ -1,4 +1,4 @@
-//! One address that connections go to, and what is remembered of it.
+//! One address of a backend, and its recorded state.
 
 use std::{
     collections::HashMap,
@@ -18,38 +18,38 @@ use super::{
     recent_failures::{Record, Standing},
 };
 
-/// How long an attempt is waited for before the next address is tried beside it (RFC 8305, section 5, "Connection
-/// Attempt Delay").
+/// The time for an attempt before the next address is tried beside it (RFC 8305, section 5, "Connection Attempt
+/// Delay").
 pub const HEAD_START: Duration = Duration::from_millis(250);
 
-/// The head start of an address that is known to be far away (RFC 8305, section 8, recommends no more).
+/// The longest head start, for an address with a long round trip (RFC 8305, section 8, recommends no more).
 const LONGEST_HEAD_START: Duration = Duration::from_secs(2);
 
-/// An address, shared by the configurations that follow each other, and by all backends that have it and do not watch its
-/// health.
+/// An address. Successive configurations share it, and so do all backends that do not watch its health.
 #[derive(Debug)]
 pub struct Endpoint {
     address: SocketAddr,
     /// A [`Record`] as a number.
     record: AtomicU64,
-    /// Milliseconds that the last connect took.
+    /// The duration of the last connect, in milliseconds.
     took: AtomicU32,
     /// Whether health checks and outlier detection admit connections.
     eligible: AtomicBool,
-    /// Milliseconds of [`uptime`] at which it was new, or had recovered; 0 if that needs no slow start.
+    /// The time of [`uptime`], in milliseconds, at which the endpoint was new or recovered. 0 if no slow start is
+    /// needed.
     since: AtomicU64,
-    /// Where its backend watches its health.
+    /// Present if the backend watches the endpoint's health.
     monitor: Option<Box<Monitor>>,
     counts: Counts,
 }
 
-/// What every connection changes: on a cache line apart from what every connection only reads.
+/// The values that every connection changes, on a cache line apart from those that every connection only reads.
 #[derive(Debug, Default)]
 #[repr(align(64))]
 struct Counts {
-    /// Attempts and connections: those of [`super::lease::Lease`].
+    /// Attempts and connections in progress: those of [`super::lease::Lease`].
     active: AtomicU32,
-    /// Connections that it has reset, or that were lost with it.
+    /// Connections that the endpoint reset, or that ended because it was unreachable.
     broken: AtomicU32,
 }
 
@@ -66,19 +66,19 @@ impl Endpoint {
         }
     }
 
-    /// The address, which is what the endpoint is known by.
+    /// The address, which identifies the endpoint.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Attempts that are under way and connections that are open, of all backends that have this address.
+    /// Attempts and connections in progress, of all backends with this address.
     #[must_use]
     pub fn active(&self) -> u32 {
         self.counts.active.load(Relaxed)
     }
 
-    /// Connections that the endpoint has reset or that were lost with it, as long as it is known.
+    /// Connections that the endpoint reset, or that ended because it was unreachable, since it is known.
     #[must_use]
     pub fn broken(&self) -> u32 {
         self.counts.broken.load(Relaxed)
@@ -96,10 +96,9 @@ impl Endpoint {
         self.counts.broken.fetch_add(1, Relaxed);
     }
 
-    /// Notes whether health checks and outlier detection admit connections. An endpoint is eligible until something
-    /// says otherwise.
+    /// Sets whether health checks and outlier detection admit connections. A new endpoint is eligible.
     pub fn set_eligible(&self, eligible: bool) {
-        // Most calls change nothing, and a cache line that nobody writes is shared by all processors.
+        // Most calls change nothing. Without a write, all processors can share the cache line.
         if self.eligible.load(Relaxed) != eligible {
             if eligible {
                 self.since.store(millis(uptime()), Relaxed);
@@ -108,8 +107,7 @@ impl Endpoint {
         }
     }
 
-    /// The part of its weight that the endpoint has while it is new or has just recovered, of
-    /// [`FULL`](slow_start::FULL).
+    /// The share of the endpoint's weight during slow start, as a part of [`FULL`](slow_start::FULL).
     #[must_use]
     pub fn part(&self, rule: &SlowStart) -> u32 {
         match self.since.load(Relaxed) {
@@ -124,21 +122,22 @@ impl Endpoint {
         self.eligible.load(Relaxed)
     }
 
-    /// Whether an attempt has lately failed, so that siblings are tried before. The call changes nothing.
+    /// Whether a recent attempt failed, so that siblings come first. The call changes nothing.
     #[must_use]
     pub fn has_failed(&self) -> bool {
         let bits = self.record.load(Relaxed);
         bits != 0 && Record::from_bits(bits).standing(uptime()) == Standing::Failed
     }
 
-    /// Notes that a connection has failed to come about.
+    /// Records a failed attempt to connect.
     pub(super) fn failed_to_connect(&self) {
         if let Some(monitor) = &self.monitor {
             monitor.failed(false);
         }
     }
 
-    /// Notes that a connection has ended: whether the endpoint has `broken` it off, and whether it has sent anything.
+    /// Records the end of a connection: whether the endpoint has `broken` it, and whether the endpoint has sent any
+    /// byte.
     pub(super) fn ended(&self, broken: bool, has_answered: bool) {
         if broken {
             self.broke();
@@ -151,7 +150,7 @@ impl Endpoint {
         }
     }
 
-    /// Notes that a request of HTTP was answered with this status code; `None` is a connection that ended before.
+    /// Records the status code of an HTTP response. `None` is a connection that ended before the response.
     pub fn responded(&self, status: Option<u16>) {
         match (&self.monitor, status) {
             (None, _) => {}
@@ -160,8 +159,8 @@ impl Endpoint {
         }
     }
 
-    /// Whether a connection should try this address before its siblings. When the time to avoid the address is over, this
-    /// is true for one connection only, whose attempt decides for the others.
+    /// Whether a connection should try this address before its siblings. When the time to avoid the address is over,
+    /// the result is true for one connection only. Its attempt decides for the others.
     #[must_use]
     pub fn is_preferred(&self) -> bool {
         let bits = self.record.load(Relaxed);
@@ -179,7 +178,7 @@ impl Endpoint {
         }
     }
 
-    /// Notes that a connect took so long.
+    /// Records the duration of a successful connect.
     pub fn answered(&self, took: Duration) {
         let took = u32::try_from(took.as_millis()).unwrap_or(u32::MAX);
         if self.took.load(Relaxed) != took {
@@ -188,9 +187,9 @@ impl Endpoint {
         self.answered_at_once();
     }
 
-    /// Notes that a connect succeeded without waiting.
+    /// Records a connect that succeeded at once.
     pub fn answered_at_once(&self) {
-        // Most addresses have nothing to forget, and a line of memory that nobody writes is shared by all processors.
+        // Most addresses have no failure to clear. Without a write, all processors can share the cache line.
         let bits = self.record.load(Relaxed);
         if bits != 0 {
             if Record::from_bits(bits).has_failed() {
@@ -203,12 +202,12 @@ impl Endpoint {
         }
     }
 
-    /// Notes that an attempt failed.
+    /// Records a failed attempt.
     pub fn failed(&self) {
         self.update(Record::failed);
     }
 
-    /// Notes that a sibling answered while this address was silent for longer than its head start.
+    /// Records that a sibling answered after this address had exceeded its head start.
     pub fn overtaken(&self) {
         self.update(Record::overtaken);
     }
@@ -219,8 +218,8 @@ impl Endpoint {
         let _ = self.record.fetch_update(Relaxed, Relaxed, change);
     }
 
-    /// How long this address may take before another is tried beside it: longer where it is known to be far away, so that
-    /// a healthy endpoint costs one SYN.
+    /// The time for this address before another is tried beside it. The time is longer for an address with a long
+    /// round trip, so that a healthy endpoint costs one SYN.
     #[must_use]
     pub fn head_start(&self) -> Duration {
         let usual = Duration::from_millis(self.took.load(Relaxed).into());
@@ -228,22 +227,22 @@ impl Endpoint {
     }
 }
 
-/// Time since the first call.
+/// The time since the first call.
 pub(super) fn uptime() -> Duration {
     static START: OnceLock<Instant> = OnceLock::new();
     START.get_or_init(Instant::now).elapsed()
 }
 
-/// At least 1.
+/// Milliseconds, at least 1.
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1)
 }
 
-/// The endpoints of a process by their address: who asks for one that is in use gets the same.
+/// The endpoints of a process by their address. A request for an endpoint in use returns the same one.
 #[derive(Debug, Default)]
 pub struct Endpoints {
     by_address: Mutex<Table>,
-    /// Whether an endpoint that appears now is new beside others that serve.
+    /// Whether an endpoint that is created now is new beside serving ones.
     serving: AtomicBool,
     alarms: Arc<Alarms>,
 }
@@ -251,13 +250,13 @@ pub struct Endpoints {
 #[derive(Debug, Default)]
 struct Table {
     known: HashMap<(Option<Arc<str>>, SocketAddr), Weak<Endpoint>>,
-    /// How many there may be before those that nobody uses any more are removed.
+    /// The number of endpoints that triggers the removal of unused ones.
     room: usize,
 }
 
 impl Endpoints {
-    /// From now on endpoints that appear are new, which is what slow start is for. At the start of the process all are
-    /// alike.
+    /// Marks endpoints that are created from now on as new, for slow start. At the start of the process all endpoints
+    /// are equal.
     pub fn are_serving(&self) {
         self.serving.store(true, Relaxed);
     }
@@ -268,8 +267,8 @@ impl Endpoints {
         self.known((None, address), |since| Endpoint::new(address, since))
     }
 
-    /// The endpoint with this address of a backend that watches its health. Two backends may judge one address differently,
-    /// as by their server names.
+    /// The endpoint with this address, for a backend that watches its health. Two backends may judge one address
+    /// differently, for example by their server names.
     #[must_use]
     pub fn watched(
         &self,
@@ -277,7 +276,7 @@ impl Endpoints {
         address: SocketAddr,
         rules: Option<&OutlierDetection>,
     ) -> Arc<Endpoint> {
-        // A copy: whose name has gone is told by who shares it.
+        // A copy: the shared references of a name show whether it is in use.
         let backend: Arc<str> = Arc::from(&**backend);
         let key = (backend.clone(), address);
         let endpoint = self.known((Some(backend), address), |since| Endpoint {
@@ -290,7 +289,7 @@ impl Endpoints {
         endpoint
     }
 
-    /// Where endpoints that are watched report that they fail.
+    /// Receives reports of failing watched endpoints.
     #[must_use]
     pub fn alarms(&self) -> &Arc<Alarms> {
         &self.alarms
@@ -309,7 +308,7 @@ impl Endpoints {
             table.known.retain(|_, endpoint| endpoint.strong_count() > 0);
             table.room = 2 * table.known.len() + 64;
         }
-        // A backend whose health is watched from now on goes on with the addresses that it had before.
+        // A backend whose health is watched from now on keeps its former addresses, which are not new.
         let is_known = table.known.get(&(None, key.1)).is_some_and(|shared| shared.strong_count() > 0);
         let is_new = self.serving.load(Relaxed) && !is_known;
         let endpoint = Arc::new(begin(if is_new { millis(uptime()) } else { 0 }));
@@ -368,7 +367,7 @@ mod tests {
         assert!(endpoint.is_eligible() && !endpoint.has_failed());
     }
 
-    /// As when a reload adds a health check to a backend.
+    /// Such as after a reload that adds a health check to a backend.
     #[test]
     fn an_address_that_is_watched_from_now_on_is_not_new() {
         let rule = SlowStart {

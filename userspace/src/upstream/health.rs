@@ -1,24 +1,24 @@
-//! Which endpoints of a backend are used: functions of values.
+//! The decision on the endpoints of a backend that are used: functions of values.
 //!
-//! Pure: time and randomness are arguments. `app/checker.rs` makes the checks, and `monitor.rs` counts the failures of
-//! connections. See docs/internals/health.md.
+//! Pure: time and randomness are arguments. `app/checker.rs` makes the checks, and `monitor.rs` counts the failures
+//! of connections. See docs/internals/health.md.
 
 pub mod active;
 pub mod certificate;
 pub mod outlier;
 pub mod watchlist;
 
-/// Whether fewer endpoints of one priority are eligible than the panic threshold, in percent. With a threshold of 0 that is
-/// never so.
+/// Whether the share of eligible endpoints of one priority is below the panic threshold, in percent. With a threshold
+/// of 0 the result is always false.
 #[must_use]
 pub fn is_below((eligible, total): (usize, usize), threshold: u8) -> bool {
     eligible.saturating_mul(100) < total.saturating_mul(threshold.into())
 }
 
-/// Whether a backend is in panic, and all of its endpoints are used: each of its priorities is below the threshold (Envoy's
-/// `healthy_panic_threshold`). A priority is how many of its endpoints are eligible, of how many.
+/// Whether a backend is in panic, so that all its endpoints are used: each of its priorities is below the threshold
+/// (Envoy's `healthy_panic_threshold`). A priority is the number of its eligible endpoints and the number of all.
 ///
-/// This is the only definition of panic: the choice of an endpoint, the metric, `/backends` and the log have it from here.
+/// This is the only definition of panic. The choice of an endpoint, the metric, `/backends` and the log use it.
 #[must_use]
 pub fn panics(priorities: impl IntoIterator<Item = (usize, usize)>, threshold: u8) -> bool {
     let mut priorities = priorities.into_iter().peekable();

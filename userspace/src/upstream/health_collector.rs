@@ -1,4 +1,4 @@
-//! The health of endpoints, read at each scrape. Series of what is no longer watched are gone.
+//! The health of endpoints, read at each scrape. Endpoints that are not watched any more have no series.
 
 use std::{
     fmt,
@@ -14,18 +14,18 @@ use prometheus_client::{
 
 use super::health::watchlist::{Group, Watched, Watchlist};
 
-/// What is known of the endpoints that are watched: one thread changes it, and scrapes and the admin endpoint read it.
+/// The state of the watched endpoints. One thread changes it. Scrapes and the admin endpoint read it.
 #[derive(Debug, Clone, Default)]
 pub struct SharedWatchlist(Arc<Mutex<Watchlist>>);
 
 impl SharedWatchlist {
-    /// To read or change it. Nobody waits for anything with it in hand.
+    /// Locks the state to read or change it. No holder waits for anything.
     pub fn lock(&self) -> MutexGuard<'_, Watchlist> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Shows the health of endpoints.
+/// The collector of the endpoints' health.
 #[derive(Debug)]
 pub struct HealthCounters(pub SharedWatchlist);
 
@@ -70,7 +70,7 @@ impl Collector for HealthCounters {
 
 type Count = fn(&Group, &Watched) -> Option<u64>;
 
-/// Writes families of metrics.
+/// Encodes metric families.
 struct Family<'f, 'e> {
     encoder: &'f mut DescriptorEncoder<'e>,
     list: &'f Watchlist,
@@ -95,7 +95,7 @@ impl Family<'_, '_> {
         Ok(())
     }
 
-    /// With a label `result` where there is one.
+    /// Encodes counters, with the label `result` if there is one.
     fn counters(&mut self, name: &str, help: &str, values: &[(&str, Count)]) -> fmt::Result {
         let kind = ConstCounter::new(0_u64).metric_type();
         let mut family = self.encoder.encode_descriptor(name, help, None, kind)?;

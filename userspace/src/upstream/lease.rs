@@ -1,25 +1,25 @@
-//! An endpoint's accounting of one connection, from the attempt to the end.
+//! An endpoint's accounting for one connection, from the attempt to the end.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use super::{attempt::AttemptError, endpoint::Endpoint};
 use crate::metrics::labels::CloseReason;
 
-/// One attempt's, and then one connection's, share of an endpoint: it counts as active until this is dropped.
+/// The share of an endpoint that an attempt, and then its connection, takes: it counts as active until dropped.
 ///
-/// It is to an endpoint what an account is to a connection. It outlives a reload, and so does the endpoint.
+/// A lease is for an endpoint the same as an account for a connection. The lease and its endpoint outlive a reload.
 #[derive(Debug)]
 pub struct Lease(Arc<Endpoint>);
 
 impl Lease {
-    /// One more of this endpoint.
+    /// Adds a lease of this endpoint.
     #[must_use]
     pub fn of(endpoint: Arc<Endpoint>) -> Self {
         endpoint.begin();
         Self(endpoint)
     }
 
-    /// Where to connect to.
+    /// The address of the endpoint.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.0.address()
@@ -31,7 +31,7 @@ impl Lease {
         self.0.head_start()
     }
 
-    /// Notes that the attempt succeeded, and how long that took if it was waited for.
+    /// Records a successful attempt, and its duration if it was not immediate.
     pub fn connected(&self, took: Option<Duration>) {
         match took {
             Some(took) => self.0.answered(took),
@@ -39,7 +39,7 @@ impl Lease {
         }
     }
 
-    /// Notes that the attempt failed. Later connections avoid the endpoint if they would most likely fail alike.
+    /// Records a failed attempt. Later connections avoid the endpoint if they would probably fail in the same way.
     pub fn failed(self, error: &AttemptError) {
         if error.is_remembered() {
             self.0.failed();
@@ -49,24 +49,24 @@ impl Lease {
         }
     }
 
-    /// Notes that another endpoint answered while this one was silent for longer than its head start.
+    /// Records that another endpoint answered after this one had exceeded its head start.
     pub fn overtaken(&self) {
         self.0.overtaken();
         self.0.failed_to_connect();
     }
 
-    /// Notes how the connection ended, and whether the endpoint has sent anything. The kernel may have carried it: its end
-    /// says who has reset it, too.
+    /// Records the end of the connection, and whether the endpoint has sent any byte. The close reason also shows who
+    /// has reset a connection in the kernel.
     pub fn ended(&self, reason: CloseReason, has_answered: bool) {
         self.0.ended(matches!(reason, CloseReason::BackendReset | CloseReason::BackendLost), has_answered);
     }
 
-    /// Notes that TLS with the endpoint has failed.
+    /// Records that TLS with the endpoint has failed.
     pub fn handshake_failed(&self) {
         self.0.responded(None);
     }
 
-    /// The endpoint, to note more of it.
+    /// The endpoint, for further records.
     #[must_use]
     pub fn endpoint(&self) -> &Arc<Endpoint> {
         &self.0

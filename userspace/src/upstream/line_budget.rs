@@ -1,3 +1,3 @@
-//! The number of lines that the log has about names in a minute.
+//! The limit of log lines about names per minute.
 
 pub(crate) use crate::log::Budget;

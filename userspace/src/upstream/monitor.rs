@@ -1,7 +1,7 @@
-//! Counts the failures in a row of an endpoint's connections and responses, for outlier detection.
+//! Counts consecutive failures of an endpoint's connections and responses, for outlier detection.
 //!
-//! Workers change a few atomic numbers, and only while an endpoint fails. What the numbers lead to is decided elsewhere
-//! (`health/outlier.rs`): a monitor only raises an alarm.
+//! Workers change a few atomic numbers, and only while an endpoint fails. A monitor only raises an alarm.
+//! `health/outlier.rs` decides on the consequences.
 
 use std::{
     collections::HashMap,
@@ -16,7 +16,7 @@ use snisplice_config::model::health::OutlierDetection;
 use strum::{Display, IntoStaticStr};
 use tokio::sync::Notify;
 
-/// What an endpoint has failed in.
+/// The kind of an endpoint's failures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Display, IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
 pub enum Cause {
@@ -32,7 +32,7 @@ pub enum Cause {
 /// A backend's name and the address of its endpoint.
 pub type Key = (Arc<str>, SocketAddr);
 
-/// Endpoints that have failed too often. There is at most one alarm for each endpoint.
+/// Endpoints with too many failures. There is at most one alarm for each endpoint.
 #[derive(Debug, Default)]
 pub struct Alarms {
     raised: Mutex<HashMap<Key, Cause>>,
@@ -50,23 +50,23 @@ impl Alarms {
         self.notify.notified().await;
     }
 
-    /// Those that were raised since the last call.
+    /// Removes and returns the alarms.
     #[must_use]
     pub fn take(&self) -> Vec<(Key, Cause)> {
         std::mem::take(&mut *self.raised.lock().unwrap_or_else(PoisonError::into_inner)).into_iter().collect()
     }
 }
 
-/// Failures in a row.
+/// Consecutive failures.
 #[derive(Debug, Default)]
 struct Streak(AtomicU32);
 
 impl Streak {
-    /// Set once a failure has come after a connect that succeeded: then no further connect ends the streak, and only an
-    /// answer does.
+    /// Set once a failure has followed a successful connect. Then a further connect does not end the streak, and only
+    /// an answer does.
     const LATE: u32 = 1 << 31;
 
-    /// One more; whether these are enough. 0 is never enough.
+    /// Adds a failure. Returns whether `enough` is reached; 0 is never reached.
     fn fail(&self, late: bool, enough: u32) -> bool {
         let flag = if late { Self::LATE } else { 0 };
         let next =
@@ -83,14 +83,14 @@ impl Streak {
     }
 
     fn end(&self) {
-        // Most endpoints do not fail, and a line of memory that nobody writes is shared by all processors.
+        // Most endpoints do not fail. Without a write, all processors can share the cache line.
         if self.0.load(Relaxed) != 0 {
             self.0.store(0, Relaxed);
         }
     }
 }
 
-/// One kind of failure: how many are in a row, and how many are too many.
+/// One kind of failure: its consecutive count, and the limit.
 #[derive(Debug, Default)]
 struct Counter {
     streak: Streak,
@@ -103,7 +103,7 @@ impl Counter {
     }
 }
 
-/// What watches one endpoint of one backend.
+/// Watches one endpoint of one backend.
 #[derive(Debug)]
 pub struct Monitor {
     key: Key,
@@ -126,7 +126,7 @@ impl Monitor {
         }
     }
 
-    /// Follows these rules from now on; nothing is too many without.
+    /// Applies these rules from now on. Without rules there is no limit.
     pub(super) fn follow(&self, rules: Option<&OutlierDetection>) {
         let split = rules.is_some_and(|rules| rules.split_external_local_origin_errors);
         let enough = |of: fn(&OutlierDetection) -> u32| rules.map_or(0, of);
@@ -137,12 +137,12 @@ impl Monitor {
         self.local_failures.enough.store(local, Relaxed);
     }
 
-    /// A connect has succeeded.
+    /// Records a successful connect.
     pub(super) fn connected(&self) {
         self.counters().into_iter().for_each(|(counter, _)| counter.streak.connected());
     }
 
-    /// A connect has failed, or with `late` a connection before the endpoint had sent a byte.
+    /// Records a failed connect, or with `late` a connection that failed before the endpoint had sent a byte.
     pub(super) fn failed(&self, late: bool) {
         let split = self.split.load(Relaxed);
         for (counter, cause) in self.counters() {
@@ -154,12 +154,12 @@ impl Monitor {
         }
     }
 
-    /// The endpoint has sent something over a connection without HTTP.
+    /// Records that the endpoint has sent bytes over a connection without HTTP.
     pub(super) fn answered(&self) {
         self.counters().into_iter().for_each(|(counter, _)| counter.streak.end());
     }
 
-    /// The endpoint has sent a response with this status code.
+    /// Records the status code of a response.
     pub(super) fn responded(&self, status: u16) {
         self.local_failures.streak.end();
         let all = [
@@ -222,7 +222,7 @@ mod tests {
         assert_eq!(causes(&monitor), [], "it begins anew");
     }
 
-    /// An endpoint that accepts and then resets is not good because it accepts.
+    /// An endpoint that accepts and then resets is not healthy.
     #[test]
     fn a_connect_does_not_end_a_streak_of_resets() {
         let monitor = monitor(&OutlierDetection::default());

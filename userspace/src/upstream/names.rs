@@ -1,6 +1,6 @@
-//! Which names are looked up when, and what an answer changes, as functions of values.
+//! The schedule of DNS lookups, and the changes by their results, as functions of values.
 //!
-//! Pure: the time is an argument, and whoever calls asks the DNS.
+//! Pure: the time is an argument, and the caller makes the lookups.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -11,90 +11,90 @@ use std::{
 
 use snisplice_config::name::HostName;
 
-/// Look-ups that may be under way at once.
+/// Concurrent lookups.
 pub const MOST_AT_ONCE: usize = 16;
 
-/// Addresses of one name that become endpoints. Further ones are left out.
+/// Addresses of one name that become endpoints. Further ones are skipped.
 pub const MOST_ADDRESSES: usize = 256;
 
-/// An answer is good for its TTL, but for no less than this, so that a TTL of 0 is no flood of questions.
+/// The least validity of a result, whose TTL may be smaller. A TTL of 0 must not cause a flood of queries.
 pub const SHORTEST: Duration = Duration::from_secs(5);
 
-/// An answer is good for its TTL, but for no longer than this, so that a mistaken TTL can be corrected.
+/// The longest validity of a result, whose TTL may be larger. So a mistaken TTL can be corrected.
 pub const LONGEST: Duration = Duration::from_secs(300);
 
-/// When a name is looked up again after a failure. Each failure in a row doubles the time.
+/// The pause before a lookup is repeated after a failure. Each consecutive failure doubles the pause.
 const FIRST_RETRY: Duration = Duration::from_secs(5);
 
-/// How long a name that cannot be resolved waits at most before it is looked up again.
+/// The longest pause before the lookup of a failed name is repeated.
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
 
-/// What was asked for one family, IPv4 or IPv6. Without an address, that is no failure.
+/// The result for one address family, IPv4 or IPv6. A result without an address is no failure.
 pub type Found = Result<Answer, String>;
 
 /// The addresses of one family.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Answer {
-    /// In any order.
+    /// The addresses, in any order.
     pub addresses: Vec<IpAddr>,
-    /// How long they are good.
+    /// The validity of the addresses.
     pub ttl: Duration,
 }
 
-/// What a look-up has changed. Whatever the DNS does, there is one for each change of state.
+/// The change by a lookup. For any behaviour of the DNS, there is one for each change of state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
     /// The name has other addresses than before, or its first ones.
     Addresses {
-        /// Those it had.
+        /// The former addresses.
         before: Arc<[IpAddr]>,
-        /// Those it has.
+        /// The current addresses.
         now: Arc<[IpAddr]>,
-        /// Whether it could not be resolved before.
+        /// Whether the previous lookup failed.
         was_lost: bool,
     },
-    /// The name can be resolved again, and has the addresses that it had.
+    /// The name can be resolved again, and has its former addresses.
     Back,
-    /// The name can no longer be resolved, or its first look-up has failed. It keeps the addresses that it had.
+    /// The name can no longer be resolved, or its first lookup has failed. The name keeps its former addresses.
     Lost {
-        /// How many it had.
+        /// The number of kept addresses.
         kept: usize,
-        /// Why.
+        /// The reason of the failure.
         error: String,
     },
 }
 
-/// What to do next.
+/// The next step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Next {
-    /// Look this name up.
+    /// Resolve this name.
     LookUp(HostName),
-    /// Nothing before this moment, or before a look-up ends.
+    /// Nothing before this time, or before a lookup ends.
     At(Instant),
-    /// Nothing before a look-up ends, or names are added.
+    /// Nothing before a lookup ends, or names are added.
     Wait,
 }
 
 #[derive(Debug, Default)]
 struct Entry {
-    /// Sorted. `None` before the first look-up has ended.
+    /// Sorted. `None` before the first lookup has ended.
     addresses: Option<Arc<[IpAddr]>>,
     failures: u32,
-    /// When it is looked up next; `None` while it is.
+    /// The time of the next lookup. `None` during a lookup.
     due: Option<Instant>,
 }
 
-/// All names, with what is known of them.
+/// All names with their state.
 #[derive(Debug, Default)]
 pub struct Names {
     entries: HashMap<HostName, Entry>,
-    /// Names by whether they have been looked up, then by when they are due: new ones come first.
+    /// Names, sorted by whether they were resolved before, then by the time of the next lookup. New names come first.
     queue: BTreeSet<(bool, Instant, HostName)>,
     running: usize,
 }
 
 impl Names {
-    /// From now on these names are wanted and no others. What is known of those that stay is kept.
+    /// Sets the names to resolve. Names that stay keep their state.
     pub fn want(&mut self, names: impl Iterator<Item = HostName>, now: Instant) {
         let wanted: HashSet<HostName> = names.collect();
         self.entries.retain(|name, _| wanted.contains(name));
@@ -107,13 +107,13 @@ impl Names {
         }
     }
 
-    /// The addresses of a name, none if it could not be resolved yet; `None` before its first look-up has ended.
+    /// The addresses of a name. Empty if it could not be resolved yet, and `None` before its first lookup has ended.
     #[must_use]
     pub fn addresses(&self, name: &HostName) -> Option<Arc<[IpAddr]>> {
         self.entries.get(name)?.addresses.clone()
     }
 
-    /// What to do next. A name that is to be looked up counts as under way until [`Self::ended`].
+    /// The next step. A name to resolve counts as in progress until [`Self::ended`].
     pub fn next(&mut self, now: Instant) -> Next {
         if self.running >= MOST_AT_ONCE {
             return Next::Wait;
@@ -132,12 +132,12 @@ impl Names {
         }
     }
 
-    /// The look-up of a name has ended, with an answer for IPv4 and one for IPv6. The addresses of a family that failed are
-    /// kept, as long as the other has any.
+    /// Applies the results of a name's lookup, for IPv4 and IPv6. If one family failed, its addresses are kept, as
+    /// long as the other family has any.
     pub fn ended(&mut self, name: &HostName, found: [Found; 2], now: Instant) -> Option<Change> {
         self.running = self.running.saturating_sub(1);
         let entry = self.entries.get_mut(name)?;
-        // Removed and added again meanwhile: it is in the queue, and its next look-up is a new one.
+        // The name was removed and added again meanwhile. It is in the queue, and its next lookup is a new one.
         if entry.due.is_some() {
             return None;
         }
@@ -168,7 +168,7 @@ impl Names {
     }
 }
 
-/// The addresses of both families, sorted, and how long they are good; an error if there is none.
+/// The sorted addresses of both families, and their validity. An error if there is none.
 fn merge(found: [Found; 2], known: &[IpAddr]) -> Result<(Arc<[IpAddr]>, Duration), String> {
     let mut addresses = BTreeSet::new();
     let mut kept: Vec<IpAddr> = Vec::new();
@@ -197,8 +197,8 @@ fn merge(found: [Found; 2], known: &[IpAddr]) -> Result<(Arc<[IpAddr]>, Duration
     }
 }
 
-/// The absolute names to ask for a name, in this order, until one of them has an address (resolv.conf(5), `search` and
-/// `ndots`). A name that ends with a dot is absolute.
+/// The absolute names to query for a name, in order, until one has an address (resolv.conf(5), `search` and `ndots`).
+/// A name with a final dot is absolute.
 #[must_use]
 pub fn absolute_names(name: &str, search: &[String], ndots: u32) -> Vec<String> {
     if name.ends_with('.') {
@@ -245,7 +245,7 @@ mod tests {
         Err("no answer".into())
     }
 
-    /// One name, of which `look_up` tells what an answer at a second changes and when it is looked up next.
+    /// One name. `look_up` returns the change by a result at a given second, and the time of the next lookup.
     struct One {
         names: Names,
         start: Instant,

@@ -1,60 +1,60 @@
-//! The memory of addresses that have lately failed to answer, as functions of values.
+//! The record of addresses with recent failures, as functions of values.
 //!
-//! Pure: the time is an argument, as the duration since some fixed moment. One address costs eight bytes, so the memory
-//! is bounded by the number of endpoints.
+//! Pure: the time is an argument, as the duration since a fixed moment. One address costs eight bytes, so the number
+//! of endpoints bounds the memory.
 
 use std::time::Duration;
 
-/// How long an address is avoided after its first failure. Each failure in a row doubles the time.
+/// The time for which an address is avoided after its first failure. Each consecutive failure doubles the time.
 pub const FIRST: Duration = Duration::from_secs(5);
 
-/// How long an address is avoided at most.
+/// The longest time for which an address is avoided.
 pub const LONGEST: Duration = Duration::from_secs(60);
 
-/// Silent attempts in a row after which an address counts as failed. One alone may be a lost SYN.
+/// Consecutive silent attempts after which an address counts as failed. A single one may be a lost SYN.
 const STRIKES: u8 = 2;
 
-/// What is known against one address. [`Record::default`] is nothing.
+/// The record of one address. [`Record::default`] has no failure.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Record {
-    /// Milliseconds since the fixed moment until which the address is avoided; 0 if it is not.
+    /// Milliseconds since the fixed moment until which the address is avoided. 0 if it is not avoided.
     until: u64,
-    /// Failures in a row.
+    /// Consecutive failures.
     failures: u8,
-    /// Silent attempts in a row that did not last long enough for a failure.
+    /// Consecutive silent attempts that were too short to count as a failure.
     strikes: u8,
 }
 
-/// Whether an address should be tried.
+/// The standing of an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
-    /// Nothing is known against it.
+    /// The address has no failure.
     Good,
-    /// It failed lately: it is tried only after its siblings.
+    /// The address failed recently: it is tried only after its siblings.
     Failed,
-    /// It failed, and the time to avoid it is over: one connection should try it again.
+    /// The address failed, and the time to avoid it is over: one connection should try it again.
     Due,
 }
 
 impl Record {
-    /// Bits that hold the time.
+    /// The number of bits for the time.
     const TIME: u32 = 48;
 
-    /// The record as one number, 0 for [`Record::default`].
+    /// The record as a number, 0 for [`Record::default`].
     #[must_use]
     pub fn to_bits(self) -> u64 {
         let time = self.until.min((1 << Self::TIME) - 1);
         time | u64::from(self.failures) << Self::TIME | u64::from(self.strikes) << (Self::TIME + 8)
     }
 
-    /// The record that [`Self::to_bits`] made into this number.
+    /// The record of a number that [`Self::to_bits`] returned.
     #[must_use]
     pub fn from_bits(bits: u64) -> Self {
         let [.., strikes, failures] = (bits >> Self::TIME).to_be_bytes();
         Self { until: bits & ((1 << Self::TIME) - 1), failures, strikes }
     }
 
-    /// Whether the address has failed and not answered since.
+    /// Whether the address has failed, and has not answered since.
     #[must_use]
     pub fn has_failed(self) -> bool {
         self.until > 0
@@ -70,7 +70,7 @@ impl Record {
         }
     }
 
-    /// After an attempt that failed.
+    /// The record after a failed attempt.
     #[must_use]
     pub fn failed(self, now: Duration) -> Self {
         let doubled = FIRST * (1_u32 << self.failures.min(8));
@@ -81,22 +81,22 @@ impl Record {
         }
     }
 
-    /// After an attempt that another one overtook, since it had not been answered within its head start.
+    /// The record after an attempt that exceeded its head start before another one succeeded.
     #[must_use]
     pub fn overtaken(self, now: Duration) -> Self {
         let strikes = self.strikes.saturating_add(1);
-        // An address that had failed before was on trial.
+        // The address had failed before and was on trial.
         if self.until > 0 || strikes >= STRIKES { self.failed(now) } else { Self { strikes, ..self } }
     }
 
-    /// While one connection tries an address that is due: the others avoid it meanwhile.
+    /// The record while one connection tries an address that is due: the others avoid it meanwhile.
     #[must_use]
     pub fn on_trial(self, now: Duration) -> Self {
         Self { until: millis(now + FIRST), ..self }
     }
 }
 
-/// At least 1, since 0 is for an address that is not avoided.
+/// Milliseconds, at least 1. 0 means that the address is not avoided.
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1)
 }

@@ -1,18 +1,18 @@
-//! When the next endpoint is tried while others have not answered yet, as functions of values.
+//! The time at which the next endpoint is tried while others have not answered yet, as functions of values.
 //!
-//! RFC 8305, section 5, for the endpoints of a backend: attempts begin one after another, each with a head start over the
-//! next. No byte has been sent yet, so a second connect is safe.
+//! RFC 8305, section 5, applied to the endpoints of a backend: attempts begin one after another, each with a head
+//! start over the next. A second connect is safe, since no byte has been sent yet.
 
 use std::time::Duration;
 
-/// Attempts of one connection that may be under way at once. Each is a descriptor.
+/// Concurrent attempts of one connection. Each needs a descriptor.
 pub const MOST_AT_ONCE: usize = 3;
 
-/// The bounds of how long an attempt may take where others wait for its place.
+/// The bounds of an attempt's duration while others wait for its slot.
 const SHARE: (Duration, Duration) = (Duration::from_millis(750), Duration::from_secs(3));
 
-/// How long after its start the oldest of [`MOST_AT_ONCE`] attempts makes room for another: the part of `limit`, the time
-/// for all of them, that each of `count` endpoints can have. It is long enough for a second SYN where there is time for it.
+/// The age at which the oldest of [`MOST_AT_ONCE`] attempts gives way to another: an equal part of `limit`, the time
+/// for all attempts, for each of `count` endpoints. The age suffices for a second SYN if there is time for it.
 #[must_use]
 pub fn share(limit: Duration, count: usize) -> Duration {
     let places = u32::try_from(MOST_AT_ONCE).unwrap_or(1);
@@ -20,8 +20,8 @@ pub fn share(limit: Duration, count: usize) -> Duration {
     (limit.saturating_mul(places) / count).clamp(SHARE.0, SHARE.1)
 }
 
-/// When the next attempt begins: the moment, and whether the oldest attempt ends for it. All times count from the start of
-/// the first attempt; `running` has the starts of the attempts under way, the oldest first.
+/// The start of the next attempt, and whether the oldest attempt ends for it. All times count from the start of the
+/// first attempt. `running` has the starts of the attempts in progress, the oldest first.
 #[must_use]
 pub fn next_start(running: &[Duration], head_start: Duration, share: Duration) -> (Duration, bool) {
     let (Some(oldest), Some(latest)) = (running.first(), running.last()) else {
@@ -41,7 +41,7 @@ mod tests {
 
     const HEAD_START: Duration = Duration::from_millis(250);
 
-    /// When each of `count` silent endpoints is tried.
+    /// The times at which `count` silent endpoints are tried.
     fn starts(limit: Duration, count: usize) -> Vec<u128> {
         let share = share(limit, count);
         let (mut running, mut starts) = (Vec::new(), Vec::new());

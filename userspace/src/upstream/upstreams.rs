@@ -1,4 +1,4 @@
-//! All clusters and endpoints of one configuration, and how the next one takes them over.
+//! All clusters and endpoints of one configuration, and their adoption by the next one.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -6,8 +6,8 @@ use snisplice_config::model::{Backend, BackendId};
 
 use super::{cluster::Cluster, endpoint::Endpoints};
 
-/// The clusters of one configuration. What has a name or an address in the next configuration, too, is the same there:
-/// nothing that is known or counted of it begins anew.
+/// The clusters of one configuration. A name or an address that the next configuration has as well stays the same
+/// object there, and keeps its state and counters.
 #[derive(Debug)]
 pub struct Upstreams {
     /// In the order of [`BackendId`].
@@ -17,7 +17,7 @@ pub struct Upstreams {
 }
 
 impl Upstreams {
-    /// Those of the first configuration. Names are not resolved yet: see [`super::dns`].
+    /// The clusters of the first configuration. Names are not resolved yet: see [`super::dns`].
     #[must_use]
     pub fn new(backends: &[Backend]) -> Self {
         let endpoints: Arc<Endpoints> = Arc::default();
@@ -26,9 +26,9 @@ impl Upstreams {
         Self { clusters, endpoints }
     }
 
-    /// Those of a configuration that follows. A backend of the same name goes on with its turn, and an endpoint of the same
-    /// address with its connections and failures. The addresses of names stay known, so that no endpoint is lost while the
-    /// DNS is silent.
+    /// The clusters of the next configuration. A backend with the same name keeps its balancer's position. An
+    /// endpoint with the same address keeps its connections and failures. The addresses of names stay known, so that
+    /// no endpoint is lost during a DNS outage.
     #[must_use]
     pub fn reconcile(&self, backends: &[Backend]) -> Self {
         let former: HashMap<&str, &Cluster> =
@@ -54,7 +54,7 @@ impl Upstreams {
         &self.clusters[id.0]
     }
 
-    /// To change what is not in service yet; nothing where somebody shares it.
+    /// The clusters that are not in service yet, for changes. Empty if they are shared.
     pub fn clusters_mut(&mut self) -> &mut [Cluster] {
         Arc::get_mut(&mut self.clusters).unwrap_or_default()
     }

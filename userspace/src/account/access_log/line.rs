@@ -10,14 +10,14 @@ use std::{
 use serde::{Serialize, Serializer};
 use snisplice_config::model::AccessLogFormat;
 
-/// The fields of Istio's access log, in Istio's order. What has no meaning for a connection, or is not known, is `None`: `null`
-/// in JSON, `-` in text.
+/// The fields of Istio's access log, in Istio's order. A field that does not apply or is unknown is `None`: `null` in
+/// JSON, `-` in text.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Line<'l> {
-    /// When the connection was accepted, or the request began. In UTC to the millisecond (RFC 3339).
+    /// The time at which the connection was accepted or the request began, in UTC to the millisecond (RFC 3339).
     #[serde(serialize_with = "time")]
     pub start_time: SystemTime,
-    /// The rule that served it, as the label `route` of the metrics.
+    /// The matched rule, as the label `route` of the metrics.
     pub route_name: Option<&'l str>,
     /// The method of the request.
     pub method: Option<&'l str>,
@@ -27,43 +27,43 @@ pub struct Line<'l> {
     pub protocol: Option<&'l str>,
     /// The status code; 0 for a connection.
     pub response_code: u16,
-    /// Envoy's flags with commas between; `-` is none.
+    /// Envoy's flags, separated by commas. `-` is none.
     pub response_flags: &'l str,
-    /// Envoy's words for the reason of the response.
+    /// Envoy's details on the reason of the response.
     pub response_code_details: Option<&'l str>,
-    /// Why the connection ended, if not as its peers wanted.
+    /// The reason for an abnormal end of the connection.
     pub connection_termination_details: Option<&'l str>,
-    /// Bytes from the client: of the connection, or of the request's body.
+    /// Bytes from the client: those of the connection, or of the request's body.
     pub bytes_received: u64,
-    /// Bytes to the client: of the connection, or of the response's body.
+    /// Bytes to the client: those of the connection, or of the response's body.
     pub bytes_sent: u64,
-    /// From the start to the last byte. In milliseconds.
+    /// From the start to the last byte, in milliseconds.
     #[serde(serialize_with = "milliseconds")]
     pub duration: Duration,
-    /// From the request to the response's head. In milliseconds, as a text, since Envoy takes it from a header.
+    /// From the request to the response's head, in milliseconds. A string, since Envoy takes it from a header.
     #[serde(serialize_with = "milliseconds_as_text")]
     pub upstream_service_time: Option<Duration>,
-    /// The request's header.
+    /// The request's header `x-forwarded-for`.
     pub x_forwarded_for: Option<&'l str>,
-    /// The request's header.
+    /// The request's header `user-agent`.
     pub user_agent: Option<&'l str>,
     /// The header `x-request-id`.
     pub request_id: Option<&'l str>,
     /// The authority of the request.
     pub authority: Option<&'l str>,
-    /// The endpoint that served it.
+    /// The endpoint that served the connection or request.
     pub upstream_host: Option<SocketAddr>,
     /// The backend, as the label `backend` of the metrics.
     pub upstream_cluster: Option<&'l str>,
-    /// Our address towards the endpoint.
+    /// The local address towards the endpoint.
     pub upstream_local_address: Option<SocketAddr>,
-    /// Our address towards the client.
+    /// The local address towards the client.
     pub downstream_local_address: Option<SocketAddr>,
     /// The client's address.
     pub downstream_remote_address: Option<SocketAddr>,
     /// The server name of the `ClientHello`.
     pub requested_server_name: Option<&'l str>,
-    /// Why no endpoint could be connected to.
+    /// The reason for which no endpoint is connected.
     pub upstream_transport_failure_reason: Option<&'l str>,
 }
 
@@ -119,9 +119,9 @@ fn milliseconds_as_text<S: Serializer>(duration: &Option<Duration>, to: S) -> Re
 }
 
 impl Line<'_> {
-    /// Adds the line and its end to `text`. No field holds a line break then, whatever a client has sent.
+    /// Appends the line with a line feed to `text`. The fields contain no line break, with any input from a client.
     pub(super) fn write(&self, format: AccessLogFormat, text: &mut Vec<u8>) {
-        // Writing to memory does not fail, and there is no map whose keys are no text.
+        // A write to memory does not fail, and every key is a string.
         match format {
             AccessLogFormat::Json => drop(serde_json::to_writer(&mut *text, self)),
             AccessLogFormat::Text => drop(self.write_text(text)),
@@ -174,7 +174,7 @@ impl<T: fmt::Display> fmt::Display for Or<T> {
     }
 }
 
-/// A text within quotes: what would end them, or the line, is escaped as in JSON.
+/// Text within quotes. Characters that would end the quotes or the line are escaped as in JSON.
 struct Quoted<'l>(Option<&'l str>);
 
 impl fmt::Display for Quoted<'_> {
@@ -192,7 +192,7 @@ impl fmt::Display for Quoted<'_> {
     }
 }
 
-/// A text without quotes around it: a blank is `_`, as in Envoy.
+/// Text without quotes: a space becomes `_`, as in Envoy.
 struct Word<'l>(Option<&'l str>);
 
 impl fmt::Display for Word<'_> {

@@ -1,18 +1,19 @@
-//! How the end of a connection looks in Envoy's terms.
+//! The end of a connection in Envoy's terms.
 
 use crate::metrics::labels::CloseReason;
 
-/// What `response_flags` says where there is none.
+/// The value of `response_flags` without a flag.
 pub const NO_FLAG: &str = "-";
 
-/// The fields that tell how a connection ended. `docs/access-log.md` has them all.
+/// The fields that describe the end of a connection. `docs/access-log.md` lists all values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Outcome {
-    /// `response_flags`: Envoy's, those that come nearest where Envoy knows no such end.
+    /// `response_flags`: Envoy's flags, or the nearest ones if Envoy has no such end.
     pub flags: &'static str,
     /// `response_code_details`.
     pub details: Option<&'static str>,
-    /// `connection_termination_details`: the label of the close reason, but for a connection that both peers have finished.
+    /// `connection_termination_details`: the label of the close reason. `None` for a connection that both peers have
+    /// finished.
     pub termination: Option<&'static str>,
     /// `upstream_transport_failure_reason`.
     pub transport_failure: Option<&'static str>,

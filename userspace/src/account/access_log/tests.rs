@@ -1,4 +1,4 @@
-//! Lines as a reader finds them.
+//! Lines as a reader of the file sees them.
 
 use std::{fs, os::fd::AsRawFd as _, path::Path, rc::Rc, time::UNIX_EPOCH};
 
@@ -89,7 +89,7 @@ fn a_connection_has_the_fields_of_istio() {
         "upstream_transport_failure_reason": null,
     });
     assert_eq!(value, expected);
-    // In Istio's order, for people.
+    // In Istio's order, for readers.
     let names = ["start_time", "route_name", "method", "bytes_received", "requested_server_name"];
     let places: Vec<_> = names.iter().map(|name| line.find(&format!("\"{name}\":")).unwrap()).collect();
     assert!(places.is_sorted(), "{line}");
@@ -172,7 +172,7 @@ fn a_log_that_is_off_notes_nothing_and_a_reload_switches_it() {
     let account = Account::open(&listener(&log));
     assert!(!account.logs_requests() && account.extras.get().is_none());
     log.follow(log.prepare(&settings(&path, AccessLogFormat::Json)).unwrap());
-    // It has begun before.
+    // Begun before the change.
     drop(account);
     let begun = Account::open(&listener(&log));
     assert!(begun.logs_requests());
@@ -185,7 +185,7 @@ fn a_log_that_is_off_notes_nothing_and_a_reload_switches_it() {
     log.follow(log.prepare(&Settings::default()).unwrap());
     drop(begun);
     assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 2);
-    // What cannot be opened changes nothing.
+    // A failed open changes nothing.
     log.follow(log.prepare(&settings(&path, AccessLogFormat::Json)).unwrap());
     assert!(log.prepare(&settings(folder.path(), AccessLogFormat::Json)).is_err());
     drop(Account::open(&listener(&log)));

@@ -1,15 +1,15 @@
-//! Hashes with fixed seeds, so that every node with the same configuration chooses alike.
+//! Hashes with fixed seeds, so that all nodes with the same configuration choose equally.
 //!
 //! The mixing step is the finalizer of `SplitMix64` (Steele, Lea and Flood, "Fast splittable pseudorandom number
-//! generators", 2014). Whoever knows it can choose addresses that share an endpoint: the same choice on every node
-//! excludes a secret. `hash_balance_factor` bounds what that costs the endpoint.
+//! generators", 2014). A client can compute addresses that share an endpoint, since an equal choice on every node
+//! excludes a secret. `hash_balance_factor` bounds the load of such clients on the endpoint.
 
 use std::net::{IpAddr, SocketAddr};
 
-/// The increment of `SplitMix64`, 2^64 divided by the golden section.
+/// The increment of `SplitMix64`, 2^64 divided by the golden ratio.
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// Spreads the bits of a number over all bits of the result. One to one.
+/// Spreads the bits of a number over all bits of the result. The function is one to one.
 #[must_use]
 pub fn mix(number: u64) -> u64 {
     let mut mixed = number.wrapping_add(GOLDEN);
@@ -18,13 +18,13 @@ pub fn mix(number: u64) -> u64 {
     mixed ^ (mixed >> 31)
 }
 
-/// One number from two, whose order matters.
+/// A number from two, whose order matters.
 #[must_use]
 pub fn pair(one: u64, other: u64) -> u64 {
     mix(mix(one) ^ other)
 }
 
-/// Of an address. An IPv4-mapped IPv6 address (RFC 4291 section 2.5.5.2) is the IPv4 address.
+/// The hash of an address. An IPv4-mapped IPv6 address (RFC 4291 section 2.5.5.2) is the IPv4 address.
 #[must_use]
 pub fn ip(address: IpAddr) -> u64 {
     match address.to_canonical() {
@@ -37,31 +37,31 @@ pub fn ip(address: IpAddr) -> u64 {
     }
 }
 
-/// Of an endpoint.
+/// The hash of an endpoint.
 #[must_use]
 pub fn endpoint(address: SocketAddr) -> u64 {
     pair(ip(address.ip()), address.port().into())
 }
 
-/// Of a server name. Letters count as lower-case ones, and a dot at the end does not count.
+/// The hash of a server name, without regard to case and to a final dot.
 #[must_use]
 pub fn server_name(name: &str) -> u64 {
     let name = name.strip_suffix('.').unwrap_or(name).as_bytes();
     let mut hash = name.len() as u64;
     for chunk in name.chunks(8) {
-        // Bit 5 makes letters lower-case. What it makes of other characters is the same for all.
+        // Bit 5 makes letters lower-case. The effect on other characters is equal on all nodes.
         hash = pair(hash, word(chunk) | 0x2020_2020_2020_2020);
     }
     mix(hash)
 }
 
-/// At most eight bytes as a number, the first one the least.
+/// At most eight bytes as a little-endian number.
 fn word(bytes: &[u8]) -> u64 {
     bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte))
 }
 
-/// A number below `bound` from a random one, without a division (Lemire, "Fast random integer generation in an interval",
-/// 2019; the bias is below `bound` divided by 2^64).
+/// A number below `bound` from a random one, without a division (Lemire, "Fast random integer generation in an
+/// interval", 2019; the bias is below `bound` divided by 2^64).
 #[must_use]
 pub fn scale(random: u64, bound: u64) -> u64 {
     ((u128::from(random) * u128::from(bound)) >> 64) as u64
@@ -71,7 +71,7 @@ pub fn scale(random: u64, bound: u64) -> u64 {
 mod tests {
     use super::*;
 
-    /// Every node, of whatever architecture and version, must come to these.
+    /// Every node, of any architecture and version, must have the same hashes.
     #[test]
     fn the_hashes_never_change() {
         assert_eq!(mix(0), 0xe220_a839_7b1d_cdaf, "the first number of SplitMix64 with the seed 0");

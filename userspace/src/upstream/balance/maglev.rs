@@ -1,21 +1,21 @@
 //! Maglev hashing (Eisenbud and others, "Maglev: a fast and reliable software network load balancer", NSDI 2016,
-//! section 3.4), with weights as Envoy has them.
+//! section 3.4), with weights as in Envoy.
 
 use super::hash::{mix, pair};
 
 /// Entries of a table; a prime, as in the paper and in Envoy.
 pub const ENTRIES: usize = 65_537;
 
-/// Members that a table has room for. Of more, some would have no entry.
+/// The greatest number of members. With more, some would have no entry.
 pub const MOST_MEMBERS: usize = ENTRIES - 1;
 
-/// Which member has each entry: 128 KiB.
+/// The member of each entry: 128 KiB.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Table {
     entries: Box<[u16]>,
 }
 
-/// A member while the table is filled: its own order of all entries.
+/// A member while the table is filled: its own permutation of all entries.
 struct Permutation {
     member: u16,
     next: usize,
@@ -25,7 +25,7 @@ struct Permutation {
 }
 
 impl Table {
-    /// Of members by their hash and their weight. The same set comes to the same table, whatever its order. `None` for an
+    /// The table of members, given by hash and weight. The same set in any order has the same table. `None` for an
     /// empty set, and for one that is too large.
     #[must_use]
     pub fn new(members: &[(u64, u32)]) -> Option<Self> {
@@ -43,7 +43,7 @@ impl Table {
                 next: below(pair(hash, 1), ENTRIES),
                 skip: 1 + below(pair(hash, 2), ENTRIES - 1),
                 weight: weight.into(),
-                // Each has its first entry in the first round.
+                // Each member gets its first entry in the first round.
                 credit: heaviest - u64::from(weight),
             })
             .collect();
@@ -143,7 +143,7 @@ mod tests {
         }
     }
 
-    /// Without one of n members its keys move, and few others: at best 1/n of all keys.
+    /// If one of n members leaves, its keys move, and few others: ideally 1/n of all keys.
     #[test]
     fn a_member_that_leaves_moves_little_else() {
         for count in [2_usize, 5, 10, 50] {
@@ -155,7 +155,7 @@ mod tests {
                 let (old, new) = (all[usize::from(*old)], rest[usize::from(*new)]);
                 moved += usize::from(old != all[0] && old != new);
             }
-            // Less than the paper reports for tables of this size (section 5.3), since one member leaves at a time.
+            // Fewer than the paper reports for tables of this size (section 5.3), since one member leaves at a time.
             assert!(moved * 100 <= ENTRIES, "{moved} entries of the others moved, of {count} members");
         }
     }

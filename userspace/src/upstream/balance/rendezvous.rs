@@ -1,6 +1,6 @@
-//! Weighted rendezvous hashing: each member has a score for a key, and the best one is chosen (Thaler and Ravishankar,
-//! 1998; the weights as in Schindelhauer and Schomaker, "Weighted distributed hash tables", 2005). A member that leaves moves
-//! its own keys alone, each to its second best, by weight.
+//! Weighted rendezvous hashing: each member has a score for a key, and the best score wins (Thaler and Ravishankar,
+//! 1998; the weights as in Schindelhauer and Schomaker, "Weighted distributed hash tables", 2005). If a member
+//! leaves, only its own keys move, each to its second best member, by weight.
 
 use super::hash::pair;
 
@@ -10,19 +10,19 @@ pub fn score(member: u64, key: u64, weight: f64) -> f64 {
     weight / -ln_of_part(pair(member, key))
 }
 
-/// The natural logarithm of `(bits + 1/2) / 2^64`, in operations that IEEE 754 defines to the bit: what a system's
-/// mathematical library rounds is not the same on every node.
+/// The natural logarithm of `(bits + 1/2) / 2^64`, in operations that IEEE 754 defines to the bit. The rounding of
+/// mathematical libraries differs between nodes.
 fn ln_of_part(bits: u64) -> f64 {
     const HALF: f64 = 0.5;
-    // 2^52 parts: each, and the half of one, is exact.
+    // 2^52 parts: each part, and a half of one, is exact.
     #[expect(clippy::cast_precision_loss, reason = "52 bits are exact")]
     let part = (bits >> 12) as f64 + HALF;
     // Between 1 and 2, times a power of two.
     let raw = part.to_bits();
     let exponent = i32::try_from((raw >> 52) & 0x7ff).unwrap_or(0) - 1_023 - 52;
     let mantissa = f64::from_bits((raw & ((1 << 52) - 1)) | (1_023 << 52));
-    // ln(m) = 2 artanh((m - 1) / (m + 1)), where the fraction is at most a third: what the other terms add is below 10^-10, and
-    // makes the sum less, so that the logarithm is never 0.
+    // ln(m) = 2 artanh((m - 1) / (m + 1)). The fraction is at most a third, so the sum of the omitted terms is below
+    // 10^-10. They only make the result smaller, so the logarithm is never 0.
     let fraction = (mantissa - 1.0) / (mantissa + 1.0);
     let square = fraction * fraction;
     let mut sum = 0.0;

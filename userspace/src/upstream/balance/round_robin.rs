@@ -1,22 +1,22 @@
 //! Smooth weighted round robin as a function of a counter.
 //!
-//! Pure: the counter is an argument, so a distribution is exact and testable, and workers share nothing but one
-//! atomic increment.
+//! Pure: the counter is an argument, so a distribution is exact and testable. Workers share only one atomic
+//! increment.
 
 use std::ops::Range;
 
-/// Weights of a group, prepared for picking.
+/// The weights of a group, prepared for picks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wheel {
     /// Sums of the weights up to and including each member.
     sums: Vec<u64>,
-    /// How far the wheel turns for each pick: coprime to the total, so that one whole turn visits every slot
-    /// once, and near the golden section of it, so that the picks of one member are spread out.
+    /// The turn of the wheel for each pick. It is coprime to the total, so that one whole turn visits every slot
+    /// once. It is near the golden section of the total, so that the picks of one member are spread out.
     stride: u64,
 }
 
 impl Wheel {
-    /// Prepares a group; members of weight 0 are never picked.
+    /// Prepares a group. Members of weight 0 are never picked.
     #[must_use]
     pub fn new(weights: impl IntoIterator<Item = u32>) -> Self {
         let mut sums: Vec<u64> = weights
@@ -26,7 +26,7 @@ impl Wheel {
                 Some(*sum)
             })
             .collect();
-        // 100:100 and 1:1 mean the same, and the smaller wheel is exact sooner.
+        // 100:100 and 1:1 mean the same, and the smaller wheel has a shorter cycle.
         let common = sums.iter().fold(0, |divisor, &sum| gcd(divisor, sum));
         if common > 1 {
             for sum in &mut sums {
@@ -37,8 +37,8 @@ impl Wheel {
         Self { stride: stride(total), sums }
     }
 
-    /// The member for the `turn`th pick; `None` if all weights are 0. Any run of as many picks as the weights add
-    /// up to (after division by their common factor) gives each member exactly its weight.
+    /// The member for the `turn`th pick. `None` if all weights are 0. A cycle is as long as the sum of the weights,
+    /// divided by their common factor. Any cycle gives each member exactly its weight.
     #[must_use]
     pub fn pick(&self, turn: u64) -> Option<usize> {
         (self.total() > 0).then(|| self.at(slot(turn, self.stride, self.total())))
@@ -63,10 +63,10 @@ impl Wheel {
         start..self.sums[member]
     }
 
-    /// The member whose turn it is among those that are admitted, and the turn for [`Self::pick_among`] without it too.
+    /// The member of this turn among the admitted ones, and the turn for [`Self::pick_among`] without it.
     ///
-    /// The second turn counts only the turns that led to this member. So what a member cannot take is spread over the others
-    /// as exactly as all turns over all members.
+    /// The second turn counts only the turns that led to this member. So the share of an unavailable member is
+    /// distributed over the others exactly by weight.
     #[must_use]
     pub fn pick_among(
         &self,
@@ -104,14 +104,14 @@ impl Wheel {
 
 /// The slot of a turn.
 fn slot(turn: u64, stride: u64, total: u64) -> u64 {
-    // Both factors are below 2^32 times the number of members; the remainder first keeps the product small.
+    // Both factors are below 2^32 times the number of members. The remainder comes first and keeps the product small.
     let slot = u128::from(turn % total) * u128::from(stride) % u128::from(total);
     #[expect(clippy::cast_possible_truncation, reason = "less than the total")]
     let slot = slot as u64;
     slot
 }
 
-/// How far a wheel of so many slots turns for each pick.
+/// The turn of a wheel of this size for each pick.
 fn stride(total: u64) -> u64 {
     coprime_near(total, total * 618 / 1000)
 }
@@ -120,9 +120,10 @@ fn gcd(a: u64, b: u64) -> u64 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-/// The number nearest to `wanted`, going up, that shares no factor with `total`.
+/// The smallest number from `wanted` on that shares no factor with `total`.
 fn coprime_near(total: u64, wanted: u64) -> u64 {
-    // Among as many numbers in a row as the total there is always one, for example that before a multiple of it.
+    // A run of consecutive numbers as long as the total always contains one, such as the number before a multiple of
+    // it.
     (wanted.max(1)..=wanted + total + 1).find(|&candidate| gcd(candidate, total.max(1)) == 1).unwrap_or(1)
 }
 

@@ -1,15 +1,15 @@
-//! The part of its weight that an endpoint has while it is new or has just recovered.
+//! The share of its weight that a new or recovered endpoint has.
 //!
-//! Pure: the time since then is an argument.
+//! Pure: the time since the start is an argument.
 
 use std::time::Duration;
 
 use snisplice_config::model::balancing::SlowStart;
 
-/// The whole weight.
+/// The full weight.
 pub const FULL: u32 = 1 << 16;
 
-/// The part of the weight, of [`FULL`], and never 0: `(age / window) ^ (1 / aggression)`, as Envoy has it.
+/// The share of the weight, as a part of [`FULL`], and never 0: `(age / window) ^ (1 / aggression)`, as in Envoy.
 #[must_use]
 pub fn part(age: Duration, rule: &SlowStart) -> u32 {
     if age >= rule.window {

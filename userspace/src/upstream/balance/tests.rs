@@ -5,7 +5,7 @@ use snisplice_config::model::balancing::SlowStart;
 
 use super::*;
 
-/// Endpoints as a test has them.
+/// The endpoints of a test.
 struct Pool {
     active: RefCell<Vec<u32>>,
     eligible: Vec<bool>,
@@ -74,7 +74,7 @@ const ELIGIBLE: Among = Among { ineligible: false, failed: true };
 const ALL_FRESH: Among = Among { ineligible: true, failed: false };
 const ANY: Among = Among { ineligible: true, failed: true };
 
-/// The first that is available, as a connection finds it.
+/// The first available endpoint, as a connection chooses it.
 fn choose(balancer: &Balancer, key: u64, pool: &Pool) -> usize {
     let first = balancer.first(key, pool).unwrap();
     if pool.is_available(first) {
@@ -89,7 +89,7 @@ fn key(algorithm: Algorithm, n: u64) -> u64 {
     if algorithm == Algorithm::RoundRobin { n } else { hash::mix(n) }
 }
 
-/// How often each is chosen, of connections that end at once.
+/// The number of choices of each endpoint, for connections that end at once.
 fn shares(balancer: &Balancer, pool: &Pool, connections: u64) -> Vec<u64> {
     let mut counts = vec![0; pool.eligible.len()];
     for n in 0..connections {
@@ -137,7 +137,7 @@ fn the_share_of_an_endpoint_that_is_not_available_is_spread_by_weight() {
     }
 }
 
-/// Keys of the others stay where they are: hashing without the endpoint is hashing with it but for its own keys.
+/// Keys of other endpoints do not move: hashing without the endpoint equals hashing with it, except for its own keys.
 #[test]
 fn an_endpoint_that_is_not_available_moves_its_own_keys_alone() {
     for algorithm in [Algorithm::SourceHash, Algorithm::Maglev] {
@@ -151,7 +151,8 @@ fn an_endpoint_that_is_not_available_moves_its_own_keys_alone() {
     }
 }
 
-/// With rendezvous hashing the same holds for a configuration without the endpoint; a Maglev table moves a little more.
+/// With rendezvous hashing this also holds for a configuration without the endpoint. A Maglev table moves a few more
+/// keys.
 #[test]
 fn an_endpoint_that_is_added_takes_its_share_and_moves_little_else() {
     for (algorithm, most) in [(Algorithm::SourceHash, 0), (Algorithm::Maglev, 1)] {
@@ -179,7 +180,7 @@ fn a_weight_that_grows_moves_keys_to_its_endpoint_alone() {
     }
 }
 
-/// Connections that stay open come to lie exactly as the weights say.
+/// Connections that stay open are distributed exactly by weight.
 #[test]
 fn least_connections_is_exact_for_connections_that_stay() {
     let weights = [3, 1, 2];
@@ -210,7 +211,7 @@ fn least_connections_fills_the_endpoint_that_returns() {
     assert_eq!(*pool.active.borrow(), [50, 50, 50]);
 }
 
-/// Of many endpoints with connections that stay, two choices keep the fullest near the mean, where one choice does not
+/// Among many endpoints with long connections, two choices keep the maximum near the mean, and one choice does not
 /// (Mitzenmacher, "The power of two choices in randomized load balancing", 2001).
 #[test]
 fn two_choices_keep_the_fullest_near_the_mean() {
@@ -243,7 +244,7 @@ fn a_bounded_load_is_never_exceeded_and_moves_only_what_is_beyond() {
         let how = LoadBalancing { algorithm, hash_balance_factor: Some(150), ..LoadBalancing::default() };
         let (bounded, free) = (balancer_of(&how, &[1; 4]), balancer(algorithm, &[1; 4]));
         let pool = Pool::of(4);
-        // One key only: without a bound all of it goes to one endpoint.
+        // One key only: without a bound, one endpoint gets all connections.
         let mine = hash::mix(7);
         let own = choose(&free, mine, &Pool::of(4));
         for all in 1..=1_000_u32 {
@@ -321,7 +322,7 @@ fn below_the_panic_threshold_the_next_priority_serves_else_all() {
     assert_eq!(next(&never, &pool, ELIGIBLE), None);
 }
 
-/// What is left of a priority that is below the threshold still comes before what has failed.
+/// The rest of a priority below the threshold still comes before endpoints with failures.
 #[test]
 fn a_priority_below_the_threshold_is_used_after_the_others() {
     let mut members = set(&[1; 4]);
@@ -342,7 +343,8 @@ fn a_priority_below_the_threshold_is_used_after_the_others() {
     assert_eq!(balancer.next(&mut key, &pool, &[0, 3, 1], ELIGIBLE), Some(2));
 }
 
-/// In panic each endpoint keeps its share, whatever the algorithm: those that are left would not bear the load of all.
+/// In panic, each endpoint keeps its share with every algorithm: the eligible ones alone could not bear the load of
+/// all.
 #[test]
 fn in_panic_no_algorithm_prefers_the_few_that_are_eligible() {
     for algorithm in ALL {
@@ -361,7 +363,7 @@ fn in_panic_no_algorithm_prefers_the_few_that_are_eligible() {
     }
 }
 
-/// However busy the one is that is left, and however idle those that are not eligible.
+/// With any load of the eligible endpoint, and of the ineligible ones.
 #[test]
 fn below_the_threshold_the_share_of_the_ineligible_goes_to_the_next_priority() {
     for algorithm in ALL {
@@ -379,8 +381,8 @@ fn below_the_threshold_the_share_of_the_ineligible_goes_to_the_next_priority() {
 }
 
 proptest! {
-    /// Whatever is available and was tried: the next one is neither tried nor unavailable, and all come in the end. Nothing
-    /// comes that is not eligible, unless that is asked for.
+    /// For any set of available and tried endpoints: the next one is neither tried nor unavailable, and all come in
+    /// the end. Ineligible ones come only on request.
     #[test]
     fn every_endpoint_comes_once(
         algorithm in prop::sample::select(&ALL[..]),
@@ -430,7 +432,7 @@ fn nothing_is_chosen_of_nothing() {
     }
 }
 
-/// What a node with this configuration chooses today it must choose for ever, and so must every other node.
+/// The choice of a node with this configuration must never change, and must be equal on every node.
 #[test]
 fn the_choice_of_a_key_never_changes() {
     let addresses = ["192.0.2.1:443", "192.0.2.2:443", "[2001:db8::1]:443", "192.0.2.1:8443"];

@@ -10,7 +10,7 @@ fn by(algorithm: Algorithm) -> LoadBalancing {
     LoadBalancing { algorithm, ..LoadBalancing::default() }
 }
 
-/// At the ports from 1 on.
+/// Endpoints at the ports from 1 on.
 fn places<'p>(endpoints: &'p Endpoints, weights: &'p [u32]) -> impl Iterator<Item = Place> + 'p {
     (1..).zip(weights).map(|(port, &weight)| Place {
         endpoint: endpoints.at(SocketAddr::from(([10, 0, 0, 1], port))),
@@ -129,14 +129,14 @@ fn in_panic_what_has_lately_failed_still_comes_last() {
     }
 }
 
-/// Who asks how many are left gets as many, whatever the state of the endpoints.
+/// The number of remaining candidates is exact, for any state of the endpoints.
 #[test]
 fn what_is_left_comes() {
     let affinity = Arc::new(Affinity::new(SourceAffinity::default()));
     let client = affinity.client(IpAddr::from([192, 0, 2, 1]));
     affinity.connected(client, SocketAddr::from(([10, 0, 0, 1], 1)), uptime());
     for (&algorithm, threshold) in Algorithm::VARIANTS.iter().flat_map(|one| [(one, 0), (one, 60)]) {
-        // A table for Maglev hashing is made once.
+        // A Maglev table is built once.
         let base = Members::new(places(&Endpoints::default(), &[1; 4]), &by(algorithm), threshold, None);
         for state in 0_u32..256 {
             let endpoints = Endpoints::default();

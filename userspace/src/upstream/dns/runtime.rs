@@ -1,5 +1,5 @@
-//! The event loop as the resolver sees it. The library's own binding to tokio would switch on tokio's scheduler for many
-//! threads, which makes each timer of the process larger, those of connections among them.
+//! The event loop, as an adapter for the resolver. The library's own binding to tokio would enable tokio's
+//! multi-thread scheduler. That scheduler enlarges each timer of the process, including those of connections.
 
 use std::{
     future::Future,
@@ -21,10 +21,10 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// How long a TCP connection to a name server may take, if the resolver does not say.
+/// The time limit of a TCP connection to a name server, unless the resolver sets one.
 const CONNECT: Duration = Duration::from_secs(2);
 
-/// The current runtime. What it runs in the background ends with the last copy.
+/// The current runtime. Its background tasks end with the last copy.
 #[derive(Clone, Default)]
 pub(super) struct Runtime {
     tasks: Arc<Mutex<JoinSet<()>>>,
@@ -87,7 +87,7 @@ impl Time for Timer {
     }
 }
 
-/// A socket for questions.
+/// A socket for queries.
 pub(super) struct Udp(UdpSocket);
 
 impl DnsUdpSocket for Udp {
@@ -104,7 +104,7 @@ impl DnsUdpSocket for Udp {
     }
 }
 
-/// A connection for answers that do not fit into a datagram.
+/// A connection for replies that do not fit into a datagram.
 pub(super) struct Tcp(TcpStream);
 
 impl DnsTcpStream for Tcp {

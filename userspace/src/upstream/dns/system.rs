@@ -1,5 +1,5 @@
-//! Asks the DNS as the system's own resolver would: `/etc/hosts` first, then the servers of `/etc/resolv.conf` in their order,
-//! with its search domains (resolv.conf(5), hosts(5)).
+//! Queries the DNS like the system's own resolver: `/etc/hosts` first, then the servers of `/etc/resolv.conf` in
+//! their order, with its search domains (resolv.conf(5), hosts(5)).
 
 use std::{
     fs::{self, File},
@@ -26,38 +26,38 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::runtime::Runtime;
 use crate::upstream::names::{Answer, Found, absolute_names};
 
-/// One that asks a server.
+/// A resolver that queries one server.
 type Resolver = hickory_resolver::Resolver<Runtime>;
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 const HOSTS: &str = "/etc/hosts";
 
-/// What is read of such a file at most.
+/// The greatest number of bytes read of such a file.
 const MOST_BYTES: u64 = 16 << 20;
 
-/// How long one look-up may take with all its attempts.
+/// The time limit of one lookup with all its attempts.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// How long one server may take for one question, whatever `options timeout` says.
+/// The time limit of one query to one server, also with a larger `options timeout`.
 const LONGEST_ATTEMPT: Duration = Duration::from_secs(2);
 
-/// How long the other family is waited for once one has given addresses. RFC 8305, section 3, recommends less for a person
-/// who waits; here nobody does.
+/// The wait for the second address family once the first has returned addresses. RFC 8305, section 3, recommends less
+/// for an interactive user. No user waits here.
 const OTHER_FAMILY: Duration = Duration::from_millis(500);
 
-/// How long a server that did not answer is asked after the others. Without this rule each search domain would wait for a dead
-/// first server, and a look-up would end before it comes to the right name.
+/// The time for which a silent server is queried after the others. Without this rule each search domain would wait
+/// for a dead first server, and a lookup would end before the right name.
 const ASKED_LAST: Duration = Duration::from_secs(30);
 
-/// How long an entry of `/etc/hosts` is good. It is read again when it has changed.
+/// The validity of an entry of `/etc/hosts`. The file is read again after a change.
 const HOSTS_TTL: Duration = Duration::from_secs(15);
 
-/// The system's settings as they were when last looked at.
+/// The system's settings at the last check.
 #[derive(Clone)]
 pub(super) struct System(Arc<Settings>);
 
 struct Settings {
-    /// The files as they were read.
+    /// The versions of the files that were read.
     stamps: [Option<Stamp>; 2],
     hosts: Hosts,
     search: Vec<String>,
@@ -72,7 +72,7 @@ struct Settings {
 /// A name server.
 struct Server {
     resolver: Resolver,
-    /// When it last did not answer, unless it has answered since.
+    /// The time at which the server did not answer, unless it has answered since.
     silent: Mutex<Option<Instant>>,
 }
 
@@ -88,7 +88,7 @@ impl Server {
     }
 }
 
-/// What changes when a file is written or replaced: device, inode, length, time of the change.
+/// The identity of a file's version: device, inode, length, time of the change.
 type Stamp = (u64, u64, u64, i64, i64);
 
 fn stamp(path: &str) -> Option<Stamp> {
@@ -96,7 +96,7 @@ fn stamp(path: &str) -> Option<Stamp> {
     Some((found.dev(), found.ino(), found.size(), found.ctime(), found.ctime_nsec()))
 }
 
-/// The beginning of a file, as text; empty if it cannot be read.
+/// The beginning of a file, as text. Empty if it cannot be read.
 fn read(path: &str) -> String {
     let mut bytes = Vec::new();
     if let Ok(file) = File::open(path) {
@@ -139,10 +139,10 @@ impl Settings {
             tracing::warn!(%error, "{RESOLV_CONF}: a line is ignored");
         }
         let mut hosts = Hosts::default();
-        // From a text, which cannot fail.
+        // Reads from text, which cannot fail.
         let _ = hosts.read_hosts_conf(read(HOSTS).as_bytes());
 
-        // The system's resolver takes no more than three, and asks this host if there is none.
+        // The system's resolver uses at most three servers, and this host if there is none.
         let mut addresses: Vec<SocketAddr> =
             conf.nameservers.iter().take(3).map(|server| SocketAddr::new(server.into(), 53)).collect();
         if addresses.is_empty() {
@@ -181,8 +181,8 @@ impl Settings {
         Some([found(v4), found(v6)])
     }
 
-    /// Asks for one absolute name after another until one has an address. As the system's resolver, it goes on where the name
-    /// is not there or a server has failed, and stops where none has answered.
+    /// Queries one absolute name after another until one has an address. Like the system's resolver, it continues
+    /// after a missing name or a server failure, and stops if no server has answered.
     async fn ask_for(&self, name: &HostName) -> [Found; 2] {
         let mut last = [const { Err(String::new()) }, const { Err(String::new()) }];
         let mut failed = None;
@@ -198,7 +198,7 @@ impl Settings {
                 failed.get_or_insert_with(|| last.clone());
             }
         }
-        // That one question failed is more than that another has no answer.
+        // A failed query is more important than an empty reply to another one.
         failed.unwrap_or(last)
     }
 
@@ -231,7 +231,7 @@ impl Settings {
         }
     }
 
-    /// The servers in the order in which they are asked now: that of the file, but silent ones come last.
+    /// The servers in their current order: that of the file, with silent ones last.
     fn in_turn(&self) -> Vec<&Server> {
         let now = Instant::now();
         let (silent, mut turn): (Vec<_>, Vec<_>) =
@@ -240,7 +240,7 @@ impl Settings {
         turn
     }
 
-    /// Asks one server after another, as often as `options attempts` says.
+    /// Queries one server after another, in as many rounds as `options attempts` sets.
     async fn ask(&self, name: &Name, family: RecordType) -> Result<Answer, Failure> {
         let mut last = Failure::Silent;
         for _ in 0..self.attempts {
@@ -267,7 +267,7 @@ impl Settings {
     }
 }
 
-/// Why a question has no answer.
+/// The reason for a query without an answer.
 enum Failure {
     Silent,
     Server(NetError),
@@ -294,8 +294,8 @@ fn addresses(lookup: &Lookup) -> Vec<IpAddr> {
         .collect()
 }
 
-/// A resolver that asks one server, over UDP, and over TCP where the answer does not fit. It remembers nothing: what is good
-/// for how long is decided in `upstream/names.rs`.
+/// A resolver that queries one server, over UDP, and over TCP if the reply does not fit. It has no cache:
+/// `upstream/names.rs` decides on the validity of results.
 fn server(address: SocketAddr, edns0: bool, timeout: Duration) -> Option<Server> {
     let mut connections = vec![ConnectionConfig::udp(), ConnectionConfig::tcp()];
     for connection in &mut connections {
@@ -330,7 +330,7 @@ mod tests {
 
     use super::*;
 
-    /// Answers for one name, and that there is no other.
+    /// Answers queries for one name, and denies all others.
     async fn serve(socket: UdpSocket, known: &str) {
         let known = Name::from_ascii(known).unwrap();
         let mut bytes = [0; 512];
@@ -350,7 +350,7 @@ mod tests {
         }
     }
 
-    /// As in a pod: four absolute names are asked for, the right one last.
+    /// As in a pod: the resolver queries four absolute names, the right one last.
     #[tokio::test]
     async fn a_dead_first_server_is_waited_for_once() {
         let dead = UdpSocket::bind("127.0.0.1:0").await.unwrap();

@@ -1,14 +1,14 @@
-//! What active checks say of an endpoint: rise and fall, and when the next check is due.
+//! The result of active checks: rise and fall, and the time of the next check.
 
 use std::time::Duration;
 
 use snisplice_config::model::health::HealthCheck;
 
-/// What is known of an endpoint by its checks. It begins as healthy.
+/// The state of an endpoint by its checks. A new endpoint is healthy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Checked {
     healthy: bool,
-    /// Checks in a row that say otherwise.
+    /// Consecutive checks with the opposite result.
     streak: u32,
 }
 
@@ -19,13 +19,13 @@ impl Default for Checked {
 }
 
 impl Checked {
-    /// Whether it is taken for healthy.
+    /// Whether the endpoint counts as healthy.
     #[must_use]
     pub fn is_healthy(self) -> bool {
         self.healthy
     }
 
-    /// After a check that succeeded or failed.
+    /// The state after a check that succeeded or failed.
     #[must_use]
     pub fn after(self, succeeded: bool, rules: &HealthCheck) -> Self {
         if succeeded == self.healthy {
@@ -36,8 +36,8 @@ impl Checked {
         if streak >= enough { Self { healthy: succeeded, streak: 0 } } else { Self { streak, ..self } }
     }
 
-    /// How long to wait for the next check, where `dice` is any number: from none to all of the jitter. An endpoint that is
-    /// unhealthy, or whose last check has failed, is looked at more often.
+    /// The pause before the next check. `dice` is any number, and adds between none and all of the jitter. An
+    /// endpoint that is unhealthy, or whose last check has failed, is checked more often.
     #[must_use]
     pub fn pause(self, rules: &HealthCheck, dice: u32) -> Duration {
         let steady = self.healthy && self.streak == 0;
@@ -87,7 +87,7 @@ mod tests {
     }
 
     proptest! {
-        /// The state changes exactly after a run of the length that the rules name.
+        /// The state changes exactly after a run of the configured length.
         #[test]
         fn a_change_needs_a_run(rise in 1_u32..6, fall in 1_u32..6, checks in prop::collection::vec(any::<bool>(), 0..200)) {
             let rules = rules(rise, fall);

@@ -1,42 +1,43 @@
-//! What the certificate that a backend shows says of the routes: names that it lacks, and names that lead elsewhere.
+//! The comparison of a backend's certificate with the routes: names that it lacks, and names that are routed
+//! elsewhere.
 
 use snisplice_config::{
     model::{BackendId, Listener, Model, Rule},
     name::{HostPattern, ServerName},
 };
 
-/// Names that a finding has at most.
+/// The greatest number of names in a finding.
 const MOST: usize = 16;
 
-/// The certificate that an endpoint has shown.
+/// The certificate of an endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shown {
     /// The `DNS` entries of its `subjectAltName`, in lower case.
     pub names: Vec<String>,
-    /// The last second in which it is valid, since 1970.
+    /// The last second of validity, since 1970.
     pub not_after: i64,
 }
 
-/// A name of the certificate that the listener sends elsewhere. A browser that has an HTTP/2 connection to this backend
-/// may send requests for that name over it (RFC 9113 section 9.1.1), so they reach the wrong backend.
+/// A name of the certificate that the listener routes elsewhere. A browser with an HTTP/2 connection to this backend
+/// may send requests for that name over it (RFC 9113 section 9.1.1). Such requests reach the wrong backend.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Elsewhere {
-    /// The name, as the certificate or the route has it.
+    /// The name, as in the certificate or the route.
     pub name: String,
-    /// Where the routes lead: the name of a backend, or `terminated here`.
+    /// The target of the routes: the name of a backend, or `terminated here`.
     pub to: String,
 }
 
-/// What is doubtful of a certificate, beside its end.
+/// Doubts about a certificate, apart from its expiry.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Findings {
     /// Routed names that the certificate does not cover, sorted.
     pub uncovered: Vec<String>,
-    /// Its names that lead elsewhere, sorted.
+    /// Names of the certificate that are routed elsewhere, sorted.
     pub elsewhere: Vec<Elsewhere>,
 }
 
-/// Whether these names of a certificate cover a pattern. An asterisk stands for one label (RFC 6125 section 6.4.3).
+/// Whether these names of a certificate cover a pattern. An asterisk matches one label (RFC 6125 section 6.4.3).
 fn covers(names: &[String], pattern: &HostPattern) -> bool {
     match pattern {
         HostPattern::Any => true,
@@ -48,7 +49,8 @@ fn covers(names: &[String], pattern: &HostPattern) -> bool {
     }
 }
 
-/// The name to send to a backend that is asked for its certificate: the first exact one that is passed through to it.
+/// The server name for a check of a backend's certificate: the first exact name whose TLS is passed through to the
+/// backend.
 #[must_use]
 pub fn routed_name(model: &Model, backend: BackendId) -> Option<ServerName> {
     let mut entries = model.listeners.iter().flat_map(|listener| listener.routes.entries());
@@ -110,7 +112,7 @@ fn elsewhere(model: &Model, listener: &Listener, backend: BackendId, shown: &Sho
         let to = match (&rule.termination, rule.targets.iter().find_map(|target| target.backend)) {
             (Some(_), _) => "terminated here".to_owned(),
             (None, Some(id)) => model.backends.get(id.0)?.name.clone(),
-            // Refused: nobody else gets the requests.
+            // Refused: no other backend gets the requests.
             (None, None) => return None,
         };
         Some(Elsewhere { name, to })
@@ -145,7 +147,7 @@ mod tests {
 
     #[test]
     fn a_certificate_of_its_own_names_is_good() {
-        // `x.a.test` leads to another backend, and the wildcard covers it.
+        // `x.a.test` is routed to another backend, and the wildcard covers it.
         assert_eq!(of_a(&["a.test", "*.a.test", "split.test"]).uncovered, [""; 0]);
         assert_eq!(of_a(&["a.test", "split.test"]).elsewhere, []);
     }

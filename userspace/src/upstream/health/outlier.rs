@@ -1,4 +1,4 @@
-//! Which endpoints of a backend are ejected for their failures, and for how long (Envoy's `outlier_detection`).
+//! The ejection of failing endpoints, and its duration (Envoy's `outlier_detection`).
 
 use std::{
     collections::BTreeMap,
@@ -8,13 +8,13 @@ use std::{
 
 use snisplice_config::model::health::OutlierDetection;
 
-/// What is remembered of an endpoint.
+/// The state of an endpoint.
 #[derive(Debug, Clone, Copy, Default)]
 struct Record {
-    /// When it was ejected, if it is.
+    /// The time of the ejection, if it is ejected.
     since: Option<Instant>,
-    /// By what the time of an ejection is multiplied: one more with each, and one less with each look at an endpoint that is
-    /// not ejected.
+    /// The multiplier of an ejection's time: each ejection adds one, and each interval without ejection subtracts
+    /// one.
     multiplier: u32,
 }
 
@@ -22,32 +22,32 @@ struct Record {
 #[derive(Debug, Default)]
 pub struct Ejections(BTreeMap<SocketAddr, Record>);
 
-/// How many of `total` endpoints may be ejected at once: the share, but always one that has a sibling.
+/// The number of `total` endpoints that may be ejected at once: the share, but always one that has a sibling.
 #[must_use]
 pub fn most(total: usize, percent: u8) -> usize {
     (total * usize::from(percent.min(100)) / 100).max(1).min(if total > 1 { total } else { 0 })
 }
 
 impl Ejections {
-    /// How many are ejected.
+    /// The number of ejected endpoints.
     #[must_use]
     pub fn count(&self) -> usize {
         self.0.values().filter(|record| record.since.is_some()).count()
     }
 
-    /// Whether this one is.
+    /// Whether this endpoint is ejected.
     #[must_use]
     pub fn has(&self, address: SocketAddr) -> bool {
         self.0.get(&address).is_some_and(|record| record.since.is_some())
     }
 
-    /// Whether there is anything that time changes.
+    /// Whether no state depends on the time.
     #[must_use]
     pub fn is_at_rest(&self) -> bool {
         self.0.values().all(|record| record.since.is_none() && record.multiplier == 0)
     }
 
-    /// The backend has these endpoints from now on. Those that return, so that no more are ejected than may be.
+    /// Sets the backend's endpoints. Returns endpoints that must return because the limit of ejections is exceeded.
     pub fn follow(
         &mut self,
         members: impl Iterator<Item = SocketAddr>,
@@ -64,8 +64,8 @@ impl Ejections {
         ejected.into_iter().map(|(_, address)| address).inspect(|address| self.end(*address)).collect()
     }
 
-    /// Ejects an endpoint that has failed too often; for how long. `None` where it is ejected already, is unknown, or as many
-    /// are ejected as may be.
+    /// Ejects an endpoint with too many failures. Returns the duration. `None` if it is already ejected or unknown,
+    /// or if the limit of ejections is reached.
     pub fn eject(&mut self, address: SocketAddr, rules: &OutlierDetection, now: Instant) -> Option<Duration> {
         if self.count() >= most(self.0.len(), rules.max_ejection_percent) {
             return None;
@@ -76,7 +76,7 @@ impl Ejections {
         Some(lasts(record.multiplier, rules))
     }
 
-    /// The look that comes once in an interval: those whose time is over return.
+    /// The step at the end of each interval: endpoints whose time is over return.
     pub fn look(&mut self, rules: &OutlierDetection, now: Instant) -> Vec<SocketAddr> {
         let mut returned = Vec::new();
         for (address, record) in &mut self.0 {
@@ -171,7 +171,7 @@ mod tests {
         assert_eq!(ejections.follow([address(2)].into_iter(), &rules), [address(2)], "none that is alone");
     }
 
-    /// What may happen to the endpoints of a backend.
+    /// An event of the endpoints of a backend.
     #[derive(Debug, Clone)]
     enum Step {
         Fails(usize),
@@ -190,7 +190,7 @@ mod tests {
     }
 
     proptest! {
-        /// The ejected share never exceeds its bound, whatever comes in whatever order.
+        /// The ejected share never exceeds its bound, for any events in any order.
         #[test]
         fn the_ejected_share_is_bounded(steps in prop::collection::vec(step(), 0..300)) {
             let (mut rules, mut total, mut now) = (OutlierDetection::default(), 10, Instant::now());
@@ -221,7 +221,7 @@ mod tests {
             }
         }
 
-        /// Without further failures every endpoint is back after the longest time.
+        /// Without further failures, every endpoint has returned after the longest time.
         #[test]
         fn every_ejection_ends(failures in prop::collection::vec(0_usize..10, 0..100)) {
             let rules = OutlierDetection { max_ejection_percent: 100, ..OutlierDetection::default() };

@@ -1,4 +1,4 @@
-//! All endpoints whose health is watched: which are checked when, and what checks and failures change.
+//! All endpoints whose health is watched: the schedule of checks, and the changes by checks and failures.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,84 +12,85 @@ use snisplice_config::model::health::{Health, HealthCheck};
 use super::{active::Checked, certificate::Shown, outlier::Ejections, panics};
 use crate::upstream::monitor::{Cause, Key};
 
-/// Checks that may be under way at once. Each is a descriptor.
+/// Concurrent checks. Each needs a descriptor.
 pub const MOST_AT_ONCE: usize = 64;
 
-/// What has changed of an endpoint, or of its backend.
+/// A change of an endpoint, or of its backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    /// Checks have failed often enough; this is why the last one did.
+    /// Checks have failed often enough. Contains the error of the last one.
     Unhealthy(String),
     /// Checks have succeeded often enough.
     Healthy,
-    /// Too many failures in a row.
+    /// Too many consecutive failures.
     Ejected {
-        /// Of which kind.
+        /// The kind of the failures.
         cause: Cause,
-        /// For how long.
+        /// The duration of the ejection.
         lasts: Duration,
     },
     /// The ejection is over.
     Returned,
-    /// Fewer endpoints of the backend are available than its panic threshold, or enough again.
+    /// The share of available endpoints has fallen below the backend's panic threshold (`true`), or has reached it
+    /// again.
     Panic(bool),
 }
 
-/// What to do next.
+/// The next step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Next {
     /// Check this endpoint.
     Check(Key),
-    /// Nothing before this moment, or before a check ends.
+    /// Nothing before this time, or before a check ends.
     At(Instant),
     /// Nothing before a check ends, or endpoints are added.
     Wait,
 }
 
-/// What a check has led to.
+/// The result of a check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// It succeeded; with the certificate that the endpoint has shown.
+    /// Success, with the endpoint's certificate if there is one.
     Success(Option<Shown>),
-    /// It failed like this.
+    /// Failure, with the reason.
     Failure(String),
-    /// This host could not make it, which says nothing of the endpoint.
+    /// This host could not make the check, so the result says nothing about the endpoint.
     Unknown(String),
 }
 
-/// What is known of one endpoint.
+/// The state of one endpoint.
 #[derive(Debug, Clone, Default)]
 pub struct Watched {
-    /// By its checks.
+    /// The state by its checks.
     pub checked: Checked,
     /// Whether a check has ended.
     pub is_known: bool,
-    /// Checks that have ended with success, and with failure.
+    /// Successful and failed checks.
     pub checks: [u64; 2],
-    /// Why the last check failed, if it did.
+    /// The error of the last check, if it failed.
     pub error: Option<String>,
-    /// The certificate that the last check has seen.
+    /// The certificate at the last check.
     pub certificate: Option<Arc<Shown>>,
-    /// How often it was ejected.
+    /// The number of ejections.
     pub ejections: u64,
     /// As configured.
     priority: u8,
-    /// Its next check; `None` while one is under way.
+    /// The time of the next check. `None` during a check.
     due: Option<Instant>,
 }
 
 /// One backend.
 #[derive(Debug, Default)]
 pub struct Group {
-    /// Its rules.
+    /// The rules of the backend.
     pub health: Health,
-    /// Its endpoints.
+    /// The endpoints of the backend.
     pub endpoints: BTreeMap<SocketAddr, Watched>,
-    /// Which of them are ejected.
+    /// The ejected endpoints.
     pub ejections: Ejections,
-    /// Whether all are used, since too few are available.
+    /// Whether all endpoints are used, since too few are available.
     pub panics: bool,
-    /// When ejections are looked at next.
+    /// The time of the next step of outlier detection.
     look: Option<Instant>,
 }
 
@@ -113,10 +114,10 @@ impl Group {
     }
 }
 
-/// A change, and of what. For [`Change::Panic`] the address is that of the endpoint that has led to it.
+/// A change and its subject. For [`Change::Panic`] the address is that of the endpoint that caused it.
 pub type Event = (Key, Change);
 
-/// All backends that are watched.
+/// All watched backends.
 #[derive(Debug, Default)]
 pub struct Watchlist {
     groups: BTreeMap<Arc<str>, Group>,
@@ -124,20 +125,19 @@ pub struct Watchlist {
     running: usize,
 }
 
-/// A backend that is to be watched.
+/// A backend to watch.
 #[derive(Debug)]
 pub struct Wanted<'w> {
-    /// Its name.
+    /// The name of the backend.
     pub backend: &'w Arc<str>,
-    /// Its rules.
+    /// The rules of the backend.
     pub health: &'w Health,
-    /// Its endpoints, with their priorities.
+    /// The endpoints with their priorities.
     pub endpoints: Vec<(SocketAddr, u8)>,
 }
 
 impl Watchlist {
-    /// From now on these backends are watched and no others. What is known of endpoints that stay is kept, and new ones are
-    /// checked at once.
+    /// Sets the backends to watch. Endpoints that stay keep their state, and new ones are checked at once.
     pub fn want(&mut self, wanted: Vec<Wanted<'_>>, now: Instant) -> Vec<Event> {
         let mut former = std::mem::take(&mut self.groups);
         let mut events = Vec::new();
@@ -151,7 +151,7 @@ impl Watchlist {
             for (address, priority) in endpoints {
                 let mut watched = known.remove(&address).unwrap_or_else(Watched::begin_at(now));
                 if checks_anew {
-                    // Another question: the former answers say nothing.
+                    // The check has changed, so earlier results do not apply.
                     watched = Watched { ejections: watched.ejections, ..Watched::begin_at(now)() };
                 }
                 watched.priority = priority;
@@ -179,19 +179,19 @@ impl Watchlist {
         events
     }
 
-    /// Whether nothing is watched.
+    /// Whether no backend is watched.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.groups.is_empty()
     }
 
-    /// All backends that are watched, by their names.
+    /// All watched backends, by name.
     #[must_use]
     pub fn groups(&self) -> &BTreeMap<Arc<str>, Group> {
         &self.groups
     }
 
-    /// What to do next. An endpoint that is to be checked counts as under way until [`Self::ended`].
+    /// The next step. An endpoint to check counts as in progress until [`Self::ended`].
     pub fn next(&mut self, now: Instant) -> Next {
         let look = self.groups.values().filter_map(|group| group.look).min();
         let Some((due, _)) = self.due.first().filter(|_| self.running < MOST_AT_ONCE) else {
@@ -212,7 +212,7 @@ impl Watchlist {
         self.groups.get_mut(backend)?.endpoints.get_mut(address)
     }
 
-    /// The check of an endpoint, by these rules, has ended; `dice` is any number.
+    /// Applies the result of an endpoint's check under these rules. `dice` is any number.
     pub fn ended(
         &mut self,
         key: &Key,
@@ -223,7 +223,8 @@ impl Watchlist {
     ) -> Vec<Event> {
         self.running = self.running.saturating_sub(1);
         let Some(group) = self.groups.get_mut(&key.0) else { return Vec::new() };
-        // A reload may have changed what is asked, or have removed the endpoint and added it again: its next check is a new one.
+        // A reload may have changed the check, or may have removed the endpoint and added it again. Its next check is
+        // then a new one.
         let asks = group.health.check.as_ref().filter(|check| check.probe == rules.probe);
         let (Some(rules), Some(watched)) = (asks, group.endpoints.get_mut(&key.1)) else { return Vec::new() };
         if watched.due.is_some() {
@@ -263,7 +264,7 @@ impl Watchlist {
         changes.into_iter().map(|change| (key.clone(), change)).collect()
     }
 
-    /// An endpoint has failed too often in a row.
+    /// Applies too many consecutive failures of an endpoint.
     pub fn failed(&mut self, key: &Key, cause: Cause, now: Instant) -> Vec<Event> {
         let Some(group) = self.groups.get_mut(&key.0) else { return Vec::new() };
         let Some(rules) = &group.health.outliers else { return Vec::new() };
@@ -276,7 +277,7 @@ impl Watchlist {
         changes.into_iter().flatten().map(|change| (key.clone(), change)).collect()
     }
 
-    /// Looks at the ejections whose interval is over.
+    /// Makes the step of outlier detection for each backend whose interval is over.
     pub fn look(&mut self, now: Instant) -> Vec<Event> {
         let mut events = Vec::new();
         for (backend, group) in &mut self.groups {
@@ -300,7 +301,7 @@ impl Watchlist {
 }
 
 impl Watched {
-    /// A new one, which is checked at once.
+    /// A new endpoint, which is checked at once.
     fn begin_at(now: Instant) -> impl FnOnce() -> Self {
         move || Self { due: Some(now), ..Self::default() }
     }
@@ -332,7 +333,7 @@ mod tests {
         ("pool".into(), address(port))
     }
 
-    /// Checks everything that is due, where these ports fail.
+    /// Makes all checks that are due. The checks of these ports fail.
     fn check(list: &mut Watchlist, health: &Health, dead: &[u16], now: Instant) -> Vec<Event> {
         let mut events = Vec::new();
         while let Next::Check(key) = list.next(now) {
@@ -438,7 +439,7 @@ mod tests {
     }
 
     proptest! {
-        /// Checks under way are bounded, and each endpoint has one at most.
+        /// The number of concurrent checks is bounded, and each endpoint has at most one.
         #[test]
         fn checks_are_bounded(count in 0_u16..300, ends in prop::collection::vec(any::<bool>(), 0..300)) {
             let (mut list, health, now) = (Watchlist::default(), rules(), Instant::now());
