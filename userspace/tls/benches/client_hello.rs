@@ -1,4 +1,4 @@
-//! What one look at a hello costs: `cargo bench -p snisplice-tls --bench client_hello`.
+//! The cost of one parse of a hello: `cargo bench -p snisplice-tls --bench client_hello`.
 
 use divan::{Bencher, black_box, counter::BytesCount};
 use snisplice_tls::client_hello::{Parse, parse};
@@ -12,20 +12,21 @@ fn main() {
     divan::main();
 }
 
-/// The whole hello at once, as nearly all come.
+/// The whole hello at once, which is the usual case.
 #[divan::bench(args = [("curl", CURL), ("chromium", CHROMIUM), ("openssl-big", BIG)].map(Hello::from))]
 fn complete(bencher: Bencher, hello: &Hello) {
     bencher.counter(BytesCount::new(hello.bytes.len())).bench(|| parse(black_box(&hello.bytes), LIMIT));
 }
 
-/// All but the last byte: what a look too early costs.
+/// All but the last byte: the cost of a parse that comes too early.
 #[divan::bench(args = [("curl", CURL), ("chromium", CHROMIUM)].map(Hello::from))]
 fn incomplete(bencher: Bencher, hello: &Hello) {
     let bytes = &hello.bytes[..hello.bytes.len() - 1];
     bencher.bench(|| parse(black_box(bytes), LIMIT));
 }
 
-/// One byte in each record, read as the wanted lengths say: the most that a client can ask for with so many bytes.
+/// Records of one byte, read by the wanted lengths: the greatest cost that a client can cause with this number of
+/// bytes.
 #[divan::bench(args = [("curl", CURL), ("chromium", CHROMIUM)].map(Hello::in_tiny_records))]
 fn tiny_records(bencher: Bencher, hello: &Hello) {
     bencher.counter(BytesCount::new(hello.bytes.len())).bench(|| {
@@ -52,7 +53,7 @@ impl From<(&'static str, &[u8])> for Hello {
 }
 
 impl Hello {
-    /// The message of a hello in one record, in records of one byte.
+    /// A copy of a hello in records of one byte.
     fn in_tiny_records((name, bytes): (&'static str, &[u8])) -> Self {
         let bytes = bytes[5..].iter().flat_map(|byte| [0x16, 3, 1, 0, 1, *byte]).collect();
         Self { name, bytes }

@@ -4,10 +4,10 @@
 //! cargo run -p snisplice-tls --example record_hello -- 127.0.0.1:4433 OUT.bin [SERVER:PORT] [COUNT]
 //! ```
 //!
-//! Listens on the address, writes the bytes of each connection's hello, as they came, to `OUT.bin` (each one over
-//! the last) and exits after `COUNT` connections (1 if not given). With a server it then passes the connection on, so
-//! that the handshake completes: a client that resumes a session sends its second hello on a second connection.
-//! `testdata/hellos/record.sh` runs it for every client of the collection.
+//! Listens on the address and writes the bytes of each connection's hello, unchanged, to `OUT.bin`. Each hello
+//! overwrites the last one. Exits after `COUNT` connections (default 1). With a server, the example then forwards the
+//! connection, so that the handshake completes: a client that resumes a session sends its second hello on a second
+//! connection. `testdata/hellos/record.sh` runs the example for every client of the collection.
 
 use std::{
     env, fs,
@@ -44,7 +44,7 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Reads until the hello is complete or refused, and no byte more, so that early data stays out of the file.
+/// Reads until the hello is complete or refused, and no byte more, so that the file contains no early data.
 fn read_hello(client: &mut TcpStream) -> io::Result<Vec<u8>> {
     let mut hello = Vec::new();
     loop {
@@ -59,7 +59,7 @@ fn read_hello(client: &mut TcpStream) -> io::Result<Vec<u8>> {
     }
 }
 
-/// Copies both ways until both have ended.
+/// Copies in both directions until both have ended.
 fn pass_on(client: &TcpStream, hello: &[u8], server: &str) -> io::Result<()> {
     let mut backend = TcpStream::connect(server)?;
     backend.write_all(hello)?;
@@ -71,7 +71,7 @@ fn pass_on(client: &TcpStream, hello: &[u8], server: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Copies one way and passes on the end. A reset, too, is just an end here.
+/// Copies in one direction and forwards the end. A reset counts as an end.
 fn copy(mut from: &TcpStream, mut to: &TcpStream) {
     let _: io::Result<u64> = io::copy(&mut from, &mut to);
     let _: io::Result<()> = to.shutdown(Shutdown::Write);

@@ -1,50 +1,50 @@
-//! The bytes of the fatal alert that tells a client why its hello led nowhere.
+//! The bytes of the fatal alert that tells a client the reason for a refusal.
 //!
-//! Nothing is negotiated and no key exists yet, so an alert is seven plain bytes that every version of TLS
-//! understands (RFC 8446 section 6, RFC 5246 section 7.2).
+//! Nothing is negotiated and no key exists yet, so an alert is seven unencrypted bytes. Every version of TLS
+//! understands them (RFC 8446 section 6, RFC 5246 section 7.2).
 
 use crate::error::{Fault, HelloError};
 
-/// Why the connection ends, in the terms of RFC 8446 section 6.2.
+/// The reason for the end of the connection, in the terms of RFC 8446 section 6.2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Description {
-    /// A message that may not come at this point, or a record of the wrong kind.
+    /// A message that is not allowed at this point, or a record of the wrong type.
     UnexpectedMessage = 10,
     /// A record longer than allowed.
     RecordOverflow = 22,
-    /// No acceptable way to go on; the general refusal.
+    /// No acceptable parameters: the general refusal.
     HandshakeFailure = 40,
-    /// A field that is well-formed and yet not allowed.
+    /// A field that is well-formed, but not allowed.
     IllegalParameter = 47,
-    /// A length or an encoding that is wrong.
+    /// An invalid length or encoding.
     DecodeError = 50,
-    /// The version of the hello is one that the server does not speak.
+    /// The server does not support the version of the hello.
     ProtocolVersion = 70,
-    /// The balancer could not do its part, for example reach a backend.
+    /// An internal failure of the balancer, such as an unreachable backend.
     InternalError = 80,
-    /// The hello lacks an extension that is needed.
+    /// The hello lacks a required extension.
     MissingExtension = 109,
-    /// No server here has the name that the client asked for (RFC 6066 section 3).
+    /// No server has the requested name (RFC 6066 section 3).
     UnrecognizedName = 112,
 }
 
 impl Description {
-    /// For a valid hello without `server_name`: RFC 8446 section 9.2 names this alert for it. Clients older than
-    /// TLS 1.3 do not know it, and end the connection on any fatal alert all the same.
+    /// For a valid hello without `server_name`: RFC 8446 section 9.2 names this alert. Clients older than TLS 1.3 do
+    /// not know the alert, but end the connection on any fatal alert.
     pub const NO_SERVER_NAME: Self = Self::MissingExtension;
     /// For a valid hello whose name no rule serves: RFC 6066 section 3.
     pub const UNKNOWN_NAME: Self = Self::UnrecognizedName;
-    /// For a hello that did not come in time. No alert was made for this; the general refusal fits best.
+    /// For a hello that did not arrive in time. No alert is defined for this case. The general refusal fits best.
     pub const TIMEOUT: Self = Self::HandshakeFailure;
 
     /// The alert for a hello that the parser refused.
     #[must_use]
     pub fn of(error: HelloError) -> Self {
         match error {
-            // RFC 8446 section 5: a record type that is not expected. Only a TLS client can make sense of it.
+            // RFC 8446 section 5: an unexpected record type. Only a TLS client understands the alert.
             HelloError::NotTls => Self::UnexpectedMessage,
-            // No RFC says; OpenSSL and BoringSSL answer an excessive message so.
+            // No RFC defines this case. OpenSSL and BoringSSL send this alert for an excessive message.
             HelloError::TooLarge => Self::IllegalParameter,
             HelloError::Malformed(fault) => match fault {
                 // RFC 8446 sections 4 and 5.1.
@@ -56,7 +56,7 @@ impl Description {
                 | Fault::ServerNameType(_)
                 | Fault::ServerNameCount
                 | Fault::ServerName(_) => Self::IllegalParameter,
-                // RFC 8446 section 6.2: a length or encoding that is wrong.
+                // RFC 8446 section 6.2: an invalid length or encoding.
                 Fault::Fields | Fault::Extensions | Fault::ServerNameList | Fault::Alpn | Fault::Versions => {
                     Self::DecodeError
                 }
@@ -72,7 +72,7 @@ pub fn alert(description: Description) -> [u8; 7] {
     const ALERT: u8 = 0x15;
     /// Level `fatal`, RFC 8446 section 6.
     const FATAL: u8 = 0x02;
-    // The version of a record is 0x0303 whatever will be spoken (RFC 8446 section 5.1), and it holds two bytes.
+    // The version of a record is always 0x0303 (RFC 8446 section 5.1). The record contains two bytes.
     [ALERT, 0x03, 0x03, 0x00, 0x02, FATAL, description as u8]
 }
 
@@ -106,7 +106,7 @@ mod tests {
         }
     }
 
-    /// The parser of `tls-parser` reads what is written here.
+    /// The parser of `tls-parser` reads the written bytes.
     #[test]
     fn another_implementation_reads_it() {
         let bytes = alert(Description::UnrecognizedName);

@@ -1,14 +1,14 @@
-//! What a TLS `ClientHello` says about where its connection shall go.
+//! The content of a TLS `ClientHello` that routing needs.
 //!
-//! [`parse`] is a function of the bytes received so far: call it again with a longer prefix until it gives a
-//! verdict. It follows the hello through any split into records and segments, and it has no "could not tell": a
-//! hello is complete, incomplete, or refused for a stated reason. A refused hello must never reach a default route,
-//! since the server behind it may read a name that the balancer did not.
+//! [`parse`] is a function of the bytes received so far. Call it again with a longer prefix until it returns a
+//! verdict. It follows the hello through any split into records and segments. A hello is complete, incomplete, or
+//! refused with a reason: there is no undecided case. A refused hello must never reach a default route, since the
+//! server behind it may read a name that the balancer did not read.
 //!
-//! Strict where the answer depends on it, that is in framing, the list of extensions, `server_name`, ALPN and
-//! `supported_versions`; everything else is the backend's to judge. GREASE values (RFC 8701) are tolerated wherever
-//! they may stand and left out of what is reported. Bytes after the hello (early data, further records, even further
-//! messages in the same record) are not looked at.
+//! The parser is strict in the parts that affect the verdict: framing, the list of extensions, `server_name`, ALPN
+//! and `supported_versions`. The backend judges all other parts. GREASE values (RFC 8701) are accepted wherever they
+//! are allowed, and are not reported. Bytes after the hello (early data, further records, further messages in the
+//! same record) are ignored.
 
 use std::fmt;
 
@@ -31,7 +31,7 @@ mod tests;
 /// Extension `encrypted_client_hello`, RFC 9849 section 5.
 const ENCRYPTED_CLIENT_HELLO: TlsExtensionType = TlsExtensionType(0xfe0d);
 
-/// A complete `ClientHello`, as far as routing wants to know it.
+/// A complete `ClientHello`, with the fields that routing needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientHello {
     /// The host name of the `server_name` extension; `None` without that extension, or if it holds an IP address.
@@ -40,40 +40,40 @@ pub struct ClientHello {
     pub alpn: Alpn,
     /// Whether the client sent `encrypted_client_hello` (RFC 9849).
     ///
-    /// [`server_name`](Self::server_name) is then the public name of the outer hello; the inner one cannot be seen.
-    /// A GREASE ECH extension, which browsers send to every server, is made to look the same, so this tells that the
-    /// name *may* not be the one the client wants.
+    /// [`server_name`](Self::server_name) is then the public name of the outer hello. The inner one is encrypted. A
+    /// GREASE ECH extension, which browsers send to every server, looks the same on purpose. So the flag means that
+    /// the name *may* not be the one that the client requests.
     pub ech_offered: bool,
-    /// Whether the client sent `early_data` (RFC 8446, section 4.2.10): then more than the hello comes before it has
-    /// heard anything.
+    /// Whether the client sent `early_data` (RFC 8446, section 4.2.10). The client then sends further bytes before it
+    /// has received a reply.
     pub early_data: bool,
     /// The protocol versions offered.
     pub versions: Versions,
 }
 
-/// The outcome of [`parse`] for bytes that can still become, or are, a hello.
+/// The result of [`parse`] for bytes that are a hello, or can become one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Parse {
     /// The hello is complete.
     Done(ClientHello),
     /// More bytes are needed.
     Incomplete {
-        /// The least length of the whole stream, always more than was given, at which the hello can be complete; a
-        /// value for `SO_RCVLOWAT`. Exact when the rest of the hello comes in the current record, a lower bound when
-        /// it comes in records not seen yet, and never more than the limit. A fault in one of those is noticed at
-        /// that length, or by whoever looks earlier: asking for each header would cost a look for each record.
+        /// The least length of the whole stream at which the hello can be complete: a value for `SO_RCVLOWAT`. It
+        /// always exceeds the current length. It is exact if the rest of the hello is in the current record, and
+        /// otherwise a lower bound that never exceeds the limit. A fault in a later record is detected at that
+        /// length, or by an earlier call. A call for each header would cost a read for each record.
         need: usize,
     },
 }
 
-/// Parses the hello at the start of a connection, of which `bytes` is all that has arrived so far.
+/// Parses the hello at the start of a connection. `bytes` is everything that has arrived so far.
 ///
-/// `limit` bounds the hello on the wire, record headers included, in bytes. Cost is linear in the length of
-/// `bytes` (times the logarithm of the number of extensions), nothing is allocated before the hello is complete, and
-/// a caller that waits for `need` bytes between calls makes a handful of them even if every record holds one byte.
+/// `limit` bounds the hello on the wire in bytes, including record headers. The cost is linear in the length of
+/// `bytes` (times the logarithm of the number of extensions). No memory is allocated before the hello is complete. A
+/// caller that waits for `need` bytes between calls makes few of them, even if every record contains one byte.
 ///
 /// # Errors
-/// See [`HelloError`]; each falls as soon as the bytes decide it.
+/// See [`HelloError`]. Each error is returned as soon as the bytes decide it.
 pub fn parse(bytes: &[u8], limit: usize) -> Result<Parse, HelloError> {
     Ok(match record::find(bytes, limit)? {
         Found::Incomplete { need } => Parse::Incomplete { need },
@@ -85,7 +85,7 @@ impl ClientHello {
     /// Parses the body of the handshake message.
     fn from_body(body: &[u8]) -> Result<Self, Fault> {
         let (rest, fields) = parse_tls_handshake_client_hello(body).map_err(|_| Fault::Fields)?;
-        // The parser takes an extension block that does not fit for none at all, and lets both lists be empty.
+        // The parser ignores an extension block that does not fit, and accepts two empty lists.
         if !rest.is_empty() || fields.ciphers.is_empty() || fields.comp.is_empty() {
             return Err(Fault::Fields);
         }
@@ -127,16 +127,16 @@ impl ClientHello {
     }
 }
 
-/// The one host name in a `server_name` extension (RFC 6066 section 3).
+/// The single host name in a `server_name` extension (RFC 6066 section 3).
 ///
-/// A literal address is none. The RFC forbids a client to send it, and small devices that connect by address do; it names
-/// no server, as if the extension were missing.
+/// A literal address is no host name. The RFC forbids clients to send one, but small devices that connect by address
+/// do so. It names no server, as if the extension were missing.
 fn server_name(data: &[u8]) -> Result<Option<ServerName>, Fault> {
     let Ok((_, TlsExtension::SNI(names))) = parse_tls_extension_sni_content(data) else {
         return Err(Fault::ServerNameList);
     };
-    // The parser stops quietly at what it cannot read, in the list and behind it, so count what it has read: the
-    // list's length, and for each name its type and length.
+    // The parser stops without an error at an unreadable byte, in the list and after it. So the code counts the bytes
+    // that were read: the list's length, and for each name its type and length.
     let read = names.iter().fold(2, |sum, (_, name)| sum + 3 + name.len());
     if read != data.len() {
         return Err(Fault::ServerNameList);
@@ -152,10 +152,10 @@ fn server_name(data: &[u8]) -> Result<Option<ServerName>, Fault> {
     }
 }
 
-/// The application protocols that a client offers (RFC 7301), GREASE left out.
+/// The application protocols that a client offers (RFC 7301), without GREASE.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Alpn {
-    /// As on the wire, checked: each name with its length in front. One allocation however many there are.
+    /// The validated wire format: each name with a length prefix. One allocation for any number of names.
     names: Box<[u8]>,
 }
 
@@ -164,7 +164,7 @@ impl Alpn {
         let Ok((_, TlsExtension::ALPN(names))) = parse_tls_extension_alpn_content(data) else {
             return Err(Fault::Alpn);
         };
-        // As for `server_name`: what the parser left unread is missing from the sum.
+        // As for `server_name`: bytes that the parser did not read are missing from the sum.
         let read = names.iter().fold(2, |sum, name| sum + 1 + name.len());
         if read != data.len() || names.is_empty() || names.iter().any(|name| name.is_empty()) {
             return Err(Fault::Alpn);
@@ -172,7 +172,7 @@ impl Alpn {
         Ok(Self { names: data[2..].into() })
     }
 
-    /// The names, most preferred first. They are bytes and need not be text.
+    /// The names, most preferred first. They are bytes and may not be text.
     pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
         let mut rest = &self.names[..];
         let names = std::iter::from_fn(move || {
@@ -213,16 +213,16 @@ pub enum Version {
 }
 
 impl Version {
-    /// All of them, oldest first.
+    /// All versions, oldest first.
     pub const ALL: [Self; 5] = [Self::Ssl30, Self::Tls10, Self::Tls11, Self::Tls12, Self::Tls13];
 
-    /// As in `ProtocolVersion` on the wire.
+    /// The value of `ProtocolVersion` on the wire.
     #[must_use]
     pub fn wire(self) -> u16 {
         0x0300 + self as u16
     }
 
-    /// The field's notation; a log and metric label.
+    /// The standard notation: a log and metric label.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -237,7 +237,7 @@ impl Version {
 
 /// The set of protocol versions that a client offers.
 ///
-/// GREASE, drafts and versions not known yet are left out.
+/// GREASE, drafts and unknown versions are left out.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Versions {
     /// Bit n stands for `Version::ALL[n]`.
@@ -245,14 +245,15 @@ pub struct Versions {
 }
 
 impl Versions {
-    /// Of a hello without `supported_versions`: it names the newest version only, and a server chooses TLS 1.2 at
-    /// most (RFC 8446 section 4.2.1).
+    /// The versions of a hello without `supported_versions`. The hello names the newest version only, and a server
+    /// chooses TLS 1.2 at most (RFC 8446 section 4.2.1).
     fn from_legacy(legacy_version: u16) -> Self {
         let newest = legacy_version.min(Version::Tls12.wire());
         Version::ALL.into_iter().filter(|version| version.wire() == newest).collect()
     }
 
-    /// Of the extension `supported_versions`. Read here because `tls-parser` ignores the length of the list.
+    /// The versions of the extension `supported_versions`. Parsed here because `tls-parser` ignores the length of the
+    /// list.
     fn from_extension(data: &[u8]) -> Result<Self, Fault> {
         let (length, list) = data.split_first().ok_or(Fault::Versions)?;
         if usize::from(*length) != list.len() || list.is_empty() || !list.len().is_multiple_of(2) {
@@ -275,7 +276,7 @@ impl Versions {
         Version::ALL.into_iter().filter(move |version| self.contains(*version))
     }
 
-    /// The newest one; `None` if the client offers only what is not known here.
+    /// The newest version. `None` if the client offers unknown versions only.
     #[must_use]
     pub fn newest(self) -> Option<Version> {
         self.iter().next_back()

@@ -1,8 +1,8 @@
-//! Finds the `ClientHello` message in a stream of TLS records, and says how many bytes are still missing.
+//! Finds the `ClientHello` message in a stream of TLS records, and computes the number of missing bytes.
 //!
-//! A handshake message may be cut into records at any byte (RFC 8446 section 5.1), and the records into TCP
-//! segments at any byte. [`find`] looks at the whole prefix each time and keeps no state, so the caller may peek.
-//! One pass, nothing allocated unless a complete message has to be joined from several records.
+//! A handshake message may be split into records at any byte (RFC 8446 section 5.1), and the records into TCP
+//! segments at any byte. [`find`] reads the whole prefix each time and keeps no state, so the caller may peek. It
+//! makes one pass. It allocates only to join a complete message from several records.
 
 use std::borrow::Cow;
 
@@ -14,28 +14,28 @@ const RECORD_HEADER: usize = 5;
 const MAX_FRAGMENT: usize = 1 << 14;
 /// Content type `handshake`.
 const HANDSHAKE: u8 = 0x16;
-/// Every version of TLS has this major version on the wire; the minor one means nothing here.
+/// The major version of every TLS version on the wire. The minor version is ignored here.
 const MAJOR_VERSION: u8 = 0x03;
 /// Message type and 24-bit length.
 const MESSAGE_HEADER: usize = 4;
 /// Handshake type `client_hello`.
 const CLIENT_HELLO: u8 = 0x01;
 
-/// What a prefix of a connection's bytes holds of the hello.
+/// The part of the hello in a prefix of a connection's bytes.
 #[derive(Debug)]
 pub(super) enum Found<'a> {
     /// The body of the message, without its four-byte header.
     Complete(Cow<'a, [u8]>),
-    /// The stream must have at least `need` bytes, more than it has now, before the message can be complete.
+    /// The stream needs at least `need` bytes, more than now, before the message can be complete.
     Incomplete { need: usize },
 }
 
-/// Looks for the first handshake message, which must be a `ClientHello` that ends within `limit` bytes of the
-/// stream, record headers included.
+/// Finds the first handshake message, which must be a `ClientHello` that ends within `limit` bytes of the stream,
+/// including record headers.
 pub(super) fn find(bytes: &[u8], limit: usize) -> Result<Found<'_>, HelloError> {
     let mut records = Records { bytes, limit, end: 0, carried: 0 };
 
-    // In this order, so that each verdict falls at the first byte that decides it and no later byte changes it.
+    // The order of the checks: each verdict falls at the first byte that decides it, and no later byte changes it.
     if let Some(need) = records.reach(1)? {
         return Ok(Found::Incomplete { need });
     }
@@ -57,21 +57,21 @@ pub(super) fn find(bytes: &[u8], limit: usize) -> Result<Found<'_>, HelloError> 
     Ok(Found::Complete(body(bytes, message)))
 }
 
-/// A walk over the headers of the records that carry the message.
+/// Iterates over the headers of the records that contain the message.
 struct Records<'a> {
     bytes: &'a [u8],
     limit: usize,
-    /// Where the last record whose header was read ends; may lie beyond `bytes`.
+    /// The end of the last record whose header was read. May lie beyond `bytes`.
     end: usize,
     /// Bytes of handshake messages in all records up to `end`.
     carried: usize,
 }
 
 impl Records<'_> {
-    /// Walks until the records carry `count` bytes of the message. `None` when all of them have arrived, otherwise
-    /// the least length of the stream at which they can have.
+    /// Advances until the records contain `count` bytes of the message. Returns `None` if all of them have arrived,
+    /// and otherwise the least length of the stream at which they can have arrived.
     ///
-    /// `count` must not fall from one call to the next.
+    /// `count` must not decrease between calls.
     fn reach(&mut self, count: usize) -> Result<Option<usize>, HelloError> {
         loop {
             let need = self.least_stream(count);
@@ -82,24 +82,24 @@ impl Records<'_> {
                 return Ok((need > self.bytes.len()).then_some(need));
             }
             if !self.enter_record()? {
-                // The first two bytes alone can tell that this is not TLS; a peer of another protocol may wait for
-                // an answer after any number of bytes.
+                // The first two bytes suffice to refuse another protocol. A peer of another protocol may wait for a
+                // reply after any number of bytes.
                 return Ok(Some(if self.bytes.len() < 2 { self.bytes.len() + 1 } else { need }));
             }
         }
     }
 
-    /// Where in the stream byte number `count` of the message is or, as long as its record has not been seen, can
-    /// be at the earliest: in records of the greatest length.
+    /// The position of byte number `count` of the message in the stream. If its record has not been read, the
+    /// earliest possible position: in records of the greatest length.
     fn least_stream(&self, count: usize) -> usize {
         match count.checked_sub(self.carried) {
             Some(missing) => self.end + missing + missing.div_ceil(MAX_FRAGMENT) * RECORD_HEADER,
-            // Only the last record entered can carry more than was asked for.
+            // Only the last record that was read can contain more than the requested bytes.
             None => self.end - (self.carried - count),
         }
     }
 
-    /// Reads the next record header; `false` when it has not arrived completely. What has arrived is judged.
+    /// Reads the next record header. Returns `false` if it is incomplete. The available bytes are checked.
     fn enter_record(&mut self) -> Result<bool, HelloError> {
         let foreign = || if self.end == 0 { HelloError::NotTls } else { Fault::ForeignRecord.into() };
         let header = self.bytes.get(self.end..).unwrap_or_default();
@@ -125,7 +125,7 @@ impl Records<'_> {
     }
 }
 
-/// The fragments of the records in `bytes`, the last one perhaps not whole. The headers are taken for granted.
+/// The fragments of the records in `bytes`. The last one may be incomplete. The headers are not checked again.
 fn fragments(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         let (&[_, _, _, high, low], rest) = bytes.split_first_chunk::<RECORD_HEADER>()?;
@@ -136,8 +136,8 @@ fn fragments(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// The body of a message of `message` bytes that has arrived completely: borrowed from its record in the usual
-/// case of one, joined otherwise.
+/// The body of a complete message of `message` bytes: borrowed from its record in the usual case of one record, and
+/// otherwise joined.
 fn body(bytes: &[u8], message: usize) -> Cow<'_, [u8]> {
     let mut fragments = fragments(bytes).peekable();
     if let Some(whole) = fragments.peek().and_then(|first| first.get(MESSAGE_HEADER..message)) {

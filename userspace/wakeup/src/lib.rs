@@ -66,7 +66,7 @@ impl Ready {
         Self(what as u16 | ((what as u16) << 8))
     }
 
-    /// Whether they have anything in common.
+    /// Whether the sets have a common event.
     #[must_use]
     pub const fn any(self, of: Self) -> bool {
         self.0 & of.0 != 0
@@ -149,7 +149,7 @@ impl Wakeups {
         self.len() == 0
     }
 
-    /// Marks what has happened and wakes who waits.
+    /// Marks events and wakes the waiting task.
     pub fn raise(&self, slot: usize, happened: Ready) {
         let waiting = self.lock().get_mut(slot).and_then(|slot| slot.raise(happened));
         // Outside the lock, which the woken task is about to take.
@@ -158,7 +158,7 @@ impl Wakeups {
         }
     }
 
-    /// As [`Self::raise`], for every connection.
+    /// Like [`Self::raise`], for every connection.
     pub fn raise_all(&self, happened: Ready) {
         let waiting: Vec<_> = self.lock().iter_mut().filter_map(|(_, slot)| slot.raise(happened)).collect();
         for waker in waiting {
@@ -166,15 +166,15 @@ impl Wakeups {
         }
     }
 
-    /// Takes back a mark that turned out to be wrong.
+    /// Removes a mark that proved wrong.
     pub fn clear(&self, slot: usize, what: Ready) {
         if let Some(slot) = self.lock().get_mut(slot) {
             slot.ready = slot.ready & !what;
         }
     }
 
-    /// Waits until something of `wanted` has happened, and returns what of it. All who wait on one slot do so in
-    /// one task.
+    /// Waits for an event of `wanted`, and returns the events that have happened. All waits on one slot belong to one
+    /// task.
     pub fn poll(&self, slot: usize, wanted: Ready, context: &Context<'_>) -> Poll<Ready> {
         let mut slots = self.lock();
         let Some(slot) = slots.get_mut(slot) else { return Poll::Pending };
@@ -215,7 +215,7 @@ pub struct Token {
 }
 
 impl Token {
-    /// As the kernel keeps it: worker, slot and side from the highest bit to the lowest.
+    /// The kernel's form: worker, slot and side from the highest bit to the lowest.
     #[must_use]
     pub fn pack(self) -> u64 {
         (u64::from(self.worker) << 48) | ((self.slot as u64) << 1) | u64::from(self.peer == Peer::Backend)

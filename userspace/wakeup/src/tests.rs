@@ -12,13 +12,13 @@ const HANG_UP: Ready = Ready::of(Peer::Backend, What::HangUp);
 
 /// Runs a trial in all orders that its threads can take.
 fn in_all_orders(trial: impl Fn() + Sync + Send + 'static) {
-    // Whatever goes wrong needs few preemptions; with any number of them, three threads take a minute.
+    // Every failure needs few preemptions. With any number of them, three threads take a minute.
     let mut model = Builder::new();
     model.preemption_bound = Some(3);
     model.check(trial);
 }
 
-/// As a connection's task waits.
+/// Waits like a connection's task.
 fn wait(wakeups: &Wakeups, slot: usize, wanted: Ready) -> Ready {
     block_on(poll_fn(|context| wakeups.poll(slot, wanted, context)))
 }
@@ -47,7 +47,7 @@ fn what_two_threads_tell_at_once_is_heard_of_both() {
         let raising = [raise(&wakeups, slot, PASSED), raise(&wakeups, slot, HANG_UP)];
         let mut heard = Ready::default();
         while !(heard.any(PASSED) && heard.any(HANG_UP)) {
-            // An event that stays set would be returned again and again.
+            // An event that stays set would be returned repeatedly.
             let wanted = if heard.any(HANG_UP) { PASSED } else { PASSED | HANG_UP };
             heard |= wait(&wakeups, slot, wanted);
         }

@@ -1,19 +1,19 @@
-//! What holds for the prefixes of any bytes. The fuzz target `client_hello` checks them too.
+//! Invariants for the prefixes of any bytes. The fuzz target `client_hello` checks them too.
 
 use crate::{
     client_hello::{Parse, parse},
     error::HelloError,
 };
 
-/// Parses prefixes of `bytes`, of at most `most` different lengths and always the whole, and checks that
-/// - the wanted length lies beyond the prefix and within the limit, and never shrinks,
-/// - a hello is not complete before the wanted length,
-/// - a verdict, once given, stays.
+/// Parses prefixes of `bytes`, of at most `most` different lengths and always the whole, and checks these invariants:
+/// - The wanted length lies beyond the prefix and within the limit, and never shrinks.
+/// - A hello is not complete before the wanted length.
+/// - A verdict never changes.
 ///
 /// Returns the verdict on the whole.
 ///
 /// # Panics
-/// Where one of these does not hold.
+/// Panics if an invariant does not hold.
 pub fn check_prefixes(bytes: &[u8], limit: usize, most: usize) -> Result<Parse, HelloError> {
     let mut wanted = 0;
     let mut verdict: Option<Result<Parse, HelloError>> = None;
@@ -44,11 +44,11 @@ pub fn check_prefixes(bytes: &[u8], limit: usize, most: usize) -> Result<Parse, 
     verdict.unwrap_or(Ok(Parse::Incomplete { need: wanted }))
 }
 
-/// Reads `bytes` as a caller does that waits for the wanted length each time. Returns the verdict and the number of
-/// calls it took; `None` when the bytes ended first.
+/// Reads `bytes` like a caller that waits for the wanted length each time. Returns the verdict and the number of
+/// calls. The verdict is `None` if the bytes ended first.
 ///
 /// # Panics
-/// If the wanted length does not grow.
+/// Panics if the wanted length does not grow.
 #[must_use]
 pub fn follow(bytes: &[u8], limit: usize) -> (Option<Result<Parse, HelloError>>, usize) {
     let mut length = 0;

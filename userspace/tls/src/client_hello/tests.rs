@@ -1,4 +1,4 @@
-//! Tests of the hello parser: recorded hellos, hand-made ones, and properties that hold for any bytes.
+//! Tests of the hello parser: recorded hellos, hand-made hellos, and properties of any bytes.
 
 mod build;
 mod limits;
@@ -12,7 +12,7 @@ use super::*;
 /// The greatest limit that the configuration allows.
 const LIMIT: usize = 64 * 1024;
 
-/// What a complete hello says.
+/// The result for a complete hello.
 fn done(bytes: &[u8]) -> ClientHello {
     match parse(bytes, usize::MAX) {
         Ok(Parse::Done(hello)) => hello,

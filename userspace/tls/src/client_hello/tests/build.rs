@@ -1,4 +1,4 @@
-//! Hand-made hellos, well-formed unless a test makes them otherwise.
+//! Hand-made hellos. They are well-formed unless a test changes them.
 
 /// The fields of a hello.
 #[derive(Debug, Clone)]
@@ -7,7 +7,7 @@ pub(super) struct Hello {
     pub session_id: Vec<u8>,
     pub cipher_suites: Vec<u8>,
     pub compression: Vec<u8>,
-    /// `None` leaves out even the length of the extension block, as hellos before TLS 1.2 may.
+    /// `None` omits even the length of the extension block, as hellos before TLS 1.2 may.
     pub extensions: Option<Vec<u8>>,
 }
 
@@ -63,7 +63,7 @@ pub(super) fn record(fragment: &[u8]) -> Vec<u8> {
     [&[0x16, 3, 1][..], &vector16(fragment)].concat()
 }
 
-/// A message cut into records: one ends at each of the places in `cuts`, which are in order.
+/// A message split into records. One ends at each position of `cuts`, in order.
 pub(super) fn records(message: &[u8], cuts: impl IntoIterator<Item = usize>) -> Vec<u8> {
     let mut wire = Vec::new();
     let mut at = 0;

@@ -1,4 +1,4 @@
-//! The limit, to the byte and at the first byte that decides it.
+//! The limit, exact to the byte, and detected at the first byte that decides.
 
 use super::{
     build::{Hello, message, record, records},
@@ -40,18 +40,19 @@ fn too_large_falls_with_the_message_header() {
     }
 }
 
-/// A hello that would fit in one record does not in many small ones, which is known long before the end.
+/// A hello that would fit in one record exceeds the limit in many small ones. The parser knows this long before the
+/// end.
 #[test]
 fn too_large_by_record_headers_falls_early() {
     let message = message(1, &[0; 4000]);
     let wire = records(&message, 1..message.len());
     assert_eq!(check_prefixes(&wire, 16 * 1024, 1000), Err(HelloError::TooLarge));
-    // 4004 bytes leave room for 2476 headers, and after the 2476th record of one byte at least one more must come.
+    // 4004 bytes leave room for 2476 headers. After the 2476th record of one byte at least one more must follow.
     let last = (0..wire.len()).find(|length| parse(&wire[..*length], 16 * 1024).is_err()).unwrap();
     assert_eq!(last, 2475 * 6 + 5);
 }
 
-/// The limit never hides what is not TLS at all.
+/// The limit never hides bytes that are not TLS.
 #[test]
 fn smallest_limits() {
     let hello = Hello::to("nginx.example.com").bytes();

@@ -1,4 +1,4 @@
-//! Each way to be refused, and the strange hellos that are not.
+//! Each kind of refusal, and unusual hellos that are accepted.
 
 use snisplice_config::name::NameError;
 
@@ -12,12 +12,12 @@ const SERVER_NAME: u16 = 0;
 const ALPN: u16 = 16;
 const SUPPORTED_VERSIONS: u16 = 43;
 
-/// The one verdict on these bytes.
+/// The single verdict on these bytes.
 fn verdict(bytes: &[u8]) -> Result<Parse, HelloError> {
     check_prefixes(bytes, LIMIT, usize::MAX)
 }
 
-/// The fault of a hello with these extensions; the prefixes are all incomplete.
+/// The fault of a hello with these extensions. All prefixes are incomplete.
 fn fault(extensions: &[(u16, &[u8])]) -> Fault {
     let bytes = Hello::with(extensions).bytes();
     assert!(matches!(parse(&bytes[..bytes.len() - 1], LIMIT), Ok(Parse::Incomplete { .. })));
@@ -40,7 +40,7 @@ fn other_protocols_are_told_by_their_first_byte() {
         // SSL 2.0 hellos, with two and three bytes of length.
         b"\x80\x2e\x01\x03\x01\x00\x15",
         b"\x00\x2e\x00\x01\x03\x01",
-        // Records of TLS that cannot come first.
+        // TLS records that are not allowed first.
         b"\x14\x03\x03\x00\x01\x01",
         b"\x15\x03\x03\x00\x02\x02\x28",
         b"\x17\x03\x03\x00\x20",
@@ -80,7 +80,7 @@ fn records_that_no_handshake_has() {
         (&b"\x16\x03\x01\x00\x00"[..], Fault::EmptyRecord),
         (b"\x16\x03\x01\x40\x01", Fault::RecordOverflow),
         (b"\x16\x03\x01\xff\xff", Fault::RecordOverflow),
-        // ServerHello, HelloRequest and something unknown.
+        // ServerHello, HelloRequest and an unknown type.
         (b"\x16\x03\x01\x01\x00\x02", Fault::NotClientHello),
         (b"\x16\x03\x01\x01\x00\x00", Fault::NotClientHello),
         (b"\x16\x03\x01\x00\x01\xff", Fault::NotClientHello),
@@ -98,10 +98,10 @@ fn records_that_no_handshake_has() {
 fn messages_whose_fields_do_not_fit() {
     let good = Hello::to("a.example");
     let whole = good.message();
-    // Cut short or made longer, with a header that says so.
+    // Shortened or extended, with a matching header.
     for length in 0..whole.len() - 4 {
         let cut = record(&message(1, &whole[4..4 + length]));
-        // Without the extension block it is a whole hello of an old client.
+        // Without the extension block it is a complete hello of an old client.
         let without_extensions = length == whole.len() - 4 - 2 - good.extensions.as_ref().unwrap().len();
         match verdict(&cut) {
             Ok(Parse::Done(hello)) => assert!(without_extensions && hello.server_name.is_none(), "{length}"),
@@ -156,7 +156,7 @@ fn extensions_that_occur_twice() {
     assert_eq!(fault(&[(0x1234, b"x"), (35, b""), (0x1234, b"y")]), Fault::DuplicateExtension(0x1234));
     // RFC 8701 section 3.1: a client picks different values for its GREASE extensions.
     assert_eq!(fault(&[(0x2a2a, b""), (0x2a2a, b"\0")]), Fault::DuplicateExtension(0x2a2a));
-    // The greatest number that can be: sorted, not compared in pairs.
+    // The greatest possible number: detected by a sort, not by comparison in pairs.
     let mut many: Vec<u8> = (1..=16_000_u16).flat_map(|kind| extension(kind + 100, b"")).collect();
     assert!(done(&large(many.clone())).server_name.is_none());
     many.extend(extension(101, b""));
@@ -200,7 +200,7 @@ fn server_names_that_are_none() {
     }
 }
 
-/// Small devices that connect by address put it there (RFC 6066 section 3 forbids it).
+/// Small devices that connect by address put the address there (RFC 6066 section 3 forbids it).
 #[test]
 fn an_address_as_name_is_no_name() {
     for address in ["192.0.2.1", "192.0.2.1.", "2001:db8::1", "[2001:db8::1]", "fe80::1%eth0"] {
@@ -210,7 +210,7 @@ fn an_address_as_name_is_no_name() {
     }
 }
 
-/// No byte of the extension goes unread: `tls-parser` alone would take most of these for the name or for none.
+/// No byte of the extension is skipped: `tls-parser` alone would take most of these for the name or for no name.
 #[test]
 fn server_name_lists_of_the_wrong_length() {
     let good = server_name_list(&[(0, b"a.example")]);
@@ -323,7 +323,7 @@ fn encrypted_client_hello() {
 
 #[test]
 fn extensions_that_do_not_matter_are_not_judged() {
-    // Each would stop the typed parser of tls-parser, and with it hide what follows.
+    // Each extension would stop the typed parser of tls-parser, and so hide the following ones.
     let name = server_name_list(&[(0, b"a.example")]);
     let odd: [(u16, &[u8]); 6] =
         [(1, b""), (10, b"\x00\x05x"), (15, b""), (22, b"x"), (13172, b"x"), (0xffce, b"")];

@@ -1,4 +1,4 @@
-//! Hellos recorded from real clients; `testdata/hellos/README.md` tells how.
+//! Hellos recorded from real clients. `testdata/hellos/README.md` describes the recording.
 
 use std::{collections::BTreeSet, fs, io::Cursor, path::Path};
 
@@ -10,7 +10,7 @@ use super::{
     *,
 };
 
-/// A recording and what it must be read as.
+/// A recording and its expected result.
 pub(super) struct Recorded {
     pub file: &'static str,
     pub bytes: &'static [u8],
@@ -23,7 +23,7 @@ pub(super) struct Recorded {
 /// The protocols in the ALPN extension.
 enum Offers {
     These(&'static [&'static str]),
-    /// The first one and how many there are.
+    /// The first protocol and the number of protocols.
     Many(&'static str, usize),
 }
 
@@ -73,7 +73,7 @@ pub(super) const RECORDED: [Recorded; 24] = recorded! {
     "rustls-ring": NAME, HTTP, false, FROM_12;
 };
 
-/// The recording of that name.
+/// The recording with this name.
 pub(super) fn hello(file: &str) -> &'static [u8] {
     RECORDED.iter().find(|recorded| recorded.file == file).unwrap().bytes
 }
@@ -173,7 +173,7 @@ fn waiting_for_what_is_wanted_takes_few_calls() {
     }
 }
 
-/// The recordings show what they were made for.
+/// The recordings have the features that they were made for.
 #[test]
 fn the_recordings_have_the_features_that_matter() {
     let message = message_of(hello("chromium"));
@@ -203,7 +203,7 @@ fn the_recordings_have_the_features_that_matter() {
     assert_eq!(parse(hello("openssl-two-records"), 16 * 1024), Err(HelloError::TooLarge));
 }
 
-/// rustls, which a backend may well use, reads the same name and protocols. It does not read TLS 1.0.
+/// rustls, a likely TLS library of a backend, reads the same name and protocols. It does not support TLS 1.0.
 #[test]
 fn another_implementation_reads_the_same() {
     for recorded in &RECORDED {

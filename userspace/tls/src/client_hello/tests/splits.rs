@@ -1,4 +1,4 @@
-//! Hellos cut anew into records, and records into segments.
+//! Hellos split anew into records, and records into segments.
 
 use super::{
     build::{Hello, records},
@@ -28,9 +28,9 @@ fn two_records_cut_anywhere() {
     for recorded in &RECORDED {
         let message = message_of(recorded.bytes);
         let whole = parse(recorded.bytes, LIMIT);
-        // Neither of the two may be longer than a record can be.
+        // No part may be longer than the greatest record.
         let from = message.len().saturating_sub(1 << 14).max(1);
-        // In steps for the two that are very long.
+        // In larger steps for two very long recordings.
         for cut in (from..message.len().min(1 << 14)).step_by(message.len() / 4000 + 1) {
             let wire = records(&message, [cut]);
             assert_eq!(parse(&wire, LIMIT), whole, "{} cut at {cut}", recorded.file);
@@ -54,7 +54,7 @@ fn every_prefix_of_every_cut() {
     }
 }
 
-/// Records of a kind the hello does not need are in its way inside, and none of its business behind.
+/// Records of another type are an error inside the hello, and ignored after it.
 #[test]
 fn other_records_between_the_fragments() {
     let message = Hello::to("nginx.example.com").message();
@@ -67,7 +67,7 @@ fn other_records_between_the_fragments() {
             let (head, tail) = wire.split_at(5 + cut);
             let result = check_prefixes(&[head, foreign, tail].concat(), LIMIT, usize::MAX);
             assert_eq!(result, Err(Fault::ForeignRecord.into()), "cut at {cut}");
-            // The first byte of its header tells.
+            // The first byte of the header decides.
             let early = parse(&[head, &foreign[..1]].concat(), LIMIT);
             assert_eq!(early, Err(Fault::ForeignRecord.into()), "cut at {cut}");
             assert_eq!(parse(&[&wire[..], foreign].concat(), LIMIT), whole, "behind");
