@@ -1,4 +1,4 @@
-//! What 100,000 routes cost: to load, in memory, and for each connection.
+//! The cost of 100,000 routes: to load, in memory, and for each connection.
 //!
 //! `cargo bench -p snisplice-config`
 
@@ -25,7 +25,7 @@ fn main() {
     divan::main();
 }
 
-/// Half exact names, half wildcards, a backend for every ten routes.
+/// Half exact names, half wildcards, and a backend for every ten routes.
 fn native(routes: usize) -> Documents {
     let mut text = String::from("listeners:\n  - {name: public, bind: \"0.0.0.0:443\"}\nbackends:\n");
     for backend in 0..routes.div_ceil(10) {
@@ -59,7 +59,7 @@ static TABLES: LazyLock<[(usize, RouteTable); 4]> = LazyLock::new(|| SIZES.map(|
 
 fn lookup(bencher: Bencher<'_, '_>, size: usize, text: impl Fn(usize) -> String, hit: bool) {
     let table = &TABLES.iter().find(|(known, _)| *known == size).expect("a size of the list").1;
-    // More names than fit into the nearest cache, in an order that helps no predictor.
+    // More names than fit into the nearest cache, in an unpredictable order.
     let names: Vec<_> = (0..4_096_usize)
         .map(|turn| ServerName::parse(text(turn.wrapping_mul(7_919) % size)).expect("a name"))
         .collect();
@@ -86,7 +86,7 @@ fn lookup_miss(bencher: Bencher<'_, '_>, size: usize) {
     lookup(bencher, size, |route| format!("x.tenant-{route}.apps.example.org"), false);
 }
 
-/// As many labels as a name can have.
+/// The greatest number of labels of a name.
 #[divan::bench(args = SIZES)]
 fn lookup_hostile(bencher: Bencher<'_, '_>, size: usize) {
     lookup(bencher, size, |route| format!("{}{}", "a.".repeat(120), route % 10), false);

@@ -1,7 +1,7 @@
-//! The immutable model that every configuration format becomes.
+//! The immutable model, the result of every configuration format.
 //!
-//! Everything that is read while a connection is served is here, already validated and resolved as far as that
-//! is possible without I/O: names are lower-cased, references are indexes, precedence is decided.
+//! The model contains all values that a connection reads. They are validated and resolved as far as possible without
+//! I/O: names are in lower case, references are indices, precedence is decided.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -42,80 +42,80 @@ pub mod termination;
 /// One complete, valid configuration.
 #[derive(Debug, Clone, Default)]
 pub struct Model {
-    /// What to listen on; at least one, names unique, no address bound twice.
+    /// The listeners. There is at least one, names are unique, and no address is bound twice.
     pub listeners: Vec<Listener>,
-    /// Everything a route can point at; [`BackendId`] is an index into this list.
+    /// All backends. [`BackendId`] is an index into this list.
     pub backends: Vec<Backend>,
-    /// How many rules the listeners' tables hold in all; [`Route::id`] is below it.
+    /// The number of rules in all tables of the listeners. [`Route::id`] is below it.
     pub rules: usize,
-    /// How many ways of ending TLS there are; [`Termination::id`](termination::Termination::id) is below it.
+    /// The number of terminations. [`Termination::id`](termination::Termination::id) is below it.
     pub terminations: usize,
     /// The `Secret` objects of the files that a termination or a backend names; see [`Model::secret`].
     pub secrets: Vec<Secret>,
-    /// What servers of foreign objects ask for that are not served, for [`crate::explain()`].
+    /// Unsupported requirements of servers of foreign objects, for [`crate::explain()`].
     pub claims: Vec<Claim>,
-    /// What is fixed when the process starts.
+    /// Settings that are fixed at the start of the process.
     pub startup: Startup,
-    /// What follows a reload, beside listeners, routes and backends.
+    /// Settings that follow a reload, beside listeners, routes and backends.
     pub runtime: Runtime,
 }
 
 impl Model {
-    /// The `Secret` object of the files that a name means: that of its namespace, else the only one of the name in any
-    /// namespace. What is not among the files may be in the secrets directory.
+    /// The `Secret` object of the files that a name refers to: that of its namespace, or else the only one of the
+    /// name in any namespace. A Secret that is not in the files may be in the secrets directory.
     #[must_use]
     pub fn secret(&self, name: &SecretName) -> Option<&Secret> {
         secret::find(self.secrets.iter(), name)
     }
 }
 
-/// Names that a server asks for which is not served.
+/// Names of a server that is not served.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Claim {
     /// The names.
     pub pattern: HostPattern,
-    /// The port of the server, as the configuration has it.
+    /// The server's port in the configuration.
     pub port: u16,
-    /// Which server, as `Gateway namespace/name servers[0]`.
+    /// The server, as `Gateway namespace/name servers[0]`.
     pub by: String,
-    /// Where it was written.
+    /// The location in the configuration.
     pub origin: Origin,
 }
 
-/// One named set of addresses and the routes reachable through it.
+/// A named set of addresses with its routes.
 #[derive(Debug, Clone)]
 pub struct Listener {
     /// Unique name; a metric label.
     pub name: String,
-    /// Where it was written.
+    /// The location in the configuration.
     pub origin: Origin,
-    /// Addresses to bind, IPv4 and IPv6. `[::]` means IPv6 alone (`IPV6_V6ONLY`): IPv4 has an address of its own.
+    /// Addresses to bind, IPv4 and IPv6. `[::]` means IPv6 only (`IPV6_V6ONLY`). IPv4 has an address of its own.
     pub bind: Vec<SocketAddr>,
     /// Largest segment to announce to clients, in bytes without options (`TCP_MAXSEG`).
     pub mss: Option<u16>,
     /// Whether addresses are bound that this host does not have yet (`IP_FREEBIND`, ip(7)).
     pub freebind: bool,
-    /// Whether the configuration names no address: a family that the kernel lacks is left out then.
+    /// Whether the configuration names no address. An address family that the kernel lacks is then skipped.
     pub any_address: bool,
-    /// The ports as the configuration has them, which is what routes and `explain --port` mean; they differ from
-    /// those in `bind` where `--listen` moved them.
+    /// The configured ports, which routes and `explain --port` refer to. They differ from those in `bind` if
+    /// `--listen` overrides them.
     pub ports: Vec<u16>,
-    /// Which rule serves which server name.
+    /// The rules by server name.
     pub routes: RouteTable,
-    /// What serves connections that begin with an HTTP request instead of a TLS record.
+    /// The service of connections that begin with an HTTP request instead of a TLS record.
     pub plain_http: Option<PlainHttp>,
-    /// What happens to a connection that no rule serves, by verdict.
+    /// The policies for a connection that no rule serves, by verdict.
     pub policies: Policies,
 }
 
-/// What to do with a connection for each way a hello can fail to name a route.
+/// The policy for each verdict without a route.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Policies {
     /// A valid hello without the `server_name` extension (and no `*` rule).
     pub no_sni: Policy,
     /// A valid hello whose name no rule serves.
     pub unknown_name: Policy,
-    /// The first bytes are not a TLS handshake record.
+    /// The first bytes are not those of a TLS handshake record.
     pub not_tls: Policy,
     /// TLS, but not a valid `ClientHello`.
     pub malformed: Policy,
@@ -141,73 +141,73 @@ impl Policies {
     }
 }
 
-/// How to end, or where to send, a connection without a route.
+/// The end or the target of a connection without a route.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Policy {
-    /// FIN without a byte. The default: Gateway API conformance counts only EOF or RST as a rejection.
+    /// FIN without a byte. This is the default: Gateway API conformance accepts only EOF or RST as a rejection.
     #[default]
     Close,
     /// RST.
     Reset,
     /// A fatal TLS alert (`unrecognized_name` and so on, RFC 8446 section 6.2), then FIN.
     Alert,
-    /// Pass the bytes on to this backend all the same.
+    /// The bytes are forwarded to this backend.
     Backend(BackendId),
 }
 
-/// A named group of endpoints that serve the same thing.
+/// A named group of equivalent endpoints.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Backend {
     /// Unique name; a metric label. For Istio destinations `host:port`.
     pub name: String,
-    /// Where it can be reached; may be empty, then connections are rejected.
+    /// The endpoints. If there is none, connections are rejected.
     pub endpoints: Vec<Endpoint>,
-    /// Source addresses for the connection to the endpoint, used in turn; empty lets the kernel choose.
+    /// Source addresses for connections to endpoints, used in turn. With an empty list the kernel chooses.
     pub source: Vec<IpAddr>,
-    /// Whether what it sends may take the short cut, where it is on this host and the kernel allows it.
+    /// Whether the backend's bytes may use the short cut, if the backend is on this host and the kernel supports it.
     pub same_host: bool,
-    /// Connections to it at once; `None` is no limit. Further ones are refused.
+    /// The limit of concurrent connections. `None` is no limit. Further ones are refused.
     pub max_connections: Option<usize>,
-    /// Connections at once that wait for one of its endpoints to answer; 0 is no limit. See [`Limits::pending`] for the
+    /// The limit of concurrent connections that wait for an endpoint; 0 is no limit. See [`Limits::pending`] for the
     /// default.
     pub max_pending: Option<usize>,
-    /// How its connections are spread over its endpoints.
+    /// The distribution of its connections over its endpoints.
     pub load_balancing: LoadBalancing,
-    /// Whether a client's further connections go to the endpoint of its first one.
+    /// Client affinity: a client's further connections go to the endpoint of its first one.
     pub affinity: Option<SourceAffinity>,
-    /// How long connecting to its endpoints may take in all; `None` is [`Timeouts::connect`].
+    /// The time limit of a connect to its endpoints in total. `None` is [`Timeouts::connect`].
     pub connect_timeout: Option<Duration>,
-    /// TLS towards it, for what is terminated here; passthrough takes no notice of it.
+    /// TLS to the backend, for terminated connections. Passthrough ignores it.
     pub tls: Option<Arc<UpstreamTls>>,
-    /// The version of HTTP to speak to it, for what is HTTP here.
+    /// The HTTP version towards the backend, for HTTP requests.
     pub http: BackendHttp,
-    /// Which of its endpoints are used.
+    /// The rules for the endpoints that are used.
     pub health: Health,
 }
 
 /// One address of a backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
-    /// Literal address, or a name that userspace resolves.
+    /// A literal address, or a name that the daemon resolves.
     pub host: EndpointHost,
     /// TCP port, never 0.
     pub port: u16,
-    /// Share among its siblings; 0 receives nothing.
+    /// The weight among its siblings. With 0 the endpoint gets no connection.
     pub weight: u32,
-    /// Endpoints of a higher number are for when none of a lower one is available.
+    /// The priority. Endpoints of a higher number are used if none of a lower one is available.
     pub priority: u8,
 }
 
 impl Endpoint {
-    /// The largest priority, that of Envoy.
+    /// The largest priority, the same as Envoy's.
     pub const MAX_PRIORITY: u8 = 128;
 }
 
-/// Where an endpoint lives.
+/// The host of an endpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum EndpointHost {
     /// A literal address.
     Ip(IpAddr),
-    /// To be resolved by DNS.
+    /// A name to resolve by DNS.
     Dns(HostName),
 }

@@ -1,13 +1,13 @@
-//! Our own format.
+//! The native format.
 //!
-//! A file holds one or more documents, and all documents of all files together are one configuration: lists are
-//! joined, and a setting is written once. Keys are `snake_case`; an unknown key, a key written twice and a
-//! reference to nothing are errors.
+//! A file contains one or more documents, and all documents of all files together are one configuration. Lists are
+//! joined, and a setting is written once. Keys are `snake_case`. An unknown key, a repeated key and an unknown
+//! reference are errors.
 //!
-//! `docs/configuration.md` has every key; [`schema`] is where it comes from.
+//! `docs/configuration.md` lists every key. It is generated from [`schema`].
 //!
-//! Native routes may name the listeners that Istio Gateways make (`gateway-443` for port 443 on all addresses,
-//! `gateway-192.0.2.1-443` for one address) and then serve what they have in common with the hosts of the
+//! Native routes may name the listeners of Istio Gateways (`gateway-443` for port 443 on all addresses,
+//! `gateway-192.0.2.1-443` for one address). They then serve the names that they share with the hosts of the
 //! Gateway's servers. Istio's `VirtualService` objects never attach to native listeners.
 
 use std::{
@@ -96,10 +96,10 @@ impl<'n> Native<'n> {
     }
 }
 
-/// Whether a document has a key of this format, or one that may be meant for it.
+/// Whether a document has a key of this format, or a similar key.
 pub(crate) fn is_own(document: &View<'_>) -> bool {
     let mut probe = Native::default();
-    // Whatever it says is said again when the document is read.
+    // Discards the findings here, since the document is read again later.
     let mut diagnostics = Diagnostics::default();
     let Some(mut fields) = document.fields("", &mut diagnostics) else { return false };
     probe.read_fields(&mut fields, &mut diagnostics);
@@ -107,7 +107,7 @@ pub(crate) fn is_own(document: &View<'_>) -> bool {
 }
 
 impl Native<'_> {
-    /// The backends, which policies and routes refer to.
+    /// Adds the backends, which policies and routes refer to.
     pub(crate) fn add_backends(
         &self,
         builder: &mut ModelBuilder,
@@ -134,7 +134,7 @@ impl Native<'_> {
         }
     }
 
-    /// What happens where no listener says otherwise.
+    /// The policies of listeners without policies of their own.
     pub(crate) fn policies(&self, builder: &ModelBuilder, diagnostics: &mut Diagnostics) -> Policies {
         let mut policies = Policies::default();
         apply(&mut policies, &self.policies, builder, diagnostics);
@@ -191,7 +191,7 @@ impl Native<'_> {
         }
     }
 
-    /// Attaches every route; all listeners are there.
+    /// Attaches every route. All listeners exist by now.
     pub(crate) fn add_routes(&self, builder: &mut ModelBuilder, diagnostics: &mut Diagnostics) {
         let by_name: HashMap<String, usize> = (builder.listeners.iter().enumerate())
             .map(|(at, listener)| (listener.name.clone(), at))
@@ -205,7 +205,7 @@ impl Native<'_> {
         for route in &self.routes {
             let NativeRoute { view, listeners, sni, backends, terminate, .. } = route;
             let wanted: Vec<usize> = match listeners {
-                // Who does not name a listener for HTTP without TLS does not mean TLS on its port.
+                // A route without `listeners` does not attach to a listener for HTTP without TLS.
                 None => (0..builder.listeners.len()).filter(|at| !plain.contains(at)).collect(),
                 Some(written) => written
                     .iter()
@@ -271,7 +271,7 @@ impl Native<'_> {
     }
 }
 
-/// Gives every route without a name one of its own.
+/// Gives a unique name to every route without one.
 struct RouteNames {
     taken: HashSet<String>,
 }

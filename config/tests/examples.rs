@@ -1,4 +1,4 @@
-//! Each example loads without a word said against it, and shows what its comments promise.
+//! Each example loads without a finding, and behaves as its comments say.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panic, in its helpers too")]
 
@@ -53,7 +53,7 @@ fn the_complete_example_has_the_defaults_it_shows() {
     assert!(public.routes.no_sni().is_none() && internal.routes.no_sni().is_some());
 }
 
-/// A literal endpoint that is the listener itself: its own address, or all addresses of the host by loopback.
+/// A literal endpoint that is the listener itself: its own address, or all addresses of the host through loopback.
 #[test]
 fn an_endpoint_that_is_a_listener_is_warned_of() {
     let text = "listeners: [{name: a, bind: ['192.0.2.1:443', '0.0.0.0:8443']}]\n\

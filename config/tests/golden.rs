@@ -1,8 +1,8 @@
-//! Each folder of `testdata` is a load: its `*.yaml` files in order, the command line in `args` (one argument with
-//! its value on a line, then `explain NAME [PORT]` lines, `-` for no name, and `request METHOD SCHEME://NAME/PATH
-//! [NAME:VALUE]...` lines), and `out.txt`, what it must print.
+//! Each folder of `testdata` is a load. Its `*.yaml` files are read in order. `args` is the command line: one
+//! argument with its value per line, then lines `explain NAME [PORT]` (`-` for no name) and `request METHOD
+//! SCHEME://NAME/PATH [NAME:VALUE]...`. `out.txt` is the expected output.
 //!
-//! `BLESS=1 cargo test -p snisplice-config --test golden` writes `out.txt` anew; read the difference before you
+//! `BLESS=1 cargo test -p snisplice-config --test golden` writes `out.txt` anew. Read the difference before you
 //! commit it.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panic, in its helpers too")]
 

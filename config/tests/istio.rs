@@ -1,8 +1,8 @@
-//! Istio's own answers, recorded in `tests/istio` of the repository, beside ours.
+//! Istio's own results, recorded in `tests/istio` of the repository, compared with snisplice's.
 //!
-//! Where the two differ, `model` says which of the differences that are meant (`docs/istio.md`) is the reason: it
-//! works out what Istio does, and what it would do if it were like us in one or a few of these points. A difference that
-//! none of them explains is a fault, here or there.
+//! If the two differ, `model` finds the intended differences that are the reason (`docs/istio.md`). It computes
+//! Istio's result, and the result of an Istio that behaves like snisplice in one or a few of these points. An
+//! unexplained difference is a fault, here or there.
 #![expect(clippy::unwrap_used, reason = "a test fails by panic, in its helpers too")]
 
 #[path = "istio/model.rs"]
@@ -55,7 +55,7 @@ fn every_answer_is_istios_or_differs_as_is_meant() {
             }
             let ours = ours.settled();
             served += usize::from(ours != Answer::Closed);
-            // Who connects to a listener that Envoy does not take is refused too.
+            // A connection to a listener that Envoy rejects is refused as well.
             if ours == ask.answer || (ours == Answer::Closed && ask.answer == Answer::Rejected) {
                 continue;
             }
@@ -85,7 +85,7 @@ fn every_answer_is_istios_or_differs_as_is_meant() {
     assert!(asked >= 1_000 && served * 6 > asked, "{asked} asked, {served} served");
 }
 
-/// What we make of a set; `None` if there is nothing to serve.
+/// The model of a set. `None` if there is nothing to serve.
 fn translate(set: &Set) -> Option<Model> {
     let options = Options {
         namespace: Some(set.namespace.clone()),

@@ -1,4 +1,4 @@
-//! What holds for any input.
+//! Properties for any input.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panic, in its helpers too")]
 
@@ -45,7 +45,7 @@ proptest! {
             builder.insert(pattern.clone(), pattern, &HostPattern::Any, &rule(id), &Arc::new(Rank::default()));
         }
         let table = builder.build();
-        // Of the matching patterns the narrowest; of equal ones the first.
+        // The narrowest of the matching patterns. Of equal ones the first.
         let expected = patterns
             .iter()
             .enumerate()
@@ -91,7 +91,7 @@ proptest! {
     }
 }
 
-/// Loads, and holds the result to what every result promises.
+/// Loads, and checks the invariants of every result.
 fn survives(texts: &[String]) {
     let sources: Vec<_> = texts
         .iter()

@@ -1,22 +1,22 @@
-//! How a backend's connections are spread over its endpoints.
+//! Load balancing: the distribution of a backend's connections over its endpoints.
 
 use std::{fmt, str::FromStr, time::Duration};
 
 /// `backends[].load_balancing`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LoadBalancing {
-    /// How an endpoint is chosen.
+    /// The algorithm that chooses an endpoint.
     pub algorithm: Algorithm,
-    /// What the hashing algorithms hash.
+    /// The input of the hashing algorithms.
     pub hash_key: HashKey,
-    /// For the hashing algorithms: how many connections an endpoint may have, in percent of its fair share
-    /// (Envoy's `hash_balance_factor`); `None` is no bound.
+    /// For the hashing algorithms: the limit of an endpoint's connections, in percent of its fair share (Envoy's
+    /// `hash_balance_factor`). `None` is no limit.
     pub hash_balance_factor: Option<u32>,
-    /// How new and recovered endpoints begin; `None` is with their whole share.
+    /// The slow start of new and recovered endpoints. With `None` they get their full weight at once.
     pub slow_start: Option<SlowStart>,
 }
 
-/// How an endpoint is chosen.
+/// The algorithm that chooses an endpoint.
 #[derive(
     Debug,
     Clone,
@@ -45,14 +45,14 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
-    /// Whether the key decides.
+    /// Whether the choice depends on the hash key.
     #[must_use]
     pub fn hashes(self) -> bool {
         matches!(self, Self::SourceHash | Self::Maglev)
     }
 }
 
-/// What the hashing algorithms hash.
+/// The input of the hashing algorithms.
 #[derive(
     Debug,
     Clone,
@@ -74,12 +74,12 @@ pub enum HashKey {
     ServerName,
 }
 
-/// New and recovered endpoints get a growing part of their weight (Envoy's `slow_start_config`).
+/// Slow start: new and recovered endpoints get a growing part of their weight (Envoy's `slow_start_config`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SlowStart {
-    /// How long that takes.
+    /// The duration of the slow start.
     pub window: Duration,
-    /// How the part grows.
+    /// The growth of the part.
     pub aggression: Aggression,
     /// The least part, in percent from 1 to 100.
     pub min_weight_percent: u8,
@@ -90,7 +90,8 @@ impl SlowStart {
     pub const MIN_WEIGHT_PERCENT: u8 = 10;
 }
 
-/// The part of the weight is `(time / window) ^ (1 / aggression)`: 1 grows evenly, more grows faster at first.
+/// The exponent in `(time / window) ^ (1 / aggression)`, the part of the weight. 1 is linear growth. A larger value
+/// grows faster at first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Aggression {
     hundredths: u32,
@@ -103,11 +104,11 @@ impl Default for Aggression {
 }
 
 impl Aggression {
-    /// In words, for messages.
+    /// A description for error messages.
     pub(crate) const EXPECTED: &'static str =
         "a number from 0.01 to 100 with at most two decimals, for example 1.5";
 
-    /// As a number.
+    /// The value as a number.
     #[must_use]
     pub fn value(self) -> f64 {
         f64::from(self.hundredths) / 100.0
@@ -142,17 +143,17 @@ impl fmt::Display for Aggression {
     }
 }
 
-/// A client's further connections go to the endpoint of its first one (`sessionAffinity: ClientIP`
+/// Client affinity: a client's further connections go to the endpoint of its first one (`sessionAffinity: ClientIP`
 /// of Kubernetes).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SourceAffinity {
-    /// Leading bits of an IPv4 address that make a client.
+    /// Leading bits of an IPv4 address that identify a client.
     pub prefix_ipv4: u8,
-    /// Leading bits of an IPv6 address that make a client.
+    /// Leading bits of an IPv6 address that identify a client.
     pub prefix_ipv6: u8,
-    /// How long a client is remembered after its last connection began.
+    /// The lifetime of a client's entry after its last connection began.
     pub timeout: Duration,
-    /// How many clients are remembered; one more takes the place of the one that was silent for longest.
+    /// The greatest number of clients in the table. A further client replaces the one that was silent for longest.
     pub max_entries: usize,
 }
 
@@ -163,9 +164,9 @@ impl Default for SourceAffinity {
 }
 
 impl SourceAffinity {
-    /// As `sessionAffinityConfig.clientIP.timeoutSeconds` of Kubernetes.
+    /// The default of `sessionAffinityConfig.clientIP.timeoutSeconds` in Kubernetes, in seconds.
     pub const TIMEOUT: Duration = Duration::from_secs(3 * 3_600);
-    /// About 8 MiB.
+    /// About 8 MiB of memory.
     pub const MAX_ENTRIES: usize = 65_536;
 }
 

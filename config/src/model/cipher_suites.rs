@@ -1,6 +1,6 @@
 //! The names of cipher suites: those of OpenSSL, of the IANA registry and of rustls.
 
-/// Each suite that can be spoken: its name in the IANA registry, and that of OpenSSL.
+/// The supported suites: the name in the IANA registry and the name in OpenSSL.
 const SPOKEN: [(&str, &str); 9] = [
     ("TLS_AES_256_GCM_SHA384", "TLS_AES_256_GCM_SHA384"),
     ("TLS_AES_128_GCM_SHA256", "TLS_AES_128_GCM_SHA256"),
@@ -13,7 +13,8 @@ const SPOKEN: [(&str, &str); 9] = [
     ("TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256", "ECDHE-RSA-CHACHA20-POLY1305"),
 ];
 
-/// Suites that Istio takes and that are not spoken here: without forward secrecy, or without authenticated encryption.
+/// Suites that Istio accepts and that are not supported here: without forward secrecy, or without authenticated
+/// encryption.
 const WEAK: [&str; 12] = [
     "ECDHE-ECDSA-AES128-SHA",
     "ECDHE-ECDSA-AES256-SHA",
@@ -29,18 +30,18 @@ const WEAK: [&str; 12] = [
     "DES-CBC3-SHA",
 ];
 
-/// What a name stands for.
+/// The result of a lookup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Suite {
-    /// One that is spoken: its name in the IANA registry.
+    /// A supported suite, by its name in the IANA registry.
     Spoken(&'static str),
-    /// One that is known, and not spoken.
+    /// A known suite that is not supported.
     Weak,
-    /// None.
+    /// An unknown name.
     Unknown,
 }
 
-/// Looks up a name as OpenSSL or the IANA registry writes it; case counts for nothing.
+/// Looks up a name of OpenSSL or the IANA registry, in any case.
 pub(crate) fn look_up(name: &str) -> Suite {
     let spoken = |(iana, openssl): &&(&'static str, &'static str)| {
         iana.eq_ignore_ascii_case(name) || openssl.eq_ignore_ascii_case(name)
@@ -54,7 +55,7 @@ pub(crate) fn look_up(name: &str) -> Suite {
     }
 }
 
-/// All that are spoken, by their names in the IANA registry.
+/// All supported suites, by their names in the IANA registry.
 pub(crate) fn spoken() -> impl Iterator<Item = &'static str> {
     SPOKEN.iter().map(|(iana, _)| *iana)
 }

@@ -1,20 +1,21 @@
 //! Health of a backend's endpoints: active checks, outlier detection and the panic threshold.
 //!
-//! The names are those of Envoy and `HAProxy`. `docs/internals/health.md` describes what they do.
+//! The names are those of Envoy and `HAProxy`. `docs/internals/health.md` describes the behaviour.
 
 use std::time::Duration;
 
 use crate::name::ServerName;
 
-/// What decides which endpoints of a backend are used.
+/// The rules for the endpoints of a backend that are used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Health {
-    /// Active checks; none are made without.
+    /// Active checks. `None` makes none.
     pub check: Option<HealthCheck>,
-    /// Passive checks: endpoints whose connections fail are ejected for a while; none are without.
+    /// Passive checks: endpoints with failing connections are ejected for a while. `None` ejects none.
     pub outliers: Option<OutlierDetection>,
-    /// Percent of the endpoints. While fewer are healthy and not ejected, all are used (Envoy's
-    /// `healthy_panic_threshold`). 0 never: then connections are rejected while none is left.
+    /// The panic threshold, in percent of the endpoints. While fewer are healthy and not ejected, all are used
+    /// (Envoy's `healthy_panic_threshold`). With 0 there is no panic: connections are rejected while no endpoint is
+    /// left.
     pub panic_threshold: u8,
 }
 
@@ -28,7 +29,7 @@ impl Health {
     /// Envoy's default.
     pub const PANIC_THRESHOLD: u8 = 50;
 
-    /// Whether anything watches the endpoints.
+    /// Whether any rule watches the endpoints.
     #[must_use]
     pub fn is_watched(&self) -> bool {
         self.check.is_some() || self.outliers.is_some()
@@ -38,19 +39,19 @@ impl Health {
 /// An active check of each endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HealthCheck {
-    /// What is sent, and what must come back.
+    /// The data to send, and the expected reply.
     pub probe: Probe,
-    /// From one check of a healthy endpoint to the next.
+    /// The time between two checks of a healthy endpoint.
     pub interval: Duration,
-    /// The same while the endpoint is unhealthy, or its last check has failed.
+    /// The time between two checks while the endpoint is unhealthy, or after a failed check.
     pub unhealthy_interval: Duration,
-    /// Percent of the interval that is added at random at most.
+    /// The greatest random addition to the interval, in percent.
     pub interval_jitter_percent: u8,
-    /// How long one check may take.
+    /// The time limit of one check.
     pub timeout: Duration,
-    /// Successes in a row after which an unhealthy endpoint is healthy.
+    /// Consecutive successes after which an unhealthy endpoint is healthy.
     pub rise: u32,
-    /// Failures in a row after which a healthy endpoint is unhealthy.
+    /// Consecutive failures after which a healthy endpoint is unhealthy.
     pub fall: u32,
 }
 
@@ -68,38 +69,39 @@ impl Default for HealthCheck {
     }
 }
 
-/// What an active check does.
+/// The kind of an active check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Probe {
     /// Connects and closes.
     Tcp,
-    /// Sends a `ClientHello` (RFC 8446 section 4.1.2); the `ServerHello` and the certificate must come back.
+    /// Sends a `ClientHello` (RFC 8446 section 4.1.2). Expects the `ServerHello` and the certificate.
     Tls {
-        /// The server name to send; none is sent without.
+        /// The server name to send. `None` sends none.
         sni: Option<ServerName>,
         /// The protocols to offer (RFC 7301), the preferred one first.
         alpn: Vec<String>,
     },
 }
 
-/// When an endpoint is ejected for the failures of its connections, and for how long. Envoy's `outlier_detection`.
+/// The ejection of endpoints with failing connections, and its duration. Envoy's `outlier_detection`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutlierDetection {
-    /// Responses with a status from 500 on, and failures of connections unless these are split, in a row; 0 never ejects.
+    /// Consecutive responses with a status from 500 on. Failures of connections count as well, unless they are split.
+    /// 0 never ejects.
     pub consecutive_5xx: u32,
-    /// The same for the statuses 502, 503 and 504 alone; 0 never ejects.
+    /// Consecutive responses with the statuses 502, 503 and 504. 0 never ejects.
     pub consecutive_gateway_failure: u32,
-    /// Failures of connections in a row, where these are split; 0 never ejects.
+    /// Consecutive failures of connections, if they are split. 0 never ejects.
     pub consecutive_local_origin_failure: u32,
-    /// Whether failures of connections are counted apart from responses.
+    /// Whether failures of connections are counted separately from responses.
     pub split_external_local_origin_errors: bool,
-    /// How often ejected endpoints are looked at. One returns at the first look after its time.
+    /// The interval between checks of the ejected endpoints. An endpoint returns at the first check after its time.
     pub interval: Duration,
-    /// How long the first ejection lasts. The second one lasts twice as long, the third one three times, and so on.
+    /// The duration of the first ejection. The second one lasts twice as long, the third one three times, and so on.
     pub base_ejection_time: Duration,
-    /// The longest ejection, but no less than `base_ejection_time`.
+    /// The longest ejection, but at least `base_ejection_time`.
     pub max_ejection_time: Duration,
-    /// Percent of the endpoints that may be ejected at once; one may always be.
+    /// The greatest share of ejected endpoints, in percent. One endpoint may always be ejected.
     pub max_ejection_percent: u8,
 }
 

@@ -1,4 +1,4 @@
-//! HTTP requests: which rule serves them and what it does with them.
+//! HTTP requests: the rules, their conditions and their actions.
 
 use std::{
     cmp::Reverse,
@@ -14,26 +14,26 @@ pub mod matching;
 
 pub use self::header_text::{HeaderText, Variable};
 
-/// The rules of one server by the authority of a request.
+/// The rules of one server, by the authority of a request.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HttpTable {
-    /// Each pattern once, the most specific first: exact names, then the longest suffixes, then `*`; in alphabetical order
-    /// among equal ones. See [`HttpTable::new`].
+    /// Each pattern once, the most specific first: exact names, then the longest suffixes, then `*`. Equal ones are
+    /// in alphabetical order. See [`HttpTable::new`].
     pub hosts: Vec<VirtualHost>,
 }
 
 impl HttpTable {
-    /// Puts the hosts in order. Patterns are unique.
+    /// Sorts the hosts. Their patterns are unique.
     #[must_use]
     pub fn new(mut hosts: Vec<VirtualHost>) -> Self {
         hosts.sort_by(|a, b| place(&a.pattern).cmp(&place(&b.pattern)));
         Self { hosts }
     }
 
-    /// The rules for a host without its port; `None` is answered with 404.
+    /// The rules for a host without its port. The response to `None` is 404.
     #[must_use]
     pub fn lookup(&self, host: &str) -> Option<&VirtualHost> {
-        // An address or another text that is no name is within `*` alone.
+        // Only `*` matches an address or another text that is no name.
         let any = || self.hosts.last().filter(|last| last.pattern == HostPattern::Any);
         let Ok(name) = ServerName::parse(host) else { return any() };
         let name = name.as_str();
@@ -43,7 +43,7 @@ impl HttpTable {
             .or_else(any)
     }
 
-    /// The host of exactly this place.
+    /// The host at exactly this position.
     fn at(&self, specificity: usize, text: &str) -> Option<&VirtualHost> {
         let wanted = (Reverse(specificity), text);
         let found = self.hosts.binary_search_by(|host| place(&host.pattern).cmp(&wanted));
@@ -51,7 +51,7 @@ impl HttpTable {
     }
 }
 
-/// Where a pattern is among others: the most specific first, then in alphabetical order.
+/// The sort key of a pattern: the most specific first, then in alphabetical order.
 fn place(pattern: &HostPattern) -> (Reverse<usize>, &str) {
     let text = match pattern {
         HostPattern::Exact(name) | HostPattern::Suffix(name) => name.as_str(),
@@ -67,29 +67,29 @@ fn parent(name: &str) -> Option<&str> {
 /// The rules of one name or pattern of names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VirtualHost {
-    /// The names.
+    /// The matched names.
     pub pattern: HostPattern,
-    /// Every request is sent to HTTPS (`httpsRedirect`), before any rule.
+    /// Redirects every request to HTTPS (`httpsRedirect`), before any rule.
     pub https_redirect: Option<HttpsRedirect>,
-    /// The first that matches serves; none is answered with 404.
+    /// The first matching rule serves a request. Without one the response is 404.
     pub rules: Vec<Arc<HttpRule>>,
 }
 
 /// A redirect of whole hosts to HTTPS, with 301.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HttpsRedirect {
-    /// The port of the TLS server; 443 is left out of the location.
+    /// The port of the TLS server. 443 is omitted from the location.
     pub port: u16,
 }
 
-/// What one `http` route does.
+/// One `http` route.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HttpRule {
-    /// Its id, name, origin and weighted targets. There are targets for [`HttpAction::Forward`] only.
+    /// The id, name, origin and weighted targets. Only [`HttpAction::Forward`] has targets.
     pub rule: Arc<Route>,
-    /// One of them must match; no match at all is every request.
+    /// One of these conditions must match. An empty list matches every request.
     pub matches: Vec<HttpMatch>,
-    /// What becomes of a request.
+    /// The action for a request.
     pub action: HttpAction,
     /// Changes to every request.
     pub request_headers: HeaderChanges,
@@ -97,75 +97,75 @@ pub struct HttpRule {
     pub response_headers: HeaderChanges,
 }
 
-/// Conditions that must all hold.
+/// A condition, all of whose parts must match.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HttpMatch {
-    /// Of the path without its query.
+    /// The path without its query.
     pub uri: Option<StringMatch>,
-    /// Whether the case of the path counts for nothing.
+    /// Whether the path matches in any case.
     pub ignore_uri_case: bool,
     /// `http` or `https`.
     pub scheme: Option<StringMatch>,
-    /// The method.
+    /// The request's method.
     pub method: Option<StringMatch>,
-    /// The authority as sent, with its port.
+    /// The authority as sent, including its port.
     pub authority: Option<StringMatch>,
-    /// Headers that must be there; `None` takes any value.
+    /// Required headers. `None` accepts any value.
     pub headers: Vec<(String, Option<StringMatch>)>,
-    /// Headers that must not be there, or not with this value.
+    /// Headers that must be absent, or must not have this value.
     pub without_headers: Vec<(String, Option<StringMatch>)>,
-    /// Query parameters that must be there; `None` takes any value.
+    /// Required query parameters. `None` accepts any value.
     pub query_params: Vec<(String, Option<StringMatch>)>,
 }
 
 /// A condition for a text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StringMatch {
-    /// The whole text.
+    /// The complete text.
     Exact(String),
-    /// Its beginning.
+    /// A prefix of the text.
     Prefix(String),
-    /// The whole text matches this expression (RE2 syntax).
+    /// The complete text matches this regular expression (RE2 syntax).
     Regex(Expression),
 }
 
-/// A compiled expression; two are equal if they are written alike.
+/// A compiled expression. Two are equal if their sources are equal.
 #[derive(Debug, Clone)]
 pub struct Expression {
     written: String,
     compiled: regex::Regex,
-    /// The same for a part of a text, compiled when it is first wanted.
+    /// The expression for parts of a text, compiled at the first use.
     of_parts: OnceLock<regex::Regex>,
 }
 
 impl Expression {
-    /// The largest program of an expression, in bytes.
+    /// The greatest size of an expression's program, in bytes.
     const SIZE_LIMIT: usize = 1 << 20;
 
-    /// Compiles an expression that has to match a whole text.
+    /// Compiles an expression that must match a complete text.
     ///
     /// # Errors
-    /// If it is no expression, or its program is larger than 1 MiB; the error says why.
+    /// Returns an error if the expression is invalid, or its program is larger than 1 MiB.
     pub fn new(written: &str) -> Result<Self, String> {
         let compile = |text: &str| regex::RegexBuilder::new(text).size_limit(Self::SIZE_LIMIT).build();
-        // By itself first: a bracket that closes too early must not pass because of the brackets around it.
+        // Compiled without brackets first: added brackets must not hide an unbalanced one.
         compile(written)
             .and_then(|_| compile(&format!("^(?:{written})$")))
             .map(|compiled| Self { written: written.to_owned(), compiled, of_parts: OnceLock::new() })
             .map_err(|error| error.to_string())
     }
 
-    /// Whether it matches the whole text.
+    /// Whether the expression matches the complete text.
     #[must_use]
     pub fn matches(&self, text: &str) -> bool {
         self.compiled.is_match(text)
     }
 
-    /// The text with `substitution` in the place of each part that matches; `\1` in it is the first group, `\0` the whole
-    /// match, and `\\` a backslash (RE2 `Rewrite`).
+    /// The text with `substitution` instead of each matching part. In `substitution`, `\1` is the first group, `\0`
+    /// the complete match, and `\\` a backslash (RE2 `Rewrite`).
     #[must_use]
     pub fn replace_all(&self, text: &str, substitution: &str) -> String {
-        // It has compiled before, with brackets around it.
+        // The expression has compiled before, within brackets.
         let build = || {
             regex::RegexBuilder::new(&self.written)
                 .size_limit(Self::SIZE_LIMIT)
@@ -194,7 +194,7 @@ impl Expression {
         self.of_parts.get_or_init(build).replace_all(text, replacement).into_owned()
     }
 
-    /// As it was written.
+    /// The source of the expression.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.written
@@ -209,47 +209,47 @@ impl PartialEq for Expression {
 
 impl Eq for Expression {}
 
-/// What becomes of a request.
+/// The action for a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HttpAction {
-    /// It goes to one of the rule's targets.
+    /// The request is forwarded to one of the rule's targets.
     Forward(Forward),
-    /// The client is sent elsewhere.
+    /// The response is a redirect.
     Redirect(Redirect),
-    /// It is answered here.
+    /// The response is a direct response.
     Respond(Respond),
 }
 
-/// How requests go to targets.
+/// The forwarding of requests to targets.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Forward {
-    /// For each of the rule's targets, in their order, the changes to requests and to responses.
+    /// The changes to requests and to responses for each of the rule's targets, in order.
     pub of_target: Vec<(HeaderChanges, HeaderChanges)>,
-    /// Changes of path and authority.
+    /// Changes of the path and the authority.
     pub rewrite: Option<Rewrite>,
-    /// From the request's end to the response's end; `None` is no limit, as in Istio.
+    /// The time limit from the request's end to the response's end. `None` is no limit, as in Istio.
     pub timeout: Option<Duration>,
-    /// What is tried again.
+    /// The conditions for a retry.
     pub retries: Retries,
 }
 
-/// Changes of a request's path and authority before it is sent on.
+/// Changes of a request's path and authority before it is forwarded.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Rewrite {
-    /// Takes the place of what `uri` of the match names: of the prefix, or of the whole path.
+    /// Replaces the part that `uri` of the match names: the prefix, or the complete path.
     pub uri: Option<String>,
-    /// An expression over the path, and what takes the place of each match (`\1` is its first group).
+    /// An expression for the path, and the replacement of each match (`\1` is its first group).
     pub uri_regex: Option<(Expression, String)>,
     /// The new authority.
     pub authority: Option<String>,
 }
 
-/// When a request is tried again.
+/// The retries of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Retries {
-    /// Times beside the first; 0 never.
+    /// The number of retries; 0 is none.
     pub attempts: u32,
-    /// The limit of one try; `None` is the request's.
+    /// The time limit of one attempt. `None` is that of the request.
     pub per_try_timeout: Option<Duration>,
     /// The connection failed, was reset before the response, or was refused (`connect-failure`, `refused-stream`).
     pub on_connect_failure: bool,
@@ -260,7 +260,7 @@ pub struct Retries {
 }
 
 impl Default for Retries {
-    /// Istio's: twice, for failures of connections and for 503.
+    /// Istio's default: two retries, after failed connections and after 503.
     fn default() -> Self {
         Self {
             attempts: 2,
@@ -272,16 +272,16 @@ impl Default for Retries {
     }
 }
 
-/// Sends a client elsewhere.
+/// A redirect of a client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Redirect {
-    /// The new path; the request's without one.
+    /// The new path. `None` keeps the request's.
     pub uri: Option<String>,
-    /// The matched prefix whose place `uri` takes; without one it takes that of the whole path.
+    /// The matched prefix that `uri` replaces. With `None`, `uri` replaces the complete path.
     pub prefix: Option<String>,
-    /// The new authority; the request's without one.
+    /// The new authority. `None` keeps the request's.
     pub authority: Option<String>,
-    /// The new scheme; the request's without one.
+    /// The new scheme. `None` keeps the request's.
     pub scheme: Option<String>,
     /// The new port.
     pub port: Option<RedirectPort>,
@@ -292,47 +292,48 @@ pub struct Redirect {
 /// The port of a redirect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RedirectPort {
-    /// This one.
+    /// A number.
     Number(u16),
-    /// The scheme's own (`FROM_PROTOCOL_DEFAULT`).
+    /// The default port of the scheme (`FROM_PROTOCOL_DEFAULT`).
     OfScheme,
-    /// The request's (`FROM_REQUEST_PORT`).
+    /// The request's port (`FROM_REQUEST_PORT`).
     OfRequest,
 }
 
-/// An answer of our own.
+/// A direct response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Respond {
     /// The status code.
     pub status: u16,
-    /// The body; empty for none.
+    /// The body. May be empty.
     pub body: Vec<u8>,
 }
 
 /// Changes to the headers of a request or response, in the order remove, set, add.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HeaderChanges {
-    /// Taken out.
+    /// Headers to remove.
     pub remove: Vec<String>,
-    /// Put in the place of all values of the name.
+    /// Headers that replace all values of their name.
     pub set: Vec<(String, HeaderText)>,
-    /// Put beside what is there.
+    /// Headers that are added to existing values.
     pub add: Vec<(String, HeaderText)>,
 }
 
-/// How a server takes HTTP without TLS.
+/// The HTTP service of a server without TLS.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlainHttp {
-    /// Which server wants it.
+    /// The server.
     pub name: String,
-    /// Where it was written.
+    /// The location in the configuration.
     pub origin: Origin,
-    /// Its rules.
+    /// The rules of the server.
     pub table: Arc<HttpTable>,
 }
 
 impl PlainHttp {
-    /// This and another one as one: the rules of `other` come after these for the same host, but before a rule for all requests.
+    /// Merges this value with `other`. For the same host, the rules of `other` follow these rules, but come before a
+    /// rule for all requests.
     #[must_use]
     pub fn and(self, other: &Self) -> Self {
         let mut hosts = self.table.hosts.clone();
@@ -351,7 +352,7 @@ impl PlainHttp {
     }
 }
 
-/// The version of HTTP that a backend is spoken to in.
+/// The HTTP version towards a backend.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum BackendHttp {
     /// HTTP/1.1.

@@ -1,13 +1,13 @@
-//! Who comes first of those that claim the very same names.
+//! The precedence of objects that claim the same names.
 
 use std::{cmp::Ordering, sync::Arc};
 
-/// The place of an object among others of its kind: the oldest first, then by name, then by namespace, as Istio
-/// orders them (`configCompareByCreationTime`).
+/// The precedence of an object: the oldest first, then by name, then by namespace, as in Istio
+/// (`configCompareByCreationTime`).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Seniority {
-    /// RFC 3339 in UTC to the second, as Kubernetes writes it, which sorts as text; an object without one is
-    /// younger than all others.
+    /// RFC 3339 in UTC to the second, as Kubernetes writes it, which sorts as text. An object without it is younger
+    /// than all others.
     pub created: Option<Box<str>>,
     /// `metadata.name`.
     pub name: Box<str>,
@@ -16,7 +16,7 @@ pub struct Seniority {
 }
 
 impl Seniority {
-    /// The order by age alone.
+    /// Compares by age alone.
     pub(crate) fn age(&self, other: &Self) -> Ordering {
         match (&self.created, &other.created) {
             (Some(a), Some(b)) => a.cmp(b),
@@ -43,41 +43,41 @@ impl Ord for Seniority {
     }
 }
 
-/// The place of a server among those of its port.
+/// The precedence of a server among the servers of its port.
 ///
-/// Istio builds a port protocol by protocol, in the order in which they first appear, then Gateway by Gateway, then
-/// server by server (`mergeGateways`); the first one that names a host has it.
+/// Istio builds a port protocol by protocol, in the order of their first occurrence, then Gateway by Gateway, then
+/// server by server (`mergeGateways`). The first server that names a host gets it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ServerRank {
-    /// The place of the protocol, as it is spelled, on the port.
+    /// The position of the protocol, as spelled, on the port.
     pub protocol: usize,
-    /// Of the Gateway.
+    /// The precedence of the Gateway.
     pub gateway: Arc<Seniority>,
-    /// Place in the Gateway's list.
+    /// The index in the Gateway's list.
     pub index: usize,
 }
 
 impl ServerRank {
-    /// The order in which servers get their hosts, whatever their protocol: the second of two that name a host is
-    /// skipped as a whole in Istio.
+    /// The order in which servers get their hosts, independent of their protocol. If two servers name a host, Istio
+    /// skips the second server as a whole.
     pub(crate) fn of_hosts(&self) -> (&Seniority, usize) {
         (&self.gateway, self.index)
     }
 }
 
-/// How a rule competes with others for the very same names; the first in order wins, the default before all.
+/// The precedence of a rule among rules for the same names. The first in order wins. The default comes before all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Rank {
-    /// Our own format, which is the operator's own word.
+    /// The native format, which states the operator's intent.
     #[default]
     Native,
     /// A route of a Kubernetes object.
     Object {
-        /// The server that it attaches to.
+        /// The server to which the object attaches.
         server: Arc<ServerRank>,
-        /// How it is exported: the lower, the more closely to the workload's namespace.
+        /// The scope of its export. A lower number is closer to the workload's namespace.
         exported: u8,
-        /// Of the object.
+        /// The precedence of the object.
         object: Arc<Seniority>,
     },
 }
@@ -104,17 +104,17 @@ impl Rank {
     }
 }
 
-/// What decided between two rules for the same names.
+/// The reason for the precedence of one of two rules for the same names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Because {
-    /// The winner was written with a more specific pattern, before the listener's hosts narrowed both.
+    /// The winner's pattern was more specific before the listener's hosts narrowed both.
     MoreSpecific,
-    /// The winner is of the native format, which is the operator's own word.
+    /// The winner is of the native format, which states the operator's intent.
     Native,
-    /// The winner's server comes first: the server of the Gateway that is older, then first by name, then by
-    /// namespace; within one Gateway the first in the list.
+    /// The winner's server comes first. The server of the older Gateway comes first, then the first by name, then by
+    /// namespace. Within one Gateway, the first in the list comes first.
     ServerFirst,
-    /// The winner's server names the host more specifically.
+    /// The winner's server has the more specific host.
     HostMoreSpecific,
     /// The winner is exported to the workload's namespace by name, the loser to all.
     Exported,
@@ -127,7 +127,7 @@ pub enum Because {
 }
 
 impl Because {
-    /// As the end of a sentence.
+    /// The reason as the end of a sentence.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {

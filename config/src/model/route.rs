@@ -1,4 +1,4 @@
-//! Where connections go, and where that was written.
+//! The targets of connections, and their location in the configuration.
 
 use std::{fmt, sync::Arc};
 
@@ -6,42 +6,42 @@ use std::{fmt, sync::Arc};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BackendId(pub usize);
 
-/// Where connections or requests go that a rule takes.
+/// The destination of a rule's connections or requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
-    /// Dense index over all routes of one model, from 0 to [`Model::rules`](super::Model::rules); what changes while the configuration
-    /// serves (counters, the turn of the round robin) is kept beside the model under it.
+    /// Dense index over all routes of one model, from 0 to [`Model::rules`](super::Model::rules). State that changes
+    /// in service (counters, the position of round robin) is kept outside the model under this index.
     pub id: usize,
-    /// What people call it: `route NAME` or `VirtualService namespace/name tls[0]`; a metric label.
+    /// The name for people: `route NAME` or `VirtualService namespace/name tls[0]`. A metric label.
     pub name: String,
-    /// Where it was written.
+    /// The location in the configuration.
     pub origin: Origin,
-    /// The destinations, in proportion to their weights; empty only where HTTP requests have rules of their own.
+    /// The destinations, in proportion to their weights. Empty only if HTTP requests have rules of their own.
     pub targets: Vec<Target>,
 }
 
 /// One weighted destination of a rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Target {
-    /// Share among its siblings. A sum of 0 over a rule rejects its connections.
+    /// The weight among its siblings. A rule with a sum of 0 rejects its connections.
     pub weight: u32,
-    /// Where to go; `None` is a destination that cannot be served, which rejects its share of connections.
+    /// The backend. `None` is an invalid destination, which rejects its share of connections.
     pub backend: Option<BackendId>,
 }
 
 impl Target {
-    /// The largest weight in a configuration, the one that the Gateway API allows: sums stay far from overflow.
+    /// The largest weight in a configuration, the same as in the Gateway API. Sums stay far from an overflow.
     pub const MAX_WEIGHT: u32 = 1_000_000;
 }
 
-/// The place in a file that something came from.
+/// A location in a file.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Origin {
     /// The file as the operator named it.
     pub file: Arc<str>,
-    /// From 1; 0 in an object that is in no text.
+    /// The line, from 1. 0 in an object without a text.
     pub line: usize,
-    /// From 1, in characters; 0 where there is no line.
+    /// The column, from 1, in characters. 0 without a line.
     pub column: usize,
 }
 

@@ -1,8 +1,9 @@
-//! Which rule serves which server name: precedence is decided when the table is built, so a lookup has at most
-//! one answer and its cost does not grow with the number of routes.
+//! The route table: server names and their rules. The table decides precedence when it is built. So a lookup has at
+//! most one result, and its cost does not depend on the number of routes.
 //!
-//! A name is looked up as it is, then as `*.x` for each of its parents from the longest, then as `*`. Patterns of
-//! equal names are settled by [`Rank`](super::rank::Rank); the loser is kept as [`Shadowed`] for `check` and `explain`.
+//! A name is looked up as it is, then as `*.x` for each of its parents from the longest, then as `*`.
+//! [`Rank`](super::rank::Rank) decides between equal patterns. The loser is kept as [`Shadowed`] for `check` and
+//! `explain`.
 
 use std::{hash::BuildHasher, sync::Arc};
 
@@ -17,26 +18,26 @@ pub mod builder;
 /// The rules of one listener by server name.
 #[derive(Debug, Clone, Default)]
 pub struct RouteTable {
-    /// The most specific first; exact names and suffixes each in alphabetical order.
+    /// Sorted, the most specific first. Exact names and suffixes are each in alphabetical order.
     entries: Vec<Entry>,
-    /// Indexes into `entries` by exact name.
+    /// Indices into `entries` by exact name.
     exact: HashTable<u32>,
-    /// Indexes into `entries` by the name after `*.`.
+    /// Indices into `entries` by the name after `*.`.
     suffix: HashTable<u32>,
     any: Option<u32>,
-    /// Labels of the longest suffix: a name of 127 labels costs no more probes than this.
+    /// Labels of the longest suffix. It bounds the probes for a name of up to 127 labels.
     deepest: usize,
     shadowed: Vec<Shadowed>,
 }
 
 impl RouteTable {
-    /// The rule for a hello that names `name`.
+    /// The rule for a hello with this `name`.
     #[must_use]
     pub fn lookup(&self, name: &ServerName) -> Option<&Arc<Rule>> {
         self.find(name).map(|entry| &entry.rule)
     }
 
-    /// The rule for a hello without a name: only `*` serves it (as in Istio, where `sniHosts: ["*"]` adds no SNI
+    /// The rule for a hello without a name. Only `*` serves it (as in Istio, where `sniHosts: ["*"]` adds no SNI
     /// condition at all).
     #[must_use]
     pub fn no_sni(&self) -> Option<&Arc<Rule>> {
@@ -49,13 +50,13 @@ impl RouteTable {
         &self.entries
     }
 
-    /// The rules that lost a pattern to another one.
+    /// The shadowed rules: another rule has the same pattern.
     #[must_use]
     pub fn shadowed(&self) -> &[Shadowed] {
         &self.shadowed
     }
 
-    /// What serves `name` (or a hello without one) and what else would have.
+    /// The rule that serves `name` (or a hello without one), and the other candidates.
     #[must_use]
     pub fn explain(&self, name: Option<&ServerName>) -> TableExplanation<'_> {
         let mut matching = match name {
@@ -92,7 +93,7 @@ impl RouteTable {
     /// The entries `*.x` that match `name`, the longest first.
     fn suffixes<'t, 'n>(&'t self, name: &'n str) -> impl Iterator<Item = &'t Entry> + use<'t, 'n> {
         let mut rest = if self.deepest == 0 { None } else { Some(last_labels(name, self.deepest)) };
-        // The whole name is never below itself.
+        // The complete name is not below itself.
         if rest == Some(name) {
             rest = parent(name);
         }
@@ -123,16 +124,16 @@ impl RouteTable {
     }
 }
 
-/// One pattern and the rule that serves it.
+/// One pattern and its rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// The names served.
+    /// The matched names.
     pub pattern: HostPattern,
-    /// By what.
+    /// The rule.
     pub rule: Arc<Rule>,
 }
 
-/// A rule that would serve a pattern if another one of the same pattern did not come first.
+/// A rule that serves no connection, since another one with the same pattern comes first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shadowed {
     /// The names that both claim.
@@ -141,18 +142,18 @@ pub struct Shadowed {
     pub rule: Arc<Rule>,
     /// The winner.
     pub by: Arc<Rule>,
-    /// What decided.
+    /// The reason.
     pub because: Because,
 }
 
-/// The answer of [`RouteTable::explain`].
+/// The result of [`RouteTable::explain`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TableExplanation<'t> {
-    /// What serves the name.
+    /// The entry that serves the name.
     pub matched: Option<&'t Entry>,
-    /// What would serve it without the match, the most specific first.
+    /// Entries that would serve the name without the match, the most specific first.
     pub less_specific: Vec<&'t Entry>,
-    /// What claims it by a pattern that another rule took.
+    /// Rules that claim the name by a pattern of another rule.
     pub shadowed: Vec<&'t Shadowed>,
 }
 
@@ -178,7 +179,7 @@ impl RouteTable {
     }
 }
 
-/// Fixed, since only the operator's names are ever inserted: what clients send is looked up but never stored.
+/// A fixed hash, since only the operator's names are inserted. Names from clients are looked up but never stored.
 fn hash(name: &str) -> u64 {
     FixedState::default().hash_one(name)
 }
@@ -194,7 +195,7 @@ fn parent(name: &str) -> Option<&str> {
     name.split_once('.').map(|(_, parent)| parent)
 }
 
-/// The last `count` labels of a name, or all of it if it has fewer.
+/// The last `count` labels of a name, or all labels if it has fewer.
 fn last_labels(name: &str, count: usize) -> &str {
     name.rmatch_indices('.').nth(count.saturating_sub(1)).map_or(name, |(dot, _)| &name[dot + 1..])
 }

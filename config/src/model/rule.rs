@@ -1,15 +1,15 @@
-//! What a server name leads to.
+//! The rule of a server name.
 
 use std::{ops::Deref, sync::Arc};
 
 use super::{route::Route, termination::Termination};
 
-/// What a matched server name leads to.
+/// The rule of a matched server name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
-    /// Where its connections go.
+    /// The destination of its connections.
     pub route: Route,
-    /// How TLS ends here; `None` passes it through.
+    /// The termination of TLS. `None` passes TLS through.
     pub termination: Option<Arc<Termination>>,
 }
 

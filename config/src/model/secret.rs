@@ -6,14 +6,14 @@ use zeroize::Zeroizing;
 
 use super::{route::Origin, termination::SecretName};
 
-/// A `Secret` object that a server or a destination names. What its entries mean is known where they are used.
+/// A `Secret` object that a server or a destination names. The code that uses it interprets its entries.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Secret {
-    /// Its namespace and name.
+    /// The namespace and name.
     pub name: SecretName,
-    /// Where it was written.
+    /// The location in the configuration.
     pub origin: Origin,
-    /// `data` and `stringData`, in the order of the file; `stringData` replaces an entry of `data`, as in Kubernetes.
+    /// `data` and `stringData`, in the order of the file. `stringData` replaces an entry of `data`, as in Kubernetes.
     pub entries: Vec<(String, SecretBytes)>,
 }
 
@@ -25,7 +25,7 @@ impl Secret {
     }
 }
 
-/// Bytes that are never printed, and overwritten when they are dropped.
+/// Bytes that are never printed, and are overwritten on drop.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SecretBytes(Zeroizing<Vec<u8>>);
 
@@ -43,14 +43,14 @@ impl From<Vec<u8>> for SecretBytes {
     }
 }
 
-/// The number of bytes alone.
+/// Prints only the number of bytes.
 impl fmt::Debug for SecretBytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} bytes", self.0.len())
     }
 }
 
-/// The one of several that a name means: that of the namespace, else the only one of the name.
+/// The Secret that a name refers to: that of the namespace, or else the only one with the name.
 pub(crate) fn find<'s>(
     all: impl Iterator<Item = &'s Secret> + Clone,
     SecretName { namespace, name }: &SecretName,

@@ -1,7 +1,9 @@
-//! Settings that belong to no object. Each is declared here, once: its name, type, default, range and meaning.
+//! Settings that belong to no object. One declaration contains the name, type, default, range and meaning of each
+//! setting.
 //!
-//! The reader, what `check` prints, the rule for what needs a restart, the reference and the JSON schema follow from the
-//! declaration. What is in [`Startup`] is fixed for the life of the process; what is in [`Runtime`] follows a reload.
+//! The reader, the output of `check`, the rule for a restart, the reference and the JSON schema follow from the
+//! declaration. Settings in [`Startup`] are fixed for the life of the process. Settings in [`Runtime`] follow a
+//! reload.
 
 use std::{net::SocketAddr, path::PathBuf, sync::LazyLock, time::Duration};
 
@@ -30,12 +32,12 @@ pub(crate) struct Setting<S: 'static> {
 
 /// A struct whose fields are settings.
 pub(crate) trait Section: Default + 'static {
-    /// One for each field.
+    /// One setting per field.
     const SETTINGS: &'static [Setting<Self>];
 }
 
-/// Declares a section: the struct, its defaults, and how each field is read, shown and documented. Fields after `and` are
-/// sections of their own, or no settings.
+/// Declares a section: the struct, its defaults, and the reading, printing and documentation of each field. Fields
+/// after `and` are sections of their own, or are no settings.
 macro_rules! section {
     (
         $(#[$attribute:meta])*
@@ -86,31 +88,32 @@ macro_rules! since {
 }
 
 section! {
-    /// What is fixed when the process starts.
+    /// Settings that are fixed at the start of the process.
     pub struct Startup {
         /// What moves bytes.
         datapath: DatapathKind = DatapathKind::Auto, Choice { what: "datapath" };
     } and {
-        /// Where the process is asked how it is.
+        /// The admin endpoint.
         admin: Admin;
-        /// When `auto` moves a direction into the kernel.
+        /// The thresholds at which `auto` offloads a direction.
         offload: Offload;
-        /// What becomes of connections in packets when the process ends.
+        /// The fate of connections in packets at the end of the process.
         flows: Flows;
-        /// How much is served at once.
+        /// The capacity of the process.
         capacity: Capacity;
-        /// How long a peer may be silent.
+        /// The idle timeouts of peers.
         timeouts: PeerTimeouts;
-        /// Whether a backend asks for the short cut on this host; see [`Backend::same_host`](super::Backend::same_host).
+        /// Whether a backend requests the short cut on this host; see
+        /// [`Backend::same_host`](super::Backend::same_host).
         same_host: bool;
-        /// The port of all addresses that an Istio document names for the status port, where [`Admin::status`] does not say. The
-        /// process serves without it where it is in use.
+        /// The port of the status endpoint on all addresses that an Istio document names. [`Admin::status`] overrides
+        /// it. If the port is in use, the process serves without it.
         named_status: Option<u16>;
     }
 }
 
 section! {
-    /// What follows a reload.
+    /// Settings that follow a reload.
     pub struct Runtime {
         /// Clients that are not served. Their connections are reset, when they come and when they are there already.
         deny: Networks = Networks::default(), NetworkList::DENIED;
@@ -189,15 +192,15 @@ section! {
     }
 }
 
-/// Half of all places, so that no source can keep another one out.
+/// Half of all slots, so that no source can exclude the others.
 const PER_SOURCE: Share = Share { least: 0, part: 2, none: true };
-/// A quarter of all places.
+/// A quarter of all slots.
 const HELLOS: Share = Share { least: 1, part: 4, none: false };
-/// A quarter of all places: handshakes take turns at the processors.
+/// A quarter of all slots: handshakes take turns at the processors.
 const HANDSHAKES: Share = Share { least: 1, part: 4, none: false };
-/// A sixteenth of all places.
+/// A sixteenth of all slots.
 const HANDSHAKES_PER_SOURCE: Share = Share { least: 0, part: 16, none: true };
-/// An eighth of all places: 1,024 by default, as in Envoy (`max_pending_requests`).
+/// An eighth of all slots: 1,024 by default, as in Envoy (`max_pending_requests`).
 pub(crate) const PENDING: Share = Share { least: 0, part: 8, none: false };
 
 section! {
@@ -222,11 +225,11 @@ section! {
 }
 
 impl Limits {
-    /// A share of few places is never less than this; see [`Self::per_source`].
+    /// A share of few slots is never smaller than this; see [`Self::per_source`].
     pub const FEW: usize = Share::FEW;
 
-    /// Connections that one source may have at once, of so many in all; `None` is no limit. Half of all places unless it is
-    /// written, so that no source can keep another one out.
+    /// The limit of connections from one source, for this number of connections in total. `None` is no limit. The
+    /// default is half of all slots, so that no source can exclude the others.
     #[must_use]
     pub fn per_source(&self, connections: usize) -> Option<usize> {
         match self.connections_per_source {
@@ -236,21 +239,22 @@ impl Limits {
         }
     }
 
-    /// Connections whose hello may be incomplete at once, of so many in all. A quarter of all places unless it is written.
+    /// The limit of connections with an incomplete hello, for this number of connections in total. The default is a
+    /// quarter of all slots.
     #[must_use]
     pub fn unfinished_hellos(&self, connections: usize) -> usize {
         self.hellos.unwrap_or_else(|| HELLOS.of(connections))
     }
 
-    /// TLS handshakes that may be under way at once, for so many connections in all. A quarter of all places unless it is
-    /// written.
+    /// The limit of concurrent TLS handshakes, for this number of connections in total. The default is a quarter of
+    /// all slots.
     #[must_use]
     pub fn handshakes_at_once(&self, connections: usize) -> usize {
         self.handshakes.unwrap_or_else(|| HANDSHAKES.of(connections))
     }
 
-    /// TLS handshakes that may be under way at once with one source; `None` is no limit. A sixteenth of all places unless it
-    /// is written.
+    /// The limit of concurrent TLS handshakes with one source. `None` is no limit. The default is a sixteenth of all
+    /// slots.
     #[must_use]
     pub fn handshakes_of_a_source(&self, connections: usize) -> Option<usize> {
         match self.handshakes_per_source {
@@ -260,8 +264,8 @@ impl Limits {
         }
     }
 
-    /// Connections that may wait at once for an endpoint of a backend without
-    /// [`Backend::max_pending`](super::Backend::max_pending), of so many in all: an eighth.
+    /// The limit of connections that wait for an endpoint of a backend without
+    /// [`Backend::max_pending`](super::Backend::max_pending), for this number of connections in total: an eighth.
     #[must_use]
     pub fn pending(connections: usize) -> usize {
         PENDING.of(connections)
@@ -331,7 +335,7 @@ section! {
     }
 }
 
-/// How a line of the access log looks.
+/// The format of a line of the access log.
 #[derive(
     Debug,
     Clone,
@@ -353,7 +357,7 @@ pub enum AccessLogFormat {
     Text,
 }
 
-/// Which datapath the operator asked for; what is built in the end may be another one.
+/// The configured datapath. The datapath in use may be another one.
 #[derive(
     Debug,
     Clone,
@@ -390,7 +394,7 @@ pub(crate) struct Settings {
     pub(crate) runtime: Runtime,
 }
 
-/// When a change takes effect.
+/// The time at which a change takes effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Applies {
     /// At the next start.
@@ -404,13 +408,13 @@ type Read = dyn Fn(&mut Settings, &View<'_>, &mut Diagnostics) + Send + Sync;
 /// Compares one setting of two configurations.
 type Same = dyn Fn(&Settings, &Settings) -> bool + Send + Sync;
 
-/// A setting among all.
+/// A setting with its key.
 pub(crate) struct Declared {
     /// The key within its mapping.
     pub(crate) name: &'static str,
-    /// The whole key, as `limits.connections`.
+    /// The complete key, such as `limits.connections`.
     pub(crate) path: String,
-    /// When a change takes effect.
+    /// The time at which a change takes effect.
     pub(crate) applies: Applies,
     doc: &'static [&'static str],
     since: Option<&'static str>,
@@ -421,22 +425,22 @@ pub(crate) struct Declared {
 }
 
 impl Declared {
-    /// What it means, in Markdown.
+    /// The meaning, in Markdown.
     pub(crate) fn doc(&self) -> String {
         self.doc.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" ")
     }
 
-    /// The oldest kernel on which it does anything, where that is newer than what the daemon wants anyway.
+    /// The oldest kernel that supports the setting, if it is newer than the daemon's minimum.
     pub(crate) fn since(&self) -> Option<&'static str> {
         self.since
     }
 
-    /// What it can be.
+    /// The type and range.
     pub(crate) fn kind(&self) -> Kind {
         (self.kind)()
     }
 
-    /// The share of another limit that it is unless written.
+    /// The share of another limit that is the default, if any.
     pub(crate) fn share(&self) -> Option<Share> {
         match self.kind() {
             Kind::Share(share) => Some(share),
@@ -444,39 +448,39 @@ impl Declared {
         }
     }
 
-    /// Reads a value; what cannot be used changes nothing.
+    /// Reads a value. An invalid value changes nothing.
     pub(crate) fn read(&self, settings: &mut Settings, view: &View<'_>, diagnostics: &mut Diagnostics) {
         (self.read)(settings, view, diagnostics);
     }
 
-    /// The value as it could be written.
+    /// The value as written in a configuration.
     pub(crate) fn show(&self, settings: &Settings) -> String {
         (self.show)(settings)
     }
 
-    /// Whether two configurations say the same.
+    /// Whether two configurations have the same value.
     pub(crate) fn same(&self, a: &Settings, b: &Settings) -> bool {
         (self.same)(a, b)
     }
 }
 
-/// Settings under one key, or at the top.
+/// Settings under one key, or at the top level.
 pub(crate) struct Group {
-    /// The key; empty at the top.
+    /// The key. Empty at the top level.
     pub(crate) name: &'static str,
-    /// What they are about.
+    /// The subject of the settings.
     pub(crate) doc: &'static str,
     /// In the order of the reference.
     pub(crate) settings: Vec<Declared>,
 }
 
-/// All settings, in the order in which they are shown.
+/// All settings, in the order of the reference.
 pub(crate) fn groups() -> &'static [Group] {
     static GROUPS: LazyLock<Vec<Group>> = LazyLock::new(declared);
     &GROUPS
 }
 
-/// Where a section is among all settings.
+/// Access to a section within all settings.
 struct Lens<S> {
     applies: Applies,
     get: fn(&Settings) -> &S,
@@ -506,7 +510,7 @@ impl Group {
     }
 }
 
-/// The lens to a section.
+/// The lens for a section.
 macro_rules! lens {
     ($applies:ident $half:ident $($part:ident)?) => {
         Lens {
@@ -518,7 +522,7 @@ macro_rules! lens {
 }
 
 fn declared() -> Vec<Group> {
-    // A section that is missing below does not compile here: nothing is left out by mistake.
+    // The pattern is exhaustive, so that a missing section does not compile.
     let Settings {
         startup:
             Startup {
@@ -557,7 +561,7 @@ fn declared() -> Vec<Group> {
 }
 
 impl Startup {
-    /// The settings that differ in `then` and take effect at the next start only, by their keys.
+    /// The keys of settings that differ in `then` and take effect at the next start only.
     #[must_use]
     pub fn needs_restart(&self, then: &Self) -> Vec<&'static str> {
         let settings = |startup: &Self| Settings { startup: startup.clone(), runtime: Runtime::default() };
@@ -568,7 +572,7 @@ impl Startup {
         if then.named_status != self.named_status {
             names.push("status-port");
         }
-        // What is there and asked for no more costs nothing.
+        // A short cut that is loaded and no longer requested has no cost.
         if then.same_host && !self.same_host {
             names.push("backends[].same_host");
         }

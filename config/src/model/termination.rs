@@ -1,44 +1,45 @@
-//! TLS that ends here: certificates, clients' certificates, versions, and what is served inside.
+//! TLS termination: certificates, client certificates, versions, and the content.
 
 use std::{fmt, sync::Arc};
 
 use super::{http::HttpTable, route::Origin};
 
-/// How a rule ends TLS, and what it serves inside. A rule without one passes TLS through.
+/// The termination of TLS by a rule, and the content. A rule without a termination passes TLS through.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Termination {
     /// Dense index over all terminations of one model, from 0 to [`Model::terminations`](super::Model::terminations).
     /// Rules of one server share one termination.
     pub id: usize,
-    /// Which server wants it: `route NAME` or `Gateway namespace/name servers[0]`.
+    /// The server: `route NAME` or `Gateway namespace/name servers[0]`.
     pub name: String,
-    /// Where it was written.
+    /// The location in the configuration.
     pub origin: Origin,
-    /// At least one; of several, the first that the client's signature algorithms and the server name fit is taken.
+    /// At least one. The first one that matches the client's signature algorithms and the server name is used.
     pub certificates: Vec<CertificateSource>,
-    /// Whether clients show a certificate.
+    /// The authentication of clients by certificate.
     pub client: ClientAuth,
-    /// The oldest version that is spoken.
+    /// The oldest supported version.
     pub min_version: TlsVersion,
-    /// The newest version that is spoken.
+    /// The newest supported version.
     pub max_version: TlsVersion,
-    /// Cipher suites that are spoken here, by their names in the IANA registry (`TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256`);
-    /// empty is the library's choice. As in Envoy, they narrow TLS 1.2 alone unless one of them is of TLS 1.3.
+    /// The supported cipher suites, by their names in the IANA registry (`TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256`). An
+    /// empty list is the library's choice. As in Envoy, the list restricts TLS 1.2 only, unless it contains a TLS 1.3
+    /// suite.
     pub cipher_suites: Vec<String>,
-    /// Protocols to offer (RFC 7301), the preferred one first; empty offers none.
+    /// Protocols to offer (RFC 7301), the preferred one first. An empty list offers none.
     pub alpn: Vec<String>,
-    /// What is inside.
+    /// The content of the connection.
     pub inside: Inside,
 }
 
-/// Where a certificate with its key is.
+/// The source of a certificate and its key.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum CertificateSource {
-    /// A Secret by name: of the loaded objects, or of the secrets directory.
+    /// A Secret by name: one of the loaded objects, or of the secrets directory.
     Secret(SecretName),
-    /// Files.
+    /// Paths of files.
     Files {
-        /// The certificate and those that lead to its issuer, in PEM.
+        /// The certificate and its intermediate certificates, in PEM.
         certificate: String,
         /// The private key, in PEM.
         key: String,
@@ -48,14 +49,14 @@ pub enum CertificateSource {
 /// A Secret's name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct SecretName {
-    /// The namespace in which it is looked for first; empty is any.
+    /// The namespace that is searched first. An empty string is any namespace.
     pub namespace: String,
     /// `metadata.name`, or the name of a file or directory of the secrets directory.
     pub name: String,
 }
 
 impl SecretName {
-    /// What follows a Secret's name in that of the Secret with the certificates of authorities.
+    /// The suffix of the name of the Secret with the certificates of authorities.
     pub const AUTHORITIES: &str = "-cacert";
 }
 
@@ -69,41 +70,42 @@ impl fmt::Display for SecretName {
     }
 }
 
-/// Whether a client must prove who it is.
+/// The authentication of a client.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum ClientAuth {
-    /// It is not asked.
+    /// No certificate is requested.
     #[default]
     None,
-    /// It is asked; what it shows must be good (`OPTIONAL_MUTUAL`).
+    /// A certificate is requested, and must be valid if the client sends one (`OPTIONAL_MUTUAL`).
     Optional(ClientCertificates),
-    /// It must show a good certificate (`MUTUAL`).
+    /// A valid certificate is required (`MUTUAL`).
     Required(ClientCertificates),
 }
 
-/// Which certificates of clients are good.
+/// The conditions for a valid client certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientCertificates {
-    /// Whose certificates count as issuers.
+    /// The accepted issuers.
     pub authorities: AuthoritySource,
-    /// A file with what they have revoked, in PEM; a Secret may hold that beside them, as `ca.crl`.
+    /// A file with the issuers' revocation lists, in PEM. A Secret may contain them beside the certificates, as
+    /// `ca.crl`.
     pub crl: Option<String>,
-    /// Names of which the certificate must have one, where there are any.
+    /// The certificate must have one of these names, if there are any.
     pub subject_alt_names: Vec<String>,
 }
 
-/// Where the certificates of authorities are.
+/// The source of the authorities' certificates.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum AuthoritySource {
-    /// `ca.crt` or `cacert` of a Secret, or of the Secret with `-cacert` behind its name.
+    /// `ca.crt` or `cacert` of a Secret, or of the Secret with the suffix `-cacert`.
     Secret(SecretName),
     /// A file with certificates in PEM.
     File(String),
-    /// What the system trusts.
+    /// The system's trust store.
     System,
 }
 
-/// A version of TLS that can be spoken.
+/// A supported version of TLS.
 #[derive(
     Debug,
     Clone,
@@ -126,26 +128,27 @@ pub enum TlsVersion {
     V1_3,
 }
 
-/// What a terminated connection carries.
+/// The content of a terminated connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Inside {
-    /// Bytes, which go to the rule's targets.
+    /// Bytes, which are forwarded to the rule's targets.
     Bytes,
-    /// HTTP requests, each of which has a rule of its own. The rule of the server name has no targets then.
+    /// HTTP requests, each of which has a rule of its own. The rule of the server name then has no targets.
     Http(Arc<HttpTable>),
 }
 
-/// TLS towards a backend (`DestinationRule` `trafficPolicy.tls`).
+/// TLS to a backend (`DestinationRule` `trafficPolicy.tls`).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct UpstreamTls {
-    /// The server name to send; none sends the host's name where it is one.
+    /// The server name to send. `None` sends the endpoint's host, if it is a name.
     pub sni: Option<String>,
-    /// Who issues the backend's certificate; `None` does not verify it (`insecureSkipVerify`).
+    /// The issuers of the backend's certificate. `None` does not verify the certificate (`insecureSkipVerify`).
     pub authorities: Option<AuthoritySource>,
-    /// A file with what they have revoked, in PEM; a Secret may hold that beside them, as `ca.crl`.
+    /// A file with the issuers' revocation lists, in PEM. A Secret may contain them beside the certificates, as
+    /// `ca.crl`.
     pub crl: Option<String>,
-    /// Names of which the backend's certificate must have one; the server name without any.
+    /// The backend's certificate must have one of these names. If empty, it must have the server name.
     pub subject_alt_names: Vec<String>,
-    /// Our own certificate (`MUTUAL`).
+    /// The balancer's client certificate (`MUTUAL`).
     pub certificate: Option<CertificateSource>,
 }

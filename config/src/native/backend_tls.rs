@@ -1,4 +1,4 @@
-//! `backends[].tls` and `backends[].http`: how a backend is spoken to where TLS ends here, or where there is none.
+//! `backends[].tls` and `backends[].http`: the connection to a backend for terminated TLS and for HTTP.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::{
     name::ServerName,
 };
 
-/// The version of HTTP to speak to a backend.
+/// The HTTP version towards a backend.
 #[derive(
     Debug,
     Clone,
@@ -38,16 +38,16 @@ pub(super) enum Version {
     H2c,
 }
 
-/// How a backend is spoken to.
+/// The TLS settings towards a backend.
 #[derive(Debug, Default)]
 pub(super) struct Towards<'n> {
     pub(super) tls: Option<Arc<UpstreamTls>>,
     pub(super) http: BackendHttp,
-    /// Secrets, and where each is named.
+    /// The named Secrets, and the place of each name.
     pub(super) secrets: Vec<(SecretName, View<'n>)>,
 }
 
-/// `None` is told: nothing may be sent there in another way.
+/// Reports an error on `None`: the backend must not get bytes in any other form.
 pub(super) fn read<'n>(
     tls_view: Option<&View<'n>>,
     http: Option<&View<'n>>,

@@ -10,11 +10,11 @@ use crate::{
 
 pub(super) const ALGORITHM: Choice = Choice { what: "algorithm" };
 pub(super) const HASH_KEY: Choice = Choice { what: "hash key" };
-/// From a fair share to more than anybody wants. Less than a fair share cannot be given to all.
+/// From a fair share to a practical maximum. A limit below a fair share cannot hold for all endpoints.
 pub(super) const FACTOR: std::ops::RangeInclusive<u64> = 100..=100_000;
-/// A window of a year means nothing, and one of a millisecond is over before the next connection.
+/// Any positive duration. Its extremes are useless but harmless.
 const WINDOW: Time = Time::POSITIVE;
-/// More clients than a machine has memory for.
+/// More clients than the memory of a machine holds.
 pub(super) const MOST_ENTRIES: u64 = 10_000_000;
 
 /// A text instead of a mapping is the algorithm.

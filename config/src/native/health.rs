@@ -11,7 +11,7 @@ use crate::{
 
 use super::keys::{Key, Mapping, key, one_or_more, text};
 
-/// What `health_check.type` says.
+/// The values of `health_check.type`.
 #[derive(
     Debug,
     Clone,
@@ -33,14 +33,14 @@ enum ProbeKind {
 
 const PROBE: Choice = Choice { what: "type of health check" };
 const PERCENT: Count = Count(0..=100);
-/// Checks are no flood: the shortest time from one to the next.
+/// The shortest interval between checks, so that they are no flood.
 const INTERVAL: Time = Time { least: Duration::from_millis(100) };
-/// In a row.
+/// Consecutive checks.
 const TIMES: Count = Count(1..=1_000);
 const ERRORS: Count = Count(0..=MOST);
 const PROTOCOLS: &str = "names of protocols, as h2";
 
-/// The keys of a backend that are about health.
+/// Reads the keys of a backend that concern health.
 pub(super) fn read(fields: &mut Fields<'_>, diagnostics: &mut Diagnostics) -> Health {
     let check = fields.take("health_check").and_then(|view| check(&view, diagnostics));
     let outliers = fields.take("outlier_detection").and_then(|view| outliers(&view, diagnostics));
@@ -48,7 +48,7 @@ pub(super) fn read(fields: &mut Fields<'_>, diagnostics: &mut Diagnostics) -> He
     Health { check, outliers, panic_threshold: threshold.unwrap_or(Health::PANIC_THRESHOLD) }
 }
 
-/// Reads a key where it is written.
+/// Reads a key if it is present.
 fn set<T>(
     fields: &mut Fields<'_>,
     name: &'static str,
@@ -83,7 +83,7 @@ fn check(view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<HealthCheck> 
     set(&mut fields, "rise", &TIMES, &mut check.rise, diagnostics);
     set(&mut fields, "fall", &TIMES, &mut check.fall, diagnostics);
     fields.finish(diagnostics);
-    // No slower than usual, unless that is written.
+    // Defaults to at most the normal interval.
     check.unhealthy_interval = fast.unwrap_or_else(|| check.unhealthy_interval.min(check.interval));
     match kind {
         ProbeKind::Tls => check.probe = Probe::Tls { sni, alpn },
@@ -178,7 +178,7 @@ pub(super) fn keys() -> Vec<Key> {
     ]
 }
 
-/// Their mappings, for the reference.
+/// The mappings of these keys, for the reference.
 pub(super) fn mappings() -> [Mapping; 2] {
     [check_mapping(), outlier_mapping()]
 }

@@ -1,4 +1,4 @@
-//! `routes[].terminate.http` and `listeners[].http`: what becomes of HTTP requests.
+//! `routes[].terminate.http` and `listeners[].http`: the rules for HTTP requests.
 
 use std::sync::Arc;
 
@@ -19,11 +19,11 @@ use crate::{
     requests::{RETRY_CONDITIONS, expression, header_fault, header_text, plain_text, retry_on},
 };
 
-/// A rule as it is written; its backends are still names.
+/// A rule as written. Its backends are still names.
 #[derive(Debug)]
 pub(super) struct NativeRule<'n> {
     view: View<'n>,
-    /// `hosts` of a listener's rule; none is every host of the table.
+    /// `hosts` of a listener's rule. An empty list is every host of the table.
     hosts: Vec<HostPattern>,
     matches: Vec<HttpMatch>,
     action: Action<'n>,
@@ -38,7 +38,7 @@ enum Action<'n> {
     Respond(Respond),
 }
 
-/// Which port a redirect names, if it is not a number.
+/// The port of a redirect, if it is not a number.
 #[derive(
     Debug,
     Clone,
@@ -58,13 +58,13 @@ pub(super) enum DerivedPort {
     OfRequest,
 }
 
-/// Codes of redirects (RFC 9110 section 15.4).
+/// Status codes of redirects (RFC 9110 section 15.4).
 const REDIRECTS: [u16; 5] = [301, 302, 303, 307, 308];
 
-/// Tries beside the first one, at most.
+/// The greatest number of retries.
 pub(super) const MOST_ATTEMPTS: u32 = 1_000;
 
-/// The rules of a list; `None` if one cannot be read.
+/// Reads the rules of a list. `None` if one is invalid.
 pub(super) fn read<'n>(
     list: &View<'n>,
     with_hosts: bool,
@@ -167,7 +167,7 @@ fn condition(view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<HttpMatch
     })
 }
 
-/// A text is the whole one; an empty mapping takes any. `None` is told.
+/// A text must match completely. An empty mapping matches any text. Reports an error on `None`.
 #[expect(clippy::option_option, reason = "any text is no condition, and what cannot be read is told")]
 fn string(view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<Option<StringMatch>> {
     let expected = "a text, or one of {exact}, {prefix} and {regex}";
@@ -208,7 +208,7 @@ fn strings(
     all.into_iter().collect()
 }
 
-/// What is done for requests that are sent on, and has no meaning for others.
+/// Keys for forwarded requests, which other rules do not accept.
 const FORWARDING: [&str; 3] = ["rewrite", "timeout", "retries"];
 
 fn action<'n>(view: &View<'n>, fields: &mut Fields<'n>, diagnostics: &mut Diagnostics) -> Option<Action<'n>> {
@@ -221,7 +221,7 @@ fn action<'n>(view: &View<'n>, fields: &mut Fields<'n>, diagnostics: &mut Diagno
             if written == 0 { "the rule does nothing" } else { "the rule does more than one thing" };
         view.error(problem).expected("one of backends, redirect and direct_response").emit(diagnostics);
     }
-    // Each part is read whatever the others are, so that all faults come at once.
+    // Each part is read even if another one is invalid, so that all errors are reported at once.
     let forward = forward(fields, ours > 0, diagnostics);
     let redirect = redirect.map(|view| self::redirect(&view, diagnostics).map(Action::Redirect));
     let respond = respond.map(|view| self::respond(&view, diagnostics).map(Action::Respond));
@@ -237,7 +237,7 @@ fn action<'n>(view: &View<'n>, fields: &mut Fields<'n>, diagnostics: &mut Diagno
     forwarded.or(redirect).or(respond)?
 }
 
-/// What is done for requests that are sent on. It has no meaning where the rule answers them.
+/// Reads the keys for forwarded requests. A rule with a direct response does not accept them.
 fn forward(fields: &mut Fields<'_>, answers: bool, diagnostics: &mut Diagnostics) -> Option<Forward> {
     let [rewrite, timeout, retries] = FORWARDING.map(|key| fields.take(key));
     if answers {
@@ -442,17 +442,17 @@ fn header_changes(view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<Head
     (good && !failed).then_some(changes)
 }
 
-/// Whose rules a table holds.
+/// The owner of a table of rules.
 pub(super) struct Owner<'a> {
-    /// `route NAME` or `listener NAME`, which the names of the rules begin with.
+    /// `route NAME` or `listener NAME`, the prefix of the rules' names.
     pub(super) name: &'a str,
-    /// The hosts of rules that name none.
+    /// The hosts of rules without `hosts`.
     pub(super) hosts: &'a [HostPattern],
-    /// Whether requests without TLS are sent to HTTPS.
+    /// Whether requests without TLS are redirected to HTTPS.
     pub(super) redirect: Option<HttpsRedirect>,
 }
 
-/// The table of rules, in their order.
+/// Builds the table of rules, in their order.
 pub(super) fn table(
     rules: &[NativeRule<'_>],
     owner: &Owner<'_>,

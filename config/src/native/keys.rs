@@ -1,4 +1,4 @@
-//! What the reference and the JSON schema know of a key: the words in which each mapping is declared.
+//! The declarations of keys, for the reference and the JSON schema.
 
 use crate::{kind::Kind, model::settings::Applies};
 
@@ -7,20 +7,20 @@ pub(crate) struct Key {
     pub(crate) name: &'static str,
     pub(crate) kind: Kind,
     pub(crate) required: bool,
-    /// As it would be written, or in words; empty if there is none.
+    /// The default as written, or in words. Empty if there is none.
     pub(crate) default: String,
     pub(crate) applies: Applies,
-    /// The oldest kernel on which it does anything, where that is newer than what the daemon wants anyway.
+    /// The oldest kernel that supports the key, if it is newer than the daemon's minimum.
     pub(crate) since: Option<&'static str>,
-    /// What it means, in Markdown.
+    /// The meaning, in Markdown.
     pub(crate) doc: String,
 }
 
 /// A mapping.
 pub(crate) struct Mapping {
-    /// By which [`Kind::Mapping`] names it.
+    /// The id, by which [`Kind::Mapping`] refers to it.
     pub(crate) id: &'static str,
-    /// Where it is, as `listeners[]`; empty for the whole document.
+    /// The path, such as `listeners[]`. Empty for the whole document.
     pub(crate) path: &'static str,
     pub(crate) doc: &'static str,
     pub(crate) keys: Vec<Key>,

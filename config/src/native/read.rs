@@ -1,4 +1,4 @@
-//! From the tree to lists of what was written; references are still names.
+//! Reads the tree into lists of declarations. References are still names.
 
 use std::net::SocketAddr;
 
@@ -26,14 +26,14 @@ pub(super) struct NativeListener<'n> {
     pub(super) policies: RawPolicies<'n>,
     pub(super) mss: Option<u16>,
     pub(super) freebind: bool,
-    /// What serves HTTP without TLS.
+    /// The rules for HTTP without TLS.
     pub(super) http: Vec<NativeRule<'n>>,
-    /// Where requests without TLS are sent.
+    /// The redirect for requests without TLS.
     pub(super) redirect: Option<HttpsRedirect>,
 }
 
 impl NativeListener<'_> {
-    /// Whether it serves HTTP without TLS.
+    /// Whether the listener serves HTTP without TLS.
     pub(super) fn is_plain(&self) -> bool {
         self.redirect.is_some() || !self.http.is_empty()
     }
@@ -43,11 +43,11 @@ impl NativeListener<'_> {
 pub(super) struct NativeRoute<'n> {
     pub(super) view: View<'n>,
     pub(super) name: Option<&'n str>,
-    /// `None` is all of them.
+    /// `None` is all listeners.
     pub(super) listeners: Option<Vec<(View<'n>, &'n str)>>,
     pub(super) sni: Vec<(View<'n>, HostPattern)>,
     pub(super) backends: Vec<(View<'n>, &'n str, u32)>,
-    /// How TLS ends here; it is passed through without.
+    /// The termination of TLS. `None` passes TLS through.
     pub(super) terminate: Option<Terminate<'n>>,
 }
 
@@ -56,13 +56,13 @@ pub(super) struct NativeBackend<'n> {
     pub(super) view: View<'n>,
     pub(super) name: &'n str,
     pub(super) endpoints: Vec<Endpoint>,
-    /// Everything else, under no name and without endpoints.
+    /// All other fields, without a name and endpoints.
     pub(super) backend: Backend,
-    /// How it is spoken to.
+    /// The TLS settings towards the backend.
     pub(super) towards: Towards<'n>,
 }
 
-/// The policies that were written, in the order of the fields of [`crate::model::Policies`].
+/// The written policies, in the order of the fields of [`crate::model::Policies`].
 #[derive(Debug, Default)]
 pub(super) struct RawPolicies<'n>(pub(super) [Option<RawPolicy<'n>>; 6]);
 
@@ -72,7 +72,7 @@ pub(super) enum RawPolicy<'n> {
     Backend(View<'n>, &'n str),
 }
 
-/// From what every host takes over IPv4 (RFC 9293 section 3.7.1) to the most that the kernel does (`MAX_TCP_WINDOW`).
+/// From the size that every IPv4 host accepts (RFC 9293 section 3.7.1) to the kernel's maximum (`MAX_TCP_WINDOW`).
 pub(super) const SEGMENT_BYTES: std::ops::RangeInclusive<u16> = 536..=32_767;
 
 /// The port of HTTPS (RFC 9110 section 4.2.2).
@@ -149,7 +149,7 @@ pub(super) fn route<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Optio
     let backends = fields.take("backends");
     let terminate = fields.take("terminate").map(|view| terminate::read(&view, diagnostics));
     fields.finish(diagnostics);
-    // A route whose termination cannot be read must not pass TLS through instead.
+    // A route with an invalid termination must not pass TLS through instead.
     let terminate = match terminate {
         None => None,
         Some(read) => Some(read?),

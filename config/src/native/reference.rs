@@ -8,7 +8,7 @@ use crate::{
 
 pub(super) const BACKENDS: &str = "backends: [{name, weight}]";
 
-/// Backends with their weights; an empty list is told.
+/// Reads backends with their weights. Reports an error for an empty list.
 pub(super) fn backend_refs<'n>(
     list: &View<'n>,
     diagnostics: &mut Diagnostics,
@@ -34,7 +34,7 @@ fn backend_ref<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Option<(Vi
     Some((reference, name, weight?))
 }
 
-/// The name of something; what can be none is told.
+/// Reads a name. Reports an error for an invalid one.
 pub(super) fn name<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Option<&'n str> {
     let name = view.text("a name", diagnostics)?;
     if name.is_empty() || name.chars().any(char::is_control) {
@@ -44,7 +44,7 @@ pub(super) fn name<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Option
     Some(name)
 }
 
-/// The targets that references lead to.
+/// Resolves references to targets.
 pub(super) fn targets(
     backends: &[(View<'_>, &str, u32)],
     builder: &ModelBuilder,
@@ -59,7 +59,7 @@ pub(super) fn targets(
         .collect()
 }
 
-/// The backend of a name; one that is not there is told.
+/// Finds a backend by name. Reports an error for an unknown name.
 pub(super) fn backend_named(
     view: &View<'_>,
     name: &str,
@@ -73,7 +73,7 @@ pub(super) fn backend_named(
     found
 }
 
-/// Tells of a reference to nothing, and what may be meant.
+/// Reports an unknown reference, with a similar name as a suggestion.
 pub(super) fn unknown<'c>(
     view: &View<'_>,
     what: &str,

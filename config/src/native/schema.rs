@@ -1,7 +1,7 @@
 //! Every key of the native format, as data: for the reference and for the JSON schema.
 //!
-//! Settings come from their declarations; what is here beside them are the keys of listeners, routes and backends. A test
-//! holds both to what the reader asks for.
+//! Settings come from their declarations. This module adds the keys of listeners, routes and backends. A test
+//! compares both with the keys of the reader.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use crate::{
 mod balancing;
 mod http;
 
-/// The names of verdicts, and when each is met.
+/// The names of verdicts, and their conditions.
 const VERDICTS: [(&str, &str); 6] = [
     ("no_sni", "A valid hello has no server name, and no route has `*`."),
     ("unknown_name", "No route serves the name."),

@@ -1,4 +1,5 @@
-//! Settings that belong to no object: each may be written once over all documents. [`crate::model::settings`] declares them.
+//! Settings that belong to no object. Each may be written only once over all documents. [`crate::model::settings`]
+//! declares them.
 
 use crate::{
     decode::{Diagnostics, Fields, View},
@@ -8,11 +9,11 @@ use crate::{
     },
 };
 
-/// What the documents say; what they do not say keeps its default.
+/// The settings of all documents. Missing ones keep their defaults.
 #[derive(Debug, Default)]
 pub(crate) struct Given {
     settings: Settings,
-    /// Which setting was written where.
+    /// The written settings and their locations.
     written: Vec<(String, Origin)>,
 }
 
@@ -21,7 +22,7 @@ impl Given {
         self.settings.clone()
     }
 
-    /// Where a document has this setting, such as `limits.connections`.
+    /// The location of a setting, such as `limits.connections`, if it is written.
     pub(crate) fn written(&self, setting: &str) -> Option<Origin> {
         self.written.iter().find(|(written, _)| written == setting).map(|(_, origin)| origin.clone())
     }
@@ -45,7 +46,7 @@ impl Given {
         self.read_former(fields, diagnostics);
     }
 
-    /// Keys that documents of earlier versions have.
+    /// Reads the keys of earlier versions.
     fn read_former(&mut self, fields: &mut Fields<'_>, diagnostics: &mut Diagnostics) {
         let group = |name| groups().iter().find(|group| group.name == name);
         let example = "offload: {after_bytes: 512KiB, after_messages: 16, packet: true}";
@@ -90,7 +91,7 @@ impl Given {
         fields.finish(diagnostics);
     }
 
-    /// Unlike other sections it is written as a whole, and a text is its address. It serves something.
+    /// Unlike other sections, it is written as a whole, and a text is its address.
     fn read_admin(&mut self, group: &'static Group, view: &View<'_>, diagnostics: &mut Diagnostics) {
         if !self.first("", "admin", view, diagnostics) {
             return;
@@ -113,7 +114,7 @@ impl Given {
         fields.finish(diagnostics);
     }
 
-    /// Whether this setting was not written before, be it by its former name.
+    /// Whether this setting was not written before, including by its former name.
     fn first(&mut self, group: &str, name: &str, view: &View<'_>, diagnostics: &mut Diagnostics) -> bool {
         let field = format!("{group}.{name}");
         if let Some((_, origin)) = self.written.iter().find(|(written, _)| *written == field) {

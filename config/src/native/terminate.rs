@@ -1,4 +1,4 @@
-//! `routes[].terminate`: how TLS ends here.
+//! `routes[].terminate`: the termination of TLS.
 
 use std::sync::Arc;
 
@@ -19,10 +19,10 @@ use crate::{
     name::HostPattern,
 };
 
-/// How a route ends TLS, as it is written.
+/// The termination of a route, as written.
 #[derive(Debug)]
 pub(super) struct Terminate<'n> {
-    /// Rules for the requests inside; without, what is inside is bytes.
+    /// Rules for the requests in the connection. `None` forwards bytes.
     pub(super) http: Option<Vec<NativeRule<'n>>>,
     certificates: Vec<CertificateSource>,
     client: ClientAuth,
@@ -30,11 +30,11 @@ pub(super) struct Terminate<'n> {
     max_version: TlsVersion,
     cipher_suites: Vec<String>,
     alpn: Vec<String>,
-    /// Secrets, and where each is named.
+    /// The named Secrets, and the place of each name.
     secrets: Vec<(SecretName, View<'n>)>,
 }
 
-/// What `client_certificate` says.
+/// The values of `client_certificate`.
 #[derive(
     Debug,
     Clone,
@@ -54,10 +54,10 @@ pub(super) enum Wanted {
     Optional,
 }
 
-/// What is offered where requests have rules.
+/// The offered protocols if requests have rules.
 const HTTP_PROTOCOLS: [&str; 2] = ["h2", "http/1.1"];
 
-/// The longest name of a protocol (RFC 7301 section 3.1).
+/// The greatest length of a protocol's name (RFC 7301 section 3.1).
 const LONGEST_PROTOCOL: usize = 255;
 
 pub(super) fn read<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Option<Terminate<'n>> {
@@ -137,7 +137,7 @@ pub(super) fn read<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Option
             .remedy("leave the key out to speak all of these")
             .emit(diagnostics);
     }
-    // A route whose rules cannot be read must not hand the requests on as bytes.
+    // A route with invalid rules must not forward the requests as bytes.
     let http = match http {
         None => None,
         Some(read) => Some(read?),
@@ -155,7 +155,7 @@ pub(super) fn read<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Option
     })
 }
 
-/// The protocols to offer: those that are written, else what rules for HTTP requests need.
+/// The protocols to offer: the written ones, or else those that rules for HTTP requests need.
 fn protocols(
     written: Option<(Vec<String>, View<'_>)>,
     for_http: bool,
@@ -196,7 +196,7 @@ pub(super) fn certificate<'n>(
     })
 }
 
-/// A text with a slash is a path: no name of a Secret has one.
+/// A text with a slash is a path, since no name of a Secret contains one.
 pub(super) fn authorities<'n>(
     view: &View<'n>,
     secrets: &mut Vec<(SecretName, View<'n>)>,
@@ -217,7 +217,7 @@ pub(super) fn texts(view: &View<'_>, expected: &str, diagnostics: &mut Diagnosti
 }
 
 impl Terminate<'_> {
-    /// Makes the termination of a route for these names.
+    /// Builds the termination of a route for these names.
     pub(super) fn build(
         &self,
         name: &str,

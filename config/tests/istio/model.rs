@@ -1,6 +1,6 @@
-//! Which route has a name: in Istio, and in an Istio that is like us in some points.
+//! The route of a name: in Istio, and in an Istio that behaves like snisplice in some points.
 //!
-//! Only used where the recorded answer and ours differ, so that it needs not be right where they agree.
+//! Only used if the recorded result and snisplice's differ, so it may be wrong if they agree.
 
 use std::collections::HashSet;
 
@@ -9,7 +9,7 @@ use snisplice_config::name::{HostPattern, ServerName};
 
 use super::set::{Ask, Set};
 
-/// A point in which we mean to differ.
+/// An intended difference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     OutsideHosts,
@@ -51,16 +51,16 @@ impl Kind {
     }
 }
 
-/// What has a name.
+/// The route of a name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// By the name of our rule.
+    /// The name of snisplice's rule.
     Route(String),
     Closed,
     Rejected,
 }
 
-/// The fewest kinds that turn Istio's outcome into ours; `None` if none do.
+/// The fewest kinds that turn Istio's outcome into snisplice's. `None` if no kinds do.
 pub(crate) fn explain(set: &Set, ask: &Ask, ours: &Outcome, closed: bool) -> Option<Vec<Kind>> {
     let mut subsets: Vec<Vec<Kind>> = (1_u32..1 << Kind::ALL.len())
         .map(|bits| {
@@ -75,7 +75,7 @@ pub(crate) fn explain(set: &Set, ask: &Ask, ours: &Outcome, closed: bool) -> Opt
     })
 }
 
-/// What Istio would make of a question if it were like us in the points of `kinds`.
+/// Istio's outcome if it behaved like snisplice in the points of `kinds`.
 pub(crate) fn outcome(set: &Set, ask: &Ask, kinds: &[Kind]) -> Outcome {
     let like_us = |kind| kinds.contains(&kind);
     let is_refused = |object: &&Value| set.refused.contains(&described(object));
@@ -91,7 +91,7 @@ pub(crate) fn outcome(set: &Set, ask: &Ask, kinds: &[Kind]) -> Outcome {
         .collect();
     services.sort_by_key(|(exported, service)| (*exported, seniority(service)));
 
-    // mergeGateways: which servers are on the port, in which order.
+    // mergeGateways: the servers on the port, in order.
     let mut servers: Vec<(&Value, &Value, bool, usize)> = Vec::new();
     let mut hosts_seen = HashSet::new();
     let mut plain = false;
@@ -183,23 +183,23 @@ pub(crate) fn outcome(set: &Set, ask: &Ask, kinds: &[Kind]) -> Outcome {
 
 struct Chain {
     pattern: HostPattern,
-    /// How specific the host of the server is that admitted it.
+    /// Specificity of the server's host that admitted the pattern.
     host: usize,
     to: Outcome,
     claim: bool,
-    /// Of the server, by Gateways.
+    /// The precedence of the server, by Gateways.
     order: usize,
 }
 
 struct Chains {
     seen: HashSet<String>,
     all: Vec<Chain>,
-    /// Of the server that is looked at.
+    /// The precedence of the current server.
     order: usize,
 }
 
 impl Chains {
-    /// Those of the routes of one `VirtualService` on one server.
+    /// Adds the chains of the routes of one `VirtualService` on one server.
     fn add(
         &mut self,
         service: &Value,
@@ -251,7 +251,7 @@ impl Chains {
         }
     }
 
-    /// Names of a `VirtualService` with a Gateway that is not there are not for wider routes.
+    /// Names of a `VirtualService` with a missing Gateway do not fall back to wider routes.
     fn block(&mut self, set: &Set, services: &[(u8, &Value)]) {
         let there: HashSet<String> = of_kind(set, "Gateway")
             .filter(|gateway| !set.refused.contains(&described(gateway)))
@@ -282,7 +282,7 @@ impl Chains {
 
     fn choose(&self, ask: &Ask, lenient: bool) -> Outcome {
         let mut seen = HashSet::new();
-        // One server's hosts are one chain each; two of the same pattern make Envoy refuse the listener.
+        // One server's hosts are one chain each. Envoy refuses a listener with two chains of the same pattern.
         let doubled = self.all.iter().any(|chain| !seen.insert(chain.pattern.to_string()));
         if doubled && !lenient {
             return Outcome::Rejected;
@@ -297,7 +297,7 @@ impl Chains {
         };
         let mut equal = self.all.iter().filter(fits).filter(|chain| specificity(&chain.pattern) == best);
         let first = equal.next().unwrap();
-        // A claim with a more specific host than the route's goes first, then the first server.
+        // A claim with a more specific host than the route's comes first, then the first server.
         let claim = equal.find(|chain| {
             chain.claim
                 && (chain.host > first.host || (chain.host == first.host && chain.order < first.order))

@@ -4,17 +4,17 @@ use std::collections::HashSet;
 
 use serde_json::Value;
 
-/// A handful of objects, who looks at them, and what Istio answered.
+/// A few objects, the connections to probe, and Istio's results.
 pub(crate) struct Set {
     pub(crate) seed: u64,
-    /// Of the gateway's workload.
+    /// The namespace of the gateway's workload.
     pub(crate) namespace: String,
-    /// Of the gateway's workload.
+    /// The labels of the gateway's workload.
     pub(crate) labels: Vec<(String, String)>,
     /// All objects as YAML documents.
     pub(crate) text: String,
     pub(crate) objects: Vec<Value>,
-    /// What Istio's validation refuses, as `Kind namespace/name`.
+    /// Objects that Istio's validation refuses, as `Kind namespace/name`.
     pub(crate) refused: HashSet<String>,
     pub(crate) asks: Vec<Ask>,
 }
@@ -26,19 +26,19 @@ pub(crate) struct Ask {
     pub(crate) answer: Answer,
 }
 
-/// Where connections go.
+/// The destination of connections.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Answer {
-    /// Nowhere.
+    /// No destination.
     Closed,
-    /// Envoy does not take the listener at all.
+    /// Envoy rejects the whole listener.
     Rejected,
-    /// By weight to endpoints; `None` is closed.
+    /// Endpoints by weight. `None` is closed.
     Parts(Vec<(u32, Option<Vec<String>>)>),
 }
 
 impl Answer {
-    /// In one form, whatever the order.
+    /// A normal form, independent of the order.
     pub(crate) fn settled(self) -> Self {
         let Self::Parts(mut parts) = self else { return self };
         let only = parts.len() == 1;
@@ -69,7 +69,7 @@ impl Answer {
             let mut words = part.split(' ');
             let weight = words.next().unwrap().parse().unwrap();
             let endpoints = words.nth(1).filter(|rest| !rest.is_empty() && *rest != "missing");
-            // No weight is 1.
+            // A missing weight is 1.
             let all = endpoints.map(|all| all.split(',').map(|one| one.replace("*0", "*1")).collect());
             (weight, all)
         });
@@ -113,7 +113,7 @@ impl Set {
         sets
     }
 
-    /// Whether an endpoint is a name of which no object says anything.
+    /// Whether an endpoint is a name that no object defines.
     pub(crate) fn defines_not(&self, endpoint: &str) -> bool {
         let host = endpoint.split(':').next().unwrap();
         let defined = self.objects.iter().any(|object| {

@@ -1,8 +1,8 @@
-//! The value of a header that a configuration sets, with the variables of Envoy between percent signs.
+//! The value of a configured header, with Envoy's variables between percent signs.
 
 use std::{borrow::Cow, fmt};
 
-/// A text, perhaps with variables in it.
+/// A text that may contain variables.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HeaderText(Box<[Piece]>);
 
@@ -12,24 +12,25 @@ enum Piece {
     Variable(Variable, Option<usize>),
 }
 
-/// What a request or its connection puts into a header (Envoy's "command operators").
+/// A value that comes from a request or its connection (Envoy's "command operators").
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Variable {
-    /// `%REQ(NAME?OTHER)%`: a header of the request, or else another one. Names are in lower case, also `:path` and its like.
+    /// `%REQ(NAME?OTHER)%`: a header of the request, or else another one. Names are in lower case, including `:path`
+    /// and similar ones.
     RequestHeader(Box<str>, Option<Box<str>>),
-    /// The client's address and port, or that of whom a trusted proxy speaks for.
+    /// The client's address and port, or the address that a trusted proxy declares.
     DownstreamRemoteAddress,
-    /// The same without the port.
+    /// The client's address without the port.
     DownstreamRemoteAddressWithoutPort,
-    /// The address and port of the other end of the connection.
+    /// The address and port of the connection's peer.
     DownstreamDirectRemoteAddress,
-    /// The same without the port.
+    /// The address of the connection's peer without the port.
     DownstreamDirectRemoteAddressWithoutPort,
-    /// The address and port that the connection came to.
+    /// The local address and port of the connection.
     DownstreamLocalAddress,
-    /// The same without the port.
+    /// The local address without the port.
     DownstreamLocalAddressWithoutPort,
-    /// The port that the connection came to.
+    /// The local port.
     DownstreamLocalPort,
     /// `HTTP/1.1` or `HTTP/2`.
     Protocol,
@@ -37,7 +38,7 @@ pub enum Variable {
     RequestedServerName,
 }
 
-/// By its name in Envoy, without arguments.
+/// The variables without arguments, by their names in Envoy.
 const PLAIN: [(&str, Variable); 9] = [
     ("DOWNSTREAM_REMOTE_ADDRESS", Variable::DownstreamRemoteAddress),
     ("DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT", Variable::DownstreamRemoteAddressWithoutPort),
@@ -51,15 +52,15 @@ const PLAIN: [(&str, Variable); 9] = [
 ];
 
 impl HeaderText {
-    /// The variables that are served.
+    /// The supported variables.
     pub(crate) const VARIABLES: &str = "%REQ(NAME)%, %DOWNSTREAM_REMOTE_ADDRESS%, %DOWNSTREAM_DIRECT_REMOTE_ADDRESS%, \
                                         %DOWNSTREAM_LOCAL_ADDRESS% (each also with _WITHOUT_PORT), %DOWNSTREAM_LOCAL_PORT%, \
                                         %PROTOCOL% and %REQUESTED_SERVER_NAME%";
 
-    /// Reads a text. `%%` is a percent sign.
+    /// Parses a text. `%%` is a percent sign.
     ///
     /// # Errors
-    /// If a percent sign begins no variable, or one that is not served; the error says which.
+    /// Returns an error for a percent sign that begins no variable, and for an unsupported variable.
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut pieces: Vec<Piece> = Vec::new();
         let mut plain = String::new();
@@ -88,8 +89,8 @@ impl HeaderText {
         Ok(Self(pieces.into()))
     }
 
-    /// The text with the values of its variables; one without a value is empty. `None` if nothing is left of what had
-    /// variables: then the header is not changed, as in Envoy.
+    /// The text with the values of its variables. A variable without a value is empty. `None` if a text with
+    /// variables becomes empty: the header is then not changed, as in Envoy.
     pub fn with(&self, value: impl Fn(&Variable) -> Option<String>) -> Option<Cow<'_, str>> {
         match &*self.0 {
             [] => return Some("".into()),
@@ -110,7 +111,7 @@ impl HeaderText {
     }
 }
 
-/// As it can be written.
+/// The text as written in a configuration.
 impl fmt::Display for HeaderText {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for piece in &self.0 {
@@ -133,7 +134,7 @@ impl fmt::Display for HeaderText {
     }
 }
 
-/// A variable, and how much of it is wanted.
+/// A variable, and its maximum length if any.
 fn variable(text: &str) -> Option<(Variable, Option<usize>)> {
     if let Some((_, variable)) = PLAIN.iter().find(|(name, _)| *name == text) {
         return Some((variable.clone(), None));

@@ -1,13 +1,14 @@
-//! Which rule a request takes, and what keeps others from it: functions of the rules and the request.
+//! The match of a request with rules, and the reasons why rules do not match: functions of the rules and the request.
 
 use std::{borrow::Cow, sync::Arc};
 
 use super::{HttpMatch, HttpRule, HttpsRedirect, StringMatch, VirtualHost};
 
-/// Where requests may go before they are sent to HTTPS: who proves control of a name over plain HTTP (RFC 8555 section 8.3).
+/// The path of ACME challenges, which may be served before a redirect to HTTPS: control of a name is proved over
+/// plain HTTP (RFC 8555 section 8.3).
 const ACME: &str = "/.well-known/acme-challenge/";
 
-/// What rules look at of a request.
+/// The part of a request that rules use.
 pub trait Request {
     /// The method.
     fn method(&self) -> &str;
@@ -17,24 +18,24 @@ pub trait Request {
     fn authority(&self) -> &str;
     /// The path in its normal form, without the query.
     fn path(&self) -> &str;
-    /// What is behind the first question mark.
+    /// The text after the first question mark.
     fn query(&self) -> Option<&str>;
     /// The values of a header, joined by commas (RFC 9110 section 5.3). The name is in lower case.
     fn header(&self, name: &str) -> Option<Cow<'_, str>>;
 }
 
-/// What serves a request of a host.
+/// The result of a match within a host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Served<'t> {
-    /// It is sent to HTTPS.
+    /// A redirect to HTTPS.
     Https(HttpsRedirect),
-    /// This rule, by one of its conditions; a rule without conditions takes every request.
+    /// This rule, by one of its conditions. A rule without conditions matches every request.
     Rule(&'t Arc<HttpRule>, Option<&'t HttpMatch>),
     /// No rule.
     Nothing,
 }
 
-/// The part of a condition that does not hold.
+/// The part of a condition that does not match.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unmet<'t> {
     /// `uri`.
@@ -47,14 +48,15 @@ pub enum Unmet<'t> {
     Authority,
     /// A header that is missing or has another value.
     Header(&'t str),
-    /// A header that must not be there.
+    /// A header that must be absent.
     WithoutHeader(&'t str),
     /// A query parameter that is missing or has another value.
     QueryParam(&'t str),
 }
 
 impl VirtualHost {
-    /// What serves a request: the redirect to HTTPS unless a rule is for its ACME challenge, else the first rule that matches.
+    /// Finds the rule for a request: the redirect to HTTPS unless a rule serves its ACME challenge, or else the first
+    /// matching rule.
     #[must_use]
     pub fn serve(&self, request: &impl Request) -> Served<'_> {
         let found = match self.https_redirect {
@@ -69,7 +71,8 @@ impl VirtualHost {
         found.map_or(Served::Nothing, |(rule, matched)| Served::Rule(rule, matched))
     }
 
-    /// The rule of an ACME challenge, which is served before a redirect to HTTPS where a rule names its path and no other one.
+    /// The rule of an ACME challenge. It comes before a redirect to HTTPS if the rule names the path of challenges
+    /// and no other one.
     fn challenge(&self, request: &impl Request) -> Option<(&Arc<HttpRule>, &HttpMatch)> {
         if !request.path().starts_with(ACME) {
             return None;
@@ -83,13 +86,13 @@ impl VirtualHost {
 }
 
 impl HttpRule {
-    /// Whether it takes every request.
+    /// Whether the rule matches every request.
     #[must_use]
     pub fn takes_all(&self) -> bool {
         self.matches.is_empty() || self.matches.iter().any(HttpMatch::takes_all)
     }
 
-    /// Whether it takes a request, and by which of its conditions.
+    /// Whether the rule matches a request, and the matching condition.
     #[expect(clippy::option_option, reason = "a rule without conditions matches by none of them")]
     fn matched(&self, request: &impl Request) -> Option<Option<&HttpMatch>> {
         if self.matches.is_empty() {
@@ -100,7 +103,7 @@ impl HttpRule {
 }
 
 impl HttpMatch {
-    /// Whether every request matches: nothing is asked for, or a path that all paths begin with.
+    /// Whether the condition matches every request: it is empty, or has a prefix of all paths.
     #[must_use]
     pub fn takes_all(&self) -> bool {
         let Self {
@@ -127,7 +130,7 @@ impl HttpMatch {
             && query_params.is_empty()
     }
 
-    /// Whether it names the path of ACME challenges and no other one.
+    /// Whether the condition names the path of ACME challenges and no other one.
     fn is_for_challenges(&self) -> bool {
         match &self.uri {
             Some(StringMatch::Exact(path) | StringMatch::Prefix(path)) => {
@@ -141,7 +144,7 @@ impl HttpMatch {
         self.unmet(request).is_none()
     }
 
-    /// The first part that does not hold for a request; `None` if all do.
+    /// The first part that does not match a request. `None` if all match.
     #[must_use]
     pub fn unmet(&self, request: &impl Request) -> Option<Unmet<'_>> {
         let Self { uri, ignore_uri_case, scheme, method, authority, headers, without_headers, query_params } =
@@ -193,7 +196,7 @@ impl StringMatch {
         }
     }
 
-    /// An expression says itself whether case matters.
+    /// The expression itself decides on the case.
     fn holds_in_any_case(&self, text: &str) -> bool {
         match self {
             Self::Exact(exact) => exact.eq_ignore_ascii_case(text),
@@ -205,7 +208,7 @@ impl StringMatch {
     }
 }
 
-/// Several headers of one name are one with commas. The pseudo-headers of HTTP/2 count too.
+/// Several headers of one name are joined with commas. The pseudo-headers of HTTP/2 are included.
 fn header_holds(request: &impl Request, name: &str, wanted: Option<&StringMatch>) -> bool {
     let value = match name {
         ":authority" | "host" => Some(Cow::Borrowed(request.authority())),
@@ -217,7 +220,7 @@ fn header_holds(request: &impl Request, name: &str, wanted: Option<&StringMatch>
     value.is_some_and(|value| wanted.is_none_or(|wanted| wanted.holds(&value)))
 }
 
-/// A path and its query, as a request has them.
+/// A path with its query, as in a request.
 #[must_use]
 pub fn with_query(path: &str, query: Option<&str>) -> String {
     match query {
@@ -226,7 +229,7 @@ pub fn with_query(path: &str, query: Option<&str>) -> String {
     }
 }
 
-/// The first parameter of the name counts.
+/// Only the first parameter with the name is used.
 fn query_holds(query: Option<&str>, name: &str, wanted: Option<&StringMatch>) -> bool {
     let pairs = query.unwrap_or_default().split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
     let decode = |text: &str| {

@@ -1,4 +1,4 @@
-//! From rules in any order to a table that answers with one of them.
+//! Builds a route table from rules in any order.
 
 use std::{
     cmp::Ordering,
@@ -28,14 +28,14 @@ struct Candidate {
     pattern: HostPattern,
     rule: Arc<Rule>,
     rank: Arc<Rank>,
-    /// Specificity as written, before the listener's hosts narrowed it.
+    /// Specificity of the pattern before the listener's hosts narrowed it.
     written: usize,
-    /// Specificity of the host of the listener by which it came.
+    /// Specificity of the listener's host that admitted the pattern.
     host: usize,
     order: usize,
 }
 
-/// Names that a server has, whatever its routes.
+/// Names of a server, independent of its routes.
 #[derive(Debug, Clone)]
 struct Claim {
     pattern: HostPattern,
@@ -52,9 +52,9 @@ impl RouteTable {
 }
 
 impl RouteTableBuilder {
-    /// Adds one pattern of a rule; order of calls is document order.
+    /// Adds one pattern of a rule, in document order.
     ///
-    /// `written` is the pattern before it was narrowed to what the listener admits, `host` what admitted it.
+    /// `written` is the pattern before the listener's hosts narrowed it. `host` is the host that admitted it.
     pub fn insert(
         &mut self,
         pattern: HostPattern,
@@ -74,16 +74,16 @@ impl RouteTableBuilder {
         });
     }
 
-    /// Adds names of a server: they go to `rule`, which ends TLS for them or refuses them, and not to a wider pattern.
+    /// Adds names of a server. They belong to `rule`, which terminates TLS or refuses connections, and not to a wider
+    /// pattern.
     ///
-    /// A route to the very same names that came by a wider host gives way, since the server that names the host
-    /// more specifically has it; of equal hosts the first server's has it. A rule that refuses claims `*` only against
-    /// routes to `*`.
+    /// A route for the same names that a wider host admitted loses, since the server with the more specific host
+    /// wins. Between equal hosts, the first server wins. A rule that refuses claims `*` only against routes for `*`.
     pub fn claim(&mut self, pattern: HostPattern, rule: &Arc<Rule>, server: &Arc<ServerRank>) {
         self.claims.push(Claim { pattern, rule: Arc::clone(rule), server: Arc::clone(server) });
     }
 
-    /// Takes what another table would have been made of, behind what is here.
+    /// Appends the rules of another builder.
     pub fn append(&mut self, other: Self) {
         let before = self.candidates.len();
         self.candidates.extend(other.candidates.into_iter().map(|mut candidate| {
@@ -98,7 +98,7 @@ impl RouteTableBuilder {
         self.candidates.iter().map(|candidate| &candidate.pattern)
     }
 
-    /// Whether any rule so far leads to a backend, or serves HTTP itself.
+    /// Whether any rule so far has a backend, or serves HTTP itself.
     #[must_use]
     pub fn serves_any(&self) -> bool {
         let serves = |rule: &Rule| {
@@ -126,7 +126,7 @@ impl RouteTableBuilder {
         for candidate in candidates {
             match &winner {
                 Some(first) if first.pattern == candidate.pattern => {
-                    // One rule may come to the same pattern by two ways, for example through two listener hosts.
+                    // One rule may have the same pattern twice, for example through two listener hosts.
                     let told = table.shadowed.last().is_some_and(|last| {
                         last.pattern == candidate.pattern && Arc::ptr_eq(&last.rule, &candidate.rule)
                     });
@@ -149,14 +149,14 @@ impl RouteTableBuilder {
     }
 }
 
-/// Lets claims meet routes of the very same patterns: the routes that give way are taken out, and the claims that are
-/// left become candidates.
+/// Resolves claims and routes with equal patterns: losing routes are removed, and the remaining claims become
+/// candidates.
 fn settle(
     mut claims: Vec<Claim>,
     candidates: &mut Vec<Candidate>,
     shadowed: &mut Vec<Shadowed>,
 ) -> Vec<Candidate> {
-    // The first server's claim to a pattern is the one that counts.
+    // Only the first server's claim to a pattern counts.
     claims.sort_by(|a, b| a.server.of_hosts().cmp(&b.server.of_hosts()));
     let mut first: HashMap<HostPattern, Claim> = HashMap::new();
     for claim in claims {
@@ -191,7 +191,7 @@ fn settle(
         match because {
             None => {
                 served.insert((candidate.pattern.clone(), candidate.rule.id));
-                // A route of the server itself takes nothing from it.
+                // A server's own route does not take names from the server.
                 let own = |ends: &Arc<Termination>| {
                     candidate.rule.termination.as_ref().is_some_and(|other| other.id == ends.id)
                 };
@@ -213,7 +213,7 @@ fn settle(
             }
         }
     });
-    // One rule may come to a pattern by several hosts: it has lost the pattern if it has lost all of them.
+    // One rule may have a pattern through several hosts. It has lost the pattern only if it has lost all of them.
     shadowed.retain(|lost| !served.contains(&(lost.pattern.clone(), lost.rule.id)));
     routed_by.dedup_by(|a, b| a.pattern == b.pattern && Arc::ptr_eq(&a.rule, &b.rule));
     shadowed.extend(routed_by);
@@ -246,7 +246,7 @@ impl Claim {
 }
 
 impl Candidate {
-    /// The order of two candidates for the same pattern, and what decides it.
+    /// The order of two candidates for the same pattern, and the reason.
     fn against(&self, other: &Self) -> (Ordering, Because) {
         match other.written.cmp(&self.written) {
             Ordering::Equal => self

@@ -140,7 +140,7 @@ fn the_first_server_comes_before_the_oldest_route() {
 
 #[test]
 fn a_claim_yields_to_what_is_more_specific_and_to_the_first_server() {
-    // The claim is of server 1 of the Gateway; the route comes by `host` of server 0 or 2.
+    // The claim is that of server 1 of the Gateway. The route comes through `host` of server 0 or 2.
     for (claimed, route, host, of, winner) in [
         ("*.b.c", "a.b.c", "*.c", 2, "route"),
         ("a.b.c", "*.b.c", "*.b.c", 0, "claim"),

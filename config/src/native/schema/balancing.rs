@@ -11,7 +11,7 @@ use crate::{
     },
 };
 
-/// How connections to a backend are spread.
+/// The keys for load balancing.
 pub(super) fn keys() -> Vec<Key> {
     vec![
         key(
@@ -29,7 +29,7 @@ pub(super) fn keys() -> Vec<Key> {
     ]
 }
 
-/// The mappings that they name.
+/// The mappings of these keys.
 pub(super) fn mappings() -> Vec<Mapping> {
     let [least, most] = [*FACTOR.start(), *FACTOR.end()];
     vec![

@@ -18,7 +18,7 @@ fn port() -> Kind {
     Kind::Number { least: 1, most: u64::from(u16::MAX) }
 }
 
-/// A text, or a mapping with the way to compare.
+/// A text, or a mapping with the kind of comparison.
 fn string() -> Kind {
     Kind::Either(vec![text("the whole text", "/api"), Kind::Mapping("string")])
 }
