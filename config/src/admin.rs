@@ -1,4 +1,4 @@
-//! Where the admin endpoint is served.
+//! The addresses of the admin endpoint.
 
 use std::{
     fmt,
@@ -9,13 +9,13 @@ use std::{
 
 use thiserror::Error;
 
-/// What an address that is the path of a unix socket begins with.
+/// The prefix of the path of a unix socket.
 const UNIX: &str = "unix:";
 
-/// The longest path of a unix socket, in bytes (`sun_path` less the final zero, unix(7)).
+/// The greatest length of a unix socket's path, in bytes (`sun_path` less the final zero, unix(7)).
 const LONGEST_PATH: usize = 107;
 
-/// An address to serve HTTP on.
+/// An address for HTTP.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AdminAddress {
     /// TCP.
@@ -35,16 +35,16 @@ impl AdminAddress {
     }
 }
 
-/// Why a text is not an [`AdminAddress`].
+/// The reason for which a text is not an [`AdminAddress`].
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum AdminAddressError {
-    /// Neither form.
+    /// The text has neither form.
     #[error("neither IP:PORT nor unix:/PATH")]
     Neither,
     /// The path depends on the working directory.
     #[error("the path of a unix socket must be absolute, such as unix:/run/snisplice/admin.sock")]
     Relative,
-    /// The kernel takes no such path.
+    /// The path is too long for the kernel.
     #[error("the path of a unix socket has at most {LONGEST_PATH} bytes")]
     TooLong,
 }

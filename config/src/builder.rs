@@ -1,4 +1,4 @@
-//! The model while it is being put together, by all formats alike.
+//! The model in progress, which all formats share.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -31,21 +31,21 @@ pub(crate) struct ModelBuilder {
     by_name: HashMap<String, BackendId>,
     rules: usize,
     terminations: usize,
-    /// Of servers that are not served.
+    /// The claims of servers that are not served.
     pub(crate) claims: Vec<Claim>,
     /// The `Secret` objects of the files.
     pub(crate) secrets: Vec<LoadedSecret>,
-    /// Which are named, each with what to say where it is missing.
+    /// The named Secrets, each with the finding for a missing one.
     wanted_secrets: Vec<(SecretName, Diagnostic)>,
 }
 
-/// A `Secret` of the files, and what there is to say about it.
+/// A `Secret` of the files, and its findings.
 #[derive(Debug)]
 pub(crate) struct LoadedSecret {
     pub(crate) secret: Secret,
-    /// What is wrong with it, which matters if something names it.
+    /// Errors, which are reported if an object names the Secret.
     pub(crate) faults: Vec<Diagnostic>,
-    /// If nothing names it.
+    /// The finding if no object names it.
     pub(crate) unused: Diagnostic,
 }
 
@@ -54,30 +54,30 @@ pub(crate) struct ListenerBuilder {
     pub(crate) name: String,
     pub(crate) origin: Origin,
     pub(crate) bind: Vec<SocketAddr>,
-    /// What the listener admits at all; a route serves what it has in common with one of these.
+    /// The names that the listener admits. A route serves its common names with these.
     pub(crate) hosts: Vec<HostPattern>,
     pub(crate) policies: Policies,
     pub(crate) mss: Option<u16>,
-    /// Whether it is of a Gateway: it may then be at one address beside another one of the kind at all addresses of
+    /// Whether it is a Gateway's. It may then be at one address beside another Gateway's listener at all addresses of
     /// the port. The kernel gives a connection to the more specific one.
     pub(crate) beside: bool,
     pub(crate) freebind: bool,
     /// Whether no address is written: see [`Listener::any_address`].
     pub(crate) any_address: bool,
-    /// What serves HTTP without TLS.
+    /// The service of HTTP without TLS.
     pub(crate) plain_http: Option<PlainHttp>,
     table: RouteTableBuilder,
-    /// Names of rules that cannot be served and have no place among others.
+    /// Names of rules that cannot be served and have no precedence.
     blocked: Vec<(HostPattern, Arc<Rule>)>,
 }
 
 impl ModelBuilder {
-    /// A rule that passes TLS through, or serves what is inside.
+    /// A rule that passes TLS through, or serves its content.
     pub(crate) fn rule(&mut self, name: String, origin: Origin, targets: Vec<Target>) -> Arc<Rule> {
         self.rule_of(name, origin, targets, None)
     }
 
-    /// A rule that ends TLS, if there is a termination.
+    /// A rule with an optional termination.
     pub(crate) fn rule_of(
         &mut self,
         name: String,
@@ -88,26 +88,26 @@ impl ModelBuilder {
         Arc::new(Rule { route: self.route(name, origin, targets), termination })
     }
 
-    /// Where requests go, under the next id of a rule.
+    /// The destination of requests, with the next id of a rule.
     pub(crate) fn route(&mut self, name: String, origin: Origin, targets: Vec<Target>) -> Route {
         let id = self.rules;
         self.rules += 1;
         Route { id, name, origin, targets }
     }
 
-    /// A way of ending TLS, under the next id.
+    /// A termination with the next id.
     pub(crate) fn termination(&mut self, make: impl FnOnce(usize) -> Termination) -> Arc<Termination> {
         let id = self.terminations;
         self.terminations += 1;
         Arc::new(make(id))
     }
 
-    /// Notes that a Secret is named, and what to say if no file and no directory can have it.
+    /// Records a named Secret, and the finding if neither a file nor a directory can have it.
     pub(crate) fn want_secret(&mut self, name: SecretName, missing: Diagnostic) {
         self.wanted_secrets.push((name, missing));
     }
 
-    /// The Secrets that something names; of the others, and of those that are missing, it is said.
+    /// Returns the named Secrets. Reports the others and the missing ones.
     fn settle_secrets(&mut self, has_directory: bool, diagnostics: &mut Diagnostics) -> Vec<Secret> {
         let loaded = std::mem::take(&mut self.secrets);
         let mut wanted = vec![false; loaded.len()];
@@ -142,7 +142,7 @@ impl ModelBuilder {
         kept
     }
 
-    /// Adds a backend; `None` if its name is taken.
+    /// Adds a backend. `None` if its name is taken.
     pub(crate) fn backend(&mut self, backend: Backend) -> Option<BackendId> {
         if self.by_name.contains_key(&backend.name) {
             return None;
@@ -168,13 +168,13 @@ impl ModelBuilder {
             .find_map(|listener| first_overlap(&listener.bind, bind).map(|address| (listener, address)))
     }
 
-    /// Moves listeners to where `--listen` wants them; those that meet at the same addresses become one.
+    /// Moves listeners to the addresses of `--listen`. Listeners that get the same addresses are merged.
     fn rebind(&mut self, ports: &mut Vec<Vec<u16>>, options: &Options, diagnostics: &mut Diagnostics) {
         for listener in &mut self.listeners {
             listener.bind = rebound(&listener.bind, options);
         }
         if options.listen.is_empty() {
-            return; // Overlaps as written are told where they are written.
+            return; // Overlaps of written addresses are reported where they are written.
         }
         let mut listeners: Vec<ListenerBuilder> = Vec::new();
         let mut kept: Vec<Vec<u16>> = Vec::new();
@@ -219,7 +219,7 @@ impl ModelBuilder {
         *ports = kept;
     }
 
-    /// The model; that it could not serve anything is an error in `diagnostics`.
+    /// Returns the model. Reports an error if the model cannot serve anything.
     pub(crate) fn finish(
         mut self,
         settings: Settings,
@@ -263,7 +263,7 @@ impl ModelBuilder {
         }
         let named_status =
             settings.startup.named_status.filter(|port| self.may_have_status(*port, diagnostics));
-        // Of what is missing because of an error there is no more to say.
+        // Parts that are missing because of an error need no further finding.
         let failed = diagnostics.failed();
         if failed {
         } else if self.listeners.is_empty() {
@@ -296,7 +296,7 @@ impl ModelBuilder {
         Model { listeners, backends, rules, terminations, secrets, claims, startup, runtime }
     }
 
-    /// Whether no listener has the port on which an Istio document wants probes answered.
+    /// Whether no listener has the status port of an Istio document.
     fn may_have_status(&self, port: u16, diagnostics: &mut Diagnostics) -> bool {
         let all = [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()];
         let mut taken = self.listeners.iter().filter(|listener| {
@@ -316,7 +316,7 @@ impl ModelBuilder {
         false
     }
 
-    /// Warns of endpoints that are listeners of the same process. Of a name only the daemon knows where it leads.
+    /// Warns of endpoints that are listeners of the same process. Only the daemon knows the addresses of a name.
     fn report_loops(&self, diagnostics: &mut Diagnostics) {
         let ports: HashSet<_> =
             self.listeners.iter().flat_map(|listener| &listener.bind).map(SocketAddr::port).collect();
@@ -380,7 +380,7 @@ impl ListenerBuilder {
         }
     }
 
-    /// Serves the names that `written` and `host` have in common; tells whether there are any.
+    /// Serves the common names of `written` and `host`. Returns whether there are any.
     pub(crate) fn serve(
         &mut self,
         written: &HostPattern,
@@ -397,13 +397,13 @@ impl ListenerBuilder {
         }
     }
 
-    /// Notes names that a server has, whatever its routes; see [`RouteTableBuilder::claim`].
+    /// Records names of a server, independent of its routes; see [`RouteTableBuilder::claim`].
     pub(crate) fn claim(&mut self, host: &HostPattern, rule: &Arc<Rule>, server: &Arc<ServerRank>) {
         self.table.claim(host.clone(), rule, server);
     }
 
-    /// Notes names of a rule that cannot be served and whose place is not known: they must not fall to a wider rule
-    /// that was not meant for them, and stay with a rule for the very same names.
+    /// Records names of an invalid rule without a precedence. They must not fall back to a wider rule that was not
+    /// meant for them. A rule for the same names keeps them.
     pub(crate) fn block(&mut self, written: &HostPattern, rule: &Arc<Rule>) {
         for host in &self.hosts {
             if let Some(pattern) = written.intersect(host) {
@@ -412,9 +412,9 @@ impl ListenerBuilder {
         }
     }
 
-    /// Why `other` cannot be one listener with this one; `None` if it can: it is of a Gateway too, at exactly the same
-    /// addresses, and treats connections alike. Ports of a Service that lead to one target port are one listener in Istio; a
-    /// native listener is what its name says.
+    /// The reason for which `other` cannot be merged with this listener. `None` if it can: both are Gateways', have
+    /// exactly the same addresses, and treat connections alike. In Istio, ports of a Service with the same target
+    /// port are one listener. A native listener is never merged.
     fn why_apart(&self, other: &Self) -> Option<&'static str> {
         if !(self.beside && other.beside) {
             Some("one of them is native, and its routes are for it alone")
@@ -460,12 +460,12 @@ impl ListenerBuilder {
     }
 }
 
-/// Whether the two lists hold the same addresses, in whatever order. Port 0 is a new port every time.
+/// Whether the two lists contain the same addresses, in any order. Port 0 is a new port every time.
 fn same_addresses(a: &[SocketAddr], b: &[SocketAddr]) -> bool {
     a.len() == b.len() && a.iter().all(|address| address.port() != 0 && b.contains(address))
 }
 
-/// Whether a name of `pattern` would be served by a pattern with more names.
+/// Whether a name of `pattern` would match a wider pattern.
 fn has_wider(served: &HashSet<HostPattern>, pattern: &HostPattern) -> bool {
     let (HostPattern::Exact(name) | HostPattern::Suffix(name)) = pattern else { return false };
     served.contains(&HostPattern::Any)
@@ -502,20 +502,20 @@ pub(crate) fn first_overlap(a: &[SocketAddr], b: &[SocketAddr]) -> Option<Socket
     b.iter().copied().find(|b| a.iter().any(|a| overlaps(a, b)))
 }
 
-/// The same, where `beside` allows an address beside all addresses of its port.
+/// Like [`first_overlap`], but `beside` allows an address beside all addresses of its port.
 fn first_conflict(a: &[SocketAddr], b: &[SocketAddr], beside: bool) -> Option<SocketAddr> {
     if beside { b.iter().copied().find(|b| b.port() != 0 && a.contains(b)) } else { first_overlap(a, b) }
 }
 
-/// Whether a connection to `address` surely reaches a socket that is bound to `bind`. Which other addresses a wildcard
-/// address holds depends on the host.
+/// Whether a connection to `address` certainly reaches a socket bound to `bind`. The host decides on the other
+/// addresses of a wildcard.
 fn leads_to(address: SocketAddr, bind: &SocketAddr) -> bool {
     address.port() == bind.port()
         && address.is_ipv4() == bind.is_ipv4()
         && (address.ip() == bind.ip() || bind.ip().is_unspecified() && address.ip().is_loopback())
 }
 
-/// The wildcard address of a family holds all addresses of that family; port 0 is a new port every time.
+/// The wildcard address of a family includes all its addresses. Port 0 is a new port every time.
 fn overlaps(a: &SocketAddr, b: &SocketAddr) -> bool {
     a.port() != 0
         && a.port() == b.port()
@@ -551,7 +551,7 @@ fn report(listener: &Listener, failed: bool, diagnostics: &mut Diagnostics) {
     }
 }
 
-/// What to add where one rule passes TLS through and the other one ends it.
+/// The additional text if one rule passes TLS through and the other one terminates it.
 fn between_modes(winner: &Rule, because: Because) -> String {
     let here = if winner.termination.is_some() { "TLS ends here" } else { "TLS is passed through" };
     let istio = match because {

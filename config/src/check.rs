@@ -1,4 +1,4 @@
-//! What `check` prints.
+//! The output of `check`.
 
 use std::fmt::{self, Write as _};
 
@@ -15,7 +15,7 @@ use crate::{
     report::Severity,
 };
 
-/// The route table with shadowed rules, every finding, and a line that sums up.
+/// The route table with shadowed rules, every finding, and a summary line.
 #[must_use]
 pub fn render_check(translation: &Translation) -> String {
     let Translation { model, diagnostics } = translation;
@@ -102,7 +102,7 @@ fn render_listener(out: &mut String, listener: &Listener, model: &Model) -> fmt:
     writeln!(out, "  otherwise: {policies}")
 }
 
-/// A line for each group: `limits connections 8192, workers 0`.
+/// A line per group: `limits connections 8192, workers 0`.
 fn render_settings(out: &mut String, model: &Model) -> fmt::Result {
     let settings = Settings { startup: model.startup.clone(), runtime: model.runtime.clone() };
     let value = |setting: &Declared| {
@@ -152,7 +152,7 @@ fn summary(out: &mut String, translation: &Translation) -> fmt::Result {
     )
 }
 
-/// The targets, and whether TLS ends before them.
+/// The targets, and whether TLS is terminated.
 fn leads_to(rule: &Rule, model: &Model) -> String {
     match &rule.termination {
         None => targets(rule, model),
@@ -172,7 +172,7 @@ pub(crate) fn targets(rule: &Route, model: &Model) -> String {
     shares.iter().map(share).collect::<Vec<_>>().join(", ")
 }
 
-/// Each backend of a rule with its share of the connections in percent; `None` is what is refused.
+/// Each backend of a rule with its share of the connections in percent. `None` is the rejected share.
 pub(crate) fn shares<'m>(rule: &Route, model: &'m Model) -> Vec<(Option<&'m Backend>, f64)> {
     let sum: u64 = rule.targets.iter().map(|target| u64::from(target.weight)).sum();
     let mut shares: Vec<(Option<BackendId>, u64)> = Vec::new();
@@ -192,7 +192,7 @@ pub(crate) fn shares<'m>(rule: &Route, model: &'m Model) -> Vec<(Option<&'m Back
         .collect()
 }
 
-/// With one decimal where it says something.
+/// Printed with one decimal if it is not zero.
 pub(crate) struct Percent(pub(crate) f64);
 
 impl fmt::Display for Percent {
@@ -258,7 +258,7 @@ pub(crate) fn describe_policy(policy: Policy, model: &Model) -> String {
     }
 }
 
-/// Verdicts of the same policy together: six times `close` is `close`.
+/// Groups verdicts with the same policy: six times `close` is `close`.
 fn describe_policies(policies: &Policies, model: &Model) -> String {
     let mut groups: Vec<(Policy, Vec<&str>)> = Vec::new();
     for (verdict, policy) in policies.iter() {
@@ -276,7 +276,7 @@ fn describe_policies(policies: &Policies, model: &Model) -> String {
     groups.iter().map(group).collect::<Vec<_>>().join("; ")
 }
 
-/// The width of a column, which a few long cells shall not make unreadable.
+/// The width of a column. A few long cells must not make the column too wide.
 fn column(lengths: impl Iterator<Item = usize>) -> usize {
     lengths.filter(|length| *length <= 60).max().unwrap_or(0)
 }
@@ -285,7 +285,7 @@ fn counted(count: usize, what: &str) -> String {
     if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }
 
-/// Writing to a `String` has no error to report.
+/// Writing to a `String` does not fail.
 fn write_infallibly(out: &mut String, write: impl FnOnce(&mut String) -> fmt::Result) {
     let done = write(out);
     debug_assert!(done.is_ok(), "a String takes everything");

@@ -1,4 +1,4 @@
-//! Certificates, keys and cipher suites as all formats name them.
+//! Certificates, keys and cipher suites, as all formats name them.
 
 use crate::{
     decode::{Diagnostics, View},
@@ -9,7 +9,7 @@ use crate::{
     report::Diagnostic,
 };
 
-/// The suites of a list that are spoken, by their names in the IANA registry; of the others there is a warning.
+/// The supported suites of a list, by their names in the IANA registry. Warns of the others.
 pub(crate) fn cipher_suites(view: &View<'_>, diagnostics: &mut Diagnostics) -> Vec<String> {
     let mut suites: Vec<String> = Vec::new();
     for item in view.list("a list of names of cipher suites", diagnostics) {
@@ -40,8 +40,8 @@ pub(crate) fn path(view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<Str
     Some(text.into())
 }
 
-/// The Secret that a text names: `name`, `namespace/name`, or either after `kubernetes://`. It is looked for in
-/// `namespace` unless it says otherwise; an empty one is any.
+/// The Secret of a text: `name`, `namespace/name`, or either after `kubernetes://`. The default namespace is
+/// `namespace`. An empty namespace is any.
 pub(crate) fn secret_name(
     view: &View<'_>,
     namespace: &str,
@@ -51,7 +51,7 @@ pub(crate) fn secret_name(
     let text = view.text(expected, diagnostics)?;
     let bare = text.strip_prefix("kubernetes://").unwrap_or(text);
     let (namespace, name) = bare.split_once('/').unwrap_or((namespace, bare));
-    // The name may be that of a file: it never leaves its directory.
+    // The name may become a file name, which must not leave its directory.
     let good = |part: &str| {
         !part.is_empty()
             && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_'))
@@ -67,7 +67,7 @@ pub(crate) fn secret_name(
     None
 }
 
-/// What to say of a Secret that no file has, where there is no directory of secrets either, and what follows from it.
+/// The finding for a Secret that no file has, without a directory of secrets, and its consequence.
 pub(crate) fn missing_secret(name: &SecretName, view: &View<'_>, then: &str) -> Diagnostic {
     view.warn(format!(
         "no file has the Secret '{}', and there is no directory of secrets: without it {then}",

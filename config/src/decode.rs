@@ -1,5 +1,5 @@
-//! Reading a YAML tree by a schema: every value knows its file, line, object and path, every fault becomes a
-//! [`Diagnostic`], and reading goes on so that all faults come at once.
+//! Reads a YAML tree by a schema. Every value knows its file, line, object and path. Every error becomes a
+//! [`Diagnostic`], and reading continues, so that all errors are reported at once.
 
 use std::{borrow::Cow, fmt, ops::RangeInclusive, rc::Rc, str::FromStr, sync::Arc};
 
@@ -9,26 +9,26 @@ use crate::{
     report::{Diagnostic, ObjectRef, Severity},
 };
 
-/// Whose text this is: it decides how bad a fault is.
+/// The owner of a text, which decides on the severity of errors.
 #[derive(Debug)]
 pub(crate) struct Subject {
     file: Arc<str>,
     object: Option<ObjectRef>,
-    /// Of a value that cannot be used.
+    /// The severity of an invalid value.
     fault: Severity,
-    /// Of a key that nobody knows.
+    /// The severity of an unknown key.
     unknown: Severity,
 }
 
 impl Subject {
-    /// A document of our own format: any fault is an error.
+    /// A native document: every fault is an error.
     pub(crate) fn native(file: &Arc<str>) -> Rc<Self> {
         let file = Arc::clone(file);
         Rc::new(Self { file, object: None, fault: Severity::Error, unknown: Severity::Error })
     }
 
-    /// An object of a foreign format: a bad value costs its part of the object, an unknown key only a warning,
-    /// since such objects are written for newer versions of other programs too.
+    /// An object of a foreign format. An invalid value rejects its part of the object. An unknown key is only a
+    /// warning, since newer versions of other programs may know it.
     pub(crate) fn foreign(file: &Arc<str>, object: ObjectRef) -> Rc<Self> {
         let (file, object) = (Arc::clone(file), Some(object));
         Rc::new(Self { file, object, fault: Severity::Rejected, unknown: Severity::Warning })
@@ -55,14 +55,15 @@ impl Subject {
     }
 }
 
-/// How many findings of one severity are kept. Nobody reads more, and a file of nothing but faults costs no more.
+/// The greatest number of kept findings per severity. More are not useful, and the bound limits the cost of a file
+/// with many errors.
 const MOST_FINDINGS: usize = 10_000;
-/// How many findings get a suggestion. Each is a comparison with every name that might be meant.
+/// The greatest number of findings with a suggestion. Each suggestion compares a name with all candidates.
 const MOST_SUGGESTIONS: usize = 100;
-/// How many names a suggestion is chosen from.
+/// The greatest number of candidates for a suggestion.
 const MOST_CANDIDATES: usize = 1_000;
 
-/// Collects what is found.
+/// Collects findings.
 #[derive(Debug, Default)]
 pub(crate) struct Diagnostics {
     pub(crate) found: Vec<Diagnostic>,
@@ -80,12 +81,12 @@ impl Diagnostics {
         }
     }
 
-    /// Whether nothing can be loaded.
+    /// Whether no model can be loaded.
     pub(crate) fn failed(&self) -> bool {
         self.counts[Severity::Error as usize] > 0
     }
 
-    /// Everything that was found, and how much was left out.
+    /// Returns all findings, and the number of dropped ones.
     pub(crate) fn finish(mut self) -> Vec<Diagnostic> {
         for severity in Severity::ALL {
             let more = self.counts[severity as usize].saturating_sub(MOST_FINDINGS);
@@ -97,8 +98,8 @@ impl Diagnostics {
         self.found
     }
 
-    /// The candidate that somebody probably meant; nothing after many findings have been given one.
-    /// Takes no candidate from the iterator then.
+    /// The most similar candidate. `None` after many findings with a suggestion, in which case the iterator is not
+    /// used.
     pub(crate) fn closest<C: AsRef<str>>(
         &mut self,
         text: &str,
@@ -113,7 +114,7 @@ impl Diagnostics {
 }
 
 impl Diagnostic {
-    /// One that belongs to no place in a file.
+    /// A finding without a position in a file.
     pub(crate) fn general(severity: Severity, message: impl Into<String>) -> Self {
         Self {
             severity,
@@ -136,7 +137,7 @@ impl Diagnostic {
         self
     }
 
-    /// Says instead what to do about a place to fill in, if that is what `text` is.
+    /// Replaces the remedy if `text` is a placeholder.
     pub(crate) fn or_placeholder(mut self, text: &str) -> Self {
         if let Some(placeholder) = placeholder(text) {
             self.remedy = Some(format!(
@@ -152,11 +153,11 @@ impl Diagnostic {
     }
 }
 
-/// A value within its document. Cheap to clone and kept for as long as something may be said about it.
+/// A value within its document. Cheap to clone, and kept while findings about it are possible.
 #[derive(Debug, Clone)]
 pub(crate) struct View<'n> {
     subject: Rc<Subject>,
-    /// Where the path of the value begins.
+    /// The start of the value's path.
     root: Root,
     node: Node<'n>,
 }
@@ -197,32 +198,33 @@ impl<'n> View<'n> {
         }
     }
 
-    /// What is wrong with the notation of this value.
+    /// The errors in the notation of this value.
     pub(crate) fn problems(&self) -> impl Iterator<Item = &'n Problem> + use<'n> {
         self.node.problems()
     }
 
-    /// Says what is wrong with the notation.
+    /// Reports an error in the notation.
     pub(crate) fn tell(&self, problem: &Problem, diagnostics: &mut Diagnostics) {
         diagnostics.push(self.subject.problem(problem, self.subject.fault));
     }
 
-    /// A finding that makes the value unusable: an error in our own format, which costs its part of a foreign object.
+    /// A finding that makes the value unusable: an error in the native format, and a rejection of its part of a
+    /// foreign object.
     pub(crate) fn error(&self, message: impl Into<String>) -> Diagnostic {
         self.finding(self.subject.fault, message)
     }
 
-    /// Something that is good to know.
+    /// A finding for information.
     pub(crate) fn note(&self, message: impl Into<String>) -> Diagnostic {
         self.finding(Severity::Note, message)
     }
 
-    /// Something that has no meaning here.
+    /// A finding about a field without a meaning here.
     pub(crate) fn ignored(&self, message: impl Into<String>) -> Diagnostic {
         self.finding(Severity::Ignored, message)
     }
 
-    /// Something that is served, but perhaps not as meant.
+    /// A finding about a value that is served, but perhaps not as intended.
     pub(crate) fn warn(&self, message: impl Into<String>) -> Diagnostic {
         self.finding(Severity::Warning, message)
     }
@@ -236,8 +238,8 @@ impl<'n> View<'n> {
         matches!(self.node.value(), Value::Text(text) if integer(text).is_some())
     }
 
-    /// Whether it is what a field looks like that is not set, in an object that a program wrote: `""`, `{}` or `[]`.
-    /// protobuf knows no difference, but for messages.
+    /// Whether it looks like an unset field of a generated object: `""`, `{}` or `[]`. Except for messages, protobuf
+    /// does not distinguish these.
     pub(crate) fn is_unset(&self) -> bool {
         match self.node.value() {
             Value::Null => true,
@@ -246,7 +248,7 @@ impl<'n> View<'n> {
         }
     }
 
-    /// Whether this is 0, which is a number that is not set.
+    /// Whether this is 0, an unset number.
     pub(crate) fn is_zero(&self) -> bool {
         matches!(self.node.value(), Value::Text(text) if integer(text) == Some(0))
     }
@@ -311,7 +313,7 @@ impl<'n> View<'n> {
         self.number(1..=u16::MAX, diagnostics)
     }
 
-    /// Yes or no, in all the spellings of YAML 1.1, which kubectl takes.
+    /// A boolean, in all spellings of YAML 1.1, which kubectl accepts.
     pub(crate) fn flag(&self, diagnostics: &mut Diagnostics) -> Option<bool> {
         let text = self.text("true or false", diagnostics)?;
         let flag = boolean(text);
@@ -332,12 +334,12 @@ impl<'n> View<'n> {
         }
     }
 
-    /// A list, or one text as a list of one.
+    /// A list. A single text is a list of one.
     pub(crate) fn one_or_more(&self, expected: &str, diagnostics: &mut Diagnostics) -> Vec<View<'n>> {
         if self.is_text() { vec![self.clone()] } else { self.list(expected, diagnostics) }
     }
 
-    /// A mapping whose keys are names of the writer's choice.
+    /// A mapping with arbitrary keys.
     pub(crate) fn entries(&self, expected: &str, diagnostics: &mut Diagnostics) -> Vec<(&'n str, View<'n>)> {
         if self.node.value() == Value::Map {
             self.children().filter_map(|view| Some((view.node.key()?.0, view))).collect()
@@ -356,12 +358,12 @@ impl<'n> View<'n> {
         }
     }
 
-    /// The value under a key, whatever the schema says; for looking before reading.
+    /// The value under a key, independent of the schema, for checks before reading.
     pub(crate) fn peek(&self, key: &str) -> Option<View<'n>> {
         self.node.get(key).map(|node| self.child(node))
     }
 
-    /// The text under a key, if it is one.
+    /// The text under a key, if it is a text.
     pub(crate) fn peek_text(&self, key: &str) -> Option<&'n str> {
         match self.node.get(key)?.value() {
             Value::Text(text) => Some(text),
@@ -390,22 +392,22 @@ impl<'n> View<'n> {
     }
 }
 
-/// A mapping being read. Every key that is asked for is known; [`Fields::finish`] reports the others.
+/// A mapping while it is read. Every key that is read is known. [`Fields::finish`] reports the others.
 #[derive(Debug)]
 pub(crate) struct Fields<'n> {
     view: View<'n>,
     asked: Vec<&'static str>,
     /// Values under keys in their old spelling.
     old: Vec<View<'n>>,
-    /// Keys of earlier versions: the name, that of today, and how it is written.
+    /// Keys of earlier versions: the old name, the current name, and its form.
     renamed: Vec<(&'static str, &'static str, &'static str)>,
 }
 
 impl<'n> Fields<'n> {
-    /// The value under a key; `None` if the key is not there or its value is not set: null, and in a foreign object `""`
-    /// and `[]` too, which is how a program writes a field without a value.
+    /// The value under a key. `None` if the key is missing or its value is unset. Null is unset. In a foreign object
+    /// so are `""` and `[]`, which programs write for an unset field.
     ///
-    /// A foreign object may spell the key as protobuf does, `sni_hosts` for `sniHosts`.
+    /// A foreign object may use protobuf's spelling of a key, `sni_hosts` for `sniHosts`.
     pub(crate) fn take(&mut self, key: &'static str) -> Option<View<'n>> {
         self.asked.push(key);
         let foreign = self.view.subject.is_foreign();
@@ -423,12 +425,12 @@ impl<'n> Fields<'n> {
         })
     }
 
-    /// As [`Fields::take`], where a mapping that says nothing is as good as none.
+    /// Like [`Fields::take`], but an empty mapping is unset as well.
     pub(crate) fn take_set(&mut self, key: &'static str) -> Option<View<'n>> {
         self.take(key).filter(|view| !view.is_unset())
     }
 
-    /// As [`Fields::take`], for a number: 0 is not set.
+    /// Like [`Fields::take`], for a number: 0 is unset.
     pub(crate) fn take_number(&mut self, key: &'static str) -> Option<View<'n>> {
         self.take(key).filter(|view| !view.is_zero())
     }
@@ -451,12 +453,12 @@ impl<'n> Fields<'n> {
         value
     }
 
-    /// A key of earlier versions, which is an error: what it is called today, and how it is written.
+    /// Records a key of earlier versions, which is an error: the old name, the current name, and its form.
     pub(crate) fn renamed(&mut self, old: &'static str, new: &'static str, remedy: &'static str) {
         self.renamed.push((old, new, remedy));
     }
 
-    /// The value of a former key that is still read, with a warning: what it is called today, and how it is written.
+    /// The value of a former key that is still accepted, with a warning: the current name, and its form.
     pub(crate) fn take_former(
         &mut self,
         old: &'static str,
@@ -471,14 +473,14 @@ impl<'n> Fields<'n> {
         Some(view)
     }
 
-    /// Keys that are part of the schema and mean nothing to us, without a word to say about it.
+    /// Marks keys of the schema that have no effect here and need no finding.
     pub(crate) fn known(&mut self, keys: &[&'static str]) {
         self.asked.extend(keys);
     }
 
-    /// Whether any of the keys that were asked for is there, or one that is probably meant for one of them.
+    /// Whether any of the keys that were read is present, or a similar one.
     pub(crate) fn has_any(&self) -> bool {
-        /// A document of ours has no more.
+        /// A native document has no more keys.
         const MOST: usize = 16;
         let keys = || self.view.children().filter_map(|view| view.node.key());
         keys().any(|(key, _)| self.asked.contains(&key) || self.renamed.iter().any(|(old, ..)| *old == key))
@@ -514,14 +516,14 @@ impl<'n> Fields<'n> {
     }
 }
 
-/// The candidate that somebody probably meant.
+/// The most similar candidate.
 fn closest<C: AsRef<str>>(text: &str, candidates: impl Iterator<Item = C>) -> Option<C> {
     // Long texts are no typing errors, and the distance is quadratic.
     if text.len() > 64 {
         return None;
     }
     let text = text.to_ascii_lowercase().replace('-', "_");
-    // So is a file with as many wrong names as right ones.
+    // A file with as many wrong names as right ones would be quadratic, too.
     candidates
         .take(MOST_CANDIDATES)
         .filter(|candidate| candidate.as_ref().len().abs_diff(text.len()) <= allowed(candidate.as_ref()))
@@ -533,12 +535,12 @@ fn closest<C: AsRef<str>>(text: &str, candidates: impl Iterator<Item = C>) -> Op
         .map(|(_, candidate)| candidate)
 }
 
-/// How many characters a typing error may be away from a word.
+/// The greatest distance between a typing error and a word, in characters.
 fn allowed(candidate: &str) -> usize {
     1 + candidate.len() / 4
 }
 
-/// Whether `old` is `key` as protobuf spells it: `sni_hosts` for `sniHosts`.
+/// Whether `old` is `key` in protobuf's spelling: `sni_hosts` for `sniHosts`.
 fn is_snake_of(old: &str, key: &str) -> bool {
     let mut rest = old.chars();
     key.chars().all(|c| {
@@ -556,7 +558,8 @@ fn boolean(text: &str) -> Option<bool> {
     }
 }
 
-/// A whole number as YAML 1.1 and 1.2 write it: `443`, `+443`, `4_43`, `0x1bb`, `0o673`, `0673`, `0b110111011`, `443.0`.
+/// A whole number in the notation of YAML 1.1 and 1.2: `443`, `+443`, `4_43`, `0x1bb`, `0o673`, `0673`,
+/// `0b110111011`, `443.0`.
 fn integer(text: &str) -> Option<u64> {
     let digits = text.strip_prefix('+').unwrap_or(text);
     if !digits.starts_with(|first: char| first.is_ascii_digit()) {
@@ -570,7 +573,7 @@ fn integer(text: &str) -> Option<u64> {
         .or_else(|| is_octal(&digits).then(|| u64::from_str_radix(&digits, 8)));
     match number {
         Some(number) => number.ok(),
-        // A fraction of nothing is none.
+        // A fraction of zero is a whole number.
         None => digits
             .split_once('.')
             .filter(|(_, rest)| rest.bytes().all(|digit| digit == b'0'))
@@ -580,7 +583,7 @@ fn integer(text: &str) -> Option<u64> {
     }
 }
 
-/// Whether a number begins with a zero that makes it octal in YAML 1.1, and can be one.
+/// Whether a leading zero makes a number octal in YAML 1.1, and its digits permit that.
 fn is_octal(text: &str) -> bool {
     let digits = text.strip_prefix('+').unwrap_or(text);
     digits.len() > 1
@@ -588,7 +591,7 @@ fn is_octal(text: &str) -> bool {
         && digits.bytes().all(|digit| matches!(digit, b'0'..=b'7' | b'_'))
 }
 
-/// What in a text stands for something that was to be filled in: `{{ x }}`, `${X}`, `$X`, `$(X)`, `<x>` or `%X%`.
+/// The placeholder in a text: `{{ x }}`, `${X}`, `$X`, `$(X)`, `<x>` or `%X%`.
 pub(crate) fn placeholder(text: &str) -> Option<&str> {
     let between = |open: &str, close: &str| {
         let start = text.find(open)?;

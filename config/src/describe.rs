@@ -1,4 +1,4 @@
-//! How TLS ends and what is inside, in words, for `check` and `explain`.
+//! Descriptions of TLS termination and its content, for `check` and `explain`.
 
 use std::fmt::{self, Write as _};
 
@@ -80,12 +80,12 @@ impl fmt::Display for Settings<'_> {
     }
 }
 
-/// What a rule does with TLS, in a word.
+/// The TLS mode of a rule, in a word.
 pub(crate) fn mode(rule: &Rule) -> &'static str {
     if rule.termination.is_some() { "terminated" } else { "passed through" }
 }
 
-/// Whether HTTP requests are served inside of TLS.
+/// Whether HTTP requests are served within TLS.
 pub(crate) fn is_http(rule: &Rule) -> bool {
     rule.termination.as_ref().is_some_and(|ends| matches!(ends.inside, Inside::Http(_)))
 }
@@ -94,7 +94,7 @@ fn joined(items: &[impl fmt::Display]) -> String {
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// Each host of a table with its rules, line by line. `targets` says where a rule leads.
+/// Each host of a table with its rules, line by line. `targets` describes the targets of a rule.
 pub(crate) fn table(table: &HttpTable, targets: &dyn Fn(&Route) -> String) -> Vec<String> {
     let mut lines = Vec::new();
     for host in &table.hosts {
@@ -126,7 +126,7 @@ pub(crate) fn host(host: &VirtualHost, targets: &dyn Fn(&Route) -> String) -> Ve
     lines
 }
 
-/// What a request must look like.
+/// A description of a condition.
 pub(crate) fn condition(wanted: &HttpMatch) -> String {
     let HttpMatch { uri, ignore_uri_case, scheme, method, authority, headers, without_headers, query_params } =
         wanted;
@@ -159,7 +159,7 @@ fn text(condition: &StringMatch) -> String {
     }
 }
 
-/// What becomes of the requests of a rule.
+/// A description of a rule's action.
 pub(crate) fn action(rule: &HttpRule, targets: &dyn Fn(&Route) -> String) -> String {
     let mut text = match &rule.action {
         HttpAction::Respond(Respond { status, .. }) => format!("answered with {status}"),
@@ -213,7 +213,7 @@ fn forwarded(Forward { rewrite, timeout, retries, .. }: &Forward) -> String {
     text
 }
 
-/// How a backend is spoken to, where it is not HTTP/1.1 in clear: `, TLS verified by /ca.pem, HTTP/2`.
+/// A description of a backend's protocol, if it is not HTTP/1.1 without TLS: `, TLS verified by /ca.pem, HTTP/2`.
 pub(crate) fn upstream(backend: &Backend) -> String {
     let mut text = String::new();
     if let Some(tls) = &backend.tls {
@@ -241,7 +241,7 @@ pub(crate) fn upstream(backend: &Backend) -> String {
     text
 }
 
-/// How connections are spread over the endpoints, where that is not by the default: `, maglev by server_name`.
+/// A description of load balancing, if it is not the default: `, maglev by server_name`.
 pub(crate) fn balancing(backend: &Backend) -> String {
     let LoadBalancing { algorithm, hash_key, hash_balance_factor, slow_start } = &backend.load_balancing;
     let mut text = String::new();
@@ -291,7 +291,7 @@ pub(crate) fn health(backend: &Backend) -> String {
     text
 }
 
-/// Writing to a `String` has no error to report.
+/// Writing to a `String` does not fail.
 fn push(text: &mut String, more: fmt::Arguments<'_>) {
     let done = text.write_fmt(more);
     debug_assert!(done.is_ok(), "a String takes everything");

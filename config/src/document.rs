@@ -1,18 +1,18 @@
-//! A tree of values with positions: what every source of a configuration becomes before it is read.
+//! A tree of values with positions, the common form of every source of a configuration.
 
 use std::fmt;
 
 use zeroize::Zeroize as _;
 
-/// One document of a text: its nodes in the order of the text, each before what is below it.
+/// One document of a text: its nodes in the order of the text, each before its subtree.
 ///
-/// One allocation holds all nodes and another one all texts, since a file of 100,000 routes has millions of them.
+/// All nodes share one allocation, and all texts another, since a file of 100,000 routes has millions of them.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Document {
     pub(crate) nodes: Box<[Entry]>,
-    /// Every text once, however many aliases stand for it.
+    /// Every text once, with any number of aliases.
     pub(crate) texts: Box<str>,
-    /// What is wrong with the document although it parses, in the order of the text.
+    /// The faults of a document that still parses, in the order of the text.
     pub(crate) problems: Box<[Problem]>,
 }
 
@@ -20,19 +20,19 @@ pub(crate) struct Document {
 pub(crate) struct Entry {
     pub(crate) at: At,
     pub(crate) parent: u32,
-    /// The first node after all that is below this one.
+    /// The first node after the subtree of this node.
     pub(crate) end: u32,
     pub(crate) step: Step,
     pub(crate) kind: Kind,
 }
 
-/// How one gets from the parent to a node.
+/// The step from the parent to a node.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Step {
     Root,
     Index(u32),
     Key(Text, At),
-    /// Another value took its place.
+    /// Another value has replaced it.
     Dropped,
 }
 
@@ -51,7 +51,7 @@ pub(crate) struct Text {
     pub(crate) length: u32,
 }
 
-/// Line and column, from 1; both 0 where there is no text.
+/// Line and column, from 1. Both are 0 without a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct At {
     /// Half the size of `usize`, since every node of 100,000 routes has one.
@@ -59,13 +59,13 @@ pub(crate) struct At {
     pub(crate) column: u32,
 }
 
-/// Something that is wrong with a text, and where.
+/// A fault of a text, and its position.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Problem {
     pub(crate) at: At,
     pub(crate) message: String,
     pub(crate) remedy: Option<&'static str>,
-    /// The mapping that has it.
+    /// The mapping that contains it.
     pub(crate) node: u32,
 }
 
@@ -87,21 +87,21 @@ pub(crate) struct Node<'d> {
     index: u32,
 }
 
-/// A node from which paths are counted.
+/// A node at which paths start.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Root(u32);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Value<'d> {
-    /// `~`, `null` or nothing at all.
+    /// `~`, `null` or no value.
     Null,
-    /// Any other scalar, as written: the schema, not the notation, says what it is.
+    /// Any other scalar, as written. The schema, not the notation, decides on its type.
     Text(&'d str),
     List,
     Map,
 }
 
-/// A text may be a private key: it is overwritten.
+/// A text may be a private key, so it is overwritten.
 impl Drop for Document {
     fn drop(&mut self) {
         self.texts.zeroize();
@@ -118,7 +118,7 @@ impl Document {
     }
 }
 
-/// As a text with the same content; there are no lines.
+/// The same tree as for a text with this content, without lines.
 impl From<&serde_json::Value> for Document {
     fn from(value: &serde_json::Value) -> Self {
         let mut tree = FromJson::default();
@@ -127,7 +127,7 @@ impl From<&serde_json::Value> for Document {
     }
 }
 
-/// A [`Document`] that grows.
+/// A [`Document`] in progress.
 #[derive(Default)]
 struct FromJson {
     nodes: Vec<Entry>,
@@ -177,7 +177,7 @@ fn small(number: usize) -> u32 {
 }
 
 impl At {
-    /// Of what is in no text.
+    /// The position of a value without a text.
     pub(crate) const NONE: Self = Self { line: 0, column: 0 };
 }
 
@@ -199,7 +199,7 @@ impl<'d> Node<'d> {
         }
     }
 
-    /// The items of a list or the values of a mapping, in the order of the text; keys are unique.
+    /// The items of a list or the values of a mapping, in the order of the text. Keys are unique.
     pub(crate) fn children(&self) -> impl Iterator<Item = Node<'d>> + use<'d> {
         let document = self.document;
         let end = self.entry().end;
@@ -217,7 +217,7 @@ impl<'d> Node<'d> {
         })
     }
 
-    /// The key under which the node is, and its place; `None` for an item of a list.
+    /// The key of the node, and its position. `None` for an item of a list.
     pub(crate) fn key(&self) -> Option<(&'d str, At)> {
         match self.entry().step {
             Step::Key(text, at) => Some((self.document.text(text), at)),
@@ -233,7 +233,7 @@ impl<'d> Node<'d> {
         self.children().find(|child| child.key().is_some_and(|(candidate, _)| candidate == key))
     }
 
-    /// What is wrong within this value.
+    /// The faults within this value.
     pub(crate) fn problems(&self) -> impl Iterator<Item = &'d Problem> + use<'d> {
         let within = self.index..self.entry().end;
         self.document.problems.iter().filter(move |problem| within.contains(&problem.node))
@@ -250,7 +250,7 @@ impl<'d> Node<'d> {
         self.path_from(Root(0))
     }
 
-    /// `spec.servers[0].tls`, counted from another node above this one.
+    /// The path from another node above this one, such as `spec.servers[0].tls`.
     pub(crate) fn path_from(&self, root: Root) -> String {
         use fmt::Write as _;
         let mut steps = Vec::new();
@@ -281,7 +281,7 @@ impl fmt::Debug for Node<'_> {
     }
 }
 
-/// A text as it appears in a message: its start, if it is long.
+/// A text as printed in a message: its start, if it is long.
 pub(crate) struct Shown<'t>(pub(crate) &'t str);
 
 impl fmt::Display for Shown<'_> {

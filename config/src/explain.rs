@@ -1,4 +1,4 @@
-//! What `explain` prints: which listener, rule and endpoints serve a name, and why.
+//! The output of `explain`: the listener, rule and endpoints of a name, and the reasons.
 
 use std::{fmt, sync::Arc};
 
@@ -16,21 +16,21 @@ use crate::{
 
 mod request;
 
-/// The answer for one name on each listener in question.
+/// The results for one name on each selected listener.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Explanation {
-    /// What was asked.
+    /// The question.
     pub question: Question,
-    /// One for each listener in question.
+    /// One result per selected listener.
     pub answers: Vec<Answer>,
-    /// The ports of all listeners, for those who asked for another one.
+    /// The ports of all listeners, for a question about another port.
     pub ports: Vec<u16>,
-    /// Servers that ask for the name where no listener is asked, and are not served.
+    /// Claims of servers that are not served, if no listener is selected.
     pub claims: Vec<Claim>,
 }
 
 impl Explanation {
-    /// Whether at least one listener serves the name by a rule.
+    /// Whether a rule of at least one listener serves the name.
     #[must_use]
     pub fn is_served(&self) -> bool {
         self.answers
@@ -39,69 +39,69 @@ impl Explanation {
     }
 }
 
-/// What was asked.
+/// The question.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Question {
-    /// The text as asked; `None` is a hello without a name.
+    /// The text of the name. `None` is a hello without a name.
     pub sni: Option<String>,
-    /// Why the text is not a server name.
+    /// The reason for which the text is not a server name.
     pub invalid: Option<NameError>,
-    /// The port of the listeners; `None` is all of them.
+    /// The port of the listeners. `None` is all of them.
     pub port: Option<u16>,
 }
 
-/// What one listener does.
+/// The result for one listener.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Answer {
     /// The listener's name.
     pub listener: String,
     /// Its addresses.
     pub bind: Vec<std::net::SocketAddr>,
-    /// Where it was written.
+    /// The location in the configuration.
     pub origin: Origin,
-    /// What happens to the connection.
+    /// The result for a connection.
     pub outcome: Outcome,
-    /// What happens to HTTP requests for the name inside of TLS, line by line, in words.
+    /// The results for HTTP requests for the name within TLS, one description per line.
     pub requests: Vec<String>,
-    /// What happens to HTTP requests for the name without TLS, line by line, in words.
+    /// The results for HTTP requests for the name without TLS, one description per line.
     pub plain_http: Vec<String>,
-    /// Whether a request without TLS is asked about, so that what happens to TLS does not matter.
+    /// Whether the question is about a request without TLS only.
     pub only_plain: bool,
 }
 
-/// What happens to a connection.
+/// The result for a connection.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Outcome {
-    /// A rule serves it.
+    /// A rule serves the connection.
     Rule {
-        /// By this pattern.
+        /// The matched pattern.
         pattern: HostPattern,
         /// The rule.
         rule: Arc<Rule>,
-        /// Percent of the connections by backend; `None` is refused.
+        /// Percent of the connections by backend. `None` is rejected.
         shares: Vec<(Option<Backend>, f64)>,
-        /// What would serve it otherwise, the most specific first.
+        /// Entries that would serve the name without this rule, the most specific first.
         less_specific: Vec<Entry>,
-        /// What claims the name by a pattern that another rule took.
+        /// Rules that claim the name by a pattern of another rule.
         shadowed: Vec<Shadowed>,
     },
-    /// No rule serves it.
+    /// No rule serves the connection.
     Policy {
-        /// Servers that ask for the name and are not served.
+        /// Servers with the name that are not served.
         claims: Vec<Claim>,
         /// `no_sni` or `unknown_name`.
         verdict: &'static str,
-        /// What happens instead.
+        /// The applied policy.
         policy: Policy,
-        /// The same in words.
+        /// The policy in words.
         described: String,
     },
 }
 
-/// Answers for a hello that names `sni` (or none) on the listeners of `port`, or on all of them.
+/// Explains a hello with `sni` (or without one) on the listeners of `port`, or on all of them.
 ///
-/// `port` is the one of the configuration or the one that `--listen` put in its place. With a request, the answer says which
-/// of the rules for HTTP requests serves it.
+/// `port` is the configured one or the one of `--listen`. With a request, the result includes the rule for the HTTP
+/// request.
 #[must_use]
 pub fn explain(
     model: &Model,
@@ -115,7 +115,7 @@ pub fn explain(
     let (name, invalid) = match sni.map(ServerName::parse) {
         None => (None, None),
         Some(Ok(name)) => (Some(name), None),
-        // As in a hello: such a client is served as one without a name.
+        // As for a hello: such a client is served like one without a name.
         Some(Err(_)) if sni.is_some_and(|text| is_address(text.as_bytes())) => (None, None),
         Some(Err(why)) => (None, Some(why)),
     };
@@ -135,10 +135,10 @@ pub fn explain(
     Explanation { question, answers, ports, claims }
 }
 
-/// What becomes of requests for a host without rules.
+/// The result for requests of a host without rules.
 const NO_ROUTE: &str = "no http route: every request is answered with 404";
 
-/// Who asks for a name on a port that `asked` is about.
+/// The claims for a name on the ports that `asked` selects.
 fn claims(model: &Model, name: Option<&ServerName>, asked: impl Fn(u16) -> bool) -> Vec<Claim> {
     let Some(name) = name else { return Vec::new() };
     let is_asked = |claim: &&Claim| asked(claim.port) && claim.pattern.matches(name);
@@ -176,7 +176,7 @@ fn answer(
         Outcome::Policy { claims, verdict, policy, described: describe_policy(policy, model) }
     };
     let lead = |rule: &Route| targets(rule, model);
-    // A client asks for the host that it named in the hello.
+    // A client requests the host that its hello names.
     let of_table = |table: &HttpTable| match (request, table.lookup(name.map_or("", ServerName::as_str))) {
         (Some(asked), _) => request::lines(table, asked, &lead),
         (None, Some(host)) => describe::host(host, &lead),

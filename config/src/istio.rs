@@ -1,10 +1,10 @@
-//! Istio objects of `networking.istio.io` (v1alpha3, v1beta1, v1), and the `Service` objects of Kubernetes that they
+//! Istio objects of `networking.istio.io` (v1alpha3, v1beta1, v1), and the Kubernetes `Service` objects that they
 //! name.
 //!
-//! What is served is served as Istio serves it; what is not is said, with the object, the field and what to do.
-//! A fault costs the smallest part that it makes meaningless and the rest is served. Names whose route is lost
-//! that way are refused: they never fall to a wider route that was not meant for them. `docs/istio.md` has every field,
-//! the rules for ties, and where Istio differs.
+//! Supported fields behave as in Istio. Unsupported ones are reported, with the object, the field and a remedy. An
+//! error invalidates the smallest possible part, and the rest is served. Names whose route is lost in this way are
+//! refused. They never fall back to a wider route that was not meant for them. `docs/istio.md` lists every field, the
+//! rules of precedence, and the differences from Istio.
 //!
 //! | Object | Field | Here |
 //! |---|---|---|
@@ -24,8 +24,8 @@
 //! | `Secret` | `data`, `stringData` | certificates and keys that servers and rules name |
 //! | `IstioOperator`, Helm values | `meshConfig.accessLogFile`, ports of the ingress gateway | the access log and the status port |
 //!
-//! A destination is looked for in `--resolve`, then among these objects, and is else left to DNS. A host without a dot
-//! is a service of the `VirtualService`'s namespace.
+//! A destination is searched in `--resolve`, then among these objects, and otherwise resolved by DNS. A host without
+//! a dot is a service of the `VirtualService`'s namespace.
 
 use std::collections::HashMap;
 
@@ -81,7 +81,7 @@ mod workload_entry;
 
 pub(crate) use object::is_object;
 
-/// All Istio objects together.
+/// All Istio objects.
 #[derive(Debug)]
 pub(crate) struct Istio<'n, 'o> {
     options: &'o Options,
@@ -94,10 +94,10 @@ pub(crate) struct Istio<'n, 'o> {
     seen: Seen,
 }
 
-/// Every object by kind, namespace and name, and where it is.
+/// Every object by kind, namespace and name, with its location.
 type Seen = HashMap<ObjectRef, Origin>;
 
-/// The kind of the objects that may come last, to [`Routes::add`].
+/// The kind of the objects that may come last, in [`Routes::add`].
 pub(crate) const ROUTES: &str = "VirtualService";
 
 impl<'n, 'o> Istio<'n, 'o> {
@@ -114,7 +114,7 @@ impl<'n, 'o> Istio<'n, 'o> {
         }
     }
 
-    /// Reads a document with `apiVersion` or `kind`; a `List` is read item by item.
+    /// Reads a document with `apiVersion` or `kind`. A `List` is read item by item.
     pub(crate) fn read(&mut self, document: &View<'n>, diagnostics: &mut Diagnostics) {
         let kind = document.peek_text("kind").unwrap_or_default();
         if kind.ends_with("List")
@@ -131,14 +131,14 @@ impl<'n, 'o> Istio<'n, 'o> {
         }
         let Some(object) = admit(document, &mut self.seen, diagnostics) else { return };
         if object.lost {
-            // What is wrong with it is told. What it names is noted all the same, to be refused.
+            // The errors are already reported. The object's names are recorded, to be refused.
             self.take(object, &mut Diagnostics::default());
         } else {
             self.take(object, diagnostics);
         }
     }
 
-    /// Reads a document without a kind, if it is the values of one of Istio's Helm charts.
+    /// Reads a document without a kind, if it has the values of one of Istio's Helm charts.
     pub(crate) fn read_values(&mut self, document: &View<'n>, diagnostics: &mut Diagnostics) -> bool {
         let is_ours = operator::is_values(document);
         if is_ours {
@@ -147,7 +147,8 @@ impl<'n, 'o> Istio<'n, 'o> {
         is_ours
     }
 
-    /// Adds what is said of how Istio is installed. `written` tells where a native document has a setting, which wins.
+    /// Adds the settings of Istio's installation. `written` returns the location of a setting in a native document,
+    /// which takes precedence.
     pub(crate) fn add_settings(
         &self,
         settings: &mut Settings,
@@ -176,7 +177,7 @@ impl<'n, 'o> Istio<'n, 'o> {
         }
     }
 
-    /// One listener for each port and address of a served server.
+    /// Adds one listener for each port and address of a served server.
     pub(crate) fn add_listeners(
         &mut self,
         builder: &mut ModelBuilder,
@@ -190,7 +191,7 @@ impl<'n, 'o> Istio<'n, 'o> {
         policy::tell(&self.policies, &self.gateways, self.options.namespace.as_deref(), diagnostics);
     }
 
-    /// Begins to attach routes; all listeners are there.
+    /// Begins to attach routes. All listeners exist by now.
     pub(crate) fn routes<'s, 'r>(
         &'s mut self,
         overrides: &'r mut Overrides<'o>,
@@ -203,7 +204,7 @@ impl<'n, 'o> Istio<'n, 'o> {
     }
 }
 
-/// Routes that are being attached.
+/// The attachment of routes.
 pub(crate) struct Routes<'s, 'n, 'r, 'o> {
     istio: &'s Istio<'n, 'o>,
     registry: Registry<'s, 'n, 'r, 'o>,
@@ -212,14 +213,15 @@ pub(crate) struct Routes<'s, 'n, 'r, 'o> {
 }
 
 impl Routes<'_, '_, '_, '_> {
-    /// Attaches every route that has been read.
+    /// Attaches all routes that are already read.
     pub(crate) fn add_known(&mut self, builder: &mut ModelBuilder, diagnostics: &mut Diagnostics) {
         for service in &self.istio.virtual_services {
             self.attach(service, builder, diagnostics);
         }
     }
 
-    /// Reads and attaches one more `VirtualService`, of which nothing stays; false if the document is none.
+    /// Reads and attaches one more `VirtualService`, and keeps none of its memory. Returns false if the document is
+    /// of another kind.
     pub(crate) fn add(
         &mut self,
         document: &View<'_>,
@@ -253,14 +255,14 @@ impl Routes<'_, '_, '_, '_> {
         }
     }
 
-    /// Makes and says what can only be made and said of all routes together.
+    /// Adds and reports what depends on all routes together.
     pub(crate) fn finish(self, builder: &mut ModelBuilder, diagnostics: &mut Diagnostics) {
         self.ends.finish(&self.istio.gateways, self.istio.options, builder, diagnostics);
         self.registry.finish(diagnostics);
     }
 }
 
-/// Reads what surrounds an object; it is lost if its notation is wrong or it is there already.
+/// Reads the metadata of an object. The object is lost if its notation is wrong or it is a duplicate.
 fn admit<'d>(document: &View<'d>, seen: &mut Seen, diagnostics: &mut Diagnostics) -> Option<Object<'d>> {
     let mut object = object::read(document, diagnostics)?;
     object.lost |= reject_problems(&object, diagnostics);
@@ -281,7 +283,7 @@ fn admit<'d>(document: &View<'d>, seen: &mut Seen, diagnostics: &mut Diagnostics
     Some(object)
 }
 
-/// Whether there were any.
+/// Returns whether there were any.
 fn reject_problems(object: &Object<'_>, diagnostics: &mut Diagnostics) -> bool {
     let subject = object.subject();
     let mut any = false;

@@ -1,4 +1,4 @@
-//! What a value of the native format can be: for its reader, for `check`, for the reference and for the JSON schema.
+//! The types of values in the native format: for the reader, for `check`, for the reference and for the JSON schema.
 
 use std::{fmt, net::SocketAddr, ops::RangeInclusive, path::PathBuf, str::FromStr, time::Duration};
 
@@ -11,13 +11,13 @@ use crate::{
     units::{Bytes, Span},
 };
 
-/// More connections than any machine has.
+/// More connections than any machine supports.
 pub(crate) const MOST: u64 = 100_000_000;
 
-/// A year: long enough to mean "never", short enough to be added to any clock.
+/// A year: long enough to mean "never", short enough for any clock.
 const LONGEST: Duration = Duration::from_secs(365 * 86_400);
 
-/// What a value can be, for people and editors.
+/// The type of a value, for people and editors.
 #[derive(Debug, Clone)]
 pub(crate) enum Kind {
     /// `true` or `false`.
@@ -28,13 +28,13 @@ pub(crate) enum Kind {
     Decimal { least: &'static str, most: u64 },
     /// A number of bytes.
     Size { least: u64, most: u64 },
-    /// A duration; the longest one is a year.
+    /// A duration. The longest one is a year.
     Duration { least: Duration },
     /// A whole number, or `auto` for a share of `limits.connections`.
     Share(Share),
-    /// One of these words, each with what it means.
+    /// One of these words, each with its meaning.
     Choice(Vec<(&'static str, String)>),
-    /// A text in a form of its own: in words, and as an example.
+    /// A text with a special form: a description and an example.
     Text { what: &'static str, example: &'static str },
     /// A list.
     List(Box<Kind>),
@@ -42,19 +42,19 @@ pub(crate) enum Kind {
     OneOrMore(Box<Kind>),
     /// A mapping with these keys.
     Mapping(&'static str),
-    /// A mapping from names of the writer's choice to values of this kind.
+    /// A mapping from arbitrary names to values of this type.
     Named(Box<Kind>),
-    /// One of these.
+    /// One of these types.
     Either(Vec<Kind>),
 }
 
-/// How a setting of one type is read and shown.
+/// The reading and printing of a setting's type.
 pub(crate) trait Codec<T> {
-    /// What the value can be.
+    /// The type for the reference.
     fn kind(&self) -> Kind;
-    /// The value; `None` after a finding.
+    /// Reads the value. `None` after a finding.
     fn read(&self, view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<T>;
-    /// The value as it could be written.
+    /// The value as written in a configuration.
     fn show(&self, value: &T) -> String;
 }
 
@@ -92,20 +92,20 @@ impl<T: TryFrom<u64> + fmt::Display> Codec<T> for Count {
     }
 }
 
-/// A number that follows from `limits.connections` unless it is written.
+/// A number that defaults to a share of `limits.connections`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Share {
-    /// The smallest one that can be written.
+    /// The smallest value that can be written.
     pub(crate) least: u64,
-    /// By what the limit of connections is divided.
+    /// The divisor of the limit of connections.
     pub(crate) part: usize,
     /// Whether `none` can be written, which is 0.
     pub(crate) none: bool,
 }
 
 impl Share {
-    /// So many are let in whatever share of few places that would be: a limit that follows from another one shall not
-    /// refuse two clients that come at the same moment.
+    /// The least default, with any limit of connections. A derived limit must not refuse two clients that arrive at
+    /// the same time.
     pub(crate) const FEW: usize = 16;
 
     /// `1/2`.
@@ -113,7 +113,7 @@ impl Share {
         format!("1/{}", self.part)
     }
 
-    /// What `auto` stands for.
+    /// The value of `auto`.
     pub(crate) fn of(&self, connections: usize) -> usize {
         (connections / self.part).max(Self::FEW)
     }
@@ -170,14 +170,14 @@ impl<T: TryFrom<u64> + TryInto<u64> + Copy> Codec<T> for Size {
 
 /// A duration of at most a year.
 pub(crate) struct Time {
-    /// The shortest one.
+    /// The shortest duration.
     pub(crate) least: Duration,
 }
 
 impl Time {
-    /// Zero has no meaning.
+    /// Zero is not allowed.
     pub(crate) const POSITIVE: Self = Self { least: Duration::from_millis(1) };
-    /// Zero has one.
+    /// Zero is allowed.
     pub(crate) const ANY: Self = Self { least: Duration::ZERO };
 }
 
@@ -202,9 +202,9 @@ impl Codec<Duration> for Time {
     }
 }
 
-/// One of the variants of an enum, by its name; its documentation says what it means.
+/// A variant of an enum, by its name. Its documentation is the meaning.
 pub(crate) struct Choice {
-    /// What is chosen, for messages.
+    /// The subject of the choice, for messages.
     pub(crate) what: &'static str,
 }
 
@@ -249,11 +249,11 @@ pub(crate) fn one_of(names: &[&str]) -> String {
     }
 }
 
-/// A text with a form of its own; without one, nothing.
+/// A text with a special form. An empty value is `None`.
 pub(crate) struct Parsed {
-    /// In words.
+    /// The description.
     pub(crate) what: &'static str,
-    /// One that is good.
+    /// A valid example.
     pub(crate) example: &'static str,
 }
 
@@ -271,11 +271,11 @@ impl<T: FromStr<Err: fmt::Display> + fmt::Display> Codec<Option<T>> for Parsed {
     }
 }
 
-/// A path in the file system; without one, nothing.
+/// A path in the file system. An empty value is `None`.
 pub(crate) struct Place {
-    /// In words.
+    /// The description.
     pub(crate) what: &'static str,
-    /// One that is good.
+    /// A valid example.
     pub(crate) example: &'static str,
 }
 
@@ -299,7 +299,7 @@ impl Codec<Option<PathBuf>> for Place {
     }
 }
 
-/// Names of hosts: one, or a list.
+/// Host names: one, or a list.
 pub(crate) struct Hosts;
 
 impl Codec<Vec<HostName>> for Hosts {
@@ -327,14 +327,14 @@ impl Codec<Vec<HostName>> for Hosts {
 
 /// Networks: one, or a list.
 pub(crate) struct NetworkList {
-    /// How many there may be, and what to do about more.
+    /// The greatest number, and the remedy for more.
     pub(crate) most: Option<(usize, &'static str)>,
 }
 
 impl NetworkList {
-    /// As many as anybody writes.
+    /// No limit.
     pub(crate) const ANY: Self = Self { most: None };
-    /// Whose clients are not served: as many as the kernel's map has room for.
+    /// The deny list: its limit is the size of the kernel's map.
     pub(crate) const DENIED: Self = Self {
         most: Some((
             65_536,
@@ -366,10 +366,10 @@ impl Codec<Networks> for NetworkList {
     }
 }
 
-/// Addresses of name servers; the port is 53 where there is none.
+/// Addresses of name servers. The default port is 53.
 pub(crate) struct NameServers;
 
-/// One of them.
+/// One name server.
 struct NameServer(SocketAddr);
 
 impl FromStr for NameServer {

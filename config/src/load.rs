@@ -1,4 +1,4 @@
-//! From documents to one model.
+//! Translates documents into one model.
 
 use std::{borrow::Cow, collections::HashMap, sync::Arc};
 
@@ -17,37 +17,37 @@ use crate::{
     yaml::{self, Chunk},
 };
 
-/// The outcome of [`load()`].
+/// The result of [`load()`].
 #[derive(Debug, Clone)]
 pub struct Translation {
-    /// The configuration; `None` if there was any [`Severity::Error`].
+    /// The configuration. `None` after any [`Severity::Error`].
     pub model: Option<Model>,
-    /// Everything found, in the order of files and lines.
+    /// All findings, in the order of files and lines.
     pub diagnostics: Vec<Diagnostic>,
 }
 
 impl Translation {
-    /// What made the load fail.
+    /// The findings that made the load fail.
     pub fn errors(&self) -> impl Iterator<Item = &Diagnostic> {
         self.of(Severity::Error)
     }
 
-    /// Parts of foreign objects that are not served.
+    /// The findings about rejected parts of foreign objects.
     pub fn rejected(&self) -> impl Iterator<Item = &Diagnostic> {
         self.of(Severity::Rejected)
     }
 
-    /// What is served but perhaps not as meant.
+    /// The findings about parts that are served, but perhaps not as intended.
     pub fn warnings(&self) -> impl Iterator<Item = &Diagnostic> {
         self.of(Severity::Warning)
     }
 
-    /// Objects and fields that have no meaning here.
+    /// The findings about objects and fields without a meaning here.
     pub fn ignored(&self) -> impl Iterator<Item = &Diagnostic> {
         self.of(Severity::Ignored)
     }
 
-    /// What is good to know.
+    /// The findings for information.
     pub fn notes(&self) -> impl Iterator<Item = &Diagnostic> {
         self.of(Severity::Note)
     }
@@ -60,13 +60,14 @@ impl Translation {
 /// One text, such as a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Source {
-    /// As the operator named it; the first part of every position.
+    /// The name as the operator wrote it, which begins every position.
     pub name: String,
     /// The content, YAML or JSON.
     pub text: String,
 }
 
-/// What a configuration is made of, in order: texts, and objects that are read already, as those of an API server.
+/// The parts of a configuration, in order: texts, and objects that are already parsed, such as those of an API
+/// server.
 #[derive(Debug, Default)]
 pub struct Documents {
     parts: Vec<(Arc<str>, Part)>,
@@ -79,18 +80,18 @@ enum Part {
 }
 
 impl Documents {
-    /// Adds a text, which holds any number of documents.
+    /// Adds a text, which contains any number of documents.
     pub fn push_text(&mut self, Source { name, text }: Source) {
         self.parts.push((name.into(), Part::Text(text)));
     }
 
-    /// Adds an object. `name` stands for the file in what is said about it; there is no line.
+    /// Adds an object. `name` is the file in findings. There is no line.
     pub fn push_object(&mut self, name: &str, object: &serde_json::Value) {
         self.parts.push((name.into(), Part::Object(Document::from(object))));
     }
 }
 
-/// A text may hold private keys: it is overwritten.
+/// A text may contain private keys, so it is overwritten.
 impl Drop for Documents {
     fn drop(&mut self) {
         for (_, part) in &mut self.parts {
@@ -109,12 +110,12 @@ impl FromIterator<Source> for Documents {
     }
 }
 
-/// Turns all documents together into one model, and says everything there is to say about them.
+/// Translates all documents together into one model, and returns all findings.
 ///
-/// One with `apiVersion` or `kind` is a Kubernetes object, any other one is of the native format (see `config/examples`).
-/// The same documents and options always give the same result.
+/// A document with `apiVersion` or `kind` is a Kubernetes object. Any other one is of the native format (see
+/// `config/examples`). The same documents and options always have the same result.
 ///
-/// A document with none of the native format's keys is somebody else's and passed over, as long as there are others.
+/// A document without a key of the native format is foreign, and is skipped if there are others.
 #[must_use]
 pub fn load(documents: &Documents, options: &Options) -> Translation {
     let files = &documents.parts;
@@ -122,11 +123,11 @@ pub fn load(documents: &Documents, options: &Options) -> Translation {
         translate(files, options, true).or_else(|| translate(files, options, false)).unwrap_or_default();
     let failed = diagnostics.failed() || model.is_none();
     let mut diagnostics = diagnostics.finish();
-    // The first of a name that is there twice.
+    // The first occurrence of a repeated name.
     let order: HashMap<&str, usize> =
         files.iter().enumerate().rev().map(|(at, (file, _))| (&**file, at)).collect();
     diagnostics.sort_by_cached_key(|found| {
-        // What belongs to no place comes last: it sums up.
+        // Findings without a position come last: they are a summary.
         let place = found
             .origin
             .as_ref()
@@ -137,7 +138,7 @@ pub fn load(documents: &Documents, options: &Options) -> Translation {
     Translation { model: model.filter(|_| !failed), diagnostics }
 }
 
-/// The documents of a part of a file; a fault is an error.
+/// Parses the documents of a part of a file. A fault is an error.
 fn parse(file: &Arc<str>, chunk: Chunk<'_>, diagnostics: &mut Diagnostics) -> Vec<Document> {
     let (documents, broken) = yaml::parse(chunk);
     if let Some(problem) = broken {
@@ -146,9 +147,9 @@ fn parse(file: &Arc<str>, chunk: Chunk<'_>, diagnostics: &mut Diagnostics) -> Ve
     documents
 }
 
-/// Nearly all of a large configuration are its `VirtualService` objects. With `late`, they are parsed at the end, one after
-/// another, so that at no time more than one of their trees is in memory. `None` if that is not possible, since one of
-/// them turns out to be something else.
+/// Translates the documents. Most of a large configuration are its `VirtualService` objects. With `late`, they are
+/// parsed at the end, one after another, so that only one of their trees is in memory at a time. `None` if that is
+/// impossible, since one of them is of another kind.
 fn translate(
     files: &[(Arc<str>, Part)],
     options: &Options,
@@ -208,11 +209,11 @@ fn translate_documents(
         if any {
             pass_over(&view, diagnostics);
         } else {
-            // All that there is: then it is meant for us.
+            // The only document: it is meant to be native.
             native.read(&view, diagnostics);
         }
     }
-    // Each step refers to what the ones before it made.
+    // Each step refers to the results of earlier ones.
     let mut builder = ModelBuilder::default();
     let mut overrides = Overrides::new(&options.resolve);
     native.add_backends(&mut builder, &mut overrides, diagnostics);
@@ -237,7 +238,7 @@ fn translate_documents(
     Some(builder.finish(settings, options, diagnostics))
 }
 
-/// Says of a document that it is not of the native format, and whose it seems to be.
+/// Reports that a document is not of the native format, and the probable format.
 fn pass_over(view: &View<'_>, diagnostics: &mut Diagnostics) {
     let file = view.file().rsplit('/').next().unwrap_or_default();
     let whose = match file {

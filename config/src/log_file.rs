@@ -1,4 +1,4 @@
-//! Where lines of a log go.
+//! The target of log lines.
 
 use std::{
     fmt,
@@ -11,21 +11,21 @@ use thiserror::Error;
 /// A stream of the process, or a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LogFile {
-    /// `/dev/stdout`: the standard output as the process has it, also where it is a socket, which has no path.
+    /// `/dev/stdout`: the process's standard output, also if it is a socket, which has no path.
     Stdout,
     /// `/dev/stderr`.
     Stderr,
-    /// The absolute path of a file, which is appended to.
+    /// The absolute path of a file. Lines are appended.
     Path(PathBuf),
 }
 
-/// Why a text is not a [`LogFile`].
+/// The reason for which a text is not a [`LogFile`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum LogFileError {
     /// The path depends on the working directory.
     #[error("the path of a log must be absolute")]
     Relative,
-    /// The path is one of a directory.
+    /// The path is that of a directory.
     #[error("the path of a log must end with the name of a file")]
     Directory,
 }

@@ -1,6 +1,6 @@
-//! Names as types: what arrives in SNI, what a route matches, where an endpoint lives.
+//! Names as types: the name in a hello, the pattern of a route, the host of an endpoint.
 //!
-//! Each is valid and lower-case by construction, so nothing after it checks or folds again.
+//! Each value is valid and in lower case by construction, so later code needs no check or conversion.
 
 use std::{
     fmt,
@@ -8,21 +8,22 @@ use std::{
     str::FromStr,
 };
 
-/// Longest name, without the trailing dot (RFC 1035 section 2.3.4 counts 255 octets with length bytes).
+/// The greatest length of a name, without the trailing dot (RFC 1035 section 2.3.4 counts 255 octets with length
+/// bytes).
 const MAX_NAME: usize = 253;
-/// Longest label (RFC 1035 section 2.3.4).
+/// The greatest length of a label (RFC 1035 section 2.3.4).
 const MAX_LABEL: usize = 63;
 
 /// A DNS name as a client sends it in the `server_name` extension.
 ///
-/// Canonical: ASCII lower case, without the trailing dot (RFC 6066 section 3 forbids it, clients send it all the
-/// same). Labels hold letters, digits, hyphens and underscores, at any place: stricter rules for hyphens exist,
-/// and so do names on the Internet that break them. Never an IP literal (RFC 6066 section 3).
+/// Canonical: ASCII lower case, without the trailing dot (RFC 6066 section 3 forbids the dot, but clients send it).
+/// Labels consist of letters, digits, hyphens and underscores, at any position. Stricter rules for hyphens exist, but
+/// names on the Internet break them. Never an IP literal (RFC 6066 section 3).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServerName(Box<str>);
 
 impl ServerName {
-    /// Takes the bytes of a `HostName` in a hello, or any text a person typed.
+    /// Parses the bytes of a `HostName` in a hello, or any typed text.
     pub fn parse(bytes: impl AsRef<[u8]>) -> Result<Self, NameError> {
         canonical(bytes.as_ref()).map(Self)
     }
@@ -48,27 +49,27 @@ impl FromStr for ServerName {
     }
 }
 
-/// The name of a host to connect to, for DNS to resolve.
+/// The name of a host to connect to, which DNS resolves.
 ///
-/// The same labels as a [`ServerName`], in lower case; a trailing dot stays, since to a overrides it means "no
-/// search domains".
+/// The same labels as in a [`ServerName`], in lower case. A trailing dot stays, since it means "no search domains" to
+/// a resolver.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct HostName(Box<str>);
 
 impl HostName {
-    /// Takes a name as written in a configuration.
+    /// Parses a name as written in a configuration.
     pub fn parse(text: &str) -> Result<Self, NameError> {
         let name = canonical(text.as_bytes())?;
         Ok(Self(if text.ends_with('.') { format!("{name}.").into_boxed_str() } else { name }))
     }
 
-    /// The text to hand to a overrides.
+    /// The text for a resolver.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The name itself, without a trailing dot.
+    /// The name without a trailing dot.
     #[must_use]
     pub fn without_dot(&self) -> &str {
         self.0.strip_suffix('.').unwrap_or(&self.0)
@@ -87,7 +88,7 @@ impl From<ServerName> for HostName {
     }
 }
 
-/// Which server names a route serves or a listener admits.
+/// The server names that a route serves or a listener admits.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum HostPattern {
     /// This name only.
@@ -99,7 +100,7 @@ pub enum HostPattern {
 }
 
 impl HostPattern {
-    /// Takes `name`, `*.name` or `*`.
+    /// Parses `name`, `*.name` or `*`.
     pub fn parse(text: &str) -> Result<Self, NameError> {
         if text == "*" {
             Ok(Self::Any)
@@ -112,7 +113,7 @@ impl HostPattern {
         }
     }
 
-    /// Whether `name` is one of the pattern's names.
+    /// Whether `name` matches the pattern.
     #[must_use]
     pub fn matches(&self, name: &ServerName) -> bool {
         match self {
@@ -122,7 +123,7 @@ impl HostPattern {
         }
     }
 
-    /// Whether every name of `self` is one of `other`'s.
+    /// Whether every name of `self` matches `other`.
     #[must_use]
     pub fn is_subset_of(&self, other: &Self) -> bool {
         match (self, other) {
@@ -133,7 +134,7 @@ impl HostPattern {
         }
     }
 
-    /// The names of both, which is always one of the two patterns or nothing.
+    /// The common names of both, which are always one of the two patterns or none.
     #[must_use]
     pub fn intersect(&self, other: &Self) -> Option<Self> {
         if self.is_subset_of(other) {
@@ -174,10 +175,10 @@ impl FromStr for HostPattern {
     }
 }
 
-/// Why a text is not a name.
+/// The reason for which a text is not a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
-    /// Nothing, or nothing but a dot.
+    /// The text is empty, or only a dot.
     #[error("the name is empty")]
     Empty,
     /// More than 253 characters.
@@ -189,7 +190,8 @@ pub enum NameError {
     /// A label of more than 63 characters.
     #[error("a label of the name has more than {MAX_LABEL} characters")]
     LabelTooLong,
-    /// Something else than a letter, digit, hyphen, underscore or dot. Other scripts travel as `xn--` labels.
+    /// A character that is not a letter, digit, hyphen, underscore or dot. Other scripts are written as `xn--`
+    /// labels.
     #[error(
         "the name contains a character other than a-z, 0-9, '-', '_' and '.' (write other scripts as xn--)"
     )]
@@ -197,13 +199,13 @@ pub enum NameError {
     /// An IPv4 address; IPv6 is already a [`NameError::Character`].
     #[error("an IP address is not a server name (RFC 6066 section 3)")]
     IpAddress,
-    /// A `*` anywhere but as the whole first label.
+    /// A `*` that is not the whole first label.
     #[error("'*' can only stand alone or as the whole first label, as in *.example.com")]
     Wildcard,
 }
 
-/// Whether the bytes are a literal IPv4 or IPv6 address, as in a URL (RFC 3986 section 3.2.2) or without brackets; a zone
-/// (RFC 4007 section 11.2) may follow the latter, and a final dot the former.
+/// Whether the bytes are a literal IPv4 or IPv6 address, with or without the brackets of a URL (RFC 3986 section
+/// 3.2.2). A zone (RFC 4007 section 11.2) may follow an IPv6 address, and a final dot an IPv4 address.
 #[must_use]
 pub fn is_address(name: &[u8]) -> bool {
     let Ok(text) = str::from_utf8(name) else { return false };
@@ -245,7 +247,7 @@ fn canonical(bytes: &[u8]) -> Result<Box<str>, NameError> {
 }
 
 fn is_below(name: &ServerName, suffix: &ServerName) -> bool {
-    // The dot must be there: `newexample.com` is not below `example.com`.
+    // The dot is required: `newexample.com` is not below `example.com`.
     name.0.strip_suffix(&*suffix.0).is_some_and(|head| head.ends_with('.'))
 }
 

@@ -1,11 +1,11 @@
-//! Sets of networks, to look an address up in.
+//! Sets of networks, for lookups of an address.
 
 use std::{fmt, net::IpAddr, str::FromStr};
 
 use ipnet::IpNet;
 
-/// A network, or one address: `10.0.0.0/8`, `2001:db8::/32` or `192.0.2.7`. Bits behind the prefix do not matter. A network
-/// of mapped addresses (RFC 4291 section 2.5.5.2) is the IPv4 network.
+/// A network, or one address: `10.0.0.0/8`, `2001:db8::/32` or `192.0.2.7`. Bits after the prefix are ignored. A
+/// network of mapped addresses (RFC 4291 section 2.5.5.2) is the IPv4 network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Network(IpNet);
 
@@ -35,17 +35,17 @@ impl fmt::Display for Network {
 }
 
 impl Network {
-    /// The first address, and how many bits of it count.
+    /// The first address, and the length of the prefix in bits.
     #[must_use]
     pub fn parts(&self) -> (IpAddr, u8) {
         (self.0.addr(), self.0.prefix_len())
     }
 }
 
-/// A set of networks. A look-up takes a few comparisons, however many there are.
+/// A set of networks. A lookup takes a few comparisons, for any number of networks.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Networks {
-    /// In order, none part of another.
+    /// Sorted. No network contains another.
     nets: Vec<IpNet>,
 }
 
@@ -59,18 +59,18 @@ impl FromIterator<Network> for Networks {
 }
 
 impl Networks {
-    /// Whether it contains nothing.
+    /// Whether the set is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.nets.is_empty()
     }
 
-    /// The networks, joined where they can be.
+    /// The networks, merged if possible.
     pub fn iter(&self) -> impl Iterator<Item = Network> {
         self.nets.iter().copied().map(Network)
     }
 
-    /// Whether an address is in one of them. A mapped IPv6 address is the IPv4 address.
+    /// Whether a network contains an address. A mapped IPv6 address is the IPv4 address.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();

@@ -1,4 +1,4 @@
-//! What the command line adds to the files.
+//! Settings of the command line that override the files.
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
@@ -8,34 +8,34 @@ use std::{
 
 use crate::name::{HostName, NameError};
 
-/// Overrides that come with every load.
+/// Overrides for every load.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Options {
-    /// Where destinations live; stronger than a `ServiceEntry` and than DNS.
+    /// The addresses of destinations, before a `ServiceEntry` and DNS.
     pub resolve: Vec<Resolve>,
-    /// Where listener ports are served instead.
+    /// The addresses of listener ports, instead of the configured ones.
     pub listen: Vec<Listen>,
-    /// The namespace that a gateway's workload would have in a cluster: `exportTo` is held against it. Without one,
-    /// objects that are exported to any namespace are admitted.
+    /// The namespace that a gateway's workload would have in a cluster, for `exportTo`. Without one, objects that are
+    /// exported to any namespace are admitted.
     pub namespace: Option<String>,
-    /// The labels that a gateway's workload would have in a cluster: a `Gateway` whose selector asks for others is
-    /// left out. Without any, every `Gateway` is served.
+    /// The labels that a gateway's workload would have in a cluster. A `Gateway` whose selector needs other labels is
+    /// skipped. Without labels, every `Gateway` is served.
     pub selector: Vec<Label>,
-    /// Where certificates and keys are, instead of the setting `secrets`.
+    /// The location of certificates and keys, instead of the setting `secrets`.
     pub secrets: Option<PathBuf>,
 }
 
 /// `HOST:PORT:ADDR[,ADDR]...`, the notation of curl's `--resolve`.
 ///
-/// `HOST` is a name or `*` for any name. `ADDR` is an IPv4 or IPv6 address, the latter with or without brackets;
-/// beyond curl, `ADDR:PORT` and `[ADDR]:PORT` also replace the port.
+/// `HOST` is a name or `*` for any name. `ADDR` is an IPv4 or IPv6 address. An IPv6 address may have brackets. Unlike
+/// in curl, `ADDR:PORT` and `[ADDR]:PORT` also replace the port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resolve {
-    /// The name as a destination or endpoint has it; `None` is `*`.
+    /// The name of a destination or endpoint. `None` is `*`.
     pub host: Option<HostName>,
     /// The port of the destination or endpoint.
     pub port: u16,
-    /// Where connections go instead; never empty.
+    /// The addresses to connect to instead. Never empty.
     pub addresses: Vec<SocketAddr>,
 }
 
@@ -75,13 +75,13 @@ impl std::fmt::Display for Resolve {
     }
 }
 
-/// `PORT=IP:PORT`: the listener port on the left is served at the address on the right instead of where the
-/// configuration binds it. Routes keep meaning the port on the left.
+/// `PORT=IP:PORT`: the listener with the port on the left is bound to the address on the right. Routes still refer to
+/// the port on the left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Listen {
-    /// As the configuration has it.
+    /// The port in the configuration.
     pub port: u16,
-    /// Where to bind; port 0 lets the kernel choose.
+    /// The address to bind. With port 0 the kernel chooses the port.
     pub address: SocketAddr,
 }
 
@@ -104,9 +104,9 @@ impl std::fmt::Display for Listen {
 /// `KEY=VALUE`, a label of a workload.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Label {
-    /// Before the `=`, never empty.
+    /// The part before the `=`, never empty.
     pub key: String,
-    /// After it.
+    /// The part after the `=`.
     pub value: String,
 }
 
@@ -127,7 +127,7 @@ impl std::fmt::Display for Label {
     }
 }
 
-/// Why an argument of the command line is none.
+/// The reason for which an argument of the command line is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OptionError {
     /// Not of the form `HOST:PORT:ADDR`.

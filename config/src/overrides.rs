@@ -1,4 +1,4 @@
-//! `--resolve`: an argument of the command line says where a name lives, and wins over everything in the files.
+//! `--resolve`: the addresses of a name on the command line override those of the files.
 
 use std::{collections::HashMap, net::SocketAddr};
 
@@ -8,7 +8,7 @@ use crate::{
     report::{Diagnostic, Severity},
 };
 
-/// Looks names up in the `--resolve` arguments and remembers which were of use.
+/// Looks names up in the `--resolve` arguments, and records which arguments were used.
 #[derive(Debug)]
 pub(crate) struct Overrides<'o> {
     all: &'o [Resolve],
@@ -29,13 +29,13 @@ impl<'o> Overrides<'o> {
         Self { all, by_host, used: vec![false; all.len()] }
     }
 
-    /// The addresses for a canonical name. `my-nginx.default.svc.cluster.local` also answers to `my-nginx`,
-    /// however the destination spells it.
+    /// The addresses for a canonical name. `my-nginx.default.svc.cluster.local` also matches `my-nginx`, in any
+    /// spelling of the destination.
     pub(crate) fn addresses(&mut self, name: &str, port: u16) -> Option<&'o [SocketAddr]> {
         let index = [Some(name), short_name(name), None]
             .into_iter()
             .enumerate()
-            // Without a short name there is nothing to look up, and `None` would mean `*`.
+            // Without a short name there is no lookup: `None` would mean `*`.
             .filter(|(place, name)| *place == 2 || name.is_some())
             .find_map(|(_, name)| self.by_host.get(&(name, port)).copied())?;
         self.used[index] = true;

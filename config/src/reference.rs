@@ -1,4 +1,5 @@
-//! The reference of the native format, from the declarations: as Markdown for people, as a JSON schema for editors.
+//! The reference of the native format, generated from the declarations: as Markdown for people, as a JSON schema for
+//! editors.
 
 use std::fmt::Write as _;
 
@@ -85,7 +86,7 @@ fn row(key: &Key) -> String {
     format!("| `{name}` | {} | {default} | {applies} | {doc}{since}{} |\n", value(kind), choices(kind))
 }
 
-/// What a value is, in words.
+/// A type in words.
 fn value(kind: &Kind) -> String {
     match kind {
         Kind::Flag => "`true` or `false`".into(),
@@ -112,7 +113,7 @@ fn value(kind: &Kind) -> String {
     }
 }
 
-/// What each word of a choice means.
+/// The meaning of each word of a choice.
 fn choices(kind: &Kind) -> String {
     match kind {
         Kind::Choice(words) => words.iter().fold(String::new(), |mut text, (word, doc)| {
@@ -128,12 +129,12 @@ fn choices(kind: &Kind) -> String {
     }
 }
 
-/// The anchor that a heading of a path gets.
+/// The anchor of a path's heading.
 fn anchor(path: &str) -> String {
     path.to_lowercase().chars().filter(|c| c.is_alphanumeric() || *c == '_' || *c == '-').collect()
 }
 
-/// The JSON schema (draft 7, which editors know best), with a line end.
+/// The JSON schema (draft 7, which most editors support), with a final line break.
 #[must_use]
 pub fn json_schema() -> String {
     let mappings = mappings();
@@ -158,7 +159,7 @@ fn mapping_schema(Mapping { doc, keys, .. }: &Mapping) -> Value {
     for key in keys {
         let mut schema = value_schema(&key.kind);
         if schema.get("$ref").is_some() {
-            // Beside a reference nothing else counts.
+            // Draft 7 ignores the siblings of a reference.
             schema = json!({"allOf": [schema]});
         }
         schema["description"] = format!("{}{}", key.doc, default(key)).into();

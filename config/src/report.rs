@@ -1,4 +1,4 @@
-//! Findings as data: everything there is to say about what was loaded.
+//! Findings as data: all errors, warnings and notes about the loaded documents.
 
 use std::fmt;
 
@@ -7,32 +7,32 @@ use crate::model::route::Origin;
 /// One finding.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Diagnostic {
-    /// What follows from it.
+    /// The consequence.
     pub severity: Severity,
-    /// Where; `None` for the whole of the files or the command line.
+    /// The position. `None` for all files together, or the command line.
     pub origin: Option<Origin>,
-    /// Which object.
+    /// The object.
     pub object: Option<ObjectRef>,
-    /// Which field, as `spec.servers[0].tls.mode`; empty for the whole object or document.
+    /// The field, such as `spec.servers[0].tls.mode`. Empty for the whole object or document.
     pub field: String,
-    /// What was found.
+    /// The finding.
     pub message: String,
-    /// What should be there.
+    /// The expected value.
     pub expected: Option<String>,
-    /// What to do about it.
+    /// The remedy.
     pub remedy: Option<String>,
 }
 
 /// A Kubernetes object by its identity.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectRef {
-    /// Of its API, as `networking.istio.io`; empty for the core one.
+    /// The API group, such as `networking.istio.io`. Empty for the core group.
     pub group: String,
-    /// As `Gateway`.
+    /// The kind, such as `Gateway`.
     pub kind: String,
-    /// `metadata.namespace`; `default` where none is written.
+    /// `metadata.namespace`. The default is `default`.
     pub namespace: String,
-    /// `metadata.name`; empty if it cannot be read.
+    /// `metadata.name`. Empty if it is invalid.
     pub name: String,
 }
 
@@ -44,26 +44,26 @@ impl fmt::Display for ObjectRef {
     }
 }
 
-/// What follows from a finding.
+/// The consequence of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Severity {
-    /// Nothing is loaded.
+    /// No model is loaded.
     Error,
-    /// This part of a foreign object is not served; the rest is.
+    /// This part of a foreign object is not served. The rest is served.
     Rejected,
-    /// Served, but perhaps not as meant.
+    /// Served, but perhaps not as intended.
     Warning,
-    /// Has no meaning here.
+    /// Without a meaning here.
     Ignored,
-    /// Good to know.
+    /// For information.
     Note,
 }
 
 impl Severity {
-    /// From the worst on.
+    /// All severities, from the worst on.
     pub const ALL: [Self; 5] = [Self::Error, Self::Rejected, Self::Warning, Self::Ignored, Self::Note];
 
-    /// As printed after the position.
+    /// The text after the position.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -76,7 +76,7 @@ impl Severity {
     }
 }
 
-/// `file:line:column: severity: object: field: message`, then what was expected and what to do on lines of their
+/// `file:line:column: severity: object: field: message`, then the expected value and the remedy on lines of their
 /// own.
 impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

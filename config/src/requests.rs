@@ -1,17 +1,18 @@
-//! Parts of rules for HTTP requests that all formats have alike.
+//! The parts of HTTP rules that all formats share.
 
 use crate::{
     decode::{Diagnostics, View},
     model::http::{Expression, HeaderText, Retries},
 };
 
-/// An expression; what is none is told.
+/// A regular expression. Reports an error for an invalid one.
 pub(crate) fn expression(view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<Expression> {
     let text = view.text("an expression (RE2)", diagnostics)?;
     match Expression::new(text) {
         Ok(expression) => Some(expression),
         Err(why) => {
-            // The last line of what the library says is the reason; the lines before it point into the text.
+            // The last line of the library's message is the reason. The lines before it mark the position in the
+            // text.
             let why = why.lines().last().unwrap_or_default().trim().trim_start_matches("error: ").to_owned();
             view.error(format!("'{text}' is no expression that can be used: {why}"))
                 .expected("an expression (RE2)")
@@ -21,7 +22,7 @@ pub(crate) fn expression(view: &View<'_>, diagnostics: &mut Diagnostics) -> Opti
     }
 }
 
-/// A text without a control character, which no header and no path can have.
+/// A text without control characters, which headers and paths must not contain.
 pub(crate) fn plain_text(view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<String> {
     let text = if view.is_unset() { "" } else { view.text("a text", diagnostics)? };
     if text.chars().any(|letter| letter.is_control() && letter != '\t') {
@@ -31,7 +32,7 @@ pub(crate) fn plain_text(view: &View<'_>, diagnostics: &mut Diagnostics) -> Opti
     Some(text.into())
 }
 
-/// The value of a header that is set, with its variables. `then` is what follows from a value that cannot be served.
+/// The value of a header to set, with its variables. `then` is the consequence of an invalid value.
 pub(crate) fn header_text(view: &View<'_>, then: &str, diagnostics: &mut Diagnostics) -> Option<HeaderText> {
     let text = plain_text(view, diagnostics)?;
     match HeaderText::parse(&text) {
@@ -46,9 +47,9 @@ pub(crate) fn header_text(view: &View<'_>, then: &str, diagnostics: &mut Diagnos
     }
 }
 
-/// Why a header is not changed; `None` if it is.
+/// The reason for which a header cannot be changed. `None` if it can.
 pub(crate) fn header_fault(name: &str) -> Option<&'static str> {
-    /// What frames a message.
+    /// The headers that frame a message.
     const FRAMING: [&str; 8] = [
         "connection",
         "content-length",
@@ -70,11 +71,11 @@ pub(crate) fn header_fault(name: &str) -> Option<&'static str> {
     }
 }
 
-/// The conditions of [`retry_on`] that are no status code, in Envoy's words (`x-envoy-retry-on`).
+/// The conditions of [`retry_on`] that are not status codes, with Envoy's names (`x-envoy-retry-on`).
 pub(crate) const RETRY_CONDITIONS: &str =
     "connect-failure, refused-stream, reset, gateway-error, 5xx, retriable-4xx, or a status code";
 
-/// Adds a condition of Envoy's, or a status code; tells whether it is one.
+/// Adds a condition of Envoy, or a status code. Returns whether the word is one.
 pub(crate) fn retry_on(retries: &mut Retries, word: &str) -> bool {
     match word {
         "connect-failure" | "refused-stream" | "http3-post-connect-failure" => {

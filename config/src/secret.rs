@@ -1,4 +1,4 @@
-//! Kubernetes Secrets as values: names and bytes. What is in them is for whoever uses them to understand.
+//! Kubernetes Secrets as values: names and bytes. The code that uses a Secret interprets its bytes.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::{
     yaml,
 };
 
-/// The Secrets of a text in YAML or JSON, also those within a `List`. Documents of other kinds are passed over.
+/// The Secrets of a text in YAML or JSON, including those within a `List`. Documents of other kinds are skipped.
 #[must_use]
 pub fn secrets_of(source: &Source) -> (Vec<Secret>, Vec<Diagnostic>) {
     let file: Arc<str> = source.name.as_str().into();
@@ -47,7 +47,7 @@ fn read_all(view: &View<'_>, secrets: &mut Vec<Secret>, diagnostics: &mut Diagno
     }
 }
 
-/// One Secret; `None` if it has no name.
+/// Reads one Secret. `None` if it has no name.
 pub(crate) fn read(view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<Secret> {
     let metadata = view.peek("metadata");
     let named = |key| metadata.as_ref().and_then(|metadata| metadata.peek_text(key));
@@ -61,13 +61,13 @@ pub(crate) fn read(view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<Sec
     Some(Secret { name, origin: view.origin(), entries })
 }
 
-/// `data` and `stringData`; an entry of the latter takes the place of one of the former. A finding never shows a value.
+/// `data` and `stringData`. An entry of `stringData` replaces one of `data`. A finding never contains a value.
 pub(crate) fn entries(secret: &View<'_>, diagnostics: &mut Diagnostics) -> Vec<(String, SecretBytes)> {
     let mut entries: Vec<(String, SecretBytes)> = Vec::new();
     for (field, encoded) in [("data", true), ("stringData", false)] {
         let Some(fields) = secret.peek(field).filter(|fields| !fields.is_unset()) else { continue };
         for (key, value) in fields.entries("a mapping of keys to texts", diagnostics) {
-            // A value without bytes is written as null, too.
+            // An empty value may also be written as null.
             let text = if value.is_unset() { Some("") } else { value.text("a text", diagnostics) };
             let Some(text) = text else { continue };
             let bytes = if encoded { decode(text) } else { Some(text.as_bytes().to_vec().into()) };
@@ -85,7 +85,7 @@ pub(crate) fn entries(secret: &View<'_>, diagnostics: &mut Diagnostics) -> Vec<(
     entries
 }
 
-/// As kubectl does it: lines may be wrapped, and padding may be left out.
+/// As in kubectl: line breaks are allowed, and padding is optional.
 fn decode(text: &str) -> Option<SecretBytes> {
     let mut packed: Zeroizing<Vec<u8>> = Zeroizing::new(Vec::with_capacity(text.len()));
     packed.extend(text.bytes().filter(|byte| !byte.is_ascii_whitespace()));

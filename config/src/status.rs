@@ -1,23 +1,23 @@
-//! What became of each object, as conditions can say it.
+//! The status of each object, for conditions.
 
 use std::collections::HashMap;
 
 use crate::report::{Diagnostic, ObjectRef, Severity};
 
-/// What became of one object.
+/// The status of one object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObjectStatus {
-    /// Which.
+    /// The object.
     pub object: ObjectRef,
-    /// Whether all of it is served: nothing is rejected, and no error keeps it out.
+    /// Whether all of it is served: no part is rejected, and no error excludes it.
     pub accepted: bool,
-    /// The worst finding about it, the first of its kind; `None` if there is nothing to say.
+    /// The worst finding about it, the first of its severity. `None` without findings.
     pub worst: Option<Diagnostic>,
-    /// How many more findings there are about it.
+    /// The number of further findings about it.
     pub more: usize,
 }
 
-/// The status of each of `objects`, in their order, by what was found.
+/// The status of each of `objects`, in order, from the findings.
 pub fn statuses(
     objects: impl IntoIterator<Item = ObjectRef>,
     diagnostics: &[Diagnostic],
@@ -27,7 +27,7 @@ pub fn statuses(
         let Some(object) = &diagnostic.object else { continue };
         let (worst, count) = found.entry(object).or_insert((diagnostic, 0));
         *count += 1;
-        // Severities are in order from the worst on.
+        // Severities are ordered from the worst on.
         if diagnostic.severity < worst.severity {
             *worst = diagnostic;
         }
@@ -61,7 +61,7 @@ mod tests {
         }
     }
 
-    /// Objects of an API server, read without a text.
+    /// Objects of an API server, without a text.
     fn objects() -> Documents {
         let object = |kind: &str, name: &str, spec: serde_json::Value| {
             json!({
@@ -109,7 +109,7 @@ mod tests {
         assert!(worst.to_string().starts_with("cluster: rejected: VirtualService web/bad: "), "{worst}");
     }
 
-    /// An object without a text is read as the text of it.
+    /// An object without a text has the same result as its text.
     #[test]
     fn an_object_and_its_text_say_the_same() {
         let text = "{apiVersion: networking.istio.io/v1, kind: Gateway, metadata: {name: a}, spec: {servers: [{port: 1}]}}";

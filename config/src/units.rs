@@ -29,7 +29,7 @@ pub(crate) enum UnitError {
     TooLarge,
 }
 
-/// As it could be written.
+/// The value as written in a configuration.
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut rest = self.0.as_millis();
@@ -53,11 +53,11 @@ impl FromStr for Span {
     type Err = UnitError;
 
     fn from_str(text: &str) -> Result<Self, UnitError> {
-        // Which of the two was meant would be a guess.
+        // The text is ambiguous.
         if text.split(|c: char| !c.is_alphabetic()).any(|unit| unit == "M") {
             return Err(UnitError::Month);
         }
-        // Zero is the one number that needs no unit there; here each has one.
+        // Elsewhere zero needs no unit. Here every number needs one.
         if text.trim() == "0" {
             return Err(UnitError::NoUnit);
         }
@@ -72,7 +72,7 @@ impl FromStr for Span {
     }
 }
 
-/// As it could be written.
+/// The value as written in a configuration.
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let units = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
@@ -101,7 +101,7 @@ impl FromStr for Bytes {
             "m" | "M" => "MiB",
             "g" | "G" => "GiB",
             "kB" | "KB" | "MB" | "GB" | "TB" => return Err(UnitError::Ambiguous),
-            // Not of a fraction: `1.5KiB` would be read as another number.
+            // A fraction is not allowed: `1.5KiB` would be read as another number.
             other if other.bytes().all(|byte| byte.is_ascii_alphabetic()) => other,
             _ => return Err(UnitError::Unit),
         };

@@ -1,6 +1,6 @@
-//! YAML as a tree with positions, read as kubectl reads it: libyaml's rules, YAML 1.1's merge keys.
+//! YAML as a tree with positions, read as kubectl does: libyaml's rules, YAML 1.1's merge keys.
 //!
-//! What a text can cost is bounded by its own length, except for aliases and merge keys, which have a budget in bytes: a
+//! The cost of a text is bounded by its length, except for aliases and merge keys. These have a budget in bytes: a
 //! "billion laughs" file is an error, not an allocation.
 
 pub(crate) use self::{

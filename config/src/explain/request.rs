@@ -1,4 +1,4 @@
-//! Which rule an HTTP request takes, and why not the others, line by line, in words.
+//! The rule of an HTTP request, and the reasons why other rules do not match, one description per line.
 
 use std::{borrow::Cow, sync::Arc};
 
@@ -13,7 +13,7 @@ use crate::{
     },
 };
 
-/// A request that is asked about.
+/// The request in question.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Requested {
     /// The method.
@@ -22,11 +22,11 @@ pub struct Requested {
     pub scheme: String,
     /// The path in its normal form.
     pub path: String,
-    /// What is behind the first question mark.
+    /// The text after the first question mark.
     pub query: Option<String>,
-    /// Names in lower case, and values.
+    /// Header names in lower case, and values.
     pub headers: Vec<(String, String)>,
-    /// The host; the name that is asked about unless a `host` header says otherwise.
+    /// The host: the name in question, unless a `host` header differs.
     pub authority: String,
 }
 
@@ -69,7 +69,7 @@ impl Requested {
     }
 }
 
-/// What becomes of a request, and why.
+/// The action for a request, and the reasons.
 pub(super) fn lines(table: &HttpTable, asked: &Requested, targets: &dyn Fn(&Route) -> String) -> Vec<String> {
     let Requested { method, scheme, authority, .. } = asked;
     let mut lines =
@@ -113,7 +113,7 @@ pub(super) fn lines(table: &HttpTable, asked: &Requested, targets: &dyn Fn(&Rout
     lines
 }
 
-/// Which part of each condition does not hold.
+/// The part of each condition that does not match.
 fn why_not(rule: &HttpRule, asked: &Requested) -> String {
     let reasons: Vec<_> = rule.matches.iter().filter_map(|wanted| reason(wanted, asked)).collect();
     if reasons.is_empty() {

@@ -1,4 +1,4 @@
-//! A `VirtualService` meets the servers of its Gateways.
+//! Attaches a `VirtualService` to the servers of its Gateways.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -22,19 +22,18 @@ use crate::{
 
 mod http;
 
-/// What a `VirtualService` attaches to.
+/// The attachment of a `VirtualService`.
 pub(super) struct Attachment<'a, 'n> {
     service: &'a VirtualService<'n>,
     exported: Exported,
-    /// The Gateways that are there and meant for us.
+    /// The Gateways that exist and are for this workload.
     gateways: Vec<&'a Gateway<'n>>,
-    /// Whether it names a Gateway that is not there or not served as a whole: its names are lost to whatever that
-    /// Gateway would have been.
+    /// Whether it names a Gateway that is missing or rejected as a whole. Its names are then lost as well.
     lost: bool,
 }
 
 impl<'a, 'n> Attachment<'a, 'n> {
-    /// `None` if the `VirtualService` is not for us.
+    /// `None` if the `VirtualService` is for another workload.
     pub(super) fn of(
         service: &'a VirtualService<'n>,
         gateways: &'a [Gateway<'n>],
@@ -65,7 +64,7 @@ impl<'a, 'n> Attachment<'a, 'n> {
         Some(own)
     }
 
-    /// Adds what its routes serve, and refuses what they should.
+    /// Adds the routes, and the refusals of invalid ones.
     pub(super) fn add(
         &self,
         registry: &mut Registry<'_, '_, '_, '_>,
@@ -91,7 +90,7 @@ impl<'a, 'n> Attachment<'a, 'n> {
         let name = format!("{} tls[{index}]", self.service.view.object());
         let mut served: BTreeMap<Option<u16>, Vec<Meeting<'_>>> = BTreeMap::new();
         let mut kept = Vec::new();
-        // Only a destination without a port is another one for each port of a server.
+        // Only a destination without a port depends on the port of the server.
         let by_port = destinations.iter().any(Destination::needs_port);
         for one in matches {
             for meeting in self.meetings(one, diagnostics) {
@@ -103,7 +102,7 @@ impl<'a, 'n> Attachment<'a, 'n> {
             }
         }
         if served.is_empty() {
-            // What nobody can reach needs no backend, but its faults are told all the same.
+            // A route that no connection reaches needs no backend, but its errors are reported.
             self.targets(destinations, None, (false, Carried::Through), registry, builder, diagnostics);
         }
         for (port, meetings) in served {
@@ -172,7 +171,7 @@ impl<'a, 'n> Attachment<'a, 'n> {
             .collect()
     }
 
-    /// The Gateways of the `VirtualService` that a match is for: `match.gateways` narrows `spec.gateways`.
+    /// The Gateways of a match: `match.gateways` narrows `spec.gateways`.
     fn narrowed(
         &self,
         gateways: Option<&[GatewayRef<'_>]>,
@@ -205,7 +204,7 @@ impl<'a, 'n> Attachment<'a, 'n> {
         self.gateways.iter().copied().filter(is_named).collect()
     }
 
-    /// What a match and the hosts of servers have in common.
+    /// The common names of a match and the hosts of servers.
     fn meetings<'m>(&self, one: &'m Match<'_>, diagnostics: &mut Diagnostics) -> Vec<Meeting<'m>>
     where
         'a: 'm,
@@ -283,8 +282,8 @@ impl<'a, 'n> Attachment<'a, 'n> {
         meetings
     }
 
-    /// The first `tcp` route for a server serves what is inside of the TLS that ends there; or what has no name of a
-    /// route, on the ports of TCP servers that TLS servers share.
+    /// Adds `tcp` routes. The first one for a server serves the content of terminated TLS. On the ports that TCP
+    /// servers share with TLS servers, it serves connections without a route by name.
     fn add_tcp(
         &self,
         registry: &mut Registry<'_, '_, '_, '_>,
@@ -371,7 +370,7 @@ impl<'a, 'n> Attachment<'a, 'n> {
                     .any(|gateway| gateway.servers.iter().any(|other| std::ptr::eq(other, server)));
             here.then_some(*refused)
         };
-        // A route without destinations is passed over, as in Istio.
+        // A route without destinations is skipped, as in Istio.
         self.service.tcp.iter().filter(|route| !route.destinations.is_empty()).find_map(|route| {
             if route.matches.is_empty() {
                 return Some((route, false));
@@ -382,15 +381,15 @@ impl<'a, 'n> Attachment<'a, 'n> {
     }
 }
 
-/// Names that a match and a host of a server have in common.
+/// The common names of a match and a host of a server.
 struct Meeting<'a> {
     written: &'a HostPattern,
     host: &'a HostPattern,
     listener: usize,
     server: &'a Server<'a>,
-    /// Whether they are refused whatever the match says.
+    /// Whether the names are refused, independent of the match.
     refused: bool,
-    /// Whether they stand for names that cannot be read.
+    /// Whether the names replace unreadable ones.
     assumed: bool,
 }
 

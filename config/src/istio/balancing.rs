@@ -11,7 +11,7 @@ use crate::{
     },
 };
 
-/// What the rules for a destination say of it.
+/// The policy of the rules for a destination.
 #[derive(Debug, Default)]
 pub(super) struct Policy<'n> {
     load_balancer: Option<View<'n>>,
@@ -19,14 +19,14 @@ pub(super) struct Policy<'n> {
 }
 
 impl<'n> Policy<'n> {
-    /// Takes what a `trafficPolicy` says, in place of what was said before.
+    /// Applies a `trafficPolicy`, which overrides earlier values.
     pub(super) fn apply(&mut self, policy: &View<'n>) {
         let set = |key| policy.peek(key).filter(|view: &View<'n>| !view.is_unset());
         self.load_balancer = set("loadBalancer").or(self.load_balancer.take());
         self.pool = set("connectionPool").or(self.pool.take());
     }
 
-    /// Gives a backend what they say. What is wrong is told by [`tell`].
+    /// Sets the fields of a backend. [`tell`] reports errors.
     pub(super) fn shape(&self, backend: &mut Backend) {
         let mut unheard = Diagnostics::default();
         if let Some(view) = &self.load_balancer {
@@ -39,7 +39,7 @@ impl<'n> Policy<'n> {
     }
 }
 
-/// Tells what a `trafficPolicy` says that is wrong, or has no meaning here.
+/// Reports errors and unsupported fields of a `trafficPolicy`.
 pub(super) fn tell(policy: &View<'_>, diagnostics: &mut Diagnostics) {
     let set = |key| policy.peek(key).filter(|view| !view.is_unset());
     if let Some(view) = set("loadBalancer") {
@@ -181,7 +181,7 @@ fn warmup(view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<SlowStart> {
     fields.finish(diagnostics);
     let mut slow_start = window(http::duration(&duration?, diagnostics)?)?;
     if let Some(view) = percent {
-        // 0 is Envoy's least, with which an endpoint would never begin.
+        // 0 is Envoy's minimum, with which an endpoint would never start.
         slow_start.min_weight_percent = view.number(0..=100_u8, diagnostics)?.max(1);
     }
     if let Some(view) = aggression {
@@ -195,7 +195,7 @@ struct Pool {
     connect_timeout: Option<Duration>,
 }
 
-/// The part of HTTP is read where requests are served.
+/// The HTTP part is read with the HTTP routes.
 fn pool(view: &View<'_>, diagnostics: &mut Diagnostics) -> Pool {
     let mut read = Pool { max_connections: None, connect_timeout: None };
     let Some(mut fields) = view.fields("{tcp, http}", diagnostics) else { return read };

@@ -1,4 +1,4 @@
-//! `trafficPolicy` of a `DestinationRule`, as far as it is about TLS and HTTP towards a destination.
+//! The parts of a `DestinationRule`'s `trafficPolicy` that concern TLS and HTTP towards a destination.
 
 use super::{balancing, subset::DestinationRule};
 use crate::{
@@ -7,12 +7,12 @@ use crate::{
     model::termination::{AuthoritySource, CertificateSource, SecretName, UpstreamTls},
 };
 
-/// What the rules for a host say of one of its ports.
+/// The policies of the rules for a host, for one of its ports.
 #[derive(Debug, Default)]
 pub(super) struct Traffic<'n> {
     /// `tls`, and the namespace of the rule.
     tls: Option<(View<'n>, &'n str)>,
-    /// Whether requests of HTTP/1.1 are sent as HTTP/2 (`h2UpgradePolicy: UPGRADE`).
+    /// Whether HTTP/1.1 requests are sent as HTTP/2 (`h2UpgradePolicy: UPGRADE`).
     pub(super) upgrades: bool,
     /// `loadBalancer` and `connectionPool.tcp`.
     pub(super) balancing: balancing::Policy<'n>,
@@ -20,16 +20,16 @@ pub(super) struct Traffic<'n> {
     pub(super) outliers: Option<View<'n>>,
 }
 
-/// How a destination is spoken to.
+/// TLS towards a destination.
 #[derive(Debug)]
 pub(super) enum Towards<'n> {
     Clear,
-    /// In TLS; with the Secrets that it names.
+    /// With TLS, and the Secrets that it names.
     Tls(Box<UpstreamTls>, Vec<(SecretName, View<'n>)>),
 }
 
-/// Merges the policies as Istio does: a port's settings take the place of those of the rule, and those of a subset come
-/// after both.
+/// Merges the policies as Istio does: a port's settings override those of the rule, and those of a subset come after
+/// both.
 pub(super) fn traffic<'n>(rules: &[&DestinationRule<'n>], subset: Option<&str>, port: u16) -> Traffic<'n> {
     let mut traffic = Traffic::default();
     let named = |rule: &DestinationRule<'n>| {
@@ -71,7 +71,7 @@ impl<'n> Traffic<'n> {
         }
     }
 
-    /// How the destination is spoken to; `None` is told: nothing may be sent there in clear instead.
+    /// TLS towards the destination. Reports an error on `None`: the backend must then not get unencrypted bytes.
     pub(super) fn towards(
         &self,
         workload: Option<&str>,
@@ -165,7 +165,7 @@ fn read<'n>(view: &View<'n>, namespace: &str, diagnostics: &mut Diagnostics) -> 
     Some(Towards::Tls(Box::new(tls), secrets))
 }
 
-/// Whether we show a certificate too.
+/// Whether the balancer sends a client certificate.
 enum Mode {
     Disable,
     Simple,
@@ -198,7 +198,7 @@ fn read_mode(view: &View<'_>, mode: Option<&View<'_>>, diagnostics: &mut Diagnos
     None
 }
 
-/// What we show, of one source.
+/// The client certificate, from a single source.
 fn own_certificate(
     view: &View<'_>,
     secret: Option<SecretName>,

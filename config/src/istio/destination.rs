@@ -1,4 +1,4 @@
-//! `route[]`: weighted destinations as they are written.
+//! `route[]`: weighted destinations as written.
 
 use super::headers;
 use crate::{
@@ -6,7 +6,7 @@ use crate::{
     model::{Target, http::HeaderChanges},
 };
 
-/// The targets of a rule that cannot be served.
+/// The targets of an invalid rule.
 pub(super) fn refused() -> Vec<Target> {
     vec![Target { weight: 1, backend: None }]
 }
@@ -15,35 +15,35 @@ pub(super) fn refused() -> Vec<Target> {
 #[derive(Debug)]
 pub(super) struct Destination<'n> {
     pub(super) weight: u32,
-    /// `None` if it was rejected; its share of the connections is too.
+    /// `None` for an invalid destination, whose share of the connections is rejected.
     pub(super) to: Option<Service<'n>>,
-    /// What an `http` route changes for it: of requests, and of responses.
+    /// The changes of an `http` route for this destination: to requests, and to responses.
     pub(super) headers: (HeaderChanges, HeaderChanges),
 }
 
 impl Destination<'_> {
-    /// Whether the port of the server may be the one that is meant.
+    /// Whether the port may default to that of the server.
     pub(super) fn needs_port(&self) -> bool {
         self.to.as_ref().is_some_and(|to| to.port.is_none())
     }
 }
 
-/// The service that a destination names.
+/// The service of a destination.
 #[derive(Debug)]
 pub(super) struct Service<'n> {
-    /// Of the host.
+    /// The view of the host.
     pub(super) view: View<'n>,
     pub(super) host: &'n str,
     pub(super) port: Option<u16>,
     pub(super) subset: Option<(View<'n>, &'n str)>,
 }
 
-/// Empty if the list can serve nothing.
+/// Empty if no destination is valid.
 pub(super) fn read<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Vec<Destination<'n>> {
     read_list(view, false, diagnostics)
 }
 
-/// The same of an `http` route, whose destinations may change headers.
+/// Reads the destinations of an `http` route, which may change headers.
 pub(super) fn read_http<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Vec<Destination<'n>> {
     read_list(view, true, diagnostics)
 }
@@ -70,7 +70,7 @@ fn read_one<'n>(view: &View<'n>, only: bool, http: bool, diagnostics: &mut Diagn
     let refused = Destination { weight: u32::from(only), to: None, headers: Default::default() };
     let Some(mut fields) = view.fields("{destination, weight}", diagnostics) else { return refused };
     let weight = match fields.take("weight").map(|view| view.number(0..=Target::MAX_WEIGHT, diagnostics)) {
-        // A destination alone receives everything, whatever its weight.
+        // A single destination receives all connections, with any weight.
         _ if only => 1,
         None => 0,
         Some(weight) => weight.unwrap_or(0),
@@ -103,7 +103,7 @@ fn read_service<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Option<Se
     fields.finish(diagnostics);
     let port = match port {
         None => None,
-        // Written, and wrong.
+        // Present, but invalid.
         Some(None) => return None,
         Some(port) => port,
     };

@@ -14,21 +14,21 @@ use crate::{
     name::{HostName, HostPattern},
 };
 
-/// What there is at a port.
+/// The result of a search for endpoints.
 #[derive(Debug)]
 pub(super) enum Found {
-    /// These; none is a service that nobody serves.
+    /// The endpoints. An empty list is a service without endpoints.
     Endpoints(Vec<Endpoint>),
-    /// Endpoints, of which nobody says which labels they have.
+    /// Endpoints without known labels.
     Unlabelled,
-    /// The object that should say it is rejected.
+    /// The object that defines the endpoints is rejected.
     Refused,
 }
 
-/// The endpoints of an entry and of the others of its namespace for the same host.
+/// The endpoints of an entry and of other entries of its namespace for the same host.
 ///
-/// As in Istio, the endpoints of all of them serve a port: of a resolution `STATIC` those at a port of the same name,
-/// else those at a port of the same number.
+/// As in Istio, the endpoints of all entries serve a port. With the resolution `STATIC`, these are the ones at a port
+/// with the same name, or else those at a port with the same number.
 pub(super) fn of_entries<'s, 'n: 's>(
     first: &'s ServiceEntry<'n>,
     others: impl Iterator<Item = &'s ServiceEntry<'n>>,
@@ -47,7 +47,7 @@ pub(super) fn of_entries<'s, 'n: 's>(
         let found = if is_dns(first.resolution) { find(entry) } else { entry.ports.iter().find(by_name) };
         let Some(port) = found else { continue };
         let mut take = |endpoint: &EntryEndpoint<'n>, own: &Labels<'n>| {
-            // Names are only asked for where the entry that is taken resolves names.
+            // Names are resolved only if the chosen entry has DNS resolution.
             let reachable = is_dns(first.resolution) || matches!(endpoint.host, EndpointHost::Ip(_));
             if labels.select(own) && reachable {
                 all.push(at_entry_port(endpoint, port));
@@ -94,8 +94,8 @@ fn at_entry_port(endpoint: &EntryEndpoint<'_>, port: &EntryPort<'_>) -> Endpoint
     }
 }
 
-/// The endpoints of a `Service`: what its slices or its `Endpoints` hold, and the `WorkloadEntry` objects that it
-/// selects; without any of these its name, by DNS.
+/// The endpoints of a `Service`: those of its slices or its `Endpoints`, and of the `WorkloadEntry` objects that it
+/// selects. Without any of these, the endpoint is its name, by DNS.
 pub(super) fn of_service<'n>(
     service: &Service<'n>,
     sources: &Sources<'n>,
@@ -109,7 +109,7 @@ pub(super) fn of_service<'n>(
         return Found::Refused;
     };
     let is_own = |one: &&Addresses<'n>| one.namespace == service.namespace && one.service == service.name;
-    // `kubectl get` of everything has the same addresses in both.
+    // The output of `kubectl get` for all kinds has the same addresses in both.
     let mut slices: Vec<_> = sources.slices.iter().filter(is_own).collect();
     if slices.is_empty() {
         slices = sources.endpoints.iter().filter(is_own).collect();
@@ -158,7 +158,7 @@ pub(super) fn of_service<'n>(
     Found::Endpoints(all)
 }
 
-/// Where a `WorkloadEntry` serves a port of a `Service`.
+/// The port of a `WorkloadEntry` for a port of a `Service`.
 fn workload_port(port: &ServicePort<'_>, ports: &[(&str, u16)]) -> u16 {
     match port.target {
         TargetPort::Number(number) => number,

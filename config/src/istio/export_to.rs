@@ -1,14 +1,14 @@
-//! `exportTo`: which namespaces may see an object.
+//! `exportTo`: the namespaces that may see an object.
 //!
-//! The namespaces are those of workloads. The one that matters to a gateway is the namespace of its own pods, which a
-//! node does not have: without `--namespace`, an object that is exported to any namespace is admitted.
+//! The namespaces are those of workloads. For a gateway, the namespace of its own pods counts, which a node does not
+//! have. Without `--namespace`, an object that is exported to any namespace is admitted.
 
 use crate::decode::{Diagnostics, View};
 
-/// How an object is seen from the gateway's workload; the lesser comes first where two claim the same.
+/// The visibility of an object for the gateway's workload. If two objects conflict, the lesser value comes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Exported {
-    /// Within the workload's own namespace alone.
+    /// Within the workload's own namespace only.
     Private,
     /// To the workload's namespace by name.
     ByName,
@@ -26,7 +26,7 @@ impl Exported {
     }
 }
 
-/// `exportTo` of an object; `None` in the list is all namespaces.
+/// `exportTo` of an object. `None` in the list is all namespaces.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ExportTo<'n> {
     own: &'n str,
@@ -34,7 +34,8 @@ pub(super) struct ExportTo<'n> {
 }
 
 impl<'n> ExportTo<'n> {
-    /// Of an object in `own`: `*`, `.`, `~` or names of namespaces; all if there is none.
+    /// Reads the field of an object in `own`: `*`, `.`, `~` or names of namespaces. Without the field it is all
+    /// namespaces.
     pub(super) fn read(view: Option<&View<'n>>, own: &'n str, diagnostics: &mut Diagnostics) -> Self {
         let expected = "a list of '.', '*' or names of namespaces";
         let items = view.filter(|view| !view.is_unset()).map(|view| view.list(expected, diagnostics));
@@ -43,7 +44,7 @@ impl<'n> ExportTo<'n> {
         Self::of(texts, own)
     }
 
-    /// The same of the annotation of a `Service`: names separated by commas.
+    /// Reads the annotation of a `Service`: names separated by commas.
     pub(super) fn of_annotation(text: Option<&'n str>, own: &'n str) -> Self {
         let texts = text.filter(|text| !text.is_empty());
         Self::of(texts.map(|text| text.split(',').map(str::trim).collect()), own)
@@ -52,7 +53,7 @@ impl<'n> ExportTo<'n> {
     fn of(texts: Option<Vec<&'n str>>, own: &'n str) -> Self {
         let to = match texts {
             None => vec![None],
-            // `~` beside others is refused by Istio's validation; it hides the object.
+            // Istio's validation refuses `~` beside others. Here it hides the object.
             Some(texts) if texts.contains(&"~") => Vec::new(),
             Some(texts) => texts
                 .into_iter()
@@ -66,7 +67,7 @@ impl<'n> ExportTo<'n> {
         Self { own, to }
     }
 
-    /// How a workload in `namespace` sees the object, or a node without one.
+    /// The visibility for a workload in `namespace`, or for a node without one.
     pub(super) fn seen_from(&self, namespace: Option<&str>) -> Option<Exported> {
         if self.to.iter().any(Option::is_none) {
             return Some(Exported::Public);
@@ -80,12 +81,12 @@ impl<'n> ExportTo<'n> {
         }
     }
 
-    /// Whether nobody outside the object's own namespace sees it.
+    /// Whether no other namespace sees the object.
     pub(super) fn is_private(&self) -> bool {
         self.to.iter().all(|to| *to == Some(self.own))
     }
 
-    /// Says what becomes of an object that not everybody sees.
+    /// Reports the effect on an object that some namespaces do not see.
     pub(super) fn tell(
         &self,
         view: Option<&View<'_>>,

@@ -1,4 +1,4 @@
-//! `Gateway`: what to listen on.
+//! `Gateway`: the servers, which become listeners.
 
 use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
@@ -21,45 +21,46 @@ pub(super) struct Gateway<'n> {
     pub(super) view: View<'n>,
     pub(super) namespace: &'n str,
     pub(super) name: &'n str,
-    /// Whether its file names no namespace, so that it is in the default one.
+    /// Whether its file names no namespace, so that the default namespace applies.
     pub(super) namespace_assumed: bool,
     pub(super) seniority: Arc<Seniority>,
-    /// The selector, where it is written.
+    /// The selector, if it is written.
     pub(super) selector: Option<(View<'n>, Labels<'n>)>,
-    /// Whether the whole object is lost.
+    /// Whether the whole object is rejected.
     pub(super) lost: bool,
     pub(super) servers: Vec<Server<'n>>,
 }
 
 impl Gateway<'_> {
-    /// Whether it is for a workload with the labels of `--selector`; every one is without it.
+    /// Whether it is for a workload with the labels of `--selector`. Without labels every Gateway is.
     pub(super) fn is_selected(&self, options: &Options) -> bool {
         options.selector.is_empty()
             || self.selector.as_ref().is_none_or(|(_, labels)| labels.selected_by(&options.selector))
     }
 }
 
-/// A server on a port of its own or one that it shares.
+/// A server, on a port of its own or on a shared one.
 #[derive(Debug)]
 pub(super) struct Server<'n> {
     pub(super) view: View<'n>,
-    /// Place in the list.
+    /// The index in the list.
     pub(super) index: usize,
     pub(super) port: u16,
     pub(super) protocol: &'n str,
-    /// As written; all addresses without one.
+    /// The address as written. `None` is all addresses.
     pub(super) bind: Option<IpAddr>,
     pub(super) hosts: Vec<ServerHost<'n>>,
     pub(super) kind: ServerKind,
-    /// How it ends TLS, where its kind is [`ServerKind::Terminate`].
+    /// The TLS settings, if the kind is [`ServerKind::Terminate`].
     pub(super) tls: Option<Box<ServerTls<'n>>>,
-    /// Whether every request is sent to HTTPS (`httpsRedirect` of an HTTP server).
+    /// Whether every request is redirected to HTTPS (`httpsRedirect` of an HTTP server).
     pub(super) https_redirect: bool,
-    /// Under which number its routes are collected, where its kind is [`ServerKind::Terminate`] or [`ServerKind::Http`].
+    /// The number under which its routes are collected, if the kind is [`ServerKind::Terminate`] or
+    /// [`ServerKind::Http`].
     pub(super) slot: Option<usize>,
-    /// The listener it became a part of, or is on the port of.
+    /// The listener that contains the server, or has its port.
     pub(super) listener: Option<usize>,
-    /// Its place on the port; decided when all servers are known.
+    /// The precedence on the port. Set when all servers are known.
     pub(super) rank: Arc<ServerRank>,
 }
 
@@ -67,18 +68,18 @@ pub(super) struct Server<'n> {
 pub(super) enum ServerKind {
     /// TLS is passed through.
     Passthrough,
-    /// TLS ends here.
+    /// TLS is terminated.
     Terminate,
-    /// Speaks TLS and is not served: what it names is refused.
+    /// A TLS server that is not served: its names are refused.
     Claims,
-    /// TCP without TLS: serves what has no name, beside servers with TLS.
+    /// TCP without TLS: serves connections without a name, beside servers with TLS.
     Tcp,
     /// HTTP without TLS.
     Http,
 }
 
 impl ServerKind {
-    /// Whether connections with TLS are served.
+    /// Whether TLS connections are served.
     pub(super) fn serves_tls(self) -> bool {
         matches!(self, Self::Passthrough | Self::Terminate)
     }
@@ -90,7 +91,7 @@ impl ServerKind {
 }
 
 impl Server<'_> {
-    /// Whether it serves HTTP requests, inside of TLS that ends here or without TLS.
+    /// Whether it serves HTTP requests, within terminated TLS or without TLS.
     pub(super) fn is_http(&self) -> bool {
         match self.kind {
             ServerKind::Terminate => self.protocol.eq_ignore_ascii_case("HTTPS"),
@@ -107,12 +108,12 @@ impl Server<'_> {
 /// `[namespace/]name`.
 #[derive(Debug)]
 pub(super) struct ServerHost<'n> {
-    /// Whose `VirtualService` objects may attach; `None` is all.
+    /// The namespace whose `VirtualService` objects may attach. `None` is all.
     pub(super) namespace: Option<&'n str>,
     pub(super) pattern: HostPattern,
 }
 
-/// Secrets are looked for in `workload` first, else in the Gateway's own namespace.
+/// Secrets are searched in `workload` first, then in the Gateway's own namespace.
 pub(super) fn read<'n>(
     object: Object<'n>,
     workload: Option<&str>,
@@ -202,7 +203,7 @@ fn server<'n>(
         ServerKind::Http if !good => return None,
         other => (other, None),
     };
-    // A server at an address that cannot be read is taken for one at all of them: its names are refused.
+    // A server at an invalid address counts as one at all addresses: its names are refused.
     let (kind, bind) = match (kind, bind) {
         (kind, Some(bind)) => (kind, bind),
         (ServerKind::Http | ServerKind::Tcp, None) => return None,
@@ -230,9 +231,9 @@ fn server<'n>(
 struct Port<'n> {
     number: u16,
     protocol: &'n str,
-    /// What the protocol makes of the server, as far as it goes.
+    /// The kind that follows from the protocol.
     kind: ServerKind,
-    /// Whether nothing is wrong with it.
+    /// Whether the protocol is valid.
     good: bool,
 }
 
@@ -270,7 +271,7 @@ fn read_port<'n>(
         Some((protocol, view)) => (protocol, kind_of(protocol, &view, tls, diagnostics)),
         None => ("", None),
     };
-    // Whatever an unknown protocol means, its names are not for others.
+    // An unknown protocol keeps its names from other servers.
     Some(Port { number: number?, protocol, kind: kind.unwrap_or(ServerKind::Claims), good })
 }
 
@@ -304,7 +305,7 @@ fn kind_of(
     }
 }
 
-/// The value that was there before under this name.
+/// The earlier value with the same name.
 fn first<'n>(seen: &mut HashMap<&'n str, View<'n>>, name: &'n str, view: &View<'n>) -> Option<View<'n>> {
     match seen.entry(name) {
         std::collections::hash_map::Entry::Occupied(first) => Some(first.get().clone()),
@@ -353,7 +354,8 @@ fn read_hosts<'n>(view: &View<'n>, own: &'n str, diagnostics: &mut Diagnostics) 
         .collect()
 }
 
-/// Whether an HTTP server sends every request to HTTPS. What cannot be read does too: it was meant to be safe.
+/// Whether an HTTP server redirects every request to HTTPS. An invalid value redirects as well, which is the safe
+/// choice.
 fn redirects(tls: Option<&View<'_>>, diagnostics: &mut Diagnostics) -> bool {
     let Some(tls) = tls else { return false };
     let Some(mut fields) = tls.fields("{httpsRedirect: true}", diagnostics) else { return true };

@@ -2,7 +2,7 @@
 
 use crate::decode::{Diagnostics, View};
 
-/// The Gateway that a text names.
+/// The Gateway of a reference.
 #[derive(Debug, Clone)]
 pub(super) struct GatewayRef<'n> {
     pub(super) view: View<'n>,
@@ -16,8 +16,8 @@ impl GatewayRef<'_> {
     }
 }
 
-/// The references other than `mesh`: `name`, `namespace/name`, or `name.namespace` with what may follow it in the
-/// name of a service (Istio's `resolveGatewayName`).
+/// The references other than `mesh`: `name`, `namespace/name`, or `name.namespace` with the suffix of a service name
+/// (Istio's `resolveGatewayName`).
 pub(super) fn read_gateways<'n>(
     view: &View<'n>,
     own: &'n str,

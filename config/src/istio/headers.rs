@@ -1,4 +1,4 @@
-//! Changes of headers, of a route or a destination.
+//! Header changes of a route or a destination.
 
 use crate::{
     decode::{Diagnostics, View},
@@ -6,7 +6,7 @@ use crate::{
     requests::{header_fault, header_text, plain_text},
 };
 
-/// `headers` of a route or destination: of requests and of responses, and the authority that requests get.
+/// `headers` of a route or destination: the changes to requests and to responses, and the authority of requests.
 pub(super) fn read(
     view: &View<'_>,
     diagnostics: &mut Diagnostics,
@@ -53,7 +53,7 @@ fn changes(view: &View<'_>, host: &mut Option<String>, diagnostics: &mut Diagnos
     changes
 }
 
-/// An authority to set: no variable of a request decides whom a backend takes it for.
+/// An authority to set. Variables are not allowed, since a client could then choose the authority.
 fn authority(view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<String> {
     let text = plain_text(view, diagnostics)?;
     if text.contains('%') {
@@ -65,7 +65,7 @@ fn authority(view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<String> {
     Some(text)
 }
 
-/// Tells of a header that is not changed.
+/// Reports a header that cannot be changed.
 fn is_header_name(name: &str, view: &View<'_>, diagnostics: &mut Diagnostics) -> bool {
     let fault = header_fault(name);
     if let Some(why) = fault {

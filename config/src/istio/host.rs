@@ -1,9 +1,9 @@
-//! Hosts as destinations and rules name them.
+//! Hosts of destinations and rules.
 
 use crate::name::{HostName, HostPattern, NameError};
 
-/// A host as a destination or a `DestinationRule` in `namespace` writes it: without a dot it is a service of the
-/// namespace, else it is complete.
+/// A host as a destination or a `DestinationRule` in `namespace` writes it. Without a dot it is a service of the
+/// namespace, and otherwise it is complete.
 pub(super) fn pattern(written: &str, namespace: &str) -> Result<HostPattern, NameError> {
     if written.contains('.') || written.contains('*') {
         HostPattern::parse(written)

@@ -1,4 +1,4 @@
-//! `http[]`: what becomes of requests.
+//! `http[]`: the routes of HTTP requests.
 
 use std::time::Duration;
 
@@ -14,25 +14,26 @@ use crate::{
     requests::{RETRY_CONDITIONS, expression, plain_text, retry_on},
 };
 
-/// One of the list.
+/// One route of the list.
 #[derive(Debug)]
 pub(super) struct HttpRoute<'n> {
     pub(super) view: View<'n>,
     pub(super) index: usize,
-    /// One of them must hold; none is every request.
+    /// One of them must match. An empty list matches every request.
     pub(super) conditions: Vec<Condition<'n>>,
     pub(super) action: Action<'n>,
     pub(super) request_headers: HeaderChanges,
     pub(super) response_headers: HeaderChanges,
 }
 
-/// What a route does.
+/// The action of a route.
 #[derive(Debug)]
 pub(super) enum Action<'n> {
     Forward(Box<Forward<'n>>),
     Redirect(Redirect),
     Respond(Respond),
-    /// It cannot be served, which is told: its requests are answered with 503, and no other route gets them.
+    /// The route is invalid, and an error is reported. Its requests are answered with 503, and no other route gets
+    /// them.
     Refused,
 }
 
@@ -44,7 +45,7 @@ pub(super) struct Forward<'n> {
     pub(super) retries: Retries,
 }
 
-/// What is not implemented, and would change what clients or backends get.
+/// Unsupported fields that would change the data for clients or backends.
 const UNSUPPORTED: [(&str, &str); 7] = [
     ("delegate", "write the routes of the delegate here"),
     ("mirror", "remove it if no copy of the requests is wanted"),
@@ -56,7 +57,7 @@ const UNSUPPORTED: [(&str, &str); 7] = [
 ];
 const PRESENT: [&str; 5] = ["mirrorPercent", "mirrorPercentage", "websocketUpgrade", "appendHeaders", "name"];
 
-/// `None` if it is for the sidecars of a mesh only.
+/// `None` if it is only for the sidecars of a mesh.
 pub(super) fn read<'n>(
     view: &View<'n>,
     index: usize,
@@ -74,7 +75,7 @@ pub(super) fn read<'n>(
             let conditions: Vec<_> =
                 list.iter().filter_map(|view| read.condition(view, diagnostics)).collect();
             if conditions.is_empty() && !list.is_empty() {
-                return None; // All of it is for somebody else.
+                return None; // All of it is for other workloads.
             }
             refused |= list.is_empty();
             conditions
@@ -95,7 +96,7 @@ pub(super) fn read<'n>(
         None => Default::default(),
         Some(view) => headers::read(&view, diagnostics),
     };
-    // Of a route that is refused anyway there is no more to say.
+    // A refused route has no further findings.
     let mut unheard = Diagnostics::default();
     let said = if refused { &mut unheard } else { &mut *diagnostics };
     let action = action(view, &mut fields, host, said);
@@ -104,7 +105,7 @@ pub(super) fn read<'n>(
     Some(HttpRoute { view: view.clone(), index, conditions, action, request_headers, response_headers })
 }
 
-/// `host` is the authority that the changes of headers set.
+/// `host` is the authority that the header changes set.
 fn action<'n>(
     view: &View<'n>,
     fields: &mut Fields<'n>,
@@ -294,7 +295,7 @@ fn retries(view: &View<'_>, diagnostics: &mut Diagnostics) -> Retries {
     fields.finish(diagnostics);
     let per_try = per_try.and_then(|view| duration(&view, diagnostics));
     let mut retries = Retries {
-        // Not written is 0, which is none, as in Istio.
+        // A missing value is 0, no retries, as in Istio.
         attempts: attempts.and_then(|view| view.number(0..=1_000, diagnostics)).unwrap_or(0),
         per_try_timeout: per_try.filter(|time| !time.is_zero()),
         ..Retries::default()
@@ -304,7 +305,7 @@ fn retries(view: &View<'_>, diagnostics: &mut Diagnostics) -> Retries {
     (retries.on_connect_failure, retries.on_reset, retries.on_status) = (false, false, Vec::new());
     for word in text.split(',').map(str::trim).filter(|word| !word.is_empty()) {
         match word {
-            // The codes are written beside it.
+            // The codes are in a field of their own.
             "retriable-status-codes" => {}
             "cancelled" | "deadline-exceeded" | "internal" | "resource-exhausted" | "unavailable" => view
                 .note(format!("'{word}' is a status of gRPC, which is not looked at: it makes no retry"))
@@ -319,7 +320,7 @@ fn retries(view: &View<'_>, diagnostics: &mut Diagnostics) -> Retries {
     retries
 }
 
-/// A duration as Go writes it: `1h30m`, `1.5s`, `100ms`.
+/// A duration in Go's notation: `1h30m`, `1.5s`, `100ms`.
 pub(super) fn duration(view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<Duration> {
     let expected = "a duration such as 5s, 1.5s, 100ms or 1m";
     let text = view.text(expected, diagnostics)?;
@@ -333,7 +334,7 @@ pub(super) fn duration(view: &View<'_>, diagnostics: &mut Diagnostics) -> Option
     parsed
 }
 
-/// The longest one, as of the native format: a year.
+/// The longest duration, the same as in the native format: a year.
 const LONGEST: f64 = 365.0 * 86_400.0;
 
 fn parse_duration(text: &str) -> Option<Duration> {

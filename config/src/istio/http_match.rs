@@ -1,4 +1,4 @@
-//! `http[].match[]`: which requests a route is for.
+//! `http[].match[]`: the conditions of a route.
 
 use super::{
     gateway_ref::{GatewayRef, read_gateways},
@@ -11,18 +11,19 @@ use crate::{
     requests::expression,
 };
 
-/// A match, and the servers that it is for.
+/// A match, and its servers.
 #[derive(Debug)]
 pub(super) struct Condition<'n> {
     pub(super) port: Option<u16>,
-    /// Of those of the `VirtualService`; all of them without any.
+    /// A part of the Gateways of the `VirtualService`. `None` is all of them.
     pub(super) gateways: Option<Vec<GatewayRef<'n>>>,
     pub(super) matches: HttpMatch,
-    /// Whether a part of it cannot be tested, which is told: what the other parts match is refused.
+    /// Whether a part of the match is unsupported, and an error is reported. Requests that match the other parts are
+    /// refused.
     pub(super) refused: bool,
 }
 
-/// What reading needs to know.
+/// The input of the reader.
 pub(super) struct Reader<'r, 'n> {
     /// The namespace of the object.
     pub(super) own: &'n str,
@@ -44,7 +45,7 @@ impl<'n> Reader<'_, 'n> {
             }
             Some(view) => Some(read_gateways(&view, self.own, diagnostics)),
         };
-        // With Gateways in the match, Istio looks at nothing else of the source.
+        // With Gateways in the match, Istio ignores all other fields of the source.
         if gateways.is_none() && !elsewhere {
             elsewhere |= labels.is_some_and(|view| !self.is_own_labels(&view, diagnostics));
             elsewhere |= namespace.is_some_and(|view| !self.is_own_namespace(&view, diagnostics));
@@ -86,7 +87,7 @@ impl<'n> Reader<'_, 'n> {
             }
         }
         if read.refused {
-            // A condition that cannot be tested must not let requests pass to a wider route.
+            // An unsupported condition must not let requests pass to a wider route.
             matches.without_headers.clear();
         }
         Some(Condition { port, gateways, matches, refused: read.refused })
@@ -118,12 +119,12 @@ fn is_mesh(view: &View<'_>) -> bool {
     !list.is_empty() && list.iter().all(|one| one.says("mesh"))
 }
 
-/// Reads conditions and remembers whether one cannot be read.
+/// Reads conditions and records whether one is invalid.
 struct Parts {
     refused: bool,
 }
 
-/// What a text must be.
+/// The condition for a text.
 enum Wanted {
     Any,
     Text(StringMatch),
@@ -138,7 +139,7 @@ impl Wanted {
     }
 }
 
-/// Reads one condition; what is wrong is told.
+/// Reads one condition. Reports errors.
 fn wanted(view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<Wanted> {
     let mut fields = view.fields("{exact}, {prefix} or {regex}", diagnostics)?;
     let [exact, prefix, regex] = ["exact", "prefix", "regex"].map(|key| fields.take_set(key));
@@ -148,7 +149,7 @@ fn wanted(view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<Wanted> {
     let condition = match (exact, prefix, regex) {
         (Some(view), None, None) => StringMatch::Exact(text(&view, diagnostics)?),
         (None, Some(view), None) => StringMatch::Prefix(text(&view, diagnostics)?),
-        // Istio takes it for any text, although it is no expression.
+        // Istio accepts it for any text, although it is no valid expression.
         (None, None, Some(view)) if view.says("*") => return Some(Wanted::Any),
         (None, None, Some(view)) => StringMatch::Regex(expression(&view, diagnostics)?),
         (None, None, None) => return Some(Wanted::Any),
@@ -163,7 +164,7 @@ fn wanted(view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<Wanted> {
 }
 
 impl Parts {
-    /// `None` also for an expression that takes every text.
+    /// `None` also for an expression that matches every text.
     fn string(&mut self, view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<StringMatch> {
         let read = wanted(view, diagnostics);
         self.refused |= read.is_none();

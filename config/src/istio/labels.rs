@@ -1,4 +1,4 @@
-//! Labels of workloads and what selects them.
+//! Labels of workloads, and selectors.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use crate::{
     options::Label,
 };
 
-/// Labels, or a selector that asks for them.
+/// Labels, or a selector for labels.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Labels<'n>(Vec<(&'n str, &'n str)>);
 
@@ -35,7 +35,7 @@ impl<'n> Labels<'n> {
         self.0.iter().all(|(key, value)| labels.get(key) == Some(value))
     }
 
-    /// Whether a workload that has `labels` may have all of these.
+    /// Whether a workload with `labels` may have all of these.
     pub(super) fn may_select(&self, labels: &Self) -> bool {
         self.0.iter().all(|(key, value)| labels.get(key).is_none_or(|other| other == *value))
     }
@@ -47,14 +47,14 @@ impl<'n> Labels<'n> {
             .all(|(key, value)| labels.iter().any(|label| label.key == *key && label.value == *value))
     }
 
-    /// These and those of `other`, which are stronger.
+    /// Merges these with `other`, which takes precedence.
     pub(super) fn merged(mut self, other: Self) -> Self {
         self.0.retain(|(key, _)| other.get(key).is_none());
         self.0.extend(other.0);
         self
     }
 
-    /// Whether both have the same ones, in whatever order.
+    /// Whether both have the same labels, in any order.
     pub(super) fn same(&self, other: &Self) -> bool {
         self.0.len() == other.0.len() && self.select(other)
     }

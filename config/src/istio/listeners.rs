@@ -1,4 +1,4 @@
-//! The servers of all Gateways become listeners, one for each port and address.
+//! Makes listeners from the servers of all Gateways, one per port and address.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -22,7 +22,7 @@ use crate::{
 /// A port and an address, or all addresses.
 type Place = (u16, Option<IpAddr>);
 
-/// Makes the listeners and notes in each server which one is its own.
+/// Makes the listeners and records the listener of each server.
 pub(super) fn add(
     gateways: &mut [Gateway<'_>],
     builder: &mut ModelBuilder,
@@ -44,7 +44,7 @@ pub(super) fn add(
             let Some(listener) =
                 listener(server, place, &builder.listeners[..natives], policies, diagnostics)
             else {
-                // Its names are nobody else's on the port.
+                // On this port, the names belong to no other server.
                 if server.kind.serves_tls() {
                     server.kind = ServerKind::Claims;
                 }
@@ -100,7 +100,7 @@ pub(super) fn add(
     tell_modes(gateways, options, diagnostics);
 }
 
-/// Says which hosts are those of a server that passes TLS through and of one that ends it.
+/// Reports hosts that belong both to a server with passthrough and to one with termination.
 fn tell_modes(gateways: &[Gateway<'_>], options: &Options, diagnostics: &mut Diagnostics) {
     let mut servers: Vec<&Server<'_>> = gateways
         .iter()
@@ -139,7 +139,7 @@ fn tell_modes(gateways: &[Gateway<'_>], options: &Options, diagnostics: &mut Dia
     }
 }
 
-/// Whether a server that comes before and is served has a host already.
+/// Whether an earlier server that is served has the host already.
 fn is_taken(gateways: &[Gateway<'_>], claimant: &Server<'_>, listener: usize, host: &HostPattern) -> bool {
     gateways.iter().flat_map(|gateway| &gateway.servers).any(|server| {
         server.kind.serves_tls()
@@ -159,7 +159,7 @@ fn selected<'s, 'n>(
         .flat_map(|gateway| &mut gateway.servers)
 }
 
-/// Decides the order of the servers of each port: see [`ServerRank`].
+/// Decides the precedence of the servers of each port: see [`ServerRank`].
 fn rank(gateways: &mut [Gateway<'_>], options: &Options) {
     let mut order: Vec<usize> = (0..gateways.len()).filter(|at| gateways[*at].is_selected(options)).collect();
     order.sort_by(|a, b| gateways[*a].seniority.cmp(&gateways[*b].seniority));
@@ -178,7 +178,7 @@ fn rank(gateways: &mut [Gateway<'_>], options: &Options) {
     }
 }
 
-/// Which ports have a server at all addresses.
+/// The ports with a server at all addresses.
 struct Places(Vec<u16>);
 
 impl Places {
@@ -236,7 +236,7 @@ fn listener(
     Some(listener)
 }
 
-/// Says what becomes of selectors.
+/// Reports the effect of selectors.
 fn tell_selectors(gateways: &[Gateway<'_>], options: &Options, diagnostics: &mut Diagnostics) {
     let mut written = gateways
         .iter()
@@ -268,7 +268,7 @@ fn tell_selectors(gateways: &[Gateway<'_>], options: &Options, diagnostics: &mut
     }
 }
 
-/// Says what becomes of servers without TLS beside some with it.
+/// Reports the effect on servers without TLS beside TLS servers.
 fn tell_plain(gateways: &[Gateway<'_>], options: &Options, diagnostics: &mut Diagnostics) {
     let all: Vec<(&Gateway<'_>, &Server<'_>)> = gateways
         .iter()
@@ -315,7 +315,7 @@ fn tell_plain(gateways: &[Gateway<'_>], options: &Options, diagnostics: &mut Dia
     }
 }
 
-/// The order in which Istio meets the servers of all ports.
+/// The order in which Istio processes the servers of all ports.
 fn place(server: &Server<'_>) -> impl Ord + use<> {
     (Arc::clone(&server.rank.gateway), server.rank.index)
 }

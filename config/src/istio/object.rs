@@ -1,4 +1,4 @@
-//! What all Kubernetes objects have in common.
+//! The common part of all Kubernetes objects.
 
 use std::{rc::Rc, sync::Arc};
 
@@ -12,7 +12,7 @@ use crate::{
 const GROUP: &str = "networking.istio.io";
 const VERSIONS: [&str; 3] = ["v1alpha3", "v1beta1", "v1"];
 
-/// The kinds that are read.
+/// The supported kinds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Gateway,
@@ -24,22 +24,22 @@ pub(super) enum Kind {
     Endpoints,
     EndpointSlice,
     Secret,
-    /// What changes who is let in or what is sent, and is not done here.
+    /// A kind that changes access or traffic, and is not applied.
     Policy,
 }
 
-/// An object of a kind that we read.
+/// An object of a supported kind.
 #[derive(Debug)]
 pub(super) struct Object<'n> {
     pub(super) kind: Kind,
     pub(super) namespace: &'n str,
     pub(super) name: &'n str,
-    /// Of the whole object.
+    /// The view of the whole object.
     pub(super) view: View<'n>,
-    /// The whole object for kinds without a spec.
+    /// The spec. For kinds without a spec, the whole object.
     pub(super) spec: View<'n>,
     pub(super) seniority: Arc<Seniority>,
-    /// Whether it cannot be served as a whole, which is told: its names are refused.
+    /// Whether it is invalid as a whole, and an error is reported: its names are refused.
     pub(super) lost: bool,
 }
 
@@ -60,12 +60,12 @@ impl<'n> Object<'n> {
     }
 }
 
-/// Whether a document is for us to read; all others are of the native format.
+/// Whether a document is a Kubernetes object. All other documents are of the native format.
 pub(crate) fn is_object(document: &View<'_>) -> bool {
     document.peek("apiVersion").is_some() || document.peek("kind").is_some()
 }
 
-/// Reads what surrounds the spec; reports objects that we do not read.
+/// Reads the metadata around the spec. Reports unsupported objects.
 pub(super) fn read<'n>(document: &View<'n>, diagnostics: &mut Diagnostics) -> Option<Object<'n>> {
     let kind = document.peek_text("kind").unwrap_or_default();
     let version = document.peek_text("apiVersion").unwrap_or_default();
@@ -131,7 +131,7 @@ pub(super) fn read<'n>(document: &View<'n>, diagnostics: &mut Diagnostics) -> Op
 
 const NAME: &str = "the name of the object";
 
-/// Whether it can be the name of an object or a namespace; says so if not.
+/// Whether it is a valid name of an object or a namespace. Reports an error if not.
 fn is_name(view: Option<&View<'_>>, expected: &str, diagnostics: &mut Diagnostics) -> bool {
     let Some(view) = view else { return false };
     let Some(name) = view.text(expected, diagnostics) else { return false };
@@ -145,7 +145,7 @@ fn is_name(view: Option<&View<'_>>, expected: &str, diagnostics: &mut Diagnostic
     true
 }
 
-/// The kind, and whether the object is lost for its version.
+/// The kind, and whether the object's version is unsupported.
 fn kind_of(
     view: &View<'_>,
     kind: &str,
@@ -198,7 +198,7 @@ fn kind_of(
     Some((kind, !known))
 }
 
-/// RFC 3339 in UTC to the second is what Kubernetes writes, and sorts as text.
+/// RFC 3339 in UTC to the second, as Kubernetes writes it, which sorts as text.
 fn timestamp(view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<Box<str>> {
     let expected = "a time such as 2024-05-01T12:00:00Z";
     let text = view.text(expected, diagnostics)?;

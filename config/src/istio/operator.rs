@@ -1,5 +1,5 @@
-//! How Istio is installed: an `IstioOperator`, or the values of Istio's Helm charts. Only what has a meaning for a gateway
-//! without a cluster is read: the access log and the ports of the ingress gateway.
+//! The installation of Istio: an `IstioOperator`, or the values of Istio's Helm charts. Only the parts that apply to
+//! a gateway without a cluster are read: the access log and the ports of the ingress gateway.
 
 use std::{collections::BTreeMap, str::FromStr};
 
@@ -17,16 +17,16 @@ use crate::{
 
 /// The kind of the objects.
 pub(super) const KIND: &str = "IstioOperator";
-/// Their group, and the only version that there is.
+/// The group of the objects, which has a single version.
 const GROUP: &str = "install.istio.io";
 const VERSION: &str = "v1alpha1";
 /// The name of the port that load balancers probe.
 const STATUS: &str = "status-port";
 
-/// What one document says that has a meaning here.
+/// The parts of one document that apply here.
 #[derive(Debug)]
 pub(super) struct Installation<'n> {
-    /// Where the access log goes; `None` within is "off".
+    /// The target of the access log. `None` within is "off".
     log_file: Option<(View<'n>, Option<LogFile>)>,
     encoding: Option<AccessLogFormat>,
     lists: Vec<PortList<'n>>,
@@ -44,7 +44,7 @@ struct Port<'n> {
     view: View<'n>,
     name: &'n str,
     number: u16,
-    /// Where the gateway's pods would listen.
+    /// The port on which the gateway's pods would listen.
     target: Option<u16>,
 }
 
@@ -72,7 +72,7 @@ fn at<'n>(view: &View<'n>, path: &[&str]) -> Option<View<'n>> {
     path.iter().try_fold(view.clone(), |view, key| view.peek(key))
 }
 
-/// Reads an `IstioOperator`. Unlike other objects it may have no name: `istioctl` needs none.
+/// Reads an `IstioOperator`. Unlike other objects it may have no name, since `istioctl` needs none.
 pub(super) fn read<'n>(document: &View<'n>, diagnostics: &mut Diagnostics) -> Option<Installation<'n>> {
     let named =
         |key| at(document, &["metadata", key]).and_then(|view| view.text("", &mut Diagnostics::default()));
@@ -115,7 +115,7 @@ pub(super) fn read<'n>(document: &View<'n>, diagnostics: &mut Diagnostics) -> Op
     Some(reader.finish(&view, diagnostics))
 }
 
-/// Reads the values of a chart of Istio's.
+/// Reads the values of one of Istio's charts.
 pub(super) fn read_values<'n>(document: &View<'n>, diagnostics: &mut Diagnostics) -> Installation<'n> {
     let object = ObjectRef { kind: "Helm values".into(), ..ObjectRef::default() };
     let view = document.with_subject(Subject::foreign(document.file(), object));
@@ -125,7 +125,7 @@ pub(super) fn read_values<'n>(document: &View<'n>, diagnostics: &mut Diagnostics
             _ if part.is_unset() => {}
             "meshConfig" => reader.mesh(key, &part, diagnostics),
             "gateways" => reader.gateways(key, &part, diagnostics),
-            // The chart `gateway` is about one gateway.
+            // The chart `gateway` describes one gateway.
             "service" => {
                 for (inner, part) in part.entries("a Service", diagnostics) {
                     match inner {
@@ -146,9 +146,9 @@ struct Reader<'n> {
     log_file: Option<(View<'n>, Option<LogFile>)>,
     encoding: Option<AccessLogFormat>,
     lists: Vec<PortList<'n>>,
-    /// Fields that mean something here.
+    /// Fields that apply here.
     used: Vec<String>,
-    /// Fields that do not.
+    /// Fields that do not apply here.
     others: Vec<String>,
 }
 
@@ -217,13 +217,13 @@ impl<'n> Reader<'n> {
                 _ => self.others.push(format!("{field}.k8s.{key}")),
             }
         }
-        // An overlay is put over what the Service is without it.
+        // An overlay replaces the ports of the Service.
         if let Some(list) = of_service.filter(|_| self.lists.len() == before) {
             self.ports(&format!("{field}.k8s.service.ports"), &list, diagnostics);
         }
     }
 
-    /// `values` of an `IstioOperator`, which go to the charts.
+    /// `values` of an `IstioOperator`, which are the charts' values.
     fn values(&mut self, view: &View<'n>, diagnostics: &mut Diagnostics) {
         for (key, part) in view.entries("values of charts", diagnostics) {
             let field = format!("values.{key}");
@@ -258,7 +258,7 @@ impl<'n> Reader<'n> {
             .filter_map(|view| {
                 let number = view.peek("port")?.port(diagnostics)?;
                 let target = view.peek_text("targetPort").and_then(|text| text.parse().ok());
-                // Only TCP is served.
+                // Only TCP is supported.
                 let tcp = view.peek_text("protocol").is_none_or(|protocol| protocol == "TCP");
                 let name = view.peek_text("name").unwrap_or_default();
                 tcp.then_some(Port { view, name, number, target })
@@ -282,7 +282,7 @@ impl<'n> Reader<'n> {
     }
 }
 
-/// A number of processes has no meaning on one node.
+/// The number of replicas has no meaning on one node.
 fn replicas(view: Option<View<'_>>, diagnostics: &mut Diagnostics) {
     if let Some(view) = view {
         view.note("no autoscaler counts processes on one node: for two of them, run it on two nodes")
@@ -305,7 +305,7 @@ impl FromStr for Encoding {
     }
 }
 
-/// The lists that patches of the gateway's Service put in the place of its ports.
+/// The lists by which patches of the gateway's Service replace its ports.
 fn overlaid<'n>(overlays: &View<'n>, diagnostics: &mut Diagnostics) -> Vec<View<'n>> {
     let mut lists = Vec::new();
     for overlay in overlays.list("a list of overlays", diagnostics) {
@@ -322,7 +322,7 @@ fn overlaid<'n>(overlays: &View<'n>, diagnostics: &mut Diagnostics) -> Vec<View<
     lists
 }
 
-/// The ports of Services that have one which load balancers probe: of ingress gateways.
+/// The ports of Services with a port that load balancers probe: those of ingress gateways.
 fn of_services<'s, 'n>(services: &'s [Service<'n>]) -> impl Iterator<Item = PortList<'n>> + use<'s, 'n> {
     let is_of_gateway = |service: &&Service<'n>| {
         !service.lost && service.ports.iter().any(|port| port.name == STATUS && !port.other_protocol)
@@ -346,7 +346,8 @@ fn of_services<'s, 'n>(services: &'s [Service<'n>]) -> impl Iterator<Item = Port
     })
 }
 
-/// Puts what the documents say into the settings. `written` tells where a native document has a setting, which wins.
+/// Applies the documents to the settings. `written` returns the location of a setting in a native document, which
+/// takes precedence.
 pub(super) fn set(
     installations: &[Installation<'_>],
     services: &[Service<'_>],
@@ -395,7 +396,7 @@ pub(super) fn set(
     settings.startup.named_status = Some(*number);
 }
 
-/// Compares the ports of the ingress gateways with the servers of the Gateways, and says what differs.
+/// Compares the ports of the ingress gateways with the servers of the Gateways, and reports differences.
 pub(super) fn compare(
     installations: &[Installation<'_>],
     services: &[Service<'_>],
@@ -435,7 +436,7 @@ pub(super) fn compare(
     }
 }
 
-/// Says what becomes of `targetPort`.
+/// Reports the effect of `targetPort`.
 fn tell_targets(list: &PortList<'_>, diagnostics: &mut Diagnostics) {
     let mut by_target: BTreeMap<u16, Vec<u16>> = BTreeMap::new();
     for port in list.ports.iter().filter(|port| port.name != STATUS) {

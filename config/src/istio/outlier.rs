@@ -8,19 +8,19 @@ use crate::{
     model::health::{Health, OutlierDetection},
 };
 
-/// The shortest interval, as for the native format.
+/// The shortest interval, the same as in the native format.
 const SHORTEST: Duration = Duration::from_millis(100);
 
-/// Tells what the `outlierDetection` of a `trafficPolicy` says that is wrong, or has no meaning here.
+/// Reports errors and unsupported fields in the `outlierDetection` of a `trafficPolicy`.
 pub(super) fn tell(policy: &View<'_>, diagnostics: &mut Diagnostics) {
     if let Some(view) = policy.peek("outlierDetection").filter(|view| !view.is_unset()) {
         read(&view, diagnostics);
     }
 }
 
-/// What an `outlierDetection` comes to. A field that cannot be used has its default; [`tell`] tells of it.
+/// The result of an `outlierDetection`. An invalid field has its default, and [`tell`] reports it.
 pub(super) fn health(view: Option<&View<'_>>) -> Health {
-    // Istio switches the panic threshold off: `minHealthPercent` is 0 unless it is written.
+    // Istio disables the panic threshold: `minHealthPercent` is 0 by default.
     let Some(view) = view else { return Health::default() };
     let read = read(view, &mut Diagnostics::default());
     let Some((outliers, panic_threshold)) = read else { return Health::default() };
@@ -65,7 +65,7 @@ fn read(view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<(OutlierDetect
         }
         *value = read.max(SHORTEST);
     }
-    // Envoy's `max_ejection_time` is longer where `base_ejection_time` is.
+    // Envoy's `max_ejection_time` is at least `base_ejection_time`.
     rules.max_ejection_time = rules.max_ejection_time.max(rules.base_ejection_time);
     if let Some(percent) =
         fields.take_number("maxEjectionPercent").and_then(|view| view.number(0..=100_u8, diagnostics))

@@ -1,15 +1,15 @@
-//! Objects that change who is let in or what is sent, and are not applied here.
+//! Objects that change access or traffic, and are not applied.
 
 use super::{gateway::Gateway, labels::Labels, object::Object};
 use crate::decode::{Diagnostics, View};
 
-/// Where Istio keeps what is for the whole mesh, unless it is told otherwise.
+/// The namespace of objects for the whole mesh, by Istio's default.
 const ROOT: &str = "istio-system";
 
 #[derive(Debug)]
 pub(super) struct Policy<'n> {
     namespace: &'n str,
-    /// Of the spec.
+    /// The view of the spec.
     spec: View<'n>,
     view: View<'n>,
     selector: Option<(View<'n>, Labels<'n>)>,
@@ -26,7 +26,7 @@ pub(super) fn read<'n>(object: &Object<'n>) -> Policy<'n> {
     Policy { namespace, spec: spec.clone(), view: view.clone(), selector }
 }
 
-/// Warns of those that may be for the workload of a Gateway; the others are for other workloads.
+/// Warns of objects that may be for the workload of a Gateway. The others are for other workloads.
 pub(super) fn tell(
     policies: &[Policy<'_>],
     gateways: &[Gateway<'_>],

@@ -1,8 +1,8 @@
-//! The services that the files define, and the backends of the destinations that name them.
+//! The services of the files, and the backends of the destinations that name them.
 //!
-//! As for a gateway of Istio, a host is looked up among what is exported to the workload's namespace
-//! (`servicesExportedToNamespace`): a `Service` of Kubernetes before a `ServiceEntry`, what is exported by name before
-//! what is public, then the oldest. What no object defines is left to DNS.
+//! As for a gateway of Istio, a host is looked up among the objects that are exported to the workload's namespace
+//! (`servicesExportedToNamespace`). A Kubernetes `Service` comes before a `ServiceEntry`, an export by name before a
+//! public one, then the oldest. A host that no object defines is resolved by DNS.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -31,26 +31,26 @@ use crate::{
     overrides::Overrides,
 };
 
-/// How often an `ExternalName` may lead to another one.
+/// The greatest length of a chain of `ExternalName` services.
 const ALIASES: usize = 8;
 
-/// How bytes come to a destination.
+/// The form in which bytes arrive at a destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Carried {
-    /// As the client sent them, in its own TLS.
+    /// As the client sent them, in the client's TLS.
     Through,
-    /// TLS has ended, or there was none.
+    /// TLS is terminated, or there was none.
     Ended,
 }
 
-/// What defines a host: the object that is taken, and the entries of its namespace for the same host.
+/// The definition of a host: the chosen object, and the entries of its namespace for the same host.
 struct Defined<'s, 'n> {
     first: Known<'s, 'n>,
     siblings: Vec<Known<'s, 'n>>,
 }
 
 impl Defined<'_, '_> {
-    /// Whether HTTP is spoken as HTTP/2 at a port.
+    /// Whether HTTP at a port is HTTP/2.
     fn speaks_http2(&self, port: u16) -> bool {
         std::iter::once(&self.first)
             .chain(&self.siblings)
@@ -58,7 +58,7 @@ impl Defined<'_, '_> {
             .unwrap_or(false)
     }
 
-    /// The ports of the first, and those that others add to it.
+    /// The ports of the first object, and those that others add.
     fn ports(&self) -> Vec<(u16, bool)> {
         let mut ports = self.first.ports();
         for other in self.siblings.iter().filter(|other| self.first.merges_with(**other)) {
@@ -72,21 +72,21 @@ impl Defined<'_, '_> {
     }
 }
 
-/// Host, port and subset of a backend.
+/// The host, port and subset of a backend.
 type Key = (String, u16, Option<String>);
 
 pub(super) struct Registry<'s, 'n, 'r, 'o> {
     sources: &'s Sources<'n>,
-    /// The one to prefer first.
+    /// The preferred one first.
     by_host: BTreeMap<String, Vec<Known<'s, 'n>>>,
-    /// Hosts that are only defined for workloads of other namespaces, and by what.
+    /// Hosts that are only defined for workloads of other namespaces, with the defining object.
     hidden: HashMap<String, Known<'s, 'n>>,
     options: &'o Options,
     overrides: &'r mut Overrides<'o>,
     made: HashMap<Key, BackendId>,
-    /// What became of each, by how bytes come there.
+    /// The results, by the form in which bytes arrive.
     settled: HashMap<(Key, Carried), Option<BackendId>>,
-    /// Rules whose policies have been told, by index.
+    /// Rules whose policies are already reported, by index.
     told: HashSet<(usize, Carried)>,
 }
 
@@ -141,8 +141,8 @@ impl<'s, 'n, 'r, 'o> Registry<'s, 'n, 'r, 'o> {
         }
     }
 
-    /// The backend for a destination of a `VirtualService` in `namespace` on a server at `server_port`; `None` is
-    /// reported, or not `wanted`.
+    /// The backend for a destination of a `VirtualService` in `namespace` on a server at `server_port`. `None` is
+    /// reported as an error, or the backend is not `wanted`.
     pub(super) fn backend(
         &mut self,
         (namespace, carried): (&str, Carried),
@@ -201,7 +201,7 @@ impl<'s, 'n, 'r, 'o> Registry<'s, 'n, 'r, 'o> {
             None => format!("{}:{port}", key.0),
             Some(subset) => format!("{}:{port}/{subset}", key.0),
         };
-        // Another backend of the name comes from the native format.
+        // The native format may define another backend with the name.
         let mut name = base.clone();
         let mut number = 1;
         while builder.backend_named(&name).is_some() {
@@ -218,7 +218,7 @@ impl<'s, 'n, 'r, 'o> Registry<'s, 'n, 'r, 'o> {
         Some(made)
     }
 
-    /// Says what becomes of rules that are for no destination.
+    /// Reports rules that match no destination.
     pub(super) fn finish(self, diagnostics: &mut Diagnostics) {
         for (index, rule) in self.sources.rules.iter().enumerate() {
             let told = [Carried::Through, Carried::Ended]
@@ -270,7 +270,7 @@ impl<'s, 'n, 'r, 'o> Registry<'s, 'n, 'r, 'o> {
         None
     }
 
-    /// The port that is written, else the only one of the service, else the one of the server (Istio's
+    /// The written port, or else the only one of the service, or else that of the server (Istio's
     /// `GetDestinationCluster`).
     fn port(
         view: &View<'_>,
@@ -294,7 +294,7 @@ impl<'s, 'n, 'r, 'o> Registry<'s, 'n, 'r, 'o> {
         Some(port)
     }
 
-    /// What the rules for a host say of one of its ports.
+    /// The policies of the rules for a host, for one of its ports.
     fn traffic(
         &self,
         host: &HostPattern,
@@ -311,7 +311,7 @@ impl<'s, 'n, 'r, 'o> Registry<'s, 'n, 'r, 'o> {
         client_tls::traffic(&rules, subset, port)
     }
 
-    /// The subset of a name.
+    /// The subset with this name.
     fn subset(
         &self,
         view: &View<'_>,
@@ -403,7 +403,7 @@ impl<'s, 'n, 'r, 'o> Registry<'s, 'n, 'r, 'o> {
                 return Some(addresses.iter().map(endpoint).collect());
             }
             let Some(defined) = defined else {
-                // What is defined for others is not for DNS to define for us.
+                // A host that is defined for other namespaces must not be resolved by DNS.
                 if let Some(hidden) = self.hidden.get(&text) {
                     view.error(format!(
                         "{} ({}) defines '{host}' and is not exported to us: connections for this destination are \
@@ -542,7 +542,7 @@ fn left_to_dns(
     }])
 }
 
-/// Says which objects define a host in vain.
+/// Reports objects whose definition of a host has no effect.
 fn tell_rivals(host: &str, known: &[Known<'_, '_>], diagnostics: &mut Diagnostics) {
     let Some((first, others)) = known.split_first() else { return };
     for other in others {

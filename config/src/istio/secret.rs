@@ -1,4 +1,4 @@
-//! `Secret` of Kubernetes: bytes under names. What they mean is known where they are used.
+//! Kubernetes `Secret`: named bytes. The code that uses a Secret interprets its entries.
 
 use super::object::Object;
 use crate::{
@@ -8,7 +8,7 @@ use crate::{
     secret::entries,
 };
 
-/// Reads the entries. Faults are told by whom the Secret is named.
+/// Reads the entries. Errors are reported when an object names the Secret.
 pub(super) fn read(object: Object<'_>) -> Option<LoadedSecret> {
     let Object { namespace, name, view, lost, .. } = object;
     if name.is_empty() {
@@ -18,7 +18,7 @@ pub(super) fn read(object: Object<'_>) -> Option<LoadedSecret> {
     let entries = entries(&view, &mut faults);
     let unused = view.ignored("no server and no destination names it");
     let name = SecretName { namespace: namespace.into(), name: name.into() };
-    // What is wrong with the object as a whole is told, and it is not used.
+    // Errors of the whole object are reported, and the object is not used.
     (!lost).then(|| LoadedSecret {
         secret: Secret { name, origin: view.origin(), entries },
         faults: faults.finish(),

@@ -1,4 +1,4 @@
-//! `servers[].tls`: whether TLS is passed through or ends here, and with which certificates.
+//! `servers[].tls`: passthrough or termination, and the certificates.
 
 use crate::{
     credentials::{self, path, secret_name},
@@ -11,16 +11,16 @@ use crate::{
     },
 };
 
-/// What a server does with TLS.
+/// The TLS mode of a server.
 #[derive(Debug)]
 pub(super) enum Mode<'n> {
     Passthrough,
     Terminate(Box<ServerTls<'n>>),
-    /// Told; what the server names is refused.
+    /// Invalid, with an error reported. The server's names are refused.
     Refused,
 }
 
-/// How a server ends TLS.
+/// The TLS termination of a server.
 #[derive(Debug)]
 pub(super) struct ServerTls<'n> {
     /// At least one.
@@ -29,15 +29,15 @@ pub(super) struct ServerTls<'n> {
     pub(super) min_version: TlsVersion,
     pub(super) max_version: TlsVersion,
     pub(super) cipher_suites: Vec<String>,
-    /// Secrets, and where each is named.
+    /// The named Secrets, and the place of each name.
     pub(super) secrets: Vec<(SecretName, View<'n>)>,
 }
 
 const MODES: &str = "PASSTHROUGH, SIMPLE, MUTUAL or OPTIONAL_MUTUAL";
-/// Of certificates, as Istio allows: one for each kind of key.
+/// The greatest number of certificates, as in Istio: one for each kind of key.
 const MOST_CERTIFICATES: usize = 2;
 
-/// Reads `tls` of a server with protocol HTTPS or TLS. Secrets are looked for in `namespace` first.
+/// Reads `tls` of a server with protocol HTTPS or TLS. Secrets are searched in `namespace` first.
 pub(super) fn read<'n>(
     server: &View<'n>,
     tls: Option<&View<'n>>,
@@ -58,7 +58,7 @@ pub(super) fn read<'n>(
     fields.finish(diagnostics);
 
     let mode = match &mode_view {
-        // The first value of the enumeration, which is what Istio takes.
+        // The first value of the enumeration, which is Istio's default.
         None => "PASSTHROUGH",
         Some(view) => match view.text(MODES, diagnostics) {
             Some(mode) => mode,
@@ -107,13 +107,13 @@ pub(super) fn read<'n>(
     }
 }
 
-/// All fields but `httpsRedirect` that are written.
+/// All written fields except `httpsRedirect`.
 pub(super) fn others<'n>(fields: &mut Fields<'n>) -> Vec<View<'n>> {
     let mode = fields.take_set("mode").filter(|mode| !mode.says("PASSTHROUGH"));
     mode.into_iter().chain(Written::take(fields).all().cloned()).collect()
 }
 
-/// The fields that say how to end TLS, as they are written.
+/// The fields of the termination, as written.
 struct Written<'n> {
     server_certificate: Option<View<'n>>,
     private_key: Option<View<'n>>,
@@ -127,9 +127,9 @@ struct Written<'n> {
     min_version: Option<View<'n>>,
     max_version: Option<View<'n>>,
     cipher_suites: Option<View<'n>>,
-    /// What narrows which clients are let in, and is not implemented.
+    /// Unsupported fields that restrict the accepted clients.
     narrowing: Vec<View<'n>>,
-    /// What is not applied.
+    /// Fields that are not applied.
     unused: Vec<View<'n>>,
 }
 
@@ -207,7 +207,7 @@ impl<'n> Written<'n> {
         })
     }
 
-    /// The certificates, of one source.
+    /// The certificates, from a single source.
     fn certificates(
         &self,
         tls: &View<'n>,
@@ -279,7 +279,7 @@ impl<'n> Written<'n> {
         }])
     }
 
-    /// Which certificates clients show.
+    /// The authentication of clients by certificate.
     fn client(
         &self,
         tls: &View<'n>,
@@ -342,7 +342,7 @@ impl<'n> Written<'n> {
             ("credentialName", self.credential_name.as_ref()),
             ("credentialNames", self.credential_names.as_ref()),
         ];
-        // A Secret with certificates may have the authorities too, and one of authorities alone comes first.
+        // A Secret with a certificate may contain the authorities too. A Secret with authorities alone comes first.
         let of_secret = secrets_of.into_iter().find(|(_, view)| view.is_some()).unwrap_or_default();
         let sources = [of_secret, ("caCertificates", self.ca_certificates.as_ref())];
         only_source("authorities", &sources, diagnostics)?;
@@ -358,7 +358,7 @@ impl<'n> Written<'n> {
             view.list("a list of names of Secrets", &mut Diagnostics::default()).into_iter().next()
         });
         if let Some(view) = self.credential_name.clone().or(of_list) {
-            // What is wrong with the name is told where the certificate is read.
+            // Errors of the name are reported with the certificate.
             return Some(AuthoritySource::Secret(secret_name(
                 &view,
                 namespace,
@@ -432,7 +432,7 @@ impl<'n> Written<'n> {
     }
 }
 
-/// The one of several sources that is written, if any is; `None` if there are two, which is told.
+/// The single written source, if any. Reports an error if there are two, and returns `None`.
 #[expect(clippy::option_option, reason = "no source and two sources are different things")]
 fn only_source<'v, 'n>(
     what: &str,
@@ -450,11 +450,11 @@ fn only_source<'v, 'n>(
     Some(first.map(|(_, view)| view))
 }
 
-/// One or two items.
+/// A list of one or two items.
 fn few<'n>(view: &View<'n>, expected: &str, diagnostics: &mut Diagnostics) -> Option<Vec<View<'n>>> {
     let list = view.list(expected, diagnostics);
     if list.is_empty() {
-        return None; // Told.
+        return None; // Already reported.
     }
     if list.len() > MOST_CERTIFICATES {
         view.error(format!("there are {} certificates: the server is not served", list.len()))

@@ -1,5 +1,5 @@
-//! `Service`, `Endpoints` and `EndpointSlice` of Kubernetes: the ports of a host, and its addresses where they are in
-//! the files (`kubectl get -o yaml`).
+//! Kubernetes `Service`, `Endpoints` and `EndpointSlice`: the ports of a host, and its addresses if the files contain
+//! them (`kubectl get -o yaml`).
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -18,9 +18,9 @@ pub(super) struct Service<'n> {
     pub(super) export_to: ExportTo<'n>,
     pub(super) ports: Vec<ServicePort<'n>>,
     pub(super) selector: Labels<'n>,
-    /// Of the type `ExternalName`: the host that it stands for.
+    /// The target host of a service with the type `ExternalName`.
     pub(super) external_name: Option<(View<'n>, &'n str)>,
-    /// Without an address of its own: its name resolves to its endpoints.
+    /// Whether the service has no address of its own: its name resolves to its endpoints.
     pub(super) headless: bool,
     pub(super) lost: bool,
 }
@@ -32,7 +32,7 @@ pub(super) struct ServicePort<'n> {
     pub(super) target: TargetPort<'n>,
     /// Whether it is not TCP.
     pub(super) other_protocol: bool,
-    /// Whether HTTP is spoken as HTTP/2 there.
+    /// Whether HTTP at this port is HTTP/2.
     pub(super) http2: bool,
 }
 
@@ -42,18 +42,18 @@ pub(super) enum TargetPort<'n> {
     Name(&'n str),
 }
 
-/// What an `Endpoints` or `EndpointSlice` object adds to a service.
+/// The addresses of an `Endpoints` or `EndpointSlice` object for a service.
 #[derive(Debug)]
 pub(super) struct Addresses<'n> {
     pub(super) namespace: &'n str,
     pub(super) service: &'n str,
-    /// Of the ready endpoints.
+    /// The addresses of the ready endpoints.
     pub(super) ready: Vec<IpAddr>,
-    /// By name; Kubernetes leaves the name out where there is one port.
+    /// By name. Kubernetes omits the name of a single port.
     pub(super) ports: Vec<(&'n str, u16)>,
 }
 
-/// Only what matters is read: the API server has checked the object, and most of it is about other things.
+/// Only the relevant fields are read: the API server has validated the object, and most fields do not apply here.
 pub(super) fn read<'n>(object: Object<'n>, diagnostics: &mut Diagnostics) -> Service<'n> {
     let exported = object.annotation("networking.istio.io/exportTo");
     let Object { namespace, name, view, spec, seniority, lost, .. } = object;
@@ -98,7 +98,7 @@ pub(super) fn read<'n>(object: Object<'n>, diagnostics: &mut Diagnostics) -> Ser
     }
 }
 
-/// Whether a port speaks HTTP/2: by `appProtocol`, else by its name up to the first hyphen, as in Istio.
+/// Whether a port is HTTP/2: by `appProtocol`, or else by its name up to the first hyphen, as in Istio.
 fn is_http2(app_protocol: Option<&str>, name: &str) -> bool {
     let of_name = || {
         ["grpc-web", "grpc", "http2", "h2c"].into_iter().find(|known| {
@@ -112,12 +112,12 @@ fn is_http2(app_protocol: Option<&str>, name: &str) -> bool {
     }
 }
 
-/// Whether a protocol, as Istio names it, is spoken as HTTP/2.
+/// Whether a protocol, by Istio's name, is HTTP/2.
 pub(super) fn speaks_http2(protocol: &str) -> bool {
     ["HTTP2", "GRPC", "GRPC-WEB", "H2C"].iter().any(|known| known.eq_ignore_ascii_case(protocol))
 }
 
-/// `None` for a slice that belongs to no service.
+/// `None` for a slice without a service.
 pub(super) fn read_slice<'n>(object: Object<'n>, diagnostics: &mut Diagnostics) -> Option<Addresses<'n>> {
     let service = object.labels().get("kubernetes.io/service-name")?;
     let Object { namespace, spec, lost, .. } = object;
@@ -136,7 +136,7 @@ fn is_ready(conditions: &View<'_>) -> bool {
     conditions.peek("ready").is_none_or(|ready| !ready.says("false"))
 }
 
-/// One for each subset.
+/// Returns one value per subset.
 pub(super) fn read_endpoints<'n>(object: Object<'n>, diagnostics: &mut Diagnostics) -> Vec<Addresses<'n>> {
     let Object { namespace, name, spec, lost, .. } = object;
     list(&spec, "subsets", diagnostics)

@@ -1,4 +1,4 @@
-//! `ServiceEntry`: where a host lives.
+//! `ServiceEntry`: the endpoints of a host.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -20,7 +20,7 @@ pub(super) struct ServiceEntry<'n> {
     pub(super) ports: Vec<EntryPort<'n>>,
     pub(super) resolution: Option<Resolution>,
     pub(super) location: Location<'n>,
-    /// `metadata.labels`: entries with other ones are not merged.
+    /// `metadata.labels`. Entries with different labels are not merged.
     pub(super) labels: Labels<'n>,
 }
 
@@ -28,23 +28,23 @@ pub(super) struct ServiceEntry<'n> {
 pub(super) struct EntryPort<'n> {
     pub(super) number: u16,
     pub(super) name: &'n str,
-    /// Where endpoints listen unless they say otherwise.
+    /// The default port of endpoints.
     pub(super) target: u16,
-    /// Whether it is for datagrams: no connection goes there.
+    /// Whether the port is UDP. No connection uses it.
     pub(super) udp: bool,
-    /// Whether HTTP is spoken as HTTP/2 there.
+    /// Whether HTTP at this port is HTTP/2.
     pub(super) http2: bool,
 }
 
 #[derive(Debug)]
 pub(super) enum Location<'n> {
-    /// The endpoints that are listed.
+    /// The listed endpoints.
     Listed(Vec<EntryEndpoint<'n>>),
     /// The `WorkloadEntry` objects of the namespace with these labels.
     Selected(Labels<'n>),
     /// The host itself, by DNS.
     Host,
-    /// Rejected: the host is not to be found elsewhere instead.
+    /// The entry is rejected. The host must not be resolved elsewhere instead.
     Refused,
 }
 
@@ -52,7 +52,7 @@ pub(super) enum Location<'n> {
 #[derive(Debug)]
 pub(super) struct EntryEndpoint<'n> {
     pub(super) host: EndpointHost,
-    /// Ports by name, where they differ.
+    /// Ports by name, if they differ.
     pub(super) ports: Vec<(&'n str, u16)>,
     pub(super) weight: u32,
     pub(super) labels: Labels<'n>,
@@ -246,7 +246,7 @@ pub(super) fn endpoint<'n>(
 
     let weight = match weight {
         None => 1,
-        // Istio cannot tell 0 from no weight either.
+        // In Istio, too, 0 is the same as a missing weight.
         Some(view) => view.number(0..=Target::MAX_WEIGHT, diagnostics)?.max(1),
     };
     let ports = match ports {
@@ -293,7 +293,7 @@ fn endpoint_host(
     }
 }
 
-/// Whether a resolution asks DNS.
+/// Whether a resolution uses DNS.
 pub(super) fn is_dns(resolution: Option<Resolution>) -> bool {
     resolution == Some(Resolution::Dns)
 }

@@ -1,4 +1,4 @@
-//! The objects that say where hosts live.
+//! The objects that define the endpoints of hosts.
 
 use super::{
     service::{Addresses, Service},
@@ -8,7 +8,7 @@ use super::{
 };
 use crate::decode::View;
 
-/// Everything that says where a host lives.
+/// All definitions of hosts.
 #[derive(Debug, Default)]
 pub(super) struct Sources<'n> {
     pub(super) entries: Vec<ServiceEntry<'n>>,
@@ -19,7 +19,7 @@ pub(super) struct Sources<'n> {
     pub(super) rules: Vec<DestinationRule<'n>>,
 }
 
-/// What one object says about one host.
+/// One object's definition of one host.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Known<'s, 'n> {
     Entry(&'s ServiceEntry<'n>),
@@ -41,7 +41,7 @@ impl<'s, 'n> Known<'s, 'n> {
         }
     }
 
-    /// Its ports, and whether each is for TCP.
+    /// The ports of the object, and whether each is TCP.
     pub(super) fn ports(self) -> Vec<(u16, bool)> {
         match self {
             Self::Entry(entry) => entry.ports.iter().map(|port| (port.number, !port.udp)).collect(),
@@ -51,7 +51,7 @@ impl<'s, 'n> Known<'s, 'n> {
         }
     }
 
-    /// Whether HTTP is spoken as HTTP/2 at a port; `None` if it does not have the port.
+    /// Whether HTTP at a port is HTTP/2. `None` if the object does not have the port.
     pub(super) fn speaks_http2(self, number: u16) -> Option<bool> {
         match self {
             Self::Entry(entry) => {
@@ -63,7 +63,7 @@ impl<'s, 'n> Known<'s, 'n> {
         }
     }
 
-    /// The order in which services of one host are taken.
+    /// The precedence of services with the same host.
     pub(super) fn against(self, other: Self) -> std::cmp::Ordering {
         let kubernetes = |one: Self| matches!(one, Self::Entry(_));
         let seniority = |one: Self| match one {
@@ -76,7 +76,7 @@ impl<'s, 'n> Known<'s, 'n> {
             .then_with(|| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)))
     }
 
-    /// Whether the ports of two entries of one host add up (Istio's `canMergeServices`).
+    /// Whether the ports of two entries for one host are merged (Istio's `canMergeServices`).
     pub(super) fn merges_with(self, other: Self) -> bool {
         let (Self::Entry(a), Self::Entry(b)) = (self, other) else { return false };
         let selectors = match (&a.location, &b.location) {

@@ -1,4 +1,4 @@
-//! `DestinationRule`: subsets of a service, and policies that are not applied here.
+//! `DestinationRule`: subsets of a service, and policies that are not applied.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::{
     name::HostPattern,
 };
 
-/// Where Istio keeps what is for the whole mesh, unless it is told otherwise.
+/// The namespace of objects for the whole mesh, by Istio's default.
 const ROOT: &str = "istio-system";
 
 #[derive(Debug)]
@@ -19,7 +19,7 @@ pub(super) struct DestinationRule<'n> {
     pub(super) namespace: &'n str,
     pub(super) seniority: Arc<Seniority>,
     pub(super) export_to: ExportTo<'n>,
-    /// Complete, in lower case.
+    /// The complete name, in lower case.
     pub(super) host: HostPattern,
     /// Whether it is for some workloads of its namespace only.
     pub(super) for_workloads: bool,
@@ -72,11 +72,12 @@ pub(super) fn read<'n>(object: Object<'n>, diagnostics: &mut Diagnostics) -> Opt
     Some(DestinationRule { view, spec, namespace, seniority, export_to, host, for_workloads, subsets, lost })
 }
 
-/// The rules for a host of a service in `owner`, as the gateway's workload in `namespace` sees it.
+/// The rules for a host of a service in `owner`, as visible to the gateway's workload in `namespace`.
 ///
-/// They are taken from the workload's own namespace if it has one for the host, else from the service's, else from the
-/// root namespace; within one, a rule for the exact host hides those for wildcards (Istio's `destinationRule`).
-/// Several rules of one host add up. A host without a namespace, which only the DNS knows, has the rules of all namespaces.
+/// The rules are those of the workload's own namespace if it has any for the host, or else of the service's
+/// namespace, or else of the root namespace. Within one namespace, a rule for the exact host hides rules for
+/// wildcards (Istio's `destinationRule`). Several rules of one host are merged. A host without a namespace, which
+/// only DNS knows, has the rules of all namespaces.
 pub(super) fn rules_for<'r, 'n>(
     rules: &'r [DestinationRule<'n>],
     host: &HostPattern,
@@ -84,7 +85,7 @@ pub(super) fn rules_for<'r, 'n>(
     namespace: Option<&str>,
 ) -> Vec<&'r DestinationRule<'n>> {
     let own = |rule: &&DestinationRule<'_>| match namespace {
-        // Of the root namespace, only what stays within it comes before a service's own rules.
+        // Of the root namespace, only private rules come before a service's own rules.
         Some(ROOT) => rule.namespace == ROOT && rule.export_to.is_private(),
         Some(namespace) => {
             rule.namespace == namespace && rule.export_to.seen_from(Some(rule.namespace)).is_some()
@@ -118,15 +119,15 @@ pub(super) fn rules_for<'r, 'n>(
         found = candidates(&|rule| exported(rule, ROOT));
     }
     if (found.is_empty(), owner) == (true, None) {
-        // A name of the DNS belongs to no namespace. What a rule says of TLS towards it must not be lost.
+        // A DNS name belongs to no namespace. The TLS settings of a rule for it must not be lost.
         found = candidates(&|rule| rule.export_to.seen_from(namespace).is_some());
     }
     found
 }
 
-/// Warns of what a rule for a destination would change on the wire.
+/// Warns of the unsupported fields of a rule that would change the traffic.
 ///
-/// What is the same however bytes come there is told the `first` time only.
+/// Findings that do not depend on the form of the bytes are reported the `first` time only.
 pub(super) fn tell_policies(
     rule: &DestinationRule<'_>,
     ended: bool,

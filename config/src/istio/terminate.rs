@@ -1,4 +1,4 @@
-//! Servers that end TLS: their rules, once all routes are known.
+//! Servers with TLS termination: their rules, once all routes are known.
 
 use std::{
     cmp::Ordering,
@@ -23,26 +23,27 @@ use crate::{
     options::Options,
 };
 
-/// What HTTP servers offer (RFC 7301). What bytes are inside of a `TLS` server nobody knows, so that it offers nothing.
+/// The protocols that HTTP servers offer (RFC 7301). The content of a `TLS` server is unknown, so such a server
+/// offers none.
 const HTTP: [&str; 2] = ["h2", "http/1.1"];
 
-/// The port of HTTPS unless something else is said.
+/// The default port of HTTPS.
 const HTTPS: u16 = 443;
 
-/// What is inside of the TLS that ends here, server by server.
+/// The content of terminated TLS, per server.
 #[derive(Debug, Default)]
 pub(super) struct Ends {
-    /// By [`Server::slot`].
+    /// Indexed by [`Server::slot`].
     slots: Vec<Slot>,
-    /// Names whose routes are lost, which must not fall to a wider pattern.
+    /// Names with invalid routes. They must not fall back to a wider pattern.
     blocked: Vec<(HostPattern, Arc<HttpRule>)>,
 }
 
 #[derive(Debug, Default)]
 struct Slot {
-    /// Of a server of bytes that has a route.
+    /// The termination of a server for bytes that has a route.
     bytes: Option<Arc<Termination>>,
-    /// Of a server of HTTP.
+    /// The requests of an HTTP server.
     requests: Vec<Requests>,
 }
 
@@ -51,15 +52,15 @@ struct Slot {
 pub(super) struct Requests {
     /// The names.
     pub(super) patterns: Vec<HostPattern>,
-    /// Its place among others.
+    /// The precedence among others.
     pub(super) rank: Arc<Rank>,
-    /// The first that matches serves.
+    /// The first matching rule serves a request.
     pub(super) rules: Vec<Arc<HttpRule>>,
-    /// The one for all other requests.
+    /// The rule for all other requests.
     pub(super) last: Option<Arc<HttpRule>>,
 }
 
-/// What serves the names of one pattern, as far as it is known.
+/// The rules for the names of one pattern, as far as known.
 #[derive(Debug, Default)]
 struct Host {
     https_redirect: Option<HttpsRedirect>,
@@ -68,14 +69,14 @@ struct Host {
 }
 
 impl Ends {
-    /// For all servers, which have their numbers.
+    /// Creates a slot for each server, by number.
     pub(super) fn new(gateways: &[Gateway<'_>]) -> Self {
         let servers = gateways.iter().flat_map(|gateway| &gateway.servers);
         let count = servers.filter_map(|server| server.slot).max().map_or(0, |last| last + 1);
         Self { slots: std::iter::repeat_with(Slot::default).take(count).collect(), blocked: Vec::new() }
     }
 
-    /// How a server of bytes ends TLS; `None` if it does not.
+    /// The termination of a server for bytes. `None` if the server has none.
     pub(super) fn bytes(
         &mut self,
         server: &Server<'_>,
@@ -88,19 +89,19 @@ impl Ends {
         slot.bytes.clone()
     }
 
-    /// Adds routes of a server of HTTP.
+    /// Adds routes of an HTTP server.
     pub(super) fn add(&mut self, slot: usize, requests: Requests) {
         if let Some(slot) = self.slots.get_mut(slot) {
             slot.requests.push(requests);
         }
     }
 
-    /// Answers requests for these names by `rule`, wherever a wider pattern would serve them.
+    /// Answers requests for these names by `rule`, where a wider pattern would otherwise serve them.
     pub(super) fn block(&mut self, pattern: HostPattern, rule: &Arc<HttpRule>) {
         self.blocked.push((pattern, Arc::clone(rule)));
     }
 
-    /// Gives each server's hosts to what is inside.
+    /// Adds each server's hosts to the builder, with their content.
     pub(super) fn finish(
         mut self,
         gateways: &[Gateway<'_>],
@@ -118,7 +119,7 @@ impl Ends {
         self.add_plain(gateways, options, builder);
     }
 
-    /// What serves HTTP without TLS: one table for each listener.
+    /// Adds HTTP without TLS: one table per listener.
     fn add_plain(&mut self, gateways: &[Gateway<'_>], options: &Options, builder: &mut ModelBuilder) {
         let mut servers: Vec<(usize, &Gateway<'_>, &Server<'_>)> = gateways
             .iter()
@@ -218,7 +219,7 @@ impl Ends {
     }
 }
 
-/// Adds rules, but for those that came by another server already.
+/// Adds rules, except those already added through another server.
 fn add_new(rules: &mut Vec<Arc<HttpRule>>, more: &[Arc<HttpRule>]) {
     let known: HashSet<usize> = rules.iter().map(|rule| rule.rule.id).collect();
     let is_new = |rule: &&Arc<HttpRule>| !(known.contains(&rule.rule.id) && rules.contains(rule));
@@ -226,8 +227,8 @@ fn add_new(rules: &mut Vec<Arc<HttpRule>>, more: &[Arc<HttpRule>]) {
     rules.extend(new);
 }
 
-/// The port to which names of an HTTP server are sent: that of a server with TLS of the same Gateway for them, 443
-/// before others.
+/// The port of the redirect to HTTPS for names of an HTTP server: that of a TLS server of the same Gateway with these
+/// names, 443 before others.
 fn port_of_tls(gateway: &Gateway<'_>, pattern: &HostPattern) -> u16 {
     let ports = gateway
         .servers

@@ -1,4 +1,4 @@
-//! `VirtualService`: which names go where.
+//! `VirtualService`: the routes of names.
 
 use std::sync::Arc;
 
@@ -34,7 +34,7 @@ pub(super) struct TlsRoute<'n> {
     pub(super) view: View<'n>,
     pub(super) index: usize,
     pub(super) matches: Vec<Match<'n>>,
-    /// Empty if none of them can be served.
+    /// Empty if no destination is valid.
     pub(super) destinations: Vec<Destination<'n>>,
 }
 
@@ -42,7 +42,7 @@ pub(super) struct TlsRoute<'n> {
 pub(super) struct Match<'n> {
     pub(super) at: Place<'n>,
     pub(super) sni_hosts: Vec<SniHost<'n>>,
-    /// Whether it has a condition that we cannot test: its names are refused.
+    /// Whether it has an unsupported condition: its names are refused.
     pub(super) refused: bool,
 }
 
@@ -52,15 +52,15 @@ pub(super) struct SniHost<'n> {
     pub(super) pattern: HostPattern,
     /// Whether it must not be served.
     pub(super) refused: bool,
-    /// Whether it stands for names that cannot be read: it keeps nothing from another route of the very same name.
+    /// Whether it replaces unreadable names. It takes nothing from another route for the same name.
     pub(super) assumed: bool,
 }
 
-/// The servers that a match is for.
+/// The servers of a match.
 #[derive(Debug)]
 pub(super) struct Place<'n> {
     pub(super) port: Option<(View<'n>, u16)>,
-    /// Of those of the `VirtualService`; all of them without any.
+    /// A part of the Gateways of the `VirtualService`. `None` is all of them.
     pub(super) gateways: Option<Vec<GatewayRef<'n>>>,
 }
 
@@ -68,7 +68,7 @@ pub(super) struct Place<'n> {
 pub(super) struct TcpRoute<'n> {
     pub(super) view: View<'n>,
     pub(super) index: usize,
-    /// Without any it is for all servers.
+    /// An empty list matches all servers.
     pub(super) matches: Vec<(Place<'n>, bool)>,
     pub(super) destinations: Vec<Destination<'n>>,
 }
@@ -197,7 +197,7 @@ fn tls_route<'n>(
     Some(TlsRoute { view: view.clone(), index, matches, destinations })
 }
 
-/// Whether all gateways that a match names are the sidecars of a mesh.
+/// Whether all gateways of a match are the sidecars of a mesh.
 fn is_for_mesh(one: &View<'_>) -> bool {
     let Some(gateways) = one.peek("gateways").filter(|view| !view.is_unset()) else { return false };
     let list = gateways.list("a list", &mut Diagnostics::default());
@@ -235,7 +235,7 @@ fn read_match<'n>(
     Some(Match { at, sni_hosts, refused })
 }
 
-/// What remains of a match whose names cannot be read.
+/// The rest of a match with unreadable names.
 fn all_refused<'n>(view: &View<'n>, hosts: &[HostPattern]) -> Vec<SniHost<'n>> {
     let one = |pattern: &HostPattern| SniHost {
         view: view.clone(),
@@ -246,10 +246,10 @@ fn all_refused<'n>(view: &View<'n>, hosts: &[HostPattern]) -> Vec<SniHost<'n>> {
     hosts.iter().map(one).collect()
 }
 
-/// Where a match applies, and whether it has a condition that is not tested here.
+/// The scope of a match, and whether it has an unsupported condition.
 ///
-/// Istio's gateways look at the port and the gateways alone (`l4SingleMatch`). `subnets` narrow what the author wants
-/// to be reached, so a match with them is refused; the other conditions are for sidecars and mean nothing here.
+/// Istio's gateways only evaluate the port and the gateways (`l4SingleMatch`). `subnets` restrict the reachable
+/// addresses, so a match with them is refused. The other conditions are for sidecars and have no meaning here.
 fn read_place<'n>(
     fields: &mut Fields<'n>,
     subnets: &[&'static str],
@@ -283,7 +283,7 @@ fn read_place<'n>(
     (Place { port, gateways }, refused)
 }
 
-/// One that is not within the hosts is refused, for the names that they have in common.
+/// A name outside the hosts is refused, for the names that they have in common.
 fn sni_host<'n>(view: &View<'n>, hosts: &[HostPattern], diagnostics: &mut Diagnostics) -> Vec<SniHost<'n>> {
     let Some(pattern) = view.parse::<HostPattern>("www.example.com, *.example.com or *", diagnostics) else {
         return Vec::new();

@@ -1,4 +1,4 @@
-//! `WorkloadEntry`: a machine outside the cluster, which is what a node can reach.
+//! `WorkloadEntry`: a machine outside the cluster, which a node can reach.
 
 use super::{
     labels::Labels,
@@ -10,9 +10,9 @@ use crate::decode::Diagnostics;
 #[derive(Debug)]
 pub(super) struct WorkloadEntry<'n> {
     pub(super) namespace: &'n str,
-    /// Those of the spec and of the object, which are stronger.
+    /// The labels of the spec and of the object. The latter take precedence.
     pub(super) labels: Labels<'n>,
-    /// `None` if it cannot be reached, which is told.
+    /// `None` if it is unreachable, with an error reported.
     pub(super) endpoint: Option<EntryEndpoint<'n>>,
 }
 
@@ -24,7 +24,7 @@ pub(super) fn read<'n>(object: Object<'n>, diagnostics: &mut Diagnostics) -> Wor
         .map(|view| Labels::read(&view, &mut Diagnostics::default()))
         .unwrap_or_default()
         .merged(own);
-    // A name is as good as an address where the ServiceEntry that selects it resolves names.
+    // A name is accepted like an address if the selecting ServiceEntry resolves names.
     let endpoint = service_entry::endpoint(&spec, Resolution::Dns, diagnostics).filter(|_| !lost);
     WorkloadEntry { namespace, labels, endpoint }
 }

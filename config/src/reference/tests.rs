@@ -9,10 +9,10 @@ use crate::{
     load, yaml,
 };
 
-/// A document in which each mapping of the format has a key that nobody knows.
+/// An unknown key, for a document that has one in each mapping of the format.
 const STRANGER: &str = "zzzzzzzz";
 
-/// The reader says of an unknown key which ones it knows. They are the keys of the schema, for each mapping.
+/// The reader's message about an unknown key lists the known ones. They are the keys of the schema, for each mapping.
 #[test]
 fn the_reader_and_the_schema_know_the_same_keys() {
     for mapping in mappings() {
@@ -21,7 +21,7 @@ fn the_reader_and_the_schema_know_the_same_keys() {
     }
 }
 
-/// The keys that the reader names where it meets an unknown one at `path`.
+/// The keys that the reader lists for an unknown one at `path`.
 fn known_at(path: &str) -> BTreeSet<String> {
     let mut text = format!("{{{STRANGER}: 1}}");
     // From the inside out: `routes[].backends[]` is a mapping in a list in a mapping in a list.
@@ -40,7 +40,7 @@ fn known_at(path: &str) -> BTreeSet<String> {
     known.unwrap_or_else(|| panic!("{found}")).split(", ").map(str::to_owned).collect()
 }
 
-/// Each example, and each document of the trials that loads, fits the schema; what has an unknown key does not.
+/// Each example, and each document of the tests that loads, fits the schema. A document with an unknown key does not.
 #[test]
 fn what_loads_fits_the_schema() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -90,7 +90,7 @@ fn documents(text: &str) -> Vec<document::Document> {
     yaml::chunks(text).flat_map(|chunk| yaml::parse(chunk).0).collect()
 }
 
-/// Checks a value by the keywords that our schema has. A scalar is what its text can be.
+/// Checks a value by the keywords that this schema uses. A scalar has any type that its text permits.
 fn fits(node: Node<'_>, schema: &Value, root: &Value) -> Result<(), String> {
     let Value::Object(keywords) = schema else { return Ok(()) };
     let at = node.path();
@@ -186,7 +186,7 @@ fn is_a(node: Node<'_>, kind: &str) -> bool {
     }
 }
 
-/// The complete example is what its name says.
+/// The complete example contains every key.
 #[test]
 fn the_complete_example_has_every_key() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/complete.yaml");

@@ -1,4 +1,4 @@
-//! From the events of the parser to a tree.
+//! Builds a tree from the events of the parser.
 
 use std::{
     collections::HashMap,
@@ -10,16 +10,16 @@ use libyaml_safer::{Encoding, Event, EventData, MappingStyle, Parser, ScalarStyl
 use super::{chunks::Chunk, syntax};
 use crate::document::{At, Document, Entry, Kind, Problem, Shown, Step, Text};
 
-/// Deepest nesting; our schemas need 8, Kubernetes objects about 20.
+/// The deepest nesting. The native format needs 8 levels, Kubernetes objects about 20.
 const MAX_DEPTH: usize = 64;
-/// What all aliases and merge keys of one part may stand for, in bytes of nodes and texts.
+/// The greatest size of the expansion of all aliases and merge keys of one part, in bytes of nodes and texts.
 const MAX_ALIASED: usize = 16 << 20;
 
-/// Reads the document of a part, if there is one. What comes before a syntax error is there all the same.
+/// Reads the document of a part, if there is one. The tree contains the part before a syntax error.
 pub(crate) fn parse(chunk: Chunk<'_>) -> (Vec<Document>, Option<Problem>) {
     let parted = syntax::part_tags(chunk.text);
     let chunk = Chunk { text: parted.as_deref().unwrap_or(chunk.text), ..chunk };
-    // A text that ends within its last line makes the parser panic.
+    // The parser panics on a text without a line break at the end.
     let end = if chunk.text.ends_with('\n') { "" } else { "\n" };
     let mut parser = Parser::new();
     parser.set_encoding(Encoding::Utf8);
@@ -38,7 +38,7 @@ pub(crate) fn parse(chunk: Chunk<'_>) -> (Vec<Document>, Option<Problem>) {
     }
 }
 
-/// Bytes in pieces, since the parser decodes all that it is shown at once, into four bytes for each character.
+/// Bytes in pieces, since the parser decodes all the bytes that it gets at once, into four bytes per character.
 struct Pieces<'t>(&'t [u8]);
 
 impl Read for Pieces<'_> {
@@ -60,17 +60,17 @@ impl BufRead for Pieces<'_> {
 struct Builder<'t> {
     chunk: Chunk<'t>,
     documents: Vec<Document>,
-    /// The one being read.
+    /// The document in progress.
     document: GrowingDocument,
     open: Vec<Open>,
-    /// The first nodes of finished values.
+    /// The first nodes of complete values.
     anchors: HashMap<String, u32>,
-    /// Where each key is in the texts: once, so that keys are equal where their places are.
+    /// The place of each key in the texts. Each key is stored once, so that equal keys have equal places.
     keys: HashMap<String, Text>,
     aliased: usize,
 }
 
-/// A [`Document`] that grows.
+/// A [`Document`] in progress.
 #[derive(Default)]
 struct GrowingDocument {
     nodes: Vec<Entry>,
@@ -84,7 +84,7 @@ impl GrowingDocument {
     }
 }
 
-/// A list or mapping of which the end has not come.
+/// A list or mapping whose end has not been reached.
 struct Open {
     node: u32,
     anchor: Option<String>,
@@ -99,17 +99,17 @@ enum OpenKind {
         key: Option<Key>,
         braces: Braces,
     },
-    /// A key that is no text, and all that is below it. It is dropped.
+    /// A key that is not a text, and its subtree. It is dropped.
     Key {
         braces: Option<u64>,
     },
 }
 
-/// Whether a mapping is `{{ something }}`, which people mean as a place to fill in.
+/// Whether a mapping is `{{ something }}`, a placeholder of a template.
 enum Braces {
-    /// A flow mapping that began at this byte and has had nothing yet.
+    /// A flow mapping that began at this byte and is still empty.
     Open(u64),
-    /// It had a mapping as its only key, right after its own brace.
+    /// Its only key is a mapping, right after its own brace.
     Double(u64),
     None,
 }
@@ -118,11 +118,11 @@ enum Key {
     Text(Text, At),
     /// `<<`
     Merge(At),
-    /// No text.
+    /// Not a text.
     Lost,
 }
 
-/// What of an event becomes a node.
+/// The parts of an event that become a node.
 struct Parts {
     at: At,
     kind: Kind,
@@ -173,7 +173,7 @@ impl<'t> Builder<'t> {
         self.open.clear();
         let GrowingDocument { nodes, texts, problems } = &mut self.document;
         problems.sort_by_key(|problem| problem.at);
-        // Copies of the right size: what grew step by step has room for as much again.
+        // Copies of the exact size: a vector that grows has spare capacity.
         let document = Document {
             nodes: nodes.as_slice().into(),
             texts: texts.as_str().into(),
@@ -205,7 +205,7 @@ impl<'t> Builder<'t> {
                 let text = self.key(value);
                 self.set_key(Key::Text(text, at));
             }
-            // An anchor at a key stands for its text.
+            // An anchor at a key refers to its text.
             if let Some(anchor) = anchor {
                 let kind = Kind::Text(self.text(value));
                 let index = self.push(at, kind, Step::Dropped)?;
@@ -223,13 +223,13 @@ impl<'t> Builder<'t> {
         Ok(())
     }
 
-    /// Begins a list or mapping; `flow` is where a flow mapping has its brace.
+    /// Begins a list or mapping. `flow` is the position of a flow mapping's brace.
     fn start(&mut self, Parts { at, kind, anchor }: Parts, flow: Option<u64>) -> Result<(), Problem> {
         if self.open.len() >= MAX_DEPTH {
             return Err(Problem::new(at, format!("the nesting is deeper than {MAX_DEPTH} levels")));
         }
         if let Some(Open { kind: OpenKind::Map { key: None, braces }, .. }) = self.open.last_mut() {
-            // Right after the brace of the mapping that it would be a key of.
+            // Right after the brace of the mapping that would contain it as a key.
             let double = match (&braces, flow) {
                 (Braces::Open(outer), Some(inner)) if outer + 1 == inner => Some(*outer),
                 _ => None,
@@ -276,7 +276,7 @@ impl<'t> Builder<'t> {
         Ok(())
     }
 
-    /// Makes `{{ name }}` the text that it is.
+    /// Turns `{{ name }}` into text.
     fn fill_in(&mut self, node: u32, start: u64, end: u64) {
         let place = |index: u64| usize::try_from(index).unwrap_or(usize::MAX);
         let written = self.chunk.text.get(place(start)..place(end)).unwrap_or("{{ }}");
@@ -312,7 +312,7 @@ impl<'t> Builder<'t> {
         Ok(())
     }
 
-    /// Copies what is at `from` over `to`, which is the last node; its place and step stay.
+    /// Copies the value at `from` over `to`, the last node. The place and step of `to` stay.
     fn copy(&mut self, from: u32, to: u32) -> Result<(), Problem> {
         let Entry { end, kind, .. } = self.document.nodes[from as usize];
         let at = self.document.nodes[to as usize].at;
@@ -339,7 +339,7 @@ impl<'t> Builder<'t> {
         Ok(())
     }
 
-    /// A node where the next value goes.
+    /// Adds a node at the position of the next value.
     fn node(&mut self, at: At, kind: Kind) -> Result<u32, Problem> {
         let step = match self.open.last_mut().map(|open| &mut open.kind) {
             None => Step::Root,
@@ -370,7 +370,7 @@ impl<'t> Builder<'t> {
         self.document.nodes[node as usize].end = end;
     }
 
-    /// After a value: the key is used up.
+    /// Ends a value: the key is consumed.
     fn done(&mut self, node: u32) {
         let Some(Open { kind: OpenKind::Map { key, braces }, node: map, .. }) = self.open.last_mut() else {
             return;
@@ -388,7 +388,7 @@ impl<'t> Builder<'t> {
             }
         }
         if let Some(Key::Merge(at)) = key {
-            // What it stands for is merged when the mapping ends.
+            // The alias is merged at the end of the mapping.
             self.document.nodes[node as usize].step = Step::Key(MERGE, at);
         }
     }
@@ -399,7 +399,7 @@ impl<'t> Builder<'t> {
         }
     }
 
-    /// Makes the keys of a mapping that has ended unique: the last value of a key stays, then what merge keys bring.
+    /// Makes the keys of a complete mapping unique: the last value of a key wins, then the values of merge keys.
     fn unique(&mut self, map: u32) -> Result<(), Problem> {
         let end = self.document.nodes.len();
         let mut merges = Vec::new();
@@ -429,7 +429,7 @@ impl<'t> Builder<'t> {
         Ok(())
     }
 
-    /// Copies into a mapping what it does not have itself.
+    /// Copies the keys that a mapping does not have itself.
     fn merge(&mut self, map: u32, from: u32, seen: &mut HashMap<u32, u32>) -> Result<(), Problem> {
         let Entry { at, end, kind, .. } = self.document.nodes[from as usize];
         let sources = match kind {
@@ -503,7 +503,7 @@ impl<'t> Builder<'t> {
     }
 }
 
-/// The key `<<`, as long as the mapping is not complete.
+/// The key `<<`, while the mapping is incomplete.
 const MERGE: Text = Text { start: u32::MAX, length: 0 };
 
 impl Text {

@@ -1,23 +1,23 @@
-//! Where one document of a text ends and the next begins, as kubectl looks for it: at every line that starts with `---`, or
-//! with the directives before it.
+//! The boundaries of documents in a text, as kubectl finds them: at every line that starts with `---`, or with the
+//! directives before it.
 
-/// A part of a text that is parsed by itself, so that a fault in one document hides none of another.
+/// A part of a text that is parsed separately, so that an error in one document does not hide errors of others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Chunk<'t> {
     pub(crate) text: &'t str,
-    /// Lines of the whole text before this part.
+    /// Number of lines before this part.
     pub(crate) lines_before: u32,
 }
 
 impl Chunk<'_> {
-    /// Whether this looks like one Kubernetes object of a kind, without parsing it.
+    /// Whether this looks like a single Kubernetes object of a kind, without parsing.
     pub(crate) fn is_of_kind(&self, kind: &str) -> bool {
         let mut kinds = self.text.lines().filter_map(|line| line.strip_prefix("kind:"));
         kinds.next().is_some_and(|written| written.trim() == kind) && kinds.next().is_none()
     }
 }
 
-/// Cuts a text before each line that starts with `---`. Directives stay with the document that they are for.
+/// Splits a text before each line that starts with `---`. Directives stay with their document.
 pub(crate) fn chunks(text: &str) -> impl Iterator<Item = Chunk<'_>> {
     let mut rest = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut lines_before = 0;
@@ -36,7 +36,7 @@ pub(crate) fn chunks(text: &str) -> impl Iterator<Item = Chunk<'_>> {
 /// The length of the first part in bytes and in lines.
 fn first(text: &str) -> (usize, u32) {
     let (mut length, mut lines) = (0, 0);
-    // Whether there has been nothing but comments and directives since the start.
+    // Whether there were only comments and directives since the start.
     let mut preamble = true;
     for line in text.split_inclusive('\n') {
         let marker = is_marker(line);

@@ -1,16 +1,16 @@
-//! The reader beside libyaml: what that makes of some 800 texts is recorded in `tests/libyaml` (`python3 record.py` there
-//! records it anew).
+//! A comparison with libyaml: `tests/libyaml` contains its results for some 800 texts (`python3 record.py` there
+//! records them again).
 
 use serde_json::Value as Json;
 
 use super::{chunks, parse};
 use crate::document::{Node, Value};
 
-/// Whether a text is read otherwise on purpose.
+/// Whether the result differs on purpose.
 fn is_meant(text: &str) -> bool {
-    // An alias inside its own anchor has no end.
+    // An alias within its own anchor is infinite.
     text.contains("[*x]")
-        // A block text in a last line without a line end has one here.
+        // A block text in a last line without a line break gets a line break here.
         || (!text.ends_with('\n') && text.contains("- |\n"))
 }
 
@@ -33,7 +33,7 @@ fn reads_what_libyaml_reads() {
     assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), entries.len(), wrong.join("\n"));
 }
 
-/// The documents of a text; null for a syntax error.
+/// The documents of a text. Null for a syntax error.
 fn read(text: &str) -> Json {
     let mut documents = Vec::new();
     for chunk in chunks(text) {

@@ -1,4 +1,4 @@
-//! What is said about a text that is no YAML: the field's own words, and what the writer probably has to do.
+//! Messages for a text that is not valid YAML: the standard term, and the probable remedy.
 
 use libyaml_safer::{Error, Mark};
 
@@ -6,17 +6,17 @@ use super::chunks::Chunk;
 use crate::document::{At, Problem};
 
 const TEMPLATE: &str = "the file is a template: render it first, for example with helm template";
-/// Where a key is a mapping or a list.
+/// The message for a key that is a mapping or a list.
 pub(super) const BRACES: &str =
     "a text that begins with a brace or bracket needs quotes, and a template has to be rendered first";
 
-/// The place of a mark within the whole text.
+/// The position of a mark within the whole text.
 pub(super) fn at(mark: Mark, chunk: Chunk<'_>) -> At {
     let small = |number: u64| u32::try_from(number).unwrap_or(u32::MAX).saturating_add(1);
     At { line: small(mark.line).saturating_add(chunk.lines_before), column: small(mark.column) }
 }
 
-/// The problem behind an error of the parser.
+/// The problem of a parser's error.
 pub(super) fn problem(error: &Error, chunk: Chunk<'_>) -> Problem {
     let Some(mark) = error.problem_mark() else { return unreadable(error, chunk) };
     let mut found = Problem::new(at(mark, chunk), message(error));
@@ -28,7 +28,7 @@ pub(super) fn problem(error: &Error, chunk: Chunk<'_>) -> Problem {
         .remedy("take the indentation off every line, or start the line with ---");
         return found;
     }
-    // The line before, too, since an open key is only missed on the line after it.
+    // Also checks the line before, since an unclosed key is only detected on the next line.
     found.remedy = mark.line.checked_sub(1).and_then(|before| left_out(line(chunk, before))).or_else(|| {
         let lines = [error.context_mark().map(|mark| mark.line), Some(mark.line)];
         lines.into_iter().flatten().find_map(|number| remedy(line(chunk, number), error.problem()))
@@ -43,7 +43,7 @@ fn message(error: &Error) -> String {
     }
 }
 
-/// An error without a place: a character that YAML does not allow anywhere.
+/// An error without a position: a character that YAML never allows.
 fn unreadable(error: &Error, chunk: Chunk<'_>) -> Problem {
     let (mut line, mut column) = (0, 0);
     for found in chunk.text.chars() {
@@ -71,7 +71,7 @@ fn is_printable(found: char) -> bool {
     matches!(found, '\t' | '\n' | '\r' | ' '..='~' | '\u{85}' | '\u{a0}'..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'..)
 }
 
-/// Where a line holds nothing but `---` behind spaces.
+/// The position of a line that contains only an indented `---`.
 fn indented_marker(Chunk { text, lines_before }: Chunk<'_>) -> Option<At> {
     let (index, line) =
         text.lines().enumerate().find(|(_, line)| line.starts_with([' ', '\t']) && line.trim() == "---")?;
@@ -87,7 +87,7 @@ fn line(chunk: Chunk<'_>, number: u64) -> &str {
     chunk.text.lines().nth(usize::try_from(number).unwrap_or(usize::MAX)).unwrap_or_default()
 }
 
-/// What somebody or some program was to fill in.
+/// A placeholder that was not replaced.
 fn left_out(line: &str) -> Option<&'static str> {
     if line.contains("{{") || line.contains("{%") {
         Some(TEMPLATE)
@@ -121,9 +121,9 @@ fn remedy(line: &str, problem: &str) -> Option<&'static str> {
     }
 }
 
-/// A copy with a space between a tag and a comma right after it. libyaml reads such a tag, its port panics.
+/// A copy with a space between a tag and the following comma. libyaml accepts such a tag, and its port panics.
 ///
-/// A text in quotes that looks like one gets the space as well. None of our settings holds such a text.
+/// A similar text in quotes gets the space as well. No setting contains such a text.
 pub(super) fn part_tags(text: &str) -> Option<String> {
     // A comma ends a tag only within brackets.
     let opened = text.find(['[', '{'])?;
@@ -134,7 +134,7 @@ pub(super) fn part_tags(text: &str) -> Option<String> {
             continue;
         }
         let tag = &text[start..];
-        // A verbatim tag may hold commas: !<tag:yaml.org,2002:str>
+        // A verbatim tag may contain commas: !<tag:yaml.org,2002:str>
         let from = if tag.starts_with("!<") { tag.find('>').unwrap_or_default() } else { 0 };
         let comma =
             tag.char_indices().skip_while(|(at, _)| *at < from).find(|(_, c)| c.is_whitespace() || *c == ',');
@@ -152,7 +152,7 @@ pub(super) fn part_tags(text: &str) -> Option<String> {
     })
 }
 
-/// Whether a token can start after this text, and so a tag: some tokens end without a space.
+/// Whether a token, and so a tag, can start after this text: some tokens end without a space.
 fn may_start_tag(before: &str) -> bool {
     let ends_token = |end: char| end.is_whitespace() || "\"'[]{},".contains(end);
     let without_indicators = before.trim_end_matches(['?', ':']);

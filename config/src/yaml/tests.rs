@@ -18,7 +18,7 @@ fn all(text: &str) -> (Vec<Document>, Vec<Problem>) {
     (documents, broken)
 }
 
-/// A value in the notation of JSON, scalars as texts.
+/// A value in JSON notation, with scalars as texts.
 fn shown(node: Node<'_>) -> String {
     match node.value() {
         Value::Null => "null".into(),
@@ -106,7 +106,7 @@ fn what_libyaml_takes_is_taken() {
         ("a: |\n  x\n  y", r#"{a: "x\ny\n"}"#),
         ("a: [!t,b]", r#"{a: [null, "b"]}"#),
         ("a: !<tag:x,1:y> b", r#"{a: "b"}"#),
-        // Nothing parts a tag from the token before it, nor the comma from the tag.
+        // No space separates a tag from the token before it, or the comma from the tag.
         ("a: {\"x\":!t,b}", "{a: {x: null, b: null}}"),
         ("a: !!str null", r#"{a: "null"}"#),
         ("? a\n: b\n", r#"{a: "b"}"#),
@@ -146,8 +146,8 @@ fn what_would_explode_is_an_error() {
     assert!(!all("a: &a [*a]").1.is_empty());
 }
 
-/// An anchor on one long text and many aliases: the text is there once, and its copies are counted all the same, since
-/// each of them may be printed.
+/// An anchor on one long text, and many aliases. The text is stored once, but its copies count, since each may be
+/// printed.
 #[test]
 fn long_texts_count_by_their_bytes() {
     let text = format!("x: &x \"{}\"\ny: [{}]\n", "a".repeat(400_000), vec!["*x"; 100_000].join(","));
@@ -190,7 +190,7 @@ fn chunks_begin_at_markers() {
     assert_eq!(cut, [("# c\n%YAML 1.1\n---\na\n", 0), ("--- b\n---c\n", 4), ("---\n", 6)]);
 }
 
-/// Texts of the characters that mean something in YAML: whatever they are, they are read or refused.
+/// Texts of YAML's special characters: any of them is read or refused.
 #[test]
 fn no_text_makes_the_parser_panic() {
     const PARTS: [&str; 34] = [

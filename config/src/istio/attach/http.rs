@@ -1,4 +1,4 @@
-//! `http` routes meet the servers that serve HTTP.
+//! Attaches `http` routes to the servers that serve HTTP.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -21,16 +21,16 @@ use crate::{
     name::HostPattern,
 };
 
-/// What a route that cannot be served answers with, so that no wider route gets its requests.
+/// The response of an invalid route, so that no wider route gets its requests.
 fn unavailable() -> HttpAction {
     HttpAction::Respond(Respond { status: 503, body: Vec::new() })
 }
 
-/// Rules by route, by the port of the server where that matters, and by whether they refuse.
+/// Rules by route, by the port of the server if it is relevant, and by whether they refuse.
 type Made = HashMap<(usize, Option<u16>, bool), (Arc<Route>, HttpAction)>;
 
 impl Attachment<'_, '_> {
-    /// Hands the `http` routes to each server that serves HTTP for one of the names.
+    /// Adds the `http` routes to each HTTP server with one of the names.
     pub(super) fn add_http(
         &self,
         registry: &mut Registry<'_, '_, '_, '_>,
@@ -74,7 +74,7 @@ impl Attachment<'_, '_> {
             ends.add(slot, Requests { patterns, rank: self.rank(&server.rank), rules, last });
         }
         for condition in self.service.http.iter().flat_map(|route| &route.conditions) {
-            // What a match names in vain is told.
+            // Reports names of a match that have no effect.
             self.narrowed(condition.gateways.as_deref(), diagnostics);
         }
         if self.lost {
@@ -114,7 +114,7 @@ impl Attachment<'_, '_> {
         format!("{} http[{}]", self.service.view.object(), route.index)
     }
 
-    /// The rules for one server, and the one that takes all requests, which Istio puts behind those of other objects.
+    /// The rules for one server, and the rule for all requests, which Istio puts after those of other objects.
     fn rules(
         &self,
         here: &dyn Fn(&Condition<'_>) -> bool,
@@ -138,7 +138,7 @@ impl Attachment<'_, '_> {
                 })
             };
             if route.conditions.is_empty() {
-                // What is behind it is for no request.
+                // Later rules match no request.
                 return (rules, Some(make(Vec::new(), false)));
             }
             let mut run: Vec<HttpMatch> = Vec::new();
