@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: snisplice beside the balancers that people use today.
+//! `cargo xtask bench`: compares snisplice with widely used balancers.
 
 use std::{os::unix::process::CommandExt as _, process::Command};
 
@@ -19,14 +19,14 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    // The benchmark itself installs what the system's package manager and pip have.
+    // The benchmark itself installs packages of the system's package manager and of pip.
     if args.options.iter().any(|option| option == "--install-peers") {
         peers::install()?;
     }
     let packages = ["--package", "snisplice", "--package", "snisplice-bench"];
     shell::run(cargo().args(["build", "--release", "--bins"]).args(packages))?;
-    // It finds the daemon beside itself. It takes our place, so that Ctrl-C reaches the one process that has
-    // something to clean up.
+    // The benchmark finds the daemon in its own directory. It replaces this process, so that Ctrl-C reaches the
+    // process that has something to clean up.
     let mut bench = Command::new(shell::target()?.join("release/snisplice-bench"));
     Err(bench.args(&args.options).exec()).context("cannot start the benchmark")
 }

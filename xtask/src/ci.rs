@@ -1,4 +1,4 @@
-//! `cargo xtask ci`: the very steps of the continuous integration, in its order.
+//! `cargo xtask ci`: the steps of the continuous integration, in the same order.
 
 use std::{
     num::NonZeroUsize,
@@ -18,28 +18,28 @@ use crate::{
     tools::Tool,
 };
 
-/// Checks everything that must hold before a change is merged; the tests come last.
+/// Checks everything that is required before a merge; the tests come last.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// How long the fuzz targets run, all of them together.
+    /// The time for all fuzz targets together, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 90)]
     fuzz_seconds: u32,
     #[command(flatten)]
     test: test::Args,
 }
 
-/// The documentation is for those who work on the project, so it may lead to what is private.
+/// The documentation is for developers of the project, so it may link to private items.
 const DOC_FLAGS: &str = "--deny warnings --allow rustdoc::private-intra-doc-links";
 /// Built without the parts that need a network or a C compiler.
 const CARGO_DENY: Tool =
     Tool { program: "cargo-deny", package: "cargo-deny", version: "0.20.2", exact: false, wheel: None };
 const CARGO_FUZZ: Tool =
     Tool { program: "cargo-fuzz", package: "cargo-fuzz", version: "0.13.2", exact: false, wheel: None };
-/// The fuzz targets are a workspace of their own, since they are built with a sanitizer.
+/// The fuzz targets are a separate workspace, since they are built with a sanitizer.
 const FUZZ: &str = "tests/fuzz";
 
-/// The datapaths' tests under two kernels besides this machine's, where they can be had. Emulated processors that stand
-/// still for a while look like a fault now and then; what fails twice is one.
+/// Runs the datapaths' tests under two other kernels, if these are available. A stall of an emulated processor
+/// sometimes looks like a fault, so only a test that fails twice is a fault.
 fn other_kernels() -> Result<()> {
     const RELEASES: [&str; 2] = ["6.12", "7"];
     let vm = || {
@@ -93,12 +93,12 @@ fn steps(args: &Args) -> Result<()> {
     step("other kernels");
     other_kernels()?;
     step("fuzz");
-    // Fuzzing takes one processor. What the tests run is built meanwhile.
+    // Fuzzing takes one processor. The tests' tools are built meanwhile.
     let tools = thread::spawn(|| go::tools(false));
     fuzz(*fuzz_seconds)?;
     tools.join().map_err(|_| anyhow!("the build of the tools has panicked"))??;
     step("release build");
-    // Once for all that runs optimized: another selection of packages would compile the dependencies again.
+    // One build for all optimized binaries: another selection of packages would compile the dependencies again.
     let packages = ["snisplice", "snisplice-tests", "snisplice-bench"].map(|package| ["--package", package]);
     shell::run(cargo().args(["build", "--release", "--bins"]).args(packages.as_flattened()))?;
     step("demo");
@@ -110,7 +110,7 @@ fn steps(args: &Args) -> Result<()> {
     test::run(test)
 }
 
-/// Looks for known weaknesses of what is in `Cargo.lock`, where their database can be had.
+/// Checks `Cargo.lock` for known vulnerabilities, if their database is available.
 fn advisories(deny: &Path) -> Result<()> {
     let fetched = Command::new(deny).args(["fetch", "db"]).current_dir(root()).output()?;
     if !fetched.status.success() {
@@ -125,7 +125,7 @@ fn fuzz(seconds: u32) -> Result<()> {
     let program = CARGO_FUZZ.path(&[])?;
     let fuzz = || {
         let mut command = Command::new(&program);
-        // The sanitizers are part of every stable toolchain on this platform; the flags that name them are unstable.
+        // The sanitizers are part of every stable toolchain on this platform. Only their compiler flags are unstable.
         command.arg("fuzz").current_dir(root()).env("RUSTC_BOOTSTRAP", "1");
         command
     };
@@ -134,7 +134,7 @@ fn fuzz(seconds: u32) -> Result<()> {
     shell::run(fuzz().args(["build", "--fuzz-dir", FUZZ]))?;
     let targets = String::from_utf8(list.stdout)?;
     let targets: Vec<&str> = targets.lines().collect();
-    // A target has one thread: as many run at once as there are processors.
+    // A target has one thread, so one target runs per processor.
     let at_once = thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let batches = u32::try_from(targets.len().div_ceil(at_once)).unwrap_or(1).max(1);
     let limit = format!("-max_total_time={}", (seconds / batches).max(1));
@@ -157,11 +157,11 @@ fn fuzz(seconds: u32) -> Result<()> {
     Ok(())
 }
 
-/// A number that belongs to the commit: a second run tries the same inputs, and each commit tries others.
+/// A seed that follows from the commit: a second run tries the same inputs, and another commit tries others.
 fn fuzz_seed() -> Result<u32> {
     let commit = Command::new("git").args(["rev-parse", "HEAD"]).current_dir(root()).output()?;
     let commit = String::from_utf8_lossy(&commit.stdout);
-    // A checkout without its history has one seed. libFuzzer takes 0 for "by the clock".
+    // A checkout without history has a fixed seed. For libFuzzer, 0 means a seed from the clock.
     let seed = commit.get(..7).and_then(|digits| u32::from_str_radix(digits, 16).ok()).unwrap_or_default();
     Ok(seed.max(1))
 }

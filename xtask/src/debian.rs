@@ -1,7 +1,7 @@
-//! Debian packages of other suites than this system's, downloaded and unpacked without being installed.
+//! Debian packages of other suites than this system's, downloaded and unpacked without installation.
 //!
-//! They come from the archive that the system's own apt uses, with apt's own tools and signature checks. The state is
-//! separate: the system's package lists stay as they are.
+//! The packages come from the archive of the system's apt, with apt's own tools and signature checks. The state is
+//! separate: the system's package lists do not change.
 
 use std::{
     fs,
@@ -19,7 +19,7 @@ use crate::{
 /// The keys of all suites, in Debian's package `debian-archive-keyring`.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// Where this system's apt gets Debian from.
+/// The Debian archive of this system's apt.
 fn archive() -> Result<String> {
     let configured = || -> Result<Option<String>> {
         let mut command = Command::new("apt-get");
@@ -30,12 +30,12 @@ fn archive() -> Result<String> {
     if let Some(uri) = configured()? {
         return Ok(uri);
     }
-    // Sources without downloaded lists are not shown; images often come without them.
+    // apt does not list sources without downloaded lists, which images often lack.
     install::apt(&["update"])?;
     configured()?.context("apt's sources name no Debian archive; add one to /etc/apt/sources.list.d")
 }
 
-/// apt, looking at one suite only.
+/// apt, restricted to one suite.
 #[derive(Debug)]
 pub(crate) struct Apt {
     state: tempfile::TempDir,
@@ -47,7 +47,7 @@ impl Apt {
         find("apt-get").is_some() && find("dpkg-deb").is_some()
     }
 
-    /// Reads the index of `suite`, which need not be one that the system uses.
+    /// Reads the index of `suite`, which may not be in the system's sources.
     pub(crate) fn new(suite: &str) -> Result<Self> {
         let archive = archive()?;
         let apt = Self { state: tempfile::tempdir()? };
@@ -65,7 +65,7 @@ impl Apt {
         self.state.path().join(name)
     }
 
-    /// `program` of apt, with this state.
+    /// A `program` of apt, with this state.
     pub(crate) fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         command.current_dir(self.state.path()).args(["-qq", "-o", "Acquire::Retries=3"]);
@@ -77,12 +77,12 @@ impl Apt {
         ] {
             command.arg("-o").arg(format!("{option}={}", self.path(name).display()));
         }
-        // The user that apt downloads as cannot write to a directory of ours.
+        // apt's download user cannot write to this directory.
         command.args(["-o", "APT::Sandbox::User=root"]);
         command
     }
 
-    /// `packages` and everything that they depend on, as if nothing were installed, with versions: `libc6=2.41-1`.
+    /// `packages` and all their dependencies, as if none were installed, with versions: `libc6=2.41-1`.
     pub(crate) fn with_dependencies(&self, packages: &[&str]) -> Result<Vec<String>> {
         let nothing = self.path("status");
         fs::write(&nothing, "")?;
@@ -92,7 +92,7 @@ impl Apt {
         Ok(simulated(&shell::output(&mut simulate)?))
     }
 
-    /// Downloads packages and unpacks them into one directory, which lasts as long as this value.
+    /// Downloads packages and unpacks them into one directory, which exists as long as this value.
     pub(crate) fn unpack(&self, packages: &[&str]) -> Result<PathBuf> {
         let root = self.path("root");
         shell::output(self.command("apt-get").arg("download").args(packages))?;
@@ -106,7 +106,7 @@ impl Apt {
     }
 }
 
-/// The packages that `apt-get install --simulate` would install, in what it prints.
+/// The packages that `apt-get install --simulate` would install, parsed from its output.
 fn simulated(printed: &str) -> Vec<String> {
     let lines = printed.lines().filter_map(|line| line.strip_prefix("Inst "));
     lines

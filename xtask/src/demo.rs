@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: the product at work, with nothing that the build does not bring.
+//! `cargo xtask demo`: the product at work, with nothing but the results of the build.
 
 use std::{os::unix::process::CommandExt as _, process::Command};
 
@@ -12,25 +12,25 @@ pub(crate) struct Args {
     /// Leave everything running afterwards, until Ctrl-C.
     #[arg(long)]
     keep: bool,
-    /// Which datapath to ask for.
+    /// The datapath to use.
     #[arg(long, value_parser = ["auto", "sockmap", "relay"], default_value = "auto")]
     datapath: String,
 }
 
 impl Args {
-    /// The shortest demo, on the best datapath there is.
+    /// The shortest demo, on the best available datapath.
     pub(crate) fn plain() -> Self {
         Self { keep: false, datapath: "auto".to_owned() }
     }
 
-    /// Builds the demo and what it shows, and says how to start it.
+    /// Builds the demo and its programs, and returns the command that starts it.
     fn command(&self) -> Result<Command> {
         let packages = ["--package", "snisplice", "--package", "snisplice-tests"];
         shell::run(cargo().args(["build", "--release", "--bins"]).args(packages))?;
         self.built()
     }
 
-    /// How to start a demo that is built.
+    /// The command that starts a built demo.
     pub(crate) fn built(&self) -> Result<Command> {
         let Self { keep, datapath } = self;
         let mut demo = Command::new(shell::target()?.join("release/snisplice-demo"));
@@ -43,6 +43,6 @@ impl Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    // Takes our place, so that Ctrl-C reaches the one process that has something to clean up.
+    // Replaces this process, so that Ctrl-C reaches the process that has something to clean up.
     Err(args.command()?.exec()).context("cannot start the demo")
 }

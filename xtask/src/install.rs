@@ -1,4 +1,4 @@
-//! Programs that a command runs, installed with the system's package manager where they are missing.
+//! Installs missing programs with the system's package manager.
 
 use std::{process::Command, thread, time::Duration};
 
@@ -6,9 +6,9 @@ use anyhow::{Result, bail};
 
 use crate::shell::{self, find};
 
-/// Sees to it that every one of `programs`, each given with the Debian package that has it, is on the search path.
+/// Installs those of `programs` that are not on the search path, each given with its Debian package.
 ///
-/// Says what it installs; with `no_install`, or without apt, a missing one is an error.
+/// Prints what it installs. With `no_install`, or without apt, a missing program is an error.
 pub(crate) fn programs(programs: &[(&str, &str)], no_install: bool) -> Result<()> {
     let names = |some: &[&(&str, &str)]| some.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
     let missing: Vec<_> = programs.iter().filter(|(program, _)| find(program).is_none()).collect();
@@ -28,7 +28,7 @@ pub(crate) fn programs(programs: &[(&str, &str)], no_install: bool) -> Result<()
     }
     if packages.contains(&"nginx-light") && find("systemctl").is_some() {
         println!("the package starts a server on port 80, which the tests do not need: stopping it");
-        // Fails where systemd does not run, and then nothing was started.
+        // Fails without systemd, and then no service was started.
         drop(shell::run(Command::new("systemctl").args(["disable", "--now", "nginx"])));
     }
     Ok(())

@@ -1,5 +1,5 @@
-//! `cargo xtask layers`: holds the daemon's rooms to the floors that ARCHITECTURE.md shows, and keeps the files of the
-//! configuration free of circles.
+//! `cargo xtask layers`: compares the daemon's rooms with the floors in ARCHITECTURE.md, and checks that the files of
+//! the configuration have no import cycles.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,21 +13,22 @@ use crate::shell::root;
 
 mod circles;
 
-/// Checks that no room of the daemon imports one on its own floor or above, and no file of `config` imports in a circle
+/// Check that no room of the daemon imports one on its own floor or above, and that no files of `config` import each
+/// other in a cycle
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {}
 
-/// Where the floors are shown.
+/// The file with the picture of the floors.
 const TABLE: &str = "ARCHITECTURE.md";
-/// What begins and ends the picture.
+/// The begin and the end of the picture.
 const FENCES: [&str; 2] = ["```layers\n", "```"];
-/// Where the rooms are.
+/// The folder of the rooms.
 const ROOMS: &str = "userspace/src";
-/// Whose files import each other in no circle.
+/// The folder whose files may not import each other in a cycle.
 const CONFIG: &str = "config/src";
-/// Its formats, which know nothing of each other.
+/// The formats, which may not import each other.
 const FORMATS: [&str; 2] = ["native", "istio"];
-/// Files that belong to no room: they name all of them.
+/// Files that belong to no room, since they name all rooms.
 const ROOFS: [&str; 2] = ["lib", "main"];
 
 pub(crate) fn run(_: &Args) -> Result<()> {
@@ -46,7 +47,7 @@ pub(crate) fn run(_: &Args) -> Result<()> {
         };
         let imports = imports(&fs::read_to_string(&path)?);
         for other in imports.iter().filter(|other| **other != room) {
-            // Anything else is an item of lib.rs.
+            // Any other name is an item of lib.rs.
             if let Some(its) = floors.get(other)
                 && its >= floor
             {
@@ -93,18 +94,18 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// The room of a file: `net` for `net.rs` and all below `net/`.
+/// The room of a file: `net` for `net.rs` and all files below `net/`.
 fn room(path: &Path) -> String {
     let first = path.iter().next().unwrap_or_default().to_string_lossy();
     first.strip_suffix(".rs").unwrap_or(&first).to_owned()
 }
 
-/// The rooms that a file names by paths that begin with `crate::`, its tests aside.
+/// The rooms that a file names by paths beginning with `crate::`, except in its tests.
 fn imports(text: &str) -> BTreeSet<String> {
     paths(text).iter().filter_map(|path| Some(name(path.strip_prefix("crate::")?))).collect()
 }
 
-/// All paths of a file that begin with `crate`, `self` or `super`, its tests aside; those of a list in braces apart.
+/// All paths of a file that begin with `crate`, `self` or `super`, except in its tests. A list in braces is expanded.
 fn paths(text: &str) -> Vec<String> {
     let text = text.split_once("#[cfg(test)]\nmod tests {").map_or(text, |(code, _)| code);
     let code: Vec<&str> = text.lines().map(|line| line.split("//").next().unwrap_or_default()).collect();
@@ -112,7 +113,7 @@ fn paths(text: &str) -> Vec<String> {
     let mut found = Vec::new();
     for root in ["crate::", "self::", "super::"] {
         for (at, _) in code.match_indices(root) {
-            // Not the end of another word, and not within a path that is found by its beginning.
+            // Neither the end of another word, nor within a path that is found by its beginning.
             if !code[..at].ends_with(|before: char| is_of_name(before) || before == ':') {
                 let mut path = root.strip_suffix("::").unwrap_or(root).to_owned();
                 expand(&mut path, &code[at + root.len()..], &mut found);
@@ -122,7 +123,7 @@ fn paths(text: &str) -> Vec<String> {
     found
 }
 
-/// Adds the paths that go on from `path` with `rest`, of which the `::` before is left out.
+/// Adds the paths that continue `path` with `rest`, without the `::` between.
 fn expand(path: &mut String, rest: &str, found: &mut Vec<String>) {
     let length = path.len();
     if let Some(list) = rest.strip_prefix('{') {

@@ -1,6 +1,6 @@
 //! The project's own commands: `cargo xtask demo | test | ci | ...`.
 //!
-//! Each subcommand is one module with a clap `Args` struct and a `run(&Args)`; its doc comment is its help text.
+//! Each subcommand is one module with a clap `Args` struct and a `run(&Args)`. Its doc comment is its help text.
 
 use std::process::ExitCode;
 

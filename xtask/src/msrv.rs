@@ -1,4 +1,4 @@
-//! `cargo xtask msrv`: whether the `rust-version` in the root `Cargo.toml` is true.
+//! `cargo xtask msrv`: verifies the `rust-version` in the root `Cargo.toml`.
 
 use anyhow::Result;
 
@@ -8,10 +8,10 @@ use crate::{
     toolchain::{of_release, rustup},
 };
 
-/// Type-checks the workspace with the oldest compiler that it promises to build with. rustup installs it if needed.
+/// Type-checks the workspace with the oldest supported compiler. rustup installs it if needed.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Say so, and do not fail, where rustup cannot install that compiler.
+    /// Report, and do not fail, if rustup cannot install that compiler.
     #[arg(long)]
     if_it_can_be_had: bool,
 }
@@ -23,7 +23,7 @@ impl Args {
     }
 }
 
-/// `rust-version` of the workspace, which every member takes over.
+/// `rust-version` of the workspace, which every member inherits.
 const PROMISED: &str = env!("CARGO_PKG_RUST_VERSION");
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -35,16 +35,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         Err(error) => return Err(error),
     };
-    // A target directory of its own: nothing here is thrown away for the other compiler, nor there.
+    // A separate target directory, so that neither compiler discards the other's results.
     let target = shell::target()?.join("msrv");
     let mut check = rustup(&name);
     check.args(["cargo", "check", "--locked", "--workspace"]).args(WITHOUT_EBPF);
-    // Names the cargo that started this program, which is of another toolchain.
+    // The variable names the cargo that started this program, which is of another toolchain.
     check.arg("--target-dir").arg(target).current_dir(root()).env_remove("CARGO");
     shell::run(&mut check)
 }
 
-/// The first release of a series: a promise of 1.90 holds from 1.90.0 on.
+/// The first release of a series: for 1.90 it is 1.90.0.
 fn first_release(version: &str) -> String {
     if version.matches('.').count() < 2 { format!("{version}.0") } else { version.to_owned() }
 }

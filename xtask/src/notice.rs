@@ -1,4 +1,4 @@
-//! `cargo xtask notice`: the licences of everything that is linked into the daemon or its kernel objects.
+//! `cargo xtask notice`: the licences of all crates that are linked into the daemon or its kernel objects.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,21 +15,21 @@ use crate::shell::{cargo, root};
 /// Writes THIRD-PARTY-NOTICES from the licence files of all dependencies.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Write nothing: fail if the file is not what it should be.
+    /// Write nothing: fail if the file is outdated.
     #[arg(long)]
     check: bool,
 }
 
-/// In the root of the repository; images and packages carry it.
+/// The file in the root of the repository, which images and packages contain.
 const FILE: &str = "THIRD-PARTY-NOTICES";
 
-/// What is linked into what people get.
+/// The packages of the release.
 const ROOTS: [&str; 2] = ["snisplice", "snisplice-ebpf"];
 
-/// Where the daemon runs, as in `deny.toml`.
+/// The platforms of the daemon, as in `deny.toml`.
 const PLATFORMS: [&str; 2] = ["x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"];
 
-/// What the names of files with licences begin with.
+/// The prefixes of the names of licence files.
 const NAMES: [&str; 6] = ["LICENSE", "LICENCE", "COPYING", "COPYRIGHT", "NOTICE", "UNLICENSE"];
 
 impl Args {
@@ -75,7 +75,8 @@ fn packages() -> Result<BTreeSet<Package>> {
     Ok(all)
 }
 
-/// Everything that the roots link, in what `cargo metadata` tells: neither build scripts' nor tests' dependencies.
+/// All packages that the roots link, from the output of `cargo metadata`, without the dependencies of build scripts
+/// and tests.
 fn linked(metadata: &Value) -> Result<Vec<Package>> {
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -97,7 +98,7 @@ fn linked(metadata: &Value) -> Result<Vec<Package>> {
             .iter()
             .any(|target| list(&target["kind"]).iter().any(|kind| kind == "proc-macro"));
         if is_macro {
-            continue; // It writes code, and is not linked.
+            continue; // A procedural macro generates code, and is not linked.
         }
         if !package["source"].is_null() {
             let folder = text(&package["manifest_path"]).trim_end_matches("Cargo.toml").to_owned();
@@ -118,7 +119,7 @@ fn linked(metadata: &Value) -> Result<Vec<Package>> {
     Ok(found)
 }
 
-/// Who has which licence, and then each text once.
+/// The packages with each licence, and then each text once.
 fn render(packages: &BTreeSet<Package>) -> Result<String> {
     let mut out = String::from(
         "Third-party software in snisplice\n\n\
@@ -140,7 +141,8 @@ fn render(packages: &BTreeSet<Package>) -> Result<String> {
     Ok(out)
 }
 
-/// The texts in a package's folder. Where its licence is a choice that includes MIT's, that one, and every notice.
+/// The licence texts in a package's folder. If the licence is a choice that includes MIT's, only that one and every
+/// notice.
 fn licences(folder: &Path, license: &str) -> Result<BTreeSet<String>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {

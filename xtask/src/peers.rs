@@ -1,7 +1,8 @@
-//! The newest versions of the balancers that the benchmark compares with, below cargo's target directory.
+//! The newest versions of the benchmark's other balancers, below cargo's target directory.
 //!
-//! Debian's unstable suite has the newest `HAProxy` and nginx, built for its own C library. Both are unpacked into one folder
-//! with every library that they need, and started through that folder's dynamic loader. So nothing of the system changes.
+//! Debian's unstable suite has the newest `HAProxy` and nginx, built for its own C library. Both are unpacked into
+//! one folder with all their libraries, and are started through that folder's dynamic loader. The system itself does
+//! not change.
 
 use std::{
     fs,
@@ -20,14 +21,14 @@ use crate::{
 
 /// The suite of the newest versions.
 const SUITE: &str = "sid";
-/// What is unpacked, besides the libraries.
+/// The packages to unpack, besides the libraries.
 const PACKAGES: [&str; 3] = ["haproxy", "nginx", "libnginx-mod-stream"];
-/// Its programs, in `usr/sbin`.
+/// The programs, in `usr/sbin`.
 const PROGRAMS: [&str; 2] = ["haproxy", "nginx"];
-/// sozu routes TCP by server name since 2.3. Built as it comes: its feature `splice` is off.
+/// sozu routes TCP by server name since 2.3. It is built with its default features: `splice` is off.
 const SOZU: (&str, &str) = ("sozu", "2.3.3");
 
-/// Brings all of them that are missing.
+/// Installs all missing balancers.
 pub(crate) fn install() -> Result<()> {
     let peers = shell::target()?.join("peers");
     fs::create_dir_all(&peers)?;
@@ -45,13 +46,13 @@ pub(crate) fn install() -> Result<()> {
         println!("already in {}", own.display());
         return Ok(());
     }
-    // Its messages between processes are generated.
+    // The messages between sozu's processes are generated code.
     install::programs(&[("protoc", "protobuf-compiler")], false)?;
     let mut command = cargo();
     command.args(["install", "--locked", "--force", program, "--version", version, "--root"]).arg(&own);
     let build = peers.join("sozu-build");
     shell::run(command.arg("--target-dir").arg(&build))?;
-    // A gigabyte that nobody needs again.
+    // A gigabyte that no later step needs.
     fs::remove_dir_all(&build).with_context(|| build.display().to_string())
 }
 
@@ -64,7 +65,7 @@ fn unpack(peers: &Path) -> Result<()> {
     let wanted: Vec<&str> = all.iter().map(String::as_str).filter(|package| is_wanted(package)).collect();
     println!("unpacking {}", wanted.join(", "));
     let unpacked = apt.unpack(&wanted)?;
-    // Under its own name only when it is complete.
+    // Renamed only when it is complete.
     let partial = peers.join(format!(".{SUITE}"));
     for directory in [&partial, &peers.join(SUITE)] {
         if directory.exists() {
@@ -87,32 +88,34 @@ fn unpack(peers: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether a package, given as `name=version`, has a program or a library, and not what a system needs to run them as services.
+/// Whether a package, given as `name=version`, contains a program or a library, and does not only serve to run
+/// services.
 fn is_wanted(package: &str) -> bool {
     let name = package.split('=').next().unwrap_or_default();
     PACKAGES.contains(&name) || name == "zlib1g" || (name.starts_with("lib") && !name.starts_with("libpam"))
 }
 
-/// Directories of an unpacked tree that have libraries, of those where Debian puts them.
+/// Directories with libraries in an unpacked tree, among Debian's usual ones.
 fn library_directories(root: &Path) -> [PathBuf; 3] {
     let multiarch = format!("usr/lib/{}-linux-gnu", std::env::consts::ARCH);
     [multiarch.as_str(), "usr/lib64", "usr/lib"].map(|directory| root.join(directory))
 }
 
-/// Where the dynamic loader is in an unpacked tree, relative to it.
+/// The path of the dynamic loader, relative to an unpacked tree.
 fn loader(root: &Path) -> Result<PathBuf> {
     let entries = library_directories(root).into_iter().filter_map(|directory| fs::read_dir(directory).ok());
     let loader = entries.flatten().filter_map(Result::ok).find(|entry| {
         let name = entry.file_name();
         let name = name.to_string_lossy();
-        // Newer packages have a link of the name ld.so, too.
+        // Newer packages also have a link with the name ld.so.
         name.starts_with("ld-linux") && name.contains(".so.")
     });
     let path = loader.context("libc6 has no dynamic loader where it is looked for")?.path();
     Ok(path.strip_prefix(root)?.to_owned())
 }
 
-/// A script that becomes the program. `HAProxy` executes its own name again for a reload, so that has to be the script's.
+/// A script that executes the program. For a reload, `HAProxy` executes its own name again, so that name must be the
+/// script's.
 fn launcher(root: &Path, loader: &Path, program: &str) -> String {
     let libraries: Vec<String> =
         library_directories(root).iter().map(|directory| directory.display().to_string()).collect();
@@ -143,7 +146,7 @@ mod tests {
         fs::create_dir_all(&lib64).unwrap();
         fs::create_dir_all(root.path().join("usr/sbin")).unwrap();
         let loader_path = lib64.join("ld-linux-test.so.2");
-        // Stands in for the loader: says with what it was called.
+        // Replaces the loader: prints its arguments.
         fs::write(&loader_path, "#!/bin/sh\nprintf '%s\\n' \"$@\"\n").unwrap();
         fs::set_permissions(&loader_path, fs::Permissions::from_mode(0o755)).unwrap();
         assert_eq!(loader(root.path()).unwrap(), Path::new("usr/lib64/ld-linux-test.so.2"));

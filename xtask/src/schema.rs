@@ -10,13 +10,13 @@ use crate::shell::root;
 /// Writes docs/configuration.md and config/snisplice.schema.json from the declarations in `config`
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Write nothing; fail where a file is not what would be written.
+    /// Write nothing; fail if a file is outdated.
     #[arg(long)]
     check: bool,
 }
 
 impl Args {
-    /// Compares.
+    /// The arguments that only compare.
     pub(crate) fn check() -> Self {
         Self { check: true }
     }

@@ -1,4 +1,4 @@
-//! Running other programs so that the reader of a log sees what was run and why it failed.
+//! Runs other programs, so that a log shows each command and the reason of its failure.
 
 use std::{
     fmt::Write as _,
@@ -10,26 +10,26 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-/// The root of the workspace, from where every command runs.
+/// The root of the workspace, the working directory of every command.
 pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
 }
 
-/// Where cargo puts what it builds, this program included, and we what takes long to make again.
+/// cargo's target directory, which contains this program and results that take long to make.
 pub(crate) fn target() -> Result<PathBuf> {
-    // Ours is <target>/debug/xtask.
+    // This program is <target>/debug/xtask.
     let own = std::env::current_exe().context("cannot tell where this program is")?;
     Ok(own.ancestors().nth(2).context("this program is not in a target directory")?.to_owned())
 }
 
-/// The cargo that started us, so that a `+toolchain` carries over.
+/// The cargo that started this program, so that a `+toolchain` applies to it.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root());
     command
 }
 
-/// Prints the command, runs it with our own streams, and fails unless it succeeds.
+/// Prints the command, and runs it with this program's streams. Returns an error unless the command succeeds.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     println!("$ {}", line(command));
     let status = command.status().with_context(|| format!("cannot start `{}`", line(command)))?;
@@ -39,8 +39,7 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs the command and returns what it wrote to its standard output; fails unless it succeeds, with what it wrote
-/// to its standard error.
+/// Runs the command and returns its standard output. An error contains its standard error.
 pub(crate) fn bytes(command: &mut Command) -> Result<Vec<u8>> {
     let output = command.output().with_context(|| format!("cannot start `{}`", line(command)))?;
     if !output.status.success() {
@@ -50,7 +49,8 @@ pub(crate) fn bytes(command: &mut Command) -> Result<Vec<u8>> {
     Ok(output.stdout)
 }
 
-/// Runs the command and returns all that it wrote, for commands that run at the same time. Fails unless it succeeds.
+/// Runs the command and returns all its output, for commands that run concurrently. Returns an error unless the
+/// command succeeds.
 pub(crate) fn both(command: &mut Command) -> Result<String> {
     println!("$ {}", line(command));
     let output = command.output().with_context(|| format!("cannot start `{}`", line(command)))?;
@@ -62,25 +62,25 @@ pub(crate) fn both(command: &mut Command) -> Result<String> {
     Ok(text)
 }
 
-/// As [`bytes`], for output that is text.
+/// Like [`bytes`], for output that is text.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8(bytes(command)?)?)
 }
 
-/// The steps so far, and when each began.
+/// The steps so far, and the start of each.
 static STEPS: Mutex<Vec<(String, Instant)>> = Mutex::new(Vec::new());
 
 fn steps() -> MutexGuard<'static, Vec<(String, Instant)>> {
     STEPS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Prints a heading between the steps of a longer command, and notes the time for [`durations`].
+/// Prints a heading between the steps of a longer command, and records the time for [`durations`].
 pub(crate) fn step(what: &str) {
     println!("\n=== {what}");
     steps().push((what.to_owned(), Instant::now()));
 }
 
-/// A table of the steps so far, in their order, each with its seconds.
+/// A table of the steps so far, in order, each with its seconds.
 pub(crate) fn durations() -> String {
     let steps = steps();
     let ends = steps.iter().skip(1).map(|(_, began)| *began).chain([Instant::now()]);
@@ -101,7 +101,7 @@ fn table(steps: &[(&str, Duration)]) -> String {
     table
 }
 
-/// Where `program` is on the search path, the administrator's directories included.
+/// The path of `program` on the search path, including the administrator's directories.
 pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)

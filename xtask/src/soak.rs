@@ -1,16 +1,16 @@
-//! `cargo xtask soak`: thousands of connections at a time, for as long as you like.
+//! `cargo xtask soak`: thousands of concurrent connections, for any time.
 
 use anyhow::Result;
 
 use crate::shell::{self, cargo};
 
-/// Keeps many connections open at a time, checks every byte, and looks for anything that is left in the end.
+/// Keeps many connections open, checks every byte, and finally checks for leaks.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// How long.
+    /// The duration in minutes.
     #[arg(long, default_value_t = 10)]
     minutes: u64,
-    /// Connections at a time; each takes two descriptors here and two in the daemon.
+    /// Concurrent connections; each takes two descriptors here and two in the daemon.
     #[arg(long, default_value_t = 8_000)]
     flows: u64,
     /// Only this datapath.

@@ -1,4 +1,4 @@
-//! `cargo xtask style`: what takes seconds to check and needs no build of the project.
+//! `cargo xtask style`: checks that take seconds and need no build of the project.
 
 use std::process::Command;
 
@@ -12,22 +12,22 @@ use crate::{
 /// Checks the format of the source, the spelling of every text and the format of TOML files.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Mend what can be mended.
+    /// Correct errors if possible.
     #[arg(long)]
     fix: bool,
 }
 
 impl Args {
-    /// Changes nothing.
+    /// The arguments that change nothing.
     pub(crate) fn check() -> Self {
         Self { fix: false }
     }
 }
 
-/// Knows common misspellings, and no dictionary; `_typos.toml` has the exceptions. Another version knows others.
+/// A checker of common misspellings. `_typos.toml` contains the exceptions. Another version has another list.
 const TYPOS: Tool =
     Tool { program: "typos", package: "typos-cli", version: "1.52.0", exact: true, wheel: Some("typos") };
-/// Formats TOML as `.taplo.toml` says.
+/// Formats TOML by `.taplo.toml`.
 const TAPLO: Tool =
     Tool { program: "taplo", package: "taplo-cli", version: "0.9.3", exact: true, wheel: Some("taplo") };
 
@@ -45,7 +45,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         rustfmt.arg("--check");
         taplo.args(["--check", "--diff"]);
     }
-    // All three, so that one run shows everything.
+    // All three run, so that one run shows all errors.
     let mut failed = 0;
     for command in [&mut rustfmt, &mut typos, &mut taplo] {
         if let Err(error) = shell::run(command) {

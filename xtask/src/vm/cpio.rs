@@ -1,5 +1,5 @@
-//! The archive format of an initial file system: `newc`, as the kernel's
-//! Documentation/driver-api/early-userspace/buffer-format.rst has it.
+//! The archive format of an initial file system: `newc`, as defined in the kernel's
+//! Documentation/driver-api/early-userspace/buffer-format.rst.
 
 use std::{
     collections::BTreeSet,
@@ -9,7 +9,7 @@ use std::{
 
 use cpio::newc::{Builder, ModeFileType, trailer};
 
-/// Writes an archive, entry by entry; all belongs to root.
+/// Writes an archive, entry by entry. Root owns all entries.
 #[derive(Debug)]
 pub(super) struct Archive<W> {
     out: W,
@@ -22,7 +22,7 @@ impl<W: Write> Archive<W> {
         Self { out, inode: 0, directories: BTreeSet::new() }
     }
 
-    /// Adds a directory and those above it, once.
+    /// Adds a directory and its parents, once.
     pub(super) fn directory(&mut self, path: &str) -> io::Result<()> {
         let path = path.trim_matches('/');
         if path.is_empty() || self.directories.contains(path) {
@@ -33,14 +33,14 @@ impl<W: Write> Archive<W> {
         self.entry(Builder::new(path).mode(0o755).set_mode_file_type(ModeFileType::Directory), &[])
     }
 
-    /// Adds a file with the given permissions, and the directories above it.
+    /// Adds a file with the given permissions, and its parent directories.
     pub(super) fn file(&mut self, path: &str, permissions: u32, data: &[u8]) -> io::Result<()> {
         let path = path.trim_matches('/');
         self.parents(path)?;
         self.entry(Builder::new(path).mode(permissions).set_mode_file_type(ModeFileType::Regular), data)
     }
 
-    /// Adds a character device with the given major and minor number, and the directories above it.
+    /// Adds a character device with the given major and minor number, and its parent directories.
     pub(super) fn device(&mut self, path: &str, major: u32, minor: u32) -> io::Result<()> {
         let path = path.trim_matches('/');
         self.parents(path)?;
@@ -75,7 +75,7 @@ impl<W: Write> Archive<W> {
 mod tests {
     use super::*;
 
-    /// Bytes before the name: a magic number of six and thirteen fields of eight digits.
+    /// Bytes before the name: a magic number of six bytes and thirteen fields of eight digits.
     const HEADER: usize = 6 + 13 * 8;
 
     #[test]

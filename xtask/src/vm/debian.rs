@@ -1,4 +1,5 @@
-//! Fetches Debian's cloud kernels, which are small and have everything built in that a virtual machine boots with.
+//! Fetches Debian's cloud kernels, which are small and have all drivers built in that a virtual machine needs to
+//! boot.
 
 use std::{fs, path::Path, process::Command};
 
@@ -9,13 +10,13 @@ use crate::{debian::Apt, shell};
 
 /// The suites that have a series from its first to its last day.
 const HOMES: [(&str, &str); 3] = [("5.10", "bullseye"), ("6.1", "bookworm"), ("6.12", "trixie")];
-/// Where any other release may be.
+/// The suites that may have any other release.
 const ELSEWHERE: [&str; 3] = ["sid", "trixie-backports", "bookworm-backports"];
 
 const PREFIX: &str = "linux-image-";
 const FLAVOUR: &str = "-cloud-amd64";
 
-/// Fetches the newest cloud kernel that is `wanted` into `directory`, as [`Kernel::all_in`] expects it.
+/// Fetches the newest cloud kernel that matches `wanted` into `directory`, in the layout of [`Kernel::all_in`].
 pub(super) fn fetch(wanted: &Wanted, directory: &Path) -> Result<Kernel> {
     ensure!(
         Apt::is_here(),
@@ -35,7 +36,7 @@ pub(super) fn fetch(wanted: &Wanted, directory: &Path) -> Result<Kernel> {
     bail!("Debian's {} have no cloud kernel {wanted}", suites.join(", "));
 }
 
-/// The suites to search, the likeliest first.
+/// The suites to search, the most probable first.
 fn suites(wanted: &Wanted) -> Vec<&'static str> {
     let home = HOMES.into_iter().find(|(series, _)| {
         let wanted = wanted.to_string();
@@ -44,7 +45,7 @@ fn suites(wanted: &Wanted) -> Vec<&'static str> {
     home.map(|(_, suite)| suite).into_iter().chain(ELSEWHERE).collect()
 }
 
-/// What a suite has of cloud kernels.
+/// The cloud kernels of a suite.
 struct Kernels(Apt);
 
 impl Kernels {
@@ -69,14 +70,14 @@ impl Kernels {
         let images = [root.join("boot").join(format!("vmlinuz-{release}")), modules.join("vmlinuz")];
         let image = images.iter().find(|path| path.is_file()).context("the package has no vmlinuz")?;
 
-        // Under its own name only when it is complete.
+        // Renamed only when it is complete.
         let partial = directory.join(format!(".{release}"));
         if partial.exists() {
             fs::remove_dir_all(&partial)?;
         }
         fs::create_dir_all(partial.join("lib/modules"))?;
         fs::copy(image, partial.join("vmlinuz"))?;
-        // Both may be on different file systems, so that a rename would not do.
+        // The paths may be on different file systems, so a rename may fail.
         shell::output(Command::new("cp").arg("-r").arg(modules).arg(partial.join("lib/modules")))?;
         fs::rename(&partial, directory.join(release))?;
         Ok(())
@@ -90,7 +91,7 @@ fn is_release(text: &str) -> bool {
     version.split('.').count() >= 3
 }
 
-/// The packages that newer kernels are split into, out of what `apt-cache depends` prints.
+/// The packages that newer kernels are split into, parsed from the output of `apt-cache depends`.
 fn parts<'a>(depends: &'a str, release: &str) -> Vec<&'a str> {
     let names = depends.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
     names

@@ -1,4 +1,4 @@
-//! The same jobs under the kernel that runs already.
+//! The same jobs under the running kernel.
 
 use std::{
     fs,
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::shell::{self, is_root};
 
-/// Where messages to the kernel's log go.
+/// The device that writes to the kernel's log.
 const KMSG: &str = "/dev/kmsg";
 
 /// The running kernel's release.
@@ -24,7 +24,7 @@ pub(super) fn release() -> Result<String> {
     Ok(shell::output(Command::new("uname").arg("-r"))?.trim().to_owned())
 }
 
-/// Runs the jobs here, as `tests/vm/init` does in a guest.
+/// Runs the jobs here, like `tests/vm/init` in a guest.
 pub(super) fn run(suite: &Suite, heard: impl FnMut(&Section, &str)) -> Result<Run> {
     ensure!(
         is_root(),
@@ -36,7 +36,7 @@ pub(super) fn run(suite: &Suite, heard: impl FnMut(&Section, &str)) -> Result<Ru
         reporter.push(&shell::output(Command::new("uname").arg("-v"))?);
         Ok(0)
     })?;
-    // The log is older than this run.
+    // The log contains older lines than this run's.
     let mark = format!("{BEGIN}run {}", std::process::id());
     note(&mark)?;
     for job in suite.jobs() {
@@ -94,7 +94,7 @@ impl<H: FnMut(&Section, &str)> Reporter<H> {
             self.push(&String::from_utf8_lossy(&line?));
         }
         let status = child.wait()?;
-        // timeout(1) kills itself as it killed.
+        // timeout(1) kills itself with the signal of its child.
         let signal = std::os::unix::process::ExitStatusExt::signal(&status);
         Ok(status.code().or(signal.map(|signal| 128 + signal)).unwrap_or(1))
     }

@@ -1,4 +1,4 @@
-//! Kernels to boot: a directory with one subdirectory for each release.
+//! Kernels to boot: a directory with one subdirectory per release.
 
 use std::{
     fmt, fs,
@@ -8,19 +8,19 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-/// A kernel that is on this machine.
+/// A kernel on this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Kernel {
-    /// As `uname -r` says it, for example `6.12.107+deb13-cloud-amd64`.
+    /// The output of `uname -r`, for example `6.12.107+deb13-cloud-amd64`.
     pub(super) release: String,
     /// The bootable image.
     pub(super) image: PathBuf,
-    /// What is in `/lib/modules/RELEASE`.
+    /// The content of `/lib/modules/RELEASE`.
     pub(super) modules: PathBuf,
 }
 
 impl Kernel {
-    /// Those in `directory`, oldest first: `RELEASE/vmlinuz` and `RELEASE/lib/modules/RELEASE`.
+    /// The kernels in `directory`, oldest first: `RELEASE/vmlinuz` and `RELEASE/lib/modules/RELEASE`.
     pub(super) fn all_in(directory: &Path) -> Result<Vec<Self>> {
         if !directory.is_dir() {
             return Ok(Vec::new());
@@ -34,7 +34,7 @@ impl Kernel {
                 image: path.join("vmlinuz"),
                 modules: path.join("lib/modules").join(release),
             };
-            // A dot directory is a download that was interrupted.
+            // A directory with a leading dot is an interrupted download.
             if kernel.image.is_file() && !release.starts_with('.') {
                 kernels.push(kernel);
             }
@@ -43,19 +43,19 @@ impl Kernel {
         Ok(kernels)
     }
 
-    /// The newest of those in `directory` that are `wanted`.
+    /// The newest kernel in `directory` that matches `wanted`.
     pub(super) fn newest_in(directory: &Path, wanted: &Wanted) -> Result<Option<Self>> {
         let kernels = Self::all_in(directory)?;
         Ok(kernels.into_iter().rev().find(|kernel| wanted.matches(&kernel.release)))
     }
 }
 
-/// A release, or the beginning of one: `7`, `6.12`, `6.12.43`, `6.1.0-50-cloud-amd64`.
+/// A release, or a prefix of one: `7`, `6.12`, `6.12.43`, `6.1.0-50-cloud-amd64`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Wanted(String);
 
 impl Wanted {
-    /// Whether `release` begins with this, part by part: `6.1` is not the beginning of `6.12`.
+    /// Whether `release` begins with this prefix, part by part: `6.1` is not a prefix of `6.12`.
     pub(super) fn matches(&self, release: &str) -> bool {
         is_of_series(release, &self.0)
     }
@@ -86,7 +86,7 @@ impl fmt::Display for Wanted {
     }
 }
 
-/// Orders releases as one counts: by their numbers, without those in the names of flavours (`-cloud-amd64`).
+/// Sorts releases by their numbers, without those in the names of flavours (`-cloud-amd64`).
 pub(super) fn version(release: &str) -> Vec<u64> {
     release
         .split('-')

@@ -1,4 +1,4 @@
-//! A virtual machine that runs once, from its kernel's start to its powering off.
+//! A virtual machine that runs once, from its kernel's start to its power-off.
 
 use std::{
     fmt, fs,
@@ -17,15 +17,15 @@ use super::{
     transcript::{Section, Transcript},
 };
 
-/// Mebibytes; the initial file system lives in them too.
+/// In mebibytes, including the initial file system.
 const MEMORY: u32 = 2048;
-/// Two, so that what happens on different processors at once can go wrong.
+/// Two, so that concurrency between processors can fail.
 const PROCESSORS: u32 = 2;
 
-/// `quiet` keeps the console for what is bad; a panic ends the machine at once; the log must hold the whole run.
+/// `quiet` limits the console to errors. A panic ends the machine at once. The log must hold the whole run.
 const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 log_buf_len=4M printk.devkmsg=on rdinit=/init";
 
-/// What executes the guest's instructions.
+/// The accelerator of the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Accelerator {
     /// The processor's own virtualisation
@@ -35,10 +35,10 @@ pub(super) enum Accelerator {
 }
 
 impl Accelerator {
-    /// KVM where the processor has what it takes and we may use it.
+    /// KVM, if the processor has the extensions and this user has access.
     ///
-    /// The device alone says little: a hypervisor may offer it to guests without passing the extensions on, and
-    /// then no ordinary kernel boots.
+    /// The device alone is not enough: a hypervisor may offer it to guests without the extensions, and then no normal
+    /// kernel boots.
     pub(super) fn of_this_machine() -> Self {
         let extensions = fs::read_to_string("/proc/cpuinfo").is_ok_and(|cpus| has_extensions(&cpus));
         let usable = fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
@@ -48,8 +48,8 @@ impl Accelerator {
     fn arguments(self) -> [&'static str; 4] {
         match self {
             Self::Kvm => ["-accel", "kvm", "-cpu", "host"],
-            // CMPXCHG16B of QEMU 7.2 leaves rubbish in the flags, which the kernel dies of when an interrupt comes
-            // just then; without it kernels take another way. A fifth level of page tables only costs time.
+            // CMPXCHG16B of QEMU 7.2 leaves wrong flags. A kernel crashes if an interrupt comes at that moment.
+            // Without the instruction, kernels use other code. A fifth level of page tables only costs time.
             Self::Tcg => ["-accel", "tcg,thread=multi", "-cpu", "max,cx16=off,la57=off"],
         }
     }
@@ -64,38 +64,38 @@ impl fmt::Display for Accelerator {
     }
 }
 
-/// Whether /proc/cpuinfo tells of Intel's or AMD's virtualisation extensions.
+/// Whether /proc/cpuinfo lists Intel's or AMD's virtualisation extensions.
 fn has_extensions(cpus: &str) -> bool {
     let flags = cpus.lines().find_map(|line| line.strip_prefix("flags")).unwrap_or_default();
     flags.split_ascii_whitespace().any(|flag| flag == "vmx" || flag == "svm")
 }
 
-/// What came of a machine.
+/// The result of a machine.
 #[derive(Debug)]
 pub(super) struct Run {
     pub(super) transcript: Transcript,
-    /// The kernel's console.
+    /// The output of the kernel's console.
     pub(super) console: String,
-    /// The limit was reached before the machine powered itself off.
+    /// Whether the time limit ended before the machine's power-off.
     pub(super) timed_out: bool,
     pub(super) took: Duration,
 }
 
 impl Run {
-    /// Whether the kernel stumbled over a breakpoint with which it patches its own code. A processor never shows that to
-    /// another one that runs there; QEMU does at times, when it executes them on several threads.
+    /// Whether the kernel hit a breakpoint with which it patches its own code. A real processor never shows such a
+    /// breakpoint to another one. QEMU sometimes does, with several threads.
     pub(super) fn died_of_emulation(&self, accelerator: Accelerator) -> bool {
         accelerator == Accelerator::Tcg && !self.transcript.is_done() && is_stray_breakpoint(&self.console)
     }
 }
 
-/// Whether a kernel's last words are of a breakpoint that nobody had set.
+/// Whether a kernel's last lines report a breakpoint that no process has set.
 fn is_stray_breakpoint(console: &str) -> bool {
     console.lines().any(|line| line.contains("int3: 0000 [#1]"))
 }
 
-/// Boots `kernel` with `initramfs`, hears what it reports until it powers off, for no longer than `limit`; each line
-/// is shown to `heard` with the section that it belongs to.
+/// Boots `kernel` with `initramfs`, and reads its report until its power-off, for at most `limit`. `heard` gets each
+/// line with its section.
 pub(super) fn boot(
     kernel: &Kernel,
     initramfs: &Path,
@@ -114,7 +114,7 @@ pub(super) fn boot(
         .arg("-initrd")
         .arg(initramfs)
         .args(["-append", COMMAND_LINE])
-        // The first port is the kernel's console, the second is the guest's report: neither tears the other's lines.
+        // The first port is the kernel's console, the second one the guest's report, so that their lines do not mix.
         .arg("-serial")
         .arg(format!("file:{}", console.path().display()))
         .args(["-serial", "stdio"])
@@ -125,7 +125,7 @@ pub(super) fn boot(
 
     let (lines, incoming) = mpsc::channel();
     let reader = thread::spawn(move || {
-        // Ends with the machine, or with who listens.
+        // Ends with the machine, or with the receiver.
         for line in BufReader::new(report).split(b'\n').map_while(Result::ok) {
             if lines.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
                 break;
@@ -145,18 +145,18 @@ pub(super) fn boot(
         }
     };
     drop(machine);
-    // It only reads a pipe whose other end is closed now.
+    // The thread only reads a pipe whose other end is now closed.
     drop(reader.join());
     let console = String::from_utf8_lossy(&fs::read(console.path())?).into_owned();
     Ok(Run { transcript, console, timed_out, took: started.elapsed() })
 }
 
-/// A running qemu, which ends with its owner.
+/// A running qemu, which is killed on drop.
 struct Machine(Child);
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        // Fails if it has ended already.
+        // Fails if the process has ended already.
         drop(self.0.kill());
         drop(self.0.wait());
     }

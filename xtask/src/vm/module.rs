@@ -1,4 +1,4 @@
-//! Kernel modules that the guest loads, in an order in which each finds what it depends on.
+//! Kernel modules that the guest loads, each after its dependencies.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,16 +12,16 @@ use object::read::{Object as _, ObjectSection as _, elf::ElfFile64};
 
 use crate::shell;
 
-/// A module as it is handed to the kernel.
+/// A module as the kernel loads it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Module {
     pub(super) name: String,
     pub(super) image: Vec<u8>,
 }
 
-/// The modules `names` and what they depend on, out of the files below `directory`.
+/// The modules `names` and their dependencies, from the files below `directory`.
 ///
-/// One that is not there is left out: it is built in, or this kernel cannot do that, and then a test says so.
+/// A missing module is skipped. Either it is built in, or the kernel lacks the feature, and a test then reports that.
 pub(super) fn in_load_order(directory: &Path, names: &[&str]) -> Result<Vec<Module>> {
     let mut files = BTreeMap::new();
     list(directory, &mut files)?;
@@ -70,7 +70,7 @@ fn list(directory: &Path, files: &mut BTreeMap<String, PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// The kernel takes `-` and `_` in the name of a module for the same.
+/// In the name of a module, the kernel treats `-` and `_` as equal.
 fn normal(name: &str) -> String {
     name.replace('-', "_")
 }
@@ -85,7 +85,7 @@ fn read(file: &Path) -> Result<Vec<u8>> {
     shell::bytes(command.args(["--decompress", "--stdout"]).arg(file))
 }
 
-/// What the module says that it needs: `depends=a,b` among the strings of its section `.modinfo`.
+/// The dependencies of a module: `depends=a,b` among the strings of its section `.modinfo`.
 fn dependencies(image: &[u8]) -> Result<Vec<String>> {
     let file: ElfFile64<'_> = ElfFile64::parse(image)?;
     let Some(section) = file.section_by_name(".modinfo") else { bail!("no section `.modinfo`") };

@@ -1,10 +1,10 @@
-//! Results as text: for who waits, and as a page of the documentation.
+//! Results as text: for the terminal, and as a page of the documentation.
 
 use std::fmt::Write as _;
 
 use super::verdict::{Outcome, Probe, Verdict};
 
-/// What the page says before its results.
+/// The text before the results.
 const HEAD: &str = "# Kernels
 
 What `snisplice probe` and the datapath's tests say under other kernels, each booted in a virtual machine with two
@@ -21,7 +21,7 @@ stay clean but for two warnings (docs/internals/sockmap.md, \"Warnings of the ke
 
 ";
 
-/// One line for each kernel.
+/// One line per kernel.
 pub(super) fn table(verdicts: &[Verdict]) -> String {
     let mut table = String::from(
         "| Kernel | Version | Probes | `auto` takes | Tests | Verdict |\n|---|---|---|---|---|---|\n",
@@ -44,7 +44,7 @@ pub(super) fn table(verdicts: &[Verdict]) -> String {
     table
 }
 
-/// The page.
+/// The page of the documentation.
 pub(super) fn markdown(verdicts: &[Verdict]) -> String {
     let mut page = format!("{HEAD}{}", table(verdicts));
     for verdict in verdicts {
@@ -75,7 +75,7 @@ fn block(text: &str) -> String {
     format!("```text\n{text}\n```\n\n")
 }
 
-/// What there is any of.
+/// The counts that are not zero.
 fn counted(counts: &[(usize, &str)]) -> String {
     let counts: Vec<_> = counts
         .iter()

@@ -1,4 +1,4 @@
-//! The suite that runs in a guest, as this machine builds it: the daemon's probes, the tests of `tests/library`, and the
+//! The suite for a guest, as this machine builds it: the daemon's probes, the tests of `tests/library`, and the
 //! end-to-end tests that some kernels cannot run.
 
 use std::{
@@ -33,7 +33,7 @@ const DIRECTORY: &str = "/suite";
 /// The first process of the guest.
 const INIT: &str = "tests/vm/init";
 
-/// Probes and tests, built.
+/// The built probes and tests.
 #[derive(Debug)]
 pub(super) struct Suite {
     daemon: PathBuf,
@@ -45,13 +45,13 @@ pub(super) struct Suite {
 struct TestBinary {
     name: String,
     path: PathBuf,
-    /// Restricts what runs to tests with this in their name.
+    /// A filter: only tests with this text in their name run.
     filter: Option<String>,
     /// The names of the tests that run.
     tests: Vec<String>,
 }
 
-/// One program to run.
+/// A program to run.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Job {
     pub(super) kind: &'static str,
@@ -60,16 +60,16 @@ pub(super) struct Job {
     pub(super) arguments: Vec<String>,
 }
 
-/// What one job may take, so that one that hangs leaves time to the others. Tests have limits of their own.
+/// The time limit of one job, so that a job that hangs leaves time to the others. Tests have limits of their own.
 pub(super) const LIMIT: Duration = Duration::from_secs(400);
 
-/// The kind of a job that asks the daemon what the kernel can do.
+/// The kind of a job that probes the kernel with the daemon.
 pub(super) const PROBE: &str = "probe";
 /// The kind of a job that runs tests.
 pub(super) const TESTS: &str = "tests";
 
 impl Suite {
-    /// Builds all; takes those tests that have `only` in their name or in that of their file.
+    /// Builds everything. Selects the tests with `only` in their name or in that of their file.
     pub(super) fn build(only: Option<&str>) -> Result<Self> {
         let daemon = build("build", &["--bins"])?.into_iter().find(|built| built.name == DAEMON);
         let daemon = daemon.context("cargo built no daemon")?.path;
@@ -91,7 +91,7 @@ impl Suite {
         Ok(Self { daemon, tests })
     }
 
-    /// What to run, in order.
+    /// The jobs, in order.
     pub(super) fn jobs(&self) -> Vec<Job> {
         let probe = Job {
             kind: PROBE,
@@ -120,7 +120,7 @@ impl Suite {
         binary.map_or(&[], |binary| &binary.tests)
     }
 
-    /// Writes an initial file system to `path` that runs the jobs under `tests/vm/init` after loading `modules`.
+    /// Writes an initial file system to `path`. It loads `modules` and runs the jobs under `tests/vm/init`.
     pub(super) fn write_initramfs(&self, path: &Path, modules: &[Module]) -> Result<()> {
         let mut archive = Archive::new(BufWriter::new(File::create(path)?));
         for directory in ["proc", "sys", "dev", "run", "root", "tmp"] {
@@ -163,7 +163,7 @@ impl Suite {
     }
 }
 
-/// Builds targets of the whole workspace, as `cargo xtask test` does: a selection of packages would compile the
+/// Builds targets of the whole workspace, like `cargo xtask test`: a selection of packages would compile the
 /// dependencies again, with other features.
 fn build(subcommand: &str, targets: &[&str]) -> Result<Vec<Executable>> {
     let mut command = cargo();
@@ -173,7 +173,7 @@ fn build(subcommand: &str, targets: &[&str]) -> Result<Vec<Executable>> {
 }
 
 impl TestBinary {
-    /// With the names of the tests that `filter` lets run.
+    /// Adds the names of the tests that `filter` selects.
     fn of(name: String, path: PathBuf, filter: Option<String>) -> Result<Self> {
         let mut list = Command::new(&path);
         let list = shell::output(list.args(["--list", "--format", "terse"]).args(&filter))?;
@@ -183,7 +183,7 @@ impl TestBinary {
 }
 
 impl Job {
-    /// As `tests/vm/init` reads it.
+    /// The line for `tests/vm/init`.
     fn line(&self) -> Result<String> {
         let Self { kind, name, program, arguments } = self;
         let mut command = vec![in_guest(program)?];
@@ -192,18 +192,18 @@ impl Job {
     }
 }
 
-/// For a shell.
+/// Quotes an argument for a shell.
 fn quoted(argument: &str) -> String {
     format!("'{}'", argument.replace('\'', r"'\''"))
 }
 
-/// The names of files that cargo builds are different.
+/// The files that cargo builds have different names.
 fn in_guest(binary: &Path) -> Result<String> {
     let name = binary.file_name().and_then(|name| name.to_str()).context("a binary's name is not UTF-8")?;
     Ok(format!("{DIRECTORY}/{name}"))
 }
 
-/// Nine tenths of a debug build, which the guest would hold in memory.
+/// Debug information is nine tenths of a debug build, which the guest would hold in memory.
 fn without_debug_information(binary: &Path) -> Result<Vec<u8>> {
     if find("strip").is_none() {
         return Ok(fs::read(binary)?);
@@ -229,7 +229,7 @@ impl Executable {
     }
 }
 
-/// What cargo says that it has built.
+/// The executables in cargo's messages.
 fn executables(messages: &str) -> Result<Vec<Executable>> {
     let mut executables = Vec::new();
     for message in messages.lines() {
@@ -249,7 +249,7 @@ fn executables(messages: &str) -> Result<Vec<Executable>> {
     Ok(executables)
 }
 
-/// The files among what ldd(1) prints: the dynamic linker and the libraries it would take.
+/// The files in the output of ldd(1): the dynamic linker and the libraries.
 fn libraries_of(ldd: &str) -> Vec<String> {
     let paths = ldd.lines().map(|line| {
         let line = line.split(" (0x").next().unwrap_or(line).trim();

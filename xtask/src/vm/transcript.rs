@@ -1,43 +1,43 @@
-//! What a guest reports, line by line: `tests/vm/init` is the other side.
+//! The lines of a guest's report. `tests/vm/init` writes them.
 
 use std::time::Duration;
 
 /// Starts a section: `##begin KIND NAME`.
 pub(super) const BEGIN: &str = "##begin ";
-/// Ends it: `##end STATUS CENTISECONDS`.
+/// Ends a section: `##end STATUS CENTISECONDS`.
 pub(super) const END: &str = "##end ";
 /// The section with the kernel's log.
 pub(super) const LOG: &str = "log";
-/// Nothing is missing.
+/// Marks a complete report.
 pub(super) const DONE: &str = "##done";
 
-/// All that has been heard.
+/// All received lines.
 #[derive(Debug, Default)]
 pub(super) struct Transcript {
     sections: Vec<Section>,
     done: bool,
 }
 
-/// One job, and what it printed.
+/// One job and its output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Section {
     pub(super) kind: String,
     pub(super) name: String,
     pub(super) lines: Vec<String>,
-    /// Nothing if the guest went away before.
+    /// `None` if the guest ended before.
     pub(super) end: Option<Ended>,
 }
 
-/// How a job ended.
+/// The end of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Ended {
-    /// As a shell sees it: 128 and the number of the signal for a job that was killed.
+    /// The shell's status: 128 plus the number of the signal for a killed job.
     pub(super) status: i32,
     pub(super) took: Duration,
 }
 
 impl Transcript {
-    /// Takes the next line; returns the section that it belongs to.
+    /// Adds the next line. Returns its section.
     pub(super) fn push(&mut self, line: &str) -> Option<&Section> {
         let line = line.trim_end_matches(['\r', '\n']);
         if let Some(title) = line.strip_prefix(BEGIN) {
@@ -62,7 +62,7 @@ impl Transcript {
         Some(open)
     }
 
-    /// Whether the guest came to its end.
+    /// Whether the report is complete.
     pub(super) fn is_done(&self) -> bool {
         self.done
     }

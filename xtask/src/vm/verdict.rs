@@ -1,4 +1,4 @@
-//! What a kernel's run says, and whether it is what it must be.
+//! The verdict on a kernel's run.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -13,62 +13,62 @@ use super::{
 #[derive(Debug)]
 pub(super) struct Verdict {
     pub(super) release: String,
-    /// As `uname -v` says it: the version behind a distribution's release, and its day.
+    /// From `uname -v`: the version of the distribution's release, and its date.
     pub(super) version: String,
     pub(super) probe: Probe,
     pub(super) files: Vec<TestFile>,
-    /// What went wrong under a datapath that the probes refuse here: they are right to.
+    /// Faults under a datapath that the probes refuse here, which they confirm.
     pub(super) refused: Vec<String>,
-    /// What must not be; nothing if all is well.
+    /// Faults. Empty if there are none.
     pub(super) faults: Vec<String>,
     pub(super) took: Duration,
 }
 
-/// What `snisplice probe` says.
+/// The result of `snisplice probe`.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Probe {
-    /// All that it printed.
+    /// The complete output.
     pub(super) lines: Vec<String>,
-    /// How many probes passed, warned, failed.
+    /// The numbers of passed, warned and failed probes.
     pub(super) counts: [usize; 3],
-    /// The datapath that `auto` takes, if it says so.
+    /// The datapath of `auto`, if it is printed.
     pub(super) taken: Option<String>,
-    /// Whether `auto` carries packets where it may.
+    /// Whether `auto` offloads connections to packets if possible.
     pub(super) packets: bool,
 }
 
-/// What `auto` must take on kernels of which it is known: a probe that refuses everything must not pass for caution,
-/// nor one that trusts a kernel without the fixes of 2023.
+/// The datapath that `auto` must choose on known kernels. A probe that refuses everything must not count as cautious.
+/// A probe must not trust a kernel without the fixes of 2023.
 const MUST_TAKE: [(&str, &str); 4] =
     [("5.10", RELAY), ("6.12", "sockmap"), ("6.18", "sockmap"), ("7", "sockmap")];
 
-/// Kernels that must carry packets.
+/// Kernels that must support the packet datapath.
 const MUST_CARRY: [&str; 4] = ["6.1", "6.12", "6.18", "7"];
 
-/// The results of one file of tests.
+/// The results of one test file.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct TestFile {
     pub(super) name: String,
     pub(super) outcomes: BTreeMap<String, Outcome>,
-    /// What was printed besides the outcomes, for example why tests do not apply here.
+    /// Other output, such as the reason why tests do not apply here.
     pub(super) notes: Vec<String>,
-    /// How the process ended, as a shell sees it; nothing if the machine went away before.
+    /// The shell's status of the process. `None` if the machine ended before.
     status: Option<i32>,
 }
 
-/// How a test went.
+/// The outcome of a test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Outcome {
     Passed,
     Failed,
-    /// It does not apply here.
+    /// The test does not apply here.
     Skipped,
-    /// Its process ended before it did.
+    /// The process ended before the test.
     Unfinished,
 }
 
 impl Verdict {
-    /// Judges the run of a kernel in which `expected` gives the names of a file's tests.
+    /// Judges the run of a kernel. `expected` returns the names of a file's tests.
     pub(super) fn of<'a>(release: &str, run: &Run, expected: impl Fn(&str) -> &'a [String]) -> Self {
         let Run { transcript, console, timed_out, took } = run;
         let files = transcript.of_kind(TESTS).map(|section| TestFile::of(section, expected(&section.name)));
@@ -80,7 +80,7 @@ impl Verdict {
         let (mut faults, mut refused) = (Vec::new(), Vec::new());
         if !transcript.is_done() {
             let what = if *timed_out { "did not power off within its limit" } else { "went away too early" };
-            // Without the end of the report, the console is what remains of the kernel's log.
+            // Without the end of the report, only the console shows the kernel's log.
             let trouble = from_first_trouble(console).join("\n    ");
             faults.push(format!("the machine {what}; on its console\n    {trouble}"));
         }
@@ -100,7 +100,7 @@ impl Verdict {
         Self { release: release.to_owned(), version, probe, files, refused, faults, took: *took }
     }
 
-    /// How many tests went so.
+    /// The number of tests with this outcome.
     pub(super) fn count(&self, outcome: Outcome) -> usize {
         let outcomes = self.files.iter().flat_map(|file| file.outcomes.values());
         outcomes.filter(|went| **went == outcome).count()
@@ -121,12 +121,12 @@ impl Probe {
         Self { counts, taken: lines.iter().find_map(|line| taken(line)), packets, lines }
     }
 
-    /// What `auto` takes, the best first.
+    /// The datapaths that `auto` uses, the best first.
     pub(super) fn takes(&self) -> impl Iterator<Item = &str> {
         self.packets.then_some(PACKET).into_iter().chain(self.taken.as_deref())
     }
 
-    /// Whether the tests in the file `name` are about a datapath that `auto` does not dare to take here.
+    /// Whether the tests in the file `name` concern a datapath that `auto` does not use here.
     fn refuses(&self, name: &str) -> bool {
         self.taken.as_deref() == Some(RELAY) && !name.starts_with(RELAY)
     }
@@ -144,12 +144,12 @@ impl Probe {
     }
 }
 
-/// The datapath that needs nothing of the kernel.
+/// The datapath without requirements on the kernel.
 const RELAY: &str = "relay";
-/// The one that carries packets.
+/// The packet datapath.
 const PACKET: &str = "packet";
 
-/// In a sentence such as `datapath X serves here, auto takes it`, or `auto takes the datapath X`.
+/// Parses a sentence such as `datapath X serves here, auto takes it`, or `auto takes the datapath X`.
 fn taken(line: &str) -> Option<String> {
     let (before, after) = line.strip_prefix("=> ")?.split_once("auto takes ")?;
     let sentence = if after.starts_with("it") { before } else { after };
@@ -158,12 +158,12 @@ fn taken(line: &str) -> Option<String> {
 }
 
 impl TestFile {
-    /// Whether it has the tests of a datapath.
+    /// Whether the file has the tests of a datapath.
     fn is_about(&self, datapath: &str) -> bool {
         self.name.starts_with(datapath)
     }
 
-    /// No test of a datapath that serves may be left out.
+    /// No test of a supported datapath may be skipped.
     fn skipped_fault(&self) -> Option<String> {
         let Self { name, outcomes, notes, .. } = self;
         let skipped = outcomes.values().filter(|outcome| **outcome == Outcome::Skipped).count();
@@ -172,7 +172,7 @@ impl TestFile {
             .then(|| format!("{name}: `auto` takes it, but {skipped} tests are skipped\n    {notes}"))
     }
 
-    /// Takes apart what Rust's test harness prints, and those that follow it.
+    /// Parses the output of Rust's test harness, and of compatible ones.
     fn of(section: &Section, expected: &[String]) -> Self {
         let mut outcomes: BTreeMap<_, _> =
             expected.iter().map(|test| (test.clone(), Outcome::Unfinished)).collect();
@@ -210,7 +210,7 @@ impl TestFile {
 /// The outcome in a line such as `test NAME ... ok`.
 fn outcome(line: &str) -> Option<(&str, Outcome)> {
     let (test, outcome) = line.strip_prefix("test ")?.split_once(" ... ")?;
-    // Harnesses line the dots up.
+    // Harnesses align the dots.
     let test = test.trim_end();
     let word = outcome.split([',', ' ']).next()?;
     match word {
@@ -221,16 +221,16 @@ fn outcome(line: &str) -> Option<(&str, Outcome)> {
     }
 }
 
-/// What a kernel writes to its log when it is in trouble.
+/// Lines of a kernel's log that report trouble.
 const TROUBLE: [&str; 6] =
     ["WARNING:", "BUG:", "Oops", "Kernel panic", "general protection fault", "refcount_t:"];
 
-/// What it also writes when an emulated processor stands still because the machine under it is busy. Where one stands
-/// still for ever, a test does not come to its end.
+/// A line that also occurs if an emulated processor stalls because the host is busy. After an endless stall, a test
+/// does not end.
 const STALL: &str = "soft lockup";
 
-/// Where a sum of the kernel's is wrong that two processors change without a lock: docs/internals/sockmap.md, "Warnings of the kernel
-/// that were seen".
+/// Places of a wrong sum in the kernel that two processors change without a lock: docs/internals/sockmap.md,
+/// "Warnings of the kernel that were seen".
 const KNOWN: [&str; 2] = ["inet_sock_destruct", "tcp_sendmsg_locked"];
 
 fn is_trouble(line: &str) -> bool {
@@ -240,7 +240,7 @@ fn is_trouble(line: &str) -> bool {
     TROUBLE.iter().any(|trouble| line.contains(trouble)) && !line.contains(STALL)
 }
 
-/// What a dying kernel says first, or what any says last.
+/// The first lines of a crashing kernel, or the last lines of any other one.
 fn from_first_trouble(console: &str) -> Vec<&str> {
     const ENOUGH: usize = 40;
     let lines: Vec<_> = console.lines().collect();
@@ -249,8 +249,8 @@ fn from_first_trouble(console: &str) -> Vec<&str> {
     lines[first..].iter().take(ENOUGH).copied().collect()
 }
 
-/// The lines of the kernel's log that tell of trouble, each after the job during which it came. What came before the
-/// first is not ours.
+/// The lines of the kernel's log that report trouble, each with the preceding job. Lines before the first job are not
+/// of this run.
 fn complaints(log: &[String]) -> Vec<(&str, &str)> {
     let mut job = None;
     let mut complaints = Vec::new();
