@@ -1,4 +1,4 @@
-//! A control group of a test's own, to take memory away from the daemon.
+//! A control group of a test's own, to withdraw memory from the daemon.
 
 use std::{
     fs,
@@ -9,23 +9,23 @@ use anyhow::{Context as _, Result};
 
 use crate::{process::is_left_behind, suite::Unable};
 
-/// Where the first version's controller of memory is; the second has one tree for all.
+/// The memory controller of cgroup v1. cgroup v2 has one tree for all controllers.
 const FIRST: &str = "/sys/fs/cgroup/memory";
 const SECOND: &str = "/sys/fs/cgroup";
 const PREFIX: &str = "snisplice-";
 
-/// A control group; removed when dropped, after the processes inside have ended.
+/// A control group. Removed on drop, after its processes have ended.
 #[derive(Debug)]
 pub struct Cgroup {
     path: PathBuf,
-    /// Limits what sockets hold; in the second version there is one limit for all memory.
+    /// The file that limits the sockets' memory. cgroup v2 has one limit for all memory.
     limit: &'static str,
-    /// What the limited resource takes now.
+    /// The file with the current usage of the limited resource.
     usage: &'static str,
 }
 
 impl Cgroup {
-    /// Makes one. `name` begins like a namespace's, so that [`sweep`] can tell whose it was.
+    /// Creates a group. `name` begins like a namespace's, so that [`sweep`] can identify the process that created it.
     pub fn new(name: &str) -> Result<Self> {
         let (root, limit, usage) = if Path::new(FIRST).join("memory.kmem.tcp.limit_in_bytes").exists() {
             (FIRST, "memory.kmem.tcp.limit_in_bytes", "memory.kmem.tcp.usage_in_bytes")
@@ -39,18 +39,18 @@ impl Cgroup {
         Ok(Self { path, limit, usage })
     }
 
-    /// Moves a process in; what it opened before stays charged elsewhere.
+    /// Moves a process into the group. Memory that was allocated before stays charged to the former group.
     pub fn take(&self, pid: u32) -> Result<()> {
         Ok(fs::write(self.path.join("cgroup.procs"), pid.to_string())?)
     }
 
-    /// Lets sockets hold so many bytes more than are held now.
+    /// Allows sockets `bytes` more than their current usage.
     pub fn limit_sockets(&self, bytes: u64) -> Result<()> {
         let limit = self.read(self.usage)? + bytes;
         Ok(fs::write(self.path.join(self.limit), limit.to_string())?)
     }
 
-    /// Whether nothing is left, but for what is too little to be given out.
+    /// Whether the remaining memory is too small for an allocation.
     pub fn is_full(&self) -> Result<bool> {
         const CRUMBS: u64 = 128 * 1024;
         Ok(self.read(self.usage)? + CRUMBS >= self.read(self.limit)?)
@@ -74,7 +74,7 @@ fn has_memory(root: &Path) -> bool {
     enabled.split_whitespace().any(|controller| controller == "memory")
 }
 
-/// Removes what runs that were killed have left behind.
+/// Removes control groups of killed runs.
 pub fn sweep() -> Result<()> {
     for root in [FIRST, SECOND] {
         for entry in fs::read_dir(root).into_iter().flatten() {

@@ -19,10 +19,10 @@ use crate::{
     tcp, wait,
 };
 
-/// Where every daemon of a lab serves `/ready` and `/metrics`; its namespace is its own.
+/// The address of `/ready` and `/metrics` of every daemon in a lab, whose namespace is its own.
 pub const ADMIN: &str = "127.0.0.1:9900";
 
-/// The daemon's binary: `SNISPLICE_BIN`, or the one that cargo left beside the tests.
+/// The daemon's binary: `SNISPLICE_BIN`, or the one that cargo has built beside the tests.
 pub fn binary() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("SNISPLICE_BIN") {
         return Ok(path.into());
@@ -36,102 +36,103 @@ pub fn binary() -> Result<PathBuf> {
     Ok(path)
 }
 
-/// How a daemon is started.
+/// The options of a daemon.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
     files: Vec<PathBuf>,
     args: Vec<String>,
     datapath: Option<&'static str>,
-    /// Runs as an ordinary user with these capabilities.
+    /// Runs as a normal user with these capabilities.
     capabilities: Option<&'static str>,
     environment: Vec<(&'static str, OsString)>,
-    /// A program and its arguments that runs the daemon.
+    /// The program that runs the daemon, and its arguments.
     within: Vec<String>,
 }
 
 impl Options {
-    /// With the native configuration `yaml`.
+    /// Options with the native configuration `yaml`.
     pub fn yaml(lab: &Lab, yaml: &str) -> Result<Self> {
         let path = lab.dir().join("snisplice.yaml");
         fs::write(&path, yaml)?;
         Ok(Self::file(path))
     }
 
-    /// With the configuration file `path` as it is.
+    /// Options with the unchanged configuration file `path`.
     #[must_use]
     pub fn file(path: impl Into<PathBuf>) -> Self {
         Self { files: vec![path.into()], ..Self::default() }
     }
 
-    /// With one more configuration file.
+    /// Adds a configuration file.
     #[must_use]
     pub fn and_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.files.push(path.into());
         self
     }
 
-    /// With `arg` on its command line.
+    /// Adds `arg` to the command line.
     #[must_use]
     pub fn arg(mut self, arg: impl Into<String>) -> Self {
         self.args.push(arg.into());
         self
     }
 
-    /// With `value` as the environment's `name`.
+    /// Sets the environment variable `name` to `value`.
     #[must_use]
     pub fn env(mut self, name: &'static str, value: impl Into<OsString>) -> Self {
         self.environment.push((name, value.into()));
         self
     }
 
-    /// Run by this program with these arguments, which the daemon's command line follows.
+    /// Runs the daemon by this program with these arguments, followed by the daemon's command line.
     #[must_use]
     pub fn within(mut self, program: &[&str]) -> Self {
         self.within = program.iter().copied().map(str::to_owned).collect();
         self
     }
 
-    /// With another `--datapath` than the lab's.
+    /// Sets another `--datapath` than the lab's.
     #[must_use]
     pub fn datapath(mut self, datapath: &'static str) -> Self {
         self.datapath = Some(datapath);
         self
     }
 
-    /// As an ordinary user without capabilities.
+    /// Runs as a normal user without capabilities.
     #[must_use]
     pub fn unprivileged(mut self) -> Self {
         self.capabilities = Some("-all");
         self
     }
 
-    /// As an ordinary user who may load programs and attach them to devices, as in a container with no more than that.
+    /// Runs as a normal user with the capabilities to load programs and attach them to devices, as in a container
+    /// with only these.
     #[must_use]
     pub fn in_a_container(mut self) -> Self {
         self.capabilities = Some("-all,+net_admin,+bpf,+perfmon");
         self
     }
 
-    /// `HOST:PORT` is found at `address` (`ADDR` or `ADDR:PORT`).
+    /// Resolves `HOST:PORT` to `address` (`ADDR` or `ADDR:PORT`).
     #[must_use]
     pub fn resolve(self, host: &str, port: u16, address: &str) -> Self {
         self.arg("--resolve").arg(format!("{host}:{port}:{address}"))
     }
 }
 
-/// A running daemon; killed when dropped.
+/// A running daemon, killed on drop.
 pub struct Daemon<'lab> {
     lab: &'lab Lab,
     process: Process,
 }
 
 impl<'lab> Daemon<'lab> {
-    /// Starts it in the lab's middle namespace under the lab's datapath, and waits until it is ready.
+    /// Starts a daemon in the lab's middle namespace under the lab's datapath, and waits until it is ready.
     pub fn start(lab: &'lab Lab, options: &Options) -> Result<Self> {
         Self::start_while(lab, options, |_| Ok(()))
     }
 
-    /// The same, and `meanwhile` happens to it before it is waited for.
+    /// Like [`Daemon::start`], and calls `meanwhile` before the wait.
     pub fn start_while(
         lab: &'lab Lab,
         options: &Options,
@@ -140,7 +141,8 @@ impl<'lab> Daemon<'lab> {
         let mut daemon = Self::spawn(lab, options, "snisplice")?;
         meanwhile(&daemon.process)?;
         daemon.wait_settled()?;
-        // What an earlier start has found out is checked beside. A test that counts what the daemon holds waits for that.
+        // The daemon verifies the results of an earlier start meanwhile. A test that counts the daemon's resources
+        // waits for the end of that.
         wait::until_true("the experiments are over", || Ok(!daemon.process.has_thread("trial")?))?;
         // A test of one datapath that runs on another would prove nothing.
         let expected = options.datapath.unwrap_or(lab.datapath.label());
@@ -149,7 +151,8 @@ impl<'lab> Daemon<'lab> {
         Ok(daemon)
     }
 
-    /// Starts one that takes over from the one that runs, and waits until it has. Its log is of this name.
+    /// Starts a daemon that takes over from the running one, and waits for the takeover. `name` is the name of its
+    /// log.
     pub fn take_over(lab: &'lab Lab, options: &Options, name: &str) -> Result<Self> {
         let mut daemon = Self::spawn(lab, &options.clone().arg("--takeover"), name)?;
         let log = lab.dir().join(format!("{name}.log"));
@@ -157,20 +160,20 @@ impl<'lab> Daemon<'lab> {
         Ok(daemon)
     }
 
-    /// Starts it, and waits for nothing. Its log is of this name.
+    /// Starts a daemon without waiting. `name` is the name of its log.
     pub fn spawn(lab: &'lab Lab, options: &Options, name: &str) -> Result<Self> {
         let process = Process::start(&lab.lb, lab.dir(), name, &mut Self::command(lab, options)?)?;
         Ok(Self { lab, process })
     }
 
-    /// The same, and it logs to `log` instead of a file of the lab.
+    /// Like [`Daemon::spawn`], with the log in `log` instead of a file of the lab.
     pub fn spawn_logging_to(lab: &'lab Lab, options: &Options, log: impl Into<OwnedFd>) -> Result<Self> {
         let mut command = Self::command(lab, options)?;
         let process = Process::start_logging_to(&lab.lb, lab.dir(), "snisplice", &mut command, log.into())?;
         Ok(Self { lab, process })
     }
 
-    /// [`Daemon::start`] of one that logs to `log`.
+    /// Like [`Daemon::start`], with the log in `log`.
     pub fn start_logging_to(lab: &'lab Lab, options: &Options, log: impl Into<OwnedFd>) -> Result<Self> {
         let mut daemon = Self::spawn_logging_to(lab, options, log)?;
         daemon.wait_settled()?;
@@ -200,7 +203,7 @@ impl<'lab> Daemon<'lab> {
             command.arg("-c").arg(path);
         }
         command.args(["--datapath", datapath.unwrap_or(lab.datapath.label())]).args(args);
-        // Nobody else has anything in the lab's own directory; it is root's.
+        // Root owns the lab's directory, and no other user writes to it.
         if capabilities.is_none() && !args.iter().any(|arg| arg == "--takeover-path") {
             command.arg("--takeover-path").arg(takeover_path(lab));
         }
@@ -211,20 +214,20 @@ impl<'lab> Daemon<'lab> {
         Ok(command)
     }
 
-    /// Waits until it serves. It may not know yet what the kernel can do.
+    /// Waits until the daemon serves. The probes may still be running.
     pub fn wait_ready(&mut self) -> Result<()> {
         let lab = self.lab;
         self.process.wait_ready(|| get(lab, "/ready").is_ok_and(|(status, _)| status == 200))
     }
 
-    /// Waits until it serves and knows what the kernel can do.
+    /// Waits until the daemon serves and its probes have ended.
     pub fn wait_settled(&mut self) -> Result<()> {
         let lab = self.lab;
         let settled = |(status, state): (u16, String)| status == 200 && !state.contains("probing");
         self.process.wait_ready(|| get(lab, "/ready").is_ok_and(settled))
     }
 
-    /// One scrape of `/metrics`.
+    /// Scrapes `/metrics` once.
     pub fn metrics(&self) -> Result<Metrics> {
         let (status, body) = get(self.lab, "/metrics")?;
         if status != 200 {
@@ -238,12 +241,12 @@ impl<'lab> Daemon<'lab> {
         Ok(self.metrics()?.sum("snisplice_datapath", &[("datapath", datapath)]) == 1)
     }
 
-    /// Sends a request without a body to the admin address: status and body.
+    /// Sends a request without a body to the admin address. Returns status and body.
     pub fn ask(&self, method: &str, target: &str) -> Result<(u16, String)> {
         ask(self.lab, method, target)
     }
 
-    /// Whether `/ready` says so.
+    /// Whether `/ready` succeeds.
     pub fn is_ready(&self) -> Result<bool> {
         Ok(get(self.lab, "/ready")?.0 == 200)
     }
@@ -257,41 +260,41 @@ impl<'lab> Daemon<'lab> {
         .with_context(|| self.process.log().unwrap_or_default())
     }
 
-    /// The process.
+    /// The process of the daemon.
     #[must_use]
     pub fn process(&self) -> &Process {
         &self.process
     }
 
-    /// Waits until its log contains `words`.
+    /// Waits until the log contains `words`.
     pub fn wait_log(&self, words: &str) -> Result<()> {
         let logged = || Ok(self.process.log()?.contains(words));
         wait::until_true(&format!("{words:?} is logged"), logged)
             .with_context(|| self.process.log().unwrap_or_default())
     }
 
-    /// Asks it to finish.
+    /// Sends SIGTERM.
     pub fn terminate(&self) -> Result<()> {
         self.process.signal(Signal::SIGTERM)
     }
 
-    /// Waits until it has ended.
+    /// Waits until the daemon has ended.
     pub fn wait(&mut self) -> Result<ExitStatus> {
         self.process.wait()
     }
 }
 
-/// The directory in which the daemons of a lab find each other, unless they are given another one.
+/// The takeover directory of the daemons of a lab, by default.
 #[must_use]
 pub fn takeover_path(lab: &Lab) -> PathBuf {
     lab.dir().join("run")
 }
 
-/// The daemon's binary, where everybody may run it, for a user who has no more than these capabilities.
+/// A copy of the daemon's binary that every user may execute, run by a user with only these capabilities.
 fn as_nobody(lab: &Lab, capabilities: &str) -> Result<Command> {
     let copy = lab.dir().join("snisplice");
-    // Another process writes it: what this one forks meanwhile would keep a descriptor for writing for a moment, and a
-    // program that somebody may write cannot be executed (ETXTBSY).
+    // Another process writes the copy. If this process wrote it, a concurrent fork would hold a writable descriptor
+    // for a moment, and a program with a writer cannot be executed (ETXTBSY).
     let status = Command::new("cp").arg(binary()?).arg(&copy).status()?;
     ensure!(status.success(), "cp: {status}");
     fs::set_permissions(lab.dir(), fs::Permissions::from_mode(0o755))?;
@@ -301,17 +304,17 @@ fn as_nobody(lab: &Lab, capabilities: &str) -> Result<Command> {
     Ok(command)
 }
 
-/// Runs the daemon's binary with `args` inside the lab to its end, for the subcommands that end by themselves.
+/// Runs the daemon's binary with `args` inside the lab, for the subcommands that end.
 pub fn cli(lab: &Lab, args: &[&str]) -> Result<Said> {
     run(&lab.lb, Command::new(binary()?).args(args))
 }
 
-/// [`cli`] with a `-c` for `file`.
+/// Like [`cli`], with a `-c` for `file`.
 pub fn cli_with(lab: &Lab, subcommand: &str, file: &Path, args: &[&str]) -> Result<Said> {
     run(&lab.lb, Command::new(binary()?).args([subcommand, "-c"]).arg(file).args(args))
 }
 
-/// `GET path` from the admin address: status and body.
+/// `GET path` from the admin address. Returns status and body.
 fn get(lab: &Lab, path: &str) -> Result<(u16, String)> {
     ask(lab, "GET", path)
 }

@@ -16,33 +16,33 @@ use anyhow::Result;
 
 use crate::netns::Netns;
 
-/// How often the server looks whether it shall end.
+/// The interval at which the server checks whether it shall end.
 const TICK: Duration = Duration::from_millis(20);
 
-/// The longest answer over UDP (RFC 1035, section 4.2.1).
+/// The longest UDP reply, in bytes (RFC 1035, section 4.2.1).
 const MOST_UDP: usize = 512;
 
 const TYPE_A: u16 = 1;
 const TYPE_AAAA: u16 = 28;
 
-/// What the server does with questions.
+/// The server's reaction to queries.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Mood {
-    /// It answers; with NXDOMAIN for names that it does not have.
+    /// Replies, with NXDOMAIN for unknown names.
     #[default]
     Answers,
-    /// It takes questions and says nothing.
+    /// Receives queries and does not reply.
     Silent,
-    /// It answers SERVFAIL.
+    /// Replies with SERVFAIL.
     Fails,
 }
 
 #[derive(Debug, Default)]
 struct State {
     mood: Mood,
-    /// Addresses and TTL in seconds by lower-case name without a dot at its end.
+    /// Addresses and TTL in seconds, by lower-case name without a final dot.
     names: HashMap<String, (Vec<IpAddr>, u32)>,
-    /// Each answer begins with another address.
+    /// The index of the first address, which differs in each reply.
     turn: usize,
 }
 
@@ -53,7 +53,7 @@ struct Shared {
     ends: AtomicBool,
 }
 
-/// A name server over UDP and TCP; ends when dropped.
+/// A name server over UDP and TCP, stopped on drop.
 #[derive(Debug)]
 pub struct DnsServer {
     shared: Arc<Shared>,
@@ -61,7 +61,7 @@ pub struct DnsServer {
 }
 
 impl DnsServer {
-    /// Serves at `address` inside `netns`.
+    /// Starts a server at `address` inside `netns`.
     pub fn start(netns: &Netns, address: &str) -> Result<Self> {
         let (udp, tcp) = netns.enter(|| Ok((UdpSocket::bind(address)?, TcpListener::bind(address)?)))?;
         udp.set_read_timeout(Some(TICK))?;
@@ -75,19 +75,19 @@ impl DnsServer {
         Ok(Self { shared, threads })
     }
 
-    /// From now on it is in this mood.
+    /// Sets the reaction to queries.
     pub fn is(&self, mood: Mood) {
         self.shared.state().mood = mood;
     }
 
-    /// From now on `name` has these addresses.
+    /// Sets the addresses of `name`.
     pub fn has(&self, name: &str, addresses: &[&str], ttl: u32) -> Result<()> {
         let addresses = addresses.iter().map(|address| address.parse()).collect::<Result<_, _>>()?;
         self.shared.state().names.insert(name.to_owned(), (addresses, ttl));
         Ok(())
     }
 
-    /// How many questions have come.
+    /// The number of received queries.
     #[must_use]
     pub fn questions(&self) -> usize {
         self.shared.questions.load(Relaxed)
@@ -98,7 +98,7 @@ impl Drop for DnsServer {
     fn drop(&mut self) {
         self.shared.ends.store(true, Relaxed);
         for thread in self.threads.drain(..) {
-            // A thread that panicked has said so.
+            // A thread that panicked has printed its message.
             let _ = thread.join();
         }
     }
@@ -115,7 +115,7 @@ impl Shared {
             let Ok((length, from)) = socket.recv_from(&mut question) else { continue };
             let Some(mut answer) = self.answer(&question[..length]) else { continue };
             if answer.len() > MOST_UDP {
-                // Truncated: ask over TCP.
+                // Truncated: the client repeats the query over TCP.
                 answer.truncate(question_end(&question[..length]).unwrap_or(12));
                 answer[2] |= 2;
                 answer[6..12].fill(0);
@@ -127,7 +127,7 @@ impl Shared {
     fn serve_tcp(&self, listener: &TcpListener) {
         while !self.ends.load(Relaxed) {
             match listener.accept() {
-                // One after another: the daemon asks little over TCP.
+                // Connections are served one after another: the daemon makes few queries over TCP.
                 Ok((stream, _)) => drop(self.converse(stream)),
                 Err(_) => thread::sleep(TICK),
             }
@@ -173,13 +173,13 @@ impl Shared {
             addresses.rotate_left(first);
         }
         let mut answer = question[..2].to_vec();
-        // An answer of a server that recurses, with one question.
+        // A reply of a recursive server, with one question.
         answer.extend([0x81, 0x80 | code, 0, 1]);
         answer.extend(u16::try_from(addresses.len()).ok()?.to_be_bytes());
         answer.extend([0; 4]);
         answer.extend(&question[12..end]);
         for address in addresses {
-            // The name is the one of the question, at offset 12; the class is IN.
+            // The name is that of the question, at offset 12. The class is IN.
             answer.extend([0xc0, 12]);
             answer.extend(kind.to_be_bytes());
             answer.extend([0, 1]);
@@ -193,7 +193,7 @@ impl Shared {
     }
 }
 
-/// Where the first question of a message ends.
+/// The end of the first question of a message.
 fn question_end(message: &[u8]) -> Option<usize> {
     let mut at = 12;
     loop {
@@ -204,7 +204,7 @@ fn question_end(message: &[u8]) -> Option<usize> {
     }
 }
 
-/// A name of labels with their lengths before them, as text.
+/// A name of labels with length prefixes, as text.
 fn name(labels: &[u8]) -> String {
     let mut name = Vec::new();
     let mut at = 0;

@@ -1,4 +1,4 @@
-//! `ClientHello`s as a real client writes them, and ways to cut them up.
+//! `ClientHello`s of a real client library, and functions that split them.
 
 use std::{sync::Arc, sync::OnceLock};
 
@@ -7,19 +7,19 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, pki_types::ServerNam
 
 const RECORD_HEADER: usize = 5;
 
-/// The hello of a client that asks for `name`.
+/// The hello of a client that requests `name`.
 pub fn naming(name: &str) -> Result<Vec<u8>> {
     write(config(), name)
 }
 
-/// The hello of a client that does not say what it wants.
+/// The hello of a client without a server name.
 pub fn without_name() -> Result<Vec<u8>> {
     let mut config = ClientConfig::clone(config());
     config.enable_sni = false;
     write(&Arc::new(config), "unnamed.example")
 }
 
-/// A valid hello for `name` of at least `bytes`, in as many records as that takes.
+/// A valid hello for `name` of at least `bytes`, in as many records as necessary.
 pub fn of_size(name: &str, bytes: usize) -> Result<Vec<u8>> {
     const PROTOCOL: usize = 255;
     let mut config = ClientConfig::clone(config());
@@ -27,7 +27,7 @@ pub fn of_size(name: &str, bytes: usize) -> Result<Vec<u8>> {
     write(&Arc::new(config), name)
 }
 
-/// The hello of a client that asks for `name` and announces early data.
+/// The hello of a client that requests `name` and announces early data.
 pub fn with_early_data(name: &str) -> Result<Vec<u8>> {
     const EXTENSION: [u8; 4] = [0, 42, 0, 0];
     const MORE: u16 = 4;
@@ -38,7 +38,7 @@ pub fn with_early_data(name: &str) -> Result<Vec<u8>> {
     let compression = ciphers + 2 + usize::from(u16::from_be_bytes([hello[ciphers], hello[ciphers + 1]]));
     let extensions = compression + 1 + usize::from(hello[compression]);
     hello.extend(EXTENSION);
-    // Of the record, of the message (the lower two of three bytes), and of the extensions.
+    // The lengths of the record, of the message (the lower two of three bytes), and of the extensions.
     for length in [RECORD_HEADER - 2, RECORD_HEADER + 2, extensions] {
         let longer = u16::from_be_bytes([hello[length], hello[length + 1]]) + MORE;
         hello[length..length + 2].copy_from_slice(&longer.to_be_bytes());
@@ -46,10 +46,10 @@ pub fn with_early_data(name: &str) -> Result<Vec<u8>> {
     Ok(hello)
 }
 
-/// The same handshake message, cut into `count` records.
+/// The same handshake message, split into `count` records.
 ///
 /// # Panics
-/// If the hello is shorter than `count` bytes.
+/// Panics if the hello is shorter than `count` bytes.
 #[must_use]
 pub fn in_records(hello: &[u8], count: usize) -> Vec<u8> {
     let (header, message) = hello.split_at(RECORD_HEADER);

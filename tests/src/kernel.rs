@@ -1,4 +1,4 @@
-//! What the kernel knows: its log, its sockets and what they hold, its eBPF maps.
+//! The kernel's state: its log, its sockets and their memory, its eBPF maps.
 
 use std::{
     collections::BTreeSet,
@@ -15,17 +15,17 @@ use serde_json::Value;
 
 use crate::{netns::Netns, process::run, suite::not_started};
 
-/// What the TCP sockets of a namespace hold.
+/// The memory of the TCP sockets in a namespace.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Held {
     /// Bytes of the streams: received and not read, or sent and not acknowledged.
     pub stream: u64,
-    /// Memory that the sockets are charged for, which is more.
+    /// The memory charged to the sockets, which is more.
     pub memory: u64,
 }
 
 impl Held {
-    /// By all sockets inside `netns`, those of the daemon's admin port included.
+    /// The sum over all sockets inside `netns`, including those of the daemon's admin port.
     pub fn inside(netns: &Netns) -> Result<Self> {
         let said = run(netns, Command::new("ss").args(["-HtnmO"]))?.ok()?;
         let mut held = Self::default();
@@ -46,11 +46,11 @@ impl Held {
     }
 }
 
-/// The programs that a process has attached to devices, one for each device and side, by their ids.
+/// The ids of the programs that a process has attached to devices, one for each device and side.
 pub fn attached_by(pid: u32) -> Result<Vec<u32>> {
     let mut programs = Vec::new();
     for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
-        // It may have been closed in the meantime.
+        // The descriptor may have been closed meanwhile.
         let Ok(info) = fs::read_to_string(entry?.path()) else { continue };
         let field = |name| info.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
         if field("link_type:") == Some("tcx")
@@ -62,10 +62,10 @@ pub fn attached_by(pid: u32) -> Result<Vec<u32>> {
     Ok(programs)
 }
 
-/// Where daemons pin what outlives them, in a directory for each network namespace.
+/// The directory of daemons' pins, with a directory for each network namespace.
 pub const PINS: &str = "/sys/fs/bpf/snisplice";
 
-/// Removes what daemons have pinned for network namespaces that are gone.
+/// Removes pins for deleted network namespaces.
 pub fn sweep() -> Result<()> {
     let spaces = fs::read_dir("/run/netns").into_iter().flatten().flatten().map(|entry| entry.path());
     let own = PathBuf::from("/proc/self/ns/net");
@@ -81,19 +81,19 @@ pub fn sweep() -> Result<()> {
     Ok(())
 }
 
-/// Whether the kernel still has the program.
+/// Whether the program still exists.
 #[must_use]
 pub fn has_program(id: u32) -> bool {
     let shown = Command::new("bpftool").args(["prog", "show", "id", &id.to_string()]).output();
     shown.is_ok_and(|shown| shown.status.success())
 }
 
-/// The kernel's log from the moment that this is opened.
+/// The kernel's log from its opening on.
 #[derive(Debug)]
 pub struct Log(File);
 
 impl Log {
-    /// Starts at the end of the log.
+    /// Opens the log at its end.
     pub fn from_now() -> Result<Self> {
         rearm();
         let mut log = File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open("/dev/kmsg")?;
@@ -101,13 +101,12 @@ impl Log {
         Ok(Self(log))
     }
 
-    /// Lines since then that tell of a fault in the kernel. One that is known, and not ours to mend, is printed and not
-    /// among them.
+    /// Lines since the last call that report a fault in the kernel. Known faults are printed, but not returned.
     pub fn faults(&mut self) -> Result<Vec<String>> {
         const FAULTS: [&str; 7] =
             ["WARNING:", "BUG:", "Oops", "general protection", "refcount_t:", "soft lockup", "hung task"];
-        // docs/internals/sockmap.md, "Warnings of the kernel that were seen": a sum that two processors change without a lock, and that
-        // may be less than nothing.
+        // docs/internals/sockmap.md, "Warnings of the kernel that were seen": two processors change a sum without a
+        // lock, so it may become negative.
         const KNOWN: [[&str; 2]; 2] =
             [["af_inet.c", "inet_sock_destruct"], ["ucopysize.h", "tcp_sendmsg_locked"]];
         let mut faults = Vec::new();
@@ -127,7 +126,7 @@ impl Log {
                     }
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                // The ring overran us: what was lost cannot be judged, what follows can.
+                // The ring buffer has overrun. The lost lines cannot be judged, and the following ones can.
                 Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
                 Err(error) => return Err(error.into()),
             }
@@ -136,29 +135,29 @@ impl Log {
     }
 }
 
-/// Has the kernel give the warnings again that it gives once for each boot: one of a run long ago would hide those of this
-/// one. Without debugfs, which `cargo xtask test` mounts, it stays so.
+/// Makes the kernel repeat warnings that it prints once per boot: an earlier run's warning would hide this run's.
+/// Without debugfs, which `cargo xtask test` mounts, the function has no effect.
 fn rearm() {
     if let Err(error) = fs::write("/sys/kernel/debug/clear_warn_once", "1") {
         eprintln!("warnings that were given since the kernel was started are not given again: {error}");
     }
 }
 
-/// An eBPF map as `bpftool` sees it.
+/// An eBPF map in the output of `bpftool`.
 #[derive(Debug)]
 pub struct Map {
     /// The kernel's id of the map.
     pub id: u64,
-    /// The name it was made with, at most 15 characters.
+    /// The name at creation, at most 15 characters.
     pub name: String,
-    /// Whether it always has all its elements.
+    /// Whether the map always has all its elements.
     pub is_array: bool,
-    /// Whether the kernel forgets the oldest of its elements by itself.
+    /// Whether the kernel evicts the oldest elements.
     pub is_cache: bool,
 }
 
 impl Map {
-    /// The maps that process `pid` holds.
+    /// The maps of process `pid`.
     pub fn held_by(pid: u32) -> Result<Vec<Self>> {
         ids_held_by(pid, "map_id:")?
             .into_iter()
@@ -177,10 +176,10 @@ impl Map {
         all("map")
     }
 
-    /// Every element. One whose type is known has it under `formatted`, fields by name.
+    /// All elements. With BTF, the fields are under `formatted`, by name.
     pub fn elements(&self) -> Result<Vec<Value>> {
         let dump = bpftool(&["map", "dump", "id", &self.id.to_string()])?;
-        // A per-CPU map of a known type comes as an object.
+        // bpftool prints a per-CPU map with BTF as an object.
         let elements = dump.as_array().or_else(|| dump["elements"].as_array());
         Ok(elements.cloned().unwrap_or_default())
     }
@@ -191,7 +190,7 @@ impl Map {
 pub struct Programs;
 
 impl Programs {
-    /// The ids of those that process `pid` holds.
+    /// The ids of the programs of process `pid`.
     pub fn held_by(pid: u32) -> Result<BTreeSet<u64>> {
         ids_held_by(pid, "prog_id:")
     }
@@ -202,11 +201,11 @@ impl Programs {
     }
 }
 
-/// Numbers behind `key` in what the kernel tells about the descriptors of a process.
+/// The numbers after `key` in the kernel's information about a process's descriptors.
 fn ids_held_by(pid: u32, key: &str) -> Result<BTreeSet<u64>> {
     let mut ids = BTreeSet::new();
     for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
-        // A descriptor may be closed while we look.
+        // A descriptor may be closed meanwhile.
         let info = fs::read_to_string(entry?.path()).unwrap_or_default();
         let id = info.lines().find_map(|line| line.strip_prefix(key));
         ids.extend(id.and_then(|id| id.trim().parse::<u64>().ok()));
@@ -214,13 +213,13 @@ fn ids_held_by(pid: u32, key: &str) -> Result<BTreeSet<u64>> {
     Ok(ids)
 }
 
-/// Ids of all objects of a kind.
+/// The ids of all objects of a kind.
 fn all(kind: &str) -> Result<BTreeSet<u64>> {
     let shown = bpftool(&[kind, "show"])?;
     Ok(shown.as_array().into_iter().flatten().filter_map(|object| object["id"].as_u64()).collect())
 }
 
-/// A map of somebody else, pinned; unpinned when dropped.
+/// A foreign map, pinned by the test. Unpinned on drop.
 #[derive(Debug)]
 pub struct Pinned {
     /// The map.
@@ -229,7 +228,7 @@ pub struct Pinned {
 }
 
 impl Pinned {
-    /// A hash map of 64-bit numbers called `name`, pinned under a name of `owner`'s.
+    /// A hash map of 64-bit numbers with the name `name`, pinned under a name of `owner`.
     pub fn hash(owner: &str, name: &str) -> Result<Self> {
         let path = PathBuf::from(format!("/sys/fs/bpf/{owner}-{name}"));
         let file = path.to_string_lossy().into_owned();
@@ -259,15 +258,15 @@ fn bpftool(args: &[&str]) -> Result<Value> {
     let mut command = Command::new("bpftool");
     command.arg("--json").args(args);
     let output = command.output().map_err(|error| not_started(&command, error))?;
-    // A map of sockets cannot be read completely, which bpftool reports in each element and in its exit code.
+    // A map of sockets cannot be read completely. bpftool reports that in each element and in its exit code.
     serde_json::from_slice(&output.stdout).with_context(|| {
         format!("bpftool {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim())
     })
 }
 
-/// Sockets inside `netns` in TCP state `state` (as in `/proc/net/tcp`: 2 is `SYN_SENT`), IPv4, but for those of the loopback
-/// device. The kernel shows no moment of the table: a socket may be in it twice, and one that was closed meanwhile beside one
-/// that was opened.
+/// IPv4 sockets inside `netns` in TCP state `state` (as in `/proc/net/tcp`: 2 is `SYN_SENT`), except those of the
+/// loopback device. The kernel's table is not a consistent snapshot. A socket may occur twice, and a socket that was
+/// closed meanwhile may occur beside a new one.
 pub fn sockets(netns: &Netns, state: u8) -> Result<usize> {
     let table = netns.enter(|| Ok(fs::read_to_string("/proc/thread-self/net/tcp")?))?;
     let wanted = format!("{state:02X}");

@@ -1,4 +1,4 @@
-//! What one test works with: its own namespaces, directory and certificate authority.
+//! The environment of one test: its own namespaces, directory and certificate authority.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use crate::{
     process::is_left_behind,
 };
 
-/// Which datapath a test runs under.
+/// The datapath of a test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Datapath {
     /// Copied in userspace.
@@ -21,14 +21,14 @@ pub enum Datapath {
     Sockmap,
     /// Copied first, and redirected in mid-flow: as soon as a direction has moved two messages.
     Adaptive,
-    /// Copied first, and sent on packet by packet in mid-flow: as soon as a direction has moved two messages.
+    /// Copied first, and forwarded packet by packet in mid-flow: as soon as a direction has moved two messages.
     Auto,
-    /// Sent on in the kernel, packet by packet.
+    /// Forwarded in the kernel, packet by packet.
     Packet,
 }
 
 impl Datapath {
-    /// As tests are named.
+    /// The suffix of tests' names.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -40,7 +40,7 @@ impl Datapath {
         }
     }
 
-    /// What the configuration says besides.
+    /// Additional settings of the configuration.
     #[must_use]
     pub fn settings(self) -> Option<&'static str> {
         match self {
@@ -50,7 +50,7 @@ impl Datapath {
         }
     }
 
-    /// As `--datapath` and `snisplice_datapath` spell it.
+    /// The name in `--datapath` and `snisplice_datapath`.
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {
@@ -59,7 +59,7 @@ impl Datapath {
         }
     }
 
-    /// What a single connection may be said to have been carried by.
+    /// The possible carriers of a single connection.
     #[must_use]
     pub fn carriers(self) -> &'static [&'static str] {
         match self {
@@ -74,7 +74,7 @@ impl Datapath {
 
 const PREFIX: &str = "snisplice-e2e-";
 
-/// Removes what earlier runs left behind because they were killed.
+/// Removes remains of killed runs.
 pub fn sweep() -> Result<()> {
     netns::sweep()?;
     cgroup::sweep()?;
@@ -88,15 +88,15 @@ pub fn sweep() -> Result<()> {
     Ok(())
 }
 
-/// One test's world.
+/// The environment of one test.
 pub struct Lab {
-    /// Which datapath this run of the test is about.
+    /// The datapath of this run.
     pub datapath: Datapath,
-    /// Where clients run.
+    /// The namespace of clients.
     pub client: Netns,
-    /// Where the daemon runs.
+    /// The namespace of the daemon.
     pub lb: Netns,
-    /// Where servers run.
+    /// The namespace of servers.
     pub backend: Netns,
     /// Issues the servers' certificates.
     pub ca: Ca,
@@ -104,7 +104,7 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Builds everything anew.
+    /// Builds a new environment.
     pub fn new(datapath: Datapath) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix(&format!("{PREFIX}{}-", std::process::id())).tempdir()?;
         let ca = Ca::new(dir.path())?;
@@ -112,7 +112,7 @@ impl Lab {
         Ok(Self { datapath, client, lb, backend, ca, dir })
     }
 
-    /// Holds configuration, certificates and logs until the test ends.
+    /// The directory of configuration, certificates and logs, deleted at the end of the test.
     #[must_use]
     pub fn dir(&self) -> &Path {
         self.dir.path()

@@ -1,7 +1,7 @@
 //! Guards and peers that the end-to-end tests share: network namespaces, real servers and clients, the daemon.
 //!
-//! Nothing here asserts what the product should do; that is in `tests/e2e/`. Everything that is started is owned
-//! by a value, and ends with it.
+//! Nothing here asserts the product's behaviour; `tests/e2e/` does so. A value owns everything that is started, and
+//! ends it on drop.
 
 pub mod cgroup;
 pub mod daemon;

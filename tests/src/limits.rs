@@ -3,7 +3,7 @@
 use anyhow::Result;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// Lets this process open as many files as the administrator allows: a connection takes two here.
+/// Raises this process's limit of open files to the administrator's limit: a connection takes two descriptors here.
 pub fn raise_open_files() -> Result<()> {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most)?;

@@ -1,4 +1,4 @@
-//! Reading the Prometheus text format.
+//! A parser of the Prometheus text format.
 
 use std::collections::BTreeMap;
 
@@ -24,7 +24,7 @@ impl Metrics {
         Ok(Self(samples?))
     }
 
-    /// The sum of all samples of `name` that carry at least `labels`, in whole units; 0 without any.
+    /// The sum of all samples of `name` with at least these `labels`, in whole units. 0 without any.
     #[must_use]
     #[expect(clippy::cast_possible_truncation, reason = "counts of what a test does are far below 2^52")]
     pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> i64 {
@@ -40,7 +40,7 @@ impl Metrics {
         sum.round() as i64
     }
 
-    /// As [`Metrics::sum`], or `None` without any such sample.
+    /// Like [`Metrics::sum`], or `None` without any such sample.
     #[must_use]
     pub fn find(&self, name: &str, labels: &[(&str, &str)]) -> Option<i64> {
         let carries = |sample: &&Sample| {
@@ -66,7 +66,7 @@ impl Metrics {
     }
 }
 
-/// `name{key="value",...} number`. Values with a quote or comma inside are not used here.
+/// `name{key="value",...} number`. Values with a quote or comma inside are not supported.
 fn sample(line: &str) -> Result<Sample> {
     let (series, value) = line.rsplit_once(' ').context("no value")?;
     let (name, labels) = match series.split_once('{') {

@@ -1,4 +1,4 @@
-//! Network namespaces: `client | lb | backend`, joined by two veth pairs, each lab with its own three.
+//! Network namespaces: `client | lb | backend`, joined by two veth pairs. Each lab has its own three.
 
 use std::{
     fs::{self, File},
@@ -23,7 +23,7 @@ const PREFIX: &str = "snisplice-";
 
 /// The balancer's address towards the client.
 pub const LB: &str = "10.0.1.1";
-/// The same in IPv6.
+/// The balancer's IPv6 address towards the client.
 pub const LB_V6: &str = "fd00:1::1";
 /// The client's own address.
 pub const CLIENT: &str = "10.0.1.2";
@@ -33,12 +33,12 @@ pub const BACKEND: &str = "10.0.2.2";
 pub const BACKEND_2: &str = "10.0.2.3";
 /// The third of the backend's addresses.
 pub const BACKEND_3: &str = "10.0.2.4";
-/// The backend in IPv6.
+/// The backend's IPv6 address.
 pub const BACKEND_V6: &str = "fd00:2::2";
-/// An address behind which nobody answers: a connection to it neither succeeds nor fails.
+/// An address without a host: a connection to it neither succeeds nor fails.
 pub const BLACKHOLE: &str = "10.0.2.66";
 
-/// The device of the outer two namespaces.
+/// The device in the outer two namespaces.
 const OUTER: &str = "to-lb";
 
 /// One of the two links of a lab.
@@ -59,7 +59,7 @@ impl Link {
         }
     }
 
-    /// Gives both devices their addresses, and switches them on.
+    /// Assigns both devices their addresses, and activates them.
     fn address(self, outer: &Netns, lb: &Netns) -> Result<()> {
         match self {
             Self::Client => {
@@ -70,7 +70,7 @@ impl Link {
                 lb.configure(
                     self.inner(),
                     &["10.0.2.1/24", "fd00:2::1/64"],
-                    // A neighbour whose hardware address nobody has swallows every packet.
+                    // A neighbour with an unused hardware address swallows every packet.
                     &[format!("neigh add {BLACKHOLE} lladdr 02:00:00:00:00:66 dev to-backend nud permanent")],
                 )?;
                 let addresses = [BACKEND, BACKEND_2, BACKEND_3].map(|address| format!("{address}/24"));
@@ -80,7 +80,7 @@ impl Link {
         }
     }
 
-    /// Puts devices that `make` makes by their names in the place of both ends: the outer one and the balancer's.
+    /// Replaces the devices at both ends by devices that `make` creates by name: the outer one and the balancer's.
     pub(crate) fn replace<T: Send>(
         self,
         outer: &Netns,
@@ -88,7 +88,7 @@ impl Link {
         mtu: u32,
         make: impl Fn(&str) -> Result<T> + Sync,
     ) -> Result<[T; 2]> {
-        // Room for all that a sender has under way: what is lost shall be lost on purpose.
+        // Room for all packets that a sender has in flight: losses must only be intended ones.
         const QUEUE: u32 = 10_000;
         ip(&["-n", &outer.name, "link", "del", OUTER], &[])?;
         let ends = [(outer, OUTER), (lb, self.inner())];
@@ -103,7 +103,7 @@ impl Link {
     }
 }
 
-/// One network namespace; deleted when dropped.
+/// One network namespace, deleted on drop.
 #[derive(Debug)]
 pub struct Netns {
     name: String,
@@ -111,7 +111,7 @@ pub struct Netns {
 }
 
 impl Netns {
-    /// Makes the three namespaces of a lab and joins them: client, balancer, backend.
+    /// Creates and joins the three namespaces of a lab: client, balancer, backend.
     pub fn chain() -> Result<[Self; 3]> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let lab = format!("{PREFIX}{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
@@ -141,7 +141,7 @@ impl Netns {
 
     fn configure(&self, device: &str, addresses: &[&str], more: &[String]) -> Result<()> {
         let mut script = vec!["link set lo up".to_owned(), format!("link set {device} up")];
-        // Without duplicate address detection, which would keep an IPv6 address unusable for a second.
+        // Without duplicate address detection, since an IPv6 address would be unusable for a second.
         script.extend(addresses.iter().map(|address| {
             let flags = if address.contains(':') { "nodad" } else { "" };
             format!("addr add {address} dev {device} {flags}")
@@ -150,30 +150,31 @@ impl Netns {
         ip(&["-n", &self.name], &script)
     }
 
-    /// Switches a device on.
+    /// Activates a device.
     pub(crate) fn switch_on(&self, device: &str) -> Result<()> {
         ip(&["-n", &self.name, "link", "set", device, "up"], &[])
     }
 
-    /// Its file, for programs that enter it by themselves.
+    /// The file of the namespace, for programs that enter it themselves.
     #[must_use]
     pub fn path(&self) -> String {
         format!("/run/netns/{}", self.name)
     }
 
-    /// Sets a network parameter of this namespace, as `net/ipv4/tcp_rmem`.
+    /// Sets a network parameter of this namespace, such as `net/ipv4/tcp_rmem`.
     pub fn sysctl(&self, parameter: &str, value: &str) -> Result<()> {
-        // Which namespace's parameters the file shows is decided by the thread that opens it.
+        // The thread that opens the file decides on the namespace of the parameters.
         self.enter(|| Ok(fs::write(format!("/proc/sys/{parameter}"), value)?))
             .with_context(|| parameter.to_owned())
     }
 
-    /// Takes the cable out: what is inside hears and says nothing any more, and nobody is told. For the outer two.
+    /// Unplugs the cable: the hosts inside no longer receive or send anything, and get no error. For the outer two
+    /// namespaces.
     pub fn unplug(&self) -> Result<()> {
         ip(&["-n", &self.name, "link", "set", OUTER, "down"], &[])
     }
 
-    /// Runs `work` on a thread inside this namespace. What it opens or starts stays inside.
+    /// Runs `work` on a thread inside this namespace. Its sockets and processes stay inside.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         thread::scope(|scope| {
             let inside = scope.spawn(|| {
@@ -200,7 +201,7 @@ impl Drop for Netns {
     }
 }
 
-/// Deletes the namespaces of runs that were killed, and ends whatever still runs inside.
+/// Deletes the namespaces of killed runs, and kills the processes inside.
 pub fn sweep() -> Result<()> {
     let Ok(entries) = fs::read_dir("/run/netns") else { return Ok(()) };
     for entry in entries {
@@ -211,7 +212,7 @@ pub fn sweep() -> Result<()> {
         eprintln!("removing {name}, left behind by an earlier run");
         let pids = Command::new("ip").args(["netns", "pids", &name]).output()?;
         for pid in String::from_utf8_lossy(&pids.stdout).split_whitespace() {
-            // It may have ended by itself in the meantime.
+            // The process may have ended meanwhile.
             let _ = kill(Pid::from_raw(pid.parse()?), Signal::SIGKILL);
         }
         ip(&["netns", "del", &name], &[])?;
@@ -219,7 +220,7 @@ pub fn sweep() -> Result<()> {
     Ok(())
 }
 
-/// Runs `ip` with `args`; with a `script`, one process does all its lines.
+/// Runs `ip` with `args`. With a `script`, one process executes all its lines.
 fn ip(args: &[&str], script: &[String]) -> Result<()> {
     let mut command = Command::new("ip");
     command.args(args).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());

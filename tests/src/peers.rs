@@ -11,7 +11,7 @@ use crate::{
     tcp,
 };
 
-/// One of the tools that `tests/tools` names, where `cargo xtask test` builds them, or on the search path.
+/// A tool of `tests/tools`, from the directory of `cargo xtask test` or the search path.
 #[must_use]
 pub fn go_tool(name: &str) -> Command {
     // The tests are in <target>/<profile>/deps.
@@ -22,9 +22,9 @@ pub fn go_tool(name: &str) -> Command {
     built.map_or_else(|| Command::new(name), Command::new)
 }
 
-/// Starts nginx in the backend's namespace: at each address one TLS server with its own certificate.
+/// Starts nginx in the backend's namespace, with one TLS server and certificate per address.
 ///
-/// Every request is answered with the certificate's name and the server name that arrived.
+/// The response to every request contains the certificate's name and the received server name.
 pub fn nginx(lab: &Lab, servers: &[(&str, &Leaf)]) -> Result<Process> {
     let mut blocks = String::new();
     for (address, leaf) in servers {
@@ -44,7 +44,7 @@ pub fn nginx(lab: &Lab, servers: &[(&str, &Leaf)]) -> Result<Process> {
 /// Starts nginx in the backend's namespace with `servers` in its `http` block, and waits until it listens on `addresses`.
 pub fn nginx_with(lab: &Lab, servers: &str, addresses: &[&str]) -> Result<Process> {
     let dir = lab.dir().display();
-    // Its workers read and write the lab's own directory.
+    // nginx's workers read and write the lab's directory.
     let conf = format!(
         "user root;\ndaemon off;\npid {dir}/nginx.pid;\nworker_processes 1;\nevents {{}}\n\
          http {{\n  access_log off;\n  default_type text/plain;\n  client_body_temp_path {dir}/body;\n{servers}}}\n"
@@ -60,13 +60,14 @@ pub fn nginx_with(lab: &Lab, servers: &str, addresses: &[&str]) -> Result<Proces
     Ok(nginx)
 }
 
-/// What [`nginx`] answers through a balancer that leaves the server name alone.
+/// The response of [`nginx`] through a balancer that does not change the server name.
 #[must_use]
 pub fn nginx_answer(leaf: &Leaf) -> String {
     format!("certificate {0}, sni {0}\n", leaf.name)
 }
 
-/// `curl https://name:port/` in the client's namespace, the name found at `at`, trusting only the lab's authority.
+/// `curl https://name:port/` in the client's namespace, with the name resolved to `at`. curl trusts only the lab's
+/// authority.
 pub fn curl(lab: &Lab, name: &str, port: u16, at: &str) -> Result<Said> {
     let mut command = Command::new("curl");
     command.args(["--silent", "--show-error", "--max-time", "30", "--noproxy", "*"]);
@@ -75,7 +76,7 @@ pub fn curl(lab: &Lab, name: &str, port: u16, at: &str) -> Result<Said> {
     run(&lab.client, &mut command)
 }
 
-/// `openssl s_client` for `name` at `at`: ends after the handshake; its output holds the verified chain.
+/// `openssl s_client` for `name` at `at`. It ends after the handshake, and its output contains the verified chain.
 pub fn s_client(lab: &Lab, name: &str, at: &str, more: &[&str]) -> Result<Said> {
     let mut command = Command::new("openssl");
     command.args(["s_client", "-connect", at, "-servername", name, "-verify_hostname", name]);
@@ -83,7 +84,7 @@ pub fn s_client(lab: &Lab, name: &str, at: &str, more: &[&str]) -> Result<Said> 
     run(&lab.client, &mut command)
 }
 
-/// Fails unless `said` is a handshake whose certificate for `name` was verified.
+/// Returns an error unless `said` is a handshake with a verified certificate for `name`.
 pub fn ensure_verified(said: &Said, name: &str) -> Result<()> {
     ensure!(said.code == Some(0), "s_client failed: {}\n{}", said.stderr, said.stdout);
     ensure!(said.stdout.contains("Verify return code: 0 (ok)"), "not verified:\n{}", said.stdout);
@@ -91,7 +92,7 @@ pub fn ensure_verified(said: &Said, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// `gnutls-cli` for `name` at `at`: fails unless the certificate is verified; ends after the handshake.
+/// `gnutls-cli` for `name` at `at`. It fails unless the certificate is verified, and ends after the handshake.
 pub fn gnutls(lab: &Lab, name: &str, at: &str, port: u16) -> Result<Said> {
     let mut command = Command::new("gnutls-cli");
     command.arg("--x509cafile").arg(lab.ca.file());

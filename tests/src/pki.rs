@@ -1,4 +1,4 @@
-//! A throw-away certificate authority and one certificate for each name.
+//! A temporary certificate authority, and one certificate per name.
 
 use std::{
     fs,
@@ -20,7 +20,7 @@ use rustls::{
 };
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-/// A certificate authority that exists for one test.
+/// The certificate authority of one test.
 pub struct Ca {
     issuer: CertifiedIssuer<'static, KeyPair>,
     dir: PathBuf,
@@ -39,7 +39,7 @@ pub struct Leaf {
 }
 
 impl Ca {
-    /// Makes an authority whose files live in `dir`.
+    /// Creates an authority with files in `dir`.
     pub fn new(dir: &Path) -> Result<Self> {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, "snisplice throw-away CA");
@@ -60,7 +60,7 @@ impl Ca {
         self.issue_with(name, CertificateParams::new([name.to_owned()])?)
     }
 
-    /// Issues a certificate for these names, which expires after so long. Its files have the first name.
+    /// Issues a certificate for these names with this validity. Its files are named after the first name.
     pub fn issue_for(&self, names: &[&str], lasts: Duration) -> Result<Leaf> {
         let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
         let first = names.first().context("no name")?.clone();
@@ -86,7 +86,7 @@ impl Ca {
         })
     }
 
-    /// A list in PEM that revokes these certificates.
+    /// A PEM list that revokes these certificates.
     pub fn revoke(&self, leaves: &[&Leaf]) -> Result<String> {
         let revoked_certs = leaves.iter().map(|leaf| {
             let (_, certificate) = X509Certificate::from_der(&leaf.der)?;
@@ -108,12 +108,12 @@ impl Ca {
         Ok(list.signed_by(&self.issuer)?.pem()?)
     }
 
-    /// A client that trusts this authority and nothing else.
+    /// A client that trusts only this authority.
     pub fn client(&self, versions: &[&'static SupportedProtocolVersion]) -> Result<Arc<ClientConfig>> {
         Ok(Arc::new(self.trusting(versions)?.with_no_client_auth()))
     }
 
-    /// The same, which shows a certificate if it is asked.
+    /// A client that trusts only this authority, and sends a certificate on request.
     pub fn client_with(
         &self,
         versions: &[&'static SupportedProtocolVersion],
@@ -135,7 +135,7 @@ impl Ca {
 }
 
 impl Leaf {
-    /// A server that shows this certificate, and wants one of this authority to be shown.
+    /// A server with this certificate, which requests a client certificate of this authority.
     pub fn server_asking(&self, clients: &Ca) -> Result<Arc<ServerConfig>> {
         let mut roots = RootCertStore::empty();
         roots.add(clients.issuer.der().clone())?;
@@ -148,7 +148,7 @@ impl Leaf {
         Ok(Arc::new(config))
     }
 
-    /// A server that shows this certificate.
+    /// A server with this certificate.
     pub fn server(&self, versions: &[&'static SupportedProtocolVersion]) -> Result<Arc<ServerConfig>> {
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.pkcs8.clone()));
         let config = ServerConfig::builder_with_provider(provider())

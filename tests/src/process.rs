@@ -1,4 +1,4 @@
-//! Child processes that end with the test, and whose output is kept for the case that it fails.
+//! Child processes that end with the test. Their output is kept for the report of a failure.
 
 use std::{
     collections::BTreeSet,
@@ -18,7 +18,7 @@ use nix::{
 
 use crate::{netns::Netns, suite::not_started, wait};
 
-/// A process of its own group inside a namespace; the whole group is killed when this is dropped.
+/// A process in a process group of its own inside a namespace. The whole group is killed on drop.
 #[derive(Debug)]
 pub struct Process {
     child: Child,
@@ -27,13 +27,13 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `command` inside `netns`; what it prints goes to `name.log` in `dir`.
+    /// Starts `command` inside `netns`, with its output in `name.log` in `dir`.
     pub fn start(netns: &Netns, dir: &Path, name: &str, command: &mut Command) -> Result<Self> {
         let output = File::options().create(true).append(true).open(log_of(dir, name))?;
         Self::start_logging_to(netns, dir, name, command, output.into())
     }
 
-    /// The same, and what it prints goes to `output`.
+    /// Like [`Process::start`], with the output in `output`.
     pub fn start_logging_to(
         netns: &Netns,
         dir: &Path,
@@ -43,7 +43,7 @@ impl Process {
     ) -> Result<Self> {
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output).process_group(0);
         let child = netns.enter(|| command.spawn().map_err(|error| not_started(command, error)))?;
-        // The command keeps its copies of the descriptor, which would keep a pipe open.
+        // The command keeps copies of the descriptor, which would keep a pipe open.
         command.stdout(Stdio::null()).stderr(Stdio::null());
         Ok(Self { child, name: name.to_owned(), log: log_of(dir, name) })
     }
@@ -54,7 +54,7 @@ impl Process {
         self.child.id()
     }
 
-    /// What it has printed so far. Nothing where that goes elsewhere.
+    /// The output so far. Empty if the output is elsewhere.
     pub fn log(&self) -> Result<String> {
         match fs::read(&self.log) {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(String::new()),
@@ -62,13 +62,13 @@ impl Process {
         }
     }
 
-    /// Sends a signal to the process alone.
+    /// Sends a signal to the process only.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         nix::sys::signal::kill(Pid::from_raw(self.child.id().cast_signed()), signal)
             .with_context(|| format!("cannot send {signal} to {}", self.name))
     }
 
-    /// Stops it (`SIGSTOP`), and waits until all of its threads have. Let it go on with `SIGCONT`.
+    /// Stops the process (`SIGSTOP`), and waits until all its threads have stopped. `SIGCONT` continues it.
     pub fn stop(&self) -> Result<()> {
         self.signal(Signal::SIGSTOP)?;
         wait::until_true("all threads are stopped", || {
@@ -82,21 +82,21 @@ impl Process {
         })
     }
 
-    /// Whether it still runs.
+    /// Whether the process still runs.
     #[must_use]
     pub fn is_running(&self) -> bool {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
-        // The state follows the name, which is in parentheses; nobody has asked for the status of a zombie yet.
+        // The state follows the name, which is in parentheses. A zombie waits for a call that reads its status.
         stat.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with('Z'))
     }
 
-    /// Waits until it has ended.
+    /// Waits until the process has ended.
     pub fn wait(&mut self) -> Result<ExitStatus> {
         let what = format!("{} ends", self.name);
         wait::until(&what, || Ok(self.child.try_wait()?))
     }
 
-    /// Waits until `ready`, and fails at once if the process ends before.
+    /// Waits until `ready` returns true. Returns an error at once if the process ends before.
     pub fn wait_ready(&mut self, mut ready: impl FnMut() -> bool) -> Result<()> {
         let what = format!("{} is ready", self.name);
         wait::until_true(&what, || {
@@ -107,12 +107,12 @@ impl Process {
         })
     }
 
-    /// The child process that runs the subcommand `name`, if there is one.
+    /// The child process that runs the subcommand `name`, if any.
     pub fn child(&self, name: &str) -> Result<Option<Pid>> {
         let pid = self.child.id();
         let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
         for child in children.split_whitespace() {
-            // One that has just ended has no command line.
+            // A process that has just ended has no command line.
             let command = fs::read(format!("/proc/{child}/cmdline")).unwrap_or_default();
             if command.split(|byte| *byte == 0).nth(1) == Some(name.as_bytes()) {
                 return Ok(Some(Pid::from_raw(child.parse()?)));
@@ -121,10 +121,10 @@ impl Process {
         Ok(None)
     }
 
-    /// Whether one of its threads has this name.
+    /// Whether a thread of the process has this name.
     pub fn has_thread(&self, name: &str) -> Result<bool> {
         for thread in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
-            // One that has just ended has no name.
+            // A thread that has just ended has no name.
             let found = fs::read_to_string(thread?.path().join("comm")).unwrap_or_default();
             if found.trim_end() == name {
                 return Ok(true);
@@ -133,12 +133,12 @@ impl Process {
         Ok(false)
     }
 
-    /// Descriptors that the process has open.
+    /// The number of open descriptors of the process.
     pub fn descriptors(&self) -> Result<usize> {
         Ok(fs::read_dir(format!("/proc/{}/fd", self.child.id()))?.count())
     }
 
-    /// The number that its next descriptor gets.
+    /// The number of the next descriptor of the process.
     pub fn lowest_free_descriptor(&self) -> Result<u32> {
         let mut open: BTreeSet<u32> = BTreeSet::new();
         for entry in fs::read_dir(format!("/proc/{}/fd", self.child.id()))? {
@@ -149,7 +149,7 @@ impl Process {
         Ok((0..u32::MAX).find(|number| !open.contains(number)).unwrap_or_default())
     }
 
-    /// Sockets that the process has open.
+    /// The number of open sockets of the process.
     pub fn sockets(&self) -> Result<usize> {
         let mut sockets = 0;
         for entry in fs::read_dir(format!("/proc/{}/fd", self.child.id()))? {
@@ -160,7 +160,7 @@ impl Process {
         Ok(sockets)
     }
 
-    /// Memory that the process has in use (`VmRSS`).
+    /// Memory in use (`VmRSS`), in bytes.
     pub fn resident_bytes(&self) -> Result<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
         let kilobytes =
@@ -168,7 +168,7 @@ impl Process {
         Ok(kilobytes.context("the process has no memory")?.parse::<u64>()? * 1024)
     }
 
-    /// How often its threads have gone to sleep to wait for something, so far.
+    /// The number of voluntary context switches of its threads so far.
     pub fn sleeps(&self) -> Result<u64> {
         let mut sleeps = 0;
         for task in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
@@ -179,7 +179,7 @@ impl Process {
         Ok(sleeps)
     }
 
-    /// Threads that the process has.
+    /// The number of threads of the process.
     pub fn threads(&self) -> Result<usize> {
         Ok(fs::read_dir(format!("/proc/{}/task", self.child.id()))?.count())
     }
@@ -191,7 +191,7 @@ fn log_of(dir: &Path, name: &str) -> PathBuf {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // The group outlives its leader: nginx has workers. Gone already is as good.
+        // The group outlives its leader: nginx has workers. An error means that the group has ended.
         let _ = killpg(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGKILL);
         if let Err(error) = self.child.wait() {
             eprintln!("{}: {error}", self.name);
@@ -199,10 +199,10 @@ impl Drop for Process {
     }
 }
 
-/// What a program that ran to its end has said.
+/// The output of a program that has ended.
 #[derive(Debug)]
 pub struct Said {
-    /// Its exit code, or the negative number of the signal that ended it.
+    /// The exit code, or the negative number of the signal.
     pub code: Option<i32>,
     /// Standard output.
     pub stdout: String,
@@ -211,7 +211,7 @@ pub struct Said {
 }
 
 impl Said {
-    /// Fails unless the exit code was 0.
+    /// Returns an error unless the exit code was 0.
     pub fn ok(self) -> Result<Self> {
         if self.code != Some(0) {
             bail!("exit code {:?}\n--- stdout\n{}\n--- stderr\n{}", self.code, self.stdout, self.stderr);
@@ -231,19 +231,19 @@ impl From<Output> for Said {
     }
 }
 
-/// Runs `command` inside `netns` to its end. The caller gives it a time limit of its own (`--max-time`).
+/// Runs `command` inside `netns` to its end. The caller sets a time limit in the command (`--max-time`).
 pub fn run(netns: &Netns, command: &mut Command) -> Result<Said> {
     command.stdin(Stdio::null());
     let output = netns.enter(|| command.output().map_err(|error| not_started(command, error)))?;
     Ok(output.into())
 }
 
-/// Whether `name` is `prefix`, the number of a process that is gone, and more: something that the process would have
-/// removed if it had not been killed.
+/// Whether `name` consists of `prefix`, the number of a process that has ended, and a rest. The process was killed,
+/// or it would have removed the object.
 #[must_use]
 pub fn is_left_behind(name: &str, prefix: &str) -> bool {
     let owner = name.strip_prefix(prefix).and_then(|rest| rest.split('-').next());
-    // A process that nobody has waited for still has a directory, but no program.
+    // A zombie process still has a directory, but no program.
     owner
         .and_then(|owner| owner.parse::<u32>().ok())
         .is_some_and(|owner| fs::read_link(format!("/proc/{owner}/exe")).is_err())

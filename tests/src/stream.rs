@@ -1,4 +1,4 @@
-//! Long byte streams whose every byte is known at both ends.
+//! Long byte streams with known bytes at both ends.
 
 use std::{
     io::{self, ErrorKind, Read, Write},
@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-/// A small deterministic generator (splitmix64): a failing run can be repeated from its seed.
+/// A small deterministic generator (splitmix64): a failed run can be repeated from its seed.
 #[derive(Debug, Clone)]
 pub struct Random(u64);
 
@@ -35,8 +35,8 @@ impl Random {
     }
 }
 
-/// An endless byte stream, random within a block of a prime length, so that no power of two that goes missing
-/// or comes twice can line up with it.
+/// An endless byte stream, random within a block of a prime length. A loss or repetition whose length is a power of
+/// two cannot align with the block.
 #[derive(Debug, Clone)]
 pub struct Pattern(Vec<u8>);
 
@@ -60,7 +60,7 @@ impl Pattern {
         &self.0[start..(start + most).min(Self::LENGTH)]
     }
 
-    /// Checks that `bytes` are what stands at `position`.
+    /// Checks that `bytes` are those at `position`.
     pub fn check(&self, position: u64, bytes: &[u8]) -> Result<()> {
         let mut done = 0;
         while done < bytes.len() {
@@ -77,25 +77,25 @@ impl Pattern {
     }
 }
 
-/// How a sender cuts its stream into writes.
+/// The sizes and pauses of a sender's writes.
 #[derive(Debug, Clone)]
 pub struct Pace {
-    /// Sizes are drawn from 1 to this.
+    /// The greatest size of a write; sizes are drawn from 1 to this.
     pub largest_write: usize,
-    /// After about one in so many writes the sender pauses for up to two milliseconds.
+    /// The sender pauses for up to two milliseconds after about one in this number of writes.
     pub pause_every: usize,
-    /// Where sizes and pauses come from.
+    /// The source of sizes and pauses.
     pub random: Random,
 }
 
 impl Pace {
-    /// Writes of up to 64 KiB with a pause now and then.
+    /// Writes of up to 64 KiB with occasional pauses.
     #[must_use]
     pub fn uneven(seed: u64) -> Self {
         Self { largest_write: 64 * 1024, pause_every: 200, random: Random::new(seed) }
     }
 
-    /// The size of the next write, after the pause that may come before it.
+    /// The size of the next write, and the pause before it, if any.
     pub fn next_write(&mut self, left: u64) -> (usize, Option<Duration>) {
         let size = self.random.up_to(self.largest_write);
         let pause = (self.random.up_to(self.pause_every) == 1)
@@ -119,9 +119,9 @@ pub fn send(mut to: impl Write, pattern: &Pattern, total: u64, mut pace: Pace) -
     Ok(())
 }
 
-/// As [`Read::read`], and again where nothing came but an interruption. A socket with a time limit gives up with `EINTR`
-/// whenever its thread is made to look up, even if no signal is delivered in the end: by a debugger, by a freezer of
-/// cgroups, by the kernel that patches itself.
+/// Like [`Read::read`], repeated after an interruption without data. A socket with a time limit returns `EINTR`
+/// whenever its thread is made to run, even if no signal is delivered. The cause may be a debugger, a freezer of
+/// cgroups, or a kernel that patches itself.
 pub fn read(mut from: impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     loop {
         match from.read(buffer) {
@@ -131,7 +131,7 @@ pub fn read(mut from: impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     }
 }
 
-/// [`read`] for the other way.
+/// Like [`read`], for writes.
 pub fn write(mut to: impl Write, bytes: &[u8]) -> io::Result<usize> {
     loop {
         match to.write(bytes) {
@@ -141,7 +141,7 @@ pub fn write(mut to: impl Write, bytes: &[u8]) -> io::Result<usize> {
     }
 }
 
-/// Reads the first `total` bytes of `pattern`, checking each.
+/// Reads the first `total` bytes of `pattern`, and checks each.
 pub fn receive(mut from: impl Read, pattern: &Pattern, total: u64) -> Result<()> {
     let mut buffer = vec![0; 128 * 1024];
     let mut position = 0;
@@ -162,7 +162,7 @@ pub fn receive(mut from: impl Read, pattern: &Pattern, total: u64) -> Result<()>
 mod tests {
     use super::*;
 
-    /// Is interrupted before each byte that it moves.
+    /// Is interrupted before each byte.
     struct Interrupted<S> {
         inner: S,
         again: bool,

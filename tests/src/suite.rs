@@ -1,8 +1,8 @@
-//! Runs the end-to-end tests: each in a lab of its own, the same test under every datapath that it is about.
+//! Runs the end-to-end tests: each in a lab of its own, and under each of its datapaths.
 //!
-//! A test whose needs this machine does not meet is reported as ignored with the reason. With
-//! `SNISPLICE_REQUIRE_ALL=1` it fails instead, so that no test passes by not running where all of them must; only what the
-//! running kernel itself lacks ([`Lacking`]) is ignored even then.
+//! A test whose requirements this machine does not meet is reported as ignored, with the reason. With
+//! `SNISPLICE_REQUIRE_ALL=1` it fails instead, so that a test cannot pass without running. Only features that the
+//! running kernel lacks ([`Lacking`]) are ignored even then.
 
 use std::{
     io,
@@ -21,16 +21,16 @@ use crate::{
 /// One end-to-end test.
 #[derive(Debug, Clone, Copy)]
 pub struct Case {
-    /// `topic::what_holds`.
+    /// `topic::name`.
     pub name: &'static str,
-    /// The test itself.
+    /// The function of the test.
     pub test: fn(&Lab) -> Result<()>,
-    /// Runs once under each of these.
+    /// The datapaths under which the test runs, once each.
     pub datapaths: &'static [Datapath],
 }
 
 impl Case {
-    /// A test that must hold under every datapath.
+    /// A test that runs under every datapath.
     #[must_use]
     pub const fn each(name: &'static str, test: fn(&Lab) -> Result<()>) -> Self {
         const ALL: &[Datapath] =
@@ -38,38 +38,38 @@ impl Case {
         Self { name, test, datapaths: ALL }
     }
 
-    /// A test of what our own sockets do while they carry bytes, which those of the packet datapath do not.
+    /// A test of the balancer's sockets that forward bytes, which the packet datapath does not do.
     #[must_use]
     pub const fn sockets(name: &'static str, test: fn(&Lab) -> Result<()>) -> Self {
         Self { name, test, datapaths: &[Datapath::Relay, Datapath::Sockmap, Datapath::Adaptive] }
     }
 
-    /// A test in which no byte is carried, or that is about the datapath that needs no privilege.
+    /// A test that forwards no byte, or that concerns the datapath without privileges.
     #[must_use]
     pub const fn once(name: &'static str, test: fn(&Lab) -> Result<()>) -> Self {
         Self { name, test, datapaths: &[Datapath::Relay] }
     }
 
-    /// A test of what happens in mid-flow.
+    /// A test of an offload in mid-flow.
     #[must_use]
     pub const fn adaptive(name: &'static str, test: fn(&Lab) -> Result<()>) -> Self {
         Self { name, test, datapaths: &[Datapath::Adaptive] }
     }
 
-    /// A test of what only the packet datapath does.
+    /// A test of the packet datapath only.
     #[must_use]
     pub const fn packet(name: &'static str, test: fn(&Lab) -> Result<()>) -> Self {
         Self { name, test, datapaths: &[Datapath::Packet] }
     }
 
-    /// A test of what only the sockmap datapath does.
+    /// A test of the sockmap datapath only.
     #[must_use]
     pub const fn sockmap(name: &'static str, test: fn(&Lab) -> Result<()>) -> Self {
         Self { name, test, datapaths: &[Datapath::Sockmap] }
     }
 }
 
-/// The error of a test that finds out by itself that this machine has not what it needs.
+/// The error of a test whose requirements this machine does not meet.
 #[derive(Debug)]
 pub struct Unable(pub String);
 
@@ -81,12 +81,12 @@ impl std::fmt::Display for Unable {
 
 impl std::error::Error for Unable {}
 
-/// That a program is not there.
+/// The error for a missing program.
 fn needs(program: &str) -> Unable {
     Unable(format!("needs {program}: `cargo xtask test` installs it"))
 }
 
-/// What is said of a program that could not be started.
+/// The error for a program that could not be started.
 #[must_use]
 pub fn not_started(command: &Command, error: io::Error) -> anyhow::Error {
     let program = command.get_program().to_string_lossy();
@@ -96,8 +96,8 @@ pub fn not_started(command: &Command, error: io::Error) -> anyhow::Error {
     }
 }
 
-/// The error of a test of something that the running kernel was built without, which no package could bring. It is ignored
-/// with the reason wherever it happens.
+/// The error of a test of a feature that the running kernel lacks, and that no package can add. The test is ignored
+/// with the reason in every environment.
 #[derive(Debug)]
 pub struct Lacking(pub String);
 
@@ -109,11 +109,11 @@ impl std::fmt::Display for Lacking {
 
 impl std::error::Error for Lacking {}
 
-/// Runs `cases` as cargo expects it of a test binary, then looks for faults in the kernel's log.
+/// Runs `cases` as a test binary for cargo, then searches the kernel's log for faults.
 #[must_use]
 pub fn run(cases: &[Case]) -> ExitCode {
     let mut args = Arguments::from_args();
-    // The tests wait far more than they compute.
+    // The tests mostly wait.
     args.test_threads.get_or_insert(4);
     let missing = missing();
     if missing.is_none()
@@ -127,7 +127,7 @@ pub fn run(cases: &[Case]) -> ExitCode {
         case.datapaths.iter().map(move |datapath| trial(*case, *datapath, missing.clone()))
     });
     let conclusion = libtest_mimic::run(&args, trials.collect());
-    // Last and on its own, since any of the others may have caused the fault.
+    // Runs last and alone, since any other test may have caused the fault.
     let last = libtest_mimic::run(
         &args,
         vec![Trial::ignorable_test("kernel_log_is_clean", move || {
@@ -171,7 +171,7 @@ fn skip(reason: &str) -> Result<Completion, Failed> {
     if all_required { Err(reason.into()) } else { Ok(Completion::ignored_with(reason)) }
 }
 
-/// What keeps the tests from running here.
+/// The reason why the tests cannot run here.
 fn missing() -> Option<String> {
     if !nix::unistd::geteuid().is_root() {
         return Some("needs root: network namespaces and eBPF".to_owned());

@@ -1,4 +1,4 @@
-//! Plain TCP inside namespaces, with deadlines on everything, and a close look at how a connection ends.
+//! Plain TCP inside namespaces, with deadlines on every call, and exact results of a connection's end.
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -14,7 +14,7 @@ use crate::{
     wait::{self, DEADLINE},
 };
 
-/// How a peer ended its direction.
+/// The end of a peer's direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
     /// FIN.
@@ -35,8 +35,8 @@ pub fn connect(netns: &Netns, address: &str) -> Result<TcpStream> {
 
 /// Listens inside `netns`.
 ///
-/// An address that is in use is tried again: a process that another trial starts at that moment keeps a former listener of
-/// this address open from fork(2) to exec(2).
+/// Retries an address in use: a process that another test starts at that moment holds a former listener of this
+/// address from fork(2) to exec(2).
 pub fn listen(netns: &Netns, address: &str) -> Result<TcpListener> {
     let what = format!("cannot listen on {address}");
     let listener = wait::until(&what, || {
@@ -45,12 +45,12 @@ pub fn listen(netns: &Netns, address: &str) -> Result<TcpListener> {
             bound => Ok(Some(bound.with_context(|| what.clone())?)),
         })
     })?;
-    // Bounds accept(2) too.
+    // The timeout also bounds accept(2).
     SockRef::from(&listener).set_read_timeout(Some(DEADLINE))?;
     Ok(listener)
 }
 
-/// The next connection that reaches `listener`.
+/// The next connection to `listener`.
 pub fn accept(listener: &TcpListener) -> Result<TcpStream> {
     let (stream, _) = listener.accept().context("no connection came")?;
     limit(&stream)?;
@@ -71,7 +71,7 @@ pub fn reset(stream: TcpStream) -> Result<()> {
     Ok(())
 }
 
-/// Reads to the end: what came, and how it ended.
+/// Reads to the end. Returns the bytes and the kind of the end.
 pub fn read_to_end(stream: &mut TcpStream) -> Result<(Vec<u8>, Ending)> {
     let mut bytes = Vec::new();
     match stream.read_to_end(&mut bytes) {

@@ -1,4 +1,4 @@
-//! Waiting for a condition, never for a time.
+//! Waits for a condition, never for a time.
 
 use std::{
     thread,
@@ -7,13 +7,13 @@ use std::{
 
 use anyhow::{Result, bail};
 
-/// How long anything may take before the test fails. Generous: it is only ever reached by a failure, and an emulated
-/// processor takes half a minute for the start of a daemon.
+/// The time after which a wait fails. It is large, since only a failure reaches it, and an emulated processor takes
+/// half a minute to start a daemon.
 pub const DEADLINE: Duration = Duration::from_secs(90);
 
 const POLL: Duration = Duration::from_millis(5);
 
-/// Asks again and again until the answer is `Some`, and fails with `what` after [`DEADLINE`].
+/// Calls `ask` repeatedly until it returns `Some`. Fails with `what` after [`DEADLINE`].
 pub fn until<T>(what: &str, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let started = Instant::now();
     loop {
@@ -27,14 +27,14 @@ pub fn until<T>(what: &str, mut ask: impl FnMut() -> Result<Option<T>>) -> Resul
     }
 }
 
-/// [`until`] for a plain condition.
+/// Like [`until`], for a plain condition.
 pub fn until_true(what: &str, mut ask: impl FnMut() -> Result<bool>) -> Result<()> {
     until(what, || Ok(ask()?.then_some(())))
 }
 
-/// Waits until `sample` gives the same value for `quiet`, and returns it.
+/// Waits until `sample` has the same value for `quiet`, and returns it.
 ///
-/// For "nothing moves any more", which has no event of its own.
+/// For the end of all movement, which has no event of its own.
 pub fn settled<T: PartialEq>(quiet: Duration, mut sample: impl FnMut() -> Result<T>) -> Result<T> {
     let started = Instant::now();
     let (mut last, mut since) = (sample()?, Instant::now());

@@ -1,9 +1,8 @@
-//! A link as it is in the wide area: frames get lost, come twice, overtake each other, or are cut anew by who repeats
-//! them.
+//! A wide-area link: frames are lost, duplicated, reordered, or segmented anew by a retransmission.
 //!
-//! A pair of TAP devices takes the place of a link's veth pair, and a thread of the test carries the frames between
-//! them. What becomes of a frame follows from a seed and from the order in which frames come; the order is the kernel's,
-//! so the same seed gives the same weather, not the same run.
+//! A pair of TAP devices replaces a link's veth pair, and a thread of the test forwards the frames between them. The
+//! fate of a frame follows from a seed and from the order of the frames. The kernel decides on that order, so the
+//! same seed produces the same statistics, not the same run.
 
 mod frame;
 mod path;
@@ -29,45 +28,45 @@ use crate::{
     netns::{Link, Netns},
 };
 
-/// What happens to the segments of a link, each in so many of a thousand. Other frames than TCP over IPv4 just pass.
+/// The fate of a link's segments, each value per thousand. Other frames than TCP over IPv4 pass unchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Weather {
-    /// Where chance comes from.
+    /// The seed of the random numbers.
     pub seed: u64,
-    /// Do not arrive.
+    /// Segments that are lost.
     pub drop: usize,
-    /// Arrive twice.
+    /// Segments that are duplicated.
     pub duplicate: usize,
-    /// Are overtaken by up to eight others, or by none if none comes within a few milliseconds.
+    /// Segments that up to eight others overtake, or none if none follows within a few milliseconds.
     pub reorder: usize,
-    /// Are preceded by a made-up one, which begins with the end of the segment before and goes on with the beginning of
-    /// this one. So does a sender that repeats and cuts its bytes elsewhere than the first time.
+    /// Segments that follow a synthetic one, which consists of the end of the previous segment and the beginning of
+    /// this one. A sender does the same when it segments its bytes differently in a retransmission.
     pub recut: usize,
-    /// Sequence numbers of both directions seem to begin with this one.
+    /// The apparent initial sequence number of both directions.
     pub first_number: Option<u32>,
 }
 
 impl Weather {
-    /// Nothing happens.
+    /// A link without faults.
     pub const FAIR: Self = Self { seed: 0, drop: 0, duplicate: 0, reorder: 0, recut: 0, first_number: None };
 }
 
-/// What has happened.
+/// The statistics of a link.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Segments that were sent.
+    /// Sent segments.
     pub segments: u64,
-    /// Those with a wrong checksum, which were left alone.
+    /// Segments with a wrong checksum, which pass unchanged.
     pub unsound: u64,
-    /// Those that did not arrive.
+    /// Lost segments.
     pub dropped: u64,
-    /// Those that arrived twice.
+    /// Duplicated segments.
     pub duplicated: u64,
-    /// Those that were held back.
+    /// Delayed segments.
     pub held: u64,
-    /// Made-up ones.
+    /// Synthetic segments.
     pub recut: u64,
-    /// Those with bytes whose numbers had wrapped.
+    /// Segments with bytes whose sequence numbers had wrapped.
     pub wrapped: u64,
 }
 
@@ -87,16 +86,16 @@ impl Add for Report {
     }
 }
 
-/// A link with weather. When it is dropped, its devices are gone, and nothing is in their place.
+/// A link with faults. A drop removes its devices, and nothing replaces them.
 #[derive(Debug)]
 pub struct Wan {
-    /// Ends the thread when it is closed.
+    /// Its close ends the thread.
     stop: Option<PipeWriter>,
     carrying: Option<JoinHandle<Result<[Report; 2]>>>,
 }
 
 impl Wan {
-    /// Takes the place of a link of the lab, whose devices keep their names and addresses.
+    /// Replaces a link of the lab. The devices keep their names and addresses.
     pub fn new(lab: &Lab, link: Link, mtu: u32, weather: Weather) -> Result<Self> {
         let outer = match link {
             Link::Client => &lab.client,
@@ -105,12 +104,12 @@ impl Wan {
         Self::between(link.replace(outer, &lab.lb, mtu, Tap::new)?, weather)
     }
 
-    /// One more link between the balancer and the backend, with a device of this name at each end that has no Ethernet
-    /// headers, as tunnels have none.
+    /// An additional link between the balancer and the backend. At each end it has a device of this name without
+    /// Ethernet headers, like a tunnel.
     pub fn tunnel(lab: &Lab, name: &str) -> Result<Self> {
         let end = |netns: &Netns| {
             let tap = netns.enter(|| Tap::tunnel(name))?;
-            // Before anything comes, which a device that is off refuses.
+            // Comes first, since an inactive device refuses frames.
             netns.switch_on(name)?;
             anyhow::Ok(tap)
         };
@@ -124,7 +123,7 @@ impl Wan {
         Ok(Self { stop: Some(stop), carrying: Some(carrying) })
     }
 
-    /// Ends it: what has happened inwards, to the balancer, and outwards.
+    /// Ends the link. Returns the statistics inwards, to the balancer, and outwards.
     pub fn end(mut self) -> Result<[Report; 2]> {
         self.join().context("it has ended before")?
     }
@@ -144,9 +143,9 @@ impl Drop for Wan {
     }
 }
 
-/// Carries frames both ways until nobody holds the other end of `stopped` any more.
+/// Forwards frames in both directions until the other end of `stopped` is closed.
 fn carry(taps: &[Tap; 2], stopped: &PipeReader, mut paths: Paths) -> Result<[Report; 2]> {
-    // So many frames of one way come before one of the other.
+    // The number of frames of one direction before a frame of the other.
     const AT_ONCE: usize = 16;
     let mut buffer = vec![0; 65_536];
     loop {
@@ -174,7 +173,7 @@ fn carry(taps: &[Tap; 2], stopped: &PipeReader, mut paths: Paths) -> Result<[Rep
     }
 }
 
-/// The time that is left, in whole milliseconds and not less.
+/// The remaining time, rounded up to whole milliseconds.
 fn timeout(due: Option<Instant>) -> PollTimeout {
     let Some(due) = due else { return PollTimeout::NONE };
     let left = due.saturating_duration_since(Instant::now()).as_millis() + 1;

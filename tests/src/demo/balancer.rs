@@ -18,7 +18,7 @@ use tokio::{
 const PATIENCE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(10);
 
-/// A running daemon; killed when dropped.
+/// A running daemon, killed on drop.
 pub(crate) struct Balancer {
     child: Child,
     admin: SocketAddr,
@@ -36,7 +36,7 @@ impl Balancer {
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output)
-            // Ctrl-C is for the demo, which stops the daemon on its way out.
+            // Ctrl-C is for the demo, which stops the daemon at its end.
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
@@ -53,12 +53,12 @@ impl Balancer {
         Ok(balancer)
     }
 
-    /// Everything that is counted, now.
+    /// The current metrics.
     pub(crate) async fn metrics(&self) -> Result<Metrics> {
         Metrics::parse(&self.get("/metrics").await?.1)
     }
 
-    /// Everything that is counted, once every connection is accounted for.
+    /// The metrics, once every connection is accounted for.
     pub(crate) async fn settled(&self) -> Result<Metrics> {
         let started = Instant::now();
         loop {
@@ -71,7 +71,7 @@ impl Balancer {
         }
     }
 
-    /// Lets it finish.
+    /// Ends the daemon.
     pub(crate) async fn stop(mut self) -> Result<()> {
         if let Some(pid) = self.child.id() {
             kill(Pid::from_raw(pid.cast_signed()), Signal::SIGTERM)?;

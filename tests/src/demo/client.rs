@@ -1,4 +1,4 @@
-//! A client that believes nothing but the demo's own authority.
+//! A client that trusts only the demo's authority.
 
 use std::net::SocketAddr;
 
@@ -14,24 +14,24 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::server::PAGE;
 
-/// What one name showed.
+/// The result of a visit to one name.
 pub(crate) struct Visit {
     /// The verified certificate's subject.
     pub(crate) subject: String,
-    /// Who signed it.
+    /// The issuer of the certificate.
     pub(crate) issuer: String,
-    /// The TLS version that was agreed on.
+    /// The negotiated TLS version.
     pub(crate) version: String,
-    /// What `GET /` answered.
+    /// The response to `GET /`.
     pub(crate) body: String,
     /// Bytes of all pages after that.
     pub(crate) bytes: usize,
 }
 
-/// How often `GET /page` is asked.
+/// The number of requests `GET /page`.
 const PAGES: usize = 64;
 
-/// Asks `name` at `front` for what it has, on one connection.
+/// Requests the pages of `name` at `front`, on one connection.
 pub(crate) async fn visit(ca: &Ca, front: SocketAddr, name: &str) -> Result<Visit> {
     let stream = connect(ca, front, name).await?;
     let (_, session) = stream.get_ref();

@@ -1,8 +1,8 @@
-//! The product at work, with nothing that the build does not bring: `cargo xtask demo`.
+//! The product at work, with nothing but the results of the build: `cargo xtask demo`.
 //!
-//! Two published Istio settings, unedited, are served at once. Two TLS servers with their own certificates stand
-//! for the services behind them, and a client that trusts only the demo's own authority visits both, and a third
-//! name that nobody serves.
+//! The daemon serves two published, unedited Istio configurations at once. Two TLS servers with their own
+//! certificates stand for the services. A client that trusts only the demo's authority visits both, and a third name
+//! without a rule.
 
 use std::{
     fs,
@@ -31,15 +31,15 @@ struct Args {
     /// Leave everything running afterwards, until Ctrl-C
     #[arg(long)]
     keep: bool,
-    /// Which datapath to ask for
+    /// The datapath to use
     #[arg(long, value_parser = ["auto", "sockmap", "relay"], default_value = "auto")]
     datapath: String,
 }
 
-/// One service of the published settings.
+/// One service of the published configurations.
 struct Service {
     name: &'static str,
-    /// Which setting it is from.
+    /// The configuration of the service.
     setting: &'static str,
     gateway: &'static str,
     rules: &'static str,
@@ -73,14 +73,14 @@ const GATEWAY_PORT: u16 = 443;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    // Whatever ends the story, its values are dropped on the way out: balancer, servers and directory with them.
+    // Every end drops the values: the balancer, the servers and the directory.
     let result = tokio::select! {
         result = tell(Args::parse()) => result,
         signal = interrupted() => signal.map(|()| println!("\ninterrupted; everything is removed")),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        // Whoever reads our output has seen enough.
+        // The reader of the output has closed the pipe.
         Err(error)
             if error.downcast_ref::<io::Error>().is_some_and(|io| io.kind() == io::ErrorKind::BrokenPipe) =>
         {
@@ -152,7 +152,7 @@ async fn tell(Args { keep, datapath }: Args) -> Result<()> {
     writeln!(out, "\n{STRANGER}")?;
     match client::visit(&ca, front, STRANGER).await {
         Ok(_) => bail!("{STRANGER} was served"),
-        // The innermost error is the one that says what happened on the wire.
+        // The innermost error describes the event on the wire.
         Err(error) => writeln!(out, "  refused     no rule serves it ({})", error.root_cause())?,
     }
 
@@ -175,7 +175,7 @@ async fn tell(Args { keep, datapath }: Args) -> Result<()> {
     }
 }
 
-/// What the balancer and the kernel counted between two scrapes.
+/// The difference of the counters between two scrapes.
 fn report(out: &mut impl Write, before: &Metrics, after: &Metrics) -> io::Result<()> {
     let grown = |name: &str, labels: &[(&str, &str)]| after.sum(name, labels) - before.sum(name, labels);
     for datapath in ["sockmap", "relay"] {

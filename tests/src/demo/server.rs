@@ -10,16 +10,16 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-/// Bytes that `GET /page` answers with, to see some move.
+/// The size of the response to `GET /page`, in bytes.
 pub(crate) const PAGE: usize = 64 * 1024;
 
-/// Answers every connection with `says`, until dropped.
+/// Responds to every connection with `says`, until dropped.
 pub(crate) async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, says: &'static str) {
     let acceptor = TlsAcceptor::from(tls);
     while let Ok((stream, _)) = listener.accept().await {
         let acceptor = acceptor.clone();
         tokio::spawn(async move {
-            // A client that leaves early is its own business.
+            // A client that disconnects early is no fault.
             let _ = answer(stream, acceptor, says).await;
         });
     }

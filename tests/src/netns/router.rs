@@ -1,4 +1,4 @@
-//! A router in the middle of a link, whose links may turn out to take less than was agreed on.
+//! A router in the middle of a link. The MTU of its links can fall below the negotiated segment size.
 
 use anyhow::Result;
 
@@ -10,7 +10,8 @@ const NEAR: &str = "outer";
 /// The device towards the balancer.
 const FAR: &str = "inner";
 
-/// Forwards what comes over a link. It answers for the hosts of one side on the other, so that neither needs to know it.
+/// Forwards the packets of a link. It answers ARP and neighbour requests for the hosts of the other side, so that
+/// neither side needs a route.
 #[derive(Debug)]
 pub struct Router {
     netns: Netns,
@@ -18,7 +19,7 @@ pub struct Router {
 }
 
 impl Router {
-    /// Cuts a link of the lab in two. The devices keep their names and addresses.
+    /// Inserts the router into a link of the lab. The devices keep their names and addresses.
     pub fn new(lab: &Lab, link: Link) -> Result<Self> {
         let (outer, name) = match link {
             Link::Client => (&lab.client, "client-router"),
@@ -30,7 +31,7 @@ impl Router {
             ("ipv4/conf/all/proxy_arp", "1"),
             ("ipv6/conf/all/forwarding", "1"),
             ("ipv6/conf/all/proxy_ndp", "1"),
-            // Its own addresses are usable at once.
+            // The router's own addresses are usable at once.
             ("ipv6/conf/default/accept_dad", "0"),
         ] {
             netns.sysctl(&format!("net/{parameter}"), value)?;
@@ -43,13 +44,13 @@ impl Router {
                 format!("link add {} netns {} type veth peer name {FAR} netns {netns}", link.inner(), lab.lb),
             ],
         )?;
-        // Its answers for others are not delayed.
+        // The answers for other hosts are not delayed.
         for (family, device) in [("ipv4", NEAR), ("ipv4", FAR), ("ipv6", NEAR), ("ipv6", FAR)] {
             netns.sysctl(&format!("net/{family}/neigh/{device}/proxy_delay"), "0")?;
         }
         link.address(outer, &lab.lb)?;
         let router = Self { netns, link };
-        // What it says itself comes from somewhere.
+        // The router's own messages need a source address.
         let (v4, v6) = match link {
             Link::Client => ("10.0.1.254/32", "fd00:1::fe/128"),
             Link::Backend => ("10.0.2.254/32", "fd00:2::fe/128"),
@@ -66,18 +67,18 @@ impl Router {
         Ok(router)
     }
 
-    /// From now on, its link away from the balancer takes packets of at most so many bytes: of IPv4 and of IPv6. It says
-    /// so to the balancer, which sends larger ones. Who is beyond would hear of the other link by itself.
+    /// Sets the MTU of the link away from the balancer, in bytes: for IPv4 and for IPv6. The router reports it to the
+    /// balancer for larger packets. A host beyond would get a report about the other link.
     pub fn narrow(&self, mtus: [u32; 2]) -> Result<()> {
         self.route("replace", &[NEAR], mtus)
     }
 
-    /// The same for its link towards the balancer. Whose packets may be cut in pieces, it cuts.
+    /// Sets the MTU of the link towards the balancer. The router fragments packets that allow it.
     pub fn narrow_inwards(&self, mtus: [u32; 2]) -> Result<()> {
         self.route("replace", &[FAR], mtus)
     }
 
-    /// From now on, nothing that is for anybody on either side gets through, and nobody is told.
+    /// Drops all packets for hosts on both sides without a message, from now on.
     pub fn cut(&self) -> Result<()> {
         let hosts = self.hosts().into_iter().flat_map(|(_, hosts)| hosts);
         ip(
@@ -86,7 +87,7 @@ impl Router {
         )
     }
 
-    /// Ends what [`Router::cut`] began.
+    /// Ends the effect of [`Router::cut`].
     pub fn restore(&self) -> Result<()> {
         self.route("replace", &[NEAR, FAR], [1_500, 1_500])
     }
@@ -102,7 +103,7 @@ impl Router {
         ip(&["-n", &self.netns.name], &routes.collect::<Vec<_>>())
     }
 
-    /// Who is behind which device.
+    /// The hosts behind each device.
     fn hosts(&self) -> [(&'static str, [&'static str; 2]); 2] {
         match self.link {
             Link::Client => [(NEAR, [CLIENT, "fd00:1::2"]), (FAR, [LB, LB_V6])],

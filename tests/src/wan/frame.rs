@@ -1,4 +1,4 @@
-//! Ethernet frames with a TCP segment over IPv4 in them.
+//! Ethernet frames with a TCP segment over IPv4.
 
 use etherparse::{
     EtherType, Ethernet2Header, IpNumber, Ipv4Header, TcpHeader, TcpOptionElement,
@@ -8,14 +8,14 @@ use etherparse::{
 /// An address and a port.
 type Peer = ([u8; 4], u16);
 
-/// The connection that a segment belongs to: who is at the outer end of the link, who at the other.
+/// The connection of a segment: the peer at the outer end of the link, and the peer at the other end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Flow {
     outer: Peer,
     inner: Peer,
 }
 
-/// A frame that was found to hold a segment.
+/// A frame with a segment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Segment {
     ethernet: Ethernet2Header,
@@ -25,7 +25,7 @@ pub(super) struct Segment {
 }
 
 impl Segment {
-    /// `None` for anything else, a fragment included. Padding behind the segment is left out.
+    /// `None` for any other frame, including a fragment. Padding after the segment is removed.
     pub(super) fn parse(frame: &[u8]) -> Option<Self> {
         let (ethernet, rest) = Ethernet2Header::from_slice(frame).ok()?;
         if ethernet.ether_type != EtherType::IPV4 {
@@ -40,13 +40,13 @@ impl Segment {
         Some(Self { ethernet, ip, tcp, payload: payload.to_vec() })
     }
 
-    /// The whole frame.
+    /// The complete frame.
     pub(super) fn bytes(&self) -> Vec<u8> {
         let headers: [&[u8]; 3] = [&self.ethernet.to_bytes(), &self.ip.to_bytes(), &self.tcp.to_bytes()];
         [&headers.concat()[..], &self.payload].concat()
     }
 
-    /// The connection; `inwards` says that the segment comes from the outer end.
+    /// The connection. `inwards` means that the segment comes from the outer end.
     pub(super) fn flow(&self, inwards: bool) -> Flow {
         let source = (self.ip.source, self.tcp.source_port);
         let destination = (self.ip.destination, self.tcp.destination_port);
@@ -57,35 +57,35 @@ impl Segment {
         }
     }
 
-    /// The number of its first byte.
+    /// The sequence number of the first byte.
     pub(super) fn seq(&self) -> u32 {
         self.tcp.sequence_number
     }
 
-    /// The bytes that it carries.
+    /// The payload.
     pub(super) fn payload(&self) -> &[u8] {
         &self.payload
     }
 
-    /// Whether it opens a direction.
+    /// Whether the segment has SYN.
     pub(super) fn is_syn(&self) -> bool {
         self.tcp.syn
     }
 
-    /// Whether it carries bytes and does nothing else.
+    /// Whether the segment has a payload, and neither SYN, FIN nor RST.
     pub(super) fn is_data(&self) -> bool {
         !self.payload.is_empty() && !self.tcp.syn && !self.tcp.fin && !self.tcp.rst
     }
 
-    /// Whether both checksums are right.
+    /// Whether both checksums are correct.
     pub(super) fn is_sound(&self) -> bool {
-        // In one's complement, zero is 0 and 0xffff alike (RFC 1071 section 1), and senders write either.
+        // In one's complement, 0 and 0xffff both are zero (RFC 1071 section 1), and senders use either.
         let same = |one: u16, other: u16| one % 0xffff == other % 0xffff;
         same(self.ip.header_checksum, self.ip.calc_header_checksum())
             && same(self.tcp.checksum, self.tcp_checksum())
     }
 
-    /// Shifts its own numbers by `own`, and those of the other direction that it mentions by `other`.
+    /// Shifts the segment's own sequence numbers by `own`, and its acknowledgement numbers by `other`.
     pub(super) fn shift(&mut self, own: u32, other: u32) {
         let number = &mut self.tcp.sequence_number;
         *number = number.wrapping_add(own);
@@ -97,7 +97,7 @@ impl Segment {
         self.seal();
     }
 
-    /// Shifts the edges of selective acknowledgements. Options that are not known stay as they are, all of them.
+    /// Shifts the edges of selective acknowledgements. Unknown options do not change.
     fn shift_blocks(&mut self, by: u32) {
         let shifted = |(left, right): (u32, u32)| (left.wrapping_add(by), right.wrapping_add(by));
         let Ok(options) = self.tcp.options_iterator().collect::<Result<Vec<_>, _>>() else { return };
@@ -113,8 +113,8 @@ impl Segment {
         self.tcp.set_options(&options).expect("as long as they were");
     }
 
-    /// The segment that goes on with the first `head` bytes of this one where `tail` ends, which are the bytes right
-    /// before it.
+    /// The segment from the start of `tail` to the first `head` bytes of this one. `tail` ends right before this
+    /// segment.
     pub(super) fn joined(&self, tail: &[u8], head: usize) -> Self {
         let mut joined = Self { payload: [tail, &self.payload[..head]].concat(), ..self.clone() };
         let length = joined.tcp.header_len() + joined.payload.len();
@@ -126,7 +126,7 @@ impl Segment {
         joined
     }
 
-    /// Makes both checksums right.
+    /// Updates both checksums.
     fn seal(&mut self) {
         self.ip.header_checksum = self.ip.calc_header_checksum();
         self.tcp.checksum = self.tcp_checksum();
@@ -150,8 +150,8 @@ pub(super) mod tests {
     /// Bytes of an Ethernet header.
     const ETHERNET: usize = 14;
 
-    /// A sound segment with `payload` at `seq`, which acknowledges 5000 and has blocks from 6000 to 7000 and from 8000
-    /// to 9000.
+    /// A valid segment with `payload` at `seq`. It acknowledges 5000 and has SACK blocks from 6000 to 7000 and from
+    /// 8000 to 9000.
     pub(in super::super) fn segment(seq: u32, flags: u8, payload: &[u8]) -> Segment {
         let mut frame = vec![2; 12];
         frame.extend([8, 0]);

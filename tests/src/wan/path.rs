@@ -1,4 +1,4 @@
-//! What happens to frames on their way: a pure function of the frames, the time and a seed.
+//! The fate of frames on a link: a pure function of the frames, the time and a seed.
 
 use std::{
     collections::HashMap,
@@ -11,42 +11,42 @@ use super::{
 };
 use crate::stream::Random;
 
-/// How many later frames overtake one that is held back, at most.
+/// The greatest number of later frames that overtake a delayed one.
 const OVERTAKEN_MOST: usize = 8;
-/// How long a frame is held back at most, if none follows.
+/// The longest delay of a frame if no other follows.
 const HELD_MOST: Duration = Duration::from_millis(5);
 
-/// Both ways over a link: inwards, to the balancer, and outwards.
+/// Both directions of a link: inwards, to the balancer, and outwards.
 #[derive(Debug)]
 pub(super) struct Paths {
     weather: Weather,
     ways: [Way; 2],
-    /// By how much the numbers of each way are shifted.
+    /// The shift of sequence numbers in each direction.
     shifts: HashMap<Flow, [u32; 2]>,
 }
 
 #[derive(Debug)]
 struct Way {
     random: Random,
-    /// The last bytes that each flow has sent.
+    /// The last segment with data of each flow.
     last: HashMap<Flow, Segment>,
     held: Vec<Held>,
     report: Report,
 }
 
-/// A frame that others overtake.
+/// A delayed frame.
 #[derive(Debug)]
 struct Held {
     frame: Vec<u8>,
-    /// Leaves behind so many more.
+    /// Leaves after this number of further frames.
     behind: usize,
-    /// Leaves then at the latest.
+    /// Leaves at this time at the latest.
     until: Instant,
 }
 
 impl Paths {
     pub(super) fn new(weather: Weather) -> Self {
-        // Each way has a sequence of its own, so that what one sends does not change the fate of the other.
+        // Each direction has a random sequence of its own, so that frames of one direction do not affect the other.
         let mut random = Random::new(weather.seed);
         let ways = [random.bits(), random.bits()].map(|seed| Way {
             random: Random::new(seed),
@@ -57,7 +57,7 @@ impl Paths {
         Self { weather, ways, shifts: HashMap::new() }
     }
 
-    /// Lets `frame` go, and gives what arrives of it and of earlier ones, in order.
+    /// Processes `frame`. Returns the frames that arrive now, in order, including delayed ones.
     pub(super) fn carry(&mut self, way: usize, frame: &[u8], now: Instant) -> Vec<Vec<u8>> {
         let weather = self.weather;
         let Some(mut segment) = Segment::parse(frame) else { return vec![frame.to_vec()] };
@@ -65,7 +65,7 @@ impl Paths {
         let report = &mut self.ways[way].report;
         report.segments += 1;
         if !segment.is_sound() {
-            // Whoever receives it will drop it; nothing here may make it good.
+            // The receiver will drop the segment. A new checksum must not make it valid.
             report.unsound += 1;
             return vec![frame.to_vec()];
         }
@@ -104,37 +104,37 @@ impl Paths {
         arriving
     }
 
-    /// Has the first number of each direction be `first`, and all others follow.
+    /// Makes `first` the first number of each direction, and shifts all others accordingly.
     fn shift(&mut self, way: usize, flow: Flow, segment: &mut Segment, first: u32) {
         let shifts = self.shifts.entry(flow).or_default();
         if segment.is_syn() {
             shifts[way] = first.wrapping_sub(segment.seq());
         }
         segment.shift(shifts[way], shifts[way ^ 1].wrapping_neg());
-        // No test sends so much that it comes from the upper half to where it began.
+        // No test sends enough bytes to get from the upper half back to the first number.
         if segment.is_data() && first > u32::MAX / 2 && segment.seq() <= u32::MAX / 2 {
             self.ways[way].report.wrapped += 1;
         }
     }
 
-    /// What has been held back long enough.
+    /// The frames whose delay is over.
     pub(super) fn overdue(&mut self, way: usize, now: Instant) -> Vec<Vec<u8>> {
         self.ways[way].held.extract_if(.., |one| one.until <= now).map(|one| one.frame).collect()
     }
 
-    /// When something will be.
+    /// The end of the next delay.
     pub(super) fn due(&self) -> Option<Instant> {
         self.ways.iter().flat_map(|way| &way.held).map(|one| one.until).min()
     }
 
-    /// What has happened, inwards and outwards.
+    /// The statistics, inwards and outwards.
     pub(super) fn report(&self) -> [Report; 2] {
         self.ways.each_ref().map(|way| way.report)
     }
 }
 
-/// A segment with the end of `before` and the beginning of `segment`, no larger than the larger one, if the second
-/// follows right behind the first.
+/// A segment with the end of `before` and the beginning of `segment`, no larger than the larger one, if `segment`
+/// follows directly.
 fn joined(before: &Segment, segment: &Segment, random: &mut Random) -> Option<Segment> {
     let (tail, head) = (before.payload(), segment.payload());
     let length = u32::try_from(tail.len()).ok()?;
@@ -154,7 +154,7 @@ mod tests {
     const ACK: u8 = 16;
     const SYN: u8 = 2;
 
-    /// What arrives inwards of 1000 segments of ten bytes each.
+    /// The segments that arrive inwards of 1000 segments of ten bytes each.
     fn carried(weather: Weather) -> (Vec<Segment>, Report) {
         let (mut paths, now) = (Paths::new(weather), Instant::now());
         let mut arrived = Vec::new();

@@ -1,4 +1,4 @@
-//! A network device whose cable is this process.
+//! A network device whose other end is this process.
 
 use std::{
     fs::File,
@@ -17,21 +17,21 @@ use nix::{
 
 nix::ioctl_write_ptr_bad!(attach, libc::TUNSETIFF, libc::ifreq);
 
-/// One end of a link: what the kernel sends is read here, what is written here the kernel receives. The device goes with
-/// this value.
+/// One end of a link: reads return frames that the kernel sends, and the kernel receives written frames. A drop
+/// removes the device.
 ///
-/// It has Ethernet headers, and no header that would let the kernel leave checksums or the cutting of large packets to
-/// the device: every frame is as it would be on a wire.
+/// The device has Ethernet headers, but no header for checksum or segmentation offload. So every frame is as on a
+/// wire.
 #[derive(Debug)]
 pub(super) struct Tap(File);
 
 impl Tap {
-    /// Makes `name` in the namespace of this thread.
+    /// Creates `name` in the namespace of this thread.
     pub(super) fn new(name: &str) -> Result<Self> {
         Self::open(name, libc::IFF_TAP)
     }
 
-    /// The same without Ethernet headers: what is read and written are packets.
+    /// Creates a device without Ethernet headers, which reads and writes packets.
     pub(super) fn tunnel(name: &str) -> Result<Self> {
         Self::open(name, libc::IFF_TUN)
     }
@@ -56,7 +56,7 @@ impl Tap {
         Ok(Self(file))
     }
 
-    /// The next frame that was sent, if there is any.
+    /// The next sent frame, if any.
     pub(super) fn read<'a>(&self, buffer: &'a mut [u8]) -> Result<Option<&'a [u8]>> {
         match (&self.0).read(buffer) {
             Ok(length) => Ok(Some(&buffer[..length])),
@@ -65,7 +65,7 @@ impl Tap {
         }
     }
 
-    /// Has the kernel receive `frame`.
+    /// Makes the kernel receive `frame`.
     pub(super) fn write(&self, frame: &[u8]) -> Result<()> {
         (&self.0).write_all(frame).context("cannot write to a device")
     }
