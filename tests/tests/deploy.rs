@@ -1,4 +1,4 @@
-//! What is handed out to run the daemon asks for no more than it needs: the Kubernetes manifest, the container, the units.
+//! The deployment files request only the necessary privileges: the Kubernetes manifest, the container, the units.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panic, in its helpers too")]
 
@@ -12,7 +12,7 @@ fn read(name: &str) -> String {
     fs::read_to_string(path).unwrap()
 }
 
-/// The documents of a YAML text; every scalar is a string.
+/// The documents of a YAML text. Every scalar is a string.
 fn documents(text: &str) -> Vec<Value> {
     let mut text = text.as_bytes();
     let mut parser = Parser::new();
@@ -86,7 +86,7 @@ fn the_daemon_set_has_least_privileges() {
     assert!(container["resources"]["limits"]["memory"].is_string());
     assert!(container["resources"]["requests"]["memory"].is_string());
 
-    // No maps are pinned unless `flows.persist` is on, and nothing else of the node is mounted.
+    // Without `flows.persist`, no map is pinned. Nothing else of the node is mounted.
     assert!(!text.contains("persist:"));
     for volume in pod["volumes"].as_array().unwrap() {
         assert_eq!(volume["hostPath"], Value::Null, "{volume}");
@@ -109,7 +109,7 @@ fn only_the_node_reaches_the_admin_endpoint_and_the_kubelet_asks_for_ready() {
         let named = ports.iter().find(|one| one["name"] == asked["port"]).unwrap();
         assert_eq!(named["containerPort"], port, "{probe}");
     }
-    // A configuration in the manifest would win over nothing, but it must not open the endpoint either.
+    // A configuration in the manifest must not open the endpoint either.
     for document in &documents {
         assert!(!document.to_string().contains("0.0.0.0"), "{document}");
     }
@@ -130,7 +130,7 @@ fn the_image_is_no_root_and_carries_the_licences() {
     for line in &lines {
         assert!(!line.contains(":latest"), "{line}");
     }
-    // Both bases can be given by digest.
+    // Both base images can be pinned by digest.
     for argument in ["ARG RUST=", "ARG BASE="] {
         let base = lines.iter().find_map(|line| line.strip_prefix(argument)).unwrap();
         assert!(base.contains(':'), "{base} has no version");

@@ -113,8 +113,7 @@ impl Segment {
         self.tcp.set_options(&options).expect("as long as they were");
     }
 
-    /// The segment from the start of `tail` to the first `head` bytes of this one. `tail` ends right before this
-    /// segment.
+    /// `tail`, the bytes right before this segment, followed by the first `head` bytes of this one.
     pub(super) fn joined(&self, tail: &[u8], head: usize) -> Self {
         let mut joined = Self { payload: [tail, &self.payload[..head]].concat(), ..self.clone() };
         let length = joined.tcp.header_len() + joined.payload.len();

@@ -1,4 +1,4 @@
-//! The access log: a line for each connection, whatever becomes of it, and a daemon that waits for no reader.
+//! The access log: a line for each connection with any outcome, and a daemon that waits for no reader.
 
 use std::{
     fs,
@@ -42,7 +42,7 @@ fn setting(lab: &Lab, format: &str) -> String {
     format!("access_log: {{path: \"{}\", format: {format}}}\n", path(lab).display())
 }
 
-/// The lines of a file, once there are so many.
+/// The lines of a file, once there are `count`.
 fn lines(path: &Path, count: usize) -> Result<Vec<String>> {
     wait::until(&format!("{count} lines are written"), || {
         let text = fs::read_to_string(path).unwrap_or_default();
@@ -52,7 +52,7 @@ fn lines(path: &Path, count: usize) -> Result<Vec<String>> {
     })
 }
 
-/// Waits for the line of which `is` holds.
+/// Waits for the line that matches `is`.
 fn line(lab: &Lab, what: &str, is: impl Fn(&Value) -> bool) -> Result<Value> {
     wait::until(what, || {
         let text = fs::read_to_string(path(lab)).unwrap_or_default();
@@ -73,7 +73,7 @@ fn ip(value: &Value) -> &str {
 fn every_end(lab: &Lab) -> Result<()> {
     let more = format!("{}timeouts: {{hello: 300ms}}\ndeny: [\"192.0.2.0/24\"]\n", setting(lab, "json"));
     let (daemon, listener) = flow::start(lab, &more)?;
-    // One that both finish.
+    // A connection that both peers finish.
     let mut flow = Flow::open(lab, &listener)?;
     flow.exchange()?;
     let (client, backend) = (flow.client.local_addr()?, flow.backend.local_addr()?);
@@ -103,7 +103,7 @@ fn every_end(lab: &Lab) -> Result<()> {
     );
     ensure!(passed.as_object().is_some_and(|fields| fields.len() == 24), "{passed}");
 
-    // One of a name that no rule serves.
+    // A connection for a name without a rule.
     let mut refused = tcp::connect(&lab.client, &flow::front())?;
     refused.write_all(&hello::naming("other.example.com")?)?;
     tcp::read_to_end(&mut refused)?;
@@ -118,7 +118,7 @@ fn every_end(lab: &Lab) -> Result<()> {
         "{refused}"
     );
 
-    // One that says half a hello.
+    // A connection with half a hello.
     let mut silent = tcp::connect(&lab.client, &flow::front())?;
     silent.write_all(&hello::naming(NAME)?[..20])?;
     tcp::read_to_end(&mut silent)?;
@@ -128,11 +128,11 @@ fn every_end(lab: &Lab) -> Result<()> {
         "{silent}"
     );
 
-    // One whose backend does not listen.
+    // A connection whose backend does not listen.
     drop(listener);
     let mut unserved = tcp::connect(&lab.client, &flow::front())?;
     unserved.write_all(&hello::naming(NAME)?)?;
-    // It is closed, in whatever way.
+    // The connection ends with FIN or RST.
     let _ = tcp::read_to_end(&mut unserved);
     let unserved = of_reason(lab, "connect_refused")?;
     ensure!(unserved["response_flags"] == "UF,URX" && unserved["upstream_cluster"] == "pool", "{unserved}");
@@ -159,7 +159,7 @@ fn text(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// As logrotate does it, while connections come; and again while the daemon drains.
+/// The rotation of logrotate, while connections arrive, and again during a drain.
 fn rotation(lab: &Lab) -> Result<()> {
     let (mut daemon, listener) =
         flow::start(lab, &format!("{}timeouts: {{drain: 60s}}\n", setting(lab, "json")))?;
@@ -173,7 +173,7 @@ fn rotation(lab: &Lab) -> Result<()> {
         lines(&path(lab), 1)?;
         let old = lab.dir().join(format!("{LOG}.{number}"));
         fs::rename(path(lab), &old)?;
-        // A configuration that is refused is no reason to write to the old file.
+        // A rejected configuration is no reason to write to the old file.
         if number == 1 {
             Options::yaml(lab, &flow::yaml("surprise: 1\n"))?;
         }
@@ -197,12 +197,12 @@ fn rotation(lab: &Lab) -> Result<()> {
     wait::until_true("there is a new file", || Ok(path(lab).exists()))?;
     drop(last);
     ensure!(daemon.wait()?.success());
-    // What is logged last is written before the process ends.
+    // The last lines are written before the process ends.
     ensure!(fs::read_to_string(path(lab))?.lines().count() == 1);
     Ok(())
 }
 
-/// Connections are served, counted and lost by the log alone.
+/// Connections are served and counted. Only their log lines are lost.
 fn goes_on(lab: &Lab, mut daemon: Daemon<'_>, listener: &std::net::TcpListener) -> Result<()> {
     wait::until_true("lines are dropped, and counted", || {
         Flow::open(lab, listener)?.exchange()?;
@@ -251,7 +251,7 @@ fn reload(lab: &Lab) -> Result<()> {
     reload("")?;
     wait::until_true("the thread ends", || Ok(!daemon.process().has_thread("access-log")?))?;
     Flow::open(lab, &listener)?.exchange()?;
-    // A directory cannot be opened: the last good configuration goes on.
+    // A directory cannot be opened: the last good configuration stays in service.
     let directory = format!("access_log: {{path: \"{}\"}}\n", lab.dir().display());
     Options::yaml(lab, &flow::yaml(&directory))?;
     daemon.process().signal(Signal::SIGHUP)?;
@@ -261,7 +261,7 @@ fn reload(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// To its standard output, which is a pipe here.
+/// To standard output, which is a pipe here.
 fn istio_operator(lab: &Lab) -> Result<()> {
     let operator = lab.dir().join("operator.yaml");
     let text = "apiVersion: install.istio.io/v1alpha1\nkind: IstioOperator\nspec:\n  meshConfig: {accessLogFile: LOG, \
@@ -273,7 +273,7 @@ fn istio_operator(lab: &Lab) -> Result<()> {
     Flow::open(lab, &listener)?.exchange()?;
     line(lab, "a line", |line| line["requested_server_name"] == NAME)?;
     drop(daemon);
-    // By its standard name, to what the process was given.
+    // By its standard path, to the descriptor that the process inherited.
     fs::write(&operator, text.replace("LOG", "/dev/stderr"))?;
     let (reader, log) = pipe()?;
     let mut daemon = Daemon::start_logging_to(lab, &options, log)?;

@@ -1,4 +1,4 @@
-//! The admin endpoint between operators, and people who are none.
+//! The admin endpoint, for operators and for unauthorised clients.
 
 use std::{
     fs,
@@ -31,10 +31,10 @@ pub(crate) const CASES: &[Case] = &[
     Case::once("admin::an_address_for_probes_serves_nothing_else", probes),
 ];
 
-/// Connections to the endpoint at once (`admin::server::CONNECTIONS`).
+/// Concurrent connections to the endpoint (`admin::server::CONNECTIONS`).
 const PLACES: usize = 64;
 
-/// Sends `head` and reads the answer: its status, and all of it.
+/// Sends `head` and reads the response: its status, and the whole text.
 fn ask(lab: &Lab, address: &str, head: &str) -> Result<(u16, String)> {
     let mut stream = tcp::connect(&lab.lb, address)?;
     stream.write_all(head.as_bytes())?;
@@ -53,7 +53,7 @@ fn silent_crowd(lab: &Lab) -> Result<()> {
     let mut flow = Flow::open(lab, &listener)?;
     let before = daemon.process().descriptors()?;
     let mut crowd = (0..300).map(|_| tcp::connect(&lab.lb, ADMIN)).collect::<Result<Vec<_>>>()?;
-    // Whoever asks is answered all the same, again and again.
+    // A client with a request still gets a response, every time.
     for _ in 0..20 {
         let (status, _) = daemon.ask("GET", "/metrics")?;
         ensure!(status == 200, "{status}");
@@ -62,7 +62,7 @@ fn silent_crowd(lab: &Lab) -> Result<()> {
     ensure!(now <= before + PLACES + 8, "{now} descriptors, {before} before");
     flow.exchange()?;
     Flow::open(lab, &listener)?.exchange()?;
-    // Those that are still served end by themselves.
+    // Connections in service end without an action of the test.
     for stream in &mut crowd {
         end(stream)?;
     }
@@ -73,7 +73,7 @@ fn silent_crowd(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Reads until the other end is gone, in whatever way.
+/// Reads until the other end closes, by FIN or RST.
 fn end(stream: &mut TcpStream) -> Result<()> {
     let mut rest = [0; 4096];
     loop {
@@ -96,7 +96,7 @@ fn unfinished_heads(lab: &Lab) -> Result<()> {
     ensure!(took >= Duration::from_secs(4), "ended after {took:?}");
     let line = format!("x: {}\r\n", "y".repeat(4_000));
     let mut long = tcp::connect(&lab.lb, ADMIN)?;
-    // The answer, or a reset, may come before all of it is sent.
+    // The response, or a reset, may come before all bytes are sent.
     let _ = long
         .write_all(format!("GET /ready HTTP/1.1\r\nHost: 127.0.0.1\r\n{}\r\n", line.repeat(40)).as_bytes());
     let mut said = Vec::new();
@@ -104,7 +104,7 @@ fn unfinished_heads(lab: &Lab) -> Result<()> {
     let said = String::from_utf8_lossy(&said).into_owned();
     ensure!(said.is_empty() || said.starts_with("HTTP/1.1 431"), "{said}");
     ensure!(daemon.is_ready()?);
-    // A body is for nothing here.
+    // A request body is not allowed.
     let (status, _) = ask(
         lab,
         ADMIN,
@@ -114,7 +114,7 @@ fn unfinished_heads(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// More connections than an answer that fits into sockets' buffers.
+/// The list of connections is larger than the sockets' buffers.
 fn deaf(lab: &Lab) -> Result<()> {
     lab.lb.sysctl("net/ipv4/tcp_wmem", "4096 16384 16384")?;
     let (daemon, listener) = flow::start(lab, "")?;
@@ -193,7 +193,7 @@ fn unix_socket(lab: &Lab) -> Result<()> {
     let said = cli(lab, &["close", "--admin", &address, "--backend", "pool"])?.ok()?.stdout;
     ensure!(said == "1 closed\n", "{said}");
     tcp::read_to_end(&mut flow.client)?;
-    // Another one does not take its place by mistake.
+    // Another daemon does not replace the socket by mistake.
     let elsewhere = lab.dir().join("elsewhere.yaml");
     fs::write(&elsewhere, flow::yaml("").replace(":8443", ":8444"))?;
     let mut second = Daemon::spawn(lab, &Options::file(&elsewhere).arg("--admin").arg(&address), "second")?;
@@ -201,7 +201,7 @@ fn unix_socket(lab: &Lab) -> Result<()> {
     let log = second.process().log()?;
     ensure!(log.contains("another process serves there") && log.contains("--admin"), "{log}");
     ensure!(ready(&path)? == 200);
-    // What a killed one leaves is replaced.
+    // The socket of a killed daemon is replaced.
     daemon.process().signal(Signal::SIGKILL)?;
     daemon.wait()?;
     ensure!(path.exists());
@@ -249,7 +249,7 @@ fn probes(lab: &Lab) -> Result<()> {
         ("DELETE /connections?backend=pool", 404),
         ("POST /ready", 405),
     ] {
-        // A kubelet asks by whatever name it was told.
+        // A kubelet uses any configured host name.
         let head = format!("{request} HTTP/1.1\r\nHost: balancer.internal\r\n\r\n");
         let mut stream = tcp::connect(&lab.client, &format!("{LB}:9901"))?;
         stream.write_all(head.as_bytes())?;

@@ -1,4 +1,4 @@
-//! The choice of an endpoint: each algorithm over real sockets, while an endpoint dies and returns; priorities, affinity and
+//! Load balancing: each algorithm over real sockets, while an endpoint dies and returns; priorities, affinity and
 //! splits.
 
 use std::{
@@ -48,7 +48,7 @@ pub(crate) const CASES: &[Case] = &[
 const ADDRESSES: [&str; 3] = [BACKEND, BACKEND_2, BACKEND_3];
 const PORT: u16 = 9000;
 
-/// A backend that greets each connection with its number, and holds it.
+/// A backend that sends its number on each connection, and keeps the connection open.
 struct Backend {
     listener: TcpListener,
     held: Arc<Mutex<Vec<TcpStream>>>,
@@ -58,14 +58,14 @@ struct Backend {
 impl Backend {
     fn start(lab: &Lab, number: usize) -> Result<Self> {
         let listener = tcp::listen(&lab.backend, &format!("{}:{PORT}", ADDRESSES[number]))?;
-        // It waits for as long as the test takes, and ends when the listener is shut down.
+        // It waits without a limit, and ends when the listener is shut down.
         SockRef::from(&listener).set_read_timeout(None)?;
         let held = Arc::new(Mutex::new(Vec::new()));
         let (accepting, into) = (listener.try_clone()?, Arc::clone(&held));
         let greeting = [b'0' + u8::try_from(number)?];
         let thread = thread::spawn(move || {
             while let Ok((mut stream, _)) = accepting.accept() {
-                // Who is gone by now is none of its business.
+                // A disconnected client is no error.
                 let _ = stream.write_all(&greeting);
                 into.lock().unwrap_or_else(PoisonError::into_inner).push(stream);
             }
@@ -75,7 +75,7 @@ impl Backend {
 }
 
 impl Drop for Backend {
-    /// Dies: no further connection, and none of those that it has.
+    /// Dies: closes the listener and all connections.
     fn drop(&mut self) {
         let _ = SockRef::from(&self.listener).shutdown(Shutdown::Both);
         if let Some(thread) = self.thread.take() {
@@ -89,12 +89,12 @@ fn backends(lab: &Lab) -> Result<[Backend; 3]> {
     Ok([Backend::start(lab, 0)?, Backend::start(lab, 1)?, Backend::start(lab, 2)?])
 }
 
-/// All names go to the three endpoints.
+/// All names are routed to the three endpoints.
 fn yaml(more: &str) -> String {
     yaml_of(&ADDRESSES.map(|address| format!("{address}:{PORT}")), more)
 }
 
-/// The same with other endpoints; `more` are keys of the backend.
+/// The configuration with other endpoints. `more` are keys of the backend.
 fn yaml_of(endpoints: &[String], more: &str) -> String {
     format!(
         "listeners: [{{name: front, bind: '{}'}}]\n\
@@ -109,7 +109,7 @@ fn start<'lab>(lab: &'lab Lab, yaml: &str) -> Result<Daemon<'lab>> {
     Daemon::start(lab, &Options::yaml(lab, yaml)?)
 }
 
-/// A client that was greeted, and by whom.
+/// Reads the greeting of a client. Returns the client and the number of its backend.
 fn greeted(mut client: TcpStream, name: &str) -> Result<(TcpStream, usize)> {
     client.write_all(&hello::naming(name)?)?;
     let greeting = tcp::read_exact(&mut client, 1)?;
@@ -121,7 +121,7 @@ fn open(lab: &Lab, name: &str) -> Result<(TcpStream, usize)> {
     greeted(tcp::connect(&lab.client, &front())?, name).with_context(|| format!("{name} is not served"))
 }
 
-/// One that comes from another address of the client's host.
+/// Opens a connection from another address of the client's host.
 fn open_from(netns: &Netns, source: &str) -> Result<(TcpStream, usize)> {
     let (source, to): (SocketAddr, SocketAddr) = (format!("{source}:0").parse()?, front().parse()?);
     let stream = netns.enter(|| {
@@ -134,7 +134,7 @@ fn open_from(netns: &Netns, source: &str) -> Result<(TcpStream, usize)> {
     greeted(stream, "www.example.com")
 }
 
-/// How many of so many connections each endpoint gets; they stay open.
+/// Opens `connections` connections, which stay open. Returns the number of each endpoint.
 fn spread(lab: &Lab, connections: usize) -> Result<(Vec<TcpStream>, [usize; 3])> {
     let (mut clients, mut counts) = (Vec::new(), [0; 3]);
     for _ in 0..connections {
@@ -145,7 +145,7 @@ fn spread(lab: &Lab, connections: usize) -> Result<(Vec<TcpStream>, [usize; 3])>
     Ok((clients, counts))
 }
 
-/// Waits until the daemon has no more connections than these.
+/// Waits until the daemon has this number of connections.
 fn wait_active(daemon: &Daemon<'_>, connections: i64) -> Result<()> {
     let active = "snisplice_connections_active";
     daemon.wait_metrics("the connections of the dead endpoint are over", |metrics| {
@@ -183,12 +183,12 @@ fn least_connections(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// The default.
+/// The default algorithm.
 fn two_choices(lab: &Lab) -> Result<()> {
     let [_first, second, _third] = backends(lab)?;
     let daemon = start(lab, &yaml("same_host: false"))?;
     let (_clients, first) = spread(lab, 60)?;
-    // The difference that two choices leave does not grow with the connections (Mitzenmacher, 2001).
+    // The imbalance of two choices does not grow with the connections (Mitzenmacher, 2001).
     ensure!(first.iter().all(|count| (15..=25).contains(count)), "{first:?}");
     drop(second);
     wait_active(&daemon, i64::try_from(60 - first[1])?)?;
@@ -197,19 +197,19 @@ fn two_choices(lab: &Lab) -> Result<()> {
     ensure!(then[1] == 0 && all[0].abs_diff(all[1]) <= 1, "both are compared each time: {first:?}, {then:?}");
     let _second = Backend::start(lab, 1)?;
     let (_more, counts) = spread(lab, 40)?;
-    // It is one of the two in two of three draws; less than this comes once in a million trials.
+    // The endpoint is one of the two in two of three draws. A smaller count occurs once in a million runs.
     ensure!(counts[1] >= 12, "the one that returns is the emptier one: {counts:?}");
     Ok(())
 }
 
-/// Which endpoint each of many names gets.
+/// The endpoint of each of many names.
 fn placed(lab: &Lab) -> Result<BTreeMap<String, usize>> {
     let names = (0..48).map(|number| format!("n{number}.example.com"));
     names.map(|name| open(lab, &name).map(|(_, number)| (name, number))).collect()
 }
 
-/// The same name goes to the same endpoint, in each process with the same configuration, in whatever order it lists them. An
-/// endpoint that dies moves its own names alone, and has them back when it returns.
+/// The same name maps to the same endpoint, in each process with the same configuration and in any order of the
+/// endpoints. If an endpoint dies, only its own names move, and they return with the endpoint.
 fn keys_stay(lab: &Lab, algorithm: &str) -> Result<()> {
     let how = format!("load_balancing: {{algorithm: {algorithm}, hash_key: server_name}}");
     let [_first, second, _third] = backends(lab)?;
@@ -320,7 +320,7 @@ fn affinity_is_for_each_source_and_bounded(lab: &Lab) -> Result<()> {
         let again: Vec<_> = SOURCES[..3].iter().map(|source| at(source)).collect::<Result<_>>()?;
         ensure!(again == first, "{again:?} and before {first:?}");
     }
-    // One more takes the place of the first, for which it is the turn of another endpoint then.
+    // A further client evicts the first one, whose next connection then goes to another endpoint.
     let fourth = at(SOURCES[3])?;
     ensure!(fourth == first[0], "it is its turn: {fourth}, {first:?}");
     let forgotten = at(SOURCES[0])?;
@@ -365,7 +365,7 @@ fn an_endpoint_of_weight_0_drains(lab: &Lab) -> Result<()> {
     reload(lab, &daemon, &yaml_of(&weights, "load_balancing: round_robin"))?;
     let (_more, counts) = spread(lab, 10)?;
     ensure!(counts == [5, 0, 5], "{counts:?}");
-    // What it had goes on.
+    // Its connections continue.
     for client in &mut clients {
         client.write_all(b"still there")?;
     }

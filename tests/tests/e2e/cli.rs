@@ -1,4 +1,4 @@
-//! What the commands print, and how they exit.
+//! The output and the exit codes of the commands.
 
 use std::fs;
 
@@ -30,7 +30,7 @@ fn check_prints_the_routes(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// What is served, but not all of it as it is written, is worth its own exit code to a pipeline.
+/// A configuration that is not served as written has an exit code of its own, for a pipeline.
 fn check_can_be_strict(lab: &Lab) -> Result<()> {
     let file = lab.dir().join("doubtful.yaml");
     let other = "  - name: again\n    listeners: [front]\n    sni: [\"www.example.com\"]\n    backends: [{name: pool}]\nbackends:";
@@ -51,7 +51,7 @@ fn check_can_be_strict(lab: &Lab) -> Result<()> {
 
 fn bad_file_is_refused(lab: &Lab) -> Result<()> {
     let file = lab.dir().join("bad.yaml");
-    // Two mistakes far from each other: an unknown key, and a port that is none.
+    // Two errors far from each other: an unknown key, and an invalid port.
     let yaml = flow::yaml("surprise: 1\n").replace(":9000", ":90000");
     fs::write(&file, &yaml)?;
     let line_of = |needle: &str| yaml.lines().position(|line| line.contains(needle)).map(|index| index + 1);

@@ -1,4 +1,4 @@
-//! How connections end: each side's FIN and RST arrive on the other side as what they were.
+//! The end of connections: each side's FIN and RST arrive on the other side unchanged.
 
 use std::{io::Write as _, net::Shutdown};
 
@@ -35,7 +35,7 @@ fn half_close_by_the_client_is_kept(lab: &Lab) -> Result<()> {
     flow.client.write_all(b"last words")?;
     flow.client.shutdown(Shutdown::Write)?;
     ensure!(tcp::read_to_end(&mut flow.backend)? == (b"last words".to_vec(), Ending::Eof));
-    // The other direction is still open, for as long as it likes.
+    // The other direction stays open without a limit.
     for _ in 0..3 {
         flow.backend.write_all(b"still here")?;
         ensure!(tcp::read_exact(&mut flow.client, 10)? == b"still here");
@@ -61,7 +61,7 @@ fn half_close_by_the_backend_is_kept(lab: &Lab) -> Result<()> {
     closed(&daemon, "finished")
 }
 
-/// The client's socket is no longer established when the datapath takes it over.
+/// The client's socket is no longer established when the datapath gets it.
 fn fin_right_after_the_hello(lab: &Lab) -> Result<()> {
     let (daemon, listener) = flow::start(lab, "")?;
     let first = hello::naming(flow::NAME)?;
@@ -143,7 +143,7 @@ fn idle_connections_end(lab: &Lab) -> Result<()> {
     closed(&daemon, "idle_timeout")
 }
 
-/// As far as the daemon's own sockets know, such a connection has not even begun.
+/// In the daemon's sockets, such a connection is not established yet.
 fn unacknowledged_connections_end(lab: &Lab) -> Result<()> {
     nft(
         &lab.backend,
@@ -155,7 +155,7 @@ fn unacknowledged_connections_end(lab: &Lab) -> Result<()> {
     closed(&daemon, "idle_timeout")
 }
 
-/// The daemon has let go of every connection, and says that each ended like this.
+/// Checks that the daemon has released every connection, each with this close reason.
 fn closed(daemon: &snisplice_tests::daemon::Daemon<'_>, reason: &str) -> Result<()> {
     let metrics = daemon.wait_metrics("every connection is over", |metrics| {
         metrics.sum("snisplice_connections_active", &[]) == 0

@@ -1,4 +1,4 @@
-//! The way to the backend: refused, unreachable, too slow, or no longer wanted.
+//! Connects to the backend: refused, unreachable, too slow, or abandoned by the client.
 
 use std::{
     cell::Cell,
@@ -87,7 +87,7 @@ fn timeout_goes_to_the_next_endpoint(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Others are tried beside it after a moment, and after it was silent twice, none tries it first.
+/// Other endpoints are tried beside it after its head start. After two silent attempts, no connection tries it first.
 fn a_silent_endpoint_is_remembered(lab: &Lab) -> Result<()> {
     const PATIENCE: &str = "timeouts: {connect: 60s}\n";
     let daemon = with_endpoints(lab, &[&format!("{BLACKHOLE}:9000"), &format!("{BACKEND}:9000")], PATIENCE)?;
@@ -98,13 +98,13 @@ fn a_silent_endpoint_is_remembered(lab: &Lab) -> Result<()> {
     ensure!(took < Duration::from_secs(30), "12 connections took {took:?}");
     let failures =
         daemon.metrics()?.sum("snisplice_connect_failures_total", &[("reason", "connect_overtaken")]);
-    // Under load the memory of five seconds may end meanwhile, and one connection tries it again.
+    // Under load, the five seconds may end meanwhile, and one connection tries it again.
     ensure!((2..=4).contains(&failures), "the deaf endpoint was tried {failures} times");
     ensure!(kernel::sockets(&lab.lb, SYN_SENT)? == 0, "an attempt that was overtaken goes on");
     Ok(())
 }
 
-/// Many silent endpoints cost a client no more than one, and few descriptors at a time.
+/// Many silent endpoints delay a client no longer than one, and need few descriptors at a time.
 fn the_whole_phase_is_bounded(lab: &Lab) -> Result<()> {
     let silent: Vec<_> = (9000..9012).map(|port| format!("{BLACKHOLE}:{port}")).collect();
     let silent: Vec<_> = silent.iter().map(String::as_str).collect();
@@ -114,13 +114,13 @@ fn the_whole_phase_is_bounded(lab: &Lab) -> Result<()> {
     client.write_all(&hello::naming(flow::NAME)?)?;
     let most = Cell::new(0);
     daemon.wait_metrics("the connection is over", |metrics| {
-        // Of two looks, one is not in the middle of a change.
+        // Of two snapshots, at least one is not in the middle of a change.
         let looks = [(); 2].map(|()| kernel::sockets(&lab.lb, SYN_SENT).unwrap_or_default());
         most.set(most.get().max(looks[0].min(looks[1])));
         metrics.sum("snisplice_connections_closed_total", &[("reason", "connect_timeout")]) == 1
     })?;
     let took = begun.elapsed();
-    // One after another they would take 24 s.
+    // Sequential attempts would take 24 s.
     ensure!(took < Duration::from_secs(15), "{took:?} for endpoints that may take 2 s in all");
     let most = most.get();
     ensure!((1..=3).contains(&most), "{most} attempts at once");
@@ -167,7 +167,8 @@ fn without_a_local_port_the_next_source_is_tried(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Clients are turned away with this reason, which the log tells once, and the backend is not said to be unreachable.
+/// Clients are refused with this reason, which the log reports once. The log does not report the backend as
+/// unreachable.
 fn fault_of_this_host(lab: &Lab, daemon: &Daemon<'_>, reason: &str, line: &str) -> Result<()> {
     for _ in 0..3 {
         turned_away(lab)?;
@@ -192,7 +193,7 @@ fn a_source_that_is_not_here_is_not_the_backends_fault(lab: &Lab) -> Result<()> 
     Flow::open(lab, &listener)?.exchange()
 }
 
-/// More clients come at once than the process may have descriptors: those that are accepted leave none for their backends.
+/// More clients arrive at once than the process may have descriptors: accepted ones leave none for their backends.
 fn a_lack_of_descriptors_is_not_the_backends_fault(lab: &Lab) -> Result<()> {
     const CLIENTS: u32 = 12;
     let (daemon, listener) = flow::start(lab, "")?;
@@ -221,7 +222,7 @@ fn a_lack_of_descriptors_is_not_the_backends_fault(lab: &Lab) -> Result<()> {
     daemon.wait_log("cannot open another socket")?;
     let log = process.log()?;
     ensure!(!log.contains("cannot be reached"), "{log}");
-    // Those that went away come first, some of them without a byte.
+    // Clients that disconnected come first, some of them without a byte.
     let bytes = [hello::naming(flow::NAME)?, b"the last client".to_vec()].concat();
     let mut client = tcp::connect(&lab.client, &flow::front())?;
     client.write_all(&bytes)?;
@@ -252,7 +253,7 @@ fn timeout_closes_the_client(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// A client that resets while its endpoint is being called: the attempt ends with it.
+/// A client resets while the daemon connects to its endpoint: the attempt ends with it.
 fn client_gone_costs_the_backend_nothing(lab: &Lab) -> Result<()> {
     let daemon = with_endpoints(lab, &[&format!("{BLACKHOLE}:9000")], "")?;
     let mut client = tcp::connect(&lab.client, &flow::front())?;
@@ -283,7 +284,7 @@ fn names_are_resolved(lab: &Lab) -> Result<()> {
     serves(lab, &listener, 2)
 }
 
-/// The client of a connection too many is connected by the kernel, and served when there is room.
+/// The kernel accepts a client beyond the limit, and the daemon serves it when a slot is free.
 fn connections_beyond_the_limit_wait(lab: &Lab) -> Result<()> {
     let (daemon, listener) = flow::start(lab, "limits: {connections: 1}\n")?;
     let mut first = Flow::open(lab, &listener)?;

@@ -1,4 +1,4 @@
-//! What the admin address tells of open connections, and how they are ended from there.
+//! Lists and closes open connections through the admin address.
 
 use std::{
     io::Write as _,
@@ -40,7 +40,7 @@ fn start(lab: &Lab) -> Result<(Daemon<'_>, TcpListener)> {
     Ok((Daemon::start(lab, &options)?, listener))
 }
 
-/// All connections that match.
+/// All matching connections.
 pub(crate) fn list(daemon: &Daemon<'_>, query: &str) -> Result<Vec<Value>> {
     let (status, body) = daemon.ask("GET", &format!("/connections{query}"))?;
     ensure!(status == 200, "{status}: {body}");
@@ -49,7 +49,7 @@ pub(crate) fn list(daemon: &Daemon<'_>, query: &str) -> Result<Vec<Value>> {
     Ok(listing["connections"].as_array().context("no list")?.clone())
 }
 
-/// The one of this client.
+/// The connection of this client.
 pub(crate) fn of(daemon: &Daemon<'_>, flow: &Flow) -> Result<Value> {
     let client = flow.client.local_addr()?.to_string();
     let all = list(daemon, "")?;
@@ -57,7 +57,7 @@ pub(crate) fn of(daemon: &Daemon<'_>, flow: &Flow) -> Result<Value> {
     one.cloned().with_context(|| format!("{client} is missing in {all:?}"))
 }
 
-/// Our own addresses and the backend's are told as the peers have them.
+/// The listed addresses of the balancer and the backend are those that the peers use.
 pub(crate) fn ensure_addresses(one: &Value, flow: &Flow) -> Result<()> {
     for (key, expected) in [
         ("accepted_at", flow.client.peer_addr()?),
@@ -75,7 +75,7 @@ pub(crate) fn delete(daemon: &Daemon<'_>, target: &str) -> Result<u64> {
     serde_json::from_str::<Value>(&body)?["closed"].as_u64().context("no number")
 }
 
-/// Both peers see a reset, whether or not they have read everything.
+/// Checks that both peers get a reset, independent of unread bytes.
 pub(crate) fn both_are_reset(flow: &mut Flow) -> Result<()> {
     for stream in [&mut flow.client, &mut flow.backend] {
         let (_, ending) = tcp::read_to_end(stream)?;
@@ -84,7 +84,7 @@ pub(crate) fn both_are_reset(flow: &mut Flow) -> Result<()> {
     Ok(())
 }
 
-/// Moves so many bytes up and down, at the same time.
+/// Moves these numbers of bytes up and down concurrently.
 fn transfer(flow: &Flow, up: usize, down: usize) -> Result<()> {
     let way = |from: &TcpStream, to: &TcpStream, total: usize| -> Result<()> {
         let (mut sender, mut receiver) = (from.try_clone()?, to.try_clone()?);
@@ -112,7 +112,7 @@ fn each_is_told(lab: &Lab) -> Result<()> {
     }
     transfer(&flow, MEGABYTE, 2 * MEGABYTE)?;
     let (up, down) = ((hello + 20 * 8 + MEGABYTE) as u64, (20 * 6 + 2 * MEGABYTE) as u64);
-    // What userspace copied last is counted after it was received.
+    // The last bytes that userspace copied are counted after their receipt.
     let one = wait::until("all bytes are told", || {
         let one = of(&daemon, &flow)?;
         let told = (one["bytes_up"].as_u64().unwrap_or(0), one["bytes_down"].as_u64().unwrap_or(0));
@@ -140,7 +140,7 @@ fn each_is_told(lab: &Lab) -> Result<()> {
     ] {
         ensure!(list(&daemon, query)?.len() == count, "{query} does not give {count}");
     }
-    // What was told is what is counted at the end.
+    // The listed counts equal the final ones.
     drop(flow);
     let metrics = daemon
         .wait_metrics("it is over", |metrics| metrics.sum("snisplice_connections_closed_total", &[]) == 1)?;
@@ -152,7 +152,7 @@ fn each_is_told(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Scrapes show the bytes of an open connection, never too many, and never less than before.
+/// Scrapes include the bytes of an open connection. They are never too many, and never decrease.
 fn counted_while_it_lives(lab: &Lab) -> Result<()> {
     const EACH: [usize; 2] = [100_000, 300_000];
     let (daemon, listener) = start(lab)?;
@@ -220,7 +220,7 @@ fn one_is_closed(lab: &Lab) -> Result<()> {
     let metrics = closed(&daemon, 1)?;
     let up = metrics.sum("snisplice_bytes_total", &[("direction", "up")]);
     let hello = hello::naming(flow::NAME)?.len();
-    // The other one is open, and counted as well.
+    // The other connection is open, and counted as well.
     ensure!(up.cast_unsigned() == 2 * hello as u64 + 41 * 8, "{up} bytes are counted");
     ensure!(daemon.ask("DELETE", &target)?.0 == 404, "its number means another one now");
     other.exchange()
@@ -256,7 +256,7 @@ fn one_without_a_hello_is_closed(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// So many were ended from outside, and nothing else has ended.
+/// Checks that the admin address closed `count` connections, and that no other one ended.
 fn closed(daemon: &Daemon<'_>, count: i64) -> Result<Metrics> {
     let metrics = daemon.wait_metrics("they are over", |metrics| {
         metrics.sum("snisplice_connections_closed_total", &[]) == count
@@ -269,7 +269,7 @@ fn closed(daemon: &Daemon<'_>, count: i64) -> Result<Metrics> {
 fn longest_duration(lab: &Lab) -> Result<()> {
     let (daemon, listener) = flow::start(lab, "timeouts: {max_duration: 2s}\n")?;
     let mut flow = Flow::open(lab, &listener)?;
-    // However much it has to say.
+    // With any number of pending bytes.
     let reset = wait::until("it ends", || Ok(flow.exchange().err()))?;
     let reset = reset.root_cause().downcast_ref::<std::io::Error>().map(std::io::Error::kind);
     let kinds = [std::io::ErrorKind::ConnectionReset, std::io::ErrorKind::BrokenPipe];
@@ -308,7 +308,7 @@ fn told_while_draining(lab: &Lab) -> Result<()> {
     ensure!(delete(&daemon, &format!("/connections/{id}"))? == 1);
     both_are_reset(&mut flow)?;
     last.exchange()?;
-    // Nothing is left to wait for then, perhaps not even for the answer.
+    // A drain then has nothing left to wait for, so the response may be missing.
     let _ = delete(&daemon, "/connections?backend=pool");
     both_are_reset(&mut last)?;
     ensure!(daemon.wait()?.success());

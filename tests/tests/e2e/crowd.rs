@@ -1,4 +1,4 @@
-//! Very many connections at once whose receivers do not read.
+//! Very many concurrent connections whose receivers do not read.
 
 use std::{
     fs,
@@ -23,12 +23,12 @@ pub(crate) const CASES: &[Case] =
     &[Case::sockmap("crowd::two_thousand_readers_that_do_not_read", two_thousand)];
 
 const FLOWS: usize = 2_000;
-/// What each sender has to send: more than a direction may keep waiting without a share in the sum, and no more than
-/// the machine has room for so many times.
+/// Bytes of each sender: more than a direction may hold without a share of the total budget, and few enough for the
+/// machine's memory.
 const EACH: u64 = 256 * 1024;
 const TOTAL: u64 = 1024 * 1024;
 const LIMITS: &str = "limits: {total_in_flight_bytes: 1MiB}\n";
-/// The largest packet, of which each processor may let one in at the same time as the others.
+/// The largest packet. Each processor may let one pass at the same time as the others.
 const PACKET: u64 = 64 * 1024;
 
 fn two_thousand(lab: &Lab) -> Result<()> {
@@ -39,7 +39,7 @@ fn two_thousand(lab: &Lab) -> Result<()> {
     let pattern = Pattern::new(1);
     let before = tcp_memory()?;
 
-    // All of them push at once, and nobody reads.
+    // All senders write at once, and no receiver reads.
     let (largest, held) = thread::scope(|scope| {
         let pushing = scope.spawn(|| push(&mut flows, &pattern));
         let mut largest = 0;
@@ -51,7 +51,7 @@ fn two_thousand(lab: &Lab) -> Result<()> {
     })?;
     let processors = thread::available_parallelism()?.get() as u64;
     ensure!(largest <= TOTAL + processors * PACKET, "{largest} bytes waited between the sockets");
-    // A stream is somewhere in the sockets of its sender, the balancer and the receiver: once, with bookkeeping.
+    // A stream is in the sockets of its sender, the balancer and the receiver: once, with bookkeeping.
     let sent = FLOWS as u64 * EACH;
     ensure!(held < 4 * sent, "{held} bytes of memory for {sent} in the streams");
 
@@ -67,7 +67,7 @@ fn two_thousand(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Writes [`EACH`] to every flow, a piece at a time, however long some of them are full.
+/// Writes [`EACH`] to every flow, in pieces, while some flows may be full.
 fn push(flows: &mut [Flow], pattern: &Pattern) -> Result<()> {
     let mut written = vec![0; flows.len()];
     for flow in &mut *flows {
@@ -99,7 +99,7 @@ fn in_flight(daemon: &Daemon<'_>) -> Result<u64> {
     Ok(u64::try_from(metrics.sum("snisplice_sockmap_in_flight_bytes", &[]))?)
 }
 
-/// Memory of all TCP sockets of the machine.
+/// Memory of all TCP sockets of the machine, in bytes.
 fn tcp_memory() -> Result<u64> {
     let text = fs::read_to_string("/proc/net/sockstat")?;
     let pages = text

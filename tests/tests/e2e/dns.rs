@@ -1,4 +1,5 @@
-//! Endpoints that are configured by name: several addresses, other addresses, a name server that fails or says nothing.
+//! Endpoints that are configured by name: several addresses, changed addresses, and a name server that fails or is
+//! silent.
 
 use std::{collections::BTreeMap, fs, io::Write as _, net::TcpListener};
 
@@ -35,7 +36,7 @@ const NAME: &str = "pool.test";
 
 fn server(lab: &Lab, addresses: &[&str]) -> Result<DnsServer> {
     let server = DnsServer::start(&lab.lb, SERVER)?;
-    // Looked up again as soon as that is ever done.
+    // Resolved again as often as possible.
     server.has(NAME, addresses, 0)?;
     Ok(server)
 }
@@ -48,13 +49,13 @@ fn says(daemon: &Daemon<'_>, what: &str) -> Result<usize> {
     Ok(daemon.process().log()?.matches(what).count())
 }
 
-/// Waits until the name has been looked up so often again: questions come in pairs, for both families.
+/// Waits for this number of further lookups. Queries come in pairs, for both address families.
 fn looked_up_again(server: &DnsServer, times: usize) -> Result<()> {
     let before = server.questions();
     wait::until_true("the name is looked up again", || Ok(server.questions() >= before + 2 * times))
 }
 
-/// Which of the listeners gets the next connection, whose bytes arrive there and back.
+/// The listener that gets the next connection, whose bytes arrive in both directions.
 fn next(lab: &Lab, listeners: &[(&'static str, TcpListener)]) -> Result<&'static str> {
     let mut client = tcp::connect(&lab.client, &flow::front())?;
     let hello = hello::naming(flow::NAME)?;
@@ -90,7 +91,7 @@ fn each_address_gets_its_share(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// After a reload the endpoint is next whose turn it is, and not the first one once more.
+/// After a reload, round robin continues with the next endpoint, and not with the first one again.
 fn a_reload_goes_on_with_the_turn(lab: &Lab) -> Result<()> {
     let all = [BACKEND, BACKEND_2, BACKEND_3];
     let _server = server(lab, &all)?;
@@ -109,8 +110,8 @@ fn a_reload_goes_on_with_the_turn(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// What is under way when the first answer comes is served. A machine that is so slow that the look-up ends before, in vain,
-/// gets another try.
+/// A connection that waits for the first lookup is served. On a very slow machine the lookup may fail before, and the
+/// test tries again.
 fn a_connection_waits_for_the_first_answer(lab: &Lab) -> Result<()> {
     let server = server(lab, &[BACKEND])?;
     let listener = flow::backend(lab)?;
@@ -175,8 +176,8 @@ fn failures_keep_the_addresses(lab: &Lab) -> Result<()> {
     kept_over(lab, Mood::Fails)
 }
 
-/// Addresses that are known serve while the name server is in a bad mood, also over a reload; that it is, and that it no longer
-/// is, is told once.
+/// Known addresses stay in service while the name server fails, also across a reload. The log reports the failure and
+/// its end once each.
 fn kept_over(lab: &Lab, mood: Mood) -> Result<()> {
     let server = server(lab, &[BACKEND])?;
     let listener = flow::backend(lab)?;
@@ -195,10 +196,10 @@ fn kept_over(lab: &Lab, mood: Mood) -> Result<()> {
     Ok(())
 }
 
-/// With hundreds of names and a name server that says nothing, nobody waits until each was looked up: neither a start nor a
-/// reload nor a stop. Neither threads nor descriptors grow.
+/// With hundreds of names and a silent name server, no start, reload or stop waits for the lookups. Neither threads
+/// nor descriptors grow.
 fn hundreds_of_names_wait_for_nobody(lab: &Lab) -> Result<()> {
-    /// Questions for all names of the second configuration that are new.
+    /// Queries for all new names of the second configuration.
     const ALL: usize = 2 * 300;
     let server = server(lab, &[BACKEND])?;
     let listener = flow::backend(lab)?;
@@ -236,7 +237,7 @@ fn a_long_answer_comes_over_tcp(lab: &Lab) -> Result<()> {
     wait::until_true("the name is resolved", || Ok(says(&daemon, "and 56 more")? == 1))
 }
 
-/// One of the name's addresses is the daemon's own listener: no connection comes back, and the other address serves all.
+/// One of the name's addresses is the daemon's own listener. No connection loops, and the other address serves all.
 fn a_name_that_leads_back_is_refused(lab: &Lab) -> Result<()> {
     let server = DnsServer::start(&lab.lb, SERVER)?;
     server.has(NAME, &[LB, BACKEND], 0)?;

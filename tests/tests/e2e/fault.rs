@@ -1,4 +1,4 @@
-//! What breaks around the daemon: its backend, its descriptors, its memory, itself.
+//! Faults around the daemon: its backend, its descriptors, its memory, itself.
 
 use std::{
     collections::BTreeSet,
@@ -36,7 +36,8 @@ pub(crate) const CASES: &[Case] = &[
     Case::sockmap("fault::leftovers_of_others_do_not_disturb", leftovers_of_others_do_not_disturb),
 ];
 
-/// The server's process dies while it sends: the client's connection ends with what was sent, and the next is served.
+/// The server's process dies while it sends. The client's connection ends with the sent bytes, and the next one is
+/// served.
 fn backend_killed_in_the_middle(lab: &Lab) -> Result<()> {
     const SIZE: usize = 64 * 1024 * 1024;
     let body: Vec<u8> = Pattern::new(3).at(0, SIZE).to_vec();
@@ -62,7 +63,7 @@ fn backend_killed_in_the_middle(lab: &Lab) -> Result<()> {
     let size = || fs::metadata(&out).map_or(0, |out| out.len());
     wait::until_true("the client has some of it", || Ok(size() > 1024 * 1024))?;
     drop(server);
-    // Whether it takes that for an error is its own business: the server tells no length.
+    // curl may or may not report an error: the server sends no length.
     curl.wait()?;
     let (got, sent) = (fs::read(&out)?, fs::read(lab.dir().join("big"))?);
     ensure!(got.len() < sent.len() && sent.starts_with(&got), "{} bytes, and not the first ones", got.len());
@@ -75,7 +76,7 @@ fn backend_killed_in_the_middle(lab: &Lab) -> Result<()> {
     snisplice_tests::peers::ensure_verified(&said, NAME)
 }
 
-/// Accepting pauses while there are none and goes on afterwards; whoever is connected notices nothing.
+/// Without descriptors, accepting pauses and continues afterwards. Open connections are not affected.
 fn no_descriptors_left(lab: &Lab) -> Result<()> {
     const MORE: usize = 7;
     const TOO_MANY: usize = 30;
@@ -98,7 +99,8 @@ fn no_descriptors_left(lab: &Lab) -> Result<()> {
         open.exchange()?;
     }
     drop(waiting);
-    // Those that came to nothing take descriptors for a moment, and one may be left for a client and none for its backend.
+    // Failed connections hold descriptors for a moment. One descriptor may be left for a client and none for its
+    // backend.
     let active = || Ok(daemon.metrics()?.sum("snisplice_connections_active", &[]));
     ensure!(wait::settled(flow::QUIET, active)? == 1, "somebody is there still");
     Flow::open(lab, &listener)?.exchange()?;
@@ -108,10 +110,10 @@ fn no_descriptors_left(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// As a freezer of cgroups or a debugger does it, in the middle of everything.
+/// A freezer of cgroups or a debugger stops the process, at any point.
 fn stopped_again_and_again(lab: &Lab) -> Result<()> {
     const FLOWS: u64 = 8;
-    /// Each is sent after one stop more.
+    /// Each part is sent after one further stop.
     const PARTS: usize = 6;
     const PART: u64 = 350_000;
     let (daemon, listener) = flow::start(lab, "")?;
@@ -143,7 +145,7 @@ fn stopped_again_and_again(lab: &Lab) -> Result<()> {
             .collect();
         while !tasks.iter().all(thread::ScopedJoinHandle::is_finished) {
             daemon.process().stop()?;
-            // One that comes just then waits.
+            // A connection that arrives now waits.
             let late = tcp::connect(&lab.client, &flow::front())?;
             daemon.process().signal(Signal::SIGCONT)?;
             Flow::begin(late, &listener)?.exchange()?;
@@ -158,10 +160,10 @@ fn stopped_again_and_again(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// The verifier gives up (`EAGAIN`) where it sees its thread interrupted. That says nothing of the program, nor of what
-/// this kernel can do.
+/// The verifier aborts (`EAGAIN`) if its thread is interrupted. That is no evidence against the program or the
+/// kernel.
 fn stopped_while_it_starts(lab: &Lab) -> Result<()> {
-    // Longer than it takes to come so far, and shorter than it goes on trying.
+    // Longer than the start takes up to this point, and shorter than its retries.
     const RESTLESS: Duration = Duration::from_secs(1);
     let listener = flow::backend(lab)?;
     let daemon = Daemon::start_while(lab, &Options::yaml(lab, &flow::yaml(""))?, |process| {
@@ -178,7 +180,7 @@ fn stopped_while_it_starts(lab: &Lab) -> Result<()> {
     Flow::open(lab, &listener)?.exchange()
 }
 
-/// The daemon's sockets may hold a few megabytes in all: slow, but every byte arrives.
+/// The daemon's sockets may hold only a few megabytes in total: transfers are slow, but every byte arrives.
 fn little_memory_for_sockets(lab: &Lab) -> Result<()> {
     const FLOWS: u64 = 16;
     const EACH: u64 = 2 * 1024 * 1024;
@@ -205,7 +207,7 @@ fn little_memory_for_sockets(lab: &Lab) -> Result<()> {
                 })
             })
             .collect();
-        // Nobody reads before it has come to that.
+        // No client reads before the memory is used up.
         let full = wait::until_true("the sockets' memory is used up", || cgroup.is_full());
         let readers: Vec<_> =
             ways().map(|(_, to, pattern)| scope.spawn(move || stream::receive(to, pattern, EACH))).collect();
@@ -220,7 +222,7 @@ fn little_memory_for_sockets(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Nothing is pinned: whatever the process had in the kernel goes with it, and its ports are free at once.
+/// Nothing is pinned: the kernel releases all of the process's objects, and its ports are free at once.
 fn a_killed_daemon_leaves_nothing(lab: &Lab) -> Result<()> {
     let (mut daemon, listener) = flow::start(lab, "")?;
     let mut open = Flow::open(lab, &listener)?;
@@ -241,7 +243,7 @@ fn a_killed_daemon_leaves_nothing(lab: &Lab) -> Result<()> {
     Flow::open(lab, &listener)?.exchange()
 }
 
-/// Another program's maps with the very names of ours, pinned where everybody pins.
+/// Another program's maps with the same names as the daemon's, pinned in the usual directory.
 fn leftovers_of_others_do_not_disturb(lab: &Lab) -> Result<()> {
     let foreign = ["SNI_FLOWS", "SNI_CONTROL"].map(|name| Pinned::hash(&lab.lb.to_string(), name));
     let (daemon, listener) = flow::start(lab, "")?;

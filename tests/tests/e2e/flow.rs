@@ -1,4 +1,4 @@
-//! The plainest setting, which most topics share: one listener, one name, one backend that is a socket of the test.
+//! The plain setting of most topics: one listener, one name, one backend that is a socket of the test.
 
 use std::{
     io::Write as _,
@@ -15,24 +15,24 @@ use snisplice_tests::{
     tcp,
 };
 
-/// The only name that is served.
+/// The only server name with a route.
 pub(crate) const NAME: &str = "www.example.com";
-/// What has not changed for so long is at rest.
+/// A value that has not changed for this time is at rest.
 pub(crate) const QUIET: Duration = Duration::from_millis(300);
 const FRONT_PORT: u16 = 8443;
 const BACKEND_PORT: u16 = 9000;
 
-/// Where clients connect to.
+/// The address for clients.
 pub(crate) fn front() -> String {
     format!("{LB}:{FRONT_PORT}")
 }
 
-/// The configuration, with more top-level keys at its end.
+/// The configuration, with further top-level keys at its end.
 pub(crate) fn yaml(more: &str) -> String {
     yaml_with(&[&format!("{BACKEND}:{BACKEND_PORT}")], more)
 }
 
-/// The same with other endpoints, which take turns exactly.
+/// The configuration with other endpoints, in exact round robin.
 pub(crate) fn yaml_with(endpoints: &[&str], more: &str) -> String {
     let endpoints = endpoints.join("\", \"");
     format!(
@@ -42,12 +42,12 @@ pub(crate) fn yaml_with(endpoints: &[&str], more: &str) -> String {
     )
 }
 
-/// The test's own backend.
+/// The test's backend.
 pub(crate) fn backend(lab: &Lab) -> Result<TcpListener> {
     tcp::listen(&lab.backend, &format!("{BACKEND}:{BACKEND_PORT}"))
 }
 
-/// A daemon in the plainest setting, and its backend.
+/// A daemon in the plain setting, and its backend.
 pub(crate) fn start<'lab>(lab: &'lab Lab, more: &str) -> Result<(Daemon<'lab>, TcpListener)> {
     let listener = backend(lab)?;
     Ok((Daemon::start(lab, &Options::yaml(lab, &yaml(more))?)?, listener))
@@ -60,17 +60,17 @@ pub(crate) struct Flow {
 }
 
 impl Flow {
-    /// Connects and sends a hello; the backend has accepted, and received just that.
+    /// Connects and sends a hello. The backend accepts, and receives exactly the hello.
     pub(crate) fn open(lab: &Lab, listener: &TcpListener) -> Result<Self> {
         Self::open_with(lab, listener, &hello::naming(NAME)?)
     }
 
-    /// The same with a hello (and perhaps more) of the caller's.
+    /// Like [`Flow::open`], with a hello (and perhaps more) of the caller.
     pub(crate) fn open_with(lab: &Lab, listener: &TcpListener, first: &[u8]) -> Result<Self> {
         Self::begin_with(tcp::connect(&lab.client, &front())?, listener, first)
     }
 
-    /// The same for a client that has connected.
+    /// Like [`Flow::open_with`], for a connected client that has sent its hello.
     pub(crate) fn begin(client: TcpStream, listener: &TcpListener) -> Result<Self> {
         Self::begin_with(client, listener, &hello::naming(NAME)?)
     }
@@ -82,7 +82,7 @@ impl Flow {
         Ok(Self { client, backend })
     }
 
-    /// Sends something each way and expects it there.
+    /// Sends bytes in each direction and checks their arrival.
     pub(crate) fn exchange(&mut self) -> Result<()> {
         self.client.write_all(b"question")?;
         ensure!(tcp::read_exact(&mut self.backend, 8)? == b"question");

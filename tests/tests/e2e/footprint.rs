@@ -1,4 +1,4 @@
-//! How much memory a daemon has when nobody is connected, and what each connection adds that says nothing.
+//! The memory of a daemon without connections, and of each idle connection.
 
 use std::{fmt::Write as _, fs, net::TcpListener};
 
@@ -20,7 +20,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::each("footprint::an_idle_connection_is_small", an_idle_connection_is_small),
 ];
 
-/// Twice what it has. The kernel's types, which are read at the start, take tens of megabytes.
+/// Twice the actual memory, in bytes. The kernel's types, which are read at the start, take tens of megabytes.
 const MOST: u64 = 8 * 1024 * 1024;
 
 fn a_started_daemon_is_small(lab: &Lab) -> Result<()> {
@@ -30,20 +30,20 @@ fn a_started_daemon_is_small(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// What the process has and no file backs.
+/// Anonymous memory of the process, in bytes.
 fn memory(daemon: &Daemon<'_>) -> Result<u64> {
     status(daemon, "RssAnon:")
 }
 
-/// A line of the process' status that is a size, in bytes.
+/// A size in the process's status, in bytes.
 fn status(daemon: &Daemon<'_>, name: &str) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{}/status", daemon.process().pid()))?;
     let kilobytes = status.lines().find_map(|line| line.strip_prefix(name)?.trim().strip_suffix(" kB"));
     Ok(kilobytes.context("the process has no memory")?.parse::<u64>()? * 1024)
 }
 
-/// Istio objects in the size of a large mesh: reading them takes a bounded part of the file's size at its peak, and a reload
-/// leaves no more behind than the start did.
+/// Istio objects of a large mesh: at its peak, reading needs a bounded part of the file's size. A reload leaves no
+/// more memory in use than the start.
 fn many_routes(lab: &Lab) -> Result<()> {
     const ROUTES: usize = 20_000;
     let mut yaml = "apiVersion: networking.istio.io/v1
@@ -90,13 +90,13 @@ spec:
     Ok(())
 }
 
-/// Connections whose memory nobody counts: the first ones bring buffers and tables that serve all.
+/// Connections before the measurement: the first ones allocate buffers and tables that serve all.
 const BEFORE: usize = 200;
 const IDLE: usize = 1_000;
 
 fn an_idle_connection_is_small(lab: &Lab) -> Result<()> {
     limits::raise_open_files()?;
-    // A fifth more than they take. What a flow in packets takes while it begins stays with the process.
+    // A fifth more than the actual memory. Memory for the begin of a flow in packets stays with the process.
     let most = match lab.datapath {
         Datapath::Relay => 1_800,
         Datapath::Sockmap | Datapath::Adaptive => 2_400,
@@ -112,7 +112,7 @@ fn an_idle_connection_is_small(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Connections that have exchanged something and wait for more.
+/// Connections that have exchanged some bytes and wait.
 fn idle(lab: &Lab, listener: &TcpListener, count: usize) -> Result<Vec<Flow>> {
     (0..count)
         .map(|_| {

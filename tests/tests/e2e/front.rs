@@ -1,4 +1,4 @@
-//! Requests to a gateway that ends TLS: HTTPS and plain HTTP in front, and backends of every kind behind.
+//! Requests to a gateway that terminates TLS: HTTPS and plain HTTP in front, and backends of every kind behind.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -13,28 +13,28 @@ use snisplice_tests::{
 
 use crate::terminate::{put, secrets};
 
-/// A name that the gateway serves.
+/// A server name of the gateway.
 pub(crate) const NAME: &str = "www.example.com";
-/// Of HTTPS.
+/// The port of HTTPS.
 pub(crate) const HTTPS: u16 = 8443;
-/// Of HTTP.
+/// The port of HTTP.
 pub(crate) const HTTP: u16 = 8080;
-/// Of backends: HTTP/1.1, HTTP/2 with prior knowledge, HTTP/2 within TLS.
+/// The ports of backends: HTTP/1.1, HTTP/2 with prior knowledge, HTTP/2 within TLS.
 pub(crate) const PLAIN: u16 = 9000;
 pub(crate) const H2C: u16 = 9001;
 pub(crate) const H2: u16 = 9002;
 
-/// Where clients connect to.
+/// The address for clients.
 pub(crate) fn address(port: u16) -> String {
     format!("{LB}:{port}")
 }
 
-/// Where a backend listens.
+/// The address of a backend.
 pub(crate) fn backend(port: u16) -> String {
     format!("{BACKEND}:{port}")
 }
 
-/// The authority of requests that lead to this backend.
+/// The authority of requests for this backend.
 pub(crate) fn authority(port: u16) -> &'static str {
     match port {
         H2C => "h2c.example.com",
@@ -66,15 +66,15 @@ fn objects(lab: &Lab, tls: &str) -> String {
     )
 }
 
-/// A gateway, and the directory of its secrets. `settings` are more keys of the native configuration.
+/// A gateway, and the directory of its secrets. `settings` are further keys of the native configuration.
 pub(crate) fn start<'lab>(lab: &'lab Lab, settings: &str) -> Result<(Daemon<'lab>, PathBuf)> {
     start_with(lab, "mode: SIMPLE", settings)
 }
 
-/// The same with other settings of TLS.
+/// Like [`start`], with other TLS settings.
 pub(crate) fn start_with<'lab>(lab: &'lab Lab, tls: &str, settings: &str) -> Result<(Daemon<'lab>, PathBuf)> {
     let directory = secrets(lab)?;
-    // For the modes that look at certificates of clients.
+    // For the modes that verify client certificates.
     std::fs::copy(lab.ca.file(), directory.join("web/ca.crt"))?;
     let options = options(lab, tls, settings, &directory)?;
     Ok((Daemon::start(lab, &options)?, directory))
@@ -86,10 +86,10 @@ fn options(lab: &Lab, tls: &str, settings: &str, directory: &std::path::Path) ->
     Ok(Options::yaml(lab, &objects(lab, tls))?.and_file(file))
 }
 
-/// A client of HTTP within TLS.
+/// An HTTP client within TLS.
 pub(crate) type Client = StreamOwned<ClientConnection, std::net::TcpStream>;
 
-/// A client that speaks `protocol` within TLS (`h2`, `http/1.1`), and whose handshake is over.
+/// A client that negotiates `protocol` within TLS (`h2`, `http/1.1`), after its handshake.
 pub(crate) fn connect(lab: &Lab, protocol: &str) -> Result<Client> {
     let mut config: ClientConfig = (*lab.ca.client(&[&TLS13])?).clone();
     config.alpn_protocols = vec![protocol.as_bytes().to_vec()];
@@ -101,7 +101,7 @@ pub(crate) fn connect(lab: &Lab, protocol: &str) -> Result<Client> {
     Ok(client)
 }
 
-/// Puts another certificate in the place of the one that is shown.
+/// Replaces the certificate of the gateway.
 pub(crate) fn change_certificate(lab: &Lab, directory: &std::path::Path) -> Result<()> {
     put(directory, &lab.ca.issue("*.example.com")?)
 }

@@ -1,4 +1,4 @@
-//! gRPC by grpcurl: to backends of HTTP/2 in clear and within TLS, from clients with and without TLS.
+//! gRPC by grpcurl: to HTTP/2 backends without and within TLS, from clients with and without TLS.
 
 use std::{convert::Infallible, fs, net::TcpListener, sync::Arc, thread};
 
@@ -37,7 +37,7 @@ const PROTO: &str = "\
 
 type Body = UnsyncBoxBody<Bytes, hyper::Error>;
 
-/// A message of gRPC: a flag, its length, and `Text` in the encoding of Protocol Buffers.
+/// A gRPC message: a flag, its length, and `Text` in the encoding of Protocol Buffers.
 fn message(text: &str) -> Bytes {
     let length = u8::try_from(text.len()).unwrap_or_default();
     let mut bytes = vec![0, 0, 0, 0, length + 2, 0x0a, length];
@@ -69,11 +69,11 @@ async fn answer(request: Request<Incoming>) -> Result<Response<Body>, Infallible
     headers.insert("x-header", hyper::header::HeaderValue::from_static("in front"));
     let good = trailers("0", "");
     let body = match method.as_str() {
-        // Each message goes back when it comes.
+        // Each message is echoed on arrival.
         "Chat" | "Unary" => request.into_body().with_trailers(async { Some(Ok(good)) }).boxed_unsync(),
         "Stream" => messages(&["one", "two", "three"], good),
         "Break" => messages(&["one"], trailers("8", "no more")),
-        // Trailers alone, which are headers of HTTP.
+        // Trailers only, which are HTTP headers.
         _ => {
             headers.extend(trailers("5", "not here"));
             return Ok(response);
@@ -109,7 +109,7 @@ fn serve(listener: TcpListener, tls: Option<Arc<ServerConfig>>) -> Result<()> {
 
 async fn speak(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
     let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-    // Its end is the client's affair.
+    // The client decides on the end of the connection.
     let _ = server.serve_connection(TokioIo::new(stream), service_fn(answer)).await;
 }
 
@@ -151,7 +151,7 @@ fn calls(lab: &Lab, backend: u16) -> Result<()> {
         ensure!(texts == ["\"one\"", "\"two\"", "\"three\""], "{said}");
         let said = call("Chat", "{\"text\": \"a\"} {\"text\": \"b\"} {\"text\": \"c\"}")?.ok()?.stdout;
         ensure!(["a", "b", "c"].iter().all(|text| said.contains(&format!("\"text\": \"{text}\""))), "{said}");
-        // The exit code of grpcurl is 64 and the status.
+        // The exit code of grpcurl is 64 plus the status.
         let said = call("Fail", "{}")?;
         ensure!(said.code == Some(64 + 5) && said.stderr.contains("not here"), "{said:?}");
         let said = call("Break", "{}")?;
@@ -163,9 +163,9 @@ fn calls(lab: &Lab, backend: u16) -> Result<()> {
     Ok(())
 }
 
-/// A client of gRPC has no use for statuses of HTTP.
+/// A gRPC client cannot use HTTP statuses.
 fn gateway_errors(lab: &Lab) -> Result<()> {
-    // Nothing listens there.
+    // No backend listens there.
     let (_daemon, _) = front::start(lab, "")?;
     let said = grpcurl(lab, HTTPS, front::authority(H2C), "Unary", "{}")?;
     ensure!(said.code == Some(64 + 14) && said.stderr.contains("upstream connect error"), "{said:?}");

@@ -1,4 +1,4 @@
-//! Who is kept out, and what strangers' packets do to connections that are carried: nothing.
+//! The deny list, and forged packets for forwarded connections, which have no effect.
 
 use std::{
     fs,
@@ -49,12 +49,12 @@ const FIN: u8 = 1;
 const RST: u8 = 4;
 const ACK: u8 = 16;
 
-/// Sends TCP packets as if from anybody, and sees those that arrive.
+/// Sends forged TCP packets, and reads the packets that arrive.
 struct Forger {
     raw: Socket,
 }
 
-/// What is known of a connection by who can see its packets: the numbers that each side sends next.
+/// The state of a connection that an observer of its packets knows: the next sequence number of each side.
 #[derive(Debug, Clone, Copy)]
 struct Numbers {
     client: u32,
@@ -69,13 +69,13 @@ impl Forger {
         Ok(Self { raw })
     }
 
-    /// The numbers of a connection after an exchange.
+    /// The sequence numbers of a connection after an exchange.
     fn numbers(&mut self, flow: &mut Flow) -> Result<Numbers> {
         let port = flow.client.local_addr()?.port();
         flow.exchange()?;
         let mut packet = [0; 2_048];
         let mut last = None;
-        // The answer comes with the acknowledgement of the question, and others' packets before it.
+        // The reply has the acknowledgement of the question. Packets of other connections may come first.
         loop {
             let length = self.raw.read(&mut packet)?;
             let Some(tcp) = packet.get(20..length).filter(|tcp| tcp.len() >= 20) else { continue };
@@ -97,7 +97,7 @@ impl Forger {
         Ok(more)
     }
 
-    /// One packet from the client to the balancer. With `damage`, its checksum is wrong.
+    /// Sends one packet from the client to the balancer. With `damage`, its checksum is wrong.
     fn send(&self, port: u16, [seq, ack]: [u32; 2], flags: u8, payload: &[u8], damage: bool) -> Result<()> {
         let to: SocketAddrV4 = flow::front().parse()?;
         let from: std::net::Ipv4Addr = CLIENT.parse()?;
@@ -125,7 +125,7 @@ impl Forger {
     }
 }
 
-/// A connection at rest, and its numbers.
+/// A connection at rest, and its sequence numbers.
 fn at_rest(lab: &Lab, flow: &mut Flow) -> Result<(Forger, u16, Numbers)> {
     flow.exchange()?;
     wait::until_true("nothing is left to be sent", || Ok(Held::inside(&lab.lb)?.stream == 0))?;
@@ -134,7 +134,7 @@ fn at_rest(lab: &Lab, flow: &mut Flow) -> Result<(Forger, u16, Numbers)> {
     Ok((forger, flow.client.local_addr()?.port(), numbers))
 }
 
-/// Numbers outside the window, inside of it but not the next, and the very next with a wrong checksum.
+/// Sequence numbers outside the window, within the window but not the next, and the next one with a wrong checksum.
 fn forgeries(Numbers { client: next, other: ack }: Numbers) -> Vec<([u32; 2], u8, &'static [u8], bool)> {
     let at = |by: u32| [next.wrapping_add(by), ack];
     vec![
@@ -153,7 +153,7 @@ fn forgeries(Numbers { client: next, other: ack }: Numbers) -> Vec<([u32; 2], u8
     ]
 }
 
-/// Waits until the program has seen so many packets more.
+/// Waits until the program has processed `count` further packets.
 fn seen(daemon: &Daemon<'_>, before: i64, count: usize) -> Result<()> {
     let count = i64::try_from(count)?;
     daemon.wait_metrics("the packets have come by", |metrics| passed(metrics) >= before + count)?;
@@ -167,7 +167,7 @@ fn passed(metrics: &snisplice_tests::metrics::Metrics) -> i64 {
         .sum()
 }
 
-/// Each of them alone, and then the connection ends in good order, at once and for the right reason.
+/// Each forged packet is sent separately. Then the connection ends in order, at once and with the right close reason.
 fn forged_packets_change_nothing(lab: &Lab) -> Result<()> {
     let (daemon, listener) = flow::start(lab, "timeouts: {keepalive: 0s}\n")?;
     for (ended, which) in (1..).zip(0..forgeries(Numbers { client: 0, other: 0 }).len()) {
@@ -209,7 +209,7 @@ fn a_close_arrives_after_forged_packets(lab: &Lab) -> Result<()> {
     both_are_reset(&mut flow)
 }
 
-/// From the backend's network comes what says it is the client's, with the right numbers.
+/// Packets with the client's address and correct numbers arrive from the backend's network.
 fn from_another_side(lab: &Lab, filter: &str) -> Result<()> {
     for device in ["all", "to-client", "to-backend"] {
         lab.lb.sysctl(&format!("net/ipv4/conf/{device}/rp_filter"), filter)?;
@@ -229,7 +229,7 @@ fn from_another_side(lab: &Lab, filter: &str) -> Result<()> {
     both_ways_after(flow, &daemon)
 }
 
-/// The product's own program that does what others' do, before those of the daemon.
+/// A program of the project that acts like a foreign one, before those of the daemon.
 fn mark(netns: &Netns) -> Result<Ebpf> {
     let object = Path::new(env!("CARGO_MANIFEST_DIR")).join("../ebpf/prebuilt/snisplice-packet.bpf.o");
     netns.enter(|| {
@@ -245,10 +245,11 @@ fn mark(netns: &Netns) -> Result<Ebpf> {
     })
 }
 
-/// Policy routing and other networking products do that. Nothing goes round, and our own sockets hear what they wait for.
+/// Policy routing and other networking products write marks. No packet bypasses the programs, and the balancer's
+/// sockets receive their packets.
 fn another_program_writes_marks(lab: &Lab) -> Result<()> {
     const BYTES: usize = 200_000;
-    // So that what our own socket has sent is acknowledged bit by bit.
+    // Makes the peer acknowledge the bytes of the balancer's socket in small parts.
     let _link =
         Wan::new(lab, Link::Backend, 1_500, Weather { seed: 1, drop: 20, reorder: 20, ..Weather::FAIR })?;
     let _marks = mark(&lab.lb)?;
@@ -267,7 +268,7 @@ fn another_program_writes_marks(lab: &Lab) -> Result<()> {
         metrics.sum("snisplice_packet_acks_mirrored_total", &[]),
     );
     ensure!(told > 0, "no packet was for our own socket");
-    // Twice as many as it takes in the smallest segments, with as many acknowledgements.
+    // Twice the number of the smallest segments, with as many acknowledgements.
     ensure!(packets < 4 * i64::try_from(BYTES / 536)?, "{packets} packets were sent on");
     both_ways_after(flow, &daemon)
 }
@@ -277,7 +278,7 @@ fn a_denied_client_is_not_served(lab: &Lab) -> Result<()> {
     let yaml = flow::yaml(&format!("deny: [{CLIENT}, \"2001:db8::/32\"]\n"));
     let daemon = Daemon::start(lab, &Options::yaml(lab, &yaml)?)?;
     let mut client = tcp::connect(&lab.client, &flow::front())?;
-    // It may be reset before it has written.
+    // The connection may be reset before the write.
     let _ = client.write_all(&hello::naming(flow::NAME)?);
     let (bytes, ending) = tcp::read_to_end(&mut client)?;
     ensure!(bytes.is_empty() && ending == Ending::Reset, "{ending:?}");
@@ -289,7 +290,8 @@ fn a_denied_client_is_not_served(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// What is there already ends, and no packet of it goes on meanwhile. Another client of the same host is served.
+/// Open connections of the client end, and none of its packets is forwarded meanwhile. Another client of the same
+/// host is served.
 fn a_client_is_denied_in_mid_flow(lab: &Lab) -> Result<()> {
     let listener = flow::backend(lab)?;
     let file = lab.dir().join("deny.yaml");

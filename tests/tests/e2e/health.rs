@@ -1,4 +1,4 @@
-//! Endpoints that die, come back, fail or vanish: active checks, outlier detection and panic.
+//! Endpoints that die, return, fail or vanish: active checks, outlier detection and panic.
 
 use std::{
     collections::BTreeSet,
@@ -44,16 +44,16 @@ pub(crate) const CASES: &[Case] = &[
     Case::once("health::a_new_process_checks_at_once", succession),
 ];
 
-/// What a server of these trials does with a connection.
+/// The behaviour of a test server.
 #[derive(Clone)]
 enum Manner {
-    /// Sends its number, then what it receives.
+    /// Sends its number, then echoes the received bytes.
     Echo,
     /// Reads, and resets.
     Reset,
-    /// Speaks TLS, and ends when the client does.
+    /// Speaks TLS, and ends with the client.
     Tls(Arc<ServerConfig>),
-    /// Answers a request of HTTP with this status.
+    /// Answers an HTTP request with this status.
     Http(&'static str),
 }
 
@@ -66,7 +66,7 @@ struct Server {
 }
 
 impl Server {
-    /// One that listens, with this number.
+    /// Starts a server with this number.
     fn start(lab: &Lab, host: &str, number: u8, manner: Manner) -> Result<Self> {
         let address = format!("{host}:9000");
         let mut server =
@@ -88,7 +88,7 @@ impl Server {
         *self.manner.lock().expect("no thread panics with it") = manner;
     }
 
-    /// Takes what has come, and listens no more. Connections that are served are served on.
+    /// Accepts pending connections, and stops listening. Open connections stay in service.
     fn stop(&mut self) -> Result<()> {
         self.stop.store(true, Relaxed);
         match self.acceptor.take().map(thread::JoinHandle::join) {
@@ -109,7 +109,7 @@ fn accept(listener: &TcpListener, number: u8, manner: &Mutex<Manner>, stop: &Ato
         match listener.accept() {
             Ok((stream, _)) => {
                 let manner = manner.lock().expect("no thread panics with it").clone();
-                // Whatever becomes of it: a check may go at any time.
+                // Errors are ignored: a check may disconnect at any time.
                 thread::spawn(move || serve(stream, number, &manner));
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
@@ -162,11 +162,11 @@ fn serve(mut stream: TcpStream, number: u8, manner: &Manner) -> Result<()> {
     Ok(())
 }
 
-/// One connection to its end: which server has answered; `None` if none has.
+/// Serves one connection to its end. Returns the number of the server, or `None` if none answered.
 fn ask(lab: &Lab) -> Result<Option<u8>> {
     let hello = hello::naming(flow::NAME)?;
     let mut client = tcp::connect(&lab.client, &flow::front())?;
-    // What ends before it is written is ended all the same.
+    // A connection that is reset before the write ends all the same.
     let _ = client.write_all(&hello);
     let mut answer = vec![0; hello.len() + 1];
     match client.read_exact(&mut answer) {
@@ -182,24 +182,24 @@ fn ask(lab: &Lab) -> Result<Option<u8>> {
     Ok(Some(answer[0]))
 }
 
-/// So many connections: which servers have answered. None may fail.
+/// Opens `times` connections. Returns the numbers of their servers. None may fail.
 fn answered(lab: &Lab, times: usize) -> Result<BTreeSet<u8>> {
     (0..times).map(|at| ask(lab)?.with_context(|| format!("connection {at} has failed"))).collect()
 }
 
-/// Waits until both of two servers answer.
+/// Waits until both servers answer.
 fn both_answer(lab: &Lab) -> Result<()> {
     wait::until_true("both servers answer", || Ok(answered(lab, 8)?.len() == 2))
 }
 
-/// The plain setting with these endpoints and more keys of the backend.
+/// The plain setting with these endpoints and further keys of the backend.
 fn yaml(hosts: &[&str], keys: &str) -> String {
     let endpoints: Vec<_> = hosts.iter().map(|host| format!("{host}:9000")).collect();
     let endpoints: Vec<_> = endpoints.iter().map(String::as_str).collect();
     flow::yaml_with(&endpoints, keys)
 }
 
-/// Checks that find out quickly.
+/// Checks with short intervals.
 const QUICK: &str =
     "    health_check: {interval: 100ms, unhealthy_interval: 100ms, timeout: 2s, rise: 2, fall: 2}\n";
 
@@ -207,7 +207,7 @@ fn start<'lab>(lab: &'lab Lab, hosts: &[&str], keys: &str) -> Result<Daemon<'lab
     Daemon::start(lab, &Options::yaml(lab, &yaml(hosts, keys))?)
 }
 
-/// Waits until a gauge of the endpoint of a host has this value.
+/// Waits until a gauge of a host's endpoint has this value.
 fn wait_endpoint(daemon: &Daemon<'_>, gauge: &str, host: &str, value: i64) -> Result<()> {
     let endpoint = format!("{host}:9000");
     let labels = [("backend", "pool"), ("endpoint", endpoint.as_str())];
@@ -245,7 +245,7 @@ fn tls_check(lab: &Lab) -> Result<()> {
     let leaf = lab.ca.issue(flow::NAME)?;
     let speaks = Manner::Tls(leaf.server(&[&TLS13])?);
     let _first = Server::start(lab, BACKEND, 1, speaks.clone())?;
-    // It takes connections, and says nothing that is TLS.
+    // The server accepts connections, but does not speak TLS.
     let second = Server::start(lab, BACKEND_2, 2, Manner::Echo)?;
     let check = format!(
         "    health_check: {{type: tls, sni: {}, alpn: [h2, http/1.1], interval: 100ms, unhealthy_interval: 100ms, \
@@ -278,7 +278,7 @@ fn tls_check(lab: &Lab) -> Result<()> {
     })
 }
 
-/// An endpoint that accepts and then resets, whoever carries the bytes.
+/// An endpoint that accepts and then resets is ejected under every carrier.
 fn resets_eject(lab: &Lab) -> Result<()> {
     let _first = Server::start(lab, BACKEND, 1, Manner::Echo)?;
     let second = Server::start(lab, BACKEND_2, 2, Manner::Reset)?;
@@ -323,7 +323,7 @@ fn refused_eject(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// What Istio objects say of an HTTP destination.
+/// The Istio objects of an HTTP destination.
 const ISTIO: &str = r#"
 apiVersion: networking.istio.io/v1
 kind: Gateway
@@ -381,7 +381,7 @@ fn responses_eject(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// A server is restarted as servers are: it refuses new connections, serves those that it has, ends, and comes back.
+/// A server restart: the server refuses new connections, serves open ones, ends, and returns.
 fn rolling_restart(lab: &Lab) -> Result<()> {
     let hosts = [BACKEND, BACKEND_2, BACKEND_3];
     let mut servers = hosts
@@ -432,7 +432,8 @@ fn rolling_restart(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// A backend that swallows everything: no connection fails while another one is there, and later none waits.
+/// A backend that swallows all packets: no connection fails while another endpoint serves, and later ones do not
+/// wait.
 fn blackhole(lab: &Lab) -> Result<()> {
     let _first = Server::start(lab, BACKEND, 1, Manner::Echo)?;
     let _second = Server::start(lab, BACKEND_2, 2, Manner::Echo)?;
@@ -466,13 +467,13 @@ fn all_down(lab: &Lab) -> Result<()> {
     daemon.wait_metrics("all are used", |metrics| metrics.sum("snisplice_backend_panic", &[]) == 1)?;
     daemon.wait_log("all endpoints are used")?;
     ensure!(ask(lab)?.is_none());
-    // No check finds out, and still it serves.
+    // No check detects it, and the backend still serves.
     let _first = Server::start(lab, BACKEND, 1, Manner::Echo)?;
     ensure!(answered(lab, 4)? == BTreeSet::from([1]));
     Ok(())
 }
 
-/// Without a panic threshold nothing is tried that checks take for dead.
+/// Without a panic threshold, unhealthy endpoints get no connection.
 fn none_left(lab: &Lab) -> Result<()> {
     let keys = format!("{QUICK}    panic_threshold: 0\n");
     let daemon = start(lab, &[BACKEND, BACKEND_2], &keys)?;
@@ -490,7 +491,7 @@ fn none_left(lab: &Lab) -> Result<()> {
     wait::until_true("the endpoint that has recovered serves", || Ok(ask(lab)? == Some(2)))
 }
 
-/// Panic is for a backend without a priority that serves.
+/// Panic applies to a backend only if no priority can serve.
 fn backup(lab: &Lab) -> Result<()> {
     let _backup = Server::start(lab, BACKEND_2, 2, Manner::Echo)?;
     let text = format!(
@@ -514,7 +515,7 @@ fn backup(lab: &Lab) -> Result<()> {
     wait::until_true("the first priority serves again", || Ok(answered(lab, 4)? == BTreeSet::from([1])))
 }
 
-/// Two backends, whose certificates cover each other's names or none, and end soon.
+/// Two backends whose certificates cover each other's names or none, and expire soon.
 fn certificates(lab: &Lab) -> Result<()> {
     let soon = Duration::from_secs(10 * 86_400 + 3_600);
     let shared = lab.ca.issue_for(&["a.example.com", "b.example.com"], soon)?;
@@ -553,7 +554,7 @@ fn certificates(lab: &Lab) -> Result<()> {
     live(lab, &file, &findings)
 }
 
-/// `check --live` says the same without a daemon, and `--strict` makes it an error.
+/// `check --live` reports the same without a daemon, and `--strict` makes it an error.
 fn live(lab: &Lab, file: &Path, findings: &[String]) -> Result<()> {
     let said = cli_with(lab, "check", file, &["--live", "--strict"])?;
     ensure!(said.code == Some(3), "{said:?}");
@@ -563,7 +564,7 @@ fn live(lab: &Lab, file: &Path, findings: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// What is known of an endpoint outlives a reload, and where no configuration watches any more nothing is left.
+/// The state of an endpoint outlives a reload. Without a check in the configuration, no state is left.
 fn reload(lab: &Lab) -> Result<()> {
     let _first = Server::start(lab, BACKEND, 1, Manner::Echo)?;
     let check = "    health_check: {interval: 100ms, unhealthy_interval: 1h, fall: 1}\n";
@@ -592,7 +593,7 @@ fn reload(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// A process that takes over begins with what it finds out.
+/// A process that takes over starts with no earlier results.
 fn succession(lab: &Lab) -> Result<()> {
     let _first = Server::start(lab, BACKEND, 1, Manner::Echo)?;
     let check = "    health_check: {interval: 1h, unhealthy_interval: 1h, fall: 1}\n";

@@ -1,4 +1,4 @@
-//! HTTP/2 within TLS that ends here: conformance by h2spec, and clients that send what costs more than it brings.
+//! HTTP/2 within terminated TLS: conformance by h2spec, and clients with floods.
 
 use std::{
     io::{Read as _, Write as _},
@@ -32,7 +32,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::once("http2::slow_clients_are_not_waited_for", slow),
 ];
 
-/// Answers every request, whatever its method.
+/// Answers every request, with any method.
 pub(crate) fn web(lab: &Lab) -> Result<Process> {
     let address = front::backend(PLAIN);
     let server = format!(
@@ -53,10 +53,10 @@ fn h2spec(lab: &Lab, tls: &str, port: u16, name: &str) -> Result<()> {
     let said = run(&lab.client, command.arg("-j").arg(&report))?;
     let summary =
         said.stdout.lines().rev().find(|line| line.contains(" tests, ")).unwrap_or_default().to_owned();
-    // What fails comes once more at the end, with what was expected.
+    // Failures are repeated at the end, with the expected result.
     let failures = said.stdout.split_once("Failures:").map_or("", |(_, failures)| failures);
     if port == HTTP {
-        // Where both versions are spoken, what is no preface is a bad request of HTTP/1 (RFC 9113 section 3.4).
+        // If both versions are supported, bytes other than a preface are a bad HTTP/1 request (RFC 9113 section 3.4).
         let only =
             failures.matches('×').count() == 1 && failures.contains("Sends invalid connection preface");
         ensure!(summary.contains(" 1 failed") && only, "{summary}{failures}\n{}", said.stderr);
@@ -90,13 +90,13 @@ const PING: u8 = 6;
 const GOAWAY: u8 = 7;
 const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
-/// Of HEADERS and DATA.
+/// The flag of HEADERS and DATA.
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
-/// RFC 9113 section 7.
+/// The error code of RFC 9113 section 7.
 const ENHANCE_YOUR_CALM: u32 = 11;
 
-/// A client's first bytes.
+/// The first bytes of a client.
 fn preface() -> Vec<u8> {
     [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &frame(SETTINGS, 0, 0, &[])[..]].concat()
 }
@@ -111,13 +111,13 @@ fn head_for(method: u8, authority: &str) -> Vec<u8> {
     [&[method, 0x87, 0x84, 0x41, u8::try_from(name.len()).unwrap_or_default()], name].concat()
 }
 
-/// Of the static table (RFC 7541 appendix A).
+/// Index in the static table (RFC 7541 appendix A).
 const GET: u8 = 0x82;
 const POST: u8 = 0x83;
 
-/// Sends `first`, then what `next` makes until the connection ends, and returns the error code of the GOAWAY that comes.
+/// Sends `first`, then the frames of `next` until the connection ends. Returns the error code of the received GOAWAY.
 fn goaway_of(lab: &Lab, first: &[u8], next: impl Fn(u32) -> Vec<u8>) -> Result<Option<u32>> {
-    // Without an end this is a gigabyte of the smallest frames.
+    // Without an end, this is a gigabyte of the smallest frames.
     const MOST: u32 = 1_000_000;
     let mut client = connect(lab, "h2")?;
     client.write_all(&[&preface()[..], first].concat())?;
@@ -127,7 +127,7 @@ fn goaway_of(lab: &Lab, first: &[u8], next: impl Fn(u32) -> Vec<u8>) -> Result<O
     let mut buffer = vec![0; 1 << 16];
     let started = std::time::Instant::now();
     loop {
-        // As many as one record holds.
+        // The frames of one TLS record.
         while !client.conn.wants_write() && at < MOST {
             let mut portion = Vec::new();
             while portion.len() < 16_000 {
@@ -173,7 +173,7 @@ fn goaway(mut frames: &[u8]) -> Option<u32> {
     code
 }
 
-/// One request over a connection of its own, so that others are seen to be served.
+/// Makes one request over a connection of its own, to verify that other clients are served.
 fn is_served(lab: &Lab) -> Result<()> {
     let mut client = connect(lab, "http/1.1")?;
     write!(client, "GET / HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", front::NAME)?;
@@ -190,7 +190,7 @@ fn counted(daemon: &Daemon<'_>, reason: &str, count: i64) -> Result<()> {
     Ok(())
 }
 
-/// Its name, what begins it, and the frames of each round.
+/// The name, the first bytes, and the frames of each round.
 type Flood<'f> = (&'static str, &'f [u8], &'f dyn Fn(u32) -> Vec<u8>);
 
 fn floods(lab: &Lab) -> Result<()> {
@@ -237,7 +237,7 @@ fn rest(client: &mut Client) -> Vec<u8> {
     received
 }
 
-/// A header that is stored once, and named by one byte each time (RFC 7541 section 6.1).
+/// A header that is stored once, and referenced by one byte each time (RFC 7541 section 6.1).
 fn header_bomb(lab: &Lab) -> Result<()> {
     let _nginx = web(lab)?;
     let (daemon, _) = front::start(lab, "")?;
@@ -266,7 +266,7 @@ fn header_bomb(lab: &Lab) -> Result<()> {
 fn slow(lab: &Lab) -> Result<()> {
     let _nginx = web(lab)?;
     let (daemon, _) = front::start(lab, "timeouts: {hello: 1s, handshake: 1s}\nhttp: {body_timeout: 1s}\n")?;
-    // What each client sends at once, and what it sends then, byte for byte, for as long as it may.
+    // The first bytes of each client, and the following bytes, sent byte by byte as long as possible.
     let get = head(GET);
     let cases: [(&str, Vec<u8>, Vec<u8>); 4] = [
         ("says nothing", preface(), Vec::new()),
@@ -285,7 +285,7 @@ fn slow(lab: &Lab) -> Result<()> {
     for (count, (name, first, next)) in (1..).zip(cases) {
         let mut client = connect(lab, "h2")?;
         client.write_all(&first)?;
-        // Fewer than the library takes for a flood.
+        // Fewer frames than the library's limit.
         client.sock.set_read_timeout(Some(Duration::from_millis(600)))?;
         let (mut received, mut buffer) = (Vec::new(), vec![0; 4096]);
         loop {
@@ -302,7 +302,7 @@ fn slow(lab: &Lab) -> Result<()> {
         counted(&daemon, "request_timeout", count).context(name)?;
         is_served(lab)?;
     }
-    // A body that does not go on, to a backend that waits for its end.
+    // A body that does not continue, to a backend that waits for its end.
     let _silent = tcp::listen(&lab.backend, &front::backend(H2C))?;
     let waiting = front::authority(H2C);
     let mut client = connect(lab, "h2")?;
@@ -334,7 +334,7 @@ fn slow(lab: &Lab) -> Result<()> {
     let mut answer = String::new();
     client.read_to_string(&mut answer)?;
     ensure!(answer.starts_with("HTTP/1.1 408"), "{answer}");
-    // A hello, and then nothing.
+    // A hello, and then silence.
     let mut silent = tcp::connect(&lab.client, &front::address(HTTPS))?;
     silent.write_all(&snisplice_tests::hello::naming(front::NAME)?)?;
     tcp::read_to_end(&mut silent)?;

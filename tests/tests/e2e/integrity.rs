@@ -1,4 +1,4 @@
-//! Every byte arrives, once and in order, however it is cut and whatever goes the other way.
+//! Every byte arrives, once and in order, with any segmentation and any traffic in the other direction.
 
 use std::{
     io::{Read, Write},
@@ -33,7 +33,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::each("integrity::largest_accepted_hello", largest_accepted_hello),
 ];
 
-/// 200 MB each way.
+/// 200 MB in each direction.
 const BYTES: u64 = 200_000_000;
 
 fn both_ways_at_once(lab: &Lab) -> Result<()> {
@@ -74,7 +74,7 @@ impl AsShutdown for &std::net::TcpStream {
     }
 }
 
-/// The metrics say that the datapath of this run carried the connection, and exactly these bytes.
+/// Checks the metrics: the datapath of this run forwarded the connection, and exactly these bytes.
 fn carried(lab: &Lab, daemon: &Daemon<'_>, up: u64, down: u64) -> Result<()> {
     let finished = |metrics: &Metrics| {
         let closed = |by: &&str| {
@@ -92,7 +92,7 @@ fn carried(lab: &Lab, daemon: &Daemon<'_>, up: u64, down: u64) -> Result<()> {
     Ok(())
 }
 
-/// The same within TLS, whose records the peers check once more.
+/// The same within TLS, whose records the peers verify as well.
 fn over_tls(lab: &Lab, version: &'static SupportedProtocolVersion) -> Result<()> {
     let (_daemon, listener) = flow::start(lab, "")?;
     let connector = TlsConnector::from(lab.ca.client(&[version])?);

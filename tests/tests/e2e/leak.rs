@@ -1,4 +1,4 @@
-//! Thousands of connections leave nothing behind.
+//! Thousands of connections leave no resource behind.
 
 use std::{
     io::Write as _,
@@ -26,7 +26,7 @@ pub(crate) const CASES: &[Case] =
 
 const CONNECTIONS: usize = 5_000;
 const CLIENTS: usize = 4;
-/// What a daemon holds for its connections.
+/// The resources that a daemon holds for its connections.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Held {
     pub(crate) descriptors: usize,
@@ -44,8 +44,8 @@ impl Held {
         Ok(Self { descriptors, threads, map_entries: entries?.into_iter().sum() })
     }
 
-    /// Whether nothing is held beside what was held before. That may have included a scrape's connection, which a daemon
-    /// without a processor closes late.
+    /// Whether no resource exceeds those of `before`. These may include a scrape's connection, which a daemon without
+    /// a processor closes late.
     pub(crate) fn is_within(&self, before: &Self) -> bool {
         self.descriptors <= before.descriptors
             && self.threads <= before.threads
@@ -53,9 +53,9 @@ impl Held {
     }
 }
 
-/// What it holds when nothing changes any more.
+/// The resources once they no longer change.
 pub(crate) fn held_at_rest(lab: &Lab, daemon: &Daemon<'_>) -> Result<Held> {
-    // Flows of the packet datapath linger for two seconds, and are looked after twice a second.
+    // Closed flows of the packet datapath linger for two seconds, and are checked twice a second.
     let quiet = if matches!(lab.datapath, Datapath::Packet | Datapath::Auto) {
         Duration::from_secs(3)
     } else {
@@ -66,10 +66,10 @@ pub(crate) fn held_at_rest(lab: &Lab, daemon: &Daemon<'_>) -> Result<Held> {
 
 fn five_thousand_connections(lab: &Lab) -> Result<()> {
     let (daemon, listener) = flow::start(lab, "")?;
-    // Whatever is made once, with the first connection, is made now.
+    // The first connection allocates permanent resources, so it comes before the measurement.
     Flow::open(lab, &listener)?.exchange()?;
     idle(&daemon)?;
-    // A scrape's own connection takes a moment to go.
+    // A scrape's own connection closes a moment later.
     let before = held_at_rest(lab, &daemon)?;
 
     let open = Flow::open(lab, &listener)?;
@@ -112,7 +112,7 @@ fn five_thousand_connections(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// The first byte behind the hello tells the server how to end the connection.
+/// The first byte after the hello tells the server how to end the connection.
 fn visit(lab: &Lab, first: &[u8], number: usize) -> Result<()> {
     let way = b"fbFB"[number % 4];
     let mut client = tcp::connect(&lab.client, &flow::front())?;
@@ -131,8 +131,8 @@ fn visit(lab: &Lab, first: &[u8], number: usize) -> Result<()> {
     Ok(())
 }
 
-/// Echoes the byte that says who ends the connection and how: `f` and `b` by FIN of the client or of the backend,
-/// `F` and `B` by RST.
+/// Echoes the byte that selects the end of the connection: `f` and `b` by FIN of the client or the backend, `F` and
+/// `B` by RST.
 fn serve(listener: &TcpListener) -> Result<()> {
     let length = hello::naming(flow::NAME)?.len();
     for _ in 0..CONNECTIONS {
@@ -146,7 +146,7 @@ fn serve(listener: &TcpListener) -> Result<()> {
             }
             b'B' => tcp::reset(stream)?,
             _ => {
-                // FIN or RST, which is the client's to choose.
+                // FIN or RST: the client decides.
                 let _ = stream::read(&stream, &mut [0]);
             }
         }

@@ -1,4 +1,4 @@
-//! The daemon's own life: stopping without cutting anything short, and reloading without anyone noticing.
+//! The life of the daemon: a stop that cuts no connection short, and a reload without an effect on clients.
 
 use std::{fs, io::ErrorKind, io::Write as _, net::SocketAddr, os::unix::net::UnixDatagram};
 
@@ -84,7 +84,7 @@ fn an_idle_daemon_stops_at_once(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// The plain configuration with its name replaced.
+/// The plain configuration with another name.
 fn serving(name: &str) -> String {
     flow::yaml("").replace(NAME, name)
 }
@@ -148,7 +148,7 @@ fn a_killed_daemon_can_be_started_again(lab: &Lab) -> Result<()> {
     flow.exchange()?;
     daemon.process().signal(Signal::SIGKILL)?;
     daemon.wait()?;
-    // What it carried ends with it, on both sides.
+    // Its connections end with it, on both sides.
     tcp::read_to_end(&mut flow.client)?;
     tcp::read_to_end(&mut flow.backend)?;
     let _daemon = Daemon::start(lab, &Options::yaml(lab, &flow::yaml(""))?)?;
@@ -162,10 +162,10 @@ fn auto_takes_the_kernel_where_it_can(lab: &Lab) -> Result<()> {
     Flow::open(lab, &listener)?.exchange()
 }
 
-/// Connections are relayed while the kernel is tried out, and the very same ones move into the kernel later.
+/// The relay serves connections during the probes of the kernel, and the same connections are offloaded later.
 fn it_serves_before_the_kernel_is_known(lab: &Lab) -> Result<()> {
     let listener = flow::backend(lab)?;
-    // Nothing is remembered for a user who cannot write the file, so the experiments have to be waited for.
+    // A user who cannot write the file stores no results, so the start must wait for the probes.
     let options =
         Options::yaml(lab, &flow::yaml("offload: {after_messages: 2}\n"))?.datapath("auto").in_a_container();
     let mut daemon = Daemon::spawn(lab, &options, "snisplice")?;
@@ -192,7 +192,7 @@ fn it_serves_before_the_kernel_is_known(lab: &Lab) -> Result<()> {
     flow.exchange()
 }
 
-/// The second start of a boot knows at once what the first has found out.
+/// The second start since boot uses the results of the first one at once.
 fn what_was_found_out_is_remembered(lab: &Lab) -> Result<()> {
     let listener = flow::backend(lab)?;
     let options = Options::yaml(lab, &flow::yaml(""))?.datapath("auto");
@@ -237,7 +237,7 @@ fn without_privilege_packet_refuses(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// No namespaces can be made to try packets in, which says nothing about the kernel.
+/// Namespaces for the packet probes cannot be created, which is no evidence against the kernel.
 fn untried(lab: &Lab) -> Result<()> {
     let listener = flow::backend(lab)?;
     let daemon = Daemon::start(lab, &Options::yaml(lab, &flow::yaml(""))?.in_a_container())?;
@@ -250,7 +250,7 @@ fn untried(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// SIGHUP asks for a reload, and never does more than that: while the process starts, and while it drains.
+/// SIGHUP only requests a reload, also during the start and during a drain.
 fn hangups(lab: &Lab) -> Result<()> {
     let listener = flow::backend(lab)?;
     let mut daemon =
@@ -289,7 +289,7 @@ fn catches(pid: u32, signal: Signal) -> Result<bool> {
     Ok(u64::from_str_radix(caught.trim(), 16)? & (1 << (signal as u32 - 1)) != 0)
 }
 
-/// An operator who does not want to wait says so, and that is no failure.
+/// A second stop ends the process without waiting, and is no failure.
 fn second_stop(lab: &Lab) -> Result<()> {
     let (mut daemon, listener) = flow::start(lab, "timeouts: {drain: 1h}\n")?;
     let mut flow = Flow::open(lab, &listener)?;
@@ -308,7 +308,7 @@ fn second_stop(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// In either order they are one reload at most, and one stop.
+/// In any order the signals make at most one reload, and one stop.
 fn reload_and_stop(lab: &Lab) -> Result<()> {
     for _ in 0..5 {
         for order in [[Signal::SIGHUP, Signal::SIGTERM], [Signal::SIGTERM, Signal::SIGHUP]] {
@@ -331,7 +331,7 @@ fn reload_and_stop(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Nobody is served yet, so that nothing is waited for.
+/// No connection is served yet, so the process does not wait.
 fn stop_while_starting(lab: &Lab) -> Result<()> {
     let options = Options::yaml(lab, &flow::yaml(""))?;
     let mut daemon = Daemon::spawn(lab, &options, "snisplice")?;
@@ -368,7 +368,7 @@ fn other_signals(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// As `sd_notify(3)` and systemd.service(5) (`Type=notify-reload`) have it.
+/// The protocol of `sd_notify(3)` and systemd.service(5) (`Type=notify-reload`).
 fn service_manager(lab: &Lab) -> Result<()> {
     let path = lab.dir().join("notify");
     let manager = UnixDatagram::bind(&path)?;
@@ -377,7 +377,7 @@ fn service_manager(lab: &Lab) -> Result<()> {
         let mut message = [0; 4_096];
         let count = loop {
             match manager.recv(&mut message) {
-                // With a time limit, the kernel goes on after no signal (signal(7)).
+                // With a time limit, the kernel restarts no call after a signal (signal(7)).
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 received => break received?,
             }

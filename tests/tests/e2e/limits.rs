@@ -1,4 +1,4 @@
-//! What one client, or one dead backend, cannot take from the others.
+//! The isolation of clients and backends: one client, or one dead backend, cannot exhaust the resources of others.
 
 use std::{
     fs,
@@ -42,10 +42,10 @@ pub(crate) const CASES: &[Case] = &[
     Case::each("limits::an_address_as_server_name", address_as_name),
 ];
 
-/// Another address of the client's namespace.
+/// Another address in the client's namespace.
 const OTHER_CLIENT: &str = "10.0.1.3";
 
-/// A client at another address.
+/// A client with another address.
 fn connect_from(lab: &Lab, source: &str) -> Result<TcpStream> {
     let source = format!("{source}:0").parse::<std::net::SocketAddr>()?;
     let front = flow::front().parse::<std::net::SocketAddr>()?;
@@ -69,14 +69,14 @@ fn refused(metrics: &Metrics, reason: &str) -> i64 {
     metrics.sum("snisplice_limit_refused_total", &[("reason", reason)])
 }
 
-/// How many lines of the log have this in them, once there is one: a thread of its own writes them.
+/// The number of log lines with this text, once there is one: a separate thread writes the log.
 fn lines(daemon: &Daemon<'_>, text: &str) -> Result<usize> {
     daemon.wait_log(text)?;
     Ok(daemon.process().log()?.lines().filter(|line| line.contains(text)).count())
 }
 
-/// Whoever has all the connections that a source may have is refused more; others are served at once, also while places
-/// are asked for again and again.
+/// A source at its limit of connections is refused further ones. Others are served at once, also during repeated
+/// attempts.
 fn one_source(lab: &Lab) -> Result<()> {
     const PLACES: usize = 40;
     second_address(lab)?;
@@ -112,7 +112,7 @@ fn one_source(lab: &Lab) -> Result<()> {
     })?;
     ensure!(metrics.sum("snisplice_limit", &[("limit", "connections_per_source")]) == 20);
     ensure!(lines(&daemon, "limits.connections_per_source")? == 1, "one line tells of it");
-    // Who was there before notices nothing, and who leaves makes room.
+    // Open connections are not affected, and a closed one frees its slot.
     held[0].exchange()?;
     held.pop();
     daemon.wait_metrics("one of them has left", |metrics| {
@@ -133,7 +133,7 @@ fn one_network(lab: &Lab) -> Result<()> {
     daemon.wait_log("10.0.1.0/24")
 }
 
-/// Clients that say nothing, or half a hello, are many; each newcomer that is served ends one of them.
+/// Many clients send nothing, or half a hello. Each new client evicts one of them.
 fn silent_clients(lab: &Lab) -> Result<()> {
     const HELLOS: usize = 8;
     let more = format!("limits: {{hellos: {HELLOS}}}\ntimeouts: {{hello: 1h}}\n");
@@ -149,12 +149,12 @@ fn silent_clients(lab: &Lab) -> Result<()> {
     let used = |metrics: &Metrics| metrics.sum("snisplice_limit_used", &[("limit", "hellos")]);
     let as_many = i64::try_from(HELLOS)?;
     daemon.wait_metrics("all of them are waited for", |metrics| used(metrics) == as_many)?;
-    // One whose hello comes in pieces is served although there is no room.
+    // A client whose hello arrives in pieces is served although all slots are taken.
     let whole = hello::naming(NAME)?;
     let mut client = tcp::connect(&lab.client, &flow::front())?;
     client.write_all(&whole[..60])?;
     daemon.wait_metrics("one has made room", |metrics| refused(metrics, "hello_limit") == 1)?;
-    // Which one came first is for the workers to say, of which there are several.
+    // There are several workers, so either client may be the older one.
     wait::until_true("it was reset", || {
         half_said.iter_mut().try_fold(false, |gone, client| Ok(gone || is_reset(client)?))
     })?;
@@ -162,7 +162,7 @@ fn silent_clients(lab: &Lab) -> Result<()> {
     let mut backend = tcp::accept(&listener)?;
     ensure!(tcp::read_exact(&mut backend, whole.len())? == whole);
     Flow { client, backend }.exchange()?;
-    // Those whose hello comes at once never wait.
+    // Clients whose hello arrives at once never wait.
     for _ in 0..2 * HELLOS {
         Flow::open(lab, &listener)?.exchange()?;
     }
@@ -172,7 +172,7 @@ fn silent_clients(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Whether the daemon has reset the connection of a client to which it has sent nothing.
+/// Whether the daemon has reset the connection of a client, without a byte to it.
 fn is_reset(client: &mut TcpStream) -> Result<bool> {
     client.set_nonblocking(true)?;
     match client.read(&mut [0]) {
@@ -204,7 +204,7 @@ fn silent_for_a_place(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// `/ready` says so, and fails where it is asked to, for as long as it lasts.
+/// `/ready` reports the limit, and fails on request while it lasts.
 fn full(lab: &Lab) -> Result<()> {
     const PLACES: usize = 2;
     let (daemon, listener) = flow::start(lab, &format!("limits: {{connections: {PLACES}}}\n"))?;
@@ -213,7 +213,7 @@ fn full(lab: &Lab) -> Result<()> {
     ensure!(status == 503 && body.contains("limits.connections"), "{status} {body}");
     let (status, body) = daemon.ask("GET", "/ready")?;
     ensure!(status == 200 && body.contains("full: all 2 places are taken"), "{status} {body}");
-    // Nobody whose connection is established suffers from one that waits.
+    // A waiting connection does not affect established ones.
     let mut waits = tcp::connect(&lab.client, &flow::front())?;
     waits.write_all(&hello::naming(NAME)?)?;
     daemon.wait_metrics("one waits for a place", |metrics| {
@@ -229,7 +229,7 @@ fn full(lab: &Lab) -> Result<()> {
     Flow { client: waits, backend }.exchange()
 }
 
-/// Clients of a backend that swallows everything take only a part of the places.
+/// Clients of a backend that swallows all packets take only a part of the slots.
 fn dead_backend(lab: &Lab) -> Result<()> {
     const PLACES: usize = 160;
     let more = format!(
@@ -282,7 +282,7 @@ fn bounded_backend(lab: &Lab) -> Result<()> {
     second.exchange()
 }
 
-/// A client that goes on sending a byte now and then to a backend that says nothing.
+/// A client that sends a byte now and then to a silent backend.
 fn nothing_back(lab: &Lab) -> Result<()> {
     let (daemon, listener) = flow::start(lab, "timeouts: {idle: 2s}\n")?;
     let mut answered = Flow::open(lab, &listener)?;
@@ -295,7 +295,7 @@ fn nothing_back(lab: &Lab) -> Result<()> {
     };
     let started = Instant::now();
     while !ended()? {
-        // It may be over between the one and the other.
+        // The connection may end between the two calls.
         let _ = silent.client.write_all(b"x");
         answered.exchange()?;
         ensure!(started.elapsed() < wait::DEADLINE, "it goes on for ever");
@@ -305,7 +305,7 @@ fn nothing_back(lab: &Lab) -> Result<()> {
     answered.exchange()
 }
 
-/// Once a side has sent FIN, the other one may go on sending, but not be silent for long.
+/// After a FIN of one side, the other side may send, but not be silent for long.
 fn half_closed(lab: &Lab) -> Result<()> {
     const LIMIT: Duration = Duration::from_secs(2);
     let (daemon, listener) = flow::start(lab, "timeouts: {half_closed: 2s}\n")?;
@@ -351,7 +351,7 @@ fn away(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Whatever changes about a listener but its address, nobody who connects meanwhile is refused or reset.
+/// Any change of a listener except its address neither refuses nor resets new connections.
 fn reload_storm(lab: &Lab) -> Result<()> {
     const RELOADS: u32 = 60;
     let listener = flow::backend(lab)?;
@@ -396,7 +396,7 @@ fn reload_storm(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// As on a standby: the address comes when the other machine is gone.
+/// As on a standby host: the address arrives after the other host's failure.
 fn freebind(lab: &Lab) -> Result<()> {
     const LATER: &str = "10.0.1.77";
     let listener = flow::backend(lab)?;
@@ -415,7 +415,7 @@ fn freebind(lab: &Lab) -> Result<()> {
     Flow::begin(tcp::connect(&lab.client, &front)?, &listener)?.exchange()
 }
 
-/// A hello whose name is `name`, of the same length as [`NAME`].
+/// A hello with `name`, of the same length as [`NAME`].
 fn hello_with(name: &str) -> Result<Vec<u8>> {
     let whole = hello::naming(NAME)?;
     let at = whole.windows(NAME.len()).position(|part| part == NAME.as_bytes()).context("the name")?;
@@ -424,7 +424,8 @@ fn hello_with(name: &str) -> Result<Vec<u8>> {
     Ok(other)
 }
 
-/// As small devices send it: served by the route for `*`, and turned away as a hello without a name where there is none.
+/// Small devices send an address as the name. The route for `*` serves it, and otherwise it is refused as a hello
+/// without a name.
 fn address_as_name(lab: &Lab) -> Result<()> {
     let addresses = ["192.168.100.100", "fd00:1:2:3:4::1"];
     let (daemon, listener) = flow::start(lab, "")?;

@@ -1,4 +1,4 @@
-//! What becomes of clients when a listening socket closes, or another one takes its place.
+//! The effect on clients when a listening socket closes, or is replaced.
 
 use std::{
     fs,
@@ -41,7 +41,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::once("listening::another_process_on_the_port_is_refused", foreign),
 ];
 
-/// Places for connections.
+/// Slots for connections.
 const PLACES: usize = 2;
 /// `TCP_LISTEN`.
 const LISTEN: &str = "0A";
@@ -50,7 +50,7 @@ fn limits(more: &str) -> String {
     format!("limits: {{workers: 1, connections: {PLACES}, connections_per_source: none}}\n{more}")
 }
 
-/// A daemon of one socket whose configuration is in this file, and its backend.
+/// A daemon with a single listening socket and its configuration in this file, and its backend.
 fn start<'lab>(lab: &'lab Lab, yaml: &str) -> Result<(Daemon<'lab>, TcpListener, PathBuf)> {
     let listener = flow::backend(lab)?;
     let file = lab.dir().join("routes.yaml");
@@ -58,7 +58,8 @@ fn start<'lab>(lab: &'lab Lab, yaml: &str) -> Result<(Daemon<'lab>, TcpListener,
     Ok((Daemon::start(lab, &Options::file(&file))?, listener, file))
 }
 
-/// Takes every place, and has `waiting` clients wait that have said `first`: one has been accepted, all others are in the kernel's queue.
+/// Takes every slot, and makes `waiting` clients wait that have sent `first`. One is accepted, and the others are in
+/// the kernel's queue.
 fn fill(
     lab: &Lab,
     daemon: &Daemon<'_>,
@@ -79,7 +80,7 @@ fn fill(
     Ok((held, clients))
 }
 
-/// Connections in the queue of the front, which proc(5) shows in the place of bytes to be read.
+/// Connections in the queue of the listening socket, which proc(5) shows in the column of bytes to read.
 fn queued(lab: &Lab) -> Result<usize> {
     let table = lab.lb.enter(|| Ok(fs::read_to_string("/proc/thread-self/net/tcp")?))?;
     let line = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
@@ -102,7 +103,7 @@ fn are_reset(clients: Vec<TcpStream>) -> Result<()> {
     Ok(())
 }
 
-/// Nobody serves them any more, so that they wait for nothing.
+/// The listener is removed, so they do not wait.
 fn removed_while_waiting(lab: &Lab) -> Result<()> {
     const WAITING: usize = 5;
     let yaml = flow::yaml(&limits(""));
@@ -119,7 +120,7 @@ fn removed_while_waiting(lab: &Lab) -> Result<()> {
     held.iter_mut().try_for_each(Flow::exchange)
 }
 
-/// As many as there are descriptors kept for wait; the others are told at once.
+/// Clients with a reserved descriptor wait. The others are refused at once.
 fn served_while_draining(lab: &Lab) -> Result<()> {
     const WAITING: usize = 80;
     const LAST: usize = 64;
@@ -135,11 +136,11 @@ fn served_while_draining(lab: &Lab) -> Result<()> {
     ensure!(metrics.sum("snisplice_connections_waiting", &[]) == i64::try_from(LAST)?);
     daemon.wait_log("see limits.connections")?;
     ensure!(tcp::connect(&lab.client, &flow::front()).is_err(), "it accepts still");
-    // They wait for places alone.
+    // They only wait for slots.
     drop(held);
     let (mut served, mut reset) = (0, 0);
     thread::scope(|scope| {
-        // Each leaves its place to another when it has read all.
+        // Each frees its slot for another when it has read all bytes.
         let read = |mut client: TcpStream| tcp::read_to_end(&mut client);
         let clients: Vec<_> = clients.into_iter().map(|client| scope.spawn(move || read(client))).collect();
         for _ in 0..LAST {
@@ -170,19 +171,19 @@ fn drained_while_waiting(lab: &Lab) -> Result<()> {
     daemon.wait_log("a listener stops: refusing clients that wait for a place")
 }
 
-/// The configuration at this address.
+/// The configuration with this address.
 fn at(ip: &str) -> String {
     flow::yaml("timeouts: {drain: 60s}\n").replace("0.0.0.0", ip)
 }
 
-/// The balancer at its address on the other side.
+/// The balancer's address on the other side.
 const OTHER_SIDE: &str = "10.0.2.1:8443";
 
 fn is_open_on_the_other_side(lab: &Lab) -> bool {
     tcp::connect(&lab.backend, OTHER_SIDE).is_ok()
 }
 
-/// Has the file say so, and that serve.
+/// Writes the configuration to the file, and waits until it is in service.
 fn reload(daemon: &Daemon<'_>, file: &PathBuf, yaml: &str) -> Result<()> {
     let generation = || anyhow::Ok(daemon.metrics()?.sum("snisplice_config_generation", &[]));
     let before = generation()?;
@@ -192,7 +193,7 @@ fn reload(daemon: &Daemon<'_>, file: &PathBuf, yaml: &str) -> Result<()> {
         .with_context(|| daemon.process().log().unwrap_or_default())
 }
 
-/// A client that has connected says so now, and is welcomed.
+/// A connected client sends its hello now, and gets a greeting.
 fn is_welcomed(mut client: TcpStream, first: &[u8]) -> Result<()> {
     client.write_all(first)?;
     let said = tcp::read_to_end(&mut client)?;
@@ -200,7 +201,7 @@ fn is_welcomed(mut client: TcpStream, first: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Nobody is refused or reset, not even who has connected before and speaks after.
+/// No client is refused or reset, including one that has connected before and sends its hello afterwards.
 fn any_and_one(lab: &Lab) -> Result<()> {
     let (daemon, listener, file) = start(lab, &at("0.0.0.0"))?;
     visited(lab, &listener, 500, |first| {
@@ -215,7 +216,7 @@ fn any_and_one(lab: &Lab) -> Result<()> {
     for wrong in ["listener_removed", "aborted"] {
         ensure!(metrics.sum("snisplice_connections_closed_total", &[("reason", wrong)]) == 0, "{wrong}");
     }
-    // What is served nowhere is closed in the end, and at once where no address is left that comprises it.
+    // An address that is not served any more is closed in the end, and at once if no remaining address includes it.
     wait::until_true("it is closed", || Ok(!is_open_on_the_other_side(lab)))?;
     reload(&daemon, &file, &at("0.0.0.0"))?;
     ensure!(is_open_on_the_other_side(lab));
@@ -248,7 +249,7 @@ fn any_and_one_v6(lab: &Lab) -> Result<()> {
         Flow::begin(silent, &listener)?.exchange()?;
         Flow::begin(tcp::connect(&lab.client, &front)?, &listener)?.exchange()?;
     }
-    // IPv4 is an address of its own.
+    // IPv4 has an address of its own.
     Flow::open(lab, &listener)?.exchange()
 }
 
@@ -266,7 +267,7 @@ fn any_and_one_taken_over(lab: &Lab) -> Result<()> {
     })
 }
 
-/// Whatever options it has set: one could be another daemon that takes a part of the connections.
+/// With any socket options: the foreign socket could belong to another daemon that takes part of the connections.
 fn foreign(lab: &Lab) -> Result<()> {
     let (daemon, listener, file) = start(lab, &at(LB))?;
     for shared in [true, false] {

@@ -1,4 +1,4 @@
-//! Whatever becomes of the log, nothing else suffers from it.
+//! A fault of the log has no effect on other functions.
 
 use std::{
     fs::File,
@@ -40,7 +40,7 @@ fn options(lab: &Lab) -> Result<Options> {
     Options::yaml(lab, &flow::yaml("timeouts: {drain: 60s}\n"))
 }
 
-/// Everything that makes lines works, and nobody who is connected notices: reloads good and bad, and a stop.
+/// Every event with log lines still works, and clients are not affected: good and bad reloads, and a stop.
 fn goes_on(lab: &Lab, mut daemon: Daemon<'_>) -> Result<()> {
     let listener = flow::backend(lab)?;
     let mut flow = Flow::open(lab, &listener)?;
@@ -80,7 +80,7 @@ fn full_disk(lab: &Lab) -> Result<()> {
     goes_on(lab, Daemon::start_logging_to(lab, &options(lab)?, full)?)
 }
 
-/// The kernel sends SIGXFSZ to who makes a file too large.
+/// The kernel sends SIGXFSZ to a process that exceeds its file size limit.
 fn file_may_not_grow(lab: &Lab) -> Result<()> {
     let daemon = Daemon::start(lab, &options(lab)?)?;
     let pid = daemon.process().pid().to_string();
@@ -88,7 +88,7 @@ fn file_may_not_grow(lab: &Lab) -> Result<()> {
     goes_on(lab, daemon)
 }
 
-/// Adds to `text` what comes out of the pipe, until its other end is closed.
+/// Appends the bytes from the pipe to `text`, until its other end is closed.
 fn read_on(mut reader: PipeReader, text: &Mutex<Vec<u8>>) -> Result<()> {
     let mut some = vec![0; 65_536];
     loop {
@@ -100,7 +100,7 @@ fn read_on(mut reader: PipeReader, text: &Mutex<Vec<u8>>) -> Result<()> {
     }
 }
 
-/// Lines that nobody reads are dropped; once somebody does again, it is told how many.
+/// Lines without a reader are dropped. Once a reader returns, a line reports their number.
 fn reader_hangs(lab: &Lab) -> Result<()> {
     let listener = flow::backend(lab)?;
     let (reader, mut log) = pipe()?;
@@ -111,7 +111,7 @@ fn reader_hangs(lab: &Lab) -> Result<()> {
     let options = options(lab)?.arg("--log").arg("trace");
     let mut daemon = Daemon::start_logging_to(lab, &options, OwnedFd::from(log))?;
     let mut flow = Flow::open(lab, &listener)?;
-    // Each of these keys is told at each reload.
+    // Each of these keys is reported at each reload.
     let surprises: Vec<_> = (0..1_000).map(|number| format!("surprise{number}: 1\n")).collect();
     Options::yaml(lab, &flow::yaml(&surprises.concat()))?;
     wait::until_true("more lines come than may wait", || {
@@ -132,7 +132,7 @@ fn reader_hangs(lab: &Lab) -> Result<()> {
     thread::scope(|scope| {
         let reading = scope.spawn(|| read_on(reader, &text));
         let stopped = (|| {
-            // Before that, there may be no room for the last line either.
+            // Before that, the last line may not fit either.
             wait::until_true("it is told how many were lost", || Ok(read().contains("log lines were lost")))?;
             drop(flow);
             daemon.terminate()?;
@@ -148,7 +148,7 @@ fn reader_hangs(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// One line tells of it, not twenty a second.
+/// One line reports it, not twenty per second.
 fn accept_errors(lab: &Lab) -> Result<()> {
     let (daemon, listener) = flow::start(lab, "limits: {workers: 1}\n")?;
     let mut open = Flow::open(lab, &listener)?;
@@ -163,7 +163,7 @@ fn accept_errors(lab: &Lab) -> Result<()> {
     let clients = waiting.iter().map(|mut client| Ok(client.write_all(b"x")?)).collect::<Result<Vec<_>>>()?;
     ensure!(clients.len() == 10);
     daemon.wait_log("cannot accept")?;
-    // Each further try is one error, and none is a line.
+    // Each further attempt is one error without a line.
     let mut tries = 0;
     wait::until_true("it has tried many times", || {
         open.exchange()?;
@@ -210,7 +210,7 @@ fn reset_in_packets(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Sends until neither the backend, which does not read, nor anything before it takes a byte.
+/// Sends until neither the backend, which does not read, nor any buffer before it accepts a byte.
 fn fill(flow: &mut Flow) -> Result<()> {
     flow.client.set_nonblocking(true)?;
     let bytes = vec![0; 1 << 20];
@@ -229,7 +229,7 @@ fn receiver_without_room(lab: &Lab) -> Result<()> {
     daemon.wait_log(&format!("receiver has no room peer=\"{}\" balancer=\"", flow.client.local_addr()?))
 }
 
-/// The programs have the same events, and leave them out.
+/// The programs have the same events, and do not log them.
 fn kernel_is_silent(lab: &Lab) -> Result<()> {
     let (daemon, listener) = flow::start(lab, "")?;
     let mut flow = Flow::open(lab, &listener)?;

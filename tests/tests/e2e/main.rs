@@ -1,7 +1,6 @@
-//! End-to-end tests: the daemon between real clients and servers, in network namespaces. Wants root.
+//! End-to-end tests: the daemon between real clients and servers, in network namespaces. They require root.
 //!
-//! `cargo xtask test` runs them with everything that they need; `cargo test -p snisplice-tests -- close` runs one
-//! topic.
+//! `cargo xtask test` runs them with all their requirements. `cargo test -p snisplice-tests -- close` runs one topic.
 
 use std::process::ExitCode;
 

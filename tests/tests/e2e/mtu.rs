@@ -1,4 +1,4 @@
-//! Paths that take smaller packets than was agreed on when a connection began.
+//! Paths whose MTU falls below the negotiated segment size of a connection.
 
 use std::{
     fs,
@@ -34,7 +34,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::each("mtu::the_clients_link_shrinks", |lab| shrunk(lab, false, &[Link::Client])),
     Case::each("mtu::the_backends_link_shrinks_ipv6", |lab| shrunk(lab, true, &[Link::Backend])),
     Case::each("mtu::the_way_out_to_the_backend_shrinks", |lab| {
-        // What the client sends is cut before it is sent.
+        // The client's bytes are segmented before they are sent.
         offload(&lab.client, "to-lb", "off")?;
         shrunk_here(lab, false, Link::Backend)
     }),
@@ -43,15 +43,15 @@ pub(crate) const CASES: &[Case] = &[
     Case::packet("mtu::forged_errors_are_not_passed_on", forged),
 ];
 
-/// What is sent each way before the path shrinks.
+/// Bytes in each direction before the path's MTU falls.
 const BEFORE: u64 = 2_000_000;
-/// What is sent afterwards: more than fits into all buffers on the way, so that it is under way when the path shrinks.
+/// Bytes afterwards: more than all buffers on the path hold, so that some are in flight when the MTU falls.
 const AFTER: u64 = 40_000_000;
 
-/// IPv4 and IPv6, whose smallest this is (RFC 8200 section 5).
+/// For IPv4 and for IPv6, whose minimum this is (RFC 8200 section 5).
 const SMALL: [u32; 2] = [1_400, 1_280];
 
-/// Links shrink behind the next hop, which says so.
+/// The MTU falls behind the next hop, which reports it.
 fn shrunk(lab: &Lab, v6: bool, links: &[Link]) -> Result<()> {
     let routers = [Router::new(lab, Link::Client)?, Router::new(lab, Link::Backend)?];
     survives(lab, v6, || {
@@ -60,7 +60,7 @@ fn shrunk(lab: &Lab, v6: bool, links: &[Link]) -> Result<()> {
     })
 }
 
-/// The balancer's own device takes less, so it is the balancer that must say so.
+/// The MTU of the balancer's own device falls, so the balancer must report it.
 fn shrunk_here(lab: &Lab, v6: bool, link: Link) -> Result<()> {
     let (outer, inner) = match link {
         Link::Client => (&lab.client, "to-client"),
@@ -72,7 +72,7 @@ fn shrunk_here(lab: &Lab, v6: bool, link: Link) -> Result<()> {
     })
 }
 
-/// Bytes are under way in both directions when the path gets narrower, and all arrive.
+/// Bytes are in flight in both directions when the MTU falls, and all arrive.
 fn survives(lab: &Lab, v6: bool, narrow: impl Fn() -> Result<()>) -> Result<()> {
     let (daemon, flow) = open(lab, v6)?;
     let (up, down) = ([Pattern::new(1), Pattern::new(2)], [Pattern::new(3), Pattern::new(4)]);
@@ -103,7 +103,7 @@ fn survives(lab: &Lab, v6: bool, narrow: impl Fn() -> Result<()>) -> Result<()> 
         }
         narrow()?;
         for go in waiting {
-            // Who has failed does not listen.
+            // The receiver has ended after a failure.
             let _ = go.send(());
         }
         tasks.into_iter().try_for_each(|task: thread::ScopedJoinHandle<'_, Result<()>>| {
@@ -126,7 +126,7 @@ fn survives(lab: &Lab, v6: bool, narrow: impl Fn() -> Result<()>) -> Result<()> 
     Ok(())
 }
 
-/// A connection in the plainest setting that has been used, so that it is in whosoever's hands it is to be in.
+/// A connection in the plain setting that has exchanged bytes, so that its carrier is final.
 fn open(lab: &Lab, v6: bool) -> Result<(Daemon<'_>, Flow)> {
     let (daemon, mut flow) = if v6 {
         let listener = tcp::listen(&lab.backend, &format!("[{BACKEND_V6}]:9000"))?;
@@ -152,8 +152,8 @@ fn open_at(lab: &Lab, listener: &TcpListener, front: &str) -> Result<Flow> {
     Ok(Flow { client, backend })
 }
 
-/// Who knows the addresses, but not the numbers, cannot have anybody send smaller packets: the stack, which hears of it,
-/// does not believe it either.
+/// An attacker with the addresses, but without the sequence numbers, cannot reduce the segment size. The stack
+/// receives the message and ignores it as well.
 fn forged(lab: &Lab) -> Result<()> {
     const FORGED: u32 = 64;
     let (daemon, mut flow) = open(lab, false)?;
@@ -165,7 +165,7 @@ fn forged(lab: &Lab) -> Result<()> {
         let number = guess.wrapping_mul(u32::MAX / FORGED);
         raw.send_to(&fragmentation_needed(client, number)?, &to.into())?;
     }
-    // Nothing is under way, so no guess can be right.
+    // No byte is in flight, so no guess can be right.
     wait::until_true("the stack has heard of all", || {
         Ok(disbelieved(&lab.lb)? >= before + u64::from(FORGED))
     })?;
@@ -177,7 +177,7 @@ fn forged(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// The message that a packet from the balancer to the client, with this number, was too large.
+/// The message that a packet from the balancer to the client, with this sequence number, was too large.
 fn fragmentation_needed(client: SocketAddr, number: u32) -> Result<Vec<u8>> {
     let mut message = vec![3, 4, 0, 0, 0, 0, 2, 0x28];
     message.extend([0x45, 0, 5, 0xdc, 0, 1, 0x40, 0, 64, 6, 0, 0]);
@@ -194,7 +194,7 @@ fn fragmentation_needed(client: SocketAddr, number: u32) -> Result<Vec<u8>> {
     Ok(message)
 }
 
-/// Errors of which a namespace's sockets did not believe the number.
+/// Errors that a namespace's sockets ignored for their sequence number.
 fn disbelieved(netns: &Netns) -> Result<u64> {
     let text = netns.enter(|| Ok(fs::read_to_string("/proc/thread-self/net/netstat")?))?;
     let mut lines = text.lines().filter_map(|line| line.strip_prefix("TcpExt: "));

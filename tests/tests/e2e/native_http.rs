@@ -1,4 +1,5 @@
-//! HTTP requests by rules of the native format: HTTPS that ends here beside passthrough, and plain HTTP that is sent there.
+//! HTTP requests by rules of the native format: terminated HTTPS beside passthrough, and plain HTTP that is
+//! redirected to HTTPS.
 
 use std::{
     fs,
@@ -96,7 +97,7 @@ access_log: {{path: "{log}"}}
     ))
 }
 
-/// What curl says of an address: the body, then the heads of all responses, then what `-w` shows.
+/// The output of curl for an address: the body, then the heads of all responses, then the output of `-w`.
 fn curl(lab: &Lab, args: &[&str]) -> Result<String> {
     let mut command = Command::new("curl");
     command.args(["--silent", "--show-error", "--max-time", "60", "--dump-header", "/dev/stdout"]);
@@ -179,7 +180,8 @@ fn exchange(lab: &Lab, config: &Arc<ClientConfig>) -> Result<()> {
     Ok(())
 }
 
-/// The list beside the authorities is heeded, its change is taken, and a bad one keeps the last good one.
+/// The revocation list beside the authorities is applied, its change is loaded, and an invalid one leaves the last
+/// good one in service.
 fn revoked(lab: &Lab) -> Result<()> {
     let server = lab.ca.issue(NAME)?;
     let (good, bad) = (lab.ca.issue("good.client")?, lab.ca.issue("bad.client")?);
@@ -208,7 +210,7 @@ fn revoked(lab: &Lab) -> Result<()> {
     exchange(lab, &bad)?;
     put(&lab.ca.revoke(&[&leaf])?)?;
     daemon.wait_log("certificates and keys have changed and are taken")?;
-    // Its session is not resumed either.
+    // The client's session is not resumed either.
     ensure!(exchange(lab, &bad).is_err(), "it is let in");
     exchange(lab, &good)?;
     daemon.wait_metrics("it has a reason of its own", |metrics| {

@@ -1,5 +1,5 @@
-//! What client and backend have negotiated, each on its own leg: carried in packets where both legs agree, or where the
-//! difference can be translated, and refused for its reason where not.
+//! TCP options of client and backend, negotiated per leg. Packets are forwarded if both legs agree, or if the
+//! difference can be translated. Otherwise the connection is refused for the right reason.
 
 use std::{
     io::{Read as _, Write as _},
@@ -61,7 +61,7 @@ pub(crate) const CASES: &[Case] = &[
     }),
 ];
 
-/// Carried where the listener announces 1360 bytes, which is what fits into frames of 1400.
+/// Forwarded with an announced MSS of 1360 bytes, which fits into frames of 1400.
 fn announced(lab: &Lab) -> Result<()> {
     let listener = flow::backend(lab)?;
     let yaml = flow::yaml("").replacen("\nroutes:", "\n    mss: 1360\nroutes:", 1);
@@ -69,14 +69,14 @@ fn announced(lab: &Lab) -> Result<()> {
     both_ways(Flow::open(lab, &listener)?, &daemon)
 }
 
-/// `SO_RCVBUF` of a socket whose window needs no scale.
+/// `SO_RCVBUF` of a socket whose window needs no scale, in bytes.
 const UNSCALED: usize = 30_000;
 
-/// Has what listens or connects in a namespace announce this window scale: 14, the largest there is, 7 or none; with 0, the
-/// sockets of the peers need [`UNSCALED`].
+/// Makes sockets in a namespace announce this window scale: 14, the greatest one, 7 or none. With 0, the sockets of
+/// the peers need [`UNSCALED`].
 fn scale(netns: &Netns, scale: u32) -> Result<()> {
     match scale {
-        // The kernel announces the scale that the largest buffer needs (`tcp_select_initial_window`).
+        // The kernel announces the scale of the largest buffer (`tcp_select_initial_window`).
         14 => netns.sysctl("net/ipv4/tcp_rmem", "4096 131072 1073741824"),
         7 => netns.sysctl("net/ipv4/tcp_rmem", "4096 131072 6291456"),
         _ => Ok(()),
@@ -89,12 +89,12 @@ fn scaled(lab: &Lab, [client, balancer, backend]: [u32; 3]) -> Result<()> {
         scale(netns, wanted)?;
     }
     if balancer == 0 {
-        // Without the option on both legs, its own windows have no scale, nor have the peers'.
+        // Without the option on both legs, neither the balancer's windows nor the peers' have a scale.
         lab.lb.sysctl("net/ipv4/tcp_window_scaling", "0")?;
     }
     let (daemon, listener) = flow::start(lab, "")?;
     if backend == 0 {
-        // Inherited by what is accepted.
+        // Accepted sockets inherit the size.
         SockRef::from(&listener).set_recv_buffer_size(UNSCALED)?;
     }
     let first = hello::naming(flow::NAME)?;
@@ -117,7 +117,7 @@ fn scaled(lab: &Lab, [client, balancer, backend]: [u32; 3]) -> Result<()> {
         let port = own.local_addr()?.port();
         let filter = format!("sport = :{port}");
         let said = run(netns, Command::new("ss").args(["-HtinO", "state", "established", &filter]))?.ok()?;
-        // The peer's, then its own.
+        // The peer's scale, then the socket's own.
         let scales = if balancer == 0 { String::new() } else { format!("wscale:{balancer},{wanted} ") };
         let none = balancer == 0 && !said.stdout.contains("wscale");
         ensure!(none || (balancer != 0 && said.stdout.contains(&scales)), "not {scales}: {}", said.stdout);
@@ -125,7 +125,7 @@ fn scaled(lab: &Lab, [client, balancer, backend]: [u32; 3]) -> Result<()> {
     both_ways(Flow { client: stream, backend: accepted }, &daemon)
 }
 
-/// Packets that a namespace receives and that say that their sender takes marks for congestion.
+/// Counts the packets that a namespace receives with the ECT codepoint of ECN.
 fn count_marked(netns: &Netns) -> Result<()> {
     nft(
         netns,
@@ -141,7 +141,7 @@ fn marked(netns: &Netns) -> Result<u64> {
     Ok(words.get(at + 1).context("no count")?.parse()?)
 }
 
-/// Marks are passed on only where both have agreed to them: who has not would take them for nothing.
+/// Marks are forwarded only if both legs have negotiated ECN: a peer without ECN would ignore them.
 fn ecn(lab: &Lab, both: bool) -> Result<()> {
     lab.client.sysctl("net/ipv4/tcp_ecn", "1")?;
     lab.lb.sysctl("net/ipv4/tcp_ecn", if both { "1" } else { "2" })?;
@@ -161,13 +161,13 @@ fn ipv6_in_front_of_ipv4(lab: &Lab) -> Result<()> {
     refused_at(lab, &flow::yaml("").replace("0.0.0.0", "[::]"), &front, "family")
 }
 
-/// It goes through as what it is: a pointer beside the number of a byte.
+/// Urgent data is forwarded unchanged: a pointer relative to a sequence number.
 fn urgent_data(lab: &Lab) -> Result<()> {
     let (daemon, listener) = flow::start(lab, "")?;
     let mut flow = Flow::open(lab, &listener)?;
     flow.exchange()?;
     for (from, to) in [(&flow.client, &flow.backend), (&flow.backend, &flow.client)] {
-        // In its place in the stream, and beside it.
+        // In the stream, and out of band.
         for inline in [true, false] {
             SockRef::from(to).set_out_of_band_inline(inline)?;
             (&*from).write_all(b"before")?;
@@ -188,13 +188,14 @@ fn urgent_data(lab: &Lab) -> Result<()> {
 
 nix::setsockopt_impl!(IpOptions, libc::IPPROTO_IP, libc::IP_OPTIONS, u32, SetStruct<'_, u32>);
 
-/// What a socket writes into the IP header of all it sends.
+/// IP options that a socket writes into the header of each packet.
 #[derive(Clone, Copy)]
 struct IpOptions;
 
-/// Packets with IP options are left to our own sockets; that nobody else gets the client's is noticed, and it is served.
+/// Packets with IP options are left to the balancer's sockets. The daemon detects that the client's packets are not
+/// forwarded, and serves the connection.
 fn ip_options(lab: &Lab) -> Result<()> {
-    /// Four times "no operation".
+    /// Four "no operation" options.
     const PADDING: u32 = 0x0101_0101;
     let (daemon, listener) = flow::start(lab, "")?;
     let first = hello::naming(flow::NAME)?;

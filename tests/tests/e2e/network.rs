@@ -1,5 +1,5 @@
-//! What stands between the peers and the balancer, or comes and goes there, while packets are carried: VLANs, packet
-//! filters, programs of others, devices.
+//! Network elements that exist, come or go between the peers and the balancer while packets are forwarded: VLANs,
+//! packet filters, foreign programs, devices.
 
 use std::{
     io::Write as _,
@@ -43,7 +43,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::packet("network::a_device_that_goes", a_device_that_goes),
 ];
 
-/// Runs `ip` inside, once for each line.
+/// Runs `ip` inside the namespace, once per line.
 pub(crate) fn ip(netns: &Netns, lines: &[&str]) -> Result<()> {
     for line in lines {
         run(netns, Command::new("ip").args(line.split(' ')))?.ok().with_context(|| (*line).to_owned())?;
@@ -51,7 +51,7 @@ pub(crate) fn ip(netns: &Netns, lines: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Not every kernel has everything.
+/// A kernel may lack the feature.
 fn able(netns: &Netns, command: &str, args: &[&str]) -> Result<()> {
     match run(netns, Command::new(command).args(args))?.ok() {
         Ok(_) => Ok(()),
@@ -59,7 +59,7 @@ fn able(netns: &Netns, command: &str, args: &[&str]) -> Result<()> {
     }
 }
 
-/// A tagged network of its own beside the untagged one of a link.
+/// A tagged network beside the untagged one of a link.
 fn vlan(ends: [(&Netns, &str, &str); 2]) -> Result<()> {
     for (netns, device, address) in ends {
         let link = format!("link add link {device} name vlan5 type vlan id 5");
@@ -72,7 +72,7 @@ fn vlan(ends: [(&Netns, &str, &str); 2]) -> Result<()> {
 fn a_vlan_towards_the_client(lab: &Lab) -> Result<()> {
     vlan([(&lab.client, "to-lb", "10.0.3.2"), (&lab.lb, "to-client", "10.0.3.1")])?;
     let (daemon, listener) = flow::start(lab, "")?;
-    // Has the programs on the device below, which must leave tagged frames alone.
+    // Attaches the programs to the device below, which must ignore tagged frames.
     let mut plain = Flow::open(lab, &listener)?;
     plain.exchange()?;
     let mut tagged = open_at(lab, &listener, "10.0.3.1:8443")?;
@@ -102,7 +102,7 @@ pub(crate) fn carried_in_packets(daemon: &Daemon<'_>, count: i64) -> Result<()> 
     Ok(())
 }
 
-/// It sees the beginnings of connections, and nothing of what is carried; then a connection from the same port.
+/// The firewall sees the beginning of connections, and no forwarded packet. A connection from the same port follows.
 fn a_stateful_firewall(lab: &Lab) -> Result<()> {
     nft(
         &lab.lb,
@@ -119,7 +119,7 @@ fn a_stateful_firewall(lab: &Lab) -> Result<()> {
     let port = flow.client.local_addr()?.port();
     let Flow { mut client, mut backend } = flow;
     backend.write_all(b"last")?;
-    // The backend keeps the address for a while, the client does not.
+    // The backend keeps the address in TIME-WAIT for a while. The client does not.
     drop(backend);
     ensure!(tcp::read_to_end(&mut client)? == (b"last".to_vec(), Ending::Eof));
     drop(client);
@@ -134,7 +134,7 @@ fn a_stateful_firewall(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Connects from a port that had a connection before.
+/// Connects from a port that an earlier connection has used.
 fn connect_from(lab: &Lab, port: u16) -> Result<TcpStream> {
     let front: SocketAddr = flow::front().parse()?;
     let client = lab.client.enter(|| {
@@ -149,7 +149,7 @@ fn connect_from(lab: &Lab, port: u16) -> Result<TcpStream> {
     Ok(client)
 }
 
-/// Ends a connection at one end without a word to the other.
+/// Ends a connection at one end without a packet to the other.
 fn forget(netns: &Netns, stream: TcpStream) -> Result<()> {
     nft(
         netns,
@@ -159,7 +159,8 @@ fn forget(netns: &Netns, stream: TcpStream) -> Result<()> {
     nft(netns, "delete table inet mute")
 }
 
-/// A client that has lost its memory, and comes from the same port: what it had is reset, and it is served.
+/// A client without its former state connects from the same port. The former connection is reset, and the client is
+/// served.
 fn a_client_that_has_forgotten(lab: &Lab) -> Result<()> {
     let (daemon, listener) = flow::start(lab, "")?;
     let mut flow = Flow::open(lab, &listener)?;
@@ -171,7 +172,7 @@ fn a_client_that_has_forgotten(lab: &Lab) -> Result<()> {
     served_anew(client, &listener, &daemon, "client_reset")
 }
 
-/// Both ends have: what begins a connection must not go on to the backend, past the daemon and its rules.
+/// Both ends have lost their state. A SYN must not be forwarded to the backend, past the daemon and its rules.
 fn peers_that_have_forgotten(lab: &Lab) -> Result<()> {
     let (daemon, listener) = flow::start(lab, "")?;
     let mut flow = Flow::open(lab, &listener)?;
@@ -183,14 +184,14 @@ fn peers_that_have_forgotten(lab: &Lab) -> Result<()> {
     served_anew(client, &listener, &daemon, "backend_reset")
 }
 
-/// A client that uses its port again before the daemon has heard of the end of what it had.
+/// A client reuses its port before the daemon has detected the end of the former connection.
 fn a_port_again_at_once(lab: &Lab, reason: &str) -> Result<()> {
     let (daemon, listener) = flow::start(lab, "")?;
     let Flow { mut client, mut backend } = Flow::open(lab, &listener)?;
     let port = client.local_addr()?.port();
     daemon.process().stop()?;
     if reason == "finished" {
-        // The backend keeps the address for a while, the client does not.
+        // The backend keeps the address in TIME-WAIT for a while. The client does not.
         drop(backend);
         ensure!(tcp::read_to_end(&mut client)? == (Vec::new(), Ending::Eof));
         drop(client);
@@ -198,7 +199,7 @@ fn a_port_again_at_once(lab: &Lab, reason: &str) -> Result<()> {
         tcp::reset(client)?;
         ensure!(tcp::read_to_end(&mut backend)? == (Vec::new(), Ending::Reset));
     }
-    // This is for the kernel alone.
+    // Only the kernel handles this connection.
     let client = connect_from(lab, port)?;
     daemon.process().signal(Signal::SIGCONT)?;
     served_anew(client, &listener, &daemon, reason)
@@ -214,12 +215,12 @@ fn served_anew(client: TcpStream, listener: &TcpListener, daemon: &Daemon<'_>, r
     Ok(())
 }
 
-/// A classifier that somebody else has on a device is there when we are gone.
+/// A foreign classifier on a device is still there after the daemon's end.
 fn programs_of_others_stay(lab: &Lab) -> Result<()> {
     let tc = |line: &str| run(&lab.lb, Command::new("tc").args(line.split(' ')))?.ok();
     tc("qdisc add dev to-client clsact")?;
     for side in ["ingress", "egress"] {
-        // It takes every packet, and has no opinion of any.
+        // The classifier matches every packet, and has no effect.
         let mut filter: Vec<_> = "filter add dev to-client SIDE bpf bytecode".split(' ').collect();
         filter[4] = side;
         filter.push("1,6 0 0 4294967295,");
@@ -240,7 +241,7 @@ fn programs_of_others_stay(lab: &Lab) -> Result<()> {
     stays()
 }
 
-/// A second link between balancer and backend, which nothing leads over yet.
+/// A second link between balancer and backend, without a route yet.
 pub(crate) fn second_link(lab: &Lab) -> Result<()> {
     ip(&lab.lb, &[&format!("link add to-backend2 type veth peer name to-lb2 netns {}", lab.backend)])?;
     for (netns, device, host) in [(&lab.lb, "to-backend2", 1), (&lab.backend, "to-lb2", 2)] {
@@ -256,13 +257,13 @@ pub(crate) fn second_link(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// The same, and new connections go to the backend over it.
+/// Routes new connections to the backend over the second link.
 fn route_over_second_link(lab: &Lab) -> Result<()> {
     second_link(lab)?;
     ip(&lab.lb, &["route replace 10.0.2.2/32 via 10.0.5.2 dev to-backend2 src 10.0.5.1"])
 }
 
-/// Waits until the programs are on so many devices. A connection that begins before that is relayed.
+/// Waits until the programs are on this number of devices. A connection that begins before is relayed.
 fn has_programs(daemon: &Daemon<'_>, devices: usize) -> Result<()> {
     wait::until_true("the programs are on the devices", || {
         Ok(kernel::attached_by(daemon.process().pid())?.len() == 2 * devices)
@@ -285,7 +286,7 @@ fn a_device_that_came_later(lab: &Lab) -> Result<()> {
     carried_in_packets(&daemon, 2)
 }
 
-/// Whoever is left is told, and new connections go on over whatever there is.
+/// The remaining peer gets a reset, and new connections use the remaining links.
 fn a_device_that_goes(lab: &Lab) -> Result<()> {
     let (daemon, listener) = flow::start(lab, "timeouts: {keepalive: 1s, tcp_user_timeout: 3s}\n")?;
     let mut flow = Flow::open(lab, &listener)?;

@@ -1,4 +1,4 @@
-//! `auto` where the kernel can redirect: a connection is copied first, and each direction goes over by itself.
+//! `auto` with redirection in the kernel: a connection is copied first, and each direction is offloaded separately.
 
 use std::{io::Write as _, net::Shutdown, thread};
 
@@ -21,7 +21,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::adaptive("offload::a_half_closed_connection_stays", half_closed),
 ];
 
-/// With the product's own thresholds.
+/// With the product's default thresholds.
 fn start(lab: &Lab) -> Result<(Daemon<'_>, std::net::TcpListener)> {
     let listener = flow::backend(lab)?;
     let options = Options::yaml(lab, &flow::yaml("offload: {packet: false}\n"))?.datapath("auto");
@@ -48,7 +48,7 @@ fn short_connection(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// What the client sends is plenty; what the backend sends is one word.
+/// The client sends many bytes, and the backend a few.
 fn one_direction(lab: &Lab) -> Result<()> {
     const MESSAGES: usize = 100;
     let (daemon, listener) = start(lab)?;
@@ -63,7 +63,7 @@ fn one_direction(lab: &Lab) -> Result<()> {
     ensure!(metrics.sum("snisplice_sockmap_enrolled_total", &[]) == 1, "{metrics:?}");
     let kernel = redirected(&metrics);
     ensure!(kernel > 0, "{metrics:?}");
-    // The answer is copied, and so it is known to userspace only.
+    // The relay copies the reply, so that only userspace counts it.
     flow.backend.write_all(b"one more word")?;
     ensure!(tcp::read_exact(&mut flow.client, 13)? == b"one more word");
     ensure!(redirected(&daemon.metrics()?) == kernel, "the other direction went over too");
@@ -79,7 +79,7 @@ fn one_direction(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// The thresholds of the suite are so low that every connection goes over under load, each at another moment.
+/// The thresholds of the suite are so low that every connection is offloaded under load, each at another moment.
 fn while_bytes_flow(lab: &Lab) -> Result<()> {
     const CONNECTIONS: u64 = 40;
     const BYTES: u64 = 2_000_000;
@@ -110,7 +110,7 @@ fn while_bytes_flow(lab: &Lab) -> Result<()> {
 }
 
 fn send(to: &std::net::TcpStream, seed: u64, bytes: u64) -> Result<()> {
-    // Small writes and frequent pauses: there are many moments at which a direction can go over.
+    // Small writes and frequent pauses: there are many moments at which a direction can be offloaded.
     let pace = Pace { largest_write: 8 * 1024, pause_every: 20, random: Random::new(seed) };
     stream::send(to, &Pattern::new(seed), bytes, pace)?;
     Ok(to.shutdown(Shutdown::Write)?)
@@ -121,14 +121,14 @@ fn receive(mut from: std::net::TcpStream, seed: u64, bytes: u64) -> Result<()> {
     ends(&mut from)
 }
 
-/// Nothing but the end of the stream is left.
+/// Only the end of the stream is left.
 fn ends(from: &mut std::net::TcpStream) -> Result<()> {
     let (rest, ending) = tcp::read_to_end(from)?;
     ensure!(rest.is_empty() && ending == Ending::Eof, "{} bytes, then {ending:?}", rest.len());
     Ok(())
 }
 
-/// The kernel takes only sockets of which neither side has sent FIN.
+/// The kernel accepts only sockets without a FIN of either side.
 fn half_closed(lab: &Lab) -> Result<()> {
     let (daemon, listener) = start(lab)?;
     let mut flow = Flow::open(lab, &listener)?;

@@ -1,5 +1,5 @@
-//! A network that is dead for a while: TCP repeats for minutes, so a connection goes on once the network is back. What the
-//! relay survives, packets survive.
+//! A network outage: TCP retransmits for minutes, so a connection continues after the outage. Connections in packets
+//! survive the same outages as relayed ones.
 
 use std::{
     io::Write as _,
@@ -38,16 +38,16 @@ pub(crate) const CASES: &[Case] = &[
     both("outage::while_a_connection_begins", while_a_connection_begins),
 ];
 
-/// Longer than it takes until a flow that stands still is looked at, and far less than the time for which TCP repeats.
+/// Longer than the time after which a stalled flow is checked, and far shorter than TCP's retransmissions.
 const OUTAGE: Duration = Duration::from_secs(15);
 
-/// So much is under way during an outage, more than fits into a window.
+/// Bytes in flight during an outage, more than a window holds.
 const BYTES: u64 = 1_000_000;
 
-/// A peer that is sent nothing is given up after some nine seconds without a word. One that is sent bytes is not.
+/// An idle peer that does not reply is lost after some nine seconds. A peer with bytes in flight is not.
 const IMPATIENT: &str = "timeouts: {keepalive: 3s}\n";
 
-/// Which ways of a connection are still open.
+/// The directions of a connection that are still open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Open {
     Both,
@@ -57,7 +57,7 @@ enum Open {
 
 const ALL: [Open; 3] = [Open::Both, Open::Up, Open::Down];
 
-/// Connections in these states have bytes under way while one link of the lab swallows everything.
+/// Connections in these states have bytes in flight while one link of the lab swallows every packet.
 fn between(lab: &Lab, link: Link, settings: &str, states: &[Open]) -> Result<()> {
     let router = Router::new(lab, link)?;
     let (daemon, listener) = flow::start(lab, settings)?;
@@ -71,7 +71,7 @@ fn between(lab: &Lab, link: Link, settings: &str, states: &[Open]) -> Result<()>
             Open::Down => finish(&flow.client, &mut flow.backend)?,
         }
     }
-    // One that has just begun.
+    // A connection that has just begun.
     flows.push((Flow::open(lab, &listener)?, Open::Both));
     router.cut()?;
     streams(&flows, || {
@@ -89,7 +89,7 @@ fn between(lab: &Lab, link: Link, settings: &str, states: &[Open]) -> Result<()>
     all_went_on(&daemon, i64::try_from(states.len())? + 1)
 }
 
-/// The backend's host hears what begins a connection and nothing else, so what our own sockets deliver is under way.
+/// The backend's host receives only packets of the handshake, so the bytes of the balancer's sockets are in flight.
 fn while_a_connection_begins(lab: &Lab) -> Result<()> {
     let (daemon, listener) = flow::start(lab, "")?;
     nft(
@@ -120,7 +120,7 @@ fn while_a_connection_begins(lab: &Lab) -> Result<()> {
     all_went_on(&daemon, 1)
 }
 
-/// All are carried as the datapath has it, and in packets their own sockets are at rest.
+/// Waits until the datapath forwards all connections, and in packets until the balancer's sockets are at rest.
 fn settled(lab: &Lab, daemon: &Daemon<'_>, flows: &mut [(Flow, Open)]) -> Result<()> {
     let count = i64::try_from(flows.len())?;
     wait::until_true("all are settled", || {
@@ -138,7 +138,7 @@ fn finish(from: &TcpStream, to: &mut TcpStream) -> Result<()> {
     Ok(())
 }
 
-/// Bytes go along each way that is open, during which something happens; all of them arrive.
+/// Sends bytes in each open direction while `happens` runs. All of them arrive.
 fn streams(flows: &[(Flow, Open)], happens: impl FnOnce() -> Result<()>) -> Result<()> {
     let patterns = [Pattern::new(1), Pattern::new(2)];
     thread::scope(|scope| {
@@ -163,7 +163,7 @@ fn streams(flows: &[(Flow, Open)], happens: impl FnOnce() -> Result<()>) -> Resu
     })
 }
 
-/// So many connections are over in good order, and none was taken for stalled.
+/// Checks that `count` connections ended in order, and none as stalled.
 fn all_went_on(daemon: &Daemon<'_>, count: i64) -> Result<()> {
     let metrics = daemon.wait_metrics("they are over in good order", |metrics| {
         metrics.sum("snisplice_connections_closed_total", &[("reason", "finished")]) == count

@@ -1,5 +1,4 @@
-//! What only the packet datapath does: which connections it carries, which it refuses and why, and how flows fare on
-//! networks that lose packets.
+//! The packet datapath: the connections that it forwards, the reasons of refusals, and flows on networks with loss.
 
 use std::{
     io::Write as _,
@@ -123,13 +122,13 @@ pub(crate) const CASES: &[Case] = &[
     Case::packet("packet::the_same_port_again", the_same_port_again),
 ];
 
-/// 4 MB each way, which is a second's work with losses.
+/// 4 MB in each direction, which takes a second with losses.
 const BYTES: u64 = 4_000_000;
 
-/// What has not changed for so long is at rest.
+/// A value that has not changed for this time is at rest.
 const QUIET: Duration = Duration::from_millis(300);
 
-/// The connection works, but is relayed for this reason.
+/// Checks that the connection works, but is relayed for this reason.
 pub(crate) fn refused(lab: &Lab, why: &str) -> Result<()> {
     refused_with(lab, &flow::yaml(""), why)
 }
@@ -159,7 +158,7 @@ fn ended(daemon: &Daemon<'_>) -> Result<snisplice_tests::metrics::Metrics> {
     })
 }
 
-/// A connection is carried in packets, byte by byte, and every byte is accounted for.
+/// Checks that a connection is forwarded in packets, and that every byte is accounted for.
 pub(crate) fn carried(lab: &Lab) -> Result<()> {
     let (daemon, listener) = flow::start(lab, "")?;
     let flow = Flow::open(lab, &listener)?;
@@ -214,8 +213,8 @@ fn a_backend_on_the_same_host(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Packets from the backend come from another address than the balancer has connected to, so the program on the
-/// device does not know them. Userspace notices, and takes the connection back.
+/// Packets from the backend come from another address than the balancer's destination, so the program on the device
+/// does not know them. Userspace detects that, and moves the connection back to the relay.
 fn a_backend_behind_a_translation(lab: &Lab) -> Result<()> {
     const SERVICE: &str = "10.0.2.99";
     nft(
@@ -239,7 +238,7 @@ fn a_backend_behind_a_translation(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// What is sent on would go out with an address that the backend does not know the connection by.
+/// Forwarded packets would have a source address that the backend does not know.
 fn a_translation_of_our_own_address(lab: &Lab) -> Result<()> {
     const OUTSIDE: &str = "10.0.2.77";
     ip(&lab.lb, &[&format!("addr add {OUTSIDE}/32 dev to-backend")])?;
@@ -281,7 +280,7 @@ pub(crate) fn open_at(lab: &Lab, listener: &TcpListener, front: &str) -> Result<
     Flow::begin(tcp::connect(&lab.client, front)?, listener)
 }
 
-/// The only bytes that our own socket answers for.
+/// The hello is the only data that the balancer's socket retransmits.
 fn a_lost_hello_is_sent_again(lab: &Lab) -> Result<()> {
     let (_daemon, listener) = flow::start(lab, "")?;
     // The first packet with data is lost.
@@ -293,11 +292,11 @@ fn a_lost_hello_is_sent_again(lab: &Lab) -> Result<()> {
     Flow::open(lab, &listener)?.exchange()
 }
 
-/// What our own socket repeats has the acknowledgement of its time, which a peer takes for too old once more than a
+/// A retransmission of the balancer's socket has an old acknowledgement number. A peer rejects it once more than a
 /// window has been acknowledged since (RFC 5961 section 5.2).
 fn a_hello_arrives_behind_much(lab: &Lab) -> Result<()> {
     let (daemon, listener) = flow::start(lab, "")?;
-    // Of the first bytes only one packet arrives, with which the backend takes the connection for established.
+    // Only one packet of the first bytes arrives, which establishes the connection at the backend.
     offload(&lab.lb, "to-backend", "off")?;
     nft(
         &lab.backend,
@@ -319,8 +318,8 @@ fn a_hello_arrives_behind_much(lab: &Lab) -> Result<()> {
     both_ways_after(Flow { client, backend }, &daemon)
 }
 
-/// The hello is what ends the handshake with the backend. If it is lost, the next packet does, which is the client's and
-/// must be taken for a part of the same connection: it echoes a time from before the backend answered, and a kernel may
+/// The hello completes the handshake with the backend. If it is lost, the client's next packet does, and must be
+/// accepted as part of the same connection. Its timestamp echo is older than the backend's SYN-ACK, and a kernel may
 /// compare (6.18 does).
 fn a_lost_hello_and_what_follows(lab: &Lab) -> Result<()> {
     let (daemon, listener) = flow::start(lab, "")?;
@@ -340,7 +339,7 @@ fn a_lost_hello_and_what_follows(lab: &Lab) -> Result<()> {
     both_ways_after(Flow { client, backend }, &daemon)
 }
 
-/// After a while, our own sockets have nothing left to send again, and the flow goes on.
+/// After a while, the balancer's sockets have no byte left to retransmit, and the flow continues.
 fn sockets_come_to_rest(lab: &Lab) -> Result<()> {
     let (daemon, listener) = flow::start(lab, "")?;
     let mut flow = Flow::open(lab, &listener)?;
@@ -372,7 +371,7 @@ fn idle_flows_are_reset(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Both ends hear of it when the process is killed.
+/// Both ends get a reset when the process is killed.
 fn killed(lab: &Lab, at_rest: bool) -> Result<()> {
     let (mut daemon, listener) = flow::start(lab, "")?;
     let flows: Result<Vec<_>> = (0..20).map(|_| Flow::open(lab, &listener)).collect();
@@ -382,7 +381,7 @@ fn killed(lab: &Lab, at_rest: bool) -> Result<()> {
     }
     if at_rest {
         wait::until_true("nothing is left to be sent", || Ok(Held::inside(&lab.lb)?.stream == 0))?;
-        // The last socket has just given way to another one, which takes a few calls more.
+        // A descriptor has just been replaced, which takes a few calls more.
         wait::settled(QUIET, || daemon.process().descriptors())?;
     }
     daemon.process().signal(Signal::SIGKILL)?;
@@ -400,7 +399,7 @@ fn killed(lab: &Lab, at_rest: bool) -> Result<()> {
 fn nothing_stays_on_the_devices(lab: &Lab) -> Result<()> {
     let (mut daemon, listener) = flow::start(lab, "")?;
     let attached = || kernel::attached_by(daemon.process().pid());
-    // Two programs on each of two devices, before a connection comes: its beginning must come by them.
+    // Two programs on each of two devices, before a connection begins: its handshake must pass the programs.
     let programs = attached()?;
     ensure!(programs.len() == 4, "attached are {programs:?}");
     Flow::open(lab, &listener)?.exchange()?;
@@ -411,12 +410,12 @@ fn nothing_stays_on_the_devices(lab: &Lab) -> Result<()> {
     wait::until_true("the programs are gone", || Ok(!programs.iter().any(|id| kernel::has_program(*id))))
 }
 
-/// A connection from the port of one that has just ended is not taken for it.
+/// A new connection from the port of one that has just ended is not mistaken for it.
 fn the_same_port_again(lab: &Lab) -> Result<()> {
     let (daemon, listener) = flow::start(lab, "")?;
     let Flow { client, backend } = Flow::open(lab, &listener)?;
     let port = client.local_addr()?.port();
-    // The backend keeps the address for a while, the client does not.
+    // The backend keeps the address in TIME-WAIT for a while. The client does not.
     let mut client = client;
     drop(backend);
     ensure!(tcp::read_to_end(&mut client)? == (Vec::new(), Ending::Eof));
@@ -445,7 +444,7 @@ pub(crate) fn set_mtu(netns: &Netns, device: &str, bytes: u32) -> Result<()> {
     Ok(())
 }
 
-/// Switches the segmentation of large packets by the device, which on a veth never happens.
+/// Sets segmentation offload of a device. A veth never segments.
 pub(crate) fn offload(netns: &Netns, device: &str, to: &str) -> Result<()> {
     let size = if to == "off" { "1500" } else { "65536" };
     run(netns, Command::new("ip").args(["link", "set", device, "gso_max_size", size]))?.ok()?;
@@ -453,7 +452,7 @@ pub(crate) fn offload(netns: &Netns, device: &str, to: &str) -> Result<()> {
     Ok(())
 }
 
-/// Loses so many of a hundred packets that arrive.
+/// Drops this percentage of arriving packets.
 fn lose(netns: &Netns, percent: u32) -> Result<()> {
     nft(
         netns,

@@ -1,4 +1,4 @@
-//! Flows that outlive the process: while nobody serves them they go on, and who comes next brings them to their end.
+//! Persistent flows: they continue while no process runs, and the next process ends them.
 
 use std::{
     fs,
@@ -55,13 +55,13 @@ pub(crate) const CASES: &[Case] = &[
 
 const FLOWS: usize = 20;
 
-/// What flows need to survive. With few places, so that a look at the maps is quick.
+/// The settings of persistence. With few slots, so that a scan of the maps is fast.
 pub(crate) const SETTINGS: &str = "flows: {persist: true}\nlimits: {connections: 64}\n";
 
 /// The mode of a flow that outlives the process.
 const KEPT: u64 = 4;
 
-/// What every way moves in each phase.
+/// Bytes that every direction moves in each phase.
 const ENOUGH: u64 = 50_000;
 
 fn start<'lab>(lab: &'lab Lab, more: &str) -> Result<(Daemon<'lab>, TcpListener)> {
@@ -83,7 +83,7 @@ pub(crate) fn map(daemon: &Daemon<'_>, name: &str) -> Result<Map> {
     maps.into_iter().find(|map| map.name == name).with_context(|| format!("there is no {name}"))
 }
 
-/// Waits until so many flows outlive the process.
+/// Waits until this number of flows outlives the process.
 pub(crate) fn wait_kept(daemon: &Daemon<'_>, flows: usize) -> Result<()> {
     let rules = map(daemon, "SNI_RULES")?;
     wait::until_true("the flows are kept", || {
@@ -102,7 +102,7 @@ fn pins(lab: &Lab) -> Result<Vec<String>> {
     Ok(names.filter(|name| name.ends_with(&suffix)).collect())
 }
 
-/// Stops the daemon, which leaves nothing.
+/// Stops the daemon, which leaves nothing behind.
 pub(crate) fn stop(lab: &Lab, mut daemon: Daemon<'_>) -> Result<()> {
     let programs = kernel::attached_by(daemon.process().pid())?;
     ensure!(programs.len() == 4, "attached are {programs:?}");
@@ -117,12 +117,12 @@ fn nothing_is_left(lab: &Lab, programs: &[u32]) -> Result<()> {
     wait::until_true("the sockets are gone", || Ok(kernel::sockets(&lab.lb, 1)? == 0))
 }
 
-/// Bytes that go one way until they are told to stop.
+/// Bytes in one direction, until stopped.
 pub(crate) struct Traffic {
     pattern: Pattern,
     stop: AtomicBool,
     pub(crate) received: AtomicU64,
-    /// How many there are in all, once that is known.
+    /// The total number of bytes, once it is known.
     total: AtomicU64,
 }
 
@@ -172,14 +172,14 @@ impl Traffic {
     }
 }
 
-/// Waits until every way has moved more.
+/// Waits until every direction has moved more bytes.
 pub(crate) fn moved(what: &str, traffic: &[[Traffic; 2]]) -> Result<()> {
     let now = || traffic.iter().flatten().map(|way| way.received.load(Relaxed)).collect::<Vec<_>>();
     let before = now();
     wait::until_true(what, || Ok(now().iter().zip(&before).all(|(now, before)| *now >= before + ENOUGH)))
 }
 
-/// Runs `scenario` while bytes go both ways in each flow; they all arrive.
+/// Runs `scenario` while each flow has bytes in both directions. All bytes arrive.
 pub(crate) fn under_traffic(
     flows: &[Flow],
     scenario: impl FnOnce(&[[Traffic; 2]]) -> Result<()>,
@@ -205,7 +205,7 @@ pub(crate) fn under_traffic(
     Ok([sum(0), sum(1)])
 }
 
-/// Ends flows in three ways, each of which both peers see as it was meant.
+/// Ends flows in three ways. Both peers see each end unchanged.
 pub(crate) fn end(flows: Vec<Flow>) -> Result<[i64; 3]> {
     let mut ended = [0; 3];
     for (number, Flow { mut client, mut backend }) in flows.into_iter().enumerate() {
@@ -232,13 +232,13 @@ pub(crate) fn end(flows: Vec<Flow>) -> Result<[i64; 3]> {
     Ok(ended)
 }
 
-/// Waits until neither client nor backend wait for an acknowledgement, which may take its time (RFC 1122, 4.2.3.2): what
-/// one that is reset has not acknowledged is in no account.
+/// Waits until neither client nor backend wait for an acknowledgement, which may be delayed (RFC 1122, 4.2.3.2):
+/// unacknowledged bytes of a reset connection are not counted.
 pub(crate) fn wait_acknowledged(lab: &Lab) -> Result<()> {
     wait::until_true("everything is acknowledged", || {
         for netns in [&lab.client, &lab.backend] {
             let said = run(netns, Command::new("ss").args(["-Htn", "state", "established"]))?.ok()?;
-            // The second column is what was sent and not acknowledged.
+            // The second column is the number of unacknowledged bytes.
             if !said.stdout.lines().all(|line| line.split_whitespace().nth(1) == Some("0")) {
                 return Ok(false);
             }
@@ -260,9 +260,9 @@ fn flows_go_on(lab: &Lab) -> Result<()> {
         moved("bytes move while nobody serves", traffic)?;
         next = Some(again(lab, "")?);
         moved("bytes move while the next one serves", traffic)?;
-        // Whoever holds a port keeps it from new connections.
+        // A held port is not available to new connections.
         wait::until_true("the ports are held", || Ok(kernel::sockets(&lab.lb, 1)? >= 2 * FLOWS))?;
-        // Each takes a port, and none of those in use.
+        // Each new connection takes a port that is not in use.
         for _ in 0..FLOWS {
             Flow::open(lab, &listener)?.exchange()?;
         }
@@ -296,7 +296,7 @@ fn flows_go_on(lab: &Lab) -> Result<()> {
     stop(lab, daemon)
 }
 
-/// Every process takes over what the one before has taken over, and what it has begun.
+/// Every process adopts the flows that the previous one has adopted, and those that it has begun.
 fn killed_time_and_again(lab: &Lab) -> Result<()> {
     let (mut daemon, listener) = start(lab, "")?;
     let mut flows = Vec::new();
@@ -360,14 +360,14 @@ fn ipv6(lab: &Lab) -> Result<()> {
     stop(lab, daemon)
 }
 
-/// A flow that a second process has taken over from a first.
+/// A flow that a second process has adopted from a first one.
 fn adopted_flow<'lab>(lab: &'lab Lab, more: &str) -> Result<(Daemon<'lab>, Flow)> {
     let (daemon, mut flow) = silent_flow(lab, more)?;
     flow.exchange()?;
     Ok((daemon, flow))
 }
 
-/// The same, but the peers have said nothing since the earlier process was killed.
+/// A flow like that of [`adopted_flow`], without a packet of its peers since the kill of the earlier process.
 fn silent_flow<'lab>(lab: &'lab Lab, more: &str) -> Result<(Daemon<'lab>, Flow)> {
     let (daemon, listener) = start(lab, more)?;
     let mut flow = Flow::open(lab, &listener)?;
@@ -401,7 +401,7 @@ fn idle(lab: &Lab) -> Result<()> {
 
 fn vanished(lab: &Lab) -> Result<()> {
     let (daemon, flow) = adopted_flow(lab, "timeouts: {keepalive: 1s}\n")?;
-    // The questions are answered: nobody is taken for lost who is there.
+    // The probes get replies: no reachable peer is taken for lost.
     let passed = || -> Result<i64> { Ok(daemon.metrics()?.sum("snisplice_packet_own_passed_total", &[])) };
     let before = passed()?;
     wait::until_true("peers are asked more often than they may be silent", || Ok(passed()? >= before + 20))?;
@@ -413,7 +413,7 @@ fn vanished(lab: &Lab) -> Result<()> {
     stop(lab, daemon)
 }
 
-/// Some systems do not hear packets without timestamps, which those are that ask for an earlier process' peers.
+/// Some systems ignore packets without timestamps, and the probes of adopted flows have none.
 fn unanswered(lab: &Lab) -> Result<()> {
     for netns in [&lab.client, &lab.backend] {
         packet::nft(
@@ -422,7 +422,7 @@ fn unanswered(lab: &Lab) -> Result<()> {
              tcp flags & (rst | ack) == ack tcp option timestamp missing drop\n }\n }",
         )?;
     }
-    // What the peers say to each other after the first question would be taken for an answer.
+    // Packets between the peers after the first probe would count as a reply.
     let (daemon, mut flow) = silent_flow(lab, "timeouts: {keepalive: 1s}\n")?;
     let asked = || -> Result<i64> { Ok(daemon.metrics()?.sum("snisplice_packet_own_passed_total", &[])) };
     wait::until_true("both are asked until nobody would wait any longer", || Ok(asked()? >= 12))?;
@@ -435,8 +435,8 @@ fn unanswered(lab: &Lab) -> Result<()> {
     stop(lab, daemon)
 }
 
-/// Nobody comes next in a network namespace that is gone. Whoever starts in another one removes what it has left; what is
-/// on devices that are there stays.
+/// A deleted network namespace has no next process. A process that starts in another one removes its pins. Pins for
+/// existing devices stay.
 fn namespace_gone(lab: &Lab) -> Result<()> {
     let killed = |lab: &Lab| -> Result<Vec<PathBuf>> {
         let (daemon, listener) = start(lab, "")?;
@@ -447,7 +447,7 @@ fn namespace_gone(lab: &Lab) -> Result<()> {
         Ok(pins(lab)?.into_iter().map(|name| Path::new(kernel::PINS).join(name)).collect())
     };
     let (gone, alive) = (Lab::new(lab.datapath)?, Lab::new(lab.datapath)?);
-    // It is gone with the last socket: those of the process that was killed say their FIN again and again.
+    // The namespace exists until its last socket closes: the sockets of the killed process retransmit their FIN.
     gone.lb.sysctl("net/ipv4/tcp_orphan_retries", "1")?;
     let (left, kept) = (killed(&gone)?, killed(&alive)?);
     ensure!(left.len() == 1 && kept.len() == 1, "{left:?} and {kept:?}");
@@ -462,13 +462,13 @@ fn namespace_gone(lab: &Lab) -> Result<()> {
     stop(&alive, daemon)
 }
 
-/// Where our own sockets have still something to deliver, nobody could do so in their place.
+/// If the balancer's sockets have bytes left to deliver, no other process could deliver them.
 fn unsettled(lab: &Lab) -> Result<()> {
     let (daemon, listener) = start(lab, "")?;
     let mut flow = Flow::open(lab, &listener)?;
     flow.exchange()?;
     kill(daemon)?;
-    // It may have been kept by now, on a machine that is slow enough.
+    // On a slow machine, the flow may already be persistent.
     let mut bytes = [0; 1];
     flow.client.set_read_timeout(Some(Duration::from_secs(2)))?;
     match stream::read(&flow.client, &mut bytes) {
@@ -497,7 +497,7 @@ fn stopped(lab: &Lab, left_alone: bool) -> Result<()> {
     are_reset(flow)
 }
 
-/// Whoever asks twice does not want anything to go on.
+/// A second stop ends all flows.
 fn asked_twice(lab: &Lab) -> Result<()> {
     let (mut daemon, listener) = start(lab, "")?;
     let flow = Flow::open(lab, &listener)?;
@@ -511,7 +511,7 @@ fn asked_twice(lab: &Lab) -> Result<()> {
     nothing_is_left(lab, &programs)
 }
 
-/// A process with other settings ends the flows of the one before.
+/// A process with other settings ends the flows of the previous one.
 fn ended_by(lab: &Lab, settings: &str) -> Result<()> {
     let (daemon, listener) = start(lab, "")?;
     let mut flow = Flow::open(lab, &listener)?;
@@ -522,7 +522,7 @@ fn ended_by(lab: &Lab, settings: &str) -> Result<()> {
     flow.exchange()?;
     let daemon = Daemon::start(lab, &Options::yaml(lab, &flow::yaml(settings))?)?;
     wait::until_true("the programs are gone", || Ok(!programs.iter().any(|id| kernel::has_program(*id))))?;
-    // With its next packet each peer hears of it.
+    // Each peer gets a reset for its next packet.
     (&flow.client).write_all(b"question")?;
     (&flow.backend).write_all(b"answer")?;
     are_reset(flow)?;

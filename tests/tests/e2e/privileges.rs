@@ -1,4 +1,4 @@
-//! What is left to a daemon that serves, and that it can still do all that it has to.
+//! The remaining privileges of a serving daemon, which suffice for all its tasks.
 
 use std::{collections::BTreeMap, fs, io::Write as _};
 
@@ -28,7 +28,7 @@ const NET_ADMIN: u64 = 1 << 12;
 const PERFMON: u64 = 1 << 38;
 const BPF: u64 = 1 << 39;
 
-/// What the kernel says of each thread.
+/// The kernel's status of each thread.
 fn threads(daemon: &Daemon<'_>) -> Result<Vec<BTreeMap<String, String>>> {
     let mut threads = Vec::new();
     for task in fs::read_dir(format!("/proc/{}/task", daemon.process().pid()))? {
@@ -39,7 +39,7 @@ fn threads(daemon: &Daemon<'_>) -> Result<Vec<BTreeMap<String, String>>> {
     Ok(threads)
 }
 
-/// Every thread has no more than these capabilities, and is filtered.
+/// Checks that every thread has at most these capabilities, and the filter.
 fn ensure_reduced(daemon: &Daemon<'_>, user: &str) -> Result<()> {
     let kernel = !daemon.serves_with("relay")?;
     let allowed = NET_BIND_SERVICE | if kernel { NET_ADMIN | PERFMON | BPF } else { 0 };
@@ -65,7 +65,7 @@ fn little_is_left(lab: &Lab) -> Result<()> {
     for _ in 0..10 {
         flow.exchange()?;
     }
-    // Also those that have come since.
+    // Includes later threads.
     ensure_reduced(&daemon, "0")
 }
 
@@ -87,7 +87,7 @@ fn low_port(lab: &Lab) -> Result<()> {
     flow.exchange()
 }
 
-/// Starts, carries, reloads, is taken over from and stops.
+/// The daemon starts, forwards, reloads, hands over and stops.
 fn another_user(lab: &Lab) -> Result<()> {
     let listener = flow::backend(lab)?;
     let file = lab.dir().join("routes.yaml");
@@ -138,7 +138,7 @@ fn no_such_user(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// With 600 descriptors, more clients than there are places for: nobody is accepted and dropped.
+/// With 600 descriptors and more clients than slots, no client is accepted and then dropped.
 fn open_files(lab: &Lab) -> Result<()> {
     const CLIENTS: usize = 300;
     let listener = flow::backend(lab)?;
@@ -156,13 +156,13 @@ fn open_files(lab: &Lab) -> Result<()> {
             Ok(client)
         })
         .collect::<Result<Vec<_>>>()?;
-    // Each that is accepted gets its backend.
+    // Each accepted client gets its backend.
     let backends = (0..100).map(|_| tcp::accept(&listener)).collect::<Result<Vec<_>>>()?;
     let opened = daemon.wait_metrics("as many are served as there is room for", |metrics| {
         metrics.sum("snisplice_connections_active", &[]) >= 100
     })?;
     ensure!(opened.sum("snisplice_connect_failures_total", &[]) == 0);
-    // All others come as soon as there is room.
+    // All others are served as slots become free.
     drop(clients);
     for _ in backends.len()..CLIENTS {
         drop(tcp::accept(&listener)?);

@@ -1,5 +1,5 @@
-//! A packet that has come by the programs before a flow began, and reaches our own socket only after that: it was in a
-//! queue.
+//! A packet that passed the programs before a flow began, and reaches the balancer's socket only afterwards: it was
+//! in a queue.
 
 use std::{io::Write as _, net::UdpSocket, process::Command, thread};
 
@@ -25,10 +25,10 @@ pub(crate) const CASES: &[Case] =
 /// `TCP_SYN_SENT`.
 const SYN_SENT: u8 = 2;
 
-/// Holds what the client sends, behind the programs.
+/// Holds the client's packets, after the programs.
 struct Queue<'lab> {
     lb: &'lab Netns,
-    /// Of the client, to send packets that nobody takes.
+    /// A socket of the client, for packets without a receiver.
     filler: UdpSocket,
 }
 
@@ -36,7 +36,7 @@ impl<'lab> Queue<'lab> {
     const DEVICE: &'static str = "ifb0";
 
     fn new(lab: &'lab Lab) -> Result<Self> {
-        // It lets one packet go, and the next one in an hour.
+        // The queue lets one packet pass, and the next one in an hour.
         const SLOW: &str = "rate 8bit burst 4000 overhead 2000 limit 1000000";
         let filler = lab.client.enter(|| Ok(UdpSocket::bind("0.0.0.0:0")?))?;
         let queue = Self { lb: &lab.lb, filler };
@@ -61,7 +61,7 @@ impl<'lab> Queue<'lab> {
         Ok(queue)
     }
 
-    /// Packets that wait.
+    /// The number of waiting packets.
     fn held(&self) -> Result<u32> {
         let shown = self.call("tc", &format!("-s qdisc show dev {} root", Self::DEVICE))?;
         let (_, backlog) = shown.split_once("backlog ").with_context(|| shown.clone())?;
@@ -69,11 +69,11 @@ impl<'lab> Queue<'lab> {
         Ok(packets.with_context(|| shown.clone())?.parse()?)
     }
 
-    /// Lets all go on, and whatever comes later.
+    /// Lets all waiting and later packets pass.
     fn release(&self) -> Result<()> {
         let fast = "rate 1gbit burst 1mb limit 1000000";
         self.call("tc", &format!("qdisc change dev {} root tbf {fast}", Self::DEVICE))?;
-        // It looks at the new rate when the next packet comes.
+        // The queue applies the new rate when the next packet arrives.
         self.fill()
     }
 
@@ -89,7 +89,8 @@ impl<'lab> Queue<'lab> {
 
 fn what_came_before_the_flow(lab: &Lab) -> Result<()> {
     let (daemon, listener) = flow::start(lab, "")?;
-    // The client repeats nothing meanwhile, unless all this takes very long: nobody would hear of it else.
+    // The client retransmits nothing meanwhile, unless all this takes very long. The test could not detect that
+    // otherwise.
     let route = "route change 10.0.1.0/24 dev to-lb rto_min 3s";
     run(&lab.client, Command::new("ip").args(route.split(' ')))?.ok()?;
     lab.client.sysctl("net/ipv4/tcp_early_retrans", "0")?;
@@ -111,7 +112,7 @@ fn what_came_before_the_flow(lab: &Lab) -> Result<()> {
     let mut backend = tcp::accept(&listener)?;
     let first = [&first[..], b"question"].concat();
     ensure!(tcp::read_exact(&mut backend, first.len())? == first, "the hello was changed on its way");
-    // It is looked several times whether the client's packets come by the programs, before there is one.
+    // The daemon checks several times whether the client's packets pass the programs, before there is one.
     thread::sleep(flow::QUIET);
     let mut flow = Flow { client, backend };
     flow.exchange()?;

@@ -1,4 +1,4 @@
-//! Connections without a route: each verdict under each policy ends as named, and is counted as that.
+//! Connections without a route: each verdict under each policy ends as configured, and has the right counter.
 
 use std::{
     fmt::Write as _,
@@ -24,7 +24,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::each("rejection::client_that_leaves_during_the_hello", client_that_leaves_during_the_hello),
 ];
 
-/// `key` in the configuration, `label` in the metrics, what such a client sends, and RFC 8446's alert for it.
+/// `key` in the configuration, `label` in the metrics, the bytes of such a client, and RFC 8446's alert.
 struct Verdict {
     key: &'static str,
     label: &'static str,
@@ -33,7 +33,7 @@ struct Verdict {
 }
 
 fn verdicts() -> Result<[Verdict; 6]> {
-    // A handshake record with a client_hello whose length leaves no room for what must be in it.
+    // A handshake record with a client_hello whose length leaves no room for the required fields.
     let malformed = [&[22, 3, 1, 0, 8, 1, 0, 0, 4][..], &[0xff; 4]].concat();
     let partial = hello::naming(NAME)?[..20].to_vec();
     Ok([
@@ -126,8 +126,8 @@ fn closing_is_the_default(lab: &Lab) -> Result<()> {
     no_connection(&listener)
 }
 
-/// Closing while something arrives would send RST after FIN, so this is waited for where the hello announces it. Who reads
-/// sees the FIN in any case; who writes fails of the RST.
+/// A close while bytes arrive would send RST after FIN, so the daemon waits if the hello announces further bytes. A
+/// reader gets the FIN in any case. A writer would fail with the RST.
 fn who_goes_on_talking_sees_no_reset(lab: &Lab) -> Result<()> {
     let (daemon, listener) = flow::start(lab, "")?;
     let mut client = tcp::connect(&lab.client, &flow::front())?;
@@ -141,7 +141,7 @@ fn who_goes_on_talking_sees_no_reset(lab: &Lab) -> Result<()> {
     no_connection(&listener)
 }
 
-/// Not a verdict about a hello: nobody is left to tell.
+/// Not a verdict about a hello: no client is left for a reply.
 fn client_that_leaves_during_the_hello(lab: &Lab) -> Result<()> {
     let (daemon, listener) = flow::start(lab, "")?;
     for bytes in [0, 1, 20] {
@@ -152,9 +152,9 @@ fn client_that_leaves_during_the_hello(lab: &Lab) -> Result<()> {
         client.write_all(&hello::naming(NAME)?[..bytes])?;
         tcp::reset(client)?;
     }
-    // Six, less the one that reset before its first byte: the kernel had not let us have it yet.
+    // Six, without the one that reset before its first byte: the kernel had not returned it from accept(2) yet.
     let metrics = daemon.wait_metrics("every connection is over", |metrics| {
-        // A scrape is not one moment: what it reads first may be older.
+        // A scrape is not a consistent snapshot: values that are read first may be older.
         metrics.sum("snisplice_connections_closed_total", &[("reason", "client_gone")]) == 5
             && metrics.sum("snisplice_connections_active", &[]) == 0
     })?;
@@ -163,7 +163,7 @@ fn client_that_leaves_during_the_hello(lab: &Lab) -> Result<()> {
     no_connection(&listener)
 }
 
-/// Nothing has reached the backend that it was not meant to see.
+/// Checks that no unintended connection has reached the backend.
 fn no_connection(listener: &std::net::TcpListener) -> Result<()> {
     listener.set_nonblocking(true)?;
     let refused = listener.accept().map_err(|error| error.kind());

@@ -1,5 +1,5 @@
-//! Links, addresses and routes that change under a connection. A relayed one goes on, since its sockets ask for the route
-//! whenever they send; so must one in packets.
+//! Links, addresses and routes that change during a connection. A relayed connection continues, since its sockets
+//! look up the route for each packet. A connection in packets must continue as well.
 
 use std::{
     io::Write as _,
@@ -26,7 +26,7 @@ use crate::{
     packet::{nft, offload, open_at},
 };
 
-/// What a connection survives in the relay, it survives in packets.
+/// Connections in packets survive the same changes as relayed ones.
 const BOTH: &[Datapath] = &[Datapath::Relay, Datapath::Auto, Datapath::Packet];
 
 pub(crate) const fn both(name: &'static str, test: fn(&Lab) -> Result<()>) -> Case {
@@ -49,7 +49,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::packet("route::a_stalled_flow_that_is_half_over", a_stalled_flow_that_is_half_over),
 ];
 
-/// A service that is reached over either of two links, from an address of the balancer's that is on neither.
+/// A service that is reachable over either of two links, from an address of the balancer that is on neither.
 struct Uplinks {
     service: &'static str,
     source: &'static str,
@@ -75,11 +75,11 @@ const V6: Uplinks = Uplinks {
 };
 
 impl Uplinks {
-    /// Makes the second link, and prefers the first.
+    /// Creates the second link, and prefers the first.
     fn prepare(&self, lab: &Lab) -> Result<()> {
         second_link(lab)?;
         let Self { service, source, bits, .. } = self;
-        // Even there, an address of IPv6 is tentative for a moment, and no route may name it as its source.
+        // Even there, an IPv6 address is tentative for a moment, and no route may name it as its source.
         let flags = if *bits == 32 { "" } else { " nodad" };
         ip(&lab.backend, &[&format!("addr add {service}/{bits} dev lo{flags}")])?;
         ip(&lab.lb, &[&format!("addr add {source}/{bits} dev lo{flags}")])?;
@@ -89,7 +89,7 @@ impl Uplinks {
         Ok(())
     }
 
-    /// Adds or removes the routes over one link, both ways.
+    /// Adds or removes the routes over one link, in both directions.
     fn route(&self, lab: &Lab, verb: &str, link: usize) -> Result<()> {
         let Self { service, source, bits, gateways, ours } = self;
         let metric = 10 * (link + 1);
@@ -113,19 +113,19 @@ impl Uplinks {
     }
 }
 
-/// A second link between balancer and backend, which nothing leads over yet.
+/// A second link between balancer and backend, without a route yet.
 fn second_link(lab: &Lab) -> Result<()> {
     for netns in [&lab.lb, &lab.backend, &lab.client] {
         let devices = ["all", "default", "to-lb", "to-client", "to-backend"];
         for device in devices {
-            // Whoever answers may do so over another link than he was asked.
+            // A reply may use another link than its request.
             let _ = netns.sysctl(&format!("net/ipv4/conf/{device}/rp_filter"), "0");
         }
     }
     network::second_link(lab)
 }
 
-/// A flow that is carried as the datapath has it.
+/// Waits until the datapath forwards the flow.
 fn carried(lab: &Lab, daemon: &Daemon<'_>, flow: Flow) -> Result<Flow> {
     Ok(all_carried(lab, daemon, vec![flow])?.remove(0))
 }
@@ -142,7 +142,7 @@ fn all_carried(lab: &Lab, daemon: &Daemon<'_>, mut flows: Vec<Flow>) -> Result<V
     Ok(flows)
 }
 
-/// The connection goes on, carried by what it was.
+/// Checks that the connection continues, with the same carrier.
 fn goes_on(lab: &Lab, daemon: &Daemon<'_>, mut flow: Flow) -> Result<()> {
     for _ in 0..10 {
         flow.exchange()?;
@@ -156,7 +156,7 @@ fn goes_on(lab: &Lab, daemon: &Daemon<'_>, mut flow: Flow) -> Result<()> {
     Ok(())
 }
 
-/// In packets, flows were led over another device.
+/// Checks that flows in packets were moved to another device.
 fn rerouted(lab: &Lab, daemon: &Daemon<'_>) -> Result<()> {
     if lab.datapath != Datapath::Relay {
         daemon.wait_metrics("flows were led over another device", |metrics| {
@@ -199,7 +199,7 @@ fn a_link_goes_down(lab: &Lab) -> Result<()> {
     goes_on(lab, &daemon, flow)
 }
 
-/// A client that is reached over either of two links.
+/// A client that is reachable over either of two links.
 fn to_the_client_moves(lab: &Lab) -> Result<()> {
     let link = format!("link add to-client2 type veth peer name to-lb2 netns {}", lab.client);
     ip(
@@ -243,7 +243,7 @@ fn to_the_client_moves(lab: &Lab) -> Result<()> {
     goes_on(lab, &daemon, flow)
 }
 
-/// The same name and addresses, another index; for a moment there is no link at all.
+/// The same name and addresses, with another index. For a moment there is no link at all.
 fn a_device_is_made_anew(lab: &Lab) -> Result<()> {
     let (daemon, listener) = flow::start(lab, "")?;
     let mut flow = carried(lab, &daemon, Flow::open(lab, &listener)?)?;
@@ -259,7 +259,7 @@ fn a_device_is_made_anew(lab: &Lab) -> Result<()> {
     goes_on(lab, &daemon, flow)
 }
 
-/// Nobody is told: the balancer's kernel finds out when it hears nothing from the old one.
+/// No message reports the change: the balancer's kernel detects that the old gateway does not reply.
 fn a_gateway_changes(lab: &Lab) -> Result<()> {
     for (parameter, value) in
         [("base_reachable_time_ms", "500"), ("delay_first_probe_time", "1"), ("retrans_time_ms", "100")]
@@ -297,11 +297,11 @@ fn one_of_two_uplinks_goes(lab: &Lab) -> Result<()> {
     }
     let active = daemon.metrics()?.sum("snisplice_connections_active", &[]);
     ensure!(usize::try_from(active)? == FLOWS, "{active} are left");
-    // With so many ports, both uplinks are in use but once in a hundred.
+    // With this number of ports, the probability that only one uplink is in use is one in a hundred.
     Ok(())
 }
 
-/// As when another host is the master for a moment, and says nothing.
+/// As if another host were the master for a moment, and silent.
 fn an_address_moves(lab: &Lab) -> Result<()> {
     const OURS: &str = "addr add 10.0.1.1/24 dev to-client";
     let (daemon, listener) = flow::start(lab, "")?;
@@ -317,11 +317,11 @@ fn an_address_moves(lab: &Lab) -> Result<()> {
     goes_on(lab, &daemon, flow)
 }
 
-/// So much goes each way before something has happened, and so much afterwards.
+/// Bytes in each direction before an event, and the same number afterwards.
 const BYTES: u64 = 2_000_000;
 
-/// Streams both ways, during which something happens, and once more. Then the connection is over in good order, carried by the
-/// relay in the end, and every byte is there and counted.
+/// Streams in both directions during an event, and once more. Then the connection ends in order, with the relay as
+/// its last carrier, and every byte has arrived and is counted.
 fn streams(daemon: &Daemon<'_>, mut flow: Flow, happens: impl FnOnce() -> Result<()>) -> Result<()> {
     let mut happens = Some(happens);
     for _ in 0..2 {
@@ -349,7 +349,7 @@ fn streams(daemon: &Daemon<'_>, mut flow: Flow, happens: impl FnOnce() -> Result
         metrics.sum("snisplice_connections_closed_total", &closed) == 1
     })?;
     let streamed = 2 * i64::try_from(BYTES)?;
-    // Some hundred bytes come beside: the hello, questions and answers.
+    // Some hundred bytes are added: the hello, questions and replies.
     let is_right = |counted: &i64| (streamed..streamed + 10_000).contains(counted);
     let counted = moved(daemon)?;
     ensure!(counted.iter().all(is_right), "{counted:?} counted, {streamed} were streamed each way");
@@ -372,7 +372,7 @@ fn was_taken_back(lab: &Lab, daemon: &Daemon<'_>, why: &str) -> Result<()> {
     Ok(())
 }
 
-/// The programs cannot be on such a device, so the connection goes back into its sockets.
+/// The programs cannot be attached to such a device, so the connection moves back to its sockets.
 fn leads_over_a_tunnel(lab: &Lab) -> Result<()> {
     let tunnel = Wan::tunnel(lab, "tunnel")?;
     let Uplinks { service, source, .. } = V4;
@@ -413,7 +413,7 @@ impl Uplinks {
     }
 }
 
-/// A flow whose own sockets are at rest: they are left alone from then on.
+/// A flow whose own sockets are at rest: no packet goes to them from then on.
 fn settled(lab: &Lab, daemon: &Daemon<'_>, flow: Flow) -> Result<Flow> {
     let flow = carried(lab, daemon, flow)?;
     if lab.datapath != Datapath::Relay {
@@ -424,7 +424,7 @@ fn settled(lab: &Lab, daemon: &Daemon<'_>, flow: Flow) -> Result<Flow> {
     Ok(flow)
 }
 
-/// The programs cannot carry fragments, which have no ports.
+/// The programs cannot forward fragments, which have no ports.
 fn a_router_begins_to_fragment(lab: &Lab) -> Result<()> {
     let router = Router::new(lab, Link::Client)?;
     lab.client.sysctl("net/ipv4/ip_no_pmtu_disc", "1")?;
@@ -434,7 +434,7 @@ fn a_router_begins_to_fragment(lab: &Lab) -> Result<()> {
     was_taken_back(lab, &daemon, "bypassed")
 }
 
-/// Has the backend's side swallow packets of full size, without a word to their senders.
+/// Makes the backend's side swallow packets of full size, without a message to the senders.
 fn swallow(lab: &Lab) -> Result<()> {
     nft(
         &lab.backend,
@@ -442,10 +442,10 @@ fn swallow(lab: &Lab) -> Result<()> {
     )
 }
 
-/// Nobody tells the client; our own socket finds out by trying (RFC 4821).
+/// The client gets no message. The balancer's socket detects the MTU by probing (RFC 4821).
 fn a_path_swallows_large_packets(lab: &Lab) -> Result<()> {
     lab.lb.sysctl("net/ipv4/tcp_mtu_probing", "1")?;
-    // A packet that the device would have cut looks as large as all its pieces.
+    // A packet with segmentation offload looks as large as all its segments.
     for (netns, device) in [(&lab.client, "to-lb"), (&lab.lb, "to-backend"), (&lab.lb, "to-client")] {
         offload(netns, device, "off")?;
     }
@@ -455,14 +455,14 @@ fn a_path_swallows_large_packets(lab: &Lab) -> Result<()> {
     was_taken_back(lab, &daemon, "stalled")
 }
 
-/// There are no sockets for a connection one way of which is over, so both peers are told that it is at its end.
+/// A connection with one closed direction has no sockets to move back to, so both peers get a reset.
 fn a_stalled_flow_that_is_half_over(lab: &Lab) -> Result<()> {
     let (daemon, listener) = flow::start(lab, "")?;
     let mut flow = settled(lab, &daemon, Flow::open(lab, &listener)?)?;
     flow.backend.shutdown(Shutdown::Write)?;
     ensure!(tcp::read_to_end(&mut flow.client)? == (Vec::new(), Ending::Eof));
     swallow(lab)?;
-    // More than fits anywhere, so that it waits until it is over.
+    // More bytes than all buffers hold, so that the write lasts until the end.
     ensure!(flow.client.write_all(&vec![7; 50_000_000]).is_err(), "it was taken");
     daemon.wait_metrics("it is ended", |metrics| {
         metrics.sum("snisplice_connections_closed_total", &[("reason", "stalled")]) == 1

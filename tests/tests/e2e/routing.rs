@@ -39,9 +39,9 @@ pub(crate) const CASES: &[Case] = &[
     Case::sockmap("routing::the_kernel_counts_what_it_moved", the_kernel_counts_what_it_moved),
 ];
 
-/// One published passthrough setting: its YAML, unedited, and what it should do.
+/// One published passthrough configuration: its unedited YAML, and the expected behaviour.
 struct Scenario {
-    /// Directory of its files.
+    /// The directory of its files.
     setting: &'static str,
     name: &'static str,
     port: u16,
@@ -103,8 +103,8 @@ fn passthrough(lab: &Lab, scenario: &Scenario) -> Result<()> {
     Ok(())
 }
 
-/// The published setting with termination, a redirect, passthrough, an access log and a status port, unedited; and beside it
-/// a route for the requests of one name.
+/// The published, unedited configuration with termination, a redirect, passthrough, an access log and a status port,
+/// beside a route for the requests of one name.
 fn termination_and_passthrough(lab: &Lab) -> Result<()> {
     const NAME: &str = "www.danielstechblog.de";
     const ROUTE: &str = "\
@@ -189,7 +189,7 @@ fn termination_and_passthrough(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Answers one request with `hello`, and gives its head back.
+/// Answers one request with `hello`, and returns its head.
 fn answer_one_request(web: &TcpListener) -> Result<String> {
     let (mut client, _) = web.accept()?;
     let mut head = Vec::new();
@@ -229,7 +229,7 @@ fn each_name_reaches_its_own_backend(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Opens `count` connections and says how many reached each listener.
+/// Opens `count` connections. Returns the number of each listener.
 fn spread(lab: &Lab, listeners: &[TcpListener], count: usize) -> Result<Vec<usize>> {
     let hello = hello::naming(NAME)?;
     let mut reached = vec![0; listeners.len()];
@@ -287,7 +287,8 @@ fn ipv6_on_both_sides(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// That the kernel itself moved the bytes: by the state that `bpftool` prints by name, and by its own counters.
+/// Checks that the kernel itself moved the bytes: by the state that `bpftool` prints by name, and by the kernel's
+/// counters.
 fn the_kernel_counts_what_it_moved(lab: &Lab) -> Result<()> {
     const EXCHANGES: u64 = 100;
     const BULK: u64 = 20_000_000;
@@ -296,11 +297,11 @@ fn the_kernel_counts_what_it_moved(lab: &Lab) -> Result<()> {
     for _ in 0..EXCHANGES {
         flow.exchange()?;
     }
-    // Peers that keep up: not a byte comes to userspace.
+    // With peers that keep up, no byte reaches userspace.
     let (up, down) = (hello::naming(NAME)?.len() as u64 + EXCHANGES * 8, EXCHANGES * 6);
     ensure!(in_flight(&daemon)? == [(up, 0), (down, 0)], "{:?}", in_flight(&daemon)?);
 
-    // Peers that do not may make it pass some, which userspace copies.
+    // With slower peers, the program may pass some bytes, which userspace copies.
     let pattern = Pattern::new(11);
     send_and_receive(&flow.client, &flow.backend, &pattern, BULK)?;
     send_and_receive(&flow.backend, &flow.client, &pattern, BULK)?;
@@ -322,7 +323,7 @@ fn the_kernel_counts_what_it_moved(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// What the kernel redirected and passed in each direction of the only connection, the way up first.
+/// The bytes that the kernel redirected and passed in each direction of the only connection, the up direction first.
 fn in_flight(daemon: &Daemon<'_>) -> Result<Vec<(u64, u64)>> {
     let maps = Map::held_by(daemon.process().pid())?;
     let flows = maps.iter().find(|map| map.name == "SNI_FLOWS").context("no map SNI_FLOWS")?.elements()?;
@@ -332,8 +333,8 @@ fn in_flight(daemon: &Daemon<'_>) -> Result<Vec<(u64, u64)>> {
     let mut ways = flows
         .iter()
         .map(|way| {
-            // The lowest bit of a token tells the side that the direction receives from: the client's is 0. Cookies
-            // tell nothing, since each processor has a supply of its own.
+            // The lowest bit of a token is the side from which the direction receives: the client's is 0. Cookies are
+            // not usable, since each processor has its own supply.
             let side = field(way, "token")? & 1;
             Ok((side, (field(way, "redirected")?, field(way, "passed")?)))
         })

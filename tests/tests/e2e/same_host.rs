@@ -1,4 +1,5 @@
-//! Backends on this host, in a namespace of their own: what nginx sends takes the short cut, and nobody suffers.
+//! Backends on this host, in a namespace of their own: nginx's bytes take the short cut, and other connections are
+//! not affected.
 
 use std::{
     fs::{self, File},
@@ -38,8 +39,8 @@ pub(crate) const CASES: &[Case] = &[
 
 const PORT: u16 = 9000;
 const SAME_HOST: &str = "    same_host: true\n";
-/// What balancer and backend may hold of one connection whose client does not read: both send buffers, both receive
-/// buffers and what is in flight, on each side.
+/// The limit of the bytes that balancer and backend hold for one connection whose client does not read: both send
+/// buffers, both receive buffers and bytes in flight, on each side.
 const MOST_HELD: u64 = 40 * 1024 * 1024;
 
 fn start(lab: &Lab) -> Result<Daemon<'_>> {
@@ -85,7 +86,7 @@ fn nginx(lab: &Lab, leaf: &Leaf, pattern: &Pattern, size: u64, more: &str) -> Re
 
 type Tls = StreamOwned<ClientConnection, TcpStream>;
 
-/// Asks for the file, and has read the answer's head.
+/// Requests the file, and reads the response's head.
 fn ask(netns: &Netns, at: &str, config: &Arc<ClientConfig>) -> Result<BufReader<Tls>> {
     let name = ServerName::try_from(flow::NAME)?;
     let mut tls = StreamOwned::new(ClientConnection::new(config.clone(), name)?, tcp::connect(netns, at)?);
@@ -101,7 +102,7 @@ fn ask(netns: &Netns, at: &str, config: &Arc<ClientConfig>) -> Result<BufReader<
     Ok(tls)
 }
 
-/// Reads a megabyte each second for a while.
+/// Reads a megabyte per second for a while.
 fn read_slowly(from: &mut impl Read, pattern: &Pattern, bytes: u64) -> Result<()> {
     const PIECE: u64 = 50_000;
     let mut buffer = vec![0; usize::try_from(PIECE)?];
@@ -113,7 +114,7 @@ fn read_slowly(from: &mut impl Read, pattern: &Pattern, bytes: u64) -> Result<()
     Ok(())
 }
 
-/// Reads the rest of the file, and the end of the answer.
+/// Reads the rest of the file, and the end of the response.
 fn read_rest(from: &mut impl Read, pattern: &Pattern, from_position: u64, size: u64) -> Result<()> {
     let (mut position, mut buffer) = (from_position, vec![0; 128 * 1024]);
     loop {
@@ -128,7 +129,7 @@ fn read_rest(from: &mut impl Read, pattern: &Pattern, from_position: u64, size: 
     }
 }
 
-/// What nginx's worker has computed so far.
+/// The processor time of nginx's worker so far.
 fn computed(lab: &Lab) -> Result<Duration> {
     let master = fs::read_to_string(lab.dir().join("nginx.pid"))?;
     let master = master.trim();
@@ -149,7 +150,7 @@ fn slow_reader(lab: &Lab) -> Result<()> {
     let daemon = start(lab)?;
     let mut body = ask(&lab.client, &flow::front(), &lab.ca.client(&[&version::TLS13])?)?;
 
-    // The way fills up; then nginx has nothing to do but to wait.
+    // The buffers fill up. Then nginx only waits.
     wait::settled(Duration::from_millis(500), || Held::inside(&lab.backend))?;
     let (before, since) = (computed(lab)?, Instant::now());
     read_slowly(&mut body, &pattern, SLOWLY)?;
@@ -195,8 +196,8 @@ fn many_readers(lab: &Lab) -> Result<()> {
     wait::until_true("no socket is left", || Ok(entries(&daemon, "SNI_LOCAL")? == 0))
 }
 
-/// With kTLS the kernel would have to encrypt what nginx hands to it. Where it has kTLS, it refuses to combine the two
-/// and nginx encrypts by itself; where it has none, that is so anyway.
+/// With kTLS the kernel would have to encrypt nginx's bytes. A kernel with kTLS refuses the combination, so nginx
+/// encrypts them itself. Without kTLS nginx always does so.
 fn ktls(lab: &Lab) -> Result<()> {
     const SIZE: u64 = 5_000_000;
     let leaf = lab.ca.issue(flow::NAME)?;
@@ -211,7 +212,7 @@ fn ktls(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Elements of a map that the daemon holds.
+/// The number of elements in a map of the daemon.
 fn entries(daemon: &Daemon<'_>, name: &str) -> Result<usize> {
     let maps = Map::held_by(daemon.process().pid())?;
     let map = maps.iter().find(|map| map.name == name).with_context(|| format!("no map {name}"))?;
@@ -249,17 +250,17 @@ fn killed(lab: &Lab) -> Result<()> {
     flow.exchange()?;
     stream::send(&flow.backend, &pattern, 1_000_000, stream::Pace::uneven(1))?;
     stream::receive(&flow.client, &pattern, 1_000_000)?;
-    // As the operating system does it: nothing is asked.
+    // The operating system kills the process without a warning.
     drop(daemon);
     let told = |socket: &mut TcpStream| stream::read(socket, &mut [0]).map_or(true, |count| count == 0);
     ensure!(told(&mut flow.client) && told(&mut flow.backend), "a connection outlives its balancer");
-    // Nothing stays behind that would see the backend's sockets.
+    // No program is left that would process the backend's sockets.
     let mut direct = Flow {
         client: tcp::connect(&lab.lb, &format!("{BACKEND}:{PORT}"))?,
         backend: tcp::accept(&listener)?,
     };
     direct.exchange()?;
-    // And the next daemon begins anew.
+    // The next daemon starts anew.
     let daemon = start(lab)?;
     let mut flow = Flow::open(lab, &listener)?;
     for _ in 0..10 {

@@ -1,4 +1,4 @@
-//! Peers and hosts of other kinds, which must make no difference, and what a connection must not cost.
+//! Peers and hosts of other kinds, which must make no difference, and costs that a connection must not have.
 
 use std::{
     fs,
@@ -30,7 +30,7 @@ pub(crate) const CASES: &[Case] = &[
 
 const MEGABYTE: u64 = 1_000_000;
 
-/// Sends so many bytes each way at once, then FIN.
+/// Sends this number of bytes in both directions concurrently, then FIN.
 fn exchange(client: &TcpStream, backend: &TcpStream, bytes: u64) -> Result<()> {
     let patterns = [Pattern::new(1), Pattern::new(2)];
     let ways = [(client, backend, &patterns[0]), (backend, client, &patterns[1])];
@@ -46,7 +46,7 @@ fn exchange(client: &TcpStream, backend: &TcpStream, bytes: u64) -> Result<()> {
     })
 }
 
-/// A client that would like several paths is served as one with a single path.
+/// A client with Multipath TCP is served over a single path.
 fn multipath_client(lab: &Lab) -> Result<()> {
     const MULTIPATH: i32 = 262;
     let (daemon, listener) = flow::start(lab, "")?;
@@ -71,11 +71,11 @@ fn multipath_client(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// The two directions of a connection are received on several processors at once.
+/// The two directions of a connection are received on several processors concurrently.
 fn packets_steered(lab: &Lab) -> Result<()> {
     for device in ["to-client", "to-backend"] {
         let file = format!("/sys/class/net/{device}/queues/rx-0/rps_cpus");
-        // The file system shows the devices of the namespace that it was mounted in.
+        // The file system shows the devices of the namespace in which it was mounted.
         let script = format!("echo 3 > {file} && cat {file}");
         let name = lab.lb.to_string();
         let said = Command::new("ip").args(["netns", "exec", &name, "sh", "-c", &script]).output()?;
@@ -95,7 +95,7 @@ fn packets_steered(lab: &Lab) -> Result<()> {
     })
 }
 
-/// A connection that is silent for long is asked now and then, and lives.
+/// An idle connection is probed now and then, and stays open.
 fn probed_while_idle(lab: &Lab) -> Result<()> {
     let (_daemon, listener) = flow::start(lab, "timeouts: {keepalive: 1s, tcp_user_timeout: 2s}\n")?;
     let mut flow = Flow::open(lab, &listener)?;
@@ -117,8 +117,8 @@ fn probes(netns: &Netns) -> Result<u64> {
     Ok(found.context("no such counter")?.1.parse()?)
 }
 
-/// Requests and responses go through the kernel without waking the daemon, which the kernel would do for each of them
-/// if it were asked to watch for readable sockets.
+/// Requests and responses pass through the kernel without waking the daemon. If the daemon watched for readable
+/// sockets, the kernel would wake it for each of them.
 fn the_daemon_sleeps(lab: &Lab) -> Result<()> {
     const MESSAGES: u64 = 2_000;
     ensure!(lab.datapath == Datapath::Sockmap);
@@ -126,7 +126,7 @@ fn the_daemon_sleeps(lab: &Lab) -> Result<()> {
     let mut flow = Flow::open(lab, &listener)?;
     flow.exchange()?;
     let process: &process::Process = daemon.process();
-    // A scrape's own connection takes a moment to go.
+    // A scrape's own connection closes a moment later.
     let before = wait::settled(flow::QUIET, || process.sleeps())?;
     for _ in 0..MESSAGES {
         flow.exchange()?;

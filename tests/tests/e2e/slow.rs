@@ -1,4 +1,4 @@
-//! Peers that do not read: the sender is made to wait, memory stays bounded, and nothing is lost meanwhile.
+//! Peers that do not read: the sender waits, memory stays bounded, and no byte is lost meanwhile.
 
 use std::{
     io::{ErrorKind, Write as _},
@@ -25,11 +25,11 @@ pub(crate) const CASES: &[Case] = &[
 ];
 
 const FLOWS: usize = 8;
-/// What the balancer's end of one connection may hold in the kernel.
+/// The limit of the memory of the balancer's sockets for one connection, in bytes.
 const MOST_HELD: u64 = 16 * 1024 * 1024;
-/// What the kernel charges for a hello that was sent.
+/// The memory that the kernel charges for a sent hello, in bytes.
 const MOST_OF_A_HELLO: u64 = 8 * 1024;
-/// A sender that has been refused for so long is blocked.
+/// A sender is blocked after this time without progress.
 const BLOCKED: Duration = Duration::from_secs(1);
 
 fn deaf(lab: &Lab, roles: fn(Flow) -> (TcpStream, TcpStream)) -> Result<()> {
@@ -48,18 +48,18 @@ fn deaf(lab: &Lab, roles: fn(Flow) -> (TcpStream, TcpStream)) -> Result<()> {
         }
         Ok(written.iter().sum::<u64>())
     })?;
-    // What was taken from the senders, and is in none of the peers' sockets, is with the balancer: in its sockets,
-    // which the kernel charges for it, or on the way between them, for which nobody is charged.
+    // Bytes that the senders have sent, and that are in none of the peers' sockets, are in the balancer. Its sockets'
+    // bytes are charged to them. Bytes between its sockets are charged to no socket.
     let [client, lb, backend] = [&lab.client, &lab.lb, &lab.backend].map(Held::inside);
     let lb = lb?;
     let with_balancer = total.saturating_sub(client?.stream + backend?.stream);
     let held = lb.memory + with_balancer.saturating_sub(lb.stream);
     match lab.datapath {
-        // The sender's own kernel waits for the reader's: at most the hello stays in between, for a moment.
+        // The sender's own kernel waits for the reader's. Only the hello is held in between, for a moment.
         Datapath::Packet => {
             ensure!(held < MOST_OF_A_HELLO * FLOWS as u64, "{held} bytes held, {total} sent: {lb:?}");
         }
-        // What was copied before the handover stays as well.
+        // Bytes copied before the offload stay as well.
         Datapath::Auto => {}
         _ => ensure!(held > 0, "nothing is held, so nothing was measured"),
     }
@@ -77,9 +77,10 @@ fn deaf(lab: &Lab, roles: fn(Flow) -> (TcpStream, TcpStream)) -> Result<()> {
     Ok(())
 }
 
-/// What the backend sent before its reset cannot be delivered: the client is not waited for as one that still reads is.
+/// The bytes that the backend sent before its reset cannot be delivered. The daemon does not wait for this client as
+/// for one that still reads.
 fn reset_with_full_buffers(lab: &Lab) -> Result<()> {
-    /// The bound for one that reads is 30 s.
+    /// The limit for a client that reads is 30 s.
     const SOON: Duration = Duration::from_secs(20);
     let (daemon, listener) = flow::start(lab, "")?;
     let mut flow = Flow::open(lab, &listener)?;
@@ -98,7 +99,7 @@ fn reset_with_full_buffers(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Writes until the kernel takes no more.
+/// Writes until the kernel accepts no more.
 fn push(sender: &mut TcpStream, pattern: &Pattern, position: &mut u64) -> Result<()> {
     while *position < 4 * MOST_HELD {
         match sender.write(pattern.at(*position, 64 * 1024)) {

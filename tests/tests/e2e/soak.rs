@@ -1,5 +1,5 @@
-//! Many connections at once, each for a while and then another in its place: every byte is checked, and in the end
-//! nothing is left. `cargo xtask soak` runs it longer and with more of them.
+//! Many concurrent connections, each replaced by another one after a while. Every byte is checked, and finally no
+//! resource is left. `cargo xtask soak` runs it longer and with more connections.
 
 use std::{
     cell::Cell,
@@ -37,14 +37,14 @@ mod rest;
 
 pub(crate) const CASES: &[Case] = &[Case::each("soak::many_connections_for_a_while", soak)];
 
-/// Connections at a time, and for how long they are replaced by others.
+/// The number of concurrent connections, and the time for which ended ones are replaced.
 struct Plan {
     flows: usize,
     lasting: Duration,
 }
 
 impl Plan {
-    /// `SNISPLICE_SOAK=FLOWS,SECONDS`, or a short one.
+    /// `SNISPLICE_SOAK=FLOWS,SECONDS`, or a short plan.
     fn from_environment() -> Result<Self> {
         let Some(text) = env::var_os("SNISPLICE_SOAK") else {
             return Ok(Self { flows: 300, lasting: Duration::from_secs(6) });
@@ -55,7 +55,7 @@ impl Plan {
     }
 }
 
-/// What one connection carries, sent behind the hello: a seed, and how many bytes go up and down.
+/// The task of one connection, sent after the hello: a seed, and the numbers of bytes up and down.
 #[derive(Clone, Copy)]
 struct Task {
     seed: u64,
@@ -64,13 +64,13 @@ struct Task {
 }
 
 const TASK_BYTES: usize = 24;
-/// Pieces that each direction is sent in, with a pause after each.
+/// The pieces of each direction, with a pause after each.
 const PIECES: u64 = 4;
 
 impl Task {
     fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
-        // Most are small, some are not.
+        // Most sizes are small, some are not.
         let mut size = || random.bits() % if random.up_to(10) == 1 { 1_000_000 } else { 20_000 };
         Self { seed, up: size(), down: size() }
     }
@@ -88,7 +88,7 @@ impl Task {
         Self { seed: number(0), up: number(1), down: number(2) }
     }
 
-    /// The pause after a piece: short ones, and up to seconds.
+    /// The pause after a piece: mostly short, and up to seconds.
     fn pause(random: &mut Random) -> Duration {
         Duration::from_millis(random.bits() % if random.up_to(4) == 1 { 4_000 } else { 400 })
     }
@@ -98,12 +98,12 @@ fn soak(lab: &Lab) -> Result<()> {
     let Plan { flows, lasting } = Plan::from_environment()?;
     limits::raise_open_files()?;
     for netns in [&lab.client, &lab.lb] {
-        // Thousands of connections in each minute leave as many ports behind.
+        // Thousands of connections per minute leave as many ports in TIME-WAIT.
         netns.sysctl("net/ipv4/ip_local_port_range", "1024 65535")?;
         netns.sysctl("net/ipv4/tcp_tw_reuse", "1")?;
     }
     let more = format!("limits: {{connections: {}, connections_per_source: none}}\n", flows + 100);
-    // All of them begin at once, at one address and for one backend.
+    // All connections begin at once, at one address and for one backend.
     let yaml = flow::yaml(&more).replace("  - name: pool\n", "  - name: pool\n    max_pending: 0\n");
     let options = Options::yaml(lab, &yaml)?;
     let daemon = Daemon::start(lab, &options)?;
@@ -122,13 +122,13 @@ fn soak(lab: &Lab) -> Result<()> {
         clients.join().expect("the clients do not panic")
     });
     if outcome.is_err() {
-        // What the daemon knows of it is gone with the test.
+        // The daemon's metrics end with the test.
         show(&daemon.metrics()?);
     }
     let (visits, checked) = match (outcome, server.stop()) {
         (Ok(done), Ok(())) => done,
         (Ok(_), Err(error)) | (Err(error), Ok(())) => return Err(error),
-        // It ends with the first visit that fails, and then all others do.
+        // The server ends with the first failed visit, and then all others fail.
         (Err(clients), Err(server)) => bail!("{server:#}; the clients: {clients:#}"),
     };
     let took = started.elapsed().as_secs();
@@ -153,31 +153,32 @@ fn soak(lab: &Lab) -> Result<()> {
     let after = Rest::of(lab, &daemon)?;
     println!("at rest: {after}");
     ensure!(after == before, "before: {before}\nafter: {after}");
-    // What lives as long as the process is in arrays; whatever else belongs to a connection.
+    // Objects with the process's lifetime are in arrays. All others belong to a connection.
     ensure!(after.entries.values().all(|count| *count == 0), "entries are left: {after}");
     let growth = growth(&memory, lasting);
     let [first, last] = [memory.first(), memory.last()].map(|sample| sample.map_or(0, |(_, bytes)| *bytes));
     let most = memory.iter().map(|(_, bytes)| *bytes).max().unwrap_or(0);
     println!("resident memory: {first} bytes at first, {most} at most, {last} in the end, grew by {growth}");
-    // Each thread's heap keeps what it once needed; a leak of one small block for each connection shows.
+    // Each thread's heap keeps its former maximum. A leak of one small block per connection is detected.
     ensure!(growth < 16 * 1024 * 1024 + 64 * visits as u64, "memory grew by {growth} bytes: {memory:?}");
     Ok(())
 }
 
-/// States of TCP in which a socket is one of somebody who has not closed it: `ESTABLISHED` and `CLOSE_WAIT`.
+/// TCP states of a socket that its owner has not closed: `ESTABLISHED` and `CLOSE_WAIT`.
 const OPEN: [u8; 2] = [1, 8];
 
 fn nothing_in(netns: &Netns, state: u8) -> bool {
     kernel::sockets(netns, state).is_ok_and(|count| count == 0)
 }
 
-/// The kernel has carried what this test is about, and not some relay in its place.
+/// Checks that the kernel has forwarded the connections of this test, and not the relay in its place.
 fn really_carried(datapath: Datapath, metrics: &Metrics, visits: usize) -> Result<()> {
     const REFUSED: &str = "snisplice_packet_refused_total";
-    // The reason to relay that a healthy connection may have: its peer was quicker than the handover.
+    // The only permitted reason for a relay of a healthy connection: its peer closed before the offload.
     const FAST: &str = "peer_closed";
-    /// Percent. How many peers are quicker than the handover depends on the load of the processors; 1 percent was exceeded
-    /// at a load of 26. Each of the others has this one reason, which is checked without tolerance.
+    /// Percent. The number of peers that close before the offload depends on the load of the processors. 1 percent
+    /// was exceeded at a load of 26. All relayed connections must have this one reason, which is checked without
+    /// tolerance.
     const MOSTLY: i64 = 90;
     let closed = |carrier| metrics.sum("snisplice_connections_closed_total", &[("datapath", carrier)]);
     let [packet, sockmap, relay] = ["packet", "sockmap", "relay"].map(closed);
@@ -207,7 +208,7 @@ fn really_carried(datapath: Datapath, metrics: &Metrics, visits: usize) -> Resul
     Ok(())
 }
 
-/// Says how many connections were carried by what, how they ended, and why they were relayed.
+/// Prints the carriers, close reasons and reasons of relay of all connections.
 fn show(metrics: &Metrics) {
     for name in [
         "snisplice_connections_opened_total",
@@ -221,7 +222,7 @@ fn show(metrics: &Metrics) {
     }
 }
 
-/// By how much the most in the last third was more than the most in the second: in the first it fills.
+/// The growth of the maximum from the second third to the last: in the first third the memory fills.
 fn growth(memory: &[(Duration, u64)], lasting: Duration) -> u64 {
     let most = |third: u32| {
         let bounds = lasting / 3 * third..lasting / 3 * (third + 1);
@@ -230,7 +231,7 @@ fn growth(memory: &[(Duration, u64)], lasting: Duration) -> u64 {
     most(2).saturating_sub(most(1))
 }
 
-/// Runs `flows` connections at a time; returns how many there were, and their bytes.
+/// Runs `flows` concurrent connections. Returns their total number, and their bytes.
 fn clients(flows: usize, lasting: Duration) -> Result<(usize, u64)> {
     run(async move {
         let front: SocketAddr = flow::front().parse()?;
@@ -244,7 +245,7 @@ fn clients(flows: usize, lasting: Duration) -> Result<(usize, u64)> {
                 let (hello, pattern) = (hello.clone(), pattern.clone());
                 let (next, checked) = (next.clone(), checked.clone());
                 tokio::task::spawn_local(async move {
-                    // Not all in the same moment.
+                    // The starts are spread.
                     tokio::time::sleep(Duration::from_micros(lane as u64 * 300)).await;
                     while next.get() < flows as u64 || Instant::now() < deadline {
                         let seed = next.replace(next.get() + 1);
@@ -295,7 +296,7 @@ async fn serve(mut stream: TcpStream, hello: usize, pattern: &Pattern) -> Result
     Ok(())
 }
 
-/// Sends `bytes` of the pattern from a place that depends on the seed, in pieces with pauses.
+/// Sends `bytes` of the pattern from a position that depends on the seed, in pieces with pauses.
 async fn speak(
     to: &mut (impl tokio::io::AsyncWrite + Unpin),
     pattern: &Pattern,
@@ -315,7 +316,7 @@ async fn speak(
     Ok(())
 }
 
-/// Expects just that, and FIN.
+/// Receives exactly these bytes, and FIN.
 async fn hear(
     from: &mut (impl tokio::io::AsyncRead + Unpin),
     pattern: &Pattern,
@@ -337,7 +338,7 @@ async fn hear(
     Ok(())
 }
 
-/// Serves in a thread of its own until told to stop.
+/// Serves in a thread of its own until stopped.
 struct Server {
     stop: tokio::sync::oneshot::Sender<()>,
     thread: thread::JoinHandle<Result<()>>,
@@ -364,7 +365,7 @@ impl Server {
                         _ = &mut stopped => break,
                     }
                 }
-                // Clients go when they have heard all, be what they said still under way.
+                // Clients close when they have received all bytes, while their own bytes may still be in flight.
                 let rest = async {
                     while let Some(visit) = visits.join_next().await {
                         visit?.context("the server")?;
@@ -381,13 +382,13 @@ impl Server {
     }
 
     fn stop(self) -> Result<()> {
-        // It has ended already if it has failed.
+        // After a failure the thread has ended already.
         let _ = self.stop.send(());
         self.thread.join().expect("the server does not panic")
     }
 }
 
-/// With room for all that may come at once.
+/// With a backlog for all concurrent connections.
 fn listen(address: &str) -> io::Result<TcpListener> {
     let address: SocketAddr = address.parse().map_err(|_| io::Error::from(ErrorKind::InvalidInput))?;
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;

@@ -1,4 +1,4 @@
-//! The status port, as load balancers ask one of Istio's gateways.
+//! The status port, probed in the same way as that of Istio's gateways.
 
 use std::{
     fs,
@@ -26,7 +26,7 @@ pub(crate) const CASES: &[Case] = &[
 /// The port of Istio's gateways.
 const ISTIO: u16 = 15_021;
 
-/// Asks from a client's place: status and body.
+/// Sends a request from the client's namespace. Returns status and body.
 fn ask(lab: &Lab, port: u16, request: &str) -> Result<(u16, String)> {
     let mut stream = tcp::connect(&lab.client, &format!("{LB}:{port}"))?;
     write!(stream, "{request} HTTP/1.1\r\nHost: gateway.example\r\n\r\n")?;
@@ -57,7 +57,7 @@ fn life(lab: &Lab) -> Result<()> {
         ensure!(found == status, "{request}: {found}");
         ensure!(status != 200 || request == "GET /ready" || body.is_empty(), "{request}: {body}");
     }
-    // Neither a good nor a bad configuration changes that.
+    // Neither a good nor a bad configuration changes the result.
     for (yaml, counter) in [
         (flow::yaml("surprise: 1\n"), "snisplice_config_rejected_total"),
         (flow::yaml(&format!("{more}deny: [\"192.0.2.0/24\"]\n")), "snisplice_config_generation"),
@@ -69,7 +69,7 @@ fn life(lab: &Lab) -> Result<()> {
         ensure!(ask(lab, PORT, "GET /healthz/ready")? == (200, String::new()));
     }
     flow.exchange()?;
-    // It drains: alive, and not for new clients.
+    // During a drain the process is alive, and not ready for new clients.
     daemon.terminate()?;
     wait::until_true("it says that it stops", || {
         Ok(ask(lab, PORT, "GET /healthz/ready")? == (503, String::new()))
@@ -96,7 +96,7 @@ fn istio_operator(lab: &Lab) -> Result<()> {
     let daemon = Daemon::start(lab, &options)?;
     ensure!(ask(lab, ISTIO, "GET /healthz/ready")? == (200, String::new()));
     drop(daemon);
-    // The command line wins.
+    // The command line overrides the document.
     let daemon = Daemon::start(lab, &options.clone().arg("--status").arg(format!("{LB}:9902")))?;
     ensure!(ask(lab, 9_902, "GET /healthz/ready")? == (200, String::new()));
     ensure!(tcp::connect(&lab.client, &format!("{LB}:{ISTIO}")).is_err());
@@ -112,7 +112,7 @@ fn port_in_use(lab: &Lab) -> Result<()> {
     daemon.wait_log("the status-port of the Istio documents is not served")?;
     Flow::open(lab, &listener)?.exchange()?;
     drop(daemon);
-    // Who has asked for it is told.
+    // An explicit request for the port fails with an error.
     let asked = options.arg("--status").arg(format!("0.0.0.0:{ISTIO}"));
     let mut daemon = Daemon::spawn(lab, &asked, "refused")?;
     ensure!(!daemon.wait()?.success());

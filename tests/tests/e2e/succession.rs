@@ -1,4 +1,4 @@
-//! Who serves when a takeover breaks off: never both processes, and never none. One of the two is the test itself.
+//! An aborted takeover: exactly one of the two processes serves. The test itself is one of them.
 
 use std::{
     fs,
@@ -32,14 +32,14 @@ pub(crate) const CASES: &[Case] = &[
     Case::once("succession::who_asks_and_goes_changes_nothing", goes),
 ];
 
-/// Messages as they are on the wire (`takeover/message.rs` of the daemon).
+/// Messages on the wire (`takeover/message.rs` of the daemon).
 const LISTENER: &str = r#"{"listener":{"address":"0.0.0.0:8443","name":"front"}}"#;
 const END: &str = r#""end""#;
 const PREPARE: &str = r#"{"prepare":{"shared":false}}"#;
 const SERVING: &str = r#"{"serving":{"shared":false}}"#;
 const DRAINING: &str = r#""draining""#;
 
-/// How far a takeover comes.
+/// The progress of a takeover.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Stage {
     Offer,
@@ -47,7 +47,7 @@ enum Stage {
     Serving,
 }
 
-/// Where the daemon of a lab asks, and is asked.
+/// The takeover socket of the daemon in a lab.
 fn socket_path(lab: &Lab) -> Result<PathBuf> {
     let directory = takeover_path(lab);
     if !directory.exists() {
@@ -58,12 +58,12 @@ fn socket_path(lab: &Lab) -> Result<PathBuf> {
 
 fn socket() -> Result<Socket> {
     let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None)?;
-    // It bounds accept(2) too.
+    // The timeout also bounds accept(2).
     socket.set_read_timeout(Some(wait::DEADLINE))?;
     Ok(socket)
 }
 
-/// The next message. Empty if the other end is gone.
+/// The next message. Empty if the other end has closed.
 fn hear(channel: &Socket) -> Result<String> {
     let mut text = vec![0; 20_000];
     let count = stream::read(channel, &mut text)?;
@@ -81,7 +81,8 @@ fn say(channel: &Socket, words: &str) -> Result<()> {
     Ok(())
 }
 
-/// Says it with a copy of the descriptor: `struct cmsghdr` of cmsg(3), which is the same on every 64-bit Linux.
+/// Sends a message with a copy of the descriptor: `struct cmsghdr` of cmsg(3), which is the same on every 64-bit
+/// Linux.
 fn say_with(channel: &Socket, words: &str, descriptor: RawFd) -> Result<()> {
     const SOL_SOCKET: i32 = 1;
     const SCM_RIGHTS: i32 = 1;
@@ -96,8 +97,8 @@ fn say_with(channel: &Socket, words: &str, descriptor: RawFd) -> Result<()> {
     Ok(())
 }
 
-/// The old process closes the channel and lives. The new one ends with an error, and has touched nothing: neither the old one's
-/// socket, nor one connection to its address.
+/// The old process closes the channel and continues. The new one ends with an error, and has changed nothing: neither
+/// the old one's socket, nor one connection to its address.
 fn broken_off(lab: &Lab, stage: Stage) -> Result<()> {
     const CLIENTS: usize = 24;
     let front = lab.lb.enter(|| {
@@ -114,7 +115,7 @@ fn broken_off(lab: &Lab, stage: Stage) -> Result<()> {
     old.bind(&SockAddr::unix(socket_path(lab)?)?)?;
     old.listen(1)?;
 
-    // With more sockets at the address, and other segments.
+    // With more sockets at the address, and another MSS.
     let yaml =
         flow::yaml("limits: {workers: 3}\n").replace("- name: front\n", "- name: front\n    mss: 700\n");
     let mut new = Daemon::spawn(lab, &Options::yaml(lab, &yaml)?.arg("--takeover"), "second")?;
@@ -144,7 +145,7 @@ fn broken_off(lab: &Lab, stage: Stage) -> Result<()> {
     Ok(())
 }
 
-/// What the daemon offers, up to the end.
+/// The messages that the daemon offers, up to the end.
 fn offer(lab: &Lab) -> Result<(Socket, Vec<String>)> {
     let channel = socket()?;
     channel.connect(&SockAddr::unix(socket_path(lab)?)?)?;
@@ -164,7 +165,7 @@ fn start(lab: &Lab) -> Result<(Daemon<'_>, std::net::TcpListener)> {
     flow::start(lab, "timeouts: {drain: 60s}\n")
 }
 
-/// The new one need not guess.
+/// The new process gets an explicit message.
 fn drains(lab: &Lab) -> Result<()> {
     let (mut old, listener) = start(lab)?;
     let mut flow = Flow::open(lab, &listener)?;
@@ -182,7 +183,7 @@ fn drains(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// At whatever stage the new one breaks off: before its last word, it has taken nothing.
+/// The new process aborts at any stage: before its last message, nothing is handed over.
 fn goes(lab: &Lab) -> Result<()> {
     let (old, listener) = start(lab)?;
     let mut flow = Flow::open(lab, &listener)?;
@@ -199,7 +200,7 @@ fn goes(lab: &Lab) -> Result<()> {
         Flow::open(lab, &listener)?.exchange()?;
         ensure!(old.is_ready()?);
     }
-    // As if nothing had been.
+    // As without the aborted takeover.
     let new = Daemon::take_over(lab, &Options::yaml(lab, &flow::yaml(""))?, "second")?;
     old.wait_log("another process has taken over")?;
     Flow::open(lab, &listener)?.exchange()?;

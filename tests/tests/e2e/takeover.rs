@@ -1,4 +1,4 @@
-//! A new process takes the place of a running one: nobody who connects, or is connected, notices.
+//! A new process takes over from a running one, without an effect on new and open connections.
 
 use std::{
     fs,
@@ -61,7 +61,7 @@ const CONNECTIONS: usize = 2_000;
 const CLIENTS: usize = 4;
 
 fn options(lab: &Lab, more: &str) -> Result<Options> {
-    // What is drained is waited for.
+    // Drained connections have time to end.
     Options::yaml(lab, &flow::yaml(&format!("timeouts: {{drain: 60s}}\n{more}")))
 }
 
@@ -80,8 +80,8 @@ fn ends(mut daemon: Daemon<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Connections one after another, from several clients, while `scenario` runs; not one of them fails. The backend welcomes who says
-/// the hello that `scenario` gets.
+/// Makes connections one after another, from several clients, while `scenario` runs. None of them fails. The backend
+/// greets clients with the hello that `scenario` gets.
 pub(crate) fn visited(
     lab: &Lab,
     listener: &TcpListener,
@@ -134,10 +134,10 @@ pub(crate) fn visited(
         done.store(true, Relaxed);
         let clients: Vec<_> =
             clients.into_iter().map(|client| client.join().expect("no client panics")).collect();
-        // The server's last visitor says something else.
+        // The server's last visitor sends other bytes.
         let visitor = tcp::connect(&lab.backend, &listener.local_addr()?.to_string())
             .and_then(|mut visitor| Ok(visitor.write_all(&vec![0; first.len()])?));
-        // What the server says of it comes first: clients suffer from that.
+        // The server's error comes first, since it causes those of clients.
         let accepted = accepting.join().expect("the server does not panic").context("the server");
         accepted.and(clients.into_iter().collect::<Result<()>>()).and(visitor).and(result)
     })
@@ -170,7 +170,7 @@ fn open_connections(lab: &Lab) -> Result<()> {
     for _ in 0..4 {
         flow.exchange()?;
     }
-    // Until then both answer who asks for metrics, and for a moment more both accept.
+    // Until then both processes respond to a scrape, and for a moment more both accept.
     wait::until_true("the old one has heard of it", || {
         Ok(old.process().log()?.contains("another process has taken over"))
     })?;
@@ -253,7 +253,7 @@ fn other_listeners(lab: &Lab) -> Result<()> {
     ends(old)
 }
 
-/// Whatever is wrong with the new one, the old one is left alone.
+/// With any fault of the new process, the old one is not affected.
 fn refused(lab: &Lab) -> Result<()> {
     let (old, listener) = start(lab, "")?;
     let mut flow = Flow::open(lab, &listener)?;
@@ -283,10 +283,10 @@ fn refused(lab: &Lab) -> Result<()> {
     ends(old)
 }
 
-/// The new one serves, whenever the old one is killed.
+/// The new process serves, at any point at which the old one is killed.
 fn killed_in_the_middle(lab: &Lab) -> Result<()> {
     let (old, listener) = start(lab, "")?;
-    // It answers nothing any more, and the new one has asked.
+    // The old process no longer replies, and the new one has sent its request.
     old.process().stop()?;
     let new = Daemon::spawn(lab, &options(lab, "")?.arg("--takeover"), "second")?;
     wait::until_true("the new one waits", || {
@@ -298,13 +298,13 @@ fn killed_in_the_middle(lab: &Lab) -> Result<()> {
     Flow::open(lab, &listener)?.exchange()
 }
 
-/// The old one goes on, wherever the new one is killed.
+/// The old process continues, at any point at which the new one is killed.
 fn aborted(lab: &Lab) -> Result<()> {
     let (mut old, listener) = start_persistent(lab)?;
     let mut flow = Flow::open(lab, &listener)?;
     flow.exchange()?;
     wait_kept(&old, 1)?;
-    // As late as can be: the old one is told nothing after this.
+    // The latest point: afterwards the old process gets no further message.
     let log = lab.dir().join("aborted.log");
     let new = Daemon::spawn(lab, &options(lab, persistence::SETTINGS)?.arg("--takeover"), "aborted")?;
     wait::until_true("it is about to serve", || {
@@ -312,7 +312,7 @@ fn aborted(lab: &Lab) -> Result<()> {
     })?;
     kill(new)?;
     if old.process().log()?.contains("has taken over") {
-        // It was too fast to be killed before, and what it has left is for who comes next.
+        // The new process was too fast for the kill, and the next one adopts its flows.
         flow.exchange()?;
         ensure!(old.wait()?.success());
         let third = Daemon::start(lab, &options(lab, persistence::SETTINGS)?)?;
@@ -321,7 +321,7 @@ fn aborted(lab: &Lab) -> Result<()> {
         return persistence::stop(lab, third);
     }
     flow.exchange()?;
-    // It gives no place away before it has noticed that, and relays.
+    // The old process reuses no slot before it has detected the abort, and relays until then.
     wait::until_true("it carries packets as before", || {
         let refused = || anyhow::Ok(old.metrics()?.sum("snisplice_packet_refused_total", &[]));
         let before = refused()?;
@@ -338,7 +338,8 @@ fn aborted(lab: &Lab) -> Result<()> {
     persistence::stop(lab, new)
 }
 
-/// SIGHUP reaches both where an operator names them by their program; it takes two stops to end the old one's drain.
+/// SIGHUP reaches both processes if an operator names them by their program. Two stops are needed to end the old
+/// one's drain.
 fn hangups(lab: &Lab) -> Result<()> {
     let (mut old, listener) = start(lab, "")?;
     let mut flow = Flow::open(lab, &listener)?;
@@ -362,8 +363,8 @@ fn hangups(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Both are of one service here (one control group): the old one says which process the service is about from now on, and not
-/// that the service stops.
+/// Both processes are in one service here (one control group). The old one names the new main process of the service,
+/// and does not report that the service stops.
 fn service_manager(lab: &Lab) -> Result<()> {
     let _listener = flow::backend(lab)?;
     let path = lab.dir().join("notify");

@@ -1,4 +1,4 @@
-//! TLS that ends here: what is inside, who is let in, and certificates that change while it serves.
+//! TLS termination: its content, accepted clients, and certificates that change in service.
 
 use std::{
     fs,
@@ -55,7 +55,7 @@ pub(crate) const CASES: &[Case] = &[
 
 const NAME: &str = "www.example.com";
 
-/// The directory of the secrets, with a certificate of this name under the name `web`.
+/// The directory of the secrets, with a certificate for this name under the name `web`.
 pub(crate) fn secrets(lab: &Lab) -> Result<PathBuf> {
     let directory = lab.dir().join("secrets");
     fs::create_dir(&directory)?;
@@ -63,7 +63,7 @@ pub(crate) fn secrets(lab: &Lab) -> Result<PathBuf> {
     Ok(directory)
 }
 
-/// Makes a certificate the one of `web`, as a mounted Secret changes: all files at once.
+/// Replaces the certificate `web` as in a mounted Secret: all files at once.
 pub(crate) fn put(directory: &Path, leaf: &Leaf) -> Result<()> {
     static VERSION: AtomicUsize = AtomicUsize::new(0);
     let version = format!("..{}", VERSION.fetch_add(1, Relaxed));
@@ -81,7 +81,7 @@ pub(crate) fn put(directory: &Path, leaf: &Leaf) -> Result<()> {
     Ok(())
 }
 
-/// Terminates `*.example.com` with the certificate `web`; `terminate` and `more` say what else there is.
+/// Terminates `*.example.com` with the certificate `web`. `terminate` and `more` are further settings.
 fn yaml(directory: &Path, terminate: &str, more: &str) -> String {
     format!(
         "listeners: [{{name: front, bind: \"0.0.0.0:8443\"}}]\nsecrets: {}\n\
@@ -101,7 +101,7 @@ fn start<'lab>(lab: &'lab Lab, terminate: &str, more: &str) -> Result<(Daemon<'l
 
 type Client = StreamOwned<ClientConnection, TcpStream>;
 
-/// A client whose handshake is over.
+/// A client after its handshake.
 fn connect(lab: &Lab, config: &Arc<ClientConfig>, name: &str) -> Result<Client> {
     let connection = ClientConnection::new(config.clone(), name.to_owned().try_into()?)?;
     let mut client = StreamOwned::new(connection, tcp::connect(&lab.client, &flow::front())?);
@@ -111,7 +111,7 @@ fn connect(lab: &Lab, config: &Arc<ClientConfig>, name: &str) -> Result<Client> 
     Ok(client)
 }
 
-/// Answers every connection with what it says.
+/// Echoes the bytes of every connection.
 fn echo(listener: TcpListener) {
     thread::spawn(move || {
         while let Ok((mut stream, _)) = listener.accept() {
@@ -127,7 +127,7 @@ fn echo(listener: TcpListener) {
     });
 }
 
-/// One message there and back, and an orderly end.
+/// One message in both directions, and an orderly end.
 fn exchange(mut client: Client) -> Result<()> {
     client.write_all(b"hello inside")?;
     let mut back = [0; 12];
@@ -164,7 +164,7 @@ fn bytes_both_ways(lab: &Lab) -> Result<()> {
         thread::scope(|scope| -> Result<()> {
             let received = scope.spawn(|| -> Result<()> {
                 stream::receive(&mut backend, &up, TOTAL)?;
-                // Only then: the client's half is closed, and this one is not.
+                // The order matters: the client's direction is closed, and this one is not.
                 ensure!(backend.read(&mut [0; 1])? == 0, "more than was sent");
                 stream::send(&mut backend, &down, TOTAL, Pace::uneven(3))?;
                 backend.shutdown(std::net::Shutdown::Write)?;
@@ -193,7 +193,7 @@ fn bytes_both_ways(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// The more specific name wins, whatever it leads to.
+/// The more specific name wins, with passthrough or termination.
 fn one_port(lab: &Lab) -> Result<()> {
     let own = lab.ca.issue("x.tls.example.com")?;
     let (_daemon, listener, _) = start(lab, "", "")?;
@@ -222,7 +222,7 @@ fn one_port(lab: &Lab) -> Result<()> {
     server.join().map_err(|_| anyhow::anyhow!("the server has failed"))?
 }
 
-/// A server `SIMPLE` with a Secret of the same files, and a destination with TLS and a certificate of ours.
+/// A server `SIMPLE` with a Secret of the same files, and a destination with TLS and a client certificate.
 fn encrypted_again(lab: &Lab) -> Result<()> {
     let (leaf, own) = (lab.ca.issue("*.example.com")?, lab.ca.issue("balancer.test")?);
     let objects = |authorities: &Path| {
@@ -256,7 +256,7 @@ fn encrypted_again(lab: &Lab) -> Result<()> {
             let mut stream = StreamOwned::new(connection, stream);
             let mut buffer = [0; 12];
             if stream.read_exact(&mut buffer).is_ok() && stream.write_all(&buffer).is_ok() {
-                // To the end of the client, and then our own.
+                // Reads to the client's end, then closes.
                 let _ = stream.read(&mut [0; 1]);
                 stream.conn.send_close_notify();
                 let _ = stream.flush();
@@ -268,7 +268,7 @@ fn encrypted_again(lab: &Lab) -> Result<()> {
     let config = lab.ca.client(&[&TLS13])?;
     exchange(connect(lab, &config, NAME)?)?;
     closed(&daemon, "finished", 1)?;
-    // What is missing is an error once it was there.
+    // A missing file is an error if it existed before.
     fs::rename(lab.dir().join("snisplice.yaml"), lab.dir().join("whole.yaml"))?;
     let whole = fs::read_to_string(lab.dir().join("whole.yaml"))?;
     fs::write(lab.dir().join("snisplice.yaml"), whole.replace("{name: web,", "{name: other,"))?;
@@ -283,7 +283,7 @@ fn encrypted_again(lab: &Lab) -> Result<()> {
     daemon.wait_metrics("it is reloaded", |metrics| metrics.sum("snisplice_config_generation", &[]) == 2)?;
     ensure!(exchange(connect(lab, &config, NAME)?).is_err(), "the backend is trusted");
     closed(&daemon, "backend_tls_failed", 1)?;
-    // Where it was never there, its names are refused, and the others are served.
+    // If the certificate never existed, its names are refused, and the others are served.
     drop(daemon);
     fs::write(lab.dir().join("snisplice.yaml"), whole.replace("{name: web,", "{name: other,"))?;
     let daemon = Daemon::start(lab, &options)?;
@@ -291,7 +291,7 @@ fn encrypted_again(lab: &Lab) -> Result<()> {
     closed(&daemon, "no_certificate", 1)
 }
 
-/// A client that trusts the lab's authority and shows this certificate.
+/// A client that trusts the lab's authority and has this certificate.
 fn with_certificate(lab: &Lab, leaf: &Leaf) -> Result<Arc<ClientConfig>> {
     lab.ca.client_with(&[&TLS13], leaf)
 }
@@ -303,7 +303,7 @@ fn client_certificates(lab: &Lab) -> Result<()> {
     let (daemon, listener, _) = start(lab, &terminate, "")?;
     echo(listener);
     let refused = |config: Arc<ClientConfig>| -> Result<()> {
-        // In TLS 1.3 the client's handshake is over before the server has looked at its certificate.
+        // In TLS 1.3 the client's handshake ends before the server has verified its certificate.
         let done = connect(lab, &config, NAME).and_then(exchange);
         let alert = format!("{:#}", done.err().context("it is let in")?);
         ensure!(alert.contains("alert"), "no alert: {alert}");
@@ -326,7 +326,7 @@ fn versions(lab: &Lab) -> Result<()> {
     closed(&daemon, "handshake_failed", 1)
 }
 
-/// What `openssl s_client` says of the listener.
+/// The output of `openssl s_client` for the listener.
 fn s_client(lab: &Lab, args: &[&str]) -> Result<String> {
     let mut command = Command::new("openssl");
     command.args(["s_client", "-connect", &flow::front(), "-servername", NAME]).args(args);
@@ -342,7 +342,7 @@ fn certificate_fits(lab: &Lab) -> Result<()> {
     command.args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=rsa", "-days", "90"]);
     command.args(["-addext", "subjectAltName=DNS:*.example.com", "-keyout"]);
     run(&lab.client, command.arg(&key).arg("-out").arg(&certificate))?.ok()?;
-    // The shortest response: "successful", without anything more.
+    // The shortest response: "successful" only.
     fs::write(directory.join("rsa.crt.ocsp"), [0x30, 3, 0x0a, 1, 0])?;
     let yaml = yaml(&directory, ", alpn: [h2, http/1.1]", "")
         .replace("certificates: web", "certificates: [web, rsa]");
@@ -357,7 +357,7 @@ fn certificate_fits(lab: &Lab) -> Result<()> {
     ensure!(neither.contains("alert handshake failure"), "{neither}");
     closed(&daemon, "no_certificate", 1)?;
     let protocol = s_client(lab, &["-alpn", "smtp"])?;
-    // OpenSSL has no words for this alert in all of its versions: number 120 of RFC 7301.
+    // Not all versions of OpenSSL have a text for this alert: number 120 of RFC 7301.
     ensure!(
         protocol.contains("no application protocol") || protocol.contains("alert number 120"),
         "{protocol}"
@@ -365,7 +365,7 @@ fn certificate_fits(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Connections one after another, each with a handshake and an exchange, until `work` is done. None may fail.
+/// Connections one after another, each with a handshake and an exchange, until `work` has ended. None may fail.
 fn under_load(lab: &Lab, work: impl FnOnce() -> Result<()>) -> Result<()> {
     let config = lab.ca.client(&[&TLS13])?;
     let (stop, served) = (AtomicBool::new(false), AtomicUsize::new(0));
@@ -407,7 +407,7 @@ fn certificate_changes(lab: &Lab) -> Result<()> {
         }
         Ok(())
     })?;
-    // It was not touched.
+    // The connection was not affected.
     kept.write_all(b"still here")?;
     let mut back = [0; 10];
     kept.read_exact(&mut back)?;
@@ -424,7 +424,7 @@ fn bad_change(lab: &Lab) -> Result<()> {
     fs::write(&key, fs::read(lab.ca.issue("other.example.com")?.key)?)?;
     daemon.wait_log("the key does not match the certificate")?;
     exchange(connect(lab, &config, NAME)?)?;
-    // A reload is refused for the same reason.
+    // A reload is rejected for the same reason.
     daemon.process().signal(Signal::SIGHUP)?;
     daemon.wait_metrics("the reload is refused", |metrics| {
         metrics.sum("snisplice_config_rejected_total", &[]) == 1
@@ -459,12 +459,12 @@ fn resumption(lab: &Lab) -> Result<()> {
         let kind = || -> Result<Option<HandshakeKind>> {
             let client = connect(lab, &config, NAME)?;
             let kind = client.conn.handshake_kind();
-            // The tickets of TLS 1.3 come behind the handshake.
+            // The tickets of TLS 1.3 follow the handshake.
             exchange(client)?;
             Ok(kind)
         };
         ensure!(kind()? != Some(HandshakeKind::Resumed), "there was no session yet");
-        // The kernel spreads them over the workers.
+        // The kernel distributes them over the workers.
         for _ in 0..16 {
             ensure!(kind()? == Some(HandshakeKind::Resumed), "not resumed");
         }
@@ -484,7 +484,7 @@ fn silent_handshake(lab: &Lab) -> Result<()> {
     let (daemon, _listener, _) = start(lab, "", "timeouts: {handshake: 1s}\n")?;
     let mut silent = tcp::connect(&lab.client, &flow::front())?;
     silent.write_all(&hello::naming(NAME)?)?;
-    // What the server has to say, and then the end.
+    // The server's bytes, and then the end.
     let (said, _) = tcp::read_to_end(&mut silent)?;
     ensure!(!said.is_empty());
     closed(&daemon, "handshake_timeout", 1)
@@ -500,7 +500,7 @@ fn handshake_limit(lab: &Lab) -> Result<()> {
     };
     let mut first = begun()?;
     let _second = begun()?;
-    // Both are under way.
+    // Both handshakes are in progress.
     daemon.wait_metrics("both are under way", |metrics| {
         metrics.sum("snisplice_limit_used", &[("limit", "handshakes")]) == 2
     })?;
@@ -510,7 +510,7 @@ fn handshake_limit(lab: &Lab) -> Result<()> {
         other => bail!("not reset: {other:?}"),
     }
     closed(&daemon, "handshake_limit", 1)?;
-    // Whoever goes makes room.
+    // A closed connection frees its slot.
     let _ = first.read(&mut [0; 1])?;
     drop(first);
     daemon.wait_metrics("there is room", |metrics| {
@@ -551,7 +551,7 @@ fn faults(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// The user of the daemon may not read what root can.
+/// The daemon's user may not read files that root can read.
 fn unreadable_later(lab: &Lab) -> Result<()> {
     let directory = secrets(lab)?;
     let key = directory.join("web/..data/tls.key");

@@ -1,5 +1,5 @@
-//! What a server that ends TLS offers, swept with openssl as testssl does it: versions, cipher suites, compression, renegotiation,
-//! and the alerts of RFC 8446 section 6.
+//! The TLS parameters of a terminating server, swept with openssl in the same way as testssl: versions, cipher
+//! suites, compression, renegotiation, and the alerts of RFC 8446 section 6.
 
 use std::{
     io::{Read as _, Write as _},
@@ -25,13 +25,14 @@ fn openssl(lab: &Lab, args: &[&str]) -> Result<(Option<i32>, String)> {
     Ok((said.code, said.stdout + &said.stderr))
 }
 
-/// The suite of a handshake that has succeeded.
+/// The suite of a successful handshake.
 fn chosen(said: &str) -> Option<String> {
     let suite = said.lines().find_map(|line| line.split_once("Cipher is "))?.1;
     (suite != "(NONE)").then(|| suite.to_owned())
 }
 
-/// What the server accepts: versions, and suites. Everything is offered, and then what is left without the suites found so far.
+/// The versions and suites that the server accepts. Everything is offered first, and then all suites except those
+/// found so far.
 fn accepted(lab: &Lab) -> Result<(Vec<&'static str>, Vec<String>)> {
     let mut versions = Vec::new();
     for version in ["-tls1", "-tls1_1", "-tls1_2", "-tls1_3"] {
@@ -73,7 +74,7 @@ fn accepted(lab: &Lab) -> Result<(Vec<&'static str>, Vec<String>)> {
 }
 
 fn sweep(lab: &Lab) -> Result<()> {
-    // Those of the library for a key of ECDSA; neither CBC nor a key exchange without forward secrecy.
+    // The library's suites for an ECDSA key. Neither CBC nor a key exchange without forward secrecy.
     let of_1_2 =
         ["ECDHE-ECDSA-AES128-GCM-SHA256", "ECDHE-ECDSA-AES256-GCM-SHA384", "ECDHE-ECDSA-CHACHA20-POLY1305"];
     let of_1_3 = ["TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"];
@@ -104,7 +105,7 @@ fn no_extras(lab: &Lab) -> Result<()> {
         let (code, said) = openssl(lab, &[version, "-comp"])?;
         ensure!(code == Some(0) && said.contains("Compression: NONE"), "{said}");
     }
-    // A line that is `R` asks openssl to renegotiate.
+    // A line `R` makes openssl renegotiate.
     let script = format!(
         "(sleep 0.3; echo R; sleep 1) | openssl s_client -connect {} -servername {NAME} -tls1_2 -alpn http/1.1",
         front::address(HTTPS)
@@ -117,7 +118,7 @@ fn no_extras(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// RFC 8446 section 4.1.3: a server that could speak TLS 1.3 says so where it speaks TLS 1.2.
+/// RFC 8446 section 4.1.3: a server with TLS 1.3 marks its random in a TLS 1.2 handshake.
 fn downgrade(lab: &Lab) -> Result<()> {
     const SENTINEL: &str = "444f574e47524401";
     for (tls, is_marked) in [("mode: SIMPLE", true), ("mode: SIMPLE, maxProtocolVersion: TLSV1_2", false)] {
@@ -142,7 +143,7 @@ fn record(kind: u8, payload: &[u8]) -> Vec<u8> {
 fn alerts(lab: &Lab) -> Result<()> {
     let (_daemon, _) = front::start(lab, "")?;
     let hello = hello::naming(NAME)?;
-    // What follows a good hello, and what is answered in clear, if the keys of the server are not used yet.
+    // The bytes after a valid hello, and the expected unencrypted alert, if the server's keys are not in use yet.
     let cases: [(&str, Vec<u8>, u8); 4] = [
         ("a record of no known kind", record(99, &[0]), 10),
         ("a record that is too long", vec![22, 3, 3, 0xff, 0xff], 22),
@@ -152,7 +153,8 @@ fn alerts(lab: &Lab) -> Result<()> {
     for (name, bytes, description) in cases {
         let mut client = tcp::connect(&lab.client, &front::address(HTTPS))?;
         client.write_all(&hello)?;
-        // The answer's first records are in clear. What the alert says is encrypted, so its length tells it.
+        // The first records of the reply are unencrypted. The alert is encrypted, so the test identifies it by its
+        // length.
         let mut first = [0; 5];
         client.read_exact(&mut first)?;
         ensure!(first[0] == 22, "{name}: no handshake");
@@ -160,7 +162,7 @@ fn alerts(lab: &Lab) -> Result<()> {
         let (rest, _) = tcp::read_to_end(&mut client)?;
         let last = records(&[&first[..], &rest].concat()).pop().context("no record")?;
         let in_clear = last.0 == 21 && last.1 == [2, description];
-        // Two bytes of an alert, its kind, and the tag of the cipher.
+        // Two bytes of an alert, its type, and the tag of the cipher.
         let encrypted = last.0 == 23 && last.1.len() == 2 + 1 + 16;
         ensure!(in_clear || encrypted, "{name}: {last:?}");
     }
@@ -174,7 +176,7 @@ fn alerts(lab: &Lab) -> Result<()> {
         let (code, said) = openssl(lab, args)?;
         ensure!(code != Some(0) && said.contains(&format!("SSL alert number {number}")), "{args:?}: {said}");
     }
-    // A client that finds a server's certificate bad says so, and is counted.
+    // A client that rejects the server's certificate sends an alert, and is counted.
     let (code, said) = openssl(lab, &["-tls1_3", "-verify_return_error", "-CAfile", "/dev/null"])?;
     ensure!(code != Some(0), "{said}");
     Ok(())

@@ -1,4 +1,5 @@
-//! Peers that are gone without a word, as after a power cut: the connection ends, and the other side learns of it.
+//! Peers that vanish without a packet, as after a power failure: the connection ends, and the other side gets a
+//! reset.
 
 use std::{
     io::{ErrorKind, Read as _},
@@ -30,7 +31,7 @@ pub(crate) const CASES: &[Case] = &[
 
 const IMPATIENT: &str = "timeouts: {keepalive: 1s, tcp_user_timeout: 2s}\n";
 
-/// Which side vanishes.
+/// The side that vanishes.
 #[derive(Clone, Copy)]
 enum Side {
     Client,
@@ -83,7 +84,7 @@ fn while_receiving(lab: &Lab, side: Side) -> Result<()> {
         loop {
             match stream::write(&sender, pattern.at(position, 64 * 1024)) {
                 Ok(count) => position += count as u64,
-                // The second of them if the reset came between two writes.
+                // The second error occurs if the reset came between two writes.
                 Err(error) if matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => {
                     return Ok(());
                 }
@@ -97,7 +98,7 @@ fn while_receiving(lab: &Lab, side: Side) -> Result<()> {
     forgotten(&daemon, side, &before)
 }
 
-/// The daemon has counted why the connection ended, and holds nothing for it any more.
+/// Checks that the daemon has counted the close reason, and holds no resource for the connection any more.
 fn forgotten(daemon: &Daemon<'_>, side: Side, before: &Held) -> Result<()> {
     let metrics = daemon.wait_metrics("the connection is over", |metrics| {
         metrics.sum("snisplice_connections_closed_total", &[]) == 1

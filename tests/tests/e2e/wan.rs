@@ -1,5 +1,5 @@
-//! Links as they are in the wide area, on both sides of the balancer: every byte arrives, once and in order, and a
-//! connection ends as it should, whatever becomes of the packets.
+//! Wide-area links on both sides of the balancer: every byte arrives, once and in order, and a connection ends in
+//! order, with any fate of its packets.
 
 use std::{
     io::{self, ErrorKind},
@@ -57,21 +57,21 @@ pub(crate) const CASES: &[Case] = &[
     Case::each("wan::numbers_wrap_within_the_hello", |lab| wrapped(lab, [100, 50])),
 ];
 
-/// 4 MB each way.
+/// 4 MB in each direction.
 const BYTES: u64 = 4_000_000;
-/// What the backend goes on to send when the client has finished.
+/// Bytes of the backend after the client's end.
 const AFTERWARDS: u64 = 100_000;
 
-/// All at once.
+/// All faults at once.
 const STORM: Weather = Weather { drop: 10, duplicate: 20, reorder: 20, recut: 50, ..Weather::FAIR };
 
-/// Both links of the lab with the same weather, but from other seeds.
+/// Both links of the lab with the same faults, from different seeds.
 fn links(lab: &Lab, weather: Weather) -> Result<[Wan; 2]> {
     let wan = |link, seed| Wan::new(lab, link, 1_500, Weather { seed, ..weather });
     Ok([wan(Link::Client, 1)?, wan(Link::Backend, 2)?])
 }
 
-/// What has happened on both, where no packet may have been spoilt.
+/// The statistics of both links, where no checksum may be wrong.
 fn ended(links: [Wan; 2]) -> Result<Report> {
     let mut sum = Report::default();
     for link in links {
@@ -82,13 +82,13 @@ fn ended(links: [Wan; 2]) -> Result<Report> {
     Ok(sum)
 }
 
-/// Without faults a test of them would prove nothing.
+/// Without faults, a test of faults would prove nothing.
 fn happened(count: u64) -> Result<()> {
     ensure!(count > 0, "there was no such weather");
     Ok(())
 }
 
-/// One connection in this weather, from its hello to its end.
+/// One connection over these links, from its hello to its end.
 fn weathered(lab: &Lab, weather: Weather) -> Result<Report> {
     let links = links(lab, weather)?;
     let (daemon, listener) = flow::start(lab, "")?;
@@ -97,7 +97,8 @@ fn weathered(lab: &Lab, weather: Weather) -> Result<Report> {
     ended(links)
 }
 
-/// `bytes` of a pattern both ways at once; then the backend goes on alone, and both see the other's end.
+/// `bytes` of a pattern in both directions concurrently. Then the backend continues alone, and both see the other's
+/// end.
 fn exchange(flow: Flow, bytes: u64, seed: u64) -> Result<()> {
     let (up, down) = (Pattern::new(seed), Pattern::new(seed + 1));
     let Flow { client, backend } = &flow;
@@ -126,7 +127,7 @@ fn exchange(flow: Flow, bytes: u64, seed: u64) -> Result<()> {
     Ok(())
 }
 
-/// The metrics say that `count` connections have finished, by one of these datapaths, and how many bytes there were in all.
+/// Checks the metrics: `count` connections have finished, with one of these carriers, and with this total of bytes.
 fn carried(daemon: &Daemon<'_>, carriers: &[&str], count: i64, bytes: u64) -> Result<Metrics> {
     let metrics = daemon.wait_metrics("every connection is over", |metrics| {
         metrics.sum("snisplice_connections_active", &[]) == 0
@@ -138,7 +139,7 @@ fn carried(daemon: &Daemon<'_>, carriers: &[&str], count: i64, bytes: u64) -> Re
     ensure!(finished == count, "{finished} of {count} finished: {metrics:?}");
     let hello = hello::naming(flow::NAME)?.len() as u64;
     for (direction, each) in [("up", bytes + hello), ("down", bytes + AFTERWARDS)] {
-        // By whatever datapath: `auto` has copied some of them.
+        // With any carrier: `auto` has copied some of them.
         let counted = metrics.sum("snisplice_bytes_total", &[("direction", direction)]);
         let sent = each * u64::try_from(count)?;
         ensure!(u64::try_from(counted)? == sent, "{counted} bytes counted {direction}, {sent} were sent");
@@ -146,7 +147,7 @@ fn carried(daemon: &Daemon<'_>, carriers: &[&str], count: i64, bytes: u64) -> Re
     Ok(metrics)
 }
 
-/// Segments of which the receiver has a part already.
+/// Segments of which the receiver already has a part.
 fn overlapping_segments(lab: &Lab) -> Result<()> {
     let links = links(lab, Weather { recut: 100, ..Weather::FAIR })?;
     let (daemon, listener) = flow::start(lab, "")?;
@@ -181,7 +182,7 @@ fn eight_connections_at_once(lab: &Lab) -> Result<()> {
     happened(ended(links)?.dropped)
 }
 
-/// A reset while bytes are under way in both directions. It may get lost, and so may what was sent before it.
+/// A reset while bytes are in flight in both directions. The reset may be lost, and so may the bytes before it.
 fn reset(lab: &Lab, reason: &str, roles: fn(Flow) -> [TcpStream; 2]) -> Result<()> {
     let links = links(lab, Weather { drop: 50, ..STORM })?;
     let (daemon, listener) = flow::start(lab, "")?;
@@ -195,7 +196,7 @@ fn reset(lab: &Lab, reason: &str, roles: fn(Flow) -> [TcpStream; 2]) -> Result<(
         resetting.set_nonblocking(true)?;
         fill(&mut resetting, &to)?;
         tcp::reset(resetting)?;
-        // One of the two is told of it, the other finds the connection gone.
+        // One of the two gets the reset. The other finds the connection closed.
         let endings = [sending, receiving].map(|task| task.join().expect("no task panics"));
         let [sent, received] = endings.each_ref().map(kind);
         let gone = |kind| matches!(kind, Some(ErrorKind::ConnectionReset | ErrorKind::BrokenPipe));
@@ -213,7 +214,7 @@ fn reset(lab: &Lab, reason: &str, roles: fn(Flow) -> [TcpStream; 2]) -> Result<(
     happened(ended(links)?.dropped)
 }
 
-/// Writes as much of `pattern` as the socket takes at once.
+/// Writes the part of `pattern` that the socket accepts at once.
 fn fill(to: &mut TcpStream, pattern: &Pattern) -> Result<()> {
     let mut position = 0;
     loop {
@@ -225,14 +226,14 @@ fn fill(to: &mut TcpStream, pattern: &Pattern) -> Result<()> {
     }
 }
 
-/// What the kernel said when this ended.
+/// The kernel's error at the end.
 fn kind(ending: &Result<()>) -> Option<ErrorKind> {
     let error = ending.as_ref().err()?;
     error.chain().find_map(|cause| cause.downcast_ref::<io::Error>()).map(io::Error::kind)
 }
 
-/// Links with these MTUs. A segment cannot be cut, so packets are sent on only where the backend's link takes those of
-/// the client; the backend is told not to send larger ones than the client takes.
+/// Links with these MTUs. A segment cannot be split, so packets are forwarded only if the backend's link accepts
+/// those of the client. The backend gets an MSS that the client's link accepts.
 fn framed(lab: &Lab, mtus: [u32; 2]) -> Result<()> {
     let weather = |seed| Weather { seed, drop: 5, recut: 50, ..Weather::FAIR };
     let links = [Link::Client, Link::Backend];
@@ -243,7 +244,7 @@ fn framed(lab: &Lab, mtus: [u32; 2]) -> Result<()> {
     let refused = matches!(lab.datapath, Datapath::Packet | Datapath::Auto) && mtus[0] > mtus[1];
     let carriers: &[&str] = match lab.datapath {
         Datapath::Packet if refused => &["relay"],
-        // It goes on to the other way into the kernel.
+        // `auto` uses the sockmap datapath instead.
         Datapath::Auto if refused => &["sockmap"],
         other => other.carriers(),
     };
@@ -253,7 +254,7 @@ fn framed(lab: &Lab, mtus: [u32; 2]) -> Result<()> {
     ended(links).map(drop)
 }
 
-/// Sequence numbers that wrap, on both links and in both directions, when so many bytes were sent.
+/// Sequence numbers that wrap, on both links and in both directions, after these numbers of bytes.
 fn wrapped(lab: &Lab, after: [u32; 2]) -> Result<()> {
     let weather = |after: u32| Weather {
         seed: after.into(),

@@ -1,5 +1,5 @@
-//! Requests through the gateway by curl and h2load to nginx: bodies, kept connections, reloads and certificates that change under
-//! load, and the end of connections.
+//! Requests through the gateway by curl and h2load to nginx: bodies, persistent connections, reloads and certificates
+//! that change under load, and the end of connections.
 
 use std::{
     collections::BTreeSet,
@@ -48,7 +48,7 @@ fn curl(lab: &Lab, args: &[&str]) -> Result<String> {
     Ok(run(&lab.client, command.args(args))?.ok()?.stdout)
 }
 
-/// Stores what is put, and has an answer in chunks.
+/// Stores uploads, and has a chunked response.
 fn store(lab: &Lab) -> Result<Process> {
     let files = lab.dir().join("files");
     fs::create_dir_all(&files)?;
@@ -130,7 +130,7 @@ fn kept(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Runs h2load again and again until `work` is done; none of its requests may fail. Returns how many there were.
+/// Runs h2load repeatedly until `work` has ended. None of its requests may fail. Returns their number.
 fn under_load(lab: &Lab, work: impl FnOnce() -> Result<()>) -> Result<()> {
     const REQUESTS: u64 = 2_000;
     let (stop, served) = (AtomicBool::new(false), AtomicU64::new(0));
@@ -142,7 +142,7 @@ fn under_load(lab: &Lab, work: impl FnOnce() -> Result<()>) -> Result<()> {
                 scope.spawn(move || -> Result<()> {
                     while !stop.load(Relaxed) {
                         let mut command = Command::new("h2load");
-                        // HTTP/2 is what it offers first.
+                        // HTTP/2 is its first offer.
                         if version != "h2" {
                             command.arg("--h1");
                         }
@@ -196,7 +196,7 @@ fn reloads(lab: &Lab) -> Result<()> {
     only_good_ends(&daemon)
 }
 
-/// No connection has ended in another way than its client wanted.
+/// Checks that every connection ended as its client requested.
 fn only_good_ends(daemon: &Daemon<'_>) -> Result<()> {
     let metrics = daemon
         .wait_metrics("all have ended", |metrics| metrics.sum("snisplice_connections_active", &[]) == 0)?;
@@ -227,7 +227,7 @@ fn rotation(lab: &Lab) -> Result<()> {
     only_good_ends(&daemon)
 }
 
-/// Answers PING frames, and returns what is received to the end of the connection.
+/// Answers PING frames. Returns the bytes received up to the end of the connection.
 fn listen_on(client: &mut front::Client) -> Result<Vec<u8>> {
     const PING: u8 = 6;
     let (mut received, mut at) = (Vec::new(), 0);
@@ -242,7 +242,7 @@ fn listen_on(client: &mut front::Client) -> Result<Vec<u8>> {
             let end = at + 9 + (usize::from(*high) << 16 | usize::from(*middle) << 8 | usize::from(*low));
             let Some(frame) = received.get(at..end) else { break };
             if (*kind, *flags) == (PING, 0) {
-                // The same as an answer.
+                // The same frame as a reply.
                 let answer = [&[0, 0, 8, PING, 1], &frame[5..]].concat();
                 client.write_all(&answer)?;
             }
@@ -255,7 +255,7 @@ fn goaway(lab: &Lab) -> Result<()> {
     const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
     // GET / of `a`.
     const REQUEST: &[u8] = b"\0\0\x06\x01\x05\0\0\0\x01\x82\x87\x84\x41\x01a";
-    // A GOAWAY without an error, behind any last stream.
+    // A GOAWAY without an error, with any last stream.
     let is_sent = |received: &[u8]| received.windows(9).any(|frame| frame[..4] == [0, 0, 8, 7]);
     let _nginx = web(lab)?;
     let (daemon, _) = front::start(lab, "timeouts: {max_duration: 2s, drain: 60s}\n")?;
@@ -288,7 +288,8 @@ fn goaway(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// The four published settings at once, unedited: passthrough of three of them beside the termination of the fourth.
+/// The four published, unedited configurations at once: passthrough of three of them beside the termination of the
+/// fourth.
 fn all_settings(lab: &Lab) -> Result<()> {
     const NAMES: [(&str, u16, &str); 3] = [
         ("sample.aliyun.com", 443, "mynginxapp.default.svc.cluster.local"),

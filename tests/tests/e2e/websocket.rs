@@ -1,4 +1,4 @@
-//! WebSocket by tungstenite: over HTTP/1 and over HTTP/2 (RFC 8441), with and without TLS, to a backend of HTTP/1.
+//! WebSocket by tungstenite: over HTTP/1 and over HTTP/2 (RFC 8441), with and without TLS, to an HTTP/1 backend.
 
 use std::{
     net::{TcpListener, TcpStream},
@@ -28,7 +28,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::once("websocket::a_refusal_of_the_backend_is_passed_on", refused),
 ];
 
-/// Answers each message with the same one, and reports the headers of each request.
+/// Echoes each message, and reports the headers of each request.
 fn echo(listener: TcpListener) -> mpsc::Receiver<Vec<(String, String)>> {
     let (told, heard) = mpsc::channel();
     thread::spawn(move || {
@@ -118,7 +118,7 @@ fn over_http1(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// A stream of HTTP/2 that is a WebSocket, beside a request of the same connection.
+/// An HTTP/2 stream with a WebSocket, beside a request of the same connection.
 async fn within_http2<I>(io: I, scheme: &str) -> Result<()>
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -127,7 +127,7 @@ where
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(io)).await?;
     tokio::spawn(connection);
     let uri = format!("{scheme}://{NAME}/chat?a=b");
-    // The server's settings have come when a response has: extended CONNECT wants them (RFC 8441 section 3).
+    // The server's settings have arrived once a response has. Extended CONNECT requires them (RFC 8441 section 3).
     let plain = Request::get(format!("{scheme}://{NAME}/plain")).body(Empty::<Bytes>::new())?;
     let _ = sender.send_request(plain).await?;
     let connect = |protocol: &'static str| {

@@ -1,4 +1,4 @@
-//! What is left when every connection is over.
+//! The resources after the end of every connection.
 
 use std::{collections::BTreeMap, fmt, fs};
 
@@ -7,13 +7,13 @@ use snisplice_tests::{daemon::Daemon, kernel::Map, lab::Lab};
 
 use crate::leak::held_at_rest;
 
-/// What a daemon has when it has no connection, by kind.
+/// The resources of a daemon without connections, by kind.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Rest {
     threads: usize,
-    /// Of what they are: `socket`, `bpf-map`, ...
+    /// By the kind of their object: `socket`, `bpf-map`, ...
     descriptors: BTreeMap<String, usize>,
-    /// Of each map that is no array, and none from which the kernel drops old entries by itself.
+    /// By map, except arrays, and except maps from which the kernel evicts old entries.
     pub(super) entries: BTreeMap<String, usize>,
 }
 
@@ -35,10 +35,10 @@ impl Rest {
     }
 }
 
-/// What a descriptor is of, by the target of its link in `/proc/PID/fd`.
+/// The kind of a descriptor, by the target of its link in `/proc/PID/fd`.
 fn kind(target: &str) -> &str {
     match target.strip_prefix("anon_inode:") {
-        // Links come when the first connection does, in the place of descriptors that were kept free for them.
+        // Links are created with the first connection, and replace descriptors that were reserved for them.
         Some("bpf_link") => "[eventfd]",
         Some(kind) => kind,
         None => target.split_once(":[").map_or(target, |(kind, _)| kind),

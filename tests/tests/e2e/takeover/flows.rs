@@ -1,4 +1,4 @@
-//! Flows in the kernel that go over from the old process to the new one.
+//! Flows in the kernel that move from the old process to the new one.
 
 use std::{collections::BTreeSet, net::TcpListener};
 
@@ -20,7 +20,7 @@ use crate::{
 
 const FLOWS: usize = 10;
 
-/// What the log of a process that has ended says of bytes.
+/// The byte counts in the log of a process that has ended.
 fn moved_by(daemon: &Daemon<'_>) -> Result<[u64; 2]> {
     let log = daemon.process().log()?;
     let last = log.lines().rev().find(|line| line.contains("bytes_up")).context("no bytes in the log")?;
@@ -36,16 +36,16 @@ fn scraped(daemon: &Daemon<'_>) -> Result<i64> {
     Ok(daemon.metrics()?.sum("snisplice_bytes_total", &[]))
 }
 
-/// Every byte is accounted for by one of the two.
+/// Every byte is counted by one of the two processes.
 pub(super) fn flows_go_over(lab: &Lab) -> Result<()> {
     let (mut old, listener) = start_persistent(lab)?;
     let mut flows: Vec<_> = (0..FLOWS).map(|_| Flow::open(lab, &listener)).collect::<Result<_>>()?;
     flows.iter_mut().try_for_each(Flow::exchange)?;
     let mut new = None;
     let [up, down] = under_traffic(&flows, |traffic| {
-        // One that is not settled goes over later.
+        // A flow that is not settled moves later.
         moved("bytes move in the old one", traffic)?;
-        // What a scrape has counted in mid-flow, the other one does not count again.
+        // The new process does not count bytes again that a scrape has counted in mid-flow.
         ensure!(scraped(&old)? > 0, "the old one has counted nothing of open flows");
         let second = next(lab, persistence::SETTINGS, "second")?;
         moved("bytes move while flows go over", traffic)?;
@@ -74,7 +74,7 @@ pub(super) fn flows_go_over(lab: &Lab) -> Result<()> {
     let each = [8, 6].map(|bytes| 2 * bytes * FLOWS as u64);
     let expected = [up + hellos + last + each[0], down + last + each[1]];
     for (way, direction) in ["up", "down"].into_iter().enumerate() {
-        // Those that the new one has opened are of a route.
+        // Flows that the new process has accepted have a route.
         let inherited = [("route", "none"), ("datapath", "packet"), ("direction", direction)];
         let by_new = u64::try_from(metrics.sum("snisplice_bytes_total", &inherited))?;
         ensure!(
@@ -122,7 +122,7 @@ pub(super) fn three_in_a_row(lab: &Lab) -> Result<()> {
         let mut flow = Flow::open(lab, &listener)?;
         flow.exchange()?;
         drop(flow);
-        // The first flow alone is left, in each generation.
+        // Only the first flow is left, in each generation.
         old.wait_metrics("one is left", |metrics| metrics.sum("snisplice_connections_active", &[]) == 1)?;
         let now = crate::leak::held_at_rest(lab, &old)?;
         let before = held.get_or_insert_with(|| now.clone());
@@ -132,7 +132,7 @@ pub(super) fn three_in_a_row(lab: &Lab) -> Result<()> {
     persistence::stop(lab, old)
 }
 
-/// Whoever operates the new one sees them beside its own, and ends them alike.
+/// An operator of the new process sees adopted flows beside its own, and closes them in the same way.
 pub(super) fn listed_and_closed(lab: &Lab) -> Result<()> {
     let (mut old, listener) = start_persistent(lab)?;
     let mut flows: Vec<_> = (0..3).map(|_| Flow::open(lab, &listener)).collect::<Result<_>>()?;
@@ -150,7 +150,7 @@ pub(super) fn listed_and_closed(lab: &Lab) -> Result<()> {
     let one = connections::of(&new, &closed)?;
     ensure!(one["listener"] == "none" && one["datapath"] == "packet", "{one}");
     connections::ensure_addresses(&one, &closed)?;
-    // As many as since they are in packets.
+    // The bytes since the flow is in packets.
     ensure!(one["bytes_down"].as_u64().is_some_and(|bytes| bytes <= 6), "{one}");
     ensure!(connections::delete(&new, &format!("/connections/{}", one["id"]))? == 1);
     connections::both_are_reset(&mut closed)?;
@@ -158,7 +158,7 @@ pub(super) fn listed_and_closed(lab: &Lab) -> Result<()> {
     ensure!(connections::delete(&new, "/connections?listener=none")? == 2);
     flows.iter_mut().try_for_each(connections::both_are_reset)?;
     own.exchange()?;
-    // How long it has lasted goes over, too.
+    // The age of the connection moves as well.
     wait_kept(&new, 1)?;
     let age =
         |daemon: &Daemon<'_>| connections::of(daemon, &own)?["age_seconds"].as_f64().context("it has no age");
@@ -167,7 +167,7 @@ pub(super) fn listed_and_closed(lab: &Lab) -> Result<()> {
     ensure!(new.wait()?.success());
     let then = age(&last)?;
     ensure!(then >= 3.0, "it has lasted for {then} s");
-    // One that takes effect now, and has passed long ago.
+    // A limit that takes effect now, and was exceeded long ago.
     Options::yaml(lab, &flow::yaml(&format!("timeouts: {{max_duration: 2s}}\n{}", persistence::SETTINGS)))?;
     last.process().signal(Signal::SIGHUP)?;
     connections::both_are_reset(&mut own)?;
@@ -177,7 +177,7 @@ pub(super) fn listed_and_closed(lab: &Lab) -> Result<()> {
     persistence::stop(lab, last)
 }
 
-/// Flows cannot move to where their places mean something else.
+/// Flows cannot move to maps of another size, where their slots have another meaning.
 pub(super) fn other_size(lab: &Lab) -> Result<()> {
     let (mut old, listener) = start_persistent(lab)?;
     let mut flow = Flow::open(lab, &listener)?;

@@ -1,4 +1,4 @@
-//! Where the processes meet, and who is refused there.
+//! The meeting place of the processes, and the processes that it refuses.
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf};
 
@@ -16,7 +16,7 @@ use crate::{
     persistence::kill,
 };
 
-/// The socket at which the only daemon of a lab can be asked.
+/// The takeover socket of the only daemon in a lab.
 fn socket_path(lab: &Lab) -> Result<PathBuf> {
     let mut files = fs::read_dir(takeover_path(lab))?;
     let file = files.next().context("there is no socket")??;
@@ -24,7 +24,7 @@ fn socket_path(lab: &Lab) -> Result<PathBuf> {
     Ok(file.path())
 }
 
-/// Says `words` where processes that take over ask, and returns the answer; none is empty.
+/// Sends `words` to the takeover socket, and returns the reply. Empty without a reply.
 fn ask_server(lab: &Lab, words: &[u8]) -> Result<String> {
     let socket = lab.lb.enter(|| Ok(Socket::new(Domain::UNIX, Type::SEQPACKET, None)?))?;
     lab.lb.enter(|| Ok(socket.connect(&SockAddr::unix(socket_path(lab)?)?)?))?;
@@ -35,7 +35,7 @@ fn ask_server(lab: &Lab, words: &[u8]) -> Result<String> {
     Ok(String::from_utf8(answer[..count].to_vec())?)
 }
 
-/// Whatever is said there, the process that runs goes on, and the next one is heard.
+/// With any bytes on the socket, the running process continues, and the next client is served.
 pub(super) fn other_protocol(lab: &Lab) -> Result<()> {
     let (old, listener) = start(lab, "")?;
     for version in [2, u32::MAX] {
@@ -57,7 +57,7 @@ pub(super) fn other_protocol(lab: &Lab) -> Result<()> {
     Flow::open(lab, &listener)?.exchange()
 }
 
-/// Each is taken over by its own successor.
+/// Each process is taken over by its own successor.
 pub(super) fn named(lab: &Lab) -> Result<()> {
     let listener = flow::backend(lab)?;
     let admin = ADMIN.replace(":9", ":8");
@@ -89,7 +89,7 @@ pub(super) fn first(lab: &Lab) -> Result<()> {
     ends(second)
 }
 
-/// One that is run so is of user 0 and has no capability, as in a container that shares the host's network.
+/// A command that runs as user 0 without capabilities, as in a container that shares the host's network.
 const POWERLESS: &[&str] = &[
     "setpriv",
     "--bounding-set",
@@ -103,7 +103,7 @@ const POWERLESS: &[&str] = &[
     "+noroot",
 ];
 
-/// A process that may not have the sockets gets none, and the one that serves goes on.
+/// A process that may not have the sockets gets none, and the serving process continues.
 pub(super) fn strangers(lab: &Lab) -> Result<()> {
     let (old, listener) = start(lab, "")?;
     let mut flow = Flow::open(lab, &listener)?;
@@ -121,7 +121,7 @@ pub(super) fn strangers(lab: &Lab) -> Result<()> {
     ends(old)
 }
 
-/// As `ip netns exec` and systemd's sandboxes have it: a mount namespace for each process, and the root of the host.
+/// As in `ip netns exec` and systemd's sandboxes: a mount namespace per process, and the root of the host.
 pub(super) fn across_mounts(lab: &Lab) -> Result<()> {
     let listener = flow::backend(lab)?;
     let meant = |options: Options| options.within(&["unshare", "--mount"]);
@@ -133,8 +133,8 @@ pub(super) fn across_mounts(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Another user's name in the abstract namespace keeps nobody from starting; another user's directory, or one that others
-/// get into, is refused with a remedy.
+/// Another user's name in the abstract namespace does not prevent a start. A directory of another user, or one that
+/// other users can write to, is refused with a remedy.
 pub(super) fn squatters(lab: &Lab) -> Result<()> {
     let listener = flow::backend(lab)?;
     let squatter = lab.lb.enter(|| Ok(Socket::new(Domain::UNIX, Type::SEQPACKET, None)?))?;
@@ -165,7 +165,7 @@ pub(super) fn squatters(lab: &Lab) -> Result<()> {
     Flow::open(lab, &listener)?.exchange()
 }
 
-/// One that ends removes its socket; who was killed could not, and its socket is in nobody's way.
+/// A process that ends removes its socket. A killed process cannot, and its socket does not disturb.
 pub(super) fn left_behind(lab: &Lab) -> Result<()> {
     let (old, listener) = start(lab, "")?;
     let path = socket_path(lab)?;
@@ -182,7 +182,7 @@ pub(super) fn left_behind(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Daemons of two network namespaces that see one directory have nothing to do with each other.
+/// Daemons of two network namespaces with the same directory do not affect each other.
 pub(super) fn other_namespace(lab: &Lab) -> Result<()> {
     let (old, listener) = start(lab, "")?;
     let namespace = format!("--net={}", lab.client.path());
