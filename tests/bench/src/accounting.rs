@@ -1,5 +1,5 @@
-//! What the kernel says a contestant costs: CPU time and memory of its control group, and of the whole machine,
-//! because much of a balancer's work is done in softirqs and kernel threads that belong to nobody.
+//! The cost of a contestant by the kernel's counters: CPU time and memory of its control group, and of the whole
+//! machine. Much of a balancer's work is done in softirqs and kernel threads, which belong to no process.
 
 use std::{
     fs,
@@ -12,13 +12,13 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::topology;
 
-/// /proc/stat counts in this unit on every Linux that userspace sees (`USER_HZ`).
+/// The unit of /proc/stat on every Linux, as userspace sees it (`USER_HZ`).
 const TICKS_A_SECOND: f64 = 100.0;
 
-/// The control group of one contestant; removed when this is dropped.
+/// The control group of one contestant, removed on drop.
 ///
-/// CPU time comes from the unified hierarchy or from v1's cpuacct; memory from the unified hierarchy if it has the
-/// controller, or from v1's memory.
+/// CPU time comes from cgroup v2 or from v1's cpuacct. Memory comes from cgroup v2 if it has the controller, or else
+/// from v1's memory controller.
 #[derive(Debug)]
 pub(crate) struct ControlGroup {
     cpu: Option<(PathBuf, CpuFile)>,
@@ -38,7 +38,7 @@ enum MemoryFiles {
 }
 
 impl ControlGroup {
-    /// A new group below each hierarchy that can account for something.
+    /// Creates a group below each hierarchy with a usable controller.
     pub(crate) fn create(role: &str) -> anyhow::Result<Self> {
         let mounts = fs::read_to_string("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
         let mut group = Self { cpu: None, memory: None };
@@ -50,7 +50,7 @@ impl ControlGroup {
                 Hierarchy::Unified => {
                     fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))?;
                     group.cpu = Some((path.clone(), CpuFile::Unified));
-                    // Fails where v1 owns the controller, or where it is on already in a group with processes.
+                    // Fails if v1 owns the controller, or if it is already enabled in a group with processes.
                     let _: Result<(), _> = fs::write(mount.path.join("cgroup.subtree_control"), "+memory");
                     if path.join("memory.stat").exists() {
                         group.memory = Some((path, MemoryFiles::Unified));
@@ -90,7 +90,7 @@ impl ControlGroup {
         list.lines().filter_map(|line| line.parse().ok()).collect()
     }
 
-    /// CPU time used by the processes inside; `None` if no hierarchy says so.
+    /// CPU time of the processes inside. `None` if no hierarchy counts it.
     pub(crate) fn cpu(&self) -> Option<Duration> {
         let (path, file) = self.cpu.as_ref()?;
         match file {
@@ -105,7 +105,7 @@ impl ControlGroup {
         }
     }
 
-    /// Kernel memory charged to the processes inside, socket buffers included; `None` if no hierarchy says so.
+    /// Kernel memory charged to the processes inside, including socket buffers. `None` if no hierarchy counts it.
     pub(crate) fn kernel_memory(&self) -> Option<u64> {
         let (path, files) = self.memory.as_ref()?;
         match files {
@@ -120,8 +120,8 @@ impl ControlGroup {
         }
     }
 
-    /// Memory that the processes inside have written to, pages that several of them share counted once. Pages of
-    /// files do not count: their share changes whenever somebody else maps the same library.
+    /// Memory that the processes inside have written to. Shared pages count once. File pages do not count: their
+    /// share changes when another process maps the same library.
     pub(crate) fn user_memory(&self) -> u64 {
         self.processes()
             .iter()
@@ -131,11 +131,11 @@ impl ControlGroup {
     }
 }
 
-/// Bytes of anonymous and shared memory in a `smaps_rollup` file (proc(5)), in proportion to those who share.
+/// Bytes of anonymous and shared memory in a `smaps_rollup` file (proc(5)), divided among the sharing processes.
 fn written_memory(rollup: &str) -> u64 {
     let kib = match (field(rollup, "Pss_Anon:"), field(rollup, "Pss_Shmem:")) {
         (Some(anonymous), shared) => anonymous + shared.unwrap_or(0),
-        // Before Linux 5.9 there is only the sum with file pages.
+        // Before Linux 5.9 the file only has the sum with file pages.
         (None, _) => field(rollup, "Pss:").unwrap_or(0),
     };
     kib * 1024
@@ -144,13 +144,13 @@ fn written_memory(rollup: &str) -> u64 {
 impl Drop for ControlGroup {
     fn drop(&mut self) {
         for directory in self.directories() {
-            // Taken out of the list twice if one directory serves both; a group still in use is swept later.
+            // Removed twice if one directory serves both. A group still in use is removed by a later sweep.
             let _: Result<(), _> = fs::remove_dir(directory);
         }
     }
 }
 
-/// Removes groups whose owner is gone, and kills what it left running inside them.
+/// Removes groups whose owner has ended, and kills the processes that are left inside.
 fn sweep(hierarchy: &Path) {
     let Ok(entries) = fs::read_dir(hierarchy) else { return };
     for entry in entries.flatten() {
@@ -180,7 +180,7 @@ struct CgroupMount {
     kind: Hierarchy,
 }
 
-/// The hierarchies of use here, unified first (proc(5), mountinfo).
+/// The usable hierarchies, cgroup v2 first (proc(5), mountinfo).
 fn cgroup_mounts(mountinfo: &str) -> Vec<CgroupMount> {
     let mut mounts: Vec<CgroupMount> = mountinfo
         .lines()
@@ -210,25 +210,25 @@ fn field(text: &str, name: &str) -> Option<u64> {
         .and_then(|number| number.parse().ok())
 }
 
-/// CPU time at one moment, or between two.
+/// CPU time at one time, or between two times.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Cpu {
     /// Wall clock, in seconds.
     pub wall: f64,
-    /// All processors, everything but idle, I/O wait and steal, in seconds.
+    /// All processors: all time except idle, I/O wait and steal, in seconds.
     pub busy: f64,
-    /// Of that, hardware and soft interrupts as the kernel attributes them, in seconds.
+    /// The part for hardware and soft interrupts, as the kernel attributes them, in seconds.
     pub interrupts: f64,
-    /// Taken away by a hypervisor, in seconds.
+    /// Time stolen by a hypervisor, in seconds.
     pub steal: f64,
-    /// This process, which is the generator and the backend, in seconds.
+    /// This process, the generator and the backend, in seconds.
     pub load: f64,
     /// The contestant's control group, in seconds.
     pub own: Option<f64>,
 }
 
 impl Cpu {
-    /// Reads all counters now; the wall clock counts from `epoch`.
+    /// Reads all counters. The wall clock counts from `epoch`.
     pub(crate) fn now(epoch: Instant, group: Option<&ControlGroup>) -> anyhow::Result<Self> {
         let stat = fs::read_to_string("/proc/stat").context("read /proc/stat")?;
         let ticks =
@@ -246,7 +246,7 @@ impl Cpu {
         })
     }
 
-    /// What was used since `before`.
+    /// The usage since `before`.
     pub(crate) fn since(&self, before: &Self) -> Self {
         Self {
             wall: self.wall - before.wall,
@@ -267,8 +267,8 @@ struct Ticks {
 }
 
 impl Ticks {
-    /// The first line of /proc/stat: user nice system idle iowait irq softirq steal guest `guest_nice`; the last two
-    /// are contained in the first two (proc(5)).
+    /// Parses the first line of /proc/stat: user nice system idle iowait irq softirq steal guest `guest_nice`. The
+    /// last two are contained in the first two (proc(5)).
     fn parse(stat: &str) -> Option<Self> {
         let line = stat.lines().find_map(|line| line.strip_prefix("cpu "))?;
         let numbers: Vec<f64> = line.split_whitespace().map_while(|number| number.parse().ok()).collect();
@@ -277,11 +277,11 @@ impl Ticks {
     }
 }
 
-/// Kernel memory that sockets can be in, whole machine: live slab objects and socket buffers, in bytes.
+/// Kernel memory of sockets, of the whole machine: live slab objects and socket buffers, in bytes.
 ///
-/// Live objects and not slab pages, because a slab that was in use once stays with its cache for a while and the next
-/// contestant would get its memory for nothing. Sockets in `TIME_WAIT` are left out: they are not idle connections, and
-/// those of earlier work expire while this is measured.
+/// Live objects are counted, and not slab pages: an emptied slab stays with its cache for a while, and the next
+/// contestant would get its memory for free. Sockets in `TIME_WAIT` are left out: they are not idle connections, and
+/// those of earlier work expire during the measurement.
 pub(crate) fn kernel_memory() -> anyhow::Result<u64> {
     let slabs = fs::read_to_string("/proc/slabinfo").context("read /proc/slabinfo")?;
     let sockets = fs::read_to_string("/proc/net/sockstat").context("read /proc/net/sockstat")?;
@@ -302,7 +302,7 @@ fn live_slab_bytes(slabinfo: &str) -> u64 {
         .sum()
 }
 
-/// `mem` of the TCP line. The kernel keeps it for all namespaces together.
+/// `mem` of the TCP line, which the kernel keeps for all namespaces together.
 fn socket_buffer_pages(sockstat: &str) -> u64 {
     sockstat
         .lines()

@@ -1,7 +1,7 @@
-//! One SVG for each kind of work and compared metric: a panel for each cell, a bar for each contestant.
+//! One SVG for each kind of work and compared metric: a panel per cell, a bar per contestant.
 //!
-//! Panels have scales of their own, because what is to be seen is how contestants compare in a cell, and cells differ
-//! by orders of magnitude.
+//! Each panel has its own scale. A chart compares the contestants within a cell, and cells differ by orders of
+//! magnitude.
 
 use std::{
     fs,
@@ -36,7 +36,7 @@ const REFERENCE: RGBColor = RGBColor(176, 181, 188);
 const OWN: RGBColor = RGBColor(31, 111, 178);
 const PEER: RGBColor = RGBColor(222, 143, 54);
 
-/// Draws all charts of a record into `directory`; says which files they are.
+/// Draws all charts of a record into `directory`. Returns the files.
 pub(crate) fn draw_all(record: &Record, directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
     fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
     let mut files = Vec::new();
@@ -162,7 +162,7 @@ fn as_i32(count: usize) -> i32 {
     i32::try_from(count).unwrap_or(i32::MAX)
 }
 
-/// Drawing into a String fails only if plotters does; its error borrows, so only its text is kept.
+/// Drawing into a String fails only if plotters fails. The error borrows, so only its text is kept.
 #[expect(clippy::needless_pass_by_value, reason = "the form that map_err takes")]
 fn text_error<E: std::error::Error + Send + Sync>(error: DrawingAreaErrorKind<E>) -> anyhow::Error {
     anyhow::anyhow!("{error}")
@@ -184,7 +184,7 @@ mod tests {
         for text in ["direct", "snisplice-auto", "envoy", "void", "20.1k", "32 at once", "More is better"] {
             assert!(svg.contains(text), "{text} is missing in {svg}");
         }
-        // Background, and a bar for each of the two with figures.
+        // The background, and a bar for each of the two contestants with figures.
         assert_eq!(svg.matches("<rect").count(), 3, "{svg}");
     }
 

@@ -10,7 +10,7 @@ use crate::work::Kind;
 #[derive(Debug, Parser)]
 #[command(name = "bench", version, args_conflicts_with_subcommands = true, max_term_width = 110)]
 pub(crate) struct Cli {
-    /// What else to do.
+    /// The subcommand, if any.
     #[command(subcommand)]
     pub command: Option<Command>,
     /// The options of a run.
@@ -18,10 +18,10 @@ pub(crate) struct Cli {
     pub run: Run,
 }
 
-/// What else there is to do.
+/// The subcommands besides a run.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Show what changed from one run to another
+    /// Show the changes from one run to another
     Compare(Compare),
     /// Draw the charts of a run again
     Draw(Draw),
@@ -48,19 +48,19 @@ pub(crate) struct Draw {
 /// The options of a run.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Run {
-    /// A few telling cells, done in less than three minutes
+    /// A few significant cells, in less than three minutes
     #[arg(long, conflicts_with = "smoke")]
     pub quick: bool,
-    /// Tiny cells, one round, every byte compared; fails if anything does not work
+    /// Tiny cells, one round, every byte compared; fails if any cell fails
     #[arg(long)]
     pub smoke: bool,
     /// Only these kinds of work
     #[arg(long, value_enum, value_delimiter = ',', value_name = "KIND")]
     pub only: Vec<Kind>,
-    /// Only these contestants, by id or the beginning of one: direct, snisplice-auto, haproxy, ...
+    /// Only these contestants, by id or a prefix of one: direct, snisplice-auto, haproxy, ...
     #[arg(long, value_delimiter = ',', value_name = "ID")]
     pub contestants: Vec<String>,
-    /// How often everything is measured [default: 5, with --quick 3, with --smoke 1]
+    /// The number of rounds [default: 5, with --quick 3, with --smoke 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub rounds: Option<u32>,
     /// Length of each measurement in seconds [default: 0.9, with --quick 0.6, with --smoke 0.2]
@@ -75,19 +75,20 @@ pub(crate) struct Run {
     /// Several clients and backends, each in a namespace of its own: clients x backends [without a value: 3x3]
     #[arg(long, value_name = "CxB", num_args = 0..=1, default_missing_value = "3x3", value_parser = parse_wide)]
     pub wide: Option<(u8, u8)>,
-    /// Write everything that was measured to this file
+    /// Write all measurements to this file
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
     /// Write one SVG chart for each kind of work to this directory
     #[arg(long, value_name = "DIR")]
     pub charts: Option<PathBuf>,
-    /// Install contestants and tools that are missing, with apt-get and pip; `cargo xtask bench` also brings the newest versions
+    /// Install missing contestants and tools, with apt-get and pip; `cargo xtask bench` also installs the newest
+    /// versions
     #[arg(long)]
     pub install_peers: bool,
-    /// The snisplice to measure [default: the one beside this program, then PATH]
+    /// The snisplice binary to measure [default: the one beside this program, then PATH]
     #[arg(long, value_name = "FILE")]
     pub snisplice: Option<PathBuf>,
-    /// Draw the order of contestants from this number [default: from the clock]
+    /// The seed of the order of contestants [default: from the clock]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
 }

@@ -1,4 +1,4 @@
-//! What a change did: two records side by side.
+//! The effect of a change: two records side by side.
 
 use comfy_table::{Cell as TableCell, CellAlignment, ContentArrangement, Table, presets};
 
@@ -8,7 +8,7 @@ use crate::{
     work::{Better, Kind, Metric},
 };
 
-/// What the two sets of rounds say about one figure.
+/// The comparison of one figure in the two sets of rounds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
     /// Every round after is better than every round before.
@@ -36,7 +36,7 @@ impl Verdict {
     }
 }
 
-/// Everything that both records have.
+/// Compares all figures that both records have.
 pub(crate) fn report(before: &Record, after: &Record) -> String {
     let mut parts: Vec<String> = Vec::new();
     for difference in differences(before, after) {
@@ -67,7 +67,7 @@ pub(crate) fn report(before: &Record, after: &Record) -> String {
     parts.concat()
 }
 
-/// What makes the two hard to compare.
+/// Differences that make a comparison difficult.
 fn differences(before: &Record, after: &Record) -> Vec<String> {
     let mut notes = Vec::new();
     let mut differ = |what: &str, before: &str, after: &str| {
@@ -142,7 +142,7 @@ fn row(
     ])
 }
 
-/// In percent of what it was before, if it was anything.
+/// The change in percent of the former value, if that is not zero.
 fn change(before: f64, after: f64) -> String {
     if before == 0.0 { String::new() } else { format!("{:+.1} %", (after / before - 1.0) * 100.0) }
 }

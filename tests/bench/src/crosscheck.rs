@@ -1,4 +1,4 @@
-//! The same work with standard tools, so that nobody has to believe our generator.
+//! The same work with standard tools, which confirm the generator's results.
 
 use std::{
     fs,
@@ -20,7 +20,7 @@ use crate::{
     work,
 };
 
-/// What a cross-check needs on the backend's side.
+/// The helper of a cross-check on the backend's side.
 pub(crate) enum Helper {
     /// An iperf3 server.
     Iperf3,
@@ -29,7 +29,7 @@ pub(crate) enum Helper {
 }
 
 impl Helper {
-    /// Starts it in the first backend's namespace. `None` if the tools are not there.
+    /// Starts the helper in the first backend's namespace. `None` if the tools are missing.
     pub(crate) fn start(
         &self,
         rig: &Rig,
@@ -81,7 +81,7 @@ impl Helper {
     }
 }
 
-/// Opens a connection in the calling thread's namespace, sends a hello and says whether the backend has answered.
+/// Opens a connection in the calling thread's namespace and sends a hello. Returns whether the backend has answered.
 pub(crate) fn one_answer(target: &SocketAddr, hello: &[u8]) -> bool {
     const PATIENCE: Duration = Duration::from_millis(500);
     let ask = || -> std::io::Result<[u8; ACK_BYTES]> {
@@ -95,18 +95,19 @@ pub(crate) fn one_answer(target: &SocketAddr, hello: &[u8]) -> bool {
     ask().is_ok_and(|answer| Ack::decode(&answer).is_ok())
 }
 
-/// Whole seconds, because that is what the tools take.
+/// Whole seconds, as the tools require.
 fn seconds(window: Duration) -> String {
     window.as_secs_f64().ceil().max(1.0).to_string()
 }
 
 fn run(command: &mut Command) -> anyhow::Result<String> {
     let output = command.stdin(Stdio::null()).output().with_context(|| format!("run {command:?}"))?;
-    // Both tools describe their errors on stdout or stderr; the callers look for figures and find none.
+    // Both tools print errors on stdout or stderr. The callers search for figures and find none.
     Ok(String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr))
 }
 
-/// Bulk with iperf3. It speaks first and not TLS, so the balancer passes it on as what is not TLS.
+/// Bulk with iperf3. iperf3 sends first and does not use TLS, so the balancer's policy for other protocols forwards
+/// the connection.
 pub(crate) fn iperf3(
     rig: &Rig,
     subject: &Subject<'_>,
@@ -120,8 +121,8 @@ pub(crate) fn iperf3(
     if down {
         command.arg("-R");
     }
-    // The server takes one test at a time and turns others away. Through a balancer it hears a little later than the
-    // client that a test is over.
+    // The server runs one test at a time and refuses others. Through a balancer it detects the end of a test a little
+    // later than the client.
     let deadline = Instant::now() + Duration::from_secs(2);
     while rig.topology.backends[0].0.run(|| is_in_use(RAW_PORT))? && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(10));
@@ -141,7 +142,7 @@ fn is_in_use(port: u16) -> anyhow::Result<bool> {
     Ok(has_open(&table, port))
 }
 
-/// Looks for a line with this local port in any state but LISTEN and `TIME_WAIT` (proc(5), /proc/net/tcp).
+/// Finds a line with this local port in any state except LISTEN and `TIME_WAIT` (proc(5), /proc/net/tcp).
 fn has_open(table: &str, port: u16) -> bool {
     const LISTEN: &str = "0A";
     const TIME_WAIT: &str = "06";
@@ -154,7 +155,7 @@ fn has_open(table: &str, port: u16) -> bool {
     })
 }
 
-/// What the receiver says in iperf3's JSON.
+/// The receiver's result in iperf3's JSON.
 fn bits_per_second(json: &str) -> Result<f64, String> {
     let value: serde_json::Value =
         serde_json::from_str(json).map_err(|_| json.lines().next().unwrap_or("no output").to_owned())?;
@@ -164,8 +165,8 @@ fn bits_per_second(json: &str) -> Result<f64, String> {
     value["end"]["sum_received"]["bits_per_second"].as_f64().ok_or_else(|| "no sum in the output".to_owned())
 }
 
-/// Requests with wrk over TLS. It takes the server name from the URL, so the name has to resolve: a private mount
-/// namespace gives it an /etc/hosts of its own.
+/// Requests with wrk over TLS. wrk takes the server name from the URL, so the name must resolve: a private mount
+/// namespace has its own /etc/hosts.
 pub(crate) fn wrk(rig: &Rig, subject: &Subject<'_>, connections: usize) -> anyhow::Result<Measured> {
     const WITH_HOSTS: &str = "mount --bind \"$1\" /etc/hosts && shift && exec \"$@\"";
     let (address, port) = if subject.running.is_some() {
@@ -191,7 +192,7 @@ pub(crate) fn wrk(rig: &Rig, subject: &Subject<'_>, connections: usize) -> anyho
     Ok(measured)
 }
 
-/// What wrk says at the end, unless it says that something failed.
+/// The final result of wrk, unless it reports failures.
 fn requests_per_second(text: &str) -> Result<f64, String> {
     let line = |start: &str| text.lines().map(str::trim).find(|line| line.starts_with(start));
     if let Some(errors) = line("Socket errors:").or_else(|| line("Non-2xx")) {

@@ -1,4 +1,4 @@
-//! Finds programs, and installs what is missing when asked to.
+//! Finds programs, and installs missing ones on request.
 
 use std::{
     collections::BTreeMap,
@@ -11,10 +11,10 @@ use anyhow::{Context as _, bail};
 
 use crate::contestants::{Contestant, Install, Search};
 
-/// The tools of the cross-checks, with the package of each. All of them are Debian packages of the same name.
+/// The tools of the cross-checks. The Debian package of each has the same name.
 pub(crate) const TOOLS: [&str; 2] = ["iperf3", "wrk"];
 
-/// Where Python packages are installed to.
+/// The directory of installed Python packages.
 fn wheels() -> PathBuf {
     let cache = env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
@@ -23,8 +23,8 @@ fn wheels() -> PathBuf {
     cache.join("snisplice-bench")
 }
 
-/// Looks beside this program, in PATH, in the directories for system programs that a user's PATH may lack, and in the
-/// places where Envoy's Python package is commonly put.
+/// Searches this program's directory, PATH, the system directories that a user's PATH may lack, and the usual
+/// directories of Envoy's Python package.
 pub(crate) fn search(snisplice: Option<&Path>, passes_through: bool) -> Search {
     let beside = env::current_exe().ok().and_then(|path| path.parent().map(Path::to_owned));
     let path = env::var_os("PATH").unwrap_or_default();
@@ -37,7 +37,7 @@ pub(crate) fn search(snisplice: Option<&Path>, passes_through: bool) -> Search {
     Search { snisplice: snisplice.map(Path::to_owned), directories, passes_through, peers }
 }
 
-/// Installs what these contestants and the cross-checks lack.
+/// Installs the missing requirements of these contestants and of the cross-checks.
 pub(crate) fn install(missing: &[&dyn Contestant], tools: &[&str]) -> anyhow::Result<()> {
     let mut packages: Vec<&str> = tools.to_vec();
     let mut python = Vec::new();
@@ -79,7 +79,7 @@ fn run(program: &str, arguments: &[&str]) -> anyhow::Result<()> {
     let status = Command::new(program)
         .args(arguments)
         .env("DEBIAN_FRONTEND", "noninteractive")
-        // A balancer that starts as a service on installation would take port 80 or 443 of the host.
+        // A balancer whose package starts a service would take port 80 or 443 of the host.
         .env("RUNLEVEL", "1")
         .status()
         .with_context(|| format!("run {program}"))?;
@@ -89,7 +89,7 @@ fn run(program: &str, arguments: &[&str]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The cross-check tools that are there, with their versions.
+/// The available cross-check tools, with their versions.
 pub(crate) fn tool_versions(search: &Search) -> BTreeMap<String, String> {
     TOOLS
         .iter()

@@ -1,4 +1,4 @@
-//! Ctrl-C and SIGTERM end the run early but in order: nothing is left behind.
+//! Ctrl-C and SIGTERM end the run early but in order: no resource is left behind.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering::Relaxed},
@@ -9,17 +9,17 @@ use anyhow::{Context as _, bail};
 
 static REQUESTED: AtomicBool = AtomicBool::new(false);
 
-/// Starts to notice SIGINT, SIGTERM and SIGHUP.
+/// Begins to handle SIGINT, SIGTERM and SIGHUP.
 pub(crate) fn watch() -> anyhow::Result<()> {
     ctrlc::set_handler(|| REQUESTED.store(true, Relaxed)).context("install a signal handler")
 }
 
-/// Whether the run is to end.
+/// Whether the run must end.
 pub(crate) fn requested() -> bool {
     REQUESTED.load(Relaxed)
 }
 
-/// An error if the run is to end.
+/// Returns an error if the run must end.
 pub(crate) fn check() -> anyhow::Result<()> {
     if requested() {
         bail!("interrupted");
@@ -27,7 +27,7 @@ pub(crate) fn check() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Sleeps, but wakes early if the run is to end.
+/// Sleeps, and wakes early if the run must end.
 pub(crate) fn sleep_until(deadline: Instant) {
     const PIECE: Duration = Duration::from_millis(50);
     while !requested() {

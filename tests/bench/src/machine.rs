@@ -1,14 +1,14 @@
-//! What the report says about the machine.
+//! The report's description of the machine.
 
 use std::{collections::BTreeMap, fs};
 
 use crate::record::Machine;
 
-/// Host settings that are not a namespace's own and bear on the figures.
+/// Host settings that no namespace has of its own and that affect the figures.
 const HOST_SYSCTLS: [&str; 4] =
     ["net.core.netdev_max_backlog", "net.core.rmem_max", "net.core.wmem_max", "net.ipv4.tcp_mem"];
 
-/// Reads it all; what cannot be read is left empty, for none of it is needed to measure.
+/// Reads the description. Unreadable parts stay empty, since no measurement needs them.
 pub(crate) fn describe(
     namespace_settings: Vec<(String, String)>,
     tools: BTreeMap<String, String>,
@@ -40,7 +40,7 @@ pub(crate) fn describe(
     }
 }
 
-/// What follows `key` and a colon.
+/// The text after `key` and a colon.
 fn after(text: &str, key: &str) -> Option<String> {
     text.lines()
         .filter_map(|line| line.split_once(':'))

@@ -1,6 +1,6 @@
 //! Runs snisplice beside `HAProxy`, nginx, Envoy and no balancer at all, and reports ratios.
 //!
-//! Read `docs/bench/README.md` for what is measured and how.
+//! `docs/bench/README.md` describes the measurements and the method.
 
 #![forbid(unsafe_code)]
 
@@ -48,7 +48,7 @@ fn main() -> ExitCode {
 
 fn run(options: &cli::Run) -> anyhow::Result<ExitCode> {
     let record = runner::run(options)?;
-    // The file first: it is what cannot be made again.
+    // The file comes first, since it cannot be produced again.
     if let Some(path) = &options.json {
         record.write(path)?;
     }
@@ -69,7 +69,7 @@ fn run(options: &cli::Run) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The smoke run is a test: whoever takes part has to work in every cell, and we have to take part.
+/// The smoke run is a test: every contestant must work in every cell, and snisplice must take part.
 fn smoke_verdict(record: &record::Record) -> ExitCode {
     let mut failed = false;
     for sample in &record.samples {

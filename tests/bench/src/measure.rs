@@ -1,4 +1,4 @@
-//! One cell: runs its load against whoever is in place and turns counters into figures.
+//! Measures one cell: runs its load against the running contestant, and computes figures from counters.
 
 use std::{
     collections::BTreeMap,
@@ -36,45 +36,45 @@ mod terminate;
 
 use memory::Memory;
 
-/// What all contestants are measured with.
+/// The equipment for all contestants.
 pub(crate) struct Rig {
     /// The namespaces.
     pub topology: Topology,
     /// The backend in them.
     pub backend: Backend,
-    /// What TLS handshakes are made with.
+    /// The certificate of TLS handshakes.
     pub identity: Identity,
-    /// Certificates for whoever ends TLS; `None` where no work has it end there.
+    /// Certificates for TLS termination. `None` if no work terminates TLS.
     pub keys: Option<Keys>,
-    /// Client threads.
+    /// The number of client threads.
     pub threads: usize,
-    /// Load before each window.
+    /// The duration of load before each window.
     pub warm_up: Duration,
-    /// Load that counts.
+    /// The duration of the window.
     pub window: Duration,
     /// Whether both ends compare every byte.
     pub verify: bool,
 }
 
-/// Who is measured.
+/// The contestant in the measurement.
 pub(crate) struct Subject<'a> {
-    /// Its processes; `None` for no balancer at all.
+    /// Its processes. `None` without a balancer.
     pub running: Option<&'a Running>,
-    /// From start to the first answer.
+    /// The time from the start to the first answer.
     pub start_up: Option<Duration>,
 }
 
-/// Figures by metric key, and what went wrong.
+/// Figures by metric key, and faults.
 #[derive(Debug, Default)]
 pub(crate) struct Measured {
     /// Figures by metric key.
     pub metrics: BTreeMap<String, f64>,
-    /// Anything here voids them.
+    /// Any fault voids the figures.
     pub faults: Faults,
 }
 
 impl Measured {
-    /// Notes a figure.
+    /// Sets a figure.
     pub(crate) fn set(&mut self, metric: Metric, value: f64) {
         self.metrics.insert(metric.key.to_owned(), value);
     }
@@ -87,7 +87,7 @@ struct Moment {
     backend: Counts,
 }
 
-/// What happened in the window.
+/// The counters of the window.
 struct Span {
     seconds: f64,
     client: Counts,
@@ -119,14 +119,14 @@ impl Span {
     }
 }
 
-/// How often a message or connection happened, as a rate.
+/// The rate of a message or connection, per second.
 #[expect(clippy::cast_precision_loss, reason = "counts of a window are exact in f64")]
 fn per_second(count: u64, seconds: f64) -> f64 {
     count as f64 / seconds
 }
 
 impl Rig {
-    /// Where clients connect to for what the backends serve on `port`.
+    /// The addresses for clients of the backends' service on `port`.
     pub(crate) fn targets(&self, subject: &Subject<'_>, port: u16) -> Vec<SocketAddr> {
         if subject.running.is_some() {
             vec![SocketAddr::from((BALANCER, SNI_PORT))]
@@ -135,9 +135,9 @@ impl Rig {
         }
     }
 
-    /// Whether the work has a meaning for this subject.
+    /// Whether the work applies to this subject.
     pub(crate) fn applies(subject: &Subject<'_>, work: Work) -> bool {
-        // Without a balancer nobody looks at the server name.
+        // Without a balancer the server name has no effect.
         subject.running.is_some()
             || match work {
                 Work::Refused { .. } | Work::Start { .. } => false,
@@ -161,7 +161,7 @@ impl Rig {
                 }
                 Ok(measured)
             }
-            // The one that is measured by who starts contestants.
+            // The runner measures this one, since it starts contestants.
             Work::Start { .. } => Ok(Measured::default()),
             Work::Refused { at_once } => self.refuse(subject, at_once),
             Work::Request { size, connections } => self.request(subject, size, connections, None),
@@ -193,7 +193,7 @@ impl Rig {
         }
     }
 
-    /// Runs a load and checks that both ends counted the same. `None` if it never got to its window.
+    /// Runs a load and checks that both ends have the same counts. `None` if the load never reached its window.
     fn run<S: Session>(
         &self,
         subject: &Subject<'_>,
@@ -220,7 +220,7 @@ impl Rig {
         Ok(Some((Span::between(first, last), outcome)))
     }
 
-    /// What clients saw answered has to be what the backend answered, once both are done.
+    /// The answers that clients received must equal those that the backend sent, once both have ended.
     fn compare_counts(&self, before: Counts, client: Counts, faults: &mut Faults) {
         const PATIENCE: Duration = Duration::from_secs(1);
         let deadline = Instant::now() + PATIENCE;
@@ -304,7 +304,7 @@ impl Rig {
         Ok(measured)
     }
 
-    /// Messages there and back: as fast as answers come, or as many as a rate asks for.
+    /// Messages and answers: each message after the previous answer, or at a given rate.
     fn request(
         &self,
         subject: &Subject<'_>,
@@ -332,7 +332,7 @@ impl Rig {
         if !outcome.delays.is_empty() {
             measured.set(work::DELAY, as_f64(outcome.delays.value_at_quantile(0.99)) / 1000.0);
         }
-        // The smoke run is no measurement: a window of it holds too few requests for such a rule.
+        // The smoke run is no measurement: its window contains too few requests for this rule.
         if let Some(rate) = rate.filter(|_| !self.verify)
             && !pace::kept_up(achieved, rate)
         {
@@ -349,7 +349,7 @@ impl Rig {
         let hello = Hello::new(PLAIN_NAME, order);
         let make = |nonce| Ok(Stream::new(hello.with_nonce(nonce), Order { nonce, ..order }));
         let Some((span, _)) = self.run(subject, &plan, make, &mut measured)? else { return Ok(measured) };
-        // Counted where bytes arrive: what is in a buffer has not been transferred.
+        // Counted on arrival: bytes in a buffer are not transferred yet.
         let bytes = as_f64(span.client.bytes + span.backend.bytes);
         measured.set(work::THROUGHPUT, bytes * 8.0 / 1e9 / span.seconds);
         span.set_cpu(&mut measured, [work::CPU_OWN_GB, work::CPU_IRQ_GB, work::CPU_MACHINE_GB], bytes / 1e9);
@@ -373,17 +373,17 @@ impl Rig {
         Ok(measured)
     }
 
-    /// Memory before the connections and while they are there, by connection.
+    /// Memory before the connections and while they are held, per connection.
     fn idle(&self, subject: &Subject<'_>, connections: usize) -> anyhow::Result<Measured> {
         const FIRST_USE: usize = 64;
         const SETTLE: Duration = Duration::from_millis(300);
-        /// Nothing moves, so the moment at the start of the window says it all.
+        /// No byte moves, so one reading at the start of the window suffices.
         const GLANCE: Duration = Duration::from_millis(10);
         let mut measured = Measured::default();
         let targets = self.targets(subject, PLAIN_PORT);
         let hello = Hello::new(PLAIN_NAME, self.order(Task::Wait, 0));
         let make = |nonce| Ok(Idle::new(hello.with_nonce(nonce), nonce));
-        // What is allocated once, at first use, is no connection's cost.
+        // Memory that is allocated once, at first use, is no cost of a connection.
         let first_use =
             Plan { warm_up: SETTLE, window: GLANCE, ..self.plan(&targets, FIRST_USE, Renewal::Kept) };
         self.run(subject, &first_use, make, &mut measured)?;
@@ -405,8 +405,8 @@ impl Rig {
         Ok(measured)
     }
 
-    /// Waits for the first answer through the balancer, or directly. `meanwhile` is called before each attempt. Where TLS
-    /// ends at the balancer, `name` is `None`.
+    /// Waits for the first answer through the balancer, or directly. `meanwhile` is called before each attempt. If
+    /// the balancer terminates TLS, `name` is `None`.
     pub(crate) fn wait_until_served(
         &self,
         running: Option<&mut Running>,
@@ -446,7 +446,7 @@ impl Rig {
     }
 }
 
-/// Takes the first error out of an outcome's moments.
+/// Returns the first error among the moments of an outcome.
 fn transpose<T>(outcome: Outcome<anyhow::Result<T>>) -> anyhow::Result<Outcome<T>> {
     let moments = outcome.moments.into_iter().collect::<anyhow::Result<Vec<T>>>()?;
     let Outcome { latencies, delays, counts, faults, .. } = outcome;
@@ -466,9 +466,9 @@ pub(crate) fn as_f64(number: u64) -> f64 {
     number as f64
 }
 
-/// An index below `count` that looks random: routes are asked for in no order that a cache could like.
+/// A pseudorandom index below `count`: the order of requested routes must not favour a cache.
 fn spread(nonce: u64, count: usize) -> usize {
-    // The product's upper half: its lower bits repeat after few steps.
+    // The product's upper half: the lower bits repeat after few steps.
     let mixed = nonce.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33;
     usize::try_from(mixed).unwrap_or(0) % count
 }

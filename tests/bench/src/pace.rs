@@ -1,32 +1,32 @@
-//! The rate of the kind `paced`: equal for everybody, and such that everybody can keep it.
+//! The rate of the kind `paced`: equal for all contestants, and low enough for all to keep it.
 //!
-//! Latency at saturation says little: whoever is faster has more under way at a time. So all are asked for the same
-//! rate, well below what the best of the peers can do; one that has fallen behind has no figure.
+//! Latency at saturation is not comparable: a faster contestant has more requests in flight. So all get the same
+//! rate, well below that of the best peer. A contestant that falls behind has no figure.
 
 use serde::{Deserialize, Serialize};
 
-/// Which part of what the best peer has reached is asked for.
+/// The rate, as a part of the best peer's.
 pub(crate) const PART: f64 = 0.6;
 
-/// By which part of the rate a contestant may miss it. At the end of the window a few requests are under way.
+/// The permitted shortfall, as a part of the rate. At the end of the window a few requests are in flight.
 const MISS: f64 = 0.02;
 
-/// The rate of one cell, and where it comes from.
+/// The rate of one cell, and its source.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Pace {
     /// Cell within the kind `paced`.
     pub cell: String,
-    /// Requests in a second that every contestant is asked for.
+    /// Requests per second for every contestant.
     pub rate: u32,
-    /// Requests in a second that the best one answered when each followed the answer to the one before.
+    /// Requests per second of the best contestant, with each request after the previous answer.
     pub best: f64,
-    /// Who that was.
+    /// The best contestant.
     pub by: String,
 }
 
 impl Pace {
-    /// What follows from the best of `reached`, which are contestants with their requests in a second; `None` if there
-    /// is nobody.
+    /// The rate that follows from `reached`, a list of contestants with their requests per second. `None` for an
+    /// empty list.
     pub(crate) fn of(cell: &str, reached: &[(String, f64)]) -> Option<Self> {
         let (by, best) = reached.iter().max_by(|one, two| one.1.total_cmp(&two.1))?.clone();
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "positive, below 2^32")]
@@ -35,8 +35,8 @@ impl Pace {
     }
 }
 
-/// Whether who has `achieved` so many requests in a second has kept the rate. More than were due is no fault: they were
-/// left over from before the window.
+/// Whether a contestant with `achieved` requests per second has kept the rate. A higher value is no fault: it
+/// includes requests from before the window.
 pub(crate) fn kept_up(achieved: f64, rate: u32) -> bool {
     achieved >= f64::from(rate) * (1.0 - MISS)
 }

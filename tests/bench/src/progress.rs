@@ -1,11 +1,11 @@
-//! A line on stderr that says how far a run is.
+//! A line on stderr with the progress of a run.
 
 use std::{
     io::{IsTerminal as _, Write as _},
     time::{Duration, Instant},
 };
 
-/// One line that is written over on a terminal. In a file, a line now and then.
+/// On a terminal one line that is overwritten. In a file, an occasional line.
 pub(crate) struct Progress {
     terminal: bool,
     started: Instant,
@@ -17,13 +17,13 @@ pub(crate) struct Progress {
 const TO_A_FILE_EVERY: Duration = Duration::from_secs(10);
 
 impl Progress {
-    /// For a run of about `estimate` seconds that starts now.
+    /// The progress of a run of about `estimate` seconds that starts now.
     pub(crate) fn new(estimate: f64) -> Self {
         let terminal = std::io::stderr().is_terminal();
         Self { terminal, started: Instant::now(), estimate, last: None, width: 0 }
     }
 
-    /// What is done now.
+    /// Shows the current step.
     pub(crate) fn step(&mut self, what: &str) {
         if !self.terminal && self.last.is_some_and(|last| last.elapsed() < TO_A_FILE_EVERY) {
             return;
@@ -34,7 +34,7 @@ impl Progress {
         self.write(&line);
     }
 
-    /// Something to be remembered.
+    /// Prints a permanent note.
     pub(crate) fn note(&mut self, what: &str) {
         self.finish();
         eprintln!("{what}");
@@ -47,11 +47,11 @@ impl Progress {
         } else {
             eprintln!("{line}");
         }
-        // A terminal that is gone is no reason to stop measuring.
+        // A closed terminal is no reason to stop measuring.
         let _: std::io::Result<()> = std::io::stderr().flush();
     }
 
-    /// Takes the line away.
+    /// Removes the line.
     pub(crate) fn finish(&mut self) {
         if self.terminal && self.width > 0 {
             eprint!("\r{:width$}\r", "", width = self.width);

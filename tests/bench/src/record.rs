@@ -1,4 +1,4 @@
-//! What a run leaves behind: the JSON file, and the selections that tables, charts and comparisons share.
+//! The record of a run: the JSON file, and the selections that tables, charts and comparisons share.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -20,99 +20,99 @@ pub(crate) const SCHEMA: u32 = 1;
 pub(crate) struct Record {
     /// [`SCHEMA`] of the writer.
     pub schema: u32,
-    /// Seconds since 1970 when it began.
+    /// The start, in seconds since 1970.
     pub started_unix: u64,
-    /// Seconds it took.
+    /// The duration in seconds.
     pub took_seconds: f64,
     /// False if it was interrupted.
     pub complete: bool,
-    /// Where it ran.
+    /// The machine of the run.
     pub machine: Machine,
-    /// How it ran.
+    /// The settings of the run.
     pub settings: Settings,
-    /// Who took part and who could not, in the order of tables.
+    /// The contestants, present or missing, in the order of tables.
     pub contestants: Vec<Entrant>,
-    /// Everything that was measured, in the order it was.
+    /// All measurements, in order.
     pub samples: Vec<Sample>,
-    /// Which data paths were really taken, by those who can tell.
+    /// The used data paths, for contestants that report them.
     pub paths: Vec<PathsTaken>,
-    /// What was asked for where the rate is given; files of earlier versions have none.
+    /// The given rates. Files of earlier versions have none.
     #[serde(default)]
     pub paces: Vec<Pace>,
 }
 
-/// Connections of one contestant, kind of work and round, by the data path they went through.
+/// Connections of one contestant, kind of work and round, by data path.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct PathsTaken {
     /// Kind of work.
     pub kind: Kind,
-    /// Contestant's id.
+    /// The contestant's id.
     pub contestant: String,
     /// From 0.
     pub round: u32,
-    /// Connections by the contestant's own name of the path. Those made to see whether it serves are included.
+    /// Connections by the contestant's own name of the path, including those that check whether it serves.
     pub connections: BTreeMap<String, u64>,
 }
 
-/// Where a run took place.
+/// The machine of a run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Machine {
     /// `uname -srvm`.
     pub kernel: String,
     /// Model name of the first processor.
     pub processor: String,
-    /// Processors that are online.
+    /// Number of online processors.
     pub processors: usize,
-    /// Bytes.
+    /// In bytes.
     pub memory: u64,
-    /// What the kernel takes the time from.
+    /// The kernel's clock source.
     pub clock_source: String,
-    /// One-minute load average before the run; a machine at rest is near 0.
+    /// One-minute load average before the run. An idle machine is near 0.
     pub load_average: f64,
-    /// Settings of the namespaces, and some of the host that bear on the figures.
+    /// Settings of the namespaces, and host settings that affect the figures.
     pub sysctls: BTreeMap<String, String>,
     /// Versions of the cross-check tools.
     pub tools: BTreeMap<String, String>,
 }
 
-/// How a run was made.
+/// The settings of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Settings {
-    /// How much was measured.
+    /// The extent of the measurements.
     pub extent: Extent,
-    /// Rounds asked for.
+    /// The configured number of rounds.
     pub rounds: u32,
-    /// Load before each window, in seconds.
+    /// The duration of load before each window, in seconds.
     pub warm_up_seconds: f64,
-    /// Load that counts, in seconds.
+    /// The duration of the window, in seconds.
     pub window_seconds: f64,
     /// Threads or processes of each contestant.
     pub workers: usize,
-    /// Client threads; the backend has as many.
+    /// Client threads. The backend has the same number.
     pub load_threads: usize,
-    /// The same where bytes are many; `None` in records of a time when there was no difference.
+    /// Client threads for bulk work. `None` in records of versions without a difference.
     #[serde(default)]
     pub bulk_threads: Option<usize>,
     /// Client and backend namespaces.
     pub clients: u8,
     /// Client and backend namespaces.
     pub backends: u8,
-    /// What the order of contestants was drawn from.
+    /// The seed of the order of contestants.
     pub seed: u64,
 }
 
 /// A contestant of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Entrant {
-    /// Its id.
+    /// The id.
     pub id: String,
-    /// How it stands to the others.
+    /// The role.
     pub role: Role,
-    /// What it says its version is; `None` if it did not take part.
+    /// The reported version. `None` if it did not take part.
     pub version: Option<String>,
-    /// How it is configured.
+    /// A description of its configuration.
     pub note: String,
-    /// Why it did not take part.
+    /// The reason for its absence.
     pub missing: Option<String>,
 }
 
@@ -123,22 +123,22 @@ pub(crate) struct Sample {
     pub kind: Kind,
     /// Cell within the kind.
     pub cell: String,
-    /// Contestant's id.
+    /// The contestant's id.
     pub contestant: String,
     /// From 0.
     pub round: u32,
-    /// Figures by metric key; empty if void.
+    /// Figures by metric key. Empty if void.
     pub metrics: BTreeMap<String, f64>,
-    /// Why the sample does not count.
+    /// The reason for a void sample.
     pub void: Option<String>,
 }
 
-/// What is known of one metric of one cell and contestant.
+/// The result of one metric for one cell and contestant.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Figure {
-    /// Not measured: it has no meaning for this contestant, or the run was cut short.
+    /// Not measured: the metric does not apply to this contestant, or the run was interrupted.
     Absent,
-    /// Something went wrong in at least one round.
+    /// A fault in at least one round.
     Void(String),
     /// The figures of all rounds.
     Measured(Summary),
@@ -147,14 +147,14 @@ pub(crate) enum Figure {
 /// A ratio within rounds, then over rounds.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Ratio {
-    /// Against whom; for the best peer, the one that was it in most rounds.
+    /// The other contestant. For the best peer, the one that was best in most rounds.
     pub against: String,
-    /// The ratios of all rounds; above 1 is better for the contestant, whichever way the metric goes.
+    /// The ratios of all rounds. Above 1 is better for the contestant, for either direction of the metric.
     pub summary: Summary,
 }
 
 impl Record {
-    /// Reads a file that [`Record::write`] has written.
+    /// Reads a file of [`Record::write`].
     pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
         let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
         let record: Self = serde_json::from_str(&text)
@@ -168,13 +168,13 @@ impl Record {
         Ok(record)
     }
 
-    /// Writes it all.
+    /// Writes the record.
     pub(crate) fn write(&self, path: &Path) -> anyhow::Result<()> {
         let text = serde_json::to_string_pretty(self).context("turn the record into JSON")?;
         fs::write(path, text + "\n").with_context(|| format!("write {}", path.display()))
     }
 
-    /// Kinds with samples, in the order they were measured first.
+    /// Kinds with samples, in the order of their first measurement.
     pub(crate) fn kinds(&self) -> Vec<Kind> {
         let mut kinds = Vec::new();
         for sample in &self.samples {
@@ -186,12 +186,12 @@ impl Record {
         kinds
     }
 
-    /// What was asked for in a cell, if its rate was given.
+    /// The given rate of a cell, if any.
     pub(crate) fn pace(&self, kind: Kind, cell: &str) -> Option<&Pace> {
         self.paces.iter().find(|pace| kind == Kind::Paced && pace.cell == cell)
     }
 
-    /// Cells of a kind, in the order they were measured.
+    /// Cells of a kind, in the order of measurement.
     pub(crate) fn cells(&self, kind: Kind) -> Vec<&str> {
         let mut cells = Vec::new();
         for sample in self.samples.iter().filter(|sample| sample.kind == kind) {
@@ -202,8 +202,8 @@ impl Record {
         cells
     }
 
-    /// Cells of a kind that have figures of this metric: cells of one kind need not be measured alike. A cell in which
-    /// nobody has any figure belongs to the kind's first metric.
+    /// Cells of a kind with figures of this metric: cells of one kind may have different metrics. A cell without any
+    /// figure belongs to the kind's first metric.
     pub(crate) fn rows(&self, kind: Kind, metric: Metric) -> Vec<&str> {
         let measured = |cell: &str, metric: Metric| {
             let figure = |entrant: &Entrant| self.figure(kind, cell, &entrant.id, metric);
@@ -216,14 +216,14 @@ impl Record {
         cells
     }
 
-    /// Those who took part in a kind.
+    /// The contestants of a kind.
     pub(crate) fn entrants(&self, kind: Kind) -> impl Iterator<Item = &Entrant> {
         self.present().filter(move |entrant| {
             self.samples.iter().any(|sample| sample.kind == kind && sample.contestant == entrant.id)
         })
     }
 
-    /// Connections of a contestant in all rounds of a kind, by data path; empty if it cannot tell.
+    /// Connections of a contestant in all rounds of a kind, by data path. Empty if it does not report them.
     pub(crate) fn paths_taken(&self, kind: Kind, contestant: &str) -> BTreeMap<&str, u64> {
         let mut total: BTreeMap<&str, u64> = BTreeMap::new();
         let taken = self.paths.iter().filter(|taken| taken.kind == kind && taken.contestant == contestant);
@@ -233,7 +233,7 @@ impl Record {
         total
     }
 
-    /// Those who took part.
+    /// The contestants that took part.
     pub(crate) fn present(&self) -> impl Iterator<Item = &Entrant> {
         self.contestants.iter().filter(|entrant| entrant.missing.is_none())
     }
@@ -272,7 +272,7 @@ impl Record {
         rounds
     }
 
-    /// `contestant` against `other`.
+    /// The ratio of `contestant` to `other`.
     pub(crate) fn ratio(
         &self,
         kind: Kind,
@@ -291,8 +291,8 @@ impl Record {
         ratio_of(other.to_owned(), &figures, &divisors, metric.better)
     }
 
-    /// What `contestant` costs beyond `reference`, in the metric's own unit: the differences of all rounds. Negative where it
-    /// costs less, as noise does now and then.
+    /// The additional cost of `contestant` over `reference`, in the metric's unit: the differences of all rounds. May
+    /// be negative through noise.
     pub(crate) fn added(
         &self,
         kind: Kind,
@@ -313,7 +313,7 @@ impl Record {
         Summary::of(&differences)
     }
 
-    /// `contestant` against the peer that was best in each round.
+    /// The ratio of `contestant` to the best peer of each round.
     pub(crate) fn ratio_to_best_peer(
         &self,
         kind: Kind,
@@ -431,7 +431,7 @@ pub(crate) mod tests {
 
     #[test]
     fn ratios_are_taken_within_rounds_before_the_median() {
-        // The machine gets three times faster from round to round; the ratio stays.
+        // The machine becomes three times faster from round to round, and the ratio does not change.
         let record = record(&[
             ("direct", Role::Reference, &[400.0, 1200.0, 3600.0]),
             ("snisplice-auto", Role::Own, &[200.0, 600.0, 1800.0]),
@@ -446,7 +446,7 @@ pub(crate) mod tests {
 
     #[test]
     fn what_a_balancer_adds_is_taken_within_rounds() {
-        // The machine gets slower from round to round; what is added to it does as well, but far less.
+        // The machine becomes slower from round to round. So does the added cost, but far less.
         let mut record = record(&[
             ("direct", Role::Reference, &[1.0, 1.0, 1.0]),
             ("nginx", Role::Peer, &[1.0, 1.0, 1.0]),
@@ -516,7 +516,7 @@ pub(crate) mod tests {
         let record = record(&[("direct", Role::Reference, &[1.0, 2.5])]);
         record.write(&path).unwrap();
         assert_eq!(Record::read(&path).unwrap(), record);
-        // One of before there were paces.
+        // A record of a version without paces.
         let mut old = serde_json::to_value(&record).unwrap();
         old.as_object_mut().unwrap().remove("paces");
         fs::write(&path, old.to_string()).unwrap();

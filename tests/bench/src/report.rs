@@ -15,12 +15,12 @@ use crate::{
 
 const REFERENCE: &str = "direct";
 
-/// Writes to stdout. A reader that has gone away, such as `head`, is no reason to lose a run.
+/// Writes to stdout. A closed reader, such as `head`, is no reason to lose a run.
 pub(crate) fn say(text: &str) {
     let _: std::io::Result<()> = std::io::stdout().write_all(text.as_bytes());
 }
 
-/// Machine, settings and who takes part; before the first measurement.
+/// Machine, settings and contestants, before the first measurement.
 pub(crate) fn head(record: &Record, estimate: f64) -> String {
     let (machine, settings) = (&record.machine, &record.settings);
     let mut lines = vec![
@@ -70,7 +70,7 @@ fn gibibytes(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 30)
 }
 
-/// Everything that was measured.
+/// All measurements.
 pub(crate) fn results(record: &Record) -> String {
     let tables: String = record.kinds().into_iter().map(|kind| kind_tables(record, kind)).collect();
     tables + &legend(record) + "\n"
@@ -98,7 +98,7 @@ fn legend(record: &Record) -> String {
     )
 }
 
-/// Figures of every metric, then ratios of those that are compared.
+/// Figures of every metric, then ratios of the compared ones.
 pub(crate) fn kind_tables(record: &Record, kind: Kind) -> String {
     let mut out = format!("== {} ==\n", kind.title());
     let entrants: Vec<&str> = record.entrants(kind).map(|entrant| entrant.id.as_str()).collect();
@@ -147,7 +147,7 @@ pub(crate) fn kind_tables(record: &Record, kind: Kind) -> String {
     out
 }
 
-/// What each contestant costs beyond no balancer at all.
+/// The cost of each contestant beyond that of no balancer.
 fn added_table(record: &Record, kind: Kind, metric: Metric, entrants: &[&str]) -> String {
     let Some(added) = metric.added() else { return String::new() };
     let others: Vec<&str> = entrants.iter().copied().filter(|id| *id != REFERENCE).collect();
@@ -165,7 +165,7 @@ fn added_table(record: &Record, kind: Kind, metric: Metric, entrants: &[&str]) -
     if any { format!("{table}\n") } else { String::new() }
 }
 
-/// With the least and the greatest: a part of the median says nothing where the median may be 0.
+/// With minimum and maximum: a part of the median has no meaning if the median may be 0.
 fn show_added(summary: Option<&Summary>, added: Added) -> String {
     let Some(summary) = summary else { return "n/a".to_owned() };
     let show = |value: f64| added.unit.format(value * added.factor);
@@ -228,7 +228,7 @@ fn show(figure: &Figure, unit: Unit) -> String {
     }
 }
 
-/// In percent, where there are enough rounds to have one.
+/// In percent, if there are enough rounds.
 fn spread(summary: &Summary) -> String {
     if summary.count < 2 { String::new() } else { format!(" ({:.0} %)", summary.spread() * 100.0) }
 }

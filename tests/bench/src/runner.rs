@@ -1,10 +1,10 @@
-//! The order of things: who is measured when, and what is written down.
+//! The order of measurements, and their record.
 //!
-//! One contestant runs at a time. It is started for one kind of work, measured, and stopped, then the next one's turn
-//! comes, in an order drawn anew for each round and kind. Running all of them side by side, idle but for one, would
-//! save the starts; but a balancer that hooks programs into the kernel's packet path slows down everybody's packets,
-//! and memory is best measured on a fresh process. As all contestants of a kind and round follow each other within a
-//! minute or so, whatever drifts more slowly than that is in both terms of a ratio.
+//! One contestant runs at a time. It is started for one kind of work, measured, and stopped. Then the next one
+//! follows, in a random order per round and kind. To run all of them concurrently, idle except one, would save the
+//! starts. But a balancer with programs in the kernel's packet path slows down all packets, and memory is best
+//! measured on a fresh process. All contestants of a kind and round follow each other within a minute or so. A slower
+//! drift therefore affects both terms of a ratio.
 
 use std::{
     collections::BTreeMap,
@@ -38,12 +38,12 @@ use crate::{
     work::{Cell, Extent, Kind, Work, terminate::Terminate},
 };
 
-/// How long a contestant may take from its start to its first answer. With 100,000 routes some need a while.
+/// The time limit from a contestant's start to its first answer. With 100,000 routes some need a while.
 const START_PATIENCE: Duration = Duration::from_secs(60);
-/// What it takes to start a contestant and to stop it, and what is around a window, in seconds.
+/// The time of a start and a stop, and around a window, in seconds.
 const START_AND_STOP: f64 = 0.4;
 const AROUND_A_CELL: f64 = 0.1;
-/// Two sockets for each of `CONNECTIONS_MAX` of the contestants, and some.
+/// Two sockets for each of a contestant's `CONNECTIONS_MAX`, and some more.
 const OPEN_FILES: u64 = 20_000;
 
 mod calibrate;
@@ -56,7 +56,7 @@ struct Entry {
     entrant: Entrant,
 }
 
-/// How much is measured, from options and defaults.
+/// The extent of the measurements, from options and defaults.
 struct Extents {
     extent: Extent,
     rounds: u32,
@@ -87,7 +87,7 @@ impl Extents {
         }
     }
 
-    /// What it takes to find the rates of the kind `paced`.
+    /// The time to find the rates of the kind `paced`.
     fn calibration(&self) -> f64 {
         const PEERS: f64 = 5.0;
         if !self.kinds.contains(&Kind::Paced) {
@@ -98,7 +98,7 @@ impl Extents {
         PEERS * (START_AND_STOP + cells * (self.window + self.warm_up + AROUND_A_CELL))
     }
 
-    /// Roughly, in seconds: what the windows take and what experience says the rest takes.
+    /// An estimate in seconds: the windows, and the rest by experience.
     fn estimate(&self, entries: &[Entry]) -> f64 {
         let cell_time = |cell: &Cell, kind: Kind| match (cell.work, kind) {
             (_, Kind::Hold) => 121.0,
@@ -124,7 +124,7 @@ impl Extents {
     }
 }
 
-/// Measures everything. An interrupt ends it early; what was measured until then is in the record.
+/// Measures everything. An interrupt ends the run early, with all earlier measurements in the record.
 pub(crate) fn run(options: &cli::Run) -> anyhow::Result<Record> {
     ensure!(rustix::process::geteuid().is_root(), "root is needed for network namespaces: run it with sudo");
     interrupt::watch()?;
@@ -206,8 +206,9 @@ pub(crate) fn run(options: &cli::Run) -> anyhow::Result<Record> {
     Ok(run.record)
 }
 
-/// How many threads the generator has, and the backend. They leave half of the processors to the balancer: with more, a
-/// request waits for its turn in the load itself. Many bytes want two of them, or the load would be the limit.
+/// The number of threads of the generator and of the backend. They leave half of the processors to the balancer: with
+/// more, a request would wait within the load itself. Bulk work needs two threads, or else the load would be the
+/// limit.
 fn load_threads(asked: Option<usize>, kind: Kind, processors: usize) -> usize {
     let least = if matches!(kind, Kind::Bulk | Kind::Iperf) { 2 } else { 1 };
     asked.unwrap_or_else(|| processors.div_ceil(2).max(least))
@@ -243,7 +244,7 @@ struct Run {
     record: Record,
     progress: Progress,
     random: fastrand::Rng,
-    /// What was asked for with `--load-threads`.
+    /// The value of `--load-threads`.
     load_threads: Option<usize>,
     processors: usize,
 }
@@ -268,7 +269,7 @@ impl Run {
             Kind::Wrk => Some(Helper::Https),
             _ => None,
         };
-        // Held until all contestants had their turn.
+        // Held until all contestants are measured.
         let mut serving = None;
         if let Some(helper) = helper {
             serving = helper.start(&self.rig, &self.search, directory.path())?;
@@ -304,7 +305,7 @@ impl Run {
             interrupt::check()?;
             if let Err(error) = self.group(round, kind, index, group) {
                 interrupt::check()?;
-                // It does not start, or died: that is a result too.
+                // A contestant that does not start, or dies, is a result too.
                 let reason = format!("{error:#}");
                 self.progress.note(&format!("{} {}: {reason}", self.entries[index].entrant.id, kind.id()));
                 for cell in group {
@@ -357,12 +358,12 @@ impl Run {
         Ok(())
     }
 
-    /// Gives the load as many threads as this kind of work wants.
+    /// Sets the number of the load's threads for this kind of work.
     fn staff(&mut self, kind: Kind) -> anyhow::Result<()> {
         let Rig { topology, identity, keys, .. } = &self.rig;
         let threads = load_threads(self.load_threads, kind, self.processors);
         if threads != self.rig.threads {
-            // It takes connections beside the one before, which ends then.
+            // The new backend accepts beside the former one, which then ends.
             self.rig.backend = start_backend(topology, threads, identity, keys.as_ref())?;
             self.rig.threads = threads;
         }
@@ -447,7 +448,7 @@ impl Run {
     }
 }
 
-/// A directory for configurations and logs. Some contestants drop their privileges before they open what is in it.
+/// A directory for configurations and logs. Some contestants drop their privileges before they open its files.
 fn scratch_directory() -> anyhow::Result<tempfile::TempDir> {
     tempfile::Builder::new()
         .prefix(&topology::owned_name("files-"))

@@ -1,4 +1,4 @@
-//! A contestant's processes: started in the balancer's namespace and in a control group, gone when dropped.
+//! A contestant's processes: started in the balancer's namespace and in a control group, ended on drop.
 
 use std::{
     fs::{self, File},
@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{accounting::ControlGroup, contestants::Invocation, topology::Namespace};
 
-/// How long processes have between SIGTERM and SIGKILL. No connection is left when they are asked to go.
+/// The time between SIGTERM and SIGKILL. No connection is left at SIGTERM.
 const GRACE: Duration = Duration::from_secs(2);
 const LOG_TAIL_BYTES: u64 = 2000;
 
@@ -27,7 +27,7 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// Starts all of them. Their output goes to the file `log`.
+    /// Starts all processes, with their output in the file `log`.
     pub(crate) fn start(
         invocations: &[Invocation],
         namespace: &Namespace,
@@ -43,7 +43,7 @@ impl Running {
         Ok(running)
     }
 
-    /// A shell joins the groups and then becomes the program, so that no process of it is ever outside.
+    /// A shell joins the groups and then executes the program, so that none of its processes is ever outside.
     fn spawn(&self, invocation: &Invocation, namespace: &Namespace) -> anyhow::Result<Child> {
         const JOIN: &str = "n=$1; shift; while [ \"$n\" -gt 0 ]; do echo $$ > \"$1\" || exit 1; shift; n=$((n-1)); done; exec \"$@\"";
         let inner = namespace.command(&invocation.program.to_string_lossy());
@@ -68,12 +68,12 @@ impl Running {
             .with_context(|| format!("start {}", invocation.program.display()))
     }
 
-    /// Their control group.
+    /// The control group of the processes.
     pub(crate) fn group(&self) -> &ControlGroup {
         &self.group
     }
 
-    /// An error with the end of the log if one of them has ended.
+    /// Returns an error with the end of the log if a process has ended.
     pub(crate) fn check(&mut self) -> anyhow::Result<()> {
         for child in &mut self.children {
             if let Some(status) = child.try_wait().context("look after a child process")? {
@@ -83,7 +83,7 @@ impl Running {
         Ok(())
     }
 
-    /// The end of what they wrote.
+    /// The end of the output.
     pub(crate) fn log_tail(&self) -> String {
         let read = || -> std::io::Result<String> {
             let mut file = File::open(&self.log)?;
@@ -96,11 +96,11 @@ impl Running {
         read().unwrap_or_default()
     }
 
-    /// Sends a signal to the processes that were started, and not to those that they have started.
+    /// Sends a signal to the started processes, and not to their children.
     pub(crate) fn ask(&self, signal: Signal) {
         for child in &self.children {
             if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
-                // Whether it has ended is looked at elsewhere.
+                // Another check detects the end of a process.
                 let _: Result<(), _> = kill_process(pid, signal);
             }
         }
@@ -109,13 +109,13 @@ impl Running {
     fn signal(&self, signal: Signal) {
         for pid in self.group.processes() {
             if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
-                // It may have ended in between.
+                // The process may have ended meanwhile.
                 let _: Result<(), _> = kill_process(pid, signal);
             }
         }
     }
 
-    /// Whether all are gone within `patience`, those included that the children started.
+    /// Whether all processes have ended within `patience`, including children.
     fn wait(&mut self, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
         loop {
@@ -141,7 +141,7 @@ impl Drop for Running {
                 eprintln!("bench: processes are left in {:?}", self.group.procs_files());
             }
         }
-        // The log is part of a temporary directory in most cases; where it is not, it has served its purpose.
+        // The log is usually part of a temporary directory. Otherwise it is no longer needed.
         let _: Result<(), _> = fs::remove_file(&self.log);
     }
 }

@@ -1,28 +1,28 @@
-//! Medians, spreads and ratios. Figures of one cell come from few rounds, so ranks are used and no normal
-//! distribution is assumed.
+//! Medians, spreads and ratios. Figures of one cell come from few rounds, so the statistics use ranks and assume no
+//! normal distribution.
 
-/// A set of figures of the same thing, one from each round.
+/// A set of figures of one quantity, one per round.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Summary {
-    /// How many there are.
+    /// The number of figures.
     pub count: usize,
-    /// The middle one.
+    /// The median.
     pub median: f64,
-    /// A quarter of them is below.
+    /// A quarter of the figures is below.
     pub lower_quartile: f64,
-    /// A quarter of them is above.
+    /// A quarter of the figures is above.
     pub upper_quartile: f64,
-    /// The least.
+    /// The minimum.
     pub min: f64,
-    /// The greatest.
+    /// The maximum.
     pub max: f64,
 }
 
-/// Interquartile range over median beyond which a figure is marked as too spread out to rely on.
+/// The ratio of interquartile range to median above which a figure is marked as unreliable.
 pub(crate) const WIDE: f64 = 0.15;
 
 impl Summary {
-    /// Of at least one figure, all of them finite.
+    /// The summary of at least one figure. All must be finite.
     pub(crate) fn of(values: &[f64]) -> Option<Self> {
         let mut sorted: Vec<f64> = values.iter().copied().filter(|value| value.is_finite()).collect();
         sorted.sort_by(f64::total_cmp);
@@ -37,22 +37,22 @@ impl Summary {
         })
     }
 
-    /// Interquartile range as a part of the median; 0 if there is only one figure or the median is 0.
+    /// The ratio of interquartile range to median. 0 for a single figure or a median of 0.
     pub(crate) fn spread(&self) -> f64 {
         if self.median == 0.0 { 0.0 } else { (self.upper_quartile - self.lower_quartile) / self.median.abs() }
     }
 
-    /// Whether the figure is too spread out to rely on.
+    /// Whether the spread makes the figure unreliable.
     pub(crate) fn is_wide(&self) -> bool {
         self.spread() > WIDE
     }
 
-    /// Whether every figure of one is greater than every figure of the other.
+    /// Whether the ranges of the two do not overlap.
     pub(crate) fn is_apart(&self, other: &Self) -> bool {
         self.min > other.max || self.max < other.min
     }
 
-    /// Whether `value` lies between the least and the greatest.
+    /// Whether `value` lies between minimum and maximum.
     pub(crate) fn contains(&self, value: f64) -> bool {
         (self.min..=self.max).contains(&value)
     }
@@ -73,8 +73,8 @@ fn quantile(sorted: &[f64], part: f64) -> f64 {
     sorted[below] * (1.0 - weight) + sorted[above] * weight
 }
 
-/// Pairs figures of the same round and divides them. Rounds in which either is missing, or the divisor is not
-/// positive, are left out.
+/// Divides figures of the same round. Rounds without both values, or with a divisor that is not positive, are
+/// skipped.
 pub(crate) fn ratios(figures: &[Option<f64>], divisors: &[Option<f64>]) -> Vec<f64> {
     figures
         .iter()

@@ -1,7 +1,7 @@
-//! client | balancer | backend: network namespaces joined by veth pairs, alike in every setting that matters.
+//! client | balancer | backend: network namespaces joined by veth pairs, equal in all relevant settings.
 //!
-//! Names carry the process id of their owner. What a killed run has left behind is therefore told from what a
-//! running one uses, and swept at the next start.
+//! Names contain the process id of their owner. So the next start can distinguish the remains of a killed run from
+//! the objects of a running one, and removes the former.
 
 use std::{
     fs::{self, File},
@@ -19,16 +19,16 @@ use rustix::{
 const PREFIX: &str = "snibench";
 const NETNS_DIR: &str = "/run/netns";
 
-/// Where balancers listen.
+/// The address of balancers.
 pub(crate) const BALANCER: Ipv4Addr = Ipv4Addr::new(10, 201, 0, 1);
 
-/// The kernel's own default. A host may prefer another, and new namespaces would follow it: bbr on a balancer's legs
-/// costs much of the bulk rate.
+/// The kernel's default. A host may use another one, and new namespaces would inherit it. bbr on a balancer's legs
+/// reduces the bulk rate considerably.
 pub(crate) const CONGESTION_CONTROL: &str = "cubic";
 
-/// What every namespace gets. `tcp_tw_reuse` and the port range: connection rates would otherwise end up measuring
-/// the search for a free port. `tcp_no_metrics_save`: no contestant inherits what the kernel learnt about a
-/// destination under the one before.
+/// The settings of every namespace. `tcp_tw_reuse` and the port range: otherwise connection rates would measure the
+/// search for a free port. `tcp_no_metrics_save`: no contestant inherits the kernel's metrics of a destination from
+/// the previous one.
 pub(crate) const SYSCTLS: &[(&str, &str)] = &[
     ("net.ipv4.tcp_congestion_control", CONGESTION_CONTROL),
     ("net.ipv4.tcp_tw_reuse", "1"),
@@ -39,7 +39,7 @@ pub(crate) const SYSCTLS: &[(&str, &str)] = &[
     ("net.ipv4.tcp_no_metrics_save", "1"),
 ];
 
-/// Settings that stay as the kernel has them; they are part of the report because they matter to the figures.
+/// Settings with the kernel's defaults. They are part of the report because they affect the figures.
 pub(crate) const REPORTED_SYSCTLS: &[&str] = &[
     "net.ipv4.tcp_rmem",
     "net.ipv4.tcp_wmem",
@@ -53,12 +53,12 @@ pub(crate) const REPORTED_SYSCTLS: &[&str] = &[
 pub(crate) struct Namespace(String);
 
 impl Namespace {
-    /// The file that setns(2) and nsenter(1) take.
+    /// The file for setns(2) and nsenter(1).
     pub(crate) fn path(&self) -> PathBuf {
         PathBuf::from(NETNS_DIR).join(&self.0)
     }
 
-    /// Moves the calling thread, and no other, into the namespace for good.
+    /// Moves the calling thread, and no other, into the namespace permanently.
     pub(crate) fn enter(&self) -> anyhow::Result<()> {
         let path = self.path();
         let file = File::open(&path).with_context(|| format!("open {}", path.display()))?;
@@ -77,8 +77,8 @@ impl Namespace {
         })
     }
 
-    /// A command that runs inside. nsenter(1) and not `ip netns exec`, because the latter mounts a /sys of its own and
-    /// hides the BPF and cgroup file systems.
+    /// A command that runs inside. nsenter(1) and not `ip netns exec`, since the latter mounts a new /sys and hides
+    /// the BPF and cgroup file systems.
     pub(crate) fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={}", self.path().display())).arg("--").arg(program);
@@ -86,25 +86,25 @@ impl Namespace {
     }
 }
 
-/// The namespaces, removed when this is dropped.
+/// The namespaces, removed on drop.
 #[derive(Debug)]
 pub(crate) struct Topology {
-    /// Where load comes from.
+    /// The namespaces of the load.
     pub clients: Vec<Namespace>,
-    /// Where the contestant runs.
+    /// The namespace of the contestant.
     pub balancer: Namespace,
-    /// Where load goes, with the address of each.
+    /// The namespaces of the backends, with the address of each.
     pub backends: Vec<(Namespace, Ipv4Addr)>,
 }
 
 impl Topology {
-    /// One balancer between so many clients and backends, each on a network of its own.
+    /// One balancer between these numbers of clients and backends, each on a network of its own.
     pub(crate) fn create(clients: u8, backends: u8) -> anyhow::Result<Self> {
         ensure!(clients > 0 && backends > 0, "a topology needs a client and a backend");
         sweep()?;
         let pid = std::process::id();
         let name = |role: &str| Namespace(format!("{PREFIX}-{pid}-{role}"));
-        // Built before the first command, so that a failure half-way is cleaned up as well.
+        // Built before the first command, so that a partial failure is cleaned up as well.
         let topology = Self {
             clients: (0..clients).map(|i| name(&format!("client{i}"))).collect(),
             balancer: name("balancer"),
@@ -133,7 +133,7 @@ impl Topology {
         self.clients.iter().chain([&self.balancer]).chain(backends)
     }
 
-    /// A veth pair from the balancer to `leaf` with the network 10.`net`.`i`.0/24, and the way to all others.
+    /// A veth pair from the balancer to `leaf` with the network 10.`net`.`i`.0/24, and the route to all others.
     fn join(&self, leaf: &Namespace, net: u8, i: usize) -> anyhow::Result<()> {
         let (hub, leaf) = (&self.balancer.0, &leaf.0);
         let port = format!("v{net}x{i}");
@@ -145,7 +145,7 @@ impl Topology {
         ip(&format!("-n {leaf} route add default via 10.{net}.{i}.1"))
     }
 
-    /// The settings that the report quotes, as the balancer's namespace has them.
+    /// The settings in the report, with their values in the balancer's namespace.
     pub(crate) fn settings(&self) -> anyhow::Result<Vec<(String, String)>> {
         self.balancer.run(|| {
             SYSCTLS
@@ -161,7 +161,7 @@ impl Topology {
 impl Drop for Topology {
     fn drop(&mut self) {
         for namespace in self.namespaces() {
-            // Not all of them exist if creating them failed.
+            // After a failed creation, not all namespaces exist.
             if namespace.path().exists()
                 && let Err(error) = ip(&format!("netns delete {}", namespace.0))
             {
@@ -171,10 +171,10 @@ impl Drop for Topology {
     }
 }
 
-/// Lets namespaces choose [`CONGESTION_CONTROL`] until this is dropped.
+/// Allows namespaces to use [`CONGESTION_CONTROL`] until dropped.
 ///
-/// Outside of the initial namespace only algorithms on the host's list of allowed ones can be chosen, and that list
-/// starts with no more than reno and the host's default. A choice made stays valid when the list is narrowed again.
+/// Outside the initial namespace only the host's allowed algorithms can be selected. By default that list contains
+/// only reno and the host's default. A selection stays valid when the list is restricted again.
 struct AllowedCongestionControl(Option<String>);
 
 impl AllowedCongestionControl {
@@ -200,7 +200,7 @@ impl Drop for AllowedCongestionControl {
     }
 }
 
-/// Removes namespaces and directories whose owner is gone.
+/// Removes namespaces and directories whose owner has ended.
 fn sweep() -> anyhow::Result<()> {
     let Ok(entries) = fs::read_dir(NETNS_DIR) else { return Ok(()) };
     for entry in entries.flatten() {
@@ -218,17 +218,17 @@ fn sweep() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The process that made something of this name, if the name is one of ours.
+/// The process that created an object with this name, if the name has the benchmark's form.
 pub(crate) fn owner(name: &str) -> Option<u32> {
     name.strip_prefix(PREFIX)?.strip_prefix('-')?.split('-').next()?.parse().ok()
 }
 
-/// A name for something else that [`owner`] shall know, such as a control group.
+/// A name in the form of [`owner`] for another object, such as a control group.
 pub(crate) fn owned_name(role: &str) -> String {
     format!("{PREFIX}-{}-{role}", std::process::id())
 }
 
-/// Whether a process of this id runs.
+/// Whether a process with this id runs.
 pub(crate) fn is_alive(pid: u32) -> bool {
     fs::exists(format!("/proc/{pid}")).unwrap_or(true)
 }

@@ -1,4 +1,4 @@
-//! What is measured: kinds of work, their cells, and the figures that each cell yields.
+//! The measurements: kinds of work, their cells, and the figures of each cell.
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
@@ -19,65 +19,65 @@ pub(crate) enum Kind {
     Idle,
     /// New connections: hello, short answer, close
     Conn,
-    /// Request and response of one size on kept connections
+    /// Request and response of one size on persistent connections
     Rr,
-    /// The same at a rate that is equal for all
+    /// The same at an equal rate for all
     Paced,
     /// Bulk upload, download and both at once
     Bulk,
     /// Complete TLS handshakes
     Tls,
-    /// TLS that ends at the contestant: handshakes, requests, bulk data and memory
+    /// TLS terminated by the contestant: handshakes, requests, bulk data and memory
     Terminate,
     /// New connections with 1 to 100,000 routes configured
     Routes,
     /// Start with 1,000 and 100,000 names, and a reload with one more: time and memory
     Start,
-    /// Connections with a server name that no route serves
+    /// Connections with a server name without a route
     Miss,
     /// Cross-check of bulk with iperf3
     Iperf,
     /// Cross-check of requests with wrk over TLS against nginx
     Wrk,
-    /// New connections for two minutes; only when asked for
+    /// New connections for two minutes; only on request
     Hold,
 }
 
-/// What is done in one cell.
+/// The work of one cell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Work {
-    /// Hello, short answer, close; so many at once.
+    /// Hello, short answer, close, with this number of concurrent connections.
     Connect { at_once: usize },
-    /// The same with so many routes, any of which is asked for.
+    /// The same with this number of routes, each of which is requested.
     Routed { routes: usize, at_once: usize },
-    /// The start with so many routes, and a reload with one more.
+    /// The start with this number of routes, and a reload with one more.
     Start { routes: usize },
-    /// New connections with a name that nobody serves.
+    /// New connections with a name without a route.
     Refused { at_once: usize },
-    /// Messages of `size` bytes there and back.
+    /// Messages of `size` bytes and their answers.
     Request { size: u32, connections: usize },
-    /// The same, with requests that are due at `rate` in a second, all connections together; 0 before it is known.
+    /// The same, with requests at `rate` per second over all connections. 0 before the rate is known.
     Paced { size: u32, connections: usize, rate: u32 },
-    /// Blocks on so many streams.
+    /// Blocks on this number of streams.
     Bulk { task: Task, streams: usize },
-    /// TLS handshakes, so many at once.
+    /// TLS handshakes with this concurrency.
     Handshake { at_once: usize },
-    /// TLS that ends at the contestant.
+    /// TLS terminated by the contestant.
     Terminate(Terminate),
     /// Held connections.
     Idle { connections: usize },
-    /// iperf3 with so many streams.
+    /// iperf3 with this number of streams.
     Iperf { down: bool, streams: usize },
-    /// wrk with so many connections.
+    /// wrk with this number of connections.
     Wrk { connections: usize },
 }
 
 /// One row of a table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Cell {
-    /// What the row is called, unique within its kind.
+    /// The name of the row, unique within its kind.
     pub name: String,
-    /// What is done.
+    /// The work.
     pub work: Work,
 }
 
@@ -86,7 +86,7 @@ impl Cell {
         Self { name: name.into(), work }
     }
 
-    /// How many routes the balancer has to know beyond those all cells use.
+    /// The number of routes beyond those of all cells.
     pub(crate) fn extra_routes(&self) -> usize {
         match self.work {
             Work::Routed { routes, .. } | Work::Start { routes } => routes,
@@ -95,20 +95,20 @@ impl Cell {
     }
 }
 
-/// How much is measured.
+/// The extent of the measurements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Extent {
-    /// Everything.
+    /// All cells.
     Full,
-    /// A few telling cells.
+    /// A few significant cells.
     Quick,
-    /// Tiny cells that show that everything works; no figures to quote.
+    /// Tiny cells that show that everything works. Their figures have no meaning.
     Smoke,
 }
 
 impl Kind {
-    /// All but those that run only when asked for.
+    /// All kinds except those that only run on request.
     pub(crate) fn usual(extent: Extent) -> Vec<Self> {
         match extent {
             Extent::Full => vec![
@@ -142,7 +142,7 @@ impl Kind {
         }
     }
 
-    /// For options and files.
+    /// The id in options and files.
     pub(crate) fn id(self) -> &'static str {
         match self {
             Self::Idle => "idle",
@@ -161,7 +161,7 @@ impl Kind {
         }
     }
 
-    /// A heading.
+    /// The heading.
     pub(crate) fn title(self) -> &'static str {
         match self {
             Self::Idle => "Idle connections held",
@@ -308,8 +308,8 @@ impl Kind {
     }
 }
 
-/// Sizes of messages, and on how many connections each is measured. Few connections keep the machine busy where messages
-/// are large; more would only wait.
+/// Sizes of messages, each with its numbers of connections. With large messages few connections keep the machine
+/// busy, and more would only wait.
 fn requests(extent: Extent) -> &'static [(u32, &'static [usize])] {
     match extent {
         Extent::Full => &[

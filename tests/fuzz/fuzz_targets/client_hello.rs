@@ -10,7 +10,7 @@ use snisplice_tls::client_hello::{
     invariants::{check_prefixes, follow},
 };
 
-/// How many prefixes of one input are looked at, so that a long input does not take its length squared.
+/// The number of prefixes of one input, so that the cost of a long input is not quadratic.
 const PREFIXES: usize = 256;
 
 fuzz_target!(
@@ -18,14 +18,14 @@ fuzz_target!(
         file.extension() == Some(OsStr::new("bin"))
     }),
     |bytes: &[u8]| {
-        // The recordings, whose last byte is as good as any, are parsed with limits on both sides of their length.
+        // The last byte of the recordings is arbitrary, so they are parsed with limits on both sides of their length.
         let last = bytes.last().copied().map_or(0, usize::from);
         let limit = if last < 128 { 64 * 1024 } else { last * 16 };
 
         let verdict = check_prefixes(bytes, limit, PREFIXES);
         match follow(bytes, limit).0 {
             Some(followed) => assert_eq!(followed, verdict, "waiting for the wanted lengths leads elsewhere"),
-            // Bytes that are wanted and not there; a verdict can still fall at one of those before.
+            // Missing bytes are wanted. A verdict may still fall at an earlier byte.
             None => assert!(!matches!(verdict, Ok(Parse::Done(_))), "complete, yet more is wanted: {verdict:?}"),
         }
     }

@@ -1,4 +1,4 @@
-//! Any text next to a good Gateway and VirtualService, which it may refer to, overlap or repeat. The seeds are the
+//! Any text beside a valid Gateway and VirtualService, which it may refer to, overlap or repeat. The seeds are the
 //! files with Istio objects.
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! Any text as the only configuration file. The seeds are those without a Kubernetes object.
+//! Any text as the only configuration file. The seeds are the files without a Kubernetes object.
 #![no_main]
 
 use std::ffi::OsStr;

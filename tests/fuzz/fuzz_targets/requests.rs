@@ -1,4 +1,4 @@
-//! Any bytes as what a client of HTTP sends, read as both versions.
+//! Any bytes of an HTTP client, parsed as both versions.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! Any text as a Secret of Kubernetes, and as PEM.
+//! Any text as a Kubernetes Secret, and as PEM.
 #![no_main]
 
 use std::ffi::OsStr;

@@ -1,11 +1,11 @@
-//! What must hold for any text that is loaded as a configuration.
+//! Invariants for any text that is loaded as a configuration.
 
 use snisplice_config::{Options, Severity, Source, explain, load, name::ServerName, render_check};
 
-/// Loads the texts as files, and everything that is done with the outcome.
+/// Loads the texts as files, and makes all further uses of the result.
 ///
 /// # Panics
-/// Where something does not hold that must.
+/// Panics if an invariant does not hold.
 pub fn check(texts: &[&str]) {
     let sources: Vec<_> = texts
         .iter()
@@ -22,7 +22,7 @@ pub fn check(texts: &[&str]) {
         if let Some(origin) = &found.origin {
             let source =
                 sources.iter().find(|source| *source.name == *origin.file).expect("a file that was given");
-            // YAML has more line ends than `lines` knows; none is a character of another kind.
+            // YAML has more line breaks than `lines` knows. None is a character of another kind.
             assert!(origin.line >= 1 && origin.line <= source.text.chars().count() + 1, "{found:?}");
             assert!(origin.column >= 1, "{found:?}");
         }

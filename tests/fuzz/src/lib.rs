@@ -1,11 +1,11 @@
-//! What the fuzz targets share.
+//! The common part of the fuzz targets.
 
 pub mod config;
 pub mod requests;
 pub mod secrets;
 pub mod seeds;
 
-/// The pure part of the daemon's HTTP room, as its files are. The rest of the daemon would take minutes to build.
+/// The pure part of the daemon's HTTP room, from its files. The rest of the daemon would take minutes to build.
 #[path = "../../../userspace/src/http"]
 pub mod http {
     pub mod frames;
@@ -16,15 +16,15 @@ pub mod http {
     pub mod route;
 }
 
-/// The same of the room of secrets.
+/// The pure part of the room of secrets, from its files.
 #[path = "../../../userspace/src/secrets"]
 pub mod sections {
     pub mod error;
     pub mod pem;
 
-    /// What the messages of `error` name.
+    /// The items that the messages of `error` name.
     pub mod files {
-        /// In the daemon the longest file that is read.
+        /// In the daemon, the greatest size of a file, in bytes.
         pub const LONGEST: u64 = 1 << 20;
     }
 }

@@ -1,4 +1,4 @@
-//! What must hold for any bytes of a client that speaks HTTP.
+//! Invariants for any bytes of an HTTP client.
 
 use std::{sync::LazyLock, time::Duration};
 
@@ -16,7 +16,7 @@ use crate::http::{
     route::{self, Decision},
 };
 
-/// The rules that requests meet: conditions, rewriting, redirects and changes of headers of every kind.
+/// The rules for requests: conditions, rewrites, redirects and header changes of every kind.
 static TABLES: LazyLock<Vec<std::sync::Arc<HttpTable>>> = LazyLock::new(|| {
     let text = include_str!("../../../config/testdata/istio-http/1.yaml").to_owned();
     let source = Source { name: "istio-http".to_owned(), text };
@@ -30,8 +30,8 @@ static TABLES: LazyLock<Vec<std::sync::Arc<HttpTable>>> = LazyLock::new(|| {
     tables
 });
 
-/// Follows the requests of HTTP/1 in bytes that come in portions of this size: how many bytes were passed on, and whether more
-/// may come.
+/// Parses the HTTP/1 requests in bytes that arrive in portions of this size. Returns the number of bytes passed on,
+/// and the refusal if any.
 fn follow(bytes: &[u8], portion: usize) -> (usize, Option<Refused>) {
     let (mut framing, mut held, mut passed) = (Framing::default(), Vec::new(), 0);
     for part in bytes.chunks(portion.max(1)) {
@@ -51,16 +51,16 @@ fn follow(bytes: &[u8], portion: usize) -> (usize, Option<Refused>) {
     (passed, None)
 }
 
-/// Requests of HTTP/1: the cuts of packets change nothing, and each head leads to the same decision as always.
+/// HTTP/1 requests: the split into packets has no effect, and each head always has the same decision.
 ///
 /// # Panics
-/// Where something does not hold that must.
+/// Panics if an invariant does not hold.
 pub fn http1(bytes: &[u8]) {
     let (whole, refused) = follow(bytes, bytes.len());
     assert!(whole <= bytes.len());
     for portion in [1, 7] {
         let (passed, cut) = follow(bytes, portion);
-        // An incomplete line may be refused sooner than in one piece, never later.
+        // An incomplete line may be refused earlier than in one piece, never later.
         assert_eq!(passed, whole, "in portions of {portion}");
         assert_eq!(cut.is_some(), refused.is_some(), "in portions of {portion}: {cut:?} and {refused:?}");
     }
@@ -71,7 +71,7 @@ pub fn http1(bytes: &[u8]) {
     }
 }
 
-/// What becomes of a head.
+/// Decides on a head.
 fn decide(head: &[u8]) {
     let text = String::from_utf8_lossy(head);
     let mut lines = text.split("\r\n");
@@ -102,7 +102,7 @@ fn decide(head: &[u8]) {
     }
 }
 
-/// The value of a variable: what the client has sent, or what is no value of a header.
+/// The value of a variable: the client's bytes, or an invalid header value.
 fn value(variable: &Variable, headers: &HeaderMap) -> Option<String> {
     match variable {
         Variable::RequestHeader(name, _) => {
@@ -146,10 +146,10 @@ fn forwarded(table: &HttpTable, asked: &route::Asked<'_>, version: Version, rece
     assert_eq!(headers::count(&sent), sent.len(), "a cookie is one");
 }
 
-/// Frames of HTTP/2: the cuts of packets change nothing.
+/// HTTP/2 frames: the split into packets has no effect.
 ///
 /// # Panics
-/// Where something does not hold that must.
+/// Panics if an invariant does not hold.
 pub fn http2(bytes: &[u8]) {
     let follow = |portion: usize| {
         let (mut frames, mut passed) = (Frames::default(), 0);

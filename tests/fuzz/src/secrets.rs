@@ -1,20 +1,20 @@
-//! What must hold for any text that is to hold certificates and keys.
+//! Invariants for any text with certificates and keys.
 
 use snisplice_config::{Source, secret::secrets_of};
 
 use crate::sections::pem;
 
-/// A text as a Secret of Kubernetes and as PEM. Nothing of a key is shown.
+/// A text as a Kubernetes Secret and as PEM. No key material is printed.
 ///
 /// # Panics
-/// Where something does not hold that must.
+/// Panics if an invariant does not hold.
 pub fn check(text: &str) {
     let (secrets, diagnostics) =
         secrets_of(&Source { name: "secret.yaml".to_owned(), text: text.to_owned() });
     for found in &diagnostics {
         assert!(!found.message.is_empty(), "{found:?}");
     }
-    // What is shown of a Secret is not what is in it.
+    // The printed form of a Secret does not contain its bytes.
     let _ = format!("{secrets:?}");
     sections(text.as_bytes());
 }

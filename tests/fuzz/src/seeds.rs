@@ -1,4 +1,4 @@
-//! The seed corpora: files that the tests have anyway.
+//! The seed corpora: files of other tests.
 
 use std::{
     fs, io,
@@ -6,12 +6,13 @@ use std::{
 };
 
 /// Copies the files below `directories` (paths in the project) that `wanted` accepts into the corpus of `target`,
-/// where libFuzzer looks for them when it starts.
+/// where libFuzzer reads them at its start.
 ///
-/// Copies, since the fuzzer writes what it finds into its corpus and the project's own files are not the place.
+/// Copies are needed, since the fuzzer writes its findings into the corpus, and must not write into the project's own
+/// directories.
 ///
 /// # Panics
-/// Where a directory cannot be read or the corpus not be written.
+/// Panics if a directory cannot be read or the corpus cannot be written.
 pub fn plant(target: &str, directories: &[&str], wanted: impl Fn(&Path, &[u8]) -> bool) {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let corpus = here.join("corpus").join(target);
@@ -32,7 +33,7 @@ pub fn plant(target: &str, directories: &[&str], wanted: impl Fn(&Path, &[u8]) -
 /// Writes these bytes into the corpus of `target`.
 ///
 /// # Panics
-/// Where they cannot be written.
+/// Panics if they cannot be written.
 pub fn write(target: &str, seeds: &[&[u8]]) {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
     fs::create_dir_all(&corpus).expect("the corpus can be made");

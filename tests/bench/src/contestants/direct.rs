@@ -32,7 +32,7 @@ impl Contestant for Direct {
         Install::Nothing
     }
 
-    /// The backend does it then.
+    /// The backend terminates TLS in this case.
     fn terminates(&self) -> bool {
         true
     }

@@ -16,8 +16,8 @@ use super::{
 pub(crate) struct Envoy;
 
 /// Follows the FAQ on SNI and the reference of `FilterChainMatch`: the `tls_inspector` listener filter, then one
-/// filter chain for each destination with the list of its names. (A chain for each name would be equally legal and
-/// far heavier; the lighter one is used.) Circuit breakers are raised as the edge best practices say, or the 1,025th
+/// filter chain per destination with the list of its names. (A chain per name would be valid and far heavier, so the
+/// lighter form is used.) Circuit breakers are raised as the edge best practices advise, or else the 1,025th
 /// connection would be refused. Buffer limits stay at their default of 1 MiB: the best practices' 32 KiB save memory
 /// and cost throughput. A name in no chain is closed.
 fn config(layout: &Layout) -> Value {

@@ -14,16 +14,16 @@ use super::{
 
 /// `HAProxy`.
 pub(crate) struct Haproxy {
-    /// `option splice-auto`, the documented switch; the default is a copy.
+    /// `option splice-auto`, the documented setting. The default is a copy.
     pub splice: bool,
-    /// Which version.
+    /// The version to use.
     pub from: From,
 }
 
-/// Follows the configuration manual: "tcp-request inspect-delay" and `req.ssl_hello_type` wait for the hello,
-/// `use_backend` takes the backend from a map of names ("map" converter), which is what the manual has for many
-/// routes. `shards by-thread` (2.5) gives each thread a listening socket, as the manual has it for high connection
-/// rates and as nginx's `reuseport` does. A name outside the map finds no backend and the connection is closed.
+/// Follows the configuration manual. "tcp-request inspect-delay" and `req.ssl_hello_type` wait for the hello.
+/// `use_backend` takes the backend from a map of names ("map" converter), the manual's solution for many routes.
+/// `shards by-thread` (2.5) gives each thread a listening socket. The manual advises that for high connection rates,
+/// and nginx's `reuseport` does the same. A name outside the map has no backend and the connection is closed.
 fn config(layout: &Layout, splice: bool, map: &Path) -> String {
     let splice = if splice { "\n    option splice-auto" } else { "" };
     let mut text = format!(
@@ -105,7 +105,7 @@ impl Contestant for Haproxy {
         Some(Signal::USR2)
     }
 
-    /// The default alone: what was decrypted is not spliced.
+    /// Only the default variant: decrypted bytes are not spliced.
     fn terminates(&self) -> bool {
         !self.splice
     }
@@ -118,7 +118,7 @@ impl Contestant for Haproxy {
             config(layout, self.splice, &map)
         };
         let path = layout.write("haproxy.cfg", &text)?;
-        // A master process is needed for reloads, and costs memory.
+        // Reloads need a master process, which costs memory.
         let mode = if layout.reloads { "-W" } else { "-db" };
         Ok(vec![Invocation::new(program, &[mode, "-f", &path.to_string_lossy()])])
     }

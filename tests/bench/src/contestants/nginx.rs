@@ -15,13 +15,13 @@ use super::{
 
 /// nginx with `ssl_preread`.
 pub(crate) struct Nginx {
-    /// Which version.
+    /// The version to use.
     pub from: From,
 }
 
 /// Follows the documentation of `ngx_stream_ssl_preread_module`: a map from `$ssl_preread_server_name` to upstream
-/// groups, with hash sizes as `ngx_stream_map_module` advises for many names; `reuseport` from the documentation of
-/// `listen`. A name outside the map gives an empty address and the connection is closed.
+/// groups, with hash sizes as `ngx_stream_map_module` advises for many names. `reuseport` follows the documentation
+/// of `listen`. A name outside the map has an empty address and the connection is closed.
 fn config(layout: &Layout, load_module: &str) -> String {
     let names = layout.extra_routes + 3;
     let mut text = format!(
@@ -38,7 +38,7 @@ fn config(layout: &Layout, load_module: &str) -> String {
              map_hash_bucket_size 128;\n",
         directory = layout.directory.display(),
         workers = layout.workers,
-        // One for each side.
+        // One connection for each side.
         connections = 2 * CONNECTIONS_MAX,
         hash = (2 * names).max(2048),
     );
@@ -104,8 +104,8 @@ pub(crate) fn https_backend_config(address: Ipv4Addr, workers: usize, directory:
     )
 }
 
-/// What loads the stream module, if it was built as one: nginx says so in its build options. `root` is where the system is
-/// that it was built for.
+/// The directive that loads the stream module, if it is a dynamic one according to nginx's build options. `root` is
+/// the root of the system that nginx was built for.
 fn load_module(build_options: &str, root: &Path) -> String {
     if !build_options.contains("--with-stream=dynamic") {
         return String::new();
@@ -119,7 +119,7 @@ fn load_module(build_options: &str, root: &Path) -> String {
 }
 
 impl Nginx {
-    /// The root of the system that `program` belongs to.
+    /// The root of the system that contains `program`.
     fn root(&self, program: &Path) -> PathBuf {
         match self.from {
             From::System => PathBuf::from("/"),

@@ -1,4 +1,4 @@
-//! sniproxy: one event loop, so as many processes as others have threads.
+//! sniproxy: one event loop, so the number of processes equals the threads of other contestants.
 
 use std::{
     fmt::Write as _,
@@ -14,9 +14,9 @@ use super::{
 /// sniproxy.
 pub(crate) struct Sniproxy;
 
-/// Follows sniproxy.conf(5): a table from patterns to addresses, and `reuseport`, which the manual has for several
-/// processes on one port. Each pattern leads to a single address, so only the first backend is used. What is not TLS
-/// goes to the `fallback`; the TLS listener has none and closes.
+/// Follows sniproxy.conf(5): a table from patterns to addresses, and `reuseport`, which the manual describes for
+/// several processes on one port. Each pattern has a single address, so only the first backend is used. Other
+/// protocols than TLS go to the `fallback`. The TLS listener has none and closes.
 fn config(layout: &Layout) -> String {
     let (address, first) = (layout.address, layout.backends[0]);
     let mut text = format!(

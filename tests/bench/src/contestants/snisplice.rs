@@ -1,4 +1,4 @@
-//! This project, once for each datapath that can be asked for.
+//! This project, once for each selectable datapath.
 
 use std::{
     collections::BTreeMap,
@@ -16,17 +16,17 @@ use super::{
     first_line, terminate,
 };
 
-/// Where it says whether it is ready and what it counted; on the loopback of its namespace.
+/// The admin address, on the loopback of its namespace.
 const ADMIN: &str = "127.0.0.1:9191";
 
-/// What `--datapath` is set to.
+/// The value of `--datapath`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Datapath {
-    /// The best that this kernel has.
+    /// The best datapath of this kernel.
     Auto,
     /// In the kernel, by sockmap.
     Sockmap,
-    /// In the kernel, by packet.
+    /// In the kernel, by packets.
     Packet,
     /// A copy in userspace.
     Relay,
@@ -46,8 +46,8 @@ impl Datapath {
 /// snisplice with one datapath.
 pub(crate) struct Snisplice(pub Datapath);
 
-/// The native format as its documentation shows it. No setting is tuned but the worker count and the limits of connections,
-/// which are raised for all contestants alike: the load comes from one address and goes to few backends.
+/// The native format as in its documentation. Only the worker count and the limits of connections are tuned, equally
+/// for all contestants: the load comes from one address and goes to few backends.
 fn config(layout: &Layout) -> String {
     let mut text = format!(
         "listeners:\n\
@@ -81,7 +81,7 @@ fn config(layout: &Layout) -> String {
     text
 }
 
-/// What the admin endpoint counts, in the Prometheus text format.
+/// The admin endpoint's metrics, in the Prometheus text format.
 fn metrics() -> std::io::Result<String> {
     const PATIENCE: Duration = Duration::from_secs(1);
     let mut stream = TcpStream::connect(ADMIN)?;
@@ -152,7 +152,7 @@ impl Contestant for Snisplice {
         Some(Signal::HUP)
     }
 
-    /// Only one of them: no datapath moves what is decrypted.
+    /// Only one variant: no datapath moves decrypted bytes.
     fn terminates(&self) -> bool {
         self.0 == Datapath::Auto
     }

@@ -13,9 +13,9 @@ use super::{
 /// sozu.
 pub(crate) struct Sozu;
 
-/// Follows the configuration manual: TCP listeners, and clusters whose frontends name a `hostname`, which a TCP listener
-/// compares with the hello's server name. Raised beyond the defaults: connections, and the buffers of which each
-/// connection takes two. A name in no frontend is closed. The accesses are not logged, as nobody else's are.
+/// Follows the configuration manual: TCP listeners, and clusters whose frontends name a `hostname`, which a TCP
+/// listener compares with the hello's server name. Raised beyond the defaults: connections, and the buffers, of which
+/// each connection takes two. A name in no frontend is closed. Accesses are not logged, as for the other contestants.
 fn config(layout: &Layout) -> String {
     let (address, directory) = (layout.address, layout.directory.display());
     let mut text = format!(
@@ -82,7 +82,7 @@ impl Contestant for Sozu {
     }
 
     fn version(&self, program: &Path) -> anyhow::Result<String> {
-        // Followed by the commit in parentheses, which a published package does not have.
+        // The output ends with the commit in parentheses, which a published package does not have.
         Ok(first_line(program, &["--version"])?.trim_end_matches(" ()").to_owned())
     }
 

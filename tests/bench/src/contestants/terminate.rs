@@ -1,5 +1,5 @@
-//! How each contestant ends TLS: two certificates on one port, HTTP/1.1 and HTTP/2 in, HTTP/1.1 in clear to the backend over
-//! connections that are kept.
+//! TLS termination by each contestant: two certificates on one port, HTTP/1.1 and HTTP/2 in, HTTP/1.1 without TLS to
+//! the backend over persistent connections.
 
 pub(super) mod envoy;
 pub(super) mod haproxy;
@@ -11,13 +11,13 @@ use anyhow::Context as _;
 use super::{ECDSA_NAME, Layout, RSA_NAME};
 use crate::load::web::keys::Keys;
 
-/// How long a silent connection is kept: longer than any cell lasts.
+/// The idle timeout: longer than any cell lasts.
 const IDLE: &str = "1h";
-/// Connections to the backend that are kept for the next request: as many as requests are under way at once.
+/// Idle connections to the backend: as many as concurrent requests.
 const KEPT: usize = 256;
 
 impl Layout {
-    /// The names that have certificates, with the files of each but for their endings: `.crt`, `.key`, and `.pem` for both.
+    /// The names with certificates, with the path of each without its extension: `.crt`, `.key`, and `.pem` for both.
     fn certificates(&self) -> [(&'static str, String); 2] {
         [(ECDSA_NAME, "ecdsa"), (RSA_NAME, "rsa")]
             .map(|(name, file)| (name, self.directory.join(file).to_string_lossy().into_owned()))

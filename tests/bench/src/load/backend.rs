@@ -1,4 +1,4 @@
-//! The backend: a few threads that answer hellos and do what they order.
+//! The backend: a few threads that answer hellos and execute their orders.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -29,23 +29,23 @@ use super::{
 };
 use crate::topology::Namespace;
 
-/// Where [`Backend`] speaks its own protocol.
+/// The port of [`Backend`]'s own protocol.
 pub(crate) const PLAIN_PORT: u16 = 7001;
-/// Where [`Backend`] completes TLS handshakes.
+/// The port on which [`Backend`] completes TLS handshakes.
 pub(crate) const TLS_PORT: u16 = 7002;
-/// Where [`Backend`] answers requests of HTTP/1.1 in clear: behind whoever ends TLS.
+/// The port on which [`Backend`] answers HTTP/1.1 requests without TLS, behind a terminating balancer.
 pub(crate) const WEB_PORT: u16 = 7004;
-/// Where [`Backend`] ends TLS itself and answers the same requests.
+/// The port on which [`Backend`] terminates TLS itself and answers the same requests.
 pub(crate) const WEB_TLS_PORT: u16 = 7005;
 
 const POLL: Duration = Duration::from_millis(100);
 
-/// What the backend ends TLS with.
+/// The TLS configurations of the backend.
 #[derive(Debug, Clone)]
 pub(crate) struct Servers {
     /// For bare handshakes.
     pub tls: Arc<ServerConfig>,
-    /// For requests within TLS; `None` where no work has them.
+    /// For requests within TLS. `None` if no work has them.
     pub web: Option<Arc<ServerConfig>>,
 }
 
@@ -55,14 +55,14 @@ struct Shared {
     faults: Mutex<Faults>,
 }
 
-/// Running threads; they end when this is dropped.
+/// Running threads, stopped on drop.
 pub(crate) struct Backend {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Backend {
-    /// Starts `threads` threads in each namespace, all listening on every port, and waits until they do.
+    /// Starts `threads` threads in each namespace, which all listen on every port, and waits until they do.
     pub(crate) fn start(
         namespaces: &[(Namespace, Ipv4Addr)],
         threads: usize,
@@ -103,12 +103,12 @@ impl Backend {
         Ok(backend)
     }
 
-    /// What all threads have counted.
+    /// The counts of all threads.
     pub(crate) fn counts(&self) -> Counts {
         tally::sum(&self.shared.tallies)
     }
 
-    /// What went wrong since the last call.
+    /// The faults since the last call.
     pub(crate) fn take_faults(&self) -> Faults {
         std::mem::take(&mut *self.shared.faults.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -118,13 +118,13 @@ impl Drop for Backend {
     fn drop(&mut self) {
         self.shared.stop.store(true, Relaxed);
         for thread in self.threads.drain(..) {
-            // A thread that panicked has said so on stderr.
+            // A thread that panicked has printed its message on stderr.
             let _: Result<(), _> = thread.join();
         }
     }
 }
 
-/// What is served on a port.
+/// The service of a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Service {
     Plain,
@@ -253,7 +253,7 @@ impl<'a> Worker<'a> {
                     Hello::Partial => return Ok(Step::Wait),
                     Hello::Unused => return Ok(Step::Done),
                     Hello::Complete(order) => {
-                        // Counted before the client can see it, so that the client never is ahead.
+                        // Counted before the client can receive it, so that the client's count is never higher.
                         self.tally.hello();
                         *state = State::Ack { bytes: Ack { nonce: order.nonce }.encode(), sent: 0, order };
                     }
@@ -304,7 +304,7 @@ impl<'a> Worker<'a> {
     }
 }
 
-/// What comes after the answer to the hello.
+/// The state after the answer to the hello.
 fn serve_order(order: Order) -> State {
     match order.task {
         Task::Wait => State::Wait,
@@ -323,11 +323,11 @@ fn ask(order: Order, sequence: u64) -> State {
 enum Hello {
     Partial,
     Complete(Order),
-    /// Closed before the first byte: a balancer may look whether the backend is there.
+    /// Closed before the first byte: a balancer may check whether the backend is available.
     Unused,
 }
 
-/// Reads a hello. Clients send nothing more before they have the answer.
+/// Reads a hello. Clients send no more before they have the answer.
 fn read_hello(socket: BorrowedFd<'_>, bytes: &mut Vec<u8>, scratch: &mut [u8]) -> Result<Hello, Fault> {
     loop {
         match socket::receive(socket, &mut scratch[..hello::HELLO_BYTES_MAX])? {

@@ -1,4 +1,4 @@
-//! What a client connection does, one type for each kind of load.
+//! The client connections, one type for each kind of load.
 
 use std::{collections::VecDeque, time::Instant};
 
@@ -15,23 +15,23 @@ use super::{
     tally::Tally,
 };
 
-/// Where a run is.
+/// The phase of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub(crate) enum Phase {
-    /// Connections are made.
+    /// Connections are opened.
     Setup,
     /// Load runs but does not count.
     WarmUp,
     /// Load counts.
     Measure,
-    /// Connections finish what they began, and close.
+    /// Connections complete their work, and close.
     Stop,
 }
 
-/// What a session has at hand while it is driven.
+/// The environment of a session while it is driven.
 pub(crate) struct Turn<'a> {
-    /// Where the run is.
+    /// The phase of the run.
     pub phase: Phase,
     /// The thread's counters.
     pub tally: &'a Tally,
@@ -42,7 +42,7 @@ pub(crate) struct Turn<'a> {
 }
 
 impl Turn<'_> {
-    /// Notes how long something took, if it counts.
+    /// Records a duration, if it counts.
     pub(super) fn took(&mut self, since: Instant) {
         if self.phase == Phase::Measure {
             record(self.latencies, since);
@@ -50,26 +50,26 @@ impl Turn<'_> {
     }
 }
 
-/// Notes how long ago that was, in nanoseconds.
+/// Records the time since `since`, in nanoseconds.
 pub(crate) fn record(histogram: &mut Histogram<u64>, since: Instant) {
     histogram.saturating_record(u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX));
 }
 
 /// One client connection.
 pub(crate) trait Session {
-    /// Goes on until the socket would block.
+    /// Continues until the socket would block.
     fn drive(&mut self, socket: BorrowedFd<'_>, turn: &mut Turn<'_>) -> Result<Step, Fault>;
 
-    /// Hears that another request is due, where the [`Plan`](super::engine::Plan) has a rate.
+    /// Receives a further request to send, if the [`Plan`](super::engine::Plan) has a rate.
     fn owe(&mut self, _: Due) {}
 }
 
-/// A request that is to be sent.
+/// A request to send.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Due {
-    /// Since when. Its latency counts from here, however long it had to wait for its turn.
+    /// The time at which it is due. Its latency counts from here, including its wait.
     pub since: Instant,
-    /// Whether its latency counts at all.
+    /// Whether its latency counts.
     pub counts: bool,
 }
 
@@ -97,7 +97,7 @@ impl Greeting {
         Ok(true)
     }
 
-    /// Whether the backend has answered, and this connection.
+    /// Whether the backend has answered this connection.
     fn drive(&mut self, socket: BorrowedFd<'_>) -> Result<bool, Fault> {
         if !self.send(socket)? {
             return Ok(false);
@@ -140,7 +140,7 @@ impl Session for Short {
     }
 }
 
-/// Hello with a name that nobody serves; any end but an answer from the backend is a rejection.
+/// Hello with a name without a route. Any end except an answer from the backend is a rejection.
 pub(crate) struct Refused {
     greeting: Greeting,
     opened: Instant,
@@ -226,11 +226,11 @@ pub(crate) struct Echo {
     pace: Pace,
 }
 
-/// What makes a client send its next message.
+/// The trigger of a client's next message.
 enum Pace {
-    /// The answer to the last one.
+    /// The answer to the last message.
     Answers,
-    /// That it is due; and whether the last one counts.
+    /// The due time, and whether the last message counts.
     Given { owed: VecDeque<Due>, counts: bool },
 }
 
@@ -241,16 +241,16 @@ impl Echo {
         Self { state, order, sequence: 0, asked: Instant::now(), pace: Pace::Answers }
     }
 
-    /// One that sends a message whenever it owes one.
+    /// A session that sends a message whenever one is due.
     pub(crate) fn paced(hello: Vec<u8>, order: Order) -> Self {
         Self { pace: Pace::Given { owed: VecDeque::new(), counts: false }, ..Self::new(hello, order) }
     }
 
-    /// Since when the next message is due, if one is.
+    /// The due time of the next message, if any.
     fn next(&mut self, phase: Phase) -> Option<Instant> {
         match &mut self.pace {
             Pace::Answers => matches!(phase, Phase::WarmUp | Phase::Measure).then(Instant::now),
-            // What came due before the end is sent after it, if need be: it counts.
+            // Messages that are due before the end are sent after it if necessary, and count.
             Pace::Given { owed, counts } => {
                 let due = owed.pop_front()?;
                 *counts = due.counts;
@@ -290,7 +290,7 @@ impl Session for Echo {
                     }
                     self.state =
                         EchoState::Receiving(MessageReceiver::new(self.message(), self.order.verify));
-                    // The answer makes an edge of its own. To look for it now would cost the balancer processor time.
+                    // The answer makes an edge of its own. To read now would cost processor time of the balancer.
                     return Ok(Step::Wait);
                 }
                 EchoState::Receiving(receiver) => match receiver.receive(socket, turn.scratch)? {
@@ -323,7 +323,7 @@ enum BulkState {
     Moving(Bulk),
 }
 
-/// As many bytes as will go, in one direction or both.
+/// As many bytes as possible, in one direction or both.
 pub(crate) struct Stream {
     state: BulkState,
     task: Task,

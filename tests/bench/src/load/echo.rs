@@ -1,4 +1,4 @@
-//! The two ends of a request/response connection: fixed size, one message under way at a time.
+//! The two ends of a request/response connection: fixed size, one message in flight at a time.
 
 use rustix::fd::BorrowedFd;
 
@@ -9,7 +9,7 @@ use super::{
     stream::Scratch,
 };
 
-/// Sends one message, in as many pieces as the socket wants.
+/// Sends one message, in as many pieces as the socket requires.
 #[derive(Debug)]
 pub(crate) struct MessageSender {
     message: Message,
@@ -17,12 +17,12 @@ pub(crate) struct MessageSender {
 }
 
 impl MessageSender {
-    /// Nothing is sent yet.
+    /// Creates a sender that has sent nothing.
     pub(crate) fn new(message: Message) -> Self {
         Self { message, offset: 0 }
     }
 
-    /// Whether the whole message is with the kernel now.
+    /// Returns whether the kernel has accepted the whole message.
     pub(crate) fn send(&mut self, socket: BorrowedFd<'_>, scratch: &mut Scratch) -> Result<bool, Fault> {
         let size = self.message.size as usize;
         if self.offset < MESSAGE_HEADER_BYTES {
@@ -48,24 +48,24 @@ pub(crate) struct MessageReceiver {
     offset: usize,
 }
 
-/// How a receive ended.
+/// The result of a receive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Arrival {
-    /// Some of it is still on its way.
+    /// The message is incomplete.
     Partial,
-    /// All of it is here.
+    /// The message is complete.
     Complete,
-    /// The peer closed before the first byte of it.
+    /// The peer closed before the first byte of the message.
     End,
 }
 
 impl MessageReceiver {
-    /// For a message that has to be like this one.
+    /// For a message that must equal this one.
     pub(crate) fn new(expected: Message, verify: bool) -> Self {
         Self { expected, verify, header: [0; MESSAGE_HEADER_BYTES], offset: 0 }
     }
 
-    /// Receives what is there of the message, and never more.
+    /// Receives the available part of the message, and never more.
     pub(crate) fn receive(
         &mut self,
         socket: BorrowedFd<'_>,

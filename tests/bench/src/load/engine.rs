@@ -1,4 +1,4 @@
-//! Runs one load: threads in the clients' namespaces, a start signal, a window that counts, a clean end.
+//! Runs one load: threads in the clients' namespaces, a start signal, a window, an orderly end.
 
 use std::{
     net::SocketAddr,
@@ -23,60 +23,60 @@ use super::{
 };
 use crate::{interrupt, topology::Namespace};
 
-/// How long connections may take to be set up, or to finish what they began.
+/// The time limit to open connections, or to complete their work.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How often a waiting thread looks for a change of phase.
+/// The interval at which a waiting thread checks the phase.
 const POLL: Duration = Duration::from_millis(5);
-/// Connections that one thread opens at once; more would only overflow somebody's backlog.
+/// Connections that one thread opens concurrently. More would overflow a backlog.
 const OPENING_AT_ONCE: usize = 128;
-/// A thread gives up after so many faults; the cell is void anyway.
+/// A thread stops after this number of faults: the cell is void anyway.
 const FAULTS_MAX: u64 = 200;
-/// Latencies are kept to three digits, up to a minute.
+/// Latencies have three digits, up to a minute.
 const LATENCY_MAX_NANOS: u64 = 60_000_000_000;
 
-/// What happens when a connection is done.
+/// The step after the end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Renewal {
-    /// It is kept until the end, and all are open before the clock starts.
+    /// The connection is kept until the end, and all are open before the clock starts.
     Kept,
-    /// Another takes its place.
+    /// Another connection replaces it.
     Renewed,
 }
 
 /// One load.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan<'a> {
-    /// Where clients live; threads are spread over them.
+    /// The namespaces of clients, over which the threads are distributed.
     pub clients: &'a [Namespace],
-    /// Where they connect to, in turn.
+    /// The addresses to connect to, in turn.
     pub targets: &'a [SocketAddr],
-    /// Client threads; not more than there are connections.
+    /// Client threads, at most as many as connections.
     pub threads: usize,
-    /// Connections at once.
+    /// Concurrent connections.
     pub connections: usize,
-    /// What happens when one is done.
+    /// The step after the end of a connection.
     pub renewal: Renewal,
-    /// Load that does not count.
+    /// The duration of load that does not count.
     pub warm_up: Duration,
-    /// Load that counts.
+    /// The duration of load that counts.
     pub window: Duration,
-    /// Requests that are due in a second, all connections together; `None` where the next follows the answer.
+    /// Requests per second over all connections. `None` if each follows the previous answer.
     pub rate: Option<u32>,
-    /// The window is cut into so many parts with a moment at each cut; at least 1.
+    /// The number of parts of the window, with a moment between them. At least 1.
     pub slices: u32,
 }
 
-/// What came of it.
+/// The result of a load.
 pub(crate) struct Outcome<T> {
-    /// What `moment` returned: at the start of the window, at each cut, and at its end.
+    /// The results of `moment`: at the start of the window, between its parts, and at its end.
     pub moments: Vec<T>,
     /// In nanoseconds.
     pub latencies: Histogram<u64>,
-    /// How long after they were due requests were taken up, where there is a rate; in nanoseconds.
+    /// The delay between a request's due time and its start, if there is a rate, in nanoseconds.
     pub delays: Histogram<u64>,
-    /// What the clients counted from the first connection to the last.
+    /// The clients' counts, from the first connection to the last.
     pub counts: Counts,
-    /// What went wrong at the clients.
+    /// The clients' faults.
     pub faults: Faults,
 }
 
@@ -85,8 +85,8 @@ pub(crate) fn latency_histogram() -> anyhow::Result<Histogram<u64>> {
     Histogram::new_with_max(LATENCY_MAX_NANOS, 3).context("set up a histogram")
 }
 
-/// Runs `plan` with sessions from `make`, which gets the server's address index and a nonce. `moment` is called with
-/// the clients' counters when the window starts, is cut and ends.
+/// Runs `plan` with sessions from `make`, which gets the index of the server's address and a nonce. `moment` is
+/// called with the clients' counters at the start of the window, between its parts, and at its end.
 pub(crate) fn run<S: Session, T>(
     plan: &Plan<'_>,
     make: impl Fn(u64) -> Result<S, Fault> + Sync,
@@ -143,7 +143,7 @@ pub(crate) fn run<S: Session, T>(
     })
 }
 
-/// Waits until every thread has said that its connections are set up.
+/// Waits until every thread has reported that its connections are open.
 fn all_ready(reports: &mpsc::Receiver<bool>, threads: usize) -> bool {
     let deadline = Instant::now() + PATIENCE + Duration::from_secs(1);
     for _ in 0..threads {
@@ -155,19 +155,19 @@ fn all_ready(reports: &mpsc::Receiver<bool>, threads: usize) -> bool {
     true
 }
 
-/// Thread `index`'s part of `connections`.
+/// The part of `connections` for thread `index`.
 fn share(connections: usize, threads: usize, index: usize) -> usize {
     connections / threads + usize::from(index < connections % threads)
 }
 
-/// What one thread brings home.
+/// The result of one thread.
 struct Done {
     latencies: Histogram<u64>,
     delays: Histogram<u64>,
     faults: Faults,
 }
 
-/// Tells sessions what has come due. `delays` gets how late that is, if it counts.
+/// Passes due requests to sessions. `delays` gets the delay of each, if it counts.
 fn owe<S: Session>(
     schedule: &mut Schedule,
     reactor: &mut Reactor<S>,
@@ -178,7 +178,7 @@ fn owe<S: Session>(
         if counts {
             record(delays, since);
         }
-        // One that has failed owes nothing more.
+        // A failed session has no due requests.
         if let Some((_, session)) = reactor.get_mut(index) {
             session.owe(Due { since, counts });
             reactor.queue(index);
@@ -187,7 +187,7 @@ fn owe<S: Session>(
 }
 
 struct Client<'a, F> {
-    /// Which thread of how many.
+    /// The thread's index and the number of threads.
     part: (usize, usize),
     plan: &'a Plan<'a>,
     make: &'a F,
@@ -207,7 +207,7 @@ impl<S: Session, F: Fn(u64) -> Result<S, Fault>> Client<'_, F> {
             .unwrap_or(Phase::Stop)
     }
 
-    /// What this thread has to send from now on, if there is a rate.
+    /// The schedule of this thread from now on, if there is a rate.
     fn schedule(&self, reactor: &Reactor<S>) -> anyhow::Result<Option<Schedule>> {
         let Some(rate) = self.plan.rate else { return Ok(None) };
         #[expect(clippy::cast_precision_loss, reason = "a few hundred connections")]

@@ -1,31 +1,31 @@
-//! What can go wrong under load, and how often it did.
+//! The faults under load, and their counts.
 
 use std::{collections::BTreeMap, fmt};
 
 use rustix::io::Errno;
 
-/// Why one connection failed. Any of them voids the cell it happened in.
+/// The reason for a failed connection. Any fault voids its cell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Fault {
-    /// connect(2) or what it led to.
+    /// A failure of connect(2), directly or later.
     #[error("connect: {0}")]
     Connect(Errno),
     /// Any other system call.
     #[error("{0}")]
     Io(Errno),
-    /// The stream ended where more was due.
+    /// The stream ended too early.
     #[error("closed while {0}")]
     Closed(&'static str),
-    /// Something else than the two ends agreed on.
+    /// An unexpected message.
     #[error("{0}")]
     Protocol(&'static str),
     /// A TLS handshake that failed.
     #[error("TLS handshake: {0}")]
     Tls(&'static str),
-    /// A connection that was to be refused got an answer from the backend.
+    /// A connection that must be refused got an answer from the backend.
     #[error("an unknown server name was served")]
     Served,
-    /// Not done by the time the cell had to be over.
+    /// Incomplete at the end of the cell.
     #[error("timed out while {0}")]
     Timeout(&'static str),
 }
@@ -35,29 +35,29 @@ pub(crate) enum Fault {
 pub(crate) struct Faults(BTreeMap<String, u64>);
 
 impl Faults {
-    /// Counts one.
+    /// Counts a fault.
     pub(crate) fn add(&mut self, fault: Fault) {
         *self.0.entry(fault.to_string()).or_default() += 1;
     }
 
-    /// Counts something that is not about one connection.
+    /// Counts a fault that does not concern one connection.
     pub(crate) fn note(&mut self, message: String) {
         *self.0.entry(message).or_default() += 1;
     }
 
-    /// Takes over another thread's.
+    /// Adds another thread's faults.
     pub(crate) fn merge(&mut self, other: &Self) {
         for (message, count) in &other.0 {
             *self.0.entry(message.clone()).or_default() += count;
         }
     }
 
-    /// All together.
+    /// The total.
     pub(crate) fn total(&self) -> u64 {
         self.0.values().sum()
     }
 
-    /// Whether nothing went wrong.
+    /// Whether there is no fault.
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

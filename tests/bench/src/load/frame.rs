@@ -1,8 +1,8 @@
-//! What the generator and the backend say to each other.
+//! The protocol of the generator and the backend.
 //!
-//! The first bytes of a connection are a real `ClientHello`, because that is what a balancer routes by. Its 32 byte
-//! random field carries an [`Order`]: what the backend is to do on this connection. Nothing else is TLS, so neither
-//! end pays for cryptography and the balancer is what is measured.
+//! The first bytes of a connection are a real `ClientHello`, since a balancer routes by it. Its random field of 32
+//! bytes contains an [`Order`], the backend's task on this connection. All other bytes are not TLS. So neither end
+//! needs cryptography, and the balancer is the measured part.
 //!
 //! All numbers are big-endian.
 
@@ -10,15 +10,15 @@ use std::sync::LazyLock;
 
 use super::fault::Fault;
 
-/// Bytes of a block in a bulk stream, its header included.
+/// The size of a block in a bulk stream, including its header, in bytes.
 pub(crate) const BLOCK_BYTES: usize = 1 << 20;
-/// Bytes of a [`BlockHeader`].
+/// The size of a [`BlockHeader`], in bytes.
 pub(crate) const BLOCK_HEADER_BYTES: usize = 24;
-/// Bytes of a [`Message`] header; no message is shorter.
+/// The size of a [`Message`] header, in bytes. No message is shorter.
 pub(crate) const MESSAGE_HEADER_BYTES: usize = 16;
-/// Longest message of a request/response connection.
+/// The greatest size of a message on a request/response connection, in bytes.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 1 << 20;
-/// Bytes of the backend's answer to the hello.
+/// The size of the backend's answer to the hello, in bytes.
 pub(crate) const ACK_BYTES: usize = 64;
 
 const ORDER_MAGIC: &[u8; 8] = b"snibench";
@@ -31,16 +31,16 @@ pub(crate) const ORDER_NONCE_AT: usize = 16;
 /// Position of the checksum in an encoded order.
 pub(crate) const ORDER_CHECKSUM_AT: usize = 24;
 
-/// What the backend does after it has answered the hello.
+/// The task of the backend after its answer to the hello.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Task {
-    /// Nothing until the client closes.
+    /// Wait until the client closes.
     Wait,
     /// Answer each message with one of the same size.
     Echo,
     /// Read blocks until the last one, then confirm the count.
     Upload,
-    /// Write blocks until the client asks for the last one.
+    /// Write blocks until the client requests the last one.
     Download,
     /// Both at once.
     Both,
@@ -74,21 +74,21 @@ impl Task {
     }
 }
 
-/// What one connection is for; travels in the random field of its `ClientHello`.
+/// The order of one connection, in the random field of its `ClientHello`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Order {
-    /// What to do.
+    /// The task.
     pub task: Task,
     /// Bytes of one message, for [`Task::Echo`].
     pub size: u32,
-    /// Whether both ends compare every byte. Costs time, so it is left to the smoke run.
+    /// Whether both ends compare every byte. That costs time, so only the smoke run does.
     pub verify: bool,
-    /// Comes back in the [`Ack`]; tells connections apart that a balancer might mix up.
+    /// Returned in the [`Ack`]. Distinguishes connections that a balancer might confuse.
     pub nonce: u64,
 }
 
 impl Order {
-    /// The 32 bytes of a random field. The checksum is that of the hello outside this field.
+    /// The 32 bytes of a random field. `checksum` is that of the hello outside this field.
     pub(crate) fn encode(&self, checksum: u32) -> [u8; 32] {
         let mut field = [0; 32];
         field[..8].copy_from_slice(ORDER_MAGIC);
@@ -100,7 +100,7 @@ impl Order {
         field
     }
 
-    /// The order in a random field and the checksum beside it.
+    /// The order in a random field, and the checksum beside it.
     pub(crate) fn decode(field: &[u8; 32]) -> Result<(Self, u32), Fault> {
         if &field[..8] != ORDER_MAGIC {
             return Err(Fault::Protocol("a hello that the generator did not send"));
@@ -123,12 +123,12 @@ impl Order {
 /// The backend's short answer to a hello.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ack {
-    /// That of the [`Order`].
+    /// The nonce of the [`Order`].
     pub nonce: u64,
 }
 
 impl Ack {
-    /// As sent.
+    /// The form on the wire.
     pub(crate) fn encode(self) -> [u8; ACK_BYTES] {
         let mut bytes = [0; ACK_BYTES];
         bytes[..4].copy_from_slice(ACK_MAGIC);
@@ -136,7 +136,7 @@ impl Ack {
         bytes
     }
 
-    /// As received.
+    /// Parses the form on the wire.
     pub(crate) fn decode(bytes: &[u8; ACK_BYTES]) -> Result<Self, Fault> {
         if &bytes[..4] != ACK_MAGIC {
             return Err(Fault::Protocol("an answer that is not the backend's"));
@@ -145,22 +145,22 @@ impl Ack {
     }
 }
 
-/// Starts every block of a bulk stream.
+/// The start of every block of a bulk stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct BlockHeader {
-    /// Nothing follows this header. The two counts below are set in such a header only.
+    /// Whether this header is the last. Only the last header has the two counts below.
     pub last: bool,
     /// Bytes sent before this header.
     pub sent: u64,
-    /// Bytes of the other direction received so far, its last header not counted.
+    /// Bytes of the other direction received so far, without its last header.
     pub received: u64,
 }
 
 impl BlockHeader {
-    /// What starts all blocks but the last.
+    /// The start of all blocks but the last.
     pub(crate) const MORE: Self = Self { last: false, sent: 0, received: 0 };
 
-    /// As sent.
+    /// The form on the wire.
     pub(crate) fn encode(self) -> [u8; BLOCK_HEADER_BYTES] {
         let mut bytes = [0; BLOCK_HEADER_BYTES];
         bytes[..4].copy_from_slice(BLOCK_MAGIC);
@@ -170,7 +170,7 @@ impl BlockHeader {
         bytes
     }
 
-    /// As received.
+    /// Parses the form on the wire.
     pub(crate) fn decode(bytes: &[u8; BLOCK_HEADER_BYTES]) -> Result<Self, Fault> {
         if &bytes[..4] != BLOCK_MAGIC {
             return Err(Fault::Protocol("a block without its header: bytes were lost or added"));
@@ -179,17 +179,17 @@ impl BlockHeader {
     }
 }
 
-/// Starts every message of a request/response connection, both ways.
+/// The start of every message of a request/response connection, in both directions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Message {
-    /// Bytes, this header included.
+    /// The size in bytes, including this header.
     pub size: u32,
-    /// Counts the messages of a connection.
+    /// The number of the message within its connection.
     pub sequence: u64,
 }
 
 impl Message {
-    /// As sent.
+    /// The form on the wire.
     pub(crate) fn encode(self) -> [u8; MESSAGE_HEADER_BYTES] {
         let mut bytes = [0; MESSAGE_HEADER_BYTES];
         bytes[..4].copy_from_slice(MESSAGE_MAGIC);
@@ -198,7 +198,7 @@ impl Message {
         bytes
     }
 
-    /// As received.
+    /// Parses the form on the wire.
     pub(crate) fn decode(bytes: &[u8; MESSAGE_HEADER_BYTES]) -> Result<Self, Fault> {
         if &bytes[..4] != MESSAGE_MAGIC {
             return Err(Fault::Protocol("a message without its header: bytes were lost or added"));
@@ -207,8 +207,8 @@ impl Message {
     }
 }
 
-/// One block with a [`BlockHeader::MORE`] header; also the body of messages. The bytes differ within any run of
-/// a few hundred, so that a shift is noticed when bodies are compared.
+/// One block with a [`BlockHeader::MORE`] header, and the body of messages. The bytes differ within any run of a few
+/// hundred, so that a comparison of bodies detects a shift.
 pub(crate) static BLOCK: LazyLock<Vec<u8>> = LazyLock::new(|| {
     #[expect(clippy::cast_possible_truncation, reason = "the low byte is what the pattern is made of")]
     let mut block: Vec<u8> =
@@ -217,7 +217,7 @@ pub(crate) static BLOCK: LazyLock<Vec<u8>> = LazyLock::new(|| {
     block
 });
 
-/// FNV-1a over several pieces: enough to see that a hello arrived as it was sent.
+/// FNV-1a over several pieces: it suffices to verify that a hello arrived unchanged.
 pub(crate) fn checksum(pieces: &[&[u8]]) -> u32 {
     pieces
         .iter()

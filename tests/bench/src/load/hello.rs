@@ -1,21 +1,22 @@
-//! A `ClientHello` as a present-day client sends it (RFC 8446 section 4.1.2), made by hand so that the generator
-//! needs no TLS library and the backend can find its order at a fixed place.
+//! A `ClientHello` of a current client (RFC 8446 section 4.1.2). It is hand-made, so that the generator needs no TLS
+//! library and the backend finds its order at a fixed position.
 
 use super::{
     fault::Fault,
     frame::{Order, checksum},
 };
 
-/// Where the random field starts: record header 5, handshake header 4, `legacy_version` 2.
+/// The start of the random field: record header 5, handshake header 4, `legacy_version` 2.
 const RANDOM_AT: usize = 11;
 const RANDOM_BYTES: usize = 32;
 const RECORD_HEADER_BYTES: usize = 5;
-/// Browsers pad their hello to this size with the record header (RFC 7685 says why the range below it is bad).
+/// Browsers pad their hello to this size, including the record header (RFC 7685 explains the problem of the range
+/// below it).
 const PADDED_BYTES: usize = 517;
-/// The longest hello the backend takes.
+/// The longest hello that the backend accepts.
 pub(crate) const HELLO_BYTES_MAX: usize = 4096;
 
-/// A hello for one server name and one order; only the nonce differs between connections.
+/// A hello for one server name and one order. Only the nonce differs between connections.
 #[derive(Debug, Clone)]
 pub(crate) struct Hello {
     bytes: Vec<u8>,
@@ -24,7 +25,7 @@ pub(crate) struct Hello {
 }
 
 impl Hello {
-    /// For `server_name`, with `order` in its random field.
+    /// A hello for `server_name`, with `order` in its random field.
     pub(crate) fn new(server_name: &str, order: Order) -> Self {
         let mut bytes = hello_bytes(server_name);
         let checksum = checksum_around_random(&bytes);
@@ -32,7 +33,7 @@ impl Hello {
         Self { bytes, order, checksum }
     }
 
-    /// The same with another nonce.
+    /// The hello with another nonce.
     pub(crate) fn with_nonce(&self, nonce: u64) -> Vec<u8> {
         let mut bytes = self.bytes.clone();
         let order = Order { nonce, ..self.order };
@@ -41,7 +42,7 @@ impl Hello {
     }
 }
 
-/// The order in a hello and the bytes it takes, or `None` if more has to be read first.
+/// The order in a hello and the hello's length. `None` if it is incomplete.
 pub(crate) fn read_order(bytes: &[u8]) -> Result<Option<(Order, usize)>, Fault> {
     let Some(header) = bytes.first_chunk::<RECORD_HEADER_BYTES>() else { return Ok(None) };
     if header[0] != 22 {
@@ -125,7 +126,7 @@ fn extension(out: &mut Vec<u8>, kind: u16, body: impl FnOnce(&mut Vec<u8>)) {
     with_length(out, 2, body);
 }
 
-/// Writes what `body` appends, preceded by its length in `width` bytes.
+/// Writes the output of `body`, with a length prefix of `width` bytes.
 fn with_length(out: &mut Vec<u8>, width: usize, body: impl FnOnce(&mut Vec<u8>)) {
     let at = out.len();
     out.resize(at + width, 0);

@@ -1,4 +1,4 @@
-//! One thread's sockets and the epoll instance that says which of them can make progress.
+//! One thread's sockets, and the epoll instance that reports their readiness.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -11,20 +11,20 @@ use rustix::{
     io::Errno,
 };
 
-/// What a session wants after it was driven.
+/// The request of a session after it was driven.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// To be driven when its socket says so.
+    /// Drive the session when its socket is ready.
     Wait,
-    /// To be driven again soon: it stopped only to let others have a turn.
+    /// Drive the session again soon: it stopped only to give others a turn.
     Again,
-    /// Like `Wait`; said once, when it is set up and waits for the start signal.
+    /// Like `Wait`. Returned once, when the session is set up and waits for the start signal.
     Ready,
-    /// To be closed.
+    /// Close the session.
     Done,
 }
 
-/// No session has this place.
+/// No session has this slot.
 pub(crate) const BELL: usize = usize::MAX;
 
 const EVENTS_AT_ONCE: usize = 256;
@@ -35,8 +35,8 @@ struct Slot<S> {
     queued: bool,
 }
 
-/// Sockets with their sessions. Registration is edge-triggered for both directions, so a session must go on until
-/// its socket would block, or ask for another turn.
+/// Sockets with their sessions. Registration is edge-triggered for both directions, so a session must continue until
+/// its socket would block, or request another turn.
 pub(crate) struct Reactor<S> {
     epoll: OwnedFd,
     slots: Vec<Option<Slot<S>>>,
@@ -46,7 +46,7 @@ pub(crate) struct Reactor<S> {
 }
 
 impl<S> Reactor<S> {
-    /// Without any socket.
+    /// Creates a reactor without sockets.
     pub(crate) fn new() -> Result<Self, Errno> {
         Ok(Self {
             epoll: epoll::create(CreateFlags::CLOEXEC)?,
@@ -57,12 +57,12 @@ impl<S> Reactor<S> {
         })
     }
 
-    /// How many sockets there are.
+    /// The number of sockets.
     pub(crate) fn len(&self) -> usize {
         self.slots.len() - self.free.len()
     }
 
-    /// Takes a socket over.
+    /// Adds a socket.
     pub(crate) fn insert(&mut self, socket: OwnedFd, session: S) -> Result<usize, Errno> {
         let index = self.free.last().copied().unwrap_or(self.slots.len());
         let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
@@ -76,7 +76,8 @@ impl<S> Reactor<S> {
         Ok(index)
     }
 
-    /// Wakes up for each edge of `bell`, which has no session and stays the caller's. The batch then has [`BELL`].
+    /// Wakes up for each edge of `bell`, which has no session and belongs to the caller. The batch then contains
+    /// [`BELL`].
     pub(crate) fn watch(&self, bell: BorrowedFd<'_>) -> Result<(), Errno> {
         epoll::add(&self.epoll, bell, EventData::new_u64(BELL as u64), EventFlags::IN | EventFlags::ET)
     }
@@ -88,14 +89,14 @@ impl<S> Reactor<S> {
         }
     }
 
-    /// The socket and session at `index`. An event may be older than the slot's present owner; the owner then finds
-    /// that its socket would block.
+    /// The socket and session at `index`. An event may be older than the slot's current owner. The owner's socket
+    /// would then block.
     pub(crate) fn get_mut(&mut self, index: usize) -> Option<(BorrowedFd<'_>, &mut S)> {
         let slot = self.slots.get_mut(index)?.as_mut()?;
         Some((slot.socket.as_fd(), &mut slot.session))
     }
 
-    /// Puts the session at `index` in the next batch.
+    /// Adds the session at `index` to the next batch.
     pub(crate) fn queue(&mut self, index: usize) {
         if let Some(Some(slot)) = self.slots.get_mut(index)
             && !slot.queued
@@ -105,14 +106,14 @@ impl<S> Reactor<S> {
         }
     }
 
-    /// Puts all sessions in the next batch.
+    /// Adds all sessions to the next batch.
     pub(crate) fn queue_all(&mut self) {
         for index in 0..self.slots.len() {
             self.queue(index);
         }
     }
 
-    /// Replaces `batch` by the sessions to be driven now; waits for some, but not longer than `timeout`.
+    /// Replaces `batch` by the sessions to drive now. Waits for at least one, for at most `timeout`.
     pub(crate) fn next_batch(&mut self, timeout: Duration, batch: &mut Vec<usize>) -> Result<(), Errno> {
         batch.clear();
         let timeout = if self.again.is_empty() { timeout } else { Duration::ZERO };

@@ -1,8 +1,8 @@
-//! When requests are due: at a fixed rate, whatever has become of those before.
+//! The due times of requests: at a fixed rate, independent of earlier requests.
 //!
-//! A timer that rings for every single request would cost more than the request. So they are due in batches, a few at
-//! a time, one batch every [`TICK`] or so; and those that are due are sent whenever the thread is awake anyway. Nobody
-//! spins. Connections take turns, so that each has the same rate.
+//! A timer event for every request would cost more than the request. So a few requests are due at a time, one batch
+//! every [`TICK`] or so. Due requests are also sent whenever the thread is awake. No thread spins. Connections take
+//! turns, so that each has the same rate.
 
 use std::time::{Duration, Instant};
 
@@ -13,31 +13,31 @@ use rustix::{
     time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime},
 };
 
-/// About how often a batch of requests is due.
+/// The approximate interval of batches.
 const TICK: Duration = Duration::from_micros(250);
 
-/// One thread's schedule, with the timer that says when to look at it.
+/// One thread's schedule, with the timer for its batches.
 pub(crate) struct Schedule {
     timer: OwnedFd,
     turns: Turns,
 }
 
-/// Which connections are due when.
+/// The due times of connections.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Turns {
     start: Instant,
-    /// From one batch to the next.
+    /// The interval between batches.
     gap: Duration,
-    /// Requests that are due at a time.
+    /// The number of requests in a batch.
     batch: usize,
-    /// Batches that were due so far.
+    /// The number of batches so far.
     past: u32,
-    /// Whose turn is next.
+    /// The next connection.
     next: usize,
     connections: usize,
 }
 
-/// Requests of one batch, and how far they are apart from the next.
+/// The number of requests in a batch, and the interval to the next one.
 fn batches(rate: f64) -> (usize, Duration) {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a few, and not negative")]
     let batch = ((rate * TICK.as_secs_f64()).round() as usize).max(1);
@@ -52,10 +52,10 @@ impl Turns {
         Self { start, gap, batch, past: 0, next: 0, connections }
     }
 
-    /// Calls `owe` with a connection and a moment for each request that has come due by `now`.
+    /// Calls `owe` with a connection and a time for each request that is due by `now`.
     fn due(&mut self, now: Instant, mut owe: impl FnMut(usize, Instant)) {
         loop {
-            // Computed from the start each time, as the timer does it: no error adds up.
+            // Computed from the start each time, like the timer: errors do not accumulate.
             let due = self.start + self.gap * (self.past + 1);
             if due > now {
                 return;
@@ -70,8 +70,8 @@ impl Turns {
 }
 
 impl Schedule {
-    /// Requests on `connections` at `rate` in a second, all together, from now on. Thread `index` of `threads` begins a
-    /// part of a batch later than the one before it, so that not all send at once.
+    /// Starts requests on `connections` at a total of `rate` per second. Thread `index` of `threads` begins a part of
+    /// a batch later than the previous one, so that they do not send at the same time.
     pub(crate) fn start(
         rate: f64,
         connections: usize,
@@ -82,25 +82,25 @@ impl Schedule {
         let (_, gap) = batches(rate);
         let share = u32::try_from(threads.max(1)).unwrap_or(1);
         let later = gap / share * u32::try_from(index).unwrap_or(0);
-        // The same clock for both. The timer is set a moment later, so it never rings before something is due.
+        // Both use the same clock. The timer is set a moment later, so it never expires before a request is due.
         let start = Instant::now() + later;
         let ring = Itimerspec { it_interval: timespec(gap), it_value: timespec(later + gap) };
         timerfd_settime(&timer, TimerfdTimerFlags::empty(), &ring)?;
         Ok(Self { timer, turns: Turns::new(start, rate, connections) })
     }
 
-    /// Becomes readable when a batch is due, once for each call of [`Schedule::heard`].
+    /// Readable when a batch is due, once for each call of [`Schedule::heard`].
     pub(crate) fn timer(&self) -> BorrowedFd<'_> {
         self.timer.as_fd()
     }
 
-    /// The timer has rung. The kernel starts a periodic timer again only when it is read (`timerfd_read`).
+    /// Acknowledges the timer. The kernel restarts a periodic timer only when it is read (`timerfd_read`).
     pub(crate) fn heard(&self) {
-        // It says how often it has rung, which the clock says as well.
+        // The value is the number of expirations, which the clock shows as well.
         let _: Result<usize, Errno> = rustix::io::read(&self.timer, &mut [0; 8]);
     }
 
-    /// Calls `owe` with a connection and a moment for each request that has come due.
+    /// Calls `owe` with a connection and a time for each due request.
     pub(crate) fn due(&mut self, owe: impl FnMut(usize, Instant)) {
         self.turns.due(Instant::now(), owe);
     }
@@ -137,7 +137,7 @@ mod tests {
         let mut owed = Vec::new();
         turns.due(start + Duration::from_micros(249), |index, due| owed.push((index, due - start)));
         assert_eq!(owed, []);
-        // The thread comes a batch too late: both are due, each at its own time.
+        // The thread is one batch late: both are due, each at its own time.
         turns.due(start + Duration::from_micros(600), |index, due| owed.push((index, due - start)));
         let [first, second] = [250, 500].map(Duration::from_micros);
         assert_eq!(owed, [(0, first), (1, first), (2, second), (0, second)]);
@@ -150,7 +150,7 @@ mod tests {
         reactor.watch(schedule.timer()).unwrap();
         let mut batch = Vec::new();
         for _ in 0..3 {
-            // Longer than any machine is busy; a timer that is silent makes this fail, and not wait.
+            // Longer than any machine is busy. Without an event the test fails instead of waiting.
             reactor.next_batch(Duration::from_secs(30), &mut batch).unwrap();
             assert_eq!(batch, [BELL]);
             schedule.heard();

@@ -13,12 +13,12 @@ use rustix::{
 
 use super::fault::Fault;
 
-/// What one receive brought.
+/// The result of one receive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Received {
-    /// So many bytes.
+    /// This number of bytes.
     Bytes(usize),
-    /// Nothing for now.
+    /// No byte for now.
     Nothing,
     /// FIN.
     End,
@@ -33,7 +33,7 @@ pub(crate) fn connect(address: &SocketAddr) -> Result<OwnedFd, Fault> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket =
         net::socket_with(family(address), SocketType::STREAM, flags, None).map_err(Fault::Connect)?;
-    // Messages are written whole: waiting for more would only measure Nagle's algorithm.
+    // Messages are written whole, so a delay would only measure Nagle's algorithm.
     set_tcp_nodelay(&socket, true).map_err(Fault::Connect)?;
     match net::connect(&socket, address) {
         Ok(()) | Err(Errno::INPROGRESS) => Ok(socket),
@@ -52,20 +52,20 @@ pub(crate) fn listen(address: &SocketAddr) -> Result<OwnedFd, Errno> {
     Ok(socket)
 }
 
-/// The next connection, if there is one.
+/// The next connection, if any.
 pub(crate) fn accept(listener: BorrowedFd<'_>) -> Result<Option<OwnedFd>, Errno> {
     match net::accept_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
         Ok(socket) => {
             set_tcp_nodelay(&socket, true)?;
             Ok(Some(socket))
         }
-        // The peer may have gone before it was accepted.
+        // The peer may have disconnected before accept(2).
         Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => Ok(None),
         Err(errno) => Err(errno),
     }
 }
 
-/// Sends what the socket takes now; 0 if it takes nothing.
+/// Sends the part that the socket accepts now. Returns 0 if it accepts nothing.
 pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize, Fault> {
     match net::send(socket, bytes, SendFlags::NOSIGNAL) {
         Ok(count) => Ok(count),
@@ -82,8 +82,8 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Recei
     receive_with(socket, buffer, RecvFlags::empty())
 }
 
-/// Receives up to `buffer.len()` bytes and throws them away in the kernel: on TCP, `MSG_TRUNC` skips the copy to
-/// userspace (tcp(7)), which leaves more of the machine to the balancer.
+/// Receives up to `buffer.len()` bytes and discards them in the kernel. On TCP, `MSG_TRUNC` skips the copy to
+/// userspace (tcp(7)), which leaves more processor time to the balancer.
 pub(crate) fn discard(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Received, Fault> {
     receive_with(socket, buffer, RecvFlags::TRUNC)
 }

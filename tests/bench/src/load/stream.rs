@@ -1,4 +1,4 @@
-//! The two halves of a bulk stream and the session that both ends build from them.
+//! The two halves of a bulk stream, and the session that both ends build from them.
 
 use rustix::fd::BorrowedFd;
 
@@ -10,16 +10,16 @@ use super::{
     tally::Tally,
 };
 
-/// Send and receive calls of one session before it lets others have a turn.
+/// Send and receive calls of one session before others get a turn.
 const CALLS_A_TURN: usize = 8;
 
 /// One thread's buffers.
 pub(crate) struct Scratch {
-    /// Whatever is received.
+    /// Received bytes.
     pub receive: Vec<u8>,
-    /// What was decrypted.
+    /// Decrypted bytes.
     pub plain: Vec<u8>,
-    /// A message of the greatest length; senders patch its header.
+    /// A message of the greatest length. Senders patch its header.
     pub message: Vec<u8>,
 }
 
@@ -41,7 +41,7 @@ enum SenderState {
     Finished,
 }
 
-/// Sends blocks until told to finish.
+/// Sends blocks until stopped.
 struct BlockSender {
     state: SenderState,
     sent: u64,
@@ -56,7 +56,7 @@ impl BlockSender {
         matches!(self.state, SenderState::Finished)
     }
 
-    /// Sends once. With `finish`, which holds what the other direction has brought, the block under way is the last.
+    /// Sends once. With `finish`, the byte count of the other direction, the current block is the last.
     fn send(&mut self, socket: BorrowedFd<'_>, finish: Option<u64>) -> Result<usize, Fault> {
         if let (SenderState::Blocks { offset: 0 }, Some(received)) = (&self.state, finish) {
             let header = BlockHeader { last: true, sent: self.sent, received }.encode();
@@ -85,7 +85,7 @@ impl BlockSender {
 /// Receives blocks until the last one.
 struct BlockReceiver {
     header: [u8; BLOCK_HEADER_BYTES],
-    /// Bytes of the block that are here, up to [`BLOCK_BYTES`].
+    /// Received bytes of the block, up to [`BLOCK_BYTES`].
     offset: usize,
     received: u64,
     last: Option<BlockHeader>,
@@ -96,7 +96,7 @@ impl BlockReceiver {
         Self { header: [0; BLOCK_HEADER_BYTES], offset: 0, received: 0, last: None }
     }
 
-    /// Receives once; says how many bytes came.
+    /// Receives once. Returns the number of bytes.
     fn receive(
         &mut self,
         socket: BorrowedFd<'_>,
@@ -143,17 +143,17 @@ impl BlockReceiver {
     }
 }
 
-/// Which end of a bulk stream this is.
+/// The end of a bulk stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
-    /// Says when to stop, and closes.
+    /// Decides on the end, and closes.
     Client,
-    /// Stops when the client has.
+    /// Ends after the client.
     Backend,
 }
 
-/// One end of a bulk stream. The client sends its last header when the time is over, also if it sent no block; the
-/// backend answers with its own last header, and each then compares the other's count with its own.
+/// One end of a bulk stream. The client sends its last header at the end of the time, also without any block. The
+/// backend replies with its own last header. Each then compares the other's count with its own.
 pub(crate) struct Bulk {
     end: End,
     sends: bool,
@@ -172,7 +172,7 @@ impl Bulk {
         Self { end, sends, verify, sender: BlockSender::new(), receiver: BlockReceiver::new() }
     }
 
-    /// Sends and receives what the socket allows. `stop` tells the client to finish.
+    /// Sends and receives as much as the socket allows. `stop` makes the client finish.
     pub(crate) fn drive(
         &mut self,
         socket: BorrowedFd<'_>,
@@ -229,10 +229,10 @@ mod tests {
         (one, two)
     }
 
-    /// Drives both ends until both are done, stopping the client once `bytes` have arrived somewhere.
+    /// Drives both ends until both have ended. Stops the client once `bytes` have arrived at one end.
     fn run(task: Task, bytes: u64) -> (Tally, Tally) {
         let (near, far) = pair();
-        // MSG_TRUNC discards on TCP only, so on a Unix socket the bytes are compared.
+        // MSG_TRUNC discards only on TCP, so the bytes are compared on a Unix socket.
         let mut client = Bulk::new(End::Client, task, true);
         let mut backend = Bulk::new(End::Backend, task, true);
         let (client_tally, backend_tally) = (Tally::default(), Tally::default());

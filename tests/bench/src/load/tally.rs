@@ -1,11 +1,11 @@
-//! Counters that one thread adds to and the measuring thread reads while the load runs.
+//! Counters that one thread updates and the measuring thread reads during the load.
 
 use std::{
     ops::{AddAssign, Sub},
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-/// One thread's counters, on cache lines of their own so that threads do not slow each other down.
+/// One thread's counters, on separate cache lines so that threads do not slow each other down.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub(crate) struct Tally {
@@ -17,55 +17,55 @@ pub(crate) struct Tally {
     bytes: AtomicU64,
 }
 
-/// Counters at one moment, or between two.
+/// Counters at one time, or between two times.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
     /// Connections accepted, or opened.
     pub connections: u64,
-    /// Hellos answered by the backend, or answers seen by the client.
+    /// Hellos answered by the backend, or answers received by the client.
     pub hellos: u64,
-    /// Messages answered, or answers seen.
+    /// Messages answered, or answers received.
     pub messages: u64,
     /// Complete TLS handshakes.
     pub handshakes: u64,
-    /// Connections that ended without an answer, as they should.
+    /// Connections that ended without an answer, as expected.
     pub rejections: u64,
     /// Bytes received in blocks.
     pub bytes: u64,
 }
 
 impl Tally {
-    /// A connection was accepted, or opened.
+    /// Counts a connection that was accepted or opened.
     pub(crate) fn connection(&self) {
         self.connections.fetch_add(1, Relaxed);
     }
 
-    /// A hello was answered, or its answer seen.
+    /// Counts an answered hello, or a received answer.
     pub(crate) fn hello(&self) {
         self.hellos.fetch_add(1, Relaxed);
     }
 
-    /// A message was answered, or its answer seen.
+    /// Counts an answered message, or a received answer.
     pub(crate) fn message(&self) {
         self.messages.fetch_add(1, Relaxed);
     }
 
-    /// A TLS handshake was completed.
+    /// Counts a complete TLS handshake.
     pub(crate) fn handshake(&self) {
         self.handshakes.fetch_add(1, Relaxed);
     }
 
-    /// A connection was refused.
+    /// Counts a refused connection.
     pub(crate) fn rejection(&self) {
         self.rejections.fetch_add(1, Relaxed);
     }
 
-    /// Bytes of blocks were received.
+    /// Counts received bytes of blocks.
     pub(crate) fn bytes(&self, count: usize) {
         self.bytes.fetch_add(count as u64, Relaxed);
     }
 
-    /// What was counted so far.
+    /// The counts so far.
     pub(crate) fn counts(&self) -> Counts {
         Counts {
             connections: self.connections.load(Relaxed),
@@ -78,7 +78,7 @@ impl Tally {
     }
 }
 
-/// The counts of several threads together.
+/// The sum of several threads' counts.
 pub(crate) fn sum<'a>(tallies: impl IntoIterator<Item = &'a Tally>) -> Counts {
     let mut total = Counts::default();
     for tally in tallies {

@@ -1,7 +1,7 @@
-//! Complete TLS 1.3 handshakes: the one kind of load that pays for cryptography.
+//! Complete TLS 1.3 handshakes: the only kind of load with cryptography.
 //!
-//! The client verifies the backend's certificate, nobody resumes. When its side of the handshake is done the backend
-//! sends one byte, so that the client's clock stops only when both sides are done.
+//! The client verifies the backend's certificate, and no session is resumed. After its side of the handshake the
+//! backend sends one byte, so that the client's clock stops only when both sides have finished.
 
 use std::{
     io::{self, Read, Write},
@@ -26,9 +26,9 @@ use super::{
     tally::Tally,
 };
 
-/// A certificate with its key, and what both ends make of it.
+/// A certificate with its key, and the configurations of both ends.
 pub(crate) struct Identity {
-    /// For the generator; trusts the certificate alone.
+    /// For the generator. Trusts only this certificate.
     pub client: Arc<ClientConfig>,
     /// For the backend.
     pub server: Arc<ServerConfig>,
@@ -80,7 +80,7 @@ impl Write for Io<'_> {
     }
 }
 
-/// What moving records brought.
+/// The result of moving records.
 enum Moved {
     Blocked,
     Ended,
@@ -100,7 +100,7 @@ fn move_records<Data>(
             match connection.write_tls(&mut io) {
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Moved::Blocked),
-                // Refused and unreachable show up at the first write.
+                // The first write reports refused and unreachable connections.
                 Err(error) if error.kind() == io::ErrorKind::NotConnected => return Ok(Moved::Blocked),
                 Err(error) => return Err(failed(error)),
             }
@@ -165,7 +165,7 @@ impl Acceptor {
         Ok(Self { connection, greeted: false })
     }
 
-    /// Goes on until the socket would block; done when the client has closed.
+    /// Continues until the socket would block. Done when the client has closed.
     pub(crate) fn drive(&mut self, socket: BorrowedFd<'_>, tally: &Tally) -> Result<Step, Fault> {
         let mut moved = move_records(&mut self.connection, socket)?;
         if !self.greeted && !self.connection.is_handshaking() {

@@ -1,7 +1,7 @@
-//! Requests of HTTP within TLS: the load where the contestant ends TLS.
+//! HTTP requests within TLS: the load for contestants that terminate TLS.
 //!
-//! A request names the size of its response and a nonce: `GET /SIZE/NONCE`. The body of the response begins with the nonce,
-//! so an answer to another connection's request is noticed. The rest is the pattern of all blocks.
+//! A request contains the size of its response and a nonce: `GET /SIZE/NONCE`. The body of the response begins with
+//! the nonce, so a response to another connection's request is detected. The rest is the pattern of all blocks.
 
 pub(crate) mod client;
 pub(crate) mod http1;
@@ -13,15 +13,15 @@ use super::{fault::Fault, frame::BLOCK};
 
 /// Digits of a nonce, in the path and at the start of the body.
 pub(crate) const NONCE_BYTES: usize = 16;
-/// The size of a response that nobody receives to its end: bulk data.
+/// The size of a response that no client receives completely: bulk data.
 pub(crate) const ENDLESS: u64 = 1 << 40;
 
-/// What a request asks for.
+/// The content of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Wanted {
     /// Bytes of the response's body; at least [`NONCE_BYTES`].
     pub size: u64,
-    /// Comes back at the start of the body.
+    /// Returned at the start of the body.
     pub nonce: u64,
 }
 
@@ -31,7 +31,7 @@ impl Wanted {
         format!("/{}/{:016x}", self.size, self.nonce)
     }
 
-    /// What a path asks for.
+    /// Parses a path.
     pub(crate) fn of_path(path: &str) -> Result<Self, Fault> {
         let parse = || {
             let (size, nonce) = path.strip_prefix('/')?.split_once('/')?;
@@ -48,7 +48,7 @@ impl Wanted {
         start
     }
 
-    /// The part of the body behind its start, from position `at` on: as much as is at hand in one piece.
+    /// The part of the body after its start, from position `at` on: the available bytes in one piece.
     pub(crate) fn rest(self, at: u64) -> &'static [u8] {
         let offset = usize::try_from(at % BLOCK.len() as u64).unwrap_or(0);
         let left = usize::try_from(self.size.saturating_sub(at)).unwrap_or(usize::MAX);
@@ -62,7 +62,7 @@ impl Wanted {
 pub(crate) struct Body {
     wanted: Wanted,
     at: u64,
-    /// Whether every byte is compared, or the start alone.
+    /// Whether every byte is compared, or only the start.
     verify: bool,
 }
 
@@ -72,7 +72,7 @@ impl Body {
         Self { wanted, at: 0, verify }
     }
 
-    /// Takes the next bytes.
+    /// Checks the next bytes.
     pub(crate) fn take(&mut self, mut bytes: &[u8]) -> Result<(), Fault> {
         const OTHER: Fault = Fault::Protocol("a body with other bytes than were sent");
         let start = self.wanted.start();
@@ -92,7 +92,7 @@ impl Body {
         Ok(())
     }
 
-    /// Whether nothing is left to come.
+    /// Whether the body is complete.
     pub(crate) fn is_complete(&self) -> bool {
         self.at == self.wanted.size
     }
@@ -112,7 +112,7 @@ mod tests {
         }
     }
 
-    /// The body as the backend makes it.
+    /// The body as the backend produces it.
     fn body(wanted: Wanted) -> Vec<u8> {
         let mut bytes = wanted.start().to_vec();
         while bytes.len() as u64 != wanted.size {

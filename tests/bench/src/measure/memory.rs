@@ -1,9 +1,9 @@
-//! What held connections take.
+//! The memory of held connections.
 
 use super::{Measured, Subject, as_f64};
 use crate::{accounting, work};
 
-/// Memory of the contestant and of the machine at one moment, in bytes.
+/// Memory of the contestant and of the machine at one time, in bytes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Memory {
     user: u64,
@@ -12,7 +12,7 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// Takes it down.
+    /// Reads the memory.
     pub(super) fn now(group: Option<&accounting::ControlGroup>) -> anyhow::Result<Self> {
         Ok(Self {
             user: group.map_or(0, accounting::ControlGroup::user_memory),
@@ -21,7 +21,7 @@ impl Memory {
         })
     }
 
-    /// What each of `connections` takes that were not there `before`.
+    /// Sets the memory per connection, for `connections` that did not exist at `before`.
     pub(super) fn set(
         &self,
         before: &Self,

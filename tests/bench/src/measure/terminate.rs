@@ -31,9 +31,9 @@ use crate::{
     },
 };
 
-/// Bytes of a response where the handshake is what is measured.
+/// The size of a response, in bytes, if the handshake is measured.
 const SHORT: u64 = 64;
-/// Nothing moves, so the moment at the start of the window says it all.
+/// No byte moves, so one reading at the start of the window suffices.
 const GLANCE: Duration = Duration::from_millis(10);
 
 impl Rig {
@@ -72,7 +72,7 @@ impl Rig {
         let course = if resumes { Course::Resumed } else { Course::Once };
         let script = Script { name: handshakes.name(), ..self.script(&config, Version::Http1, course) };
         if resumes {
-            // As many sessions as are resumed at once: each hands on the ticket that it was sent.
+            // As many sessions as are resumed concurrently: each returns its ticket.
             let first = Script { course: Course::Idle, ..self.script(&config, Version::Http1, course) };
             let plan = Plan {
                 warm_up: Duration::ZERO,
@@ -137,7 +137,7 @@ impl Rig {
         Ok(measured)
     }
 
-    /// Memory before the connections and while they are there, by connection.
+    /// Memory before the connections and while they are held, per connection.
     fn https_idle(
         &self,
         subject: &Subject<'_>,
@@ -157,7 +157,7 @@ impl Rig {
             window: GLANCE,
             ..self.plan(&targets, connections, Renewal::Kept)
         };
-        // What is allocated once, at first use, is no connection's cost.
+        // Memory that is allocated once, at first use, is no cost of a connection.
         self.run(subject, &plan(FIRST_USE.min(connections)), make, &mut measured)?;
         interrupt::sleep_until(Instant::now() + settle);
         let group = subject.running.map(Running::group);

@@ -1,4 +1,4 @@
-//! Finds the rate that everybody is asked for: a short look, at the beginning of a run, at what the peers can do.
+//! Finds the rate of the kind `paced`: a short measurement of the peers at the beginning of a run.
 
 use anyhow::ensure;
 
@@ -11,12 +11,12 @@ use crate::{
     work::{self, Cell, Kind, Work},
 };
 
-/// Asked where no peer is installed.
+/// The contestant to measure if no peer is installed.
 const OTHERWISE: &str = "snisplice-relay";
 
 impl Run {
-    /// Sets the rate of every cell of the kind `paced`. All peers that are installed are looked at, whoever takes part:
-    /// so the rates of two runs are alike.
+    /// Sets the rate of every cell of the kind `paced`. All installed peers are measured, also those that do not take
+    /// part: so two runs have similar rates.
     pub(super) fn calibrate(&mut self) -> anyhow::Result<()> {
         if !self.extents.kinds.contains(&Kind::Paced) {
             return Ok(());
@@ -43,7 +43,7 @@ impl Run {
         Ok(())
     }
 
-    /// Adds what `contestant` reaches in each cell, if it is installed and serves.
+    /// Adds the rate of `contestant` in each cell, if it is installed and serves.
     fn reach(
         &mut self,
         contestant: &dyn Contestant,
@@ -76,7 +76,7 @@ impl Run {
         Ok(())
     }
 
-    /// What is done in the cell, with the rate that was found.
+    /// The work of the cell, with its rate.
     pub(super) fn work(&self, cell: &Cell) -> Work {
         match cell.work {
             Work::Paced { size, connections, .. } => {

@@ -1,4 +1,4 @@
-//! Who takes part.
+//! The selection of contestants.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use crate::{
     record::Entrant,
 };
 
-/// Contestants that were asked for, with their programs and versions.
+/// The selected contestants, with their programs and versions.
 pub(super) fn enlist(options: &cli::Run, search: &Search) -> anyhow::Result<Vec<Entry>> {
     let mut chosen = contestants::all();
     if !options.contestants.is_empty() {

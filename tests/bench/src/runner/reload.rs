@@ -16,12 +16,12 @@ use crate::{
     work::{self, Kind},
 };
 
-/// How long processes have after their start and after a reload to come to rest and give back what it took. A master
-/// process of `HAProxy` ignores signals for a moment after its workers serve.
+/// The pause after a start and after a reload, in which processes come to rest and free memory. A master process of
+/// `HAProxy` ignores signals for a moment after its workers serve.
 const AFTERWARDS: Duration = Duration::from_secs(1);
 
 impl Run {
-    /// What the start took, and what a reload takes until a name that is new is served.
+    /// The cost of the start, and of a reload until a new name is served.
     pub(super) fn reload(
         &self,
         index: usize,

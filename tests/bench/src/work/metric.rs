@@ -1,6 +1,6 @@
-//! The figures: what they are called, how they are written, and which way is better.
+//! The figures: their names, units and directions.
 
-/// Which way a figure is better.
+/// The direction in which a figure is better.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Better {
     /// More is better.
@@ -9,12 +9,12 @@ pub(crate) enum Better {
     Lower,
 }
 
-/// How a figure is written.
+/// The unit of a figure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unit {
-    /// A count in a second.
+    /// A count per second.
     PerSecond,
-    /// Payload bits delivered in a second, in units of 10^9.
+    /// Payload bits delivered per second, in units of 10^9.
     Gigabits,
     /// Microseconds.
     Micros,
@@ -25,7 +25,7 @@ pub(crate) enum Unit {
 }
 
 impl Unit {
-    /// With three significant digits.
+    /// Formats with three significant digits.
     pub(crate) fn format(self, value: f64) -> String {
         match self {
             Self::PerSecond => scaled(value, 1000.0, ["", "k", "M"]),
@@ -40,30 +40,29 @@ impl Unit {
 /// One figure of a cell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Metric {
-    /// For files.
+    /// The key in files.
     pub key: &'static str,
-    /// For tables.
+    /// The title in tables.
     pub title: &'static str,
-    /// How it is written.
+    /// The unit.
     pub unit: Unit,
-    /// Which way is better.
+    /// The direction in which it is better.
     pub better: Better,
-    /// Whether ratios of it are reported.
+    /// Whether its ratios are reported.
     pub compared: bool,
 }
 
 impl Metric {
-    /// What is said of the difference to no balancer at all: a title, how it is written, and what a figure is multiplied
-    /// with for that. `None` where the difference means nothing.
+    /// The difference to no balancer: a title, a unit and a factor. `None` if the difference has no meaning.
     ///
-    /// Client, backend and balancer share one machine here. The difference is what remains true where each has a machine of
-    /// its own: the load costs the same with and without a balancer, and cancels.
+    /// Client, backend and balancer share one machine here. The difference is also valid if each has a machine of its
+    /// own: the load costs the same with and without a balancer, and cancels.
     pub(crate) fn added(self) -> Option<Added> {
         [
-            // Of 1,000 connections, in milliseconds: of one, in microseconds.
+            // Per 1,000 connections in milliseconds, which is per connection in microseconds.
             (CPU_MACHINE_CONN, "CPU added to direct, each connection", Unit::Micros, 1.0),
             (CPU_MACHINE_SHAKE, "CPU added to direct, each handshake", Unit::Micros, 1.0),
-            // Of a million requests, in milliseconds.
+            // Per million requests, in milliseconds.
             (CPU_MACHINE_REQ, "CPU added to direct, each request", Unit::Micros, 1e-3),
             (CPU_MACHINE_GB, "CPU added to direct, each GB", Unit::Millis, 1.0),
         ]
@@ -73,14 +72,14 @@ impl Metric {
     }
 }
 
-/// How the difference to no balancer is written.
+/// The presentation of the difference to no balancer.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Added {
-    /// For tables.
+    /// The title in tables.
     pub title: &'static str,
-    /// How it is written.
+    /// The unit.
     pub unit: Unit,
-    /// What the metric's figure is multiplied with to be in that unit.
+    /// The factor from the metric's unit to this one.
     pub factor: f64,
 }
 
@@ -94,30 +93,30 @@ const fn metric(
     Metric { key, title, unit, better, compared }
 }
 
-/// New connections in a second.
+/// New connections per second.
 pub(crate) const CONNECTIONS: Metric = metric("rate", "connections/s", Unit::PerSecond, Better::Higher, true);
-/// The slowest of the parts that a long window is cut into.
+/// The slowest part of a long window.
 pub(crate) const SLOWEST_SLICE: Metric =
     metric("slowest_slice", "slowest 10 s, connections/s", Unit::PerSecond, Better::Higher, false);
-/// Answered requests in a second.
+/// Answered requests per second.
 pub(crate) const REQUESTS: Metric = metric("rate", "requests/s", Unit::PerSecond, Better::Higher, true);
-/// Answered requests in a second, where the rate is given.
+/// Answered requests per second, with a given rate.
 pub(crate) const ACHIEVED: Metric =
     metric("rate", "achieved requests/s", Unit::PerSecond, Better::Higher, false);
-/// How late the generator itself was, in 99 of 100 cases at most: its threads wait for a processor as all others do.
+/// The generator's own delay, at most in 99 of 100 cases: its threads wait for a processor like all others.
 pub(crate) const DELAY: Metric =
     metric("delay_us", "p99 of the generator's own delay", Unit::Micros, Better::Lower, false);
-/// Complete handshakes in a second.
+/// Complete handshakes per second.
 pub(crate) const HANDSHAKES: Metric = metric("rate", "handshakes/s", Unit::PerSecond, Better::Higher, true);
-/// Complete handshakes in a second, each with a request, where other cells of the kind have other rates.
+/// Complete handshakes per second, each with a request, beside cells with other rates.
 pub(crate) const TLS_HANDSHAKES: Metric =
     metric("handshakes", "handshakes/s", Unit::PerSecond, Better::Higher, true);
-/// Answered requests in a second, where other cells of the kind have other rates.
+/// Answered requests per second, beside cells with other rates.
 pub(crate) const TLS_REQUESTS: Metric =
     metric("requests", "requests/s", Unit::PerSecond, Better::Higher, true);
-/// Refused connections in a second.
+/// Refused connections per second.
 pub(crate) const REJECTIONS: Metric = metric("rate", "rejections/s", Unit::PerSecond, Better::Higher, true);
-/// Payload received, both directions together.
+/// Payload received in both directions together.
 pub(crate) const THROUGHPUT: Metric = metric("gbps", "Gb/s", Unit::Gigabits, Better::Higher, true);
 /// Half of all were faster.
 pub(crate) const P50: Metric = metric("p50_us", "p50 latency", Unit::Micros, Better::Lower, false);
@@ -125,13 +124,13 @@ pub(crate) const P50: Metric = metric("p50_us", "p50 latency", Unit::Micros, Bet
 pub(crate) const P99: Metric = metric("p99_us", "p99 latency", Unit::Micros, Better::Lower, true);
 /// 999 of 1,000 were faster.
 pub(crate) const P999: Metric = metric("p999_us", "p99.9 latency", Unit::Micros, Better::Lower, false);
-/// Of the contestant's control group.
+/// CPU time of the contestant's control group.
 pub(crate) const CPU_OWN_CONN: Metric =
     metric("cpu_own_ms_per_1000", "CPU of its own per 1,000 connections", Unit::Millis, Better::Lower, false);
 /// Interrupts of the whole machine.
 pub(crate) const CPU_IRQ_CONN: Metric =
     metric("cpu_interrupts_ms_per_1000", "softirq per 1,000 connections", Unit::Millis, Better::Lower, false);
-/// Everything, the load included.
+/// CPU time of the machine, including the load.
 pub(crate) const CPU_MACHINE_CONN: Metric = metric(
     "cpu_machine_ms_per_1000",
     "whole machine's CPU per 1,000 connections",
@@ -139,7 +138,7 @@ pub(crate) const CPU_MACHINE_CONN: Metric = metric(
     Better::Lower,
     true,
 );
-/// Of the contestant's control group.
+/// CPU time of the contestant's control group.
 pub(crate) const CPU_OWN_SHAKE: Metric = metric(
     "cpu_own_ms_per_1000_handshakes",
     "CPU of its own per 1,000 handshakes",
@@ -155,7 +154,7 @@ pub(crate) const CPU_IRQ_SHAKE: Metric = metric(
     Better::Lower,
     false,
 );
-/// Everything, the load included.
+/// CPU time of the machine, including the load.
 pub(crate) const CPU_MACHINE_SHAKE: Metric = metric(
     "cpu_machine_ms_per_1000_handshakes",
     "whole machine's CPU per 1,000 handshakes",
@@ -163,7 +162,7 @@ pub(crate) const CPU_MACHINE_SHAKE: Metric = metric(
     Better::Lower,
     true,
 );
-/// Of the contestant's control group.
+/// CPU time of the contestant's control group.
 pub(crate) const CPU_OWN_REQ: Metric = metric(
     "cpu_own_ms_per_million",
     "CPU of its own per million requests",
@@ -179,7 +178,7 @@ pub(crate) const CPU_IRQ_REQ: Metric = metric(
     Better::Lower,
     false,
 );
-/// Everything, the load included.
+/// CPU time of the machine, including the load.
 pub(crate) const CPU_MACHINE_REQ: Metric = metric(
     "cpu_machine_ms_per_million",
     "whole machine's CPU per million requests",
@@ -187,19 +186,19 @@ pub(crate) const CPU_MACHINE_REQ: Metric = metric(
     Better::Lower,
     true,
 );
-/// Of the contestant's control group.
+/// CPU time of the contestant's control group.
 pub(crate) const CPU_OWN_GB: Metric =
     metric("cpu_own_ms_per_gb", "CPU of its own per GB", Unit::Millis, Better::Lower, false);
 /// Interrupts of the whole machine.
 pub(crate) const CPU_IRQ_GB: Metric =
     metric("cpu_interrupts_ms_per_gb", "softirq per GB", Unit::Millis, Better::Lower, false);
-/// Everything, the load included.
+/// CPU time of the machine, including the load.
 pub(crate) const CPU_MACHINE_GB: Metric =
     metric("cpu_machine_ms_per_gb", "whole machine's CPU per GB", Unit::Millis, Better::Lower, true);
-/// Growth of the memory that the processes have written to, for each connection.
+/// Growth of the memory that the processes have written to, per connection.
 pub(crate) const USER_MEMORY: Metric =
     metric("user_bytes", "userspace per connection", Unit::Bytes, Better::Lower, true);
-/// Growth of the control group's kernel memory for each connection.
+/// Growth of the control group's kernel memory, per connection.
 pub(crate) const KERNEL_MEMORY: Metric = metric(
     "kernel_group_bytes",
     "kernel per connection, its control group",
@@ -207,7 +206,7 @@ pub(crate) const KERNEL_MEMORY: Metric = metric(
     Better::Lower,
     false,
 );
-/// Growth of the machine's socket memory for each connection, client and backend included.
+/// Growth of the machine's socket memory per connection, including client and backend.
 pub(crate) const KERNEL_MACHINE: Metric =
     metric("kernel_machine_bytes", "kernel per connection, whole machine", Unit::Bytes, Better::Lower, true);
 /// From start to the first answer through the balancer.
@@ -217,10 +216,10 @@ pub(crate) const START_UP: Metric =
 pub(crate) const RESIDENT: Metric =
     metric("resident_bytes", "memory after start", Unit::Bytes, Better::Lower, false);
 
-/// From the request to read the configuration again to the first answer for a name that is new in it.
+/// From the reload signal to the first answer for a new name.
 pub(crate) const RELOAD: Metric =
     metric("reload_ms", "until a changed name is served", Unit::Millis, Better::Lower, true);
-/// The most memory that the processes have had written to until then.
+/// The greatest memory that the processes have written to until then.
 pub(crate) const RELOAD_PEAK: Metric =
     metric("reload_peak_bytes", "most memory during the reload", Unit::Bytes, Better::Lower, false);
 /// Memory that the processes have written to a second after the reload.
@@ -237,7 +236,7 @@ fn scaled(value: f64, step: f64, units: [&str; 3]) -> String {
     format!("{}{}", digits(value), units[unit])
 }
 
-/// Three significant digits, and never a digit that was not measured.
+/// Three significant digits, and no digit beyond the measurement.
 pub(crate) fn digits(value: f64) -> String {
     let decimals = match value.abs() {
         size if size >= 99.95 => 0,

@@ -1,4 +1,4 @@
-//! The cells of the kind `terminate`: TLS ends at the contestant, which passes on requests of HTTP in clear.
+//! The cells of the kind `terminate`: the contestant terminates TLS and forwards HTTP requests without TLS.
 
 use super::{Cell, Extent, Work, size_name};
 use crate::{
@@ -6,19 +6,19 @@ use crate::{
     load::web::keys::Version,
 };
 
-/// Which handshakes are made.
+/// The kind of handshakes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Handshakes {
     /// Full ones, with an ECDSA P-256 certificate.
     Ecdsa,
     /// Full ones, with an RSA 2048 certificate.
     Rsa,
-    /// Sessions resumed with tickets of TLS 1.3, with a new exchange of keys (`psk_dhe_ke`).
+    /// Sessions resumed with tickets of TLS 1.3, with a new key exchange (`psk_dhe_ke`).
     Resumed,
 }
 
 impl Handshakes {
-    /// The name that has such a certificate.
+    /// The name with such a certificate.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Ecdsa | Self::Resumed => ECDSA_NAME,
@@ -35,21 +35,21 @@ impl Handshakes {
     }
 }
 
-/// What is done in one cell.
+/// The work of one cell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Terminate {
-    /// Handshake, one request, close; so many at once.
+    /// Handshake, one request, close, with this concurrency.
     Handshake { handshakes: Handshakes, at_once: usize },
-    /// Requests on kept connections, with responses of `size` bytes.
+    /// Requests on persistent connections, with responses of `size` bytes.
     Request { version: Version, size: u32, connections: usize },
-    /// Responses without end on so many connections.
+    /// Endless responses on this number of connections.
     Download { streams: usize },
     /// Connections held after one request.
     Idle { version: Version, connections: usize },
 }
 
 impl Terminate {
-    /// Whether the backend can do it without a balancer: it ends TLS itself, but speaks HTTP/1.1 alone.
+    /// Whether the backend can do it without a balancer: it terminates TLS itself, but supports only HTTP/1.1.
     pub(crate) fn applies_to_direct(self) -> bool {
         !matches!(
             self,

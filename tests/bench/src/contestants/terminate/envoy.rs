@@ -10,8 +10,9 @@ use crate::{
     load::backend::WEB_PORT,
 };
 
-/// Follows the FAQ on SNI and the reference of `DownstreamTlsContext`: the `tls_inspector`, and a filter chain for each
-/// name with its certificate. Circuit breakers are raised as the edge best practices say. No access log, as elsewhere.
+/// Follows the FAQ on SNI and the reference of `DownstreamTlsContext`: the `tls_inspector`, and a filter chain for
+/// each name with its certificate. Circuit breakers are raised as the edge best practices advise. No access log, as
+/// for the other contestants.
 pub(in crate::contestants) fn config(layout: &Layout) -> Value {
     let chains: Vec<Value> = layout.certificates().iter().map(|(name, file)| chain(name, file)).collect();
     let endpoints: Vec<Value> = layout.endpoints(WEB_PORT).iter().map(endpoint).collect();
@@ -57,7 +58,7 @@ fn chain(name: &str, file: &str) -> Value {
                 "route_config": {"name": "web", "virtual_hosts": [{
                     "name": "web",
                     "domains": ["*"],
-                    // 15 s otherwise, which a download outlasts.
+                    // The default of 15 s is shorter than a download.
                     "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "web", "timeout": "0s"}}],
                 }]},
                 "http_filters": [{

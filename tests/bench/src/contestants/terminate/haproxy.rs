@@ -8,8 +8,9 @@ use crate::{
     load::backend::WEB_PORT,
 };
 
-/// Follows the configuration manual: `crt` once for each certificate, of which the name picks one; `alpn` on `bind`;
-/// `http-reuse always`, which the manual has where the way to the server is known to be sound; `shards by-thread` (2.5).
+/// Follows the configuration manual. `crt` is given once per certificate, and the name selects one. `alpn` is set on
+/// `bind`. `http-reuse always` is the manual's choice for a reliable path to the server. `shards by-thread` requires
+/// 2.5.
 pub(in crate::contestants) fn config(layout: &Layout) -> String {
     let certificates = layout.certificates().map(|(_, file)| format!("crt {file}.pem")).join(" ");
     let mut text = format!(

@@ -1,4 +1,4 @@
-//! nginx as an HTTPS server that passes requests on.
+//! nginx as an HTTPS server that forwards requests.
 
 use std::fmt::Write as _;
 
@@ -8,10 +8,10 @@ use crate::{
     load::backend::WEB_PORT,
 };
 
-/// Follows "Configuring HTTPS servers" (a server for each name, a session cache shared by the workers) and the documentation
-/// of `keepalive` in `ngx_http_upstream_module` (HTTP/1.1 and no `Connection` towards the backend). A connection may have any
-/// number of requests, as elsewhere. `proxy_max_temp_file_size 0`: a response that is slow to leave waits, and is not
-/// written to disk.
+/// Follows "Configuring HTTPS servers" (a server per name, a session cache shared by the workers) and the
+/// documentation of `keepalive` in `ngx_http_upstream_module` (HTTP/1.1 and no `Connection` towards the backend). A
+/// connection may have any number of requests, as for the other contestants. `proxy_max_temp_file_size 0`: a response
+/// to a slow client waits, and is not written to disk.
 pub(in crate::contestants) fn config(layout: &Layout) -> String {
     const REQUESTS: u32 = 1_000_000_000;
     let mut text = format!(
@@ -39,7 +39,7 @@ pub(in crate::contestants) fn config(layout: &Layout) -> String {
                  keepalive_requests {REQUESTS};\n",
         directory = layout.directory.display(),
         workers = layout.workers,
-        // One for each side.
+        // One connection for each side.
         connections = 2 * CONNECTIONS_MAX,
     );
     // Writing to a String cannot fail.

@@ -1,4 +1,4 @@
-//! snisplice with objects of Istio: a server for each certificate, and a `VirtualService` with HTTP routes.
+//! snisplice with Istio objects: a server per certificate, and a `VirtualService` with HTTP routes.
 
 use std::fmt::Write as _;
 
@@ -7,8 +7,8 @@ use crate::{
     load::backend::WEB_PORT,
 };
 
-/// No setting is tuned but the worker count and the limits of connections and handshakes, which are raised for all
-/// contestants alike: the load comes from one address.
+/// Only the worker count and the limits of connections and handshakes are tuned, equally for all contestants: the
+/// load comes from one address.
 pub(in crate::contestants) fn config(layout: &Layout) -> String {
     let mut text = format!(
         "limits: {{workers: {workers}, connections: {CONNECTIONS_MAX}, connections_per_source: {CONNECTIONS_MAX}, \

@@ -1,4 +1,4 @@
-//! The client's side: TLS, then requests of HTTP/1.1 or HTTP/2.
+//! The client's side: TLS, then HTTP/1.1 or HTTP/2 requests.
 
 use std::{
     io::{self, Read as _, Write},
@@ -18,26 +18,26 @@ use crate::load::{
     stream::Scratch,
 };
 
-/// Bytes that one receive of a request's response takes.
+/// Bytes of one receive of a request's response.
 const RECEIVE_BYTES: usize = 64 * 1024;
 
-/// What a client does once TLS is set up. Each connection begins with a request, so that both sides have finished the
-/// handshake for certain.
+/// The course of a client after its handshake. Each connection begins with a request, so that both sides have
+/// certainly finished the handshake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Course {
     /// One request, then the end.
     Once,
-    /// The same, and the session must be a resumed one.
+    /// One request in a resumed session, then the end.
     Resumed,
     /// One request after another.
     Repeat,
     /// One request, then silence.
     Idle,
-    /// One request, then one for a response without end. Its bytes are discarded where they are not compared.
+    /// One request, then one for an endless response. Its bytes are discarded if they are not compared.
     Download,
 }
 
-/// How the sessions of one load are made.
+/// The input for the sessions of one load.
 pub(crate) struct Script<'a> {
     /// Suites, protocols and tickets.
     pub config: &'a Arc<ClientConfig>,
@@ -45,7 +45,7 @@ pub(crate) struct Script<'a> {
     pub name: &'a str,
     /// HTTP/1.1 or HTTP/2.
     pub version: Version,
-    /// What each does.
+    /// The course of each.
     pub course: Course,
     /// Bytes of each response.
     pub size: u64,
@@ -54,7 +54,7 @@ pub(crate) struct Script<'a> {
 }
 
 impl Script<'_> {
-    /// One connection. The clock starts now, before connect(2).
+    /// Creates one session. The clock starts now, before connect(2).
     pub(crate) fn session(&self, nonce: u64) -> Result<Https, Fault> {
         let name = ServerName::try_from(self.name.to_owned()).map_err(|_| Fault::Tls("a bad name"))?;
         let mut connection = ClientConnection::new(Arc::clone(self.config), name)
@@ -92,15 +92,15 @@ enum Http {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// Nothing has been asked for.
+    /// No request is sent.
     Begins,
-    /// The response to the first request is due.
+    /// The response to the first request is expected.
     First,
-    /// Nothing is due.
+    /// No response is expected.
     Parked,
-    /// A response is due.
+    /// A response is expected.
     Asked,
-    /// The rest of an endless response is discarded as it comes.
+    /// The rest of an endless response is discarded on arrival.
     Discards,
 }
 
@@ -109,7 +109,7 @@ pub(crate) struct Https {
     connection: ClientConnection,
     http: Http,
     name: Box<str>,
-    /// Of HTTP/1.1; one is like the other.
+    /// The HTTP/1.1 request, which does not change.
     request: Vec<u8>,
     wanted: Wanted,
     course: Course,
@@ -130,7 +130,7 @@ impl Https {
         }
     }
 
-    /// Sends and receives until the socket would block; says whether a response has ended.
+    /// Sends and receives until the socket would block. Returns whether a response has ended.
     fn exchange(&mut self, socket: BorrowedFd<'_>, scratch: &mut Scratch) -> Result<Came, Fault> {
         let mut came = Came { bytes: 0, complete: false, blocked: true };
         loop {
@@ -159,7 +159,7 @@ impl Https {
                     came.complete |= self.take(&plain[..count])?;
                 }
             }
-            // Who has a response may want to ask again first; a stream shares the thread with others.
+            // After a response the session may send a request first. A stream shares the thread with others.
             if came.complete || came.bytes > RECEIVE_BYTES {
                 came.blocked = false;
                 return Ok(came);
@@ -181,7 +181,7 @@ impl Https {
         }
     }
 
-    /// What follows a response.
+    /// The step after a response.
     fn answered(&mut self, turn: &mut Turn<'_>) -> Result<Step, Fault> {
         turn.tally.message();
         let first = self.state == State::First;
@@ -202,8 +202,7 @@ impl Https {
         }
     }
 
-    /// Bytes that are discarded count as they are on the wire: 22 of each record of 16 KiB are not payload (RFC 8446
-    /// section 5.2).
+    /// Discarded bytes count as on the wire: 22 of each record of 16 KiB are not payload (RFC 8446 section 5.2).
     fn discard(socket: BorrowedFd<'_>, turn: &mut Turn<'_>) -> Result<Step, Fault> {
         const CALLS: usize = 8;
         for _ in 0..CALLS {
@@ -228,11 +227,11 @@ impl Https {
     }
 }
 
-/// What one go brought.
+/// The result of one exchange.
 struct Came {
     bytes: usize,
     complete: bool,
-    /// Whether the socket has nothing more for now.
+    /// Whether the socket would block.
     blocked: bool,
 }
 
@@ -259,7 +258,7 @@ impl Session for Https {
                         return Ok(Step::Wait);
                     }
                     _ => {
-                        // Nothing is due, but the end of the connection is noticed.
+                        // No response is expected, but the end of the connection is detected.
                         self.exchange(socket, turn.scratch)?;
                         return Ok(Step::Wait);
                     }
@@ -307,7 +306,7 @@ impl Write for Io<'_> {
     }
 }
 
-/// Sends records; whether the socket has taken them all.
+/// Sends records. Returns whether the socket has accepted all of them.
 pub(super) fn flush<Data>(
     connection: &mut rustls::ConnectionCommon<Data>,
     socket: BorrowedFd<'_>,
@@ -315,7 +314,7 @@ pub(super) fn flush<Data>(
     while connection.wants_write() {
         match connection.write_tls(&mut Io(socket)) {
             Ok(_) => {}
-            // Refused and unreachable show up at the first write.
+            // The first write reports refused and unreachable connections.
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::NotConnected) => {
                 return Ok(false);
             }
@@ -344,7 +343,8 @@ mod tests {
         },
     };
 
-    /// Drives a client and the backend's side until `enough` says so of the client's step and both counts, or a fault.
+    /// Drives a client and the backend's side until `enough` accepts the client's step and both counts, or until a
+    /// fault.
     fn run(
         keys: &Keys,
         script: &Script<'_>,

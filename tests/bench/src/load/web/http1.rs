@@ -1,12 +1,12 @@
-//! HTTP/1.1, as far as generator and backend need it (RFC 9112).
+//! The part of HTTP/1.1 that generator and backend need (RFC 9112).
 
 use super::{Body, Wanted};
 use crate::load::fault::Fault;
 
-/// Heads that are longer are none of ours, also with what a balancer adds.
+/// Longer heads are invalid, also with a balancer's additions.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 
-/// A request as a usual client sends it.
+/// A request of a typical client.
 pub(crate) fn request(host: &str, wanted: Wanted) -> Vec<u8> {
     let path = wanted.path();
     format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nuser-agent: bench\r\naccept: */*\r\n\r\n").into_bytes()
@@ -18,7 +18,7 @@ pub(crate) fn response_head(size: u64) -> Vec<u8> {
         .into_bytes()
 }
 
-/// The length of the head at the start of `bytes`, its empty line included; `None` if it is not complete.
+/// The length of the head at the start of `bytes`, including its empty line. `None` if it is incomplete.
 pub(crate) fn head_length(bytes: &[u8]) -> Result<Option<usize>, Fault> {
     match bytes.windows(4).position(|window| window == b"\r\n\r\n") {
         Some(at) => Ok(Some(at + 4)),
@@ -27,14 +27,14 @@ pub(crate) fn head_length(bytes: &[u8]) -> Result<Option<usize>, Fault> {
     }
 }
 
-/// What the head of a request asks for.
+/// Parses the head of a request.
 pub(crate) fn read_request(head: &[u8]) -> Result<Wanted, Fault> {
     let line = std::str::from_utf8(head).ok().and_then(|head| head.lines().next()).unwrap_or("");
     let path = line.strip_prefix("GET ").and_then(|rest| rest.strip_suffix(" HTTP/1.1"));
     Wanted::of_path(path.unwrap_or(""))
 }
 
-/// The length of the body that the head of a response announces.
+/// The length of the body from the head of a response.
 fn read_response(head: &[u8]) -> Result<u64, Fault> {
     let head = std::str::from_utf8(head).map_err(|_| Fault::Protocol("a head that is not text"))?;
     let mut lines = head.lines();
@@ -48,7 +48,7 @@ fn read_response(head: &[u8]) -> Result<u64, Fault> {
         .ok_or(Fault::Protocol("a response without its length"))
 }
 
-/// Takes one response after another.
+/// Parses one response after another.
 #[derive(Debug)]
 pub(crate) struct Responses {
     head: Vec<u8>,
@@ -56,15 +56,15 @@ pub(crate) struct Responses {
 }
 
 impl Responses {
-    /// Before the first one.
+    /// The state before the first response.
     pub(crate) fn new() -> Self {
         Self { head: Vec::new(), body: None }
     }
 
-    /// Takes bytes of the response to `wanted`; whether it is complete then.
+    /// Parses bytes of the response to `wanted`. Returns whether it is complete.
     pub(crate) fn take(&mut self, mut bytes: &[u8], wanted: Wanted, verify: bool) -> Result<bool, Fault> {
         if self.body.is_none() {
-            // In most cases the head comes whole.
+            // The head usually arrives whole.
             let before = self.head.len();
             self.head.extend_from_slice(&bytes[..bytes.len().min(HEAD_BYTES_MAX + 1)]);
             let Some(length) = head_length(&self.head)? else { return Ok(false) };
@@ -84,7 +84,7 @@ impl Responses {
         Ok(complete)
     }
 
-    /// Whether the head of a response has come, and not yet all of its body.
+    /// Whether the head of a response is complete, and its body is not.
     pub(crate) fn is_within_body(&self) -> bool {
         self.body.is_some()
     }

@@ -1,7 +1,7 @@
-//! The client's side of HTTP/2 (RFC 9113): one stream at a time on each connection, which is what this load needs.
+//! The client's side of HTTP/2 (RFC 9113): one stream at a time per connection, which suffices for this load.
 //!
-//! Written out, because the generator shall cost less than whoever it measures: a request is one prepared header block, and
-//! of a response's header block only the status is read.
+//! Written without a library, so that the generator costs less than the contestants. A request is one prepared header
+//! block, and only the status is read from a response's header block.
 
 use super::{Body, Wanted};
 use crate::load::fault::Fault;
@@ -9,9 +9,9 @@ use crate::load::fault::Fault;
 const FRAME_HEADER_BYTES: usize = 9;
 /// Window of each stream, in bytes (RFC 9113 section 6.9): more than any body.
 const STREAM_WINDOW: u32 = 1 << 24;
-/// Window of the connection, in bytes. It is filled up when half of it is used.
+/// Window of the connection, in bytes. It is refilled when half of it is used.
 const CONNECTION_WINDOW: u32 = 1 << 30;
-/// What a connection starts with (RFC 9113 section 6.9.2).
+/// The initial window of a connection (RFC 9113 section 6.9.2).
 const FIRST_WINDOW: u32 = 65_535;
 
 mod kind {
@@ -55,7 +55,7 @@ pub(crate) fn preface() -> Vec<u8> {
     out
 }
 
-/// The header block of a request: indices of the static table and literals that nobody is to remember (RFC 7541, 6.1, 6.2.2).
+/// The header block of a request: indices of the static table and literals without indexing (RFC 7541, 6.1, 6.2.2).
 fn header_block(host: &str, wanted: Wanted) -> Vec<u8> {
     const METHOD_GET: u8 = 0x82;
     const SCHEME_HTTPS: u8 = 0x87;
@@ -77,15 +77,15 @@ fn header_block(host: &str, wanted: Wanted) -> Vec<u8> {
     block
 }
 
-/// Whether a header block begins with the status 200: index 8 of the static table, behind changes of the table's size (RFC
-/// 7541 section 6.3).
+/// Whether a header block begins with the status 200: index 8 of the static table, after changes of the table's size
+/// (RFC 7541 section 6.3).
 fn is_status_200(mut block: &[u8]) -> bool {
     const STATUS_200: u8 = 0x88;
     while let [first, rest @ ..] = block {
         if first & 0xe0 != 0x20 {
             return *first == STATUS_200;
         }
-        // An integer with a prefix of five bits; the last byte of a longer one has its upper bit clear.
+        // An integer with a prefix of five bits. The last byte of a longer one has a clear upper bit.
         block = rest;
         if first & 0x1f == 0x1f {
             let end = rest.iter().position(|byte| byte & 0x80 == 0).map_or(rest.len(), |end| end + 1);
@@ -95,12 +95,12 @@ fn is_status_200(mut block: &[u8]) -> bool {
     false
 }
 
-/// A connection: what it receives, and what it wants to send for that.
+/// A connection: its received state, and the frames to send in reply.
 #[derive(Debug)]
 pub(crate) struct Http2 {
-    /// The header of the frame under way, and the payload of all but DATA.
+    /// The header of the current frame, and the payload of all types but DATA.
     frame: Vec<u8>,
-    /// Bytes of a DATA payload that are to come.
+    /// The number of missing bytes of a DATA payload.
     data_left: usize,
     data_ends: bool,
     stream: u32,
@@ -109,7 +109,7 @@ pub(crate) struct Http2 {
 }
 
 impl Http2 {
-    /// Before the first request.
+    /// The state before the first request.
     pub(crate) fn new() -> Self {
         Self { frame: Vec::new(), data_left: 0, data_ends: false, stream: 0, body: None, unacknowledged: 0 }
     }
@@ -123,7 +123,7 @@ impl Http2 {
         frame(out, kind::HEADERS, flags, self.stream, &header_block(host, wanted));
     }
 
-    /// Takes bytes; whether the response to `wanted` is complete then. What is to be sent is appended to `out`.
+    /// Parses bytes. Returns whether the response to `wanted` is complete. Replies are appended to `out`.
     pub(crate) fn take(
         &mut self,
         mut bytes: &[u8],
@@ -156,7 +156,7 @@ impl Http2 {
         Ok(complete)
     }
 
-    /// Whether the frame under way ends a response.
+    /// Whether the current frame ends a response.
     fn advance(&mut self, wanted: Wanted, verify: bool, out: &mut Vec<u8>) -> Result<bool, Fault> {
         let Some((header, payload)) = self.frame.split_first_chunk::<FRAME_HEADER_BYTES>() else {
             return Ok(false);
@@ -200,14 +200,14 @@ impl Http2 {
             kind::PUSH_PROMISE | kind::CONTINUATION => {
                 return Err(Fault::Protocol("a frame that this client does not take"));
             }
-            // Requests have no body, so windows do not matter; unknown frames are ignored (section 5.5).
+            // Requests have no body, so windows do not matter. Unknown frames are ignored (section 5.5).
             _ => {}
         }
         self.frame.clear();
         Ok(false)
     }
 
-    /// The end of a stream: its body has to be complete.
+    /// The end of a stream: its body must be complete.
     fn ended(&mut self) -> Result<bool, Fault> {
         self.data_ends = false;
         match self.body.take() {
@@ -227,7 +227,7 @@ mod tests {
 
     const WANTED: Wanted = Wanted { size: 40_000, nonce: 9 };
 
-    /// What a server sends first, and a response in frames of 16 KiB.
+    /// The first frames of a server, and a response in frames of 16 KiB.
     fn response(stream: u32) -> Vec<u8> {
         let mut out = Vec::new();
         frame(&mut out, kind::SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 100]);
@@ -258,7 +258,7 @@ mod tests {
                     let complete = http2.take(piece, WANTED, true, &mut out).unwrap();
                     assert_eq!(complete, pieces.peek().is_none());
                 }
-                // An acknowledgement of the settings and an answer to the ping.
+                // An acknowledgement of the settings and a reply to the ping.
                 assert_eq!(out.len(), 9 + 17, "{out:?}");
             }
         }

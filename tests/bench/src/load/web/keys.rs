@@ -1,7 +1,7 @@
-//! Certificates for whoever ends TLS, and what generator and backend make of them.
+//! Certificates for terminating contestants, and the configurations of generator and backend.
 //!
-//! The client offers one cipher suite and one group, so every contestant does the same arithmetic: `TLS_AES_128_GCM_SHA256`,
-//! which RFC 8446 section 9.1 has everybody implement, and X25519.
+//! The client offers one cipher suite and one group, so that every contestant does the same arithmetic:
+//! `TLS_AES_128_GCM_SHA256`, which RFC 8446 section 9.1 requires of all implementations, and X25519.
 
 use std::{
     collections::VecDeque,
@@ -30,7 +30,7 @@ use crate::contestants::{ECDSA_NAME, RSA_NAME};
 pub(crate) struct Pair {
     /// The name.
     pub name: &'static str,
-    /// The certificate, which signs itself.
+    /// The self-signed certificate.
     pub certificate_pem: String,
     /// The key (PKCS #8).
     pub key_pem: String,
@@ -42,7 +42,7 @@ pub(crate) struct Keys {
     pub pairs: [Pair; 2],
 }
 
-/// What a client speaks inside of TLS.
+/// The HTTP version within TLS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Version {
     /// HTTP/1.1.
@@ -61,7 +61,7 @@ impl Version {
 }
 
 impl Keys {
-    /// New ones. openssl(1) makes the RSA key, because ring makes none.
+    /// Generates new keys. openssl(1) makes the RSA key, because ring cannot.
     pub(crate) fn generate() -> anyhow::Result<Self> {
         let ecdsa = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).context("make an ECDSA key")?;
         let output = Command::new("openssl")
@@ -74,7 +74,7 @@ impl Keys {
         Ok(Self { pairs: [Pair::new(ECDSA_NAME, &ecdsa)?, Pair::new(RSA_NAME, &rsa)?] })
     }
 
-    /// For the backend, where it ends TLS itself: with tickets, and HTTP/1.1 alone.
+    /// For the backend if it terminates TLS itself: with tickets, and HTTP/1.1 only.
     pub(crate) fn server(&self) -> anyhow::Result<Arc<ServerConfig>> {
         let provider = Arc::new(ring::default_provider());
         let mut resolver = ResolvesServerCertUsingSni::new();
@@ -95,8 +95,8 @@ impl Keys {
         Ok(Arc::new(config))
     }
 
-    /// For the generator. Without `verify` it takes any certificate: to check one costs as much as to present one, and
-    /// the generator shall leave the machine to whoever is measured.
+    /// For the generator. Without `verify` it accepts any certificate: to verify one costs as much as to present one,
+    /// and the generator must leave the machine to the contestant.
     pub(crate) fn client(
         &self,
         version: Version,
@@ -139,7 +139,7 @@ fn certificate(pem: &str) -> anyhow::Result<CertificateDer<'static>> {
     CertificateDer::from_pem_slice(pem.as_bytes()).context("read a certificate")
 }
 
-/// Takes any certificate and signature.
+/// Accepts any certificate and signature.
 #[derive(Debug)]
 struct Trusting(Arc<CryptoProvider>);
 
@@ -178,7 +178,7 @@ impl ServerCertVerifier for Trusting {
     }
 }
 
-/// Tickets of one server. The library's own store keeps eight, and more clients than that resume at once here.
+/// Tickets of one server. The library's own store keeps eight, and more clients resume concurrently here.
 #[derive(Default)]
 struct Tickets(Mutex<VecDeque<Tls13ClientSessionValue>>);
 

@@ -1,4 +1,4 @@
-//! The backend's side: HTTP/1.1, in clear or within TLS.
+//! The backend's side: HTTP/1.1, without or within TLS.
 
 use std::{
     io::{self, IoSlice, Read as _, Write as _},
@@ -17,16 +17,16 @@ use crate::load::{
     tally::Tally,
 };
 
-/// Plain bytes that are encrypted before they are sent on.
+/// Bytes that are encrypted at once.
 const PIECE_BYTES: u64 = 64 * 1024;
-/// Sends of one connection before it lets others have a turn.
+/// Sends of one connection before others get a turn.
 const SENDS_A_TURN: usize = 8;
 
 struct Response {
-    /// The head, and the start of the body behind it.
+    /// The head, and the start of the body.
     front: Vec<u8>,
     wanted: Wanted,
-    /// Bytes of `front` and of the rest of the body that were sent, or encrypted.
+    /// Bytes of `front` and of the rest of the body that were sent or encrypted.
     sent: u64,
 }
 
@@ -37,7 +37,7 @@ impl Response {
         Self { front, wanted, sent: 0 }
     }
 
-    /// What is left to send, in two pieces; both are empty at the end.
+    /// The remaining bytes, in two pieces. Both are empty at the end.
     fn left(&self) -> (&[u8], &'static [u8]) {
         let front = self.front.len() as u64;
         let sent = usize::try_from(self.sent).unwrap_or(usize::MAX);
@@ -54,7 +54,7 @@ pub(crate) struct Web {
 }
 
 impl Web {
-    /// Requests in clear.
+    /// Requests without TLS.
     pub(crate) fn clear() -> Self {
         Self { tls: None, request: Vec::new(), response: None }
     }
@@ -66,7 +66,7 @@ impl Web {
         Ok(Self { tls: Some(Box::new(connection)), ..Self::clear() })
     }
 
-    /// Goes on until the socket would block; done when the client has closed.
+    /// Continues until the socket would block. Done when the client has closed.
     pub(crate) fn drive(
         &mut self,
         socket: BorrowedFd<'_>,
@@ -75,7 +75,7 @@ impl Web {
     ) -> Result<Step, Fault> {
         let endless = self.response.as_ref().is_some_and(|response| response.wanted.size == ENDLESS);
         match self.go_on(socket, scratch, tally) {
-            // Nobody reads to the end of what has none, and a client may leave with tickets unread.
+            // An endless response is never read completely, and a client may close with unread tickets.
             Err(Fault::Io(Errno::PIPE | Errno::CONNRESET)) if endless || self.response.is_none() => {
                 Ok(Step::Done)
             }
@@ -120,7 +120,7 @@ impl Web {
                 let wanted = http1::read_request(&self.request)?;
                 self.request.clear();
                 if wanted.size != ENDLESS {
-                    // Counted before the client can see it, so that the client never is ahead.
+                    // Counted before the client can receive it, so that the client's count is never higher.
                     tally.message();
                 }
                 self.response = Some(Response::new(wanted));
@@ -135,7 +135,7 @@ fn send_clear(response: &mut Response, socket: BorrowedFd<'_>) -> Result<Step, F
         if front.is_empty() && rest.is_empty() {
             return Ok(Step::Done);
         }
-        // Signals of broken pipes are ignored in programs of this language.
+        // Rust programs ignore SIGPIPE.
         match rustix::io::writev(socket, &[IoSlice::new(front), IoSlice::new(rest)]) {
             Ok(count) => response.sent += count as u64,
             Err(Errno::AGAIN | Errno::INTR) => return Ok(Step::Wait),
@@ -169,7 +169,7 @@ fn send_encrypted(
     Ok(Step::Again)
 }
 
-/// Receives once and appends what was inside to `request`.
+/// Receives once and appends the decrypted bytes to `request`.
 fn decrypt(
     tls: &mut ServerConnection,
     socket: BorrowedFd<'_>,
