@@ -1,4 +1,4 @@
-//! What a line of the access log costs the worker that writes it, and what a connection costs while the log is off.
+//! The cost of an access log line for its worker, and of a connection while the log is disabled.
 
 use std::{rc::Rc, sync::Arc, time::Duration};
 

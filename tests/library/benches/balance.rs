@@ -1,4 +1,4 @@
-//! What one pick of an endpoint costs.
+//! The cost of one choice of an endpoint.
 
 use divan::{Bencher, black_box};
 use snisplice::testing::Wheel;

@@ -136,7 +136,7 @@ fn a_reset_is_passed_on_after_what_was_sent_before_it() {
 fn an_answer_before_a_reset_is_heard() {
     run(async {
         let mut rig = rig(b"", HOUR).await;
-        // The backend answers without reading the request, and closing with unread bytes sends RST.
+        // The backend answers without reading the request. Its close with unread bytes sends RST.
         rig.client.write_all(&pattern(100_000)).await.unwrap();
         rig.backend.readable().await.unwrap();
         rig.backend.write_all(b"too large").await.unwrap();
@@ -152,7 +152,7 @@ fn an_answer_before_a_reset_is_heard() {
 fn a_reset_is_noticed_while_the_other_side_takes_nothing() {
     run(async {
         let mut rig = rig(b"", HOUR).await;
-        // Fills everything between the client and the deaf backend.
+        // Fills all buffers between the client and the backend, which does not read.
         let chunk = pattern(1 << 20);
         let blocked = async {
             loop {
@@ -172,7 +172,7 @@ fn silence_ends_a_connection_and_traffic_keeps_it() {
     run(async {
         let mut rig = rig(b"", Duration::from_millis(200)).await;
         let mut byte = [0; 1];
-        // What a client says counts once it has been answered.
+        // A client's bytes count as activity once it has got a reply.
         rig.backend.write_all(b"x").await.unwrap();
         rig.client.read_exact(&mut byte).await.unwrap();
         for _ in 0..20 {

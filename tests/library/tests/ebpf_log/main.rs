@@ -1,5 +1,5 @@
-//! The kernel programs with their log on, in the running kernel: the verifier accepts them, and an event reaches the
-//! daemon's log.
+//! The kernel programs with their log enabled, in the running kernel: the verifier accepts them, and an event reaches
+//! the daemon's log.
 //!
 //! The level is one for the process, so these tests have a binary of their own. Without the privilege to load programs they
 //! are reported as ignored. With `SNISPLICE_REQUIRE_ALL=1` they fail instead.

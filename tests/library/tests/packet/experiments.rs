@@ -1,4 +1,4 @@
-//! The experiments of `snisplice probe packet`, and their report where they fail.
+//! The probes of `snisplice probe packet`, and their report after a failure.
 
 use std::{
     collections::BTreeSet,
@@ -21,7 +21,7 @@ pub(crate) fn carried_between_namespaces() {
     let report = Experiments::begin().finish();
     assert!(report.passed() && report.untried().next().is_none(), "{}", report.describe_packet());
     assert!(report.describe_packet().contains("ok       packets over IPv4"), "{report:?}");
-    // Other tests have namespaces of their own meanwhile.
+    // Other tests use namespaces of their own meanwhile.
     let own = BTreeSet::from([PathBuf::from("/proc/self/ns/net").read_link().expect("a link")]);
     let started = Instant::now();
     while namespaces() != own {
@@ -30,7 +30,7 @@ pub(crate) fn carried_between_namespaces() {
     }
 }
 
-/// The network namespaces that threads of this process are in and that it has open.
+/// The network namespaces of this process's threads, and those that it has open.
 fn namespaces() -> BTreeSet<PathBuf> {
     let entries = |path: &str| read_dir(path).expect("a directory").flatten().map(|entry| entry.path());
     let threads = entries("/proc/self/task").map(|task| task.join("ns/net"));
@@ -39,7 +39,7 @@ fn namespaces() -> BTreeSet<PathBuf> {
 }
 
 pub(crate) fn not_carried() {
-    // An experiment has two seconds, which may be too short where other programs take the processors.
+    // A probe has two seconds, which may be too short if other programs take the processors.
     const TRIES: u32 = 20;
     let report = || {
         let experiments = Experiments::begin_with(|programs| while programs.reserve().is_some() {});
@@ -52,7 +52,7 @@ pub(crate) fn not_carried() {
 }
 
 pub(crate) fn packets_get_lost() {
-    // An experiment may be over before its flow is spoilt, and is made twice at most.
+    // A probe may end before its flow is disturbed, and is repeated at most once.
     const TRIES: u32 = 20;
     let is_told = (0..TRIES).map(|_| with_lost_packets()).any(|told| {
         println!("{told}");
@@ -61,7 +61,7 @@ pub(crate) fn packets_get_lost() {
     assert!(is_told);
 }
 
-/// What is told of experiments whose packets get lost as soon as they are carried.
+/// The report of probes whose packets are lost as soon as they are forwarded.
 fn with_lost_packets() -> String {
     let over = Arc::new(AtomicBool::new(false));
     let spoil = {
@@ -69,10 +69,10 @@ fn with_lost_packets() -> String {
         move |programs: &Arc<Programs>| {
             let data = MapData::from_fd(programs.rules().expect("a descriptor")).expect("a map");
             let mut all = Array::<_, Rules>::try_from(Map::Array(data)).expect("an array");
-            // What the client sends goes to a device behind which there is nobody.
+            // The client's packets go to a device without a host behind it.
             let (ready, is_ready) = mpsc::channel();
             thread::spawn(move || {
-                // Before all who have the same two processors: the flow is there for milliseconds.
+                // With priority over other processes on the same two processors: the flow exists for milliseconds.
                 let _ = rustix::process::nice(-20);
                 ready.send(()).expect("somebody waits");
                 while !over.load(Relaxed) {

@@ -1,4 +1,4 @@
-//! Packets of a flow: what is translated, what is left to the stack, and what the flow's record says.
+//! Packets of a flow: translated ones, ones left to the stack, and the flow's record.
 
 use std::{
     sync::Arc,
@@ -25,7 +25,7 @@ pub(crate) fn translated(v6: bool) {
         [timestamps(), blocks(3)].concat(),
         blocks(4),
         blocks(1),
-        // At odd offsets, padded with what nobody uses, and cut off.
+        // At odd offsets, padded with an unused option, and cut off.
         [vec![1], timestamps()[2..].to_vec(), vec![5, 10, 1, 2, 3, 4, 5, 6, 7, 8]].concat(),
         vec![254, 6, 1, 2, 3, 4, 8, 10, 0, 0],
         vec![1; 40],
@@ -114,7 +114,7 @@ pub(crate) fn followed_to_its_end() {
     assert_eq!((totals.packets, totals.bytes, totals.failed), (5, 150, 0));
 }
 
-/// What begins a connection, on addresses that a flow had.
+/// The SYN of a connection, on the addresses of an earlier flow.
 fn beginning() -> Segment {
     Segment {
         seq: 77_777,
@@ -125,7 +125,7 @@ fn beginning() -> Segment {
     }
 }
 
-/// A flow's peer that has forgotten it must not begin another one that nobody has routed.
+/// A peer that has lost the state of its flow must not begin another one without a route.
 pub(crate) fn begins(v6: bool) {
     let lab = Lab::new(v6);
     assert_eq!(lab.run(&packet(v6, 1, &Segment { payload: vec![3; 40], ..Segment::default() })).0, REDIRECT);
@@ -138,12 +138,12 @@ pub(crate) fn begins(v6: bool) {
     assert_eq!(out, expected(v6, &rules(v6, CARRY).ways[0], &packet(v6, 0, &question)));
     assert!(is_valid(v6, &out));
     assert_eq!(lab.state(), state, "it is no packet of the flow");
-    // With data (RFC 7413) it is dropped; it comes again without.
+    // With data (RFC 7413) it is dropped. The retransmission has none.
     assert_eq!(lab.run(&packet(v6, 0, &Segment { payload: vec![1; 9], ..begin })).0, DROP);
 }
 
-/// A port that is used again before userspace has closed the socket that had it: the socket is reset, and the addresses
-/// belong to no flow any more. What begins the connection comes once more, as a copy.
+/// A port is reused before userspace has closed its former socket. The socket is reset, and the addresses belong to
+/// no flow any more. The SYN is repeated as a copy.
 pub(crate) fn let_in(v6: bool) {
     let mut lab = Lab::new(v6);
     let begin = beginning();
@@ -170,7 +170,8 @@ pub(crate) fn let_in(v6: bool) {
     }
 }
 
-/// Packets of one way may be on two processors at once, and what was lost of the last ones nobody says again.
+/// Two processors may handle packets of one direction concurrently, and no later packet repeats the numbers of the
+/// last ones.
 pub(crate) fn noted_at_once() {
     const ROUNDS: u32 = 20_000;
     const STEP: u32 = 2;
@@ -197,7 +198,7 @@ pub(crate) fn noted_at_once() {
     assert_eq!((track.packets, track.bytes), (all, all));
 }
 
-/// Whatever mark it has by then: it is known by what was noted.
+/// With any mark: the record identifies it.
 pub(crate) fn a_copy_comes_by_again() {
     let mut lab = Lab::new(false);
     let mut rules = rules(false, CARRY);
@@ -211,7 +212,7 @@ pub(crate) fn a_copy_comes_by_again() {
     assert_eq!(lab.state().ways[0].packets, 1);
 }
 
-/// However many packets come late.
+/// With any number of late packets.
 pub(crate) fn the_end_wakes_once() {
     const LOOK: Ready = Ready::both(What::Passed);
     let mut lab = Lab::new(false);
@@ -236,7 +237,7 @@ pub(crate) fn the_end_wakes_once() {
         let fin = Segment { seq: 1_050, ack: 2_101, flags: flag::FIN | flag::ACK, ..late };
         assert_eq!(lab.run(&packet(false, 1, &fin)).0, REDIRECT);
     }
-    // The next event of all is another flow's: when it is heard, all before it were.
+    // The next event is another flow's: once it is received, all earlier ones were.
     lab.states.set(FLOW, State::new([0, 0], [60_000, 60_000]), 0).expect("a place in the array");
     let other = woken.insert();
     let token = Token { worker, slot: other, peer: Peer::Client }.pack();

@@ -8,7 +8,7 @@ use snisplice_config::networks::Network;
 
 use crate::lab::{DROP, FLOW, Lab, REDIRECT, Segment, checksum, is_valid, packet, rules, to_the_end};
 
-/// The same packet with a bit of its TCP checksum or payload that has changed on the way.
+/// The same packet with a changed bit in its TCP checksum or payload.
 fn damaged(v6: bool, mut packet: Vec<u8>, at_end: bool) -> Vec<u8> {
     let at = if at_end {
         packet.len() - 1
@@ -22,7 +22,7 @@ fn damaged(v6: bool, mut packet: Vec<u8>, at_end: bool) -> Vec<u8> {
     packet
 }
 
-/// A trial run takes packets of up to a page. Larger ones need a device.
+/// A test run accepts packets of up to a page. Larger ones need a device.
 pub(crate) fn damaged_ends_nothing(v6: bool) {
     let lab = Lab::new(v6);
     let before = lab.state();
@@ -31,7 +31,7 @@ pub(crate) fn damaged_ends_nothing(v6: bool) {
             for way in [0, 1] {
                 let segment = Segment { flags, payload: vec![7; payload], ..Segment::default() };
                 let bad = damaged(v6, packet(v6, way, &segment), payload > 0);
-                // Its receiver throws it away.
+                // The receiver drops the packet.
                 let (verdict, out) = lab.run(&bad);
                 assert_eq!((verdict, is_valid(v6, &out)), (REDIRECT, false));
                 assert_eq!(lab.state(), before, "{flags:#x} with {payload} bytes");
@@ -46,7 +46,7 @@ pub(crate) fn damaged_ends_nothing(v6: bool) {
     }
 }
 
-/// It could not know any more: what it is told has a checksum of its own.
+/// The socket could not detect the damage: its copy has a checksum of its own.
 pub(crate) fn damaged_is_not_told() {
     let mut lab = Lab::new(false);
     let mut rules = rules(false, CARRY);
@@ -126,7 +126,7 @@ pub(crate) fn denied_clients() {
     }
 }
 
-/// Made-up packets come in by the loopback device.
+/// Forged packets arrive through the loopback device.
 pub(crate) fn another_side() {
     const OWN: u32 = 1;
     let mut lab = Lab::new(false);

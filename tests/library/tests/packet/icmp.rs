@@ -1,4 +1,4 @@
-//! ICMP errors of routers about packets that were sent on.
+//! ICMP errors of routers about forwarded packets.
 
 use snisplice_common::packet::{
     flow::{CARRY, OFF, OVER, RESET},
@@ -9,7 +9,7 @@ use snisplice_common::packet::{
 
 use crate::lab::{Lab, NEXT, REDIRECT, Segment, checksum, leg, packet, rules};
 
-/// A packet of the client's as the backend's link has it, after the program has seen it.
+/// A packet of the client in its form on the backend's link, after the program has processed it.
 fn sent_on(lab: &Lab, v6: bool) -> [Vec<u8>; 2] {
     let original = packet(v6, 0, &Segment { payload: vec![3; 600], ..Segment::default() });
     let (verdict, out) = lab.run(&original);
@@ -27,7 +27,7 @@ fn kind(v6: bool) -> [u8; 2] {
     if v6 { [2, 0] } else { [3, 4] }
 }
 
-/// An error of a router on the backend's link about so many bytes of what was sent there.
+/// An error of a router on the backend's link about a packet that was forwarded there.
 fn error(v6: bool, kind: [u8; 2], about: &[u8]) -> Vec<u8> {
     let words = |words: &[u32]| words.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<_>>();
     let to = leg(v6, 1).local;
@@ -57,13 +57,13 @@ fn error(v6: bool, kind: [u8; 2], about: &[u8]) -> Vec<u8> {
     packet
 }
 
-/// What the checksum covers besides the message.
+/// The sum of the pseudo-header.
 fn pseudo(v6: bool, addresses: &[u8], length: u16) -> u32 {
     let covered = [addresses, &[0, 58], &length.to_be_bytes()].concat();
     if v6 { u32::from(!checksum(&covered, 0)) } else { 0 }
 }
 
-/// Whether all checksums are right, added up anew.
+/// Whether all checksums are correct, computed anew.
 fn is_sound(v6: bool, packet: &[u8]) -> bool {
     let (addresses, icmp) =
         if v6 { (&packet[22..54], &packet[54..]) } else { (&packet[26..34], &packet[34..]) };
@@ -72,7 +72,7 @@ fn is_sound(v6: bool, packet: &[u8]) -> bool {
     right && (v6 || checksum(&packet[14..34], 0) == 0 && checksum(&icmp[8..28], 0) == 0)
 }
 
-/// What the functions make of an error.
+/// The result of the functions for an error.
 fn passed_on(v6: bool, packet: &[u8]) -> Vec<u8> {
     let mut packet = packet.to_vec();
     let ways = rules(v6, CARRY).ways;
@@ -108,7 +108,7 @@ pub(super) fn translated(v6: bool) {
         if v6 { &[[1, 0], [2, 0], [3, 0], [4, 1]] } else { &[[3, 1], [3, 4], [11, 0], [12, 0]] };
     let mut count = 0;
     for kind in kinds {
-        // The header and what RFC 792 asks for, an odd bit more, the whole TCP header, and all.
+        // The header and the bytes that RFC 792 requires, an odd number more, the whole TCP header, and all.
         for tcp in [8, 13, 20, 500] {
             let said = error(v6, *kind, &sent[14..14 + ip + tcp]);
             assert!(is_sound(v6, &said), "the test's own packet");
@@ -155,11 +155,11 @@ pub(super) fn only_what_is_under_way() {
             assert_eq!(lab.run(&with(0)), (NEXT, with(0)), "mode {mode}");
         }
         lab.set(rules(v6, CARRY));
-        // The first 100 bytes have arrived, so nobody asks for them any more.
+        // The first 100 bytes are acknowledged, so they are not retransmitted.
         let ack = Segment { ack: 2_100, payload: Vec::new(), ..Segment::default() };
         assert_eq!(lab.run(&packet(v6, 1, &ack)).0, REDIRECT);
         assert_eq!([with(99), with(100)].map(|said| lab.run(&said).0), [NEXT, REDIRECT]);
-        // What our own socket has to deliver is its own affair.
+        // Bytes of the balancer's socket are that socket's task.
         let mut ours = rules(v6, CARRY);
         ours.ways[1].own = 300;
         lab.set(ours);
@@ -184,10 +184,10 @@ pub(super) fn not_understood() {
             said
         };
         let strange = [
-            // Seven bytes of TCP, and no header.
+            // Seven bytes of TCP, which are no header.
             error(v6, kind(v6), &about[..ip + 7]),
             error(v6, kind(v6), &about[..ip - 1]),
-            // No errors: an echo, and its answer.
+            // No errors: an echo request, and its reply.
             error(v6, if v6 { [128, 0] } else { [8, 0] }, about),
             error(v6, if v6 { [129, 0] } else { [0, 0] }, about),
             // Another protocol or an extension, another version, options.
@@ -202,7 +202,7 @@ pub(super) fn not_understood() {
         for said in strange {
             assert_eq!(lab.run(&said), (NEXT, said));
         }
-        // Less than is told.
+        // Shorter than its length field.
         let mut cut = error(v6, kind(v6), about);
         cut.truncate(cut.len() - 4);
         assert_eq!(lab.run(&cut), (NEXT, cut));

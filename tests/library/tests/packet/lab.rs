@@ -11,13 +11,13 @@ use snisplice_common::packet::{
     translate::{readdress_v4, readdress_v6, translate},
 };
 
-/// The program leaves a packet to whoever comes next (`TCX_NEXT`, which is -1).
+/// The program leaves a packet to the next program (`TCX_NEXT`, which is -1).
 pub(crate) const NEXT: u32 = u32::MAX;
 
-/// It drops the packet (`TCX_DROP`).
+/// The program drops the packet (`TCX_DROP`).
 pub(crate) const DROP: u32 = 2;
 
-/// It sends the packet to another device (`TCX_REDIRECT`).
+/// The program sends the packet to another device (`TCX_REDIRECT`).
 pub(crate) const REDIRECT: u32 = 7;
 
 /// The programs with one flow in their maps.
@@ -67,7 +67,7 @@ impl Lab {
     }
 }
 
-/// The client's leg, or the backend's.
+/// The tuple of the client's leg, or of the backend's.
 pub(crate) fn leg(v6: bool, way: u32) -> Tuple {
     let (local, remote) = match (v6, way) {
         (false, 0) => ("10.0.1.1:443", "10.0.1.2:40000"),
@@ -85,7 +85,7 @@ pub(crate) fn rules(v6: bool, mode: u32) -> Rules {
             remote: to.remote,
             local: to.local,
             ports: u32::from_ne_bytes(ports.try_into().expect("four bytes")),
-            // The loopback device, which is there in every namespace.
+            // The loopback device, which exists in every namespace.
             device: 1,
             seq,
             ack,
@@ -108,7 +108,7 @@ pub(crate) fn rules(v6: bool, mode: u32) -> Rules {
     Rules { token: 0, mode, reserved: 0, ways }
 }
 
-/// What differs between packets.
+/// The properties in which packets differ.
 #[derive(Clone)]
 pub(crate) struct Segment {
     pub(crate) seq: u32,
@@ -124,7 +124,7 @@ impl Default for Segment {
     }
 }
 
-/// A packet on the client's or the backend's leg, with right checksums.
+/// A packet on the client's or the backend's leg, with correct checksums.
 pub(crate) fn packet(v6: bool, way: u32, segment: &Segment) -> Vec<u8> {
     let tuple = leg(v6, way);
     let options = segment.options.len().div_ceil(4) * 4;
@@ -164,7 +164,7 @@ pub(crate) fn packet(v6: bool, way: u32, segment: &Segment) -> Vec<u8> {
     packet
 }
 
-/// The whole checksum, added up anew.
+/// The complete checksum, computed anew.
 pub(crate) fn checksum(bytes: &[u8], start: u32) -> u16 {
     let sum = bytes
         .chunks(2)
@@ -173,7 +173,7 @@ pub(crate) fn checksum(bytes: &[u8], start: u32) -> u16 {
     !u16::try_from((once >> 16) + (once & 0xffff)).expect("folded")
 }
 
-/// Whether all checksums of a packet are right.
+/// Whether all checksums of a packet are correct.
 pub(crate) fn is_valid(v6: bool, packet: &[u8]) -> bool {
     let (addresses, tcp) =
         if v6 { (&packet[22..54], &packet[54..]) } else { (&packet[26..34], &packet[34..]) };
@@ -183,7 +183,7 @@ pub(crate) fn is_valid(v6: bool, packet: &[u8]) -> bool {
     right && (v6 || checksum(&packet[14..34], 0) == 0)
 }
 
-/// What the functions make of a packet.
+/// The result of the functions for a packet.
 pub(crate) fn expected(v6: bool, way: &Translation, packet: &[u8]) -> Vec<u8> {
     let mut packet = packet.to_vec();
     let l4 = if v6 { 14 + IPV6_BYTES } else { 14 + IPV4_BYTES };

@@ -1,8 +1,8 @@
-//! The packet programs on made-up packets, in the running kernel: they must do what the functions do that they are
-//! made of.
+//! The packet programs with synthetic packets, in the running kernel: their results must equal those of the functions
+//! that they consist of.
 //!
-//! Without the privilege to load programs the tests are reported as ignored; with `SNISPLICE_REQUIRE_ALL=1` they
-//! fail instead.
+//! Without the privilege to load programs the tests are reported as ignored. With `SNISPLICE_REQUIRE_ALL=1` they fail
+//! instead.
 
 mod experiments;
 mod flow;

@@ -1,6 +1,6 @@
 //! The short cut of backends on this host, on loopback, in the running kernel.
 //!
-//! Where the probes refuse it the tests are reported as ignored; with `SNISPLICE_REQUIRE_ALL=1` they fail instead.
+//! If the probes refuse it, the tests are reported as ignored. With `SNISPLICE_REQUIRE_ALL=1` they fail instead.
 #![expect(clippy::panic, reason = "a test fails by panicking")]
 
 #[path = "../sockmap/data.rs"]

@@ -1,4 +1,4 @@
-//! What must hold, whichever way the bytes take.
+//! Invariants for bytes on either path.
 
 use std::{
     io::{ErrorKind, Read, Write as _},
@@ -57,14 +57,14 @@ fn has_ktls() -> bool {
 }
 
 const MIB: u64 = 1024 * 1024;
-/// What one direction may hold: both send buffers, what is in flight, both receive buffers.
+/// The limit of the bytes in one direction: both send buffers, bytes in flight, both receive buffers.
 const HELD: u64 = 32 * MIB;
 
 fn enabled() -> Rig {
     Rig::with(&Options { same_host: true, ..Options::default() })
 }
 
-/// A carried connection to a backend of this host that was announced as such.
+/// A forwarded connection to a backend on this host that was announced as such.
 fn link(rig: &Rig) -> Link {
     let same_host = rig.kernel.same_host().expect("loaded");
     let marks = MapData::from_fd(same_host.upstream().expect("a descriptor")).expect("a map");
@@ -80,7 +80,7 @@ fn counters(rig: &Rig) -> ShortcutCounters {
     rig.kernel.same_host().expect("loaded").counters().expect("counters")
 }
 
-/// Enrolled sockets of backends, what is known of them and of ours, and short cuts.
+/// The numbers of enrolled sockets of backends, of entries about them and the balancer's sockets, and of short cuts.
 fn entries(rig: &Rig) -> [usize; 4] {
     let same_host = rig.kernel.same_host().expect("loaded");
     let data = |fd: std::io::Result<OwnedFd>| MapData::from_fd(fd.expect("a descriptor")).expect("a map");
@@ -106,8 +106,8 @@ fn exchange(link: &Link, number: u64) {
     assert_eq!(got, question);
 }
 
-/// Reads what a backend does. A blocking read of a socket in a sockmap gives up with `EAGAIN` whenever something else than
-/// bytes wakes it, be it an interruption (`tcp_msg_wait_data`), so it is told to try again.
+/// Reads the bytes of a backend. A blocking read of a socket in a sockmap returns `EAGAIN` whenever another event
+/// than bytes wakes it, such as an interruption (`tcp_msg_wait_data`). So the reader tries again.
 struct Ear<'a>(&'a TcpStream);
 
 impl Read for Ear<'_> {
@@ -122,7 +122,7 @@ impl Read for Ear<'_> {
     }
 }
 
-/// How the backend's stream ends.
+/// The end of the backend's stream.
 fn end(backend: &TcpStream) -> std::io::Result<usize> {
     Ear(backend).read(&mut [0])
 }
@@ -135,7 +135,7 @@ fn takes_it() {
     }
     let counters = counters(&rig);
     assert_eq!(counters.enrolled, 1);
-    // The first answer shows the kernel where the client's socket is.
+    // The first answer shows the kernel the client's socket.
     assert!(counters.moved_messages > 90, "{counters:?}");
     drop((link.client.shutdown(Shutdown::Write), link.backend.shutdown(Shutdown::Write)));
     let outcome = link.outcome();
@@ -143,7 +143,7 @@ fn takes_it() {
     assert_eq!((outcome.reason, outcome.carrier), ("finished", Some(Carrier::Sockmap)));
 }
 
-/// The client's socket is full again and again, so that messages take now the one way, now the other.
+/// The client's socket becomes full repeatedly, so that messages change between the two paths.
 fn from_way_to_way() {
     let rig = Rig::with(&Options { same_host: true, send_buffer: 300 * 1024, ..Options::default() });
     let link = link(&rig);
@@ -207,7 +207,7 @@ fn deaf_client() {
     assert!(counters(&rig).moved_bytes > 8, "the short cut was not tried");
     let mut expected = Stream::new(1);
     expected.expect(&link.client, sent);
-    // Once everything has arrived, the short cut is open again.
+    // Once all bytes have arrived, the short cut is used again.
     let before = counters(&rig).moved_messages;
     for round in 0..1_000 {
         exchange(&link, round);
@@ -219,7 +219,7 @@ fn deaf_client() {
     panic!("the short cut stays closed: {:?}", counters(&rig));
 }
 
-/// A server as most are: it writes until it is refused, then waits for the one edge that tells of room.
+/// A typical server: it writes until the socket would block, then waits for the one edge that reports room.
 fn edge_triggered() {
     const BYTES: u64 = 64 * MIB;
     let rig = enabled();
@@ -232,14 +232,14 @@ fn edge_triggered() {
     let mut sender =
         Sender { epoll, stream: Stream::new(9), sent: 0, unsent: Vec::new(), wakes: 0, writes: 0 };
 
-    // The client is deaf: the server comes to rest, and stays there.
+    // The client does not read: the server comes to rest, and stays at rest.
     while sender.push(&link.backend, BYTES) && sender.wait(Some(Duration::from_secs(1))) {}
     assert!(sender.sent < HELD, "{} bytes held", sender.sent);
     let (wakes, writes) = (sender.wakes, sender.writes);
     assert!(!sender.wait(Some(Duration::from_secs(1))), "it is woken for nothing");
     assert!(wakes < 1_000 && writes < 10_000, "{wakes} wakes and {writes} writes for {} bytes", sender.sent);
 
-    // It goes on by itself once the client reads.
+    // The server continues once the client reads.
     thread::scope(|scope| {
         scope.spawn(|| Stream::new(9).expect(&link.client, BYTES));
         while sender.push(&link.backend, BYTES) {
@@ -259,7 +259,7 @@ struct Sender {
 }
 
 impl Sender {
-    /// Writes until it is refused (true) or done.
+    /// Writes until the socket would block (true) or all bytes are written.
     fn push(&mut self, to: &TcpStream, total: u64) -> bool {
         let mut to = to;
         while self.sent < total {
@@ -300,13 +300,13 @@ fn others() {
     let link = link(&rig);
     exchange(&link, 0);
     assert_eq!(entries(&rig), [1; 4]);
-    // The same server, and clients that do not come through us; one of them is in a hurry.
+    // The same server, and clients that connect to it directly. One of them is urgent.
     let (client, accepted) = rig.pair_after(None, |_| {});
     (&accepted).write_all(b"direct").expect("sent");
     let mut got = [0; 6];
     (&client).read_exact(&mut got).expect("received");
     assert_eq!((entries(&rig), counters(&rig).enrolled), ([1; 4], 1));
-    // A backend whose operator did not ask for it.
+    // A backend without the setting.
     let plain = rig.link();
     exchange(&plain, 1);
     assert_eq!(counters(&rig).enrolled, 1);
@@ -324,7 +324,7 @@ fn half_close() {
     expect_eof(&asked.client);
     assert_eq!(asked.outcome().reason, "finished");
 
-    // The backend's FIN comes behind all that took either way.
+    // The backend's FIN follows all bytes of either path.
     let told = link(&rig);
     exchange(&told, 0);
     Stream::new(1).send(&told.backend, 5 * MIB, 100_000, &mut Random::new(1)).expect("sent");
@@ -352,7 +352,7 @@ fn resets() {
 
     let link = link(&rig);
     exchange(&link, 0);
-    // What was sent before the reset is heard.
+    // Bytes before the reset are received.
     Stream::new(1).send(&link.backend, 100_000, 100_000, &mut Random::new(1)).expect("sent");
     let Link { client, backend, outcome, leash } = link;
     reset(backend);
@@ -376,7 +376,7 @@ fn not_idle() {
     assert_eq!(link.outcome().reason, "idle_timeout", "it is, once the traffic has ended");
 }
 
-/// As a server does that would have the kernel encrypt.
+/// Like a server that enables encryption in the kernel.
 fn protocol_on_top() {
     let rig = enabled();
     let link = link(&rig);
@@ -384,7 +384,7 @@ fn protocol_on_top() {
     exchange(&link, 1);
     let before = counters(&rig);
     assert!(before.moved_messages > 0, "{before:?}");
-    // The kernel may refuse any of it on such a socket; what is sent afterwards must arrive in any case.
+    // The kernel may refuse any of it on such a socket. Bytes that are sent afterwards must arrive in any case.
     let on_top = sockopt::set_upper_protocol(&link.backend, "tls").is_ok();
     let encrypts = on_top && sockopt::start_ktls_sending(&link.backend).is_ok();
     (&link.backend).write_all(b"what nobody on the way may read").expect("sent");

@@ -1,4 +1,4 @@
-//! How connections end: FIN and RST of each side, at any time.
+//! The end of connections: FIN and RST of each side, at any time.
 
 use std::{
     net::{Shutdown, TcpStream},
@@ -51,7 +51,7 @@ pub(crate) fn half_close(rig: &Rig, ends: fn(&Link) -> (&TcpStream, &TcpStream))
         });
         Stream::new(1).expect(second, 5 * MIB);
         expect_eof(second);
-        // The other way is still open, and in the kernel.
+        // The other direction is still open, and in the kernel.
         scope.spawn(|| {
             Stream::new(2).send(second, 5 * MIB, 100_000, &mut Random::new(2)).expect("sent");
             second.shutdown(Shutdown::Write).expect("FIN");
@@ -116,8 +116,8 @@ fn a_backend_that_is_done() {
     assert_eq!(rig.kernel.stats().fallbacks(Ineligible::PeerClosed), 1);
 }
 
-/// A packet on loopback is received before the call that sent it returns, except when the receiver's side of it is
-/// put off to another core.
+/// A packet on loopback is received before its send call returns, unless the receiver's side is deferred to another
+/// core.
 fn wait_for_loopback() {
     thread::sleep(Duration::from_millis(20));
 }
@@ -182,7 +182,7 @@ fn reset_while_full() {
     assert!(sent > MIB);
     let (outcome, Ends { client, backend }) = taken_apart(link);
     abort(client);
-    // The backend has not read a byte, and need not for the reset to be noticed.
+    // The backend has read no byte, which is not necessary to detect the reset.
     assert_eq!(outcome(), "client_reset");
     expect_reset(&backend);
     assert_eq!(rig.entries(), [0; 4]);

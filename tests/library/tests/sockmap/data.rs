@@ -1,4 +1,4 @@
-//! Bytes that tell where they belong, in writes of any size.
+//! Bytes that show their position, in writes of any size.
 
 use std::{
     io::{self, Read, Write},
@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A small generator: a test must be the same each time.
+/// A small generator: a test must be reproducible.
 pub(crate) struct Random(u64);
 
 impl Random {
@@ -23,7 +23,7 @@ impl Random {
     }
 }
 
-/// An endless stream of bytes, different for each seed, whose position each of its bytes depends on.
+/// An endless stream of bytes, different for each seed. Each byte depends on its position.
 #[derive(Clone)]
 pub(crate) struct Stream {
     seed: u64,
@@ -47,7 +47,7 @@ impl Stream {
         }
     }
 
-    /// Writes `total` bytes in pieces of up to `piece`, with pauses now and then.
+    /// Writes `total` bytes in pieces of up to `piece`, with occasional pauses.
     pub(crate) fn send(
         &mut self,
         to: &TcpStream,
@@ -70,7 +70,7 @@ impl Stream {
         Ok(())
     }
 
-    /// Writes until the socket has taken nothing for `patience`, and returns how much it took.
+    /// Writes until the socket has accepted nothing for `patience`. Returns the number of accepted bytes.
     pub(crate) fn send_until_blocked(&mut self, to: &TcpStream, patience: Duration) -> u64 {
         to.set_write_timeout(Some(patience)).expect("SO_SNDTIMEO");
         let mut to = to;
@@ -84,7 +84,7 @@ impl Stream {
                     self.position = before + written as u64;
                     last = Instant::now();
                 }
-                // As in `read`; it would wait from the beginning each time.
+                // As in `read`: otherwise each interruption would restart the wait.
                 Err(error) if error.kind() == io::ErrorKind::Interrupted && last.elapsed() < patience => {
                     self.position = before;
                 }
@@ -107,8 +107,8 @@ impl Stream {
             let read = match read(from, &mut buffer[..left]) {
                 Ok(0) => panic!("EOF at {} of {end}", self.position),
                 Ok(read) => read,
-                // A read without a limit gives up only where something else than bytes woke it, which the kernel lets
-                // happen to sockets in a sockmap (`tcp_msg_wait_data`).
+                // A read without a limit returns `EAGAIN` only if another event than bytes woke it, as can happen to
+                // sockets in a sockmap (`tcp_msg_wait_data`).
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock && is_unlimited(from) => continue,
                 Err(error) => panic!("at {} of {end}: {error}", self.position),
             };
@@ -128,14 +128,14 @@ impl Stream {
     }
 }
 
-/// Whether a call gave up because time went by.
+/// Whether a call has timed out.
 fn is_over(error: &io::Error) -> bool {
     use io::ErrorKind::{Interrupted, TimedOut, WouldBlock};
     matches!(error.kind(), WouldBlock | TimedOut | Interrupted)
 }
 
-/// As [`Read::read`], and again where nothing came but an interruption: a socket with a time limit gives up with `EINTR`
-/// whenever its thread is made to look up, by a debugger or a freezer of cgroups, even if no signal is delivered.
+/// Like [`Read::read`], repeated after an interruption without data. A socket with a time limit returns `EINTR`
+/// whenever a debugger or a freezer of cgroups makes its thread run, even if no signal is delivered.
 pub(crate) fn read(mut from: impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     loop {
         match from.read(buffer) {
@@ -175,7 +175,7 @@ fn mixed(value: u64) -> u64 {
 }
 
 impl Stream {
-    /// Leaves out bytes.
+    /// Skips bytes.
     pub(crate) fn skip(&mut self, bytes: u64) {
         self.position += bytes;
     }

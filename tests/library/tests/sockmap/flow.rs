@@ -1,4 +1,4 @@
-//! Bytes arrive, all of them, in order, whichever way they take.
+//! All bytes arrive, in order, on any path.
 
 use std::{thread, time::Duration};
 
@@ -26,7 +26,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     ]
 }
 
-/// Sends both ways at once, checks every byte, half-closes both and checks the account.
+/// Sends in both directions concurrently, checks every byte, half-closes both directions and checks the account.
 pub(crate) fn exchange(link: &Link, bytes: u64, piece: usize) {
     let ends = [(&link.client, &link.backend, 1), (&link.backend, &link.client, 2)];
     thread::scope(|scope| {
@@ -51,7 +51,8 @@ fn both_ways_at_once() {
     let rig = Rig::new();
     exchange(&rig.link(), 100 * MIB, 300_000);
     let counters = rig.kernel.counters().expect("counters");
-    // What was not redirected was passed, while one side was slower than the other: how much of it is up to the machine.
+    // The program passed the bytes that it did not redirect, while one side was slower than the other. Their number
+    // depends on the machine.
     assert_eq!(counters.redirected_bytes + counters.passed_bytes, 200 * MIB, "{counters:?}");
     assert!(counters.redirected_bytes > 0, "{counters:?}");
 }
@@ -78,7 +79,7 @@ fn passes_and_returns() {
     exchange(&rig.link(), 20 * MIB, 60_000);
 }
 
-/// Whatever does not fit into a packet goes through userspace.
+/// Bytes that exceed the budget go through userspace.
 fn spent_budget() {
     let rig = Rig::with(&Options { total_in_flight_bytes: 0, ..Options::default() });
     wait_until("a packet finds others waiting", || {
@@ -97,8 +98,8 @@ fn small_send_buffers() {
     exchange(&rig.link(), 20 * MIB, 60_000);
 }
 
-/// Has each direction leave the kernel and come back several times: the receiver reads nothing until its sender is
-/// stopped, then everything, then keeps up.
+/// Makes each direction leave the kernel and return several times. The receiver reads nothing until its sender is
+/// blocked, then everything, and then keeps up.
 fn stop_and_go(rig: &Rig) {
     const ROUNDS: u64 = 2;
     let link = rig.tight_link();
@@ -120,10 +121,10 @@ fn stop_and_go(rig: &Rig) {
 
 fn one_byte_at_a_time() {
     const BYTES: u64 = 2_000;
-    // How much of that is passed depends on who keeps up with whom.
+    // The number of passed bytes depends on the speeds of both sides.
     let rig = Rig::new();
     exchange(&rig.link(), 20_000, 1);
-    // Where each byte is waited for, there is always room.
+    // If each byte is awaited, there is always room.
     let rig = Rig::new();
     let link = rig.link();
     for (from, to, seed) in [(&link.client, &link.backend, 1), (&link.backend, &link.client, 2)] {
@@ -158,7 +159,7 @@ fn urgent() {
     let link = rig.link();
     let send = |bytes: &[u8], flags| {
         rustix::net::send(&link.client, bytes, flags).expect("sent");
-        // Its own packet.
+        // In a packet of its own.
         thread::sleep(Duration::from_millis(5));
     };
     send(b"a", rustix::net::SendFlags::empty());

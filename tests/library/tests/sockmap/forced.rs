@@ -1,5 +1,5 @@
-//! The same promises while every direction changes between the kernel and userspace every few milliseconds, wherever
-//! its bytes and its end happen to be.
+//! The same invariants while every direction changes between the kernel and userspace every few milliseconds, at any
+//! position of its bytes and its end.
 
 use std::{
     io::ErrorKind,
@@ -39,12 +39,12 @@ pub(crate) fn trials() -> Vec<Trial> {
     ]
 }
 
-/// Changes after so many milliseconds.
+/// Changes after this number of milliseconds.
 fn rig(milliseconds: u64) -> Rig {
     Rig::with(&Options { hold: Some(Duration::from_millis(milliseconds)), ..Options::default() })
 }
 
-/// Without which the others prove nothing.
+/// Without changes the other tests would prove nothing.
 fn directions_do_change() {
     let rig = rig(2);
     let link = rig.link();
@@ -83,7 +83,7 @@ fn slow_readers() {
     assert_eq!((outcome.reason, outcome.up, outcome.down), ("finished", 4 * MIB, 4 * MIB));
 }
 
-/// Many connections, several at a time, each of which ends in its own way and at its own moment.
+/// Many connections, several at a time, each with an end of its own at its own time.
 fn at_any_moment(end: fn(&Link, u64)) {
     const AT_ONCE: u64 = 8;
     const EACH: u64 = 60;
@@ -94,7 +94,7 @@ fn at_any_moment(end: fn(&Link, u64)) {
             let (rig, next) = (&rig, &next);
             scope.spawn(move || {
                 for round in 0..EACH {
-                    // A link takes the listener's next connection for its own.
+                    // A link takes the listener's next connection.
                     let link = {
                         let _turn = next.lock().expect("nobody has failed");
                         rig.link()
@@ -109,10 +109,10 @@ fn at_any_moment(end: fn(&Link, u64)) {
     });
 }
 
-/// What one end does before it closes its direction: bytes, and a pause that decides whether the FIN comes with them.
+/// The bytes of one end before it closes its direction, and a pause that decides whether the FIN comes with them.
 fn speak(to: &TcpStream, seed: u64) -> u64 {
     let mut random = Random::new(seed ^ 0x5eed_0000);
-    // The first numbers of neighbouring seeds are alike.
+    // The first numbers of neighbouring seeds are similar.
     for _ in 0..8 {
         random.below(2);
     }
@@ -122,7 +122,7 @@ fn speak(to: &TcpStream, seed: u64) -> u64 {
     bytes
 }
 
-/// Each end sends FIN when it has spoken: one after the other or both at once, as it happens.
+/// Each end sends FIN after its bytes: one after the other, or both at once.
 fn fin(link: &Link, seed: u64) {
     let ends = [(&link.client, &link.backend, 2 * seed), (&link.backend, &link.client, 2 * seed + 1)];
     let bytes: Vec<_> = thread::scope(|scope| {
@@ -143,14 +143,14 @@ fn fin(link: &Link, seed: u64) {
     assert_eq!((outcome.reason, outcome.up, outcome.down), ("finished", bytes[0], bytes[1]), "seed {seed}");
 }
 
-/// One end speaks and then resets. The other hears what was said, in order and without a hole, and the reset.
+/// One end sends bytes and then resets. The other receives the bytes in order and without a gap, and the reset.
 fn reset(link: &Link, seed: u64) {
     let (from, to) =
         if seed.is_multiple_of(2) { (&link.client, &link.backend) } else { (&link.backend, &link.client) };
     thread::scope(|scope| {
         scope.spawn(|| {
             speak(from, seed);
-            // Resets the connection, while the descriptor stays the link's.
+            // Resets the connection, while the link keeps the descriptor.
             rustix::net::connect_unspec(from).expect("disconnected");
         });
         assert!(hear(to, seed).is_none(), "FIN instead of a reset, seed {seed}");
@@ -159,7 +159,7 @@ fn reset(link: &Link, seed: u64) {
     assert!(reason.ends_with("_reset"), "{reason}");
 }
 
-/// Reads to the end, checking every byte: how many there were before the FIN, or nothing for a reset.
+/// Reads to the end, and checks every byte. Returns the number of bytes before the FIN, or `None` for a reset.
 fn hear(from: &TcpStream, seed: u64) -> Option<u64> {
     let (mut stream, mut heard) = (Stream::new(seed), 0);
     let mut buffer = vec![0; 64 * 1024];

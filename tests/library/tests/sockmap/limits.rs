@@ -1,4 +1,4 @@
-//! What a connection may cost, whatever its ends do.
+//! The cost limits of a connection, for any behaviour of its ends.
 
 use std::{fs, io::Write as _, net::Shutdown, os::fd::AsFd as _, process::Command, thread, time::Duration};
 
@@ -15,7 +15,7 @@ use crate::{
 
 const MIB: u64 = 1024 * 1024;
 
-/// What one direction may hold between its two ends.
+/// The limit of the bytes between the two ends of one direction.
 const HELD: u64 = 16 * MIB;
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -41,7 +41,7 @@ fn a_backend_that_does_not_read() {
     let link = rig.tight_link();
     let mut stream = Stream::new(1);
     let mut expected = Stream::new(1);
-    // Again after it has read, from which the kernel might learn to let more in.
+    // Repeated after a read, from which the kernel might increase the limit.
     for _ in 0..3 {
         let sent = stream.send_until_blocked(&link.client, Duration::from_secs(1));
         assert!(sent < HELD, "{sent} bytes held");
@@ -53,7 +53,7 @@ fn a_backend_that_does_not_read() {
     assert!(counters.no_room + counters.over_high_water > 0 && counters.returns > 0, "{counters:?}");
 }
 
-/// The client sends and does not read; the backend sends back what it reads, and stops reading while it cannot send.
+/// The client sends and does not read. The backend echoes, and stops reading while it cannot send.
 fn echo() {
     let rig = Rig::new();
     let link = rig.tight_link();
@@ -88,7 +88,7 @@ fn both_ways_full() {
         (up.join().expect("blocked"), down.join().expect("blocked"))
     });
     assert!(sent_up < HELD && sent_down < HELD, "{sent_up} and {sent_down} bytes held");
-    // One way after the other: neither waits for the other.
+    // One direction after the other: neither waits for the other.
     Stream::new(2).expect(&link.client, sent_down);
     Stream::new(1).expect(&link.backend, sent_up);
     up.send(&link.client, MIB, 10_000, &mut Random::new(1)).expect("sent");
@@ -97,11 +97,11 @@ fn both_ways_full() {
     expected.expect(&link.backend, MIB);
 }
 
-/// A backend that has seen enough of a request, and answers without reading on.
+/// A backend that has read enough of a request, and answers without reading on.
 fn full_one_way() {
     let rig = Rig::new();
     let link = rig.tight_link();
-    // Traffic on the way down while the way up fills.
+    // Traffic down while the up direction fills.
     let mut down = Stream::new(2);
     let mut down_expected = Stream::new(2);
     let mut up = Stream::new(1);
@@ -117,11 +117,11 @@ fn full_one_way() {
     Stream::new(1).expect(&link.backend, sent);
 }
 
-/// Many flows at once that are faster than the kernel's worker.
+/// Many concurrent flows that are faster than the kernel's worker.
 fn bounded_sum() {
     const FLOWS: u64 = 16;
     const TOTAL: u64 = 512 * 1024;
-    // Programs on other processors may each let in a packet at the same time.
+    // Programs on other processors may each admit a packet at the same time.
     let most = TOTAL + 64 * 1024 * thread::available_parallelism().map_or(1, |count| count.get() as u64);
     let rig = Rig::with(&Options { total_in_flight_bytes: TOTAL, ..Options::default() });
     let in_flight = || rig.kernel.budget().in_flight().expect("the sum");
@@ -151,10 +151,9 @@ fn bounded_sum() {
     wait_until("every share is given back", || rig.entries() == [0; 4] && in_flight() == 0);
 }
 
-/// A direction that falls silent after a burst leaves a share that is out of date: whoever is refused for it has it
-/// looked at.
+/// A direction that becomes silent after a burst has an outdated share. A refusal for that reason updates the share.
 fn shares_of_the_silent() {
-    // One packet has a share by itself, and two have more than there is, whenever the kernel's worker runs.
+    // One packet has a share, and two exceed the budget, at any time of the kernel's worker.
     const TOTAL: u64 = 2 * SMALL_BYTES as u64;
     const PACKET: usize = 100_000;
     with_large_packets(|| {
@@ -169,7 +168,7 @@ fn shares_of_the_silent() {
             (&link.client).write_all(&packet).expect("sent");
             expected.expect(&link.backend, PACKET as u64);
         };
-        // The first ones are cut, until the window has grown.
+        // The first ones are segmented, until the window has grown.
         let mut stream = Stream::new(1);
         wait_until("a silent direction keeps a share", || {
             send(&silent, &mut stream);
@@ -186,7 +185,7 @@ fn shares_of_the_silent() {
     });
 }
 
-/// Does something in a network of its own whose loopback device takes packets of more than 64 KiB of IPv6 (Linux 5.19).
+/// Runs `work` in a network namespace whose loopback device accepts IPv6 packets of more than 64 KiB (Linux 5.19).
 fn with_large_packets(work: impl FnOnce() + Send) {
     /// Two segments.
     const LARGEST: &str = "140000";
@@ -198,7 +197,7 @@ fn with_large_packets(work: impl FnOnce() + Send) {
     ip(&["netns", "add", &name]);
     let namespace = fs::File::open(format!("/run/netns/{name}"));
     ip(&["-n", &name, "link", "set", "lo", "up", "gso_max_size", LARGEST, "gro_max_size", LARGEST]);
-    // It lives on for as long as someone is inside.
+    // The namespace exists as long as a thread is inside.
     ip(&["netns", "del", &name]);
     let namespace = namespace.expect("it is there");
     thread::scope(|scope| {
@@ -229,7 +228,7 @@ fn a_full_map() {
     second.backend.shutdown(Shutdown::Write).expect("FIN");
     assert_eq!(second.outcome().carrier, Some(Carrier::Relay));
     assert_eq!(rig.kernel.stats().fallbacks(Ineligible::MapFull), 1);
-    // There is room again once the first is gone.
+    // There is room again after the first end.
     drop(first);
     wait_until("the first is forgotten", || rig.entries() == [0; 4]);
     let third = rig.link();
@@ -242,7 +241,7 @@ fn small_future() {
     let link = rig.link();
     drop((link.client.shutdown(Shutdown::Write), link.backend.shutdown(Shutdown::Write)));
     let bytes = link.outcome().future_bytes;
-    // Beside it is a box of some 230 bytes with the two sockets.
+    // A separate box of some 230 bytes has the two sockets.
     assert!(bytes <= 912, "the future of a connection has {bytes} bytes");
 }
 

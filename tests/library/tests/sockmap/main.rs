@@ -1,7 +1,7 @@
 //! The sockmap datapath on loopback, in the running kernel.
 //!
-//! Without the privilege to load programs the tests are reported as ignored; with `SNISPLICE_REQUIRE_ALL=1` they
-//! fail instead.
+//! Without the privilege to load programs the tests are reported as ignored. With `SNISPLICE_REQUIRE_ALL=1` they fail
+//! instead.
 #![expect(clippy::panic, reason = "a test fails by panicking")]
 
 mod close;
@@ -31,7 +31,7 @@ fn main() -> ExitCode {
         .into_iter()
         .flatten();
     let trials = trials.map(|trial| trial.with_ignored_flag(ignored)).collect();
-    // Without debugfs, what the kernel warned of once it does not warn of again.
+    // Without debugfs, the kernel does not repeat a one-time warning.
     let _ = fs::write("/sys/kernel/debug/clear_warn_once", "1");
     let before = warnings();
     let conclusion = libtest_mimic::run(&arguments, trials);
@@ -51,10 +51,10 @@ fn trial(name: &'static str, test: fn()) -> Trial {
     })
 }
 
-/// Warnings and worse that the kernel has traced so far, but for the one that is known and not ours to mend:
+/// The number of traced warnings and errors of the kernel so far, except a known one of the kernel itself:
 /// docs/internals/sockmap.md, "Warnings of the kernel that were seen".
 fn warnings() -> usize {
-    // Non-blocking: a plain read waits for the next message.
+    // Non-blocking: a plain read would wait for the next message.
     use std::{io::Read as _, os::unix::fs::OpenOptionsExt as _};
     let log = fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open("/dev/kmsg");
     let Ok(mut log) = log else { return 0 };

@@ -1,7 +1,7 @@
-//! Packets that repeat what has arrived before they go on.
+//! Packets that repeat earlier bytes before new ones.
 //!
-//! A sender that repeats may cut its bytes elsewhere than the first time, so that the first part of a packet is old.
-//! The kernel gives such a packet to the program as it came, the old part included.
+//! A retransmission may segment the bytes differently, so that the first part of a packet is old. The kernel passes
+//! such a packet unchanged to the program, including the old part.
 #![expect(clippy::cast_possible_truncation, reason = "lengths of packets and sums folded to their size")]
 
 use std::{
@@ -45,11 +45,11 @@ pub(crate) fn trials() -> Vec<Trial> {
     ]
 }
 
-/// Has the last `old` bytes of what each end sent arrive once more, in one packet with the `new` ones after them.
+/// Makes the last `old` bytes of each end arrive once more, in one packet with the following `new` ones.
 fn repeated(link: &Link, old: usize, new: usize) {
     for (from, to) in [(&link.client, &link.backend), (&link.backend, &link.client)] {
         let bytes: Vec<u8> = (0..old + new + 5_000).map(|at| (at * 7 + at / 251) as u8).collect();
-        // Whatever is repeated later would pass for the first packet.
+        // A later retransmission would be mistaken for the first packet.
         wait_until("all is acknowledged", || unacknowledged(from).expect("SIOCOUTQ") == 0);
         let wire = Wire::of(from);
         let (mut from, mut to) = (from, to);
@@ -59,7 +59,7 @@ fn repeated(link: &Link, old: usize, new: usize) {
         to.read_exact(&mut heard[..old]).expect("the first part");
         wire.send(&last.repeating(old, &bytes[..old + new]));
         to.read_exact(&mut heard[old..old + new]).expect("what was new in the packet");
-        // The sender itself knows nothing of that packet: the same bytes again, and then some.
+        // The sender itself does not know that packet. It sends the same bytes again, and further ones.
         from.write_all(&bytes[old..]).expect("sent");
         to.read_exact(&mut heard[old + new..]).expect("what follows");
         let wrong = bytes.iter().zip(&heard).position(|(sent, heard)| sent != heard);
@@ -84,14 +84,14 @@ impl Wire {
         let mut ports = [0; 4];
         ports[..2].copy_from_slice(&source.to_be_bytes());
         ports[2..].copy_from_slice(&destination.to_be_bytes());
-        // Those of other tests would fill its buffer, and these would be lost.
+        // Packets of other tests would fill its buffer, and these would be lost.
         let word_at = |offset| SockFilter::new((BPF_LD | BPF_W | BPF_ABS) as u16, 0, 0, offset);
         let unless = |value, skip| SockFilter::new((BPF_JMP | BPF_JEQ | BPF_K) as u16, 0, skip, value);
         let take = |bytes| SockFilter::new((BPF_RET | BPF_K) as u16, 0, 0, bytes);
         let filter =
             [word_at(IP_HEADER as u32), unless(u32::from_be_bytes(ports), 1), take(u32::MAX), take(0)];
         raw.attach_filter(&filter).expect("SO_ATTACH_FILTER");
-        // What came before that has no place in the buffer either.
+        // Earlier packets must not fill the buffer either.
         raw.set_nonblocking(true).expect("O_NONBLOCK");
         let mut buffer = vec![0; 70_000];
         while (&raw).read(&mut buffer).is_ok() {}
@@ -99,7 +99,7 @@ impl Wire {
         Self { raw, ports, to: SocketAddrV4::new(Ipv4Addr::LOCALHOST, destination) }
     }
 
-    /// The packet that completes the first `bytes` bytes which the socket sends.
+    /// The packet that completes the first `bytes` bytes of the socket.
     fn last_of(&self, bytes: usize) -> Packet {
         let mut buffer = vec![0; 70_000];
         let mut first = None;
@@ -109,7 +109,7 @@ impl Wire {
             if packet.0[IP_HEADER..IP_HEADER + 4] != self.ports || packet.data_bytes() == 0 {
                 continue;
             }
-            // By number and not by sum: a sender that had to wait repeats some of them.
+            // By number and not by sum: a sender that had to wait retransmits some of them.
             let first = *first.get_or_insert(packet.sequence());
             let end = packet.sequence().wrapping_add(packet.data_bytes() as u32);
             if end.wrapping_sub(first) == bytes as u32 {
@@ -145,7 +145,7 @@ impl Packet {
         self.0.len() - self.headers()
     }
 
-    /// The same with other data, that begins `before` bytes before the end of its own.
+    /// The same packet with other data, which begins `before` bytes before the end of the packet's own.
     fn repeating(&self, before: usize, data: &[u8]) -> Self {
         let first = self.sequence().wrapping_add(self.data_bytes() as u32).wrapping_sub(before as u32);
         // The kernel writes length and checksum of the IPv4 header itself.

@@ -19,13 +19,13 @@ use snisplice_common::{
 };
 use tokio::{sync::mpsc as tokio_mpsc, task::LocalSet};
 
-/// How long a test waits for something that should happen soon, so that one that hangs fails.
+/// The time limit of a wait for an expected event, so that a test that hangs fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What the sender and receiver of a test may hold themselves, so that the balancer's share can be told.
+/// The greatest buffers of the sender and receiver of a test, so that the balancer's share is measurable.
 pub(crate) const OWN_BUFFER: usize = 64 * 1024;
 
-/// Waits for something that should be so soon.
+/// Waits for a condition that should hold soon.
 pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let started = Instant::now();
     while !condition() {
@@ -34,30 +34,30 @@ pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// A worker that carries pairs, in a kernel of its own.
+/// A worker that forwards pairs, with programs of its own.
 pub(crate) struct Rig {
     pub(crate) kernel: Arc<Programs>,
     orders: tokio_mpsc::UnboundedSender<Order>,
     listener: TcpListener,
 }
 
-/// How a connection ended.
+/// The end of a connection.
 #[derive(Debug)]
 pub(crate) struct Outcome {
     pub(crate) reason: &'static str,
     pub(crate) up: u64,
     pub(crate) down: u64,
     pub(crate) carrier: Option<Carrier>,
-    /// What the connection's future takes on the heap.
+    /// The size of the connection's future on the heap.
     pub(crate) future_bytes: usize,
 }
 
-/// The outer ends of a carried connection.
+/// The outer ends of a forwarded connection.
 pub(crate) struct Link {
     pub(crate) client: TcpStream,
     pub(crate) backend: TcpStream,
     pub(crate) outcome: mpsc::Receiver<Outcome>,
-    /// Dropping it drops the connection's future.
+    /// A drop of this value drops the connection's future.
     pub(crate) leash: tokio::sync::oneshot::Sender<()>,
 }
 
@@ -69,7 +69,7 @@ struct Order {
     outcome: mpsc::Sender<Outcome>,
 }
 
-/// What a rig may have otherwise.
+/// The options of a rig.
 pub(crate) struct Options {
     pub(crate) connections: usize,
     pub(crate) in_flight_bytes: u32,
@@ -125,12 +125,12 @@ impl Rig {
         Self { kernel, orders, listener }
     }
 
-    /// Two connected sockets: the outer end and ours.
+    /// Two connected sockets: the outer end and the balancer's.
     fn pair(&self, sizes: Option<usize>) -> (TcpStream, TcpStream) {
         self.pair_after(sizes, |_| {})
     }
 
-    /// The same, after something was done to the outer end before it is connected.
+    /// Two connected sockets. `before` runs on the outer end before it is connected.
     pub(crate) fn pair_after(
         &self,
         sizes: Option<usize>,
@@ -158,24 +158,24 @@ impl Rig {
         }
     }
 
-    /// A carried connection.
+    /// A forwarded connection.
     pub(crate) fn link(&self) -> Link {
         self.link_after(|_, _| {})
     }
 
-    /// A carried connection whose peers hold next to nothing themselves.
+    /// A forwarded connection whose peers have minimal buffers.
     pub(crate) fn tight_link(&self) -> Link {
         self.start(self.pair(Some(OWN_BUFFER)), self.pair(Some(OWN_BUFFER)), false)
     }
 
-    /// A carried connection whose client and backend did something before it was enrolled.
+    /// A forwarded connection. `before` runs on the client and the backend before the enrolment.
     pub(crate) fn link_after(&self, before: impl FnOnce(&TcpStream, &TcpStream)) -> Link {
         let (client, backend) = (self.pair(None), self.pair(None));
         before(&client.0, &backend.0);
         self.start(client, backend, false)
     }
 
-    /// Has a connection carried: of the client's and the backend's the outer end, and ours.
+    /// Starts a connection from pairs of the client and of the backend: the outer end, and the balancer's.
     pub(crate) fn start(
         &self,
         client: (TcpStream, TcpStream),
@@ -189,7 +189,7 @@ impl Rig {
         Link { client: client.0, backend: backend.0, outcome, leash }
     }
 
-    /// Entries in each of the four maps.
+    /// The number of entries in each of the four maps.
     pub(crate) fn entries(&self) -> [usize; 4] {
         let data = |fd: io::Result<_>| MapData::from_fd(fd.expect("a descriptor")).expect("a map");
         let sockets = |fd| {

@@ -1,12 +1,12 @@
-//! What the kernel's verifier had to do for the programs that are loaded.
+//! The effort of the kernel's verifier for the loaded programs.
 
 use std::fs;
 
-/// Fails if a program of this process took `most` instructions to verify. One whose ways multiply is slow to load, at each
-/// start, and refused when the verifier has followed a million.
+/// Fails if the verification of a program of this process took more than `most` instructions. A program with too many
+/// paths is slow to load, at each start. The verifier refuses it after a million instructions.
 pub(crate) fn is_soon_done(most: u64) {
     let descriptors = fs::read_dir("/proc/self/fdinfo").expect("/proc is mounted");
-    // One that is closed meanwhile is none of ours.
+    // A descriptor that is closed meanwhile is another test's.
     let texts = descriptors.filter_map(|entry| fs::read_to_string(entry.ok()?.path()).ok());
     let verified: Vec<u64> = texts
         .filter_map(|text| {
