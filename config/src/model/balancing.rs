@@ -31,16 +31,16 @@ pub struct LoadBalancing {
 )]
 #[strum(serialize_all = "snake_case")]
 pub enum Algorithm {
-    /// The less loaded one of two endpoints that are drawn by weight (Envoy's `LEAST_REQUEST`).
+    /// The less loaded of two endpoints that are drawn by weight (Envoy's `LEAST_REQUEST`).
     #[default]
     RandomTwoChoices,
     /// In turn, smoothly by weight.
     RoundRobin,
     /// The endpoint with the fewest connections for its weight.
     LeastConnections,
-    /// By the key, with weighted rendezvous hashing: no memory, one hash for each endpoint.
+    /// By the hash key, with weighted rendezvous hashing: no memory, one hash per endpoint.
     SourceHash,
-    /// By the key, with a Maglev table of 65,537 entries (128 KiB): one look-up for any number of endpoints.
+    /// By the hash key, with a Maglev table of 65,537 entries (128 KiB): one lookup for any number of endpoints.
     Maglev,
 }
 
@@ -70,7 +70,7 @@ pub enum HashKey {
     /// The address of the client.
     #[default]
     Source,
-    /// The server name that the client asks for.
+    /// The server name that the client requests.
     ServerName,
 }
 

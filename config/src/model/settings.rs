@@ -90,7 +90,7 @@ macro_rules! since {
 section! {
     /// Settings that are fixed at the start of the process.
     pub struct Startup {
-        /// What moves bytes.
+        /// The datapath that moves bytes.
         datapath: DatapathKind = DatapathKind::Auto, Choice { what: "datapath" };
     } and {
         /// The admin endpoint.
@@ -115,10 +115,11 @@ section! {
 section! {
     /// Settings that follow a reload.
     pub struct Runtime {
-        /// Clients that are not served. Their connections are reset, when they come and when they are there already.
+        /// The deny list. Connections of these clients are reset, new ones and open ones.
         deny: Networks = Networks::default(), NetworkList::DENIED;
-        /// Where the certificates and keys are that servers name: a directory with Kubernetes Secrets in YAML, with
-        /// `NAME.crt` and `NAME.key`, or with `NAME/tls.crt` and `NAME/tls.key`; or a file with Secrets. It is watched.
+        /// The location of the certificates and keys that servers name. A directory contains Kubernetes Secrets in
+        /// YAML, or files `NAME.crt` and `NAME.key`, or `NAME/tls.crt` and `NAME/tls.key`. A file contains Secrets.
+        /// Changes are detected.
         secrets: Option<PathBuf> = None,
             Place { what: "a path", example: "/etc/snisplice/secrets" };
     } and {
@@ -138,16 +139,16 @@ section! {
 section! {
     /// The admin endpoint.
     pub struct Admin {
-        /// Where `/ready`, `/metrics` and `/connections` are served, to whoever gets there.
+        /// The address of `/ready`, `/metrics` and `/connections`, which has no authentication.
         address: Option<AdminAddress> = None,
             Parsed { what: "ip:port, [ipv6]:port or unix:/path", example: "127.0.0.1:9090" };
-        /// Where `/ready` is served and nothing but probes, `/healthz/ready` and `/livez` too, for probes that come from elsewhere.
+        /// The address of `/ready`, `/healthz/ready` and `/livez` only, for probes from other networks.
         ready: Option<SocketAddr> = None, Parsed { what: "ip:port or [ipv6]:port", example: "0.0.0.0:9091" };
-        /// The status port, as Istio's gateways have one: where `/healthz/ready` and `/livez` are served, for load balancers.
+        /// The status port, as in Istio's gateways: the address of `/healthz/ready` and `/livez`, for load balancers.
         status: Option<SocketAddr> = None, Parsed { what: "ip:port or [ipv6]:port", example: "0.0.0.0:15021" };
-        /// Names that a `Host` header may have, beside literal addresses and `localhost`.
+        /// Names that a `Host` header may contain, beside literal addresses and `localhost`.
         hosts: Vec<HostName> = Vec::new(), Hosts;
-        /// Whether connections can be closed there.
+        /// Whether connections can be closed through this address.
         allow_close: bool = false, Flag;
     }
 }
@@ -159,11 +160,11 @@ section! {
     /// The defaults are where it begins to pay: see docs/internals/sockmap.md, "Offload".
     #[derive(Copy)]
     pub struct Offload {
-        /// Bytes that were copied.
+        /// Bytes copied in userspace.
         after_bytes: u64 = 512 * 1024, Size(1..=1 << 40);
-        /// Messages: times that something was read and written.
+        /// Messages copied in userspace: pairs of a read and a write.
         after_messages: u32 = 16, Count(1..=u64::from(u32::MAX));
-        /// Whether a connection goes over to packets where it allows that. The others are redirected between sockets.
+        /// Whether a connection moves to packets if it is eligible. The others are redirected between sockets.
         packet: bool = true, Flag;
     }
 }
@@ -172,8 +173,8 @@ section! {
     /// Connections that are carried in packets.
     #[derive(Copy)]
     pub struct Flows {
-        /// Whether they outlive the process when it is killed. The next process takes them over. Where none follows, the
-        /// connections end as their peers like, and what carries them stays in the kernel.
+        /// Whether flows outlive a killed process. The next process adopts them. Without a next process, the peers
+        /// end the connections, and the programs and maps stay in the kernel.
         persist: bool = false, Flag, since "6.6";
     }
 }
@@ -181,13 +182,13 @@ section! {
 section! {
     /// How much is served at once.
     pub struct Capacity {
-        /// Connections served at once over all listeners. Further ones wait in the backlog.
+        /// Concurrent connections over all listeners. Further ones wait in the backlog.
         connections: usize = 8_192, Count(1..=MOST);
-        /// Worker threads; 0 is one for each core.
+        /// Worker threads. 0 is one per core.
         workers: usize = 0, Count(0..=1_024);
-        /// Bytes that one direction may hold in the kernel between the two sockets before the sender is slowed down.
+        /// Bytes that one direction may hold in the kernel between the two sockets before the sender must wait.
         in_flight_bytes: u32 = 1024 * 1024, Size(16 << 10..=1 << 30);
-        /// Bytes that all directions together may hold so.
+        /// Bytes that all directions together may hold in the kernel.
         total_in_flight_bytes: u64 = 256 * 1024 * 1024, Size(1 << 20..=1 << 40);
     }
 }
@@ -206,20 +207,21 @@ pub(crate) const PENDING: Share = Share { least: 0, part: 8, none: false };
 section! {
     /// Sizes and counts that bound what one client can cost.
     pub struct Limits {
-        /// Longest accepted `ClientHello`, records included.
+        /// The greatest size of a `ClientHello`, including record headers.
         hello_bytes: usize = 16 * 1024, Size(512..=65_536);
-        /// Connections at once from one source: an address, or all addresses of one prefix. Further ones are refused.
+        /// Concurrent connections from one source: an address, or all addresses of one prefix. Further ones are
+        /// refused.
         connections_per_source: Option<usize> = None, PER_SOURCE;
-        /// Leading bits of an IPv4 address that make a source.
+        /// Leading bits of an IPv4 address that identify a source.
         source_prefix_ipv4: u8 = 32, Count(0..=32);
-        /// Leading bits of an IPv6 address that make a source. Who is given a network is given 64 bits at least
-        /// (RFC 6177), and may use them all.
+        /// Leading bits of an IPv6 address that identify a source. A customer's network has at least 64 bits (RFC
+        /// 6177), and may use all its addresses.
         source_prefix_ipv6: u8 = 64, Count(0..=128);
-        /// Connections at once whose hello is not complete. One more ends the oldest silent one.
+        /// Concurrent connections with an incomplete hello. A further one evicts the oldest silent one.
         hellos: Option<usize> = None, HELLOS;
-        /// TLS handshakes at once that are under way here. Further ones are refused.
+        /// Concurrent TLS handshakes. Further ones are refused.
         handshakes: Option<usize> = None, HANDSHAKES;
-        /// TLS handshakes at once that are under way with one source. Further ones are refused.
+        /// Concurrent TLS handshakes with one source. Further ones are refused.
         handshakes_per_source: Option<usize> = None, HANDSHAKES_PER_SOURCE;
     }
 }
@@ -275,16 +277,16 @@ impl Limits {
 section! {
     /// How long a peer may be silent, in a connection that is established.
     pub struct PeerTimeouts {
-        /// Without a byte in either direction. Until the backend has sent one, also without a byte from it: a client alone
-        /// keeps no connection open.
+        /// The time without a byte in either direction. Until the backend has sent its first byte, only the backend's
+        /// bytes count: a client alone keeps no connection open.
         idle: Duration = seconds(3600), Time::POSITIVE;
-        /// Without a byte of the side that still speaks, after the other one has sent FIN; `idle` where that is shorter.
-        /// Like `timeout client-fin` and `server-fin` of `HAProxy`.
+        /// The time without a byte of the open side after a FIN of the other side. If `idle` is shorter, `idle`
+        /// applies. Like `timeout client-fin` and `server-fin` of `HAProxy`.
         half_closed: Duration = seconds(300), Time::POSITIVE;
-        /// Silence of either peer before it is probed (`SO_KEEPALIVE`); `0s` never probes.
+        /// The silence of a peer before it is probed (`SO_KEEPALIVE`). `0s` disables probes.
         keepalive: Duration = seconds(60), Time::ANY;
-        /// In which a peer must acknowledge what it was sent, or a probe (`TCP_USER_TIMEOUT`, RFC 5482); `0s` leaves it to
-        /// the kernel. It also ends a peer that answers but has taken nothing for so long.
+        /// The time in which a peer must acknowledge data or a probe (`TCP_USER_TIMEOUT`, RFC 5482). `0s` is the
+        /// kernel's default. The timeout also ends a connection whose peer replies but accepts no data for this time.
         tcp_user_timeout: Duration = Duration::ZERO, Time::ANY;
     }
 }
@@ -294,11 +296,11 @@ section! {
     pub struct Timeouts {
         /// From accept to the complete hello.
         hello: Duration = seconds(10), Time::POSITIVE;
-        /// From the hello to the end of the TLS handshake, where TLS ends here.
+        /// From the hello to the end of the TLS handshake, if TLS is terminated.
         handshake: Duration = seconds(10), Time::POSITIVE;
-        /// From the hello to a connection with an endpoint, however many are tried.
+        /// From the hello to a connection with an endpoint, for any number of attempts.
         connect: Duration = seconds(10), Time::POSITIVE;
-        /// From accept to the end, however much is moved; `0s` is for ever.
+        /// From accept to the end, with any traffic. `0s` is no limit.
         max_duration: Duration = Duration::ZERO, Time::ANY;
         /// From SIGTERM to the end of the last connection.
         drain: Duration = seconds(30), Time::ANY;
@@ -308,7 +310,7 @@ section! {
 section! {
     /// How the names of endpoints are resolved.
     pub struct Dns {
-        /// Name servers, asked in this order, instead of those in `/etc/resolv.conf`.
+        /// Name servers, queried in this order, instead of those in `/etc/resolv.conf`.
         servers: Vec<SocketAddr> = Vec::new(), NameServers;
     }
 }
@@ -316,10 +318,10 @@ section! {
 section! {
     /// Requests of HTTP that are served here.
     pub struct Http {
-        /// Proxies in front of this one. What they say of the client in `X-Forwarded-For`, `X-Forwarded-Proto` and
-        /// `X-Request-Id` is believed and sent on; what anybody else says of it is replaced.
+        /// Trusted proxies in front of this one. Their values of `X-Forwarded-For`, `X-Forwarded-Proto` and
+        /// `X-Request-Id` are forwarded. Those of other clients are replaced.
         trusted_sources: Networks = Networks::default(), NetworkList::ANY;
-        /// Silence of a client within the body of a request that is not answered yet, but for gRPC; `0s` is for ever.
+        /// The silence of a client within the body of an unanswered request, except for gRPC. `0s` is no limit.
         body_timeout: Duration = seconds(60), Time::ANY;
     }
 }
@@ -327,10 +329,11 @@ section! {
 section! {
     /// A line for each connection that ends, and for each HTTP request.
     pub struct AccessLog {
-        /// The file that lines are appended to, or `/dev/stdout`; without one nothing is logged. A reload opens the file anew.
+        /// The file of the access log, or `/dev/stdout`. Lines are appended. Without a path there is no log. A reload
+        /// opens the file again.
         path: Option<LogFile> = None,
             Parsed { what: "an absolute path, or /dev/stdout", example: "/var/log/snisplice/access.log" };
-        /// How a line looks. Both formats have the fields of Istio's access log.
+        /// The format of a line. Both formats have the fields of Istio's access log.
         format: AccessLogFormat = AccessLogFormat::Json, Choice { what: "format" };
     }
 }
@@ -353,7 +356,7 @@ pub enum AccessLogFormat {
     /// One JSON object.
     #[default]
     Json,
-    /// The text that Istio writes by default.
+    /// Istio's default text format.
     Text,
 }
 
@@ -375,9 +378,10 @@ pub enum DatapathKind {
     /// The fastest one whose probes pass on this kernel.
     #[default]
     Auto,
-    /// In the kernel from the first byte; refuses to start where the probes fail.
+    /// In the kernel from the first byte. Refuses to start if the probes fail.
     Sockmap,
-    /// In the kernel, by rewriting the headers of packets, for connections that allow it; a copy for the others. Refuses to start where the probes fail.
+    /// In the kernel, by rewriting packet headers, for eligible connections. The others are copied. Refuses to start
+    /// if the probes fail.
     Packet,
     /// A copy in userspace: no privilege needed.
     Relay,

@@ -54,7 +54,7 @@ enum Action<'n> {
 pub(super) enum DerivedPort {
     /// The port of the scheme: 443 or 80.
     OfScheme,
-    /// The port that the request came to.
+    /// The port of the request's connection.
     OfRequest,
 }
 

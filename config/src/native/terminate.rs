@@ -48,9 +48,9 @@ pub(super) struct Terminate<'n> {
 )]
 #[strum(serialize_all = "snake_case")]
 pub(super) enum Wanted {
-    /// A client without a good certificate is refused.
+    /// A client without a valid certificate is refused.
     Required,
-    /// A client need not show a certificate; one that it shows must be good.
+    /// A client may send no certificate. A certificate that it sends must be valid.
     Optional,
 }
 
