@@ -22,20 +22,20 @@ pub mod access_log;
 pub mod registry;
 pub mod view;
 
-/// What all accounts of one listener on one worker share.
+/// The state that all accounts of one listener on one worker share.
 #[derive(Debug)]
 pub struct ListenerAccount {
     metrics: Arc<Metrics>,
-    /// The listener's own counters.
+    /// The counters of the listener.
     pub counters: ListenerCounters,
-    /// Where its connections are found.
+    /// The registry of the worker's connections.
     pub registry: Rc<Registry>,
-    /// The address that accepts them, as the configuration has it: by it their listener is found.
+    /// The configured address that accepts the connections. It identifies their listener.
     pub address: SocketAddr,
 }
 
 impl ListenerAccount {
-    /// For the listener of this name.
+    /// The account of the listener with this name.
     #[must_use]
     pub fn new(metrics: &Arc<Metrics>, listener: &Arc<str>, registry: &Rc<Registry>) -> Self {
         let address = SocketAddr::from(([0, 0, 0, 0], 0));
@@ -47,13 +47,13 @@ impl ListenerAccount {
         }
     }
 
-    /// The same, of what this address accepts.
+    /// Sets the address that accepts the connections.
     #[must_use]
     pub fn at(self, address: SocketAddr) -> Self {
         Self { address, ..self }
     }
 
-    /// That of the same address for a listener of another name.
+    /// The account of the same address for a listener with another name.
     #[must_use]
     pub fn renamed(&self, listener: &Arc<str>) -> Self {
         Self::new(&self.metrics, listener, &self.registry).at(self.address)
@@ -62,8 +62,8 @@ impl ListenerAccount {
 
 /// One connection's account. The datapath adds bytes as they move, so an error loses no count.
 ///
-/// Each open connection has one, for hours perhaps: what is only wanted when somebody looks, such as the addresses, is
-/// asked of the kernel then.
+/// Each open connection has an account, perhaps for hours. Values that are needed only on a request, such as the
+/// addresses, are read from the kernel then.
 #[derive(Debug)]
 pub struct Account {
     listener: Rc<ListenerAccount>,
@@ -71,11 +71,11 @@ pub struct Account {
     backend: OnceCell<Arc<str>>,
     up: Cell<u64>,
     down: Cell<u64>,
-    /// Bytes up and down that the metrics have already.
+    /// Bytes up and down that the metrics already contain.
     counted: Cell<(u64, u64)>,
     extras: OnceCell<Box<Extras>>,
     reason: Cell<CloseReason>,
-    /// The client's and the backend's, or -1.
+    /// The descriptors of the client's and the backend's socket, or -1.
     sockets: Cell<[RawFd; 2]>,
     /// See [`Registry`].
     pub(crate) place: Cell<u32>,
@@ -86,21 +86,21 @@ pub struct Account {
     asked_for: Cell<NameMark>,
 }
 
-/// What not every connection has.
+/// The state that not every connection has.
 #[derive(Debug, Default)]
 struct Extras {
     in_packets: Cell<Option<InPackets>>,
-    /// Where the access log was on when it began.
+    /// Present if the access log was enabled at the connection's begin.
     record: Option<Box<Record>>,
 }
 
-/// What stands for a server name: eight bytes, which two names have in common by chance only, and nobody can choose names that do.
-/// A connection need not keep the name itself, and nothing can tell it.
+/// A keyed hash of a server name, eight bytes. Two names have the same mark by chance only, and a client cannot
+/// choose such names. So a connection need not store its name, and the mark does not reveal the name.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct NameMark(u64);
 
 impl NameMark {
-    /// Of a name as hellos and people write it: case and a dot at the end do not matter.
+    /// The mark of a name in a hello or in typed text. Case and a final dot are ignored.
     #[must_use]
     pub fn of(name: &str) -> Self {
         static KEYS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
@@ -108,23 +108,23 @@ impl NameMark {
         for byte in name.strip_suffix('.').unwrap_or(name).bytes() {
             hasher.write_u8(byte.to_ascii_lowercase());
         }
-        // Zero is no name.
+        // Zero means no name.
         Self(hasher.finish().max(1))
     }
 }
 
-/// Where the kernel counts for a connection that is carried in packets.
+/// The kernel's counters of a connection in packets.
 #[derive(Debug, Clone, Copy)]
 pub struct InPackets {
-    /// The flow's place in the maps.
+    /// The flow slot.
     pub flow: u32,
-    /// Bytes up and down of before.
+    /// Bytes up and down before the move to packets.
     pub before: (u64, u64),
 }
 
 impl Account {
-    /// Opens the account of a connection that was just accepted. Until [`Account::ended`] says otherwise it counts
-    /// as `aborted`, which is what a connection is whose future was dropped.
+    /// Opens the account of an accepted connection. Until a call of [`Account::ended`] its reason is `aborted`, which
+    /// applies to a connection whose future is dropped.
     #[must_use]
     pub fn open(listener_account: &Rc<ListenerAccount>) -> Self {
         listener_account.counters.opened.inc();
@@ -157,7 +157,7 @@ impl Account {
         &self.listener.counters.listener
     }
 
-    /// Notes the server name that the client has asked for.
+    /// Records the requested server name.
     pub fn asks_for(&self, name: &str) {
         self.asked_for.set(NameMark::of(name));
         if let Some(record) = self.record() {
@@ -165,15 +165,15 @@ impl Account {
         }
     }
 
-    /// What stands for that name; the default where there was none.
+    /// The mark of the requested name. The default without a name.
     #[must_use]
     pub fn asked_for(&self) -> NameMark {
         self.asked_for.get()
     }
 
-    /// Notes which rule serves the connection.
+    /// Records the rule that serves the connection.
     pub fn routed(&self, route: Arc<str>) {
-        // Asked once for each connection.
+        // Called once per connection.
         let _ = self.route.set(route);
     }
 
@@ -183,7 +183,7 @@ impl Account {
         self.route.get()
     }
 
-    /// Notes the backend to which the connection goes.
+    /// Records the backend of the connection.
     pub fn goes_to(&self, backend: Arc<str>) {
         let _ = self.backend.set(backend);
     }
@@ -194,8 +194,8 @@ impl Account {
         self.backend.get()
     }
 
-    /// Notes the numbers of the client's and the backend's socket, which stay open for as long as the connection's future
-    /// is polled; -1 is none.
+    /// Records the descriptors of the client's and the backend's socket. The sockets stay open while the connection's
+    /// future is polled. -1 is no socket.
     pub fn has_sockets(&self, sockets: [RawFd; 2]) {
         self.sockets.set(sockets);
         if let Some(record) = self.record() {
@@ -203,18 +203,18 @@ impl Account {
         }
     }
 
-    /// The numbers of the client's and the backend's socket, or -1.
+    /// The descriptors of the client's and the backend's socket, or -1.
     #[must_use]
     pub fn sockets(&self) -> [RawFd; 2] {
         self.sockets.get()
     }
 
-    /// Notes where the kernel counts for a connection that goes over to packets, which it does at most once.
+    /// Records the kernel's counters of a connection that moves to packets, which happens at most once.
     pub fn is_in_packets(&self, place: InPackets) {
         self.extras.get_or_init(Box::default).in_packets.set(Some(place));
     }
 
-    /// Where the kernel counts for a connection in packets.
+    /// The kernel's counters of a connection in packets.
     #[must_use]
     pub fn in_packets(&self) -> Option<InPackets> {
         self.extras.get()?.in_packets.get()
@@ -228,32 +228,32 @@ impl Account {
         &self.listener.registry.access_log
     }
 
-    /// Whether [`Self::log_request`] does anything.
+    /// Whether [`Self::log_request`] has an effect.
     #[must_use]
     pub fn logs_requests(&self) -> bool {
         self.record().is_some()
     }
 
-    /// Logs an HTTP request of this connection. The fields of the line that are the connection's are filled in:
-    /// `downstream_local_address`, `downstream_remote_address` and `requested_server_name`.
+    /// Logs an HTTP request of this connection. Adds the connection's fields: `downstream_local_address`,
+    /// `downstream_remote_address` and `requested_server_name`.
     pub fn log_request(&self, line: &Line<'_>) {
         if let Some(record) = self.record() {
             record.request(self, line);
         }
     }
 
-    /// Notes why packets do not carry the connection.
+    /// Records the reason for which the connection is not eligible for packets.
     pub fn refused_in_packets(&self, why: PacketIneligible) {
         self.refused.set(Some(why));
     }
 
-    /// Why packets do not carry the connection, if that was tried.
+    /// The reason for which the connection is not eligible for packets, if that was checked.
     #[must_use]
     pub fn refusal(&self) -> Option<PacketIneligible> {
         self.refused.get()
     }
 
-    /// What all accounts of the listener share.
+    /// The state that all accounts of the listener share.
     #[must_use]
     pub fn listener_account(&self) -> &Rc<ListenerAccount> {
         &self.listener
@@ -268,8 +268,8 @@ impl Account {
         cell.set(cell.get() + bytes);
     }
 
-    /// Has the metrics know of all bytes up and down that have moved so far, which the kernel may know better than the account.
-    /// What they know already is not counted twice, and a number that is less than that changes nothing.
+    /// Updates the metrics with all bytes moved so far, up and down. The kernel's counters may exceed those of the
+    /// account. Bytes that the metrics already contain are not counted twice, and a smaller number changes nothing.
     pub fn count(&self, moved: (u64, u64)) {
         let (up, down) = self.counted.get();
         let now = (moved.0.max(up), moved.1.max(down));
@@ -285,13 +285,13 @@ impl Account {
         }
     }
 
-    /// Bytes up and down that the metrics know of.
+    /// Bytes up and down that the metrics contain.
     #[must_use]
     pub fn counted(&self) -> (u64, u64) {
         self.counted.get()
     }
 
-    /// Notes what carries the connection from now on. What has moved before is counted for what carried it then.
+    /// Sets the carrier of the connection. Earlier bytes are counted for the former carrier.
     pub fn set_carrier(&self, carrier: Carrier) {
         if self.carrier.get().is_some_and(|before| before != carrier) {
             self.count(self.bytes());
@@ -299,7 +299,7 @@ impl Account {
         self.carrier.set(Some(carrier));
     }
 
-    /// Notes how the connection ended.
+    /// Records the close reason.
     pub fn ended(&self, reason: CloseReason) {
         self.reason.set(reason);
     }
@@ -310,7 +310,7 @@ impl Account {
         (self.up.get(), self.down.get())
     }
 
-    /// What carries the connection, once something does.
+    /// The carrier of the connection, once there is one.
     #[must_use]
     pub fn carrier(&self) -> Option<Carrier> {
         self.carrier.get()
@@ -318,7 +318,7 @@ impl Account {
 }
 
 impl Default for Account {
-    /// An account of its own metrics, for the tests of a datapath.
+    /// An account with metrics of its own, for the tests of a datapath.
     fn default() -> Self {
         let metrics = Arc::new(Metrics::new());
         Self::open(&Rc::new(ListenerAccount::new(&metrics, &NONE.into(), &Rc::default())))
@@ -327,8 +327,8 @@ impl Default for Account {
 
 impl Drop for Account {
     fn drop(&mut self) {
-        // In this order, and a scrape reads them in the opposite one: who finds the connection gone, or its end counted,
-        // finds its bytes.
+        // Updated in this order, and a scrape reads in the opposite order: a scrape that includes the connection's
+        // end also includes its bytes.
         self.count(self.bytes());
         if let Some(record) = self.record() {
             record.ended(self);
@@ -363,7 +363,7 @@ mod tests {
         account.moved(Direction::Up, 5);
         account.set_carrier(Carrier::Packet);
         assert_eq!(up("relay"), Some(15), "what the relay has carried is its own");
-        // What the kernel has moved, the account learns only at the end.
+        // The account receives the bytes that the kernel has moved only at the end.
         account.count((100, 0));
         account.count((90, 0));
         assert_eq!(up("packet"), Some(85));

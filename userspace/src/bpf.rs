@@ -1,4 +1,4 @@
-//! What this process has in the kernel: programs, maps, pins, and the events that they report.
+//! The kernel objects of this process: programs, maps, pins, and the events that they report.
 
 mod btf;
 pub mod cgroup;

@@ -1,4 +1,4 @@
-//! How bytes move between two sockets: [`seam`] is what a session knows of it, the rest are the ways to do it.
+//! Moves bytes between two sockets. [`seam`] is the interface for a session, and the other modules are the datapaths.
 
 pub mod adaptive;
 mod broken;

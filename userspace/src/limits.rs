@@ -1,7 +1,7 @@
-//! What keeps one client, or one dead backend, from taking what everybody needs.
+//! The limits that keep one client, or one dead backend, from exhausting shared resources.
 //!
-//! [`source`], [`hellos`], [`handshakes`], [`backends`] and [`cidr`] are functions of values: time is an argument, and their memory is
-//! bounded by the number of connections. [`admission`] is what the workers share of them.
+//! [`source`], [`hellos`], [`handshakes`], [`backends`] and [`cidr`] are functions of values: time is an argument,
+//! and the number of connections bounds their memory. [`admission`] is the state that the workers share.
 
 use strum::{EnumCount, VariantArray};
 
@@ -16,22 +16,23 @@ pub mod hellos;
 pub mod reachability;
 pub mod source;
 
-/// Why a connection was not served although nothing was wrong with it. Each is a close reason, and a label of
+/// The limit that refused a faultless connection. Each is a close reason, and a label of
 /// `snisplice_limit_refused_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, EnumCount, VariantArray)]
 pub enum Overload {
-    /// Its source has as many connections as it may (`limits.connections_per_source`).
+    /// The source is at its limit of connections (`limits.connections_per_source`).
     Source,
-    /// Its hello was not complete, and a newcomer needed its place (`limits.hellos`, `limits.connections`).
+    /// The hello was incomplete, and a new client needed the slot (`limits.hellos`, `limits.connections`).
     Hellos,
-    /// As many TLS handshakes are under way as may be, in all or of its source (`limits.handshakes`,
+    /// The limit of TLS handshakes is reached, of all together or of the source (`limits.handshakes`,
     /// `limits.handshakes_per_source`).
     Handshakes,
-    /// Its backend has as many connections as it may (`backends[].max_connections`).
+    /// The backend is at its limit of connections (`backends[].max_connections`).
     Backend,
-    /// As many connections as may wait for an endpoint of its backend (`backends[].max_pending`).
+    /// The backend is at its limit of connections that wait for an endpoint (`backends[].max_pending`).
     Pending,
-    /// It waited for a place until its listener stopped, and no place became free in time (`limits.connections`).
+    /// The connection waited for a slot until its listener stopped, and no slot became free in time
+    /// (`limits.connections`).
     Places,
 }
 
@@ -49,7 +50,7 @@ impl From<Overload> for CloseReason {
 }
 
 impl Overload {
-    /// Metric and log label: that of the close reason.
+    /// The label for metrics and logs: that of the close reason.
     #[must_use]
     pub fn label(self) -> &'static str {
         CloseReason::from(self).label()

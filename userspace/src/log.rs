@@ -1,11 +1,11 @@
-//! The log: lines on standard error that can stop, delay or end nothing else.
+//! The log: lines on standard error that cannot stop, delay or end any other function.
 //!
-//! A line is put into a bounded queue, and one thread writes the queue out. Where standard error takes nothing (its reader
-//! hangs, its disk is full, its pipe is closed), the queue fills and further lines are dropped; the next line that can be
-//! written is followed by one that tells how many were. `tracing-subscriber` alone would write in the thread that logs,
-//! wait there, and panic when both the line and its complaint about the line cannot be written.
+//! Log calls put lines into a bounded queue, and one thread writes the queue. If standard error accepts nothing (its
+//! reader hangs, its disk is full, its pipe is closed), the queue fills and further lines are dropped. The next
+//! written line is followed by one with their number. `tracing-subscriber` alone would write in the calling thread
+//! and block there. It would panic if neither the line nor the error about the line can be written.
 //!
-//! Lines that others can cause at will are limited by [`log_limit`].
+//! [`log_limit`] limits lines that clients or other processes can repeat at will.
 
 use std::{
     io::IsTerminal as _,
@@ -32,7 +32,7 @@ pub mod line_file;
 mod queue;
 mod writer;
 
-/// How log lines look.
+/// The format of log lines.
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
 pub enum LogFormat {
     /// For people
@@ -45,13 +45,14 @@ pub enum LogFormat {
 /// The writer of this process, once [`init`] has started it.
 static WRITER: OnceLock<Writer> = OnceLock::new();
 
-/// Sends everything that is logged from now on to standard error, through a thread of its own, and panics as well.
+/// Sends all log lines and panics from now on to standard error, through a thread of its own.
 ///
 /// # Errors
 ///
-/// Where the filter is none, the thread cannot be started, or the process logs already.
+/// Returns an error if the filter is invalid, the thread cannot be started, or the process already logs.
 pub fn init(filter: &str, format: LogFormat) -> anyhow::Result<()> {
-    // The libraries of HTTP warn of what any client can cause, without a limit. A filter that names them still shows it.
+    // The HTTP libraries log warnings that any client can cause, without a limit. A filter that names these libraries
+    // still shows them.
     let mut directives = EnvFilter::try_new(filter)?;
     for library in ["h2", "hyper"] {
         if !filter.contains(library) {
@@ -63,7 +64,7 @@ pub fn init(filter: &str, format: LogFormat) -> anyhow::Result<()> {
     let writer = WRITER.get_or_init(|| writer);
     let log = tracing_subscriber::fmt()
         .with_env_filter(directives)
-        // Its own complaints go to standard error by a macro that panics.
+        // `tracing-subscriber` prints its own errors to standard error by a macro that panics.
         .log_internal_errors(false)
         .with_writer(move || writer.line());
     let started = match format {
@@ -75,23 +76,24 @@ pub fn init(filter: &str, format: LogFormat) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Waits until everything that was logged is written, at most for `limit`. False if that was too short.
+/// Waits until all lines are written, for at most `limit`. Returns false if the time was too short.
 #[must_use]
 pub fn flush(limit: Duration) -> bool {
     WRITER.get().is_none_or(|writer| writer.flush(limit))
 }
 
-/// Says something on standard error that is no log line, such as why the process ends. Lost where it cannot be written.
+/// Prints a text to standard error that is no log line, such as the reason of the process's end. The text is lost if
+/// it cannot be written.
 pub fn say(text: &str) {
     use std::io::Write as _;
     match WRITER.get() {
         Some(writer) => writer.put(text.as_bytes()),
-        // Nothing serves yet that could be held up.
+        // The process does not serve yet, so a blocking write is harmless.
         None => drop(std::io::stderr().write_all(text.as_bytes())),
     }
 }
 
-/// The standard hook would write to standard error itself, and wait there.
+/// The standard hook would write to standard error itself, and block there.
 fn report_panic(panic: &PanicHookInfo<'_>) {
     let thread = thread::current();
     let payload = panic.payload();
@@ -99,11 +101,11 @@ fn report_panic(panic: &PanicHookInfo<'_>) {
     let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
     let message = text.unwrap_or("of a kind that has no text");
     let place = panic.location().map(ToString::to_string);
-    // What a client can cause once, it can cause again.
+    // A client that can cause a panic once can repeat it.
     log_limit!(error, thread = thread.name(), place, "panic, which is a fault of this program: {message}");
 }
 
-/// How many lines were not written, at each scrape.
+/// The number of dropped lines, read at each scrape.
 #[derive(Debug)]
 pub struct Counters;
 

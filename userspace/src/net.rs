@@ -1,4 +1,4 @@
-//! Sockets and their options, and what the kernel says of addresses, devices and routes.
+//! Sockets and their options, and the kernel's addresses, devices and routes.
 
 pub mod admin_socket;
 pub mod keepalive;

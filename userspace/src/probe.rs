@@ -1,8 +1,8 @@
-//! What this kernel can do: small experiments on loopback, made before the first connection is accepted.
+//! The capabilities of this kernel: short probes on loopback, before the first connection is accepted.
 //!
-//! Version numbers do not tell: distributions carry fixes back, and some of what the sockmap datapath needs can be
-//! switched off. So the very datapath is tried, on sockets of our own, for what older kernels got wrong. All of it
-//! takes well under a second.
+//! Version numbers are not sufficient: distributions backport fixes, and some features that the sockmap datapath
+//! needs can be disabled. So the probes run the datapath itself, on sockets of the daemon, and check for the faults
+//! of older kernels. All probes together take well under a second.
 
 pub mod answers;
 mod lab;

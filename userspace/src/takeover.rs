@@ -1,11 +1,12 @@
-//! A new process takes the place of a running one, and nobody who connects notices.
+//! Takeover: a new process replaces a running one without an effect on clients.
 //!
-//! The running process listens on a unix socket in a directory of its user alone ([`socket_file`], [`server`]). The new process
-//! asks there for what the running one has ([`client`]), and each checks who the other is (`peer`). Listening sockets are
-//! handed over as descriptors, so that no queue of connections is ever without an owner, and so is the lock of what is
-//! pinned. Everything that may fail comes before the last word of the new process. The old one answers that word and
-//! drains; until then everything is its own. The new one serves only with that answer, or when the old process has ended.
-//! A closed channel alone decides nothing: the process at its other end may live.
+//! The running process listens on a unix socket in a directory of its user alone ([`socket_file`], [`server`]). The
+//! new process requests the state of the running one there ([`client`]), and each verifies the other's identity
+//! (`peer`). Listening sockets are handed over as descriptors, so that every queue of connections always has an
+//! owner. The lock of the pins is handed over in the same way. All steps that may fail come before the last message
+//! of the new process. The old process replies to that message and drains. Until then it owns everything. The new
+//! process serves only after that reply, or when the old process has ended. A closed channel alone decides nothing,
+//! since the process at its other end may still run.
 //!
 //! ```text
 //! new  hello VERSION                     old  listener.. admin.. pins.. listening_socket end   (each with its descriptor)

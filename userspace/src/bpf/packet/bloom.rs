@@ -1,4 +1,4 @@
-//! The counting Bloom filter over the tuples of flows. Userspace counts, and the programs look.
+//! The counting Bloom filter over the tuples of flows. Userspace updates the counters, and the programs read them.
 //!
 //! Every packet of the host passes the programs. With this filter most packets of other connections cost two reads instead of
 //! a copy of their headers and a lookup in a hash. A counter that is too high costs time only. One that is too low would have
@@ -36,16 +36,17 @@ impl Bloom {
     }
 
     fn counter(&self, tuple: &Tuple) -> &AtomicU64 {
-        // SAFETY: the mapping has as many counters as there are places, and lives as long as this value.
+        // SAFETY: the index of a place is below the number of counters in the mapping, which lives as long as this
+        // value.
         unsafe { self.0.add(tuple.bloom_place()).as_ref() }
     }
 
-    /// Counts a tuple for a flow. To be called before the tuple is in `SNI_TUPLES`.
+    /// Counts a tuple for a flow. Call it before the tuple is in `SNI_TUPLES`.
     pub fn add(&self, tuple: &Tuple) {
         self.counter(tuple).fetch_add(1, SeqCst);
     }
 
-    /// Uncounts a tuple for its flow. To be called once the tuple is removed from `SNI_TUPLES`.
+    /// Removes a tuple of a flow from the counters. Call it once the tuple is removed from `SNI_TUPLES`.
     pub fn remove(&self, tuple: &Tuple) {
         // An unbalanced call must not wrap around: the next tuple would bring the counter to zero.
         let _ = self.counter(tuple).fetch_update(SeqCst, SeqCst, |count| count.checked_sub(1));
@@ -54,7 +55,7 @@ impl Bloom {
 
 impl Drop for Bloom {
     fn drop(&mut self) {
-        // SAFETY: nobody has a reference into the mapping any more. An error would mean that there is no such mapping.
+        // SAFETY: no reference into the mapping exists any more. An error would mean that there is no such mapping.
         let _ = unsafe { munmap(self.0.as_ptr().cast(), BYTES) };
     }
 }

@@ -1,4 +1,4 @@
-//! The sum of what waits in the kernel between the two sockets of every direction (`snisplice_common::sockmap::budget`).
+//! The sum of the bytes in flight between the two sockets of every direction (`snisplice_common::sockmap::budget`).
 
 use std::{
     fmt,
@@ -8,7 +8,7 @@ use std::{
 use aya::maps::{Array, MapData, MapError};
 use snisplice_common::sockmap::budget;
 
-/// The map of the sum, of which userspace keeps one half.
+/// The map of the sum. Userspace writes one half of it.
 pub struct Budget(Mutex<Halves>);
 
 struct Halves {
@@ -21,15 +21,15 @@ impl Budget {
         Self(Mutex::new(Halves { map, returned: 0 }))
     }
 
-    /// Bytes that wait now, as far as the program has looked since.
+    /// Bytes in flight, as of the program's last update.
     pub fn in_flight(&self) -> Result<u64, MapError> {
         let halves = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let sum = budget::sum(halves.map.get(&budget::COUNTED, 0)?, halves.returned);
         Ok(u64::try_from(sum).unwrap_or(0))
     }
 
-    /// Takes the share of a direction out of the sum. Workers hardly ever meet here: a direction that keeps up has no
-    /// share.
+    /// Removes the share of a direction from the sum. Workers hardly ever contend here: a direction that keeps up has
+    /// no share.
     pub fn give_back(&self, share: i64) {
         if share == 0 {
             return;
@@ -37,7 +37,7 @@ impl Budget {
         let mut halves = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         halves.returned = halves.returned.wrapping_add_signed(share);
         let returned = halves.returned;
-        // It fails for no reason but a wrong index.
+        // Fails only for a wrong index.
         let _ = halves.map.set(budget::RETURNED, returned, 0);
     }
 }

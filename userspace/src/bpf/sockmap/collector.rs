@@ -12,7 +12,7 @@ use strum::VariantArray as _;
 use super::{Programs, stats::Ineligible};
 use crate::metrics::{by_reason, counters};
 
-/// Shows a loaded kernel program's counters.
+/// Exports the counters of a loaded kernel program.
 pub struct SockmapCounters(pub Arc<Programs>);
 
 impl fmt::Debug for SockmapCounters {

@@ -7,7 +7,7 @@ use prometheus_client::{collector::Collector, encoding::DescriptorEncoder};
 use super::Programs;
 use crate::metrics::{by_reason, counters};
 
-/// Shows what the programs of the short cut counted.
+/// Exports the counters of the short cut's programs.
 pub struct SameHostCounters(pub Arc<Programs>);
 
 impl fmt::Debug for SameHostCounters {
