@@ -36,7 +36,7 @@ use crate::{account::Account, metrics::labels::Carrier};
 #[derive(Debug)]
 pub struct Adaptive {
     relay: Relay,
-    /// The datapaths that connections move to, once they are known.
+    /// The datapaths in the kernel, once they are known.
     carriers: OnceCell<Carriers>,
     rule: Offload,
     /// The options for copying a connection, by [`Goal`].

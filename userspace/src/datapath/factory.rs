@@ -57,7 +57,7 @@ impl Factory {
         self.in_kernel()?.packet
     }
 
-    /// Metric label of what was chosen.
+    /// The metric label of the chosen datapath.
     #[must_use]
     pub fn label(&self) -> &'static str {
         match &self.chosen {
@@ -69,7 +69,7 @@ impl Factory {
         }
     }
 
-    /// Whether the kernel moves bytes, or may do so once it is known what it can do.
+    /// Whether the kernel moves bytes, or may do so once its capabilities are known.
     #[must_use]
     pub fn uses_kernel(&self) -> bool {
         match &self.chosen {

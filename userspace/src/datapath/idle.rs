@@ -1,4 +1,4 @@
-//! Notices that a connection is silent.
+//! Detects that a connection is idle.
 
 use std::{pin::pin, time::Duration};
 

@@ -1,9 +1,9 @@
 //! The packet datapath: the kernel translates each packet of one connection into one of the other and forwards it.
 //!
 //! Every byte has a number on each leg, and the two numbers differ by a constant. So a flow can begin with the hello,
-//! or in the middle of a stream, while bytes are under way. Userspace stops for a moment and reads both sockets'
-//! numbers, and the kernel takes over. The balancer's sockets deliver the bytes that they have received or sent before,
-//! with the relay's help, and receive the acknowledgements. Afterwards they only hold the ports.
+//! or in the middle of a stream, while bytes are in flight. Userspace stops for a moment and reads both sockets'
+//! numbers, and the kernel takes over. The balancer's sockets deliver the bytes that they have received or sent
+//! before, with the relay's help, and receive the acknowledgements. Afterwards they only hold the ports.
 //!
 //! Client and backend handle loss, congestion, flow control and the end of the connection between themselves. Other
 //! connections are relayed, and the reason is counted ([`PacketIneligible`]).
@@ -57,7 +57,7 @@ mod time_wait;
 #[derive(Debug)]
 pub struct Packet {
     shared: Rc<Shared>,
-    /// Our number among the workers that the kernel's events go to.
+    /// The number of this worker for the kernel's events.
     worker: u16,
     sweeping: AbortHandle,
     options: CopyOptions,
@@ -82,7 +82,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub(super) enum Seen {
     Yes(Watched),
     NotYet(Watched),
-    /// There is no use in waiting longer.
+    /// Further checks are useless.
     Never,
 }
 
@@ -96,7 +96,7 @@ struct Shared {
 }
 
 impl Packet {
-    /// To be called on the worker's thread, inside its runtime and a `LocalSet`.
+    /// Call it on the worker's thread, inside its runtime and a `LocalSet`.
     pub fn new(programs: Arc<Programs>, patience: impl Into<Patience>) -> io::Result<Self> {
         let wakeups = Arc::new(Wakeups::default());
         let shared = Rc::new(Shared {
@@ -119,7 +119,7 @@ impl Packet {
         watched.inspect_err(|why| self.refuse(*why, account)).ok()
     }
 
-    /// Looks whether both peers' packets were seen.
+    /// Whether both peers' packets were seen.
     pub(super) fn is_seen(&self, mut watched: Watched, account: &Account) -> Seen {
         watched.looks = watched.looks.saturating_add(1);
         let is_last = watched.looks > LOOKS;
@@ -136,7 +136,7 @@ impl Packet {
         }
     }
 
-    /// Carries on with a connection that was watched; gives it back where that cannot be.
+    /// Offloads a watched connection. Returns the connection if that is impossible.
     pub(super) fn adopt<'a>(
         &self,
         watched: Watched,
@@ -229,7 +229,7 @@ impl Packet {
         Ok(entry)
     }
 
-    /// Looks again, after the kernel has begun to carry.
+    /// Takes a second snapshot, after the kernel has begun to forward.
     fn late<'l>(
         &self,
         legs: &'l mut [Leg; 2],
@@ -248,13 +248,13 @@ impl Packet {
         Ok(legs.each_ref().map(|leg| &leg.info))
     }
 
-    /// Completes what is known of both legs, and has the programs on the devices that they use. True if they were not there
-    /// before.
+    /// Completes both legs with a snapshot, and attaches the programs to their devices. Returns true if the programs
+    /// were not attached before.
     fn look(&self, legs: &mut [Leg; 2]) -> Result<bool, PacketIneligible> {
         self.look_at(legs)?;
         let attached = self.attach(legs.each_ref().map(|leg| &leg.info))?;
         if attached {
-            // This takes a while.
+            // Takes a while.
             self.look_at(legs)?;
         }
         Ok(attached)
@@ -272,7 +272,7 @@ impl Packet {
         Ok(())
     }
 
-    /// Has the programs on the devices of both legs. True if they were not there before.
+    /// Attaches the programs to the devices of both legs. Returns true if they were not attached before.
     fn attach(&self, infos: [&SocketInfo; 2]) -> Result<bool, PacketIneligible> {
         let mut attached = false;
         for info in infos {
@@ -313,7 +313,7 @@ impl Datapath for Packet {
         leg::largest_segment(client)
     }
 
-    /// Puts the connection into the kernel's hands at once: the future holds no room for that.
+    /// Offloads the connection at once: the future reserves no memory for that.
     fn forward<'a>(&'a self, mut pair: Pair, account: &'a Account) -> Forward<'a> {
         pair.watch();
         let connection = Box::new(relay::Connection::new(pair));

@@ -50,8 +50,8 @@ const STEPS_PER_TURN: u32 = 8;
 /// peer is probed only after at least a second of silence.
 const SHORT: Duration = Duration::from_secs(1);
 
-// A connection that idles for hours holds what is live in its futures: arguments are gathered in structures that are
-// borrowed, and the rare and the short parts are boxed where they are awaited.
+// A connection that is idle for hours holds the live variables of its futures. So arguments are gathered in
+// structures that are borrowed, and rare and short parts are boxed at the await.
 
 /// Copies in userspace.
 #[derive(Debug, Clone)]
@@ -64,7 +64,7 @@ pub struct Relay {
 pub(super) struct CopyOptions {
     /// The limits of its silence.
     pub(super) patience: Patience,
-    /// When the kernel takes over, and at which moment; `None` is never.
+    /// The thresholds and the moment of the offload. `None` is never.
     pub(super) handover: Option<(Offload, HandoverPoint)>,
 }
 
@@ -104,7 +104,7 @@ impl Datapath for Relay {
         account.set_carrier(Carrier::Relay);
         let mut connection = Connection::new(pair);
         let copy = CopyContext { options: &self.options, account };
-        // Not `carry_to_end`: a future within a future holds what it is called with twice.
+        // Not `carry_to_end`: a future within a future holds its arguments twice.
         Box::pin(async move {
             loop {
                 if let Carried::ToEnd(end) = connection.carry(&copy).await {
@@ -124,16 +124,16 @@ pub(super) struct Connection {
     pub(super) downward: Pump,
     /// Moved bytes, by [`Direction`].
     pub(super) progress: [Cell<Progress>; 2],
-    /// As in [`Pair`].
+    /// See [`Pair`].
     pub(super) same_host: bool,
-    /// Options that the backend's socket is still to be given.
+    /// Options that the backend's socket does not have yet.
     unwatched: Option<Rc<Keepalive>>,
 }
 
-/// At which point a direction that has moved enough may go over.
+/// The moment at which a direction that has moved enough may be offloaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum HandoverPoint {
-    /// When nothing of it is under way in userspace.
+    /// When none of its bytes are in flight in userspace.
     AtRest,
     /// At once.
     Any,
@@ -142,13 +142,13 @@ pub(super) enum HandoverPoint {
 /// The result of copying a connection.
 pub(super) enum Carried {
     ToEnd(End),
-    /// Until a direction had moved enough; of it nothing is under way in userspace.
+    /// Until a direction had moved enough. None of its bytes are in flight in userspace.
     ToHandover,
 }
 
 /// The event that interrupts the copy of a connection.
 enum Turn {
-    /// Others have waited long enough.
+    /// Other connections have waited long enough.
     Yield,
     /// A direction has moved enough.
     Due,
@@ -182,8 +182,8 @@ impl Connection {
         watch(&self.backend, &mut self.unwatched);
     }
 
-    /// Copies both ways to the end. Dropping the future loses nothing: what was read and not written is kept.
-    /// `options` are such that nothing else takes over.
+    /// Copies in both directions to the end. Dropping the future loses no byte: bytes that were read and not written
+    /// are kept. `options` must exclude an offload.
     pub(super) async fn carry_to_end(&mut self, options: &CopyOptions, account: &Account) -> End {
         loop {
             if let Carried::ToEnd(end) = self.carry(&CopyContext { options, account }).await {
@@ -247,7 +247,7 @@ impl Connection {
         if let Poll::Ready(Turn::Broken(_) | Turn::Due) = first {
             return first;
         }
-        // Both have their turn, however much the first one has to copy.
+        // Both directions have their turn, with any number of bytes in the first one.
         let second = down.poll(downward, context);
         match (first, second) {
             (Poll::Ready(turn), Poll::Pending | Poll::Ready(Turn::Yield)) => Poll::Ready(turn),
@@ -285,7 +285,7 @@ fn watch(backend: &TcpStream, unwatched: &mut Option<Rc<Keepalive>>) {
 /// No check has begun a period of silence yet.
 const UNSEEN: u64 = u64::MAX;
 
-/// When the clock is first looked at, and what has been seen until then.
+/// The time of the first check of the clock, and the progress at its start.
 fn first_look(copy: &CopyContext<'_>, is_unwatched: bool) -> (Duration, u64) {
     let idle = copy.options.patience.idle;
     if is_unwatched && SHORT < idle { (SHORT, UNSEEN) } else { (idle, moved(copy.account)) }
@@ -301,7 +301,7 @@ fn is_silent(seen: &mut u64, timer: Pin<&mut Sleep>, copy: &CopyContext<'_>) -> 
     false
 }
 
-/// Changes whenever a byte has moved that counts.
+/// Changes whenever a byte has moved that counts as activity.
 fn moved(account: &Account) -> u64 {
     let (up, down) = account.bytes();
     let (up, down) = Patience::progress(up, down);
@@ -319,7 +319,7 @@ struct CopyDirection<'a> {
 }
 
 impl CopyDirection<'_> {
-    /// Copies what there is.
+    /// Copies the available bytes.
     fn poll(&self, pump: &mut Pump, context: &mut Context<'_>) -> Poll<Turn> {
         let mut steps = 0;
         loop {
@@ -351,7 +351,7 @@ impl CopyDirection<'_> {
         }
     }
 
-    /// Notes what was moved. Whether the kernel shall take over, if both sides are still speaking.
+    /// Records moved bytes. Returns whether the direction is due for an offload, if no side has sent FIN.
     fn moved(&self, bytes: usize, at_rest: bool) -> bool {
         self.copy.account.moved(self.direction, bytes as u64);
         let progress = self.progress.get().after(bytes);
@@ -386,7 +386,7 @@ impl CopyDirection<'_> {
     }
 }
 
-/// Forgets the readiness that the last call disproved.
+/// Clears the readiness that the last call disproved.
 fn forget(stream: &TcpStream, interest: Interest) {
     // The call exists for its side effect: an operation that "would block" clears the cached readiness.
     let _: io::Result<()> = stream.try_io(interest, || Err(io::ErrorKind::WouldBlock.into()));

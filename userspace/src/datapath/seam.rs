@@ -1,4 +1,4 @@
-//! The seam between one connection's story and the way its bytes move: all that a session knows of a datapath.
+//! The seam between a session and the datapath: the complete interface of a datapath for a session.
 
 use std::{future::Future, io, os::fd::BorrowedFd, pin::Pin, rc::Rc, sync::Arc, time::Duration};
 
@@ -21,8 +21,8 @@ pub trait Datapath {
     /// The way in which the session obtains the hello, so that this datapath can start.
     fn hello(&self) -> HelloMode;
 
-    /// Prepares for a backend that may be on this host and whose operator wants the short cut; `upstream` is about to
-    /// be connected to it. The answer goes into [`Pair::same_host`].
+    /// Prepares for a backend that may be on this host and has the short cut configured; `upstream` is about to be
+    /// connected to it. The result goes into [`Pair::same_host`].
     fn announce(&self, _upstream: BorrowedFd<'_>) -> bool {
         false
     }
@@ -33,8 +33,8 @@ pub trait Datapath {
         None
     }
 
-    /// Carries the pair to its end. Both sockets are closed (or reset) when the future resolves; dropping the
-    /// future closes both at once.
+    /// Forwards the pair to its end. Both sockets are closed (or reset) when the future resolves. Dropping the future
+    /// closes both at once.
     fn forward<'a>(&'a self, pair: Pair, account: &'a Account) -> Forward<'a>;
 
     /// Bytes up and down of a connection so far: the account's, and those that the kernel has moved since the last
@@ -43,8 +43,8 @@ pub trait Datapath {
         account.bytes()
     }
 
-    /// Uses this of the kernel from now on, also for connections that are open. Does nothing where what the kernel can do
-    /// was known when the datapath was built. To be called on the worker's thread, inside its runtime.
+    /// Uses this kernel support from now on, also for open connections. Without effect if the capabilities of the
+    /// kernel were known when the datapath was built. Call it on the worker's thread, inside its runtime.
     fn gain(&self, _found: &InKernel) -> io::Result<()> {
         Ok(())
     }
@@ -63,7 +63,7 @@ pub struct InKernel {
 }
 
 impl InKernel {
-    /// Whether there is nothing.
+    /// Whether no program is loaded.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.packet.is_none() && self.sockmap.is_none()
@@ -76,13 +76,13 @@ pub type Forward<'a> = Pin<Box<dyn Future<Output = End> + 'a>>;
 /// The treatment of the hello's bytes while it is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HelloMode {
-    /// Looked at with `MSG_PEEK`: they stay in the client's receive queue, [`Pair::hello`] is empty.
+    /// The hello is read with `MSG_PEEK`. The bytes stay in the client's receive queue, and [`Pair::hello`] is empty.
     Peek,
     /// The bytes are read, and passed on in [`Pair::hello`].
     Read,
 }
 
-/// Two established connections that shall become one.
+/// Two established connections to connect with each other.
 #[derive(Debug)]
 pub struct Pair {
     /// The accepted connection.
@@ -93,8 +93,8 @@ pub struct Pair {
     pub hello: Vec<u8>,
     /// Whether the backend's side was announced ([`Datapath::announce`]).
     pub same_host: bool,
-    /// Options that the backend's socket gets later, which spares short connections the calls. The client's socket
-    /// inherits them from the listening one.
+    /// Options that the backend's socket gets later, which saves short connections the system calls. The client's
+    /// socket inherits them from the listening one.
     pub keepalive: Option<Rc<Keepalive>>,
 }
 
@@ -111,7 +111,7 @@ impl Pair {
 /// The limits of a connection's silence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Patience {
-    /// While both sides can speak.
+    /// While no side has sent FIN.
     pub idle: Duration,
     /// After one of them has sent FIN.
     pub half_closed: Duration,
@@ -124,7 +124,7 @@ impl Patience {
         Self { idle: timeouts.idle, half_closed: timeouts.half_closed }
     }
 
-    /// The value that must change for a connection not to be silent: it changes with `up` and `down`, the bytes so far.
+    /// The value that must change for a connection not to be idle: it changes with `up` and `down`, the bytes so far.
     /// Until the backend has sent a byte, the client's bytes do not count.
     #[must_use]
     pub fn progress(up: u64, down: u64) -> (u64, u64) {
@@ -156,7 +156,7 @@ pub enum End {
     Idle,
     /// Its packets no longer arrived, and it could not move back to sockets. Both peers were reset.
     Stalled,
-    /// One side has sent FIN, and the other one nothing for the timeout of half-closed connections.
+    /// One side has sent FIN, and the other one sent nothing for the timeout of half-closed connections.
     HalfClosed,
     /// Another process continues it.
     HandedOver,

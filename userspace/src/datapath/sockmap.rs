@@ -72,19 +72,19 @@ pub const RECEIVE_BUFFER: u32 = 3 * 1024 * 1024;
 /// Settings of every connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// Without a byte in either direction, a connection is given up.
+    /// The time without a byte in either direction after which a connection is closed.
     pub idle: Duration,
     /// The limit after one side has sent FIN.
     pub half_closed: Duration,
-    /// `SO_SNDBUF` of both sockets, [`SEND_BUFFER`] unless a test wants less.
+    /// `SO_SNDBUF` of both sockets, [`SEND_BUFFER`] except in tests.
     pub send_buffer: u32,
-    /// Every direction changes between the kernel and userspace after so long, each time anew. For tests only: `None`
-    /// leaves it to the kernel.
+    /// Every direction changes between the kernel and userspace after this time, repeatedly. For tests only: `None`
+    /// leaves the decision to the kernel.
     pub hold: Option<Duration>,
 }
 
 impl Settings {
-    /// The usual ones.
+    /// The settings of normal operation.
     #[must_use]
     pub fn new(patience: impl Into<Patience>) -> Self {
         let Patience { idle, half_closed } = patience.into();
@@ -96,7 +96,7 @@ impl Settings {
 #[derive(Debug)]
 pub struct Sockmap {
     kernel: Arc<Programs>,
-    /// Our number among the workers that the kernel's events go to.
+    /// The number of this worker for the kernel's events.
     worker: u16,
     wakeups: Arc<Wakeups>,
     watch: Rc<Watch>,
@@ -107,7 +107,7 @@ pub struct Sockmap {
 }
 
 impl Sockmap {
-    /// To be called on the worker's thread, inside its runtime.
+    /// Call it on the worker's thread, inside its runtime.
     pub fn new(kernel: Arc<Programs>, relay: Relay, settings: Settings) -> io::Result<Self> {
         let maps = RefCell::new(Maps::of(&kernel)?);
         let wakeups = Arc::new(Wakeups::default());
@@ -218,7 +218,7 @@ impl Sockmap {
 
     /// Removes two sockets that are targets from the runtime.
     ///
-    /// In a box, because a future that is moved from one phase to the next holds room for both.
+    /// In a box, because a future that moves from one phase to the next reserves memory for both.
     fn take_sockets<'a>(
         &'a self,
         client: TcpStream,
@@ -237,11 +237,12 @@ impl Sockmap {
         Ok(connection)
     }
 
-    /// Has the kernel redirect a direction without bytes under way in userspace. False if the kernel does not.
+    /// Makes the kernel redirect a direction without bytes in flight in userspace. Returns false if the kernel does
+    /// not.
     fn arm(&self, connection: &Connection<'_>, direction: Direction) -> bool {
         let (from, to) = connection.ends(direction);
         if sockopt::is_at_urgent_mark(&from.socket).unwrap_or(true) {
-            // The read has stopped within a packet. The program would see the part that was read again.
+            // The read has stopped within a packet. The program would process the part that was already read.
             return false;
         }
         let way = connection.way(direction);
@@ -252,7 +253,8 @@ impl Sockmap {
             maps.add_flow(from.cookie, Flow::new(to.cookie, token.pack()))?;
             way.state.set(true);
             if direction == Direction::Down && connection.same_host {
-                // Without it, all is as usual. Everything copied is in the account, and in the client's socket.
+                // If this fails, the connection continues as usual. Every copied byte is in the account, and in the
+                // client's socket.
                 let (_, before) = connection.entries.account.bytes();
                 match maps.add_shortcut(from.cookie, Shortcut::new(to.cookie, before)) {
                     Ok(()) => way.shortcut.set(true),
@@ -297,7 +299,7 @@ impl Datapath for Sockmap {
     }
 
     fn forward<'a>(&'a self, pair: Pair, account: &'a Account) -> Forward<'a> {
-        // The enrolment lives in a box of its own, and only until it is over.
+        // The enrolment has a box of its own, which is freed at its end.
         Box::pin(self.carry(Box::pin(self.enrol(pair, account)), account))
     }
 
@@ -306,7 +308,7 @@ impl Datapath for Sockmap {
         if account.carrier() != Some(Carrier::Sockmap) {
             return (up, down);
         }
-        // Whoever wrote them: userspace, the program, or a backend on this host.
+        // Written by userspace, the program, or a backend on this host.
         let sent = |number| sockopt::by_number(number, |socket| sockopt::sent(socket).ok()).flatten();
         let [to_client, to_backend] = account.sockets().map(sent);
         let to_backend = to_backend.map(|sent| sent.saturating_sub(1));
@@ -327,11 +329,11 @@ struct Cookies {
     backend: u64,
 }
 
-/// Why a pair is not in the kernel's hands.
+/// The reason for which a pair is not offloaded.
 enum Unenrolled {
     /// The connection is unchanged, and the relay may serve it.
     Refused(io::Error, Pair),
-    /// One of its sockets is broken.
+    /// One of its sockets has failed.
     Ended(End),
 }
 
@@ -352,7 +354,7 @@ impl Drop for Slot<'_> {
 fn prepare(stream: &TcpStream, send_buffer: u32) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = socket2::SockRef::from(stream);
-    // The host's default may be so low that the kernel could not write what it redirects.
+    // The host's default may be so low that the kernel could not write the redirected bytes.
     socket.set_tcp_notsent_lowat(i32::MAX.unsigned_abs())?;
     let _ = rustix::net::sockopt::set_socket_send_buffer_size_force(stream.as_fd(), send_buffer as usize);
     if sockopt::force_receive_buffer(stream, RECEIVE_BUFFER).is_ok() {
@@ -362,7 +364,7 @@ fn prepare(stream: &TcpStream, send_buffer: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes what was read already.
+/// Writes the bytes that were read already.
 async fn deliver(to: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         to.writable().await?;

@@ -60,7 +60,7 @@ pub enum PinsError {
     /// The directory cannot be made or opened.
     #[error("{0}: {1}")]
     Directory(PathBuf, #[source] io::Error),
-    /// Somebody else could move or hold what is pinned there.
+    /// Another user could move or hold the pins there.
     #[error("{0} {1}")]
     Unsafe(PathBuf, String),
     /// The pins have another layout.
@@ -91,7 +91,7 @@ pub struct Pins {
     /// Whether another process owns the pins. They were removed, and the directory may be another process's, or another
     /// process shares them.
     foreign: AtomicBool,
-    /// Until another process has it alone.
+    /// The lock, until another process owns the pins alone.
     lock: Mutex<Option<OwnedFd>>,
 }
 
@@ -108,7 +108,7 @@ impl Pins {
         for other in entries(&parent).into_iter().filter(|other| *other != own) {
             let directory = parent.join(&other);
             let is_here = other.ends_with(suffix);
-            // Before it is locked, too: who starts there would find it held.
+            // Comes before the lock as well: a process that starts there would find the directory locked.
             if (is_here || is_abandoned(&directory))
                 && let Ok(_lock) = lock(&directory, false)
             {
@@ -130,7 +130,7 @@ impl Pins {
         Ok(Self { directory, foreign: AtomicBool::new(false), lock: Mutex::new(Some(lock)) })
     }
 
-    /// Shares those of a process that lives, with its lock: its until [`Pins::own`].
+    /// Shares the pins of a running process, with its lock. That process owns the pins until [`Pins::own`].
     pub fn inherit(directory: &str, lock: OwnedFd) -> Result<Self, PinsError> {
         let parent = parent()?;
         let own = own_name().map_err(|error| PinsError::Directory(parent.clone(), error))?;
@@ -153,32 +153,32 @@ impl Pins {
         self.foreign.store(false, Relaxed);
     }
 
-    /// Leaves them to the process that shares them.
+    /// Leaves the pins to the process that shares them.
     pub(super) fn disown(&self) {
         self.foreign.store(true, Relaxed);
         self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 
-    /// Whether they are another process'.
+    /// Whether the pins belong to another process.
     pub(super) fn are_foreign(&self) -> bool {
         self.foreign.load(Relaxed)
     }
 
-    /// Removes what an earlier process has left in this network namespace, if none that is alive holds it.
+    /// Removes the pins of an earlier process in this network namespace, if no running process holds them.
     pub fn discard() {
         let Ok(parent) = parent() else { return };
         let Ok(own) = own_name() else { return };
         let suffix = suffix(&own);
         for name in entries(&parent).into_iter().filter(|name| name.ends_with(suffix)) {
             let directory = parent.join(name);
-            // Held for as long as it takes.
+            // Held for the duration of the removal.
             let Ok(_lock) = lock(&directory, false) else { continue };
             tracing::warn!(directory = %directory.display(), "ending the flows of a former process");
             remove(&directory);
         }
     }
 
-    /// Whether an earlier process has left maps that fit. Others are removed.
+    /// Whether an earlier process has left maps with the same layout. Others are removed.
     pub(super) fn fit(&self, flows: u32) -> bool {
         let slots = size_of::<Slot>();
         let fits = [
@@ -263,7 +263,7 @@ fn parent() -> Result<PathBuf, PinsError> {
     }
     let directory = Path::new(BPFFS).join(DIRECTORY);
     match is_ours(&directory) {
-        // It is made with the first lock.
+        // The first lock creates the directory.
         Err(PinsError::Directory(_, error)) if error.kind() == io::ErrorKind::NotFound => Ok(directory),
         other => other.map(|()| directory),
     }
@@ -324,7 +324,7 @@ fn entries(directory: &Path) -> Vec<String> {
     entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
 
-/// Whether no packet passes the programs of a directory: all devices that they were on are gone.
+/// Whether no packet passes the programs of a directory: none of their devices exists any more.
 fn is_abandoned(directory: &Path) -> bool {
     let mut links = entries(directory).into_iter().filter(|name| name.contains('-'));
     links.all(|link| device_of(&directory.join(link)) == Some(0))
@@ -341,13 +341,14 @@ fn device_of(link: &Path) -> Option<u32> {
     text.lines().find_map(|line| line.strip_prefix("ifindex:\t"))?.parse().ok()
 }
 
-/// The lock of a directory, which is made where that is wanted. The kernel takes it back when the process ends.
+/// The lock of a directory, which is created if `make` is set. The kernel releases the lock at the end of the
+/// process.
 fn lock(directory: &Path, make: bool) -> Result<OwnedFd, PinsError> {
     let started = Instant::now();
     let failed = |error: io::Error| PinsError::Directory(directory.to_owned(), error);
     loop {
         if make && let Err(error) = self::make(directory) {
-            // Another process, in another namespace, may just have removed what is above.
+            // Another process, in another namespace, may just have removed the parent directory.
             if error.kind() == io::ErrorKind::NotFound && started.elapsed() < PATIENCE {
                 continue;
             }
@@ -366,7 +367,7 @@ fn lock(directory: &Path, make: bool) -> Result<OwnedFd, PinsError> {
             Err(error) => Err(error),
         };
         match held {
-            // Whoever held it before may have removed it meanwhile.
+            // The former holder may have removed the directory meanwhile.
             Ok(lock) if !make || directory.exists() => return Ok(lock),
             Ok(_) => {}
             Err(Errno::AGAIN) if started.elapsed() < PATIENCE && make => {
@@ -389,7 +390,7 @@ fn empty(directory: &Path) {
 fn remove(directory: &Path) {
     empty(directory);
     let _ = fs::remove_dir(directory);
-    // Others may have theirs in it.
+    // Other namespaces may have their directories in it.
     if let Some(parent) = directory.parent() {
         let _ = fs::remove_dir(parent);
     }

@@ -34,8 +34,8 @@ use crate::{
     net::rtnetlink::{Asker, Changes, Hop},
 };
 
-/// Shortest time between two checks of all flows. A routing daemon that reconverges changes thousands of routes one by
-/// one, and the first of them may be all that matters.
+/// Shortest time between two checks of all flows. A routing daemon that reconverges changes thousands of routes one
+/// by one, and the first change may be the only relevant one.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// The pause is at least this multiple of a check's duration, so that a network without rest takes a fifth of a
@@ -45,15 +45,15 @@ const SHARE: u32 = 4;
 /// The period of the checks for stalled flows, while there are any flows.
 const SWEEP: Duration = Duration::from_secs(2);
 
-/// When it is tried again after the kernel did not answer.
+/// The pause before a retry if the kernel does not reply.
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// The outgoing device of a way's packets by the present routing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lead {
-    /// As the flow's rules have had it from the beginning.
+    /// The same device as in the flow's rules from the beginning.
     Unchanged,
-    /// By the device with this index, which has the programs.
+    /// The device with this index, which has the programs.
     Device(u32),
     /// No program can send the packets: to a device without Ethernet headers, or to this host.
     Beyond,
@@ -92,18 +92,18 @@ pub(super) struct Routes {
     leads: Box<[AtomicU64]>,
     /// By slot: [`STALLED`], [`DOUBTED`], several or nothing.
     stalls: Box<[AtomicU8]>,
-    /// Places that are to be looked at although nothing has changed since.
+    /// Slots to check although nothing has changed since.
     asked: Mutex<Vec<u32>>,
-    /// When something changed last: milliseconds since `began`, and one.
+    /// The time of the last change: milliseconds since `began`, plus 1.
     changed: AtomicU64,
     began: Instant,
     /// Changes, bursts counted once.
     looks: AtomicU64,
-    /// Ways of flows that were led over another device.
+    /// Ways of flows that were moved to another device.
     moved: AtomicU64,
     /// Whether the thread runs.
     watching: AtomicBool,
-    /// Wakes it.
+    /// Wakes the thread.
     bell: OwnedFd,
     /// For flows without a task of their own.
     found: Notify,
@@ -145,7 +145,7 @@ impl Routes {
     }
 }
 
-/// The thread, for as long as this lives.
+/// The thread, stopped on drop.
 #[derive(Debug)]
 pub(super) struct Watcher {
     routes: Arc<Routes>,
@@ -158,7 +158,7 @@ impl Drop for Watcher {
         self.stop.store(true, Relaxed);
         self.routes.ring();
         if let Some(thread) = self.thread.take()
-            // The thread itself may be the last to let go.
+            // The thread itself may drop the last reference.
             && thread.thread().id() != thread::current().id()
         {
             // The thread has ended normally, or has panicked, which the panic hook has logged.
@@ -168,8 +168,8 @@ impl Drop for Watcher {
 }
 
 impl Programs {
-    /// Has flows follow the routing from now on. To be called once, when the devices of an earlier process are taken
-    /// ([`Programs::take_devices`]), in the network namespace that is served.
+    /// Makes flows follow the routing from now on. Call it once, when the devices of an earlier process are taken
+    /// ([`Programs::take_devices`]), in the network namespace in service.
     pub fn follow_routes(self: &Arc<Self>) -> io::Result<()> {
         let stop = Arc::new(AtomicBool::new(false));
         let mut thread = Thread {
@@ -208,7 +208,8 @@ impl Programs {
         self.routes.stalls.get(flow as usize).is_some_and(|place| place.load(Relaxed) & STALLED != 0)
     }
 
-    /// Whether the client and the backend of a flow may not be there: bytes are under way to them, and none is acknowledged.
+    /// Whether the client and the backend of a flow may be unreachable: bytes are in flight to them, and none is
+    /// acknowledged.
     #[must_use]
     pub fn doubted(&self, flow: u32) -> [bool; 2] {
         let noted = self.routes.stalls.get(flow as usize).map_or(0, |place| place.load(Relaxed));
@@ -221,7 +222,7 @@ impl Programs {
         self.routes.note_stall(flow, Found::default());
     }
 
-    /// Has the thread find the devices of a flow that has just begun, if the routing has changed within `age`: its
+    /// Makes the thread find the devices of a flow that has just begun, if the routing has changed within `age`: its
     /// sockets may have cached an older route.
     pub fn look_where_it_leads(&self, flow: u32, age: Duration) {
         let changed = Duration::from_millis(self.routes.changed.load(Relaxed));
@@ -273,7 +274,7 @@ impl Thread {
         let mut quiet_until = Instant::now();
         // Flows of an earlier process are looked at without one.
         let mut due = Some(quiet_until);
-        // When it is looked whether flows stand still, while there are any.
+        // The time of the next check for stalled flows, while there are any flows.
         let mut sweep: Option<Instant> = None;
         while !self.stop.load(Relaxed) {
             let next = due.into_iter().chain(sweep).min();
@@ -325,7 +326,7 @@ impl Thread {
 
     /// Checks for stalled flows, and wakes their tasks.
     fn sweep(&mut self, programs: &Programs) {
-        /// Not while a program changes it: `BPF_F_LOCK`, kernel 5.1.
+        /// A lookup waits while a program changes the entry: `BPF_F_LOCK`, kernel 5.1.
         const LOCKED: u64 = 4;
         for flow in 0..programs.highest() {
             let Ok(state) = self.states.get(&flow, LOCKED) else { continue };
@@ -342,7 +343,7 @@ impl Thread {
         }
     }
 
-    /// Waits for a change, for the bell, or for so long.
+    /// Waits for a change or for the bell, for at most `limit`.
     fn wait(&self, limit: Option<Duration>) {
         let limit = limit.map(|limit| Timespec {
             tv_sec: limit.as_secs().try_into().unwrap_or(i64::MAX),
@@ -358,7 +359,7 @@ impl Thread {
         let _ = rustix::io::read(&self.routes.bell, &mut [0_u8; 8]);
     }
 
-    /// Looks at all devices and flows.
+    /// Checks all devices and flows.
     fn look(&mut self, programs: &Arc<Programs>) -> io::Result<()> {
         let saw_all = self.attach(programs)?;
         for flow in 0..programs.highest() {
@@ -368,7 +369,7 @@ impl Thread {
         if saw_all { Ok(()) } else { Err(io::Error::other("devices changed while the kernel listed them")) }
     }
 
-    /// Attaches the programs to all devices that routes may lead to. Tells whether all devices were seen.
+    /// Attaches the programs to all devices that routes may lead to. Returns whether all devices were seen.
     fn attach(&mut self, programs: &Programs) -> io::Result<bool> {
         let devices = self.asker.devices()?;
         if devices.complete {
@@ -381,7 +382,7 @@ impl Thread {
         Ok(devices.complete)
     }
 
-    /// Notes where the ways of a flow lead, if that is elsewhere, and wakes who is to know.
+    /// Records the devices of a flow's ways if they have changed, and wakes the flow's task.
     fn look_at(&mut self, programs: &Programs, flow: u32) -> io::Result<()> {
         let rules = match self.rules.get(&flow, 0) {
             Ok(rules) if is_carried(rules.mode) => rules,
@@ -389,7 +390,7 @@ impl Thread {
             Err(MapError::SyscallError(error)) => return Err(error.io_error),
             Err(error) => return Err(io::Error::other(error)),
         };
-        // Always by name: the task may be about to follow what was found before.
+        // Records the device in any case: the task may be about to apply an earlier result.
         let noted = programs.leads(flow);
         let mut leads = noted;
         let mut differs = false;
@@ -414,12 +415,12 @@ impl Thread {
     }
 }
 
-/// Whether the programs are on a device, where they are put if that was not tried before.
+/// Whether the programs are on a device. Attaches them if that was not tried before.
 fn has_programs(programs: &Programs, device: u32) -> bool {
     if let Some(attached) = programs.is_attached(device) {
         return attached;
     }
-    // The process that takes over sees to it.
+    // The new process attaches them during a takeover.
     if programs.is_frozen() {
         return true;
     }

@@ -40,7 +40,7 @@ struct Seen {
     acked: u64,
     /// Whether packets of the required peers arrived since the last check.
     heard: bool,
-    /// Whether bytes were repeated since something was acknowledged last.
+    /// Whether bytes were retransmitted since the last acknowledgement.
     repeats: bool,
     /// Whether the last retransmission came after the receiver's last packet.
     unproven: bool,
@@ -51,7 +51,7 @@ struct Seen {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Pace {
     Goes,
-    /// Nobody knows yet whether it is a stall.
+    /// It is not known yet whether the flow is stalled.
     Doubtful,
     Stalled,
 }
@@ -81,7 +81,7 @@ impl Stall {
 }
 
 impl Seen {
-    /// `own` is the record of this way's sender, `other` that of its receiver. `heard` tells whether packets of the
+    /// `own` is the record of this way's sender, `other` that of its receiver. `heard` means that packets of the
     /// required peers arrived since the last check.
     fn look(&mut self, own: &Track, other: &Track, heard: bool, failed: bool) -> Pace {
         let before = *self;
@@ -93,7 +93,7 @@ impl Seen {
             heard,
             ..Self::default()
         };
-        // Another flow has the slot now.
+        // The slot belongs to another flow by now.
         if own.packets < before.packets || other.acked < before.acked {
             return Pace::Goes;
         }
@@ -102,7 +102,7 @@ impl Seen {
         if other.acked != before.acked || !(waits || failed) {
             return Pace::Goes;
         }
-        // Bytes came, and none of them was new.
+        // Bytes arrived, and none of them was new.
         let again = failed || own.bytes != before.bytes && own.sent == before.sent;
         self.repeats = before.repeats || again;
         if heard {
@@ -160,7 +160,7 @@ mod tests {
 
     #[test]
     fn bytes_that_come_again_and_again_in_vain_are_a_stall() {
-        // The receiver speaks, but not of that.
+        // The receiver sends packets, but no acknowledgement of these bytes.
         let speaks = |state: &mut State| {
             again(state);
             state.ways[1].packets += 1;
@@ -191,7 +191,7 @@ mod tests {
         again(&mut state);
         // Up goes to the backend.
         assert_eq!(stall.look(&state), Found { stalled: false, ask: [false, true] });
-        // However rarely a sender repeats after a while.
+        // With any interval between retransmissions.
         assert_eq!(stall.look(&state), Found { stalled: false, ask: [false, true] });
         state.ways[1].acked = 100;
         assert_eq!(stall.look(&state), Found::default());
@@ -199,7 +199,7 @@ mod tests {
 
     #[test]
     fn what_was_lost_in_an_outage_is_no_stall_afterwards() {
-        // Seven checks with retransmissions, then the receiver answers long before the sender tries again.
+        // Seven checks with retransmissions. Then the receiver replies long before the sender's next attempt.
         assert_eq!(
             looks_asking(|state, look, found| {
                 if look <= 7 {
@@ -235,7 +235,7 @@ mod tests {
             })
         };
         assert_eq!(with(1, 2), Some(5));
-        // The answer may have been the first that the network let through.
+        // The reply may have been the first packet after the outage.
         assert_eq!(with(2, 1), None);
     }
 
@@ -298,7 +298,7 @@ mod tests {
             }),
             None
         );
-        // A receiver without room is probed at times, by the sender.
+        // The sender probes a receiver without room at times.
         assert_eq!(
             goes(&|state| {
                 state.ways[1].allowed = 40;

@@ -39,13 +39,13 @@ pub struct Stats {
 }
 
 impl Stats {
-    /// Connections that are or were carried in packets.
+    /// Connections that packets forward now or have forwarded.
     #[must_use]
     pub fn begun(&self) -> u64 {
         self.begun.load(Relaxed)
     }
 
-    /// Connections that the kernel carries alone: the balancer's sockets have delivered all that was theirs.
+    /// Connections that the kernel forwards alone: the balancer's sockets have no byte left to deliver.
     #[must_use]
     pub fn settled(&self) -> u64 {
         self.settled.load(Relaxed)
@@ -61,13 +61,13 @@ impl Stats {
         self.adopted.load(Relaxed)
     }
 
-    /// Connections that the relay carries instead, for this reason.
+    /// Connections that the relay forwards instead, for this reason.
     #[must_use]
     pub fn refused(&self, why: PacketIneligible) -> u64 {
         self.refused[why as usize].load(Relaxed)
     }
 
-    /// Connections that were taken back into sockets, for this reason.
+    /// Connections that moved back to sockets, for this reason.
     #[must_use]
     pub fn taken_back(&self, why: TakenBack) -> u64 {
         self.taken_back[why as usize].load(Relaxed)

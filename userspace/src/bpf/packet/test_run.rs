@@ -11,7 +11,7 @@ use snisplice_common::packet::{
 use super::Programs;
 
 impl Programs {
-    /// Looks at the sockets of both legs. Fails with `NotFound` if one of them is not there.
+    /// Takes a snapshot of the sockets of both legs. Fails with `NotFound` if one of them does not exist.
     pub fn socket_info(&self, tuples: [Tuple; LEGS]) -> io::Result<[SocketInfo; LEGS]> {
         let mut packet = [0; OFFSET + LEGS * size_of::<SocketInfo>()];
         for (at, tuple) in tuples.into_iter().enumerate() {

@@ -1,4 +1,4 @@
-//! The addresses of a connection as the maps have them.
+//! The addresses of a connection in the form of the maps.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -7,7 +7,7 @@ use snisplice_common::packet::{
     maps::{Tuple, is_mapped, mapped},
 };
 
-/// The addresses of a connection as the packets that it receives have them.
+/// The addresses of a connection in the order of received packets.
 #[must_use]
 pub fn tuple(local: SocketAddr, remote: SocketAddr) -> Tuple {
     Tuple {
@@ -18,7 +18,7 @@ pub fn tuple(local: SocketAddr, remote: SocketAddr) -> Tuple {
     }
 }
 
-/// The addresses of the connection that this way's packets are sent on to.
+/// The addresses of the connection to which this way's packets are forwarded.
 #[must_use]
 pub fn of_receiver(way: &Translation) -> Tuple {
     // In the order of the header: the balancer's port first.
@@ -31,7 +31,7 @@ pub fn of_receiver(way: &Translation) -> Tuple {
     }
 }
 
-/// Our own address and the peer's.
+/// The balancer's address and the peer's.
 #[must_use]
 pub fn ends(tuple: &Tuple) -> (SocketAddr, SocketAddr) {
     let end = |address: &[u32; 4], port: u16| SocketAddr::new(ip(address), u16::from_be(port));

@@ -23,7 +23,7 @@ pub(super) const THREAD: &str = "kernel-events";
 /// Reads the events.
 pub(super) struct Fallbacks {
     counters: Arc<PerCpuArray<MapData, Counters>>,
-    /// Lost events that were made up for.
+    /// Lost events that were compensated for.
     lost: u64,
     tidy: Tidy,
 }
@@ -49,17 +49,17 @@ impl Events for Fallbacks {
     }
 }
 
-/// When every direction is looked at because the sum of waiting bytes has kept packets out: it may be full of shares
-/// that are out of date.
+/// The time at which every direction is checked because the sum of waiting bytes has refused packets: the sum may
+/// contain outdated shares.
 #[derive(Debug, Default)]
 struct Tidy {
-    /// Packets kept out when it was done last.
+    /// Refused packets at the last check.
     refused: u64,
     last: Option<Instant>,
 }
 
 impl Tidy {
-    /// Looking costs a moment, so it is done now and then only.
+    /// A check takes a moment, so it is made only now and then.
     fn is_due(&mut self, counted: &Counters, now: Instant) -> bool {
         let is_soon = self.last.is_some_and(|last| now.duration_since(last) < TIDY_EVERY);
         if counted.over_budget == self.refused || is_soon {

@@ -25,9 +25,9 @@ use crate::bpf::{
     load::{LoadError, descriptor, taken, verified},
 };
 
-/// The program that sees each message of an enrolled socket.
+/// The program that runs for each message of an enrolled socket.
 const MESSAGES: &str = "snisplice_msg";
-/// The program that enrols them.
+/// The program that enrols the sockets.
 const CONNECTIONS: &str = "snisplice_ops";
 
 /// The values that are needed before the object is loaded.
@@ -37,7 +37,7 @@ pub(super) struct Plan<'a> {
     layout: ShortcutLayout,
 }
 
-/// The loaded programs' maps. The programs are detached when the process's [`Ebpf`] goes.
+/// The maps of the loaded programs. A drop of the process's [`Ebpf`] detaches the programs.
 pub struct SameHost {
     upstream: OwnedFd,
     backend: OwnedFd,
@@ -53,7 +53,7 @@ impl<'a> Plan<'a> {
         Ok(Self { cgroup, layout: ShortcutLayout::of_running_kernel()? })
     }
 
-    /// Sets what the programs are verified with.
+    /// Sets the values that the verifier needs.
     pub(super) fn apply<'l>(&'l self, loader: &mut EbpfLoader<'l>) {
         const ON: u32 = 1;
         loader.override_global(maps::global::SAME_HOST, &ON, true);
@@ -62,7 +62,7 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// Attaches the programs, each before the first socket it could be about.
+    /// Attaches each program before the first socket that it could serve.
     pub(super) fn attach(&self, ebpf: &mut Ebpf) -> Result<SameHost, LoadError> {
         let same_host = SameHost {
             upstream: descriptor(ebpf, maps::UPSTREAM)?,
@@ -80,7 +80,7 @@ impl<'a> Plan<'a> {
         let connections = ebpf.program_mut(CONNECTIONS).ok_or(LoadError::Missing(CONNECTIONS))?;
         let connections: &mut SockOps = connections.try_into()?;
         verified(|| connections.load())?;
-        // A link to a control group leaves those of others in place, whatever this mode is.
+        // A link to a control group leaves foreign links in place, in any mode.
         connections.attach(self.cgroup, CgroupAttachMode::Single)?;
         Ok(same_host)
     }
@@ -124,7 +124,7 @@ impl fmt::Debug for SameHost {
     }
 }
 
-/// Opens what [`super::Programs::load_same_host`] attaches to.
+/// Opens the control group to which [`super::Programs::load_same_host`] attaches.
 pub fn cgroup() -> Result<OwnedFd, NoCgroup> {
     Ok(crate::bpf::cgroup::open()?.into())
 }

@@ -9,7 +9,7 @@ use std::{
 use rustix::io::Errno;
 use strum::{EnumCount, IntoStaticStr, VariantArray};
 
-/// Why a connection, or a direction of it, was not handed to the kernel. The metric label of `fallback_total`.
+/// The reason for which a connection, or a direction of it, was not offloaded. The metric label of `fallback_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, EnumCount, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum Ineligible {
@@ -23,7 +23,7 @@ pub enum Ineligible {
     Busy,
     /// The socket has a protocol on top, such as kTLS or MPTCP.
     Protocol,
-    /// Anything else.
+    /// Any other error.
     Other,
 }
 
@@ -63,13 +63,13 @@ impl Stats {
         self.enrolled.load(Relaxed)
     }
 
-    /// Connections that the relay carries instead, for this reason.
+    /// Connections that the relay forwards instead, for this reason.
     #[must_use]
     pub fn fallbacks(&self, why: Ineligible) -> u64 {
         self.fallbacks[why as usize].load(Relaxed)
     }
 
-    /// Directions of enrolled connections that are copied in userspace all the same.
+    /// Directions of enrolled connections that userspace copies.
     #[must_use]
     pub fn copied_directions(&self) -> u64 {
         self.half.load(Relaxed)

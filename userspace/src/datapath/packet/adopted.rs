@@ -48,7 +48,7 @@ const SWEEP: Duration = Duration::from_secs(1);
 /// No worker's token: events of these flows wake no task.
 const NOBODY: u64 = u64::MAX;
 
-/// All flows that were taken over.
+/// All adopted flows.
 pub struct AdoptedFlows {
     programs: Arc<Programs>,
     maps: Maps,
@@ -56,7 +56,7 @@ pub struct AdoptedFlows {
     patience: Patience,
     keepalive: Keepalive,
     flows: Vec<AdoptedFlow>,
-    /// Places of flows that are still those of a process that is being taken over from.
+    /// Slots of flows that still belong to the old process of a takeover.
     alive: BTreeSet<u32>,
     /// The number of adopted flows so far.
     serial: u32,
@@ -138,7 +138,7 @@ impl AdoptedFlows {
         self.adopt_all(found)
     }
 
-    /// Takes a flow that a living process gives.
+    /// Adopts a flow that a running process hands over.
     fn receive(&mut self, received: ReceivedFlow) -> io::Result<()> {
         let ReceivedFlow { place: flow, counted, age, sockets } = received;
         if !self.alive.remove(&flow) {
@@ -162,7 +162,7 @@ impl AdoptedFlows {
         };
         for (peer, socket) in [Peer::Client, Peer::Backend].into_iter().zip(sockets) {
             let Some((socket, answers)) = socket else { continue };
-            // The process before may have had its doubts.
+            // The earlier process may have been in doubt about the peer.
             let _ = bear_silence(&socket, false);
             adopted.sockets.push(Holder {
                 peer,
@@ -178,8 +178,8 @@ impl AdoptedFlows {
         Ok(())
     }
 
-    /// Hands all flows over to the process that takes over, if one does. Flows that it does not receive are as after a
-    /// kill.
+    /// Hands all flows over to the new process of a takeover, if there is one. Flows that it does not receive remain
+    /// as after a kill.
     fn pass_on(&mut self) {
         let Some(successor) = self.programs.successor().cloned() else { return };
         for adopted in std::mem::take(&mut self.flows) {
@@ -205,7 +205,7 @@ impl AdoptedFlows {
         }
     }
 
-    /// For the next one.
+    /// The number of the next flow.
     fn number(&mut self) -> u64 {
         let serial = self.serial;
         self.serial = serial.wrapping_add(1);
@@ -230,7 +230,7 @@ impl AdoptedFlows {
         let goes_on = match rules.mode {
             KEPT => tuples.iter().all(Option::is_some),
             OVER => true,
-            // Its own sockets' resets have ended it, or it had not begun.
+            // Resets of its own sockets have ended the flow, or it had not begun.
             _ => false,
         };
         if !goes_on || !rules.ways.iter().all(is_attached) {
@@ -315,7 +315,7 @@ impl AdoptedFlows {
         }
     }
 
-    /// Has the kernel send on over the devices that the routes lead to by now.
+    /// Makes the kernel forward over the devices of the current routes.
     fn follow_routes(&mut self) {
         for adopted in &mut self.flows {
             let mut moved = 0;
@@ -335,7 +335,7 @@ impl AdoptedFlows {
         }
     }
 
-    /// Ends open flows at once; how many.
+    /// Ends the selected open flows at once. Returns their number.
     fn end(&mut self, reason: CloseReason, which: impl Fn(&AdoptedFlow) -> bool) -> usize {
         let (ended, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.flows)
             .into_iter()
@@ -349,7 +349,7 @@ impl AdoptedFlows {
         count
     }
 
-    /// Tells of open flows, or ends them, as workers do with theirs.
+    /// Lists open flows, or ends them, like a worker.
     fn answer(&mut self, request: RegistryRequest) {
         // A caller that no longer waits has dropped the receiver.
         match request {
@@ -398,7 +398,7 @@ impl AdoptedFlows {
         }
     }
 
-    /// Checks a flow. False if its entries are no longer needed.
+    /// Checks a flow. Returns false if its entries are no longer needed.
     fn goes_on(&mut self, adopted: &mut AdoptedFlow) -> bool {
         if !adopted.is_open() {
             return adopted.since.elapsed() < TIME_WAIT;
@@ -410,7 +410,7 @@ impl AdoptedFlows {
             Standing::Reset(_) => End::BackendReset,
             Standing::Open => {
                 adopted.ask_peers(self.programs.doubted(adopted.flow));
-                // Nobody could relay it here.
+                // No relay is possible in this process.
                 let stalled = || self.programs.is_stalled(adopted.flow).then_some(End::Stalled);
                 let end = stalled().or_else(|| adopted.failure());
                 let end = end.or_else(|| adopted.silence(&state, self.patience));
@@ -433,7 +433,7 @@ impl AdoptedFlows {
     fn reset(&mut self, adopted: &mut AdoptedFlow, reason: CloseReason) {
         self.account(adopted, reason);
         self.set_mode(adopted, RESET);
-        // Their resets get the right numbers on their way out.
+        // The resets get the right numbers when they pass the programs.
         adopted.sockets.clear();
     }
 
@@ -445,7 +445,7 @@ impl AdoptedFlows {
 
     /// Counts all that was delivered since the flow began: the earlier process has not lived to count it.
     fn account(&self, adopted: &mut AdoptedFlow, reason: CloseReason) {
-        // Before its end: who finds that counted, finds its bytes.
+        // Updated before the end: a scrape that includes the flow's end also includes its bytes.
         count(&self.metrics, &self.maps, adopted);
         let none: Arc<str> = NONE.into();
         self.metrics.closed(&none, &none, Some(Carrier::Packet), reason);
@@ -484,7 +484,7 @@ async fn next(flows: &mut Option<Flows>) -> Option<ReceivedFlow> {
     }
 }
 
-/// Removes flows of a process that had begun to take over and came to nothing.
+/// Removes the flows of a process that had begun a takeover and aborted.
 pub fn remove_unowned(programs: &Programs) -> io::Result<()> {
     let mut maps = Maps::of(programs)?;
     for (tuple, slot) in maps.tuples()? {

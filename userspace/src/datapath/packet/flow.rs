@@ -35,7 +35,7 @@ mod back;
 /// The time for which the relay continues, for bytes that arrived while the flow began.
 const SETTLE: Duration = Duration::from_secs(1);
 
-/// When it is first looked whether the kernel really carries the flow.
+/// The time of the first check that the kernel forwards the flow.
 const FIRST_LOOK: Duration = Duration::from_millis(20);
 
 /// Longer than any connection lives.
@@ -44,16 +44,16 @@ const NEVER: Duration = Duration::from_secs(1 << 32);
 /// The options by which the balancer's sockets deliver their bytes, while the flow itself is watched.
 const TO_END: CopyOptions = CopyOptions::to_end(Patience { idle: NEVER, half_closed: NEVER });
 
-/// A flow's entries in the maps. Dropped without more, it was never begun, and leaves nothing behind.
+/// A flow's entries in the maps. A drop without a begin leaves nothing behind.
 pub(super) struct Entry {
     shared: Rc<Shared>,
-    /// Its number among the worker's wakeups.
+    /// The number among the worker's wakeups.
     slot: usize,
-    /// Its slot in the arrays.
+    /// The flow slot.
     flow: u32,
     tuples: [Tuple; 2],
     rules: Cell<Rules>,
-    /// Bytes on each way that the flow begins with and that userspace had written before.
+    /// Bytes of each way that the flow begins with and that userspace had already written.
     written: [u64; 2],
     /// The acknowledgements of the balancer's sockets at the last check.
     heard: [u32; 2],
@@ -115,12 +115,13 @@ impl Entry {
         self.rules.get()
     }
 
-    /// Its slot in the arrays.
+    /// The flow slot.
     pub(super) fn place(&self) -> u32 {
         self.flow
     }
 
-    /// Has the kernel send on over the devices that the routes lead to by now. False where one leads beyond the programs.
+    /// Makes the kernel forward over the devices of the current routes. Returns false if one leads to a device
+    /// without the programs.
     fn follow_routes(&self) -> bool {
         let leads = self.shared.programs.leads(self.flow);
         let rules = self.rules();
@@ -179,7 +180,7 @@ impl Entry {
         self.rules().mode == KEPT && self.shared.programs.successor().is_some()
     }
 
-    /// The end that the kernel has seen, if it has.
+    /// The end that the kernel has recorded, if any.
     fn seen_end(&self) -> Option<End> {
         match self.state().map(|state| state.standing()) {
             Ok(Standing::Open) => None,
@@ -194,8 +195,8 @@ impl Entry {
         self.shared.maps.borrow().state(self.flow)
     }
 
-    /// Checks whether the balancer's sockets receive from the peers what the program has not recorded: bytes, or
-    /// acknowledgements. Each check is based on the former one.
+    /// Checks whether the balancer's sockets receive bytes or acknowledgements from the peers that the program has
+    /// not recorded. Each check is based on the former one.
     fn is_bypassed(&mut self) -> bool {
         // In this order: an acknowledgement of one socket is recorded on the other way.
         let Ok(infos) = self.shared.programs.socket_info(self.tuples) else { return false };
@@ -509,7 +510,7 @@ pub(super) fn is_half_closed(state: &State) -> bool {
     state.ways.iter().any(|track| track.fin > 0)
 }
 
-/// Since when nothing has moved.
+/// The time since the last movement.
 struct Silence {
     seen: (u64, u64),
     since: Instant,
@@ -536,7 +537,7 @@ impl Silence {
     }
 }
 
-/// Waits until nothing has moved for too long.
+/// Waits until nothing has moved for the limit.
 async fn silence(entry: &Entry, account: &Account, patience: Patience) -> End {
     let mut silence = Silence::begin(entry, account);
     loop {
@@ -547,9 +548,9 @@ async fn silence(entry: &Entry, account: &Account, patience: Patience) -> End {
     }
 }
 
-/// Changes whenever a byte has moved that counts.
+/// Changes whenever a byte has moved that counts as activity.
 fn progress(entry: &Entry, account: &Account) -> (u64, u64) {
     let Ok(state) = entry.state() else { return (0, 0) };
-    // As in [`Patience::progress`]; what the relay copied before counts too.
+    // As in [`Patience::progress`]. Bytes that the relay copied before count too.
     if account.bytes().1 == 0 && state.ways[1].bytes == 0 { (0, 0) } else { state.progress() }
 }

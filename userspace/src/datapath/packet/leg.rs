@@ -58,8 +58,8 @@ pub(in crate::datapath) fn largest_segment(client: BorrowedFd<'_>) -> Option<u32
     plan::largest_segment(info.tcpi_snd_mss, info.tcpi_advmss, timestamps)
 }
 
-/// Reasons against an accepted connection that numbers do not show. Neither socket has an upper protocol, since both
-/// are the balancer's.
+/// Reasons against an accepted connection that are not in its numbers. Neither socket has an upper protocol, since
+/// both are the balancer's.
 pub(super) fn admit(client: &TcpStream) -> Result<(), PacketIneligible> {
     let local = client.local_addr().map_err(|_| PacketIneligible::PeerClosed)?;
     // The client's packets had another destination, and were redirected by NAT. Forwarded packets would bypass that

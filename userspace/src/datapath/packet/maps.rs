@@ -13,12 +13,12 @@ use crate::bpf::{
     packet::{Bloom, Programs},
 };
 
-/// Only where there is no such key yet: `BPF_NOEXIST`.
+/// Only if the key does not exist yet: `BPF_NOEXIST`.
 const NEW: u64 = 1;
-/// Not while a program changes it: `BPF_F_LOCK`, kernel 5.1.
+/// A lookup waits while a program changes the entry: `BPF_F_LOCK`, kernel 5.1.
 const LOCKED: u64 = 4;
 
-/// Each worker has its own, so that none waits for another.
+/// Each worker has its own handles, so that no worker waits for another.
 pub(super) struct Maps {
     tuples: HashMap<MapData, Tuple, Slot>,
     bloom: Arc<Bloom>,
@@ -64,10 +64,10 @@ impl Maps {
     /// Forgets addresses that were counted for a flow. If they belong to another flow by now, they stay in the map.
     pub(super) fn remove_tuple(&mut self, tuple: &Tuple, slot: Slot) {
         if self.tuples.get(tuple, 0).is_ok_and(|found| found == slot) {
-            // There is nothing to be done about what cannot be removed.
+            // A failed removal has no remedy.
             let _ = self.tuples.remove(tuple);
         }
-        // Also where a program has removed it before: it was counted for this flow.
+        // Also if a program has removed the tuple before: it was counted for this flow.
         self.bloom.remove(tuple);
     }
 

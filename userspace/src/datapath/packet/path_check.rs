@@ -1,5 +1,5 @@
-//! Checks whether the packets of a flow pass the programs: a pure function of what the balancer's sockets and the
-//! programs have recorded.
+//! Checks whether the packets of a flow pass the programs: a pure function of the records of the balancer's sockets
+//! and of the programs.
 
 use snisplice_common::packet::{
     flow::{State, Translation},
@@ -9,24 +9,24 @@ use snisplice_common::packet::{
 /// The result of one check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Found {
-    /// Packets of both peers came by the programs. There is no other way then; and what one has acknowledged to the
-    /// other could not be had back.
+    /// Packets of both peers have passed the programs. No other path exists then. A move back would be impossible,
+    /// since one peer's acknowledgements have reached the other.
     BothSeen,
-    /// Nothing that the programs do not know.
+    /// No packet that the programs have not recorded.
     Nothing,
-    /// Nothing; but a peer of whom they have seen no packet was sent bytes.
+    /// No such packet. But bytes were sent to a peer of which the programs have recorded no packet.
     Unanswered,
     /// The balancer's socket has received a packet that the programs have not seen since the flow began. It may have
     /// passed them before, and have waited in a queue.
     Early,
-    /// An acknowledgement that they have not seen, of what was sent since the flow began.
+    /// An acknowledgement that the programs have not recorded, of bytes sent since the flow began.
     Late,
 }
 
 /// The result of all checks so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Doubt {
-    /// Nothing speaks against it.
+    /// No evidence of a bypass.
     None,
     /// One packet may have passed the programs before the flow began.
     Once,
@@ -73,7 +73,7 @@ pub(super) fn look(
         } else if info.rcv_nxt != way.expected {
             found = Found::Early;
         } else if found == Found::Nothing && track.packets == 0 && state.ways[to].sent > u64::from(way.own) {
-            // More than the balancer's sockets deliver.
+            // More bytes than the balancer's sockets deliver.
             found = Found::Unanswered;
         }
     }
@@ -111,7 +111,7 @@ mod tests {
             assert_eq!(heard(&|_, infos| infos[peer].rcv_nxt += 1), Found::Early);
             assert_eq!(heard(&|_, infos| infos[peer].snd_una += 50), Found::Early);
             assert_eq!(heard(&|_, infos| infos[peer].snd_una += 51), Found::Late);
-            // Told by the program.
+            // Recorded by the program, and acknowledged to the sockets.
             let told = |state: &mut State, infos: &mut [SocketInfo; 2]| {
                 infos[peer].snd_una += 51;
                 state.ways[peer].acked = 51;

@@ -1,4 +1,4 @@
-//! Whether two connections can become one flow, and with which numbers: a pure function of what is known of both.
+//! Whether two connections can become one flow, and with which numbers: a pure function of the snapshots of both.
 
 use snisplice_common::packet::{
     flow::{BEGINS, ECN, State, Translation},
@@ -19,9 +19,9 @@ pub(super) const PENDING_MOST: u64 = 1 << 28;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(super) struct Leg {
-    /// Its addresses.
+    /// The addresses.
     pub(super) tuple: Tuple,
-    /// Whether neither side has finished.
+    /// Whether neither side has sent FIN.
     pub(super) established: bool,
     /// Timestamps were negotiated.
     pub(super) timestamps: bool,
@@ -31,13 +31,13 @@ pub(super) struct Leg {
     pub(super) ecn: bool,
     /// The peer's window scale.
     pub(super) peer_scale: u32,
-    /// The window scale that we announced.
+    /// The balancer's window scale.
     pub(super) own_scale: u32,
-    /// Largest payload of a segment that we may send, with the usual options.
+    /// The greatest payload of a segment that the balancer may send, with the usual options.
     pub(super) send_mss: u32,
-    /// Largest segment that we announced, options included.
+    /// The MSS that the balancer announced, including options.
     pub(super) announced_mss: u32,
-    /// Our timestamp now.
+    /// The balancer's current timestamp.
     pub(super) clock: u32,
     /// The kernel's snapshot of sequence numbers and devices.
     pub(super) info: SocketInfo,
@@ -46,11 +46,11 @@ pub(super) struct Leg {
 /// The initial rules and state of a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Plan {
-    /// Up and down.
+    /// The translations, up and down.
     pub(super) ways: [Translation; 2],
     /// The state that counts as recorded.
     pub(super) state: State,
-    /// Bytes on each way that were written to the receiver's socket before, and that the flow begins with.
+    /// Bytes of each way that were written to the receiver's socket before, and that the flow begins with.
     pub(super) written: [u64; 2],
 }
 
@@ -71,7 +71,7 @@ pub(super) fn admit(client: &Leg, backend: &Leg) -> Result<(), PacketIneligible>
 /// segments with `send_mss` bytes of payload on the latter, and has announced `announced`.
 ///
 /// A bound of the client's connection also bounds the segments to the backend. So a client that may send more than it
-/// accepts is not eligible whatever the other leg has, and a bound is useless. Its listener must announce less.
+/// accepts is never eligible, and a bound is useless. Its listener must announce less.
 pub(super) fn largest_segment(send_mss: u32, announced_mss: u32, timestamps: bool) -> Option<u32> {
     let takes = send_mss + if timestamps { TIMESTAMP_BYTES } else { 0 };
     (announced_mss <= takes).then_some(takes)
@@ -88,7 +88,7 @@ pub(super) fn plan(client: &Leg, backend: &Leg, read: [usize; 2]) -> Result<Plan
     }
     let up_way = translation(client, backend, &up);
     let down_way = translation(backend, client, &down);
-    // Either way's acknowledgements are about the other.
+    // The acknowledgements of one way refer to the other way.
     let complete =
         |way: Translation, other: &Translation, [from, to]: [&Leg; 2], next: &Stretch| Translation {
             ack: other.seq.wrapping_neg(),
@@ -245,11 +245,11 @@ mod tests {
     fn the_backend_may_send_what_the_client_takes() {
         assert_eq!(largest_segment(1_348, 1_360, true), Some(1_360));
         assert_eq!(largest_segment(1_360, 1_360, false), Some(1_360));
-        // Its path is smaller than what it may send, or its window is.
+        // The client's path has a smaller MTU than its segments may have, or its window is smaller.
         assert_eq!(largest_segment(1_348, 1_460, true), None);
         let client = Leg { send_mss: 1_348, announced_mss: 1_360, ..leg(2) };
         let takes = largest_segment(client.send_mss, client.announced_mss, true).expect("a bound");
-        // A backend on a path with more, and what the bound makes of it.
+        // A backend on a path with a larger MTU, with the effect of the bound.
         assert_eq!(admit(&client, &leg(3)), Err(PacketIneligible::Mss));
         let bounded = Leg { send_mss: takes - 12, announced_mss: takes, ..leg(3) };
         assert_eq!(admit(&client, &bounded), Ok(()));
@@ -281,15 +281,15 @@ mod tests {
         assert_eq!(up.seq_start, 0_u32.wrapping_sub(50));
         assert_eq!(up.seq_start.wrapping_add(up.seq), 4_000);
         assert_eq!(down.seq_start.wrapping_add(down.seq), 7_000);
-        // What the client acknowledges on its leg, the backend sees acknowledged on its own.
+        // The backend receives the client's acknowledgement in the numbers of its own leg.
         assert_eq!(7_000_u32.wrapping_add(up.ack), 900);
         assert_eq!(4_000_u32.wrapping_add(down.ack), up.seq_start);
         assert_eq!((up.ack_start, down.ack_start), (7_000, 4_000));
-        // Timestamps go on from ours, and come back as what they were.
+        // Timestamps continue the balancer's, and echoes return the original values.
         assert_eq!(60_u32.wrapping_add(up.stamp), 1_001);
         assert_eq!(1_001_u32.wrapping_add(down.echo), 60);
         assert_eq!(5_000_u32.wrapping_add(down.stamp).wrapping_add(up.echo), 5_000);
-        // What the backend has told is not what the client echoes yet.
+        // The client does not yet echo the backend's timestamp.
         assert_eq!((up.echoed(1_000), down.echoed(1_000)), (5_000, 60));
         assert_eq!((state.ways[0].sent, state.ways[1].sent, written), (130, 0, [0, 0]));
         assert_eq!((down.own, down.expected), (130, 900));
@@ -324,11 +324,12 @@ mod tests {
         // The first byte that the backend has not acknowledged has its number on either leg.
         assert_eq!((up.seq_start, up.seq_start.wrapping_add(up.seq)), (985, 3_000));
         assert_eq!((down.seq_start, down.seq_start.wrapping_add(down.seq)), (0_u32.wrapping_sub(210), 200));
-        // So has the first that nobody of us has seen.
+        // The same holds for the first byte that the balancer has not received.
         assert_eq!(1_020_u32.wrapping_add(up.seq), 3_035);
         assert_eq!((up.ack_start, down.ack_start), (200, 3_000));
         assert_eq!((up.own, up.expected, down.own, down.expected), (307, 1_020, 35, 97));
-        // The backend has allowed 50,000 bytes, and we have allowed the client 10,000 behind what has arrived.
+        // The backend has allowed 50,000 bytes, and the balancer has allowed the client 10,000 after the received
+        // bytes.
         assert_eq!((state.ways[1].allowed, up.granted), (50_000, 35 + 2 * 10_000));
         // 100 bytes more have come from the client, and 3 from the backend.
         let late =

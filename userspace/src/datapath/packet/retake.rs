@@ -37,7 +37,7 @@ mod tests {
 
     use super::*;
 
-    /// 500 bytes have gone up, of which 300 were acknowledged; 90 down, of which 70 were.
+    /// 500 bytes were sent up, of which 300 were acknowledged, and 90 down, of which 70 were acknowledged.
     fn flow() -> (Rules, State) {
         let up = Translation { seq_start: 1_000, ack_start: 2_000, ..Translation::default() };
         let down = Translation { seq_start: 5_000, ack_start: u32::MAX - 99, ..Translation::default() };

@@ -21,7 +21,7 @@ pub(super) const TIME_WAIT: Duration = Duration::from_secs(2);
 /// The period of the checks for expired flows.
 const SWEEP: Duration = Duration::from_millis(500);
 
-/// Flows that are over, the oldest first.
+/// Flows that have ended, the oldest first.
 #[derive(Debug, Default)]
 pub(super) struct TimeWait(VecDeque<(Instant, u32, [Tuple; 2])>);
 
@@ -30,7 +30,7 @@ impl TimeWait {
         self.0.push_back((Instant::now(), flow, tuples));
     }
 
-    /// Takes one that has been over for at least `age`.
+    /// Removes a flow that ended at least `age` ago.
     fn take_older(&mut self, age: Duration) -> Option<(u32, [Tuple; 2])> {
         let (since, ..) = self.0.front()?;
         if since.elapsed() < age {
@@ -41,12 +41,12 @@ impl TimeWait {
 }
 
 impl Shared {
-    /// Forgets one flow that is over, the sooner the better. True if there was one.
+    /// Forgets the flow that ended first. Returns false if there is none.
     pub(super) fn forget_oldest(&self) -> bool {
         self.forget_older(Duration::ZERO)
     }
 
-    /// Forgets all flows that are over.
+    /// Forgets all flows that have ended.
     pub(super) fn forget_time_wait(&self) {
         while self.forget_oldest() {}
     }
@@ -67,7 +67,7 @@ impl Shared {
     }
 }
 
-/// Forgets flows when their time is over, for ever.
+/// Forgets flows when their time is over, in an endless loop.
 pub(super) async fn sweep(shared: Rc<Shared>) {
     loop {
         tokio::time::sleep(SWEEP).await;

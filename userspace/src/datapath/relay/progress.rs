@@ -5,20 +5,20 @@ use snisplice_config::model::Offload;
 /// The bytes and messages that userspace has copied in one direction.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Bytes.
+    /// The number of bytes.
     pub bytes: u64,
-    /// Times that something was read and written.
+    /// The number of reads with a write.
     pub messages: u32,
 }
 
 impl Progress {
-    /// After another `bytes` were moved at once.
+    /// The progress after a further step of `bytes`.
     #[must_use]
     pub fn after(self, bytes: usize) -> Self {
         Self { bytes: self.bytes + bytes as u64, messages: self.messages.saturating_add(1) }
     }
 
-    /// Whether a direction that has moved so much is likely to move enough to pay for its way into the kernel.
+    /// Whether a direction with this progress will probably move enough to pay for the offload.
     #[must_use]
     pub fn pays(self, rule: Offload) -> bool {
         self.bytes >= rule.after_bytes || self.messages >= rule.after_messages

@@ -10,15 +10,15 @@ use rustix::{
     net::{RecvFlags, SendFlags, recv, send},
 };
 
-/// Bytes one step reads at most. Large reads are what makes a copy fast; one buffer serves a whole worker, so it
-/// costs nothing per connection and stays in the core's cache.
+/// The greatest number of bytes that one step reads. Large reads make a copy fast. One buffer serves a whole worker,
+/// so it costs nothing per connection and stays in the core's cache.
 pub const STEP_BYTES: usize = 256 * 1024;
 
 thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; STEP_BYTES].into_boxed_slice());
 }
 
-/// Lends the worker's shared buffer. Not to be nested.
+/// Lends the worker's shared buffer. Calls must not be nested.
 pub fn with_scratch<T>(work: impl FnOnce(&mut [u8]) -> T) -> T {
     SCRATCH.with_borrow_mut(|buffer| work(buffer))
 }
@@ -90,12 +90,12 @@ impl Pump {
         self.0.as_ref().map_or(0, |pending| pending.bytes.len() - pending.taken)
     }
 
-    /// Delivers pending bytes, or else reads once and delivers what came.
+    /// Delivers pending bytes, or else reads once and delivers the bytes.
     pub fn step(&mut self, from: impl AsFd, to: impl AsFd) -> Result<Step, StepError> {
         if let Some(pending) = &mut self.0 {
             let step = pending.flush(to)?;
             if pending.taken == pending.bytes.len() {
-                // Gives the memory back: a receiver that was slow once need not hold a buffer for life.
+                // Frees the memory: a receiver that was slow once need not hold a buffer forever.
                 self.0 = None;
             }
             return Ok(step);

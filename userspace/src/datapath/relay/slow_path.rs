@@ -20,14 +20,14 @@ use crate::{
     metrics::labels::Direction,
 };
 
-/// Why a direction stopped.
+/// The reason for which a direction stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stop {
     Eof,
     Due,
     /// Both receivers keep up again, and no side has sent FIN.
     AtEase,
-    /// The other side has sent FIN, and this one nothing for too long.
+    /// The other side has sent FIN, and this one sent nothing for too long.
     Silent,
 }
 
@@ -40,8 +40,8 @@ struct Shared {
     blocked: [Cell<bool>; 2],
 }
 
-/// Carries on until there is nothing to wait for any more, which is `None`, or to the end. `ended` is a direction whose
-/// sender has sent FIN.
+/// Continues until no reason to wait is left, which is `None`, or to the end. `ended` is a direction whose sender has
+/// sent FIN.
 pub(super) async fn carry(
     ways: [CopyDirection<'_>; 2],
     pumps: [&mut Pump; 2],
@@ -117,8 +117,8 @@ impl Waiting<'_> {
         .await
     }
 
-    /// Copies until the sender has sent FIN and the receiver has taken everything before it; or until the direction is
-    /// due: then the receiver has taken everything that was read.
+    /// Copies until the sender has sent FIN and the receiver has taken all earlier bytes. Also ends when the
+    /// direction is due: the receiver has then taken all bytes that were read.
     async fn copy(&self, pump: &mut Pump) -> Result<Stop, Broken> {
         let CopyDirection { from, to, .. } = self.way;
         let mut steps = 0;
@@ -158,13 +158,13 @@ impl Waiting<'_> {
         }
     }
 
-    /// Notes whether the receiver keeps up.
+    /// Records whether the receiver keeps up.
     fn note(&self, pump: &Pump) {
         self.shared.blocked[self.way.direction as usize].set(pump.is_blocked());
     }
 
-    /// Waits until the receiver takes bytes again. Nobody reads from the sender meanwhile, so its reset must be looked
-    /// for here.
+    /// Waits until the receiver takes bytes again. No code reads from the sender meanwhile, so its reset must be
+    /// detected here.
     async fn until_taken(&self) -> Result<(), Broken> {
         tokio::select! {
             writable = until_writable(self.way.to) => writable.map_err(|error| self.way.by_receiver(error)),
@@ -172,7 +172,7 @@ impl Waiting<'_> {
         }
     }
 
-    /// Delivers what the sender of a direction sent before it failed, then resets the receiver.
+    /// Delivers the bytes that the sender of a direction sent before it failed, then resets the receiver.
     async fn last_words(&self, pump: &mut Pump) {
         let rest = async { while let Ok(Stop::Due | Stop::AtEase) = self.copy(pump).await {} };
         flush_then_reset(rest, self.way.to).await;
@@ -196,7 +196,7 @@ async fn until_writable(stream: &TcpStream) -> io::Result<()> {
     poll_fn(|context| stream.poll_write_ready(context)).await
 }
 
-/// Waits until the socket has failed, whatever is still queued on it.
+/// Waits until the socket has failed, with any bytes still queued on it.
 pub(in crate::datapath) async fn failure(stream: &TcpStream) -> io::Error {
     loop {
         match stream.ready(Interest::ERROR).await {

@@ -27,7 +27,7 @@ pub(super) struct AdoptedFlow {
     pub(super) flow: u32,
     /// See [`crate::account::registry::number`].
     pub(super) id: u64,
-    /// When it was accepted, as far as that is known: otherwise when it was taken over.
+    /// The time of accept if it is known, and otherwise the time of the adoption.
     pub(super) opened: Instant,
     /// A tuple may have been taken by a new connection.
     pub(super) tuples: [Option<Tuple>; 2],
@@ -37,7 +37,7 @@ pub(super) struct AdoptedFlow {
     pub(super) progress: (u64, u64),
     /// Bytes up and down that an earlier process has accounted for.
     pub(super) counted: [u64; 2],
-    /// Since when nothing has moved, or since when it is over.
+    /// The time since the last movement, or since the end.
     pub(super) since: Instant,
 }
 
@@ -59,17 +59,17 @@ impl AdoptedFlow {
             })
     }
 
-    /// Asks the client and the backend, each if it may not be there; as for flows with a task of their own.
+    /// Probes the client and the backend, each if it is in doubt, as for flows with a task of their own.
     pub(super) fn ask_peers(&mut self, doubted: [bool; 2]) {
         for holder in &mut self.sockets {
             let is_doubted = doubted[holder.peer as usize];
             if is_doubted != holder.doubted {
                 holder.doubted = is_doubted;
-                // Without it, a peer is given up sooner.
+                // If this fails, an unreachable peer is given up sooner.
                 let _ = bear_silence(&holder.socket, is_doubted);
             }
             if is_doubted {
-                // Without an answer, nothing is done.
+                // Without a reply, nothing is done.
                 let _ = repair::ask(&holder.socket);
             }
         }
@@ -120,9 +120,9 @@ pub(super) struct Holder {
     pub(super) peer: Peer,
     pub(super) socket: Socket,
     pub(super) since: Instant,
-    /// Whether the peer has ever answered the question whether it is there. Ours have no timestamps, and some systems
-    /// do not answer such packets where timestamps were negotiated (RFC 7323 section 3.2): one that never did is not
-    /// taken for lost.
+    /// Whether the peer has ever replied to a probe. The balancer's probes have no timestamps. Some systems do not
+    /// reply to such packets if timestamps were negotiated (RFC 7323 section 3.2). A peer that has never replied does
+    /// not count as lost.
     pub(super) answers: bool,
     /// Whether the peer was in doubt at the last check.
     pub(super) doubted: bool,
@@ -157,21 +157,21 @@ impl Holder {
         Ok(Self { peer, socket, since: Instant::now(), answers: false, doubted: false })
     }
 
-    /// Notes whether the peer has answered.
+    /// Records whether the peer has replied.
     fn listen(&mut self) {
-        /// More than the kernel's clock is coarse.
+        /// More than the resolution of the kernel's clock.
         const TICKS: Duration = Duration::from_millis(200);
         if self.answers {
             return;
         }
         let Ok(info) = sockopt::tcp_info(&self.socket) else { return };
-        // The kernel counts the beginning as an answer.
+        // The kernel counts the beginning as a reply.
         let silent = Duration::from_millis(info.tcpi_last_ack_recv.into());
         self.answers = silent + TICKS < self.since.elapsed();
     }
 }
 
-/// Whose socket it is.
+/// The owner of a socket.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Peer {
     Client,

@@ -1,4 +1,4 @@
-//! The way back from packets into two sockets, in the middle of a connection.
+//! The move back from packets to two sockets, in the middle of a connection.
 
 use std::{future::poll_fn, io, time::Duration};
 
@@ -21,7 +21,7 @@ use crate::{
 };
 
 impl Entry {
-    /// Why the flow cannot stay in packets, if it cannot.
+    /// The reason for which the flow must move back, if any.
     fn is_to_go_back(&self, state: &State) -> Option<TakenBack> {
         if !self.follow_routes() {
             Some(TakenBack::Route)
@@ -41,11 +41,11 @@ impl Entry {
         let before = self.doubted.replace(doubted);
         for ((socket, is_doubted), was_doubted) in sockets.into_iter().zip(doubted).zip(before) {
             if is_doubted != was_doubted {
-                // Without it, a peer is given up sooner.
+                // If this fails, an unreachable peer is given up sooner.
                 let _ = bear_silence(socket, is_doubted);
             }
             if is_doubted {
-                // Without an answer, nothing is done.
+                // Without a reply, nothing is done.
                 let _ = repair::ask(socket);
             }
         }
@@ -53,8 +53,8 @@ impl Entry {
 }
 
 impl PacketFlow<'_> {
-    /// Moves the flow back to userspace, wherever it stands. New sockets replace the balancer's, whose numbers have
-    /// stayed behind.
+    /// Moves the flow back to userspace, at any point. New sockets replace the balancer's, whose numbers have stayed
+    /// behind.
     pub(super) async fn take_back(mut self: Box<Self>, why: TakenBack, options: &CopyOptions) -> End {
         // No packet is forwarded any more. The peers retransmit what they send meanwhile.
         self.entry.set_mode(HOLD);
@@ -88,12 +88,12 @@ impl PacketFlow<'_> {
     /// such a packet if it arrives in fragments.
     async fn hear_last_acknowledgements(&self) {
         const LOOK_EVERY: Duration = Duration::from_millis(50);
-        /// A peer may answer twice a second only.
+        /// A peer may limit its replies to two per second.
         const ASK_EVERY: Duration = Duration::from_millis(300);
-        /// Longer than an acknowledgement is delayed, and than the shortest time after which something is sent again.
+        /// Longer than a delayed acknowledgement, and than the shortest retransmission timeout.
         const LEAST: Duration = Duration::from_millis(250);
         const MOST: Duration = Duration::from_secs(1);
-        /// For two answers of a peer that has just answered something else.
+        /// Enough for two replies of a peer that has just replied to another packet.
         const LONGEST: Duration = Duration::from_secs(1);
         let Sockets::Holding(sockets) = &self.sockets else { return };
         let round_trips = sockets.each_ref().map(|socket| {
@@ -118,7 +118,7 @@ impl PacketFlow<'_> {
             if silent != [false; 2] && asked.is_none_or(|last| last.elapsed() >= ASK_EVERY) {
                 asked = Some(Instant::now());
                 for (socket, _) in sockets.iter().zip(silent).filter(|(_, silent)| *silent) {
-                    // Without the question, the peer speaks when it has to.
+                    // Without the probe, the peer sends its next packet only when necessary.
                     let _ = repair::ask(socket);
                 }
             }
@@ -136,7 +136,7 @@ impl PacketFlow<'_> {
             return Err(io::Error::other("its sockets are still in use"));
         };
         let [client, backend] = held;
-        // The sockets that replace these have the same options, and know which bytes are under way.
+        // The new sockets have the same options, and their numbers include the bytes in flight.
         for socket in [&client, &backend] {
             bear_silence(socket, false)?;
         }
@@ -144,7 +144,7 @@ impl PacketFlow<'_> {
             repair::replace(client.into_std()?, numbers[0])?,
             repair::replace(backend.into_std()?, numbers[1])?,
         ];
-        // Now packets are for them.
+        // From now on packets go to the new sockets.
         self.entry.set_mode(OFF);
         self.ended = true;
         let [client, backend] = replaced;
