@@ -37,31 +37,31 @@ pub enum RegistryRequest {
     List {
         /// The selection.
         filter: Filter,
-        /// Only those of a greater number.
+        /// Only connections with a greater number.
         after: Option<u64>,
         /// The greatest number of connections.
         most: usize,
         /// Receives the connections, in parts.
         reply: UnboundedSender<Vec<ConnectionView>>,
     },
-    /// Have the metrics know what has moved so far.
+    /// Update the metrics with all bytes moved so far.
     Count {
         /// Receives a report when the bytes are counted.
         reply: UnboundedSender<()>,
     },
-    /// End connections; both peers see a reset.
+    /// End connections. Both peers get a reset.
     Close {
         /// The selection.
         filter: Filter,
-        /// Why, as `snisplice_connections_closed_total` has it.
+        /// The close reason, a label of `snisplice_connections_closed_total`.
         reason: CloseReason,
         /// Receives the number of closed connections.
         reply: UnboundedSender<usize>,
     },
 }
 
-/// The number of a connection: unique among all of so many workers, and those that were taken over from another process,
-/// which count as one more worker; until one of them has had 2^32 more.
+/// The number of a connection. It is unique among all `workers` and the adopted connections, which count as one more
+/// worker, until one worker has had 2^32 further ones.
 #[must_use]
 pub fn number(serial: u32, worker: usize, workers: usize) -> u64 {
     u64::from(serial) * (workers as u64 + 1) + worker as u64
@@ -127,7 +127,7 @@ impl Registry {
         u32::try_from(self.began.elapsed().as_millis() / 100).unwrap_or(u32::MAX)
     }
 
-    /// Enters a connection into the registry of its listener's worker, until what is returned is dropped.
+    /// Adds a connection to the registry of its listener's worker, until the result is dropped.
     #[must_use]
     pub fn register(account: Account) -> Registration {
         let account = Rc::new(account);
@@ -137,12 +137,12 @@ impl Registry {
             .entries
             .borrow_mut()
             .insert(Entry { account: account.clone(), task: None });
-        // As many as 2^32 would need more descriptors than there are.
+        // 2^32 connections would need more descriptors than exist.
         account.place.set(u32::try_from(place).unwrap_or(u32::MAX));
         Registration(account)
     }
 
-    /// Notes the task that serves a connection, which is dropped to end it.
+    /// Records the task that serves a connection. Aborting the task ends the connection.
     pub fn is_served_by(&self, place: usize, task: AbortHandle) {
         if let Some(entry) = self.entries.borrow_mut().get_mut(place) {
             entry.task = Some(task);
@@ -245,7 +245,7 @@ impl Registry {
 pub struct Registration(Rc<Account>);
 
 impl Registration {
-    /// The account, for others that count for the connection.
+    /// The account, for other code that counts bytes of the connection.
     #[must_use]
     pub fn account(&self) -> Rc<Account> {
         self.0.clone()

@@ -18,24 +18,24 @@ pub const LONGEST: usize = 10_000;
 /// One open connection. A value that is not known yet, such as the backend while the hello is read, is null.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ConnectionView {
-    /// Its number, by which it can be closed.
+    /// The number, by which the connection can be closed.
     pub id: u64,
-    /// The listener that accepted it; `none` where it was taken over from another process, which is why route and backend
-    /// are not known either.
+    /// The listener that accepted the connection. `none` for a connection of an earlier process, whose route and
+    /// backend are then unknown.
     pub listener: String,
-    /// The rule that serves it.
+    /// The rule that serves the connection.
     pub route: Option<String>,
     /// The name of its backend.
     pub backend: Option<String>,
     /// The client's address.
     pub client: Option<SocketAddr>,
-    /// Ours, towards the client.
+    /// The local address towards the client.
     pub accepted_at: Option<SocketAddr>,
-    /// Ours, towards the backend.
+    /// The local address towards the backend.
     pub connected_from: Option<SocketAddr>,
-    /// The backend's.
+    /// The backend's address.
     pub backend_address: Option<SocketAddr>,
-    /// Seconds since it was accepted.
+    /// Seconds since accept.
     pub age_seconds: f64,
     /// `relay`, `sockmap` or `packet`.
     #[serde(rename = "datapath")]
@@ -43,25 +43,26 @@ pub struct ConnectionView {
     /// The same value under its former name, for existing programs.
     #[serde(rename = "carrier", skip_serializing_if = "Option::is_none")]
     pub former_carrier: Option<String>,
-    /// Why packets do not carry it, where that was tried; as in `snisplice_packet_refused_total`.
+    /// The reason for which the connection is not eligible for packets, if that was checked. The same values as in
+    /// `snisplice_packet_refused_total`.
     pub packet_refused: Option<String>,
-    /// Bytes of the client that the backend's socket has taken so far; of a connection that was taken over, since packets
-    /// carry it.
+    /// Bytes of the client that the backend's socket has taken so far. For an adopted connection, since it is in
+    /// packets.
     pub bytes_up: u64,
     /// Bytes of the backend that the client's socket has taken so far.
     pub bytes_down: u64,
 }
 
-/// The body of the answer to `GET /connections`.
+/// The body of the response to `GET /connections`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Listing {
-    /// By id.
+    /// Sorted by id.
     pub connections: Vec<ConnectionView>,
-    /// Whether there are more than the limit.
+    /// Whether the limit has cut off further connections.
     pub more: bool,
 }
 
-/// The body of the answer to `DELETE /connections`.
+/// The body of the response to `DELETE /connections`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Closed {
     /// The number of connections that were closed.
@@ -74,9 +75,9 @@ pub struct Filter {
     /// The number of the connection. It is part of a path and not of a query.
     #[serde(skip)]
     pub id: Option<u64>,
-    /// Accepted by the listener of this name.
+    /// The name of the listener.
     pub listener: Option<String>,
-    /// Going to the backend of this name.
+    /// The name of the backend.
     pub backend: Option<String>,
     /// The datapath. Queries may also use the former name `carrier`, which answers still have.
     #[serde(rename = "datapath")]
@@ -96,11 +97,11 @@ impl Filter {
         *self == Self::default()
     }
 
-    /// The query part of an address that means this; empty for everything.
+    /// The query part of an address with this filter. Empty for all connections.
     #[must_use]
     pub fn to_query(&self) -> String {
         match serde_urlencoded::to_string(self) {
-            // A blank as `+` has a meaning in forms only.
+            // A `+` means a space in forms only.
             Ok(query) if !query.is_empty() => format!("?{}", query.replace('+', "%20")),
             _ => String::new(),
         }
@@ -114,12 +115,12 @@ pub struct Query {
     pub filter: Filter,
     /// The greatest number of connections, at most [`LONGEST`].
     pub limit: Option<usize>,
-    /// Only those of a greater number.
+    /// Only connections with a greater number.
     pub after: Option<u64>,
 }
 
 impl Query {
-    /// Reads `key=value` pairs, each key once. The error is for the author of the query.
+    /// Parses `key=value` pairs, each key once. The error is for the author of the query.
     pub fn parse(text: &str) -> Result<Self, String> {
         text.split('&').filter(|pair| !pair.is_empty()).try_for_each(check)?;
         let asked: Asked =
@@ -151,7 +152,7 @@ fn parsed<'de, T: FromStr<Err: Display>, D: Deserializer<'de>>(from: D) -> Resul
     String::deserialize(from)?.parse().map(Some).map_err(de::Error::custom)
 }
 
-/// Networks or addresses with commas between.
+/// Networks or addresses, separated by commas.
 fn networks<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Networks>, D::Error> {
     let text = String::deserialize(from)?;
     text.split(',').map(str::parse::<Network>).collect::<Result<_, _>>().map(Some).map_err(de::Error::custom)

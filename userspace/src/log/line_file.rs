@@ -27,18 +27,18 @@ use super::{
     writer::{Unwritten, write},
 };
 
-/// Bytes of lines that wait, at most.
+/// The greatest number of buffered bytes.
 const ROOM: usize = 1 << 20;
 
-/// So many bytes are written without waiting for more.
+/// The number of bytes that are written without waiting for more.
 const FULL: usize = 64 * 1024;
 
 /// The time for which lines gather before they are written. A wake-up of the thread for each line would cost more than
 /// the line.
 const GATHERING: Duration = Duration::from_millis(20);
 
-/// Bytes of whole lines in one write(2) to what is no regular file: up to `PIPE_BUF` (pipe(7)), lines of several processes do
-/// not mix.
+/// Bytes of whole lines in one write(2) to a file that is not regular: up to `PIPE_BUF` (pipe(7)), lines of several
+/// processes do not mix.
 const PIECE: usize = 4_096;
 
 /// Mode of a file that is made: clients' addresses are not for every user.

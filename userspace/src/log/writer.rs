@@ -154,7 +154,7 @@ impl Shared {
 
 /// Bytes that were not written to their end.
 pub(super) struct Unwritten {
-    /// So many were.
+    /// The number of written lines.
     pub(super) written: usize,
 }
 
@@ -165,7 +165,7 @@ pub(super) fn write(sink: &impl AsFd, line: &[u8]) -> Result<(), Unwritten> {
         match rustix::io::write(sink, rest) {
             Ok(count) if count > 0 => rest = &rest[count..],
             Err(Errno::INTR) => {}
-            // Whoever gave us the descriptor has it not block.
+            // The process that opened the descriptor has made it non-blocking.
             Err(Errno::AGAIN) => {
                 let _ = poll(&mut [PollFd::new(sink, PollFlags::OUT)], Some(&AGAIN));
             }

@@ -177,7 +177,7 @@ pub fn bind(front: &Front, address: SocketAddr, workers: usize, own: &[Own]) -> 
         // Without that option, a conflict is an error.
         drop(open(address, front, false).map_err(fail)?);
     } else {
-        // The balancer's sockets cause this error, too. The kernel's table tells whether there are others.
+        // The balancer's sockets cause this error, too. The kernel's table shows whether there are others.
         let foreign = |there: &Listening| {
             overlap(there.address, address) && !rivals.iter().any(|own| own.inode == there.inode)
         };
@@ -305,8 +305,8 @@ pub fn with_kept(
     wanted
 }
 
-/// Compares the addresses in use with those of a new configuration. A socket is identified by its address. Whatever
-/// else changes, it continues to listen, with the connections in its queue.
+/// Compares the addresses in use with those of a new configuration. A socket is identified by its address. With any
+/// other change it continues to listen, with the connections in its queue.
 #[must_use]
 pub fn changes(now: &BTreeMap<SocketAddr, Front>, wanted: &BTreeMap<SocketAddr, Front>) -> ListenerChanges {
     let wanted = &with_kept(now, wanted.clone());

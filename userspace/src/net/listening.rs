@@ -1,4 +1,4 @@
-//! The listening TCP sockets of this network namespace, whatever process they belong to (`proc_pid_net(5)`).
+//! The listening TCP sockets of this network namespace, of all processes (`proc_pid_net(5)`).
 
 use std::{
     fs::File,

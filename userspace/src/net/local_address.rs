@@ -15,8 +15,8 @@ use rustix::{
     net::{self, RecvFlags, SendFlags, SocketFlags, SocketType, socket_with},
 };
 
-/// Whether `address` reaches one of the listening addresses. `is_local` tells whether an address belongs to this host.
-/// It is called only if a wildcard address listens on the same port.
+/// Whether `address` reaches one of the listening addresses. `is_local` returns whether an address belongs to this
+/// host. It is called only if a wildcard address listens on the same port.
 pub fn reaches(
     mut listening: impl Iterator<Item = SocketAddr>,
     address: SocketAddr,

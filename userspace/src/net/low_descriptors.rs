@@ -30,7 +30,7 @@ const OF_OBJECT: usize = 64;
 /// The objects of sockmap and packet.
 const OBJECTS: usize = 2;
 
-/// At most one descriptor of this number is reserved, whatever the limit of open files is.
+/// At most one descriptor of this number is reserved, for any limit of open files.
 const FREE_PART: u64 = 4;
 
 static RESERVED: Mutex<Reserved> = Mutex::new(Reserved { begun: false, descriptors: Vec::new() });

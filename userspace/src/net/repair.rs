@@ -1,6 +1,6 @@
 //! A socket that continues a connection at other sequence numbers (`TCP_REPAIR`, Linux 3.5, `CAP_NET_ADMIN`).
 //!
-//! While packets carry a connection, its socket holds the port, and its numbers stay behind. The kernel changes the
+//! While packets forward a connection, its socket holds the port, and its numbers stay behind. The kernel changes the
 //! numbers of no connected socket, so another socket replaces it, under the same descriptor.
 
 use std::{

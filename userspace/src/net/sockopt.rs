@@ -64,14 +64,14 @@ pub fn set_window_clamp(fd: impl AsFd, bytes: u32) -> io::Result<()> {
     set_int(fd, libc::SOL_TCP, libc::TCP_WINDOW_CLAMP, value)
 }
 
-/// `TCP_DEFER_ACCEPT`: a listener's connection is completed when its first byte arrives, or after `patience` (in
-/// whole seconds, rounded to what the retransmissions of the SYN-ACK come to) without one.
+/// `TCP_DEFER_ACCEPT`: a listener's connection is completed when its first byte arrives, or without a byte after
+/// `patience`. The time is in whole seconds, rounded to the times of the SYN-ACK's retransmissions.
 pub fn set_defer_accept(fd: impl AsFd, patience: Duration) -> io::Result<()> {
     let value = libc::c_int::try_from(patience.as_secs()).unwrap_or(libc::c_int::MAX);
     set_int(fd, libc::SOL_TCP, libc::TCP_DEFER_ACCEPT, value)
 }
 
-/// Has the current runtime watch a descriptor for readability.
+/// Makes the current runtime watch a descriptor for readability.
 pub fn watch_readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: the registration owns the descriptor, and lends it out only by shared reference, through which it can
     // neither be closed nor replaced.
@@ -226,12 +226,12 @@ pub(crate) fn set_bytes(
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Makes the coming close(2) send RST and discard what is still queued.
+/// Makes the next close(2) send RST and discard the queued bytes.
 pub fn reset_on_close(fd: impl AsFd) -> io::Result<()> {
     SockRef::from(&fd).set_linger(Some(Duration::ZERO))
 }
 
-/// Ends [`reset_on_close`]: the coming close(2) sends what is queued, then FIN.
+/// Reverts [`reset_on_close`]: the next close(2) sends the queued bytes, then FIN.
 pub fn finish_on_close(fd: impl AsFd) -> io::Result<()> {
     SockRef::from(&fd).set_linger(None)
 }
@@ -248,8 +248,8 @@ pub(crate) fn get_int(fd: impl AsFd, level: libc::c_int, name: libc::c_int) -> i
     if result == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
 }
 
-/// `TCP_TIMESTAMP`: what the socket would put into the timestamp of a segment now. The lowest bit is not reliable: it
-/// says in which unit the clock counts (Linux 6.7).
+/// `TCP_TIMESTAMP`: the current timestamp of the socket's segments. The lowest bit is not reliable: it shows the unit
+/// of the clock (Linux 6.7).
 pub fn timestamp(fd: impl AsFd) -> io::Result<u32> {
     get_int(fd, libc::SOL_TCP, libc::TCP_TIMESTAMP).map(i32::cast_unsigned)
 }
@@ -275,6 +275,6 @@ pub fn hardware_type(fd: impl AsFd, interface: &str) -> io::Result<u16> {
     if result != 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: an address is what the call has written.
+    // SAFETY: the call has written an address.
     Ok(unsafe { request.ifr_ifru.ifru_hwaddr.sa_family })
 }

@@ -154,9 +154,9 @@ pub(super) fn change(change: Change) -> Result<(), ChangeError> {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     change.publish();
     let before = install(handle).map_err(ChangeError::Threads)?;
-    // This one first: threads that it starts have what it has.
+    // The own thread comes first: threads that it starts inherit its privileges.
     let made = change.make().map_err(ChangeError::Refused).and_then(|()| interrupt_all());
-    // Nobody sends this signal any more.
+    // No thread sends this signal any more.
     let restored = restore(&before).map_err(ChangeError::Threads);
     made.and(restored)
 }

@@ -13,7 +13,7 @@ use super::{
 pub struct Questions {
     /// Whether the kernel can redirect between sockets.
     pub sockmap: bool,
-    /// Whether it can carry packets.
+    /// Whether the kernel supports the packet datapath.
     pub packet: bool,
     /// Whether backends on this host can take the short cut.
     pub same_host: bool,
@@ -36,7 +36,7 @@ pub struct Answer {
 pub struct Answers {
     /// Whether the kernel can redirect between sockets.
     pub sockmap: Option<Answer>,
-    /// Whether it can carry packets.
+    /// Whether the kernel supports the packet datapath.
     pub packet: Option<Answer>,
     /// Whether backends on this host can take the short cut.
     pub same_host: Option<Answer>,

@@ -68,7 +68,7 @@ impl Lab {
         outer.set_nodelay(true)?;
         let local = outer.local_addr()?;
         loop {
-            // Anybody may connect to a port on loopback.
+            // Any process may connect to a port on loopback.
             let (inner, peer) = self.listener.accept().await?;
             if peer == local {
                 return Ok((outer, inner));

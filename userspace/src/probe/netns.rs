@@ -108,7 +108,7 @@ impl Net {
         Ok(Addresses { balancer: towards_client[0], backend: towards_backend[1] })
     }
 
-    /// Does something as the client: what is opened stays there.
+    /// Runs `work` in the client's namespace. The sockets that it opens stay there.
     pub(super) fn in_client<T>(&self, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         self.inside(&self.client, work)
     }
@@ -130,7 +130,7 @@ impl Net {
 
 /// A new namespace, which the calling thread is in from now on.
 fn namespace() -> io::Result<File> {
-    // SAFETY: the thread's table of open files stays what it is.
+    // SAFETY: the thread's table of open files does not change.
     unsafe { unshare_unsafe(UnshareFlags::NEWNET) }?;
     File::open("/proc/thread-self/ns/net")
 }

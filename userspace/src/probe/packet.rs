@@ -66,7 +66,7 @@ impl Experiments {
         Self(thread::Builder::new().name("probe-packets".to_owned()).spawn(|| experiments(spoil)))
     }
 
-    /// Waits for what they show.
+    /// Waits for the results of the probes.
     #[must_use]
     pub fn finish(self) -> Report {
         let joined =
@@ -185,7 +185,7 @@ fn with_traffic(programs: &Arc<Programs>) -> Vec<ProbeResult> {
         let attempt = || LocalSet::new().block_on(&runtime, judge(&net, addresses, programs));
         let mut made = attempt();
         if made.is_err() {
-            // A busy machine is no broken kernel: what fails twice in a row is.
+            // A busy machine may fail a probe once. A faulty kernel fails it twice in a row.
             made = attempt();
         }
         probes.push(match made {

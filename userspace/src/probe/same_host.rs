@@ -107,7 +107,7 @@ async fn with_traffic(kernel: Arc<Programs>) -> io::Result<Vec<ProbeResult>> {
     ] {
         let mut outcome = judge(&lab, experiment).await;
         if let Outcome::Failed(why) = &outcome {
-            // A busy machine is no broken kernel: what fails twice in a row is.
+            // A busy machine may fail a probe once. A faulty kernel fails it twice in a row.
             tracing::warn!(name, %why, "a probe failed: trying it once more");
             outcome = judge(&lab, experiment).await;
         }
@@ -141,7 +141,7 @@ async fn announced(lab: &Lab, carrier: &Sockmap) -> io::Result<(TcpStream, TcpSt
     let ours = socket.connect(lab.listener.local_addr()?).await?;
     let local = ours.local_addr()?;
     loop {
-        // Anybody may connect to a port on loopback.
+        // Any process may connect to a port on loopback.
         let (theirs, peer): (_, SocketAddr) = lab.listener.accept().await?;
         if peer == local {
             theirs.set_nodelay(true)?;
@@ -233,8 +233,8 @@ async fn from_way_to_way(lab: &Lab) -> io::Result<()> {
     Ok(())
 }
 
-/// Kernels that refuse it (6.1.189, 6.12.111, 7.2) also have the fixes that came before, those of redirected messages
-/// among them. Without kTLS in the kernel there is nothing to refuse.
+/// Kernels that refuse it (6.1.189, 6.12.111, 7.2) also have the earlier fixes, including those of redirected
+/// messages. A kernel without kTLS has nothing to refuse.
 async fn ktls(lab: &Lab) -> io::Result<()> {
     let (_ours, backend) = announced(lab, &lab.usual).await?;
     if sockopt::set_upper_protocol(&backend, "tls").is_err() {

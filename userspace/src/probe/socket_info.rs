@@ -30,7 +30,7 @@ pub enum ProbeError {
     /// There is no loopback to try it on.
     #[error("cannot make a connection on loopback: {0}")]
     Loopback(#[from] io::Error),
-    /// The kernel's numbers are not what was expected.
+    /// The kernel's numbers differ from the expected ones.
     #[error("the layout of this kernel's sockets is unknown: {0}")]
     SocketInfo(String),
 }
@@ -41,7 +41,7 @@ pub fn look(programs: &Programs) -> Result<(), ProbeError> {
     let mut one = TcpStream::connect(listener.local_addr()?)?;
     let local = one.local_addr()?;
     let other = loop {
-        // Anybody may connect to a port on loopback.
+        // Any process may connect to a port on loopback.
         let (stream, peer) = listener.accept()?;
         if peer == local {
             break stream;

@@ -164,7 +164,7 @@ async fn with_traffic(kernel: Arc<Programs>) -> io::Result<Vec<ProbeResult>> {
     ] {
         let mut outcome = lab.judge(experiment).await;
         if let Outcome::Failed(why) = &outcome {
-            // A busy machine is no broken kernel: what fails twice in a row is.
+            // A busy machine may fail a probe once. A faulty kernel fails it twice in a row.
             tracing::warn!(name, %why, "a probe failed: trying it once more");
             outcome = lab.judge(experiment).await;
         }

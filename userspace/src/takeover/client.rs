@@ -1,4 +1,4 @@
-//! The side of the process that takes over.
+//! The new process's side of a takeover.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

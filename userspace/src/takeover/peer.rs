@@ -44,7 +44,7 @@ pub(super) struct Identity {
 /// The role of the other process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Role {
-    /// It wants to take over, and has the capabilities of its start.
+    /// The new process requests the takeover, and has the capabilities of its start.
     Client,
     /// It serves, and may have dropped capabilities that only its start needed.
     Server,

@@ -47,7 +47,7 @@ pub enum Request {
     Inventory(replies::Sender<io::Result<Inventory>>),
     /// Begins no more flows, and returns the slots in use. Without shared maps there are none.
     Prepare(bool, replies::Sender<Vec<u32>>),
-    /// The client has gone: continue as before. True if the maps were to be shared.
+    /// The client has disconnected: continue as before. True if the maps were to be shared.
     Abort(bool),
     /// The client serves.
     Serving {

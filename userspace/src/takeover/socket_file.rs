@@ -88,7 +88,7 @@ pub enum SocketFileError {
     Long(PathBuf),
 }
 
-/// The path of the socket, and what protects it.
+/// The path of the socket, and its protection.
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,

@@ -61,7 +61,7 @@ pub(super) struct Leg {
     pub(super) socket: TcpStream,
     pub(super) cookie: Cookie,
     pub(super) also: Cell<Also>,
-    /// Bytes of its stream that the socket had taken before anything was redirected to it.
+    /// Bytes of its stream that the socket had taken before the first redirected byte.
     base: Cell<u64>,
 }
 
@@ -87,13 +87,13 @@ impl Leg {
         }
     }
 
-    /// Looks at the next byte without taking it; none is the end of the stream.
+    /// Peeks at the next byte. No byte means the end of the stream.
     pub(super) fn peek(&self) -> Result<usize, Errno> {
         let mut byte = [0];
         recv(&self.socket, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT).map(|(peeked, _)| peeked)
     }
 
-    /// Takes the socket's lock and releases it. Every verdict that was under way is then over.
+    /// Takes the socket's lock and releases it. Every verdict that was in progress has then ended.
     ///
     /// The kernel reports a socket's error to the first caller only. Later callers find an ordinary end of the stream.
     /// So the error must not be overlooked here.
@@ -115,27 +115,27 @@ fn taken(socket: &TcpStream) -> io::Result<u64> {
 /// Userspace's state of one direction.
 #[derive(Debug, Default)]
 pub(super) struct RedirectState {
-    /// The kernel has a flow for it.
+    /// Whether the kernel has a flow for the direction.
     pub(super) state: Cell<bool>,
-    /// The program sees its packets.
+    /// Whether the program processes its packets.
     pub(super) armed: Cell<bool>,
-    /// The kernel did not take it.
+    /// Whether the kernel refused the direction.
     pub(super) refused: Cell<bool>,
     /// Bytes that were copied before the kernel had the direction.
     pub(super) progress: Cell<Progress>,
     /// Bytes that userspace has written to the receiver.
     pub(super) forwarded: Cell<u64>,
-    /// The part of them that the kernel knows of.
+    /// The part of them that userspace has published to the kernel.
     pub(super) published: Cell<u64>,
     /// The part of the direction's share that userspace has returned.
     pub(super) returned: Cell<u64>,
-    /// The kernel is to leave the direction to userspace.
+    /// Whether the kernel must leave the direction to userspace.
     pub(super) held: Cell<bool>,
-    /// The kernel has received any report.
+    /// Whether the kernel has received any report.
     pub(super) told: Cell<bool>,
     /// Redirected bytes that are in the account already.
     accounted: Cell<u64>,
-    /// Some of its bytes may take the short cut.
+    /// Whether some of its bytes may take the short cut.
     pub(super) shortcut: Cell<bool>,
 }
 
@@ -146,17 +146,17 @@ impl RedirectState {
     }
 }
 
-/// A connection in the kernel's hands.
+/// A connection that the kernel forwards.
 pub(super) struct Connection<'a> {
     // Fields are dropped in this order: the sockets are closed before their state is removed.
     client: Leg,
     backend: Leg,
     pub(super) entries: Entries<'a>,
-    /// When a direction that is copied shall be armed; `None` if there is no such direction.
+    /// The threshold at which a copied direction is armed. `None` without such a direction.
     rule: Option<Offload>,
-    /// The backend is on this host, and what it sends may take the short cut.
+    /// Whether the backend is on this host, and its bytes may take the short cut.
     pub(super) same_host: bool,
-    /// The side whose failure is known and no news any more.
+    /// The side whose failure is already handled.
     broken: Cell<Option<Peer>>,
     /// One direction has forwarded its FIN.
     half_closed: Cell<bool>,
@@ -172,9 +172,9 @@ pub(super) struct Entries<'a> {
 
 /// The way in which a connection comes to its end.
 enum Over {
-    /// Both sides have sent FIN, and all before it was delivered.
+    /// Both sides have sent FIN, and all earlier bytes were delivered.
     Finished,
-    /// One side has sent FIN, and the other one nothing for too long.
+    /// One side has sent FIN, and the other one sent nothing for too long.
     Silent,
     Broken(Broken),
 }
@@ -207,7 +207,7 @@ impl<'a> Connection<'a> {
         }
     }
 
-    /// Has both sockets watched for their end.
+    /// Watches both sockets for their end.
     pub(super) fn watch(&self) -> io::Result<()> {
         let watch = &self.entries.slot.sockmap.watch;
         watch.add(&self.client.socket, self.slot(), Peer::Client)?;
@@ -238,8 +238,8 @@ impl<'a> Connection<'a> {
 
     /// Serves the connection until its end.
     ///
-    /// State that lives while a connection idles counts for each connection. So rare and short parts are boxed where
-    /// they are awaited.
+    /// State that lives while a connection is idle counts for each connection. So rare and short parts are boxed at
+    /// the await.
     ///
     /// The pumps hold bytes that were read before and are not yet written.
     pub(super) async fn run(&self, pumps: &mut [Pump; 2]) -> End {
@@ -293,7 +293,7 @@ impl<'a> Connection<'a> {
         Err(Over::Silent)
     }
 
-    /// Lets the kernel redirect, and copies what it passes, until the sender's FIN.
+    /// Lets the kernel redirect, and copies the bytes that it passes, until the sender's FIN.
     async fn kernel_until_fin(&self, direction: Direction, pump: &mut Pump) -> Result<(), Broken> {
         let (from, _) = self.ends(direction);
         let over = Ready::of(from.peer, What::HangUp);
@@ -310,7 +310,7 @@ impl<'a> Connection<'a> {
         }
     }
 
-    /// Waits until the receiver's socket has taken everything of a direction that has ended.
+    /// Waits until the receiver's socket has taken all bytes of a direction that has ended.
     async fn until_taken(&self, direction: Direction) -> Result<(), Broken> {
         if !self.way(direction).armed.get() {
             return Ok(());
@@ -341,7 +341,7 @@ impl<'a> Connection<'a> {
         }
     }
 
-    /// Whether the receiver's socket has taken everything that was redirected to it.
+    /// Whether the receiver's socket has taken all redirected bytes.
     pub(super) fn is_taken(&self, direction: Direction, flow: &Flow) -> Result<bool, Broken> {
         let (_, to) = self.ends(direction);
         let sent = flow.redirected + self.way(direction).forwarded.get() + self.by_shortcut(direction)?;
@@ -355,14 +355,14 @@ impl<'a> Connection<'a> {
         let (from, to) = self.ends(direction);
         self.broken.set(Some(from.peer));
         let redirected = async {
-            // The sender's error is no news.
+            // The sender's error is already handled.
             let _ = from.lock();
             self.until_taken(direction).await
         };
         let _ = timeout(WORKER_GRACE, redirected).await;
         let rest = async {
             if self.way(direction).armed.get() {
-                // Its error is no news, and what it leaves behind is delivered none the less.
+                // The sender's error is already handled, and its remaining bytes are still delivered.
                 let _ = self.copy_rest(direction, pump).await;
             } else {
                 self.copy(direction, pump).await?;
@@ -372,7 +372,7 @@ impl<'a> Connection<'a> {
         flush_then_reset(rest, &to.socket).await;
     }
 
-    /// Waits until something of `wanted` has happened. Also notices when either socket fails, whatever is awaited.
+    /// Waits until an event of `wanted` has happened. Also returns when either socket fails.
     pub(super) async fn wait(&self, wanted: Ready) -> Result<Ready, Broken> {
         let failed = match self.broken.get() {
             None => Ready::both(What::Failed),
@@ -405,7 +405,7 @@ impl<'a> Connection<'a> {
         Ok(())
     }
 
-    /// Changes what a socket is watched for.
+    /// Changes the events that a socket is watched for.
     pub(super) fn listen(&self, leg: &Leg, change: impl FnOnce(&mut Also)) -> Result<(), Broken> {
         let mut also = leg.also.get();
         change(&mut also);
@@ -430,14 +430,14 @@ impl<'a> Connection<'a> {
         Ok(flow)
     }
 
-    /// Bytes of a direction that took the short cut. None does while bytes of the direction are on the ordinary way.
+    /// Bytes of a direction that took the short cut. None does while bytes of the direction are on the normal path.
     fn by_shortcut(&self, direction: Direction) -> Result<u64, Broken> {
         let (from, _) = self.ends(direction);
         let moved = self.entries.by_shortcut(from.cookie, self.way(direction));
         moved.map_err(|error| Broken { peer: from.peer, error })
     }
 
-    /// Changes whenever a byte has moved that counts.
+    /// Changes whenever a byte has moved that counts as activity.
     fn progress(&self) -> (u64, u64) {
         self.entries.bring_account_up_to_date();
         let (up, down) = self.entries.account.bytes();
@@ -450,7 +450,7 @@ impl Entries<'_> {
         self.slot.sockmap.kernel.budget()
     }
 
-    /// Adds what the kernel has redirected since the last time.
+    /// Adds the bytes that the kernel has redirected since the last call.
     fn bring_account_up_to_date(&self) {
         for (direction, (cookie, way)) in
             [Direction::Up, Direction::Down].into_iter().zip(self.cookies.iter().zip(&self.ways))
@@ -482,7 +482,7 @@ impl Drop for Entries<'_> {
             if !way.state.get() {
                 continue;
             }
-            // The sockets are closed, so it is final.
+            // The sockets are closed, so the count is final.
             if let Ok(flow) = maps.flow(*cookie) {
                 let control = Control { returned: way.returned.get(), ..Control::default() };
                 self.budget().give_back(flow.share(&control));

@@ -1,8 +1,8 @@
 //! Userspace's copy of the bytes that the kernel passes.
 //!
 //! The kernel may redirect again once all passed bytes are written to the receiver, and the kernel knows that
-//! ([`Control::forwarded`]). While a sender is faster than its receiver, there is no such moment, and userspace copies.
-//! The receiver then sets the pace, not the way of the bytes.
+//! ([`Control::forwarded`]). While a sender is faster than its receiver, there is no such moment, and userspace
+//! copies. The receiver then sets the pace, not the path of the bytes.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ use crate::{
 /// Steps of one copy before the worker's other connections get their turn.
 const STEPS_PER_TURN: u32 = 8;
 
-/// The pause between two attempts at something that no event reports.
+/// The pause between two attempts at a state that no event reports.
 const PAUSE: Duration = Duration::from_millis(1);
 
 impl Connection<'_> {
@@ -41,8 +41,8 @@ impl Connection<'_> {
                 self.give_back_if_taken(direction, &flow)?;
                 break;
             }
-            // The kernel has passed more than we have published, so it redirects nothing until we publish again: what
-            // was redirected before is all there is, and must reach the receiver first.
+            // The kernel has passed more bytes than userspace has published. So it redirects nothing until the next
+            // publication, and the number of redirected bytes is final. These bytes must reach the receiver first.
             self.until_flow_taken(direction, &flow).await?;
             self.give_back(direction, &flow);
             self.copy(direction, pump).await?;
@@ -53,7 +53,7 @@ impl Connection<'_> {
                 from.lock()?;
                 continue;
             }
-            // Passed, but still on its way to where it can be read.
+            // The bytes are passed, but not readable yet.
             self.listen(from, |also| also.readable = true)?;
             if self.wait(Ready::of(from.peer, What::Readable) | over).await?.any(over) {
                 break;
@@ -66,7 +66,7 @@ impl Connection<'_> {
     pub(super) async fn copy_rest(&self, direction: Direction, pump: &mut Pump) -> Result<(), Broken> {
         let (from, _) = self.ends(direction);
         loop {
-            // Takes the socket's lock: whatever came before the FIN has its verdict now.
+            // Takes the socket's lock: every packet before the FIN then has its verdict.
             let peeked = from.peek();
             let flow = self.flow(direction)?;
             let before = self.way(direction).forwarded.get();
@@ -88,7 +88,7 @@ impl Connection<'_> {
         }
     }
 
-    /// Copies in userspace until the kernel has taken the direction over, true, or to its end.
+    /// Copies in userspace until the kernel has the direction, which returns true, or to its end.
     pub(super) async fn copy_until_armed(
         &self,
         direction: Direction,
@@ -105,7 +105,8 @@ impl Connection<'_> {
                 Step::WantWrite => false,
                 Step::Eof => return Ok(false),
             };
-            // Everything that was received is written, or whole in the queue, and stays so while nothing is awaited.
+            // All received bytes are written, or are whole packets in the queue, and this stays so until the next
+            // await.
             if at_rest && self.is_due(direction) && self.entries.slot.sockmap.arm(self, direction) {
                 self.listen(from, |also| also.readable = false)?;
                 return Ok(true);
@@ -129,7 +130,7 @@ impl Connection<'_> {
         }
     }
 
-    /// Copies until nothing more can be read, and writes all of it. True at the end of the stream.
+    /// Copies until no more can be read, and writes all bytes. Returns true at the end of the stream.
     pub(super) async fn copy(&self, direction: Direction, pump: &mut Pump) -> Result<bool, Broken> {
         let (_, to) = self.ends(direction);
         let mut steps = 0;
@@ -172,7 +173,7 @@ impl Connection<'_> {
         self.entries.account.moved(direction, bytes as u64);
     }
 
-    /// Tells the kernel how much userspace has written, and given back.
+    /// Publishes the number of bytes that userspace has written, and of those that it has returned.
     pub(super) fn publish(&self, direction: Direction) -> Result<(), Broken> {
         let (from, _) = self.ends(direction);
         let way = self.way(direction);
@@ -191,8 +192,7 @@ impl Connection<'_> {
 
     /// Watches the receiver until it takes more. The caller that copies ends the watch.
     async fn until_writable(&self, to: &Leg) -> Result<(), Broken> {
-        // While the host has no memory, a socket may refuse bytes that it has room for. No event reports the end of
-        // that.
+        // While the host has no memory, a socket with room may refuse bytes. No event reports the end of that.
         if to.also.get().writable && has_room(to)? {
             sleep(PAUSE).await;
             return Ok(());

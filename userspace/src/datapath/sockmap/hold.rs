@@ -14,12 +14,12 @@ use crate::{
 };
 
 impl Connection<'_> {
-    /// After how long a direction changes sides, if that is wanted.
+    /// The time after which a direction changes sides, if the setting is on.
     pub(super) fn spell(&self) -> Option<Duration> {
         self.entries.slot.sockmap.settings.hold
     }
 
-    /// Waits as [`Connection::wait`] does, and holds the direction whenever nothing has happened for a spell.
+    /// Waits like [`Connection::wait`], and holds the direction whenever nothing has happened for a spell.
     pub(super) async fn wait_or_hold(
         &self,
         wanted: Ready,
@@ -53,7 +53,7 @@ impl Connection<'_> {
             }
             Ok(())
         };
-        // Stopped anywhere, it leaves what it has read in the pump.
+        // A cancelled copy leaves the bytes that it has read in the pump.
         if let Ok(result) = timeout(spell, copying).await {
             result?;
         }

@@ -16,12 +16,12 @@ use snisplice_common::{
 
 use crate::bpf::{load::cause, sockmap::Programs};
 
-/// Only where there is no such key yet: `BPF_NOEXIST`.
+/// Only if the key does not exist yet: `BPF_NOEXIST`.
 const NEW: u64 = 1;
-/// Whether or not there is such a key: `BPF_ANY`.
+/// With or without such a key: `BPF_ANY`.
 const ANY: u64 = 0;
 
-/// Each worker has its own, so that none waits for another.
+/// Each worker has its own handles, so that no worker waits for another.
 pub(super) struct Maps {
     targets: SockHash<MapData, Cookie>,
     verdict: SockHash<MapData, Cookie>,
@@ -62,33 +62,33 @@ impl Maps {
         })
     }
 
-    /// Lets bytes be redirected to the socket.
+    /// Makes the socket a target of redirection.
     pub(super) fn add_target(&mut self, cookie: Cookie, socket: &impl AsRawFd) -> io::Result<()> {
         self.targets.insert(cookie, socket.as_raw_fd(), NEW).map_err(cause)
     }
 
-    /// From now on the program sees what the socket receives.
+    /// Makes the program process the packets that the socket receives.
     pub(super) fn arm(&mut self, cookie: Cookie, socket: &impl AsRawFd) -> io::Result<()> {
         self.verdict.insert(cookie, socket.as_raw_fd(), NEW).map_err(cause)
     }
 
-    /// Creates the state of a direction, which then is the kernel's.
+    /// Creates the state of a direction, which the kernel then owns.
     pub(super) fn add_flow(&mut self, cookie: Cookie, flow: Flow) -> io::Result<()> {
         self.flows.insert(cookie, flow, NEW).map_err(cause)
     }
 
-    /// The state of a direction as it is now.
+    /// The current state of a direction.
     pub(super) fn flow(&self, cookie: Cookie) -> io::Result<Flow> {
         self.flows.get(&cookie, 0).map_err(cause)
     }
 
-    /// Tells the kernel how much userspace has written.
+    /// Publishes the number of bytes that userspace has written.
     pub(super) fn publish(&mut self, cookie: Cookie, control: Control) -> io::Result<()> {
         self.control.insert(cookie, control, ANY).map_err(cause)
     }
 
-    /// Has the other end of a socket that is about to be connected enrolled, if it is on this host. False where that is
-    /// not served.
+    /// Enrols the other end of a socket that is about to be connected, if it is on this host. Returns false if the
+    /// short cut is off.
     pub(super) fn announce(&mut self, upstream: Cookie) -> io::Result<bool> {
         let Some(same_host) = &mut self.same_host else { return Ok(false) };
         same_host.upstream.insert(upstream, 0, ANY).map_err(cause)?;
@@ -110,7 +110,7 @@ impl Maps {
     /// Closes the short cut around a socket that is closed.
     pub(super) fn remove_shortcut(&mut self, socket: Cookie) {
         let Some(SameHost { upstream, backend, shortcuts }) = &mut self.same_host else { return };
-        // There is nothing to be done about what cannot be removed.
+        // A failed removal has no remedy.
         let _ = shortcuts.remove(&socket);
         if let Ok(found) = upstream.get(&socket, 0) {
             let _ = backend.remove(&found);
@@ -120,7 +120,7 @@ impl Maps {
 
     /// Forgets a direction whose socket is closed.
     pub(super) fn remove(&mut self, cookie: Cookie, has_control: bool) {
-        // There is nothing to be done about what cannot be removed.
+        // A failed removal has no remedy.
         let _ = self.flows.remove(&cookie);
         if has_control {
             let _ = self.control.remove(&cookie);

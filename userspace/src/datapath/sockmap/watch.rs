@@ -22,7 +22,7 @@ use crate::bpf::wakeup::{Peer, Ready, Wakeups, What};
 /// Always watched. Errors are reported in any case.
 const END: EventFlags = EventFlags::RDHUP.union(EventFlags::ET);
 
-/// Events taken at a time.
+/// Events per call.
 const BATCH: usize = 128;
 
 /// The epoll.
@@ -43,7 +43,7 @@ impl Watch {
         Ok(Self { epoll: Arc::new(epoll::create(CreateFlags::CLOEXEC)?) })
     }
 
-    /// Hands what happens to `wakeups`, for ever.
+    /// Passes events to `wakeups`, in an endless loop.
     pub(super) fn events(
         &self,
         wakeups: Arc<Wakeups>,
@@ -73,7 +73,7 @@ impl Watch {
     }
 }
 
-/// Hands over what has happened so far. False if that was all.
+/// Passes the pending events. Returns false after the last one.
 fn take(epoll: &Arc<OwnedFd>, wakeups: &Wakeups) -> bool {
     const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
     let mut events = [MaybeUninit::uninit(); BATCH];

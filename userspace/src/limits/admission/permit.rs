@@ -105,8 +105,8 @@ impl Permit {
         &self.admission.reachability
     }
 
-    /// Counts the connection as one with an incomplete hello, until the result is dropped. Another one may have to make
-    /// room. `begun` tells whether the client has sent something.
+    /// Counts the connection as one with an incomplete hello, until the result is dropped. Another connection may be
+    /// evicted for it. `begun` is whether the client has sent any byte.
     #[must_use]
     pub fn hello(&self, begun: bool, now: Instant) -> UnfinishedHello<'_> {
         let admission = &*self.admission;
