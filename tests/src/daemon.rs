@@ -293,8 +293,8 @@ pub fn takeover_path(lab: &Lab) -> PathBuf {
 /// A copy of the daemon's binary that every user may execute, run by a user with only these capabilities.
 fn as_nobody(lab: &Lab, capabilities: &str) -> Result<Command> {
     let copy = lab.dir().join("snisplice");
-    // Another process writes the copy. If this process wrote it, a concurrent fork would hold a writable descriptor
-    // for a moment, and a program with a writer cannot be executed (ETXTBSY).
+    // Another process writes the copy. If this process wrote the copy, a concurrent fork would hold a writable
+    // descriptor for a moment. A program with a writer cannot be executed (ETXTBSY).
     let status = Command::new("cp").arg(binary()?).arg(&copy).status()?;
     ensure!(status.success(), "cp: {status}");
     fs::set_permissions(lab.dir(), fs::Permissions::from_mode(0o755))?;

@@ -50,7 +50,7 @@ pub struct Left {
     pub filter: Result<bool, FilterError>,
 }
 
-/// Why privileges are not reduced.
+/// The reason for which privileges are not reduced.
 #[derive(Debug, Error)]
 pub enum PrivilegesError {
     /// The kernel refuses to change what a thread may do.
@@ -69,7 +69,7 @@ pub enum PrivilegesError {
     Threads(io::Error),
 }
 
-/// Why system calls are not filtered.
+/// The reason for which system calls are not filtered.
 #[derive(Debug, Error)]
 #[error("{0}")]
 pub struct FilterError(String);

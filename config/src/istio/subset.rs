@@ -74,10 +74,10 @@ pub(super) fn read<'n>(object: Object<'n>, diagnostics: &mut Diagnostics) -> Opt
 
 /// The rules for a host of a service in `owner`, as visible to the gateway's workload in `namespace`.
 ///
-/// The rules are those of the workload's own namespace if it has any for the host, or else of the service's
-/// namespace, or else of the root namespace. Within one namespace, a rule for the exact host hides rules for
-/// wildcards (Istio's `destinationRule`). Several rules of one host are merged. A host without a namespace, which
-/// only DNS knows, has the rules of all namespaces.
+/// The rules are those of the first namespace that has any for the host: the workload's own, the service's, then the
+/// root namespace. Within one namespace, a rule for the exact host hides rules for wildcards (Istio's
+/// `destinationRule`). Several rules of one host are merged. A host without a namespace, which only DNS knows, has
+/// the rules of all namespaces.
 pub(super) fn rules_for<'r, 'n>(
     rules: &'r [DestinationRule<'n>],
     host: &HostPattern,

@@ -125,9 +125,9 @@ section! {
     } and {
         /// Sizes and counts that bound what one client can cost.
         limits: Limits;
-        /// How long each phase of a connection may take.
+        /// The time limits of a connection's phases.
         timeouts: Timeouts;
-        /// How the names of endpoints are resolved.
+        /// The resolution of endpoints' names.
         dns: Dns;
         /// Requests of HTTP that are served here.
         http: Http;
@@ -154,8 +154,8 @@ section! {
 }
 
 section! {
-    /// What a direction must have moved in userspace before `auto` moves it into the kernel, of which either is enough; and
-    /// how it moves on there.
+    /// The bytes or messages that a direction must have moved in userspace before `auto` offloads it, and the further
+    /// move to packets. Either amount is enough.
     ///
     /// The defaults are where it begins to pay: see docs/internals/sockmap.md, "Offload".
     #[derive(Copy)]
@@ -180,7 +180,7 @@ section! {
 }
 
 section! {
-    /// How much is served at once.
+    /// The capacity of the process.
     pub struct Capacity {
         /// Concurrent connections over all listeners. Further ones wait in the backlog.
         connections: usize = 8_192, Count(1..=MOST);
@@ -275,7 +275,7 @@ impl Limits {
 }
 
 section! {
-    /// How long a peer may be silent, in a connection that is established.
+    /// The idle timeouts of peers in an established connection.
     pub struct PeerTimeouts {
         /// The time without a byte in either direction. Until the backend has sent its first byte, only the backend's
         /// bytes count: a client alone keeps no connection open.
@@ -292,7 +292,7 @@ section! {
 }
 
 section! {
-    /// How long each phase of a connection may take.
+    /// The time limits of a connection's phases.
     pub struct Timeouts {
         /// From accept to the complete hello.
         hello: Duration = seconds(10), Time::POSITIVE;
@@ -308,7 +308,7 @@ section! {
 }
 
 section! {
-    /// How the names of endpoints are resolved.
+    /// The resolution of endpoints' names.
     pub struct Dns {
         /// Name servers, queried in this order, instead of those in `/etc/resolv.conf`.
         servers: Vec<SocketAddr> = Vec::new(), NameServers;

@@ -16,8 +16,8 @@ use crate::{
     takeover::client::Client,
 };
 
-/// How long a socket listens beside its replacement. The kernel holds a silent client back for a second before
-/// accept(2), and a client retransmits a lost packet after one and three seconds.
+/// The time for which a socket listens beside its replacement. The kernel holds a silent client back for a second
+/// before accept(2), and a client retransmits a lost packet after one and three seconds.
 const MADE: Duration = Duration::from_secs(5);
 
 impl App {

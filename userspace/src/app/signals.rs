@@ -1,10 +1,10 @@
 //! Signal handling, from the start of the process to its end.
 //!
-//! A separate thread receives the signals, since the main thread cannot do so during the start, while it reads a
-//! configuration, or while it resolves names. SIGHUP requests a reload, SIGTERM and SIGINT request a stop. Further
-//! signals are stored, one of each kind. During the start, a stop ends the process at once. During a drain, only
-//! another stop counts. All other signals that would end the process without a fault of its own (such as SIGUSR1) are
-//! logged and ignored. SIGQUIT still makes a core dump.
+//! A separate thread receives the signals, since the main thread is busy during the start, a reload and name
+//! resolution. SIGHUP requests a reload, SIGTERM and SIGINT request a stop. Further signals are stored, one of each
+//! kind. During the start, a stop ends the process at once. During a drain, only another stop counts. All other
+//! signals that would end the process without a fault of its own (such as SIGUSR1) are logged and ignored. SIGQUIT
+//! still makes a core dump.
 
 use std::{
     future::poll_fn,

@@ -65,7 +65,7 @@ impl From<ProgramError> for LoadError {
     }
 }
 
-/// Has the kernel verify a program: `load` is its `load` method. The verifier gives up (`EAGAIN`) if a freezer or a
+/// Makes the kernel verify a program: `load` is its `load` method. The verifier gives up (`EAGAIN`) if a freezer or a
 /// debugger interrupts its thread. That is no fault of the program, so the call is repeated for ten seconds.
 pub(crate) fn verified(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
     const PATIENCE: Duration = Duration::from_secs(10);

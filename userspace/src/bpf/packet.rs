@@ -2,7 +2,7 @@
 //! thread for events of flows that end.
 //!
 //! Unless flows are to outlive the process ([`Pins`]), nothing is pinned. The maps can be inspected while the process
-//! runs (`bpftool map dump name SNI_STATES`). Everything ends with the process, however it ends.
+//! runs (`bpftool map dump name SNI_STATES`). Everything ends with the process, for any reason of its end.
 
 use std::{
     collections::{BTreeSet, HashMap},

@@ -1,7 +1,7 @@
 //! The sockmap datapath's part in the kernel: the programs, their maps, and the thread for their events.
 //!
 //! Nothing is pinned. The maps have names (`bpftool map dump name SNI_FLOWS`), and everything ends with the process,
-//! however it ends.
+//! for any reason of its end.
 
 use std::{
     fmt,

@@ -133,7 +133,7 @@ pub(super) struct Connection {
 /// The moment at which a direction that has moved enough may be offloaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum HandoverPoint {
-    /// When none of its bytes are in flight in userspace.
+    /// When no byte of the direction is in flight in userspace.
     AtRest,
     /// At once.
     Any,

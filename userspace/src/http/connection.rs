@@ -56,8 +56,8 @@ const HEAD: usize = 60 * 1024;
 /// Concurrent streams of one connection, as in Envoy's edge configuration.
 const STREAMS: u32 = 100;
 
-/// The greatest number of streams that a client may reset before they are served, and of streams that it may make the
-/// server reset (CVE-2023-44487).
+/// The greatest number of streams that a client may reset before they are served. The same limit applies to streams
+/// that it makes the server reset (CVE-2023-44487).
 const RESETS: usize = 20;
 
 /// The silence after which an HTTP/2 client gets a PING (RFC 9113 section 6.7), and the time limit of its reply.

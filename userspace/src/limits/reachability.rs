@@ -26,11 +26,11 @@ struct Backends(HashMap<Arc<str>, Noticed>);
 
 #[derive(Debug, Clone, Copy)]
 struct Noticed {
-    /// When the backend became unreachable; `None` if it is reachable.
+    /// The time at which the backend became unreachable. `None` if it is reachable.
     away_since: Option<Instant>,
     /// Whether the log has reported that.
     told: bool,
-    /// When the log reported the backend.
+    /// The time at which the log reported the backend.
     line: Instant,
 }
 

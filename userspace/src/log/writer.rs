@@ -158,7 +158,7 @@ pub(super) struct Unwritten {
     pub(super) written: usize,
 }
 
-/// Writes all of it, however long the other end takes.
+/// Writes all bytes, for any time that the other end takes.
 pub(super) fn write(sink: &impl AsFd, line: &[u8]) -> Result<(), Unwritten> {
     let mut rest = line;
     while !rest.is_empty() {

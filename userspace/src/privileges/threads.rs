@@ -38,7 +38,7 @@ pub(super) enum Change {
     Keep(CapabilitySet),
 }
 
-/// Why a change was not made.
+/// The reason for which a change was not made.
 #[derive(Debug)]
 pub(super) enum ChangeError {
     Refused(Errno),

@@ -11,7 +11,7 @@ pub enum Outcome {
     Warning(String),
     /// The capability is missing, for this reason.
     Failed(String),
-    /// The experiment could not be made, for this reason. That says nothing about the kernel.
+    /// The probe could not run, for this reason, which is no evidence about the kernel.
     Untried(String),
 }
 

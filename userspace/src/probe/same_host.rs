@@ -132,7 +132,7 @@ async fn judge(lab: &Lab, experiment: Experiment) -> Outcome {
     }
 }
 
-/// Our socket to a backend on this host, announced before it was connected, and the backend's.
+/// The balancer's socket to a backend on this host, announced before it was connected, and the backend's.
 async fn announced(lab: &Lab, carrier: &Sockmap) -> io::Result<(TcpStream, TcpStream)> {
     let socket = TcpSocket::new_v4()?;
     carrier

@@ -250,7 +250,7 @@ impl Lab {
         let counters = || self.kernel.counters().map_err(io::Error::other);
         let before = counters()?;
         let (ends, _ended) = self.link(&self.small, 0).await?;
-        // The receiver waits for the program to pass, however fast this machine is.
+        // The receiver waits for the program to pass, on a machine of any speed.
         let read_late = async {
             while counters()?.passed_bytes == before.passed_bytes {
                 tokio::time::sleep(Duration::from_millis(1)).await;

@@ -19,8 +19,8 @@ const MOST_FILES: usize = 10_000;
 /// Reads every file that `paths` name and translates them together.
 ///
 /// # Errors
-/// Returns an error if a file cannot be read, is not UTF-8, or is larger than 64 MiB, or if all files together exceed
-/// 256 MiB.
+/// Returns an error if a file cannot be read, is not UTF-8, or is larger than 64 MiB. Returns an error if all files
+/// together exceed 256 MiB.
 pub fn load(paths: &[PathBuf], options: &Options) -> anyhow::Result<Translation> {
     let mut left = MOST_TOGETHER;
     let mut documents = Documents::default();

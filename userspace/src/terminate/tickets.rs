@@ -22,8 +22,8 @@ use zeroize::Zeroizing;
 use super::clients;
 use crate::secrets::Authorities;
 
-/// Seconds after which a new seed encrypts. The previous seed decrypts for the same time. A ticket is valid for at
-/// least this time and at most twice this time, which is far below the seven days of RFC 8446.
+/// Seconds after which a new seed encrypts. The previous seed decrypts for the same time. A ticket is valid for one
+/// to two times this time. RFC 8446 permits seven days.
 pub const ROTATION: i64 = 6 * 60 * 60;
 
 /// Number of seeds: the one that encrypts, and the previous one.

@@ -217,9 +217,9 @@ impl Balancer {
         self.panic_threshold > 0 && health::panics(tiers, self.panic_threshold)
     }
 
-    /// The next choice, without the `passed` members. It is of the first priority that has a member left and is not
-    /// below the panic threshold, or else of the first priority that has one left. `key` becomes the key of the
-    /// following choice.
+    /// The next choice, without the `passed` members. The member is of the first priority with a member left that is
+    /// not below the panic threshold. If there is none, the member is of the first priority with a member left. `key`
+    /// becomes the key of the following choice.
     #[must_use]
     pub fn next(&self, key: &mut u64, group: &impl Group, passed: &[u32], among: Among) -> Option<usize> {
         let admits = |member: usize| {

@@ -71,7 +71,7 @@ impl Turns {
 
 impl Schedule {
     /// Starts requests on `connections` at a total of `rate` per second. Thread `index` of `threads` begins a part of
-    /// a batch later than the previous one, so that they do not send at the same time.
+    /// a batch later than the previous one. So the threads do not send at the same time.
     pub(crate) fn start(
         rate: f64,
         connections: usize,

@@ -45,7 +45,7 @@ const MAGIC: u32 = 0xcafe_4a11;
 /// Limit of the time for the end of a killed process.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Why nothing can be pinned.
+/// The reason for which pins are not available.
 #[derive(Debug, Error)]
 pub enum PinsError {
     /// Nothing that can be pinned keeps a program on a device (tcx).

@@ -270,9 +270,9 @@ struct Thread {
 
 impl Thread {
     fn run(&mut self) {
-        // When all flows may be looked at again, while there is a reason to.
+        // The time of the next check of all flows, if there is a reason for one.
         let mut quiet_until = Instant::now();
-        // Flows of an earlier process are looked at without one.
+        // The first check of an earlier process's flows needs no reason.
         let mut due = Some(quiet_until);
         // The time of the next check for stalled flows, while there are any flows.
         let mut sweep: Option<Instant> = None;

@@ -308,8 +308,8 @@ enum Settled {
 
 impl<'a> PacketFlow<'a> {
     pub(super) fn new(entry: Entry, connection: Box<Connection>, account: &'a Account) -> Self {
-        // However the sockets are closed, also by the end of the process, they send resets. The program on the devices
-        // drops these, or gives them the right numbers.
+        // Every close of the sockets sends resets, also at the end of the process. The program on the devices drops
+        // the resets, or gives them the right numbers.
         for socket in [&connection.client, &connection.backend] {
             let _ = sockopt::reset_on_close(socket);
         }

@@ -47,7 +47,7 @@ use crate::{
 /// second late. The bytes are safe meanwhile. A reset of the receiver would discard them.
 const WORKER_GRACE: Duration = Duration::from_secs(30);
 
-/// Looks at a queue that is about to become empty, before it is left alone for a while.
+/// The number of checks of a queue that is about to become empty, before a longer pause.
 const LOOKS: u32 = 16;
 
 /// Checks, a millisecond apart, after which bytes of the short cut are given up. If the host had no memory, a client's
