@@ -106,12 +106,16 @@ fn one_that_is_not_eligible_is_never_tried_but_in_panic() {
             assert_eq!(order(&one_never, key), [0; 0], "{algorithm:?}");
             assert_eq!(order(&one, key), [1], "{algorithm:?}");
         }
-        all.iter().for_each(|place| place.endpoint.set_eligible(false));
+        for place in &all {
+            place.endpoint.set_eligible(false);
+        }
         for key in (0..100).map(hash::mix) {
             assert_eq!(order(&three_never, key), [0; 0], "{algorithm:?}");
             assert_eq!(order(&three, key).len(), 3, "{algorithm:?}");
         }
-        all.iter().for_each(|place| place.endpoint.set_eligible(true));
+        for place in &all {
+            place.endpoint.set_eligible(true);
+        }
     }
 }
 
