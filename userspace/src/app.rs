@@ -58,6 +58,7 @@ mod live;
 pub mod memory;
 mod prepare;
 mod reload;
+mod restart;
 mod secrets;
 mod signals;
 mod start;

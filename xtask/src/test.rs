@@ -23,7 +23,7 @@ pub(crate) struct Args {
 }
 
 /// The programs of the tests, each with its Debian package.
-const PEERS: [(&str, &str); 8] = [
+const PEERS: [(&str, &str); 9] = [
     ("nginx", "nginx-light"),
     ("openssl", "openssl"),
     ("curl", "curl"),
@@ -32,6 +32,7 @@ const PEERS: [(&str, &str); 8] = [
     ("h2load", "nghttp2-client"),
     ("ip", "iproute2"),
     ("nft", "nftables"),
+    ("strace", "strace"),
 ];
 
 /// The eBPF crate compiles only for its own target.

@@ -16,7 +16,7 @@ use snisplice_tests::{
     cgroup::Cgroup,
     daemon::{Daemon, Options},
     kernel::{Map, Pinned, Programs},
-    lab::Lab,
+    lab::{Datapath, Lab},
     netns::BACKEND,
     process::{Process, run},
     stream::{self, Pace, Pattern, Random},
@@ -31,6 +31,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::each("fault::no_descriptors_left", no_descriptors_left),
     Case::each("fault::stopped_again_and_again", stopped_again_and_again),
     Case::each("fault::stopped_while_it_starts", stopped_while_it_starts),
+    Case::each("fault::interrupted_while_it_asks_the_kernel", interrupted_while_it_asks_the_kernel),
     Case::sockets("fault::little_memory_for_sockets", little_memory_for_sockets),
     Case::sockmap("fault::a_killed_daemon_leaves_nothing", a_killed_daemon_leaves_nothing),
     Case::sockmap("fault::leftovers_of_others_do_not_disturb", leftovers_of_others_do_not_disturb),
@@ -178,6 +179,25 @@ fn stopped_while_it_starts(lab: &Lab) -> Result<()> {
     let log = daemon.process().log()?;
     ensure!(!log.contains("datapath packet is not used"), "{log}");
     Flow::open(lab, &listener)?.exchange()
+}
+
+/// A signal interrupts each of the first requests to the kernel's BPF. Some then fail with `EAGAIN`. The daemon does not
+/// take such a failure for a missing feature: it starts anew, and serves with the datapath.
+fn interrupted_while_it_asks_the_kernel(lab: &Lab) -> Result<()> {
+    // One start makes 18 requests for features. So the second start is interrupted as well.
+    const INTERRUPT: &str = "inject=bpf:signal=SIGCONT:when=1..30";
+    let listener = flow::backend(lab)?;
+    let trace = lab.dir().join("trace");
+    let trace = trace.to_str().context("a path in UTF-8")?;
+    // With `-D`, the daemon is the direct child, and strace runs beside it.
+    let within = ["strace", "-D", "-f", "-qq", "-o", trace, "-e", "trace=bpf", "-e", INTERRUPT];
+    let daemon = Daemon::start(lab, &Options::yaml(lab, &flow::yaml(""))?.within(&within))?;
+    Flow::open(lab, &listener)?.exchange()?;
+    let loads_programs = lab.datapath != Datapath::Relay;
+    let interrupted = fs::read_to_string(trace)?.contains("EAGAIN");
+    ensure!(interrupted == loads_programs, "EAGAIN in the trace: {interrupted}");
+    drop(daemon);
+    Ok(())
 }
 
 /// The daemon's sockets may hold only a few megabytes in total: transfers are slow, but every byte arrives.

@@ -9,6 +9,7 @@ use snisplice_config::{Translation, explain, render_check};
 use super::{
     App,
     live::{Live, check_live},
+    restart,
     secrets::check_secrets,
     signals::Signals,
 };
@@ -100,6 +101,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             }
             // File capabilities may be permitted without being effective.
             privileges::raise();
+            restart::detect_features()?;
             let questions = options.questions();
             let mut answers = questions.answer();
             if options.twice && !answers.affirm(questions) {

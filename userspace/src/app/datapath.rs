@@ -114,6 +114,11 @@ impl DatapathNeeds {
         Questions { sockmap, packet: self.packet, same_host: sockmap && self.same_host }
     }
 
+    /// Whether any datapath loads programs.
+    pub(super) fn loads_programs(&self) -> bool {
+        self.datapath != DatapathKind::Relay
+    }
+
     /// Whether the process can serve before the probes end: no result makes the start fail, and no flow of an earlier
     /// process waits.
     pub(super) fn can_wait(&self) -> bool {

@@ -20,6 +20,7 @@ use super::{
     prepare::{
         choose, connections, decided, metrics_with, open_access_log, prepare_process, start_workers, workers,
     },
+    restart,
     secrets::Secrets,
     signals::Signals,
     supervisor::Supervisor,
@@ -35,6 +36,7 @@ use crate::{
     limits::admission::Admission,
     metrics::Metrics,
     net::listeners::Bound as Sockets,
+    privileges,
     proxy::worker::{self, Shared},
     snapshot::{SharedSnapshot, Snapshot},
     takeover::{SocketFile, client::Client},
@@ -106,8 +108,13 @@ pub(super) struct Bound {
 impl Prepared {
     /// Step 1: reads the model to serve, and sets up the process before it opens any file.
     pub(super) fn prepare(options: Run, translation: Translation, signals: Signals) -> anyhow::Result<Self> {
-        let supervisor = Supervisor::of_environment();
         let model = decided(translation, &options)?;
+        if DatapathNeeds::of(&model).loads_programs() {
+            // Comes first: a process that starts anew needs its environment, its descriptors and its privileges.
+            privileges::raise();
+            restart::detect_features()?;
+        }
+        let supervisor = Supervisor::of_environment();
         let open_files = prepare_process(&options)?;
         Ok(Self { options, signals, supervisor, model, open_files })
     }

@@ -10,7 +10,8 @@ use std::{
 use aya::{
     Ebpf, EbpfError, Pod,
     maps::{Map, MapData, MapError, PerCpuArray},
-    programs::ProgramError,
+    programs::{ProgramError, ProgramType},
+    sys::is_program_supported,
 };
 use thiserror::Error;
 
@@ -76,6 +77,22 @@ pub(crate) fn verified(mut load: impl FnMut() -> Result<(), ProgramError>) -> Re
                 if io_error.kind() == io::ErrorKind::WouldBlock && started.elapsed() < PATIENCE => {}
             loaded => return loaded,
         }
+    }
+}
+
+/// Detects the features of the kernel's BPF, which the loader does once per process. Returns whether a signal interrupted
+/// that. The loader takes an interrupted attempt (`EAGAIN`, see [`verified`]) as "not supported" for the life of the
+/// process: maps of global data are not created then, or programs get no names.
+pub(crate) fn detection_was_interrupted() -> bool {
+    let features = aya::features();
+    if features.bpf_name() && features.bpf_global_data() {
+        return false;
+    }
+    // Every supported kernel has both. Without privileges, this program is refused as well.
+    match is_program_supported(ProgramType::SocketFilter) {
+        Ok(supported) => supported,
+        Err(ProgramError::SyscallError(error)) => error.io_error.kind() == io::ErrorKind::WouldBlock,
+        Err(_) => false,
     }
 }
 
