@@ -101,38 +101,55 @@ impl Log {
         Ok(Self(log))
     }
 
-    /// Lines since the last call that report a fault in the kernel. Known faults are printed, but not returned.
+    /// Lines since the last call that report a fault in the kernel. Known faults ([`KNOWN`]) are printed, but not
+    /// returned.
     pub fn faults(&mut self) -> Result<Vec<String>> {
-        const FAULTS: [&str; 7] =
-            ["WARNING:", "BUG:", "Oops", "general protection", "refcount_t:", "soft lockup", "hung task"];
-        // docs/internals/sockmap.md, "Warnings of the kernel that were seen": two processors change a sum without a
-        // lock, so it may become negative.
-        const KNOWN: [[&str; 2]; 2] =
-            [["af_inet.c", "inet_sock_destruct"], ["ucopysize.h", "tcp_sendmsg_locked"]];
-        let mut faults = Vec::new();
+        let mut lines = Vec::new();
         let mut record = vec![0; 8192];
         loop {
             match self.0.read(&mut record) {
                 Ok(0) => break,
-                Ok(count) => {
-                    let line = String::from_utf8_lossy(&record[..count]);
-                    if !FAULTS.iter().any(|fault| line.contains(fault)) {
-                        continue;
-                    }
-                    if KNOWN.iter().any(|known| known.iter().all(|part| line.contains(part))) {
-                        eprintln!("known, and harmless to bytes: {}", line.trim_end());
-                    } else {
-                        faults.push(line.trim_end().to_owned());
-                    }
-                }
+                Ok(count) => lines.push(String::from_utf8_lossy(&record[..count]).trim_end().to_owned()),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 // The ring buffer has overrun. The lost lines cannot be judged, and the following ones can.
                 Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
                 Err(error) => return Err(error.into()),
             }
         }
+        let (known, faults) = faults_of(&lines);
+        for line in known {
+            eprintln!("known, and harmless to bytes: {line}");
+        }
         Ok(faults)
     }
+}
+
+/// Warnings about `sk_forward_alloc`, which two processors change without a lock, so it may become negative:
+/// docs/internals/sockmap.md, "Warnings of the kernel that were seen". An entry has the file and the function of the
+/// warning. If other code can cause the same warning, the entry also has a function of the call trace.
+const KNOWN: [(&str, &str, Option<&str>); 3] = [
+    ("af_inet.c", "inet_sock_destruct", None),
+    ("ucopysize.h", "tcp_sendmsg_locked", None),
+    ("page_counter.c", "page_counter_uncharge", Some("__sk_mem_reduce_allocated")),
+];
+
+/// The known faults among `lines` of the kernel's log, and the other faults. The call trace of a fault ends before the
+/// next fault.
+fn faults_of(lines: &[String]) -> (Vec<String>, Vec<String>) {
+    const FAULTS: [&str; 7] =
+        ["WARNING:", "BUG:", "Oops", "general protection", "refcount_t:", "soft lockup", "hung task"];
+    let is_fault = |line: &str| FAULTS.iter().any(|fault| line.contains(fault));
+    let (mut known, mut other) = (Vec::new(), Vec::new());
+    for (at, line) in lines.iter().enumerate().filter(|(_, line)| is_fault(line)) {
+        let mut trace =
+            lines[at + 1..].iter().take_while(|line| !is_fault(line) && !line.contains("end trace"));
+        let entry = KNOWN.iter().find(|(file, function, _)| line.contains(file) && line.contains(function));
+        let is_known = entry.is_some_and(|(_, _, caller)| {
+            caller.is_none_or(|caller| trace.any(|line| line.contains(caller)))
+        });
+        if is_known { &mut known } else { &mut other }.push(line.clone());
+    }
+    (known, other)
 }
 
 /// Makes the kernel repeat warnings that it prints once per boot: an earlier run's warning would hide this run's.
@@ -277,4 +294,33 @@ pub fn sockets(netns: &Netns, state: u8) -> Result<usize> {
         (state == wanted && !remote.starts_with("0100007F")).then_some((local, remote))
     });
     Ok(rows.collect::<BTreeSet<_>>().len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::faults_of;
+
+    /// How many known and other faults `log` has.
+    fn count(log: &str) -> (usize, usize) {
+        let lines: Vec<_> = log.lines().map(str::to_owned).collect();
+        let (known, other) = faults_of(&lines);
+        (known.len(), other.len())
+    }
+
+    #[test]
+    fn a_call_trace_decides_whether_a_warning_is_known() {
+        let warning =
+            "page_counter underflow: -7\nWARNING: CPU: 1 at mm/page_counter.c:60 page_counter_uncharge+0x8b";
+        let (socket, end) = ("__sk_mem_reduce_allocated+0x92/0xf0", "---[ end trace 0000000000000000 ]---");
+        assert_eq!(count(&format!("{warning}\nCall Trace:\n{socket}\n{end}")), (1, 0));
+        assert_eq!(count(&format!("{warning}\nuncharge_batch+0x1/0x2\n{end}\n{socket}")), (0, 1));
+        assert_eq!(count(&format!("{warning}\n{warning}\n{socket}")), (1, 1));
+    }
+
+    #[test]
+    fn other_faults_are_not_known() {
+        assert_eq!(count("WARNING: at net/ipv4/af_inet.c:157 inet_sock_destruct+0x174/0x1a0"), (1, 0));
+        assert_eq!(count("WARNING: at net/core/skmsg.c:1 sk_psock_drop+0x1\nBUG: unable to handle"), (0, 2));
+        assert_eq!(count("eth0: link is up"), (0, 0));
+    }
 }
