@@ -13,7 +13,12 @@ use http_body_util::Empty;
 use hyper::{Method, Request, body::Bytes, ext::Protocol};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::version::TLS13;
-use snisplice_tests::{lab::Lab, suite::Case, tcp};
+use snisplice_tests::{
+    daemon::{Daemon, Options},
+    lab::Lab,
+    suite::Case,
+    tcp, wait,
+};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_tungstenite::{
     WebSocketStream,
@@ -25,6 +30,7 @@ use crate::front::{self, HTTP, HTTPS, NAME, PLAIN};
 pub(crate) const CASES: &[Case] = &[
     Case::once("websocket::messages_pass_over_http1", over_http1),
     Case::once("websocket::messages_pass_over_http2", over_http2),
+    Case::once("websocket::a_tunnel_counts_for_its_backend", a_tunnel_counts),
     Case::once("websocket::a_refusal_of_the_backend_is_passed_on", refused),
 ];
 
@@ -182,6 +188,34 @@ fn over_http2(lab: &Lab) -> Result<()> {
         ensure!(of("sec-websocket-key").is_some_and(|key| key.len() == 24), "the backend has no key");
     }
     Ok(())
+}
+
+/// A connection that has switched to another protocol still takes a place of its backend.
+fn a_tunnel_counts(lab: &Lab) -> Result<()> {
+    let _backend = echo(tcp::listen(&lab.backend, &front::backend(PLAIN))?);
+    let yaml = format!(
+        "listeners: [{{name: web, bind: \"{}\", http: [{{backends: pool}}]}}]\n\
+         backends: [{{name: pool, max_connections: 1, endpoints: \"{}\"}}]\n",
+        front::address(HTTP),
+        front::backend(PLAIN),
+    );
+    let _daemon = Daemon::start(lab, &Options::yaml(lab, &yaml)?)?;
+    let open = || -> Result<_> {
+        let stream = tcp::connect(&lab.client, &front::address(HTTP))?;
+        match tungstenite::client(format!("ws://{NAME}/chat"), stream) {
+            Ok((socket, _)) => Ok(Some(socket)),
+            Err(tungstenite::HandshakeError::Failure(tungstenite::Error::Http(response)))
+                if response.status() == 503 =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
+    };
+    let first = open()?.context("the only place is free")?;
+    ensure!(open()?.is_none(), "a second tunnel has a place");
+    talk(first)?;
+    wait::until_true("the place is free again", || Ok(open()?.is_some()))
 }
 
 fn refused(lab: &Lab) -> Result<()> {

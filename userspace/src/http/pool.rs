@@ -229,29 +229,27 @@ impl<F: Future<Output: 'static> + 'static> Executor<F> for OnWorker {
 
 /// Begins HTTP/1.1 on a connection to a backend.
 pub async fn begin_http1(connected: Connected) -> hyper::Result<http1::SendRequest<Upload>> {
-    let Connected { io, guard, .. } = connected;
-    let (sender, connection) = http1::Builder::new().handshake(TokioIo::new(io)).await?;
+    let io = TokioIo::new(connected.into_counted());
+    let (sender, connection) = http1::Builder::new().handshake(io).await?;
     spawn_local(async move {
         // The waiting request receives the error.
         let _ = connection.with_upgrades().await;
-        drop(guard);
     });
     Ok(sender)
 }
 
 /// Begins HTTP/2 on a connection to a backend.
 pub async fn begin_http2(connected: Connected) -> hyper::Result<http2::SendRequest<Upload>> {
-    let Connected { io, guard, .. } = connected;
+    let io = TokioIo::new(connected.into_counted());
     let (sender, connection) = http2::Builder::new(OnWorker)
         .timer(TokioTimer::new())
         .keep_alive_interval(PROBE)
         .initial_stream_window_size(1 << 18)
         .initial_connection_window_size(1 << 20)
-        .handshake(TokioIo::new(io))
+        .handshake(io)
         .await?;
     spawn_local(async move {
         let _ = connection.await;
-        drop(guard);
     });
     Ok(sender)
 }
