@@ -1,6 +1,13 @@
 //! One request and its response.
 
-use std::{cell::OnceCell, net::IpAddr, ops::Deref, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::OnceCell,
+    net::{IpAddr, SocketAddr},
+    ops::Deref,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use hyper::{
     HeaderMap, Method, Request, Response, StatusCode, Version,
@@ -25,7 +32,7 @@ use super::{
     refused::Refused,
     request_log::Note,
     route::{self, Decision},
-    variables::Facts,
+    variables::{Facts, Upstream},
     websocket,
 };
 use crate::{
@@ -154,7 +161,9 @@ pub async fn exchange(mut request: Request<Incoming>, connection: Rc<Connection>
         own: connection.own,
         server_name: connection.server_name.as_deref(),
         trusted,
+        started: SystemTime::now(),
         sent: OnceCell::new(),
+        upstream: Upstream::default(),
     };
     let decision = route::decide(&table, &asked, connection.own.port());
     let (mut response, rule) = match decision {
@@ -206,7 +215,9 @@ pub async fn exchange(mut request: Request<Incoming>, connection: Rc<Connection>
         }
     };
     if let Some(rule) = rule {
-        headers::change(response.headers_mut(), &rule.response_headers, |variable, _| facts.value(variable));
+        headers::change(response.headers_mut(), &rule.response_headers, |variable, headers| {
+            facts.of_response(variable, headers)
+        });
     }
     let label = rule.map(|rule| snapshot.label(&rule.rule));
     finished(response, label, &connection, in_flight)
@@ -342,6 +353,7 @@ impl Order<'_> {
         }
         let none = (HeaderChanges::default(), HeaderChanges::default());
         let (of_request, of_response) = self.forward.of_target.get(index).unwrap_or(&none);
+        let _ = self.facts.upstream.cluster.set(cluster.name.clone());
         let sent = self.facts.sent.get_or_init(|| self.headers(of_request));
 
         // A gRPC stream may be silent from its beginning, for any time.
@@ -375,7 +387,9 @@ impl Order<'_> {
             return Err(Failure::Protocol);
         }
         headers::remove_hop_by_hop(response.headers_mut());
-        headers::change(response.headers_mut(), of_response, |variable, _| self.facts.value(variable));
+        headers::change(response.headers_mut(), of_response, |variable, headers| {
+            self.facts.of_response(variable, headers)
+        });
         // Each hop has its own version.
         *response.version_mut() = Version::HTTP_11;
         Ok(response.map(|incoming| Download::theirs(incoming, deadline, connection)))
@@ -397,7 +411,9 @@ impl Order<'_> {
         headers::forwarded(&mut headers, &sender, request_id);
         // Envoy's order: the changes nearest to the target come first.
         for changes in [of_target, &self.rule.request_headers] {
-            headers::change(&mut headers, changes, |variable, headers| self.facts.with(variable, headers));
+            headers::change(&mut headers, changes, |variable, headers| {
+                self.facts.of_request(variable, headers)
+            });
         }
         if let Some(wanted) = &self.upgrade {
             headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
@@ -453,6 +469,14 @@ impl Order<'_> {
         (self.connection.client.ip(), hash::server_name(host))
     }
 
+    /// Records the endpoint of an attempt.
+    fn goes_to(&self, endpoint: SocketAddr) {
+        self.facts.upstream.host.set(Some(endpoint));
+        if let Some(note) = self.note {
+            note.upstream_host.set(Some(endpoint));
+        }
+    }
+
     /// Makes one attempt, over an idle connection or a new one.
     async fn attempt(
         &self,
@@ -481,9 +505,7 @@ impl Order<'_> {
             candidates.connected(&lease);
             candidates.put_back();
             drop(lease);
-            if let Some(note) = self.note {
-                note.upstream_host.set(Some(address));
-            }
+            self.goes_to(address);
             let mut key =
                 Key { cluster: cluster.name.clone(), address, http: backend.http, tls: backend.tls.clone() };
             let (sender, reused) = match backend.http {
@@ -549,6 +571,7 @@ impl Order<'_> {
         backend: Destination<'_>,
     ) -> Result<Answer, (Failure, bool)> {
         let request = self.request(method, headers, body, backend).map_err(|_| (Failure::Protocol, false))?;
+        self.facts.upstream.local.set(sender.local());
         if let Some(note) = self.note {
             note.upstream_local.set(sender.local());
         }
@@ -626,9 +649,7 @@ impl Order<'_> {
         };
         let Connected { io: stream, endpoint, guard } = connected;
         let local = stream.local_addr().ok();
-        if let Some(note) = self.note {
-            note.upstream_host.set(Some(endpoint.address()));
-        }
+        self.goes_to(endpoint.address());
         let io: Box<dyn Io> = if backend.tls.is_none() {
             Box::new(stream)
         } else {
@@ -666,7 +687,7 @@ impl Order<'_> {
         let tunnel = Tunnel { client, backend: hyper::upgrade::on(&mut response) };
         let headers = response.headers_mut();
         headers::remove_hop_by_hop(headers);
-        headers::change(headers, changes, |variable, _| self.facts.value(variable));
+        headers::change(headers, changes, |variable, headers| self.facts.of_response(variable, headers));
         if self.is_extended {
             websocket::answer(headers);
             *response.status_mut() = StatusCode::OK;

@@ -36,10 +36,24 @@ pub enum Variable {
     Protocol,
     /// The server name in the client's hello.
     RequestedServerName,
+    /// `%RESP(NAME?OTHER)%`: a header of the response, or else another one. Without a value in headers of requests.
+    ResponseHeader(Box<str>, Option<Box<str>>),
+    /// The time of the request's head in RFC 3339, with milliseconds.
+    StartTime,
+    /// The address and port of the endpoint. Like the following ones, without a value in headers of requests.
+    UpstreamHost,
+    /// The endpoint's address without the port.
+    UpstreamHostWithoutPort,
+    /// The local address and port towards the endpoint.
+    UpstreamLocalAddress,
+    /// The local address without the port.
+    UpstreamLocalAddressWithoutPort,
+    /// The name of the backend.
+    UpstreamCluster,
 }
 
 /// The variables without arguments, by their names in Envoy.
-const PLAIN: [(&str, Variable); 9] = [
+const PLAIN: [(&str, Variable); 16] = [
     ("DOWNSTREAM_REMOTE_ADDRESS", Variable::DownstreamRemoteAddress),
     ("DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT", Variable::DownstreamRemoteAddressWithoutPort),
     ("DOWNSTREAM_DIRECT_REMOTE_ADDRESS", Variable::DownstreamDirectRemoteAddress),
@@ -49,13 +63,23 @@ const PLAIN: [(&str, Variable); 9] = [
     ("DOWNSTREAM_LOCAL_PORT", Variable::DownstreamLocalPort),
     ("PROTOCOL", Variable::Protocol),
     ("REQUESTED_SERVER_NAME", Variable::RequestedServerName),
+    ("START_TIME", Variable::StartTime),
+    ("UPSTREAM_HOST", Variable::UpstreamHost),
+    // The address of the endpoint by its newer name.
+    ("UPSTREAM_REMOTE_ADDRESS", Variable::UpstreamHost),
+    ("UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT", Variable::UpstreamHostWithoutPort),
+    ("UPSTREAM_LOCAL_ADDRESS", Variable::UpstreamLocalAddress),
+    ("UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT", Variable::UpstreamLocalAddressWithoutPort),
+    ("UPSTREAM_CLUSTER", Variable::UpstreamCluster),
 ];
 
 impl HeaderText {
     /// The supported variables.
-    pub(crate) const VARIABLES: &str = "%REQ(NAME)%, %DOWNSTREAM_REMOTE_ADDRESS%, %DOWNSTREAM_DIRECT_REMOTE_ADDRESS%, \
-                                        %DOWNSTREAM_LOCAL_ADDRESS% (each also with _WITHOUT_PORT), %DOWNSTREAM_LOCAL_PORT%, \
-                                        %PROTOCOL% and %REQUESTED_SERVER_NAME%";
+    pub(crate) const VARIABLES: &str = "%REQ(NAME)%, %RESP(NAME)%, %DOWNSTREAM_REMOTE_ADDRESS%, \
+                                        %DOWNSTREAM_DIRECT_REMOTE_ADDRESS%, %DOWNSTREAM_LOCAL_ADDRESS%, \
+                                        %UPSTREAM_REMOTE_ADDRESS%, %UPSTREAM_LOCAL_ADDRESS% (each address also with \
+                                        _WITHOUT_PORT), %DOWNSTREAM_LOCAL_PORT%, %PROTOCOL%, %REQUESTED_SERVER_NAME%, \
+                                        %START_TIME% and %UPSTREAM_CLUSTER%";
 
     /// Parses a text. `%%` is a percent sign.
     ///
@@ -117,8 +141,12 @@ impl fmt::Display for HeaderText {
         for piece in &self.0 {
             match piece {
                 Piece::Text(text) => f.write_str(&text.replace('%', "%%"))?,
-                Piece::Variable(Variable::RequestHeader(name, other), most) => {
-                    write!(f, "%REQ({name}")?;
+                Piece::Variable(
+                    variable @ (Variable::RequestHeader(name, other) | Variable::ResponseHeader(name, other)),
+                    most,
+                ) => {
+                    let of = if matches!(variable, Variable::RequestHeader(..)) { "REQ" } else { "RESP" };
+                    write!(f, "%{of}({name}")?;
                     other.iter().try_for_each(|other| write!(f, "?{other}"))?;
                     f.write_str(")")?;
                     most.iter().try_for_each(|most| write!(f, ":{most}"))?;
@@ -139,7 +167,13 @@ fn variable(text: &str) -> Option<(Variable, Option<usize>)> {
     if let Some((_, variable)) = PLAIN.iter().find(|(name, _)| *name == text) {
         return Some((variable.clone(), None));
     }
-    let (names, length) = text.strip_prefix("REQ(")?.split_once(')')?;
+    let (of, rest) = text.split_once('(')?;
+    let make = match of {
+        "REQ" => Variable::RequestHeader,
+        "RESP" => Variable::ResponseHeader,
+        _ => return None,
+    };
+    let (names, length) = rest.split_once(')')?;
     let most = match length {
         "" => None,
         length => Some(length.strip_prefix(':')?.parse().ok()?),
@@ -158,7 +192,7 @@ fn variable(text: &str) -> Option<(Variable, Option<usize>)> {
         Some(other) => Some(header(other)?),
         None => None,
     };
-    Some((Variable::RequestHeader(header(name)?, other), most))
+    Some((make(header(name)?, other), most))
 }
 
 #[cfg(test)]
@@ -184,6 +218,8 @@ mod tests {
             ("a %REQ(X-A):3% b", Some("a abc b")),
             ("%REQ(x-b?X-C)%", Some("other x-c")),
             ("%REQ(x-b)%", None),
+            ("%RESP(x-b?X-C):3%", None),
+            ("%UPSTREAM_REMOTE_ADDRESS%%START_TIME%", None),
             ("%DOWNSTREAM_LOCAL_PORT%%%", Some("%")),
         ] {
             let parsed = HeaderText::parse(text).unwrap();
@@ -197,7 +233,8 @@ mod tests {
         for (text, fault) in [
             ("100%", "the '%' before '' begins no variable"),
             ("50% off", "the '%' before ' off' begins no variable"),
-            ("%UPSTREAM_HOST%", "the variable '%UPSTREAM_HOST%' is not served"),
+            ("%RESPONSE_FLAGS%", "the variable '%RESPONSE_FLAGS%' is not served"),
+            ("%TRAILER(a)%", "the variable '%TRAILER(a)%' is not served"),
             ("%REQ(a b)%", "the variable '%REQ(a b)%' is not served"),
             ("%REQ(a):x%", "the variable '%REQ(a):x%' is not served"),
             ("%REQ(a?)%", "the variable '%REQ(a?)%' is not served"),
