@@ -34,6 +34,10 @@ pub(crate) const CASES: &[Case] = &[
         served_while_draining,
     ),
     Case::once("listening::who_waits_for_the_whole_drain_is_refused", drained_while_waiting),
+    Case::once(
+        "listening::who_waits_for_an_address_that_is_not_taken_over_is_served",
+        taken_over_while_waiting,
+    ),
     Case::once("listening::a_reload_between_all_addresses_and_one", any_and_one),
     Case::once("listening::a_reload_between_all_addresses_and_one_of_ipv6", any_and_one_v6),
     Case::once("listening::all_addresses_are_given_up_in_the_end", given_up),
@@ -138,13 +142,26 @@ fn served_while_draining(lab: &Lab) -> Result<()> {
     ensure!(tcp::connect(&lab.client, &flow::front()).is_err(), "it accepts still");
     // They only wait for slots.
     drop(held);
+    let (served, reset) = answered(&listener, clients, LAST, &first)?;
+    ensure!((served, reset) == (LAST, WAITING - LAST), "{served} were served, {reset} reset");
+    ensure!(daemon.wait()?.success());
+    Ok(())
+}
+
+/// Answers `count` connections at the backend. Returns how many of the clients are answered, and how many are reset.
+fn answered(
+    listener: &TcpListener,
+    clients: Vec<TcpStream>,
+    count: usize,
+    first: &[u8],
+) -> Result<(usize, usize)> {
     let (mut served, mut reset) = (0, 0);
     thread::scope(|scope| {
         // Each frees its slot for another when it has read all bytes.
         let read = |mut client: TcpStream| tcp::read_to_end(&mut client);
         let clients: Vec<_> = clients.into_iter().map(|client| scope.spawn(move || read(client))).collect();
-        for _ in 0..LAST {
-            let mut backend = tcp::accept(&listener)?;
+        for _ in 0..count {
+            let mut backend = tcp::accept(listener)?;
             ensure!(tcp::read_exact(&mut backend, first.len())? == first);
             backend.write_all(b"welcome")?;
         }
@@ -155,10 +172,23 @@ fn served_while_draining(lab: &Lab) -> Result<()> {
                 other => bail!("{other:?}"),
             }
         }
-        Ok(())
-    })?;
-    ensure!((served, reset) == (LAST, WAITING - LAST), "{served} were served, {reset} reset");
-    ensure!(daemon.wait()?.success());
+        Ok((served, reset))
+    })
+}
+
+/// The new process does not serve this address. The old one serves its queue, although it is full.
+fn taken_over_while_waiting(lab: &Lab) -> Result<()> {
+    const WAITING: usize = 5;
+    let settings = limits("timeouts: {drain: 1h}\n");
+    let (mut old, listener, _) = start(lab, &flow::yaml(&settings))?;
+    let first = hello::naming(NAME)?;
+    let (held, clients) = fill(lab, &old, &listener, WAITING, &first)?;
+    let other = flow::yaml(&settings).replace(":8443", ":8444");
+    let _new = Daemon::take_over(lab, &Options::yaml(lab, &other)?, "second")?;
+    old.wait_log("no longer listening")?;
+    drop(held);
+    ensure!(answered(&listener, clients, WAITING, &first)? == (WAITING, 0), "some are reset");
+    ensure!(old.wait()?.success());
     Ok(())
 }
 

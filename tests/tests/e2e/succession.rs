@@ -149,7 +149,7 @@ fn broken_off(lab: &Lab, stage: Stage) -> Result<()> {
 fn offer(lab: &Lab) -> Result<(Socket, Vec<String>)> {
     let channel = socket()?;
     channel.connect(&SockAddr::unix(socket_path(lab)?)?)?;
-    say(&channel, "hello 3")?;
+    say(&channel, "hello 4")?;
     let mut offered = Vec::new();
     loop {
         let heard = hear(&channel)?;

@@ -223,7 +223,11 @@ impl App {
                     programs.thaw();
                 }
             }
-            Request::Serving { process, flows } => {
+            Request::Serving { process, flows, unwanted } => {
+                // No process but this one serves the clients that the kernel has queued for these addresses.
+                for address in unwanted {
+                    self.unlisten(address);
+                }
                 if let (Some(programs), Some(channel)) = (&self.programs, flows) {
                     programs.pass_on(channel);
                 }

@@ -171,14 +171,15 @@ async fn work(index: usize, shared: Shared, mut orders: mpsc::UnboundedReceiver<
     spawn_local(tick(service.clone()));
     let sessions = TaskTracker::new();
     let acceptors = TaskTracker::new();
-    let mut listening: HashMap<SocketAddr, CancellationToken> = HashMap::new();
-    let succeeded = Rc::new(Cell::new(false));
+    let mut listening: HashMap<SocketAddr, Listening> = HashMap::new();
     let patience = loop {
         match orders.recv().await {
             Some(Order::Listen { listener, wanted, socket }) => {
                 service.keepalive.apply(&socket)?;
                 service.listening.borrow_mut().push((wanted, socket.local_addr()?));
                 let socket = watch_readable(socket.into())?;
+                // One address may have several sockets after a takeover from a process with more workers.
+                let Listening { stop, succeeded } = listening.entry(wanted).or_default().clone();
                 let entrance = Rc::new(Entrance {
                     listener_account: RefCell::new(Followed {
                         generation: 0,
@@ -190,17 +191,16 @@ async fn work(index: usize, shared: Shared, mut orders: mpsc::UnboundedReceiver<
                     admission: shared.admission.clone(),
                     sessions: sessions.clone(),
                     waiters: acceptors.clone(),
-                    succeeded: succeeded.clone(),
-                    // One address may have several sockets after a takeover from a process with more workers.
-                    stop: listening.entry(wanted).or_default().clone(),
+                    succeeded,
+                    stop,
                 });
                 let acceptor = Rc::new(Acceptor { socket, entrance });
                 acceptors.spawn_local(accept_always(acceptor, |one| spawn_local(one.run())));
             }
             Some(Order::Unlisten(address)) => {
                 service.listening.borrow_mut().retain(|(wanted, _)| *wanted != address);
-                if let Some(stop) = listening.remove(&address) {
-                    stop.cancel();
+                if let Some(address) = listening.remove(&address) {
+                    address.stop.cancel();
                 }
             }
             Some(Order::Ask(request)) => answer(&service, request),
@@ -210,16 +210,18 @@ async fn work(index: usize, shared: Shared, mut orders: mpsc::UnboundedReceiver<
                 }
             }
             Some(Order::Withdraw) => service.datapath.withdraw(),
-            Some(Order::Drain { patience, succeeded: by_another }) => {
-                succeeded.set(by_another);
+            Some(Order::Drain { patience, succeeded }) => {
+                for address in listening.values() {
+                    address.succeeded.set(succeeded);
+                }
                 service.http.drain.cancel();
                 break patience;
             }
             None => break Duration::ZERO,
         }
     };
-    for stop in listening.into_values() {
-        stop.cancel();
+    for address in listening.into_values() {
+        address.stop.cancel();
     }
     // Finally, each acceptor accepts the connections that the kernel has completed for it.
     acceptors.close();
@@ -245,6 +247,14 @@ async fn work(index: usize, shared: Shared, mut orders: mpsc::UnboundedReceiver<
         tracing::warn!(connections = sessions.len(), "closing connections that outlived the drain");
     }
     Ok(())
+}
+
+/// The acceptors of one address.
+#[derive(Clone, Default)]
+struct Listening {
+    stop: CancellationToken,
+    /// Whether another process accepts from the same queue.
+    succeeded: Rc<Cell<bool>>,
 }
 
 /// Executes a request of the main thread about connections.

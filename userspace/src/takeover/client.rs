@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 
 use super::{
     Channel, SocketFile,
-    message::{Message, TicketSeed, VERSION},
+    message::{ADDRESSES, Message, TicketSeed, VERSION},
 };
 use crate::net::{
     admin_socket::Socket,
@@ -221,7 +221,11 @@ impl Client {
         } else {
             None
         };
-        // If the message cannot be sent, no reply arrives either.
+        // If a message cannot be sent, no reply arrives either.
+        let unwanted: Vec<_> = self.listeners.keys().copied().collect();
+        for addresses in unwanted.chunks(ADDRESSES) {
+            let _ = self.channel.send(&Message::Unwanted(addresses.to_vec()), &[]);
+        }
         let _ = self.channel.send(&Message::Serving { shared }, &[]);
         match self.channel.last_answer(DECISION).context(WHAT)? {
             Some(Message::Draining) => {}

@@ -10,10 +10,13 @@ use snisplice_config::admin::AdminAddress;
 use thiserror::Error;
 
 /// Changes whenever a message changes its meaning. Before 3, messages were words separated by blanks.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// Slots in one message.
 pub const PLACES: usize = 1_000;
+
+/// Addresses in one message.
+pub const ADDRESSES: usize = 200;
 
 /// One message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,6 +64,8 @@ pub enum Message {
     },
     /// Slots in use.
     Used(Vec<u32>),
+    /// Addresses of listeners that the new process does not serve.
+    Unwanted(Vec<SocketAddr>),
     /// Nothing of the new process can fail any more. It serves once it receives [`Message::Draining`].
     Serving {
         /// Whether the new process accepts flows.
@@ -156,6 +161,7 @@ mod tests {
             Message::Prepare { shared: true },
             Message::Used(vec![]),
             Message::Used(vec![0, 7, u32::MAX]),
+            Message::Unwanted(vec![address, "10.0.0.1:443".parse().unwrap()]),
             Message::Serving { shared: false },
             Message::Draining,
             Message::Flow { place: 3, counted: [u64::MAX, 0], age: 9, answers: [Some(true), None] },
@@ -192,14 +198,17 @@ mod tests {
     /// Every version must understand these messages.
     #[test]
     fn what_crosses_versions_never_changes() {
-        assert_eq!(Message::Hello { version: 3 }.to_string(), "hello 3");
+        assert_eq!(Message::Hello { version: 4 }.to_string(), "hello 4");
         assert_eq!(Message::Refused("stop it".into()).to_string(), "refused stop it");
         assert_eq!(Message::Prepare { shared: true }.to_string(), r#"{"prepare":{"shared":true}}"#);
         assert_eq!(Message::ListeningSocket.to_string(), r#""listening_socket""#);
     }
 
     #[test]
-    fn a_message_full_of_places_is_small_enough() {
-        assert!(Message::Used(vec![u32::MAX; PLACES]).to_string().len() < super::super::channel::LONGEST);
+    fn full_messages_are_small_enough() {
+        let address = "[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff%4294967295]:65535".parse().unwrap();
+        for message in [Message::Used(vec![u32::MAX; PLACES]), Message::Unwanted(vec![address; ADDRESSES])] {
+            assert!(message.to_string().len() < super::super::channel::LONGEST);
+        }
     }
 }

@@ -55,6 +55,8 @@ pub enum Request {
         process: i32,
         /// The channel for flows.
         flows: Option<Arc<Channel>>,
+        /// Addresses of listeners that it does not serve.
+        unwanted: Vec<SocketAddr>,
     },
 }
 
@@ -143,9 +145,10 @@ impl Server {
         if done.is_err() {
             let _ = self.requests.send(Request::Abort(shared));
         }
-        done?;
+        let unwanted = done?;
         let process = channel.process();
-        let _ = self.requests.send(Request::Serving { process, flows: shared.then(|| Arc::new(channel)) });
+        let flows = shared.then(|| Arc::new(channel));
+        let _ = self.requests.send(Request::Serving { process, flows, unwanted });
         Ok(())
     }
 
@@ -168,20 +171,25 @@ impl Server {
         channel.send(&Message::End, &[])
     }
 
-    fn prepare(&self, channel: &Channel, shared: bool) -> Result<(), Left> {
+    /// Waits until the client can serve. Returns the addresses that it does not serve.
+    fn prepare(&self, channel: &Channel, shared: bool) -> Result<Vec<SocketAddr>, Left> {
         let used = self.ask(|reply| Request::Prepare(shared, reply))?;
         for places in used.chunks(PLACES) {
             channel.send(&Message::Used(places.to_vec()), &[])?;
         }
         channel.send(&Message::End, &[])?;
-        match channel.receive()? {
-            Some((Message::Serving { .. }, _)) => {}
-            other => return Err(unexpected(other)),
+        let mut unwanted = Vec::new();
+        loop {
+            match channel.receive()? {
+                Some((Message::Unwanted(addresses), _)) => unwanted.extend(addresses),
+                Some((Message::Serving { .. }, _)) => break,
+                other => return Err(unexpected(other)),
+            }
         }
         // The other process serves only if it receives this message. If it has stopped waiting, nothing else can reach
         // it.
         channel.send(&Message::Draining, &[])?;
-        Ok(())
+        Ok(unwanted)
     }
 
     fn ask<T>(&self, request: impl FnOnce(replies::Sender<T>) -> Request) -> Result<T, Left> {
