@@ -391,7 +391,7 @@ fn rolling_restart(lab: &Lab) -> Result<()> {
         .collect::<Result<Vec<_>>>()?;
     let daemon = start(lab, &hosts, QUICK)?;
     let (stop, served) = (AtomicBool::new(false), AtomicUsize::new(0));
-    thread::scope(|scope| {
+    let served_all = thread::scope(|scope| {
         let load = || {
             let (stop, served) = (&stop, &served);
             scope.spawn(move || {
@@ -427,7 +427,13 @@ fn rolling_restart(lab: &Lab) -> Result<()> {
             client.join().expect("no client panics")?;
         }
         restarted
-    })?;
+    });
+    if let Err(error) = served_all {
+        let metrics = daemon.metrics()?;
+        let names = ["snisplice_connections_closed_total", "snisplice_connect_failures_total"];
+        let counts: Vec<_> = names.iter().flat_map(|name| metrics.describe(name)).collect();
+        return Err(error.context(counts.join("\n")));
+    }
     ensure!(answered(lab, 12)?.len() == 3, "all serve again");
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! HTTP/2 within terminated TLS: conformance by h2spec, and clients with floods.
 
 use std::{
+    collections::BTreeSet,
     io::{Read as _, Write as _},
     thread,
     time::Duration,
@@ -44,32 +45,42 @@ pub(crate) fn web(lab: &Lab) -> Result<Process> {
 fn h2spec(lab: &Lab, tls: &str, port: u16, name: &str) -> Result<()> {
     let _nginx = web(lab)?;
     let (_daemon, _) = front::start_with(lab, tls, "")?;
+    let mut failed = failed_specs(lab, port, name)?;
+    // If both versions are supported, bytes other than a preface are a bad HTTP/1 request (RFC 9113 section 3.4).
+    failed.retain(|spec| port != HTTP || !spec.contains("Sends invalid connection preface"));
+    // Some specs send a frame for a stream after its reset. They fail if the client is so slow that it first reads the
+    // response to the stream's request. So a spec must fail every time.
+    for _ in 0..3 {
+        if failed.is_empty() {
+            break;
+        }
+        let again = failed_specs(lab, port, name)?;
+        failed.retain(|spec| again.contains(spec));
+    }
+    ensure!(failed.is_empty(), "{failed:#?}");
+    Ok(())
+}
+
+/// Runs all specs. Returns those that fail.
+fn failed_specs(lab: &Lab, port: u16, name: &str) -> Result<BTreeSet<String>> {
     let mut command = peers::go_tool("h2spec");
     command.args(["-h", LB, "-p", &port.to_string(), "-o", "2"]);
     if port == HTTPS {
         command.args(["-t", "-k"]);
     }
-    let report = lab.dir().join(name);
-    let said = run(&lab.client, command.arg("-j").arg(&report))?;
-    let summary =
-        said.stdout.lines().rev().find(|line| line.contains(" tests, ")).unwrap_or_default().to_owned();
+    let said = run(&lab.client, command.arg("-j").arg(lab.dir().join(name)))?;
+    let summary = said.stdout.lines().rev().find(|line| line.contains(" tests, ")).unwrap_or_default();
     // Failures are repeated at the end, with the expected result.
     let failures = said.stdout.split_once("Failures:").map_or("", |(_, failures)| failures);
-    if port == HTTP {
-        // If both versions are supported, bytes other than a preface are a bad HTTP/1 request (RFC 9113 section 3.4).
-        let only =
-            failures.matches('×').count() == 1 && failures.contains("Sends invalid connection preface");
-        ensure!(summary.contains(" 1 failed") && only, "{summary}{failures}\n{}", said.stderr);
-    } else {
-        ensure!(
-            said.code == Some(0) && summary.contains(" 0 failed"),
-            "{summary}{failures}\n{}",
-            said.stderr
-        );
+    let failed: Vec<_> = failures.lines().map(str::trim).filter(|line| line.starts_with('×')).collect();
+    let mut words = summary.split(' ');
+    let count: usize = words.next().unwrap_or_default().parse().context("h2spec says no number")?;
+    let agrees = summary.contains(&format!(" {} failed", failed.len()));
+    ensure!(count >= 145 && agrees, "{summary}{failures}\n{}", said.stderr);
+    if !failed.is_empty() {
+        eprintln!("{failures}");
     }
-    let run: u32 = summary.split(' ').next().unwrap_or_default().parse().context("h2spec says no number")?;
-    ensure!(run >= 145, "{summary}");
-    Ok(())
+    Ok(failed.into_iter().map(str::to_owned).collect())
 }
 
 /// One frame (RFC 9113 section 4.1).
