@@ -194,7 +194,8 @@ impl<'n, T: FromKeys<'n>, C: Form<'n, T>> Form<'n, T> for TextOr<C> {
 /// * `default(value)`: the field has this value without the key
 ///
 /// The codec is a [`Form`] of the type. `, restart` after the codec marks a key that takes effect at the next start.
-/// A key with the name of a Rust keyword is written `r#match`. Keys of another mapping follow after `and`.
+/// A key with the name of a Rust keyword is written `r#match`. Keys that several mappings share are a mapping of their
+/// own; each such part follows after `and`.
 macro_rules! mapping {
     (
         $(#[doc = $about:literal])+
@@ -202,14 +203,14 @@ macro_rules! mapping {
             $( $(#[doc = $doc:literal])+ $key:ident: $type:ty = $presence:ident $(($value:expr))?, $codec:expr
                 $(, $applies:ident)?; )*
         }
-        $( and $part:ident: $part_type:ident; )?
+        $( and $part:ident: $part_type:ident; )*
     ) => {
         $(#[doc = $about])+
         #[derive(Debug)]
         $visibility struct $name<'n> {
             pub(super) state: $crate::native::keys::State<'n>,
             $( $(#[doc = $doc])+ pub(super) $key: Option<$type>, )*
-            $( pub(super) $part: $part_type<'n>, )?
+            $( pub(super) $part: $part_type<'n>, )*
         }
 
         impl<'n> $crate::native::keys::Keys<'n> for $name<'n> {
@@ -226,7 +227,7 @@ macro_rules! mapping {
                     doc: $crate::native::keys::sentences(&[$($doc),+]),
                     shape: $crate::native::codec::Form::<'n, $type>::shape(&$codec),
                 }, )* ];
-                $( let keys = { let mut keys = keys; keys.extend($part_type::mapping().keys); keys }; )?
+                $( let keys = { let mut keys = keys; keys.extend($part_type::mapping().keys); keys }; )*
                 let doc = $crate::native::keys::sentences(&[$($about),+]).trim_end_matches('.').to_owned();
                 $crate::native::keys::Mapping { id: $id, path: $path, doc, keys }
             }
@@ -245,7 +246,7 @@ macro_rules! mapping {
                             None => $crate::native::keys::presence!(absent $presence $(($value))?, fields, name),
                         }
                     }, )*
-                    $( $part: $part_type::take(fields, diagnostics), )?
+                    $( $part: $part_type::take(fields, diagnostics), )*
                 }
             }
 
@@ -254,7 +255,7 @@ macro_rules! mapping {
             }
 
             fn set_state(&mut self, state: $crate::native::keys::State<'n>) {
-                $( self.$part.set_state(state.clone()); )?
+                $( self.$part.set_state(state.clone()); )*
                 self.state = state;
             }
         }

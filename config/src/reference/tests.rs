@@ -93,6 +93,10 @@ fn one_item_needs_no_list() {
 fn samples(kind: &Kind) -> Vec<String> {
     match kind {
         Kind::Text { example, .. } => vec![format!("{example:?}")],
+        Kind::Choice(words) => vec![words[0].0.to_owned()],
+        Kind::Number { least, .. } => vec![least.to_string()],
+        Kind::Flag => vec!["true".into()],
+        Kind::Duration { .. } => vec!["10s".into()],
         Kind::Either(kinds) => kinds.iter().flat_map(samples).collect(),
         Kind::Mapping(id) => {
             let all = mappings();
