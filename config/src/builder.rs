@@ -29,6 +29,8 @@ pub(crate) struct ModelBuilder {
     pub(crate) listeners: Vec<ListenerBuilder>,
     backends: Vec<Backend>,
     by_name: HashMap<String, BackendId>,
+    /// Whether a backend was left out, since its name is invalid and reported.
+    pub(crate) nameless_backends: bool,
     rules: usize,
     terminations: usize,
     /// The claims of servers that are not served.

@@ -86,6 +86,19 @@ impl Diagnostics {
         self.counts[Severity::Error as usize] > 0
     }
 
+    /// The number of errors until now. A value is sound if reading it has added none.
+    pub(crate) fn errors(&self) -> usize {
+        self.counts[Severity::Error as usize]
+    }
+
+    /// Adds another accepted form to the expectations of the findings from `first` on, as their number was.
+    pub(crate) fn also_expected(&mut self, first: usize, form: &str) {
+        for expected in self.found.iter_mut().skip(first).filter_map(|found| found.expected.as_mut()) {
+            expected.push_str("; or ");
+            expected.push_str(form);
+        }
+    }
+
     /// Returns all findings, and the number of dropped ones.
     pub(crate) fn finish(mut self) -> Vec<Diagnostic> {
         for severity in Severity::ALL {
@@ -233,6 +246,19 @@ impl<'n> View<'n> {
         matches!(self.node.value(), Value::Text(_))
     }
 
+    pub(crate) fn is_map(&self) -> bool {
+        self.node.value() == Value::Map
+    }
+
+    pub(crate) fn is_list(&self) -> bool {
+        self.node.value() == Value::List
+    }
+
+    /// Whether it is a list without an item. Another kind of value is reported by its reader.
+    pub(crate) fn is_empty_list(&self) -> bool {
+        self.is_list() && self.is_unset()
+    }
+
     /// Whether it looks like a number.
     pub(crate) fn is_number(&self) -> bool {
         matches!(self.node.value(), Value::Text(text) if integer(text).is_some())
@@ -325,13 +351,18 @@ impl<'n> View<'n> {
         flag
     }
 
-    pub(crate) fn list(&self, expected: &str, diagnostics: &mut Diagnostics) -> Vec<View<'n>> {
+    /// The items of a list. `None` after a finding.
+    pub(crate) fn items(&self, expected: &str, diagnostics: &mut Diagnostics) -> Option<Vec<View<'n>>> {
         if self.node.value() == Value::List {
-            self.children().collect()
-        } else {
-            self.wrong_kind(expected, diagnostics);
-            Vec::new()
+            return Some(self.children().collect());
         }
+        self.wrong_kind(expected, diagnostics);
+        None
+    }
+
+    /// The items of a list. Empty after a finding.
+    pub(crate) fn list(&self, expected: &str, diagnostics: &mut Diagnostics) -> Vec<View<'n>> {
+        self.items(expected, diagnostics).unwrap_or_default()
     }
 
     /// A list. A single text is a list of one.
@@ -351,7 +382,13 @@ impl<'n> View<'n> {
 
     pub(crate) fn fields(&self, expected: &str, diagnostics: &mut Diagnostics) -> Option<Fields<'n>> {
         if self.node.value() == Value::Map {
-            Some(Fields { view: self.clone(), asked: Vec::new(), old: Vec::new(), renamed: Vec::new() })
+            Some(Fields {
+                view: self.clone(),
+                asked: Vec::new(),
+                missing: Vec::new(),
+                old: Vec::new(),
+                renamed: Vec::new(),
+            })
         } else {
             self.wrong_kind(expected, diagnostics);
             None
@@ -361,6 +398,11 @@ impl<'n> View<'n> {
     /// The value under a key, independent of the schema, for checks before reading.
     pub(crate) fn peek(&self, key: &str) -> Option<View<'n>> {
         self.node.get(key).map(|node| self.child(node))
+    }
+
+    /// The value under a key, if it is not null.
+    pub(crate) fn written(&self, key: &str) -> Option<View<'n>> {
+        self.peek(key).filter(|view| view.node.value() != Value::Null)
     }
 
     /// The text under a key, if it is a text.
@@ -397,6 +439,8 @@ impl<'n> View<'n> {
 pub(crate) struct Fields<'n> {
     view: View<'n>,
     asked: Vec<&'static str>,
+    /// Required keys without a value, and what is expected of them.
+    missing: Vec<(&'static str, &'static str)>,
     /// Values under keys in their old spelling.
     old: Vec<View<'n>>,
     /// Keys of earlier versions: the old name, the current name, and its form.
@@ -443,14 +487,28 @@ impl<'n> Fields<'n> {
     ) -> Option<View<'n>> {
         let value = self.take(key);
         if value.is_none() {
-            match self.view.peek(key) {
-                Some(view) => view.error(format!("'{key}' is empty")),
-                None => self.view.error(format!("'{key}' is missing")),
-            }
-            .expected(expected)
-            .emit(diagnostics);
+            self.report_missing(key, expected, diagnostics);
         }
         value
+    }
+
+    fn report_missing(&self, key: &str, expected: &str, diagnostics: &mut Diagnostics) {
+        match self.view.peek(key) {
+            Some(view) => view.error(format!("'{key}' is empty")),
+            None => self.view.error(format!("'{key}' is missing")),
+        }
+        .expected(expected)
+        .emit(diagnostics);
+    }
+
+    /// Records that a required key has no value. [`Fields::finish`] reports it, unless a misspelt key explains it.
+    pub(crate) fn lacks(&mut self, key: &'static str, expected: &'static str) {
+        self.missing.push((key, expected));
+    }
+
+    /// The mapping.
+    pub(crate) fn view(&self) -> &View<'n> {
+        &self.view
     }
 
     /// Records a key of earlier versions, which is an error: the old name, the current name, and its form.
@@ -487,7 +545,9 @@ impl<'n> Fields<'n> {
             || keys().take(MOST).any(|(key, _)| closest(key, self.asked.iter().copied()).is_some())
     }
 
-    pub(crate) fn finish(self, diagnostics: &mut Diagnostics) {
+    /// Reports unknown and missing keys. Returns whether there are none.
+    pub(crate) fn finish(mut self, diagnostics: &mut Diagnostics) -> bool {
+        let mut all_known = true;
         for view in self.view.children() {
             let Some((key, at)) = view.node.key().filter(|(key, _)| !self.asked.contains(key)) else {
                 continue;
@@ -497,6 +557,7 @@ impl<'n> Fields<'n> {
                     .emit(diagnostics);
                 continue;
             }
+            all_known = false;
             let severity = self.view.subject.unknown;
             let ignored = if severity == Severity::Warning { ", ignored" } else { "" };
             if let Some((_, new, remedy)) = self.renamed.iter().find(|(old, ..)| *old == key) {
@@ -508,11 +569,18 @@ impl<'n> Fields<'n> {
             let mut found = view.finding(severity, format!("unknown key{ignored}"));
             found.origin = Some(self.view.subject.origin(at));
             found.remedy = match diagnostics.closest(key, self.asked.iter().copied()) {
-                Some(near) => Some(format!("did you mean '{near}'?")),
+                Some(near) => {
+                    self.missing.retain(|(key, _)| *key != near);
+                    Some(format!("did you mean '{near}'?"))
+                }
                 None => Some(format!("the keys here are: {}", self.asked.join(", "))),
             };
             found.emit(diagnostics);
         }
+        for (key, expected) in &self.missing {
+            self.report_missing(key, expected, diagnostics);
+        }
+        all_known && self.missing.is_empty()
     }
 }
 

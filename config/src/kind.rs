@@ -216,7 +216,11 @@ where
         Kind::Choice(
             T::VARIANTS
                 .iter()
-                .map(|one| ((*one).into(), one.get_documentation().unwrap_or_default().to_owned()))
+                .map(|one| {
+                    // The lines of the comment are one text.
+                    let lines = one.get_documentation().unwrap_or_default().lines();
+                    ((*one).into(), lines.map(str::trim).collect::<Vec<_>>().join(" "))
+                })
                 .collect(),
         )
     }

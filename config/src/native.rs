@@ -17,9 +17,14 @@ use std::{
 };
 
 use self::{
+    backend::BackendKeys,
+    document::DocumentKeys,
     http::Owner,
-    read::{NativeBackend, NativeListener, NativeRoute, RawPolicies, RawPolicy},
-    reference::{backend_named, targets, unknown},
+    keys::{Keys as _, State},
+    listener::{ListenerKeys, ToHttps},
+    policies::PoliciesKeys,
+    reference::{targets, unknown},
+    route::RouteKeys,
     settings::Given,
 };
 use crate::{
@@ -27,19 +32,25 @@ use crate::{
     credentials::missing_secret,
     decode::{Diagnostics, Fields, View},
     model::rank::Rank,
-    model::{Backend, Endpoint, EndpointHost, Policies, Policy, http::PlainHttp},
+    model::{Endpoint, EndpointHost, Policies, http::PlainHttp},
     name::HostPattern,
     overrides::Overrides,
 };
 
+mod backend;
 mod backend_tls;
 mod balancing;
+mod codec;
+mod document;
 mod health;
 mod http;
 mod keys;
-mod read;
+mod listener;
+mod policies;
 mod reference;
+mod route;
 pub(crate) mod schema;
+mod secrets;
 mod settings;
 mod terminate;
 
@@ -47,10 +58,14 @@ mod terminate;
 #[derive(Debug, Default)]
 pub(crate) struct Native<'n> {
     pub(crate) given: Given,
-    listeners: Vec<NativeListener<'n>>,
-    routes: Vec<NativeRoute<'n>>,
-    backends: Vec<NativeBackend<'n>>,
-    policies: RawPolicies<'n>,
+    listeners: Vec<ListenerKeys<'n>>,
+    routes: Vec<RouteKeys<'n>>,
+    backends: Vec<BackendKeys<'n>>,
+    policies: Option<PoliciesKeys<'n>>,
+    /// Whether a listener has no valid name.
+    nameless_listeners: bool,
+    /// Whether a backend has no valid name.
+    nameless_backends: bool,
 }
 
 impl<'n> Native<'n> {
@@ -60,39 +75,34 @@ impl<'n> Native<'n> {
             document.tell(problem, diagnostics);
         }
         let Some(mut fields) = document.fields(expected, diagnostics) else { return };
+        let (listeners, backends) = (self.listeners.len(), self.backends.len());
         self.read_fields(&mut fields, diagnostics);
-        fields.finish(diagnostics);
+        let keys_known = fields.finish(diagnostics);
+        let named = self.listeners[listeners..].iter().filter(|listener| listener.name.is_some());
+        self.nameless_listeners |= has_nameless(document, "listeners", named.count(), keys_known);
+        let named = self.backends[backends..].iter().filter(|backend| backend.name.is_some());
+        self.nameless_backends |= has_nameless(document, "backends", named.count(), keys_known);
     }
 
     fn read_fields(&mut self, fields: &mut Fields<'n>, diagnostics: &mut Diagnostics) {
-        if let Some(list) = fields.take("listeners") {
-            let items = list.list("a list of listeners", diagnostics);
-            self.listeners.extend(items.iter().filter_map(|view| read::listener(view, diagnostics)));
-        }
-        if let Some(list) = fields.take("routes") {
-            let items = list.list("a list of routes", diagnostics);
-            self.routes.extend(items.iter().filter_map(|view| read::route(view, diagnostics)));
-        }
-        if let Some(list) = fields.take("backends") {
-            let items = list.list("a list of backends", diagnostics);
-            self.backends.extend(items.iter().filter_map(|view| read::backend(view, diagnostics)));
-        }
-        if let Some(view) = fields.take("policies") {
-            self.read_policies(&view, diagnostics);
+        let DocumentKeys { state: _, listeners, policies, routes, backends } =
+            DocumentKeys::take(fields, diagnostics);
+        self.listeners.extend(listeners.unwrap_or_default());
+        self.routes.extend(routes.unwrap_or_default());
+        self.backends.extend(backends.unwrap_or_default());
+        match (&mut self.policies, policies) {
+            (Some(own), Some(new)) => own.merge(new, diagnostics),
+            (own, new) => *own = own.take().or(new),
         }
         self.given.read(fields, diagnostics);
     }
+}
 
-    fn read_policies(&mut self, view: &View<'n>, diagnostics: &mut Diagnostics) {
-        let policies = RawPolicies::read(view, diagnostics);
-        for (own, new) in self.policies.0.iter_mut().zip(policies.0) {
-            if own.is_some() && new.is_some() {
-                view.error("a policy of all listeners is written in another place too")
-                    .remedy("keep one of the two")
-                    .emit(diagnostics);
-            }
-            *own = new.or(own.take());
-        }
+/// Whether more items are written under a key than have a name. A missing list may be under a misspelt key.
+fn has_nameless(document: &View<'_>, key: &str, named: usize, keys_known: bool) -> bool {
+    match document.written(key) {
+        None => !keys_known,
+        Some(list) => list.items("", &mut Diagnostics::default()).is_none_or(|items| items.len() > named),
     }
 }
 
@@ -115,29 +125,35 @@ impl Native<'_> {
         diagnostics: &mut Diagnostics,
     ) {
         let mut seen: HashMap<&str, &View<'_>> = HashMap::new();
-        for NativeBackend { view, name, endpoints, backend, towards } in &self.backends {
+        builder.nameless_backends = self.nameless_backends;
+        for backend in &self.backends {
+            backend.check(diagnostics);
+            let Some(name) = backend.name else { continue };
+            let view = &backend.state.view;
             if let Some(first) = seen.insert(name, view) {
                 twice(view, "backend", name, first, diagnostics);
                 continue;
             }
-            if endpoints.is_empty() {
+            if backend.has_no_endpoints() {
                 view.warn(format!("the backend '{name}' has no endpoints: its connections are rejected"))
                     .emit(diagnostics);
             }
-            let endpoints = endpoints.iter().flat_map(|endpoint| overridden(endpoint, overrides)).collect();
-            for (secret, view) in &towards.secrets {
+            let endpoints = backend.endpoints.iter().flatten();
+            let endpoints = endpoints.flat_map(|endpoint| overridden(endpoint, overrides)).collect();
+            for (secret, view) in backend.tls.iter().flat_map(|tls| &tls.secrets) {
                 let missing = missing_secret(secret, view, "connections to the backend are refused");
                 builder.want_secret(secret.clone(), missing);
             }
-            let (tls, http) = (towards.tls.clone(), towards.http);
-            builder.backend(Backend { name: (*name).into(), endpoints, tls, http, ..backend.clone() });
+            builder.backend(backend.build(name, endpoints));
         }
     }
 
     /// The policies of listeners without policies of their own.
     pub(crate) fn policies(&self, builder: &ModelBuilder, diagnostics: &mut Diagnostics) -> Policies {
         let mut policies = Policies::default();
-        apply(&mut policies, &self.policies, builder, diagnostics);
+        if let Some(written) = &self.policies {
+            written.apply(&mut policies, builder, diagnostics);
+        }
         policies
     }
 
@@ -149,12 +165,12 @@ impl Native<'_> {
     ) {
         let mut seen: HashMap<&str, &View<'_>> = HashMap::new();
         for native in &self.listeners {
-            let NativeListener { view, name, bind, policies: own, mss, freebind, http: rules, redirect } =
-                native;
+            let (Some(name), view) = (native.name, &native.state.view) else { continue };
             if let Some(first) = seen.insert(name, view) {
                 twice(view, "listener", name, first, diagnostics);
                 continue;
             }
+            let bind = native.bind.as_deref().unwrap_or_default();
             let addresses: Vec<SocketAddr> = bind.iter().map(|(_, address)| *address).collect();
             for (index, (view, address)) in bind.iter().enumerate() {
                 if first_overlap(&addresses[..index], &[*address]).is_some() {
@@ -171,19 +187,18 @@ impl Native<'_> {
                 }
             }
             let mut policies = policies.clone();
-            apply(&mut policies, own, builder, diagnostics);
-            let mut listener = ListenerBuilder::new(
-                (*name).into(),
-                view.origin(),
-                addresses,
-                vec![HostPattern::Any],
-                policies,
-            );
-            listener.mss = *mss;
-            listener.freebind = *freebind;
+            if let Some(own) = &native.policies {
+                own.apply(&mut policies, builder, diagnostics);
+            }
+            let mut listener =
+                ListenerBuilder::new(name.into(), view.origin(), addresses, vec![HostPattern::Any], policies);
+            listener.mss = native.mss;
+            listener.freebind = native.freebind.unwrap_or_default();
             if native.is_plain() {
                 let title = format!("listener {name}");
-                let owner = Owner { name: &title, hosts: &[HostPattern::Any], redirect: *redirect };
+                let redirect = native.redirect_https.and_then(|ToHttps(redirect)| redirect);
+                let owner = Owner { name: &title, hosts: &[HostPattern::Any], redirect };
+                let rules = native.http.iter().flatten().map(|rule| &rule.0);
                 let table = Arc::new(http::table(rules, &owner, builder, diagnostics));
                 listener.plain_http = Some(PlainHttp { name: title, origin: view.origin(), table });
             }
@@ -198,12 +213,14 @@ impl Native<'_> {
             .collect();
         let plain: HashSet<usize> = (self.listeners.iter())
             .filter(|listener| listener.is_plain())
-            .filter_map(|listener| by_name.get(listener.name).copied())
+            .filter_map(|listener| by_name.get(listener.name?).copied())
             .collect();
         let rank = Arc::new(Rank::default());
         let mut labels = self.route_names(diagnostics);
         for route in &self.routes {
-            let NativeRoute { view, listeners, sni, backends, terminate, .. } = route;
+            route.check(diagnostics);
+            let RouteKeys { state, name: _, listeners, sni, backends, terminate } = route;
+            let (view, sni) = (&state.view, sni.as_deref().unwrap_or_default());
             let wanted: Vec<usize> = match listeners {
                 // A route without `listeners` does not attach to a listener for HTTP without TLS.
                 None => (0..builder.listeners.len()).filter(|at| !plain.contains(at)).collect(),
@@ -213,20 +230,20 @@ impl Native<'_> {
                         let found = by_name.get(*name).copied();
                         if found.is_none() {
                             let known = builder.listeners.iter().map(|listener| &*listener.name);
-                            unknown(view, "listener", name, known, diagnostics);
+                            unknown(view, "listener", name, known, self.nameless_listeners, diagnostics);
                         }
                         found
                     })
                     .collect(),
             };
-            if listeners.is_none() && wanted.is_empty() && !plain.is_empty() {
+            if state.lacks(&["listeners"]) && wanted.is_empty() && !plain.is_empty() {
                 view.error("no listener is for TLS: each of them serves HTTP")
                     .remedy("add a listener without 'http' and 'redirect_https', or name one in 'listeners'")
                     .emit(diagnostics);
             }
-            let has_rules = terminate.as_ref().is_some_and(|ends| ends.http.is_some());
-            let targets = targets(backends, builder, diagnostics);
-            if targets.is_empty() && !has_rules || sni.is_empty() {
+            let has_rules = route.has_rules();
+            let targets = targets(backends.as_deref().unwrap_or_default(), builder, diagnostics);
+            if targets.is_empty() && !has_rules || sni.is_empty() || route.is_broken() {
                 continue; // Reported where it was read.
             }
             if !has_rules && targets.iter().all(|target| target.weight == 0) {
@@ -260,7 +277,7 @@ impl Native<'_> {
 
     fn route_names(&self, diagnostics: &mut Diagnostics) -> RouteNames {
         let mut seen: HashMap<&str, &View<'_>> = HashMap::new();
-        for NativeRoute { view, name, .. } in &self.routes {
+        for RouteKeys { state: State { view, .. }, name, .. } in &self.routes {
             if let Some(name) = name
                 && let Some(first) = seen.insert(name, view)
             {
@@ -277,11 +294,12 @@ struct RouteNames {
 }
 
 impl RouteNames {
-    fn of(&mut self, route: &NativeRoute<'_>) -> String {
+    fn of(&mut self, route: &RouteKeys<'_>) -> String {
         if let Some(name) = route.name {
             return name.into();
         }
-        let first = route.sni.first().map(|(_, pattern)| pattern.to_string()).unwrap_or_default();
+        let first =
+            route.sni.iter().flatten().next().map(|(_, pattern)| pattern.to_string()).unwrap_or_default();
         let mut name = first.clone();
         let mut number = 1;
         while !self.taken.insert(name.clone()) {
@@ -289,27 +307,6 @@ impl RouteNames {
             name = format!("{first}#{number}");
         }
         name
-    }
-}
-
-fn apply(
-    policies: &mut Policies,
-    given: &RawPolicies<'_>,
-    builder: &ModelBuilder,
-    diagnostics: &mut Diagnostics,
-) {
-    let Policies { no_sni, unknown_name, not_tls, malformed, too_large, timeout } = policies;
-    let all = [no_sni, unknown_name, not_tls, malformed, too_large, timeout];
-    for (policy, given) in all.into_iter().zip(&given.0) {
-        match given {
-            None => {}
-            Some(RawPolicy::Fixed(fixed)) => *policy = *fixed,
-            Some(RawPolicy::Backend(view, name)) => {
-                if let Some(id) = backend_named(view, name, builder, diagnostics) {
-                    *policy = Policy::Backend(id);
-                }
-            }
-        }
     }
 }
 

@@ -69,7 +69,7 @@ pub fn markdown() -> String {
 }
 
 fn row(key: &Key) -> String {
-    let Key { name, kind, required, default, applies, since, doc } = key;
+    let Key { name, kind, required, default, applies, since, doc, shape: _ } = key;
     let default = match (required, &**default) {
         (true, _) => "required".into(),
         (false, "") => String::new(),

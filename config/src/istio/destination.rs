@@ -50,7 +50,7 @@ pub(super) fn read_http<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> V
 
 fn read_list<'n>(view: &View<'n>, http: bool, diagnostics: &mut Diagnostics) -> Vec<Destination<'n>> {
     let list = view.list("a list of weighted destinations", diagnostics);
-    if list.is_empty() {
+    if view.is_empty_list() {
         view.error("the list is empty: the route is not served")
             .expected("at least one destination")
             .emit(diagnostics);

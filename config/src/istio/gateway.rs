@@ -129,7 +129,7 @@ pub(super) fn read<'n>(
     fields.finish(diagnostics);
     let servers = servers?;
     let list = servers.list("a list of servers", diagnostics);
-    if list.is_empty() {
+    if servers.is_empty_list() {
         servers.error("the list is empty").expected("a list of servers").emit(diagnostics);
     }
     let mut names = Names::default();
@@ -331,7 +331,7 @@ fn read_bind(view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<IpAddr> {
 fn read_hosts<'n>(view: &View<'n>, own: &'n str, diagnostics: &mut Diagnostics) -> Vec<ServerHost<'n>> {
     let expected = "[namespace/]name, where name is www.example.com, *.example.com or *";
     let list = view.list(expected, diagnostics);
-    if list.is_empty() {
+    if view.is_empty_list() {
         view.error("the list is empty: the server is not served").expected(expected).emit(diagnostics);
     }
     list.iter()

@@ -422,10 +422,12 @@ impl<'n> Written<'n> {
         let Some(view) = &self.cipher_suites else { return Some(Vec::new()) };
         let suites = credentials::cipher_suites(view, diagnostics);
         if suites.is_empty() {
-            view.error("none of the cipher suites is spoken here: the server is not served")
-                .expected(spoken().collect::<Vec<_>>().join(", "))
-                .remedy("leave the field out to speak all of these")
-                .emit(diagnostics);
+            if view.is_list() {
+                view.error("none of the cipher suites is spoken here: the server is not served")
+                    .expected(spoken().collect::<Vec<_>>().join(", "))
+                    .remedy("leave the field out to speak all of these")
+                    .emit(diagnostics);
+            }
             return None;
         }
         Some(suites)

@@ -132,7 +132,7 @@ fn read_selector<'n>(
 
 fn read_hosts(view: &View<'_>, diagnostics: &mut Diagnostics) -> Vec<HostPattern> {
     let list = view.list("a list of names", diagnostics);
-    if list.is_empty() {
+    if view.is_empty_list() {
         view.error("the list is empty").expected("a list of names").emit(diagnostics);
     }
     list.iter().filter_map(|item| item.parse("a name such as shop.internal", diagnostics)).collect()

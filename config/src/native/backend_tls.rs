@@ -2,14 +2,17 @@
 
 use std::sync::Arc;
 
-use super::terminate::{authorities, certificate, texts};
+use super::{
+    codec::{By, one_or_more, text},
+    keys::{FromKeys, mapping},
+    secrets::{Authorities, Certificate, NamedSecret, authorities, certificate, owned, pem},
+};
 use crate::{
-    credentials::path,
     decode::{Diagnostics, View},
-    kind::{Choice, Codec as _},
+    kind::Flag,
     model::{
         http::BackendHttp,
-        termination::{AuthoritySource, SecretName, UpstreamTls},
+        termination::{AuthoritySource, UpstreamTls},
     },
     name::ServerName,
 };
@@ -38,109 +41,91 @@ pub(super) enum Version {
     H2c,
 }
 
+impl From<Version> for BackendHttp {
+    fn from(version: Version) -> Self {
+        match version {
+            Version::Http1 => Self::Http1,
+            Version::H2 | Version::H2c => Self::Http2,
+        }
+    }
+}
+
 /// The TLS settings towards a backend.
-#[derive(Debug, Default)]
-pub(super) struct Towards<'n> {
-    pub(super) tls: Option<Arc<UpstreamTls>>,
-    pub(super) http: BackendHttp,
-    /// The named Secrets, and the place of each name.
-    pub(super) secrets: Vec<(SecretName, View<'n>)>,
+#[derive(Debug)]
+pub(super) struct BackendTls<'n> {
+    pub(super) settings: Arc<UpstreamTls>,
+    pub(super) secrets: Vec<NamedSecret<'n>>,
 }
 
-/// Reports an error on `None`: the backend must not get bytes in any other form.
-pub(super) fn read<'n>(
-    tls_view: Option<&View<'n>>,
-    http: Option<&View<'n>>,
-    diagnostics: &mut Diagnostics,
-) -> Option<Towards<'n>> {
-    let mut secrets = Vec::new();
-    let tls = match tls_view {
-        None => None,
-        Some(view) => Some(Arc::new(tls(view, &mut secrets, diagnostics)?)),
-    };
-    let version = match http {
-        None => Version::Http1,
-        Some(view) => Choice { what: "version of HTTP" }.read(view, diagnostics)?,
-    };
-    if let Some(view) = http {
-        let wrong = match (version, tls.is_some()) {
-            (Version::H2, false) => {
-                Some(("'h2' is HTTP/2 within TLS, and there is no 'tls'", "write h2c, or add tls: {}"))
-            }
-            (Version::H2c, true) => {
-                Some(("'h2c' is HTTP/2 without TLS, and there is 'tls'", "write h2, or remove 'tls'"))
-            }
-            _ => None,
-        };
-        if let Some((problem, remedy)) = wrong {
-            view.error(problem).remedy(remedy).emit(diagnostics);
-            return None;
-        }
+mapping! {
+    /// TLS towards a backend
+    pub(super) struct BackendTlsKeys("backend_tls", "backends[].tls") {
+        /// The server name to send. The backend's certificate must be for it, unless there are `subject_alt_names`.
+        sni: String = optional("the host name of the first endpoint that has one"),
+            By(text("a server name", "shop.example.com"), server_name);
+        /// Certificates of the authorities that the backend's certificate is from. `system` is what the system
+        /// trusts.
+        ca: Authorities<'n> = optional("system"),
+            By(text("a path with a `/`, the name of a Secret, or `system`", "/etc/ssl/internal.pem"), issuers);
+        /// Certificates that these authorities have revoked, in PEM.
+        crl: String = optional("`ca.crl` of the Secret, if it has one"), pem("/etc/ssl/internal.crl");
+        /// The certificate that is shown to the backend (mutual TLS).
+        certificate: Certificate<'n> = optional("none"), certificate("client-cert");
+        /// Names of which the backend's certificate must have one.
+        subject_alt_names: Vec<String> = optional("the server name"),
+            one_or_more(By(text("a name", "spiffe://shop/web"), owned), "names of certificates")
+                .or_left_out("leave the key out to mean the server name");
+        /// Whether any certificate is taken. Then whoever is on the way can read and change what is sent.
+        insecure_skip_verify: bool = default(false), Flag;
     }
-    let http = match version {
-        Version::Http1 => BackendHttp::Http1,
-        Version::H2 | Version::H2c => BackendHttp::Http2,
-    };
-    Some(Towards { tls, http, secrets })
 }
 
-fn tls<'n>(
-    view: &View<'n>,
-    secrets: &mut Vec<(SecretName, View<'n>)>,
-    diagnostics: &mut Diagnostics,
-) -> Option<UpstreamTls> {
-    let mut fields =
-        view.fields("{sni, ca, crl, certificate, subject_alt_names, insecure_skip_verify}", diagnostics)?;
-    let [sni, ca, crl, own, names, skip] =
-        ["sni", "ca", "crl", "certificate", "subject_alt_names", "insecure_skip_verify"]
-            .map(|key| fields.take(key));
-    fields.finish(diagnostics);
-    let sni = match sni {
-        None => Some(None),
-        Some(view) => {
-            let name = view.parse::<ServerName>("a server name, for example shop.example.com", diagnostics);
-            name.map(|name| Some(name.to_string()))
-        }
-    };
-    let issuers = match &ca {
-        None => Some(AuthoritySource::System),
-        Some(view) if view.says("system") => Some(AuthoritySource::System),
-        Some(view) => authorities(view, secrets, diagnostics),
-    };
-    let revoked = match &crl {
-        None => Some(None),
-        Some(view) => path(view, diagnostics).map(Some),
-    };
-    let own = match own {
-        None => Some(None),
-        Some(view) => certificate(&view, secrets, diagnostics).map(Some),
-    };
-    let subject_alt_names = match &names {
-        None => Some(Vec::new()),
-        Some(view) => {
-            Some(texts(view, "names of certificates", diagnostics)).filter(|names| !names.is_empty())
-        }
-    };
-    let unverified = match &skip {
-        None => Some(false),
-        Some(view) => view.flag(diagnostics),
-    };
-    if let (Some(true), Some(view)) = (unverified, &skip) {
-        view.warn("the backend's certificate is not verified: whoever is on the way can read and change what is sent")
-            .remedy("remove it, and name the authority of the certificate in 'ca'")
-            .emit(diagnostics);
-        for other in [&ca, &crl, &names].into_iter().flatten() {
-            other
-                .error("nothing is verified with insecure_skip_verify")
-                .remedy("remove one of the two")
+fn server_name(view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<String> {
+    let name = view.parse::<ServerName>("a server name, for example shop.example.com", diagnostics);
+    name.map(|name| name.to_string())
+}
+
+fn issuers<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Option<Authorities<'n>> {
+    if view.says("system") {
+        return Some(Authorities { source: AuthoritySource::System, secret: None });
+    }
+    authorities(view, diagnostics)
+}
+
+impl<'n> FromKeys<'n> for BackendTls<'n> {
+    type Keys = BackendTlsKeys<'n>;
+
+    fn from_keys(keys: Self::Keys, diagnostics: &mut Diagnostics) -> Option<Self> {
+        let unverified = keys.insecure_skip_verify?;
+        if unverified {
+            let view = keys.state.at("insecure_skip_verify");
+            view.warn("the backend's certificate is not verified: whoever is on the way can read and change what is sent")
+                .remedy("remove it, and name the authority of the certificate in 'ca'")
                 .emit(diagnostics);
+            let needless = ["ca", "crl", "subject_alt_names"];
+            for other in needless.into_iter().filter_map(|key| keys.state.view.written(key)) {
+                other
+                    .error("nothing is verified with insecure_skip_verify")
+                    .remedy("remove one of the two")
+                    .emit(diagnostics);
+            }
         }
+        let (issuers, own) = match keys.ca {
+            None => (AuthoritySource::System, None),
+            Some(authorities) => (authorities.source, authorities.secret),
+        };
+        let mut secrets: Vec<NamedSecret<'n>> = own.into_iter().collect();
+        let certificate = keys.certificate.map(|certificate| {
+            secrets.extend(certificate.secret);
+            certificate.source
+        });
+        let settings = Arc::new(UpstreamTls {
+            sni: keys.sni,
+            authorities: Some(issuers).filter(|_| !unverified),
+            crl: keys.crl,
+            subject_alt_names: keys.subject_alt_names.unwrap_or_default(),
+            certificate,
+        });
+        Some(Self { settings, secrets })
     }
-    Some(UpstreamTls {
-        sni: sni?,
-        authorities: Some(issuers?).filter(|_| unverified == Some(false)),
-        crl: revoked?,
-        subject_alt_names: subject_alt_names?,
-        certificate: own?,
-    })
 }

@@ -2,107 +2,149 @@
 
 use std::time::Duration;
 
+use super::{
+    codec::{By, Form},
+    keys::{FromKeys, Nested, TextOr, mapping},
+};
 use crate::{
     decode::{Diagnostics, View},
-    kind::{Choice, Codec as _, Count, Time},
+    kind::{Choice, Count, Kind, Time},
     model::balancing::{Aggression, Algorithm, HashKey, LoadBalancing, SlowStart, SourceAffinity},
 };
 
-pub(super) const ALGORITHM: Choice = Choice { what: "algorithm" };
-pub(super) const HASH_KEY: Choice = Choice { what: "hash key" };
+const ALGORITHM: Choice = Choice { what: "algorithm" };
 /// From a fair share to a practical maximum. A limit below a fair share cannot hold for all endpoints.
-pub(super) const FACTOR: std::ops::RangeInclusive<u64> = 100..=100_000;
-/// Any positive duration. Its extremes are useless but harmless.
-const WINDOW: Time = Time::POSITIVE;
+const FACTOR: Count = Count(100..=100_000);
 /// More clients than the memory of a machine holds.
-pub(super) const MOST_ENTRIES: u64 = 10_000_000;
+const ENTRIES: Count = Count(1..=10_000_000);
 
 /// A text instead of a mapping is the algorithm.
-pub(super) fn load_balancing(view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<LoadBalancing> {
-    if view.is_text() {
-        return Some(LoadBalancing {
-            algorithm: ALGORITHM.read(view, diagnostics)?,
-            ..LoadBalancing::default()
-        });
+pub(super) fn load_balancing<'n>() -> impl Form<'n, LoadBalancing> {
+    let alone = |view: &View<'n>, diagnostics: &mut Diagnostics| {
+        Some(LoadBalancing { algorithm: ALGORITHM.read(view, diagnostics)?, ..LoadBalancing::default() })
+    };
+    TextOr(By(Form::<Algorithm>::kind(&ALGORITHM), alone))
+}
+
+mapping! {
+    /// How connections are spread over endpoints. A text instead of a mapping is its `algorithm`
+    pub(super) struct LoadBalancingKeys("load_balancing", "backends[].load_balancing") {
+        /// How an endpoint is chosen.
+        algorithm: Algorithm = default(Algorithm::default()), ALGORITHM;
+        /// What `source_hash` and `maglev` hash. A connection without a server name is chosen for by its source.
+        hash_key: HashKey = default(HashKey::default()), Choice { what: "hash key" };
+        /// For `source_hash` and `maglev`: connections that an endpoint may have at once, in percent of its fair
+        /// share. Further ones go to other endpoints.
+        hash_balance_factor: u32 = optional("no bound"), FACTOR;
+        /// New endpoints, and those that are available again, begin with a part of their weight. Not for
+        /// `source_hash` and `maglev`.
+        slow_start: SlowStart = optional("none"), Nested;
     }
-    let expected = "the name of an algorithm, or {algorithm, hash_key, hash_balance_factor, slow_start}";
-    let mut fields = view.fields(expected, diagnostics)?;
-    let algorithm = fields
-        .take("algorithm")
-        .map_or(Some(Algorithm::default()), |view| ALGORITHM.read(&view, diagnostics));
-    let hash_key = fields.take("hash_key").map(|view| (HASH_KEY.read(&view, diagnostics), view));
-    let factor =
-        fields.take("hash_balance_factor").map(|view| (Count(FACTOR).read(&view, diagnostics), view));
-    let slow_start = fields.take("slow_start").map(|view| (slow_start(&view, diagnostics), view));
-    fields.finish(diagnostics);
-    let algorithm = algorithm?;
-    let name: &'static str = algorithm.into();
-    if !algorithm.hashes() {
-        let of_hashing = [
-            ("hash_key", hash_key.as_ref().map(|(_, view)| view)),
-            ("hash_balance_factor", factor.as_ref().map(|(_, view)| view)),
-        ];
-        for (key, view) in of_hashing {
-            let Some(view) = view else { continue };
-            view.error(format!("'{key}' means nothing to the algorithm {name}"))
-                .remedy(format!("write `algorithm: maglev` or `source_hash`, or remove '{key}'"))
+}
+
+impl<'n> FromKeys<'n> for LoadBalancing {
+    type Keys = LoadBalancingKeys<'n>;
+
+    fn from_keys(keys: Self::Keys, diagnostics: &mut Diagnostics) -> Option<Self> {
+        let LoadBalancingKeys { state, algorithm, hash_key, hash_balance_factor, slow_start } = keys;
+        let algorithm = algorithm?;
+        let name: &'static str = algorithm.into();
+        let useless: &[&str] = match algorithm.hashes() {
+            _ if !state.is_certain("algorithm") => &[],
+            true => &["slow_start"],
+            false => &["hash_key", "hash_balance_factor"],
+        };
+        for key in useless {
+            let Some(view) = state.view.written(key) else { continue };
+            if algorithm.hashes() {
+                view.error(format!(
+                    "{name} has no slow start: it would move the keys of all endpoints, again and again"
+                ))
+                .remedy("write another algorithm, or remove 'slow_start'")
                 .emit(diagnostics);
+            } else {
+                view.error(format!("'{key}' means nothing to the algorithm {name}"))
+                    .remedy(format!("write `algorithm: maglev` or `source_hash`, or remove '{key}'"))
+                    .emit(diagnostics);
+            }
         }
-    } else if let Some((_, view)) = &slow_start {
-        view.error(format!(
-            "{name} has no slow start: it would move the keys of all endpoints, again and again"
-        ))
-        .remedy("write another algorithm, or remove 'slow_start'")
-        .emit(diagnostics);
+        Some(Self { algorithm, hash_key: hash_key?, hash_balance_factor, slow_start })
     }
-    let hash_key = hash_key.map_or(Some(HashKey::default()), |(key, _)| key)?;
-    let hash_balance_factor = match factor {
-        None => None,
-        Some((factor, _)) => Some(factor?),
-    };
-    let slow_start = match slow_start {
-        None => None,
-        Some((slow_start, _)) => Some(slow_start?),
-    };
-    Some(LoadBalancing { algorithm, hash_key, hash_balance_factor, slow_start })
 }
 
-fn slow_start(view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<SlowStart> {
-    let mut fields = view.fields("{window, aggression, min_weight_percent}", diagnostics)?;
-    let window = fields.require("window", "a duration such as 30s", diagnostics);
-    let aggression = fields
-        .take("aggression")
-        .map_or_else(|| Some(Aggression::default()), |view| view.parse(Aggression::EXPECTED, diagnostics));
-    let percent = fields
-        .take("min_weight_percent")
-        .map_or(Some(SlowStart::MIN_WEIGHT_PERCENT), |view| view.number(1..=100, diagnostics));
-    fields.finish(diagnostics);
-    let window: Duration = WINDOW.read(&window?, diagnostics)?;
-    Some(SlowStart { window, aggression: aggression?, min_weight_percent: percent? })
+mapping! {
+    /// How the part of the weight grows: `(time / window) ^ (1 / aggression)`
+    pub(super) struct SlowStartKeys("slow_start", "backends[].load_balancing.slow_start") {
+        /// How long until an endpoint has its whole weight.
+        window: Duration = required("a duration such as 30s"), Time::POSITIVE;
+        /// 1 grows evenly; more grows faster at first.
+        aggression: Aggression = optional(Aggression::default().to_string()),
+            By(Kind::Decimal { least: "0.01", most: 100 }, aggression);
+        /// The least part, in percent.
+        min_weight_percent: u8 = default(SlowStart::MIN_WEIGHT_PERCENT), Count(1..=100);
+    }
 }
 
-pub(super) fn affinity(view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<SourceAffinity> {
-    let mut fields =
-        view.fields("{source: {prefix_ipv4, prefix_ipv6, timeout, max_entries}}", diagnostics)?;
-    let source = fields.require("source", "{prefix_ipv4, prefix_ipv6, timeout, max_entries}", diagnostics);
-    fields.finish(diagnostics);
-    let mut fields = source?.fields("{prefix_ipv4, prefix_ipv6, timeout, max_entries}", diagnostics)?;
-    let default = SourceAffinity::default();
-    let prefix_ipv4 =
-        fields.take("prefix_ipv4").map_or(Some(default.prefix_ipv4), |view| view.number(0..=32, diagnostics));
-    let prefix_ipv6 = fields
-        .take("prefix_ipv6")
-        .map_or(Some(default.prefix_ipv6), |view| view.number(0..=128, diagnostics));
-    let timeout =
-        fields.take("timeout").map_or(Some(default.timeout), |view| Time::POSITIVE.read(&view, diagnostics));
-    let max_entries = fields
-        .take("max_entries")
-        .map_or(Some(default.max_entries), |view| Count(1..=MOST_ENTRIES).read(&view, diagnostics));
-    fields.finish(diagnostics);
-    Some(SourceAffinity {
-        prefix_ipv4: prefix_ipv4?,
-        prefix_ipv6: prefix_ipv6?,
-        timeout: timeout?,
-        max_entries: max_entries?,
-    })
+fn aggression(view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<Aggression> {
+    view.parse(Aggression::EXPECTED, diagnostics)
+}
+
+impl<'n> FromKeys<'n> for SlowStart {
+    type Keys = SlowStartKeys<'n>;
+
+    fn from_keys(keys: Self::Keys, _: &mut Diagnostics) -> Option<Self> {
+        Some(Self {
+            window: keys.window?,
+            aggression: keys.aggression.unwrap_or_default(),
+            min_weight_percent: keys.min_weight_percent?,
+        })
+    }
+}
+
+/// The affinity of a backend's clients.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Affinity(pub(super) SourceAffinity);
+
+mapping! {
+    /// What makes connections belong together
+    pub(super) struct AffinityKeys("affinity", "backends[].affinity") {
+        /// The address of the client.
+        source: SourceAffinity = required("a mapping; {} takes the defaults"), Nested;
+    }
+}
+
+impl<'n> FromKeys<'n> for Affinity {
+    type Keys = AffinityKeys<'n>;
+
+    fn from_keys(keys: Self::Keys, _: &mut Diagnostics) -> Option<Self> {
+        keys.source.map(Self)
+    }
+}
+
+mapping! {
+    /// Clients and the endpoints they were connected to, in a table that all workers share and a reload keeps
+    pub(super) struct SourceAffinityKeys("source_affinity", "backends[].affinity.source") {
+        /// Leading bits of an IPv4 address that make a client.
+        prefix_ipv4: u8 = default(SourceAffinity::default().prefix_ipv4), Count(0..=32);
+        /// Leading bits of an IPv6 address that make a client.
+        prefix_ipv6: u8 = default(SourceAffinity::default().prefix_ipv6), Count(0..=128);
+        /// How long a client is remembered after its last connection began.
+        timeout: Duration = default(SourceAffinity::default().timeout), Time::POSITIVE;
+        /// Clients that are remembered, each in some 160 bytes. One more takes the place of the one that was silent
+        /// for longest.
+        max_entries: usize = default(SourceAffinity::default().max_entries), ENTRIES;
+    }
+}
+
+impl<'n> FromKeys<'n> for SourceAffinity {
+    type Keys = SourceAffinityKeys<'n>;
+
+    fn from_keys(keys: Self::Keys, _: &mut Diagnostics) -> Option<Self> {
+        Some(Self {
+            prefix_ipv4: keys.prefix_ipv4?,
+            prefix_ipv6: keys.prefix_ipv6?,
+            timeout: keys.timeout?,
+            max_entries: keys.max_entries?,
+        })
+    }
 }

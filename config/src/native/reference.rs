@@ -1,37 +1,53 @@
 //! References to backends, with their weights.
 
+use super::{
+    codec::{By, Form, one_or_more, text},
+    keys::{FromKeys, TextOr, mapping},
+};
 use crate::{
     builder::ModelBuilder,
     decode::{Diagnostics, View},
+    kind::Count,
     model::{BackendId, Target},
 };
 
 pub(super) const BACKENDS: &str = "backends: [{name, weight}]";
 
-/// Reads backends with their weights. Reports an error for an empty list.
-pub(super) fn backend_refs<'n>(
-    list: &View<'n>,
-    diagnostics: &mut Diagnostics,
-) -> Vec<(View<'n>, &'n str, u32)> {
-    let items = list.one_or_more(BACKENDS, diagnostics);
-    if items.is_empty() {
-        list.error("the list is empty").expected(BACKENDS).emit(diagnostics);
-    }
-    items.iter().filter_map(|item| backend_ref(item, diagnostics)).collect()
+/// A share of connections or requests.
+pub(super) const WEIGHT: Count = Count(0..=Target::MAX_WEIGHT as u64);
+
+/// A reference to a backend: the place of the name, the name, and the weight.
+#[derive(Debug)]
+pub(super) struct BackendRef<'n> {
+    pub(super) view: View<'n>,
+    pub(super) name: &'n str,
+    pub(super) weight: u32,
 }
 
-fn backend_ref<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Option<(View<'n>, &'n str, u32)> {
-    if view.is_text() {
-        return Some((view.clone(), name(view, diagnostics)?, 1));
+/// Backends with their weights.
+pub(super) fn backend_refs<'n>() -> impl Form<'n, Vec<BackendRef<'n>>> {
+    let alone = |view: &View<'n>, diagnostics: &mut Diagnostics| {
+        Some(BackendRef { view: view.clone(), name: name(view, diagnostics)?, weight: 1 })
+    };
+    one_or_more(TextOr(By(text("the name of a backend", "shop"), alone)), BACKENDS)
+}
+
+mapping! {
+    /// A backend of a route. A text instead of a mapping is its `name`
+    pub(super) struct BackendRefKeys("reference", "routes[].backends[]") {
+        /// The backend.
+        name: &'n str = required("the name of a backend"), By(text("the name of a backend", "shop"), name);
+        /// Share among its siblings; 0 receives nothing.
+        weight: u32 = default(1), WEIGHT;
     }
-    let mut fields = view.fields("the name of a backend, or {name, weight}", diagnostics)?;
-    let reference = fields.require("name", "the name of a backend", diagnostics);
-    let weight =
-        fields.take("weight").map_or(Some(1), |view| view.number(0..=Target::MAX_WEIGHT, diagnostics));
-    fields.finish(diagnostics);
-    let reference = reference?;
-    let name = name(&reference, diagnostics)?;
-    Some((reference, name, weight?))
+}
+
+impl<'n> FromKeys<'n> for BackendRef<'n> {
+    type Keys = BackendRefKeys<'n>;
+
+    fn from_keys(keys: Self::Keys, _: &mut Diagnostics) -> Option<Self> {
+        Some(Self { view: keys.state.at("name"), name: keys.name?, weight: keys.weight? })
+    }
 }
 
 /// Reads a name. Reports an error for an invalid one.
@@ -46,13 +62,13 @@ pub(super) fn name<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Option
 
 /// Resolves references to targets.
 pub(super) fn targets(
-    backends: &[(View<'_>, &str, u32)],
+    backends: &[BackendRef<'_>],
     builder: &ModelBuilder,
     diagnostics: &mut Diagnostics,
 ) -> Vec<Target> {
     backends
         .iter()
-        .map(|(view, name, weight)| {
+        .map(|BackendRef { view, name, weight }| {
             let backend = backend_named(view, name, builder, diagnostics);
             Target { weight: *weight, backend }
         })
@@ -68,23 +84,26 @@ pub(super) fn backend_named(
 ) -> Option<BackendId> {
     let found = builder.backend_named(name);
     if found.is_none() {
-        unknown(view, "backend", name, builder.backend_names(), diagnostics);
+        let names = builder.backend_names();
+        unknown(view, "backend", name, names, builder.nameless_backends, diagnostics);
     }
     found
 }
 
-/// Reports an unknown reference, with a similar name as a suggestion.
+/// Reports an unknown reference, with a similar name as a suggestion. It may mean an object whose name is invalid and
+/// reported. So beside a nameless object only a reference with a suggestion is an error.
 pub(super) fn unknown<'c>(
     view: &View<'_>,
     what: &str,
     name: &str,
     candidates: impl Iterator<Item = &'c str>,
+    beside_nameless: bool,
     diagnostics: &mut Diagnostics,
 ) {
-    let mut found = view.error(format!("there is no {what} '{name}'"));
-    found.remedy = Some(match diagnostics.closest(name, candidates) {
+    let remedy = match diagnostics.closest(name, candidates) {
         Some(near) => format!("did you mean '{near}'?"),
+        None if beside_nameless => return,
         None => format!("define it under '{what}s'"),
-    });
-    found.emit(diagnostics);
+    };
+    view.error(format!("there is no {what} '{name}'")).remedy(remedy).emit(diagnostics);
 }

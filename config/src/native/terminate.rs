@@ -2,19 +2,21 @@
 
 use std::sync::Arc;
 
-use super::http::{self, NativeRule, Owner};
+use super::{
+    codec::{By, one_or_more, text},
+    http::{NativeRule, Owner, rules, table},
+    keys::{FromKeys, State, mapping},
+    secrets::{Authorities, Certificate, NamedSecret, authorities, certificate, owned, pem},
+};
 use crate::{
     builder::ModelBuilder,
-    credentials::{cipher_suites, missing_secret, path, secret_name},
+    credentials::{cipher_suites, missing_secret},
     decode::{Diagnostics, View},
-    kind::{Choice, Codec as _},
+    kind::{Choice, Kind},
     model::{
         cipher_suites::spoken,
         route::Origin,
-        termination::{
-            AuthoritySource, CertificateSource, ClientAuth, ClientCertificates, Inside, SecretName,
-            Termination, TlsVersion,
-        },
+        termination::{CertificateSource, ClientAuth, ClientCertificates, Inside, Termination, TlsVersion},
     },
     name::HostPattern,
 };
@@ -30,8 +32,7 @@ pub(super) struct Terminate<'n> {
     max_version: TlsVersion,
     cipher_suites: Vec<String>,
     alpn: Vec<String>,
-    /// The named Secrets, and the place of each name.
-    secrets: Vec<(SecretName, View<'n>)>,
+    secrets: Vec<NamedSecret<'n>>,
 }
 
 /// The values of `client_certificate`.
@@ -60,110 +61,139 @@ const HTTP_PROTOCOLS: [&str; 2] = ["h2", "http/1.1"];
 /// The greatest length of a protocol's name (RFC 7301 section 3.1).
 const LONGEST_PROTOCOL: usize = 255;
 
-pub(super) fn read<'n>(view: &View<'n>, diagnostics: &mut Diagnostics) -> Option<Terminate<'n>> {
-    let mut fields = view.fields(
-        "{certificates, http, client_ca, client_crl, client_certificate, subject_alt_names, min_version, max_version, cipher_suites, \
-         alpn}",
-        diagnostics,
-    )?;
-    let mut secrets = Vec::new();
-    let expected = "the name of a Secret, or {certificate: PATH, key: PATH}";
-    let certificates = fields.require("certificates", expected, diagnostics).map(|list| {
-        let items = list.one_or_more(expected, diagnostics);
-        if items.is_empty() {
-            list.error("the list is empty").expected(expected).emit(diagnostics);
-        }
-        items.iter().filter_map(|item| certificate(item, &mut secrets, diagnostics)).collect::<Vec<_>>()
-    });
-    let authorities = fields.take("client_ca").map(|view| authorities(&view, &mut secrets, diagnostics));
-    let crl_view = fields.take("client_crl");
-    let crl = match &crl_view {
-        None => Some(None),
-        Some(view) => path(view, diagnostics).map(Some),
-    };
-    let wanted_view = fields.take("client_certificate");
-    let wanted = wanted_view
-        .as_ref()
-        .map(|view| Choice { what: "kind of client certificate" }.read(view, diagnostics));
-    let names_view = fields.take("subject_alt_names");
-    let subject_alt_names = names_view.as_ref().map(|view| texts(view, "names of certificates", diagnostics));
-    let version = Choice { what: "version" };
-    let min = fields.take("min_version").map(|view| version.read(&view, diagnostics));
-    let max_view = fields.take("max_version");
-    let max = max_view.as_ref().map(|view| version.read(view, diagnostics));
-    let suites_view = fields.take("cipher_suites");
-    let alpn = fields.take("alpn").map(|view| (texts(&view, "names of protocols, as h2", diagnostics), view));
-    let http = fields.take("http").map(|view| http::read(&view, false, diagnostics));
-    fields.finish(diagnostics);
+const CERTIFICATES: &str = "the name of a Secret, or {certificate: PATH, key: PATH}";
+const VERSION: Choice = Choice { what: "version" };
 
-    let client = match (authorities, wanted) {
-        (None, None) => {
-            for view in [&names_view, &crl_view].into_iter().flatten() {
-                view.error("no client is asked for a certificate")
-                    .remedy("add 'client_ca', whose certificates clients have to show")
-                    .emit(diagnostics);
-            }
-            ClientAuth::None
+mapping! {
+    /// How a route ends TLS
+    pub(super) struct TerminateKeys("terminate", "routes[].terminate") {
+        /// Certificates with their keys. Of several, the first that fits the client and the server name is shown.
+        certificates: Vec<Certificate<'n>> = required(CERTIFICATES),
+            one_or_more(certificate("shop-cert"), CERTIFICATES);
+        /// Rules for the HTTP requests inside of TLS. The first that matches serves; without one the answer is 404.
+        http: Vec<NativeRule<'n>> = optional("what is inside is bytes"), rules();
+        /// Certificates of the authorities that clients' certificates are from. A Secret holds them as `ca.crt` or
+        /// `cacert`.
+        client_ca: Authorities<'n> = optional("no client is asked"),
+            By(text("a path with a `/`, or the name of a Secret", "/etc/ssl/clients.pem"), authorities);
+        /// Certificates that these authorities have revoked, in PEM. With it, each authority of a client's chain
+        /// needs a list that is in force.
+        client_crl: String = optional("`ca.crl` of the Secret, if it has one"), pem("/etc/ssl/clients.crl");
+        /// Whether a client must show a certificate, where there is a `client_ca`.
+        client_certificate: Wanted = default(Wanted::Required), Choice { what: "kind of client certificate" };
+        /// Names of which the certificate of a client must have one.
+        subject_alt_names: Vec<String> = optional("any"),
+            one_or_more(By(text("a name", "spiffe://shop/web"), owned), "names of certificates").or_none();
+        /// The oldest version.
+        min_version: TlsVersion = default(TlsVersion::V1_2), VERSION;
+        /// The newest version.
+        max_version: TlsVersion = default(TlsVersion::V1_3), VERSION;
+        /// Cipher suites, as OpenSSL or the IANA registry writes them. One that is not spoken here is left out, with
+        /// a warning.
+        cipher_suites: Vec<String> = optional("all of the library"), By(suite_names(), suites);
+        /// Protocols to offer (RFC 7301), the preferred one first.
+        alpn: Vec<String> = optional("h2 and http/1.1 with `http`, else none"),
+            one_or_more(By(text("the name of a protocol", "http/1.1"), owned), "names of protocols, as h2")
+                .or_none();
+    }
+}
+
+fn suite_names() -> Kind {
+    Kind::List(Box::new(text("the name of a cipher suite", "ECDHE-ECDSA-AES128-GCM-SHA256")))
+}
+
+fn suites(view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<Vec<String>> {
+    let before = diagnostics.errors();
+    let suites = cipher_suites(view, diagnostics);
+    (diagnostics.errors() == before).then_some(suites)
+}
+
+impl<'n> FromKeys<'n> for Terminate<'n> {
+    type Keys = TerminateKeys<'n>;
+
+    fn from_keys(keys: Self::Keys, diagnostics: &mut Diagnostics) -> Option<Self> {
+        let mut secrets: Vec<NamedSecret<'n>> = Vec::new();
+        let mut certificates = Vec::new();
+        for certificate in keys.certificates.unwrap_or_default() {
+            secrets.extend(certificate.secret);
+            certificates.push(certificate.source);
         }
-        (None, Some(_)) => {
-            wanted_view?
-                .error("'client_ca' is missing: nothing says which certificates of clients are good")
-                .remedy("add client_ca: the path of a file in PEM, or the name of a Secret")
+        let authorities = keys.client_ca.map(|authorities| {
+            secrets.extend(authorities.secret);
+            authorities.source
+        });
+        let client = match authorities {
+            None => {
+                report_needless(&keys.state, diagnostics)?;
+                ClientAuth::None
+            }
+            Some(authorities) => {
+                let subject_alt_names = keys.subject_alt_names.unwrap_or_default();
+                let certificates =
+                    ClientCertificates { authorities, crl: keys.client_crl, subject_alt_names };
+                match keys.client_certificate? {
+                    Wanted::Required => ClientAuth::Required(certificates),
+                    Wanted::Optional => ClientAuth::Optional(certificates),
+                }
+            }
+        };
+        let (min_version, max_version) = (keys.min_version?, keys.max_version?);
+        if min_version > max_version {
+            let view = keys.state.at("max_version");
+            view.error("older than min_version, so that no version is left")
+                .remedy("leave max_version out")
                 .emit(diagnostics);
             return None;
         }
-        (Some(authorities), wanted) => {
-            let subject_alt_names = subject_alt_names.unwrap_or_default();
-            let certificates = ClientCertificates { authorities: authorities?, crl: crl?, subject_alt_names };
-            match wanted.unwrap_or(Some(Wanted::Required))? {
-                Wanted::Required => ClientAuth::Required(certificates),
-                Wanted::Optional => ClientAuth::Optional(certificates),
-            }
+        if keys.cipher_suites.as_ref().is_some_and(Vec::is_empty) {
+            let view = keys.state.at("cipher_suites");
+            view.error("none of the cipher suites is spoken here")
+                .expected(spoken().collect::<Vec<_>>().join(", "))
+                .remedy("leave the key out to speak all of these")
+                .emit(diagnostics);
         }
-    };
-    let (min_version, max_version) =
-        (min.unwrap_or(Some(TlsVersion::V1_2))?, max.unwrap_or(Some(TlsVersion::V1_3))?);
-    if min_version > max_version {
-        max_view?
-            .error("older than min_version, so that no version is left")
-            .remedy("leave max_version out")
+        let for_http = keys.state.is_written("http");
+        let alpn = match keys.alpn {
+            None if for_http => HTTP_PROTOCOLS.map(str::to_owned).into(),
+            None => Vec::new(),
+            Some(names) => {
+                check_protocols(&names, &keys.state.at("alpn"), for_http, diagnostics);
+                names
+            }
+        };
+        Some(Self {
+            http: keys.http,
+            certificates,
+            client,
+            min_version,
+            max_version,
+            cipher_suites: keys.cipher_suites.unwrap_or_default(),
+            alpn,
+            secrets,
+        })
+    }
+}
+
+/// Reports keys about clients' certificates without `client_ca`. `None` if one of them is a requirement.
+fn report_needless(state: &State<'_>, diagnostics: &mut Diagnostics) -> Option<()> {
+    if !state.lacks(&["client_ca"]) {
+        return Some(());
+    }
+    if let Some(view) = state.view.written("client_certificate") {
+        view.error("'client_ca' is missing: nothing says which certificates of clients are good")
+            .remedy("add client_ca: the path of a file in PEM, or the name of a Secret")
             .emit(diagnostics);
         return None;
     }
-    let suites = suites_view.as_ref().map(|view| cipher_suites(view, diagnostics)).unwrap_or_default();
-    if let (Some(view), true) = (&suites_view, suites.is_empty()) {
-        view.error("none of the cipher suites is spoken here")
-            .expected(spoken().collect::<Vec<_>>().join(", "))
-            .remedy("leave the key out to speak all of these")
+    for view in ["subject_alt_names", "client_crl"].into_iter().filter_map(|key| state.view.written(key)) {
+        view.error("no client is asked for a certificate")
+            .remedy("add 'client_ca', whose certificates clients have to show")
             .emit(diagnostics);
     }
-    // A route with invalid rules must not forward the requests as bytes.
-    let http = match http {
-        None => None,
-        Some(read) => Some(read?),
-    };
-    let alpn = protocols(alpn, http.is_some(), diagnostics);
-    Some(Terminate {
-        http,
-        certificates: certificates.filter(|certificates| !certificates.is_empty())?,
-        client,
-        min_version,
-        max_version,
-        cipher_suites: suites,
-        alpn,
-        secrets,
-    })
+    Some(())
 }
 
-/// The protocols to offer: the written ones, or else those that rules for HTTP requests need.
-fn protocols(
-    written: Option<(Vec<String>, View<'_>)>,
-    for_http: bool,
-    diagnostics: &mut Diagnostics,
-) -> Vec<String> {
-    let Some((names, view)) = written else {
-        return if for_http { HTTP_PROTOCOLS.map(str::to_owned).into() } else { Vec::new() };
-    };
+fn check_protocols(names: &[String], view: &View<'_>, for_http: bool, diagnostics: &mut Diagnostics) {
     if names.iter().any(|name| name.is_empty() || name.len() > LONGEST_PROTOCOL) {
         view.error("the name of a protocol has 1 to 255 bytes (RFC 7301)").emit(diagnostics);
     } else if let Some(other) = names.iter().find(|name| for_http && !HTTP_PROTOCOLS.contains(&name.as_str()))
@@ -173,47 +203,6 @@ fn protocols(
             .remedy("leave the key out to offer both")
             .emit(diagnostics);
     }
-    names
-}
-
-pub(super) fn certificate<'n>(
-    view: &View<'n>,
-    secrets: &mut Vec<(SecretName, View<'n>)>,
-    diagnostics: &mut Diagnostics,
-) -> Option<CertificateSource> {
-    if view.is_text() {
-        let name = secret_name(view, "", diagnostics)?;
-        secrets.push((name.clone(), view.clone()));
-        return Some(CertificateSource::Secret(name));
-    }
-    let mut fields = view.fields("the name of a Secret, or {certificate: PATH, key: PATH}", diagnostics)?;
-    let certificate = fields.require("certificate", "the path of a file in PEM", diagnostics);
-    let key = fields.require("key", "the path of a file in PEM", diagnostics);
-    fields.finish(diagnostics);
-    Some(CertificateSource::Files {
-        certificate: path(&certificate?, diagnostics)?,
-        key: path(&key?, diagnostics)?,
-    })
-}
-
-/// A text with a slash is a path, since no name of a Secret contains one.
-pub(super) fn authorities<'n>(
-    view: &View<'n>,
-    secrets: &mut Vec<(SecretName, View<'n>)>,
-    diagnostics: &mut Diagnostics,
-) -> Option<AuthoritySource> {
-    let text = view.text("a path with a '/', or the name of a Secret", diagnostics)?;
-    if text.contains('/') {
-        return Some(AuthoritySource::File(path(view, diagnostics)?));
-    }
-    let name = secret_name(view, "", diagnostics)?;
-    secrets.push((name.clone(), view.clone()));
-    Some(AuthoritySource::Secret(name))
-}
-
-pub(super) fn texts(view: &View<'_>, expected: &str, diagnostics: &mut Diagnostics) -> Vec<String> {
-    let items = view.one_or_more(expected, diagnostics);
-    items.iter().filter_map(|item| item.text(expected, diagnostics).map(str::to_owned)).collect()
 }
 
 impl Terminate<'_> {
@@ -234,7 +223,7 @@ impl Terminate<'_> {
             None => Inside::Bytes,
             Some(rules) => {
                 let owner = Owner { name, hosts, redirect: None };
-                Inside::Http(Arc::new(http::table(rules, &owner, builder, diagnostics)))
+                Inside::Http(Arc::new(table(rules, &owner, builder, diagnostics)))
             }
         };
         builder.termination(|id| Termination {

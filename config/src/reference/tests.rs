@@ -4,7 +4,7 @@ use regex_lite::Regex;
 
 use super::*;
 use crate::{
-    Options, Severity, Source,
+    Options, Severity, Source, Translation,
     document::{self, Node},
     load, yaml,
 };
@@ -12,7 +12,8 @@ use crate::{
 /// An unknown key, for a document that has one in each mapping of the format.
 const STRANGER: &str = "zzzzzzzz";
 
-/// The reader's message about an unknown key lists the known ones. They are the keys of the schema, for each mapping.
+/// The reader's message about an unknown key lists the known ones. They are the keys of the schema, for each mapping:
+/// its path in the reference leads to it.
 #[test]
 fn the_reader_and_the_schema_know_the_same_keys() {
     for mapping in mappings() {
@@ -23,21 +24,90 @@ fn the_reader_and_the_schema_know_the_same_keys() {
 
 /// The keys that the reader lists for an unknown one at `path`.
 fn known_at(path: &str) -> BTreeSet<String> {
-    let mut text = format!("{{{STRANGER}: 1}}");
-    // From the inside out: `routes[].backends[]` is a mapping in a list in a mapping in a list.
-    for step in path.split('.').rev().filter(|step| !step.is_empty()) {
-        let (key, is_list) = step.strip_suffix("[]").map_or((step, false), |key| (key, true));
-        let key = if key == "VERDICT" { "timeout" } else { key };
-        text = if is_list { format!("{{{key}: [{text}]}}") } else { format!("{{{key}: {text}}}") };
-    }
-    let translation = load(
-        &[Source { name: "a.yaml".into(), text: text.clone() }].into_iter().collect(),
-        &Options::default(),
-    );
+    let text = document_with(path, format!("{{{STRANGER}: 1}}"));
+    let translation = loaded(&text);
     let found = translation.diagnostics.iter().find(|found| found.message == "unknown key");
     let found = found.unwrap_or_else(|| panic!("{text}: {:?}", translation.diagnostics));
     let known = found.remedy.as_ref().and_then(|remedy| remedy.strip_prefix("the keys here are: "));
     known.unwrap_or_else(|| panic!("{found}")).split(", ").map(str::to_owned).collect()
+}
+
+/// A document with this mapping at `path`.
+fn document_with(path: &str, mapping: String) -> String {
+    // From the inside out: `routes[].backends[]` is a mapping in a list in a mapping in a list.
+    path.split('.').rev().filter(|step| !step.is_empty()).fold(mapping, |text, step| {
+        let (key, is_list) = step.strip_suffix("[]").map_or((step, false), |key| (key, true));
+        let key = if key == "VERDICT" { "timeout" } else { key };
+        if is_list { format!("{{{key}: [{text}]}}") } else { format!("{{{key}: {text}}}") }
+    })
+}
+
+fn loaded(text: &str) -> Translation {
+    let source = Source { name: "a.yaml".into(), text: text.to_owned() };
+    load(&[source].into_iter().collect(), &Options::default())
+}
+
+/// `mappings()` lists every mapping that is the value of a key.
+#[test]
+fn every_mapping_is_in_the_reference() {
+    fn named(kind: &Kind) -> Vec<&'static str> {
+        match kind {
+            Kind::Mapping(id) => vec![id],
+            Kind::List(kind) | Kind::OneOrMore(kind) | Kind::Named(kind) => named(kind),
+            Kind::Either(kinds) => kinds.iter().flat_map(named).collect(),
+            _ => Vec::new(),
+        }
+    }
+    let all = mappings();
+    let listed: BTreeSet<_> = all.iter().map(|mapping| mapping.id).collect();
+    assert_eq!(listed.len(), all.len(), "an id is there twice");
+    for key in all.iter().flat_map(|mapping| &mapping.keys) {
+        for id in named(&key.kind) {
+            assert!(listed.contains(id), "{id}, the value of {}", key.name);
+        }
+    }
+}
+
+/// Where the reference says "one or a list", the reader takes each kind of item alone and in a list.
+#[test]
+fn one_item_needs_no_list() {
+    let mut tried = 0;
+    for mapping in mappings() {
+        for key in &mapping.keys {
+            let Kind::OneOrMore(item) = &key.kind else { continue };
+            for one in samples(item) {
+                for written in [one.clone(), format!("[{one}]")] {
+                    let text = document_with(mapping.path, format!("{{{}: {written}}}", key.name));
+                    let found = loaded(&text).diagnostics;
+                    let wrong = found.iter().find(|found| found.message.starts_with("found "));
+                    assert_eq!(wrong, None, "{text}");
+                    tried += 1;
+                }
+            }
+        }
+    }
+    assert!(tried > 30, "{tried}");
+}
+
+/// A value of each form that a type has.
+fn samples(kind: &Kind) -> Vec<String> {
+    match kind {
+        Kind::Text { example, .. } => vec![format!("{example:?}")],
+        Kind::Choice(words) => vec![words[0].0.to_owned()],
+        Kind::Number { least, .. } => vec![least.to_string()],
+        Kind::Flag => vec!["true".into()],
+        Kind::Duration { .. } => vec!["10s".into()],
+        Kind::Either(kinds) => kinds.iter().flat_map(samples).collect(),
+        Kind::Mapping(id) => {
+            let all = mappings();
+            let mapping = all.iter().find(|mapping| mapping.id == *id).unwrap();
+            let required = mapping.keys.iter().filter(|key| key.required);
+            let keys: Vec<_> =
+                required.map(|key| format!("{}: {}", key.name, samples(&key.kind)[0])).collect();
+            vec![format!("{{{}}}", keys.join(", "))]
+        }
+        other => panic!("write a sample of {other:?}"),
+    }
 }
 
 /// Each example, and each document of the tests that loads, fits the schema. A document with an unknown key does not.

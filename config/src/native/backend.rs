@@ -1,0 +1,172 @@
+//! `backends[]` and their endpoints.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use super::{
+    backend_tls::{BackendTls, Version},
+    balancing::{Affinity, load_balancing},
+    codec::{By, one_or_more, text},
+    health::PERCENT,
+    keys::{FromKeys, Nested, TextOr, mapping},
+    reference::{WEIGHT, name},
+};
+use crate::{
+    decode::{Diagnostics, View},
+    kind::{Choice, Count, Flag, MOST, Time},
+    model::{
+        Backend, Endpoint, EndpointHost,
+        balancing::LoadBalancing,
+        health::{Health, HealthCheck, OutlierDetection},
+        settings::PENDING,
+    },
+    name::HostName,
+};
+
+const ENDPOINT: &str = "host:port, or {address: host:port, weight, priority}";
+
+mapping! {
+    /// Endpoints that serve the same thing
+    pub(super) struct BackendKeys("backend", "backends[]") {
+        /// Its name; a metric label.
+        name: &'n str = required("a unique name"), By(text("a unique name", "shop"), name);
+        /// Where it can be reached. Names are resolved by DNS.
+        endpoints: Vec<Endpoint> = required(ENDPOINT),
+            one_or_more(TextOr(By(text("host:port", "10.0.0.1:8443"), endpoint_at)), ENDPOINT).or_none();
+        /// Local addresses to connect from, in turn.
+        source: Vec<IpAddr> = optional("the kernel's choice"),
+            one_or_more(By(text("an IP address of this machine", "10.0.0.9"), own_address), OWN_ADDRESS).or_none();
+        /// Whether what it sends is handed to the client's socket at once, where it is on this host and the kernel
+        /// allows it (see [same host](internals/same-host.md)). That the first backend asks for it takes effect at
+        /// the next start.
+        same_host: bool = default(false), Flag, restart;
+        /// Connections to it at once. Further ones are refused.
+        max_connections: usize = optional("no limit"), Count(1..=MOST);
+        /// Connections at once that wait for one of its endpoints to answer; 0 is no limit.
+        max_pending: usize =
+            optional(format!("an eighth of `limits.connections`, at least {}", PENDING.of(0))), Count(0..=MOST);
+        /// How long connecting to its endpoints may take in all.
+        connect_timeout: Duration = optional("that of `timeouts.connect`"), Time::POSITIVE;
+        /// TLS towards it, for what ends TLS here and for HTTP. What is passed through is not encrypted again.
+        tls: BackendTls<'n> = optional("in clear"), Nested;
+        /// The version of HTTP that requests are sent in.
+        http: Version = default(Version::Http1), Choice { what: "version of HTTP" };
+        /// How its connections are spread over its endpoints (see [balancing](internals/balancing.md)).
+        load_balancing: LoadBalancing = optional("random_two_choices"), load_balancing();
+        /// Whether a client's further connections go to the endpoint of its first one, while it is available.
+        affinity: Affinity = optional("none"), Nested;
+        /// Active checks of its endpoints (see [health](internals/health.md)).
+        health_check: HealthCheck = optional("no checks"), Nested;
+        /// Ejects endpoints whose connections or responses fail, for a while.
+        outlier_detection: OutlierDetection = optional("no ejections"), Nested;
+        /// Percent of the endpoints. While fewer are healthy and not ejected, all are used. With 0 never: connections
+        /// are rejected while none is left.
+        panic_threshold: u8 = default(Health::PANIC_THRESHOLD), PERCENT;
+    }
+}
+
+impl BackendKeys<'_> {
+    /// Whether the list of endpoints is there, and empty.
+    pub(super) fn has_no_endpoints(&self) -> bool {
+        self.state.view.written("endpoints").is_some_and(|list| list.is_empty_list())
+    }
+
+    /// The version of HTTP has to fit the encryption.
+    pub(super) fn check(&self, diagnostics: &mut Diagnostics) {
+        let Some(version) = self.http else { return };
+        let wrong = match version {
+            Version::H2 if self.state.lacks(&["tls"]) => {
+                ("'h2' is HTTP/2 within TLS, and there is no 'tls'", "write h2c, or add tls: {}")
+            }
+            Version::H2c if self.state.view.written("tls").is_some() => {
+                ("'h2c' is HTTP/2 without TLS, and there is 'tls'", "write h2, or remove 'tls'")
+            }
+            _ => return,
+        };
+        let (problem, remedy) = wrong;
+        self.state.at("http").error(problem).remedy(remedy).emit(diagnostics);
+    }
+
+    /// The backend of this name with these endpoints.
+    pub(super) fn build(&self, name: &str, endpoints: Vec<Endpoint>) -> Backend {
+        Backend {
+            name: name.into(),
+            endpoints,
+            source: self.source.clone().unwrap_or_default(),
+            same_host: self.same_host.unwrap_or_default(),
+            max_connections: self.max_connections,
+            max_pending: self.max_pending,
+            load_balancing: self.load_balancing.clone().unwrap_or_default(),
+            affinity: self.affinity.map(|Affinity(source)| source),
+            connect_timeout: self.connect_timeout,
+            tls: self.tls.as_ref().map(|tls| tls.settings.clone()),
+            http: self.http.map(Into::into).unwrap_or_default(),
+            health: Health {
+                check: self.health_check.clone(),
+                outliers: self.outlier_detection.clone(),
+                panic_threshold: self.panic_threshold.unwrap_or(Health::PANIC_THRESHOLD),
+            },
+        }
+    }
+}
+
+const OWN_ADDRESS: &str = "IP addresses of this machine";
+
+fn own_address(view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<IpAddr> {
+    view.parse(OWN_ADDRESS, diagnostics)
+}
+
+mapping! {
+    /// One address of a backend. A text instead of a mapping is its `address`
+    pub(super) struct EndpointKeys("endpoint", "backends[].endpoints[]") {
+        /// Address or name, and port.
+        address: (EndpointHost, u16) = required("host:port"), By(text("host:port", "shop.internal:8443"), address);
+        /// Share among its siblings; 0 receives nothing.
+        weight: u32 = default(1), WEIGHT;
+        /// Endpoints of a higher number are backups: they are for when none of a lower number is available.
+        /// `HAProxy`'s `backup` is 1.
+        priority: u8 = default(0), Count(0..=Endpoint::MAX_PRIORITY.into());
+    }
+}
+
+impl<'n> FromKeys<'n> for Endpoint {
+    type Keys = EndpointKeys<'n>;
+
+    fn from_keys(keys: Self::Keys, _: &mut Diagnostics) -> Option<Self> {
+        let (host, port) = keys.address?;
+        Some(Self { host, port, weight: keys.weight?, priority: keys.priority? })
+    }
+}
+
+fn endpoint_at(view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<Endpoint> {
+    let (host, port) = address(view, diagnostics)?;
+    Some(Endpoint { host, port, weight: 1, priority: 0 })
+}
+
+/// `10.0.0.1:443`, `[fd00::1]:443` or `name:443`.
+fn address(view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<(EndpointHost, u16)> {
+    let expected = "host:port, for example 10.0.0.1:8443, [fd00::1]:8443 or shop.internal:8443";
+    let text = view.text(expected, diagnostics)?;
+    let wrong = |why: &str, diagnostics: &mut Diagnostics| {
+        view.error(format!("'{text}': {why}")).expected(expected).emit(diagnostics);
+        None
+    };
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        if address.port() == 0 {
+            return wrong("the port is 0", diagnostics);
+        }
+        return Some((EndpointHost::Ip(address.ip()), address.port()));
+    }
+    let Some((host, port)) = text.rsplit_once(':') else {
+        return wrong("the port is missing", diagnostics);
+    };
+    let Some(port) = port.parse().ok().filter(|port| *port != 0) else {
+        return wrong("the port is not a number from 1 to 65535", diagnostics);
+    };
+    match HostName::parse(host) {
+        Ok(name) => Some((EndpointHost::Dns(name), port)),
+        Err(why) => wrong(&why.to_string(), diagnostics),
+    }
+}
