@@ -6,6 +6,7 @@ use std::{
     io::{ErrorKind, Read as _, Write as _},
     net::{TcpListener, TcpStream},
     path::Path,
+    process::Command,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
@@ -22,6 +23,7 @@ use snisplice_tests::{
     hello,
     lab::Lab,
     netns::{BACKEND, BACKEND_2, BACKEND_3},
+    process::run,
     suite::Case,
     tcp, wait,
 };
@@ -381,6 +383,13 @@ fn responses_eject(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
+/// Incomplete handshakes of a server.
+fn handshakes(lab: &Lab, address: &str) -> Result<usize> {
+    let said =
+        run(&lab.backend, Command::new("ss").args(["-Htn", "state", "syn-recv", "src", address]))?.ok()?;
+    Ok(said.stdout.lines().count())
+}
+
 /// A server restart: the server refuses new connections, serves open ones, ends, and returns.
 fn rolling_restart(lab: &Lab) -> Result<()> {
     let hosts = [BACKEND, BACKEND_2, BACKEND_3];
@@ -413,6 +422,11 @@ fn rolling_restart(lab: &Lab) -> Result<()> {
                     ),
                 )?;
                 wait_endpoint(&daemon, "endpoint_healthy", host, 0)?;
+                // The close of a listening socket resets connections whose handshake is not complete. The daemon may
+                // complete a handshake by the hello, so a busy machine delays it.
+                wait::until_true("no handshake is in progress", || {
+                    Ok(handshakes(lab, &server.address)? == 0)
+                })?;
                 server.stop()?;
                 let before = served.load(Relaxed);
                 wait::until_true("the others serve", || Ok(served.load(Relaxed) > before + 20))?;
