@@ -41,7 +41,7 @@ pub(super) fn other_protocol(lab: &Lab) -> Result<()> {
     for version in [2, u32::MAX] {
         let answer = ask_server(lab, format!("hello {version}").as_bytes())?;
         ensure!(answer.starts_with("refused ") && answer.contains("stop it"), "{answer:?}");
-        ensure!(answer.contains(&format!("by protocol 3, not {version}")), "{answer:?}");
+        ensure!(answer.contains(&format!("by protocol 4, not {version}")), "{answer:?}");
     }
     let endless = vec![b'x'; 20_000];
     for nonsense in
