@@ -202,7 +202,30 @@ impl Codec<Duration> for Time {
     }
 }
 
-/// A variant of an enum, by its name. Its documentation is the meaning.
+/// Declares the values of a [`Choice`] as an enum. A name in the configuration is the variant's in `snake_case`, unless
+/// the variant has `#[strum(serialize = "...")]`. The comment above a variant is its text in the reference.
+macro_rules! choices {
+    ($(#[$attribute:meta])* $visibility:vis enum $name:ident { $($variants:tt)* }) => {
+        $(#[$attribute])*
+        #[derive(
+            Debug,
+            Clone,
+            Copy,
+            PartialEq,
+            Eq,
+            strum::EnumMessage,
+            strum::EnumString,
+            strum::IntoStaticStr,
+            strum::VariantArray,
+        )]
+        #[strum(serialize_all = "snake_case")]
+        $visibility enum $name { $($variants)* }
+    };
+}
+
+pub(crate) use choices;
+
+/// A variant of an enum, by its name. Its documentation is the meaning. [`choices!`] declares such an enum.
 pub(crate) struct Choice {
     /// The subject of the choice, for messages.
     pub(crate) what: &'static str,

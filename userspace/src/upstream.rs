@@ -11,7 +11,6 @@ pub mod endpoint;
 pub mod health;
 pub mod health_collector;
 pub mod lease;
-pub(crate) mod line_budget;
 pub mod monitor;
 pub mod names;
 pub mod recent_failures;

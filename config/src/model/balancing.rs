@@ -2,6 +2,8 @@
 
 use std::{fmt, str::FromStr, time::Duration};
 
+use crate::kind::choices;
+
 /// `backends[].load_balancing`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LoadBalancing {
@@ -16,32 +18,22 @@ pub struct LoadBalancing {
     pub slow_start: Option<SlowStart>,
 }
 
-/// The algorithm that chooses an endpoint.
-#[derive(
-    Debug,
-    Clone,
-    Copy,
-    Default,
-    PartialEq,
-    Eq,
-    strum::EnumMessage,
-    strum::EnumString,
-    strum::IntoStaticStr,
-    strum::VariantArray,
-)]
-#[strum(serialize_all = "snake_case")]
-pub enum Algorithm {
-    /// The less loaded of two endpoints that are drawn by weight (Envoy's `LEAST_REQUEST`).
-    #[default]
-    RandomTwoChoices,
-    /// In turn, smoothly by weight.
-    RoundRobin,
-    /// The endpoint with the fewest connections for its weight.
-    LeastConnections,
-    /// By the hash key, with weighted rendezvous hashing: no memory, one hash per endpoint.
-    SourceHash,
-    /// By the hash key, with a Maglev table of 65,537 entries (128 KiB): one lookup for any number of endpoints.
-    Maglev,
+choices! {
+    /// The algorithm that chooses an endpoint.
+    #[derive(Default)]
+    pub enum Algorithm {
+        /// The less loaded of two endpoints that are drawn by weight (Envoy's `LEAST_REQUEST`).
+        #[default]
+        RandomTwoChoices,
+        /// In turn, smoothly by weight.
+        RoundRobin,
+        /// The endpoint with the fewest connections for its weight.
+        LeastConnections,
+        /// By the hash key, with weighted rendezvous hashing: no memory, one hash per endpoint.
+        SourceHash,
+        /// By the hash key, with a Maglev table of 65,537 entries (128 KiB): one lookup for any number of endpoints.
+        Maglev,
+    }
 }
 
 impl Algorithm {
@@ -52,26 +44,16 @@ impl Algorithm {
     }
 }
 
-/// The input of the hashing algorithms.
-#[derive(
-    Debug,
-    Clone,
-    Copy,
-    Default,
-    PartialEq,
-    Eq,
-    strum::EnumMessage,
-    strum::EnumString,
-    strum::IntoStaticStr,
-    strum::VariantArray,
-)]
-#[strum(serialize_all = "snake_case")]
-pub enum HashKey {
-    /// The address of the client.
-    #[default]
-    Source,
-    /// The server name that the client requests.
-    ServerName,
+choices! {
+    /// The input of the hashing algorithms.
+    #[derive(Default)]
+    pub enum HashKey {
+        /// The address of the client.
+        #[default]
+        Source,
+        /// The server name that the client requests.
+        ServerName,
+    }
 }
 
 /// Slow start: new and recovered endpoints get a growing part of their weight (Envoy's `slow_start_config`).

@@ -12,7 +12,7 @@ use crate::{
     decode::{Diagnostics, View},
     kind::{
         Choice, Codec, Count, Flag, Hosts, Kind, MOST, NameServers, NetworkList, Parsed, Place, Share, Size,
-        Time,
+        Time, choices,
     },
     log_file::LogFile,
     name::HostName,
@@ -338,53 +338,33 @@ section! {
     }
 }
 
-/// The format of a line of the access log.
-#[derive(
-    Debug,
-    Clone,
-    Copy,
-    Default,
-    PartialEq,
-    Eq,
-    strum::EnumMessage,
-    strum::EnumString,
-    strum::IntoStaticStr,
-    strum::VariantArray,
-)]
-#[strum(serialize_all = "snake_case")]
-pub enum AccessLogFormat {
-    /// One JSON object.
-    #[default]
-    Json,
-    /// Istio's default text format.
-    Text,
+choices! {
+    /// The format of a line of the access log.
+    #[derive(Default)]
+    pub enum AccessLogFormat {
+        /// One JSON object.
+        #[default]
+        Json,
+        /// Istio's default text format.
+        Text,
+    }
 }
 
-/// The configured datapath. The datapath in use may be another one.
-#[derive(
-    Debug,
-    Clone,
-    Copy,
-    Default,
-    PartialEq,
-    Eq,
-    strum::EnumMessage,
-    strum::EnumString,
-    strum::IntoStaticStr,
-    strum::VariantArray,
-)]
-#[strum(serialize_all = "snake_case")]
-pub enum DatapathKind {
-    /// The fastest one whose probes pass on this kernel.
-    #[default]
-    Auto,
-    /// In the kernel from the first byte. Refuses to start if the probes fail.
-    Sockmap,
-    /// In the kernel, by rewriting packet headers, for eligible connections. The others are copied. Refuses to start
-    /// if the probes fail.
-    Packet,
-    /// A copy in userspace: no privilege needed.
-    Relay,
+choices! {
+    /// The configured datapath. The datapath in use may be another one.
+    #[derive(Default)]
+    pub enum DatapathKind {
+        /// The fastest one whose probes pass on this kernel.
+        #[default]
+        Auto,
+        /// In the kernel from the first byte. Refuses to start if the probes fail.
+        Sockmap,
+        /// In the kernel, by rewriting packet headers, for eligible connections. The others are copied. Refuses to start
+        /// if the probes fail.
+        Packet,
+        /// A copy in userspace: no privilege needed.
+        Relay,
+    }
 }
 
 const fn seconds(number: u64) -> Duration {

@@ -3,6 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use super::{http::HttpTable, route::Origin};
+use crate::kind::choices;
 
 /// The termination of TLS by a rule, and the content. A rule without a termination passes TLS through.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -105,27 +106,17 @@ pub enum AuthoritySource {
     System,
 }
 
-/// A supported version of TLS.
-#[derive(
-    Debug,
-    Clone,
-    Copy,
-    PartialEq,
-    Eq,
-    PartialOrd,
-    Ord,
-    strum::EnumMessage,
-    strum::EnumString,
-    strum::IntoStaticStr,
-    strum::VariantArray,
-)]
-pub enum TlsVersion {
-    /// TLS 1.2 (RFC 5246).
-    #[strum(serialize = "TLSv1.2")]
-    V1_2,
-    /// TLS 1.3 (RFC 8446).
-    #[strum(serialize = "TLSv1.3")]
-    V1_3,
+choices! {
+    /// A supported version of TLS.
+    #[derive(PartialOrd, Ord)]
+    pub enum TlsVersion {
+        /// TLS 1.2 (RFC 5246).
+        #[strum(serialize = "TLSv1.2")]
+        V1_2,
+        /// TLS 1.3 (RFC 8446).
+        #[strum(serialize = "TLSv1.3")]
+        V1_3,
+    }
 }
 
 /// The content of a terminated connection.

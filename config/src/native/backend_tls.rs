@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     decode::{Diagnostics, View},
-    kind::Flag,
+    kind::{Flag, choices},
     model::{
         http::BackendHttp,
         termination::{AuthoritySource, UpstreamTls},
@@ -17,28 +17,19 @@ use crate::{
     name::ServerName,
 };
 
-/// The HTTP version towards a backend.
-#[derive(
-    Debug,
-    Clone,
-    Copy,
-    PartialEq,
-    Eq,
-    strum::EnumMessage,
-    strum::EnumString,
-    strum::IntoStaticStr,
-    strum::VariantArray,
-)]
-pub(super) enum Version {
-    /// HTTP/1.1.
-    #[strum(serialize = "http1")]
-    Http1,
-    /// HTTP/2 within TLS.
-    #[strum(serialize = "h2")]
-    H2,
-    /// HTTP/2 without TLS, with prior knowledge (RFC 9113 section 3.3).
-    #[strum(serialize = "h2c")]
-    H2c,
+choices! {
+    /// The HTTP version towards a backend.
+    pub(super) enum Version {
+        /// HTTP/1.1.
+        #[strum(serialize = "http1")]
+        Http1,
+        /// HTTP/2 within TLS.
+        #[strum(serialize = "h2")]
+        H2,
+        /// HTTP/2 without TLS, with prior knowledge (RFC 9113 section 3.3).
+        #[strum(serialize = "h2c")]
+        H2c,
+    }
 }
 
 impl From<Version> for BackendHttp {

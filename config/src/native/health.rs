@@ -8,29 +8,19 @@ use super::{
 };
 use crate::{
     decode::{Diagnostics, View},
-    kind::{Choice, Count, Flag, MOST, Time},
+    kind::{Choice, Count, Flag, MOST, Time, choices},
     model::health::{HealthCheck, OutlierDetection, Probe},
     name::ServerName,
 };
 
-/// The values of `health_check.type`.
-#[derive(
-    Debug,
-    Clone,
-    Copy,
-    PartialEq,
-    Eq,
-    strum::EnumMessage,
-    strum::EnumString,
-    strum::IntoStaticStr,
-    strum::VariantArray,
-)]
-#[strum(serialize_all = "snake_case")]
-pub(super) enum ProbeKind {
-    /// The endpoint accepts a connection.
-    Tcp,
-    /// The endpoint answers a `ClientHello` with a `ServerHello` and its certificate.
-    Tls,
+choices! {
+    /// The values of `health_check.type`.
+    pub(super) enum ProbeKind {
+        /// The endpoint accepts a connection.
+        Tcp,
+        /// The endpoint answers a `ClientHello` with a `ServerHello` and its certificate.
+        Tls,
+    }
 }
 
 pub(super) const PERCENT: Count = Count(0..=100);

@@ -8,7 +8,7 @@ use super::{
 use crate::{
     builder::ModelBuilder,
     decode::{Diagnostics, View},
-    kind::{Choice, Codec},
+    kind::{Choice, Codec, choices},
     model::{Policies, Policy},
 };
 
@@ -19,18 +19,16 @@ pub(super) enum RawPolicy<'n> {
     Backend(View<'n>, &'n str),
 }
 
-/// A policy that needs no backend.
-#[derive(
-    Debug, Clone, Copy, strum::EnumMessage, strum::EnumString, strum::IntoStaticStr, strum::VariantArray,
-)]
-#[strum(serialize_all = "snake_case")]
-enum FixedPolicy {
-    /// FIN without a byte.
-    Close,
-    /// RST.
-    Reset,
-    /// A fatal TLS alert, then FIN.
-    Alert,
+choices! {
+    /// A policy that needs no backend.
+    enum FixedPolicy {
+        /// FIN without a byte.
+        Close,
+        /// RST.
+        Reset,
+        /// A fatal TLS alert, then FIN.
+        Alert,
+    }
 }
 
 const FIXED: Choice = Choice { what: "policy" };

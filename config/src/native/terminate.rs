@@ -12,7 +12,7 @@ use crate::{
     builder::ModelBuilder,
     credentials::{cipher_suites, missing_secret},
     decode::{Diagnostics, View},
-    kind::{Choice, Kind},
+    kind::{Choice, Kind, choices},
     model::{
         cipher_suites::spoken,
         route::Origin,
@@ -35,24 +35,14 @@ pub(super) struct Terminate<'n> {
     secrets: Vec<NamedSecret<'n>>,
 }
 
-/// The values of `client_certificate`.
-#[derive(
-    Debug,
-    Clone,
-    Copy,
-    PartialEq,
-    Eq,
-    strum::EnumMessage,
-    strum::EnumString,
-    strum::IntoStaticStr,
-    strum::VariantArray,
-)]
-#[strum(serialize_all = "snake_case")]
-pub(super) enum Wanted {
-    /// A client without a valid certificate is refused.
-    Required,
-    /// A client may send no certificate. A certificate that it sends must be valid.
-    Optional,
+choices! {
+    /// The values of `client_certificate`.
+    pub(super) enum Wanted {
+        /// A client without a valid certificate is refused.
+        Required,
+        /// A client may send no certificate. A certificate that it sends must be valid.
+        Optional,
+    }
 }
 
 /// The offered protocols if requests have rules.

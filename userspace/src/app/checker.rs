@@ -26,6 +26,7 @@ use tokio::{
 };
 
 use crate::{
+    log::Budget,
     metrics::Metrics,
     net::sockopt,
     snapshot::{SharedSnapshot, Snapshot},
@@ -39,7 +40,6 @@ use crate::{
             watchlist::{Change, Event, Next, Outcome, Wanted},
         },
         health_collector::{HealthCounters, SharedWatchlist},
-        line_budget::Budget,
         monitor::{Alarms, Key},
     },
 };

@@ -18,9 +18,9 @@ use tokio::{
 use self::system::System;
 use super::{
     cluster::Cluster,
-    line_budget::Budget,
     names::{Change, Found, Names, Next},
 };
+use crate::log::Budget;
 
 mod runtime;
 mod system;

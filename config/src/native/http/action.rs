@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::{
     decode::{Diagnostics, View},
-    kind::{Choice, Codec, Count, Kind, Time},
+    kind::{Choice, Codec, Count, Kind, Time, choices},
     model::http::{Expression, Redirect, RedirectPort, Respond, Retries, Rewrite},
     native::{
         codec::{By, one_or_more, text},
@@ -14,24 +14,14 @@ use crate::{
     requests::{RETRY_CONDITIONS, expression, plain_text, retry_on},
 };
 
-/// The port of a redirect, if it is not a number.
-#[derive(
-    Debug,
-    Clone,
-    Copy,
-    PartialEq,
-    Eq,
-    strum::EnumMessage,
-    strum::EnumString,
-    strum::IntoStaticStr,
-    strum::VariantArray,
-)]
-#[strum(serialize_all = "snake_case")]
-enum DerivedPort {
-    /// The port of the scheme: 443 or 80.
-    OfScheme,
-    /// The port of the request's connection.
-    OfRequest,
+choices! {
+    /// The port of a redirect, if it is not a number.
+    enum DerivedPort {
+        /// The port of the scheme: 443 or 80.
+        OfScheme,
+        /// The port of the request's connection.
+        OfRequest,
+    }
 }
 
 /// Status codes of redirects (RFC 9110 section 15.4).

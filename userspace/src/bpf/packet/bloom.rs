@@ -1,9 +1,9 @@
 //! The counting Bloom filter over the tuples of flows. Userspace updates the counters, and the programs read them.
 //!
-//! Every packet of the host passes the programs. With this filter most packets of other connections cost two reads instead of
-//! a copy of their headers and a lookup in a hash. A counter that is too high costs time only. One that is too low would have
-//! a flow's packets pass the programs. So a flow's tuples are counted before they are in the map, and until they are out of
-//! it. A process that is killed may leave counts that nobody removes.
+//! Every packet of the host reaches the programs. The filter costs two reads for most packets of other connections.
+//! Without it, each packet costs a copy of its headers and a lookup in a hash map. A counter that is too high costs
+//! time only. A counter that is too low would exclude a flow's packets. So userspace counts a tuple before it enters
+//! the map, and until it has left the map. A killed process may leave counts that no process removes.
 
 use std::{
     fmt, io,
@@ -17,7 +17,7 @@ use snisplice_common::packet::maps::{BLOOM, Tuple};
 
 const BYTES: usize = BLOOM * size_of::<AtomicU64>();
 
-/// The filter's counters, in memory that this process shares with the kernel, and with the process that takes over from it.
+/// The filter's counters, in memory that this process shares with the kernel and with the next process (takeover).
 pub struct Bloom(NonNull<AtomicU64>);
 
 // SAFETY: the mapping belongs to no thread, and it is accessed by atomic operations only.
