@@ -13,6 +13,7 @@ use crate::{
         termination::Inside,
     },
     report::Severity,
+    transparent,
 };
 
 /// The route table with shadowed rules, every finding, and a summary line.
@@ -43,8 +44,19 @@ fn render_model(out: &mut String, model: &Model) -> fmt::Result {
     for backend in &model.backends {
         writeln!(out, "  {:width$}  {}", backend.name, endpoints(backend))?;
     }
+    render_routing(out, model)?;
     out.push('\n');
     render_settings(out, model)
+}
+
+/// The routing rules that transparent backends need, as commands of ip(8).
+fn render_routing(out: &mut String, model: &Model) -> fmt::Result {
+    let rules = transparent::rules(model);
+    if rules.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "\nrouting rules of transparent backends, for this host")?;
+    rules.iter().try_for_each(|rule| writeln!(out, "  {rule}"))
 }
 
 fn render_listener(out: &mut String, listener: &Listener, model: &Model) -> fmt::Result {
@@ -213,6 +225,9 @@ pub(crate) fn endpoints(backend: &Backend) -> String {
         write_infallibly(&mut text, |text| write!(text, " from {source}"));
     }
     text.push_str(&describe::upstream(backend));
+    if backend.transparent {
+        text.push_str(" from the client's address");
+    }
     if backend.same_host {
         text.push_str(", same host");
     }

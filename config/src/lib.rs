@@ -35,6 +35,7 @@ pub mod reference;
 pub mod report;
 pub mod secret;
 pub mod status;
+pub mod transparent;
 
 mod builder;
 mod check;

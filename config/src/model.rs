@@ -164,6 +164,8 @@ pub struct Backend {
     pub endpoints: Vec<Endpoint>,
     /// Source addresses for connections to endpoints, used in turn. With an empty list the kernel chooses.
     pub source: Vec<IpAddr>,
+    /// Whether connections to endpoints have the client's address as their source (`IP_TRANSPARENT`, ip(7)).
+    pub transparent: bool,
     /// Whether the backend's bytes may use the short cut, if the backend is on this host and the kernel supports it.
     pub same_host: bool,
     /// The limit of concurrent connections. `None` is no limit. Further ones are refused.

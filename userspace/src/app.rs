@@ -59,6 +59,7 @@ pub mod memory;
 mod prepare;
 mod reload;
 mod restart;
+mod routing;
 mod secrets;
 mod signals;
 mod start;
@@ -140,7 +141,8 @@ impl App {
     /// If a process that has taken over cannot drop its privileges, it serves with all of them: no other process
     /// serves by then.
     fn reduce_privileges(&self, kernel: bool, takes_over: bool) -> anyhow::Result<()> {
-        let needs = privileges::Needs { kernel, filter: !self.options.privileges.no_seccomp };
+        let transparent = self.current.load().model.backends.iter().any(|backend| backend.transparent);
+        let needs = privileges::Needs { kernel, transparent, filter: !self.options.privileges.no_seccomp };
         let left = match privileges::reduce(needs).context("cannot reduce the privileges of the process") {
             Err(error) if takes_over => {
                 tracing::error!("serving with all privileges: {error:#}");
@@ -278,7 +280,9 @@ impl App {
                 self.programs.clone_from(packet);
                 if found.is_empty() {
                     // The filter is already installed.
-                    let relays = privileges::Needs { kernel: false, filter: false };
+                    let model = &self.current.load().model;
+                    let transparent = model.backends.iter().any(|backend| backend.transparent);
+                    let relays = privileges::Needs { kernel: false, transparent, filter: false };
                     match privileges::reduce(relays) {
                         Ok(left) => tracing::info!(capabilities = %left, "privileges reduced further"),
                         Err(error) => tracing::error!(%error, "cannot reduce privileges further"),

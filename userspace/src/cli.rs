@@ -222,6 +222,9 @@ pub struct Probe {
     /// people, and the `untried` probes
     #[arg(long)]
     pub json: bool,
+    /// Also verify the routing rules that this configuration's transparent backends need; may be repeated
+    #[arg(short, long, value_name = "PATH", conflicts_with = "json")]
+    pub config: Vec<PathBuf>,
     /// End when the parent process ends
     #[arg(long, hide = true)]
     pub with_parent: bool,

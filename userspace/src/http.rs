@@ -9,6 +9,7 @@ pub mod body;
 pub mod connect;
 pub mod connection;
 pub mod exchange;
+mod failure;
 pub mod frames;
 pub mod framing;
 pub mod guarded;

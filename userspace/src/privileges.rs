@@ -25,6 +25,8 @@ pub struct Needs {
     /// Whether the kernel moves bytes: maps are read and changed, programs are loaded and attached to devices that appear,
     /// and sockets are set up by `TCP_REPAIR`.
     pub kernel: bool,
+    /// Whether sockets are bound to clients' addresses (`IP_TRANSPARENT`).
+    pub transparent: bool,
     /// Whether system calls are filtered.
     pub filter: bool,
 }
@@ -36,6 +38,9 @@ impl Needs {
         let mut needed = CapabilitySet::NET_BIND_SERVICE;
         if self.kernel {
             needed |= CapabilitySet::NET_ADMIN | CapabilitySet::BPF | CapabilitySet::PERFMON;
+        }
+        if self.transparent {
+            needed |= CapabilitySet::NET_ADMIN;
         }
         needed
     }
@@ -125,11 +130,12 @@ mod tests {
 
     #[test]
     fn a_relay_keeps_what_binds_ports_and_the_kernel_wants_three_more() {
-        let left = |kernel| {
-            let capabilities = Needs { kernel, filter: true }.capabilities();
+        let left = |kernel, transparent| {
+            let capabilities = Needs { kernel, transparent, filter: true }.capabilities();
             Left { capabilities, filter: Ok(true) }.to_string()
         };
-        assert_eq!(left(false), "NET_BIND_SERVICE");
-        assert_eq!(left(true), "NET_BIND_SERVICE NET_ADMIN PERFMON BPF");
+        assert_eq!(left(false, false), "NET_BIND_SERVICE");
+        assert_eq!(left(false, true), "NET_BIND_SERVICE NET_ADMIN");
+        assert_eq!(left(true, false), "NET_BIND_SERVICE NET_ADMIN PERFMON BPF");
     }
 }

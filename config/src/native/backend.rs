@@ -38,6 +38,11 @@ mapping! {
         /// Local addresses to connect from, in turn.
         source: Vec<IpAddr> = optional("the kernel's choice"),
             one_or_more(By(text("an IP address of this machine", "10.0.0.9"), own_address), OWN_ADDRESS).or_none();
+        /// Whether its endpoints see the client's address as the source of a connection (`IP_TRANSPARENT`), like `usesrc
+        /// clientip` of `HAProxy`. The endpoints' packets to clients must pass this host, and need routing rules here:
+        /// `check` prints the rules, and `probe --config` verifies them. Client and endpoint need addresses of the same
+        /// family.
+        transparent: bool = default(false), Flag;
         /// Whether what it sends is handed to the client's socket at once, where it is on this host and the kernel
         /// allows it (see [same host](internals/same-host.md)). That the first backend asks for it takes effect at
         /// the next start.
@@ -73,8 +78,15 @@ impl BackendKeys<'_> {
         self.state.view.written("endpoints").is_some_and(|list| list.is_empty_list())
     }
 
-    /// The version of HTTP has to fit the encryption.
+    /// A connection has one source, and the version of HTTP has to fit the encryption.
     pub(super) fn check(&self, diagnostics: &mut Diagnostics) {
+        if self.transparent == Some(true) && self.source.as_ref().is_some_and(|source| !source.is_empty()) {
+            self.state
+                .at("transparent")
+                .error("'source' and 'transparent' both decide the source address of a connection")
+                .remedy("remove one of them")
+                .emit(diagnostics);
+        }
         let Some(version) = self.http else { return };
         let wrong = match version {
             Version::H2 if self.state.lacks(&["tls"]) => {
@@ -95,6 +107,7 @@ impl BackendKeys<'_> {
             name: name.into(),
             endpoints,
             source: self.source.clone().unwrap_or_default(),
+            transparent: self.transparent.unwrap_or_default(),
             same_host: self.same_host.unwrap_or_default(),
             max_connections: self.max_connections,
             max_pending: self.max_pending,

@@ -76,7 +76,9 @@ fn refused_goes_to_the_next_endpoint(lab: &Lab) -> Result<()> {
 }
 
 fn timeout_goes_to_the_next_endpoint(lab: &Lab) -> Result<()> {
-    let daemon = with_endpoints(lab, &[&format!("{BLACKHOLE}:9000"), &format!("{BACKEND}:9000")], QUICK)?;
+    // Long enough for the other endpoint on a busy machine.
+    const PATIENCE: &str = "timeouts: {connect: 3s}\n";
+    let daemon = with_endpoints(lab, &[&format!("{BLACKHOLE}:9000"), &format!("{BACKEND}:9000")], PATIENCE)?;
     serves(lab, &flow::backend(lab)?, 4)?;
     let metrics = daemon.metrics()?;
     let failures: i64 = ["connect_overtaken", "connect_timeout"]
@@ -269,7 +271,7 @@ fn client_gone_costs_the_backend_nothing(lab: &Lab) -> Result<()> {
 }
 
 /// A client without a backend reads no byte, only the end.
-fn turned_away(lab: &Lab) -> Result<()> {
+pub(crate) fn turned_away(lab: &Lab) -> Result<()> {
     let mut client = tcp::connect(&lab.client, &flow::front())?;
     client.write_all(&hello::naming(flow::NAME)?)?;
     let (bytes, ending) = tcp::read_to_end(&mut client)?;

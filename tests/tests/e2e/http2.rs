@@ -276,7 +276,7 @@ fn header_bomb(lab: &Lab) -> Result<()> {
 
 fn slow(lab: &Lab) -> Result<()> {
     let _nginx = web(lab)?;
-    let (daemon, _) = front::start(lab, "timeouts: {hello: 1s, handshake: 1s}\nhttp: {body_timeout: 1s}\n")?;
+    let (daemon, _) = front::start(lab, "timeouts: {hello: 1s}\nhttp: {body_timeout: 1s}\n")?;
     // The first bytes of each client, and the following bytes, sent byte by byte as long as possible.
     let get = head(GET);
     let cases: [(&str, Vec<u8>, Vec<u8>); 4] = [

@@ -222,7 +222,8 @@ fn fill(flow: &mut Flow) -> Result<()> {
 }
 
 fn receiver_without_room(lab: &Lab) -> Result<()> {
-    let (daemon, listener) = talkative(lab, "")?;
+    // More than the receiver's socket takes. Else a busy machine may reach the limit of bytes in flight before.
+    let (daemon, listener) = talkative(lab, "limits: {in_flight_bytes: 64MiB}\n")?;
     let mut flow = Flow::open(lab, &listener)?;
     flow.exchange()?;
     fill(&mut flow)?;

@@ -51,6 +51,7 @@ mod succession;
 mod takeover;
 mod terminate;
 mod tls;
+mod transparent;
 mod vanish;
 mod wan;
 mod web;
@@ -101,6 +102,7 @@ fn main() -> ExitCode {
         takeover::CASES,
         terminate::CASES,
         tls::CASES,
+        transparent::CASES,
         vanish::CASES,
         wan::CASES,
         web::CASES,

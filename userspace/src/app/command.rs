@@ -1,15 +1,21 @@
 //! The `snisplice` command: takes a command line and returns an exit code.
 
-use std::{io::Write as _, path::Path, process::ExitCode, time::Duration};
+use std::{
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
 use clap::Parser as _;
 use rustix::process::{Signal, set_parent_process_death_signal};
-use snisplice_config::{Translation, explain, render_check};
+use snisplice_config::{Options, Translation, explain, render_check};
 
 use super::{
     App,
     live::{Live, check_live},
     restart,
+    routing::{self, Routing},
     secrets::check_secrets,
     signals::Signals,
 };
@@ -116,9 +122,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
                     print(&answer.text)?;
                 }
             }
+            let routed = options.config.is_empty() || verify_routing(&options.config)?;
             // The first question decides. A kernel that lacks the other capabilities can still serve.
             let decides = answers.sockmap.or(answers.packet);
-            Ok(if decides.is_some_and(|answer| answer.passed) {
+            Ok(if decides.is_some_and(|answer| answer.passed) && routed {
                 ExitCode::SUCCESS
             } else {
                 ExitCode::FAILURE
@@ -133,6 +140,18 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+/// Prints the results of the routing rules of a configuration. Returns whether all are as they must be.
+fn verify_routing(config: &[PathBuf]) -> anyhow::Result<bool> {
+    let translation = file::load(config, &Options::default())?;
+    let Some(model) = &translation.model else {
+        print(&render_check(&translation))?;
+        return Ok(false);
+    };
+    let Routing { text, passed } = routing::verify(model)?;
+    print(&text)?;
+    Ok(passed)
 }
 
 fn serve(options: Run) -> anyhow::Result<ExitCode> {

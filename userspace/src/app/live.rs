@@ -90,7 +90,7 @@ fn rules(model: &Model, id: BackendId, backend: &Backend) -> HealthCheck {
 }
 
 /// The addresses of a backend's endpoints, each with its configured text.
-async fn addresses(backend: &Backend, live: &mut Live) -> Vec<(SocketAddr, String)> {
+pub(super) async fn addresses(backend: &Backend, live: &mut Live) -> Vec<(SocketAddr, String)> {
     let mut found = Vec::new();
     for endpoint in backend.endpoints.iter().filter(|endpoint| endpoint.weight > 0) {
         let port = endpoint.port;

@@ -4,6 +4,7 @@ use std::{
     any::Any,
     fmt,
     io::{self, IoSlice},
+    net::IpAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -124,11 +125,12 @@ pub enum NotConnected {
 
 /// Connects to backends.
 pub trait Connect {
-    /// Connects to one of the endpoints, in their order, for at most `limit`.
+    /// Connects to one of the endpoints, in their order, for at most `limit`. A transparent backend sees `client`.
     fn connect<'a>(
         &'a self,
         cluster: &'a Cluster,
         candidates: Candidates,
+        client: Option<IpAddr>,
         limit: Duration,
         admission: &'a Arc<Admission>,
     ) -> Local<'a, Result<Connected<TcpStream>, NotConnected>>;

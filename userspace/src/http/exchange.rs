@@ -2,7 +2,7 @@
 
 use std::{
     cell::OnceCell,
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     ops::Deref,
     rc::Rc,
     sync::Arc,
@@ -16,7 +16,7 @@ use hyper::{
 };
 use snisplice_config::model::{
     Backend, BackendId, Route,
-    http::{BackendHttp, Forward, HeaderChanges, HttpAction, HttpRule, Retries},
+    http::{BackendHttp, Forward, HeaderChanges, HttpAction, HttpRule},
 };
 use tokio::{
     task::spawn_local,
@@ -27,6 +27,7 @@ use super::{
     body::{Download, Source},
     connect::{Connected, Io, NotConnected},
     connection::{Connection, InFlight, Served, Tunnel, carry_stream},
+    failure::Failure,
     headers::{self, SERVER},
     pool::{Key, Return, Sender, Through, begin_http1, begin_http2},
     refused::Refused,
@@ -47,84 +48,6 @@ const PAUSE: Duration = Duration::from_millis(25);
 
 /// The longest pause before a retry (Envoy's `max_interval`).
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
-
-/// A failure that becomes a local reply, with Envoy's name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Failure {
-    /// The rule has no target, or the backend has no endpoint.
-    NoHealthyUpstream,
-    /// No endpoint accepted a connection.
-    NotConnected,
-    /// The connection ended before the response.
-    Reset,
-    /// A limit of connections is reached.
-    Overflow,
-    /// The request's time limit is over.
-    Timeout,
-    /// The time limit of one attempt is over.
-    TryTimeout,
-    /// The client has stopped sending its request.
-    ClientStalled,
-    /// The client's request is malformed.
-    ClientMalformed,
-    /// The backend speaks another protocol than requested.
-    Protocol,
-    /// HTTP/2 towards the backend does not support this upgrade.
-    Upgrade,
-}
-
-impl Failure {
-    fn response(self) -> (StatusCode, &'static str) {
-        match self {
-            Self::NoHealthyUpstream => (StatusCode::SERVICE_UNAVAILABLE, "no healthy upstream"),
-            Self::NotConnected => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                "upstream connect error or disconnect/reset before headers. reset reason: connection failure",
-            ),
-            Self::Reset => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                "upstream connect error or disconnect/reset before headers. reset reason: connection termination",
-            ),
-            Self::Overflow => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                "upstream connect error or disconnect/reset before headers. reset reason: overflow",
-            ),
-            Self::Timeout | Self::TryTimeout => (StatusCode::GATEWAY_TIMEOUT, "upstream request timeout"),
-            Self::ClientStalled => (StatusCode::REQUEST_TIMEOUT, "request timeout"),
-            Self::ClientMalformed => (StatusCode::BAD_REQUEST, ""),
-            Self::Protocol => (
-                StatusCode::BAD_GATEWAY,
-                "upstream connect error or disconnect/reset before headers. reset reason: protocol error",
-            ),
-            Self::Upgrade => (StatusCode::NOT_IMPLEMENTED, ""),
-        }
-    }
-
-    /// Envoy's response flags and details for the access log.
-    fn in_the_log(self) -> (&'static str, &'static str) {
-        match self {
-            Self::NoHealthyUpstream => ("UH", "no_healthy_upstream"),
-            Self::NotConnected => ("UF", "upstream_reset_before_response_started{connection_failure}"),
-            Self::Reset => ("UC", "upstream_reset_before_response_started{connection_termination}"),
-            Self::Overflow => ("UO", "upstream_reset_before_response_started{overflow}"),
-            Self::Timeout => ("UT", "response_timeout"),
-            Self::TryTimeout => ("UT", "upstream_per_try_timeout"),
-            Self::ClientStalled => ("SI", "stream_idle_timeout"),
-            Self::ClientMalformed => ("DPE", "http1.codec_error"),
-            Self::Protocol => ("UPE", "upstream_reset_before_response_started{protocol_error}"),
-            Self::Upgrade => (NO_FLAG, "upgrade_failed"),
-        }
-    }
-
-    /// Whether the rule permits a retry after this failure.
-    fn is_retried(self, retries: &Retries) -> bool {
-        match self {
-            Self::NotConnected => retries.on_connect_failure,
-            Self::Reset | Self::TryTimeout | Self::Protocol => retries.on_reset,
-            _ => false,
-        }
-    }
-}
 
 /// Serves a request.
 pub async fn exchange(mut request: Request<Incoming>, connection: Rc<Connection>) -> Response<Download> {
@@ -153,6 +76,7 @@ pub async fn exchange(mut request: Request<Incoming>, connection: Rc<Connection>
             return finished(response, None, &connection, in_flight);
         }
     };
+    let unlogged = Upstream::default();
     let facts = Facts {
         head: &head,
         scheme: asked.scheme,
@@ -163,7 +87,7 @@ pub async fn exchange(mut request: Request<Incoming>, connection: Rc<Connection>
         trusted,
         started: SystemTime::now(),
         sent: OnceCell::new(),
-        upstream: Upstream::default(),
+        upstream: in_flight.note().map_or(&unlogged, |note| &note.upstream),
     };
     let decision = route::decide(&table, &asked, connection.own.port());
     let (mut response, rule) = match decision {
@@ -207,8 +131,7 @@ pub async fn exchange(mut request: Request<Incoming>, connection: Rc<Connection>
                         note.is_answered_here(flags, details);
                     }
                     let response = answered(status, text, is_grpc);
-                    let is_clients = matches!(failure, Failure::ClientStalled | Failure::ClientMalformed);
-                    if is_clients { closing(response, head.version) } else { response }
+                    if failure.is_of_the_client() { closing(response, head.version) } else { response }
                 }
             };
             (response, Some(rule))
@@ -360,7 +283,7 @@ impl Order<'_> {
         let patience =
             Some(runtime.http.body_timeout).filter(|patience| !patience.is_zero() && !is_grpc(&head.headers));
         if let Some(note) = self.note {
-            note.goes_to(&cluster.name, sent);
+            note.forwards(sent);
         }
         let body = Source::new(body, patience, self.note.cloned());
         let answering = self.attempts(&head.method, sent, &body, cluster, backend);
@@ -469,14 +392,6 @@ impl Order<'_> {
         (self.connection.client.ip(), hash::server_name(host))
     }
 
-    /// Records the endpoint of an attempt.
-    fn goes_to(&self, endpoint: SocketAddr) {
-        self.facts.upstream.host.set(Some(endpoint));
-        if let Some(note) = self.note {
-            note.upstream_host.set(Some(endpoint));
-        }
-    }
-
     /// Makes one attempt, over an idle connection or a new one.
     async fn attempt(
         &self,
@@ -505,7 +420,7 @@ impl Order<'_> {
             candidates.connected(&lease);
             candidates.put_back();
             drop(lease);
-            self.goes_to(address);
+            self.facts.upstream.host.set(Some(address));
             let mut key =
                 Key { cluster: cluster.name.clone(), address, http: backend.http, tls: backend.tls.clone() };
             let (sender, reused) = match backend.http {
@@ -572,9 +487,6 @@ impl Order<'_> {
     ) -> Result<Answer, (Failure, bool)> {
         let request = self.request(method, headers, body, backend).map_err(|_| (Failure::Protocol, false))?;
         self.facts.upstream.local.set(sender.local());
-        if let Some(note) = self.note {
-            note.upstream_local.set(sender.local());
-        }
         match sender.send(request).await {
             Ok(response) => {
                 let pools = &self.connection.worker.pools;
@@ -633,7 +545,8 @@ impl Order<'_> {
         let mut candidates = Some(candidates);
         let connected = loop {
             let candidates = candidates.take().unwrap_or_else(|| cluster.candidates(&self.caller()));
-            match connector.connect(cluster, candidates, limit, admission).await {
+            let client = Some(self.connection.client.ip());
+            match connector.connect(cluster, candidates, client, limit, admission).await {
                 Ok(connected) => break connected,
                 // Idle connections give their slot to a connection with a request.
                 Err(NotConnected::Limited(_)) if worker.pools.make_room(&cluster.name) => {
@@ -649,7 +562,7 @@ impl Order<'_> {
         };
         let Connected { io: stream, endpoint, guard } = connected;
         let local = stream.local_addr().ok();
-        self.goes_to(endpoint.address());
+        self.facts.upstream.host.set(Some(endpoint.address()));
         let io: Box<dyn Io> = if backend.tls.is_none() {
             Box::new(stream)
         } else {

@@ -2,14 +2,13 @@
 
 use std::{
     cell::{Cell, OnceCell},
-    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
 use hyper::{HeaderMap, Request, header};
 
-use super::variables::protocol;
+use super::variables::{Upstream, protocol};
 use crate::account::{
     Account,
     access_log::{Line, outcome::NO_FLAG},
@@ -32,11 +31,8 @@ pub(super) struct Note {
     pub(super) received: Cell<u64>,
     /// Bytes of the response's body.
     pub(super) sent: Cell<u64>,
-    /// The endpoint of the last attempt.
-    pub(super) upstream_host: Cell<Option<SocketAddr>>,
-    /// The local address towards the endpoint.
-    pub(super) upstream_local: Cell<Option<SocketAddr>>,
-    backend: OnceCell<Arc<str>>,
+    /// The backend, once it is known.
+    pub(super) upstream: Upstream,
     /// From the start to the head of the backend's response.
     served_within: Cell<Option<Duration>>,
     /// Envoy's response flags and details, if no backend has responded.
@@ -62,9 +58,7 @@ impl Note {
             request_id: OnceCell::new(),
             received: Cell::default(),
             sent: Cell::default(),
-            upstream_host: Cell::default(),
-            upstream_local: Cell::default(),
-            backend: OnceCell::new(),
+            upstream: Upstream::default(),
             served_within: Cell::default(),
             outcome: Cell::new((NO_FLAG, None)),
             answer: OnceCell::new(),
@@ -75,9 +69,8 @@ impl Note {
         note
     }
 
-    /// Records the backend, and the headers sent to it.
-    pub(super) fn goes_to(&self, backend: &Arc<str>, headers: &HeaderMap) {
-        let _ = self.backend.set(backend.clone());
+    /// Records the headers that are sent to the backend.
+    pub(super) fn forwards(&self, headers: &HeaderMap) {
         if let Some(id) = text(headers, "x-request-id") {
             let _ = self.request_id.set(id);
         }
@@ -122,9 +115,9 @@ impl Note {
             user_agent: self.user_agent.as_deref(),
             request_id: self.request_id.get().map(AsRef::as_ref),
             authority: self.authority.as_deref(),
-            upstream_host: self.upstream_host.get(),
-            upstream_local_address: self.upstream_local.get(),
-            upstream_cluster: self.backend.get().map(AsRef::as_ref),
+            upstream_host: self.upstream.host.get(),
+            upstream_local_address: self.upstream.local.get(),
+            upstream_cluster: self.upstream.cluster.get().map(AsRef::as_ref),
             ..Line::default()
         });
     }

@@ -34,10 +34,10 @@ pub struct Facts<'a> {
     /// The forwarded headers, once they are known.
     pub sent: OnceCell<HeaderMap>,
     /// The backend, once it is known.
-    pub upstream: Upstream,
+    pub upstream: &'a Upstream,
 }
 
-/// The backend of a request.
+/// The backend of a request, for variables and for the access log.
 #[derive(Debug, Default)]
 pub struct Upstream {
     /// The name of the backend.
@@ -150,6 +150,7 @@ mod tests {
             .header("x-a", "1")
             .body(());
         let (head, ()) = request.unwrap().into_parts();
+        let upstream = Upstream::default();
         let facts = |trusted| Facts {
             head: &head,
             scheme: "https",
@@ -160,7 +161,7 @@ mod tests {
             trusted,
             started: SystemTime::UNIX_EPOCH,
             sent: OnceCell::new(),
-            upstream: Upstream::default(),
+            upstream: &upstream,
         };
         let value = |text: &str, trusted| {
             let facts = facts(trusted);

@@ -1,4 +1,5 @@
-//! Detects a connection that would come back to this process.
+//! The routes of addresses: detects a connection that would come back to this process, and verifies the routing rules
+//! of transparent backends.
 
 use std::{
     io,
@@ -44,8 +45,42 @@ pub fn is_local(address: IpAddr) -> bool {
     address.is_loopback() || route_type(address).is_ok_and(|kind| kind == RouteType::Local)
 }
 
-/// The type of the route to `address` (rtnetlink(7), `RTM_GETROUTE`).
+/// Whether TCP packets of `endpoint` to addresses of other hosts are delivered to this host, as the sockets of a
+/// transparent backend need it (Linux 4.18).
+///
+/// # Errors
+/// Fails if there is no route to the endpoint, or if the kernel does not answer.
+pub fn are_replies_delivered(endpoint: SocketAddr) -> io::Result<bool> {
+    /// Addresses for documentation stand for clients (RFC 5737, RFC 3849).
+    const CLIENTS: (Ipv4Addr, Ipv6Addr) =
+        (Ipv4Addr::new(192, 0, 2, 77), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x77));
+    /// `IPPROTO_TCP`.
+    const TCP: u8 = 6;
+    let address = endpoint.ip();
+    let towards = route(address, Vec::new())?;
+    let mut packet = vec![
+        RouteAttribute::Source(RouteAddress::from(address)),
+        RouteAttribute::IpProto(TCP),
+        RouteAttribute::Sport(endpoint.port()),
+    ];
+    if towards.header.kind != RouteType::Local {
+        // The packets come from another host. Those of an endpoint on this host have no incoming device.
+        packet.extend(towards.attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::Oif(device) => Some(RouteAttribute::Iif(*device)),
+            _ => None,
+        }));
+    }
+    let client = if address.is_ipv4() { CLIENTS.0.into() } else { CLIENTS.1.into() };
+    Ok(route(client, packet)?.header.kind == RouteType::Local)
+}
+
+/// The type of the route to `address`.
 fn route_type(address: IpAddr) -> io::Result<RouteType> {
+    route(address, Vec::new()).map(|route| route.header.kind)
+}
+
+/// The route of a packet to `address` with these attributes (rtnetlink(7), `RTM_GETROUTE`).
+fn route(address: IpAddr, mut attributes: Vec<RouteAttribute>) -> io::Result<RouteMessage> {
     let mut message = RouteMessage::default();
     let (family, length) = match address {
         IpAddr::V4(_) => (AddressFamily::Inet, 32),
@@ -53,7 +88,10 @@ fn route_type(address: IpAddr) -> io::Result<RouteType> {
     };
     message.header.address_family = family;
     message.header.destination_prefix_length = length;
-    message.attributes = vec![RouteAttribute::Destination(RouteAddress::from(address))];
+    let has_source = attributes.iter().any(|attribute| matches!(attribute, RouteAttribute::Source(_)));
+    message.header.source_prefix_length = if has_source { length } else { 0 };
+    attributes.push(RouteAttribute::Destination(RouteAddress::from(address)));
+    message.attributes = attributes;
     let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetRoute(message));
     request.header.flags = NLM_F_REQUEST;
     request.finalize();
@@ -67,7 +105,7 @@ fn route_type(address: IpAddr) -> io::Result<RouteType> {
     let (length, _) = retry_on_intr(|| net::recv(&socket, &mut answer[..], RecvFlags::DONTWAIT))?;
     let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer[..length]);
     match answer.map_err(io::Error::other)?.payload {
-        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route)) => Ok(route.header.kind),
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route)) => Ok(route),
         NetlinkPayload::Error(error) => Err(error.to_io()),
         _ => Err(io::Error::other("the kernel answers something else")),
     }
@@ -107,5 +145,6 @@ mod tests {
         assert!(is_local(IpAddr::from([127, 1, 2, 3])));
         // An address for documentation (RFC 5737), which no host has.
         assert!(!is_local(IpAddr::from([192, 0, 2, 77])));
+        assert!(!are_replies_delivered("127.0.0.1:443".parse().unwrap()).unwrap_or_default());
     }
 }

@@ -14,7 +14,7 @@ use std::{
 use rustix::io::{DupFlags, dup3};
 use socket2::{SockRef, Socket, TcpKeepalive};
 
-use super::sockopt::{get_int, set_bytes, set_int, tcp_info, timestamp};
+use super::sockopt::{get_int, set_bytes, set_int, set_transparent, tcp_info, timestamp};
 
 /// `TCP_RECV_QUEUE` and `TCP_SEND_QUEUE`, which the `libc` crate lacks.
 const QUEUES: [libc::c_int; 2] = [1, 2];
@@ -120,7 +120,14 @@ fn bound(local: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(socket2::Domain::for_address(local), socket2::Type::STREAM, None)?;
     // Permits the shared port.
     set_int(&socket, libc::SOL_TCP, libc::TCP_REPAIR, 1)?;
-    socket.bind(&local.into())?;
+    match socket.bind(&local.into()) {
+        // An address of another host: the connection is transparent.
+        Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {
+            set_transparent(&socket, local.is_ipv6())?;
+            socket.bind(&local.into())?;
+        }
+        bound => bound?,
+    }
     Ok(socket)
 }
 

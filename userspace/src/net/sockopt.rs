@@ -46,6 +46,16 @@ pub fn set_bind_address_no_port(fd: impl AsFd) -> io::Result<()> {
     set_int(fd, libc::SOL_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)
 }
 
+/// `IP_TRANSPARENT` (Linux 2.6.24) or `IPV6_TRANSPARENT` (Linux 2.6.37): a bind accepts addresses of other hosts
+/// (`CAP_NET_ADMIN` or `CAP_NET_RAW`).
+pub fn set_transparent(fd: impl AsFd, is_v6: bool) -> io::Result<()> {
+    if is_v6 {
+        set_int(fd, libc::SOL_IPV6, libc::IPV6_TRANSPARENT, 1)
+    } else {
+        set_int(fd, libc::SOL_IP, libc::IP_TRANSPARENT, 1)
+    }
+}
+
 /// `SO_RCVBUF` beyond `net.core.rmem_max` (`CAP_NET_ADMIN`). The kernel doubles the value for its own bookkeeping,
 /// stops tuning the buffer by itself, and lets the window grow to [`set_window_clamp`] only.
 pub fn force_receive_buffer(fd: impl AsFd, bytes: u32) -> io::Result<()> {

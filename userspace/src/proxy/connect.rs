@@ -118,6 +118,8 @@ struct Context<'a> {
     backend: &'a Cluster,
     /// The only client that the connection serves. `None` if requests of several clients share it.
     client: Option<&'a TcpStream>,
+    /// The source address of connections to a transparent backend.
+    source: Option<IpAddr>,
     service: &'a Service,
 }
 
@@ -146,6 +148,18 @@ impl Context<'_> {
                 backend = %backend.name, %source,
                 "no `source` address of this backend is an address of this host; add it to a device, or correct `source`"
             ),
+            AttemptError::OtherFamily(client) => log_limit!(
+                warn,
+                backend = %backend.name, %address, %client,
+                "refused: the backend is transparent, and the client's address is of another family than the endpoint's; \
+                 add an endpoint of the client's family, or remove `transparent`"
+            ),
+            AttemptError::NotTransparent(error) => log_limit!(
+                warn,
+                backend = %backend.name, %error,
+                "the process may not use the client's address for this transparent backend: grant CAP_NET_ADMIN, and \
+                 restart the process"
+            ),
             AttemptError::Exhausted(error) => log_limit!(
                 warn,
                 backend = %backend.name, %error,
@@ -168,7 +182,8 @@ pub async fn connect(
     limit: Duration,
     service: &Service,
 ) -> Result<Upstream, ConnectError> {
-    connect_among(backend, backend.candidates(&client), Some(client.socket), limit, service).await
+    connect_among(backend, backend.candidates(&client), (Some(client.socket), client.source), limit, service)
+        .await
 }
 
 /// The client of a connection.
@@ -176,13 +191,15 @@ pub async fn connect(
 pub struct Client<'c> {
     /// Its socket.
     pub socket: &'c TcpStream,
+    /// Its address.
+    pub source: Option<IpAddr>,
     /// The hash of the requested server name.
     pub name: Option<u64>,
 }
 
 impl Caller for Client<'_> {
     fn source(&self) -> Option<IpAddr> {
-        self.socket.peer_addr().ok().map(|address| address.ip())
+        self.source
     }
 
     fn server_name(&self) -> Option<u64> {
@@ -190,16 +207,21 @@ impl Caller for Client<'_> {
     }
 }
 
-/// Like [`connect`], with the endpoints in the given order. `client` is `None` if several clients share the
-/// connection.
+/// Like [`connect`], with the endpoints in the given order. The client is given by its socket, which is `None` if its
+/// end does not end the connection, and by its address, which transparent backends see.
 pub async fn connect_among(
     backend: &Cluster,
     mut candidates: Candidates,
-    client: Option<&TcpStream>,
+    (client, source): (Option<&TcpStream>, Option<IpAddr>),
     limit: Duration,
     service: &Service,
 ) -> Result<Upstream, ConnectError> {
-    let context = Context { backend, client, service };
+    if backend.transparent && source.is_none() {
+        // The kernel knows the peer of every socket that is connected still.
+        return Err(ConnectError::ClientGone);
+    }
+    let source = source.filter(|_| backend.transparent).map(|ip| ip.to_canonical());
+    let context = Context { backend, client, source, service };
     let Some(first) = candidates.next() else {
         return Box::pin(connect_once_looked_up(context, candidates, limit)).await;
     };
@@ -302,6 +324,12 @@ async fn connect_to(context: Context<'_>, address: SocketAddr) -> Result<Connect
 /// Begins to connect a socket. Returns the socket and the result of [`Datapath::announce`]. Skips a source address
 /// that is not on this host, or whose ports are all in use.
 fn begin(context: Context<'_>, address: SocketAddr) -> Result<(StdStream, bool), AttemptError> {
+    if let Some(client) = context.source {
+        if client.is_ipv4() != address.is_ipv4() {
+            return Err(AttemptError::OtherFamily(client));
+        }
+        return begin_from(context, address, Some(client));
+    }
     let mut sources = context.backend.sources_for(address);
     let mut source = sources.next();
     loop {
@@ -319,12 +347,15 @@ fn begin_from(
     address: SocketAddr,
     source: Option<IpAddr>,
 ) -> Result<(StdStream, bool), AttemptError> {
-    let Context { backend, client, service } = context;
+    let Context { backend, client, source: transparent, service } = context;
     let datapath: &dyn Datapath = &*service.datapath;
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = StdStream::from(socket_with(family, SocketType::STREAM, flags, None)?);
     socket.set_nodelay(true)?;
+    if transparent.is_some() {
+        sockopt::set_transparent(&socket, address.is_ipv6()).map_err(AttemptError::NotTransparent)?;
+    }
     if let Some(source) = source {
         sockopt::set_bind_address_no_port(&socket)?;
         match bind(&socket, &SocketAddr::new(source, 0)) {

@@ -2,7 +2,7 @@
 
 use std::{
     cell::Cell,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
@@ -158,6 +158,7 @@ impl Connect for Service {
         &'a self,
         cluster: &'a Cluster,
         candidates: Candidates,
+        client: Option<IpAddr>,
         limit: Duration,
         admission: &'a Arc<Admission>,
     ) -> Local<'a, Result<Connected<TcpStream>, NotConnected>> {
@@ -166,7 +167,7 @@ impl Connect for Service {
             let mut place = admission
                 .connect(&cluster.name, max_connections, max_pending, Instant::now())
                 .map_err(NotConnected::Limited)?;
-            match connect_among(cluster, candidates, None, limit, self).await {
+            match connect_among(cluster, candidates, (None, client), limit, self).await {
                 Ok(connected) => {
                     place.is_settled();
                     admission.reachability.found(&cluster.name);

@@ -1,7 +1,7 @@
 //! Serves one connection from accept to the last byte.
 
 use std::{
-    net::TcpStream as StdStream,
+    net::{IpAddr, TcpStream as StdStream},
     os::fd::{AsFd, AsRawFd as _},
     rc::Rc,
     sync::Arc,
@@ -129,12 +129,17 @@ async fn establish(
     };
 
     account.goes_to(cluster.name.clone());
+    let from = Client { socket: &client, source: address_of(&client), name };
     let Upstream { stream: backend, lease, announced } =
-        connect_within_limits(cluster, Client { socket: &client, name }, &snapshot.model, service, permit)
-            .await?;
+        connect_within_limits(cluster, from, &snapshot.model, service, permit).await?;
     account.has_sockets([client.as_raw_fd(), backend.as_raw_fd()]);
     let (hello, keepalive) = (reader.into_bytes(), Some(service.keepalive.clone()));
     Ok(Established::Passed(Pair { client, backend, hello, same_host: announced, keepalive }, lease))
+}
+
+/// The client's address. `None` if the client has disconnected.
+pub(super) fn address_of(client: &TcpStream) -> Option<IpAddr> {
+    client.peer_addr().ok().map(|address| address.ip())
 }
 
 /// Resets a client on the deny list.

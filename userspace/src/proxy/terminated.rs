@@ -11,7 +11,13 @@ use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::client;
 
 use self::copy::{Socket, copy};
-use super::{connect::Client, http, refuse::farewell, service::Service, session::connect_within_limits};
+use super::{
+    connect::Client,
+    http,
+    refuse::farewell,
+    service::Service,
+    session::{address_of, connect_within_limits},
+};
 use crate::{
     account::{Account, registry::Registration},
     limits::admission::Permit,
@@ -153,7 +159,7 @@ async fn connect(
     account.goes_to(cluster.name.clone());
     let socket = client.socket();
     let name = client.get_ref().1.server_name().map(hash::server_name);
-    let from = Client { socket, name };
+    let from = Client { socket, source: address_of(socket), name };
     let upstream = connect_within_limits(cluster, from, &snapshot.model, service, permit).await?;
     account.has_sockets([socket.as_raw_fd(), upstream.stream.as_raw_fd()]);
     // If this fails, an unreachable peer is detected later.

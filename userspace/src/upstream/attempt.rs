@@ -19,6 +19,12 @@ pub enum AttemptError {
     /// None of the backend's source addresses is an address of this host (`EADDRNOTAVAIL` of bind(2)).
     #[error("the source address {0} is not an address of this host")]
     NoSource(IpAddr),
+    /// The client's address is of another family than the endpoint's, and the backend is transparent.
+    #[error("the client's address {0} is of another family")]
+    OtherFamily(IpAddr),
+    /// The process may not use the client's address as a source address (`IP_TRANSPARENT`).
+    #[error("cannot use the client's address: {0}")]
+    NotTransparent(io::Error),
     /// This host has no descriptor or no memory left for another socket ([`is_exhaustion`]).
     #[error("this host cannot open another socket: {0}")]
     Exhausted(io::Error),
@@ -31,7 +37,9 @@ impl From<&AttemptError> for ConnectFailure {
     fn from(error: &AttemptError) -> Self {
         match error {
             AttemptError::NoLocalPort => Self::NoLocalPort,
-            AttemptError::NoSource(_) => Self::NoSourceAddress,
+            AttemptError::NoSource(_) | AttemptError::OtherFamily(_) | AttemptError::NotTransparent(_) => {
+                Self::NoSourceAddress
+            }
             AttemptError::Exhausted(_) => Self::ResourceExhausted,
             AttemptError::SelfLoop => Self::SelfLoop,
             AttemptError::Io(error) => match error.kind() {

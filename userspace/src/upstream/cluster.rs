@@ -42,6 +42,8 @@ pub struct Cluster {
     pub max_pending: Option<usize>,
     /// The time limit of a connect, if the backend has one of its own.
     pub connect_timeout: Option<Duration>,
+    /// Whether endpoints see the client's address.
+    pub transparent: bool,
     /// The configured health checks and outlier detection.
     pub health: Health,
     /// The configured endpoints.
@@ -77,6 +79,7 @@ impl Cluster {
             max_connections: backend.max_connections,
             max_pending: backend.max_pending,
             connect_timeout: backend.connect_timeout,
+            transparent: backend.transparent,
             health: backend.health.clone(),
             places: backend.endpoints.clone(),
             addresses: Mutex::new(vec![None; backend.endpoints.len()]),
