@@ -540,6 +540,6 @@ fn shown(lab: &Lab) -> Result<()> {
     }
     fs::write(&file, yaml("    allow:\n", "", ""))?;
     let refused = cli_with(lab, "check", &file, &[])?;
-    ensure!(refused.code == Some(1) && refused.stdout.contains("leave the key out"), "{refused:?}");
+    ensure!(refused.code == Some(2) && refused.stdout.contains("leave the key out"), "{refused:?}");
     Ok(())
 }
