@@ -12,6 +12,7 @@ use crate::{
     model::{
         Backend, BackendId, Claim, EndpointHost, Listener, Model, Origin, Policies, Policy, Route, Rule,
         Target,
+        access::Access,
         http::PlainHttp,
         rank::{Because, Rank, ServerRank},
         route_table::{RouteTable, Shadowed, builder::RouteTableBuilder},
@@ -66,6 +67,8 @@ pub(crate) struct ListenerBuilder {
     pub(crate) freebind: bool,
     /// Whether no address is written: see [`Listener::any_address`].
     pub(crate) any_address: bool,
+    /// Its source rules and limits.
+    pub(crate) access: Option<Access>,
     /// The service of HTTP without TLS.
     pub(crate) plain_http: Option<PlainHttp>,
     table: RouteTableBuilder,
@@ -76,18 +79,20 @@ pub(crate) struct ListenerBuilder {
 impl ModelBuilder {
     /// A rule that passes TLS through, or serves its content.
     pub(crate) fn rule(&mut self, name: String, origin: Origin, targets: Vec<Target>) -> Arc<Rule> {
-        self.rule_of(name, origin, targets, None)
+        self.rule_of(name, origin, targets, None, None)
     }
 
-    /// A rule with an optional termination.
+    /// A rule with an optional termination, and rules for its clients.
     pub(crate) fn rule_of(
         &mut self,
         name: String,
         origin: Origin,
         targets: Vec<Target>,
         termination: Option<Arc<Termination>>,
+        access: Option<Access>,
     ) -> Arc<Rule> {
-        Arc::new(Rule { route: self.route(name, origin, targets), termination })
+        let route = self.route(name, origin, targets);
+        Arc::new(Rule { route, termination, access: access.map(Box::new) })
     }
 
     /// The destination of requests, with the next id of a rule.
@@ -376,6 +381,7 @@ impl ListenerBuilder {
             freebind: false,
             any_address: false,
             beside: false,
+            access: None,
             plain_http: None,
             table,
             blocked,
@@ -442,6 +448,7 @@ impl ListenerBuilder {
             freebind,
             any_address,
             beside: _,
+            access,
             plain_http,
             mut table,
             blocked,
@@ -458,7 +465,19 @@ impl ListenerBuilder {
             }
         }
         let routes = table.build();
-        Listener { name, origin, bind, mss, freebind, any_address, ports, routes, plain_http, policies }
+        Listener {
+            name,
+            origin,
+            bind,
+            mss,
+            freebind,
+            any_address,
+            ports,
+            access,
+            routes,
+            plain_http,
+            policies,
+        }
     }
 }
 

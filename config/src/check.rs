@@ -68,6 +68,7 @@ fn render_listener(out: &mut String, listener: &Listener, model: &Model) -> fmt:
         freebind,
         any_address: _,
         ports: _,
+        access,
         routes,
         plain_http,
         policies,
@@ -75,11 +76,15 @@ fn render_listener(out: &mut String, listener: &Listener, model: &Model) -> fmt:
     let addresses = bind.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let segments = mss.map(|bytes| format!(", segments of {bytes} bytes")).unwrap_or_default();
     let early = if *freebind { ", freebind" } else { "" };
-    writeln!(out, "listener {name} on {addresses}{segments}{early} ({origin})")?;
+    let clients = describe::access(access.as_ref());
+    writeln!(out, "listener {name} on {addresses}{segments}{early}{clients} ({origin})")?;
     let rows: Vec<_> = routes
         .entries()
         .iter()
-        .map(|Entry { pattern, rule }| (pattern.to_string(), leads_to(rule, model), rule))
+        .map(|Entry { pattern, rule }| {
+            let leads_to = leads_to(rule, model) + &describe::access(rule.access.as_deref());
+            (pattern.to_string(), leads_to, rule)
+        })
         .collect();
     let patterns = column(rows.iter().map(|(pattern, ..)| pattern.len()));
     let width = column(rows.iter().map(|(_, targets, _)| targets.len()));

@@ -5,6 +5,7 @@ use std::fmt::{self, Write as _};
 use crate::{
     model::{
         Backend, Route, Rule,
+        access::{Access, Rate, SourceRules},
         balancing::{Algorithm, LoadBalancing, SlowStart},
         health::{Health, Probe},
         http::{
@@ -15,6 +16,7 @@ use crate::{
             AuthoritySource, CertificateSource, ClientAuth, Inside, Termination, TlsVersion, UpstreamTls,
         },
     },
+    networks::Networks,
     units::Span,
 };
 
@@ -289,6 +291,35 @@ pub(crate) fn health(backend: &Backend) -> String {
         percent => push(&mut text, format_args!(", all used below {percent} %")),
     }
     text
+}
+
+/// The rules for clients, if any: `, for 10.0.0.0/8, not 10.1.0.0/16, at most 50 connections, 10 new ones a second`.
+pub(crate) fn access(access: Option<&Access>) -> String {
+    let mut text = String::new();
+    let Some(Access { sources: SourceRules { allow, deny }, max_connections, rate }) = access else {
+        return text;
+    };
+    for (what, networks) in [("for", allow), ("not", deny)] {
+        if !networks.is_empty() {
+            push(&mut text, format_args!(", {what} {}", in_short(networks)));
+        }
+    }
+    if let Some(most) = max_connections {
+        push(&mut text, format_args!(", at most {most} connections"));
+    }
+    if let Some(Rate { per_second, burst }) = rate {
+        push(&mut text, format_args!(", {per_second} new ones a second (burst {burst})"));
+    }
+    text
+}
+
+/// The first few networks of a list that may be long.
+fn in_short(networks: &Networks) -> String {
+    const SHOWN: usize = 8;
+    let count = networks.iter().count();
+    let shown: Vec<_> = networks.iter().take(SHOWN).map(|network| network.to_string()).collect();
+    let more = if count > SHOWN { format!(" and {} more", count - SHOWN) } else { String::new() };
+    format!("{}{more}", shown.join(", "))
 }
 
 /// Writing to a `String` does not fail.

@@ -59,6 +59,8 @@ pub struct Answer {
     pub bind: Vec<std::net::SocketAddr>,
     /// The location in the configuration.
     pub origin: Origin,
+    /// The rules for its clients in words. Empty without rules.
+    pub clients: String,
     /// The result for a connection.
     pub outcome: Outcome,
     /// The results for HTTP requests for the name within TLS, one description per line.
@@ -201,6 +203,7 @@ fn answer(
         listener: listener.name.clone(),
         bind: listener.bind.clone(),
         origin: listener.origin.clone(),
+        clients: describe::access(listener.access.as_ref()),
         outcome,
     }
 }
@@ -234,9 +237,9 @@ impl fmt::Display for Explanation {
 
 impl fmt::Display for Answer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { listener, bind, origin, outcome, requests, plain_http, only_plain } = self;
+        let Self { listener, bind, origin, clients, outcome, requests, plain_http, only_plain } = self;
         let bind = bind.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        writeln!(f, "listener {listener}, {bind} ({origin})")?;
+        writeln!(f, "listener {listener}, {bind}{clients} ({origin})")?;
         if *only_plain && plain_http.is_empty() {
             return writeln!(f, "  no HTTP without TLS is served here: policy not_tls");
         }
@@ -261,7 +264,8 @@ impl fmt::Display for Answer {
                 writeln!(f, "  so policy {verdict} is {described}")
             }
             Outcome::Rule { pattern, rule, shares, less_specific, shadowed } => {
-                writeln!(f, "  {} ({})", rule.name, rule.origin)?;
+                let clients = describe::access(rule.access.as_deref());
+                writeln!(f, "  {}{clients} ({})", rule.name, rule.origin)?;
                 writeln!(f, "  because {} matches{}", quoted(pattern), how(pattern))?;
                 for Entry { pattern, rule } in less_specific {
                     let pattern = quoted(pattern);

@@ -144,6 +144,36 @@ impl Codec<Option<usize>> for Share {
     }
 }
 
+/// A number that defaults to half of another limit.
+pub(crate) struct HalfOf(pub(crate) &'static str);
+
+impl Codec<Option<usize>> for HalfOf {
+    fn kind(&self) -> Kind {
+        let auto = format!("Half of `{}`.", self.0);
+        let words = vec![("auto", auto), ("none", "No limit, the same as 0.".into())];
+        Kind::Either(vec![Kind::Choice(words), Kind::Number { least: 0, most: MOST }])
+    }
+
+    fn read(&self, view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<Option<usize>> {
+        if view.says("auto") {
+            return Some(None);
+        }
+        if view.says("none") {
+            return Some(Some(0));
+        }
+        let number = view.number(0..=MOST, diagnostics)?;
+        usize::try_from(number).ok().map(Some)
+    }
+
+    fn show(&self, value: &Option<usize>) -> String {
+        match value {
+            None => "auto".into(),
+            Some(0) => "none".into(),
+            Some(number) => number.to_string(),
+        }
+    }
+}
+
 /// A number of bytes within a range.
 pub(crate) struct Size(pub(crate) RangeInclusive<u64>);
 

@@ -10,6 +10,7 @@ use std::{
 };
 
 use self::{
+    access::Access,
     balancing::{LoadBalancing, SourceAffinity},
     health::Health,
     http::{BackendHttp, PlainHttp},
@@ -27,6 +28,7 @@ pub use self::{
 };
 use crate::name::{HostName, HostPattern};
 
+pub mod access;
 pub mod balancing;
 pub(crate) mod cipher_suites;
 pub mod health;
@@ -100,6 +102,8 @@ pub struct Listener {
     /// The configured ports, which routes and `explain --port` refer to. They differ from those in `bind` if
     /// `--listen` overrides them.
     pub ports: Vec<u16>,
+    /// The clients that are served, and how many. `None` is all.
+    pub access: Option<Access>,
     /// The rules by server name.
     pub routes: RouteTable,
     /// The service of connections that begin with an HTTP request instead of a TLS record.

@@ -37,6 +37,7 @@ use crate::{
     overrides::Overrides,
 };
 
+mod access;
 mod backend;
 mod backend_tls;
 mod balancing;
@@ -194,6 +195,7 @@ impl Native<'_> {
                 ListenerBuilder::new(name.into(), view.origin(), addresses, vec![HostPattern::Any], policies);
             listener.mss = native.mss;
             listener.freebind = native.freebind.unwrap_or_default();
+            listener.access = native.access.build(diagnostics);
             if native.is_plain() {
                 let title = format!("listener {name}");
                 let redirect = native.redirect_https.and_then(|ToHttps(redirect)| redirect);
@@ -219,7 +221,8 @@ impl Native<'_> {
         let mut labels = self.route_names(diagnostics);
         for route in &self.routes {
             route.check(diagnostics);
-            let RouteKeys { state, name: _, listeners, sni, backends, terminate } = route;
+            let RouteKeys { state, name: _, listeners, sni, backends, terminate, access } = route;
+            let access = access.build(diagnostics);
             let (view, sni) = (&state.view, sni.as_deref().unwrap_or_default());
             let wanted: Vec<usize> = match listeners {
                 // A route without `listeners` does not attach to a listener for HTTP without TLS.
@@ -254,7 +257,7 @@ impl Native<'_> {
             let hosts: Vec<HostPattern> = sni.iter().map(|(_, pattern)| pattern.clone()).collect();
             let termination =
                 terminate.as_ref().map(|ends| ends.build(&name, view.origin(), &hosts, builder, diagnostics));
-            let rule = builder.rule_of(name, view.origin(), targets, termination);
+            let rule = builder.rule_of(name, view.origin(), targets, termination, access);
             let mut seen = HashSet::new();
             for (view, written) in sni {
                 if !seen.insert(written) {

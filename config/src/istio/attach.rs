@@ -335,7 +335,7 @@ impl<'a, 'n> Attachment<'a, 'n> {
             let rank = self.rank(&server.rank);
             if is_bytes {
                 let termination = ends.bytes(server, builder);
-                let rule = builder.rule_of(name, view.origin(), targets, termination);
+                let rule = builder.rule_of(name, view.origin(), targets, termination, None);
                 for (own, host) in names {
                     builder.listeners[listener].serve(own, host, &rule, &rank);
                 }

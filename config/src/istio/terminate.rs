@@ -200,7 +200,7 @@ impl Ends {
         let rule = if server.is_http() {
             let inside = Inside::Http(Arc::new(self.table(&[(gateway, server)])));
             let ends = termination(server, inside, builder);
-            builder.rule_of(name, origin, Vec::new(), ends)
+            builder.rule_of(name, origin, Vec::new(), ends, None)
         } else {
             if self.slots.get(slot).is_none_or(|slot| slot.bytes.is_none()) {
                 server

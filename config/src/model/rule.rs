@@ -2,7 +2,7 @@
 
 use std::{ops::Deref, sync::Arc};
 
-use super::{route::Route, termination::Termination};
+use super::{access::Access, route::Route, termination::Termination};
 
 /// The rule of a matched server name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,6 +11,8 @@ pub struct Rule {
     pub route: Route,
     /// The termination of TLS. `None` passes TLS through.
     pub termination: Option<Arc<Termination>>,
+    /// The clients that are served, and how many. `None` is all.
+    pub access: Option<Box<Access>>,
 }
 
 impl Deref for Rule {

@@ -11,10 +11,11 @@ use crate::{
     admin::AdminAddress,
     decode::{Diagnostics, View},
     kind::{
-        Choice, Codec, Count, Flag, Hosts, Kind, MOST, NameServers, NetworkList, Parsed, Place, Share, Size,
-        Time, choices,
+        Choice, Codec, Count, Flag, HalfOf, Hosts, Kind, MOST, NameServers, NetworkList, Parsed, Place,
+        Share, Size, Time, choices,
     },
     log_file::LogFile,
+    model::access::Rate,
     name::HostName,
     networks::Networks,
 };
@@ -219,6 +220,14 @@ section! {
         source_prefix_ipv6: u8 = 64, Count(0..=128);
         /// Concurrent connections with an incomplete hello. A further one evicts the oldest silent one.
         hellos: Option<usize> = None, HELLOS;
+        /// Concurrent connections from one source with an incomplete hello. A further one evicts the oldest silent
+        /// one of the source.
+        hellos_per_source: Option<usize> = None, HalfOf("limits.hellos");
+        /// New connections from one source in a second, as a token bucket. Further ones are refused. 0 is no limit.
+        connection_rate_per_source: u32 = 0, Count(0..=Rate::MOST);
+        /// New connections from one source at once, after a pause: the size of the token bucket. 0 is the number of
+        /// `connection_rate_per_source`.
+        connection_burst_per_source: u32 = 0, Count(0..=Rate::MOST);
         /// Concurrent TLS handshakes. Further ones are refused.
         handshakes: Option<usize> = None, HANDSHAKES;
         /// Concurrent TLS handshakes with one source. Further ones are refused.
@@ -246,6 +255,28 @@ impl Limits {
     #[must_use]
     pub fn unfinished_hellos(&self, connections: usize) -> usize {
         self.hellos.unwrap_or_else(|| HELLOS.of(connections))
+    }
+
+    /// The limit of connections from one source with an incomplete hello, for this number of connections in total.
+    /// `None` is no limit. The default is half of [`Self::unfinished_hellos`], so that no source can exclude the others.
+    #[must_use]
+    pub fn hellos_of_a_source(&self, connections: usize) -> Option<usize> {
+        match self.hellos_per_source {
+            None => Some((self.unfinished_hellos(connections) / 2).max(1)),
+            Some(0) => None,
+            most => most,
+        }
+    }
+
+    /// The limit of new connections from one source. `None` is no limit.
+    #[must_use]
+    pub fn rate_of_a_source(&self) -> Option<Rate> {
+        let per_second = self.connection_rate_per_source;
+        let burst = match self.connection_burst_per_source {
+            0 => per_second,
+            burst => burst,
+        };
+        (per_second > 0).then_some(Rate { per_second, burst })
     }
 
     /// The limit of concurrent TLS handshakes, for this number of connections in total. The default is a quarter of
@@ -613,5 +644,27 @@ mod tests {
         assert_eq!((limits.per_source(8_192), limits.unfinished_hellos(8_192)), (Some(4_096), 2_048));
         assert_eq!((limits.per_source(4), Limits::pending(4)), (Some(Limits::FEW), Limits::FEW));
         assert_eq!(Limits { connections_per_source: Some(0), ..limits }.per_source(4), None);
+    }
+
+    #[test]
+    fn one_source_has_at_most_half_of_the_hellos_by_default() {
+        for (hellos, of_a_source) in [(None, 1_024), (Some(2_000), 1_000), (Some(2), 1), (Some(1), 1)] {
+            let limits = Limits { hellos, ..Limits::default() };
+            assert_eq!(limits.hellos_of_a_source(8_192), Some(of_a_source), "{hellos:?}");
+        }
+        let all = Limits { hellos_per_source: Some(0), ..Limits::default() };
+        assert_eq!(all.hellos_of_a_source(8_192), None);
+    }
+
+    #[test]
+    fn a_rate_without_a_burst_has_one_of_a_second() {
+        let of = |connection_rate_per_source, connection_burst_per_source| {
+            Limits { connection_rate_per_source, connection_burst_per_source, ..Limits::default() }
+                .rate_of_a_source()
+        };
+        assert_eq!(of(0, 0), None);
+        assert_eq!(of(0, 9), None, "no rate, no limit");
+        assert_eq!(of(10, 0), Some(Rate { per_second: 10, burst: 10 }));
+        assert_eq!(of(10, 50), Some(Rate { per_second: 10, burst: 50 }));
     }
 }

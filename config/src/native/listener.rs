@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use super::{
+    access::AccessKeys,
     codec::{By, Placed, one_or_more, text},
     http::{ListenerRule, rules},
     keys::{FromKeys, Partial, TextOr, mapping},
@@ -45,6 +46,7 @@ mapping! {
         /// `/.well-known/acme-challenge/` come before it.
         redirect_https: ToHttps = optional("false"), TextOr(By(Kind::Flag, redirect_flag));
     }
+    and access: AccessKeys;
 }
 
 impl ListenerKeys<'_> {

@@ -1,6 +1,7 @@
 //! `routes[]`.
 
 use super::{
+    access::AccessKeys,
     codec::{By, Placed, one_or_more, text},
     keys::{Nested, mapping},
     reference::{BACKENDS, BackendRef, backend_refs, name},
@@ -32,6 +33,7 @@ mapping! {
         /// How TLS ends here. The backends get the bytes that are inside of it.
         terminate: Terminate<'n> = optional("TLS is passed through"), Nested;
     }
+    and access: AccessKeys;
 }
 
 fn pattern(view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<HostPattern> {

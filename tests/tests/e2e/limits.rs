@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{ErrorKind, Read as _, Write as _},
-    net::{Shutdown, TcpStream},
+    net::{Shutdown, SocketAddr, TcpStream},
     process::Command,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     thread,
@@ -23,6 +23,7 @@ use snisplice_tests::{
     tcp::{self, Ending},
     wait,
 };
+use socket2::{Domain, Socket, Type};
 
 use crate::flow::{self, Flow, NAME};
 
@@ -43,14 +44,19 @@ pub(crate) const CASES: &[Case] = &[
 ];
 
 /// Another address in the client's namespace.
-const OTHER_CLIENT: &str = "10.0.1.3";
+pub(crate) const OTHER_CLIENT: &str = "10.0.1.3";
 
 /// A client with another address.
 fn connect_from(lab: &Lab, source: &str) -> Result<TcpStream> {
-    let source = format!("{source}:0").parse::<std::net::SocketAddr>()?;
-    let front = flow::front().parse::<std::net::SocketAddr>()?;
+    connect_between(lab, source, &flow::front())
+}
+
+/// A client with this address, of either family, at this address of the daemon.
+pub(crate) fn connect_between(lab: &Lab, source: &str, front: &str) -> Result<TcpStream> {
+    let source = SocketAddr::new(source.parse()?, 0);
+    let front = front.parse::<SocketAddr>()?;
     let stream = lab.client.enter(|| {
-        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+        let socket = Socket::new(Domain::for_address(front), Type::STREAM, None)?;
         socket.bind(&source.into())?;
         socket.connect(&front.into())?;
         Ok(TcpStream::from(socket))
@@ -59,18 +65,18 @@ fn connect_from(lab: &Lab, source: &str) -> Result<TcpStream> {
     Ok(stream)
 }
 
-fn second_address(lab: &Lab) -> Result<()> {
+pub(crate) fn second_address(lab: &Lab) -> Result<()> {
     let add = ["address", "add", &format!("{OTHER_CLIENT}/24"), "dev", "to-lb"];
     run(&lab.client, Command::new("ip").args(add))?.ok()?;
     Ok(())
 }
 
-fn refused(metrics: &Metrics, reason: &str) -> i64 {
+pub(crate) fn refused(metrics: &Metrics, reason: &str) -> i64 {
     metrics.sum("snisplice_limit_refused_total", &[("reason", reason)])
 }
 
 /// The number of log lines with this text, once there is one: a separate thread writes the log.
-fn lines(daemon: &Daemon<'_>, text: &str) -> Result<usize> {
+pub(crate) fn lines(daemon: &Daemon<'_>, text: &str) -> Result<usize> {
     daemon.wait_log(text)?;
     Ok(daemon.process().log()?.lines().filter(|line| line.contains(text)).count())
 }
@@ -136,7 +142,7 @@ fn one_network(lab: &Lab) -> Result<()> {
 /// Many clients send nothing, or half a hello. Each new client evicts one of them.
 fn silent_clients(lab: &Lab) -> Result<()> {
     const HELLOS: usize = 8;
-    let more = format!("limits: {{hellos: {HELLOS}}}\ntimeouts: {{hello: 1h}}\n");
+    let more = format!("limits: {{hellos: {HELLOS}, hellos_per_source: none}}\ntimeouts: {{hello: 1h}}\n");
     let (daemon, listener) = flow::start(lab, &more)?;
     let half = hello::naming(NAME)?[..50].to_vec();
     let mut half_said: Vec<_> = (0..HELLOS)
@@ -173,7 +179,7 @@ fn silent_clients(lab: &Lab) -> Result<()> {
 }
 
 /// Whether the daemon has reset the connection of a client, without a byte to it.
-fn is_reset(client: &mut TcpStream) -> Result<bool> {
+pub(crate) fn is_reset(client: &mut TcpStream) -> Result<bool> {
     client.set_nonblocking(true)?;
     match client.read(&mut [0]) {
         Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(false),

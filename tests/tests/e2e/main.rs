@@ -8,6 +8,7 @@ use snisplice_tests::suite;
 
 mod access_log;
 mod admin;
+mod admission;
 mod balance;
 mod cli;
 mod close;
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
     let topics = [
         access_log::CASES,
         admin::CASES,
+        admission::CASES,
         balance::CASES,
         cli::CASES,
         close::CASES,

@@ -10,18 +10,19 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use snisplice_config::model::Limits;
+use snisplice_config::model::{Limits, access::Rate};
 use strum::EnumCount as _;
 use tokio::sync::{Notify, Semaphore};
 
-use self::permit::NONE;
-pub use self::permit::{Admitted, Permit, Shared};
+pub use self::permit::{Admitted, Group, Permit, Shared};
 use super::{
     Overload,
     backends::{BackendRule, Backends, PendingRule},
     cidr::Cidr,
     handshakes::{HandshakeRule, Handshakes},
-    hellos::Hellos,
+    hellos::{HelloRule, Hellos},
+    memberships::Memberships,
+    rate::Buckets,
     reachability::Reachability,
     source::{SourceRule, Sources},
 };
@@ -34,6 +35,9 @@ const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Clients of stopping listeners that may wait for a slot, in addition to one for each socket.
 const LAST_WAITING: usize = 64;
+
+/// Sources whose token bucket is not full, each in some 100 bytes. Beyond that the fullest one is forgotten.
+const BUCKETS_OF_SOURCES: usize = 65_536;
 
 /// The period in which the log reports the same limit once.
 const SILENCE: Duration = Duration::from_secs(60);
@@ -48,6 +52,10 @@ pub struct Admission {
     waiting: AtomicUsize,
     rules: ArcSwap<Rules>,
     sources: Mutex<Sources>,
+    source_rates: Mutex<Buckets<Cidr>>,
+    memberships: Mutex<Memberships>,
+    listener_rates: Mutex<Buckets<Arc<str>>>,
+    route_rates: Mutex<Buckets<Arc<str>>>,
     hellos: Mutex<Hellos<Arc<Notify>>>,
     handshakes: Mutex<Handshakes>,
     backends: Mutex<Backends>,
@@ -63,8 +71,10 @@ pub struct Admission {
 pub struct Rules {
     /// Limits of each source.
     pub source: SourceRule,
+    /// New connections of each source; `None` is no limit.
+    pub source_rate: Option<Rate>,
     /// Connections with an incomplete hello.
-    pub hellos: usize,
+    pub hellos: HelloRule,
     /// TLS handshakes under way.
     pub handshakes: HandshakeRule,
     /// Connections that wait for an endpoint of one backend without a limit of its own.
@@ -81,7 +91,11 @@ impl Rules {
                 ipv4: limits.source_prefix_ipv4,
                 ipv6: limits.source_prefix_ipv6,
             },
-            hellos: limits.unfinished_hellos(connections),
+            source_rate: limits.rate_of_a_source(),
+            hellos: HelloRule {
+                most: limits.unfinished_hellos(connections),
+                per_source: limits.hellos_of_a_source(connections),
+            },
             handshakes: HandshakeRule {
                 most: limits.handshakes_at_once(connections),
                 per_source: limits.handshakes_of_a_source(connections),
@@ -125,6 +139,8 @@ pub struct Usage {
     pub pending: (usize, usize),
     /// The limit of one source, if any, and the number of sources with a connection.
     pub sources: (Option<usize>, usize),
+    /// The limit of incomplete hellos of one source, if any.
+    pub hellos_per_source: Option<usize>,
     /// Accepted connections that wait for a slot.
     pub waiting: usize,
 }
@@ -139,6 +155,11 @@ impl Admission {
             waiting: AtomicUsize::new(0),
             rules: ArcSwap::from_pointee(Rules::of(connections, limits)),
             sources: Mutex::default(),
+            source_rates: Mutex::new(Buckets::new(BUCKETS_OF_SOURCES)),
+            memberships: Mutex::default(),
+            // The configuration bounds the number of names.
+            listener_rates: Mutex::new(Buckets::new(usize::MAX)),
+            route_rates: Mutex::new(Buckets::new(usize::MAX)),
             hellos: Mutex::default(),
             handshakes: Mutex::default(),
             backends: Mutex::default(),
@@ -153,18 +174,21 @@ impl Admission {
         self.rules.store(Arc::new(Rules::of(self.most, limits)));
     }
 
-    /// Admits a connection from `peer` that was accepted at `now`. It has no slot yet.
-    pub fn admit(self: &Arc<Self>, peer: IpAddr, now: Instant) -> Result<Admitted, Overload> {
-        let rule = self.rules.load().source;
-        let mut source = NONE;
-        if let Some(most) = rule.most {
-            let prefix = rule.source(peer);
-            let key = lock(&self.sources).enter(prefix, most);
-            let Some(key) = key else { return Err(self.source_refused(prefix, most, now)) };
-            // There are fewer connections than descriptors.
-            source = u32::try_from(key).unwrap_or(NONE);
+    /// Admits a connection that was accepted on `listener` at `now`. It has no slot yet. Without a `peer`, the client
+    /// behind a trusted proxy is not known yet: see [`Permit::comes_from`].
+    pub fn admit(
+        self: &Arc<Self>,
+        peer: Option<IpAddr>,
+        listener: Group<'_>,
+        now: Instant,
+    ) -> Result<Admitted, Overload> {
+        let permit = Permit::new(self.clone());
+        // The source first: a flood from one source takes nothing of the listener.
+        if let Some(peer) = peer {
+            permit.comes_from(peer, now)?;
         }
-        Ok(Admitted::new(self.clone(), source))
+        permit.enters(listener, now)?;
+        Ok(permit.into())
     }
 
     /// Whether one more client of a stopping listener may wait for a slot. Such a client holds one of the few
@@ -238,7 +262,8 @@ impl Admission {
         let rules = self.rules.load();
         Usage {
             connections: (self.most, self.most.saturating_sub(self.places.available_permits())),
-            hellos: (rules.hellos, lock(&self.hellos).len()),
+            hellos: (rules.hellos.most, lock(&self.hellos).len()),
+            hellos_per_source: rules.hellos.per_source,
             handshakes: (rules.handshakes.most, lock(&self.handshakes).len()),
             pending: (rules.pending_room, lock(&self.backends).pending()),
             sources: (rules.source.most, lock(&self.sources).len()),
@@ -270,14 +295,55 @@ impl Admission {
         why
     }
 
-    fn hello_ended(&self, now: Instant) {
-        if let Some(ended) = self.refuse(Overload::Hellos, now) {
-            let most = self.rules.load().hellos;
+    fn source_too_fast(&self, source: Cidr, rate: Rate, now: Instant) -> Overload {
+        let why = Overload::SourceRate;
+        if let Some(refused) = self.refuse(why, now) {
+            let Rate { per_second, burst } = rate;
             tracing::warn!(
+                %source, per_second, burst, refused,
+                "a source opens connections faster than the limit allows: refusing more from it; \
+                 see limits.connection_rate_per_source"
+            );
+        }
+        why
+    }
+
+    /// Counts a connection that a listener or a route refuses.
+    fn group_refused(&self, why: Overload, group: Group<'_>, now: Instant) -> Overload {
+        if let Some(refused) = self.refuse(why, now) {
+            let (kind, key) = match why {
+                Overload::Listener => ("listener", "listeners[].max_connections"),
+                Overload::ListenerRate => ("listener", "listeners[].connection_rate"),
+                Overload::Route => ("route", "routes[].max_connections"),
+                _ => ("route", "routes[].connection_rate"),
+            };
+            tracing::warn!(
+                kind,
+                name = group.name,
+                refused,
+                "a listener or route has as many connections, or as many new ones, as its limit allows: refusing more; \
+                 see {key}"
+            );
+        }
+        why
+    }
+
+    fn hello_ended(&self, source: Option<Cidr>, now: Instant) {
+        let Some(ended) = self.refuse(Overload::Hellos, now) else { return };
+        let HelloRule { most, per_source } = self.rules.load().hellos;
+        match source {
+            None => tracing::warn!(
                 most,
                 ended,
                 "clients that do not complete their hello make room for others; see limits.hellos"
-            );
+            ),
+            Some(source) => tracing::warn!(
+                %source,
+                most = per_source,
+                ended,
+                "a source has as many incomplete hellos as the limit allows: the oldest ones make room for its own \
+                 newer ones; see limits.hellos_per_source"
+            ),
         }
     }
 
@@ -296,7 +362,7 @@ impl Admission {
     fn make_room(&self, now: Instant) {
         let gone = lock(&self.hellos).make_room(PATIENCE, now);
         if let Some(call) = gone {
-            self.hello_ended(now);
+            self.hello_ended(None, now);
             call.notify_one();
         }
     }

@@ -21,7 +21,8 @@ pub struct LimitCounters(pub Arc<Admission>);
 
 impl Collector for LimitCounters {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
-        let Usage { connections, hellos, handshakes, pending, sources, waiting } = self.0.usage();
+        let Usage { connections, hellos, hellos_per_source, handshakes, pending, sources, waiting } =
+            self.0.usage();
         let counted = [
             ("connections", connections),
             ("hellos", hellos),
@@ -30,6 +31,7 @@ impl Collector for LimitCounters {
         ];
         let mut most: Vec<_> = counted.map(|(limit, (most, _))| (limit, most)).into();
         most.extend(sources.0.map(|most| ("connections_per_source", most)));
+        most.extend(hellos_per_source.map(|most| ("hellos_per_source", most)));
         let used = counted.map(|(limit, (_, used))| (limit, used));
         gauges(&mut encoder, "limit", "The most that there may be at once", &most)?;
         gauges(&mut encoder, "limit_used", "How many there are of what is limited", &used)?;

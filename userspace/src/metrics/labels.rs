@@ -114,7 +114,18 @@ pub enum CloseReason {
     NoResources,
     /// The client's source is at its limit of connections (`limits.connections_per_source`).
     SourceLimit,
-    /// The hello was incomplete when a new client needed the slot (`limits.hellos`, `limits.connections`).
+    /// The client's source opens connections faster than it may (`limits.connection_rate_per_source`).
+    SourceRate,
+    /// The listener is at its limit of connections (`max_connections`).
+    ListenerLimit,
+    /// Connections of the listener begin faster than they may (`connection_rate`).
+    ListenerRate,
+    /// The route is at its limit of connections (`max_connections`).
+    RouteLimit,
+    /// Connections of the route begin faster than they may (`connection_rate`).
+    RouteRate,
+    /// The hello was incomplete when a new client needed the slot (`limits.hellos`, `limits.hellos_per_source`,
+    /// `limits.connections`).
     HelloLimit,
     /// The backend is at its limit of connections (`max_connections`).
     BackendLimit,
@@ -122,8 +133,10 @@ pub enum CloseReason {
     PendingLimit,
     /// The listener stopped before a slot became free (`limits.connections`).
     ConnectionLimit,
-    /// `deny` names the client's address.
+    /// `deny`, or the source rules of the listener, do not admit the client's address.
     Denied,
+    /// The source rules of the route do not admit the client's address.
+    RouteDenied,
     /// A reload removed the listener before the connection was served.
     ListenerRemoved,
     /// An operator closed the connection through the admin address.

@@ -16,12 +16,12 @@ use rustix::{
 use tokio::{io::unix::AsyncFd, task::JoinHandle, time::sleep};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{service::Service, session};
+use super::{refuse::is_denied, service::Service, session};
 use crate::{
     account::{Account, ListenerAccount, registry::Registry},
     limits::{
         Overload,
-        admission::{Admission, Admitted, Permit},
+        admission::{Admission, Admitted, Group, Permit},
     },
     log::log_limit,
     metrics::labels::CloseReason,
@@ -82,14 +82,14 @@ impl Acceptor {
         loop {
             match self.accept() {
                 Ok((client, peer)) => {
-                    match self.entrance.admission.admit(peer, Instant::now()).map(Admitted::try_place) {
+                    match self.entrance.admit(&client, peer).map(Admitted::try_place) {
                         Ok(Ok(permit)) => self.entrance.start(client, permit),
                         // At the limit the client waits, and later clients wait in the kernel's queue. A request for
                         // a slot after accept(2) holds no slot back from another worker.
                         Ok(Err(admitted)) => {
                             let _ = self.entrance.wait(client, admitted).await;
                         }
-                        Err(why) => self.entrance.refuse(&client, why),
+                        Err(reason) => self.entrance.reset(&client, reason),
                     }
                     turn += 1;
                     if turn < ACCEPTS_PER_TURN {
@@ -133,13 +133,13 @@ impl Acceptor {
                 Err(Errno::CONNABORTED) => continue,
                 Err(error) => return self.entrance.cannot_accept(error),
             };
-            match self.entrance.admission.admit(peer, Instant::now()).map(Admitted::try_place) {
+            match self.entrance.admit(&client, peer).map(Admitted::try_place) {
                 Ok(Ok(permit)) => self.entrance.start(client, permit),
                 Ok(Err(admitted)) if self.entrance.serves(&client) && self.entrance.admission.may_wait() => {
                     self.entrance.wait(client, admitted);
                 }
                 Ok(Err(_)) => self.entrance.turn_away(&client),
-                Err(why) => self.entrance.refuse(&client, why),
+                Err(reason) => self.entrance.reset(&client, reason),
             }
         }
     }
@@ -169,11 +169,23 @@ impl Entrance {
         log_limit!(warn, %error, listener = %counters.listener, "cannot accept; trying again shortly");
     }
 
-    /// Resets a connection, which is the cheapest refusal, and counts it.
-    fn refuse(&self, client: &StdStream, why: Overload) {
-        self.reset(client, why.into());
+    /// Applies the rules for the source of an accepted client, then the limits. The error is the close reason.
+    fn admit(&self, client: &StdStream, peer: IpAddr) -> Result<Admitted, CloseReason> {
+        let account = self.listener_account();
+        let snapshot = self.service.current.load();
+        // The session ends a client whose listener is removed.
+        let listener = snapshot.listener_of(account.address, || client.local_addr().ok());
+        if listener.is_some_and(|listener| is_denied(peer, listener, &snapshot.model)) {
+            return Err(CloseReason::Denied);
+        }
+        let group = Group {
+            name: listener.map_or(&account.counters.listener, |listener| &listener.name),
+            access: listener.and_then(|listener| listener.access.as_ref()),
+        };
+        self.admission.admit(Some(peer), group, Instant::now()).map_err(Overload::into)
     }
 
+    /// Resets a connection, which is the cheapest refusal, and counts it.
     fn reset(&self, client: &StdStream, reason: CloseReason) {
         let _ = sockopt::reset_on_close(client);
         let account = Account::open(&self.listener_account());
@@ -206,7 +218,7 @@ impl Entrance {
     /// Refuses a client that waited for a slot in vain.
     fn turn_away(&self, client: &StdStream) {
         if self.serves(client) {
-            self.refuse(client, self.admission.has_no_place(Instant::now()));
+            self.reset(client, self.admission.has_no_place(Instant::now()).into());
         } else {
             log_limit!(info, listener = %self.listener_account().counters.listener, "a listener is removed: refusing clients that wait");
             self.reset(client, CloseReason::ListenerRemoved);

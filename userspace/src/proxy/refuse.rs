@@ -1,12 +1,16 @@
 //! Applies the listener's policy to a client that no rule serves.
 
-use std::{io, net::TcpStream as StdStream, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, TcpStream as StdStream},
+    time::Duration,
+};
 
 use rustix::{
     io::retry_on_intr,
     net::{RecvFlags, SendFlags, recv, send},
 };
-use snisplice_config::model::{BackendId, Listener, Policies, Policy};
+use snisplice_config::model::{BackendId, Listener, Model, Policies, Policy};
 use snisplice_tls::{
     alert::{Description, alert},
     error::HelloError,
@@ -24,6 +28,12 @@ use crate::{
 
 /// The time for a client to read the last bytes before its connection is closed.
 const LINGER: Duration = Duration::from_secs(1);
+
+/// Whether the deny list or the listener's source rules refuse a client.
+pub(super) fn is_denied(client: IpAddr, listener: &Listener, model: &Model) -> bool {
+    model.runtime.deny.contains(client)
+        || listener.access.as_ref().is_some_and(|access| !access.sources.admits(client))
+}
 
 /// The verdict on a hello without a rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -16,16 +16,20 @@ use super::{
     connect::{Client, Upstream, connect},
     hello::{HelloReader, Received},
     http,
-    refuse::{Refusal, RouteVerdict},
+    refuse::{Refusal, RouteVerdict, is_denied},
     service::Service,
     terminated::{self, Terminated},
 };
 use crate::{
     account::{Account, registry::Registration},
     datapath::seam::{Forward, Pair},
-    limits::{Overload, admission::Permit},
+    limits::{
+        Overload,
+        admission::{Group, Permit},
+    },
     metrics::labels::CloseReason,
     net::sockopt,
+    snapshot::Snapshot,
     upstream::{balance::hash, cluster::Cluster, lease::Lease},
 };
 
@@ -90,7 +94,7 @@ async fn establish(
     let listener =
         snapshot.listener_of(account.listener_account().address, own).ok_or(CloseReason::ListenerRemoved)?;
     account.has_sockets([client.as_raw_fd(), -1]);
-    deny(&client, &snapshot.model)?;
+    deny(&client, listener, &snapshot.model)?;
 
     let mut reader = HelloReader::new(service.datapath.hello(), snapshot.model.runtime.limits.hello_bytes);
     let early = reader.read_now(&client);
@@ -108,11 +112,11 @@ async fn establish(
     };
     let (cluster, name) = match action {
         Action::Pass(rule, name) => {
-            account.routed(snapshot.label(rule));
+            enter(rule, &client, account, &snapshot, permit)?;
             (snapshot.next_target(rule).ok_or(CloseReason::BackendRejected)?, name)
         }
         Action::Terminate(rule, termination) => {
-            account.routed(snapshot.label(rule));
+            enter(rule, &client, account, &snapshot, permit)?;
             let (rule, termination) = (rule.clone(), termination.clone());
             let read = reader.into_bytes();
             let terminated = Terminated { client, read, snapshot: snapshot.clone(), rule, termination };
@@ -142,16 +146,48 @@ pub(super) fn address_of(client: &TcpStream) -> Option<IpAddr> {
     client.peer_addr().ok().map(|address| address.ip())
 }
 
-/// Resets a client on the deny list.
-fn deny(client: &StdStream, model: &Model) -> Result<(), CloseReason> {
+/// Resets a client that a reload has denied while the client waited for a slot. Others are denied after accept(2).
+fn deny(client: &StdStream, listener: &Listener, model: &Model) -> Result<(), CloseReason> {
+    let has_rules = !model.runtime.deny.is_empty()
+        || listener.access.as_ref().is_some_and(|access| !access.sources.is_empty());
     // A client that has already disconnected is let on. A later step detects its state.
-    if model.runtime.deny.is_empty()
-        || !client.peer_addr().is_ok_and(|client| model.runtime.deny.contains(client.ip()))
-    {
+    if !has_rules || !client.peer_addr().is_ok_and(|client| is_denied(client.ip(), listener, model)) {
         return Ok(());
     }
     let _ = sockopt::reset_on_close(client);
     Err(CloseReason::Denied)
+}
+
+/// Applies the rules and limits of a route. Resets a client that is refused.
+fn enter(
+    rule: &Rule,
+    client: &TcpStream,
+    account: &Account,
+    snapshot: &Snapshot,
+    permit: &Permit,
+) -> Result<(), CloseReason> {
+    let label = snapshot.label(rule);
+    account.routed(label.clone());
+    let access = rule.access.as_deref();
+    let refused = match access.map(|access| &access.sources).filter(|sources| !sources.is_empty()) {
+        // A client that has disconnected may have sent data for a backend that it must not reach.
+        Some(sources) => match address(client) {
+            Some(client) if sources.admits(client) => None,
+            Some(_) => Some(CloseReason::RouteDenied),
+            None => Some(CloseReason::ClientGone),
+        },
+        None => None,
+    };
+    let group = Group { name: &label, access };
+    let taken = || permit.takes(group, StdInstant::now()).map_err(Overload::into);
+    refused.map_or_else(taken, Err).inspect_err(|_| {
+        let _ = sockopt::reset_on_close(client);
+    })
+}
+
+/// The address of a client. `None` if the client has disconnected.
+fn address(client: &TcpStream) -> Option<IpAddr> {
+    client.peer_addr().ok().map(|client| client.ip())
 }
 
 /// Waits for the hello until its deadline, or until another client with priority needs the slot.
@@ -161,7 +197,7 @@ async fn wait_for_hello(
     model: &Model,
     permit: &Permit,
 ) -> Received {
-    let waiting = permit.hello(reader.has_begun(), StdInstant::now());
+    let waiting = permit.hello(address(client), reader.has_begun(), StdInstant::now());
     let received = tokio::select! {
         biased;
         received = timeout(model.runtime.timeouts.hello, reader.read(client, || waiting.heard())) => {
@@ -295,6 +331,8 @@ mod tests {
         snapshot::{SharedSnapshot, Snapshot},
     };
 
+    const LISTENER: Group<'static> = Group { name: "https", access: None };
+
     /// No connection of these tests is idle for longer.
     const IDLE: Duration = Duration::from_secs(1);
 
@@ -346,8 +384,10 @@ mod tests {
         let address = socket.local_addr().unwrap();
         let service = service(address, Rc::new(Peeking));
         let accounts = listener_account(&service, address);
-        let admission =
-            Admission::new(Capacity::default().connections, &Limits { hellos: Some(2), ..Limits::default() });
+        let admission = Admission::new(
+            Capacity::default().connections,
+            &Limits { hellos: Some(2), hellos_per_source: Some(0), ..Limits::default() },
+        );
         let connect = |first_bytes: &[u8]| {
             let mut client = StdStream::connect(address).unwrap();
             client.write_all(first_bytes).unwrap();
@@ -358,7 +398,9 @@ mod tests {
                     .unwrap();
             }
             accepted.set_nonblocking(true).unwrap();
-            let Ok(permit) = admission.admit(peer.ip(), StdInstant::now()).unwrap().try_place() else {
+            let Ok(permit) =
+                admission.admit(Some(peer.ip()), LISTENER, StdInstant::now()).unwrap().try_place()
+            else {
                 panic!("no place")
             };
             (client, accepted, Account::open(&accounts), permit)
@@ -406,7 +448,7 @@ mod tests {
         let client = StdStream::connect(socket.local_addr().unwrap()).unwrap();
         let peer = client.local_addr().unwrap().ip();
         let admitted = Admission::new(Capacity::default().connections, &Limits::default())
-            .admit(peer, StdInstant::now())
+            .admit(Some(peer), LISTENER, StdInstant::now())
             .unwrap();
         let permit = admitted.place().await;
         let registration = Registry::register(Account::open(&listener_account));

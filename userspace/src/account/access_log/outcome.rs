@@ -61,9 +61,14 @@ pub fn of(reason: CloseReason) -> Outcome {
         | CloseReason::HelloLimit
         | CloseReason::HandshakeLimit
         | CloseReason::ConnectionLimit => ("OM", None),
-        CloseReason::SourceLimit => ("RL", None),
+        CloseReason::SourceLimit
+        | CloseReason::SourceRate
+        | CloseReason::ListenerLimit
+        | CloseReason::ListenerRate
+        | CloseReason::RouteLimit
+        | CloseReason::RouteRate => ("RL", None),
         CloseReason::BackendLimit | CloseReason::PendingLimit => ("UO", None),
-        CloseReason::Denied => ("UAEX", None),
+        CloseReason::Denied | CloseReason::RouteDenied => ("UAEX", None),
     };
     let label = reason.label();
     Outcome {

@@ -3,42 +3,66 @@
 use std::{
     cell::Cell,
     net::IpAddr,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{Arc, Mutex, atomic::Ordering::Relaxed},
     time::Instant,
 };
 
+use snisplice_config::model::access::Access;
 use tokio::{sync::Notify, time::timeout};
 
 use super::{Admission, PATIENCE, lock};
 use crate::limits::{
     Overload,
     handshakes::{Full, HandshakePermit},
-    hellos::Ticket,
+    hellos::{Evicted, Ticket},
+    memberships::{self, Memberships},
+    rate::Buckets,
     reachability::Reachability,
 };
 
-/// No source, or no backend.
-pub(super) const NONE: u32 = u32::MAX;
-/// The value of `backend` in a permit without a slot.
-const WITHOUT_PLACE: u32 = u32::MAX - 1;
+/// No source.
+const NO_SOURCE: u32 = u32::MAX;
+/// The bit of `membership` in a permit with a slot. The other bits are a key in [`Memberships`](memberships::Memberships).
+const HAS_PLACE: u32 = !memberships::NONE;
+
+/// A listener or a route, with the rules for its clients.
+#[derive(Debug, Clone, Copy)]
+pub struct Group<'a> {
+    /// Its name. Connections count for a name, also across a reload.
+    pub name: &'a str,
+    /// Its limits, if any.
+    pub access: Option<&'a Access>,
+}
+
+impl Group<'_> {
+    fn most(self) -> Option<usize> {
+        self.access.and_then(|access| access.max_connections)
+    }
+
+    fn may_take(self, buckets: &Mutex<Buckets<Arc<str>>>, now: Instant) -> bool {
+        let rate = self.access.and_then(|access| access.rate);
+        rate.is_none_or(|rate| lock(buckets).take(self.name.into(), rate, now))
+    }
+}
 
 /// An admitted connection without a slot.
 #[derive(Debug)]
 pub struct Admitted(Permit);
 
-impl Admitted {
-    /// A connection of the source with this key, or [`NONE`].
-    pub(super) fn new(admission: Arc<Admission>, source: u32) -> Self {
-        Self(Permit { admission, source, backend: Cell::new(WITHOUT_PLACE) })
+impl From<Permit> for Admitted {
+    fn from(permit: Permit) -> Self {
+        Self(permit)
     }
+}
 
+impl Admitted {
     /// Takes a slot if one is free.
     pub fn try_place(self) -> Result<Permit, Self> {
         let taken = self.0.admission.places.try_acquire().map(tokio::sync::SemaphorePermit::forget);
         if taken.is_err() {
             return Err(self);
         }
-        self.0.backend.set(NONE);
+        self.0.has_place();
         Ok(self.0)
     }
 
@@ -65,7 +89,7 @@ impl Admitted {
             // The semaphore is never closed.
             if let Ok(place) = timeout(PATIENCE, &mut place).await {
                 place.into_iter().for_each(tokio::sync::SemaphorePermit::forget);
-                permit.backend.set(NONE);
+                permit.has_place();
                 return permit;
             }
         }
@@ -92,13 +116,75 @@ impl Drop for Waiting {
 #[derive(Debug)]
 pub struct Permit {
     admission: Arc<Admission>,
-    /// The key of its source in [`Sources`](crate::limits::source::Sources), or [`NONE`].
-    source: u32,
-    /// The key of its backend in [`Backends`](crate::limits::backends::Backends), [`NONE`] or [`WITHOUT_PLACE`].
-    backend: Cell<u32>,
+    /// The key of its source in [`Sources`](crate::limits::source::Sources), or [`NO_SOURCE`].
+    source: Cell<u32>,
+    /// The key of its listener, route and backend, and [`HAS_PLACE`].
+    membership: Cell<u32>,
 }
 
 impl Permit {
+    /// A connection without a slot that counts for no limit.
+    pub(super) fn new(admission: Arc<Admission>) -> Self {
+        Self { admission, source: Cell::new(NO_SOURCE), membership: Cell::new(memberships::NONE) }
+    }
+
+    fn has_place(&self) {
+        self.membership.set(self.membership.get() | HAS_PLACE);
+    }
+
+    /// Changes the key of the listener, route and backend. The slot stays.
+    fn join(&self, change: impl FnOnce(&mut Memberships, u32) -> Option<u32>) -> bool {
+        let (key, place) = (self.membership.get() & !HAS_PLACE, self.membership.get() & HAS_PLACE);
+        let joined = change(&mut lock(&self.admission.memberships), key);
+        if let Some(key) = joined {
+            self.membership.set(key | place);
+        }
+        joined.is_some()
+    }
+
+    /// Counts the connection for its source, until it ends. Called at most once.
+    pub fn comes_from(&self, peer: IpAddr, now: Instant) -> Result<(), Overload> {
+        let admission = &*self.admission;
+        let rules = admission.rules.load();
+        let source = rules.source.source(peer);
+        if let Some(most) = rules.source.most {
+            let key = lock(&admission.sources).enter(source, most);
+            let Some(key) = key else { return Err(admission.source_refused(source, most, now)) };
+            // There are fewer connections than descriptors.
+            self.source.set(u32::try_from(key).unwrap_or(NO_SOURCE));
+        }
+        match rules.source_rate {
+            Some(rate) if !lock(&admission.source_rates).take(source, rate, now) => {
+                Err(admission.source_too_fast(source, rate, now))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Counts the connection for its listener, until it ends. Called once.
+    pub(super) fn enters(&self, listener: Group<'_>, now: Instant) -> Result<(), Overload> {
+        let admission = &*self.admission;
+        if !self.join(|memberships, _| memberships.enter(listener.name, listener.most())) {
+            return Err(admission.group_refused(Overload::Listener, listener, now));
+        }
+        if !listener.may_take(&admission.listener_rates, now) {
+            return Err(admission.group_refused(Overload::ListenerRate, listener, now));
+        }
+        Ok(())
+    }
+
+    /// Counts the connection for its route, until it ends. Called at most once.
+    pub fn takes(&self, route: Group<'_>, now: Instant) -> Result<(), Overload> {
+        let admission = &*self.admission;
+        if !self.join(|memberships, key| memberships.join_route(key, route.name, route.most())) {
+            return Err(admission.group_refused(Overload::Route, route, now));
+        }
+        if !route.may_take(&admission.route_rates, now) {
+            return Err(admission.group_refused(Overload::RouteRate, route, now));
+        }
+        Ok(())
+    }
+
     /// The backends that are unreachable.
     #[must_use]
     pub fn reachability(&self) -> &Reachability {
@@ -106,16 +192,18 @@ impl Permit {
     }
 
     /// Counts the connection as one with an incomplete hello, until the result is dropped. Another connection may be
-    /// evicted for it. `begun` is whether the client has sent any byte.
+    /// evicted for it, of the same source if `peer` is known and its source is at its limit. `begun` is whether the
+    /// client has sent any byte.
     #[must_use]
-    pub fn hello(&self, begun: bool, now: Instant) -> UnfinishedHello<'_> {
+    pub fn hello(&self, peer: Option<IpAddr>, begun: bool, now: Instant) -> UnfinishedHello<'_> {
         let admission = &*self.admission;
         let call = Arc::new(Notify::new());
-        let most = admission.rules.load().hellos;
-        let (ticket, gone) = lock(&admission.hellos).enter(most, begun, now, call.clone());
-        if let Some(gone) = gone {
-            admission.hello_ended(now);
-            gone.notify_one();
+        let rules = admission.rules.load();
+        let source = peer.map(|peer| rules.source.source(peer));
+        let (ticket, evicted) = lock(&admission.hellos).enter(rules.hellos, source, begun, now, call.clone());
+        if let Some(Evicted { call, source }) = evicted {
+            admission.hello_ended(source, now);
+            call.notify_one();
         }
         UnfinishedHello { admission, ticket, call }
     }
@@ -160,7 +248,8 @@ impl Permit {
     ) -> Result<Pending<'_>, Overload> {
         let admission = &*self.admission;
         let key = admission.enter(backend, max_connections, max_pending, now)?;
-        self.backend.set(u32::try_from(key).unwrap_or(NONE));
+        let backend = u32::try_from(key).unwrap_or(memberships::NONE);
+        self.join(|memberships, key| Some(memberships.join_backend(key, backend)));
         Ok(Pending { admission, key })
     }
 
@@ -173,15 +262,17 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        if self.source != NONE {
-            lock(&self.admission.sources).leave(self.source as usize);
+        let source = self.source.get();
+        if source != NO_SOURCE {
+            lock(&self.admission.sources).leave(source as usize);
         }
-        match self.backend.get() {
-            WITHOUT_PLACE => return,
-            NONE => {}
-            key => lock(&self.admission.backends).leave(key as usize),
+        let backend = lock(&self.admission.memberships).leave(self.membership.get() & !HAS_PLACE);
+        if backend != memberships::NONE {
+            lock(&self.admission.backends).leave(backend as usize);
         }
-        self.admission.places.add_permits(1);
+        if self.membership.get() & HAS_PLACE != 0 {
+            self.admission.places.add_permits(1);
+        }
     }
 }
 

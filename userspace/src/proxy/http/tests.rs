@@ -33,6 +33,7 @@ use crate::{
     account::{Account, ListenerAccount, registry::Registry},
     datapath::{relay::Relay, seam::Patience},
     http::connection::Worker,
+    limits::admission::Group,
     metrics::Metrics,
     net::keepalive::Keepalive,
     proxy::session,
@@ -182,7 +183,9 @@ impl Plan {
                             continue;
                         }
                     };
-                    let permit = admission.admit(peer.ip(), Instant::now()).unwrap().place().await;
+                    let listener = Group { name: "http", access: None };
+                    let admitted = admission.admit(Some(peer.ip()), listener, Instant::now()).unwrap();
+                    let permit = admitted.place().await;
                     let registration = Registry::register(Account::open(&account));
                     let client = client.into_std().unwrap();
                     tokio::task::spawn_local(session::serve(client, registration, service.clone(), permit));
