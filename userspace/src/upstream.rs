@@ -15,5 +15,6 @@ pub(crate) mod line_budget;
 pub mod monitor;
 pub mod names;
 pub mod recent_failures;
+pub mod records;
 pub mod schedule;
 pub mod upstreams;
