@@ -229,6 +229,10 @@ pub(crate) fn endpoints(backend: &Backend) -> String {
         let source = backend.source.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         write_infallibly(&mut text, |text| write!(text, " from {source}"));
     }
+    if !backend.resolver.is_empty() {
+        let servers = backend.resolver.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        write_infallibly(&mut text, |text| write!(text, ", resolver {servers}"));
+    }
     text.push_str(&describe::upstream(backend));
     if backend.transparent {
         text.push_str(" from the client's address");
@@ -251,13 +255,11 @@ pub(crate) fn endpoints(backend: &Backend) -> String {
 
 fn endpoint(Endpoint { host, port, weight, priority }: &Endpoint) -> String {
     let (address, dns) = match host {
-        EndpointHost::Ip(ip) => (std::net::SocketAddr::new(*ip, *port).to_string(), false),
-        EndpointHost::Dns(name) => (format!("{name}:{port}"), true),
+        EndpointHost::Ip(ip) => (std::net::SocketAddr::new(*ip, *port).to_string(), None),
+        EndpointHost::Dns(name) => (format!("{name}:{port}"), Some("DNS")),
+        EndpointHost::Srv(name) => (name.to_string(), Some("DNS SRV")),
     };
-    let mut notes = Vec::new();
-    if dns {
-        notes.push("DNS".to_owned());
-    }
+    let mut notes: Vec<_> = dns.map(str::to_owned).into_iter().collect();
     if *weight != 1 {
         notes.push(format!("weight {weight}"));
     }

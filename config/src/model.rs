@@ -181,6 +181,8 @@ pub struct Backend {
     pub load_balancing: LoadBalancing,
     /// Client affinity: a client's further connections go to the endpoint of its first one.
     pub affinity: Option<SourceAffinity>,
+    /// Name servers for the names of its endpoints. With an empty list those of the process.
+    pub resolver: Vec<SocketAddr>,
     /// The time limit of a connect to its endpoints in total. `None` is [`Timeouts::connect`].
     pub connect_timeout: Option<Duration>,
     /// TLS to the backend, for terminated connections. Passthrough ignores it.
@@ -196,7 +198,7 @@ pub struct Backend {
 pub struct Endpoint {
     /// A literal address, or a name that the daemon resolves.
     pub host: EndpointHost,
-    /// TCP port, never 0.
+    /// TCP port. 0 if the records of [`EndpointHost::Srv`] contain it, otherwise never 0.
     pub port: u16,
     /// The weight among its siblings. With 0 the endpoint gets no connection.
     pub weight: u32,
@@ -216,4 +218,6 @@ pub enum EndpointHost {
     Ip(IpAddr),
     /// A name to resolve by DNS.
     Dns(HostName),
+    /// A name whose SRV records (RFC 2782) contain names, ports, priorities and weights.
+    Srv(HostName),
 }

@@ -315,7 +315,7 @@ impl RouteNames {
 
 fn overridden(endpoint: &Endpoint, overrides: &mut Overrides<'_>) -> Vec<Endpoint> {
     let addresses = match &endpoint.host {
-        EndpointHost::Ip(_) => None,
+        EndpointHost::Ip(_) | EndpointHost::Srv(_) => None,
         EndpointHost::Dns(name) => overrides.addresses(name.without_dot(), endpoint.port),
     };
     match addresses {

@@ -117,5 +117,6 @@ fn described(Endpoint { host, port, weight, .. }: &Endpoint) -> String {
     match host {
         EndpointHost::Ip(ip) => format!("{ip}:{port}*{weight}"),
         EndpointHost::Dns(name) => format!("{}:{port}*{weight}", name.as_str()),
+        EndpointHost::Srv(name) => format!("srv {}*{weight}", name.as_str()),
     }
 }

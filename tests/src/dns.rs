@@ -24,6 +24,10 @@ const MOST_UDP: usize = 512;
 
 const TYPE_A: u16 = 1;
 const TYPE_AAAA: u16 = 28;
+const TYPE_SRV: u16 = 33;
+
+/// An SRV record (RFC 2782): priority, weight, port and host.
+pub type Srv<'a> = (u16, u16, u16, &'a str);
 
 /// The server's reaction to queries.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -37,12 +41,15 @@ pub enum Mood {
     Fails,
 }
 
+/// The type and the data of a record.
+type Data = (u16, Vec<u8>);
+
 #[derive(Debug, Default)]
 struct State {
     mood: Mood,
-    /// Addresses and TTL in seconds, by lower-case name without a final dot.
-    names: HashMap<String, (Vec<IpAddr>, u32)>,
-    /// The index of the first address, which differs in each reply.
+    /// The type and data of each record, and the TTL in seconds, by lower-case name without a final dot.
+    names: HashMap<String, (Vec<Data>, u32)>,
+    /// The index of the first record, which differs in each reply.
     turn: usize,
 }
 
@@ -82,9 +89,30 @@ impl DnsServer {
 
     /// Sets the addresses of `name`.
     pub fn has(&self, name: &str, addresses: &[&str], ttl: u32) -> Result<()> {
-        let addresses = addresses.iter().map(|address| address.parse()).collect::<Result<_, _>>()?;
-        self.shared.state().names.insert(name.to_owned(), (addresses, ttl));
+        let data = |address: &&str| {
+            Ok(match address.parse()? {
+                IpAddr::V4(address) => (TYPE_A, address.octets().to_vec()),
+                IpAddr::V6(address) => (TYPE_AAAA, address.octets().to_vec()),
+            })
+        };
+        let records = addresses.iter().map(data).collect::<Result<_>>()?;
+        self.shared.state().names.insert(name.to_owned(), (records, ttl));
         Ok(())
+    }
+
+    /// Sets the SRV records of `name`.
+    pub fn serves(&self, name: &str, records: &[Srv<'_>], ttl: u32) {
+        let data = |&(priority, weight, port, host): &Srv<'_>| {
+            let numbers = [priority, weight, port].into_iter().flat_map(u16::to_be_bytes);
+            (TYPE_SRV, numbers.chain(labels(host)).collect())
+        };
+        let records = records.iter().map(data).collect();
+        self.shared.state().names.insert(name.to_owned(), (records, ttl));
+    }
+
+    /// Removes `name`: it does not exist (NXDOMAIN).
+    pub fn lacks(&self, name: &str) {
+        self.shared.state().names.remove(name);
     }
 
     /// The number of received queries.
@@ -166,28 +194,26 @@ impl Shared {
             (_, None) => 3,
             _ => 0,
         };
-        let (mut addresses, ttl) = found.cloned().unwrap_or_default();
-        addresses.retain(|address| kind == if address.is_ipv4() { TYPE_A } else { TYPE_AAAA });
-        if !addresses.is_empty() {
-            let first = turn % addresses.len();
-            addresses.rotate_left(first);
+        let (mut records, ttl) = found.cloned().unwrap_or_default();
+        records.retain(|record| record.0 == kind);
+        if !records.is_empty() {
+            let first = turn % records.len();
+            records.rotate_left(first);
         }
         let mut answer = question[..2].to_vec();
         // A reply of a recursive server, with one question.
         answer.extend([0x81, 0x80 | code, 0, 1]);
-        answer.extend(u16::try_from(addresses.len()).ok()?.to_be_bytes());
+        answer.extend(u16::try_from(records.len()).ok()?.to_be_bytes());
         answer.extend([0; 4]);
         answer.extend(&question[12..end]);
-        for address in addresses {
+        for (_, data) in records {
             // The name is that of the question, at offset 12. The class is IN.
             answer.extend([0xc0, 12]);
             answer.extend(kind.to_be_bytes());
             answer.extend([0, 1]);
             answer.extend(ttl.to_be_bytes());
-            match address {
-                IpAddr::V4(address) => answer.extend([&[0, 4], &address.octets()[..]].concat()),
-                IpAddr::V6(address) => answer.extend([&[0, 16], &address.octets()[..]].concat()),
-            }
+            answer.extend(u16::try_from(data.len()).ok()?.to_be_bytes());
+            answer.extend(data);
         }
         Some(answer)
     }
@@ -202,6 +228,17 @@ fn question_end(message: &[u8]) -> Option<usize> {
             length => at += length + 1,
         }
     }
+}
+
+/// A name as labels with length prefixes. Labels are shorter than 64 bytes.
+fn labels(name: &str) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for label in name.split('.').filter(|label| !label.is_empty()) {
+        bytes.extend(u8::try_from(label.len()));
+        bytes.extend(label.as_bytes());
+    }
+    bytes.push(0);
+    bytes
 }
 
 /// A name of labels with length prefixes, as text.

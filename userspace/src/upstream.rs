@@ -14,5 +14,6 @@ pub mod lease;
 pub mod monitor;
 pub mod names;
 pub mod recent_failures;
+pub mod records;
 pub mod schedule;
 pub mod upstreams;

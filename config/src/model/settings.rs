@@ -338,11 +338,18 @@ section! {
     }
 }
 
+/// A bound of the validity of an answer. A shorter one would be a flood of queries.
+const TTL: Time = Time { least: seconds(1) };
+
 section! {
     /// The resolution of endpoints' names.
     pub struct Dns {
         /// Name servers, queried in this order, instead of those in `/etc/resolv.conf`.
         servers: Vec<SocketAddr> = Vec::new(), NameServers;
+        /// The least time between two lookups of a name, for answers with a shorter TTL.
+        min_ttl: Duration = seconds(5), TTL;
+        /// The longest time between two lookups of a name, for answers with a longer TTL.
+        max_ttl: Duration = seconds(300), TTL;
     }
 }
 

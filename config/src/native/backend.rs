@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     decode::{Diagnostics, View},
-    kind::{Choice, Count, Flag, MOST, Time},
+    kind::{Choice, Count, Flag, MOST, NameServers, Time},
     model::{
         Backend, Endpoint, EndpointHost,
         balancing::LoadBalancing,
@@ -25,7 +25,8 @@ use crate::{
     name::HostName,
 };
 
-const ENDPOINT: &str = "host:port, or {address: host:port, weight, priority}";
+const ENDPOINT: &str =
+    "host:port, or {address: host:port, weight, priority}, or {srv: name, weight, priority}";
 
 mapping! {
     /// Endpoints that serve the same thing
@@ -54,6 +55,8 @@ mapping! {
             optional(format!("an eighth of `limits.connections`, at least {}", PENDING.of(0))), Count(0..=MOST);
         /// How long connecting to its endpoints may take in all.
         connect_timeout: Duration = optional("that of `timeouts.connect`"), Time::POSITIVE;
+        /// Name servers for the names of its endpoints, queried in this order, instead of the others.
+        resolver: Vec<SocketAddr> = optional("those of `dns.servers`"), NameServers;
         /// TLS towards it, for what ends TLS here and for HTTP. What is passed through is not encrypted again.
         tls: BackendTls<'n> = optional("in clear"), Nested;
         /// The version of HTTP that requests are sent in.
@@ -78,7 +81,7 @@ impl BackendKeys<'_> {
         self.state.view.written("endpoints").is_some_and(|list| list.is_empty_list())
     }
 
-    /// A connection has one source, and the version of HTTP has to fit the encryption.
+    /// A connection has one source. The version of HTTP has to fit the encryption. Name servers need names.
     pub(super) fn check(&self, diagnostics: &mut Diagnostics) {
         if self.transparent == Some(true) && self.source.as_ref().is_some_and(|source| !source.is_empty()) {
             self.state
@@ -86,6 +89,11 @@ impl BackendKeys<'_> {
                 .error("'source' and 'transparent' both decide the source address of a connection")
                 .remedy("remove one of them")
                 .emit(diagnostics);
+        }
+        let is_literal = |endpoint: &Endpoint| matches!(endpoint.host, EndpointHost::Ip(_));
+        if self.resolver.is_some() && self.state.sound && self.endpoints.iter().flatten().all(is_literal) {
+            let at = self.state.at("resolver");
+            at.warn("no endpoint of the backend is a name: 'resolver' has no effect").emit(diagnostics);
         }
         let Some(version) = self.http else { return };
         let wrong = match version {
@@ -113,6 +121,7 @@ impl BackendKeys<'_> {
             max_pending: self.max_pending,
             load_balancing: self.load_balancing.clone().unwrap_or_default(),
             affinity: self.affinity.map(|Affinity(source)| source),
+            resolver: self.resolver.clone().unwrap_or_default(),
             connect_timeout: self.connect_timeout,
             tls: self.tls.as_ref().map(|tls| tls.settings.clone()),
             http: self.http.map(Into::into).unwrap_or_default(),
@@ -134,8 +143,12 @@ fn own_address(view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<IpAddr>
 mapping! {
     /// One address of a backend. A text instead of a mapping is its `address`
     pub(super) struct EndpointKeys("endpoint", "backends[].endpoints[]") {
-        /// Address or name, and port.
-        address: (EndpointHost, u16) = required("host:port"), By(text("host:port", "shop.internal:8443"), address);
+        /// Address or name, and port. Either this key or `srv` is required.
+        address: (EndpointHost, u16) = optional, By(text("host:port", "shop.internal:8443"), address);
+        /// Instead of `address`: a name whose SRV records contain names, ports, priorities and weights (RFC 2782; see
+        /// [names](internals/connecting.md#names)). `weight` multiplies the weights, `priority` is added to the
+        /// priorities.
+        srv: HostName = optional, By(text("a name with SRV records", "_https._tcp.shop.internal"), service);
         /// Share among its siblings; 0 receives nothing.
         weight: u32 = default(1), WEIGHT;
         /// Endpoints of a higher number are backups: they are for when none of a lower number is available.
@@ -147,10 +160,26 @@ mapping! {
 impl<'n> FromKeys<'n> for Endpoint {
     type Keys = EndpointKeys<'n>;
 
-    fn from_keys(keys: Self::Keys, _: &mut Diagnostics) -> Option<Self> {
-        let (host, port) = keys.address?;
+    fn from_keys(keys: Self::Keys, diagnostics: &mut Diagnostics) -> Option<Self> {
+        let state = &keys.state;
+        if state.lacks(&["address", "srv"]) {
+            state.view.error("neither 'address' nor 'srv' is written").expected(ENDPOINT).emit(diagnostics);
+        }
+        if state.is_written("address") && state.is_written("srv") {
+            (state.at("srv").error("both 'address' and 'srv' are written"))
+                .remedy("keep one of the two: SRV records contain names and ports")
+                .emit(diagnostics);
+            return None;
+        }
+        let srv = keys.srv.map(|name| (EndpointHost::Srv(name), 0));
+        let (host, port) = keys.address.or(srv)?;
         Some(Self { host, port, weight: keys.weight?, priority: keys.priority? })
     }
+}
+
+/// `_https._tcp.shop.internal`.
+fn service(view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<HostName> {
+    view.parse("a name with SRV records, for example _https._tcp.shop.internal", diagnostics)
 }
 
 fn endpoint_at(view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<Endpoint> {

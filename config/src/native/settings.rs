@@ -4,9 +4,11 @@
 use crate::{
     decode::{Diagnostics, Fields, View},
     model::{
+        Dns,
         route::Origin,
         settings::{Group, Settings, groups},
     },
+    units::Span,
 };
 
 /// The settings of all documents. Missing ones keep their defaults.
@@ -83,12 +85,27 @@ impl Given {
     }
 
     fn read_section(&mut self, group: &'static Group, view: &View<'_>, diagnostics: &mut Diagnostics) {
+        let before = diagnostics.errors();
         let Some(mut fields) = view.fields(&shape(group), diagnostics) else { return };
         self.read_group(group, &mut fields, diagnostics);
         if group.name == "timeouts" {
             fields.renamed("unacknowledged", "tcp_user_timeout", "tcp_user_timeout");
         }
+        if group.name == "dns" && diagnostics.errors() == before {
+            self.check_ttls(view, diagnostics);
+        }
         fields.finish(diagnostics);
+    }
+
+    /// The floor of a TTL is at most its ceiling.
+    fn check_ttls(&self, view: &View<'_>, diagnostics: &mut Diagnostics) {
+        let Dns { min_ttl, max_ttl, .. } = self.settings.runtime.dns;
+        if min_ttl > max_ttl {
+            let (min_ttl, max_ttl) = (Span(min_ttl), Span(max_ttl));
+            view.error(format!("min_ttl ({min_ttl}) is longer than max_ttl ({max_ttl})"))
+                .remedy("write both keys, min_ttl with the shorter time")
+                .emit(diagnostics);
+        }
     }
 
     /// Unlike other sections, it is written as a whole, and a text is its address.

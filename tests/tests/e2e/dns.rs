@@ -1,5 +1,5 @@
-//! Endpoints that are configured by name: several addresses, changed addresses, and a name server that fails or is
-//! silent.
+//! Endpoints that are configured by name: several addresses, SRV records, changed addresses, and a name server that
+//! fails or is silent.
 
 use std::{collections::BTreeMap, fs, io::Write as _, net::TcpListener};
 
@@ -7,7 +7,7 @@ use anyhow::{Result, bail, ensure};
 use nix::sys::signal::Signal;
 use snisplice_tests::{
     daemon::{Daemon, Options},
-    dns::{DnsServer, Mood},
+    dns::{DnsServer, Mood, Srv},
     hello,
     lab::Lab,
     netns::{BACKEND, BACKEND_2, BACKEND_3, LB},
@@ -25,14 +25,22 @@ pub(crate) const CASES: &[Case] = &[
     Case::once("dns::other_addresses_are_used_and_told_once", other_addresses_are_used_and_told_once),
     Case::once("dns::silence_keeps_the_addresses", silence_keeps_the_addresses),
     Case::once("dns::failures_keep_the_addresses", failures_keep_the_addresses),
+    Case::once("dns::a_name_that_no_longer_exists_keeps_its_addresses", a_name_that_no_longer_exists),
+    Case::once("dns::a_long_ttl_is_bounded", a_long_ttl_is_bounded),
+    Case::once("dns::a_backend_has_name_servers_of_its_own", a_backend_has_name_servers_of_its_own),
+    Case::once("dns::srv_records_have_weights_and_priorities", srv_records_have_weights_and_priorities),
+    Case::each("dns::changed_srv_records_touch_no_connection", changed_srv_records_touch_no_connection),
+    Case::once("dns::srv_records_outlive_failures", srv_records_outlive_failures),
+    Case::once("dns::many_srv_records_come_over_tcp", many_srv_records_come_over_tcp),
     Case::once("dns::hundreds_of_names_wait_for_nobody", hundreds_of_names_wait_for_nobody),
     Case::once("dns::a_long_answer_comes_over_tcp", a_long_answer_comes_over_tcp),
     Case::each("dns::a_name_that_leads_back_is_refused", a_name_that_leads_back_is_refused),
 ];
 
 const SERVER: &str = "127.0.0.1:5353";
-const DNS: &str = "dns: {servers: [\"127.0.0.1:5353\"]}\n";
+const DNS: &str = "dns: {servers: [\"127.0.0.1:5353\"], min_ttl: 1s}\n";
 const NAME: &str = "pool.test";
+const SERVICE: &str = "_https._tcp.pool.test";
 
 fn server(lab: &Lab, addresses: &[&str]) -> Result<DnsServer> {
     let server = DnsServer::start(&lab.lb, SERVER)?;
@@ -252,4 +260,159 @@ fn a_name_that_leads_back_is_refused(lab: &Lab) -> Result<()> {
     let refused = metrics.sum("snisplice_connect_failures_total", &[("reason", "self_loop")]);
     ensure!(refused == 2, "every second connection is for the listener itself, but {refused} were");
     Ok(())
+}
+
+/// NXDOMAIN is no reason to remove an endpoint: a mistake in a zone looks the same as a removal.
+fn a_name_that_no_longer_exists(lab: &Lab) -> Result<()> {
+    let server = server(lab, &[BACKEND])?;
+    let listener = flow::backend(lab)?;
+    let daemon = daemon(lab)?;
+    Flow::open(lab, &listener)?.exchange()?;
+    server.lacks(NAME);
+    wait::until_true("the name is lost", || Ok(says(&daemon, "the name has no address")? == 1))?;
+    Flow::open(lab, &listener)?.exchange()?;
+    server.has(NAME, &[BACKEND], 0)?;
+    wait::until_true("the name is back", || Ok(says(&daemon, "resolved again")? == 1))?;
+    Flow::open(lab, &listener)?.exchange()
+}
+
+/// The new address is used long before the old one's TTL of a day is over.
+fn a_long_ttl_is_bounded(lab: &Lab) -> Result<()> {
+    let server = DnsServer::start(&lab.lb, SERVER)?;
+    server.has(NAME, &[BACKEND], 86_400)?;
+    let listeners = listeners(lab, &[BACKEND, BACKEND_2])?;
+    let bounds = DNS.replace("min_ttl: 1s", "min_ttl: 1s, max_ttl: 1s");
+    let daemon = Daemon::start(lab, &Options::yaml(lab, &flow::yaml_with(&["pool.test:9000"], &bounds))?)?;
+    ensure!(next(lab, &listeners)? == BACKEND);
+    server.has(NAME, &[BACKEND_2], 86_400)?;
+    wait::until_true("the other address is known", || {
+        Ok(says(&daemon, "the addresses of the name have changed")? == 1)
+    })?;
+    ensure!(next(lab, &listeners)? == BACKEND_2);
+    Ok(())
+}
+
+/// Two name servers have different addresses of one name. The process's one is not queried for this backend.
+fn a_backend_has_name_servers_of_its_own(lab: &Lab) -> Result<()> {
+    let of_the_process = server(lab, &[BACKEND])?;
+    let own = DnsServer::start(&lab.lb, "127.0.0.1:5454")?;
+    own.has(NAME, &[BACKEND_2], 0)?;
+    let listeners = listeners(lab, &[BACKEND, BACKEND_2])?;
+    let plain = flow::yaml_with(&["pool.test:9000"], DNS);
+    let yaml = plain.replace("    endpoints", "    resolver: [\"127.0.0.1:5454\"]\n    endpoints");
+    let daemon = Daemon::start(lab, &Options::yaml(lab, &yaml)?)?;
+    ensure!(next(lab, &listeners)? == BACKEND_2);
+    looked_up_again(&own, 1)?;
+    ensure!(of_the_process.questions() == 0, "{} questions", of_the_process.questions());
+
+    // A reload to other name servers, which fail at first, removes nothing.
+    of_the_process.is(Mood::Fails);
+    fs::write(lab.dir().join("snisplice.yaml"), plain)?;
+    daemon.process().signal(Signal::SIGHUP)?;
+    wait::until_true("the other name server fails", || Ok(says(&daemon, "cannot resolve")? == 1))?;
+    ensure!(next(lab, &listeners)? == BACKEND_2);
+    of_the_process.is(Mood::Answers);
+    wait::until_true("the other name server answers", || {
+        Ok(says(&daemon, &format!("addresses={BACKEND}"))? == 1)
+    })?;
+    ensure!(next(lab, &listeners)? == BACKEND);
+    Ok(())
+}
+
+/// A server with a service of these records. Their hosts are `b1.test` and so on, one for each backend.
+fn service(lab: &Lab, records: &[Srv<'_>]) -> Result<DnsServer> {
+    let server = DnsServer::start(&lab.lb, SERVER)?;
+    for (host, address) in [("b1.test", BACKEND), ("b2.test", BACKEND_2), ("b3.test", BACKEND_3)] {
+        server.has(host, &[address], 0)?;
+    }
+    server.serves(SERVICE, records, 0);
+    Ok(server)
+}
+
+fn daemon_of_service(lab: &Lab) -> Result<Daemon<'_>> {
+    let plain = flow::yaml_with(&["pool.test:9000"], DNS);
+    let yaml = plain.replace("[\"pool.test:9000\"]", &format!("{{srv: {SERVICE}}}"));
+    Daemon::start(lab, &Options::yaml(lab, &yaml)?)
+}
+
+/// Two endpoints of one priority share by weight. Without them the one of the next priority serves.
+fn srv_records_have_weights_and_priorities(lab: &Lab) -> Result<()> {
+    let records = [(10, 3, 9_000, "b1.test"), (10, 1, 9_000, "b2.test"), (20, 5, 9_001, "b3.test")];
+    let _server = service(lab, &records)?;
+    let mut listeners = listeners(lab, &[BACKEND, BACKEND_2])?;
+    listeners.push((BACKEND_3, tcp::listen(&lab.backend, &format!("{BACKEND_3}:9001"))?));
+    let _daemon = daemon_of_service(lab)?;
+    let mut shares = BTreeMap::new();
+    for _ in 0..12 {
+        *shares.entry(next(lab, &listeners)?).or_insert(0) += 1;
+    }
+    ensure!(shares == BTreeMap::from([(BACKEND, 9), (BACKEND_2, 3)]), "{shares:?}");
+    let backup = listeners.split_off(2);
+    drop(listeners);
+    ensure!(next(lab, &backup)? == BACKEND_3);
+    Ok(())
+}
+
+fn changed_srv_records_touch_no_connection(lab: &Lab) -> Result<()> {
+    let server = service(lab, &[(1, 1, 9_000, "b1.test")])?;
+    let listener = flow::backend(lab)?;
+    let daemon = daemon_of_service(lab)?;
+    let mut flow = Flow::open(lab, &listener)?;
+    flow.exchange()?;
+    let others = listeners(lab, &[BACKEND_2])?;
+    server.serves(SERVICE, &[(1, 1, 9_000, "b2.test")], 0);
+    wait::until_true("the other host is known", || {
+        Ok(says(&daemon, &format!("addresses={BACKEND_2}"))? == 1)
+    })?;
+    for _ in 0..3 {
+        ensure!(next(lab, &others)? == BACKEND_2);
+    }
+    flow.exchange()?;
+    // The host's address changes, and its record stays.
+    let third = listeners(lab, &[BACKEND_3])?;
+    server.has("b2.test", &[BACKEND_3], 0)?;
+    wait::until_true("the host's other address is known", || {
+        Ok(says(&daemon, "the addresses of the name have changed")? == 1)
+    })?;
+    ensure!(next(lab, &third)? == BACKEND_3);
+    flow.exchange()
+}
+
+/// The endpoints stay while the server fails, while the service does not exist, and while its host does not.
+fn srv_records_outlive_failures(lab: &Lab) -> Result<()> {
+    let records = [(1, 1, 9_000, "b1.test")];
+    let server = service(lab, &records)?;
+    let listener = flow::backend(lab)?;
+    let daemon = daemon_of_service(lab)?;
+    Flow::open(lab, &listener)?.exchange()?;
+    server.is(Mood::Fails);
+    wait::until_true("both names are lost", || Ok(says(&daemon, "cannot resolve")? == 2))?;
+    Flow::open(lab, &listener)?.exchange()?;
+    server.is(Mood::Answers);
+    wait::until_true("both names are back", || Ok(says(&daemon, "resolved again")? == 2))?;
+    server.lacks(SERVICE);
+    wait::until_true("the service is lost", || Ok(says(&daemon, "the name has no SRV record")? == 1))?;
+    Flow::open(lab, &listener)?.exchange()?;
+    server.serves(SERVICE, &[(1, 1, 9_000, "unknown.test")], 0);
+    wait::until_true("its new host is unknown", || {
+        Ok(daemon
+            .process()
+            .log()?
+            .lines()
+            .any(|line| line.contains("cannot resolve") && line.contains("unknown.test")))
+    })?;
+    Flow::open(lab, &listener)?.exchange()
+}
+
+fn many_srv_records_come_over_tcp(lab: &Lab) -> Result<()> {
+    let hosts: Vec<_> = (0..40).map(|number| format!("host-{number}.pool.test")).collect();
+    let records: Vec<Srv<'_>> = hosts.iter().map(|host| (1, 1, 9_000, host.as_str())).collect();
+    let server = service(lab, &records)?;
+    for host in &hosts {
+        server.has(host, &[BACKEND], 60)?;
+    }
+    let listener = flow::backend(lab)?;
+    let daemon = daemon_of_service(lab)?;
+    wait::until_true("the records are known", || Ok(says(&daemon, "and 32 more")? == 1))?;
+    Flow::open(lab, &listener)?.exchange()
 }

@@ -99,6 +99,10 @@ pub(super) async fn addresses(backend: &Backend, live: &mut Live) -> Vec<(Socket
                 let address = SocketAddr::new(*ip, port);
                 found.push((address, address.to_string()));
             }
+            EndpointHost::Srv(name) => {
+                let backend = &backend.name;
+                live.doubtful.push(format!("backend {backend}: the SRV records of {name} are not looked up"));
+            }
             EndpointHost::Dns(name) => match tokio::net::lookup_host((name.as_str(), port)).await {
                 Ok(addresses) => {
                     found.extend(addresses.map(|address| (address, format!("{name} ({address})"))));

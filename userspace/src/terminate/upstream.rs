@@ -42,6 +42,11 @@ pub enum Protocol {
 pub fn host_of(backend: &Backend) -> String {
     let of_endpoint = backend.endpoints.iter().find_map(|endpoint| match &endpoint.host {
         EndpointHost::Dns(name) => Some(name.without_dot().to_owned()),
+        // Without the labels of service and protocol: the source domain of RFC 6125, section 6.2.1.
+        EndpointHost::Srv(name) => {
+            let mut labels = name.without_dot().split('.').skip_while(|label| label.starts_with('_'));
+            labels.next().map(|first| labels.fold(first.to_owned(), |name, label| name + "." + label))
+        }
         EndpointHost::Ip(_) => None,
     });
     let own = || {

@@ -10,13 +10,10 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use snisplice_config::{
-    model::{
-        self, Endpoint, EndpointHost,
-        balancing::{Algorithm, HashKey, LoadBalancing},
-        health::Health,
-    },
-    name::HostName,
+use snisplice_config::model::{
+    self, Endpoint, EndpointHost,
+    balancing::{Algorithm, HashKey, LoadBalancing},
+    health::Health,
 };
 use tokio::sync::Notify;
 
@@ -27,6 +24,8 @@ use super::{
     candidates::{Candidates, Members, Place},
     endpoint::Endpoints,
     monitor::Alarms,
+    names::{Kind, Query},
+    records::{Known, Target},
 };
 
 /// A backend's endpoints and the balancer's position.
@@ -48,8 +47,10 @@ pub struct Cluster {
     pub health: Health,
     /// The configured endpoints.
     places: Vec<Endpoint>,
+    /// The lookup of each endpoint that is a name.
+    queries: Vec<Option<Query>>,
     /// The addresses of each endpoint that is a name. `None` before its first DNS lookup has ended.
-    addresses: Mutex<Vec<Option<Arc<[IpAddr]>>>>,
+    addresses: Mutex<Vec<Option<Known>>>,
     /// The members made from endpoints and addresses.
     members: ArcSwap<Members>,
     /// Notified when the first DNS lookup of a name ends.
@@ -59,6 +60,25 @@ pub struct Cluster {
     how: LoadBalancing,
     affinity: Option<Arc<Affinity>>,
     turns: Arc<Turns>,
+}
+
+/// An address without a weight and a priority of its own.
+fn target(address: SocketAddr) -> Target {
+    Target { address, weight: 1, priority: 0 }
+}
+
+/// The lookup of each endpoint that is a name.
+fn queries(backend: &model::Backend) -> Vec<Option<Query>> {
+    let servers: Arc<[SocketAddr]> = backend.resolver.as_slice().into();
+    let query = |endpoint: &Endpoint| {
+        let (name, kind) = match &endpoint.host {
+            EndpointHost::Ip(_) => return None,
+            EndpointHost::Dns(name) => (name, Kind::Host),
+            EndpointHost::Srv(name) => (name, Kind::Srv),
+        };
+        Some(Query { name: name.clone(), kind, servers: servers.clone() })
+    };
+    backend.endpoints.iter().map(query).collect()
 }
 
 /// The balancer's positions, which the clusters of one backend share across configurations.
@@ -82,6 +102,7 @@ impl Cluster {
             transparent: backend.transparent,
             health: backend.health.clone(),
             places: backend.endpoints.clone(),
+            queries: queries(backend),
             addresses: Mutex::new(vec![None; backend.endpoints.len()]),
             members: former.map_or_else(
                 || ArcSwap::from_pointee(Members::new([], &backend.load_balancing, 0, None)),
@@ -103,36 +124,32 @@ impl Cluster {
         new
     }
 
-    fn addresses(&self) -> std::sync::MutexGuard<'_, Vec<Option<Arc<[IpAddr]>>>> {
+    fn addresses(&self) -> std::sync::MutexGuard<'_, Vec<Option<Known>>> {
         self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The names among the endpoints. A name with several ports comes several times.
-    pub fn names_of_places(&self) -> impl Iterator<Item = &HostName> {
-        self.places.iter().filter_map(|place| match &place.host {
-            EndpointHost::Dns(name) => Some(name),
-            EndpointHost::Ip(_) => None,
-        })
+    /// The lookups of the names among the endpoints. A name with several ports comes several times.
+    pub fn queries(&self) -> impl Iterator<Item = &Query> {
+        self.queries.iter().flatten()
     }
 
     /// The names among the endpoints with known addresses, and the addresses.
-    pub fn known_names(&self) -> Vec<(&HostName, Arc<[IpAddr]>)> {
+    pub fn known_names(&self) -> Vec<(&Query, Known)> {
         let addresses = self.addresses();
-        let known = self.places.iter().zip(&*addresses).filter_map(|(place, addresses)| match &place.host {
-            EndpointHost::Dns(name) => Some((name, addresses.clone()?)),
-            EndpointHost::Ip(_) => None,
-        });
-        known.collect()
+        let known = self.queries.iter().zip(&*addresses);
+        known.filter_map(|(query, known)| Some((query.as_ref()?, known.clone()?))).collect()
     }
 
-    /// Applies the addresses of the names, as `found` returns them. A name whose lookup failed has none.
-    pub fn names(&self, found: impl Fn(&HostName) -> Option<Arc<[IpAddr]>>) {
+    /// Applies the addresses of the names, as `found` returns them. A name whose first lookup failed has none, and
+    /// keeps those that the former configuration knew.
+    pub fn names(&self, found: impl Fn(&Query) -> Option<Known>) {
         let mut addresses = self.addresses();
         let mut changed = false;
-        for (place, known) in self.places.iter().zip(&mut *addresses) {
-            if let EndpointHost::Dns(name) = &place.host
-                && let Some(found) = found(name)
+        for (query, known) in self.queries.iter().zip(&mut *addresses) {
+            if let Some(query) = query
+                && let Some(found) = found(query)
                 && known.as_ref() != Some(&found)
+                && (known.is_none() || !found.is_empty())
             {
                 *known = Some(found);
                 changed = true;
@@ -146,18 +163,22 @@ impl Cluster {
     }
 
     /// Makes an endpoint of each address, with the weight of the configured endpoint.
-    fn assemble(&self, addresses: &[Option<Arc<[IpAddr]>>]) {
+    fn assemble(&self, addresses: &[Option<Known>]) {
         let mut members = Vec::with_capacity(self.places.len());
-        for (place, found) in self.places.iter().zip(addresses) {
-            let found = match &place.host {
-                EndpointHost::Ip(address) => std::slice::from_ref(address),
-                EndpointHost::Dns(_) => found.as_deref().unwrap_or_default(),
+        for (place, known) in self.places.iter().zip(addresses) {
+            let Endpoint { port, weight, priority, .. } = *place;
+            let found: Vec<Target> = match (&place.host, known) {
+                (EndpointHost::Ip(ip), _) => vec![target(SocketAddr::new(*ip, port))],
+                (_, Some(Known::Addresses(addresses))) => {
+                    addresses.iter().map(|&ip| target(SocketAddr::new(ip, port))).collect()
+                }
+                (_, Some(Known::Targets(targets))) => targets.to_vec(),
+                (_, None) => Vec::new(),
             };
-            let Endpoint { weight, priority, .. } = *place;
-            members.extend(found.iter().map(|&address| Place {
-                endpoint: self.endpoint(SocketAddr::new(address, place.port)),
-                weight,
-                priority,
+            members.extend(found.into_iter().map(|target| Place {
+                endpoint: self.endpoint(target.address),
+                weight: weight.saturating_mul(target.weight).min(model::Target::MAX_WEIGHT),
+                priority: priority.saturating_add(target.priority).min(Endpoint::MAX_PRIORITY),
             }));
         }
         let threshold = if self.health.is_watched() { self.health.panic_threshold } else { 0 };
@@ -218,9 +239,9 @@ impl Cluster {
     /// Whether the only cause of an empty set is that DNS lookups have not ended yet.
     fn is_pending(&self) -> bool {
         let addresses = self.addresses();
-        let mut places = self.places.iter().zip(&*addresses);
+        let mut names = self.queries.iter().zip(&*addresses);
         self.members.load().endpoints().is_empty()
-            && places.any(|(place, found)| matches!(place.host, EndpointHost::Dns(_)) && found.is_none())
+            && names.any(|(query, known)| query.is_some() && known.is_none())
     }
 
     /// Waits while the only cause of an empty set is that DNS lookups have not ended yet.

@@ -4,11 +4,13 @@
 //! connections to a backend without a known address wait for it. A start, a reload and the end of the process do not.
 
 use std::{
-    net::IpAddr,
+    collections::{HashMap, HashSet},
+    fmt::{self, Display},
+    net::SocketAddr,
     sync::{Arc, Weak},
 };
 
-use snisplice_config::{model::Dns, name::HostName};
+use snisplice_config::model::Dns;
 use tokio::{
     sync::mpsc,
     task::JoinSet,
@@ -18,7 +20,7 @@ use tokio::{
 use self::system::System;
 use super::{
     cluster::Cluster,
-    names::{Change, Found, Names, Next},
+    names::{Change, Found, Names, Next, Query},
 };
 use crate::log::Budget;
 
@@ -61,8 +63,9 @@ struct Task {
     /// Configurations in which connections may still wait.
     served: Vec<Weak<[Cluster]>>,
     settings: Dns,
-    system: Option<System>,
-    lookups: JoinSet<(HostName, [Found; 2])>,
+    /// By the name servers that backends have of their own. With an empty list it is the one of the process.
+    systems: HashMap<Arc<[SocketAddr]>, Option<System>>,
+    lookups: JoinSet<(Query, Found)>,
     budget: Budget,
 }
 
@@ -71,7 +74,7 @@ async fn run(mut served: mpsc::UnboundedReceiver<Served>) {
         names: Names::default(),
         served: Vec::new(),
         settings: Dns::default(),
-        system: None,
+        systems: HashMap::new(),
         lookups: JoinSet::new(),
         budget: Budget::new(LINES),
     };
@@ -84,8 +87,8 @@ async fn run(mut served: mpsc::UnboundedReceiver<Served>) {
             },
             Some(ended) = task.lookups.join_next(), if !task.lookups.is_empty() => {
                 // No lookup panics, and none is aborted.
-                if let Ok((name, found)) = ended {
-                    task.ended(&name, found);
+                if let Ok((query, found)) = ended {
+                    task.ended(&query, found);
                 }
             }
             () = async { sleep_until(next.unwrap_or_else(Instant::now)).await }, if next.is_some() => {}
@@ -98,11 +101,13 @@ impl Task {
     fn begin(&mut self) -> Option<Instant> {
         loop {
             match self.names.next(Instant::now().into_std()) {
-                Next::LookUp(name) => {
-                    let system = System::current(&mut self.system, &self.settings);
+                Next::LookUp(query) => {
+                    let own = &query.servers;
+                    let servers = if own.is_empty() { &*self.settings.servers } else { own };
+                    let system = System::current(self.systems.entry(own.clone()).or_default(), servers);
                     self.lookups.spawn(async move {
-                        let found = system.look_up(&name).await;
-                        (name, found)
+                        let found = system.look_up(&query).await;
+                        (query, found)
                     });
                 }
                 Next::At(moment) => return Some(moment.into()),
@@ -112,12 +117,16 @@ impl Task {
     }
 
     fn serve(&mut self, Served { clusters, settings }: Served) {
+        let now = Instant::now().into_std();
+        let used: HashSet<_> =
+            clusters.iter().flat_map(Cluster::queries).map(|query| query.servers.clone()).collect();
+        let same = self.settings.servers == settings.servers;
+        self.systems.retain(|servers, _| used.contains(servers) && (same || !servers.is_empty()));
         if self.settings != settings {
+            self.names.bound(settings.min_ttl, settings.max_ttl, now);
             self.settings = settings;
-            self.system = None;
         }
-        let names = clusters.iter().flat_map(|cluster| cluster.names_of_places().cloned());
-        self.names.want(names, Instant::now().into_std());
+        self.names.want(clusters.iter().flat_map(Cluster::queries).cloned(), now);
         self.served.retain(|clusters| clusters.strong_count() > 0);
         self.served.push(Arc::downgrade(&clusters));
         // Applies replies that arrived while the configuration was prepared.
@@ -126,35 +135,40 @@ impl Task {
 
     fn apply(&self, clusters: &[Cluster]) {
         for cluster in clusters {
-            cluster.names(|name| self.names.addresses(name));
+            cluster.names(|query| self.names.known(query));
         }
     }
 
-    fn ended(&mut self, name: &HostName, found: [Found; 2]) {
+    fn ended(&mut self, query: &Query, found: Found) {
         let now = Instant::now();
-        let Some(change) = self.names.ended(name, found, now.into_std()) else { return };
-        if matches!(change, Change::Addresses { .. } | Change::Lost { kept: 0, .. }) {
+        let change = self.names.ended(query, found, fastrand::u8(..), now.into_std());
+        let changed = self.names.changed();
+        if !changed.is_empty() {
             self.served.retain(|clusters| clusters.strong_count() > 0);
             for clusters in self.served.iter().filter_map(Weak::upgrade) {
-                let addresses = self.names.addresses(name);
                 for cluster in &*clusters {
-                    cluster.names(|other| if other == name { addresses.clone() } else { None });
+                    cluster.names(|other| self.names.known(other).filter(|_| changed.contains(other)));
                 }
             }
         }
-        if let Some(suppressed) = self.budget.admit(now.into_std()) {
-            report(name, &change, (suppressed > 0).then_some(suppressed));
+        if let Some(change) = change
+            && let Some(suppressed) = self.budget.admit(now.into_std())
+        {
+            report(&query.name, &change, (suppressed > 0).then_some(suppressed));
         }
     }
 }
 
-fn report(name: &HostName, change: &Change, suppressed: Option<u64>) {
+fn report(name: &impl Display, change: &Change, suppressed: Option<u64>) {
     match change {
         Change::Addresses { before, now, was_lost } if before.is_empty() || *was_lost => {
             tracing::info!(suppressed, %name, addresses = %List(now), "resolved");
         }
         Change::Addresses { before, now, .. } => {
             tracing::info!(suppressed, %name, before = %List(before), now = %List(now), "the addresses of the name have changed");
+        }
+        Change::Records(now) => {
+            tracing::info!(suppressed, %name, records = %List(now), "SRV records found");
         }
         Change::Back => tracing::info!(suppressed, %name, "name resolved again, with the same addresses"),
         Change::Lost { kept, error } => tracing::warn!(
@@ -164,17 +178,17 @@ fn report(name: &HostName, change: &Change, suppressed: Option<u64>) {
     }
 }
 
-/// The first few of many addresses.
-struct List<'a>(&'a [IpAddr]);
+/// The first few of many addresses or records.
+struct List<'a, T>(&'a [T]);
 
-impl std::fmt::Display for List<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl<T: Display> Display for List<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const SHOWN: usize = 8;
-        for (index, address) in self.0.iter().take(SHOWN).enumerate() {
+        for (index, item) in self.0.iter().take(SHOWN).enumerate() {
             if index > 0 {
                 f.write_str(", ")?;
             }
-            write!(f, "{address}")?;
+            write!(f, "{item}")?;
         }
         match self.0.len().checked_sub(SHOWN) {
             Some(more @ 1..) => write!(f, " and {more} more"),

@@ -34,9 +34,15 @@ impl Upstreams {
         let former: HashMap<&str, &Cluster> =
             self.clusters.iter().map(|cluster| (&*cluster.name, cluster)).collect();
         let known: HashMap<_, _> = self.clusters.iter().flat_map(Cluster::known_names).collect();
+        let by_name: HashMap<_, _> =
+            known.iter().map(|(query, known)| ((query.kind, &query.name), known.clone())).collect();
         let cluster = |backend: &Backend| {
             let cluster = Cluster::new(backend, &self.endpoints, former.get(&*backend.name).copied());
-            cluster.names(|name| known.get(name).cloned());
+            // Other name servers are no reason to lose addresses before they have replied.
+            cluster.names(|query| {
+                let same_name = || by_name.get(&(query.kind, &query.name));
+                known.get(query).or_else(same_name).cloned()
+            });
             cluster
         };
         Self { clusters: backends.iter().map(cluster).collect(), endpoints: self.endpoints.clone() }
@@ -67,7 +73,12 @@ mod tests {
     use snisplice_config::{Options, Source, load};
 
     use super::*;
-    use crate::upstream::{caller::Anyone, lease::Lease};
+    use crate::upstream::{
+        caller::Anyone,
+        lease::Lease,
+        names::{Kind, Query},
+        records::{Known, Target},
+    };
 
     fn backends(endpoints: &str) -> Vec<Backend> {
         let text = format!(
@@ -130,12 +141,48 @@ mod tests {
         assert_eq!(first.active(), 0);
     }
 
+    /// A weight multiplies those of the records, and a priority is added to theirs.
+    #[test]
+    fn srv_records_become_endpoints_that_outlive_other_name_servers() {
+        let written = "{srv: _https._tcp.test, weight: 2, priority: 3}";
+        let upstreams = Upstreams::new(&backends(written));
+        let target = |last: u8, weight, priority| Target {
+            address: SocketAddr::from(([10, 0, 0, last], 443)),
+            weight,
+            priority,
+        };
+        let targets: Arc<[Target]> = [target(1, 1, 0), target(2, 3, 0), target(3, 1, 1)].into();
+        web(&upstreams).names(|query| {
+            assert_eq!((query.kind, query.name.as_str()), (Kind::Srv, "_https._tcp.test"));
+            Some(Known::Targets(targets.clone()))
+        });
+        let members = |upstreams: &Upstreams| -> Vec<_> {
+            let members = web(upstreams).members();
+            members.with_priorities().map(|(one, priority)| (one.address(), priority)).collect()
+        };
+        let expected = targets.iter().map(|one| (one.address, one.priority + 3)).collect::<Vec<_>>();
+        assert_eq!(members(&upstreams), expected);
+        let mut turns = (0..16).map(|_| next(&upstreams).address().ip());
+        assert_eq!(turns.by_ref().filter(|ip| *ip == IpAddr::from([10, 0, 0, 2])).count(), 12);
+
+        let mut elsewhere = backends(written);
+        elsewhere[0].resolver = vec![SocketAddr::from(([10, 0, 0, 53], 53))];
+        let others = upstreams.reconcile(&elsewhere);
+        assert_eq!(members(&others), expected);
+        let empty = |query: &Query| {
+            assert_eq!(query.servers.len(), 1);
+            Some(Known::Targets([].into()))
+        };
+        web(&others).names(empty);
+        assert_eq!(members(&others), expected, "a failed first lookup removes nothing");
+    }
+
     #[test]
     fn an_address_that_a_name_loses_and_gets_again_keeps_its_connections() {
         let upstreams = Upstreams::new(&backends("'backend.test:443'"));
         let resolve = |addresses: &[[u8; 4]]| {
             let addresses: Arc<[IpAddr]> = addresses.iter().copied().map(IpAddr::from).collect();
-            web(&upstreams).names(|_| Some(addresses.clone()));
+            web(&upstreams).names(|_| Some(Known::Addresses(addresses.clone())));
         };
         resolve(&[[10, 0, 0, 1]]);
         let lease = next(&upstreams);

@@ -16,15 +16,18 @@ use hickory_resolver::{
     lookup::Lookup,
     net::{DnsError, NetError},
     proto::{
-        op::{Query, ResponseCode},
+        op::{self, ResponseCode},
         rr::{Name, RData, RecordType},
     },
 };
-use snisplice_config::{model::Dns, name::HostName};
+use snisplice_config::name::HostName;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::runtime::Runtime;
-use crate::upstream::names::{Answer, Found, absolute_names};
+use crate::upstream::{
+    names::{Answer, Family, Found, Kind, Query, absolute_names},
+    records::{Record, Records},
+};
 
 /// A resolver that queries one server.
 type Resolver = hickory_resolver::Resolver<Runtime>;
@@ -106,34 +109,41 @@ fn read(path: &str) -> String {
 }
 
 impl System {
-    /// The settings, read again if a file has changed since `known` was read.
-    pub(super) fn current(known: &mut Option<Self>, dns: &Dns) -> Self {
+    /// The settings, read again if a file has changed since `known` was read. `servers` are used instead of those in
+    /// the file, unless empty.
+    pub(super) fn current(known: &mut Option<Self>, servers: &[SocketAddr]) -> Self {
         let stamps = [HOSTS, RESOLV_CONF].map(stamp);
         match known {
             Some(known) if known.0.stamps == stamps => known.clone(),
-            _ => known.insert(Self(Arc::new(Settings::read(stamps, dns)))).clone(),
+            _ => known.insert(Self(Arc::new(Settings::read(stamps, servers)))).clone(),
         }
     }
 
-    /// The addresses of a name, in IPv4 and IPv6.
-    pub(super) async fn look_up(&self, name: &HostName) -> [Found; 2] {
-        let settings = &*self.0;
-        if let Some(found) = settings.in_hosts(name) {
-            return found;
-        }
-        match timeout(LIMIT, settings.ask_for(name)).await {
-            Ok(found) => found,
-            Err(_) => [unanswered(), unanswered()],
+    /// The records of a name.
+    pub(super) async fn look_up(&self, query: &Query) -> Found {
+        let (settings, name) = (&*self.0, &query.name);
+        match query.kind {
+            Kind::Host => {
+                if let Some(found) = settings.in_hosts(name) {
+                    return Found::Host(found);
+                }
+                let found = timeout(LIMIT, settings.ask_for(name)).await;
+                Found::Host(found.unwrap_or_else(|_| [unanswered(), unanswered()]))
+            }
+            Kind::Srv => {
+                let found = timeout(LIMIT, settings.ask_for_service(name)).await;
+                Found::Srv(found.unwrap_or_else(|_| unanswered()))
+            }
         }
     }
 }
 
-fn unanswered() -> Found {
+fn unanswered<T>() -> Result<T, String> {
     Err(format!("no name server answered within {} s", LIMIT.as_secs()))
 }
 
 impl Settings {
-    fn read(stamps: [Option<Stamp>; 2], dns: &Dns) -> Self {
+    fn read(stamps: [Option<Stamp>; 2], servers: &[SocketAddr]) -> Self {
         let (conf, errors) = resolv_conf::Config::parse_with_errors(read(RESOLV_CONF).as_bytes());
         for error in errors {
             tracing::warn!(%error, "{RESOLV_CONF}: a line is ignored");
@@ -148,8 +158,8 @@ impl Settings {
         if addresses.is_empty() {
             addresses.push(SocketAddr::from((Ipv4Addr::LOCALHOST, 53)));
         }
-        if !dns.servers.is_empty() {
-            addresses.clone_from(&dns.servers);
+        if !servers.is_empty() {
+            addresses = servers.to_vec();
         }
         let timeout =
             Duration::from_secs(conf.timeout.into()).clamp(Duration::from_millis(500), LONGEST_ATTEMPT);
@@ -167,10 +177,10 @@ impl Settings {
         }
     }
 
-    fn in_hosts(&self, name: &HostName) -> Option<[Found; 2]> {
+    fn in_hosts(&self, name: &HostName) -> Option<[Family; 2]> {
         let name = Name::from_ascii(name.as_str()).ok()?;
         let [v4, v6] = [RecordType::A, RecordType::AAAA]
-            .map(|family| self.hosts.lookup_static_host(&Query::query(name.clone(), family)));
+            .map(|family| self.hosts.lookup_static_host(&op::Query::query(name.clone(), family)));
         if v4.is_none() && v6.is_none() {
             return None;
         }
@@ -183,7 +193,7 @@ impl Settings {
 
     /// Queries one absolute name after another until one has an address. Like the system's resolver, it continues
     /// after a missing name or a server failure, and stops if no server has answered.
-    async fn ask_for(&self, name: &HostName) -> [Found; 2] {
+    async fn ask_for(&self, name: &HostName) -> [Family; 2] {
         let mut last = [const { Err(String::new()) }, const { Err(String::new()) }];
         let mut failed = None;
         for absolute in absolute_names(name.as_str(), &self.search, self.ndots) {
@@ -202,10 +212,32 @@ impl Settings {
         failed.unwrap_or(last)
     }
 
+    /// The same for SRV records.
+    async fn ask_for_service(&self, name: &HostName) -> Result<Records, String> {
+        let mut failed = None;
+        for absolute in absolute_names(name.as_str(), &self.search, self.ndots) {
+            let Ok(absolute) = Name::from_ascii(&absolute) else { continue };
+            match self.ask(&absolute, RecordType::SRV).await {
+                Ok(Some(lookup)) => {
+                    let found = Records { records: services(&lookup), ttl: ttl(&lookup) };
+                    if !found.records.is_empty() {
+                        return Ok(found);
+                    }
+                }
+                Ok(None) => {}
+                Err(Failure::Silent) => return Err(Failure::Silent.text()),
+                Err(error) => {
+                    failed.get_or_insert(error.text());
+                }
+            }
+        }
+        failed.map_or_else(|| Ok(Records::default()), Err)
+    }
+
     async fn both_families(&self, name: &Name) -> [Result<Answer, Failure>; 2] {
-        let v4 = std::pin::pin!(self.ask(name, RecordType::A));
+        let v4 = std::pin::pin!(self.addresses(name, RecordType::A));
         let v6 = async {
-            if self.no_aaaa { Ok(Answer::default()) } else { self.ask(name, RecordType::AAAA).await }
+            if self.no_aaaa { Ok(Answer::default()) } else { self.addresses(name, RecordType::AAAA).await }
         };
         let v6 = std::pin::pin!(v6);
         let (mut v4, mut v6) = (v4, v6);
@@ -240,23 +272,26 @@ impl Settings {
         turn
     }
 
-    /// Queries one server after another, in as many rounds as `options attempts` sets.
-    async fn ask(&self, name: &Name, family: RecordType) -> Result<Answer, Failure> {
+    async fn addresses(&self, name: &Name, family: RecordType) -> Result<Answer, Failure> {
+        let lookup = self.ask(name, family).await?;
+        let answer = |lookup| Answer { addresses: addresses(&lookup), ttl: ttl(&lookup) };
+        Ok(lookup.map(answer).unwrap_or_default())
+    }
+
+    /// Queries one server after another, in as many rounds as `options attempts` sets. `None` if the name does not
+    /// exist, or has no record of this kind.
+    async fn ask(&self, name: &Name, kind: RecordType) -> Result<Option<Lookup>, Failure> {
         let mut last = Failure::Silent;
         for _ in 0..self.attempts {
             for server in self.in_turn() {
-                let answer = timeout(self.timeout, server.resolver.lookup(name.clone(), family)).await;
+                let answer = timeout(self.timeout, server.resolver.lookup(name.clone(), kind)).await;
                 server.note(!matches!(answer, Ok(Err(NetError::Timeout)) | Err(_)));
                 match answer {
-                    Ok(Ok(lookup)) => {
-                        let ttl = lookup.answers().iter().map(|record| record.ttl).min().unwrap_or_default();
-                        let ttl = Duration::from_secs(ttl.into());
-                        return Ok(Answer { addresses: addresses(&lookup), ttl });
-                    }
+                    Ok(Ok(lookup)) => return Ok(Some(lookup)),
                     Ok(Err(NetError::Dns(DnsError::NoRecordsFound(none))))
                         if matches!(none.response_code, ResponseCode::NoError | ResponseCode::NXDomain) =>
                     {
-                        return Ok(Answer::default());
+                        return Ok(None);
                     }
                     Ok(Err(NetError::Timeout)) | Err(_) => last = Failure::Silent,
                     Ok(Err(error)) => last = Failure::Server(error),
@@ -280,6 +315,24 @@ impl Failure {
             Self::Server(error) => error.to_string(),
         }
     }
+}
+
+/// The shortest validity of the records.
+fn ttl(lookup: &Lookup) -> Duration {
+    let ttl = lookup.answers().iter().map(|record| record.ttl).min().unwrap_or_default();
+    Duration::from_secs(ttl.into())
+}
+
+/// The SRV records. The root as a host means that the service does not exist (RFC 2782).
+fn services(lookup: &Lookup) -> Vec<Record> {
+    let record = |data: &RData| {
+        let RData::SRV(srv) = data else { return None };
+        let mut host = srv.target.clone();
+        host.set_fqdn(true);
+        let host = HostName::parse(&host.to_ascii()).ok()?;
+        Some(Record { priority: srv.priority, host, port: srv.port, weight: srv.weight })
+    };
+    lookup.answers().iter().filter_map(|found| record(&found.data)).filter(|found| found.port != 0).collect()
 }
 
 fn addresses(lookup: &Lookup) -> Vec<IpAddr> {
@@ -324,7 +377,7 @@ fn server(address: SocketAddr, edns0: bool, timeout: Duration) -> Option<Server>
 mod tests {
     use hickory_resolver::proto::{
         op::Message,
-        rr::{Record, rdata::A},
+        rr::{self, rdata::A},
     };
     use tokio::net::UdpSocket;
 
@@ -343,7 +396,7 @@ mod tests {
                 answer.metadata.response_code = ResponseCode::NXDomain;
             } else if query.query_type() == RecordType::A {
                 let address = RData::A(A::new(192, 0, 2, 7));
-                answer.add_answer(Record::from_rdata(known.clone(), 60, address));
+                answer.add_answer(rr::Record::from_rdata(known.clone(), 60, address));
             }
             answer.add_query(query);
             socket.send_to(&answer.to_vec().unwrap(), from).await.unwrap();
@@ -370,7 +423,9 @@ mod tests {
             servers: servers.into(),
         };
         let system = System(Arc::new(settings));
-        let [v4, _] = system.look_up(&HostName::parse("pool.example.com").unwrap()).await;
+        let name = HostName::parse("pool.example.com").unwrap();
+        let query = Query { name, kind: Kind::Host, servers: [].into() };
+        let Found::Host([v4, _]) = system.look_up(&query).await else { panic!("records of another kind") };
         assert_eq!(v4.unwrap().addresses, [IpAddr::from([192, 0, 2, 7])]);
     }
 }
