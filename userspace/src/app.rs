@@ -31,10 +31,11 @@ use self::{
     supervisor::Supervisor,
     takeover::BoundEndpoint,
     trial::{Event, ProbeProcess},
+    watch::FileWatch,
 };
 use crate::{
     account::{access_log::AccessLog, view::Filter},
-    admin::Admin,
+    admin::{Admin, Reload},
     bpf::packet::Programs,
     cli::Run,
     datapath::seam::InKernel,
@@ -65,6 +66,7 @@ mod start;
 mod supervisor;
 mod takeover;
 mod trial;
+mod watch;
 
 /// The longest wait for the log, so that its lines up to this event are complete.
 const LAST_LINES: Duration = Duration::from_secs(1);
@@ -90,6 +92,10 @@ pub struct App {
     /// Addresses that are in no configuration any more, and the time at which they are closed.
     leaving: BTreeMap<SocketAddr, Instant>,
     requests: mpsc::UnboundedReceiver<Request>,
+    /// Requests of the admin endpoint to read the configuration again.
+    reloads: mpsc::UnboundedReceiver<Reload>,
+    /// The files of the configuration, if their changes are followed.
+    watch: Option<FileWatch>,
     /// The socket for a takeover from this process.
     socket_file: Option<Arc<SocketFile>>,
     /// Receives the results of running probes.
@@ -125,13 +131,26 @@ impl Watch {
 impl App {
     /// Puts a configuration into service. Every failure of a start happens here, before the first connection is
     /// accepted.
-    pub fn start(options: Run, translation: Translation, signals: Signals) -> anyhow::Result<Self> {
+    pub fn start(
+        options: Run,
+        translation: Translation,
+        watch: Option<FileWatch>,
+        signals: Signals,
+    ) -> anyhow::Result<Self> {
         let prepared = Prepared::prepare(options, translation, signals)?;
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
         let inside = runtime.enter();
         let bound = prepared.begin_trial().find_old_process()?.load()?.bind()?;
         drop(inside);
-        bound.serve(runtime)
+        let mut app = bound.serve(runtime)?;
+        let (reload, reloads) = mpsc::unbounded_channel();
+        app.admin.reloads_by(reload);
+        (app.reloads, app.watch) = (reloads, watch);
+        {
+            let _inside = app.runtime.enter();
+            app.watch.iter_mut().for_each(FileWatch::begin);
+        }
+        Ok(app)
     }
 
     /// Drops the privileges that serving does not need, as the last step of a start. The probes run in a process of
@@ -169,13 +188,26 @@ impl App {
                     asked = self.signals.next() => Next::Signal(asked),
                     Some(request) = self.requests.recv() => Next::Takeover(request),
                     Some(event) = self.trial.recv() => Next::Heed(event),
+                    Some(reply) = self.reloads.recv() => Next::Reload(reply),
+                    () = due(self.watch.as_mut()) => Next::Files,
                     Some(worker) = self.lost_workers.recv() => Next::Lost(worker),
                     () = at(left) => Next::Left,
                     () = at(look) => Next::Secrets,
                 }
             };
             match self.runtime.block_on(next) {
-                Next::Signal(Asked::Reload) => self.reload(),
+                Next::Signal(Asked::Reload) => drop(self.reload()),
+                Next::Reload(reply) => {
+                    let result = self.reload().map_err(|error| format!("{error:#}"));
+                    // A client that has gone does not need the reply.
+                    let _ = reply.send(result);
+                }
+                Next::Files => {
+                    if self.watch.as_mut().is_some_and(FileWatch::has_changed) {
+                        tracing::info!("files of the configuration have changed");
+                        drop(self.reload());
+                    }
+                }
                 Next::Signal(Asked::Stop) => break false,
                 Next::Heed(event) => self.heed(event),
                 Next::Secrets => self.look_after_secrets(),
@@ -203,6 +235,7 @@ impl App {
         };
         // Later requests for a takeover are refused.
         self.requests.close();
+        self.reloads.close();
         self.trial.close();
         self.sockets.clear();
         self.admin.ready.store(false, Relaxed);
@@ -365,6 +398,14 @@ fn follow_routes(programs: Option<&Arc<Programs>>) {
     }
 }
 
+/// Waits until the files are due for a comparison, or forever without a watch.
+async fn due(watch: Option<&mut FileWatch>) {
+    match watch {
+        Some(watch) => watch.due().await,
+        None => pending().await,
+    }
+}
+
 /// Resolves at `time`, or never without one.
 async fn at(time: Option<Instant>) {
     match time {
@@ -402,6 +443,10 @@ async fn asked_not_to_wait(signals: &Signals, access_log: &AccessLog, succeeded:
 enum Next {
     Signal(Asked),
     Takeover(Request),
+    /// The admin endpoint requests a reload.
+    Reload(Reload),
+    /// The files of the configuration are due for a comparison.
+    Files,
     Heed(Event),
     Lost(usize),
     /// Addresses are due to be closed.

@@ -41,6 +41,8 @@ pub enum Command {
     Connections(Connections),
     /// End connections of a running balancer; both peers receive a reset
     Close(Close),
+    /// Make a running balancer read its configuration again; print the errors and exit 1 if it is refused
+    Reload(Reload),
 }
 
 /// The source of the configuration.
@@ -150,6 +152,12 @@ pub struct Run {
     /// Allow the admin address to close connections
     #[arg(long)]
     pub admin_close: bool,
+    /// Allow the admin address to reload the configuration, and to drain and weigh endpoints
+    #[arg(long)]
+    pub admin_changes: bool,
+    /// Read the configuration again when its files change, as SIGHUP does; the swap of a mounted ConfigMap is a change
+    #[arg(long)]
+    pub watch: bool,
     /// The privileges of the process.
     #[command(flatten)]
     pub privileges: Privileges,
@@ -311,6 +319,14 @@ pub struct Close {
     /// All connections with this server name
     #[arg(long, value_name = "NAME")]
     pub sni: Option<String>,
+}
+
+/// `snisplice reload`.
+#[derive(Debug, Clone, Args)]
+pub struct Reload {
+    /// The balancer to reload.
+    #[command(flatten)]
+    pub ask: Ask,
 }
 
 /// The datapath to use.

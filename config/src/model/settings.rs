@@ -150,6 +150,8 @@ section! {
         hosts: Vec<HostName> = Vec::new(), Hosts;
         /// Whether connections can be closed through this address.
         allow_close: bool = false, Flag;
+        /// Whether the configuration can be reloaded, and endpoints drained and weighed, through this address.
+        allow_changes: bool = false, Flag;
     }
 }
 

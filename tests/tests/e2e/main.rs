@@ -40,6 +40,7 @@ mod persistence;
 mod privileges;
 mod queue;
 mod rejection;
+mod reload;
 mod route;
 mod routing;
 mod same_host;
@@ -89,6 +90,7 @@ fn main() -> ExitCode {
         privileges::CASES,
         queue::CASES,
         rejection::CASES,
+        reload::CASES,
         route::CASES,
         routing::CASES,
         same_host::CASES,

@@ -69,6 +69,13 @@ pub struct Closed {
     pub closed: usize,
 }
 
+/// The body of the response to `POST /reload`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// The number of the configuration that serves.
+    pub generation: u64,
+}
+
 /// A selection of connections: those that match all given fields.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Filter {

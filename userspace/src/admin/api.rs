@@ -14,10 +14,10 @@ use axum::{
     },
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{get, post},
 };
 use hyper::body::Body as _;
-use tokio::time::timeout;
+use tokio::{sync::oneshot, time::timeout};
 
 use super::{
     Admin, Scope,
@@ -28,7 +28,7 @@ use super::{
 use crate::{
     account::{
         registry::RegistryRequest,
-        view::{Closed, Filter, LONGEST, MOST, Query},
+        view::{Closed, Filter, LONGEST, MOST, Query, Reloaded},
     },
     metrics::labels::CloseReason,
 };
@@ -57,6 +57,7 @@ pub(super) fn router(admin: Arc<Admin>, scope: Scope) -> Router {
             .route("/backends", get(backends).fallback(async || only("GET, HEAD")))
             .route("/connections", get(list).delete(close).fallback(async || only("GET, HEAD, DELETE")))
             .route("/connections/{id}", get(list).delete(close).fallback(async || only("GET, HEAD, DELETE")))
+            .route("/reload", post(reload).fallback(async || only("POST")))
             .fallback(async || not_found()),
     };
     // A layer of the whole router also covers its fallback, so every request passes it.
@@ -229,6 +230,35 @@ async fn close(
     Ok(([(CONTENT_TYPE, "application/json")], answer).into_response())
 }
 
+/// Refuses changes that the operator has not allowed.
+fn may_change(admin: &Admin) -> Result<(), TextReply> {
+    if admin.allow_changes {
+        return Ok(());
+    }
+    let remedy = "changes are not allowed here: start with --admin-changes, or set admin.allow_changes\n";
+    Err((StatusCode::FORBIDDEN, remedy.into()))
+}
+
+/// Reads the configuration again. The reply has the number of the new configuration, or its errors.
+async fn reload(State(admin): State<Arc<Admin>>) -> Result<Response, TextReply> {
+    may_change(&admin)?;
+    let gone = || (StatusCode::SERVICE_UNAVAILABLE, "not reloaded: this process does not serve\n".to_owned());
+    let (reply, result) = oneshot::channel();
+    let reloads = admin.reloads.get().ok_or_else(gone)?;
+    reloads.send(reply).map_err(|_| gone())?;
+    tracing::info!("admin: reload");
+    match result.await.map_err(|_| gone())? {
+        Ok(generation) => {
+            let answer = format!("{}\n", serde_json::json!(Reloaded { generation }));
+            Ok(([(CONTENT_TYPE, "application/json")], answer).into_response())
+        }
+        Err(why) => {
+            let why = format!("the last good configuration keeps serving: {}\n", why.trim());
+            Err((StatusCode::UNPROCESSABLE_ENTITY, why))
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Instant;
@@ -295,6 +325,8 @@ mod tests {
             (true, Method::DELETE, "/connections/7", 404),
             (true, Method::POST, "/connections", 405),
             (true, Method::DELETE, "/metrics", 405),
+            (true, Method::GET, "/reload", 405),
+            (true, Method::POST, "/reload", 403),
         ] {
             let response = ask(allow_close, method.clone(), uri).await;
             assert_eq!(response.status().as_u16(), status, "{method} {uri}");
@@ -338,6 +370,7 @@ mod tests {
             (Method::GET, "/metrics", 404),
             (Method::GET, "/connections", 404),
             (Method::DELETE, "/connections/7", 404),
+            (Method::POST, "/reload", 404),
             (Method::POST, "/ready", 405),
         ] {
             let response = answer(&admin(true), Scope::Probes, request(method.clone(), uri)).await;

@@ -12,6 +12,7 @@ use super::{
     restart,
     secrets::check_secrets,
     signals::Signals,
+    watch::FileWatch,
 };
 use crate::{
     bpf,
@@ -128,6 +129,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             print(&client::connections(&options)?)?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::Reload(options) => {
+            print(&client::reload(&options)?)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Close(options) => {
             print(&client::close(&options)?)?;
             Ok(ExitCode::SUCCESS)
@@ -140,12 +145,13 @@ fn serve(options: Run) -> anyhow::Result<ExitCode> {
     let signals = Signals::install()?;
     log::init(&options.log, options.log_format)?;
     bpf::log::set_level(options.ebpf_log);
+    let watch = options.watch.then(|| FileWatch::new(&options.config.config));
     let translation = file::load(&options.config.config, &options.config.options())?;
     if translation.model.is_none() {
         log::say(&render_check(&translation));
         return Ok(ExitCode::from(BAD_CONFIGURATION));
     }
-    App::start(options, translation, signals)?.run()?;
+    App::start(options, translation, watch, signals)?.run()?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -266,6 +266,8 @@ impl Bound {
             sockets: BTreeMap::new(),
             leaving: BTreeMap::new(),
             requests: mpsc::unbounded_channel().1,
+            reloads: mpsc::unbounded_channel().1,
+            watch: None,
             socket_file: None,
             trial: mpsc::unbounded_channel().1,
             needs,

@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use crate::{
-    account::view::{Closed, ConnectionView, Filter, Listing},
+    account::view::{Closed, ConnectionView, Filter, Listing, Reloaded},
     cli,
 };
 
@@ -52,6 +52,14 @@ pub fn connections(options: &cli::Connections) -> anyhow::Result<String> {
         }
     }
     if *json { Ok(serde_json::to_string(&listing)? + "\n") } else { Ok(render(&listing)) }
+}
+
+/// `snisplice reload`: returns the number of the new configuration.
+pub fn reload(options: &cli::Reload) -> anyhow::Result<String> {
+    let body = request(&options.ask.admin, Method::POST, "/reload")?;
+    let Reloaded { generation } =
+        serde_json::from_str(&body).context("the answer is not that of a snisplice of this version")?;
+    Ok(format!("generation {generation} serves\n"))
 }
 
 /// `snisplice close`: returns the number of closed connections. Fails at the first one that cannot be closed.
