@@ -15,6 +15,7 @@ use crate::{
         http::PlainHttp,
         rank::{Because, Rank, ServerRank},
         route_table::{RouteTable, Shadowed, builder::RouteTableBuilder},
+        scope::ScopedTimeouts,
         secret::{self, Secret},
         settings::{Admin, Settings},
         termination::{SecretName, Termination},
@@ -64,6 +65,7 @@ pub(crate) struct ListenerBuilder {
     /// the port. The kernel gives a connection to the more specific one.
     pub(crate) beside: bool,
     pub(crate) freebind: bool,
+    pub(crate) timeouts: Option<Arc<ScopedTimeouts>>,
     /// Whether no address is written: see [`Listener::any_address`].
     pub(crate) any_address: bool,
     /// The service of HTTP without TLS.
@@ -87,7 +89,7 @@ impl ModelBuilder {
         targets: Vec<Target>,
         termination: Option<Arc<Termination>>,
     ) -> Arc<Rule> {
-        Arc::new(Rule { route: self.route(name, origin, targets), termination })
+        Arc::new(Rule { route: self.route(name, origin, targets), termination, timeouts: None })
     }
 
     /// The destination of requests, with the next id of a rule.
@@ -374,6 +376,7 @@ impl ListenerBuilder {
             policies,
             mss: None,
             freebind: false,
+            timeouts: None,
             any_address: false,
             beside: false,
             plain_http: None,
@@ -440,6 +443,7 @@ impl ListenerBuilder {
             policies,
             mss,
             freebind,
+            timeouts,
             any_address,
             beside: _,
             plain_http,
@@ -458,7 +462,19 @@ impl ListenerBuilder {
             }
         }
         let routes = table.build();
-        Listener { name, origin, bind, mss, freebind, any_address, ports, routes, plain_http, policies }
+        Listener {
+            name,
+            origin,
+            bind,
+            mss,
+            freebind,
+            any_address,
+            ports,
+            routes,
+            plain_http,
+            policies,
+            timeouts,
+        }
     }
 }
 

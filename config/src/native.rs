@@ -26,13 +26,14 @@ use self::{
     reference::{targets, unknown},
     route::RouteKeys,
     settings::Given,
+    timeouts::{ListenerTimeouts, RouteTimeouts},
 };
 use crate::{
     builder::{ListenerBuilder, ModelBuilder, first_overlap},
     credentials::missing_secret,
     decode::{Diagnostics, Fields, View},
     model::rank::Rank,
-    model::{Endpoint, EndpointHost, Policies, http::PlainHttp},
+    model::{Endpoint, EndpointHost, Policies, Rule, http::PlainHttp},
     name::HostPattern,
     overrides::Overrides,
 };
@@ -53,6 +54,7 @@ pub(crate) mod schema;
 mod secrets;
 mod settings;
 mod terminate;
+mod timeouts;
 
 /// All native documents together.
 #[derive(Debug, Default)]
@@ -194,6 +196,7 @@ impl Native<'_> {
                 ListenerBuilder::new(name.into(), view.origin(), addresses, vec![HostPattern::Any], policies);
             listener.mss = native.mss;
             listener.freebind = native.freebind.unwrap_or_default();
+            listener.timeouts = native.timeouts.and_then(|ListenerTimeouts(timeouts)| timeouts.shared());
             if native.is_plain() {
                 let title = format!("listener {name}");
                 let redirect = native.redirect_https.and_then(|ToHttps(redirect)| redirect);
@@ -219,7 +222,7 @@ impl Native<'_> {
         let mut labels = self.route_names(diagnostics);
         for route in &self.routes {
             route.check(diagnostics);
-            let RouteKeys { state, name: _, listeners, sni, backends, terminate } = route;
+            let RouteKeys { state, name: _, listeners, sni, backends, terminate, timeouts } = route;
             let (view, sni) = (&state.view, sni.as_deref().unwrap_or_default());
             let wanted: Vec<usize> = match listeners {
                 // A route without `listeners` does not attach to a listener for HTTP without TLS.
@@ -254,7 +257,9 @@ impl Native<'_> {
             let hosts: Vec<HostPattern> = sni.iter().map(|(_, pattern)| pattern.clone()).collect();
             let termination =
                 terminate.as_ref().map(|ends| ends.build(&name, view.origin(), &hosts, builder, diagnostics));
-            let rule = builder.rule_of(name, view.origin(), targets, termination);
+            let rule = Arc::unwrap_or_clone(builder.rule_of(name, view.origin(), targets, termination));
+            let timeouts = timeouts.and_then(|RouteTimeouts(timeouts)| timeouts.shared());
+            let rule = Arc::new(Rule { timeouts, ..rule });
             let mut seen = HashSet::new();
             for (view, written) in sni {
                 if !seen.insert(written) {

@@ -12,7 +12,10 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use snisplice_config::{Translation, model::Model};
+use snisplice_config::{
+    Translation,
+    model::{Model, PeerTimeouts},
+};
 use tokio::{
     runtime,
     sync::mpsc,
@@ -89,6 +92,8 @@ pub struct App {
     listening: BTreeMap<SocketAddr, Front>,
     /// Copies of the workers' sockets, for a process that takes over.
     sockets: BTreeMap<SocketAddr, Vec<StdListener>>,
+    /// The settings for peers of the process.
+    peers: PeerTimeouts,
     /// Addresses that are in no configuration any more, and the time at which they are closed.
     leaving: BTreeMap<SocketAddr, Instant>,
     requests: mpsc::UnboundedReceiver<Request>,

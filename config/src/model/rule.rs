@@ -2,7 +2,7 @@
 
 use std::{ops::Deref, sync::Arc};
 
-use super::{route::Route, termination::Termination};
+use super::{route::Route, scope::ScopedTimeouts, termination::Termination};
 
 /// The rule of a matched server name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,6 +11,8 @@ pub struct Rule {
     pub route: Route,
     /// The termination of TLS. `None` passes TLS through.
     pub termination: Option<Arc<Termination>>,
+    /// Time limits of its connections, if they differ from those of the listener.
+    pub timeouts: Option<Arc<ScopedTimeouts>>,
 }
 
 impl Deref for Rule {

@@ -51,6 +51,7 @@ mod status;
 mod succession;
 mod takeover;
 mod terminate;
+mod timeouts;
 mod tls;
 mod vanish;
 mod wan;
@@ -102,6 +103,7 @@ fn main() -> ExitCode {
         persistence::CASES,
         takeover::CASES,
         terminate::CASES,
+        timeouts::CASES,
         tls::CASES,
         vanish::CASES,
         wan::CASES,

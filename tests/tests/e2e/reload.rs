@@ -152,7 +152,10 @@ fn admin(lab: &Lab) -> Result<()> {
     serves(lab, &listener, "2.example.com")?;
     fs::write(&file, format!("{}surprise: 1\n", serving("3.example.com")))?;
     let (status, answer) = daemon.ask("POST", "/reload")?;
-    ensure!(status == 422 && answer.contains("routes.yaml") && answer.contains("surprise"), "{status} {answer}");
+    ensure!(
+        status == 422 && answer.contains("routes.yaml") && answer.contains("surprise"),
+        "{status} {answer}"
+    );
     serves(lab, &listener, "2.example.com")?;
     let refused = cli(lab, &["reload", "--admin", ADMIN])?;
     ensure!(refused.code == Some(1) && refused.stderr.contains("surprise"), "{refused:?}");
@@ -203,7 +206,10 @@ fn two_hundred(lab: &Lab) -> Result<()> {
     let plain = serving(NAME);
     let other = plain
         .replace("name: front", "name: front\n    mss: 1400")
-        .replace("backends:\n  - name: pool", "backends:\n  - {name: spare, endpoints: [\"127.0.0.1:9\"]}\n  - name: pool")
+        .replace(
+            "backends:\n  - name: pool",
+            "backends:\n  - {name: spare, endpoints: [\"127.0.0.1:9\"]}\n  - name: pool",
+        )
         .replace("sni: [", "sni: [\"more.example.com\", ");
     ensure!(other.contains("spare") && other.contains("mss") && other.contains("more"), "{other}");
     fs::write(&file, &plain)?;

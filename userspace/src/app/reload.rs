@@ -106,6 +106,7 @@ impl App {
         for (address, front) in changes.changed {
             self.follow(address, front);
         }
+        self.probe_clients(&live);
         self.metrics.config_generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
         for line in report.lines() {
             tracing::warn!("{line}");

@@ -11,6 +11,7 @@ fn rule(name: &str) -> Arc<Rule> {
             targets: vec![Target { weight: 1, backend: None }],
         },
         termination: None,
+        timeouts: None,
     })
 }
 
