@@ -41,6 +41,12 @@ pub enum Command {
     Connections(Connections),
     /// End connections of a running balancer; both peers receive a reset
     Close(Close),
+    /// Send an endpoint of a running balancer no new connection; open ones continue; until the next start
+    Drain(Drain),
+    /// Send a drained endpoint new connections again
+    Undrain(Drain),
+    /// Set the weight of an endpoint of a running balancer, until the next start
+    Weight(Weight),
     /// Make a running balancer read its configuration again; print the errors and exit 1 if it is refused
     Reload(Reload),
 }
@@ -327,6 +333,31 @@ pub struct Reload {
     /// The balancer to reload.
     #[command(flatten)]
     pub ask: Ask,
+}
+
+/// An endpoint of a running balancer: `snisplice drain` and `snisplice undrain`.
+#[derive(Debug, Clone, Args)]
+pub struct Drain {
+    /// The balancer to change.
+    #[command(flatten)]
+    pub ask: Ask,
+    /// The name of the backend
+    #[arg(value_name = "BACKEND")]
+    pub backend: String,
+    /// The address and port of the endpoint, as /backends shows them
+    #[arg(value_name = "ENDPOINT")]
+    pub endpoint: SocketAddr,
+}
+
+/// `snisplice weight`.
+#[derive(Debug, Clone, Args)]
+pub struct Weight {
+    /// The endpoint to change.
+    #[command(flatten)]
+    pub of: Drain,
+    /// The weight among its siblings, from 0 to 1000000, or `configured`
+    #[arg(value_name = "WEIGHT")]
+    pub weight: String,
 }
 
 /// The datapath to use.

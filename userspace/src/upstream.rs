@@ -14,6 +14,7 @@ pub mod lease;
 pub(crate) mod line_budget;
 pub mod monitor;
 pub mod names;
+pub mod overrides;
 pub mod recent_failures;
 pub mod schedule;
 pub mod upstreams;

@@ -15,6 +15,7 @@ mod connect;
 mod connections;
 mod crowd;
 mod dns;
+mod drain;
 mod fault;
 mod flow;
 mod footprint;
@@ -69,6 +70,7 @@ fn main() -> ExitCode {
         connections::CASES,
         crowd::CASES,
         dns::CASES,
+        drain::CASES,
         fault::CASES,
         footprint::CASES,
         grpc::CASES,

@@ -129,6 +129,18 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             print(&client::connections(&options)?)?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::Drain(options) => {
+            print(&client::change(&options, "drain", None)?)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Undrain(options) => {
+            print(&client::change(&options, "undrain", None)?)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Weight(options) => {
+            print(&client::change(&options.of, "weight", Some(&options.weight))?)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Reload(options) => {
             print(&client::reload(&options)?)?;
             Ok(ExitCode::SUCCESS)

@@ -28,6 +28,7 @@ use super::{
     candidates::{Candidates, Members, Place},
     endpoint::Endpoints,
     monitor::Alarms,
+    overrides::{Change, Override, Overrides},
 };
 
 /// A backend's endpoints and the balancer's position.
@@ -60,6 +61,7 @@ pub struct Cluster {
     how: LoadBalancing,
     affinity: Option<Arc<Affinity>>,
     turns: Arc<Turns>,
+    overrides: Arc<Overrides>,
 }
 
 /// The balancer's positions, which the clusters of one backend share across configurations.
@@ -99,6 +101,7 @@ impl Cluster {
                     .unwrap_or_else(|| Arc::new(Affinity::new(rule)))
             }),
             turns: former.map(|former| former.turns.clone()).unwrap_or_default(),
+            overrides: former.map(|former| former.overrides.clone()).unwrap_or_default(),
         };
         new.assemble(&new.addresses());
         new
@@ -148,22 +151,60 @@ impl Cluster {
 
     /// Makes an endpoint of each address, with the weight of the configured endpoint.
     fn assemble(&self, addresses: &[Option<Arc<[IpAddr]>>]) {
-        let mut members = Vec::with_capacity(self.places.len());
-        for (place, found) in self.places.iter().zip(addresses) {
+        let members = self.resolved(addresses).map(|(address, place)| Place {
+            endpoint: self.endpoint(address),
+            weight: self.overridden(address).unwrap_or_default().apply(place.weight),
+            priority: place.priority,
+        });
+        let threshold = if self.health.is_watched() { self.health.panic_threshold } else { 0 };
+        let former = self.members.load();
+        self.members.store(Arc::new(Members::new(members, &self.how, threshold, Some(&former))));
+    }
+
+    /// Each known address with its configured endpoint. An address may come several times.
+    fn resolved<'c>(
+        &'c self,
+        addresses: &'c [Option<Arc<[IpAddr]>>],
+    ) -> impl Iterator<Item = (SocketAddr, &'c Endpoint)> {
+        self.places.iter().zip(addresses).flat_map(|(place, found)| {
             let found = match &place.host {
                 EndpointHost::Ip(address) => std::slice::from_ref(address),
                 EndpointHost::Dns(_) => found.as_deref().unwrap_or_default(),
             };
-            let Endpoint { weight, priority, .. } = *place;
-            members.extend(found.iter().map(|&address| Place {
-                endpoint: self.endpoint(SocketAddr::new(address, place.port)),
-                weight,
-                priority,
-            }));
+            found.iter().map(move |address| (SocketAddr::new(*address, place.port), place))
+        })
+    }
+
+    /// The change of an endpoint at run time, if there is one.
+    #[must_use]
+    pub fn overridden(&self, address: SocketAddr) -> Option<Override> {
+        self.overrides.of(address)
+    }
+
+    /// The endpoints that get no connection by a change at run time.
+    #[must_use]
+    pub fn drained(&self) -> Vec<Arc<super::endpoint::Endpoint>> {
+        let addresses = self.addresses();
+        let mut found: Vec<Arc<super::endpoint::Endpoint>> = Vec::new();
+        for (address, _) in self.resolved(&addresses) {
+            let receives = |change: Override| change.apply(1) > 0;
+            let is_known = found.iter().any(|known| known.address() == address);
+            if !is_known && self.overridden(address).is_some_and(|change| !receives(change)) {
+                found.push(self.endpoint(address));
+            }
         }
-        let threshold = if self.health.is_watched() { self.health.panic_threshold } else { 0 };
-        let former = self.members.load();
-        self.members.store(Arc::new(Members::new(members, &self.how, threshold, Some(&former))));
+        found
+    }
+
+    /// Changes an endpoint at run time. `None` if the backend has no endpoint with this address.
+    pub fn change(&self, address: SocketAddr, change: Change) -> Option<Override> {
+        let addresses = self.addresses();
+        if !self.resolved(&addresses).any(|(known, _)| known == address) {
+            return None;
+        }
+        let result = self.overrides.change(address, change);
+        self.assemble(&addresses);
+        Some(result)
     }
 
     /// The endpoint with this address. It has a state of its own if its health is watched.
