@@ -174,6 +174,7 @@ fn rule(id: usize) -> Arc<Rule> {
             targets: vec![Target { weight: 1, backend: None }],
         },
         termination: None,
+        timeouts: None,
     })
 }
 

@@ -207,23 +207,11 @@ impl App {
                     // A client that has gone does not need the reply.
                     let _ = reply.send(result);
                 }
-                Next::Files => {
-                    if self.watch.as_mut().is_some_and(FileWatch::has_changed) {
-                        tracing::info!("files of the configuration have changed");
-                        drop(self.reload());
-                    }
-                }
+                Next::Files => self.compare_files(),
                 Next::Signal(Asked::Stop) => break false,
                 Next::Heed(event) => self.heed(event),
                 Next::Secrets => self.look_after_secrets(),
-                Next::Left => {
-                    let now = Instant::now();
-                    let left = self.leaving.iter().filter(|(_, at)| **at <= now);
-                    let left: Vec<_> = left.map(|(address, _)| *address).collect();
-                    for address in left {
-                        self.unlisten(address);
-                    }
-                }
+                Next::Left => self.close_left(),
                 Next::Takeover(request) => {
                     if self.receive(request) {
                         break true;
@@ -297,6 +285,24 @@ impl App {
         }
         tracing::info!(bytes_up = moved("up"), bytes_down = moved("down"), "stopped");
         Ok(())
+    }
+
+    /// Closes the listening sockets whose time is over.
+    fn close_left(&mut self) {
+        let now = Instant::now();
+        let left = self.leaving.iter().filter(|(_, at)| **at <= now);
+        let left: Vec<_> = left.map(|(address, _)| *address).collect();
+        for address in left {
+            self.unlisten(address);
+        }
+    }
+
+    /// Reads the configuration again if its files have changed.
+    fn compare_files(&mut self) {
+        if self.watch.as_mut().is_some_and(FileWatch::has_changed) {
+            tracing::info!("files of the configuration have changed");
+            drop(self.reload());
+        }
     }
 
     /// Applies a result of the probes.

@@ -161,7 +161,7 @@ pub struct Run {
     /// Allow the admin address to reload the configuration, and to drain and weigh endpoints
     #[arg(long)]
     pub admin_changes: bool,
-    /// Read the configuration again when its files change, as SIGHUP does; the swap of a mounted ConfigMap is a change
+    /// Read the configuration again when its files change, as SIGHUP does; the swap of a mounted `ConfigMap` is a change
     #[arg(long)]
     pub watch: bool,
     /// The privileges of the process.

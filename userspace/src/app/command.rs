@@ -125,30 +125,12 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
                 ExitCode::FAILURE
             })
         }
-        Command::Connections(options) => {
-            print(&client::connections(&options)?)?;
-            Ok(ExitCode::SUCCESS)
-        }
-        Command::Drain(options) => {
-            print(&client::change(&options, "drain", None)?)?;
-            Ok(ExitCode::SUCCESS)
-        }
-        Command::Undrain(options) => {
-            print(&client::change(&options, "undrain", None)?)?;
-            Ok(ExitCode::SUCCESS)
-        }
-        Command::Weight(options) => {
-            print(&client::change(&options.of, "weight", Some(&options.weight))?)?;
-            Ok(ExitCode::SUCCESS)
-        }
-        Command::Reload(options) => {
-            print(&client::reload(&options)?)?;
-            Ok(ExitCode::SUCCESS)
-        }
-        Command::Close(options) => {
-            print(&client::close(&options)?)?;
-            Ok(ExitCode::SUCCESS)
-        }
+        Command::Connections(options) => printed(&client::connections(&options)?),
+        Command::Close(options) => printed(&client::close(&options)?),
+        Command::Reload(options) => printed(&client::reload(&options)?),
+        Command::Drain(options) => printed(&client::change(&options, "drain", None)?),
+        Command::Undrain(options) => printed(&client::change(&options, "undrain", None)?),
+        Command::Weight(options) => printed(&client::change(&options.of, "weight", Some(&options.weight))?),
     }
 }
 
@@ -169,6 +151,12 @@ fn serve(options: Run) -> anyhow::Result<ExitCode> {
 
 fn code(translation: &Translation) -> ExitCode {
     if translation.model.is_some() { ExitCode::SUCCESS } else { ExitCode::from(BAD_CONFIGURATION) }
+}
+
+/// Prints the result of a command.
+fn printed(text: &str) -> anyhow::Result<ExitCode> {
+    print(text)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Prints to standard output. A reader that closes the pipe (`| head`) is no failure.
