@@ -16,6 +16,7 @@ use crate::{
         http::PlainHttp,
         rank::{Because, Rank, ServerRank},
         route_table::{RouteTable, Shadowed, builder::RouteTableBuilder},
+        scope::ScopedTimeouts,
         secret::{self, Secret},
         settings::{Admin, Settings},
         termination::{SecretName, Termination},
@@ -65,6 +66,7 @@ pub(crate) struct ListenerBuilder {
     /// the port. The kernel gives a connection to the more specific one.
     pub(crate) beside: bool,
     pub(crate) freebind: bool,
+    pub(crate) timeouts: Option<Arc<ScopedTimeouts>>,
     /// Whether no address is written: see [`Listener::any_address`].
     pub(crate) any_address: bool,
     /// Its source rules and limits.
@@ -92,7 +94,7 @@ impl ModelBuilder {
         access: Option<Access>,
     ) -> Arc<Rule> {
         let route = self.route(name, origin, targets);
-        Arc::new(Rule { route, termination, access: access.map(Box::new) })
+        Arc::new(Rule { route, termination, access: access.map(Box::new), timeouts: None })
     }
 
     /// The destination of requests, with the next id of a rule.
@@ -379,6 +381,7 @@ impl ListenerBuilder {
             policies,
             mss: None,
             freebind: false,
+            timeouts: None,
             any_address: false,
             beside: false,
             access: None,
@@ -446,6 +449,7 @@ impl ListenerBuilder {
             policies,
             mss,
             freebind,
+            timeouts,
             any_address,
             beside: _,
             access,
@@ -477,6 +481,7 @@ impl ListenerBuilder {
             routes,
             plain_http,
             policies,
+            timeouts,
         }
     }
 }

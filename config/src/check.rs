@@ -72,12 +72,14 @@ fn render_listener(out: &mut String, listener: &Listener, model: &Model) -> fmt:
         routes,
         plain_http,
         policies,
+        timeouts,
     } = listener;
     let addresses = bind.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let segments = mss.map(|bytes| format!(", segments of {bytes} bytes")).unwrap_or_default();
     let early = if *freebind { ", freebind" } else { "" };
     let clients = describe::access(access.as_ref());
-    writeln!(out, "listener {name} on {addresses}{segments}{early}{clients} ({origin})")?;
+    let times = describe::timeouts(timeouts.as_deref());
+    writeln!(out, "listener {name} on {addresses}{segments}{early}{clients}{times} ({origin})")?;
     let rows: Vec<_> = routes
         .entries()
         .iter()
@@ -89,7 +91,13 @@ fn render_listener(out: &mut String, listener: &Listener, model: &Model) -> fmt:
     let patterns = column(rows.iter().map(|(pattern, ..)| pattern.len()));
     let width = column(rows.iter().map(|(_, targets, _)| targets.len()));
     for (pattern, targets, rule) in &rows {
-        writeln!(out, "  {pattern:patterns$}  {targets:width$}  {} ({})", rule.name, rule.origin)?;
+        writeln!(
+            out,
+            "  {pattern:patterns$}  {targets:width$}  {} ({}){}",
+            rule.name,
+            rule.origin,
+            describe::timeouts(rule.timeouts.as_deref())
+        )?;
     }
     let mut ends: Vec<_> = rows.iter().filter_map(|(.., rule)| rule.termination.as_ref()).collect();
     ends.sort_by_key(|ends| ends.id);

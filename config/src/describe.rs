@@ -12,6 +12,7 @@ use crate::{
             BackendHttp, Forward, HttpAction, HttpMatch, HttpRule, HttpTable, HttpsRedirect, Redirect,
             RedirectPort, Respond, Rewrite, StringMatch, VirtualHost,
         },
+        scope::ScopedTimeouts,
         termination::{
             AuthoritySource, CertificateSource, ClientAuth, Inside, Termination, TlsVersion, UpstreamTls,
         },
@@ -264,6 +265,31 @@ pub(crate) fn balancing(backend: &Backend) -> String {
     }
     if let Some(limit) = backend.connect_timeout {
         push(&mut text, format_args!(", connected within {}", Span(limit)));
+    }
+    text += &timeouts(backend.timeouts.as_deref());
+    text
+}
+
+/// The time limits of a scope: `, idle 5m, max_duration 1h`.
+pub(crate) fn timeouts(scope: Option<&ScopedTimeouts>) -> String {
+    let Some(scope) = scope else { return String::new() };
+    let mut text = String::new();
+    for (name, value) in [
+        ("hello", scope.hello),
+        ("handshake", scope.handshake),
+        ("connect", scope.connect),
+        ("idle", scope.idle),
+        ("half_closed", scope.half_closed),
+        ("max_duration", scope.max_duration),
+        ("keepalive", scope.keepalive),
+        ("tcp_user_timeout", scope.tcp_user_timeout),
+    ] {
+        if let Some(value) = value {
+            push(&mut text, format_args!(", {name} {}", Span(value)));
+        }
+    }
+    if let Some(percent) = scope.max_duration_jitter {
+        push(&mut text, format_args!(", max_duration_jitter {percent} %"));
     }
     text
 }

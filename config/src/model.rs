@@ -15,6 +15,7 @@ use self::{
     health::Health,
     http::{BackendHttp, PlainHttp},
     route_table::RouteTable,
+    scope::ScopedTimeouts,
     secret::Secret,
     termination::{SecretName, UpstreamTls},
 };
@@ -37,6 +38,7 @@ pub mod rank;
 pub mod route;
 pub mod route_table;
 pub mod rule;
+pub mod scope;
 pub mod secret;
 pub mod settings;
 pub mod termination;
@@ -110,6 +112,8 @@ pub struct Listener {
     pub plain_http: Option<PlainHttp>,
     /// The policies for a connection that no rule serves, by verdict.
     pub policies: Policies,
+    /// Time limits of its connections, if they differ from those of the process.
+    pub timeouts: Option<Arc<ScopedTimeouts>>,
 }
 
 /// The policy for each verdict without a route.
@@ -185,6 +189,8 @@ pub struct Backend {
     pub resolver: Vec<SocketAddr>,
     /// The time limit of a connect to its endpoints in total. `None` is [`Timeouts::connect`].
     pub connect_timeout: Option<Duration>,
+    /// Time limits of its connections, if they differ from those of the route.
+    pub timeouts: Option<Arc<ScopedTimeouts>>,
     /// TLS to the backend, for terminated connections. Passthrough ignores it.
     pub tls: Option<Arc<UpstreamTls>>,
     /// The HTTP version towards the backend, for HTTP requests.

@@ -26,13 +26,14 @@ use self::{
     reference::{targets, unknown},
     route::RouteKeys,
     settings::Given,
+    timeouts::{ListenerTimeouts, RouteTimeouts},
 };
 use crate::{
     builder::{ListenerBuilder, ModelBuilder, first_overlap},
     credentials::missing_secret,
     decode::{Diagnostics, Fields, View},
     model::rank::Rank,
-    model::{Endpoint, EndpointHost, Policies, http::PlainHttp},
+    model::{Endpoint, EndpointHost, Policies, Rule, http::PlainHttp},
     name::HostPattern,
     overrides::Overrides,
 };
@@ -54,6 +55,7 @@ pub(crate) mod schema;
 mod secrets;
 mod settings;
 mod terminate;
+mod timeouts;
 
 /// All native documents together.
 #[derive(Debug, Default)]
@@ -196,6 +198,7 @@ impl Native<'_> {
             listener.mss = native.mss;
             listener.freebind = native.freebind.unwrap_or_default();
             listener.access = native.access.build(diagnostics);
+            listener.timeouts = native.timeouts.and_then(|ListenerTimeouts(timeouts)| timeouts.shared());
             if native.is_plain() {
                 let title = format!("listener {name}");
                 let redirect = native.redirect_https.and_then(|ToHttps(redirect)| redirect);
@@ -221,7 +224,7 @@ impl Native<'_> {
         let mut labels = self.route_names(diagnostics);
         for route in &self.routes {
             route.check(diagnostics);
-            let RouteKeys { state, name: _, listeners, sni, backends, terminate, access } = route;
+            let RouteKeys { state, name: _, listeners, sni, backends, terminate, timeouts, access } = route;
             let access = access.build(diagnostics);
             let (view, sni) = (&state.view, sni.as_deref().unwrap_or_default());
             let wanted: Vec<usize> = match listeners {
@@ -258,6 +261,8 @@ impl Native<'_> {
             let termination =
                 terminate.as_ref().map(|ends| ends.build(&name, view.origin(), &hosts, builder, diagnostics));
             let rule = builder.rule_of(name, view.origin(), targets, termination, access);
+            let timeouts = timeouts.and_then(|RouteTimeouts(timeouts)| timeouts.shared());
+            let rule = Arc::new(Rule { timeouts, ..Arc::unwrap_or_clone(rule) });
             let mut seen = HashSet::new();
             for (view, written) in sni {
                 if !seen.insert(written) {

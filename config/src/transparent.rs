@@ -17,7 +17,11 @@ const TABLE: u32 = 5340;
 /// The command that delivers the replies of one endpoint to this host.
 #[must_use]
 pub fn rule(endpoint: SocketAddr) -> String {
-    format!("ip {}{}", family(endpoint.ip()), rule_from(&endpoint.ip().to_string(), endpoint.port()))
+    format!(
+        "ip {}{}",
+        family(endpoint.ip()),
+        rule_from(&endpoint.ip().to_string(), &endpoint.port().to_string())
+    )
 }
 
 /// The command that makes the routing table of the rules, for the family of `ip`.
@@ -30,14 +34,15 @@ pub fn table(ip: IpAddr) -> String {
 /// The commands for all transparent backends of a configuration, without duplicates. A name stands for each of its
 /// addresses.
 pub(crate) fn rules(model: &Model) -> Vec<String> {
-    let endpoints: BTreeSet<(String, u16, Option<IpAddr>)> = model
+    let endpoints: BTreeSet<(String, String, Option<IpAddr>)> = model
         .backends
         .iter()
         .filter(|backend| backend.transparent)
         .flat_map(|backend| &backend.endpoints)
         .map(|Endpoint { host, port, .. }| match host {
-            EndpointHost::Ip(ip) => (ip.to_string(), *port, Some(*ip)),
-            EndpointHost::Dns(name) => (format!("ADDRESS_OF_{name}"), *port, None),
+            EndpointHost::Ip(ip) => (ip.to_string(), port.to_string(), Some(*ip)),
+            EndpointHost::Dns(name) => (format!("ADDRESS_OF_{name}"), port.to_string(), None),
+            EndpointHost::Srv(name) => (format!("ADDRESS_OF_{name}"), format!("PORT_OF_{name}"), None),
         })
         .collect();
     let has = |want: fn(&IpAddr) -> bool| endpoints.iter().any(|(.., ip)| ip.as_ref().is_none_or(want));
@@ -47,7 +52,7 @@ pub(crate) fn rules(model: &Model) -> Vec<String> {
     ];
     let rules = endpoints
         .iter()
-        .map(|(host, port, ip)| format!("ip {}{}", ip.map_or("", family), rule_from(host, *port)));
+        .map(|(host, port, ip)| format!("ip {}{}", ip.map_or("", family), rule_from(host, port)));
     if endpoints.is_empty() {
         return Vec::new();
     }
@@ -58,7 +63,7 @@ fn family(ip: IpAddr) -> &'static str {
     if ip.is_ipv4() { "" } else { "-6 " }
 }
 
-fn rule_from(host: &str, port: u16) -> String {
+fn rule_from(host: &str, port: &str) -> String {
     format!("rule add from {host} ipproto tcp sport {port} lookup {TABLE}")
 }
 

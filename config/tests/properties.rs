@@ -174,6 +174,8 @@ fn rule(id: usize) -> Arc<Rule> {
             targets: vec![Target { weight: 1, backend: None }],
         },
         termination: None,
+        timeouts: None,
+        access: None,
     })
 }
 

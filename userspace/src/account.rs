@@ -9,6 +9,8 @@ use std::{
     sync::{Arc, LazyLock},
 };
 
+use snisplice_config::model::scope::ScopedTimeouts;
+
 use self::{
     access_log::{AccessLog, Line, Record},
     registry::Registry,
@@ -20,6 +22,7 @@ use crate::metrics::{
 
 pub mod access_log;
 pub mod registry;
+pub mod time_limits;
 pub mod view;
 
 /// The state that all accounts of one listener on one worker share.
@@ -90,6 +93,8 @@ pub struct Account {
 #[derive(Debug, Default)]
 struct Extras {
     in_packets: Cell<Option<InPackets>>,
+    /// Time limits that differ from those of the process.
+    limits: OnceCell<Rc<ScopedTimeouts>>,
     /// Present if the access log was enabled at the connection's begin.
     record: Option<Box<Record>>,
 }
@@ -218,6 +223,25 @@ impl Account {
     #[must_use]
     pub fn in_packets(&self) -> Option<InPackets> {
         self.extras.get()?.in_packets.get()
+    }
+
+    /// Sets the time limits of the connection's scopes, the narrowest scope first. Without one, the connection holds no
+    /// memory for them. A second call has no effect.
+    pub fn limited_by(&self, scopes: [Option<&Arc<ScopedTimeouts>>; 3]) {
+        if scopes.iter().all(Option::is_none) {
+            return;
+        }
+        let [first, second, third] = scopes.map(|scope| scope.map(|scope| **scope).unwrap_or_default());
+        let limits = first.within(&second).within(&third);
+        let registry = &self.listener.registry;
+        registry.has_limit_of_duration(&limits);
+        let _ = self.extras.get_or_init(Box::default).limits.set(registry.shared_limits.of(limits));
+    }
+
+    /// The time limits that differ from those of the process.
+    #[must_use]
+    pub fn limits(&self) -> Option<&ScopedTimeouts> {
+        self.extras.get()?.limits.get().map(|limits| &**limits)
     }
 
     fn record(&self) -> Option<&Record> {

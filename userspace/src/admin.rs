@@ -8,7 +8,7 @@ use std::{
 };
 
 use snisplice_config::{model::Admin as Settings, name::HostName};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     account::{registry::RegistryRequest, view::Filter},
@@ -38,9 +38,11 @@ pub struct Admin {
     /// Knows whether every slot is taken.
     admission: Arc<Admission>,
     allow_close: bool,
+    allow_changes: bool,
     /// Names that a `Host` header may contain.
     hosts: Vec<HostName>,
     asked: OnceLock<Askable>,
+    reloads: OnceLock<mpsc::UnboundedSender<Reload>>,
     shown: OnceLock<(Arc<SharedSnapshot>, SharedWatchlist)>,
     /// Held while the workers count the bytes of open connections.
     counting: tokio::sync::Mutex<()>,
@@ -48,6 +50,9 @@ pub struct Admin {
 
 /// Sends a request to a worker. A worker that has ended does not reply.
 pub type Ask = Box<dyn Fn(RegistryRequest) + Send + Sync>;
+
+/// A request to read the configuration again. Receives the number of the new configuration, or the errors.
+pub type Reload = oneshot::Sender<Result<u64, String>>;
 
 /// The owners of connections.
 pub struct Askable {
@@ -78,15 +83,17 @@ impl Admin {
     /// Creates an endpoint that is not ready yet.
     #[must_use]
     pub fn new(metrics: Arc<Metrics>, admission: Arc<Admission>, settings: &Settings) -> Self {
-        let Settings { hosts, allow_close, .. } = settings;
+        let Settings { hosts, allow_close, allow_changes, .. } = settings;
         Self {
             metrics,
             ready: AtomicBool::new(false),
             probing: AtomicBool::new(false),
             admission,
             allow_close: *allow_close,
+            allow_changes: *allow_changes,
             hosts: hosts.clone(),
             asked: OnceLock::new(),
+            reloads: OnceLock::new(),
             shown: OnceLock::new(),
             counting: tokio::sync::Mutex::default(),
         }
@@ -96,6 +103,12 @@ impl Admin {
     pub fn asks(&self, asked: Askable) {
         // A second call has no effect, and none is made.
         let _ = self.asked.set(asked);
+    }
+
+    /// Sets the receiver of requests to read the configuration again.
+    pub fn reloads_by(&self, reloads: mpsc::UnboundedSender<Reload>) {
+        // A second call has no effect, and none is made.
+        let _ = self.reloads.set(reloads);
     }
 
     /// Sets the backends and their health, which are served from now on.

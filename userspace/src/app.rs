@@ -12,7 +12,10 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use snisplice_config::{Translation, model::Model};
+use snisplice_config::{
+    Translation,
+    model::{Model, PeerTimeouts},
+};
 use tokio::{
     runtime,
     sync::mpsc,
@@ -31,10 +34,11 @@ use self::{
     supervisor::Supervisor,
     takeover::BoundEndpoint,
     trial::{Event, ProbeProcess},
+    watch::FileWatch,
 };
 use crate::{
     account::{access_log::AccessLog, view::Filter},
-    admin::Admin,
+    admin::{Admin, Reload},
     bpf::packet::Programs,
     cli::Run,
     datapath::seam::InKernel,
@@ -66,6 +70,7 @@ mod start;
 mod supervisor;
 mod takeover;
 mod trial;
+mod watch;
 
 /// The longest wait for the log, so that its lines up to this event are complete.
 const LAST_LINES: Duration = Duration::from_secs(1);
@@ -88,9 +93,15 @@ pub struct App {
     listening: BTreeMap<SocketAddr, Front>,
     /// Copies of the workers' sockets, for a process that takes over.
     sockets: BTreeMap<SocketAddr, Vec<StdListener>>,
+    /// The settings for peers of the process.
+    peers: PeerTimeouts,
     /// Addresses that are in no configuration any more, and the time at which they are closed.
     leaving: BTreeMap<SocketAddr, Instant>,
     requests: mpsc::UnboundedReceiver<Request>,
+    /// Requests of the admin endpoint to read the configuration again.
+    reloads: mpsc::UnboundedReceiver<Reload>,
+    /// The files of the configuration, if their changes are followed.
+    watch: Option<FileWatch>,
     /// The socket for a takeover from this process.
     socket_file: Option<Arc<SocketFile>>,
     /// Receives the results of running probes.
@@ -126,13 +137,26 @@ impl Watch {
 impl App {
     /// Puts a configuration into service. Every failure of a start happens here, before the first connection is
     /// accepted.
-    pub fn start(options: Run, translation: Translation, signals: Signals) -> anyhow::Result<Self> {
+    pub fn start(
+        options: Run,
+        translation: Translation,
+        watch: Option<FileWatch>,
+        signals: Signals,
+    ) -> anyhow::Result<Self> {
         let prepared = Prepared::prepare(options, translation, signals)?;
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
         let inside = runtime.enter();
         let bound = prepared.begin_trial().find_old_process()?.load()?.bind()?;
         drop(inside);
-        bound.serve(runtime)
+        let mut app = bound.serve(runtime)?;
+        let (reload, reloads) = mpsc::unbounded_channel();
+        app.admin.reloads_by(reload);
+        (app.reloads, app.watch) = (reloads, watch);
+        {
+            let _inside = app.runtime.enter();
+            app.watch.iter_mut().for_each(FileWatch::begin);
+        }
+        Ok(app)
     }
 
     /// Drops the privileges that serving does not need, as the last step of a start. The probes run in a process of
@@ -171,24 +195,25 @@ impl App {
                     asked = self.signals.next() => Next::Signal(asked),
                     Some(request) = self.requests.recv() => Next::Takeover(request),
                     Some(event) = self.trial.recv() => Next::Heed(event),
+                    Some(reply) = self.reloads.recv() => Next::Reload(reply),
+                    () = due(self.watch.as_mut()) => Next::Files,
                     Some(worker) = self.lost_workers.recv() => Next::Lost(worker),
                     () = at(left) => Next::Left,
                     () = at(look) => Next::Secrets,
                 }
             };
             match self.runtime.block_on(next) {
-                Next::Signal(Asked::Reload) => self.reload(),
+                Next::Signal(Asked::Reload) => drop(self.reload()),
+                Next::Reload(reply) => {
+                    let result = self.reload().map_err(|error| format!("{error:#}"));
+                    // A client that has gone does not need the reply.
+                    let _ = reply.send(result);
+                }
+                Next::Files => self.compare_files(),
                 Next::Signal(Asked::Stop) => break false,
                 Next::Heed(event) => self.heed(event),
                 Next::Secrets => self.look_after_secrets(),
-                Next::Left => {
-                    let now = Instant::now();
-                    let left = self.leaving.iter().filter(|(_, at)| **at <= now);
-                    let left: Vec<_> = left.map(|(address, _)| *address).collect();
-                    for address in left {
-                        self.unlisten(address);
-                    }
-                }
+                Next::Left => self.close_left(),
                 Next::Takeover(request) => {
                     if self.receive(request) {
                         break true;
@@ -205,6 +230,7 @@ impl App {
         };
         // Later requests for a takeover are refused.
         self.requests.close();
+        self.reloads.close();
         self.trial.close();
         self.sockets.clear();
         self.admin.ready.store(false, Relaxed);
@@ -261,6 +287,24 @@ impl App {
         }
         tracing::info!(bytes_up = moved("up"), bytes_down = moved("down"), "stopped");
         Ok(())
+    }
+
+    /// Closes the listening sockets whose time is over.
+    fn close_left(&mut self) {
+        let now = Instant::now();
+        let left = self.leaving.iter().filter(|(_, at)| **at <= now);
+        let left: Vec<_> = left.map(|(address, _)| *address).collect();
+        for address in left {
+            self.unlisten(address);
+        }
+    }
+
+    /// Reads the configuration again if its files have changed.
+    fn compare_files(&mut self) {
+        if self.watch.as_mut().is_some_and(FileWatch::has_changed) {
+            tracing::info!("files of the configuration have changed");
+            drop(self.reload());
+        }
     }
 
     /// Applies a result of the probes.
@@ -369,6 +413,14 @@ fn follow_routes(programs: Option<&Arc<Programs>>) {
     }
 }
 
+/// Waits until the files are due for a comparison, or forever without a watch.
+async fn due(watch: Option<&mut FileWatch>) {
+    match watch {
+        Some(watch) => watch.due().await,
+        None => pending().await,
+    }
+}
+
 /// Resolves at `time`, or never without one.
 async fn at(time: Option<Instant>) {
     match time {
@@ -406,6 +458,10 @@ async fn asked_not_to_wait(signals: &Signals, access_log: &AccessLog, succeeded:
 enum Next {
     Signal(Asked),
     Takeover(Request),
+    /// The admin endpoint requests a reload.
+    Reload(Reload),
+    /// The files of the configuration are due for a comparison.
+    Files,
     Heed(Event),
     Lost(usize),
     /// Addresses are due to be closed.

@@ -41,6 +41,14 @@ pub enum Command {
     Connections(Connections),
     /// End connections of a running balancer; both peers receive a reset
     Close(Close),
+    /// Send an endpoint of a running balancer no new connection; open ones continue; until the next start
+    Drain(Drain),
+    /// Send a drained endpoint new connections again
+    Undrain(Drain),
+    /// Set the weight of an endpoint of a running balancer, until the next start
+    Weight(Weight),
+    /// Make a running balancer read its configuration again; print the errors and exit 1 if it is refused
+    Reload(Reload),
 }
 
 /// The source of the configuration.
@@ -150,6 +158,12 @@ pub struct Run {
     /// Allow the admin address to close connections
     #[arg(long)]
     pub admin_close: bool,
+    /// Allow the admin address to reload the configuration, and to drain and weigh endpoints
+    #[arg(long)]
+    pub admin_changes: bool,
+    /// Read the configuration again when its files change, as SIGHUP does; the swap of a mounted `ConfigMap` is a change
+    #[arg(long)]
+    pub watch: bool,
     /// The privileges of the process.
     #[command(flatten)]
     pub privileges: Privileges,
@@ -314,6 +328,39 @@ pub struct Close {
     /// All connections with this server name
     #[arg(long, value_name = "NAME")]
     pub sni: Option<String>,
+}
+
+/// `snisplice reload`.
+#[derive(Debug, Clone, Args)]
+pub struct Reload {
+    /// The balancer to reload.
+    #[command(flatten)]
+    pub ask: Ask,
+}
+
+/// An endpoint of a running balancer: `snisplice drain` and `snisplice undrain`.
+#[derive(Debug, Clone, Args)]
+pub struct Drain {
+    /// The balancer to change.
+    #[command(flatten)]
+    pub ask: Ask,
+    /// The name of the backend
+    #[arg(value_name = "BACKEND")]
+    pub backend: String,
+    /// The address and port of the endpoint, as /backends shows them
+    #[arg(value_name = "ENDPOINT")]
+    pub endpoint: SocketAddr,
+}
+
+/// `snisplice weight`.
+#[derive(Debug, Clone, Args)]
+pub struct Weight {
+    /// The endpoint to change.
+    #[command(flatten)]
+    pub of: Drain,
+    /// The weight among its siblings, from 0 to 1000000, or `configured`
+    #[arg(value_name = "WEIGHT")]
+    pub weight: String,
 }
 
 /// The datapath to use.

@@ -7,10 +7,13 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
-use snisplice_config::model::{BackendId, Listener, Model, Route, http::HttpTable, termination::Inside};
+use snisplice_config::model::{
+    BackendId, Listener, Model, Route, http::HttpTable, scope::ScopedTimeouts, termination::Inside,
+};
 
 use crate::{
     metrics::{Gone, Names},
@@ -162,6 +165,31 @@ impl Snapshot {
             routes: rules_of(&self.model).map(|rule| &*rule.name).collect(),
             backends: backends.iter().map(|backend| &*backend.name).collect(),
         }
+    }
+
+    /// The time limit of a connect to a backend: that of the backend, the connection's own, or that of the process.
+    #[must_use]
+    pub fn connect_timeout(&self, cluster: &Cluster, own: Option<&ScopedTimeouts>) -> Duration {
+        let own = || own.and_then(|own| own.connect);
+        cluster.connect_timeout.or_else(own).unwrap_or(self.model.runtime.timeouts.connect)
+    }
+
+    /// The time limits for a connection that an earlier process has accepted at `own` and connected to `endpoint`. Its
+    /// route is unknown. Of several backends with this endpoint, the first with time limits decides.
+    #[must_use]
+    pub fn limits_between(&self, own: Option<SocketAddr>, endpoint: Option<SocketAddr>) -> ScopedTimeouts {
+        let listener = own.and_then(|own| self.listener_of(own, || Some(own)));
+        let listener =
+            listener.and_then(|listener| listener.timeouts.as_deref().copied()).unwrap_or_default();
+        let has = |cluster: &&Cluster| {
+            cluster.timeouts.is_some()
+                && endpoint.is_some_and(|endpoint| {
+                    cluster.members().endpoints().iter().any(|known| known.address() == endpoint)
+                })
+        };
+        let backend =
+            self.clusters().iter().find(has).and_then(|cluster| cluster.timeouts.as_deref().copied());
+        backend.unwrap_or_default().within(&listener)
     }
 
     /// The clusters of all backends, in the order of [`BackendId`].

@@ -13,6 +13,7 @@ pub mod health_collector;
 pub mod lease;
 pub mod monitor;
 pub mod names;
+pub mod overrides;
 pub mod recent_failures;
 pub mod records;
 pub mod schedule;

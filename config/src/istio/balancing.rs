@@ -8,6 +8,7 @@ use crate::{
     model::{
         Backend,
         balancing::{Aggression, Algorithm, HashKey, LoadBalancing, SlowStart},
+        scope::ScopedTimeouts,
     },
 };
 
@@ -33,8 +34,9 @@ impl<'n> Policy<'n> {
             backend.load_balancing = load_balancer(view, &mut unheard);
         }
         if let Some(view) = &self.pool {
-            let Pool { max_connections, connect_timeout } = pool(view, &mut unheard);
+            let Pool { max_connections, connect_timeout, timeouts } = pool(view, &mut unheard);
             (backend.max_connections, backend.connect_timeout) = (max_connections, connect_timeout);
+            backend.timeouts = timeouts.shared();
         }
     }
 }
@@ -193,31 +195,46 @@ fn warmup(view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<SlowStart> {
 struct Pool {
     max_connections: Option<usize>,
     connect_timeout: Option<Duration>,
+    timeouts: ScopedTimeouts,
+}
+
+/// The silence of an endpoint before it is probed.
+fn keepalive(view: &View<'_>, diagnostics: &mut Diagnostics) -> Option<Duration> {
+    let mut fields = view.fields("{time, interval, probes}", diagnostics)?;
+    let time = fields.take_set("time");
+    let fixed = [fields.take_set("interval"), fields.take_number("probes")];
+    fields.finish(diagnostics);
+    for view in fixed.iter().flatten() {
+        view.warn("not applied: six probes follow, each after a sixth of 'time'").emit(diagnostics);
+    }
+    match time {
+        Some(view) => http::duration(&view, diagnostics),
+        // Linux' default, which Istio names (tcp(7), `tcp_keepalive_time`).
+        None => Some(Duration::from_secs(7_200)),
+    }
 }
 
 /// The HTTP part is read with the HTTP routes.
 fn pool(view: &View<'_>, diagnostics: &mut Diagnostics) -> Pool {
-    let mut read = Pool { max_connections: None, connect_timeout: None };
+    let mut read = Pool { max_connections: None, connect_timeout: None, timeouts: ScopedTimeouts::default() };
     let Some(mut fields) = view.fields("{tcp, http}", diagnostics) else { return read };
     let tcp = fields.take_set("tcp");
     fields.known(&["http"]);
     fields.finish(diagnostics);
     let Some(tcp) = tcp else { return read };
-    let Some(mut fields) = tcp.fields("{maxConnections, connectTimeout}", diagnostics) else { return read };
+    let expected = "{maxConnections, connectTimeout, maxConnectionDuration, idleTimeout, tcpKeepalive}";
+    let Some(mut fields) = tcp.fields(expected, diagnostics) else { return read };
     let most = fields.take_number("maxConnections");
     let timeout = fields.take_set("connectTimeout");
-    let elsewhere = [
-        ("maxConnectionDuration", "timeouts.max_duration bounds all connections"),
-        ("idleTimeout", "timeouts.idle is that of all connections"),
-        ("tcpKeepalive", "timeouts.keepalive is that of all connections"),
-    ]
-    .map(|(key, instead)| (fields.take_set(key), instead));
+    let [longest, idle, keepalive] =
+        ["maxConnectionDuration", "idleTimeout", "tcpKeepalive"].map(|key| fields.take_set(key));
     fields.finish(diagnostics);
-    for (view, instead) in elsewhere {
-        if let Some(view) = view {
-            view.warn(format!("not applied to one destination alone: {instead}")).emit(diagnostics);
-        }
-    }
+    let mut time = |view: Option<View<'_>>| view.and_then(|view| http::duration(&view, diagnostics));
+    read.timeouts.max_duration = time(longest);
+    // Envoy: 0s disables the idle timeout.
+    let idle = time(idle).map(|idle| if idle.is_zero() { ScopedTimeouts::NEVER } else { idle });
+    read.timeouts.idle = idle;
+    read.timeouts.keepalive = keepalive.and_then(|view| self::keepalive(&view, diagnostics));
     // Envoy's default is the greatest number.
     read.max_connections = most
         .and_then(|view| view.number(1..=u64::from(u32::MAX), diagnostics))

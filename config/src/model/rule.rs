@@ -2,7 +2,7 @@
 
 use std::{ops::Deref, sync::Arc};
 
-use super::{access::Access, route::Route, termination::Termination};
+use super::{access::Access, route::Route, scope::ScopedTimeouts, termination::Termination};
 
 /// The rule of a matched server name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,6 +13,8 @@ pub struct Rule {
     pub termination: Option<Arc<Termination>>,
     /// The clients that are served, and how many. `None` is all.
     pub access: Option<Box<Access>>,
+    /// Time limits of its connections, if they differ from those of the listener.
+    pub timeouts: Option<Arc<ScopedTimeouts>>,
 }
 
 impl Deref for Rule {

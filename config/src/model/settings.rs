@@ -151,6 +151,8 @@ section! {
         hosts: Vec<HostName> = Vec::new(), Hosts;
         /// Whether connections can be closed through this address.
         allow_close: bool = false, Flag;
+        /// Whether the configuration can be reloaded, and endpoints drained and weighed, through this address.
+        allow_changes: bool = false, Flag;
     }
 }
 
@@ -333,6 +335,10 @@ section! {
         connect: Duration = seconds(10), Time::POSITIVE;
         /// From accept to the end, with any traffic. `0s` is no limit.
         max_duration: Duration = Duration::ZERO, Time::ANY;
+        /// Percent by which `max_duration` is longer at most, at random for each connection. So connections that began
+        /// together do not end together, and they spread over new endpoints. As Envoy's
+        /// `max_downstream_connection_duration_jitter_percentage`.
+        max_duration_jitter: u8 = 0, Count(0..=100);
         /// From SIGTERM to the end of the last connection.
         drain: Duration = seconds(30), Time::ANY;
     }

@@ -12,6 +12,7 @@ use super::{
     health::PERCENT,
     keys::{FromKeys, Nested, TextOr, mapping},
     reference::{WEIGHT, name},
+    timeouts::BackendTimeouts,
 };
 use crate::{
     decode::{Diagnostics, View},
@@ -54,7 +55,9 @@ mapping! {
         max_pending: usize =
             optional(format!("an eighth of `limits.connections`, at least {}", PENDING.of(0))), Count(0..=MOST);
         /// How long connecting to its endpoints may take in all.
-        connect_timeout: Duration = optional("that of `timeouts.connect`"), Time::POSITIVE;
+        connect_timeout: Duration = optional("that of the route"), Time::POSITIVE;
+        /// Time limits of its connections. HTTP requests have those of the route and the listener.
+        timeouts: BackendTimeouts = optional("those of the route"), Nested;
         /// Name servers for the names of its endpoints, queried in this order, instead of the others.
         resolver: Vec<SocketAddr> = optional("those of `dns.servers`"), NameServers;
         /// TLS towards it, for what ends TLS here and for HTTP. What is passed through is not encrypted again.
@@ -123,6 +126,7 @@ impl BackendKeys<'_> {
             affinity: self.affinity.map(|Affinity(source)| source),
             resolver: self.resolver.clone().unwrap_or_default(),
             connect_timeout: self.connect_timeout,
+            timeouts: self.timeouts.and_then(|BackendTimeouts(timeouts)| timeouts.shared()),
             tls: self.tls.as_ref().map(|tls| tls.settings.clone()),
             http: self.http.map(Into::into).unwrap_or_default(),
             health: Health {

@@ -6,9 +6,10 @@ use super::{
     access::AccessKeys,
     codec::{By, Placed, one_or_more, text},
     http::{ListenerRule, rules},
-    keys::{FromKeys, Partial, TextOr, mapping},
+    keys::{FromKeys, Nested, Partial, TextOr, mapping},
     policies::PoliciesKeys,
     reference::name,
+    timeouts::ListenerTimeouts,
 };
 use crate::{
     decode::{Diagnostics, View},
@@ -39,6 +40,8 @@ mapping! {
         mss: u16 = optional("what the device takes"), SEGMENT_BYTES;
         /// Whether addresses are bound that this host does not have yet (`IP_FREEBIND`).
         freebind: bool = default(false), Flag;
+        /// Time limits of its connections.
+        timeouts: ListenerTimeouts = optional("those of `timeouts`"), Nested;
         /// Rules for HTTP requests without TLS. A listener with them is for no TLS, unless a route names it in
         /// `listeners`; then the first bytes of a connection decide.
         http: Vec<ListenerRule<'n>> = optional("HTTP without TLS is not served"), rules();

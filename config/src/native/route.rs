@@ -6,6 +6,7 @@ use super::{
     keys::{Nested, mapping},
     reference::{BACKENDS, BackendRef, backend_refs, name},
     terminate::Terminate,
+    timeouts::RouteTimeouts,
 };
 use crate::{
     decode::{Diagnostics, View},
@@ -32,6 +33,8 @@ mapping! {
         backends: Vec<BackendRef<'n>> = optional("required without `terminate.http`"), backend_refs();
         /// How TLS ends here. The backends get the bytes that are inside of it.
         terminate: Terminate<'n> = optional("TLS is passed through"), Nested;
+        /// Time limits of its connections.
+        timeouts: RouteTimeouts = optional("those of the listener"), Nested;
     }
     and access: AccessKeys;
 }

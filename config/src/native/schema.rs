@@ -20,6 +20,7 @@ use super::{
     route::RouteKeys,
     secrets::CertificateKeys,
     terminate::TerminateKeys,
+    timeouts::{BackendTimeoutsKeys, ListenerTimeoutsKeys, RouteTimeoutsKeys},
 };
 use crate::{
     kind::Kind,
@@ -31,11 +32,13 @@ pub(crate) fn mappings() -> Vec<Mapping> {
     let mut all = vec![
         DocumentKeys::mapping(),
         ListenerKeys::mapping(),
+        ListenerTimeoutsKeys::mapping(),
         ToHttpsKeys::mapping(),
         ListenerRuleKeys::mapping(),
         PoliciesKeys::mapping(),
         PolicyKeys::mapping(),
         RouteKeys::mapping(),
+        RouteTimeoutsKeys::mapping(),
         BackendRefKeys::mapping(),
         TerminateKeys::mapping(),
         CertificateKeys::mapping(),
@@ -49,6 +52,7 @@ pub(crate) fn mappings() -> Vec<Mapping> {
         RetriesKeys::mapping(),
         HeadersKeys::mapping(),
         BackendKeys::mapping(),
+        BackendTimeoutsKeys::mapping(),
         EndpointKeys::mapping(),
         BackendTlsKeys::mapping(),
         LoadBalancingKeys::mapping(),

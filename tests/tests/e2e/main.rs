@@ -16,6 +16,7 @@ mod connect;
 mod connections;
 mod crowd;
 mod dns;
+mod drain;
 mod fault;
 mod flow;
 mod footprint;
@@ -41,6 +42,7 @@ mod persistence;
 mod privileges;
 mod queue;
 mod rejection;
+mod reload;
 mod route;
 mod routing;
 mod same_host;
@@ -51,6 +53,7 @@ mod status;
 mod succession;
 mod takeover;
 mod terminate;
+mod timeouts;
 mod tls;
 mod transparent;
 mod vanish;
@@ -70,6 +73,7 @@ fn main() -> ExitCode {
         connections::CASES,
         crowd::CASES,
         dns::CASES,
+        drain::CASES,
         fault::CASES,
         footprint::CASES,
         grpc::CASES,
@@ -92,6 +96,7 @@ fn main() -> ExitCode {
         privileges::CASES,
         queue::CASES,
         rejection::CASES,
+        reload::CASES,
         route::CASES,
         routing::CASES,
         same_host::CASES,
@@ -103,6 +108,7 @@ fn main() -> ExitCode {
         persistence::CASES,
         takeover::CASES,
         terminate::CASES,
+        timeouts::CASES,
         tls::CASES,
         transparent::CASES,
         vanish::CASES,

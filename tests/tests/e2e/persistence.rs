@@ -38,6 +38,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::packet("persistence::ipv6", ipv6),
     Case::packet("persistence::a_flow_that_was_copied_first", copied_first),
     Case::packet("persistence::an_idle_flow_of_an_earlier_process_is_reset", idle),
+    Case::packet("persistence::an_adopted_connection_has_the_limits_of_its_backend", idle_of_its_backend),
     Case::packet("persistence::a_peer_that_vanished_is_noticed", vanished),
     Case::packet("persistence::peers_that_never_answer_are_not_taken_for_lost", unanswered),
     Case::packet("persistence::what_is_not_delivered_is_no_persistent_flow", unsettled),
@@ -394,6 +395,20 @@ fn closed(daemon: &Daemon<'_>, reason: &str) -> Result<()> {
 
 fn idle(lab: &Lab) -> Result<()> {
     let (daemon, flow) = adopted_flow(lab, "timeouts: {idle: 4s}\n")?;
+    are_reset(flow)?;
+    closed(&daemon, "idle_timeout")?;
+    stop(lab, daemon)
+}
+
+/// The addresses identify the backend of an adopted connection.
+fn idle_of_its_backend(lab: &Lab) -> Result<()> {
+    let (daemon, listener) = start(lab, "")?;
+    let mut flow = Flow::open(lab, &listener)?;
+    flow.exchange()?;
+    wait_kept(&daemon, 1)?;
+    kill(daemon)?;
+    let yaml = flow::yaml(SETTINGS).replace("- name: pool", "- name: pool\n    timeouts: {idle: 4s}");
+    let daemon = Daemon::start(lab, &Options::yaml(lab, &yaml)?)?;
     are_reset(flow)?;
     closed(&daemon, "idle_timeout")?;
     stop(lab, daemon)

@@ -12,6 +12,7 @@ use std::{
 };
 
 use slab::Slab;
+use snisplice_config::model::{Timeouts, scope::ScopedTimeouts};
 use tokio::{
     sync::mpsc::UnboundedSender,
     task::{AbortHandle, yield_now},
@@ -20,6 +21,7 @@ use tokio::{
 use super::{
     Account, NameMark,
     access_log::AccessLog,
+    time_limits::{self, with_jitter},
     view::{ConnectionView, Filter},
 };
 use crate::{
@@ -76,6 +78,11 @@ pub struct Registry {
     next: Cell<u32>,
     entries: RefCell<Slab<Entry>>,
     pub(super) access_log: Arc<AccessLog>,
+    pub(super) shared_limits: time_limits::Shared,
+    /// Whether a connection has had a maximum duration of its own.
+    limits_durations: Cell<bool>,
+    /// Makes the jitter of this worker's connections differ from that of others.
+    seed: u64,
 }
 
 #[derive(Debug)]
@@ -102,7 +109,17 @@ impl Registry {
     pub fn new(worker: usize, workers: usize) -> Self {
         let entries = RefCell::default();
         let access_log = Arc::default();
-        Self { worker, workers, began: Instant::now(), next: Cell::new(0), entries, access_log }
+        Self {
+            worker,
+            workers,
+            began: Instant::now(),
+            next: Cell::new(0),
+            entries,
+            access_log,
+            shared_limits: time_limits::Shared::default(),
+            limits_durations: Cell::new(false),
+            seed: fastrand::u64(..),
+        }
     }
 
     /// A registry whose connections are logged in `log`.
@@ -149,10 +166,33 @@ impl Registry {
         }
     }
 
-    /// Ends connections that have lasted for `longest`.
-    pub fn end_older(&self, longest: Duration) {
-        let longest = longest.as_millis() / 100;
-        self.end(CloseReason::MaxDuration, |account| u128::from(self.age(account)) >= longest);
+    /// Ends connections that have lasted for their maximum duration. `process` has the limits of connections without
+    /// their own.
+    pub fn end_older(&self, process: &Timeouts) {
+        // The common case costs nothing for each connection.
+        if process.max_duration.is_zero() && !self.limits_durations.get() {
+            return;
+        }
+        self.end(CloseReason::MaxDuration, |account| {
+            let longest = self.longest(account, process).as_millis() / 100;
+            longest > 0 && u128::from(self.age(account)) >= longest
+        });
+    }
+
+    /// The maximum duration of a connection, zero for none.
+    #[must_use]
+    pub fn longest(&self, account: &Account, process: &Timeouts) -> Duration {
+        let own = account.limits();
+        let longest = own.and_then(|own| own.max_duration).unwrap_or(process.max_duration);
+        let jitter = own.and_then(|own| own.max_duration_jitter).unwrap_or(process.max_duration_jitter);
+        with_jitter(longest, jitter, self.seed.wrapping_add(account.serial.into()))
+    }
+
+    /// Records that a connection has these limits.
+    pub(super) fn has_limit_of_duration(&self, limits: &ScopedTimeouts) {
+        if limits.max_duration.is_some_and(|longest| !longest.is_zero()) {
+            self.limits_durations.set(true);
+        }
     }
 
     /// Ends all selected connections: both peers receive a reset. Returns the number of those that were not ending
@@ -426,9 +466,16 @@ mod tests {
         let registry = &listener_account.registry;
         let task = tokio::spawn(std::future::pending::<()>());
         registry.is_served_by(registration.place(), task.abort_handle());
-        registry.end_older(Duration::from_secs(60));
+        let longest = |max_duration| Timeouts { max_duration, ..Timeouts::default() };
+        registry.end_older(&longest(Duration::from_secs(60)));
         assert!(registry.entries.borrow()[registration.place()].task.is_some());
-        registry.end_older(Duration::ZERO);
+        registry.end_older(&longest(Duration::ZERO));
+        assert!(registry.entries.borrow()[registration.place()].task.is_some(), "zero is no limit");
+        std::thread::sleep(Duration::from_millis(200));
+        let own =
+            ScopedTimeouts { max_duration: Some(Duration::from_millis(100)), ..ScopedTimeouts::default() };
+        registration.limited_by([None, Some(&Arc::new(own)), None]);
+        registry.end_older(&longest(Duration::ZERO));
         assert!(registry.entries.borrow()[registration.place()].task.is_none());
         assert!(task.await.unwrap_err().is_cancelled());
     }

@@ -69,6 +69,26 @@ pub struct Closed {
     pub closed: usize,
 }
 
+/// The body of the response to `POST /reload`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// The number of the configuration that serves.
+    pub generation: u64,
+}
+
+/// The body of the response to `POST /drain`, `/undrain` and `/weight`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changed {
+    /// The backend.
+    pub backend: String,
+    /// The address of the endpoint.
+    pub endpoint: SocketAddr,
+    /// Whether the endpoint gets no new connection.
+    pub drained: bool,
+    /// The weight instead of the configured one.
+    pub weight: Option<u32>,
+}
+
 /// A selection of connections: those that match all given fields.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Filter {

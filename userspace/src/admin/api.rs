@@ -1,6 +1,7 @@
 //! The requests of the admin endpoint: routes, handlers and status codes.
 
 use std::{
+    net::SocketAddr,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
@@ -14,10 +15,11 @@ use axum::{
     },
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{get, post},
 };
 use hyper::body::Body as _;
-use tokio::time::timeout;
+use snisplice_config::model::Target;
+use tokio::{sync::oneshot, time::timeout};
 
 use super::{
     Admin, Scope,
@@ -28,9 +30,10 @@ use super::{
 use crate::{
     account::{
         registry::RegistryRequest,
-        view::{Closed, Filter, LONGEST, MOST, Query},
+        view::{Changed, Closed, Filter, LONGEST, MOST, Query, Reloaded},
     },
     metrics::labels::CloseReason,
+    upstream::overrides::{Change, Override},
 };
 
 /// Prometheus' current text exposition format.
@@ -57,6 +60,10 @@ pub(super) fn router(admin: Arc<Admin>, scope: Scope) -> Router {
             .route("/backends", get(backends).fallback(async || only("GET, HEAD")))
             .route("/connections", get(list).delete(close).fallback(async || only("GET, HEAD, DELETE")))
             .route("/connections/{id}", get(list).delete(close).fallback(async || only("GET, HEAD, DELETE")))
+            .route("/reload", post(reload).fallback(async || only("POST")))
+            .route("/drain", post(drain).fallback(async || only("POST")))
+            .route("/undrain", post(undrain).fallback(async || only("POST")))
+            .route("/weight", post(weight).fallback(async || only("POST")))
             .fallback(async || not_found()),
     };
     // A layer of the whole router also covers its fallback, so every request passes it.
@@ -97,7 +104,10 @@ fn only(methods: &'static str) -> Response {
 }
 
 fn not_found() -> TextReply {
-    (StatusCode::NOT_FOUND, "/ready\n/metrics\n/connections\n/backends\n".into())
+    (
+        StatusCode::NOT_FOUND,
+        "/ready\n/metrics\n/connections\n/backends\n/reload\n/drain\n/undrain\n/weight\n".into(),
+    )
 }
 
 fn no_such_connection() -> TextReply {
@@ -229,6 +239,121 @@ async fn close(
     Ok(([(CONTENT_TYPE, "application/json")], answer).into_response())
 }
 
+/// Refuses changes that the operator has not allowed.
+fn may_change(admin: &Admin) -> Result<(), TextReply> {
+    if admin.allow_changes {
+        return Ok(());
+    }
+    let remedy = "changes are not allowed here: start with --admin-changes, or set admin.allow_changes\n";
+    Err((StatusCode::FORBIDDEN, remedy.into()))
+}
+
+/// Reads the configuration again. The reply has the number of the new configuration, or its errors.
+async fn reload(State(admin): State<Arc<Admin>>) -> Result<Response, TextReply> {
+    may_change(&admin)?;
+    let gone = || (StatusCode::SERVICE_UNAVAILABLE, "not reloaded: this process does not serve\n".to_owned());
+    let (reply, result) = oneshot::channel();
+    let reloads = admin.reloads.get().ok_or_else(gone)?;
+    reloads.send(reply).map_err(|_| gone())?;
+    tracing::info!("admin: reload");
+    match result.await.map_err(|_| gone())? {
+        Ok(generation) => {
+            let answer = format!("{}\n", serde_json::json!(Reloaded { generation }));
+            Ok(([(CONTENT_TYPE, "application/json")], answer).into_response())
+        }
+        Err(why) => {
+            let why = format!("the last good configuration keeps serving: {}\n", why.trim());
+            Err((StatusCode::UNPROCESSABLE_ENTITY, why))
+        }
+    }
+}
+
+async fn drain(State(admin): State<Arc<Admin>>, RawQuery(query): RawQuery) -> Result<Response, TextReply> {
+    let asked = Asked::parse(query.as_deref(), false)?;
+    change(&admin, &asked, Change::Drain)
+}
+
+async fn undrain(State(admin): State<Arc<Admin>>, RawQuery(query): RawQuery) -> Result<Response, TextReply> {
+    let asked = Asked::parse(query.as_deref(), false)?;
+    change(&admin, &asked, Change::Undrain)
+}
+
+async fn weight(State(admin): State<Arc<Admin>>, RawQuery(query): RawQuery) -> Result<Response, TextReply> {
+    let asked = Asked::parse(query.as_deref(), true)?;
+    change(&admin, &asked, Change::Weight(asked.weight))
+}
+
+/// The endpoint of a change, and its weight.
+#[derive(Debug, PartialEq, Eq)]
+struct Asked {
+    backend: String,
+    endpoint: SocketAddr,
+    /// `None` is the configured one.
+    weight: Option<u32>,
+}
+
+impl Asked {
+    fn parse(query: Option<&str>, has_weight: bool) -> Result<Self, TextReply> {
+        let example = if has_weight { "&weight=NUMBER, or &weight=configured" } else { "" };
+        let usage = |why: String| {
+            let why = format!("{why}: write ?backend=NAME&endpoint=ADDRESS:PORT{example}\n");
+            (StatusCode::BAD_REQUEST, why)
+        };
+        let pairs: Vec<(String, String)> =
+            serde_urlencoded::from_str(query.unwrap_or_default()).unwrap_or_default();
+        let (mut backend, mut endpoint, mut weight) = (None, None, None);
+        for (key, value) in pairs {
+            match key.as_str() {
+                "backend" => backend = Some(value),
+                "endpoint" => {
+                    let parsed = value
+                        .parse()
+                        .map_err(|_| usage(format!("'{value}' is not an address and a port")))?;
+                    endpoint = Some(parsed);
+                }
+                "weight" if has_weight && value == "configured" => weight = Some(None),
+                "weight" if has_weight => {
+                    let parsed = value.parse().ok().filter(|weight| *weight <= Target::MAX_WEIGHT);
+                    let most = Target::MAX_WEIGHT;
+                    let parsed =
+                        parsed.ok_or_else(|| usage(format!("'{value}' is not a number from 0 to {most}")))?;
+                    weight = Some(Some(parsed));
+                }
+                other => return Err(usage(format!("'{other}' is not known"))),
+            }
+        }
+        match (backend, endpoint, weight) {
+            (Some(_), Some(_), None) if has_weight => Err(usage("the weight is missing".into())),
+            (Some(backend), Some(endpoint), weight) => {
+                Ok(Self { backend, endpoint, weight: weight.flatten() })
+            }
+            _ => Err(usage("the backend or the endpoint is missing".into())),
+        }
+    }
+}
+
+/// Changes an endpoint until the next start of the process.
+fn change(admin: &Admin, asked: &Asked, change: Change) -> Result<Response, TextReply> {
+    may_change(admin)?;
+    let Some((current, _)) = admin.shown.get() else {
+        return Err((StatusCode::SERVICE_UNAVAILABLE, "not serving yet\n".into()));
+    };
+    let Asked { backend, endpoint, .. } = asked;
+    let snapshot = current.load();
+    let Some(cluster) = snapshot.clusters().iter().find(|cluster| *cluster.name == **backend) else {
+        return Err((StatusCode::NOT_FOUND, format!("there is no backend '{backend}': see /backends\n")));
+    };
+    let Some(result) = cluster.change(*endpoint, change) else {
+        let why = format!("'{backend}' has no endpoint {endpoint}: see /backends?backend={backend}\n");
+        return Err((StatusCode::NOT_FOUND, why));
+    };
+    let Override { drained, weight } = result;
+    tracing::info!(%backend, %endpoint, drained, ?weight, "admin: endpoint changed until the next start");
+    let changed = Changed { backend: backend.clone(), endpoint: *endpoint, drained, weight };
+    let answer = format!("{}\n", serde_json::json!(changed));
+    Ok(([(CONTENT_TYPE, "application/json")], answer).into_response())
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Instant;
@@ -295,6 +420,16 @@ mod tests {
             (true, Method::DELETE, "/connections/7", 404),
             (true, Method::POST, "/connections", 405),
             (true, Method::DELETE, "/metrics", 405),
+            (true, Method::GET, "/reload", 405),
+            (true, Method::POST, "/reload", 403),
+            (true, Method::GET, "/drain", 405),
+            (true, Method::POST, "/drain", 400),
+            (true, Method::POST, "/drain?backend=a&endpoint=10.0.0.1", 400),
+            (true, Method::POST, "/drain?backend=a&endpoint=10.0.0.1:1&weight=1", 400),
+            (true, Method::POST, "/drain?backend=a&endpoint=10.0.0.1:1", 403),
+            (true, Method::POST, "/weight?backend=a&endpoint=10.0.0.1:1", 400),
+            (true, Method::POST, "/weight?backend=a&endpoint=10.0.0.1:1&weight=1000001", 400),
+            (true, Method::POST, "/weight?backend=a&endpoint=10.0.0.1:1&weight=configured", 403),
         ] {
             let response = ask(allow_close, method.clone(), uri).await;
             assert_eq!(response.status().as_u16(), status, "{method} {uri}");
@@ -340,6 +475,7 @@ mod tests {
             (Method::GET, "/metrics", 404),
             (Method::GET, "/connections", 404),
             (Method::DELETE, "/connections/7", 404),
+            (Method::POST, "/reload", 404),
             (Method::POST, "/ready", 405),
         ] {
             let response = answer(&admin(true), Scope::Probes, request(method.clone(), uri)).await;

@@ -16,6 +16,7 @@ use crate::{
             watchlist::{Group, Watched},
         },
         health_collector::SharedWatchlist,
+        overrides::Override,
     },
 };
 
@@ -49,6 +50,9 @@ struct Endpoint<'b> {
     ejected: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     certificate: Option<Certificate<'b>>,
+    /// The change at run time. Absent without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    overridden: Option<Override>,
 }
 
 /// The certificate of the endpoint at its last TLS check.
@@ -117,7 +121,7 @@ impl Pieces for Backends {
 
 fn show<'b>(snapshot: &Snapshot, at: usize, cluster: &'b Cluster, group: Option<&'b Group>) -> Backend<'b> {
     let members = cluster.members();
-    let endpoint = |endpoint: &Arc<crate::upstream::endpoint::Endpoint>| {
+    let endpoint = |endpoint: &Arc<crate::upstream::endpoint::Endpoint>, is_used: bool| {
         let address = endpoint.address();
         let watched = group.and_then(|group| group.endpoints.get(&address));
         let checked = watched.filter(|_| group.is_some_and(|group| group.health.check.is_some()));
@@ -126,17 +130,21 @@ fn show<'b>(snapshot: &Snapshot, at: usize, cluster: &'b Cluster, group: Option<
             address,
             active: endpoint.active(),
             broken: endpoint.broken(),
-            available: endpoint.is_eligible() && !endpoint.has_failed(),
+            available: is_used && endpoint.is_eligible() && !endpoint.has_failed(),
             healthy: checked.filter(|one| one.is_known).map(|one| one.checked.is_healthy()),
             error: checked.and_then(|one| one.error.as_deref()),
             ejected: ejects.map(|group| group.ejections.has(address)),
             certificate: watched.and_then(|watched| certificate(snapshot, at, watched)),
+            overridden: cluster.overridden(address),
         }
     };
+    let used = members.endpoints().iter().map(|one| endpoint(one, true));
+    let drained = cluster.drained();
+    let drained = drained.iter().map(|one| endpoint(one, false));
     Backend {
         name: &cluster.name,
         panic: group.is_some_and(|group| group.panics),
-        endpoints: members.endpoints().iter().map(endpoint).collect(),
+        endpoints: used.chain(drained).collect(),
     }
 }
 

@@ -18,6 +18,7 @@ use super::{
     routing::{self, Routing},
     secrets::check_secrets,
     signals::Signals,
+    watch::FileWatch,
 };
 use crate::{
     bpf,
@@ -131,14 +132,12 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
                 ExitCode::FAILURE
             })
         }
-        Command::Connections(options) => {
-            print(&client::connections(&options)?)?;
-            Ok(ExitCode::SUCCESS)
-        }
-        Command::Close(options) => {
-            print(&client::close(&options)?)?;
-            Ok(ExitCode::SUCCESS)
-        }
+        Command::Connections(options) => printed(&client::connections(&options)?),
+        Command::Close(options) => printed(&client::close(&options)?),
+        Command::Reload(options) => printed(&client::reload(&options)?),
+        Command::Drain(options) => printed(&client::change(&options, "drain", None)?),
+        Command::Undrain(options) => printed(&client::change(&options, "undrain", None)?),
+        Command::Weight(options) => printed(&client::change(&options.of, "weight", Some(&options.weight))?),
     }
 }
 
@@ -159,17 +158,24 @@ fn serve(options: Run) -> anyhow::Result<ExitCode> {
     let signals = Signals::install()?;
     log::init(&options.log, options.log_format)?;
     bpf::log::set_level(options.ebpf_log);
+    let watch = options.watch.then(|| FileWatch::new(&options.config.config));
     let translation = file::load(&options.config.config, &options.config.options())?;
     if translation.model.is_none() {
         log::say(&render_check(&translation));
         return Ok(ExitCode::from(BAD_CONFIGURATION));
     }
-    App::start(options, translation, signals)?.run()?;
+    App::start(options, translation, watch, signals)?.run()?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn code(translation: &Translation) -> ExitCode {
     if translation.model.is_some() { ExitCode::SUCCESS } else { ExitCode::from(BAD_CONFIGURATION) }
+}
+
+/// Prints the result of a command.
+fn printed(text: &str) -> anyhow::Result<ExitCode> {
+    print(text)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Prints to standard output. A reader that closes the pipe (`| head`) is no failure.

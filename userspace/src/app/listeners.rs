@@ -11,8 +11,12 @@ use tokio::time::Instant;
 
 use super::App;
 use crate::{
-    net::listeners::{self, Bound},
+    net::{
+        keepalive::Keepalive,
+        listeners::{self, Bound},
+    },
     proxy::worker::Order,
+    snapshot::Snapshot,
     takeover::client::Client,
 };
 
@@ -58,6 +62,20 @@ impl App {
         self.sockets.remove(&address);
         self.leaving.remove(&address);
         tracing::info!(%address, "no longer listening");
+    }
+
+    /// Sets the keepalive options of each listener on its sockets, for clients that connect from now on.
+    pub(super) fn probe_clients(&self, live: &Snapshot) {
+        for (address, sockets) in &self.sockets {
+            let Some(listener) = live.listener_at(*address) else { continue };
+            let own = listener.timeouts.as_deref().copied().unwrap_or_default();
+            let keepalive = Keepalive::of(&own.of_peers(&self.peers));
+            for socket in sockets {
+                if let Err(error) = keepalive.replace(socket) {
+                    tracing::error!(%error, %address, "cannot set the keepalive of clients");
+                }
+            }
+        }
     }
 
     /// Keeps the sockets of an address, and applies a new configuration to them. Each worker finds the listener by

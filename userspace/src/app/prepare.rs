@@ -161,4 +161,5 @@ pub(super) fn override_with(model: &mut Model, options: &Run) {
         model.startup.named_status = None;
     }
     model.startup.admin.allow_close |= options.admin_close;
+    model.startup.admin.allow_changes |= options.admin_changes;
 }

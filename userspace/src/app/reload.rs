@@ -17,13 +17,18 @@ use crate::{
 
 impl App {
     /// Reads the configuration again. If it has an error, the last good one stays in service.
-    pub(super) fn reload(&mut self) {
+    /// Returns the number of the new configuration.
+    pub(super) fn reload(&mut self) -> anyhow::Result<u64> {
         // Reading needs many times the memory of the model. The former model is freed with its last connection.
         let _thrift = Thrift::begin();
         self.supervisor.reloading();
         // A rotation has renamed the file. A new file is needed even if the new configuration is rejected.
         self.access_log.reopen();
-        match self.try_reload() {
+        if let Some(watch) = &mut self.watch {
+            watch.is_read();
+        }
+        let result = self.try_reload();
+        match &result {
             Ok(generation) => {
                 tracing::info!(generation, "configuration reloaded");
                 self.supervisor.ready("Serving");
@@ -36,6 +41,7 @@ impl App {
                     .ready("Serving the last good configuration: the new one has errors, see the log");
             }
         }
+        result
     }
 
     fn try_reload(&mut self) -> anyhow::Result<u64> {
@@ -100,6 +106,7 @@ impl App {
         for (address, front) in changes.changed {
             self.follow(address, front);
         }
+        self.probe_clients(&live);
         self.metrics.config_generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
         for line in report.lines() {
             tracing::warn!("{line}");

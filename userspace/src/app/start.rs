@@ -32,7 +32,10 @@ use crate::{
     admin::{Admin, Askable},
     bpf::packet::Pins,
     cli::Run,
-    datapath::{factory::Factory, packet::adopted::AdoptedFlows},
+    datapath::{
+        factory::Factory,
+        packet::adopted::{AdoptedFlows, Limits},
+    },
     limits::admission::Admission,
     metrics::Metrics,
     net::listeners::Bound as Sockets,
@@ -249,6 +252,7 @@ impl Bound {
         let health = SharedWatchlist::default();
         admin.shows(shared.current.clone(), health.clone());
         let checker = Checker::new(&shared.current, &shared.metrics, health);
+        let peers = shared.current.load().model.startup.timeouts.clone();
         let mut app = App {
             runtime,
             options,
@@ -264,8 +268,11 @@ impl Bound {
             lost_workers,
             listening: BTreeMap::new(),
             sockets: BTreeMap::new(),
+            peers,
             leaving: BTreeMap::new(),
             requests: mpsc::unbounded_channel().1,
+            reloads: mpsc::unbounded_channel().1,
+            watch: None,
             socket_file: None,
             trial: mpsc::unbounded_channel().1,
             needs,
@@ -291,10 +298,16 @@ impl Bound {
         }
         app.adopted = adopted.map(|adopted| {
             let stop = CancellationToken::new();
-            let current = app.current.clone();
-            let watch = adopted.watch(stop.clone(), flows, adopted_asked, move || {
-                current.load().model.runtime.timeouts.max_duration
-            });
+            let (current, known) = (app.current.clone(), app.current.clone());
+            let watch = adopted.watch(
+                stop.clone(),
+                flows,
+                adopted_asked,
+                Limits {
+                    process: move || current.load().model.runtime.timeouts.clone(),
+                    own: move |own, endpoint| known.load().limits_between(own, endpoint),
+                },
+            );
             Watch { task: app.runtime.spawn(watch), stop }
         });
         // The deny list may contain clients of an earlier process.

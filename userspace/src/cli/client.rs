@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use crate::{
-    account::view::{Closed, ConnectionView, Filter, Listing},
+    account::view::{Changed, Closed, ConnectionView, Filter, Listing, Reloaded},
     cli,
 };
 
@@ -52,6 +52,29 @@ pub fn connections(options: &cli::Connections) -> anyhow::Result<String> {
         }
     }
     if *json { Ok(serde_json::to_string(&listing)? + "\n") } else { Ok(render(&listing)) }
+}
+
+/// `snisplice reload`: returns the number of the new configuration.
+pub fn reload(options: &cli::Reload) -> anyhow::Result<String> {
+    let body = request(&options.ask.admin, Method::POST, "/reload")?;
+    let Reloaded { generation } =
+        serde_json::from_str(&body).context("the answer is not that of a snisplice of this version")?;
+    Ok(format!("generation {generation} serves\n"))
+}
+
+/// `snisplice drain`, `undrain` and `weight`: returns the state of the endpoint.
+pub fn change(options: &cli::Drain, how: &str, weight: Option<&str>) -> anyhow::Result<String> {
+    let endpoint = options.endpoint.to_string();
+    let pairs = [("backend", Some(&*options.backend)), ("endpoint", Some(&*endpoint)), ("weight", weight)];
+    let pairs: Vec<_> = pairs.into_iter().filter_map(|(key, value)| Some((key, value?))).collect();
+    let target = format!("/{how}?{}", serde_urlencoded::to_string(pairs)?);
+    let body = request(&options.ask.admin, Method::POST, &target)?;
+    let Changed { backend, endpoint, drained, weight } =
+        serde_json::from_str(&body).context("the answer is not that of a snisplice of this version")?;
+    let state = if drained { "drained" } else { "in use" };
+    let weight =
+        weight.map_or_else(|| "the configured weight".to_owned(), |weight| format!("weight {weight}"));
+    Ok(format!("{endpoint} of {backend}: {state}, {weight}\n"))
 }
 
 /// `snisplice close`: returns the number of closed connections. Fails at the first one that cannot be closed.

@@ -217,7 +217,7 @@ impl Datapath for Adaptive {
     }
 
     fn gain(&self, found: &InKernel) -> io::Result<()> {
-        let patience = self.relay.options().patience;
+        let patience = self.relay.patience();
         let packet = found.packet.clone().map(|programs| Packet::new(programs, patience)).transpose()?;
         let settings = sockmap::Settings::new(patience);
         let sockmap =

@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use snisplice_config::model::Offload;
+use snisplice_config::model::{Offload, scope::ScopedTimeouts};
 use tokio::{
     io::Interest,
     net::TcpStream,
@@ -62,8 +62,8 @@ pub struct Relay {
 /// The goal of a copy.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct CopyOptions {
-    /// The limits of its silence.
-    pub(super) patience: Patience,
+    /// The limits of its silence, unless the connection has limits of its own. `None` is no limit.
+    pub(super) patience: Option<Patience>,
     /// The thresholds and the moment of the offload. `None` is never.
     pub(super) handover: Option<(Offload, HandoverPoint)>,
 }
@@ -78,7 +78,27 @@ pub(super) struct CopyContext<'a> {
 impl CopyOptions {
     /// To the end.
     pub(super) const fn to_end(patience: Patience) -> Self {
-        Self { patience, handover: None }
+        Self { patience: Some(patience), handover: None }
+    }
+
+    /// To the end, after any silence.
+    pub(super) const fn with_any_silence() -> Self {
+        Self { patience: None, handover: None }
+    }
+
+    /// The limits of a connection's silence.
+    pub(super) fn patience(&self, account: &Account) -> Patience {
+        match self.patience {
+            Some(patience) => patience.of_connection(account),
+            None => ScopedTimeouts::NEVER.into(),
+        }
+    }
+}
+
+impl CopyContext<'_> {
+    /// The limits of the connection's silence.
+    fn patience(&self) -> Patience {
+        self.options.patience(self.account)
     }
 }
 
@@ -86,6 +106,11 @@ impl Relay {
     /// The options for copying a connection to its end.
     pub(super) fn options(&self) -> &CopyOptions {
         &self.options
+    }
+
+    /// The limits of a connection without its own.
+    pub(super) fn patience(&self) -> Patience {
+        self.options.patience.unwrap_or_else(|| ScopedTimeouts::NEVER.into())
     }
 
     /// A relay that gives up a connection that is silent for longer.
@@ -287,7 +312,7 @@ const UNSEEN: u64 = u64::MAX;
 
 /// The time of the first check of the clock, and the progress at its start.
 fn first_look(copy: &CopyContext<'_>, is_unwatched: bool) -> (Duration, u64) {
-    let idle = copy.options.patience.idle;
+    let idle = copy.patience().idle;
     if is_unwatched && SHORT < idle { (SHORT, UNSEEN) } else { (idle, moved(copy.account)) }
 }
 
@@ -297,7 +322,7 @@ fn is_silent(seen: &mut u64, timer: Pin<&mut Sleep>, copy: &CopyContext<'_>) -> 
     if *seen == before {
         return true;
     }
-    timer.reset(Instant::now() + copy.options.patience.idle);
+    timer.reset(Instant::now() + copy.patience().idle);
     false
 }
 

@@ -2,7 +2,7 @@
 
 use std::{future::Future, io, os::fd::BorrowedFd, pin::Pin, rc::Rc, sync::Arc, time::Duration};
 
-use snisplice_config::model::PeerTimeouts;
+use snisplice_config::model::{PeerTimeouts, scope::ScopedTimeouts};
 use tokio::net::TcpStream;
 
 use crate::{
@@ -122,6 +122,18 @@ impl Patience {
     #[must_use]
     pub fn of(timeouts: &PeerTimeouts) -> Self {
         Self { idle: timeouts.idle, half_closed: timeouts.half_closed }
+    }
+
+    /// The limits of one connection: its own, or else these.
+    #[must_use]
+    pub fn of_connection(self, account: &Account) -> Self {
+        account.limits().map_or(self, |own| self.or_own(own))
+    }
+
+    /// The limits of a connection with its own, or else these.
+    #[must_use]
+    pub fn or_own(self, own: &ScopedTimeouts) -> Self {
+        Self { idle: own.idle.unwrap_or(self.idle), half_closed: own.half_closed.unwrap_or(self.half_closed) }
     }
 
     /// The value that must change for a connection not to be idle: it changes with `up` and `down`, the bytes so far.

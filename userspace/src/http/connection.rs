@@ -201,12 +201,16 @@ struct Limits {
 }
 
 impl Limits {
-    fn of(model: &Model) -> Self {
+    fn of(model: &Model, account: &Account) -> Self {
         let timeouts = &model.runtime.timeouts;
-        let patience = Patience { head: timeouts.hello, idle: model.startup.timeouts.idle };
+        let own = account.limits();
+        let patience = Patience {
+            head: own.and_then(|own| own.hello).unwrap_or(timeouts.hello),
+            idle: own.and_then(|own| own.idle).unwrap_or(model.startup.timeouts.idle),
+        };
         // The last requests get the time of a drain, and at most a tenth of the maximum duration. After that the
         // connection is closed like any other.
-        let longest = timeouts.max_duration;
+        let longest = account.listener_account().registry.longest(account, timeouts);
         let leave_after =
             (!longest.is_zero()).then(|| longest.saturating_sub(timeouts.drain.min(longest / 10)));
         Self { patience, leave_after }
@@ -224,7 +228,8 @@ pub async fn serve<I>(
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let Some(limits) = (connection.served)().map(|served| Limits::of(&served.snapshot.model)) else {
+    let limits = |served: Served| Limits::of(&served.snapshot.model, &connection.account);
+    let Some(limits) = (connection.served)().map(limits) else {
         return CloseReason::ListenerRemoved;
     };
     let protocol = match protocol {

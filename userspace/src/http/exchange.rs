@@ -539,8 +539,8 @@ impl Order<'_> {
         backend: Destination<'_>,
         candidates: crate::upstream::candidates::Candidates,
     ) -> Result<(Sender, Arc<Endpoint>), Failure> {
-        let Connection { connector, admission, worker, .. } = &**self.connection;
-        let limit = cluster.connect_timeout.unwrap_or(self.snapshot.model.runtime.timeouts.connect);
+        let Connection { connector, admission, worker, account, .. } = &**self.connection;
+        let limit = self.snapshot.connect_timeout(cluster, account.limits());
         let deadline = Instant::now() + limit;
         let mut candidates = Some(candidates);
         let connected = loop {

@@ -56,6 +56,19 @@ impl Keepalive {
         Self { probes, unacknowledged }
     }
 
+    /// Sets the options on a socket that may have others. Connections that are accepted later inherit them.
+    pub fn replace(&self, socket: &impl AsFd) -> io::Result<()> {
+        let options = SockRef::from(socket);
+        if self.probes.is_none() {
+            options.set_keepalive(false)?;
+        }
+        if self.unacknowledged.is_none() {
+            // 0 is the kernel's default (tcp(7)).
+            set_int(socket, libc::SOL_TCP, libc::TCP_USER_TIMEOUT, 0)?;
+        }
+        self.apply(socket)
+    }
+
     /// Sets the options. Connections inherit them from a listening socket.
     pub fn apply(&self, socket: &impl AsFd) -> io::Result<()> {
         let socket = SockRef::from(socket);

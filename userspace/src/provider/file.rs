@@ -63,7 +63,10 @@ fn not_text(path: &Path, bytes: &[u8]) -> anyhow::Error {
 
 /// A directory stands for its YAML and JSON files, sorted by name. Hidden files are skipped, including the `..data`
 /// links of a mounted `ConfigMap`.
-fn files(paths: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
+///
+/// # Errors
+/// Returns an error if a directory cannot be read, or contains no such file or too many.
+pub fn files(paths: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for path in paths {
         if !path.is_dir() {

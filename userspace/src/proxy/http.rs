@@ -171,7 +171,7 @@ impl Connect for Service {
                 Ok(connected) => {
                     place.is_settled();
                     admission.reachability.found(&cluster.name);
-                    let _ = self.keepalive.apply(&connected.stream);
+                    let _ = self.keepalives.within(cluster.timeouts.as_ref()).apply(&connected.stream);
                     let endpoint = connected.lease.endpoint().clone();
                     let guard = Box::new((connected.lease, place));
                     Ok(Connected { io: connected.stream, endpoint, guard })

@@ -5,7 +5,7 @@ use std::{
     os::fd::{AsFd, AsRawFd as _},
     rc::Rc,
     sync::Arc,
-    time::Instant as StdInstant,
+    time::{Duration, Instant as StdInstant},
 };
 
 use snisplice_config::model::{Listener, Model, Rule, termination::Termination};
@@ -107,37 +107,45 @@ async fn establish(
     let action = if let Some(action) = early {
         action
     } else {
-        let received = wait_for_hello(&client, &mut reader, &snapshot.model, permit).await;
+        let own = listener.timeouts.as_ref().and_then(|own| own.hello);
+        let limit = own.unwrap_or(snapshot.model.runtime.timeouts.hello);
+        let received = wait_for_hello(&client, &mut reader, limit, permit).await;
         route(listener, account, received, || begins_request(&reader, &client))
     };
-    let (cluster, name) = match action {
+    let (cluster, name, route) = match action {
         Action::Pass(rule, name) => {
             enter(rule, &client, account, &snapshot, permit)?;
-            (snapshot.next_target(rule).ok_or(CloseReason::BackendRejected)?, name)
+            let cluster = snapshot.next_target(rule).ok_or(CloseReason::BackendRejected)?;
+            (cluster, name, rule.timeouts.as_ref())
         }
         Action::Terminate(rule, termination) => {
             enter(rule, &client, account, &snapshot, permit)?;
             let (rule, termination) = (rule.clone(), termination.clone());
             let read = reader.into_bytes();
-            let terminated = Terminated { client, read, snapshot: snapshot.clone(), rule, termination };
+            let listener = listener.timeouts.clone();
+            let terminated =
+                Terminated { client, read, snapshot: snapshot.clone(), rule, termination, listener };
             return Ok(Established::Terminated(Box::new(terminated)));
         }
         Action::Refuse(refusal) => {
             let backend = refusal.apply(&client, listener, account, service).await?;
-            (snapshot.cluster(backend), None)
+            (snapshot.cluster(backend), None, None)
         }
         Action::Http => {
+            account.limited_by([None, None, listener.timeouts.as_ref()]);
             return Ok(Established::Http(Box::new(http::Plain { client, read: reader.into_bytes() })));
         }
         Action::End(reason) => return Err(reason),
     };
 
     account.goes_to(cluster.name.clone());
+    account.limited_by([cluster.timeouts.as_ref(), route, listener.timeouts.as_ref()]);
     let from = Client { socket: &client, source: address_of(&client), name };
     let Upstream { stream: backend, lease, announced } =
-        connect_within_limits(cluster, from, &snapshot.model, service, permit).await?;
+        connect_within_limits(cluster, from, account, &snapshot, service, permit).await?;
     account.has_sockets([client.as_raw_fd(), backend.as_raw_fd()]);
-    let (hello, keepalive) = (reader.into_bytes(), Some(service.keepalive.clone()));
+    let (hello, keepalive) =
+        (reader.into_bytes(), Some(service.keepalives.within(cluster.timeouts.as_ref())));
     Ok(Established::Passed(Pair { client, backend, hello, same_host: announced, keepalive }, lease))
 }
 
@@ -194,13 +202,13 @@ fn address(client: &TcpStream) -> Option<IpAddr> {
 async fn wait_for_hello(
     client: &TcpStream,
     reader: &mut HelloReader,
-    model: &Model,
+    limit: Duration,
     permit: &Permit,
 ) -> Received {
     let waiting = permit.hello(address(client), reader.has_begun(), StdInstant::now());
     let received = tokio::select! {
         biased;
-        received = timeout(model.runtime.timeouts.hello, reader.read(client, || waiting.heard())) => {
+        received = timeout(limit, reader.read(client, || waiting.heard())) => {
             received.unwrap_or(Received::TimedOut)
         }
         () = waiting.made_room() => Received::MadeRoom,
@@ -273,12 +281,13 @@ fn route<'s>(
 pub(super) async fn connect_within_limits(
     cluster: &Cluster,
     client: Client<'_>,
-    model: &Model,
+    account: &Account,
+    snapshot: &Snapshot,
     service: &Service,
     permit: &Permit,
 ) -> Result<Upstream, CloseReason> {
-    let Cluster { max_connections, max_pending, connect_timeout, .. } = *cluster;
-    let limit = connect_timeout.unwrap_or(model.runtime.timeouts.connect);
+    let Cluster { max_connections, max_pending, .. } = *cluster;
+    let limit = snapshot.connect_timeout(cluster, account.limits());
     let pending = permit.connect(&cluster.name, max_connections, max_pending, StdInstant::now())?;
     let connected = connect(cluster, client, limit, service).await;
     drop(pending);
@@ -309,7 +318,6 @@ mod tests {
         net::SocketAddr,
         pin::{Pin, pin},
         task::Poll,
-        time::Duration,
     };
 
     use rustix::io::retry_on_intr;
@@ -327,8 +335,8 @@ mod tests {
         },
         limits::admission::Admission,
         metrics::Metrics,
-        net::keepalive::Keepalive,
-        snapshot::{SharedSnapshot, Snapshot},
+        proxy::service::Keepalives,
+        snapshot::SharedSnapshot,
     };
 
     const LISTENER: Group<'static> = Group { name: "https", access: None };
@@ -349,7 +357,7 @@ mod tests {
             current: Arc::new(SharedSnapshot::from_pointee(Snapshot::new(model, 1))),
             metrics: Arc::new(Metrics::new()),
             datapath,
-            keepalive: Rc::new(Keepalive::of(&PeerTimeouts::default())),
+            keepalives: Keepalives::new(&PeerTimeouts::default()),
             patience: IDLE.into(),
             registry: Rc::default(),
             races: Cell::default(),

@@ -1,9 +1,18 @@
 //! Serves a connection with terminated TLS: handshake, endpoint, and the decrypted bytes.
 
-use std::{io, net::IpAddr, os::fd::AsRawFd as _, pin::Pin, rc::Rc, sync::Arc, time::Instant};
+use std::{
+    io,
+    net::IpAddr,
+    os::fd::AsRawFd as _,
+    pin::Pin,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use snisplice_config::model::{
     Rule,
+    scope::ScopedTimeouts,
     termination::{Inside, Termination},
 };
 use snisplice_tls::alert::{Description, alert};
@@ -44,6 +53,8 @@ pub(super) struct Terminated {
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) rule: Arc<Rule>,
     pub(super) termination: Arc<Termination>,
+    /// The time limits of the listener, if it has its own.
+    pub(super) listener: Option<Arc<ScopedTimeouts>>,
 }
 
 /// The future that serves a client to its end.
@@ -58,18 +69,21 @@ pub(super) fn serve<'a>(
     permit: &'a Permit,
 ) -> Served<'a> {
     account.set_carrier(Carrier::Terminate);
-    let Terminated { client, read, snapshot, rule, termination } = *begun;
+    let Terminated { client, read, snapshot, rule, termination, listener } = *begun;
     Box::pin(async move {
         // The handshake needs far more memory than later steps, and is short.
-        let shaken = Box::pin(shake_hands(client, read, &snapshot, &termination, permit)).await;
+        let own = listener.as_ref().and_then(|own| own.handshake);
+        let limit = own.unwrap_or(snapshot.model.runtime.timeouts.handshake);
+        let shaken = Box::pin(shake_hands(client, read, &snapshot, &termination, limit, permit)).await;
         let client = match shaken {
             Ok(client) => client,
             Err(reason) => return reason,
         };
         match &termination.inside {
-            Inside::Bytes => carry(client, snapshot, rule, account, service, permit).await,
+            Inside::Bytes => carry(client, snapshot, (rule, listener), account, service, permit).await,
             Inside::Http(_) => {
-                drop((snapshot, rule));
+                account.limited_by([None, rule.timeouts.as_ref(), listener.as_ref()]);
+                drop((snapshot, rule, listener));
                 Box::pin(http::serve_encrypted(client, account, service, permit)).await
             }
         }
@@ -82,6 +96,7 @@ async fn shake_hands(
     read: Vec<u8>,
     snapshot: &Snapshot,
     termination: &Termination,
+    limit: Duration,
     permit: &Permit,
 ) -> Result<ServerStream, CloseReason> {
     let terminations = snapshot.terminations();
@@ -97,7 +112,6 @@ async fn shake_hands(
     let under_way = permit.handshake(peer, Instant::now()).inspect_err(|_| {
         let _ = sockopt::reset_on_close(&client);
     })?;
-    let limit = snapshot.model.runtime.timeouts.handshake;
     let shaken = timeout(limit, handshake::accept(client, read, server)).await;
     drop(under_way);
     match shaken {
@@ -118,21 +132,23 @@ async fn shake_hands(
 async fn carry(
     client: ServerStream,
     snapshot: Arc<Snapshot>,
-    rule: Arc<Rule>,
+    (rule, listener): (Arc<Rule>, Option<Arc<ScopedTimeouts>>),
     account: &Account,
     service: &Service,
     permit: &Permit,
 ) -> CloseReason {
-    let connected = Box::pin(connect(&client, &snapshot, &rule, account, service, permit)).await;
+    let scopes = (&*rule, listener.as_ref());
+    let connected = Box::pin(connect(&client, &snapshot, scopes, account, service, permit)).await;
     // The connection needs nothing of its configuration from here on.
-    drop((snapshot, rule));
+    drop((snapshot, rule, listener));
+    let patience = service.patience.of_connection(account);
     let (backend, lease) = match connected {
         Ok(connected) => connected,
         Err(reason) => return reason,
     };
     let reason = match backend {
-        Backend::Plain(backend) => copy(client, backend, account, service.patience).await,
-        Backend::Tls(backend) => copy(client, *backend, account, service.patience).await,
+        Backend::Plain(backend) => copy(client, backend, account, patience).await,
+        Backend::Tls(backend) => copy(client, *backend, account, patience).await,
     };
     lease.ended(reason, account.bytes().1 > 0);
     reason
@@ -149,7 +165,7 @@ enum Backend {
 async fn connect(
     client: &ServerStream,
     snapshot: &Snapshot,
-    rule: &Rule,
+    (rule, listener): (&Rule, Option<&Arc<ScopedTimeouts>>),
     account: &Account,
     service: &Service,
     permit: &Permit,
@@ -157,13 +173,14 @@ async fn connect(
     let id = snapshot.next_backend(rule).ok_or(CloseReason::BackendRejected)?;
     let cluster = snapshot.cluster(id);
     account.goes_to(cluster.name.clone());
+    account.limited_by([cluster.timeouts.as_ref(), rule.timeouts.as_ref(), listener]);
     let socket = client.socket();
     let name = client.get_ref().1.server_name().map(hash::server_name);
     let from = Client { socket, source: address_of(socket), name };
-    let upstream = connect_within_limits(cluster, from, &snapshot.model, service, permit).await?;
+    let upstream = connect_within_limits(cluster, from, account, snapshot, service, permit).await?;
     account.has_sockets([socket.as_raw_fd(), upstream.stream.as_raw_fd()]);
     // If this fails, an unreachable peer is detected later.
-    let _ = service.keepalive.apply(&upstream.stream);
+    let _ = service.keepalives.within(cluster.timeouts.as_ref()).apply(&upstream.stream);
     let terminations = snapshot.terminations();
     let Some(tls) = terminations.upstream(id).map_err(|_| CloseReason::BackendTlsFailed)? else {
         return Ok((Backend::Plain(upstream.stream), upstream.lease));

@@ -25,7 +25,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     acceptor::{Acceptor, Entrance, Followed, accept_always},
-    service::Service,
+    service::{Keepalives, Service},
 };
 use crate::{
     account::{
@@ -40,7 +40,7 @@ use crate::{
     http,
     limits::admission::Admission,
     metrics::Metrics,
-    net::{keepalive::Keepalive, sockopt::watch_readable},
+    net::sockopt::watch_readable,
     snapshot::SharedSnapshot,
 };
 
@@ -158,7 +158,7 @@ fn run(index: usize, shared: Shared, orders: mpsc::UnboundedReceiver<Order>) -> 
 
 async fn work(index: usize, shared: Shared, mut orders: mpsc::UnboundedReceiver<Order>) -> io::Result<()> {
     let service = Rc::new(Service {
-        keepalive: Rc::new(Keepalive::of(&shared.current.load().model.startup.timeouts)),
+        keepalives: Keepalives::new(&shared.current.load().model.startup.timeouts),
         patience: Patience::of(&shared.current.load().model.startup.timeouts),
         current: shared.current,
         datapath: shared.datapath.build()?,
@@ -175,7 +175,7 @@ async fn work(index: usize, shared: Shared, mut orders: mpsc::UnboundedReceiver<
     let patience = loop {
         match orders.recv().await {
             Some(Order::Listen { listener, wanted, socket }) => {
-                service.keepalive.apply(&socket)?;
+                service.keepalives.of_listener(service.current.load().listener_at(wanted)).apply(&socket)?;
                 service.listening.borrow_mut().push((wanted, socket.local_addr()?));
                 let socket = watch_readable(socket.into())?;
                 // One address may have several sockets after a takeover from a process with more workers.
@@ -278,10 +278,7 @@ async fn tick(service: Rc<Service>) {
             continue;
         }
         ticked = Instant::now();
-        let longest = service.current.load().model.runtime.timeouts.max_duration;
-        if !longest.is_zero() {
-            service.registry.end_older(longest);
-        }
+        service.registry.end_older(&service.current.load().model.runtime.timeouts);
     }
 }
 

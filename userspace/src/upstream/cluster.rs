@@ -14,6 +14,7 @@ use snisplice_config::model::{
     self, Endpoint, EndpointHost,
     balancing::{Algorithm, HashKey, LoadBalancing},
     health::Health,
+    scope::ScopedTimeouts,
 };
 use tokio::sync::Notify;
 
@@ -25,6 +26,7 @@ use super::{
     endpoint::Endpoints,
     monitor::Alarms,
     names::{Kind, Query},
+    overrides::{Change, Override, Overrides},
     records::{Known, Target},
 };
 
@@ -43,6 +45,8 @@ pub struct Cluster {
     pub connect_timeout: Option<Duration>,
     /// Whether endpoints see the client's address.
     pub transparent: bool,
+    /// Time limits of the backend's connections, if it has its own.
+    pub timeouts: Option<Arc<ScopedTimeouts>>,
     /// The configured health checks and outlier detection.
     pub health: Health,
     /// The configured endpoints.
@@ -60,6 +64,7 @@ pub struct Cluster {
     how: LoadBalancing,
     affinity: Option<Arc<Affinity>>,
     turns: Arc<Turns>,
+    overrides: Arc<Overrides>,
 }
 
 /// An address without a weight and a priority of its own.
@@ -100,6 +105,7 @@ impl Cluster {
             max_pending: backend.max_pending,
             connect_timeout: backend.connect_timeout,
             transparent: backend.transparent,
+            timeouts: backend.timeouts.clone(),
             health: backend.health.clone(),
             places: backend.endpoints.clone(),
             queries: queries(backend),
@@ -119,6 +125,7 @@ impl Cluster {
                     .unwrap_or_else(|| Arc::new(Affinity::new(rule)))
             }),
             turns: former.map(|former| former.turns.clone()).unwrap_or_default(),
+            overrides: former.map(|former| former.overrides.clone()).unwrap_or_default(),
         };
         new.assemble(&new.addresses());
         new
@@ -164,7 +171,20 @@ impl Cluster {
 
     /// Makes an endpoint of each address, with the weight of the configured endpoint.
     fn assemble(&self, addresses: &[Option<Known>]) {
-        let mut members = Vec::with_capacity(self.places.len());
+        let members = self.resolved(addresses).into_iter().map(|target| Place {
+            endpoint: self.endpoint(target.address),
+            weight: self.overridden(target.address).unwrap_or_default().apply(target.weight),
+            priority: target.priority,
+        });
+        let threshold = if self.health.is_watched() { self.health.panic_threshold } else { 0 };
+        let former = self.members.load();
+        self.members.store(Arc::new(Members::new(members, &self.how, threshold, Some(&former))));
+    }
+
+    /// Each known address, with the weight and the priority of its configured endpoint and of its record. An address
+    /// may come several times.
+    fn resolved(&self, addresses: &[Option<Known>]) -> Vec<Target> {
+        let mut all = Vec::with_capacity(self.places.len());
         for (place, known) in self.places.iter().zip(addresses) {
             let Endpoint { port, weight, priority, .. } = *place;
             let found: Vec<Target> = match (&place.host, known) {
@@ -175,15 +195,45 @@ impl Cluster {
                 (_, Some(Known::Targets(targets))) => targets.to_vec(),
                 (_, None) => Vec::new(),
             };
-            members.extend(found.into_iter().map(|target| Place {
-                endpoint: self.endpoint(target.address),
+            all.extend(found.into_iter().map(|target| Target {
+                address: target.address,
                 weight: weight.saturating_mul(target.weight).min(model::Target::MAX_WEIGHT),
                 priority: priority.saturating_add(target.priority).min(Endpoint::MAX_PRIORITY),
             }));
         }
-        let threshold = if self.health.is_watched() { self.health.panic_threshold } else { 0 };
-        let former = self.members.load();
-        self.members.store(Arc::new(Members::new(members, &self.how, threshold, Some(&former))));
+        all
+    }
+
+    /// The change of an endpoint at run time, if there is one.
+    #[must_use]
+    pub fn overridden(&self, address: SocketAddr) -> Option<Override> {
+        self.overrides.of(address)
+    }
+
+    /// The endpoints that get no connection by a change at run time.
+    #[must_use]
+    pub fn drained(&self) -> Vec<Arc<super::endpoint::Endpoint>> {
+        let addresses = self.addresses();
+        let mut found: Vec<Arc<super::endpoint::Endpoint>> = Vec::new();
+        for Target { address, .. } in self.resolved(&addresses) {
+            let receives = |change: Override| change.apply(1) > 0;
+            let is_known = found.iter().any(|known| known.address() == address);
+            if !is_known && self.overridden(address).is_some_and(|change| !receives(change)) {
+                found.push(self.endpoint(address));
+            }
+        }
+        found
+    }
+
+    /// Changes an endpoint at run time. `None` if the backend has no endpoint with this address.
+    pub fn change(&self, address: SocketAddr, change: Change) -> Option<Override> {
+        let addresses = self.addresses();
+        if !self.resolved(&addresses).iter().any(|known| known.address == address) {
+            return None;
+        }
+        let result = self.overrides.change(address, change);
+        self.assemble(&addresses);
+        Some(result)
     }
 
     /// The endpoint with this address. It has a state of its own if its health is watched.

@@ -12,6 +12,7 @@ fn rule(name: &str) -> Arc<Rule> {
         },
         termination: None,
         access: None,
+        timeouts: None,
     })
 }
 

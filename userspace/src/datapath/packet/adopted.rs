@@ -5,8 +5,10 @@
 //! ([`crate::takeover`]), each flow as soon as its sockets have nothing left to deliver.
 
 use std::{
+    cell::OnceCell,
     collections::{BTreeMap, BTreeSet},
     fmt, io,
+    net::SocketAddr,
     os::fd::AsFd as _,
     sync::Arc,
     time::{Duration, Instant},
@@ -16,6 +18,7 @@ use snisplice_common::packet::{
     flow::{KEPT, OVER, RESET, Rules, Standing, Translation},
     maps::{Slot, Tuple},
 };
+use snisplice_config::model::{Timeouts, scope::ScopedTimeouts};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_util::sync::CancellationToken;
 
@@ -62,6 +65,14 @@ pub struct AdoptedFlows {
     serial: u32,
     /// The number of workers with connections beside these.
     workers: usize,
+}
+
+/// The time limits of adopted flows.
+pub struct Limits<P, O> {
+    /// Returns the limits of the process.
+    pub process: P,
+    /// Returns the limits that differ for a flow: it was accepted at the first address and leads to the second.
+    pub own: O,
 }
 
 impl fmt::Debug for AdoptedFlows {
@@ -159,6 +170,7 @@ impl AdoptedFlows {
             progress: (0, 0),
             counted,
             since: now,
+            limits: OnceCell::new(),
         };
         for (peer, socket) in [Peer::Client, Peer::Backend].into_iter().zip(sockets) {
             let Some((socket, answers)) = socket else { continue };
@@ -225,6 +237,7 @@ impl AdoptedFlows {
             progress: (0, 0),
             counted: [0, 0],
             since: Instant::now(),
+            limits: OnceCell::new(),
         };
         let is_attached = |way: &Translation| self.programs.is_attached(way.device) == Some(true);
         let goes_on = match rules.mode {
@@ -255,15 +268,17 @@ impl AdoptedFlows {
     }
 
     /// Brings each flow to its end, until there is none, and none can arrive by `flows` from a former process. All end
-    /// at once when `stop` is cancelled. Requests are answered meanwhile. `longest` returns the limit of a connection's
-    /// duration, zero for none.
-    pub async fn watch(
+    /// at once when `stop` is cancelled. Requests are answered meanwhile.
+    pub async fn watch<P, O>(
         mut self,
         stop: CancellationToken,
         mut flows: Option<Flows>,
         mut asked: UnboundedReceiver<RegistryRequest>,
-        longest: impl Fn() -> Duration,
-    ) {
+        limits: Limits<P, O>,
+    ) where
+        P: Fn() -> Timeouts,
+        O: Fn(Option<SocketAddr>, Option<SocketAddr>) -> ScopedTimeouts,
+    {
         let programs = self.programs.clone();
         let mut sweep = tokio::time::interval(SWEEP);
         while !self.flows.is_empty() || flows.is_some() {
@@ -301,10 +316,18 @@ impl AdoptedFlows {
                 }
                 _ = sweep.tick() => {}
             }
-            let longest = longest();
-            if !longest.is_zero() {
-                self.end(CloseReason::MaxDuration, |adopted| adopted.opened.elapsed() >= longest);
+            for adopted in &self.flows {
+                adopted.limits.get_or_init(|| {
+                    let [client, backend] =
+                        adopted.tuples.each_ref().map(|tuple| tuple.as_ref().map(tuple::ends));
+                    (limits.own)(client.map(|(local, _)| local), backend.map(|(_, remote)| remote))
+                });
             }
+            let process = (limits.process)();
+            self.end(CloseReason::MaxDuration, |adopted| {
+                let longest = adopted.longest(&process);
+                !longest.is_zero() && adopted.opened.elapsed() >= longest
+            });
             for mut adopted in std::mem::take(&mut self.flows) {
                 if self.goes_on(&mut adopted) {
                     self.flows.push(adopted);
@@ -413,7 +436,7 @@ impl AdoptedFlows {
                 // No relay is possible in this process.
                 let stalled = || self.programs.is_stalled(adopted.flow).then_some(End::Stalled);
                 let end = stalled().or_else(|| adopted.failure());
-                let end = end.or_else(|| adopted.silence(&state, self.patience));
+                let end = end.or_else(|| adopted.silence(&state, adopted.patience(self.patience)));
                 let Some(end) = end else {
                     return true;
                 };

@@ -42,7 +42,7 @@ const FIRST_LOOK: Duration = Duration::from_millis(20);
 const NEVER: Duration = Duration::from_secs(1 << 32);
 
 /// The options by which the balancer's sockets deliver their bytes, while the flow itself is watched.
-const TO_END: CopyOptions = CopyOptions::to_end(Patience { idle: NEVER, half_closed: NEVER });
+const TO_END: CopyOptions = CopyOptions::with_any_silence();
 
 /// A flow's entries in the maps. A drop without a begin leaves nothing behind.
 pub(super) struct Entry {
@@ -355,9 +355,9 @@ impl<'a> PacketFlow<'a> {
                 end = connection.carry_to_end(&TO_END, self.account) => {
                     return entry.seen_end().map_or(Settled::Failed(end), Settled::Ended);
                 }
-                () = sleep(pause.min(options.patience.idle)) => {}
+                () = sleep(pause.min(options.patience(self.account).idle)) => {}
             }
-            if let Some(end) = silence.look(entry, self.account, options.patience) {
+            if let Some(end) = silence.look(entry, self.account, options.patience(self.account)) {
                 return Settled::Ended(end);
             }
             if entry.is_bypassed() {
@@ -409,7 +409,7 @@ impl<'a> PacketFlow<'a> {
             held = back::held(entry, [client, backend]) => held,
             error = failure(client) => Held::of(entry.seen_end(), End::broken_by_client(error)),
             error = failure(backend) => Held::of(entry.seen_end(), End::broken_by_backend(error)),
-            end = silence(entry, self.account, options.patience) => Held::Ended(end),
+            end = silence(entry, self.account, options.patience(self.account)) => Held::Ended(end),
         }
     }
 

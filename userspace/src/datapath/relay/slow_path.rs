@@ -107,7 +107,7 @@ impl Waiting<'_> {
             _ => {}
         }
         let CopyDirection { from, copy, .. } = self.way;
-        let silence = idle(copy.options.patience.half_closed, || moved(copy.account));
+        let silence = idle(copy.patience().half_closed, || moved(copy.account));
         Box::pin(async {
             tokio::select! {
                 error = failure(from) => Err(self.way.by_sender(error)),

@@ -254,7 +254,7 @@ impl<'a> Connection<'a> {
                 Ok((never, _)) => match never {},
                 Err(over) => over,
             },
-            () = idle(self.entries.slot.sockmap.settings.idle, || self.progress()) => return End::Idle,
+            () = idle(self.patience().idle, || self.progress()) => return End::Idle,
         };
         match over {
             Over::Finished => End::Finished,
@@ -288,8 +288,7 @@ impl<'a> Connection<'a> {
         if self.half_closed.replace(true) {
             return Err(Over::Finished);
         }
-        let limit = self.entries.slot.sockmap.settings.half_closed;
-        Box::pin(idle(limit, || self.progress())).await;
+        Box::pin(idle(self.patience().half_closed, || self.progress())).await;
         Err(Over::Silent)
     }
 
@@ -435,6 +434,13 @@ impl<'a> Connection<'a> {
         let (from, _) = self.ends(direction);
         let moved = self.entries.by_shortcut(from.cookie, self.way(direction));
         moved.map_err(|error| Broken { peer: from.peer, error })
+    }
+
+    /// The limits of the connection's silence.
+    fn patience(&self) -> Patience {
+        let settings = &self.entries.slot.sockmap.settings;
+        Patience { idle: settings.idle, half_closed: settings.half_closed }
+            .of_connection(self.entries.account)
     }
 
     /// Changes whenever a byte has moved that counts as activity.

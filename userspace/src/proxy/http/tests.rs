@@ -35,7 +35,7 @@ use crate::{
     http::connection::Worker,
     limits::admission::Group,
     metrics::Metrics,
-    net::keepalive::Keepalive,
+    proxy::service::Keepalives,
     proxy::session,
     snapshot::{SharedSnapshot, Snapshot},
 };
@@ -163,7 +163,7 @@ impl Plan {
                     current: Arc::new(SharedSnapshot::from_pointee(Snapshot::new(model, 1))),
                     metrics: shared.clone(),
                     datapath: Rc::new(Relay::new(Duration::from_secs(60))),
-                    keepalive: Rc::new(Keepalive::of(&PeerTimeouts::default())),
+                    keepalives: Keepalives::new(&PeerTimeouts::default()),
                     patience: Patience::of(&PeerTimeouts::default()),
                     registry: Rc::default(),
                     races: Cell::default(),

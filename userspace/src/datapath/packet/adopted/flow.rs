@@ -1,6 +1,7 @@
 //! One adopted flow, and the sockets that hold its ports.
 
 use std::{
+    cell::OnceCell,
     io, thread,
     time::{Duration, Instant},
 };
@@ -9,11 +10,12 @@ use snisplice_common::packet::{
     flow::{KEPT, Rules, State, Translation},
     maps::Tuple,
 };
+use snisplice_config::model::{Timeouts, scope::ScopedTimeouts};
 use socket2::Socket;
 
 use super::is_half_closed;
 use crate::{
-    account::view::Filter,
+    account::{time_limits::with_jitter, view::Filter},
     bpf::packet::tuple,
     datapath::seam::{End, Patience},
     metrics::{NONE, labels::Carrier},
@@ -39,6 +41,8 @@ pub(super) struct AdoptedFlow {
     pub(super) counted: [u64; 2],
     /// The time since the last movement, or since the end.
     pub(super) since: Instant,
+    /// The limits that differ from those of the process, found by the addresses at the first check.
+    pub(super) limits: OnceCell<ScopedTimeouts>,
 }
 
 impl AdoptedFlow {
@@ -99,6 +103,19 @@ impl AdoptedFlow {
             return None;
         }
         None
+    }
+
+    /// The maximum duration, zero for none.
+    pub(super) fn longest(&self, process: &Timeouts) -> Duration {
+        let own = self.limits.get();
+        let longest = own.and_then(|own| own.max_duration).unwrap_or(process.max_duration);
+        let jitter = own.and_then(|own| own.max_duration_jitter).unwrap_or(process.max_duration_jitter);
+        with_jitter(longest, jitter, self.id)
+    }
+
+    /// The limits of the flow's silence.
+    pub(super) fn patience(&self, process: Patience) -> Patience {
+        self.limits.get().map_or(process, |own| process.or_own(own))
     }
 
     pub(super) fn silence(&mut self, state: &State, patience: Patience) -> Option<End> {
