@@ -13,6 +13,7 @@ use crate::{
         Backend, BackendId, Claim, EndpointHost, Listener, Model, Origin, Policies, Policy, Route, Rule,
         Target,
         http::PlainHttp,
+        proxy_protocol::AcceptProxy,
         rank::{Because, Rank, ServerRank},
         route_table::{RouteTable, Shadowed, builder::RouteTableBuilder},
         secret::{self, Secret},
@@ -60,6 +61,7 @@ pub(crate) struct ListenerBuilder {
     pub(crate) hosts: Vec<HostPattern>,
     pub(crate) policies: Policies,
     pub(crate) mss: Option<u16>,
+    pub(crate) proxy_protocol: Option<AcceptProxy>,
     /// Whether it is a Gateway's. It may then be at one address beside another Gateway's listener at all addresses of
     /// the port. The kernel gives a connection to the more specific one.
     pub(crate) beside: bool,
@@ -373,6 +375,7 @@ impl ListenerBuilder {
             hosts,
             policies,
             mss: None,
+            proxy_protocol: None,
             freebind: false,
             any_address: false,
             beside: false,
@@ -426,6 +429,8 @@ impl ListenerBuilder {
             Some("their policies differ")
         } else if self.mss != other.mss {
             Some("their segment sizes (mss) differ")
+        } else if self.proxy_protocol != other.proxy_protocol {
+            Some("their proxy_protocol settings differ")
         } else {
             None
         }
@@ -439,6 +444,7 @@ impl ListenerBuilder {
             hosts: _,
             policies,
             mss,
+            proxy_protocol,
             freebind,
             any_address,
             beside: _,
@@ -458,7 +464,19 @@ impl ListenerBuilder {
             }
         }
         let routes = table.build();
-        Listener { name, origin, bind, mss, freebind, any_address, ports, routes, plain_http, policies }
+        Listener {
+            name,
+            origin,
+            bind,
+            mss,
+            freebind,
+            any_address,
+            ports,
+            proxy_protocol,
+            routes,
+            plain_http,
+            policies,
+        }
     }
 }
 

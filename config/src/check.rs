@@ -56,6 +56,7 @@ fn render_listener(out: &mut String, listener: &Listener, model: &Model) -> fmt:
         freebind,
         any_address: _,
         ports: _,
+        proxy_protocol,
         routes,
         plain_http,
         policies,
@@ -63,7 +64,8 @@ fn render_listener(out: &mut String, listener: &Listener, model: &Model) -> fmt:
     let addresses = bind.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let segments = mss.map(|bytes| format!(", segments of {bytes} bytes")).unwrap_or_default();
     let early = if *freebind { ", freebind" } else { "" };
-    writeln!(out, "listener {name} on {addresses}{segments}{early} ({origin})")?;
+    let proxies = proxy_protocol.as_ref().map(describe::proxies).unwrap_or_default();
+    writeln!(out, "listener {name} on {addresses}{segments}{early}{proxies} ({origin})")?;
     let rows: Vec<_> = routes
         .entries()
         .iter()

@@ -38,6 +38,7 @@ mod outage;
 mod packet;
 mod persistence;
 mod privileges;
+mod proxy_protocol;
 mod queue;
 mod rejection;
 mod route;
@@ -87,6 +88,7 @@ fn main() -> ExitCode {
         outage::CASES,
         packet::CASES,
         privileges::CASES,
+        proxy_protocol::CASES,
         queue::CASES,
         rejection::CASES,
         route::CASES,

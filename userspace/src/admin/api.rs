@@ -317,7 +317,7 @@ mod tests {
             [status("/ready").await, status("/ready?fail=full").await]
         };
         assert_eq!(statuses().await, [200, 200]);
-        let admitted = admission.admit([192, 0, 2, 1].into(), Instant::now()).unwrap();
+        let admitted = admission.admit(Some([192, 0, 2, 1].into()), Instant::now()).unwrap();
         let permit = admitted.try_place().unwrap();
         assert_eq!(statuses().await, [200, 503]);
         drop(permit);

@@ -124,11 +124,12 @@ pub enum NotConnected {
 
 /// Connects to backends.
 pub trait Connect {
-    /// Connects to one of the endpoints, in their order, for at most `limit`.
+    /// Connects to one of the endpoints, in their order, for at most `limit`. The connection begins with `header`.
     fn connect<'a>(
         &'a self,
         cluster: &'a Cluster,
         candidates: Candidates,
+        header: Option<&'a [u8]>,
         limit: Duration,
         admission: &'a Arc<Admission>,
     ) -> Local<'a, Result<Connected<TcpStream>, NotConnected>>;

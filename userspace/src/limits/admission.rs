@@ -15,7 +15,7 @@ use strum::EnumCount as _;
 use tokio::sync::{Notify, Semaphore};
 
 use self::permit::NONE;
-pub use self::permit::{Admitted, Permit, Shared};
+pub use self::permit::{Admitted, Permit, Shared, UnfinishedHello};
 use super::{
     Overload,
     backends::{BackendRule, Backends, PendingRule},
@@ -153,18 +153,22 @@ impl Admission {
         self.rules.store(Arc::new(Rules::of(self.most, limits)));
     }
 
-    /// Admits a connection from `peer` that was accepted at `now`. It has no slot yet.
-    pub fn admit(self: &Arc<Self>, peer: IpAddr, now: Instant) -> Result<Admitted, Overload> {
-        let rule = self.rules.load().source;
-        let mut source = NONE;
-        if let Some(most) = rule.most {
-            let prefix = rule.source(peer);
-            let key = lock(&self.sources).enter(prefix, most);
-            let Some(key) = key else { return Err(self.source_refused(prefix, most, now)) };
-            // There are fewer connections than descriptors.
-            source = u32::try_from(key).unwrap_or(NONE);
-        }
+    /// Admits a connection from `peer` that was accepted at `now`. It has no slot yet. `None` is a trusted proxy, whose
+    /// client counts later ([`Permit::comes_from`]).
+    pub fn admit(self: &Arc<Self>, peer: Option<IpAddr>, now: Instant) -> Result<Admitted, Overload> {
+        let source = peer.map_or(Ok(NONE), |peer| self.count_source(peer, now))?;
         Ok(Admitted::new(self.clone(), source))
+    }
+
+    /// Counts a connection of a source. Returns the source's key, or [`NONE`] without a limit.
+    fn count_source(&self, peer: IpAddr, now: Instant) -> Result<u32, Overload> {
+        let rule = self.rules.load().source;
+        let Some(most) = rule.most else { return Ok(NONE) };
+        let prefix = rule.source(peer);
+        let key = lock(&self.sources).enter(prefix, most);
+        let key = key.ok_or_else(|| self.source_refused(prefix, most, now))?;
+        // There are fewer connections than descriptors.
+        Ok(u32::try_from(key).unwrap_or(NONE))
     }
 
     /// Whether one more client of a stopping listener may wait for a slot. Such a client holds one of the few

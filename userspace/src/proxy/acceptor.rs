@@ -16,7 +16,7 @@ use rustix::{
 use tokio::{io::unix::AsyncFd, task::JoinHandle, time::sleep};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{service::Service, session};
+use super::{proxied, service::Service, session};
 use crate::{
     account::{Account, ListenerAccount, registry::Registry},
     limits::{
@@ -82,7 +82,7 @@ impl Acceptor {
         loop {
             match self.accept() {
                 Ok((client, peer)) => {
-                    match self.entrance.admission.admit(peer, Instant::now()).map(Admitted::try_place) {
+                    match self.entrance.admit(&client, peer).map(Admitted::try_place) {
                         Ok(Ok(permit)) => self.entrance.start(client, permit),
                         // At the limit the client waits, and later clients wait in the kernel's queue. A request for
                         // a slot after accept(2) holds no slot back from another worker.
@@ -133,7 +133,7 @@ impl Acceptor {
                 Err(Errno::CONNABORTED) => continue,
                 Err(error) => return self.entrance.cannot_accept(error),
             };
-            match self.entrance.admission.admit(peer, Instant::now()).map(Admitted::try_place) {
+            match self.entrance.admit(&client, peer).map(Admitted::try_place) {
                 Ok(Ok(permit)) => self.entrance.start(client, permit),
                 Ok(Err(admitted)) if self.entrance.serves(&client) && self.entrance.admission.may_wait() => {
                     self.entrance.wait(client, admitted);
@@ -160,6 +160,16 @@ impl Entrance {
             }
         }
         listener_account.clone()
+    }
+
+    /// Admits a client. A trusted proxy counts for no source: its header names the client.
+    fn admit(&self, client: &StdStream, peer: IpAddr) -> Result<Admitted, Overload> {
+        let snapshot = self.service.current.load();
+        let address = self.listener_account.borrow().listener_account.address;
+        let listener = snapshot.listener_of(address, || client.local_addr().ok());
+        let rules = listener.and_then(|listener| listener.proxy_protocol.as_ref());
+        let source = (!proxied::is_trusted(rules, peer)).then_some(peer);
+        self.admission.admit(source, Instant::now())
     }
 
     fn cannot_accept(&self, error: Errno) {

@@ -176,13 +176,15 @@ pub async fn connect(
 pub struct Client<'c> {
     /// Its socket.
     pub socket: &'c TcpStream,
+    /// Its address.
+    pub source: Option<IpAddr>,
     /// The hash of the requested server name.
     pub name: Option<u64>,
 }
 
 impl Caller for Client<'_> {
     fn source(&self) -> Option<IpAddr> {
-        self.socket.peer_addr().ok().map(|address| address.ip())
+        self.source
     }
 
     fn server_name(&self) -> Option<u64> {

@@ -5,7 +5,7 @@ use std::{
     os::fd::{AsFd, AsRawFd as _},
     rc::Rc,
     sync::Arc,
-    time::Instant as StdInstant,
+    time::{Duration, Instant as StdInstant},
 };
 
 use snisplice_config::model::{Listener, Model, Rule, termination::Termination};
@@ -15,7 +15,7 @@ use tokio::{net::TcpStream, time::timeout};
 use super::{
     connect::{Client, Upstream, connect},
     hello::{HelloReader, Received},
-    http,
+    http, proxied,
     refuse::{Refusal, RouteVerdict},
     service::Service,
     terminated::{self, Terminated},
@@ -90,7 +90,14 @@ async fn establish(
     let listener =
         snapshot.listener_of(account.listener_account().address, own).ok_or(CloseReason::ListenerRemoved)?;
     account.has_sockets([client.as_raw_fd(), -1]);
-    deny(&client, &snapshot.model)?;
+    let (client, passed) = match &listener.proxy_protocol {
+        None => (client, Duration::ZERO),
+        Some(rules) => {
+            let limit = snapshot.model.runtime.timeouts.hello;
+            Box::pin(proxied::receive(client, rules, account, permit, limit)).await?
+        }
+    };
+    deny(&client, account, &snapshot.model)?;
 
     let mut reader = HelloReader::new(service.datapath.hello(), snapshot.model.runtime.limits.hello_bytes);
     let early = reader.read_now(&client);
@@ -103,7 +110,7 @@ async fn establish(
     let action = if let Some(action) = early {
         action
     } else {
-        let received = wait_for_hello(&client, &mut reader, &snapshot.model, permit).await;
+        let received = wait_for_hello(&client, &mut reader, &snapshot.model, permit, passed).await;
         route(listener, account, received, || begins_request(&reader, &client))
     };
     let (cluster, name) = match action {
@@ -129,19 +136,29 @@ async fn establish(
     };
 
     account.goes_to(cluster.name.clone());
+    let from = Client { socket: &client, source: proxied::client_of(account, &client), name };
     let Upstream { stream: backend, lease, announced } =
-        connect_within_limits(cluster, Client { socket: &client, name }, &snapshot.model, service, permit)
-            .await?;
+        connect_within_limits(cluster, from, &snapshot.model, service, permit).await?;
+    if let Some(rules) = &cluster.proxy_protocol {
+        let longest = snapshot.model.runtime.limits.hello_bytes;
+        let hello = proxied::hello_in(&reader.first_bytes(&client, longest + 1), longest);
+        let fields = hello.as_ref().map(proxied::fields_of).unwrap_or_default();
+        if let Err(reason) = proxied::announce(&backend, rules, &client, account, &fields, reader.has_bytes())
+        {
+            lease.ended(reason, false);
+            return Err(reason);
+        }
+    }
     account.has_sockets([client.as_raw_fd(), backend.as_raw_fd()]);
     let (hello, keepalive) = (reader.into_bytes(), Some(service.keepalive.clone()));
     Ok(Established::Passed(Pair { client, backend, hello, same_host: announced, keepalive }, lease))
 }
 
 /// Resets a client on the deny list.
-fn deny(client: &StdStream, model: &Model) -> Result<(), CloseReason> {
+fn deny(client: &StdStream, account: &Account, model: &Model) -> Result<(), CloseReason> {
     // A client that has already disconnected is let on. A later step detects its state.
     if model.runtime.deny.is_empty()
-        || !client.peer_addr().is_ok_and(|client| model.runtime.deny.contains(client.ip()))
+        || !proxied::client_of(account, client).is_some_and(|client| model.runtime.deny.contains(client))
     {
         return Ok(());
     }
@@ -149,17 +166,19 @@ fn deny(client: &StdStream, model: &Model) -> Result<(), CloseReason> {
     Err(CloseReason::Denied)
 }
 
-/// Waits for the hello until its deadline, or until another client with priority needs the slot.
+/// Waits for the hello until its deadline, of which `passed` has passed, or until another client with priority needs the slot.
 async fn wait_for_hello(
     client: &TcpStream,
     reader: &mut HelloReader,
     model: &Model,
     permit: &Permit,
+    passed: Duration,
 ) -> Received {
+    let limit = model.runtime.timeouts.hello.saturating_sub(passed);
     let waiting = permit.hello(reader.has_begun(), StdInstant::now());
     let received = tokio::select! {
         biased;
-        received = timeout(model.runtime.timeouts.hello, reader.read(client, || waiting.heard())) => {
+        received = timeout(limit, reader.read(client, || waiting.heard())) => {
             received.unwrap_or(Received::TimedOut)
         }
         () = waiting.made_room() => Received::MadeRoom,
@@ -268,7 +287,6 @@ mod tests {
         net::SocketAddr,
         pin::{Pin, pin},
         task::Poll,
-        time::Duration,
     };
 
     use rustix::io::retry_on_intr;
@@ -353,7 +371,7 @@ mod tests {
                     .unwrap();
             }
             accepted.set_nonblocking(true).unwrap();
-            let Ok(permit) = admission.admit(peer.ip(), StdInstant::now()).unwrap().try_place() else {
+            let Ok(permit) = admission.admit(Some(peer.ip()), StdInstant::now()).unwrap().try_place() else {
                 panic!("no place")
             };
             (client, accepted, Account::open(&accounts), permit)
@@ -401,7 +419,7 @@ mod tests {
         let client = StdStream::connect(socket.local_addr().unwrap()).unwrap();
         let peer = client.local_addr().unwrap().ip();
         let admitted = Admission::new(Capacity::default().connections, &Limits::default())
-            .admit(peer, StdInstant::now())
+            .admit(Some(peer), StdInstant::now())
             .unwrap();
         let permit = admitted.place().await;
         let registration = Registry::register(Account::open(&listener_account));

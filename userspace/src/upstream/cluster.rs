@@ -15,6 +15,7 @@ use snisplice_config::{
         self, Endpoint, EndpointHost,
         balancing::{Algorithm, HashKey, LoadBalancing},
         health::Health,
+        proxy_protocol::SendProxy,
     },
     name::HostName,
 };
@@ -42,6 +43,8 @@ pub struct Cluster {
     pub max_pending: Option<usize>,
     /// The time limit of a connect, if the backend has one of its own.
     pub connect_timeout: Option<Duration>,
+    /// The configured PROXY protocol header.
+    pub proxy_protocol: Option<SendProxy>,
     /// The configured health checks and outlier detection.
     pub health: Health,
     /// The configured endpoints.
@@ -77,6 +80,7 @@ impl Cluster {
             max_connections: backend.max_connections,
             max_pending: backend.max_pending,
             connect_timeout: backend.connect_timeout,
+            proxy_protocol: backend.proxy_protocol.clone(),
             health: backend.health.clone(),
             places: backend.endpoints.clone(),
             addresses: Mutex::new(vec![None; backend.endpoints.len()]),

@@ -38,6 +38,10 @@ pub fn of(reason: CloseReason) -> Outcome {
         CloseReason::Malformed
         | CloseReason::TooLarge
         | CloseReason::HelloTimeout
+        | CloseReason::ProxyHeaderMissing
+        | CloseReason::ProxyHeaderMalformed
+        | CloseReason::ProxyHeaderTooLarge
+        | CloseReason::ProxyHeaderTimeout
         | CloseReason::RequestTimeout
         | CloseReason::BadRequest
         | CloseReason::Flood
@@ -63,7 +67,7 @@ pub fn of(reason: CloseReason) -> Outcome {
         | CloseReason::ConnectionLimit => ("OM", None),
         CloseReason::SourceLimit => ("RL", None),
         CloseReason::BackendLimit | CloseReason::PendingLimit => ("UO", None),
-        CloseReason::Denied => ("UAEX", None),
+        CloseReason::ProxyUntrusted | CloseReason::Denied => ("UAEX", None),
     };
     let label = reason.label();
     Outcome {

@@ -29,7 +29,7 @@ pub struct Admitted(Permit);
 impl Admitted {
     /// A connection of the source with this key, or [`NONE`].
     pub(super) fn new(admission: Arc<Admission>, source: u32) -> Self {
-        Self(Permit { admission, source, backend: Cell::new(WITHOUT_PLACE) })
+        Self(Permit { admission, source: Cell::new(source), backend: Cell::new(WITHOUT_PLACE) })
     }
 
     /// Takes a slot if one is free.
@@ -93,7 +93,7 @@ impl Drop for Waiting {
 pub struct Permit {
     admission: Arc<Admission>,
     /// The key of its source in [`Sources`](crate::limits::source::Sources), or [`NONE`].
-    source: u32,
+    source: Cell<u32>,
     /// The key of its backend in [`Backends`](crate::limits::backends::Backends), [`NONE`] or [`WITHOUT_PLACE`].
     backend: Cell<u32>,
 }
@@ -103,6 +103,20 @@ impl Permit {
     #[must_use]
     pub fn reachability(&self) -> &Reachability {
         &self.admission.reachability
+    }
+
+    /// Counts the connection for the client that a trusted proxy names, and no longer for any other source.
+    pub fn comes_from(&self, client: IpAddr, now: Instant) -> Result<(), Overload> {
+        self.leave_source();
+        self.source.set(self.admission.count_source(client, now)?);
+        Ok(())
+    }
+
+    fn leave_source(&self) {
+        let source = self.source.replace(NONE);
+        if source != NONE {
+            lock(&self.admission.sources).leave(source as usize);
+        }
     }
 
     /// Counts the connection as one with an incomplete hello, until the result is dropped. Another connection may be
@@ -173,9 +187,7 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        if self.source != NONE {
-            lock(&self.admission.sources).leave(self.source as usize);
-        }
+        self.leave_source();
         match self.backend.get() {
             WITHOUT_PLACE => return,
             NONE => {}

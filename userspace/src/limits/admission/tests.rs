@@ -5,10 +5,28 @@ fn peer(last: u8) -> IpAddr {
 }
 
 #[test]
+fn the_client_of_a_trusted_proxy_counts_once_it_is_named() {
+    let limits = Limits { connections_per_source: Some(1), ..Limits::default() };
+    let admission = Admission::new(10, &limits);
+    let now = Instant::now();
+    let proxied = || admission.admit(None, now).unwrap().try_place().unwrap();
+    let permits = [proxied(), proxied(), proxied()];
+    assert_eq!(admission.usage().sources.1, 0);
+    assert_eq!(permits[0].comes_from(peer(1), now), Ok(()));
+    assert_eq!(permits[1].comes_from(peer(1), now), Err(Overload::Source));
+    assert_eq!(permits[2].comes_from(peer(2), now), Ok(()));
+    // The client named last counts.
+    assert_eq!(permits[2].comes_from(peer(3), now), Ok(()));
+    assert_eq!(admission.usage().sources.1, 2);
+    drop(permits);
+    assert_eq!(admission.usage().sources.1, 0);
+}
+
+#[test]
 fn one_source_leaves_half_of_the_places_to_others() {
     let admission = Admission::new(64, &Limits::default());
     let now = Instant::now();
-    let admit = |last| admission.admit(peer(last), now).map(|one| one.try_place().unwrap());
+    let admit = |last| admission.admit(Some(peer(last)), now).map(|one| one.try_place().unwrap());
     let mut held: Vec<_> = (0..32).map(|_| admit(1).unwrap()).collect();
     assert_eq!(admit(1).unwrap_err(), Overload::Source);
     held.extend((0..32).map(|_| admit(2).unwrap()));
@@ -28,7 +46,7 @@ fn a_permit_is_no_larger_than_a_semaphores() {
 fn what_a_backend_takes_is_given_back() {
     let admission = Admission::new(8, &Limits::default());
     let now = Instant::now();
-    let permit = |last| admission.admit(peer(last), now).unwrap().try_place().unwrap();
+    let permit = |last| admission.admit(Some(peer(last)), now).unwrap().try_place().unwrap();
     let (first, second) = (permit(1), permit(2));
     let name = "shop".into();
     let pending = first.connect(&name, Some(1), None, now).unwrap();
@@ -52,7 +70,7 @@ fn a_reload_changes_all_but_the_number_of_places() {
 #[tokio::test]
 async fn the_oldest_silent_client_makes_room_for_one_that_waits_for_a_place() {
     let admission = Admission::new(1, &Limits { connections_per_source: Some(0), ..Limits::default() });
-    let admit = || admission.admit(peer(1), Instant::now()).unwrap();
+    let admit = || admission.admit(Some(peer(1)), Instant::now()).unwrap();
     let silent = admit().place().await;
     let begun = Instant::now().checked_sub(PATIENCE).unwrap();
     let served = async {

@@ -182,7 +182,7 @@ impl Plan {
                             continue;
                         }
                     };
-                    let permit = admission.admit(peer.ip(), Instant::now()).unwrap().place().await;
+                    let permit = admission.admit(Some(peer.ip()), Instant::now()).unwrap().place().await;
                     let registration = Registry::register(Account::open(&account));
                     let client = client.into_std().unwrap();
                     tokio::task::spawn_local(session::serve(client, registration, service.clone(), permit));
