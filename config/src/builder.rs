@@ -14,6 +14,7 @@ use crate::{
         Target,
         access::Access,
         http::PlainHttp,
+        proxy_protocol::AcceptProxy,
         rank::{Because, Rank, ServerRank},
         route_table::{RouteTable, Shadowed, builder::RouteTableBuilder},
         secret::{self, Secret},
@@ -61,6 +62,7 @@ pub(crate) struct ListenerBuilder {
     pub(crate) hosts: Vec<HostPattern>,
     pub(crate) policies: Policies,
     pub(crate) mss: Option<u16>,
+    pub(crate) proxy_protocol: Option<AcceptProxy>,
     /// Whether it is a Gateway's. It may then be at one address beside another Gateway's listener at all addresses of
     /// the port. The kernel gives a connection to the more specific one.
     pub(crate) beside: bool,
@@ -378,6 +380,7 @@ impl ListenerBuilder {
             hosts,
             policies,
             mss: None,
+            proxy_protocol: None,
             freebind: false,
             any_address: false,
             beside: false,
@@ -432,6 +435,8 @@ impl ListenerBuilder {
             Some("their policies differ")
         } else if self.mss != other.mss {
             Some("their segment sizes (mss) differ")
+        } else if self.proxy_protocol != other.proxy_protocol {
+            Some("their proxy_protocol settings differ")
         } else {
             None
         }
@@ -445,6 +450,7 @@ impl ListenerBuilder {
             hosts: _,
             policies,
             mss,
+            proxy_protocol,
             freebind,
             any_address,
             beside: _,
@@ -474,6 +480,7 @@ impl ListenerBuilder {
             any_address,
             ports,
             access,
+            proxy_protocol,
             routes,
             plain_http,
             policies,

@@ -6,6 +6,7 @@
 
 use std::{
     collections::BTreeSet,
+    fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
@@ -28,16 +29,19 @@ pub fn table(ip: IpAddr) -> String {
 }
 
 /// The commands for all transparent backends of a configuration, without duplicates. A name stands for each of its
-/// addresses.
+/// addresses, and an SRV name for those of each of its targets.
 pub(crate) fn rules(model: &Model) -> Vec<String> {
-    let endpoints: BTreeSet<(String, u16, Option<IpAddr>)> = model
+    let endpoints: BTreeSet<(String, Port, Option<IpAddr>)> = model
         .backends
         .iter()
         .filter(|backend| backend.transparent)
         .flat_map(|backend| &backend.endpoints)
         .map(|Endpoint { host, port, .. }| match host {
-            EndpointHost::Ip(ip) => (ip.to_string(), *port, Some(*ip)),
-            EndpointHost::Dns(name) => (format!("ADDRESS_OF_{name}"), *port, None),
+            EndpointHost::Ip(ip) => (ip.to_string(), Port::Number(*port), Some(*ip)),
+            EndpointHost::Dns(name) => (format!("ADDRESS_OF_{name}"), Port::Number(*port), None),
+            EndpointHost::Srv(name) => {
+                (format!("ADDRESS_OF_{name}"), Port::Named(format!("PORT_OF_{name}")), None)
+            }
         })
         .collect();
     let has = |want: fn(&IpAddr) -> bool| endpoints.iter().any(|(.., ip)| ip.as_ref().is_none_or(want));
@@ -47,7 +51,7 @@ pub(crate) fn rules(model: &Model) -> Vec<String> {
     ];
     let rules = endpoints
         .iter()
-        .map(|(host, port, ip)| format!("ip {}{}", ip.map_or("", family), rule_from(host, *port)));
+        .map(|(host, port, ip)| format!("ip {}{}", ip.map_or("", family), rule_from(host, port)));
     if endpoints.is_empty() {
         return Vec::new();
     }
@@ -58,7 +62,24 @@ fn family(ip: IpAddr) -> &'static str {
     if ip.is_ipv4() { "" } else { "-6 " }
 }
 
-fn rule_from(host: &str, port: u16) -> String {
+/// The port of a rule.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Port {
+    Number(u16),
+    /// Stands for a port that only the DNS knows.
+    Named(String),
+}
+
+impl fmt::Display for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(port) => port.fmt(f),
+            Self::Named(name) => name.fmt(f),
+        }
+    }
+}
+
+fn rule_from(host: &str, port: impl fmt::Display) -> String {
     format!("rule add from {host} ipproto tcp sport {port} lookup {TABLE}")
 }
 
@@ -83,6 +104,11 @@ mod tests {
                 "ip rule add from 10.0.2.2 ipproto tcp sport 443 lookup 5340",
                 "ip -6 rule add from fd00::2 ipproto tcp sport 8443 lookup 5340",
             ]
+        );
+        let name = EndpointHost::Srv("_web._tcp.a.test".parse().unwrap());
+        assert_eq!(
+            rules(&model(vec![backend(true, vec![endpoint(name, 0)])])).last().unwrap(),
+            "ip rule add from ADDRESS_OF__web._tcp.a.test ipproto tcp sport PORT_OF__web._tcp.a.test lookup 5340"
         );
         assert_eq!(
             rule("[fd00::2]:443".parse().unwrap()),

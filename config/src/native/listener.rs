@@ -6,14 +6,14 @@ use super::{
     access::AccessKeys,
     codec::{By, Placed, one_or_more, text},
     http::{ListenerRule, rules},
-    keys::{FromKeys, Partial, TextOr, mapping},
+    keys::{FromKeys, Nested, Partial, TextOr, mapping},
     policies::PoliciesKeys,
     reference::name,
 };
 use crate::{
     decode::{Diagnostics, View},
     kind::{Count, Flag, Kind},
-    model::http::HttpsRedirect,
+    model::{http::HttpsRedirect, proxy_protocol::AcceptProxy},
 };
 
 /// From the size that every IPv4 host accepts (RFC 9293 section 3.7.1) to the kernel's maximum (`MAX_TCP_WINDOW`).
@@ -39,6 +39,8 @@ mapping! {
         mss: u16 = optional("what the device takes"), SEGMENT_BYTES;
         /// Whether addresses are bound that this host does not have yet (`IP_FREEBIND`).
         freebind: bool = default(false), Flag;
+        /// The PROXY protocol of proxies in front (see [PROXY protocol](proxy-protocol.md)).
+        proxy_protocol: AcceptProxy = optional("no header is read"), Nested;
         /// Rules for HTTP requests without TLS. A listener with them is for no TLS, unless a route names it in
         /// `listeners`; then the first bytes of a connection decide.
         http: Vec<ListenerRule<'n>> = optional("HTTP without TLS is not served"), rules();

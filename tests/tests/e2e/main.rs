@@ -39,6 +39,7 @@ mod outage;
 mod packet;
 mod persistence;
 mod privileges;
+mod proxy_protocol;
 mod queue;
 mod rejection;
 mod route;
@@ -90,6 +91,7 @@ fn main() -> ExitCode {
         outage::CASES,
         packet::CASES,
         privileges::CASES,
+        proxy_protocol::CASES,
         queue::CASES,
         rejection::CASES,
         route::CASES,

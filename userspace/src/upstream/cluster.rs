@@ -14,6 +14,7 @@ use snisplice_config::model::{
     self, Endpoint, EndpointHost,
     balancing::{Algorithm, HashKey, LoadBalancing},
     health::Health,
+    proxy_protocol::SendProxy,
 };
 use tokio::sync::Notify;
 
@@ -43,6 +44,8 @@ pub struct Cluster {
     pub connect_timeout: Option<Duration>,
     /// Whether endpoints see the client's address.
     pub transparent: bool,
+    /// The configured PROXY protocol header.
+    pub proxy_protocol: Option<SendProxy>,
     /// The configured health checks and outlier detection.
     pub health: Health,
     /// The configured endpoints.
@@ -100,6 +103,7 @@ impl Cluster {
             max_pending: backend.max_pending,
             connect_timeout: backend.connect_timeout,
             transparent: backend.transparent,
+            proxy_protocol: backend.proxy_protocol.clone(),
             health: backend.health.clone(),
             places: backend.endpoints.clone(),
             queries: queries(backend),
