@@ -14,6 +14,7 @@ use crate::{
         Target,
         access::Access,
         http::PlainHttp,
+        proxy_protocol::AcceptProxy,
         rank::{Because, Rank, ServerRank},
         route_table::{RouteTable, Shadowed, builder::RouteTableBuilder},
         scope::ScopedTimeouts,
@@ -62,6 +63,7 @@ pub(crate) struct ListenerBuilder {
     pub(crate) hosts: Vec<HostPattern>,
     pub(crate) policies: Policies,
     pub(crate) mss: Option<u16>,
+    pub(crate) proxy_protocol: Option<AcceptProxy>,
     /// Whether it is a Gateway's. It may then be at one address beside another Gateway's listener at all addresses of
     /// the port. The kernel gives a connection to the more specific one.
     pub(crate) beside: bool,
@@ -380,6 +382,7 @@ impl ListenerBuilder {
             hosts,
             policies,
             mss: None,
+            proxy_protocol: None,
             freebind: false,
             timeouts: None,
             any_address: false,
@@ -435,6 +438,8 @@ impl ListenerBuilder {
             Some("their policies differ")
         } else if self.mss != other.mss {
             Some("their segment sizes (mss) differ")
+        } else if self.proxy_protocol != other.proxy_protocol {
+            Some("their proxy_protocol settings differ")
         } else {
             None
         }
@@ -448,6 +453,7 @@ impl ListenerBuilder {
             hosts: _,
             policies,
             mss,
+            proxy_protocol,
             freebind,
             timeouts,
             any_address,
@@ -478,6 +484,7 @@ impl ListenerBuilder {
             any_address,
             ports,
             access,
+            proxy_protocol,
             routes,
             plain_http,
             policies,

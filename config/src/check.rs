@@ -69,6 +69,7 @@ fn render_listener(out: &mut String, listener: &Listener, model: &Model) -> fmt:
         any_address: _,
         ports: _,
         access,
+        proxy_protocol,
         routes,
         plain_http,
         policies,
@@ -77,9 +78,10 @@ fn render_listener(out: &mut String, listener: &Listener, model: &Model) -> fmt:
     let addresses = bind.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let segments = mss.map(|bytes| format!(", segments of {bytes} bytes")).unwrap_or_default();
     let early = if *freebind { ", freebind" } else { "" };
+    let proxies = proxy_protocol.as_ref().map(describe::proxies).unwrap_or_default();
     let clients = describe::access(access.as_ref());
     let times = describe::timeouts(timeouts.as_deref());
-    writeln!(out, "listener {name} on {addresses}{segments}{early}{clients}{times} ({origin})")?;
+    writeln!(out, "listener {name} on {addresses}{segments}{early}{proxies}{clients}{times} ({origin})")?;
     let rows: Vec<_> = routes
         .entries()
         .iter()

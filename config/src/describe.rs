@@ -12,6 +12,7 @@ use crate::{
             BackendHttp, Forward, HttpAction, HttpMatch, HttpRule, HttpTable, HttpsRedirect, Redirect,
             RedirectPort, Respond, Rewrite, StringMatch, VirtualHost,
         },
+        proxy_protocol::{AcceptProxy, SendProxy},
         scope::ScopedTimeouts,
         termination::{
             AuthoritySource, CertificateSource, ClientAuth, Inside, Termination, TlsVersion, UpstreamTls,
@@ -241,7 +242,20 @@ pub(crate) fn upstream(backend: &Backend) -> String {
     if backend.http == BackendHttp::Http2 {
         text += ", HTTP/2";
     }
+    if let Some(SendProxy { version, tlvs }) = &backend.proxy_protocol {
+        push(&mut text, format_args!(", PROXY protocol {}", Into::<&str>::into(version)));
+        if !tlvs.is_empty() {
+            let tlvs: Vec<&str> = tlvs.iter().map(Into::into).collect();
+            push(&mut text, format_args!(" with {}", tlvs.join(", ")));
+        }
+    }
     text
+}
+
+/// A description of the PROXY protocol on a listener: `, PROXY protocol required from 10.0.0.0/8`.
+pub(crate) fn proxies(AcceptProxy { from, mode }: &AcceptProxy) -> String {
+    let from = from.iter().map(|network| network.to_string()).collect::<Vec<_>>().join(", ");
+    format!(", PROXY protocol {} from {from}", Into::<&str>::into(mode))
 }
 
 /// A description of load balancing, if it is not the default: `, maglev by server_name`.

@@ -68,6 +68,7 @@ mod object;
 mod operator;
 mod outlier;
 mod policy;
+mod proxy_protocol;
 mod registry;
 mod secret;
 mod server_tls;

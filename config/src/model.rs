@@ -14,6 +14,7 @@ use self::{
     balancing::{LoadBalancing, SourceAffinity},
     health::Health,
     http::{BackendHttp, PlainHttp},
+    proxy_protocol::{AcceptProxy, SendProxy},
     route_table::RouteTable,
     scope::ScopedTimeouts,
     secret::Secret,
@@ -34,6 +35,7 @@ pub mod balancing;
 pub(crate) mod cipher_suites;
 pub mod health;
 pub mod http;
+pub mod proxy_protocol;
 pub mod rank;
 pub mod route;
 pub mod route_table;
@@ -106,6 +108,8 @@ pub struct Listener {
     pub ports: Vec<u16>,
     /// The clients that are served, and how many. `None` is all.
     pub access: Option<Access>,
+    /// The PROXY protocol of proxies in front.
+    pub proxy_protocol: Option<AcceptProxy>,
     /// The rules by server name.
     pub routes: RouteTable,
     /// The service of connections that begin with an HTTP request instead of a TLS record.
@@ -195,6 +199,8 @@ pub struct Backend {
     pub tls: Option<Arc<UpstreamTls>>,
     /// The HTTP version towards the backend, for HTTP requests.
     pub http: BackendHttp,
+    /// The PROXY protocol header that begins each connection to an endpoint.
+    pub proxy_protocol: Option<SendProxy>,
     /// The rules for the endpoints that are used.
     pub health: Health,
 }

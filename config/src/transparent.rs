@@ -32,7 +32,7 @@ pub fn table(ip: IpAddr) -> String {
 }
 
 /// The commands for all transparent backends of a configuration, without duplicates. A name stands for each of its
-/// addresses.
+/// addresses, and an SRV name for those of each of its targets.
 pub(crate) fn rules(model: &Model) -> Vec<String> {
     let endpoints: BTreeSet<(String, String, Option<IpAddr>)> = model
         .backends
@@ -88,6 +88,11 @@ mod tests {
                 "ip rule add from 10.0.2.2 ipproto tcp sport 443 lookup 5340",
                 "ip -6 rule add from fd00::2 ipproto tcp sport 8443 lookup 5340",
             ]
+        );
+        let name = EndpointHost::Srv("_web._tcp.a.test".parse().unwrap());
+        assert_eq!(
+            rules(&model(vec![backend(true, vec![endpoint(name, 0)])])).last().unwrap(),
+            "ip rule add from ADDRESS_OF__web._tcp.a.test ipproto tcp sport PORT_OF__web._tcp.a.test lookup 5340"
         );
         assert_eq!(
             rule("[fd00::2]:443".parse().unwrap()),

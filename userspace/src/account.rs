@@ -15,9 +15,12 @@ use self::{
     access_log::{AccessLog, Line, Record},
     registry::Registry,
 };
-use crate::metrics::{
-    ListenerCounters, Metrics, NONE,
-    labels::{Carrier, CloseReason, Direction, PacketIneligible},
+use crate::{
+    metrics::{
+        ListenerCounters, Metrics, NONE,
+        labels::{Carrier, CloseReason, Direction, PacketIneligible, ProxyHeader},
+    },
+    net::proxy_header::Origin,
 };
 
 pub mod access_log;
@@ -54,6 +57,11 @@ impl ListenerAccount {
     #[must_use]
     pub fn at(self, address: SocketAddr) -> Self {
         Self { address, ..self }
+    }
+
+    /// Counts the PROXY header of a client.
+    pub fn proxy_header(&self, header: ProxyHeader) {
+        self.metrics.proxy_header(&self.counters.listener, header);
     }
 
     /// The account of the same address for a listener with another name.
@@ -95,6 +103,8 @@ struct Extras {
     in_packets: Cell<Option<InPackets>>,
     /// Time limits that differ from those of the process.
     limits: OnceCell<Rc<ScopedTimeouts>>,
+    /// The client that a PROXY header names.
+    origin: OnceCell<Box<Origin>>,
     /// Present if the access log was enabled at the connection's begin.
     record: Option<Box<Record>>,
 }
@@ -123,8 +133,18 @@ impl NameMark {
 pub struct InPackets {
     /// The flow slot.
     pub flow: u32,
-    /// Bytes up and down before the move to packets.
+    /// Bytes up and down before the move to packets, without those that the flow begins with. The latter may include a
+    /// PROXY header, so a number may wrap below zero.
     pub before: (u64, u64),
+}
+
+impl InPackets {
+    /// Bytes so far, if the receiver of a way has acknowledged `delivered` bytes since the move.
+    #[must_use]
+    pub fn total(before: u64, delivered: u64) -> u64 {
+        let total = before.wrapping_add(delivered);
+        if total > u64::MAX / 2 { 0 } else { total }
+    }
 }
 
 impl Account {
@@ -242,6 +262,27 @@ impl Account {
     #[must_use]
     pub fn limits(&self) -> Option<&ScopedTimeouts> {
         self.extras.get()?.limits.get().map(|limits| &**limits)
+    }
+
+    /// Records the client that a PROXY header names.
+    pub fn comes_from(&self, origin: Origin) {
+        if let Some(record) = self.record() {
+            record.comes_from(&origin);
+        }
+        let _ = self.extras.get_or_init(Box::default).origin.set(Box::new(origin));
+    }
+
+    /// The client that a PROXY header names.
+    #[must_use]
+    pub fn origin(&self) -> Option<&Origin> {
+        self.extras.get()?.origin.get().map(|origin| &**origin)
+    }
+
+    /// The connection as its PROXY header describes it, else as its socket does.
+    #[must_use]
+    pub fn origin_or(&self, source: SocketAddr, destination: SocketAddr) -> Origin {
+        let own = || Origin { source, destination, unique_id: None };
+        self.origin().cloned().unwrap_or_else(own)
     }
 
     fn record(&self) -> Option<&Record> {

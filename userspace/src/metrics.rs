@@ -21,7 +21,7 @@ use prometheus_client::{
 
 pub use self::series::{Gone, Names};
 use self::{
-    labels::{AppliedPolicy, Carrier, CloseReason, ConnectFailure, Direction},
+    labels::{AppliedPolicy, Carrier, CloseReason, ConnectFailure, Direction, ProxyHeader},
     series::{Kind, Labels, Series},
 };
 
@@ -34,6 +34,12 @@ pub const NONE: &str = "none";
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByListener {
     listener: Arc<str>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ProxyHeaders {
+    listener: Arc<str>,
+    header: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -78,6 +84,16 @@ struct InService {
 impl Labels for ByListener {
     fn detached(&self) -> Self {
         Self { listener: copy(&self.listener) }
+    }
+
+    fn has(&self, kind: Kind, name: &str) -> bool {
+        kind == Kind::Listener && &*self.listener == name
+    }
+}
+
+impl Labels for ProxyHeaders {
+    fn detached(&self) -> Self {
+        Self { listener: copy(&self.listener), ..*self }
     }
 
     fn has(&self, kind: Kind, name: &str) -> bool {
@@ -172,6 +188,7 @@ pub struct Metrics {
     connect_failures: Series<FailedConnect, Counter>,
     http_requests: Series<Answered, Counter>,
     accept_errors: Series<ByListener, Counter>,
+    proxy_headers: Series<ProxyHeaders, Counter>,
     datapath: Family<InService, Gauge>,
     probing: Gauge,
     /// Collectors that are added after the start.
@@ -204,6 +221,7 @@ impl Metrics {
             connect_failures: Series::default(),
             http_requests: Series::default(),
             accept_errors: Series::default(),
+            proxy_headers: Series::default(),
             datapath: Family::default(),
             probing: Gauge::default(),
             added: Mutex::default(),
@@ -244,6 +262,11 @@ impl Metrics {
             "accept_errors",
             "Failures to accept, such as too many open files",
             metrics.accept_errors.clone(),
+        );
+        registry.register(
+            "proxy_headers",
+            "PROXY headers of trusted proxies, by listener and form",
+            metrics.proxy_headers.clone(),
         );
         registry.register("datapath", "1 for the datapath in service", metrics.datapath.clone());
         registry.register(
@@ -314,6 +337,7 @@ impl Metrics {
             self.opened.forget(kind, &name);
             self.active.forget(kind, &name);
             self.accept_errors.forget(kind, &name);
+            self.proxy_headers.forget(kind, &name);
             self.closed.forget(kind, &name);
             self.moved.forget(kind, &name);
             self.unrouted.forget(kind, &name);
@@ -401,6 +425,11 @@ impl Metrics {
     pub(crate) fn unrouted(&self, listener: &Arc<str>, verdict: CloseReason, policy: AppliedPolicy) {
         let (verdict, policy) = (verdict.label(), policy.label());
         self.unrouted.get_or_create(&Unrouted { listener: listener.clone(), verdict, policy }).inc();
+    }
+
+    pub(crate) fn proxy_header(&self, listener: &Arc<str>, header: ProxyHeader) {
+        let labels = ProxyHeaders { listener: listener.clone(), header: header.into() };
+        self.proxy_headers.get_or_create(&labels).inc();
     }
 
     pub(crate) fn http_request(&self, route: &Arc<str>, code: u16) {

@@ -4,6 +4,7 @@ mod acceptor;
 pub mod connect;
 pub mod hello;
 mod http;
+mod proxied;
 mod refuse;
 pub mod service;
 pub mod session;

@@ -1,6 +1,6 @@
 //! Installs missing programs with the system's package manager.
 
-use std::{process::Command, thread, time::Duration};
+use std::{path::Path, process::Command, thread, time::Duration};
 
 use anyhow::{Result, bail};
 
@@ -32,6 +32,19 @@ pub(crate) fn programs(programs: &[(&str, &str)], no_install: bool) -> Result<()
         drop(shell::run(Command::new("systemctl").args(["disable", "--now", "nginx"])));
     }
     Ok(())
+}
+
+/// Installs a module that is a file, given with its Debian package. Without apt, the tests that need it report that.
+pub(crate) fn module((path, package): &(&str, &str), no_install: bool) -> Result<()> {
+    if Path::new(path).exists() || find("apt-get").is_none() {
+        return Ok(());
+    }
+    if no_install {
+        bail!("missing: {path}; install {package}");
+    }
+    println!("missing: {path}; installing with apt-get: {package}");
+    apt(&["update"])?;
+    apt(&["install", "--yes", "--no-install-recommends", package])
 }
 
 /// Runs apt-get. Another package manager may hold the lock for minutes, and mirrors fail now and then.

@@ -23,17 +23,21 @@ pub(crate) struct Args {
 }
 
 /// The programs of the tests, each with its Debian package.
-const PEERS: [(&str, &str); 9] = [
+const PEERS: [(&str, &str); 10] = [
     ("nginx", "nginx-light"),
     ("openssl", "openssl"),
     ("curl", "curl"),
     ("gnutls-cli", "gnutls-bin"),
     ("bpftool", "bpftool"),
+    ("haproxy", "haproxy"),
     ("h2load", "nghttp2-client"),
     ("ip", "iproute2"),
     ("nft", "nftables"),
     ("strace", "strace"),
 ];
+
+/// nginx's module for streams, and its Debian package. Debian's nginx loads it from there.
+const NGINX_STREAM: (&str, &str) = ("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream");
 
 /// The eBPF crate compiles only for its own target.
 pub(crate) const WITHOUT_EBPF: [&str; 2] = ["--exclude", "snisplice-ebpf"];
@@ -51,6 +55,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     step("peers");
     install::programs(&PEERS, *no_install)?;
+    install::module(&NGINX_STREAM, *no_install)?;
     go::tools(*no_install)?;
     mount()?;
     step("build");

@@ -1,6 +1,6 @@
 //! The parts of a `DestinationRule`'s `trafficPolicy` that concern TLS and HTTP towards a destination.
 
-use super::{balancing, subset::DestinationRule};
+use super::{balancing, proxy_protocol, subset::DestinationRule};
 use crate::{
     credentials::{path, secret_name},
     decode::{Diagnostics, View},
@@ -18,6 +18,8 @@ pub(super) struct Traffic<'n> {
     pub(super) balancing: balancing::Policy<'n>,
     /// `outlierDetection`.
     pub(super) outliers: Option<View<'n>>,
+    /// `proxyProtocol`.
+    pub(super) proxy_protocol: Option<View<'n>>,
 }
 
 /// TLS towards a destination.
@@ -42,6 +44,9 @@ pub(super) fn traffic<'n>(rules: &[&DestinationRule<'n>], subset: Option<&str>, 
     });
     for (policy, namespace) in first.into_iter().chain(of_subset) {
         traffic.apply(&policy, namespace);
+        if let Some(header) = proxy_protocol::of(&policy) {
+            traffic.proxy_protocol = Some(header);
+        }
         let ports = policy.peek("portLevelSettings").filter(|view| !view.is_unset());
         let ports = ports.map(|view| view.list("a list", &mut Diagnostics::default())).unwrap_or_default();
         let own = ports.iter().find(|one| {
@@ -49,7 +54,8 @@ pub(super) fn traffic<'n>(rules: &[&DestinationRule<'n>], subset: Option<&str>, 
             number.and_then(|number| number.port(&mut Diagnostics::default())) == Some(port)
         });
         if let Some(own) = own {
-            traffic = Traffic::default();
+            // A port's settings take the place of the others. None of them is `proxyProtocol`.
+            traffic = Traffic { proxy_protocol: traffic.proxy_protocol, ..Traffic::default() };
             traffic.apply(own, namespace);
         }
     }

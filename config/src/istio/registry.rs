@@ -16,7 +16,7 @@ use super::{
     export_to::Exported,
     host::{pattern, service_namespace},
     labels::Labels,
-    outlier,
+    outlier, proxy_protocol,
     service::Service,
     sources::{Known, Sources},
     subset::{self, Subset},
@@ -210,7 +210,9 @@ impl<'s, 'n, 'r, 'o> Registry<'s, 'n, 'r, 'o> {
         }
         let http = if http2 { BackendHttp::Http2 } else { BackendHttp::Http1 };
         let health = outlier::health(traffic.outliers.as_ref());
-        let mut backend = Backend { name, endpoints, tls, http, health, ..Backend::default() };
+        let proxy_protocol = proxy_protocol::header(traffic.proxy_protocol.as_ref());
+        let mut backend =
+            Backend { name, endpoints, tls, http, proxy_protocol, health, ..Backend::default() };
         traffic.balancing.shape(&mut backend);
         let made = builder.backend(backend)?;
         self.made.insert(key.clone(), made);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{balancing, export_to::ExportTo, labels::Labels, object::Object, outlier};
+use super::{balancing, export_to::ExportTo, labels::Labels, object::Object, outlier, proxy_protocol};
 use crate::{
     decode::{Diagnostics, View},
     model::rank::Seniority,
@@ -143,7 +143,18 @@ pub(super) fn tell_policies(
     for policy in policies {
         let ports =
             policy.peek("portLevelSettings").map(|view| view.list("a list", &mut Diagnostics::default()));
-        for policy in ports.unwrap_or_default().iter().chain([&policy]) {
+        let ports = ports.unwrap_or_default();
+        // A port has no such field in Istio.
+        for misplaced in ports.iter().filter_map(|port| port.peek("proxyProtocol")).filter(|_| first) {
+            misplaced
+                .warn("not applied: settings of one port have no proxyProtocol, as in Istio")
+                .remedy("write it in the trafficPolicy itself, or in that of a subset")
+                .emit(diagnostics);
+        }
+        if first {
+            proxy_protocol::tell(&policy, diagnostics);
+        }
+        for policy in ports.iter().chain([&policy]) {
             tell_policy(policy, ended, diagnostics);
             if first {
                 balancing::tell(policy, diagnostics);
@@ -162,12 +173,7 @@ fn tell_policy(policy: &View<'_>, ended: bool, diagnostics: &mut Diagnostics) {
             .remedy("let the destination take the client's TLS, or keep this route in Istio")
             .emit(diagnostics);
     }
-    for (key, why) in [
-        ("proxyProtocol", "the destination gets no PROXY protocol header"),
-        ("tunnel", "connections are not tunnelled"),
-    ] {
-        if let Some(policy) = policy.peek(key).filter(|view| !view.is_unset()) {
-            policy.warn(format!("not applied: {why}")).emit(diagnostics);
-        }
+    if let Some(tunnel) = policy.peek("tunnel").filter(|view| !view.is_unset()) {
+        tunnel.warn("not applied: connections are not tunnelled").emit(diagnostics);
     }
 }

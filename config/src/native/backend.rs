@@ -11,6 +11,7 @@ use super::{
     codec::{By, one_or_more, text},
     health::PERCENT,
     keys::{FromKeys, Nested, TextOr, mapping},
+    proxy_protocol::version,
     reference::{WEIGHT, name},
     timeouts::BackendTimeouts,
 };
@@ -21,6 +22,7 @@ use crate::{
         Backend, Endpoint, EndpointHost,
         balancing::LoadBalancing,
         health::{Health, HealthCheck, OutlierDetection},
+        proxy_protocol::SendProxy,
         settings::PENDING,
     },
     name::HostName,
@@ -62,6 +64,9 @@ mapping! {
         resolver: Vec<SocketAddr> = optional("those of `dns.servers`"), NameServers;
         /// TLS towards it, for what ends TLS here and for HTTP. What is passed through is not encrypted again.
         tls: BackendTls<'n> = optional("in clear"), Nested;
+        /// The header of the PROXY protocol that begins each connection to it, before TLS (see
+        /// [PROXY protocol](proxy-protocol.md)).
+        proxy_protocol: SendProxy = optional("no header"), TextOr(version());
         /// The version of HTTP that requests are sent in.
         http: Version = default(Version::Http1), Choice { what: "version of HTTP" };
         /// How its connections are spread over its endpoints (see [balancing](internals/balancing.md)).
@@ -129,6 +134,7 @@ impl BackendKeys<'_> {
             timeouts: self.timeouts.and_then(|BackendTimeouts(timeouts)| timeouts.shared()),
             tls: self.tls.as_ref().map(|tls| tls.settings.clone()),
             http: self.http.map(Into::into).unwrap_or_default(),
+            proxy_protocol: self.proxy_protocol.clone(),
             health: Health {
                 check: self.health_check.clone(),
                 outliers: self.outlier_detection.clone(),

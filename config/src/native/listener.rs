@@ -14,7 +14,7 @@ use super::{
 use crate::{
     decode::{Diagnostics, View},
     kind::{Count, Flag, Kind},
-    model::http::HttpsRedirect,
+    model::{http::HttpsRedirect, proxy_protocol::AcceptProxy},
 };
 
 /// From the size that every IPv4 host accepts (RFC 9293 section 3.7.1) to the kernel's maximum (`MAX_TCP_WINDOW`).
@@ -42,6 +42,8 @@ mapping! {
         freebind: bool = default(false), Flag;
         /// Time limits of its connections.
         timeouts: ListenerTimeouts = optional("those of `timeouts`"), Nested;
+        /// The PROXY protocol of proxies in front (see [PROXY protocol](proxy-protocol.md)).
+        proxy_protocol: AcceptProxy = optional("no header is read"), Nested;
         /// Rules for HTTP requests without TLS. A listener with them is for no TLS, unless a route names it in
         /// `listeners`; then the first bytes of a connection decide.
         http: Vec<ListenerRule<'n>> = optional("HTTP without TLS is not served"), rules();

@@ -1,6 +1,9 @@
 //! The common part of the fuzz targets.
 
 pub mod config;
+/// The header of the PROXY protocol, from its file.
+#[path = "../../../userspace/src/net/proxy_header.rs"]
+pub mod proxy_header;
 pub mod requests;
 pub mod secrets;
 pub mod seeds;

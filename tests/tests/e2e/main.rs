@@ -40,6 +40,7 @@ mod outage;
 mod packet;
 mod persistence;
 mod privileges;
+mod proxy_protocol;
 mod queue;
 mod rejection;
 mod reload;
@@ -94,6 +95,7 @@ fn main() -> ExitCode {
         outage::CASES,
         packet::CASES,
         privileges::CASES,
+        proxy_protocol::CASES,
         queue::CASES,
         rejection::CASES,
         reload::CASES,

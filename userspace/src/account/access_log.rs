@@ -25,7 +25,10 @@ use snisplice_config::model::{AccessLog as Settings, AccessLogFormat};
 
 pub use self::line::Line;
 use super::Account;
-use crate::{log::line_file::LineFile, net::sockopt};
+use crate::{
+    log::line_file::LineFile,
+    net::{proxy_header::Origin, sockopt},
+};
 
 mod line;
 pub mod outcome;
@@ -149,6 +152,11 @@ impl Record {
     /// Records the requested server name.
     pub(super) fn asks_for(&self, name: &str) {
         let _ = self.server_name.set(name.into());
+    }
+
+    /// Records the addresses that a PROXY header names.
+    pub(super) fn comes_from(&self, origin: &Origin) {
+        self.downstream.set((Some(origin.destination), Some(origin.source)));
     }
 
     /// Records the addresses of the client's and the backend's socket, unless they are recorded already. -1 is no

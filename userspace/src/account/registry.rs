@@ -247,23 +247,28 @@ impl Registry {
             && filter.carrier.is_none_or(|carrier| account.carrier() == Some(carrier))
             && filter.sni.as_deref().is_none_or(|name| account.asked_for() == NameMark::of(name))
             && filter.client.as_ref().is_none_or(|networks| {
-                let [number, _] = account.sockets();
                 // Comes last, since only this condition queries the kernel.
-                let client = sockopt::by_number(number, sockopt::addresses).and_then(|(_, client)| client);
+                let client = || {
+                    let [number, _] = account.sockets();
+                    sockopt::by_number(number, sockopt::addresses).and_then(|(_, client)| client)
+                };
+                let client = account.origin().map(|origin| origin.source).or_else(client);
                 client.is_some_and(|client| networks.contains(client.ip()))
             })
     }
 
     fn describe(&self, account: &Account, moved: (u64, u64)) -> ConnectionView {
-        let [(accepted_at, client), (connected_from, backend_address)] = account
+        let [(accepted_at, peer), (connected_from, backend_address)] = account
             .sockets()
             .map(|number| sockopt::by_number(number, sockopt::addresses).unwrap_or_default());
+        let origin = account.origin();
         ConnectionView {
             id: self.id(account),
             listener: account.listener().to_string(),
             route: account.route().map(ToString::to_string),
             backend: account.backend().map(ToString::to_string),
-            client,
+            client: origin.map_or(peer, |origin| Some(origin.source)),
+            proxy: origin.and(peer),
             accepted_at,
             connected_from,
             backend_address,

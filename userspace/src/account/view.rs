@@ -27,8 +27,11 @@ pub struct ConnectionView {
     pub route: Option<String>,
     /// The name of its backend.
     pub backend: Option<String>,
-    /// The client's address.
+    /// The client's address, also behind a proxy whose PROXY header names the client.
     pub client: Option<SocketAddr>,
+    /// The address of that proxy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<SocketAddr>,
     /// The local address towards the client.
     pub accepted_at: Option<SocketAddr>,
     /// The local address towards the backend.

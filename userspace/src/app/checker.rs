@@ -28,7 +28,7 @@ use tokio::{
 use crate::{
     log::Budget,
     metrics::Metrics,
-    net::sockopt,
+    net::{proxy_header, proxy_sender, sockopt},
     snapshot::{SharedSnapshot, Snapshot},
     terminate::probe::handshake,
     upstream::{
@@ -248,8 +248,9 @@ impl Task {
                         continue;
                     };
                     let sources: Vec<_> = cluster.sources_for(key.1).collect();
+                    let header = cluster.proxy_protocol.as_ref().map(proxy_header::local);
                     self.checks.spawn(async move {
-                        let outcome = check(&rules, key.1, &sources).await;
+                        let outcome = check(&rules, header.as_deref(), key.1, &sources).await;
                         (key, rules, outcome)
                     });
                 }
@@ -377,14 +378,24 @@ pub(super) fn now() -> i64 {
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
-/// Makes one check.
-pub(super) async fn check(rules: &HealthCheck, address: SocketAddr, sources: &[IpAddr]) -> Outcome {
+/// Makes one check. The connection begins with the PROXY protocol header `header`.
+pub(super) async fn check(
+    rules: &HealthCheck,
+    header: Option<&[u8]>,
+    address: SocketAddr,
+    sources: &[IpAddr],
+) -> Outcome {
     let checked = async {
         let stream = match connect(address, sources).await {
             Ok(stream) => stream,
             Err(AttemptError::Io(error)) => return Outcome::Failure(format!("cannot connect: {error}")),
             Err(error) => return Outcome::Unknown(error.to_string()),
         };
+        if let Some(header) = header
+            && let Err(error) = proxy_sender::write(&stream, header, matches!(rules.probe, Probe::Tls { .. }))
+        {
+            return Outcome::Failure(format!("cannot send the PROXY header: {error}"));
+        }
         match &rules.probe {
             Probe::Tcp => Outcome::Success(None),
             Probe::Tls { sni, alpn } => match handshake(stream, sni.as_ref(), alpn).await {

@@ -13,9 +13,12 @@ use tokio::{
 };
 
 use super::checker::{check, doubts, now};
-use crate::upstream::health::{
-    certificate::{Shown, compare, routed_name},
-    watchlist::{MOST_AT_ONCE, Outcome},
+use crate::{
+    net::proxy_header,
+    upstream::health::{
+        certificate::{Shown, compare, routed_name},
+        watchlist::{MOST_AT_ONCE, Outcome},
+    },
 };
 
 /// The results of the endpoints, one line per finding.
@@ -45,12 +48,13 @@ async fn ask_all(model: &Model) -> Result<Live, JoinError> {
         let rules = rules(model, BackendId(at), backend);
         for (address, whose) in addresses(backend, &mut live).await {
             let (rules, places, sources) = (rules.clone(), places.clone(), backend.source.clone());
+            let header = backend.proxy_protocol.as_ref().map(proxy_header::local);
             asked.spawn(async move {
                 // The semaphore is never closed.
                 let _place = places.acquire().await;
                 let fits = |source: &std::net::IpAddr| source.is_ipv4() == address.is_ipv4();
                 let sources: Vec<_> = sources.into_iter().filter(fits).collect();
-                (at, address, whose, check(&rules, address, &sources).await)
+                (at, address, whose, check(&rules, header.as_deref(), address, &sources).await)
             });
         }
     }

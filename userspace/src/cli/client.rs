@@ -222,6 +222,7 @@ mod tests {
             route: Some("www".into()),
             backend: None,
             client: Some(([10, 0, 0, 1], 5000).into()),
+            proxy: None,
             accepted_at: None,
             connected_from: None,
             backend_address: None,

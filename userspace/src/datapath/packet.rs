@@ -335,7 +335,8 @@ impl Datapath for Packet {
         }
         let delivered = account.in_packets().and_then(|InPackets { flow, before }| {
             let state = self.shared.maps.borrow().state(flow).ok()?;
-            Some((before.0 + state.delivered(0), before.1 + state.delivered(1)))
+            let total = |before, way| InPackets::total(before, state.delivered(way));
+            Some((total(before.0, 0), total(before.1, 1)))
         });
         // The bytes that the relay delivers while a flow begins are in the account already.
         delivered.map_or((up, down), |delivered| (up.max(delivered.0), down.max(delivered.1)))

@@ -125,12 +125,14 @@ pub enum NotConnected {
 
 /// Connects to backends.
 pub trait Connect {
-    /// Connects to one of the endpoints, in their order, for at most `limit`. A transparent backend sees `client`.
+    /// Connects to one of the endpoints, in their order, for at most `limit`. A transparent backend sees `client`. The
+    /// connection begins with `header`.
     fn connect<'a>(
         &'a self,
         cluster: &'a Cluster,
         candidates: Candidates,
         client: Option<IpAddr>,
+        header: Option<&'a [u8]>,
         limit: Duration,
         admission: &'a Arc<Admission>,
     ) -> Local<'a, Result<Connected<TcpStream>, NotConnected>>;

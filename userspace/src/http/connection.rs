@@ -1,7 +1,7 @@
 //! A client's connection: its requests, its limits, and its end.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     convert::Infallible,
     error::Error as _,
     fmt,
@@ -119,6 +119,10 @@ pub struct Connection {
     pub admission: Arc<Admission>,
     /// The state that all connections of the worker share.
     pub worker: Rc<Worker>,
+    /// The protocol that TLS has negotiated.
+    pub alpn: Option<&'static [u8]>,
+    /// The connections to backends that serve this client alone.
+    pub own_pools: OnceCell<Rc<Pools>>,
     /// Connects to backends.
     pub connector: Rc<dyn Connect>,
     /// Returns the configuration for the next request. `None` once no listener serves it.

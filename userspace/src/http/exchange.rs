@@ -29,7 +29,7 @@ use super::{
     connection::{Connection, InFlight, Served, Tunnel, carry_stream},
     failure::Failure,
     headers::{self, SERVER},
-    pool::{Key, Return, Sender, Through, begin_http1, begin_http2},
+    pool::{Key, Pools, Return, Sender, Through, begin_http1, begin_http2},
     refused::Refused,
     request_log::Note,
     route::{self, Decision},
@@ -39,6 +39,7 @@ use super::{
 use crate::{
     account::access_log::outcome::NO_FLAG,
     metrics::NONE,
+    net::{proxy_header::Fields, proxy_sender::header_for, uuid},
     upstream::{balance::hash, cluster::Cluster, endpoint::Endpoint},
 };
 
@@ -392,6 +393,22 @@ impl Order<'_> {
         (self.connection.client.ip(), hash::server_name(host))
     }
 
+    /// The connections that may serve the request. A connection with a PROXY protocol header, or with the client's
+    /// address, is its client's alone.
+    fn pools(&self, cluster: &Cluster) -> &Rc<Pools> {
+        let Connection { worker, own_pools, .. } = &**self.connection;
+        let is_of_one_client = cluster.proxy_protocol.is_some() || cluster.transparent;
+        if is_of_one_client { own_pools.get_or_init(Rc::default) } else { &worker.pools }
+    }
+
+    /// The PROXY protocol header of a new connection.
+    fn proxy_header(&self, cluster: &Cluster) -> Option<Vec<u8>> {
+        let Connection { client, own, account, server_name, alpn, .. } = &**self.connection;
+        let rules = cluster.proxy_protocol.as_ref()?;
+        let fields = Fields { alpn: *alpn, authority: server_name.as_deref(), unique_id: None };
+        Some(header_for(rules, &account.origin_or(*client, *own), &fields))
+    }
+
     /// Makes one attempt, over an idle connection or a new one.
     async fn attempt(
         &self,
@@ -401,7 +418,7 @@ impl Order<'_> {
         cluster: &Cluster,
         backend: Destination<'_>,
     ) -> Result<Answer, Failure> {
-        let pools = &self.connection.worker.pools;
+        let pools = self.pools(cluster);
         let mut may_reuse = true;
         loop {
             let mut candidates = cluster.candidates(&self.caller());
@@ -454,7 +471,8 @@ impl Order<'_> {
                     }
                 }
             };
-            let result = self.over(sender, Some(key), method, headers, body, backend).await;
+            let place = Some((pools.clone(), key));
+            let result = self.over(sender, place, method, headers, body, backend).await;
             match result {
                 Ok(answer) => {
                     endpoint.responded(Some(answer.response.status().as_u16()));
@@ -479,7 +497,7 @@ impl Order<'_> {
     async fn over(
         &self,
         mut sender: Sender,
-        key: Option<Key>,
+        place: Option<(Rc<Pools>, Key)>,
         method: &Method,
         headers: &HeaderMap,
         body: &Source,
@@ -489,11 +507,8 @@ impl Order<'_> {
         self.facts.upstream.local.set(sender.local());
         match sender.send(request).await {
             Ok(response) => {
-                let pools = &self.connection.worker.pools;
-                let connection = match (sender, key) {
-                    (Sender::Http1(through), Some(key)) => {
-                        Some(Return { pools: pools.clone(), key, through })
-                    }
+                let connection = match (sender, place) {
+                    (Sender::Http1(through), Some((pools, key))) => Some(Return { pools, key, through }),
                     _ => None,
                 };
                 Ok(Answer { response, connection })
@@ -539,17 +554,19 @@ impl Order<'_> {
         backend: Destination<'_>,
         candidates: crate::upstream::candidates::Candidates,
     ) -> Result<(Sender, Arc<Endpoint>), Failure> {
-        let Connection { connector, admission, worker, account, .. } = &**self.connection;
+        let Connection { connector, admission, account, .. } = &**self.connection;
         let limit = self.snapshot.connect_timeout(cluster, account.limits());
         let deadline = Instant::now() + limit;
         let mut candidates = Some(candidates);
         let connected = loop {
             let candidates = candidates.take().unwrap_or_else(|| cluster.candidates(&self.caller()));
             let client = Some(self.connection.client.ip());
-            match connector.connect(cluster, candidates, client, limit, admission).await {
+            // Each connection has a header of its own, with an id of its own.
+            let header = self.proxy_header(cluster);
+            match connector.connect(cluster, candidates, client, header.as_deref(), limit, admission).await {
                 Ok(connected) => break connected,
                 // Idle connections give their slot to a connection with a request.
-                Err(NotConnected::Limited(_)) if worker.pools.make_room(&cluster.name) => {
+                Err(NotConnected::Limited(_)) if self.pools(cluster).make_room(&cluster.name) => {
                     tokio::task::yield_now().await;
                     tokio::task::yield_now().await;
                 }
@@ -617,10 +634,7 @@ impl Order<'_> {
 
 /// A random UUID (RFC 9562 section 5.4).
 fn request_id() -> HeaderValue {
-    let id = (fastrand::u128(..) & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);
-    let text = format!("{id:032x}");
-    let parts = [&text[..8], &text[8..12], &text[12..16], &text[16..20], &text[20..]];
-    HeaderValue::try_from(parts.join("-")).unwrap_or(HeaderValue::from_static("0"))
+    HeaderValue::try_from(uuid::random()).unwrap_or(HeaderValue::from_static("0"))
 }
 
 #[cfg(test)]

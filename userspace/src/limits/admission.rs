@@ -14,7 +14,7 @@ use snisplice_config::model::{Limits, access::Rate};
 use strum::EnumCount as _;
 use tokio::sync::{Notify, Semaphore};
 
-pub use self::permit::{Admitted, Group, Permit, Shared};
+pub use self::permit::{Admitted, Group, Permit, Shared, UnfinishedHello};
 use super::{
     Overload,
     backends::{BackendRule, Backends, PendingRule},
@@ -174,8 +174,8 @@ impl Admission {
         self.rules.store(Arc::new(Rules::of(self.most, limits)));
     }
 
-    /// Admits a connection that was accepted on `listener` at `now`. It has no slot yet. Without a `peer`, the client
-    /// behind a trusted proxy is not known yet: see [`Permit::comes_from`].
+    /// Admits a connection that was accepted on `listener` at `now`. It has no slot yet. Without a `peer`, it comes from
+    /// a trusted proxy, whose client counts later: see [`Permit::comes_from`].
     pub fn admit(
         self: &Arc<Self>,
         peer: Option<IpAddr>,

@@ -68,6 +68,16 @@ pub enum CloseReason {
     TooLarge,
     /// The hello was not complete within `timeouts.hello`.
     HelloTimeout,
+    /// The listener requires PROXY headers, and the client is none of its proxies.
+    ProxyUntrusted,
+    /// The client's connection begins without the required PROXY header.
+    ProxyHeaderMissing,
+    /// The PROXY header has an error.
+    ProxyHeaderMalformed,
+    /// The PROXY header is longer than 16 KiB.
+    ProxyHeaderTooLarge,
+    /// The PROXY header was not complete within `timeouts.hello`.
+    ProxyHeaderTimeout,
     /// The head of an HTTP request was not complete within `timeouts.hello`.
     RequestTimeout,
     /// The client's bytes are not HTTP, or are ambiguous.
@@ -180,6 +190,20 @@ impl From<ConnectFailure> for CloseReason {
             ConnectFailure::ResourceExhausted => Self::ResourceExhausted,
         }
     }
+}
+
+/// The PROXY header of a client: the metric label `header` of `proxy_headers_total`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
+pub enum ProxyHeader {
+    /// Version 1 with the client's address.
+    V1,
+    /// Version 2 with the client's address.
+    V2,
+    /// A header without the client's address, such as `LOCAL` and `UNKNOWN`.
+    Local,
+    /// A trusted proxy sent no header.
+    None,
 }
 
 /// The policy applied to a client that no rule serves: the metric label `policy` of `unrouted_total`.

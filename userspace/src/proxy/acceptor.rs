@@ -16,7 +16,7 @@ use rustix::{
 use tokio::{io::unix::AsyncFd, task::JoinHandle, time::sleep};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{refuse::is_denied, service::Service, session};
+use super::{proxied, refuse::is_denied, service::Service, session};
 use crate::{
     account::{Account, ListenerAccount, registry::Registry},
     limits::{
@@ -169,20 +169,24 @@ impl Entrance {
         log_limit!(warn, %error, listener = %counters.listener, "cannot accept; trying again shortly");
     }
 
-    /// Applies the rules for the source of an accepted client, then the limits. The error is the close reason.
+    /// Applies the rules for the source of an accepted client, then the limits. The error is the close reason. A trusted
+    /// proxy is no source: its header names the client, and the session applies them to that client.
     fn admit(&self, client: &StdStream, peer: IpAddr) -> Result<Admitted, CloseReason> {
         let account = self.listener_account();
         let snapshot = self.service.current.load();
         // The session ends a client whose listener is removed.
         let listener = snapshot.listener_of(account.address, || client.local_addr().ok());
-        if listener.is_some_and(|listener| is_denied(peer, listener, &snapshot.model)) {
+        let proxies = listener.and_then(|listener| listener.proxy_protocol.as_ref());
+        let source = (!proxied::is_trusted(proxies, peer)).then_some(peer);
+        let denies = |source| listener.is_some_and(|listener| is_denied(source, listener, &snapshot.model));
+        if source.is_some_and(denies) {
             return Err(CloseReason::Denied);
         }
         let group = Group {
             name: listener.map_or(&account.counters.listener, |listener| &listener.name),
             access: listener.and_then(|listener| listener.access.as_ref()),
         };
-        self.admission.admit(Some(peer), group, Instant::now()).map_err(Overload::into)
+        self.admission.admit(source, group, Instant::now()).map_err(Overload::into)
     }
 
     /// Resets a connection, which is the cheapest refusal, and counts it.

@@ -140,6 +140,12 @@ impl HelloReader {
         }
     }
 
+    /// Whether bytes were read from the receive queue.
+    #[must_use]
+    pub fn has_bytes(&self) -> bool {
+        !self.bytes.is_empty()
+    }
+
     /// The bytes read, verbatim, including bytes after the hello. Empty if the hello was only peeked.
     #[must_use]
     pub fn into_bytes(self) -> Vec<u8> {

@@ -1,7 +1,7 @@
 //! HTTP requests on a listener: connects a session to [`crate::http`], and requests to backends.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, OnceCell},
     net::{IpAddr, SocketAddr},
     rc::Rc,
     sync::Arc,
@@ -21,6 +21,7 @@ use tokio::net::TcpStream;
 use super::{connect::connect_among, service::Service};
 use crate::{
     account::registry::Registration,
+    datapath::seam::End,
     http::{
         activity::Activity,
         connect::{Connect, Connected, Io, Local, NotConnected},
@@ -29,6 +30,7 @@ use crate::{
     limits::admission::{Admission, Permit},
     log::log_limit,
     metrics::labels::{Carrier, CloseReason},
+    net::proxy_sender,
     snapshot::Snapshot,
     terminate::{handshake::ServerStream, upstream},
     upstream::{candidates::Candidates, cluster::Cluster},
@@ -75,7 +77,8 @@ pub(super) fn serve_plain<'a>(
     account.set_carrier(Carrier::Relay);
     Box::pin(async move {
         let plain = |listener: &Listener| listener.plain_http.as_ref().map(|plain| plain.table.clone());
-        let Some(connection) = connection(&client, ("http", None), plain, account, service, permit) else {
+        let Some(connection) = connection(&client, ("http", None, None), plain, account, service, permit)
+        else {
             return CloseReason::ClientGone;
         };
         connection::serve(client, connection, None, read).await
@@ -109,7 +112,11 @@ pub(super) async fn serve_encrypted(
         }
     };
     let socket = client.get_ref().0.socket();
-    match connection(socket, ("https", sent), inside, account, service, permit) {
+    let alpn = protocol.map(|protocol| match protocol {
+        Protocol::Http2 => &b"h2"[..],
+        Protocol::Http1 => b"http/1.1",
+    });
+    match connection(socket, ("https", sent, alpn), inside, account, service, permit) {
         Some(connection) => connection::serve(client, connection, protocol, Vec::new()).await,
         None => CloseReason::ClientGone,
     }
@@ -118,13 +125,14 @@ pub(super) async fn serve_encrypted(
 /// The common part of a client's requests; `table` finds their rules. `None` if the client has disconnected.
 fn connection(
     client: &TcpStream,
-    (scheme, server_name): (&'static str, Option<Box<str>>),
+    (scheme, server_name, alpn): (&'static str, Option<Box<str>>, Option<&'static [u8]>),
     table: impl Fn(&Listener) -> Option<Arc<HttpTable>> + 'static,
     account: &Registration,
     service: &Rc<Service>,
     permit: &Permit,
 ) -> Option<Rc<Connection>> {
     let (peer, own) = (client.peer_addr().ok()?, client.local_addr().ok()?);
+    let peer = account.origin().map_or(peer, |origin| origin.source);
     let (current, address) = (service.current.clone(), account.listener_account().address);
     let served = move || {
         let snapshot = current.load_full();
@@ -138,6 +146,8 @@ fn connection(
         own,
         scheme,
         server_name,
+        alpn,
+        own_pools: OnceCell::new(),
         account: account.account(),
         admission: permit.admission().clone(),
         worker: service.http.clone(),
@@ -159,6 +169,7 @@ impl Connect for Service {
         cluster: &'a Cluster,
         candidates: Candidates,
         client: Option<IpAddr>,
+        header: Option<&'a [u8]>,
         limit: Duration,
         admission: &'a Arc<Admission>,
     ) -> Local<'a, Result<Connected<TcpStream>, NotConnected>> {
@@ -172,6 +183,13 @@ impl Connect for Service {
                     place.is_settled();
                     admission.reachability.found(&cluster.name);
                     let _ = self.keepalives.within(cluster.timeouts.as_ref()).apply(&connected.stream);
+                    if let Some(header) = header
+                        && let Err(error) = proxy_sender::write(&connected.stream, header, true)
+                    {
+                        let reason = CloseReason::from(&End::broken_by_backend(error));
+                        connected.lease.ended(reason, false);
+                        return Err(NotConnected::Failed(reason));
+                    }
                     let endpoint = connected.lease.endpoint().clone();
                     let guard = Box::new((connected.lease, place));
                     Ok(Connected { io: connected.stream, endpoint, guard })

@@ -15,7 +15,7 @@ use tokio::{net::TcpStream, time::timeout};
 use super::{
     connect::{Client, Upstream, connect},
     hello::{HelloReader, Received},
-    http,
+    http, proxied,
     refuse::{Refusal, RouteVerdict, is_denied},
     service::Service,
     terminated::{self, Terminated},
@@ -94,7 +94,13 @@ async fn establish(
     let listener =
         snapshot.listener_of(account.listener_account().address, own).ok_or(CloseReason::ListenerRemoved)?;
     account.has_sockets([client.as_raw_fd(), -1]);
-    deny(&client, listener, &snapshot.model)?;
+    let (client, passed) = match &listener.proxy_protocol {
+        None => (client, Duration::ZERO),
+        Some(rules) => {
+            Box::pin(proxied::receive(client, rules, listener, &snapshot.model, account, permit)).await?
+        }
+    };
+    deny(&client, account, listener, &snapshot.model)?;
 
     let mut reader = HelloReader::new(service.datapath.hello(), snapshot.model.runtime.limits.hello_bytes);
     let early = reader.read_now(&client);
@@ -107,9 +113,9 @@ async fn establish(
     let action = if let Some(action) = early {
         action
     } else {
-        let own = listener.timeouts.as_ref().and_then(|own| own.hello);
-        let limit = own.unwrap_or(snapshot.model.runtime.timeouts.hello);
-        let received = wait_for_hello(&client, &mut reader, limit, permit).await;
+        let limit = hello_limit(listener, &snapshot.model).saturating_sub(passed);
+        let source = proxied::client_of(account, &client);
+        let received = wait_for_hello(&client, &mut reader, limit, source, permit).await;
         route(listener, account, received, || begins_request(&reader, &client))
     };
     let (cluster, name, route) = match action {
@@ -140,26 +146,39 @@ async fn establish(
 
     account.goes_to(cluster.name.clone());
     account.limited_by([cluster.timeouts.as_ref(), route, listener.timeouts.as_ref()]);
-    let from = Client { socket: &client, source: address_of(&client), name };
+    let from = Client { socket: &client, source: proxied::client_of(account, &client), name };
     let Upstream { stream: backend, lease, announced } =
         connect_within_limits(cluster, from, account, &snapshot, service, permit).await?;
+    if let Some(rules) = &cluster.proxy_protocol {
+        let longest = snapshot.model.runtime.limits.hello_bytes;
+        let hello = proxied::hello_in(&reader.first_bytes(&client, longest + 1), longest);
+        let fields = hello.as_ref().map(proxied::fields_of).unwrap_or_default();
+        if let Err(reason) = proxied::announce(&backend, rules, &client, account, &fields, reader.has_bytes())
+        {
+            lease.ended(reason, false);
+            return Err(reason);
+        }
+    }
     account.has_sockets([client.as_raw_fd(), backend.as_raw_fd()]);
     let (hello, keepalive) =
         (reader.into_bytes(), Some(service.keepalives.within(cluster.timeouts.as_ref())));
     Ok(Established::Passed(Pair { client, backend, hello, same_host: announced, keepalive }, lease))
 }
 
-/// The client's address. `None` if the client has disconnected.
-pub(super) fn address_of(client: &TcpStream) -> Option<IpAddr> {
-    client.peer_addr().ok().map(|address| address.ip())
-}
-
-/// Resets a client that a reload has denied while the client waited for a slot. Others are denied after accept(2).
-fn deny(client: &StdStream, listener: &Listener, model: &Model) -> Result<(), CloseReason> {
+/// Resets a client that a reload has denied while the client waited for a slot. Others are denied after accept(2), or
+/// when a trusted proxy names them.
+fn deny(
+    client: &StdStream,
+    account: &Account,
+    listener: &Listener,
+    model: &Model,
+) -> Result<(), CloseReason> {
     let has_rules = !model.runtime.deny.is_empty()
         || listener.access.as_ref().is_some_and(|access| !access.sources.is_empty());
     // A client that has already disconnected is let on. A later step detects its state.
-    if !has_rules || !client.peer_addr().is_ok_and(|client| is_denied(client.ip(), listener, model)) {
+    if !has_rules
+        || !proxied::client_of(account, client).is_some_and(|client| is_denied(client, listener, model))
+    {
         return Ok(());
     }
     let _ = sockopt::reset_on_close(client);
@@ -179,7 +198,7 @@ fn enter(
     let access = rule.access.as_deref();
     let refused = match access.map(|access| &access.sources).filter(|sources| !sources.is_empty()) {
         // A client that has disconnected may have sent data for a backend that it must not reach.
-        Some(sources) => match address(client) {
+        Some(sources) => match proxied::client_of(account, client) {
             Some(client) if sources.admits(client) => None,
             Some(_) => Some(CloseReason::RouteDenied),
             None => Some(CloseReason::ClientGone),
@@ -193,19 +212,21 @@ fn enter(
     })
 }
 
-/// The address of a client. `None` if the client has disconnected.
-fn address(client: &TcpStream) -> Option<IpAddr> {
-    client.peer_addr().ok().map(|client| client.ip())
+/// The time limit from accept to the complete hello.
+pub(super) fn hello_limit(listener: &Listener, model: &Model) -> Duration {
+    let own = listener.timeouts.as_ref().and_then(|own| own.hello);
+    own.unwrap_or(model.runtime.timeouts.hello)
 }
 
-/// Waits for the hello until its deadline, or until another client with priority needs the slot.
+/// Waits for the hello of `source` until its deadline, or until another client with priority needs the slot.
 async fn wait_for_hello(
     client: &TcpStream,
     reader: &mut HelloReader,
     limit: Duration,
+    source: Option<IpAddr>,
     permit: &Permit,
 ) -> Received {
-    let waiting = permit.hello(address(client), reader.has_begun(), StdInstant::now());
+    let waiting = permit.hello(source, reader.has_begun(), StdInstant::now());
     let received = tokio::select! {
         biased;
         received = timeout(limit, reader.read(client, || waiting.heard())) => {

@@ -23,16 +23,17 @@ use self::copy::{Socket, copy};
 use super::{
     connect::Client,
     http,
+    proxied::{announce, client_of},
     refuse::farewell,
     service::Service,
-    session::{address_of, connect_within_limits},
+    session::connect_within_limits,
 };
 use crate::{
     account::{Account, registry::Registration},
     limits::admission::Permit,
     log::log_limit,
     metrics::labels::{Carrier, CloseReason},
-    net::sockopt,
+    net::{proxy_header::Fields, sockopt},
     snapshot::Snapshot,
     terminate::{
         handshake::{self, ServerStream},
@@ -74,7 +75,8 @@ pub(super) fn serve<'a>(
         // The handshake needs far more memory than later steps, and is short.
         let own = listener.as_ref().and_then(|own| own.handshake);
         let limit = own.unwrap_or(snapshot.model.runtime.timeouts.handshake);
-        let shaken = Box::pin(shake_hands(client, read, &snapshot, &termination, limit, permit)).await;
+        let shaken =
+            Box::pin(shake_hands(client, read, &snapshot, &termination, limit, account, permit)).await;
         let client = match shaken {
             Ok(client) => client,
             Err(reason) => return reason,
@@ -97,6 +99,7 @@ async fn shake_hands(
     snapshot: &Snapshot,
     termination: &Termination,
     limit: Duration,
+    account: &Account,
     permit: &Permit,
 ) -> Result<ServerStream, CloseReason> {
     let terminations = snapshot.terminations();
@@ -108,7 +111,7 @@ async fn shake_hands(
         farewell(&client, &alert(Description::ProtocolVersion)).await;
         return Err(CloseReason::HandshakeFailed);
     }
-    let peer = client.peer_addr().map_or(IpAddr::from([0; 4]), |peer| peer.ip());
+    let peer = client_of(account, &client).unwrap_or(IpAddr::from([0; 4]));
     let under_way = permit.handshake(peer, Instant::now()).inspect_err(|_| {
         let _ = sockopt::reset_on_close(&client);
     })?;
@@ -176,11 +179,21 @@ async fn connect(
     account.limited_by([cluster.timeouts.as_ref(), rule.timeouts.as_ref(), listener]);
     let socket = client.socket();
     let name = client.get_ref().1.server_name().map(hash::server_name);
-    let from = Client { socket, source: address_of(socket), name };
+    let from = Client { socket, source: client_of(account, socket), name };
     let upstream = connect_within_limits(cluster, from, account, snapshot, service, permit).await?;
     account.has_sockets([socket.as_raw_fd(), upstream.stream.as_raw_fd()]);
     // If this fails, an unreachable peer is detected later.
     let _ = service.keepalives.within(cluster.timeouts.as_ref()).apply(&upstream.stream);
+    if let Some(rules) = &cluster.proxy_protocol {
+        let session = client.get_ref().1;
+        let fields =
+            Fields { alpn: session.alpn_protocol(), authority: session.server_name(), unique_id: None };
+        let has_tls = matches!(snapshot.terminations().upstream(id), Ok(Some(_)));
+        if let Err(reason) = announce(&upstream.stream, rules, socket, account, &fields, has_tls) {
+            upstream.lease.ended(reason, false);
+            return Err(reason);
+        }
+    }
     let terminations = snapshot.terminations();
     let Some(tls) = terminations.upstream(id).map_err(|_| CloseReason::BackendTlsFailed)? else {
         return Ok((Backend::Plain(upstream.stream), upstream.lease));

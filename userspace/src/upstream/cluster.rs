@@ -14,6 +14,7 @@ use snisplice_config::model::{
     self, Endpoint, EndpointHost,
     balancing::{Algorithm, HashKey, LoadBalancing},
     health::Health,
+    proxy_protocol::SendProxy,
     scope::ScopedTimeouts,
 };
 use tokio::sync::Notify;
@@ -47,6 +48,8 @@ pub struct Cluster {
     pub transparent: bool,
     /// Time limits of the backend's connections, if it has its own.
     pub timeouts: Option<Arc<ScopedTimeouts>>,
+    /// The configured PROXY protocol header.
+    pub proxy_protocol: Option<SendProxy>,
     /// The configured health checks and outlier detection.
     pub health: Health,
     /// The configured endpoints.
@@ -106,6 +109,7 @@ impl Cluster {
             connect_timeout: backend.connect_timeout,
             transparent: backend.transparent,
             timeouts: backend.timeouts.clone(),
+            proxy_protocol: backend.proxy_protocol.clone(),
             health: backend.health.clone(),
             places: backend.endpoints.clone(),
             queries: queries(backend),

@@ -38,6 +38,10 @@ pub fn of(reason: CloseReason) -> Outcome {
         CloseReason::Malformed
         | CloseReason::TooLarge
         | CloseReason::HelloTimeout
+        | CloseReason::ProxyHeaderMissing
+        | CloseReason::ProxyHeaderMalformed
+        | CloseReason::ProxyHeaderTooLarge
+        | CloseReason::ProxyHeaderTimeout
         | CloseReason::RequestTimeout
         | CloseReason::BadRequest
         | CloseReason::Flood
@@ -68,7 +72,7 @@ pub fn of(reason: CloseReason) -> Outcome {
         | CloseReason::RouteLimit
         | CloseReason::RouteRate => ("RL", None),
         CloseReason::BackendLimit | CloseReason::PendingLimit => ("UO", None),
-        CloseReason::Denied | CloseReason::RouteDenied => ("UAEX", None),
+        CloseReason::ProxyUntrusted | CloseReason::Denied | CloseReason::RouteDenied => ("UAEX", None),
     };
     let label = reason.label();
     Outcome {

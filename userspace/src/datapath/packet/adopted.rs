@@ -409,6 +409,7 @@ impl AdoptedFlows {
             route: None,
             backend: None,
             client: client.map(|(_, remote)| remote),
+            proxy: None,
             accepted_at: client.map(|(local, _)| local),
             connected_from: backend.map(|(local, _)| local),
             backend_address: backend.map(|(_, remote)| remote),

@@ -314,7 +314,7 @@ impl<'a> PacketFlow<'a> {
             let _ = sockopt::reset_on_close(socket);
         }
         let (up, down) = account.bytes();
-        let before = (up.saturating_sub(entry.written[0]), down.saturating_sub(entry.written[1]));
+        let before = (up.wrapping_sub(entry.written[0]), down.wrapping_sub(entry.written[1]));
         account.is_in_packets(InPackets { flow: entry.flow, before });
         Self { sockets: Sockets::Settling(connection), entry, account, before, ended: false }
     }
@@ -456,7 +456,7 @@ impl<'a> PacketFlow<'a> {
         // Scrapes may have counted the kernel's bytes. The successor must not count them again.
         let (bytes, counted) = (self.account.bytes(), self.account.counted());
         let (up, down) = (bytes.0.max(counted.0), bytes.1.max(counted.1));
-        let counted = [up.saturating_sub(self.before.0), down.saturating_sub(self.before.1)];
+        let counted = [up.wrapping_sub(self.before.0), down.wrapping_sub(self.before.1)];
         let flow = Message::Flow {
             place: self.entry.flow,
             counted,
@@ -476,7 +476,11 @@ impl<'a> PacketFlow<'a> {
     fn bring_account_up_to_date(&self) {
         let Ok(state) = self.entry.state() else { return };
         let (up, down) = self.account.bytes();
-        let total = [self.before.0 + state.delivered(0), self.before.1 + state.delivered(1)];
+        let (up_before, down_before) = self.before;
+        let total = [
+            InPackets::total(up_before, state.delivered(0)),
+            InPackets::total(down_before, state.delivered(1)),
+        ];
         self.account.moved(Direction::Up, total[0].saturating_sub(up));
         self.account.moved(Direction::Down, total[1].saturating_sub(down));
     }

@@ -142,11 +142,13 @@ impl Permit {
         joined.is_some()
     }
 
-    /// Counts the connection for its source, until it ends. Called at most once.
-    pub fn comes_from(&self, peer: IpAddr, now: Instant) -> Result<(), Overload> {
+    /// Counts the connection for the source of its client, until it ends, and no longer for any other source. The client
+    /// is the peer, or the one that a trusted proxy names.
+    pub fn comes_from(&self, client: IpAddr, now: Instant) -> Result<(), Overload> {
+        self.leave_source();
         let admission = &*self.admission;
         let rules = admission.rules.load();
-        let source = rules.source.source(peer);
+        let source = rules.source.source(client);
         if let Some(most) = rules.source.most {
             let key = lock(&admission.sources).enter(source, most);
             let Some(key) = key else { return Err(admission.source_refused(source, most, now)) };
@@ -189,6 +191,13 @@ impl Permit {
     #[must_use]
     pub fn reachability(&self) -> &Reachability {
         &self.admission.reachability
+    }
+
+    fn leave_source(&self) {
+        let source = self.source.replace(NO_SOURCE);
+        if source != NO_SOURCE {
+            lock(&self.admission.sources).leave(source as usize);
+        }
     }
 
     /// Counts the connection as one with an incomplete hello, until the result is dropped. Another connection may be
@@ -262,10 +271,7 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let source = self.source.get();
-        if source != NO_SOURCE {
-            lock(&self.admission.sources).leave(source as usize);
-        }
+        self.leave_source();
         let backend = lock(&self.admission.memberships).leave(self.membership.get() & !HAS_PLACE);
         if backend != memberships::NONE {
             lock(&self.admission.backends).leave(backend as usize);

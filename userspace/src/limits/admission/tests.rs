@@ -14,6 +14,24 @@ fn peer(last: u8) -> IpAddr {
 }
 
 #[test]
+fn the_client_of_a_trusted_proxy_counts_once_it_is_named() {
+    let limits = Limits { connections_per_source: Some(1), ..Limits::default() };
+    let admission = Admission::new(10, &limits);
+    let now = Instant::now();
+    let proxied = || admission.admit(None, ANY, now).unwrap().try_place().unwrap();
+    let permits = [proxied(), proxied(), proxied()];
+    assert_eq!(admission.usage().sources.1, 0);
+    assert_eq!(permits[0].comes_from(peer(1), now), Ok(()));
+    assert_eq!(permits[1].comes_from(peer(1), now), Err(Overload::Source));
+    assert_eq!(permits[2].comes_from(peer(2), now), Ok(()));
+    // The client named last counts.
+    assert_eq!(permits[2].comes_from(peer(3), now), Ok(()));
+    assert_eq!(admission.usage().sources.1, 2);
+    drop(permits);
+    assert_eq!(admission.usage().sources.1, 0);
+}
+
+#[test]
 fn one_source_leaves_half_of_the_places_to_others() {
     let admission = Admission::new(64, &Limits::default());
     let now = Instant::now();
