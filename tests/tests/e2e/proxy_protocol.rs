@@ -34,6 +34,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::sockets("proxy_protocol::bad_headers_are_refused", bad_headers),
     Case::once("proxy_protocol::a_header_may_be_optional", optional),
     Case::once("proxy_protocol::the_named_client_is_the_client", named_client),
+    Case::once("proxy_protocol::source_rules_hold_for_the_named_client", source_rules),
     Case::once("proxy_protocol::terminated_requests_carry_the_client", requests),
     Case::once("proxy_protocol::a_header_comes_before_tls_to_the_backend", before_tls),
     Case::once("proxy_protocol::another_endpoint_gets_a_header_too", another_endpoint),
@@ -393,6 +394,41 @@ fn named_client(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
+/// The rules of a listener and of a route are for the named client, and not for the proxy, which they would refuse.
+fn source_rules(lab: &Lab) -> Result<()> {
+    let listener = flow::backend(lab)?;
+    let rules = format!("{}\n    deny: [203.0.113.99, {CLIENT}]", required());
+    let yaml = yaml(&rules, "v1", "").replacen(
+        "    sni:",
+        &format!("    deny: [203.0.113.98, {CLIENT}]\n    sni:"),
+        1,
+    );
+    let daemon = Daemon::start(lab, &Options::yaml(lab, &yaml)?)?;
+    let hello = hello::naming(NAME)?;
+    let begin = |header: &str| -> Result<TcpStream> {
+        let mut stream = tcp::connect(&lab.client, &flow::front())?;
+        stream.write_all(&[header.as_bytes(), &hello].concat())?;
+        Ok(stream)
+    };
+    let line = |client: &str| format!("PROXY TCP4 {client} 198.51.100.1 4711 443\r\n");
+    let refused = |header: &str, reason: &str, count| -> Result<()> {
+        let mut stream = begin(header)?;
+        daemon.wait_metrics(reason, |metrics| {
+            metrics.sum("snisplice_connections_closed_total", &[("reason", reason)]) == count
+        })?;
+        let ended = stream.read(&mut [0; 1]);
+        ensure!(ended.is_err(), "{reason}: {ended:?}, not a reset");
+        Ok(())
+    };
+    refused(&line("203.0.113.99"), "denied", 1)?;
+    refused(&line("203.0.113.98"), "route_denied", 1)?;
+    // The proxy is the client of its own connections.
+    refused("PROXY UNKNOWN\r\n", "denied", 2)?;
+    let _served = begin(&line(FROM))?;
+    receive(&listener, &[line(FROM).as_bytes(), &hello].concat())?;
+    Ok(())
+}
+
 /// Answers each request with its head behind the header of its connection, and reports the number of connections.
 fn answer(listener: TcpListener, accepted: mpsc::Sender<String>) {
     thread::spawn(move || {
@@ -418,6 +454,25 @@ fn answer(listener: TcpListener, accepted: mpsc::Sender<String>) {
     });
 }
 
+/// Sends a request, and returns the body of the response. The connection stays open.
+pub(crate) fn ask(stream: &TcpStream) -> Result<String> {
+    (&*stream).write_all(b"GET / HTTP/1.1\r\nhost: a.test\r\n\r\n")?;
+    let mut reader = BufReader::new(stream);
+    let (mut length, mut line) = (0, String::new());
+    while line != "\r\n" {
+        line.clear();
+        if reader.read_line(&mut line)? == 0 {
+            bail!("no response");
+        }
+        if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length: ") {
+            length = value.trim().parse()?;
+        }
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body)?;
+    Ok(String::from_utf8(body)?)
+}
+
 fn requests(lab: &Lab) -> Result<()> {
     let (accepted, seen) = mpsc::channel();
     answer(flow::backend(lab)?, accepted);
@@ -427,23 +482,6 @@ fn requests(lab: &Lab) -> Result<()> {
          backends: [{{name: pool, proxy_protocol: v1, endpoints: \"{BACKEND}:9000\"}}]\n"
     );
     let _daemon = Daemon::start(lab, &Options::yaml(lab, &yaml)?)?;
-    let ask = |stream: &TcpStream| -> Result<String> {
-        (&*stream).write_all(b"GET / HTTP/1.1\r\nhost: a.test\r\n\r\n")?;
-        let mut reader = BufReader::new(stream);
-        let (mut length, mut line) = (0, String::new());
-        while line != "\r\n" {
-            line.clear();
-            if reader.read_line(&mut line)? == 0 {
-                bail!("no response");
-            }
-            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length: ") {
-                length = value.trim().parse()?;
-            }
-        }
-        let mut body = vec![0; length];
-        reader.read_exact(&mut body)?;
-        Ok(String::from_utf8(body)?)
-    };
     let mut clients = Vec::new();
     for last in [7, 8] {
         let mut client = tcp::connect(&lab.client, &flow::front())?;

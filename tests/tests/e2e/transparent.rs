@@ -1,13 +1,21 @@
 //! Transparent backends: their endpoints see the client's address.
 
-use std::{fs, io::Write as _, net::IpAddr, path::PathBuf, process::Command};
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Write as _},
+    net::{IpAddr, TcpListener},
+    path::PathBuf,
+    process::Command,
+    sync::mpsc,
+    thread,
+};
 
 use anyhow::{Result, ensure};
 use snisplice_tests::{
     daemon::{Daemon, Options, cli_with},
     hello,
     lab::Lab,
-    netns::{BACKEND_V6, CLIENT, LB, LB_V6, Netns},
+    netns::{BACKEND, BACKEND_V6, CLIENT, LB, LB_V6, Netns},
     process::run,
     suite::Case,
     tcp,
@@ -17,12 +25,14 @@ use crate::{
     connect::turned_away,
     flow::{self, Flow},
     persistence::{SETTINGS, kill, moved, under_traffic, wait_kept},
+    proxy_protocol::ask,
 };
 
 pub(crate) const CASES: &[Case] = &[
     Case::each("transparent::an_endpoint_sees_the_client", over_ipv4),
     Case::each("transparent::an_endpoint_sees_the_client_over_ipv6", over_ipv6),
     Case::packet("transparent::a_flow_outlives_the_process", outlives_the_process),
+    Case::once("transparent::requests_of_two_clients_are_not_mixed", requests),
     Case::once("transparent::missing_rules_are_found", missing_rules),
     Case::once("transparent::a_client_of_another_family_is_refused", another_family),
 ];
@@ -110,6 +120,53 @@ fn over_ipv6(lab: &Lab) -> Result<()> {
     let mut backend = tcp::accept(&listener)?;
     ensure!(tcp::read_exact(&mut backend, hello.len())? == hello);
     sees(lab, &daemon, Flow { client, backend }, CLIENT_V6)
+}
+
+/// Answers each request with the address of its connection's peer, and reports each connection.
+fn answer(listener: TcpListener, accepted: mpsc::Sender<IpAddr>) {
+    thread::spawn(move || {
+        while let Ok((stream, peer)) = listener.accept() {
+            let accepted = accepted.clone();
+            thread::spawn(move || -> Result<()> {
+                accepted.send(peer.ip())?;
+                let (mut lines, body) = (BufReader::new(stream.try_clone()?).lines(), peer.ip().to_string());
+                while let Some(line) = lines.next().transpose()? {
+                    if line.is_empty() {
+                        let length = body.len();
+                        write!(&stream, "HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n{body}")?;
+                    }
+                }
+                Ok(())
+            });
+        }
+    });
+}
+
+/// Requests of one client do not go over a connection with another client's address, even if it is idle.
+fn requests(lab: &Lab) -> Result<()> {
+    let (accepted, seen) = mpsc::channel();
+    answer(flow::backend(lab)?, accepted);
+    let yaml = format!(
+        "listeners:\n- name: front\n  bind: 0.0.0.0:8443\n  proxy_protocol: {{from: {CLIENT}}}\n  \
+         http: [{{backends: pool}}]\n\
+         backends: [{{name: pool, transparent: true, endpoints: \"{BACKEND}:9000\"}}]\n"
+    );
+    let _daemon = serve(lab, &yaml)?;
+    let mut clients = Vec::new();
+    for last in [7, 8] {
+        let mut client = tcp::connect(&lab.client, &flow::front())?;
+        write!(client, "PROXY TCP4 203.0.113.{last} 198.51.100.1 4711 443\r\n")?;
+        clients.push((format!("203.0.113.{last}"), client));
+    }
+    for _ in 0..3 {
+        for (address, client) in &clients {
+            let seen = ask(client)?;
+            ensure!(seen == *address, "the backend of {address} sees {seen}");
+        }
+    }
+    let seen: Vec<_> = seen.try_iter().collect();
+    ensure!(seen.len() == 2, "{seen:?}");
+    Ok(())
 }
 
 /// The next process makes sockets with the client's address.
