@@ -197,7 +197,7 @@ impl Native<'_> {
             let mut listener =
                 ListenerBuilder::new(name.into(), view.origin(), addresses, vec![HostPattern::Any], policies);
             listener.mss = native.mss;
-            listener.proxy_protocol = native.proxy_protocol.clone();
+            listener.proxy_protocol.clone_from(&native.proxy_protocol);
             listener.freebind = native.freebind.unwrap_or_default();
             listener.access = native.access.build(diagnostics);
             listener.timeouts = native.timeouts.and_then(|ListenerTimeouts(timeouts)| timeouts.shared());

@@ -76,7 +76,7 @@ mod tests {
     fn each_endpoint_has_a_rule() {
         let endpoint = |host, port| Endpoint { host, port, weight: 1, priority: 0 };
         let ip = |text: &str| EndpointHost::Ip(text.parse().unwrap());
-        let backend = |transparent, endpoints| Backend { transparent, endpoints, ..Backend::default() };
+        let backend = |transparent, endpoints| Backend { endpoints, transparent, ..Backend::default() };
         let model = |backends| Model { backends, ..Model::default() };
         assert!(rules(&model(vec![backend(false, vec![endpoint(ip("10.0.2.2"), 443)])])).is_empty());
         let twice = backend(true, vec![endpoint(ip("10.0.2.2"), 443), endpoint(ip("fd00::2"), 8443)]);

@@ -503,7 +503,7 @@ fn slow_source(lab: &Lab) -> Result<()> {
     for turn in 0..MANY {
         let mut client = tcp::connect(&lab.client, &flow::front())?;
         // It may have made room already.
-        let _ = client.write_all(&whole[..1 + turn % 40]);
+        let _ = client.write_all(&whole[..=(turn % 40)]);
         flood.push(client);
         if turn % 100 == 0 {
             serves(connect_between(lab, OTHER_CLIENT, &flow::front())?, NAME, &listener)?;

@@ -386,11 +386,11 @@ fn named_client(lab: &Lab) -> Result<()> {
         names = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).collect();
         Ok(names.len() == 5)
     })?;
-    let named = |line: &Value| {
+    let client_of = |line: &Value| {
         let remote = line["downstream_remote_address"].as_str().unwrap_or_default();
         remote.starts_with("203.0.113.") && line["downstream_local_address"] == "198.51.100.1:443"
     };
-    ensure!(names.iter().all(named), "{names:?}");
+    ensure!(names.iter().all(client_of), "{names:?}");
     Ok(())
 }
 

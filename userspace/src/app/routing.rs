@@ -45,7 +45,7 @@ async fn verify_backend(backend: &Backend, found: &mut Routing) {
         found.note(&what, fault.as_deref(), address);
     }
     for line in unresolved.doubtful {
-        found.text.push_str(&format!("failed   {line}\n"));
+        found.text += &["failed   ", &line, "\n"].concat();
         found.passed = false;
     }
 }

@@ -266,13 +266,17 @@ mod tests {
         let tickets: Vec<_> = (0..200)
             .map(|turn| hellos.enter(rule, Some(source(turn % 20)), turn % 3 == 0, now, turn).0)
             .collect();
-        tickets.iter().for_each(|ticket| hellos.heard(*ticket));
+        for ticket in &tickets {
+            hellos.heard(*ticket);
+        }
         assert_eq!(
             hellos.make_room(Duration::ZERO, now),
             Some(0),
             "it has begun, and silent ones have made room"
         );
-        tickets.into_iter().for_each(|ticket| hellos.leave(ticket));
+        for ticket in tickets {
+            hellos.leave(ticket);
+        }
         assert_eq!(hellos.len(), 0);
         assert!(hellos.sources.is_empty());
     }

@@ -187,7 +187,7 @@ fn parse_binary(bytes: &[u8]) -> Result<Parse, HeaderError> {
     }
     let Some(header) = bytes.get(..length) else { return Ok(Parse::Incomplete { need: length }) };
     let local = Ok(Parse::Done(Header { length, origin: None, form: Form::Local }));
-    if command & 0xF == 0 {
+    if command % 16 == 0 {
         // The rest has no meaning.
         return local;
     }
@@ -362,7 +362,7 @@ fn finish(out: &mut Vec<u8>, with_checksum: bool) {
     }
 }
 
-/// The CRC32c (RFC 9260 appendix A) of a header, whose four bytes at `zeroed` count as zero.
+/// The `CRC32c` (RFC 9260 appendix A) of a header, whose four bytes at `zeroed` count as zero.
 fn checksum(header: &[u8], zeroed: usize) -> u32 {
     let bytes = header.iter().enumerate();
     let sum = bytes.fold(u32::MAX, |sum, (at, byte)| {

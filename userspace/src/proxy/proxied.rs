@@ -11,9 +11,12 @@ use rustix::{
     io::{Errno, retry_on_intr},
     net::{RecvFlags, recv},
 };
-use snisplice_config::model::{
-    Listener, Model,
-    proxy_protocol::{AcceptProxy, ProxyMode, SendProxy},
+use snisplice_config::{
+    model::{
+        Listener, Model,
+        proxy_protocol::{AcceptProxy, ProxyMode, SendProxy},
+    },
+    name::ServerName,
 };
 use snisplice_tls::client_hello::{ClientHello, Parse as Hello, parse as parse_hello};
 use tokio::{io::Interest, net::TcpStream, time::timeout};
@@ -212,7 +215,7 @@ pub(super) fn hello_in(bytes: &[u8], limit: usize) -> Option<ClientHello> {
 pub(super) fn fields_of(hello: &ClientHello) -> Fields<'_> {
     let mut offered = hello.alpn.iter();
     let alpn = offered.next().filter(|_| offered.next().is_none());
-    let authority = hello.server_name.as_ref().map(|name| name.as_str());
+    let authority = hello.server_name.as_ref().map(ServerName::as_str);
     Fields { alpn, authority, unique_id: None }
 }
 

@@ -5,8 +5,8 @@ use super::*;
 /// A listener without limits.
 const ANY: Group<'static> = Group { name: "any", access: None };
 
-fn rate(per_second: u32, burst: u32) -> Option<Rate> {
-    Some(Rate { per_second, burst })
+fn rate(per_second: u32, burst: u32) -> Rate {
+    Rate { per_second, burst }
 }
 
 fn peer(last: u8) -> IpAddr {
@@ -154,7 +154,7 @@ fn new_connections_take_tokens_of_source_listener_and_route() {
         Limits { connection_rate_per_source: 1, connection_burst_per_source: 3, ..Limits::default() };
     let admission = Admission::new(64, &limits);
     let now = Instant::now();
-    let access = Access { rate: rate(10, 5), ..Access::default() };
+    let access = Access { rate: Some(rate(10, 5)), ..Access::default() };
     let listener = Group { name: "public", access: Some(&access) };
     let admit = |last, now| admission.admit(Some(peer(last)), listener, now).map(drop);
     for _ in 0..3 {
@@ -167,7 +167,7 @@ fn new_connections_take_tokens_of_source_listener_and_route() {
     assert_eq!(admit(2, now), Err(Overload::ListenerRate));
     assert_eq!(admit(1, now + Duration::from_secs(1)), Ok(()));
 
-    let access = Access { rate: rate(10, 1), ..Access::default() };
+    let access = Access { rate: Some(rate(10, 1)), ..Access::default() };
     let route = Group { name: "public", access: Some(&access) };
     let permit = || admission.admit(None, ANY, now).unwrap().try_place().unwrap();
     permit().takes(route, now).unwrap();
