@@ -479,7 +479,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_without_addresses_are_the_proxys_own() {
+    fn headers_without_addresses_are_of_the_proxy() {
         let fixed = |command, family, rest: &[u8]| {
             let mut bytes = SIGNATURE.to_vec();
             bytes.extend([command, family, 0, u8::try_from(rest.len()).unwrap()]);
