@@ -22,7 +22,7 @@ use crate::limits::{
 
 /// No source.
 const NO_SOURCE: u32 = u32::MAX;
-/// The bit of `membership` in a permit with a slot. The other bits are a key in [`Memberships`](memberships::Memberships).
+/// The bit of `membership` in a permit with a slot. The other bits are a key in [`memberships::Memberships`].
 const HAS_PLACE: u32 = !memberships::NONE;
 
 /// A listener or a route, with the rules for its clients.
