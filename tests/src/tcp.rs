@@ -81,6 +81,20 @@ pub fn read_to_end(stream: &mut TcpStream) -> Result<(Vec<u8>, Ending)> {
     }
 }
 
+/// Sends `bytes`, and reads to the end. If a reset comes first, the write reports the reset, and a read would only see
+/// the end of the stream.
+pub fn send_and_read_to_end(stream: &mut TcpStream, bytes: &[u8]) -> Result<(Vec<u8>, Ending)> {
+    match stream.write_all(bytes) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe) => {
+            Ok((Vec::new(), Ending::Reset))
+        }
+        written => {
+            written?;
+            read_to_end(stream)
+        }
+    }
+}
+
 /// Reads exactly `count` bytes.
 pub fn read_exact(stream: &mut TcpStream, count: usize) -> Result<Vec<u8>> {
     let mut bytes = vec![0; count];

@@ -82,9 +82,7 @@ fn closed(metrics: &Metrics, labels: &[(&str, &str)]) -> i64 {
 
 /// Sends a hello for `name`. The daemon resets the connection, without a byte to the client.
 fn refuses(mut client: TcpStream, name: &str) -> Result<()> {
-    // The reset may come first.
-    let _ = client.write_all(&hello::naming(name)?);
-    let end = tcp::read_to_end(&mut client)?;
+    let end = tcp::send_and_read_to_end(&mut client, &hello::naming(name)?)?;
     ensure!(end == (Vec::new(), Ending::Reset), "{end:?}");
     Ok(())
 }
@@ -249,8 +247,8 @@ fn request(client: &TcpStream) -> Result<()> {
 
 /// The daemon resets a client of the listener for HTTP.
 fn refuses_http(mut client: TcpStream) -> Result<()> {
-    let _ = write!(client, "GET / HTTP/1.1\r\nhost: {NAME}\r\n\r\n");
-    let end = tcp::read_to_end(&mut client)?;
+    let request = format!("GET / HTTP/1.1\r\nhost: {NAME}\r\n\r\n");
+    let end = tcp::send_and_read_to_end(&mut client, request.as_bytes())?;
     ensure!(end == (Vec::new(), Ending::Reset), "{end:?}");
     Ok(())
 }
@@ -350,8 +348,7 @@ fn flood(lab: &Lab, front: &str, name: &str, count: usize) -> Result<usize> {
     let hello = hello::naming(name)?;
     while gone < count {
         let mut client = tcp::connect(&lab.client, front)?;
-        let _ = client.write_all(&hello);
-        match tcp::read_to_end(&mut client)? {
+        match tcp::send_and_read_to_end(&mut client, &hello)? {
             (bytes, Ending::Reset) if bytes.is_empty() => gone += 1,
             (bytes, Ending::Eof) if bytes == b"served" => served += 1,
             other => anyhow::bail!("{other:?}"),
@@ -389,8 +386,7 @@ fn has_a_token_again(lab: &Lab, front: &str, name: &str) -> Result<()> {
     let hello = hello::naming(name)?;
     wait::until_true("a client is served again", || {
         let mut client = tcp::connect(&lab.client, front)?;
-        let _ = client.write_all(&hello);
-        Ok(tcp::read_to_end(&mut client)?.0 == b"served")
+        Ok(tcp::send_and_read_to_end(&mut client, &hello)?.0 == b"served")
     })
 }
 

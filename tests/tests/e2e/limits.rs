@@ -94,9 +94,7 @@ fn one_source(lab: &Lab) -> Result<()> {
         let greedy = scope.spawn(|| {
             while !stop.load(Relaxed) {
                 let mut client = tcp::connect(&lab.client, &flow::front())?;
-                // The reset may come first.
-                let _ = client.write_all(&hello::naming(NAME)?);
-                let end = tcp::read_to_end(&mut client)?;
+                let end = tcp::send_and_read_to_end(&mut client, &hello::naming(NAME)?)?;
                 ensure!(end == (Vec::new(), Ending::Reset), "{end:?}");
             }
             anyhow::Ok(())
@@ -133,8 +131,7 @@ fn one_network(lab: &Lab) -> Result<()> {
     let (daemon, listener) = flow::start(lab, limits)?;
     let mut first = Flow::open(lab, &listener)?;
     let mut second = connect_from(lab, OTHER_CLIENT)?;
-    let _ = second.write_all(&hello::naming(NAME)?);
-    ensure!(tcp::read_to_end(&mut second)?.1 == Ending::Reset);
+    ensure!(tcp::send_and_read_to_end(&mut second, &hello::naming(NAME)?)?.1 == Ending::Reset);
     first.exchange()?;
     daemon.wait_log("10.0.1.0/24")
 }
