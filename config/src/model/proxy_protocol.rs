@@ -1,6 +1,6 @@
 //! The PROXY protocol: what a listener expects from proxies in front, and what a backend is sent.
 
-use crate::networks::Networks;
+use crate::{kind::choices, networks::Networks};
 
 /// The PROXY protocol on a listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,74 +11,44 @@ pub struct AcceptProxy {
     pub mode: ProxyMode,
 }
 
-/// Whether connections to a listener need a header.
-#[derive(
-    Debug,
-    Clone,
-    Copy,
-    Default,
-    PartialEq,
-    Eq,
-    strum::EnumMessage,
-    strum::EnumString,
-    strum::IntoStaticStr,
-    strum::VariantArray,
-)]
-#[strum(serialize_all = "snake_case")]
-pub enum ProxyMode {
-    /// Each connection begins with a header. Connections of other sources than `from` are reset.
-    #[default]
-    Required,
-    /// A connection of `from` may begin with a header. Other sources are ordinary clients, and their headers are not
-    /// read.
-    Optional,
+choices! {
+    /// Whether connections to a listener need a header.
+    #[derive(Default)]
+    pub enum ProxyMode {
+        /// Each connection begins with a header. Connections of other sources than `from` are reset.
+        #[default]
+        Required,
+        /// A connection of `from` may begin with a header. Other sources are ordinary clients, and their headers are not
+        /// read.
+        Optional,
+    }
 }
 
-/// The version of the PROXY protocol.
-#[derive(
-    Debug,
-    Clone,
-    Copy,
-    Default,
-    PartialEq,
-    Eq,
-    strum::EnumMessage,
-    strum::EnumString,
-    strum::IntoStaticStr,
-    strum::VariantArray,
-)]
-#[strum(serialize_all = "snake_case")]
-pub enum ProxyVersion {
-    /// A line of text.
-    #[default]
-    V1,
-    /// A binary header.
-    V2,
+choices! {
+    /// The version of the PROXY protocol.
+    #[derive(Default)]
+    pub enum ProxyVersion {
+        /// A line of text.
+        #[default]
+        V1,
+        /// A binary header.
+        V2,
+    }
 }
 
-/// A field (TLV) of a header of version 2.
-#[derive(
-    Debug,
-    Clone,
-    Copy,
-    PartialEq,
-    Eq,
-    strum::EnumMessage,
-    strum::EnumString,
-    strum::IntoStaticStr,
-    strum::VariantArray,
-)]
-#[strum(serialize_all = "snake_case")]
-pub enum ProxyTlv {
-    /// The application protocol: the negotiated one where TLS ends here, otherwise the only one that the client
-    /// offers.
-    Alpn,
-    /// The server name that the client requests.
-    Authority,
-    /// A checksum of the header.
-    Crc32c,
-    /// The id that the client's header carries, else a random UUID.
-    UniqueId,
+choices! {
+    /// A field (TLV) of a header of version 2.
+    pub enum ProxyTlv {
+        /// The application protocol: the negotiated one where TLS ends here, otherwise the only one that the client
+        /// offers.
+        Alpn,
+        /// The server name that the client requests.
+        Authority,
+        /// A checksum of the header.
+        Crc32c,
+        /// The id that the client's header carries, else a random UUID.
+        UniqueId,
+    }
 }
 
 /// The header for a backend.

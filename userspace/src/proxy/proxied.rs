@@ -92,7 +92,7 @@ pub(super) async fn receive(
     match named {
         Ok(()) => Ok((client, begun.elapsed())),
         Err(reason) => {
-            tracing::debug!(%peer, %reason, "no PROXY header");
+            tracing::debug!(%peer, %reason, "refused before the hello");
             let _ = sockopt::reset_on_close(&client);
             Err(reason)
         }
