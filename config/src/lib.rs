@@ -55,7 +55,7 @@ mod yaml;
 
 pub use self::{
     check::render_check,
-    explain::{Explanation, Requested, explain},
+    explain::{Explanation, Outcome, Requested, explain},
     load::{Documents, Source, Translation, load},
     options::{Label, Listen, Options, Resolve},
     report::{Diagnostic, ObjectRef, Severity},

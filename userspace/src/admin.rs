@@ -4,7 +4,7 @@
 
 use std::{
     fmt,
-    sync::{Arc, OnceLock, atomic::AtomicBool},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, atomic::AtomicBool},
 };
 
 use snisplice_config::{model::Admin as Settings, name::HostName};
@@ -22,8 +22,11 @@ use crate::{
 mod api;
 mod backends;
 mod body;
+pub mod config;
+mod explain;
 mod guard;
 mod pages;
+mod routes;
 pub mod server;
 
 /// The state behind the endpoint.
@@ -44,6 +47,8 @@ pub struct Admin {
     asked: OnceLock<Askable>,
     reloads: OnceLock<mpsc::UnboundedSender<Reload>>,
     shown: OnceLock<(Arc<SharedSnapshot>, SharedWatchlist)>,
+    /// The findings of the configuration in service. `None` before the first load.
+    loaded: Mutex<Option<config::LoadedConfig>>,
     /// Held while the workers count the bytes of open connections.
     counting: tokio::sync::Mutex<()>,
 }
@@ -95,6 +100,7 @@ impl Admin {
             asked: OnceLock::new(),
             reloads: OnceLock::new(),
             shown: OnceLock::new(),
+            loaded: Mutex::default(),
             counting: tokio::sync::Mutex::default(),
         }
     }
@@ -115,6 +121,22 @@ impl Admin {
     pub fn shows(&self, current: Arc<SharedSnapshot>, health: SharedWatchlist) {
         // A second call has no effect, and none is made.
         let _ = self.shown.set((current, health));
+    }
+
+    /// Replaces the findings by those of the configuration that serves from now on.
+    pub fn is_loaded(&self, loaded: config::LoadedConfig) {
+        *self.loaded() = Some(loaded);
+    }
+
+    /// Notes the errors of a newer configuration that does not serve.
+    pub fn has_refused(&self, error: String) {
+        if let Some(loaded) = &mut *self.loaded() {
+            loaded.refuse(error);
+        }
+    }
+
+    fn loaded(&self) -> MutexGuard<'_, Option<config::LoadedConfig>> {
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Serves until dropped. Returns only on an error, before the first connection.

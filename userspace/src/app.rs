@@ -38,7 +38,7 @@ use self::{
 };
 use crate::{
     account::{access_log::AccessLog, view::Filter},
-    admin::{Admin, Reload},
+    admin::{Admin, Reload, config::LoadedConfig},
     bpf::packet::Programs,
     cli::Run,
     datapath::seam::InKernel,
@@ -143,6 +143,7 @@ impl App {
         watch: Option<FileWatch>,
         signals: Signals,
     ) -> anyhow::Result<Self> {
+        let loaded = LoadedConfig::new(&options.config.config, &translation);
         let prepared = Prepared::prepare(options, translation, signals)?;
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
         let inside = runtime.enter();
@@ -151,6 +152,7 @@ impl App {
         let mut app = bound.serve(runtime)?;
         let (reload, reloads) = mpsc::unbounded_channel();
         app.admin.reloads_by(reload);
+        app.admin.is_loaded(loaded);
         (app.reloads, app.watch) = (reloads, watch);
         {
             let _inside = app.runtime.enter();

@@ -37,6 +37,8 @@ pub enum Command {
     /// Show the capabilities of this kernel, each probe with its result and remedy; exit 0 if it can move bytes, or
     /// else 1
     Probe(Probe),
+    /// List the backends of a running balancer with the state of their endpoints
+    Backends(Backends),
     /// List the open connections of a running balancer
     Connections(Connections),
     /// End connections of a running balancer; both peers receive a reset
@@ -196,8 +198,11 @@ pub struct Explain {
     #[arg(value_name = "NAME")]
     pub names: Vec<String>,
     /// YAML file, or directory of .yaml, .yml and .json files; native or Istio documents; once for each
-    #[arg(short, long = "config", value_name = "PATH", required = true)]
+    #[arg(short, long = "config", value_name = "PATH", required_unless_present = "admin")]
     pub config: Vec<PathBuf>,
+    /// Ask the running balancer with this admin address instead; also shows the state of the endpoints
+    #[arg(long, value_name = "ADDR|unix:PATH", conflicts_with_all = ["config", "resolve", "listen", "namespace", "selector", "secrets"])]
+    pub admin: Option<AdminAddress>,
     /// Overrides from the command line.
     #[command(flatten)]
     pub overrides: Overrides,
@@ -277,6 +282,20 @@ pub struct Ask {
     /// The admin address of the balancer
     #[arg(long, value_name = "ADDR|unix:PATH")]
     pub admin: AdminAddress,
+}
+
+/// `snisplice backends`.
+#[derive(Debug, Clone, Args)]
+pub struct Backends {
+    /// The balancer to query.
+    #[command(flatten)]
+    pub ask: Ask,
+    /// Only this backend
+    #[arg(value_name = "BACKEND")]
+    pub backend: Option<String>,
+    /// Print the balancer's response as it is
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `snisplice connections`.

@@ -16,6 +16,7 @@ pub mod guarded;
 pub mod headers;
 pub mod path;
 pub mod pool;
+pub mod question;
 pub mod refused;
 mod request_log;
 pub mod route;

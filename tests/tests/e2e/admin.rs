@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
+use serde_json::Value;
 use snisplice_tests::{
     daemon::{ADMIN, Daemon, Options, cli},
     lab::Lab,
@@ -29,6 +30,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::once("admin::a_unix_socket_serves_its_owner_alone", unix_socket),
     Case::once("admin::a_unix_socket_goes_over", unix_socket_goes_over),
     Case::once("admin::an_address_for_probes_serves_nothing_else", probes),
+    Case::once("admin::the_configuration_in_service_is_shown", in_service),
 ];
 
 /// Concurrent connections to the endpoint (`admin::server::CONNECTIONS`).
@@ -232,6 +234,78 @@ fn unix_socket_goes_over(lab: &Lab) -> Result<()> {
     new.terminate()?;
     ensure!(new.wait()?.success());
     ensure!(!path.exists(), "the file stays");
+    Ok(())
+}
+
+/// The JSON body of the response to `GET path`.
+fn get(lab: &Lab, path: &str) -> Result<Value> {
+    let (status, said) =
+        ask(lab, ADMIN, &format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"))?;
+    ensure!(status == 200, "{path}: {said}");
+    let body = said.split_once("\r\n\r\n").context("no body")?.1;
+    Ok(serde_json::from_str(body)?)
+}
+
+fn in_service(lab: &Lab) -> Result<()> {
+    let listener = flow::backend(lab)?;
+    let yaml = flow::yaml("  - name: shop\n    endpoints: [\"10.0.2.2:9\"]\n");
+    let more = "  - name: shop\n    listeners: [front]\n    sni: [\"*.shop.example\"]\n    backends:\n      \
+                - {name: shop, weight: 3}\n      - {name: pool, weight: 1}\nbackends:\n";
+    let yaml = yaml.replacen("backends:\n  - name: pool", &format!("{more}  - name: pool"), 1);
+    let options = Options::yaml(lab, &yaml)?.arg("--admin-changes");
+    let file = lab.dir().join("snisplice.yaml");
+    let daemon = Daemon::start(lab, &options)?;
+    let config = get(lab, "/config")?;
+    ensure!(config["generation"] == 1 && config["refused"].is_null(), "{config}");
+    ensure!(config["paths"] == serde_json::json!([file.display().to_string()]), "{config}");
+    ensure!([&config["listeners"], &config["routes"], &config["backends"]] == [1, 2, 2], "{config}");
+
+    let routes = get(lab, "/routes")?;
+    let names: Vec<_> =
+        routes["routes"].as_array().context("routes")?.iter().map(|one| &one["name"]).collect();
+    ensure!(names == [flow::NAME, "*.shop.example"], "{routes}");
+    let targets = serde_json::json!([{"backend": "shop", "weight": 3}, {"backend": "pool", "weight": 1}]);
+    ensure!(routes["routes"][1]["targets"] == targets, "{routes}");
+    ensure!(get(lab, "/routes?listener=none")? == serde_json::json!({"routes": []}));
+
+    let mut flow = Flow::open(lab, &listener)?;
+    let explain =
+        |name: &str| Ok::<_, anyhow::Error>(cli(lab, &["explain", "--admin", ADMIN, name])?.ok()?.stdout);
+    let said = explain(flow::NAME)?;
+    let offline = snisplice_tests::daemon::cli_with(lab, "explain", &file, &[flow::NAME])?.ok()?.stdout;
+    let live = "  now 1 of 1 endpoints of pool available\n    10.0.2.2:9000: available, 1 connections\n";
+    ensure!(said == format!("{offline}{live}"), "{said}");
+    let said = explain("www.nowhere.example")?;
+    ensure!(said.contains("no rule serves it"), "{said}");
+    ensure!(get(lab, "/explain?sni=www.nowhere.example")?["served"] == false);
+    ensure!(get(lab, "/explain?sni=a.shop.example&port=8443")?["served"] == true);
+
+    cli(lab, &["drain", "--admin", ADMIN, "pool", "10.0.2.2:9000"])?.ok()?;
+    let said = explain(flow::NAME)?;
+    ensure!(said.contains("now 0 of 1") && said.contains("10.0.2.2:9000: drained"), "{said}");
+    let said = cli(lab, &["backends", "--admin", ADMIN])?.ok()?.stdout;
+    let row = said.lines().find(|line| line.starts_with("pool")).context("no row")?.to_owned();
+    let words: Vec<_> = row.split_whitespace().collect();
+    ensure!(words == ["pool", "10.0.2.2:9000", "1", "0", "drained"], "{said}");
+    let said = cli(lab, &["backends", "--admin", ADMIN, "nobody"])?;
+    ensure!(said.code != Some(0) && said.stderr.contains("no backend 'nobody'"), "{}", said.stderr);
+    let overrides = get(lab, "/config")?["overrides"].clone();
+    let drained = serde_json::json!([{"backend": "pool", "endpoint": "10.0.2.2:9000", "drained": true, "weight": null}]);
+    ensure!(overrides == drained, "{overrides}");
+
+    fs::write(&file, yaml.replacen("sni:", "snj:", 1))?;
+    let refused = cli(lab, &["reload", "--admin", ADMIN])?;
+    ensure!(refused.code != Some(0) && refused.stderr.contains("snj"), "{}", refused.stderr);
+    let config = get(lab, "/config")?;
+    let error = config["refused"]["error"].as_str().context("no error")?;
+    ensure!(config["generation"] == 1 && error.contains("snj"), "{config}");
+    fs::write(&file, &yaml)?;
+    cli(lab, &["reload", "--admin", ADMIN])?.ok()?;
+    let config = get(lab, "/config")?;
+    ensure!(config["generation"] == 2 && config["refused"].is_null(), "{config}");
+    ensure!(config["overrides"] == drained, "{config}");
+    flow.exchange()?;
+    drop(daemon);
     Ok(())
 }
 

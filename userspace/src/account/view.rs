@@ -1,6 +1,6 @@
 //! The description of open connections, and filters for them: values and text only.
 
-use std::{fmt::Display, net::SocketAddr, str::FromStr};
+use std::{collections::BTreeMap, fmt::Display, net::SocketAddr, str::FromStr};
 
 use percent_encoding::percent_decode_str;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -90,6 +90,51 @@ pub struct Changed {
     pub drained: bool,
     /// The weight instead of the configured one.
     pub weight: Option<u32>,
+}
+
+/// The body of the response to `GET /explain`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explained {
+    /// The number of the configuration that serves.
+    pub generation: u64,
+    /// Whether at least one listener has a rule for the name.
+    pub served: bool,
+    /// The text of `snisplice explain`, then the present state of the endpoints.
+    pub text: String,
+}
+
+/// The body of the response to `GET /config`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigView {
+    /// The number of the configuration that serves.
+    pub generation: u64,
+    /// The time of its load, in UTC (RFC 3339).
+    pub loaded_at: String,
+    /// The paths of the command line that it was read from.
+    pub paths: Vec<String>,
+    /// The number of listeners.
+    pub listeners: usize,
+    /// The number of rules.
+    pub routes: usize,
+    /// The number of backends.
+    pub backends: usize,
+    /// The number of findings by severity, such as `warning`.
+    pub findings: BTreeMap<String, usize>,
+    /// The findings as text, the worst first; at most 1,000.
+    pub texts: Vec<String>,
+    /// The newer configuration that was refused, if any: this one still serves.
+    pub refused: Option<RefusedConfig>,
+    /// Changes of endpoints at run time.
+    pub overrides: Vec<Changed>,
+}
+
+/// A configuration that was refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedConfig {
+    /// The time of the attempt, in UTC (RFC 3339).
+    pub at: String,
+    /// Its errors.
+    pub error: String,
 }
 
 /// A selection of connections: those that match all given fields.

@@ -18,14 +18,16 @@ use axum::{
     routing::{get, post},
 };
 use hyper::body::Body as _;
+use serde::Serialize;
 use snisplice_config::model::Target;
 use tokio::{sync::oneshot, time::timeout};
 
 use super::{
     Admin, Scope,
     backends::Backends,
-    body, guard,
+    body, explain, guard,
     pages::{Families, Listed},
+    routes::Routes,
 };
 use crate::{
     account::{
@@ -33,7 +35,11 @@ use crate::{
         view::{Changed, Closed, Filter, LONGEST, MOST, Query, Reloaded},
     },
     metrics::labels::CloseReason,
-    upstream::overrides::{Change, Override},
+    snapshot::SharedSnapshot,
+    upstream::{
+        health_collector::SharedWatchlist,
+        overrides::{Change, Override},
+    },
 };
 
 /// Prometheus' current text exposition format.
@@ -58,6 +64,9 @@ pub(super) fn router(admin: Arc<Admin>, scope: Scope) -> Router {
         Scope::Local | Scope::Network => router
             .route("/metrics", get(metrics).fallback(async || only("GET, HEAD")))
             .route("/backends", get(backends).fallback(async || only("GET, HEAD")))
+            .route("/config", get(config).fallback(async || only("GET, HEAD")))
+            .route("/routes", get(routes).fallback(async || only("GET, HEAD")))
+            .route("/explain", get(explained).fallback(async || only("GET, HEAD")))
             .route("/connections", get(list).delete(close).fallback(async || only("GET, HEAD, DELETE")))
             .route("/connections/{id}", get(list).delete(close).fallback(async || only("GET, HEAD, DELETE")))
             .route("/reload", post(reload).fallback(async || only("POST")))
@@ -106,7 +115,7 @@ fn only(methods: &'static str) -> Response {
 fn not_found() -> TextReply {
     (
         StatusCode::NOT_FOUND,
-        "/ready\n/metrics\n/connections\n/backends\n/reload\n/drain\n/undrain\n/weight\n".into(),
+        "/ready\n/metrics\n/config\n/routes\n/explain\n/connections\n/backends\n/reload\n/drain\n/undrain\n/weight\n".into(),
     )
 }
 
@@ -196,20 +205,68 @@ async fn list(
 
 /// The backends with their endpoints and health: all, or `?backend=NAME`.
 async fn backends(State(admin): State<Arc<Admin>>, RawQuery(query): RawQuery) -> Result<Response, TextReply> {
+    let only = only_key(query.as_deref(), "backend")?;
+    let (current, health) = shown(&admin)?;
+    let backends = Backends::new(current.load_full(), health.clone(), only);
+    Ok(([(CONTENT_TYPE, "application/json")], body::of(backends).await).into_response())
+}
+
+/// Every name pattern with its rule: all, or those of `?listener=NAME`.
+async fn routes(State(admin): State<Arc<Admin>>, RawQuery(query): RawQuery) -> Result<Response, TextReply> {
+    let only = only_key(query.as_deref(), "listener")?;
+    let (current, _) = shown(&admin)?;
+    let routes = Routes::new(current.load_full(), only);
+    Ok(([(CONTENT_TYPE, "application/json")], body::of(routes).await).into_response())
+}
+
+/// The rule of `?sni=NAME`, or of a hello without a name, and the state of its endpoints.
+async fn explained(
+    State(admin): State<Arc<Admin>>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, TextReply> {
+    let (current, health) = shown(&admin)?;
+    let answer = explain::answer(&current.load(), health, query.as_deref().unwrap_or_default());
+    let answer = answer.map_err(|why| (StatusCode::BAD_REQUEST, format!("{why}\n")))?;
+    Ok(json(&answer))
+}
+
+/// The configuration in service, its findings, and the newer one that was refused.
+async fn config(State(admin): State<Arc<Admin>>) -> Result<Response, TextReply> {
+    let (current, _) = shown(&admin)?;
+    let loaded = admin.loaded();
+    let Some(loaded) = &*loaded else { return Err(not_serving()) };
+    Ok(json(&loaded.view(&current.load())))
+}
+
+/// The value of the only key that a query may have.
+fn only_key(query: Option<&str>, known: &str) -> Result<Option<String>, TextReply> {
     let pairs: Vec<(String, String)> =
-        serde_urlencoded::from_str(query.as_deref().unwrap_or_default()).unwrap_or_default();
+        serde_urlencoded::from_str(query.unwrap_or_default()).unwrap_or_default();
     let mut only = None;
     for (key, value) in pairs {
-        if key != "backend" {
-            return Err((StatusCode::BAD_REQUEST, format!("{key} is not known; backend=NAME is\n")));
+        if key != known {
+            return Err((StatusCode::BAD_REQUEST, format!("{key} is not known; {known}=NAME is\n")));
         }
         only = Some(value);
     }
-    let Some((current, health)) = admin.shown.get() else {
-        return Err((StatusCode::SERVICE_UNAVAILABLE, "not serving yet\n".into()));
-    };
-    let backends = Backends::new(current.load_full(), health.clone(), only);
-    Ok(([(CONTENT_TYPE, "application/json")], body::of(backends).await).into_response())
+    Ok(only)
+}
+
+/// The configuration in service, and the health of its endpoints.
+fn shown(admin: &Admin) -> Result<&(Arc<SharedSnapshot>, SharedWatchlist), TextReply> {
+    admin.shown.get().ok_or_else(not_serving)
+}
+
+fn not_serving() -> TextReply {
+    (StatusCode::SERVICE_UNAVAILABLE, "not serving yet\n".into())
+}
+
+/// A response of one JSON object on one line.
+fn json(answer: &impl Serialize) -> Response {
+    match serde_json::to_string(answer) {
+        Ok(text) => ([(CONTENT_TYPE, "application/json")], text + "\n").into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+    }
 }
 
 async fn close(
@@ -235,8 +292,7 @@ async fn close(
     if id.is_some() && closed == 0 {
         return Err(no_such_connection());
     }
-    let answer = format!("{}\n", serde_json::json!(Closed { closed }));
-    Ok(([(CONTENT_TYPE, "application/json")], answer).into_response())
+    Ok(json(&Closed { closed }))
 }
 
 /// Refuses changes that the operator has not allowed.
@@ -257,10 +313,7 @@ async fn reload(State(admin): State<Arc<Admin>>) -> Result<Response, TextReply> 
     reloads.send(reply).map_err(|_| gone())?;
     tracing::info!("admin: reload");
     match result.await.map_err(|_| gone())? {
-        Ok(generation) => {
-            let answer = format!("{}\n", serde_json::json!(Reloaded { generation }));
-            Ok(([(CONTENT_TYPE, "application/json")], answer).into_response())
-        }
+        Ok(generation) => Ok(json(&Reloaded { generation })),
         Err(why) => {
             let why = format!("the last good configuration keeps serving: {}\n", why.trim());
             Err((StatusCode::UNPROCESSABLE_ENTITY, why))
@@ -335,9 +388,7 @@ impl Asked {
 /// Changes an endpoint until the next start of the process.
 fn change(admin: &Admin, asked: &Asked, change: Change) -> Result<Response, TextReply> {
     may_change(admin)?;
-    let Some((current, _)) = admin.shown.get() else {
-        return Err((StatusCode::SERVICE_UNAVAILABLE, "not serving yet\n".into()));
-    };
+    let (current, _) = shown(admin)?;
     let Asked { backend, endpoint, .. } = asked;
     let snapshot = current.load();
     let Some(cluster) = snapshot.clusters().iter().find(|cluster| *cluster.name == **backend) else {
@@ -350,8 +401,7 @@ fn change(admin: &Admin, asked: &Asked, change: Change) -> Result<Response, Text
     let Override { drained, weight } = result;
     tracing::info!(%backend, %endpoint, drained, ?weight, "admin: endpoint changed until the next start");
     let changed = Changed { backend: backend.clone(), endpoint: *endpoint, drained, weight };
-    let answer = format!("{}\n", serde_json::json!(changed));
-    Ok(([(CONTENT_TYPE, "application/json")], answer).into_response())
+    Ok(json(&changed))
 }
 
 #[cfg(test)]
@@ -407,6 +457,10 @@ mod tests {
             (false, Method::GET, "/ready?fail", 503),
             (false, Method::GET, "/connections?backend=a+b", 400),
             (false, Method::GET, "/metrics", 200),
+            (false, Method::GET, "/config", 503),
+            (false, Method::GET, "/explain?sni=a", 503),
+            (false, Method::GET, "/routes?backend=a", 400),
+            (false, Method::POST, "/routes", 405),
             (false, Method::DELETE, "/connections/7", 403),
             (false, Method::DELETE, "/connections", 403),
             (true, Method::DELETE, "/connections", 400),
@@ -474,6 +528,8 @@ mod tests {
             (Method::GET, "/healthz/ready/", 404),
             (Method::GET, "/metrics", 404),
             (Method::GET, "/connections", 404),
+            (Method::GET, "/config", 404),
+            (Method::GET, "/explain?sni=a", 404),
             (Method::DELETE, "/connections/7", 404),
             (Method::POST, "/reload", 404),
             (Method::POST, "/ready", 405),

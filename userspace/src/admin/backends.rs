@@ -22,23 +22,25 @@ use crate::{
 
 /// A backend.
 #[derive(Debug, Serialize)]
-struct Backend<'b> {
-    name: &'b str,
+pub(super) struct Backend<'b> {
+    pub(super) name: &'b str,
     /// Whether the share of eligible endpoints is below the panic threshold, so that all are used.
-    panic: bool,
-    endpoints: Vec<Endpoint<'b>>,
+    pub(super) panic: bool,
+    pub(super) endpoints: Vec<Endpoint<'b>>,
 }
 
 /// One endpoint of the backend.
 #[derive(Debug, Serialize)]
-struct Endpoint<'b> {
-    address: SocketAddr,
+pub(super) struct Endpoint<'b> {
+    pub(super) address: SocketAddr,
     /// Attempts and connections in progress.
-    active: u32,
+    pub(super) active: u32,
     /// Connections that the endpoint reset, or that ended because it was unreachable.
     broken: u32,
     /// Whether the endpoint is eligible, and no recent attempt failed.
-    available: bool,
+    pub(super) available: bool,
+    /// `available`, or the reason for which it is not.
+    pub(super) state: String,
     /// The result of health checks. Absent without checks and before the first one.
     #[serde(skip_serializing_if = "Option::is_none")]
     healthy: Option<bool>,
@@ -53,6 +55,21 @@ struct Endpoint<'b> {
     /// The change at run time. Absent without one.
     #[serde(skip_serializing_if = "Option::is_none")]
     overridden: Option<Override>,
+}
+
+impl Endpoint<'_> {
+    /// The state in words.
+    fn state(&self) -> String {
+        let drained = self.overridden.is_some_and(|change| change.apply(1) == 0);
+        match (self.available, self.error) {
+            (true, _) => "available".into(),
+            _ if drained => "drained".into(),
+            (_, Some(error)) => format!("unhealthy, {error}"),
+            _ if self.healthy == Some(false) => "unhealthy".into(),
+            _ if self.ejected == Some(true) => "ejected".into(),
+            _ => "unavailable, the last attempts failed".into(),
+        }
+    }
 }
 
 /// The certificate of the endpoint at its last TLS check.
@@ -119,24 +136,32 @@ impl Pieces for Backends {
     }
 }
 
-fn show<'b>(snapshot: &Snapshot, at: usize, cluster: &'b Cluster, group: Option<&'b Group>) -> Backend<'b> {
+/// The present state of the backend with this index.
+pub(super) fn show<'b>(
+    snapshot: &Snapshot,
+    at: usize,
+    cluster: &'b Cluster,
+    group: Option<&'b Group>,
+) -> Backend<'b> {
     let members = cluster.members();
     let endpoint = |endpoint: &Arc<crate::upstream::endpoint::Endpoint>, is_used: bool| {
         let address = endpoint.address();
         let watched = group.and_then(|group| group.endpoints.get(&address));
         let checked = watched.filter(|_| group.is_some_and(|group| group.health.check.is_some()));
         let ejects = group.filter(|group| group.health.outliers.is_some());
-        Endpoint {
+        let endpoint = Endpoint {
             address,
             active: endpoint.active(),
             broken: endpoint.broken(),
+            state: String::new(),
             available: is_used && endpoint.is_eligible() && !endpoint.has_failed(),
             healthy: checked.filter(|one| one.is_known).map(|one| one.checked.is_healthy()),
             error: checked.and_then(|one| one.error.as_deref()),
             ejected: ejects.map(|group| group.ejections.has(address)),
             certificate: watched.and_then(|watched| certificate(snapshot, at, watched)),
             overridden: cluster.overridden(address),
-        }
+        };
+        Endpoint { state: endpoint.state(), ..endpoint }
     };
     let used = members.endpoints().iter().map(|one| endpoint(one, true));
     let drained = cluster.drained();

@@ -88,18 +88,20 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Explain(options) => {
             let questions = options.questions(|name| Path::new(name).is_file())?;
+            if let Some(admin) = &options.admin {
+                let answers = questions.iter().map(|name| client::explain(admin, &options, *name));
+                return printed(&answers.collect::<Result<Vec<_>, _>>()?.join("\n"));
+            }
             let translation = file::load(&options.config, &options.overrides.options())?;
             let Some(model) = &translation.model else {
                 print(&render_check(&translation))?;
                 return Ok(code(&translation));
             };
-            let request = options.request.requested()?;
             let answers = questions.iter().map(|name| {
-                let request = request.as_ref().map(|request| request.of(*name));
-                explain(model, *name, options.port, request.as_ref()).to_string()
+                let request = options.request.parts().map(|parts| parts.requested(*name)).transpose()?;
+                Ok(explain(model, *name, options.port, request.as_ref()).to_string())
             });
-            print(&answers.collect::<Vec<_>>().join("\n"))?;
-            Ok(ExitCode::SUCCESS)
+            printed(&answers.collect::<anyhow::Result<Vec<_>>>()?.join("\n"))
         }
         Command::Probe(options) => {
             if options.with_parent {
@@ -132,6 +134,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
                 ExitCode::FAILURE
             })
         }
+        Command::Backends(options) => printed(&client::backends(&options)?),
         Command::Connections(options) => printed(&client::connections(&options)?),
         Command::Close(options) => printed(&client::close(&options)?),
         Command::Reload(options) => printed(&client::reload(&options)?),

@@ -11,6 +11,7 @@ use super::{
     prepare::{open_access_log, override_with, warnings},
 };
 use crate::{
+    admin::config::LoadedConfig,
     net::listeners::{self, Own},
     provider::file,
 };
@@ -36,6 +37,7 @@ impl App {
             Err(error) => {
                 self.metrics.config_rejected.inc();
                 tracing::error!("configuration refused, the last good one keeps serving: {error:#}");
+                self.admin.has_refused(format!("{error:#}").trim().to_owned());
                 // The manager has no state for a failed reload. The status text reports it.
                 self.supervisor
                     .ready("Serving the last good configuration: the new one has errors, see the log");
@@ -54,6 +56,7 @@ impl App {
                 ))
             })?;
         let report = warnings(&translation);
+        let loaded = LoadedConfig::new(&self.options.config.config, &translation);
         let Some(mut model) = translation.model else { return Err(anyhow!("\n{report}")) };
         override_with(&mut model, &self.options);
         let terminations = self.secrets.load(&model, &self.current.load().terminations())?;
@@ -108,6 +111,7 @@ impl App {
         }
         self.probe_clients(&live);
         self.metrics.config_generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
+        self.admin.is_loaded(loaded);
         for line in report.lines() {
             tracing::warn!("{line}");
         }

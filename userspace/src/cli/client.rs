@@ -7,6 +7,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::{Method, Request, StatusCode, body::Bytes, client::conn::http1, header::HOST};
 use hyper_util::rt::TokioIo;
+use serde::Deserialize;
 use snisplice_config::admin::AdminAddress;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -15,8 +16,9 @@ use tokio::{
 };
 
 use crate::{
-    account::view::{Changed, Closed, ConnectionView, Filter, Listing, Reloaded},
+    account::view::{Changed, Closed, ConnectionView, Explained, Filter, Listing, Reloaded},
     cli,
+    http::question::Parts,
 };
 
 /// The time limit for each part of the balancer's response.
@@ -52,6 +54,94 @@ pub fn connections(options: &cli::Connections) -> anyhow::Result<String> {
         }
     }
     if *json { Ok(serde_json::to_string(&listing)? + "\n") } else { Ok(render(&listing)) }
+}
+
+/// `snisplice explain --admin`: the balancer's text for one name.
+pub fn explain(admin: &AdminAddress, options: &cli::Explain, name: Option<&str>) -> anyhow::Result<String> {
+    let port = options.port.map(|port| port.to_string());
+    let mut pairs = vec![("sni", name), ("port", port.as_deref())];
+    if let Some(Parts { path, method, scheme, headers }) = options.request.parts() {
+        pairs.extend([("path", Some(path)), ("method", Some(method)), ("scheme", Some(scheme))]);
+        pairs.extend(headers.iter().map(|header| ("header", Some(&**header))));
+    }
+    let pairs: Vec<_> = pairs.into_iter().filter_map(|(key, value)| Some((key, value?))).collect();
+    let body = request(admin, Method::GET, &format!("/explain?{}", serde_urlencoded::to_string(pairs)?))?;
+    let Explained { text, .. } =
+        serde_json::from_str(&body).context("the answer is not that of a snisplice of this version")?;
+    Ok(text)
+}
+
+/// The part of `/backends` that a table has.
+#[derive(Deserialize)]
+struct BackendList {
+    backends: Vec<BackendRow>,
+}
+
+#[derive(Deserialize)]
+struct BackendRow {
+    name: String,
+    panic: bool,
+    endpoints: Vec<EndpointRow>,
+}
+
+#[derive(Deserialize)]
+struct EndpointRow {
+    address: SocketAddr,
+    active: u32,
+    broken: u32,
+    state: String,
+}
+
+/// `snisplice backends`: a table, or the balancer's response as it is.
+pub fn backends(options: &cli::Backends) -> anyhow::Result<String> {
+    let cli::Backends { ask, backend, json } = options;
+    let pairs: Vec<_> = backend.iter().map(|name| ("backend", name)).collect();
+    let body =
+        request(&ask.admin, Method::GET, &format!("/backends?{}", serde_urlencoded::to_string(pairs)?))?;
+    if *json {
+        return Ok(body);
+    }
+    let BackendList { backends } =
+        serde_json::from_str(&body).context("the answer is not that of a snisplice of this version")?;
+    if let (Some(name), true) = (backend, backends.is_empty()) {
+        bail!("there is no backend '{name}'");
+    }
+    let rows = backends.iter().flat_map(|BackendRow { name, panic, endpoints }| {
+        let state = |one: &EndpointRow| {
+            if *panic { format!("{}; panic: all are used", one.state) } else { one.state.clone() }
+        };
+        let row = move |one: &EndpointRow| {
+            vec![
+                name.clone(),
+                one.address.to_string(),
+                one.active.to_string(),
+                one.broken.to_string(),
+                state(one),
+            ]
+        };
+        let mut rows: Vec<_> = endpoints.iter().map(row).collect();
+        if rows.is_empty() {
+            rows.push([name, "-", "-", "-", "no endpoint"].map(str::to_owned).to_vec());
+        }
+        rows
+    });
+    Ok(aligned(&["backend", "endpoint", "active", "broken", "state"], rows, &[2, 3]))
+}
+
+/// A table whose columns are as wide as their longest cell. The columns `right` are aligned to the right.
+fn aligned(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>, right: &[usize]) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    table.set_header(header);
+    table.add_rows(rows);
+    for (index, column) in table.column_iter_mut().enumerate() {
+        let last = index == header.len() - 1;
+        column.set_padding((0, if last { 0 } else { 2 }));
+        if right.contains(&index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table.lines().flat_map(|line| [line.trim_end().to_owned(), "\n".into()]).collect()
 }
 
 /// `snisplice reload`: returns the number of the new configuration.
@@ -104,33 +194,19 @@ pub fn close(options: &cli::Close) -> anyhow::Result<String> {
 }
 
 fn render(Listing { connections, more }: &Listing) -> String {
-    let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
-    table.set_header([
-        "id", "listener", "route", "backend", "client", "to", "age", "datapath", "refused", "up", "down",
-    ]);
-    for one in connections {
-        table.add_row(row(one));
-    }
-    for (index, column) in table.column_iter_mut().enumerate() {
-        let last = index == COLUMNS - 1;
-        column.set_padding((0, if last { 0 } else { 2 }));
-        if RIGHT.contains(&index) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    let mut text: String = table.lines().flat_map(|line| [line.trim_end().to_owned(), "\n".into()]).collect();
+    let header =
+        ["id", "listener", "route", "backend", "client", "to", "age", "datapath", "refused", "up", "down"];
+    let mut text = aligned(&header, connections.iter().map(|one| row(one).to_vec()), &RIGHT);
     if *more {
         text.push_str("and more: see --limit\n");
     }
     text
 }
 
-const COLUMNS: usize = 11;
 /// The columns of numbers, aligned to the right.
 const RIGHT: [usize; 4] = [0, 6, 9, 10];
 
-fn row(one: &ConnectionView) -> [String; COLUMNS] {
+fn row(one: &ConnectionView) -> [String; 11] {
     let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".into());
     let address = |value: Option<SocketAddr>| value.map_or_else(|| "-".into(), |address| address.to_string());
     [

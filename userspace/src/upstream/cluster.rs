@@ -214,6 +214,12 @@ impl Cluster {
         self.overrides.of(address)
     }
 
+    /// The endpoints that were changed at run time.
+    #[must_use]
+    pub fn overrides(&self) -> Vec<(SocketAddr, Override)> {
+        self.overrides.all()
+    }
+
     /// The endpoints that get no connection by a change at run time.
     #[must_use]
     pub fn drained(&self) -> Vec<Arc<super::endpoint::Endpoint>> {

@@ -51,6 +51,14 @@ impl Overrides {
         self.lock().get(&address).copied()
     }
 
+    /// All changed endpoints, in the order of their addresses.
+    #[must_use]
+    pub fn all(&self) -> Vec<(SocketAddr, Override)> {
+        let mut all: Vec<_> = self.lock().iter().map(|(address, change)| (*address, *change)).collect();
+        all.sort_unstable_by_key(|(address, _)| *address);
+        all
+    }
+
     /// Applies a request. Returns the result.
     pub fn change(&self, address: SocketAddr, change: Change) -> Override {
         let mut all = self.lock();
