@@ -168,6 +168,11 @@ impl ModelBuilder {
         self.by_name.get(name).copied()
     }
 
+    /// Whether the connections of a backend go to the name that the client requests.
+    pub(crate) fn is_dynamic(&self, id: BackendId) -> bool {
+        self.backends.get(id.0).is_some_and(|backend| backend.dynamic.is_some())
+    }
+
     pub(crate) fn backend_names(&self) -> impl Iterator<Item = &str> {
         self.backends.iter().map(|backend| &*backend.name)
     }

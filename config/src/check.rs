@@ -232,7 +232,9 @@ impl fmt::Display for Percent {
 /// `10.0.0.1:443, shop.internal:443 (DNS, weight 2)`.
 pub(crate) fn endpoints(backend: &Backend) -> String {
     let mut text = backend.endpoints.iter().map(endpoint).collect::<Vec<_>>().join(", ");
-    if text.is_empty() {
+    if let Some(dynamic) = &backend.dynamic {
+        text = describe::dynamic(dynamic);
+    } else if text.is_empty() {
         "no endpoints".clone_into(&mut text);
     }
     if !backend.source.is_empty() {

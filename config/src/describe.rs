@@ -7,6 +7,7 @@ use crate::{
         Backend, Route, Rule,
         access::{Access, Rate, SourceRules},
         balancing::{Algorithm, LoadBalancing, SlowStart},
+        dynamic::Dynamic,
         health::{Health, Probe},
         http::{
             BackendHttp, Forward, HttpAction, HttpMatch, HttpRule, HttpTable, HttpsRedirect, Redirect,
@@ -349,6 +350,17 @@ pub(crate) fn access(access: Option<&Access>) -> String {
     }
     if let Some(Rate { per_second, burst }) = rate {
         push(&mut text, format_args!(", {per_second} new ones a second (burst {burst})"));
+    }
+    text
+}
+
+/// The destination of dynamic forwarding: `the requested name:443 (DNS), also 127.0.0.0/8, not 10.0.0.0/8`.
+pub(crate) fn dynamic(Dynamic { port, allow, deny }: &Dynamic) -> String {
+    let mut text = format!("the requested name:{port} (DNS)");
+    for (what, networks) in [("also", allow), ("not", deny)] {
+        if !networks.is_empty() {
+            push(&mut text, format_args!(", {what} {}", in_short(networks)));
+        }
     }
     text
 }

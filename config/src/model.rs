@@ -12,6 +12,7 @@ use std::{
 use self::{
     access::Access,
     balancing::{LoadBalancing, SourceAffinity},
+    dynamic::Dynamic,
     health::Health,
     http::{BackendHttp, PlainHttp},
     proxy_protocol::{AcceptProxy, SendProxy},
@@ -33,6 +34,7 @@ use crate::name::{HostName, HostPattern};
 pub mod access;
 pub mod balancing;
 pub(crate) mod cipher_suites;
+pub mod dynamic;
 pub mod health;
 pub mod http;
 pub mod proxy_protocol;
@@ -172,8 +174,10 @@ pub enum Policy {
 pub struct Backend {
     /// Unique name; a metric label. For Istio destinations `host:port`.
     pub name: String,
-    /// The endpoints. If there is none, connections are rejected.
+    /// The endpoints. If there is none, connections are rejected, except with [`Self::dynamic`].
     pub endpoints: Vec<Endpoint>,
+    /// Forwarding to the name that the client requests. Such a backend has no endpoints.
+    pub dynamic: Option<Dynamic>,
     /// Source addresses for connections to endpoints, used in turn. With an empty list the kernel chooses.
     pub source: Vec<IpAddr>,
     /// Whether connections to endpoints have the client's address as their source (`IP_TRANSPARENT`, ip(7)).

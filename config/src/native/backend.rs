@@ -17,15 +17,17 @@ use super::{
 };
 use crate::{
     decode::{Diagnostics, View},
-    kind::{Choice, Count, Flag, MOST, NameServers, Time},
+    kind::{Choice, Count, Flag, MOST, NameServers, NetworkList, Time},
     model::{
         Backend, Endpoint, EndpointHost,
         balancing::LoadBalancing,
+        dynamic::Dynamic,
         health::{Health, HealthCheck, OutlierDetection},
         proxy_protocol::SendProxy,
         settings::PENDING,
     },
     name::HostName,
+    networks::Networks,
 };
 
 const ENDPOINT: &str =
@@ -36,9 +38,12 @@ mapping! {
     pub(super) struct BackendKeys("backend", "backends[]") {
         /// Its name; a metric label.
         name: &'n str = required("a unique name"), By(text("a unique name", "shop"), name);
-        /// Where it can be reached. Names are resolved by DNS.
-        endpoints: Vec<Endpoint> = required(ENDPOINT),
+        /// Where it can be reached. Names are resolved by DNS. Either this key or `dynamic` is required.
+        endpoints: Vec<Endpoint> = optional,
             one_or_more(TextOr(By(text("host:port", "10.0.0.1:8443"), endpoint_at)), ENDPOINT).or_none();
+        /// Instead of `endpoints`: each connection goes to the server name that its client requests (see
+        /// [dynamic forwarding](internals/connecting.md#dynamic-forwarding)).
+        dynamic: Dynamic = optional("none"), Nested;
         /// Local addresses to connect from, in turn.
         source: Vec<IpAddr> = optional("the kernel's choice"),
             one_or_more(By(text("an IP address of this machine", "10.0.0.9"), own_address), OWN_ADDRESS).or_none();
@@ -83,6 +88,17 @@ mapping! {
     }
 }
 
+/// Keys that have no meaning for a backend with `dynamic`.
+const OF_ENDPOINTS: [&str; 7] = [
+    "load_balancing",
+    "affinity",
+    "health_check",
+    "outlier_detection",
+    "panic_threshold",
+    "transparent",
+    "http",
+];
+
 impl BackendKeys<'_> {
     /// Whether the list of endpoints is there, and empty.
     pub(super) fn has_no_endpoints(&self) -> bool {
@@ -91,6 +107,7 @@ impl BackendKeys<'_> {
 
     /// A connection has one source. The version of HTTP has to fit the encryption. Name servers need names.
     pub(super) fn check(&self, diagnostics: &mut Diagnostics) {
+        self.check_dynamic(diagnostics);
         if self.transparent == Some(true) && self.source.as_ref().is_some_and(|source| !source.is_empty()) {
             self.state
                 .at("transparent")
@@ -99,7 +116,12 @@ impl BackendKeys<'_> {
                 .emit(diagnostics);
         }
         let is_literal = |endpoint: &Endpoint| matches!(endpoint.host, EndpointHost::Ip(_));
-        if self.resolver.is_some() && self.state.sound && self.endpoints.iter().flatten().all(is_literal) {
+        let has_endpoints = self.state.is_written("endpoints");
+        if self.resolver.is_some()
+            && has_endpoints
+            && self.state.sound
+            && self.endpoints.iter().flatten().all(is_literal)
+        {
             let at = self.state.at("resolver");
             at.warn("no endpoint of the backend is a name: 'resolver' has no effect").emit(diagnostics);
         }
@@ -117,11 +139,42 @@ impl BackendKeys<'_> {
         self.state.at("http").error(problem).remedy(remedy).emit(diagnostics);
     }
 
+    /// A backend has endpoints or forwards dynamically. The keys about known endpoints mean nothing without them.
+    fn check_dynamic(&self, diagnostics: &mut Diagnostics) {
+        let state = &self.state;
+        if state.lacks(&["endpoints", "dynamic"]) {
+            state
+                .view
+                .error("neither 'endpoints' nor 'dynamic' is written")
+                .expected(format!("endpoints: [{ENDPOINT}], or dynamic: {{port}}"))
+                .emit(diagnostics);
+        }
+        if !state.is_written("dynamic") {
+            return;
+        }
+        if state.is_written("endpoints") {
+            (state.at("dynamic").error("both 'endpoints' and 'dynamic' are written"))
+                .remedy("keep one of the two: the client's server name takes the place of the endpoints")
+                .emit(diagnostics);
+            return;
+        }
+        for key in OF_ENDPOINTS {
+            if let Some(written) = state.view.written(key) {
+                let problem = match key {
+                    "http" => "a backend with 'dynamic' gets no HTTP requests".to_owned(),
+                    _ => format!("'{key}' needs known endpoints, and a backend with 'dynamic' has none"),
+                };
+                written.error(problem).remedy(format!("remove '{key}'")).emit(diagnostics);
+            }
+        }
+    }
+
     /// The backend of this name with these endpoints.
     pub(super) fn build(&self, name: &str, endpoints: Vec<Endpoint>) -> Backend {
         Backend {
             name: name.into(),
             endpoints,
+            dynamic: self.dynamic.clone(),
             source: self.source.clone().unwrap_or_default(),
             transparent: self.transparent.unwrap_or_default(),
             same_host: self.same_host.unwrap_or_default(),
@@ -141,6 +194,28 @@ impl BackendKeys<'_> {
                 panic_threshold: self.panic_threshold.unwrap_or(Health::PANIC_THRESHOLD),
             },
         }
+    }
+}
+
+mapping! {
+    /// Forwarding to the server name that a client requests
+    pub(super) struct DynamicKeys("dynamic", "backends[].dynamic") {
+        /// The port to connect to.
+        port: u16 = default(Dynamic::PORT), Count(1..=65_535);
+        /// Networks that may be reached although they are refused by default: loopback, link-local, multicast and
+        /// broadcast addresses, metadata services of clouds, and the addresses of this host.
+        allow: Networks = optional("none"), NetworkList::ANY;
+        /// Further networks that are refused, such as private ones. It overrides `allow`.
+        deny: Networks = optional("none"), NetworkList::ANY;
+    }
+}
+
+impl<'n> FromKeys<'n> for Dynamic {
+    type Keys = DynamicKeys<'n>;
+
+    fn from_keys(keys: Self::Keys, _: &mut Diagnostics) -> Option<Self> {
+        let (allow, deny) = (keys.allow.unwrap_or_default(), keys.deny.unwrap_or_default());
+        Some(Self { port: keys.port?, allow, deny })
     }
 }
 

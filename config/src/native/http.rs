@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use super::{
     codec::{By, Items, list, one_or_more, text},
     keys::{FromKeys, Nested, State, mapping},
-    reference::{BackendRef, backend_refs, targets},
+    reference::{BackendRef, backend_refs, refuse_dynamic, targets},
 };
 use crate::{
     builder::ModelBuilder,
@@ -222,6 +222,12 @@ fn build(
     let (targets, action): (Vec<Target>, _) = match action {
         Action::Forward(backends, forward) => {
             let targets = targets(backends, builder, diagnostics);
+            for (BackendRef { view, name, .. }, target) in backends.iter().zip(&targets) {
+                if let Some(id) = target.backend {
+                    // Requests of several clients share connections to a backend.
+                    refuse_dynamic(view, (name, id), "a rule for HTTP requests", builder, diagnostics);
+                }
+            }
             if !targets.is_empty() && targets.iter().all(|target| target.weight == 0) {
                 view.warn("all weights are 0: the requests of this rule are answered with 503")
                     .emit(diagnostics);

@@ -3,7 +3,7 @@
 use super::{
     codec::{By, Placed, text},
     keys::{FromKeys, TextOr, mapping},
-    reference::{backend_named, name},
+    reference::{backend_named, name, refuse_dynamic},
 };
 use crate::{
     builder::ModelBuilder,
@@ -116,6 +116,7 @@ impl<'n> PoliciesKeys<'n> {
                 Some(RawPolicy::Fixed(fixed)) => *policy = *fixed,
                 Some(RawPolicy::Backend(view, name)) => {
                     if let Some(id) = backend_named(view, name, builder, diagnostics) {
+                        refuse_dynamic(view, (name, id), "a policy", builder, diagnostics);
                         *policy = Policy::Backend(id);
                     }
                 }

@@ -90,6 +90,23 @@ pub(super) fn backend_named(
     found
 }
 
+/// Reports a reference to a backend with `dynamic` where there is no server name of one client to forward to.
+pub(super) fn refuse_dynamic(
+    view: &View<'_>,
+    (name, id): (&str, BackendId),
+    who: &str,
+    builder: &ModelBuilder,
+    diagnostics: &mut Diagnostics,
+) {
+    if builder.is_dynamic(id) {
+        view.error(format!("the backend '{name}' is dynamic, and {who} cannot use it"))
+            .remedy(
+                "let a route with 'sni' and without 'http' rules lead to it: such a route has a server name",
+            )
+            .emit(diagnostics);
+    }
+}
+
 /// Reports an unknown reference, with a similar name as a suggestion. It may mean an object whose name is invalid and
 /// reported. So beside a nameless object only a reference with a suggestion is an error.
 pub(super) fn unknown<'c>(

@@ -2,7 +2,7 @@
 
 pub(crate) use super::keys::{Key, Mapping};
 use super::{
-    backend::{BackendKeys, EndpointKeys},
+    backend::{BackendKeys, DynamicKeys, EndpointKeys},
     backend_tls::BackendTlsKeys,
     balancing::{AffinityKeys, LoadBalancingKeys, SlowStartKeys, SourceAffinityKeys},
     document::DocumentKeys,
@@ -56,6 +56,7 @@ pub(crate) fn mappings() -> Vec<Mapping> {
         BackendKeys::mapping(),
         BackendTimeoutsKeys::mapping(),
         EndpointKeys::mapping(),
+        DynamicKeys::mapping(),
         BackendTlsKeys::mapping(),
         SendProxyKeys::mapping(),
         LoadBalancingKeys::mapping(),

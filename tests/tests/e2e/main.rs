@@ -17,6 +17,7 @@ mod connections;
 mod crowd;
 mod dns;
 mod drain;
+mod dynamic;
 mod fault;
 mod flow;
 mod footprint;
@@ -75,6 +76,7 @@ fn main() -> ExitCode {
         crowd::CASES,
         dns::CASES,
         drain::CASES,
+        dynamic::CASES,
         fault::CASES,
         footprint::CASES,
         grpc::CASES,

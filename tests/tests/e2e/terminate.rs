@@ -99,10 +99,10 @@ fn start<'lab>(lab: &'lab Lab, terminate: &str, more: &str) -> Result<(Daemon<'l
     Ok((daemon, listener, directory))
 }
 
-type Client = StreamOwned<ClientConnection, TcpStream>;
+pub(crate) type Client = StreamOwned<ClientConnection, TcpStream>;
 
 /// A client after its handshake.
-fn connect(lab: &Lab, config: &Arc<ClientConfig>, name: &str) -> Result<Client> {
+pub(crate) fn connect(lab: &Lab, config: &Arc<ClientConfig>, name: &str) -> Result<Client> {
     let connection = ClientConnection::new(config.clone(), name.to_owned().try_into()?)?;
     let mut client = StreamOwned::new(connection, tcp::connect(&lab.client, &flow::front())?);
     while client.conn.is_handshaking() {
@@ -128,7 +128,7 @@ fn echo(listener: TcpListener) {
 }
 
 /// One message in both directions, and an orderly end.
-fn exchange(mut client: Client) -> Result<()> {
+pub(crate) fn exchange(mut client: Client) -> Result<()> {
     client.write_all(b"hello inside")?;
     let mut back = [0; 12];
     client.read_exact(&mut back)?;

@@ -26,7 +26,16 @@ pub(super) struct Backend<'b> {
     pub(super) name: &'b str,
     /// Whether the share of eligible endpoints is below the panic threshold, so that all are used.
     pub(super) panic: bool,
+    /// Present if connections go to the requested name. Those endpoints are not listed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) dynamic: Option<Dynamic>,
     pub(super) endpoints: Vec<Endpoint<'b>>,
+}
+
+/// Forwarding to the requested name.
+#[derive(Debug, Serialize)]
+pub(super) struct Dynamic {
+    pub(super) port: u16,
 }
 
 /// One endpoint of the backend.
@@ -169,6 +178,7 @@ pub(super) fn show<'b>(
     Backend {
         name: &cluster.name,
         panic: group.is_some_and(|group| group.panics),
+        dynamic: cluster.forward.as_ref().map(|forward| Dynamic { port: forward.rule.port }),
         endpoints: used.chain(drained).collect(),
     }
 }

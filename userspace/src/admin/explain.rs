@@ -77,7 +77,11 @@ fn backends_of(explanation: &Explanation) -> Vec<&str> {
 
 /// Appends the present state of a backend: one line, and one for each endpoint.
 fn describe(text: &mut String, backend: &Backend<'_>) {
-    let Backend { name, panic, endpoints } = backend;
+    let Backend { name, panic, dynamic, endpoints } = backend;
+    if dynamic.is_some() {
+        // The addresses of the name are known only when a client requests it.
+        return;
+    }
     let available = endpoints.iter().filter(|endpoint| endpoint.available).count();
     let all = if *panic { "; all are used: see panic_threshold" } else { "" };
     // Writing to a string does not fail.

@@ -96,6 +96,11 @@ fn rules(model: &Model, id: BackendId, backend: &Backend) -> HealthCheck {
 /// The addresses of a backend's endpoints, each with its configured text.
 pub(super) async fn addresses(backend: &Backend, live: &mut Live) -> Vec<(SocketAddr, String)> {
     let mut found = Vec::new();
+    if backend.dynamic.is_some() {
+        let name = &backend.name;
+        live.good
+            .push(format!("backend {name}: forwards to the requested name, and has no endpoint to check"));
+    }
     for endpoint in backend.endpoints.iter().filter(|endpoint| endpoint.weight > 0) {
         let port = endpoint.port;
         match &endpoint.host {

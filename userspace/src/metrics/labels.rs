@@ -106,6 +106,12 @@ pub enum CloseReason {
     BackendRejected,
     /// The backend has no endpoint with an address and a weight.
     NoEndpoint,
+    /// A dynamic backend forwards to the requested name, and the hello has none.
+    NoRequestedName,
+    /// The requested name could not be resolved.
+    NameUnresolved,
+    /// Too many requested names are looked up.
+    NameLimit,
     /// The last attempted endpoint refused the connection.
     ConnectRefused,
     /// The last attempted endpoint did not answer within `timeouts.connect`.
@@ -118,6 +124,8 @@ pub enum CloseReason {
     NoSourceAddress,
     /// The endpoint is a listener of this process.
     SelfLoop,
+    /// The requested name leads to an address that a dynamic backend must not reach.
+    AddressRefused,
     /// This host has no descriptor or memory left for a socket to the endpoint.
     ResourceExhausted,
     /// This host has no resources left for the client's socket.
@@ -173,6 +181,8 @@ pub enum ConnectFailure {
     NoSourceAddress,
     /// As [`CloseReason::SelfLoop`].
     SelfLoop,
+    /// As [`CloseReason::AddressRefused`].
+    AddressRefused,
     /// As [`CloseReason::ResourceExhausted`].
     ResourceExhausted,
 }
@@ -187,6 +197,7 @@ impl From<ConnectFailure> for CloseReason {
             ConnectFailure::NoLocalPort => Self::NoLocalPort,
             ConnectFailure::NoSourceAddress => Self::NoSourceAddress,
             ConnectFailure::SelfLoop => Self::SelfLoop,
+            ConnectFailure::AddressRefused => Self::AddressRefused,
             ConnectFailure::ResourceExhausted => Self::ResourceExhausted,
         }
     }

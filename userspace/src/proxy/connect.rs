@@ -15,6 +15,7 @@ use rustix::{
     io::Errno,
     net::{AddressFamily, SocketFlags, SocketType, bind, socket_with},
 };
+use snisplice_config::name::ServerName;
 use socket2::SockRef;
 use thiserror::Error;
 use tokio::{
@@ -29,9 +30,15 @@ use crate::{
     datapath::seam::Datapath,
     log::log_limit,
     metrics::labels::{CloseReason, ConnectFailure},
-    net::sockopt,
+    net::{local_address, sockopt},
     upstream::{
-        attempt::AttemptError, caller::Caller, candidates::Candidates, cluster::Cluster, lease::Lease,
+        attempt::AttemptError,
+        balance::hash,
+        caller::Caller,
+        candidates::Candidates,
+        cluster::Cluster,
+        dynamic::{Forward, Unresolved},
+        lease::Lease,
     },
 };
 
@@ -85,6 +92,28 @@ pub enum ConnectError {
         /// The backend's name.
         backend: String,
     },
+    /// The backend forwards to the requested name, and the client requests none.
+    #[error("{backend} forwards to the requested name, and the client requests none")]
+    NoName {
+        /// The backend's name.
+        backend: String,
+    },
+    /// The requested name could not be resolved.
+    #[error("the requested name {name} could not be resolved for {backend}: {error}")]
+    Unresolved {
+        /// The backend's name.
+        backend: String,
+        /// The requested name.
+        name: ServerName,
+        /// The reason.
+        error: String,
+    },
+    /// Too many requested names are looked up.
+    #[error("too many requested names are looked up for {backend}")]
+    TooManyNames {
+        /// The backend's name.
+        backend: String,
+    },
     /// The client reset the connection during the attempts.
     #[error("the client went away")]
     ClientGone,
@@ -97,7 +126,10 @@ impl ConnectError {
         match self {
             Self::Failed { error, .. } => matches!(error, AttemptError::Io(_)),
             Self::NoEndpoint { .. } => true,
-            Self::ClientGone => false,
+            // The client chooses the name.
+            Self::NoName { .. } | Self::Unresolved { .. } | Self::TooManyNames { .. } | Self::ClientGone => {
+                false
+            }
         }
     }
 }
@@ -107,6 +139,9 @@ impl From<&ConnectError> for CloseReason {
         match error {
             ConnectError::Failed { error, .. } => ConnectFailure::from(error).into(),
             ConnectError::NoEndpoint { .. } => Self::NoEndpoint,
+            ConnectError::NoName { .. } => Self::NoRequestedName,
+            ConnectError::Unresolved { .. } => Self::NameUnresolved,
+            ConnectError::TooManyNames { .. } => Self::NameLimit,
             ConnectError::ClientGone => Self::ClientGone,
         }
     }
@@ -142,6 +177,12 @@ impl Context<'_> {
                 backend = %backend.name, %address,
                 "refused: this endpoint is a listener of this process, so each connection would come back; correct the \
                  backend's endpoints, or what its name resolves to"
+            ),
+            AttemptError::Refused(ip, why) => log_limit!(
+                warn,
+                backend = %backend.name, address = %ip, %why,
+                "refused: a requested name leads to an address that dynamic forwarding must not reach; if clients may \
+                 reach it, add it to `dynamic.allow` of the backend"
             ),
             AttemptError::NoSource(source) => log_limit!(
                 warn,
@@ -182,6 +223,9 @@ pub async fn connect(
     limit: Duration,
     service: &Service,
 ) -> Result<Upstream, ConnectError> {
+    if let Some(forward) = &backend.forward {
+        return Box::pin(connect_to_requested(backend, forward, client, limit, service)).await;
+    }
     connect_among(backend, backend.candidates(&client), (Some(client.socket), client.source), limit, service)
         .await
 }
@@ -193,8 +237,8 @@ pub struct Client<'c> {
     pub socket: &'c TcpStream,
     /// Its address.
     pub source: Option<IpAddr>,
-    /// The hash of the requested server name.
-    pub name: Option<u64>,
+    /// The requested server name.
+    pub name: Option<&'c ServerName>,
 }
 
 impl Caller for Client<'_> {
@@ -203,8 +247,37 @@ impl Caller for Client<'_> {
     }
 
     fn server_name(&self) -> Option<u64> {
-        self.name
+        self.name.map(|name| hash::server_name(name.as_str()))
     }
+}
+
+/// Like [`connect`], for a backend whose connections go to the requested name. The lookup counts for the limit.
+async fn connect_to_requested(
+    backend: &Cluster,
+    forward: &Forward,
+    client: Client<'_>,
+    limit: Duration,
+    service: &Service,
+) -> Result<Upstream, ConnectError> {
+    let begun = Instant::now();
+    let own = || backend.name.to_string();
+    let Some(name) = client.name else { return Err(ConnectError::NoName { backend: own() }) };
+    let found = tokio::select! {
+        biased;
+        found = timeout(limit, forward.members(name)) => found,
+        () = reset(Some(client.socket)) => return Err(ConnectError::ClientGone),
+    };
+    let unresolved =
+        |error: &str| ConnectError::Unresolved { backend: own(), name: name.clone(), error: error.into() };
+    let members = match found {
+        Ok(Ok(members)) => members,
+        Ok(Err(Unresolved::Failed(error))) => return Err(unresolved(&error)),
+        Ok(Err(Unresolved::TooMany)) => return Err(ConnectError::TooManyNames { backend: own() }),
+        Err(_) => return Err(unresolved("the time limit of the connect is over")),
+    };
+    let candidates = Candidates::new(members, fastrand::u64(..));
+    let rest = limit.saturating_sub(begun.elapsed());
+    connect_among(backend, candidates, (Some(client.socket), client.source), rest, service).await
 }
 
 /// Like [`connect`], with the endpoints in the given order. The client is given by its socket, which is `None` if its
@@ -300,6 +373,11 @@ async fn connect_once_looked_up(
 
 /// Makes one attempt.
 async fn connect_to(context: Context<'_>, address: SocketAddr) -> Result<Connected, AttemptError> {
+    // The address of this attempt is judged, and not an earlier answer for the name (DNS rebinding).
+    if let Some(forward) = &context.backend.forward {
+        let judged = forward.rule.judge(address.ip(), local_address::is_local);
+        judged.map_err(|why| AttemptError::Refused(address.ip(), why))?;
+    }
     if context.service.listens_on(address) {
         return Err(AttemptError::SelfLoop);
     }

@@ -220,7 +220,7 @@ impl Connect for Service {
                 BackendHttp::Http1 => upstream::Protocol::Http1,
                 BackendHttp::Http2 => upstream::Protocol::Http2,
             };
-            match tls.connect(stream, protocol).await {
+            match tls.connect(stream, protocol, None).await {
                 Ok(stream) => Ok(Box::new(stream) as Box<dyn Io>),
                 Err(error) => {
                     log_limit!(

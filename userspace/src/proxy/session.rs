@@ -8,7 +8,10 @@ use std::{
     time::{Duration, Instant as StdInstant},
 };
 
-use snisplice_config::model::{Listener, Model, Rule, termination::Termination};
+use snisplice_config::{
+    model::{Listener, Model, Rule, termination::Termination},
+    name::ServerName,
+};
 use snisplice_tls::error::HelloError;
 use tokio::{net::TcpStream, time::timeout};
 
@@ -30,7 +33,7 @@ use crate::{
     metrics::labels::CloseReason,
     net::sockopt,
     snapshot::Snapshot,
-    upstream::{balance::hash, cluster::Cluster, lease::Lease},
+    upstream::{cluster::Cluster, lease::Lease},
 };
 
 /// Serves one accepted connection to its end, and holds `permit` for that time.
@@ -146,7 +149,7 @@ async fn establish(
 
     account.goes_to(cluster.name.clone());
     account.limited_by([cluster.timeouts.as_ref(), route, listener.timeouts.as_ref()]);
-    let from = Client { socket: &client, source: proxied::client_of(account, &client), name };
+    let from = Client { socket: &client, source: proxied::client_of(account, &client), name: name.as_ref() };
     let Upstream { stream: backend, lease, announced } =
         connect_within_limits(cluster, from, account, &snapshot, service, permit).await?;
     if let Some(rules) = &cluster.proxy_protocol {
@@ -246,8 +249,8 @@ async fn wait_for_hello(
 
 /// The listener's decision about a client.
 enum Action<'s> {
-    /// The rule passes TLS through. Includes the hash of the server name.
-    Pass(&'s Rule, Option<u64>),
+    /// The rule passes TLS through. Includes the server name.
+    Pass(&'s Rule, Option<ServerName>),
     /// The rule terminates TLS with this configuration.
     Terminate(&'s Arc<Rule>, &'s Arc<Termination>),
     /// The listener's policy applies.
@@ -289,9 +292,7 @@ fn route<'s>(
     };
     match rule {
         Some(rule) => match &rule.termination {
-            None => {
-                Action::Pass(rule, hello.server_name.as_ref().map(|name| hash::server_name(name.as_str())))
-            }
+            None => Action::Pass(rule, hello.server_name),
             Some(termination) => Action::Terminate(rule, termination),
         },
         None => Action::Refuse(Refusal { verdict, listens: !hello.early_data }),
@@ -320,7 +321,8 @@ pub(super) async fn connect_within_limits(
             Ok(upstream)
         }
         Err(error) => {
-            if error.is_of_the_backend() {
+            // Endpoints of one name are no evidence for others.
+            if error.is_of_the_backend() && cluster.forward.is_none() {
                 permit.reachability().lost(&cluster.name, &error);
             }
             let reason = CloseReason::from(&error);

@@ -10,10 +10,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use snisplice_config::model::{
-    Rule,
-    scope::ScopedTimeouts,
-    termination::{Inside, Termination},
+use snisplice_config::{
+    model::{
+        Rule,
+        scope::ScopedTimeouts,
+        termination::{Inside, Termination},
+    },
+    name::ServerName,
 };
 use snisplice_tls::alert::{Description, alert};
 use tokio::{net::TcpStream, time::timeout};
@@ -39,7 +42,6 @@ use crate::{
         handshake::{self, ServerStream},
         upstream::Protocol,
     },
-    upstream::balance::hash,
 };
 
 mod copy;
@@ -178,8 +180,8 @@ async fn connect(
     account.goes_to(cluster.name.clone());
     account.limited_by([cluster.timeouts.as_ref(), rule.timeouts.as_ref(), listener]);
     let socket = client.socket();
-    let name = client.get_ref().1.server_name().map(hash::server_name);
-    let from = Client { socket, source: client_of(account, socket), name };
+    let name = client.get_ref().1.server_name().and_then(|name| ServerName::parse(name).ok());
+    let from = Client { socket, source: client_of(account, socket), name: name.as_ref() };
     let upstream = connect_within_limits(cluster, from, account, snapshot, service, permit).await?;
     account.has_sockets([socket.as_raw_fd(), upstream.stream.as_raw_fd()]);
     // If this fails, an unreachable peer is detected later.
@@ -200,8 +202,10 @@ async fn connect(
     };
     let limit = snapshot.model.runtime.timeouts.handshake;
     let address = upstream.lease.address();
+    // The endpoint of a dynamic backend is the server that the client means.
+    let requested = name.as_ref().filter(|_| cluster.forward.is_some()).map(ServerName::as_str);
     let late = || io::Error::from(io::ErrorKind::TimedOut);
-    let shaken = timeout(limit, tls.connect(upstream.stream, Protocol::Bytes)).await;
+    let shaken = timeout(limit, tls.connect(upstream.stream, Protocol::Bytes, requested)).await;
     match shaken.unwrap_or_else(|_| Err(late())) {
         Ok(stream) => Ok((Backend::Tls(Box::new(stream)), upstream.lease)),
         Err(error) => {

@@ -37,9 +37,12 @@ pub enum Protocol {
 }
 
 /// The default name for a backend's certificate: the host name of its endpoints, or else the host in its own name, as
-/// `host:port`. Empty if there is none.
+/// `host:port`. Empty if there is none, as for a dynamic backend.
 #[must_use]
 pub fn host_of(backend: &Backend) -> String {
+    if backend.dynamic.is_some() {
+        return String::new();
+    }
     let of_endpoint = backend.endpoints.iter().find_map(|endpoint| match &endpoint.host {
         EndpointHost::Dns(name) => Some(name.without_dot().to_owned()),
         // Without the labels of service and protocol: the source domain of RFC 6125, section 6.2.1.
@@ -98,19 +101,28 @@ impl Upstream {
         Ok(Self { backend, plain: with(&[]), http1: with(&[b"http/1.1"]), http2: with(&[b"h2"]), name })
     }
 
-    /// Performs the handshake on a connection to an endpoint. The deadline is the caller's.
+    /// Performs the handshake on a connection to an endpoint. The deadline is the caller's. Without a name of the
+    /// backend's own, the server name is the `requested` one, if any.
     ///
     /// # Errors
     /// Returns an error of the socket, or one with [`rustls::Error`] inside if verification or negotiation fails.
-    pub async fn connect(&self, stream: TcpStream, protocol: Protocol) -> io::Result<TlsStream<TcpStream>> {
+    pub async fn connect(
+        &self,
+        stream: TcpStream,
+        protocol: Protocol,
+        requested: Option<&str>,
+    ) -> io::Result<TlsStream<TcpStream>> {
         let config = match protocol {
             Protocol::Bytes => &self.plain,
             Protocol::Http1 => &self.http1,
             Protocol::Http2 => &self.http2,
         };
-        let name = match &self.name {
-            Some(name) => name.clone(),
-            None => ServerName::from(stream.peer_addr()?.ip().to_canonical()),
+        let name = match (&self.name, requested) {
+            (Some(name), _) => name.clone(),
+            (None, Some(requested)) => {
+                ServerName::try_from(requested.to_owned()).map_err(io::Error::other)?
+            }
+            (None, None) => ServerName::from(stream.peer_addr()?.ip().to_canonical()),
         };
         TlsConnector::from(config.clone()).connect(name, stream).await
     }
@@ -183,7 +195,8 @@ mod tests {
         let upstream = Upstream::load(&tls, "backend", "", &mut Loader::new(&model, provider::load_key, 0))
             .map_err(io::Error::other)?;
         let ask = async {
-            let mut stream = upstream.connect(TcpStream::connect(address).await?, Protocol::Bytes).await?;
+            let mut stream =
+                upstream.connect(TcpStream::connect(address).await?, Protocol::Bytes, None).await?;
             let mut bytes = Vec::new();
             stream.read_to_end(&mut bytes).await?;
             Ok(bytes)

@@ -3,6 +3,7 @@
 use std::{io, net::IpAddr};
 
 use rustix::io::Errno;
+use snisplice_config::model::dynamic::Refused;
 use thiserror::Error;
 
 use crate::metrics::labels::ConnectFailure;
@@ -31,6 +32,9 @@ pub enum AttemptError {
     /// The address is one on which this process listens.
     #[error("the endpoint is a listener of this process")]
     SelfLoop,
+    /// The requested name leads to an address that a dynamic backend must not reach.
+    #[error("{0} is {1}")]
+    Refused(IpAddr, Refused),
 }
 
 impl From<&AttemptError> for ConnectFailure {
@@ -42,6 +46,7 @@ impl From<&AttemptError> for ConnectFailure {
             }
             AttemptError::Exhausted(_) => Self::ResourceExhausted,
             AttemptError::SelfLoop => Self::SelfLoop,
+            AttemptError::Refused(..) => Self::AddressRefused,
             AttemptError::Io(error) => match error.kind() {
                 io::ErrorKind::TimedOut => Self::ConnectTimeout,
                 io::ErrorKind::ConnectionRefused => Self::ConnectRefused,

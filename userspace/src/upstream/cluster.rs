@@ -24,6 +24,7 @@ use super::{
     balance::hash,
     caller::Caller,
     candidates::{Candidates, Members, Place},
+    dynamic::{Forward, RequestedNames},
     endpoint::Endpoints,
     monitor::Alarms,
     names::{Kind, Query},
@@ -52,6 +53,8 @@ pub struct Cluster {
     pub proxy_protocol: Option<SendProxy>,
     /// The configured health checks and outlier detection.
     pub health: Health,
+    /// Forwarding to the name that the client requests. Such a cluster has no members of its own.
+    pub forward: Option<Forward>,
     /// The configured endpoints.
     places: Vec<Endpoint>,
     /// The lookup of each endpoint that is a name.
@@ -97,10 +100,15 @@ struct Turns {
 }
 
 impl Cluster {
-    /// Creates the cluster of a configured backend. `endpoints` are all endpoints of the process. It continues the
-    /// state of the `former` cluster of the backend.
+    /// Creates the cluster of a configured backend. `endpoints` are all endpoints of the process, and `requested` are
+    /// the names that its clients request. It continues the state of the `former` cluster of the backend.
     #[must_use]
-    pub fn new(backend: &model::Backend, endpoints: &Arc<Endpoints>, former: Option<&Self>) -> Self {
+    pub fn new(
+        backend: &model::Backend,
+        endpoints: &Arc<Endpoints>,
+        requested: &Arc<RequestedNames>,
+        former: Option<&Self>,
+    ) -> Self {
         let new = Self {
             name: backend.name.as_str().into(),
             same_host: backend.same_host,
@@ -111,6 +119,11 @@ impl Cluster {
             timeouts: backend.timeouts.clone(),
             proxy_protocol: backend.proxy_protocol.clone(),
             health: backend.health.clone(),
+            forward: backend.dynamic.as_ref().map(|rule| Forward {
+                rule: rule.clone(),
+                servers: backend.resolver.as_slice().into(),
+                requested: requested.clone(),
+            }),
             places: backend.endpoints.clone(),
             queries: queries(backend),
             addresses: Mutex::new(vec![None; backend.endpoints.len()]),

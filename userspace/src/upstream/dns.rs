@@ -6,6 +6,7 @@
 use std::{
     collections::{HashMap, HashSet},
     fmt::{self, Display},
+    future::pending,
     net::SocketAddr,
     sync::{Arc, Weak},
 };
@@ -20,7 +21,9 @@ use tokio::{
 use self::system::System;
 use super::{
     cluster::Cluster,
+    dynamic::RequestedNames,
     names::{Change, Found, Names, Next, Query},
+    requested::Wanted,
 };
 use crate::log::Budget;
 
@@ -66,6 +69,10 @@ struct Task {
     /// By the name servers that backends have of their own. With an empty list it is the one of the process.
     systems: HashMap<Arc<[SocketAddr]>, Option<System>>,
     lookups: JoinSet<(Query, Found)>,
+    /// The names that clients request, once there is a dynamic backend.
+    requested: Option<Arc<RequestedNames>>,
+    /// Lookups of those names.
+    for_clients: JoinSet<(Wanted, Found)>,
     budget: Budget,
 }
 
@@ -76,10 +83,14 @@ async fn run(mut served: mpsc::UnboundedReceiver<Served>) {
         settings: Dns::default(),
         systems: HashMap::new(),
         lookups: JoinSet::new(),
+        requested: None,
+        for_clients: JoinSet::new(),
         budget: Budget::new(LINES),
     };
     loop {
         let next = task.begin();
+        task.begin_requested();
+        let requested = task.requested.clone();
         tokio::select! {
             next = served.recv() => match next {
                 Some(served) => task.serve(served),
@@ -91,20 +102,50 @@ async fn run(mut served: mpsc::UnboundedReceiver<Served>) {
                     task.ended(&query, found);
                 }
             }
+            Some(ended) = task.for_clients.join_next(), if !task.for_clients.is_empty() => {
+                if let (Ok((wanted, found)), Some(requested)) = (ended, &task.requested) {
+                    requested.ended(&wanted, found);
+                }
+            }
+            () = lookup_due(requested.as_deref()) => {}
             () = async { sleep_until(next.unwrap_or_else(Instant::now)).await }, if next.is_some() => {}
         }
     }
 }
 
+/// Waits until a lookup for a client is due.
+async fn lookup_due(requested: Option<&RequestedNames>) {
+    match requested {
+        Some(requested) => requested.due().await,
+        None => pending().await,
+    }
+}
+
 impl Task {
+    /// The resolver with these servers, or with those of the process.
+    fn system(&mut self, own: &Arc<[SocketAddr]>) -> System {
+        let servers = if own.is_empty() { &*self.settings.servers } else { own };
+        System::current(self.systems.entry(own.clone()).or_default(), servers)
+    }
+
+    /// Begins the lookups that clients wait for.
+    fn begin_requested(&mut self) {
+        let Some(requested) = self.requested.clone() else { return };
+        while let Some(wanted) = requested.next() {
+            let system = self.system(&wanted.query.servers);
+            self.for_clients.spawn(async move {
+                let found = system.look_up(&wanted.query).await;
+                (wanted, found)
+            });
+        }
+    }
+
     /// Begins the lookups that are due. Returns the time of the next one.
     fn begin(&mut self) -> Option<Instant> {
         loop {
             match self.names.next(Instant::now().into_std()) {
                 Next::LookUp(query) => {
-                    let own = &query.servers;
-                    let servers = if own.is_empty() { &*self.settings.servers } else { own };
-                    let system = System::current(self.systems.entry(own.clone()).or_default(), servers);
+                    let system = self.system(&query.servers);
                     self.lookups.spawn(async move {
                         let found = system.look_up(&query).await;
                         (query, found)
@@ -118,12 +159,24 @@ impl Task {
 
     fn serve(&mut self, Served { clusters, settings }: Served) {
         let now = Instant::now().into_std();
-        let used: HashSet<_> =
-            clusters.iter().flat_map(Cluster::queries).map(|query| query.servers.clone()).collect();
+        let forwards = || clusters.iter().filter_map(|cluster| cluster.forward.as_ref());
+        let used: HashSet<_> = (clusters.iter().flat_map(Cluster::queries).map(|query| &query.servers))
+            .chain(forwards().map(|forward| &forward.servers))
+            .cloned()
+            .collect();
+        if let Some(forward) = forwards().next() {
+            if self.requested.is_none() {
+                forward.requested.follow(&settings);
+            }
+            self.requested = Some(forward.requested.clone());
+        }
         let same = self.settings.servers == settings.servers;
         self.systems.retain(|servers, _| used.contains(servers) && (same || !servers.is_empty()));
         if self.settings != settings {
             self.names.bound(settings.min_ttl, settings.max_ttl, now);
+            if let Some(requested) = &self.requested {
+                requested.follow(&settings);
+            }
             self.settings = settings;
         }
         self.names.want(clusters.iter().flat_map(Cluster::queries).cloned(), now);

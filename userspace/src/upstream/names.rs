@@ -331,7 +331,7 @@ fn host_of(service: &Query, record: &Record) -> Query {
 }
 
 /// The sorted addresses of both families, and their validity. An error if there is none.
-fn merge(found: [Family; 2], known: &[IpAddr]) -> Result<(Arc<[IpAddr]>, Duration), String> {
+pub(super) fn merge(found: [Family; 2], known: &[IpAddr]) -> Result<(Arc<[IpAddr]>, Duration), String> {
     let mut addresses = BTreeSet::new();
     let mut kept: Vec<IpAddr> = Vec::new();
     let mut ttl: Option<Duration> = None;

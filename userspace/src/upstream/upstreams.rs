@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use snisplice_config::model::{Backend, BackendId};
 
-use super::{cluster::Cluster, endpoint::Endpoints};
+use super::{cluster::Cluster, dynamic::RequestedNames, endpoint::Endpoints};
 
 /// The clusters of one configuration. A name or an address that the next configuration has as well stays the same
 /// object there, and keeps its state and counters.
@@ -14,6 +14,8 @@ pub struct Upstreams {
     clusters: Arc<[Cluster]>,
     /// All endpoints of the process.
     endpoints: Arc<Endpoints>,
+    /// The names that clients request.
+    requested: Arc<RequestedNames>,
 }
 
 impl Upstreams {
@@ -21,9 +23,11 @@ impl Upstreams {
     #[must_use]
     pub fn new(backends: &[Backend]) -> Self {
         let endpoints: Arc<Endpoints> = Arc::default();
-        let clusters = backends.iter().map(|backend| Cluster::new(backend, &endpoints, None)).collect();
+        let requested = Arc::new(RequestedNames::new(endpoints.clone()));
+        let cluster = |backend| Cluster::new(backend, &endpoints, &requested, None);
+        let clusters = backends.iter().map(cluster).collect();
         endpoints.are_serving();
-        Self { clusters, endpoints }
+        Self { clusters, endpoints, requested }
     }
 
     /// The clusters of the next configuration. A backend with the same name keeps its balancer's position. An
@@ -37,7 +41,8 @@ impl Upstreams {
         let by_name: HashMap<_, _> =
             known.iter().map(|(query, known)| ((query.kind, &query.name), known.clone())).collect();
         let cluster = |backend: &Backend| {
-            let cluster = Cluster::new(backend, &self.endpoints, former.get(&*backend.name).copied());
+            let former = former.get(&*backend.name).copied();
+            let cluster = Cluster::new(backend, &self.endpoints, &self.requested, former);
             // Other name servers are no reason to lose addresses before they have replied.
             cluster.names(|query| {
                 let same_name = || by_name.get(&(query.kind, &query.name));
@@ -45,7 +50,11 @@ impl Upstreams {
             });
             cluster
         };
-        Self { clusters: backends.iter().map(cluster).collect(), endpoints: self.endpoints.clone() }
+        Self {
+            clusters: backends.iter().map(cluster).collect(),
+            endpoints: self.endpoints.clone(),
+            requested: self.requested.clone(),
+        }
     }
 
     /// The clusters of all backends, in the order of [`BackendId`].

@@ -53,6 +53,8 @@ pub fn of(reason: CloseReason) -> Outcome {
         | CloseReason::TlsFailed => ("DPE", None),
         CloseReason::BackendRejected => ("NC", Some("cluster_not_found")),
         CloseReason::NoEndpoint => ("UH", Some("no_healthy_upstream")),
+        CloseReason::NoRequestedName => ("NR", None),
+        CloseReason::NameUnresolved => ("DF", Some("dns_resolution_failure")),
         CloseReason::ConnectRefused
         | CloseReason::ConnectTimeout
         | CloseReason::ConnectFailed
@@ -71,8 +73,11 @@ pub fn of(reason: CloseReason) -> Outcome {
         | CloseReason::ListenerRate
         | CloseReason::RouteLimit
         | CloseReason::RouteRate => ("RL", None),
-        CloseReason::BackendLimit | CloseReason::PendingLimit => ("UO", None),
-        CloseReason::ProxyUntrusted | CloseReason::Denied | CloseReason::RouteDenied => ("UAEX", None),
+        CloseReason::BackendLimit | CloseReason::PendingLimit | CloseReason::NameLimit => ("UO", None),
+        CloseReason::ProxyUntrusted
+        | CloseReason::Denied
+        | CloseReason::RouteDenied
+        | CloseReason::AddressRefused => ("UAEX", None),
     };
     let label = reason.label();
     Outcome {
