@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use rustls::{ServerConnection, StreamOwned, version::TLS13};
 use snisplice_tests::{
-    daemon::{Daemon, Options},
+    daemon::{ADMIN, Daemon, Options, cli},
     dns::{DnsServer, Mood},
     hello,
     lab::Lab,
@@ -273,6 +273,8 @@ fn a_flood_of_names_is_bounded(lab: &Lab) -> Result<()> {
             "{page}: {text}"
         );
     }
+    let table = cli(lab, &["backends", "--admin", ADMIN])?.ok()?.stdout;
+    ensure!(table.contains("the requested name, port 9000"), "{table}");
     // Without clients, their names are not looked up.
     drop(clients);
     wait::until_true("all clients have left", || {

@@ -18,6 +18,14 @@ pub(super) trait Pieces: Send + 'static {
     fn next(&mut self) -> impl Future<Output = Option<Bytes>> + Send;
 }
 
+/// The progress of a listing that is produced in pieces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    Begins,
+    GoesOn,
+    Ended,
+}
+
 /// Makes the body of a response. At most one piece is in memory, beside the first [`WHOLE`] bytes. A client that does
 /// not read stops the production.
 pub(super) async fn of(mut pieces: impl Pieces) -> Body {

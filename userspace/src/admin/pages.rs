@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use hyper::body::Bytes;
 
-use super::{Admin, body::Pieces};
+use super::{
+    Admin,
+    body::{Pieces, State},
+};
 use crate::{
     account::{
         registry::RegistryRequest,
@@ -45,13 +48,6 @@ pub(super) struct Listed {
     /// The next connections, and one more if there are further ones.
     page: Vec<ConnectionView>,
     state: State,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    Begins,
-    GoesOn,
-    Ended,
 }
 
 impl Listed {

@@ -6,7 +6,7 @@ use hyper::body::Bytes;
 use serde::Serialize;
 use snisplice_config::model::{Model, route_table::Entry};
 
-use super::body::Pieces;
+use super::body::{Pieces, State};
 use crate::snapshot::Snapshot;
 
 /// The number of entries in a piece.
@@ -41,13 +41,6 @@ pub(super) struct Routes {
     listener: usize,
     entry: usize,
     state: State,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    Begins,
-    GoesOn,
-    Ended,
 }
 
 impl Routes {

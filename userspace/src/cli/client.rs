@@ -81,7 +81,13 @@ struct BackendList {
 struct BackendRow {
     name: String,
     panic: bool,
+    dynamic: Option<DynamicRow>,
     endpoints: Vec<EndpointRow>,
+}
+
+#[derive(Deserialize)]
+struct DynamicRow {
+    port: u16,
 }
 
 #[derive(Deserialize)]
@@ -106,7 +112,7 @@ pub fn backends(options: &cli::Backends) -> anyhow::Result<String> {
     if let (Some(name), true) = (backend, backends.is_empty()) {
         bail!("there is no backend '{name}'");
     }
-    let rows = backends.iter().flat_map(|BackendRow { name, panic, endpoints }| {
+    let rows = backends.iter().flat_map(|BackendRow { name, panic, dynamic, endpoints }| {
         let state = |one: &EndpointRow| {
             if *panic { format!("{}; panic: all are used", one.state) } else { one.state.clone() }
         };
@@ -120,7 +126,10 @@ pub fn backends(options: &cli::Backends) -> anyhow::Result<String> {
             ]
         };
         let mut rows: Vec<_> = endpoints.iter().map(row).collect();
-        if rows.is_empty() {
+        if let Some(DynamicRow { port }) = dynamic {
+            let to = format!("the requested name, port {port}");
+            rows.push([name, "-", "-", "-", &to].map(str::to_owned).to_vec());
+        } else if rows.is_empty() {
             rows.push([name, "-", "-", "-", "no endpoint"].map(str::to_owned).to_vec());
         }
         rows
